@@ -15,25 +15,25 @@ import (
 	"github.com/gantry-lb/gantry/internal/option"
 )
 
-// readHeaderTimeout bounds how long the kubelet may take to send a request.
-const readHeaderTimeout = 5 * time.Second
+// healthRequestHeaderTimeout bounds how long the kubelet may take to send a request.
+const healthRequestHeaderTimeout = 5 * time.Second
 
-// awaitConfigurationKinds waits until the API server serves the configuration's kinds. Meanwhile it
-// answers the health checks at the address: alive and not ready. Without answers the kubelet would
-// restart the controller again and again, with growing delays, and no address would be assigned for
-// up to five minutes after the API server is back.
-func awaitConfigurationKinds(ctx context.Context, config *rest.Config, log *slog.Logger, address string) error {
-	stop, err := serveHealthWhileWaiting(ctx, address)
+// awaitCRDsWhileServingHealth waits until the API server serves the configuration's kinds.
+// Meanwhile it answers the health checks at the address: alive and not ready. Without answers the
+// kubelet would restart the controller again and again, with growing delays, and no address would
+// be assigned for up to five minutes after the API server is back.
+func awaitCRDsWhileServingHealth(ctx context.Context, config *rest.Config, log *slog.Logger, address string) error {
+	stop, err := serveAliveButNotReady(ctx, address)
 	if err != nil {
 		return err
 	}
 	defer stop() // before the manager takes the address
-	return option.AwaitResources(ctx, config, log, configuration.RequiredResources...)
+	return option.AwaitCRDResourcesServed(ctx, config, log, configuration.RequiredCRDResources...)
 }
 
-// serveHealthWhileWaiting answers the health checks of a waiting controller until stop is called.
+// serveAliveButNotReady answers the health checks of a waiting controller until stop is called.
 // With an empty address or 0 it serves nothing.
-func serveHealthWhileWaiting(ctx context.Context, address string) (stop func(), err error) {
+func serveAliveButNotReady(ctx context.Context, address string) (stop func(), err error) {
 	if address == "" || address == "0" {
 		return func() {}, nil
 	}
@@ -47,7 +47,7 @@ func serveHealthWhileWaiting(ctx context.Context, address string) (stop func(), 
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "waiting for the API server to serve the kinds of metallb.io", http.StatusServiceUnavailable)
 	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: readHeaderTimeout}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: healthRequestHeaderTimeout}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -29,8 +29,8 @@ func freeListenAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// requestHealthStatusCode returns the status code of a health check; 0 without an answer.
-func requestHealthStatusCode(address, path string) int {
+// getHealthStatusCodeOrZero returns the status code of a health check; 0 without an answer.
+func getHealthStatusCodeOrZero(address, path string) int {
 	r, err := http.Get(fmt.Sprintf("http://%s/%s", address, path))
 	if err != nil {
 		return 0
@@ -45,21 +45,21 @@ func awaitHealthStatusCode(t *testing.T, address, path string, want int) {
 	t.Helper()
 	got := 0
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if got = requestHealthStatusCode(address, path); got == want {
+		if got = getHealthStatusCodeOrZero(address, path); got == want {
 			return
 		}
 	}
 	t.Fatalf("/%s is answered with %d, want %d", path, got, want)
 }
 
-// TestControllerWaitingForTheAPIIsAlive starts a controller without an API server, and then with
-// one without the CRDs. It is alive and not ready, and closes the port of its health checks once
-// the CRDs are there.
-func TestControllerWaitingForTheAPIIsAlive(t *testing.T) {
+// TestControllerWaitingForCRDsIsAliveNotReady starts a controller without an API server, and then
+// with one without the CRDs. It is alive and not ready, and closes the port of its health checks
+// once the CRDs are there.
+func TestControllerWaitingForCRDsIsAliveNotReady(t *testing.T) {
 	api, health := freeListenAddress(t), freeListenAddress(t)
 	done := make(chan error, 1)
 	go func() {
-		done <- awaitConfigurationKinds(t.Context(), &rest.Config{Host: "http://" + api}, slog.New(slog.DiscardHandler), health)
+		done <- awaitCRDsWhileServingHealth(t.Context(), &rest.Config{Host: "http://" + api}, slog.New(slog.DiscardHandler), health)
 	}()
 	check := func() {
 		t.Helper()
@@ -99,7 +99,7 @@ func TestControllerWaitingForTheAPIIsAlive(t *testing.T) {
 	<-asked
 	check()
 	<-kinds
-	kinds <- configuration.RequiredResources
+	kinds <- configuration.RequiredCRDResources
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -110,9 +110,9 @@ func TestControllerWaitingForTheAPIIsAlive(t *testing.T) {
 	}
 }
 
-func TestHealthChecksTurnedOff(t *testing.T) {
+func TestNoHealthListenerWhenAddressIsOff(t *testing.T) {
 	for _, address := range []string{"", "0"} {
-		stop, err := serveHealthWhileWaiting(context.Background(), address)
+		stop, err := serveAliveButNotReady(context.Background(), address)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -126,7 +126,7 @@ func TestHealthCheckAddressInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if err := awaitConfigurationKinds(t.Context(), &rest.Config{}, slog.New(slog.DiscardHandler), l.Addr().String()); err == nil {
+	if err := awaitCRDsWhileServingHealth(t.Context(), &rest.Config{}, slog.New(slog.DiscardHandler), l.Addr().String()); err == nil {
 		t.Error("a controller that cannot answer its health checks says nothing of it")
 	}
 }

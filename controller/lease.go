@@ -29,11 +29,11 @@ const (
 	// leaseRequestTimeout bounds one request. An API server that needs two seconds for each answer
 	// ends no leadership, nor does one request without an answer.
 	leaseRequestTimeout = 2500 * time.Millisecond
-	// earlyLeaseTakeoverInterval is how much earlier than the lease says another controller takes
-	// over. It sees a renewal up to 1.1 s late, asks up to 1.1 s late again, and counts from what
-	// it saw. The takeover stays after leaseRenewTimeout and one leaseRetryInterval, at which the
-	// old leader has stopped.
-	earlyLeaseTakeoverInterval = time.Second
+	// takeoverBeforeLeaseExpiryInterval is how much earlier than the lease says another controller
+	// takes over. It sees a renewal up to 1.1 s late, asks up to 1.1 s late again, and counts from
+	// what it saw. The takeover stays after leaseRenewTimeout and one leaseRetryInterval, at which
+	// the old leader has stopped.
+	takeoverBeforeLeaseExpiryInterval = time.Second
 )
 
 // newControllerLeaseLock returns the Lease for the leader election, in Gantry's namespace.
@@ -54,20 +54,20 @@ func newControllerLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, n
 	lock, err := resourcelock.New(resourcelock.LeasesResourceLock, namespace, names.LeaderLease, core, leases, resourcelock.ResourceLockConfig{
 		Identity: identity, EventRecorder: events.NewRecorder(scheme, corev1.EventSource{Component: identity}),
 	})
-	return earlyExpiringLock{lock}, err
+	return lockExpiringEarlyForOthers{lock}, err
 }
 
-// earlyExpiringLock is a lock that expires for other controllers a little before the time in its
-// record.
-type earlyExpiringLock struct{ resourcelock.Interface }
+// lockExpiringEarlyForOthers is a lock that expires for other controllers a little before the time
+// in its record.
+type lockExpiringEarlyForOthers struct{ resourcelock.Interface }
 
-// Get returns the record and its encoded form, with earlyLeaseTakeoverInterval subtracted from the
-// duration if another controller holds the lease.
-func (l earlyExpiringLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+// Get returns the record and its encoded form, with takeoverBeforeLeaseExpiryInterval subtracted
+// from the duration if another controller holds the lease.
+func (l lockExpiringEarlyForOthers) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
 	if err != nil || record.HolderIdentity == l.Identity() {
 		return record, raw, err
 	}
-	record.LeaseDurationSeconds = max(record.LeaseDurationSeconds-int(earlyLeaseTakeoverInterval/time.Second), 1)
+	record.LeaseDurationSeconds = max(record.LeaseDurationSeconds-int(takeoverBeforeLeaseExpiryInterval/time.Second), 1)
 	return record, raw, nil
 }

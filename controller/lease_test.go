@@ -40,14 +40,14 @@ func TestLeaseExpiresEarlyForOtherControllers(t *testing.T) {
 		"one that was let go":  {holder: "", written: 1, seen: 1},
 		"one of a short lease": {holder: "them", written: 1, seen: 1},
 	} {
-		lock := earlyExpiringLock{fakeLock{electionRecord: resourcelock.LeaderElectionRecord{HolderIdentity: c.holder, LeaseDurationSeconds: c.written}}}
+		lock := lockExpiringEarlyForOthers{fakeLock{electionRecord: resourcelock.LeaderElectionRecord{HolderIdentity: c.holder, LeaseDurationSeconds: c.written}}}
 		r, raw, err := lock.Get(t.Context())
 		if err != nil || string(raw) != "raw" || r.LeaseDurationSeconds != c.seen {
 			t.Errorf("%s: a lease of %d s is seen as %d s (%q, %v), want %d s", name, c.written, r.LeaseDurationSeconds, raw, err, c.seen)
 		}
 	}
-	if leaseTimeout-earlyLeaseTakeoverInterval <= leaseRenewTimeout+leaseRetryInterval {
-		t.Errorf("another asks %s after a renewal, and the old leader ends only after %s", leaseTimeout-earlyLeaseTakeoverInterval, leaseRenewTimeout+leaseRetryInterval)
+	if leaseTimeout-takeoverBeforeLeaseExpiryInterval <= leaseRenewTimeout+leaseRetryInterval {
+		t.Errorf("another asks %s after a renewal, and the old leader ends only after %s", leaseTimeout-takeoverBeforeLeaseExpiryInterval, leaseRenewTimeout+leaseRetryInterval)
 	}
 }
 
@@ -134,7 +134,7 @@ func runElection(t *testing.T, s *leaseServer, name string, leads chan<- string)
 	t.Helper()
 	ctx, kill := context.WithCancel(klog.NewContext(t.Context(), logr.Discard()))
 	e, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock:          earlyExpiringLock{&leaseClient{server: s, name: name, killed: ctx}},
+		Lock:          lockExpiringEarlyForOthers{&leaseClient{server: s, name: name, killed: ctx}},
 		LeaseDuration: leaseTimeout, RenewDeadline: leaseRenewTimeout, RetryPeriod: leaseRetryInterval,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) { leads <- name },

@@ -33,7 +33,7 @@ import (
 	"github.com/gantry-lb/gantry/controller/events"
 	"github.com/gantry-lb/gantry/controller/gossipkey"
 	"github.com/gantry-lb/gantry/controller/poolmetrics"
-	"github.com/gantry-lb/gantry/controller/valid"
+	"github.com/gantry-lb/gantry/controller/validcondition"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/internal/snapshot"
@@ -49,8 +49,8 @@ type options struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	option.LimitHeapGarbage(50)
-	o, err := parseOptions(os.Args[1:], option.LookupEnvironmentVariable)
+	option.SetGCPercentUnlessGOGC(50)
+	o, err := parseOptions(os.Args[1:], option.LookupProcessEnvironmentVariable)
 	if errors.Is(err, pflag.ErrHelp) {
 		return
 	}
@@ -89,14 +89,14 @@ func runController(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	if err := awaitConfigurationKinds(ctx, config, log, o.HealthProbeBindAddress); err != nil {
+	if err := awaitCRDsWhileServingHealth(ctx, config, log, o.HealthProbeBindAddress); err != nil {
 		return err
 	}
 	host, err := os.Hostname()
 	if err != nil {
 		return fmt.Errorf("reading the host name: %w", err)
 	}
-	server, keeper := newWebhookServer(o, log)
+	server, keeper := newWebhookServerAndCertificateReconciler(o, log)
 	managerOpts := newManagerOptions(&o, scheme)
 	managerOpts.WebhookServer = server
 	if managerOpts.LeaderElectionResourceLockInterface, err = newControllerLeaseLock(config, scheme, host, o.Namespace); err != nil {
@@ -123,29 +123,29 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 	if err != nil {
 		return err
 	}
-	reader := configurationreader.NewReader(configurationreader.Options{
+	reader := configurationreader.NewReader(configurationreader.ServiceWorkerOptions{
 		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
 			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
 		},
-		Log: log, RecordProblems: gauges.RecordProblems,
+		Log: log, RecordProblems: gauges.RecordLoadedConfiguration,
 	})
-	announcedWriter := announced.NewConditionWriter(announced.Options{
+	announcedWriter := announced.NewConditionWriter(announced.ServiceWorkerOptions{
 		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
 	})
-	validWriter := valid.NewConditionWriter(valid.Options{Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, Log: log})
-	worker := assign.NewServiceWorker(assign.Options{
-		API:                 &assign.ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
+	validWriter := validcondition.NewConditionWriter(validcondition.ServiceWorkerOptions{Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, Log: log})
+	worker := assign.NewServiceWorker(assign.ServiceWorkerOptions{
+		API:                 &assign.ClientBackedAPI{CachedClient: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
 		ConfigurationReader: reader, Now: time.Now, Log: log, RecordEvent: recordEvent,
-		ForecastUnannounced: announcedWriter.ForecastUnannouncedCondition,
-		Namespace:           o.Namespace, LoadBalancerClass: o.LoadBalancerClass, ProcessIdentity: identity,
+		PredictUnannouncedCondition: announcedWriter.ForecastUnannouncedCondition,
+		Namespace:                   o.Namespace, LoadBalancerClass: o.LoadBalancerClass, LedgerWriterIdentity: identity,
 	})
 	return errors.Join(
 		reader.RegisterReader(ctx, mgr, scope),
 		worker.RegisterWorker(ctx, mgr),
 		announcedWriter.RegisterController(ctx, mgr),
 		validWriter.RegisterController(mgr),
-		mgr.Add(gossipkey.NewCreator(gossipkey.Options{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace})),
-		mgr.Add(poolmetrics.NewCollector(poolmetrics.Options{
+		mgr.Add(gossipkey.NewCreator(gossipkey.ServiceWorkerOptions{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace})),
+		mgr.Add(poolmetrics.NewCollector(poolmetrics.ServiceWorkerOptions{
 			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry,
 			ExtraCollectors: append(worker.Collectors(), gauges),
 		})),
@@ -167,7 +167,7 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	grace, duration, renew, retry, shared := 2*time.Second, leaseTimeout, leaseRenewTimeout, leaseRetryInterval, true
 	watched := o.ConfigurationScope().CacheOptionsByObject()
 	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
-	for _, report := range o.ConfigurationScope().SpeakerStatusKinds() {
+	for _, report := range o.ConfigurationScope().SpeakerReportKinds() {
 		watched[report] = own
 	}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
@@ -197,7 +197,7 @@ func addHealthChecks(mgr ctrl.Manager, services *assign.ServiceWorker) error {
 	checkReady := func(*http.Request) error {
 		select {
 		case <-mgr.Elected():
-			if !services.IsLoaded() {
+			if !services.IsLedgerLoaded() {
 				return errors.New("the addresses in use have not been read yet")
 			}
 		default:

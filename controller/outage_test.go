@@ -25,25 +25,25 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// tcpRelay is the connection to the API server, which can be interrupted.
-type tcpRelay struct {
+// interruptibleTCPRelay is the connection to the API server, which can be interrupted.
+type interruptibleTCPRelay struct {
 	net.Listener
 	target string
 
-	mu              sync.Mutex // guards all that follows
-	interrupted     bool
-	openConnections []net.Conn
+	mu                 sync.Mutex // guards all that follows
+	refusesConnections bool
+	openConnections    []net.Conn
 }
 
 // acceptConnections relays connections until the listener is closed.
-func (r *tcpRelay) acceptConnections() {
+func (r *interruptibleTCPRelay) acceptConnections() {
 	for {
 		in, err := r.Accept()
 		if err != nil {
 			return
 		}
 		out, err := net.Dial("tcp", r.target)
-		if err != nil || !r.trackConnections(in, out) {
+		if err != nil || !r.trackConnectionPairUnlessInterrupted(in, out) {
 			_ = in.Close()
 			continue
 		}
@@ -56,11 +56,11 @@ func (r *tcpRelay) acceptConnections() {
 	}
 }
 
-// trackConnections adds the two ends of a connection, unless it is interrupted.
-func (r *tcpRelay) trackConnections(in, out net.Conn) bool {
+// trackConnectionPairUnlessInterrupted adds the two ends of a connection, unless it is interrupted.
+func (r *interruptibleTCPRelay) trackConnectionPairUnlessInterrupted(in, out net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.interrupted {
+	if r.refusesConnections {
 		_ = out.Close()
 		return false
 	}
@@ -69,10 +69,10 @@ func (r *tcpRelay) trackConnections(in, out net.Conn) bool {
 }
 
 // setInterrupted interrupts the connection or restores it.
-func (r *tcpRelay) setInterrupted(cut bool) {
+func (r *interruptibleTCPRelay) setInterrupted(cut bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.interrupted = cut
+	r.refusesConnections = cut
 	for _, c := range r.openConnections {
 		_ = c.Close()
 	}
@@ -82,13 +82,13 @@ func (r *tcpRelay) setInterrupted(cut bool) {
 // controllerProcess is a controller as users run it, without the Pod around it.
 type controllerProcess struct {
 	healthAddress string
-	ended         chan struct{}
+	endedSignal   chan struct{}
 }
 
 // startControllerProcess starts a controller.
 func startControllerProcess(t *testing.T, binary, kubeconfig string) *controllerProcess {
 	t.Helper()
-	p := &controllerProcess{healthAddress: freeListenAddress(t), ended: make(chan struct{})}
+	p := &controllerProcess{healthAddress: freeListenAddress(t), endedSignal: make(chan struct{})}
 	cmd := exec.Command(binary, "--kubeconfig", kubeconfig, "--metrics-bind-address=0", "--health-probe-bind-address", p.healthAddress)
 	log := &strings.Builder{}
 	cmd.Stderr = log
@@ -97,11 +97,11 @@ func startControllerProcess(t *testing.T, binary, kubeconfig string) *controller
 	}
 	go func() {
 		_ = cmd.Wait()
-		close(p.ended)
+		close(p.endedSignal)
 	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		<-p.ended
+		<-p.endedSignal
 		if t.Failed() {
 			t.Logf("a controller said:\n%s", log)
 		}
@@ -130,11 +130,11 @@ func createServiceAndAwaitAddress(t *testing.T, c client.Client, name string) {
 	}
 }
 
-// TestAPIServerOutage disconnects the leader, which then ends as it must. Like the kubelet, it
-// starts it again while the API server is still away. The controller is alive until the API server
-// is back, and then assigns addresses without another restart.
-func TestAPIServerOutage(t *testing.T) {
-	config := apiserver.Start(t)
+// TestRestartedControllerAssignsAfterAPIServerOutage disconnects the leader, which then ends as it
+// must. Like the kubelet, it starts it again while the API server is still away. The controller is
+// alive until the API server is back, and then assigns addresses without another restart.
+func TestRestartedControllerAssignsAfterAPIServerOutage(t *testing.T) {
+	config := apiserver.StartUntilTestEnds(t)
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "controller")
 	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
@@ -144,10 +144,10 @@ func TestAPIServerOutage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	way := &tcpRelay{Listener: l, target: strings.TrimPrefix(config.Host, "https://")}
+	way := &interruptibleTCPRelay{Listener: l, target: strings.TrimPrefix(config.Host, "https://")}
 	go way.acceptConnections()
 	defer l.Close()
-	kubeconfig := writeKubeconfig(t, dir, config, l.Addr().String())
+	kubeconfig := writeKubeconfigWithServerAddress(t, dir, config, l.Addr().String())
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +166,7 @@ func TestAPIServerOutage(t *testing.T) {
 	awaitHealthStatusCode(t, first.healthAddress, "readyz", http.StatusOK)
 	way.setInterrupted(true)
 	select {
-	case <-first.ended:
+	case <-first.endedSignal:
 	case <-time.After(time.Minute):
 		t.Fatal("a leader that cannot reach the API server continues to run")
 	}
@@ -177,14 +177,14 @@ func TestAPIServerOutage(t *testing.T) {
 	createServiceAndAwaitAddress(t, c, "after")
 	awaitHealthStatusCode(t, second.healthAddress, "readyz", http.StatusOK)
 	select {
-	case <-second.ended:
+	case <-second.endedSignal:
 		t.Error("the controller that was started during the outage has ended")
 	default:
 	}
 }
 
-// writeKubeconfig writes a kubeconfig for the API server at another address.
-func writeKubeconfig(t *testing.T, dir string, config *rest.Config, address string) string {
+// writeKubeconfigWithServerAddress writes a kubeconfig for the API server at another address.
+func writeKubeconfigWithServerAddress(t *testing.T, dir string, config *rest.Config, address string) string {
 	t.Helper()
 	k := clientcmdapi.NewConfig()
 	k.Clusters["c"] = &clientcmdapi.Cluster{Server: "https://" + address, CertificateAuthority: config.CAFile}

@@ -27,8 +27,8 @@ const garbageCollectionPercent = 30
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	option.LimitHeapGarbage(garbageCollectionPercent)
-	o, err := options.ParseOptions(os.Args[1:], option.LookupEnvironmentVariable)
+	option.SetGCPercentUnlessGOGC(garbageCollectionPercent)
+	o, err := options.ParseOptions(os.Args[1:], option.LookupProcessEnvironmentVariable)
 	if errors.Is(err, pflag.ErrHelp) {
 		return
 	}

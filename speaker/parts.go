@@ -43,9 +43,9 @@ type parts struct {
 func newParts(mgr *manager.Manager, member *gossip.LocalMember, o options.Options, log *slog.Logger) (*parts, error) {
 	watcher := links.NewWatcher(options.NewExclusionReader(o.ExcludeInterfacesFile), log)
 	layer2Engine := newLayer2Engine(o)
-	bfdEngine := bfd.New(udp.New(), time.Now, member.RunNonce())
-	bgpEngine := bgp.New(bgp.Options{
-		NodeName: o.NodeName, UpdateGenerator: gobgp.New(log), Transport: tcp.Transport{}, Now: time.Now, BFD: bfdEngine, Log: log,
+	bfdEngine := bfd.NewEngine(udp.NewTransport(), time.Now, member.RunNonce())
+	bgpEngine := bgp.NewEngine(bgp.Options{
+		NodeName: o.NodeName, UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: tcp.Transport{}, Now: time.Now, BFD: bfdEngine, Log: log,
 	})
 	services, announced, problemGauges := reconcile.NewServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName), &configuration.LoadMetrics{}
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
@@ -60,15 +60,15 @@ func newParts(mgr *manager.Manager, member *gossip.LocalMember, o options.Option
 	})
 	configurationState := reconcile.NewConfigurationWriter(reconcile.ConfigurationWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
-		State: configuration.StateWriter{Component: names.ComponentSpeaker, Node: o.NodeName, Namespace: o.Namespace},
+		State: configuration.StateWriter{ReportingComponent: names.ComponentSpeaker, Node: o.NodeName, Namespace: o.Namespace},
 	})
 	addressProbes := reconcile.NewProbeWriter(reconcile.ProbeWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace, Now: time.Now,
 	})
 	healthChecks := healthcheck.NewPoller(time.Now, log)
 	a := agent.New(agent.Options{
-		Self: o.NodeName, Nonce: member.RunNonce(), LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
-		Layer2: layer2Engine, BGP: bgpEngine, Members: member, Links: watcher.LinkSets(), HealthChecks: healthChecks,
+		NodeName: o.NodeName, RunNonce: member.RunNonce(), LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
+		Layer2: layer2Engine, BGP: bgpEngine, Members: member, UsableLinkSets: watcher.LinkSets(), HealthChecks: healthChecks,
 		Now: time.Now, Log: log,
 		ObserveStatus:  func(s agent.Status) { layer2Status.ObserveStatus(s); bgpStatus.ObserveStatus(s) },
 		ProbeQuestions: addressProbes.Questions(), ObserveProbeAnswer: addressProbes.ObserveAnswer,
@@ -77,7 +77,10 @@ func newParts(mgr *manager.Manager, member *gossip.LocalMember, o options.Option
 	feed := reconcile.NewClusterFeed(reconcile.ClusterFeedOptions{
 		Cache: mgr.GetCache(), WatchClient: mgr.WatchClient(), Services: services, Agent: a, Seeds: member, Log: log,
 		Self: o.NodeName, Scope: o.ConfigurationScope(), ObserveSynced: mgr.MarkReady,
-		ObserveProblems: func(p []snapshot.Problem) { problemGauges.RecordProblems(p); configurationState.ObserveProblems(p) },
+		ObserveProblems: func(p []snapshot.Problem) {
+			problemGauges.RecordLoadedConfiguration(p)
+			configurationState.ObserveProblems(p)
+		},
 	})
 	p := &parts{
 		agent: a, bgpEngine: bgpEngine,
@@ -86,7 +89,7 @@ func newParts(mgr *manager.Manager, member *gossip.LocalMember, o options.Option
 		},
 		cluster: []func(context.Context) error{feed.Run, layer2Status.Run, configurationState.Run, addressProbes.Run},
 	}
-	if !o.ConfigurationScope().Layer2Only { // without BGP its engines get nothing to do
+	if !o.ConfigurationScope().WithoutBGPKinds { // without BGP its engines get nothing to do
 		p.local = append(p.local, bgpStatus.Run)
 	}
 	return p, registerMetrics(bfdEngine, bgpEngine, layer2Engine, a, announced, problemGauges)
@@ -95,9 +98,9 @@ func newParts(mgr *manager.Manager, member *gossip.LocalMember, o options.Option
 func newLayer2Engine(o options.Options) *layer2.Engine {
 	engineOptions := []layer2.Option{layer2.WithRefreshInterval(o.RefreshInterval)}
 	if o.AnswerPing {
-		engineOptions = append(engineOptions, layer2.WithPingResponders(wire.Wire{}))
+		engineOptions = append(engineOptions, layer2.WithPingResponders(wire.PacketSocketOpener{}))
 	}
-	return layer2.New(wire.Wire{}, time.Now, engineOptions...)
+	return layer2.NewEngine(wire.PacketSocketOpener{}, time.Now, engineOptions...)
 }
 
 func registerMetrics(collectors ...prometheus.Collector) error {

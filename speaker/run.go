@@ -16,9 +16,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/options"
 )
 
-// handoverTimeout bounds the handover at the end. The kubelet waits 10 s for the speaker of our
-// manifests.
-const handoverTimeout = 3 * time.Second
+// handoverAtExitTimeout bounds the handover at the end. The kubelet waits 10 s for the speaker of
+// our manifests.
+const handoverAtExitTimeout = 3 * time.Second
 
 // runSpeaker runs the speaker until ctx ends. It then hands over all addresses and stops its parts.
 func runSpeaker(ctx context.Context, o options.Options, log *slog.Logger) error {
@@ -33,7 +33,7 @@ func runSpeaker(ctx context.Context, o options.Options, log *slog.Logger) error 
 	defer stop()
 	g, running := errgroup.WithContext(running)
 	g.Go(func() error { return mgr.Start(running) })
-	store := checkpoint.New(o.StateDir, log)
+	store := checkpoint.NewStore(o.StateDir, log)
 	member, err := gossip.Open(ctx, gossip.Options{
 		NodeName: o.NodeName, Namespace: o.Namespace, BindAddress: o.GossipBindAddress, BindPort: o.GossipBindPort,
 		KeyFile: o.GossipKeyFile, API: mgr.GetAPIReader(), Store: store, Scope: o.ConfigurationScope(), Log: log,
@@ -76,7 +76,7 @@ func handOverAddressesAtExit(ctx, running context.Context, a *agent.Agent, route
 		return
 	case <-ctx.Done():
 	}
-	running, cancel := context.WithTimeout(running, handoverTimeout)
+	running, cancel := context.WithTimeout(running, handoverAtExitTimeout)
 	defer cancel()
 	a.RequestHandover()
 	routers.Stop(running)
@@ -84,6 +84,6 @@ func handOverAddressesAtExit(ctx, running context.Context, a *agent.Agent, route
 	case <-a.HandoverDone():
 		log.Info("all addresses are handed over")
 	case <-running.Done():
-		log.Warn("stopping although no other node took some addresses", "waited", handoverTimeout.String())
+		log.Warn("stopping although no other node took some addresses", "waited", handoverAtExitTimeout.String())
 	}
 }

@@ -16,8 +16,8 @@ const (
 	// GossipSecret holds the key that encrypts and authenticates the gossip between speakers. The
 	// controller creates it.
 	GossipSecret = "gantry-gossip"
-	// GossipSecretKey is the entry of GossipSecret: 32 random bytes.
-	GossipSecretKey = "key"
+	// GossipKeySecretEntry is the entry of GossipSecret: 32 random bytes.
+	GossipKeySecretEntry = "key"
 	// WebhookService is the webhook's Service, WebhookSecret the Secret with its certificate
 	// (created by the controller), WebhookConfiguration the ValidatingWebhookConfiguration that
 	// registers it with the API server.
@@ -45,30 +45,32 @@ const (
 	AnnotationLoadBalancerIPsOld = "metallb.universe.tf/loadBalancerIPs"
 	AnnotationSharing            = "metallb.io/allow-shared-ip"
 	AnnotationSharingOld         = "metallb.universe.tf/allow-shared-ip"
-	// AnnotationFromPool is written on a Service with its addresses: the name of their pool.
-	AnnotationFromPool = "metallb.io/ip-allocated-from-pool"
+	// AnnotationAllocatedFromPool is written on a Service with its addresses: the name of their
+	// pool.
+	AnnotationAllocatedFromPool = "metallb.io/ip-allocated-from-pool"
 )
 
 // Annotations of the gantry.dev domain on Services.
 const (
-	// AnnotationFromPools is written in addition to AnnotationFromPool when the addresses come from
-	// more than one pool: the names of all pools, separated by commas, in the order of the
-	// addresses.
-	AnnotationFromPools = "gantry.dev/ip-allocated-from-pools"
-	// AnnotationAddressCount asks for this many addresses of each family, 1 to 16.
-	AnnotationAddressCount = "gantry.dev/address-count"
-	// AnnotationRelease lists addresses, separated by commas, that the Service wants to exchange
-	// for others. Addresses that it does not hold are ignored, so that the annotation may stay.
-	AnnotationRelease = "gantry.dev/release-address"
+	// AnnotationAllocatedFromSeveralPools is written in addition to AnnotationAllocatedFromPool
+	// when the addresses come from more than one pool: the names of all pools, separated by commas,
+	// in the order of the addresses.
+	AnnotationAllocatedFromSeveralPools = "gantry.dev/ip-allocated-from-pools"
+	// AnnotationAddressesPerFamily asks for this many addresses of each family, 1 to 16.
+	AnnotationAddressesPerFamily = "gantry.dev/address-count"
+	// AnnotationAddressesToRelease lists addresses, separated by commas, that the Service wants to
+	// exchange for others. Addresses that it does not hold are ignored, so that the annotation may
+	// stay.
+	AnnotationAddressesToRelease = "gantry.dev/release-address"
 )
 
 // Labels of ServiceL2Status, ServiceBGPStatus and ConfigurationState objects (metallb.io API).
 const (
-	LabelComponentType    = "metallb.io/component-type"
-	LabelNodeName         = "metallb.io/node-name"
-	LabelNode             = "metallb.io/node"
-	LabelServiceName      = "metallb.io/service-name"
-	LabelServiceNamespace = "metallb.io/service-namespace"
+	LabelConfigurationStateComponent = "metallb.io/component-type"
+	LabelConfigurationStateNode      = "metallb.io/node-name"
+	LabelServiceStatusNode           = "metallb.io/node"
+	LabelServiceName                 = "metallb.io/service-name"
+	LabelServiceNamespace            = "metallb.io/service-namespace"
 	// LabelPeer on a BGPSession is the name of its BGPPeer.
 	LabelPeer = "gantry.dev/peer"
 )
@@ -77,8 +79,9 @@ const (
 const (
 	LabelExcludeNode  = "node.kubernetes.io/exclude-from-external-load-balancers"
 	TaintOutOfService = "node.kubernetes.io/out-of-service"
-	// AnnotationDrain on a Node makes its speaker hand its addresses over and take no new ones.
-	AnnotationDrain = "gantry.dev/drain"
+	// AnnotationDrainNodeAddresses on a Node makes its speaker hand its addresses over and take no
+	// new ones.
+	AnnotationDrainNodeAddresses = "gantry.dev/drain"
 )
 
 // Condition types.

@@ -11,7 +11,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta2"
 )
 
-func testPeerRules(t *testing.T, c client.Client) {
+func testInvalidBGPPeerExtensionsAreRefused(t *testing.T, c client.Client) {
 	hops, far := int32(1), int32(255)
 	with := func(e v1beta2.PeerExtension) v1beta2.BGPPeerSpec {
 		return v1beta2.BGPPeerSpec{MyASN: 64512, PeerASN: 65000, PeerAddress: "192.0.2.1", Gantry: &e}
@@ -43,7 +43,7 @@ func testPeerRules(t *testing.T, c client.Client) {
 			p := &v1beta2.BGPPeer{Spec: tc.in}
 			p.Namespace, p.GenerateName = names.Namespace, "peer-"
 			if tc.want != nil {
-				wantRefused(t, c, p, tc.want...)
+				checkCreationIsRefusedWithTexts(t, c, p, tc.want...)
 				return
 			}
 			if err := c.Create(context.Background(), p); err != nil {
@@ -53,7 +53,7 @@ func testPeerRules(t *testing.T, c client.Client) {
 	}
 }
 
-func testBGPAdvertisementRules(t *testing.T, c client.Client) {
+func testInvalidBGPAdvertisementExtensionsAreRefused(t *testing.T, c client.Client) {
 	metric, wide := int64(0), int64(1<<32)
 	for name, tc := range map[string]struct {
 		in   v1beta1.BGPAdvertisementExtension
@@ -69,7 +69,7 @@ func testBGPAdvertisementRules(t *testing.T, c client.Client) {
 			a := &v1beta1.BGPAdvertisement{Spec: v1beta1.BGPAdvertisementSpec{Gantry: &tc.in}}
 			a.Namespace, a.GenerateName = names.Namespace, "ad-"
 			if tc.want != nil {
-				wantRefused(t, c, a, tc.want...)
+				checkCreationIsRefusedWithTexts(t, c, a, tc.want...)
 				return
 			}
 			if err := c.Create(context.Background(), a); err != nil {
@@ -85,7 +85,7 @@ func testBGPAdvertisementRules(t *testing.T, c client.Client) {
 			o := &v1beta1.Community{Spec: v1beta1.CommunitySpec{Gantry: &v1beta1.CommunityExtension{Extended: []v1beta1.ExtendedCommunityAlias{{Name: "a", Value: value}}}}}
 			o.Namespace, o.GenerateName = names.Namespace, "c-"
 			if want != "" {
-				wantRefused(t, c, o, want)
+				checkCreationIsRefusedWithTexts(t, c, o, want)
 				return
 			}
 			if err := c.Create(context.Background(), o); err != nil {

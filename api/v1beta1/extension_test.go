@@ -21,7 +21,7 @@ func poolWithExtension(e v1beta1.PoolExtension) *v1beta1.IPAddressPool {
 	return p
 }
 
-func testPoolExtensionRules(t *testing.T, c client.Client) {
+func testInvalidPoolExtensionsAreRefused(t *testing.T, c client.Client) {
 	ten, less := int32(10), int32(-1)
 	duration := func(d time.Duration) *metav1.Duration { return &metav1.Duration{Duration: d} }
 	var many []string
@@ -52,7 +52,7 @@ func testPoolExtensionRules(t *testing.T, c client.Client) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.want != nil {
-				wantRefused(t, c, poolWithExtension(tc.in), tc.want...)
+				checkCreationIsRefusedWithTexts(t, c, poolWithExtension(tc.in), tc.want...)
 				return
 			}
 			p := poolWithExtension(tc.in)
@@ -66,7 +66,7 @@ func testPoolExtensionRules(t *testing.T, c client.Client) {
 	}
 }
 
-func testReservationRules(t *testing.T, c client.Client) {
+func testInvalidReservationsAreRefused(t *testing.T, c client.Client) {
 	in := func(edit func(*v1alpha1.AddressReservationSpec)) *v1alpha1.AddressReservation {
 		r := &v1alpha1.AddressReservation{Spec: v1alpha1.AddressReservationSpec{Service: v1alpha1.ServiceReference{Namespace: "shop", Name: "web"}}}
 		r.Namespace, r.GenerateName = names.Namespace, "r-"
@@ -89,7 +89,7 @@ func testReservationRules(t *testing.T, c client.Client) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.want != nil {
-				wantRefused(t, c, in(tc.edit), tc.want...)
+				checkCreationIsRefusedWithTexts(t, c, in(tc.edit), tc.want...)
 				return
 			}
 			if err := c.Create(context.Background(), in(tc.edit)); err != nil {

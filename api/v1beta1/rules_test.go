@@ -30,19 +30,19 @@ func TestCRDValidationRules(t *testing.T) {
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
 		t.Fatal(err)
 	}
-	c, err := client.New(apiserver.Start(t), client.Options{Scheme: scheme})
+	c, err := client.New(apiserver.StartUntilTestEnds(t), client.Options{Scheme: scheme})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Run("addresses", func(t *testing.T) { testAddressRules(t, c) })
-	t.Run("what is accepted can be read", func(t *testing.T) { testAcceptedEntries(t, c) })
-	t.Run("advertisements", func(t *testing.T) { testL2AdvertisementRules(t, c) })
-	t.Run("defaults and limits", func(t *testing.T) { testDefaultsAndLimits(t, c) })
-	t.Run("what only Gantry offers", func(t *testing.T) { testPoolExtensionRules(t, c) })
-	t.Run("peers", func(t *testing.T) { testPeerRules(t, c) })
-	t.Run("what only Gantry offers for BGP", func(t *testing.T) { testBGPAdvertisementRules(t, c) })
-	t.Run("reservations", func(t *testing.T) { testReservationRules(t, c) })
-	t.Run("status", func(t *testing.T) { testStatusRules(t, c) })
+	t.Run("addresses", func(t *testing.T) { testMalformedPoolAddressesAreRefused(t, c) })
+	t.Run("what is accepted can be read", func(t *testing.T) { testValidPoolAddressesAreAcceptedAndParsed(t, c) })
+	t.Run("advertisements", func(t *testing.T) { testInvalidL2AdvertisementsAreRefused(t, c) })
+	t.Run("defaults and limits", func(t *testing.T) { testPoolDefaultsAreSetAndLimitsEnforced(t, c) })
+	t.Run("what only Gantry offers", func(t *testing.T) { testInvalidPoolExtensionsAreRefused(t, c) })
+	t.Run("peers", func(t *testing.T) { testInvalidBGPPeerExtensionsAreRefused(t, c) })
+	t.Run("what only Gantry offers for BGP", func(t *testing.T) { testInvalidBGPAdvertisementExtensionsAreRefused(t, c) })
+	t.Run("reservations", func(t *testing.T) { testInvalidReservationsAreRefused(t, c) })
+	t.Run("status", func(t *testing.T) { testStatusIsWrittenOnlyBySubresource(t, c) })
 }
 
 func newPool(entries ...string) *v1beta1.IPAddressPool {
@@ -57,8 +57,8 @@ func newL2Advertisement(spec v1beta1.L2AdvertisementSpec) *v1beta1.L2Advertiseme
 	return a
 }
 
-// wantRefused checks that the object is refused with each of the texts.
-func wantRefused(t *testing.T, c client.Client, o client.Object, want ...string) {
+// checkCreationIsRefusedWithTexts checks that the object is refused with each of the texts.
+func checkCreationIsRefusedWithTexts(t *testing.T, c client.Client, o client.Object, want ...string) {
 	t.Helper()
 	err := c.Create(context.Background(), o)
 	if err == nil {
@@ -76,7 +76,7 @@ func wantRefused(t *testing.T, c client.Client, o client.Object, want ...string)
 	}
 }
 
-func testAddressRules(t *testing.T, c client.Client) {
+func testMalformedPoolAddressesAreRefused(t *testing.T, c client.Client) {
 	const form, mixed = "is no CIDR, range or address: write 192.0.2.0/24", "mixes IPv4 and IPv6: write an entry for each family"
 	cases := map[string]struct {
 		entries []string
@@ -108,13 +108,13 @@ func testAddressRules(t *testing.T, c client.Client) {
 		"a text that would break a message":    {[]string{`1"2'3\4`}, []string{form}},
 	}
 	for name, tc := range cases {
-		t.Run(name, func(t *testing.T) { wantRefused(t, c, newPool(tc.entries...), tc.want...) })
+		t.Run(name, func(t *testing.T) { checkCreationIsRefusedWithTexts(t, c, newPool(tc.entries...), tc.want...) })
 	}
 }
 
-// acceptedEntryByName are entries that the API server must accept. It cannot check the order of a
-// range's ends.
-var acceptedEntryByName = map[string]string{
+// validAddressEntryByCaseName are entries that the API server must accept. It cannot check the
+// order of a range's ends.
+var validAddressEntryByCaseName = map[string]string{
 	"a CIDR":                         "192.0.2.0/24",
 	"a CIDR with host bits":          "10.20.30.40/24",
 	"a CIDR of one address":          "192.0.2.1/32",
@@ -131,10 +131,10 @@ var acceptedEntryByName = map[string]string{
 	"an IPv6 address, written whole": "2001:0db8:0000:0000:0000:0000:0000:0001",
 }
 
-// testAcceptedEntries also checks that the rules and the parser agree: the controller can read what
-// the API server accepts.
-func testAcceptedEntries(t *testing.T, c client.Client) {
-	for name, entry := range acceptedEntryByName {
+// testValidPoolAddressesAreAcceptedAndParsed also checks that the rules and the parser agree: the
+// controller can read what the API server accepts.
+func testValidPoolAddressesAreAcceptedAndParsed(t *testing.T, c client.Client) {
+	for name, entry := range validAddressEntryByCaseName {
 		t.Run(name, func(t *testing.T) {
 			p := newPool(entry)
 			if err := c.Create(context.Background(), p); err != nil {
@@ -158,7 +158,7 @@ func testAcceptedEntries(t *testing.T, c client.Client) {
 	})
 }
 
-func testL2AdvertisementRules(t *testing.T, c client.Client) {
+func testInvalidL2AdvertisementsAreRefused(t *testing.T, c client.Client) {
 	weight := func(w int32) v1beta1.L2AdvertisementSpec {
 		return v1beta1.L2AdvertisementSpec{PreferredNodeSelectors: []v1beta1.WeightedNodeSelector{{Weight: w}}}
 	}
@@ -180,14 +180,14 @@ func testL2AdvertisementRules(t *testing.T, c client.Client) {
 		})
 	}
 	t.Run("a weight of nothing", func(t *testing.T) {
-		wantRefused(t, c, newL2Advertisement(weight(0)), "spec.preferredNodeSelectors[0].weight", "greater than or equal to 1")
+		checkCreationIsRefusedWithTexts(t, c, newL2Advertisement(weight(0)), "spec.preferredNodeSelectors[0].weight", "greater than or equal to 1")
 	})
 	t.Run("a weight above 100", func(t *testing.T) {
-		wantRefused(t, c, newL2Advertisement(weight(101)), "spec.preferredNodeSelectors[0].weight", "less than or equal to 100")
+		checkCreationIsRefusedWithTexts(t, c, newL2Advertisement(weight(101)), "spec.preferredNodeSelectors[0].weight", "less than or equal to 100")
 	})
 }
 
-func testDefaultsAndLimits(t *testing.T, c client.Client) {
+func testPoolDefaultsAreSetAndLimitsEnforced(t *testing.T, c client.Client) {
 	p := newPool("192.0.2.0/24")
 	if err := c.Create(context.Background(), p); err != nil {
 		t.Fatal(err)
@@ -204,11 +204,12 @@ func testDefaultsAndLimits(t *testing.T, c client.Client) {
 	if err := c.Create(context.Background(), newPool(many...)); err != nil {
 		t.Errorf("the longest list is refused: %v", err)
 	}
-	wantRefused(t, c, newPool(append(many, "192.0.2.1")...), "spec.addresses", "512")
+	checkCreationIsRefusedWithTexts(t, c, newPool(append(many, "192.0.2.1")...), "spec.addresses", "512")
 }
 
-// testStatusRules checks that the counters are written only through the status subresource.
-func testStatusRules(t *testing.T, c client.Client) {
+// testStatusIsWrittenOnlyBySubresource checks that the counters are written only through the status
+// subresource.
+func testStatusIsWrittenOnlyBySubresource(t *testing.T, c client.Client) {
 	ctx := context.Background()
 	p := newPool("192.0.2.0/24")
 	p.Status.AssignedIPv4 = 7

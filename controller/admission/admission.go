@@ -31,26 +31,26 @@ var WebhookPaths = []string{
 	"/validate-metallb-io-v1beta2-bgppeer", "/validate-metallb-io-v1beta1-bfdprofile", "/validate-metallb-io-v1beta1-community",
 }
 
-// Validator answers admission requests about configuration objects.
-type Validator struct {
+// ConfigurationValidator answers admission requests about configuration objects.
+type ConfigurationValidator struct {
 	// Reader reads the existing objects.
 	Reader client.Reader
 	// ConfigurationScope is the part of the configuration that is read. Configuration objects are
 	// allowed only in its namespace.
-	ConfigurationScope configuration.Scope
-	// Now returns the creation time for a new object.
-	Now func() time.Time
+	ConfigurationScope configuration.ConfigurationScope
+	// CreationTimeOfNewObject returns the creation time for a new object.
+	CreationTimeOfNewObject func() time.Time
 }
 
 // RegisterWebhookHandlers makes v the handler of all paths.
-func RegisterWebhookHandlers(s webhook.Server, v *Validator) {
+func RegisterWebhookHandlers(s webhook.Server, v *ConfigurationValidator) {
 	for _, path := range WebhookPaths {
 		s.Register(path, &webhook.Admission{Handler: v})
 	}
 }
 
 // Handle implements admission.Handler.
-func (v *Validator) Handle(ctx context.Context, req admission.Request) admission.Response {
+func (v *ConfigurationValidator) Handle(ctx context.Context, req admission.Request) admission.Response {
 	if req.Operation != admissionv1.Delete && req.Namespace != v.ConfigurationScope.Namespace {
 		return admission.Denied(fmt.Sprintf("resource must be created in %s namespace: Gantry reads no other", v.ConfigurationScope.Namespace))
 	}
@@ -60,16 +60,16 @@ func (v *Validator) Handle(ctx context.Context, req admission.Request) admission
 	}
 	_, before := snapshot.BuildSnapshot(objects)
 	if req.Operation == admissionv1.Delete {
-		return decideDeletionResponse(req.Kind.Kind, req.Name, &objects)
+		return admitDeletion(req.Kind.Kind, req.Name, &objects)
 	}
-	if err := v.insertRequestedObject(req, &objects); err != nil {
+	if err := v.insertAdmissionObject(req, &objects); err != nil {
 		return admission.Errored(400, err)
 	}
 	_, after := snapshot.BuildSnapshot(objects)
-	return decideChangeResponse(snapshot.ObjectReference{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
+	return admitCreateOrUpdate(snapshot.ObjectReference{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
 }
 
-func (v *Validator) readConfigurationObjects(ctx context.Context) (snapshot.Objects, error) {
+func (v *ConfigurationValidator) readConfigurationObjects(ctx context.Context) (snapshot.Objects, error) {
 	o, err := v.ConfigurationScope.ReadObjects(ctx, v.Reader)
 	if err != nil {
 		return o, err
@@ -78,9 +78,9 @@ func (v *Validator) readConfigurationObjects(ctx context.Context) (snapshot.Obje
 	return o, err
 }
 
-// decideChangeResponse refuses an object that causes new Problems, its own or another object's, and
+// admitCreateOrUpdate refuses an object that causes new Problems, its own or another object's, and
 // warns of references to objects that do not exist yet.
-func decideChangeResponse(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
+func admitCreateOrUpdate(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
 	var refused, warnings []string
 	for _, p := range after {
 		switch {
@@ -102,9 +102,9 @@ func decideChangeResponse(self snapshot.ObjectReference, before, after []snapsho
 	return response.WithWarnings(warnings...)
 }
 
-// decideDeletionResponse refuses to delete a BFDProfile that a BGPPeer uses. Everything else may be
+// admitDeletion refuses to delete a BFDProfile that a BGPPeer uses. Everything else may be
 // deleted; conditions report what is missing then.
-func decideDeletionResponse(kind, name string, o *snapshot.Objects) admission.Response {
+func admitDeletion(kind, name string, o *snapshot.Objects) admission.Response {
 	if kind != "BFDProfile" {
 		return admission.Allowed("")
 	}
@@ -116,29 +116,29 @@ func decideDeletionResponse(kind, name string, o *snapshot.Objects) admission.Re
 	return admission.Allowed("")
 }
 
-// insertRequestedObject adds the object of the request to the others, as if it were admitted.
-func (v *Validator) insertRequestedObject(req admission.Request, o *snapshot.Objects) error {
-	now := metav1.NewTime(v.Now())
+// insertAdmissionObject adds the object of the request to the others, as if it were admitted.
+func (v *ConfigurationValidator) insertAdmissionObject(req admission.Request, o *snapshot.Objects) error {
+	now := metav1.NewTime(v.CreationTimeOfNewObject())
 	switch req.Kind.Kind {
 	case "IPAddressPool":
-		return replaceOrAppendByName(req, &o.Pools, now, func(p *v1beta1.IPAddressPool) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return decodeAndReplaceOrAppendByName(req, &o.Pools, now, func(p *v1beta1.IPAddressPool) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "L2Advertisement":
-		return replaceOrAppendByName(req, &o.L2Advertisements, now, func(p *v1beta1.L2Advertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return decodeAndReplaceOrAppendByName(req, &o.L2Advertisements, now, func(p *v1beta1.L2Advertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "BGPAdvertisement":
-		return replaceOrAppendByName(req, &o.BGPAdvertisements, now, func(p *v1beta1.BGPAdvertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return decodeAndReplaceOrAppendByName(req, &o.BGPAdvertisements, now, func(p *v1beta1.BGPAdvertisement) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "BGPPeer":
-		return replaceOrAppendByName(req, &o.BGPPeers, now, func(p *v1beta2.BGPPeer) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return decodeAndReplaceOrAppendByName(req, &o.BGPPeers, now, func(p *v1beta2.BGPPeer) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "BFDProfile":
-		return replaceOrAppendByName(req, &o.BFDProfiles, now, func(p *v1beta1.BFDProfile) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return decodeAndReplaceOrAppendByName(req, &o.BFDProfiles, now, func(p *v1beta1.BFDProfile) *metav1.ObjectMeta { return &p.ObjectMeta })
 	case "Community":
-		return replaceOrAppendByName(req, &o.Communities, now, func(p *v1beta1.Community) *metav1.ObjectMeta { return &p.ObjectMeta })
+		return decodeAndReplaceOrAppendByName(req, &o.Communities, now, func(p *v1beta1.Community) *metav1.ObjectMeta { return &p.ObjectMeta })
 	}
 	return fmt.Errorf("the webhook knows no kind %q: correct the ValidatingWebhookConfiguration %q", req.Kind.Kind, names.WebhookConfiguration)
 }
 
-// replaceOrAppendByName decodes the object and replaces the one of its name in the list. A new
-// object counts as the youngest.
-func replaceOrAppendByName[T any](req admission.Request, list *[]T, now metav1.Time, metaOf func(*T) *metav1.ObjectMeta) error {
+// decodeAndReplaceOrAppendByName decodes the object and replaces the one of its name in the list. A
+// new object counts as the youngest.
+func decodeAndReplaceOrAppendByName[T any](req admission.Request, list *[]T, now metav1.Time, metaOf func(*T) *metav1.ObjectMeta) error {
 	var o T
 	if err := json.Unmarshal(req.Object.Raw, &o); err != nil {
 		return fmt.Errorf("reading the %s: %w", req.Kind.Kind, err)

@@ -80,7 +80,7 @@ func newPinnedPool(t *testing.T, name string, priority int, namespace, entry str
 	p := newPool(t, name, entry)
 	p.ServiceAllocation = &snapshot.ServiceAllocation{Priority: priority}
 	if namespace != "" {
-		p.ServiceAllocation.Namespaces, p.ServiceAllocation.NamespacesRestricted = []string{namespace}, true
+		p.ServiceAllocation.Namespaces, p.ServiceAllocation.OnlyListedNamespaces = []string{namespace}, true
 	}
 	return p
 }
@@ -189,7 +189,7 @@ var decideCases = map[string]decideCase{
 	},
 }
 
-func TestDecide(t *testing.T) {
+func TestDecideAssignmentOfNewService(t *testing.T) {
 	for name, tc := range decideCases {
 		t.Run(name, func(t *testing.T) {
 			snap := &snapshot.Snapshot{Pools: tc.pools(t)}
@@ -219,7 +219,7 @@ func TestAssignedAddressStays(t *testing.T) {
 		"when its pool is renamed":                    {after: &snapshot.Snapshot{Pools: []*snapshot.Pool{newPool(t, "b", "192.0.2.0/24")}}, want: "192.0.2.1", wantReason: names.ReasonAssigned},
 		"when a better pool appears":                  {after: &snapshot.Snapshot{Pools: []*snapshot.Pool{newPool(t, "Z", "198.51.100.0/24"), newPool(t, "a", "192.0.2.0/24")}}, want: "192.0.2.1", wantReason: names.ReasonAssigned},
 		"when its Service asks for what is not there": {after: before, edit: withRequestedAddresses("203.0.113.1"), want: "192.0.2.1", wantReason: names.ReasonAddressNotInPool},
-		"when its Service's annotation is malformed":  {after: before, edit: func(s *view.Service) { s.RequestFault = "no address" }, want: "192.0.2.1", wantReason: names.ReasonInvalidRequest},
+		"when its Service's annotation is malformed":  {after: before, edit: func(s *view.Service) { s.InvalidRequestText = "no address" }, want: "192.0.2.1", wantReason: names.ReasonInvalidRequest},
 		"until its Service asks for another":          {after: before, edit: withRequestedAddresses("192.0.2.5"), want: "192.0.2.5", wantReason: names.ReasonAssigned},
 	}
 	for name, tc := range tests {
@@ -238,10 +238,10 @@ func TestAssignedAddressStays(t *testing.T) {
 	}
 }
 
-// TestLedgerInvariants serves and releases Services at random. After each step it checks that no
-// two Services hold an address that they may not share, and that released addresses are assigned
-// again, the lowest first.
-func TestLedgerInvariants(t *testing.T) {
+// TestRandomAssignmentsKeepLedgerConsistent serves and releases Services at random. After each step
+// it checks that no two Services hold an address that they may not share, and that released
+// addresses are assigned again, the lowest first.
+func TestRandomAssignmentsKeepLedgerConsistent(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := &snapshot.Pool{Name: "a", AutoAssign: true, Ranges: []snapshot.Range{{First: netip.MustParseAddr("192.0.2.250"), Last: netip.MustParseAddr("192.0.3.9")}}}
 		p.AvoidBuggyIPs = rapid.Bool().Draw(t, "avoid")
@@ -266,7 +266,7 @@ func TestLedgerInvariants(t *testing.T) {
 			l.CommitAssignment(live[name], d.Addresses, d.PoolOfFirstAddress)
 		}
 		for i, held := range l.holderTable.addressBySlot {
-			if l.holderTable.holderIDBySlot[i] == 0 {
+			if l.holderTable.encodedHoldersBySlot[i] == 0 {
 				continue
 			}
 			a := held.toNetip()

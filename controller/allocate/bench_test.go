@@ -11,9 +11,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// newServicesOfFamily returns Services with an IPv4 or an IPv6 cluster IP that differ in their
+// newServicesWithClusterIP returns Services with an IPv4 or an IPv6 cluster IP that differ in their
 // names.
-func newServicesOfFamily(n int, cluster string) []view.Service {
+func newServicesWithClusterIP(n int, cluster string) []view.Service {
 	out := make([]view.Service, n)
 	ip := []netip.Addr{netip.MustParseAddr(cluster)}
 	ports := []view.Port{{Protocol: "TCP", Number: 80}}
@@ -26,8 +26,8 @@ func newServicesOfFamily(n int, cluster string) []view.Service {
 	return out
 }
 
-// assignService decides and commits.
-func assignService(tb testing.TB, s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
+// decideAndCommitAssignment decides and commits.
+func decideAndCommitAssignment(tb testing.TB, s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
 	d := DecideAssignment(s, l, snap)
 	if len(d.Addresses) == 0 {
 		tb.Fatalf("%s got nothing: %s", s.Key, d.Text)
@@ -36,13 +36,13 @@ func assignService(tb testing.TB, s *view.Service, l *Ledger, snap *snapshot.Sna
 	return d
 }
 
-// BenchmarkAssign decides, commits and releases for one more Service at different fills. The time
-// must not grow with the fill, nor with pools that do not match.
-func BenchmarkAssign(b *testing.B) {
+// BenchmarkAssignAndReleaseAtDifferentFills decides, commits and releases for one more Service at
+// different fills. The time must not grow with the fill, nor with pools that do not match.
+func BenchmarkAssignAndReleaseAtDifferentFills(b *testing.B) {
 	others := func(to *snapshot.Snapshot, n int) {
 		for i := range n {
 			p := newPool(b, fmt.Sprintf("other-%04d", i), fmt.Sprintf("172.%d.%d.0/24", 16+i/256, i%256))
-			p.ServiceAllocation = &snapshot.ServiceAllocation{Namespaces: []string{fmt.Sprintf("team-%d", i)}, NamespacesRestricted: true}
+			p.ServiceAllocation = &snapshot.ServiceAllocation{Namespaces: []string{fmt.Sprintf("team-%d", i)}, OnlyListedNamespaces: true}
 			to.Pools = append(to.Pools, p)
 		}
 	}
@@ -66,22 +66,23 @@ func BenchmarkAssign(b *testing.B) {
 			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
 			others(snap, tc.others)
 			l := NewLedger()
-			all := newServicesOfFamily(tc.held+1, tc.cluster)
+			all := newServicesWithClusterIP(tc.held+1, tc.cluster)
 			for i := range all[:tc.held] {
-				assignService(b, &all[i], l, snap)
+				decideAndCommitAssignment(b, &all[i], l, snap)
 			}
 			last := &all[tc.held]
 			b.ReportAllocs()
 			for b.Loop() {
-				assignService(b, last, l, snap)
+				decideAndCommitAssignment(b, last, l, snap)
 				l.ReleaseService(last.Key)
 			}
 		})
 	}
 }
 
-// BenchmarkAssignToNewServices assigns addresses to new Services and measures the time per Service.
-func BenchmarkAssignToNewServices(b *testing.B) {
+// BenchmarkFirstAssignmentOfNewServices assigns addresses to new Services and measures the time per
+// Service.
+func BenchmarkFirstAssignmentOfNewServices(b *testing.B) {
 	tests := []struct {
 		name, entry, cluster string
 		n                    int
@@ -93,7 +94,7 @@ func BenchmarkAssignToNewServices(b *testing.B) {
 	for _, tc := range tests {
 		b.Run(tc.name, func(b *testing.B) {
 			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{newPool(b, "a", tc.entry)}}
-			all := newServicesOfFamily(tc.n, tc.cluster)
+			all := newServicesWithClusterIP(tc.n, tc.cluster)
 			runtime.GC()
 			b.ReportAllocs()
 			l := NewLedger()
@@ -104,7 +105,7 @@ func BenchmarkAssignToNewServices(b *testing.B) {
 					l, i = NewLedger(), 0
 					b.StartTimer()
 				}
-				assignService(b, &all[i], l, snap)
+				decideAndCommitAssignment(b, &all[i], l, snap)
 				i++
 			}
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "assignments/s")
@@ -112,9 +113,9 @@ func BenchmarkAssignToNewServices(b *testing.B) {
 	}
 }
 
-// TestMemoryPerAssignment measures what the Ledger stores for each Service, without the names,
-// which belong to the Service.
-func TestMemoryPerAssignment(t *testing.T) {
+// TestLedgerMemoryPerAssignmentIsLimited measures what the Ledger stores for each Service, without
+// the names, which belong to the Service.
+func TestLedgerMemoryPerAssignmentIsLimited(t *testing.T) {
 	tests := map[string]struct {
 		entry, cluster string
 		order          snapshot.AssignmentOrder
@@ -137,11 +138,11 @@ func TestMemoryPerAssignment(t *testing.T) {
 			p := newPool(t, "a", tc.entry)
 			p.AssignmentOrder = tc.order
 			snap := &snapshot.Snapshot{Pools: []*snapshot.Pool{p}}
-			all := newServicesOfFamily(n, tc.cluster)
+			all := newServicesWithClusterIP(n, tc.cluster)
 			before := heap()
 			l := NewLedger()
 			for i := range all {
-				assignService(t, &all[i], l, snap)
+				decideAndCommitAssignment(t, &all[i], l, snap)
 			}
 			each := (heap() - before) / n
 			t.Logf("%d bytes for each assignment", each)

@@ -16,19 +16,19 @@ import (
 // ones are in order of their names. Pools are indexed by what a Service must have to be admitted,
 // so that pools that do not match cost nothing.
 type candidatePools struct {
-	openPools []*poolEntry
-	// pinnedUnrestrictedPools have a serviceAllocation that admits any Service.
-	pinnedUnrestrictedPools []*poolEntry
-	// pinnedPoolsByNamespace admit any Service of a namespace. labelSelectingPoolsByNamespace also
-	// have Service selectors.
-	pinnedPoolsByNamespace, labelSelectingPoolsByNamespace map[string][]*poolEntry
-	// pinnedPoolsByLabel are pools for all namespaces of which each selector needs a label with a
-	// certain value. poolsWithUnindexedSelectors are the others.
-	pinnedPoolsByLabel          map[labelPair][]*poolEntry
-	poolsWithUnindexedSelectors []*poolEntry
-	// cachedPinnedByNamespace caches pinnedUnrestrictedPools and pinnedPoolsByNamespace together,
-	// in order.
-	cachedPinnedByNamespace map[string][]*poolEntry
+	poolsWithoutServiceAllocation []*poolEntry
+	// allocationPoolsAdmittingAllServices have a serviceAllocation that admits any Service.
+	allocationPoolsAdmittingAllServices []*poolEntry
+	// allocationPoolsByAdmittedNamespace admit any Service of a namespace.
+	// allocationPoolsBySelectedNamespaceAndLabels also have Service selectors.
+	allocationPoolsByAdmittedNamespace, allocationPoolsBySelectedNamespaceAndLabels map[string][]*poolEntry
+	// allocationPoolsByRequiredServiceLabel are pools for all namespaces of which each selector
+	// needs a label with a certain value. allocationPoolsWithUnindexedSelectors are the others.
+	allocationPoolsByRequiredServiceLabel map[labelPair][]*poolEntry
+	allocationPoolsWithUnindexedSelectors []*poolEntry
+	// cachedAllocationPoolsByNamespace caches allocationPoolsAdmittingAllServices and
+	// allocationPoolsByAdmittedNamespace together, in order.
+	cachedAllocationPoolsByNamespace map[string][]*poolEntry
 }
 
 type labelPair struct{ key, value string }
@@ -39,11 +39,11 @@ func (c *candidatePools) addPool(src *poolEntry) {
 	switch {
 	case !src.pool.AutoAssign:
 	case a == nil:
-		c.openPools = append(c.openPools, src)
-	case a.NamespacesRestricted:
-		into := &c.pinnedPoolsByNamespace
+		c.poolsWithoutServiceAllocation = append(c.poolsWithoutServiceAllocation, src)
+	case a.OnlyListedNamespaces:
+		into := &c.allocationPoolsByAdmittedNamespace
 		if len(a.ServiceSelectors) > 0 {
-			into = &c.labelSelectingPoolsByNamespace
+			into = &c.allocationPoolsBySelectedNamespaceAndLabels
 		}
 		if *into == nil {
 			*into = map[string][]*poolEntry{}
@@ -52,39 +52,39 @@ func (c *candidatePools) addPool(src *poolEntry) {
 			(*into)[n] = append((*into)[n], src)
 		}
 	case len(a.ServiceSelectors) == 0:
-		c.pinnedUnrestrictedPools = append(c.pinnedUnrestrictedPools, src)
+		c.allocationPoolsAdmittingAllServices = append(c.allocationPoolsAdmittingAllServices, src)
 	default:
-		c.addPoolByLabels(src)
+		c.indexPoolByServiceLabels(src)
 	}
 }
 
-// addPoolByLabels adds a pool that admits Services of all namespaces by their labels.
-func (c *candidatePools) addPoolByLabels(src *poolEntry) {
+// indexPoolByServiceLabels adds a pool that admits Services of all namespaces by their labels.
+func (c *candidatePools) indexPoolByServiceLabels(src *poolEntry) {
 	var keys []labelPair
 	for _, s := range src.pool.ServiceAllocation.ServiceSelectors {
-		needed, possible := labelsRequiredBySelector(s)
+		needed, possible := anyOfLabelsRequiredBySelector(s)
 		if !possible {
 			continue
 		}
 		if len(needed) == 0 {
-			c.poolsWithUnindexedSelectors = append(c.poolsWithUnindexedSelectors, src)
+			c.allocationPoolsWithUnindexedSelectors = append(c.allocationPoolsWithUnindexedSelectors, src)
 			return
 		}
 		keys = append(keys, needed...)
 	}
-	if c.pinnedPoolsByLabel == nil {
-		c.pinnedPoolsByLabel = map[labelPair][]*poolEntry{}
+	if c.allocationPoolsByRequiredServiceLabel == nil {
+		c.allocationPoolsByRequiredServiceLabel = map[labelPair][]*poolEntry{}
 	}
 	for _, k := range keys {
-		if l := c.pinnedPoolsByLabel[k]; len(l) == 0 || l[len(l)-1] != src {
-			c.pinnedPoolsByLabel[k] = append(l, src)
+		if l := c.allocationPoolsByRequiredServiceLabel[k]; len(l) == 0 || l[len(l)-1] != src {
+			c.allocationPoolsByRequiredServiceLabel[k] = append(l, src)
 		}
 	}
 }
 
-// labelsRequiredBySelector returns labels of which a Service must have at least one for the
+// anyOfLabelsRequiredBySelector returns labels of which a Service must have at least one for the
 // selector to match. It returns none if the selector may match without.
-func labelsRequiredBySelector(s labels.Selector) (needed []labelPair, possible bool) {
+func anyOfLabelsRequiredBySelector(s labels.Selector) (needed []labelPair, possible bool) {
 	requirements, possible := s.Requirements()
 	for _, r := range requirements {
 		switch r.Operator() {
@@ -98,21 +98,23 @@ func labelsRequiredBySelector(s labels.Selector) (needed []labelPair, possible b
 	return nil, possible
 }
 
-func (c *candidatePools) clearPinnedCache() { c.cachedPinnedByNamespace = map[string][]*poolEntry{} }
+func (c *candidatePools) clearPinnedCache() {
+	c.cachedAllocationPoolsByNamespace = map[string][]*poolEntry{}
+}
 
 // poolsForService returns the pools for a Service: the restricted ones in order, and the open ones.
 func (c *candidatePools) poolsForService(s *view.Service) (pinned, open []*poolEntry) {
-	pinned, ok := c.cachedPinnedByNamespace[s.Key.Namespace]
+	pinned, ok := c.cachedAllocationPoolsByNamespace[s.Key.Namespace]
 	if !ok {
-		pinned = slices.SortedFunc(slices.Values(slices.Concat(c.pinnedUnrestrictedPools, c.pinnedPoolsByNamespace[s.Key.Namespace])), comparePoolPriorities)
-		c.cachedPinnedByNamespace[s.Key.Namespace] = pinned
+		pinned = slices.SortedFunc(slices.Values(slices.Concat(c.allocationPoolsAdmittingAllServices, c.allocationPoolsByAdmittedNamespace[s.Key.Namespace])), comparePoolPriorities)
+		c.cachedAllocationPoolsByNamespace[s.Key.Namespace] = pinned
 	}
 	var more []*poolEntry
-	more = appendAdmittingPools(more, c.poolsWithUnindexedSelectors, s)
-	more = appendAdmittingPools(more, c.labelSelectingPoolsByNamespace[s.Key.Namespace], s)
-	if len(c.pinnedPoolsByLabel) > 0 {
+	more = appendAdmittingPools(more, c.allocationPoolsWithUnindexedSelectors, s)
+	more = appendAdmittingPools(more, c.allocationPoolsBySelectedNamespaceAndLabels[s.Key.Namespace], s)
+	if len(c.allocationPoolsByRequiredServiceLabel) > 0 {
 		for k, v := range s.Labels {
-			more = appendAdmittingPools(more, c.pinnedPoolsByLabel[labelPair{k, v}], s)
+			more = appendAdmittingPools(more, c.allocationPoolsByRequiredServiceLabel[labelPair{k, v}], s)
 		}
 	}
 	if len(more) > 0 {
@@ -120,7 +122,7 @@ func (c *candidatePools) poolsForService(s *view.Service) (pinned, open []*poolE
 		slices.SortFunc(pinned, comparePoolPriorities)
 		pinned = slices.Compact(pinned)
 	}
-	return pinned, c.openPools
+	return pinned, c.poolsWithoutServiceAllocation
 }
 
 func appendAdmittingPools(to, from []*poolEntry, s *view.Service) []*poolEntry {
@@ -133,12 +135,12 @@ func appendAdmittingPools(to, from []*poolEntry, s *view.Service) []*poolEntry {
 }
 
 func comparePoolPriorities(x, y *poolEntry) int {
-	return cmp.Or(cmp.Compare(priorityRank(x.pool), priorityRank(y.pool)), cmp.Compare(x.orderInSnapshot, y.orderInSnapshot))
+	return cmp.Or(cmp.Compare(rankOfPoolPriority(x.pool), rankOfPoolPriority(y.pool)), cmp.Compare(x.orderInSnapshot, y.orderInSnapshot))
 }
 
-// priorityRank turns a priority into a rank: lower is better, 0 is last. A negative priority counts
-// as 0, since the API does not define it.
-func priorityRank(p *snapshot.Pool) uint {
+// rankOfPoolPriority turns a priority into a rank: lower is better, 0 is last. A negative priority
+// counts as 0, since the API does not define it.
+func rankOfPoolPriority(p *snapshot.Pool) uint {
 	return uint(max(p.ServiceAllocation.Priority, 0)) - 1
 }
 
@@ -149,7 +151,7 @@ func poolAdmits(p *snapshot.Pool, s *view.Service) bool {
 	if a == nil {
 		return true
 	}
-	if _, named := slices.BinarySearch(a.Namespaces, s.Key.Namespace); a.NamespacesRestricted && !named {
+	if _, named := slices.BinarySearch(a.Namespaces, s.Key.Namespace); a.OnlyListedNamespaces && !named {
 		return false
 	}
 	return len(a.ServiceSelectors) == 0 ||

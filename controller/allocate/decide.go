@@ -17,18 +17,18 @@ type Decision struct {
 	Addresses []netip.Addr
 	// PoolOfFirstAddress is the Pool of the first address.
 	PoolOfFirstAddress string
-	// PoolsIfSeveral are the Pools of all addresses, in their order, each once; nil when Pool is
-	// the only one.
-	PoolsIfSeveral []string
+	// PoolsOfAllAddressesIfSeveral are the Pools of all addresses, in their order, each once; nil
+	// when Pool is the only one.
+	PoolsOfAllAddressesIfSeveral []string
 	// AddressesToProbe are addresses that need an acquire probe first, with ReasonProbing: see
-	// Ledger.ProposeAddressesForProbe.
+	// Ledger.WithholdAddressesUntilProbed.
 	AddressesToProbe []netip.Addr
 	// The Reason is ReasonAssigned when the Service has what it asks for. With any other Reason the
 	// addresses are those that it had and keeps.
 	names.Explanation
-	// WantsMoreAddresses says that the Service does not have all that it asks for: decide again
-	// when addresses become free or pools change.
-	WantsMoreAddresses bool
+	// DecideAgainWhenAddressesFree says that the Service does not have all that it asks for: decide
+	// again when addresses become free or pools change.
+	DecideAgainWhenAddressesFree bool
 }
 
 // decider is the state of one call of Decide.
@@ -37,10 +37,10 @@ type decider struct {
 	ledger           *Ledger
 	currentPoolIndex *poolIndex
 	sharing          *sharingProperties
-	// assignmentBefore is what the Service holds, without addresses that it can no longer share or
-	// whose family it lost. kept is the part of it that this decision keeps.
-	assignmentBefore Assignment
-	keptAddresses    []netip.Addr
+	// stillHoldableAssignmentBefore is what the Service holds, without addresses that it can no
+	// longer share or whose family it lost. kept is the part of it that this decision keeps.
+	stillHoldableAssignmentBefore Assignment
+	keptAddresses                 []netip.Addr
 	// needsIPv4 and needsIPv6 say which families it should have, wantedPerFamily how many addresses
 	// of each.
 	needsIPv4, needsIPv6 bool
@@ -61,7 +61,7 @@ type pickedAddress struct {
 // whatever happens to the pools, until the Service itself asks for something else. If a request
 // cannot be fulfilled, the Service keeps what it has.
 func DecideAssignment(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
-	d := decider{service: s, ledger: l, currentPoolIndex: l.indexSnapshot(snap), sharing: sharingPropertiesOf(s), wantedPerFamily: max(s.AddressesPerFamily, 1)}
+	d := decider{service: s, ledger: l, currentPoolIndex: l.indexPoolsOfSnapshot(snap), sharing: sharingPropertiesOf(s), wantedPerFamily: max(s.RequestedAddressesPerFamily, 1)}
 	for _, a := range s.ClusterIPs {
 		f := ipfamily.FamilyOf(a)
 		d.needsIPv4, d.needsIPv6 = d.needsIPv4 || f == ipfamily.IPv4, d.needsIPv6 || f == ipfamily.IPv6
@@ -70,28 +70,28 @@ func DecideAssignment(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decis
 		return Decision{Explanation: names.Explain(names.ReasonNoClusterIP, "the Service has no cluster IP: headless Services cannot be of type LoadBalancer")}
 	}
 	if held, ok := l.AssignmentOf(s.Key); ok {
-		d.assignmentBefore = held
-		d.assignmentBefore.Addresses = slices.DeleteFunc(held.Addresses, d.hasServiceGivenUp)
-		d.keptAddresses = slices.Clone(d.assignmentBefore.Addresses)
+		d.stillHoldableAssignmentBefore = held
+		d.stillHoldableAssignmentBefore.Addresses = slices.DeleteFunc(held.Addresses, d.cannotHoldAddressAnyMore)
+		d.keptAddresses = slices.Clone(d.stillHoldableAssignmentBefore.Addresses)
 	}
 	switch {
-	case s.RequestFault != "":
-		return d.keepAssignmentUnchanged(names.Explanation{Reason: names.ReasonInvalidRequest, Text: s.RequestFault})
+	case s.InvalidRequestText != "":
+		return d.decideToKeepAssignment(names.Explanation{Reason: names.ReasonInvalidRequest, Text: s.InvalidRequestText})
 	case s.FamilyPolicy == view.RequireDualStack && !(d.needsIPv4 && d.needsIPv6):
-		return d.keepAssignmentUnchanged(names.Explain(names.ReasonFamilyMismatch, "ipFamilyPolicy is RequireDualStack, but the Service has cluster IPs of one family only"))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonFamilyMismatch, "ipFamilyPolicy is RequireDualStack, but the Service has cluster IPs of one family only"))
 	case len(s.RequestedAddresses) > 0:
 		return d.decideRequestedAddresses()
 	}
-	d.keptAddresses = slices.DeleteFunc(d.keptAddresses, func(a netip.Addr) bool { return slices.Contains(s.AddressesToRelease, a) })
+	d.keptAddresses = slices.DeleteFunc(d.keptAddresses, func(a netip.Addr) bool { return slices.Contains(s.AddressesToExchange, a) })
 	if s.RequestedPool != "" {
 		return d.decideFromNamedPool()
 	}
-	return d.decideFromAnyPool()
+	return d.decideFromCandidatePools()
 }
 
-// hasServiceGivenUp says whether the Service lost the address by its own spec: it can no longer
-// share it with the other holders, or has no cluster IP of its family any more.
-func (d *decider) hasServiceGivenUp(a netip.Addr) bool {
+// cannotHoldAddressAnyMore says whether the Service lost the address by its own spec: it can no
+// longer share it with the other holders, or has no cluster IP of its family any more.
+func (d *decider) cannotHoldAddressAnyMore(a netip.Addr) bool {
 	return d.ledger.explainSharingConflict(addressFromNetip(a), d.service.Key, d.sharing).IsSet() || !d.needsFamily(ipfamily.FamilyOf(a))
 }
 
@@ -104,34 +104,34 @@ func (d *decider) needsFamily(f ipfamily.Family) bool {
 // not the owner of the Service.
 func (d *decider) decideFromNamedPool() Decision {
 	src := d.currentPoolIndex.poolEntryByName[d.service.RequestedPool]
-	if d.assignmentBefore.PoolOfFirstAddress != d.service.RequestedPool && src != nil {
+	if d.stillHoldableAssignmentBefore.PoolOfFirstAddress != d.service.RequestedPool && src != nil {
 		d.keptAddresses = slices.DeleteFunc(d.keptAddresses, func(a netip.Addr) bool { return !src.pool.CanAssign(a) })
 	}
 	switch {
 	case src == nil:
-		return d.keepAssignmentUnchanged(names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the annotation %s", d.service.RequestedPool, names.AnnotationPool))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the annotation %s", d.service.RequestedPool, names.AnnotationPool))
 	case !poolAdmits(src.pool, d.service):
-		return d.keepAssignmentUnchanged(names.Explain(names.ReasonPoolNotAllowed, notAdmittedTextFormat, src.pool.Name))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonPoolNotAllowed, poolDoesNotAdmitServiceFormat, src.pool.Name))
 	}
 	if !d.pickMissingAddresses([]*poolEntry{src}, nil) {
-		return d.keepAssignmentUnchanged(d.explainShortage())
+		return d.decideToKeepAssignment(d.explainShortage())
 	}
-	return d.finishDecision()
+	return d.decisionFromKeptAndPicked()
 }
 
-// decideFromAnyPool decides for a Service that names neither pool nor addresses.
-func (d *decider) decideFromAnyPool() Decision {
+// decideFromCandidatePools decides for a Service that names neither pool nor addresses.
+func (d *decider) decideFromCandidatePools() Decision {
 	pinned, open := d.currentPoolIndex.candidatePools.poolsForService(d.service)
 	if d.pickMissingAddresses(pinned, open) {
-		return d.finishDecision()
+		return d.decisionFromKeptAndPicked()
 	}
 	switch {
 	case len(d.currentPoolIndex.poolEntryByName) == 0:
-		return d.keepAssignmentUnchanged(names.Explain(names.ReasonNoPools, "no IPAddressPool exists: create one"))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonNoPools, "no IPAddressPool exists: create one"))
 	case len(pinned)+len(open) == 0:
-		return d.keepAssignmentUnchanged(names.Explain(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for other Services; name a pool with the annotation %s", names.AnnotationPool))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for other Services; name a pool with the annotation %s", names.AnnotationPool))
 	}
-	return d.keepAssignmentUnchanged(d.explainShortage())
+	return d.decideToKeepAssignment(d.explainShortage())
 }
 
 // decideRequestedAddresses decides for a Service that names its addresses.
@@ -144,60 +144,62 @@ func (d *decider) decideRequestedAddresses() Decision {
 		} else {
 			v6++
 		}
-		if slices.Contains(d.service.AddressesToRelease, a) {
-			return d.keepAssignmentUnchanged(names.Explain(names.ReasonInvalidRequest, "the Service requests %s and releases it with the annotation %s: remove one of the two", a, names.AnnotationRelease))
+		if slices.Contains(d.service.AddressesToExchange, a) {
+			return d.decideToKeepAssignment(names.Explain(names.ReasonInvalidRequest, "the Service requests %s and releases it with the annotation %s: remove one of the two", a, names.AnnotationAddressesToRelease))
 		}
 	}
 	if (v4 > 0) != d.needsIPv4 || (v6 > 0) != d.needsIPv6 || v4 > d.wantedPerFamily || v6 > d.wantedPerFamily {
-		return d.keepAssignmentUnchanged(names.Explain(names.ReasonFamilyMismatch, "the requested %s does not match the families of the Service's cluster IPs (%s): request at most %d of each", joinAddresses(want), joinAddresses(d.service.ClusterIPs), d.wantedPerFamily))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonFamilyMismatch, "the requested %s does not match the families of the Service's cluster IPs (%s): request at most %d of each", joinAddresses(want), joinAddresses(d.service.ClusterIPs), d.wantedPerFamily))
 	}
 	d.keptAddresses = nil
 	for _, a := range want {
-		if slices.Contains(d.assignmentBefore.Addresses, a) {
+		if slices.Contains(d.stillHoldableAssignmentBefore.Addresses, a) {
 			d.keptAddresses = append(d.keptAddresses, a)
 		}
-		src, refusal := d.checkRequestedAddress(a)
+		src, refusal := d.findPoolOfRequestedAddress(a)
 		if refusal.IsSet() {
-			return d.keepAssignmentUnchanged(refusal)
+			return d.decideToKeepAssignment(refusal)
 		}
 		d.pickedAddresses = append(d.pickedAddresses, pickedAddress{addressFromNetip(a), src})
 	}
-	d.pickedAddresses = slices.DeleteFunc(d.pickedAddresses, func(p pickedAddress) bool { return slices.Contains(d.assignmentBefore.Addresses, p.address.toNetip()) })
-	if wait, ok := d.decideAddressesToProbe(); ok {
+	d.pickedAddresses = slices.DeleteFunc(d.pickedAddresses, func(p pickedAddress) bool {
+		return slices.Contains(d.stillHoldableAssignmentBefore.Addresses, p.address.toNetip())
+	})
+	if wait, ok := d.decideToProbePickedAddresses(); ok {
 		return wait
 	}
 	return d.newAssignedDecision(slices.Clone(want))
 }
 
-// finishDecision makes the Decision from the kept and the picked addresses.
-func (d *decider) finishDecision() Decision {
-	if wait, ok := d.decideAddressesToProbe(); ok {
+// decisionFromKeptAndPicked makes the Decision from the kept and the picked addresses.
+func (d *decider) decisionFromKeptAndPicked() Decision {
+	if wait, ok := d.decideToProbePickedAddresses(); ok {
 		return wait
 	}
-	out := d.newAssignedDecision(d.listDecidedAddresses())
+	out := d.newAssignedDecision(d.orderKeptAndPickedAddresses())
 	if violation := d.explainPoolViolation(); violation.IsSet() {
-		out.Explanation, out.WantsMoreAddresses = violation, true
+		out.Explanation, out.DecideAgainWhenAddressesFree = violation, true
 		return out
 	}
 	n4, n6 := d.countDecidedOfFamily(ipfamily.IPv4), d.countDecidedOfFamily(ipfamily.IPv6)
 	if d.needsIPv4 && d.needsIPv6 && (n4 == 0 || n6 == 0) {
-		out.WantsMoreAddresses = d.service.FamilyPolicy != view.SingleStack
+		out.DecideAgainWhenAddressesFree = d.service.FamilyPolicy != view.SingleStack
 	}
 	if (n4 > 0 && n4 < d.wantedPerFamily) || (n6 > 0 && n6 < d.wantedPerFamily) {
 		shortage := d.explainShortage()
 		out.Explanation = names.Explain(shortage.Reason, "assigned %s, fewer than the %d of each family that the annotation %s asks for: %s",
-			joinAddresses(out.Addresses), d.wantedPerFamily, names.AnnotationAddressCount, shortage.Text)
-		out.WantsMoreAddresses = true
+			joinAddresses(out.Addresses), d.wantedPerFamily, names.AnnotationAddressesPerFamily, shortage.Text)
+		out.DecideAgainWhenAddressesFree = true
 	}
 	return out
 }
 
-// decideAddressesToProbe returns a Decision that proposes the picked addresses, if one of them
-// needs an acquire probe.
-func (d *decider) decideAddressesToProbe() (Decision, bool) {
+// decideToProbePickedAddresses returns a Decision that proposes the picked addresses, if one of
+// them needs an acquire probe.
+func (d *decider) decideToProbePickedAddresses() (Decision, bool) {
 	asked := false
 	for _, p := range d.pickedAddresses {
-		if p.poolEntry.pool.Probe != nil && !d.ledger.isAddressHeld(p.address) && !d.ledger.hasProbeWithoutAnswer(p.address, d.service.Key) {
+		if p.poolEntry.pool.AcquireProbe != nil && !d.ledger.isAddressHeld(p.address) && !d.ledger.hasProbeWithoutAnswer(p.address, d.service.Key) {
 			asked = true
 		}
 	}
@@ -208,22 +210,23 @@ func (d *decider) decideAddressesToProbe() (Decision, bool) {
 	for _, p := range d.pickedAddresses {
 		proposed = append(proposed, p.address.toNetip())
 	}
-	out := d.keepAssignmentUnchanged(names.Explain(names.ReasonProbing, "checking whether a host already uses %s; a speaker with a link to the segment answers", joinAddresses(proposed)))
+	out := d.decideToKeepAssignment(names.Explain(names.ReasonProbing, "checking whether a host already uses %s; a speaker with a link to the segment answers", joinAddresses(proposed)))
 	out.AddressesToProbe = proposed
 	return out, true
 }
 
-// listDecidedAddresses lists what the Service should hold. A kept address keeps its position, a new
-// address of the same family takes the position of a lost one, and other new addresses come last,
-// IPv4 first.
-func (d *decider) listDecidedAddresses() []netip.Addr {
-	if len(d.assignmentBefore.Addresses) == 0 && len(d.pickedAddresses) == 1 { // nearly always
+// orderKeptAndPickedAddresses lists what the Service should hold. A kept address keeps its
+// position, a new address of the same family takes the position of a lost one, and other new
+// addresses come last, IPv4 first.
+func (d *decider) orderKeptAndPickedAddresses() []netip.Addr {
+	// nearly always
+	if len(d.stillHoldableAssignmentBefore.Addresses) == 0 && len(d.pickedAddresses) == 1 {
 		return []netip.Addr{d.pickedAddresses[0].address.toNetip()}
 	}
 	picked := slices.Clone(d.pickedAddresses)
 	slices.SortStableFunc(picked, func(x, y pickedAddress) int { return int(x.address.family()) - int(y.address.family()) })
 	out := make([]netip.Addr, 0, len(d.keptAddresses)+len(picked))
-	for _, a := range d.assignmentBefore.Addresses {
+	for _, a := range d.stillHoldableAssignmentBefore.Addresses {
 		if slices.Contains(d.keptAddresses, a) {
 			out = append(out, a)
 			continue
@@ -246,13 +249,13 @@ func (d *decider) explainPoolViolation() names.Explanation {
 		src := d.currentPoolIndex.poolEntryCovering(addressFromNetip(a))
 		switch {
 		case src == nil:
-			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + " any more; the Service keeps it: put it back into a pool, or exchange it with the annotation " + names.AnnotationRelease}
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + " any more; the Service keeps it: put it back into a pool, or exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		case !src.pool.CanAssign(a):
-			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + src.pool.Name + " excludes " + a.String() + " now; the Service keeps it: exchange it with the annotation " + names.AnnotationRelease}
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + src.pool.Name + " excludes " + a.String() + " now; the Service keeps it: exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		case d.service.RequestedPool != "" && src.pool.Name != d.service.RequestedPool:
-			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + d.service.RequestedPool + " no longer contains " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationRelease}
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + d.service.RequestedPool + " no longer contains " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		case !poolAdmits(src.pool, d.service):
-			return names.Explanation{Reason: names.ReasonPoolNotAllowed, Text: "the serviceAllocation of pool " + src.pool.Name + " no longer admits this Service; it keeps " + a.String() + ": exchange it with the annotation " + names.AnnotationRelease}
+			return names.Explanation{Reason: names.ReasonPoolNotAllowed, Text: "the serviceAllocation of pool " + src.pool.Name + " no longer admits this Service; it keeps " + a.String() + ": exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		}
 	}
 	return names.Explanation{}

@@ -11,12 +11,12 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// notAdmittedTextFormat is the text for a pool that does not admit the Service.
-const notAdmittedTextFormat = "pool %q does not admit this Service: ask for another pool or address, or add the Service's namespace or labels to the pool's serviceAllocation"
+// poolDoesNotAdmitServiceFormat is the text for a pool that does not admit the Service.
+const poolDoesNotAdmitServiceFormat = "pool %q does not admit this Service: ask for another pool or address, or add the Service's namespace or labels to the pool's serviceAllocation"
 
-// checkRequestedAddress returns the pool of a requested address, or why the Service cannot have it.
-// For an address that the Service already holds, only its pool is checked.
-func (d *decider) checkRequestedAddress(a netip.Addr) (*poolEntry, names.Explanation) {
+// findPoolOfRequestedAddress returns the pool of a requested address, or why the Service cannot
+// have it. For an address that the Service already holds, only its pool is checked.
+func (d *decider) findPoolOfRequestedAddress(a netip.Addr) (*poolEntry, names.Explanation) {
 	at := addressFromNetip(a)
 	src := d.currentPoolIndex.poolEntryAssigning(at)
 	if src == nil {
@@ -30,9 +30,9 @@ func (d *decider) checkRequestedAddress(a netip.Addr) (*poolEntry, names.Explana
 			a, src.pool.Name, names.AnnotationPool, d.service.RequestedPool)
 	}
 	if !poolAdmits(src.pool, d.service) {
-		return nil, names.Explain(names.ReasonPoolNotAllowed, notAdmittedTextFormat, src.pool.Name)
+		return nil, names.Explain(names.ReasonPoolNotAllowed, poolDoesNotAdmitServiceFormat, src.pool.Name)
 	}
-	if slices.Contains(d.assignmentBefore.Addresses, a) {
+	if slices.Contains(d.stillHoldableAssignmentBefore.Addresses, a) {
 		return src, names.Explanation{}
 	}
 	if c := d.ledger.explainSharingConflict(at, d.service.Key, d.sharing); c.IsSet() {
@@ -54,7 +54,7 @@ func (l *Ledger) explainSharingConflict(a address, k view.ObjectKey, sh *sharing
 	var first *assignmentRecord
 	var conflict names.Explanation
 	var room [1]int32
-	for _, id := range l.holderTable.recordsHoldingAddress(a, &room) {
+	for _, id := range l.holderTable.recordIDsHoldingAddress(a, &room) {
 		r := l.recordAt(id)
 		if r.service == k || (first != nil && first.service.Compare(r.service) < 0) {
 			continue
@@ -77,28 +77,28 @@ func (w WithheldAddress) describeReason() string {
 	}
 	switch w.Reason {
 	case names.ReasonAddressReserved:
-		return fmt.Sprintf("is reserved for Service %s by AddressReservation %q%s", w.Service, w.WithheldBy, until)
+		return fmt.Sprintf("is reserved for Service %s by AddressReservation %q%s", w.ServiceThatMayHoldIt, w.ReservationOrForeignHost, until)
 	case names.ReasonQuarantined:
-		return fmt.Sprintf("is in quarantine%s: host %s answered for it on the segment", until, w.WithheldBy)
+		return fmt.Sprintf("is in quarantine%s: host %s answered for it on the segment", until, w.ReservationOrForeignHost)
 	case names.ReasonProbing:
-		return fmt.Sprintf("is about to be given to Service %s", w.Service)
+		return fmt.Sprintf("is about to be given to Service %s", w.ServiceThatMayHoldIt)
 	}
-	return fmt.Sprintf("was released by Service %s and cools down%s", w.Service, until)
+	return fmt.Sprintf("was released by Service %s and cools down%s", w.ServiceThatMayHoldIt, until)
 }
 
-// keepAssignmentUnchanged leaves the Service with what it has, and says why it does not get what it
+// decideToKeepAssignment leaves the Service with what it has, and says why it does not get what it
 // asks for.
-func (d *decider) keepAssignmentUnchanged(why names.Explanation) Decision {
-	d.pickedAddresses, d.keptAddresses = nil, d.assignmentBefore.Addresses
+func (d *decider) decideToKeepAssignment(why names.Explanation) Decision {
+	d.pickedAddresses, d.keptAddresses = nil, d.stillHoldableAssignmentBefore.Addresses
 	// Addresses beyond its count come from an exchange that was not written.
-	if d.service.RequestFault == "" {
+	if d.service.InvalidRequestText == "" {
 		d.dropSurplusAddresses()
-		d.assignmentBefore.Addresses = d.keptAddresses
+		d.stillHoldableAssignmentBefore.Addresses = d.keptAddresses
 	}
-	out := Decision{Addresses: d.assignmentBefore.Addresses, Explanation: why, WantsMoreAddresses: true}
-	if len(d.assignmentBefore.Addresses) > 0 {
-		out.Text += fmt.Sprintf("; the Service keeps %s", joinAddresses(d.assignmentBefore.Addresses))
-		out.PoolOfFirstAddress, out.PoolsIfSeveral, _ = d.describePoolsOf(out.Addresses)
+	out := Decision{Addresses: d.stillHoldableAssignmentBefore.Addresses, Explanation: why, DecideAgainWhenAddressesFree: true}
+	if len(d.stillHoldableAssignmentBefore.Addresses) > 0 {
+		out.Text += fmt.Sprintf("; the Service keeps %s", joinAddresses(d.stillHoldableAssignmentBefore.Addresses))
+		out.PoolOfFirstAddress, out.PoolsOfAllAddressesIfSeveral, _ = d.poolsOfAddressesAndSentence(out.Addresses)
 	}
 	return out
 }
@@ -106,18 +106,19 @@ func (d *decider) keepAssignmentUnchanged(why names.Explanation) Decision {
 func (d *decider) newAssignedDecision(addresses []netip.Addr) Decision {
 	out := Decision{Addresses: addresses}
 	out.Reason = names.ReasonAssigned
-	out.PoolOfFirstAddress, out.PoolsIfSeveral, out.Text = d.describePoolsOf(addresses)
+	out.PoolOfFirstAddress, out.PoolsOfAllAddressesIfSeveral, out.Text = d.poolsOfAddressesAndSentence(addresses)
 	return out
 }
 
-// describePoolsOf returns the pools of the addresses, and a sentence about them. An address that no
-// pool covers belongs to the pool that it came from. So does an address that the Service got from
-// the pool it names: otherwise a later change of the pools would look like a change of the Service.
-func (d *decider) describePoolsOf(addresses []netip.Addr) (pool string, pools []string, text string) {
+// poolsOfAddressesAndSentence returns the pools of the addresses, and a sentence about them. An
+// address that no pool covers belongs to the pool that it came from. So does an address that the
+// Service got from the pool it names: otherwise a later change of the pools would look like a
+// change of the Service.
+func (d *decider) poolsOfAddressesAndSentence(addresses []netip.Addr) (pool string, pools []string, text string) {
 	room := make([]byte, 0, 96)
 	room = append(room, "assigned "...)
 	for i, a := range addresses {
-		name := d.assignmentBefore.PoolOfFirstAddress
+		name := d.stillHoldableAssignmentBefore.PoolOfFirstAddress
 		if src := d.currentPoolIndex.poolEntryCovering(addressFromNetip(a)); src != nil && !(name != "" && name == d.service.RequestedPool && slices.Contains(d.keptAddresses, a)) {
 			name = src.pool.Name
 		}

@@ -8,17 +8,17 @@ import "math/bits"
 // positions and not with the size, and the next free position is found in as many steps as the tree
 // has levels.
 type freeSet struct {
-	positionCount uint64
-	takenCount    uint64 // how many positions are taken
-	bitsByLevel   []map[uint64]uint64
-	// lowestPossiblyFree is a position below which every position is taken.
-	lowestPossiblyFree uint64
+	positionCount        uint64
+	takenCount           uint64 // how many positions are taken
+	takenBitsByTreeLevel []map[uint64]uint64
+	// allBelowAreTaken is a position below which every position is taken.
+	allBelowAreTaken uint64
 }
 
 func newFreeSet(size uint64) *freeSet {
 	s := &freeSet{positionCount: size}
 	for n := size; ; n = (n + 63) / 64 {
-		s.bitsByLevel = append(s.bitsByLevel, map[uint64]uint64{})
+		s.takenBitsByTreeLevel = append(s.takenBitsByTreeLevel, map[uint64]uint64{})
 		if n <= 64 {
 			return s
 		}
@@ -26,7 +26,7 @@ func newFreeSet(size uint64) *freeSet {
 }
 
 // isTaken says whether the position is taken.
-func (s *freeSet) isTaken(at uint64) bool { return s.bitsByLevel[0][at/64]&(1<<(at%64)) != 0 }
+func (s *freeSet) isTaken(at uint64) bool { return s.takenBitsByTreeLevel[0][at/64]&(1<<(at%64)) != 0 }
 
 // markTaken marks the position as taken. It may be taken already.
 func (s *freeSet) markTaken(at uint64) {
@@ -34,10 +34,10 @@ func (s *freeSet) markTaken(at uint64) {
 		return
 	}
 	s.takenCount++
-	if at == s.lowestPossiblyFree {
-		s.lowestPossiblyFree++
+	if at == s.allBelowAreTaken {
+		s.allBelowAreTaken++
 	}
-	for _, words := range s.bitsByLevel {
+	for _, words := range s.takenBitsByTreeLevel {
 		w := words[at/64] | 1<<(at%64)
 		words[at/64] = w
 		if w != ^uint64(0) {
@@ -53,8 +53,8 @@ func (s *freeSet) markFree(at uint64) {
 		return
 	}
 	s.takenCount--
-	s.lowestPossiblyFree = min(s.lowestPossiblyFree, at)
-	for _, words := range s.bitsByLevel {
+	s.allBelowAreTaken = min(s.allBelowAreTaken, at)
+	for _, words := range s.takenBitsByTreeLevel {
 		before := words[at/64]
 		if w := before &^ (1 << (at % 64)); w == 0 {
 			delete(words, at/64)
@@ -68,28 +68,28 @@ func (s *freeSet) markFree(at uint64) {
 	}
 }
 
-// nextFreePosition returns the lowest free position that is not below from.
+// nextFreePositionWithWrap returns the lowest free position that is not below from.
 func (s *freeSet) nextFreePosition(from uint64) (uint64, bool) {
-	at := s.nextFreeOnLevel(0, max(from, s.lowestPossiblyFree))
+	at := s.lowestUnsetBitOnLevelFrom(0, max(from, s.allBelowAreTaken))
 	if at >= s.positionCount {
 		return 0, false
 	}
-	if from <= s.lowestPossiblyFree {
-		s.lowestPossiblyFree = at
+	if from <= s.allBelowAreTaken {
+		s.allBelowAreTaken = at
 	}
 	return at, true
 }
 
-// nextFreeOnLevel returns the lowest unset bit of the level that is not below from; it may lie
-// beyond the size.
-func (s *freeSet) nextFreeOnLevel(level int, from uint64) uint64 {
-	if level == len(s.bitsByLevel) {
+// lowestUnsetBitOnLevelFrom returns the lowest unset bit of the level that is not below from; it
+// may lie beyond the size.
+func (s *freeSet) lowestUnsetBitOnLevelFrom(level int, from uint64) uint64 {
+	if level == len(s.takenBitsByTreeLevel) {
 		return from
 	}
-	words := s.bitsByLevel[level]
+	words := s.takenBitsByTreeLevel[level]
 	if open := ^words[from/64] &^ (1<<(from%64) - 1); open != 0 {
 		return from&^63 + uint64(bits.TrailingZeros64(open))
 	}
-	word := s.nextFreeOnLevel(level+1, from/64+1)
+	word := s.lowestUnsetBitOnLevelFrom(level+1, from/64+1)
 	return word*64 + uint64(bits.TrailingZeros64(^words[word]))
 }

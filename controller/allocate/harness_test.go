@@ -18,16 +18,16 @@ import (
 // harness is a Ledger with its pools and Services. It carries decisions out as the controller does.
 type harness struct {
 	*testing.T
-	ledger        *Ledger
-	snapshot      *snapshot.Snapshot
-	serviceByName map[string]*view.Service
-	currentTime   time.Time
-	// writtenAddressesByService are the addresses in the status of each Service.
-	writtenAddressesByService map[string][]netip.Addr
+	ledger            *Ledger
+	snapshot          *snapshot.Snapshot
+	lastServiceByName map[string]*view.Service
+	currentTime       time.Time
+	// statusAddressesByService are the addresses in the status of each Service.
+	statusAddressesByService map[string][]netip.Addr
 }
 
 func newHarness(t *testing.T, pools ...*snapshot.Pool) *harness {
-	w := &harness{T: t, ledger: NewLedger(), serviceByName: map[string]*view.Service{}, writtenAddressesByService: map[string][]netip.Addr{}, currentTime: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
+	w := &harness{T: t, ledger: NewLedger(), lastServiceByName: map[string]*view.Service{}, statusAddressesByService: map[string][]netip.Addr{}, currentTime: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
 	w.ledger.AdvanceTime(w.currentTime)
 	w.setPools(pools...)
 	return w
@@ -47,7 +47,7 @@ func (w *harness) setReservations(all ...*snapshot.Reservation) (last Decision) 
 	w.snapshot = &snapshot.Snapshot{Pools: w.snapshot.Pools, Reservations: all}
 	for _, r := range all {
 		last = DecideReservation(r, w.ledger, w.snapshot)
-		w.ledger.SetReservedAddresses(r, last.Addresses)
+		w.ledger.WithholdReservedAddresses(r, last.Addresses)
 	}
 	return last
 }
@@ -60,14 +60,14 @@ func (w *harness) advanceTime(d time.Duration) {
 // serveService edits a Service, decides, and carries the Decision out.
 func (w *harness) serveService(name string, edits ...func(*view.Service)) Decision {
 	w.Helper()
-	s := w.serviceByName[name]
+	s := w.lastServiceByName[name]
 	if s == nil {
 		s = newService(name)
-		w.serviceByName[name] = s
+		w.lastServiceByName[name] = s
 	}
 	next := *s
 	s = &next
-	w.serviceByName[name] = s
+	w.lastServiceByName[name] = s
 	for _, e := range edits {
 		e(s)
 	}
@@ -87,19 +87,19 @@ func equalDecisions(a, b Decision) bool {
 func (w *harness) carryOutDecision(s *view.Service, d Decision) {
 	w.Helper()
 	if len(d.AddressesToProbe) > 0 {
-		w.ledger.ProposeAddressesForProbe(s.Key, d.AddressesToProbe)
+		w.ledger.WithholdAddressesUntilProbed(s.Key, d.AddressesToProbe)
 	} else {
-		w.holdForWrite(s, d)
+		w.holdOldAndNewUntilWritten(s, d)
 	}
-	w.writtenAddressesByService[s.Key.Name] = d.Addresses
+	w.statusAddressesByService[s.Key.Name] = d.Addresses
 	if len(d.AddressesToProbe) == 0 {
 		w.ledger.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 	}
 }
 
-// holdForWrite records that a Service holds its old and its new addresses until the new ones are
-// written, as the controller does.
-func (w *harness) holdForWrite(s *view.Service, d Decision) {
+// holdOldAndNewUntilWritten records that a Service holds its old and its new addresses until the
+// new ones are written, as the controller does.
+func (w *harness) holdOldAndNewUntilWritten(s *view.Service, d Decision) {
 	held, _ := w.ledger.AssignmentOf(s.Key)
 	both := slices.Clone(held.Addresses)
 	for _, a := range d.Addresses {
@@ -111,16 +111,16 @@ func (w *harness) holdForWrite(s *view.Service, d Decision) {
 }
 
 func (w *harness) deleteService(name string) {
-	w.ledger.ReleaseService(w.serviceByName[name].Key)
-	delete(w.serviceByName, name)
-	delete(w.writtenAddressesByService, name)
+	w.ledger.ReleaseService(w.lastServiceByName[name].Key)
+	delete(w.lastServiceByName, name)
+	delete(w.statusAddressesByService, name)
 }
 
 // restartController builds a new Ledger from what is written, as a controller does at its start.
 func (w *harness) restartController() {
 	memory := w.ledger.AllWithheldAddresses()
 	pools := map[string]string{}
-	for n, s := range w.serviceByName {
+	for n, s := range w.lastServiceByName {
 		held, _ := w.ledger.AssignmentOf(s.Key)
 		pools[n] = held.PoolOfFirstAddress
 	}
@@ -129,9 +129,9 @@ func (w *harness) restartController() {
 	for _, m := range memory {
 		w.ledger.WithholdAddress(m)
 	}
-	for n, s := range w.serviceByName {
-		if len(w.writtenAddressesByService[n]) > 0 {
-			w.ledger.CommitAssignment(s, w.writtenAddressesByService[n], pools[n])
+	for n, s := range w.lastServiceByName {
+		if len(w.statusAddressesByService[n]) > 0 {
+			w.ledger.CommitAssignment(s, w.statusAddressesByService[n], pools[n])
 		}
 	}
 }
@@ -171,11 +171,11 @@ func withLabel(key, value string) func(*view.Service) {
 }
 
 func withAddressCount(n int) func(*view.Service) {
-	return func(s *view.Service) { s.AddressesPerFamily = n }
+	return func(s *view.Service) { s.RequestedAddressesPerFamily = n }
 }
 
 func withAddressesToRelease(texts ...string) func(*view.Service) {
-	return func(s *view.Service) { s.AddressesToRelease = parseAddresses(texts...) }
+	return func(s *view.Service) { s.AddressesToExchange = parseAddresses(texts...) }
 }
 
 // editPool returns the pool after the edits.
@@ -190,13 +190,13 @@ func withoutAutoAssign(p *snapshot.Pool) { p.AutoAssign = false }
 
 func restrictedToNamespaces(priority int, namespaces ...string) func(*snapshot.Pool) {
 	return func(p *snapshot.Pool) {
-		p.ServiceAllocation = &snapshot.ServiceAllocation{Priority: priority, Namespaces: namespaces, NamespacesRestricted: len(namespaces) > 0}
+		p.ServiceAllocation = &snapshot.ServiceAllocation{Priority: priority, Namespaces: namespaces, OnlyListedNamespaces: len(namespaces) > 0}
 	}
 }
 
-// admittingNobody is the result of namespaceSelectors that match no namespace.
-func admittingNobody(p *snapshot.Pool) {
-	p.ServiceAllocation = &snapshot.ServiceAllocation{NamespacesRestricted: true}
+// withServiceAllocationAdmittingNone is the result of namespaceSelectors that match no namespace.
+func withServiceAllocationAdmittingNone(p *snapshot.Pool) {
+	p.ServiceAllocation = &snapshot.ServiceAllocation{OnlyListedNamespaces: true}
 }
 
 func selectingServices(texts ...string) func(*snapshot.Pool) {
@@ -232,4 +232,6 @@ func withQuota(n int, namespaces map[string]int) func(*snapshot.Pool) {
 	}
 }
 
-func withProbe(p *snapshot.Pool) { p.Probe = &snapshot.ProbeSettings{QuarantineDelay: time.Hour} }
+func withProbe(p *snapshot.Pool) {
+	p.AcquireProbe = &snapshot.ProbeSettings{QuarantineDelay: time.Hour}
+}

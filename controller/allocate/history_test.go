@@ -20,7 +20,7 @@ import (
 // assigned is the lowest free one.
 func TestRandomHistories(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		h := &randomHistory{T: rt, harness: newHarness(t)}
+		h := &randomHistoryTest{T: rt, harness: newHarness(t)}
 		h.drawPools("0")
 		for range rapid.IntRange(5, 40).Draw(rt, "steps") {
 			h.runStep()
@@ -29,28 +29,28 @@ func TestRandomHistories(t *testing.T) {
 	})
 }
 
-// randomHistory drives a harness at random.
-type randomHistory struct {
+// randomHistoryTest drives a harness at random.
+type randomHistoryTest struct {
 	*rapid.T
 	harness *harness
 }
 
-func (h *randomHistory) drawOneOf(label string, of ...string) string {
+func (h *randomHistoryTest) drawOneOf(label string, of ...string) string {
 	return rapid.SampledFrom(of).Draw(h.T, label)
 }
 
-// rangeVariantsByPool are the ranges to which a pool may be edited; they never overlap across
+// possibleRangesByPool are the ranges to which a pool may be edited; they never overlap across
 // pools.
-var rangeVariantsByPool = map[string][][]string{
+var possibleRangesByPool = map[string][][]string{
 	"0": {{"192.0.2.0/29"}, {"192.0.2.2-192.0.2.12"}, {"192.0.2.4/30", "fd00:1::/126"}, {"192.0.2.0/28", "fd00:1::/125"}},
 	"1": {{"198.51.100.254-198.51.101.3"}, {"fd00:2::-fd00:2::5"}, {"198.51.101.0/29", "fd00:2::/127"}},
 }
 
 // drawPools replaces the pools by random variants of those that are named.
-func (h *randomHistory) drawPools(pools ...string) {
+func (h *randomHistoryTest) drawPools(pools ...string) {
 	var out []*snapshot.Pool
 	for _, name := range pools {
-		all := rangeVariantsByPool[name]
+		all := possibleRangesByPool[name]
 		p := newPool(h.harness.T, name, all[rapid.IntRange(0, len(all)-1).Draw(h.T, "ranges")]...)
 		p.AssignmentOrder = snapshot.AssignmentOrder(h.drawOneOf("order", "", "Lowest", "RoundRobin", "Hash"))
 		p.AutoAssign = h.drawOneOf("auto", "yes", "yes", "yes", "no") == "yes"
@@ -74,11 +74,11 @@ func (h *randomHistory) drawPools(pools ...string) {
 
 // runStep does one thing, and then serves all unrelated Services again: they must keep what they
 // have.
-func (h *randomHistory) runStep() {
+func (h *randomHistoryTest) runStep() {
 	w := h.harness
 	name := h.drawOneOf("service", "a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4")
 	before := map[string][]netip.Addr{}
-	for n, as := range w.writtenAddressesByService {
+	for n, as := range w.statusAddressesByService {
 		before[n] = slices.Clone(as)
 	}
 	mine := ""
@@ -88,7 +88,7 @@ func (h *randomHistory) runStep() {
 		h.serveRandom(name, what == "edit")
 	case "delete":
 		mine = name
-		if w.serviceByName[name] != nil {
+		if w.lastServiceByName[name] != nil {
 			w.deleteService(name)
 		}
 	case "pools":
@@ -101,28 +101,28 @@ func (h *randomHistory) runStep() {
 		h.reserveRandom()
 	}
 	for _, n := range []string{"a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4"} {
-		if n == mine || w.serviceByName[n] == nil {
+		if n == mine || w.lastServiceByName[n] == nil {
 			continue
 		}
-		from, _ := w.ledger.AssignmentOf(w.serviceByName[n].Key)
+		from, _ := w.ledger.AssignmentOf(w.lastServiceByName[n].Key)
 		w.serveService(n)
 		for _, a := range before[n] {
-			if !slices.Contains(w.writtenAddressesByService[n], a) && !h.isWaitingToMove(w.serviceByName[n], a, from.PoolOfFirstAddress) {
-				h.Fatalf("%s had %v, and has %v without asking", n, before[n], w.writtenAddressesByService[n])
+			if !slices.Contains(w.statusAddressesByService[n], a) && !h.wantsToExchangeAddress(w.lastServiceByName[n], a, from.PoolOfFirstAddress) {
+				h.Fatalf("%s had %v, and has %v without asking", n, before[n], w.statusAddressesByService[n])
 			}
 		}
 	}
 }
 
-// isWaitingToMove says whether a Service asks to exchange the address.
-func (h *randomHistory) isWaitingToMove(s *view.Service, a netip.Addr, from string) bool {
-	return len(s.RequestedAddresses) > 0 && !slices.Contains(s.RequestedAddresses, a) || slices.Contains(s.AddressesToRelease, a) || s.RequestedPool != "" && s.RequestedPool != from
+// wantsToExchangeAddress says whether a Service asks to exchange the address.
+func (h *randomHistoryTest) wantsToExchangeAddress(s *view.Service, a netip.Addr, from string) bool {
+	return len(s.RequestedAddresses) > 0 && !slices.Contains(s.RequestedAddresses, a) || slices.Contains(s.AddressesToExchange, a) || s.RequestedPool != "" && s.RequestedPool != from
 }
 
 // serveRandom creates a Service, or edits it.
-func (h *randomHistory) serveRandom(name string, edit bool) {
+func (h *randomHistoryTest) serveRandom(name string, edit bool) {
 	var edits []func(*view.Service)
-	if h.harness.serviceByName[name] == nil {
+	if h.harness.lastServiceByName[name] == nil {
 		edits = append(edits, inNamespace(name[:1]), withAddressCount(rapid.IntRange(1, 2).Draw(h.T, "count")))
 		switch h.drawOneOf("families", "4", "4", "6", "prefer", "require") {
 		case "6":
@@ -145,8 +145,8 @@ func (h *randomHistory) serveRandom(name string, edit bool) {
 		case "no pool":
 			edits = append(edits, withRequestedAddresses(), withRequestedPool(""))
 		case "release":
-			held := h.harness.writtenAddressesByService[name]
-			edits = append(edits, withRequestedAddresses(), func(s *view.Service) { s.AddressesToRelease = held[:min(len(held), 1)] })
+			held := h.harness.statusAddressesByService[name]
+			edits = append(edits, withRequestedAddresses(), func(s *view.Service) { s.AddressesToExchange = held[:min(len(held), 1)] })
 		case "release nothing":
 			edits = append(edits, withAddressesToRelease())
 		}
@@ -154,7 +154,7 @@ func (h *randomHistory) serveRandom(name string, edit bool) {
 	h.harness.serveService(name, edits...)
 }
 
-func (h *randomHistory) reserveRandom() {
+func (h *randomHistoryTest) reserveRandom() {
 	r := &snapshot.Reservation{Name: "r", Service: view.ObjectKey{Namespace: "a", Name: "a1"}}
 	switch h.drawOneOf("reservation", "none", "address", "pool", "follows") {
 	case "none":
@@ -163,7 +163,7 @@ func (h *randomHistory) reserveRandom() {
 	case "address":
 		r.Addresses = parseAddresses("192.0.2.3", "fd00:2::1")
 	case "pool":
-		r.Pool = "0"
+		r.PoolToChooseFrom = "0"
 	}
 	if h.drawOneOf("expires", "no", "yes") == "yes" {
 		r.ExpiresAt = h.harness.currentTime.Add(time.Minute)
@@ -172,25 +172,25 @@ func (h *randomHistory) reserveRandom() {
 }
 
 // checkInvariants is the oracle.
-func (h *randomHistory) checkInvariants() {
+func (h *randomHistoryTest) checkInvariants() {
 	w := h.harness
 	w.ledger.UseSnapshot(w.snapshot)
 	holders := map[netip.Addr][]*view.Service{}
-	for n, as := range w.writtenAddressesByService {
+	for n, as := range w.statusAddressesByService {
 		for _, a := range as {
 			for _, o := range holders[a] {
-				if c := sharingPropertiesOf(w.serviceByName[n]).explainConflictWith(sharingPropertiesOf(o)); c.IsSet() {
+				if c := sharingPropertiesOf(w.lastServiceByName[n]).explainConflictWith(sharingPropertiesOf(o)); c.IsSet() {
 					h.Fatalf("%s is held by %s and %s, which may not share it (%s)", a, n, o.Key, c.Reason)
 				}
 			}
-			holders[a] = append(holders[a], w.serviceByName[n])
+			holders[a] = append(holders[a], w.lastServiceByName[n])
 		}
 	}
 	withheld := map[netip.Addr]bool{}
 	for _, x := range w.ledger.AllWithheldAddresses() {
 		withheld[x.Address] = true
 		if x.Reason == names.ReasonProbing && len(holders[x.Address]) == 0 {
-			h.Fatalf("%s is withheld for a finished write of %s", x.Address, x.Service)
+			h.Fatalf("%s is withheld for a finished write of %s", x.Address, x.ServiceThatMayHoldIt)
 		}
 	}
 	for _, p := range w.snapshot.Pools {
@@ -211,7 +211,7 @@ func (h *randomHistory) checkInvariants() {
 		if got := w.ledger.UsageOfPool(p, w.snapshot); got != want {
 			h.Fatalf("pool %s counts %+v, and the oracle %+v", p.Name, got, want)
 		}
-		h.checkNextAddress(p, lowest)
+		h.checkNextAssignedIsLowestFree(p, lowest)
 	}
 }
 
@@ -222,8 +222,8 @@ func oneIfTrue(is bool) int64 {
 	return 0
 }
 
-// checkNextAddress checks what a new Service that names the pool would get.
-func (h *randomHistory) checkNextAddress(p *snapshot.Pool, lowest netip.Addr) {
+// checkNextAssignedIsLowestFree checks what a new Service that names the pool would get.
+func (h *randomHistoryTest) checkNextAssignedIsLowestFree(p *snapshot.Pool, lowest netip.Addr) {
 	s := newService("fresh", inNamespace("z"), withRequestedPool(p.Name))
 	d := DecideAssignment(s, h.harness.ledger, h.harness.snapshot)
 	switch {

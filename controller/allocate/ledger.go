@@ -31,7 +31,7 @@ type assignmentRecord struct {
 	sharing                     *sharingProperties
 	poolID                      uint32 // index into Ledger.poolNameByID
 	// addressCount is how many addresses it has; from the third on they are in
-	// Ledger.extraAddressesByRecord.
+	// Ledger.addressesBeyondSecondByRecordID.
 	addressCount uint32
 }
 
@@ -42,18 +42,18 @@ const recordsPerChunk = 1024
 // Ledger stores which Service holds which address, and which addresses are withheld. The zero value
 // is not usable; call NewLedger.
 type Ledger struct {
-	currentTime            time.Time
-	recordChunks           [][]assignmentRecord
-	recordCount            int
-	freeRecordIDs          []int32
-	extraAddressesByRecord map[int32][]address
-	poolNameByID           []string
-	poolIDByName           map[string]uint32
+	currentTime                     time.Time
+	recordChunks                    [][]assignmentRecord
+	recordCount                     int
+	freeRecordIDs                   []int32
+	addressesBeyondSecondByRecordID map[int32][]address
+	poolNameByID                    []string
+	poolIDByName                    map[string]uint32
 
 	// recordIDTable finds a record by its Service.
-	recordIDTable   numberHashTable
+	recordIDTable   recordIDHashTable
 	serviceHashSeed maphash.Seed
-	holderTable     holderTable
+	holderTable     recordIDsByAddressTable
 	// withheldEntriesByAddress and withheldAddressesByService are the withheld addresses, by
 	// address and by the Service that may have them.
 	withheldEntriesByAddress   map[address][]WithheldAddress
@@ -75,7 +75,7 @@ type Ledger struct {
 // NewLedger returns an empty Ledger.
 func NewLedger() *Ledger {
 	l := &Ledger{
-		extraAddressesByRecord: map[int32][]address{}, poolIDByName: map[string]uint32{}, serviceHashSeed: maphash.MakeSeed(),
+		addressesBeyondSecondByRecordID: map[int32][]address{}, poolIDByName: map[string]uint32{}, serviceHashSeed: maphash.MakeSeed(),
 		withheldEntriesByAddress: map[address][]WithheldAddress{}, withheldAddressesByService: map[view.ObjectKey][]address{}, reservedAddressesByReservation: map[string]map[address]struct{}{},
 	}
 	l.holderTable.hashSalt = maphash.String(l.serviceHashSeed, "salt")
@@ -101,7 +101,7 @@ func (l *Ledger) AssignmentOf(k view.ObjectKey) (Assignment, bool) {
 func (l *Ledger) HoldersOfAddress(a netip.Addr) []view.ObjectKey {
 	var room [1]int32
 	var out []view.ObjectKey
-	for _, id := range l.holderTable.recordsHoldingAddress(addressFromNetip(a), &room) {
+	for _, id := range l.holderTable.recordIDsHoldingAddress(addressFromNetip(a), &room) {
 		out = append(out, l.recordAt(id).service)
 	}
 	slices.SortFunc(out, view.ObjectKey.Compare)
@@ -143,13 +143,13 @@ func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool 
 			l.addRecordAsHolder(id, a)
 		}
 	}
-	l.withdrawProposedAddresses(s.Key)
+	l.removeProbingEntriesOfService(s.Key)
 }
 
 // ReleaseService removes what the Service holds and returns the addresses without a holder. Some of
 // these may not be free yet: they cool down or are reserved.
 func (l *Ledger) ReleaseService(k view.ObjectKey) []netip.Addr {
-	l.withdrawProposedAddresses(k)
+	l.removeProbingEntriesOfService(k)
 	id, ok := l.findRecord(k)
 	if !ok {
 		return nil
@@ -162,7 +162,7 @@ func (l *Ledger) ReleaseService(k view.ObjectKey) []netip.Addr {
 		}
 		freed = append(freed, a.toNetip())
 		if r := l.followingReservationByService[k]; r != nil && !r.HasExpired(l.currentTime) {
-			l.WithholdAddress(WithheldAddress{Address: a.toNetip(), Service: k, Reason: names.ReasonAddressReserved, WithheldUntil: r.ExpiresAt, WithheldBy: r.Name})
+			l.WithholdAddress(WithheldAddress{Address: a.toNetip(), ServiceThatMayHoldIt: k, Reason: names.ReasonAddressReserved, WithheldUntil: r.ExpiresAt, ReservationOrForeignHost: r.Name})
 		}
 	}
 	l.deleteRecord(id)
@@ -194,7 +194,7 @@ func (l *Ledger) ConflictingHolders(a netip.Addr, s *view.Service) []view.Object
 	var room [1]int32
 	var out []view.ObjectKey
 	sh := sharingPropertiesOf(s)
-	for _, id := range l.holderTable.recordsHoldingAddress(addressFromNetip(a), &room) {
+	for _, id := range l.holderTable.recordIDsHoldingAddress(addressFromNetip(a), &room) {
 		r := l.recordAt(id)
 		if r.service == s.Key {
 			continue
@@ -209,7 +209,7 @@ func (l *Ledger) ConflictingHolders(a netip.Addr, s *view.Service) []view.Object
 
 // UseSnapshot makes the Ledger use the pools of a Snapshot, as every decision does: released
 // addresses are then treated as its pools say.
-func (l *Ledger) UseSnapshot(snap *snapshot.Snapshot) { l.indexSnapshot(snap) }
+func (l *Ledger) UseSnapshot(snap *snapshot.Snapshot) { l.indexPoolsOfSnapshot(snap) }
 
 // PoolUsage is what the status of a Pool says, by family. Available addresses could be assigned
 // now. A count above math.MaxInt64 is math.MaxInt64.
@@ -217,7 +217,7 @@ type PoolUsage struct{ AssignedIPv4, AssignedIPv6, AvailableIPv4, AvailableIPv6 
 
 // UsageOfPool counts the addresses of a Pool of the Snapshot.
 func (l *Ledger) UsageOfPool(p *snapshot.Pool, snap *snapshot.Snapshot) PoolUsage {
-	src := l.indexSnapshot(snap).poolEntryByName[p.Name]
+	src := l.indexPoolsOfSnapshot(snap).poolEntryByName[p.Name]
 	if src == nil {
 		return PoolUsage{}
 	}
@@ -225,7 +225,7 @@ func (l *Ledger) UsageOfPool(p *snapshot.Pool, snap *snapshot.Snapshot) PoolUsag
 	free := func(size int64, s *familyPool) int64 {
 		return max(size-int64(min(s.freeSet.takenCount, uint64(size))), 0)
 	}
-	return PoolUsage{src.ipv4Pool.addressesInUseCount, src.ipv6Pool.addressesInUseCount, free(v4, src.ipv4Pool), free(v6, src.ipv6Pool)}
+	return PoolUsage{src.ipv4Pool.heldAddressCount, src.ipv6Pool.heldAddressCount, free(v4, src.ipv4Pool), free(v6, src.ipv6Pool)}
 }
 
 // isAddressHeld says whether any Service holds the address.
@@ -247,22 +247,22 @@ func (l *Ledger) addRecordAsHolder(id int32, a address) {
 	if st == nil {
 		return
 	}
-	if at, ok := l.countHolderInPool(st, a, id, all); ok && len(all) == 1 {
+	if at, ok := l.countHeldAddressInFamilyPool(st, a, id, all); ok && len(all) == 1 {
 		st.nextRoundRobinPosition = at + 1
 	}
 }
 
-// countHolderInPool counts one of all holders of an address in its familyPool, and returns the
-// position of the address if it has one.
-func (l *Ledger) countHolderInPool(st *familyPool, a address, id int32, all []int32) (at uint64, ok bool) {
+// countHeldAddressInFamilyPool counts one of all holders of an address in its familyPool, and
+// returns the position of the address if it has one.
+func (l *Ledger) countHeldAddressInFamilyPool(st *familyPool, a address, id int32, all []int32) (at uint64, ok bool) {
 	r := l.recordAt(id)
 	if all[0] == id {
-		st.addressesInUseCount++
+		st.heldAddressCount++
 	}
 	if st.heldCountByNamespace != nil && l.firstRecordInNamespace(r.service.Namespace, all) == id {
 		st.heldCountByNamespace[r.service.Namespace]++
 	}
-	if at, ok = st.numbering.positionOfAddress(a); ok {
+	if at, ok = st.assignableNumbering.positionOfAddress(a); ok {
 		st.freeSet.markTaken(at)
 		st.addSharer(at, r.sharing)
 	}
@@ -293,16 +293,16 @@ func (l *Ledger) removeRecordAsHolder(id int32, a address) bool {
 			delete(st.heldCountByNamespace, ns)
 		}
 	}
-	at, placed := st.numbering.positionOfAddress(a)
+	at, placed := st.assignableNumbering.positionOfAddress(a)
 	if placed {
 		st.removeSharer(at, r.sharing, len(rest) == 0)
 	}
 	if len(rest) > 0 {
 		return false
 	}
-	st.addressesInUseCount--
+	st.heldAddressCount--
 	if st.pool.CooldownDelay > 0 {
-		l.WithholdAddress(WithheldAddress{Address: a.toNetip(), Service: r.service, Reason: names.ReasonCoolingDown, WithheldUntil: l.currentTime.Add(st.pool.CooldownDelay)})
+		l.WithholdAddress(WithheldAddress{Address: a.toNetip(), ServiceThatMayHoldIt: r.service, Reason: names.ReasonCoolingDown, WithheldUntil: l.currentTime.Add(st.pool.CooldownDelay)})
 	}
 	if placed && len(l.withheldEntriesByAddress[a]) == 0 {
 		st.freeSet.markFree(at)

@@ -63,10 +63,10 @@ const maxAddressPositions = 1 << 63
 // it gives them: range by range, each from its lowest address, without excluded and skipped
 // addresses.
 type addressNumbering struct {
-	spansByPosition []addressSpan // by position
-	spansByAddress  []addressSpan // by address
-	positionCount   uint64
-	skipsBuggyIPs   bool
+	spansByPosition       []addressSpan // by position
+	spansByAddress        []addressSpan // by address
+	positionCount         uint64
+	skipsDotZeroAndDot255 bool
 }
 
 // addressSpan is a contiguous part of a numbering.
@@ -76,7 +76,7 @@ type addressSpan struct {
 }
 
 func newAddressNumbering(p *snapshot.Pool, f ipfamily.Family) addressNumbering {
-	l := addressNumbering{skipsBuggyIPs: p.AvoidBuggyIPs && f == ipfamily.IPv4}
+	l := addressNumbering{skipsDotZeroAndDot255: p.AvoidBuggyIPs && f == ipfamily.IPv4}
 	for _, r := range p.AssignableRanges() {
 		if ipfamily.FamilyOf(r.First) != f {
 			continue
@@ -102,19 +102,21 @@ func newAddressNumbering(p *snapshot.Pool, f ipfamily.Family) addressNumbering {
 	return l
 }
 
-// The addresses of a /24 that are not skipped are .1 to .254. countNonBuggyBelow counts them below
-// n; nthNonBuggy is its inverse.
-func countNonBuggyBelow(n uint64) uint64 { return n/256*254 + min(max(n%256, 1)-1, 254) }
+// The addresses of a /24 that are not skipped are .1 to .254. countPositionsBelowOffsetWithoutBuggy
+// counts them below n; offsetOfPositionWithoutBuggy is its inverse.
+func countPositionsBelowOffsetWithoutBuggy(n uint64) uint64 {
+	return n/256*254 + min(max(n%256, 1)-1, 254)
+}
 
-func nthNonBuggy(n uint64) uint64 { return n/254*256 + n%254 + 1 }
+func offsetOfPositionWithoutBuggy(n uint64) uint64 { return n/254*256 + n%254 + 1 }
 
 // countSpanPositions returns how many positions the span has.
 func (l *addressNumbering) countSpanPositions(s addressSpan) uint64 {
-	if !l.skipsBuggyIPs {
+	if !l.skipsDotZeroAndDot255 {
 		n := s.last.distanceFrom(s.first)
 		return n + min(1, ^n)
 	}
-	return countNonBuggyBelow(s.last.lowBits-ipv4MappedPrefix+1) - countNonBuggyBelow(s.first.lowBits-ipv4MappedPrefix)
+	return countPositionsBelowOffsetWithoutBuggy(s.last.lowBits-ipv4MappedPrefix+1) - countPositionsBelowOffsetWithoutBuggy(s.first.lowBits-ipv4MappedPrefix)
 }
 
 // positionOfAddress returns the position of a, if the pool may give it.
@@ -126,12 +128,12 @@ func (l *addressNumbering) positionOfAddress(a address) (uint64, bool) {
 	s := l.spansByAddress[i]
 	var at uint64
 	switch last := a.lowBits & 255; {
-	case !l.skipsBuggyIPs:
+	case !l.skipsDotZeroAndDot255:
 		at = a.distanceFrom(s.first)
 	case last == 0 || last == 255:
 		return 0, false
 	default:
-		at = countNonBuggyBelow(a.lowBits-ipv4MappedPrefix) - countNonBuggyBelow(s.first.lowBits-ipv4MappedPrefix)
+		at = countPositionsBelowOffsetWithoutBuggy(a.lowBits-ipv4MappedPrefix) - countPositionsBelowOffsetWithoutBuggy(s.first.lowBits-ipv4MappedPrefix)
 	}
 	if at >= l.positionCount-s.firstPosition {
 		return 0, false
@@ -143,8 +145,8 @@ func (l *addressNumbering) positionOfAddress(a address) (uint64, bool) {
 func (l *addressNumbering) addressAtPosition(at uint64) address {
 	i := sort.Search(len(l.spansByPosition), func(i int) bool { return at < l.spansByPosition[i].firstPosition }) - 1
 	s := l.spansByPosition[i]
-	if l.skipsBuggyIPs {
-		return address{0, ipv4MappedPrefix + nthNonBuggy(countNonBuggyBelow(s.first.lowBits-ipv4MappedPrefix)+at-s.firstPosition)}
+	if l.skipsDotZeroAndDot255 {
+		return address{0, ipv4MappedPrefix + offsetOfPositionWithoutBuggy(countPositionsBelowOffsetWithoutBuggy(s.first.lowBits-ipv4MappedPrefix)+at-s.firstPosition)}
 	}
 	return s.first.addOffset(at - s.firstPosition)
 }

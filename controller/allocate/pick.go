@@ -20,7 +20,7 @@ func (d *decider) pickMissingAddresses(pinned, open []*poolEntry) bool {
 		for d.needsFamily(f) && d.countDecidedOfFamily(f) < d.wantedPerFamily && d.pickAddressWithheldForService(f, named) {
 		}
 	}
-	if !d.pickRequiredFamilies(pinned, open) {
+	if !d.pickAddressOfEachMissingFamily(pinned, open) {
 		return false
 	}
 	for _, f := range [...]ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
@@ -47,8 +47,8 @@ func (d *decider) dropSurplusAddresses() {
 	d.keptAddresses = kept
 }
 
-// pickRequiredFamilies picks an address of each family of which the Service has none.
-func (d *decider) pickRequiredFamilies(pinned, open []*poolEntry) bool {
+// pickAddressOfEachMissingFamily picks an address of each family of which the Service has none.
+func (d *decider) pickAddressOfEachMissingFamily(pinned, open []*poolEntry) bool {
 	lacks4, lacks6 := d.needsIPv4 && d.countDecidedOfFamily(ipfamily.IPv4) == 0, d.needsIPv6 && d.countDecidedOfFamily(ipfamily.IPv6) == 0
 	first, second := ipfamily.IPv4, ipfamily.IPv6
 	if d.service.PrimaryFamily == ipfamily.IPv6 {
@@ -58,9 +58,9 @@ func (d *decider) pickRequiredFamilies(pinned, open []*poolEntry) bool {
 	case !lacks4 && !lacks6:
 		return true
 	case !lacks4:
-		return d.pickAddressOfFamily(ipfamily.IPv6, pinned, open) || d.canLackOneFamily()
+		return d.pickAddressOfFamily(ipfamily.IPv6, pinned, open) || d.isOneFamilyEnough()
 	case !lacks6:
-		return d.pickAddressOfFamily(ipfamily.IPv4, pinned, open) || d.canLackOneFamily()
+		return d.pickAddressOfFamily(ipfamily.IPv4, pinned, open) || d.isOneFamilyEnough()
 	// It has two cluster IPs, but only the first family counts.
 	case d.service.FamilyPolicy == view.SingleStack:
 		return d.pickAddressOfFamily(first, pinned, open) || d.pickAddressOfFamily(second, pinned, open)
@@ -77,8 +77,8 @@ func (d *decider) pickRequiredFamilies(pinned, open []*poolEntry) bool {
 	return one || other
 }
 
-// canLackOneFamily says whether one of its two families is enough for the Service.
-func (d *decider) canLackOneFamily() bool {
+// isOneFamilyEnough says whether one of its two families is enough for the Service.
+func (d *decider) isOneFamilyEnough() bool {
 	return d.needsIPv4 && d.needsIPv6 && d.service.FamilyPolicy != view.RequireDualStack
 }
 
@@ -86,7 +86,7 @@ func (d *decider) canLackOneFamily() bool {
 func (d *decider) pickBothFamilies(from []*poolEntry) bool {
 	for _, src := range from {
 		n := len(d.pickedAddresses)
-		if d.pickFromPool(src, ipfamily.IPv4) && d.pickFromPool(src, ipfamily.IPv6) {
+		if d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv4) && d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv6) {
 			return true
 		}
 		d.pickedAddresses = d.pickedAddresses[:n]
@@ -107,7 +107,7 @@ func (d *decider) pickAddressOfFamily(f ipfamily.Family, pinned, open []*poolEnt
 	if len(d.pickedAddresses)+len(d.keptAddresses) > 0 {
 		for _, from := range [...][]*poolEntry{pinned, open} {
 			for _, src := range from {
-				if own(src) && d.pickFromPool(src, f) {
+				if own(src) && d.pickSharedOrFreeAddressFromPool(src, f) {
 					return true
 				}
 			}
@@ -115,7 +115,7 @@ func (d *decider) pickAddressOfFamily(f ipfamily.Family, pinned, open []*poolEnt
 	}
 	for _, from := range [...][]*poolEntry{pinned, open} {
 		for _, src := range from {
-			if d.pickFromPool(src, f) {
+			if d.pickSharedOrFreeAddressFromPool(src, f) {
 				return true
 			}
 		}
@@ -142,7 +142,7 @@ func (d *decider) countDecidedOfFamily(f ipfamily.Family) int {
 // pickAddressWithheldForService picks an address of the family that is withheld for this Service.
 func (d *decider) pickAddressWithheldForService(f ipfamily.Family, named bool) bool {
 	for _, a := range d.ledger.withheldAddressesByService[d.service.Key] {
-		if a.family() != f || d.isUnpickable(a) {
+		if a.family() != f || d.isPickedKeptOrToBeReleased(a) {
 			continue
 		}
 		src := d.currentPoolIndex.poolEntryAssigning(a)
@@ -163,17 +163,17 @@ func (d *decider) pickAddressWithheldForService(f ipfamily.Family, named bool) b
 	return false
 }
 
-// isUnpickable says whether the address may not be picked: it is picked or kept already, or the
-// Service releases it.
-func (d *decider) isUnpickable(a address) bool {
+// isPickedKeptOrToBeReleased says whether the address may not be picked: it is picked or kept
+// already, or the Service releases it.
+func (d *decider) isPickedKeptOrToBeReleased(a address) bool {
 	if slices.ContainsFunc(d.pickedAddresses, func(p pickedAddress) bool { return p.address == a }) {
 		return true
 	}
-	if len(d.keptAddresses)+len(d.service.AddressesToRelease) == 0 {
+	if len(d.keptAddresses)+len(d.service.AddressesToExchange) == 0 {
 		return false
 	}
 	n := a.toNetip()
-	return slices.Contains(d.keptAddresses, n) || slices.Contains(d.service.AddressesToRelease, n)
+	return slices.Contains(d.keptAddresses, n) || slices.Contains(d.service.AddressesToExchange, n)
 }
 
 // isWithinQuota says whether the namespace may have the address. The zero address stands for one
@@ -184,7 +184,7 @@ func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 	}
 	ns := d.service.Key.Namespace
 	var room [1]int32
-	if a != (address{}) && d.ledger.firstRecordInNamespace(ns, d.ledger.holderTable.recordsHoldingAddress(a, &room)) >= 0 {
+	if a != (address{}) && d.ledger.firstRecordInNamespace(ns, d.ledger.holderTable.recordIDsHoldingAddress(a, &room)) >= 0 {
 		return true
 	}
 	n := 1
@@ -196,15 +196,15 @@ func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 	return st.hasQuotaFor(ns, n)
 }
 
-// pickFromPool picks an address of the family from the pool: one that the Service may share, or a
-// free one, as the pool's order says.
-func (d *decider) pickFromPool(src *poolEntry, f ipfamily.Family) bool {
+// pickSharedOrFreeAddressFromPool picks an address of the family from the pool: one that the
+// Service may share, or a free one, as the pool's order says.
+func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Family) bool {
 	st := src.forFamily(f)
-	free, ok := d.nextPickablePosition(st)
+	free, ok := d.nextFreePickablePosition(st)
 	if d.sharing != nil {
-		if on := st.sharedPositionsByGroup[d.sharing.sharingTerms]; on != nil {
+		if on := st.sharedPositionsByRequirement[d.sharing.requirementsToShare]; on != nil {
 			at, shared := on.lowestWithFreePorts(d.sharing.ports)
-			if a := st.addressOrZero(at, shared); shared && !d.isUnpickable(a) && d.isWithinQuota(st, a) && (!ok || at < free || st.pool.AssignmentOrder != snapshot.OrderLowest && st.pool.AssignmentOrder != "") {
+			if a := st.addressOrZero(at, shared); shared && !d.isPickedKeptOrToBeReleased(a) && d.isWithinQuota(st, a) && (!ok || at < free || st.pool.AssignmentOrder != snapshot.OrderLowest && st.pool.AssignmentOrder != "") {
 				d.pickedAddresses = append(d.pickedAddresses, pickedAddress{a, src})
 				return true
 			}
@@ -218,22 +218,22 @@ func (d *decider) pickFromPool(src *poolEntry, f ipfamily.Family) bool {
 		d.overQuotaPools = append(d.overQuotaPools, src)
 		return false
 	}
-	d.pickedAddresses = append(d.pickedAddresses, pickedAddress{st.numbering.addressAtPosition(free), src})
+	d.pickedAddresses = append(d.pickedAddresses, pickedAddress{st.assignableNumbering.addressAtPosition(free), src})
 	return true
 }
 
-// nextPickablePosition returns the next free position that is pickable. Few addresses are
+// nextFreePickablePosition returns the next free position that is pickable. Few addresses are
 // unpickable, so that as many steps are enough.
-func (d *decider) nextPickablePosition(st *familyPool) (uint64, bool) {
-	from := st.firstSearchPosition(d.service.Key)
-	at, ok := st.nextFreePosition(from)
-	for range len(d.pickedAddresses) + len(d.service.AddressesToRelease) {
-		if !ok || !d.isUnpickable(st.numbering.addressAtPosition(at)) {
+func (d *decider) nextFreePickablePosition(st *familyPool) (uint64, bool) {
+	from := st.searchStartByAssignmentOrder(d.service.Key)
+	at, ok := st.nextFreePositionWithWrap(from)
+	for range len(d.pickedAddresses) + len(d.service.AddressesToExchange) {
+		if !ok || !d.isPickedKeptOrToBeReleased(st.assignableNumbering.addressAtPosition(at)) {
 			break
 		}
-		at, ok = st.nextFreePosition(at + 1)
+		at, ok = st.nextFreePositionWithWrap(at + 1)
 	}
-	return at, ok && !d.isUnpickable(st.numbering.addressAtPosition(at))
+	return at, ok && !d.isPickedKeptOrToBeReleased(st.assignableNumbering.addressAtPosition(at))
 }
 
 // addressOrZero returns the address at a position, or the zero address.
@@ -241,7 +241,7 @@ func (s *familyPool) addressOrZero(addressOrZero uint64, there bool) address {
 	if !there {
 		return address{}
 	}
-	return s.numbering.addressAtPosition(addressOrZero)
+	return s.assignableNumbering.addressAtPosition(addressOrZero)
 }
 
 // explainShortage says why pickMissingAddresses did not find all addresses.

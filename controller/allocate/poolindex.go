@@ -13,23 +13,23 @@ import (
 // familyPool is the state of one family of addresses in one Pool: which addresses are free, and
 // which ones Services share.
 type familyPool struct {
-	pool      *snapshot.Pool
-	family    ipfamily.Family
-	numbering addressNumbering
-	freeSet   *freeSet
-	// addressesInUseCount counts the different addresses in the Pool's Ranges that Services hold,
+	pool                *snapshot.Pool
+	family              ipfamily.Family
+	assignableNumbering addressNumbering
+	freeSet             *freeSet
+	// heldAddressCount counts the different addresses in the Pool's Ranges that Services hold,
 	// excluded and avoided ones included.
-	addressesInUseCount int64
+	heldAddressCount int64
 	// nextRoundRobinPosition is the position where OrderRoundRobin continues.
 	nextRoundRobinPosition uint64
 	// heldCountByNamespace counts the addresses that each namespace holds; nil without a Quota.
-	heldCountByNamespace   map[string]int
-	sharedPositionsByGroup map[sharingTerms]*sharedPositions
+	heldCountByNamespace         map[string]int
+	sharedPositionsByRequirement map[requirementsToShare]*sharedPositionsOfGroup
 }
 
 func newFamilyPool(p *snapshot.Pool, f ipfamily.Family) *familyPool {
-	s := &familyPool{pool: p, family: f, numbering: newAddressNumbering(p, f), sharedPositionsByGroup: map[sharingTerms]*sharedPositions{}}
-	s.freeSet = newFreeSet(s.numbering.positionCount)
+	s := &familyPool{pool: p, family: f, assignableNumbering: newAddressNumbering(p, f), sharedPositionsByRequirement: map[requirementsToShare]*sharedPositionsOfGroup{}}
+	s.freeSet = newFreeSet(s.assignableNumbering.positionCount)
 	if p.Quota != nil {
 		s.heldCountByNamespace = map[string]int{}
 	}
@@ -50,20 +50,20 @@ func (s *familyPool) hasQuotaFor(namespace string, n int) bool {
 	return !ok || s.heldCountByNamespace[namespace]+n <= limit
 }
 
-// firstSearchPosition is the position where the search for a free address starts.
-func (s *familyPool) firstSearchPosition(k view.ObjectKey) uint64 {
+// searchStartByAssignmentOrder is the position where the search for a free address starts.
+func (s *familyPool) searchStartByAssignmentOrder(k view.ObjectKey) uint64 {
 	switch {
 	case s.pool.AssignmentOrder == snapshot.OrderRoundRobin:
 		return s.nextRoundRobinPosition
-	case s.pool.AssignmentOrder == snapshot.OrderHash && s.numbering.positionCount > 0:
-		return hashServiceName(k) % s.numbering.positionCount
+	case s.pool.AssignmentOrder == snapshot.OrderHash && s.assignableNumbering.positionCount > 0:
+		return hashServiceName(k) % s.assignableNumbering.positionCount
 	}
 	return 0
 }
 
-// nextFreePosition returns the next free position, from the given one to the end and then from the
-// start.
-func (s *familyPool) nextFreePosition(from uint64) (uint64, bool) {
+// nextFreePositionWithWrap returns the next free position, from the given one to the end and then
+// from the start.
+func (s *familyPool) nextFreePositionWithWrap(from uint64) (uint64, bool) {
 	at, ok := s.freeSet.nextFreePosition(from)
 	if !ok && from > 0 {
 		at, ok = s.freeSet.nextFreePosition(0)
@@ -71,32 +71,32 @@ func (s *familyPool) nextFreePosition(from uint64) (uint64, bool) {
 	return at, ok
 }
 
-// addSharer records a holder of a position that Services of the same sharingTerms may share.
+// addSharer records a holder of a position that Services of the same requirementsToShare may share.
 func (s *familyPool) addSharer(at uint64, sh *sharingProperties) {
 	if sh == nil {
 		return
 	}
-	on := s.sharedPositionsByGroup[sh.sharingTerms]
+	on := s.sharedPositionsByRequirement[sh.requirementsToShare]
 	if on == nil {
-		on = &sharedPositions{usedPositionsByPort: map[view.Port][]uint64{}}
-		s.sharedPositionsByGroup[sh.sharingTerms] = on
+		on = &sharedPositionsOfGroup{usedPositionsByPort: map[view.Port][]uint64{}}
+		s.sharedPositionsByRequirement[sh.requirementsToShare] = on
 	}
-	on.addHolderPorts(at, sh.ports)
+	on.addPositionAndPorts(at, sh.ports)
 }
 
 // removeSharer removes a holder of a position. The position stays shared while it has other
 // holders.
 func (s *familyPool) removeSharer(at uint64, sh *sharingProperties, isLast bool) {
-	if sh == nil || s.sharedPositionsByGroup[sh.sharingTerms] == nil {
+	if sh == nil || s.sharedPositionsByRequirement[sh.requirementsToShare] == nil {
 		return
 	}
-	on := s.sharedPositionsByGroup[sh.sharingTerms]
-	on.removeHolderPorts(at, sh.ports)
+	on := s.sharedPositionsByRequirement[sh.requirementsToShare]
+	on.removePortsOfHolder(at, sh.ports)
 	if !isLast {
 		return
 	}
 	if on.positions = removeSorted(on.positions, at); len(on.positions) == 0 {
-		delete(s.sharedPositionsByGroup, sh.sharingTerms)
+		delete(s.sharedPositionsByRequirement, sh.requirementsToShare)
 	}
 }
 
@@ -142,9 +142,9 @@ type poolIndex struct {
 	candidatePools     candidatePools
 }
 
-// indexSnapshot returns the index for a Snapshot, and makes it the Ledger's. It reuses the entries
-// of pools that give the same addresses as before.
-func (l *Ledger) indexSnapshot(snap *snapshot.Snapshot) *poolIndex {
+// indexPoolsOfSnapshot returns the index for a Snapshot, and makes it the Ledger's. It reuses the
+// entries of pools that give the same addresses as before.
+func (l *Ledger) indexPoolsOfSnapshot(snap *snapshot.Snapshot) *poolIndex {
 	if l.currentPoolIndex != nil && l.currentPoolIndex.snapshot == snap {
 		return l.currentPoolIndex
 	}
@@ -182,17 +182,17 @@ func (l *Ledger) indexSnapshot(snap *snapshot.Snapshot) *poolIndex {
 	})
 	l.currentPoolIndex = m
 	if len(fresh) > 0 {
-		l.fillFreeSets(fresh)
+		l.markHeldAndWithheldTaken(fresh)
 	}
 	l.applyReservations(snap)
 	return m
 }
 
-// fillFreeSets enters the held and the withheld addresses into new familyPools.
-func (l *Ledger) fillFreeSets(fresh map[*familyPool]bool) {
+// markHeldAndWithheldTaken enters the held and the withheld addresses into new familyPools.
+func (l *Ledger) markHeldAndWithheldTaken(fresh map[*familyPool]bool) {
 	for a := range l.withheldEntriesByAddress {
 		if st := l.currentPoolIndex.familyPoolCovering(a); fresh[st] {
-			if at, ok := st.numbering.positionOfAddress(a); ok {
+			if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
 				st.freeSet.markTaken(at)
 			}
 		}
@@ -200,7 +200,7 @@ func (l *Ledger) fillFreeSets(fresh map[*familyPool]bool) {
 	var room [1]int32
 	l.forEachRecordAddress(func(id int32, a address) {
 		if st := l.currentPoolIndex.familyPoolCovering(a); fresh[st] {
-			l.countHolderInPool(st, a, id, l.holderTable.recordsHoldingAddress(a, &room))
+			l.countHeldAddressInFamilyPool(st, a, id, l.holderTable.recordIDsHoldingAddress(a, &room))
 		}
 	})
 }

@@ -54,7 +54,7 @@ func TestHoldersOfASharedAddress(t *testing.T) {
 	address := netip.MustParseAddr("192.0.2.1")
 	w.wantDecision(w.serveService("web", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
 	w.wantDecision(w.serveService("dns", withSharingKey("k", 53)), "192.0.2.1", names.ReasonAssigned)
-	web, dns := w.serviceByName["web"], w.serviceByName["dns"]
+	web, dns := w.lastServiceByName["web"], w.lastServiceByName["dns"]
 	w.serveService("waits")
 	if got := w.ledger.ServicesHoldingAddresses(); !slices.Equal(got, []view.ObjectKey{dns.Key, web.Key}) {
 		t.Errorf("%v hold addresses, want dns and web", got)

@@ -22,7 +22,7 @@ func (l *Ledger) findRecord(k view.ObjectKey) (int32, bool) {
 	if !ok {
 		return 0, false
 	}
-	return int32(l.recordIDTable.slots[at].numberPlusOne - 1), true
+	return int32(l.recordIDTable.slots[at].recordIDPlusOne - 1), true
 }
 
 // createRecord creates a record for a Service that has none.
@@ -45,7 +45,7 @@ func (l *Ledger) createRecord(k view.ObjectKey) int32 {
 func (l *Ledger) deleteRecord(id int32) {
 	at, _ := l.recordIDTable.findEntry(l.hashService(l.recordAt(id).service), func(o uint32) bool { return int32(o) == id })
 	l.recordIDTable.removeEntry(at)
-	delete(l.extraAddressesByRecord, id)
+	delete(l.addressesBeyondSecondByRecordID, id)
 	*l.recordAt(id) = assignmentRecord{}
 	l.freeRecordIDs = append(l.freeRecordIDs, id)
 }
@@ -60,7 +60,7 @@ func (l *Ledger) appendRecordAddresses(id int32, room []address) []address {
 		room = append(room, r.secondAddress)
 	}
 	if r.addressCount > 2 {
-		room = append(room, l.extraAddressesByRecord[id]...)
+		room = append(room, l.addressesBeyondSecondByRecordID[id]...)
 	}
 	return room
 }
@@ -74,9 +74,9 @@ func (l *Ledger) storeRecordAddresses(id int32, addresses []address) {
 		r.secondAddress = addresses[1]
 	}
 	if len(addresses) > 2 {
-		l.extraAddressesByRecord[id] = append([]address(nil), addresses[2:]...)
+		l.addressesBeyondSecondByRecordID[id] = append([]address(nil), addresses[2:]...)
 	} else {
-		delete(l.extraAddressesByRecord, id)
+		delete(l.addressesBeyondSecondByRecordID, id)
 	}
 }
 
@@ -90,8 +90,8 @@ func (l *Ledger) forEachRecordAddress(f func(id int32, a address)) {
 	}
 }
 
-// changeSharingProperties gives the record another sharing, and updates the sharedPositions of its
-// addresses.
+// changeSharingProperties gives the record another sharing, and updates the sharedPositionsOfGroup
+// of its addresses.
 func (l *Ledger) changeSharingProperties(id int32, held []address, sh *sharingProperties) {
 	r := l.recordAt(id)
 	if r.sharing.isEqual(sh) {
@@ -103,8 +103,8 @@ func (l *Ledger) changeSharingProperties(id int32, held []address, sh *sharingPr
 		if st == nil {
 			continue
 		}
-		if at, ok := st.numbering.positionOfAddress(a); ok {
-			st.removeSharer(at, r.sharing, len(l.holderTable.recordsHoldingAddress(a, &room)) == 1)
+		if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
+			st.removeSharer(at, r.sharing, len(l.holderTable.recordIDsHoldingAddress(a, &room)) == 1)
 			st.addSharer(at, sh)
 		}
 	}

@@ -10,11 +10,12 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// DecideReservation says which addresses a reservation should keep; Ledger.SetReservedAddresses
-// then keeps them. What it chose once, it continues to keep. The Reason is ReasonReserved when the
-// addresses are kept. The Reason and the Text belong into the reservation's condition.
+// DecideReservation says which addresses a reservation should keep;
+// Ledger.WithholdReservedAddresses then keeps them. What it chose once, it continues to keep. The
+// Reason is ReasonReserved when the addresses are kept. The Reason and the Text belong into the
+// reservation's condition.
 func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapshot) Decision {
-	m := l.indexSnapshot(snap)
+	m := l.indexPoolsOfSnapshot(snap)
 	held, _ := l.AssignmentOf(r.Service)
 	kept := l.reservedAddresses(r.Name)
 	switch {
@@ -29,41 +30,43 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 			}
 		}
 		return newReservedDecision(r, r.Addresses)
-	case r.FollowsService() && len(held.Addresses) > 0:
+	case r.KeepsAddressesOfDeletedService() && len(held.Addresses) > 0:
 		return newReservedDecision(r, held.Addresses)
 	case len(kept) > 0:
 		return newReservedDecision(r, kept)
-	case r.FollowsService():
+	case r.KeepsAddressesOfDeletedService():
 		return Decision{Explanation: names.Explain(names.ReasonNoAddress, "Service %s holds no address yet", r.Service)}
 	}
-	src := m.poolEntryByName[r.Pool]
+	src := m.poolEntryByName[r.PoolToChooseFrom]
 	if src == nil {
-		return Decision{Explanation: names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the name", r.Pool)}
+		return Decision{Explanation: names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the name", r.PoolToChooseFrom)}
 	}
-	s := &view.Service{Key: r.Service, RequestedPool: r.Pool}
-	d := decider{service: s, ledger: l, currentPoolIndex: m, needsIPv4: src.ipv4Pool.numbering.positionCount > 0, needsIPv6: src.ipv6Pool.numbering.positionCount > 0, wantedPerFamily: 1, assignmentBefore: held}
+	s := &view.Service{Key: r.Service, RequestedPool: r.PoolToChooseFrom}
+	d := decider{service: s, ledger: l, currentPoolIndex: m, needsIPv4: src.ipv4Pool.assignableNumbering.positionCount > 0, needsIPv6: src.ipv6Pool.assignableNumbering.positionCount > 0, wantedPerFamily: 1, stillHoldableAssignmentBefore: held}
 	d.keptAddresses = slices.DeleteFunc(slices.Clone(held.Addresses), func(a netip.Addr) bool { return !src.pool.CanAssign(a) })
 	for _, f := range [...]ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
-		if d.needsFamily(f) && d.countDecidedOfFamily(f) == 0 && !d.pickFromPool(src, f) {
+		if d.needsFamily(f) && d.countDecidedOfFamily(f) == 0 && !d.pickSharedOrFreeAddressFromPool(src, f) {
 			return Decision{Explanation: d.explainShortage()}
 		}
 	}
-	return newReservedDecision(r, d.listDecidedAddresses())
+	return newReservedDecision(r, d.orderKeptAndPickedAddresses())
 }
 
 func newReservedDecision(r *snapshot.Reservation, addresses []netip.Addr) Decision {
-	return Decision{Addresses: addresses, PoolOfFirstAddress: r.Pool, Explanation: names.Explain(names.ReasonReserved, "%s is kept for Service %s", joinAddresses(addresses), r.Service)}
+	return Decision{Addresses: addresses, PoolOfFirstAddress: r.PoolToChooseFrom, Explanation: names.Explain(names.ReasonReserved, "%s is kept for Service %s", joinAddresses(addresses), r.Service)}
 }
 
-// SetReservedAddresses keeps exactly these addresses for a reservation.
-func (l *Ledger) SetReservedAddresses(r *snapshot.Reservation, addresses []netip.Addr) {
+// WithholdReservedAddresses keeps exactly these addresses for a reservation.
+func (l *Ledger) WithholdReservedAddresses(r *snapshot.Reservation, addresses []netip.Addr) {
 	for _, a := range l.reservedAddresses(r.Name) {
 		if !slices.Contains(addresses, a) {
-			l.releaseWithheldEntries(addressFromNetip(a), func(w WithheldAddress) bool { return w.Reason == names.ReasonAddressReserved && w.WithheldBy == r.Name })
+			l.removeWithheldEntriesAndFreeAddress(addressFromNetip(a), func(w WithheldAddress) bool {
+				return w.Reason == names.ReasonAddressReserved && w.ReservationOrForeignHost == r.Name
+			})
 		}
 	}
 	for _, a := range addresses {
-		l.WithholdAddress(WithheldAddress{Address: a, Service: r.Service, Reason: names.ReasonAddressReserved, WithheldUntil: r.ExpiresAt, WithheldBy: r.Name})
+		l.WithholdAddress(WithheldAddress{Address: a, ServiceThatMayHoldIt: r.Service, Reason: names.ReasonAddressReserved, WithheldUntil: r.ExpiresAt, ReservationOrForeignHost: r.Name})
 	}
 }
 
@@ -89,7 +92,7 @@ func (l *Ledger) applyReservations(snap *snapshot.Snapshot) {
 				continue
 			}
 			there[r.Name] = true
-			if r.FollowsService() {
+			if r.KeepsAddressesOfDeletedService() {
 				l.followingReservationByService[r.Service] = r
 			}
 			kept := l.reservedAddresses(r.Name)
@@ -97,14 +100,14 @@ func (l *Ledger) applyReservations(snap *snapshot.Snapshot) {
 			case len(r.Addresses) > 0:
 				kept = r.Addresses
 			case len(kept) == 0:
-				kept = r.KeptAddresses
+				kept = r.StatusAddresses
 			}
-			l.SetReservedAddresses(r, kept)
+			l.WithholdReservedAddresses(r, kept)
 		}
 	}
 	for name := range l.reservedAddressesByReservation {
 		if !there[name] {
-			l.SetReservedAddresses(&snapshot.Reservation{Name: name}, nil)
+			l.WithholdReservedAddresses(&snapshot.Reservation{Name: name}, nil)
 		}
 	}
 }

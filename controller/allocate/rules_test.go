@@ -92,11 +92,11 @@ func TestFamilyPolicies(t *testing.T) {
 			w := newHarness(t, tc.pools...)
 			d := w.serveService("s", tc.edits...)
 			w.wantDecision(d, tc.want, tc.reason)
-			if !slices.Equal(d.PoolsIfSeveral, tc.pools2) || (len(d.PoolsIfSeveral) > 0 && d.PoolOfFirstAddress != d.PoolsIfSeveral[0]) {
-				t.Errorf("the pools are %q, %q; want %q", d.PoolOfFirstAddress, d.PoolsIfSeveral, tc.pools2)
+			if !slices.Equal(d.PoolsOfAllAddressesIfSeveral, tc.pools2) || (len(d.PoolsOfAllAddressesIfSeveral) > 0 && d.PoolOfFirstAddress != d.PoolsOfAllAddressesIfSeveral[0]) {
+				t.Errorf("the pools are %q, %q; want %q", d.PoolOfFirstAddress, d.PoolsOfAllAddressesIfSeveral, tc.pools2)
 			}
-			if d.WantsMoreAddresses != tc.waits {
-				t.Errorf("it waits for more: %v, want %v", d.WantsMoreAddresses, tc.waits)
+			if d.DecideAgainWhenAddressesFree != tc.waits {
+				t.Errorf("it waits for more: %v, want %v", d.DecideAgainWhenAddressesFree, tc.waits)
 			}
 			w.restartController()
 			if again := w.serveService("s"); !slices.Equal(again.Addresses, d.Addresses) {
@@ -112,13 +112,13 @@ func TestOtherFamilyIsAddedWhenAvailable(t *testing.T) {
 	w.wantDecision(w.serveService("s", withDualStack(view.PreferDualStack)), "192.0.2.0", names.ReasonAssigned)
 	w.setPools(v4, more)
 	w.serveService("other", withSingleStackIPv6)
-	if d := w.serveService("s"); !d.WantsMoreAddresses || joinAddresses(d.Addresses) != "192.0.2.0" {
+	if d := w.serveService("s"); !d.DecideAgainWhenAddressesFree || joinAddresses(d.Addresses) != "192.0.2.0" {
 		t.Errorf("while the other family is used up: %+v", d)
 	}
 	w.deleteService("other")
 	d := w.serveService("s")
 	w.wantDecision(d, "192.0.2.0, fd00:1::1", names.ReasonAssigned, "from the pools four, more")
-	if d.WantsMoreAddresses || d.PoolOfFirstAddress != "four" || !slices.Equal(d.PoolsIfSeveral, []string{"four", "more"}) {
+	if d.DecideAgainWhenAddressesFree || d.PoolOfFirstAddress != "four" || !slices.Equal(d.PoolsOfAllAddressesIfSeveral, []string{"four", "more"}) {
 		t.Errorf("complete: %+v", d)
 	}
 	// Its own pool comes first when it has the family.
@@ -152,9 +152,9 @@ func TestPoolPriority(t *testing.T) {
 		"by another label as well":                       {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier=web,size=big"))}, edits: []func(*view.Service){web}, want: "192.0.2.1", reason: names.ReasonAssigned},
 		"one of two selectors is enough":                 {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2", selectingServices("tier=db", "tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
 		"namespace and label both have to agree":         {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedToNamespaces(1, "other"), selectingServices("tier=web")), p("b", "192.0.2.2", restrictedToNamespaces(2, "default"), selectingServices("tier=web"))}, edits: []func(*view.Service){web}, want: "192.0.2.2", reason: names.ReasonAssigned},
-		"a namespace selector that matches no namespace": {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody, selectingServices("tier=web"))}, edits: []func(*view.Service){web}, reason: names.ReasonNoEligiblePool},
-		"nor by name":                                    {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withRequestedPool("a")}, reason: names.ReasonPoolNotAllowed},
-		"nor by address":                                 {pools: []*snapshot.Pool{p("a", "192.0.2.1", admittingNobody)}, edits: []func(*view.Service){withRequestedAddresses("192.0.2.1")}, reason: names.ReasonPoolNotAllowed},
+		"a namespace selector that matches no namespace": {pools: []*snapshot.Pool{p("a", "192.0.2.1", withServiceAllocationAdmittingNone, selectingServices("tier=web"))}, edits: []func(*view.Service){web}, reason: names.ReasonNoEligiblePool},
+		"nor by name":                                    {pools: []*snapshot.Pool{p("a", "192.0.2.1", withServiceAllocationAdmittingNone)}, edits: []func(*view.Service){withRequestedPool("a")}, reason: names.ReasonPoolNotAllowed},
+		"nor by address":                                 {pools: []*snapshot.Pool{p("a", "192.0.2.1", withServiceAllocationAdmittingNone)}, edits: []func(*view.Service){withRequestedAddresses("192.0.2.1")}, reason: names.ReasonPoolNotAllowed},
 		"a pinned pool that asks to be named":            {pools: []*snapshot.Pool{p("a", "192.0.2.1", restrictedToNamespaces(1), withoutAutoAssign), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
 		"the next one when the first has no family":      {pools: []*snapshot.Pool{p("a", "fd00::1", restrictedToNamespaces(1)), p("b", "192.0.2.2")}, want: "192.0.2.2", reason: names.ReasonAssigned},
 		"pool and address that do not agree":             {pools: []*snapshot.Pool{p("a", "192.0.2.1"), p("b", "192.0.2.2")}, edits: []func(*view.Service){withRequestedPool("b"), withRequestedAddresses("192.0.2.1")}, reason: names.ReasonInvalidRequest},
@@ -228,7 +228,7 @@ func TestSeveralAddresses(t *testing.T) {
 	w.wantDecision(w.serveService("two", withAddressCount(2), withDualStack(view.RequireDualStack)), "192.0.2.1, 198.51.100.0, fd00:1::, fd00:1::1", names.ReasonAssigned)
 	d = w.serveService("many", withAddressCount(8))
 	w.wantDecision(d, "198.51.100.1, 198.51.100.2, 198.51.100.3", names.ReasonPoolExhausted, "fewer than the 8")
-	if !d.WantsMoreAddresses {
+	if !d.DecideAgainWhenAddressesFree {
 		t.Error("it does not wait for the others")
 	}
 	w.deleteService("two")

@@ -11,13 +11,13 @@ import (
 // sharingProperties is what decides whether two Services may share an address; nil for a Service
 // that shares with none.
 type sharingProperties struct {
-	sharingTerms
+	requirementsToShare
 	ports                 []view.Port
 	hasLocalTrafficPolicy bool
 }
 
-// sharingTerms is what Services must have in common to share an address at all.
-type sharingTerms struct {
+// requirementsToShare is what Services must have in common to share an address at all.
+type requirementsToShare struct {
 	sharingKey string
 	// podSelector is the selector of a Service with externalTrafficPolicy Local: all Services on
 	// the address need the same Pods on a node. It is empty with policy Cluster.
@@ -28,7 +28,7 @@ func sharingPropertiesOf(s *view.Service) *sharingProperties {
 	if s.SharingKey == "" {
 		return nil
 	}
-	out := &sharingProperties{sharingTerms: sharingTerms{sharingKey: s.SharingKey}, ports: s.Ports, hasLocalTrafficPolicy: s.HasLocalTrafficPolicy}
+	out := &sharingProperties{requirementsToShare: requirementsToShare{sharingKey: s.SharingKey}, ports: s.Ports, hasLocalTrafficPolicy: s.HasLocalTrafficPolicy}
 	if s.HasLocalTrafficPolicy {
 		out.podSelector = s.PodSelector
 	}
@@ -44,11 +44,11 @@ func (a *sharingProperties) isEqual(b *sharingProperties) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return a.sharingTerms == b.sharingTerms && a.hasLocalTrafficPolicy == b.hasLocalTrafficPolicy && slices.Equal(a.ports, b.ports)
+	return a.requirementsToShare == b.requirementsToShare && a.hasLocalTrafficPolicy == b.hasLocalTrafficPolicy && slices.Equal(a.ports, b.ports)
 }
 
-// sharingAdviceText says what to do about a missing key.
-const sharingAdviceText = "ask for another address, or give both the annotation " + names.AnnotationSharing + " with one value"
+// adviceToSetSharingKey says what to do about a missing key.
+const adviceToSetSharingKey = "ask for another address, or give both the annotation " + names.AnnotationSharing + " with one value"
 
 // explainConflictWith says why two Services may not share an address. It returns zero when they
 // may. Both must have the same sharing key, use different ports, and have their traffic handled
@@ -56,9 +56,9 @@ const sharingAdviceText = "ask for another address, or give both the annotation 
 func (a *sharingProperties) explainConflictWith(b *sharingProperties) names.Explanation {
 	switch {
 	case a == nil:
-		return names.Explanation{Reason: names.ReasonAddressInUse, Text: "this Service has no sharing key: " + sharingAdviceText}
+		return names.Explanation{Reason: names.ReasonAddressInUse, Text: "this Service has no sharing key: " + adviceToSetSharingKey}
 	case b == nil:
-		return names.Explanation{Reason: names.ReasonAddressInUse, Text: "that Service has no sharing key: " + sharingAdviceText}
+		return names.Explanation{Reason: names.ReasonAddressInUse, Text: "that Service has no sharing key: " + adviceToSetSharingKey}
 	case a.sharingKey != b.sharingKey:
 		return names.Explain(names.ReasonSharingKeyDiffers, "its sharing key is %q, not %q: ask for another address, or write the same key", b.sharingKey, a.sharingKey)
 	case a.podSelector != b.podSelector && a.hasLocalTrafficPolicy && b.hasLocalTrafficPolicy:
@@ -74,24 +74,24 @@ func (a *sharingProperties) explainConflictWith(b *sharingProperties) names.Expl
 	return names.Explanation{}
 }
 
-// sharedPositions are the positions that the Services of one sharingTerms hold. It finds the lowest
-// position where some ports are free without a look at each position.
-type sharedPositions struct {
+// sharedPositionsOfGroup are the positions that the Services of one requirementsToShare hold. It
+// finds the lowest position where some ports are free without a look at each position.
+type sharedPositionsOfGroup struct {
 	// positions are in ascending order. usedPositionsByPort are those where a port is used.
 	positions           []uint64
 	usedPositionsByPort map[view.Port][]uint64
 }
 
-func (s *sharedPositions) addHolderPorts(at uint64, ports []view.Port) {
+func (s *sharedPositionsOfGroup) addPositionAndPorts(at uint64, ports []view.Port) {
 	s.positions = insertSorted(s.positions, at)
 	for _, p := range ports {
 		s.usedPositionsByPort[p] = insertSorted(s.usedPositionsByPort[p], at)
 	}
 }
 
-// removeHolderPorts removes the ports of one holder. The position stays until its last holder is
+// removePortsOfHolder removes the ports of one holder. The position stays until its last holder is
 // gone.
-func (s *sharedPositions) removeHolderPorts(at uint64, ports []view.Port) {
+func (s *sharedPositionsOfGroup) removePortsOfHolder(at uint64, ports []view.Port) {
 	for _, p := range ports {
 		if s.usedPositionsByPort[p] = removeSorted(s.usedPositionsByPort[p], at); len(s.usedPositionsByPort[p]) == 0 {
 			delete(s.usedPositionsByPort, p)
@@ -100,7 +100,7 @@ func (s *sharedPositions) removeHolderPorts(at uint64, ports []view.Port) {
 }
 
 // lowestWithFreePorts returns the lowest position where none of the ports is used.
-func (s *sharedPositions) lowestWithFreePorts(ports []view.Port) (uint64, bool) {
+func (s *sharedPositionsOfGroup) lowestWithFreePorts(ports []view.Port) (uint64, bool) {
 	i := 0
 	for _, p := range ports {
 		// busy is a subset of the positions. Up to the first difference, the port is used at every

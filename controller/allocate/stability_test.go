@@ -41,7 +41,7 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 		"named, and deleted":                         {edits: []func(*view.Service){withRequestedPool("a")}, reason: names.ReasonPoolNotFound},
 		"named, and renamed":                         {edits: []func(*view.Service){withRequestedPool("a")}, after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonPoolNotFound},
 		"the address named, and it is gone":          {edits: []func(*view.Service){withRequestedAddresses("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
-		"the address named, for other Services":      {edits: []func(*view.Service){withRequestedAddresses("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.0/24", admittingNobody)}, reason: names.ReasonPoolNotAllowed},
+		"the address named, for other Services":      {edits: []func(*view.Service){withRequestedAddresses("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.0/24", withServiceAllocationAdmittingNone)}, reason: names.ReasonPoolNotAllowed},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -81,25 +81,25 @@ func TestServiceEditMovesItsAddress(t *testing.T) {
 func TestOldAddressStaysUntilTheNewOneIsWritten(t *testing.T) {
 	w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
 	w.serveService("s")
-	s := w.serviceByName["s"]
-	s.AddressesToRelease = parseAddresses("192.0.2.0")
+	s := w.lastServiceByName["s"]
+	s.AddressesToExchange = parseAddresses("192.0.2.0")
 	d := DecideAssignment(s, w.ledger, w.snapshot)
 	w.wantDecision(d, "192.0.2.1", names.ReasonAssigned)
-	w.holdForWrite(s, d)
+	w.holdOldAndNewUntilWritten(s, d)
 	w.wantDecision(w.serveService("other"), "192.0.2.2", names.ReasonAssigned)
 	if got := w.ledger.HoldersOfAddress(netip.MustParseAddr("192.0.2.0")); len(got) != 1 {
 		t.Errorf("the old address is held by %v before the new one is written", got)
 	}
 	// The write fails.
-	w.ledger.CommitAssignment(s, w.writtenAddressesByService["s"], "a")
+	w.ledger.CommitAssignment(s, w.statusAddressesByService["s"], "a")
 	w.wantDecision(DecideAssignment(s, w.ledger, w.snapshot), "192.0.2.1", names.ReasonAssigned)
 	// The Service withdraws its request: the new address is free again.
-	s.AddressesToRelease = nil
+	s.AddressesToExchange = nil
 	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("third"), "192.0.2.1", names.ReasonAssigned)
 }
 
-func TestReleaseAddress(t *testing.T) {
+func TestReleasedAddressIsExchanged(t *testing.T) {
 	w := newHarness(t, newPool(t, "a", "192.0.2.0/30", "fd00:1::/126"))
 	w.wantDecision(w.serveService("s", withDualStack(view.RequireDualStack)), "192.0.2.0, fd00:1::", names.ReasonAssigned)
 	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0")), "192.0.2.1, fd00:1::", names.ReasonAssigned)
@@ -217,7 +217,7 @@ func TestReservations(t *testing.T) {
 	})
 	t.Run("of a pool, ahead of the Service", func(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"), newPool(t, "b", "198.51.100.0/30", "fd00:1::/126"))
-		r := &snapshot.Reservation{Name: "r", Service: web, Pool: "b"}
+		r := &snapshot.Reservation{Name: "r", Service: web, PoolToChooseFrom: "b"}
 		if d := w.setReservations(r); joinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
 			t.Errorf("it keeps %v, %s: %s", d.Addresses, d.Reason, d.Text)
 		}
@@ -226,7 +226,7 @@ func TestReservations(t *testing.T) {
 		if d := w.setReservations(r); joinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
 			t.Errorf("later it keeps %v", d.Addresses)
 		}
-		if d := w.setReservations(&snapshot.Reservation{Name: "x", Service: web, Pool: "nowhere"}); d.Reason != names.ReasonPoolNotFound {
+		if d := w.setReservations(&snapshot.Reservation{Name: "x", Service: web, PoolToChooseFrom: "nowhere"}); d.Reason != names.ReasonPoolNotFound {
 			t.Errorf("of a pool that is not there: %s", d.Reason)
 		}
 	})
@@ -250,7 +250,7 @@ func TestReservations(t *testing.T) {
 	})
 	t.Run("what the status says is kept from the start", func(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
-		w.snapshot.Reservations = []*snapshot.Reservation{{Name: "r", Service: web, KeptAddresses: parseAddresses("192.0.2.0")}}
+		w.snapshot.Reservations = []*snapshot.Reservation{{Name: "r", Service: web, StatusAddresses: parseAddresses("192.0.2.0")}}
 		w.wantDecision(w.serveService("other"), "192.0.2.1", names.ReasonAssigned)
 	})
 }
@@ -259,19 +259,19 @@ func TestAddressIsProbedBeforeAssignment(t *testing.T) {
 	w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withProbe))
 	d := w.serveService("s")
 	w.wantDecision(d, "", names.ReasonProbing, "192.0.2.0")
-	if joinAddresses(d.AddressesToProbe) != "192.0.2.0" || len(w.ledger.AddressesUnderProbe()) != 1 {
-		t.Fatalf("proposed is %v, the Ledger has %v", d.AddressesToProbe, w.ledger.AddressesUnderProbe())
+	if joinAddresses(d.AddressesToProbe) != "192.0.2.0" || len(w.ledger.WithheldAddressesAwaitingProbe()) != 1 {
+		t.Fatalf("proposed is %v, the Ledger has %v", d.AddressesToProbe, w.ledger.WithheldAddressesAwaitingProbe())
 	}
 	w.wantDecision(w.serveService("other"), "", names.ReasonProbing, "192.0.2.1")
-	w.ledger.RecordNoProbeAnswer(parseAddresses("192.0.2.0")[0])
-	w.ledger.RecordProbeAnswer(parseAddresses("192.0.2.1")[0], "02:00:00:00:00:01")
+	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.0")[0])
+	w.ledger.QuarantineAddressAfterProbeAnswer(parseAddresses("192.0.2.1")[0], "02:00:00:00:00:01")
 	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.serveService("other"), "", names.ReasonProbing, "192.0.2.2")
-	w.ledger.RecordNoProbeAnswer(parseAddresses("192.0.2.2")[0])
+	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.2")[0])
 	w.wantDecision(w.serveService("other"), "192.0.2.2", names.ReasonAssigned)
 	w.wantDecision(w.serveService("third", withRequestedAddresses("192.0.2.1")), "", names.ReasonQuarantined, "02:00:00:00:00:01 answered", "until 2026-01-01T01:00:00Z")
-	if len(w.ledger.AddressesUnderProbe()) != 0 {
-		t.Errorf("still proposed: %v", w.ledger.AddressesUnderProbe())
+	if len(w.ledger.WithheldAddressesAwaitingProbe()) != 0 {
+		t.Errorf("still proposed: %v", w.ledger.WithheldAddressesAwaitingProbe())
 	}
 	w.restartController()
 	w.wantDecision(w.serveService("third"), "", names.ReasonQuarantined)
@@ -280,10 +280,10 @@ func TestAddressIsProbedBeforeAssignment(t *testing.T) {
 	// A proposal that its Service no longer needs is free again.
 	w.deleteService("third")
 	w.wantDecision(w.serveService("fourth"), "", names.ReasonProbing, "192.0.2.1")
-	w.ledger.RecordNoProbeAnswer(parseAddresses("192.0.2.1")[0])
+	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.1")[0])
 	// A move keeps the old address while the new one is probed.
 	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0")), "192.0.2.0", names.ReasonProbing, "192.0.2.3", "keeps 192.0.2.0")
-	w.ledger.RecordNoProbeAnswer(parseAddresses("192.0.2.3")[0])
+	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.3")[0])
 	w.wantDecision(w.serveService("s"), "192.0.2.3", names.ReasonAssigned)
 	// A shared address needs no probe: our Services use it already.
 	w.serveService("fourth")

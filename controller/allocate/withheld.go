@@ -17,21 +17,21 @@ type WithheldAddress struct {
 	Address netip.Addr
 	// Reason is ReasonAddressReserved, ReasonCoolingDown, ReasonQuarantined or ReasonProbing.
 	Reason names.Reason
-	// Service may have the address in spite of this, unless it is in quarantine.
-	Service view.ObjectKey
+	// ServiceThatMayHoldIt may have the address in spite of this, unless it is in quarantine.
+	ServiceThatMayHoldIt view.ObjectKey
 	// WithheldUntil is when the entry ends; zero means that only an explicit call ends it.
 	WithheldUntil time.Time
-	// WithheldBy is the AddressReservation, or the host that answered for the address on the
-	// segment.
-	WithheldBy string
-	// ProbedWithoutAnswer says that no host answered an acquire probe for the address.
-	ProbedWithoutAnswer bool
+	// ReservationOrForeignHost is the AddressReservation, or the host that answered for the address
+	// on the segment.
+	ReservationOrForeignHost string
+	// AcquireProbeUnanswered says that no host answered an acquire probe for the address.
+	AcquireProbeUnanswered bool
 }
 
-// hasSameCause says whether two entries have the same cause, so that the newer one replaces the
+// isReplacedBy says whether two entries have the same cause, so that the newer one replaces the
 // older.
-func (w WithheldAddress) hasSameCause(o WithheldAddress) bool {
-	return w.Reason == o.Reason && (w.Reason != names.ReasonAddressReserved || w.WithheldBy == o.WithheldBy)
+func (w WithheldAddress) isReplacedBy(o WithheldAddress) bool {
+	return w.Reason == o.Reason && (w.Reason != names.ReasonAddressReserved || w.ReservationOrForeignHost == o.ReservationOrForeignHost)
 }
 
 // mustSurviveRestart says whether the entry must be stored for a restart; the others are derived
@@ -67,9 +67,9 @@ func (l *Ledger) AdvanceTime(now time.Time) (freed []netip.Addr, next time.Time)
 		d := l.withholdDeadlines[0]
 		l.withholdDeadlines = l.withholdDeadlines[1:]
 		over := func(w WithheldAddress) bool {
-			return w.Reason == d.reason && w.WithheldBy == d.withheldBy && !w.WithheldUntil.IsZero() && !w.WithheldUntil.After(l.currentTime)
+			return w.Reason == d.reason && w.ReservationOrForeignHost == d.withheldBy && !w.WithheldUntil.IsZero() && !w.WithheldUntil.After(l.currentTime)
 		}
-		if l.releaseWithheldEntries(d.address, over) {
+		if l.removeWithheldEntriesAndFreeAddress(d.address, over) {
 			freed = append(freed, d.address.toNetip())
 		}
 	}
@@ -104,7 +104,7 @@ func (l *Ledger) AllWithheldAddresses() []WithheldAddress {
 		out = append(out, w...)
 	}
 	slices.SortFunc(out, func(x, y WithheldAddress) int {
-		return cmp.Or(x.Address.Compare(y.Address), cmp.Compare(x.Reason, y.Reason), cmp.Compare(x.WithheldBy, y.WithheldBy))
+		return cmp.Or(x.Address.Compare(y.Address), cmp.Compare(x.Reason, y.Reason), cmp.Compare(x.ReservationOrForeignHost, y.ReservationOrForeignHost))
 	})
 	return out
 }
@@ -119,7 +119,7 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 	if slices.Contains(l.withheldEntriesByAddress[a], w) {
 		return
 	}
-	l.removeWithheldEntries(a, w.hasSameCause)
+	l.removeWithheldEntries(a, w.isReplacedBy)
 	l.withheldEntriesByAddress[a] = append(l.withheldEntriesByAddress[a], w)
 	if w.Reason == names.ReasonProbing {
 		l.probingEntryCount++
@@ -128,19 +128,19 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 		l.checkpointVersion++
 	}
 	if w.Reason == names.ReasonAddressReserved {
-		if l.reservedAddressesByReservation[w.WithheldBy] == nil {
-			l.reservedAddressesByReservation[w.WithheldBy] = map[address]struct{}{}
+		if l.reservedAddressesByReservation[w.ReservationOrForeignHost] == nil {
+			l.reservedAddressesByReservation[w.ReservationOrForeignHost] = map[address]struct{}{}
 		}
-		l.reservedAddressesByReservation[w.WithheldBy][a] = struct{}{}
+		l.reservedAddressesByReservation[w.ReservationOrForeignHost][a] = struct{}{}
 	}
-	if w.Service != (view.ObjectKey{}) && w.Reason != names.ReasonQuarantined {
-		l.withheldAddressesByService[w.Service] = append(l.withheldAddressesByService[w.Service], a)
+	if w.ServiceThatMayHoldIt != (view.ObjectKey{}) && w.Reason != names.ReasonQuarantined {
+		l.withheldAddressesByService[w.ServiceThatMayHoldIt] = append(l.withheldAddressesByService[w.ServiceThatMayHoldIt], a)
 	}
 	if !w.WithheldUntil.IsZero() {
-		l.addWithholdDeadline(withholdDeadline{w.WithheldUntil, a, w.Reason, w.WithheldBy})
+		l.addWithholdDeadline(withholdDeadline{w.WithheldUntil, a, w.Reason, w.ReservationOrForeignHost})
 	}
 	if st := l.currentPoolIndex.familyPoolCovering(a); st != nil {
-		if at, ok := st.numbering.positionOfAddress(a); ok {
+		if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
 			st.freeSet.markTaken(at)
 		}
 	}
@@ -162,15 +162,15 @@ func (l *Ledger) removeWithheldEntries(a address, match func(WithheldAddress) bo
 			l.checkpointVersion++
 		}
 		if w.Reason == names.ReasonAddressReserved {
-			if delete(l.reservedAddressesByReservation[w.WithheldBy], a); len(l.reservedAddressesByReservation[w.WithheldBy]) == 0 {
-				delete(l.reservedAddressesByReservation, w.WithheldBy)
+			if delete(l.reservedAddressesByReservation[w.ReservationOrForeignHost], a); len(l.reservedAddressesByReservation[w.ReservationOrForeignHost]) == 0 {
+				delete(l.reservedAddressesByReservation, w.ReservationOrForeignHost)
 			}
 		}
-		if i := slices.Index(l.withheldAddressesByService[w.Service], a); i >= 0 {
-			l.withheldAddressesByService[w.Service] = slices.Delete(l.withheldAddressesByService[w.Service], i, i+1)
+		if i := slices.Index(l.withheldAddressesByService[w.ServiceThatMayHoldIt], a); i >= 0 {
+			l.withheldAddressesByService[w.ServiceThatMayHoldIt] = slices.Delete(l.withheldAddressesByService[w.ServiceThatMayHoldIt], i, i+1)
 		}
-		if w.Reason != names.ReasonQuarantined && len(l.withheldAddressesByService[w.Service]) == 0 {
-			delete(l.withheldAddressesByService, w.Service)
+		if w.Reason != names.ReasonQuarantined && len(l.withheldAddressesByService[w.ServiceThatMayHoldIt]) == 0 {
+			delete(l.withheldAddressesByService, w.ServiceThatMayHoldIt)
 		}
 	}
 	if l.withheldEntriesByAddress[a] = rest; len(rest) == 0 {
@@ -178,9 +178,9 @@ func (l *Ledger) removeWithheldEntries(a address, match func(WithheldAddress) bo
 	}
 }
 
-// releaseWithheldEntries removes the matching entries of an address, and says whether the address
-// became free.
-func (l *Ledger) releaseWithheldEntries(a address, match func(WithheldAddress) bool) bool {
+// removeWithheldEntriesAndFreeAddress removes the matching entries of an address, and says whether
+// the address became free.
+func (l *Ledger) removeWithheldEntriesAndFreeAddress(a address, match func(WithheldAddress) bool) bool {
 	if len(l.withheldEntriesByAddress[a]) == 0 {
 		return false
 	}
@@ -189,69 +189,71 @@ func (l *Ledger) releaseWithheldEntries(a address, match func(WithheldAddress) b
 		return false
 	}
 	if st := l.currentPoolIndex.familyPoolCovering(a); st != nil {
-		if at, ok := st.numbering.positionOfAddress(a); ok {
+		if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
 			st.freeSet.markFree(at)
 		}
 	}
 	return true
 }
 
-// ProposeAddressesForProbe withholds addresses for a Service until they are probed. They replace
-// those proposed to it before.
-func (l *Ledger) ProposeAddressesForProbe(k view.ObjectKey, addresses []netip.Addr) {
+// WithholdAddressesUntilProbed withholds addresses for a Service until they are probed. They
+// replace those proposed to it before.
+func (l *Ledger) WithholdAddressesUntilProbed(k view.ObjectKey, addresses []netip.Addr) {
 	for _, a := range slices.Clone(l.withheldAddressesByService[k]) {
 		if !slices.Contains(addresses, a.toNetip()) {
-			l.releaseWithheldEntries(a, func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing && w.Service == k })
+			l.removeWithheldEntriesAndFreeAddress(a, func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing && w.ServiceThatMayHoldIt == k })
 		}
 	}
 	for _, a := range addresses {
-		if !slices.ContainsFunc(l.withheldEntriesByAddress[addressFromNetip(a)], func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing && w.Service == k }) {
-			l.WithholdAddress(WithheldAddress{Address: a, Service: k, Reason: names.ReasonProbing})
+		if !slices.ContainsFunc(l.withheldEntriesByAddress[addressFromNetip(a)], func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing && w.ServiceThatMayHoldIt == k }) {
+			l.WithholdAddress(WithheldAddress{Address: a, ServiceThatMayHoldIt: k, Reason: names.ReasonProbing})
 		}
 	}
 }
 
-// AddressesUnderProbe returns the addresses that need a probe, sorted, with their Services.
-func (l *Ledger) AddressesUnderProbe() []WithheldAddress {
-	return slices.DeleteFunc(l.AllWithheldAddresses(), func(w WithheldAddress) bool { return w.Reason != names.ReasonProbing || w.ProbedWithoutAnswer })
+// WithheldAddressesAwaitingProbe returns the addresses that need a probe, sorted, with their
+// Services.
+func (l *Ledger) WithheldAddressesAwaitingProbe() []WithheldAddress {
+	return slices.DeleteFunc(l.AllWithheldAddresses(), func(w WithheldAddress) bool { return w.Reason != names.ReasonProbing || w.AcquireProbeUnanswered })
 }
 
-// HasProbingAddresses says whether an address waits for a probe, or for the write that follows it.
-func (l *Ledger) HasProbingAddresses() bool { return l.probingEntryCount > 0 }
+// HasAddressesWithheldForProbe says whether an address waits for a probe, or for the write that
+// follows it.
+func (l *Ledger) HasAddressesWithheldForProbe() bool { return l.probingEntryCount > 0 }
 
-// RecordNoProbeAnswer records that no host answered for a proposed address: the next decision
-// assigns it.
-func (l *Ledger) RecordNoProbeAnswer(a netip.Addr) {
+// RecordUnansweredAcquireProbe records that no host answered for a proposed address: the next
+// decision assigns it.
+func (l *Ledger) RecordUnansweredAcquireProbe(a netip.Addr) {
 	for i, w := range l.withheldEntriesByAddress[addressFromNetip(a)] {
 		if w.Reason == names.ReasonProbing {
-			l.withheldEntriesByAddress[addressFromNetip(a)][i].ProbedWithoutAnswer = true
+			l.withheldEntriesByAddress[addressFromNetip(a)][i].AcquireProbeUnanswered = true
 		}
 	}
 }
 
-// RecordProbeAnswer records that a host uses a proposed address. The address goes into quarantine,
-// and the next decision chooses another one. If the pool does not probe any more, the quarantine
-// lasts an hour.
-func (l *Ledger) RecordProbeAnswer(a netip.Addr, by string) {
-	l.releaseWithheldEntries(addressFromNetip(a), func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing })
+// QuarantineAddressAfterProbeAnswer records that a host uses a proposed address. The address goes
+// into quarantine, and the next decision chooses another one. If the pool does not probe any more,
+// the quarantine lasts an hour.
+func (l *Ledger) QuarantineAddressAfterProbeAnswer(a netip.Addr, by string) {
+	l.removeWithheldEntriesAndFreeAddress(addressFromNetip(a), func(w WithheldAddress) bool { return w.Reason == names.ReasonProbing })
 	d := time.Hour
-	if st := l.currentPoolIndex.familyPoolCovering(addressFromNetip(a)); st != nil && st.pool.Probe != nil {
-		d = st.pool.Probe.QuarantineDelay
+	if st := l.currentPoolIndex.familyPoolCovering(addressFromNetip(a)); st != nil && st.pool.AcquireProbe != nil {
+		d = st.pool.AcquireProbe.QuarantineDelay
 	}
-	l.WithholdAddress(WithheldAddress{Address: a, Reason: names.ReasonQuarantined, WithheldUntil: l.currentTime.Add(d), WithheldBy: by})
+	l.WithholdAddress(WithheldAddress{Address: a, Reason: names.ReasonQuarantined, WithheldUntil: l.currentTime.Add(d), ReservationOrForeignHost: by})
 }
 
-// withdrawProposedAddresses removes what is proposed to the Service.
-func (l *Ledger) withdrawProposedAddresses(k view.ObjectKey) {
+// removeProbingEntriesOfService removes what is proposed to the Service.
+func (l *Ledger) removeProbingEntriesOfService(k view.ObjectKey) {
 	if len(l.withheldAddressesByService[k]) > 0 {
-		l.ProposeAddressesForProbe(k, nil)
+		l.WithholdAddressesUntilProbed(k, nil)
 	}
 }
 
 // entryWithholdingAddress returns the entry that keeps the address from the Service.
 func (l *Ledger) entryWithholdingAddress(a address, k view.ObjectKey) (WithheldAddress, bool) {
 	for _, w := range l.withheldEntriesByAddress[a] {
-		if w.Reason == names.ReasonQuarantined || w.Service != k {
+		if w.Reason == names.ReasonQuarantined || w.ServiceThatMayHoldIt != k {
 			return w, true
 		}
 	}
@@ -261,6 +263,6 @@ func (l *Ledger) entryWithholdingAddress(a address, k view.ObjectKey) (WithheldA
 // hasProbeWithoutAnswer says whether the address was probed for the Service and no host answered.
 func (l *Ledger) hasProbeWithoutAnswer(a address, k view.ObjectKey) bool {
 	return slices.ContainsFunc(l.withheldEntriesByAddress[a], func(w WithheldAddress) bool {
-		return w.Reason == names.ReasonProbing && w.Service == k && w.ProbedWithoutAnswer
+		return w.Reason == names.ReasonProbing && w.ServiceThatMayHoldIt == k && w.AcquireProbeUnanswered
 	})
 }

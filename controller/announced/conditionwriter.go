@@ -30,11 +30,11 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Options are the settings of a ConditionWriter.
-type Options struct {
+// ServiceWorkerOptions are the settings of a ConditionWriter.
+type ServiceWorkerOptions struct {
 	Client client.Client
 	// Scope says where the speakers' reports are, and whether BGP is part of them.
-	Scope configuration.Scope
+	Scope configuration.ConfigurationScope
 	// ConfigurationReader publishes the configuration.
 	ConfigurationReader *configurationreader.Reader
 	// LoadBalancerClass is the class that is served.
@@ -50,7 +50,7 @@ type Options struct {
 // address; otherwise it is False with the reason. It names the protocols and no node, so that a
 // failover causes no write. Use NewConditionWriter to create it.
 type ConditionWriter struct {
-	Options
+	ServiceWorkerOptions
 
 	mu sync.Mutex // guards all that follows
 	// unannouncedSinceByService are the Services that no speaker announces, with the time since
@@ -59,12 +59,12 @@ type ConditionWriter struct {
 }
 
 const (
-	// speakerReportTimeout is how long speakers may take before the condition becomes False.
-	speakerReportTimeout = 3 * time.Second
-	// reportsByServiceIndex finds the speakers' reports about a Service, slicesByServiceIndex its
-	// EndpointSlices.
-	reportsByServiceIndex = "service"
-	slicesByServiceIndex  = "endpoints"
+	// missingSpeakerReportTimeout is how long speakers may take before the condition becomes False.
+	missingSpeakerReportTimeout = 3 * time.Second
+	// speakerReportsByServiceIndexName finds the speakers' reports about a Service,
+	// endpointSlicesByServiceIndexName its EndpointSlices.
+	speakerReportsByServiceIndexName = "service"
+	endpointSlicesByServiceIndexName = "endpoints"
 	// maxUnannouncedRecheckInterval is how often the reason is determined again while no speaker
 	// announces. It is shorter at first, while a manifest may still be in the process of being
 	// applied.
@@ -72,27 +72,27 @@ const (
 )
 
 // NewConditionWriter returns a ConditionWriter to register with a manager.
-func NewConditionWriter(o Options) *ConditionWriter {
-	return &ConditionWriter{Options: o, unannouncedSinceByService: map[client.ObjectKey]time.Time{}}
+func NewConditionWriter(o ServiceWorkerOptions) *ConditionWriter {
+	return &ConditionWriter{ServiceWorkerOptions: o, unannouncedSinceByService: map[client.ObjectKey]time.Time{}}
 }
 
 // RegisterController registers the reconciler.
 func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manager) error {
 	reported := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []ctrl.Request {
-		return []ctrl.Request{{NamespacedName: reportedService(o)}}
+		return []ctrl.Request{{NamespacedName: serviceOfSpeakerReport(o)}}
 	})
 	b := ctrl.NewControllerManagedBy(mgr).Named("announced").For(&corev1.Service{}).
 		WithOptions(workers.Options{MaxConcurrentReconciles: 4})
-	for _, report := range r.Scope.SpeakerStatusKinds() {
-		err := mgr.GetFieldIndexer().IndexField(ctx, report, reportsByServiceIndex, func(o client.Object) []string {
-			return []string{reportedService(o).String()}
+	for _, report := range r.Scope.SpeakerReportKinds() {
+		err := mgr.GetFieldIndexer().IndexField(ctx, report, speakerReportsByServiceIndexName, func(o client.Object) []string {
+			return []string{serviceOfSpeakerReport(o).String()}
 		})
 		if err != nil {
 			return fmt.Errorf("indexing the speakers' reports: %w", err)
 		}
 		b = b.Watches(report, reported)
 	}
-	err := mgr.GetFieldIndexer().IndexField(ctx, &discoveryv1.EndpointSlice{}, slicesByServiceIndex, func(o client.Object) []string {
+	err := mgr.GetFieldIndexer().IndexField(ctx, &discoveryv1.EndpointSlice{}, endpointSlicesByServiceIndexName, func(o client.Object) []string {
 		return []string{o.GetLabels()[discoveryv1.LabelServiceName]}
 	})
 	if err != nil {
@@ -104,8 +104,8 @@ func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manag
 	return nil
 }
 
-// reportedService returns the Service that a speaker's report is about.
-func reportedService(o client.Object) client.ObjectKey {
+// serviceOfSpeakerReport returns the Service that a speaker's report is about.
+func serviceOfSpeakerReport(o client.Object) client.ObjectKey {
 	l := o.GetLabels()
 	return client.ObjectKey{Namespace: l[names.LabelServiceNamespace], Name: l[names.LabelServiceName]}
 }
@@ -142,7 +142,7 @@ func (r *ConditionWriter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl
 			return ctrl.Result{}, err
 		}
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(reason), text
-		again = min(speakerReportTimeout-wait, maxUnannouncedRecheckInterval)
+		again = min(missingSpeakerReportTimeout-wait, maxUnannouncedRecheckInterval)
 	}
 	return ctrl.Result{RequeueAfter: again}, r.writeAnnouncedCondition(ctx, &s, c)
 }
@@ -157,7 +157,7 @@ func (r *ConditionWriter) remainingReportTimeout(key client.ObjectKey) time.Dura
 		since = r.Now()
 		r.unannouncedSinceByService[key] = since
 	}
-	return speakerReportTimeout - r.Now().Sub(since)
+	return missingSpeakerReportTimeout - r.Now().Sub(since)
 }
 
 // forgetUnannounced removes the Service from unannouncedSinceByService.
@@ -171,9 +171,9 @@ func (r *ConditionWriter) forgetUnannounced(key client.ObjectKey) {
 func (r *ConditionWriter) readSpeakerReports(ctx context.Context, key client.ObjectKey) (speakerReports, error) {
 	var l2 v1beta1.ServiceL2StatusList
 	var bgp v1beta1.ServiceBGPStatusList
-	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{reportsByServiceIndex: key.String()}}
+	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{speakerReportsByServiceIndexName: key.String()}}
 	lists := []client.ObjectList{&l2}
-	if !r.Scope.Layer2Only {
+	if !r.Scope.WithoutBGPKinds {
 		lists = append(lists, &bgp)
 	}
 	for _, list := range lists {
@@ -219,11 +219,11 @@ func (r *ConditionWriter) explainUnannounced(ctx context.Context, s *corev1.Serv
 		return why.Reason, why.Text, nil
 	}
 	var endpoints discoveryv1.EndpointSliceList
-	match := client.MatchingFields{slicesByServiceIndex: s.Name}
+	match := client.MatchingFields{endpointSlicesByServiceIndexName: s.Name}
 	if err := r.Client.List(ctx, &endpoints, client.InNamespace(s.Namespace), match); err != nil {
 		return "", "", fmt.Errorf("reading the endpoints of Service %s: %w", v.Key, err)
 	}
-	e := view.FromEndpointSlices(v.Key, endpoints.Items)
+	e := view.MergedEndpointsOfSlices(v.Key, endpoints.Items)
 	if !e.AnyServing {
 		return names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready", nil
 	}

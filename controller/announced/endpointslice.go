@@ -18,7 +18,7 @@ func CompactEndpointSlice(o any) (any, error) {
 		s.Labels = map[string]string{discoveryv1.LabelServiceName: service}
 		s.Ports = nil
 		able := slices.IndexFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool {
-			return view.FromEndpointSlices(view.ObjectKey{}, []discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{e}}}).AnyServing
+			return view.MergedEndpointsOfSlices(view.ObjectKey{}, []discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{e}}}).AnyServing
 		})
 		if able < 0 {
 			s.Endpoints = nil

@@ -17,18 +17,19 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// API is what the worker needs of the API server. Results of CachedService and ReadPoolObjects may
-// be old and must not be modified. Results of LiveService and ForEachLiveService were true at the
-// time of the call. Package apitest has one in memory.
-type API interface {
-	// CachedService returns a Service from the cache, nil when the cache has none.
-	CachedService(context.Context, view.ObjectKey) (*corev1.Service, error)
-	// LiveService returns a Service, nil when there is none.
-	LiveService(context.Context, view.ObjectKey) (*corev1.Service, error)
+// WorkerAPI is what the worker needs of the API server. Results of ReadCachedService and
+// ReadPoolsReservationsAndNamespaces may be old and must not be modified. Results of
+// ReadLiveService and ForEachLiveService were true at the time of the call. Package apitest has one
+// in memory.
+type WorkerAPI interface {
+	// ReadCachedService returns a Service from the cache, nil when the cache has none.
+	ReadCachedService(context.Context, view.ObjectKey) (*corev1.Service, error)
+	// ReadLiveService returns a Service, nil when there is none.
+	ReadLiveService(context.Context, view.ObjectKey) (*corev1.Service, error)
 	// ForEachLiveService calls visit for every Service, all as of one moment.
 	ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error
-	// ReadPoolObjects returns the pools and the reservations, with their status.
-	ReadPoolObjects(context.Context) (snapshot.Objects, error)
+	// ReadPoolsReservationsAndNamespaces returns the pools and the reservations, with their status.
+	ReadPoolsReservationsAndNamespaces(context.Context) (snapshot.Objects, error)
 	// PatchServiceStatus writes the difference in status and annotations, and returns the Service
 	// as written. The API server refuses it as a conflict when the Service is not at the
 	// resourceVersion of before.
@@ -37,8 +38,8 @@ type API interface {
 	UpdatePoolStatus(context.Context, *v1beta1.IPAddressPool) error
 	// UpdateReservationStatus writes the status of a reservation.
 	UpdateReservationStatus(context.Context, *v1alpha1.AddressReservation) error
-	// CachedAddressProbes returns the AddressProbes in the cache.
-	CachedAddressProbes(context.Context) ([]v1alpha1.AddressProbe, error)
+	// ReadCachedAddressProbes returns the AddressProbes in the cache.
+	ReadCachedAddressProbes(context.Context) ([]v1alpha1.AddressProbe, error)
 	// CreateOrReplaceProbe creates an AddressProbe, replaces one of the same name, and returns it.
 	CreateOrReplaceProbe(context.Context, *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error)
 	// DeleteProbe deletes the AddressProbe with that name, if there is one.
@@ -52,28 +53,28 @@ type API interface {
 	CompareAndSwapLedger(context.Context, *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error)
 }
 
-// ClusterAPI is the API of a real cluster.
-type ClusterAPI struct {
-	// Client reads from the cache and writes to the API server.
-	Client client.Client
+// ClientBackedAPI is the API of a real cluster.
+type ClientBackedAPI struct {
+	// CachedClient reads from the cache and writes to the API server.
+	CachedClient client.Client
 	// LiveReader reads from the API server itself.
 	LiveReader client.Reader
 	// Namespace holds the configuration and the AddressLedger.
 	Namespace string
 }
 
-var _ API = (*ClusterAPI)(nil)
+var _ WorkerAPI = (*ClientBackedAPI)(nil)
 
 // listPageSize bounds one answer of the API server; a page of Services has about a megabyte.
 const listPageSize = 1000
 
-// CachedService implements API.
-func (c *ClusterAPI) CachedService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
-	return readService(ctx, c.Client, k)
+// ReadCachedService implements API.
+func (c *ClientBackedAPI) ReadCachedService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
+	return readService(ctx, c.CachedClient, k)
 }
 
-// LiveService implements API.
-func (c *ClusterAPI) LiveService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
+// ReadLiveService implements API.
+func (c *ClientBackedAPI) ReadLiveService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	return readService(ctx, c.LiveReader, k)
 }
 
@@ -91,7 +92,7 @@ func readService(ctx context.Context, r client.Reader, k view.ObjectKey) (*corev
 
 // ForEachLiveService implements API. The API server promises that the pages of a continued list are
 // of one moment.
-func (c *ClusterAPI) ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error {
+func (c *ClientBackedAPI) ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error {
 	var next string
 	for {
 		var page corev1.ServiceList
@@ -107,27 +108,27 @@ func (c *ClusterAPI) ForEachLiveService(ctx context.Context, visit func(*corev1.
 	}
 }
 
-// ReadPoolObjects implements API.
-func (c *ClusterAPI) ReadPoolObjects(ctx context.Context) (snapshot.Objects, error) {
+// ReadPoolsReservationsAndNamespaces implements API.
+func (c *ClientBackedAPI) ReadPoolsReservationsAndNamespaces(ctx context.Context) (snapshot.Objects, error) {
 	var pools v1beta1.IPAddressPoolList
-	if err := c.Client.List(ctx, &pools, client.InNamespace(c.Namespace)); err != nil {
+	if err := c.CachedClient.List(ctx, &pools, client.InNamespace(c.Namespace)); err != nil {
 		return snapshot.Objects{}, fmt.Errorf("reading the pools: %w", err)
 	}
 	var reservations v1alpha1.AddressReservationList
-	if err := c.Client.List(ctx, &reservations, client.InNamespace(c.Namespace)); err != nil {
+	if err := c.CachedClient.List(ctx, &reservations, client.InNamespace(c.Namespace)); err != nil {
 		return snapshot.Objects{}, fmt.Errorf("reading the reservations: %w", err)
 	}
 	return snapshot.Objects{Pools: pools.Items, Reservations: reservations.Items}, nil
 }
 
 // PatchServiceStatus implements API. It uses the status subresource, which accepts annotations too.
-func (c *ClusterAPI) PatchServiceStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
+func (c *ClientBackedAPI) PatchServiceStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
 	patch, err := statusMergePatch(before, after)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the status of Service %s/%s: %w", before.Namespace, before.Name, err)
 	}
 	written := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: before.Namespace, Name: before.Name}}
-	if err := c.Client.Status().Patch(ctx, written, client.RawPatch(types.MergePatchType, patch)); err != nil {
+	if err := c.CachedClient.Status().Patch(ctx, written, client.RawPatch(types.MergePatchType, patch)); err != nil {
 		return nil, fmt.Errorf("writing the status of Service %s/%s: %w", before.Namespace, before.Name, err)
 	}
 	return written, nil
@@ -168,38 +169,38 @@ func statusMergePatch(before, after *corev1.Service) ([]byte, error) {
 
 // UpdatePoolStatus implements API. It writes the whole status, because the counters are required
 // fields and a merge patch would omit those that are zero on both sides.
-func (c *ClusterAPI) UpdatePoolStatus(ctx context.Context, p *v1beta1.IPAddressPool) error {
-	if err := c.Client.Status().Update(ctx, p); err != nil {
+func (c *ClientBackedAPI) UpdatePoolStatus(ctx context.Context, p *v1beta1.IPAddressPool) error {
+	if err := c.CachedClient.Status().Update(ctx, p); err != nil {
 		return fmt.Errorf("writing the status of pool %q: %w", p.Name, err)
 	}
 	return nil
 }
 
 // UpdateReservationStatus implements API.
-func (c *ClusterAPI) UpdateReservationStatus(ctx context.Context, o *v1alpha1.AddressReservation) error {
-	if err := c.Client.Status().Update(ctx, o); err != nil {
+func (c *ClientBackedAPI) UpdateReservationStatus(ctx context.Context, o *v1alpha1.AddressReservation) error {
+	if err := c.CachedClient.Status().Update(ctx, o); err != nil {
 		return fmt.Errorf("writing the status of AddressReservation %q: %w", o.Name, err)
 	}
 	return nil
 }
 
-// CachedAddressProbes implements API.
-func (c *ClusterAPI) CachedAddressProbes(ctx context.Context) ([]v1alpha1.AddressProbe, error) {
+// ReadCachedAddressProbes implements API.
+func (c *ClientBackedAPI) ReadCachedAddressProbes(ctx context.Context) ([]v1alpha1.AddressProbe, error) {
 	var list v1alpha1.AddressProbeList
-	if err := c.Client.List(ctx, &list, client.InNamespace(c.Namespace)); err != nil {
+	if err := c.CachedClient.List(ctx, &list, client.InNamespace(c.Namespace)); err != nil {
 		return nil, fmt.Errorf("reading the AddressProbes: %w", err)
 	}
 	return list.Items, nil
 }
 
 // CreateOrReplaceProbe implements API.
-func (c *ClusterAPI) CreateOrReplaceProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
+func (c *ClientBackedAPI) CreateOrReplaceProbe(ctx context.Context, p *v1alpha1.AddressProbe) (*v1alpha1.AddressProbe, error) {
 	p = p.DeepCopy()
 	p.Namespace = c.Namespace
-	err := c.Client.Create(ctx, p)
+	err := c.CachedClient.Create(ctx, p)
 	if apierrors.IsAlreadyExists(err) { // left over from before a restart: its result is old
 		if err = c.DeleteProbe(ctx, p.Name); err == nil {
-			err = c.Client.Create(ctx, p)
+			err = c.CachedClient.Create(ctx, p)
 		}
 	}
 	if err != nil {
@@ -209,24 +210,24 @@ func (c *ClusterAPI) CreateOrReplaceProbe(ctx context.Context, p *v1alpha1.Addre
 }
 
 // DeleteProbe implements API.
-func (c *ClusterAPI) DeleteProbe(ctx context.Context, name string) error {
+func (c *ClientBackedAPI) DeleteProbe(ctx context.Context, name string) error {
 	p := &v1alpha1.AddressProbe{}
 	p.Namespace, p.Name = c.Namespace, name
-	if err := c.Client.Delete(ctx, p); client.IgnoreNotFound(err) != nil {
+	if err := c.CachedClient.Delete(ctx, p); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("deleting AddressProbe %q: %w", name, err)
 	}
 	return nil
 }
 
 // ReadOrCreateLedger implements API.
-func (c *ClusterAPI) ReadOrCreateLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
+func (c *ClientBackedAPI) ReadOrCreateLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error) {
 	l := &v1alpha1.AddressLedger{}
 	key := client.ObjectKey{Namespace: c.Namespace, Name: name}
 	err := c.LiveReader.Get(ctx, key, l)
 	if apierrors.IsNotFound(err) {
 		l.Namespace, l.Name = key.Namespace, key.Name
 		// Another controller was faster.
-		if err = c.Client.Create(ctx, l); apierrors.IsAlreadyExists(err) {
+		if err = c.CachedClient.Create(ctx, l); apierrors.IsAlreadyExists(err) {
 			err = c.LiveReader.Get(ctx, key, l)
 		}
 	}
@@ -237,9 +238,9 @@ func (c *ClusterAPI) ReadOrCreateLedger(ctx context.Context, name string) (*v1al
 }
 
 // CompareAndSwapLedger implements API.
-func (c *ClusterAPI) CompareAndSwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+func (c *ClientBackedAPI) CompareAndSwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
 	written := l.DeepCopy()
-	if err := c.Client.Update(ctx, written); err != nil {
+	if err := c.CachedClient.Update(ctx, written); err != nil {
 		return nil, fmt.Errorf("writing the AddressLedger: %w", err)
 	}
 	return written, nil

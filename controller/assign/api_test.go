@@ -16,11 +16,11 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// TestWritesOnARealAPIServer writes a Service's address and removes it, based on what the cache
-// stores of the Service. Everything that is not ours stays, and a write based on an old state is
-// refused.
-func TestWritesOnARealAPIServer(t *testing.T) {
-	config := apiserver.Start(t)
+// TestWorkerWritesOnRealAPIServer writes a Service's address and removes it, based on what the
+// cache stores of the Service. Everything that is not ours stays, and a write based on an old state
+// is refused.
+func TestWorkerWritesOnRealAPIServer(t *testing.T) {
+	config := apiserver.StartUntilTestEnds(t)
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
@@ -34,13 +34,13 @@ func TestWritesOnARealAPIServer(t *testing.T) {
 	if err := direct.Create(ctx, namespace); client.IgnoreAlreadyExists(err) != nil {
 		t.Fatal(err)
 	}
-	api := &ClusterAPI{Client: direct, LiveReader: direct, Namespace: names.Namespace}
+	api := &ClientBackedAPI{CachedClient: direct, LiveReader: direct, Namespace: names.Namespace}
 	t.Run("a Service", func(t *testing.T) { testServiceWrites(ctx, t, direct, api) })
 	t.Run("the AddressLedger", func(t *testing.T) { testLedgerWrites(ctx, t, direct, api) })
-	t.Run("two controllers at once", func(t *testing.T) { testTwoLeadersAtOnce(ctx, t, config, direct) })
+	t.Run("two controllers at once", func(t *testing.T) { testTwoLeadersAssignNoAddressTwice(ctx, t, config, direct) })
 }
 
-func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClusterAPI) {
+func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClientBackedAPI) {
 	o := newLoadBalancer("a")
 	o.Spec.ClusterIPs = nil
 	o.Labels = map[string]string{"tier": "front"}
@@ -54,7 +54,7 @@ func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, 
 		t.Fatal(err)
 	}
 	live := func() *corev1.Service {
-		s, err := api.LiveService(ctx, serviceKey("a"))
+		s, err := api.ReadLiveService(ctx, serviceKey("a"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -70,7 +70,7 @@ func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := firstAddress(written); a.String() != "192.0.2.1" || written.Annotations[names.AnnotationFromPool] != "p" || assignedReason(written) != names.ReasonAssigned {
+	if a := firstAddress(written); a.String() != "192.0.2.1" || written.Annotations[names.AnnotationAllocatedFromPool] != "p" || assignedReason(written) != names.ReasonAssigned {
 		t.Errorf("it was written as %v %v", written.Annotations, written.Status)
 	}
 	if _, err := api.PatchServiceStatus(ctx, before, given); !apierrors.IsConflict(err) {
@@ -87,7 +87,7 @@ func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, 
 	}
 }
 
-func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClusterAPI) {
+func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClientBackedAPI) {
 	l, err := api.ReadOrCreateLedger(ctx, names.AddressLedger)
 	if err != nil {
 		t.Fatal(err)

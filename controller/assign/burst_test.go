@@ -24,33 +24,33 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// addressRegister checks which Service has which address, at the same cost for any number of
-// Services.
-type addressRegister struct {
-	mu              sync.Mutex // guards all that follows
-	holderByAddress map[netip.Addr]string
-	faults          []string
+// doubleAssignmentDetector checks which Service has which address, at the same cost for any number
+// of Services.
+type doubleAssignmentDetector struct {
+	mu                    sync.Mutex // guards all that follows
+	serviceNameByAddress  map[netip.Addr]string
+	doubleAssignmentTexts []string
 }
 
-func (g *addressRegister) recordServiceChange(before, after *corev1.Service) {
+func (g *doubleAssignmentDetector) recordServiceChange(before, after *corev1.Service) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, a := range ingressAddresses(before) {
-		delete(g.holderByAddress, a)
+		delete(g.serviceNameByAddress, a)
 	}
 	for _, a := range ingressAddresses(after) {
-		if other := g.holderByAddress[a]; other != "" {
-			g.faults = append(g.faults, fmt.Sprintf("%s was given %s, which %s has", after.Name, a, other))
+		if other := g.serviceNameByAddress[a]; other != "" {
+			g.doubleAssignmentTexts = append(g.doubleAssignmentTexts, fmt.Sprintf("%s was given %s, which %s has", after.Name, a, other))
 		}
-		g.holderByAddress[a] = after.Name
+		g.serviceNameByAddress[a] = after.Name
 	}
 }
 
-// countServed counts the addresses that Services have.
-func (g *addressRegister) countServed() int {
+// countAssignedAddresses counts the addresses that Services have.
+func (g *doubleAssignmentDetector) countAssignedAddresses() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.holderByAddress)
+	return len(g.serviceNameByAddress)
 }
 
 // newBusyDelivery delivers each write in 40 ms, like an API server on two cores.
@@ -64,64 +64,64 @@ func newBusyDelivery(what string) apitest.Delivery {
 // burstScenario: many Services wait when the first pool comes, and the leader is lost meanwhile.
 type burstScenario struct {
 	serviceCount, maxPending int
-	// lostAtPercent is when the leader is lost, in percent of the time that all Services take
-	// without a loss; 0 is never.
-	lostAtPercent int
-	leaderKilled  bool
+	// leaderLostAtPercentOfBurst is when the leader is lost, in percent of the time that all
+	// Services take without a loss; 0 is never.
+	leaderLostAtPercentOfBurst int
+	leaderKilled               bool
 }
 
-// runBurst returns how long it takes until all Services have an address.
-func (b burstScenario) runBurst(t *testing.T, undisturbed time.Duration) (took time.Duration) {
-	g := &addressRegister{holderByAddress: map[netip.Addr]string{}}
+// runBurstAndMeasure returns how long it takes until all Services have an address.
+func (b burstScenario) runBurstAndMeasure(t *testing.T, undisturbed time.Duration) (took time.Duration) {
+	g := &doubleAssignmentDetector{serviceNameByAddress: map[netip.Addr]string{}}
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(g.recordServiceChange)
 		for i := range b.serviceCount {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		s.DropSeenChanges()
-		c := startBoundedController(t, s, newBusyDelivery, Options{ProcessIdentity: "first"}, b.maxPending)
+		s.DropServiceChangesSeenByAll()
+		c := startTestControllerWithMaxPending(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "first"}, b.maxPending)
 		synctest.Wait()
 		time.Sleep(time.Minute) // each has said by then that there is no pool
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
 		c.ConfigurationReader.NotifyChanged()
 		begun := time.Now()
-		if b.lostAtPercent > 0 {
-			time.Sleep(undisturbed * time.Duration(b.lostAtPercent) / 100)
-			if random := rand.New(rand.NewPCG(uint64(b.lostAtPercent), 1)); b.leaderKilled {
+		if b.leaderLostAtPercentOfBurst > 0 {
+			time.Sleep(undisturbed * time.Duration(b.leaderLostAtPercentOfBurst) / 100)
+			if random := rand.New(rand.NewPCG(uint64(b.leaderLostAtPercentOfBurst), 1)); b.leaderKilled {
 				c.killAndWait(func() bool { return random.IntN(2) == 0 })
 			} else {
 				c.stopAndWait()
 			}
-			c = startBoundedController(t, s, newBusyDelivery, Options{ProcessIdentity: "second"}, b.maxPending)
+			c = startTestControllerWithMaxPending(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "second"}, b.maxPending)
 		}
-		for g.countServed() < b.serviceCount && time.Since(begun) < time.Hour {
+		for g.countAssignedAddresses() < b.serviceCount && time.Since(begun) < time.Hour {
 			time.Sleep(100 * time.Millisecond)
 		}
 		took = time.Since(begun)
-		if n := g.countServed(); n < b.serviceCount {
+		if n := g.countAssignedAddresses(); n < b.serviceCount {
 			t.Errorf("%d of %d Services have an address", n, b.serviceCount)
 		}
 		c.stopAndWait()
 	})
-	for _, f := range g.faults {
+	for _, f := range g.doubleAssignmentTexts {
 		t.Error(f)
 	}
 	return took
 }
 
-// TestBurstEndsAfterTheLossOfItsLeader kills or stops the leader at different moments of a burst,
-// while more Services wait than pending assignments may be open. GANTRY_BURSTS=long uses the
-// numbers of a large cluster.
-func TestBurstEndsAfterTheLossOfItsLeader(t *testing.T) {
+// TestAllServicesAreServedAfterLeaderLossInBurst kills or stops the leader at different moments of
+// a burst, while more Services wait than pending assignments may be open. GANTRY_BURSTS=long uses
+// the numbers of a large cluster.
+func TestAllServicesAreServedAfterLeaderLossInBurst(t *testing.T) {
 	sizes, bound := []int{288, 320, 640}, 256
 	if os.Getenv("GANTRY_BURSTS") == "long" {
 		sizes, bound = []int{4500, 5000, 10000}, maxPendingAssignments
 	}
 	for _, n := range sizes {
-		undisturbed := burstScenario{serviceCount: n, maxPending: bound}.runBurst(t, 0)
+		undisturbed := burstScenario{serviceCount: n, maxPending: bound}.runBurstAndMeasure(t, 0)
 		for lost := 10; lost < 100; lost += 10 {
 			for _, killed := range []bool{true, false} {
-				took := burstScenario{n, bound, lost, killed}.runBurst(t, undisturbed)
+				took := burstScenario{n, bound, lost, killed}.runBurstAndMeasure(t, undisturbed)
 				if took > undisturbed+15*time.Second {
 					t.Errorf("%d Services, leader lost at %d %% (killed: %t): it took %s, without that %s", n, lost, killed, took, undisturbed)
 				}
@@ -130,9 +130,9 @@ func TestBurstEndsAfterTheLossOfItsLeader(t *testing.T) {
 	}
 }
 
-// TestPendingAssignmentsOfALostLeaderAreWritten has more pending assignments in the AddressLedger
+// TestNextLeaderWritesPendingAssignments has more pending assignments in the AddressLedger
 // than a controller keeps open itself.
-func TestPendingAssignmentsOfALostLeaderAreWritten(t *testing.T) {
+func TestNextLeaderWritesPendingAssignments(t *testing.T) {
 	for _, n := range []int{15, 16, 17, 40} {
 		runWithFakeTime(t, func(t *testing.T) {
 			s := apitest.NewServer(nil)
@@ -143,8 +143,8 @@ func TestPendingAssignmentsOfALostLeaderAreWritten(t *testing.T) {
 				s.CreateService(o)
 				pending = append(pending, newPendingAssignment(o.Name, s.ServiceByKey(serviceKey(o.Name)).ResourceVersion, netip.AddrFrom4([4]byte{10, 0, 0, byte(100 + i)})))
 			}
-			showPendingInLedger(t, apitest.NewClient(s, nil), pending...)
-			c := startBoundedController(t, s, nil, Options{}, 16)
+			writePendingAsOtherController(t, apitest.NewClient(s, nil), pending...)
+			c := startTestControllerWithMaxPending(t, s, nil, ServiceWorkerOptions{}, 16)
 			defer c.stopAndWait()
 			s.CreateService(newLoadBalancer("late"))
 			synctest.Wait()
@@ -153,7 +153,7 @@ func TestPendingAssignmentsOfALostLeaderAreWritten(t *testing.T) {
 				wantAddress(t, s, fmt.Sprint("s", i), fmt.Sprintf("10.0.0.%d", 100+i), names.ReasonAssigned)
 			}
 			wantAddress(t, s, "late", "10.0.0.0", names.ReasonAssigned)
-			if w := s.CountWrites("ledger"); w != 2 {
+			if w := s.CountWriteRequestsOfKind("ledger"); w != 2 {
 				t.Errorf("the AddressLedger was written %d times, want once for the Service that came late", w-1)
 			}
 			if _, open, _ := c.workerState.readState(); open != 0 {
@@ -174,12 +174,12 @@ func TestForeignPendingAssignmentIsClosed(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/24"))
 		recorder := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		c := startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
 		c.stopAndWait()
 		o := s.ServiceByKey(serviceKey("a"))
-		showPendingInLedger(t, apitest.NewClient(s, nil), newPendingAssignment("a", o.ResourceVersion, parseAddresses("192.0.2.9")...))
+		writePendingAsOtherController(t, apitest.NewClient(s, nil), newPendingAssignment("a", o.ResourceVersion, parseAddresses("192.0.2.9")...))
 		var allow atomic.Bool
 		s.RefuseServiceWrites(func(*corev1.Service) error {
 			if !allow.Load() {
@@ -187,7 +187,7 @@ func TestForeignPendingAssignmentIsClosed(t *testing.T) {
 			}
 			return nil
 		})
-		c = startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		c = startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		b := newLoadBalancer("b")
@@ -219,12 +219,12 @@ func TestFullAddressLedgerIsLoggedOnce(t *testing.T) {
 		for i := range 300 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startBoundedController(t, s, func(what string) apitest.Delivery {
+		c := startTestControllerWithMaxPending(t, s, func(what string) apitest.Delivery {
 			if what == "service" {
 				return apitest.Delivery{RequestDelay: 8 * time.Second}
 			}
 			return apitest.Delivery{}
-		}, Options{Log: slog.New(slog.NewTextHandler(said, nil))}, 40)
+		}, ServiceWorkerOptions{Log: slog.New(slog.NewTextHandler(said, nil))}, 40)
 		time.Sleep(20 * time.Second)
 		_, open, bounded := c.workerState.readState()
 		if open != 40 || bounded != 1 {
@@ -254,7 +254,7 @@ func startBurst(t *testing.T, serviceCount int) (*apitest.Server, *runningContro
 	for i := range serviceCount {
 		s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 	}
-	return s, startController(t, s, newBusyDelivery, Options{})
+	return s, startController(t, s, newBusyDelivery, ServiceWorkerOptions{})
 }
 
 // TestAddressLedgerStaysSmallInABurst has many more Services than are written in a second. The
@@ -296,7 +296,7 @@ func TestFailingTrimDelaysNoAddress(t *testing.T) {
 					return nil
 				})
 				time.Sleep(10*time.Minute + time.Second)
-				if n := s.CountRefusedWrites(); n < 2 || n > 60 {
+				if n := s.CountRefusedServiceWrites(); n < 2 || n > 60 {
 					t.Errorf("it was tried %d times in 10 minutes", n)
 				}
 				s.CreateService(newLoadBalancer("late"))
@@ -314,16 +314,16 @@ func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
 		s, c := startBurst(t, 200)
 		defer c.stopAndWait()
 		time.Sleep(2 * time.Second)
-		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n < minSettledForTrim {
+		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n < closedEntriesForLedgerTrim {
 			t.Fatalf("after the burst the AddressLedger shows %d pending assignments, too few for this test", n)
 		}
 		time.Sleep(2 * ledgerTrimDelay)
 		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n != 0 {
 			t.Errorf("the AddressLedger shows %d pending assignments when none is open", n)
 		}
-		writes := s.CountWrites("ledger")
+		writes := s.CountWriteRequestsOfKind("ledger")
 		time.Sleep(time.Hour)
-		if n := s.CountWrites("ledger") - writes; n != 0 {
+		if n := s.CountWriteRequestsOfKind("ledger") - writes; n != 0 {
 			t.Errorf("it was written %d times more when nothing happened", n)
 		}
 		s.CreateService(newLoadBalancer("late"))
@@ -332,8 +332,8 @@ func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
 	})
 }
 
-// TestStoppingLeaderWritesWhatTheAddressLedgerHas stops the leader while many writes wait.
-func TestStoppingLeaderWritesWhatTheAddressLedgerHas(t *testing.T) {
+// TestStoppingLeaderFinishesPendingAssignments stops the leader while many writes wait.
+func TestStoppingLeaderFinishesPendingAssignments(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s, c := startBurst(t, 200)
 		synctest.Wait()

@@ -12,8 +12,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// annotationDomains are the domains of the annotations that have a meaning here.
-var annotationDomains = []string{annotationDomain(names.AnnotationPool), annotationDomain(names.AnnotationPoolOld), annotationDomain(names.AnnotationRelease)}
+// keptAnnotationDomains are the domains of the annotations that have a meaning here.
+var keptAnnotationDomains = []string{annotationDomain(names.AnnotationPool), annotationDomain(names.AnnotationPoolOld), annotationDomain(names.AnnotationAddressesToRelease)}
 
 // annotationDomain is the part before the slash.
 func annotationDomain(key string) string {
@@ -35,7 +35,7 @@ func CompactService(o any) (any, error) {
 		CreationTimestamp: old.CreationTimestamp, DeletionTimestamp: old.DeletionTimestamp,
 	}
 	for k, v := range old.Annotations {
-		if slices.Contains(annotationDomains, annotationDomain(k)) {
+		if slices.Contains(keptAnnotationDomains, annotationDomain(k)) {
 			metav1.SetMetaDataAnnotation(&s.ObjectMeta, view.InternString(k), v)
 		}
 	}
@@ -50,8 +50,8 @@ func CompactService(o any) (any, error) {
 			s.Labels[view.InternString(k)] = v
 		}
 	}
-	if from, ok := s.Annotations[names.AnnotationFromPool]; ok {
-		s.Annotations[names.AnnotationFromPool] = view.InternString(from)
+	if from, ok := s.Annotations[names.AnnotationAllocatedFromPool]; ok {
+		s.Annotations[names.AnnotationAllocatedFromPool] = view.InternString(from)
 	}
 	if s.Spec.ClusterIPs = spec.ClusterIPs; len(spec.ClusterIPs) == 0 {
 		s.Spec.ClusterIP = spec.ClusterIP

@@ -14,9 +14,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestCompactedServiceKeepsWhatIsReadAndWritten compares the view of a Service before and after
+// TestStrippedCachedServiceHasSameView compares the view of a Service before and after
 // CompactService.
-func TestCompactedServiceKeepsWhatIsReadAndWritten(t *testing.T) {
+func TestStrippedCachedServiceHasSameView(t *testing.T) {
 	prefer, class := corev1.IPFamilyPolicyPreferDualStack, "example.com/class"
 	tests := map[string]func(*corev1.Service){
 		"plain": func(*corev1.Service) {},
@@ -24,7 +24,7 @@ func TestCompactedServiceKeepsWhatIsReadAndWritten(t *testing.T) {
 			o.Annotations = map[string]string{names.AnnotationPoolOld: "p", names.AnnotationLoadBalancerIPsOld: "192.0.2.1", "example.com/other": "x"}
 		},
 		"that asks in newer words": func(o *corev1.Service) {
-			o.Annotations = map[string]string{names.AnnotationAddressCount: "2", names.AnnotationRelease: "192.0.2.1", names.AnnotationFromPool: "p"}
+			o.Annotations = map[string]string{names.AnnotationAddressesPerFamily: "2", names.AnnotationAddressesToRelease: "192.0.2.1", names.AnnotationAllocatedFromPool: "p"}
 		},
 		"that shares": func(o *corev1.Service) {
 			o.Annotations = map[string]string{names.AnnotationSharing: "key"}
@@ -83,22 +83,22 @@ func TestStartWritesOnlyTheNewService(t *testing.T) {
 		for i := range n {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, nil, Options{})
+		c := startController(t, s, nil, ServiceWorkerOptions{})
 		time.Sleep(time.Minute)
 		c.stopAndWait()
-		if w := s.CountWrites("service"); w != n {
+		if w := s.CountWriteRequestsOfKind("service"); w != n {
 			t.Fatalf("%d writes for %d Services", w, n)
 		}
 		s.CreateService(newLoadBalancer("new"))
-		before := s.CountWrites("pool")
-		c = startController(t, s, nil, Options{})
+		before := s.CountWriteRequestsOfKind("pool")
+		c = startController(t, s, nil, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Minute)
 		if !firstAddress(s.ServiceByKey(serviceKey("new"))).IsValid() {
 			t.Error("the new Service has no address")
 		}
-		if w := s.CountWrites("service") - n; w != 1 || s.CountWrites("pool")-before != 1 {
-			t.Errorf("the start wrote %d Services and %d pools", w, s.CountWrites("pool")-before)
+		if w := s.CountWriteRequestsOfKind("service") - n; w != 1 || s.CountWriteRequestsOfKind("pool")-before != 1 {
+			t.Errorf("the start wrote %d Services and %d pools", w, s.CountWriteRequestsOfKind("pool")-before)
 		}
 	})
 }

@@ -20,13 +20,13 @@ import (
 
 // decideService decides about one Service. While a write of it is in flight, it is decided when the
 // write has ended.
-func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
+func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	rec := r.recordByService[l.ObjectKey]
 	if rec != nil && rec.writeInFlight {
-		rec.changedMeanwhile = true
+		rec.changedDuringWrite = true
 		return
 	}
-	s, err := r.API.CachedService(ctx, l.ObjectKey)
+	s, err := r.API.ReadCachedService(ctx, l.ObjectKey)
 	if err != nil {
 		r.logFailure(l.ObjectKey, err, maxRetryDelay)
 		r.enqueueServiceAfter(l.ObjectKey, maxRetryDelay)
@@ -39,14 +39,14 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 		r.releaseService(l.ObjectKey, "the Service was deleted")
 		return
 	case s == nil:
-		r.startConfirmService(l.ObjectKey, rec)
+		r.confirmServiceGoneOrForeign(l.ObjectKey, rec)
 		return
 	case rec != nil && fence.ParseResourceVersion(s.ResourceVersion) < rec.newestVersion:
 		// The cache is behind; its next event queues the Service again. Or the AddressLedger is
 		// from a backup, with a resourceVersion that this API server has never issued: ask the API
 		// server.
-		if r.ledgerWriter.fence.HasLaterBase(l.ObjectKey, s.ResourceVersion) {
-			r.startConfirmService(l.ObjectKey, rec)
+		if r.ledgerWriter.fence.HasPendingOnLaterResourceVersion(l.ObjectKey, s.ResourceVersion) {
+			r.confirmServiceGoneOrForeign(l.ObjectKey, rec)
 		}
 		return
 	case rec != nil && rec.uid != s.UID:
@@ -68,21 +68,21 @@ func (r *ServiceWorker) decideService(ctx context.Context, l workItem) {
 	if len(v.AssignedAddresses) > 0 { // by a write with an unknown result, for example
 		rec.waitingSince = time.Time{}
 	}
-	r.ledgerWriter.fence.DropSupersededPending(l.ObjectKey, s.ResourceVersion)
+	r.ledgerWriter.fence.ClosePendingWithOlderBase(l.ObjectKey, s.ResourceVersion)
 	// Services that wait to share with it may try again.
-	if now := sharingTextOf(&v); now != rec.lastSharingText {
-		rec.lastSharingText, r.retryWaitingSharers = now, r.retryWaitingSharers || rec.lastSharingText != ""
+	if now := describeSharingRelevantFields(&v); now != rec.lastDecidedSharingText {
+		rec.lastDecidedSharingText, r.retryWaitingSharingServices = now, r.retryWaitingSharingServices || rec.lastDecidedSharingText != ""
 	}
-	if !r.observeStatus(&v, rec, s.ResourceVersion) {
+	if !r.adoptForeignStatusIntoLedger(&v, rec, s.ResourceVersion) {
 		r.startSharingCheck(&v)
 		return
 	}
 	r.carryOutDecision(ctx, s, &v, allocate.DecideAssignment(&v, r.ledger, r.configuration.Snapshot))
 }
 
-// sharingTextOf is what decides with which Services this one may share, as one text; empty when it
-// does not want to share.
-func sharingTextOf(v *view.Service) string {
+// describeSharingRelevantFields is what decides with which Services this one may share, as one
+// text; empty when it does not want to share.
+func describeSharingRelevantFields(v *view.Service) string {
 	if v.SharingKey == "" {
 		return ""
 	}
@@ -94,15 +94,16 @@ func (r *ServiceWorker) enqueueServiceAfter(k view.ObjectKey, d time.Duration) {
 	time.AfterFunc(d, func() { r.workQueue.addChanged(k) })
 }
 
-// startConfirmService asks the API server itself about a Service before its addresses are released.
-func (r *ServiceWorker) startConfirmService(k view.ObjectKey, rec *serviceRecord) {
+// confirmServiceGoneOrForeign asks the API server itself about a Service before its addresses are
+// released.
+func (r *ServiceWorker) confirmServiceGoneOrForeign(k view.ObjectKey, rec *serviceRecord) {
 	rec.writeInFlight = true
-	r.enqueueTask(&confirmServiceTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
+	r.enqueueTask(&confirmServiceGoneTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
 }
 
-// finishConfirm handles the answer. An answer from before the Ledger was rebuilt is ignored.
-func (r *ServiceWorker) finishConfirm(c *confirmServiceTask, now *corev1.Service, err error) {
-	rec := r.markServiceIdle(c.service)
+// handleConfirmResult handles the answer. An answer from before the Ledger was rebuilt is ignored.
+func (r *ServiceWorker) handleConfirmResult(c *confirmServiceGoneTask, now *corev1.Service, err error) {
+	rec := r.endWriteInFlightOfService(c.service)
 	switch {
 	case err != nil:
 		rec.consecutiveFailures++
@@ -118,9 +119,9 @@ func (r *ServiceWorker) finishConfirm(c *confirmServiceTask, now *corev1.Service
 	}
 	rec.consecutiveFailures = 0
 	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(now.ResourceVersion))
-	if r.ledgerWriter.fence.HasLaterBase(c.service, now.ResourceVersion) {
+	if r.ledgerWriter.fence.HasPendingOnLaterResourceVersion(c.service, now.ResourceVersion) {
 		r.Log.Warn("the AddressLedger has a resourceVersion that the Service never had; is it from a backup? The entry is ignored", "ledger", r.ledgerLogName(), "service", c.service.String())
-		r.ledgerWriter.fence.ClosePending(c.service, "")
+		r.ledgerWriter.fence.ClosePendingWithBase(c.service, "")
 		rec.newestVersion = fence.ParseResourceVersion(now.ResourceVersion)
 		r.workQueue.addChanged(c.service)
 	}
@@ -129,24 +130,25 @@ func (r *ServiceWorker) finishConfirm(c *confirmServiceTask, now *corev1.Service
 	}
 }
 
-// markServiceIdle ends a write in flight. If the Service has changed meanwhile, it is queued again.
-func (r *ServiceWorker) markServiceIdle(k view.ObjectKey) *serviceRecord {
+// endWriteInFlightOfService ends a write in flight. If the Service has changed meanwhile, it is
+// queued again.
+func (r *ServiceWorker) endWriteInFlightOfService(k view.ObjectKey) *serviceRecord {
 	rec := r.recordByService[k]
 	rec.writeInFlight = false
-	if rec.changedMeanwhile {
-		rec.changedMeanwhile = false
+	if rec.changedDuringWrite {
+		rec.changedDuringWrite = false
 		r.workQueue.addChanged(k)
 	}
 	return rec
 }
 
-// observeStatus handles a status that differs from the Ledger: another controller wrote it, it came
-// with the object (from a backup, for example), or a user edited it. The Service gets the addresses
-// as far as no other Service holds them, and also those of a pending assignment. It returns false
-// when the Ledger has another holder and so may be wrong: the API server is read before any Service
-// loses an address. A status for which the Ledger was built or checked is right.
-func (r *ServiceWorker) observeStatus(v *view.Service, rec *serviceRecord, baseVersion string) bool {
-	if r.hasSharingConflict(v) && fence.ParseResourceVersion(baseVersion) > rec.loadedVersion {
+// adoptForeignStatusIntoLedger handles a status that differs from the Ledger: another controller
+// wrote it, it came with the object (from a backup, for example), or a user edited it. The Service
+// gets the addresses as far as no other Service holds them, and also those of a pending assignment.
+// It returns false when the Ledger has another holder and so may be wrong: the API server is read
+// before any Service loses an address. A status for which the Ledger was built or checked is right.
+func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *serviceRecord, baseVersion string) bool {
+	if r.hasSharingConflict(v) && fence.ParseResourceVersion(baseVersion) > rec.confirmedResourceVersion {
 		return false
 	}
 	held, _ := r.ledger.AssignmentOf(v.Key)
@@ -154,13 +156,13 @@ func (r *ServiceWorker) observeStatus(v *view.Service, rec *serviceRecord, baseV
 	if len(addresses) == 0 { // a Service whose status was cleared keeps its addresses
 		addresses = held.Addresses
 	}
-	addresses = unionAddresses(addresses, r.ledgerWriter.fence.PendingAddresses(v.Key, baseVersion))
+	addresses = unionAddresses(addresses, r.ledgerWriter.fence.PendingAddressesOfService(v.Key, baseVersion))
 	// If no pool has the addresses any more, only the annotation says from which pool they are.
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
 		r.recordStatusAddresses(v, addresses)
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
 			// a waiting Service may get it
-			r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
+			r.poolStatusState.needsComparison, r.retryWaitingServices = true, true
 		}
 	}
 	return true
@@ -176,85 +178,85 @@ func (r *ServiceWorker) hasSharingConflict(v *view.Service) bool {
 // other Service gets the addresses. The Service keeps its old addresses until the new ones are
 // written (make before break).
 func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service, v *view.Service, d allocate.Decision) {
-	if d.Reason == names.ReasonAssigned && !d.WantsMoreAddresses {
+	if d.Reason == names.ReasonAssigned && !d.DecideAgainWhenAddressesFree {
 		r.waitingServices.removeService(v.Key)
 	} else {
 		r.waitingServices.setReason(v.Key, d.Reason)
 	}
-	w := &serviceWrite{service: *v, serviceBefore: s, decision: d, pool: d.PoolOfFirstAddress, ledgerBuildNumber: r.ledgerBuildNumber}
+	w := &serviceStatusWriteTask{service: *v, serviceBefore: s, decision: d, poolToRecord: d.PoolOfFirstAddress, ledgerBuildNumber: r.ledgerBuildNumber}
 	w.assignmentBefore, _ = r.ledger.AssignmentOf(v.Key)
-	w.serviceAfter = withDecidedStatus(s, d, w.pool)
+	w.serviceAfter = withDecidedStatus(s, d, w.poolToRecord)
 	if len(d.AddressesToProbe) > 0 {
-		r.ledger.ProposeAddressesForProbe(v.Key, d.AddressesToProbe)
+		r.ledger.WithholdAddressesUntilProbed(v.Key, d.AddressesToProbe)
 	}
-	if isUnchanged(s, w.serviceAfter) {
-		if !r.hasForeignWriteInFlight(w) {
-			r.ledgerWriter.fence.ClosePending(v.Key, s.ResourceVersion)
-			r.commitWrite(w)
+	if areStatusAndAnnotationsEqual(s, w.serviceAfter) {
+		if !r.mayForeignWriteStillArrive(w) {
+			r.ledgerWriter.fence.ClosePendingWithBase(v.Key, s.ResourceVersion)
+			r.commitDecidedWriteToLedger(w)
 			return
 		}
-		changeStatusVersion(w.serviceAfter, r.Now())
-		w.onlyTouchesStatus = true
+		changeStatusToBumpResourceVersion(w.serviceAfter, r.Now())
+		w.onlyChangesResourceVersion = true
 	}
-	if r.recordByService[v.Key].isContended(r.Now()) {
+	if r.recordByService[v.Key].countWriteAndCheckContended(r.Now()) {
 		r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
 		r.enqueueServiceAfter(v.Key, contendedWriteDelay)
 		return
 	}
-	if len(d.Addresses) > 0 && r.ForecastUnannounced != nil {
-		if c, sure := r.ForecastUnannounced(ctx, s, d.Addresses); sure {
+	if len(d.Addresses) > 0 && r.PredictUnannouncedCondition != nil {
+		if c, sure := r.PredictUnannouncedCondition(ctx, s, d.Addresses); sure {
 			meta.SetStatusCondition(&w.serviceAfter.Status.Conditions, c)
 		}
 	}
 	if len(d.AddressesToProbe) == 0 {
-		r.ledger.CommitAssignment(v, unionAddresses(w.assignmentBefore.Addresses, d.Addresses), w.pool)
+		r.ledger.CommitAssignment(v, unionAddresses(w.assignmentBefore.Addresses, d.Addresses), w.poolToRecord)
 	}
 	r.recordByService[v.Key].writeInFlight = true
-	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.fence.CoversPending(w.pendingEntry()) {
-		r.stageWriteForLedger(w)
+	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.fence.ObjectContainsPending(w.pendingEntry()) {
+		r.stageWriteUntilInAddressLedger(w)
 		return
 	}
 	r.enqueueTask(w)
 }
 
-// stageWriteForLedger makes a write wait for the AddressLedger. Services with an assignment in the
-// object come first, because they take no more room.
-func (r *ServiceWorker) stageWriteForLedger(w *serviceWrite) {
+// stageWriteUntilInAddressLedger makes a write wait for the AddressLedger. Services with an
+// assignment in the object come first, because they take no more room.
+func (r *ServiceWorker) stageWriteUntilInAddressLedger(w *serviceStatusWriteTask) {
 	j := &r.ledgerWriter
 	w.ledgerEntryRefused = r.recordByService[w.service.Key].ledgerEntryRefused
-	if j.fence.HasPending(w.service.Key) {
-		j.stagedWrites = slices.Insert(j.stagedWrites, 0, w)
+	if j.fence.HasPendingForService(w.service.Key) {
+		j.writesAwaitingLedgerEntry = slices.Insert(j.writesAwaitingLedgerEntry, 0, w)
 		return
 	}
-	j.stagedWrites = append(j.stagedWrites, w)
+	j.writesAwaitingLedgerEntry = append(j.writesAwaitingLedgerEntry, w)
 }
 
-// hasForeignWriteInFlight says whether a write of another controller may still bring the Service an
-// address that its status does not show. Any write of ours prevents that.
-func (r *ServiceWorker) hasForeignWriteInFlight(w *serviceWrite) bool {
-	pending := r.ledgerWriter.fence.PendingAddresses(w.service.Key, w.serviceBefore.ResourceVersion)
+// mayForeignWriteStillArrive says whether a write of another controller may still bring the Service
+// an address that its status does not show. Any write of ours prevents that.
+func (r *ServiceWorker) mayForeignWriteStillArrive(w *serviceStatusWriteTask) bool {
+	pending := r.ledgerWriter.fence.PendingAddressesOfService(w.service.Key, w.serviceBefore.ResourceVersion)
 	return len(unionAddresses(w.service.AssignedAddresses, pending)) > len(w.service.AssignedAddresses)
 }
 
 // A Service that must be written more often than this is contended: another writer undoes our
 // writes within milliseconds, which would load the API server.
 const (
-	maxContendedWrites     = 20
-	contendedCountInterval = 10 * time.Second
-	contendedWriteDelay    = 2 * time.Second
+	maxWritesBeforeContended = 20
+	contendedCountInterval   = 10 * time.Second
+	contendedWriteDelay      = 2 * time.Second
 )
 
-// isContended counts a write, and says whether it must wait.
-func (r *serviceRecord) isContended(now time.Time) bool {
+// countWriteAndCheckContended counts a write, and says whether it must wait.
+func (r *serviceRecord) countWriteAndCheckContended(now time.Time) bool {
 	if now.Sub(r.recentWritesSince) > contendedCountInterval {
 		r.recentWritesSince, r.recentWrites = now, 0
 	}
 	r.recentWrites++
-	return r.recentWrites > maxContendedWrites
+	return r.recentWrites > maxWritesBeforeContended
 }
 
-// commitWrite records that a Service holds exactly what was decided.
-func (r *ServiceWorker) commitWrite(w *serviceWrite) {
+// commitDecidedWriteToLedger records that a Service holds exactly what was decided.
+func (r *ServiceWorker) commitDecidedWriteToLedger(w *serviceStatusWriteTask) {
 	if len(w.decision.AddressesToProbe) > 0 { // nothing is assigned yet
 		return
 	}
@@ -263,24 +265,24 @@ func (r *ServiceWorker) commitWrite(w *serviceWrite) {
 		r.ledger.CommitAssignment(&w.service, w.assignmentBefore.Addresses, w.assignmentBefore.PoolOfFirstAddress)
 		return
 	}
-	r.ledger.CommitAssignment(&w.service, w.decision.Addresses, w.pool)
+	r.ledger.CommitAssignment(&w.service, w.decision.Addresses, w.poolToRecord)
 	if slices.Equal(w.assignmentBefore.Addresses, w.decision.Addresses) {
 		return
 	}
-	r.poolStatusState.mayBeStale = true
+	r.poolStatusState.needsComparison = true
 	if slices.ContainsFunc(w.assignmentBefore.Addresses, func(a netip.Addr) bool { return !slices.Contains(w.decision.Addresses, a) }) {
 		r.retryWaitingServices = true
 	}
 }
 
-// finishWrite handles the result of a write.
-func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeOutcome, now *corev1.Service, err error) {
+// handleServiceWriteResult handles the result of a write.
+func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceStatusWriteTask, o writeOutcome, now *corev1.Service, err error) {
 	k, base := w.service.Key, w.serviceBefore.ResourceVersion
 	rec := r.recordByService[k]
 	r.Metrics.statusWritesByOutcome.WithLabelValues(o.String()).Inc()
 	// The write stays in flight and its assignment pending until the result is known.
-	if o == outcomeUnknown {
-		w.maybeAlreadyWritten, w.errorAnswered = true, apierrors.IsInternalError(err)
+	if o == outcomeMaybeWritten {
+		w.mayBeWrittenByEarlierAttempt, w.errorAnswered = true, apierrors.IsInternalError(err)
 		rec.consecutiveFailures++
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.retryWriteAfter(w, retryDelay(rec.consecutiveFailures))
@@ -288,18 +290,18 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 	}
 	r.workerState.recordAttempt(r.Now(), phaseWriting, true)
 	if o == outcomeRejected {
-		r.ledgerWriter.fence.RecordRefusedWrite(k, base)
+		r.ledgerWriter.fence.ClosePendingOfRefusedStatusWrite(k, base)
 	} else {
-		r.ledgerWriter.fence.ClosePending(k, base)
+		r.ledgerWriter.fence.ClosePendingWithBase(k, base)
 	}
-	r.markServiceIdle(k)
+	r.endWriteInFlightOfService(k)
 	if now != nil {
 		rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(now.ResourceVersion))
 	}
-	if o == outcomeWritten && !w.clearsStatus {
+	if o == outcomeWritten && !w.clearsStatusOfUnservedService {
 		r.observeWaitingTime(w, rec)
 	}
-	if o == outcomeWritten && !w.clearsStatus && !w.onlyTouchesStatus {
+	if o == outcomeWritten && !w.clearsStatusOfUnservedService && !w.onlyChangesResourceVersion {
 		r.reportDecision(w)
 	}
 	if w.ledgerBuildNumber != r.ledgerBuildNumber { // the Ledger has been rebuilt since
@@ -308,11 +310,11 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 	}
 	switch o {
 	case outcomeWritten:
-		if w.clearsStatus {
+		if w.clearsStatusOfUnservedService {
 			r.releaseService(k, "the Service is no longer a LoadBalancer of this class")
 			return
 		}
-		r.commitWrite(w)
+		r.commitDecidedWriteToLedger(w)
 		// The status reports the failure, and the assignment is repeated.
 		if w.decision.Reason == names.ReasonWriteFailed {
 			rec.refusedVersion = now.ResourceVersion
@@ -322,28 +324,28 @@ func (r *ServiceWorker) finishWrite(_ context.Context, w *serviceWrite, o writeO
 	case outcomeServiceGone:
 		r.releaseService(k, "the Service was deleted")
 	case outcomeConflict: // another writer changed the Service: its current content counts
-		r.revertToStatus(w, now)
+		r.revertLedgerToServiceStatus(w, now)
 		r.workQueue.addChanged(k)
 	case outcomeRejected:
 		rec.consecutiveFailures++
 		rec.refusedVersion, rec.retryAt = base, r.Now().Add(retryDelay(rec.consecutiveFailures))
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
-		r.revertToStatus(w, w.serviceBefore)
+		r.revertLedgerToServiceStatus(w, w.serviceBefore)
 		r.enqueueServiceAfter(k, retryDelay(rec.consecutiveFailures))
 	}
 }
 
 // retryWriteAfter repeats a write after d.
-func (r *ServiceWorker) retryWriteAfter(w *serviceWrite, d time.Duration) {
+func (r *ServiceWorker) retryWriteAfter(w *serviceStatusWriteTask, d time.Duration) {
 	w.retryAt = r.Now().Add(d)
-	r.sleepingWrites = append(r.sleepingWrites, w)
+	r.writesAwaitingRetryTime = append(r.writesAwaitingRetryTime, w)
 	r.wakeWorkerAfter(d)
 }
 
-// revertToStatus records that a Service holds what its status says and what another controller's
-// write may still bring, and nothing that was decided for it.
-func (r *ServiceWorker) revertToStatus(w *serviceWrite, now *corev1.Service) {
-	if w.clearsStatus { // nothing was decided
+// revertLedgerToServiceStatus records that a Service holds what its status says and what another
+// controller's write may still bring, and nothing that was decided for it.
+func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, now *corev1.Service) {
+	if w.clearsStatusOfUnservedService { // nothing was decided
 		return
 	}
 	v := view.FromService(now)
@@ -352,7 +354,7 @@ func (r *ServiceWorker) revertToStatus(w *serviceWrite, now *corev1.Service) {
 		return
 	}
 	before, _ := r.ledger.AssignmentOf(v.Key)
-	after := unionAddresses(v.AssignedAddresses, r.ledgerWriter.fence.PendingAddresses(v.Key, now.ResourceVersion))
+	after := unionAddresses(v.AssignedAddresses, r.ledgerWriter.fence.PendingAddressesOfService(v.Key, now.ResourceVersion))
 	pool := v.RecordedPool
 	// A Service whose status was cleared keeps its addresses.
 	if len(v.AssignedAddresses) == 0 {
@@ -369,10 +371,10 @@ func (r *ServiceWorker) revertToStatus(w *serviceWrite, now *corev1.Service) {
 func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	r.waitingServices.removeService(k)
 	delete(r.recordByService, k)
-	r.ledgerWriter.fence.ClosePending(k, "")
+	r.ledgerWriter.fence.ClosePendingWithBase(k, "")
 	if freed := r.ledger.ReleaseService(k); len(freed) > 0 {
 		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "why", why)
-		r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
+		r.poolStatusState.needsComparison, r.retryWaitingServices = true, true
 	}
 }
 
@@ -384,15 +386,16 @@ func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 	if rec == nil && (v.IsLoadBalancer || !hasOurStatusOrAnnotations(s)) {
 		return
 	}
-	w := &serviceWrite{service: *v, serviceBefore: s, ledgerBuildNumber: r.ledgerBuildNumber, clearsStatus: true}
+	w := &serviceStatusWriteTask{service: *v, serviceBefore: s, ledgerBuildNumber: r.ledgerBuildNumber, clearsStatusOfUnservedService: true}
 	w.assignmentBefore, _ = r.ledger.AssignmentOf(v.Key)
 	w.serviceAfter = withoutOurStatus(s, w.assignmentBefore.Addresses)
 	switch {
 	case rec == nil:
 		rec = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion)}
 		r.recordByService[v.Key] = rec
-	case isUnchanged(s, w.serviceAfter): // there is nothing to write that would confirm it
-		r.startConfirmService(v.Key, rec)
+	case areStatusAndAnnotationsEqual(s, w.serviceAfter):
+		// There is nothing to write that would confirm it.
+		r.confirmServiceGoneOrForeign(v.Key, rec)
 		return
 	}
 	rec.writeInFlight = true

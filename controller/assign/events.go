@@ -15,7 +15,7 @@ import (
 
 // reportDecision reports a written Decision by events and a log line. It is called only when the
 // status changed, so that nothing is repeated on every pass.
-func (r *ServiceWorker) reportDecision(w *serviceWrite) {
+func (r *ServiceWorker) reportDecision(w *serviceStatusWriteTask) {
 	d := w.decision
 	if lost := describeLostAddresses(w.serviceBefore, w.serviceAfter); lost != "" {
 		r.RecordEvent(w.serviceBefore, corev1.EventTypeNormal, names.EventClearAssignment, events.TruncateNote("given up: "+lost))
@@ -27,7 +27,7 @@ func (r *ServiceWorker) reportDecision(w *serviceWrite) {
 	kind, reason := eventForDecision(&w.service, d)
 	r.RecordEvent(w.serviceBefore, kind, reason, events.TruncateNote(string(d.Reason)+": "+d.Text))
 	// it prefers to have the other family too
-	if d.Reason == names.ReasonAssigned && d.WantsMoreAddresses {
+	if d.Reason == names.ReasonAssigned && d.DecideAgainWhenAddressesFree {
 		r.RecordEvent(w.serviceBefore, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
 			"no pool that is open to the Service has a free address of the other family: the Service gets one once there is")
 	}

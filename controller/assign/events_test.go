@@ -20,7 +20,7 @@ func TestEventReasons(t *testing.T) {
 		s.SetPool("p", poolSpec("192.0.2.0/30"))
 		s.SetPool("q", poolSpec("198.51.100.7"))
 		recorder := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		c := startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		old := newLoadBalancer("old")
 		old.Annotations = map[string]string{names.AnnotationPoolOld: "p"}
@@ -69,7 +69,7 @@ func TestLongEventNoteIsTruncated(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/30"))
 		recorder := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		c := startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		o := newLoadBalancer("long")
 		o.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: strings.Repeat("é", 2000)}

@@ -54,13 +54,14 @@ type runningController struct {
 
 // startController starts a controller. In a test with fake time it must be stopped before the test
 // ends.
-func startController(t *testing.T, server *apitest.Server, weather func(string) apitest.Delivery, o Options) *runningController {
+func startController(t *testing.T, server *apitest.Server, weather func(string) apitest.Delivery, o ServiceWorkerOptions) *runningController {
 	t.Helper()
-	return startBoundedController(t, server, weather, o, maxPendingAssignments)
+	return startTestControllerWithMaxPending(t, server, weather, o, maxPendingAssignments)
 }
 
-// startBoundedController starts a controller that keeps at most this many pending assignments open.
-func startBoundedController(t *testing.T, server *apitest.Server, weather func(string) apitest.Delivery, o Options, bound int) *runningController {
+// startTestControllerWithMaxPending starts a controller that keeps at most this many pending
+// assignments open.
+func startTestControllerWithMaxPending(t *testing.T, server *apitest.Server, weather func(string) apitest.Delivery, o ServiceWorkerOptions, bound int) *runningController {
 	t.Helper()
 	c := &runningController{client: apitest.NewClient(server, weather)}
 	o.API, o.Namespace, o.Now = c.client, names.Namespace, time.Now
@@ -70,7 +71,7 @@ func startBoundedController(t *testing.T, server *apitest.Server, weather func(s
 	if o.RecordEvent == nil {
 		o.RecordEvent = (&eventRecorder{}).recordEvent
 	}
-	o.ConfigurationReader = configurationreader.NewReader(configurationreader.Options{ReadObjects: c.client.ReadPoolObjects, Log: o.Log})
+	o.ConfigurationReader = configurationreader.NewReader(configurationreader.ServiceWorkerOptions{ReadObjects: c.client.ReadPoolsReservationsAndNamespaces, Log: o.Log})
 	c.ServiceWorker = NewServiceWorker(o)
 	c.ledgerWriter.maxPendingServices = bound
 	var ctx context.Context
@@ -158,11 +159,11 @@ func runWithFakeTime(t *testing.T, f func(*testing.T)) {
 	synctest.Test(t, f)
 }
 
-// ingressOf returns a Service's ingress entries as the controller writes them.
-func ingressOf(texts ...string) []corev1.LoadBalancerIngress {
+// ingressEntriesOfAddresses returns a Service's ingress entries as the controller writes them.
+func ingressEntriesOfAddresses(texts ...string) []corev1.LoadBalancerIngress {
 	var out []corev1.LoadBalancerIngress
 	for _, text := range texts {
-		out = append(out, corev1.LoadBalancerIngress{IP: text, IPMode: &ipModeVIP})
+		out = append(out, corev1.LoadBalancerIngress{IP: text, IPMode: &ingressIPModeVIP})
 	}
 	return out
 }
@@ -176,8 +177,9 @@ func newPendingAssignment(name, base string, addresses ...netip.Addr) v1alpha1.P
 	return p
 }
 
-// showPendingInLedger writes these entries into the AddressLedger, as another controller does.
-func showPendingInLedger(t *testing.T, c *apitest.Client, pending ...v1alpha1.PendingAssignment) {
+// writePendingAsOtherController writes these entries into the AddressLedger, as another controller
+// does.
+func writePendingAsOtherController(t *testing.T, c *apitest.Client, pending ...v1alpha1.PendingAssignment) {
 	t.Helper()
 	l, err := c.ReadOrCreateLedger(t.Context(), names.AddressLedger)
 	if err != nil {

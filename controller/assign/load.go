@@ -28,7 +28,7 @@ func (r *ServiceWorker) loadLedgerOrRetry(ctx context.Context) {
 		r.Metrics.reloadsByCause.WithLabelValues(r.reloadCause).Inc()
 		r.consecutiveLoadFailures = 0
 		r.ledgerLoaded.Store(true)
-		r.poolStatusState.mayBeStale = true
+		r.poolStatusState.needsComparison = true
 		return
 	}
 	r.Metrics.failedReloadsByCause.WithLabelValues(r.reloadCause).Inc()
@@ -56,19 +56,19 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	intents, err := pendingFromLedger(object)
+	intents, err := parsePendingEntries(object)
 	if err != nil {
 		return err
 	}
-	var claimants []loadedService
+	var claimants []minimalLoadedService
 	seen := map[view.ObjectKey]*serviceRecord{}
 	versions := map[view.ObjectKey]string{}
 	open := fence.NewFence(intents)
 	if before := r.ledgerWriter.fence; before != nil {
-		open.AddUnshown(before)
+		open.KeepPendingOfEarlierFence(before)
 	}
 	shown := map[view.ObjectKey]struct{}{} // the Services with a pending assignment
-	for _, i := range open.PendingAfterBatch(nil) {
+	for _, i := range open.MergedPendingWithBatch(nil) {
 		shown[i.Service] = struct{}{}
 	}
 	err = r.API.ForEachLiveService(ctx, func(s *corev1.Service) {
@@ -82,7 +82,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 			}
 			return
 		}
-		seen[v.Key] = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion), loadedVersion: fence.ParseResourceVersion(s.ResourceVersion)}
+		seen[v.Key] = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion), confirmedResourceVersion: fence.ParseResourceVersion(s.ResourceVersion)}
 		if len(v.AssignedAddresses) == 0 {
 			seen[v.Key].waitingSince = s.CreationTimestamp.Time
 		}
@@ -91,11 +91,11 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	left := open.RemoveSettledPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
+	left := open.RemoveClosedPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
 	for _, i := range left {
 		// A list may be older than what another controller saw.
 		if rec := seen[i.Service]; rec != nil {
-			rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(i.BaseVersion))
+			rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(i.BaseResourceVersion))
 		}
 	}
 	r.restoreWithheldAddresses(memory)
@@ -103,7 +103,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	r.ledger.UseSnapshot(config.Snapshot)
 	r.ledgerWriter.fence, r.ledgerWriter.ledgerObject = open, object
 	r.adoptRecords(seen)
-	r.recordHeldAddresses(claimants, left)
+	r.recordAllAddressesInLedger(claimants, left)
 	r.workQueue.markProbesChanged()
 	r.Log.Info("the addresses in use have been read", "services", len(claimants), "pools", len(config.Snapshot.Pools), "pending", len(left))
 	return nil
@@ -113,14 +113,14 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 // decided again. Writes in flight continue, since their pending assignments are among those that
 // were read.
 func (r *ServiceWorker) adoptRecords(seen map[view.ObjectKey]*serviceRecord) {
-	for _, w := range r.ledgerWriter.stagedWrites {
+	for _, w := range r.ledgerWriter.writesAwaitingLedgerEntry {
 		r.recordByService[w.service.Key].writeInFlight = false
 	}
-	r.ledgerWriter.stagedWrites = nil
+	r.ledgerWriter.writesAwaitingLedgerEntry = nil
 	for k, old := range r.recordByService {
 		switch now := seen[k]; {
 		case now != nil:
-			now.writeInFlight, now.changedMeanwhile, now.consecutiveFailures = old.writeInFlight, old.changedMeanwhile, old.consecutiveFailures
+			now.writeInFlight, now.changedDuringWrite, now.consecutiveFailures = old.writeInFlight, old.changedDuringWrite, old.consecutiveFailures
 			if old.uid == now.uid {
 				now.newestVersion, now.ledgerEntryRefused = max(now.newestVersion, old.newestVersion), old.ledgerEntryRefused
 				if !old.waitingSince.IsZero() && !now.waitingSince.IsZero() {
@@ -136,46 +136,46 @@ func (r *ServiceWorker) adoptRecords(seen map[view.ObjectKey]*serviceRecord) {
 	r.recordByService = seen
 }
 
-// loadedService is the part of a Service that is needed to build the Ledger: small, because all of
-// them are in memory at once.
-type loadedService struct {
+// minimalLoadedService is the part of a Service that is needed to build the Ledger: small, because
+// all of them are in memory at once.
+type minimalLoadedService struct {
 	view.ObjectKey
-	createdUnix  int64
-	addresses    []netip.Addr
-	recordedPool string
-	// sharingRelevantView is what decides whether it may share an address; nil when it does not
+	createdUnix     int64
+	statusAddresses []netip.Addr
+	recordedPool    string
+	// viewForSharingCheck is what decides whether it may share an address; nil when it does not
 	// want to.
-	sharingRelevantView *view.Service
+	viewForSharingCheck *view.Service
 }
 
-func loadedServiceOf(v *view.Service) loadedService {
-	c := loadedService{ObjectKey: view.ObjectKey{Namespace: view.InternString(v.Key.Namespace), Name: v.Key.Name}, createdUnix: v.CreatedUnixSeconds, addresses: v.AssignedAddresses, recordedPool: view.InternString(v.RecordedPool)}
+func loadedServiceOf(v *view.Service) minimalLoadedService {
+	c := minimalLoadedService{ObjectKey: view.ObjectKey{Namespace: view.InternString(v.Key.Namespace), Name: v.Key.Name}, createdUnix: v.CreatedUnixSeconds, statusAddresses: v.AssignedAddresses, recordedPool: view.InternString(v.RecordedPool)}
 	if v.SharingKey != "" {
-		c.sharingRelevantView = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, HasLocalTrafficPolicy: v.HasLocalTrafficPolicy, PodSelector: v.PodSelector}
+		c.viewForSharingCheck = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, HasLocalTrafficPolicy: v.HasLocalTrafficPolicy, PodSelector: v.PodSelector}
 	}
 	return c
 }
 
 // toService returns a view with the addresses that the Service holds.
-func (c *loadedService) toService() view.Service {
+func (c *minimalLoadedService) toService() view.Service {
 	var v view.Service
-	if c.sharingRelevantView != nil {
-		v = *c.sharingRelevantView
+	if c.viewForSharingCheck != nil {
+		v = *c.viewForSharingCheck
 	}
-	v.Key, v.CreatedUnixSeconds, v.AssignedAddresses, v.RecordedPool = c.ObjectKey, c.createdUnix, c.addresses, c.recordedPool
+	v.Key, v.CreatedUnixSeconds, v.AssignedAddresses, v.RecordedPool = c.ObjectKey, c.createdUnix, c.statusAddresses, c.recordedPool
 	return v
 }
 
-// recordHeldAddresses records what the Services hold, by their status and by pending assignments
-// that may still arrive. Services without an address are decided first.
-func (r *ServiceWorker) recordHeldAddresses(all []loadedService, left []fence.Pending) {
+// recordAllAddressesInLedger records what the Services hold, by their status and by pending
+// assignments that may still arrive. Services without an address are decided first.
+func (r *ServiceWorker) recordAllAddressesInLedger(all []minimalLoadedService, left []fence.PendingStatusWrite) {
 	suspect := func(k view.ObjectKey) int {
-		if _, is := r.suspectServices[k]; is {
+		if _, is := r.servicesWithContestedAddresses[k]; is {
 			return 1
 		}
 		return 0
 	}
-	slices.SortFunc(all, func(a, b loadedService) int {
+	slices.SortFunc(all, func(a, b minimalLoadedService) int {
 		return cmp.Or(cmp.Compare(suspect(a.ObjectKey), suspect(b.ObjectKey)), cmp.Compare(a.createdUnix, b.createdUnix), a.ObjectKey.Compare(b.ObjectKey))
 	})
 	intents := map[view.ObjectKey][]netip.Addr{}
@@ -184,21 +184,21 @@ func (r *ServiceWorker) recordHeldAddresses(all []loadedService, left []fence.Pe
 	}
 	for i := range all {
 		c := &all[i]
-		if len(c.addresses) == 0 || len(intents[c.ObjectKey]) > 0 {
+		if len(c.statusAddresses) == 0 || len(intents[c.ObjectKey]) > 0 {
 			r.workQueue.addChanged(c.ObjectKey)
 		} else {
 			r.workQueue.addAffected(c.ObjectKey)
 		}
 		v := c.toService()
-		r.recordStatusAddresses(&v, c.addresses)
+		r.recordStatusAddresses(&v, c.statusAddresses)
 	}
 	for i := range all {
 		if c := &all[i]; len(intents[c.ObjectKey]) > 0 {
 			v := c.toService()
-			r.recordStatusAddresses(&v, unionAddresses(c.addresses, intents[c.ObjectKey]))
+			r.recordStatusAddresses(&v, unionAddresses(c.statusAddresses, intents[c.ObjectKey]))
 		}
 	}
-	clear(r.suspectServices)
+	clear(r.servicesWithContestedAddresses)
 }
 
 // recordStatusAddresses records that a Service holds these addresses, without those that it cannot
@@ -210,12 +210,12 @@ func (r *ServiceWorker) recordStatusAddresses(v *view.Service, addresses []netip
 	}
 }
 
-// pendingFromLedger reads the AddressLedger. If it cannot be read, no address is assigned: to
+// parsePendingEntries reads the AddressLedger. If it cannot be read, no address is assigned: to
 // ignore it could assign an address twice.
-func pendingFromLedger(l *v1alpha1.AddressLedger) ([]fence.Pending, error) {
-	var out []fence.Pending
+func parsePendingEntries(l *v1alpha1.AddressLedger) ([]fence.PendingStatusWrite, error) {
+	var out []fence.PendingStatusWrite
 	for _, p := range l.Spec.Pending {
-		i := fence.Pending{Service: view.ObjectKey{Namespace: p.Namespace, Name: p.Name}, BaseVersion: p.Base}
+		i := fence.PendingStatusWrite{Service: view.ObjectKey{Namespace: p.Namespace, Name: p.Name}, BaseResourceVersion: p.Base}
 		for _, text := range p.Addresses {
 			a, err := netip.ParseAddr(text)
 			if err != nil {
@@ -229,11 +229,11 @@ func pendingFromLedger(l *v1alpha1.AddressLedger) ([]fence.Pending, error) {
 	return out, nil
 }
 
-// pendingForLedger is the reverse of pendingFromLedger.
-func pendingForLedger(intents []fence.Pending) []v1alpha1.PendingAssignment {
+// encodePendingEntries is the reverse of parsePendingEntries.
+func encodePendingEntries(intents []fence.PendingStatusWrite) []v1alpha1.PendingAssignment {
 	var out []v1alpha1.PendingAssignment
 	for _, i := range intents {
-		p := v1alpha1.PendingAssignment{Namespace: i.Service.Namespace, Name: i.Service.Name, Base: i.BaseVersion}
+		p := v1alpha1.PendingAssignment{Namespace: i.Service.Namespace, Name: i.Service.Name, Base: i.BaseResourceVersion}
 		for _, a := range i.Addresses {
 			p.Addresses = append(p.Addresses, a.String())
 		}

@@ -13,10 +13,11 @@ import (
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
 )
 
-// TestAddressLedgerLostInABurst deletes the AddressLedger while writes of addresses are in flight.
-// No other Service gets these addresses, although the new object does not list them.
-func TestAddressLedgerLostInABurst(t *testing.T) {
-	g := &addressRegister{holderByAddress: map[netip.Addr]string{}}
+// TestDeletedAddressLedgerInBurstGivesNoAddressTwice deletes the AddressLedger while writes of
+// addresses are in flight. No other Service gets these addresses, although the new object does not
+// list them.
+func TestDeletedAddressLedgerInBurstGivesNoAddressTwice(t *testing.T) {
+	g := &doubleAssignmentDetector{serviceNameByAddress: map[netip.Addr]string{}}
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(g.recordServiceChange)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
@@ -25,7 +26,7 @@ func TestAddressLedgerLostInABurst(t *testing.T) {
 				return apitest.Delivery{RequestDelay: 2 * time.Second}
 			}
 			return apitest.Delivery{}
-		}, Options{})
+		}, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		for i := range 100 {
@@ -37,24 +38,24 @@ func TestAddressLedgerLostInABurst(t *testing.T) {
 			s.CreateService(newLoadBalancer(fmt.Sprint("late", i)))
 		}
 		time.Sleep(2 * time.Minute)
-		for _, f := range g.faults {
+		for _, f := range g.doubleAssignmentTexts {
 			t.Error(f)
 		}
-		if n := g.countServed(); n != 200 {
+		if n := g.countAssignedAddresses(); n != 200 {
 			t.Errorf("%d of 200 Services have an address of their own", n)
 		}
 	})
 }
 
-// TestAddressLedgerFromABackup starts with the AddressLedger of another cluster with later
-// resourceVersions: its Service is served all the same.
-func TestAddressLedgerFromABackup(t *testing.T) {
+// TestLedgerOfOtherClusterDoesNotBlockService starts with the AddressLedger of another cluster with
+// later resourceVersions: its Service is served all the same.
+func TestLedgerOfOtherClusterDoesNotBlockService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/24"))
 		s.CreateService(newLoadBalancer("s"))
-		showPendingInLedger(t, apitest.NewClient(s, nil), newPendingAssignment("s", "987654321", parseAddresses("10.0.0.7")...))
-		c := startController(t, s, newPromptDelivery, Options{})
+		writePendingAsOtherController(t, apitest.NewClient(s, nil), newPendingAssignment("s", "987654321", parseAddresses("10.0.0.7")...))
+		c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(10 * time.Minute)
 		if o := s.ServiceByKey(serviceKey("s")); !firstAddress(o).IsValid() {
@@ -66,16 +67,16 @@ func TestAddressLedgerFromABackup(t *testing.T) {
 	})
 }
 
-// TestRefusedWriteOfAWipedStatusKeepsTheAddress clears a status, and makes the API server refuse
-// its repair for a while. The Service keeps the address.
-func TestRefusedWriteOfAWipedStatusKeepsTheAddress(t *testing.T) {
+// TestServiceWithWipedStatusKeepsAddressDespiteRefusal clears a status, and makes the API server
+// refuse its repair for a while. The Service keeps the address.
+func TestServiceWithWipedStatusKeepsAddressDespiteRefusal(t *testing.T) {
 	for _, refused := range []string{"status", "ledger"} {
 		t.Run(refused, func(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
 				s := apitest.NewServer(nil)
 				s.SetPool("p", poolSpec("10.0.0.1/32"))
 				s.CreateService(newLoadBalancer("s"))
-				c := startController(t, s, nil, Options{})
+				c := startController(t, s, nil, ServiceWorkerOptions{})
 				defer c.stopAndWait()
 				time.Sleep(time.Second)
 				s.CreateService(newLoadBalancer("other"))
@@ -113,7 +114,7 @@ func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
 		var leaks []string
 		runWithFakeTime(t, func(t *testing.T) {
 			w := &harness{t: t, server: apitest.NewServer(o.checkServiceChange), network: newRandomNetwork(h.seed), maxPending: []int{1, 3, maxPendingAssignments}[h.seed%3]}
-			w.setUsualPools(assignmentOrders[h.seed%3])
+			w.setUsualPools(assignmentOrderNames[h.seed%3])
 			w.runStep(historyStep{action: "start"})
 			for _, s := range h.steps {
 				switch s.action {

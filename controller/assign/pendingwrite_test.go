@@ -24,7 +24,7 @@ func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
 		w := &harness{server: s}
 		d := w.newService(1)
 		d.Name = "d"
-		d.Status.LoadBalancer.Ingress = ingressOf("192.0.2.0")
+		d.Status.LoadBalancer.Ingress = ingressEntriesOfAddresses("192.0.2.0")
 		s.CreateService(d)
 		d = s.ServiceByKey(serviceKey("d"))
 		lost := apitest.NewClient(s, func(what string) apitest.Delivery {
@@ -34,9 +34,9 @@ func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
 			return apitest.Delivery{}
 		})
 		assigned := parseAddresses("192.0.2.0", "fd00:1::1")
-		showPendingInLedger(t, lost, newPendingAssignment("d", d.ResourceVersion, assigned...))
+		writePendingAsOtherController(t, lost, newPendingAssignment("d", d.ResourceVersion, assigned...))
 		after := d.DeepCopy()
-		after.Status.LoadBalancer.Ingress = ingressOf("192.0.2.0", "fd00:1::1")
+		after.Status.LoadBalancer.Ingress = ingressEntriesOfAddresses("192.0.2.0", "fd00:1::1")
 		go func() { _, _ = lost.PatchServiceStatus(context.Background(), d, after) }()
 		time.Sleep(time.Second)
 		var written atomic.Bool
@@ -45,7 +45,7 @@ func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
 				return apitest.Delivery{RequestDelay: 9 * time.Second}
 			}
 			return apitest.Delivery{}
-		}, Options{})
+		}, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		e := w.newService(3)
@@ -70,7 +70,7 @@ func TestAddressDroppedFromAStatusGoesToAWaitingService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/32"))
-		c := startController(t, s, nil, Options{})
+		c := startController(t, s, nil, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)

@@ -28,7 +28,7 @@ func (r *ServiceWorker) applyConfiguration() bool {
 		return !changeWaits
 	}
 	r.configuration = now
-	r.poolStatusState.mayBeStale = true
+	r.poolStatusState.needsComparison = true
 	if reflect.DeepEqual(before.Snapshot.Pools, now.Snapshot.Pools) && reflect.DeepEqual(before.Snapshot.Reservations, now.Snapshot.Reservations) {
 		return true // for example a namespace that no pool selects
 	}
@@ -42,39 +42,40 @@ const poolStatusInterval = 2 * time.Second
 
 // poolStatusState say when the status of the pools must be written.
 type poolStatusState struct {
-	// mayBeStale says that the status of a pool may be wrong.
-	mayBeStale bool
-	// lastWrite is when the statuses were last compared. writesInFlight counts the writes since
-	// then that have not ended.
-	lastWrite      time.Time
-	writeTimerSet  bool // a timer runs
-	writesInFlight int
+	// needsComparison says that the status of a pool may be wrong.
+	needsComparison bool
+	// lastComparedAt is when the statuses were last compared. writesInFlightCount counts the writes
+	// since then that have not ended.
+	lastComparedAt      time.Time
+	writeTimerSet       bool // a timer runs
+	writesInFlightCount int
 }
 
-// writePoolStatuses writes the counters and conditions of pools and reservations that are wrong.
-func (r *ServiceWorker) writePoolStatuses(ctx context.Context) {
+// writeChangedPoolAndReservationStatuses writes the counters and conditions of pools and
+// reservations that are wrong.
+func (r *ServiceWorker) writeChangedPoolAndReservationStatuses(ctx context.Context) {
 	c := &r.poolStatusState
-	c.mayBeStale = r.workQueue.takePoolStatusChanged() || c.mayBeStale
-	if !c.mayBeStale || c.writesInFlight > 0 {
+	c.needsComparison = r.workQueue.testAndClearConfigurationStatusChanged() || c.needsComparison
+	if !c.needsComparison || c.writesInFlightCount > 0 {
 		return
 	}
-	if wait := c.lastWrite.Add(poolStatusInterval).Sub(r.Now()); wait > 0 {
+	if wait := c.lastComparedAt.Add(poolStatusInterval).Sub(r.Now()); wait > 0 {
 		if !c.writeTimerSet {
 			c.writeTimerSet = true
 			r.wakeWorkerAfter(wait)
 		}
 		return
 	}
-	o, err := r.API.ReadPoolObjects(ctx)
+	o, err := r.API.ReadPoolsReservationsAndNamespaces(ctx)
 	if err != nil {
 		r.Log.Error("reading the pools", "error", err, "again", poolStatusInterval)
 	}
-	c.mayBeStale, c.writeTimerSet, c.lastWrite = err != nil, false, r.Now()
+	c.needsComparison, c.writeTimerSet, c.lastComparedAt = err != nil, false, r.Now()
 	for i := range o.Pools {
 		r.writePoolStatus(&o.Pools[i])
 	}
 	for i := range o.Reservations {
-		r.writeReservationStatus(&o.Reservations[i])
+		r.applyReservationAndWriteStatus(&o.Reservations[i])
 	}
 }
 
@@ -86,47 +87,47 @@ func (r *ServiceWorker) writePoolStatus(p *v1beta1.IPAddressPool) {
 	u := r.ledger.UsageOfPool(parsed, r.configuration.Snapshot)
 	after := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.AssignedIPv4, AssignedIPv6: u.AssignedIPv6, AvailableIPv4: u.AvailableIPv4, AvailableIPv6: u.AvailableIPv6,
-		Gantry: withCondition(p.Status.Gantry, configuration.NewValidCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.configuration.Problems)),
+		Gantry: statusWithCondition(p.Status.Gantry, configuration.NewValidCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.configuration.Problems)),
 	}
 	if equality.Semantic.DeepEqual(p.Status, after) {
 		return
 	}
 	p = p.DeepCopy()
 	p.Status = after
-	r.startStatusWrite(&statusWrite{"a pool", "pool", p.Name, func(ctx context.Context, api API) error { return api.UpdatePoolStatus(ctx, p) }})
+	r.startStatusWrite(&configurationStatusWrite{"a pool", "pool", p.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdatePoolStatus(ctx, p) }})
 }
 
-// statusWrite writes the status of one configuration object.
-type statusWrite struct {
+// configurationStatusWrite writes the status of one configuration object.
+type configurationStatusWrite struct {
 	// For the log: an article and a noun, the log key of the name, and the name of the object.
 	description, logKey, objectName string
-	updateStatus                    func(ctx context.Context, api API) error
+	updateStatus                    func(ctx context.Context, api WorkerAPI) error
 }
 
 // startStatusWrite starts it.
-func (r *ServiceWorker) startStatusWrite(w *statusWrite) {
-	r.poolStatusState.writesInFlight++
+func (r *ServiceWorker) startStatusWrite(w *configurationStatusWrite) {
+	r.poolStatusState.writesInFlightCount++
 	r.enqueueTask(w)
 }
 
 // runTask implements task. After a conflict the object, which was just edited, is compared again.
-func (w *statusWrite) runTask(ctx context.Context, api API) taskResult {
+func (w *configurationStatusWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	err := w.updateStatus(ctx, api)
 	return func(_ context.Context, r *ServiceWorker) {
-		r.poolStatusState.writesInFlight--
+		r.poolStatusState.writesInFlightCount--
 		if err == nil || apierrors.IsNotFound(err) {
 			return
 		}
-		r.poolStatusState.mayBeStale = true
+		r.poolStatusState.needsComparison = true
 		if !apierrors.IsConflict(err) {
 			r.Log.Error("writing the status of "+w.description, w.logKey, w.objectName, "error", err, "reason", names.ReasonWriteFailed, "again", poolStatusInterval)
 		}
 	}
 }
 
-// withCondition returns a status with the condition. Its transition time changes only with the
-// condition's status.
-func withCondition(s *v1beta1.ObjectStatus, c metav1.Condition) *v1beta1.ObjectStatus {
+// statusWithCondition returns a status with the condition. Its transition time changes only with
+// the condition's status.
+func statusWithCondition(s *v1beta1.ObjectStatus, c metav1.Condition) *v1beta1.ObjectStatus {
 	out := &v1beta1.ObjectStatus{}
 	if s != nil {
 		out.Conditions = slices.Clone(s.Conditions)

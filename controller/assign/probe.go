@@ -40,32 +40,32 @@ type openProbe struct {
 // not probed twice at once.
 func probeName(a netip.Addr) string { return strings.ReplaceAll(a.StringExpanded(), ":", "-") }
 
-// syncProbes creates an AddressProbe for each proposed address, deletes those that are not needed
-// any more, and handles results.
-func (r *ServiceWorker) syncProbes(ctx context.Context) {
+// createAndDeleteAddressProbes creates an AddressProbe for each proposed address, deletes those
+// that are not needed any more, and handles results.
+func (r *ServiceWorker) createAndDeleteAddressProbes(ctx context.Context) {
 	if answers := r.workQueue.takeProbesChanged(); answers {
 		r.readProbeAnswers(ctx)
 	}
-	if !r.ledger.HasProbingAddresses() && len(r.openProbeByAddress) == 0 {
+	if !r.ledger.HasAddressesWithheldForProbe() && len(r.openProbeByAddress) == 0 {
 		return
 	}
 	proposed := map[netip.Addr]allocate.WithheldAddress{}
-	for _, w := range r.ledger.AddressesUnderProbe() {
+	for _, w := range r.ledger.WithheldAddressesAwaitingProbe() {
 		proposed[w.Address] = w
 	}
 	now := r.Now()
 	for a, w := range proposed {
 		p := r.openProbeByAddress[a]
 		if p == nil {
-			p = &openProbe{service: w.Service}
+			p = &openProbe{service: w.ServiceThatMayHoldIt}
 			r.openProbeByAddress[a] = p
 		}
 		old := p.objectUID != "" && now.Sub(p.createdAt) >= probeRetryInterval
-		if p.writeInFlight || now.Before(p.retryAt) || p.objectUID != "" && p.service == w.Service && !old {
+		if p.writeInFlight || now.Before(p.retryAt) || p.objectUID != "" && p.service == w.ServiceThatMayHoldIt && !old {
 			continue
 		}
-		p.service, p.writeInFlight, p.objectUID = w.Service, true, ""
-		r.enqueueTask(&probeWrite{address: a, probeObject: r.newAddressProbe(a, w.Service)})
+		p.service, p.writeInFlight, p.objectUID = w.ServiceThatMayHoldIt, true, ""
+		r.enqueueTask(&probeWrite{address: a, objectToCreateOrNil: r.newAddressProbe(a, w.ServiceThatMayHoldIt)})
 	}
 	for a, p := range r.openProbeByAddress {
 		if _, wanted := proposed[a]; wanted || p.writeInFlight || now.Before(p.retryAt) {
@@ -82,7 +82,7 @@ func (r *ServiceWorker) newAddressProbe(a netip.Addr, k view.ObjectKey) *v1alpha
 		Address: a.String(), Service: v1alpha1.ServiceReference{Namespace: k.Namespace, Name: k.Name},
 	}}
 	p.Name = probeName(a)
-	if pool := r.configuration.Snapshot.PoolContaining(a); pool != nil {
+	if pool := r.configuration.Snapshot.PoolThatCanAssignAll(a); pool != nil {
 		p.Spec.Pool = pool.Name
 	}
 	return p
@@ -91,7 +91,7 @@ func (r *ServiceWorker) newAddressProbe(a netip.Addr, k view.ObjectKey) *v1alpha
 // readProbeAnswers reads the AddressProbes. One that is left over from before a restart is
 // deleted.
 func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
-	all, err := r.API.CachedAddressProbes(ctx)
+	all, err := r.API.ReadCachedAddressProbes(ctx)
 	if err != nil {
 		r.Log.Error("reading the AddressProbes failed", "error", err, "again", maxRetryDelay)
 		time.AfterFunc(maxRetryDelay, r.workQueue.markProbesChanged)
@@ -110,7 +110,7 @@ func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
 			r.enqueueTask(&probeWrite{address: a})
 		case p.writeInFlight || p.objectUID != o.UID:
 		case o.Status.Outcome == v1alpha1.ProbeOutcomeSilent:
-			r.ledger.RecordNoProbeAnswer(a)
+			r.ledger.RecordUnansweredAcquireProbe(a)
 			r.workQueue.addChanged(p.service)
 		case o.Status.Outcome == v1alpha1.ProbeOutcomeAnswered:
 			if r.quarantineAddress(ctx, a, o) {
@@ -123,14 +123,14 @@ func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
 // quarantineAddress withholds an address that a host uses, and says whether the address was
 // proposed.
 func (r *ServiceWorker) quarantineAddress(ctx context.Context, a netip.Addr, o *v1alpha1.AddressProbe) bool {
-	if !slices.ContainsFunc(r.ledger.AddressesUnderProbe(), func(w allocate.WithheldAddress) bool { return w.Address == a }) {
+	if !slices.ContainsFunc(r.ledger.WithheldAddressesAwaitingProbe(), func(w allocate.WithheldAddress) bool { return w.Address == a }) {
 		return false
 	}
-	r.ledger.RecordProbeAnswer(a, o.Status.By)
+	r.ledger.QuarantineAddressAfterProbeAnswer(a, o.Status.By)
 	r.Log.Warn("a host on the segment uses an address of a pool; the address goes into quarantine", "address", a, "pool", o.Spec.Pool, "by", o.Status.By,
 		"node", o.Status.Node, "reason", names.ReasonQuarantined)
 	about := view.ObjectKey{Namespace: o.Spec.Service.Namespace, Name: o.Spec.Service.Name}
-	if s, err := r.API.CachedService(ctx, about); err == nil && s != nil {
+	if s, err := r.API.ReadCachedService(ctx, about); err == nil && s != nil {
 		r.RecordEvent(s, corev1.EventTypeWarning, names.EventAllocationFailed, string(names.ReasonQuarantined)+": host "+o.Status.By+" answered for "+
 			a.String()+" on the segment of node "+o.Status.Node+"; another address is tried")
 	}
@@ -139,24 +139,24 @@ func (r *ServiceWorker) quarantineAddress(ctx context.Context, a netip.Addr, o *
 
 // probeWrite creates an AddressProbe, or deletes it if object is nil.
 type probeWrite struct {
-	address     netip.Addr
-	probeObject *v1alpha1.AddressProbe
+	address             netip.Addr
+	objectToCreateOrNil *v1alpha1.AddressProbe
 }
 
 // runTask implements task.
-func (w *probeWrite) runTask(ctx context.Context, api API) taskResult {
+func (w *probeWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	var now *v1alpha1.AddressProbe
 	var err error
-	if w.probeObject == nil {
+	if w.objectToCreateOrNil == nil {
 		err = api.DeleteProbe(ctx, probeName(w.address))
 	} else {
-		now, err = api.CreateOrReplaceProbe(ctx, w.probeObject)
+		now, err = api.CreateOrReplaceProbe(ctx, w.objectToCreateOrNil)
 	}
-	return func(_ context.Context, r *ServiceWorker) { r.finishProbeWrite(w, now, err) }
+	return func(_ context.Context, r *ServiceWorker) { r.handleProbeWriteResult(w, now, err) }
 }
 
-// finishProbeWrite handles the result of a write.
-func (r *ServiceWorker) finishProbeWrite(w *probeWrite, now *v1alpha1.AddressProbe, err error) {
+// handleProbeWriteResult handles the result of a write.
+func (r *ServiceWorker) handleProbeWriteResult(w *probeWrite, now *v1alpha1.AddressProbe, err error) {
 	p := r.openProbeByAddress[w.address]
 	p.writeInFlight = false
 	switch {
@@ -166,7 +166,7 @@ func (r *ServiceWorker) finishProbeWrite(w *probeWrite, now *v1alpha1.AddressPro
 		p.retryAt = r.Now().Add(wait)
 		r.wakeWorkerAfter(wait)
 		r.Log.Error("writing an AddressProbe failed", "address", w.address, "error", err, "reason", names.ReasonWriteFailed, "again", wait)
-	case w.probeObject == nil:
+	case w.objectToCreateOrNil == nil:
 		delete(r.openProbeByAddress, w.address)
 		r.workQueue.wakeWorker() // the address may have been proposed again meanwhile
 	default:

@@ -38,7 +38,7 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", probingPoolSpec("192.0.2.0/30"))
 		recorder := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		c := startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "", names.ReasonProbing)
@@ -46,12 +46,12 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 		if p := s.AllProbes()[0].Spec; p.Pool != "p" || p.Service.Name != "a" || p.Address != "192.0.2.0" {
 			t.Errorf("the question is %+v", p)
 		}
-		s.AnswerProbe("192.0.2.0", v1alpha1.ProbeOutcomeAnswered, "02:00:00:00:00:01")
+		s.WriteProbeResultAsSpeaker("192.0.2.0", v1alpha1.ProbeOutcomeAnswered, "02:00:00:00:00:01")
 		c.NotifyProbesChanged()
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "", names.ReasonProbing)
 		wantOpenProbes(t, s, "192.0.2.1")
-		s.AnswerProbe("192.0.2.1", v1alpha1.ProbeOutcomeSilent, "")
+		s.WriteProbeResultAsSpeaker("192.0.2.1", v1alpha1.ProbeOutcomeSilent, "")
 		c.NotifyProbesChanged()
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
@@ -60,7 +60,7 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 		if len(events) != 2 || !strings.Contains(events[0], "Quarantined: host 02:00:00:00:00:01 answered for 192.0.2.0") || !strings.Contains(events[1], "Assigned") {
 			t.Errorf("the events are %q", events)
 		}
-		if w := s.CountWrites("service"); w != 3 {
+		if w := s.CountWriteRequestsOfKind("service"); w != 3 {
 			t.Errorf("%d writes of the Service, want two that report the probe and one with the address", w)
 		}
 		time.Sleep(2 * time.Second)
@@ -68,7 +68,7 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 
 		// The quarantine survives a restart of the controller; its AddressProbes do not.
 		s.CreateService(newLoadBalancer("b"))
-		c = startController(t, s, nil, Options{})
+		c = startController(t, s, nil, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		wantOpenProbes(t, s, "192.0.2.2")
@@ -82,20 +82,20 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 	})
 }
 
-func TestLeftoverProbesAreIgnored(t *testing.T) {
+func TestProbesFromBeforeRestartAreDeleted(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", probingPoolSpec("192.0.2.0/30"))
-		c := startController(t, s, nil, Options{})
+		c := startController(t, s, nil, ServiceWorkerOptions{})
 		s.CreateService(newLoadBalancer("a"))
 		s.CreateService(newLoadBalancer("b"))
 		time.Sleep(time.Second)
 		wantOpenProbes(t, s, "192.0.2.0", "192.0.2.1")
 		c.stopAndWait()
-		s.AnswerProbe("192.0.2.0", v1alpha1.ProbeOutcomeSilent, "")
+		s.WriteProbeResultAsSpeaker("192.0.2.0", v1alpha1.ProbeOutcomeSilent, "")
 		s.DeleteService(serviceKey("b"))
 		time.Sleep(time.Hour)
-		c = startController(t, s, nil, Options{})
+		c = startController(t, s, nil, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "", names.ReasonProbing)
@@ -106,7 +106,7 @@ func TestLeftoverProbesAreIgnored(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		wantOpenProbes(t, s, "192.0.2.0")
-		s.AnswerProbe("192.0.2.0", v1alpha1.ProbeOutcomeSilent, "")
+		s.WriteProbeResultAsSpeaker("192.0.2.0", v1alpha1.ProbeOutcomeSilent, "")
 		c.NotifyProbesChanged()
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "192.0.2.0", names.ReasonAssigned)
@@ -123,7 +123,7 @@ func TestManyAddressesAreProbedInParallel(t *testing.T) {
 				return apitest.Delivery{RequestDelay: time.Millisecond, AnswerLost: true}
 			}
 			return apitest.Delivery{RequestDelay: time.Millisecond}
-		}, Options{})
+		}, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		for i := range n {
 			s.CreateService(newLoadBalancer("s" + strconv.Itoa(i)))
@@ -135,7 +135,7 @@ func TestManyAddressesAreProbedInParallel(t *testing.T) {
 				if strings.HasSuffix(p.Name, "7") {
 					outcome = v1alpha1.ProbeOutcomeAnswered
 				}
-				s.AnswerProbe(p.Name, outcome, "somebody")
+				s.WriteProbeResultAsSpeaker(p.Name, outcome, "somebody")
 			}
 			c.NotifyProbesChanged()
 		}

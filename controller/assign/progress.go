@@ -10,13 +10,13 @@ import (
 
 // How long a worker with work may make no progress.
 const (
-	// readinessTimeout is when it counts as not ready. It is longer than one request may take
-	// (requestTimeout), so that a single hanging request does not count.
-	readinessTimeout = 20 * time.Second
-	// livenessTimeout is when the process should be restarted. It is longer than one reading of all
-	// Services may take (loadLedgerTimeout). An API server that refuses every request is no reason
-	// for a restart: each of its answers counts as an attempt.
-	livenessTimeout = 5 * time.Minute
+	// noProgressReadinessTimeout is when it counts as not ready. It is longer than one request may
+	// take (requestTimeout), so that a single hanging request does not count.
+	noProgressReadinessTimeout = 20 * time.Second
+	// noAttemptLivenessTimeout is when the process should be restarted. It is longer than one
+	// reading of all Services may take (loadLedgerTimeout). An API server that refuses every
+	// request is no reason for a restart: each of its answers counts as an attempt.
+	noAttemptLivenessTimeout = 5 * time.Minute
 )
 
 // workPhase is a kind of work of the worker.
@@ -38,13 +38,13 @@ func (p workPhase) String() string {
 type phaseActivity struct {
 	// busySince is since when there has been work without a break; zero while there is none.
 	busySince time.Time
-	// lastAttemptEnd is when an attempt last ended, lastProgress when one last succeeded.
-	lastAttemptEnd, lastProgress time.Time
+	// lastAttemptEnd is when an attempt last ended, lastSuccessEnd when one last succeeded.
+	lastAttemptEnd, lastSuccessEnd time.Time
 }
 
-// findPhaseWithoutProgress returns an error for the first kind of work without a success for longer
+// errorForStuckPhase returns an error for the first kind of work without a success for longer
 // than the timeout. last returns the time that counts as success.
-func findPhaseWithoutProgress(all [phaseCount]phaseActivity, now time.Time, timeout time.Duration, last func(phaseActivity) time.Time) error {
+func errorForStuckPhase(all [phaseCount]phaseActivity, now time.Time, timeout time.Duration, last func(phaseActivity) time.Time) error {
 	for p, a := range all {
 		if a.busySince.IsZero() {
 			continue
@@ -62,16 +62,16 @@ func findPhaseWithoutProgress(all [phaseCount]phaseActivity, now time.Time, time
 
 // checkReadiness says why a worker is not ready: it has work and makes no progress.
 func checkReadiness(all [phaseCount]phaseActivity, now time.Time) error {
-	return findPhaseWithoutProgress(all, now, readinessTimeout, func(a phaseActivity) time.Time { return a.lastProgress })
+	return errorForStuckPhase(all, now, noProgressReadinessTimeout, func(a phaseActivity) time.Time { return a.lastSuccessEnd })
 }
 
 // checkLiveness says why a worker should be restarted: it has work and makes no attempt.
 func checkLiveness(all [phaseCount]phaseActivity, now time.Time) error {
-	return findPhaseWithoutProgress(all, now, livenessTimeout, func(a phaseActivity) time.Time { return a.lastAttemptEnd })
+	return errorForStuckPhase(all, now, noAttemptLivenessTimeout, func(a phaseActivity) time.Time { return a.lastAttemptEnd })
 }
 
-// workerState is what other goroutines may read of the worker.
-type workerState struct {
+// observableWorkerState is what other goroutines may read of the worker.
+type observableWorkerState struct {
 	mu              sync.Mutex // guards all that follows
 	activityByPhase [phaseCount]phaseActivity
 	// pendingCount counts the open pending assignments. ledgerFullCount counts how often the
@@ -80,7 +80,7 @@ type workerState struct {
 }
 
 // setBusyPhases records which work there is now.
-func (s *workerState) setBusyPhases(now time.Time, busy [phaseCount]bool, open int) {
+func (s *observableWorkerState) setBusyPhases(now time.Time, busy [phaseCount]bool, open int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pendingCount = open
@@ -100,34 +100,34 @@ func (s *workerState) setBusyPhases(now time.Time, busy [phaseCount]bool, open i
 // controller.
 func (r *ServiceWorker) hasCommonWork() bool {
 	j, answered := &r.ledgerWriter, 0
-	for _, w := range r.sleepingWrites {
+	for _, w := range r.writesAwaitingRetryTime {
 		if !w.errorAnswered {
 			return true
 		}
 		answered++
 	}
-	return len(r.readyTasks)+r.tasksInFlight > 0 || answered > maxRefusalsBurst || !j.hasOnlyRefused() ||
-		len(j.stagedWrites) > 0 && j.refusalsInARow > maxRefusalsBurst
+	return len(r.tasksAwaitingFreeSlot)+r.tasksInFlightCount > 0 || answered > maxRefusalsBurst || !j.allStagedWritesWereRefused() ||
+		len(j.writesAwaitingLedgerEntry) > 0 && j.refusalsInARow > maxRefusalsBurst
 }
 
 // recordAttempt records that an attempt ended, and whether it succeeded.
-func (s *workerState) recordAttempt(now time.Time, p workPhase, progress bool) {
+func (s *observableWorkerState) recordAttempt(now time.Time, p workPhase, progress bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := &s.activityByPhase[p]
 	a.lastAttemptEnd = now
 	if progress {
-		a.lastProgress = now
+		a.lastSuccessEnd = now
 	}
 }
 
-func (s *workerState) countLedgerFull() {
+func (s *observableWorkerState) countLedgerFull() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ledgerFullCount++
 }
 
-func (s *workerState) readState() (activities [phaseCount]phaseActivity, open, bounded int) {
+func (s *observableWorkerState) readState() (activities [phaseCount]phaseActivity, open, bounded int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.activityByPhase, s.pendingCount, s.ledgerFullCount

@@ -25,15 +25,15 @@ func TestWorkerWithoutProgressIsNotReady(t *testing.T) {
 		activity       phaseActivity
 		unready, ended bool
 	}{
-		"idle for a day":                      {activity: phaseActivity{lastAttemptEnd: ago(24 * time.Hour), lastProgress: ago(24 * time.Hour)}},
-		"work that has just come":             {activity: phaseActivity{busySince: ago(time.Second), lastAttemptEnd: ago(time.Hour), lastProgress: ago(time.Hour)}},
-		"busy for a day, and getting on":      {activity: phaseActivity{busySince: ago(24 * time.Hour), lastAttemptEnd: ago(time.Second), lastProgress: ago(time.Second)}},
+		"idle for a day":                      {activity: phaseActivity{lastAttemptEnd: ago(24 * time.Hour), lastSuccessEnd: ago(24 * time.Hour)}},
+		"work that has just come":             {activity: phaseActivity{busySince: ago(time.Second), lastAttemptEnd: ago(time.Hour), lastSuccessEnd: ago(time.Hour)}},
+		"busy for a day, and getting on":      {activity: phaseActivity{busySince: ago(24 * time.Hour), lastAttemptEnd: ago(time.Second), lastSuccessEnd: ago(time.Second)}},
 		"one request that hangs":              {activity: phaseActivity{busySince: ago(requestTimeout), lastAttemptEnd: ago(time.Hour)}},
-		"refused for a minute":                {activity: phaseActivity{busySince: ago(time.Minute), lastAttemptEnd: ago(time.Second), lastProgress: ago(time.Hour)}, unready: true},
+		"refused for a minute":                {activity: phaseActivity{busySince: ago(time.Minute), lastAttemptEnd: ago(time.Second), lastSuccessEnd: ago(time.Hour)}, unready: true},
 		"refused for a day":                   {activity: phaseActivity{busySince: ago(24 * time.Hour), lastAttemptEnd: ago(maxRetryDelay)}, unready: true},
 		"stuck for a minute":                  {activity: phaseActivity{busySince: ago(time.Minute), lastAttemptEnd: ago(time.Hour)}, unready: true},
 		"stuck for ten minutes":               {activity: phaseActivity{busySince: ago(10 * time.Minute)}, unready: true, ended: true},
-		"stuck since long after work came":    {activity: phaseActivity{busySince: ago(time.Hour), lastAttemptEnd: ago(10 * time.Minute), lastProgress: ago(10 * time.Minute)}, unready: true, ended: true},
+		"stuck since long after work came":    {activity: phaseActivity{busySince: ago(time.Hour), lastAttemptEnd: ago(10 * time.Minute), lastSuccessEnd: ago(10 * time.Minute)}, unready: true, ended: true},
 		"the longest reading of all Services": {activity: phaseActivity{busySince: ago(loadLedgerTimeout)}, unready: true},
 	}
 	for name, tc := range tests {
@@ -62,7 +62,7 @@ func TestLeaderWithoutAnswersIsNotReady(t *testing.T) {
 				var away atomic.Bool
 				c := startController(t, s, func(what string) apitest.Delivery {
 					return apitest.Delivery{RequestLost: away.Load() && what == lost}
-				}, Options{})
+				}, ServiceWorkerOptions{})
 				defer c.stopAndWait()
 				time.Sleep(time.Hour)
 				if err := c.CheckReady(time.Now()); err != nil {
@@ -106,7 +106,7 @@ func TestRefusedServicesDoNotMakeALeaderUnready(t *testing.T) {
 				s := apitest.NewServer(nil)
 				s.SetPool("p", poolSpec("10.0.0.0/24"))
 				refuse(s)
-				c := startController(t, s, newBusyDelivery, Options{})
+				c := startController(t, s, newBusyDelivery, ServiceWorkerOptions{})
 				defer c.stopAndWait()
 				for i := range 30 {
 					s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))

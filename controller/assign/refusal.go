@@ -22,9 +22,9 @@ const (
 	// By then the refusal probably concerns the controller and not an entry, for example because
 	// its RBAC rules do not allow the write.
 	maxRefusalsBurst = 64
-	// swapAfterRefusalInterval is the shortest time between two writes then, and between two writes
-	// of entries that were refused before.
-	swapAfterRefusalInterval = time.Second
+	// ledgerSwapAfterRefusalInterval is the shortest time between two writes then, and between two
+	// writes of entries that were refused before.
+	ledgerSwapAfterRefusalInterval = time.Second
 	// maxRefusalTextBytes bounds the quoted part of the API server's answer.
 	maxRefusalTextBytes = 400
 )
@@ -43,26 +43,26 @@ func isPermanentRefusal(err error) bool {
 	return false
 }
 
-// hasOnlyRefused says whether the entries of all staged writes were refused before. Those are
-// written one by one and last, so that no other Service waits for them.
-func (j *ledgerWriter) hasOnlyRefused() bool {
-	return !slices.ContainsFunc(j.stagedWrites, func(w *serviceWrite) bool { return !w.ledgerEntryRefused })
+// allStagedWritesWereRefused says whether the entries of all staged writes were refused before.
+// Those are written one by one and last, so that no other Service waits for them.
+func (j *ledgerWriter) allStagedWritesWereRefused() bool {
+	return !slices.ContainsFunc(j.writesAwaitingLedgerEntry, func(w *serviceStatusWriteTask) bool { return !w.ledgerEntryRefused })
 }
 
 // refusalDelay is how long the next swap must wait because of refusals.
 func (j *ledgerWriter) refusalDelay(now time.Time) time.Duration {
-	if j.refusalsInARow <= maxRefusalsBurst && !j.hasOnlyRefused() {
+	if j.refusalsInARow <= maxRefusalsBurst && !j.allStagedWritesWereRefused() {
 		return 0
 	}
-	return j.lastRefusalTime.Add(swapAfterRefusalInterval).Sub(now)
+	return j.lastRefusalTime.Add(ledgerSwapAfterRefusalInterval).Sub(now)
 }
 
 // recordAcceptedBatch records that the API server accepted the entries of a batch.
-func (r *ServiceWorker) recordAcceptedBatch(batch []*serviceWrite) {
+func (r *ServiceWorker) recordAcceptedBatch(batch []*serviceStatusWriteTask) {
 	j := &r.ledgerWriter
 	j.refusalsInARow = 0
-	if j.batchLimit *= 2; j.batchLimit >= maxWritesPerSwap {
-		j.batchLimit = 0
+	if j.maxWritesWhileFindingRefused *= 2; j.maxWritesWhileFindingRefused >= maxWritesPerSwap {
+		j.maxWritesWhileFindingRefused = 0
 	}
 	for _, w := range batch {
 		r.recordByService[w.service.Key].ledgerEntryRefused = false
@@ -70,23 +70,23 @@ func (r *ServiceWorker) recordAcceptedBatch(batch []*serviceWrite) {
 }
 
 // splitRefusedBatch handles a batch that the API server refused permanently.
-func (r *ServiceWorker) splitRefusedBatch(batch []*serviceWrite, err error) {
+func (r *ServiceWorker) splitRefusedBatch(batch []*serviceStatusWriteTask, err error) {
 	j := &r.ledgerWriter
 	if n := len(batch); n > 1 {
-		j.stagedWrites, j.batchLimit = append(batch, j.stagedWrites...), n/2
+		j.writesAwaitingLedgerEntry, j.maxWritesWhileFindingRefused = append(batch, j.writesAwaitingLedgerEntry...), n/2
 		r.Log.Info("the API server refuses a batch of pending assignments; searching for the Service that causes it", "ledger", r.ledgerLogName(), "services", n, "error", err)
 		return
 	}
 	if j.lastRefusalTime = r.Now(); !batch[0].ledgerEntryRefused {
 		j.refusalsInARow++
 	}
-	r.failRefusedWrite(batch[0], err)
+	r.abandonWriteRefusedByLedger(batch[0], err)
 }
 
-// failRefusedWrite drops the decision for a Service, because the AddressLedger does not accept its
-// entry, and reports that in the Service's condition. The Service keeps what it has; the assignment
-// is repeated later.
-func (r *ServiceWorker) failRefusedWrite(w *serviceWrite, err error) {
+// abandonWriteRefusedByLedger drops the decision for a Service, because the AddressLedger does not
+// accept its entry, and reports that in the Service's condition. The Service keeps what it has; the
+// assignment is repeated later.
+func (r *ServiceWorker) abandonWriteRefusedByLedger(w *serviceStatusWriteTask, err error) {
 	rec := r.recordByService[w.service.Key]
 	rec.consecutiveFailures++
 	rec.ledgerEntryRefused = true
@@ -101,18 +101,18 @@ func (r *ServiceWorker) failRefusedWrite(w *serviceWrite, err error) {
 		text = strings.ToValidUTF8(text[:maxRefusalTextBytes], "") + "…"
 	}
 	d := allocate.Decision{
-		Addresses: w.service.AssignedAddresses, PoolOfFirstAddress: w.service.RecordedPool, WantsMoreAddresses: true,
+		Addresses: w.service.AssignedAddresses, PoolOfFirstAddress: w.service.RecordedPool, DecideAgainWhenAddressesFree: true,
 		Explanation: names.Explain(names.ReasonWriteFailed, "the API server refuses the pending assignment of this Service: %s: "+
 			"change the Service's request, or the policy that refuses it; the assignment is repeated later", text),
 	}
-	if all := w.serviceBefore.Annotations[names.AnnotationFromPools]; all != "" {
-		d.PoolsIfSeveral = strings.Split(all, ",")
+	if all := w.serviceBefore.Annotations[names.AnnotationAllocatedFromSeveralPools]; all != "" {
+		d.PoolsOfAllAddressesIfSeveral = strings.Split(all, ",")
 	}
-	failed := &serviceWrite{service: w.service, serviceBefore: w.serviceBefore, decision: d, pool: d.PoolOfFirstAddress, assignmentBefore: w.assignmentBefore, ledgerBuildNumber: w.ledgerBuildNumber}
+	failed := &serviceStatusWriteTask{service: w.service, serviceBefore: w.serviceBefore, decision: d, poolToRecord: d.PoolOfFirstAddress, assignmentBefore: w.assignmentBefore, ledgerBuildNumber: w.ledgerBuildNumber}
 	failed.serviceAfter = withDecidedStatus(w.serviceBefore, d, d.PoolOfFirstAddress)
-	if isUnchanged(failed.serviceBefore, failed.serviceAfter) {
-		r.markServiceIdle(w.service.Key)
-		r.revertToStatus(w, w.serviceBefore)
+	if areStatusAndAnnotationsEqual(failed.serviceBefore, failed.serviceAfter) {
+		r.endWriteInFlightOfService(w.service.Key)
+		r.revertLedgerToServiceStatus(w, w.serviceBefore)
 		return
 	}
 	r.enqueueTask(failed)

@@ -41,7 +41,7 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 		for i := range 200 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, newPromptDelivery, Options{RecordEvent: recorder.recordEvent})
+		c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(10 * time.Second)
 		for i := range 200 {
@@ -58,7 +58,7 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 				t.Errorf("the events of %s are %q", name, recorder.eventsOf(name))
 			}
 		}
-		before := s.CountWrites("service")
+		before := s.CountWriteRequestsOfKind("service")
 		for i := range 20 { // later Services do not wait for them either
 			name, begun := fmt.Sprint("late", i), time.Now()
 			s.CreateService(newLoadBalancer(name))
@@ -67,12 +67,12 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 				t.Errorf("Service %s has no address after %s", name, time.Since(begun))
 			}
 		}
-		refused := s.CountRefusedWrites()
+		refused := s.CountRefusedServiceWrites()
 		time.Sleep(10 * time.Minute)
-		if n := s.CountRefusedWrites() - refused; n > 3*25 {
+		if n := s.CountRefusedServiceWrites() - refused; n > 3*25 {
 			t.Errorf("what is refused was tried %d times in 10 minutes", n)
 		}
-		if n := s.CountWrites("service") - before; n > 20 {
+		if n := s.CountWriteRequestsOfKind("service") - before; n > 20 {
 			t.Errorf("%d status writes for 20 Services", n)
 		}
 		s.RefuseLedgerWrites(nil)
@@ -85,10 +85,10 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 	})
 }
 
-// TestRefusedAddressLedger makes the API server refuse every pending assignment, as for a
-// controller without the permission. The controller tries at most once per second in the long run,
-// and serves all Services once it is allowed.
-func TestRefusedAddressLedger(t *testing.T) {
+// TestRefusedLedgerWritesSlowDownAndRecover makes the API server refuse every pending assignment,
+// as for a controller without the permission. The controller tries at most once per second in the
+// long run, and serves all Services once it is allowed.
+func TestRefusedLedgerWritesSlowDownAndRecover(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
@@ -96,11 +96,11 @@ func TestRefusedAddressLedger(t *testing.T) {
 		for i := range 100 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, newPromptDelivery, Options{})
+		c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Minute)
 		// the first term is the search for each entry
-		if n := s.CountRefusedWrites(); n > 2*100+5*60 {
+		if n := s.CountRefusedServiceWrites(); n > 2*100+5*60 {
 			t.Errorf("the AddressLedger was written %d times in 5 minutes", n)
 		}
 		if c.CheckReady(time.Now()) == nil {

@@ -20,7 +20,7 @@ import (
 func (r *ServiceWorker) advanceLedgerTime() {
 	freed, next := r.ledger.AdvanceTime(r.Now())
 	if len(freed) > 0 {
-		r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
+		r.poolStatusState.needsComparison, r.retryWaitingServices = true, true
 	}
 	if !next.IsZero() && !next.Equal(r.nextWithheldDeadline) {
 		r.nextWithheldDeadline = next
@@ -28,16 +28,16 @@ func (r *ServiceWorker) advanceLedgerTime() {
 	}
 }
 
-// writeReservationStatus keeps the addresses of a reservation and writes its status if that is
-// wrong.
-func (r *ServiceWorker) writeReservationStatus(o *v1alpha1.AddressReservation) {
+// applyReservationAndWriteStatus keeps the addresses of a reservation and writes its status if that
+// is wrong.
+func (r *ServiceWorker) applyReservationAndWriteStatus(o *v1alpha1.AddressReservation) {
 	all := r.configuration.Snapshot.Reservations
 	i := slices.IndexFunc(all, func(p *snapshot.Reservation) bool { return p.Name == o.Name })
 	if i < 0 { // newer than the configuration that was read, or invalid
 		return
 	}
 	d := allocate.DecideReservation(all[i], r.ledger, r.configuration.Snapshot)
-	r.ledger.SetReservedAddresses(all[i], d.Addresses)
+	r.ledger.WithholdReservedAddresses(all[i], d.Addresses)
 	after := v1alpha1.AddressReservationStatus{Conditions: slices.Clone(o.Status.Conditions)}
 	for _, a := range d.Addresses {
 		after.Addresses = append(after.Addresses, a.String())
@@ -56,5 +56,5 @@ func (r *ServiceWorker) writeReservationStatus(o *v1alpha1.AddressReservation) {
 	}
 	o = o.DeepCopy()
 	o.Status = after
-	r.startStatusWrite(&statusWrite{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api API) error { return api.UpdateReservationStatus(ctx, o) }})
+	r.startStatusWrite(&configurationStatusWrite{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdateReservationStatus(ctx, o) }})
 }

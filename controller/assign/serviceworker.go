@@ -31,9 +31,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Options are the settings of a ServiceWorker.
-type Options struct {
-	API API
+// ServiceWorkerOptions are the settings of a ServiceWorker.
+type ServiceWorkerOptions struct {
+	API WorkerAPI
 	// Now is the clock.
 	Now func() time.Time
 	// ConfigurationReader reads and publishes the configuration.
@@ -41,15 +41,15 @@ type Options struct {
 	Log                 *slog.Logger
 	// RecordEvent creates an event about a Service; kind is Normal or Warning.
 	RecordEvent func(about *corev1.Service, kind, reason, text string)
-	// ForecastUnannounced returns the condition of a Service that is about to get its first
+	// PredictUnannouncedCondition returns the condition of a Service that is about to get its first
 	// addresses if no speaker will announce them; it may be nil.
-	ForecastUnannounced func(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool)
+	PredictUnannouncedCondition func(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool)
 	// Namespace holds the configuration objects.
 	Namespace string
 	// LoadBalancerClass is the class to serve; empty serves Services without a class.
 	LoadBalancerClass string
-	// ProcessIdentity names this process in the AddressLedger.
-	ProcessIdentity string
+	// LedgerWriterIdentity names this process in the AddressLedger.
+	LedgerWriterIdentity string
 	// Metrics count what the worker does; may be nil.
 	Metrics *WorkerMetrics
 }
@@ -57,11 +57,11 @@ type Options struct {
 // ServiceWorker assigns addresses to the Services of one class. The zero value is not usable; call
 // NewServiceWorker.
 type ServiceWorker struct {
-	Options
+	ServiceWorkerOptions
 
 	workQueue *workQueue
 	// taskResults are the results of finished tasks. The channel has room for all tasks in flight.
-	taskResults chan taskResult
+	taskResults chan taskResultHandler
 	// ledgerLoaded is set once the Ledger has every address in use.
 	ledgerLoaded atomic.Bool
 
@@ -76,9 +76,9 @@ type ServiceWorker struct {
 	recordByService  map[view.ObjectKey]*serviceRecord
 	// waitingServicesByReason do not have all that they ask for.
 	waitingServices waitingServices
-	// suspectServices have an address that another Service seemed to hold. They are the last to get
-	// their addresses when the Ledger is built.
-	suspectServices map[view.ObjectKey]struct{}
+	// servicesWithContestedAddresses have an address that another Service seemed to hold. They are
+	// the last to get their addresses when the Ledger is built.
+	servicesWithContestedAddresses map[view.ObjectKey]struct{}
 	// reloadCause is why all Services are read next. lastSharingReload is when they were last read
 	// because of a right to share.
 	reloadCause       string
@@ -87,19 +87,19 @@ type ServiceWorker struct {
 	nextWithheldDeadline time.Time
 	// retryWaitingServices queues all waitingServicesByReason.
 	retryWaitingServices bool
-	// retryWaitingSharers asks for a look at those of them that may share an address.
-	retryWaitingSharers bool
-	// readyTasks wait for a free place, sleepingWrites for their time.
-	readyTasks              []task
-	sleepingWrites          []*serviceWrite
-	tasksInFlight           int
+	// retryWaitingSharingServices asks for a look at those of them that may share an address.
+	retryWaitingSharingServices bool
+	// tasksAwaitingFreeSlot wait for a free place, writesAwaitingRetryTime for their time.
+	tasksAwaitingFreeSlot   []apiRequestTask
+	writesAwaitingRetryTime []*serviceStatusWriteTask
+	tasksInFlightCount      int
 	ledgerWriter            ledgerWriter
 	withheldCheckpoint      withheldCheckpoint
 	openProbeByAddress      probesByAddress
 	poolStatusState         poolStatusState
 	consecutiveLoadFailures int // in a row
 
-	workerState workerState
+	workerState observableWorkerState
 }
 
 // serviceRecord is what the worker knows of a Service that it serves or served.
@@ -108,15 +108,16 @@ type serviceRecord struct {
 	// newestVersion is the newest known resourceVersion. An older cached object is ignored, because
 	// a newer one is on its way.
 	newestVersion uint64
-	// loadedVersion is the resourceVersion with which the Ledger was built, or for which the API
-	// server confirmed what the Ledger has of its addresses; 0 when it came later.
-	loadedVersion uint64
-	// sharingChecks counts the checks of its right to share in a row that had no result.
-	sharingChecks int
-	// writeInFlight says that a write waits or has not ended, changedMeanwhile that the Service
+	// confirmedResourceVersion is the resourceVersion with which the Ledger was built, or for which
+	// the API server confirmed what the Ledger has of its addresses; 0 when it came later.
+	confirmedResourceVersion uint64
+	// inconclusiveSharingChecks counts the checks of its right to share in a row that had no
+	// result.
+	inconclusiveSharingChecks int
+	// writeInFlight says that a write waits or has not ended, changedDuringWrite that the Service
 	// changed since it began.
-	writeInFlight, changedMeanwhile bool
-	consecutiveFailures             int // in a row
+	writeInFlight, changedDuringWrite bool
+	consecutiveFailures               int // in a row
 	// A write that the API server refused is not repeated before retryAt, unless the Service has
 	// another resourceVersion than refusedVersion by then.
 	refusedVersion string
@@ -130,28 +131,28 @@ type serviceRecord struct {
 	// recentWrites counts the writes since recentWritesSince.
 	recentWrites      int
 	recentWritesSince time.Time
-	// lastSharingText is the sharingTextOf of the last decision.
-	lastSharingText string
+	// lastDecidedSharingText is the describeSharingRelevantFields of the last decision.
+	lastDecidedSharingText string
 }
 
-// decideBatchSize bounds how many Services are decided before results are handled: some
+// maxServicesDecidedPerTurn bounds how many Services are decided before results are handled: some
 // milliseconds of work.
-const decideBatchSize = 64
+const maxServicesDecidedPerTurn = 64
 
 // NewServiceWorker returns a worker that is not running.
-func NewServiceWorker(o Options) *ServiceWorker {
+func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 	if o.Metrics == nil {
 		o.Metrics = NewWorkerMetrics()
 	}
 	return &ServiceWorker{
-		Options: o, workQueue: newWorkQueue(), taskResults: make(chan taskResult, maxTasksInFlight+2),
-		openProbeByAddress: probesByAddress{}, recordByService: map[view.ObjectKey]*serviceRecord{}, waitingServices: waitingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.waitingServicesByReason}, suspectServices: map[view.ObjectKey]struct{}{},
+		ServiceWorkerOptions: o, workQueue: newWorkQueue(), taskResults: make(chan taskResultHandler, maxTasksInFlight+2),
+		openProbeByAddress: probesByAddress{}, recordByService: map[view.ObjectKey]*serviceRecord{}, waitingServices: waitingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.waitingServicesByReason}, servicesWithContestedAddresses: map[view.ObjectKey]struct{}{},
 		reloadCause: reloadCauseStart, ledgerWriter: ledgerWriter{maxPendingServices: maxPendingAssignments},
 	}
 }
 
-// IsLoaded says whether the Ledger has every address in use.
-func (r *ServiceWorker) IsLoaded() bool { return r.ledgerLoaded.Load() }
+// IsLedgerLoaded says whether the Ledger has every address in use.
+func (r *ServiceWorker) IsLedgerLoaded() bool { return r.ledgerLoaded.Load() }
 
 // Run works until ctx ends. It then finishes the tasks in flight, and the writes whose assignments
 // the AddressLedger has, so that the next leader need not.
@@ -188,10 +189,10 @@ const drainTasksTimeout = 1500 * time.Millisecond
 func (r *ServiceWorker) drainTasks(ctx context.Context, cancel func()) {
 	end := time.NewTimer(drainTasksTimeout)
 	defer end.Stop()
-	for r.tasksInFlight > 0 || len(r.readyTasks) > 0 {
-		r.readyTasks = slices.DeleteFunc(r.readyTasks, func(t task) bool { _, is := t.(*serviceWrite); return !is })
+	for r.tasksInFlightCount > 0 || len(r.tasksAwaitingFreeSlot) > 0 {
+		r.tasksAwaitingFreeSlot = slices.DeleteFunc(r.tasksAwaitingFreeSlot, func(t apiRequestTask) bool { _, is := t.(*serviceStatusWriteTask); return !is })
 		r.dispatchTasks(ctx)
-		if r.tasksInFlight == 0 {
+		if r.tasksInFlightCount == 0 {
 			return
 		}
 		select {
@@ -199,7 +200,7 @@ func (r *ServiceWorker) drainTasks(ctx context.Context, cancel func()) {
 			r.applyResult(ctx, f)
 		case <-end.C:
 			cancel()
-			for ; r.tasksInFlight > 0; r.tasksInFlight-- {
+			for ; r.tasksInFlightCount > 0; r.tasksInFlightCount-- {
 				<-r.taskResults
 			}
 			return
@@ -223,7 +224,7 @@ func (r *ServiceWorker) publishState() {
 // runOnce does all work that is due.
 func (r *ServiceWorker) runOnce(ctx context.Context) {
 	r.advanceLedgerTime()
-	looks := decideBatchSize
+	looks := maxServicesDecidedPerTurn
 	if r.mustAwaitReading = !r.applyConfiguration(); r.mustAwaitReading {
 		looks = 0
 	}
@@ -242,13 +243,13 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	if len(letters) > 0 {
 		r.workerState.recordAttempt(r.Now(), phaseDeciding, true)
 	}
-	if r.retryWaitingServices || r.retryWaitingSharers {
+	if r.retryWaitingServices || r.retryWaitingSharingServices {
 		r.queueWaiting()
 	}
-	r.syncProbes(ctx)
-	r.startSwap(ctx)
+	r.createAndDeleteAddressProbes(ctx)
+	r.startLedgerSwapIfDue(ctx)
 	r.saveWithheldAddresses(ctx)
-	r.writePoolStatuses(ctx)
+	r.writeChangedPoolAndReservationStatuses(ctx)
 	r.dispatchTasks(ctx)
 	r.advanceLedgerTime()
 }
@@ -279,8 +280,8 @@ func (r *ServiceWorker) awaitWork(ctx, tasks context.Context, published <-chan s
 	}
 }
 
-func (r *ServiceWorker) applyResult(ctx context.Context, f taskResult) {
-	r.tasksInFlight--
+func (r *ServiceWorker) applyResult(ctx context.Context, f taskResultHandler) {
+	r.tasksInFlightCount--
 	r.workerState.recordAttempt(r.Now(), phaseWriting, false)
 	f(ctx, r)
 }
@@ -292,8 +293,8 @@ func (r *ServiceWorker) wakeWorkerAfter(d time.Duration) { time.AfterFunc(d, r.w
 type ledgerWriter struct {
 	fence        *fence.Fence
 	ledgerObject *v1alpha1.AddressLedger
-	// stagedWrites wait until their pending assignments are in the object.
-	stagedWrites []*serviceWrite
+	// writesAwaitingLedgerEntry wait until their pending assignments are in the object.
+	writesAwaitingLedgerEntry []*serviceStatusWriteTask
 	// maxPendingServices is how many Services may have open assignments. fullLedgerLogged says that
 	// the log says that this is reached.
 	maxPendingServices int
@@ -301,17 +302,17 @@ type ledgerWriter struct {
 	// swapInFlight says that a write of the object has not ended.
 	swapInFlight bool
 	// lastSwapStart is when the last swap began.
-	lastSwapStart       time.Time
-	burstUsedUntil      time.Time
-	swapTimerUntil      time.Time
-	wakeTimerUntil      time.Time // when the timer of tidy or isLedgerFull ends
-	consecutiveFailures int       // in a row
-	trimFailures        int       // of trimLedger, in a row
+	lastSwapStart           time.Time
+	immediateSwapsUsedUntil time.Time
+	swapTimerUntil          time.Time
+	wakeTimerUntil          time.Time // when the timer of tidy or mustWaitBecauseLedgerIsFull ends
+	consecutiveFailures     int       // in a row
+	trimFailures            int       // of removeClosedEntriesWhenIdle, in a row
 	// writesInSwap counts the writes of the swap in flight.
 	writesInSwap int
-	// batchLimit bounds the writes of the next swap during the search for a refused entry; 0 means
-	// no limit.
-	batchLimit int
+	// maxWritesWhileFindingRefused bounds the writes of the next swap during the search for a
+	// refused entry; 0 means no limit.
+	maxWritesWhileFindingRefused int
 	// refusalsInARow counts the new entries in a row that the API server refused permanently.
 	// lastRefusalTime is when it last refused any entry.
 	refusalsInARow  int

@@ -30,7 +30,7 @@ func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 				return apitest.Delivery{}
 			}
 			return apitest.Delivery{RequestDelay: 2 * time.Millisecond, AnswerDelay: 2 * time.Millisecond}
-		}, Options{RecordEvent: recorder.recordEvent})
+		}, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		for i := range n {
@@ -47,11 +47,11 @@ func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 				t.Errorf("the events of %s are %q", name, e)
 			}
 		}
-		if w := s.CountWrites("service"); w != n {
+		if w := s.CountWriteRequestsOfKind("service"); w != n {
 			t.Errorf("%d status writes for %d Services", w, n)
 		}
-		if w := s.CountWrites("ledger") + s.CountWrites("pool"); w > n/10 {
-			t.Errorf("%d writes of the AddressLedger and %d of the pool's status for %d Services", s.CountWrites("ledger"), s.CountWrites("pool"), n)
+		if w := s.CountWriteRequestsOfKind("ledger") + s.CountWriteRequestsOfKind("pool"); w > n/10 {
+			t.Errorf("%d writes of the AddressLedger and %d of the pool's status for %d Services", s.CountWriteRequestsOfKind("ledger"), s.CountWriteRequestsOfKind("pool"), n)
 		}
 		if p := s.PoolByName("p").Status; p.AssignedIPv4 != n || p.AvailableIPv4 != 65536-n {
 			t.Errorf("the pool's status is %+v", p)
@@ -59,14 +59,14 @@ func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 	})
 }
 
-// TestSequentialServicesAreServedAtOnce creates each Service when the previous one has its address,
-// as a person or a script does. The first few are served at once, and the AddressLedger is not
-// written too often.
-func TestSequentialServicesAreServedAtOnce(t *testing.T) {
+// TestServicesCreatedOneByOneAreServedAtOnce creates each Service when the previous one has its
+// address, as a person or a script does. The first few are served at once, and the AddressLedger is
+// not written too often.
+func TestServicesCreatedOneByOneAreServedAtOnce(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/24"))
-		c := startController(t, s, nil, Options{})
+		c := startController(t, s, nil, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		begun := time.Now()
@@ -79,7 +79,7 @@ func TestSequentialServicesAreServedAtOnce(t *testing.T) {
 				t.Errorf("the first %d Services took %s", maxImmediateSwaps, time.Since(begun))
 			}
 		}
-		if w, most := s.CountWrites("ledger"), maxImmediateSwaps+int(time.Since(begun)/ledgerSwapInterval)+1; w > most {
+		if w, most := s.CountWriteRequestsOfKind("ledger"), maxImmediateSwaps+int(time.Since(begun)/ledgerSwapCollectInterval)+1; w > most {
 			t.Errorf("%d writes of the AddressLedger in %s, want at most %d", w, time.Since(begun), most)
 		}
 	})
@@ -89,7 +89,7 @@ func TestRestartWritesNothing(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/29"))
-		c := startController(t, s, nil, Options{})
+		c := startController(t, s, nil, ServiceWorkerOptions{})
 		for _, name := range []string{"a", "b", "c"} {
 			s.CreateService(newLoadBalancer(name))
 			synctest.Wait()
@@ -98,14 +98,14 @@ func TestRestartWritesNothing(t *testing.T) {
 		c.stopAndWait()
 		s.DeleteService(serviceKey("a"))
 		s.CreateService(newLoadBalancer("d"))
-		before := s.CountWrites("service")
+		before := s.CountWriteRequestsOfKind("service")
 		recorder := &eventRecorder{}
-		c = startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		c = startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		time.Sleep(3 * time.Second)
 		wantAddress(t, s, "b", "192.0.2.1", names.ReasonAssigned)
 		wantAddress(t, s, "c", "192.0.2.2", names.ReasonAssigned)
 		wantAddress(t, s, "d", "192.0.2.0", names.ReasonAssigned)
-		if w := s.CountWrites("service") - before; w != 1 || len(recorder.eventsOf("b"))+len(recorder.eventsOf("c")) != 0 {
+		if w := s.CountWriteRequestsOfKind("service") - before; w != 1 || len(recorder.eventsOf("b"))+len(recorder.eventsOf("c")) != 0 {
 			t.Errorf("a restart wrote %d Services, and recorded the event %q of b", w, recorder.eventsOf("b"))
 		}
 		c.stopAndWait()
@@ -152,7 +152,7 @@ func TestEditsOfAService(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
 				s := apitest.NewServer(nil)
 				s.SetPool("p", poolSpec("192.0.2.0/30"))
-				c := startController(t, s, nil, Options{})
+				c := startController(t, s, nil, ServiceWorkerOptions{})
 				defer c.stopAndWait()
 				s.CreateService(newLoadBalancer("a"))
 				time.Sleep(time.Second)
@@ -178,15 +178,15 @@ func TestServicesOfAnotherClassAreNotTouched(t *testing.T) {
 		class := "example.com/other"
 		other := newLoadBalancer("other")
 		other.Spec.LoadBalancerClass = &class
-		other.Annotations = map[string]string{names.AnnotationFromPool: "theirs"}
+		other.Annotations = map[string]string{names.AnnotationAllocatedFromPool: "theirs"}
 		other.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.1"}}
 		s.CreateService(other)
-		c := startController(t, s, nil, Options{})
+		c := startController(t, s, nil, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		s.EditService(serviceKey("other"), func(o *corev1.Service) { o.Labels = map[string]string{"a": "b"} })
 		time.Sleep(time.Second)
-		if n := s.CountWrites("service"); n != 0 {
+		if n := s.CountWriteRequestsOfKind("service"); n != 0 {
 			t.Errorf("a Service of another class was written %d times", n)
 		}
 	})
@@ -196,7 +196,7 @@ func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		recorder := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		c := startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
@@ -237,7 +237,7 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 			return nil
 		})
 		recorder := &eventRecorder{}
-		c := startController(t, s, nil, Options{RecordEvent: recorder.recordEvent})
+		c := startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		s.CreateService(newLoadBalancer("refused"))
 		time.Sleep(time.Second)
@@ -250,7 +250,7 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 			}
 		}
 		time.Sleep(10 * time.Minute)
-		if n := s.CountRefusedWrites(); n > 40 {
+		if n := s.CountRefusedServiceWrites(); n > 40 {
 			t.Errorf("what is refused was tried %d times in 10 minutes", n)
 		}
 		if e := recorder.eventsOf("refused"); len(e) > 0 {
@@ -270,7 +270,7 @@ func TestPoolsAppliedWithAServiceAreUsed(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		for gap := time.Duration(0); gap < configurationreader.EditCollectDelay; gap += 5 * time.Millisecond {
 			s := apitest.NewServer(nil)
-			c := startController(t, s, nil, Options{})
+			c := startController(t, s, nil, ServiceWorkerOptions{})
 			time.Sleep(time.Second)
 			for i, name := range []string{"second", "first"} {
 				p := poolSpec(fmt.Sprintf("192.0.2.%d/32", i))

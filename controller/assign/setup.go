@@ -73,7 +73,7 @@ func (r *ServiceWorker) probeEventHandler() cache.ResourceEventHandler {
 // poolEventHandler reports updates of pools and reservations to the worker: others may have written
 // a status that is wrong. The Reader of the configuration reports all other changes.
 func (r *ServiceWorker) poolEventHandler() cache.ResourceEventHandler {
-	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(_, _ any) { r.workQueue.markPoolStatusChanged() }}
+	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(_, _ any) { r.workQueue.markConfigurationStatusChanged() }}
 }
 
 // NotifyServiceChanged reports that a Service is new or has changed. It may be called from any

@@ -21,19 +21,20 @@ import (
 
 // Limits of the cost of a broken right to share.
 const (
-	// maxSharingChecks is how many checks in a row may have no result before all Services are read.
-	// With the delays between them that takes about six seconds.
-	maxSharingChecks = 7
-	// reloadInterval is the shortest time between two readings of all Services for this cause.
-	reloadInterval = 30 * time.Second
+	// maxInconclusiveSharingChecks is how many checks in a row may have no result before all
+	// Services are read. With the delays between them that takes about six seconds.
+	maxInconclusiveSharingChecks = 7
+	// sharingReloadInterval is the shortest time between two readings of all Services for this
+	// cause.
+	sharingReloadInterval = 30 * time.Second
 )
 
 // sharingCheckTask reads a Service whose status shows addresses of other holders, and one of the
 // conflicting holders for each address.
 type sharingCheckTask struct {
-	service           view.ObjectKey
-	holders           []view.ObjectKey
-	ledgerBuildNumber int
+	service             view.ObjectKey
+	conflictingServices []view.ObjectKey
+	ledgerBuildNumber   int
 }
 
 // startSharingCheck starts a check. Until it has ended, nothing is decided for the Service.
@@ -41,38 +42,38 @@ func (r *ServiceWorker) startSharingCheck(v *view.Service) {
 	r.recordByService[v.Key].writeInFlight = true
 	c := &sharingCheckTask{service: v.Key, ledgerBuildNumber: r.ledgerBuildNumber}
 	for _, a := range v.AssignedAddresses {
-		if rivals := r.ledger.ConflictingHolders(a, v); len(rivals) > 0 && !slices.Contains(c.holders, rivals[0]) {
-			c.holders = append(c.holders, rivals[0])
+		if rivals := r.ledger.ConflictingHolders(a, v); len(rivals) > 0 && !slices.Contains(c.conflictingServices, rivals[0]) {
+			c.conflictingServices = append(c.conflictingServices, rivals[0])
 		}
 	}
 	r.enqueueTask(c)
 }
 
 // runTask implements task.
-func (c *sharingCheckTask) runTask(ctx context.Context, api API) taskResult {
+func (c *sharingCheckTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	live := map[view.ObjectKey]*corev1.Service{}
-	for _, k := range append([]view.ObjectKey{c.service}, c.holders...) {
-		s, err := api.LiveService(ctx, k)
+	for _, k := range append([]view.ObjectKey{c.service}, c.conflictingServices...) {
+		s, err := api.ReadLiveService(ctx, k)
 		if err != nil {
 			return func(_ context.Context, r *ServiceWorker) { r.retrySharingCheck(c, err) }
 		}
 		live[k] = s
 	}
-	return func(_ context.Context, r *ServiceWorker) { r.finishSharingCheck(c, live) }
+	return func(_ context.Context, r *ServiceWorker) { r.handleSharingCheckResult(c, live) }
 }
 
 // retrySharingCheck queues a Service again after a check without an answer.
 func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
-	rec := r.markServiceIdle(c.service)
+	rec := r.endWriteInFlightOfService(c.service)
 	rec.consecutiveFailures++
 	r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
 	r.enqueueServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
 }
 
-// finishSharingCheck handles the answers of a check. An answer from before the Ledger was rebuilt
-// is ignored.
-func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.ObjectKey]*corev1.Service) {
-	rec, s := r.markServiceIdle(c.service), live[c.service]
+// handleSharingCheckResult handles the answers of a check. An answer from before the Ledger was
+// rebuilt is ignored.
+func (r *ServiceWorker) handleSharingCheckResult(c *sharingCheckTask, live map[view.ObjectKey]*corev1.Service) {
+	rec, s := r.endWriteInFlightOfService(c.service), live[c.service]
 	switch {
 	case c.ledgerBuildNumber != r.ledgerBuildNumber:
 		r.workQueue.addChanged(c.service)
@@ -82,36 +83,37 @@ func (r *ServiceWorker) finishSharingCheck(c *sharingCheckTask, live map[view.Ob
 		return
 	}
 	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(s.ResourceVersion))
-	h := &liveService{view.FromService(s), s.ResourceVersion}
+	h := &liveServiceView{view.FromService(s), s.ResourceVersion}
 	if !r.isServiceOurs(&h.Service) { // its status is cleared when the cache shows the same
 		r.workQueue.addChanged(c.service)
 		return
 	}
-	holders := map[view.ObjectKey]*liveService{}
-	for _, k := range c.holders {
-		if other := r.refreshLiveService(k, live[k]); other != nil {
+	holders := map[view.ObjectKey]*liveServiceView{}
+	for _, k := range c.conflictingServices {
+		if other := r.recordLiveServiceUnlessBusy(k, live[k]); other != nil {
 			holders[k] = other
 		}
 	}
 	switch {
 	case !r.hasSharingConflict(&h.Service):
-		r.recordShownAddresses(h)
-	case r.exchangeSharers(h, holders):
-	case r.hasLostAddresses(&h.Service, holders):
+		r.recordStatusAndPendingAddresses(h)
+	case r.swapAddressesOfEditedSharers(h, holders):
+	case r.hasLostAllContestedAddresses(&h.Service, holders):
 		r.Log.Info("a Service may no longer share an address that it has", "service", h.Key.String(), "addresses", h.AssignedAddresses)
-		r.recordShownAddresses(h)
-		rec.loadedVersion = fence.ParseResourceVersion(h.resourceVersion)
+		r.recordStatusAndPendingAddresses(h)
+		rec.confirmedResourceVersion = fence.ParseResourceVersion(h.resourceVersion)
 	default:
-		r.scheduleSharingCheck(rec, h.Key)
+		r.scheduleSharingCheckOrReload(rec, h.Key)
 		return
 	}
-	rec.sharingChecks, rec.consecutiveFailures = 0, 0
+	rec.inconclusiveSharingChecks, rec.consecutiveFailures = 0, 0
 	r.workQueue.addChanged(c.service)
 }
 
-// refreshLiveService updates a holder from the API server and returns it. It returns nil when this
-// controller does not serve it any more, or when a write to it is in flight, whose result is newer.
-func (r *ServiceWorker) refreshLiveService(k view.ObjectKey, s *corev1.Service) *liveService {
+// recordLiveServiceUnlessBusy updates a holder from the API server and returns it. It returns nil
+// when this controller does not serve it any more, or when a write to it is in flight, whose result
+// is newer.
+func (r *ServiceWorker) recordLiveServiceUnlessBusy(k view.ObjectKey, s *corev1.Service) *liveServiceView {
 	rec := r.recordByService[k]
 	switch {
 	case rec == nil || rec.writeInFlight:
@@ -121,7 +123,7 @@ func (r *ServiceWorker) refreshLiveService(k view.ObjectKey, s *corev1.Service) 
 		r.workQueue.addChanged(k)
 		return nil
 	}
-	h := &liveService{view.FromService(s), s.ResourceVersion}
+	h := &liveServiceView{view.FromService(s), s.ResourceVersion}
 	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(h.resourceVersion))
 	r.workQueue.addChanged(k)
 	if !r.isServiceOurs(&h.Service) {
@@ -129,22 +131,22 @@ func (r *ServiceWorker) refreshLiveService(k view.ObjectKey, s *corev1.Service) 
 	}
 	// A holder with an empty status keeps what it had until its status shows it again.
 	if len(h.AssignedAddresses) > 0 && !r.hasSharingConflict(&h.Service) {
-		r.recordShownAddresses(h)
+		r.recordStatusAndPendingAddresses(h)
 	}
 	return h
 }
 
-// liveService is a Service as the API server has it.
-type liveService struct {
+// liveServiceView is a Service as the API server has it.
+type liveServiceView struct {
 	view.Service
 	resourceVersion string
 }
 
-// recordShownAddresses records that a Service holds what its status shows and what a pending
-// assignment may still bring, except for addresses with conflicting holders.
-func (r *ServiceWorker) recordShownAddresses(h *liveService) {
+// recordStatusAndPendingAddresses records that a Service holds what its status shows and what a
+// pending assignment may still bring, except for addresses with conflicting holders.
+func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 	before, _ := r.ledger.AssignmentOf(h.Key)
-	now := slices.DeleteFunc(unionAddresses(h.AssignedAddresses, r.ledgerWriter.fence.PendingAddresses(h.Key, h.resourceVersion)), func(a netip.Addr) bool {
+	now := slices.DeleteFunc(unionAddresses(h.AssignedAddresses, r.ledgerWriter.fence.PendingAddressesOfService(h.Key, h.resourceVersion)), func(a netip.Addr) bool {
 		return !r.ledger.CanServiceHold(a, &h.Service)
 	})
 	r.ledger.CommitAssignment(&h.Service, now, h.RecordedPool)
@@ -152,9 +154,9 @@ func (r *ServiceWorker) recordShownAddresses(h *liveService) {
 		switch {
 		case slices.Contains(now, a):
 		case len(r.ledger.HoldersOfAddress(a)) == 0:
-			r.poolStatusState.mayBeStale, r.retryWaitingServices = true, true
+			r.poolStatusState.needsComparison, r.retryWaitingServices = true, true
 		default:
-			r.retryWaitingSharers = true
+			r.retryWaitingSharingServices = true
 		}
 	}
 }
@@ -167,16 +169,16 @@ func (r *ServiceWorker) queueWaiting() {
 	if !r.retryWaitingServices {
 		keys = slices.DeleteFunc(keys, func(k view.ObjectKey) bool {
 			rec := r.recordByService[k]
-			return rec == nil || rec.lastSharingText == ""
+			return rec == nil || rec.lastDecidedSharingText == ""
 		})
 	}
-	r.retryWaitingServices, r.retryWaitingSharers = false, false
+	r.retryWaitingServices, r.retryWaitingSharingServices = false, false
 	r.workQueue.addAffected(keys...)
 }
 
-// hasLostAddresses says whether the Service has lost each address with conflicting holders: the API
-// server shows the address with a holder that may not share it with the Service.
-func (r *ServiceWorker) hasLostAddresses(v *view.Service, holders map[view.ObjectKey]*liveService) bool {
+// hasLostAllContestedAddresses says whether the Service has lost each address with conflicting
+// holders: the API server shows the address with a holder that may not share it with the Service.
+func (r *ServiceWorker) hasLostAllContestedAddresses(v *view.Service, holders map[view.ObjectKey]*liveServiceView) bool {
 	for _, a := range v.AssignedAddresses {
 		rivals := r.ledger.ConflictingHolders(a, v)
 		proof := func(k view.ObjectKey) bool {
@@ -190,11 +192,11 @@ func (r *ServiceWorker) hasLostAddresses(v *view.Service, holders map[view.Objec
 	return true
 }
 
-// exchangeSharers handles Services that were all edited so that they may share again, while the
-// Ledger still has the previous state of each, which conflicts with the others. It returns false
-// and changes nothing in other cases.
-func (r *ServiceWorker) exchangeSharers(h *liveService, holders map[view.ObjectKey]*liveService) bool {
-	var edited []*liveService
+// swapAddressesOfEditedSharers handles Services that were all edited so that they may share again,
+// while the Ledger still has the previous state of each, which conflicts with the others. It
+// returns false and changes nothing in other cases.
+func (r *ServiceWorker) swapAddressesOfEditedSharers(h *liveServiceView, holders map[view.ObjectKey]*liveServiceView) bool {
+	var edited []*liveServiceView
 	for _, a := range h.AssignedAddresses {
 		for _, k := range r.ledger.ConflictingHolders(a, &h.Service) {
 			other := holders[k]
@@ -211,11 +213,11 @@ func (r *ServiceWorker) exchangeSharers(h *liveService, holders map[view.ObjectK
 			}
 		}
 	}
-	r.recordShownAddresses(h)
+	r.recordStatusAndPendingAddresses(h)
 	for _, other := range edited {
-		r.recordShownAddresses(other)
+		r.recordStatusAndPendingAddresses(other)
 	}
-	r.recordShownAddresses(h)
+	r.recordStatusAndPendingAddresses(h)
 	return true
 }
 
@@ -226,20 +228,20 @@ func (r *ServiceWorker) isOnlyConflict(k view.ObjectKey, h *view.Service) bool {
 	})
 }
 
-// scheduleSharingCheck checks a Service again if the answers were not sufficient, and reads all
-// Services if that happens too often. Until then the Service keeps what it has.
-func (r *ServiceWorker) scheduleSharingCheck(rec *serviceRecord, k view.ObjectKey) {
-	rec.sharingChecks++
-	if rec.sharingChecks < maxSharingChecks {
-		r.enqueueServiceAfter(k, retryDelay(rec.sharingChecks))
+// scheduleSharingCheckOrReload checks a Service again if the answers were not sufficient, and reads
+// all Services if that happens too often. Until then the Service keeps what it has.
+func (r *ServiceWorker) scheduleSharingCheckOrReload(rec *serviceRecord, k view.ObjectKey) {
+	rec.inconclusiveSharingChecks++
+	if rec.inconclusiveSharingChecks < maxInconclusiveSharingChecks {
+		r.enqueueServiceAfter(k, retryDelay(rec.inconclusiveSharingChecks))
 		return
 	}
-	if wait := r.lastSharingReload.Add(reloadInterval).Sub(r.Now()); wait > 0 {
+	if wait := r.lastSharingReload.Add(sharingReloadInterval).Sub(r.Now()); wait > 0 {
 		r.enqueueServiceAfter(k, wait)
 		return
 	}
 	r.lastSharingReload = r.Now()
-	r.suspectServices[k] = struct{}{}
+	r.servicesWithContestedAddresses[k] = struct{}{}
 	r.requireReload(reloadCauseSharing)
 }
 

@@ -58,9 +58,9 @@ func changeAnnotation(key, value string) func(*corev1.Service) {
 	return func(s *corev1.Service) { s.Annotations[key] = value }
 }
 
-func changeAddressCount(addresses string) func(*corev1.Service) {
+func editToRequestTwoAddresses(addresses string) func(*corev1.Service) {
 	return func(s *corev1.Service) {
-		s.Annotations[names.AnnotationAddressCount] = "2"
+		s.Annotations[names.AnnotationAddressesPerFamily] = "2"
 		s.Annotations[names.AnnotationLoadBalancerIPs] = addresses
 	}
 }
@@ -68,7 +68,7 @@ func changeAddressCount(addresses string) func(*corev1.Service) {
 // sharingBreaches are all ways in which a user's edit can break a right to share.
 func sharingBreaches() map[string]sharingBreach {
 	const one, two, dual = "192.0.2.1", "192.0.2.1,192.0.2.2", "192.0.2.1,fd00::1"
-	twice := func(s *corev1.Service) *corev1.Service { changeAddressCount(two)(s); return s }
+	twice := func(s *corev1.Service) *corev1.Service { editToRequestTwoAddresses(two)(s); return s }
 	policyEdit := func(p corev1.ServiceExternalTrafficPolicy) func(*corev1.Service) {
 		return func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = p }
 	}
@@ -127,14 +127,14 @@ func TestBrokenSharingRightCausesNoList(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
 				s := apitest.NewServer(newOracle().checkServiceChange)
 				s.SetPool("p", poolSpec("192.0.2.0/28", "fd00::/120"))
-				c := startController(t, s, newPromptDelivery, Options{})
+				c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
 				defer c.stopAndWait()
 				time.Sleep(5 * time.Second)
 				for _, o := range tc.services {
 					s.CreateService(o)
 					time.Sleep(time.Second)
 				}
-				before := s.CountReads("list")
+				before := s.CountServiceReads("list")
 				want := map[string]string{}
 				for _, o := range tc.services {
 					want[o.Name] = fmt.Sprint(ingressAddresses(s.ServiceByKey(serviceKey(o.Name))))
@@ -145,10 +145,10 @@ func TestBrokenSharingRightCausesNoList(t *testing.T) {
 					if e := s.ServiceByKey(serviceKey(tc.editedService)); firstAddress(e).IsValid() || assignedReason(e) != tc.wantReason {
 						t.Errorf("%s has %v for the reason %q, want none for %q", e.Name, ingressAddresses(e), assignedReason(e), tc.wantReason)
 					}
-					wantAddresses(t, s, want, tc.editedService)
+					checkServiceAddressesExcept(t, s, want, tc.editedService)
 					s.EditService(serviceKey(tc.editedService), tc.restoreRight)
 					time.Sleep(3 * time.Second)
-					wantAddresses(t, s, want, "")
+					checkServiceAddressesExcept(t, s, want, "")
 				}
 				for range 50 { // faster than the controller can follow
 					s.EditService(serviceKey(tc.editedService), tc.breakRight)
@@ -157,8 +157,8 @@ func TestBrokenSharingRightCausesNoList(t *testing.T) {
 					time.Sleep(7 * time.Millisecond)
 				}
 				time.Sleep(10 * time.Second)
-				wantAddresses(t, s, want, "")
-				if n := s.CountReads("list") - before; n > 0 {
+				checkServiceAddressesExcept(t, s, want, "")
+				if n := s.CountServiceReads("list") - before; n > 0 {
 					t.Errorf("all Services were read %d times", n)
 				}
 			})
@@ -177,8 +177,8 @@ func newPromptDelivery(what string) apitest.Delivery {
 	return apitest.Delivery{RequestDelay: 2 * time.Millisecond, AnswerDelay: 2 * time.Millisecond}
 }
 
-// wantAddresses checks the addresses of all Services but one.
-func wantAddresses(t *testing.T, s *apitest.Server, want map[string]string, but string) {
+// checkServiceAddressesExcept checks the addresses of all Services but one.
+func checkServiceAddressesExcept(t *testing.T, s *apitest.Server, want map[string]string, but string) {
 	t.Helper()
 	for name, addrs := range want {
 		if got := fmt.Sprint(ingressAddresses(s.ServiceByKey(serviceKey(name)))); name != but && got != addrs {
@@ -199,10 +199,10 @@ func TestRepeatedSharingEditsDelayNoOtherService(t *testing.T) {
 		for i := range 20_000 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, newPromptDelivery, Options{})
+		c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(2 * time.Minute)
-		if n := s.CountReads("list"); n != 1 {
+		if n := s.CountServiceReads("list"); n != 1 {
 			t.Fatalf("all Services were read %d times at the start", n)
 		}
 		calm := medianAssignmentDelay(t, s, "calm")
@@ -225,7 +225,7 @@ func TestRepeatedSharingEditsDelayNoOtherService(t *testing.T) {
 		if 2*busy > 3*calm {
 			t.Errorf("a new Service waits %s for its address while a user toggles a port, and %s without that", busy, calm)
 		}
-		if n := s.CountReads("list"); n != 1 {
+		if n := s.CountServiceReads("list"); n != 1 {
 			t.Errorf("all Services were read %d times while a user toggled a port", n-1)
 		}
 	})
@@ -258,7 +258,7 @@ func TestSharingServicesEditedTogether(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
 				s := apitest.NewServer(newOracle().checkServiceChange)
 				s.SetPool("p", poolSpec("192.0.2.0/28"))
-				c := startController(t, s, newPromptDelivery, Options{})
+				c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
 				defer c.stopAndWait()
 				time.Sleep(5 * time.Second)
 				ports := map[string]int32{"a": 80, "b": 81}
@@ -266,7 +266,7 @@ func TestSharingServicesEditedTogether(t *testing.T) {
 					s.CreateService(newSharer(name, port, "192.0.2.1"))
 				}
 				time.Sleep(time.Second)
-				lists, writes := s.CountReads("list"), s.CountWrites("service")
+				lists, writes := s.CountServiceReads("list"), s.CountWriteRequestsOfKind("service")
 				second := map[string]string{"a": "b", "b": "a"}[first]
 				for range 5 {
 					ports[first], ports[second] = ports[second], ports[first]
@@ -274,8 +274,8 @@ func TestSharingServicesEditedTogether(t *testing.T) {
 					s.EditService(serviceKey(second), changePort(ports[second]))
 					time.Sleep(5 * time.Second)
 				}
-				wantAddresses(t, s, map[string]string{"a": "[192.0.2.1]", "b": "[192.0.2.1]"}, "")
-				if l, w := s.CountReads("list")-lists, s.CountWrites("service")-writes; l+w > 0 {
+				checkServiceAddressesExcept(t, s, map[string]string{"a": "[192.0.2.1]", "b": "[192.0.2.1]"}, "")
+				if l, w := s.CountServiceReads("list")-lists, s.CountWriteRequestsOfKind("service")-writes; l+w > 0 {
 					t.Errorf("all Services were read %d times, and %d statuses written", l, w)
 				}
 			})
@@ -295,14 +295,14 @@ func TestAddressLostByItsHolder(t *testing.T) {
 				return apitest.Delivery{AnswerDelay: 300 * time.Millisecond}
 			}
 			return newPromptDelivery(what)
-		}, Options{})
+		}, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Second)
 		s.CreateService(newLoadBalancer("had"))
 		time.Sleep(time.Second)
 		s.CreateService(newLoadBalancer("has"))
 		time.Sleep(time.Second)
-		lists := s.CountReads("list")
+		lists := s.CountServiceReads("list")
 		slow.Store(true)
 		show := func(address string) func(*corev1.Service) {
 			return func(o *corev1.Service) { o.Status.LoadBalancer.Ingress[0].IP = address }
@@ -310,23 +310,23 @@ func TestAddressLostByItsHolder(t *testing.T) {
 		s.EditService(serviceKey("has"), show("192.0.2.0")) // the first event for the controller
 		s.EditService(serviceKey("had"), show("192.0.2.9"))
 		time.Sleep(10 * time.Second)
-		wantAddresses(t, s, map[string]string{"had": "[192.0.2.9]", "has": "[192.0.2.0]"}, "")
-		if n := s.CountReads("list") - lists; n > 0 {
+		checkServiceAddressesExcept(t, s, map[string]string{"had": "[192.0.2.9]", "has": "[192.0.2.0]"}, "")
+		if n := s.CountServiceReads("list") - lists; n > 0 {
 			t.Errorf("all Services were read %d times", n)
 		}
 	})
 }
 
-// TestReloadsAreRare has Services that show addresses of others, and answers of the API server that
-// are not sufficient: the others are no longer LoadBalancers, and a webhook prevents the controller
-// from clearing their status. All Services are read then, at most every 30 seconds. Meanwhile the
-// Services keep what they show, and others are served.
-func TestReloadsAreRare(t *testing.T) {
+// TestUnclearSharingReloadsAtMostEvery30Seconds has Services that show addresses of others, and
+// answers of the API server that are not sufficient: the others are no longer LoadBalancers, and a
+// webhook prevents the controller from clearing their status. All Services are read then, at most
+// every 30 seconds. Meanwhile the Services keep what they show, and others are served.
+func TestUnclearSharingReloadsAtMostEvery30Seconds(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const pairs = 4
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/24"))
-		c := startController(t, s, newPromptDelivery, Options{})
+		c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Second)
 		for i := range pairs {
@@ -341,7 +341,7 @@ func TestReloadsAreRare(t *testing.T) {
 			}
 			return nil
 		})
-		lists := s.CountReads("list")
+		lists := s.CountServiceReads("list")
 		want := map[string]string{}
 		for i := range pairs {
 			had := firstAddress(s.ServiceByKey(serviceKey(fmt.Sprint("old", i)))).String()
@@ -350,7 +350,7 @@ func TestReloadsAreRare(t *testing.T) {
 			want[fmt.Sprint("new", i)] = "[" + had + "]"
 			for j := range 10 {
 				time.Sleep(time.Second)
-				wantAddresses(t, s, want, "")
+				checkServiceAddressesExcept(t, s, want, "")
 				if j == 5 {
 					name := fmt.Sprint("other", i)
 					s.CreateService(newLoadBalancer(name))
@@ -362,12 +362,12 @@ func TestReloadsAreRare(t *testing.T) {
 			}
 		}
 		time.Sleep(2 * time.Minute)
-		wantAddresses(t, s, want, "")
-		if n := s.CountReads("list") - lists; n < 1 || n > 1+int((pairs*14*time.Second+2*time.Minute)/reloadInterval) || n > pairs {
+		checkServiceAddressesExcept(t, s, want, "")
+		if n := s.CountServiceReads("list") - lists; n < 1 || n > 1+int((pairs*14*time.Second+2*time.Minute)/sharingReloadInterval) || n > pairs {
 			t.Errorf("all Services were read %d times", n)
 		}
-		if n := gatherMetrics(t, c.ServiceWorker)[`gantry_controller_reloads_total{cause="SharingUnclear"}`]; int(n) != s.CountReads("list")-lists {
-			t.Errorf("%v readings are counted of %d", n, s.CountReads("list")-lists)
+		if n := gatherMetrics(t, c.ServiceWorker)[`gantry_controller_reloads_total{cause="SharingUnclear"}`]; int(n) != s.CountServiceReads("list")-lists {
+			t.Errorf("%v readings are counted of %d", n, s.CountServiceReads("list")-lists)
 		}
 	})
 }

@@ -12,12 +12,12 @@ import (
 
 // Limits of the AddressLedger.
 const (
-	// ledgerSwapInterval is how long writes are collected when more than one waits, unless
-	// minWritesForEarlySwap wait before. It bounds the writes of the AddressLedger to five per
+	// ledgerSwapCollectInterval is how long writes are collected when more than one waits, unless
+	// stagedWritesForEarlySwap wait before. It bounds the writes of the AddressLedger to five per
 	// second when few Services arrive, and to one for 14 Services when many do. It delays an
 	// address by at most that long.
-	ledgerSwapInterval    = 200 * time.Millisecond
-	minWritesForEarlySwap = 14
+	ledgerSwapCollectInterval = 200 * time.Millisecond
+	stagedWritesForEarlySwap  = 14
 	// maxImmediateSwaps is how many single writes in a row need not wait.
 	maxImmediateSwaps = 5
 	// maxWritesPerSwap bounds the Services of one swap.
@@ -31,29 +31,29 @@ const (
 	maxPendingAssignments = 4096
 	// fullLedgerDelay is the time between two writes of a nearly full object.
 	fullLedgerDelay = time.Second
-	// minSettledForTrim closed assignments in the object cause a write of their own, once nothing
-	// was written for ledgerTrimDelay.
-	minSettledForTrim = 64
-	ledgerTrimDelay   = 5 * time.Second
+	// closedEntriesForLedgerTrim closed assignments in the object cause a write of their own, once
+	// nothing was written for ledgerTrimDelay.
+	closedEntriesForLedgerTrim = 64
+	ledgerTrimDelay            = 5 * time.Second
 )
 
-// startSwap writes the pending assignments of stagedWrites into the AddressLedger when that is due.
-// A single Service is served at once.
-func (r *ServiceWorker) startSwap(ctx context.Context) {
+// startLedgerSwapIfDue writes the pending assignments of writesAwaitingLedgerEntry into the
+// AddressLedger when that is due. A single Service is served at once.
+func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	j := &r.ledgerWriter
 	if j.swapInFlight {
 		return
 	}
-	if len(j.stagedWrites) == 0 {
+	if len(j.writesAwaitingLedgerEntry) == 0 {
 		j.fullLedgerLogged = false
-		r.trimLedger(ctx)
+		r.removeClosedEntriesWhenIdle(ctx)
 		return
 	}
 	// the result of each write wakes the worker
-	if len(r.readyTasks) > maxReadyWritesBeforeSwap || r.isLedgerFull(r.Now()) {
+	if len(r.tasksAwaitingFreeSlot) > maxReadyWritesBeforeSwap || r.mustWaitBecauseLedgerIsFull(r.Now()) {
 		return
 	}
-	isSingle := len(j.stagedWrites) == 1 && r.tasksInFlight+len(r.readyTasks) == 0 && r.workQueue.isEmpty()
+	isSingle := len(j.writesAwaitingLedgerEntry) == 1 && r.tasksInFlightCount+len(r.tasksAwaitingFreeSlot) == 0 && r.workQueue.isEmpty()
 	if wait := max(j.nextSwapDelay(r.Now(), isSingle), j.refusalDelay(r.Now())); wait > 0 {
 		if now := r.Now(); !j.swapTimerUntil.After(now) || now.Add(wait).Before(j.swapTimerUntil) {
 			j.swapTimerUntil = now.Add(wait)
@@ -68,24 +68,24 @@ func (r *ServiceWorker) startSwap(ctx context.Context) {
 }
 
 // startLedgerWrite writes the AddressLedger with the pending assignments of a batch.
-func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceWrite) {
+func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceStatusWriteTask) {
 	j := &r.ledgerWriter
 	j.writesInSwap = len(batch)
 	s := &ledgerSwap{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
-	s.ledgerObject.Spec.Writer, s.ledgerObject.Spec.Pending = r.ProcessIdentity, pendingForLedger(j.fence.PendingAfterBatch(pendingEntriesOfWrites(batch)))
+	s.ledgerObject.Spec.Writer, s.ledgerObject.Spec.Pending = r.LedgerWriterIdentity, encodePendingEntries(j.fence.MergedPendingWithBatch(pendingEntriesOfWrites(batch)))
 	j.recordSwapStart(r.Now())
 	r.startTask(ctx, s)
 }
 
-// isLedgerFull says whether the staged writes wait because too many assignments are open, until
-// there is room for a large batch or fullLedgerDelay is over: the object is large then and must not
-// be written for each Service. It logs that once until no write waits.
-func (r *ServiceWorker) isLedgerFull(now time.Time) bool {
+// mustWaitBecauseLedgerIsFull says whether the staged writes wait because too many assignments are
+// open, until there is room for a large batch or fullLedgerDelay is over: the object is large then
+// and must not be written for each Service. It logs that once until no write waits.
+func (r *ServiceWorker) mustWaitBecauseLedgerIsFull(now time.Time) bool {
 	j := &r.ledgerWriter
 	room := j.maxPendingServices - j.fence.CountPending()
 	again := j.lastSwapStart.Add(fullLedgerDelay)
 	switch {
-	case j.fence.HasPending(j.stagedWrites[0].service.Key), room >= min(maxWritesPerSwap, len(j.stagedWrites), j.maxPendingServices/2), room > 0 && !now.Before(again):
+	case j.fence.HasPendingForService(j.writesAwaitingLedgerEntry[0].service.Key), room >= min(maxWritesPerSwap, len(j.writesAwaitingLedgerEntry), j.maxPendingServices/2), room > 0 && !now.Before(again):
 		return false
 	case room > 0 && (!j.wakeTimerUntil.After(now) || j.wakeTimerUntil.After(again)):
 		j.wakeTimerUntil = again
@@ -95,25 +95,25 @@ func (r *ServiceWorker) isLedgerFull(now time.Time) bool {
 		j.fullLedgerLogged = true
 		r.workerState.countLedgerFull()
 		r.Log.Info("the AddressLedger is full of open pending assignments; further Services wait until some of those are written",
-			"ledger", r.ledgerLogName(), "open", j.fence.CountPending(), "waiting", len(j.stagedWrites))
+			"ledger", r.ledgerLogName(), "open", j.fence.CountPending(), "waiting", len(j.writesAwaitingLedgerEntry))
 	}
 	return true
 }
 
-// takeNextBatch removes the writes of the next swap from stagedWrites: those with a pending
-// assignment in the object already, and others as long as there is room.
-func (j *ledgerWriter) takeNextBatch() []*serviceWrite {
+// takeNextBatch removes the writes of the next swap from writesAwaitingLedgerEntry: those with a
+// pending assignment in the object already, and others as long as there is room.
+func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 	room, most := j.maxPendingServices-j.fence.CountPending(), maxWritesPerSwap
-	if j.batchLimit > 0 {
-		most = min(most, j.batchLimit)
+	if j.maxWritesWhileFindingRefused > 0 {
+		most = min(most, j.maxWritesWhileFindingRefused)
 	}
-	again := j.hasOnlyRefused()
+	again := j.allStagedWritesWereRefused()
 	if again {
 		most = 1
 	}
-	var batch, rest []*serviceWrite
-	for _, w := range j.stagedWrites {
-		shown := j.fence.HasPending(w.service.Key)
+	var batch, rest []*serviceStatusWriteTask
+	for _, w := range j.writesAwaitingLedgerEntry {
+		shown := j.fence.HasPendingForService(w.service.Key)
 		if len(batch) == most || w.ledgerEntryRefused && !again || !shown && room <= 0 {
 			rest = append(rest, w)
 			continue
@@ -123,15 +123,15 @@ func (j *ledgerWriter) takeNextBatch() []*serviceWrite {
 		}
 		batch = append(batch, w)
 	}
-	j.stagedWrites = rest
+	j.writesAwaitingLedgerEntry = rest
 	return batch
 }
 
-// trimLedger writes the object without closed assignments when there is no other work and the
-// object has many of them, because they would mislead its readers.
-func (r *ServiceWorker) trimLedger(ctx context.Context) {
+// removeClosedEntriesWhenIdle writes the object without closed assignments when there is no other
+// work and the object has many of them, because they would mislead its readers.
+func (r *ServiceWorker) removeClosedEntriesWhenIdle(ctx context.Context) {
 	j := &r.ledgerWriter
-	if len(j.ledgerObject.Spec.Pending)-j.fence.CountPending() < minSettledForTrim || r.tasksInFlight+len(r.readyTasks) > 0 || !r.workQueue.isEmpty() {
+	if len(j.ledgerObject.Spec.Pending)-j.fence.CountPending() < closedEntriesForLedgerTrim || r.tasksInFlightCount+len(r.tasksAwaitingFreeSlot) > 0 || !r.workQueue.isEmpty() {
 		return
 	}
 	now := r.Now()
@@ -150,24 +150,24 @@ func (j *ledgerWriter) nextSwapDelay(now time.Time, isSingle bool) time.Duration
 	switch {
 	case j.consecutiveFailures > 0:
 		return j.lastSwapStart.Add(retryDelay(j.consecutiveFailures)).Sub(now)
-	case len(j.stagedWrites) >= minWritesForEarlySwap, isSingle && j.burstUsedUntil.Sub(now) < maxImmediateSwaps*ledgerSwapInterval:
+	case len(j.writesAwaitingLedgerEntry) >= stagedWritesForEarlySwap, isSingle && j.immediateSwapsUsedUntil.Sub(now) < maxImmediateSwaps*ledgerSwapCollectInterval:
 		return 0
 	}
-	return j.lastSwapStart.Add(ledgerSwapInterval).Sub(now)
+	return j.lastSwapStart.Add(ledgerSwapCollectInterval).Sub(now)
 }
 
 // recordSwapStart records that a swap begins. Each uses one interval of the burst.
 func (j *ledgerWriter) recordSwapStart(now time.Time) {
 	j.swapInFlight, j.lastSwapStart = true, now
-	if j.burstUsedUntil.Before(now) {
-		j.burstUsedUntil = now
+	if j.immediateSwapsUsedUntil.Before(now) {
+		j.immediateSwapsUsedUntil = now
 	}
-	j.burstUsedUntil = j.burstUsedUntil.Add(ledgerSwapInterval)
+	j.immediateSwapsUsedUntil = j.immediateSwapsUsedUntil.Add(ledgerSwapCollectInterval)
 }
 
 // pendingEntriesOfWrites returns the pending assignments of the writes.
-func pendingEntriesOfWrites(batch []*serviceWrite) []fence.Pending {
-	out := make([]fence.Pending, 0, len(batch))
+func pendingEntriesOfWrites(batch []*serviceStatusWriteTask) []fence.PendingStatusWrite {
+	out := make([]fence.PendingStatusWrite, 0, len(batch))
 	for _, w := range batch {
 		out = append(out, w.pendingEntry())
 	}
@@ -175,34 +175,34 @@ func pendingEntriesOfWrites(batch []*serviceWrite) []fence.Pending {
 }
 
 // pendingEntry is what the AddressLedger must contain before the write begins.
-func (w *serviceWrite) pendingEntry() fence.Pending {
-	return fence.Pending{Service: w.service.Key, BaseVersion: w.serviceBefore.ResourceVersion, Addresses: w.decision.Addresses}
+func (w *serviceStatusWriteTask) pendingEntry() fence.PendingStatusWrite {
+	return fence.PendingStatusWrite{Service: w.service.Key, BaseResourceVersion: w.serviceBefore.ResourceVersion, Addresses: w.decision.Addresses}
 }
 
 // ledgerSwap writes the AddressLedger for a batch.
 type ledgerSwap struct {
-	writes       []*serviceWrite
+	writes       []*serviceStatusWriteTask
 	ledgerObject *v1alpha1.AddressLedger
 }
 
 // runTask implements task.
-func (s *ledgerSwap) runTask(ctx context.Context, api API) taskResult {
+func (s *ledgerSwap) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	now, err := api.CompareAndSwapLedger(ctx, s.ledgerObject)
-	return func(_ context.Context, r *ServiceWorker) { r.finishSwap(s, now, err) }
+	return func(_ context.Context, r *ServiceWorker) { r.handleLedgerSwapResult(s, now, err) }
 }
 
-// finishSwap starts the writes of a batch whose assignments are in the AddressLedger. If another
-// controller has written or deleted the AddressLedger, everything is read and decided again. A swap
-// with an unknown result is repeated on the same base: if it had succeeded, that is refused. An
-// entry that the API server refuses permanently is found and left out.
-func (r *ServiceWorker) finishSwap(s *ledgerSwap, now *v1alpha1.AddressLedger, err error) {
+// handleLedgerSwapResult starts the writes of a batch whose assignments are in the AddressLedger.
+// If another controller has written or deleted the AddressLedger, everything is read and decided
+// again. A swap with an unknown result is repeated on the same base: if it had succeeded, that is
+// refused. An entry that the API server refuses permanently is found and left out.
+func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwap, now *v1alpha1.AddressLedger, err error) {
 	j := &r.ledgerWriter
 	j.swapInFlight, j.writesInSwap = false, 0
 	if err == nil {
 		r.recordAcceptedBatch(s.writes)
 		j.consecutiveFailures, j.trimFailures, j.ledgerObject = 0, 0, now
 		r.workerState.recordAttempt(r.Now(), phaseWriting, true)
-		j.fence.RecordWrittenBatch(pendingEntriesOfWrites(s.writes))
+		j.fence.RecordBatchWrittenToObject(pendingEntriesOfWrites(s.writes))
 		for _, w := range s.writes {
 			r.enqueueTask(w)
 		}
@@ -218,10 +218,10 @@ func (r *ServiceWorker) finishSwap(s *ledgerSwap, now *v1alpha1.AddressLedger, e
 		r.splitRefusedBatch(s.writes, err)
 		return
 	}
-	j.stagedWrites = append(s.writes, j.stagedWrites...)
+	j.writesAwaitingLedgerEntry = append(s.writes, j.writesAwaitingLedgerEntry...)
 	if isLost {
 		r.Log.Info("another controller assigned addresses, or the AddressLedger is new", "ledger", r.ledgerLogName(), "error", err)
-		for _, w := range j.stagedWrites {
+		for _, w := range j.writesAwaitingLedgerEntry {
 			r.workQueue.addChanged(w.service.Key)
 		}
 		cause := reloadCauseLedgerChanged

@@ -31,39 +31,41 @@ func retryDelay(failures int) time.Duration {
 	return min(firstRetryDelay<<min(max(failures-1, 0), 10), maxRetryDelay)
 }
 
-// task is one request to the API server. runTask runs on its own goroutine; the worker then calls
-// the result.
-type task interface {
-	runTask(context.Context, API) taskResult
+// apiRequestTask is one request to the API server. runTask runs on its own goroutine; the worker
+// then calls the result.
+type apiRequestTask interface {
+	runTask(context.Context, WorkerAPI) taskResultHandler
 }
 
-// taskResult handles the outcome of a task. It runs on the worker's goroutine.
-type taskResult func(context.Context, *ServiceWorker)
+// taskResultHandler handles the outcome of a task. It runs on the worker's goroutine.
+type taskResultHandler func(context.Context, *ServiceWorker)
 
 // enqueueTask runs a task as soon as there is a free place.
-func (r *ServiceWorker) enqueueTask(t task) { r.readyTasks = append(r.readyTasks, t) }
+func (r *ServiceWorker) enqueueTask(t apiRequestTask) {
+	r.tasksAwaitingFreeSlot = append(r.tasksAwaitingFreeSlot, t)
+}
 
 // dispatchTasks starts as many tasks as may run in parallel.
 func (r *ServiceWorker) dispatchTasks(ctx context.Context) {
-	r.sleepingWrites = slices.DeleteFunc(r.sleepingWrites, func(w *serviceWrite) bool {
+	r.writesAwaitingRetryTime = slices.DeleteFunc(r.writesAwaitingRetryTime, func(w *serviceStatusWriteTask) bool {
 		awake := w.retryAt.Sub(r.Now()) <= 0
 		if awake {
 			r.enqueueTask(w)
 		}
 		return awake
 	})
-	for len(r.readyTasks) > 0 && r.tasksInFlight < maxTasksInFlight {
-		t := r.readyTasks[0]
-		r.readyTasks[0] = nil
-		r.readyTasks = r.readyTasks[1:]
+	for len(r.tasksAwaitingFreeSlot) > 0 && r.tasksInFlightCount < maxTasksInFlight {
+		t := r.tasksAwaitingFreeSlot[0]
+		r.tasksAwaitingFreeSlot[0] = nil
+		r.tasksAwaitingFreeSlot = r.tasksAwaitingFreeSlot[1:]
 		r.startTask(ctx, t)
 	}
 }
 
 // startTask runs a task on its own goroutine. The channel of results has room for all tasks, so
 // that none waits for the worker.
-func (r *ServiceWorker) startTask(ctx context.Context, t task) {
-	r.tasksInFlight++
+func (r *ServiceWorker) startTask(ctx context.Context, t apiRequestTask) {
+	r.tasksInFlightCount++
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
@@ -83,11 +85,11 @@ const (
 	outcomeServiceGone
 	// outcomeRejected: the API server rejects the content; nothing was written.
 	outcomeRejected
-	// outcomeUnknown: it may have been written, or may still be.
-	outcomeUnknown
+	// outcomeMaybeWritten: it may have been written, or may still be.
+	outcomeMaybeWritten
 )
 
-// outcomeOfError returns the outcome for an error. An unclear answer is outcomeUnknown.
+// outcomeOfError returns the outcome for an error. An unclear answer is outcomeMaybeWritten.
 func outcomeOfError(err error) writeOutcome {
 	var status apierrors.APIStatus
 	switch {
@@ -100,39 +102,39 @@ func outcomeOfError(err error) writeOutcome {
 	case errors.As(err, &status) && status.Status().Code >= 400 && status.Status().Code < 500 && !apierrors.IsTimeout(err):
 		return outcomeRejected
 	}
-	return outcomeUnknown
+	return outcomeMaybeWritten
 }
 
-// serviceWrite brings a Service's status in line with a Decision.
-type serviceWrite struct {
+// serviceStatusWriteTask brings a Service's status in line with a Decision.
+type serviceStatusWriteTask struct {
 	service       view.Service
 	serviceBefore *corev1.Service
 	serviceAfter  *corev1.Service
 	decision      allocate.Decision
-	pool          string
+	poolToRecord  string
 	// assignmentBefore is what the Service held before the Decision.
 	assignmentBefore allocate.Assignment
 	// ledgerBuildNumber is the epoch of the Ledger for which it was decided.
 	ledgerBuildNumber int
-	// maybeAlreadyWritten says that an earlier attempt may have been written. retryAt is when the
-	// next one is due.
-	maybeAlreadyWritten bool
-	retryAt             time.Time
+	// mayBeWrittenByEarlierAttempt says that an earlier attempt may have been written. retryAt is
+	// when the next one is due.
+	mayBeWrittenByEarlierAttempt bool
+	retryAt                      time.Time
 	// errorAnswered says that the API server answered the last attempt with an internal error.
 	errorAnswered bool
 	// ledgerEntryRefused says that the AddressLedger was refused with its entry when that was last
 	// tried.
 	ledgerEntryRefused bool
-	// clearsStatus says that this controller does not serve the Service any more.
-	clearsStatus, onlyTouchesStatus bool
+	// clearsStatusOfUnservedService says that this controller does not serve the Service any more.
+	clearsStatusOfUnservedService, onlyChangesResourceVersion bool
 }
 
 // runTask implements task. If an earlier attempt may have been written, it reads the Service first.
 // After a conflict it reads it too: an attempt of its own that arrived late or twice must not be
 // taken for another writer's.
-func (w *serviceWrite) runTask(ctx context.Context, api API) taskResult {
-	if w.maybeAlreadyWritten {
-		if now, err := api.LiveService(ctx, w.service.Key); err != nil || now == nil || now.ResourceVersion != w.serviceBefore.ResourceVersion {
+func (w *serviceStatusWriteTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
+	if w.mayBeWrittenByEarlierAttempt {
+		if now, err := api.ReadLiveService(ctx, w.service.Key); err != nil || now == nil || now.ResourceVersion != w.serviceBefore.ResourceVersion {
 			return w.changedResult(now, err)
 		}
 	}
@@ -140,44 +142,44 @@ func (w *serviceWrite) runTask(ctx context.Context, api API) taskResult {
 	o := outcomeOfError(err)
 	switch {
 	case o == outcomeConflict:
-		return w.changedResult(api.LiveService(ctx, w.service.Key))
-	case o == outcomeRejected && w.maybeAlreadyWritten:
-		o = outcomeUnknown
+		return w.changedResult(api.ReadLiveService(ctx, w.service.Key))
+	case o == outcomeRejected && w.mayBeWrittenByEarlierAttempt:
+		o = outcomeMaybeWritten
 	}
 	return w.newResult(o, now, err)
 }
 
 // changedResult is the result when the Service has changed: its current content counts.
-func (w *serviceWrite) changedResult(now *corev1.Service, err error) taskResult {
+func (w *serviceStatusWriteTask) changedResult(now *corev1.Service, err error) taskResultHandler {
 	switch {
 	case err != nil:
-		return w.newResult(outcomeUnknown, nil, err)
+		return w.newResult(outcomeMaybeWritten, nil, err)
 	case now == nil || now.UID != w.serviceBefore.UID:
 		return w.newResult(outcomeServiceGone, nil, nil)
 	// Refused for no visible reason: read it again.
 	case now.ResourceVersion == w.serviceBefore.ResourceVersion:
-		return w.newResult(outcomeUnknown, nil, errConflictWithoutChange)
+		return w.newResult(outcomeMaybeWritten, nil, errConflictThoughServiceUnchanged)
 	}
 	return w.newResult(outcomeConflict, now, nil)
 }
 
-// errConflictWithoutChange says that a write was refused as a conflict although the Service has not
-// changed.
-var errConflictWithoutChange = errors.New("the API server refuses the write as a conflict, though the Service has not changed")
+// errConflictThoughServiceUnchanged says that a write was refused as a conflict although the
+// Service has not changed.
+var errConflictThoughServiceUnchanged = errors.New("the API server refuses the write as a conflict, though the Service has not changed")
 
-func (w *serviceWrite) newResult(o writeOutcome, now *corev1.Service, err error) taskResult {
-	return func(ctx context.Context, r *ServiceWorker) { r.finishWrite(ctx, w, o, now, err) }
+func (w *serviceStatusWriteTask) newResult(o writeOutcome, now *corev1.Service, err error) taskResultHandler {
+	return func(ctx context.Context, r *ServiceWorker) { r.handleServiceWriteResult(ctx, w, o, now, err) }
 }
 
-// confirmServiceTask asks the API server whether a Service that is missing in the cache, or not
+// confirmServiceGoneTask asks the API server whether a Service that is missing in the cache, or not
 // ours there, really is, before its addresses are released.
-type confirmServiceTask struct {
+type confirmServiceGoneTask struct {
 	service           view.ObjectKey
 	ledgerBuildNumber int
 }
 
 // runTask implements task.
-func (c *confirmServiceTask) runTask(ctx context.Context, api API) taskResult {
-	now, err := api.LiveService(ctx, c.service)
-	return func(_ context.Context, r *ServiceWorker) { r.finishConfirm(c, now, err) }
+func (c *confirmServiceGoneTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
+	now, err := api.ReadLiveService(ctx, c.service)
+	return func(_ context.Context, r *ServiceWorker) { r.handleConfirmResult(c, now, err) }
 }

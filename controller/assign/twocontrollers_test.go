@@ -20,17 +20,17 @@ import (
 
 // assignmentOracle checks every change on the server, slowly and without the code that it checks.
 type assignmentOracle struct {
-	mu           sync.Mutex // guards all that follows
-	serviceByKey map[view.ObjectKey]*corev1.Service
-	editedByUser map[view.ObjectKey]bool // the user gave a reason to change the address
-	// brokenSharingKeys holds the sharing keys of Services whose ports were edited. A controller
-	// may learn late which of them may share, so the oracle judges them only at the end.
-	brokenSharingKeys map[string]bool
-	faults            []string
+	mu                     sync.Mutex // guards all that follows
+	serviceByKey           map[view.ObjectKey]*corev1.Service
+	isAddressChangeAllowed map[view.ObjectKey]bool // the user gave a reason to change the address
+	// sharingKeysWithEditedPorts holds the sharing keys of Services whose ports were edited. A
+	// controller may learn late which of them may share, so the oracle judges them only at the end.
+	sharingKeysWithEditedPorts map[string]bool
+	faults                     []string
 }
 
 func newOracle() *assignmentOracle {
-	return &assignmentOracle{serviceByKey: map[view.ObjectKey]*corev1.Service{}, editedByUser: map[view.ObjectKey]bool{}, brokenSharingKeys: map[string]bool{}}
+	return &assignmentOracle{serviceByKey: map[view.ObjectKey]*corev1.Service{}, isAddressChangeAllowed: map[view.ObjectKey]bool{}, sharingKeysWithEditedPorts: map[string]bool{}}
 }
 
 func ingressAddresses(s *corev1.Service) []netip.Addr {
@@ -43,8 +43,8 @@ func ingressAddresses(s *corev1.Service) []netip.Addr {
 	return out
 }
 
-// canShare is the right to share, for Services of policy Cluster with one port each.
-func canShare(a, b *corev1.Service) bool {
+// maySharePerOracle is the right to share, for Services of policy Cluster with one port each.
+func maySharePerOracle(a, b *corev1.Service) bool {
 	k := a.Annotations[names.AnnotationSharing]
 	return k != "" && k == b.Annotations[names.AnnotationSharing] && a.Spec.Ports[0].Port != b.Spec.Ports[0].Port
 }
@@ -52,7 +52,7 @@ func canShare(a, b *corev1.Service) bool {
 // userAnnotations returns a Service's annotations without ours.
 func userAnnotations(s *corev1.Service) map[string]string {
 	out := maps.Clone(s.Annotations)
-	delete(out, names.AnnotationFromPool)
+	delete(out, names.AnnotationAllocatedFromPool)
 	return out
 }
 
@@ -63,15 +63,16 @@ func (o *assignmentOracle) checkServiceChange(before, after *corev1.Service) {
 	if after == nil {
 		k := view.ObjectKey{Namespace: before.Namespace, Name: before.Name}
 		delete(o.serviceByKey, k)
-		delete(o.editedByUser, k)
+		delete(o.isAddressChangeAllowed, k)
 		return
 	}
 	k := view.ObjectKey{Namespace: after.Namespace, Name: after.Name}
 	o.serviceByKey[k] = after
 	if before != nil && (!reflect.DeepEqual(before.Spec, after.Spec) || !maps.Equal(userAnnotations(before), userAnnotations(after))) {
-		o.editedByUser[k] = true // until it is created again: a controller may notice late
+		// until it is created again: a controller may notice late
+		o.isAddressChangeAllowed[k] = true
 		if shared := after.Annotations[names.AnnotationSharing]; shared != "" && !reflect.DeepEqual(before.Spec.Ports, after.Spec.Ports) {
-			o.brokenSharingKeys[shared] = true
+			o.sharingKeysWithEditedPorts[shared] = true
 		}
 		return
 	}
@@ -80,23 +81,23 @@ func (o *assignmentOracle) checkServiceChange(before, after *corev1.Service) {
 			continue
 		}
 		for other, s := range o.serviceByKey {
-			if other != k && slices.Contains(ingressAddresses(s), a) && !canShare(s, after) && !o.sharedAndBroken(s, after) {
+			if other != k && slices.Contains(ingressAddresses(s), a) && !maySharePerOracle(s, after) && !o.haveSharingKeyWithEditedPorts(s, after) {
 				o.faults = append(o.faults, fmt.Sprintf("%s was given %s, which %s holds", k, a, other))
 			}
 		}
 	}
 	for _, a := range ingressAddresses(before) {
-		if !o.editedByUser[k] && !o.sharedAndBroken(after, after) && !slices.Contains(ingressAddresses(after), a) {
+		if !o.isAddressChangeAllowed[k] && !o.haveSharingKeyWithEditedPorts(after, after) && !slices.Contains(ingressAddresses(after), a) {
 			o.faults = append(o.faults, fmt.Sprintf("%s was taken from %s without a reason: %v", a, k, after.Status.Conditions))
 		}
 	}
 }
 
-// sharedAndBroken says whether two Services have one sharing key, among whose Services ports were
-// edited.
-func (o *assignmentOracle) sharedAndBroken(a, b *corev1.Service) bool {
+// haveSharingKeyWithEditedPorts says whether two Services have one sharing key, among whose
+// Services ports were edited.
+func (o *assignmentOracle) haveSharingKeyWithEditedPorts(a, b *corev1.Service) bool {
 	k := a.Annotations[names.AnnotationSharing]
-	return o.brokenSharingKeys[k] && k == b.Annotations[names.AnnotationSharing]
+	return o.sharingKeysWithEditedPorts[k] && k == b.Annotations[names.AnnotationSharing]
 }
 
 // TestTwoControllersNeverGiveOneAddressTwice runs two controllers at once with slow and faulty
@@ -104,7 +105,7 @@ func (o *assignmentOracle) sharedAndBroken(a, b *corev1.Service) bool {
 // and a user who creates, edits and deletes. No two Services may ever hold an address that they may
 // not share, no Service may lose an address that it did not give up, and in the end all are served.
 func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
-	raiseHistoryCount(t, "400")
+	setDefaultRapidCheckCount(t, "400")
 	rapid.Check(t, func(rt *rapid.T) {
 		h := historyGenerator().Draw(rt, "history")
 		o := newOracle()
@@ -116,9 +117,9 @@ func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
 			}
 			w.recoverAndWait()
 			leaks = w.findFinalFaults()
-			writes := w.server.CountWrites("service") + w.server.CountWrites("ledger") + w.server.CountWrites("pool")
+			writes := w.server.CountWriteRequestsOfKind("service") + w.server.CountWriteRequestsOfKind("ledger") + w.server.CountWriteRequestsOfKind("pool")
 			time.Sleep(5 * time.Minute)
-			if n := w.server.CountWrites("service") + w.server.CountWrites("ledger") + w.server.CountWrites("pool") - writes; n > 0 {
+			if n := w.server.CountWriteRequestsOfKind("service") + w.server.CountWriteRequestsOfKind("ledger") + w.server.CountWriteRequestsOfKind("pool") - writes; n > 0 {
 				leaks = append(leaks, fmt.Sprintf("%d more writes when nothing happens", n))
 			}
 			for _, c := range w.controllers {
@@ -135,9 +136,9 @@ func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
 	})
 }
 
-// raiseHistoryCount makes rapid try this many histories instead of its default of 100, unless the
-// command line has a number, as `make histories` does.
-func raiseHistoryCount(t *testing.T, count string) {
+// setDefaultRapidCheckCount makes rapid try this many histories instead of its default of 100,
+// unless the command line has a number, as `make histories` does.
+func setDefaultRapidCheckCount(t *testing.T, count string) {
 	t.Helper()
 	checks := flag.Lookup("rapid.checks")
 	if checks.Value.String() != checks.DefValue {

@@ -34,8 +34,8 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, iden
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	scope := configuration.Scope{Namespace: names.Namespace, Layer2Only: true}
-	reader := configurationreader.NewReader(configurationreader.Options{
+	scope := configuration.ConfigurationScope{Namespace: names.Namespace, WithoutBGPKinds: true}
+	reader := configurationreader.NewReader(configurationreader.ServiceWorkerOptions{
 		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
 			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
 		},
@@ -44,10 +44,10 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, iden
 	if err := reader.RegisterReader(ctx, mgr, scope); err != nil {
 		t.Fatal(err)
 	}
-	r := NewServiceWorker(Options{
+	r := NewServiceWorker(ServiceWorkerOptions{
 		ConfigurationReader: reader,
-		API:                 &ClusterAPI{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.Namespace}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
-		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, ProcessIdentity: identity,
+		API:                 &ClientBackedAPI{CachedClient: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.Namespace}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, LedgerWriterIdentity: identity,
 	})
 	if err := r.RegisterWorker(ctx, mgr); err != nil {
 		t.Fatal(err)
@@ -62,9 +62,9 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, iden
 	})
 }
 
-// testTwoLeadersAtOnce runs two controllers that both act as leader on the same Services: each
-// Service gets one address, and no two get the same.
-func testTwoLeadersAtOnce(ctx context.Context, t *testing.T, config *rest.Config, direct client.Client) {
+// testTwoLeadersAssignNoAddressTwice runs two controllers that both act as leader on the same
+// Services: each Service gets one address, and no two get the same.
+func testTwoLeadersAssignNoAddressTwice(ctx context.Context, t *testing.T, config *rest.Config, direct client.Client) {
 	p := &v1beta1.IPAddressPool{Spec: poolSpec("198.18.0.0/24")}
 	p.Namespace, p.Name = names.Namespace, "p"
 	if err := direct.Create(ctx, p); err != nil {

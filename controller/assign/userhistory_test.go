@@ -26,14 +26,14 @@ type randomNetwork struct {
 	mu         sync.Mutex // guards all that follows
 	rand       *rand.Rand
 	isReliable bool
-	// writesPerLateRequest: one in this many writes of a Service takes longer than the controller
-	// waits.
-	writesPerLateRequest int
+	// serviceWritesPerTimeout: one in this many writes of a Service takes longer than the
+	// controller waits.
+	serviceWritesPerTimeout int
 }
 
 func newRandomNetwork(seed uint64) *randomNetwork {
 	r := rand.New(rand.NewPCG(seed, 1))
-	return &randomNetwork{rand: r, writesPerLateRequest: []int{2, 4, 24}[r.IntN(3)]}
+	return &randomNetwork{rand: r, serviceWritesPerTimeout: []int{2, 4, 24}[r.IntN(3)]}
 }
 
 func (c *randomNetwork) nextDelivery(what string) apitest.Delivery {
@@ -52,7 +52,7 @@ func (c *randomNetwork) nextDelivery(what string) apitest.Delivery {
 	if what == "watch" {
 		return w
 	}
-	if what == "service" && c.rand.IntN(c.writesPerLateRequest) == 0 {
+	if what == "service" && c.rand.IntN(c.serviceWritesPerTimeout) == 0 {
 		w.RequestDelay = time.Duration(c.rand.Int64N(int64(15 * time.Second)))
 		return w
 	}
@@ -64,7 +64,7 @@ func (c *randomNetwork) nextDelivery(what string) apitest.Delivery {
 	case 2:
 		w.RequestDelay = time.Duration(c.rand.Int64N(int64(15 * time.Second)))
 	case 3:
-		w.RepeatDelay = time.Duration(c.rand.Int64N(int64(10 * time.Second)))
+		w.DuplicateRequestDelay = time.Duration(c.rand.Int64N(int64(10 * time.Second)))
 	case 4:
 		if what == "read" { // a list that is outdated when it arrives
 			w.AnswerDelay = time.Duration(c.rand.Int64N(int64(9 * time.Second)))
@@ -90,8 +90,8 @@ type historyStep struct {
 	action      string
 	targetIndex int // which Service, pool or controller
 	delayAfter  time.Duration
-	// variant selects an address, a pool's order or a number.
-	variant int
+	// actionVariant selects an address, a pool's order or a number.
+	actionVariant int
 }
 
 func historyGenerator() *rapid.Generator[userHistory] {
@@ -106,8 +106,8 @@ func historyGenerator() *rapid.Generator[userHistory] {
 		h.steps = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) historyStep {
 			return historyStep{
 				action: rapid.SampledFrom(deeds).Draw(t, "action"), targetIndex: rapid.IntRange(0, 7).Draw(t, "index"),
-				delayAfter: time.Duration(rapid.SampledFrom([]int{0, 1, 20, 300, 1000, 3000}).Draw(t, "wait")) * time.Millisecond,
-				variant:    rapid.IntRange(0, 11).Draw(t, "choice"),
+				delayAfter:    time.Duration(rapid.SampledFrom([]int{0, 1, 20, 300, 1000, 3000}).Draw(t, "wait")) * time.Millisecond,
+				actionVariant: rapid.IntRange(0, 11).Draw(t, "choice"),
 			}
 		}), 10, 60).Draw(t, "steps")
 		return h
@@ -128,26 +128,26 @@ type harness struct {
 func newHarness(t *testing.T, check func(before, after *corev1.Service), seed uint64) *harness {
 	w := &harness{t: t, server: apitest.NewServer(check), network: newRandomNetwork(seed)}
 	w.maxPending = []int{1, 3, maxPendingAssignments}[w.network.rand.IntN(3)]
-	w.setUsualPools(assignmentOrders[w.network.rand.IntN(len(assignmentOrders))])
+	w.setUsualPools(assignmentOrderNames[w.network.rand.IntN(len(assignmentOrderNames))])
 	w.runStep(historyStep{action: "start", targetIndex: 0})
 	w.runStep(historyStep{action: "start", targetIndex: 1})
 	return w
 }
 
-// rangeVariantsByPool: one pool has IPv4, one IPv6, one both, with few addresses each. An edit
+// possibleRangesByPool: one pool has IPv4, one IPv6, one both, with few addresses each. An edit
 // selects one of the variants.
-var rangeVariantsByPool = map[string][][]string{
+var possibleRangesByPool = map[string][][]string{
 	"p":  {{"192.0.2.0/30"}, {"192.0.2.0/31"}, {"192.0.2.2-192.0.2.5"}},
 	"p6": {{"fd00:1::/126"}, {"fd00:1::/127"}, {"fd00:1::2-fd00:1::5"}},
 	"q":  {{"192.0.2.8/31", "fd00:1::8/127"}, {"192.0.2.8/31"}, {"fd00:1::8-fd00:1::a", "192.0.2.9/32"}},
 }
 
-// assignmentOrders are the orders in which a pool assigns its addresses.
-var assignmentOrders = []string{"Lowest", "RoundRobin", "Hash"}
+// assignmentOrderNames are the orders in which a pool assigns its addresses.
+var assignmentOrderNames = []string{"Lowest", "RoundRobin", "Hash"}
 
 // setUsualPools sets the pools of the start and the end.
 func (w *harness) setUsualPools(order string) {
-	for name, edits := range rangeVariantsByPool {
+	for name, edits := range possibleRangesByPool {
 		spec := poolSpec(edits[0]...)
 		spec.Gantry = &v1beta1.PoolExtension{Order: order}
 		w.server.SetPool(name, spec)
@@ -157,8 +157,8 @@ func (w *harness) setUsualPools(order string) {
 // editedPoolSpec returns a pool as edited by the step.
 func editedPoolSpec(s historyStep) (name string, spec v1beta1.IPAddressPoolSpec) {
 	name = []string{"p", "p6", "q"}[s.targetIndex%3]
-	spec = poolSpec(rangeVariantsByPool[name][s.variant%3]...)
-	spec.Gantry = &v1beta1.PoolExtension{Order: assignmentOrders[s.variant/4]}
+	spec = poolSpec(possibleRangesByPool[name][s.actionVariant%3]...)
+	spec.Gantry = &v1beta1.PoolExtension{Order: assignmentOrderNames[s.actionVariant/4]}
 	return name, spec
 }
 
@@ -208,8 +208,8 @@ func (w *harness) setAnnotation(k view.ObjectKey, name, text string) {
 	})
 }
 
-// requestedAddresses returns the addresses that the Service requests: one of each of its families.
-func requestedAddresses(o *corev1.Service, choice int) string {
+// addressesToRequest returns the addresses that the Service requests: one of each of its families.
+func addressesToRequest(o *corev1.Service, choice int) string {
 	var out []string
 	for _, ip := range o.Spec.ClusterIPs {
 		if strings.Contains(ip, ":") {
@@ -221,8 +221,8 @@ func requestedAddresses(o *corev1.Service, choice int) string {
 	return strings.Join(out, ",")
 }
 
-// changeRequest changes what a Service asks for.
-func (w *harness) changeRequest(s historyStep) {
+// changeAddressRequestOfService changes what a Service asks for.
+func (w *harness) changeAddressRequestOfService(s historyStep) {
 	k := serviceKey(fmt.Sprint("s", s.targetIndex))
 	o := w.server.ServiceByKey(k)
 	if o == nil {
@@ -230,19 +230,19 @@ func (w *harness) changeRequest(s historyStep) {
 	}
 	switch s.action {
 	case "ask":
-		w.setAnnotation(k, names.AnnotationLoadBalancerIPs, requestedAddresses(o, s.variant))
+		w.setAnnotation(k, names.AnnotationLoadBalancerIPs, addressesToRequest(o, s.actionVariant))
 	case "no longer ask":
 		w.setAnnotation(k, names.AnnotationLoadBalancerIPs, "")
 	case "ask a pool":
-		w.setAnnotation(k, names.AnnotationPool, []string{"", "p", "q"}[s.variant%3])
+		w.setAnnotation(k, names.AnnotationPool, []string{"", "p", "q"}[s.actionVariant%3])
 	case "release":
 		if a := ingressAddresses(o); len(a) > 0 {
-			w.setAnnotation(k, names.AnnotationRelease, a[s.variant%len(a)].String())
+			w.setAnnotation(k, names.AnnotationAddressesToRelease, a[s.actionVariant%len(a)].String())
 		}
 	case "count":
-		w.setAnnotation(k, names.AnnotationAddressCount, []string{"", "2"}[s.variant%2])
+		w.setAnnotation(k, names.AnnotationAddressesPerFamily, []string{"", "2"}[s.actionVariant%2])
 	case "port": // which may break a right to share, or restore it
-		w.server.EditService(k, changePort(int32(80+s.variant%3)))
+		w.server.EditService(k, changePort(int32(80+s.actionVariant%3)))
 	case "no load balancer":
 		w.server.EditService(k, func(o *corev1.Service) { o.Spec.Type = corev1.ServiceTypeClusterIP })
 	case "load balancer":
@@ -262,7 +262,7 @@ func (w *harness) runStep(s historyStep) {
 		w.notifyConfigurationChanged()
 	case s.action == "start":
 		if c == nil {
-			w.controllers[s.targetIndex%2] = startBoundedController(w.t, w.server, w.network.nextDelivery, Options{ProcessIdentity: fmt.Sprint("controller", s.targetIndex%2)}, w.maxPending)
+			w.controllers[s.targetIndex%2] = startTestControllerWithMaxPending(w.t, w.server, w.network.nextDelivery, ServiceWorkerOptions{LedgerWriterIdentity: fmt.Sprint("controller", s.targetIndex%2)}, w.maxPending)
 		}
 	case c != nil && s.action == "pause":
 		c.client.PauseRequests()
@@ -275,7 +275,7 @@ func (w *harness) runStep(s historyStep) {
 		c.killAndWait(w.network.requestLands)
 		w.controllers[s.targetIndex%2] = nil
 	default:
-		w.changeRequest(s)
+		w.changeAddressRequestOfService(s)
 	}
 	time.Sleep(s.delayAfter)
 }
@@ -332,10 +332,10 @@ func (w *harness) findFinalFaults() []string {
 		for _, a := range v.AssignedAddresses {
 			has[ipfamily.FamilyOf(a)]++
 		}
-		if most := max(v.AddressesPerFamily, 1); has[ipfamily.IPv4] > most || has[ipfamily.IPv6] > most {
+		if most := max(v.RequestedAddressesPerFamily, 1); has[ipfamily.IPv4] > most || has[ipfamily.IPv6] > most {
 			out = append(out, fmt.Sprintf("%s has %v, more than %d of a family", s.Name, v.AssignedAddresses, most))
 		}
-		if len(v.RequestedAddresses)+len(v.AddressesToRelease) > 0 || v.RequestedPool != "" {
+		if len(v.RequestedAddresses)+len(v.AddressesToExchange) > 0 || v.RequestedPool != "" {
 			continue // it may wait for an address of another Service
 		}
 		out = append(out, findWaitingFaults(&v, s, has, free)...)
@@ -351,7 +351,7 @@ func (w *harness) findUnallowedSharing() []string {
 	for i, x := range all {
 		for _, y := range all[:i] {
 			for _, a := range ingressAddresses(x) {
-				if slices.Contains(ingressAddresses(y), a) && !canShare(x, y) {
+				if slices.Contains(ingressAddresses(y), a) && !maySharePerOracle(x, y) {
 					out = append(out, fmt.Sprintf("%s and %s both have %s, and may not share it", x.Name, y.Name, a))
 				}
 			}

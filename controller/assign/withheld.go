@@ -47,7 +47,7 @@ func (r *ServiceWorker) restoreWithheldAddresses(object *v1alpha1.AddressLedger)
 			continue
 		}
 		r.ledger.WithholdAddress(allocate.WithheldAddress{
-			Address: a, Reason: names.Reason(w.Reason), Service: view.ObjectKey{Namespace: w.Namespace, Name: w.Name}, WithheldUntil: w.Until.Time, WithheldBy: w.By,
+			Address: a, Reason: names.Reason(w.Reason), ServiceThatMayHoldIt: view.ObjectKey{Namespace: w.Namespace, Name: w.Name}, WithheldUntil: w.Until.Time, ReservationOrForeignHost: w.By,
 		})
 	}
 	r.withheldCheckpoint.ledgerObject, r.withheldCheckpoint.writtenVersion = object, r.ledger.CheckpointVersion()
@@ -72,12 +72,12 @@ func (r *ServiceWorker) saveWithheldAddresses(_ context.Context) {
 		return
 	}
 	w := &withheldWrite{ledgerObject: m.ledgerObject.DeepCopy(), checkpointVersion: r.ledger.CheckpointVersion(), ledgerBuildNumber: r.ledgerBuildNumber}
-	w.ledgerObject.Spec.Writer, w.ledgerObject.Spec.Withheld = r.ProcessIdentity, nil
+	w.ledgerObject.Spec.Writer, w.ledgerObject.Spec.Withheld = r.LedgerWriterIdentity, nil
 	for _, e := range r.ledger.CheckpointEntries(maxWithheldEntries) {
 		w.ledgerObject.Spec.Withheld = append(w.ledgerObject.Spec.Withheld, v1alpha1.WithheldAddress{
-			Address: e.Address.String(), Reason: string(e.Reason), Namespace: e.Service.Namespace, Name: e.Service.Name,
+			Address: e.Address.String(), Reason: string(e.Reason), Namespace: e.ServiceThatMayHoldIt.Namespace, Name: e.ServiceThatMayHoldIt.Name,
 			// The API has no fractions of a second.
-			Until: metav1.NewTime(e.WithheldUntil.Add(time.Second - 1).Truncate(time.Second)), By: e.WithheldBy,
+			Until: metav1.NewTime(e.WithheldUntil.Add(time.Second - 1).Truncate(time.Second)), By: e.ReservationOrForeignHost,
 		})
 	}
 	m.saveTimerSet, m.writeInFlight, m.lastWrite = false, true, r.Now()
@@ -93,7 +93,7 @@ type withheldWrite struct {
 
 // runTask implements task. After a conflict the next attempt overwrites the newest object: the
 // current leader knows more than the previous one.
-func (w *withheldWrite) runTask(ctx context.Context, api API) taskResult {
+func (w *withheldWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	now, err := api.CompareAndSwapLedger(ctx, w.ledgerObject)
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		if read, again := api.ReadOrCreateLedger(ctx, names.WithheldLedger); again == nil {

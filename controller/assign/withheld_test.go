@@ -24,7 +24,7 @@ func TestCooldownSurvivesARestart(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", coolingPoolSpec("192.0.2.0/30"))
-		c := startController(t, s, nil, Options{})
+		c := startController(t, s, nil, ServiceWorkerOptions{})
 		for _, name := range []string{"a", "b"} {
 			s.CreateService(newLoadBalancer(name))
 			time.Sleep(time.Second)
@@ -37,7 +37,7 @@ func TestCooldownSurvivesARestart(t *testing.T) {
 			t.Fatalf("the object says %+v", l)
 		}
 		s.DeleteService(serviceKey("b")) // no controller runs
-		c = startController(t, s, nil, Options{})
+		c = startController(t, s, nil, ServiceWorkerOptions{})
 		time.Sleep(time.Second)
 		s.CreateService(newLoadBalancer("c"))
 		time.Sleep(time.Second)
@@ -69,7 +69,7 @@ func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 		const n = 1000
 		s := apitest.NewServer(nil)
 		s.SetPool("p", coolingPoolSpec("10.0.0.0/16"))
-		c := startController(t, s, nil, Options{})
+		c := startController(t, s, nil, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		for i := range n {
 			s.CreateService(newLoadBalancer("s" + strconv.Itoa(i)))
@@ -83,14 +83,14 @@ func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 		if l := s.LedgerByName(names.WithheldLedger); len(l.Spec.Withheld) != n {
 			t.Errorf("%d addresses are remembered, want %d", len(l.Spec.Withheld), n)
 		}
-		if w := s.CountWrites("withheld"); w > 4 {
+		if w := s.CountWriteRequestsOfKind("withheld"); w > 4 {
 			t.Errorf("%d writes within 6 s, want one a second at most", w)
 		}
 	})
 }
 
-// TestLostOrDamagedWithheldLedgerIsRecreated checks that only the entries of the object are lost.
-func TestLostOrDamagedWithheldLedgerIsRecreated(t *testing.T) {
+// TestLostWithheldLedgerLosesOnlyItsEntries checks that only the entries of the object are lost.
+func TestLostWithheldLedgerLosesOnlyItsEntries(t *testing.T) {
 	for name, harm := range map[string]func(*apitest.Server){
 		"lost": (*apitest.Server).DeleteAllLedgers,
 		"wrong": func(s *apitest.Server) {
@@ -101,7 +101,7 @@ func TestLostOrDamagedWithheldLedgerIsRecreated(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
 				s := apitest.NewServer(nil)
 				s.SetPool("p", coolingPoolSpec("192.0.2.0/30"))
-				c := startController(t, s, nil, Options{})
+				c := startController(t, s, nil, ServiceWorkerOptions{})
 				defer c.stopAndWait()
 				for _, name := range []string{"a", "b"} {
 					s.CreateService(newLoadBalancer(name))

@@ -13,12 +13,12 @@ import (
 // WorkerMetrics count what the worker does. They may be read from any goroutine. The zero value is
 // not usable; call NewWorkerMetrics.
 type WorkerMetrics struct {
-	unfinishedWorkByState   *prometheus.GaugeVec
-	statusWritesByOutcome   *prometheus.CounterVec
-	reloadsByCause          *prometheus.CounterVec
-	failedReloadsByCause    *prometheus.CounterVec
-	waitingServicesByReason *prometheus.GaugeVec
-	assignmentDelay         prometheus.Histogram
+	unfinishedWorkByState         *prometheus.GaugeVec
+	statusWritesByOutcome         *prometheus.CounterVec
+	reloadsByCause                *prometheus.CounterVec
+	failedReloadsByCause          *prometheus.CounterVec
+	waitingServicesByReason       *prometheus.GaugeVec
+	firstAssignmentDelayHistogram prometheus.Histogram
 }
 
 // NewWorkerMetrics returns metrics that count from zero.
@@ -42,7 +42,7 @@ func NewWorkerMetrics() *WorkerMetrics {
 		waitingServicesByReason: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gantry_controller_pending_services", Help: "Services that do not have what they ask for, by reason.",
 		}, []string{"reason"}),
-		assignmentDelay: prometheus.NewHistogram(prometheus.HistogramOpts{
+		firstAssignmentDelayHistogram: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "gantry_controller_assignment_seconds",
 			Help:    "How long a Service waited for its first address. Kubernetes stores the creation time in whole seconds.",
 			Buckets: []float64{.025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800},
@@ -55,14 +55,14 @@ func (r *ServiceWorker) workerCollectors() []prometheus.Collector {
 	m := r.Metrics
 	unseen := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "gantry_controller_unseen_services", Help: "Services that the controller must still decide about.",
-	}, func() float64 { return float64(r.workQueue.countWaiting()) })
-	return []prometheus.Collector{m.unfinishedWorkByState, m.statusWritesByOutcome, m.reloadsByCause, m.failedReloadsByCause, m.waitingServicesByReason, m.assignmentDelay, unseen}
+	}, func() float64 { return float64(r.workQueue.countQueuedServices()) })
+	return []prometheus.Collector{m.unfinishedWorkByState, m.statusWritesByOutcome, m.reloadsByCause, m.failedReloadsByCause, m.waitingServicesByReason, m.firstAssignmentDelayHistogram, unseen}
 }
 
 // updateWorkMetrics counts the unfinished work.
 func (r *ServiceWorker) updateWorkMetrics() {
 	for state, n := range map[string]int{
-		"Staged": len(r.ledgerWriter.stagedWrites) + r.ledgerWriter.writesInSwap, "Queued": len(r.readyTasks) + len(r.sleepingWrites), "Running": r.tasksInFlight,
+		"Staged": len(r.ledgerWriter.writesAwaitingLedgerEntry) + r.ledgerWriter.writesInSwap, "Queued": len(r.tasksAwaitingFreeSlot) + len(r.writesAwaitingRetryTime), "Running": r.tasksInFlightCount,
 	} {
 		r.Metrics.unfinishedWorkByState.WithLabelValues(state).Set(float64(n))
 	}
@@ -112,9 +112,9 @@ func (p *waitingServices) addToReasonGauge(reason names.Reason, n float64) {
 	}
 }
 
-// maxMeasuredCreationDelay is the age up to which a Service seen for the first time counts as new.
+// maxAgeOfNewServiceDelay is the age up to which a Service seen for the first time counts as new.
 // An older one probably became a LoadBalancer later and has waited since then.
-const maxMeasuredCreationDelay = 10 * time.Minute
+const maxAgeOfNewServiceDelay = 10 * time.Minute
 
 // firstAddressWaitStart is since when a Service seen for the first time has waited for an address;
 // zero when it has one. The API stores the creation in whole seconds, so that in the first second
@@ -124,7 +124,7 @@ func firstAddressWaitStart(s *corev1.Service, now time.Time) time.Time {
 	switch age := now.Sub(created); {
 	case len(s.Status.LoadBalancer.Ingress) > 0:
 		return time.Time{}
-	case age < time.Second, age > maxMeasuredCreationDelay:
+	case age < time.Second, age > maxAgeOfNewServiceDelay:
 		return now
 	}
 	return created
@@ -132,12 +132,12 @@ func firstAddressWaitStart(s *corev1.Service, now time.Time) time.Time {
 
 // observeWaitingTime measures how long a Service waited when its first address is written, and
 // starts again when it has lost its last one.
-func (r *ServiceWorker) observeWaitingTime(w *serviceWrite, rec *serviceRecord) {
+func (r *ServiceWorker) observeWaitingTime(w *serviceStatusWriteTask, rec *serviceRecord) {
 	switch {
 	case len(w.decision.Addresses) == 0 && rec.waitingSince.IsZero():
 		rec.waitingSince = r.Now()
 	case len(w.decision.Addresses) > 0 && !rec.waitingSince.IsZero():
-		r.Metrics.assignmentDelay.Observe(r.Now().Sub(rec.waitingSince).Seconds())
+		r.Metrics.firstAssignmentDelayHistogram.Observe(r.Now().Sub(rec.waitingSince).Seconds())
 		rec.waitingSince = time.Time{}
 	}
 }

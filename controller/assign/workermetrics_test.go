@@ -56,7 +56,7 @@ func wantMetrics(t *testing.T, r *ServiceWorker, when string, want map[string]fl
 func TestWorkerMetrics(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
-		c := startController(t, s, nil, Options{})
+		c := startController(t, s, nil, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		for i := range 10 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
@@ -106,7 +106,7 @@ func TestMetricsShowAStuckWorker(t *testing.T) {
 				return apitest.Delivery{RequestDelay: time.Hour}
 			}
 			return apitest.Delivery{}
-		}, Options{})
+		}, ServiceWorkerOptions{})
 		defer time.Sleep(2 * time.Hour) // until all sent requests have arrived
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
@@ -129,7 +129,7 @@ func TestFailedReadingIsNoReload(t *testing.T) {
 		away.Store(true)
 		c := startController(t, s, func(what string) apitest.Delivery {
 			return apitest.Delivery{RequestLost: away.Load() && what == "list"}
-		}, Options{})
+		}, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Minute)
 		const reloads = `gantry_controller_reloads_total{cause="Start"}`
@@ -153,7 +153,7 @@ func TestLostAnswerIsNotALongWait(t *testing.T) {
 		var answered atomic.Bool
 		c := startController(t, s, func(what string) apitest.Delivery {
 			return apitest.Delivery{AnswerLost: what == "service" && !answered.Swap(true)}
-		}, Options{})
+		}, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
 		answered.Store(false)
@@ -202,7 +202,7 @@ func TestAlertsUseExistingMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	described := make(chan *prometheus.Desc, 100)
-	for _, c := range NewServiceWorker(Options{}).Collectors() {
+	for _, c := range NewServiceWorker(ServiceWorkerOptions{}).Collectors() {
 		c.Describe(described)
 	}
 	close(described)

@@ -22,8 +22,8 @@ type workQueue struct {
 	changedServices, affectedServices serviceQueue
 	// deletedUIDs are the UIDs of Services that were deleted and have not been taken yet.
 	deletedUIDs map[view.ObjectKey]types.UID
-	// poolStatusChanged says that the status of a pool or reservation was written.
-	poolStatusChanged bool
+	// configurationStatusChanged says that the status of a pool or reservation was written.
+	configurationStatusChanged bool
 	// probesChanged says that AddressProbes changed.
 	probesChanged bool
 }
@@ -103,11 +103,11 @@ func (b *workQueue) addDeleted(k view.ObjectKey, uid types.UID) {
 	b.wakeWorker()
 }
 
-// markPoolStatusChanged records that the status of a pool or reservation was written.
-func (b *workQueue) markPoolStatusChanged() {
+// markConfigurationStatusChanged records that the status of a pool or reservation was written.
+func (b *workQueue) markConfigurationStatusChanged() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.poolStatusChanged = true
+	b.configurationStatusChanged = true
 	b.wakeWorker()
 }
 
@@ -128,38 +128,39 @@ func (b *workQueue) takeProbesChanged() bool {
 	return a
 }
 
-// takePoolStatusChanged says whether the status of a configuration object was written since it was
-// last asked.
-func (b *workQueue) takePoolStatusChanged() bool {
+// testAndClearConfigurationStatusChanged says whether the status of a configuration object was
+// written since it was last asked.
+func (b *workQueue) testAndClearConfigurationStatusChanged() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := b.poolStatusChanged
-	b.poolStatusChanged = false
+	s := b.configurationStatusChanged
+	b.configurationStatusChanged = false
 	return s
 }
 
-// workItem is a Service to decide. deletedUID is the UID of the deleted Service, if there is one.
-type workItem struct {
+// serviceToDecide is a Service to decide. deletedUID is the UID of the deleted Service, if there is
+// one.
+type serviceToDecide struct {
 	view.ObjectKey
 	deletedUID types.UID
 }
 
 // takeItems removes and returns at most n Services.
-func (b *workQueue) takeItems(n int) []workItem {
+func (b *workQueue) takeItems(n int) []serviceToDecide {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	keys := b.changedServices.takeKeys(n)
 	keys = append(keys, b.affectedServices.takeKeys(n-len(keys))...)
-	out := make([]workItem, 0, len(keys))
+	out := make([]serviceToDecide, 0, len(keys))
 	for _, k := range keys {
-		out = append(out, workItem{k, b.deletedUIDs[k]})
+		out = append(out, serviceToDecide{k, b.deletedUIDs[k]})
 		delete(b.deletedUIDs, k)
 	}
 	return out
 }
 
 // putBackItem puts back an item that was taken and not handled.
-func (b *workQueue) putBackItem(l workItem) {
+func (b *workQueue) putBackItem(l serviceToDecide) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if _, newer := b.deletedUIDs[l.ObjectKey]; l.deletedUID != "" && !newer {
@@ -170,10 +171,10 @@ func (b *workQueue) putBackItem(l workItem) {
 }
 
 // isEmpty says whether no Service waits.
-func (b *workQueue) isEmpty() bool { return b.countWaiting() == 0 }
+func (b *workQueue) isEmpty() bool { return b.countQueuedServices() == 0 }
 
-// countWaiting counts the waiting Services.
-func (b *workQueue) countWaiting() int {
+// countQueuedServices counts the waiting Services.
+func (b *workQueue) countQueuedServices() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.changedServices.keys) + len(b.affectedServices.keys)

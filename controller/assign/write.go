@@ -15,27 +15,27 @@ import (
 	"github.com/gantry-lb/gantry/controller/allocate"
 )
 
-// ipModeVIP says that packets arrive with the address as their destination, so that nodes must not
-// shortcut them.
-var ipModeVIP = corev1.LoadBalancerIPModeVIP
+// ingressIPModeVIP says that packets arrive with the address as their destination, so that nodes
+// must not shortcut them.
+var ingressIPModeVIP = corev1.LoadBalancerIPModeVIP
 
 // withDecidedStatus returns the Service with the status and the annotations for a Decision.
 func withDecidedStatus(s *corev1.Service, d allocate.Decision, pool string) *corev1.Service {
 	after := s.DeepCopy()
 	after.Status.LoadBalancer.Ingress = nil
 	for _, a := range d.Addresses {
-		after.Status.LoadBalancer.Ingress = append(after.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String(), IPMode: &ipModeVIP})
+		after.Status.LoadBalancer.Ingress = append(after.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String(), IPMode: &ingressIPModeVIP})
 	}
 	keepUnchangedIngress(s, after)
 	if len(d.Addresses) > 0 {
-		metav1.SetMetaDataAnnotation(&after.ObjectMeta, names.AnnotationFromPool, pool)
+		metav1.SetMetaDataAnnotation(&after.ObjectMeta, names.AnnotationAllocatedFromPool, pool)
 	} else {
-		delete(after.Annotations, names.AnnotationFromPool)
+		delete(after.Annotations, names.AnnotationAllocatedFromPool)
 	}
-	if len(d.PoolsIfSeveral) > 1 {
-		after.Annotations[names.AnnotationFromPools] = strings.Join(d.PoolsIfSeveral, ",")
+	if len(d.PoolsOfAllAddressesIfSeveral) > 1 {
+		after.Annotations[names.AnnotationAllocatedFromSeveralPools] = strings.Join(d.PoolsOfAllAddressesIfSeveral, ",")
 	} else {
-		delete(after.Annotations, names.AnnotationFromPools)
+		delete(after.Annotations, names.AnnotationAllocatedFromSeveralPools)
 	}
 	c := metav1.Condition{
 		Type: names.ConditionAddressAssigned, Status: metav1.ConditionTrue, ObservedGeneration: s.Generation,
@@ -50,9 +50,10 @@ func withDecidedStatus(s *corev1.Service, d allocate.Decision, pool string) *cor
 	return after
 }
 
-// changeStatusVersion changes the status so that the API server gives the Service another
-// resourceVersion, without new content: a write on the previous version cannot succeed any more.
-func changeStatusVersion(after *corev1.Service, now time.Time) {
+// changeStatusToBumpResourceVersion changes the status so that the API server gives the Service
+// another resourceVersion, without new content: a write on the previous version cannot succeed any
+// more.
+func changeStatusToBumpResourceVersion(after *corev1.Service, now time.Time) {
 	c := meta.FindStatusCondition(after.Status.Conditions, names.ConditionAddressAssigned)
 	changedAt := metav1.NewTime(now).Rfc3339Copy()
 	if !changedAt.After(c.LastTransitionTime.Time) { // the API has no fractions of a second
@@ -75,7 +76,7 @@ func keepUnchangedIngress(before, after *corev1.Service) {
 
 // hasOurStatusOrAnnotations says whether the Service has anything that we wrote.
 func hasOurStatusOrAnnotations(s *corev1.Service) bool {
-	_, annotated := s.Annotations[names.AnnotationFromPool]
+	_, annotated := s.Annotations[names.AnnotationAllocatedFromPool]
 	return annotated || meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned) != nil
 }
 
@@ -87,14 +88,14 @@ func withoutOurStatus(s *corev1.Service, held []netip.Addr) *corev1.Service {
 		a, err := netip.ParseAddr(in.IP)
 		return err == nil && (slices.Contains(held, a) || s.Spec.Type != corev1.ServiceTypeLoadBalancer)
 	})
-	delete(after.Annotations, names.AnnotationFromPool)
-	delete(after.Annotations, names.AnnotationFromPools)
+	delete(after.Annotations, names.AnnotationAllocatedFromPool)
+	delete(after.Annotations, names.AnnotationAllocatedFromSeveralPools)
 	meta.RemoveStatusCondition(&after.Status.Conditions, names.ConditionAddressAssigned)
 	meta.RemoveStatusCondition(&after.Status.Conditions, names.ConditionAnnounced)
 	return after
 }
 
-// isUnchanged says whether there is nothing to write.
-func isUnchanged(before, after *corev1.Service) bool {
+// areStatusAndAnnotationsEqual says whether there is nothing to write.
+func areStatusAndAnnotationsEqual(before, after *corev1.Service) bool {
 	return equality.Semantic.DeepEqual(before.Status, after.Status) && equality.Semantic.DeepEqual(before.Annotations, after.Annotations)
 }

@@ -24,96 +24,98 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// The entries of the Secret in addition to those of the type kubernetes.io/tls. caCertSecretKey
+// The entries of the Secret in addition to those of the type kubernetes.io/tls. caBundleSecretEntry
 // holds the CA that signs, followed by older CAs that have not expired.
 const (
-	caCertSecretKey = "ca.crt"
-	caKeySecretKey  = "ca.key"
+	caBundleSecretEntry     = "ca.crt"
+	caPrivateKeySecretEntry = "ca.key"
 )
 
 const (
 	// caValidityInterval is long, because every client must learn a new CA.
 	caValidityInterval = 10 * 365 * 24 * time.Hour
-	// certificateValidityInterval is short enough that renewals happen in the life of a cluster.
-	certificateValidityInterval = 90 * 24 * time.Hour
+	// servingCertificateValidityInterval is short enough that renewals happen in the life of a
+	// cluster.
+	servingCertificateValidityInterval = 90 * 24 * time.Hour
 	// clockSkewInterval is how far the clocks of the control plane may be behind.
 	clockSkewInterval = time.Hour
 )
 
-// CertificateState is the parsed content of the Secret.
-type CertificateState struct {
-	// CABundle is the PEM text of the trusted CAs.
-	CABundle []byte
+// ParsedCertificateSecret is the parsed content of the Secret.
+type ParsedCertificateSecret struct {
+	// TrustedCABundlePEM is the PEM text of the trusted CAs.
+	TrustedCABundlePEM []byte
 	// Certificate is the certificate of the webhook's server.
 	Certificate tls.Certificate
-	// RenewAt is when RenewSecretData has to be called next.
-	RenewAt time.Time
+	// NextRenewalTime is when RenewCertificateSecretData has to be called next.
+	NextRenewalTime time.Time
 }
 
-// RenewSecretData returns the data that the Secret should have now, for a certificate with these
-// DNS names, and the parsed form of it. The data is old itself when nothing changes. A part that is
-// missing, damaged, for other names, or past two thirds of its life is replaced. An error comes
-// from the source of random numbers.
-func RenewSecretData(now time.Time, old map[string][]byte, names []string) (map[string][]byte, CertificateState, error) {
+// RenewCertificateSecretData returns the data that the Secret should have now, for a certificate
+// with these DNS names, and the parsed form of it. The data is old itself when nothing changes. A
+// part that is missing, damaged, for other names, or past two thirds of its life is replaced. An
+// error comes from the source of random numbers.
+func RenewCertificateSecretData(now time.Time, old map[string][]byte, names []string) (map[string][]byte, ParsedCertificateSecret, error) {
 	data := old
-	ca, err := parseSigningCA(now, data)
+	ca, err := parseSigningCAUnlessDueForRenewal(now, data)
 	if err != nil {
 		fresh, err := createCA(now)
 		if err != nil {
-			return nil, CertificateState{}, err
+			return nil, ParsedCertificateSecret{}, err
 		}
-		data = map[string][]byte{caCertSecretKey: append(bytes.Clone(fresh.certPEM), unexpiredCertificates(now, old[caCertSecretKey])...), caKeySecretKey: fresh.keyPEM}
+		data = map[string][]byte{caBundleSecretEntry: append(bytes.Clone(fresh.certPEM), unexpiredCertificates(now, old[caBundleSecretEntry])...), caPrivateKeySecretEntry: fresh.keyPEM}
 		ca = fresh
 	}
-	state, err := parseServingCertificate(now, data, ca.cert, names)
+	state, err := parseServingCertificateUnlessDueForRenewal(now, data, ca.cert, names)
 	if err == nil {
 		return data, state, nil
 	}
 	cert, err := createServingCertificate(now, ca, names)
 	if err != nil {
-		return nil, CertificateState{}, err
+		return nil, ParsedCertificateSecret{}, err
 	}
 	data = map[string][]byte{
-		caCertSecretKey: data[caCertSecretKey], caKeySecretKey: data[caKeySecretKey],
+		caBundleSecretEntry: data[caBundleSecretEntry], caPrivateKeySecretEntry: data[caPrivateKeySecretEntry],
 		corev1.TLSCertKey: cert.certPEM, corev1.TLSPrivateKeyKey: cert.keyPEM,
 	}
-	state, err = parseServingCertificate(now, data, ca.cert, names)
+	state, err = parseServingCertificateUnlessDueForRenewal(now, data, ca.cert, names)
 	return data, state, err
 }
 
-// renewalDueTime is when two thirds of a certificate's life are over.
-func renewalDueTime(c *x509.Certificate) time.Time {
+// timeAfterTwoThirdsOfLife is when two thirds of a certificate's life are over.
+func timeAfterTwoThirdsOfLife(c *x509.Certificate) time.Time {
 	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) * 2 / 3)
 }
 
-// errRenewalDue says that a certificate is sound but due for renewal.
-var errRenewalDue = errors.New("two thirds of its life are over")
+// errCertificateDueForRenewal says that a certificate is sound but due for renewal.
+var errCertificateDueForRenewal = errors.New("two thirds of its life are over")
 
-// keyPair is a certificate and its private key.
-type keyPair struct {
+// certificateAndPrivateKey is a certificate and its private key.
+type certificateAndPrivateKey struct {
 	cert            *x509.Certificate
 	privateKey      crypto.Signer
 	certPEM, keyPEM []byte
 }
 
-// parseSigningCA returns the CA that signs, or an error when it must be replaced.
-func parseSigningCA(now time.Time, data map[string][]byte) (*keyPair, error) {
-	first, _ := pem.Decode(data[caCertSecretKey])
+// parseSigningCAUnlessDueForRenewal returns the CA that signs, or an error when it must be
+// replaced.
+func parseSigningCAUnlessDueForRenewal(now time.Time, data map[string][]byte) (*certificateAndPrivateKey, error) {
+	first, _ := pem.Decode(data[caBundleSecretEntry])
 	if first == nil {
-		return nil, fmt.Errorf("%s holds no certificate", caCertSecretKey)
+		return nil, fmt.Errorf("%s holds no certificate", caBundleSecretEntry)
 	}
-	whole, err := tls.X509KeyPair(pem.EncodeToMemory(first), data[caKeySecretKey])
+	whole, err := tls.X509KeyPair(pem.EncodeToMemory(first), data[caPrivateKeySecretEntry])
 	if err != nil {
 		return nil, fmt.Errorf("reading the CA: %w", err)
 	}
 	key, ok := whole.PrivateKey.(crypto.Signer)
 	if !ok || !whole.Leaf.IsCA {
-		return nil, fmt.Errorf("%s holds no CA", caCertSecretKey)
+		return nil, fmt.Errorf("%s holds no CA", caBundleSecretEntry)
 	}
-	if now.After(renewalDueTime(whole.Leaf)) {
-		return nil, errRenewalDue
+	if now.After(timeAfterTwoThirdsOfLife(whole.Leaf)) {
+		return nil, errCertificateDueForRenewal
 	}
-	return &keyPair{cert: whole.Leaf, privateKey: key}, nil
+	return &certificateAndPrivateKey{cert: whole.Leaf, privateKey: key}, nil
 }
 
 // unexpiredCertificates returns the certificates of a bundle that have not expired.
@@ -130,51 +132,51 @@ func unexpiredCertificates(now time.Time, bundle []byte) []byte {
 	}
 }
 
-// parseServingCertificate returns the parsed Secret, or an error when the serving certificate must
-// be replaced.
-func parseServingCertificate(now time.Time, data map[string][]byte, ca *x509.Certificate, names []string) (CertificateState, error) {
+// parseServingCertificateUnlessDueForRenewal returns the parsed Secret, or an error when the
+// serving certificate must be replaced.
+func parseServingCertificateUnlessDueForRenewal(now time.Time, data map[string][]byte, ca *x509.Certificate, names []string) (ParsedCertificateSecret, error) {
 	c, err := tls.X509KeyPair(data[corev1.TLSCertKey], data[corev1.TLSPrivateKeyKey])
 	if err != nil {
-		return CertificateState{}, fmt.Errorf("reading the certificate: %w", err)
+		return ParsedCertificateSecret{}, fmt.Errorf("reading the certificate: %w", err)
 	}
 	if err := c.Leaf.CheckSignatureFrom(ca); err != nil {
-		return CertificateState{}, fmt.Errorf("checking the certificate's signature: %w", err)
+		return ParsedCertificateSecret{}, fmt.Errorf("checking the certificate's signature: %w", err)
 	}
 	for _, n := range names {
 		if !slices.Contains(c.Leaf.DNSNames, n) {
-			return CertificateState{}, fmt.Errorf("the certificate does not hold for %s", n)
+			return ParsedCertificateSecret{}, fmt.Errorf("the certificate does not hold for %s", n)
 		}
 	}
-	next := renewalDueTime(c.Leaf)
+	next := timeAfterTwoThirdsOfLife(c.Leaf)
 	if now.After(next) {
-		return CertificateState{}, errRenewalDue
+		return ParsedCertificateSecret{}, errCertificateDueForRenewal
 	}
-	if r := renewalDueTime(ca); r.Before(next) {
+	if r := timeAfterTwoThirdsOfLife(ca); r.Before(next) {
 		next = r
 	}
-	return CertificateState{CABundle: unexpiredCertificates(now, data[caCertSecretKey]), Certificate: c, RenewAt: next}, nil
+	return ParsedCertificateSecret{TrustedCABundlePEM: unexpiredCertificates(now, data[caBundleSecretEntry]), Certificate: c, NextRenewalTime: next}, nil
 }
 
-func createCA(now time.Time) (*keyPair, error) {
-	return signCertificate(nil, &x509.Certificate{
+func createCA(now time.Time) (*certificateAndPrivateKey, error) {
+	return generateKeyAndSignCertificate(nil, &x509.Certificate{
 		Subject:   pkix.Name{CommonName: "gantry webhook CA"},
 		NotBefore: now.Add(-clockSkewInterval), NotAfter: now.Add(caValidityInterval),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign,
 	})
 }
 
-func createServingCertificate(now time.Time, ca *keyPair, names []string) (*keyPair, error) {
-	return signCertificate(ca, &x509.Certificate{
+func createServingCertificate(now time.Time, ca *certificateAndPrivateKey, names []string) (*certificateAndPrivateKey, error) {
+	return generateKeyAndSignCertificate(ca, &x509.Certificate{
 		Subject:   pkix.Name{CommonName: names[0]},
-		NotBefore: now.Add(-clockSkewInterval), NotAfter: now.Add(certificateValidityInterval),
+		NotBefore: now.Add(-clockSkewInterval), NotAfter: now.Add(servingCertificateValidityInterval),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames: names,
 	})
 }
 
-// signCertificate creates a key and a certificate for it, signed by the CA; without a CA it is
-// self-signed.
-func signCertificate(ca *keyPair, template *x509.Certificate) (*keyPair, error) {
+// generateKeyAndSignCertificate creates a key and a certificate for it, signed by the CA; without a
+// CA it is self-signed.
+func generateKeyAndSignCertificate(ca *certificateAndPrivateKey, template *x509.Certificate) (*certificateAndPrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)
@@ -199,7 +201,7 @@ func signCertificate(ca *keyPair, template *x509.Certificate) (*keyPair, error) 
 	if err != nil {
 		return nil, fmt.Errorf("encoding the key: %w", err)
 	}
-	return &keyPair{
+	return &certificateAndPrivateKey{
 		cert: cert, privateKey: key,
 		certPEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 		keyPEM:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),

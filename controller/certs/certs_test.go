@@ -10,30 +10,31 @@ import (
 )
 
 var (
-	serverNames = []string{"gantry-webhook.metallb-system.svc"}
-	startTime   = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	testServerDNSNames = []string{"gantry-webhook.metallb-system.svc"}
+	startTime          = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-const day = 24 * time.Hour
+const oneDay = 24 * time.Hour
 
-// renewAndCheckTrust renews and checks that a client that trusts the bundle accepts the
+// renewSecretDataAndCheckTrust renews and checks that a client that trusts the bundle accepts the
 // certificate.
-func renewAndCheckTrust(t *testing.T, now time.Time, old map[string][]byte) (map[string][]byte, CertificateState) {
+func renewSecretDataAndCheckTrust(t *testing.T, now time.Time, old map[string][]byte) (map[string][]byte, ParsedCertificateSecret) {
 	t.Helper()
-	data, state, err := RenewSecretData(now, old, serverNames)
+	data, state, err := RenewCertificateSecretData(now, old, testServerDNSNames)
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkServerTrusted(t, now, state.CABundle, state)
+	checkClientTrustsServingCertificate(t, now, state.TrustedCABundlePEM, state)
 	return data, state
 }
 
-// checkServerTrusted checks that a client that trusts the bundle accepts the certificate.
-func checkServerTrusted(t *testing.T, now time.Time, bundle []byte, s CertificateState) {
+// checkClientTrustsServingCertificate checks that a client that trusts the bundle accepts the
+// certificate.
+func checkClientTrustsServingCertificate(t *testing.T, now time.Time, bundle []byte, s ParsedCertificateSecret) {
 	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(bundle)
-	for _, n := range serverNames {
+	for _, n := range testServerDNSNames {
 		if _, err := s.Certificate.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: n, CurrentTime: now}); err != nil {
 			t.Errorf("at %v the certificate is refused: %v", now, err)
 		}
@@ -41,59 +42,59 @@ func checkServerTrusted(t *testing.T, now time.Time, bundle []byte, s Certificat
 }
 
 func TestSoundCertificateIsKept(t *testing.T) {
-	data, state := renewAndCheckTrust(t, startTime, nil)
-	for _, after := range []time.Duration{0, day, 59 * day} {
-		again, same := renewAndCheckTrust(t, startTime.Add(after), data)
-		if !bytes.Equal(again[corev1.TLSCertKey], data[corev1.TLSCertKey]) || !same.RenewAt.Equal(state.RenewAt) {
+	data, state := renewSecretDataAndCheckTrust(t, startTime, nil)
+	for _, after := range []time.Duration{0, oneDay, 59 * oneDay} {
+		again, same := renewSecretDataAndCheckTrust(t, startTime.Add(after), data)
+		if !bytes.Equal(again[corev1.TLSCertKey], data[corev1.TLSCertKey]) || !same.NextRenewalTime.Equal(state.NextRenewalTime) {
 			t.Errorf("after %v a sound certificate was replaced", after)
 		}
 	}
 }
 
 func TestRenewalComesBeforeExpiry(t *testing.T) {
-	data, state := renewAndCheckTrust(t, startTime, nil)
-	if left := state.Certificate.Leaf.NotAfter.Sub(state.RenewAt); left < 20*day {
+	data, state := renewSecretDataAndCheckTrust(t, startTime, nil)
+	if left := state.Certificate.Leaf.NotAfter.Sub(state.NextRenewalTime); left < 20*oneDay {
 		t.Errorf("the certificate is renewed %v before its end: a controller that is down for that long breaks the webhook", left)
 	}
-	_, next := renewAndCheckTrust(t, state.RenewAt.Add(time.Second), data)
-	if !next.RenewAt.After(state.RenewAt.Add(30 * day)) {
-		t.Errorf("at its renewal the certificate was kept, until %v", next.RenewAt)
+	_, next := renewSecretDataAndCheckTrust(t, state.NextRenewalTime.Add(time.Second), data)
+	if !next.NextRenewalTime.After(state.NextRenewalTime.Add(30 * oneDay)) {
+		t.Errorf("at its renewal the certificate was kept, until %v", next.NextRenewalTime)
 	}
-	if !bytes.Equal(next.CABundle, state.CABundle) {
+	if !bytes.Equal(next.TrustedCABundlePEM, state.TrustedCABundlePEM) {
 		t.Error("the CA was replaced together with the certificate, though it is valid for years")
 	}
-	checkServerTrusted(t, state.RenewAt, state.CABundle, next)
+	checkClientTrustsServingCertificate(t, state.NextRenewalTime, state.TrustedCABundlePEM, next)
 }
 
-func TestNewCAIsTrustedBesideTheOldOne(t *testing.T) {
-	data, before := renewAndCheckTrust(t, startTime, nil)
-	first := before.CABundle
-	for now := startTime; now.Before(startTime.Add(20 * 365 * day)); now = now.Add(30 * day) {
-		var next CertificateState
-		data, next = renewAndCheckTrust(t, now, data)
+func TestOldAndNewCAAreTrustedDuringRenewal(t *testing.T) {
+	data, before := renewSecretDataAndCheckTrust(t, startTime, nil)
+	first := before.TrustedCABundlePEM
+	for now := startTime; now.Before(startTime.Add(20 * 365 * oneDay)); now = now.Add(30 * oneDay) {
+		var next ParsedCertificateSecret
+		data, next = renewSecretDataAndCheckTrust(t, now, data)
 		// Another controller may still serve the previous certificate, and the API server may have
 		// the new bundle.
-		checkServerTrusted(t, now, next.CABundle, before)
-		if n := bytes.Count(next.CABundle, []byte("BEGIN")); n > 3 {
+		checkClientTrustsServingCertificate(t, now, next.TrustedCABundlePEM, before)
+		if n := bytes.Count(next.TrustedCABundlePEM, []byte("BEGIN")); n > 3 {
 			t.Fatalf("at %v %d CAs are trusted: expired ones remain", now, n)
 		}
 		before = next
 	}
-	if bytes.Contains(before.CABundle, first) {
+	if bytes.Contains(before.TrustedCABundlePEM, first) {
 		t.Error("in 20 years the CA was never replaced")
 	}
 }
 
 func TestDamagedCertificateIsReplaced(t *testing.T) {
-	sound, state := renewAndCheckTrust(t, startTime, nil)
-	other, _ := renewAndCheckTrust(t, startTime, nil)
+	sound, state := renewSecretDataAndCheckTrust(t, startTime, nil)
+	other, _ := renewSecretDataAndCheckTrust(t, startTime, nil)
 	for name, damage := range map[string]func(map[string][]byte){
-		"no CA":                   func(d map[string][]byte) { delete(d, caCertSecretKey) },
-		"no key of the CA":        func(d map[string][]byte) { delete(d, caKeySecretKey) },
-		"garbage for a CA":        func(d map[string][]byte) { d[caCertSecretKey] = []byte("garbage") },
-		"another's key of the CA": func(d map[string][]byte) { d[caKeySecretKey] = other[caKeySecretKey] },
+		"no CA":                   func(d map[string][]byte) { delete(d, caBundleSecretEntry) },
+		"no key of the CA":        func(d map[string][]byte) { delete(d, caPrivateKeySecretEntry) },
+		"garbage for a CA":        func(d map[string][]byte) { d[caBundleSecretEntry] = []byte("garbage") },
+		"another's key of the CA": func(d map[string][]byte) { d[caPrivateKeySecretEntry] = other[caPrivateKeySecretEntry] },
 		"the certificate as a CA": func(d map[string][]byte) {
-			d[caCertSecretKey], d[caKeySecretKey] = d[corev1.TLSCertKey], d[corev1.TLSPrivateKeyKey]
+			d[caBundleSecretEntry], d[caPrivateKeySecretEntry] = d[corev1.TLSCertKey], d[corev1.TLSPrivateKeyKey]
 		},
 		"no certificate": func(d map[string][]byte) { delete(d, corev1.TLSCertKey) },
 		"no key":         func(d map[string][]byte) { delete(d, corev1.TLSPrivateKeyKey) },
@@ -106,12 +107,12 @@ func TestDamagedCertificateIsReplaced(t *testing.T) {
 			data[k] = v
 		}
 		damage(data)
-		_, next := renewAndCheckTrust(t, startTime, data)
+		_, next := renewSecretDataAndCheckTrust(t, startTime, data)
 		if next.Certificate.Leaf.Equal(state.Certificate.Leaf) {
 			t.Errorf("%s: the certificate was kept", name)
 		}
 	}
-	_, next, err := RenewSecretData(startTime, sound, []string{"another.name.svc"})
+	_, next, err := RenewCertificateSecretData(startTime, sound, []string{"another.name.svc"})
 	if err != nil || next.Certificate.Leaf.VerifyHostname("another.name.svc") != nil {
 		t.Errorf("for another name the certificate is %v, %v", next.Certificate.Leaf.DNSNames, err)
 	}

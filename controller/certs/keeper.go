@@ -25,39 +25,41 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 )
 
-// WebhookObjects names the objects that the Keeper maintains.
-type WebhookObjects struct {
+// WebhookObjectNames names the objects that the Keeper maintains.
+type WebhookObjectNames struct {
 	Namespace string
 	// ServiceName is the webhook's Service, Secret the Secret with the certificate; both are in
 	// Namespace.
-	ServiceName, SecretName string
-	// ConfigurationName is the ValidatingWebhookConfiguration that must contain the CA.
-	ConfigurationName string
+	ServiceName, CertificateSecretName string
+	// ValidatingWebhookConfigurationName is the ValidatingWebhookConfiguration that must contain
+	// the CA.
+	ValidatingWebhookConfigurationName string
 }
 
 // limitCache limits a cache to these objects. The RBAC rules allow no others.
-func (o WebhookObjects) limitCache(c *cluster.Options) {
+func (o WebhookObjectNames) limitCache(c *cluster.Options) {
 	named := func(name string) fields.Selector { return fields.OneTermEqualSelector("metadata.name", name) }
 	c.Cache.ByObject = map[client.Object]cache.ByObject{
-		&corev1.Secret{}: {Namespaces: map[string]cache.Config{o.Namespace: {FieldSelector: named(o.SecretName)}}},
-		&admissionv1.ValidatingWebhookConfiguration{}: {Field: named(o.ConfigurationName)},
+		&corev1.Secret{}: {Namespaces: map[string]cache.Config{o.Namespace: {FieldSelector: named(o.CertificateSecretName)}}},
+		&admissionv1.ValidatingWebhookConfiguration{}: {Field: named(o.ValidatingWebhookConfigurationName)},
 	}
 }
 
-// CertificateKeeper runs in every controller, leader or not. Set the fields, then call
+// WebhookCertificateReconciler runs in every controller, leader or not. Set the fields, then call
 // RegisterController.
-type CertificateKeeper struct {
-	WebhookObjects
+type WebhookCertificateReconciler struct {
+	WebhookObjectNames
 	Now func() time.Time
 	Log *slog.Logger
 
-	client            client.Client
-	servedCertificate atomic.Pointer[tls.Certificate] // nil until the API server trusts it
+	client client.Client
+	// nil until the API server trusts it
+	servingCertificateOnceTrusted atomic.Pointer[tls.Certificate]
 }
 
 // RegisterController registers the reconciler. It runs at the start, on every change of the
 // objects, and when a certificate is due for renewal.
-func (k *CertificateKeeper) RegisterController(mgr ctrl.Manager) error {
+func (k *WebhookCertificateReconciler) RegisterController(mgr ctrl.Manager) error {
 	// A cache of its own, because the manager's cache limits Secrets in another way.
 	own, err := cluster.New(mgr.GetConfig(), k.limitCache, func(c *cluster.Options) { c.Scheme = mgr.GetScheme() })
 	if err != nil {
@@ -71,7 +73,7 @@ func (k *CertificateKeeper) RegisterController(mgr ctrl.Manager) error {
 	first <- event.GenericEvent{Object: &corev1.Secret{}}
 	needLeader := false
 	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request {
-		return []ctrl.Request{{NamespacedName: client.ObjectKey{Namespace: k.Namespace, Name: k.SecretName}}}
+		return []ctrl.Request{{NamespacedName: client.ObjectKey{Namespace: k.Namespace, Name: k.CertificateSecretName}}}
 	})
 	err = ctrl.NewControllerManagedBy(mgr).
 		Named("certificate").
@@ -87,47 +89,47 @@ func (k *CertificateKeeper) RegisterController(mgr ctrl.Manager) error {
 }
 
 // Reconcile implements reconcile.Reconciler.
-func (k *CertificateKeeper) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
-	state, err := k.updateSecret(ctx)
+func (k *WebhookCertificateReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	state, err := k.createOrRenewCertificateSecret(ctx)
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
 		// Another controller was faster: read its certificate.
 		return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil
 	}
 	if err == nil {
-		err = k.updateWebhookConfiguration(ctx, state.CABundle)
+		err = k.writeCABundleIntoWebhookConfiguration(ctx, state.TrustedCABundlePEM)
 	}
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	if k.servedCertificate.Swap(&state.Certificate) == nil {
+	if k.servingCertificateOnceTrusted.Swap(&state.Certificate) == nil {
 		k.Log.Info("the webhook serves", "until", state.Certificate.Leaf.NotAfter)
 	}
-	return ctrl.Result{RequeueAfter: max(time.Second, state.RenewAt.Sub(k.Now())+time.Second)}, nil
+	return ctrl.Result{RequeueAfter: max(time.Second, state.NextRenewalTime.Sub(k.Now())+time.Second)}, nil
 }
 
-// serverNames are the DNS names by which the API server may call the webhook.
-func (k *CertificateKeeper) serverNames() []string {
+// webhookServiceDNSNames are the DNS names by which the API server may call the webhook.
+func (k *WebhookCertificateReconciler) webhookServiceDNSNames() []string {
 	host := k.ServiceName + "." + k.Namespace + ".svc"
 	return []string{host, k.ServiceName + "." + k.Namespace, host + ".cluster.local"}
 }
 
-// updateSecret creates or renews the Secret where that is necessary, and returns its parsed
-// content.
-func (k *CertificateKeeper) updateSecret(ctx context.Context) (CertificateState, error) {
+// createOrRenewCertificateSecret creates or renews the Secret where that is necessary, and returns
+// its parsed content.
+func (k *WebhookCertificateReconciler) createOrRenewCertificateSecret(ctx context.Context) (ParsedCertificateSecret, error) {
 	var s corev1.Secret
-	err := k.client.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.SecretName}, &s)
+	err := k.client.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.CertificateSecretName}, &s)
 	missing := apierrors.IsNotFound(err)
 	if err != nil && !missing {
-		return CertificateState{}, fmt.Errorf("reading the Secret %s: %w", k.SecretName, err)
+		return ParsedCertificateSecret{}, fmt.Errorf("reading the Secret %s: %w", k.CertificateSecretName, err)
 	}
-	data, state, err := RenewSecretData(k.Now(), s.Data, k.serverNames())
+	data, state, err := RenewCertificateSecretData(k.Now(), s.Data, k.webhookServiceDNSNames())
 	if err != nil {
-		return CertificateState{}, fmt.Errorf("making the webhook's certificate: %w", err)
+		return ParsedCertificateSecret{}, fmt.Errorf("making the webhook's certificate: %w", err)
 	}
 	switch {
 	case missing:
 		s = corev1.Secret{Type: corev1.SecretTypeTLS, Data: data}
-		s.Namespace, s.Name = k.Namespace, k.SecretName
+		s.Namespace, s.Name = k.Namespace, k.CertificateSecretName
 		err = k.client.Create(ctx, &s)
 	case !bytes.Equal(data[corev1.TLSCertKey], s.Data[corev1.TLSCertKey]):
 		changed := s.DeepCopy()
@@ -138,22 +140,22 @@ func (k *CertificateKeeper) updateSecret(ctx context.Context) (CertificateState,
 		return state, nil
 	}
 	if err != nil {
-		return CertificateState{}, fmt.Errorf("writing the Secret %s: %w", k.SecretName, err)
+		return ParsedCertificateSecret{}, fmt.Errorf("writing the Secret %s: %w", k.CertificateSecretName, err)
 	}
-	k.Log.Info("webhook certificate made", "secret", k.Namespace+"/"+k.SecretName, "until", state.Certificate.Leaf.NotAfter)
+	k.Log.Info("webhook certificate made", "secret", k.Namespace+"/"+k.CertificateSecretName, "until", state.Certificate.Leaf.NotAfter)
 	return state, nil
 }
 
-// updateWebhookConfiguration writes the CA bundle into the webhook configuration, so that the API
-// server trusts it.
-func (k *CertificateKeeper) updateWebhookConfiguration(ctx context.Context, bundle []byte) error {
+// writeCABundleIntoWebhookConfiguration writes the CA bundle into the webhook configuration, so
+// that the API server trusts it.
+func (k *WebhookCertificateReconciler) writeCABundleIntoWebhookConfiguration(ctx context.Context, bundle []byte) error {
 	var c admissionv1.ValidatingWebhookConfiguration
-	err := k.client.Get(ctx, client.ObjectKey{Name: k.ConfigurationName}, &c)
+	err := k.client.Get(ctx, client.ObjectKey{Name: k.ValidatingWebhookConfigurationName}, &c)
 	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("the ValidatingWebhookConfiguration %s is missing, so that the API server does not call the webhook: apply config/webhook, or remove --webhook-mode", k.ConfigurationName)
+		return fmt.Errorf("the ValidatingWebhookConfiguration %s is missing, so that the API server does not call the webhook: apply config/webhook, or remove --webhook-mode", k.ValidatingWebhookConfigurationName)
 	}
 	if err != nil {
-		return fmt.Errorf("reading the ValidatingWebhookConfiguration %s: %w", k.ConfigurationName, err)
+		return fmt.Errorf("reading the ValidatingWebhookConfiguration %s: %w", k.ValidatingWebhookConfigurationName, err)
 	}
 	changed := c.DeepCopy()
 	unchanged := true
@@ -166,31 +168,32 @@ func (k *CertificateKeeper) updateWebhookConfiguration(ctx context.Context, bund
 		return nil
 	}
 	if err := k.client.Patch(ctx, changed, client.StrategicMergeFrom(&c)); err != nil {
-		return fmt.Errorf("writing the CA into the ValidatingWebhookConfiguration %s: %w", k.ConfigurationName, err)
+		return fmt.Errorf("writing the CA into the ValidatingWebhookConfiguration %s: %w", k.ValidatingWebhookConfigurationName, err)
 	}
 	return nil
 }
 
-// errNoCertificate is the error before the API server trusts a certificate.
-var errNoCertificate = errors.New("the webhook has no certificate yet that the API server trusts")
+// errNoCertificateTrustedByAPIServer is the error before the API server trusts a certificate.
+var errNoCertificateTrustedByAPIServer = errors.New("the webhook has no certificate yet that the API server trusts")
 
-// ConfigureTLS makes a server use the current certificate.
-func (k *CertificateKeeper) ConfigureTLS(c *tls.Config) {
+// ServeCurrentCertificate makes a server use the current certificate.
+func (k *WebhookCertificateReconciler) ServeCurrentCertificate(c *tls.Config) {
 	c.MinVersion = tls.VersionTLS13
 	// One client and few requests: HTTP/2 would only add ways to attack.
 	c.NextProtos = []string{"http/1.1"}
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		if cert := k.servedCertificate.Load(); cert != nil {
+		if cert := k.servingCertificateOnceTrusted.Load(); cert != nil {
 			return cert, nil
 		}
-		return nil, errNoCertificate
+		return nil, errNoCertificateTrustedByAPIServer
 	}
 }
 
-// CheckReady says whether the API server can call the webhook; it is a readiness check.
-func (k *CertificateKeeper) CheckReady(*http.Request) error {
-	if k.servedCertificate.Load() == nil {
-		return errNoCertificate
+// CheckTrustedCertificateIsStored says whether the API server can call the webhook; it is a
+// readiness check.
+func (k *WebhookCertificateReconciler) CheckTrustedCertificateIsStored(*http.Request) error {
+	if k.servingCertificateOnceTrusted.Load() == nil {
+		return errNoCertificateTrustedByAPIServer
 	}
 	return nil
 }

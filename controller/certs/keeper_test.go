@@ -28,13 +28,13 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-var webhookObjects = certs.WebhookObjects{
-	Namespace: names.Namespace, ServiceName: names.WebhookService, SecretName: names.WebhookSecret, ConfigurationName: names.WebhookConfiguration,
+var testWebhookObjectNames = certs.WebhookObjectNames{
+	Namespace: names.Namespace, ServiceName: names.WebhookService, CertificateSecretName: names.WebhookSecret, ValidatingWebhookConfigurationName: names.WebhookConfiguration,
 }
 
 // startCertificateKeeper runs a Keeper in a manager of its own, as a controller that is not the
 // leader does.
-func startCertificateKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.CertificateKeeper {
+func startCertificateKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.WebhookCertificateReconciler {
 	t.Helper()
 	skipValidation := true
 	mgr, err := ctrl.NewManager(rc, ctrl.Options{
@@ -44,7 +44,7 @@ func startCertificateKeeper(t *testing.T, rc *rest.Config, now func() time.Time)
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &certs.CertificateKeeper{WebhookObjects: webhookObjects, Now: now, Log: slog.New(slog.DiscardHandler)}
+	k := &certs.WebhookCertificateReconciler{WebhookObjectNames: testWebhookObjectNames, Now: now, Log: slog.New(slog.DiscardHandler)}
 	if err := k.RegisterController(mgr); err != nil {
 		t.Fatal(err)
 	}
@@ -60,10 +60,10 @@ func startCertificateKeeper(t *testing.T, rc *rest.Config, now func() time.Time)
 	return k
 }
 
-// certificateServedBy returns the certificate of the Keeper's server.
-func certificateServedBy(k *certs.CertificateKeeper) (*x509.Certificate, error) {
+// readCertificateServedBy returns the certificate of the Keeper's server.
+func readCertificateServedBy(k *certs.WebhookCertificateReconciler) (*x509.Certificate, error) {
 	var c tls.Config
-	k.ConfigureTLS(&c)
+	k.ServeCurrentCertificate(&c)
 	cert, err := c.GetCertificate(nil)
 	if err != nil {
 		return nil, err
@@ -89,11 +89,11 @@ func awaitNoError(t *testing.T, what string, check func() error) {
 	}
 }
 
-// certificateServedByAll returns the certificate that all Keepers serve. It is an error if they
-// differ, if it is the unwanted one, or if a client that trusts the webhook configuration does not
-// accept it.
-func certificateServedByAll(ctx context.Context, api client.Client, now time.Time, unwanted *x509.Certificate, keepers ...*certs.CertificateKeeper) (*x509.Certificate, error) {
-	first, err := certificateServedBy(keepers[0])
+// readTrustedCertificateServedByAll returns the certificate that all Keepers serve. It is an error
+// if they differ, if it is the unwanted one, or if a client that trusts the webhook configuration
+// does not accept it.
+func readTrustedCertificateServedByAll(ctx context.Context, api client.Client, now time.Time, unwanted *x509.Certificate, keepers ...*certs.WebhookCertificateReconciler) (*x509.Certificate, error) {
+	first, err := readCertificateServedBy(keepers[0])
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +101,7 @@ func certificateServedByAll(ctx context.Context, api client.Client, now time.Tim
 		return nil, errors.New("the certificate is the old one")
 	}
 	for _, k := range keepers[1:] {
-		if other, err := certificateServedBy(k); err != nil || !other.Equal(first) {
+		if other, err := readCertificateServedBy(k); err != nil || !other.Equal(first) {
 			return nil, fmt.Errorf("two controllers serve different certificates (%v)", err)
 		}
 	}
@@ -134,10 +134,11 @@ func newWebhookConfiguration() *admissionv1.ValidatingWebhookConfiguration {
 	return c
 }
 
-// TestTwoControllersServeOneCertificate starts two controllers at once. It then deletes the Secret,
-// the CA in the configuration and the configuration itself, and lets the certificate grow old.
-func TestTwoControllersServeOneCertificate(t *testing.T) {
-	rc := apiserver.Start(t)
+// TestAllControllersServeSameTrustedCertificate starts two controllers at once. It then deletes the
+// Secret, the CA in the configuration and the configuration itself, and lets the certificate grow
+// old.
+func TestAllControllersServeSameTrustedCertificate(t *testing.T) {
+	rc := apiserver.StartUntilTestEnds(t)
 	ctx := t.Context()
 	api, err := client.New(rc, client.Options{Scheme: clientscheme.Scheme})
 	if err != nil {
@@ -153,13 +154,13 @@ func TestTwoControllersServeOneCertificate(t *testing.T) {
 	awaitAgreement := func(what string, not *x509.Certificate) {
 		t.Helper()
 		awaitNoError(t, what, func() (err error) {
-			c, err := certificateServedByAll(ctx, api, now(), not, a, b)
+			c, err := readTrustedCertificateServedByAll(ctx, api, now(), not, a, b)
 			if err == nil {
 				cert = c
 			}
 			return err
 		})
-		if err := errors.Join(a.CheckReady(nil), b.CheckReady(nil)); err != nil {
+		if err := errors.Join(a.CheckTrustedCertificateIsStored(nil), b.CheckTrustedCertificateIsStored(nil)); err != nil {
 			t.Errorf("after %s: %v", what, err)
 		}
 	}

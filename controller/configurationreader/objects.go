@@ -20,7 +20,7 @@ import (
 )
 
 // ReadAllObjects reads all objects that make up the configuration of the controller.
-func ReadAllObjects(ctx context.Context, c client.Reader, scope configuration.Scope) (snapshot.Objects, error) {
+func ReadAllObjects(ctx context.Context, c client.Reader, scope configuration.ConfigurationScope) (snapshot.Objects, error) {
 	o, err := scope.ReadObjects(ctx, c)
 	if err != nil {
 		return o, err
@@ -37,7 +37,7 @@ func ReadAllObjects(ctx context.Context, c client.Reader, scope configuration.Sc
 }
 
 // RegisterReader starts the Reader with mgr, and reports the changes in mgr's cache to it.
-func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, scope configuration.Scope) error {
+func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, scope configuration.ConfigurationScope) error {
 	watched := append(scope.WatchedKinds(), &v1alpha1.AddressReservation{}, configuration.NewMetadataObject("Node"), configuration.NewMetadataObject("Namespace"))
 	for _, o := range watched {
 		// The API server may be unreachable: mgr waits for the cache when it starts.

@@ -39,12 +39,12 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Pending is a pending assignment: the API server may still receive a status with these addresses
-// for the Service.
-type Pending struct {
+// PendingStatusWrite is a pending assignment: the API server may still receive a status with these
+// addresses for the Service.
+type PendingStatusWrite struct {
 	Service view.ObjectKey
-	// BaseVersion is the resourceVersion of the Service on which the status is written.
-	BaseVersion string
+	// BaseResourceVersion is the resourceVersion of the Service on which the status is written.
+	BaseResourceVersion string
 	// Addresses are all addresses that a write on the Base may bring.
 	Addresses []netip.Addr
 }
@@ -52,36 +52,37 @@ type Pending struct {
 // Fence holds the pending assignments that the object must contain, as far as one controller knows.
 // The zero value is not usable; call NewFence.
 type Fence struct {
-	pendingByService map[view.ObjectKey]Pending
-	// inheritedAddressesByService are the addresses of open assignments that were in the object
-	// when it was read. While the base is the same, a write by another controller may bring them.
-	inheritedAddressesByService map[view.ObjectKey][]netip.Addr
-	// hasUnshown says that something is pending that the object does not show until it is written
-	// again.
-	hasUnshown bool
+	pendingByService map[view.ObjectKey]PendingStatusWrite
+	// otherPendingAddressesByService are the addresses of open assignments that were in the
+	// object when it was read. While the base is the same, a write by another controller may bring
+	// them.
+	otherPendingAddressesByService map[view.ObjectKey][]netip.Addr
+	// hasPendingMissingFromObject says that something is pending that the object does not show
+	// until it is written again.
+	hasPendingMissingFromObject bool
 }
 
 // NewFence returns the Fence for an object with these assignments. Call it when the object has been
-// read; RemoveSettledPending then removes the closed ones.
-func NewFence(intents []Pending) *Fence {
-	f := &Fence{pendingByService: make(map[view.ObjectKey]Pending, len(intents)), inheritedAddressesByService: make(map[view.ObjectKey][]netip.Addr, len(intents))}
-	f.RecordWrittenBatch(intents)
+// read; RemoveClosedPending then removes the closed ones.
+func NewFence(intents []PendingStatusWrite) *Fence {
+	f := &Fence{pendingByService: make(map[view.ObjectKey]PendingStatusWrite, len(intents)), otherPendingAddressesByService: make(map[view.ObjectKey][]netip.Addr, len(intents))}
+	f.RecordBatchWrittenToObject(intents)
 	for k, i := range f.pendingByService {
-		f.inheritedAddressesByService[k] = i.Addresses
+		f.otherPendingAddressesByService[k] = i.Addresses
 	}
 	return f
 }
 
-// RemoveSettledPending removes closed assignments. version returns the resourceVersion of a
+// RemoveClosedPending removes closed assignments. version returns the resourceVersion of a
 // Service, read after the object, and false for a Service that does not exist. It returns the open
 // assignments, sorted by Service.
-func (f *Fence) RemoveSettledPending(version func(view.ObjectKey) (string, bool)) []Pending {
+func (f *Fence) RemoveClosedPending(version func(view.ObjectKey) (string, bool)) []PendingStatusWrite {
 	for k, i := range f.pendingByService {
-		if now, exists := version(k); !exists || isLaterVersion(now, i.BaseVersion) {
+		if now, exists := version(k); !exists || isLaterVersion(now, i.BaseResourceVersion) {
 			f.removePending(k)
 		}
 	}
-	return f.PendingAfterBatch(nil)
+	return f.MergedPendingWithBatch(nil)
 }
 
 // ParseResourceVersion reads a resourceVersion, which the API server counts up from 1. It returns 0
@@ -104,45 +105,46 @@ func isLaterVersion(version, base string) bool {
 	return v > b
 }
 
-// PendingAddresses returns the addresses that a write may still bring to a Service with this
-// resourceVersion; nil when there are none. No other Service may get them.
-func (f *Fence) PendingAddresses(k view.ObjectKey, version string) []netip.Addr {
-	if i, ok := f.pendingByService[k]; ok && !isLaterVersion(version, i.BaseVersion) {
+// PendingAddressesOfService returns the addresses that a write may still bring to a Service with
+// this resourceVersion; nil when there are none. No other Service may get them.
+func (f *Fence) PendingAddressesOfService(k view.ObjectKey, version string) []netip.Addr {
+	if i, ok := f.pendingByService[k]; ok && !isLaterVersion(version, i.BaseResourceVersion) {
 		return i.Addresses
 	}
 	return nil
 }
 
-// CoversPending says whether the object has an assignment on the same base with all of these
-// addresses, so that they may be written without another one.
-func (f *Fence) CoversPending(i Pending) bool {
+// ObjectContainsPending says whether the object has an assignment on the same base with all of
+// these addresses, so that they may be written without another one.
+func (f *Fence) ObjectContainsPending(i PendingStatusWrite) bool {
 	has, ok := f.pendingByService[i.Service]
-	return ok && !f.hasUnshown && has.BaseVersion == i.BaseVersion && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
+	return ok && !f.hasPendingMissingFromObject && has.BaseResourceVersion == i.BaseResourceVersion && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
 }
 
-// HasPending says whether the Service has an open assignment on any base. Another one of the same
-// Service takes no more room in the object.
-func (f *Fence) HasPending(k view.ObjectKey) bool {
+// HasPendingForService says whether the Service has an open assignment on any base. Another one of
+// the same Service takes no more room in the object.
+func (f *Fence) HasPendingForService(k view.ObjectKey) bool {
 	_, ok := f.pendingByService[k]
 	return ok
 }
 
-// PendingAfterBatch returns what the object should contain when the assignments of a batch are
-// added to the open ones, sorted by Service. The Fence changes only with RecordWrittenBatch.
-func (f *Fence) PendingAfterBatch(batch []Pending) []Pending {
+// MergedPendingWithBatch returns what the object should contain when the assignments of a batch are
+// added to the open ones, sorted by Service. The Fence changes only with
+// RecordBatchWrittenToObject.
+func (f *Fence) MergedPendingWithBatch(batch []PendingStatusWrite) []PendingStatusWrite {
 	all := maps.Clone(f.pendingByService)
 	for _, i := range batch {
-		all[i.Service] = mergePending(all[i.Service], i)
+		all[i.Service] = mergePendingOfSameService(all[i.Service], i)
 	}
 	out := slices.Collect(maps.Values(all))
-	slices.SortFunc(out, func(a, b Pending) int { return a.Service.Compare(b.Service) })
+	slices.SortFunc(out, func(a, b PendingStatusWrite) int { return a.Service.Compare(b.Service) })
 	return out
 }
 
-// mergePending merges an older and a newer assignment of one Service. On another base the older
-// write cannot succeed any more; on the same base both may.
-func mergePending(old, next Pending) Pending {
-	if old.BaseVersion != next.BaseVersion {
+// mergePendingOfSameService merges an older and a newer assignment of one Service. On another base
+// the older write cannot succeed any more; on the same base both may.
+func mergePendingOfSameService(old, next PendingStatusWrite) PendingStatusWrite {
+	if old.BaseResourceVersion != next.BaseResourceVersion {
 		return next
 	}
 	next.Addresses = slices.Clone(next.Addresses)
@@ -154,75 +156,76 @@ func mergePending(old, next Pending) Pending {
 	return next
 }
 
-// AddUnshown adds the assignments that were pending before the object was read again, because a
-// user may have deleted or edited the object while the writes continue. Of two bases the later one
-// counts. Call it before RemoveSettledPending.
-func (f *Fence) AddUnshown(before *Fence) {
+// KeepPendingOfEarlierFence adds the assignments that were pending before the object was read
+// again, because a user may have deleted or edited the object while the writes continue. Of two
+// bases the later one counts. Call it before RemoveClosedPending.
+func (f *Fence) KeepPendingOfEarlierFence(before *Fence) {
 	for k, i := range before.pendingByService {
 		has, ok := f.pendingByService[k]
-		if ok && isLaterVersion(has.BaseVersion, i.BaseVersion) {
+		if ok && isLaterVersion(has.BaseResourceVersion, i.BaseResourceVersion) {
 			continue
 		}
 		merged := i
 		if ok {
-			merged = mergePending(has, i)
+			merged = mergePendingOfSameService(has, i)
 		}
-		f.hasUnshown = f.hasUnshown || !f.CoversPending(merged)
-		f.pendingByService[k], f.inheritedAddressesByService[k] = merged, merged.Addresses
+		f.hasPendingMissingFromObject = f.hasPendingMissingFromObject || !f.ObjectContainsPending(merged)
+		f.pendingByService[k], f.otherPendingAddressesByService[k] = merged, merged.Addresses
 	}
 }
 
-// HasLaterBase says whether the Service has a pending assignment on a later resourceVersion than
-// this one.
-func (f *Fence) HasLaterBase(k view.ObjectKey, version string) bool {
+// HasPendingOnLaterResourceVersion says whether the Service has a pending assignment on a later
+// resourceVersion than this one.
+func (f *Fence) HasPendingOnLaterResourceVersion(k view.ObjectKey, version string) bool {
 	i, ok := f.pendingByService[k]
-	return ok && isLaterVersion(i.BaseVersion, version)
+	return ok && isLaterVersion(i.BaseResourceVersion, version)
 }
 
-// RecordWrittenBatch records that the object now contains the assignments of a batch.
-func (f *Fence) RecordWrittenBatch(batch []Pending) {
-	f.hasUnshown = false
+// RecordBatchWrittenToObject records that the object now contains the assignments of a batch.
+func (f *Fence) RecordBatchWrittenToObject(batch []PendingStatusWrite) {
+	f.hasPendingMissingFromObject = false
 	for _, i := range batch {
-		if f.pendingByService[i.Service].BaseVersion != i.BaseVersion {
-			delete(f.inheritedAddressesByService, i.Service)
+		if f.pendingByService[i.Service].BaseResourceVersion != i.BaseResourceVersion {
+			delete(f.otherPendingAddressesByService, i.Service)
 		}
-		f.pendingByService[i.Service] = mergePending(f.pendingByService[i.Service], i)
+		f.pendingByService[i.Service] = mergePendingOfSameService(f.pendingByService[i.Service], i)
 	}
 }
 
-// ClosePending records that no write to the Service on this base is in flight any more. An empty
-// base means any base: the Service was deleted.
-func (f *Fence) ClosePending(k view.ObjectKey, base string) {
-	if i, ok := f.pendingByService[k]; ok && (base == "" || i.BaseVersion == base) {
+// ClosePendingWithBase records that no write to the Service on this base is in flight any more. An
+// empty base means any base: the Service was deleted.
+func (f *Fence) ClosePendingWithBase(k view.ObjectKey, base string) {
+	if i, ok := f.pendingByService[k]; ok && (base == "" || i.BaseResourceVersion == base) {
 		f.removePending(k)
 	}
 }
 
-// RecordRefusedWrite records that the API server refused this controller's own write on the base,
-// and that the Service has not changed. Addresses of another controller's write stay pending.
-func (f *Fence) RecordRefusedWrite(k view.ObjectKey, base string) {
+// ClosePendingOfRefusedStatusWrite records that the API server refused this controller's own write
+// on the base, and that the Service has not changed. Addresses of another controller's write stay
+// pending.
+func (f *Fence) ClosePendingOfRefusedStatusWrite(k view.ObjectKey, base string) {
 	i, ok := f.pendingByService[k]
-	if !ok || i.BaseVersion != base {
+	if !ok || i.BaseResourceVersion != base {
 		return
 	}
-	if i.Addresses = f.inheritedAddressesByService[k]; len(i.Addresses) == 0 {
+	if i.Addresses = f.otherPendingAddressesByService[k]; len(i.Addresses) == 0 {
 		f.removePending(k)
 		return
 	}
 	f.pendingByService[k] = i
 }
 
-// DropSupersededPending records that the Service has this resourceVersion: a write on an older base
-// cannot succeed any more.
-func (f *Fence) DropSupersededPending(k view.ObjectKey, version string) {
-	if i, ok := f.pendingByService[k]; ok && isLaterVersion(version, i.BaseVersion) {
+// ClosePendingWithOlderBase records that the Service has this resourceVersion: a write on an older
+// base cannot succeed any more.
+func (f *Fence) ClosePendingWithOlderBase(k view.ObjectKey, version string) {
+	if i, ok := f.pendingByService[k]; ok && isLaterVersion(version, i.BaseResourceVersion) {
 		f.removePending(k)
 	}
 }
 
 func (f *Fence) removePending(k view.ObjectKey) {
 	delete(f.pendingByService, k)
-	delete(f.inheritedAddressesByService, k)
+	delete(f.otherPendingAddressesByService, k)
 }
 
 // CountPending counts the open assignments.

@@ -11,15 +11,15 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-func newPending(name, base string, addresses ...string) Pending {
-	i := Pending{Service: view.ObjectKey{Namespace: "default", Name: name}, BaseVersion: base}
+func newPending(name, base string, addresses ...string) PendingStatusWrite {
+	i := PendingStatusWrite{Service: view.ObjectKey{Namespace: "default", Name: name}, BaseResourceVersion: base}
 	for _, a := range addresses {
 		i.Addresses = append(i.Addresses, netip.MustParseAddr(a))
 	}
 	return i
 }
 
-func wantPending(t *testing.T, what string, got []Pending, want ...Pending) {
+func wantPending(t *testing.T, what string, got []PendingStatusWrite, want ...PendingStatusWrite) {
 	t.Helper()
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateEmpty()); d != "" {
 		t.Errorf("%s (-want +got):\n%s", what, d)
@@ -27,99 +27,99 @@ func wantPending(t *testing.T, what string, got []Pending, want ...Pending) {
 }
 
 func TestPendingStaysUntilItIsClosed(t *testing.T) {
-	f := NewFence([]Pending{newPending("arrived", "1", "192.0.2.1"), newPending("deleted", "2", "192.0.2.2"), newPending("under-way", "3", "192.0.2.3")})
+	f := NewFence([]PendingStatusWrite{newPending("arrived", "1", "192.0.2.1"), newPending("deleted", "2", "192.0.2.2"), newPending("under-way", "3", "192.0.2.3")})
 	versions := map[string]string{"arrived": "9", "under-way": "3"}
-	left := f.RemoveSettledPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k.Name]; return v, ok })
+	left := f.RemoveClosedPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k.Name]; return v, ok })
 	wantPending(t, "after reading the Services", left, newPending("under-way", "3", "192.0.2.3"))
 
-	batch := []Pending{newPending("new", "7", "192.0.2.1")}
-	wantPending(t, "the next object", f.PendingAfterBatch(batch), newPending("new", "7", "192.0.2.1"), newPending("under-way", "3", "192.0.2.3"))
-	wantPending(t, "before it is written", f.PendingAfterBatch(nil), newPending("under-way", "3", "192.0.2.3"))
-	f.RecordWrittenBatch(batch)
-	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "new"}, "6")
+	batch := []PendingStatusWrite{newPending("new", "7", "192.0.2.1")}
+	wantPending(t, "the next object", f.MergedPendingWithBatch(batch), newPending("new", "7", "192.0.2.1"), newPending("under-way", "3", "192.0.2.3"))
+	wantPending(t, "before it is written", f.MergedPendingWithBatch(nil), newPending("under-way", "3", "192.0.2.3"))
+	f.RecordBatchWrittenToObject(batch)
+	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "new"}, "6")
 	if f.CountPending() != 2 {
 		t.Error("a pending assignment on another base was closed too")
 	}
-	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "new"}, "7")
-	f.ClosePending(view.ObjectKey{Namespace: "default", Name: "under-way"}, "")
-	wantPending(t, "when all is settled", f.PendingAfterBatch(nil))
+	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "new"}, "7")
+	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "under-way"}, "")
+	wantPending(t, "when all is settled", f.MergedPendingWithBatch(nil))
 }
 
-func TestTwoWritesOnOneBaseMayBothArrive(t *testing.T) {
-	f := NewFence([]Pending{newPending("s", "3", "192.0.2.1")})
-	f.RecordWrittenBatch([]Pending{newPending("s", "3", "192.0.2.2")})
-	wantPending(t, "two writes on one base", f.PendingAfterBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
-	f.RecordWrittenBatch([]Pending{newPending("s", "4", "192.0.2.5")})
-	wantPending(t, "on a later base the older cannot arrive", f.PendingAfterBatch(nil), newPending("s", "4", "192.0.2.5"))
+func TestPendingAddressesOfSameBaseAreMerged(t *testing.T) {
+	f := NewFence([]PendingStatusWrite{newPending("s", "3", "192.0.2.1")})
+	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "3", "192.0.2.2")})
+	wantPending(t, "two writes on one base", f.MergedPendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "4", "192.0.2.5")})
+	wantPending(t, "on a later base the older cannot arrive", f.MergedPendingWithBatch(nil), newPending("s", "4", "192.0.2.5"))
 }
 
 func serviceKey(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
 
-func TestForeignAddressesStayPendingAfterARefusedWrite(t *testing.T) {
+func TestRefusedWriteKeepsAddressesOfOtherController(t *testing.T) {
 	theirs, ours := newPending("s", "3", "192.0.2.1"), newPending("s", "3", "192.0.2.2")
-	f := NewFence([]Pending{theirs})
-	if !f.CoversPending(theirs) || f.CoversPending(ours) || f.CoversPending(newPending("s", "4", "192.0.2.1")) || f.CoversPending(newPending("other", "3")) {
+	f := NewFence([]PendingStatusWrite{theirs})
+	if !f.ObjectContainsPending(theirs) || f.ObjectContainsPending(ours) || f.ObjectContainsPending(newPending("s", "4", "192.0.2.1")) || f.ObjectContainsPending(newPending("other", "3")) {
 		t.Error("a write needs no further pending assignment just where the object shows its base and all of its addresses")
 	}
-	f.RecordWrittenBatch([]Pending{ours})
-	f.RecordRefusedWrite(serviceKey("s"), "2")
-	wantPending(t, "a refusal on another base", f.PendingAfterBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
-	f.RecordRefusedWrite(serviceKey("s"), "3")
-	wantPending(t, "after our write was refused", f.PendingAfterBatch(nil), theirs)
+	f.RecordBatchWrittenToObject([]PendingStatusWrite{ours})
+	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "2")
+	wantPending(t, "a refusal on another base", f.MergedPendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "3")
+	wantPending(t, "after our write was refused", f.MergedPendingWithBatch(nil), theirs)
 
-	f.RecordWrittenBatch([]Pending{newPending("s", "4", "192.0.2.3")})
-	f.RecordRefusedWrite(serviceKey("s"), "4")
-	wantPending(t, "on a later base theirs cannot arrive", f.PendingAfterBatch(nil))
+	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "4", "192.0.2.3")})
+	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "4")
+	wantPending(t, "on a later base theirs cannot arrive", f.MergedPendingWithBatch(nil))
 }
 
 func TestLaterVersionClosesAPendingAssignment(t *testing.T) {
-	f := NewFence([]Pending{newPending("s", "10", "192.0.2.1"), newPending("behind", "10", "192.0.2.2")})
-	left := f.RemoveSettledPending(func(k view.ObjectKey) (string, bool) {
+	f := NewFence([]PendingStatusWrite{newPending("s", "10", "192.0.2.1"), newPending("behind", "10", "192.0.2.2")})
+	left := f.RemoveClosedPending(func(k view.ObjectKey) (string, bool) {
 		return map[string]string{"s": "10", "behind": "9"}[k.Name], true
 	})
 	wantPending(t, "a list that is older than a pending assignment ends none", left, newPending("behind", "10", "192.0.2.2"), newPending("s", "10", "192.0.2.1"))
-	f.DropSupersededPending(serviceKey("s"), "9")
+	f.ClosePendingWithOlderBase(serviceKey("s"), "9")
 	for _, version := range []string{"9", "10"} {
-		if got := f.PendingAddresses(serviceKey("s"), version); len(got) != 1 {
+		if got := f.PendingAddressesOfService(serviceKey("s"), version); len(got) != 1 {
 			t.Errorf("a Service of version %s may still get %v, want the address on base 10", version, got)
 		}
 	}
-	if got := f.PendingAddresses(serviceKey("s"), "11"); len(got) > 0 || !f.HasPending(serviceKey("s")) {
+	if got := f.PendingAddressesOfService(serviceKey("s"), "11"); len(got) > 0 || !f.HasPendingForService(serviceKey("s")) {
 		t.Errorf("a Service of version 11 may still get %v, want nothing", got)
 	}
-	f.DropSupersededPending(serviceKey("s"), "11")
-	if f.HasPending(serviceKey("s")) || f.CountPending() != 1 {
+	f.ClosePendingWithOlderBase(serviceKey("s"), "11")
+	if f.HasPendingForService(serviceKey("s")) || f.CountPending() != 1 {
 		t.Error("what is pending on an older base was not ended")
 	}
 }
 
-// TestPendingAssignmentsOfALostObject reads an object that is empty, or that has an entry on
-// another base, after the first one was lost.
-func TestPendingAssignmentsOfALostObject(t *testing.T) {
+// TestPendingSurvivesDeletedOrReplacedLedgerObject reads an object that is empty, or that has an
+// entry on another base, after the first one was lost.
+func TestPendingSurvivesDeletedOrReplacedLedgerObject(t *testing.T) {
 	k := view.ObjectKey{Namespace: "default", Name: "s"}
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
-	mine := Pending{Service: k, BaseVersion: "5", Addresses: []netip.Addr{a}}
+	mine := PendingStatusWrite{Service: k, BaseResourceVersion: "5", Addresses: []netip.Addr{a}}
 	for name, tc := range map[string]struct {
-		object []Pending
+		object []PendingStatusWrite
 		want   []netip.Addr
 		shown  bool
 	}{
 		"empty":        {want: []netip.Addr{a}},
-		"as it was":    {object: []Pending{mine}, want: []netip.Addr{a}, shown: true},
-		"later base":   {object: []Pending{{Service: k, BaseVersion: "7", Addresses: []netip.Addr{b}}}, want: []netip.Addr{b}},
-		"earlier base": {object: []Pending{{Service: k, BaseVersion: "4", Addresses: []netip.Addr{b}}}, want: []netip.Addr{a}},
+		"as it was":    {object: []PendingStatusWrite{mine}, want: []netip.Addr{a}, shown: true},
+		"later base":   {object: []PendingStatusWrite{{Service: k, BaseResourceVersion: "7", Addresses: []netip.Addr{b}}}, want: []netip.Addr{b}},
+		"earlier base": {object: []PendingStatusWrite{{Service: k, BaseResourceVersion: "4", Addresses: []netip.Addr{b}}}, want: []netip.Addr{a}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := NewFence(tc.object)
-			f.AddUnshown(NewFence([]Pending{mine}))
-			if got := f.PendingAddresses(k, "4"); !slices.Equal(got, tc.want) {
+			f.KeepPendingOfEarlierFence(NewFence([]PendingStatusWrite{mine}))
+			if got := f.PendingAddressesOfService(k, "4"); !slices.Equal(got, tc.want) {
 				t.Errorf("%v is pending, want %v", got, tc.want)
 			}
-			if got := f.CoversPending(mine); got != tc.shown {
+			if got := f.ObjectContainsPending(mine); got != tc.shown {
 				t.Errorf("the object shows it: %v, want %v", got, tc.shown)
 			}
-			f.RecordWrittenBatch(nil)
-			if got, want := f.CoversPending(mine), slices.Contains(tc.want, a); got != want {
+			f.RecordBatchWrittenToObject(nil)
+			if got, want := f.ObjectContainsPending(mine), slices.Contains(tc.want, a); got != want {
 				t.Errorf("after another write the object shows it: %v, want %v", got, want)
 			}
 		})
@@ -130,11 +130,11 @@ func TestPendingAssignmentsOfALostObject(t *testing.T) {
 // differs from the base.
 func TestVersionsThatAreNoNumbers(t *testing.T) {
 	for version, want := range map[string]int{"base": 1, "other": 0, "12": 0, "": 0} {
-		f := NewFence([]Pending{newPending("s", "base", "192.0.2.1")})
-		if got := f.PendingAddresses(serviceKey("s"), version); len(got) != want {
+		f := NewFence([]PendingStatusWrite{newPending("s", "base", "192.0.2.1")})
+		if got := f.PendingAddressesOfService(serviceKey("s"), version); len(got) != want {
 			t.Errorf("a Service of version %q may still get %v, want %d addresses", version, got, want)
 		}
-		if f.DropSupersededPending(serviceKey("s"), version); f.CountPending() != want {
+		if f.ClosePendingWithOlderBase(serviceKey("s"), version); f.CountPending() != want {
 			t.Errorf("after version %q %d assignments are pending, want %d", version, f.CountPending(), want)
 		}
 	}
@@ -146,13 +146,13 @@ func TestVersionsThatAreNoNumbers(t *testing.T) {
 }
 
 func TestLaterBaseOfAPendingAssignment(t *testing.T) {
-	f := NewFence([]Pending{newPending("s", "10", "192.0.2.1")})
+	f := NewFence([]PendingStatusWrite{newPending("s", "10", "192.0.2.1")})
 	for version, want := range map[string]bool{"9": true, "10": false, "11": false} {
-		if got := f.HasLaterBase(serviceKey("s"), version); got != want {
+		if got := f.HasPendingOnLaterResourceVersion(serviceKey("s"), version); got != want {
 			t.Errorf("the assignment is on a later base than %s: %v, want %v", version, got, want)
 		}
 	}
-	if f.HasLaterBase(serviceKey("other"), "9") {
+	if f.HasPendingOnLaterResourceVersion(serviceKey("other"), "9") {
 		t.Error("a Service without a pending assignment has a later base")
 	}
 }

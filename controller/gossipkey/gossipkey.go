@@ -15,18 +15,18 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// Options are the settings of a Creator.
-type Options struct {
+// ServiceWorkerOptions are the settings of a Creator.
+type ServiceWorkerOptions struct {
 	Client    client.Client
 	Log       *slog.Logger
 	Namespace string
 }
 
 // Creator creates the Secret with the gossip key of the speakers. Use NewCreator to create it.
-type Creator struct{ Options }
+type Creator struct{ ServiceWorkerOptions }
 
 // NewCreator returns a Creator for a manager to start.
-func NewCreator(o Options) *Creator { return &Creator{o} }
+func NewCreator(o ServiceWorkerOptions) *Creator { return &Creator{o} }
 
 // Start creates the Secret unless it exists, and returns when it exists. It never overwrites the
 // Secret: speakers with different keys cannot talk to each other.
@@ -35,7 +35,7 @@ func (g *Creator) Start(ctx context.Context) error {
 	if _, err := rand.Read(key); err != nil {
 		return fmt.Errorf("creating a gossip key: %w", err)
 	}
-	s := &corev1.Secret{Data: map[string][]byte{names.GossipSecretKey: key}, Type: corev1.SecretTypeOpaque}
+	s := &corev1.Secret{Data: map[string][]byte{names.GossipKeySecretEntry: key}, Type: corev1.SecretTypeOpaque}
 	s.Namespace, s.Name = g.Namespace, names.GossipSecret
 	name := g.Namespace + "/" + names.GossipSecret
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {

@@ -31,7 +31,7 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 	other := pool.DeepCopy()
 	other.Namespace = "elsewhere"
 	registry, gauges := prometheus.NewPedanticRegistry(), &configuration.LoadMetrics{}
-	m := NewCollector(Options{
+	m := NewCollector(ServiceWorkerOptions{
 		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other).Build(), Namespace: names.Namespace,
 		Log: slog.New(slog.DiscardHandler), Registry: registry, ExtraCollectors: []prometheus.Collector{gauges},
 	})
@@ -67,11 +67,11 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 	scrape(`metallb_allocator_ipv4_addresses_total{pool="dual"} 4`, `metallb_allocator_ipv4_addresses_in_use_total{pool="dual"} 4`,
 		`metallb_allocator_ipv6_addresses_in_use_total{pool="dual"} 1`, `metallb_allocator_addresses_in_use_total{pool="dual"} 5`,
 		"metallb_k8s_client_config_loaded_bool 0", "metallb_k8s_client_config_stale_bool 0")
-	gauges.RecordProblems([]snapshot.Problem{{Reason: names.ReasonUnknownPool}})
+	gauges.RecordLoadedConfiguration([]snapshot.Problem{{Reason: names.ReasonUnknownPool}})
 	scrape("metallb_k8s_client_config_loaded_bool 1", "metallb_k8s_client_config_stale_bool 0")
-	gauges.RecordProblems([]snapshot.Problem{{Reason: names.ReasonOverlap}})
+	gauges.RecordLoadedConfiguration([]snapshot.Problem{{Reason: names.ReasonOverlap}})
 	scrape("metallb_k8s_client_config_stale_bool 1")
-	gauges.RecordProblems(nil)
+	gauges.RecordLoadedConfiguration(nil)
 	scrape("metallb_k8s_client_config_stale_bool 0")
 	stop()
 	if err := <-done; err != nil {

@@ -76,7 +76,7 @@ func (g clusterGenerator) newBGPAdvertisement(i int) *snapshot.BGPAdvertisement 
 	}
 	if g.IntN(2) == 0 {
 		for j := range 200 + 150*g.IntN(2) {
-			ad.Communities = append(ad.Communities, snapshot.Community{Large: true, A: uint32(i), C: uint32(j)})
+			ad.Communities = append(ad.Communities, snapshot.Community{Large: true, FirstPart: uint32(i), ThirdPartOfLarge: uint32(j)})
 		}
 	}
 	return ad
@@ -102,10 +102,10 @@ func (g clusterGenerator) newService() view.Service {
 	return v
 }
 
-func (g clusterGenerator) newNodes() []snapshot.Node {
-	var out []snapshot.Node
+func (g clusterGenerator) newNodes() []snapshot.NodeLabels {
+	var out []snapshot.NodeLabels
 	for i := range 1 + g.IntN(3) {
-		n := snapshot.Node{Name: fmt.Sprint("node-", i), Labels: map[string]string{"rack": fmt.Sprint(g.IntN(3))}}
+		n := snapshot.NodeLabels{Name: fmt.Sprint("node-", i), Labels: map[string]string{"rack": fmt.Sprint(g.IntN(3))}}
 		if g.IntN(4) == 0 {
 			n.Labels[names.LabelExcludeNode] = ""
 		}
@@ -116,11 +116,11 @@ func (g clusterGenerator) newNodes() []snapshot.Node {
 
 // plansAnnouncement says whether the planner of a node lets it announce the Service. Endpoints,
 // links and raw sockets are in order.
-func plansAnnouncement(s *snapshot.Snapshot, v view.Service, nodes []snapshot.Node, self string) bool {
+func plansAnnouncement(s *snapshot.Snapshot, v view.Service, nodes []snapshot.NodeLabels, self string) bool {
 	in := plan.Inputs{
-		Self: self, Snapshot: s, Services: map[view.ObjectKey]view.Service{v.Key: v}, Nodes: map[string]view.Node{},
-		Endpoints: map[view.ObjectKey]view.Endpoints{v.Key: {Service: v.Key, AnyServing: true}},
-		Links:     facts.LinkSet{{Index: 2, Name: "eth0"}},
+		SelfNode: self, Snapshot: s, Services: map[view.ObjectKey]view.Service{v.Key: v}, Nodes: map[string]view.Node{},
+		Endpoints:   map[view.ObjectKey]view.Endpoints{v.Key: {Service: v.Key, AnyServing: true}},
+		UsableLinks: facts.LinkSet{{Index: 2, Name: "eth0"}},
 	}
 	for _, n := range nodes {
 		_, excluded := n.Labels[names.LabelExcludeNode]
@@ -129,7 +129,7 @@ func plansAnnouncement(s *snapshot.Snapshot, v view.Service, nodes []snapshot.No
 	p := plan.NewPlanner(in)
 	p.Update()
 	for b := range p.Plan().Bids.All() {
-		if b.IsEligible(self) && len(b.LinkIndexes) > 0 {
+		if b.IsCandidate(self) && len(b.OwnLinkIndexes) > 0 {
 			return true
 		}
 	}

@@ -97,7 +97,7 @@ func PeerNames(coverage []BGPCoverage, peers []*snapshot.Peer, n *view.Node) []s
 	var out []string
 	for _, p := range peers {
 		announces := func(c BGPCoverage) bool {
-			carries := func(a netip.Addr) bool { return p.Fault != nil || p.CarriesFamily(ipfamily.FamilyOf(a)) }
+			carries := func(a netip.Addr) bool { return p.FirstFault != nil || p.CarriesFamily(ipfamily.FamilyOf(a)) }
 			return c.AdmitsPeer(p.Name) && slices.ContainsFunc(c.Addresses, carries)
 		}
 		if p.SelectsNode(n.Labels) && slices.ContainsFunc(coverage, announces) {

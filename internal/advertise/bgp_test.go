@@ -74,7 +74,7 @@ func TestCommunityLimit(t *testing.T) {
 	standard := func(from, count int) func(*snapshot.BGPAdvertisement) {
 		return func(ad *snapshot.BGPAdvertisement) {
 			for i := range count {
-				ad.Communities = append(ad.Communities, snapshot.Community{A: 1, B: uint32(from + i)})
+				ad.Communities = append(ad.Communities, snapshot.Community{FirstPart: 1, SecondPart: uint32(from + i)})
 			}
 		}
 	}
@@ -87,7 +87,7 @@ func TestCommunityLimit(t *testing.T) {
 	}
 	large := func(ad *snapshot.BGPAdvertisement) {
 		for i := range 10 {
-			ad.Communities = append(ad.Communities, snapshot.Community{Large: true, C: uint32(i)})
+			ad.Communities = append(ad.Communities, snapshot.Community{Large: true, ThirdPartOfLarge: uint32(i)})
 		}
 	}
 	toPeer := func(peer string, edit func(*snapshot.BGPAdvertisement)) func(*snapshot.BGPAdvertisement) {
@@ -143,7 +143,7 @@ func TestPeersOfANode(t *testing.T) {
 		}, []string{"x"}},
 		"a faulty peer, of which the family is unknown": {func(e *example) {
 			e.route(nil, "four")
-			e.snapshot.Peers = []*snapshot.Peer{{Name: "x", Fault: &snapshot.Problem{}}}
+			e.snapshot.Peers = []*snapshot.Peer{{Name: "x", FirstFault: &snapshot.Problem{}}}
 		}, []string{"x"}},
 		"an unnumbered peer": {func(e *example) {
 			e.route(nil, "four")
@@ -151,7 +151,7 @@ func TestPeersOfANode(t *testing.T) {
 		}, []string{"x"}},
 		"the default gateways": {func(e *example) {
 			e.route(nil, "four")
-			e.snapshot.Peers = []*snapshot.Peer{{Name: "four", DefaultGateway: ipfamily.IPv4}, {Name: "six", DefaultGateway: ipfamily.IPv6}}
+			e.snapshot.Peers = []*snapshot.Peer{{Name: "four", DefaultGatewayFamily: ipfamily.IPv4}, {Name: "six", DefaultGatewayFamily: ipfamily.IPv6}}
 		}, []string{"four"}},
 	} {
 		e := newExample()

@@ -25,14 +25,14 @@ func TestConflictingAdvertisementsOfAService(t *testing.T) {
 	large := func(from int) func(*snapshot.BGPAdvertisement) {
 		return func(ad *snapshot.BGPAdvertisement) {
 			for i := range 200 {
-				ad.Communities = append(ad.Communities, snapshot.Community{Large: true, A: 1, B: 2, C: uint32(from + i)})
+				ad.Communities = append(ad.Communities, snapshot.Community{Large: true, FirstPart: 1, SecondPart: 2, ThirdPartOfLarge: uint32(from + i)})
 			}
 		}
 	}
 	rack := func(name string) []labels.Selector {
 		return []labels.Selector{labels.SelectorFromSet(labels.Set{"rack": name})}
 	}
-	nodes := []snapshot.Node{{Name: "n1", Labels: map[string]string{"rack": "1"}}, {Name: "n2", Labels: map[string]string{"rack": "2"}}}
+	nodes := []snapshot.NodeLabels{{Name: "n1", Labels: map[string]string{"rack": "1"}}, {Name: "n2", Labels: map[string]string{"rack": "2"}}}
 	addresses := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
 	pools := []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: addresses[0], Last: addresses[0]}}}}
 	peers := []*snapshot.Peer{{Name: "x", Address: addresses[0]}, {Name: "y", Address: addresses[0]}}

@@ -27,7 +27,7 @@ var explanationRules = []func(*nobodyAnnounces) names.Explanation{
 // and what to do. Nothing is set if at least one node may announce it: only the node itself,
 // its links, its sessions or the endpoints can then be the cause. Explain uses only the labels of
 // the nodes.
-func Explain(s *snapshot.Snapshot, svc *Service, nodes []snapshot.Node) names.Explanation {
+func Explain(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLabels) names.Explanation {
 	f := &nobodyAnnounces{snapshot: s, service: svc}
 	f.layer2, f.layer2Reason = Layer2(s, svc)
 	f.bgp, _ = BGP(s, svc)
@@ -99,7 +99,7 @@ func (f *nobodyAnnounces) countNode(n *view.Node) {
 
 func (f *nobodyAnnounces) addressOutsidePools() names.Explanation {
 	for _, a := range f.service.Addresses {
-		if f.snapshot.PoolsOfAddresses(f.service.RecordedPool, a) == nil {
+		if f.snapshot.PoolOfEachAddress(f.service.RecordedPool, a) == nil {
 			return names.Explain(names.ReasonAddressOutsidePools,
 				"the address %s is in no IPAddressPool any more: add it to one, or release it", a)
 		}
@@ -118,7 +118,7 @@ func (f *nobodyAnnounces) noAdvertisement() names.Explanation {
 // quotePools lists the pools of the Service.
 func (f *nobodyAnnounces) quotePools() string {
 	var out []string
-	for _, p := range f.snapshot.PoolsOfAddresses(f.service.RecordedPool, f.service.Addresses...) {
+	for _, p := range f.snapshot.PoolOfEachAddress(f.service.RecordedPool, f.service.Addresses...) {
 		if name := strconv.Quote(p.Name); !slices.Contains(out, name) {
 			out = append(out, name)
 		}

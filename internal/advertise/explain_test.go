@@ -21,7 +21,7 @@ var (
 type example struct {
 	snapshot snapshot.Snapshot
 	service  Service
-	nodes    []snapshot.Node
+	nodes    []snapshot.NodeLabels
 }
 
 func newExample() *example {
@@ -31,7 +31,7 @@ func newExample() *example {
 		{Name: "six", Ranges: []snapshot.Range{{First: sixAddress, Last: sixAddress}}},
 	}
 	for _, name := range []string{"a", "b", "c"} {
-		e.nodes = append(e.nodes, snapshot.Node{Name: name, Labels: map[string]string{"name": name}})
+		e.nodes = append(e.nodes, snapshot.NodeLabels{Name: name, Labels: map[string]string{"name": name}})
 	}
 	return e
 }

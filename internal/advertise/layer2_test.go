@@ -114,9 +114,9 @@ type exampleLink struct {
 	isDown  bool
 }
 
-func (l exampleLink) InterfaceIndex() int      { return l.index }
-func (l exampleLink) InterfaceName() string    { return l.name }
-func (l exampleLink) CanCarry(netip.Addr) bool { return !l.isDown }
+func (l exampleLink) InterfaceIndex() int             { return l.index }
+func (l exampleLink) InterfaceName() string           { return l.name }
+func (l exampleLink) CanSendFamilyOf(netip.Addr) bool { return !l.isDown }
 func (l exampleLink) CoversAddress(a netip.Addr) bool {
 	return slices.ContainsFunc(l.subnets, func(p netip.Prefix) bool { return p.Contains(a) })
 }

@@ -12,8 +12,8 @@ import (
 type Link interface {
 	InterfaceIndex() int
 	InterfaceName() string
-	// CanCarry says whether frames about the address can be sent on the link.
-	CanCarry(netip.Addr) bool
+	// CanSendFamilyOf says whether frames about the address can be sent on the link.
+	CanSendFamilyOf(netip.Addr) bool
 	// CoversAddress says whether a subnet of the link covers the address.
 	CoversAddress(netip.Addr) bool
 }
@@ -34,7 +34,7 @@ func Links[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Add
 			continue
 		}
 		for i := range links {
-			if links[i].CanCarry(a) && slices.Contains(ad.Interfaces, links[i].InterfaceName()) {
+			if links[i].CanSendFamilyOf(a) && slices.Contains(ad.Interfaces, links[i].InterfaceName()) {
 				out = append(out, links[i].InterfaceIndex())
 			}
 		}
@@ -47,7 +47,7 @@ func Links[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Add
 func appendLinksOfSubnet[L Link](out []int, a netip.Addr, links []L) []int {
 	before := len(out)
 	for i := range links {
-		if links[i].CanCarry(a) && links[i].CoversAddress(a) {
+		if links[i].CanSendFamilyOf(a) && links[i].CoversAddress(a) {
 			out = append(out, links[i].InterfaceIndex())
 		}
 	}
@@ -55,7 +55,7 @@ func appendLinksOfSubnet[L Link](out []int, a netip.Addr, links []L) []int {
 		return out
 	}
 	for i := range links {
-		if links[i].CanCarry(a) {
+		if links[i].CanSendFamilyOf(a) {
 			out = append(out, links[i].InterfaceIndex())
 		}
 	}

@@ -41,7 +41,7 @@ func poolOfEachAddress(s *snapshot.Snapshot, svc *Service) ([]*snapshot.Pool, na
 	if len(svc.Addresses) == 0 {
 		return nil, names.ReasonNoAddress
 	}
-	pools := s.PoolsOfAddresses(svc.RecordedPool, svc.Addresses...)
+	pools := s.PoolOfEachAddress(svc.RecordedPool, svc.Addresses...)
 	if pools == nil {
 		return nil, names.ReasonAddressOutsidePools
 	}

@@ -25,9 +25,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// RequiredResources are the resources of metallb.io/v1beta1 that must be installed before the
+// RequiredCRDResources are the resources of metallb.io/v1beta1 that must be installed before the
 // configuration can be read.
-var RequiredResources = []string{"ipaddresspools", "l2advertisements", "bgpadvertisements", "bgppeers", "bfdprofiles", "communities", "configurationstates"}
+var RequiredCRDResources = []string{"ipaddresspools", "l2advertisements", "bgpadvertisements", "bgppeers", "bfdprofiles", "communities", "configurationstates"}
 
 // passwordSecretKey is the entry with the password in a Secret of type kubernetes.io/basic-auth.
 const passwordSecretKey = corev1.BasicAuthPasswordKey
@@ -52,9 +52,9 @@ var (
 	clusterScopedKinds  = map[string]bool{"Node": true, "Namespace": true, "PersistentVolume": true, "ComponentStatus": true}
 )
 
-// NewRESTMapper returns the resources of the kinds in the scheme without asking the API server: a
-// speaker must start while that is away.
-func NewRESTMapper(s *runtime.Scheme) meta.RESTMapper {
+// NewOfflineRESTMapper returns the resources of the kinds in the scheme without asking the API
+// server: a speaker must start while that is away.
+func NewOfflineRESTMapper(s *runtime.Scheme) meta.RESTMapper {
 	m := meta.NewDefaultRESTMapper(s.PrioritizedVersionsAllGroups())
 	for kind := range s.AllKnownTypes() {
 		if !slices.Contains(registeredAPIGroups, kind.Group) || strings.HasSuffix(kind.Kind, "List") {
@@ -71,26 +71,26 @@ func NewRESTMapper(s *runtime.Scheme) meta.RESTMapper {
 	return m
 }
 
-// Scope says which part of the configuration is read.
-type Scope struct {
+// ConfigurationScope says which part of the configuration is read.
+type ConfigurationScope struct {
 	Namespace string
-	// Layer2Only leaves out the kinds for BGP, and with them the Secrets.
-	Layer2Only bool
+	// WithoutBGPKinds leaves out the kinds for BGP, and with them the Secrets.
+	WithoutBGPKinds bool
 }
 
 // WatchedKinds are the kinds whose objects make up the configuration.
-func (s Scope) WatchedKinds() []client.Object {
+func (s ConfigurationScope) WatchedKinds() []client.Object {
 	out := []client.Object{&v1beta1.IPAddressPool{}, &v1beta1.L2Advertisement{}}
-	if !s.Layer2Only {
+	if !s.WithoutBGPKinds {
 		out = append(out, &v1beta1.BGPAdvertisement{}, &v1beta2.BGPPeer{}, &v1beta1.BFDProfile{}, &v1beta1.Community{}, &corev1.Secret{})
 	}
 	return out
 }
 
-// SpeakerStatusKinds are the kinds in which speakers report what they announce.
-func (s Scope) SpeakerStatusKinds() []client.Object {
+// SpeakerReportKinds are the kinds in which speakers report what they announce.
+func (s ConfigurationScope) SpeakerReportKinds() []client.Object {
 	out := []client.Object{&v1beta1.ServiceL2Status{}}
-	if !s.Layer2Only {
+	if !s.WithoutBGPKinds {
 		out = append(out, &v1beta1.ServiceBGPStatus{})
 	}
 	return out
@@ -98,7 +98,7 @@ func (s Scope) SpeakerStatusKinds() []client.Object {
 
 // CacheOptionsByObject limits a cache to what ReadObjects reads: one namespace, and only Secrets
 // that may hold a password.
-func (s Scope) CacheOptionsByObject() map[client.Object]cache.ByObject {
+func (s ConfigurationScope) CacheOptionsByObject() map[client.Object]cache.ByObject {
 	own := map[string]cache.Config{s.Namespace: {}}
 	passwords := fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))
 	out := map[client.Object]cache.ByObject{}
@@ -126,7 +126,7 @@ func keepOnlyPassword(o any) (any, error) {
 }
 
 // ReadObjects reads every configuration object of the scope, except for Nodes and Namespaces.
-func (s Scope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.Objects, error) {
+func (s ConfigurationScope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.Objects, error) {
 	var (
 		pools       v1beta1.IPAddressPoolList
 		l2Ads       v1beta1.L2AdvertisementList
@@ -137,7 +137,7 @@ func (s Scope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.Objec
 		secrets     corev1.SecretList
 	)
 	lists := []client.ObjectList{&pools, &l2Ads}
-	if !s.Layer2Only {
+	if !s.WithoutBGPKinds {
 		lists = append(lists, &bgpAds, &peers, &profiles, &communities, &secrets)
 	}
 	for _, list := range lists {
@@ -155,27 +155,27 @@ func (s Scope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.Objec
 			continue
 		}
 		password, set := secret.Data[passwordSecretKey]
-		o.Secrets = append(o.Secrets, snapshot.Secret{Name: secret.Name, Password: string(password), HasPassword: set})
+		o.Secrets = append(o.Secrets, snapshot.BasicAuthSecret{Name: secret.Name, Password: string(password), HasPassword: set})
 	}
 	return o, nil
 }
 
 // ReadNodes reads the labels of all nodes, from their metadata only.
-func ReadNodes(ctx context.Context, c client.Reader) ([]snapshot.Node, error) {
+func ReadNodes(ctx context.Context, c client.Reader) ([]snapshot.NodeLabels, error) {
 	list, err := readMetadataOfKind(ctx, c, "NodeList")
-	var out []snapshot.Node
+	var out []snapshot.NodeLabels
 	for i := range list.Items {
-		out = append(out, snapshot.Node{Name: list.Items[i].Name, Labels: list.Items[i].Labels})
+		out = append(out, snapshot.NodeLabels{Name: list.Items[i].Name, Labels: list.Items[i].Labels})
 	}
 	return out, err
 }
 
 // ReadNamespaces reads the labels of all namespaces, from their metadata only.
-func ReadNamespaces(ctx context.Context, c client.Reader) ([]snapshot.Namespace, error) {
+func ReadNamespaces(ctx context.Context, c client.Reader) ([]snapshot.NamespaceLabels, error) {
 	list, err := readMetadataOfKind(ctx, c, "NamespaceList")
-	var out []snapshot.Namespace
+	var out []snapshot.NamespaceLabels
 	for i := range list.Items {
-		out = append(out, snapshot.Namespace{Name: list.Items[i].Name, Labels: list.Items[i].Labels})
+		out = append(out, snapshot.NamespaceLabels{Name: list.Items[i].Name, Labels: list.Items[i].Labels})
 	}
 	return out, err
 }

@@ -17,14 +17,14 @@ var (
 // LoadMetrics export whether a component has read the configuration and whether all of it is sound.
 // The zero value has read none.
 type LoadMetrics struct {
-	isLoaded, isStale atomic.Bool
+	isLoaded, hasFaultyObject atomic.Bool
 }
 
 var _ prometheus.Collector = (*LoadMetrics)(nil)
 
-// RecordProblems sets the Problems of the configuration that was read last.
-func (g *LoadMetrics) RecordProblems(problems []snapshot.Problem) {
-	g.isStale.Store(len(ServingProblemTexts(problems)) > 0)
+// RecordLoadedConfiguration sets the Problems of the configuration that was read last.
+func (g *LoadMetrics) RecordLoadedConfiguration(problems []snapshot.Problem) {
+	g.hasFaultyObject.Store(len(TextsOfProblemsThatPreventServing(problems)) > 0)
 	g.isLoaded.Store(true)
 }
 
@@ -36,7 +36,7 @@ func (g *LoadMetrics) Describe(c chan<- *prometheus.Desc) {
 
 // Collect is part of prometheus.Collector.
 func (g *LoadMetrics) Collect(c chan<- prometheus.Metric) {
-	for desc, set := range map[*prometheus.Desc]bool{configurationLoadedMetric: g.isLoaded.Load(), configurationStaleMetric: g.isStale.Load()} {
+	for desc, set := range map[*prometheus.Desc]bool{configurationLoadedMetric: g.isLoaded.Load(), configurationStaleMetric: g.hasFaultyObject.Load()} {
 		value := 0.0
 		if set {
 			value = 1

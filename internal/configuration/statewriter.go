@@ -18,10 +18,10 @@ import (
 
 // StateWriter writes one ConfigurationState.
 type StateWriter struct {
-	// Component is names.ComponentController or names.ComponentSpeaker. Node is empty for the
-	// controller.
-	Component, Node string
-	Namespace       string
+	// ReportingComponent is names.ComponentController or names.ComponentSpeaker. Node is empty for
+	// the controller.
+	ReportingComponent, Node string
+	Namespace                string
 	// Owner is the owner reference of the object; nil for none.
 	Owner *metav1.OwnerReference
 }
@@ -29,30 +29,30 @@ type StateWriter struct {
 // ObjectName is "controller", or "speaker-NODE".
 func (s StateWriter) ObjectName() string {
 	if s.Node == "" {
-		return s.Component
+		return s.ReportingComponent
 	}
-	return s.Component + "-" + s.Node
+	return s.ReportingComponent + "-" + s.Node
 }
 
 func (s StateWriter) conditionType() string {
-	if s.Component == names.ComponentController {
+	if s.ReportingComponent == names.ComponentController {
 		return names.ConditionPoolsValid
 	}
 	return names.ConditionConfigurationValid
 }
 
 func (s StateWriter) objectLabels() map[string]string {
-	out := map[string]string{names.LabelComponentType: s.Component}
+	out := map[string]string{names.LabelConfigurationStateComponent: s.ReportingComponent}
 	if s.Node != "" {
-		out[names.LabelNodeName] = s.Node
+		out[names.LabelConfigurationStateNode] = s.Node
 	}
 	return out
 }
 
-// ServingProblemTexts returns the texts of the Problems that keep a part of the configuration from
-// being served, in their order. References to pools and peers are left out: those may be created
-// later, and the condition of the advertisement reports them.
-func ServingProblemTexts(problems []snapshot.Problem) []string {
+// TextsOfProblemsThatPreventServing returns the texts of the Problems that keep a part of the
+// configuration from being served, in their order. References to pools and peers are left out:
+// those may be created later, and the condition of the advertisement reports them.
+func TextsOfProblemsThatPreventServing(problems []snapshot.Problem) []string {
 	var out []string
 	for _, p := range problems {
 		if p.Reason != names.ReasonUnknownPool && p.Reason != names.ReasonUnknownPeer {
@@ -62,13 +62,13 @@ func ServingProblemTexts(problems []snapshot.Problem) []string {
 	return out
 }
 
-// maxErrorSummaryBytes bounds a summary, without the note on what is left out. The API server
+// maxSummaryBytesInStatus bounds a summary, without the note on what is left out. The API server
 // accepts 32768 bytes in a condition.
-const maxErrorSummaryBytes = 4096
+const maxSummaryBytesInStatus = 4096
 
-// NextStatus returns the status for the Problems, given the status before.
-func (s StateWriter) NextStatus(before v1beta1.ConfigurationStateStatus, problems []snapshot.Problem) v1beta1.ConfigurationStateStatus {
-	texts := ServingProblemTexts(problems)
+// BuildConfigurationStateStatus returns the status for the Problems, given the status before.
+func (s StateWriter) BuildConfigurationStateStatus(before v1beta1.ConfigurationStateStatus, problems []snapshot.Problem) v1beta1.ConfigurationStateStatus {
+	texts := TextsOfProblemsThatPreventServing(problems)
 	after := v1beta1.ConfigurationStateStatus{Result: v1beta1.ConfigurationValid, Conditions: slices.Clone(before.Conditions)}
 	c := metav1.Condition{
 		Type: s.conditionType(), Status: metav1.ConditionTrue, Reason: string(names.ReasonReconciled), Message: "the whole configuration is understood",
@@ -86,9 +86,9 @@ func (s StateWriter) NextStatus(before v1beta1.ConfigurationStateStatus, problem
 func SummarizeTexts(texts []string, separator, advice string) string {
 	var b strings.Builder
 	for i, t := range texts {
-		if i == 0 && len(t) > maxErrorSummaryBytes {
-			t = strings.ToValidUTF8(t[:maxErrorSummaryBytes], "") + "…"
-		} else if b.Len()+len(t) > maxErrorSummaryBytes {
+		if i == 0 && len(t) > maxSummaryBytesInStatus {
+			t = strings.ToValidUTF8(t[:maxSummaryBytesInStatus], "") + "…"
+		} else if b.Len()+len(t) > maxSummaryBytesInStatus {
 			fmt.Fprintf(&b, "%sand %d more: %s", separator, len(texts)-i, advice)
 			break
 		}
@@ -118,7 +118,7 @@ func (s StateWriter) WriteState(ctx context.Context, c client.Client, problems [
 		return fmt.Errorf("writing ConfigurationState %q: %w", s.ObjectName(), err)
 	}
 	before := o.DeepCopy()
-	o.Status = s.NextStatus(before.Status, problems)
+	o.Status = s.BuildConfigurationStateStatus(before.Status, problems)
 	if areStatusesEqual(before.Status, o.Status) {
 		return nil
 	}

@@ -24,7 +24,7 @@ func TestSummaryFitsIntoAStatus(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := SummarizeTexts(tc.in, "; ", "look there")
-			if len(got) > maxErrorSummaryBytes+100 || !utf8.ValidString(got) || !strings.HasPrefix(got, tc.first) || !strings.HasSuffix(got, tc.last) {
+			if len(got) > maxSummaryBytesInStatus+100 || !utf8.ValidString(got) || !strings.HasPrefix(got, tc.first) || !strings.HasSuffix(got, tc.last) {
 				t.Errorf("%d bytes, %.80q to %q; want %.80q to %q", len(got), got, got[max(0, len(got)-80):], tc.first, tc.last)
 			}
 		})

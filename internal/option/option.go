@@ -20,8 +20,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
-// ListenAddressOff is the value that turns a listening address off.
-const ListenAddressOff = "0"
+// ListenAddressDisabledValue is the value that turns a listening address off.
+const ListenAddressDisabledValue = "0"
 
 // CommonOptions are the options of both binaries.
 type CommonOptions struct {
@@ -31,7 +31,7 @@ type CommonOptions struct {
 	MetricsBindAddress     string
 	HealthProbeBindAddress string
 	LogLevel               string
-	BGP                    string
+	BGPMode                string
 }
 
 // DeclareFlags declares the flags; metrics and health are the default addresses to listen on.
@@ -41,7 +41,7 @@ func (c *CommonOptions) DeclareFlags(fs *pflag.FlagSet, metrics, health string) 
 	fs.StringVar(&c.LoadBalancerClass, "load-balancer-class", "", "serve only Services with this spec.loadBalancerClass; empty serves those without one")
 	fs.StringVar(&c.MetricsBindAddress, "metrics-bind-address", metrics, "address:port of the metrics; 0 turns them off")
 	fs.StringVar(&c.HealthProbeBindAddress, "health-probe-bind-address", health, "address:port of /healthz and /readyz; 0 turns them off")
-	fs.StringVar(&c.BGP, "bgp", "enabled", "enabled or disabled: disabled announces only by ARP and NDP, and reads neither BGPPeers nor their Secrets")
+	fs.StringVar(&c.BGPMode, "bgp", "enabled", "enabled or disabled: disabled announces only by ARP and NDP, and reads neither BGPPeers nor their Secrets")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "all, debug, info, warn, error or none")
 }
 
@@ -53,13 +53,13 @@ func (c *CommonOptions) ValidateValues() error {
 	if _, ok := logLevelByName[c.LogLevel]; !ok {
 		return InvalidOptionError("log-level", c.LogLevel, "write all, debug, info, warn, error or none")
 	}
-	if c.BGP != "enabled" && c.BGP != "disabled" {
-		return InvalidOptionError("bgp", c.BGP, "write enabled or disabled")
+	if c.BGPMode != "enabled" && c.BGPMode != "disabled" {
+		return InvalidOptionError("bgp", c.BGPMode, "write enabled or disabled")
 	}
 	for _, l := range []struct{ flag, value string }{
 		{"metrics-bind-address", c.MetricsBindAddress}, {"health-probe-bind-address", c.HealthProbeBindAddress},
 	} {
-		if _, _, err := net.SplitHostPort(l.value); l.value != ListenAddressOff && err != nil {
+		if _, _, err := net.SplitHostPort(l.value); l.value != ListenAddressDisabledValue && err != nil {
 			return InvalidOptionError(l.flag, l.value, "write ADDRESS:PORT, :PORT or 0")
 		}
 	}
@@ -68,10 +68,10 @@ func (c *CommonOptions) ValidateValues() error {
 
 // InvalidOptionError is the error for an option whose value cannot be used.
 func InvalidOptionError(flag, value, hint string) error {
-	return fmt.Errorf("--%s (or %s): %q cannot be used: %s", flag, environmentVariableName(flag), value, hint)
+	return fmt.Errorf("--%s (or %s): %q cannot be used: %s", flag, environmentVariableOfFlag(flag), value, hint)
 }
 
-func environmentVariableName(flag string) string {
+func environmentVariableOfFlag(flag string) string {
 	return "GANTRY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
@@ -86,7 +86,7 @@ func ParseFlags(fs *pflag.FlagSet, args []string, lookup func(string) (string, b
 	}
 	var failed error
 	fs.VisitAll(func(f *pflag.Flag) {
-		value, ok := lookup(environmentVariableName(f.Name))
+		value, ok := lookup(environmentVariableOfFlag(f.Name))
 		if f.Changed || !ok || failed != nil {
 			return
 		}
@@ -108,8 +108,8 @@ func (c *CommonOptions) NewLogger(w io.Writer) *slog.Logger {
 }
 
 // ConfigurationScope is the part of the configuration that is read.
-func (c *CommonOptions) ConfigurationScope() configuration.Scope {
-	return configuration.Scope{Namespace: c.Namespace, Layer2Only: c.BGP == "disabled"}
+func (c *CommonOptions) ConfigurationScope() configuration.ConfigurationScope {
+	return configuration.ConfigurationScope{Namespace: c.Namespace, WithoutBGPKinds: c.BGPMode == "disabled"}
 }
 
 // LoadRESTConfig returns how to reach the API server. The client does not limit its own rate: the
@@ -124,5 +124,5 @@ func (c *CommonOptions) LoadRESTConfig() (*rest.Config, error) {
 	return config, nil
 }
 
-// LookupEnvironmentVariable reads a variable of the process's environment.
-func LookupEnvironmentVariable(name string) (string, bool) { return os.LookupEnv(name) }
+// LookupProcessEnvironmentVariable reads a variable of the process's environment.
+func LookupProcessEnvironmentVariable(name string) (string, bool) { return os.LookupEnv(name) }

@@ -42,7 +42,7 @@ func mustParseOptions(t *testing.T, environment map[string]string, args ...strin
 
 func TestFlagsWithTheEnvironmentAsFallback(t *testing.T) {
 	defaults := CommonOptions{
-		Namespace: names.Namespace, MetricsBindAddress: ":7472", HealthProbeBindAddress: ":7473", LogLevel: "info", BGP: "enabled",
+		Namespace: names.Namespace, MetricsBindAddress: ":7472", HealthProbeBindAddress: ":7473", LogLevel: "info", BGPMode: "enabled",
 	}
 	with := func(edit func(*CommonOptions)) CommonOptions {
 		c := defaults
@@ -180,9 +180,9 @@ func TestLogLevels(t *testing.T) {
 }
 
 func TestConfigurationScope(t *testing.T) {
-	for arg, want := range map[string]configuration.Scope{
+	for arg, want := range map[string]configuration.ConfigurationScope{
 		"--bgp=enabled":  {Namespace: "lb"},
-		"--bgp=disabled": {Namespace: "lb", Layer2Only: true},
+		"--bgp=disabled": {Namespace: "lb", WithoutBGPKinds: true},
 	} {
 		if got := mustParseOptions(t, nil, arg, "--namespace=lb").ConfigurationScope(); got != want {
 			t.Errorf("%s: the scope is %+v, want %+v", arg, got, want)
@@ -234,10 +234,10 @@ func TestOutsideOfAPodTheKubeconfigIsMissing(t *testing.T) {
 
 func TestLookupEnvironmentVariable(t *testing.T) {
 	t.Setenv("GANTRY_NAMESPACE", "lb")
-	if v, ok := LookupEnvironmentVariable("GANTRY_NAMESPACE"); v != "lb" || !ok {
+	if v, ok := LookupProcessEnvironmentVariable("GANTRY_NAMESPACE"); v != "lb" || !ok {
 		t.Errorf("the variable is %q, %v", v, ok)
 	}
-	if v, ok := LookupEnvironmentVariable("GANTRY_OF_NO_FLAG"); ok {
+	if v, ok := LookupProcessEnvironmentVariable("GANTRY_OF_NO_FLAG"); ok {
 		t.Errorf("a variable that is not set is %q", v)
 	}
 }
@@ -246,14 +246,14 @@ func TestLimitHeapGarbage(t *testing.T) {
 	earlier := debug.SetGCPercent(100)
 	t.Cleanup(func() { debug.SetGCPercent(earlier) })
 	t.Setenv("GOGC", "100")
-	LimitHeapGarbage(20)
+	SetGCPercentUnlessGOGC(20)
 	if got := debug.SetGCPercent(100); got != 100 {
 		t.Errorf("GOGC is set, and the percentage is %d, want the user's 100", got)
 	}
 	if err := os.Unsetenv("GOGC"); err != nil {
 		t.Fatal(err)
 	}
-	LimitHeapGarbage(20)
+	SetGCPercentUnlessGOGC(20)
 	if got := debug.SetGCPercent(100); got != 20 {
 		t.Errorf("the percentage is %d, want 20", got)
 	}
@@ -288,7 +288,7 @@ func TestAwaitResources(t *testing.T) {
 	server := httptest.NewServer(d)
 	defer server.Close()
 	var out bytes.Buffer
-	err := AwaitResources(t.Context(), &rest.Config{Host: server.URL}, slog.New(slog.NewJSONHandler(&out, nil)), "ipaddresspools", "communities")
+	err := AwaitCRDResourcesServed(t.Context(), &rest.Config{Host: server.URL}, slog.New(slog.NewJSONHandler(&out, nil)), "ipaddresspools", "communities")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,12 +311,12 @@ func TestAwaitResourcesEndsWithItsContext(t *testing.T) {
 	defer server.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := AwaitResources(ctx, &rest.Config{Host: server.URL}, slog.New(slog.DiscardHandler), "communities"); err != nil {
+	if err := AwaitCRDResourcesServed(ctx, &rest.Config{Host: server.URL}, slog.New(slog.DiscardHandler), "communities"); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestAwaitResourcesWithoutAnyPossibleRequest(t *testing.T) {
-	err := AwaitResources(t.Context(), &rest.Config{Host: "://"}, slog.New(slog.DiscardHandler), "communities")
+	err := AwaitCRDResourcesServed(t.Context(), &rest.Config{Host: "://"}, slog.New(slog.DiscardHandler), "communities")
 	checkErrorParts(t, err, "asking which kinds the API server serves")
 }

@@ -12,20 +12,20 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// awaitedGroupVersion is the group and version of the awaited resources.
-const awaitedGroupVersion = "metallb.io/v1beta1"
+// awaitedAPIGroupVersion is the group and version of the awaited resources.
+const awaitedAPIGroupVersion = "metallb.io/v1beta1"
 
-// AwaitResources waits until the API server serves the resources of metallb.io/v1beta1. While one
-// is missing, it logs once which, and how to install it. It returns an error only if no request is
-// possible, and nil when ctx ends.
-func AwaitResources(ctx context.Context, config *rest.Config, log *slog.Logger, resources ...string) error {
+// AwaitCRDResourcesServed waits until the API server serves the resources of metallb.io/v1beta1.
+// While one is missing, it logs once which, and how to install it. It returns an error only if no
+// request is possible, and nil when ctx ends.
+func AwaitCRDResourcesServed(ctx context.Context, config *rest.Config, log *slog.Logger, resources ...string) error {
 	c, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
 		return fmt.Errorf("asking which kinds the API server serves: %w", err)
 	}
 	lastLogged := ""
 	for {
-		missing := findMissingResource(c, resources)
+		missing := describeFirstMissingResource(c, resources)
 		if missing == "" || ctx.Err() != nil {
 			return nil
 		}
@@ -40,16 +40,16 @@ func AwaitResources(ctx context.Context, config *rest.Config, log *slog.Logger, 
 	}
 }
 
-// findMissingResource returns the first resource that the API server does not serve, or why the
-// request failed; empty when none is missing.
-func findMissingResource(c discovery.DiscoveryInterface, resources []string) string {
-	served, err := c.ServerResourcesForGroupVersion(awaitedGroupVersion)
+// describeFirstMissingResource returns the first resource that the API server does not serve, or
+// why the request failed; empty when none is missing.
+func describeFirstMissingResource(c discovery.DiscoveryInterface, resources []string) string {
+	served, err := c.ServerResourcesForGroupVersion(awaitedAPIGroupVersion)
 	if err != nil {
-		return fmt.Sprintf("%s: %v", awaitedGroupVersion, err)
+		return fmt.Sprintf("%s: %v", awaitedAPIGroupVersion, err)
 	}
 	for _, r := range resources {
 		if !slices.ContainsFunc(served.APIResources, func(s metav1.APIResource) bool { return s.Name == r }) {
-			return r + "." + awaitedGroupVersion
+			return r + "." + awaitedAPIGroupVersion
 		}
 	}
 	return ""

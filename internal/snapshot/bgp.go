@@ -14,12 +14,12 @@ import (
 // Peer is a parsed BGPPeer with all its references resolved. One value serves every node.
 type Peer struct {
 	Name string
-	// Fault is why no node may peer; nil when nodes may. Only Name and NodeSelectors of a faulty
-	// Peer are valid.
-	Fault *Problem
-	// DuplicateOfPeers are the names of older peers with the same session as far as the router can
-	// see. On nodes that have one of them this peer does not connect.
-	DuplicateOfPeers []string
+	// FirstFault is why no node may peer; nil when nodes may. Only Name and NodeSelectors of a
+	// faulty Peer are valid.
+	FirstFault *Problem
+	// OlderPeersWithSameSession are the names of older peers with the same session as far as the
+	// router can see. On nodes that have one of them this peer does not connect.
+	OlderPeersWithSameSession []string
 	// MyASN is the node's AS number. LocalASN is the number that the router sees; 0 means MyASN.
 	MyASN, LocalASN uint32
 	// PeerASN is the router's AS number; 0 when DynamicASN says which numbers are accepted.
@@ -45,15 +45,15 @@ type Peer struct {
 	BFD *BFDProfile
 	// VRF is the link to which the session is bound; empty for none.
 	VRF string
-	// DefaultGateway is the family of the node's default gateway, which is the router in place of
-	// Address; 0 when Address is.
-	DefaultGateway ipfamily.Family
-	// MyASNLabel is the key of a node label whose value overrides MyASN. PeerASNLabel is the key of
-	// one whose value is the router's AS number. Both may be empty.
-	MyASNLabel, PeerASNLabel string
-	// TTLSecurityHops is the largest number of hops to the router (RFC 5082), 1 to 254; 0 turns the
-	// check off.
-	TTLSecurityHops uint8
+	// DefaultGatewayFamily is the family of the node's default gateway, which is the router in
+	// place of Address; 0 when Address is.
+	DefaultGatewayFamily ipfamily.Family
+	// NodeLabelOfMyASN is the key of a node label whose value overrides MyASN. NodeLabelOfPeerASN
+	// is the key of one whose value is the router's AS number. Both may be empty.
+	NodeLabelOfMyASN, NodeLabelOfPeerASN string
+	// MaxTTLSecurityHops is the largest number of hops to the router (RFC 5082), 1 to 254; 0 turns
+	// the check off.
+	MaxTTLSecurityHops uint8
 	// Passive peers wait for the router to connect.
 	Passive bool
 
@@ -77,7 +77,7 @@ type BFDProfile struct {
 	DetectMultiplier                  uint8         // 2 to 255
 	EchoInterval                      time.Duration // 10 ms to 60 s
 	EchoMode, PassiveMode             bool
-	MinimumTTL                        uint8 // 1 to 254, for multihop sessions
+	MinimumMultihopTTL                uint8 // 1 to 254, for multihop sessions
 }
 
 // BGPAdvertisement is a parsed BGPAdvertisement.
@@ -120,8 +120,8 @@ func (p *Peer) CarriesFamily(f ipfamily.Family) bool {
 	switch {
 	case p.DualStack:
 		return true
-	case p.DefaultGateway != 0:
-		return p.DefaultGateway == f
+	case p.DefaultGatewayFamily != 0:
+		return p.DefaultGatewayFamily == f
 	}
 	return p.Interface != "" || p.Address.IsValid() && ipfamily.FamilyOf(p.Address) == f
 }
@@ -130,17 +130,17 @@ func (p *Peer) CarriesFamily(f ipfamily.Family) bool {
 // the label that is missing or invalid.
 func (p *Peer) ASNsForNode(set map[string]string) (mine, peers uint32, err error) {
 	mine, peers = p.MyASN, p.PeerASN
-	if text, ok := set[p.MyASNLabel]; ok && p.MyASNLabel != "" {
-		if mine, err = parseASNLabel(p.MyASNLabel, text); err != nil {
+	if text, ok := set[p.NodeLabelOfMyASN]; ok && p.NodeLabelOfMyASN != "" {
+		if mine, err = parseASNLabel(p.NodeLabelOfMyASN, text); err != nil {
 			return 0, 0, err
 		}
 	}
-	if p.PeerASNLabel != "" {
-		text, ok := set[p.PeerASNLabel]
+	if p.NodeLabelOfPeerASN != "" {
+		text, ok := set[p.NodeLabelOfPeerASN]
 		if !ok {
-			return 0, 0, fmt.Errorf("the node has no label %q, which gives the router's AS number: set it", p.PeerASNLabel)
+			return 0, 0, fmt.Errorf("the node has no label %q, which gives the router's AS number: set it", p.NodeLabelOfPeerASN)
 		}
-		if peers, err = parseASNLabel(p.PeerASNLabel, text); err != nil {
+		if peers, err = parseASNLabel(p.NodeLabelOfPeerASN, text); err != nil {
 			return 0, 0, err
 		}
 	}
@@ -155,14 +155,14 @@ func parseASNLabel(label, text string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// Node is what Build needs to know of a node.
-type Node struct {
+// NodeLabels is what Build needs to know of a node.
+type NodeLabels struct {
 	Name   string
 	Labels map[string]string
 }
 
-// Secret is what Build needs to know of a Secret of type kubernetes.io/basic-auth.
-type Secret struct {
+// BasicAuthSecret is what Build needs to know of a Secret of type kubernetes.io/basic-auth.
+type BasicAuthSecret struct {
 	Name string
 	// Password is the entry "password"; HasPassword says whether the entry exists.
 	Password    string

@@ -41,7 +41,7 @@ func durationOfSeconds(n int) *metav1.Duration {
 	return &metav1.Duration{Duration: time.Duration(n) * time.Second}
 }
 
-func prefixLengthPointer(n int32) *int32 { return &n }
+func int32Pointer(n int32) *int32 { return &n }
 
 func selectorForLabel(key, value string) []metav1.LabelSelector {
 	return []metav1.LabelSelector{{MatchLabels: map[string]string{key: value}}}
@@ -92,10 +92,10 @@ func TestPeerWithMissingReferenceIsNotServed(t *testing.T) {
 		served bool
 	}{
 		"a Secret that is not there":          {spec: secret, reason: names.ReasonUnknownSecret},
-		"a Secret without the entry":          {spec: secret, o: Objects{Secrets: []Secret{{Name: "key"}}}, reason: names.ReasonUnknownSecret},
-		"a Secret with an empty password":     {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", HasPassword: true}}}, reason: names.ReasonUnknownSecret},
-		"a password that is too long":         {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", HasPassword: true, Password: strings.Repeat("x", 81)}}}, reason: names.ReasonUnknownSecret},
-		"a Secret with a password":            {spec: secret, o: Objects{Secrets: []Secret{{Name: "key", HasPassword: true, Password: "s"}}}, served: true},
+		"a Secret without the entry":          {spec: secret, o: Objects{Secrets: []BasicAuthSecret{{Name: "key"}}}, reason: names.ReasonUnknownSecret},
+		"a Secret with an empty password":     {spec: secret, o: Objects{Secrets: []BasicAuthSecret{{Name: "key", HasPassword: true}}}, reason: names.ReasonUnknownSecret},
+		"a password that is too long":         {spec: secret, o: Objects{Secrets: []BasicAuthSecret{{Name: "key", HasPassword: true, Password: strings.Repeat("x", 81)}}}, reason: names.ReasonUnknownSecret},
+		"a Secret with a password":            {spec: secret, o: Objects{Secrets: []BasicAuthSecret{{Name: "key", HasPassword: true, Password: "s"}}}, served: true},
 		"a BFDProfile that is not there":      {spec: v1beta2.BGPPeerSpec{BFDProfile: "fast"}, reason: names.ReasonUnknownBFDProfile},
 		"a password whose bytes are too many": {spec: v1beta2.BGPPeerSpec{Password: strings.Repeat("é", 41)}, reason: names.ReasonUnknownSecret},
 		"no host's address":                   {spec: v1beta2.BGPPeerSpec{PeerAddress: "0.0.0.0"}, reason: names.ReasonInvalidAddress},
@@ -110,7 +110,7 @@ func TestPeerWithMissingReferenceIsNotServed(t *testing.T) {
 			tc.o.BGPPeers = []v1beta2.BGPPeer{newPeer("p", 0, tc.spec), newPeer("sound", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})}
 			s, problems := BuildSnapshot(tc.o)
 			p, sound := s.PeerByName("p"), s.PeerByName("sound")
-			if p == nil || sound == nil || sound.Fault != nil || (p.Fault == nil) != tc.served || p.Fault != nil && p.Fault.Reason != tc.reason {
+			if p == nil || sound == nil || sound.FirstFault != nil || (p.FirstFault == nil) != tc.served || p.FirstFault != nil && p.FirstFault.Reason != tc.reason {
 				t.Errorf("the peer is %+v, the sound one %+v", p, sound)
 			}
 			if got := reasonsOfKind(problems, "BGPPeer"); !tc.served && !reflect.DeepEqual(got, []names.Reason{tc.reason}) {
@@ -118,12 +118,12 @@ func TestPeerWithMissingReferenceIsNotServed(t *testing.T) {
 			}
 			// What was served before is served unchanged.
 			tc.o.PreviousSnapshot = &Snapshot{Peers: []*Peer{{Name: "p", Password: "old"}}}
-			if s, _ := BuildSnapshot(tc.o); !tc.served && (s.PeerByName("p").Fault != nil || s.PeerByName("p").Password != "old") {
+			if s, _ := BuildSnapshot(tc.o); !tc.served && (s.PeerByName("p").FirstFault != nil || s.PeerByName("p").Password != "old") {
 				t.Error("the last good state of the peer was lost")
 			}
 			// A faulty state is no last good state.
 			tc.o.PreviousSnapshot = s
-			if s, _ := BuildSnapshot(tc.o); (s.PeerByName("p").Fault == nil) != tc.served {
+			if s, _ := BuildSnapshot(tc.o); (s.PeerByName("p").FirstFault == nil) != tc.served {
 				t.Errorf("after a second Build the peer is %+v", s.PeerByName("p"))
 			}
 		})
@@ -155,16 +155,16 @@ func TestUnsupportedEchoModeIsReportedAndThePeerServed(t *testing.T) {
 	}
 }
 
-func TestPeersWithTheSameSessionAreReported(t *testing.T) {
+func TestYoungerPeerWithSameSessionIsReported(t *testing.T) {
 	tests := map[string]struct {
 		younger v1beta2.BGPPeerSpec
-		nodes   []Node
+		nodes   []NodeLabels
 		want    []names.Reason
 	}{
 		"the same address":  {want: []names.Reason{names.ReasonDuplicatePeer}},
 		"another port":      {younger: v1beta2.BGPPeerSpec{PeerPort: 1179}},
 		"another source":    {younger: v1beta2.BGPPeerSpec{SourceAddress: "192.0.2.9"}},
-		"no node in common": {younger: v1beta2.BGPPeerSpec{NodeSelectors: selectorForLabel("rack", "b")}, nodes: []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}}},
+		"no node in common": {younger: v1beta2.BGPPeerSpec{NodeSelectors: selectorForLabel("rack", "b")}, nodes: []NodeLabels{{Name: "n", Labels: map[string]string{"rack": "a"}}}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -172,17 +172,17 @@ func TestPeersWithTheSameSessionAreReported(t *testing.T) {
 			if got := reasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("the problems are %v, want %v", problems, tc.want)
 			}
-			if len(s.Peers) != 2 || len(s.PeerByName("older").DuplicateOfPeers) > 0 {
+			if len(s.Peers) != 2 || len(s.PeerByName("older").OlderPeersWithSameSession) > 0 {
 				t.Errorf("the peers are %+v", s.Peers)
 			}
-			if got := s.PeerByName("younger").DuplicateOfPeers; (len(got) > 0) != (tc.younger.PeerPort == 0 && tc.younger.SourceAddress == "") {
+			if got := s.PeerByName("younger").OlderPeersWithSameSession; (len(got) > 0) != (tc.younger.PeerPort == 0 && tc.younger.SourceAddress == "") {
 				t.Errorf("the younger is a duplicate of %v", got)
 			}
 		})
 	}
 }
 
-func TestOlderPeerDecidesTheBFDProfile(t *testing.T) {
+func TestBFDProfileOfOlderPeerWinsOnSamePath(t *testing.T) {
 	profile := func(name string, interval uint32) v1beta1.BFDProfile {
 		return v1beta1.BFDProfile{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1beta1.BFDProfileSpec{TransmitInterval: &interval}}
 	}
@@ -218,18 +218,18 @@ func TestOlderPeerDecidesTheBFDProfile(t *testing.T) {
 	}
 }
 
-func TestAggregatesStayWithinTheirPools(t *testing.T) {
+func TestAggregateWiderThanPoolIsReported(t *testing.T) {
 	tests := map[string]struct {
 		entry string
 		spec  v1beta1.BGPAdvertisementSpec
 		want  string // in the Problem; empty for none
 	}{
-		"as long as the entry":           {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(28)}},
-		"shorter than the entry":         {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(26)}, want: "invalid aggregation length 26: prefix 28 in this pool is more specific than the aggregation length for addresses 1.1.1.0/28"},
-		"a range counts by its widest":   {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(26)}},
-		"shorter than a range's widest":  {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(25)}, want: "invalid aggregation length 25: prefix 26"},
-		"IPv6":                           {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLengthV6: prefixLengthPointer(48)}, want: "spec.aggregationLengthV6: invalid aggregation length 48: prefix 64"},
-		"the length of the other family": {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(8)}},
+		"as long as the entry":           {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(28)}},
+		"shorter than the entry":         {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(26)}, want: "invalid aggregation length 26: prefix 28 in this pool is more specific than the aggregation length for addresses 1.1.1.0/28"},
+		"a range counts by its widest":   {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(26)}},
+		"shorter than a range's widest":  {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(25)}, want: "invalid aggregation length 25: prefix 26"},
+		"IPv6":                           {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLengthV6: int32Pointer(48)}, want: "spec.aggregationLengthV6: invalid aggregation length 48: prefix 64"},
+		"the length of the other family": {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(8)}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -260,7 +260,7 @@ func TestConflictingLocalPrefIsReported(t *testing.T) {
 	}{
 		"another localPref":  {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200}, clash: true},
 		"the same localPref": {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 100}},
-		"other prefixes":     {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, AggregationLength: prefixLengthPointer(24)}},
+		"other prefixes":     {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, AggregationLength: int32Pointer(24)}},
 		"other peers":        {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, Peers: []string{"b"}}},
 		"other nodes":        {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, NodeSelectors: selectorForLabel("rack", "b")}},
 		"only some Services": {younger: v1beta1.BGPAdvertisementSpec{LocalPref: 200, ServiceSelectors: selectorForLabel("app", "x")}},
@@ -270,7 +270,7 @@ func TestConflictingLocalPrefIsReported(t *testing.T) {
 			s, problems := BuildSnapshot(Objects{
 				Pools:    []v1beta1.IPAddressPool{newPool("p", 0, "192.0.2.0/24")},
 				BGPPeers: []v1beta2.BGPPeer{newPeer("a", 0, v1beta2.BGPPeerSpec{}), newPeer("b", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})},
-				Nodes:    []Node{{Name: "n", Labels: map[string]string{"rack": "a"}}},
+				Nodes:    []NodeLabels{{Name: "n", Labels: map[string]string{"rack": "a"}}},
 				BGPAdvertisements: []v1beta1.BGPAdvertisement{
 					newBGPAdvertisement("younger", 0, tc.younger),
 					newBGPAdvertisement("older", time.Hour, v1beta1.BGPAdvertisementSpec{LocalPref: 100, Peers: []string{"a"}}),
@@ -303,7 +303,7 @@ func TestCommunityAliases(t *testing.T) {
 		},
 	}
 	s, problems := BuildSnapshot(o)
-	want := []Community{{A: 64512, B: 7}, {A: 65535, B: 65281}, {Large: true, A: 1, B: 2, C: 3}}
+	want := []Community{{FirstPart: 64512, SecondPart: 7}, {FirstPart: 65535, SecondPart: 65281}, {Large: true, FirstPart: 1, SecondPart: 2, ThirdPartOfLarge: 3}}
 	if got := s.bgpAdvertisementByName("good").Communities; !reflect.DeepEqual(got, want) {
 		t.Errorf("the communities are %v, want %v", got, want)
 	}
@@ -375,7 +375,7 @@ func TestTheOrderOfBGPObjectsDoesNotMatter(t *testing.T) {
 		BGPPeers: []v1beta2.BGPPeer{newPeer("x", 0, v1beta2.BGPPeerSpec{}), newPeer("y", 0, v1beta2.BGPPeerSpec{}), newPeer("z", 0, v1beta2.BGPPeerSpec{BFDProfile: "no"})},
 		BGPAdvertisements: []v1beta1.BGPAdvertisement{
 			newBGPAdvertisement("one", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 1}), newBGPAdvertisement("two", 0, v1beta1.BGPAdvertisementSpec{LocalPref: 2}),
-			newBGPAdvertisement("three", 0, v1beta1.BGPAdvertisementSpec{AggregationLength: prefixLengthPointer(26), Communities: []string{"1:2", "alias"}}),
+			newBGPAdvertisement("three", 0, v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(26), Communities: []string{"1:2", "alias"}}),
 		},
 		Communities: []v1beta1.Community{{Spec: v1beta1.CommunitySpec{Communities: []v1beta1.CommunityAlias{{Name: "alias", Value: "1:3"}}}}},
 	}

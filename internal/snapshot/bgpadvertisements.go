@@ -26,20 +26,20 @@ func (b *snapshotBuilder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, 
 	var out []*BGPAdvertisement
 	for i := range in {
 		object := ObjectReference{Kind: "BGPAdvertisement", Namespace: in[i].Namespace, Name: in[i].Name}
-		b.currentObjectBroken = false
+		b.currentObjectUnservable = false
 		ad := b.parseBGPAdvertisement(object, &in[i], o, pools, aliases)
 		b.parseBGPAdvertisementExtension(object, ad, in[i].Spec.Gantry, extended)
 		ad.Pools = slices.DeleteFunc(ad.Pools, func(name string) bool {
 			p := findPoolByName(pools, name)
-			return !b.checkAggregationLength(object, ad, p) || !b.checkLocalPref(object, ad, out, o.Nodes, p)
+			return !b.isAggregateWithinPool(object, ad, p) || !b.hasNoLocalPrefConflict(object, ad, out, o.Nodes, p)
 		})
-		if b.currentObjectBroken {
+		if b.currentObjectUnservable {
 			last := o.PreviousSnapshot.bgpAdvertisementByName(ad.Name)
-			if last == nil && !b.currentObjectPartlyServed {
+			if last == nil && !b.currentObjectServableForSomePools {
 				continue
 			}
 			if last != nil {
-				ad = last.withoutUnfitPools(out, o.Nodes, pools)
+				ad = last.copyWithoutPoolsItNoLongerFits(out, o.Nodes, pools)
 			}
 		}
 		out = append(out, ad)
@@ -49,7 +49,7 @@ func (b *snapshotBuilder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, 
 }
 
 func (b *snapshotBuilder) parseBGPAdvertisement(o ObjectReference, in *v1beta1.BGPAdvertisement, objects *Objects, pools []*Pool, aliases map[string]Community) *BGPAdvertisement {
-	b.currentObjectPartlyServed = false
+	b.currentObjectServableForSomePools = false
 	length := func(p *int32, d int) int {
 		if p == nil {
 			return d
@@ -70,9 +70,9 @@ func (b *snapshotBuilder) parseBGPAdvertisement(o ObjectReference, in *v1beta1.B
 		if !known {
 			var err error
 			if c, err = ParseCommunity(text); err != nil && strings.Contains(text, ":") {
-				b.reportFault(o, field, names.ReasonInvalidCommunity, "%s: %v", field, err)
+				b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidCommunity, "%s: %v", field, err)
 			} else if err != nil {
-				b.reportFault(o, field, names.ReasonUnknownCommunity, "%s: no Community names the alias %q: create one, or write a value such as 64512:100", field, text)
+				b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownCommunity, "%s: no Community names the alias %q: create one, or write a value such as 64512:100", field, text)
 			}
 		}
 		ad.Communities = append(ad.Communities, c)
@@ -114,17 +114,17 @@ func (b *snapshotBuilder) reportDuplicateSelectors(o ObjectReference, field stri
 	}
 }
 
-// checkAggregationLength says whether the announced prefixes lie within the entries of a pool. An
+// isAggregateWithinPool says whether the announced prefixes lie within the entries of a pool. An
 // aggregate that is wider than an entry would attract traffic for addresses outside of the cluster.
-func (b *snapshotBuilder) checkAggregationLength(o ObjectReference, ad *BGPAdvertisement, p *Pool) bool {
+func (b *snapshotBuilder) isAggregateWithinPool(o ObjectReference, ad *BGPAdvertisement, p *Pool) bool {
 	for _, r := range p.Ranges {
 		if bits, length := r.widestPrefix().Bits(), ad.prefixLengthFor(r.First); bits > length {
 			field := "spec.aggregationLength"
 			if r.First.Is6() {
 				field = "spec.aggregationLengthV6"
 			}
-			b.currentObjectPartlyServed = true
-			b.reportFault(o, field, names.ReasonAggregationLength,
+			b.currentObjectServableForSomePools = true
+			b.reportProblemAndMarkBroken(o, field, names.ReasonAggregationLength,
 				"%s: invalid aggregation length %d: prefix %d in this pool is more specific than the aggregation length for addresses %s of pool %q: write at least %d, or remove the pool",
 				field, length, bits, r, p.Name, bits)
 			return false
@@ -146,13 +146,13 @@ func (ad *BGPAdvertisement) AnnouncedPrefix(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(a, ad.prefixLengthFor(a)).Masked()
 }
 
-// checkLocalPref says whether no older advertisement gives the same prefixes of a pool another
-// localPref, at a peer and on a node that both have.
-func (b *snapshotBuilder) checkLocalPref(o ObjectReference, ad *BGPAdvertisement, older []*BGPAdvertisement, nodes []Node, p *Pool) bool {
+// hasNoLocalPrefConflict says whether no older advertisement gives the same prefixes of a pool
+// another localPref, at a peer and on a node that both have.
+func (b *snapshotBuilder) hasNoLocalPrefConflict(o ObjectReference, ad *BGPAdvertisement, older []*BGPAdvertisement, nodes []NodeLabels, p *Pool) bool {
 	for _, other := range older {
-		if ad.hasConflictWith(other, nodes, p) {
-			b.currentObjectPartlyServed = true
-			b.reportFault(o, "spec.localPref", names.ReasonConflictingAdvertisements,
+		if ad.hasLocalPrefConflictWith(other, nodes, p) {
+			b.currentObjectServableForSomePools = true
+			b.reportProblemAndMarkBroken(o, "spec.localPref", names.ReasonConflictingAdvertisements,
 				"spec.localPref: %d contradicts BGPAdvertisement %q, which announces the same prefixes of pool %q with %d: write the same localPref, or separate them by peers, nodeSelectors or pools",
 				ad.LocalPref, other.Name, p.Name, other.LocalPref)
 			return false
@@ -161,7 +161,7 @@ func (b *snapshotBuilder) checkLocalPref(o ObjectReference, ad *BGPAdvertisement
 	return true
 }
 
-func (ad *BGPAdvertisement) hasConflictWith(other *BGPAdvertisement, nodes []Node, p *Pool) bool {
+func (ad *BGPAdvertisement) hasLocalPrefConflictWith(other *BGPAdvertisement, nodes []NodeLabels, p *Pool) bool {
 	return ad.LocalPref != other.LocalPref && len(ad.ServiceSelectors) == 0 && len(other.ServiceSelectors) == 0 &&
 		slices.Contains(other.Pools, p.Name) && ad.announcesSamePrefixes(other, p) &&
 		havePeerInCommon(ad.Peers, other.Peers) && haveNodeInCommon(ad.NodeSelectors, other.NodeSelectors, nodes)
@@ -179,8 +179,8 @@ func havePeerInCommon(x, y []string) bool {
 
 // haveNodeInCommon says whether a node matches both lists of selectors. If no node is known, the
 // answer is yes.
-func haveNodeInCommon(x, y []labels.Selector, nodes []Node) bool {
-	return len(nodes) == 0 || slices.ContainsFunc(nodes, func(n Node) bool {
+func haveNodeInCommon(x, y []labels.Selector, nodes []NodeLabels) bool {
+	return len(nodes) == 0 || slices.ContainsFunc(nodes, func(n NodeLabels) bool {
 		return AnySelectorMatches(x, labels.Set(n.Labels)) && AnySelectorMatches(y, labels.Set(n.Labels))
 	})
 }
@@ -191,14 +191,14 @@ func findPoolByName(pools []*Pool, name string) *Pool {
 	return s.PoolByName(name)
 }
 
-// withoutUnfitPools returns a copy of the advertisement without the pools that it does not fit any
-// more.
-func (ad *BGPAdvertisement) withoutUnfitPools(older []*BGPAdvertisement, nodes []Node, pools []*Pool) *BGPAdvertisement {
+// copyWithoutPoolsItNoLongerFits returns a copy of the advertisement without the pools that it does
+// not fit any more.
+func (ad *BGPAdvertisement) copyWithoutPoolsItNoLongerFits(older []*BGPAdvertisement, nodes []NodeLabels, pools []*Pool) *BGPAdvertisement {
 	var quiet snapshotBuilder
 	out := *ad
 	out.Pools = slices.DeleteFunc(slices.Clone(ad.Pools), func(name string) bool {
 		p := findPoolByName(pools, name)
-		return p == nil || !quiet.checkAggregationLength(ObjectReference{}, ad, p) || !quiet.checkLocalPref(ObjectReference{}, ad, older, nodes, p)
+		return p == nil || !quiet.isAggregateWithinPool(ObjectReference{}, ad, p) || !quiet.hasNoLocalPrefConflict(ObjectReference{}, ad, older, nodes, p)
 	})
 	return &out
 }

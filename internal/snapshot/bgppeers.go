@@ -17,14 +17,14 @@ import (
 
 // Defaults and limits of a BGP session (RFC 4271, section 10) and of BFD.
 const (
-	defaultPeerPort              = 179
-	defaultBGPHoldTime           = 90 * time.Second
-	maxBGPHoldTime               = 65535 * time.Second
-	defaultBFDIntervalMillis     = 300
-	defaultBFDDetectMultiplier   = 3
-	defaultBFDEchoIntervalMillis = 50
-	defaultBFDMinimumTTL         = 254
-	maxPasswordBytes             = 80 // the kernel's limit for TCP MD5 keys
+	defaultPeerPort                    = 179
+	defaultBGPHoldTime                 = 90 * time.Second
+	maxBGPHoldTime                     = 65535 * time.Second
+	defaultBFDReceiveAndTransmitMillis = 300
+	defaultBFDDetectMultiplier         = 3
+	defaultBFDEchoIntervalMillis       = 50
+	defaultBFDMinimumTTL               = 254
+	maxPasswordBytes                   = 80 // the kernel's limit for TCP MD5 keys
 )
 
 // parsePeers parses the BGPPeers, the oldest first. A broken one keeps its last good state; one
@@ -41,39 +41,39 @@ func (b *snapshotBuilder) parsePeers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
 	var out []*Peer
 	for i := range in {
 		object := ObjectReference{Kind: "BGPPeer", Namespace: in[i].Namespace, Name: in[i].Name}
-		b.currentObjectBroken = false
+		b.currentObjectUnservable = false
 		p := b.parsePeer(object, &in[i].Spec)
 		p.Name = in[i].Name
 		b.resolveBFDProfile(object, p, in[i].Spec.BFDProfile, profiles)
 		b.resolvePassword(object, p, &in[i].Spec, o)
 		b.reportDuplicateSelectors(object, "spec.nodeSelectors", in[i].Spec.NodeSelectors)
 		b.parsePeerExtension(object, p, in[i].Spec.Gantry, o.Nodes)
-		if b.currentObjectBroken {
+		if b.currentObjectUnservable {
 			last := o.PreviousSnapshot.PeerByName(p.Name)
-			if last == nil || last.Fault != nil {
+			if last == nil || last.FirstFault != nil {
 				cause := b.currentObjectFirstFault
-				p.Fault = &cause
+				p.FirstFault = &cause
 				out = append(out, p)
 				continue
 			}
 			p = last
 		}
-		out = append(out, b.findDuplicateSessions(object, b.resolveBFDConflict(object, p, out, o.Nodes), out, o.Nodes))
+		out = append(out, b.markDuplicateOfOlderPeers(object, b.useBFDParametersOfOlderPeer(object, p, out, o.Nodes), out, o.Nodes))
 	}
 	slices.SortFunc(out, func(x, y *Peer) int { return cmp.Compare(x.Name, y.Name) })
 	return out
 }
 
-// findDuplicateSessions sets DuplicateOfPeers to the older peers with the same session. A router
-// would end the older session when the newer one connects.
-func (b *snapshotBuilder) findDuplicateSessions(o ObjectReference, p *Peer, older []*Peer, nodes []Node) *Peer {
+// markDuplicateOfOlderPeers sets OlderPeersWithSameSession to the older peers with the same
+// session. A router would end the older session when the newer one connects.
+func (b *snapshotBuilder) markDuplicateOfOlderPeers(o ObjectReference, p *Peer, older []*Peer, nodes []NodeLabels) *Peer {
 	out := *p
-	out.DuplicateOfPeers = nil
+	out.OlderPeersWithSameSession = nil
 	for _, q := range older {
-		if q.Fault != nil || !q.hasSameSession(p) {
+		if q.FirstFault != nil || !q.hasSameSession(p) {
 			continue
 		}
-		out.DuplicateOfPeers = append(out.DuplicateOfPeers, q.Name)
+		out.OlderPeersWithSameSession = append(out.OlderPeersWithSameSession, q.Name)
 		if haveNodeInCommon(q.NodeSelectors, p.NodeSelectors, nodes) {
 			b.reportProblem(o, "spec.peerAddress", names.ReasonDuplicatePeer,
 				"spec.peerAddress: BGPPeer %q already connects to %s from the same nodes and source address, and the router cannot tell the two sessions apart, so that this one is not started there: delete one of them, or give it another sourceAddress, peerPort or nodeSelectors",
@@ -83,11 +83,11 @@ func (b *snapshotBuilder) findDuplicateSessions(o ObjectReference, p *Peer, olde
 	return &out
 }
 
-// resolveBFDConflict gives a peer the BFD parameters of an older peer with the same path, since
-// there is only one BFD session to an address.
-func (b *snapshotBuilder) resolveBFDConflict(o ObjectReference, p *Peer, older []*Peer, nodes []Node) *Peer {
+// useBFDParametersOfOlderPeer gives a peer the BFD parameters of an older peer with the same path,
+// since there is only one BFD session to an address.
+func (b *snapshotBuilder) useBFDParametersOfOlderPeer(o ObjectReference, p *Peer, older []*Peer, nodes []NodeLabels) *Peer {
 	for _, q := range older {
-		if p.BFD == nil || q.BFD == nil || q.Fault != nil || !q.hasSameBFDPath(p) || q.hasSameSession(p) || p.BFD.hasSameParameters(q.BFD) || !haveNodeInCommon(q.NodeSelectors, p.NodeSelectors, nodes) {
+		if p.BFD == nil || q.BFD == nil || q.FirstFault != nil || !q.hasSameBFDPath(p) || q.hasSameSession(p) || p.BFD.hasSameParameters(q.BFD) || !haveNodeInCommon(q.NodeSelectors, p.NodeSelectors, nodes) {
 			continue
 		}
 		b.reportProblem(o, "spec.bfdProfile", names.ReasonConflictingBFD,
@@ -102,7 +102,7 @@ func (b *snapshotBuilder) resolveBFDConflict(o ObjectReference, p *Peer, older [
 
 // hasSameBFDPath says whether one BFD session watches the paths of both peers.
 func (p *Peer) hasSameBFDPath(q *Peer) bool {
-	return p.Address == q.Address && p.DefaultGateway == q.DefaultGateway && p.Interface == q.Interface && p.VRF == q.VRF && p.SourceAddress == q.SourceAddress && p.MultiHop == q.MultiHop
+	return p.Address == q.Address && p.DefaultGatewayFamily == q.DefaultGatewayFamily && p.Interface == q.Interface && p.VRF == q.VRF && p.SourceAddress == q.SourceAddress && p.MultiHop == q.MultiHop
 }
 
 // hasSameParameters says whether two profiles differ in nothing but the name.
@@ -114,7 +114,7 @@ func (f *BFDProfile) hasSameParameters(g *BFDProfile) bool {
 
 // hasSameSession says whether a router cannot tell the sessions of both peers apart.
 func (p *Peer) hasSameSession(q *Peer) bool {
-	return p.Address == q.Address && p.DefaultGateway == q.DefaultGateway && p.Interface == q.Interface && p.Port == q.Port && p.VRF == q.VRF && p.SourceAddress == q.SourceAddress
+	return p.Address == q.Address && p.DefaultGatewayFamily == q.DefaultGatewayFamily && p.Interface == q.Interface && p.Port == q.Port && p.VRF == q.VRF && p.SourceAddress == q.SourceAddress
 }
 
 // describeRemote names the router in messages.
@@ -122,24 +122,24 @@ func (p *Peer) describeRemote() string {
 	if p.Address.IsValid() {
 		return netip.AddrPortFrom(p.Address, p.Port).String()
 	}
-	if p.DefaultGateway != 0 {
-		return fmt.Sprintf("the default gateway of IPv%d", p.DefaultGateway)
+	if p.DefaultGatewayFamily != 0 {
+		return fmt.Sprintf("the default gateway of IPv%d", p.DefaultGatewayFamily)
 	}
 	return "interface " + p.Interface
 }
 
 // parsePeerExtension reads spec.gantry of a peer. A node without the label does not peer; the
 // others do.
-func (b *snapshotBuilder) parsePeerExtension(o ObjectReference, p *Peer, in *v1beta2.PeerExtension, nodes []Node) {
+func (b *snapshotBuilder) parsePeerExtension(o ObjectReference, p *Peer, in *v1beta2.PeerExtension, nodes []NodeLabels) {
 	if in == nil {
 		return
 	}
-	p.DefaultGateway = map[string]ipfamily.Family{"IPv4": ipfamily.IPv4, "IPv6": ipfamily.IPv6}[in.DefaultGateway]
-	p.MyASNLabel, p.PeerASNLabel, p.Passive = in.MyASNLabel, in.PeerASNLabel, in.Passive
+	p.DefaultGatewayFamily = map[string]ipfamily.Family{"IPv4": ipfamily.IPv4, "IPv6": ipfamily.IPv6}[in.DefaultGateway]
+	p.NodeLabelOfMyASN, p.NodeLabelOfPeerASN, p.Passive = in.MyASNLabel, in.PeerASNLabel, in.Passive
 	if in.TTLSecurityHops != nil {
-		p.TTLSecurityHops = uint8(min(max(*in.TTLSecurityHops, 1), 254))
+		p.MaxTTLSecurityHops = uint8(min(max(*in.TTLSecurityHops, 1), 254))
 	}
-	if p.MyASNLabel == "" && p.PeerASNLabel == "" {
+	if p.NodeLabelOfMyASN == "" && p.NodeLabelOfPeerASN == "" {
 		return
 	}
 	bad, first, why := 0, "", error(nil)
@@ -168,7 +168,7 @@ func (b *snapshotBuilder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) 
 	}
 	b.checkPeerAddresses(o, p)
 	if len(in.Password) > maxPasswordBytes {
-		b.reportFault(o, "spec.password", names.ReasonUnknownSecret, "spec.password: it is longer than the %d bytes that TCP MD5 allows: shorten it", maxPasswordBytes)
+		b.reportProblemAndMarkBroken(o, "spec.password", names.ReasonUnknownSecret, "spec.password: it is longer than the %d bytes that TCP MD5 allows: shorten it", maxPasswordBytes)
 	}
 	if p.Port == 0 {
 		p.Port = defaultPeerPort
@@ -181,10 +181,10 @@ func (b *snapshotBuilder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) 
 	}
 	p.HoldTime, p.KeepaliveInterval = parseTimers(in)
 	if p.HoldTime != 0 && p.HoldTime < 3*time.Second || p.HoldTime > maxBGPHoldTime {
-		b.reportFault(o, "spec.holdTime", names.ReasonInvalidTimer, "spec.holdTime: %s is out of range: write 0s (never) or 3s to 65535s", p.HoldTime)
+		b.reportProblemAndMarkBroken(o, "spec.holdTime", names.ReasonInvalidTimer, "spec.holdTime: %s is out of range: write 0s (never) or 3s to 65535s", p.HoldTime)
 	}
 	if p.KeepaliveInterval > p.HoldTime {
-		b.reportFault(o, "spec.keepaliveTime", names.ReasonInvalidTimer, "spec.keepaliveTime: %s is longer than the holdTime of %s: write at most the holdTime, best a third of it", p.KeepaliveInterval, p.HoldTime)
+		b.reportProblemAndMarkBroken(o, "spec.keepaliveTime", names.ReasonInvalidTimer, "spec.keepaliveTime: %s is longer than the holdTime of %s: write at most the holdTime, best a third of it", p.KeepaliveInterval, p.HoldTime)
 	}
 	return p
 }
@@ -193,11 +193,11 @@ func (b *snapshotBuilder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) 
 func (b *snapshotBuilder) checkPeerAddresses(o ObjectReference, p *Peer) {
 	for field, a := range map[string]netip.Addr{"spec.peerAddress": p.Address, "spec.sourceAddress": p.SourceAddress} {
 		if a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
-			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %s cannot be the address of a host: write one such as 192.0.2.1", field, a)
+			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %s cannot be the address of a host: write one such as 192.0.2.1", field, a)
 		}
 	}
 	if p.Address.Is6() && p.Address.IsLinkLocalUnicast() && p.VRF == "" && p.Interface == "" {
-		b.reportFault(o, "spec.peerAddress", names.ReasonInvalidAddress,
+		b.reportProblemAndMarkBroken(o, "spec.peerAddress", names.ReasonInvalidAddress,
 			"spec.peerAddress: %s is link-local and does not say on which link: name the link in vrf, or write interface instead of peerAddress to find the router on a link", p.Address)
 	}
 }
@@ -233,7 +233,7 @@ func (b *snapshotBuilder) parseOptionalAddress(o ObjectReference, field, text st
 	}
 	a, err := netip.ParseAddr(text)
 	if err != nil {
-		b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %q is no IP address: write one such as 192.0.2.1", field, text)
+		b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %q is no IP address: write one such as 192.0.2.1", field, text)
 	}
 	return a.Unmap()
 }
@@ -243,7 +243,7 @@ func (b *snapshotBuilder) resolveBFDProfile(o ObjectReference, p *Peer, name str
 		return
 	}
 	if p.BFD = profiles[name]; p.BFD == nil {
-		b.reportFault(o, "spec.bfdProfile", names.ReasonUnknownBFDProfile,
+		b.reportProblemAndMarkBroken(o, "spec.bfdProfile", names.ReasonUnknownBFDProfile,
 			"spec.bfdProfile: no BFDProfile %q exists in namespace %q: create it, or correct the name", name, o.Namespace)
 		return
 	}
@@ -262,15 +262,15 @@ func (b *snapshotBuilder) resolvePassword(o ObjectReference, p *Peer, in *v1beta
 		return
 	}
 	const field = "spec.passwordSecret"
-	i := slices.IndexFunc(objects.Secrets, func(s Secret) bool { return s.Name == name })
+	i := slices.IndexFunc(objects.Secrets, func(s BasicAuthSecret) bool { return s.Name == name })
 	switch {
 	case i < 0:
-		b.reportFault(o, field, names.ReasonUnknownSecret,
+		b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownSecret,
 			"%s: no Secret %q of type kubernetes.io/basic-auth exists in namespace %q: create it with the entry \"password\", or correct the name", field, name, o.Namespace)
 	case !objects.Secrets[i].HasPassword || objects.Secrets[i].Password == "":
-		b.reportFault(o, field, names.ReasonUnknownSecret, "%s: the Secret %q has no entry \"password\", or it is empty: write the password there", field, name)
+		b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownSecret, "%s: the Secret %q has no entry \"password\", or it is empty: write the password there", field, name)
 	case len(objects.Secrets[i].Password) > maxPasswordBytes:
-		b.reportFault(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the %d bytes that TCP MD5 allows: shorten it", field, name, maxPasswordBytes)
+		b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the %d bytes that TCP MD5 allows: shorten it", field, name, maxPasswordBytes)
 	default:
 		p.Password = objects.Secrets[i].Password
 	}
@@ -286,10 +286,10 @@ func parseBFDProfile(in *v1beta1.BFDProfile) *BFDProfile {
 	ms := func(n uint32) time.Duration { return time.Duration(n) * time.Millisecond }
 	return &BFDProfile{
 		Name:            in.Name,
-		ReceiveInterval: ms(or(in.Spec.ReceiveInterval, defaultBFDIntervalMillis)), TransmitInterval: ms(or(in.Spec.TransmitInterval, defaultBFDIntervalMillis)),
+		ReceiveInterval: ms(or(in.Spec.ReceiveInterval, defaultBFDReceiveAndTransmitMillis)), TransmitInterval: ms(or(in.Spec.TransmitInterval, defaultBFDReceiveAndTransmitMillis)),
 		DetectMultiplier: uint8(min(or(in.Spec.DetectMultiplier, defaultBFDDetectMultiplier), 255)),
 		EchoInterval:     ms(or(in.Spec.EchoInterval, defaultBFDEchoIntervalMillis)),
 		EchoMode:         in.Spec.EchoMode != nil && *in.Spec.EchoMode, PassiveMode: in.Spec.PassiveMode != nil && *in.Spec.PassiveMode,
-		MinimumTTL: uint8(min(or(in.Spec.MinimumTTL, defaultBFDMinimumTTL), 254)),
+		MinimumMultihopTTL: uint8(min(or(in.Spec.MinimumTTL, defaultBFDMinimumTTL), 254)),
 	}
 }

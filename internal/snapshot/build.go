@@ -16,8 +16,8 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta2"
 )
 
-// Namespace is what Build needs to know of a namespace.
-type Namespace struct {
+// NamespaceLabels is what Build needs to know of a namespace.
+type NamespaceLabels struct {
 	Name   string
 	Labels map[string]string
 }
@@ -31,10 +31,10 @@ type Objects struct {
 	BFDProfiles       []v1beta1.BFDProfile
 	Communities       []v1beta1.Community
 	Reservations      []v1alpha1.AddressReservation
-	Namespaces        []Namespace
-	Nodes             []Node
+	Namespaces        []NamespaceLabels
+	Nodes             []NodeLabels
 	// Secrets are those of type kubernetes.io/basic-auth.
-	Secrets []Secret
+	Secrets []BasicAuthSecret
 	// PreviousSnapshot is the Snapshot before this one; nil at the start. If an edit breaks an
 	// object, its state in Previous stays in force.
 	PreviousSnapshot *Snapshot
@@ -43,18 +43,18 @@ type Objects struct {
 // snapshotBuilder collects the Problems of one Build.
 type snapshotBuilder struct {
 	problems []Problem
-	// currentObjectBroken says that the current object cannot be served as written,
-	// currentObjectPartlyServed that it can be for some of its pools.
-	currentObjectBroken, currentObjectPartlyServed bool
+	// currentObjectUnservable says that the current object cannot be served as written,
+	// currentObjectServableForSomePools that it can be for some of its pools.
+	currentObjectUnservable, currentObjectServableForSomePools bool
 	// currentObjectFirstFault is the first Problem that broke the current object.
 	currentObjectFirstFault Problem
 }
 
-// reportFault records a Problem that makes the object keep its last good state.
-func (b *snapshotBuilder) reportFault(o ObjectReference, field string, reason names.Reason, format string, args ...any) {
+// reportProblemAndMarkBroken records a Problem that makes the object keep its last good state.
+func (b *snapshotBuilder) reportProblemAndMarkBroken(o ObjectReference, field string, reason names.Reason, format string, args ...any) {
 	b.reportProblem(o, field, reason, format, args...)
-	if !b.currentObjectBroken {
-		b.currentObjectBroken, b.currentObjectFirstFault = true, b.problems[len(b.problems)-1]
+	if !b.currentObjectUnservable {
+		b.currentObjectUnservable, b.currentObjectFirstFault = true, b.problems[len(b.problems)-1]
 	}
 }
 
@@ -70,9 +70,9 @@ func BuildSnapshot(o Objects) (*Snapshot, []Problem) {
 	advertisements := slices.Clone(o.L2Advertisements)
 	slices.SortFunc(advertisements, func(x, y v1beta1.L2Advertisement) int { return cmp.Compare(x.Name, y.Name) })
 	for i := range advertisements {
-		b.currentObjectBroken = false
+		b.currentObjectUnservable = false
 		ad := b.parseL2Advertisement(&advertisements[i], s.Pools)
-		if last := o.PreviousSnapshot.l2AdvertisementByName(ad.Name); b.currentObjectBroken && last != nil {
+		if last := o.PreviousSnapshot.l2AdvertisementByName(ad.Name); b.currentObjectUnservable && last != nil {
 			ad = last
 		}
 		s.L2Advertisements = append(s.L2Advertisements, ad)
@@ -89,7 +89,7 @@ func BuildSnapshot(o Objects) (*Snapshot, []Problem) {
 
 // parsePools parses the pools, the oldest first. If two entries overlap, the older pool keeps its
 // addresses and the later entry is left out. A pool that an edit broke keeps its previous entries.
-func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []Namespace, last *Snapshot) []*Pool {
+func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []NamespaceLabels, last *Snapshot) []*Pool {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.IPAddressPool) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
@@ -99,7 +99,7 @@ func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []Na
 	for i := range in {
 		p := &in[i]
 		o := ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}
-		b.currentObjectBroken = false
+		b.currentObjectUnservable = false
 		pool := &Pool{
 			Name: p.Name, Labels: p.Labels,
 			AutoAssign:        p.Spec.AutoAssign == nil || *p.Spec.AutoAssign,
@@ -107,13 +107,13 @@ func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []Na
 			ServiceAllocation: b.parseServiceAllocation(o, p.Spec.AllocateTo, namespaces),
 		}
 		before := last.PoolByName(p.Name)
-		if b.currentObjectBroken && before != nil {
+		if b.currentObjectUnservable && before != nil {
 			pool.ServiceAllocation = before.ServiceAllocation
 		}
-		b.currentObjectBroken = false
+		b.currentObjectUnservable = false
 		entries := b.parseRanges(o, p.Spec.Addresses, takenRanges)
-		if b.currentObjectBroken && before != nil {
-			entries = before.rangesWithoutOverlap(takenRanges)
+		if b.currentObjectUnservable && before != nil {
+			entries = before.previousRangesWithoutOverlap(takenRanges)
 		}
 		for _, e := range entries {
 			takenRanges = append(takenRanges, e)
@@ -134,11 +134,11 @@ func (b *snapshotBuilder) parseRanges(o ObjectReference, entries []string, taken
 		field := fmt.Sprintf("spec.addresses[%d]", j)
 		r, err := ParseRange(text)
 		if err != nil {
-			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %v", field, err)
+			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %v", field, err)
 			continue
 		}
-		if what := unservablePurpose(r); what != "" {
-			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %q has %s: write addresses of the nodes' network, or addresses that routers forward to it", field, text, what)
+		if what := purposeOfSpecialRange(r); what != "" {
+			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %q has %s: write addresses of the nodes' network, or addresses that routers forward to it", field, text, what)
 			continue
 		}
 		t, clash := findOverlap(takenRanges, r)
@@ -146,7 +146,7 @@ func (b *snapshotBuilder) parseRanges(o ObjectReference, entries []string, taken
 			t, clash = findOverlap(out, r)
 		}
 		if clash {
-			b.reportFault(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: remove one of them",
+			b.reportProblemAndMarkBroken(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: remove one of them",
 				field, text, t.entryText, t.poolName)
 			continue
 		}
@@ -155,8 +155,8 @@ func (b *snapshotBuilder) parseRanges(o ObjectReference, entries []string, taken
 	return out
 }
 
-// rangesWithoutOverlap returns the pool's ranges that do not overlap takenRanges.
-func (p *Pool) rangesWithoutOverlap(takenRanges []poolRange) []poolRange {
+// previousRangesWithoutOverlap returns the pool's ranges that do not overlap takenRanges.
+func (p *Pool) previousRangesWithoutOverlap(takenRanges []poolRange) []poolRange {
 	var out []poolRange
 	for _, r := range p.Ranges {
 		if _, clash := findOverlap(takenRanges, r); !clash {
@@ -181,12 +181,12 @@ func findOverlap(takenRanges []poolRange, r Range) (poolRange, bool) {
 	return poolRange{}, false
 }
 
-func (b *snapshotBuilder) parseServiceAllocation(o ObjectReference, in *v1beta1.ServiceAllocation, namespaces []Namespace) *ServiceAllocation {
+func (b *snapshotBuilder) parseServiceAllocation(o ObjectReference, in *v1beta1.ServiceAllocation, namespaces []NamespaceLabels) *ServiceAllocation {
 	if in == nil {
 		return nil
 	}
 	a := &ServiceAllocation{Priority: in.Priority}
-	a.NamespacesRestricted = len(in.Namespaces)+len(in.NamespaceSelectors) > 0
+	a.OnlyListedNamespaces = len(in.Namespaces)+len(in.NamespaceSelectors) > 0
 	for _, n := range in.Namespaces {
 		if slices.Contains(a.Namespaces, n) {
 			b.reportProblem(o, "spec.serviceAllocation.namespaces", names.ReasonDuplicate, "spec.serviceAllocation.namespaces lists %q twice: remove one", n)
@@ -214,7 +214,7 @@ func (b *snapshotBuilder) parseSelectors(o ObjectReference, field string, in []m
 	for i := range in {
 		s, err := metav1.LabelSelectorAsSelector(&in[i])
 		if err != nil {
-			b.reportFault(o, field, names.ReasonInvalidSelector, "%s[%d]: %v: write matchLabels, or matchExpressions with the operator In or NotIn and values, or Exists or DoesNotExist without values", field, i, err)
+			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidSelector, "%s[%d]: %v: write matchLabels, or matchExpressions with the operator In or NotIn and values, or Exists or DoesNotExist without values", field, i, err)
 			s = labels.Nothing()
 		}
 		out = append(out, s)

@@ -58,7 +58,7 @@ func newL2Advertisement(name string, spec v1beta1.L2AdvertisementSpec) v1beta1.L
 	return ad
 }
 
-func TestABadEntryHarmsOnlyItself(t *testing.T) {
+func TestFaultyPoolEntryIsSkipped(t *testing.T) {
 	s, problems := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{
 		newPool("young", 0, "192.0.2.4-192.0.2.9", "nonsense", "198.51.100.1"),
 		newPool("old", time.Hour, "192.0.2.0/29"),

@@ -14,16 +14,16 @@ import (
 // Community is a BGP community: A:B of 16 bits each (RFC 1997), or, when Large, A:B:C of 32 bits
 // each (RFC 8092).
 type Community struct {
-	Large   bool
-	A, B, C uint32
+	Large                                   bool
+	FirstPart, SecondPart, ThirdPartOfLarge uint32
 }
 
 // String writes c as BGPAdvertisements do.
 func (c Community) String() string {
 	if c.Large {
-		return fmt.Sprintf("large:%d:%d:%d", c.A, c.B, c.C)
+		return fmt.Sprintf("large:%d:%d:%d", c.FirstPart, c.SecondPart, c.ThirdPartOfLarge)
 	}
-	return fmt.Sprintf("%d:%d", c.A, c.B)
+	return fmt.Sprintf("%d:%d", c.FirstPart, c.SecondPart)
 }
 
 // Compare orders standard communities before large ones, then by value.
@@ -34,7 +34,7 @@ func (c Community) Compare(d Community) int {
 		}
 		return 1
 	}
-	return cmp.Or(cmp.Compare(c.A, d.A), cmp.Compare(c.B, d.B), cmp.Compare(c.C, d.C))
+	return cmp.Or(cmp.Compare(c.FirstPart, d.FirstPart), cmp.Compare(c.SecondPart, d.SecondPart), cmp.Compare(c.ThirdPartOfLarge, d.ThirdPartOfLarge))
 }
 
 // ParseCommunity reads "A:B" or "large:A:B:C". The error quotes the text and says what to write.
@@ -47,7 +47,7 @@ func ParseCommunity(text string) (Community, error) {
 	parts := strings.Split(rest, ":")
 	c := Community{Large: large}
 	ok := len(parts) == want
-	for i, to := range []*uint32{&c.A, &c.B, &c.C} {
+	for i, to := range []*uint32{&c.FirstPart, &c.SecondPart, &c.ThirdPartOfLarge} {
 		if !ok || i >= want {
 			break
 		}

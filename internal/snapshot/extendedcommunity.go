@@ -114,9 +114,9 @@ func (b *snapshotBuilder) parseBGPAdvertisementExtension(o ObjectReference, ad *
 		if !known {
 			var err error
 			if c, err = ParseExtendedCommunity(text); err != nil && (strings.Contains(text, ":") || strings.HasPrefix(text, "0x")) {
-				b.reportFault(o, field, names.ReasonInvalidCommunity, "%s: %v", field, err)
+				b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidCommunity, "%s: %v", field, err)
 			} else if err != nil {
-				b.reportFault(o, field, names.ReasonUnknownCommunity, "%s: no Community names the alias %q of an extended community: create one, or write a value such as rt:64512:100", field, text)
+				b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownCommunity, "%s: no Community names the alias %q of an extended community: create one, or write a value such as rt:64512:100", field, text)
 			}
 		}
 		ad.ExtendedCommunities = append(ad.ExtendedCommunities, c)

@@ -75,7 +75,7 @@ func TestNodeLabelsSetASNs(t *testing.T) {
 		}
 		return out
 	}
-	o := Objects{BGPPeers: []v1beta2.BGPPeer{peer}, Nodes: []Node{{Name: "a", Labels: label("rack/asn", "65001")}, {Name: "b", Labels: label("rack/asn", "65002", "rack/mine", "64600")}}}
+	o := Objects{BGPPeers: []v1beta2.BGPPeer{peer}, Nodes: []NodeLabels{{Name: "a", Labels: label("rack/asn", "65001")}, {Name: "b", Labels: label("rack/asn", "65002", "rack/mine", "64600")}}}
 	s, problems := BuildSnapshot(o)
 	if len(problems) > 0 {
 		t.Fatal(problems)

@@ -36,23 +36,23 @@ func (b *snapshotBuilder) parsePoolExtension(o ObjectReference, pool, before *Po
 		}
 	}
 	if in.Probe != nil {
-		pool.Probe = &ProbeSettings{QuarantineDelay: defaultQuarantineDelay}
+		pool.AcquireProbe = &ProbeSettings{QuarantineDelay: defaultQuarantineDelay}
 		if in.Probe.Quarantine != nil {
-			pool.Probe.QuarantineDelay = in.Probe.Quarantine.Duration
+			pool.AcquireProbe.QuarantineDelay = in.Probe.Quarantine.Duration
 		}
 	}
-	b.currentObjectBroken = false
+	b.currentObjectUnservable = false
 	for i, text := range in.Exclude {
 		r, err := ParseRange(text)
 		if err != nil {
 			field := fmt.Sprintf("spec.gantry.exclude[%d]", i)
-			b.reportFault(o, field, names.ReasonInvalidAddress, "%s: %v; until this is corrected the pool gives no further address", field, err)
+			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %v; until this is corrected the pool gives no further address", field, err)
 			continue
 		}
 		pool.ExcludedRanges = append(pool.ExcludedRanges, r)
 	}
 	switch {
-	case !b.currentObjectBroken:
+	case !b.currentObjectUnservable:
 	case before != nil:
 		pool.ExcludedRanges = before.ExcludedRanges
 	default: // it is unknown which addresses must not be given
@@ -68,7 +68,7 @@ func (b *snapshotBuilder) parseReservations(in []v1alpha1.AddressReservation, po
 		r := &in[i]
 		o := ObjectReference{Kind: "AddressReservation", Namespace: r.Namespace, Name: r.Name}
 		parsed := &Reservation{
-			Name: r.Name, Service: view.ObjectKey{Namespace: r.Spec.Service.Namespace, Name: r.Spec.Service.Name}, Pool: r.Spec.Pool,
+			Name: r.Name, Service: view.ObjectKey{Namespace: r.Spec.Service.Namespace, Name: r.Spec.Service.Name}, PoolToChooseFrom: r.Spec.Pool,
 		}
 		if r.Spec.Expires != nil {
 			parsed.ExpiresAt = r.Spec.Expires.Time
@@ -87,7 +87,7 @@ func (b *snapshotBuilder) parseReservations(in []v1alpha1.AddressReservation, po
 		}
 		for _, text := range r.Status.Addresses {
 			if a, err := netip.ParseAddr(text); err == nil {
-				parsed.KeptAddresses = append(parsed.KeptAddresses, a.Unmap())
+				parsed.StatusAddresses = append(parsed.StatusAddresses, a.Unmap())
 			}
 		}
 		out = append(out, parsed)

@@ -15,10 +15,11 @@ type Reservation struct {
 	// Addresses are the addresses that the object names. Without Addresses and Pool the reservation
 	// follows its Service: it keeps what a deleted Service held.
 	Addresses []netip.Addr
-	// Pool is the pool from which an address of each family is chosen, before the Service exists.
-	Pool string
-	// KeptAddresses are the addresses in the reservation's status, chosen or taken over earlier.
-	KeptAddresses []netip.Addr
+	// PoolToChooseFrom is the pool from which an address of each family is chosen, before the
+	// Service exists.
+	PoolToChooseFrom string
+	// StatusAddresses are the addresses in the reservation's status, chosen or taken over earlier.
+	StatusAddresses []netip.Addr
 	// ExpiresAt is when the reservation ends; zero means never.
 	ExpiresAt time.Time
 }
@@ -28,13 +29,15 @@ func (r *Reservation) HasExpired(now time.Time) bool {
 	return !r.ExpiresAt.IsZero() && !r.ExpiresAt.After(now)
 }
 
-// FollowsService says whether the reservation takes over what its Service held.
-func (r *Reservation) FollowsService() bool { return len(r.Addresses) == 0 && r.Pool == "" }
+// KeepsAddressesOfDeletedService says whether the reservation takes over what its Service held.
+func (r *Reservation) KeepsAddressesOfDeletedService() bool {
+	return len(r.Addresses) == 0 && r.PoolToChooseFrom == ""
+}
 
 // ReservedAddresses returns the addresses that are kept for the Service.
 func (r *Reservation) ReservedAddresses() []netip.Addr {
 	if len(r.Addresses) > 0 {
 		return r.Addresses
 	}
-	return r.KeptAddresses
+	return r.StatusAddresses
 }

@@ -12,7 +12,7 @@ func (p *Pool) CountAddresses() (ipv4, ipv6 int64) {
 		n := r.addressCount()
 		if r.First.Is4() {
 			if p.AvoidBuggyIPs {
-				n -= r.buggyAddressCount()
+				n -= r.countDotZeroAndDot255Addresses()
 			}
 			ipv4 = addSaturating(ipv4, n)
 			continue
@@ -40,8 +40,8 @@ func (r Range) addressCount() int64 {
 	return n.Int64()
 }
 
-// buggyAddressCount counts the addresses of an IPv4 Range that end in .0 or .255.
-func (r Range) buggyAddressCount() int64 {
+// countDotZeroAndDot255Addresses counts the addresses of an IPv4 Range that end in .0 or .255.
+func (r Range) countDotZeroAndDot255Addresses() int64 {
 	first, last := r.First.As4(), r.Last.As4()
 	lo := int64(first[0])<<24 | int64(first[1])<<16 | int64(first[2])<<8 | int64(first[3])
 	hi := int64(last[0])<<24 | int64(last[1])<<16 | int64(last[2])<<8 | int64(last[3])

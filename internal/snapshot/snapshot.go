@@ -54,8 +54,8 @@ type Pool struct {
 	CooldownDelay time.Duration
 	// Quota is nil when a namespace may hold any number of addresses.
 	Quota *NamespaceQuota
-	// Probe is nil when addresses are given without an acquire probe.
-	Probe *ProbeSettings
+	// AcquireProbe is nil when addresses are given without an acquire probe.
+	AcquireProbe *ProbeSettings
 }
 
 // AssignmentOrder says which free address of a Pool is given next.
@@ -108,9 +108,9 @@ type ServiceAllocation struct {
 	// Priority: a lower number is preferred; 0 is the least preferred.
 	Priority int
 	// Namespaces are the admitted namespaces, by name and by selector, sorted. They count only with
-	// NamespacesRestricted; otherwise all namespaces are admitted.
+	// OnlyListedNamespaces; otherwise all namespaces are admitted.
 	Namespaces           []string
-	NamespacesRestricted bool
+	OnlyListedNamespaces bool
 	// ServiceSelectors: a Service is admitted when one of them matches it, or when there is none.
 	ServiceSelectors []labels.Selector
 }
@@ -217,10 +217,10 @@ func (p Problem) IsDanglingReference() bool {
 	return false
 }
 
-// PoolsOfAddresses returns the pool of each address; nil when an address has none. An address still
-// belongs to a pool that now avoids or excludes it. If no pool covers it any more, it belongs to
-// the recorded pool as long as that exists: its Service keeps the address.
-func (s *Snapshot) PoolsOfAddresses(recorded string, addrs ...netip.Addr) []*Pool {
+// PoolOfEachAddress returns the pool of each address; nil when an address has none. An address
+// still belongs to a pool that now avoids or excludes it. If no pool covers it any more, it belongs
+// to the recorded pool as long as that exists: its Service keeps the address.
+func (s *Snapshot) PoolOfEachAddress(recorded string, addrs ...netip.Addr) []*Pool {
 	if s == nil {
 		return nil
 	}
@@ -238,8 +238,8 @@ func (s *Snapshot) PoolsOfAddresses(recorded string, addrs ...netip.Addr) []*Poo
 	return out
 }
 
-// PoolContaining returns the pool that can assign every one of addrs, or nil.
-func (s *Snapshot) PoolContaining(addrs ...netip.Addr) *Pool {
+// PoolThatCanAssignAll returns the pool that can assign every one of addrs, or nil.
+func (s *Snapshot) PoolThatCanAssignAll(addrs ...netip.Addr) *Pool {
 	if s == nil || len(addrs) == 0 {
 		return nil
 	}

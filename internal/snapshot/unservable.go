@@ -2,9 +2,9 @@ package snapshot
 
 import "net/netip"
 
-// unservableRanges are addresses at which no client can reach a Service, with their purpose (RFC
-// 6890; RFC 1122, section 3.2.1.3; RFC 4291, sections 2.5 and 2.7).
-var unservableRanges = []struct {
+// specialPurposeRanges are addresses at which no client can reach a Service, with their purpose
+// (RFC 6890; RFC 1122, section 3.2.1.3; RFC 4291, sections 2.5 and 2.7).
+var specialPurposeRanges = []struct {
 	Range
 	what string
 }{
@@ -22,10 +22,10 @@ func parsePrefixRange(text string) Range {
 	return Range{p.Addr(), lastAddressOfPrefix(p)}
 }
 
-// unservablePurpose returns the purpose of the addresses of r when none of them can serve. It is
-// empty when some can: 0.0.0.0/0, for example, means the others.
-func unservablePurpose(r Range) string {
-	for _, n := range unservableRanges {
+// purposeOfSpecialRange returns the purpose of the addresses of r when none of them can serve. It
+// is empty when some can: 0.0.0.0/0, for example, means the others.
+func purposeOfSpecialRange(r Range) string {
+	for _, n := range specialPurposeRanges {
 		if n.Contains(r.First) && n.Contains(r.Last) {
 			return n.what
 		}

@@ -58,17 +58,17 @@ func FromEndpointSlice(s *discoveryv1.EndpointSlice) EndpointSlice {
 	return out
 }
 
-// FromEndpointSlices converts all EndpointSlices of one Service into one value.
-func FromEndpointSlices(service ObjectKey, all []discoveryv1.EndpointSlice) Endpoints {
+// MergedEndpointsOfSlices converts all EndpointSlices of one Service into one value.
+func MergedEndpointsOfSlices(service ObjectKey, all []discoveryv1.EndpointSlice) Endpoints {
 	views := make([]EndpointSlice, 0, len(all))
 	for i := range all {
 		views = append(views, FromEndpointSlice(&all[i]))
 	}
-	return MergeSlices(service, views)
+	return MergeEndpointSliceViews(service, views)
 }
 
-// MergeSlices merges all slices of one Service.
-func MergeSlices(service ObjectKey, all []EndpointSlice) Endpoints {
+// MergeEndpointSliceViews merges all slices of one Service.
+func MergeEndpointSliceViews(service ObjectKey, all []EndpointSlice) Endpoints {
 	e := Endpoints{Service: service}
 	counts := map[string]map[discoveryv1.AddressType]int{}
 	for _, s := range all {
@@ -99,13 +99,14 @@ func canEndpointServe(c discoveryv1.EndpointConditions) bool {
 	return c.Ready == nil || *c.Ready || (c.Serving != nil && *c.Serving)
 }
 
-// nodeShutdownMessage is part of the message of the Ready condition while the kubelet shuts down.
-const nodeShutdownMessage = "node is shutting down"
+// kubeletShutdownMessagePart is part of the message of the Ready condition while the kubelet shuts
+// down.
+const kubeletShutdownMessagePart = "node is shutting down"
 
 // FromNode converts a node.
 func FromNode(n *corev1.Node) Node {
 	v := Node{Name: n.Name, Labels: n.Labels, IsExcluded: IsExcludedByLabels(n.Labels)}
-	_, v.IsLeaving = n.Annotations[names.AnnotationDrain]
+	_, v.IsLeaving = n.Annotations[names.AnnotationDrainNodeAddresses]
 	for _, t := range n.Spec.Taints {
 		v.IsLeaving = v.IsLeaving || t.Key == names.TaintOutOfService
 	}
@@ -114,7 +115,7 @@ func FromNode(n *corev1.Node) Node {
 		case corev1.NodeNetworkUnavailable:
 			v.NetworkUnavailable = c.Status == corev1.ConditionTrue
 		case corev1.NodeReady:
-			v.IsLeaving = v.IsLeaving || (c.Status != corev1.ConditionTrue && strings.Contains(c.Message, nodeShutdownMessage))
+			v.IsLeaving = v.IsLeaving || (c.Status != corev1.ConditionTrue && strings.Contains(c.Message, kubeletShutdownMessagePart))
 		}
 	}
 	for _, a := range n.Status.Addresses {

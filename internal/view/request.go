@@ -15,42 +15,42 @@ import (
 
 // Limits of what one Service may ask for. A larger number is probably a typing error.
 const (
-	maxAddressesPerFamily = 16
-	maxRequestedAddresses = 2 * maxAddressesPerFamily
+	maxAddressesPerFamily               = 16
+	maxRequestedAddressesOfBothFamilies = 2 * maxAddressesPerFamily
 )
 
-// readRequest reads what the Service asks for. RequestFault is the first fault; the Service then
-// asks for nothing.
-func (v *Service) readRequest(s *corev1.Service) {
-	v.AddressesPerFamily, v.RequestFault = readAddressCount(s)
-	if v.RequestFault == "" {
-		v.RequestedAddresses, v.RequestFault = readRequestedAddresses(s, v.AddressesPerFamily)
+// readAddressRequestAnnotations reads what the Service asks for. InvalidRequestText is the first
+// fault; the Service then asks for nothing.
+func (v *Service) readAddressRequestAnnotations(s *corev1.Service) {
+	v.RequestedAddressesPerFamily, v.InvalidRequestText = readAddressesPerFamilyAnnotation(s)
+	if v.InvalidRequestText == "" {
+		v.RequestedAddresses, v.InvalidRequestText = readRequestedAddressesOfService(s, v.RequestedAddressesPerFamily)
 	}
-	if text := s.Annotations[names.AnnotationRelease]; text != "" && v.RequestFault == "" {
-		v.AddressesToRelease, v.RequestFault = ParseAddressList("annotation "+names.AnnotationRelease, text)
+	if text := s.Annotations[names.AnnotationAddressesToRelease]; text != "" && v.InvalidRequestText == "" {
+		v.AddressesToExchange, v.InvalidRequestText = ParseAddressList("annotation "+names.AnnotationAddressesToRelease, text)
 	}
-	if v.RequestFault != "" {
-		v.RequestedAddresses, v.AddressesToRelease = nil, nil
+	if v.InvalidRequestText != "" {
+		v.RequestedAddresses, v.AddressesToExchange = nil, nil
 	}
 }
 
-// readAddressCount reads how many addresses of each family the Service asks for. The second result
-// is a sentence when the annotation cannot be read.
-func readAddressCount(s *corev1.Service) (int, string) {
-	text, ok := s.Annotations[names.AnnotationAddressCount]
+// readAddressesPerFamilyAnnotation reads how many addresses of each family the Service asks for.
+// The second result is a sentence when the annotation cannot be read.
+func readAddressesPerFamilyAnnotation(s *corev1.Service) (int, string) {
+	text, ok := s.Annotations[names.AnnotationAddressesPerFamily]
 	if !ok {
 		return 1, ""
 	}
 	n, err := strconv.Atoi(strings.TrimSpace(text))
 	if err != nil || n < 1 || n > maxAddressesPerFamily {
-		return 1, fmt.Sprintf("annotation %s: %q is no number from 1 to %d", names.AnnotationAddressCount, text, maxAddressesPerFamily)
+		return 1, fmt.Sprintf("annotation %s: %q is no number from 1 to %d", names.AnnotationAddressesPerFamily, text, maxAddressesPerFamily)
 	}
 	return n, ""
 }
 
-// readRequestedAddresses reads the addresses that the Service asks for, at most n of each family.
-// The second result is a sentence when they cannot be read.
-func readRequestedAddresses(s *corev1.Service, n int) ([]netip.Addr, string) {
+// readRequestedAddressesOfService reads the addresses that the Service asks for, at most n of each
+// family. The second result is a sentence when they cannot be read.
+func readRequestedAddressesOfService(s *corev1.Service, n int) ([]netip.Addr, string) {
 	list, _ := readAnnotation(s, names.AnnotationLoadBalancerIPs, names.AnnotationLoadBalancerIPsOld)
 	field := s.Spec.LoadBalancerIP
 	switch {
@@ -75,9 +75,9 @@ func readRequestedAddresses(s *corev1.Service, n int) ([]netip.Addr, string) {
 		}
 		if n == 1 {
 			return nil, fmt.Sprintf("%s: %q asks for two addresses of one family: write at most one IPv4 and one IPv6 address, or say how many with the annotation %s",
-				source, text, names.AnnotationAddressCount)
+				source, text, names.AnnotationAddressesPerFamily)
 		}
-		return nil, fmt.Sprintf("%s: %q asks for more than %d addresses of one family, which is the number in the annotation %s", source, text, n, names.AnnotationAddressCount)
+		return nil, fmt.Sprintf("%s: %q asks for more than %d addresses of one family, which is the number in the annotation %s", source, text, n, names.AnnotationAddressesPerFamily)
 	}
 	return out, ""
 }
@@ -87,12 +87,12 @@ func readRequestedAddresses(s *corev1.Service, n int) ([]netip.Addr, string) {
 // IPv6 address is returned as IPv4.
 func ParseAddressList(source, text string) ([]netip.Addr, string) {
 	var out []netip.Addr
-	for _, part := range strings.SplitN(text, ",", maxRequestedAddresses+1) {
+	for _, part := range strings.SplitN(text, ",", maxRequestedAddressesOfBothFamilies+1) {
 		part = strings.TrimSpace(part)
 		a, err := netip.ParseAddr(part)
 		switch {
-		case len(out) == maxRequestedAddresses:
-			return nil, fmt.Sprintf("%s: there are more than %d addresses", source, maxRequestedAddresses)
+		case len(out) == maxRequestedAddressesOfBothFamilies:
+			return nil, fmt.Sprintf("%s: there are more than %d addresses", source, maxRequestedAddressesOfBothFamilies)
 		case err != nil || a.Zone() != "":
 			return nil, fmt.Sprintf("%s: %q is no address: write one IPv4 or IPv6 address, or one of each with a comma between", source, part)
 		case slices.Contains(out, a.Unmap()):

@@ -21,7 +21,7 @@ func FromService(s *corev1.Service) Service {
 		HasLocalTrafficPolicy: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		HealthCheckNodePort:   uint16(s.Spec.HealthCheckNodePort),
 		PodSelector:           labels.Set(s.Spec.Selector).String(),
-		RecordedPool:          s.Annotations[names.AnnotationFromPool],
+		RecordedPool:          s.Annotations[names.AnnotationAllocatedFromPool],
 		IsDeleting:            s.DeletionTimestamp != nil,
 		CreatedUnixSeconds:    s.CreationTimestamp.Unix(),
 		Generation:            s.Generation,
@@ -36,10 +36,10 @@ func FromService(s *corev1.Service) Service {
 		v.Ports = append(v.Ports, Port{Protocol: string(p.Protocol), Number: uint16(p.Port)})
 	}
 	v.readClusterIPs(s)
-	v.readStatus(s)
+	v.readAssignedAddressesFromStatus(s)
 	v.RequestedPool, _ = readAnnotation(s, names.AnnotationPool, names.AnnotationPoolOld)
 	v.SharingKey, v.HasSharingAnnotation = readAnnotation(s, names.AnnotationSharing, names.AnnotationSharingOld)
-	v.readRequest(s)
+	v.readAddressRequestAnnotations(s)
 	return v
 }
 
@@ -63,11 +63,11 @@ func (v *Service) readClusterIPs(s *corev1.Service) {
 	}
 }
 
-func (v *Service) readStatus(s *corev1.Service) {
+func (v *Service) readAssignedAddressesFromStatus(s *corev1.Service) {
 	for _, in := range s.Status.LoadBalancer.Ingress {
 		a, err := netip.ParseAddr(in.IP)
 		if err != nil {
-			v.MalformedIngressEntries = append(v.MalformedIngressEntries, in.IP+in.Hostname)
+			v.NonAddressIngressEntries = append(v.NonAddressIngressEntries, in.IP+in.Hostname)
 			continue
 		}
 		v.AssignedAddresses = append(v.AssignedAddresses, a.Unmap())

@@ -66,8 +66,8 @@ type Service struct {
 	// AssignedAddresses are the addresses in status.loadBalancer.ingress, in the order of the
 	// status.
 	AssignedAddresses []netip.Addr
-	// MalformedIngressEntries holds ingress entries that are no addresses, for example host names.
-	MalformedIngressEntries []string
+	// NonAddressIngressEntries holds ingress entries that are no addresses, for example host names.
+	NonAddressIngressEntries []string
 	// RecordedPool is the pool that was written with the status (names.AnnotationFromPool).
 	RecordedPool string
 	// RequestedPool is the pool named by the annotation; empty when there is none.
@@ -75,12 +75,12 @@ type Service struct {
 	// RequestedAddresses are the addresses named by the annotation or spec.loadBalancerIP, in that
 	// order.
 	RequestedAddresses []netip.Addr
-	// AddressesPerFamily is how many addresses of each family it asks for; 0 counts as 1.
-	AddressesPerFamily int
-	// AddressesToRelease are addresses that it wants to exchange for others, if it holds them.
-	AddressesToRelease []netip.Addr
-	// RequestFault says in one sentence why the request cannot be read; empty when it can.
-	RequestFault string
+	// RequestedAddressesPerFamily is how many addresses of each family it asks for; 0 counts as 1.
+	RequestedAddressesPerFamily int
+	// AddressesToExchange are addresses that it wants to exchange for others, if it holds them.
+	AddressesToExchange []netip.Addr
+	// InvalidRequestText says in one sentence why the request cannot be read; empty when it can.
+	InvalidRequestText string
 	// SharingKey: Services with the same non-empty key may share an address.
 	SharingKey string
 	// HasSharingAnnotation says that the sharing annotation exists, even with an empty value.

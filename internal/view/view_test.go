@@ -39,8 +39,8 @@ func TestRequestedAddresses(t *testing.T) {
 			for _, a := range v.RequestedAddresses {
 				got = append(got, a.String())
 			}
-			if !reflect.DeepEqual(got, tc.want) || (tc.wantFault == "") != (v.RequestFault == "") || !strings.Contains(v.RequestFault, tc.wantFault) {
-				t.Errorf("got %v, fault %q; want %v, a fault with %q", got, v.RequestFault, tc.want, tc.wantFault)
+			if !reflect.DeepEqual(got, tc.want) || (tc.wantFault == "") != (v.InvalidRequestText == "") || !strings.Contains(v.InvalidRequestText, tc.wantFault) {
+				t.Errorf("got %v, fault %q; want %v, a fault with %q", got, v.InvalidRequestText, tc.want, tc.wantFault)
 			}
 		})
 	}
@@ -60,7 +60,7 @@ func TestServingEndpoints(t *testing.T) {
 		return discoveryv1.Endpoint{Addresses: []string{"10.0.0.1"}, NodeName: node(n), Conditions: c}
 	}
 	key := ObjectKey{"default", "s"}
-	e := FromEndpointSlices(key, []discoveryv1.EndpointSlice{
+	e := MergedEndpointsOfSlices(key, []discoveryv1.EndpointSlice{
 		{Endpoints: []discoveryv1.Endpoint{
 			endpoint("unknown", discoveryv1.EndpointConditions{}),
 			endpoint("ready", discoveryv1.EndpointConditions{Ready: &yes}),
@@ -79,7 +79,7 @@ func TestServingEndpoints(t *testing.T) {
 	}
 }
 
-func TestNodeExclusionAndLeaving(t *testing.T) {
+func TestNodeExclusionAndDrainAreRecognized(t *testing.T) {
 	tests := map[string]struct {
 		edit                           func(*corev1.Node)
 		excluded, unavailable, leaving bool
@@ -87,7 +87,7 @@ func TestNodeExclusionAndLeaving(t *testing.T) {
 		"a plain node":   {edit: func(*corev1.Node) {}},
 		"a cordoned one": {edit: func(n *corev1.Node) { n.Spec.Unschedulable = true }},
 		"the label":      {edit: func(n *corev1.Node) { n.Labels = map[string]string{names.LabelExcludeNode: ""} }, excluded: true},
-		"the annotation": {edit: func(n *corev1.Node) { n.Annotations = map[string]string{names.AnnotationDrain: ""} }, leaving: true},
+		"the annotation": {edit: func(n *corev1.Node) { n.Annotations = map[string]string{names.AnnotationDrainNodeAddresses: ""} }, leaving: true},
 		"the taint":      {edit: func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: names.TaintOutOfService}} }, leaving: true},
 		"a network that is not there": {edit: func(n *corev1.Node) {
 			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue}}
@@ -120,15 +120,15 @@ func TestAddressCountAndReleaseAnnotations(t *testing.T) {
 		wantFault   string
 	}{
 		"one of each family, when nothing is said": {count: 1},
-		"several":                {annotations: map[string]string{names.AnnotationAddressCount: " 3 "}, count: 3},
-		"none is a fault":        {annotations: map[string]string{names.AnnotationAddressCount: "0"}, count: 1, wantFault: `"0" is no number from 1 to 16`},
-		"too many are a fault":   {annotations: map[string]string{names.AnnotationAddressCount: "17"}, count: 1, wantFault: "from 1 to 16"},
-		"a word is a fault":      {annotations: map[string]string{names.AnnotationAddressCount: "two"}, count: 1, wantFault: `"two"`},
-		"addresses to exchange":  {annotations: map[string]string{names.AnnotationRelease: "192.0.2.1, ::ffff:192.0.2.2"}, count: 1, releasing: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}},
-		"one of them unreadable": {annotations: map[string]string{names.AnnotationRelease: "192.0.2.1,"}, count: 1, wantFault: names.AnnotationRelease},
-		"one of them twice":      {annotations: map[string]string{names.AnnotationRelease: "192.0.2.1,192.0.2.1"}, count: 1, wantFault: "twice"},
+		"several":                {annotations: map[string]string{names.AnnotationAddressesPerFamily: " 3 "}, count: 3},
+		"none is a fault":        {annotations: map[string]string{names.AnnotationAddressesPerFamily: "0"}, count: 1, wantFault: `"0" is no number from 1 to 16`},
+		"too many are a fault":   {annotations: map[string]string{names.AnnotationAddressesPerFamily: "17"}, count: 1, wantFault: "from 1 to 16"},
+		"a word is a fault":      {annotations: map[string]string{names.AnnotationAddressesPerFamily: "two"}, count: 1, wantFault: `"two"`},
+		"addresses to exchange":  {annotations: map[string]string{names.AnnotationAddressesToRelease: "192.0.2.1, ::ffff:192.0.2.2"}, count: 1, releasing: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}},
+		"one of them unreadable": {annotations: map[string]string{names.AnnotationAddressesToRelease: "192.0.2.1,"}, count: 1, wantFault: names.AnnotationAddressesToRelease},
+		"one of them twice":      {annotations: map[string]string{names.AnnotationAddressesToRelease: "192.0.2.1,192.0.2.1"}, count: 1, wantFault: "twice"},
 		"more requested than the number": {
-			annotations: map[string]string{names.AnnotationAddressCount: "2", names.AnnotationLoadBalancerIPs: "192.0.2.1,192.0.2.2,192.0.2.3"}, count: 2, wantFault: "more than 2",
+			annotations: map[string]string{names.AnnotationAddressesPerFamily: "2", names.AnnotationLoadBalancerIPs: "192.0.2.1,192.0.2.2,192.0.2.3"}, count: 2, wantFault: "more than 2",
 		},
 	}
 	for name, tc := range tests {
@@ -136,11 +136,11 @@ func TestAddressCountAndReleaseAnnotations(t *testing.T) {
 			s := &corev1.Service{}
 			s.Annotations = tc.annotations
 			v := FromService(s)
-			if v.AddressesPerFamily != tc.count || !slices.Equal(v.AddressesToRelease, tc.releasing) {
-				t.Errorf("got %d, exchanging %v; want %d, %v", v.AddressesPerFamily, v.AddressesToRelease, tc.count, tc.releasing)
+			if v.RequestedAddressesPerFamily != tc.count || !slices.Equal(v.AddressesToExchange, tc.releasing) {
+				t.Errorf("got %d, exchanging %v; want %d, %v", v.RequestedAddressesPerFamily, v.AddressesToExchange, tc.count, tc.releasing)
 			}
-			if (tc.wantFault == "") != (v.RequestFault == "") || !strings.Contains(v.RequestFault, tc.wantFault) {
-				t.Errorf("the fault is %q, want one with %q", v.RequestFault, tc.wantFault)
+			if (tc.wantFault == "") != (v.InvalidRequestText == "") || !strings.Contains(v.InvalidRequestText, tc.wantFault) {
+				t.Errorf("the fault is %q, want one with %q", v.InvalidRequestText, tc.wantFault)
 			}
 		})
 	}
@@ -156,7 +156,7 @@ func FuzzParseAddressList(f *testing.F) {
 		if (len(out) == 0) == (fault == "") {
 			t.Fatalf("%q gives %v and the fault %q: want one of the two", text, out, fault)
 		}
-		if len(out) > maxRequestedAddresses {
+		if len(out) > maxRequestedAddressesOfBothFamilies {
 			t.Fatalf("%d addresses are too many", len(out))
 		}
 		var texts []string

@@ -26,9 +26,9 @@ func (c *harness) addForeignHost(a netip.Addr) {
 	}
 	var read sync.WaitGroup
 	read.Go(func() {
-		_ = p.Receive(func(q layer2.Frame) (layer2.Frame, bool) {
+		_ = p.ReceiveFrames(func(q layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
 			if q.TargetIP != a {
-				return layer2.Frame{}, false
+				return layer2.ARPOrNDPFrame{}, false
 			}
 			reply, why := layer2.BuildReply(q, foreignMAC)
 			return reply, why == layer2.NotDropped
@@ -45,7 +45,7 @@ func (c *harness) addForeignHost(a netip.Addr) {
 // TestAddressProbesReportAnsweringHosts: the controller asks about an address that a foreign host
 // has, and about one that no host has.
 func TestAddressProbesReportAnsweringHosts(t *testing.T) {
-	runWithHarness(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *harness) {
 		taken := probing.Question{ID: "taken", Address: serviceIPv4.Next(), Pool: "p"}
 		free := probing.Question{ID: "free", Address: serviceIPv4.Next().Next(), Pool: "p"}
 		c.addForeignHost(taken.Address)
@@ -56,25 +56,25 @@ func TestAddressProbesReportAnsweringHosts(t *testing.T) {
 		answers := slices.Clone(s.answers)
 		s.mu.Unlock()
 		slices.SortFunc(answers, func(x, y probing.Answer) int { return x.Address.Compare(y.Address) })
-		want := []probing.Answer{{Question: taken, AnsweredBy: foreignMAC.String()}, {Question: free}}
+		want := []probing.Answer{{Question: taken, AnsweringMACs: foreignMAC.String()}, {Question: free}}
 		if !slices.Equal(answers, want) {
 			c.t.Errorf("the answers are %+v, want %+v", answers, want)
 		}
-		c.requireOneHolder(serviceIPv4)
+		c.requireOneAnsweringSpeaker(serviceIPv4)
 	})
 }
 
 // TestHeldAddressIsNotProbed: the controller asks about an address that another speaker holds.
 func TestHeldAddressIsNotProbed(t *testing.T) {
-	runWithHarness(t, func(c *harness) {
-		holder := c.requireOneHolder(serviceIPv4)
+	runInSyncedCluster(t, func(c *harness) {
+		holder := c.requireOneAnsweringSpeaker(serviceIPv4)
 		for _, s := range c.speakerByName {
 			if s != holder {
 				c.segment.TakeSentFrames()
 				s.questions <- []probing.Question{{ID: "held", Address: serviceIPv4, Pool: "p"}}
 				time.Sleep(30 * time.Second)
 				for _, f := range c.segment.TakeSentFrames() {
-					if f.From == s.name && f.Frame.Operation == layer2.Request && f.Frame.TargetIP == serviceIPv4 {
+					if f.SenderName == s.name && f.Frame.Operation == layer2.Request && f.Frame.TargetIP == serviceIPv4 {
 						c.t.Fatalf("%s probes an address that %s holds", s.name, holder.name)
 					}
 				}
@@ -93,11 +93,11 @@ func TestHeldAddressIsNotProbed(t *testing.T) {
 
 // TestApplyChangesReportsTheWholeState: only the mark says that the state is complete.
 func TestApplyChangesReportsTheWholeState(t *testing.T) {
-	p := plan.NewPlanner(plan.Inputs{Self: "node1"})
-	if ApplyChanges(p, snapshotChange(), serviceChange(), endpointsChange()) {
+	p := plan.NewPlanner(plan.Inputs{SelfNode: "node1"})
+	if ApplyChangesToPlanner(p, exampleSnapshotChange(), exampleServiceChange(), exampleEndpointsChange()) {
 		t.Error("the state counts as complete without the mark")
 	}
-	if !ApplyChanges(p, RemoveNode("node4"), MarkClusterSynced()) {
+	if !ApplyChangesToPlanner(p, NewNodeRemovedChange("node4"), NewClusterSyncedChange()) {
 		t.Error("the state does not count as complete after the mark")
 	}
 }

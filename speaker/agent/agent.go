@@ -26,8 +26,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/probing"
 )
 
-// Layer2 answers for addresses and sends probes. No method blocks.
-type Layer2 interface {
+// Layer2Engine answers for addresses and sends probes. No method blocks.
+type Layer2Engine interface {
 	// ApplyBindings replaces what the node answers for, and lets the engine answer until the
 	// deadline. An address without a binding has no answer from the return on.
 	ApplyBindings(bindings []intent.Binding, sendDeadline time.Time)
@@ -46,9 +46,9 @@ type Layer2 interface {
 	Reports() <-chan layer2.Report
 }
 
-// BGP keeps the sessions with routers. Set returns at once.
-type BGP interface {
-	Set(d bgp.Desired)
+// BGPEngine keeps the sessions with routers. Set returns at once.
+type BGPEngine interface {
+	SetDesiredState(d bgp.Desired)
 }
 
 // HealthChecks asks the service proxy of this node about Services.
@@ -58,32 +58,32 @@ type HealthChecks interface {
 	Results() <-chan []facts.HealthCheckResult
 }
 
-// Members carries messages between the speakers. No method blocks.
-type Members interface {
+// GossipMembership carries messages between the speakers. No method blocks.
+type GossipMembership interface {
 	SendMessage(to string, payload []byte)
-	SetLocalState(state []byte)
-	SetMACs(macs []facts.MAC)
-	RejoinSeeds()
+	SetFullExchangeState(state []byte)
+	PublishOwnMACs(macs []facts.MAC)
+	ContactMissingSeeds()
 	MemberSets() <-chan facts.MemberSet
-	Messages() <-chan members.Message
-	RemoteStates() <-chan []byte
+	ReceivedMessages() <-chan members.Message
+	ReceivedFullStates() <-chan []byte
 }
 
 // Options configure an Agent. LoadBalancerClass, ObserveStatus, ProbeQuestions, ObserveProbeAnswer,
 // SaveCheckpoint and RestoreFrom are optional.
 type Options struct {
-	// Self is the name of this node, Nonce identifies this run of the process.
-	Self  string
-	Nonce uint64
+	// NodeName is the name of this node, Nonce identifies this run of the process.
+	NodeName string
+	RunNonce uint64
 	// LoadBalancerClass is the class of the Services to serve; empty serves those without a class.
 	LoadBalancerClass string
 	Timing            elect.Timing
-	Layer2            Layer2
-	BGP               BGP
+	Layer2            Layer2Engine
+	BGP               BGPEngine
 	HealthChecks      HealthChecks
-	Members           Members
-	// Links delivers the usable links of the node.
-	Links <-chan facts.LinkSet
+	Members           GossipMembership
+	// UsableLinkSets delivers the usable links of the node.
+	UsableLinkSets <-chan facts.LinkSet
 	// Now reads the clock.
 	Now func() time.Time
 	Log *slog.Logger
@@ -107,47 +107,47 @@ type Status struct {
 	Holders []elect.Holder
 	// HeldAddresses are the addresses that this node answers for, sorted.
 	HeldAddresses []netip.Addr
-	// Bindings are the held addresses with their links.
-	Bindings []intent.Binding
-	// Links are the node's usable links. They show which families cannot be sent on them.
-	Links facts.LinkSet
-	// FaultByLinkIndex says which family cannot be sent on a link and why, by the index of the
+	// HeldBindings are the held addresses with their links.
+	HeldBindings []intent.Binding
+	// UsableLinks are the node's usable links. They show which families cannot be sent on them.
+	UsableLinks facts.LinkSet
+	// SendFaultByLinkIndex says which family cannot be sent on a link and why, by the index of the
 	// link.
-	FaultByLinkIndex map[int]string
+	SendFaultByLinkIndex map[int]string
 	// MemberNames are the nodes whose speakers are alive, including this one, sorted.
 	MemberNames []string
-	// RawSocketsDenied says why this node cannot open raw sockets; empty if it can.
-	RawSocketsDenied string
-	// Events are the events of the election since the last Status.
-	Events []elect.Event
+	// RawSocketDenialText says why this node cannot open raw sockets; empty if it can.
+	RawSocketDenialText string
+	// NewElectionEvents are the events of the election since the last Status.
+	NewElectionEvents []elect.Event
 }
 
 // Agent makes the decisions of this node. Only Run uses its state.
 type Agent struct {
 	options          Options
-	changeBatches    chan []Change
-	usableLinks      *latest.Value[usableLinks]
+	changeBatches    chan []PlannerInputChange
+	usableLinks      *latest.Value[plannerLinks]
 	planUpdates      chan planUpdate
 	handoverRequests *latest.Wake
 	handoverDone     chan struct{}
-	metrics          metrics
+	metrics          electionMetrics
 
-	links             facts.LinkSet
-	portFaults        portFaults
-	memberNames       []string              // of live members, sorted
-	addressesByMember map[string]netip.Addr // of current and earlier members
-	livenessProbes    livenessProbes
-	machine           *elect.Machine
-	plan              plan.Plan
-	addressProbes     addressProbes
-	bindingsByAddress map[netip.Addr]intent.Binding
-	checkpoint        checkpointState
-	unreportedEvents  []elect.Event
+	nodeLinks            facts.LinkSet
+	portFaults           portFaults
+	liveMemberNames      []string              // of live members, sorted
+	addressByKnownMember map[string]netip.Addr // of current and earlier members
+	livenessProbes       livenessProbes
+	electionMachine      *elect.Machine
+	plan                 plan.Plan
+	addressProbes        addressProbingState
+	heldBindingByAddress map[netip.Addr]intent.Binding
+	checkpoint           checkpointState
+	unreportedEvents     []elect.Event
 	// gossipStateChanged and statusChanged are set when the end of a turn has to publish the state
 	// or the Status.
 	gossipStateChanged, statusChanged bool
 	gossipStateSetAt                  time.Time // when Members last got the full state
-	statusObservedAt                  time.Time // when ObserveStatus was last called
+	statusLastReportedAt              time.Time // when ObserveStatus was last called
 }
 
 // New returns an Agent that does nothing before Run.
@@ -160,26 +160,26 @@ func New(o Options) *Agent {
 	}
 	return &Agent{
 		options:          o,
-		changeBatches:    make(chan []Change, 64),
-		usableLinks:      latest.NewValue[usableLinks](),
+		changeBatches:    make(chan []PlannerInputChange, 64),
+		usableLinks:      latest.NewValue[plannerLinks](),
 		planUpdates:      make(chan planUpdate),
 		handoverRequests: latest.NewWake(),
 		handoverDone:     make(chan struct{}),
-		metrics:          newMetrics(),
+		metrics:          newElectionMetrics(),
 		portFaults: portFaults{
 			denialReasonByPort: map[portID]string{}, openErrorByPort: map[portID]string{},
 		},
-		addressesByMember: map[string]netip.Addr{},
+		addressByKnownMember: map[string]netip.Addr{},
 		livenessProbes: livenessProbes{
-			openProbeByElectionID: map[uint64]*openLivenessProbe{}, electionIDByWireID: map[uint64]uint64{},
+			openProbeByElectionProbeID: map[uint64]*openLivenessProbe{}, electionProbeIDBySentProbeID: map[uint64]uint64{},
 		},
-		bindingsByAddress: map[netip.Addr]intent.Binding{},
+		heldBindingByAddress: map[netip.Addr]intent.Binding{},
 	}
 }
 
 // PostChanges passes changes to the agent. It applies the changes of one call together. It blocks
 // while the planner is busy, until ctx ends.
-func (a *Agent) PostChanges(ctx context.Context, changes ...Change) {
+func (a *Agent) PostChanges(ctx context.Context, changes ...PlannerInputChange) {
 	select {
 	case a.changeBatches <- changes:
 	case <-ctx.Done():
@@ -199,13 +199,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	go func() {
 		defer close(done)
 		a.runPlanner(ctx, plan.NewPlanner(plan.Inputs{
-			Self: a.options.Self, LoadBalancerClass: a.options.LoadBalancerClass,
+			SelfNode: a.options.NodeName, LoadBalancerClass: a.options.LoadBalancerClass,
 			Services: map[view.ObjectKey]view.Service{}, Endpoints: map[view.ObjectKey]view.Endpoints{},
 			Nodes: map[string]view.Node{},
 		}))
 	}()
 	defer func() { <-done }()
-	a.machine = elect.New(a.options.Self, a.options.Nonce, a.options.Timing, a.options.Now())
+	a.electionMachine = elect.NewMachine(a.options.NodeName, a.options.RunNonce, a.options.Timing, a.options.Now())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	defer a.options.Layer2.ApplyBindings(nil, time.Time{})
@@ -219,27 +219,27 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.plan, a.statusChanged, a.addressProbes.snapshot = p.plan, true, p.snapshot
 			a.replaceRestoredBids(p)
 			in = append(in, p.electionInput())
-		case links := <-a.options.Links:
+		case links := <-a.options.UsableLinkSets:
 			a.updateLinks(links)
 		case set := <-a.options.Members.MemberSets():
 			in = append(in, a.updateMembers(set))
-		case m := <-a.options.Members.Messages():
-			in = append(in, elect.MessageReceived{From: m.From, Payload: m.Payload})
-		case s := <-a.options.Members.RemoteStates():
-			in = append(in, elect.RemoteStateReceived{Payload: s})
+		case m := <-a.options.Members.ReceivedMessages():
+			in = append(in, elect.MessageReceived{From: m.SenderName, Payload: m.Payload})
+		case s := <-a.options.Members.ReceivedFullStates():
+			in = append(in, elect.RemoteStateReceived{EncodedClaims: s})
 		case r := <-a.options.Layer2.Reports():
 			in = a.handleEngineReport(in, r)
 		case <-a.handoverRequests.C():
 			a.options.Log.Info("handing over all addresses before the speaker stops",
-				"held", len(a.bindingsByAddress))
+				"held", len(a.heldBindingByAddress))
 			in = append(in, elect.HandoverRequested{})
 		case q := <-a.options.ProbeQuestions:
-			a.addressProbes.queue.SetQuestions(q, a.probingState(), a.options.Now())
+			a.addressProbes.questionQueue.SetQuestions(q, a.probingState(), a.options.Now())
 		case <-timer.C:
 		}
-		a.stepElection(a.appendPendingInputs(a.appendRestoredBids(in)))
+		a.stepElection(a.appendPendingInputs(a.appendRestoredBidsUntilFirstPlan(in)))
 		a.runAddressProbes()
-		a.finishTurn()
+		a.extendDeadlineAndPublishChanges()
 		timer.Reset(max(a.nextActionDeadline().Sub(a.options.Now()), 0))
 	}
 }
@@ -252,8 +252,8 @@ const maxElectionInputsPerStep = 512
 func (a *Agent) appendPendingInputs(in []elect.Input) []elect.Input {
 	for range maxElectionInputsPerStep {
 		select {
-		case m := <-a.options.Members.Messages():
-			in = append(in, elect.MessageReceived{From: m.From, Payload: m.Payload})
+		case m := <-a.options.Members.ReceivedMessages():
+			in = append(in, elect.MessageReceived{From: m.SenderName, Payload: m.Payload})
 		case r := <-a.options.Layer2.Reports():
 			in = a.handleEngineReport(in, r)
 		default:
@@ -263,32 +263,32 @@ func (a *Agent) appendPendingInputs(in []elect.Input) []elect.Input {
 	return in
 }
 
-// finishTurn renews the engine's deadline and publishes what changed.
-func (a *Agent) finishTurn() {
+// extendDeadlineAndPublishChanges renews the engine's deadline and publishes what changed.
+func (a *Agent) extendDeadlineAndPublishChanges() {
 	now := a.options.Now()
-	a.options.Layer2.SetSendDeadline(a.machine.LeaseDeadline(now))
-	if a.gossipStateChanged && now.Sub(a.gossipStateSetAt) >= stateEncodingInterval {
+	a.options.Layer2.SetSendDeadline(a.electionMachine.LeaseDeadline(now))
+	if a.gossipStateChanged && now.Sub(a.gossipStateSetAt) >= gossipStateEncodingInterval {
 		a.gossipStateChanged, a.gossipStateSetAt = false, now
-		a.options.Members.SetLocalState(a.machine.EncodeState())
+		a.options.Members.SetFullExchangeState(a.electionMachine.EncodeAllClaims())
 	}
 	a.saveCheckpoint(now)
 	if a.options.RestoreFrom != nil && !a.checkpoint.hasFirstPlan { // the plan has no Services yet
 		return
 	}
-	if a.statusChanged && now.Sub(a.statusObservedAt) >= a.statusInterval() {
-		a.statusChanged, a.statusObservedAt = false, now
+	if a.statusChanged && now.Sub(a.statusLastReportedAt) >= a.minStatusInterval() {
+		a.statusChanged, a.statusLastReportedAt = false, now
 		a.options.ObserveStatus(a.buildStatus())
 		a.unreportedEvents = nil
 	}
 }
 
-// statusInterval bounds how often a Status is built. The cost is proportional to the number of
+// minStatusInterval bounds how often a Status is built. The cost is proportional to the number of
 // Services; with 10,000 of them the interval is 100 ms.
-func (a *Agent) statusInterval() time.Duration {
+func (a *Agent) minStatusInterval() time.Duration {
 	services := max(a.plan.Bids.Len(), a.plan.Layer2Verdicts.Len(), a.plan.BGPVerdicts.Len())
 	return time.Duration(services) * 10 * time.Microsecond
 }
 
-// stateEncodingInterval bounds how often the full state is encoded for push/pull. The cost is
+// gossipStateEncodingInterval bounds how often the full state is encoded for push/pull. The cost is
 // proportional to the number of addresses. A new claim does not wait for it: it is sent at once.
-const stateEncodingInterval = 200 * time.Millisecond
+const gossipStateEncodingInterval = 200 * time.Millisecond

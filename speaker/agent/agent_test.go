@@ -17,8 +17,8 @@ import (
 )
 
 // otherSpeakers returns all speakers but one.
-func (c *harness) otherSpeakers(not *speaker) []*speaker {
-	var out []*speaker
+func (c *harness) otherSpeakers(not *testSpeaker) []*testSpeaker {
+	var out []*testSpeaker
 	for _, n := range nodeNames {
 		if s := c.speakerByName[n]; s != not {
 			out = append(out, s)
@@ -30,19 +30,19 @@ func (c *harness) otherSpeakers(not *speaker) []*speaker {
 // TestATakeoverDoesNotWaitForPlanning: the planner of each other node is blocked when the holder
 // dies.
 func TestATakeoverDoesNotWaitForPlanning(t *testing.T) {
-	runWithHarness(t, func(c *harness) {
-		dead := c.requireOneHolder(serviceIPv4)
+	runInSyncedCluster(t, func(c *harness) {
+		dead := c.requireOneAnsweringSpeaker(serviceIPv4)
 		stuck := make(chan struct{})
 		for _, s := range c.otherSpeakers(dead) {
 			s.PostChanges(c.t.Context(), func(*plannerEditor) { <-stuck })
 		}
 		synctest.Wait()
 		dead.disconnectNode()
-		gap, order := c.sendRequestsFor(serviceIPv4, time.Second)
+		gap, order := c.measureLongestAnswerGap(serviceIPv4, time.Second)
 		if gap > 600*time.Millisecond || len(order) != 1 || order[0] == dead.name {
 			t.Errorf("no node answered for %v, then %v did; want one node other than %s within 600 ms", gap, order, dead.name)
 		}
-		next := c.requireOneHolder(serviceIPv4)
+		next := c.requireOneAnsweringSpeaker(serviceIPv4)
 		n, seconds := next.takeoverMetrics(t)
 		if n == 0 || seconds/float64(n) < 0.2 || seconds/float64(n) > 0.6 {
 			t.Errorf("the metrics count %d takeovers of %v s in total, want 0.2 to 0.6 s each", n, seconds)
@@ -57,32 +57,32 @@ func TestATakeoverDoesNotWaitForPlanning(t *testing.T) {
 // TestAMoveWaitsForTheServiceProxy moves the endpoints of a Service with policy Local. The service
 // proxy of the next node learns of the new endpoint seconds later.
 func TestAMoveWaitsForTheServiceProxy(t *testing.T) {
-	runWithHarness(t, func(c *harness) {
-		post := func(change Change) {
+	runInSyncedCluster(t, func(c *harness) {
+		post := func(change PlannerInputChange) {
 			for _, n := range nodeNames {
 				c.speakerByName[n].PostChanges(c.t.Context(), change)
 			}
 		}
-		post(SetService(view.Service{
+		post(NewServiceSetChange(view.Service{
 			Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceIPv4, serviceIPv6},
 			HasLocalTrafficPolicy: true, HealthCheckNodePort: 30000,
 		}))
 		time.Sleep(5 * time.Second)
-		if s := c.requireOneHolder(serviceIPv4); s.name != "node4" {
+		if s := c.requireOneAnsweringSpeaker(serviceIPv4); s.name != "node4" {
 			t.Fatalf("%s holds the address, want node4, which has the only endpoint", s.name)
 		}
 		next := c.speakerByName["node1"]
-		for _, change := range []Change{
-			SetEndpoints(view.Endpoints{
+		for _, change := range []PlannerInputChange{
+			NewEndpointsSetChange(view.Endpoints{
 				Service: serviceKey, AnyServing: true, ServingNodes: []string{"node1", "node4"}, ReadyNodes: []string{"node1", "node4"},
 			}),
-			SetEndpoints(view.Endpoints{ // the Pod on node4 ends
+			NewEndpointsSetChange(view.Endpoints{ // the Pod on node4 ends
 				Service: serviceKey, AnyServing: true, ServingNodes: []string{"node1", "node4"}, ReadyNodes: []string{"node1"},
 			}),
 		} {
 			post(change)
 			for range 3 {
-				if gap, order := c.sendRequestsFor(serviceIPv4, time.Second); gap > 2*time.Millisecond || !slices.Equal(order, []string{"node4"}) {
+				if gap, order := c.measureLongestAnswerGap(serviceIPv4, time.Second); gap > 2*time.Millisecond || !slices.Equal(order, []string{"node4"}) {
 					t.Errorf("%v answered with a gap of %v, want only node4", order, gap)
 				}
 				next.proxy.answerChecks(facts.EndpointsUnknown)
@@ -91,7 +91,7 @@ func TestAMoveWaitsForTheServiceProxy(t *testing.T) {
 		if got := next.proxy.answerChecks(facts.EndpointsKnown); got != 1 {
 			t.Errorf("node1 asks its proxy about %d Services, want 1", got)
 		}
-		gap, order := c.sendRequestsFor(serviceIPv4, time.Second)
+		gap, order := c.measureLongestAnswerGap(serviceIPv4, time.Second)
 		if gap > 2*time.Millisecond || order[len(order)-1] != "node1" {
 			t.Errorf("%v answered with a gap of %v, want node1 at the end without a gap", order, gap)
 		}
@@ -101,23 +101,23 @@ func TestAMoveWaitsForTheServiceProxy(t *testing.T) {
 	})
 }
 
-// TestNothingIsWithdrawnWithoutWatchEvents: a lost watch delivers no events and therefore changes
+// TestALostWatchWithdrawsNothing: a lost watch delivers no events and therefore changes
 // nothing.
-func TestNothingIsWithdrawnWithoutWatchEvents(t *testing.T) {
-	runWithHarness(t, func(c *harness) {
+func TestALostWatchWithdrawsNothing(t *testing.T) {
+	runInSyncedCluster(t, func(c *harness) {
 		before := map[netip.Addr]string{
-			serviceIPv4: c.requireOneHolder(serviceIPv4).name, serviceIPv6: c.requireOneHolder(serviceIPv6).name,
+			serviceIPv4: c.requireOneAnsweringSpeaker(serviceIPv4).name, serviceIPv6: c.requireOneAnsweringSpeaker(serviceIPv6).name,
 		}
 		for range 40 {
 			time.Sleep(5 * time.Second)
 			for a, n := range before {
-				if now := c.requireOneHolder(a).name; now != n {
+				if now := c.requireOneAnsweringSpeaker(a).name; now != n {
 					t.Fatalf("%s moved from %s to %s although nothing happened", a, n, now)
 				}
 			}
 		}
 		for _, s := range c.speakerByName {
-			_, events := s.lastStatus()
+			_, events := s.lastStatusAndAllEvents()
 			if slices.ContainsFunc(events, func(e elect.Event) bool { return e.Kind == elect.EventAddressGivenUp }) {
 				t.Errorf("%s gave an address up: %v", s.name, events)
 			}
@@ -128,47 +128,47 @@ func TestNothingIsWithdrawnWithoutWatchEvents(t *testing.T) {
 // TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster: a restarted speaker has its
 // checkpoint and reads the cluster in parts. The missing parts take no address from it.
 func TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster(t *testing.T) {
-	runWithHarness(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *harness) {
 		// Stop the other speakers, so that no other node can hold the addresses.
-		last := c.requireOneHolder(serviceIPv4)
+		last := c.requireOneAnsweringSpeaker(serviceIPv4)
 		for _, s := range c.otherSpeakers(last) {
 			s.stop()
 		}
 		time.Sleep(5 * time.Second)
 		for _, a := range []netip.Addr{serviceIPv4, serviceIPv6} {
-			if h := c.requireOneHolder(a); h != last {
+			if h := c.requireOneAnsweringSpeaker(a); h != last {
 				t.Fatalf("%s is held by %s, want the only running speaker", a, h.name)
 			}
 		}
 		last.stop()
 		last.mu.Lock()
-		saved := last.checkpoint
+		saved := last.lastSavedCheckpoint
 		last.mu.Unlock()
-		if saved == nil || len(saved.Bids) != 2 || len(saved.Claims) != 2 {
+		if saved == nil || len(saved.BidsOfLastPlan) != 2 || len(saved.Claims) != 2 {
 			t.Fatalf("the checkpoint is %+v, want two bids and two claims", saved)
 		}
 		again := c.startSpeaker(last.name, saved)
 		time.Sleep(5 * time.Second) // the API server is unreachable
-		if h := c.requireOneHolder(serviceIPv4); h != again {
+		if h := c.requireOneAnsweringSpeaker(serviceIPv4); h != again {
 			t.Fatalf("%s holds the address, want the speaker with the checkpoint", h.name)
 		}
-		for _, part := range []Change{snapshotChange(), serviceChange(), SetNode(view.Node{Name: "node1"})} {
+		for _, part := range []PlannerInputChange{exampleSnapshotChange(), exampleServiceChange(), NewNodeSetChange(view.Node{Name: "node1"})} {
 			// no endpoints yet
 			again.PostChanges(c.t.Context(), part)
-			gap, order := c.sendRequestsFor(serviceIPv4, time.Second)
+			gap, order := c.measureLongestAnswerGap(serviceIPv4, time.Second)
 			if gap > 2*time.Millisecond || !slices.Equal(order, []string{again.name}) {
 				t.Errorf("while the speaker reads the cluster, no node answers for %v, then %v", gap, order)
 			}
 		}
 		c.postClusterState(again.name)
-		gap, order := c.sendRequestsFor(serviceIPv6, time.Second)
+		gap, order := c.measureLongestAnswerGap(serviceIPv6, time.Second)
 		if gap > 2*time.Millisecond || !slices.Equal(order, []string{again.name}) {
 			t.Errorf("after the speaker read the cluster, no node answers for %v, then %v", gap, order)
 		}
 		// From now on a deleted Service loses its address.
-		again.PostChanges(c.t.Context(), RemoveService(serviceKey))
+		again.PostChanges(c.t.Context(), NewServiceRemovedChange(serviceKey))
 		time.Sleep(time.Second)
-		if who := c.sendOneRequest(serviceIPv4); len(who) > 0 {
+		if who := c.requestOnceAndListAnswerers(serviceIPv4); len(who) > 0 {
 			t.Errorf("%v answer for a deleted Service", who)
 		}
 	})
@@ -179,28 +179,28 @@ func TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster(t *testing.T) 
 func TestAStoppingSpeakerHandsOverWithoutAGap(t *testing.T) {
 	for name, a := range map[string]netip.Addr{"IPv4": serviceIPv4, "IPv6": serviceIPv6} {
 		t.Run(name, func(t *testing.T) {
-			runWithHarness(t, func(c *harness) {
-				old := c.requireOneHolder(a)
+			runInSyncedCluster(t, func(c *harness) {
+				old := c.requireOneAnsweringSpeaker(a)
 				old.RequestHandover()
 				synctest.Wait()
-				gap, order := c.sendRequestsFor(a, time.Second)
+				gap, order := c.measureLongestAnswerGap(a, time.Second)
 				select {
 				case <-old.HandoverDone():
 				default:
 					t.Fatal("the handover is not done after a second")
 				}
-				if status, _ := old.lastStatus(); len(status.HeldAddresses) > 0 {
+				if status, _ := old.lastStatusAndAllEvents(); len(status.HeldAddresses) > 0 {
 					t.Errorf("after the handover the speaker still holds %v", status.HeldAddresses)
 				}
 				old.stop()
-				after, last := c.sendRequestsFor(a, time.Second)
+				after, last := c.measureLongestAnswerGap(a, time.Second)
 				if max(gap, after) > 2*time.Millisecond {
 					t.Errorf("no node answered for %v", max(gap, after))
 				}
-				if n := c.requireOneHolder(a); n == old || len(last) != 1 || order[len(order)-1] != n.name {
+				if n := c.requireOneAnsweringSpeaker(a); n == old || len(last) != 1 || order[len(order)-1] != n.name {
 					t.Errorf("%v and then %v answered, want a node other than %s after the handover", order, last, old.name)
 				}
-				if got := c.requireOneHolder(a).electionEventCount(t, elect.EventAddressTaken, names.ReasonHandedOver); got == 0 {
+				if got := c.requireOneAnsweringSpeaker(a).electionEventCount(t, elect.EventAddressTaken, names.ReasonHandedOver); got == 0 {
 					t.Error("the metrics count no move for the reason HandedOver")
 				}
 			})
@@ -211,14 +211,14 @@ func TestAStoppingSpeakerHandsOverWithoutAGap(t *testing.T) {
 // TestTheLastSpeakerKeepsItsAddresses: a speaker without a successor still answers after
 // RequestHandover.
 func TestTheLastSpeakerKeepsItsAddresses(t *testing.T) {
-	runWithHarness(t, func(c *harness) {
-		last := c.requireOneHolder(serviceIPv4)
+	runInSyncedCluster(t, func(c *harness) {
+		last := c.requireOneAnsweringSpeaker(serviceIPv4)
 		for _, s := range c.otherSpeakers(last) {
 			s.stop()
 		}
 		time.Sleep(5 * time.Second)
 		last.RequestHandover()
-		gap, order := c.sendRequestsFor(serviceIPv4, 10*time.Second)
+		gap, order := c.measureLongestAnswerGap(serviceIPv4, 10*time.Second)
 		if gap > 2*time.Millisecond || !slices.Equal(order, []string{last.name}) {
 			t.Errorf("no node answered for %v, then %v did", gap, order)
 		}
@@ -232,20 +232,20 @@ func TestTheLastSpeakerKeepsItsAddresses(t *testing.T) {
 
 // TestAnExcludedNodeHandsOverWithoutAGap: a plan that excludes the holder moves its addresses.
 func TestAnExcludedNodeHandsOverWithoutAGap(t *testing.T) {
-	runWithHarness(t, func(c *harness) {
-		old := c.requireOneHolder(serviceIPv4)
+	runInSyncedCluster(t, func(c *harness) {
+		old := c.requireOneAnsweringSpeaker(serviceIPv4)
 		for _, s := range c.speakerByName {
-			s.PostChanges(c.t.Context(), SetNode(view.Node{Name: old.name, IsExcluded: true}))
+			s.PostChanges(c.t.Context(), NewNodeSetChange(view.Node{Name: old.name, IsExcluded: true}))
 		}
-		gap, order := c.sendRequestsFor(serviceIPv4, time.Second)
+		gap, order := c.measureLongestAnswerGap(serviceIPv4, time.Second)
 		if gap > 2*time.Millisecond || order[len(order)-1] == old.name {
 			t.Errorf("no node answered for %v, then %v did; want a move from %s without a gap", gap, order, old.name)
 		}
-		next := c.requireOneHolder(serviceIPv4)
+		next := c.requireOneAnsweringSpeaker(serviceIPv4)
 		for _, s := range c.speakerByName {
-			s.PostChanges(c.t.Context(), SetNode(view.Node{Name: old.name}))
+			s.PostChanges(c.t.Context(), NewNodeSetChange(view.Node{Name: old.name}))
 		}
-		if _, order := c.sendRequestsFor(serviceIPv4, 5*time.Second); !slices.Equal(order, []string{next.name}) {
+		if _, order := c.measureLongestAnswerGap(serviceIPv4, 5*time.Second); !slices.Equal(order, []string{next.name}) {
 			t.Errorf("%v answered after the node was included again, want %s to keep the address", order, next.name)
 		}
 	})
@@ -254,13 +254,13 @@ func TestAnExcludedNodeHandsOverWithoutAGap(t *testing.T) {
 // TestAForeignHostIsReportedAndTheAddressDefended: a host outside of the cluster answers for an
 // address.
 func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
-	runWithHarness(t, func(c *harness) {
-		holder := c.requireOneHolder(serviceIPv4)
+	runInSyncedCluster(t, func(c *harness) {
+		holder := c.requireOneAnsweringSpeaker(serviceIPv4)
 		time.Sleep(10 * time.Second) // its own announcements are over
 		c.segment.TakeSentFrames()
 		stranger := facts.MAC{2, 0, 0, 0, 0, 0x99}
 		all := layer2.AnnouncementDestinationMAC(serviceIPv4)
-		err := c.clientPortByFamily[ipfamily.IPv4].Write(layer2.Frame{
+		err := c.clientPortByFamily[ipfamily.IPv4].WriteFrame(layer2.ARPOrNDPFrame{
 			EthernetDestination: all, EthernetSource: stranger, Operation: layer2.Reply,
 			SenderMAC: stranger, SenderIP: serviceIPv4, TargetMAC: all, TargetIP: serviceIPv4,
 		})
@@ -270,22 +270,22 @@ func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		defended := 0
 		for _, f := range c.segment.TakeSentFrames() {
-			if f.From == holder.name && f.Frame.SenderIP == serviceIPv4 && f.Frame.TargetIP == serviceIPv4 {
+			if f.SenderName == holder.name && f.Frame.SenderIP == serviceIPv4 && f.Frame.TargetIP == serviceIPv4 {
 				defended++
 			}
 		}
 		if defended != 2 {
 			t.Errorf("the holder defends the address with %d frames, want one announcement of two frames", defended)
 		}
-		_, events := holder.lastStatus()
+		_, events := holder.lastStatusAndAllEvents()
 		if len(events) == 0 {
 			t.Fatal("there are no events, want a conflict")
 		}
 		e := events[len(events)-1]
-		if e.Kind != elect.EventConflict || e.ForeignMAC != stranger || e.Address != serviceIPv4 {
+		if e.Kind != elect.EventForeignHostAnswers || e.AnsweringMAC != stranger || e.Address != serviceIPv4 {
 			t.Errorf("the events are %+v, want the conflict last", events)
 		}
-		if now := c.requireOneHolder(serviceIPv4); now != holder {
+		if now := c.requireOneAnsweringSpeaker(serviceIPv4); now != holder {
 			t.Errorf("the address moved from %s to %s", holder.name, now.name)
 		}
 	})
@@ -294,23 +294,23 @@ func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
 // TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy: another node takes over when sockets fail for
 // lack of permission.
 func TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy(t *testing.T) {
-	runWithHarness(t, func(c *harness) {
-		denied := c.requireOneHolder(serviceIPv4)
-		denied.host.SetOpenError(layer2.ErrDenied)
-		denied.host.FailOpenPorts(layer2.ErrLinkGone)
+	runInSyncedCluster(t, func(c *harness) {
+		denied := c.requireOneAnsweringSpeaker(serviceIPv4)
+		denied.lanHost.SetErrorOfOpenPort(layer2.ErrRawSocketsDenied)
+		denied.lanHost.CloseOpenPortsWithError(layer2.ErrLinkDownOrGone)
 		time.Sleep(2 * time.Second)
-		next := c.requireOneHolder(serviceIPv4)
-		status, _ := denied.lastStatus()
-		if next == denied || !strings.Contains(status.RawSocketsDenied, "NET_RAW") || len(status.FaultByLinkIndex) != 1 {
+		next := c.requireOneAnsweringSpeaker(serviceIPv4)
+		status, _ := denied.lastStatusAndAllEvents()
+		if next == denied || !strings.Contains(status.RawSocketDenialText, "NET_RAW") || len(status.SendFaultByLinkIndex) != 1 {
 			t.Errorf("%s holds the address, %s reports %q and %v",
-				next.name, denied.name, status.RawSocketsDenied, status.FaultByLinkIndex)
+				next.name, denied.name, status.RawSocketDenialText, status.SendFaultByLinkIndex)
 		}
-		denied.host.SetOpenError(nil)
+		denied.lanHost.SetErrorOfOpenPort(nil)
 		time.Sleep(time.Minute)
-		status, _ = denied.lastStatus()
-		if status.RawSocketsDenied != "" || len(status.FaultByLinkIndex) != 0 || c.requireOneHolder(serviceIPv4) != next {
+		status, _ = denied.lastStatusAndAllEvents()
+		if status.RawSocketDenialText != "" || len(status.SendFaultByLinkIndex) != 0 || c.requireOneAnsweringSpeaker(serviceIPv4) != next {
 			t.Errorf("when sockets are permitted, %s reports %q and %v, and %s holds the address",
-				denied.name, status.RawSocketsDenied, status.FaultByLinkIndex, c.requireOneHolder(serviceIPv4).name)
+				denied.name, status.RawSocketDenialText, status.SendFaultByLinkIndex, c.requireOneAnsweringSpeaker(serviceIPv4).name)
 		}
 	})
 }
@@ -320,19 +320,19 @@ func TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy(t *testing.T) {
 func TestTheNewHolderUpdatesTheClientsOfTheDeadOne(t *testing.T) {
 	for name, a := range map[string]netip.Addr{"IPv4": serviceIPv4, "IPv6": serviceIPv6} {
 		t.Run(name, func(t *testing.T) {
-			runWithHarness(t, func(c *harness) {
-				dead := c.requireOneHolder(a) // sends the client's request
-				c.drainClientFrames()
+			runInSyncedCluster(t, func(c *harness) {
+				dead := c.requireOneAnsweringSpeaker(a) // sends the client's request
+				c.takeFramesHeardByClient()
 				dead.disconnectNode()
 				time.Sleep(5 * time.Second)
 				next, count := "", 0
-				for _, f := range c.drainClientFrames() {
+				for _, f := range c.takeFramesHeardByClient() {
 					if f.SenderIP == a {
 						next = c.nodeOfMAC(f.SenderMAC)
 						count++
 					}
 				}
-				if count != 2 || next != c.requireOneHolder(a).name {
+				if count != 2 || next != c.requireOneAnsweringSpeaker(a).name {
 					t.Errorf("the client gets %d frames from %q, want two from the new holder", count, next)
 				}
 			})
@@ -343,23 +343,23 @@ func TestTheNewHolderUpdatesTheClientsOfTheDeadOne(t *testing.T) {
 // TestALinkThatComesBackMakesTheNodeACandidate: without its link the node loses the address. With
 // the link it is a candidate again.
 func TestALinkThatComesBackMakesTheNodeACandidate(t *testing.T) {
-	runWithHarness(t, func(c *harness) {
-		old := c.requireOneHolder(serviceIPv4)
-		old.host.Disconnect()
-		old.links <- nil
-		gap, order := c.sendRequestsFor(serviceIPv4, 2*time.Second)
+	runInSyncedCluster(t, func(c *harness) {
+		old := c.requireOneAnsweringSpeaker(serviceIPv4)
+		old.lanHost.Disconnect()
+		old.linkSetsToAgent <- nil
+		gap, order := c.measureLongestAnswerGap(serviceIPv4, 2*time.Second)
 		if gap > 600*time.Millisecond || order[len(order)-1] == old.name {
 			t.Errorf("no node answered for %v, then %v did", gap, order)
 		}
-		old.host.Reconnect()
+		old.lanHost.Reconnect()
 		renamed := old.link
 		renamed.Name = "lan0"
-		old.links <- facts.LinkSet{renamed}
+		old.linkSetsToAgent <- facts.LinkSet{renamed}
 		for _, s := range c.otherSpeakers(old) {
 			s.RequestHandover()
 		}
 		time.Sleep(2 * time.Second)
-		if h := c.requireOneHolder(serviceIPv4); h != old {
+		if h := c.requireOneAnsweringSpeaker(serviceIPv4); h != old {
 			t.Errorf("%s holds the address, want the node with the restored link", h.name)
 		}
 	})

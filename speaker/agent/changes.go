@@ -6,49 +6,50 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// Change is a change of the planner's inputs.
-type Change func(*plannerEditor)
+// PlannerInputChange is a change of the planner's inputs.
+type PlannerInputChange func(*plannerEditor)
 
-// ApplyChanges applies changes to a Planner as an Agent does. It reports whether MarkClusterSynced
-// was among them.
-func ApplyChanges(p *plan.Planner, changes ...Change) (synced bool) {
+// ApplyChangesToPlanner applies changes to a Planner as an Agent does. It reports whether
+// NewClusterSyncedChange was among them.
+func ApplyChangesToPlanner(p *plan.Planner, changes ...PlannerInputChange) (synced bool) {
 	in := plannerEditor{Planner: p}
 	in.applyChanges(changes)
 	return in.clusterSynced
 }
 
-// SetService adds or replaces a Service.
-func SetService(s view.Service) Change {
+// NewServiceSetChange adds or replaces a Service.
+func NewServiceSetChange(s view.Service) PlannerInputChange {
 	return func(in *plannerEditor) { in.SetService(s) }
 }
 
-// RemoveService removes a Service.
-func RemoveService(k view.ObjectKey) Change {
+// NewServiceRemovedChange removes a Service.
+func NewServiceRemovedChange(k view.ObjectKey) PlannerInputChange {
 	return func(in *plannerEditor) { in.RemoveService(k) }
 }
 
-// SetEndpoints replaces the endpoints of a Service. Without any endpoints it removes the entry.
-func SetEndpoints(e view.Endpoints) Change {
+// NewEndpointsSetChange replaces the endpoints of a Service. Without any endpoints it removes the
+// entry.
+func NewEndpointsSetChange(e view.Endpoints) PlannerInputChange {
 	return func(in *plannerEditor) { in.SetEndpoints(e) }
 }
 
-// SetNode adds or replaces a node.
-func SetNode(n view.Node) Change {
+// NewNodeSetChange adds or replaces a node.
+func NewNodeSetChange(n view.Node) PlannerInputChange {
 	return func(in *plannerEditor) { in.SetNode(n) }
 }
 
-// RemoveNode removes a node.
-func RemoveNode(name string) Change {
+// NewNodeRemovedChange removes a node.
+func NewNodeRemovedChange(name string) PlannerInputChange {
 	return func(in *plannerEditor) { in.RemoveNode(name) }
 }
 
-// SetSnapshot replaces the configuration.
-func SetSnapshot(s *snapshot.Snapshot) Change {
+// NewSnapshotSetChange replaces the configuration.
+func NewSnapshotSetChange(s *snapshot.Snapshot) PlannerInputChange {
 	return func(in *plannerEditor) { in.SetSnapshot(s) }
 }
 
-// MarkClusterSynced says that the whole cluster state has been posted once. Planning starts then:
-// with half of the cluster state a speaker would give up addresses for lack of endpoints.
-func MarkClusterSynced() Change {
+// NewClusterSyncedChange says that the whole cluster state has been posted once. Planning starts
+// then: with half of the cluster state a speaker would give up addresses for lack of endpoints.
+func NewClusterSyncedChange() PlannerInputChange {
 	return func(in *plannerEditor) { in.clusterSynced = true }
 }

@@ -14,35 +14,38 @@ import (
 // Checkpoint is what an agent resumes from when it restarts while the API server is unreachable. It
 // is immutable.
 type Checkpoint struct {
-	// Bids are those of the last plan, sorted by address. Their link indexes are valid for this
-	// boot of the node only.
-	Bids []intent.Bid
+	// BidsOfLastPlan are those of the last plan, sorted by address. Their link indexes are valid
+	// for this boot of the node only.
+	BidsOfLastPlan []intent.Bid
 	// Claims are all known claims, sorted by address.
 	Claims []elect.Claim
 	// MemberAddresses are the addresses of the other speakers, sorted.
 	MemberAddresses []netip.Addr
-	// BGP is what was announced to routers.
-	BGP bgp.Desired
+	// DesiredBGP is what was announced to routers.
+	DesiredBGP bgp.Desired
 }
 
 const (
-	// checkpointInterval bounds how often a Checkpoint is made. The cost is proportional to the
-	// number of addresses.
-	checkpointInterval = time.Second
-	// firstPlanTimeout is how long a starting agent waits for a plan before it uses the Checkpoint.
-	firstPlanTimeout = time.Second
+	// minCheckpointSaveInterval bounds how often a Checkpoint is made. The cost is proportional to
+	// the number of addresses.
+	minCheckpointSaveInterval = time.Second
+	// firstPlanBeforeRestoreTimeout is how long a starting agent waits for a plan before it uses
+	// the Checkpoint.
+	firstPlanBeforeRestoreTimeout = time.Second
 )
 
 // checkpointState is the state of restoring and saving.
 type checkpointState struct {
 	// restoredBids are the bids of the checkpoint, until there is a plan.
-	restoredBids        []intent.Bid
-	restoredBidsPending bool      // the election does not know them, or not with the current links
-	startedAt           time.Time // when the agent started
-	hasFirstPlan        bool      // there is a plan
-	changedSinceSave    bool      // the bids or the members changed since the last checkpoint
-	savedClaimsDigest   uint64    // of the claims in the last checkpoint
-	savedAt             time.Time // when the last checkpoint was made
+	restoredBids []intent.Bid
+	// the election does not know them, or not with the current links
+	mustPassRestoredBidsToElection bool
+	startedAt                      time.Time // when the agent started
+	hasFirstPlan                   bool      // there is a plan
+	// the bids or the members changed since the last checkpoint
+	changedSinceSave  bool
+	savedClaimsDigest uint64    // of the claims in the last checkpoint
+	savedAt           time.Time // when the last checkpoint was made
 }
 
 // restoreCheckpoint starts with the claims and bids of an earlier run.
@@ -50,34 +53,34 @@ func (a *Agent) restoreCheckpoint(c *Checkpoint) {
 	if c == nil {
 		return
 	}
-	a.checkpoint.restoredBids, a.checkpoint.restoredBidsPending = c.Bids, true
+	a.checkpoint.restoredBids, a.checkpoint.mustPassRestoredBidsToElection = c.BidsOfLastPlan, true
 	a.checkpoint.startedAt = a.options.Now()
 	a.stepElection([]elect.Input{elect.ClaimsRestored{Claims: c.Claims}})
 }
 
-// appendRestoredBids adds the restored bids, with the current links, when there is no plan yet. The
-// first plan replaces them.
-func (a *Agent) appendRestoredBids(in []elect.Input) []elect.Input {
+// appendRestoredBidsUntilFirstPlan adds the restored bids, with the current links, when there is no
+// plan yet. The first plan replaces them.
+func (a *Agent) appendRestoredBidsUntilFirstPlan(in []elect.Input) []elect.Input {
 	c := &a.checkpoint
-	if c.hasFirstPlan || c.restoredBids == nil || !c.restoredBidsPending ||
-		a.options.Now().Sub(c.startedAt) < firstPlanTimeout {
+	if c.hasFirstPlan || c.restoredBids == nil || !c.mustPassRestoredBidsToElection ||
+		a.options.Now().Sub(c.startedAt) < firstPlanBeforeRestoreTimeout {
 		return in
 	}
-	c.restoredBidsPending = false
+	c.mustPassRestoredBidsToElection = false
 	out := elect.BidsChanged{Bids: slices.Clone(c.restoredBids)}
-	usable := a.portFaults.usableLinks(a.links).links
+	usable := a.portFaults.toPlannerLinks(a.nodeLinks).links
 	for i := range out.Bids {
 		b := &out.Bids[i]
-		b.LinkIndexes = slices.DeleteFunc(slices.Clone(b.LinkIndexes), func(index int) bool {
-			return !canLinkCarry(usable, index, b.Address)
+		b.OwnLinkIndexes = slices.DeleteFunc(slices.Clone(b.OwnLinkIndexes), func(index int) bool {
+			return !canLinkAnswerForAddress(usable, index, b.Address)
 		})
 	}
 	return append(in, out)
 }
 
-func canLinkCarry(links facts.LinkSet, index int, a netip.Addr) bool {
+func canLinkAnswerForAddress(links facts.LinkSet, index int, a netip.Addr) bool {
 	l, ok := links.FindByIndex(index)
-	return ok && l.CanCarry(a)
+	return ok && l.CanSendFamilyOf(a)
 }
 
 // replaceRestoredBids replaces the restored bids by those of the first plan: addresses without a
@@ -86,34 +89,34 @@ func (a *Agent) replaceRestoredBids(p planUpdate) {
 	if !a.checkpoint.hasFirstPlan {
 		for _, b := range a.checkpoint.restoredBids {
 			if _, still := p.changedBids[b.Address]; !still {
-				p.goneAddresses[b.Address] = struct{}{}
+				p.addressesWithoutBid[b.Address] = struct{}{}
 			}
 		}
 	}
 	a.checkpoint.hasFirstPlan, a.checkpoint.changedSinceSave, a.checkpoint.restoredBids = true, true, nil
 }
 
-// restoreRoutesTimer fires when routers have to get the routes of the checkpoint. It is nil when
+// restoredRoutesDue fires when routers have to get the routes of the checkpoint. It is nil when
 // there are none.
-func (a *Agent) restoreRoutesTimer() <-chan time.Time {
-	if c := a.options.RestoreFrom; c == nil || len(c.BGP.Peers) == 0 {
+func (a *Agent) restoredRoutesDue() <-chan time.Time {
+	if c := a.options.RestoreFrom; c == nil || len(c.DesiredBGP.Peers) == 0 {
 		return nil
 	}
-	return time.After(firstPlanTimeout)
+	return time.After(firstPlanBeforeRestoreTimeout)
 }
 
 // saveCheckpoint saves a Checkpoint if something changed.
 func (a *Agent) saveCheckpoint(now time.Time) {
 	c := &a.checkpoint
-	digest := a.machine.ClaimsDigest()
+	digest := a.electionMachine.ClaimsDigest()
 	changed := c.changedSinceSave || digest != c.savedClaimsDigest
-	if a.options.SaveCheckpoint == nil || !c.hasFirstPlan || !changed || now.Sub(c.savedAt) < checkpointInterval {
+	if a.options.SaveCheckpoint == nil || !c.hasFirstPlan || !changed || now.Sub(c.savedAt) < minCheckpointSaveInterval {
 		return
 	}
 	c.savedAt, c.changedSinceSave, c.savedClaimsDigest = now, false, digest
-	out := Checkpoint{Bids: a.plan.Bids.Slice(), Claims: a.machine.Claims(), BGP: desiredBGP(a.plan)}
-	for name, address := range a.addressesByMember {
-		if name != a.options.Self && address.IsValid() {
+	out := Checkpoint{BidsOfLastPlan: a.plan.Bids.Slice(), Claims: a.electionMachine.Claims(), DesiredBGP: desiredBGPOfPlan(a.plan)}
+	for name, address := range a.addressByKnownMember {
+		if name != a.options.NodeName && address.IsValid() {
 			out.MemberAddresses = append(out.MemberAddresses, address)
 		}
 	}

@@ -14,15 +14,15 @@ import (
 // stepElection steps the election and performs its effects in order. In a planned move the engine
 // has to answer before the first message is sent.
 func (a *Agent) stepElection(in []elect.Input) {
-	var u engineUpdate
+	var u layer2EngineUpdate
 	a.passCandidaciesToEngine(in)
-	for _, e := range a.machine.Step(a.options.Now(), in...) {
+	for _, e := range a.electionMachine.Step(a.options.Now(), in...) {
 		switch e := e.(type) {
 		case elect.HoldAddress:
-			a.bindingsByAddress[e.Binding.Address] = e.Binding
+			a.heldBindingByAddress[e.Binding.Address] = e.Binding
 			u.bindingsChanged = true
 		case elect.DropAddress:
-			delete(a.bindingsByAddress, e.Address)
+			delete(a.heldBindingByAddress, e.Address)
 			u.bindingsChanged = true
 		case elect.RepeatAnnouncement:
 			u.addressesToAnnounceAgain = append(u.addressesToAnnounceAgain, e.Address)
@@ -43,10 +43,10 @@ func (a *Agent) passCandidaciesToEngine(in []elect.Input) {
 			continue
 		}
 		candidacies := make([]intent.Binding, 0, len(bids.Bids))
-		gone := slices.Clone(bids.GoneAddresses)
+		gone := slices.Clone(bids.AddressesWithoutBid)
 		for _, b := range bids.Bids {
-			if b.IsEligible(a.options.Self) && len(b.LinkIndexes) > 0 {
-				candidacies = append(candidacies, intent.Binding{Address: b.Address, LinkIndexes: b.LinkIndexes})
+			if b.IsCandidate(a.options.NodeName) && len(b.OwnLinkIndexes) > 0 {
+				candidacies = append(candidacies, intent.Binding{Address: b.Address, LinkIndexes: b.OwnLinkIndexes})
 			} else {
 				gone = append(gone, b.Address)
 			}
@@ -55,28 +55,28 @@ func (a *Agent) passCandidaciesToEngine(in []elect.Input) {
 	}
 }
 
-// engineUpdate collects what changes for the engine.
-type engineUpdate struct {
+// layer2EngineUpdate collects what changes for the engine.
+type layer2EngineUpdate struct {
 	bindingsChanged          bool
 	addressesToAnnounceAgain []netip.Addr
 }
 
 // passHeldAddressesToEngine passes the held addresses to the engine. It also renews the deadline,
 // so that a new holder answers at once.
-func (a *Agent) passHeldAddressesToEngine(u *engineUpdate) {
+func (a *Agent) passHeldAddressesToEngine(u *layer2EngineUpdate) {
 	if !u.bindingsChanged && len(u.addressesToAnnounceAgain) == 0 {
 		return
 	}
-	deadline := a.machine.LeaseDeadline(a.options.Now())
+	deadline := a.electionMachine.LeaseDeadline(a.options.Now())
 	if u.bindingsChanged {
-		a.options.Layer2.ApplyBindings(slices.Collect(maps.Values(a.bindingsByAddress)), deadline)
+		a.options.Layer2.ApplyBindings(slices.Collect(maps.Values(a.heldBindingByAddress)), deadline)
 		a.gossipStateChanged, a.statusChanged = true, true
 	}
 	if len(u.addressesToAnnounceAgain) > 0 {
 		a.options.Layer2.SetSendDeadline(deadline)
 		a.options.Layer2.RepeatAnnouncements(u.addressesToAnnounceAgain)
 	}
-	*u = engineUpdate{}
+	*u = layer2EngineUpdate{}
 }
 
 func (a *Agent) performElectionEffect(e elect.Effect) {
@@ -85,20 +85,20 @@ func (a *Agent) performElectionEffect(e elect.Effect) {
 		a.options.Members.SendMessage(e.To, e.Payload)
 	case elect.AcquireProbe:
 		a.options.Layer2.SendProbe(layer2.Probe{
-			ID: e.ID, Address: e.Address, Links: e.Links, Attempts: e.Attempts, Interval: e.Interval,
+			ID: e.ID, Address: e.Address, LinkIndexes: e.LinkIndexes, FramesPerLink: e.FramesPerLink, FrameInterval: e.FrameInterval,
 		})
 	case elect.LivenessProbe:
-		a.probeLiveness(e)
+		a.sendLivenessProbes(e)
 	case elect.RejoinGossip:
-		a.options.Members.RejoinSeeds()
+		a.options.Members.ContactMissingSeeds()
 	case elect.Event:
-		if e.IsForeignAnswer() { // the engine ignores addresses that it does not hold
+		if e.IsAnswerOfAnotherHost() { // the engine ignores addresses that it does not hold
 			a.options.Layer2.DefendAddress(e.Address)
 		}
 		a.unreportedEvents = append(a.unreportedEvents, e)
 		a.statusChanged = true
 		a.metrics.countEvent(e)
-		a.options.Log.Info(e.Text, "address", e.Address, "reason", eventReasonText(e))
+		a.options.Log.Info(e.Text, "address", e.Address, "reason", eventReasonOrKind(e))
 	case elect.HandoverFinished:
 		select {
 		case <-a.handoverDone:
@@ -108,7 +108,7 @@ func (a *Agent) performElectionEffect(e elect.Effect) {
 	}
 }
 
-func eventReasonText(e elect.Event) string {
+func eventReasonOrKind(e elect.Event) string {
 	if e.Reason != "" {
 		return string(e.Reason)
 	}
@@ -118,91 +118,92 @@ func eventReasonText(e elect.Event) string {
 // livenessProbes are the liveness probes without a result. One probe of the election is several
 // probes on the segment.
 type livenessProbes struct {
-	lastWireProbeID       uint64
-	openProbeByElectionID map[uint64]*openLivenessProbe // by the election's ID
-	electionIDByWireID    map[uint64]uint64             // by the ID on the segment
-	firstMemberIndex      int                           // index of the member that is probed first
+	lastSentProbeID              uint64
+	openProbeByElectionProbeID   map[uint64]*openLivenessProbe // by the election's ID
+	electionProbeIDBySentProbeID map[uint64]uint64             // by the ID on the segment
+	// index of the member that is probed first
+	firstProbedMemberIndex int
 }
 
-type openLivenessProbe struct{ partsWithoutResult int }
+type openLivenessProbe struct{ sentProbesWithoutResult int }
 
 // livenessProbeIDBase keeps the IDs of liveness probes apart from those of acquire probes.
 const livenessProbeIDBase = 1 << 63
 
-// maxLivenessTargetsPerKind bounds how many gateways, and how many other nodes, one liveness probe
-// asks.
-const maxLivenessTargetsPerKind = 3
+// maxGatewaysOrNodesPerLivenessProbe bounds how many gateways, and how many other nodes, one
+// liveness probe asks.
+const maxGatewaysOrNodesPerLivenessProbe = 3
 
-// probeLiveness probes the default gateways and some nodes on the same segment. Without any target
-// the result is that nothing was sent.
-func (a *Agent) probeLiveness(e elect.LivenessProbe) {
+// sendLivenessProbes probes the default gateways and some nodes on the same segment. Without any
+// target the result is that nothing was sent.
+func (a *Agent) sendLivenessProbes(e elect.LivenessProbe) {
 	var targets []layer2.Probe
-	for _, l := range a.links {
-		for _, g := range l.Gateways[:min(len(l.Gateways), maxLivenessTargetsPerKind)] {
-			targets = append(targets, layer2.Probe{Address: g, Links: []int{l.Index}})
+	for _, l := range a.nodeLinks {
+		for _, g := range l.DefaultGateways[:min(len(l.DefaultGateways), maxGatewaysOrNodesPerLivenessProbe)] {
+			targets = append(targets, layer2.Probe{Address: g, LinkIndexes: []int{l.Index}})
 		}
 	}
-	gateways := min(len(targets), maxLivenessTargetsPerKind)
+	gateways := min(len(targets), maxGatewaysOrNodesPerLivenessProbe)
 	targets = targets[:gateways]
-	for _, name := range a.nodesInProbeOrder() {
-		address := a.addressesByMember[name]
-		for _, l := range a.links {
-			onLink := slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Contains(address) })
-			if onLink && len(targets) < gateways+maxLivenessTargetsPerKind {
-				targets = append(targets, layer2.Probe{Address: address, Links: []int{l.Index}})
+	for _, name := range a.otherNodesInLivenessProbeOrder() {
+		address := a.addressByKnownMember[name]
+		for _, l := range a.nodeLinks {
+			onLink := slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Contains(address) })
+			if onLink && len(targets) < gateways+maxGatewaysOrNodesPerLivenessProbe {
+				targets = append(targets, layer2.Probe{Address: address, LinkIndexes: []int{l.Index}})
 			}
 		}
 	}
 	if len(targets) == 0 {
-		r := facts.ProbeResult{ID: e.ID, NotSent: true}
+		r := facts.ProbeResult{ID: e.ID, NoFrameSent: true}
 		a.stepElection([]elect.Input{elect.ProbeFinished{Result: r}})
 		return
 	}
-	a.livenessProbes.openProbeByElectionID[e.ID] = &openLivenessProbe{partsWithoutResult: len(targets)}
+	a.livenessProbes.openProbeByElectionProbeID[e.ID] = &openLivenessProbe{sentProbesWithoutResult: len(targets)}
 	for _, p := range targets {
-		a.livenessProbes.lastWireProbeID++
-		p.ID = livenessProbeIDBase + a.livenessProbes.lastWireProbeID
-		p.Kind, p.Attempts, p.Interval = layer2.LivenessProbe, e.Attempts, e.Interval
-		a.livenessProbes.electionIDByWireID[p.ID] = e.ID
+		a.livenessProbes.lastSentProbeID++
+		p.ID = livenessProbeIDBase + a.livenessProbes.lastSentProbeID
+		p.Kind, p.FramesPerLink, p.FrameInterval = layer2.ProbeKindLiveness, e.FramesPerTarget, e.FrameInterval
+		a.livenessProbes.electionProbeIDBySentProbeID[p.ID] = e.ID
 		a.options.Layer2.SendProbe(p)
 	}
 }
 
-// nodesInProbeOrder returns the other nodes in the order in which they are probed. Members come
-// first, since many of the earlier members may be gone. Each call starts with another member, since
-// some may be dead.
-func (a *Agent) nodesInProbeOrder() []string {
+// otherNodesInLivenessProbeOrder returns the other nodes in the order in which they are probed.
+// Members come first, since many of the earlier members may be gone. Each call starts with another
+// member, since some may be dead.
+func (a *Agent) otherNodesInLivenessProbeOrder() []string {
 	var live, gone []string
-	for _, name := range slices.Sorted(maps.Keys(a.addressesByMember)) {
+	for _, name := range slices.Sorted(maps.Keys(a.addressByKnownMember)) {
 		switch {
-		case name == a.options.Self:
-		case slices.Contains(a.memberNames, name):
+		case name == a.options.NodeName:
+		case slices.Contains(a.liveMemberNames, name):
 			live = append(live, name)
 		default:
 			gone = append(gone, name)
 		}
 	}
 	if len(live) > 0 {
-		first := (a.livenessProbes.firstMemberIndex + 1) % len(live)
-		a.livenessProbes.firstMemberIndex = first
+		first := (a.livenessProbes.firstProbedMemberIndex + 1) % len(live)
+		a.livenessProbes.firstProbedMemberIndex = first
 		live = slices.Concat(live[first:], live[:first])
 	}
 	return append(live, gone...)
 }
 
-// handleLivenessResult combines the results of the probes on the segment. The result for the
+// combineLivenessProbeResults combines the results of the probes on the segment. The result for the
 // election is the first answer, or no answer when all parts have ended.
-func (a *Agent) handleLivenessResult(in []elect.Input, r facts.ProbeResult) []elect.Input {
-	id := a.livenessProbes.electionIDByWireID[r.ID]
-	delete(a.livenessProbes.electionIDByWireID, r.ID)
-	p := a.livenessProbes.openProbeByElectionID[id]
+func (a *Agent) combineLivenessProbeResults(in []elect.Input, r facts.ProbeResult) []elect.Input {
+	id := a.livenessProbes.electionProbeIDBySentProbeID[r.ID]
+	delete(a.livenessProbes.electionProbeIDBySentProbeID, r.ID)
+	p := a.livenessProbes.openProbeByElectionProbeID[id]
 	if p == nil {
 		return in
 	}
-	if p.partsWithoutResult--; len(r.AnsweringMACs) == 0 && p.partsWithoutResult > 0 {
+	if p.sentProbesWithoutResult--; len(r.AnsweringMACs) == 0 && p.sentProbesWithoutResult > 0 {
 		return in
 	}
-	delete(a.livenessProbes.openProbeByElectionID, id)
+	delete(a.livenessProbes.openProbeByElectionProbeID, id)
 	r.ID = id
 	return append(in, elect.ProbeFinished{Result: r})
 }
@@ -212,11 +213,11 @@ func (a *Agent) handleEngineReport(in []elect.Input, r layer2.Report) []elect.In
 	switch r := r.(type) {
 	case facts.ProbeResult:
 		if r.ID >= livenessProbeIDBase {
-			return a.handleLivenessResult(in, r)
+			return a.combineLivenessProbeResults(in, r)
 		}
 		if r.ID >= addressProbeIDBase {
 			r.ID -= addressProbeIDBase
-			a.addressProbes.queue.RecordProbeResult(r, a.probingState(), a.options.Now())
+			a.addressProbes.questionQueue.RecordProbeResult(r, a.probingState(), a.options.Now())
 			return in
 		}
 		return append(in, elect.ProbeFinished{Result: r})
@@ -239,18 +240,18 @@ func (a *Agent) handleEngineReport(in []elect.Input, r layer2.Report) []elect.In
 // updateMembers stores the members and their addresses, which are targets of liveness probes.
 func (a *Agent) updateMembers(set facts.MemberSet) elect.Input {
 	a.addressProbes.members = set
-	a.memberNames = make([]string, 0, len(set.Members))
+	a.liveMemberNames = make([]string, 0, len(set.Members))
 	a.statusChanged, a.checkpoint.changedSinceSave = true, true
 	for _, m := range set.Members {
-		a.addressesByMember[m.Name] = m.Address
-		a.memberNames = append(a.memberNames, m.Name)
+		a.addressByKnownMember[m.Name] = m.Address
+		a.liveMemberNames = append(a.liveMemberNames, m.Name)
 	}
 	return elect.MembersChanged{MemberSet: set}
 }
 
 // updateLinks stores the links and passes them to the engine.
 func (a *Agent) updateLinks(links facts.LinkSet) {
-	a.links = links
+	a.nodeLinks = links
 	a.portFaults.forgetGoneLinks(links)
 	macs := make([]facts.MAC, 0, len(links))
 	for _, l := range links {
@@ -258,7 +259,7 @@ func (a *Agent) updateLinks(links facts.LinkSet) {
 	}
 	slices.SortFunc(macs, func(x, y facts.MAC) int { return slices.Compare(x[:], y[:]) })
 	if len(macs) > 0 { // without links the other nodes still know its last addresses
-		a.options.Members.SetMACs(slices.Compact(macs))
+		a.options.Members.PublishOwnMACs(slices.Compact(macs))
 	}
 	a.options.Layer2.SetLinks(links)
 	a.statusChanged = true
@@ -268,24 +269,24 @@ func (a *Agent) updateLinks(links facts.LinkSet) {
 // publishUsableLinks passes the links to the planner. It replaces a value that the planner has not
 // read yet.
 func (a *Agent) publishUsableLinks() {
-	a.checkpoint.restoredBidsPending = true
-	a.usableLinks.Put(a.portFaults.usableLinks(a.links))
+	a.checkpoint.mustPassRestoredBidsToElection = true
+	a.usableLinks.Put(a.portFaults.toPlannerLinks(a.nodeLinks))
 }
 
 func (a *Agent) buildStatus() Status {
-	held := slices.SortedFunc(maps.Keys(a.bindingsByAddress), netip.Addr.Compare)
+	held := slices.SortedFunc(maps.Keys(a.heldBindingByAddress), netip.Addr.Compare)
 	s := Status{
-		Plan:             a.plan,
-		Holders:          a.machine.Holders(),
-		HeldAddresses:    held,
-		Links:            a.portFaults.markUnusableFamilies(a.links),
-		FaultByLinkIndex: a.portFaults.faultByLinkIndex(),
-		MemberNames:      a.memberNames,
-		Events:           a.unreportedEvents,
+		Plan:                 a.plan,
+		Holders:              a.electionMachine.Holders(),
+		HeldAddresses:        held,
+		UsableLinks:          a.portFaults.linksWithUnusableFamiliesMarked(a.nodeLinks),
+		SendFaultByLinkIndex: a.portFaults.faultByLinkIndex(),
+		MemberNames:          a.liveMemberNames,
+		NewElectionEvents:    a.unreportedEvents,
 	}
 	for _, ip := range held {
-		s.Bindings = append(s.Bindings, a.bindingsByAddress[ip])
+		s.HeldBindings = append(s.HeldBindings, a.heldBindingByAddress[ip])
 	}
-	s.RawSocketsDenied, _ = a.portFaults.findDenialOnAllLinks(a.links)
+	s.RawSocketDenialText, _ = a.portFaults.findDenialOnAllLinks(a.nodeLinks)
 	return s
 }

@@ -10,21 +10,21 @@ import (
 // TestLivenessProbesReachEveryMemberInTurn: dead nodes with low names, or many removed nodes, do
 // not keep this node from finding one that answers.
 func TestLivenessProbesReachEveryMemberInTurn(t *testing.T) {
-	a := &Agent{options: Options{Self: "node3"}, addressesByMember: map[string]netip.Addr{}}
+	a := &Agent{options: Options{NodeName: "node3"}, addressByKnownMember: map[string]netip.Addr{}}
 	for i := range 10 {
 		name := fmt.Sprintf("node%d", i)
-		a.addressesByMember[name] = netip.AddrFrom4([4]byte{192, 168, 0, byte(i)})
+		a.addressByKnownMember[name] = netip.AddrFrom4([4]byte{192, 168, 0, byte(i)})
 		if i >= 2 {
-			a.memberNames = append(a.memberNames, name)
+			a.liveMemberNames = append(a.liveMemberNames, name)
 		}
 	}
 	asked := map[string]int{}
-	for range len(a.memberNames) {
-		order := a.nodesInProbeOrder()
+	for range len(a.liveMemberNames) {
+		order := a.otherNodesInLivenessProbeOrder()
 		if len(order) != 9 || slices.Contains(order, "node3") || !slices.Equal(order[7:], []string{"node0", "node1"}) {
 			t.Fatalf("the order is %v, want the seven other members, then the earlier ones", order)
 		}
-		for _, name := range order[:maxLivenessTargetsPerKind] {
+		for _, name := range order[:maxGatewaysOrNodesPerLivenessProbe] {
 			asked[name]++
 		}
 	}

@@ -42,40 +42,41 @@ var nodeNames = []string{"node1", "node2", "node3", "node4"}
 // discardBGP ignores what is announced by BGP.
 type discardBGP struct{}
 
-func (discardBGP) Set(bgp.Desired) {}
+func (discardBGP) SetDesiredState(bgp.Desired) {}
 
 // harness is a cluster on a segment in memory, with a client that sends requests for the addresses
 // of a Service. It runs in a synctest bubble.
 type harness struct {
 	t             *testing.T
 	segment       *layer2test.LAN
-	gossip        *memberstest.Gossip
-	speakerByName map[string]*speaker
+	gossip        *memberstest.FakeGossip
+	speakerByName map[string]*testSpeaker
 
 	clientPortByFamily map[ipfamily.Family]layer2.Port // of the client
-	mu                 sync.Mutex                      // guards answerCountByNode and clientFrames
-	answerCountByNode  map[string]int                  // since the last sendOneRequest
-	// unsolicited frames to the client, since the last drainClientFrames
-	clientFrames []layer2.Frame
+	// guards answerCountByNode and framesHeardByClient
+	mu                sync.Mutex
+	answerCountByNode map[string]int // since the last requestOnceAndListAnswerers
+	// unsolicited frames to the client, since the last takeFramesHeardByClient
+	framesHeardByClient []layer2.ARPOrNDPFrame
 }
 
-// speaker is an agent with its engine.
-type speaker struct {
+// testSpeaker is an agent with its engine.
+type testSpeaker struct {
 	*Agent
-	name       string
-	host       *layer2test.Host
-	member     *memberstest.Member
-	link       facts.Link
-	links      chan facts.LinkSet
-	proxy      *serviceProxy
-	checkpoint *Checkpoint
-	questions  chan []probing.Question
-	stop       func()
+	name                string
+	lanHost             *layer2test.LANHost
+	gossipMember        *memberstest.FakeMember
+	link                facts.Link
+	linkSetsToAgent     chan facts.LinkSet
+	proxy               *serviceProxy
+	lastSavedCheckpoint *Checkpoint
+	questions           chan []probing.Question
+	stop                func()
 
-	mu        sync.Mutex // guards the fields below
-	status    Status
-	allEvents []elect.Event
-	answers   []probing.Answer
+	mu                 sync.Mutex // guards the fields below
+	lastObservedStatus Status
+	allElectionEvents  []elect.Event
+	answers            []probing.Answer
 }
 
 // serviceProxy answers the health checks of one node.
@@ -105,11 +106,11 @@ func (p *serviceProxy) answerChecks(outcome facts.HealthCheckOutcome) int {
 	return len(out)
 }
 
-// runWithHarness runs f with a cluster whose speakers know everything.
-func runWithHarness(t *testing.T, f func(c *harness)) {
+// runInSyncedCluster runs f with a cluster whose speakers know everything.
+func runInSyncedCluster(t *testing.T, f func(c *harness)) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &harness{
-			t: t, segment: layer2test.New(), gossip: memberstest.New(), speakerByName: map[string]*speaker{},
+			t: t, segment: layer2test.NewLAN(), gossip: memberstest.NewFakeGossip(), speakerByName: map[string]*testSpeaker{},
 			clientPortByFamily: map[ipfamily.Family]layer2.Port{}, answerCountByNode: map[string]int{},
 		}
 		c.openClientPorts()
@@ -135,15 +136,15 @@ func (c *harness) openClientPorts() {
 		}
 		c.clientPortByFamily[f] = p
 		read.Go(func() {
-			_ = p.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
+			_ = p.ReceiveFrames(func(f layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
 				c.mu.Lock()
 				defer c.mu.Unlock()
 				if f.Operation == layer2.Reply && f.EthernetDestination == clientMAC && !f.Unsolicited {
 					c.answerCountByNode[c.nodeOfMAC(f.SenderMAC)]++
 				} else if f.EthernetDestination == clientMAC {
-					c.clientFrames = append(c.clientFrames, f)
+					c.framesHeardByClient = append(c.framesHeardByClient, f)
 				}
-				return layer2.Frame{}, false
+				return layer2.ARPOrNDPFrame{}, false
 			}, nil)
 		})
 	}
@@ -161,36 +162,36 @@ func (c *harness) nodeOfMAC(mac facts.MAC) string {
 }
 
 // startSpeaker starts a speaker. checkpoint is that of an earlier run, or nil.
-func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *speaker {
+func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *testSpeaker {
 	number := name[len(name)-1] - '0'
 	address := netip.AddrFrom4([4]byte{192, 168, 0, 10 + number})
-	s := &speaker{
-		name: name, links: make(chan facts.LinkSet, 8), questions: make(chan []probing.Question),
-		link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, number}, Prefixes: []netip.Prefix{
+	s := &testSpeaker{
+		name: name, linkSetsToAgent: make(chan facts.LinkSet, 8), questions: make(chan []probing.Question),
+		link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, number}, AddressesWithPrefixLength: []netip.Prefix{
 			netip.PrefixFrom(address, 24), netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("fd00:a8::%d", number)), 64),
 		}},
 	}
 	if old := c.speakerByName[name]; old != nil {
-		s.host = old.host
+		s.lanHost = old.lanHost
 	} else {
-		s.host = c.segment.AddHost(name)
+		s.lanHost = c.segment.AddHost(name)
 	}
 	c.speakerByName[name] = s
 	nonce := uint64(time.Now().UnixNano()) + uint64(number)
-	s.member = c.gossip.Join(name, address, nonce)
+	s.gossipMember = c.gossip.Join(name, address, nonce)
 	s.proxy = &serviceProxy{results: make(chan []facts.HealthCheckResult)}
-	engine := layer2.New(s.host, time.Now)
+	engine := layer2.NewEngine(s.lanHost, time.Now)
 	s.Agent = New(Options{
-		Self: name, Nonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, HealthChecks: s.proxy, Members: s.member, Links: s.links,
+		NodeName: name, RunNonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, HealthChecks: s.proxy, Members: s.gossipMember, UsableLinkSets: s.linkSetsToAgent,
 		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, RestoreFrom: checkpoint,
 		ProbeQuestions: s.questions, ObserveProbeAnswer: s.observeProbeAnswer,
 		SaveCheckpoint: func(m Checkpoint) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.checkpoint = &m
+			s.lastSavedCheckpoint = &m
 		},
 	})
-	s.links <- facts.LinkSet{s.link}
+	s.linkSetsToAgent <- facts.LinkSet{s.link}
 	ctx, cancel := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	for _, part := range []func(context.Context) error{engine.Run, s.Run} {
@@ -203,35 +204,35 @@ func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *speaker {
 	s.stop = sync.OnceFunc(func() {
 		cancel()
 		parts.Wait()
-		s.member.Leave()
+		s.gossipMember.Leave()
 	})
 	c.t.Cleanup(s.stop)
 	return s
 }
 
-func (s *speaker) observeStatus(status Status) {
+func (s *testSpeaker) observeStatus(status Status) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.status = status
-	s.allEvents = append(s.allEvents, status.Events...)
+	s.lastObservedStatus = status
+	s.allElectionEvents = append(s.allElectionEvents, status.NewElectionEvents...)
 }
 
-func (s *speaker) observeProbeAnswer(a probing.Answer) {
+func (s *testSpeaker) observeProbeAnswer(a probing.Answer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answers = append(s.answers, a)
 }
 
-// lastStatus returns the last Status, and all Events since the start.
-func (s *speaker) lastStatus() (Status, []elect.Event) {
+// lastStatusAndAllEvents returns the last Status, and all Events since the start.
+func (s *testSpeaker) lastStatusAndAllEvents() (Status, []elect.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.status, slices.Clone(s.allEvents)
+	return s.lastObservedStatus, slices.Clone(s.allElectionEvents)
 }
 
-// snapshotChange has a pool of both families that every node announces.
-func snapshotChange() Change {
-	return SetSnapshot(&snapshot.Snapshot{
+// exampleSnapshotChange has a pool of both families that every node announces.
+func exampleSnapshotChange() PlannerInputChange {
+	return NewSnapshotSetChange(&snapshot.Snapshot{
 		Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{
 			{First: serviceIPv4, Last: serviceIPv4.Next()}, {First: serviceIPv6, Last: serviceIPv6.Next()},
 		}}},
@@ -239,30 +240,30 @@ func snapshotChange() Change {
 	})
 }
 
-func serviceChange() Change {
-	return SetService(view.Service{
+func exampleServiceChange() PlannerInputChange {
+	return NewServiceSetChange(view.Service{
 		Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceIPv4, serviceIPv6},
 	})
 }
 
-func endpointsChange() Change {
-	return SetEndpoints(view.Endpoints{
+func exampleEndpointsChange() PlannerInputChange {
+	return NewEndpointsSetChange(view.Endpoints{
 		Service: serviceKey, AnyServing: true, ServingNodes: []string{"node4"}, ReadyNodes: []string{"node4"},
 	})
 }
 
 // postClusterState posts the whole cluster state to a speaker.
 func (c *harness) postClusterState(name string) {
-	all := []Change{snapshotChange(), serviceChange(), endpointsChange()}
+	all := []PlannerInputChange{exampleSnapshotChange(), exampleServiceChange(), exampleEndpointsChange()}
 	for _, n := range nodeNames {
-		all = append(all, SetNode(view.Node{Name: n}))
+		all = append(all, NewNodeSetChange(view.Node{Name: n}))
 	}
-	c.speakerByName[name].PostChanges(c.t.Context(), append(all, MarkClusterSynced())...)
+	c.speakerByName[name].PostChanges(c.t.Context(), append(all, NewClusterSyncedChange())...)
 }
 
-// sendOneRequest sends one request for an address. It returns the nodes that answer within a
-// millisecond.
-func (c *harness) sendOneRequest(a netip.Addr) []string {
+// requestOnceAndListAnswerers sends one request for an address. It returns the nodes that answer
+// within a millisecond.
+func (c *harness) requestOnceAndListAnswerers(a netip.Addr) []string {
 	c.t.Helper()
 	c.mu.Lock()
 	clear(c.answerCountByNode)
@@ -271,7 +272,7 @@ func (c *harness) sendOneRequest(a netip.Addr) []string {
 	if a.Is6() {
 		asker = clientIPv6
 	}
-	err := c.clientPortByFamily[ipfamily.FamilyOf(a)].Write(layer2.Frame{
+	err := c.clientPortByFamily[ipfamily.FamilyOf(a)].WriteFrame(layer2.ARPOrNDPFrame{
 		EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: clientMAC, Operation: layer2.Request,
 		SenderMAC: clientMAC, SenderIP: asker, TargetIP: a,
 	})
@@ -289,13 +290,13 @@ func (c *harness) sendOneRequest(a netip.Addr) []string {
 	return out
 }
 
-// sendRequestsFor sends requests for the given time. It returns the longest time without an answer,
-// and the nodes that answered in order of time.
-func (c *harness) sendRequestsFor(a netip.Addr, d time.Duration) (gap time.Duration, order []string) {
+// measureLongestAnswerGap sends requests for the given time. It returns the longest time without an
+// answer, and the nodes that answered in order of time.
+func (c *harness) measureLongestAnswerGap(a netip.Addr, d time.Duration) (gap time.Duration, order []string) {
 	c.t.Helper()
 	last := time.Now()
 	for end := last.Add(d); time.Now().Before(end); {
-		who := c.sendOneRequest(a)
+		who := c.requestOnceAndListAnswerers(a)
 		if text := strings.Join(who, "+"); text != "" && (len(order) == 0 || order[len(order)-1] != text) {
 			order = append(order, text)
 		}
@@ -307,34 +308,36 @@ func (c *harness) sendRequestsFor(a netip.Addr, d time.Duration) (gap time.Durat
 	return gap, order
 }
 
-// requireOneHolder returns the node that answers for the address. It fails unless exactly one does.
-func (c *harness) requireOneHolder(a netip.Addr) *speaker {
+// requireOneAnsweringSpeaker returns the node that answers for the address. It fails unless exactly
+// one does.
+func (c *harness) requireOneAnsweringSpeaker(a netip.Addr) *testSpeaker {
 	c.t.Helper()
-	who := c.sendOneRequest(a)
+	who := c.requestOnceAndListAnswerers(a)
 	if len(who) != 1 {
 		c.t.Fatalf("%v answer for %s, want one node\n%s%s", who, a, c.segment, c.gossip)
 	}
 	return c.speakerByName[who[0]]
 }
 
-// drainClientFrames returns the frames sent to the client since the last call, without answers.
-func (c *harness) drainClientFrames() []layer2.Frame {
+// takeFramesHeardByClient returns the frames sent to the client since the last call, without
+// answers.
+func (c *harness) takeFramesHeardByClient() []layer2.ARPOrNDPFrame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := c.clientFrames
-	c.clientFrames = nil
+	out := c.framesHeardByClient
+	c.framesHeardByClient = nil
 	return out
 }
 
 // disconnectNode cuts a node off. Gossip does not learn of it.
-func (s *speaker) disconnectNode() {
-	s.host.Disconnect()
-	s.member.Disconnect()
+func (s *testSpeaker) disconnectNode() {
+	s.lanHost.Disconnect()
+	s.gossipMember.LoseAllMessages()
 }
 
 // takeoverMetrics returns the number of takeovers in the speaker's histogram, and the sum of their
 // durations.
-func (s *speaker) takeoverMetrics(t *testing.T) (count uint64, seconds float64) {
+func (s *testSpeaker) takeoverMetrics(t *testing.T) (count uint64, seconds float64) {
 	t.Helper()
 	families, err := s.metricsRegistry(t).Gather()
 	if err != nil {
@@ -351,7 +354,7 @@ func (s *speaker) takeoverMetrics(t *testing.T) (count uint64, seconds float64) 
 }
 
 // electionEventCount returns the speaker's counter for an event and a reason.
-func (s *speaker) electionEventCount(t *testing.T, event string, reason names.Reason) float64 {
+func (s *testSpeaker) electionEventCount(t *testing.T, event string, reason names.Reason) float64 {
 	t.Helper()
 	families, err := s.metricsRegistry(t).Gather()
 	if err != nil {
@@ -368,7 +371,7 @@ func (s *speaker) electionEventCount(t *testing.T, event string, reason names.Re
 	return 0
 }
 
-func (s *speaker) metricsRegistry(t *testing.T) *prometheus.Registry {
+func (s *testSpeaker) metricsRegistry(t *testing.T) *prometheus.Registry {
 	t.Helper()
 	r := prometheus.NewPedanticRegistry()
 	if err := r.Register(s.Agent); err != nil {

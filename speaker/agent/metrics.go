@@ -6,14 +6,14 @@ import (
 	"github.com/gantry-lb/gantry/speaker/elect"
 )
 
-// metrics count the events of the election on this node.
-type metrics struct {
+// electionMetrics count the events of the election on this node.
+type electionMetrics struct {
 	electionEventsTotal *prometheus.CounterVec
 	takeoverSeconds     prometheus.Histogram
 }
 
-func newMetrics() metrics {
-	return metrics{
+func newElectionMetrics() electionMetrics {
+	return electionMetrics{
 		electionEventsTotal: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gantry_speaker_moves_total",
 			Help: "Addresses that this node took or gave up, by reason.",
@@ -26,7 +26,7 @@ func newMetrics() metrics {
 	}
 }
 
-func (m metrics) countEvent(n elect.Event) {
+func (m electionMetrics) countEvent(n elect.Event) {
 	if n.Reason == "" {
 		return
 	}

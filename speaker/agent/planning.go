@@ -12,32 +12,32 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// usableLinks is what the planner has to know of the links.
-type usableLinks struct {
-	links      facts.LinkSet
-	rawSockets plan.RawSocketPermission
+// plannerLinks is what the planner has to know of the links.
+type plannerLinks struct {
+	links               facts.LinkSet
+	rawSocketPermission plan.RawSocketPermission
 }
 
 // planUpdate is what changed in the plan since Run last read one.
 type planUpdate struct {
-	plan          plan.Plan
-	snapshot      *snapshot.Snapshot
-	changedBids   map[netip.Addr]intent.Bid
-	goneAddresses map[netip.Addr]struct{}
+	plan                plan.Plan
+	snapshot            *snapshot.Snapshot
+	changedBids         map[netip.Addr]intent.Bid
+	addressesWithoutBid map[netip.Addr]struct{}
 }
 
 func newPlanUpdate() planUpdate {
-	return planUpdate{changedBids: map[netip.Addr]intent.Bid{}, goneAddresses: map[netip.Addr]struct{}{}}
+	return planUpdate{changedBids: map[netip.Addr]intent.Bid{}, addressesWithoutBid: map[netip.Addr]struct{}{}}
 }
 
 // mergeDelta adds a later Delta.
-func (p *planUpdate) mergeDelta(d plan.Delta) {
+func (p *planUpdate) mergeDelta(d plan.BidDelta) {
 	for _, b := range d.ChangedBids {
 		p.changedBids[b.Address] = b
-		delete(p.goneAddresses, b.Address)
+		delete(p.addressesWithoutBid, b.Address)
 	}
-	for _, a := range d.GoneAddresses {
-		p.goneAddresses[a] = struct{}{}
+	for _, a := range d.AddressesWithoutBid {
+		p.addressesWithoutBid[a] = struct{}{}
 		delete(p.changedBids, a)
 	}
 }
@@ -47,8 +47,8 @@ func (p planUpdate) electionInput() elect.BidsChanged {
 	for _, b := range p.changedBids {
 		out.Bids = append(out.Bids, b)
 	}
-	for a := range p.goneAddresses {
-		out.GoneAddresses = append(out.GoneAddresses, a)
+	for a := range p.addressesWithoutBid {
+		out.AddressesWithoutBid = append(out.AddressesWithoutBid, a)
 	}
 	return out
 }
@@ -58,7 +58,7 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 	in := plannerEditor{Planner: p}
 	next := newPlanUpdate()
 	var out chan planUpdate // nil while there is no update
-	restoreRoutes := a.restoreRoutesTimer()
+	restoreRoutes := a.restoredRoutesDue()
 	for {
 		select {
 		case <-ctx.Done():
@@ -69,8 +69,8 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 		case <-restoreRoutes:
 			if !in.clusterSynced {
 				a.options.Log.Warn("no plan yet: announcing the routes of the last speaker of this node",
-					"routes", len(a.options.RestoreFrom.BGP.Routes))
-				a.options.BGP.Set(a.options.RestoreFrom.BGP)
+					"routes", len(a.options.RestoreFrom.DesiredBGP.Routes))
+				a.options.BGP.SetDesiredState(a.options.RestoreFrom.DesiredBGP)
 			}
 			continue
 		case batch := <-a.changeBatches:
@@ -84,21 +84,21 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 			}
 		case u := <-a.usableLinks.C():
 			p.SetLinks(u.links)
-			p.SetRawSocketPermission(u.rawSockets)
+			p.SetRawSocketPermission(u.rawSocketPermission)
 		}
 		if in.clusterSynced {
 			next.mergeDelta(p.Update())
 			next.plan, next.snapshot = p.Plan(), p.Snapshot()
-			a.options.BGP.Set(desiredBGP(next.plan))
+			a.options.BGP.SetDesiredState(desiredBGPOfPlan(next.plan))
 			a.options.HealthChecks.SetChecks(next.plan.HealthChecks)
 			out = a.planUpdates
 		}
 	}
 }
 
-// desiredBGP returns what the plan announces to routers.
-func desiredBGP(p plan.Plan) bgp.Desired {
-	return bgp.Desired{Peers: p.Peers, Routes: p.Routes, Leaving: p.NodeLeaving}
+// desiredBGPOfPlan returns what the plan announces to routers.
+func desiredBGPOfPlan(p plan.Plan) bgp.Desired {
+	return bgp.Desired{Peers: p.Peers, Routes: p.Routes, NodeLeaving: p.NodeLeaving}
 }
 
 // plannerEditor applies Changes to a Planner.
@@ -107,7 +107,7 @@ type plannerEditor struct {
 	clusterSynced bool
 }
 
-func (in *plannerEditor) applyChanges(batch []Change) {
+func (in *plannerEditor) applyChanges(batch []PlannerInputChange) {
 	for _, c := range batch {
 		c(in)
 	}

@@ -42,8 +42,8 @@ func (p *portFaults) forgetGoneLinks(links facts.LinkSet) {
 	maps.DeleteFunc(p.denialReasonByPort, isGone)
 }
 
-// markUnusableFamilies marks each link with the families that cannot be sent on it.
-func (p *portFaults) markUnusableFamilies(links facts.LinkSet) facts.LinkSet {
+// linksWithUnusableFamiliesMarked marks each link with the families that cannot be sent on it.
+func (p *portFaults) linksWithUnusableFamiliesMarked(links facts.LinkSet) facts.LinkSet {
 	out := make(facts.LinkSet, 0, len(links))
 	for _, l := range links {
 		_, l.CannotSendIPv4 = p.openErrorByPort[portID{l.Index, ipfamily.IPv4}]
@@ -70,16 +70,16 @@ func (p *portFaults) faultByLinkIndex() map[int]string {
 	return out
 }
 
-// usableLinks returns the links on which frames can be sent.
-func (p *portFaults) usableLinks(links facts.LinkSet) usableLinks {
-	var out usableLinks
-	for _, l := range p.markUnusableFamilies(links) {
+// toPlannerLinks returns the links on which frames can be sent.
+func (p *portFaults) toPlannerLinks(links facts.LinkSet) plannerLinks {
+	var out plannerLinks
+	for _, l := range p.linksWithUnusableFamiliesMarked(links) {
 		if !l.CannotSendIPv4 || !l.CannotSendIPv6 {
 			out.links = append(out.links, l)
 		}
 	}
 	_, denied := p.findDenialOnAllLinks(links)
-	out.rawSockets = plan.RawSocketPermission(denied)
+	out.rawSocketPermission = plan.RawSocketPermission(denied)
 	return out
 }
 

@@ -9,35 +9,35 @@ import (
 	"github.com/gantry-lb/gantry/speaker/probing"
 )
 
-// addressProbes is the state of the probes that the controller requests before it assigns an
+// addressProbingState is the state of the probes that the controller requests before it assigns an
 // address.
-type addressProbes struct {
-	queue    probing.Queue
-	snapshot *snapshot.Snapshot
-	members  facts.MemberSet
+type addressProbingState struct {
+	questionQueue probing.QuestionQueue
+	snapshot      *snapshot.Snapshot
+	members       facts.MemberSet
 }
 
 // addressProbeIDBase keeps the IDs of address probes apart from those of acquire probes.
 const addressProbeIDBase = 1 << 62
 
-func (a *Agent) probingState() probing.State {
-	return probing.State{
-		Self: a.options.Self, Snapshot: a.addressProbes.snapshot, Links: a.portFaults.markUnusableFamilies(a.links),
-		Members: a.addressProbes.members, IsHeld: a.machine.IsClaimed,
+func (a *Agent) probingState() probing.ProbingState {
+	return probing.ProbingState{
+		Self: a.options.NodeName, Snapshot: a.addressProbes.snapshot, Links: a.portFaults.linksWithUnusableFamiliesMarked(a.nodeLinks),
+		Members: a.addressProbes.members, IsHeldByMember: a.electionMachine.IsClaimed,
 	}
 }
 
 // runAddressProbes sends the due probes and reports the answers.
 func (a *Agent) runAddressProbes() {
 	now := a.options.Now()
-	if !a.addressProbes.queue.HasDueWork(now) {
+	if !a.addressProbes.questionQueue.HasDueWork(now) {
 		return
 	}
-	questions, answers := a.addressProbes.queue.Advance(a.probingState(), now)
+	questions, answers := a.addressProbes.questionQueue.TakeDueProbesAndNewAnswers(a.probingState(), now)
 	for _, q := range questions {
 		a.options.Layer2.SendProbe(layer2.Probe{
-			ID: addressProbeIDBase + q.ID, Address: q.Address, Links: q.Links,
-			Attempts: probing.ProbeAttempts, Interval: probing.ProbeInterval,
+			ID: addressProbeIDBase + q.ID, Address: q.Address, LinkIndexes: q.LinkIndexes,
+			FramesPerLink: probing.FramesPerProbe, FrameInterval: probing.ProbeFrameInterval,
 		})
 	}
 	for _, answer := range answers {
@@ -47,8 +47,8 @@ func (a *Agent) runAddressProbes() {
 
 // nextActionDeadline returns when the agent has to act without an input.
 func (a *Agent) nextActionDeadline() time.Time {
-	next := a.machine.NextDeadline()
-	if s := a.addressProbes.queue.NextDueTime(); !s.IsZero() && s.Before(next) {
+	next := a.electionMachine.NextDeadline()
+	if s := a.addressProbes.questionQueue.NextDueTime(); !s.IsZero() && s.Before(next) {
 		next = s
 	}
 	return next

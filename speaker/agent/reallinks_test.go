@@ -33,21 +33,21 @@ type realLinksHarness struct {
 	clientMAC                      facts.MAC
 
 	mu sync.Mutex // guards the fields below
-	// announcedMACs and answeredMACs are the Ethernet addresses that announced the address, or
-	// answered for it.
-	announcedMACs, answeredMACs map[facts.MAC]bool
+	// macsThatAnnounced and macsThatAnswered are the Ethernet addresses that announced the address,
+	// or answered for it.
+	macsThatAnnounced, macsThatAnswered map[facts.MAC]bool
 }
 
 func newRealLinksHarness(t *testing.T) *realLinksHarness {
 	m := &realLinksHarness{
-		t: t, nodeNamespace: netnstest.New(t), clientNamespace: netnstest.New(t),
-		announcedMACs: map[facts.MAC]bool{}, answeredMACs: map[facts.MAC]bool{},
+		t: t, nodeNamespace: netnstest.NewNamespace(t), clientNamespace: netnstest.NewNamespace(t),
+		macsThatAnnounced: map[facts.MAC]bool{}, macsThatAnswered: map[facts.MAC]bool{},
 	}
 	watcher := links.NewWatcher(func() ([]string, error) { return links.DefaultExcludePatterns, nil }, slog.New(slog.DiscardHandler))
-	engine := layer2.New(wire.Wire{}, time.Now)
+	engine := layer2.NewEngine(wire.PacketSocketOpener{}, time.Now)
 	agent := New(Options{
-		Self: "node1", Nonce: 1, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, HealthChecks: &serviceProxy{}, Links: watcher.LinkSets(),
-		Members: memberstest.New().Join("node1", netip.MustParseAddr("192.168.0.11"), 1),
+		NodeName: "node1", RunNonce: 1, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, HealthChecks: &serviceProxy{}, UsableLinkSets: watcher.LinkSets(),
+		Members: memberstest.NewFakeGossip().Join("node1", netip.MustParseAddr("192.168.0.11"), 1),
 		Now:     time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	m.connectClient()
@@ -55,7 +55,7 @@ func newRealLinksHarness(t *testing.T) *realLinksHarness {
 	var parts sync.WaitGroup
 	for _, part := range []func(context.Context) error{watcher.Run, engine.Run, agent.Run} {
 		parts.Go(func() {
-			if err := m.nodeNamespace.Run(ctx, part); err != nil {
+			if err := m.nodeNamespace.RunInside(ctx, part); err != nil {
 				t.Errorf("a part of the speaker failed: %v", err)
 			}
 		})
@@ -64,13 +64,13 @@ func newRealLinksHarness(t *testing.T) *realLinksHarness {
 		cancel()
 		parts.Wait()
 	})
-	agent.PostChanges(ctx, snapshotChange(), serviceChange(), endpointsChange(), SetNode(view.Node{Name: "node1"}), MarkClusterSynced())
+	agent.PostChanges(ctx, exampleSnapshotChange(), exampleServiceChange(), exampleEndpointsChange(), NewNodeSetChange(view.Node{Name: "node1"}), NewClusterSyncedChange())
 	return m
 }
 
 // connectClient creates the bridge and listens on it.
 func (m *realLinksHarness) connectClient() {
-	m.clientNamespace.MustRun(func() error {
+	m.clientNamespace.MustRunInside(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "lan0"
 		bridge := &netlink.Bridge{LinkAttrs: attrs}
@@ -86,23 +86,23 @@ func (m *realLinksHarness) connectClient() {
 		if err := netlink.LinkSetHardwareAddr(bridge, i.HardwareAddr); err != nil {
 			return err
 		}
-		m.clientPort, err = wire.Wire{}.OpenPort(facts.Link{Index: i.Index, Name: "lan0", MAC: m.clientMAC}, ipfamily.IPv4)
+		m.clientPort, err = wire.PacketSocketOpener{}.OpenPort(facts.Link{Index: i.Index, Name: "lan0", MAC: m.clientMAC}, ipfamily.IPv4)
 		return err
 	})
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = m.clientPort.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
+		_ = m.clientPort.ReceiveFrames(func(f layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			switch {
 			case f.SenderIP != serviceIPv4:
 			case f.TargetIP == serviceIPv4:
-				m.announcedMACs[f.SenderMAC] = true
+				m.macsThatAnnounced[f.SenderMAC] = true
 			case f.Operation == layer2.Reply:
-				m.answeredMACs[f.SenderMAC] = true
+				m.macsThatAnswered[f.SenderMAC] = true
 			}
-			return layer2.Frame{}, false
+			return layer2.ARPOrNDPFrame{}, false
 		}, nil)
 	}()
 	m.t.Cleanup(func() {
@@ -116,7 +116,7 @@ func (m *realLinksHarness) connectNewNodeLink(name string) facts.MAC {
 	m.t.Helper()
 	port := "port-" + name
 	m.nodeNamespace.AddVethPair(name, m.clientNamespace, port)
-	m.clientNamespace.MustRun(func() error {
+	m.clientNamespace.MustRunInside(func() error {
 		p, err := netlink.LinkByName(port)
 		bridge, err2 := netlink.LinkByName("lan0")
 		return errors.Join(err, err2, netlink.LinkSetMaster(p, bridge))
@@ -132,7 +132,7 @@ func (m *realLinksHarness) connectNewNodeLink(name string) facts.MAC {
 // editNodeLink changes a link of the node.
 func (m *realLinksHarness) editNodeLink(name string, f func(netlink.Link) error) {
 	m.t.Helper()
-	m.nodeNamespace.MustRun(func() error {
+	m.nodeNamespace.MustRunInside(func() error {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
@@ -147,10 +147,10 @@ func (m *realLinksHarness) awaitAnswersFrom(sentence string, macs ...facts.MAC) 
 	var got map[facts.MAC]bool
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
 		m.mu.Lock()
-		clear(m.answeredMACs)
+		clear(m.macsThatAnswered)
 		m.mu.Unlock()
 		for range 3 {
-			err := m.clientPort.Write(layer2.Frame{
+			err := m.clientPort.WriteFrame(layer2.ARPOrNDPFrame{
 				EthernetDestination: layer2.RequestDestinationMAC(serviceIPv4), EthernetSource: m.clientMAC, Operation: layer2.Request,
 				SenderMAC: m.clientMAC, SenderIP: clientIPv4, TargetIP: serviceIPv4,
 			})
@@ -161,7 +161,7 @@ func (m *realLinksHarness) awaitAnswersFrom(sentence string, macs ...facts.MAC) 
 		}
 		m.mu.Lock()
 		got = map[facts.MAC]bool{}
-		for mac := range m.answeredMACs {
+		for mac := range m.macsThatAnswered {
 			got[mac] = true
 		}
 		m.mu.Unlock()
@@ -177,7 +177,7 @@ func (m *realLinksHarness) awaitAnnouncementFrom(sentence string, mac facts.MAC)
 	m.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
 		m.mu.Lock()
-		done := m.announcedMACs[mac]
+		done := m.macsThatAnnounced[mac]
 		m.mu.Unlock()
 		if done {
 			return
@@ -197,14 +197,14 @@ func TestAddressesFollowRealLinks(t *testing.T) {
 	m.awaitAnnouncementFrom("a link comes", eth0)
 	eth1 := m.connectNewNodeLink("eth1")
 	m.awaitAnswersFrom("no subnet covers the address: every link is used", eth0, eth1)
-	m.nodeNamespace.AddAddress("eth0", "192.168.0.11/24")
+	m.nodeNamespace.AddAddressToLink("eth0", "192.168.0.11/24")
 	m.awaitAnswersFrom("one link gets an address whose subnet does", eth0)
 	m.editNodeLink("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan7") })
 	m.awaitAnswersFrom("it is renamed", eth0)
 	m.editNodeLink("lan7", netlink.LinkDel)
 	m.awaitAnswersFrom("it vanishes", eth1)
 	again := m.connectNewNodeLink("eth0")
-	m.nodeNamespace.AddAddress("eth0", "192.168.0.11/24")
+	m.nodeNamespace.AddAddressToLink("eth0", "192.168.0.11/24")
 	m.awaitAnswersFrom("a link of its first name comes", again)
 	m.awaitAnnouncementFrom("a link of its first name comes", again)
 	m.editNodeLink("eth0", func(l netlink.Link) error { return netlink.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 0x77}) })

@@ -13,13 +13,13 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// Key identifies a session. It is comparable.
-type Key struct {
+// SessionKey identifies a session. It is comparable.
+type SessionKey struct {
 	// Peer is the neighbour's address, without a zone: Interface has the link of a link-local one.
 	Peer netip.Addr
-	// Local is the only address to send from and to receive
+	// LocalAddress is the only address to send from and to receive
 	// on. If it is invalid, the kernel chooses.
-	Local netip.Addr
+	LocalAddress netip.Addr
 	// Interface binds the session to a link. A link-local Peer
 	// needs it; a multihop session has none.
 	Interface string
@@ -30,7 +30,7 @@ type Key struct {
 }
 
 // String names the session for logs.
-func (k Key) String() string {
+func (k SessionKey) String() string {
 	s := k.PeerLabel()
 	if k.VRF != "" {
 		s += " in VRF " + k.VRF
@@ -43,7 +43,7 @@ func (k Key) String() string {
 
 // PeerLabel is the value of the metrics' label peer: the
 // address, with the link if it is link-local.
-func (k Key) PeerLabel() string {
+func (k SessionKey) PeerLabel() string {
 	if k.Peer.IsLinkLocalUnicast() && k.Interface != "" {
 		return k.Peer.WithZone(k.Interface).String()
 	}
@@ -75,24 +75,24 @@ type Profile struct {
 
 // The range of every interval. With shorter ones a busy host would declare working paths down.
 const (
-	minInterval = 10 * time.Millisecond
-	maxInterval = 60 * time.Second
+	minAllowedPacketInterval = 10 * time.Millisecond
+	maxAllowedPacketInterval = 60 * time.Second
 )
 
-// Session is a session to run.
-type Session struct {
-	Key
+// SessionConfig is a session to run.
+type SessionConfig struct {
+	SessionKey
 	Profile
 }
 
 // Validate says what makes the session invalid.
-func (s Session) Validate() names.Explanation {
+func (s SessionConfig) Validate() names.Explanation {
 	invalid := func(format string, args ...any) names.Explanation {
 		return names.Explain(names.ReasonInvalidBFD, format, args...)
 	}
 	for name, d := range map[string]time.Duration{"receive interval": s.ReceiveInterval, "transmit interval": s.TransmitInterval, "echo interval": s.EchoInterval} {
-		if d < minInterval || d > maxInterval {
-			return invalid("the %s is %s; it must be from %s to %s", name, d, minInterval, maxInterval)
+		if d < minAllowedPacketInterval || d > maxAllowedPacketInterval {
+			return invalid("the %s is %s; it must be from %s to %s", name, d, minAllowedPacketInterval, maxAllowedPacketInterval)
 		}
 	}
 	switch {
@@ -104,8 +104,8 @@ func (s Session) Validate() names.Explanation {
 		return invalid("%s is not a valid neighbour address", s.Peer)
 	case s.Peer.Is6() && s.Peer.IsLinkLocalUnicast() && s.Interface == "":
 		return invalid("the neighbour %s is link-local: set the interface that it is on", s.Peer)
-	case s.Local.IsValid() && s.Local.Is4() != s.Peer.Is4():
-		return invalid("the source address %s and the neighbour %s are of different address families", s.Local, s.Peer)
+	case s.LocalAddress.IsValid() && s.LocalAddress.Is4() != s.Peer.Is4():
+		return invalid("the source address %s and the neighbour %s are of different address families", s.LocalAddress, s.Peer)
 	case s.Multihop && s.Interface != "":
 		return invalid("a multihop session to %s is bound to the interface %s: remove the interface, since routes choose it", s.Peer, s.Interface)
 	}
@@ -113,7 +113,7 @@ func (s Session) Validate() names.Explanation {
 }
 
 // echoFault says why the session cannot send the configured echo packets.
-func (s Session) echoFault() names.Explanation {
+func (s SessionConfig) echoFault() names.Explanation {
 	if s.EchoMode && s.Multihop {
 		return names.Explain(names.ReasonEchoUnsupported, "echo packets do not return from %s, which is several hops away (RFC 5883 section 3): only control packets watch the path; set echoMode: false in the profile, or use another profile", s.Peer)
 	}
@@ -121,7 +121,7 @@ func (s Session) echoFault() names.Explanation {
 }
 
 // machineConfig returns the configuration of the session's state machine.
-func (s Session) machineConfig() session.Config {
+func (s SessionConfig) machineConfig() session.Config {
 	c := session.Config{
 		DesiredMinTxInterval:  s.TransmitInterval,
 		RequiredMinRxInterval: s.ReceiveInterval,
@@ -136,17 +136,17 @@ func (s Session) machineConfig() session.Config {
 
 // Event reports that a session came Up or left the state Up.
 type Event struct {
-	Key Key
+	Key SessionKey
 	Up  bool
 	// Cause is why the session changed.
 	Cause session.Cause
-	// Text describes the cause for people.
-	Text string
-	At   time.Time
+	// CauseText describes the cause for people.
+	CauseText string
+	ChangedAt time.Time
 }
 
 // IsPathFailure reports whether the path has failed, so that routes through it must go. An
 // administrative shutdown on either side says nothing about the path (RFC 5882 section 3.2).
 func (e Event) IsPathFailure() bool {
-	return !e.Up && e.Cause != session.CauseNeighbourAdminDown && e.Cause != session.CauseStopped
+	return !e.Up && e.Cause != session.CauseNeighbourAdminDown && e.Cause != session.CauseStoppedLocally
 }

@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// socketCheckInterval is how often lost sockets of all sessions are opened again.
-	socketCheckInterval = time.Second
+	// lostSocketReopenInterval is how often lost sockets of all sessions are opened again.
+	lostSocketReopenInterval = time.Second
 	// maxDatagramsPerRound is how many datagrams are read before timers are checked. It is
 	// more than a receive buffer holds, so that nothing that arrived in time counts as
 	// late, and few enough that a flood does not stop the timers.
@@ -28,47 +28,48 @@ type Engine struct {
 	now       func() time.Time
 	random    *rand.Rand
 
-	desiredSessions *latest.Value[[]Session]
-	events          chan Event
+	desiredSessions *latest.Value[[]SessionConfig]
+	eventsToReader  chan Event
 	statusChanged   *latest.Wake
 	stopRequests    chan chan struct{}
-	sessionRecords  atomic.Pointer[[]*sessionRecord] // of the desired sessions, in their order
-	discardCounters discardCounters
+	// of the desired sessions, in their order
+	publishedSessionStates atomic.Pointer[[]*publishedSessionState]
+	discardCounters        discardCounters
 
 	// Only Run uses the following fields.
-	sessionsByKey           map[Key]*runningSession
+	sessionsByKey           map[SessionKey]*runningSession
 	sessionsByDiscriminator map[uint32]*runningSession // ours
 	queuedEvents            []Event
 	stopWaiters             []chan struct{} // of Stop
-	nextSocketCheck         time.Time
+	nextLostSocketReopenAt  time.Time
 	sendBuffer              []byte
 }
 
-// New returns an Engine without sessions. The seed makes discriminators and
+// NewEngine returns an Engine without sessions. The seed makes discriminators and
 // jitter differ between speakers and between restarts of a speaker.
-func New(transport Transport, now func() time.Time, seed uint64) *Engine {
+func NewEngine(transport Transport, now func() time.Time, seed uint64) *Engine {
 	return &Engine{
 		transport:       transport,
 		now:             now,
 		random:          rand.New(rand.NewPCG(seed, 0)),
-		desiredSessions: latest.NewValue[[]Session](),
-		events:          make(chan Event),
+		desiredSessions: latest.NewValue[[]SessionConfig](),
+		eventsToReader:  make(chan Event),
 		statusChanged:   latest.NewWake(),
 		stopRequests:    make(chan chan struct{}),
 
-		sessionsByKey:           map[Key]*runningSession{},
+		sessionsByKey:           map[SessionKey]*runningSession{},
 		sessionsByDiscriminator: map[uint32]*runningSession{},
 	}
 }
 
-// Set declares the sessions to run; of two with one Key the first. A session that exists keeps
-// running, and negotiates a changed Profile while it is Up. A removed session signals
+// SetSessions declares the sessions to run; of two with one Key the first. A session that exists
+// keeps running, and negotiates a changed Profile while it is Up. A removed session signals
 // AdminDown to its neighbour. The caller must not change the slice afterwards.
-func (e *Engine) Set(sessions []Session) { e.desiredSessions.Put(sessions) }
+func (e *Engine) SetSessions(sessions []SessionConfig) { e.desiredSessions.Put(sessions) }
 
 // Events delivers the events in order. A new session is Down. A session that is removed or
 // stopped sends no event. A reader that is too slow loses the oldest events.
-func (e *Engine) Events() <-chan Event { return e.events }
+func (e *Engine) Events() <-chan Event { return e.eventsToReader }
 
 // StatusChanged is ready to read after the Status of a session changed in more than its Counters.
 func (e *Engine) StatusChanged() <-chan struct{} { return e.statusChanged.C() }
@@ -76,7 +77,7 @@ func (e *Engine) StatusChanged() <-chan struct{} { return e.statusChanged.C() }
 // Stop shuts all sessions down and returns when AdminDown was signalled to the neighbours, which
 // takes about 100 ms, or when ctx ends. A later Set starts new sessions.
 func (e *Engine) Stop(ctx context.Context) error {
-	e.Set(nil)
+	e.SetSessions(nil)
 	done := make(chan struct{})
 	select {
 	case e.stopRequests <- done:
@@ -102,7 +103,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		var events chan Event
 		var head Event
 		if len(e.queuedEvents) > 0 {
-			events, head = e.events, e.queuedEvents[0]
+			events, head = e.eventsToReader, e.queuedEvents[0]
 		}
 		select {
 		case <-ending:
@@ -139,13 +140,13 @@ func (e *Engine) receiveDatagrams() {
 		if !ok {
 			return
 		}
-		if d.Echo {
+		if d.IsEchoPacket {
 			e.handleReturnedEcho(d)
 			continue
 		}
-		s, p, discarded := e.matchSession(d)
+		s, p, discarded := e.findSessionOfDatagram(d)
 		if discarded == session.NotDiscarded {
-			discarded = s.stepMachine(e, session.PacketReceived{Packet: p}).Discard
+			discarded = s.stepMachine(e, session.PacketReceived{Packet: p}).DiscardReason
 		}
 		if s != nil {
 			s.recordReceivedDatagram(d, discarded)
@@ -157,17 +158,17 @@ func (e *Engine) receiveDatagrams() {
 // processDueTimers does what is due and returns the time until it must be called again.
 func (e *Engine) processDueTimers() time.Duration {
 	now := e.now()
-	check := !now.Before(e.nextSocketCheck)
+	check := !now.Before(e.nextLostSocketReopenAt)
 	if check {
-		e.nextSocketCheck = now.Add(socketCheckInterval)
+		e.nextLostSocketReopenAt = now.Add(lostSocketReopenInterval)
 	}
-	next := e.nextSocketCheck
+	next := e.nextLostSocketReopenAt
 	for key, s := range e.sessionsByKey {
 		if check {
-			s.ensureOpen()
+			s.reopenLostSockets()
 		}
-		if at := s.machine.NextTick(); !at.IsZero() && !now.Before(at) {
-			s.stepMachine(e, session.Tick{})
+		if at := s.machine.NextTickDeadline(); !at.IsZero() && !now.Before(at) {
+			s.stepMachine(e, session.TimePassed{})
 		}
 		if s.machine.IsStopped() && !s.isConfigured {
 			s.sender.Close()
@@ -175,7 +176,7 @@ func (e *Engine) processDueTimers() time.Duration {
 			delete(e.sessionsByDiscriminator, s.discriminator)
 			continue
 		}
-		if at := s.machine.NextTick(); !at.IsZero() && at.Before(next) {
+		if at := s.machine.NextTickDeadline(); !at.IsZero() && at.Before(next) {
 			next = at
 		}
 	}
@@ -189,42 +190,42 @@ func (e *Engine) processDueTimers() time.Duration {
 }
 
 // reconcileSessions starts, updates and stops sessions to match the desired ones.
-func (e *Engine) reconcileSessions(sessions []Session) {
-	seen, wanted := make(map[Key]bool, len(sessions)), make(map[Key]bool, len(sessions))
-	records := make([]*sessionRecord, 0, len(sessions))
+func (e *Engine) reconcileSessions(sessions []SessionConfig) {
+	seen, wanted := make(map[SessionKey]bool, len(sessions)), make(map[SessionKey]bool, len(sessions))
+	records := make([]*publishedSessionState, 0, len(sessions))
 	for _, s := range sessions {
-		if seen[s.Key] {
+		if seen[s.SessionKey] {
 			continue
 		}
-		seen[s.Key] = true
+		seen[s.SessionKey] = true
 		if f := s.Validate(); f.IsSet() {
-			records = append(records, e.newRecordOfInvalidSession(s, f))
+			records = append(records, e.newPublishedStateOfInvalidSession(s, f))
 			continue
 		}
-		wanted[s.Key] = true
-		records = append(records, e.ensureSession(s).record)
+		wanted[s.SessionKey] = true
+		records = append(records, e.ensureSession(s).publishedState)
 	}
 	for key, running := range e.sessionsByKey {
 		if !wanted[key] && running.isConfigured {
 			running.isConfigured = false
-			running.stepMachine(e, session.Stop{})
+			running.stepMachine(e, session.StopRequested{})
 		}
 	}
-	e.sessionRecords.Store(&records)
+	e.publishedSessionStates.Store(&records)
 	e.statusChanged.Signal()
 }
 
 // ensureSession starts a session, or updates it if it is running.
-func (e *Engine) ensureSession(desired Session) *runningSession {
-	s, exists := e.sessionsByKey[desired.Key]
+func (e *Engine) ensureSession(desired SessionConfig) *runningSession {
+	s, exists := e.sessionsByKey[desired.SessionKey]
 	if !exists {
-		s = &runningSession{key: desired.Key, discriminator: e.newDiscriminator(), echoSecret: e.random.Uint64()}
-		s.sender = e.transport.OpenSender(desired.Key, s.discriminator)
-		s.machine = session.New(s.discriminator, desired.machineConfig(), e.random, e.now())
-		e.sessionsByKey[desired.Key], e.sessionsByDiscriminator[s.discriminator] = s, s
+		s = &runningSession{key: desired.SessionKey, discriminator: e.newDiscriminator(), echoSecret: e.random.Uint64()}
+		s.sender = e.transport.OpenSender(desired.SessionKey, s.discriminator)
+		s.machine = session.NewMachine(s.discriminator, desired.machineConfig(), e.random, e.now())
+		e.sessionsByKey[desired.SessionKey], e.sessionsByDiscriminator[s.discriminator] = s, s
 	}
-	if s.record == nil || !s.isConfigured {
-		s.record = &sessionRecord{statusChanged: e.statusChanged}
+	if s.publishedState == nil || !s.isConfigured {
+		s.publishedState = &publishedSessionState{statusChanged: e.statusChanged}
 	}
 	if s.profile != desired.Profile {
 		s.profile = desired.Profile
@@ -232,13 +233,13 @@ func (e *Engine) ensureSession(desired Session) *runningSession {
 			s.stepMachine(e, session.ConfigChanged{Config: desired.machineConfig()})
 		}
 	}
-	s.record.session.Store(&desired)
+	s.publishedState.desiredSession.Store(&desired)
 	if !s.isConfigured && exists {
-		s.stepMachine(e, session.Start{})
+		s.stepMachine(e, session.StartRequested{})
 	}
 	s.isConfigured = true
-	s.ensureOpen()
-	s.publishState()
+	s.reopenLostSockets()
+	s.publishStateAndFault()
 	return s
 }
 

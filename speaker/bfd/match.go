@@ -2,14 +2,14 @@ package bfd
 
 import "github.com/gantry-lb/gantry/speaker/bfd/session"
 
-// matchSession finds the session of a datagram by its discriminator, or else by its addresses
-// (RFC 5880 section 6.3, RFC 5881 section 3, RFC 5883 section 4). It also returns the session of
-// a datagram whose TTL is too low, so that the session can report the fault.
-func (e *Engine) matchSession(d Datagram) (*runningSession, session.Packet, session.DiscardReason) {
-	if !d.Multihop && d.TTL != 255 { // it crossed a router (RFC 5881 section 5)
+// findSessionOfDatagram finds the session of a datagram by its discriminator, or else by its
+// addresses (RFC 5880 section 6.3, RFC 5881 section 3, RFC 5883 section 4). It also returns the
+// session of a datagram whose TTL is too low, so that the session can report the fault.
+func (e *Engine) findSessionOfDatagram(d ReceivedDatagram) (*runningSession, session.Packet, session.DiscardReason) {
+	if !d.ArrivedOnMultihopPort && d.TTL != 255 { // it crossed a router (RFC 5881 section 5)
 		return nil, session.Packet{}, session.DiscardLowTTL
 	}
-	p, discarded := session.Parse(d.Payload)
+	p, discarded := session.ParsePacket(d.Payload)
 	if discarded != session.NotDiscarded {
 		return nil, p, discarded
 	}
@@ -25,7 +25,7 @@ func (e *Engine) matchSession(d Datagram) (*runningSession, session.Packet, sess
 	switch {
 	case found == nil:
 		return nil, p, session.DiscardUnknownSession
-	case d.Multihop && d.TTL < found.profile.MinimumTTL:
+	case d.ArrivedOnMultihopPort && d.TTL < found.profile.MinimumTTL:
 		return found, p, session.DiscardLowTTL
 	}
 	return found, p, session.NotDiscarded
@@ -33,10 +33,10 @@ func (e *Engine) matchSession(d Datagram) (*runningSession, session.Packet, sess
 
 // findSessionByAddresses finds the session by addresses: of several, the one with the most specific
 // key.
-func (e *Engine) findSessionByAddresses(d Datagram) *runningSession {
+func (e *Engine) findSessionByAddresses(d ReceivedDatagram) *runningSession {
 	var found *runningSession
 	for key, s := range e.sessionsByKey {
-		if key.matchesDatagram(d) && (found == nil || key.specificity() > found.key.specificity()) {
+		if key.matchesDatagram(d) && (found == nil || key.matchPriority() > found.key.matchPriority()) {
 			found = s
 		}
 	}
@@ -44,17 +44,17 @@ func (e *Engine) findSessionByAddresses(d Datagram) *runningSession {
 }
 
 // matchesDatagram reports whether a datagram may belong to the session.
-func (k Key) matchesDatagram(d Datagram) bool {
-	return k.Peer == d.From && k.Multihop == d.Multihop && k.VRF == d.VRF &&
-		(k.Interface == "" || k.Interface == d.Interface) && (!k.Local.IsValid() || k.Local == d.To)
+func (k SessionKey) matchesDatagram(d ReceivedDatagram) bool {
+	return k.Peer == d.SourceAddress && k.Multihop == d.ArrivedOnMultihopPort && k.VRF == d.VRF &&
+		(k.Interface == "" || k.Interface == d.ArrivalInterface) && (!k.LocalAddress.IsValid() || k.LocalAddress == d.DestinationAddress)
 }
 
-func (k Key) specificity() int {
+func (k SessionKey) matchPriority() int {
 	n := 0
 	if k.Interface != "" {
 		n++
 	}
-	if k.Local.IsValid() {
+	if k.LocalAddress.IsValid() {
 		n += 2
 	}
 	return n

@@ -15,48 +15,50 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// TestHostileDatagrams checks that a sender without the router's address on the router's link,
-// or without knowledge of the session, cannot change a session that is Up.
-func TestHostileDatagrams(t *testing.T) {
+// TestHostileDatagramsCannotChangeASession checks that a sender without the router's address on the
+// router's link, or without knowledge of the session, cannot change a session that is Up.
+func TestHostileDatagramsCannotChangeASession(t *testing.T) {
 	unknown := netip.MustParseAddr("192.0.2.66")
 	for sentence, tc := range map[string]struct {
-		forge func(d *bfd.Datagram, p *session.Packet)
+		forge func(d *bfd.ReceivedDatagram, p *session.Packet)
 		want  session.DiscardReason
 	}{
-		"from beyond a router":                               {func(d *bfd.Datagram, _ *session.Packet) { d.TTL = 254 }, session.DiscardLowTTL},
-		"from an unknown address":                            {func(d *bfd.Datagram, _ *session.Packet) { d.From = unknown }, session.DiscardUnknownSession},
-		"from an unknown address, without our discriminator": {func(d *bfd.Datagram, p *session.Packet) { d.From, p.YourDiscriminator = unknown, 0 }, session.DiscardUnknownSession},
-		"on another link":                                    {func(d *bfd.Datagram, _ *session.Packet) { d.Interface = "eth9" }, session.DiscardUnknownSession},
-		"in a VRF":                                           {func(d *bfd.Datagram, _ *session.Packet) { d.VRF = "red" }, session.DiscardUnknownSession},
-		"to the port of multihop":                            {func(d *bfd.Datagram, _ *session.Packet) { d.Multihop = true }, session.DiscardUnknownSession},
-		"to another of our addresses":                        {func(d *bfd.Datagram, _ *session.Packet) { d.To = unknown }, session.DiscardUnknownSession},
-		"with a wrong discriminator":                         {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator++ }, session.DiscardUnknownSession},
-		"as an echo packet":                                  {func(d *bfd.Datagram, _ *session.Packet) { d.Echo = true }, session.DiscardUnknownSession},
-		"an echo packet, cut off":                            {func(d *bfd.Datagram, _ *session.Packet) { d.Echo, d.Payload = true, []byte{1} }, session.DiscardBadLength},
-		"bytes that are not BFD":                             {func(d *bfd.Datagram, _ *session.Packet) { d.Payload = []byte("GET / HTTP/1.1\r\nHost: localhost\r\n") }, session.DiscardBadVersion},
-		"Up without our discriminator":                       {func(_ *bfd.Datagram, p *session.Packet) { p.YourDiscriminator, p.State = 0, session.Up }, session.DiscardWrongState},
-		"without its own discriminator":                      {func(_ *bfd.Datagram, p *session.Packet) { p.MyDiscriminator = 0 }, session.DiscardZeroDiscriminator},
+		"from beyond a router":                               {func(d *bfd.ReceivedDatagram, _ *session.Packet) { d.TTL = 254 }, session.DiscardLowTTL},
+		"from an unknown address":                            {func(d *bfd.ReceivedDatagram, _ *session.Packet) { d.SourceAddress = unknown }, session.DiscardUnknownSession},
+		"from an unknown address, without our discriminator": {func(d *bfd.ReceivedDatagram, p *session.Packet) { d.SourceAddress, p.YourDiscriminator = unknown, 0 }, session.DiscardUnknownSession},
+		"on another link":                                    {func(d *bfd.ReceivedDatagram, _ *session.Packet) { d.ArrivalInterface = "eth9" }, session.DiscardUnknownSession},
+		"in a VRF":                                           {func(d *bfd.ReceivedDatagram, _ *session.Packet) { d.VRF = "red" }, session.DiscardUnknownSession},
+		"to the port of multihop":                            {func(d *bfd.ReceivedDatagram, _ *session.Packet) { d.ArrivedOnMultihopPort = true }, session.DiscardUnknownSession},
+		"to another of our addresses":                        {func(d *bfd.ReceivedDatagram, _ *session.Packet) { d.DestinationAddress = unknown }, session.DiscardUnknownSession},
+		"with a wrong discriminator":                         {func(_ *bfd.ReceivedDatagram, p *session.Packet) { p.YourDiscriminator++ }, session.DiscardUnknownSession},
+		"as an echo packet":                                  {func(d *bfd.ReceivedDatagram, _ *session.Packet) { d.IsEchoPacket = true }, session.DiscardUnknownSession},
+		"an echo packet, cut off":                            {func(d *bfd.ReceivedDatagram, _ *session.Packet) { d.IsEchoPacket, d.Payload = true, []byte{1} }, session.DiscardBadLength},
+		"bytes that are not BFD": {func(d *bfd.ReceivedDatagram, _ *session.Packet) {
+			d.Payload = []byte("GET / HTTP/1.1\r\nHost: localhost\r\n")
+		}, session.DiscardBadVersion},
+		"Up without our discriminator":  {func(_ *bfd.ReceivedDatagram, p *session.Packet) { p.YourDiscriminator, p.State = 0, session.Up }, session.DiscardStateNeedsYourDiscriminator},
+		"without its own discriminator": {func(_ *bfd.ReceivedDatagram, p *session.Packet) { p.MyDiscriminator = 0 }, session.DiscardZeroMyDiscriminator},
 	} {
 		simulateEnginePair(t, func(p *enginePair) {
-			s := p.sessionToRouter(fastProfile())
-			s.Interface, s.Local = "eth0", nodeAddress
-			o := p.sessionToNode(fastProfile())
+			s := p.nodeSessionToRouter(fastProfile())
+			s.Interface, s.LocalAddress = "eth0", nodeAddress
+			o := p.routerSessionToNode(fastProfile())
 			o.Interface = "eth0"
-			p.node.Set([]bfd.Session{s})
-			p.router.Set([]bfd.Session{o})
-			p.waitForEvent("both sides have a session", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
-			before := p.node.DiscardedPackets()[tc.want]
+			p.nodeEngine.SetSessions([]bfd.SessionConfig{s})
+			p.routerEngine.SetSessions([]bfd.SessionConfig{o})
+			p.waitForNodeEvent("both sides have a session", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+			before := p.nodeEngine.DiscardedPackets()[tc.want]
 			packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, YourDiscriminator: p.nodeStatus().LocalDiscriminator, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
-			d := bfd.Datagram{From: routerAddress, To: nodeAddress, Interface: "eth0", TTL: 255}
+			d := bfd.ReceivedDatagram{SourceAddress: routerAddress, DestinationAddress: nodeAddress, ArrivalInterface: "eth0", TTL: 255}
 			if tc.forge(&d, &packet); d.Payload == nil {
 				d.Payload = packet.Append(nil)
 			}
 			for range 10000 {
-				p.hosts[0].InjectDatagram(d)
+				p.fakeHosts[0].InjectDatagram(d)
 			}
-			p.expectNoEvent(sentence, time.Second)
-			if n := p.node.DiscardedPackets()[tc.want] - before; n == 0 {
-				t.Errorf("%s: nothing was discarded as %q: %v", sentence, tc.want, p.node.DiscardedPackets())
+			p.expectNoNodeEvent(sentence, time.Second)
+			if n := p.nodeEngine.DiscardedPackets()[tc.want] - before; n == 0 {
+				t.Errorf("%s: nothing was discarded as %q: %v", sentence, tc.want, p.nodeEngine.DiscardedPackets())
 			}
 		})
 	}
@@ -65,19 +67,19 @@ func TestHostileDatagrams(t *testing.T) {
 // TestLowTTLOverMultihopIsReported checks the fault, since the profile sets the minimum TTL.
 func TestLowTTLOverMultihopIsReported(t *testing.T) {
 	simulateEnginePair(t, func(p *enginePair) {
-		s := p.sessionToRouter(fastProfile())
+		s := p.nodeSessionToRouter(fastProfile())
 		s.Multihop = true
-		p.node.Set([]bfd.Session{s})
+		p.nodeEngine.SetSessions([]bfd.SessionConfig{s})
 		synctest.Wait()
 		packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
-		d := bfd.Datagram{From: routerAddress, To: nodeAddress, Multihop: true, TTL: 253, Payload: packet.Append(nil)}
-		p.hosts[0].InjectDatagram(d)
+		d := bfd.ReceivedDatagram{SourceAddress: routerAddress, DestinationAddress: nodeAddress, ArrivedOnMultihopPort: true, TTL: 253, Payload: packet.Append(nil)}
+		p.fakeHosts[0].InjectDatagram(d)
 		synctest.Wait()
 		if s := p.nodeStatus(); s.Fault.Reason != names.ReasonBFDTTLTooLow || s.State != session.Down {
 			t.Errorf("a packet with TTL 253: %s, %+v", s.State, s.Fault)
 		}
 		d.TTL = 254
-		p.hosts[0].InjectDatagram(d)
+		p.fakeHosts[0].InjectDatagram(d)
 		synctest.Wait()
 		if s := p.nodeStatus(); s.Fault.IsSet() || s.State != session.Init {
 			t.Errorf("a packet with TTL 254: %s, %+v", s.State, s.Fault)
@@ -85,36 +87,36 @@ func TestLowTTLOverMultihopIsReported(t *testing.T) {
 	})
 }
 
-// TestSessionsToOnePeerAreDistinguished checks that the
+// TestMostSpecificOfSeveralSessionsGetsThePacket checks that the
 // session with the more specific key gets the packet.
-func TestSessionsToOnePeerAreDistinguished(t *testing.T) {
+func TestMostSpecificOfSeveralSessionsGetsThePacket(t *testing.T) {
 	simulateEnginePair(t, func(p *enginePair) {
-		plain, bound := p.sessionToRouter(fastProfile()), p.sessionToRouter(fastProfile())
+		plain, bound := p.nodeSessionToRouter(fastProfile()), p.nodeSessionToRouter(fastProfile())
 		bound.Interface = "eth1"
-		p.node.Set([]bfd.Session{plain, bound})
+		p.nodeEngine.SetSessions([]bfd.SessionConfig{plain, bound})
 		synctest.Wait()
 		packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
-		p.hosts[0].InjectDatagram(bfd.Datagram{From: routerAddress, To: nodeAddress, Interface: "eth1", TTL: 255, Payload: packet.Append(nil)})
+		p.fakeHosts[0].InjectDatagram(bfd.ReceivedDatagram{SourceAddress: routerAddress, DestinationAddress: nodeAddress, ArrivalInterface: "eth1", TTL: 255, Payload: packet.Append(nil)})
 		synctest.Wait()
-		if all := p.node.Status(); all[0].State != session.Down || all[1].State != session.Init {
+		if all := p.nodeEngine.Status(); all[0].State != session.Down || all[1].State != session.Init {
 			t.Errorf("a packet on eth1 brought the session of any link to %s and that of eth1 to %s", all[0].State, all[1].State)
 		}
 	})
 }
 
-func TestMetrics(t *testing.T) {
+func TestMetricsCountPacketsAndEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e := bfd.New(bfdtest.New().AddHost(nodeAddress), time.Now, 1)
+		e := bfd.NewEngine(bfdtest.NewFakeNetwork().AddHost(nodeAddress), time.Now, 1)
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error)
 		go func() { ended <- e.Run(ctx) }()
 		linkLocal := netip.MustParseAddr("fe80::1")
-		e.Set([]bfd.Session{
-			{Key: bfd.Key{Peer: linkLocal, Interface: "eth0"}, Profile: fastProfile()},
-			{Key: bfd.Key{Peer: linkLocal, Interface: "eth1"}, Profile: fastProfile()},
-			{Key: bfd.Key{Peer: routerAddress}, Profile: fastProfile()},
-			{Key: bfd.Key{Peer: routerAddress, Local: nodeAddress}, Profile: fastProfile()},
-			{Key: bfd.Key{Peer: routerAddress, VRF: "red"}, Profile: fastProfile()},
+		e.SetSessions([]bfd.SessionConfig{
+			{SessionKey: bfd.SessionKey{Peer: linkLocal, Interface: "eth0"}, Profile: fastProfile()},
+			{SessionKey: bfd.SessionKey{Peer: linkLocal, Interface: "eth1"}, Profile: fastProfile()},
+			{SessionKey: bfd.SessionKey{Peer: routerAddress}, Profile: fastProfile()},
+			{SessionKey: bfd.SessionKey{Peer: routerAddress, LocalAddress: nodeAddress}, Profile: fastProfile()},
+			{SessionKey: bfd.SessionKey{Peer: routerAddress, VRF: "red"}, Profile: fastProfile()},
 		})
 		synctest.Wait()
 		r := prometheus.NewPedanticRegistry()

@@ -10,14 +10,14 @@ import (
 
 // discardCounters count discarded packets by reason.
 type discardCounters struct {
-	byReason [len(session.DiscardReasons)]atomic.Uint64
+	countByReason [len(session.DiscardReasons)]atomic.Uint64
 }
 
 // countDiscard counts a discarded packet.
 func (c *discardCounters) countDiscard(reason session.DiscardReason) {
 	for i, d := range session.DiscardReasons {
 		if d == reason {
-			c.byReason[i].Add(1)
+			c.countByReason[i].Add(1)
 		}
 	}
 }
@@ -26,7 +26,7 @@ func (c *discardCounters) countDiscard(reason session.DiscardReason) {
 func (e *Engine) DiscardedPackets() map[session.DiscardReason]uint64 {
 	out := map[session.DiscardReason]uint64{}
 	for i, d := range session.DiscardReasons {
-		if n := e.discardCounters.byReason[i].Load(); n > 0 {
+		if n := e.discardCounters.countByReason[i].Load(); n > 0 {
 			out[d] = n
 		}
 	}
@@ -45,7 +45,7 @@ var (
 	echoOutputMetric       = prometheus.NewDesc("metallb_bfd_echo_packet_output", "Echo packets sent.", sessionLabels, nil)
 	upEventsMetric         = prometheus.NewDesc("metallb_bfd_session_up_events", "How often the BFD session came Up.", sessionLabels, nil)
 	downEventsMetric       = prometheus.NewDesc("metallb_bfd_session_down_events", "How often the BFD session left the state Up.", sessionLabels, nil)
-	notificationsMetric    = prometheus.NewDesc("metallb_bfd_zebra_notifications", "Changes of state that were reported to the BGP engine.", sessionLabels, nil)
+	reportedEventsMetric   = prometheus.NewDesc("metallb_bfd_zebra_notifications", "Changes of state that were reported to the BGP engine.", sessionLabels, nil)
 	discardedPacketsMetric = prometheus.NewDesc("gantry_bfd_discarded_packets_total", "Packets that were discarded, by the rule of RFC 5880 section 6.8.6 or of the transport.", []string{"reason"}, nil)
 )
 
@@ -54,7 +54,7 @@ var _ prometheus.Collector = (*Engine)(nil)
 // Describe implements prometheus.Collector.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		sessionUpMetric, controlInputMetric, controlOutputMetric, echoInputMetric, echoOutputMetric, upEventsMetric, downEventsMetric, notificationsMetric, discardedPacketsMetric,
+		sessionUpMetric, controlInputMetric, controlOutputMetric, echoInputMetric, echoOutputMetric, upEventsMetric, downEventsMetric, reportedEventsMetric, discardedPacketsMetric,
 	} {
 		c <- d
 	}
@@ -81,13 +81,13 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 		c <- prometheus.MustNewConstMetric(sessionUpMetric, prometheus.GaugeValue, up[at], at.peer, at.vrf)
 		for d, v := range map[*prometheus.Desc]uint64{
 			controlInputMetric: n.ControlReceived, controlOutputMetric: n.ControlSent, echoInputMetric: n.EchoReturned, echoOutputMetric: n.EchoSent,
-			upEventsMetric: n.UpEvents, downEventsMetric: n.DownEvents, notificationsMetric: n.ReportedEvents,
+			upEventsMetric: n.UpEvents, downEventsMetric: n.DownEvents, reportedEventsMetric: n.ReportedEvents,
 		} {
 			c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), at.peer, at.vrf)
 		}
 	}
 	for i, d := range session.DiscardReasons {
-		n := float64(e.discardCounters.byReason[i].Load())
+		n := float64(e.discardCounters.countByReason[i].Load())
 		c <- prometheus.MustNewConstMetric(discardedPacketsMetric, prometheus.CounterValue, n, string(d))
 	}
 }

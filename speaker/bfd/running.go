@@ -11,13 +11,13 @@ import (
 
 // runningSession is a session that runs. Only the Engine's goroutine uses it.
 type runningSession struct {
-	key           Key
-	profile       Profile
-	discriminator uint32 // ours
-	echoSecret    uint64 // proves that an echo packet is ours
-	machine       *session.Machine
-	sender        Sender
-	record        *sessionRecord
+	key            SessionKey
+	profile        Profile
+	discriminator  uint32 // ours
+	echoSecret     uint64 // proves that an echo packet is ours
+	machine        *session.Machine
+	sender         Sender
+	publishedState *publishedSessionState
 	// isConfigured is false once the session was removed, while AdminDown is signalled to the
 	// neighbour.
 	isConfigured bool
@@ -25,10 +25,10 @@ type runningSession struct {
 	lastSendError error
 	// lastEchoError is why the last echo packet was not sent; nil if it was.
 	lastEchoError error
-	// peerAuthenticates is true if the neighbour's last packet was authenticated.
-	peerAuthenticates bool
-	// rejectedTTL is the TTL of the neighbour's last packet if it was too low, else 0.
-	rejectedTTL uint8
+	// lastPacketWasAuthenticated is true if the neighbour's last packet was authenticated.
+	lastPacketWasAuthenticated bool
+	// lastRejectedTTL is the TTL of the neighbour's last packet if it was too low, else 0.
+	lastRejectedTTL uint8
 }
 
 // stepMachine steps the state machine, sends its packets and reports its change of state.
@@ -42,45 +42,45 @@ func (s *runningSession) stepMachine(e *Engine, in session.Input) session.Output
 	if out.EchoRequested {
 		s.sendEcho(e)
 	}
-	if c := out.Change; c != nil {
-		s.reportChange(e, Event{Key: s.key, Up: c.To == session.Up, Cause: c.Cause, Text: describeStateChange(*c), At: now}, *c)
+	if c := out.StateChange; c != nil {
+		s.reportUpOrDown(e, Event{Key: s.key, Up: c.To == session.Up, Cause: c.Cause, CauseText: describeStateChange(*c), ChangedAt: now}, *c)
 	}
-	s.publishState()
+	s.publishStateAndFault()
 	return out
 }
 
 // recordReceivedDatagram records whether a packet was accepted, and the faults that a rejected one
 // shows.
-func (s *runningSession) recordReceivedDatagram(d Datagram, discarded session.DiscardReason) {
-	s.peerAuthenticates, s.rejectedTTL = discarded == session.DiscardNotAuthenticated, 0
+func (s *runningSession) recordReceivedDatagram(d ReceivedDatagram, discarded session.DiscardReason) {
+	s.lastPacketWasAuthenticated, s.lastRejectedTTL = discarded == session.DiscardUnexpectedAuthentication, 0
 	switch discarded {
 	case session.NotDiscarded, session.DiscardStoppedSession:
-		s.record.counters.controlReceived.Add(1)
+		s.publishedState.counters.controlReceived.Add(1)
 	case session.DiscardLowTTL:
-		s.rejectedTTL = d.TTL
+		s.lastRejectedTTL = d.TTL
 	}
-	s.record.publishFault(s.currentFault())
+	s.publishedState.publishFault(s.currentFault())
 }
 
 // recordControlSend counts a sent control packet, or stores the error.
 func (s *runningSession) recordControlSend(err error) {
 	if s.lastSendError = err; err == nil {
-		s.record.counters.controlSent.Add(1)
+		s.publishedState.counters.controlSent.Add(1)
 	}
 }
 
-// reportChange reports that the session came Up or left the state Up.
-func (s *runningSession) reportChange(e *Engine, v Event, c session.StateChange) {
+// reportUpOrDown reports that the session came Up or left the state Up.
+func (s *runningSession) reportUpOrDown(e *Engine, v Event, c session.StateChange) {
 	switch {
 	case c.To == session.Up:
-		s.record.counters.upEvents.Add(1)
+		s.publishedState.counters.upEvents.Add(1)
 	case c.From == session.Up:
-		s.record.counters.downEvents.Add(1)
+		s.publishedState.counters.downEvents.Add(1)
 	default:
 		return
 	}
-	if c.Cause != session.CauseStopped {
-		s.record.counters.reportedEvents.Add(1)
+	if c.Cause != session.CauseStoppedLocally {
+		s.publishedState.counters.reportedEvents.Add(1)
 		e.queueEvent(v)
 	}
 }
@@ -93,18 +93,18 @@ func describeStateChange(c session.StateChange) string {
 	return c.Cause.String()
 }
 
-// ensureOpen opens lost sockets again.
-func (s *runningSession) ensureOpen() {
-	if err := s.sender.EnsureOpen(); err != nil {
+// reopenLostSockets opens lost sockets again.
+func (s *runningSession) reopenLostSockets() {
+	if err := s.sender.ReopenLostSockets(); err != nil {
 		s.lastSendError = err
 	}
-	s.record.publishFault(s.currentFault())
+	s.publishedState.publishFault(s.currentFault())
 }
 
-// publishState publishes the state and the fault.
-func (s *runningSession) publishState() {
-	s.record.publishView(s.machine.View())
-	s.record.publishFault(s.currentFault())
+// publishStateAndFault publishes the state and the fault.
+func (s *runningSession) publishStateAndFault() {
+	s.publishedState.publishView(s.machine.View())
+	s.publishedState.publishFault(s.currentFault())
 }
 
 // currentFault returns the most serious fault of the session, or none.
@@ -114,34 +114,34 @@ func (s *runningSession) currentFault() names.Explanation {
 		return names.Explanation{Reason: names.ReasonBFDPortInUse, Text: s.lastSendError.Error()}
 	case s.lastSendError != nil:
 		return names.Explain(names.ReasonBFDUnsent, "BFD packets to %s are not sent: %v", s.key, s.lastSendError)
-	case s.peerAuthenticates:
+	case s.lastPacketWasAuthenticated:
 		return names.Explain(names.ReasonBFDAuthentication, "%s authenticates its BFD packets, which is not supported: disable authentication there", s.key)
-	case s.rejectedTTL != 0:
-		return names.Explain(names.ReasonBFDTTLTooLow, "packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", s.key, s.rejectedTTL, s.profile.MinimumTTL)
+	case s.lastRejectedTTL != 0:
+		return names.Explain(names.ReasonBFDTTLTooLow, "packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", s.key, s.lastRejectedTTL, s.profile.MinimumTTL)
 	case s.lastEchoError != nil:
 		return names.Explain(names.ReasonEchoUnsupported, "echo mode does not work with %s: %v", s.key, s.lastEchoError)
-	case s.machine.View().EchoRefused:
+	case s.machine.View().NeighbourRefusesEcho:
 		return names.Explain(names.ReasonEchoUnsupported, "%s does not accept echo packets: only control packets watch the path; enable echo mode there too, or disable it here", s.key)
-	case s.machine.View().EchoLost:
+	case s.machine.View().NoEchoReturned:
 		return names.Explain(names.ReasonEchoUnsupported, "%s offers to return echo packets but does not: only control packets watch the path", s.key)
 	}
-	return Session{s.key, s.profile}.echoFault()
+	return SessionConfig{s.key, s.profile}.echoFault()
 }
 
-// echoPayloadLength is the length of an echo packet's payload, in bytes: discriminator and secret.
-const echoPayloadLength = 12
+// echoPayloadBytes is the length of an echo packet's payload, in bytes: discriminator and secret.
+const echoPayloadBytes = 12
 
 // sendEcho sends one echo packet.
 func (s *runningSession) sendEcho(e *Engine) {
 	e.sendBuffer = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(e.sendBuffer[:0], s.discriminator), s.echoSecret)
 	if s.lastEchoError = s.sender.SendEcho(e.sendBuffer); s.lastEchoError == nil {
-		s.record.counters.echoSent.Add(1)
+		s.publishedState.counters.echoSent.Add(1)
 	}
 }
 
 // handleReturnedEcho handles an echo packet that returned.
-func (e *Engine) handleReturnedEcho(d Datagram) {
-	if len(d.Payload) < echoPayloadLength {
+func (e *Engine) handleReturnedEcho(d ReceivedDatagram) {
+	if len(d.Payload) < echoPayloadBytes {
 		e.discardCounters.countDiscard(session.DiscardBadLength)
 		return
 	}
@@ -150,6 +150,6 @@ func (e *Engine) handleReturnedEcho(d Datagram) {
 		e.discardCounters.countDiscard(session.DiscardUnknownSession)
 		return
 	}
-	s.record.counters.echoReturned.Add(1)
+	s.publishedState.counters.echoReturned.Add(1)
 	s.stepMachine(e, session.EchoReturned{})
 }

@@ -10,8 +10,8 @@ import (
 
 // Status describes a session.
 type Status struct {
-	Session
-	session.View
+	SessionConfig
+	session.MachineView
 	Counters
 	// Fault is why the session does not run as configured.
 	Fault names.Explanation
@@ -29,38 +29,38 @@ type Counters struct {
 	ReportedEvents uint64
 }
 
-// sessionRecord is the part of a session that other goroutines may read.
-type sessionRecord struct {
-	session  atomic.Pointer[Session]
-	view     atomic.Pointer[session.View]
-	fault    atomic.Pointer[names.Explanation]
-	counters struct {
+// publishedSessionState is the part of a session that other goroutines may read.
+type publishedSessionState struct {
+	desiredSession atomic.Pointer[SessionConfig]
+	machineView    atomic.Pointer[session.MachineView]
+	fault          atomic.Pointer[names.Explanation]
+	counters       struct {
 		controlReceived, controlSent, echoReturned, echoSent atomic.Uint64
 		upEvents, downEvents, reportedEvents                 atomic.Uint64
 	}
 	statusChanged *latest.Wake // the Engine's
 }
 
-// newRecordOfInvalidSession returns the record of a session that does not run because it is
+// newPublishedStateOfInvalidSession returns the record of a session that does not run because it is
 // invalid.
-func (e *Engine) newRecordOfInvalidSession(s Session, f names.Explanation) *sessionRecord {
-	r := &sessionRecord{statusChanged: e.statusChanged}
-	r.session.Store(&s)
-	r.publishView(session.View{State: session.Down})
+func (e *Engine) newPublishedStateOfInvalidSession(s SessionConfig, f names.Explanation) *publishedSessionState {
+	r := &publishedSessionState{statusChanged: e.statusChanged}
+	r.desiredSession.Store(&s)
+	r.publishView(session.MachineView{State: session.Down})
 	r.publishFault(f)
 	return r
 }
 
 // publishView publishes a view. It allocates only when the view changed.
-func (r *sessionRecord) publishView(v session.View) {
-	if old := r.view.Load(); old == nil || *old != v {
-		r.view.Store(&v)
+func (r *publishedSessionState) publishView(v session.MachineView) {
+	if old := r.machineView.Load(); old == nil || *old != v {
+		r.machineView.Store(&v)
 		r.statusChanged.Signal()
 	}
 }
 
 // publishFault publishes a fault.
-func (r *sessionRecord) publishFault(f names.Explanation) {
+func (r *publishedSessionState) publishFault(f names.Explanation) {
 	if old := r.fault.Load(); old == nil || *old != f {
 		r.fault.Store(&f)
 		r.statusChanged.Signal()
@@ -69,7 +69,7 @@ func (r *sessionRecord) publishFault(f names.Explanation) {
 
 // Status returns every session of the last applied Set, in its order.
 func (e *Engine) Status() []Status {
-	records := e.sessionRecords.Load()
+	records := e.publishedSessionStates.Load()
 	if records == nil {
 		return nil
 	}
@@ -77,7 +77,7 @@ func (e *Engine) Status() []Status {
 	for _, r := range *records {
 		c := &r.counters
 		out = append(out, Status{
-			Session: *r.session.Load(), View: *r.view.Load(), Fault: *r.fault.Load(),
+			SessionConfig: *r.desiredSession.Load(), MachineView: *r.machineView.Load(), Fault: *r.fault.Load(),
 			Counters: Counters{
 				ControlReceived: c.controlReceived.Load(),
 				ControlSent:     c.controlSent.Load(),

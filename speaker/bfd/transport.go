@@ -16,23 +16,23 @@ var (
 // Transport is the network: UDP for control packets, the link itself for echo
 // packets. Only the Engine's goroutine calls its methods. None of them blocks.
 type Transport interface {
-	// OpenSender returns the Sender of a session with our discriminator. EnsureOpen
+	// OpenSender returns the Sender of a session with our discriminator. ReopenLostSockets
 	// and SendControl retry what cannot be opened yet. A Transport may drop
 	// datagrams that no open Sender's neighbour can have sent.
-	OpenSender(k Key, discriminator uint32) Sender
+	OpenSender(k SessionKey, discriminator uint32) Sender
 	// DatagramsReady delivers a value when there may be something to receive.
 	DatagramsReady() <-chan struct{}
 	// Receive returns the next datagram, if there is one.
-	Receive() (Datagram, bool)
+	Receive() (ReceivedDatagram, bool)
 	// Close closes everything, open Senders included.
 	Close()
 }
 
 // Sender sends for one session, always from the same UDP port (RFC 5881 section 4).
 type Sender interface {
-	// EnsureOpen opens lost sockets again, such as after the link
+	// ReopenLostSockets opens lost sockets again, such as after the link
 	// was recreated, and returns why one is not open.
-	EnsureOpen() error
+	ReopenLostSockets() error
 	// SendControl sends a control packet with a TTL of 255.
 	SendControl(packet []byte) error
 	// SendEcho sends a packet that the neighbour's forwarding plane returns (RFC 5881 section 4).
@@ -40,20 +40,20 @@ type Sender interface {
 	Close()
 }
 
-// Datagram is a received datagram.
-type Datagram struct {
-	// From and To are the addresses, without zones.
-	From, To netip.Addr
-	// Interface is the link that it arrived on.
-	Interface string
+// ReceivedDatagram is a received datagram.
+type ReceivedDatagram struct {
+	// SourceAddress and To are the addresses, without zones.
+	SourceAddress, DestinationAddress netip.Addr
+	// ArrivalInterface is the link that it arrived on.
+	ArrivalInterface string
 	// VRF is the VRF device that received it; empty for the default VRF.
 	VRF string
 	// TTL is the TTL or hop limit on arrival.
 	TTL uint8
-	// Multihop means that it came to the port of multihop sessions.
-	Multihop bool
-	// Echo means that it is an echo packet.
-	Echo bool
+	// ArrivedOnMultihopPort means that it came to the port of multihop sessions.
+	ArrivedOnMultihopPort bool
+	// IsEchoPacket means that it is an echo packet.
+	IsEchoPacket bool
 	// Payload is valid until the next Receive.
 	Payload []byte
 }

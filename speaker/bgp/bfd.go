@@ -13,64 +13,64 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// BFD watches the paths to routers. *bfd.Engine implements it.
-type BFD interface {
-	Set(sessions []bfd.Session)
+// BFDEngine watches the paths to routers. *bfd.Engine implements it.
+type BFDEngine interface {
+	SetSessions(sessions []bfd.SessionConfig)
 	Events() <-chan bfd.Event
 	Status() []bfd.Status
 	StatusChanged() <-chan struct{}
 }
 
-// internalRouterCheckInterval is how often the Engine checks whether internal
+// internalRouterOnLinkCheckInterval is how often the Engine checks whether internal
 // routers are on a link of this node, since addresses come and go.
-const internalRouterCheckInterval = 5 * time.Second
+const internalRouterOnLinkCheckInterval = 5 * time.Second
 
 // bfdPaths are the paths that BFD watches. The maps are keyed by the peers' names.
 type bfdPaths struct {
-	peers       []intent.Peer
-	keyByPeer   map[string]bfd.Key
-	faultByPeer map[string]names.Explanation
+	peersOfLastUpdate  []intent.Peer
+	bfdKeyByPeerName   map[string]bfd.SessionKey
+	bfdFaultByPeerName map[string]names.Explanation
 }
 
 // updateBFDSessions sets one BFD session for each path with a BFD profile. Two peers
 // with one address share a session, since it describes only the path.
 func (e *Engine) updateBFDSessions(peers []intent.Peer) {
-	e.peersByPath = map[bfd.Key][]string{}
-	keys, faults := map[string]bfd.Key{}, map[string]names.Explanation{}
-	first := map[bfd.Key]bfd.Session{}
-	var sessions []bfd.Session
+	e.peerNamesByBFDPath = map[bfd.SessionKey][]string{}
+	keys, faults := map[string]bfd.SessionKey{}, map[string]names.Explanation{}
+	first := map[bfd.SessionKey]bfd.SessionConfig{}
+	var sessions []bfd.SessionConfig
 	for i := range peers {
 		p := &peers[i]
 		if p.BFD == nil || !p.Address.IsValid() {
 			continue
 		}
 		s := e.newBFDSession(p)
-		if f, shared := first[s.Key]; !shared {
-			first[s.Key], sessions = s, append(sessions, s)
+		if f, shared := first[s.SessionKey]; !shared {
+			first[s.SessionKey], sessions = s, append(sessions, s)
 		} else if f != s {
-			faults[p.Name] = names.Explain(names.ReasonConflictingBFD, "BFD watches the path to %s with the settings of the BGPPeer %q, and this one has others: use the same bfdProfile in both, or set another sourceAddress in one", s.Peer, e.peersByPath[s.Key][0])
+			faults[p.Name] = names.Explain(names.ReasonConflictingBFD, "BFD watches the path to %s with the settings of the BGPPeer %q, and this one has others: use the same bfdProfile in both, or set another sourceAddress in one", s.Peer, e.peerNamesByBFDPath[s.SessionKey][0])
 		}
-		e.peersByPath[s.Key] = append(e.peersByPath[s.Key], p.Name)
-		keys[p.Name] = s.Key
+		e.peerNamesByBFDPath[s.SessionKey] = append(e.peerNamesByBFDPath[s.SessionKey], p.Name)
+		keys[p.Name] = s.SessionKey
 	}
 	e.mu.Lock()
-	changed := !maps.Equal(e.bfdPaths.keyByPeer, keys) || !maps.Equal(e.bfdPaths.faultByPeer, faults)
+	changed := !maps.Equal(e.bfdPaths.bfdKeyByPeerName, keys) || !maps.Equal(e.bfdPaths.bfdFaultByPeerName, faults)
 	e.bfdPaths = bfdPaths{peers, keys, faults}
 	e.mu.Unlock()
 	if changed {
 		e.statusChanged.Signal()
 	}
-	if !slices.Equal(sessions, e.bfdSessions) {
-		e.bfdSessions = sessions
-		e.options.BFD.Set(sessions)
+	if !slices.Equal(sessions, e.lastSetBFDSessions) {
+		e.lastSetBFDSessions = sessions
+		e.options.BFD.SetSessions(sessions)
 	}
 }
 
 // newBFDSession returns the BFD session of a peer. A peer that may be several hops
 // away gets a single-hop session if it is on a link of this node.
-func (e *Engine) newBFDSession(p *intent.Peer) bfd.Session {
-	s := bfd.Session{
-		Key: bfd.Key{Peer: p.Address.WithZone(""), Local: p.SourceAddress},
+func (e *Engine) newBFDSession(p *intent.Peer) bfd.SessionConfig {
+	s := bfd.SessionConfig{
+		SessionKey: bfd.SessionKey{Peer: p.Address.WithZone(""), LocalAddress: p.SourceAddress},
 		Profile: bfd.Profile{
 			ReceiveInterval: p.BFD.ReceiveInterval, TransmitInterval: p.BFD.TransmitInterval, DetectMultiplier: p.BFD.Multiplier, EchoMode: p.BFD.EchoMode,
 			EchoInterval: p.BFD.EchoInterval, Passive: p.BFD.Passive, MinimumTTL: p.BFD.MinTTL,
@@ -87,9 +87,9 @@ func (e *Engine) newBFDSession(p *intent.Peer) bfd.Session {
 }
 
 // bfdPathState returns the state and fault of a path. The state is Down before BFD has started.
-func bfdPathState(all []bfd.Status, k bfd.Key) (state string, fault names.Explanation) {
+func bfdPathState(all []bfd.Status, k bfd.SessionKey) (state string, fault names.Explanation) {
 	for i := range all {
-		if all[i].Key == k {
+		if all[i].SessionKey == k {
 			return all[i].State.String(), all[i].Fault
 		}
 	}
@@ -99,23 +99,23 @@ func bfdPathState(all []bfd.Status, k bfd.Key) (state string, fault names.Explan
 // logBFDFaults logs each change of a BFD fault.
 func (e *Engine) logBFDFaults() {
 	for _, s := range e.options.BFD.Status() {
-		if old, known := e.bfdFaultByPath[s.Key]; s.Fault != old {
-			e.bfdFaultByPath[s.Key] = s.Fault
+		if old, known := e.loggedFaultByBFDPath[s.SessionKey]; s.Fault != old {
+			e.loggedFaultByBFDPath[s.SessionKey] = s.Fault
 			switch {
 			case s.Fault.IsSet():
-				e.options.Log.Warn("BFD does not run as configured", "peers", e.peersByPath[s.Key], "reason", s.Fault.Reason, "text", s.Fault.Text)
+				e.options.Log.Warn("BFD does not run as configured", "peers", e.peerNamesByBFDPath[s.SessionKey], "reason", s.Fault.Reason, "text", s.Fault.Text)
 			case known:
-				e.options.Log.Info("BFD runs as configured", "peers", e.peersByPath[s.Key])
+				e.options.Log.Info("BFD runs as configured", "peers", e.peerNamesByBFDPath[s.SessionKey])
 			}
 		}
 	}
-	maps.DeleteFunc(e.bfdFaultByPath, func(k bfd.Key, _ names.Explanation) bool { return e.peersByPath[k] == nil })
+	maps.DeleteFunc(e.loggedFaultByBFDPath, func(k bfd.SessionKey, _ names.Explanation) bool { return e.peerNamesByBFDPath[k] == nil })
 }
 
 // forwardBFDEvent passes an event to the workers of its path.
 func (e *Engine) forwardBFDEvent(v bfd.Event) {
-	e.options.Log.Info("the state of a BFD session changed", "router", v.Key.String(), "up", v.Up, "why", v.Text)
-	for _, name := range e.peersByPath[v.Key] {
+	e.options.Log.Info("the state of a BFD session changed", "router", v.Key.String(), "up", v.Up, "why", v.CauseText)
+	for _, name := range e.peerNamesByBFDPath[v.Key] {
 		if w, ok := e.workerByPeer[name]; ok {
 			w.bfdEvents.Put(v)
 		}
@@ -128,5 +128,5 @@ func (w *worker) handleBFDEvent(v bfd.Event) {
 	if !v.IsPathFailure() || w.session == nil {
 		return
 	}
-	w.session.endWithNotification(fmt.Errorf("BFD: %s", v.Text), w.wrapInHardResetIfNeeded(message.NewCease(message.CeaseBFDDown, "")))
+	w.session.endWithNotification(fmt.Errorf("BFD: %s", v.CauseText), w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseBFDDown, "")))
 }

@@ -16,17 +16,17 @@ import (
 func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour+"\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
-	p.ConnectTime = time.Second
+	p.MaxReconnectDelay = time.Second
 	set := func(f *intent.BFD) {
 		p.BFD = f
-		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	}
 	waitForBFD := func(what, want string) {
 		t.Helper()
-		eventually(t, what+": BFD is "+want+" and the session established", func() error {
+		awaitNoError(t, what+": BFD is "+want+" and the session established", func() error {
 			if st := s.peerStatus("tor"); st.BFDState != want || st.State != bgp.Established {
 				return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
 			}
@@ -36,7 +36,7 @@ func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 	}
 	configure := func(line string) {
 		t.Helper()
-		if err := frr.Configure(t.Context(), "router bgp 65000\n "+line+"\n"); err != nil {
+		if err := frr.ChangeRunningConfig(t.Context(), "router bgp 65000\n "+line+"\n"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -70,20 +70,20 @@ func TestBFDWithTTLSecurityOverTwoHops(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	neighbour := "neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ttl-security hops 2\n neighbor 192.168.0.11 update-source 10.99.0.2\n neighbor 192.168.0.11 bfd profile fast"
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), ConfigText: frrConfig(neighbour) + frrBFDProfiles})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), ConfigText: buildFRRConfig(neighbour) + frrBFDProfiles})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
 	p.Address, p.MaxHops, p.BFD = netip.MustParseAddr("10.99.0.2"), 2, fastBFD()
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
-	eventually(t, "BFD is up", func() error { return s.checkBFDState("Up") })
+	awaitNoError(t, "BFD is up", func() error { return s.checkBFDState("Up") })
 }
 
 // waitForStableSession waits until the session and BFD have been up for two seconds. FRR restarts
 // its BFD session when a BGP session is established, which looks like a failed path.
-func (s *testSpeaker) waitForStableSession(peer string) bgp.Status {
+func (s *testSpeaker) waitForStableSession(peer string) bgp.PeerSessionStatus {
 	s.t.Helper()
-	eventually(s.t, "the session and BFD have been up for two seconds", func() error {
+	awaitNoError(s.t, "the session and BFD have been up for two seconds", func() error {
 		if st := s.peerStatus(peer); st.State != bgp.Established || st.BFDState != "Up" || time.Since(st.StateSince) < 2*time.Second {
 			return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
 		}

@@ -53,10 +53,10 @@ func fastBFD() *intent.BFD {
 
 // bfdCase is a kind of session with BFD. NODE4 and NODE6 are replaced by the node's addresses.
 type bfdCase struct {
-	frrNeighbour, frrFamilies string // FRR's side
-	birdProtocol              string // or BIRD's, on the second router
-	editPeer                  func(*intent.Peer)
-	ipv6                      bool
+	frrNeighbourConfig, frrAddressFamilyConfigs string // FRR's side
+	birdProtocolConfig                          string // or BIRD's, on the second router
+	editPeer                                    func(*intent.Peer)
+	ipv6                                        bool
 }
 
 // cutCount is how often to cut the path: twice in an ordinary session.
@@ -68,22 +68,22 @@ func (c *bfdCase) cutCount() int {
 }
 
 var bfdCases = map[string]bfdCase{
-	"FRR":                       {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile fast"},
-	"FRR, internal":             {frrNeighbour: "neighbor NODE4 remote-as 65000\n neighbor NODE4 bfd profile fast", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 }},
-	"FRR, we are passive":       {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile begins", editPeer: func(p *intent.Peer) { p.BFD.Passive = true }},
-	"FRR, with echo packets":    {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile echo", editPeer: func(p *intent.Peer) { p.BFD.EchoMode = true }},
-	"FRR, from a given address": {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile fast", editPeer: func(p *intent.Peer) { p.SourceAddress = netip.MustParseAddr("192.168.0.99") }},
+	"FRR":                       {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile fast"},
+	"FRR, internal":             {frrNeighbourConfig: "neighbor NODE4 remote-as 65000\n neighbor NODE4 bfd profile fast", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 }},
+	"FRR, we are passive":       {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile begins", editPeer: func(p *intent.Peer) { p.BFD.Passive = true }},
+	"FRR, with echo packets":    {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile echo", editPeer: func(p *intent.Peer) { p.BFD.EchoMode = true }},
+	"FRR, from a given address": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 bfd profile fast", editPeer: func(p *intent.Peer) { p.SourceAddress = netip.MustParseAddr("192.168.0.99") }},
 	"FRR, over several hops": {
-		frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ebgp-multihop 3\n neighbor NODE4 update-source 10.99.0.1\n neighbor NODE4 bfd profile fast",
-		editPeer:     func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
+		frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ebgp-multihop 3\n neighbor NODE4 update-source 10.99.0.1\n neighbor NODE4 bfd profile fast",
+		editPeer:           func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
 	},
 	"FRR, over IPv6": {
-		frrNeighbour: "neighbor NODE6 remote-as 64512\n neighbor NODE6 bfd profile fast", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE6"), ipv6: true,
+		frrNeighbourConfig: "neighbor NODE6 remote-as 64512\n neighbor NODE6 bfd profile fast", frrAddressFamilyConfigs: fmt.Sprintf(frrActivateIPv6Template, "NODE6"), ipv6: true,
 		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true },
 	},
-	"BIRD": {birdProtocol: "protocol bgp from node { neighbor NODE4 as 64512; }", editPeer: func(p *intent.Peer) { p.Address = netip.MustParseAddr("192.168.0.2") }},
+	"BIRD": {birdProtocolConfig: "protocol bgp from node { neighbor NODE4 as 64512; }", editPeer: func(p *intent.Peer) { p.Address = netip.MustParseAddr("192.168.0.2") }},
 	"BIRD, over IPv6": {
-		birdProtocol: "protocol bgp from node6 { neighbor NODE6 as 64512; }", ipv6: true,
+		birdProtocolConfig: "protocol bgp from node6 { neighbor NODE6 as 64512; }", ipv6: true,
 		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = netip.MustParseAddr("fd00:a8::2"), false, true },
 	},
 }
@@ -97,17 +97,17 @@ func TestBFDDetectsCutPath(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(cases), Routers: 2})
 	frr, bird := []string{""}, []string{birdBFDConfig}
 	var families []string
-	hosts := map[string]caseNode{}
+	hosts := map[string]nodeOfSessionCase{}
 	for i, name := range cases {
-		h := caseNode{i, fmt.Sprintf("192.168.0.%d", 11+i), fmt.Sprintf("fd00:a8::%x", 11+i)}
+		h := nodeOfSessionCase{i, fmt.Sprintf("192.168.0.%d", 11+i), fmt.Sprintf("fd00:a8::%x", 11+i)}
 		hosts[name] = h
 		c := bfdCases[name]
 		address := strings.NewReplacer("NODE4", h.ipv4, "NODE6", h.ipv6)
-		frr = append(frr, address.Replace(c.frrNeighbour))
-		bird = append(bird, address.Replace(c.birdProtocol))
-		families = append(families, address.Replace(c.frrFamilies))
+		frr = append(frr, address.Replace(c.frrNeighbourConfig))
+		bird = append(bird, address.Replace(c.birdProtocolConfig))
+		families = append(families, address.Replace(c.frrAddressFamilyConfigs))
 	}
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(strings.Join(frr, "\n "), families...) + frrBFDProfiles})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(strings.Join(frr, "\n "), families...) + frrBFDProfiles})
 	startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router2"), ConfigText: strings.Join(bird, "\n")})
 	for _, name := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -117,9 +117,9 @@ func TestBFDDetectsCutPath(t *testing.T) {
 	}
 }
 
-func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode) {
+func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h nodeOfSessionCase) {
 	p := exampleExternalPeer()
-	p.BFD, p.HoldTime, p.ConnectTime = fastBFD(), 9*time.Second, time.Second
+	p.BFD, p.HoldTime, p.MaxReconnectDelay = fastBFD(), 9*time.Second, time.Second
 	if c.editPeer != nil {
 		c.editPeer(&p)
 	}
@@ -127,7 +127,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 		p.SourceAddress = netip.MustParseAddr(h.ipv4)
 	}
 	at := "router"
-	if c.birdProtocol != "" {
+	if c.birdProtocolConfig != "" {
 		at = "router2"
 	}
 	node := fmt.Sprintf("node%d", 1+h.index)
@@ -144,23 +144,23 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 		}
 	}
 	s := startSpeaker(t, b.Host(node))
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(vip)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(vip)})
 	for range c.cutCount() {
-		eventually(t, "BFD is up", func() error {
+		awaitNoError(t, "BFD is up", func() error {
 			if st := s.peerStatus("tor"); st.BFDState != "Up" || st.State != bgp.Established {
 				return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
 			}
 			return nil
 		})
-		eventually(t, "the router's kernel has the route", installed(true))
+		awaitNoError(t, "the router's kernel has the route", installed(true))
 		ups := s.peerStatus("tor").EstablishedCount
 		begun := time.Now()
-		if err := b.CutCableSilently(node); err != nil {
+		if err := b.CutCableKeepingCarrier(node); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the router's kernel has removed the route", installed(false))
+		awaitNoError(t, "the router's kernel has removed the route", installed(false))
 		t.Logf("the route went %s after the cut began", time.Since(begun))
-		eventually(t, "the session has ended here", func() error {
+		awaitNoError(t, "the session has ended here", func() error {
 			if st := s.peerStatus("tor"); st.State == bgp.Established || st.BFDState == "Up" {
 				return fmt.Errorf("it is %s, and BFD %s: %s", st.State, st.BFDState, st.LastError)
 			}
@@ -176,9 +176,9 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 		}
 	}
 	s.waitForEstablished("tor")
-	eventually(t, "the router's kernel has the route again", installed(true))
+	awaitNoError(t, "the router's kernel has the route again", installed(true))
 	t.Run("the profile may change", func(t *testing.T) {
-		eventually(t, "BFD is up", func() error { return s.checkBFDState("Up") })
+		awaitNoError(t, "BFD is up", func() error { return s.checkBFDState("Up") })
 		ups := s.peerStatus("tor").EstablishedCount
 		slow := *p.BFD
 		slow.TransmitInterval, slow.ReceiveInterval = 300*time.Millisecond, 300*time.Millisecond
@@ -187,8 +187,8 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h caseNode)
 			state   string
 		}{{&slow, "Up"}, {fastBFD(), "Up"}} {
 			p.BFD = step.profile
-			s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(vip)})
-			eventually(t, "BFD is in the wanted state", func() error { return s.checkBFDState(step.state) })
+			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(vip)})
+			awaitNoError(t, "BFD is in the wanted state", func() error { return s.checkBFDState(step.state) })
 		}
 		if st := s.peerStatus("tor"); st.EstablishedCount != ups || st.State != bgp.Established {
 			t.Errorf("the edit reset the session: it is %s, established %d times, before the edit %d: %s", st.State, st.EstablishedCount, ups, st.LastError)
@@ -204,12 +204,12 @@ func (s *testSpeaker) checkBFDState(want string) error {
 	return nil
 }
 
-// TestBFDFollowsNodeAddresses starts before the node has an address on the
+// TestBFDBecomesSingleHopWhenNodeGetsAddress starts before the node has an address on the
 // router's link. An internal router then appears to be several hops away.
-func TestBFDFollowsNodeAddresses(t *testing.T) {
+func TestBFDBecomesSingleHopWhenNodeGetsAddress(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig("neighbor 192.168.0.11 remote-as 65000\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	address := func(op string) {
 		t.Helper()
 		err := b.Host("node1").RunInside(func() error {
@@ -225,9 +225,9 @@ func TestBFDFollowsNodeAddresses(t *testing.T) {
 	address("del")
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
-	p.LocalASN, p.BFD, p.ConnectTime = 65000, fastBFD(), time.Second
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	eventually(t, "the BFD fault is reported", func() error {
+	p.LocalASN, p.BFD, p.MaxReconnectDelay = 65000, fastBFD(), time.Second
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	awaitNoError(t, "the BFD fault is reported", func() error {
 		if st := s.peerStatus("tor"); st.BFDState != "Down" || st.BFDFault.Reason != names.ReasonBFDUnsent {
 			return fmt.Errorf("BFD is %s, the fault %+v", st.BFDState, st.BFDFault)
 		}
@@ -235,19 +235,19 @@ func TestBFDFollowsNodeAddresses(t *testing.T) {
 	})
 	address("add")
 	s.waitForEstablished("tor")
-	eventually(t, "BFD is up", func() error { return s.checkBFDState("Up") })
+	awaitNoError(t, "BFD is up", func() error { return s.checkBFDState("Up") })
 	if f := s.peerStatus("tor").BFDFault; f.Reason != "" {
 		t.Errorf("the fault %+v remains", f)
 	}
 }
 
-// TestBFDAndGracefulRestart checks that routers keep the routes of a
+// TestBFDDownOfRestartingSpeakerKeepsRoutes checks that routers keep the routes of a
 // restarting speaker although its BFD session goes down.
-func TestBFDAndGracefulRestart(t *testing.T) {
+func TestBFDDownOfRestartingSpeakerKeepsRoutes(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 2, Routers: 2})
 	calm := strings.NewReplacer("100", "300") // a busy machine must not take a path down
-	frr := frrConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 bfd profile fast", " bgp graceful-restart", " neighbor 192.168.0.11 bfd check-control-plane-failure")
+	frr := buildFRRConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 bfd profile fast", " bgp graceful-restart", " neighbor 192.168.0.11 bfd check-control-plane-failure")
 	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frr + calm.Replace(frrBFDProfiles)})
 	startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router2"), ConfigText: calm.Replace(birdBFDConfig) + "protocol bgp from node { neighbor 192.168.0.12 as 64512; bfd graceful; }"})
 	for i, at := range []string{"router", "router2"} {
@@ -258,20 +258,20 @@ func TestBFDAndGracefulRestart(t *testing.T) {
 			p.Address = netip.MustParseAddr(fmt.Sprintf("192.168.0.%d", 1+i))
 			p.BFD, p.HoldTime, p.GracefulRestart, p.RestartTime = fastBFD(), 9*time.Second, true, 120*time.Second
 			p.BFD.TransmitInterval, p.BFD.ReceiveInterval = 300*time.Millisecond, 300*time.Millisecond
-			desired := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)}
+			desired := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)}
 			has := func() bool {
 				_, ok, err := b.Host(at).FindRoute(netip.MustParsePrefix(servicePrefix))
 				return ok && err == nil
 			}
 			up := func(s *testSpeaker) {
-				s.Set(desired)
-				eventually(t, "BFD is up", func() error {
-					if st := s.peerStatus("tor"); st.BFDState != "Up" || st.State != bgp.Established || !st.GracefulRestart {
+				s.SetDesiredState(desired)
+				awaitNoError(t, "BFD is up", func() error {
+					if st := s.peerStatus("tor"); st.BFDState != "Up" || st.State != bgp.Established || !st.RouterKeepsRoutesOverRestart {
 						return fmt.Errorf("it is %+v", st)
 					}
 					return nil
 				})
-				eventually(t, "the router has the route", func() error {
+				awaitNoError(t, "the router has the route", func() error {
 					if !has() {
 						return fmt.Errorf("no")
 					}
@@ -280,7 +280,7 @@ func TestBFDAndGracefulRestart(t *testing.T) {
 			}
 			s := startSpeaker(t, b.Host(node))
 			up(s)
-			for _, end := range []func(){func() { s.Stop(t.Context()); s.endEngines() }, func() { s.endEngines() }, func() { s.crashEngines() }} {
+			for _, end := range []func(){func() { s.Stop(t.Context()); s.endEnginesWithoutStop() }, func() { s.endEnginesWithoutStop() }, func() { s.crashEngines() }} {
 				end()
 				look := time.NewTicker(10 * time.Millisecond)
 				for range 150 { // longer than BFD needs

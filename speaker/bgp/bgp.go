@@ -17,27 +17,27 @@ import (
 
 // UpdateGenerator encodes routes as UPDATEs. Package gobgp implements it.
 type UpdateGenerator interface {
-	// OpenUpdateConnection returns a connection that takes part in the session after the OPENs:
-	// reading it gives the messages to send to the router, and the router's messages are written to
-	// it. asn is our AS number. The connection follows the Table until it is closed.
-	OpenUpdateConnection(n Negotiated, asn uint32, t *Table) net.Conn
+	// OpenConnectionWithUpdates returns a connection that takes part in the session after the
+	// OPENs: reading it gives the messages to send to the router, and the router's messages are
+	// written to it. asn is our AS number. The connection follows the Table until it is closed.
+	OpenConnectionWithUpdates(n Negotiated, asn uint32, t *AdjRIBOut) net.Conn
 }
 
 // Negotiated is the result of the OPENs of both sides (RFC 5492).
 type Negotiated struct {
 	// RemoteOpen is the router's OPEN.
-	RemoteOpen message.Open
+	RemoteOpen message.OpenMessage
 	// LocalOpen is our OPEN.
-	LocalOpen message.Open
-	// Families are the address families that both sides announced.
-	Families []message.AFI
+	LocalOpen message.OpenMessage
+	// CommonFamilies are the address families that both sides announced.
+	CommonFamilies []message.AFI
 	// HoldTime is the lower hold time of both OPENs; 0 disables it (RFC 4271 section 4.2).
 	HoldTime time.Duration
 	// KeepaliveInterval is the interval between our keepalives; 0 without a hold time.
 	KeepaliveInterval time.Duration
 	// ExtendedNextHop allows IPv6 next hops for IPv4 routes (RFC 8950).
 	ExtendedNextHop bool
-	// GracefulRestart is true when both sides support it (RFC 4724).
+	// RouterKeepsRoutesOverRestart is true when both sides support it (RFC 4724).
 	GracefulRestart bool
 	// GracefulNotification is true when routes are also kept after a NOTIFICATION (RFC 8538).
 	GracefulNotification bool
@@ -59,11 +59,11 @@ type Transport interface {
 
 // Listener accepts connections from routers.
 type Listener interface {
-	// Connections delivers the accepted connections.
-	Connections() <-chan Conn
-	// SetPassword sets the TCP MD5 password (RFC 2385) that a
+	// AcceptedConnections delivers the accepted connections.
+	AcceptedConnections() <-chan Conn
+	// SetRouterPassword sets the TCP MD5 password (RFC 2385) that a
 	// router must use. An empty password removes it.
-	SetPassword(router netip.Addr, password string) error
+	SetRouterPassword(router netip.Addr, password string) error
 	Close()
 }
 
@@ -73,23 +73,25 @@ type DialOptions struct {
 	RouterAddress netip.AddrPort
 	// LocalAddress is our address. It is invalid when the kernel chooses the address.
 	LocalAddress netip.Addr
-	// Device is the link or VRF device to bind to; empty binds to none.
-	Device string
+	// BindDevice is the link or VRF device to bind to; empty binds to none.
+	BindDevice string
 	// Password is that of TCP MD5 (RFC 2385); empty for none.
 	Password string
 	// TTL is the TTL or hop limit of our packets.
 	TTL uint8
-	// MinTTL is the lowest accepted TTL of the router's packets; 0 accepts any (GTSM, RFC 5082).
-	MinTTL uint8
+	// MinReceivedTTL is the lowest accepted TTL of the router's packets; 0 accepts any (GTSM, RFC
+	// 5082).
+	MinReceivedTTL uint8
 }
 
 // Conn is a connection to a router.
 type Conn interface {
 	net.Conn
-	// SetPassword changes the TCP MD5 password of the open connection.
+	// SetRouterPassword changes the TCP MD5 password of the open connection.
 	SetPassword(password string) error
-	// SetTTL sets the TTL of our packets and the lowest accepted TTL of the router's.
-	SetTTL(ttl, minTTL uint8) error
+	// SetTTLAndMinReceivedTTL sets the TTL of our packets and the lowest accepted TTL of the
+	// router's.
+	SetTTLAndMinReceivedTTL(ttl, minTTL uint8) error
 	// RemoteIP returns the router's address.
 	RemoteIP() netip.Addr
 	// LocalIP returns the address of this end.
@@ -99,12 +101,12 @@ type Conn interface {
 	LocalNextHops() (ipv4, ipv6 netip.Addr)
 }
 
-// Status describes a session.
-type Status struct {
-	// Peer is the name of the BGPPeer.
-	Peer string
-	// Remote is the router's address and port.
-	Remote netip.AddrPort
+// PeerSessionStatus describes a session.
+type PeerSessionStatus struct {
+	// PeerName is the name of the BGPPeer.
+	PeerName string
+	// RouterAddress is the router's address and port.
+	RouterAddress netip.AddrPort
 	// State is the state of the finite state machine.
 	State State
 	// StateSince is when the State began.
@@ -117,27 +119,29 @@ type Status struct {
 	WantedRouteCount int
 	// AnnouncedRouteCount is how many routes an established session announces.
 	AnnouncedRouteCount int
-	// ASN is the router's AS number, 0 before its first OPEN.
-	ASN uint32
+	// RouterASN is the router's AS number, 0 before its first OPEN.
+	RouterASN uint32
 	// HoldTime is the negotiated hold time.
 	HoldTime time.Duration
-	// GracefulRestart is true when the router keeps our routes while the speaker restarts.
-	GracefulRestart bool
+	// RouterKeepsRoutesOverRestart is true when the router keeps our routes while the speaker
+	// restarts.
+	RouterKeepsRoutesOverRestart bool
 	// BFDState is "Up", "Init", "Down" or "AdminDown"; empty without BFD.
 	BFDState string
 	// BFDFault is why the BFD session does not run as configured; otherwise zero.
 	BFDFault names.Explanation
-	// Reason is why the speaker does not try to connect; empty while it does.
-	Reason names.Reason
-	// Withheld is why an established session announces fewer than WantedRouteCount; otherwise zero.
-	Withheld names.Explanation
+	// NotConnectingReason is why the speaker does not try to connect; empty while it does.
+	NotConnectingReason names.Reason
+	// WithheldRouteReason is why an established session announces fewer than WantedRouteCount;
+	// otherwise zero.
+	WithheldRouteReason names.Explanation
 	// LastError is one sentence on why the last session ended or
 	// could not be established; empty if none failed.
 	LastError string
 	// Messages are totals since the peer was configured.
 	Messages MessageCounts
 
-	counter *messageCounter // the source of Messages
+	messageCounter *messageCounter // the source of Messages
 }
 
 // State is the state of the session's finite state machine.
@@ -158,7 +162,7 @@ type MessageCounts struct{ Sent, Received MessageCountsByType }
 // MessageCountsByType counts messages by type.
 type MessageCountsByType struct{ Opens, Updates, Notifications, Keepalives, RouteRefreshes uint64 }
 
-func (m *MessageCountsByType) countMessage(t message.Type) {
+func (m *MessageCountsByType) countMessage(t message.MessageType) {
 	switch t {
 	case message.TypeOpen:
 		m.Opens++

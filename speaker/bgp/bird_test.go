@@ -16,12 +16,12 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// waitForBIRD waits until BIRD's answer to a command contains every
+// waitForBIRDOutput waits until BIRD's answer to a command contains every
 // text, and none of those after an exclamation mark.
-func waitForBIRD(t *testing.T, r *router.Router, command string, want ...string) {
+func waitForBIRDOutput(t *testing.T, r *router.Router, command string, want ...string) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("BIRD answers %q with %q", command, want), func() error {
-		out, err := r.Show(t.Context(), command)
+	awaitNoError(t, fmt.Sprintf("BIRD answers %q with %q", command, want), func() error {
+		out, err := r.RunShowCommand(t.Context(), command)
 		if err != nil {
 			return err
 		}
@@ -36,52 +36,52 @@ func waitForBIRD(t *testing.T, r *router.Router, command string, want ...string)
 
 // birdCase is a kind of session with BIRD. NODE4 and NODE6 are replaced by the node's addresses.
 type birdCase struct {
-	protocol       string
-	editPeer       func(*intent.Peer)
-	attributes     intent.Attributes
-	ipv6Only       bool // the node has no IPv4 address
-	ipv6Route      bool // the route is of IPv6
-	wantRouteTexts []string
-	wantHoldTime   time.Duration
+	birdProtocolConfig string
+	editPeer           func(*intent.Peer)
+	routeAttributes    intent.Attributes
+	nodeHasOnlyIPv6    bool // the node has no IPv4 address
+	announcesIPv6Route bool // the route is of IPv6
+	wantRouteTexts     []string
+	wantHoldTime       time.Duration
 }
 
 // birdCases are the kinds of sessions with BIRD by name.
 var birdCases = map[string]birdCase{
 	"external": {
-		protocol:       "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
-		wantRouteTexts: []string{"BGP.as_path: 64512\n", "BGP.next_hop: NODE4", "via NODE4 on eth0"},
+		birdProtocolConfig: "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
+		wantRouteTexts:     []string{"BGP.as_path: 64512\n", "BGP.next_hop: NODE4", "via NODE4 on eth0"},
 	},
 	"internal, with a local preference": {
-		protocol: "neighbor NODE4 as 65000; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 },
-		attributes: intent.Attributes{LocalPref: 250}, wantRouteTexts: []string{"BGP.as_path: \n", "BGP.local_pref: 250"},
+		birdProtocolConfig: "neighbor NODE4 as 65000; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 },
+		routeAttributes: intent.Attributes{LocalPref: 250}, wantRouteTexts: []string{"BGP.as_path: \n", "BGP.local_pref: 250"},
 	},
 	"four-octet AS numbers": {
-		protocol: "neighbor NODE4 as 4200000001; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.LocalASN = 4200000001 },
+		birdProtocolConfig: "neighbor NODE4 as 4200000001; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.LocalASN = 4200000001 },
 		wantRouteTexts: []string{"BGP.as_path: 4200000001\n"},
 	},
 	"over IPv6": {
-		protocol: "neighbor NODE6 as 64512; ipv6 { import all; export none; };", ipv6Route: true,
+		birdProtocolConfig: "neighbor NODE6 as 64512; ipv6 { import all; export none; };", announcesIPv6Route: true,
 		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
 	},
 	"both families over IPv4": {
-		protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; }; ipv6 { import all; export none; };", editPeer: func(p *intent.Peer) { p.IPv6 = true }, ipv6Route: true,
+		birdProtocolConfig: "neighbor NODE4 as 64512; ipv4 { import all; export none; }; ipv6 { import all; export none; };", editPeer: func(p *intent.Peer) { p.IPv6 = true }, announcesIPv6Route: true,
 		wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
 	},
 	"IPv4 routes of a node that has no IPv4 address": {
-		protocol: "neighbor NODE6 as 64512; ipv4 { import all; export none; extended next hop on; };", ipv6Only: true,
+		birdProtocolConfig: "neighbor NODE6 as 64512; ipv4 { import all; export none; extended next hop on; };", nodeHasOnlyIPv6: true,
 		editPeer: func(p *intent.Peer) { p.Address = routerIPv6 }, wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
 	},
-	"a password":   {protocol: `neighbor NODE4 as 64512; password "s3cret"; ipv4 { import all; export none; };`, editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
-	"TTL security": {protocol: "neighbor NODE4 as 64512; ttl security on; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
+	"a password":   {birdProtocolConfig: `neighbor NODE4 as 64512; password "s3cret"; ipv4 { import all; export none; };`, editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
+	"TTL security": {birdProtocolConfig: "neighbor NODE4 as 64512; ttl security on; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
 	"several hops": {
-		protocol: "neighbor NODE4 as 64512; multihop 3; source address 10.99.0.1; ipv4 { import all; export none; };",
-		editPeer: func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
+		birdProtocolConfig: "neighbor NODE4 as 64512; multihop 3; source address 10.99.0.1; ipv4 { import all; export none; };",
+		editPeer:           func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
 	},
-	"a hold time":  {protocol: "neighbor NODE4 as 64512; hold time 6; ipv4 { import all; export none; };", wantHoldTime: 6 * time.Second},
-	"no hold time": {protocol: "neighbor NODE4 as 64512; hold time 0; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.HoldTime = 0 }},
+	"a hold time":  {birdProtocolConfig: "neighbor NODE4 as 64512; hold time 6; ipv4 { import all; export none; };", wantHoldTime: 6 * time.Second},
+	"no hold time": {birdProtocolConfig: "neighbor NODE4 as 64512; hold time 0; ipv4 { import all; export none; };", editPeer: func(p *intent.Peer) { p.HoldTime = 0 }},
 	"attributes": {
-		protocol: "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
-		attributes: intent.Attributes{
+		birdProtocolConfig: "neighbor NODE4 as 64512; ipv4 { import all; export none; };",
+		routeAttributes: intent.Attributes{
 			MED: 42, HasMED: true, PrependCount: 2, Communities: []uint32{64512<<16 | 7, 0xffffff01}, LargeCommunities: [][3]uint32{{64512, 1, 4294967295}},
 			ExtendedCommunities: [][8]byte{{0x00, 0x02, 0xfc, 0x00, 0, 0, 0, 9}},
 		},
@@ -100,8 +100,8 @@ func TestSessionsWithBIRD(t *testing.T) {
 	at := map[string]*strings.Replacer{}
 	for i, name := range names {
 		at[name] = strings.NewReplacer("NODE4", fmt.Sprintf("192.168.0.%d", 11+i), "NODE6", fmt.Sprintf("fd00:a8::%x", 11+i))
-		text += fmt.Sprintf("protocol bgp node%d { local as 65000; %s }\n", i+1, at[name].Replace(birdCases[name].protocol))
-		if birdCases[name].ipv6Only {
+		text += fmt.Sprintf("protocol bgp node%d { local as 65000; %s }\n", i+1, at[name].Replace(birdCases[name].birdProtocolConfig))
+		if birdCases[name].nodeHasOnlyIPv6 {
 			removeAddress(t, b.Host(fmt.Sprintf("node%d", i+1)), fmt.Sprintf("192.168.0.%d/24", 11+i))
 		}
 	}
@@ -114,19 +114,19 @@ func TestSessionsWithBIRD(t *testing.T) {
 				c.editPeer(&p)
 			}
 			prefix := fmt.Sprintf("198.51.100.%d/32", 1+i)
-			if c.ipv6Route {
+			if c.announcesIPv6Route {
 				prefix = fmt.Sprintf("2001:db8::%x/128", 1+i)
 			}
 			s := startSpeaker(t, b.Host(fmt.Sprintf("node%d", 1+i)))
-			rs := newRoutes(prefix)
-			rs[0].Attributes = c.attributes
-			s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+			rs := exampleRoutes(prefix)
+			rs[0].Attributes = c.routeAttributes
+			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
 			st := s.waitForEstablished("tor")
 			want := []string{fmt.Sprintf("[node%d ", i+1)}
 			for _, w := range c.wantRouteTexts {
 				want = append(want, at[name].Replace(w))
 			}
-			waitForBIRD(t, bird, "show route all for "+prefix, want...)
+			waitForBIRDOutput(t, bird, "show route all for "+prefix, want...)
 			if c.wantHoldTime > 0 && st.HoldTime != c.wantHoldTime {
 				t.Errorf("the hold time is %s, want %s", st.HoldTime, c.wantHoldTime)
 			}
@@ -135,7 +135,7 @@ func TestSessionsWithBIRD(t *testing.T) {
 }
 
 // removeAddress removes an address from a node.
-func removeAddress(t *testing.T, h netns.Handle, address string) {
+func removeAddress(t *testing.T, h netns.Path, address string) {
 	t.Helper()
 	err := h.RunInside(func() error {
 		out, err := exec.Command("ip", "address", "del", address, "dev", "eth0").CombinedOutput()
@@ -156,15 +156,15 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), ConfigText: readDocumentedConfig(t, "BIRD")})
 	p := exampleExternalPeer()
 	p.GracefulRestart, p.RestartTime, p.IPv6 = true, 120*time.Second, true
-	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32", "2001:db8::1/128")}
+	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32", "2001:db8::1/128")}
 	s := startSpeaker(t, b.Host("node1"))
-	s.Set(d)
-	if st := s.waitForEstablished("tor"); !st.GracefulRestart || len(st.Families) != 2 {
+	s.SetDesiredState(d)
+	if st := s.waitForEstablished("tor"); !st.RouterKeepsRoutesOverRestart || len(st.Families) != 2 {
 		t.Fatalf("graceful restart of both families was not negotiated: %+v", st)
 	}
-	waitForBIRD(t, bird, "show route", servicePrefix, "198.51.100.2/32", "2001:db8::1/128")
+	waitForBIRDOutput(t, bird, "show route", servicePrefix, "198.51.100.2/32", "2001:db8::1/128")
 	t.Run("the kernel has the routes", func(t *testing.T) {
-		eventually(t, "the kernel routes the address", func() error {
+		awaitNoError(t, "the kernel routes the address", func() error {
 			r, ok, err := b.Host("router").FindRoute(netip.MustParsePrefix(servicePrefix))
 			if err != nil || !ok || len(r.NextHops) != 1 || r.NextHops[0].String() != "192.168.0.11" {
 				return fmt.Errorf("%+v, %v", r, err)
@@ -174,20 +174,20 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 	})
 	whole := t // the next speaker lives longer than the subtest that starts it
 	t.Run("the routes of a crashed speaker stay until the next one has sent its own", func(t *testing.T) {
-		s.endEngines()
-		waitForBIRD(t, bird, "show protocols all node1", "Neighbor graceful restart active")
-		waitForBIRD(t, bird, "show route for "+servicePrefix, servicePrefix)
+		s.endEnginesWithoutStop()
+		waitForBIRDOutput(t, bird, "show protocols all node1", "Neighbor graceful restart active")
+		waitForBIRDOutput(t, bird, "show route for "+servicePrefix, servicePrefix)
 		s = startSpeaker(whole, b.Host("node1"))
-		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-		waitForBIRD(t, bird, "show route", servicePrefix, "!198.51.100.2/32", "!2001:db8::1/128")
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+		waitForBIRDOutput(t, bird, "show route", servicePrefix, "!198.51.100.2/32", "!2001:db8::1/128")
 	})
 	t.Run("a leaving node announces GRACEFUL_SHUTDOWN, then withdraws, then ends the session", func(t *testing.T) {
-		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix), Leaving: true})
-		waitForBIRD(t, bird, "show route all for "+servicePrefix, "BGP.community: (65535,0)", "BGP.local_pref: 0\n")
-		waitForBIRD(t, bird, "show route", "!"+servicePrefix)
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true})
+		waitForBIRDOutput(t, bird, "show route all for "+servicePrefix, "BGP.community: (65535,0)", "BGP.local_pref: 0\n")
+		waitForBIRDOutput(t, bird, "show route", "!"+servicePrefix)
 		s.Stop(t.Context())
-		waitForBIRD(t, bird, "show protocols all node1", "Last error:", "Received: ")
-		waitForBIRD(t, bird, "show route", "!"+servicePrefix)
+		waitForBIRDOutput(t, bird, "show protocols all node1", "Last error:", "Received: ")
+		waitForBIRDOutput(t, bird, "show route", "!"+servicePrefix)
 	})
 }
 
@@ -204,21 +204,21 @@ func TestBIRDWithFourOctetASN(t *testing.T) {
 	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), ConfigText: text})
 	active, passive := startSpeaker(t, b.Host("node1")), startSpeaker(t, b.Host("node2"))
 	p := exampleExternalPeer()
-	p.PeerASN, p.ConnectTime = number, time.Second
-	active.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	p.PeerASN, p.MaxReconnectDelay = number, time.Second
+	active.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	p.LocalASN, p.Passive = number, true
-	passive.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes("198.51.100.2/32")})
+	passive.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes("198.51.100.2/32")})
 	both := func() {
 		t.Helper()
-		waitForBIRD(t, bird, "show route all for "+servicePrefix, "BGP.as_path: 64512\n")
-		waitForBIRD(t, bird, "show route all for 198.51.100.2/32", "BGP.local_pref: 100")
+		waitForBIRDOutput(t, bird, "show route all for "+servicePrefix, "BGP.as_path: 64512\n")
+		waitForBIRDOutput(t, bird, "show route all for 198.51.100.2/32", "BGP.local_pref: 100")
 	}
 	both()
 	if err := bird.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range []*testSpeaker{active, passive} {
-		eventually(t, "the session has ended", func() error {
+		awaitNoError(t, "the session has ended", func() error {
 			if st := s.peerStatus("tor"); st.State == bgp.Established {
 				return fmt.Errorf("%+v", st)
 			}

@@ -12,16 +12,16 @@ import (
 
 // routerSearch looks for the router of unnumbered peers on one link.
 type routerSearch struct {
-	cancel  context.CancelFunc
-	address netip.Addr // invalid until a router was found
-	err     error
+	cancel             context.CancelFunc
+	foundRouterAddress netip.Addr // invalid until a router was found
+	lastError          error
 }
 
-// routerDiscovery is a result of a routerSearch.
-type routerDiscovery struct {
-	search  *routerSearch
-	address netip.Addr
-	err     error
+// routerSearchResult is a result of a routerSearch.
+type routerSearchResult struct {
+	search        *routerSearch
+	routerAddress netip.Addr
+	err           error
 }
 
 // resolveUnnumberedPeers fills in the addresses of unnumbered peers.
@@ -52,10 +52,10 @@ func (e *Engine) resolveUnnumberedPeers(ctx context.Context, peers []intent.Peer
 		if r == nil {
 			r = e.startRouterSearch(ctx, p.Device)
 		}
-		switch p.Address = r.address; {
-		case r.address.IsValid() || p.Blocked.IsSet():
-		case r.err != nil:
-			p.Blocked = names.Explanation{Reason: names.ReasonNoRouter, Text: r.err.Error()}
+		switch p.Address = r.foundRouterAddress; {
+		case r.foundRouterAddress.IsValid() || p.Blocked.IsSet():
+		case r.lastError != nil:
+			p.Blocked = names.Explanation{Reason: names.ReasonNoRouter, Text: r.lastError.Error()}
 		default:
 			p.Blocked = names.Explain(names.ReasonNoRouter, "no router has advertised itself on %s yet: configure this node as an unnumbered neighbour there, or enable router advertisements on the router", p.Device)
 		}
@@ -71,7 +71,7 @@ func (e *Engine) startRouterSearch(ctx context.Context, device string) *routerSe
 	e.goroutines.Go(func() {
 		e.options.Transport.FindRouterOnLink(ctx, device, func(a netip.Addr, err error) {
 			select {
-			case e.routerDiscoveries <- routerDiscovery{r, a, err}:
+			case e.routerSearchResults <- routerSearchResult{r, a, err}:
 			case <-ctx.Done():
 			}
 		})
@@ -81,18 +81,18 @@ func (e *Engine) startRouterSearch(ctx context.Context, device string) *routerSe
 
 // recordDiscovery stores the result of a search. A known router stays
 // when its link fails: the session then ends by itself.
-func (e *Engine) recordDiscovery(s routerDiscovery) {
-	s.search.err = s.err
+func (e *Engine) recordDiscovery(s routerSearchResult) {
+	s.search.lastError = s.err
 	if s.err != nil {
 		e.options.Log.Warn("looking for an unnumbered router", "error", s.err)
 		return
 	}
-	e.options.Log.Info("a router advertises itself", "router", s.address, "before", s.search.address)
-	s.search.address = s.address
+	e.options.Log.Info("a router advertises itself", "router", s.routerAddress, "before", s.search.foundRouterAddress)
+	s.search.foundRouterAddress = s.routerAddress
 }
 
-// bgpPort is the TCP port on which routers connect to passive peers.
-const bgpPort = 179
+// passiveListenPort is the TCP port on which routers connect to passive peers.
+const passiveListenPort = 179
 
 // passiveListener accepts the connections of passive peers' routers. The zero value is closed.
 type passiveListener struct {
@@ -127,7 +127,7 @@ func (e *Engine) listenForPassivePeers(ctx context.Context, peers []intent.Peer)
 // listenWithPasswords listens and sets the password of each passive peer's router.
 func (d *passiveListener) listenWithPasswords(ctx context.Context, t Transport, peers []intent.Peer) error {
 	if d.listener == nil {
-		l, err := t.Listen(ctx, bgpPort)
+		l, err := t.Listen(ctx, passiveListenPort)
 		if err != nil {
 			if d.retryTimer == nil {
 				d.retryTimer = time.NewTimer(listenRetryInterval)
@@ -153,7 +153,7 @@ func (d *passiveListener) listenWithPasswords(ctx context.Context, t Transport, 
 		if d.passwordsByRouter[a] == password {
 			continue
 		}
-		if err := d.listener.SetPassword(a.WithZone(""), password); err != nil {
+		if err := d.listener.SetRouterPassword(a.WithZone(""), password); err != nil {
 			return err
 		}
 		d.passwordsByRouter[a] = password
@@ -166,7 +166,7 @@ func (d *passiveListener) connections() <-chan Conn {
 	if d.listener == nil {
 		return nil
 	}
-	return d.listener.Connections()
+	return d.listener.AcceptedConnections()
 }
 
 // listenRetryDue is ready to read when it is time to listen again.
@@ -187,11 +187,11 @@ func (d *passiveListener) close() {
 // assignPassiveConnection passes a connection to the passive peer with that
 // router. It closes connections from all other addresses.
 func (e *Engine) assignPassiveConnection(c Conn) {
-	for i := range e.lastDesired.Peers {
-		p := &e.lastDesired.Peers[i]
+	for i := range e.currentDesiredState.Peers {
+		p := &e.currentDesiredState.Peers[i]
 		address := p.Address
 		if r := e.searchByDevice[p.Device]; p.Unnumbered && r != nil {
-			address = r.address
+			address = r.foundRouterAddress
 		}
 		if !p.Passive || p.Blocked.IsSet() || address.WithZone("") != c.RemoteIP().WithZone("") || p.SourceAddress.IsValid() && p.SourceAddress != c.LocalIP() {
 			continue

@@ -25,7 +25,7 @@ type Options struct {
 	// Now is the clock.
 	Now func() time.Time
 	// BFD watches the paths to peers with a BFD profile. Only this Engine sets its sessions.
-	BFD BFD
+	BFD BFDEngine
 	Log *slog.Logger
 }
 
@@ -36,9 +36,9 @@ type Desired struct {
 	// Routes have distinct prefixes for each peer. Other
 	// Desired values share them: they are read-only.
 	Routes []*intent.Route
-	// Leaving is true while the node drains: every route is first announced with
+	// NodeLeaving is true while the node drains: every route is first announced with
 	// the GRACEFUL_SHUTDOWN community (RFC 8326) and then withdrawn.
-	Leaving bool
+	NodeLeaving bool
 }
 
 // Engine runs the desired sessions. Make it with New. Any goroutine may call Set, Status and Stop.
@@ -49,60 +49,60 @@ type Engine struct {
 	statusChanged *latest.Wake
 
 	mu           sync.Mutex // guards statusByPeer and bfdPaths
-	statusByPeer map[string]Status
+	statusByPeer map[string]PeerSessionStatus
 	bfdPaths     bfdPaths
 
 	// Only Run uses the following fields.
-	lastDesired       Desired // the latest value from Set
-	searchByDevice    map[string]*routerSearch
-	routerDiscoveries chan routerDiscovery
-	passiveListener   passiveListener
-	workerByPeer      map[string]*worker
-	goroutines        sync.WaitGroup
-	peersByPath       map[bfd.Key][]string // names of the peers on each path with BFD
-	bfdSessions       []bfd.Session        // the sessions last set
-	bfdFaultByPath    map[bfd.Key]names.Explanation
+	currentDesiredState  Desired // the latest value from Set
+	searchByDevice       map[string]*routerSearch
+	routerSearchResults  chan routerSearchResult
+	passiveListener      passiveListener
+	workerByPeer         map[string]*worker
+	goroutines           sync.WaitGroup
+	peerNamesByBFDPath   map[bfd.SessionKey][]string // names of the peers on each path with BFD
+	lastSetBFDSessions   []bfd.SessionConfig         // the sessions last set
+	loggedFaultByBFDPath map[bfd.SessionKey]names.Explanation
 }
 
-// New returns an Engine. It does nothing before Run.
-func New(o Options) *Engine {
+// NewEngine returns an Engine. It does nothing before Run.
+func NewEngine(o Options) *Engine {
 	return &Engine{
-		options:           o,
-		desired:           latest.NewValue[Desired](),
-		stopRequests:      make(chan chan struct{}),
-		statusChanged:     latest.NewWake(),
-		statusByPeer:      map[string]Status{},
-		searchByDevice:    map[string]*routerSearch{},
-		routerDiscoveries: make(chan routerDiscovery),
-		workerByPeer:      map[string]*worker{},
-		bfdFaultByPath:    map[bfd.Key]names.Explanation{},
+		options:              o,
+		desired:              latest.NewValue[Desired](),
+		stopRequests:         make(chan chan struct{}),
+		statusChanged:        latest.NewWake(),
+		statusByPeer:         map[string]PeerSessionStatus{},
+		searchByDevice:       map[string]*routerSearch{},
+		routerSearchResults:  make(chan routerSearchResult),
+		workerByPeer:         map[string]*worker{},
+		loggedFaultByBFDPath: map[bfd.SessionKey]names.Explanation{},
 	}
 }
 
-// Set declares the desired state and returns at once. Only the latest value
+// SetDesiredState declares the desired state and returns at once. Only the latest value
 // counts. The caller must not change the value afterwards.
-func (e *Engine) Set(d Desired) { e.desired.Put(d) }
+func (e *Engine) SetDesiredState(d Desired) { e.desired.Put(d) }
 
 // StatusChanged is ready to read after a Status changed in more than its message counts.
 func (e *Engine) StatusChanged() <-chan struct{} { return e.statusChanged.C() }
 
 // Status returns the Status of each session, sorted by peer.
-func (e *Engine) Status() []Status {
+func (e *Engine) Status() []PeerSessionStatus {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	paths := e.options.BFD.Status()
-	out := make([]Status, 0, len(e.statusByPeer))
+	out := make([]PeerSessionStatus, 0, len(e.statusByPeer))
 	for _, s := range e.statusByPeer {
-		s.Messages = s.counter.currentCounts()
-		if k, ok := e.bfdPaths.keyByPeer[s.Peer]; ok {
+		s.Messages = s.messageCounter.currentCounts()
+		if k, ok := e.bfdPaths.bfdKeyByPeerName[s.PeerName]; ok {
 			s.BFDState, s.BFDFault = bfdPathState(paths, k)
-			if f, ok := e.bfdPaths.faultByPeer[s.Peer]; ok {
+			if f, ok := e.bfdPaths.bfdFaultByPeerName[s.PeerName]; ok {
 				s.BFDFault = f
 			}
 		}
 		out = append(out, s)
 	}
-	slices.SortFunc(out, func(x, y Status) int { return cmp.Compare(x.Peer, y.Peer) })
+	slices.SortFunc(out, func(x, y PeerSessionStatus) int { return cmp.Compare(x.PeerName, y.PeerName) })
 	return out
 }
 
@@ -129,7 +129,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer e.goroutines.Wait()
 	defer e.passiveListener.close()
 	stopped := false
-	linkCheck := time.NewTicker(internalRouterCheckInterval)
+	linkCheck := time.NewTicker(internalRouterOnLinkCheckInterval)
 	defer linkCheck.Stop()
 	for {
 		select {
@@ -139,15 +139,15 @@ func (e *Engine) Run(ctx context.Context) error {
 			if !stopped {
 				e.applyDesiredState(ctx, d)
 			}
-		case s := <-e.routerDiscoveries:
+		case s := <-e.routerSearchResults:
 			if e.recordDiscovery(s); !stopped {
-				e.applyDesiredState(ctx, e.lastDesired)
+				e.applyDesiredState(ctx, e.currentDesiredState)
 			}
 		case c := <-e.passiveListener.connections():
 			e.assignPassiveConnection(c)
 		case <-e.passiveListener.listenRetryDue():
 			if !stopped {
-				e.applyDesiredState(ctx, e.lastDesired)
+				e.applyDesiredState(ctx, e.currentDesiredState)
 			}
 		case v := <-e.options.BFD.Events():
 			e.forwardBFDEvent(v)
@@ -155,7 +155,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.logBFDFaults()
 			e.statusChanged.Signal()
 		case <-linkCheck.C:
-			e.updateBFDSessions(e.bfdPaths.peers)
+			e.updateBFDSessions(e.bfdPaths.peersOfLastUpdate)
 		case done := <-e.stopRequests:
 			stopped = true
 			go e.stopWorkers(done, e.workerByPeer)
@@ -169,7 +169,7 @@ func (e *Engine) stopWorkers(done chan struct{}, workers map[string]*worker) {
 	var stopping sync.WaitGroup
 	for _, w := range workers {
 		stopping.Go(func() {
-			w.sendOrder(workerOrder{stop: true})
+			w.sendDesiredState(desiredPeerState{mustStop: true})
 			<-w.done
 		})
 	}
@@ -179,7 +179,7 @@ func (e *Engine) stopWorkers(done chan struct{}, workers map[string]*worker) {
 
 // applyDesiredState starts, updates and stops workers to match the desired state.
 func (e *Engine) applyDesiredState(ctx context.Context, d Desired) {
-	e.lastDesired = d
+	e.currentDesiredState = d
 	d.Peers = e.listenForPassivePeers(ctx, e.resolveUnnumberedPeers(ctx, e.keepEstablishedAddresses(d.Peers)))
 	e.updateBFDSessions(d.Peers)
 	configured := map[string]bool{}
@@ -188,7 +188,7 @@ func (e *Engine) applyDesiredState(ctx context.Context, d Desired) {
 	}
 	for name, w := range e.workerByPeer {
 		if !configured[name] {
-			w.sendOrder(workerOrder{stop: true, peerRemoved: true})
+			w.sendDesiredState(desiredPeerState{mustStop: true, peerRemoved: true})
 			delete(e.workerByPeer, name)
 		}
 	}
@@ -197,7 +197,7 @@ func (e *Engine) applyDesiredState(ctx context.Context, d Desired) {
 		if !ok {
 			w = e.startWorker(ctx, p)
 		}
-		w.sendOrder(workerOrder{peer: p, allRoutes: d.Routes, leaving: d.Leaving})
+		w.sendDesiredState(desiredPeerState{peer: p, routesOfAllPeers: d.Routes, nodeLeaving: d.NodeLeaving})
 	}
 }
 
@@ -210,9 +210,9 @@ func (e *Engine) startWorker(ctx context.Context, p intent.Peer) *worker {
 }
 
 // recordStatus stores the Status that a worker reports.
-func (e *Engine) recordStatus(s Status) {
+func (e *Engine) recordStatus(s PeerSessionStatus) {
 	e.mu.Lock()
-	e.statusByPeer[s.Peer] = s
+	e.statusByPeer[s.PeerName] = s
 	e.mu.Unlock()
 	e.statusChanged.Signal()
 }
@@ -220,7 +220,7 @@ func (e *Engine) recordStatus(s Status) {
 // removeStatus drops the Status of a removed peer unless a new worker has taken the name.
 func (e *Engine) removeStatus(w *worker) {
 	e.mu.Lock()
-	if e.statusByPeer[w.peerName].counter == &w.counter {
+	if e.statusByPeer[w.peerName].messageCounter == &w.counter {
 		delete(e.statusByPeer, w.peerName)
 	}
 	e.mu.Unlock()

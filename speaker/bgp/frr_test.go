@@ -20,104 +20,106 @@ const (
 )
 
 var (
-	routerIPv6           = netip.MustParseAddr("fd00:a8::1")
-	frrExternalNeighbour = "neighbor 192.168.0.11 remote-as 64512"
+	routerIPv6                 = netip.MustParseAddr("fd00:a8::1")
+	frrExternalNeighbourConfig = "neighbor 192.168.0.11 remote-as 64512"
 )
 
-const frrActivateIPv6 = ` address-family ipv6 unicast
+const frrActivateIPv6Template = ` address-family ipv6 unicast
   neighbor %s activate
  exit-address-family`
 
-// sessionCase is a kind of session. NODE4 and NODE6 are replaced by the node's addresses.
-type sessionCase struct {
-	frrNeighbour           string // FRR's side
-	frrFamilies            string
-	editPeer               func(*intent.Peer) // edits our peer, an ordinary external session
-	fromNodeAddress        bool               // start from the node's address
-	ipv4Routes, ipv6Routes bool               // the families to announce; IPv4 by default
-	checkRoute             func(t *testing.T, h caseNode, st bgp.Status, p frrPath)
+// frrSessionCase is a kind of session. NODE4 and NODE6 are replaced by the node's addresses.
+type frrSessionCase struct {
+	frrNeighbourConfig      string // FRR's side
+	frrAddressFamilyConfigs string
+	// edits our peer, an ordinary external session
+	editPeer              func(*intent.Peer)
+	usesNodeSourceAddress bool // start from the node's address
+	// the families to announce; IPv4 by default
+	announcesIPv4Routes, announcesIPv6Routes bool
+	checkRoute                               func(t *testing.T, h nodeOfSessionCase, st bgp.PeerSessionStatus, p frrPath)
 }
 
-// caseNode is the node of a case.
-type caseNode struct {
+// nodeOfSessionCase is the node of a case.
+type nodeOfSessionCase struct {
 	index      int
 	ipv4, ipv6 string
 }
 
 // frrCases are the kinds of sessions with FRR by name.
-var frrCases = map[string]sessionCase{
-	"external": {frrNeighbour: "neighbor NODE4 remote-as 64512", checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+var frrCases = map[string]frrSessionCase{
+	"external": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512", checkRoute: func(t *testing.T, h nodeOfSessionCase, _ bgp.PeerSessionStatus, p frrPath) {
 		if p.ASPath.String != "64512" || p.NextHops[0].IP != h.ipv4 || p.LocalPref != 0 {
 			t.Errorf("%+v, want AS path 64512 via %s", p, h.ipv4)
 		}
 	}},
-	"internal": {frrNeighbour: "neighbor NODE4 remote-as 65000", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+	"internal": {frrNeighbourConfig: "neighbor NODE4 remote-as 65000", editPeer: func(p *intent.Peer) { p.LocalASN = 65000 }, checkRoute: func(t *testing.T, h nodeOfSessionCase, _ bgp.PeerSessionStatus, p frrPath) {
 		if p.ASPath.String != "Local" || p.LocalPref != 100 {
 			t.Errorf("%+v, want an empty AS path and localPref 100", p)
 		}
 	}},
-	"four-octet AS numbers": {frrNeighbour: "neighbor NODE4 remote-as 4200000001", editPeer: func(p *intent.Peer) { p.LocalASN = 4200000001 }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+	"four-octet AS numbers": {frrNeighbourConfig: "neighbor NODE4 remote-as 4200000001", editPeer: func(p *intent.Peer) { p.LocalASN = 4200000001 }, checkRoute: func(t *testing.T, h nodeOfSessionCase, _ bgp.PeerSessionStatus, p frrPath) {
 		if p.ASPath.String != "4200000001" {
 			t.Errorf("the AS path is %s", p.ASPath.String)
 		}
 	}},
-	"any external number": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.PeerASN, p.DynamicASN = 0, intent.AcceptExternalASN }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
-		if st.ASN != 65000 {
-			t.Errorf("the status has the AS number %d", st.ASN)
+	"any external number": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.PeerASN, p.AcceptedASNs = 0, intent.AcceptExternalASN }, checkRoute: func(t *testing.T, h nodeOfSessionCase, st bgp.PeerSessionStatus, _ frrPath) {
+		if st.RouterASN != 65000 {
+			t.Errorf("the status has the AS number %d", st.RouterASN)
 		}
 	}},
-	"the internal number": {frrNeighbour: "neighbor NODE4 remote-as 65000", editPeer: func(p *intent.Peer) { p.LocalASN, p.PeerASN, p.DynamicASN = 65000, 0, intent.AcceptInternalASN }},
+	"the internal number": {frrNeighbourConfig: "neighbor NODE4 remote-as 65000", editPeer: func(p *intent.Peer) { p.LocalASN, p.PeerASN, p.AcceptedASNs = 65000, 0, intent.AcceptInternalASN }},
 	"over IPv6": {
-		frrNeighbour: "neighbor NODE6 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE6"),
-		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, ipv6Routes: true,
-		checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+		frrNeighbourConfig: "neighbor NODE6 remote-as 64512", frrAddressFamilyConfigs: fmt.Sprintf(frrActivateIPv6Template, "NODE6"),
+		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, announcesIPv6Routes: true,
+		checkRoute: func(t *testing.T, h nodeOfSessionCase, _ bgp.PeerSessionStatus, p frrPath) {
 			if p.NextHops[0].IP != h.ipv6 {
 				t.Errorf("the next hop is %+v", p.NextHops)
 			}
 		},
 	},
 	"both families over IPv4": {
-		frrNeighbour: "neighbor NODE4 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE4"), editPeer: func(p *intent.Peer) { p.IPv6 = true }, ipv4Routes: true, ipv6Routes: true,
-		checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+		frrNeighbourConfig: "neighbor NODE4 remote-as 64512", frrAddressFamilyConfigs: fmt.Sprintf(frrActivateIPv6Template, "NODE4"), editPeer: func(p *intent.Peer) { p.IPv6 = true }, announcesIPv4Routes: true, announcesIPv6Routes: true,
+		checkRoute: func(t *testing.T, h nodeOfSessionCase, _ bgp.PeerSessionStatus, p frrPath) {
 			if p.NextHops[0].IP != h.ipv6 {
 				t.Errorf("the IPv6 next hop is %+v", p.NextHops)
 			}
 		},
 	},
 	"both families over IPv6, with the link's IPv4 address as next hop": {
-		frrNeighbour: "neighbor NODE6 remote-as 64512", frrFamilies: fmt.Sprintf(frrActivateIPv6, "NODE6"),
-		editPeer: func(p *intent.Peer) { p.Address, p.IPv6 = routerIPv6, true }, ipv6Routes: true, ipv4Routes: true,
-		checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+		frrNeighbourConfig: "neighbor NODE6 remote-as 64512", frrAddressFamilyConfigs: fmt.Sprintf(frrActivateIPv6Template, "NODE6"),
+		editPeer: func(p *intent.Peer) { p.Address, p.IPv6 = routerIPv6, true }, announcesIPv6Routes: true, announcesIPv4Routes: true,
+		checkRoute: func(t *testing.T, h nodeOfSessionCase, _ bgp.PeerSessionStatus, p frrPath) {
 			if p.NextHops[0].IP != h.ipv4 {
 				t.Errorf("the IPv4 next hop is %+v", p.NextHops)
 			}
 		},
 	},
-	"without multiprotocol": {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 dont-capability-negotiate", editPeer: func(p *intent.Peer) { p.NoMultiprotocol = true }},
-	"a password":            {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 password s3cret", editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
-	"TTL security":          {frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ttl-security hops 1", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
+	"without multiprotocol": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 dont-capability-negotiate", editPeer: func(p *intent.Peer) { p.NoMultiprotocol = true }},
+	"a password":            {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 password s3cret", editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
+	"TTL security":          {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ttl-security hops 1", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
 	"several hops": {
-		frrNeighbour: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ebgp-multihop 3\n neighbor NODE4 update-source 10.99.0.1",
-		editPeer:     func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
+		frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ebgp-multihop 3\n neighbor NODE4 update-source 10.99.0.1",
+		editPeer:           func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },
 	},
-	"a source address": {frrNeighbour: "neighbor NODE4 remote-as 64512", fromNodeAddress: true},
-	"a device":         {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.Device = "eth0" }},
-	"a router ID": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.RouterID = netip.MustParseAddr("10.1.2.3") }, checkRoute: func(t *testing.T, h caseNode, _ bgp.Status, p frrPath) {
+	"a source address": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512", usesNodeSourceAddress: true},
+	"a device":         {frrNeighbourConfig: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.Device = "eth0" }},
+	"a router ID": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.RouterID = netip.MustParseAddr("10.1.2.3") }, checkRoute: func(t *testing.T, h nodeOfSessionCase, _ bgp.PeerSessionStatus, p frrPath) {
 		if p.Peer.RouterID != "10.1.2.3" {
 			t.Errorf("the router ID is %s", p.Peer.RouterID)
 		}
 	}},
-	"a hold time": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.HoldTime, p.KeepaliveTime = 6*time.Second, time.Second }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
+	"a hold time": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.HoldTime, p.KeepaliveTime = 6*time.Second, time.Second }, checkRoute: func(t *testing.T, h nodeOfSessionCase, st bgp.PeerSessionStatus, _ frrPath) {
 		if st.HoldTime != 6*time.Second {
 			t.Errorf("the hold time is %s", st.HoldTime)
 		}
 	}},
-	"no hold time": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.HoldTime = 0 }, checkRoute: func(t *testing.T, h caseNode, st bgp.Status, _ frrPath) {
+	"no hold time": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.HoldTime = 0 }, checkRoute: func(t *testing.T, h nodeOfSessionCase, st bgp.PeerSessionStatus, _ frrPath) {
 		if st.HoldTime != 0 {
 			t.Errorf("the hold time is %s", st.HoldTime)
 		}
 	}},
-	"another port": {frrNeighbour: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.Port = 1179 }},
+	"another port": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.Port = 1179 }},
 }
 
 // TestSessionsWithFRR runs every kind of session that a BGPPeer can
@@ -128,15 +130,15 @@ func TestSessionsWithFRR(t *testing.T) {
 	redirectPort1179(t, b)
 	var lines, families []string
 	names := slices.Sorted(maps.Keys(frrCases))
-	at := map[string]caseNode{}
+	at := map[string]nodeOfSessionCase{}
 	for i, name := range names {
-		h := caseNode{i, fmt.Sprintf("192.168.0.%d", 11+i), fmt.Sprintf("fd00:a8::%x", 11+i)}
+		h := nodeOfSessionCase{i, fmt.Sprintf("192.168.0.%d", 11+i), fmt.Sprintf("fd00:a8::%x", 11+i)}
 		address := strings.NewReplacer("NODE4", h.ipv4, "NODE6", h.ipv6)
-		lines = append(lines, address.Replace(frrCases[name].frrNeighbour))
-		families = append(families, address.Replace(frrCases[name].frrFamilies))
+		lines = append(lines, address.Replace(frrCases[name].frrNeighbourConfig))
+		families = append(families, address.Replace(frrCases[name].frrAddressFamilyConfigs))
 		at[name] = h
 	}
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(strings.Join(lines, "\n "), families...)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(strings.Join(lines, "\n "), families...)})
 	for _, name := range names {
 		c, h := frrCases[name], at[name]
 		t.Run(name, func(t *testing.T) {
@@ -144,21 +146,22 @@ func TestSessionsWithFRR(t *testing.T) {
 			if c.editPeer != nil {
 				c.editPeer(&p)
 			}
-			if c.fromNodeAddress {
+			if c.usesNodeSourceAddress {
 				p.SourceAddress = netip.MustParseAddr(h.ipv4)
 			}
 			s := startSpeaker(t, b.Host(fmt.Sprintf("node%d", 1+h.index)))
 			var prefixes []string
-			if c.ipv6Routes {
+			if c.announcesIPv6Routes {
 				prefixes = append(prefixes, fmt.Sprintf("2001:db8::%x/128", 1+h.index))
 			}
-			if c.ipv4Routes || !c.ipv6Routes {
+			if c.announcesIPv4Routes || !c.announcesIPv6Routes {
 				prefixes = append(prefixes, fmt.Sprintf("198.51.100.%d/32", 1+h.index))
 			}
-			if c.ipv4Routes && p.Address.Is4() { // the check is for the other family's next hop
+			// the check is for the other family's next hop
+			if c.announcesIPv4Routes && p.Address.Is4() {
 				slices.Reverse(prefixes)
 			}
-			s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(prefixes...)})
+			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(prefixes...)})
 			st := s.waitForEstablished("tor")
 			var got frrPath
 			for _, prefix := range prefixes {
@@ -173,15 +176,15 @@ func TestSessionsWithFRR(t *testing.T) {
 
 func TestAttributesReachFRR(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
-	rs := newRoutes("198.51.100.1/32", "198.51.100.0/24")
+	rs := exampleRoutes("198.51.100.1/32", "198.51.100.0/24")
 	rs[0].Attributes = intent.Attributes{
 		MED: 42, HasMED: true, PrependCount: 2, Communities: []uint32{64512<<16 | 7, 0xffffff01}, LargeCommunities: [][3]uint32{{64512, 1, 4294967295}},
 		ExtendedCommunities: [][8]byte{{0x00, 0x02, 0xfc, 0x00, 0, 0, 0, 9}}, // a route target
 	}
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
 	s.waitForEstablished("tor")
 	got := waitForRoute(t, frr, servicePrefix)
 	want := frrPath{}
@@ -196,9 +199,9 @@ func TestAttributesReachFRR(t *testing.T) {
 	}
 	t.Run("a change of attributes is one UPDATE, and no reset", func(t *testing.T) {
 		before := s.peerStatus("tor").Messages.Sent.Updates
-		rs := newRoutes("198.51.100.1/32", "198.51.100.0/24")
-		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
-		eventually(t, "the communities are removed", func() error {
+		rs := exampleRoutes("198.51.100.1/32", "198.51.100.0/24")
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+		awaitNoError(t, "the communities are removed", func() error {
 			if got := waitForRoute(t, frr, servicePrefix); got.Community.String != "" {
 				return fmt.Errorf("%+v", got)
 			}
@@ -209,62 +212,62 @@ func TestAttributesReachFRR(t *testing.T) {
 		}
 	})
 	t.Run("routes of a leaving node are announced with GRACEFUL_SHUTDOWN, then withdrawn", func(t *testing.T) {
-		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs, Leaving: true})
-		eventually(t, "the route has the community GRACEFUL_SHUTDOWN", func() error {
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs, NodeLeaving: true})
+		awaitNoError(t, "the route has the community GRACEFUL_SHUTDOWN", func() error {
 			if got := waitForRoute(t, frr, servicePrefix); !strings.Contains(got.Community.String, "graceful-shutdown") {
 				return fmt.Errorf("%+v", got)
 			}
 			return nil
 		})
 		waitForNoRoute(t, frr, servicePrefix)
-		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
 		waitForRoute(t, frr, servicePrefix)
 	})
 }
 
 func TestLocalPreferenceReachesInternalRouters(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig("neighbor 192.168.0.11 remote-as 65000")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000")})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
 	p.LocalASN = 65000
-	rs := newRoutes(servicePrefix)
+	rs := exampleRoutes(servicePrefix)
 	rs[0].LocalPref = 250
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
 	if got := waitForRoute(t, frr, servicePrefix); got.LocalPref != 250 {
 		t.Errorf("the router has %+v, want localPref 250", got)
 	}
 }
 
-// TestPasswordRotation changes the password of an open session, first
+// TestPasswordOfAnOpenSessionCanChange changes the password of an open session, first
 // here and then at the router, as docs/bgp.md says.
-func TestPasswordRotation(t *testing.T) {
+func TestPasswordOfAnOpenSessionCanChange(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour + "\n neighbor 192.168.0.11 password old")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.11 password old")})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
 	p.Password = "wrong"
 	p.HoldTime = 9 * time.Second
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "Is the password the same on both sides?")
 	p.Password = "old"
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	p.Blocked = names.Explanation{Reason: "UnknownSecret", Text: "the Secret is missing"}
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
 	waitForRoute(t, frr, "198.51.100.2/32") // a missing Secret ends no session
 	p.Blocked, p.Password = names.Explanation{}, "new"
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.3/32")})
 	p.Password = "old" // the edit is reverted before the router has it
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.3/32")})
 	waitForRoute(t, frr, "198.51.100.3/32")
 	if st := s.peerStatus("tor"); st.EstablishedCount != 1 {
 		t.Errorf("the session was established %d times", st.EstablishedCount)
 	}
 	p.Password = "new"
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.4/32")})
-	if err := frr.Configure(t.Context(), "router bgp 65000\n neighbor 192.168.0.11 password new\n"); err != nil {
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.4/32")})
+	if err := frr.ChangeRunningConfig(t.Context(), "router bgp 65000\n neighbor 192.168.0.11 password new\n"); err != nil {
 		t.Fatal(err)
 	}
 	waitForRoute(t, frr, "198.51.100.4/32") // FRR itself resets the session for it
@@ -274,17 +277,17 @@ func TestPasswordRotation(t *testing.T) {
 // resets the session. With RFC 8538 the router keeps the routes.
 func TestResetWithGracefulNotificationKeepsRoutes(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour, " bgp graceful-restart", " bgp graceful-restart notification")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart", " bgp graceful-restart notification")})
 	p := exampleExternalPeer()
 	p.GracefulRestart, p.RestartTime = true, 120*time.Second
 	s := startSpeaker(t, b.Host("node1"))
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	for i := range 3 {
 		p.HoldTime = time.Duration(60+i) * time.Second // is in the OPEN
-		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-		eventually(t, "the session is established again", func() error {
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+		awaitNoError(t, "the session is established again", func() error {
 			got := frrPaths(t, frr, servicePrefix)
 			if len(got) == 0 {
 				t.Fatalf("reset %d removed the route", i)
@@ -299,33 +302,33 @@ func TestResetWithGracefulNotificationKeepsRoutes(t *testing.T) {
 
 func TestConfigurationErrorsAreExplained(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
 	p.PeerASN = 65001
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "its AS number is 65000, and the BGPPeer asks for 65001")
 	p.PeerASN, p.LocalASN = 65000, 64513
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "bad peer AS")
 	p.LocalASN, p.Blocked = 64512, names.Explanation{Reason: "UnknownSecret", Text: "no password"}
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "no password")
-	if st := s.peerStatus("tor"); st.Reason != "UnknownSecret" {
-		t.Errorf("the reason is %q", st.Reason)
+	if st := s.peerStatus("tor"); st.NotConnectingReason != "UnknownSecret" {
+		t.Errorf("the reason is %q", st.NotConnectingReason)
 	}
 	p.Blocked, p.SourceAddress = names.Explanation{}, netip.MustParseAddr("192.0.2.99")
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "no interface of this node has that address")
 	p.SourceAddress, p.Device = netip.Addr{}, "blue"
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", `this node has no link or VRF "blue"`)
 	p.Device = ""
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	if st := s.waitForEstablished("tor"); st.Reason != "" {
-		t.Errorf("the reason is still %q", st.Reason)
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	if st := s.waitForEstablished("tor"); st.NotConnectingReason != "" {
+		t.Errorf("the reason is still %q", st.NotConnectingReason)
 	}
-	if err := frr.Configure(t.Context(), "router bgp 65000\n neighbor 192.168.0.11 shutdown message maintenance\n"); err != nil {
+	if err := frr.ChangeRunningConfig(t.Context(), "router bgp 65000\n neighbor 192.168.0.11 shutdown message maintenance\n"); err != nil {
 		t.Fatal(err)
 	}
 	s.waitForError("tor", "maintenance")
@@ -333,30 +336,31 @@ func TestConfigurationErrorsAreExplained(t *testing.T) {
 
 func TestStopWithdrawsRoutes(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour, " bgp graceful-restart", " bgp graceful-restart preserve-fw-state")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart", " bgp graceful-restart preserve-fw-state")})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	s.Stop(t.Context())
 	waitForNoRoute(t, frr, servicePrefix)
-	out, err := frr.Show(t.Context(), "show bgp neighbors 192.168.0.11")
+	out, err := frr.RunShowCommand(t.Context(), "show bgp neighbors 192.168.0.11")
 	if err != nil || !strings.Contains(string(out), "the speaker stops") && !strings.Contains(string(out), "Administrative Shutdown") {
 		t.Errorf("the router does not show why the session ended (%v):\n%s", err, out)
 	}
 }
 
-// TestGracefulRestart checks the router's routes when a speaker restarts, crashes or leaves.
-func TestGracefulRestart(t *testing.T) {
+// TestRouterKeepsRoutesOverSpeakerRestart checks the router's routes when a speaker restarts,
+// crashes or leaves.
+func TestRouterKeepsRoutesOverSpeakerRestart(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour, " bgp graceful-restart")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart")})
 	p := exampleExternalPeer()
 	p.GracefulRestart, p.RestartTime = true, 120*time.Second
-	desired := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")}
+	desired := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")}
 	s := startSpeaker(t, b.Host("node1"))
-	s.Set(desired)
-	if st := s.waitForEstablished("tor"); !st.GracefulRestart {
+	s.SetDesiredState(desired)
+	if st := s.waitForEstablished("tor"); !st.RouterKeepsRoutesOverRestart {
 		t.Fatalf("graceful restart was not negotiated: %+v", st)
 	}
 	waitForRoute(t, frr, servicePrefix)
@@ -364,33 +368,33 @@ func TestGracefulRestart(t *testing.T) {
 		name string
 		end  func(s *testSpeaker)
 	}{
-		{"a stopped speaker", func(s *testSpeaker) { s.Stop(t.Context()); s.endEngines() }},
-		{"a crashed speaker", func(s *testSpeaker) { s.endEngines() }},
+		{"a stopped speaker", func(s *testSpeaker) { s.Stop(t.Context()); s.endEnginesWithoutStop() }},
+		{"a crashed speaker", func(s *testSpeaker) { s.endEnginesWithoutStop() }},
 	} {
 		how.end(s)
-		eventually(t, how.name+": the router keeps the route as stale", func() error {
+		awaitNoError(t, how.name+": the router keeps the route as stale", func() error {
 			if p := frrPaths(t, frr, servicePrefix); len(p) != 1 || !p[0].Stale {
 				return fmt.Errorf("%+v", p)
 			}
 			return nil
 		})
 		s = startSpeaker(t, b.Host("node1"))
-		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 		s.waitForEstablished("tor")
 		waitForNoRoute(t, frr, "198.51.100.2/32") // the End-of-RIB removes stale routes
 		if got := waitForRoute(t, frr, servicePrefix); got.Stale {
 			t.Errorf("%s: the route is stale after the restart: %+v", how.name, got)
 		}
-		s.Set(desired)
+		s.SetDesiredState(desired)
 		waitForRoute(t, frr, "198.51.100.2/32")
 	}
 	leaving := desired
-	leaving.Leaving = true
-	s.Set(leaving)
+	leaving.NodeLeaving = true
+	s.SetDesiredState(leaving)
 	waitForNoRoute(t, frr, servicePrefix)
-	s.Set(desired)
+	s.SetDesiredState(desired)
 	waitForRoute(t, frr, servicePrefix)
-	s.Set(leaving)
+	s.SetDesiredState(leaving)
 	s.Stop(t.Context())
 	waitForNoRoute(t, frr, servicePrefix)
 }

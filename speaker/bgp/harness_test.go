@@ -25,7 +25,7 @@ import (
 )
 
 // hostTransport is the tcp.Transport in the network namespace of a lab host.
-type hostTransport struct{ netns.Handle }
+type hostTransport struct{ netns.Path }
 
 func (n hostTransport) Dial(ctx context.Context, t bgp.DialOptions) (c bgp.Conn, err error) {
 	err = n.RunInside(func() (err error) {
@@ -78,7 +78,7 @@ func newLabNetwork(t *testing.T, o router.HarnessOptions) *router.Harness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(b.Close)
+	t.Cleanup(b.DeleteNamespaces)
 	return b
 }
 
@@ -88,16 +88,16 @@ func startRouter(t *testing.T, c router.Config) *router.Router {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(r.Stop)
+	t.Cleanup(r.StopDaemonsInOrder)
 	return r
 }
 
 // testSpeaker is an Engine on a lab host.
 type testSpeaker struct {
 	*bgp.Engine
-	t            *testing.T
-	endEngines   func() // ends the engines without Stop
-	crashEngines func() // ends them without a last BFD packet, as SIGKILL does
+	t                     *testing.T
+	endEnginesWithoutStop func() // ends the engines without Stop
+	crashEngines          func() // ends them without a last BFD packet, as SIGKILL does
 }
 
 // killableTransport is the BFD transport of a speaker that may crash.
@@ -111,7 +111,7 @@ type killableSender struct {
 	transport *killableTransport
 }
 
-func (m *killableTransport) OpenSender(k bfd.Key, discriminator uint32) bfd.Sender {
+func (m *killableTransport) OpenSender(k bfd.SessionKey, discriminator uint32) bfd.Sender {
 	return killableSender{m.Transport.OpenSender(k, discriminator), m}
 }
 
@@ -122,12 +122,12 @@ func (p killableSender) SendControl(packet []byte) error {
 	return p.Sender.SendControl(packet)
 }
 
-func startSpeaker(t *testing.T, host netns.Handle) *testSpeaker {
+func startSpeaker(t *testing.T, host netns.Path) *testSpeaker {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	transport := &killableTransport{Transport: udp.New()}
-	bfdEngine := bfd.New(transport, time.Now, 1)
-	e := bgp.New(bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.New(log), Transport: hostTransport{host}, Now: time.Now, BFD: bfdEngine, Log: log})
+	transport := &killableTransport{Transport: udp.NewTransport()}
+	bfdEngine := bfd.NewEngine(transport, time.Now, 1)
+	e := bgp.NewEngine(bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: hostTransport{host}, Now: time.Now, BFD: bfdEngine, Log: log})
 	ctx, cancel := context.WithCancel(t.Context())
 	bfdDone, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -148,19 +148,19 @@ func startSpeaker(t *testing.T, host netns.Handle) *testSpeaker {
 }
 
 // peerStatus returns the Status of a peer.
-func (s *testSpeaker) peerStatus(peer string) bgp.Status {
+func (s *testSpeaker) peerStatus(peer string) bgp.PeerSessionStatus {
 	for _, st := range s.Status() {
-		if st.Peer == peer {
+		if st.PeerName == peer {
 			return st
 		}
 	}
-	return bgp.Status{}
+	return bgp.PeerSessionStatus{}
 }
 
 // waitForEstablished waits until the session with a peer is established.
-func (s *testSpeaker) waitForEstablished(peer string) bgp.Status {
+func (s *testSpeaker) waitForEstablished(peer string) bgp.PeerSessionStatus {
 	s.t.Helper()
-	eventually(s.t, "the session with "+peer+" is established", func() error {
+	awaitNoError(s.t, "the session with "+peer+" is established", func() error {
 		if st := s.peerStatus(peer); st.State != bgp.Established {
 			return fmt.Errorf("it is %s: %s", st.State, st.LastError)
 		}
@@ -172,7 +172,7 @@ func (s *testSpeaker) waitForEstablished(peer string) bgp.Status {
 // waitForError waits until a peer has no session and its last error contains text.
 func (s *testSpeaker) waitForError(peer, text string) {
 	s.t.Helper()
-	eventually(s.t, fmt.Sprintf("the peer %s fails with %q", peer, text), func() error {
+	awaitNoError(s.t, fmt.Sprintf("the peer %s fails with %q", peer, text), func() error {
 		if st := s.peerStatus(peer); !strings.Contains(st.LastError, text) || st.State == bgp.Established {
 			return fmt.Errorf("it is %s: %s", st.State, st.LastError)
 		}
@@ -180,8 +180,8 @@ func (s *testSpeaker) waitForError(peer, text string) {
 	})
 }
 
-// eventually waits until check succeeds.
-func eventually(t *testing.T, what string, check func() error) {
+// awaitNoError waits until check succeeds.
+func awaitNoError(t *testing.T, what string, check func() error) {
 	t.Helper()
 	deadline := time.After(40 * time.Second)
 	for {
@@ -205,17 +205,17 @@ func exampleExternalPeer() intent.Peer {
 	}
 }
 
-func newRoutes(prefixes ...string) []*intent.Route {
+func exampleRoutes(prefixes ...string) []*intent.Route {
 	var out []*intent.Route
 	for _, p := range prefixes {
-		out = append(out, &intent.Route{Prefix: netip.MustParsePrefix(p), Peers: []string{"tor"}})
+		out = append(out, &intent.Route{Prefix: netip.MustParsePrefix(p), PeerNames: []string{"tor"}})
 	}
 	return out
 }
 
-// frrConfig configures FRR with a neighbour, in the
+// buildFRRConfig configures FRR with a neighbour, in the
 // section router bgp, and with its address families.
-func frrConfig(neighbour string, families ...string) string {
+func buildFRRConfig(neighbour string, families ...string) string {
 	return `router bgp 65000
  bgp router-id 192.168.0.1
  no bgp ebgp-requires-policy
@@ -248,7 +248,7 @@ func frrPaths(t *testing.T, r *router.Router, prefix string) []frrPath {
 	if strings.Contains(prefix, ":") {
 		family = "ipv6"
 	}
-	out, err := r.Show(t.Context(), fmt.Sprintf("show bgp %s unicast %s json", family, prefix))
+	out, err := r.RunShowCommand(t.Context(), fmt.Sprintf("show bgp %s unicast %s json", family, prefix))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func frrPaths(t *testing.T, r *router.Router, prefix string) []frrPath {
 func waitForRoute(t *testing.T, r *router.Router, prefix string) frrPath {
 	t.Helper()
 	var p frrPath
-	eventually(t, "the router has "+prefix, func() error {
+	awaitNoError(t, "the router has "+prefix, func() error {
 		all := frrPaths(t, r, prefix)
 		if len(all) != 1 || !all[0].Valid {
 			return fmt.Errorf("it has %+v", all)
@@ -277,7 +277,7 @@ func waitForRoute(t *testing.T, r *router.Router, prefix string) frrPath {
 // waitForNoRoute waits until FRR has no path to the prefix.
 func waitForNoRoute(t *testing.T, r *router.Router, prefix string) {
 	t.Helper()
-	eventually(t, "the router has no "+prefix, func() error {
+	awaitNoError(t, "the router has no "+prefix, func() error {
 		if all := frrPaths(t, r, prefix); len(all) > 0 {
 			return fmt.Errorf("it has %+v", all)
 		}

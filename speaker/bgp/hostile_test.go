@@ -24,13 +24,13 @@ import (
 // hostileRouter is a router that misbehaves. It counts its connections.
 type hostileRouter struct {
 	port             uint16
-	connections      atomic.Int32
+	connectionCount  atomic.Int32
 	handleConnection func(c net.Conn)
 	listener         net.Listener
 }
 
 // startHostileRouter starts a hostileRouter on the lab's router.
-func startHostileRouter(t *testing.T, h netns.Handle, port uint16, behave func(c net.Conn)) *hostileRouter {
+func startHostileRouter(t *testing.T, h netns.Path, port uint16, behave func(c net.Conn)) *hostileRouter {
 	t.Helper()
 	l, err := h.Listen("tcp", fmt.Sprintf("192.168.0.1:%d", port))
 	if err != nil {
@@ -44,7 +44,7 @@ func startHostileRouter(t *testing.T, h netns.Handle, port uint16, behave func(c
 			if err != nil {
 				return
 			}
-			r.connections.Add(1)
+			r.connectionCount.Add(1)
 			go func() {
 				defer c.Close()
 				behave(c)
@@ -60,7 +60,7 @@ func sendOpenAndKeepalive(c net.Conn, hold uint16) error {
 	if _, err := message.ReadMessage(c, buf); err != nil {
 		return err
 	}
-	o := message.Open{ASN: 65000, HoldSeconds: hold, RouterID: netip.MustParseAddr("192.0.2.66"), Families: []message.AFI{message.IPv4}, FourOctetASN: true, RouteRefresh: true}
+	o := message.OpenMessage{ASN: 65000, HoldSeconds: hold, RouterID: netip.MustParseAddr("192.0.2.66"), Families: []message.AFI{message.FamilyIPv4}, SupportsFourOctetASN: true, SupportsRouteRefresh: true}
 	_, err := c.Write(append(o.Encode(), message.EncodeKeepalive()...))
 	return err
 }
@@ -113,13 +113,13 @@ func newHostileBehaviours(t *testing.T, flooded chan<- error) map[string]hostile
 		}, "it sent an UPDATE of 65535 bytes"},
 		"a second OPEN": {func(c net.Conn) {
 			_ = sendOpenAndKeepalive(c, 90)
-			o := message.Open{ASN: 65000, RouterID: netip.MustParseAddr("192.0.2.66")}
+			o := message.OpenMessage{ASN: 65000, RouterID: netip.MustParseAddr("192.0.2.66")}
 			_, _ = c.Write(o.Encode())
 			_, _ = io.Copy(io.Discard, c)
 		}, "it sent a second OPEN"},
 		"half an OPEN": {func(c net.Conn) { _, _ = c.Write(message.EncodeKeepalive()[:7]) }, "closed the connection"},
 		"a bad OPEN": {func(c net.Conn) {
-			o := message.Open{ASN: 65000, HoldSeconds: 2, RouterID: netip.MustParseAddr("192.0.2.66")}
+			o := message.OpenMessage{ASN: 65000, HoldSeconds: 2, RouterID: netip.MustParseAddr("192.0.2.66")}
 			_, _ = c.Write(o.Encode())
 			_, _ = io.Copy(io.Discard, c)
 		}, "it requests a hold time of 2 s"},
@@ -143,11 +143,11 @@ func newHostileBehaviours(t *testing.T, flooded chan<- error) map[string]hostile
 // every kind of misbehaving router at once, and to a good one.
 func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	flooded := make(chan error, 1)
 	behaviours := newHostileBehaviours(t, flooded)
 	s := startSpeaker(t, b.Host("node1"))
-	d := bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: newRoutes(servicePrefix)}
+	d := bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: exampleRoutes(servicePrefix)}
 	rogues := map[string]*hostileRouter{}
 	port := uint16(2000)
 	for name, bad := range behaviours {
@@ -156,19 +156,19 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 		p := exampleExternalPeer()
 		p.Name, p.Port = name, port
 		d.Peers = append(d.Peers, p)
-		d.Routes[0].Peers = append(d.Routes[0].Peers, name)
+		d.Routes[0].PeerNames = append(d.Routes[0].PeerNames, name)
 	}
 	runtime.GC()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	s.Set(d)
+	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	for name, bad := range behaviours {
 		if bad.want == "" {
 			continue
 		}
-		eventually(t, "the error of the hostile router \""+name+"\" is reported", func() error {
+		awaitNoError(t, "the error of the hostile router \""+name+"\" is reported", func() error {
 			if st := s.peerStatus(name); !strings.Contains(st.LastError, bad.want) {
 				return fmt.Errorf("it is %s: %q", st.State, st.LastError)
 			}
@@ -183,7 +183,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Error("the flood was not read")
 	}
-	eventually(t, "every message of the flood is counted", func() error {
+	awaitNoError(t, "every message of the flood is counted", func() error {
 		if st := s.peerStatus("floods"); st.Messages.Received.Updates < floodMessageCount || st.State != bgp.Established {
 			return fmt.Errorf("%d are counted, and the session is %s: %s", st.Messages.Received.Updates, st.State, st.LastError)
 		}
@@ -194,14 +194,14 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 30<<20 {
 		t.Errorf("the heap grew by %d bytes for %d unwanted routes", grown, floodMessageCount*900)
 	}
-	if n := rogues["disconnects"].connections.Load(); n < 3 || n > 40 {
+	if n := rogues["disconnects"].connectionCount.Load(); n < 3 || n > 40 {
 		t.Errorf("the router that disconnects got %d connections, want a few with growing delays", n)
 	}
 	if st := s.peerStatus("tor"); st.State != bgp.Established || st.EstablishedCount != 1 {
 		t.Errorf("the good router's session was affected: %+v", st)
 	}
-	d.Routes = append(d.Routes, newRoutes("198.51.100.2/32")...)
-	s.Set(d)
+	d.Routes = append(d.Routes, exampleRoutes("198.51.100.2/32")...)
+	s.SetDesiredState(d)
 	waitForRoute(t, frr, "198.51.100.2/32")
 }
 
@@ -222,10 +222,10 @@ func TestSessionReconnectsAtOnce(t *testing.T) {
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
 	p.Port = bad.port
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	for i := range 3 {
 		c := <-hung
-		eventually(t, "the session is up", func() error {
+		awaitNoError(t, "the session is up", func() error {
 			if st := s.peerStatus("tor"); st.EstablishedCount != i+1 {
 				return fmt.Errorf("%+v", st)
 			}

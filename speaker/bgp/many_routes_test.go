@@ -16,10 +16,11 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// countAcceptedFromNode returns how many routes and UPDATEs FRR has received from the first node.
-func countAcceptedFromNode(t *testing.T, r *router.Router) (routes, updates int) {
+// countRoutesAndUpdatesFromNode returns how many routes and UPDATEs FRR has received from the first
+// node.
+func countRoutesAndUpdatesFromNode(t *testing.T, r *router.Router) (routes, updates int) {
 	t.Helper()
-	out, err := r.Show(t.Context(), "show bgp neighbors 192.168.0.11 json")
+	out, err := r.RunShowCommand(t.Context(), "show bgp neighbors 192.168.0.11 json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,41 +42,41 @@ func countAcceptedFromNode(t *testing.T, r *router.Router) (routes, updates int)
 func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 	const many = 10000
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.Host("node1"))
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s.Engine)
 	p := exampleExternalPeer()
 	d := bgp.Desired{Peers: []intent.Peer{p}}
 	for i := range many {
-		d.Routes = append(d.Routes, &intent.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 32), Peers: []string{"tor"}})
+		d.Routes = append(d.Routes, &intent.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 32), PeerNames: []string{"tor"}})
 	}
-	s.Set(d)
+	s.SetDesiredState(d)
 	st := s.waitForEstablished("tor")
-	eventually(t, "the router has them all", func() error {
-		if n, _ := countAcceptedFromNode(t, frr); n != many {
+	awaitNoError(t, "the router has them all", func() error {
+		if n, _ := countRoutesAndUpdatesFromNode(t, frr); n != many {
 			return fmt.Errorf("it has %d", n)
 		}
 		return nil
 	})
 	t.Logf("that took %s from the session's start", time.Since(st.StateSince))
-	_, before := countAcceptedFromNode(t, frr)
+	_, before := countRoutesAndUpdatesFromNode(t, frr)
 	d.Routes = d.Routes[:many-1]
 	begun := time.Now()
-	s.Set(d)
-	eventually(t, "the router removes one route", func() error {
-		if n, _ := countAcceptedFromNode(t, frr); n != many-1 {
+	s.SetDesiredState(d)
+	awaitNoError(t, "the router removes one route", func() error {
+		if n, _ := countRoutesAndUpdatesFromNode(t, frr); n != many-1 {
 			return fmt.Errorf("it has %d", n)
 		}
 		return nil
 	})
 	t.Logf("that took %s", time.Since(begun))
-	p.ConnectTime, p.KeepaliveTime = time.Minute, 7*time.Second
+	p.MaxReconnectDelay, p.KeepaliveTime = time.Minute, 7*time.Second
 	d.Peers = []intent.Peer{p}
-	d.Routes = append([]*intent.Route{{Prefix: netip.MustParsePrefix(servicePrefix), Peers: []string{"tor"}}}, d.Routes...)
-	s.Set(d)
+	d.Routes = append([]*intent.Route{{Prefix: netip.MustParsePrefix(servicePrefix), PeerNames: []string{"tor"}}}, d.Routes...)
+	s.SetDesiredState(d)
 	waitForRoute(t, frr, servicePrefix)
-	if _, after := countAcceptedFromNode(t, frr); after != before+2 {
+	if _, after := countRoutesAndUpdatesFromNode(t, frr); after != before+2 {
 		t.Errorf("two changes of one route each cost %d UPDATEs", after-before)
 	}
 	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.AnnouncedRouteCount != many || st.WantedRouteCount != many {
@@ -85,11 +86,11 @@ func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 		"metallb_bgp_session_up": 1, "metallb_bgp_announced_prefixes_total": many, "metallb_bgp_pending_prefixes_total": many,
 		"gantry_bgp_sessions_established_total": 1, "metallb_bgp_opens_received": 1, "metallb_bgp_notifications_sent": 0,
 	} {
-		if got := metricValue(t, registry, name); got != want {
+		if got := readMetricWithOneSeries(t, registry, name); got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)
 		}
 	}
-	if got := metricValue(t, registry, "metallb_bgp_updates_total"); got < 3 || got > many {
+	if got := readMetricWithOneSeries(t, registry, "metallb_bgp_updates_total"); got < 3 || got > many {
 		t.Errorf("metallb_bgp_updates_total is %v", got)
 	}
 }
@@ -98,40 +99,40 @@ func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 // possible and checks the router's routes at the end.
 func TestRandomEditsKeepSession(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	random := rand.New(rand.NewPCG(7, 9))
 	var want map[string]int // the metric of each route
 	for range 1000 {
 		want = map[string]int{}
 		var d bgp.Desired
-		p.ConnectTime, p.KeepaliveTime = time.Duration(random.IntN(9))*time.Second, time.Duration(random.IntN(9))*time.Second
+		p.MaxReconnectDelay, p.KeepaliveTime = time.Duration(random.IntN(9))*time.Second, time.Duration(random.IntN(9))*time.Second
 		d.Peers = []intent.Peer{p}
 		for i := range 20 {
 			if random.IntN(2) == 0 {
 				continue
 			}
-			r := newRoutes(fmt.Sprintf("198.51.100.%d/32", i))[0]
+			r := exampleRoutes(fmt.Sprintf("198.51.100.%d/32", i))[0]
 			r.MED, r.HasMED, r.PrependCount = uint32(random.IntN(100)), true, uint8(random.IntN(3))
 			r.Communities = []uint32{64512<<16 | uint32(random.IntN(5))}
 			d.Routes = append(d.Routes, r)
 			want[r.Prefix.String()] = int(r.MED)
 		}
-		d.Leaving = random.IntN(50) == 0
-		s.Set(d)
+		d.NodeLeaving = random.IntN(50) == 0
+		s.SetDesiredState(d)
 		if random.IntN(4) == 0 { // or the engine would only see the latest value
 			time.Sleep(time.Duration(random.IntN(4)) * time.Millisecond)
 		}
-		if d.Leaving {
-			d.Leaving = false
-			s.Set(d)
+		if d.NodeLeaving {
+			d.NodeLeaving = false
+			s.SetDesiredState(d)
 		}
 	}
-	eventually(t, "the router has the latest routes", func() error {
-		if n, _ := countAcceptedFromNode(t, frr); n != len(want) {
+	awaitNoError(t, "the router has the latest routes", func() error {
+		if n, _ := countRoutesAndUpdatesFromNode(t, frr); n != len(want) {
 			return fmt.Errorf("it has %d routes, want %d", n, len(want))
 		}
 		for prefix, med := range want {
@@ -146,8 +147,8 @@ func TestRandomEditsKeepSession(t *testing.T) {
 	}
 }
 
-// metricValue returns the value of a metric with one series, that of the router.
-func metricValue(t *testing.T, r *prometheus.Registry, name string) float64 {
+// readMetricWithOneSeries returns the value of a metric with one series, that of the router.
+func readMetricWithOneSeries(t *testing.T, r *prometheus.Registry, name string) float64 {
 	t.Helper()
 	all, err := r.Gather()
 	if err != nil {

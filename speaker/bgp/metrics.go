@@ -57,10 +57,10 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	}
 	all := map[string]*sums{}
 	for _, s := range e.Status() {
-		at := all[s.Remote.String()]
+		at := all[s.RouterAddress.String()]
 		if at == nil {
 			at = &sums{up: 1, counts: map[*prometheus.Desc]uint64{}}
-			all[s.Remote.String()] = at
+			all[s.RouterAddress.String()] = at
 		}
 		if s.State != Established {
 			at.up = 0

@@ -15,10 +15,10 @@ import (
 func configuredFamilies(p *intent.Peer) []message.AFI {
 	var out []message.AFI
 	if p.IPv4 {
-		out = append(out, message.IPv4)
+		out = append(out, message.FamilyIPv4)
 	}
 	if p.IPv6 {
-		out = append(out, message.IPv6)
+		out = append(out, message.FamilyIPv6)
 	}
 	return out
 }
@@ -40,28 +40,28 @@ func chooseRouterID(given, local netip.Addr, node string) netip.Addr {
 
 // buildOpen returns our OPEN. restarted is true while routers
 // may still keep routes from before this process.
-func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.Open {
-	o := message.Open{
-		ASN:          p.LocalASN,
-		HoldSeconds:  uint16(p.HoldTime / time.Second),
-		RouterID:     id,
-		FourOctetASN: true,
-		RouteRefresh: true,
+func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.OpenMessage {
+	o := message.OpenMessage{
+		ASN:                  p.LocalASN,
+		HoldSeconds:          uint16(p.HoldTime / time.Second),
+		RouterID:             id,
+		SupportsFourOctetASN: true,
+		SupportsRouteRefresh: true,
 	}
 	if !p.NoMultiprotocol {
 		o.Families = configuredFamilies(p)
-		o.ExtendedNextHop = p.IPv4
+		o.SupportsExtendedNextHop = p.IPv4
 	}
 	if p.GracefulRestart {
 		// Kubernetes forwards while the speaker restarts: the F bit is always set.
-		g := &message.GracefulRestart{
-			Restarting:           restarted,
-			GracefulNotification: true,
-			RestartSeconds:       uint16(min(p.RestartTime/time.Second, 4095)),
-			ForwardingByFamily:   map[message.AFI]bool{},
+		g := &message.GracefulRestartCapability{
+			SenderHasRestarted:     restarted,
+			GracefulNotification:   true,
+			RestartSeconds:         uint16(min(p.RestartTime/time.Second, 4095)),
+			ForwardingKeptByFamily: map[message.AFI]bool{},
 		}
 		for _, f := range configuredFamilies(p) {
-			g.ForwardingByFamily[f] = true
+			g.ForwardingKeptByFamily[f] = true
 		}
 		o.GracefulRestart = g
 	}
@@ -70,32 +70,32 @@ func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.Open {
 
 // negotiate compares the router's OPEN with the
 // configuration. The error is a *message.Notification.
-func negotiate(p *intent.Peer, local, remote message.Open) (Negotiated, error) {
+func negotiate(p *intent.Peer, local, remote message.OpenMessage) (Negotiated, error) {
 	n := Negotiated{LocalOpen: local, RemoteOpen: remote}
 	if f := checkRouterASN(p, remote.ASN); f != nil {
 		return n, f
 	}
 	if remote.ASN == local.ASN && remote.RouterID == local.RouterID {
-		return n, &message.Notification{Code: message.CodeOpen, Subcode: 3, Text: fmt.Sprintf("its router ID %s is also ours: change one of them", remote.RouterID)}
+		return n, &message.Notification{Code: message.CodeOpenMessageError, Subcode: 3, FaultText: fmt.Sprintf("its router ID %s is also ours: change one of them", remote.RouterID)}
 	}
-	if local.ASN > 0xffff && !remote.FourOctetASN {
-		return n, &message.Notification{Code: message.CodeOpen, Subcode: 7, Text: fmt.Sprintf("it does not support AS numbers of four octets, and ours is %d", local.ASN)}
+	if local.ASN > 0xffff && !remote.SupportsFourOctetASN {
+		return n, &message.Notification{Code: message.CodeOpenMessageError, Subcode: 7, FaultText: fmt.Sprintf("it does not support AS numbers of four octets, and ours is %d", local.ASN)}
 	}
 	theirs := remote.Families
 	if len(theirs) == 0 { // without the capability: IPv4 unicast, RFC 4760 section 8
-		theirs = []message.AFI{message.IPv4}
+		theirs = []message.AFI{message.FamilyIPv4}
 	}
 	for _, f := range configuredFamilies(p) {
-		if slices.Contains(theirs, f) && (len(local.Families) > 0 || f == message.IPv4) {
-			n.Families = append(n.Families, f)
+		if slices.Contains(theirs, f) && (len(local.Families) > 0 || f == message.FamilyIPv4) {
+			n.CommonFamilies = append(n.CommonFamilies, f)
 		}
 	}
-	if len(n.Families) == 0 {
-		return n, &message.Notification{Code: message.CodeOpen, Subcode: 7, Text: fmt.Sprintf("it supports %v and we use %v: activate a common address family for this neighbour on the router", theirs, configuredFamilies(p))}
+	if len(n.CommonFamilies) == 0 {
+		return n, &message.Notification{Code: message.CodeOpenMessageError, Subcode: 7, FaultText: fmt.Sprintf("it supports %v and we use %v: activate a common address family for this neighbour on the router", theirs, configuredFamilies(p))}
 	}
 	n.HoldTime = time.Duration(min(local.HoldSeconds, remote.HoldSeconds)) * time.Second
 	n.KeepaliveInterval = keepaliveInterval(p, n.HoldTime)
-	n.ExtendedNextHop = local.ExtendedNextHop && remote.ExtendedNextHop
+	n.ExtendedNextHop = local.SupportsExtendedNextHop && remote.SupportsExtendedNextHop
 	n.GracefulRestart = local.GracefulRestart != nil && remote.GracefulRestart != nil
 	n.GracefulNotification = n.GracefulRestart && remote.GracefulRestart.GracefulNotification
 	return n, nil
@@ -117,22 +117,22 @@ func keepaliveInterval(p *intent.Peer, hold time.Duration) time.Duration {
 func checkRouterASN(p *intent.Peer, got uint32) *message.Notification {
 	var want string
 	switch {
-	case p.DynamicASN == intent.AcceptInternalASN && got != p.LocalASN:
+	case p.AcceptedASNs == intent.AcceptInternalASN && got != p.LocalASN:
 		want = fmt.Sprintf("the internal %d", p.LocalASN)
-	case p.DynamicASN == intent.AcceptExternalASN && got == p.LocalASN:
+	case p.AcceptedASNs == intent.AcceptExternalASN && got == p.LocalASN:
 		want = "an external one"
-	case p.DynamicASN == intent.AcceptGivenASN && got != p.PeerASN:
+	case p.AcceptedASNs == intent.AcceptOnlyPeerASN && got != p.PeerASN:
 		want = fmt.Sprint(p.PeerASN)
 	default:
 		return nil
 	}
-	return &message.Notification{Code: message.CodeOpen, Subcode: 2, Text: fmt.Sprintf("its AS number is %d, and the BGPPeer asks for %s: correct one of them", got, want)}
+	return &message.Notification{Code: message.CodeOpenMessageError, Subcode: 2, FaultText: fmt.Sprintf("its AS number is %d, and the BGPPeer asks for %s: correct one of them", got, want)}
 }
 
 // chooseNextHop returns the next hop for a family; invalid when there is none.
 func chooseNextHop(f message.AFI, extended bool, ipv4, ipv6 netip.Addr) netip.Addr {
 	switch {
-	case f == message.IPv6:
+	case f == message.FamilyIPv6:
 		return ipv6
 	case ipv4.IsValid():
 		return ipv4

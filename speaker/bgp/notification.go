@@ -8,14 +8,14 @@ import (
 
 // receivedNotification is the error of a session that the router ended by a NOTIFICATION.
 type receivedNotification struct {
-	situation    string // such as "the router ended the session"
-	notification *message.Notification
-	sentOpen     message.Open // which the router may have rejected
+	situationText string // such as "the router ended the session"
+	notification  *message.Notification
+	sentOpen      message.OpenMessage // which the router may have rejected
 }
 
 // Error says what happened, in the router's words, and what to do.
 func (n receivedNotification) Error() string {
-	out := n.situation + ": " + n.notification.Description()
+	out := n.situationText + ": " + n.notification.Description()
 	if a := n.configurationAdvice(); a != "" {
 		out += ": " + a
 	}
@@ -25,13 +25,13 @@ func (n receivedNotification) Error() string {
 // configurationAdvice says what to do if a configuration is the cause.
 func (n receivedNotification) configurationAdvice() string {
 	switch k := [2]uint8{n.notification.Code, n.notification.Subcode}; k {
-	case [2]uint8{message.CodeOpen, 2}:
+	case [2]uint8{message.CodeOpenMessageError, 2}:
 		return fmt.Sprintf("it expects another AS number than %d from this node: correct it there, or myASN here", n.sentOpen.ASN)
-	case [2]uint8{message.CodeOpen, 3}:
+	case [2]uint8{message.CodeOpenMessageError, 3}:
 		return fmt.Sprintf("it does not accept %s as this node's router ID, which another neighbour or the router itself may use: set another routerID", n.sentOpen.RouterID)
-	case [2]uint8{message.CodeOpen, 6}:
+	case [2]uint8{message.CodeOpenMessageError, 6}:
 		return fmt.Sprintf("it does not accept a hold time of %d s: set another holdTime", n.sentOpen.HoldSeconds)
-	case [2]uint8{message.CodeOpen, 7}:
+	case [2]uint8{message.CodeOpenMessageError, 7}:
 		return fmt.Sprintf("activate the address families of this peer, %v, for this neighbour there", n.sentOpen.Families)
 	case [2]uint8{message.CodeCease, message.CeaseMaxPrefixes}:
 		return "raise the limit for this neighbour there, or announce fewer prefixes by a shorter aggregationLength"

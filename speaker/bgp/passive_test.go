@@ -19,12 +19,12 @@ import (
 // unnumberedPeer is a peer whose router is found on a link.
 func unnumberedPeer(device string) intent.Peer {
 	return intent.Peer{
-		Name: "tor", Unnumbered: true, Device: device, Port: 179, LocalASN: 64512, DynamicASN: intent.AcceptExternalASN, HoldTime: 9 * time.Second, IPv4: true, IPv6: true,
+		Name: "tor", Unnumbered: true, Device: device, Port: 179, LocalASN: 64512, AcceptedASNs: intent.AcceptExternalASN, HoldTime: 9 * time.Second, IPv4: true, IPv6: true,
 	}
 }
 
 // kernelRouteTo returns how a host's kernel routes an address.
-func kernelRouteTo(t *testing.T, h netns.Handle, address string) string {
+func kernelRouteTo(t *testing.T, h netns.Path, address string) string {
 	t.Helper()
 	var out []byte
 	err := h.RunInside(func() error {
@@ -46,11 +46,11 @@ func TestUnnumberedPeer(t *testing.T) {
 	s := startSpeaker(t, b.Host("node1"))
 	p := unnumberedPeer("eth0")
 	p.BFD = &intent.BFD{TransmitInterval: 100 * time.Millisecond, ReceiveInterval: 100 * time.Millisecond, EchoInterval: 50 * time.Millisecond, Multiplier: 3, MinTTL: 254}
-	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "2001:db8::1/128")}
-	s.Set(d)
+	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "2001:db8::1/128")}
+	s.SetDesiredState(d)
 	st := s.waitForEstablished("tor")
-	if a := st.Remote.Addr(); !a.IsLinkLocalUnicast() || a.Zone() != "eth0" || st.ASN != 65000 {
-		t.Errorf("the router is %s of AS %d", a, st.ASN)
+	if a := st.RouterAddress.Addr(); !a.IsLinkLocalUnicast() || a.Zone() != "eth0" || st.RouterASN != 65000 {
+		t.Errorf("the router is %s of AS %d", a, st.RouterASN)
 	}
 	for _, prefix := range []string{servicePrefix, "2001:db8::1/128"} {
 		if got := waitForRoute(t, frr, prefix); !netip.MustParseAddr(got.NextHops[0].IP).IsLinkLocalUnicast() {
@@ -58,35 +58,35 @@ func TestUnnumberedPeer(t *testing.T) {
 		}
 	}
 	for _, address := range []string{"198.51.100.1", "2001:db8::1"} {
-		eventually(t, "the router's kernel sends "+address+" to the node", func() error {
+		awaitNoError(t, "the router's kernel sends "+address+" to the node", func() error {
 			if out := kernelRouteTo(t, b.Host("router"), address); !strings.Contains(out, "fe80::") || !strings.Contains(out, "dev eth0") {
 				return fmt.Errorf("it says %s", out)
 			}
 			return nil
 		})
 	}
-	eventually(t, "BFD is up", func() error {
+	awaitNoError(t, "BFD is up", func() error {
 		if st := s.peerStatus("tor"); st.BFDState != "Up" {
 			return fmt.Errorf("it is %q", st.BFDState)
 		}
 		return nil
 	})
 	t.Run("an edit of the routes resets no session", func(t *testing.T) {
-		d.Routes = append(d.Routes, newRoutes("198.51.100.2/32")...)
-		s.Set(d)
+		d.Routes = append(d.Routes, exampleRoutes("198.51.100.2/32")...)
+		s.SetDesiredState(d)
 		waitForRoute(t, frr, "198.51.100.2/32")
 		if st := s.peerStatus("tor"); st.EstablishedCount != 1 {
 			t.Errorf("%+v", st)
 		}
 	})
 	t.Run("a missing link is reported", func(t *testing.T) {
-		s.Set(bgp.Desired{Peers: []intent.Peer{unnumberedPeer("eth9")}, Routes: newRoutes(servicePrefix)})
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{unnumberedPeer("eth9")}, Routes: exampleRoutes(servicePrefix)})
 		s.waitForError("tor", `this node has no link "eth9"`)
-		if st := s.peerStatus("tor"); st.Reason != names.ReasonNoRouter {
-			t.Errorf("the reason is %q", st.Reason)
+		if st := s.peerStatus("tor"); st.NotConnectingReason != names.ReasonNoRouter {
+			t.Errorf("the reason is %q", st.NotConnectingReason)
 		}
 		waitForNoRoute(t, frr, servicePrefix)
-		s.Set(d)
+		s.SetDesiredState(d)
 		waitForRoute(t, frr, servicePrefix)
 	})
 }
@@ -94,22 +94,22 @@ func TestUnnumberedPeer(t *testing.T) {
 // TestPassivePeer lets FRR connect to the speaker.
 func TestPassivePeer(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour + "\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 password s3cret")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 password s3cret")})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
 	p.Passive, p.MaxHops = true, 0
-	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)}
+	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)}
 	other, err := b.Host("node1").Listen("tcp", ":179")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Set(d) // without the password
+	s.SetDesiredState(d) // without the password
 	s.waitForError("tor", "another program on this node, perhaps a BGP daemon, uses the port")
-	if st := s.peerStatus("tor"); st.Reason != names.ReasonPortUnavailable {
-		t.Errorf("the reason is %q", st.Reason)
+	if st := s.peerStatus("tor"); st.NotConnectingReason != names.ReasonPortUnavailable {
+		t.Errorf("the reason is %q", st.NotConnectingReason)
 	}
 	other.Close()
-	eventually(t, "it waits for the router", func() error {
+	awaitNoError(t, "it waits for the router", func() error {
 		if st := s.peerStatus("tor"); st.State != bgp.Active {
 			return fmt.Errorf("%+v", st)
 		}
@@ -120,7 +120,7 @@ func TestPassivePeer(t *testing.T) {
 	twin.Name, twin.Password, twin.Blocked = "again", "other", names.Explanation{Reason: "DuplicatePeer", Text: "the other one is older"}
 	d.Peers = []intent.Peer{twin, p, twin}
 	d.Peers[2].Name = "yet again"
-	s.Set(d)
+	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	t.Run("connections from other addresses are closed", func(t *testing.T) {
@@ -138,10 +138,10 @@ func TestPassivePeer(t *testing.T) {
 		}
 	})
 	t.Run("the router reconnects", func(t *testing.T) {
-		if _, err := frr.Show(t.Context(), "clear bgp 192.168.0.11"); err != nil {
+		if _, err := frr.RunShowCommand(t.Context(), "clear bgp 192.168.0.11"); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the second session", func() error {
+		awaitNoError(t, "the second session", func() error {
 			if st := s.peerStatus("tor"); st.EstablishedCount < 2 || st.State != bgp.Established {
 				return fmt.Errorf("%+v", st)
 			}
@@ -159,19 +159,19 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour + "\n neighbor 192.168.0.71 remote-as 64513")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.71 remote-as 64513")})
 	first, second := exampleExternalPeer(), exampleExternalPeer()
 	first.SourceAddress = netip.MustParseAddr("192.168.0.11")
 	second.Name, second.SourceAddress, second.LocalASN, second.RouterID = "again", netip.MustParseAddr("192.168.0.71"), 64513, netip.MustParseAddr("10.0.0.71")
-	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: newRoutes(servicePrefix)}
-	d.Routes[0].Peers = []string{"again", "tor"}
+	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: exampleRoutes(servicePrefix)}
+	d.Routes[0].PeerNames = []string{"again", "tor"}
 	s := startSpeaker(t, b.Host("node1"))
-	s.Set(d)
+	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
 	s.waitForEstablished("again")
 	paths := func(want ...string) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("the router has paths through %v", want), func() error {
+		awaitNoError(t, fmt.Sprintf("the router has paths through %v", want), func() error {
 			var got []string
 			for _, p := range frrPaths(t, frr, servicePrefix) {
 				got = append(got, p.ASPath.String+" via "+p.NextHops[0].IP)
@@ -183,7 +183,7 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 		})
 	}
 	paths("64512 via 192.168.0.11", "64513 via 192.168.0.71")
-	s.Set(bgp.Desired{Peers: []intent.Peer{first}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{first}, Routes: exampleRoutes(servicePrefix)})
 	paths("64512 via 192.168.0.11")
 	if st := s.peerStatus("tor"); st.EstablishedCount != 1 {
 		t.Errorf("the session of the remaining peer: %+v", st)
@@ -193,8 +193,8 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 		slow := *first.BFD
 		slow.TransmitInterval = time.Second
 		second.BFD, second.Port = &slow, 1179
-		s.Set(bgp.Desired{Peers: []intent.Peer{first, second}, Routes: newRoutes(servicePrefix)})
-		eventually(t, "the other peer reports the conflicting profile", func() error {
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{first, second}, Routes: exampleRoutes(servicePrefix)})
+		awaitNoError(t, "the other peer reports the conflicting profile", func() error {
 			a, b := s.peerStatus("tor").BFDFault, s.peerStatus("again").BFDFault
 			if a.Reason == names.ReasonConflictingBFD || b.Reason != names.ReasonConflictingBFD || !strings.Contains(b.Text, `the settings of the BGPPeer "tor"`) {
 				return fmt.Errorf("the faults are %+v and %+v", a, b)
@@ -213,17 +213,17 @@ func TestTwoPassivePeersOfOneRouter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour + "\n neighbor 192.168.0.71 remote-as 64513\n neighbor 192.168.0.71 timers connect 1\n neighbor 192.168.0.11 timers connect 1")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.71 remote-as 64513\n neighbor 192.168.0.71 timers connect 1\n neighbor 192.168.0.11 timers connect 1")})
 	first, second := exampleExternalPeer(), exampleExternalPeer()
 	first.SourceAddress, first.Passive = netip.MustParseAddr("192.168.0.11"), true
 	second.Name, second.SourceAddress, second.LocalASN, second.Passive = "again", netip.MustParseAddr("192.168.0.71"), 64513, true
-	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: newRoutes(servicePrefix)}
-	d.Routes[0].Peers = []string{"again", "tor"}
+	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: exampleRoutes(servicePrefix)}
+	d.Routes[0].PeerNames = []string{"again", "tor"}
 	s := startSpeaker(t, b.Host("node1"))
-	s.Set(d)
+	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
 	s.waitForEstablished("again")
-	eventually(t, "the router has both paths", func() error {
+	awaitNoError(t, "the router has both paths", func() error {
 		if got := frrPaths(t, frr, servicePrefix); len(got) != 2 {
 			return fmt.Errorf("it has %+v", got)
 		}

@@ -13,31 +13,32 @@ import (
 func (w *worker) canKeepSession(previous, next *intent.Peer) bool {
 	x, y := *previous, *next
 	if w.session != nil && checkRouterASN(&y, w.session.negotiated.RemoteOpen.ASN) == nil {
-		x.PeerASN, x.DynamicASN = y.PeerASN, y.DynamicASN
+		x.PeerASN, x.AcceptedASNs = y.PeerASN, y.AcceptedASNs
 	}
-	return needSameSession(&x, &y)
+	return needSameOpenAndConnection(&x, &y)
 }
 
 // applyTimerEdits applies edits of the keepalive and connect times, which need no new session.
 func (w *worker) applyTimerEdits(previous *intent.Peer) {
-	p := &w.currentOrder.peer
+	p := &w.currentDesiredState.peer
 	switch {
 	case w.session != nil && previous.KeepaliveTime != p.KeepaliveTime:
 		w.session.setKeepaliveInterval(keepaliveInterval(p, w.session.negotiated.HoldTime))
-	case w.session == nil && w.attemptDone == nil && previous.ConnectTime != p.ConnectTime && previous.Name != "":
+	case w.session == nil && w.attemptResults == nil && previous.MaxReconnectDelay != p.MaxReconnectDelay && previous.Name != "":
 		w.failedAttemptCount = 0
 		w.retryTimer.Reset(0)
 	}
 }
 
-// addLastNotification adds the router's last NOTIFICATION to an error. A router that refuses a node
-// for some time, such as after too many prefixes, says why once, and then only closes connections.
-func (w *worker) addLastNotification(err error) error {
+// addLastNotificationToError adds the router's last NOTIFICATION to an error. A router that refuses
+// a node for some time, such as after too many prefixes, says why once, and then only closes
+// connections.
+func (w *worker) addLastNotificationToError(err error) error {
 	if n := (receivedNotification{}); errors.As(err, &n) {
 		w.lastNotification = &n
 		return err
 	}
-	if w.lastNotification == nil || w.currentOrder.peer.Blocked.IsSet() {
+	if w.lastNotification == nil || w.currentDesiredState.peer.Blocked.IsSet() {
 		return err
 	}
 	return fmt.Errorf("%w (before that, %w)", err, *w.lastNotification)
@@ -51,14 +52,14 @@ func (e *Engine) keepEstablishedAddresses(peers []intent.Peer) []intent.Peer {
 		if p := &peers[i]; p.Address.IsValid() || p.Unnumbered {
 			continue
 		}
-		k := slices.IndexFunc(e.bfdPaths.peers, func(q intent.Peer) bool { return q.Name == peers[i].Name && q.Address.IsValid() })
+		k := slices.IndexFunc(e.bfdPaths.peersOfLastUpdate, func(q intent.Peer) bool { return q.Name == peers[i].Name && q.Address.IsValid() })
 		if k < 0 || e.sessionState(peers[i].Name) != Established {
 			continue
 		}
 		if !cloned {
 			peers, cloned = slices.Clone(peers), true
 		}
-		peers[i].Address, peers[i].BFD = e.bfdPaths.peers[k].Address, e.bfdPaths.peers[k].BFD
+		peers[i].Address, peers[i].BFD = e.bfdPaths.peersOfLastUpdate[k].Address, e.bfdPaths.peersOfLastUpdate[k].BFD
 	}
 	return peers
 }

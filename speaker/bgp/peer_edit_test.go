@@ -24,14 +24,14 @@ import (
 // that need another OPEN or connection reset it, and every edit takes effect.
 func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
-	set := func(edit func()) (before bgp.Status) {
+	set := func(edit func()) (before bgp.PeerSessionStatus) {
 		t.Helper()
 		before = s.peerStatus("tor")
 		edit()
-		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 		return before
 	}
 	set(func() {})
@@ -39,7 +39,7 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 	waitForRoute(t, frr, servicePrefix)
 	t.Run("the keepalive time", func(t *testing.T) {
 		before := set(func() { p.KeepaliveTime = time.Second })
-		eventually(t, "keepalives are sent once a second", func() error {
+		awaitNoError(t, "keepalives are sent once a second", func() error {
 			if st := s.peerStatus("tor"); st.Messages.Sent.Keepalives < before.Messages.Sent.Keepalives+3 {
 				return fmt.Errorf("%d are sent, %d before the edit", st.Messages.Sent.Keepalives, before.Messages.Sent.Keepalives)
 			}
@@ -48,33 +48,33 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 	})
 	t.Run("the expected AS number", func(t *testing.T) {
 		for _, edit := range []func(){
-			func() { p.PeerASN, p.DynamicASN = 0, intent.AcceptExternalASN },
-			func() { p.PeerASN, p.DynamicASN = 65000, intent.AcceptGivenASN },
-			func() { p.ConnectTime = time.Minute },
+			func() { p.PeerASN, p.AcceptedASNs = 0, intent.AcceptExternalASN },
+			func() { p.PeerASN, p.AcceptedASNs = 65000, intent.AcceptOnlyPeerASN },
+			func() { p.MaxReconnectDelay = time.Minute },
 		} {
 			set(edit)
 		}
-		s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
 		waitForRoute(t, frr, "198.51.100.2/32")
 		if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.State != bgp.Established {
 			t.Fatalf("the edit reset the session: %+v", st)
 		}
 	})
 	t.Run("a wrong AS number, and a connectTime without a session", func(t *testing.T) {
-		set(func() { p.PeerASN, p.ConnectTime = 65001, time.Hour })
+		set(func() { p.PeerASN, p.MaxReconnectDelay = 65001, time.Hour })
 		s.waitForError("tor", "its AS number is 65000, and the BGPPeer asks for 65001")
 		waitForNoRoute(t, frr, servicePrefix)
-		set(func() { p.PeerASN, p.DynamicASN = 0, intent.AcceptInternalASN })
+		set(func() { p.PeerASN, p.AcceptedASNs = 0, intent.AcceptInternalASN })
 		s.waitForError("tor", "the BGPPeer asks for the internal 64512")
-		if err := frr.Configure(t.Context(), "router bgp 65000\n no neighbor 192.168.0.11\n"); err != nil {
+		if err := frr.ChangeRunningConfig(t.Context(), "router bgp 65000\n no neighbor 192.168.0.11\n"); err != nil {
 			t.Fatal(err)
 		}
-		set(func() { p.PeerASN, p.DynamicASN = 0, intent.AcceptExternalASN })
+		set(func() { p.PeerASN, p.AcceptedASNs = 0, intent.AcceptExternalASN })
 		s.waitForError("tor", "before its OPEN")
-		if err := frr.Configure(t.Context(), "router bgp 65000\n "+frrExternalNeighbour+"\n"); err != nil {
+		if err := frr.ChangeRunningConfig(t.Context(), "router bgp 65000\n "+frrExternalNeighbourConfig+"\n"); err != nil {
 			t.Fatal(err)
 		}
-		set(func() { p.ConnectTime = time.Second })
+		set(func() { p.MaxReconnectDelay = time.Second })
 		s.waitForEstablished("tor")
 		waitForRoute(t, frr, servicePrefix)
 	})
@@ -86,7 +86,7 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 			func() { p.IPv6, p.NoMultiprotocol = true, false },
 		} {
 			before := set(edit)
-			eventually(t, "a new session is established", func() error {
+			awaitNoError(t, "a new session is established", func() error {
 				if st := s.peerStatus("tor"); st.EstablishedCount == before.EstablishedCount || st.State != bgp.Established {
 					return fmt.Errorf("%+v", st)
 				}
@@ -107,17 +107,17 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 // says so once, and then only closes connections.
 func TestRefusalReasonIsKept(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour, " address-family ipv4 unicast", "  neighbor 192.168.0.11 maximum-prefix 2", " exit-address-family")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " address-family ipv4 unicast", "  neighbor 192.168.0.11 maximum-prefix 2", " exit-address-family")})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
-	p.ConnectTime = time.Second
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
+	p.MaxReconnectDelay = time.Second
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
 	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32", "198.51.100.4/32", "198.51.100.5/32")})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32", "198.51.100.4/32", "198.51.100.5/32")})
 	s.waitForError("tor", "maximum number of prefixes reached, 2 of ipv4-unicast: raise the limit")
 	before := s.peerStatus("tor").Messages
-	eventually(t, "the speaker tries again", func() error {
+	awaitNoError(t, "the speaker tries again", func() error {
 		st := s.peerStatus("tor")
 		if st.Messages.Sent.Opens < before.Sent.Opens+2 {
 			return fmt.Errorf("%+v", st)
@@ -130,14 +130,14 @@ func TestRefusalReasonIsKept(t *testing.T) {
 // TestErrorSuggestsEBGPMultiHop connects to a router several hops away without ebgpMultiHop.
 func TestErrorSuggestsEBGPMultiHop(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), ConfigText: frrConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ebgp-multihop")})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ebgp-multihop")})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
 	p.Address = netip.MustParseAddr("10.99.0.2")
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "ebgpMultiHop")
 	p.Multihop = true
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 }
 
@@ -157,11 +157,11 @@ func TestTwoUnnumberedRouters(t *testing.T) {
 	s := startSpeaker(t, b.Host("node1"))
 	p, q := unnumberedPeer("eth0"), unnumberedPeer("up2")
 	q.Name = "again"
-	rs := newRoutes(servicePrefix, "2001:db8::1/128")
+	rs := exampleRoutes(servicePrefix, "2001:db8::1/128")
 	for i := range rs {
-		rs[i].Peers = []string{"again", "tor"}
+		rs[i].PeerNames = []string{"again", "tor"}
 	}
-	s.Set(bgp.Desired{Peers: []intent.Peer{p, q}, Routes: rs})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p, q}, Routes: rs})
 	s.waitForEstablished("tor")
 	s.waitForEstablished("again")
 	for _, r := range []*router.Router{first, second} {
@@ -175,25 +175,25 @@ func TestTwoUnnumberedRouters(t *testing.T) {
 // with more communities than fit into a message.
 func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.Host("node1"))
-	rs := newRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32")
+	rs := exampleRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32")
 	for i := range 400 {
 		rs[1].LargeCommunities = append(rs[1].LargeCommunities, [3]uint32{64512, 1, uint32(i)})
 	}
 	rs[2].LargeCommunities = rs[1].LargeCommunities[:280]
-	s.Set(bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: rs})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: rs})
 	s.waitForEstablished("tor")
 	waitForRoute(t, frr, servicePrefix)
 	waitForRoute(t, frr, "198.51.100.3/32")
 	if got := frrPaths(t, frr, "198.51.100.2/32"); len(got) > 0 {
 		t.Errorf("the router has %+v", got)
 	}
-	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.WantedRouteCount != 3 || st.AnnouncedRouteCount != 2 || st.Withheld.Reason != names.ReasonTooManyCommunities {
+	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.WantedRouteCount != 3 || st.AnnouncedRouteCount != 2 || st.WithheldRouteReason.Reason != names.ReasonTooManyCommunities {
 		t.Errorf("the session is %+v", st)
 	}
 	rs[1].LargeCommunities = rs[1].LargeCommunities[:1]
-	s.Set(bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: rs})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: rs})
 	waitForRoute(t, frr, "198.51.100.2/32")
 }
 
@@ -201,24 +201,24 @@ func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 // a replaced default route does. The session with the gateway continues.
 func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	s := startSpeaker(t, b.Host("node1"))
 	p, lost := exampleExternalPeer(), exampleExternalPeer()
 	p.BFD = fastBFD()
 	lost.Address, lost.Blocked = netip.Addr{}, names.Explanation{Reason: "NoGateway", Text: "no default gateway"}
-	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{lost}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "no default gateway")
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	ups := s.waitForStableSession("tor").EstablishedCount
-	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix, "198.51.100.2/32")})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{lost}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
 	waitForRoute(t, frr, "198.51.100.2/32")
-	s.Set(bgp.Desired{Peers: []intent.Peer{lost}, Routes: newRoutes(servicePrefix, "198.51.100.3/32")})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{lost}, Routes: exampleRoutes(servicePrefix, "198.51.100.3/32")})
 	waitForRoute(t, frr, "198.51.100.3/32")
 	if st := s.peerStatus("tor"); st.EstablishedCount != ups || st.State != bgp.Established || st.BFDState != "Up" {
 		t.Errorf("the edit reset the session: %+v", st)
 	}
-	if err := frr.Configure(t.Context(), "router bgp 65000\n no neighbor 192.168.0.11\n"); err != nil {
+	if err := frr.ChangeRunningConfig(t.Context(), "router bgp 65000\n no neighbor 192.168.0.11\n"); err != nil {
 		t.Fatal(err)
 	}
 	s.waitForError("tor", "no default gateway")
@@ -260,15 +260,15 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
 	p.HoldTime, p.Port = 0, bad.port
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
-	eventually(t, "the router has acknowledged the route", func() error {
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	awaitNoError(t, "the router has acknowledged the route", func() error {
 		if st := s.peerStatus("tor"); st.Messages.Received.Keepalives < 2 {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
 	})
-	eventually(t, "all data of the connection is acknowledged", func() error { return checkAllAcknowledged(<-quiet) })
-	if err := b.CutCableSilently("node1"); err != nil {
+	awaitNoError(t, "all data of the connection is acknowledged", func() error { return checkAllAcknowledged(<-quiet) })
+	if err := b.CutCableKeepingCarrier("node1"); err != nil {
 		t.Fatal(err)
 	}
 	close(forgets)
@@ -276,7 +276,7 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 	if err := b.PlugCable("node1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a new session is established", func() error {
+	awaitNoError(t, "a new session is established", func() error {
 		if st := s.peerStatus("tor"); st.EstablishedCount < 2 || st.State != bgp.Established {
 			return fmt.Errorf("%+v", st)
 		}
@@ -289,30 +289,30 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 func TestWithheldRouteHasReason(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frrConfig(frrExternalNeighbour)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
 	p.IPv6 = true
 	waitForReason := func(want names.Reason, text string) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("the session has the reason %q", want), func() error {
-			if st := s.peerStatus("tor"); st.State != bgp.Established || st.Withheld.Reason != want || !strings.Contains(st.Withheld.Text, text) {
+		awaitNoError(t, fmt.Sprintf("the session has the reason %q", want), func() error {
+			if st := s.peerStatus("tor"); st.State != bgp.Established || st.WithheldRouteReason.Reason != want || !strings.Contains(st.WithheldRouteReason.Text, text) {
 				return fmt.Errorf("%+v", st)
 			}
 			return nil
 		})
 	}
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix, "2001:db8::1/128")})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "2001:db8::1/128")})
 	waitForReason(names.ReasonFamilyNotCarried, "2001:db8::1/128: it does not accept routes of ipv6-unicast")
 	waitForRoute(t, frr, servicePrefix)
 	if err := b.Host("node1").RunInside(func() error { return netns.SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1") }); err != nil {
 		t.Fatal(err)
 	}
-	if err := frr.Configure(t.Context(), "router bgp 65000\n"+fmt.Sprintf(frrActivateIPv6, "192.168.0.11")+"\n"); err != nil {
+	if err := frr.ChangeRunningConfig(t.Context(), "router bgp 65000\n"+fmt.Sprintf(frrActivateIPv6Template, "192.168.0.11")+"\n"); err != nil {
 		t.Fatal(err)
 	}
 	waitForReason(names.ReasonNoNextHop, "2001:db8::1/128")
-	s.Set(bgp.Desired{Peers: []intent.Peer{p}, Routes: newRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	waitForReason("", "")
 }
 

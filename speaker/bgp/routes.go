@@ -13,15 +13,15 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// updateRouteTable updates the Table to the desired routes.
-func (w *worker) updateRouteTable() {
+// updateAdjRIBOut updates the Table to the desired routes.
+func (w *worker) updateAdjRIBOut() {
 	w.status.WantedRouteCount = 0
 	for range w.routesOfPeer() {
 		w.status.WantedRouteCount++
 	}
-	w.table.ReplaceRoutes(func(yield func(netip.Prefix, PathAttributes) bool) {
+	w.adjRIBOut.ReplaceRoutes(func(yield func(netip.Prefix, PathAttributes) bool) {
 		for r := range w.routesOfPeer() {
-			if t, ok := w.pathAttributes(r); ok && !yield(r.Prefix, t) {
+			if t, ok := w.attributesToAnnounce(r); ok && !yield(r.Prefix, t) {
 				return
 			}
 		}
@@ -31,8 +31,8 @@ func (w *worker) updateRouteTable() {
 // routesOfPeer yields the routes for this peer.
 func (w *worker) routesOfPeer() iter.Seq[*intent.Route] {
 	return func(yield func(*intent.Route) bool) {
-		for _, r := range w.currentOrder.allRoutes {
-			if slices.Contains(r.Peers, w.peerName) && !yield(r) {
+		for _, r := range w.currentDesiredState.routesOfAllPeers {
+			if slices.Contains(r.PeerNames, w.peerName) && !yield(r) {
 				return
 			}
 		}
@@ -42,18 +42,18 @@ func (w *worker) routesOfPeer() iter.Seq[*intent.Route] {
 // gracefulShutdownCommunity is GRACEFUL_SHUTDOWN (RFC 8326 section 3).
 const gracefulShutdownCommunity = 0xffff0000
 
-// pathAttributes returns the attributes with which a route is announced now. It
+// attributesToAnnounce returns the attributes with which a route is announced now. It
 // returns false when the route is not announced: before the first session, after
 // the withdrawal, or when its attributes do not fit into a message.
-func (w *worker) pathAttributes(r *intent.Route) (PathAttributes, bool) {
-	if w.shutdownPhase == shutdownRoutesWithdrawn {
+func (w *worker) attributesToAnnounce(r *intent.Route) (PathAttributes, bool) {
+	if w.shutdownPhase == routesWithdrawnForShutdown {
 		return PathAttributes{}, false
 	}
-	t := PathAttributes{NextHop: chooseNextHop(message.AFIOf(r.Prefix), w.allowsIPv6NextHop, w.ipv4NextHop, w.ipv6NextHop), Attributes: r.Attributes}
+	t := PathAttributes{NextHop: chooseNextHop(message.AFIOf(r.Prefix), w.allowsIPv6NextHopForIPv4, w.ipv4NextHop, w.ipv6NextHop), Attributes: r.Attributes}
 	if t.Bandwidth > 0 {
-		t.ExtendedCommunities = append(slices.Clone(t.ExtendedCommunities), linkBandwidthCommunity(w.currentOrder.peer.LocalASN, t.Bandwidth))
+		t.ExtendedCommunities = append(slices.Clone(t.ExtendedCommunities), encodeLinkBandwidthCommunity(w.currentDesiredState.peer.LocalASN, t.Bandwidth))
 	}
-	if w.shutdownPhase == shutdownAnnounced {
+	if w.shutdownPhase == routesMarkedForShutdown {
 		t.LocalPref = 1 // the lowest preference: 0 means the default
 		t.Communities = append(slices.Clone(t.Communities), gracefulShutdownCommunity)
 		slices.Sort(t.Communities)
@@ -65,7 +65,7 @@ func (w *worker) pathAttributes(r *intent.Route) (PathAttributes, bool) {
 // findWithheldReason returns why the first route that is missing on the session is
 // not announced. While the node leaves, no route is missing.
 func (w *worker) findWithheldReason() names.Explanation {
-	if w.shutdownPhase != shutdownNotStarted || w.status.AnnouncedRouteCount >= w.status.WantedRouteCount {
+	if w.shutdownPhase != routesNotShuttingDown || w.status.AnnouncedRouteCount >= w.status.WantedRouteCount {
 		return names.Explanation{}
 	}
 	for r := range w.routesOfPeer() {
@@ -73,7 +73,7 @@ func (w *worker) findWithheldReason() names.Explanation {
 		if !slices.Contains(w.status.Families, f) {
 			return names.Explain(names.ReasonFamilyNotCarried, "the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)
 		}
-		switch t, ok := w.pathAttributes(r); {
+		switch t, ok := w.attributesToAnnounce(r); {
 		case ok:
 		case !t.NextHop.IsValid():
 			return names.Explain(names.ReasonNoNextHop, "the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, or remove dualStackAddressFamily", r.Prefix, f)
@@ -84,16 +84,16 @@ func (w *worker) findWithheldReason() names.Explanation {
 	return names.Explanation{}
 }
 
-// linkBandwidthCommunity returns the link bandwidth extended community
+// encodeLinkBandwidthCommunity returns the link bandwidth extended community
 // (draft-ietf-idr-link-bandwidth): non-transitive, with a two-octet AS
 // number and bytes per second as an IEEE 754 number.
-func linkBandwidthCommunity(asn uint32, bytes uint64) [8]byte {
+func encodeLinkBandwidthCommunity(asn uint32, bytes uint64) [8]byte {
 	as, bits := message.TwoOctetASN(asn), math.Float32bits(float32(bytes))
 	return [8]byte{0x40, 4, byte(as >> 8), byte(as), byte(bits >> 24), byte(bits >> 16), byte(bits >> 8), byte(bits)}
 }
 
 // stopSession ends the session in order before the worker ends.
-func (w *worker) stopSession(o workerOrder) {
+func (w *worker) stopSession(o desiredPeerState) {
 	w.abortAttempt()
 	if o.peerRemoved {
 		defer w.engine.removeStatus(w)
@@ -104,23 +104,23 @@ func (w *worker) stopSession(o workerOrder) {
 	}
 	switch {
 	case o.peerRemoved:
-		s.endWithNotification(fmt.Errorf("the peer was removed"), w.wrapInHardResetIfNeeded(message.NewCease(message.CeaseDeconfigured, "")))
+		s.endWithNotification(fmt.Errorf("the peer was removed"), w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseDeconfigured, "")))
 		return
-	case !w.currentOrder.leaving && s.negotiated.GracefulRestart:
-		w.log.Info("the speaker restarts; the router keeps the routes", "router", w.status.Remote)
+	case !w.currentDesiredState.nodeLeaving && s.negotiated.GracefulRestart:
+		w.log.Info("the speaker restarts; the router keeps the routes", "router", w.status.RouterAddress)
 		s.endWithNotification(fmt.Errorf("the speaker restarts"), nil)
 		return
 	}
-	w.log.Info("withdrawing the routes before the session ends", "router", w.status.Remote, "routes", w.table.Len())
+	w.log.Info("withdrawing the routes before the session ends", "router", w.status.RouterAddress, "routes", w.adjRIBOut.RouteCount())
 	for _, step := range []struct {
-		phase shutdownPhase
+		phase routeShutdownPhase
 		wait  time.Duration
-	}{{shutdownAnnounced, gracefulShutdownDelay}, {shutdownRoutesWithdrawn, closeAfterWithdrawalDelay}} {
+	}{{routesMarkedForShutdown, gracefulShutdownWithdrawalDelay}, {routesWithdrawnForShutdown, closeAfterWithdrawalDelay}} {
 		if w.shutdownPhase >= step.phase {
 			continue
 		}
 		w.shutdownPhase = step.phase
-		w.updateRouteTable()
+		w.updateAdjRIBOut()
 		select {
 		case <-time.After(step.wait):
 		case <-s.ended:
@@ -129,7 +129,7 @@ func (w *worker) stopSession(o workerOrder) {
 			return
 		}
 	}
-	s.endWithNotification(fmt.Errorf("the speaker stops"), w.wrapInHardResetIfNeeded(message.NewCease(message.CeaseShutdown, "the speaker stops")))
+	s.endWithNotification(fmt.Errorf("the speaker stops"), w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseShutdown, "the speaker stops")))
 }
 
 // wrapInHardResetIfNeeded turns a Cease into a Hard Reset if the router
@@ -143,11 +143,11 @@ func (w *worker) wrapInHardResetIfNeeded(f *message.Notification) *message.Notif
 
 // setLeaving starts the graceful shutdown of a leaving node's routes, or cancels it.
 func (w *worker) setLeaving(leaving bool) {
-	w.shutdownPhase = shutdownNotStarted
+	w.shutdownPhase = routesNotShuttingDown
 	w.shutdownTimer.Stop()
 	if leaving {
-		w.log.Info("the node is leaving: announcing its routes with GRACEFUL_SHUTDOWN, then withdrawing them", "routes", w.table.Len())
-		w.shutdownPhase = shutdownAnnounced
-		w.shutdownTimer.Reset(gracefulShutdownDelay)
+		w.log.Info("the node is leaving: announcing its routes with GRACEFUL_SHUTDOWN, then withdrawing them", "routes", w.adjRIBOut.RouteCount())
+		w.shutdownPhase = routesMarkedForShutdown
+		w.shutdownTimer.Reset(gracefulShutdownWithdrawalDelay)
 	}
 }

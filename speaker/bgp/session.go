@@ -19,7 +19,7 @@ import (
 // the OPENs. The first error on either side ends it.
 type session struct {
 	routerConn             Conn     // to the router
-	generatorConn          net.Conn // the UpdateGenerator's messages
+	updateGeneratorConn    net.Conn // the UpdateGenerator's messages
 	negotiated             Negotiated
 	counter                *messageCounter
 	now                    func() time.Time
@@ -39,13 +39,13 @@ type messageCounter struct {
 	MessageCounts
 }
 
-func (c *messageCounter) countSent(k message.Type) {
+func (c *messageCounter) countSent(k message.MessageType) {
 	c.mu.Lock()
 	c.Sent.countMessage(k)
 	c.mu.Unlock()
 }
 
-func (c *messageCounter) countReceived(k message.Type) {
+func (c *messageCounter) countReceived(k message.MessageType) {
 	c.mu.Lock()
 	c.Received.countMessage(k)
 	c.mu.Unlock()
@@ -59,26 +59,27 @@ func (c *messageCounter) currentCounts() MessageCounts {
 
 // Timers of a session.
 const (
-	// writeTimeout ends a session without a hold time when the router does not read for so long.
-	writeTimeout = 90 * time.Second
+	// writeWithoutHoldTimeTimeout ends a session without a hold time when the router does not read
+	// for so long.
+	writeWithoutHoldTimeTimeout = 90 * time.Second
 	// notificationTimeout bounds the sending of the last NOTIFICATION.
 	notificationTimeout = time.Second
-	// minRouteRefreshInterval is the shortest time between two answered ROUTE-REFRESHes of
+	// minRouteRefreshAnswerInterval is the shortest time between two answered ROUTE-REFRESHes of
 	// one family, since each answer sends every route again.
-	minRouteRefreshInterval = time.Second
+	minRouteRefreshAnswerInterval = time.Second
 )
 
 // startSessionRelay starts a session after the OPENs. updates is the UpdateGenerator's connection.
 func startSessionRelay(conn Conn, updates net.Conn, n Negotiated, counter *messageCounter, now func() time.Time) *session {
 	s := &session{
-		routerConn: conn, generatorConn: updates, negotiated: n, counter: counter, now: now,
+		routerConn: conn, updateGeneratorConn: updates, negotiated: n, counter: counter, now: now,
 		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, 1<<16), keepaliveIntervals: latest.NewValue[time.Duration](),
 	}
 	if k, ok := conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
 	}); ok && n.HoldTime == 0 {
 		// or a restart of the router would never be noticed
-		_ = k.SetKeepAliveConfig(tcpKeepaliveConfig)
+		_ = k.SetKeepAliveConfig(tcpKeepaliveWithoutHoldTime)
 	}
 	go s.relayFromRouter()
 	go s.relayToRouter()
@@ -86,8 +87,8 @@ func startSessionRelay(conn Conn, updates net.Conn, n Negotiated, counter *messa
 	return s
 }
 
-// tcpKeepaliveConfig is for sessions without a hold time.
-var tcpKeepaliveConfig = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
+// tcpKeepaliveWithoutHoldTime is for sessions without a hold time.
+var tcpKeepaliveWithoutHoldTime = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
 
 // sendKeepalives sends our keepalives after the first one, which the
 // UpdateGenerator sends as the answer to the router's OPEN.
@@ -121,8 +122,8 @@ func (s *session) sendKeepalives() {
 func (s *session) setKeepaliveInterval(interval time.Duration) { s.keepaliveIntervals.Put(interval) }
 
 // writeMessage writes a message to the router, and flushes it if asked. An error ends the session.
-func (s *session) writeMessage(t message.Type, m []byte, flush bool) error {
-	timeout := writeTimeout
+func (s *session) writeMessage(t message.MessageType, m []byte, flush bool) error {
+	timeout := writeWithoutHoldTimeTimeout
 	if s.negotiated.HoldTime > 0 {
 		timeout = s.negotiated.HoldTime
 	}
@@ -156,15 +157,16 @@ func (s *session) endWithNotification(reason error, notification *message.Notifi
 			}
 			s.writeMutex.Unlock()
 		}
-		s.generatorConn.Close()
-		go closeConnection(s.routerConn, notification != nil)
+		s.updateGeneratorConn.Close()
+		go closeConnectionWithoutReset(s.routerConn, notification != nil)
 		close(s.ended)
 	})
 }
 
-// closeConnection closes a connection. After a NOTIFICATION it waits for the router to close its
-// side: closing with unread bytes would reset the connection, and the NOTIFICATION would be lost.
-func closeConnection(c Conn, notified bool) {
+// closeConnectionWithoutReset closes a connection. After a NOTIFICATION it waits for the router to
+// close its side: closing with unread bytes would reset the connection, and the NOTIFICATION would
+// be lost.
+func closeConnectionWithoutReset(c Conn, notified bool) {
 	defer c.Close()
 	half, ok := c.(interface{ CloseWrite() error })
 	if !notified || !ok || half.CloseWrite() != nil {
@@ -193,14 +195,14 @@ func (s *session) relayFromRouter() {
 		s.counter.countReceived(t)
 		switch t {
 		case message.TypeOpen:
-			s.endForProtocolError(&message.Notification{Code: message.CodeFSM, Text: "it sent a second OPEN"})
+			s.endForProtocolError(&message.Notification{Code: message.CodeFSMError, FaultText: "it sent a second OPEN"})
 			return
 		case message.TypeNotification:
 			s.endWithNotification(receivedNotification{"the router ended the session", message.DecodeNotification(message.BodyOf(m)), s.negotiated.LocalOpen}, nil)
 			return
 		case message.TypeUpdate:
 			if !confirmed {
-				s.endForProtocolError(&message.Notification{Code: message.CodeFSM, Subcode: 2, Text: "it sent an UPDATE before its first KEEPALIVE"})
+				s.endForProtocolError(&message.Notification{Code: message.CodeFSMError, Subcode: 2, FaultText: "it sent an UPDATE before its first KEEPALIVE"})
 				return
 			}
 			continue
@@ -212,13 +214,13 @@ func (s *session) relayFromRouter() {
 		case message.TypeRouteRefresh:
 			afi := uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])
 			now := s.now()
-			if now.Sub(refreshes[afi]) < minRouteRefreshInterval {
+			if now.Sub(refreshes[afi]) < minRouteRefreshAnswerInterval {
 				continue
 			}
 			refreshes[afi] = now
 		}
-		if _, err := s.generatorConn.Write(m); err != nil {
-			s.endWithNotification(fmt.Errorf("the UPDATE encoder closed the session: %w", err), message.NewCease(message.CeaseReset, ""))
+		if _, err := s.updateGeneratorConn.Write(m); err != nil {
+			s.endWithNotification(fmt.Errorf("the UPDATE encoder closed the session: %w", err), message.NewCeaseNotification(message.CeaseReset, ""))
 			return
 		}
 	}
@@ -231,7 +233,7 @@ func (s *session) handleReadError(err error) {
 	case errors.As(err, &notification):
 		s.endForProtocolError(notification)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		s.endWithNotification(fmt.Errorf("no message from the router for %s, the hold time", s.negotiated.HoldTime), &message.Notification{Code: message.CodeHoldTimer})
+		s.endWithNotification(fmt.Errorf("no message from the router for %s, the hold time", s.negotiated.HoldTime), &message.Notification{Code: message.CodeHoldTimerExpired})
 	case errors.Is(err, io.EOF):
 		s.endWithNotification(errors.New("the router closed the connection without a NOTIFICATION"), nil)
 	case errors.Is(err, io.ErrUnexpectedEOF):
@@ -248,11 +250,11 @@ func (s *session) endForProtocolError(notification *message.Notification) {
 
 // relayToRouter writes the UpdateGenerator's messages to the router.
 func (s *session) relayToRouter() {
-	r, buf := bufio.NewReaderSize(s.generatorConn, 1<<16), make([]byte, message.MaxMessageLength)
+	r, buf := bufio.NewReaderSize(s.updateGeneratorConn, 1<<16), make([]byte, message.MaxMessageLength)
 	for {
 		m, err := message.ReadMessage(r, buf)
 		if err != nil {
-			s.endWithNotification(fmt.Errorf("the UPDATE encoder ended the session: %w", err), message.NewCease(message.CeaseReset, ""))
+			s.endWithNotification(fmt.Errorf("the UPDATE encoder ended the session: %w", err), message.NewCeaseNotification(message.CeaseReset, ""))
 			return
 		}
 		// Messages that arrive together are sent together.
@@ -262,20 +264,21 @@ func (s *session) relayToRouter() {
 	}
 }
 
-// openTimeout bounds the wait for the router's OPEN. RFC 4271 section 8.2.2 suggests four minutes,
-// but a router that stays silent after accepting the connection is overloaded or does not run BGP.
-const openTimeout = 20 * time.Second
+// receiveOpenTimeout bounds the wait for the router's OPEN. RFC 4271 section 8.2.2 suggests four
+// minutes, but a router that stays silent after accepting the connection is overloaded or does not
+// run BGP.
+const receiveOpenTimeout = 20 * time.Second
 
 // exchangeOpens sends our OPEN, reads the router's and checks it.
-func exchangeOpens(c Conn, counter *messageCounter, local message.Open, check func(remote message.Open) (Negotiated, error)) (Negotiated, error) {
-	_ = c.SetDeadline(time.Now().Add(openTimeout))
+func exchangeOpens(c Conn, counter *messageCounter, local message.OpenMessage, check func(remote message.OpenMessage) (Negotiated, error)) (Negotiated, error) {
+	_ = c.SetDeadline(time.Now().Add(receiveOpenTimeout))
 	if _, err := c.Write(local.Encode()); err != nil {
 		return Negotiated{}, fmt.Errorf("sending our OPEN: %w", err)
 	}
 	counter.countSent(message.TypeOpen)
 	m, err := message.ReadMessage(c, make([]byte, message.MaxMessageLength))
 	if err != nil {
-		return Negotiated{}, rejectRouterOpen(c, counter, explainOpenError(err))
+		return Negotiated{}, rejectRouterOpen(c, counter, explainMissingRouterOpen(err))
 	}
 	counter.countReceived(message.TypeOf(m))
 	switch message.TypeOf(m) {
@@ -283,7 +286,7 @@ func exchangeOpens(c Conn, counter *messageCounter, local message.Open, check fu
 		return Negotiated{}, receivedNotification{"the router refused the session", message.DecodeNotification(message.BodyOf(m)), local}
 	case message.TypeOpen:
 	default:
-		return Negotiated{}, rejectRouterOpen(c, counter, &message.Notification{Code: message.CodeFSM, Subcode: 1, Text: fmt.Sprintf("its first message is %s, not OPEN", message.TypeOf(m))})
+		return Negotiated{}, rejectRouterOpen(c, counter, &message.Notification{Code: message.CodeFSMError, Subcode: 1, FaultText: fmt.Sprintf("its first message is %s, not OPEN", message.TypeOf(m))})
 	}
 	remote, err := message.DecodeOpen(message.BodyOf(m))
 	if err != nil {
@@ -297,11 +300,11 @@ func exchangeOpens(c Conn, counter *messageCounter, local message.Open, check fu
 	return negotiated, nil
 }
 
-// explainOpenError explains an error while waiting for the router's OPEN.
-func explainOpenError(err error) error {
+// explainMissingRouterOpen explains an error while waiting for the router's OPEN.
+func explainMissingRouterOpen(err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return &message.Notification{Code: message.CodeHoldTimer, Text: fmt.Sprintf("it sent no OPEN within %s", openTimeout)}
+		return &message.Notification{Code: message.CodeHoldTimerExpired, FaultText: fmt.Sprintf("it sent no OPEN within %s", receiveOpenTimeout)}
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET):
 		return errors.New("the router closed the connection before its OPEN: is this node configured as a neighbour there?")
 	}

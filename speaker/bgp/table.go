@@ -29,52 +29,55 @@ type RouteChange struct {
 	Attributes *PathAttributes
 }
 
-// Table holds the routes to announce to one peer: its Adj-RIB-Out (RFC 4271 section 3.2). The
+// AdjRIBOut holds the routes to announce to one peer: its Adj-RIB-Out (RFC 4271 section 3.2). The
 // peer's worker writes it. The UpdateGenerator, on another goroutine, reads its PendingChanges. A
 // slow session costs no memory, since only the last change of each prefix is kept.
-type Table struct {
-	mu               sync.Mutex // guards the fields below, and those of PendingChanges
-	routes           map[netip.Prefix]*PathAttributes
-	recentAttributes []*PathAttributes // the latest ones, for sharing
-	// changes are those that the subscriber has not taken yet; nil without a subscriber.
-	changes *PendingChanges
+type AdjRIBOut struct {
+	mu                 sync.Mutex // guards the fields below, and those of PendingChanges
+	attributesByPrefix map[netip.Prefix]*PathAttributes
+	recentAttributes   []*PathAttributes // the latest ones, for sharing
+	// changesForSubscriber are those that the subscriber has not taken yet; nil without a
+	// subscriber.
+	changesForSubscriber *PendingChanges
 }
 
 // maxRecentAttributes bounds the search for equal attributes.
 const maxRecentAttributes = 16
 
-// NewTable returns an empty Table.
-func NewTable() *Table { return &Table{routes: map[netip.Prefix]*PathAttributes{}} }
+// NewAdjRIBOut returns an empty Table.
+func NewAdjRIBOut() *AdjRIBOut {
+	return &AdjRIBOut{attributesByPrefix: map[netip.Prefix]*PathAttributes{}}
+}
 
 // ReplaceRoutes sets the routes. It iterates twice when routes are removed.
-func (t *Table) ReplaceRoutes(all iter.Seq2[netip.Prefix, PathAttributes]) {
+func (t *AdjRIBOut) ReplaceRoutes(all iter.Seq2[netip.Prefix, PathAttributes]) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	wanted := 0
 	for prefix, attributes := range all {
 		wanted++
-		if old, ok := t.routes[prefix]; !ok || !old.Equal(&attributes) {
-			t.routes[prefix] = t.shareEqualAttributes(attributes)
-			t.changes.markPrefixChanged(prefix)
+		if old, ok := t.attributesByPrefix[prefix]; !ok || !old.Equal(&attributes) {
+			t.attributesByPrefix[prefix] = t.shareEqualAttributes(attributes)
+			t.changesForSubscriber.markPrefixChanged(prefix)
 		}
 	}
-	if len(t.routes) == wanted {
+	if len(t.attributesByPrefix) == wanted {
 		return
 	}
 	kept := make(map[netip.Prefix]struct{}, wanted)
 	for prefix := range all {
 		kept[prefix] = struct{}{}
 	}
-	for prefix := range t.routes {
+	for prefix := range t.attributesByPrefix {
 		if _, ok := kept[prefix]; !ok {
-			delete(t.routes, prefix)
-			t.changes.markPrefixChanged(prefix)
+			delete(t.attributesByPrefix, prefix)
+			t.changesForSubscriber.markPrefixChanged(prefix)
 		}
 	}
 }
 
 // shareEqualAttributes returns equal attributes that are in use already, or a pointer to these.
-func (t *Table) shareEqualAttributes(attributes PathAttributes) *PathAttributes {
+func (t *AdjRIBOut) shareEqualAttributes(attributes PathAttributes) *PathAttributes {
 	for _, recent := range t.recentAttributes {
 		if recent.Equal(&attributes) {
 			return recent
@@ -87,16 +90,16 @@ func (t *Table) shareEqualAttributes(attributes PathAttributes) *PathAttributes 
 	return &attributes
 }
 
-// Len returns how many prefixes of the given families are in
+// RouteCount returns how many prefixes of the given families are in
 // the Table; of all families without an argument.
-func (t *Table) Len(families ...message.AFI) int {
+func (t *AdjRIBOut) RouteCount(families ...message.AFI) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(families) == 0 {
-		return len(t.routes)
+		return len(t.attributesByPrefix)
 	}
 	n := 0
-	for p := range t.routes {
+	for p := range t.attributesByPrefix {
 		if slices.Contains(families, message.AFIOf(p)) {
 			n++
 		}
@@ -106,22 +109,22 @@ func (t *Table) Len(families ...message.AFI) int {
 
 // Subscribe returns the PendingChanges of the Table. The first ones are all its routes.
 // A Table has one subscriber: an earlier one gets no more changes.
-func (t *Table) Subscribe() *PendingChanges {
+func (t *AdjRIBOut) Subscribe() *PendingChanges {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.changes = &PendingChanges{
-		table:            t,
+	t.changesForSubscriber = &PendingChanges{
+		adjRIBOut:        t,
 		ready:            latest.NewWake(),
 		changedPrefixes:  map[netip.Prefix]struct{}{},
-		familiesToResend: []message.AFI{message.IPv4, message.IPv6},
+		familiesToResend: []message.AFI{message.FamilyIPv4, message.FamilyIPv6},
 	}
-	t.changes.ready.Signal()
-	return t.changes
+	t.changesForSubscriber.ready.Signal()
+	return t.changesForSubscriber
 }
 
 // PendingChanges are the changes of a Table since the last TakePending.
 type PendingChanges struct {
-	table            *Table
+	adjRIBOut        *AdjRIBOut
 	ready            *latest.Wake
 	changedPrefixes  map[netip.Prefix]struct{}
 	familiesToResend []message.AFI // every route of these is pending
@@ -132,16 +135,16 @@ func (c *PendingChanges) Ready() <-chan struct{} { return c.ready.C() }
 
 // TakePending returns the pending changes, in no order.
 func (c *PendingChanges) TakePending() []RouteChange {
-	c.table.mu.Lock()
-	defer c.table.mu.Unlock()
-	out := make([]RouteChange, 0, len(c.changedPrefixes)+len(c.familiesToResend)*len(c.table.routes)/2)
+	c.adjRIBOut.mu.Lock()
+	defer c.adjRIBOut.mu.Unlock()
+	out := make([]RouteChange, 0, len(c.changedPrefixes)+len(c.familiesToResend)*len(c.adjRIBOut.attributesByPrefix)/2)
 	for p := range c.changedPrefixes {
-		if t := c.table.routes[p]; t == nil || !slices.Contains(c.familiesToResend, message.AFIOf(p)) {
+		if t := c.adjRIBOut.attributesByPrefix[p]; t == nil || !slices.Contains(c.familiesToResend, message.AFIOf(p)) {
 			out = append(out, RouteChange{p, t})
 		}
 	}
 	if len(c.familiesToResend) > 0 {
-		for p, t := range c.table.routes {
+		for p, t := range c.adjRIBOut.attributesByPrefix {
 			if slices.Contains(c.familiesToResend, message.AFIOf(p)) {
 				out = append(out, RouteChange{p, t})
 			}
@@ -151,10 +154,10 @@ func (c *PendingChanges) TakePending() []RouteChange {
 	return out
 }
 
-// ResendFamily makes every route of a family pending again (RFC 2918).
-func (c *PendingChanges) ResendFamily(f message.AFI) {
-	c.table.mu.Lock()
-	defer c.table.mu.Unlock()
+// MarkFamilyForResend makes every route of a family pending again (RFC 2918).
+func (c *PendingChanges) MarkFamilyForResend(f message.AFI) {
+	c.adjRIBOut.mu.Lock()
+	defer c.adjRIBOut.mu.Unlock()
 	if !slices.Contains(c.familiesToResend, f) {
 		c.familiesToResend = append(c.familiesToResend, f)
 	}

@@ -38,11 +38,11 @@ func routesWithMED(prefixes map[netip.Prefix]uint32) iter.Seq2[netip.Prefix, bgp
 	}
 }
 
-// TestChangesReflectTable changes the table at random while a
+// TestPendingChangesAddUpToTheAdjRIBOut changes the table at random while a
 // subscriber reads the changes on another goroutine.
-func TestChangesReflectTable(t *testing.T) {
+func TestPendingChangesAddUpToTheAdjRIBOut(t *testing.T) {
 	random, prefixes := rand.New(rand.NewPCG(3, 4)), numberedHostPrefixes(60)
-	table := bgp.NewTable()
+	table := bgp.NewAdjRIBOut()
 	has := map[netip.Prefix]uint32{}
 	edit := func() {
 		for range random.IntN(8) {
@@ -86,8 +86,8 @@ func TestChangesReflectTable(t *testing.T) {
 	}
 }
 
-func TestChangesResendFamily(t *testing.T) {
-	prefixes, table := numberedHostPrefixes(4), bgp.NewTable()
+func TestResendMakesAllRoutesOfAFamilyPending(t *testing.T) {
+	prefixes, table := numberedHostPrefixes(4), bgp.NewAdjRIBOut()
 	has := map[netip.Prefix]uint32{prefixes[0]: 1, prefixes[1]: 1, prefixes[2]: 1}
 	table.ReplaceRoutes(routesWithMED(has))
 	previous := table.Subscribe()
@@ -109,7 +109,7 @@ func TestChangesResendFamily(t *testing.T) {
 	want("no changes", pending(changes))
 	table.ReplaceRoutes(routesWithMED(has))
 	want("the same routes again", pending(changes))
-	changes.ResendFamily(message.IPv4)
+	changes.MarkFamilyForResend(message.FamilyIPv4)
 	delete(has, prefixes[0])
 	has[prefixes[3]] = 2
 	table.ReplaceRoutes(routesWithMED(has))
@@ -118,13 +118,13 @@ func TestChangesResendFamily(t *testing.T) {
 	table.ReplaceRoutes(routesWithMED(map[netip.Prefix]uint32{}))
 	want("nothing for the previous subscriber", pending(previous))
 	want("all are withdrawn", pending(changes), prefixes[2], prefixes[1], prefixes[3])
-	if n := table.Len(); n != 0 {
+	if n := table.RouteCount(); n != 0 {
 		t.Errorf("%d routes remain", n)
 	}
 }
 
-// TestTableUsesLittleMemoryPerRoute measures the heap for 10,000 routes of one peer.
-func TestTableUsesLittleMemoryPerRoute(t *testing.T) {
+// TestAdjRIBOutUsesLittleMemoryPerRoute measures the heap for 10,000 routes of one peer.
+func TestAdjRIBOutUsesLittleMemoryPerRoute(t *testing.T) {
 	const many, most = 10000, 120
 	has := map[netip.Prefix]uint32{}
 	for _, p := range numberedHostPrefixes(many) {
@@ -138,7 +138,7 @@ func TestTableUsesLittleMemoryPerRoute(t *testing.T) {
 		return m.HeapAlloc
 	}
 	before := heap()
-	table := bgp.NewTable()
+	table := bgp.NewAdjRIBOut()
 	changes := table.Subscribe()
 	table.ReplaceRoutes(routesWithMED(has))
 	if n := len(changes.TakePending()); n != many {

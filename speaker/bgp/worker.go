@@ -17,13 +17,13 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// workerOrder is the desired state of one worker.
-type workerOrder struct {
-	peer      intent.Peer
-	allRoutes []*intent.Route // of all peers
-	leaving   bool
-	// stop ends the worker, since the speaker stops or the peer was removed.
-	stop bool
+// desiredPeerState is the desired state of one worker.
+type desiredPeerState struct {
+	peer             intent.Peer
+	routesOfAllPeers []*intent.Route // of all peers
+	nodeLeaving      bool
+	// mustStop ends the worker, since the speaker stops or the peer was removed.
+	mustStop bool
 	// peerRemoved means that the peer is no longer configured.
 	peerRemoved bool
 }
@@ -34,28 +34,28 @@ type worker struct {
 	engine              *Engine
 	peerName            string
 	log                 *slog.Logger
-	latestOrder         *latest.Value[workerOrder]
+	latestDesiredState  *latest.Value[desiredPeerState]
 	bfdEvents           *latest.Queue[bfd.Event]
 	incomingConnections chan Conn // a connection that the router opened
 	done                chan struct{}
 	counter             messageCounter
 
-	ctx               context.Context
-	currentOrder      workerOrder // the latest
-	status            Status
-	table             *Table // the routes to announce
-	session           *session
-	sessionConfirmed  <-chan struct{} // of session; nil once it was handled
-	ipv4NextHop       netip.Addr      // invalid if the session has none
-	ipv6NextHop       netip.Addr      // invalid if the session has none
-	allowsIPv6NextHop bool            // IPv4 routes may have IPv6 next hops
+	ctx                      context.Context
+	currentDesiredState      desiredPeerState // the latest
+	status                   PeerSessionStatus
+	adjRIBOut                *AdjRIBOut // the routes to announce
+	session                  *session
+	routerConfirmedSession   <-chan struct{} // of session; nil once it was handled
+	ipv4NextHop              netip.Addr      // invalid if the session has none
+	ipv6NextHop              netip.Addr      // invalid if the session has none
+	allowsIPv6NextHopForIPv4 bool            // IPv4 routes may have IPv6 next hops
 
-	attemptDone         <-chan attemptResult // result of the attempt under way; nil without one
+	attemptResults      <-chan attemptResult // result of the attempt under way; nil without one
 	cancelAttempt       context.CancelFunc
 	failedAttemptCount  int
 	lastNotification    *receivedNotification // since the last established session; nil without one
 	retryTimer          *time.Timer
-	shutdownPhase       shutdownPhase
+	shutdownPhase       routeShutdownPhase
 	shutdownTimer       *time.Timer
 	noSessionSinceStart bool // no session was established since the process started
 }
@@ -67,31 +67,31 @@ type attemptResult struct {
 	err        error
 }
 
-// shutdownPhase is the progress of a leaving node's routes.
-type shutdownPhase uint8
+// routeShutdownPhase is the progress of a leaving node's routes.
+type routeShutdownPhase uint8
 
 const (
-	shutdownNotStarted shutdownPhase = iota
-	shutdownAnnounced                // announced with GRACEFUL_SHUTDOWN
-	shutdownRoutesWithdrawn
+	routesNotShuttingDown   routeShutdownPhase = iota
+	routesMarkedForShutdown                    // announced with GRACEFUL_SHUTDOWN
+	routesWithdrawnForShutdown
 )
 
 // Timers of a worker.
 const (
-	// gracefulShutdownDelay is the time between announcing routes with
+	// gracefulShutdownWithdrawalDelay is the time between announcing routes with
 	// GRACEFUL_SHUTDOWN and withdrawing them. The router installs other paths
 	// meanwhile (RFC 8326 section 4.1 asks for the convergence time).
-	gracefulShutdownDelay = 500 * time.Millisecond
+	gracefulShutdownWithdrawalDelay = 500 * time.Millisecond
 	// closeAfterWithdrawalDelay is the time between the withdrawal and the end of
 	// the session. The router has read the withdrawal by then.
 	closeAfterWithdrawalDelay = 100 * time.Millisecond
 	// firstRetryDelay is the delay after the first failure. It doubles with each further failure.
 	firstRetryDelay = 250 * time.Millisecond
-	// maxRetryDelay applies where connectTime is not set.
-	maxRetryDelay = 10 * time.Second
-	// stableSessionInterval is how long a session must be established
+	// defaultMaxReconnectDelay applies where connectTime is not set.
+	defaultMaxReconnectDelay = 10 * time.Second
+	// minStableSessionInterval is how long a session must be established
 	// for an immediate reconnect after its end.
-	stableSessionInterval = 10 * time.Second
+	minStableSessionInterval = 10 * time.Second
 )
 
 func newWorker(e *Engine, name string) *worker {
@@ -99,20 +99,20 @@ func newWorker(e *Engine, name string) *worker {
 		engine:              e,
 		peerName:            name,
 		log:                 e.options.Log.With("peer", name),
-		latestOrder:         latest.NewValue[workerOrder](),
+		latestDesiredState:  latest.NewValue[desiredPeerState](),
 		bfdEvents:           latest.NewQueue[bfd.Event](16),
 		incomingConnections: make(chan Conn, 1),
 		done:                make(chan struct{}),
-		status:              Status{Peer: name, State: Idle, StateSince: e.options.Now()},
-		table:               NewTable(),
+		status:              PeerSessionStatus{PeerName: name, State: Idle, StateSince: e.options.Now()},
+		adjRIBOut:           NewAdjRIBOut(),
 		noSessionSinceStart: true,
 	}
-	w.status.counter = &w.counter
+	w.status.messageCounter = &w.counter
 	return w
 }
 
-// sendOrder replaces the pending order. Nothing follows a stop.
-func (w *worker) sendOrder(o workerOrder) { w.latestOrder.Put(o) }
+// sendDesiredState replaces the pending order. Nothing follows a stop.
+func (w *worker) sendDesiredState(o desiredPeerState) { w.latestDesiredState.Put(o) }
 
 // run runs the worker until an order stops it or ctx ends.
 func (w *worker) run(ctx context.Context) {
@@ -133,20 +133,20 @@ func (w *worker) run(ctx context.Context) {
 				w.session.endWithNotification(ctx.Err(), nil)
 			}
 			return
-		case o := <-w.latestOrder.C():
-			if o.stop {
+		case o := <-w.latestDesiredState.C():
+			if o.mustStop {
 				w.stopSession(o)
 				return
 			}
-			w.applyOrder(o, first)
+			w.applyDesiredState(o, first)
 			first = false
 		case <-w.retryTimer.C:
 			w.connectToRouter()
-		case a := <-w.attemptDone:
-			w.attemptDone = nil
+		case a := <-w.attemptResults:
+			w.attemptResults = nil
 			w.startSession(a)
-		case <-w.sessionConfirmed:
-			w.sessionConfirmed = nil
+		case <-w.routerConfirmedSession:
+			w.routerConfirmedSession = nil
 			w.recordEstablished()
 		case <-ended:
 			w.endSession()
@@ -155,8 +155,8 @@ func (w *worker) run(ctx context.Context) {
 		case c := <-w.incomingConnections:
 			w.acceptConnection(c)
 		case <-w.shutdownTimer.C:
-			w.shutdownPhase = shutdownRoutesWithdrawn
-			w.updateRouteTable()
+			w.shutdownPhase = routesWithdrawnForShutdown
+			w.updateAdjRIBOut()
 		}
 		w.reportStatus()
 	}
@@ -175,23 +175,23 @@ func (w *worker) closeConnections() {
 
 // abortAttempt cancels the attempt under way.
 func (w *worker) abortAttempt() {
-	if w.attemptDone == nil {
+	if w.attemptResults == nil {
 		return
 	}
 	w.cancelAttempt()
-	if a := <-w.attemptDone; a.conn != nil {
+	if a := <-w.attemptResults; a.conn != nil {
 		a.conn.Close()
 	}
-	w.attemptDone = nil
+	w.attemptResults = nil
 }
 
-// applyOrder applies an order. The session is reset only if
+// applyDesiredState applies an order. The session is reset only if
 // the edit changes our OPEN or the connection.
-func (w *worker) applyOrder(o workerOrder, first bool) {
-	previous := w.currentOrder
-	w.currentOrder = o
-	if o.leaving != previous.leaving {
-		w.setLeaving(o.leaving)
+func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
+	previous := w.currentDesiredState
+	w.currentDesiredState = o
+	if o.nodeLeaving != previous.nodeLeaving {
+		w.setLeaving(o.nodeLeaving)
 	}
 	switch {
 	case first:
@@ -200,7 +200,7 @@ func (w *worker) applyOrder(o workerOrder, first bool) {
 		w.log.Info("the peer's configuration changed; reconnecting")
 		w.abortAttempt()
 		if w.session != nil {
-			w.session.endWithNotification(fmt.Errorf("the peer's configuration changed"), message.NewCease(message.CeaseConfigChange, ""))
+			w.session.endWithNotification(fmt.Errorf("the peer's configuration changed"), message.NewCeaseNotification(message.CeaseConfigChange, ""))
 			w.endSession()
 		}
 		w.failedAttemptCount, w.lastNotification = 0, nil
@@ -213,14 +213,14 @@ func (w *worker) applyOrder(o workerOrder, first bool) {
 		w.retryTimer.Reset(0)
 	}
 	w.applyTimerEdits(&previous.peer)
-	w.updateRouteTable()
+	w.updateAdjRIBOut()
 }
 
-// needSameSession reports whether both configurations need the same OPEN and connection.
-func needSameSession(a, b *intent.Peer) bool {
+// needSameOpenAndConnection reports whether both configurations need the same OPEN and connection.
+func needSameOpenAndConnection(a, b *intent.Peer) bool {
 	x, y := *a, *b
 	for _, p := range []*intent.Peer{&x, &y} {
-		p.Password, p.Blocked, p.BFD, p.ConnectTime, p.KeepaliveTime = "", names.Explanation{}, nil, 0, 0
+		p.Password, p.Blocked, p.BFD, p.MaxReconnectDelay, p.KeepaliveTime = "", names.Explanation{}, nil, 0, 0
 	}
 	return x == y
 }
@@ -233,8 +233,8 @@ func (w *worker) changePassword() {
 		w.retryTimer.Reset(0)
 		return
 	}
-	if err := w.session.routerConn.SetPassword(w.currentOrder.peer.Password); err != nil {
-		w.session.endWithNotification(err, message.NewCease(message.CeaseReset, "new password"))
+	if err := w.session.routerConn.SetPassword(w.currentDesiredState.peer.Password); err != nil {
+		w.session.endWithNotification(err, message.NewCeaseNotification(message.CeaseReset, "new password"))
 		return
 	}
 	w.log.Info("the password of the session changed; change it on the router before the hold time ends", "hold", w.session.negotiated.HoldTime)
@@ -242,9 +242,9 @@ func (w *worker) changePassword() {
 
 // connectToRouter starts an attempt unless a session or an attempt exists or the peer is blocked.
 func (w *worker) connectToRouter() {
-	p := w.currentOrder.peer
+	p := w.currentDesiredState.peer
 	switch {
-	case w.session != nil || w.attemptDone != nil:
+	case w.session != nil || w.attemptResults != nil:
 		return
 	case p.Blocked.IsSet():
 		w.recordAttemptFailure(errors.New(p.Blocked.Text))
@@ -261,38 +261,38 @@ func (w *worker) connectToRouter() {
 // session wins unless graceful restart was negotiated: then a new connection
 // means that the router has restarted (RFC 4724 section 5).
 func (w *worker) acceptConnection(c Conn) {
-	p := w.currentOrder.peer
+	p := w.currentDesiredState.peer
 	if w.session != nil && w.session.negotiated.GracefulRestart {
 		w.session.endWithNotification(errors.New("the router opened a new connection"), nil)
 		w.endSession()
 	}
-	if !p.Passive || p.Blocked.IsSet() || w.session != nil || w.attemptDone != nil {
-		_, _ = c.Write(message.NewCease(message.CeaseRejected, "").Encode())
-		go closeConnection(c, true)
+	if !p.Passive || p.Blocked.IsSet() || w.session != nil || w.attemptResults != nil {
+		_, _ = c.Write(message.NewCeaseNotification(message.CeaseRejected, "").Encode())
+		go closeConnectionWithoutReset(c, true)
 		return
 	}
 	w.retryTimer.Stop()
 	o := dialOptions(&p)
 	w.enterState(Connect)
-	w.startAttempt(func(context.Context) (Conn, error) { return c, c.SetTTL(o.TTL, o.MinTTL) })
+	w.startAttempt(func(context.Context) (Conn, error) { return c, c.SetTTLAndMinReceivedTTL(o.TTL, o.MinReceivedTTL) })
 }
 
 // startAttempt starts an attempt on the connection that connect returns.
 func (w *worker) startAttempt(connect func(context.Context) (Conn, error)) {
-	p := w.currentOrder.peer
+	p := w.currentDesiredState.peer
 	ctx, cancel := context.WithCancel(w.ctx)
 	result := make(chan attemptResult, 1)
-	w.attemptDone, w.cancelAttempt = result, cancel
+	w.attemptResults, w.cancelAttempt = result, cancel
 	restarted := w.noSessionSinceStart
 	go func() {
 		defer cancel()
-		result <- w.attemptSession(ctx, p, restarted, connect)
+		result <- w.connectAndExchangeOpens(ctx, p, restarted, connect)
 	}()
 }
 
-// attemptSession connects and exchanges the OPENs. It runs on its
+// connectAndExchangeOpens connects and exchanges the OPENs. It runs on its
 // own goroutine and uses only the counter of the worker.
-func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bool, connect func(context.Context) (Conn, error)) attemptResult {
+func (w *worker) connectAndExchangeOpens(ctx context.Context, p intent.Peer, restarted bool, connect func(context.Context) (Conn, error)) attemptResult {
 	c, err := connect(ctx)
 	if err != nil {
 		if c != nil {
@@ -304,9 +304,9 @@ func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bo
 	defer stop()
 	ipv4, _ := c.LocalNextHops()
 	local := buildOpen(&p, chooseRouterID(p.RouterID, ipv4, w.engine.options.NodeName), restarted)
-	a, err := exchangeOpens(c, &w.counter, local, func(remote message.Open) (Negotiated, error) { return negotiate(&p, local, remote) })
+	a, err := exchangeOpens(c, &w.counter, local, func(remote message.OpenMessage) (Negotiated, error) { return negotiate(&p, local, remote) })
 	if err != nil {
-		go closeConnection(c, true)
+		go closeConnectionWithoutReset(c, true)
 		return attemptResult{err: err}
 	}
 	return attemptResult{conn: c, negotiated: a}
@@ -314,10 +314,10 @@ func (w *worker) attemptSession(ctx context.Context, p intent.Peer, restarted bo
 
 // dialOptions returns where and how to connect to a peer.
 func dialOptions(p *intent.Peer) DialOptions {
-	o := DialOptions{RouterAddress: netip.AddrPortFrom(p.Address, p.Port), LocalAddress: p.SourceAddress, Device: p.Device, Password: p.Password, TTL: 255}
+	o := DialOptions{RouterAddress: netip.AddrPortFrom(p.Address, p.Port), LocalAddress: p.SourceAddress, BindDevice: p.Device, Password: p.Password, TTL: 255}
 	switch {
 	case p.MaxHops > 0:
-		o.MinTTL = 255 - (p.MaxHops - 1)
+		o.MinReceivedTTL = 255 - (p.MaxHops - 1)
 	case p.IsExternal() && !p.Multihop:
 		o.TTL = 1
 	}
@@ -331,24 +331,24 @@ func (w *worker) startSession(a attemptResult) {
 		return
 	}
 	w.setNextHops(a)
-	updates := w.engine.options.UpdateGenerator.OpenUpdateConnection(a.negotiated, w.currentOrder.peer.LocalASN, w.table)
+	updates := w.engine.options.UpdateGenerator.OpenConnectionWithUpdates(a.negotiated, w.currentDesiredState.peer.LocalASN, w.adjRIBOut)
 	w.session = startSessionRelay(a.conn, updates, a.negotiated, &w.counter, w.engine.options.Now)
-	w.sessionConfirmed = w.session.firstKeepaliveReceived
+	w.routerConfirmedSession = w.session.firstKeepaliveReceived
 	w.enterState(OpenSent)
 }
 
 // setNextHops sets the next hops of the routes.
 func (w *worker) setNextHops(a attemptResult) {
 	w.ipv4NextHop, w.ipv6NextHop = a.conn.LocalNextHops()
-	w.allowsIPv6NextHop = a.negotiated.ExtendedNextHop
-	if local, ok := a.conn.LocalAddr().(*net.TCPAddr); ok && w.currentOrder.peer.Unnumbered {
+	w.allowsIPv6NextHopForIPv4 = a.negotiated.ExtendedNextHop
+	if local, ok := a.conn.LocalAddr().(*net.TCPAddr); ok && w.currentDesiredState.peer.Unnumbered {
 		// The router knows only this link's own address. Other
 		// addresses of the node may be unknown there.
-		if w.ipv6NextHop = local.AddrPort().Addr(); w.allowsIPv6NextHop {
+		if w.ipv6NextHop = local.AddrPort().Addr(); w.allowsIPv6NextHopForIPv4 {
 			w.ipv4NextHop = netip.Addr{}
 		}
 	}
-	w.updateRouteTable()
+	w.updateAdjRIBOut()
 }
 
 // recordEstablished records that the router has confirmed the session.
@@ -356,31 +356,31 @@ func (w *worker) recordEstablished() {
 	a := w.session.negotiated
 	w.noSessionSinceStart, w.lastNotification = false, nil
 	w.status.EstablishedCount++
-	w.status.Families, w.status.ASN, w.status.HoldTime, w.status.GracefulRestart = a.Families, a.RemoteOpen.ASN, a.HoldTime, a.GracefulRestart
+	w.status.Families, w.status.RouterASN, w.status.HoldTime, w.status.RouterKeepsRoutesOverRestart = a.CommonFamilies, a.RemoteOpen.ASN, a.HoldTime, a.GracefulRestart
 	w.enterState(Established)
-	w.log.Info("the session is established", "router", w.status.Remote, "asn", a.RemoteOpen.ASN, "families", fmt.Sprint(a.Families), "routes", w.table.Len())
+	w.log.Info("the session is established", "router", w.status.RouterAddress, "asn", a.RemoteOpen.ASN, "families", fmt.Sprint(a.CommonFamilies), "routes", w.adjRIBOut.RouteCount())
 }
 
 // endSession records the end of the session and schedules the
 // next attempt: at once after a stable session.
 func (w *worker) endSession() {
-	if w.status.State == Established && w.engine.options.Now().Sub(w.status.StateSince) >= stableSessionInterval {
+	if w.status.State == Established && w.engine.options.Now().Sub(w.status.StateSince) >= minStableSessionInterval {
 		w.failedAttemptCount = -1
 	}
 	err := w.session.endReason
-	w.session, w.sessionConfirmed = nil, nil
+	w.session, w.routerConfirmedSession = nil, nil
 	w.recordAttemptFailure(err)
 }
 
 // recordAttemptFailure records why there is no session and schedules the next attempt.
 func (w *worker) recordAttemptFailure(err error) {
-	err = w.addLastNotification(err)
+	err = w.addLastNotificationToError(err)
 	if text := err.Error(); text != w.status.LastError || w.status.State == Established {
-		w.log.Warn("no session", "router", w.status.Remote, "error", text)
+		w.log.Warn("no session", "router", w.status.RouterAddress, "error", text)
 		w.status.LastError = text
 	}
 	w.enterState(Idle)
-	w.retryTimer.Reset(retryDelay(w.failedAttemptCount, w.currentOrder.peer.ConnectTime))
+	w.retryTimer.Reset(retryDelay(w.failedAttemptCount, w.currentDesiredState.peer.MaxReconnectDelay))
 	w.failedAttemptCount++
 }
 
@@ -392,7 +392,7 @@ func retryDelay(failures int, longest time.Duration) time.Duration {
 		return 0
 	}
 	if longest == 0 {
-		longest = maxRetryDelay
+		longest = defaultMaxReconnectDelay
 	}
 	d := min(firstRetryDelay<<min(failures, 20), longest)
 	return d - time.Duration(rand.Int64N(int64(d)/4+1))
@@ -406,12 +406,12 @@ func (w *worker) enterState(s State) {
 
 // reportStatus reports the Status to the Engine.
 func (w *worker) reportStatus() {
-	w.status.Remote = netip.AddrPortFrom(w.currentOrder.peer.Address, w.currentOrder.peer.Port)
-	w.status.AnnouncedRouteCount, w.status.Reason, w.status.Withheld = 0, w.currentOrder.peer.Blocked.Reason, names.Explanation{}
+	w.status.RouterAddress = netip.AddrPortFrom(w.currentDesiredState.peer.Address, w.currentDesiredState.peer.Port)
+	w.status.AnnouncedRouteCount, w.status.NotConnectingReason, w.status.WithheldRouteReason = 0, w.currentDesiredState.peer.Blocked.Reason, names.Explanation{}
 	if w.status.State == Established {
-		w.status.Reason = ""
-		w.status.AnnouncedRouteCount = w.table.Len(w.status.Families...)
-		w.status.Withheld = w.findWithheldReason()
+		w.status.NotConnectingReason = ""
+		w.status.AnnouncedRouteCount = w.adjRIBOut.RouteCount(w.status.Families...)
+		w.status.WithheldRouteReason = w.findWithheldReason()
 	}
 	w.engine.recordStatus(w.status)
 }

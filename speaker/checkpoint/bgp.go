@@ -25,23 +25,23 @@ type savedRouteGroup struct {
 	Prefixes   []netip.Prefix
 }
 
-// maxComparedGroups bounds how many groups are compared with each route.
-const maxComparedGroups = 8
+// maxRouteGroupsComparedPerRoute bounds how many groups are compared with each route.
+const maxRouteGroupsComparedPerRoute = 8
 
-func packBGPState(d bgp.Desired) (peers []savedPeer, groups []savedRouteGroup) {
+func groupRoutesAndStripPasswords(d bgp.Desired) (peers []savedPeer, groups []savedRouteGroup) {
 	for _, p := range d.Peers {
 		signed := p.Password != ""
 		p.Password = ""
 		peers = append(peers, savedPeer{p, signed})
 	}
 	for _, r := range d.Routes {
-		last := groups[max(0, len(groups)-maxComparedGroups):]
+		last := groups[max(0, len(groups)-maxRouteGroupsComparedPerRoute):]
 		i := slices.IndexFunc(last, func(g savedRouteGroup) bool {
-			return slices.Equal(g.Peers, r.Peers) && g.Attributes.Equal(r.Attributes)
+			return slices.Equal(g.Peers, r.PeerNames) && g.Attributes.Equal(r.Attributes)
 		})
 		if i < 0 {
 			groups = append(groups, savedRouteGroup{
-				Peers: r.Peers, Attributes: r.Attributes, Prefixes: []netip.Prefix{r.Prefix},
+				Peers: r.PeerNames, Attributes: r.Attributes, Prefixes: []netip.Prefix{r.Prefix},
 			})
 			continue
 		}
@@ -50,8 +50,9 @@ func packBGPState(d bgp.Desired) (peers []savedPeer, groups []savedRouteGroup) {
 	return peers, groups
 }
 
-// unpackBGPState returns the peers and routes to resume with. It blocks peers with a password.
-func unpackBGPState(peers []savedPeer, groups []savedRouteGroup) (bgp.Desired, error) {
+// ungroupRoutesAndBlockSignedPeers returns the peers and routes to resume with. It blocks peers
+// with a password.
+func ungroupRoutesAndBlockSignedPeers(peers []savedPeer, groups []savedRouteGroup) (bgp.Desired, error) {
 	var d bgp.Desired
 	known := map[string]bool{}
 	for _, p := range peers {
@@ -74,16 +75,16 @@ func unpackBGPState(peers []savedPeer, groups []savedRouteGroup) (bgp.Desired, e
 			if !prefix.IsValid() {
 				return d, fmt.Errorf("a route to %v has no prefix", g.Peers)
 			}
-			d.Routes = append(d.Routes, &intent.Route{Prefix: prefix, Peers: g.Peers, Attributes: g.Attributes})
+			d.Routes = append(d.Routes, &intent.Route{Prefix: prefix, PeerNames: g.Peers, Attributes: g.Attributes})
 		}
 	}
 	compare := func(x, y *intent.Route) int {
-		return cmp.Or(x.Prefix.Compare(y.Prefix), slices.Compare(x.Peers, y.Peers))
+		return cmp.Or(x.Prefix.Compare(y.Prefix), slices.Compare(x.PeerNames, y.PeerNames))
 	}
 	slices.SortFunc(d.Routes, compare)
 	for i := range d.Routes[min(1, len(d.Routes)):] {
 		if r := d.Routes[i]; compare(r, d.Routes[i+1]) == 0 {
-			return d, fmt.Errorf("the route %s to %v is there twice", r.Prefix, r.Peers)
+			return d, fmt.Errorf("the route %s to %v is there twice", r.Prefix, r.PeerNames)
 		}
 	}
 	return d, nil

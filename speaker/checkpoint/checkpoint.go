@@ -25,13 +25,13 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// NodeState is the content of the file. It is immutable.
-type NodeState struct {
-	// Node is the name of the node, Address the address of its speaker in the gossip, Key the
+// SavedNodeState is the content of the file. It is immutable.
+type SavedNodeState struct {
+	// NodeName is the name of the node, Address the address of its speaker in the gossip, Key the
 	// gossip key.
-	Node    string
-	Address netip.Addr
-	Key     []byte
+	NodeName      string
+	GossipAddress netip.Addr
+	GossipKey     []byte
 	agent.Checkpoint
 }
 
@@ -43,18 +43,18 @@ const bootIDPath = "/proc/sys/kernel/random/boot_id"
 
 // Store saves NodeStates in a directory. Run writes them.
 type Store struct {
-	directory, bootID string
-	log               *slog.Logger
-	unwrittenState    *latest.Value[NodeState]
+	directory, bootID    string
+	log                  *slog.Logger
+	latestUnwrittenState *latest.Value[SavedNodeState]
 }
 
-// New returns a Store for the directory, which must exist. With an empty name or a missing
+// NewStore returns a Store for the directory, which must exist. With an empty name or a missing
 // directory the Store saves nothing.
-func New(dir string, log *slog.Logger) *Store {
+func NewStore(dir string, log *slog.Logger) *Store {
 	boot, err := os.ReadFile(bootIDPath)
 	s := &Store{
 		directory: dir, bootID: strings.TrimSpace(string(boot)), log: log,
-		unwrittenState: latest.NewValue[NodeState](),
+		latestUnwrittenState: latest.NewValue[SavedNodeState](),
 	}
 	if dir == "" || err != nil {
 		s.directory = ""
@@ -70,7 +70,7 @@ func New(dir string, log *slog.Logger) *Store {
 
 // LoadState returns what the last speaker of the node saved. It returns nil without a usable file,
 // for example after a boot of the node.
-func (s *Store) LoadState(node string) *NodeState {
+func (s *Store) LoadState(node string) *SavedNodeState {
 	if s.directory == "" {
 		return nil
 	}
@@ -78,25 +78,26 @@ func (s *Store) LoadState(node string) *NodeState {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	var state NodeState
+	var state SavedNodeState
 	if err == nil {
-		state, err = decodeFile(b, s.bootID)
+		state, err = decodeCheckpointFile(b, s.bootID)
 	}
 	switch {
 	case err != nil:
 		s.log.Warn("the checkpoint of this node's last speaker is not usable",
 			"file", filepath.Join(s.directory, checkpointFileName), "reason", err.Error())
 		return nil
-	case state.Node != node:
+	case state.NodeName != node:
 		s.log.Warn("the checkpoint belongs to another node",
-			"file", filepath.Join(s.directory, checkpointFileName), "node", state.Node)
+			"file", filepath.Join(s.directory, checkpointFileName), "node", state.NodeName)
 		return nil
 	}
 	return &state
 }
 
-// SaveState passes a NodeState to Run. It replaces one that is not written yet. It does not block.
-func (s *Store) SaveState(state NodeState) { s.unwrittenState.Put(state) }
+// ReplaceStateToWrite passes a SavedNodeState to Run. It replaces one that is not written yet. It
+// does not block.
+func (s *Store) ReplaceStateToWrite(state SavedNodeState) { s.latestUnwrittenState.Put(state) }
 
 // Run writes states until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
@@ -105,7 +106,7 @@ func (s *Store) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case state := <-s.unwrittenState.C():
+		case state := <-s.latestUnwrittenState.C():
 			if s.directory == "" {
 				continue
 			}
@@ -119,8 +120,8 @@ func (s *Store) Run(ctx context.Context) error {
 }
 
 // writeFile replaces the file. Only root can read it, since it contains the gossip key.
-func (s *Store) writeFile(state NodeState) error {
-	b, err := encodeFile(state, s.bootID)
+func (s *Store) writeFile(state SavedNodeState) error {
+	b, err := encodeCheckpointFile(state, s.bootID)
 	if err != nil {
 		return err
 	}
@@ -131,8 +132,9 @@ func (s *Store) writeFile(state NodeState) error {
 	return os.Rename(path+".new", path)
 }
 
-// fileFormatVersion is the version of the file format. Files of other versions are not used.
-const fileFormatVersion = 1
+// checkpointFileFormatVersion is the version of the file format. Files of other versions are not
+// used.
+const checkpointFileFormatVersion = 1
 
 // fileContent is the second line of the file. The first line is the SHA-256 of the second.
 type fileContent struct {
@@ -162,26 +164,26 @@ type savedBid struct {
 	Rebalance  bool         `json:",omitempty"`
 }
 
-func encodeFile(s NodeState, boot string) ([]byte, error) {
+func encodeCheckpointFile(s SavedNodeState, boot string) ([]byte, error) {
 	c := fileContent{
-		Version: fileFormatVersion, Boot: boot, Node: s.Node, Address: s.Address, Key: s.Key,
+		Version: checkpointFileFormatVersion, Boot: boot, Node: s.NodeName, Address: s.GossipAddress, Key: s.GossipKey,
 		MemberAddresses: s.MemberAddresses, Claims: s.Claims,
 	}
-	c.Routers, c.Routes = packBGPState(s.BGP)
-	c.Leaving = s.BGP.Leaving
+	c.Routers, c.Routes = groupRoutesAndStripPasswords(s.DesiredBGP)
+	c.Leaving = s.DesiredBGP.NodeLeaving
 	known := map[uint64]int{}
-	for _, b := range s.Bids {
+	for _, b := range s.BidsOfLastPlan {
 		i, ok := known[b.Candidates.ContentHash]
 		if !ok {
 			i = len(c.Candidates)
 			known[b.Candidates.ContentHash] = i
 			scores := map[string]int{}
 			for j, n := range b.Candidates.Nodes {
-				scores[n] = b.Candidates.Scores[j]
+				scores[n] = b.Candidates.PreferenceScores[j]
 			}
 			c.Candidates = append(c.Candidates, scores)
 		}
-		c.Bids = append(c.Bids, savedBid{b.Address, i, b.Siblings, b.LinkIndexes, b.MayRebalance})
+		c.Bids = append(c.Bids, savedBid{b.Address, i, b.SiblingAddresses, b.OwnLinkIndexes, b.MayRebalance})
 	}
 	text, err := json.Marshal(c)
 	if err != nil {
@@ -191,40 +193,40 @@ func encodeFile(s NodeState, boot string) ([]byte, error) {
 	return append(append(hex.AppendEncode(nil, sum[:]), '\n'), text...), nil
 }
 
-func decodeFile(b []byte, boot string) (NodeState, error) {
+func decodeCheckpointFile(b []byte, boot string) (SavedNodeState, error) {
 	sum, text, _ := bytes.Cut(b, []byte("\n"))
 	if want := sha256.Sum256(text); string(sum) != hex.EncodeToString(want[:]) {
-		return NodeState{}, errors.New("its checksum does not match its content")
+		return SavedNodeState{}, errors.New("its checksum does not match its content")
 	}
 	return parseFileContent(text, boot)
 }
 
 // parseFileContent parses the second line.
-func parseFileContent(text []byte, boot string) (NodeState, error) {
+func parseFileContent(text []byte, boot string) (SavedNodeState, error) {
 	var c fileContent
 	if err := json.Unmarshal(text, &c); err != nil {
-		return NodeState{}, err
+		return SavedNodeState{}, err
 	}
 	switch {
-	case c.Version != fileFormatVersion:
-		return NodeState{}, fmt.Errorf("it has format version %d, this speaker reads version %d", c.Version, fileFormatVersion)
+	case c.Version != checkpointFileFormatVersion:
+		return SavedNodeState{}, fmt.Errorf("it has format version %d, this speaker reads version %d", c.Version, checkpointFileFormatVersion)
 	case c.Boot != boot:
-		return NodeState{}, errors.New("the node has booted since")
+		return SavedNodeState{}, errors.New("the node has booted since")
 	}
-	s := NodeState{
-		Node: c.Node, Address: c.Address, Key: c.Key,
+	s := SavedNodeState{
+		NodeName: c.Node, GossipAddress: c.Address, GossipKey: c.Key,
 		Checkpoint: agent.Checkpoint{Claims: c.Claims, MemberAddresses: c.MemberAddresses},
 	}
 	for _, x := range c.Claims {
 		if !x.Address.IsValid() {
-			return NodeState{}, fmt.Errorf("a claim of node %s has no address", x.Holder)
+			return SavedNodeState{}, fmt.Errorf("a claim of node %s has no address", x.Holder)
 		}
 	}
 	var err error
-	if s.BGP, err = unpackBGPState(c.Routers, c.Routes); err != nil {
-		return NodeState{}, err
+	if s.DesiredBGP, err = ungroupRoutesAndBlockSignedPeers(c.Routers, c.Routes); err != nil {
+		return SavedNodeState{}, err
 	}
-	s.BGP.Leaving = c.Leaving
+	s.DesiredBGP.NodeLeaving = c.Leaving
 	var candidates []*intent.Candidates
 	for _, scores := range c.Candidates {
 		candidates = append(candidates, intent.NewCandidates(scores))
@@ -232,10 +234,10 @@ func parseFileContent(text []byte, boot string) (NodeState, error) {
 	for _, x := range c.Bids {
 		if x.Candidates < 0 || x.Candidates >= len(candidates) || candidates[x.Candidates] == nil ||
 			!x.Address.IsValid() {
-			return NodeState{}, fmt.Errorf("the entry of address %s is invalid", x.Address)
+			return SavedNodeState{}, fmt.Errorf("the entry of address %s is invalid", x.Address)
 		}
-		s.Bids = append(s.Bids, intent.Bid{
-			Address: x.Address, Candidates: candidates[x.Candidates], Siblings: x.Siblings, LinkIndexes: x.Links,
+		s.BidsOfLastPlan = append(s.BidsOfLastPlan, intent.Bid{
+			Address: x.Address, Candidates: candidates[x.Candidates], SiblingAddresses: x.Siblings, OwnLinkIndexes: x.Links,
 			MayRebalance: x.Rebalance,
 		})
 	}

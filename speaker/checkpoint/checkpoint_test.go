@@ -18,14 +18,14 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-func exampleState() NodeState {
+func exampleState() SavedNodeState {
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
 	nodes := intent.NewCandidates(map[string]int{"node1": 0, "node2": 5})
-	return NodeState{
-		Node: "node1", Address: netip.MustParseAddr("10.0.0.1"), Key: []byte("0123456789abcdef"),
+	return SavedNodeState{
+		NodeName: "node1", GossipAddress: netip.MustParseAddr("10.0.0.1"), GossipKey: []byte("0123456789abcdef"),
 		Checkpoint: agent.Checkpoint{
-			Bids: []intent.Bid{
-				{Address: a, Candidates: nodes, Siblings: []netip.Addr{b}, LinkIndexes: []int{2, 3}, MayRebalance: true},
+			BidsOfLastPlan: []intent.Bid{
+				{Address: a, Candidates: nodes, SiblingAddresses: []netip.Addr{b}, OwnLinkIndexes: []int{2, 3}, MayRebalance: true},
 				{Address: b, Candidates: nodes},
 			},
 			Claims: []elect.Claim{
@@ -33,7 +33,7 @@ func exampleState() NodeState {
 				{Address: b, Holder: "node2", Epoch: 1, Released: true},
 			},
 			MemberAddresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")},
-			BGP: bgp.Desired{
+			DesiredBGP: bgp.Desired{
 				Peers: []intent.Peer{
 					{
 						Name: "blocked", IPv4: true, Blocked: names.Explanation{Reason: "NoGateway", Text: "no gateway"},
@@ -46,25 +46,25 @@ func exampleState() NodeState {
 					},
 					{
 						Name: "unnumbered", Unnumbered: true, Device: "eth0", Port: 179,
-						LocalASN: 64512, DynamicASN: intent.AcceptExternalASN, IPv6: true,
+						LocalASN: 64512, AcceptedASNs: intent.AcceptExternalASN, IPv6: true,
 					},
 				},
 				Routes: []*intent.Route{
-					{Prefix: netip.MustParsePrefix("192.0.2.1/32"), Peers: []string{"tor"}},
-					{Prefix: netip.MustParsePrefix("192.0.2.2/32"), Peers: []string{"tor"}, Attributes: intent.Attributes{
+					{Prefix: netip.MustParsePrefix("192.0.2.1/32"), PeerNames: []string{"tor"}},
+					{Prefix: netip.MustParsePrefix("192.0.2.2/32"), PeerNames: []string{"tor"}, Attributes: intent.Attributes{
 						LocalPref: 7, MED: 1, HasMED: true, Communities: []uint32{1},
 						LargeCommunities: [][3]uint32{{1, 2, 3}}, ExtendedCommunities: [][8]byte{{1, 2}}, Bandwidth: 9,
 					}},
-					{Prefix: netip.MustParsePrefix("192.0.2.3/32"), Peers: []string{"tor"}},
+					{Prefix: netip.MustParsePrefix("192.0.2.3/32"), PeerNames: []string{"tor"}},
 				},
-				Leaving: true,
+				NodeLeaving: true,
 			},
 		},
 	}
 }
 
 func TestASavedStateIsLoaded(t *testing.T) {
-	s := New(t.TempDir(), slog.New(slog.DiscardHandler))
+	s := NewStore(t.TempDir(), slog.New(slog.DiscardHandler))
 	if s.LoadState("node1") != nil {
 		t.Error("a state is loaded before one is saved")
 	}
@@ -84,9 +84,9 @@ func TestASavedStateIsLoaded(t *testing.T) {
 }
 
 func TestPasswordsAreNotSaved(t *testing.T) {
-	s := New(t.TempDir(), slog.New(slog.DiscardHandler))
+	s := NewStore(t.TempDir(), slog.New(slog.DiscardHandler))
 	with := exampleState()
-	with.BGP.Peers[1].Password = "s3cret"
+	with.DesiredBGP.Peers[1].Password = "s3cret"
 	if err := s.writeFile(with); err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestPasswordsAreNotSaved(t *testing.T) {
 	if err != nil || bytes.Contains(text, []byte("s3cret")) {
 		t.Errorf("the password is in the file (%v)", err)
 	}
-	got := s.LoadState("node1").BGP.Peers[1]
+	got := s.LoadState("node1").DesiredBGP.Peers[1]
 	if got.Password != "" || got.Blocked.Reason != "UnknownSecret" ||
 		!strings.Contains(got.Blocked.Text, "waits for the API server") {
 		t.Errorf("the peer with the password is %+v, want it to wait for the API server", got)
@@ -102,12 +102,12 @@ func TestPasswordsAreNotSaved(t *testing.T) {
 }
 
 func TestUnusableFilesAreNotLoaded(t *testing.T) {
-	s := New(t.TempDir(), slog.New(slog.DiscardHandler))
-	good, err := encodeFile(exampleState(), s.bootID)
+	s := NewStore(t.TempDir(), slog.New(slog.DiscardHandler))
+	good, err := encodeCheckpointFile(exampleState(), s.bootID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := encodeFile(exampleState(), "another boot")
+	other, err := encodeCheckpointFile(exampleState(), "another boot")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,37 +123,37 @@ func TestUnusableFilesAreNotLoaded(t *testing.T) {
 			t.Errorf("a file that is %s is loaded", name)
 		}
 	}
-	if New(filepath.Join(t.TempDir(), "missing"), s.log).LoadState("node1") != nil || New("", s.log).LoadState("node1") != nil {
+	if NewStore(filepath.Join(t.TempDir(), "missing"), s.log).LoadState("node1") != nil || NewStore("", s.log).LoadState("node1") != nil {
 		t.Error("a state is loaded without a directory")
 	}
 }
 
-// TestTheFileFormatStaysTheSame reads a file that an earlier version wrote: an update of the
+// TestFileOfAnEarlierVersionIsLoaded reads a file that an earlier version wrote: an update of the
 // speaker must not lose the checkpoint.
-func TestTheFileFormatStaysTheSame(t *testing.T) {
+func TestFileOfAnEarlierVersionIsLoaded(t *testing.T) {
 	want := exampleState()
-	p := &want.BGP.Peers[1]
+	p := &want.DesiredBGP.Peers[1]
 	p.SourceAddress = netip.MustParseAddr("10.0.0.1")
-	p.KeepaliveTime, p.ConnectTime, p.MaxHops = 30*time.Second, 7*time.Second, 1
+	p.KeepaliveTime, p.MaxReconnectDelay, p.MaxHops = 30*time.Second, 7*time.Second, 1
 	p.BFD = &intent.BFD{
 		TransmitInterval: time.Second, ReceiveInterval: 2 * time.Second, EchoInterval: 3 * time.Second,
 		Multiplier: 3, EchoMode: true, MinTTL: 254,
 	}
-	want.BGP.Routes[1].PrependCount = 2
+	want.DesiredBGP.Routes[1].PrependCount = 2
 	file, err := os.ReadFile(filepath.Join("testdata", "version1.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := decodeFile(file, "boot"); err != nil || !reflect.DeepEqual(got, want) {
+	if got, err := decodeCheckpointFile(file, "boot"); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("the file is read as %+v (%v), want %+v", got, err, want)
 	}
-	if got, err := encodeFile(want, "boot"); err != nil || !bytes.Equal(got, file) {
+	if got, err := encodeCheckpointFile(want, "boot"); err != nil || !bytes.Equal(got, file) {
 		t.Errorf("the state is written as %s (%v), want %s", got, err, file)
 	}
 }
 
 func FuzzParseContent(f *testing.F) {
-	good, err := encodeFile(exampleState(), "boot")
+	good, err := encodeCheckpointFile(exampleState(), "boot")
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -166,15 +166,15 @@ func FuzzParseContent(f *testing.F) {
 		if err != nil {
 			return
 		}
-		once, err := encodeFile(s, "boot")
+		once, err := encodeCheckpointFile(s, "boot")
 		if err != nil {
 			t.Fatal(err)
 		}
-		back, err := decodeFile(once, "boot")
+		back, err := decodeCheckpointFile(once, "boot")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if twice, err := encodeFile(back, "boot"); err != nil || !bytes.Equal(once, twice) {
+		if twice, err := encodeCheckpointFile(back, "boot"); err != nil || !bytes.Equal(once, twice) {
 			t.Errorf("%s became %s (%v)", once, twice, err)
 		}
 	})

@@ -21,8 +21,9 @@ const (
 	reasonNoTaker      = names.ReasonNoTaker
 )
 
-// acquisition is the attempt of this node to take an address: it waits for its turn, then probes.
-type acquisition struct {
+// acquisitionAttempt is the attempt of this node to take an address: it waits for its turn, then
+// probes.
+type acquisitionAttempt struct {
 	expectedTaker string // the node that is expected to take the address
 	isProbing     bool
 	// answeredProbeCount counts the probes that a host answered, and firstAnswerAt is the time of
@@ -30,7 +31,7 @@ type acquisition struct {
 	answeredProbeCount   int
 	firstAnswerAt        time.Time
 	nextProbeDelay       time.Duration
-	reason               names.Reason
+	takeReason           names.Reason
 	previousHolderSeenAt time.Time // last sign of life of the previous holder, if known
 }
 
@@ -49,10 +50,10 @@ func (m *Machine) isAlive(n string) bool {
 	return m.liveness.isAlive(n, &m.membership)
 }
 
-// strayAnswerLimit is how often a member may answer probes without a claim. Then this node takes
-// the address all the same: the kernel of the member answers, not its speaker (proxy ARP, or IPVS
-// without strictARP).
-const strayAnswerLimit = 3
+// strayAnswersBeforeTakingAddress is how often a member may answer probes without a claim. Then
+// this node takes the address all the same: the kernel of the member answers, not its speaker
+// (proxy ARP, or IPVS without strictARP).
+const strayAnswersBeforeTakingAddress = 3
 
 // maxProbeRetryDelay bounds the delay between two probes for an address that a host answers for. It
 // is also how long it may take to notice that a holder outside of the gossip is gone.
@@ -63,17 +64,17 @@ func (m *Machine) handleProbeResult(r facts.ProbeResult) {
 	p, ok := m.probes.takeProbe(r.ID)
 	switch {
 	case !ok:
-	case p.address == nil && len(r.AnsweringMACs) == 0:
-	case p.node != "":
-		m.applyWatchOutcome(m.liveness.recordOwnConnection(p.node, m.stepFacts(), &m.outbox))
-	case p.address == nil:
+	case p.addressToProbe == nil && len(r.AnsweringMACs) == 0:
+	case p.silentNode != "":
+		m.applyWatchOutcome(m.liveness.recordOwnConnection(p.silentNode, m.stepFacts(), &m.outbox))
+	case p.addressToProbe == nil:
 		m.lease.handleLivenessResult(p.sentAt, m.now, m.syncRequests.nextRequestID())
-	case p.address.isRechecking:
-		if m.lease.handleRecheckResult(p.address, r, m.now) {
-			m.yieldAddress(p.address)
+	case p.addressToProbe.isRechecking:
+		if m.lease.handleRecheckResult(p.addressToProbe, r, m.now) {
+			m.yieldAddress(p.addressToProbe)
 		}
-	case p.address.acquisition != nil && p.address.acquisition.isProbing:
-		m.judgeAcquireProbe(p.address, r)
+	case p.addressToProbe.acquisition != nil && p.addressToProbe.acquisition.isProbing:
+		m.judgeAcquireProbe(p.addressToProbe, r)
 	}
 }
 
@@ -82,27 +83,27 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 	c := a.acquisition
 	c.isProbing = false
 	switch {
-	case r.NotSent: // no link worked, so the silence means nothing
+	case r.NoFrameSent: // no link worked, so the silence means nothing
 		m.dueAddresses.scheduleAddress(a, m.now.Add(4*m.timing.FirstProbeRetryDelay))
 	case len(r.AnsweringMACs) > 0:
 		m.handleUnclaimedAnswer(a, c, r.AnsweringMACs[0])
 	default:
-		if mac, found := m.firstUnknownMAC(r.RivalMACs); found {
+		if mac, found := m.firstUnknownMAC(r.RivalProberMACs); found {
 			// the host is about to use the address (RFC 5227 section 2.1.1)
 			m.handleUnclaimedAnswer(a, c, mac)
 			return
 		}
-		if a.isOutrankedByRival(&m.membership, r.RivalMACs) {
+		if a.isOutrankedByRival(&m.membership, r.RivalProberMACs) {
 			// the other node takes the address, or this one probes again
-			m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.PerCandidateDelay))
+			m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.PerRankAcquireDelay))
 			return
 		}
-		m.takeAddress(a, a.claim.Epoch+1, c.reason)
+		m.takeAddress(a, a.highestKnownClaim.Epoch+1, c.takeReason)
 	}
 }
 
 // handleUnclaimedAnswer processes an answer for an address that has no live claim.
-func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisition, mac facts.MAC) {
+func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisitionAttempt, mac facts.MAC) {
 	if c.answeredProbeCount++; c.answeredProbeCount == 1 {
 		c.firstAnswerAt = m.now
 	}
@@ -117,10 +118,11 @@ func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisition, mac fac
 			m.outbox.emitEffect(conflictEvent(a, mac, "a host outside of the cluster (%s) answers for %s"))
 		}
 	case !member: // it holds the address, and only the gossip does not reach it
-	case a.claim.Holder != owner && c.answeredProbeCount >= strayAnswerLimit &&
-		m.lastSyncByMember[owner].After(c.firstAnswerAt): // a sync showed that it claims nothing
+	case a.highestKnownClaim.Holder != owner && c.answeredProbeCount >= strayAnswersBeforeTakingAddress &&
+		// a sync showed that it claims nothing
+		m.lastSyncAnswerByMember[owner].After(c.firstAnswerAt):
 		m.outbox.emitEffect(strayAnswerEvent(a, owner, mac))
-		m.takeAddress(a, a.claim.Epoch+1, c.reason)
+		m.takeAddress(a, a.highestKnownClaim.Epoch+1, c.takeReason)
 	default: // its claim may be on the way
 		m.requestSync(owner)
 	}
@@ -129,12 +131,12 @@ func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisition, mac fac
 // jitteredRetryDelay returns between half of the retry delay and all of it. Two speakers that do
 // not know each other, such as those of two clusters on one segment, would otherwise probe at the
 // same times for ever and take each other for a rival.
-func (c *acquisition) jitteredRetryDelay(ip netip.Addr, self string, nonce uint64) time.Duration {
-	h := mixHashBits(rendezvousWeight(ip, self) ^ nonce + uint64(c.answeredProbeCount))
+func (c *acquisitionAttempt) jitteredRetryDelay(ip netip.Addr, self string, nonce uint64) time.Duration {
+	h := finalizeSplitMix64(rendezvousWeight(ip, self) ^ nonce + uint64(c.answeredProbeCount))
 	return c.nextProbeDelay/2 + time.Duration(h%uint64(c.nextProbeDelay/2))
 }
 
-var reasonSentences = map[names.Reason]string{
+var clauseByReason = map[names.Reason]string{
 	reasonUnheld:       "no node held it",
 	reasonHolderGone:   "its holder is gone",
 	reasonHandedOver:   "it was handed over",
@@ -151,7 +153,7 @@ func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason
 	m.heldAddresses[a] = struct{}{}
 	m.lease.startWithFirstAddress(m.now, len(m.heldAddresses))
 	m.claimAddress(a, epoch)
-	m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: a.bid.LinkIndexes}})
+	m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: a.bid.OwnLinkIndexes}})
 	m.outbox.emitEffect(e)
 }
 
@@ -165,7 +167,7 @@ func (m *Machine) claimAddress(a *addressState, epoch uint64) {
 // releaseAddress gives the address up without a successor. The epoch stays the same: a node that is
 // cut off releases its addresses too, and must not supersede the node that took over.
 func (m *Machine) releaseAddress(a *addressState, reason names.Reason) {
-	c := a.claim
+	c := a.highestKnownClaim
 	c.Released = true
 	m.stopAnswering(a, reason)
 	m.recordClaim(a, c)
@@ -175,7 +177,7 @@ func (m *Machine) releaseAddress(a *addressState, reason names.Reason) {
 // stopAnswering stops answering for the address at once.
 func (m *Machine) stopAnswering(a *addressState, reason names.Reason) {
 	if a.isRechecking {
-		m.lease.uncheckedCount--
+		m.lease.addressesLeftToRecheck--
 	}
 	a.forgetOrphanClaim(m.addressesWithOrphanClaim, &m.dueAddresses)
 	a.isHeld, a.isRechecking = false, false
@@ -196,12 +198,12 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 	if a == nil || !a.isHeld {
 		return
 	}
-	owner, known := m.nodeOfMAC(c.MAC)
+	owner, known := m.nodeOfMAC(c.ForeignMAC)
 	_, member := m.membersByName[owner]
 	switch {
 	case !known:
 		m.outbox.emitEffect(RejoinGossip{}) // it may be a member that this node lost
-		m.outbox.emitEffect(conflictEvent(a, c.MAC, "another host (%s) answers for %s, which this node holds"))
+		m.outbox.emitEffect(conflictEvent(a, c.ForeignMAC, "another host (%s) answers for %s, which this node holds"))
 	case m.lease.isExpired: // this node was the one that was away
 		m.yieldAddress(a)
 	case member && m.now.Sub(a.claimSentToRivalAt) > 2*maxProbeRetryDelay:
@@ -209,14 +211,14 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 		a.claimSentToRivalAt = m.now
 		m.exchangeClaims(a, owner)
 	case member && m.isAlive(owner):
-		if m.now.Sub(a.claimSentToRivalAt) < maxProbeRetryDelay/4 || !m.lastSyncByMember[owner].After(a.claimSentToRivalAt) {
+		if m.now.Sub(a.claimSentToRivalAt) < maxProbeRetryDelay/4 || !m.lastSyncAnswerByMember[owner].After(a.claimSentToRivalAt) {
 			m.exchangeClaims(a, owner)
 			return
 		}
-		m.outbox.emitEffect(strayAnswerEvent(a, owner, c.MAC))
-	case !member && !a.bid.IsEligible(owner): // an earlier node
-		m.outbox.emitEffect(conflictEvent(a, c.MAC, "another host (%s) answers for %s, which this node holds"))
-	case a.bid.IsEligible(owner) && rendezvousWeight(a.ip, owner) > rendezvousWeight(a.ip, m.self):
+		m.outbox.emitEffect(strayAnswerEvent(a, owner, c.ForeignMAC))
+	case !member && !a.bid.IsCandidate(owner): // an earlier node
+		m.outbox.emitEffect(conflictEvent(a, c.ForeignMAC, "another host (%s) answers for %s, which this node holds"))
+	case a.bid.IsCandidate(owner) && rendezvousWeight(a.ip, owner) > rendezvousWeight(a.ip, m.self):
 		m.yieldAddress(a)
 	default:
 		m.outbox.emitEffect(RejoinGossip{})
@@ -226,7 +228,7 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 
 // exchangeClaims sends a member the claim to the address and asks it for its claims.
 func (m *Machine) exchangeClaims(a *addressState, with string) {
-	m.outbox.queueClaim(kindClaims, with, a.claim)
+	m.outbox.queueClaim(kindClaims, with, a.highestKnownClaim)
 	m.requestSync(with)
 }
 
@@ -234,7 +236,7 @@ func (m *Machine) exchangeClaims(a *addressState, with string) {
 // have ended yet.
 func takenEvent(a *addressState, self string, reason names.Reason, now time.Time) Event {
 	e := Event{Kind: EventAddressTaken, Address: a.ip, Reason: reason,
-		Text: fmt.Sprintf("%s is now held by node %s: %s", a.ip, self, reasonSentences[reason])}
+		Text: fmt.Sprintf("%s is now held by node %s: %s", a.ip, self, clauseByReason[reason])}
 	if a.acquisition != nil && !a.acquisition.previousHolderSeenAt.IsZero() && reason == reasonHolderGone {
 		e.TakeoverDelay = now.Sub(a.acquisition.previousHolderSeenAt)
 	}
@@ -243,21 +245,21 @@ func takenEvent(a *addressState, self string, reason names.Reason, now time.Time
 
 func givenUpEvent(a *addressState, self string, reason names.Reason) Event {
 	return Event{Kind: EventAddressGivenUp, Address: a.ip, Reason: reason,
-		Text: fmt.Sprintf("%s is no longer held by node %s: %s", a.ip, self, reasonSentences[reason])}
+		Text: fmt.Sprintf("%s is no longer held by node %s: %s", a.ip, self, clauseByReason[reason])}
 }
 
 // conflictEvent reports another host; format describes what the Ethernet address %s does with the
 // address %s.
 func conflictEvent(a *addressState, mac facts.MAC, format string) Event {
 	return Event{
-		Kind: EventConflict, Address: a.ip, ForeignMAC: mac,
+		Kind: EventForeignHostAnswers, Address: a.ip, AnsweringMAC: mac,
 		Text: fmt.Sprintf(format, mac, a.ip) + ": remove the address from that host or from the pool",
 	}
 }
 
 func strayAnswerEvent(a *addressState, node string, mac facts.MAC) Event {
 	return Event{
-		Kind: EventStrayAnswer, Address: a.ip, ForeignMAC: mac,
+		Kind: EventStrayAnswer, Address: a.ip, AnsweringMAC: mac,
 		Text: fmt.Sprintf("node %s (%s) answers for %s without holding it: ", node, mac, a.ip) +
 			"check whether one of its interfaces has the address, and check for proxy ARP " +
 			"and for kube-proxy in ipvs mode without strictARP",
@@ -271,9 +273,9 @@ func (m *Machine) yieldAddress(a *addressState) {
 	m.reconcileAddress(a)
 }
 
-// haveLinksChanged reports whether a held address moves to other links of this node.
-func haveLinksChanged(old, now intent.Bid) bool {
-	return !slices.Equal(old.LinkIndexes, now.LinkIndexes)
+// haveBidLinksChanged reports whether a held address moves to other links of this node.
+func haveBidLinksChanged(old, now intent.Bid) bool {
+	return !slices.Equal(old.OwnLinkIndexes, now.OwnLinkIndexes)
 }
 
 // sortedByIP returns the addresses of a set, sorted.

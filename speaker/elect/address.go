@@ -13,13 +13,13 @@ import (
 // addressState is all that this node knows and does about one address. At most one of acquisition
 // and move is set.
 type addressState struct {
-	ip     netip.Addr
-	bid    intent.Bid // without candidates when no node may hold the address
-	claim  Claim      // the highest known claim
-	isHeld bool
+	ip                netip.Addr
+	bid               intent.Bid // without candidates when no node may hold the address
+	highestKnownClaim Claim      // the highest known claim
+	isHeld            bool
 	// acquisition is set while this node tries to take the address, move while it hands the address
 	// over.
-	acquisition *acquisition
+	acquisition *acquisitionAttempt
 	move        *move
 	// isRechecking is set while a probe checks whether another node took the address; see lease.go.
 	isRechecking bool
@@ -30,39 +30,39 @@ type addressState struct {
 	// claimSentToRivalAt is when this node last sent its claim to another member that also answered
 	// for the address.
 	claimSentToRivalAt time.Time
-	// dueAt is when work on the acquisition, the move or the orphan claim continues.
+	// nextWorkDueAt is when work on the acquisition, the move or the orphan claim continues.
 	// queueIndex is the position in the queue of due addresses, -1 when the address is not in it.
-	dueAt      time.Time
-	queueIndex int
-	// group is the group that counts the address, countedNode the node it is counted for; see
+	nextWorkDueAt time.Time
+	queueIndex    int
+	// group is the group that counts the address, countedForNode the node it is counted for; see
 	// placement.go.
-	group       *candidateGroup
-	countedNode string
-	// unheldSince is the time since which no node may hold the address.
-	unheldSince time.Time
+	group          *candidateGroup
+	countedForNode string
+	// withoutCandidatesSince is the time since which no node may hold the address.
+	withoutCandidatesSince time.Time
 }
 
 // ensureAddressState returns the state of the address and creates it if there is none.
 func (m *Machine) ensureAddressState(ip netip.Addr) *addressState {
 	a := m.addressesByIP[ip]
 	if a == nil {
-		a = &addressState{ip: ip, queueIndex: -1, unheldSince: m.now, claim: Claim{Address: ip}}
+		a = &addressState{ip: ip, queueIndex: -1, withoutCandidatesSince: m.now, highestKnownClaim: Claim{Address: ip}}
 		m.addressesByIP[ip] = a
 		m.claimBuckets[bucketIndex(ip)].addAddress(a)
 	}
 	return a
 }
 
-// canServe reports whether this node can hold the address.
+// hasServingEndpoint reports whether this node can hold the address.
 func (a *addressState) canServe(self string) bool {
-	return a.bid.IsEligible(self) && len(a.bid.LinkIndexes) > 0
+	return a.bid.IsCandidate(self) && len(a.bid.OwnLinkIndexes) > 0
 }
 
 // holdsSibling reports whether the node holds another address of the same Service, or is about to.
 func (a *addressState) holdsSibling(addressesByIP map[netip.Addr]*addressState, node string) bool {
-	return slices.ContainsFunc(a.bid.Siblings, func(ip netip.Addr) bool {
+	return slices.ContainsFunc(a.bid.SiblingAddresses, func(ip netip.Addr) bool {
 		b := addressesByIP[ip]
-		return b != nil && b.countedNode == node
+		return b != nil && b.countedForNode == node
 	})
 }
 
@@ -71,7 +71,7 @@ func (a *addressState) holdsSibling(addressesByIP map[netip.Addr]*addressState, 
 func (a *addressState) isOutrankedByRival(members *membership, rivals []facts.MAC) bool {
 	return slices.ContainsFunc(rivals, func(mac facts.MAC) bool {
 		n, known := members.nodeOfMAC(mac)
-		return known && a.bid.IsEligible(n) && rendezvousWeight(a.ip, n) > rendezvousWeight(a.ip, members.self)
+		return known && a.bid.IsCandidate(n) && rendezvousWeight(a.ip, n) > rendezvousWeight(a.ip, members.self)
 	})
 }
 
@@ -98,19 +98,19 @@ func (a *addressState) forgetOrphanClaim(withOrphanClaim map[*addressState]struc
 // reconcileAddress starts or stops what this node does about the address so that it fits what it
 // knows.
 func (m *Machine) reconcileAddress(a *addressState) {
-	able := a.canServe(m.self) && !m.leaving
+	able := a.canServe(m.self) && !m.handoverRequested
 	switch {
 	case a.isHeld && a.bid.Candidates == nil:
 		m.releaseAddress(a, reasonNobodyServes)
-	case a.isHeld && !able && a.bid.InGrace && !m.leaving:
-		m.beginGracePeriod(a)
+	case a.isHeld && !able && a.bid.InEndpointGracePeriod && !m.handoverRequested:
+		m.beginGraceBeforeMove(a)
 	case a.isHeld && !able:
 		m.beginMove(a)
 	case a.isHeld:
 		if a.move != nil && !a.move.forRebalance {
 			a.endMove(&m.dueAddresses)
 		}
-	case !able || !m.acquisitionsAllowed || m.isLiveClaim(a.claim):
+	case !able || !m.acquisitionsAllowed || m.isLiveClaim(a.highestKnownClaim):
 		m.endAcquisition(a)
 	case a.acquisition == nil:
 		m.addressesToAcquire[a] = struct{}{}
@@ -120,16 +120,16 @@ func (m *Machine) reconcileAddress(a *addressState) {
 
 // recordClaim replaces the known claim to the address.
 func (m *Machine) recordClaim(a *addressState, c Claim) {
-	if old := a.claim; old.Epoch > 0 && old.Holder != c.Holder {
+	if old := a.highestKnownClaim; old.Epoch > 0 && old.Holder != c.Holder {
 		delete(m.addressesByHolder[old.Holder], a)
 		if len(m.addressesByHolder[old.Holder]) == 0 {
 			delete(m.addressesByHolder, old.Holder)
 		}
 	}
-	change := a.claim.digestContribution() ^ c.digestContribution()
+	change := a.highestKnownClaim.digestContribution() ^ c.digestContribution()
 	m.claimsDigest ^= change
 	m.claimBuckets[bucketIndex(a.ip)].updateDigest(change)
-	a.claim = c
+	a.highestKnownClaim = c
 	if m.addressesByHolder[c.Holder] == nil {
 		m.addressesByHolder[c.Holder] = map[*addressState]struct{}{}
 	}
@@ -146,7 +146,7 @@ func (m *Machine) isLiveClaim(c Claim) bool {
 	if c.Holder == m.self { // not ours: from before a restart, or of an address given up
 		return m.ensureAddressState(c.Address).isHeld && c.Nonce == m.nonce
 	}
-	n := m.membersByName[c.Holder].Nonce
+	n := m.membersByName[c.Holder].RunNonce
 	return n == 0 || n == c.Nonce
 }
 
@@ -155,28 +155,28 @@ func (m *Machine) isLiveClaim(c Claim) bool {
 // claim back as a new one.
 const claimRetentionTimeout = 10 * time.Minute
 
-// forgetIdleAddresses removes what is known of addresses that no node may hold. First it marks
-// claims of dead holders as released, which every member does on its own. Later it removes the
-// address. Each call examines one bucket.
-func (m *Machine) forgetIdleAddresses() {
+// forgetAddressesWithoutCandidates removes what is known of addresses that no node may hold. First
+// it marks claims of dead holders as released, which every member does on its own. Later it removes
+// the address. Each call examines one bucket.
+func (m *Machine) forgetAddressesWithoutCandidates() {
 	if m.now.Sub(m.lastSweepAt) < time.Second {
 		return
 	}
 	m.lastSweepAt = m.now
-	m.lastSweptBucket = (m.lastSweptBucket + 1) % claimBucketCount
-	for a := range m.claimBuckets[m.lastSweptBucket].addresses {
+	m.lastForgetSweepBucket = (m.lastForgetSweepBucket + 1) % claimBucketCount
+	for a := range m.claimBuckets[m.lastForgetSweepBucket].addresses {
 		if a.bid.Candidates != nil || a.isHeld || !m.acquisitionsAllowed {
-			a.unheldSince = m.now
+			a.withoutCandidatesSince = m.now
 			continue
 		}
-		old := m.now.Sub(a.unheldSince)
-		if c := a.claim; old >= claimRetentionTimeout/10 && c.Epoch > 0 && !c.Released && !m.isLiveClaim(c) {
+		old := m.now.Sub(a.withoutCandidatesSince)
+		if c := a.highestKnownClaim; old >= claimRetentionTimeout/10 && c.Epoch > 0 && !c.Released && !m.isLiveClaim(c) {
 			c.Released = true
 			m.recordClaim(a, c)
 		}
-		if old >= claimRetentionTimeout && (a.claim.Epoch == 0 || a.claim.Released) {
-			m.claimBuckets[m.lastSweptBucket].removeAddress(a)
-			delete(m.addressesByHolder[a.claim.Holder], a)
+		if old >= claimRetentionTimeout && (a.highestKnownClaim.Epoch == 0 || a.highestKnownClaim.Released) {
+			m.claimBuckets[m.lastForgetSweepBucket].removeAddress(a)
+			delete(m.addressesByHolder[a.highestKnownClaim.Holder], a)
 			delete(m.addressesByIP, a.ip)
 			delete(m.outbox.claimRepeatsLeft, a)
 		}
@@ -189,7 +189,7 @@ type addressQueue []*addressState
 
 // scheduleAddress schedules work on the address for the given time.
 func (l *addressQueue) scheduleAddress(a *addressState, due time.Time) {
-	a.dueAt = due
+	a.nextWorkDueAt = due
 	if a.queueIndex < 0 {
 		heap.Push(l, a)
 		return
@@ -209,8 +209,8 @@ func (l addressQueue) Len() int { return len(l) }
 
 // Less orders by time, then by address, so that a run in virtual time is repeatable.
 func (l addressQueue) Less(i, j int) bool {
-	if !l[i].dueAt.Equal(l[j].dueAt) {
-		return l[i].dueAt.Before(l[j].dueAt)
+	if !l[i].nextWorkDueAt.Equal(l[j].nextWorkDueAt) {
+		return l[i].nextWorkDueAt.Before(l[j].nextWorkDueAt)
 	}
 	return l[i].ip.Less(l[j].ip)
 }

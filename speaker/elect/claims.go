@@ -16,7 +16,7 @@ func (c Claim) digestContribution() uint64 {
 		return 0
 	}
 	const prime = 0x9e3779b97f4a7c15
-	return mixHashBits((rendezvousWeight(c.Address, c.Holder) ^ c.Epoch*prime) + c.Nonce*prime)
+	return finalizeSplitMix64((rendezvousWeight(c.Address, c.Holder) ^ c.Epoch*prime) + c.Nonce*prime)
 }
 
 // supersedes reports whether c wins over d. The higher epoch wins. In the same epoch the holder
@@ -52,7 +52,7 @@ func bucketIndex(a netip.Addr) int {
 	h := fnv.New64a()
 	b := a.As16()
 	h.Write(b[:])
-	return int(mixHashBits(h.Sum64()) % claimBucketCount)
+	return int(finalizeSplitMix64(h.Sum64()) % claimBucketCount)
 }
 
 func (b *claimBucket) addAddress(a *addressState) {
@@ -77,8 +77,8 @@ func (b *claimBucket) updateDigest(d uint64) {
 func (b *claimBucket) sortedClaims() []Claim {
 	var out []Claim
 	for _, a := range sortedByIP(b.addresses) {
-		if a.claim.Epoch > 0 {
-			out = append(out, a.claim)
+		if a.highestKnownClaim.Epoch > 0 {
+			out = append(out, a.highestKnownClaim)
 		}
 	}
 	return out
@@ -91,7 +91,7 @@ func (m *Machine) mergeReceivedClaim(from string, c Claim) {
 		return
 	}
 	a := m.ensureAddressState(c.Address)
-	known := a.claim
+	known := a.highestKnownClaim
 	switch {
 	case c == known:
 	case c.supersedes(known):
@@ -115,7 +115,7 @@ func (m *Machine) mergeReceivedClaim(from string, c Claim) {
 func (m *Machine) acceptClaim(a *addressState, c Claim) {
 	switch {
 	case a.isHeld && (c.Released || c.Holder == m.self):
-		m.raiseClaimAbove(a, c)
+		m.claimAgainAbove(a, c)
 	case a.isHeld && !m.isLiveClaim(c):
 		m.deferOrphanClaim(a, c)
 		return
@@ -133,17 +133,17 @@ func (m *Machine) acceptClaim(a *addressState, c Claim) {
 	m.reconcileAddress(a)
 }
 
-// raiseClaimAbove claims a held address again, above a claim that is not binding.
-func (m *Machine) raiseClaimAbove(a *addressState, c Claim) {
+// claimAgainAbove claims a held address again, above a claim that is not binding.
+func (m *Machine) claimAgainAbove(a *addressState, c Claim) {
 	a.forgetOrphanClaim(m.addressesWithOrphanClaim, &m.dueAddresses)
 	m.recordClaim(a, c)
 	m.claimAddress(a, c.Epoch+1)
 }
 
-// orphanClaimTimeout is how long this node waits for the holder of an orphan claim to become a
-// member. When a partition heals, the claims of the other side arrive before its nodes are members
-// again, which takes some rounds of gossip.
-const orphanClaimTimeout = 500 * time.Millisecond
+// orphanClaimHolderTimeout is how long this node waits for the holder of an orphan claim to become
+// a member. When a partition heals, the claims of the other side arrive before its nodes are
+// members again, which takes some rounds of gossip.
+const orphanClaimHolderTimeout = 500 * time.Millisecond
 
 // deferOrphanClaim keeps an orphan claim until its holder is alive or the timeout has passed. This
 // node answers meanwhile.
@@ -152,7 +152,7 @@ func (m *Machine) deferOrphanClaim(a *addressState, c Claim) {
 		a.orphanSince = m.now
 		m.addressesWithOrphanClaim[a] = struct{}{}
 		if a.move == nil {
-			m.dueAddresses.scheduleAddress(a, m.now.Add(orphanClaimTimeout))
+			m.dueAddresses.scheduleAddress(a, m.now.Add(orphanClaimHolderTimeout))
 		}
 	}
 	if c.supersedes(a.orphanClaim) {
@@ -168,8 +168,8 @@ func (m *Machine) resolveOrphanClaim(a *addressState) {
 	switch {
 	case m.isLiveClaim(c):
 		m.acceptClaim(a, c)
-	case m.now.Sub(a.orphanSince) >= orphanClaimTimeout || a.move != nil:
-		m.raiseClaimAbove(a, c)
+	case m.now.Sub(a.orphanSince) >= orphanClaimHolderTimeout || a.move != nil:
+		m.claimAgainAbove(a, c)
 	}
 }
 
@@ -177,7 +177,7 @@ func (m *Machine) resolveOrphanClaim(a *addressState) {
 // move.
 func (m *Machine) overruleOrphanClaim(a *addressState) {
 	if a.orphanClaim.Epoch > 0 {
-		m.raiseClaimAbove(a, a.orphanClaim)
+		m.claimAgainAbove(a, a.orphanClaim)
 	}
 }
 
@@ -192,7 +192,7 @@ func (m *Machine) receiveMessage(from string, payload []byte) {
 	case kindBeacon:
 		m.applyWatchOutcome(m.liveness.handleBeacon(from, r, m.stepFacts(), &m.outbox))
 	case kindBeaconAck:
-		sent, outcome := m.liveness.handleAck(from, r, m.stepFacts(), m.lease.confirmedAt)
+		sent, outcome := m.liveness.handleAck(from, r, m.stepFacts(), m.lease.lastConfirmedAt)
 		m.applyWatchOutcome(outcome)
 		m.lease.recordConfirmation(sent)
 	case kindClaims:
@@ -232,19 +232,19 @@ func (m *Machine) mergeRemoteState(payload []byte) {
 // alive.
 func (m *Machine) restoreClaims(claims []Claim) {
 	for _, c := range claims {
-		if a := m.ensureAddressState(c.Address); c.Epoch > 0 && !a.isHeld && c.supersedes(a.claim) {
+		if a := m.ensureAddressState(c.Address); c.Epoch > 0 && !a.isHeld && c.supersedes(a.highestKnownClaim) {
 			m.recordClaim(a, c)
 			m.reconcileAddress(a)
 		}
 	}
 }
 
-// EncodeState encodes all claims for a full exchange of state. Only buckets that changed since the
-// last call are encoded again.
-func (m *Machine) EncodeState() []byte {
+// EncodeAllClaims encodes all claims for a full exchange of state. Only buckets that changed since
+// the last call are encoded again.
+func (m *Machine) EncodeAllClaims() []byte {
 	claimCount := uint64(0)
 	for _, a := range m.addressesByIP {
-		if a.claim.Epoch > 0 {
+		if a.highestKnownClaim.Epoch > 0 {
 			claimCount++
 		}
 	}
@@ -278,8 +278,8 @@ func (m *Machine) ClaimsDigest() uint64 { return m.claimsDigest }
 func (m *Machine) Claims() []Claim {
 	var out []Claim
 	for _, a := range m.addressesByIP {
-		if a.claim.Epoch > 0 {
-			out = append(out, a.claim)
+		if a.highestKnownClaim.Epoch > 0 {
+			out = append(out, a.highestKnownClaim)
 		}
 	}
 	slices.SortFunc(out, func(x, y Claim) int { return x.Address.Compare(y.Address) })
@@ -314,7 +314,7 @@ func (s *syncRequests) nextRequestID() uint64 { return s.lastID + 1 }
 // requestSync asks a member for all buckets that differ. Afterwards both members know the same
 // claims.
 func (s *syncRequests) requestSync(to string, claims *claimBuckets, f stepFacts, out *outbox) {
-	id := s.beginRequest(to, f.now, f.timing.StartupDelay)
+	id := s.beginRequest(to, f.now, f.timing.StartupWithoutMembersDelay)
 	b := binary.AppendUvarint(encodeMessageHeader(kindSyncRequest), id)
 	for i := range claims {
 		b = binary.BigEndian.AppendUint32(b, uint32(claims[i].digest))
@@ -379,7 +379,7 @@ func (m *Machine) mergeSyncDelta(from string, r *messageReader) {
 	}
 	if uint64(len(e.receivedBuckets)) >= n {
 		delete(m.syncRequests.requestsByID, id)
-		m.lastSyncByMember[from] = m.now
+		m.lastSyncAnswerByMember[from] = m.now
 		m.applyWatchOutcome(m.liveness.recordSyncAnswer(from, m.stepFacts(), &m.outbox))
 		m.fullStateReceived = true
 		if m.lease.finishSync(id, e.sentAt, m.now) {

@@ -9,7 +9,7 @@ import (
 // The wire format. A message is a version byte, a kind byte and a body. Integers are unsigned
 // varints. A length byte precedes strings and addresses. Members of other versions ignore what they
 // cannot read.
-const wireVersion = 2
+const messageFormatVersion = 2
 
 // The kinds of messages, with their bodies.
 const (
@@ -56,7 +56,7 @@ type Claim struct {
 // errMalformedMessage is the error for bytes that are not a message.
 var errMalformedMessage = errors.New("elect: malformed message")
 
-func encodeMessageHeader(kind byte) []byte { return []byte{wireVersion, kind} }
+func encodeMessageHeader(kind byte) []byte { return []byte{messageFormatVersion, kind} }
 
 func appendString(b []byte, s string) []byte {
 	if len(s) > 255 {
@@ -164,7 +164,7 @@ func (r *messageReader) readClaims() []Claim {
 
 // parseMessageHeader checks the header and returns the kind and a reader of the body.
 func parseMessageHeader(payload []byte) (byte, *messageReader) {
-	if len(payload) < 2 || payload[0] != wireVersion {
+	if len(payload) < 2 || payload[0] != messageFormatVersion {
 		return 0, &messageReader{err: errMalformedMessage}
 	}
 	return payload[1], &messageReader{unread: payload[2:]}

@@ -12,7 +12,7 @@ import (
 
 var testStart = time.Unix(1_000_000, 0)
 
-func TestClaimsSurviveTheWire(t *testing.T) {
+func TestEncodedClaimsDecodeUnchanged(t *testing.T) {
 	tests := map[string][]Claim{
 		"no claims":    nil,
 		"IPv4":         {{Address: netip.MustParseAddr("192.0.2.1"), Holder: "a", Nonce: 1<<64 - 1, Epoch: 7}},
@@ -30,27 +30,27 @@ func TestClaimsSurviveTheWire(t *testing.T) {
 	}
 }
 
-// FuzzReceive feeds arbitrary bytes to a machine that is not a candidate for any address. It must
-// neither panic nor hold an address because of them.
-func FuzzReceive(f *testing.F) {
+// FuzzReceivedMessages feeds arbitrary bytes to a machine that is not a candidate for any address.
+// It must neither panic nor hold an address because of them.
+func FuzzReceivedMessages(f *testing.F) {
 	claim := Claim{Address: netip.MustParseAddr("192.0.2.1"), Holder: "b", Nonce: 2, Epoch: 5}
 	f.Add([]byte(nil))
-	f.Add([]byte{wireVersion + 1, kindClaims, 1})
+	f.Add([]byte{messageFormatVersion + 1, kindClaims, 1})
 	f.Add(appendClaims(encodeMessageHeader(kindClaims), []Claim{claim}))
 	f.Add(append(encodeMessageHeader(kindSyncDelta), 1, 1, 7, 0))
 	f.Add(append(encodeMessageHeader(kindSyncRequest), make([]byte, 1+4*claimBucketCount)...))
-	f.Add([]byte{wireVersion, kindBeaconAck, 1, 1, 0})
+	f.Add([]byte{messageFormatVersion, kindBeaconAck, 1, 1, 0})
 	f.Add(appendClaims(encodeMessageHeader(kindOffer), []Claim{claim}))
 	f.Add(append(appendString(encodeMessageHeader(kindSuspicion), "b"), 2, 1, 9))
-	f.Add([]byte{wireVersion, kindBeacon, 2, 1, 0, 0})
-	f.Add([]byte{wireVersion, kindClaims, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
+	f.Add([]byte{messageFormatVersion, kindBeacon, 2, 1, 0, 0})
+	f.Add([]byte{messageFormatVersion, kindClaims, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		m := New("a", 1, DefaultTiming(), testStart)
-		members := []facts.Member{{Name: "a", Nonce: 1}, {Name: "b", Nonce: 2}}
-		m.Step(testStart, MembersChanged{facts.MemberSet{Members: members, Synced: true}})
+		m := NewMachine("a", 1, DefaultTiming(), testStart)
+		members := []facts.Member{{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 2}}
+		m.Step(testStart, MembersChanged{facts.MemberSet{Members: members, HasExchangedFullState: true}})
 		before := bytes.Clone(payload)
 		effects := m.Step(testStart, MessageReceived{From: "b", Payload: payload})
-		effects = append(effects, m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{Payload: payload})...)
+		effects = append(effects, m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{EncodedClaims: payload})...)
 		for _, e := range effects {
 			if h, ok := e.(HoldAddress); ok {
 				t.Errorf("the machine holds %v", h.Binding)

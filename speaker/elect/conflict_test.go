@@ -12,9 +12,9 @@ import (
 // addresses and never exchange a message, because they have different keys or belong to different
 // clusters. Each address has one holder, and another one after that dies.
 func TestSpeakersWithoutCommonGossipNeverAnswerTogether(t *testing.T) {
-	for seed := range int64(seedCount) {
+	for seed := range int64(seedsPerProperty) {
 		w := newHarness(t, seed, 2+int(seed%3), 1+int(seed%5))
-		w.gossipPartByNode[w.nodeNames[0]] = 1 // from the beginning
+		w.gossipPartitionByNode[w.nodeNames[0]] = 1 // from the beginning
 		w.startAll()
 		w.runSimulationFor(20*time.Second, w.newTwoHoldersCheck(0))
 		holder := w.requireOneHolderEach(time.Millisecond, "start")
@@ -34,15 +34,15 @@ func TestSpeakersWithoutCommonGossipNeverAnswerTogether(t *testing.T) {
 // TestAMemberThatAnswersWithoutAClaimIsReported: the kernel of a node answers for an address that
 // another node holds. The holder reports the node and stays the holder.
 func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
-	for seed := range int64(seedCount) {
+	for seed := range int64(seedsPerProperty) {
 		w := newHarness(t, seed, 3, 1)
 		w.startAll()
 		holder := w.requireOneHolderEach(6*time.Second, "start")
-		taken := w.takeCount
+		taken := w.addressTakeCount
 		for i := range 5 {
 			for _, n := range w.nodeNames {
 				if n != holder {
-					c := facts.Conflict{Address: w.addresses[0], MAC: w.nodesByName[n].mac, LinkIndex: 1}
+					c := facts.Conflict{Address: w.addresses[0], ForeignMAC: w.nodesByName[n].mac, LinkIndex: 1}
 					w.stepNode(w.nodesByName[holder], ConflictDetected{c})
 				}
 			}
@@ -51,10 +51,10 @@ func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
 				t.Fatalf("seed %d: after %d answers the node is reported: %v", seed, i+1, reported)
 			}
 		}
-		if now := w.requireOneHolderEach(time.Millisecond, "claims"); now != holder || w.takeCount != taken {
+		if now := w.requireOneHolderEach(time.Millisecond, "claims"); now != holder || w.addressTakeCount != taken {
 			t.Errorf("seed %d: the address moved from %s to %s", seed, holder, now)
 		}
-		if n := w.eventCounts[EventConflict]; n > 0 {
+		if n := w.eventCounts[EventForeignHostAnswers]; n > 0 {
 			t.Errorf("seed %d: a member is reported as a foreign host %d times", seed, n)
 		}
 	}
@@ -71,13 +71,13 @@ func TestARemovedNodeThatStillAnswersIsReported(t *testing.T) {
 		gone = w.nodeNames[1]
 	}
 	mac := w.nodesByName[gone].mac
-	w.nodesByName[gone].canServe = false
+	w.nodesByName[gone].hasServingEndpoint = false
 	w.killSpeaker(gone)
 	w.deliverBids()
 	w.runSimulationFor(10*time.Second, nil)
-	w.stepNode(w.nodesByName[holder], ConflictDetected{facts.Conflict{Address: w.addresses[0], MAC: mac, LinkIndex: 1}})
-	if w.eventCounts[EventConflict] != 1 {
-		t.Errorf("the other host is reported %d times, want once", w.eventCounts[EventConflict])
+	w.stepNode(w.nodesByName[holder], ConflictDetected{facts.Conflict{Address: w.addresses[0], ForeignMAC: mac, LinkIndex: 1}})
+	if w.eventCounts[EventForeignHostAnswers] != 1 {
+		t.Errorf("the other host is reported %d times, want once", w.eventCounts[EventForeignHostAnswers])
 	}
 	if now := w.requireOneHolderEach(time.Second, "the claim"); now != holder {
 		t.Errorf("the address moved from %s to %s", holder, now)
@@ -92,24 +92,24 @@ func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
 			w := newHarness(t, 1, 3, 1)
 			w.startAll()
 			holder := w.requireOneHolderEach(6*time.Second, "start")
-			w.gossipPartByNode["other"] = 1
-			w.nodesByName["other"] = &simNode{name: "other", mac: facts.MAC{2, 0, 0, 0, 1, 1}, canServe: true}
+			w.gossipPartitionByNode["other"] = 1
+			w.nodesByName["other"] = &simNode{name: "other", mac: facts.MAC{2, 0, 0, 0, 1, 1}, hasServingEndpoint: true}
 			w.nodeNames = append(w.nodeNames, "other")
-			w.startProcess("other")
+			w.startProcessOutsideGossip("other")
 			w.deliverBids()
 			w.deliverMembers()
 			w.runSimulationFor(2*time.Second, nil) // its probe is answered by the holder
 			claim := Claim{Address: w.addresses[0], Holder: "other", Nonce: w.nodesByName["other"].nonce, Epoch: 7}
 			state := appendClaims(encodeMessageHeader(kindClaims), []Claim{claim})
 			w.stepNode(w.nodesByName[holder], RemoteStateReceived{state})
-			w.runSimulationFor(orphanClaimTimeout/2, w.newTwoHoldersCheck(0))
+			w.runSimulationFor(orphanClaimHolderTimeout/2, w.newTwoHoldersCheck(0))
 			if !lives {
 				w.nodesByName["other"].machine = nil
-				w.runSimulationFor(orphanClaimTimeout, w.newTwoHoldersCheck(0))
+				w.runSimulationFor(orphanClaimHolderTimeout, w.newTwoHoldersCheck(0))
 				if now := w.requireOneHolderEach(time.Millisecond, "the end of the timeout"); now != holder {
 					t.Errorf("%s holds the address, want %s to keep it", now, holder)
 				}
-				if c := w.nodesByName[holder].machine.addressesByIP[w.addresses[0]].claim; c.Epoch <= claim.Epoch {
+				if c := w.nodesByName[holder].machine.addressesByIP[w.addresses[0]].highestKnownClaim; c.Epoch <= claim.Epoch {
 					t.Errorf("the holder's claim has epoch %d, want one above %d", c.Epoch, claim.Epoch)
 				}
 				return
@@ -120,7 +120,7 @@ func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
 			for _, e := range m.outbox.orderedEffects(m.otherMembers) {
 				w.performEffect(w.nodesByName["other"], e)
 			}
-			w.gossipPartByNode["other"] = 0
+			w.gossipPartitionByNode["other"] = 0
 			w.deliverMembers()
 			if now := w.requireOneHolderEach(100*time.Millisecond, "the end of the cut"); now != "other" {
 				t.Errorf("%s holds the address, want the node with the higher claim", now)

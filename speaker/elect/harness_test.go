@@ -16,35 +16,35 @@ import (
 // harness is a segment with speakers in virtual time. Each message and each probe is an event in a
 // queue, and a seed decides what is random. Gossip and the segment can be cut separately.
 type harness struct {
-	t                   testing.TB
-	random              *rand.Rand
-	now                 time.Time
-	nodesByName         map[string]*simNode
-	nodeNames           []string
-	eventQueue          simEventQueue
-	scheduledEventCount int
-	messageLossRate     float64
-	maxMessageDelay     time.Duration // of one message
-	addresses           []netip.Addr
-	scoresByNode        map[string]int
-	allowRebalance      bool
-	siblingCount        int // so many consecutive addresses belong to one Service
-	// gossipPartByNode and lanPartByNode are the part of the network that a node is in. Nodes in
-	// the same part reach each other. The gateway is in part 0 of the LAN.
-	gossipPartByNode, lanPartByNode map[string]int
-	messageCount                    int
-	openProbes                      []*simProbe
-	takeCount                       int             // how often any address was taken
-	takeoverDelays                  []time.Duration // of all takeovers
-	eventCounts                     map[string]int  // by kind
-	logEffects                      bool            // log the effects
+	t                     testing.TB
+	random                *rand.Rand
+	now                   time.Time
+	nodesByName           map[string]*simNode
+	nodeNames             []string
+	eventQueue            simEventQueue
+	scheduledEventCount   int
+	messageLossRate       float64
+	maxMessageDelay       time.Duration // of one message
+	addresses             []netip.Addr
+	preferenceScoreByNode map[string]int
+	allowRebalance        bool
+	addressesPerService   int // so many consecutive addresses belong to one Service
+	// gossipPartitionByNode and lanPartitionByNode are the part of the network that a node is in.
+	// Nodes in the same part reach each other. The gateway is in part 0 of the LAN.
+	gossipPartitionByNode, lanPartitionByNode map[string]int
+	messageCount                              int
+	openProbes                                []*simProbe
+	addressTakeCount                          int             // how often any address was taken
+	takeoverDelays                            []time.Duration // of all takeovers
+	eventCounts                               map[string]int  // by kind
+	logEffects                                bool            // log the effects
 }
 
 // simProbe is a probe without a result.
 type simProbe struct {
-	prober          *simNode
-	address         netip.Addr
-	answers, rivals []facts.MAC
+	prober                         *simNode
+	address                        netip.Addr
+	answeringMACs, rivalProberMACs []facts.MAC
 }
 
 type simEvent struct {
@@ -73,18 +73,18 @@ func (h *simEventQueue) Pop() any {
 
 // simNode is a speaker. It is off when machine is nil.
 type simNode struct {
-	name           string
-	mac            facts.MAC
-	nonce          uint64
-	machine        *Machine
-	heldAddresses  map[netip.Addr]bool
-	answerDeadline time.Time
-	isPaused       bool
-	inbox          []Input
-	timerID        int
-	handedOver     bool
-	canServe       bool
-	inGrace        bool
+	name               string
+	mac                facts.MAC
+	nonce              uint64
+	machine            *Machine
+	heldAddresses      map[netip.Addr]bool
+	answerDeadline     time.Time
+	isPaused           bool
+	inputsWhilePaused  []Input
+	timerID            int
+	handoverFinished   bool
+	hasServingEndpoint bool
+	inGrace            bool
 	// isProxyLate: it is a candidate, and its service proxy does not know the endpoints of the
 	// addresses that it does not hold.
 	isProxyLate bool
@@ -93,7 +93,7 @@ type simNode struct {
 func newHarness(t testing.TB, seed int64, n, addresses int) *harness {
 	w := &harness{
 		t: t, random: rand.New(rand.NewSource(seed)), now: time.Unix(1000, 0), nodesByName: map[string]*simNode{},
-		gossipPartByNode: map[string]int{}, lanPartByNode: map[string]int{}, eventCounts: map[string]int{},
+		gossipPartitionByNode: map[string]int{}, lanPartitionByNode: map[string]int{}, eventCounts: map[string]int{},
 		maxMessageDelay: 3 * time.Millisecond,
 	}
 	a := netip.MustParseAddr("192.0.2.1")
@@ -104,7 +104,7 @@ func newHarness(t testing.TB, seed int64, n, addresses int) *harness {
 	for i := range n {
 		name := fmt.Sprintf("n%03d", i+1)
 		w.nodeNames = append(w.nodeNames, name)
-		w.nodesByName[name] = &simNode{name: name, mac: facts.MAC{2, 0, 0, 0, byte(i >> 8), byte(i)}, canServe: true}
+		w.nodesByName[name] = &simNode{name: name, mac: facts.MAC{2, 0, 0, 0, byte(i >> 8), byte(i)}, hasServingEndpoint: true}
 	}
 	return w
 }
@@ -117,7 +117,7 @@ func (w *harness) scheduleEvent(d time.Duration, do func()) {
 // startAll starts all speakers.
 func (w *harness) startAll() {
 	for _, n := range w.nodeNames {
-		w.startProcess(n)
+		w.startProcessOutsideGossip(n)
 	}
 	w.deliverMembers()
 	w.deliverBids()
@@ -126,18 +126,18 @@ func (w *harness) startAll() {
 	}
 }
 
-func (w *harness) startProcess(name string) {
+func (w *harness) startProcessOutsideGossip(name string) {
 	n := w.nodesByName[name]
 	*n = simNode{
-		name: name, mac: n.mac, canServe: n.canServe, nonce: w.random.Uint64(),
+		name: name, mac: n.mac, hasServingEndpoint: n.hasServingEndpoint, nonce: w.random.Uint64(),
 		heldAddresses: map[netip.Addr]bool{},
 	}
-	n.machine = New(name, n.nonce, DefaultTiming(), w.now)
+	n.machine = NewMachine(name, n.nonce, DefaultTiming(), w.now)
 }
 
 // startSpeaker starts a speaker with a new nonce, which joins the gossip.
 func (w *harness) startSpeaker(name string) {
-	w.startProcess(name)
+	w.startProcessOutsideGossip(name)
 	w.deliverBids()
 	w.deliverMembers()
 	for _, other := range w.nodeNames {
@@ -154,7 +154,7 @@ func (w *harness) exchangeStates(x, y string) {
 	if a.machine == nil || b.machine == nil || x == y || !w.canGossip(x, y) {
 		return
 	}
-	of, other := a.machine.EncodeState(), b.machine.EncodeState()
+	of, other := a.machine.EncodeAllClaims(), b.machine.EncodeAllClaims()
 	w.stepNode(a, RemoteStateReceived{other})
 	w.stepNode(b, RemoteStateReceived{of})
 }
@@ -175,7 +175,7 @@ func (w *harness) deliverMembers() {
 		var set facts.MemberSet
 		for _, other := range w.nodeNames {
 			if o := w.nodesByName[other]; o.machine != nil && w.canGossip(name, other) {
-				set.Members = append(set.Members, facts.Member{Name: other, Nonce: o.nonce, MACs: []facts.MAC{o.mac}})
+				set.Members = append(set.Members, facts.Member{Name: other, RunNonce: o.nonce, LinkMACs: []facts.MAC{o.mac}})
 			}
 		}
 		w.stepNode(n, MembersChanged{set})
@@ -186,8 +186,8 @@ func (w *harness) deliverMembers() {
 func (w *harness) deliverBids() {
 	able := map[string]int{}
 	for _, name := range w.nodeNames {
-		if w.nodesByName[name].canServe {
-			able[name] = w.scoresByNode[name]
+		if w.nodesByName[name].hasServingEndpoint {
+			able[name] = w.preferenceScoreByNode[name]
 		}
 	}
 	candidates := intent.NewCandidates(able)
@@ -199,14 +199,14 @@ func (w *harness) deliverBids() {
 		var in BidsChanged
 		for i, a := range w.addresses {
 			b := intent.Bid{Address: a, Candidates: candidates, MayRebalance: w.allowRebalance}
-			for j := i - i%max(w.siblingCount, 1); w.siblingCount > 0 && j < i-i%w.siblingCount+w.siblingCount; j++ {
+			for j := i - i%max(w.addressesPerService, 1); w.addressesPerService > 0 && j < i-i%w.addressesPerService+w.addressesPerService; j++ {
 				if j != i {
-					b.Siblings = append(b.Siblings, w.addresses[j])
+					b.SiblingAddresses = append(b.SiblingAddresses, w.addresses[j])
 				}
 			}
-			b.InGrace = n.inGrace
-			if n.canServe && (!n.isProxyLate || slices.Contains(w.answeringNodes(a), name)) {
-				b.LinkIndexes = []int{1}
+			b.InEndpointGracePeriod = n.inGrace
+			if n.hasServingEndpoint && (!n.isProxyLate || slices.Contains(w.answeringNodes(a), name)) {
+				b.OwnLinkIndexes = []int{1}
 			}
 			in.Bids = append(in.Bids, b)
 		}
@@ -214,14 +214,18 @@ func (w *harness) deliverBids() {
 	}
 }
 
-func (w *harness) canGossip(a, b string) bool { return w.gossipPartByNode[a] == w.gossipPartByNode[b] }
+func (w *harness) canGossip(a, b string) bool {
+	return w.gossipPartitionByNode[a] == w.gossipPartitionByNode[b]
+}
 
-func (w *harness) canHearOnLAN(a, b string) bool { return w.lanPartByNode[a] == w.lanPartByNode[b] }
+func (w *harness) canHearOnLAN(a, b string) bool {
+	return w.lanPartitionByNode[a] == w.lanPartitionByNode[b]
+}
 
 // cutOffNodes separates some nodes from all others, in gossip and on the segment.
 func (w *harness) cutOffNodes(part int, names ...string) {
 	for _, n := range names {
-		w.gossipPartByNode[n], w.lanPartByNode[n] = part, part
+		w.gossipPartitionByNode[n], w.lanPartitionByNode[n] = part, part
 	}
 	w.scheduleEvent(5*time.Second, w.deliverMembers)
 }
@@ -229,7 +233,7 @@ func (w *harness) cutOffNodes(part int, names ...string) {
 // blockGossipOf separates some nodes from all others in gossip only.
 func (w *harness) blockGossipOf(part int, names ...string) {
 	for _, n := range names {
-		w.gossipPartByNode[n] = part
+		w.gossipPartitionByNode[n] = part
 	}
 	w.scheduleEvent(5*time.Second, w.deliverMembers)
 }
@@ -237,7 +241,7 @@ func (w *harness) blockGossipOf(part int, names ...string) {
 // healCuts ends all cuts. A while later the nodes exchange their states. Later still all are
 // members again, since a node declared dead has to refute that first.
 func (w *harness) healCuts() {
-	w.gossipPartByNode, w.lanPartByNode = map[string]int{}, map[string]int{}
+	w.gossipPartitionByNode, w.lanPartitionByNode = map[string]int{}, map[string]int{}
 	w.scheduleEvent(time.Duration(50+w.random.Intn(350))*time.Millisecond, func() {
 		for i, name := range w.nodeNames {
 			w.exchangeStates(name, w.nodeNames[(i+1)%len(w.nodeNames)])
@@ -254,8 +258,8 @@ func (w *harness) pauseSpeaker(name string, d time.Duration) {
 	oneByOne := w.random.Intn(2) == 0
 	w.scheduleEvent(d, func() {
 		n.isPaused = false
-		inbox := append(n.inbox, TimePassed{})
-		n.inbox = nil
+		inbox := append(n.inputsWhilePaused, TimePassed{})
+		n.inputsWhilePaused = nil
 		if !oneByOne {
 			w.stepNode(n, inbox...)
 			return
@@ -272,7 +276,7 @@ func (w *harness) stepNode(n *simNode, inputs ...Input) {
 		return
 	}
 	if n.isPaused {
-		n.inbox = append(n.inbox, inputs...)
+		n.inputsWhilePaused = append(n.inputsWhilePaused, inputs...)
 		return
 	}
 	expired := n.machine.lease.isExpired
@@ -307,9 +311,9 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 	switch e := e.(type) {
 	case HoldAddress:
 		n.heldAddresses[e.Binding.Address] = true
-		w.announceOnWire(n, e.Binding.Address)
+		w.deliverAnnouncementOnLAN(n, e.Binding.Address)
 	case RepeatAnnouncement:
-		w.announceOnWire(n, e.Address)
+		w.deliverAnnouncementOnLAN(n, e.Address)
 	case DropAddress:
 		delete(n.heldAddresses, e.Address)
 	case SendMessage:
@@ -321,35 +325,35 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 	case AcquireProbe:
 		q := &simProbe{prober: n, address: e.Address}
 		w.openProbes = append(w.openProbes, q)
-		for i := range e.Attempts { // collect answers while the probe is open
-			w.scheduleEvent(time.Duration(i)*e.Interval+time.Millisecond, func() {
-				q.answers = append(q.answers, w.answersOnLAN(n, e.Address)...)
+		for i := range e.FramesPerLink { // collect answers while the probe is open
+			w.scheduleEvent(time.Duration(i)*e.FrameInterval+time.Millisecond, func() {
+				q.answeringMACs = append(q.answeringMACs, w.macsAnsweringOnLAN(n, e.Address)...)
 				for _, o := range w.openProbes {
 					if o.prober != n && o.address == e.Address && w.canHearOnLAN(o.prober.name, n.name) {
-						o.rivals = append(o.rivals, n.mac)
+						o.rivalProberMACs = append(o.rivalProberMACs, n.mac)
 					}
 				}
 			})
 		}
-		later(time.Duration(e.Attempts)*e.Interval, n, func() Input {
+		later(time.Duration(e.FramesPerLink)*e.FrameInterval, n, func() Input {
 			w.openProbes = slices.DeleteFunc(w.openProbes, func(o *simProbe) bool { return o == q })
 			return ProbeFinished{facts.ProbeResult{
-				ID: e.ID, Address: e.Address, AnsweringMACs: q.answers, RivalMACs: q.rivals,
+				ID: e.ID, Address: e.Address, AnsweringMACs: q.answeringMACs, RivalProberMACs: q.rivalProberMACs,
 			}}
 		})
 	case LivenessProbe:
 		r := facts.ProbeResult{ID: e.ID}
-		wait := time.Duration(e.Attempts) * e.Interval
+		wait := time.Duration(e.FramesPerTarget) * e.FrameInterval
 		if !w.isIsolatedOnLAN(n.name) {
 			r.AnsweringMACs, wait = []facts.MAC{{2, 0, 0, 0, 0xff, 0xfe}}, time.Millisecond
 		}
 		later(wait, n, func() Input { return ProbeFinished{r} })
 	case HandoverFinished:
-		n.handedOver = true
+		n.handoverFinished = true
 	case Event:
 		w.eventCounts[e.Kind]++
 		if e.Kind == EventAddressTaken {
-			w.takeCount++
+			w.addressTakeCount++
 			if e.TakeoverDelay > 0 {
 				w.takeoverDelays = append(w.takeoverDelays, e.TakeoverDelay)
 			}
@@ -357,20 +361,20 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 	}
 }
 
-// announceOnWire delivers the announcement of an address to all on the segment.
-func (w *harness) announceOnWire(n *simNode, a netip.Addr) {
+// deliverAnnouncementOnLAN delivers the announcement of an address to all on the segment.
+func (w *harness) deliverAnnouncementOnLAN(n *simNode, a netip.Addr) {
 	w.scheduleEvent(100*time.Microsecond, func() {
 		if !w.isAnswering(n, a) {
 			return
 		}
 		for _, q := range w.openProbes {
 			if q.prober != n && q.address == a && w.canHearOnLAN(q.prober.name, n.name) {
-				q.answers = append(q.answers, n.mac)
+				q.answeringMACs = append(q.answeringMACs, n.mac)
 			}
 		}
 		for _, name := range w.nodeNames {
 			if o := w.nodesByName[name]; o != n && o.heldAddresses[a] && w.canHearOnLAN(name, n.name) {
-				w.stepNode(o, ConflictDetected{facts.Conflict{Address: a, MAC: n.mac, LinkIndex: 1}})
+				w.stepNode(o, ConflictDetected{facts.Conflict{Address: a, ForeignMAC: n.mac, LinkIndex: 1}})
 			}
 		}
 	})
@@ -379,13 +383,13 @@ func (w *harness) announceOnWire(n *simNode, a netip.Addr) {
 // isIsolatedOnLAN reports whether the node hears neither the gateway nor another node on the
 // segment.
 func (w *harness) isIsolatedOnLAN(name string) bool {
-	return w.lanPartByNode[name] != 0 && !slices.ContainsFunc(w.nodeNames, func(o string) bool {
+	return w.lanPartitionByNode[name] != 0 && !slices.ContainsFunc(w.nodeNames, func(o string) bool {
 		return o != name && w.canHearOnLAN(name, o)
 	})
 }
 
-// answersOnLAN returns the answers to a request for the address.
-func (w *harness) answersOnLAN(from *simNode, a netip.Addr) []facts.MAC {
+// macsAnsweringOnLAN returns the answers to a request for the address.
+func (w *harness) macsAnsweringOnLAN(from *simNode, a netip.Addr) []facts.MAC {
 	var out []facts.MAC
 	for _, name := range w.nodeNames {
 		if n := w.nodesByName[name]; n != from && w.isAnswering(n, a) && w.canHearOnLAN(name, from.name) {
@@ -416,7 +420,7 @@ func (w *harness) runSimulationFor(d time.Duration, check func()) {
 	end := w.now.Add(d)
 	for len(w.eventQueue) > 0 && !w.eventQueue[0].at.After(end) {
 		h := heap.Pop(&w.eventQueue).(simEvent)
-		w.now = maxTime(w.now, h.at)
+		w.now = laterTime(w.now, h.at)
 		h.perform()
 		if check != nil {
 			check()

@@ -20,35 +20,35 @@ import (
 type lease struct {
 	isExpired bool
 	expiredAt time.Time // when it expired
-	// confirmedAt is when this node sent the last message or probe that was answered.
-	confirmedAt time.Time
-	lastProbeAt time.Time // when the last liveness probe for the lease was sent
-	lastSyncAt  time.Time // when members were last asked for their claims
+	// lastConfirmedAt is when this node sent the last message or probe that was answered.
+	lastConfirmedAt     time.Time
+	lastProbeAt         time.Time // when the last liveness probe for the lease was sent
+	lastSyncRequestedAt time.Time // when members were last asked for their claims
 	// firstValidSyncID is the ID of the first sync that counts. Answers to earlier ones may be from
 	// before the pause.
 	firstValidSyncID uint64
-	// recheckRunning is set while the held addresses are probed; uncheckedCount is the number
-	// without a result.
-	recheckRunning   bool
-	recheckStartedAt time.Time // when it started
-	uncheckedCount   int
-	// isIsolated is set when nothing else on the segment or in the gossip answers: the probes found
-	// no other holder, and this node answers.
-	isIsolated bool
+	// recheckRunning is set while the held addresses are probed; addressesLeftToRecheck is the
+	// number without a result.
+	recheckRunning         bool
+	recheckStartedAt       time.Time // when it started
+	addressesLeftToRecheck int
+	// nothingElseAnswers is set when nothing else on the segment or in the gossip answers: the
+	// probes found no other holder, and this node answers.
+	nothingElseAnswers bool
 }
 
 // startWithFirstAddress starts the lease with the first held address. The probe for it has just
 // found no holder, or a holder has just offered it.
 func (l *lease) startWithFirstAddress(now time.Time, held int) {
 	if held == 1 && !l.isExpired {
-		*l = lease{confirmedAt: now, lastProbeAt: now}
+		*l = lease{lastConfirmedAt: now, lastProbeAt: now}
 	}
 }
 
 // recordConfirmation records that something sent at the given time was answered.
 func (l *lease) recordConfirmation(sent time.Time) {
-	if sent.After(l.confirmedAt) {
-		l.confirmedAt = sent
+	if sent.After(l.lastConfirmedAt) {
+		l.lastConfirmedAt = sent
 	}
 }
 
@@ -58,11 +58,11 @@ func (l *lease) deadline(f stepFacts, lastBeaconAt time.Time) time.Time {
 	if l.isExpired {
 		return time.Time{}
 	}
-	until := f.now.Add(f.timing.LeaseTimeout)
+	until := f.now.Add(f.timing.LeaseAfterLastBeaconTimeout)
 	if len(f.members.memberNames) > 1 {
-		until = lastBeaconAt.Add(f.timing.LeaseTimeout)
+		until = lastBeaconAt.Add(f.timing.LeaseAfterLastBeaconTimeout)
 	}
-	if end := l.confirmedAt.Add(f.timing.ConfirmationTimeout); !l.isIsolated && end.Before(until) {
+	if end := l.lastConfirmedAt.Add(f.timing.LeaseConfirmationTimeout); !l.nothingElseAnswers && end.Before(until) {
 		until = end
 	}
 	return until
@@ -71,7 +71,7 @@ func (l *lease) deadline(f stepFacts, lastBeaconAt time.Time) time.Time {
 // expireLease forbids this node to answer. Only a sync with the given ID or a later one counts
 // after that.
 func (l *lease) expireLease(now time.Time, nextSyncID uint64) {
-	*l = lease{isExpired: true, expiredAt: now, confirmedAt: l.confirmedAt, firstValidSyncID: nextSyncID}
+	*l = lease{isExpired: true, expiredAt: now, lastConfirmedAt: l.lastConfirmedAt, firstValidSyncID: nextSyncID}
 }
 
 // leaseOutcome is what the owner of the lease has to do after a call.
@@ -89,53 +89,53 @@ type leaseOutcome struct {
 func (l *lease) maintainLease(f stepFacts, heldCount int, nextSyncID uint64) leaseOutcome {
 	var o leaseOutcome
 	if heldCount == 0 {
-		*l = lease{confirmedAt: f.now}
+		*l = lease{lastConfirmedAt: f.now}
 		return o
 	}
 	if l.isExpired {
 		l.tryRegainLease(f, heldCount, &o)
 		return o
 	}
-	unconfirmed := f.now.Sub(l.confirmedAt)
-	if unconfirmed >= f.timing.LivenessProbeDelay && f.now.Sub(l.lastProbeAt) >= f.timing.LivenessProbeInterval {
+	unconfirmed := f.now.Sub(l.lastConfirmedAt)
+	if unconfirmed >= f.timing.UnconfirmedBeforeLivenessProbeDelay && f.now.Sub(l.lastProbeAt) >= f.timing.LivenessProbeInterval {
 		l.lastProbeAt = f.now
 		o.livenessProbeCount++
 	}
-	if !l.isIsolated && unconfirmed >= f.timing.ConfirmationTimeout {
+	if !l.nothingElseAnswers && unconfirmed >= f.timing.LeaseConfirmationTimeout {
 		l.expireLease(f.now, nextSyncID)
 		l.tryRegainLease(f, heldCount, &o)
 	}
 	return o
 }
 
-// perProbedAddressDelay is the additional time for each probed address. The engine spreads probes
-// over time.
-const perProbedAddressDelay = time.Millisecond
+// extraRecheckPerAddressDelay is the additional time for each probed address. The engine spreads
+// probes over time.
+const extraRecheckPerAddressDelay = time.Millisecond
 
 // tryRegainLease asks members for their claims. If no member answers, it asks for probes for all
 // held addresses.
 func (l *lease) tryRegainLease(f stepFacts, heldCount int, o *leaseOutcome) {
-	if f.now.Sub(l.lastSyncAt) >= f.timing.LivenessProbeInterval {
-		l.lastSyncAt = f.now
+	if f.now.Sub(l.lastSyncRequestedAt) >= f.timing.LivenessProbeInterval {
+		l.lastSyncRequestedAt = f.now
 		o.asksMembers = true
 		o.livenessProbeCount++
 	}
-	recheckTimeout := 2*f.timing.StartupDelay + time.Duration(heldCount)*perProbedAddressDelay
+	recheckTimeout := 2*f.timing.StartupWithoutMembersDelay + time.Duration(heldCount)*extraRecheckPerAddressDelay
 	switch {
-	case l.recheckRunning && l.uncheckedCount <= 0:
+	case l.recheckRunning && l.addressesLeftToRecheck <= 0:
 		l.regainLease(f.now)
 		o.isRegained = true
-		l.isIsolated = f.now.Sub(l.confirmedAt) >= f.timing.ConfirmationTimeout
+		l.nothingElseAnswers = f.now.Sub(l.lastConfirmedAt) >= f.timing.LeaseConfirmationTimeout
 	case l.recheckRunning && f.now.Sub(l.recheckStartedAt) < recheckTimeout: // wait for the results
-	case f.now.Sub(l.expiredAt) >= f.timing.LivenessProbeDelay:
-		l.recheckRunning, l.recheckStartedAt, l.uncheckedCount = true, f.now, heldCount
+	case f.now.Sub(l.expiredAt) >= f.timing.UnconfirmedBeforeLivenessProbeDelay:
+		l.recheckRunning, l.recheckStartedAt, l.addressesLeftToRecheck = true, f.now, heldCount
 		o.rechecksAddresses = true
 	}
 }
 
 // handleLivenessResult processes an answer to a liveness probe that was sent at the given time.
 func (l *lease) handleLivenessResult(sent, now time.Time, nextSyncID uint64) {
-	if l.isIsolated { // no longer: find out what the others did meanwhile
+	if l.nothingElseAnswers { // no longer: find out what the others did meanwhile
 		l.expireLease(now, nextSyncID)
 	}
 	l.recordConfirmation(sent)
@@ -148,8 +148,8 @@ func (l *lease) handleRecheckResult(a *addressState, r facts.ProbeResult, now ti
 	if !a.isHeld || !l.isExpired || !l.recheckRunning {
 		return false
 	}
-	l.uncheckedCount--
-	if r.NotSent {
+	l.addressesLeftToRecheck--
+	if r.NoFrameSent {
 		l.recheckRunning, l.expiredAt = false, now // no link works: try later
 		return false
 	}
@@ -170,7 +170,7 @@ func (l *lease) finishSync(id uint64, sent, now time.Time) (isRegained bool) {
 		isRegained = true
 	}
 	l.recordConfirmation(sent)
-	l.isIsolated = false
+	l.nothingElseAnswers = false
 	return isRegained
 }
 
@@ -194,7 +194,7 @@ func (m *Machine) LeaseDeadline(now time.Time) time.Time {
 // have taken over. What was found out before the pause does not count any more: another node may
 // have taken an address since this node probed for it.
 func (m *Machine) detectProcessPause(now time.Time) {
-	if now.Sub(m.now) <= m.timing.LeaseTimeout {
+	if now.Sub(m.now) <= m.timing.LeaseAfterLastBeaconTimeout {
 		return
 	}
 	m.now, m.resumedAt = now, now

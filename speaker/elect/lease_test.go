@@ -19,17 +19,17 @@ func newTestLease() (*lease, stepFacts) {
 
 func TestLeaseExpiresWithoutAnswers(t *testing.T) {
 	l, f := newTestLease()
-	if end := l.deadline(f, f.now); !end.Equal(testStart.Add(f.timing.LeaseTimeout)) {
+	if end := l.deadline(f, f.now); !end.Equal(testStart.Add(f.timing.LeaseAfterLastBeaconTimeout)) {
 		t.Errorf("this node may answer until %v, want LeaseTimeout after its last beacon", end)
 	}
-	f.now = testStart.Add(f.timing.LivenessProbeDelay)
+	f.now = testStart.Add(f.timing.UnconfirmedBeforeLivenessProbeDelay)
 	if o := l.maintainLease(f, 1, 4); o.livenessProbeCount != 1 {
 		t.Errorf("%d liveness probes are sent when acknowledgements are missing, want 1", o.livenessProbeCount)
 	}
-	if end := l.deadline(f, f.now); !end.Equal(testStart.Add(f.timing.ConfirmationTimeout)) {
+	if end := l.deadline(f, f.now); !end.Equal(testStart.Add(f.timing.LeaseConfirmationTimeout)) {
 		t.Errorf("this node may answer until %v, want ConfirmationTimeout after the last confirmation", end)
 	}
-	f.now = testStart.Add(f.timing.ConfirmationTimeout)
+	f.now = testStart.Add(f.timing.LeaseConfirmationTimeout)
 	if o := l.maintainLease(f, 1, 4); !l.isExpired || !o.asksMembers {
 		t.Error("without answers this node goes on to answer, or asks no member for its claims")
 	}
@@ -67,7 +67,7 @@ func TestLeaseIsRegainedByProbesInIsolation(t *testing.T) {
 	l, f := newTestLease()
 	held := &addressState{ip: netip.MustParseAddr("192.0.2.1"), isHeld: true, isRechecking: true}
 	l.expireLease(f.now, 4)
-	f.now = f.now.Add(f.timing.ConfirmationTimeout)
+	f.now = f.now.Add(f.timing.LeaseConfirmationTimeout)
 	if o := l.maintainLease(f, 1, 4); !o.rechecksAddresses {
 		t.Error("when no member answers, the held addresses are not probed")
 	}
@@ -78,7 +78,7 @@ func TestLeaseIsRegainedByProbesInIsolation(t *testing.T) {
 	if l.handleRecheckResult(held, facts.ProbeResult{}, f.now) {
 		t.Error("a probe without an answer shows another holder")
 	}
-	if o := l.maintainLease(f, 1, 4); !o.isRegained || l.isExpired || !l.isIsolated {
+	if o := l.maintainLease(f, 1, 4); !o.isRegained || l.isExpired || !l.nothingElseAnswers {
 		t.Error("after probes without an answer this node does not answer again")
 	}
 	l.handleLivenessResult(f.now, f.now, 4)
@@ -95,7 +95,7 @@ func TestLeaseRecheckFindsAnotherHolder(t *testing.T) {
 	if l.handleRecheckResult(held, answered, f.now) {
 		t.Error("a late result counts while no recheck runs")
 	}
-	f.now = f.now.Add(f.timing.ConfirmationTimeout)
+	f.now = f.now.Add(f.timing.LeaseConfirmationTimeout)
 	l.maintainLease(f, 1, 4)
 	if !l.handleRecheckResult(held, answered, f.now) {
 		t.Error("an answer to the probe of a held address shows no other holder")
@@ -105,9 +105,9 @@ func TestLeaseRecheckFindsAnotherHolder(t *testing.T) {
 		t.Error("after all results arrived this node does not answer for its other addresses")
 	}
 	l.expireLease(f.now, 5)
-	f.now = f.now.Add(f.timing.LivenessProbeDelay)
+	f.now = f.now.Add(f.timing.UnconfirmedBeforeLivenessProbeDelay)
 	l.maintainLease(f, 1, 5)
-	l.handleRecheckResult(held, facts.ProbeResult{NotSent: true}, f.now)
+	l.handleRecheckResult(held, facts.ProbeResult{NoFrameSent: true}, f.now)
 	if l.maintainLease(f, 1, 5); !l.isExpired {
 		t.Error("a probe that no link could send lets this node answer again")
 	}

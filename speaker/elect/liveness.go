@@ -24,18 +24,18 @@ const beaconsPerAck = 4
 // form a ring, ordered by a hash of their names. Each sends beacons to the next two, so that the
 // cost grows with the number of nodes and not with its square.
 type livenessWatch struct {
-	beaconSeq    uint64
-	lastBeaconAt time.Time
-	beaconSentAt [16]time.Time // send times of the last beacons, by sequence number
-	// watchers are the members that watch this node. watchedMembers are those that this node
-	// watches.
-	watchers, watchedMembers []string
-	recordsByMember          map[string]*beaconRecord
-	// witnessesByNode holds the witnesses of each silent node, with the nonce of the silent node
-	// that each of them reports.
-	witnessesByNode map[string]map[string]uint64
-	deadNonceByNode map[string]uint64 // nonce of the run that ended
-	leavingNodes    map[string]bool
+	beaconSeq                 uint64
+	lastBeaconAt              time.Time
+	beaconSendTimesBySequence [16]time.Time // send times of the last beacons, by sequence number
+	// watchersOfSelf are the members that watch this node. membersWatchedBySelf are those that this
+	// node watches.
+	watchersOfSelf, membersWatchedBySelf []string
+	recordsByMember                      map[string]*beaconRecord
+	// witnessNoncesBySilentNode holds the witnesses of each silent node, with the nonce of the
+	// silent node that each of them reports.
+	witnessNoncesBySilentNode map[string]map[string]uint64
+	deadRunNonceByNode        map[string]uint64 // nonce of the run that ended
+	leavingNodes              map[string]bool
 	// connectedWitnesses holds, by silent node, the witnesses with an answer from a gateway or
 	// another node. They are not cut off themselves.
 	connectedWitnesses map[string]map[string]bool
@@ -61,14 +61,14 @@ type beaconRecord struct {
 
 func newLivenessWatch() livenessWatch {
 	return livenessWatch{
-		recordsByMember: map[string]*beaconRecord{}, witnessesByNode: map[string]map[string]uint64{},
-		deadNonceByNode: map[string]uint64{}, leavingNodes: map[string]bool{},
+		recordsByMember: map[string]*beaconRecord{}, witnessNoncesBySilentNode: map[string]map[string]uint64{},
+		deadRunNonceByNode: map[string]uint64{}, leavingNodes: map[string]bool{},
 		connectedWitnesses: map[string]map[string]bool{}, lastSeenByNode: map[string]time.Time{},
 	}
 }
 
 func (w *livenessWatch) isDeclaredDead(n string, nonce uint64) bool {
-	d, ok := w.deadNonceByNode[n]
+	d, ok := w.deadRunNonceByNode[n]
 	return ok && (nonce == 0 || d == nonce)
 }
 
@@ -87,25 +87,26 @@ func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 	for n := range w.recordsByMember {
 		if _, ok := members[n]; !ok {
 			delete(w.recordsByMember, n)
-			delete(w.witnessesByNode, n)
-			delete(w.deadNonceByNode, n)
+			delete(w.witnessNoncesBySilentNode, n)
+			delete(w.deadRunNonceByNode, n)
 			delete(w.leavingNodes, n)
 			delete(w.connectedWitnesses, n)
 		}
 	}
-	for n, by := range w.witnessesByNode { // a witness that left cannot retract its report
+	// a witness that left cannot retract its report
+	for n, by := range w.witnessNoncesBySilentNode {
 		maps.DeleteFunc(by, func(w string, _ uint64) bool { _, ok := members[w]; return !ok })
 		maps.DeleteFunc(w.connectedWitnesses[n], func(w string, _ bool) bool { _, ok := members[w]; return !ok })
 		if len(by) == 0 {
-			delete(w.witnessesByNode, n)
-			delete(w.deadNonceByNode, n)
+			delete(w.witnessNoncesBySilentNode, n)
+			delete(w.deadRunNonceByNode, n)
 			delete(w.connectedWitnesses, n)
 		}
 	}
-	for n, nonce := range w.deadNonceByNode {
-		if p, ok := members[n]; !ok || (p.Nonce != 0 && p.Nonce != nonce) {
-			delete(w.deadNonceByNode, n)
-			delete(w.witnessesByNode, n)
+	for n, nonce := range w.deadRunNonceByNode {
+		if p, ok := members[n]; !ok || (p.RunNonce != 0 && p.RunNonce != nonce) {
+			delete(w.deadRunNonceByNode, n)
+			delete(w.witnessNoncesBySilentNode, n)
 		}
 	}
 }
@@ -126,14 +127,14 @@ func (o *watchOutcome) addChangedNode(n string, hasChanged bool) {
 // isAlive reports whether the node is a member that is not declared dead.
 func (w *livenessWatch) isAlive(n string, members *membership) bool {
 	p, ok := members.membersByName[n]
-	return ok && !w.isDeclaredDead(n, p.Nonce)
+	return ok && !w.isDeclaredDead(n, p.RunNonce)
 }
 
 // updateMembers fits the watch to a new set of members.
 func (w *livenessWatch) updateMembers(f stepFacts) {
 	w.forgetGoneMembers(f.members.membersByName)
-	w.watchers = f.members.ringNeighbours(f.members.self, watchersPerMember)
-	w.watchedMembers = f.members.ringNeighbours(f.members.self, -watchersPerMember)
+	w.watchersOfSelf = f.members.ringNeighbours(f.members.self, watchersPerMember)
+	w.membersWatchedBySelf = f.members.ringNeighbours(f.members.self, -watchersPerMember)
 	w.adoptUnwatchedNodes(f)
 }
 
@@ -141,7 +142,7 @@ func (w *livenessWatch) updateMembers(f stepFacts) {
 // the next living ones. These nodes send this node no beacons. It has to ask them.
 func (w *livenessWatch) adoptUnwatchedNodes(f stepFacts) {
 	w.adoptedNodes = nil
-	if len(w.deadNonceByNode) < watchersPerMember {
+	if len(w.deadRunNonceByNode) < watchersPerMember {
 		return
 	}
 	s := f.members
@@ -155,10 +156,10 @@ func (w *livenessWatch) adoptUnwatchedNodes(f stepFacts) {
 			continue
 		}
 		w.adoptedNodes = append(w.adoptedNodes, n)
-		if w.recordsByMember[n] == nil || w.recordsByMember[n].memberNonce != s.membersByName[n].Nonce {
-			w.recordsByMember[n] = &beaconRecord{memberNonce: s.membersByName[n].Nonce}
+		if w.recordsByMember[n] == nil || w.recordsByMember[n].memberNonce != s.membersByName[n].RunNonce {
+			w.recordsByMember[n] = &beaconRecord{memberNonce: s.membersByName[n].RunNonce}
 		}
-		if !slices.Contains(w.watchedMembers, n) { // it did not send to this node until now
+		if !slices.Contains(w.membersWatchedBySelf, n) { // it did not send to this node until now
 			w.recordsByMember[n].lastHeardAt = f.now
 		}
 	}
@@ -206,12 +207,12 @@ func (w *livenessWatch) sendDueBeacon(f stepFacts, out *outbox) {
 	}
 	w.lastBeaconAt = f.now
 	out.repeatNewClaims(f.members.otherMembers)
-	w.sendBeacon(w.watchers, f, out)
+	w.sendBeacon(w.watchersOfSelf, f, out)
 }
 
 func (w *livenessWatch) sendBeacon(names []string, f stepFacts, out *outbox) {
 	w.beaconSeq++
-	w.beaconSentAt[w.beaconSeq%uint64(len(w.beaconSentAt))] = f.now
+	w.beaconSendTimesBySequence[w.beaconSeq%uint64(len(w.beaconSendTimesBySequence))] = f.now
 	for i, n := range names {
 		var flags byte
 		if f.leaving {
@@ -245,7 +246,7 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts,
 	h.lastSeq = seq
 	w.leavingNodes[from] = flags&flagLeaving != 0
 	o.addChangedNode(from, w.recordSignOfLife(from, f, out))
-	if _, ok := w.deadNonceByNode[from]; ok && len(w.witnessesByNode[from]) == 0 {
+	if _, ok := w.deadRunNonceByNode[from]; ok && len(w.witnessNoncesBySilentNode[from]) == 0 {
 		o.addChangedNode(from, w.declareAlive(from, f))
 	}
 	if flags&flagAckRequested != 0 {
@@ -260,16 +261,16 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts,
 }
 
 // handleAck processes the acknowledgement of a beacon and returns when that beacon was sent. If the
-// previous acknowledgement, of something sent at confirmedAt, was long ago and the watcher knows
-// other claims, this node asks for them first: the time is zero.
+// previous acknowledgement, of something sent at lastConfirmedAt, was long ago and the watcher
+// knows other claims, this node asks for them first: the time is zero.
 func (w *livenessWatch) handleAck(
 	from string, r *messageReader, f stepFacts, confirmedAt time.Time,
 ) (sent time.Time, o watchOutcome) {
 	nonce, seq, digest := r.readUvarint(), r.readUvarint(), r.readUvarint()
-	if r.err != nil || nonce != f.nonce || seq > w.beaconSeq || w.beaconSeq-seq >= uint64(len(w.beaconSentAt)) {
+	if r.err != nil || nonce != f.nonce || seq > w.beaconSeq || w.beaconSeq-seq >= uint64(len(w.beaconSendTimesBySequence)) {
 		return time.Time{}, o
 	}
-	sent = w.beaconSentAt[seq%uint64(len(w.beaconSentAt))]
+	sent = w.beaconSendTimesBySequence[seq%uint64(len(w.beaconSendTimesBySequence))]
 	if digest == f.claimsDigest || sent.Sub(confirmedAt) < f.timing.SilenceTimeout {
 		return sent, o
 	}
@@ -300,7 +301,7 @@ func (h *beaconRecord) syncIfDigestDiffers(digest uint64, f stepFacts) bool {
 // detectSilence detects the silence of watched nodes and reports it.
 func (w *livenessWatch) detectSilence(f stepFacts, out *outbox) watchOutcome {
 	var o watchOutcome
-	for _, n := range slices.Concat(w.watchedMembers, w.adoptedNodes) {
+	for _, n := range slices.Concat(w.membersWatchedBySelf, w.adoptedNodes) {
 		h := w.recordsByMember[n]
 		if h == nil {
 			continue
@@ -344,7 +345,7 @@ func (w *livenessWatch) nextDeadline(f stepFacts) time.Time {
 		return time.Time{}
 	}
 	next := w.lastBeaconAt.Add(f.timing.BeaconInterval)
-	for _, n := range w.watchedMembers {
+	for _, n := range w.membersWatchedBySelf {
 		if h := w.recordsByMember[n]; h != nil && !h.isSilent {
 			if t := h.lastHeardAt.Add(f.timing.SilenceTimeout); t.Before(next) {
 				next = t
@@ -379,7 +380,7 @@ func (w *livenessWatch) handleSuspicion(from string, r *messageReader, f stepFac
 	n, nonce, said, age := r.readString(), r.readUvarint(), r.readByte(), r.readUvarint()
 	silent := said != suspicionRetracted
 	p, ok := f.members.membersByName[n]
-	isEarlierRun := p.Nonce != 0 && p.Nonce != nonce
+	isEarlierRun := p.RunNonce != 0 && p.RunNonce != nonce
 	if !ok || r.err != nil || n == f.members.self || isEarlierRun {
 		return o
 	}
@@ -397,22 +398,22 @@ func (w *livenessWatch) handleSuspicion(from string, r *messageReader, f stepFac
 // declared dead or alive by it.
 func (w *livenessWatch) recordTestimony(n, by string, nonce uint64, silent bool, f stepFacts) bool {
 	if !silent {
-		delete(w.witnessesByNode[n], by)
+		delete(w.witnessNoncesBySilentNode[n], by)
 		delete(w.connectedWitnesses[n], by)
-		return len(w.witnessesByNode[n]) == 0 && w.declareAlive(n, f)
+		return len(w.witnessNoncesBySilentNode[n]) == 0 && w.declareAlive(n, f)
 	}
-	if w.witnessesByNode[n] == nil {
-		w.witnessesByNode[n] = map[string]uint64{}
+	if w.witnessNoncesBySilentNode[n] == nil {
+		w.witnessNoncesBySilentNode[n] = map[string]uint64{}
 	}
-	w.witnessesByNode[n][by] = nonce
+	w.witnessNoncesBySilentNode[n][by] = nonce
 	return w.judgeSilence(n, f)
 }
 
 // declareAlive retracts that a node is dead. It reports whether the node was declared dead.
 func (w *livenessWatch) declareAlive(n string, f stepFacts) bool {
-	_, was := w.deadNonceByNode[n]
-	delete(w.witnessesByNode, n)
-	delete(w.deadNonceByNode, n)
+	_, was := w.deadRunNonceByNode[n]
+	delete(w.witnessNoncesBySilentNode, n)
+	delete(w.deadRunNonceByNode, n)
 	delete(w.connectedWitnesses, n)
 	delete(w.lastSeenByNode, n)
 	if was {
@@ -425,7 +426,7 @@ func (w *livenessWatch) declareAlive(n string, f stepFacts) bool {
 // node are enough. One witness is enough if a gateway or another node answers it, and if no second
 // watcher is alive that still hears the node. It reports whether the node is now declared dead.
 func (w *livenessWatch) judgeSilence(n string, f stepFacts) bool {
-	by := w.witnessesByNode[n]
+	by := w.witnessNoncesBySilentNode[n]
 	votes := map[uint64]int{}
 	for _, nonce := range by {
 		votes[nonce]++
@@ -438,7 +439,7 @@ func (w *livenessWatch) judgeSilence(n string, f stepFacts) bool {
 		if w.isDeclaredDead(n, nonce) {
 			return false
 		}
-		w.deadNonceByNode[n] = nonce
+		w.deadRunNonceByNode[n] = nonce
 		w.adoptUnwatchedNodes(f)
 		return true
 	}
@@ -448,8 +449,8 @@ func (w *livenessWatch) judgeSilence(n string, f stepFacts) bool {
 // isOnlyWitness reports whether no other watcher of the node is alive and hears it.
 func (w *livenessWatch) isOnlyWitness(n, witness string, members *membership) bool {
 	return !slices.ContainsFunc(members.ringNeighbours(n, watchersPerMember), func(o string) bool {
-		_, silent := w.witnessesByNode[n][o]
-		return o != witness && !silent && len(w.witnessesByNode[o]) == 0 && w.isAlive(o, members)
+		_, silent := w.witnessNoncesBySilentNode[n][o]
+		return o != witness && !silent && len(w.witnessNoncesBySilentNode[o]) == 0 && w.isAlive(o, members)
 	})
 }
 

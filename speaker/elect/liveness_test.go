@@ -13,7 +13,7 @@ func encodeSuspicionMessage(node string, nonce uint64, said byte) []byte {
 }
 
 func TestTwoWitnessesDeclareANodeDead(t *testing.T) {
-	all := []facts.Member{{Name: "a", Nonce: 1}, {Name: "b", Nonce: 2}, {Name: "c", Nonce: 3}, {Name: "d", Nonce: 4}}
+	all := []facts.Member{{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 2}, {Name: "c", RunNonce: 3}, {Name: "d", RunNonce: 4}}
 	tests := map[string]struct {
 		nonces [2]uint64 // of d, as reported by b and c
 		after  []facts.Member
@@ -25,13 +25,13 @@ func TestTwoWitnessesDeclareANodeDead(t *testing.T) {
 	}
 	for name, c := range tests {
 		t.Run(name, func(t *testing.T) {
-			m := New("a", 1, DefaultTiming(), testStart)
-			m.Step(testStart, MembersChanged{facts.MemberSet{Members: all, Synced: true}})
+			m := NewMachine("a", 1, DefaultTiming(), testStart)
+			m.Step(testStart, MembersChanged{facts.MemberSet{Members: all, HasExchangedFullState: true}})
 			for i, witness := range []string{"b", "c"} {
 				report := encodeSuspicionMessage("d", c.nonces[i], suspicionUnverified)
 				m.Step(testStart, MessageReceived{From: witness, Payload: report})
 			}
-			m.Step(testStart, MembersChanged{facts.MemberSet{Members: c.after, Synced: true}})
+			m.Step(testStart, MembersChanged{facts.MemberSet{Members: c.after, HasExchangedFullState: true}})
 			if got := !m.isAlive("d"); got != c.dead {
 				t.Errorf("the node is declared dead: %v, want %v", got, c.dead)
 			}
@@ -44,7 +44,7 @@ func TestTwoWitnessesDeclareANodeDead(t *testing.T) {
 func TestOneWitnessIsEnoughWhenTheOtherWatcherIsDead(t *testing.T) {
 	var all []facts.Member
 	for i, n := range []string{"a", "b", "c", "d", "e", "f"} {
-		all = append(all, facts.Member{Name: n, Nonce: uint64(i + 1)})
+		all = append(all, facts.Member{Name: n, RunNonce: uint64(i + 1)})
 	}
 	for name, c := range map[string]struct {
 		said            byte
@@ -55,8 +55,8 @@ func TestOneWitnessIsEnoughWhenTheOtherWatcherIsDead(t *testing.T) {
 		"the witness has an answer and the other watcher is dead": {suspicionVerified, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := New("a", 1, DefaultTiming(), testStart)
-			m.Step(testStart, MembersChanged{facts.MemberSet{Members: all, Synced: true}})
+			m := NewMachine("a", 1, DefaultTiming(), testStart)
+			m.Step(testStart, MembersChanged{facts.MemberSet{Members: all, HasExchangedFullState: true}})
 			// d is watched by the other two, and none of them is this node
 			var d, first, second string
 			for _, n := range m.watchRing {
@@ -65,7 +65,7 @@ func TestOneWitnessIsEnoughWhenTheOtherWatcherIsDead(t *testing.T) {
 				}
 			}
 			say := func(from, of string, said byte) {
-				report := encodeSuspicionMessage(of, m.membersByName[of].Nonce, said)
+				report := encodeSuspicionMessage(of, m.membersByName[of].RunNonce, said)
 				m.Step(testStart, MessageReceived{From: from, Payload: report})
 			}
 			if c.otherDies {

@@ -27,16 +27,16 @@ type Timing struct {
 	// SilenceTimeout is how long a watcher waits for a beacon before it suspects the sender: four
 	// lost beacons.
 	SilenceTimeout time.Duration
-	// PerCandidateDelay is the additional delay of each further candidate before it probes. It is
+	// PerRankAcquireDelay is the additional delay of each further candidate before it probes. It is
 	// longer than a probe takes, so that the claim of the better candidate arrives first.
-	PerCandidateDelay time.Duration
-	// ProbeAttempts and ProbeInterval are the number of requests in a probe and the time between
-	// them.
-	ProbeAttempts int
-	ProbeInterval time.Duration
-	// StartupDelay is how long a starting speaker that reaches no other member waits before it
-	// takes an address.
-	StartupDelay time.Duration
+	PerRankAcquireDelay time.Duration
+	// FramesPerProbe and ProbeFrameInterval are the number of requests in a probe and the time
+	// between them.
+	FramesPerProbe     int
+	ProbeFrameInterval time.Duration
+	// StartupWithoutMembersDelay is how long a starting speaker that reaches no other member waits
+	// before it takes an address.
+	StartupWithoutMembersDelay time.Duration
 	// OfferTimeout is how long a holder waits for an answer to an offer.
 	OfferTimeout time.Duration
 	// GraceOfferInterval is the time between two rounds of offers while the endpoints here still
@@ -44,41 +44,42 @@ type Timing struct {
 	GraceOfferInterval time.Duration
 	// FirstProbeRetryDelay is the first delay after a host answered an acquire probe.
 	FirstProbeRetryDelay time.Duration
-	// LeaseTimeout bounds how long a holder may answer after its last beacon. It is shorter than a
-	// takeover by another node, which takes SilenceTimeout and the probe.
-	LeaseTimeout time.Duration
-	// ConfirmationTimeout bounds how long a holder may answer after it sent the last message or
-	// probe that was answered.
-	ConfirmationTimeout time.Duration
-	// LivenessProbeDelay is how long after that message or probe it starts to send liveness
-	// probes, and LivenessProbeInterval is the time between two of them.
-	LivenessProbeDelay    time.Duration
-	LivenessProbeInterval time.Duration
+	// LeaseAfterLastBeaconTimeout bounds how long a holder may answer after its last beacon. It is
+	// shorter than a takeover by another node, which takes SilenceTimeout and the probe.
+	LeaseAfterLastBeaconTimeout time.Duration
+	// LeaseConfirmationTimeout bounds how long a holder may answer after it sent the last message
+	// or probe that was answered.
+	LeaseConfirmationTimeout time.Duration
+	// UnconfirmedBeforeLivenessProbeDelay is how long after that message or probe it starts to send
+	// liveness probes, and LivenessProbeInterval is the time between two of them.
+	UnconfirmedBeforeLivenessProbeDelay time.Duration
+	LivenessProbeInterval               time.Duration
 	// RebalanceInterval is the time between two rounds of a rebalance.
 	RebalanceInterval time.Duration
-	// RebalanceDelay is how long no member must have come or gone before a rebalance.
-	RebalanceDelay time.Duration
+	// RebalanceAfterMemberChangeDelay is how long no member must have come or gone before a
+	// rebalance.
+	RebalanceAfterMemberChangeDelay time.Duration
 }
 
 // DefaultTiming returns the durations for production. A takeover starts about 300 ms after the
 // holder died.
 func DefaultTiming() Timing {
 	return Timing{
-		BeaconInterval:        50 * time.Millisecond,
-		SilenceTimeout:        200 * time.Millisecond,
-		PerCandidateDelay:     100 * time.Millisecond,
-		ProbeAttempts:         2,
-		ProbeInterval:         30 * time.Millisecond,
-		StartupDelay:          time.Second,
-		OfferTimeout:          150 * time.Millisecond,
-		GraceOfferInterval:    100 * time.Millisecond,
-		FirstProbeRetryDelay:  250 * time.Millisecond,
-		LeaseTimeout:          200 * time.Millisecond,
-		ConfirmationTimeout:   300 * time.Millisecond,
-		LivenessProbeDelay:    200 * time.Millisecond,
-		LivenessProbeInterval: 100 * time.Millisecond,
-		RebalanceInterval:     time.Second,
-		RebalanceDelay:        10 * time.Second,
+		BeaconInterval:                      50 * time.Millisecond,
+		SilenceTimeout:                      200 * time.Millisecond,
+		PerRankAcquireDelay:                 100 * time.Millisecond,
+		FramesPerProbe:                      2,
+		ProbeFrameInterval:                  30 * time.Millisecond,
+		StartupWithoutMembersDelay:          time.Second,
+		OfferTimeout:                        150 * time.Millisecond,
+		GraceOfferInterval:                  100 * time.Millisecond,
+		FirstProbeRetryDelay:                250 * time.Millisecond,
+		LeaseAfterLastBeaconTimeout:         200 * time.Millisecond,
+		LeaseConfirmationTimeout:            300 * time.Millisecond,
+		UnconfirmedBeforeLivenessProbeDelay: 200 * time.Millisecond,
+		LivenessProbeInterval:               100 * time.Millisecond,
+		RebalanceInterval:                   time.Second,
+		RebalanceAfterMemberChangeDelay:     10 * time.Second,
 	}
 }
 
@@ -101,29 +102,30 @@ type Machine struct {
 	claimsDigest             uint64 // XOR of the buckets' digests
 	groupsByKey              candidateGroups
 	addressesWithOrphanClaim map[*addressState]struct{}
-	lastSweepAt              time.Time // when forgetIdleAddresses last examined a bucket
-	lastSweptBucket          int
-	lastRebalanceAt          time.Time // when a rebalance was last considered
+	// when forgetAddressesWithoutCandidates last examined a bucket
+	lastSweepAt           time.Time
+	lastForgetSweepBucket int
+	lastRebalanceAt       time.Time // when a rebalance was last considered
 
 	membership
 	liveness livenessWatch
 	lease    lease
-	// lastSyncByMember is when each member last answered a sync request with all its claims.
-	lastSyncByMember map[string]time.Time
-	syncRequests     syncRequests
+	// lastSyncAnswerByMember is when each member last answered a sync request with all its claims.
+	lastSyncAnswerByMember map[string]time.Time
+	syncRequests           syncRequests
 
-	bidsReceived        bool // the first BidsChanged came
+	firstBidsReceived   bool // the first BidsChanged came
 	fullStateReceived   bool // the full state of another member came
 	acquisitionsAllowed bool // see allowAcquisitions
-	leaving             bool // HandoverRequested came
+	handoverRequested   bool // HandoverRequested came
 	handoverReported    bool // HandoverFinished was an effect
 	probes              pendingProbes
 
 	outbox outbox
 }
 
-// New returns a Machine that holds no address.
-func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
+// NewMachine returns a Machine that holds no address.
+func NewMachine(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 	m := &Machine{
 		nonce: nonce, timing: timing, startedAt: now, now: now,
 		addressesByIP:            map[netip.Addr]*addressState{},
@@ -137,7 +139,7 @@ func New(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 		lastRebalanceAt:          now,
 		membership:               membership{self: self, membersChangedAt: now, nodesByMAC: map[facts.MAC]string{}},
 		liveness:                 newLivenessWatch(),
-		lastSyncByMember:         map[string]time.Time{},
+		lastSyncAnswerByMember:   map[string]time.Time{},
 		syncRequests:             syncRequests{requestsByID: map[uint64]syncRequest{}},
 		probes:                   pendingProbes{probesByID: map[uint64]pendingProbe{}},
 	}
@@ -170,7 +172,7 @@ type stepFacts struct {
 
 func (m *Machine) stepFacts() stepFacts {
 	return stepFacts{
-		now: m.now, timing: &m.timing, members: &m.membership, nonce: m.nonce, claimsDigest: m.claimsDigest, leaving: m.leaving,
+		now: m.now, timing: &m.timing, members: &m.membership, nonce: m.nonce, claimsDigest: m.claimsDigest, leaving: m.handoverRequested,
 	}
 }
 
@@ -183,7 +185,7 @@ func (m *Machine) applyInput(in Input) {
 	case MessageReceived:
 		m.receiveMessage(in.From, in.Payload)
 	case RemoteStateReceived:
-		m.mergeRemoteState(in.Payload)
+		m.mergeRemoteState(in.EncodedClaims)
 	case ProbeFinished:
 		m.handleProbeResult(in.Result)
 	case ConflictDetected:
@@ -204,7 +206,7 @@ func (m *Machine) performDueWork() {
 	m.applyWatchOutcome(m.liveness.detectSilence(m.stepFacts(), &m.outbox))
 	m.maintainLease()
 	m.beginAcquisitions()
-	for len(m.dueAddresses) > 0 && !m.now.Before(m.dueAddresses[0].dueAt) {
+	for len(m.dueAddresses) > 0 && !m.now.Before(m.dueAddresses[0].nextWorkDueAt) {
 		a := m.dueAddresses[0]
 		m.dueAddresses.unscheduleAddress(a)
 		switch {
@@ -212,7 +214,7 @@ func (m *Machine) performDueWork() {
 			a.acquisition.isProbing = true
 			m.probes.probeAddress(a, m.stepFacts(), &m.outbox)
 			// in case that the probe's result is lost
-			m.dueAddresses.scheduleAddress(a, m.now.Add(10*m.timing.StartupDelay))
+			m.dueAddresses.scheduleAddress(a, m.now.Add(10*m.timing.StartupWithoutMembersDelay))
 		case a.move != nil:
 			m.offerToNextCandidate(a)
 		case a.orphanClaim.Epoch > 0:
@@ -220,22 +222,22 @@ func (m *Machine) performDueWork() {
 		}
 	}
 	m.rebalanceHeldAddresses()
-	m.forgetIdleAddresses()
-	if m.leaving && !m.handoverReported && len(m.heldAddresses) == 0 {
+	m.forgetAddressesWithoutCandidates()
+	if m.handoverRequested && !m.handoverReported && len(m.heldAddresses) == 0 {
 		m.handoverReported = true
 		m.outbox.handoverFinished = true
 	}
 }
 
 // allowAcquisitions lifts rule 1: a starting speaker takes no address before a full exchange of
-// state with another member, or before StartupDelay has passed without reaching one. If members are
-// known but send no state, it waits five times as long at most. It always probes before it takes an
-// address.
+// state with another member, or before StartupWithoutMembersDelay has passed without reaching one.
+// If members are known but send no state, it waits five times as long at most. It always probes
+// before it takes an address.
 func (m *Machine) allowAcquisitions() {
-	if m.acquisitionsAllowed || !m.bidsReceived {
+	if m.acquisitionsAllowed || !m.firstBidsReceived {
 		return
 	}
-	wait := m.timing.StartupDelay
+	wait := m.timing.StartupWithoutMembersDelay
 	if len(m.memberNames) > 1 {
 		wait *= 5
 	}
@@ -249,7 +251,7 @@ func (m *Machine) allowAcquisitions() {
 
 // NextDeadline returns when the Machine has to be stepped with TimePassed, at the latest.
 func (m *Machine) NextDeadline() time.Time {
-	next := m.now.Add(m.timing.LeaseTimeout / 2)
+	next := m.now.Add(m.timing.LeaseAfterLastBeaconTimeout / 2)
 	earlier := func(t time.Time) {
 		if !t.IsZero() && t.Before(next) {
 			next = t
@@ -257,15 +259,15 @@ func (m *Machine) NextDeadline() time.Time {
 	}
 	earlier(m.liveness.nextDeadline(m.stepFacts()))
 	if !m.acquisitionsAllowed {
-		earlier(m.startedAt.Add(m.timing.StartupDelay))
+		earlier(m.startedAt.Add(m.timing.StartupWithoutMembersDelay))
 	}
 	if len(m.dueAddresses) > 0 {
-		earlier(m.dueAddresses[0].dueAt)
+		earlier(m.dueAddresses[0].nextWorkDueAt)
 	}
-	return maxTime(next, m.now.Add(time.Millisecond))
+	return laterTime(next, m.now.Add(time.Millisecond))
 }
 
-func maxTime(a, b time.Time) time.Time {
+func laterTime(a, b time.Time) time.Time {
 	if a.Before(b) {
 		return b
 	}
@@ -274,10 +276,10 @@ func maxTime(a, b time.Time) time.Time {
 
 // applyBids processes changed bids. A bid is gone when no node can serve the address any more.
 func (m *Machine) applyBids(in BidsChanged) {
-	m.bidsReceived = true
-	for _, ip := range in.GoneAddresses {
+	m.firstBidsReceived = true
+	for _, ip := range in.AddressesWithoutBid {
 		if a := m.addressesByIP[ip]; a != nil {
-			a.bid, a.unheldSince = intent.Bid{}, m.now
+			a.bid, a.withoutCandidatesSince = intent.Bid{}, m.now
 			m.reconcileAddress(a)
 		}
 	}
@@ -285,9 +287,9 @@ func (m *Machine) applyBids(in BidsChanged) {
 		a := m.ensureAddressState(b.Address)
 		old := a.bid
 		a.bid = b
-		if a.isHeld && haveLinksChanged(old, b) && len(b.LinkIndexes) > 0 {
+		if a.isHeld && haveBidLinksChanged(old, b) && len(b.OwnLinkIndexes) > 0 {
 			// without links it answers on the old ones until another node takes over
-			m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: b.LinkIndexes}})
+			m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: b.OwnLinkIndexes}})
 		}
 		m.reconcileAddress(a)
 	}
@@ -299,11 +301,11 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 	m.liveness.updateMembers(m.stepFacts())
 	mine := sortedByIP(m.heldAddresses)
 	for _, n := range m.memberNames {
-		if p, ok := old[n]; !ok || p.Nonce != m.membersByName[n].Nonce {
+		if p, ok := old[n]; !ok || p.RunNonce != m.membersByName[n].RunNonce {
 			m.membersChangedAt = m.now
 			m.reconcileAddressesOfHolder(n)
 			for _, a := range mine { // it may hold the same addresses if a partition healed
-				m.outbox.queueClaim(kindClaims, n, a.claim)
+				m.outbox.queueClaim(kindClaims, n, a.highestKnownClaim)
 			}
 		}
 	}
@@ -324,7 +326,7 @@ func (m *Machine) applyWatchOutcome(o watchOutcome) {
 		m.reconcileAddressesOfHolder(n)
 	}
 	for _, n := range o.nodesToProbe {
-		m.probes.probeLiveness(pendingProbe{node: n}, m.stepFacts(), &m.outbox)
+		m.probes.probeLiveness(pendingProbe{silentNode: n}, m.stepFacts(), &m.outbox)
 	}
 	for _, n := range o.membersToSync {
 		m.requestSync(n)

@@ -27,7 +27,7 @@ type membership struct {
 // the nonce of its process.
 func (s *membership) replaceMembers(set facts.MemberSet, nonce uint64) (old map[string]facts.Member) {
 	old = s.membersByName
-	s.membersByName = map[string]facts.Member{s.self: {Name: s.self, Nonce: nonce}}
+	s.membersByName = map[string]facts.Member{s.self: {Name: s.self, RunNonce: nonce}}
 	for _, p := range set.Members {
 		if p.Name != s.self {
 			s.membersByName[p.Name] = p
@@ -74,7 +74,7 @@ func (s *membership) ringNeighbours(n string, k int) []string {
 
 func (s *membership) recordMemberMACs() {
 	for _, n := range s.memberNames {
-		for _, mac := range s.membersByName[n].MACs {
+		for _, mac := range s.membersByName[n].LinkMACs {
 			if n != s.self {
 				s.nodesByMAC[mac] = n
 			}

@@ -16,12 +16,12 @@ type move struct {
 	inGrace bool
 }
 
-// beginGracePeriod starts a move whose endpoints here still serve. A node with new endpoints
+// beginGraceBeforeMove starts a move whose endpoints here still serve. A node with new endpoints
 // refuses the address until its service proxy knows these.
-func (m *Machine) beginGracePeriod(a *addressState) {
+func (m *Machine) beginGraceBeforeMove(a *addressState) {
 	if a.move == nil || a.move.forRebalance {
 		m.overruleOrphanClaim(a)
-		a.move = &move{offeredEpoch: a.claim.Epoch, inGrace: true}
+		a.move = &move{offeredEpoch: a.highestKnownClaim.Epoch, inGrace: true}
 		m.offerToNextCandidate(a)
 	}
 }
@@ -32,7 +32,7 @@ func (m *Machine) beginMove(a *addressState) {
 		return
 	}
 	m.overruleOrphanClaim(a)
-	epoch := a.claim.Epoch
+	epoch := a.highestKnownClaim.Epoch
 	if a.move != nil {
 		epoch = a.move.offeredEpoch
 	}
@@ -43,7 +43,7 @@ func (m *Machine) beginMove(a *addressState) {
 // offerAddress asks a node to take the address.
 func (m *Machine) offerAddress(a *addressState, to string) {
 	v := a.move
-	v.offeredEpoch = max(v.offeredEpoch, a.claim.Epoch) + 1
+	v.offeredEpoch = max(v.offeredEpoch, a.highestKnownClaim.Epoch) + 1
 	v.target = to
 	v.triedNodes = append(v.triedNodes, to)
 	m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout))
@@ -86,10 +86,10 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 func (m *Machine) handleOffers(from string, claims []Claim) {
 	for _, c := range claims {
 		a := m.ensureAddressState(c.Address)
-		able := a.canServe(m.self) && !m.leaving && m.acquisitionsAllowed && !m.lease.isExpired && !m.mayHaveStaleMessages()
+		able := a.canServe(m.self) && !m.handoverRequested && m.acquisitionsAllowed && !m.lease.isExpired && !m.mayHaveStaleMessages()
 		// A delayed offer, for example because of a cut cable, may come from a node that is no
 		// longer the holder.
-		known := a.claim
+		known := a.highestKnownClaim
 		stale := c.Epoch <= known.Epoch || (known.Holder != from && m.isLiveClaim(known))
 		if !able || stale || a.isHeld || c.Holder != m.self {
 			m.outbox.queueClaim(kindRefusal, from, c)
@@ -111,7 +111,7 @@ func (m *Machine) handleRefusals(from string, claims []Claim) {
 
 // beginHandover starts to hand over all addresses.
 func (m *Machine) beginHandover() {
-	m.leaving = true
+	m.handoverRequested = true
 	m.liveness.sendBeacon(m.otherMembers, m.stepFacts(), &m.outbox)
 	for _, a := range sortedByIP(m.heldAddresses) {
 		m.reconcileAddress(a)

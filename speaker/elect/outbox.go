@@ -55,7 +55,7 @@ func (o *outbox) orderedEffects(members []string) []Effect {
 
 // broadcastClaim sends the claim to the address to all members, now and with the next beacons.
 func (o *outbox) broadcastClaim(a *addressState) {
-	o.claimsToBroadcast = append(o.claimsToBroadcast, a.claim)
+	o.claimsToBroadcast = append(o.claimsToBroadcast, a.highestKnownClaim)
 	o.newlyClaimed = append(o.newlyClaimed, a)
 }
 
@@ -63,7 +63,7 @@ func (o *outbox) broadcastClaim(a *addressState) {
 func (o *outbox) repeatNewClaims(members []string) {
 	var again []Claim
 	for a, left := range o.claimRepeatsLeft {
-		again = append(again, a.claim)
+		again = append(again, a.highestKnownClaim)
 		if o.claimRepeatsLeft[a] = left - 1; left <= 1 {
 			delete(o.claimRepeatsLeft, a)
 		}

@@ -16,7 +16,7 @@ func TestMembershipOrdersTheRing(t *testing.T) {
 	if len(s.otherMembers) != 0 || len(s.ringNeighbours("a", 2)) != 0 {
 		t.Errorf("a node without others has neighbours %v", s.ringNeighbours("a", 2))
 	}
-	s.replaceMembers(facts.MemberSet{Members: []facts.Member{{Name: "b", MACs: []facts.MAC{mac}}, {Name: "c"}, {Name: "d"}}}, 1)
+	s.replaceMembers(facts.MemberSet{Members: []facts.Member{{Name: "b", LinkMACs: []facts.MAC{mac}}, {Name: "c"}, {Name: "d"}}}, 1)
 	if want := []string{"b", "c", "d"}; !slices.Equal(s.otherMembers, want) {
 		t.Errorf("the other members are %v, want %v", s.otherMembers, want)
 	}
@@ -41,8 +41,8 @@ func TestMembershipOrdersTheRing(t *testing.T) {
 
 func TestPendingProbesCountEachResultOnce(t *testing.T) {
 	s := pendingProbes{probesByID: map[uint64]pendingProbe{}}
-	first, second := s.registerProbe(pendingProbe{node: "b"}, testStart), s.registerProbe(pendingProbe{}, testStart)
-	if p, ok := s.takeProbe(first); !ok || p.node != "b" || !p.sentAt.Equal(testStart) {
+	first, second := s.registerProbe(pendingProbe{silentNode: "b"}, testStart), s.registerProbe(pendingProbe{}, testStart)
+	if p, ok := s.takeProbe(first); !ok || p.silentNode != "b" || !p.sentAt.Equal(testStart) {
 		t.Errorf("the result belongs to %+v, want the probe about b", p)
 	}
 	if _, ok := s.takeProbe(first); ok {
@@ -67,7 +67,7 @@ func TestSyncRequestsForgetLostOnes(t *testing.T) {
 
 func TestOutboxOrdersEffectsAndRepeatsClaims(t *testing.T) {
 	ip := netip.MustParseAddr("192.0.2.1")
-	a := &addressState{ip: ip, claim: Claim{Address: ip, Holder: "a", Epoch: 1}}
+	a := &addressState{ip: ip, highestKnownClaim: Claim{Address: ip, Holder: "a", Epoch: 1}}
 	o := outbox{claimRepeatsLeft: map[*addressState]int{}}
 	members := []string{"b", "c"}
 	o.emitEffect(RejoinGossip{})

@@ -6,9 +6,9 @@ import "time"
 // recheck of a held address. A node means a liveness probe about a silent node. With neither it is
 // a liveness probe for this node's lease.
 type pendingProbe struct {
-	address *addressState
-	node    string
-	sentAt  time.Time
+	addressToProbe *addressState
+	silentNode     string
+	sentAt         time.Time
 }
 
 // pendingProbes are the probes without a result. Each probe is registered before it is sent and
@@ -41,15 +41,15 @@ func (s *pendingProbes) takeProbe(id uint64) (pendingProbe, bool) {
 // probeAddress sends an acquire probe for the address.
 func (s *pendingProbes) probeAddress(a *addressState, f stepFacts, out *outbox) {
 	out.emitEffect(AcquireProbe{
-		ID: s.registerProbe(pendingProbe{address: a}, f.now), Address: a.ip, Links: a.bid.LinkIndexes,
-		Attempts: f.timing.ProbeAttempts, Interval: f.timing.ProbeInterval,
+		ID: s.registerProbe(pendingProbe{addressToProbe: a}, f.now), Address: a.ip, LinkIndexes: a.bid.OwnLinkIndexes,
+		FramesPerLink: f.timing.FramesPerProbe, FrameInterval: f.timing.ProbeFrameInterval,
 	})
 }
 
 // probeLiveness sends a liveness probe with the given purpose.
 func (s *pendingProbes) probeLiveness(p pendingProbe, f stepFacts, out *outbox) {
 	out.emitEffect(LivenessProbe{
-		ID: s.registerProbe(p, f.now), Attempts: f.timing.ProbeAttempts, Interval: f.timing.ProbeInterval,
+		ID: s.registerProbe(p, f.now), FramesPerTarget: f.timing.FramesPerProbe, FrameInterval: f.timing.ProbeFrameInterval,
 	})
 }
 
@@ -57,7 +57,7 @@ func (s *pendingProbes) probeLiveness(p pendingProbe, f stepFacts, out *outbox) 
 // again.
 func (s *pendingProbes) repeatAddressProbes(due *addressQueue, now time.Time) {
 	for _, p := range s.takeAll() {
-		if a := p.address; a != nil && a.acquisition != nil && a.acquisition.isProbing {
+		if a := p.addressToProbe; a != nil && a.acquisition != nil && a.acquisition.isProbing {
 			a.acquisition.isProbing = false
 			due.scheduleAddress(a, now)
 		}

@@ -25,8 +25,8 @@ func (m *Machine) updateGroupCounts(a *addressState) {
 		switch {
 		case a.isHeld && a.move != nil && a.move.target != "":
 			owner = a.move.target
-		case m.isLiveClaim(a.claim):
-			owner = a.claim.Holder
+		case m.isLiveClaim(a.highestKnownClaim):
+			owner = a.highestKnownClaim.Holder
 		case a.acquisition != nil:
 			owner = a.acquisition.expectedTaker
 		}
@@ -47,13 +47,13 @@ func (s candidateGroups) countAddress(a *addressState, owner string) {
 			s[c.ContentHash] = g
 		}
 	}
-	if g == a.group && owner == a.countedNode {
+	if g == a.group && owner == a.countedForNode {
 		return
 	}
 	if old := a.group; old != nil {
 		old.addressCount--
-		if old.countByNode[a.countedNode]--; old.countByNode[a.countedNode] == 0 {
-			delete(old.countByNode, a.countedNode)
+		if old.countByNode[a.countedForNode]--; old.countByNode[a.countedForNode] == 0 {
+			delete(old.countByNode, a.countedForNode)
 		}
 		if old.addressCount == 0 && old != g {
 			delete(s, old.candidates.ContentHash)
@@ -63,7 +63,7 @@ func (s candidateGroups) countAddress(a *addressState, owner string) {
 		g.addressCount++
 		g.countByNode[owner]++
 	}
-	a.group, a.countedNode = g, owner
+	a.group, a.countedForNode = g, owner
 }
 
 // haveOtherCandidates reports whether another node could hold an address that is counted for the
@@ -88,11 +88,11 @@ func maxAddressesPerNode(total, n int) int {
 
 // rankedCandidate is what ranks a node as holder of an address.
 type rankedCandidate struct {
-	node         string
-	score        int
-	hasFullShare bool // it holds its share of the group
-	holdsSibling bool // it holds another address of the same Service
-	weight       uint64
+	node                 string
+	score                int
+	holdsItsShareOfGroup bool // it holds its share of the group
+	holdsSibling         bool // it holds another address of the same Service
+	weight               uint64
 }
 
 // compareRank orders nodes, the best first. The criteria, in order: preference; room in its share;
@@ -101,7 +101,7 @@ type rankedCandidate struct {
 func (s rankedCandidate) compareRank(o rankedCandidate) int {
 	return cmp.Or(
 		cmp.Compare(o.score, s.score),
-		compareFalseFirst(s.hasFullShare, o.hasFullShare),
+		compareFalseFirst(s.holdsItsShareOfGroup, o.holdsItsShareOfGroup),
 		compareFalseFirst(s.holdsSibling, o.holdsSibling),
 		cmp.Compare(o.weight, s.weight),
 		cmp.Compare(s.node, o.node),
@@ -125,7 +125,7 @@ func (m *Machine) rankCandidates(a *addressState, also func(string) bool) []rank
 		return nil
 	}
 	return a.group.rankCandidates(a, m.addressesByIP, func(node string) bool {
-		return (m.isAlive(node) || also(node)) && !m.liveness.leavingNodes[node] && (node != m.self || !m.leaving)
+		return (m.isAlive(node) || also(node)) && !m.liveness.leavingNodes[node] && (node != m.self || !m.handoverRequested)
 	})
 }
 
@@ -139,7 +139,7 @@ func (g *candidateGroup) rankCandidates(
 		if !mayTake(node) {
 			continue
 		}
-		s := rankedCandidate{node: node, score: g.candidates.Scores[i], weight: rendezvousWeight(a.ip, node)}
+		s := rankedCandidate{node: node, score: g.candidates.PreferenceScores[i], weight: rendezvousWeight(a.ip, node)}
 		switch {
 		case len(out) == 0 || s.score > best:
 			best, n = s.score, 1
@@ -150,16 +150,17 @@ func (g *candidateGroup) rankCandidates(
 	}
 	most := maxAddressesPerNode(g.addressCount, n)
 	for i := range out {
-		out[i].hasFullShare = g.countByNode[out[i].node] >= most
+		out[i].holdsItsShareOfGroup = g.countByNode[out[i].node] >= most
 		out[i].holdsSibling = a.holdsSibling(addressesByIP, out[i].node)
 	}
 	slices.SortFunc(out, rankedCandidate.compareRank)
 	return out
 }
 
-// coldStartDelayFactor times StartupDelay is how long a starting speaker leaves room for nodes that
-// are not members yet. When a whole cluster starts, the first speaker must not take every address.
-const coldStartDelayFactor = 4
+// startupDelaysToLeaveRoomForOthers times StartupWithoutMembersDelay is how long a starting speaker
+// leaves room for nodes that are not members yet. When a whole cluster starts, the first speaker
+// must not take every address.
+const startupDelaysToLeaveRoomForOthers = 4
 
 // beginAcquisitions starts the acquisitions of addresses without a holder, in an order that is the
 // same on all nodes. Each node computes which node should take which address. The lower its own
@@ -174,15 +175,15 @@ func (m *Machine) beginAcquisitions() {
 	}
 	clear(m.addressesToAcquire)
 	slices.SortFunc(list, func(x, y *addressState) int { return x.ip.Compare(y.ip) })
-	cold := m.now.Before(m.startedAt.Add(coldStartDelayFactor * m.timing.StartupDelay))
+	cold := m.now.Before(m.startedAt.Add(startupDelaysToLeaveRoomForOthers * m.timing.StartupWithoutMembersDelay))
 	absent := func(n string) bool { _, ok := m.membersByName[n]; return cold && !ok }
 	for _, a := range list {
-		if a.isHeld || a.acquisition != nil || !a.canServe(m.self) || m.isLiveClaim(a.claim) {
+		if a.isHeld || a.acquisition != nil || !a.canServe(m.self) || m.isLiveClaim(a.highestKnownClaim) {
 			continue
 		}
-		a.acquisition = &acquisition{reason: reasonUnheld, nextProbeDelay: m.timing.FirstProbeRetryDelay}
-		if c := a.claim; c.Epoch > 0 && !c.Released {
-			a.acquisition.reason, a.acquisition.previousHolderSeenAt = reasonHolderGone, m.liveness.lastSeenAt(c.Holder)
+		a.acquisition = &acquisitionAttempt{takeReason: reasonUnheld, nextProbeDelay: m.timing.FirstProbeRetryDelay}
+		if c := a.highestKnownClaim; c.Epoch > 0 && !c.Released {
+			a.acquisition.takeReason, a.acquisition.previousHolderSeenAt = reasonHolderGone, m.liveness.lastSeenAt(c.Holder)
 		}
 		ranked := m.rankCandidates(a, absent)
 		if len(ranked) > 0 {
@@ -201,21 +202,21 @@ func delayBeforeProbe(ranked []rankedCandidate, self string, isAbsent func(strin
 	for _, s := range ranked {
 		switch {
 		case s.node == self:
-			return wait + time.Duration(rank)*timing.PerCandidateDelay
+			return wait + time.Duration(rank)*timing.PerRankAcquireDelay
 		case isAbsent(s.node):
-			wait = timing.StartupDelay
+			wait = timing.StartupWithoutMembersDelay
 		default:
 			rank++
 		}
 	}
-	return wait + time.Duration(rank)*timing.PerCandidateDelay
+	return wait + time.Duration(rank)*timing.PerRankAcquireDelay
 }
 
 // rebalanceHeldAddresses offers addresses above this node's share to nodes that hold fewer. It
 // moves a few at a time, and none while members come or go.
 func (m *Machine) rebalanceHeldAddresses() {
-	if !m.acquisitionsAllowed || m.leaving || m.now.Sub(m.lastRebalanceAt) < m.timing.RebalanceInterval ||
-		m.now.Sub(m.membersChangedAt) < m.timing.RebalanceDelay {
+	if !m.acquisitionsAllowed || m.handoverRequested || m.now.Sub(m.lastRebalanceAt) < m.timing.RebalanceInterval ||
+		m.now.Sub(m.membersChangedAt) < m.timing.RebalanceAfterMemberChangeDelay {
 		return
 	}
 	m.lastRebalanceAt = m.now
@@ -245,9 +246,9 @@ func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState) {
 		if !g.isAboveShare(m.self, all) {
 			return
 		}
-		if to := all[0]; to.node != m.self && !to.hasFullShare && a.orphanClaim.Epoch == 0 {
+		if to := all[0]; to.node != m.self && !to.holdsItsShareOfGroup && a.orphanClaim.Epoch == 0 {
 			batch--
-			a.move = &move{offeredEpoch: a.claim.Epoch, forRebalance: true}
+			a.move = &move{offeredEpoch: a.highestKnownClaim.Epoch, forRebalance: true}
 			m.offerAddress(a, to.node)
 		}
 	}
@@ -279,10 +280,10 @@ func rendezvousWeight(a netip.Addr, node string) uint64 {
 	b := a.As16()
 	h.Write(b[:])
 	h.Write([]byte(node))
-	return mixHashBits(h.Sum64())
+	return finalizeSplitMix64(h.Sum64())
 }
 
-func mixHashBits(h uint64) uint64 {
+func finalizeSplitMix64(h uint64) uint64 {
 	h ^= h >> 30
 	h *= 0xbf58476d1ce4e5b9
 	h ^= h >> 27

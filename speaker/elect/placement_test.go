@@ -37,7 +37,7 @@ func TestCandidateGroupsCountAddresses(t *testing.T) {
 
 func TestGroupRanksCandidatesByPreferenceThenRoom(t *testing.T) {
 	g := &candidateGroup{
-		candidates:   &intent.Candidates{Nodes: []string{"a", "b", "c", "d"}, Scores: []int{1, 1, 0, 9}},
+		candidates:   &intent.Candidates{Nodes: []string{"a", "b", "c", "d"}, PreferenceScores: []int{1, 1, 0, 9}},
 		addressCount: 4, countByNode: map[string]int{"a": 4},
 	}
 	address := &addressState{ip: netip.MustParseAddr("192.0.2.1"), group: g}
@@ -61,9 +61,9 @@ func TestBetterCandidatesProbeFirst(t *testing.T) {
 		want   time.Duration
 	}{
 		"the best candidate does not wait":                      {"a", "", 0},
-		"each better candidate has its turn":                    {"c", "", 2 * timing.PerCandidateDelay},
-		"a candidate that is not a member yet gets more time":   {"c", "a", timing.StartupDelay + timing.PerCandidateDelay},
-		"a worse candidate that is not a member delays nothing": {"b", "c", timing.PerCandidateDelay},
+		"each better candidate has its turn":                    {"c", "", 2 * timing.PerRankAcquireDelay},
+		"a candidate that is not a member yet gets more time":   {"c", "a", timing.StartupWithoutMembersDelay + timing.PerRankAcquireDelay},
+		"a worse candidate that is not a member delays nothing": {"b", "c", timing.PerRankAcquireDelay},
 	} {
 		if got := delayBeforeProbe(ranked, c.self, func(n string) bool { return n == c.absent }, &timing); got != c.want {
 			t.Errorf("%s: the delay is %v, want %v", name, got, c.want)
@@ -79,7 +79,7 @@ func TestOneOfTwoProbersTakesTheAddress(t *testing.T) {
 	yields := 0
 	for self, rival := range map[string]string{"a": "b", "b": "a"} {
 		s := &membership{self: self, nodesByMAC: map[facts.MAC]string{}}
-		s.replaceMembers(facts.MemberSet{Members: []facts.Member{{Name: rival, MACs: []facts.MAC{macs[rival]}}}}, 1)
+		s.replaceMembers(facts.MemberSet{Members: []facts.Member{{Name: rival, LinkMACs: []facts.MAC{macs[rival]}}}}, 1)
 		if a.isOutrankedByRival(s, []facts.MAC{macs[rival]}) {
 			yields++
 		}
@@ -93,10 +93,10 @@ func TestSyncAnswerHasOnlyBucketsThatDiffer(t *testing.T) {
 	var mine, theirs claimBuckets
 	for i, ip := range []string{"192.0.2.1", "192.0.2.2"} {
 		a := &addressState{ip: netip.MustParseAddr(ip)}
-		a.claim = Claim{Address: a.ip, Holder: "a", Nonce: 1, Epoch: 1}
+		a.highestKnownClaim = Claim{Address: a.ip, Holder: "a", Nonce: 1, Epoch: 1}
 		for _, known := range []*claimBuckets{&mine, &theirs}[:2-i] { // they lack the second claim
 			known[bucketIndex(a.ip)].addAddress(a)
-			known[bucketIndex(a.ip)].updateDigest(a.claim.digestContribution())
+			known[bucketIndex(a.ip)].updateDigest(a.highestKnownClaim.digestContribution())
 		}
 	}
 	ask := func(asked *claimBuckets) *messageReader {

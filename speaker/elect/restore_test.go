@@ -30,7 +30,7 @@ func wantClaims(t *testing.T, what string, m *Machine, want ...Claim) {
 func TestCheckpointRestoresClaims(t *testing.T) {
 	held := Claim{Address: firstIP, Holder: "b", Nonce: 2, Epoch: 5}
 	released := Claim{Address: secondIP, Holder: "c", Nonce: 3, Epoch: 7, Released: true}
-	m := New("a", 1, DefaultTiming(), testStart)
+	m := NewMachine("a", 1, DefaultTiming(), testStart)
 	empty := m.ClaimsDigest()
 	m.Step(testStart, ClaimsRestored{[]Claim{released, held, {Address: netip.MustParseAddr("192.0.2.3"), Holder: "b"}}})
 	wantClaims(t, "the restored claims, in order and without the one of no epoch", m, held, released)
@@ -45,7 +45,7 @@ func TestCheckpointRestoresClaims(t *testing.T) {
 	if got := m.Holders(); !slices.Equal(got, want) {
 		t.Errorf("the holders are %+v, want %+v: no member is known", got, want)
 	}
-	m.Step(testStart, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", Nonce: 1}, {Name: "b", Nonce: 2}}, Synced: true}})
+	m.Step(testStart, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 2}}, HasExchangedFullState: true}})
 	if want[0].IsAlive = true; !slices.Equal(m.Holders(), want) {
 		t.Errorf("the holders are %+v, want %+v: b is a member", m.Holders(), want)
 	}
@@ -57,9 +57,9 @@ func TestCheckpointRestoresClaims(t *testing.T) {
 	m.Step(testStart, ClaimsRestored{[]Claim{newer}})
 	wantClaims(t, "after a newer claim", m, newer, released)
 
-	next := New("a", 4, DefaultTiming(), testStart)
+	next := NewMachine("a", 4, DefaultTiming(), testStart)
 	next.Step(testStart, ClaimsRestored{m.Claims()})
-	if next.ClaimsDigest() != m.ClaimsDigest() || !bytes.Equal(next.EncodeState(), m.EncodeState()) {
+	if next.ClaimsDigest() != m.ClaimsDigest() || !bytes.Equal(next.EncodeAllClaims(), m.EncodeAllClaims()) {
 		t.Error("the next process has other claims than its checkpoint")
 	}
 }
@@ -78,7 +78,7 @@ func TestOneClaimOfTwoCountsOnAllNodes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, order := range [][]Claim{{c.winner, c.loser}, {c.loser, c.winner}} {
-				m := New("a", 1, DefaultTiming(), testStart)
+				m := NewMachine("a", 1, DefaultTiming(), testStart)
 				for _, claim := range order {
 					m.Step(testStart, RemoteStateReceived{appendClaims(encodeMessageHeader(kindClaims), []Claim{claim})})
 				}
@@ -100,8 +100,8 @@ type soleMachine struct {
 }
 
 func newSoleMachine() *soleMachine {
-	s := &soleMachine{Machine: New("a", 1, DefaultTiming(), testStart), now: testStart}
-	s.step(MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", Nonce: 1, MACs: []facts.MAC{{1}}}}, Synced: true}})
+	s := &soleMachine{Machine: NewMachine("a", 1, DefaultTiming(), testStart), now: testStart}
+	s.step(MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", RunNonce: 1, LinkMACs: []facts.MAC{{1}}}}, HasExchangedFullState: true}})
 	s.offerLinks(1)
 	return s
 }
@@ -110,7 +110,7 @@ func (s *soleMachine) step(in Input) { s.effects = s.Step(s.now, in) }
 
 // offerLinks bids for the first address on the links.
 func (s *soleMachine) offerLinks(links ...int) {
-	s.step(BidsChanged{Bids: []intent.Bid{{Address: firstIP, Candidates: intent.NewCandidates(map[string]int{"a": 0}), LinkIndexes: links}}})
+	s.step(BidsChanged{Bids: []intent.Bid{{Address: firstIP, Candidates: intent.NewCandidates(map[string]int{"a": 0}), OwnLinkIndexes: links}}})
 }
 
 // findEffect returns the first effect of the type in the last step.
@@ -153,7 +153,7 @@ func (s *soleMachine) answerProbe(p AcquireProbe, edit func(*facts.ProbeResult))
 func TestProbeThatIsNotSentProvesNothing(t *testing.T) {
 	s := newSoleMachine()
 	for range 3 {
-		s.answerProbe(awaitEffect[AcquireProbe](t, s), func(r *facts.ProbeResult) { r.NotSent = true })
+		s.answerProbe(awaitEffect[AcquireProbe](t, s), func(r *facts.ProbeResult) { r.NoFrameSent = true })
 		if e, ok := findEffect[HoldAddress](s); ok {
 			t.Fatalf("the node answers on %+v, although no link could ask", e.Binding)
 		}
@@ -182,7 +182,7 @@ func TestForeignHostKeepsItsAddress(t *testing.T) {
 		s.answerProbe(awaitEffect[AcquireProbe](t, s), func(r *facts.ProbeResult) { r.AnsweringMACs = []facts.MAC{{9}} })
 		if e, ok := findEffect[Event](s); ok {
 			reported++
-			if e.Kind != EventConflict || !e.IsForeignAnswer() || e.Address != firstIP || e.ForeignMAC != (facts.MAC{9}) || !strings.Contains(e.Text, "outside of the cluster") {
+			if e.Kind != EventForeignHostAnswers || !e.IsAnswerOfAnotherHost() || e.Address != firstIP || e.AnsweringMAC != (facts.MAC{9}) || !strings.Contains(e.Text, "outside of the cluster") {
 				t.Errorf("the event is %+v", e)
 			}
 		}
@@ -197,9 +197,9 @@ func TestForeignHostKeepsItsAddress(t *testing.T) {
 
 func TestHolderReportsAForeignHost(t *testing.T) {
 	s := newSoleHolder(t)
-	s.step(ConflictDetected{facts.Conflict{Address: firstIP, MAC: facts.MAC{9}, LinkIndex: 1}})
+	s.step(ConflictDetected{facts.Conflict{Address: firstIP, ForeignMAC: facts.MAC{9}, LinkIndex: 1}})
 	e, ok := findEffect[Event](s)
-	if !ok || e.Kind != EventConflict || !e.IsForeignAnswer() || e.ForeignMAC != (facts.MAC{9}) {
+	if !ok || e.Kind != EventForeignHostAnswers || !e.IsAnswerOfAnotherHost() || e.AnsweringMAC != (facts.MAC{9}) {
 		t.Errorf("the event is %+v, want a conflict with the host", e)
 	}
 	if _, ok := findEffect[RejoinGossip](s); !ok {
@@ -208,7 +208,7 @@ func TestHolderReportsAForeignHost(t *testing.T) {
 	if _, ok := findEffect[DropAddress](s); ok {
 		t.Error("the holder gives the address up")
 	}
-	s.step(ConflictDetected{facts.Conflict{Address: secondIP, MAC: facts.MAC{9}, LinkIndex: 1}})
+	s.step(ConflictDetected{facts.Conflict{Address: secondIP, ForeignMAC: facts.MAC{9}, LinkIndex: 1}})
 	if _, ok := findEffect[Event](s); ok {
 		t.Error("a host is reported for an address that this node does not hold")
 	}
@@ -230,7 +230,7 @@ func TestHeldAddressFollowsItsLinks(t *testing.T) {
 // not bring it back.
 func TestAddressOfNoServiceIsForgotten(t *testing.T) {
 	s := newSoleHolder(t)
-	s.step(BidsChanged{GoneAddresses: []netip.Addr{firstIP}})
+	s.step(BidsChanged{AddressesWithoutBid: []netip.Addr{firstIP}})
 	if e, ok := findEffect[DropAddress](s); !ok || e.Address != firstIP {
 		t.Fatalf("the effects are %+v, want that the node stops answering", s.effects)
 	}
@@ -247,7 +247,7 @@ func TestAddressOfNoServiceIsForgotten(t *testing.T) {
 	}
 	pass(claimRetentionTimeout + 2*claimBucketCount*time.Second)
 	wantClaims(t, "after the retention timeout", s.Machine)
-	if s.ClaimsDigest() != New("a", 1, DefaultTiming(), testStart).ClaimsDigest() {
+	if s.ClaimsDigest() != NewMachine("a", 1, DefaultTiming(), testStart).ClaimsDigest() {
 		t.Error("the digest still contains the forgotten claims")
 	}
 	if got := s.Holders(); len(got) > 0 {

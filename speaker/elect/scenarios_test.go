@@ -17,9 +17,9 @@ func (m *Machine) writeModelState(w io.Writer) {
 		if a == nil {
 			continue
 		}
-		fmt.Fprint(w, a.claim, a.isHeld, a.isRechecking, a.countedNode, since(a.dueAt), a.queueIndex >= 0, a.orphanClaim, since(a.orphanSince))
+		fmt.Fprint(w, a.highestKnownClaim, a.isHeld, a.isRechecking, a.countedForNode, since(a.nextWorkDueAt), a.queueIndex >= 0, a.orphanClaim, since(a.orphanSince))
 		if c := a.acquisition; c != nil {
-			fmt.Fprint(w, c.expectedTaker, c.isProbing, c.answeredProbeCount, c.nextProbeDelay, c.reason)
+			fmt.Fprint(w, c.expectedTaker, c.isProbing, c.answeredProbeCount, c.nextProbeDelay, c.takeReason)
 		}
 		if v := a.move; v != nil {
 			fmt.Fprint(w, *v)
@@ -27,15 +27,15 @@ func (m *Machine) writeModelState(w io.Writer) {
 		fmt.Fprint(w, m.outbox.claimRepeatsLeft[a])
 	}
 	l := m.lease
-	fmt.Fprint(w, l.isExpired, since(l.expiredAt), since(l.confirmedAt), since(l.lastProbeAt))
-	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.uncheckedCount, l.isIsolated, m.mayHaveStaleMessages())
-	fmt.Fprint(w, m.memberNames, m.leaving, m.acquisitionsAllowed, since(m.liveness.lastBeaconAt), m.syncRequests.lastID, m.probes.lastProbeID)
+	fmt.Fprint(w, l.isExpired, since(l.expiredAt), since(l.lastConfirmedAt), since(l.lastProbeAt))
+	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.addressesLeftToRecheck, l.nothingElseAnswers, m.mayHaveStaleMessages())
+	fmt.Fprint(w, m.memberNames, m.handoverRequested, m.acquisitionsAllowed, since(m.liveness.lastBeaconAt), m.syncRequests.lastID, m.probes.lastProbeID)
 	for _, n := range slices.Sorted(maps.Keys(m.liveness.recordsByMember)) {
 		h := *m.liveness.recordsByMember[n]
 		fmt.Fprint(w, n, h.lastSeq, since(h.lastHeardAt), h.isSilent, since(h.silenceReportedAt), h.retractionsLeft)
-		fmt.Fprint(w, since(h.digestDiffersSince), since(h.syncRequestedAt), since(m.lastSyncByMember[n]))
+		fmt.Fprint(w, since(h.digestDiffersSince), since(h.syncRequestedAt), since(m.lastSyncAnswerByMember[n]))
 	}
-	fmt.Fprint(w, m.liveness.witnessesByNode, m.liveness.deadNonceByNode, m.liveness.leavingNodes)
+	fmt.Fprint(w, m.liveness.witnessNoncesBySilentNode, m.liveness.deadRunNonceByNode, m.liveness.leavingNodes)
 	fmt.Fprint(w, m.liveness.connectedWitnesses, len(m.syncRequests.requestsByID))
 }
 
@@ -44,51 +44,51 @@ type modelScenario struct {
 	// startsWithHolders is set when all addresses have holders at the beginning. No choices are
 	// made before.
 	startsWithHolders bool
-	injectFault       func(*model)
+	injectFault       func(*modelRun)
 	choiceSlots       int // slots with choices
 	// repairFault ends the fault; nil if it is permanent.
-	repairFault func(*model)
-	// maxMoves is how often an address may change its holder.
-	maxMoves int
+	repairFault func(*modelRun)
+	// maxHolderChangesPerAddress is how often an address may change its holder.
+	maxHolderChangesPerAddress int
 }
 
 // faultOnAnyNode applies the fault to a chosen node.
-func faultOnAnyNode(f func(w *model, n *modelNode)) func(*model) {
-	return func(w *model) { f(w, w.nodes[w.choices.choose(3)]) }
+func faultOnAnyNode(f func(w *modelRun, n *modelNode)) func(*modelRun) {
+	return func(w *modelRun) { f(w, w.nodes[w.choiceSource.choose(3)]) }
 }
 
 var modelScenarios = map[string]modelScenario{
-	"all start at once": {choiceSlots: 40, maxMoves: 1},
-	"a node dies": {startsWithHolders: true, choiceSlots: 60, maxMoves: 2, injectFault: faultOnAnyNode(func(_ *model, n *modelNode) {
+	"all start at once": {choiceSlots: 40, maxHolderChangesPerAddress: 1},
+	"a node dies": {startsWithHolders: true, choiceSlots: 60, maxHolderChangesPerAddress: 2, injectFault: faultOnAnyNode(func(_ *modelRun, n *modelNode) {
 		n.machine, n.heldAddresses = nil, nil
 	})},
-	"a speaker stops": {startsWithHolders: true, choiceSlots: 40, maxMoves: 2, injectFault: faultOnAnyNode(func(w *model, n *modelNode) {
+	"a speaker stops": {startsWithHolders: true, choiceSlots: 40, maxHolderChangesPerAddress: 2, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
 		n.leaving = true
 		w.stepNode(n, HandoverRequested{})
 	})},
-	"a speaker stops and another one dies": {startsWithHolders: true, choiceSlots: 60, maxMoves: 4, injectFault: faultOnAnyNode(func(w *model, n *modelNode) {
+	"a speaker stops and another one dies": {startsWithHolders: true, choiceSlots: 60, maxHolderChangesPerAddress: 4, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
 		n.leaving = true
 		w.stepNode(n, HandoverRequested{})
-		other := w.nodes[(n.id+1+w.choices.choose(2))%3]
+		other := w.nodes[(n.id+1+w.choiceSource.choose(2))%3]
 		other.machine, other.heldAddresses = nil, nil
 	})},
-	"a process is paused": {startsWithHolders: true, choiceSlots: 90, maxMoves: 2, injectFault: faultOnAnyNode(func(w *model, n *modelNode) {
-		n.pausedUntil = w.currentSlot + []int{9, 21, 27, 30, 35, 60}[w.choices.choose(6)]
+	"a process is paused": {startsWithHolders: true, choiceSlots: 90, maxHolderChangesPerAddress: 2, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
+		n.pausedUntilSlot = w.currentSlot + []int{9, 21, 27, 30, 35, 60}[w.choiceSource.choose(6)]
 	})},
-	"gossip is blocked and the segment is not": {startsWithHolders: true, choiceSlots: 80, maxMoves: 1, injectFault: faultOnAnyNode(func(w *model, n *modelNode) {
-		w.gossipPartByNode[n.id] = 1
-	}), repairFault: func(w *model) { w.gossipPartByNode = [3]int{} }},
-	"the LAN is cut": {startsWithHolders: true, choiceSlots: 80, maxMoves: 3, injectFault: faultOnAnyNode(func(w *model, n *modelNode) {
-		w.gossipPartByNode[n.id], w.lanPartByNode[n.id] = 1, 1
-	}), repairFault: func(w *model) { w.gossipPartByNode, w.lanPartByNode = [3]int{}, [3]int{} }},
+	"gossip is blocked and the segment is not": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 1, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
+		w.gossipPartitionByNode[n.id] = 1
+	}), repairFault: func(w *modelRun) { w.gossipPartitionByNode = [3]int{} }},
+	"the LAN is cut": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 3, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
+		w.gossipPartitionByNode[n.id], w.lanPartitionByNode[n.id] = 1, 1
+	}), repairFault: func(w *modelRun) { w.gossipPartitionByNode, w.lanPartitionByNode = [3]int{}, [3]int{} }},
 }
 
-func TestModelScenarios(t *testing.T) {
+func TestAllModelRunsKeepOneAnswererPerEpoch(t *testing.T) {
 	for name, s := range modelScenarios {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c, seen, runs := &chooser{}, map[uint64]bool{}, 0
-			for more := true; more && (maxModelRuns == 0 || runs < maxModelRuns); more = c.nextPath() {
+			c, seen, runs := &exhaustiveChooser{}, map[uint64]bool{}, 0
+			for more := true; more && (maxRunsPerModelScenario == 0 || runs < maxRunsPerModelScenario); more = c.nextPath() {
 				s.runOnce(t, c, seen)
 				runs++
 			}
@@ -98,13 +98,13 @@ func TestModelScenarios(t *testing.T) {
 }
 
 // runOnce is one run of the scenario.
-func (s modelScenario) runOnce(t *testing.T, c *chooser, seen map[uint64]bool) {
-	w := &model{t: t, choices: c, lossesLeft: 1, delaysLeft: 1, swapsLeft: 1, seenStates: seen}
+func (s modelScenario) runOnce(t *testing.T, c *exhaustiveChooser, seen map[uint64]bool) {
+	w := &modelRun{t: t, choiceSource: c, lossesLeft: 1, delaysLeft: 1, messageReorderingsLeft: 1, seenStates: seen}
 	if s.startsWithHolders {
-		w.stopChoices()
+		w.endLossesDelaysAndReordering()
 		w.startNodes()
 		w.runSlots(200)
-		w.lossesLeft, w.delaysLeft, w.swapsLeft, w.seenStates = 1, 1, 1, seen
+		w.lossesLeft, w.delaysLeft, w.messageReorderingsLeft, w.seenStates = 1, 1, 1, seen
 	} else {
 		w.startNodes()
 	}
@@ -113,7 +113,7 @@ func (s modelScenario) runOnce(t *testing.T, c *chooser, seen map[uint64]bool) {
 	if w.reachedSeenState {
 		return
 	}
-	w.stopChoices()
+	w.endLossesDelaysAndReordering()
 	if s.repairFault != nil {
 		s.repairFault(w)
 	}
@@ -131,8 +131,8 @@ func (s modelScenario) runOnce(t *testing.T, c *chooser, seen map[uint64]bool) {
 		if len(holders) != 1 {
 			w.failRun("in the end %v answer for %s, want one node", holders, a)
 		}
-		if w.takeCounts[i] > s.maxMoves {
-			w.failRun("%s was taken %d times, want %d at most", a, w.takeCounts[i], s.maxMoves)
+		if w.takeCountByAddress[i] > s.maxHolderChangesPerAddress {
+			w.failRun("%s was taken %d times, want %d at most", a, w.takeCountByAddress[i], s.maxHolderChangesPerAddress)
 		}
 	}
 }

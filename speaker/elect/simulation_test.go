@@ -7,19 +7,19 @@ import (
 	"time"
 )
 
-// seedCount is the number of seeds that each property is tried with.
-const seedCount = 20
+// seedsPerProperty is the number of seeds that each property is tried with.
+const seedsPerProperty = 20
 
-// faultScenarios are faults of a few nodes. Each runs with many seeds, with and without loss of
-// messages.
-var faultScenarios = map[string]func(w *harness){
+// faultByScenarioName are faults of a few nodes. Each runs with many seeds, with and without loss
+// of messages.
+var faultByScenarioName = map[string]func(w *harness){
 	"all start at once and each address is taken": func(w *harness) {
 		w.runSimulationFor(2*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 		w.requireOneHolderEach(3*time.Second, "start")
 	},
 	"another node takes over within a second and keeps the address": func(w *harness) {
 		old := w.requireOneHolderEach(6*time.Second, "start")
-		others := w.addressesByNode()
+		others := w.answeredAddressesByNode()
 		w.killSpeaker(old)
 		w.runSimulationFor(time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 		next := w.requireOneHolderEach(time.Millisecond, "takeover")
@@ -47,13 +47,13 @@ var faultScenarios = map[string]func(w *harness){
 				w.t.Fatal("no node answers during the handover")
 			}
 		})
-		if !w.nodesByName[old].handedOver {
+		if !w.nodesByName[old].handoverFinished {
 			w.t.Error("the machine does not report the end of the handover")
 		}
 	},
 	"a node that may not hold the address any more hands it over": func(w *harness) {
 		old := w.requireOneHolderEach(6*time.Second, "start")
-		w.nodesByName[old].canServe = false
+		w.nodesByName[old].hasServingEndpoint = false
 		w.deliverBids()
 		w.runSimulationFor(2*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 		if next := w.requireOneHolderEach(time.Second, "exclusion"); next == old {
@@ -65,7 +65,7 @@ var faultScenarios = map[string]func(w *harness){
 		for _, n := range w.nodesByName {
 			n.isProxyLate = true
 		}
-		w.nodesByName[old].canServe, w.nodesByName[old].inGrace = false, true
+		w.nodesByName[old].hasServingEndpoint, w.nodesByName[old].inGrace = false, true
 		w.deliverBids()
 		w.runSimulationFor(5*time.Second, w.newAlwaysAnsweredCheck())
 		if now := w.answeringNodes(w.addresses[0]); !slices.Contains(now, old) {
@@ -87,7 +87,7 @@ var faultScenarios = map[string]func(w *harness){
 		for _, n := range w.nodesByName {
 			n.isProxyLate = true
 		}
-		w.nodesByName[old].canServe, w.nodesByName[old].inGrace = false, true
+		w.nodesByName[old].hasServingEndpoint, w.nodesByName[old].inGrace = false, true
 		w.deliverBids()
 		w.runSimulationFor(time.Second, w.newAlwaysAnsweredCheck())
 		w.nodesByName[old].inGrace = false
@@ -138,24 +138,24 @@ var faultScenarios = map[string]func(w *harness){
 				}
 			}
 		}
-		taken := w.takeCount
+		taken := w.addressTakeCount
 		w.blockGossipOf(1, part...)
 		w.runSimulationFor(15*time.Second, w.newTwoHoldersCheck(0))
 		w.healCuts()
 		w.runSimulationFor(3*time.Second, w.newTwoHoldersCheck(0))
-		if got := w.requireOneHolderEach(time.Millisecond, "healing"); got != old || w.takeCount != taken {
-			w.t.Errorf("%d addresses moved though every holder was alive, the first one from %s to %s", w.takeCount-taken, old, got)
+		if got := w.requireOneHolderEach(time.Millisecond, "healing"); got != old || w.addressTakeCount != taken {
+			w.t.Errorf("%d addresses moved though every holder was alive, the first one from %s to %s", w.addressTakeCount-taken, old, got)
 		}
 	},
 	"a short pause changes nothing": func(w *harness) {
 		old := w.requireOneHolderEach(6*time.Second, "start")
-		taken := w.takeCount
+		taken := w.addressTakeCount
 		for range 5 {
 			w.pauseSpeaker(old, 100*time.Millisecond)
 			w.runSimulationFor(time.Second, w.newTwoHoldersCheck(0))
 		}
-		if w.messageLossRate == 0 && w.takeCount != taken {
-			w.t.Errorf("pauses of 100 ms moved %d addresses", w.takeCount-taken)
+		if w.messageLossRate == 0 && w.addressTakeCount != taken {
+			w.t.Errorf("pauses of 100 ms moved %d addresses", w.addressTakeCount-taken)
 		}
 		w.requireOneHolderEach(time.Second, "after the pause")
 	},
@@ -202,7 +202,7 @@ var faultScenarios = map[string]func(w *harness){
 	"a deleted Service loses its address": func(w *harness) {
 		w.requireOneHolderEach(6*time.Second, "start")
 		for _, name := range w.nodeNames {
-			w.stepNode(w.nodesByName[name], BidsChanged{GoneAddresses: w.addresses})
+			w.stepNode(w.nodesByName[name], BidsChanged{AddressesWithoutBid: w.addresses})
 		}
 		w.runSimulationFor(time.Second, nil)
 		for _, a := range w.addresses {
@@ -213,8 +213,8 @@ var faultScenarios = map[string]func(w *harness){
 	},
 }
 
-// addressesByNode groups the addresses by the nodes that answer for them.
-func (w *harness) addressesByNode() map[string][]netip.Addr {
+// answeredAddressesByNode groups the addresses by the nodes that answer for them.
+func (w *harness) answeredAddressesByNode() map[string][]netip.Addr {
 	out := map[string][]netip.Addr{}
 	for _, a := range w.addresses {
 		for _, n := range w.answeringNodes(a) {
@@ -224,11 +224,11 @@ func (w *harness) addressesByNode() map[string][]netip.Addr {
 	return out
 }
 
-func TestSimulatedSpeakers(t *testing.T) {
-	for name, scenario := range faultScenarios {
+func TestSimulatedFaultsNeverLeaveTwoHolders(t *testing.T) {
+	for name, scenario := range faultByScenarioName {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for seed := range int64(seedCount) {
+			for seed := range int64(seedsPerProperty) {
 				for _, loss := range []float64{0, 0.1} {
 					w := newHarness(t, seed, 3+int(seed%4), 1+int(seed%5))
 					w.messageLossRate = loss
@@ -296,10 +296,10 @@ func TestTwoHundredNodesSurviveACutAndFiveDeaths(t *testing.T) {
 	for _, n := range dead {
 		w.startSpeaker(n)
 	}
-	taken := w.takeCount
+	taken := w.addressTakeCount
 	w.runSimulationFor(time.Second, nil)
 	w.requireOneHolderEach(time.Millisecond, "their return")
-	if w.takeCount != taken {
-		t.Errorf("%d addresses moved because nodes came back", w.takeCount-taken)
+	if w.addressTakeCount != taken {
+		t.Errorf("%d addresses moved because nodes came back", w.addressTakeCount-taken)
 	}
 }

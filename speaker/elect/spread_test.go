@@ -10,7 +10,7 @@ import (
 // promises.
 func (w *harness) requireEvenSpread(what string, nodes int) {
 	w.t.Helper()
-	held := w.addressesByNode()
+	held := w.answeredAddressesByNode()
 	total := 0
 	for _, a := range held {
 		total += len(a)
@@ -37,11 +37,11 @@ func TestAddressesAreSpreadEvenly(t *testing.T) {
 			w.requireEvenSpread("placed", c.nodes)
 
 			lost := w.nodeNames[c.nodes/2]
-			before := w.addressesByNode()
+			before := w.answeredAddressesByNode()
 			w.killSpeaker(lost)
-			w.runSimulationFor(4*time.Second, nil) // less than RebalanceDelay
+			w.runSimulationFor(4*time.Second, nil) // less than RebalanceAfterMemberChangeDelay
 			w.requireEvenSpread("after a loss", c.nodes-1)
-			after := w.addressesByNode()
+			after := w.answeredAddressesByNode()
 			for n, held := range before {
 				for _, a := range held {
 					if n != lost && w.answeringNodes(a)[0] != n {
@@ -52,23 +52,23 @@ func TestAddressesAreSpreadEvenly(t *testing.T) {
 			w.runSimulationFor(6*time.Second, nil)
 			w.startSpeaker(lost)
 			w.runSimulationFor(5*time.Second, w.newAlwaysAnsweredCheck())
-			if got := len(w.addressesByNode()[lost]); got > 0 {
+			if got := len(w.answeredAddressesByNode()[lost]); got > 0 {
 				t.Errorf("%s came back and took %d addresses at once", lost, got)
 			}
-			taken := w.takeCount
+			taken := w.addressTakeCount
 			w.runSimulationFor(time.Duration(20+c.addresses/c.nodes)*time.Second, w.newAlwaysAnsweredCheck())
 			w.requireEvenSpread("after a rebalance", c.nodes)
 			over := 0
 			for _, a := range after {
 				over += max(len(a)-maxAddressesPerNode(c.addresses, c.nodes), 0)
 			}
-			if moved := w.takeCount - taken; moved > over {
+			if moved := w.addressTakeCount - taken; moved > over {
 				t.Errorf("the rebalance moved %d addresses where %d were too many on their nodes", moved, over)
 			}
-			taken = w.takeCount
+			taken = w.addressTakeCount
 			w.runSimulationFor(30*time.Second, nil)
-			if w.takeCount != taken {
-				t.Errorf("%d addresses moved after the rebalance was over", w.takeCount-taken)
+			if w.addressTakeCount != taken {
+				t.Errorf("%d addresses moved after the rebalance was over", w.addressTakeCount-taken)
 			}
 		})
 	}
@@ -92,15 +92,15 @@ func (w *harness) newAlwaysAnsweredCheck() func() {
 
 func TestPreferredNodesHoldTheAddresses(t *testing.T) {
 	w := newHarness(t, 1, 6, 40)
-	w.scoresByNode = map[string]int{"n002": 10, "n003": 10, "n005": 3}
+	w.preferenceScoreByNode = map[string]int{"n002": 10, "n003": 10, "n005": 3}
 	w.allowRebalance = true
 	w.startAll()
 	w.requireOneHolderEach(6*time.Second, "start")
 	only := func(when string, names ...string) {
 		t.Helper()
 		w.requireEvenSpread(when, len(names))
-		for n, held := range w.addressesByNode() {
-			if w.scoresByNode[n] != w.scoresByNode[names[0]] {
+		for n, held := range w.answeredAddressesByNode() {
+			if w.preferenceScoreByNode[n] != w.preferenceScoreByNode[names[0]] {
 				t.Errorf("%s: %s holds %d addresses, want %v to hold them", when, n, len(held), names)
 			}
 		}
@@ -126,10 +126,10 @@ func TestWithoutRebalanceHoldersKeepTheirAddresses(t *testing.T) {
 	w.killSpeaker("n001")
 	w.runSimulationFor(7*time.Second, nil)
 	w.startSpeaker("n001")
-	taken := w.takeCount
+	taken := w.addressTakeCount
 	w.runSimulationFor(time.Minute, w.newAlwaysAnsweredCheck())
-	if w.takeCount != taken || len(w.addressesByNode()["n001"]) > 0 {
-		t.Errorf("%d addresses moved though rebalancing is off", w.takeCount-taken)
+	if w.addressTakeCount != taken || len(w.answeredAddressesByNode()["n001"]) > 0 {
+		t.Errorf("%d addresses moved though rebalancing is off", w.addressTakeCount-taken)
 	}
 }
 
@@ -137,7 +137,7 @@ func TestWithoutRebalanceHoldersKeepTheirAddresses(t *testing.T) {
 func TestSiblingsHaveDifferentHolders(t *testing.T) {
 	for seed := range int64(20) {
 		w := newHarness(t, seed, 4, 8)
-		w.siblingCount = 2
+		w.addressesPerService = 2
 		w.startAll()
 		w.requireOneHolderEach(6*time.Second, "start")
 		for i := 0; i < len(w.addresses); i += 2 {

@@ -17,8 +17,8 @@ type Input interface{ isInput() }
 // cluster state is known.
 type BidsChanged struct {
 	Bids []intent.Bid
-	// GoneAddresses are addresses that no node can serve any more.
-	GoneAddresses []netip.Addr
+	// AddressesWithoutBid are addresses that no node can serve any more.
+	AddressesWithoutBid []netip.Addr
 }
 
 // MembersChanged is the set of all live members.
@@ -31,7 +31,7 @@ type MessageReceived struct {
 }
 
 // RemoteStateReceived is the full state of another member.
-type RemoteStateReceived struct{ Payload []byte }
+type RemoteStateReceived struct{ EncodedClaims []byte }
 
 // ProbeFinished is the result of an AcquireProbe or a LivenessProbe.
 type ProbeFinished struct{ Result facts.ProbeResult }
@@ -79,19 +79,19 @@ type SendMessage struct {
 
 // AcquireProbe asks on the segment whether a host answers for the address (RFC 5227 section 2.1).
 type AcquireProbe struct {
-	ID       uint64
-	Address  netip.Addr
-	Links    []int
-	Attempts int
-	Interval time.Duration
+	ID            uint64
+	Address       netip.Addr
+	LinkIndexes   []int
+	FramesPerLink int
+	FrameInterval time.Duration
 }
 
 // LivenessProbe asks whether a default gateway or another node answers. An answer shows that this
 // node is not cut off itself.
 type LivenessProbe struct {
-	ID       uint64
-	Attempts int
-	Interval time.Duration
+	ID              uint64
+	FramesPerTarget int
+	FrameInterval   time.Duration
 }
 
 // RejoinGossip contacts the seeds at once.
@@ -102,10 +102,10 @@ type HandoverFinished struct{}
 
 // The kinds of Events. They are values of the metric label "event".
 const (
-	EventAddressTaken   = "Taken"    // this node holds the address now
-	EventAddressGivenUp = "Given"    // this node gave the address up
-	EventConflict       = "Conflict" // a host outside of the cluster answers for the address
-	EventStrayAnswer    = "Stray"    // a member answers for the address without a claim
+	EventAddressTaken       = "Taken"    // this node holds the address now
+	EventAddressGivenUp     = "Given"    // this node gave the address up
+	EventForeignHostAnswers = "Conflict" // a host outside of the cluster answers for the address
+	EventStrayAnswer        = "Stray"    // a member answers for the address without a claim
 )
 
 // Event is something that users may want to know.
@@ -113,17 +113,18 @@ type Event struct {
 	Kind    string
 	Address netip.Addr
 	// Reason is set for EventAddressTaken and EventAddressGivenUp.
-	Reason     names.Reason
-	ForeignMAC facts.MAC // the host that answers, for EventConflict and EventStrayAnswer
-	Text       string
+	Reason names.Reason
+	// the host that answers, for EventForeignHostAnswers and EventStrayAnswer
+	AnsweringMAC facts.MAC
+	Text         string
 	// TakeoverDelay is the time from the last sign of life of the previous holder until this node
 	// took the address; 0 if it is not known.
 	TakeoverDelay time.Duration
 }
 
-// IsForeignAnswer reports whether another host answered for the address.
-func (e Event) IsForeignAnswer() bool {
-	return e.Kind == EventConflict || e.Kind == EventStrayAnswer
+// IsAnswerOfAnotherHost reports whether another host answered for the address.
+func (e Event) IsAnswerOfAnotherHost() bool {
+	return e.Kind == EventForeignHostAnswers || e.Kind == EventStrayAnswer
 }
 
 func (HoldAddress) isEffect()        {}
@@ -149,7 +150,7 @@ type Holder struct {
 func (m *Machine) Holders() []Holder {
 	var out []Holder
 	for _, a := range m.addressesByIP {
-		if c := a.claim; c.Epoch > 0 && !c.Released {
+		if c := a.highestKnownClaim; c.Epoch > 0 && !c.Released {
 			out = append(out, Holder{Address: a.ip, Node: c.Holder, Epoch: c.Epoch, IsAlive: m.isLiveClaim(c)})
 		}
 	}
@@ -160,5 +161,5 @@ func (m *Machine) Holders() []Holder {
 // IsClaimed reports whether a node has a claim to the address that is not released.
 func (m *Machine) IsClaimed(ip netip.Addr) bool {
 	a := m.addressesByIP[ip]
-	return a != nil && a.claim.Epoch > 0 && !a.claim.Released
+	return a != nil && a.highestKnownClaim.Epoch > 0 && !a.highestKnownClaim.Released
 }

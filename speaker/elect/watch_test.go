@@ -16,7 +16,7 @@ func newTestWatch(others ...string) (*livenessWatch, stepFacts) {
 	members := &membership{self: "a", nodesByMAC: map[facts.MAC]string{}}
 	var set facts.MemberSet
 	for _, n := range others {
-		set.Members = append(set.Members, facts.Member{Name: n, Nonce: 7})
+		set.Members = append(set.Members, facts.Member{Name: n, RunNonce: 7})
 	}
 	members.replaceMembers(set, 1)
 	f := stepFacts{now: testStart, timing: &timing, members: members, nonce: 1, claimsDigest: 5}

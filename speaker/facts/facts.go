@@ -22,16 +22,17 @@ type Link struct {
 	Index int
 	Name  string
 	MAC   MAC
-	// Prefixes are the addresses of the link with their prefix lengths, sorted.
-	Prefixes []netip.Prefix
-	// Gateways are the next hops of the default routes through this link, sorted.
-	Gateways []netip.Addr
-	// PreferredGateways are the Gateways whose routes have the lowest metric of all default routes
-	// of the family on the node. The kernel uses the others only when these are gone.
-	PreferredGateways []netip.Addr
-	// ResolvedGateways are the Gateways with an Ethernet address in the kernel's neighbour table,
-	// sorted by address.
-	ResolvedGateways []Neighbour
+	// AddressesWithPrefixLength are the addresses of the link with their prefix lengths, sorted.
+	AddressesWithPrefixLength []netip.Prefix
+	// DefaultGateways are the next hops of the default routes through this link, sorted.
+	DefaultGateways []netip.Addr
+	// LowestMetricDefaultGateways are the Gateways whose routes have the lowest metric of all
+	// default routes of the family on the node. The kernel uses the others only when these are
+	// gone.
+	LowestMetricDefaultGateways []netip.Addr
+	// GatewaysWithKnownMAC are the Gateways with an Ethernet address in the kernel's neighbour
+	// table, sorted by address.
+	GatewaysWithKnownMAC []Neighbour
 	// CannotSendIPv4 and CannotSendIPv6 are set when frames of the family cannot be sent on this
 	// link.
 	CannotSendIPv4, CannotSendIPv6 bool
@@ -43,8 +44,8 @@ type Neighbour struct {
 	MAC     MAC
 }
 
-// CanCarry reports whether the node can answer for the address on the link.
-func (l Link) CanCarry(a netip.Addr) bool {
+// CanSendFamilyOf reports whether the node can answer for the address on the link.
+func (l Link) CanSendFamilyOf(a netip.Addr) bool {
 	if a.Is4() {
 		return !l.CannotSendIPv4
 	}
@@ -59,7 +60,7 @@ func (l Link) InterfaceName() string { return l.Name }
 
 // CoversAddress reports whether a subnet of the link covers the address.
 func (l Link) CoversAddress(a netip.Addr) bool {
-	return slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+	return slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // SkipReason is why a network interface is not a Link.
@@ -71,10 +72,10 @@ const (
 	// its name is usual for container networks and tunnels
 	SkippedContainerNetwork SkipReason = "usual"
 	SkippedExcludedByName   SkipReason = "excluded" // by another name
-	SkippedDown             SkipReason = "down"     // or without carrier
+	SkippedDownOrNoCarrier  SkipReason = "down"     // or without carrier
 	// of a bridge, bond or VRF, which is used instead
-	SkippedMemberOfMaster SkipReason = "member"
-	SkippedNoEthernet     SkipReason = "no Ethernet" // or no ARP, or no broadcast
+	SkippedMemberOfMaster       SkipReason = "member"
+	SkippedNotBroadcastEthernet SkipReason = "no Ethernet" // or no ARP, or no broadcast
 )
 
 // SkippedLink is a network interface that is not a Link.
@@ -100,17 +101,17 @@ func (s LinkSet) FindByIndex(index int) (Link, bool) {
 type Member struct {
 	Name    string
 	Address netip.Addr
-	// Nonce identifies one run of the member's process.
-	Nonce uint64
-	// MACs are the Ethernet addresses of the member's usable links, sorted.
-	MACs []MAC
+	// RunNonce identifies one run of the member's process.
+	RunNonce uint64
+	// LinkMACs are the Ethernet addresses of the member's usable links, sorted.
+	LinkMACs []MAC
 }
 
 // MemberSet is all live members including this node, sorted by name.
 type MemberSet struct {
 	Members []Member
-	// Synced is set after the first full exchange of state with another member.
-	Synced bool
+	// HasExchangedFullState is set after the first full exchange of state with another member.
+	HasExchangedFullState bool
 }
 
 // HasMember reports whether a member of that name is alive.
@@ -130,19 +131,19 @@ type ProbeResult struct {
 	// AnsweringMACs are the Ethernet addresses that answered, each once, without those of this
 	// node.
 	AnsweringMACs []MAC
-	// RivalMACs are the Ethernet addresses of hosts that probed for the address at the same time
-	// (RFC 5227 section 2.1.1), each once, without those of this node.
-	RivalMACs []MAC
-	// NotSent is set when no link could send the probe. No answer then means nothing.
-	NotSent bool
+	// RivalProberMACs are the Ethernet addresses of hosts that probed for the address at the same
+	// time (RFC 5227 section 2.1.1), each once, without those of this node.
+	RivalProberMACs []MAC
+	// NoFrameSent is set when no link could send the probe. No answer then means nothing.
+	NoFrameSent bool
 }
 
 // Conflict reports that another host answers for an address that this node answers for (RFC 5227
 // section 2.4).
 type Conflict struct {
-	Address   netip.Addr
-	MAC       MAC
-	LinkIndex int
+	Address    netip.Addr
+	ForeignMAC MAC
+	LinkIndex  int
 }
 
 // HealthCheckResult is what the service proxy of this node says about a Service.

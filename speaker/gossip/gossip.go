@@ -38,7 +38,7 @@ type Options struct {
 	// Store has the checkpoint of the last speaker, and saves that of this one.
 	Store *checkpoint.Store
 	// Scope is the part of the configuration that the speaker reads.
-	Scope configuration.Scope
+	Scope configuration.ConfigurationScope
 	Log   *slog.Logger
 }
 
@@ -49,8 +49,8 @@ type LocalMember struct {
 	runNonce uint64
 	// stateForNextRun is what the next run needs to join the gossip again. stateOfEarlierRun is
 	// what an earlier run saved, nil without one.
-	stateForNextRun   checkpoint.NodeState
-	stateOfEarlierRun *checkpoint.NodeState
+	stateForNextRun   checkpoint.SavedNodeState
+	stateOfEarlierRun *checkpoint.SavedNodeState
 	// usesUnverifiedKey is set while the saved key is used instead of that of the API server.
 	usesUnverifiedKey bool
 }
@@ -67,7 +67,7 @@ func Open(ctx context.Context, o Options) (*LocalMember, error) {
 	}
 	m := &LocalMember{
 		options: o, runNonce: binary.BigEndian.Uint64(random[:]),
-		stateForNextRun:   checkpoint.NodeState{Node: o.NodeName},
+		stateForNextRun:   checkpoint.SavedNodeState{NodeName: o.NodeName},
 		stateOfEarlierRun: o.Store.LoadState(o.NodeName),
 	}
 	err := retryUntilSuccess(ctx, o.Log, func() error { return m.findKeyAndAddress(ctx) })
@@ -75,8 +75,8 @@ func Open(ctx context.Context, o Options) (*LocalMember, error) {
 		return nil, err
 	}
 	m.Members, err = members.New(members.Options{
-		Name: o.NodeName, Nonce: m.runNonce, BindAddress: m.stateForNextRun.Address, BindPort: o.BindPort,
-		Key: m.stateForNextRun.Key, Log: o.Log,
+		NodeName: o.NodeName, RunNonce: m.runNonce, BindAddress: m.stateForNextRun.GossipAddress, BindPort: o.BindPort,
+		GossipKey: m.stateForNextRun.GossipKey, Log: o.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -99,16 +99,16 @@ func (m *LocalMember) RunNonce() uint64 { return m.runNonce }
 func (m *LocalMember) findKeyAndAddress(ctx context.Context) error {
 	saved := m.stateOfEarlierRun
 	err := m.queryAPIWithOptionalTimeout(ctx, func(ctx context.Context) (err error) {
-		if m.stateForNextRun.Key, err = m.options.readKey(ctx); err != nil {
+		if m.stateForNextRun.GossipKey, err = m.options.readKey(ctx); err != nil {
 			return err
 		}
-		m.stateForNextRun.Address, err = m.options.findAddress(ctx)
+		m.stateForNextRun.GossipAddress, err = m.options.findAddress(ctx)
 		return err
 	})
 	if err != nil && saved != nil && isAPIUnreachable(err) {
 		m.options.Log.Warn("the API server is unreachable: resuming from the checkpoint of this node's last speaker",
-			"reason", err.Error(), "addresses", len(saved.Bids))
-		m.stateForNextRun.Key, m.stateForNextRun.Address, m.usesUnverifiedKey = saved.Key, saved.Address, true
+			"reason", err.Error(), "addresses", len(saved.BidsOfLastPlan))
+		m.stateForNextRun.GossipKey, m.stateForNextRun.GossipAddress, m.usesUnverifiedKey = saved.GossipKey, saved.GossipAddress, true
 		return nil
 	}
 	return err
@@ -136,8 +136,8 @@ func (m *LocalMember) RestoredCheckpoint() *agent.Checkpoint {
 		return nil
 	}
 	c := m.stateOfEarlierRun.Checkpoint
-	if m.options.Scope.Layer2Only {
-		c.BGP = bgp.Desired{}
+	if m.options.Scope.WithoutBGPKinds {
+		c.DesiredBGP = bgp.Desired{}
 	}
 	return &c
 }
@@ -147,11 +147,11 @@ func (m *LocalMember) RestoredCheckpoint() *agent.Checkpoint {
 func (m *LocalMember) SaveCheckpoint(c agent.Checkpoint) {
 	s := m.stateForNextRun
 	s.Checkpoint = c
-	m.options.Store.SaveState(s)
+	m.options.Store.ReplaceStateToWrite(s)
 }
 
-// errKeyChanged ends a speaker that uses an old gossip key. The next run reads the new one.
-var errKeyChanged = errors.New(
+// errGossipKeyChanged ends a speaker that uses an old gossip key. The next run reads the new one.
+var errGossipKeyChanged = errors.New(
 	"the gossip key changed while the API server was unreachable: restarting with the new key")
 
 // VerifySavedKey compares a saved key with the real one, once that can be read.
@@ -162,11 +162,11 @@ func (m *LocalMember) VerifySavedKey(ctx context.Context) error {
 	same := true
 	err := retryUntilSuccess(ctx, m.options.Log, func() error {
 		key, err := m.options.readKey(ctx)
-		same = err != nil || bytes.Equal(key, m.stateForNextRun.Key)
+		same = err != nil || bytes.Equal(key, m.stateForNextRun.GossipKey)
 		return err
 	})
 	if err == nil && !same {
-		err = errKeyChanged
+		err = errGossipKeyChanged
 	}
 	return err
 }

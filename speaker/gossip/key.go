@@ -30,12 +30,12 @@ func (o *Options) readKey(ctx context.Context) ([]byte, error) {
 	if err := o.API.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: names.GossipSecret}, &s); err != nil {
 		return nil, fmt.Errorf("reading the gossip key, which the controller creates: %w", err)
 	}
-	if len(s.Data[names.GossipSecretKey]) < 16 {
+	if len(s.Data[names.GossipKeySecretEntry]) < 16 {
 		return nil, fmt.Errorf("the Secret %s/%s has no usable entry %q: "+
 			"delete it, and restart the controller to create a new one",
-			o.Namespace, names.GossipSecret, names.GossipSecretKey)
+			o.Namespace, names.GossipSecret, names.GossipKeySecretEntry)
 	}
-	return s.Data[names.GossipSecretKey], nil
+	return s.Data[names.GossipKeySecretEntry], nil
 }
 
 // findAddress returns the address at which the other speakers reach this one.

@@ -52,7 +52,7 @@ func TestTheKeyComesFromTheFileOrTheSecret(t *testing.T) {
 		"an empty one":   {err: "delete it"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := Options{API: &oneObjectReader{secret: corev1.Secret{Data: map[string][]byte{names.GossipSecretKey: tt.secret}}}}
+			o := Options{API: &oneObjectReader{secret: corev1.Secret{Data: map[string][]byte{names.GossipKeySecretEntry: tt.secret}}}}
 			if tt.file != nil {
 				o.KeyFile = filepath.Join(t.TempDir(), "key")
 				if err := os.WriteFile(o.KeyFile, tt.file, 0o600); err != nil {

@@ -15,9 +15,9 @@ import (
 type Candidates struct {
 	// Nodes are their names, sorted.
 	Nodes []string
-	// Scores are the preferences of the nodes, in the same order. Nodes with a higher score are
-	// preferred.
-	Scores []int
+	// PreferenceScores are the preferences of the nodes, in the same order. Nodes with a higher
+	// score are preferred.
+	PreferenceScores []int
 	// ContentHash is a hash. It is the same on all nodes for the same nodes and scores.
 	ContentHash uint64
 }
@@ -27,10 +27,10 @@ func NewCandidates(scores map[string]int) *Candidates {
 	if len(scores) == 0 {
 		return nil
 	}
-	c := &Candidates{Nodes: slices.Sorted(maps.Keys(scores)), Scores: make([]int, len(scores))}
+	c := &Candidates{Nodes: slices.Sorted(maps.Keys(scores)), PreferenceScores: make([]int, len(scores))}
 	h := fnv.New64a()
 	for i, n := range c.Nodes {
-		c.Scores[i] = scores[n]
+		c.PreferenceScores[i] = scores[n]
 		h.Write(strconv.AppendInt(append([]byte(n), 0), int64(scores[n]), 10))
 	}
 	c.ContentHash = h.Sum64()
@@ -52,35 +52,35 @@ type Bid struct {
 	// Candidates are all nodes that may hold the address. They are the same on all nodes with the
 	// same view of the cluster. Different views cost time and never safety.
 	Candidates *Candidates
-	// Siblings are the other addresses of the same Services. If possible they get different
+	// SiblingAddresses are the other addresses of the same Services. If possible they get different
 	// holders.
-	Siblings []netip.Addr
-	// LinkIndexes are the indexes of this node's links on which it would answer. Empty if this node
-	// is not a candidate, or if its service proxy does not know the endpoints here yet.
-	LinkIndexes []int
-	// InGrace is set while this node is no candidate any more but can still serve: its last
-	// endpoint is ending, and other nodes have new ones.
-	InGrace bool
+	SiblingAddresses []netip.Addr
+	// OwnLinkIndexes are the indexes of this node's links on which it would answer. Empty if this
+	// node is not a candidate, or if its service proxy does not know the endpoints here yet.
+	OwnLinkIndexes []int
+	// InEndpointGracePeriod is set while this node is no candidate any more but can still serve:
+	// its last endpoint is ending, and other nodes have new ones.
+	InEndpointGracePeriod bool
 	// MayRebalance allows the holder to move the address to a node with too few addresses.
 	MayRebalance bool
 }
 
-// IsEligible reports whether the node with this name may hold the address.
-func (b Bid) IsEligible(self string) bool { return b.Candidates.HasNode(self) }
+// IsCandidate reports whether the node with this name may hold the address.
+func (b Bid) IsCandidate(self string) bool { return b.Candidates.HasNode(self) }
 
 // Equal reports whether two bids have the same content.
 func (b Bid) Equal(o Bid) bool {
 	sameCandidates := b.Candidates == o.Candidates ||
 		(b.Candidates != nil && o.Candidates != nil && b.Candidates.ContentHash == o.Candidates.ContentHash)
 	return sameCandidates && b.Address == o.Address && b.MayRebalance == o.MayRebalance &&
-		b.InGrace == o.InGrace && slices.Equal(b.LinkIndexes, o.LinkIndexes) && slices.Equal(b.Siblings, o.Siblings)
+		b.InEndpointGracePeriod == o.InEndpointGracePeriod && slices.Equal(b.OwnLinkIndexes, o.OwnLinkIndexes) && slices.Equal(b.SiblingAddresses, o.SiblingAddresses)
 }
 
 // Binding is an address with the links on which to answer for it. It is what the layer-2 engine
 // applies.
 type Binding struct {
 	Address netip.Addr
-	// LinkIndexes are link indexes, sorted.
+	// OwnLinkIndexes are link indexes, sorted.
 	LinkIndexes []int
 }
 

@@ -26,9 +26,9 @@ type Peer struct {
 	SourceAddress netip.Addr `json:"Source"`
 	// LocalASN is the AS number that the router sees.
 	LocalASN uint32
-	// PeerASN is the AS number of the router. With 0, DynamicASN says which numbers are accepted.
-	PeerASN    uint32
-	DynamicASN DynamicASN `json:"ASNs"`
+	// PeerASN is the AS number of the router. With 0, AcceptedASNs says which numbers are accepted.
+	PeerASN      uint32
+	AcceptedASNs DynamicASN `json:"ASNs"`
 	// RouterID is the router ID of this end, an IPv4 address. If it is invalid, it is derived from
 	// the session's address or the name of the node.
 	RouterID netip.Addr
@@ -37,8 +37,8 @@ type Peer struct {
 	HoldTime time.Duration `json:"Hold"`
 	// KeepaliveTime is the interval between keepalives; 0 is a third of the negotiated hold time.
 	KeepaliveTime time.Duration `json:"Keepalive"`
-	// ConnectTime is the longest delay between two attempts to connect.
-	ConnectTime time.Duration `json:"Connect"`
+	// MaxReconnectDelay is the longest delay between two attempts to connect.
+	MaxReconnectDelay time.Duration `json:"Connect"`
 	// Password is the one of TCP MD5 (RFC 2385), at most 80 bytes; empty for none. It must not be
 	// written anywhere.
 	Password string `json:"-"`
@@ -65,15 +65,15 @@ type Peer struct {
 
 // IsExternal reports whether the router belongs to another autonomous system.
 func (p *Peer) IsExternal() bool {
-	return p.DynamicASN == AcceptExternalASN || (p.DynamicASN == AcceptGivenASN && p.PeerASN != p.LocalASN)
+	return p.AcceptedASNs == AcceptExternalASN || (p.AcceptedASNs == AcceptOnlyPeerASN && p.PeerASN != p.LocalASN)
 }
 
-// DynamicASN is which AS numbers of a router are accepted.
+// AcceptedASNs is which AS numbers of a router are accepted.
 type DynamicASN uint8
 
-// The values of DynamicASN.
+// The values of AcceptedASNs.
 const (
-	AcceptGivenASN    DynamicASN = iota // only PeerASN
+	AcceptOnlyPeerASN DynamicASN = iota // only PeerASN
 	AcceptInternalASN                   // only LocalASN
 	AcceptExternalASN                   // any but LocalASN
 )
@@ -93,8 +93,8 @@ type BFD struct {
 // Route is a prefix that is announced to some peers.
 type Route struct {
 	Prefix netip.Prefix
-	// Peers are the names of these peers, sorted.
-	Peers []string
+	// PeerNames are the names of these peers, sorted.
+	PeerNames []string
 	Attributes
 }
 

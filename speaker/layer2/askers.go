@@ -24,9 +24,9 @@ type asker struct {
 }
 
 const (
-	// askerTimeout is how long an asker is remembered. A host that renews its entry asks only the
-	// holder, so that other nodes see its broadcast request once.
-	askerTimeout = 30 * time.Minute
+	// askerRetentionTimeout is how long an asker is remembered. A host that renews its entry asks
+	// only the holder, so that other nodes see its broadcast request once.
+	askerRetentionTimeout = 30 * time.Minute
 	// These two limits bound the memory, so that a flood of requests does not exhaust it.
 	askersPerAddressLimit = 8
 	askedAddressesLimit   = 16384
@@ -52,18 +52,18 @@ func (n *AskerCache) RecordRequest(a netip.Addr, link int, by facts.Neighbour, n
 	n.askersByAddress[a] = append(known, asker{by, link, now})
 }
 
-// NoticeTargets returns the hosts that get a notice about an address on a link: first the link's
-// gateways, then the hosts that asked, the latest first.
-func (n *AskerCache) NoticeTargets(a netip.Addr, l facts.Link, now time.Time) []facts.Neighbour {
+// GatewaysAndAskersToNotify returns the hosts that get a notice about an address on a link: first
+// the link's gateways, then the hosts that asked, the latest first.
+func (n *AskerCache) GatewaysAndAskersToNotify(a netip.Addr, l facts.Link, now time.Time) []facts.Neighbour {
 	var out []facts.Neighbour
-	for _, r := range l.ResolvedGateways {
+	for _, r := range l.GatewaysWithKnownMAC {
 		if ipfamily.FamilyOf(r.Address) == ipfamily.FamilyOf(a) {
 			out = append(out, r)
 		}
 	}
 	for _, k := range slices.Backward(n.askersByAddress[a]) {
 		router := slices.ContainsFunc(out, func(r facts.Neighbour) bool { return r.Address == k.Address })
-		if k.linkIndex == l.Index && now.Sub(k.askedAt) < askerTimeout && !router {
+		if k.linkIndex == l.Index && now.Sub(k.askedAt) < askerRetentionTimeout && !router {
 			out = append(out, k.Neighbour)
 		}
 	}
@@ -84,7 +84,7 @@ func (n *AskerCache) ForgetLink(link int) {
 // scheduleNotices schedules two notices to each host that asked for an address.
 func (e *Engine) scheduleNotices(a netip.Addr, l facts.Link) {
 	now := e.now()
-	e.notices.scheduleNotices(Announcement{a, l.Index}, e.askers.NoticeTargets(a, l, now), now)
+	e.notices.scheduleNotices(AddressOnLink{a, l.Index}, e.askers.GatewaysAndAskersToNotify(a, l, now), now)
 }
 
 // sendDueNotices sends the notices that are due, and returns when the next one is due.
@@ -100,27 +100,27 @@ func (e *Engine) sendDueNotices(now time.Time) time.Time {
 // receiver of a request learns the sender's Ethernet address (RFC 826), even if it ignores
 // announcements. For IPv6 it is an unsolicited Neighbor Advertisement (RFC 4861 section 7.2.6).
 func (e *Engine) sendNotice(n unicastNotice) {
-	p := e.ports[portKey{n.announcement.Link, ipfamily.FamilyOf(n.announcement.Address)}]
-	h := e.holdingByAddress[n.announcement.Address]
-	if p == nil || !slices.Contains(h.links, n.announcement.Link) || !e.maySendFor(n.announcement.Address) {
+	p := e.ports[portKey{n.addressOnLink.LinkIndex, ipfamily.FamilyOf(n.addressOnLink.Address)}]
+	h := e.heldAddressByIP[n.addressOnLink.Address]
+	if p == nil || !slices.Contains(h.linkIndexes, n.addressOnLink.LinkIndex) || !e.maySendFor(n.addressOnLink.Address) {
 		return
 	}
-	f := Frame{
+	f := ARPOrNDPFrame{
 		EthernetDestination: n.target.MAC, EthernetSource: p.link.MAC, Operation: Request,
-		SenderMAC: p.link.MAC, SenderIP: n.announcement.Address, TargetIP: n.target.Address,
+		SenderMAC: p.link.MAC, SenderIP: n.addressOnLink.Address, TargetIP: n.target.Address,
 	}
 	if p.key.family == ipfamily.IPv6 {
 		f.Operation, f.TargetMAC, f.Unsolicited = Reply, n.target.MAC, true
 	}
 	if e.writeFrame(p, f) {
-		h.counters.gratuitous.Add(1)
+		h.counters.announcementsSent.Add(1)
 	}
 }
 
-// requestFilter decides which requests a reader passes on to the AskerCache. It drops
+// askerRequestFilter decides which requests a reader passes on to the AskerCache. It drops
 // repetitions and limits the rate, so that a flood of requests costs the engine no
 // time. Each reader has its own.
-type requestFilter struct {
+type askerRequestFilter struct {
 	recentRequests   [1024]recentRequest
 	windowStart      time.Time
 	requestsInWindow int
@@ -135,12 +135,12 @@ type recentRequest struct {
 const (
 	// repeatedRequestInterval is how long a repeated request is dropped.
 	repeatedRequestInterval = time.Minute
-	// requestsPerSecondLimit is how many requests are passed on per second.
-	requestsPerSecondLimit = 1000
+	// recordedRequestsPerSecondLimit is how many requests are passed on per second.
+	recordedRequestsPerSecondLimit = 1000
 )
 
-// isWorthRecording says whether the request is passed on.
-func (s *requestFilter) isWorthRecording(f Frame, now time.Time) bool {
+// shouldPassToAskerCache says whether the request is passed on.
+func (s *askerRequestFilter) shouldPassToAskerCache(f ARPOrNDPFrame, now time.Time) bool {
 	b := f.TargetIP.As16()
 	slot := &s.recentRequests[(uint(b[15])|uint(b[14])<<8^uint(f.SenderMAC[5])<<2^uint(f.SenderMAC[4])<<5)%uint(len(s.recentRequests))]
 	if slot.mac == f.SenderMAC && slot.requestedAddress == f.TargetIP && now.Sub(slot.seenAt) < repeatedRequestInterval {
@@ -149,7 +149,7 @@ func (s *requestFilter) isWorthRecording(f Frame, now time.Time) bool {
 	if now.Sub(s.windowStart) >= time.Second {
 		s.windowStart, s.requestsInWindow = now, 0
 	}
-	if s.requestsInWindow++; s.requestsInWindow > requestsPerSecondLimit {
+	if s.requestsInWindow++; s.requestsInWindow > recordedRequestsPerSecondLimit {
 		return false
 	}
 	*slot = recentRequest{f.SenderMAC, f.TargetIP, now}

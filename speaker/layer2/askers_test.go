@@ -16,8 +16,8 @@ func numberedNeighbour(n int) facts.Neighbour {
 	return facts.Neighbour{Address: netip.AddrFrom4([4]byte{192, 168, 0, byte(n)}), MAC: facts.MAC{2, 0, 0, 0, 0, byte(n)}}
 }
 
-func TestAskerCache(t *testing.T) {
-	link := facts.Link{Index: 2, ResolvedGateways: []facts.Neighbour{numberedNeighbour(1), {Address: netip.MustParseAddr("fe80::1"), MAC: facts.MAC{2, 0, 0, 0, 0, 1}}}}
+func TestAskerCacheListsGatewaysAndAskers(t *testing.T) {
+	link := facts.Link{Index: 2, GatewaysWithKnownMAC: []facts.Neighbour{numberedNeighbour(1), {Address: netip.MustParseAddr("fe80::1"), MAC: facts.MAC{2, 0, 0, 0, 0, 1}}}}
 	tests := map[string]struct {
 		do   func(n *layer2.AskerCache)
 		at   time.Duration
@@ -32,7 +32,7 @@ func TestAskerCache(t *testing.T) {
 		}, 0, "1 5 7 6"},
 		"a gateway that asked gets one notice": {func(n *layer2.AskerCache) { n.RecordRequest(heldIPv4, 2, numberedNeighbour(1), testStart) }, 0, "1"},
 		"a request on another link":            {func(n *layer2.AskerCache) { n.RecordRequest(heldIPv4, 3, numberedNeighbour(5), testStart) }, 0, "1"},
-		"a request for another address":        {func(n *layer2.AskerCache) { n.RecordRequest(otherIPv4, 2, numberedNeighbour(5), testStart) }, 0, "1"},
+		"a request for another address":        {func(n *layer2.AskerCache) { n.RecordRequest(unheldIPv4, 2, numberedNeighbour(5), testStart) }, 0, "1"},
 		"a request 29 minutes ago":             {func(n *layer2.AskerCache) { n.RecordRequest(heldIPv4, 2, numberedNeighbour(5), testStart) }, 29 * time.Minute, "1 5"},
 		"a request 31 minutes ago":             {func(n *layer2.AskerCache) { n.RecordRequest(heldIPv4, 2, numberedNeighbour(5), testStart) }, 31 * time.Minute, "1"},
 		"the last eight of many": {func(n *layer2.AskerCache) {
@@ -50,7 +50,7 @@ func TestAskerCache(t *testing.T) {
 			n := layer2.NewAskerCache()
 			tt.do(n)
 			var got []string
-			for _, who := range n.NoticeTargets(heldIPv4, link, testStart.Add(tt.at)) {
+			for _, who := range n.GatewaysAndAskersToNotify(heldIPv4, link, testStart.Add(tt.at)) {
 				b := who.Address.As4()
 				got = append(got, fmt.Sprint(b[3]))
 			}
@@ -69,12 +69,12 @@ func TestAskerCacheIsBounded(t *testing.T) {
 		n.RecordRequest(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 2, numberedNeighbour(5), testStart)
 	}
 	n.RecordRequest(heldIPv4, 2, numberedNeighbour(6), testStart)
-	if got := n.NoticeTargets(heldIPv4, facts.Link{Index: 2}, testStart); len(got) != 1 || got[0] != numberedNeighbour(6) {
+	if got := n.GatewaysAndAskersToNotify(heldIPv4, facts.Link{Index: 2}, testStart); len(got) != 1 || got[0] != numberedNeighbour(6) {
 		t.Errorf("the targets are %v, want the last asker", got)
 	}
 	remembered := 0
 	for i := range 100_000 {
-		remembered += len(n.NoticeTargets(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), facts.Link{Index: 2}, testStart))
+		remembered += len(n.GatewaysAndAskersToNotify(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), facts.Link{Index: 2}, testStart))
 	}
 	if remembered > 16384 {
 		t.Errorf("%d askers are remembered", remembered)

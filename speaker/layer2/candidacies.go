@@ -12,21 +12,21 @@ import (
 
 // candidacyUpdates has the candidacies that SetCandidacies got and Run has not applied yet.
 type candidacyUpdates struct {
-	wake *latest.Wake
+	pendingSignal *latest.Wake
 
-	mu      sync.Mutex // guards pending
-	pending map[netip.Addr][]int
+	mu                    sync.Mutex // guards pending
+	changedLinksByAddress map[netip.Addr][]int
 }
 
 func newCandidacyUpdates() candidacyUpdates {
-	return candidacyUpdates{wake: latest.NewWake(), pending: map[netip.Addr][]int{}}
+	return candidacyUpdates{pendingSignal: latest.NewWake(), changedLinksByAddress: map[netip.Addr][]int{}}
 }
 
-func (o *candidacyUpdates) takePending() map[netip.Addr][]int {
+func (o *candidacyUpdates) takePendingUpdates() map[netip.Addr][]int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	out := o.pending
-	o.pending = map[netip.Addr][]int{}
+	out := o.changedLinksByAddress
+	o.changedLinksByAddress = map[netip.Addr][]int{}
 	return out
 }
 
@@ -40,34 +40,34 @@ func (e *Engine) SetCandidacies(changed []intent.Binding, gone []netip.Addr) {
 	o.mu.Lock()
 	for _, c := range changed {
 		if ipfamily.FamilyOf(c.Address) == ipfamily.IPv6 {
-			o.pending[c.Address] = c.LinkIndexes
+			o.changedLinksByAddress[c.Address] = c.LinkIndexes
 		}
 	}
 	for _, a := range gone {
 		if ipfamily.FamilyOf(a) == ipfamily.IPv6 {
-			o.pending[a] = nil
+			o.changedLinksByAddress[a] = nil
 		}
 	}
 	o.mu.Unlock()
-	o.wake.Signal()
+	o.pendingSignal.Signal()
 }
 
 // applyCandidacies applies the pending updates.
 func (e *Engine) applyCandidacies() {
-	for a, links := range e.candidacyUpdates.takePending() {
-		before := e.candidateLinksByAddress[a]
-		if e.candidateLinksByAddress[a] = links; len(links) == 0 {
-			delete(e.candidateLinksByAddress, a)
+	for a, links := range e.candidacyUpdates.takePendingUpdates() {
+		before := e.candidateLinksByIPv6Address[a]
+		if e.candidateLinksByIPv6Address[a] = links; len(links) == 0 {
+			delete(e.candidateLinksByIPv6Address, a)
 		}
 		for _, l := range before {
-			if p := e.ports[portKey{l, ipfamily.IPv6}]; p != nil && p.socket != nil && !slices.Contains(links, l) {
-				p.socket.LeaveGroup(a)
+			if p := e.ports[portKey{l, ipfamily.IPv6}]; p != nil && p.openedPort != nil && !slices.Contains(links, l) {
+				p.openedPort.LeaveGroupOfAddress(a)
 			}
 		}
 		for _, l := range links {
 			key := portKey{l, ipfamily.IPv6}
 			if p := e.ports[key]; p == nil {
-				e.ensurePort(key) // joins the groups too
+				e.openPortIfNeeded(key) // joins the groups too
 			} else if !slices.Contains(before, l) {
 				e.joinGroup(p, a)
 			}
@@ -76,11 +76,11 @@ func (e *Engine) applyCandidacies() {
 }
 
 // joinCandidateGroups joins the groups of all candidate addresses on a newly opened port.
-func (e *Engine) joinCandidateGroups(p *port) {
+func (e *Engine) joinCandidateGroups(p *linkPort) {
 	if p.key.family != ipfamily.IPv6 {
 		return
 	}
-	for a, links := range e.candidateLinksByAddress {
+	for a, links := range e.candidateLinksByIPv6Address {
 		if slices.Contains(links, p.link.Index) {
 			e.joinGroup(p, a)
 		}

@@ -27,9 +27,9 @@ func (s simulation) takeNoticeCounts() map[facts.MAC]int {
 	s.t.Helper()
 	notices := map[facts.MAC]int{}
 	for _, f := range s.lan.TakeSentFrames() {
-		if f.From == "node1" && f.Frame.EthernetDestination[0]&1 == 0 {
+		if f.SenderName == "node1" && f.Frame.EthernetDestination[0]&1 == 0 {
 			notices[f.Frame.EthernetDestination]++
-			if f.Frame != s.noticeFor(s.heldIP) {
+			if f.Frame != s.expectedUnicastNotice(s.heldIP) {
 				s.t.Errorf("a unicast frame is %+v, want the notice", f.Frame)
 			}
 		}
@@ -55,7 +55,7 @@ func TestRecentAskersReceiveNotices(t *testing.T) {
 				s.sendFrame(elsewhere)
 				synctest.Wait()
 				s.lan.TakeSentFrames()
-				s.holdNewAddress(s.heldIP)
+				s.holdNewAddressUntilAnnounced(s.heldIP)
 				time.Sleep(10 * time.Second)
 				if notices := s.takeNoticeCounts(); len(notices) != 1 || notices[s.clientMAC] != 2 {
 					t.Fatalf("notices: %v, want two to the client", notices)
@@ -70,14 +70,14 @@ func TestAskersOfAnEarlierHoldReceiveNotices(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
 			simulateWithOptions(t, c, func(s simulation) {
-				s.holdNewAddress(s.heldIP)
+				s.holdNewAddressUntilAnnounced(s.heldIP)
 				s.sendFrame(s.requestFor(s.heldIP))
-				s.awaitClientFrame("the address is held", s.replyFor(s.heldIP))
+				s.awaitClientFrame("the address is held", s.expectedReplyToClient(s.heldIP))
 				time.Sleep(2 * time.Minute)
 				s.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
 				synctest.Wait()
 				s.lan.TakeSentFrames()
-				s.holdNewAddress(s.heldIP)
+				s.holdNewAddressUntilAnnounced(s.heldIP)
 				time.Sleep(10 * time.Second)
 				if notices := s.takeNoticeCounts(); len(notices) != 1 || notices[s.clientMAC] != 2 {
 					t.Fatalf("notices: %v, want two to the client", notices)
@@ -107,7 +107,7 @@ func TestCandidacyAdmitsRequestsForIPv6(t *testing.T) {
 		"a port that broke": {func(s simulation) {
 			s.setCandidacies(s.heldIP)
 			synctest.Wait()
-			s.nodeHost.FailOpenPorts(layer2.ErrLinkGone)
+			s.nodeHost.CloseOpenPortsWithError(layer2.ErrLinkDownOrGone)
 			time.Sleep(time.Second)
 		}, true},
 		"a candidacy that ended": {func(s simulation) {
@@ -140,7 +140,7 @@ func TestCandidacyAdmitsRequestsForIPv6(t *testing.T) {
 				s.sendFrame(s.requestFor(s.heldIP))
 				time.Sleep(10 * time.Second)
 				s.lan.TakeSentFrames()
-				s.holdNewAddress(s.heldIP)
+				s.holdNewAddressUntilAnnounced(s.heldIP)
 				time.Sleep(10 * time.Second)
 				if notices := s.takeNoticeCounts(); (notices[s.clientMAC] > 0) != tt.want {
 					t.Fatalf("notices: %v, want one to the client: %v", notices, tt.want)
@@ -172,8 +172,8 @@ func TestNoticesArePaced(t *testing.T) {
 				synctest.Wait()
 				within, notices := map[time.Time]int{}, map[netip.Addr]bool{}
 				for _, f := range s.lan.TakeSentFrames() {
-					if f.From == "node1" && f.Frame.EthernetDestination == s.clientMAC {
-						within[f.At.Truncate(10*time.Millisecond)]++
+					if f.SenderName == "node1" && f.Frame.EthernetDestination == s.clientMAC {
+						within[f.SentAt.Truncate(10*time.Millisecond)]++
 						notices[f.Frame.SenderIP] = true
 					}
 				}

@@ -8,8 +8,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// conflictKey is a host that claims a held address.
-type conflictKey struct {
+// addressAndForeignMAC is a host that claims a held address.
+type addressAndForeignMAC struct {
 	address netip.Addr
 	mac     facts.MAC
 }
@@ -17,9 +17,9 @@ type conflictKey struct {
 const (
 	// conflictReportInterval bounds how often the claim of one host to one address is reported.
 	conflictReportInterval = time.Second
-	// conflictHostsLimit bounds how many claiming hosts are remembered, so that forged frames do
-	// not exhaust the memory.
-	conflictHostsLimit = 4096
+	// maxRememberedConflicts bounds how many claiming hosts are remembered, so that forged frames
+	// do not exhaust the memory.
+	maxRememberedConflicts = 4096
 	// defendInterval is DEFEND_INTERVAL of RFC 5227 section 1.1. An address is defended no more
 	// often, so that two hosts that both keep it do not flood the segment. The engine never gives
 	// the address up, which is choice (c) of section 2.4.
@@ -30,14 +30,14 @@ const (
 // address is defended. It reads no clock. Call forgetAddress when an address is no longer held. The
 // zero value is not usable.
 type conflictLimiter struct {
-	reportedAt map[conflictKey]time.Time
+	reportedAt map[addressAndForeignMAC]time.Time
 	// oldReportsDeletedAt is when old entries were last deleted from reportedAt.
 	oldReportsDeletedAt time.Time
 	defendedAt          map[netip.Addr]time.Time
 }
 
 func newConflictLimiter() *conflictLimiter {
-	return &conflictLimiter{reportedAt: map[conflictKey]time.Time{}, defendedAt: map[netip.Addr]time.Time{}}
+	return &conflictLimiter{reportedAt: map[addressAndForeignMAC]time.Time{}, defendedAt: map[netip.Addr]time.Time{}}
 }
 
 // reportOutcome is what happens to a claim of another host.
@@ -50,19 +50,19 @@ const (
 )
 
 // admitReport decides whether a claim is reported now.
-func (c *conflictLimiter) admitReport(k conflictKey, now time.Time) reportOutcome {
+func (c *conflictLimiter) admitReport(k addressAndForeignMAC, now time.Time) reportOutcome {
 	last, known := c.reportedAt[k]
 	if known && now.Sub(last) < conflictReportInterval {
 		return reportRepeated
 	}
-	if !known && len(c.reportedAt) >= conflictHostsLimit {
+	if !known && len(c.reportedAt) >= maxRememberedConflicts {
 		// a flood must not cause a scan for each frame
 		if now.Sub(c.oldReportsDeletedAt) < conflictReportInterval {
 			return reportDropped
 		}
 		c.oldReportsDeletedAt = now
-		maps.DeleteFunc(c.reportedAt, func(_ conflictKey, t time.Time) bool { return now.Sub(t) >= conflictReportInterval })
-		if len(c.reportedAt) >= conflictHostsLimit {
+		maps.DeleteFunc(c.reportedAt, func(_ addressAndForeignMAC, t time.Time) bool { return now.Sub(t) >= conflictReportInterval })
+		if len(c.reportedAt) >= maxRememberedConflicts {
 			return reportDropped
 		}
 	}
@@ -83,18 +83,18 @@ func (c *conflictLimiter) admitDefence(a netip.Addr, now time.Time) bool {
 func (c *conflictLimiter) forgetAddress(a netip.Addr) { delete(c.defendedAt, a) }
 
 // reportConflict reports a frame whose sender claims a held address.
-func (e *Engine) reportConflict(f Frame, link int) {
-	switch e.conflicts.admitReport(conflictKey{f.SenderIP, f.SenderMAC}, e.now()) {
+func (e *Engine) reportConflict(f ARPOrNDPFrame, link int) {
+	switch e.conflicts.admitReport(addressAndForeignMAC{f.SenderIP, f.SenderMAC}, e.now()) {
 	case reportDropped:
-		e.droppedEventCount.Add(1)
+		e.droppedReportAndFrameCount.Add(1)
 	case reportDue:
-		e.reports.Put(facts.Conflict{Address: f.SenderIP, MAC: f.SenderMAC, LinkIndex: link})
+		e.reports.Put(facts.Conflict{Address: f.SenderIP, ForeignMAC: f.SenderMAC, LinkIndex: link})
 	}
 }
 
 // announceDefence counts the claim of another host and announces the address.
 func (e *Engine) announceDefence(a netip.Addr) {
-	h, held := e.holdingByAddress[a]
+	h, held := e.heldAddressByIP[a]
 	if !held {
 		return
 	}
@@ -102,7 +102,7 @@ func (e *Engine) announceDefence(a netip.Addr) {
 	if !e.conflicts.admitDefence(a, e.now()) {
 		return
 	}
-	for _, l := range h.links {
-		e.sendAnnouncement(Announcement{a, l})
+	for _, l := range h.linkIndexes {
+		e.sendAnnouncement(AddressOnLink{a, l})
 	}
 }

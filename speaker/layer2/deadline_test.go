@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-func TestSendDeadline(t *testing.T) {
+func TestSendDeadlineUsesTheEarlierOfTwoClocks(t *testing.T) {
 	base := time.Now() // has a monotonic reading
 	until := base.Add(time.Second)
 	// Round(0) strips the monotonic reading, so that a comparison with base uses the wall clock.

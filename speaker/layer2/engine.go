@@ -23,34 +23,34 @@ import (
 
 // The errors that a Wire and its Ports return. After any other error the port is unusable for now.
 var (
-	// ErrDenied means that the process may not open raw sockets.
-	ErrDenied = errors.New("raw sockets are not permitted: give the speaker the capability NET_RAW")
-	// ErrLinkGone means that the link is down or deleted.
-	ErrLinkGone = errors.New("the link is down or gone")
+	// ErrRawSocketsDenied means that the process may not open raw sockets.
+	ErrRawSocketsDenied = errors.New("raw sockets are not permitted: give the speaker the capability NET_RAW")
+	// ErrLinkDownOrGone means that the link is down or deleted.
+	ErrLinkDownOrGone = errors.New("the link is down or gone")
 	// ErrNotSent means that one frame was not sent, for example because the send buffer is full.
 	// The port still works.
 	ErrNotSent = errors.New("the frame was not sent")
 )
 
-// Wire opens ports on links.
-type Wire interface {
+// PortOpener opens ports on links.
+type PortOpener interface {
 	OpenPort(l facts.Link, f ipfamily.Family) (Port, error)
 }
 
 // Port sends and receives frames of one family on one link.
 type Port interface {
-	// Receive calls handle for each frame and sends the answer that handle returns. It calls
+	// ReceiveFrames calls handle for each frame and sends the answer that handle returns. It calls
 	// isSendingAllowed right before it sends, and drops the answers if they came too late; nil
 	// allows all. It ends when the port fails or is closed, and returns the reason. It is called
 	// once. It does not return frames that this node sent.
-	Receive(handle func(Frame) (answer Frame, ok bool), isSendingAllowed func() bool) error
-	// Write sends a frame. It never blocks: it returns ErrNotSent instead. Two calls
+	ReceiveFrames(handle func(ARPOrNDPFrame) (answer ARPOrNDPFrame, ok bool), isSendingAllowed func() bool) error
+	// WriteFrame sends a frame. It never blocks: it returns ErrNotSent instead. Two calls
 	// must not overlap.
-	Write(f Frame) error
-	// JoinGroup joins the multicast group to which requests for an IPv6 address are sent.
-	// LeaveGroup leaves it. For IPv4 both do nothing.
-	JoinGroup(a netip.Addr) error
-	LeaveGroup(a netip.Addr)
+	WriteFrame(f ARPOrNDPFrame) error
+	// JoinGroupOfAddress joins the multicast group to which requests for an IPv6 address are sent.
+	// LeaveGroupOfAddress leaves it. For IPv4 both do nothing.
+	JoinGroupOfAddress(a netip.Addr) error
+	LeaveGroupOfAddress(a netip.Addr)
 	// LostFrameCount counts the frames that were lost because a receive or send buffer was full.
 	// Any goroutine may call it.
 	LostFrameCount() uint64
@@ -63,24 +63,24 @@ type ProbeKind uint8
 
 // The kinds of Probes.
 const (
-	// AcquireProbe asks before an address is taken. The sender address is 0.0.0.0 or ::, so that no
-	// host learns a wrong entry from the request (RFC 5227 section 2.1.1).
-	AcquireProbe ProbeKind = iota
-	// LivenessProbe asks like an ordinary neighbour, from the link's own address. Some hosts ignore
-	// an AcquireProbe and answer this one.
-	LivenessProbe
+	// ProbeKindAcquire asks before an address is taken. The sender address is 0.0.0.0 or ::, so
+	// that no host learns a wrong entry from the request (RFC 5227 section 2.1.1).
+	ProbeKindAcquire ProbeKind = iota
+	// ProbeKindLiveness asks like an ordinary neighbour, from the link's own address. Some hosts
+	// ignore an ProbeKindAcquire and answer this one.
+	ProbeKindLiveness
 )
 
 // Probe asks the segment which host answers for an address. It sends Attempts frames
 // on each link, one each Interval. The result is reported at the first answer, or one
 // Interval after the last frame.
 type Probe struct {
-	ID       uint64
-	Address  netip.Addr
-	Links    []int
-	Attempts int
-	Interval time.Duration
-	Kind     ProbeKind
+	ID            uint64
+	Address       netip.Addr
+	LinkIndexes   []int
+	FramesPerLink int
+	FrameInterval time.Duration
+	Kind          ProbeKind
 }
 
 // Report is what the engine found: facts.ProbeResult, facts.Conflict, PortFailed or PortOpened.
@@ -94,7 +94,7 @@ type PortFailed struct {
 }
 
 // IsPermissionDenied says whether raw sockets are not permitted.
-func (p PortFailed) IsPermissionDenied() bool { return errors.Is(p.Err, ErrDenied) }
+func (p PortFailed) IsPermissionDenied() bool { return errors.Is(p.Err, ErrRawSocketsDenied) }
 
 // PortOpened means that a link can be used for a family again.
 type PortOpened struct {
@@ -104,23 +104,23 @@ type PortOpened struct {
 
 // Engine owns the ports. New makes one. Any goroutine may call its methods, which return at once.
 type Engine struct {
-	wire Wire
-	now  func() time.Time
+	portOpener PortOpener
+	now        func() time.Time
 
-	bindings         *latest.Value[[]intent.Binding]
-	linkSets         *latest.Value[facts.LinkSet]
-	announceRequests *latest.Queue[[]netip.Addr]
-	defendRequests   *latest.Queue[netip.Addr]
-	probeInbox       *probeInbox
-	reports          *latest.Queue[Report]
-	sendDeadline     sendDeadline
+	bindings                   *latest.Value[[]intent.Binding]
+	linkSets                   *latest.Value[facts.LinkSet]
+	repeatAnnouncementRequests *latest.Queue[[]netip.Addr]
+	defendRequests             *latest.Queue[netip.Addr]
+	waitingProbes              *waitingProbeQueue
+	reports                    *latest.Queue[Report]
+	sendDeadline               sendDeadline
 	// boundAddresses has the addresses of the last call of ApplyBindings. It is never edited, only
 	// replaced.
 	boundAddresses atomic.Pointer[map[netip.Addr]struct{}]
 	// candidacyUpdates has the candidacies that Run has not applied yet.
 	candidacyUpdates candidacyUpdates
 
-	droppedEventCount atomic.Uint64
+	droppedReportAndFrameCount atomic.Uint64
 	// framesLostByClosedPorts counts the frames that ports lost before they were closed.
 	framesLostByClosedPorts atomic.Uint64
 	// responderTable is the part of the state below that the readers of the ports and
@@ -129,8 +129,8 @@ type Engine struct {
 
 	// Run owns all fields below.
 	// part of the responderTable: never edited, only replaced
-	holdingByAddress map[netip.Addr]holding
-	ports            map[portKey]*port
+	heldAddressByIP  map[netip.Addr]heldAddress
+	ports            map[portKey]*linkPort
 	currentLinks     facts.LinkSet
 	probes           *probeQueue
 	schedule         *AnnouncementSchedule
@@ -140,9 +140,9 @@ type Engine struct {
 	// askers knows which hosts asked for which address; notices are sent to such hosts.
 	askers  *AskerCache
 	notices noticeQueue
-	// candidateLinksByAddress has the IPv6 addresses that this node may come to hold,
+	// candidateLinksByIPv6Address has the IPv6 addresses that this node may come to hold,
 	// with their links.
-	candidateLinksByAddress map[netip.Addr][]int
+	candidateLinksByIPv6Address map[netip.Addr][]int
 	// lastPortGeneration is the number of ports opened so far.
 	lastPortGeneration  uint64
 	pingResponderOpener PingResponderOpener // nil unless pings are answered
@@ -160,26 +160,26 @@ func WithRefreshInterval(d time.Duration) Option {
 	return func(e *Engine) { e.schedule = NewAnnouncementSchedule(d) }
 }
 
-// New returns an Engine without bindings.
-func New(wire Wire, now func() time.Time, options ...Option) *Engine {
+// NewEngine returns an Engine without bindings.
+func NewEngine(wire PortOpener, now func() time.Time, options ...Option) *Engine {
 	e := &Engine{
-		wire: wire, now: now,
-		bindings:                latest.NewValue[[]intent.Binding](),
-		linkSets:                latest.NewValue[facts.LinkSet](),
-		announceRequests:        latest.NewQueue[[]netip.Addr](16),
-		defendRequests:          latest.NewQueue[netip.Addr](256),
-		probeInbox:              newProbeInbox(),
-		reports:                 latest.NewQueue[Report](16384),
-		sendDeadline:            sendDeadline{referenceTime: now()},
-		candidacyUpdates:        newCandidacyUpdates(),
-		holdingByAddress:        map[netip.Addr]holding{},
-		ports:                   map[portKey]*port{},
-		probes:                  newProbeQueue(),
-		schedule:                NewAnnouncementSchedule(0),
-		readerEvents:            make(chan readerEvent, 1024),
-		conflicts:               newConflictLimiter(),
-		askers:                  NewAskerCache(),
-		candidateLinksByAddress: map[netip.Addr][]int{},
+		portOpener: wire, now: now,
+		bindings:                    latest.NewValue[[]intent.Binding](),
+		linkSets:                    latest.NewValue[facts.LinkSet](),
+		repeatAnnouncementRequests:  latest.NewQueue[[]netip.Addr](16),
+		defendRequests:              latest.NewQueue[netip.Addr](256),
+		waitingProbes:               newWaitingProbeQueue(),
+		reports:                     latest.NewQueue[Report](16384),
+		sendDeadline:                sendDeadline{referenceTime: now()},
+		candidacyUpdates:            newCandidacyUpdates(),
+		heldAddressByIP:             map[netip.Addr]heldAddress{},
+		ports:                       map[portKey]*linkPort{},
+		probes:                      newProbeQueue(),
+		schedule:                    NewAnnouncementSchedule(0),
+		readerEvents:                make(chan readerEvent, 1024),
+		conflicts:                   newConflictLimiter(),
+		askers:                      NewAskerCache(),
+		candidateLinksByIPv6Address: map[netip.Addr][]int{},
 	}
 	for _, o := range options {
 		o(e)
@@ -209,7 +209,7 @@ func (e *Engine) SetLinks(links facts.LinkSet) { e.linkSets.Put(links) }
 // RepeatAnnouncements starts the burst of announcements of held addresses again. When 16 requests
 // wait already, a further one is dropped, because bursts are under way then.
 func (e *Engine) RepeatAnnouncements(addresses []netip.Addr) {
-	e.announceRequests.PutIfRoom(addresses)
+	e.repeatAnnouncementRequests.PutIfRoom(addresses)
 }
 
 // DefendAddress handles the claim of another host to a held address. The engine counts the claim
@@ -219,7 +219,7 @@ func (e *Engine) DefendAddress(a netip.Addr) { e.defendRequests.PutIfRoom(a) }
 
 // SendProbe probes an address. The result comes as a report. Many probes are paced, in
 // the order of the calls.
-func (e *Engine) SendProbe(p Probe) { e.probeInbox.enqueue(p) }
+func (e *Engine) SendProbe(p Probe) { e.waitingProbes.enqueue(p) }
 
 // SetSendDeadline allows the engine to send answers until t. Before the first call it sends none.
 func (e *Engine) SetSendDeadline(t time.Time) { e.sendDeadline.extendTo(t) }
@@ -243,16 +243,16 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.updateHoldings(bindings)
 		case links := <-e.linkSets.C():
 			e.applyLinks(links)
-		case addresses := <-e.announceRequests.C():
+		case addresses := <-e.repeatAnnouncementRequests.C():
 			for _, a := range addresses {
-				e.startAnnouncementBurst(a, e.holdingByAddress[a].links)
+				e.startAnnouncementBurst(a, e.heldAddressByIP[a].linkIndexes)
 			}
 		case a := <-e.defendRequests.C():
 			e.announceDefence(a)
-		case <-e.candidacyUpdates.wake.C():
+		case <-e.candidacyUpdates.pendingSignal.C():
 			e.applyCandidacies()
-		case <-e.probeInbox.wake.C():
-			for _, p := range e.probeInbox.takePending() {
+		case <-e.waitingProbes.pendingSignal.C():
+			for _, p := range e.waitingProbes.takePendingProbes() {
 				e.beginProbe(p)
 			}
 		case r := <-e.readerEvents:
@@ -280,7 +280,7 @@ func (e *Engine) runDueWork(now time.Time) time.Duration {
 	e.hasNewWork = false
 	earlier(e.reopenPorts(now)) // first, because it starts bursts
 	earlier(e.advanceProbes(now))
-	due, at := e.schedule.Advance(now)
+	due, at := e.schedule.TakeDueAnnouncements(now)
 	for _, g := range due {
 		e.sendAnnouncement(g)
 	}
@@ -294,34 +294,34 @@ func (e *Engine) runDueWork(now time.Time) time.Duration {
 
 // updateHoldings applies new bindings. It announces each address on each link that is new for it.
 func (e *Engine) updateHoldings(bindings []intent.Binding) {
-	before, held := e.holdingByAddress, make(map[netip.Addr]holding, len(bindings))
+	before, held := e.heldAddressByIP, make(map[netip.Addr]heldAddress, len(bindings))
 	for _, b := range bindings {
-		h := holding{b.LinkIndexes, before[b.Address].counters}
+		h := heldAddress{b.LinkIndexes, before[b.Address].counters}
 		if h.counters == nil {
 			h.counters = &atomicCounters{}
 		}
 		held[b.Address] = h
 	}
-	e.holdingByAddress = held
+	e.heldAddressByIP = held
 	e.publishResponderTable()
 	for a, h := range before {
 		if _, still := held[a]; !still {
 			e.conflicts.forgetAddress(a)
 		}
-		for _, l := range h.links {
-			if slices.Contains(held[a].links, l) {
+		for _, l := range h.linkIndexes {
+			if slices.Contains(held[a].linkIndexes, l) {
 				continue
 			}
-			e.schedule.Remove(a, l)
-			if p := e.ports[portKey{l, ipfamily.FamilyOf(a)}]; p != nil && p.socket != nil {
-				p.socket.LeaveGroup(a)
+			e.schedule.RemoveAddressOnLink(a, l)
+			if p := e.ports[portKey{l, ipfamily.FamilyOf(a)}]; p != nil && p.openedPort != nil {
+				p.openedPort.LeaveGroupOfAddress(a)
 			}
 		}
 	}
 	for a, h := range held {
 		var added []int
-		for _, l := range h.links {
-			if !slices.Contains(before[a].links, l) {
+		for _, l := range h.linkIndexes {
+			if !slices.Contains(before[a].linkIndexes, l) {
 				added = append(added, l)
 			}
 		}
@@ -336,7 +336,7 @@ func (e *Engine) startAnsweringOnLinks(a netip.Addr, links []int) {
 		if p := e.ports[key]; p != nil {
 			e.joinGroup(p, a)
 		} else {
-			e.ensurePort(key)
+			e.openPortIfNeeded(key)
 		}
 	}
 	e.startAnnouncementBurst(a, links)
@@ -366,20 +366,20 @@ func announcementOperations(f ipfamily.Family) []Operation {
 }
 
 // sendAnnouncement announces an address on a link.
-func (e *Engine) sendAnnouncement(g Announcement) {
-	key := portKey{g.Link, ipfamily.FamilyOf(g.Address)}
+func (e *Engine) sendAnnouncement(g AddressOnLink) {
+	key := portKey{g.LinkIndex, ipfamily.FamilyOf(g.Address)}
 	p := e.ports[key]
-	h := e.holdingByAddress[g.Address]
-	if p == nil || !slices.Contains(h.links, g.Link) {
+	h := e.heldAddressByIP[g.Address]
+	if p == nil || !slices.Contains(h.linkIndexes, g.LinkIndex) {
 		return
 	}
 	all := AnnouncementDestinationMAC(g.Address)
 	for _, op := range announcementOperations(key.family) {
-		if e.maySendFor(g.Address) && e.writeFrame(p, Frame{
+		if e.maySendFor(g.Address) && e.writeFrame(p, ARPOrNDPFrame{
 			EthernetDestination: all, EthernetSource: p.link.MAC, Operation: op,
 			SenderMAC: p.link.MAC, SenderIP: g.Address, TargetMAC: all, TargetIP: g.Address,
 		}) {
-			h.counters.gratuitous.Add(1)
+			h.counters.announcementsSent.Add(1)
 		}
 	}
 }
@@ -398,8 +398,8 @@ func (e *Engine) maySendFor(a netip.Addr) bool {
 
 // handleReaderEvent handles what the reader of a port found.
 func (e *Engine) handleReaderEvent(r readerEvent) {
-	p := e.ports[r.port]
-	if p == nil || p.generation != r.generation {
+	p := e.ports[r.linkAndFamily]
+	if p == nil || p.socketGeneration != r.socketGeneration {
 		return
 	}
 	if r.pingResponder != nil {
@@ -421,9 +421,9 @@ func (e *Engine) handleReaderEvent(r readerEvent) {
 	if e.probes.recordAnswer(f.SenderIP, f.SenderMAC) {
 		e.hasNewWork = true
 	}
-	if slices.Contains(e.holdingByAddress[f.SenderIP].links, r.port.link) {
-		e.reportConflict(f, r.port.link)
+	if slices.Contains(e.heldAddressByIP[f.SenderIP].linkIndexes, r.linkAndFamily.link) {
+		e.reportConflict(f, r.linkAndFamily.link)
 	} else if f.Operation == Request {
-		e.askers.RecordRequest(f.TargetIP, r.port.link, facts.Neighbour{Address: f.SenderIP, MAC: f.SenderMAC}, e.now())
+		e.askers.RecordRequest(f.TargetIP, r.linkAndFamily.link, facts.Neighbour{Address: f.SenderIP, MAC: f.SenderMAC}, e.now())
 	}
 }

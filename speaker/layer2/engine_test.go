@@ -19,7 +19,7 @@ import (
 type simulation struct {
 	*harness
 	lan      *layer2test.LAN
-	nodeHost *layer2test.Host
+	nodeHost *layer2test.LANHost
 }
 
 // simulateIPv4 runs f in a bubble with IPv4 addresses.
@@ -27,7 +27,7 @@ func simulateIPv4(t *testing.T, f func(s simulation)) { simulateWithOptions(t, i
 
 func simulateWithOptions(t *testing.T, c testAddresses, f func(s simulation), options ...layer2.Option) {
 	synctest.Test(t, func(t *testing.T) {
-		lan := layer2test.New()
+		lan := layer2test.NewLAN()
 		node := lan.AddHost("node1")
 		mac := facts.MAC{2, 0, 0, 0, 0, 0x64}
 		client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, ipfamily.FamilyOf(c.heldIP))
@@ -35,7 +35,7 @@ func simulateWithOptions(t *testing.T, c testAddresses, f func(s simulation), op
 			t.Fatal(err)
 		}
 		b := &harness{
-			testAddresses: c, t: t, clientPort: client, clientMAC: mac, engine: layer2.New(node, time.Now, options...),
+			testAddresses: c, t: t, clientPort: client, clientMAC: mac, engine: layer2.NewEngine(node, time.Now, options...),
 			link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 0x0b}},
 		}
 		b.startEngine(b.engine.Run)
@@ -45,7 +45,7 @@ func simulateWithOptions(t *testing.T, c testAddresses, f func(s simulation), op
 
 func TestScenariosInMemory(t *testing.T) {
 	for family, c := range addressesByFamily {
-		for name, scenario := range wireScenarios {
+		for name, scenario := range scenariosForEveryWire {
 			t.Run(family+": "+name, func(t *testing.T) {
 				simulateWithOptions(t, c, func(s simulation) { scenario(s.harness) })
 			})
@@ -57,7 +57,7 @@ func TestScenariosInMemory(t *testing.T) {
 func (s simulation) takeAnnouncementCounts() map[netip.Addr]int {
 	n := map[netip.Addr]int{}
 	for _, f := range s.lan.TakeSentFrames() {
-		if f.From == "node1" && f.Frame.SenderIP == f.Frame.TargetIP {
+		if f.SenderName == "node1" && f.Frame.SenderIP == f.Frame.TargetIP {
 			n[f.Frame.SenderIP]++
 		}
 	}
@@ -82,12 +82,12 @@ func TestAnnouncementBursts(t *testing.T) {
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, burst},
 		"a new subnet on the link announces nothing": {func(s simulation) {
-			s.link.Prefixes = nil
+			s.link.AddressesWithPrefixLength = nil
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, 0},
-		"a port that broke is opened again and announced on":      {func(s simulation) { s.nodeHost.FailOpenPorts(layer2.ErrLinkGone) }, burst},
+		"a port that broke is opened again and announced on":      {func(s simulation) { s.nodeHost.CloseOpenPortsWithError(layer2.ErrLinkDownOrGone) }, burst},
 		"announcements are repeated on request":                   {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{heldIPv4}) }, burst},
-		"an address that is not held is not announced on request": {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{otherIPv4}) }, 0},
+		"an address that is not held is not announced on request": {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{unheldIPv4}) }, 0},
 		"an address given up and taken again": {func(s simulation) {
 			s.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
 			synctest.Wait()
@@ -104,7 +104,7 @@ func TestAnnouncementBursts(t *testing.T) {
 				}
 				tt.do(s)
 				settle()
-				if n := s.takeAnnouncementCounts(); n[heldIPv4] != tt.want || n[otherIPv4] != 0 {
+				if n := s.takeAnnouncementCounts(); n[heldIPv4] != tt.want || n[unheldIPv4] != 0 {
 					t.Fatalf("announcements: %v, want %d of %s", n, tt.want, heldIPv4)
 				}
 			})
@@ -154,7 +154,7 @@ func TestAnnouncementsOfManyAddressesArePaced(t *testing.T) {
 
 func TestDeniedPortIsReportedOnceAndRetried(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
-		s.nodeHost.SetOpenError(layer2.ErrDenied)
+		s.nodeHost.SetErrorOfOpenPort(layer2.ErrRawSocketsDenied)
 		s.engine.SetLinks(nil)
 		synctest.Wait()
 		s.engine.SetLinks(facts.LinkSet{s.link})
@@ -167,11 +167,11 @@ func TestDeniedPortIsReportedOnceAndRetried(t *testing.T) {
 			t.Fatalf("the same refusal is reported %d times more", n)
 		}
 		s.holdAddresses(heldIPv4)
-		s.nodeHost.SetOpenError(nil)
+		s.nodeHost.SetErrorOfOpenPort(nil)
 		time.Sleep(10 * time.Second)
 		awaitReport[layer2.PortOpened](s.harness, "the port is opened later")
 		s.sendFrame(s.requestFor(heldIPv4))
-		s.awaitClientFrame("the port works", s.replyFor(heldIPv4))
+		s.awaitClientFrame("the port works", s.expectedReplyToClient(heldIPv4))
 	})
 }
 
@@ -180,7 +180,7 @@ func TestFlappingPortIsRetriedMoreAndMoreSlowly(t *testing.T) {
 		deadline := time.Now().Add(10 * time.Minute)
 		opened := 0
 		for time.Now().Before(deadline) {
-			s.nodeHost.FailOpenPorts(layer2.ErrLinkGone)
+			s.nodeHost.CloseOpenPortsWithError(layer2.ErrLinkDownOrGone)
 			time.Sleep(time.Second)
 			for len(s.engine.Reports()) > 0 {
 				if _, ok := (<-s.engine.Reports()).(layer2.PortOpened); ok {
@@ -196,9 +196,9 @@ func TestFlappingPortIsRetriedMoreAndMoreSlowly(t *testing.T) {
 
 func TestConflictIsReportedOncePerSecond(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
-		s.holdNewAddress(heldIPv4)
+		s.holdNewAddressUntilAnnounced(heldIPv4)
 		for range 50 { // for 5 s
-			s.sendFrame(s.gratuitousReply(foreignMAC, heldIPv4))
+			s.sendFrame(s.gratuitousReplyFrom(foreignMAC, heldIPv4))
 			time.Sleep(100 * time.Millisecond)
 		}
 		n := 0
@@ -215,9 +215,9 @@ func TestConflictIsReportedOncePerSecond(t *testing.T) {
 
 func TestFloodOfForgedConflictsIsBounded(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
-		s.holdNewAddress(heldIPv4)
+		s.holdNewAddressUntilAnnounced(heldIPv4)
 		for i := range 20000 {
-			s.sendFrame(s.gratuitousReply(facts.MAC{2, 0xee, 0, byte(i >> 16), byte(i >> 8), byte(i)}, heldIPv4))
+			s.sendFrame(s.gratuitousReplyFrom(facts.MAC{2, 0xee, 0, byte(i >> 16), byte(i >> 8), byte(i)}, heldIPv4))
 			if i%500 == 0 {
 				synctest.Wait()
 			}
@@ -228,7 +228,7 @@ func TestFloodOfForgedConflictsIsBounded(t *testing.T) {
 		}
 		s.discardHeardFrames()
 		s.sendFrame(s.requestFor(heldIPv4))
-		s.awaitClientFrame("the address is still answered for", s.replyFor(heldIPv4))
+		s.awaitClientFrame("the address is still answered for", s.expectedReplyToClient(heldIPv4))
 	})
 }
 
@@ -242,10 +242,10 @@ func TestAddressIsAnsweredOnItsLinksOnly(t *testing.T) {
 		s.discardHeardFrames()
 		s.sendFrame(s.requestFor(heldIPv4))
 		time.Sleep(time.Second)
-		if n := len(s.heardFrames); n != 1 {
+		if n := len(s.framesHeardByClient); n != 1 {
 			t.Fatalf("%d answers, want one", n)
 		}
-		if f := <-s.heardFrames; f.SenderMAC != second.MAC {
+		if f := <-s.framesHeardByClient; f.SenderMAC != second.MAC {
 			t.Fatalf("the answer is of %s, want the link of the binding, %s", f.SenderMAC, second.MAC)
 		}
 		if n := len(s.engine.Reports()); n != 1 { // for the second port
@@ -259,7 +259,7 @@ func TestManyProbesAtOnce(t *testing.T) {
 		const n = 6000
 		for i := range n {
 			a := netip.AddrFrom4([4]byte{10, 1, byte(i / 250), byte(i % 250)})
-			s.engine.SendProbe(layer2.Probe{ID: uint64(i), Address: a, Links: []int{s.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
+			s.engine.SendProbe(layer2.Probe{ID: uint64(i), Address: a, LinkIndexes: []int{s.link.Index}, FramesPerLink: 2, FrameInterval: 30 * time.Millisecond})
 		}
 		seen := map[uint64]bool{}
 		for range n {
@@ -276,14 +276,14 @@ func TestManyProbesAtOnce(t *testing.T) {
 func TestProbesArePaced(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
 		for i := range 1000 {
-			s.engine.SendProbe(layer2.Probe{ID: uint64(i), Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), Links: []int{s.link.Index}, Attempts: 2, Interval: 30 * time.Millisecond})
+			s.engine.SendProbe(layer2.Probe{ID: uint64(i), Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), LinkIndexes: []int{s.link.Index}, FramesPerLink: 2, FrameInterval: 30 * time.Millisecond})
 		}
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		within := map[time.Time]int{}
 		sent := 0
 		for _, f := range s.lan.TakeSentFrames() {
-			within[f.At.Truncate(10*time.Millisecond)]++
+			within[f.SentAt.Truncate(10*time.Millisecond)]++
 			sent++
 		}
 		if sent != 2000 {
@@ -306,13 +306,13 @@ func TestDefenceIsRateLimited(t *testing.T) {
 		s.takeAnnouncementCounts()
 		for range 25 { // for 25 s
 			s.engine.DefendAddress(heldIPv4)
-			s.engine.DefendAddress(otherIPv4)
+			s.engine.DefendAddress(unheldIPv4)
 			time.Sleep(time.Second)
 		}
-		if n := s.takeAnnouncementCounts(); n[heldIPv4] != 6 || n[otherIPv4] != 0 {
+		if n := s.takeAnnouncementCounts(); n[heldIPv4] != 6 || n[unheldIPv4] != 0 {
 			t.Fatalf("announcements: %v, want three of two forms for %s", n, heldIPv4)
 		}
-		if n := s.engine.Counters()[heldIPv4].Conflicts; n != 25 {
+		if n := s.engine.CountersByAddress()[heldIPv4].Conflicts; n != 25 {
 			t.Fatalf("%d conflicts are counted, want 25", n)
 		}
 	})
@@ -320,13 +320,13 @@ func TestDefenceIsRateLimited(t *testing.T) {
 
 func TestInvalidProbeDoesNotHarmThePort(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
-		s.engine.SendProbe(layer2.Probe{ID: 1, Links: []int{s.link.Index}, Attempts: 1, Interval: time.Millisecond})
-		if r := awaitReport[facts.ProbeResult](s.harness, "the probe ends"); !r.NotSent {
+		s.engine.SendProbe(layer2.Probe{ID: 1, LinkIndexes: []int{s.link.Index}, FramesPerLink: 1, FrameInterval: time.Millisecond})
+		if r := awaitReport[facts.ProbeResult](s.harness, "the probe ends"); !r.NoFrameSent {
 			t.Fatalf("the result is %+v, want that it was not sent", r)
 		}
-		s.holdNewAddress(heldIPv4)
+		s.holdNewAddressUntilAnnounced(heldIPv4)
 		s.sendFrame(s.requestFor(heldIPv4))
-		s.awaitClientFrame("the port works", s.replyFor(heldIPv4))
+		s.awaitClientFrame("the port works", s.expectedReplyToClient(heldIPv4))
 	})
 }
 
@@ -335,7 +335,7 @@ func TestPortFailedIsPermissionDenied(t *testing.T) {
 		err  error
 		want bool
 	}{
-		"denied":  {fmt.Errorf("opening: %w", layer2.ErrDenied), true},
+		"denied":  {fmt.Errorf("opening: %w", layer2.ErrRawSocketsDenied), true},
 		"another": {errors.New("no buffers"), false},
 	} {
 		if got := (layer2.PortFailed{Err: tt.err}).IsPermissionDenied(); got != tt.want {

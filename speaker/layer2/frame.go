@@ -16,10 +16,10 @@ const (
 	Reply   Operation = 2
 )
 
-// Frame is an ARP frame for IPv4 over Ethernet, or the same content in neighbour discovery for
-// IPv6. In a Reply, SenderIP is the address that the sender claims. TargetIP is the address of the
-// receiver, or equal to SenderIP in a Reply to all hosts.
-type Frame struct {
+// ARPOrNDPFrame is an ARP frame for IPv4 over Ethernet, or the same content in neighbour discovery
+// for IPv6. In a Reply, SenderIP is the address that the sender claims. TargetIP is the address of
+// the receiver, or equal to SenderIP in a Reply to all hosts.
+type ARPOrNDPFrame struct {
 	EthernetDestination, EthernetSource facts.MAC
 	Operation                           Operation
 	SenderMAC                           facts.MAC
@@ -35,11 +35,11 @@ type DropReason string
 
 // The outcomes for a frame that requests a held address.
 const (
-	NotDropped     DropReason = ""
-	DropNoRequest  DropReason = "NoRequest"
-	DropNotForUs   DropReason = "NotForUs"
-	DropGratuitous DropReason = "Gratuitous"
-	DropBadSender  DropReason = "BadSender"
+	NotDropped            DropReason = ""
+	DropNotARequest       DropReason = "NoRequest"
+	DropForOtherMAC       DropReason = "NotForUs"
+	DropGratuitousRequest DropReason = "Gratuitous"
+	DropInvalidSenderMAC  DropReason = "BadSender"
 )
 
 // BuildReply returns the reply to a request for an address that this node holds; own
@@ -47,19 +47,19 @@ const (
 // answered too, so that its sender learns that the address is in use (RFC 5227 section
 // 2.1.1; RFC 4862 section 5.4.3). For IPv6 that answer goes to all nodes, because the
 // sender has no address to send to (RFC 4861 section 7.2.4).
-func BuildReply(f Frame, own facts.MAC) (Frame, DropReason) {
+func BuildReply(f ARPOrNDPFrame, own facts.MAC) (ARPOrNDPFrame, DropReason) {
 	switch {
 	case f.Operation != Request:
-		return Frame{}, DropNoRequest
+		return ARPOrNDPFrame{}, DropNotARequest
 	case f.EthernetDestination != RequestDestinationMAC(f.TargetIP) && f.EthernetDestination != own:
-		return Frame{}, DropNotForUs
+		return ARPOrNDPFrame{}, DropForOtherMAC
 	case f.SenderIP == f.TargetIP: // an announcement, not a request
-		return Frame{}, DropGratuitous
+		return ARPOrNDPFrame{}, DropGratuitousRequest
 	// the reply to a group address would reach many hosts
 	case f.SenderMAC == facts.MAC{} || f.SenderMAC[0]&1 == 1:
-		return Frame{}, DropBadSender
+		return ARPOrNDPFrame{}, DropInvalidSenderMAC
 	}
-	answer := Frame{
+	answer := ARPOrNDPFrame{
 		EthernetDestination: f.SenderMAC, EthernetSource: own, Operation: Reply,
 		SenderMAC: own, SenderIP: f.TargetIP, TargetMAC: f.SenderMAC, TargetIP: f.SenderIP,
 	}

@@ -8,35 +8,35 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-func TestBuildReply(t *testing.T) {
+func TestRepliesAndDropReasonsOfFrames(t *testing.T) {
 	own, client := facts.MAC{2, 0, 0, 0, 0, 0x0b}, facts.MAC{2, 0, 0, 0, 0, 0x64}
-	request := layer2.Frame{
+	request := layer2.ARPOrNDPFrame{
 		EthernetDestination: ethernetBroadcast, EthernetSource: client, Operation: layer2.Request,
 		SenderMAC: client, SenderIP: clientIPv4, TargetIP: heldIPv4,
 	}
-	reply := layer2.Frame{
+	reply := layer2.ARPOrNDPFrame{
 		EthernetDestination: client, EthernetSource: own, Operation: layer2.Reply,
 		SenderMAC: own, SenderIP: heldIPv4, TargetMAC: client, TargetIP: clientIPv4,
 	}
 	probeReply := reply
 	probeReply.TargetIP = netip.IPv4Unspecified()
 	tests := map[string]struct {
-		edit func(f *layer2.Frame)
-		want layer2.Frame
+		edit func(f *layer2.ARPOrNDPFrame)
+		want layer2.ARPOrNDPFrame
 		why  layer2.DropReason
 	}{
-		"a broadcast request":                    {func(*layer2.Frame) {}, reply, layer2.NotDropped},
-		"a request to our MAC":                   {func(f *layer2.Frame) { f.EthernetDestination = own }, reply, layer2.NotDropped},
-		"a probe without sender address":         {func(f *layer2.Frame) { f.SenderIP = netip.IPv4Unspecified() }, probeReply, layer2.NotDropped},
-		"a request to another host's MAC":        {func(f *layer2.Frame) { f.EthernetDestination = foreignMAC }, layer2.Frame{}, layer2.DropNotForUs},
-		"a request to a group":                   {func(f *layer2.Frame) { f.EthernetDestination = facts.MAC{1, 0, 0x5e} }, layer2.Frame{}, layer2.DropNotForUs},
-		"a reply":                                {func(f *layer2.Frame) { f.Operation = layer2.Reply }, layer2.Frame{}, layer2.DropNoRequest},
-		"an unknown operation":                   {func(f *layer2.Frame) { f.Operation = 9 }, layer2.Frame{}, layer2.DropNoRequest},
-		"an announcement of our address":         {func(f *layer2.Frame) { f.SenderIP = heldIPv4 }, layer2.Frame{}, layer2.DropGratuitous},
-		"a sender with the broadcast address":    {func(f *layer2.Frame) { f.SenderMAC = ethernetBroadcast }, layer2.Frame{}, layer2.DropBadSender},
-		"a sender with a group address":          {func(f *layer2.Frame) { f.SenderMAC = facts.MAC{1} }, layer2.Frame{}, layer2.DropBadSender},
-		"a sender without Ethernet address":      {func(f *layer2.Frame) { f.SenderMAC = facts.MAC{} }, layer2.Frame{}, layer2.DropBadSender},
-		"the target MAC of a request is ignored": {func(f *layer2.Frame) { f.TargetMAC = foreignMAC }, reply, layer2.NotDropped},
+		"a broadcast request":                    {func(*layer2.ARPOrNDPFrame) {}, reply, layer2.NotDropped},
+		"a request to our MAC":                   {func(f *layer2.ARPOrNDPFrame) { f.EthernetDestination = own }, reply, layer2.NotDropped},
+		"a probe without sender address":         {func(f *layer2.ARPOrNDPFrame) { f.SenderIP = netip.IPv4Unspecified() }, probeReply, layer2.NotDropped},
+		"a request to another host's MAC":        {func(f *layer2.ARPOrNDPFrame) { f.EthernetDestination = foreignMAC }, layer2.ARPOrNDPFrame{}, layer2.DropForOtherMAC},
+		"a request to a group":                   {func(f *layer2.ARPOrNDPFrame) { f.EthernetDestination = facts.MAC{1, 0, 0x5e} }, layer2.ARPOrNDPFrame{}, layer2.DropForOtherMAC},
+		"a reply":                                {func(f *layer2.ARPOrNDPFrame) { f.Operation = layer2.Reply }, layer2.ARPOrNDPFrame{}, layer2.DropNotARequest},
+		"an unknown operation":                   {func(f *layer2.ARPOrNDPFrame) { f.Operation = 9 }, layer2.ARPOrNDPFrame{}, layer2.DropNotARequest},
+		"an announcement of our address":         {func(f *layer2.ARPOrNDPFrame) { f.SenderIP = heldIPv4 }, layer2.ARPOrNDPFrame{}, layer2.DropGratuitousRequest},
+		"a sender with the broadcast address":    {func(f *layer2.ARPOrNDPFrame) { f.SenderMAC = ethernetBroadcast }, layer2.ARPOrNDPFrame{}, layer2.DropInvalidSenderMAC},
+		"a sender with a group address":          {func(f *layer2.ARPOrNDPFrame) { f.SenderMAC = facts.MAC{1} }, layer2.ARPOrNDPFrame{}, layer2.DropInvalidSenderMAC},
+		"a sender without Ethernet address":      {func(f *layer2.ARPOrNDPFrame) { f.SenderMAC = facts.MAC{} }, layer2.ARPOrNDPFrame{}, layer2.DropInvalidSenderMAC},
+		"the target MAC of a request is ignored": {func(f *layer2.ARPOrNDPFrame) { f.TargetMAC = foreignMAC }, reply, layer2.NotDropped},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -59,13 +59,13 @@ func FuzzBuildReply(f *testing.F) {
 			return
 		}
 		own := facts.MAC{2, 0, 0, 0, 0, 0x0b}
-		in := layer2.Frame{
+		in := layer2.ARPOrNDPFrame{
 			EthernetDestination: facts.MAC(b[:6]), Operation: layer2.Operation(op), SenderMAC: facts.MAC(b[6:12]),
 			SenderIP: netip.AddrFrom4([4]byte(b[12:16])), TargetIP: heldIPv4,
 		}
 		out, why := layer2.BuildReply(in, own)
 		if why != layer2.NotDropped {
-			if out != (layer2.Frame{}) {
+			if out != (layer2.ARPOrNDPFrame{}) {
 				t.Fatalf("a frame beside the reason %q: %+v", why, out)
 			}
 			return
@@ -82,7 +82,7 @@ func FuzzBuildReply(f *testing.F) {
 
 func BenchmarkBuildReply(b *testing.B) {
 	own := facts.MAC{2, 0, 0, 0, 0, 0x0b}
-	f := layer2.Frame{EthernetDestination: ethernetBroadcast, Operation: layer2.Request, SenderMAC: foreignMAC, SenderIP: clientIPv4, TargetIP: heldIPv4}
+	f := layer2.ARPOrNDPFrame{EthernetDestination: ethernetBroadcast, Operation: layer2.Request, SenderMAC: foreignMAC, SenderIP: clientIPv4, TargetIP: heldIPv4}
 	b.ReportAllocs()
 	for b.Loop() {
 		layer2.BuildReply(f, own)

@@ -21,7 +21,7 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 			watcher := links.NewWatcher(nil, slog.New(slog.DiscardHandler))
 			ctx, cancel := context.WithCancel(context.Background())
 			ended := make(chan error, 1)
-			go func() { ended <- b.nodeNamespace.Run(ctx, watcher.Run) }()
+			go func() { ended <- b.nodeNamespace.RunInside(ctx, watcher.Run) }()
 			t.Cleanup(func() {
 				cancel()
 				<-ended
@@ -41,15 +41,15 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 				}
 			}
 			want("the link is up", 1)
-			b.holdNewAddress(b.heldIP)
+			b.holdNewAddressUntilAnnounced(b.heldIP)
 			b.editNodeLink(netlink.LinkSetDown)
 			want("the link is down", 0)
 			b.editNodeLink(netlink.LinkSetUp)
 			want("the link is up again", 1)
 			b.discardHeardFrames()
-			b.awaitClientFrame("the link is up again", b.gratuitousReply(b.link.MAC, b.heldIP))
+			b.awaitClientFrame("the link is up again", b.gratuitousReplyFrom(b.link.MAC, b.heldIP))
 			b.sendFrame(b.requestFor(b.heldIP))
-			b.awaitClientFrame("a request for the address", b.replyFor(b.heldIP))
+			b.awaitClientFrame("a request for the address", b.expectedReplyToClient(b.heldIP))
 		})
 	}
 }
@@ -58,20 +58,20 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 // engine opens the port again.
 func TestPortReopensAfterLinkFlap(t *testing.T) {
 	b := newVethHarness(t, ipv4TestAddresses)
-	b.holdNewAddress(b.heldIP)
+	b.holdNewAddressUntilAnnounced(b.heldIP)
 	b.editNodeLink(netlink.LinkSetDown)
-	if r := awaitReport[layer2.PortFailed](b, "the link is down"); r.IsPermissionDenied() || !errors.Is(r.Err, layer2.ErrLinkGone) || r.Link.Index != b.link.Index {
+	if r := awaitReport[layer2.PortFailed](b, "the link is down"); r.IsPermissionDenied() || !errors.Is(r.Err, layer2.ErrLinkDownOrGone) || r.Link.Index != b.link.Index {
 		t.Fatalf("the report is %+v, want that the link is gone", r)
 	}
 	b.editNodeLink(netlink.LinkSetUp)
 	b.discardHeardFrames()
-	b.awaitClientFrame("the link is up", b.gratuitousReply(b.link.MAC, b.heldIP))
+	b.awaitClientFrame("the link is up", b.gratuitousReplyFrom(b.link.MAC, b.heldIP))
 }
 
 // editNodeLink changes the node's end of the veth pair.
 func (b *harness) editNodeLink(f func(netlink.Link) error) {
 	b.t.Helper()
-	b.nodeNamespace.MustRun(func() error {
+	b.nodeNamespace.MustRunInside(func() error {
 		l, err := netlink.LinkByIndex(b.link.Index)
 		return errors.Join(err, f(l))
 	})

@@ -7,38 +7,38 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// holding is a held address. Its counters live as long as the address is held.
-type holding struct {
-	links    []int
-	counters *atomicCounters
+// heldAddress is a held address. Its counters live as long as the address is held.
+type heldAddress struct {
+	linkIndexes []int
+	counters    *atomicCounters
 }
 
 // atomicCounters count the frames of one address.
-type atomicCounters struct{ requests, answers, gratuitous, conflicts, pings atomic.Uint64 }
+type atomicCounters struct{ requestsReceived, repliesSent, announcementsSent, conflicts, pingsAnswered atomic.Uint64 }
 
-// Counters count the frames of one address since this node began to hold it.
-type Counters struct {
-	Requests, Answers, Gratuitous uint64
+// AddressCounters count the frames of one address since this node began to hold it.
+type AddressCounters struct {
+	RequestsReceived, RepliesSent, AnnouncementsSent uint64
 	// Conflicts are claims of other hosts to the address, at most one per second and host.
 	Conflicts uint64
-	// Pings are the answered pings.
-	Pings uint64
+	// PingsAnswered are the answered pings.
+	PingsAnswered uint64
 }
 
-// Counters returns the counters of every held address.
-func (e *Engine) Counters() map[netip.Addr]Counters {
-	out := map[netip.Addr]Counters{}
-	for a, h := range e.responderTable.Load().holdingByAddress {
-		out[a] = Counters{h.counters.requests.Load(), h.counters.answers.Load(), h.counters.gratuitous.Load(), h.counters.conflicts.Load(), h.counters.pings.Load()}
+// CountersByAddress returns the counters of every held address.
+func (e *Engine) CountersByAddress() map[netip.Addr]AddressCounters {
+	out := map[netip.Addr]AddressCounters{}
+	for a, h := range e.responderTable.Load().heldAddressByIP {
+		out[a] = AddressCounters{h.counters.requestsReceived.Load(), h.counters.repliesSent.Load(), h.counters.announcementsSent.Load(), h.counters.conflicts.Load(), h.counters.pingsAnswered.Load()}
 	}
 	return out
 }
 
-// DroppedCount counts what was lost because a buffer was full: received frames, sent frames, and
-// reports that were not read in time.
-func (e *Engine) DroppedCount() uint64 {
-	n := e.droppedEventCount.Load() + e.framesLostByClosedPorts.Load() +
-		e.announceRequests.Dropped() + e.defendRequests.Dropped() + e.reports.Dropped()
+// DroppedFrameAndReportCount counts what was lost because a buffer was full: received frames, sent
+// frames, and reports that were not read in time.
+func (e *Engine) DroppedFrameAndReportCount() uint64 {
+	n := e.droppedReportAndFrameCount.Load() + e.framesLostByClosedPorts.Load() +
+		e.repeatAnnouncementRequests.Dropped() + e.defendRequests.Dropped() + e.reports.Dropped()
 	for _, p := range e.responderTable.Load().openPorts {
 		n += p.LostFrameCount()
 	}
@@ -48,19 +48,19 @@ func (e *Engine) DroppedCount() uint64 {
 // The names of the first three metrics are those of existing dashboards for this API. The label has
 // one value for each held address.
 var (
-	requestsMetric   = prometheus.NewDesc("metallb_layer2_requests_received", "ARP requests and Neighbor Solicitations for a held address.", []string{"ip"}, nil)
-	answersMetric    = prometheus.NewDesc("metallb_layer2_responses_sent", "ARP replies and Neighbor Advertisements sent in answer to requests.", []string{"ip"}, nil)
-	gratuitousMetric = prometheus.NewDesc("metallb_layer2_gratuitous_sent", "Announcements of a held address.", []string{"ip"}, nil)
-	conflictsMetric  = prometheus.NewDesc("gantry_layer2_conflicts_total", "Claims of other hosts to a held address, at most one per second and host.", []string{"ip"}, nil)
-	pingsMetric      = prometheus.NewDesc("gantry_layer2_pings_answered_total", "Answered pings of a held address.", []string{"ip"}, nil)
-	droppedMetric    = prometheus.NewDesc("gantry_layer2_dropped_total", "Received frames, sent frames and internal reports that were lost because a buffer was full.", nil, nil)
+	requestsReceivedMetric  = prometheus.NewDesc("metallb_layer2_requests_received", "ARP requests and Neighbor Solicitations for a held address.", []string{"ip"}, nil)
+	repliesSentMetric       = prometheus.NewDesc("metallb_layer2_responses_sent", "ARP replies and Neighbor Advertisements sent in answer to requests.", []string{"ip"}, nil)
+	announcementsSentMetric = prometheus.NewDesc("metallb_layer2_gratuitous_sent", "Announcements of a held address.", []string{"ip"}, nil)
+	conflictsMetric         = prometheus.NewDesc("gantry_layer2_conflicts_total", "Claims of other hosts to a held address, at most one per second and host.", []string{"ip"}, nil)
+	pingsAnsweredMetric     = prometheus.NewDesc("gantry_layer2_pings_answered_total", "Answered pings of a held address.", []string{"ip"}, nil)
+	droppedMetric           = prometheus.NewDesc("gantry_layer2_dropped_total", "Received frames, sent frames and internal reports that were lost because a buffer was full.", nil, nil)
 )
 
 var _ prometheus.Collector = (*Engine)(nil)
 
 // Describe implements prometheus.Collector. Register the Engine to export its metrics.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsMetric, answersMetric, gratuitousMetric, conflictsMetric, pingsMetric, droppedMetric} {
+	for _, d := range []*prometheus.Desc{requestsReceivedMetric, repliesSentMetric, announcementsSentMetric, conflictsMetric, pingsAnsweredMetric, droppedMetric} {
 		c <- d
 	}
 }
@@ -70,12 +70,12 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
 		c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	for a, n := range e.Counters() {
-		counter(requestsMetric, n.Requests, a.String())
-		counter(answersMetric, n.Answers, a.String())
-		counter(gratuitousMetric, n.Gratuitous, a.String())
+	for a, n := range e.CountersByAddress() {
+		counter(requestsReceivedMetric, n.RequestsReceived, a.String())
+		counter(repliesSentMetric, n.RepliesSent, a.String())
+		counter(announcementsSentMetric, n.AnnouncementsSent, a.String())
 		counter(conflictsMetric, n.Conflicts, a.String())
-		counter(pingsMetric, n.Pings, a.String())
+		counter(pingsAnsweredMetric, n.PingsAnswered, a.String())
 	}
-	counter(droppedMetric, e.DroppedCount())
+	counter(droppedMetric, e.DroppedFrameAndReportCount())
 }

@@ -12,12 +12,12 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-func TestCounters(t *testing.T) {
+func TestFramesOfHeldAddressAreCounted(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
-		if n := s.engine.Counters(); len(n) != 0 {
+		if n := s.engine.CountersByAddress(); len(n) != 0 {
 			t.Fatalf("counters before anything is held: %v", n)
 		}
-		s.holdAddresses(heldIPv4, otherIPv4)
+		s.holdAddresses(heldIPv4, unheldIPv4)
 		time.Sleep(10 * time.Second)
 		for range 3 {
 			s.sendFrame(s.requestFor(heldIPv4))
@@ -26,14 +26,14 @@ func TestCounters(t *testing.T) {
 		s.engine.SetSendDeadline(time.Time{})
 		s.sendFrame(s.requestFor(heldIPv4))
 		synctest.Wait()
-		want := map[netip.Addr]layer2.Counters{heldIPv4: {Requests: 4, Answers: 3, Gratuitous: 14}, otherIPv4: {Gratuitous: 14}}
-		if got := s.engine.Counters(); !maps.Equal(got, want) {
+		want := map[netip.Addr]layer2.AddressCounters{heldIPv4: {RequestsReceived: 4, RepliesSent: 3, AnnouncementsSent: 14}, unheldIPv4: {AnnouncementsSent: 14}}
+		if got := s.engine.CountersByAddress(); !maps.Equal(got, want) {
 			t.Fatalf("counters %v, want %v", got, want)
 		}
 		s.holdAddresses(heldIPv4)
 		synctest.Wait()
-		delete(want, otherIPv4)
-		if got := s.engine.Counters(); !maps.Equal(got, want) {
+		delete(want, unheldIPv4)
+		if got := s.engine.CountersByAddress(); !maps.Equal(got, want) {
 			t.Fatalf("after the other address is given up: %v, want %v", got, want)
 		}
 		r := prometheus.NewPedanticRegistry()

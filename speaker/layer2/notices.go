@@ -8,15 +8,15 @@ import (
 
 // unicastNotice is a notice to one neighbour that this node now answers for an address.
 type unicastNotice struct {
-	announcement Announcement
-	target       facts.Neighbour
-	dueAt        time.Time
+	addressOnLink AddressOnLink
+	target        facts.Neighbour
+	dueAt         time.Time
 }
 
 const (
-	// secondNoticeDelay is the delay of the second notice. It covers a lost frame, and Linux hosts
-	// that ignore a change that follows another within a second.
-	secondNoticeDelay = 1100 * time.Millisecond
+	// secondUnicastNoticeDelay is the delay of the second notice. It covers a lost frame, and Linux
+	// hosts that ignore a change that follows another within a second.
+	secondUnicastNoticeDelay = 1100 * time.Millisecond
 	// noticeBatchSize is how many notices are sent each announcementBatchInterval, besides the
 	// announcements.
 	noticeBatchSize = 50
@@ -30,12 +30,13 @@ type noticeQueue struct {
 	nextBatchAt                   time.Time       // when the next batch may be sent
 }
 
-// scheduleNotices schedules two notices to each target: one at once, one after secondNoticeDelay.
-func (q *noticeQueue) scheduleNotices(g Announcement, targets []facts.Neighbour, now time.Time) {
+// scheduleNotices schedules two notices to each target: one at once, one after
+// secondUnicastNoticeDelay.
+func (q *noticeQueue) scheduleNotices(g AddressOnLink, targets []facts.Neighbour, now time.Time) {
 	for _, to := range targets {
-		n := unicastNotice{announcement: g, target: to, dueAt: now}
+		n := unicastNotice{addressOnLink: g, target: to, dueAt: now}
 		q.firstNotices = append(q.firstNotices, n)
-		n.dueAt = now.Add(secondNoticeDelay)
+		n.dueAt = now.Add(secondUnicastNoticeDelay)
 		q.repeatedNotices = append(q.repeatedNotices, n)
 	}
 }

@@ -16,9 +16,9 @@ type PingResponderOpener interface {
 
 // PingResponder answers the echo requests of one family that arrive on one link.
 type PingResponder interface {
-	// Serve answers the requests to held addresses until it fails or is closed, and returns the
-	// reason. It is called once.
-	Serve(held func(netip.Addr) bool) error
+	// AnswerPings answers the requests to held addresses until it fails or is closed, and returns
+	// the reason. It is called once.
+	AnswerPings(held func(netip.Addr) bool) error
 	// Close ends Serve. It does not wait for it.
 	Close() error
 }
@@ -34,35 +34,35 @@ func WithPingResponders(w PingResponderOpener) Option {
 const pingRetryInterval = 10 * time.Second
 
 // openPingResponder begins to answer pings on the link of an open port.
-func (e *Engine) openPingResponder(p *port) {
+func (e *Engine) openPingResponder(p *linkPort) {
 	if e.pingResponderOpener == nil || p.pingResponder != nil || e.now().Before(p.pingRetryAt) {
 		return
 	}
 	responder, err := e.pingResponderOpener.OpenPingResponder(p.link, p.key.family)
 	p.pingRetryAt = e.now().Add(pingRetryInterval)
 	if err != nil {
-		e.droppedEventCount.Add(1)
+		e.droppedReportAndFrameCount.Add(1)
 		return
 	}
 	p.pingResponder = responder
-	generation, link := p.generation, p.key.link
+	generation, link := p.socketGeneration, p.key.link
 	e.readerGoroutines.Add(1)
 	go func() {
 		defer e.readerGoroutines.Done()
-		err := responder.Serve(func(a netip.Addr) bool {
-			h, held := e.responderTable.Load().holdingByAddress[a]
-			if !held || !slices.Contains(h.links, link) || !e.maySendFor(a) {
+		err := responder.AnswerPings(func(a netip.Addr) bool {
+			h, held := e.responderTable.Load().heldAddressByIP[a]
+			if !held || !slices.Contains(h.linkIndexes, link) || !e.maySendFor(a) {
 				return false
 			}
-			h.counters.pings.Add(1)
+			h.counters.pingsAnswered.Add(1)
 			return true
 		})
-		e.readerEvents <- readerEvent{port: p.key, generation: generation, pingResponder: responder, err: err}
+		e.readerEvents <- readerEvent{linkAndFamily: p.key, socketGeneration: generation, pingResponder: responder, err: err}
 	}()
 }
 
 // closePingResponder ends that.
-func (e *Engine) closePingResponder(p *port) {
+func (e *Engine) closePingResponder(p *linkPort) {
 	if p.pingResponder != nil {
 		_ = p.pingResponder.Close() // the error is of no use: nothing is buffered
 		p.pingResponder = nil

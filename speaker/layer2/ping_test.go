@@ -32,7 +32,7 @@ type pingClient struct {
 
 func newPingClient(t *testing.T, room *netnstest.Namespace, from netip.Addr) *pingClient {
 	p := &pingClient{t: t, isIPv6: from.Is6()}
-	room.MustRun(func() (err error) {
+	room.MustRunInside(func() (err error) {
 		network := "ip4:icmp"
 		if p.isIPv6 {
 			network = "ip6:ipv6-icmp"
@@ -44,9 +44,9 @@ func newPingClient(t *testing.T, room *netnstest.Namespace, from netip.Addr) *pi
 	return p
 }
 
-// receivesReply sends an echo request with size bytes and says whether the reply with the same
-// bytes comes from the address before the timeout.
-func (p *pingClient) receivesReply(a netip.Addr, size int, timeout time.Duration) bool {
+// sendsPingAndReceivesReply sends an echo request with size bytes and says whether the reply with
+// the same bytes comes from the address before the timeout.
+func (p *pingClient) sendsPingAndReceivesReply(a netip.Addr, size int, timeout time.Duration) bool {
 	p.t.Helper()
 	p.sentCount++
 	data := bytes.Repeat([]byte{byte(p.sentCount)}, size)
@@ -86,36 +86,36 @@ func TestPingsAreAnswered(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
 			t.Parallel()
-			node, client := netnstest.New(t), netnstest.New(t)
+			node, client := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 			node.AddVethPair("eth0", client, "eth0")
-			b := newHarnessBetween(t, c, linkEnd{node, "eth0"}, linkEnd{client, "eth0"}, layer2.WithPingResponders(wire.Wire{}))
+			b := newHarnessBetween(t, c, linkEnd{node, "eth0"}, linkEnd{client, "eth0"}, layer2.WithPingResponders(wire.PacketSocketOpener{}))
 			p := newPingClient(t, client, c.clientIP)
-			b.holdNewAddress(b.heldIP)
+			b.holdNewAddressUntilAnnounced(b.heldIP)
 			for _, size := range []int{0, 1, 56, 1400} {
-				if !p.receivesReply(b.heldIP, size, 30*time.Second) {
+				if !p.sendsPingAndReceivesReply(b.heldIP, size, 30*time.Second) {
 					t.Errorf("a ping of %d bytes is not answered", size)
 				}
 			}
-			if n := b.engine.Counters()[b.heldIP].Pings; n != 4 {
+			if n := b.engine.CountersByAddress()[b.heldIP].PingsAnswered; n != 4 {
 				t.Errorf("%d pings are counted, want 4", n)
 			}
-			if p.receivesReply(b.heldIP, 4000, 300*time.Millisecond) {
+			if p.sendsPingAndReceivesReply(b.heldIP, 4000, 300*time.Millisecond) {
 				t.Error("a fragmented ping is answered")
 			}
 			b.engine.SetSendDeadline(time.Time{})
-			if p.receivesReply(b.heldIP, 56, 300*time.Millisecond) {
+			if p.sendsPingAndReceivesReply(b.heldIP, 56, 300*time.Millisecond) {
 				t.Error("a ping is answered after the send deadline")
 			}
 			b.engine.SetSendDeadline(time.Now().Add(time.Hour))
-			if !p.receivesReply(b.heldIP, 56, 30*time.Second) {
+			if !p.sendsPingAndReceivesReply(b.heldIP, 56, 30*time.Second) {
 				t.Error("a ping is not answered after the send deadline was extended")
 			}
 			// the first address is not held any more, which the client's kernel does not know
-			b.holdNewAddress(b.unheldIP)
-			if p.receivesReply(b.heldIP, 56, 300*time.Millisecond) {
+			b.holdNewAddressUntilAnnounced(b.unheldIP)
+			if p.sendsPingAndReceivesReply(b.heldIP, 56, 300*time.Millisecond) {
 				t.Error("a ping of an address that was given up is answered")
 			}
-			if !p.receivesReply(b.unheldIP, 56, 30*time.Second) {
+			if !p.sendsPingAndReceivesReply(b.unheldIP, 56, 30*time.Second) {
 				t.Error("a ping of the new address is not answered")
 			}
 		})
@@ -125,8 +125,8 @@ func TestPingsAreAnswered(t *testing.T) {
 func TestPingsAreNotAnsweredByDefault(t *testing.T) {
 	b := newVethHarness(t, ipv4TestAddresses)
 	client := b.clientNamespace
-	b.holdNewAddress(b.heldIP)
-	if newPingClient(t, client, b.clientIP).receivesReply(b.heldIP, 56, 300*time.Millisecond) {
+	b.holdNewAddressUntilAnnounced(b.heldIP)
+	if newPingClient(t, client, b.clientIP).sendsPingAndReceivesReply(b.heldIP, 56, 300*time.Millisecond) {
 		t.Error("a ping is answered")
 	}
 }
@@ -159,7 +159,7 @@ type failingPingResponder struct {
 	ended chan struct{}
 }
 
-func (p *failingPingResponder) Serve(func(netip.Addr) bool) error {
+func (p *failingPingResponder) AnswerPings(func(netip.Addr) bool) error {
 	<-p.ended
 	return errors.New("it ended")
 }
@@ -181,7 +181,7 @@ func TestPingResponderFailureDoesNotAffectThePort(t *testing.T) {
 	broken := &failingPingOpener{openFailures: 2, serveFailures: 2}
 	simulateWithOptions(t, ipv4TestAddresses, func(s simulation) {
 		begun := time.Now()
-		s.holdNewAddress(heldIPv4)
+		s.holdNewAddressUntilAnnounced(heldIPv4)
 		time.Sleep(time.Minute)
 		broken.mu.Lock()
 		var at []time.Duration
@@ -197,7 +197,7 @@ func TestPingResponderFailureDoesNotAffectThePort(t *testing.T) {
 			t.Errorf("%d reports", n)
 		}
 		s.sendFrame(s.requestFor(heldIPv4))
-		s.awaitClientFrame("the port works", s.replyFor(heldIPv4))
+		s.awaitClientFrame("the port works", s.expectedReplyToClient(heldIPv4))
 	}, layer2.WithPingResponders(broken))
 	broken.mu.Lock()
 	defer broken.mu.Unlock()

@@ -16,18 +16,18 @@ type portKey struct {
 	family ipfamily.Family
 }
 
-// port is a link with its socket for one family, if that is open.
-type port struct {
-	key    portKey
-	link   facts.Link
-	socket Port
-	// generation tells the frames of this socket from those of an earlier socket with the same key.
-	// 0 means that no socket is open.
-	generation    uint64
-	reportedError string // the last error that was reported
-	retryAt       time.Time
-	retryDelay    time.Duration
-	openedAt      time.Time
+// linkPort is a link with its socket for one family, if that is open.
+type linkPort struct {
+	key        portKey
+	link       facts.Link
+	openedPort Port
+	// socketGeneration tells the frames of this socket from those of an earlier socket with the
+	// same key. 0 means that no socket is open.
+	socketGeneration uint64
+	reportedError    string // the last error that was reported
+	retryAt          time.Time
+	retryDelay       time.Duration
+	openedAt         time.Time
 
 	// pingResponder is nil while no pings are answered. pingRetryAt is when to open the next one.
 	pingResponder PingResponder
@@ -36,17 +36,17 @@ type port struct {
 
 // readerEvent is what a reader passes to Run.
 type readerEvent struct {
-	port       portKey
-	generation uint64
-	frame      Frame
+	linkAndFamily    portKey
+	socketGeneration uint64
+	frame            ARPOrNDPFrame
 	// pingResponder is set when err ended a ping responder, and not the port.
 	pingResponder PingResponder
 	err           error
 }
 
 const (
-	minPortRetryDelay = 100 * time.Millisecond
-	maxPortRetryDelay = 10 * time.Second
+	minFailedPortReopenDelay = 100 * time.Millisecond
+	maxFailedPortReopenDelay = 10 * time.Second
 )
 
 // applyLinks opens a port on each new link and closes the ports of deleted links. A
@@ -59,8 +59,8 @@ func (e *Engine) applyLinks(links facts.LinkSet) {
 		if !ok || l.MAC != p.link.MAC {
 			delete(e.ports, key)
 			e.closePort(p)
-			for a := range e.holdingByAddress {
-				e.schedule.Remove(a, key.link)
+			for a := range e.heldAddressByIP {
+				e.schedule.RemoveAddressOnLink(a, key.link)
 			}
 			if !ok { // the index may be reused for another link
 				e.askers.ForgetLink(key.link)
@@ -70,53 +70,53 @@ func (e *Engine) applyLinks(links facts.LinkSet) {
 		p.link = l
 	}
 	for _, l := range links {
-		e.ensurePort(portKey{l.Index, ipfamily.IPv4})
+		e.openPortIfNeeded(portKey{l.Index, ipfamily.IPv4})
 	}
-	for a, h := range e.holdingByAddress {
-		for _, l := range h.links {
-			e.ensurePort(portKey{l, ipfamily.FamilyOf(a)})
+	for a, h := range e.heldAddressByIP {
+		for _, l := range h.linkIndexes {
+			e.openPortIfNeeded(portKey{l, ipfamily.FamilyOf(a)})
 		}
 	}
-	for _, on := range e.candidateLinksByAddress {
+	for _, on := range e.candidateLinksByIPv6Address {
 		for _, l := range on {
-			e.ensurePort(portKey{l, ipfamily.IPv6})
+			e.openPortIfNeeded(portKey{l, ipfamily.IPv6})
 		}
 	}
 	e.publishResponderTable()
 }
 
-// ensurePort opens the port if the link exists. An IPv6 port is opened only for an address that
-// this node holds or may come to hold, because its filter checks every IPv6 packet of the link. It
-// stays open until the link is deleted.
-func (e *Engine) ensurePort(key portKey) {
+// openPortIfNeeded opens the port if the link exists. An IPv6 port is opened only for an address
+// that this node holds or may come to hold, because its filter checks every IPv6 packet of the
+// link. It stays open until the link is deleted.
+func (e *Engine) openPortIfNeeded(key portKey) {
 	l, ok := e.currentLinks.FindByIndex(key.link)
 	if !ok || e.ports[key] != nil {
 		return
 	}
-	p := &port{key: key, link: l, retryDelay: minPortRetryDelay}
+	p := &linkPort{key: key, link: l, retryDelay: minFailedPortReopenDelay}
 	e.ports[key] = p
 	e.openPort(p)
 }
 
 // openPort opens the socket and announces the addresses that are held on its link.
-func (e *Engine) openPort(p *port) {
-	socket, err := e.wire.OpenPort(p.link, p.key.family)
+func (e *Engine) openPort(p *linkPort) {
+	socket, err := e.portOpener.OpenPort(p.link, p.key.family)
 	if err != nil {
 		e.closeFailedPort(p, err)
 		return
 	}
-	p.socket, p.reportedError, p.retryAt, p.openedAt = socket, "", time.Time{}, e.now()
+	p.openedPort, p.reportedError, p.retryAt, p.openedAt = socket, "", time.Time{}, e.now()
 	e.lastPortGeneration++
-	p.generation = e.lastPortGeneration
+	p.socketGeneration = e.lastPortGeneration
 	e.readerGoroutines.Add(1)
-	go e.readFrames(socket, p.key, p.generation, p.link.MAC)
+	go e.answerAndPassOnFrames(socket, p.key, p.socketGeneration, p.link.MAC)
 	e.publishResponderTable()
 	p.pingRetryAt = time.Time{}
 	e.openPingResponder(p)
 	e.joinCandidateGroups(p)
 	e.reports.Put(PortOpened{Link: p.link, Family: p.key.family})
-	for a, h := range e.holdingByAddress {
-		if ipfamily.FamilyOf(a) == p.key.family && slices.Contains(h.links, p.link.Index) {
+	for a, h := range e.heldAddressByIP {
+		if ipfamily.FamilyOf(a) == p.key.family && slices.Contains(h.linkIndexes, p.link.Index) {
 			e.joinGroup(p, a)
 			e.schedule.StartBurst(a, p.link.Index, e.now())
 			e.scheduleNotices(a, p.link)
@@ -125,25 +125,25 @@ func (e *Engine) openPort(p *port) {
 }
 
 // joinGroup joins the group of the address on the port, so that the port receives requests for it.
-func (e *Engine) joinGroup(p *port, a netip.Addr) {
-	if p.socket == nil {
+func (e *Engine) joinGroup(p *linkPort, a netip.Addr) {
+	if p.openedPort == nil {
 		return
 	}
-	if err := p.socket.JoinGroup(a); err != nil {
+	if err := p.openedPort.JoinGroupOfAddress(a); err != nil {
 		e.closeFailedPort(p, err)
 	}
 }
 
 // closeFailedPort closes the port and schedules the next attempt, with a delay that doubles up to
-// maxPortRetryDelay. The same error is reported once.
-func (e *Engine) closeFailedPort(p *port, err error) {
+// maxFailedPortReopenDelay. The same error is reported once.
+func (e *Engine) closeFailedPort(p *linkPort, err error) {
 	now := e.now()
-	if p.socket != nil && now.Sub(p.openedAt) >= maxPortRetryDelay {
-		p.retryDelay = minPortRetryDelay
+	if p.openedPort != nil && now.Sub(p.openedAt) >= maxFailedPortReopenDelay {
+		p.retryDelay = minFailedPortReopenDelay
 	}
 	e.closePort(p)
 	p.retryAt = now.Add(p.retryDelay)
-	p.retryDelay = min(2*p.retryDelay, maxPortRetryDelay)
+	p.retryDelay = min(2*p.retryDelay, maxFailedPortReopenDelay)
 	e.hasNewWork = true
 	if text := err.Error(); text != p.reportedError {
 		p.reportedError = text
@@ -151,12 +151,12 @@ func (e *Engine) closeFailedPort(p *port, err error) {
 	}
 }
 
-func (e *Engine) closePort(p *port) {
+func (e *Engine) closePort(p *linkPort) {
 	e.closePingResponder(p)
-	if p.socket != nil {
-		e.framesLostByClosedPorts.Add(p.socket.LostFrameCount())
-		p.socket.Close() // the reader ends; its last event has an old generation
-		p.socket, p.generation = nil, 0
+	if p.openedPort != nil {
+		e.framesLostByClosedPorts.Add(p.openedPort.LostFrameCount())
+		p.openedPort.Close() // the reader ends; its last event has an old generation
+		p.openedPort, p.socketGeneration = nil, 0
 		e.publishResponderTable()
 	}
 }
@@ -165,11 +165,11 @@ func (e *Engine) closePort(p *port) {
 func (e *Engine) reopenPorts(now time.Time) time.Time {
 	var next time.Time
 	for _, p := range e.ports {
-		if p.socket == nil && !now.Before(p.retryAt) {
+		if p.openedPort == nil && !now.Before(p.retryAt) {
 			e.openPort(p)
 		}
 		at := p.retryAt
-		if p.socket != nil && e.pingResponderOpener != nil {
+		if p.openedPort != nil && e.pingResponderOpener != nil {
 			if e.openPingResponder(p); p.pingResponder == nil {
 				at = p.pingRetryAt
 			}
@@ -183,14 +183,14 @@ func (e *Engine) reopenPorts(now time.Time) time.Time {
 
 // writeFrame sends a frame and says whether it was sent. If the port fails, it is
 // closed and opened again later.
-func (e *Engine) writeFrame(p *port, f Frame) bool {
-	if p.socket == nil {
+func (e *Engine) writeFrame(p *linkPort, f ARPOrNDPFrame) bool {
+	if p.openedPort == nil {
 		return false
 	}
-	err := p.socket.Write(f)
+	err := p.openedPort.WriteFrame(f)
 	switch {
 	case errors.Is(err, ErrNotSent):
-		e.droppedEventCount.Add(1)
+		e.droppedReportAndFrameCount.Add(1)
 	case err != nil:
 		e.closeFailedPort(p, err)
 	}

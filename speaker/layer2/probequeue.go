@@ -12,9 +12,9 @@ const (
 	// probeBatchSize is how many acquire probes are sent each announcementBatchInterval. A node
 	// that takes thousands of addresses must not overrun the segment.
 	probeBatchSize = 100
-	// probeHostsLimit bounds how many hosts are listed in one result. One would do, but all members
-	// of the gossip may probe at once.
-	probeHostsLimit = 256
+	// maxMACsPerProbeResult bounds how many hosts are listed in one result. One would do, but all
+	// members of the gossip may probe at once.
+	maxMACsPerProbeResult = 256
 )
 
 // probeQueue decides when the frames of each Probe are sent and when a Probe is finished. It reads
@@ -36,15 +36,15 @@ type probeQueue struct {
 // runningProbe is a Probe under way.
 type runningProbe struct {
 	Probe
-	attemptsSent  int
-	nextAttemptAt time.Time
-	isFinished    bool
-	answeringMACs []facts.MAC
-	rivalMACs     []facts.MAC
+	framesSentPerLink int
+	nextAttemptAt     time.Time
+	isFinished        bool
+	answeringMACs     []facts.MAC
+	rivalProberMACs   []facts.MAC
 
 	// The sender of the frames sets the fields below.
-	wasSent     bool   // at least one link sent a frame
-	joinedPorts []Port // the ports that joined the group of the address for this probe
+	sentOnSomeLink bool   // at least one link sent a frame
+	joinedPorts    []Port // the ports that joined the group of the address for this probe
 }
 
 func newProbeQueue() *probeQueue {
@@ -87,18 +87,18 @@ func (q *probeQueue) Advance(now time.Time) (due []*runningProbe, next time.Time
 			continue
 		}
 		isDue, at := !now.Before(r.nextAttemptAt), r.nextAttemptAt
-		switch more := isDue && len(r.answeringMACs) == 0 && r.attemptsSent < r.Attempts; {
-		case more && r.Kind == AcquireProbe && room == 0:
+		switch more := isDue && len(r.answeringMACs) == 0 && r.framesSentPerLink < r.FramesPerLink; {
+		case more && r.Kind == ProbeKindAcquire && room == 0:
 			at = q.nextBatchAt
 		case more:
 			// liveness probes are not paced: they must not wait behind acquire probes
-			if r.Kind == AcquireProbe {
+			if r.Kind == ProbeKindAcquire {
 				if room--; room == 0 {
 					q.nextBatchAt = now.Add(announcementBatchInterval)
 				}
 			}
-			r.attemptsSent++
-			r.nextAttemptAt = now.Add(r.Interval)
+			r.framesSentPerLink++
+			r.nextAttemptAt = now.Add(r.FrameInterval)
 			at = r.nextAttemptAt
 			due = append(due, r)
 		case len(r.answeringMACs) > 0 || isDue:
@@ -133,7 +133,7 @@ func (q *probeQueue) refreshProbedAddresses() bool {
 func (q *probeQueue) recordAnswer(a netip.Addr, mac facts.MAC) bool {
 	isNew := false
 	for _, r := range q.probesByAddress[a] {
-		if !slices.Contains(r.answeringMACs, mac) && len(r.answeringMACs) < probeHostsLimit {
+		if !slices.Contains(r.answeringMACs, mac) && len(r.answeringMACs) < maxMACsPerProbeResult {
 			r.answeringMACs = append(r.answeringMACs, mac)
 			isNew = true
 		}
@@ -145,8 +145,8 @@ func (q *probeQueue) recordAnswer(a netip.Addr, mac facts.MAC) bool {
 // here (RFC 5227 section 2.1.1, RFC 4862 section 5.4.3).
 func (q *probeQueue) recordRival(a netip.Addr, mac facts.MAC) {
 	for _, r := range q.probesByAddress[a] {
-		if r.Kind == AcquireProbe && !slices.Contains(r.rivalMACs, mac) && len(r.rivalMACs) < probeHostsLimit {
-			r.rivalMACs = append(r.rivalMACs, mac)
+		if r.Kind == ProbeKindAcquire && !slices.Contains(r.rivalProberMACs, mac) && len(r.rivalProberMACs) < maxMACsPerProbeResult {
+			r.rivalProberMACs = append(r.rivalProberMACs, mac)
 		}
 	}
 }
@@ -154,6 +154,6 @@ func (q *probeQueue) recordRival(a netip.Addr, mac facts.MAC) {
 // result is the outcome of a finished probe.
 func (r *runningProbe) result() facts.ProbeResult {
 	return facts.ProbeResult{
-		ID: r.ID, Address: r.Address, AnsweringMACs: r.answeringMACs, RivalMACs: r.rivalMACs, NotSent: !r.wasSent,
+		ID: r.ID, Address: r.Address, AnsweringMACs: r.answeringMACs, RivalProberMACs: r.rivalProberMACs, NoFrameSent: !r.sentOnSomeLink,
 	}
 }

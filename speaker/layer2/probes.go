@@ -11,24 +11,26 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// probeInbox has the Probes that Run has not begun yet. It has no limit of its own: a node may have
-// to probe every address of a node that died.
-type probeInbox struct {
-	wake    *latest.Wake
-	mu      sync.Mutex // guards pending
-	pending []Probe
+// waitingProbeQueue has the Probes that Run has not begun yet. It has no limit of its own: a node
+// may have to probe every address of a node that died.
+type waitingProbeQueue struct {
+	pendingSignal *latest.Wake
+	mu            sync.Mutex // guards pending
+	pending       []Probe
 }
 
-func newProbeInbox() *probeInbox { return &probeInbox{wake: latest.NewWake()} }
+func newWaitingProbeQueue() *waitingProbeQueue {
+	return &waitingProbeQueue{pendingSignal: latest.NewWake()}
+}
 
-func (i *probeInbox) enqueue(p Probe) {
+func (i *waitingProbeQueue) enqueue(p Probe) {
 	i.mu.Lock()
 	i.pending = append(i.pending, p)
 	i.mu.Unlock()
-	i.wake.Signal()
+	i.pendingSignal.Signal()
 }
 
-func (i *probeInbox) takePending() []Probe {
+func (i *waitingProbeQueue) takePendingProbes() []Probe {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	all := i.pending
@@ -41,15 +43,15 @@ func (e *Engine) beginProbe(p Probe) {
 	if replaced := e.probes.beginProbe(p, e.now()); replaced != nil {
 		leaveProbeGroups(replaced)
 	}
-	for _, l := range p.Links {
-		e.ensurePort(portKey{l, ipfamily.FamilyOf(p.Address)})
+	for _, l := range p.LinkIndexes {
+		e.openPortIfNeeded(portKey{l, ipfamily.FamilyOf(p.Address)})
 	}
 }
 
 // leaveProbeGroups leaves the groups that a probe joined.
 func leaveProbeGroups(q *runningProbe) {
 	for _, p := range q.joinedPorts {
-		p.LeaveGroup(q.Address)
+		p.LeaveGroupOfAddress(q.Address)
 	}
 }
 
@@ -66,7 +68,7 @@ func (e *Engine) advanceProbes(now time.Time) time.Time {
 			e.reports.Put(q.result())
 			continue
 		}
-		for _, l := range q.Links {
+		for _, l := range q.LinkIndexes {
 			e.sendProbeFrame(q, l)
 		}
 	}
@@ -75,28 +77,28 @@ func (e *Engine) advanceProbes(now time.Time) time.Time {
 
 func (e *Engine) sendProbeFrame(q *runningProbe, link int) {
 	p := e.ports[portKey{link, ipfamily.FamilyOf(q.Address)}]
-	if p == nil || p.socket == nil || !q.Address.IsValid() {
+	if p == nil || p.openedPort == nil || !q.Address.IsValid() {
 		return
 	}
 	// Other hosts that probe for the address send to its group, too (RFC 4862 section 5.4.2).
-	if q.Kind == AcquireProbe && !slices.Contains(q.joinedPorts, p.socket) && p.socket.JoinGroup(q.Address) == nil {
-		q.joinedPorts = append(q.joinedPorts, p.socket)
+	if q.Kind == ProbeKindAcquire && !slices.Contains(q.joinedPorts, p.openedPort) && p.openedPort.JoinGroupOfAddress(q.Address) == nil {
+		q.joinedPorts = append(q.joinedPorts, p.openedPort)
 	}
-	f := Frame{
+	f := ARPOrNDPFrame{
 		EthernetDestination: RequestDestinationMAC(q.Address), EthernetSource: p.link.MAC, Operation: Request,
 		SenderMAC: p.link.MAC, SenderIP: unspecifiedAddress(p.key.family), TargetIP: q.Address,
 	}
-	if q.Kind == LivenessProbe {
+	if q.Kind == ProbeKindLiveness {
 		f.SenderIP = probeSourceAddress(p.link, q.Address)
 	}
-	q.wasSent = e.writeFrame(p, f) || q.wasSent
+	q.sentOnSomeLink = e.writeFrame(p, f) || q.sentOnSomeLink
 }
 
 // probeSourceAddress returns the link's address in the subnet of a, or else any
 // address of the same family.
 func probeSourceAddress(l facts.Link, a netip.Addr) netip.Addr {
 	own := unspecifiedAddress(ipfamily.FamilyOf(a))
-	for _, p := range l.Prefixes {
+	for _, p := range l.AddressesWithPrefixLength {
 		if p.Contains(a) {
 			return p.Addr()
 		}

@@ -29,13 +29,13 @@ func wantTime(t *testing.T, sentence string, got, want time.Time) {
 
 func queueProbe(id uint64, kind ProbeKind) Probe {
 	address := netip.AddrFrom4([4]byte{192, 0, 2, byte(id)})
-	return Probe{ID: id, Address: address, Links: []int{1}, Attempts: 2, Interval: 30 * time.Millisecond, Kind: kind}
+	return Probe{ID: id, Address: address, LinkIndexes: []int{1}, FramesPerLink: 2, FrameInterval: 30 * time.Millisecond, Kind: kind}
 }
 
 func TestProbeQueueAsksAndReports(t *testing.T) {
 	host := facts.MAC{2, 0, 0, 0, 0, 9}
 	q := newProbeQueue()
-	p := queueProbe(1, AcquireProbe)
+	p := queueProbe(1, ProbeKindAcquire)
 	if replaced := q.beginProbe(p, queueStart); replaced != nil {
 		t.Error("the first probe replaces another one")
 	}
@@ -44,15 +44,15 @@ func TestProbeQueueAsksAndReports(t *testing.T) {
 	}
 	due, next := q.Advance(queueStart)
 	wantCount(t, "the first attempt is due at once", due, 1)
-	wantTime(t, "after the first attempt", next, queueStart.Add(p.Interval))
-	due, _ = q.Advance(queueStart.Add(p.Interval / 2))
+	wantTime(t, "after the first attempt", next, queueStart.Add(p.FrameInterval))
+	due, _ = q.Advance(queueStart.Add(p.FrameInterval / 2))
 	wantCount(t, "nothing is due between two attempts", due, 0)
-	due, next = q.Advance(queueStart.Add(p.Interval))
+	due, next = q.Advance(queueStart.Add(p.FrameInterval))
 	wantCount(t, "the second attempt follows one interval later", due, 1)
 	due, next = q.Advance(next)
 	wantCount(t, "the result follows one interval after the last attempt", due, 1)
 	wantTime(t, "after the last probe", next, time.Time{})
-	if r := due[0]; !r.isFinished || !r.result().NotSent || len(r.result().AnsweringMACs) > 0 {
+	if r := due[0]; !r.isFinished || !r.result().NoFrameSent || len(r.result().AnsweringMACs) > 0 {
 		t.Errorf("a probe that no link sent has the result %+v, want NotSent and no answer", r.result())
 	}
 
@@ -64,8 +64,8 @@ func TestProbeQueueAsksAndReports(t *testing.T) {
 	}
 	due, _ = q.Advance(queueStart.Add(time.Millisecond))
 	wantCount(t, "an answered probe is finished at once", due, 1)
-	if r := due[0].result(); len(r.AnsweringMACs) != 1 || len(r.RivalMACs) != 1 {
-		t.Errorf("the result lists %v and %v, want the host as answer and as rival", r.AnsweringMACs, r.RivalMACs)
+	if r := due[0].result(); len(r.AnsweringMACs) != 1 || len(r.RivalProberMACs) != 1 {
+		t.Errorf("the result lists %v and %v, want the host as answer and as rival", r.AnsweringMACs, r.RivalProberMACs)
 	}
 	if q.recordAnswer(p.Address, host) {
 		t.Error("an answer after the end of the probe finishes something")
@@ -77,7 +77,7 @@ func TestProbeQueueAsksAndReports(t *testing.T) {
 
 func TestProbeQueueReplacesProbeWithTheSameID(t *testing.T) {
 	q := newProbeQueue()
-	p := queueProbe(1, AcquireProbe)
+	p := queueProbe(1, ProbeKindAcquire)
 	q.beginProbe(p, queueStart)
 	if replaced := q.beginProbe(p, queueStart); replaced == nil || !replaced.isFinished {
 		t.Error("a second probe with the same ID does not end the first")
@@ -89,9 +89,9 @@ func TestProbeQueueReplacesProbeWithTheSameID(t *testing.T) {
 func TestProbeQueuePacesAcquireProbes(t *testing.T) {
 	q := newProbeQueue()
 	for id := range uint64(probeBatchSize + 5) {
-		q.beginProbe(queueProbe(id, AcquireProbe), queueStart)
+		q.beginProbe(queueProbe(id, ProbeKindAcquire), queueStart)
 	}
-	q.beginProbe(queueProbe(200, LivenessProbe), queueStart)
+	q.beginProbe(queueProbe(200, ProbeKindLiveness), queueStart)
 	due, next := q.Advance(queueStart)
 	wantCount(t, "one batch of acquire probes and the liveness probe", due, probeBatchSize+1)
 	wantTime(t, "the next batch", next, queueStart.Add(announcementBatchInterval))
@@ -104,7 +104,7 @@ func TestProbeQueuePacesAcquireProbes(t *testing.T) {
 func TestNoticeQueueSendsEachNoticeTwice(t *testing.T) {
 	var q noticeQueue
 	targets := make([]facts.Neighbour, noticeBatchSize+1)
-	q.scheduleNotices(Announcement{netip.MustParseAddr("192.0.2.1"), 1}, targets, queueStart)
+	q.scheduleNotices(AddressOnLink{netip.MustParseAddr("192.0.2.1"), 1}, targets, queueStart)
 	due, next := q.Advance(queueStart)
 	wantCount(t, "the first batch is full", due, noticeBatchSize)
 	wantTime(t, "after a full batch", next, queueStart.Add(announcementBatchInterval))
@@ -112,7 +112,7 @@ func TestNoticeQueueSendsEachNoticeTwice(t *testing.T) {
 	wantCount(t, "nothing is sent between two batches", due, 0)
 	due, next = q.Advance(next)
 	wantCount(t, "the rest follows in the next batch", due, 1)
-	wantTime(t, "the repetition", next, queueStart.Add(secondNoticeDelay))
+	wantTime(t, "the repetition", next, queueStart.Add(secondUnicastNoticeDelay))
 	due, next = q.Advance(next)
 	wantCount(t, "the notices are repeated, one batch first", due, noticeBatchSize)
 	due, next = q.Advance(next)
@@ -123,8 +123,8 @@ func TestNoticeQueueSendsEachNoticeTwice(t *testing.T) {
 func TestConflictLimiter(t *testing.T) {
 	c := newConflictLimiter()
 	a := netip.MustParseAddr("192.0.2.1")
-	keyOf := func(host int) conflictKey {
-		return conflictKey{a, facts.MAC{2, 0, 0, 0, byte(host >> 8), byte(host)}}
+	keyOf := func(host int) addressAndForeignMAC {
+		return addressAndForeignMAC{a, facts.MAC{2, 0, 0, 0, byte(host >> 8), byte(host)}}
 	}
 	for _, step := range []struct {
 		sentence string
@@ -142,13 +142,13 @@ func TestConflictLimiter(t *testing.T) {
 		}
 	}
 	flood := queueStart.Add(time.Minute)
-	for host := range conflictHostsLimit {
+	for host := range maxRememberedConflicts {
 		c.admitReport(keyOf(host), flood)
 	}
-	if got := c.admitReport(keyOf(conflictHostsLimit), flood); got != reportDropped {
+	if got := c.admitReport(keyOf(maxRememberedConflicts), flood); got != reportDropped {
 		t.Errorf("a claim beyond the limit of hosts has outcome %d, want it dropped", got)
 	}
-	if got := c.admitReport(keyOf(conflictHostsLimit), flood.Add(conflictReportInterval)); got != reportDue {
+	if got := c.admitReport(keyOf(maxRememberedConflicts), flood.Add(conflictReportInterval)); got != reportDue {
 		t.Errorf("a claim after the flood has outcome %d, want it reported", got)
 	}
 

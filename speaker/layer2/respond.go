@@ -10,7 +10,7 @@ import (
 // responderTable is what the readers of the ports look up for each frame. It is never edited, only
 // replaced, so that readers and engine share no lock. So a busy engine does not delay answers.
 type responderTable struct {
-	holdingByAddress map[netip.Addr]holding
+	heldAddressByIP map[netip.Addr]heldAddress
 	// probedAddresses are the addresses with a running probe.
 	probedAddresses map[netip.Addr]struct{}
 	// ownMACs are the Ethernet addresses of this node's ports.
@@ -20,63 +20,63 @@ type responderTable struct {
 
 // publishResponderTable gives the readers the present state.
 func (e *Engine) publishResponderTable() {
-	t := &responderTable{holdingByAddress: e.holdingByAddress, probedAddresses: e.probes.probedAddresses}
+	t := &responderTable{heldAddressByIP: e.heldAddressByIP, probedAddresses: e.probes.probedAddresses}
 	for _, p := range e.ports {
 		if !slices.Contains(t.ownMACs, p.link.MAC) {
 			t.ownMACs = append(t.ownMACs, p.link.MAC)
 		}
-		if p.socket != nil {
-			t.openPorts = append(t.openPorts, p.socket)
+		if p.openedPort != nil {
+			t.openPorts = append(t.openPorts, p.openedPort)
 		}
 	}
 	e.responderTable.Store(t)
 }
 
-// readFrames answers requests until the port fails, and passes everything else of interest to Run.
-// The last event is the error that ended it.
-func (e *Engine) readFrames(socket Port, key portKey, generation uint64, own facts.MAC) {
+// answerAndPassOnFrames answers requests until the port fails, and passes everything else of
+// interest to Run. The last event is the error that ended it.
+func (e *Engine) answerAndPassOnFrames(socket Port, key portKey, generation uint64, own facts.MAC) {
 	defer e.readerGoroutines.Done()
-	var filter requestFilter
-	err := socket.Receive(func(f Frame) (Frame, bool) {
+	var filter askerRequestFilter
+	err := socket.ReceiveFrames(func(f ARPOrNDPFrame) (ARPOrNDPFrame, bool) {
 		t := e.responderTable.Load()
 		if slices.Contains(t.ownMACs, f.SenderMAC) {
-			return Frame{}, false
+			return ARPOrNDPFrame{}, false
 		}
-		r := readerEvent{port: key, generation: generation, frame: f}
+		r := readerEvent{linkAndFamily: key, socketGeneration: generation, frame: f}
 		if t.concernsProbe(f) {
 			// blocks if need be: a lost answer could make two nodes use one address
 			e.readerEvents <- r
-		} else if h, held := t.holdingByAddress[f.SenderIP]; held && slices.Contains(h.links, key.link) {
+		} else if h, held := t.heldAddressByIP[f.SenderIP]; held && slices.Contains(h.linkIndexes, key.link) {
 			e.deliverOrDropEvent(r)
 		}
 		if f.Operation != Request {
-			return Frame{}, false
+			return ARPOrNDPFrame{}, false
 		}
 		// The holder remembers the hosts that ask, too: it may become the holder again later.
-		if f.SenderIP != f.TargetIP && hasUsableSender(f) && filter.isWorthRecording(f, e.now()) {
+		if f.SenderIP != f.TargetIP && hasSenderForNotice(f) && filter.shouldPassToAskerCache(f, e.now()) {
 			select {
 			case e.readerEvents <- r:
 			default: // the host asks again
 			}
 		}
-		h, held := t.holdingByAddress[f.TargetIP]
-		if !held || !slices.Contains(h.links, key.link) {
-			return Frame{}, false
+		h, held := t.heldAddressByIP[f.TargetIP]
+		if !held || !slices.Contains(h.linkIndexes, key.link) {
+			return ARPOrNDPFrame{}, false
 		}
-		h.counters.requests.Add(1)
+		h.counters.requestsReceived.Add(1)
 		answer, why := BuildReply(f, own)
 		if why != NotDropped || !e.maySendFor(f.TargetIP) {
-			return Frame{}, false
+			return ARPOrNDPFrame{}, false
 		}
-		h.counters.answers.Add(1)
+		h.counters.repliesSent.Add(1)
 		return answer, true
 	}, e.isSendingAllowed)
-	e.readerEvents <- readerEvent{port: key, generation: generation, err: err}
+	e.readerEvents <- readerEvent{linkAndFamily: key, socketGeneration: generation, err: err}
 }
 
 // concernsProbe says whether the frame matters to a probe: its sender uses the probed
 // address, or probes it too.
-func (t *responderTable) concernsProbe(f Frame) bool {
+func (t *responderTable) concernsProbe(f ARPOrNDPFrame) bool {
 	if len(t.probedAddresses) == 0 { // the usual case
 		return false
 	}
@@ -88,9 +88,9 @@ func (t *responderTable) concernsProbe(f Frame) bool {
 	return isProbed
 }
 
-// hasUsableSender says whether a notice can be sent to the frame's sender: it has an IP address and
-// a unicast Ethernet address.
-func hasUsableSender(f Frame) bool {
+// hasSenderForNotice says whether a notice can be sent to the frame's sender: it has an IP address
+// and a unicast Ethernet address.
+func hasSenderForNotice(f ARPOrNDPFrame) bool {
 	return !f.SenderIP.IsUnspecified() && !f.SenderIP.IsMulticast() && f.SenderMAC != facts.MAC{} && f.SenderMAC[0]&1 == 0
 }
 
@@ -99,6 +99,6 @@ func (e *Engine) deliverOrDropEvent(r readerEvent) {
 	select {
 	case e.readerEvents <- r:
 	default:
-		e.droppedEventCount.Add(1)
+		e.droppedReportAndFrameCount.Add(1)
 	}
 }

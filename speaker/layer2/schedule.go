@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// Announcement identifies an announcement: an address on a link.
-type Announcement struct {
-	Address netip.Addr
-	Link    int
+// AddressOnLink identifies an announcement: an address on a link.
+type AddressOnLink struct {
+	Address   netip.Addr
+	LinkIndex int
 }
 
 // burstOffsets are the times of a burst after its start. At once and each 1.1 s for 5
@@ -31,9 +31,9 @@ const (
 // AnnouncementSchedule decides when each address is announced on each link. It reads no clock. An
 // announcement costs the logarithm of the number of entries. The zero value is not usable.
 type AnnouncementSchedule struct {
-	entryByAnnouncement map[Announcement]*scheduleEntry
+	entryByAnnouncement map[AddressOnLink]*scheduleEntry
 	waitingEntries      entryHeap // by time
-	dueEntries          entryHeap // by round: first announcements come before repetitions
+	dueEntriesByRound   entryHeap // by round: first announcements come before repetitions
 	nextBatchAt         time.Time
 	// refreshInterval is how often an address is announced after its burst; 0 means never.
 	refreshInterval time.Duration
@@ -41,7 +41,7 @@ type AnnouncementSchedule struct {
 
 // scheduleEntry is one address on one link. It is in one of the two heaps, at heapIndex.
 type scheduleEntry struct {
-	announcement      Announcement
+	addressOnLink     AddressOnLink
 	announcementsSent int // the announcements sent so far
 	dueAt             time.Time
 	currentHeap       *entryHeap
@@ -53,58 +53,59 @@ type scheduleEntry struct {
 func NewAnnouncementSchedule(refresh time.Duration) *AnnouncementSchedule {
 	return &AnnouncementSchedule{
 		refreshInterval:     refresh,
-		entryByAnnouncement: map[Announcement]*scheduleEntry{},
+		entryByAnnouncement: map[AddressOnLink]*scheduleEntry{},
 		waitingEntries:      entryHeap{isBefore: func(x, y *scheduleEntry) bool { return x.dueAt.Before(y.dueAt) }},
-		dueEntries: entryHeap{isBefore: func(x, y *scheduleEntry) bool {
+		dueEntriesByRound: entryHeap{isBefore: func(x, y *scheduleEntry) bool {
 			if x.announcementsSent != y.announcementsSent {
 				return x.announcementsSent < y.announcementsSent
 			}
-			if c := x.announcement.Address.Compare(y.announcement.Address); c != 0 {
+			if c := x.addressOnLink.Address.Compare(y.addressOnLink.Address); c != 0 {
 				return c < 0
 			}
-			return x.announcement.Link < y.announcement.Link
+			return x.addressOnLink.LinkIndex < y.addressOnLink.LinkIndex
 		}},
 	}
 }
 
 // StartBurst starts a burst. A burst under way starts from the beginning.
 func (s *AnnouncementSchedule) StartBurst(a netip.Addr, link int, now time.Time) {
-	s.Remove(a, link)
-	e := &scheduleEntry{announcement: Announcement{a, link}, dueAt: now}
-	s.entryByAnnouncement[e.announcement] = e
+	s.RemoveAddressOnLink(a, link)
+	e := &scheduleEntry{addressOnLink: AddressOnLink{a, link}, dueAt: now}
+	s.entryByAnnouncement[e.addressOnLink] = e
 	s.waitingEntries.insertEntry(e)
 }
 
-// Remove deletes the address on the link.
-func (s *AnnouncementSchedule) Remove(a netip.Addr, link int) {
-	if e := s.entryByAnnouncement[Announcement{a, link}]; e != nil {
+// RemoveAddressOnLink deletes the address on the link.
+func (s *AnnouncementSchedule) RemoveAddressOnLink(a netip.Addr, link int) {
+	if e := s.entryByAnnouncement[AddressOnLink{a, link}]; e != nil {
 		e.currentHeap.removeEntry(e)
-		delete(s.entryByAnnouncement, e.announcement)
+		delete(s.entryByAnnouncement, e.addressOnLink)
 	}
 }
 
 // Len returns the number of entries: an address counts once for each of its links.
 func (s *AnnouncementSchedule) Len() int { return len(s.entryByAnnouncement) }
 
-// Advance returns the announcements that are due, at most announcementBatchSize of them, and the
-// time of the next call. That is the zero time when the AnnouncementSchedule is empty.
-func (s *AnnouncementSchedule) Advance(now time.Time) ([]Announcement, time.Time) {
+// TakeDueAnnouncements returns the announcements that are due, at most announcementBatchSize of
+// them, and the time of the next call. That is the zero time when the AnnouncementSchedule is
+// empty.
+func (s *AnnouncementSchedule) TakeDueAnnouncements(now time.Time) ([]AddressOnLink, time.Time) {
 	if now.Before(s.nextBatchAt) {
 		return nil, s.nextBatchAt
 	}
 	for s.waitingEntries.Len() > 0 && !now.Before(s.waitingEntries.entries[0].dueAt) {
 		e := s.waitingEntries.entries[0]
 		s.waitingEntries.removeEntry(e)
-		s.dueEntries.insertEntry(e)
+		s.dueEntriesByRound.insertEntry(e)
 	}
-	var out []Announcement
-	for s.dueEntries.Len() > 0 && len(out) < announcementBatchSize {
-		e := s.dueEntries.entries[0]
-		s.dueEntries.removeEntry(e)
-		out = append(out, e.announcement)
-		after, again := s.nextRoundDelay(e)
+	var out []AddressOnLink
+	for s.dueEntriesByRound.Len() > 0 && len(out) < announcementBatchSize {
+		e := s.dueEntriesByRound.entries[0]
+		s.dueEntriesByRound.removeEntry(e)
+		out = append(out, e.addressOnLink)
+		after, again := s.delayUntilNextAnnouncement(e)
 		if !again {
-			delete(s.entryByAnnouncement, e.announcement)
+			delete(s.entryByAnnouncement, e.addressOnLink)
 			continue
 		}
 		e.dueAt = now.Add(after)
@@ -112,7 +113,7 @@ func (s *AnnouncementSchedule) Advance(now time.Time) ([]Announcement, time.Time
 		s.waitingEntries.insertEntry(e)
 	}
 	switch {
-	case s.dueEntries.Len() > 0:
+	case s.dueEntriesByRound.Len() > 0:
 		s.nextBatchAt = now.Add(announcementBatchInterval)
 		return out, s.nextBatchAt
 	case s.waitingEntries.Len() > 0:
@@ -121,26 +122,26 @@ func (s *AnnouncementSchedule) Advance(now time.Time) ([]Announcement, time.Time
 	return out, time.Time{}
 }
 
-// nextRoundDelay returns the delay from this round to the next, and whether there is a next one.
-// The delay counts from when the round was sent, so that delayed rounds do not pile up. The first
-// refresh comes sooner, by another amount for each address, so that addresses that were taken
-// together are not all refreshed together.
-func (s *AnnouncementSchedule) nextRoundDelay(e *scheduleEntry) (time.Duration, bool) {
+// delayUntilNextAnnouncement returns the delay from this round to the next, and whether there is a
+// next one. The delay counts from when the round was sent, so that delayed rounds do not pile up.
+// The first refresh comes sooner, by another amount for each address, so that addresses that were
+// taken together are not all refreshed together.
+func (s *AnnouncementSchedule) delayUntilNextAnnouncement(e *scheduleEntry) (time.Duration, bool) {
 	switch {
 	case e.announcementsSent+1 < len(burstOffsets):
 		return burstOffsets[e.announcementsSent+1] - burstOffsets[e.announcementsSent], true
 	case e.announcementsSent+1 == len(burstOffsets):
-		return s.refreshInterval - s.refreshInterval/2*time.Duration(pseudoRandomByte(e.announcement))/256, s.refreshInterval > 0
+		return s.refreshInterval - s.refreshInterval/2*time.Duration(pseudoRandomByte(e.addressOnLink))/256, s.refreshInterval > 0
 	}
 	return s.refreshInterval, true
 }
 
 // pseudoRandomByte returns a number that looks random, and is the same for the same
 // address and link.
-func pseudoRandomByte(g Announcement) uint8 {
+func pseudoRandomByte(g AddressOnLink) uint8 {
 	h := fnv.New32a()
 	b := g.Address.As16()
-	h.Write(append(b[:], byte(g.Link)))
+	h.Write(append(b[:], byte(g.LinkIndex)))
 	return uint8(h.Sum32() >> 8)
 }
 

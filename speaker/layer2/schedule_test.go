@@ -15,12 +15,12 @@ import (
 
 var testStart = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// runSchedule calls Advance whenever it is due, and returns when each announcement was
+// collectAnnouncementTimes calls Advance whenever it is due, and returns when each announcement was
 // due, in milliseconds.
-func runSchedule(t *testing.T, s *layer2.AnnouncementSchedule, from, to time.Time) map[layer2.Announcement][]int64 {
-	out := map[layer2.Announcement][]int64{}
+func collectAnnouncementTimes(t *testing.T, s *layer2.AnnouncementSchedule, from, to time.Time) map[layer2.AddressOnLink][]int64 {
+	out := map[layer2.AddressOnLink][]int64{}
 	for now := from; !now.After(to); {
-		due, next := s.Advance(now)
+		due, next := s.TakeDueAnnouncements(now)
 		for _, g := range due {
 			out[g] = append(out[g], now.Sub(testStart).Milliseconds())
 		}
@@ -35,37 +35,37 @@ func runSchedule(t *testing.T, s *layer2.AnnouncementSchedule, from, to time.Tim
 	return out
 }
 
-func TestSchedule(t *testing.T) {
+func TestScheduleAnnouncesEachAddressInABurst(t *testing.T) {
 	burst := []int64{0, 100, 300, 1100, 2200, 3300, 4400}
-	a, b := layer2.Announcement{Address: heldIPv4, Link: 2}, layer2.Announcement{Address: heldIPv4, Link: 3}
+	a, b := layer2.AddressOnLink{Address: heldIPv4, LinkIndex: 2}, layer2.AddressOnLink{Address: heldIPv4, LinkIndex: 3}
 	tests := map[string]struct {
 		do   func(s *layer2.AnnouncementSchedule)
 		to   time.Duration
-		want map[layer2.Announcement][]int64
+		want map[layer2.AddressOnLink][]int64
 	}{
 		"nothing is due before the first start": {func(*layer2.AnnouncementSchedule) {}, time.Hour, nil},
-		"a burst":                               {func(s *layer2.AnnouncementSchedule) { s.StartBurst(heldIPv4, 2, testStart) }, 10 * time.Second, map[layer2.Announcement][]int64{a: burst}},
+		"a burst":                               {func(s *layer2.AnnouncementSchedule) { s.StartBurst(heldIPv4, 2, testStart) }, 10 * time.Second, map[layer2.AddressOnLink][]int64{a: burst}},
 		"a burst on each of two links": {func(s *layer2.AnnouncementSchedule) {
 			s.StartBurst(heldIPv4, 2, testStart)
 			s.StartBurst(heldIPv4, 3, testStart)
-		}, 10 * time.Second, map[layer2.Announcement][]int64{a: burst, b: burst}},
-		"nothing is announced after the burst without a refresh interval": {func(s *layer2.AnnouncementSchedule) { s.StartBurst(heldIPv4, 2, testStart) }, time.Hour, map[layer2.Announcement][]int64{a: burst}},
+		}, 10 * time.Second, map[layer2.AddressOnLink][]int64{a: burst, b: burst}},
+		"nothing is announced after the burst without a refresh interval": {func(s *layer2.AnnouncementSchedule) { s.StartBurst(heldIPv4, 2, testStart) }, time.Hour, map[layer2.AddressOnLink][]int64{a: burst}},
 		"started twice is one burst": {func(s *layer2.AnnouncementSchedule) {
 			s.StartBurst(heldIPv4, 2, testStart)
 			s.StartBurst(heldIPv4, 2, testStart)
-		}, 10 * time.Second, map[layer2.Announcement][]int64{a: burst}},
+		}, 10 * time.Second, map[layer2.AddressOnLink][]int64{a: burst}},
 		"removed from one of its links": {func(s *layer2.AnnouncementSchedule) {
 			s.StartBurst(heldIPv4, 2, testStart)
 			s.StartBurst(heldIPv4, 3, testStart)
-			s.Remove(heldIPv4, 2)
-			s.Remove(otherIPv4, 2)
-		}, 10 * time.Second, map[layer2.Announcement][]int64{b: burst}},
+			s.RemoveAddressOnLink(heldIPv4, 2)
+			s.RemoveAddressOnLink(unheldIPv4, 2)
+		}, 10 * time.Second, map[layer2.AddressOnLink][]int64{b: burst}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			s := layer2.NewAnnouncementSchedule(0)
 			tt.do(s)
-			if got := runSchedule(t, s, testStart, testStart.Add(tt.to)); !maps.EqualFunc(got, tt.want, slices.Equal) {
+			if got := collectAnnouncementTimes(t, s, testStart, testStart.Add(tt.to)); !maps.EqualFunc(got, tt.want, slices.Equal) {
 				t.Errorf("due at %v ms, want %v", got, tt.want)
 			}
 		})
@@ -80,9 +80,9 @@ func TestRefreshesAreSpread(t *testing.T) {
 		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStart)
 	}
 	burst := testStart.Add(10 * time.Second)
-	runSchedule(t, s, testStart, burst)
+	collectAnnouncementTimes(t, s, testStart, burst)
 	seconds := map[int64]int{}
-	for _, at := range runSchedule(t, s, burst, burst.Add(5*every)) {
+	for _, at := range collectAnnouncementTimes(t, s, burst, burst.Add(5*every)) {
 		if len(at) < 4 || len(at) > 5 {
 			t.Fatalf("an address is refreshed %d times in %v, want each %v", len(at), 5*every, every)
 		}
@@ -107,11 +107,11 @@ func TestNewAddressIsAnnouncedBeforeRepetitions(t *testing.T) {
 		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStart)
 	}
 	late := testStart.Add(1500 * time.Millisecond)
-	runSchedule(t, s, testStart, late)
+	collectAnnouncementTimes(t, s, testStart, late)
 	s.StartBurst(heldIPv4, 2, late)
 	for wait := late; ; {
-		due, next := s.Advance(wait)
-		if i := slices.Index(due, layer2.Announcement{Address: heldIPv4, Link: 2}); i >= 0 {
+		due, next := s.TakeDueAnnouncements(wait)
+		if i := slices.Index(due, layer2.AddressOnLink{Address: heldIPv4, LinkIndex: 2}); i >= 0 {
 			if wait.Sub(late) > 20*time.Millisecond {
 				t.Fatalf("the new address is announced after %v", wait.Sub(late))
 			}
@@ -126,24 +126,24 @@ func TestNewAddressIsAnnouncedBeforeRepetitions(t *testing.T) {
 func TestScheduleProperties(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s, now := layer2.NewAnnouncementSchedule(2*time.Minute), testStart
-		scheduled := map[layer2.Announcement]time.Time{} // when the burst was started last
-		last := map[layer2.Announcement]time.Time{}
-		sent := map[layer2.Announcement]bool{}
+		scheduled := map[layer2.AddressOnLink]time.Time{} // when the burst was started last
+		last := map[layer2.AddressOnLink]time.Time{}
+		sent := map[layer2.AddressOnLink]bool{}
 		for range rapid.IntRange(1, 60).Draw(rt, "steps") {
 			for range rapid.IntRange(0, 80).Draw(rt, "starts") {
-				g := layer2.Announcement{Address: netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(rt, "a")}), Link: rapid.IntRange(1, 2).Draw(rt, "link")}
+				g := layer2.AddressOnLink{Address: netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(rt, "a")}), LinkIndex: rapid.IntRange(1, 2).Draw(rt, "link")}
 				if rapid.IntRange(0, 9).Draw(rt, "remove") == 0 {
-					s.Remove(g.Address, g.Link)
+					s.RemoveAddressOnLink(g.Address, g.LinkIndex)
 					delete(scheduled, g)
 					delete(sent, g)
 				} else {
-					s.StartBurst(g.Address, g.Link, now)
+					s.StartBurst(g.Address, g.LinkIndex, now)
 					scheduled[g] = now
 					delete(sent, g)
 				}
 				delete(last, g)
 			}
-			due, next := s.Advance(now)
+			due, next := s.TakeDueAnnouncements(now)
 			if len(due) > 50 {
 				rt.Fatalf("%d announcements at once", len(due))
 			}
@@ -168,7 +168,7 @@ func TestScheduleProperties(t *testing.T) {
 			now = next
 		}
 		for range 20 { // at most 512 addresses, 50 each 10 ms
-			due, next := s.Advance(now)
+			due, next := s.TakeDueAnnouncements(now)
 			for _, g := range due {
 				sent[g] = true
 			}
@@ -177,7 +177,7 @@ func TestScheduleProperties(t *testing.T) {
 			}
 			now = now.Add(min(next.Sub(now), 10*time.Millisecond))
 		}
-		for _, g := range slices.SortedFunc(maps.Keys(scheduled), func(x, y layer2.Announcement) int { return cmp.Compare(x.Link, y.Link) }) {
+		for _, g := range slices.SortedFunc(maps.Keys(scheduled), func(x, y layer2.AddressOnLink) int { return cmp.Compare(x.LinkIndex, y.LinkIndex) }) {
 			if !sent[g] {
 				rt.Fatalf("%v was never announced", g)
 			}
@@ -193,6 +193,6 @@ func BenchmarkSchedule(b *testing.B) {
 	now := testStart
 	b.ReportAllocs()
 	for b.Loop() {
-		_, now = s.Advance(now)
+		_, now = s.TakeDueAnnouncements(now)
 	}
 }

@@ -19,8 +19,8 @@ import (
 // unusualFrame builds an unusual request for the held address. Its sender is not the
 // harness's client.
 type unusualFrame struct {
-	buildFrame func(o unusualSender) []byte
-	isAnswered bool
+	buildFrame  func(o unusualSender) []byte
+	wantsAnswer bool
 }
 
 // unusualSender builds requests from another host on the client's link.
@@ -35,14 +35,14 @@ const (
 	ip6HopLimitOffset, ip6SourceOffset, ip6DestinationOffset, icmp6Offset, icmp6CodeOffset, icmp6ChecksumOffset = 21, 22, 38, 54, 55, 56
 )
 
-// arpRequest returns an ordinary ARP request.
-func (o unusualSender) arpRequest() []byte {
+// ordinaryARPRequest returns an ordinary ARP request.
+func (o unusualSender) ordinaryARPRequest() []byte {
 	b := slices.Concat(ethernetBroadcast[:], o.clientMAC[:], []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1}, o.clientMAC[:], o.senderIP.AsSlice(), make([]byte, 6), o.heldIP.AsSlice())
 	return append(b, make([]byte, 60-len(b))...)
 }
 
-// solicitation returns an ordinary Neighbor Solicitation to the given destination.
-func (o unusualSender) solicitation(mac facts.MAC, from, to netip.Addr, options ...ndp.Option) []byte {
+// ordinaryNeighborSolicitation returns an ordinary Neighbor Solicitation to the given destination.
+func (o unusualSender) ordinaryNeighborSolicitation(mac facts.MAC, from, to netip.Addr, options ...ndp.Option) []byte {
 	m, err := ndp.MarshalMessageChecksum(&ndp.NeighborSolicitation{TargetAddress: o.heldIP, Options: options}, from, to)
 	if err != nil {
 		o.t.Fatal(err)
@@ -68,9 +68,9 @@ func (o unusualSender) sourceMACOption() ndp.Option {
 // ordinaryRequest returns the ordinary request of the family.
 func (o unusualSender) ordinaryRequest() []byte {
 	if o.heldIP.Is4() {
-		return o.arpRequest()
+		return o.ordinaryARPRequest()
 	}
-	return o.solicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption())
+	return o.ordinaryNeighborSolicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption())
 }
 
 // requestWithBytesAt overwrites bytes of the ordinary request.
@@ -94,34 +94,40 @@ func requestWithVLANTag(kind, vlan uint16) func(unusualSender) []byte {
 
 var unusualFramesByFamily = map[string]map[string]unusualFrame{
 	"IPv4": {
-		"a request without padding":              {func(o unusualSender) []byte { return o.arpRequest()[:42] }, true},
-		"a unicast request to the holder":        {func(o unusualSender) []byte { return slices.Concat(o.link.MAC[:], o.arpRequest()[6:]) }, true},
-		"a VLAN tag with only a priority":        {requestWithVLANTag(0x8100, 5<<13), true},
-		"a VLAN":                                 {requestWithVLANTag(0x8100, 5), false},
-		"a provider's VLAN":                      {requestWithVLANTag(0x88a8, 5), false},
-		"operation 0":                            {requestWithBytesAt(arpOperationOffset, 0, 0), false},
-		"a reverse ARP request":                  {requestWithBytesAt(arpOperationOffset, 0, 3), false},
-		"addresses of another length":            {requestWithBytesAt(arpLengthsOffset, 8, 4), false},
-		"another length of IP":                   {requestWithBytesAt(arpLengthsOffset, 6, 16), false},
-		"another hardware":                       {requestWithBytesAt(arpHardwareTypeOffset, 0, 32), false},
-		"another protocol":                       {requestWithBytesAt(arpProtocolTypeOffset, 0x86, 0xdd), false},
-		"a frame that is cut short":              {func(o unusualSender) []byte { return o.arpRequest()[:36] }, false},
-		"a broadcast sender":                     {requestWithBytesAt(22, ethernetBroadcast[:]...), false},
-		"a request to another host":              {func(o unusualSender) []byte { return slices.Concat(foreignMAC[:], o.arpRequest()[6:]) }, false},
-		"a request to a group":                   {func(o unusualSender) []byte { return slices.Concat([]byte{1, 0, 0x5e, 0, 0, 1}, o.arpRequest()[6:]) }, false},
-		"a request for the sender's own address": {func(o unusualSender) []byte { b := o.arpRequest(); copy(b[28:32], o.heldIP.AsSlice()); return b }, false},
+		"a request without padding":       {func(o unusualSender) []byte { return o.ordinaryARPRequest()[:42] }, true},
+		"a unicast request to the holder": {func(o unusualSender) []byte { return slices.Concat(o.link.MAC[:], o.ordinaryARPRequest()[6:]) }, true},
+		"a VLAN tag with only a priority": {requestWithVLANTag(0x8100, 5<<13), true},
+		"a VLAN":                          {requestWithVLANTag(0x8100, 5), false},
+		"a provider's VLAN":               {requestWithVLANTag(0x88a8, 5), false},
+		"operation 0":                     {requestWithBytesAt(arpOperationOffset, 0, 0), false},
+		"a reverse ARP request":           {requestWithBytesAt(arpOperationOffset, 0, 3), false},
+		"addresses of another length":     {requestWithBytesAt(arpLengthsOffset, 8, 4), false},
+		"another length of IP":            {requestWithBytesAt(arpLengthsOffset, 6, 16), false},
+		"another hardware":                {requestWithBytesAt(arpHardwareTypeOffset, 0, 32), false},
+		"another protocol":                {requestWithBytesAt(arpProtocolTypeOffset, 0x86, 0xdd), false},
+		"a frame that is cut short":       {func(o unusualSender) []byte { return o.ordinaryARPRequest()[:36] }, false},
+		"a broadcast sender":              {requestWithBytesAt(22, ethernetBroadcast[:]...), false},
+		"a request to another host":       {func(o unusualSender) []byte { return slices.Concat(foreignMAC[:], o.ordinaryARPRequest()[6:]) }, false},
+		"a request to a group": {func(o unusualSender) []byte {
+			return slices.Concat([]byte{1, 0, 0x5e, 0, 0, 1}, o.ordinaryARPRequest()[6:])
+		}, false},
+		"a request for the sender's own address": {func(o unusualSender) []byte {
+			b := o.ordinaryARPRequest()
+			copy(b[28:32], o.heldIP.AsSlice())
+			return b
+		}, false},
 	},
 	"IPv6": {
 		"a request to the group": {func(o unusualSender) []byte { return o.ordinaryRequest() }, true},
 		"a unicast request to the holder, with a link-layer address": {func(o unusualSender) []byte {
-			return o.solicitation(o.link.MAC, o.senderIP, o.heldIP, o.sourceMACOption())
+			return o.ordinaryNeighborSolicitation(o.link.MAC, o.senderIP, o.heldIP, o.sourceMACOption())
 		}, true},
-		"a unicast request to the holder, without a link-layer address": {func(o unusualSender) []byte { return o.solicitation(o.link.MAC, o.senderIP, o.heldIP) }, true},
+		"a unicast request to the holder, without a link-layer address": {func(o unusualSender) []byte { return o.ordinaryNeighborSolicitation(o.link.MAC, o.senderIP, o.heldIP) }, true},
 		"a request without a link-layer address": {func(o unusualSender) []byte {
-			return o.solicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup())
+			return o.ordinaryNeighborSolicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup())
 		}, true},
 		"an unknown option": {func(o unusualSender) []byte {
-			return o.solicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption(), &ndp.RawOption{Type: 200, Length: 1, Value: make([]byte, 6)})
+			return o.ordinaryNeighborSolicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption(), &ndp.RawOption{Type: 200, Length: 1, Value: make([]byte, 6)})
 		}, true},
 		"a VLAN tag with only a priority": {requestWithVLANTag(0x8100, 5<<13), true},
 		"a VLAN":                          {requestWithVLANTag(0x8100, 5), false},
@@ -129,13 +135,13 @@ var unusualFramesByFamily = map[string]map[string]unusualFrame{
 		"a wrong checksum":                {requestWithBytesAt(icmp6ChecksumOffset, 0x55, 0xaa), false},
 		"another code":                    {requestWithBytesAt(icmp6CodeOffset, 1), false},
 		"a request to all nodes": {func(o unusualSender) []byte {
-			return o.solicitation(layer2.AnnouncementDestinationMAC(o.heldIP), o.senderIP, netip.MustParseAddr("ff02::1"), o.sourceMACOption())
+			return o.ordinaryNeighborSolicitation(layer2.AnnouncementDestinationMAC(o.heldIP), o.senderIP, netip.MustParseAddr("ff02::1"), o.sourceMACOption())
 		}, false},
 		"a request to another host": {func(o unusualSender) []byte {
-			return o.solicitation(foreignMAC, o.senderIP, o.heldIP, o.sourceMACOption())
+			return o.ordinaryNeighborSolicitation(foreignMAC, o.senderIP, o.heldIP, o.sourceMACOption())
 		}, false},
 		"a sender that is a group": {func(o unusualSender) []byte {
-			return o.solicitation(layer2.RequestDestinationMAC(o.heldIP), netip.MustParseAddr("ff02::1"), o.solicitedNodeGroup(), o.sourceMACOption())
+			return o.ordinaryNeighborSolicitation(layer2.RequestDestinationMAC(o.heldIP), netip.MustParseAddr("ff02::1"), o.solicitedNodeGroup(), o.sourceMACOption())
 		}, false},
 		"a fragment": {func(o unusualSender) []byte {
 			b := o.ordinaryRequest()
@@ -152,20 +158,20 @@ func TestUnusualRequests(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
 			b := newVethHarness(t, c)
-			b.nodeNamespace.MustRun(func() error {
+			b.nodeNamespace.MustRunInside(func() error {
 				eth0, err := netlink.LinkByName("eth0")
 				return errors.Join(err, netlink.SetPromiscOn(eth0))
 			})
 			send := openRawSender(b)
-			b.holdNewAddress(b.heldIP)
+			b.holdNewAddressUntilAnnounced(b.heldIP)
 			for name, c := range unusualFramesByFamily[family] {
 				t.Run(name, func(t *testing.T) {
 					o := unusualSender{b, b.clientIP.Next()}
 					b.discardHeardFrames()
 					send(c.buildFrame(o))
 					b.sendFrame(b.requestFor(b.heldIP))
-					if got := b.hasReplyBefore(b.replyFor(b.heldIP)); got != c.isAnswered {
-						t.Errorf("it is answered: %v, want %v", got, c.isAnswered)
+					if got := b.hearsOtherReplyBefore(b.expectedReplyToClient(b.heldIP)); got != c.wantsAnswer {
+						t.Errorf("it is answered: %v, want %v", got, c.wantsAnswer)
 					}
 				})
 			}
@@ -173,15 +179,15 @@ func TestUnusualRequests(t *testing.T) {
 	}
 }
 
-// hasReplyBefore waits for a reply, and says whether another came before it. Replies come in the
-// order of the requests.
-func (b *harness) hasReplyBefore(last layer2.Frame) bool {
+// hearsOtherReplyBefore waits for a reply, and says whether another came before it. Replies come in
+// the order of the requests.
+func (b *harness) hearsOtherReplyBefore(last layer2.ARPOrNDPFrame) bool {
 	b.t.Helper()
 	another := false
 	timeout := time.After(30 * time.Second)
 	for {
 		select {
-		case f := <-b.heardFrames:
+		case f := <-b.framesHeardByClient:
 			if f == last {
 				return another
 			}
@@ -195,7 +201,7 @@ func (b *harness) hasReplyBefore(last layer2.Frame) bool {
 // openRawSender returns a function that sends raw frames on the client's link.
 func openRawSender(b *harness) func(frame []byte) {
 	fd := -1
-	b.clientNamespace.MustRun(func() error {
+	b.clientNamespace.MustRunInside(func() error {
 		l, err := linkByName("eth0")
 		if err == nil {
 			fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)

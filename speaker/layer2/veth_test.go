@@ -21,7 +21,7 @@ import (
 
 // newVethHarness returns a harness of two namespaces with a veth pair between them.
 func newVethHarness(t testing.TB, c testAddresses) *harness {
-	node, client := netnstest.New(t), netnstest.New(t)
+	node, client := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	node.AddVethPair("eth0", client, "eth0")
 	return newHarnessBetween(t, c, linkEnd{node, "eth0"}, linkEnd{client, "eth0"})
 }
@@ -35,23 +35,23 @@ type linkEnd struct {
 // newHarnessBetween returns a harness on two links that are connected to each other.
 func newHarnessBetween(t testing.TB, c testAddresses, nodeEnd, clientEnd linkEnd, options ...layer2.Option) *harness {
 	node, client := nodeEnd.namespace, clientEnd.namespace
-	node.AddAddress(nodeEnd.name, c.nodePrefix.String())
-	client.AddAddress(clientEnd.name, netip.PrefixFrom(c.clientIP, c.nodePrefix.Bits()).String())
-	b := &harness{testAddresses: c, t: t, nodeNamespace: node, clientNamespace: client, engine: layer2.New(wire.Wire{}, time.Now, options...)}
-	node.MustRun(func() (err error) {
+	node.AddAddressToLink(nodeEnd.name, c.nodePrefix.String())
+	client.AddAddressToLink(clientEnd.name, netip.PrefixFrom(c.clientIP, c.nodePrefix.Bits()).String())
+	b := &harness{testAddresses: c, t: t, nodeNamespace: node, clientNamespace: client, engine: layer2.NewEngine(wire.PacketSocketOpener{}, time.Now, options...)}
+	node.MustRunInside(func() (err error) {
 		b.link, err = linkByName(nodeEnd.name)
 		return err
 	})
-	client.MustRun(func() error {
+	client.MustRunInside(func() error {
 		l, err := linkByName(clientEnd.name)
 		if err != nil {
 			return err
 		}
 		b.clientMAC = l.MAC
-		b.clientPort, err = wire.Wire{}.OpenPort(l, ipfamily.FamilyOf(c.heldIP))
+		b.clientPort, err = wire.PacketSocketOpener{}.OpenPort(l, ipfamily.FamilyOf(c.heldIP))
 		return err
 	})
-	b.startEngine(func(ctx context.Context) error { return node.Run(ctx, b.engine.Run) })
+	b.startEngine(func(ctx context.Context) error { return node.RunInside(ctx, b.engine.Run) })
 	return b
 }
 
@@ -68,7 +68,7 @@ func linkByName(name string) (facts.Link, error) {
 
 func TestScenariosOnVeth(t *testing.T) {
 	for family, c := range addressesByFamily {
-		for name, scenario := range wireScenarios {
+		for name, scenario := range scenariosForEveryWire {
 			t.Run(family+": "+name, func(t *testing.T) {
 				t.Parallel()
 				scenario(newVethHarness(t, c))
@@ -77,30 +77,30 @@ func TestScenariosOnVeth(t *testing.T) {
 	}
 }
 
-// stackedLinkKinds put a link named lan0 on top of eth0.
-var stackedLinkKinds = map[string]func(eth0 netlink.Link) error{
+// addStackedLinkByKind put a link named lan0 on top of eth0.
+var addStackedLinkByKind = map[string]func(eth0 netlink.Link) error{
 	"bridge": func(eth0 netlink.Link) error {
-		bridge := &netlink.Bridge{LinkAttrs: linkAttributes("lan0")}
+		bridge := &netlink.Bridge{LinkAttrs: netlinkAttributesWithName("lan0")}
 		return errors.Join(netlink.LinkAdd(bridge), netlink.LinkSetMaster(eth0, bridge), netlink.LinkSetUp(bridge))
 	},
 	"macvlan": func(eth0 netlink.Link) error {
-		l := &netlink.Macvlan{LinkAttrs: linkAttributes("lan0"), Mode: netlink.MACVLAN_MODE_BRIDGE}
+		l := &netlink.Macvlan{LinkAttrs: netlinkAttributesWithName("lan0"), Mode: netlink.MACVLAN_MODE_BRIDGE}
 		l.ParentIndex = eth0.Attrs().Index
 		return errors.Join(netlink.LinkAdd(l), netlink.LinkSetUp(l))
 	},
 	"VLAN": func(eth0 netlink.Link) error {
-		l := &netlink.Vlan{LinkAttrs: linkAttributes("lan0"), VlanId: 5}
+		l := &netlink.Vlan{LinkAttrs: netlinkAttributesWithName("lan0"), VlanId: 5}
 		l.ParentIndex = eth0.Attrs().Index
 		return errors.Join(netlink.LinkAdd(l), netlink.LinkSetUp(l))
 	},
 	"bond": func(eth0 netlink.Link) error {
-		bond := netlink.NewLinkBond(linkAttributes("lan0"))
+		bond := netlink.NewLinkBond(netlinkAttributesWithName("lan0"))
 		bond.Mode = netlink.BOND_MODE_ACTIVE_BACKUP
 		return errors.Join(netlink.LinkAdd(bond), netlink.LinkSetDown(eth0), netlink.LinkSetMaster(eth0, bond), netlink.LinkSetUp(bond), netlink.LinkSetUp(eth0))
 	},
 }
 
-func linkAttributes(name string) netlink.LinkAttrs {
+func netlinkAttributesWithName(name string) netlink.LinkAttrs {
 	a := netlink.NewLinkAttrs()
 	a.Name = name
 	return a
@@ -108,9 +108,9 @@ func linkAttributes(name string) netlink.LinkAttrs {
 
 // A link on top of a veth link behaves like the veth link.
 func TestScenariosOnStackedLinks(t *testing.T) {
-	for kind, stack := range stackedLinkKinds {
+	for kind, stack := range addStackedLinkByKind {
 		t.Run(kind, func(t *testing.T) {
-			if errors.Is(addStackedLink(netnstest.New(t), netnstest.New(t), stack), unix.EOPNOTSUPP) {
+			if errors.Is(addStackedLink(netnstest.NewNamespace(t), netnstest.NewNamespace(t), stack), unix.EOPNOTSUPP) {
 				t.Skipf("this kernel has no %s", kind)
 			}
 			for family, c := range addressesByFamily {
@@ -120,7 +120,7 @@ func TestScenariosOnStackedLinks(t *testing.T) {
 				} {
 					t.Run(family+": "+name, func(t *testing.T) {
 						t.Parallel()
-						wireScenarios[name](newStackedLinkHarness(t, kind, stack, c))
+						scenariosForEveryWire[name](newStackedLinkHarness(t, kind, stack, c))
 					})
 				}
 			}
@@ -131,14 +131,14 @@ func TestScenariosOnStackedLinks(t *testing.T) {
 // newStackedLinkHarness returns a harness whose node has a link on top of its veth link.
 // For a VLAN the client has one too.
 func newStackedLinkHarness(t *testing.T, kind string, stack func(netlink.Link) error, c testAddresses) *harness {
-	node, client := netnstest.New(t), netnstest.New(t)
+	node, client := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	if err := addStackedLink(node, client, stack); err != nil {
 		t.Fatal(err)
 	}
 	if kind != "VLAN" {
 		return newHarnessBetween(t, c, linkEnd{node, "lan0"}, linkEnd{client, "eth0"})
 	}
-	client.MustRun(func() error {
+	client.MustRunInside(func() error {
 		eth0, err := netlink.LinkByName("eth0")
 		return errors.Join(err, stack(eth0))
 	})
@@ -148,7 +148,7 @@ func newStackedLinkHarness(t *testing.T, kind string, stack func(netlink.Link) e
 // addStackedLink adds a veth pair and puts a link on top of its end in the first namespace.
 func addStackedLink(room, peer *netnstest.Namespace, stack func(netlink.Link) error) error {
 	room.AddVethPair("eth0", peer, "eth0")
-	return room.Run(context.Background(), func(context.Context) error {
+	return room.RunInside(context.Background(), func(context.Context) error {
 		eth0, err := netlink.LinkByName("eth0")
 		if err != nil {
 			return err
@@ -161,14 +161,14 @@ func addStackedLink(room, peer *netnstest.Namespace, stack func(netlink.Link) er
 // over two sockets and a veth pair.
 func BenchmarkAnswerOverVeth(b *testing.B) {
 	bed := newVethHarness(b, ipv4TestAddresses)
-	bed.holdNewAddress(heldIPv4)
+	bed.holdNewAddressUntilAnnounced(heldIPv4)
 	bed.sendFrame(bed.requestFor(heldIPv4))
-	bed.awaitClientFrame("the address is held", bed.replyFor(heldIPv4))
-	want := bed.replyFor(heldIPv4)
+	bed.awaitClientFrame("the address is held", bed.expectedReplyToClient(heldIPv4))
+	want := bed.expectedReplyToClient(heldIPv4)
 	b.ReportAllocs()
 	for b.Loop() {
 		bed.sendFrame(bed.requestFor(heldIPv4))
-		for f := range bed.heardFrames {
+		for f := range bed.framesHeardByClient {
 			if f == want {
 				break
 			}

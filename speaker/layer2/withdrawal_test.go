@@ -16,7 +16,7 @@ import (
 // blockingWire is a Wire whose ports block the engine: once blocked is closed, Write returns only
 // after unblocked is closed. The readers answer meanwhile.
 type blockingWire struct {
-	layer2.Wire
+	layer2.PortOpener
 	blocked, unblocked chan struct{}
 }
 
@@ -26,17 +26,17 @@ type blockingPort struct {
 }
 
 func (w *blockingWire) OpenPort(l facts.Link, f ipfamily.Family) (layer2.Port, error) {
-	p, err := w.Wire.OpenPort(l, f)
+	p, err := w.PortOpener.OpenPort(l, f)
 	return blockingPort{p, w}, err
 }
 
-func (p blockingPort) Write(f layer2.Frame) error {
+func (p blockingPort) WriteFrame(f layer2.ARPOrNDPFrame) error {
 	select {
 	case <-p.wire.blocked:
 		<-p.wire.unblocked
 	default:
 	}
-	return p.Port.Write(f)
+	return p.Port.WriteFrame(f)
 }
 
 // TestAWithdrawnAddressIsSilentAtOnce: after a pause the speaker gives up an address that another
@@ -46,7 +46,7 @@ func TestAWithdrawnAddressIsSilentAtOnce(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				lan := layer2test.New()
+				lan := layer2test.NewLAN()
 				w := &blockingWire{lan.AddHost("node1"), make(chan struct{}), make(chan struct{})}
 				mac := facts.MAC{2, 0, 0, 0, 0, 0x64}
 				client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, ipfamily.FamilyOf(c.heldIP))
@@ -54,14 +54,14 @@ func TestAWithdrawnAddressIsSilentAtOnce(t *testing.T) {
 					t.Fatal(err)
 				}
 				b := &harness{
-					testAddresses: c, t: t, clientPort: client, clientMAC: mac, engine: layer2.New(w, time.Now),
+					testAddresses: c, t: t, clientPort: client, clientMAC: mac, engine: layer2.NewEngine(w, time.Now),
 					link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 0x0b}},
 				}
 				b.startEngine(func(ctx context.Context) error { return b.engine.Run(ctx) })
 				unblock := sync.OnceFunc(func() { close(w.unblocked) })
 				t.Cleanup(unblock) // before the engine is stopped
 				b.holdAddresses(b.heldIP, b.unheldIP)
-				b.awaitClientFrame("the address is announced", b.gratuitousReply(b.link.MAC, b.heldIP))
+				b.awaitClientFrame("the address is announced", b.gratuitousReplyFrom(b.link.MAC, b.heldIP))
 				b.engine.SetSendDeadline(time.Time{})
 				close(w.blocked)
 				b.engine.SetSendDeadline(time.Now().Add(time.Hour))
@@ -73,7 +73,7 @@ func TestAWithdrawnAddressIsSilentAtOnce(t *testing.T) {
 				b.sendFrame(b.requestFor(b.heldIP))
 				b.requireClientSilence("the address is given up", b.heldIP)
 				b.sendFrame(b.requestFor(b.unheldIP))
-				b.awaitClientFrame("the other address is still held", b.replyFor(b.unheldIP))
+				b.awaitClientFrame("the other address is still held", b.expectedReplyToClient(b.unheldIP))
 
 				unblock()
 				synctest.Wait()

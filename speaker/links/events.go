@@ -21,8 +21,8 @@ const netlinkGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1)
 type netlinkSubscription struct {
 	socket        *os.File
 	eventReceived *latest.Wake
-	// failure delivers the error that ended the subscription.
-	failure chan error
+	// endError delivers the error that ended the subscription.
+	endError chan error
 }
 
 // subscribeToNetlink opens a subscription. The caller closes it.
@@ -35,14 +35,14 @@ func subscribeToNetlink() (*netlinkSubscription, error) {
 		_ = unix.Close(fd) // the error of bind says more
 		return nil, fmt.Errorf("subscribing to links, addresses and routes: %w", err)
 	}
-	e := &netlinkSubscription{socket: os.NewFile(uintptr(fd), "netlink"), eventReceived: latest.NewWake(), failure: make(chan error, 1)}
+	e := &netlinkSubscription{socket: os.NewFile(uintptr(fd), "netlink"), eventReceived: latest.NewWake(), endError: make(chan error, 1)}
 	go e.readEvents()
 	return e, nil
 }
 
-// readEvents reads events until the socket fails or is closed. Then it closes failed.
+// readEvents reads events until the socket fails or is closed. Then it sends the error to endError.
 func (e *netlinkSubscription) readEvents() {
-	defer close(e.failure)
+	defer close(e.endError)
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := e.socket.Read(buf)
@@ -52,7 +52,7 @@ func (e *netlinkSubscription) readEvents() {
 			continue
 		}
 		if err != nil {
-			e.failure <- fmt.Errorf("reading netlink events: %w", err)
+			e.endError <- fmt.Errorf("reading netlink events: %w", err)
 			return
 		}
 		if isRelevantEvent(buf[:n]) {
@@ -64,7 +64,7 @@ func (e *netlinkSubscription) readEvents() {
 // close ends the subscription and waits for its reader.
 func (e *netlinkSubscription) close() {
 	_ = e.socket.Close() // nothing was written
-	for range e.failure {
+	for range e.endError {
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package links watches the network interfaces of the node and delivers the usable ones as
-// immutable LinkSets. After each netlink event, and each resyncInterval, it reads the whole state
-// again, so that a lost event does no harm. It changes nothing on the node.
+// immutable LinkSets. After each netlink event, and each readWithoutEventInterval, it reads the
+// whole state again, so that a lost event does no harm. It changes nothing on the node.
 package links
 
 import (
@@ -33,10 +33,11 @@ var DefaultExcludePatterns = []string{
 const (
 	// eventCoalesceDelay is how long events are gathered: an interface that comes up sends several.
 	eventCoalesceDelay = 5 * time.Millisecond
-	// resyncInterval is how often the interfaces and the patterns are read without an event.
-	resyncInterval = 5 * time.Second
-	// readRetryDelay is the delay after the interfaces could not be read.
-	readRetryDelay = time.Second
+	// readWithoutEventInterval is how often the interfaces and the patterns are read without an
+	// event.
+	readWithoutEventInterval = 5 * time.Second
+	// failedReadRetryDelay is the delay after the interfaces could not be read.
+	failedReadRetryDelay = time.Second
 	// resubscribeDelay is the delay after netlink failed.
 	resubscribeDelay = time.Second
 )
@@ -47,14 +48,15 @@ type ExcludePatternsFunc func() ([]string, error)
 
 // Watcher delivers the usable links of the process's network namespace.
 type Watcher struct {
-	readExcludePatterns ExcludePatternsFunc
-	excludePatterns     []string // as last read
-	excludeExpressions  []*regexp.Regexp
-	defaultExpressions  []*regexp.Regexp // of DefaultExcludePatterns
-	lastLoggedError     string           // the last error of readExcludePatterns in the log
-	log                 *slog.Logger
-	linkSets            *latest.Value[facts.LinkSet]
-	skippedLinks        atomic.Pointer[[]facts.SkippedLink]
+	readExcludePatterns            ExcludePatternsFunc
+	excludePatterns                []string // as last read
+	compiledExcludePatterns        []*regexp.Regexp
+	compiledDefaultExcludePatterns []*regexp.Regexp // of DefaultExcludePatterns
+	// the last error of readExcludePatterns in the log
+	lastLoggedError string
+	log             *slog.Logger
+	linkSets        *latest.Value[facts.LinkSet]
+	skippedLinks    atomic.Pointer[[]facts.SkippedLink]
 }
 
 // NewWatcher returns a Watcher that excludes the interfaces whose names match one of the patterns.
@@ -66,7 +68,7 @@ func NewWatcher(exclude ExcludePatternsFunc, log *slog.Logger) *Watcher {
 	}
 	w := &Watcher{readExcludePatterns: exclude, log: log, linkSets: latest.NewValue[facts.LinkSet]()}
 	// cannot fail; a test checks that
-	w.defaultExpressions, _ = compilePatterns(DefaultExcludePatterns)
+	w.compiledDefaultExcludePatterns, _ = compilePatterns(DefaultExcludePatterns)
 	w.skippedLinks.Store(&[]facts.SkippedLink{})
 	return w
 }
@@ -74,7 +76,7 @@ func NewWatcher(exclude ExcludePatternsFunc, log *slog.Logger) *Watcher {
 // reloadExcludePatterns reads the exclude patterns again.
 func (w *Watcher) reloadExcludePatterns() {
 	patterns, err := w.readExcludePatterns()
-	if err == nil && w.excludeExpressions != nil && slices.Equal(patterns, w.excludePatterns) {
+	if err == nil && w.compiledExcludePatterns != nil && slices.Equal(patterns, w.excludePatterns) {
 		w.lastLoggedError = ""
 		return
 	}
@@ -83,8 +85,8 @@ func (w *Watcher) reloadExcludePatterns() {
 		compiled, err = compilePatterns(patterns)
 	}
 	if err != nil {
-		if w.excludeExpressions == nil {
-			w.excludePatterns, w.excludeExpressions = DefaultExcludePatterns, w.defaultExpressions
+		if w.compiledExcludePatterns == nil {
+			w.excludePatterns, w.compiledExcludePatterns = DefaultExcludePatterns, w.compiledDefaultExcludePatterns
 		}
 		if err.Error() != w.lastLoggedError {
 			w.lastLoggedError = err.Error()
@@ -92,7 +94,7 @@ func (w *Watcher) reloadExcludePatterns() {
 		}
 		return
 	}
-	w.excludePatterns, w.excludeExpressions, w.lastLoggedError = slices.Clone(patterns), compiled, ""
+	w.excludePatterns, w.compiledExcludePatterns, w.lastLoggedError = slices.Clone(patterns), compiled, ""
 }
 
 func compilePatterns(patterns []string) ([]*regexp.Regexp, error) {
@@ -125,15 +127,15 @@ func (w *Watcher) Run(ctx context.Context) error {
 			case <-time.After(resubscribeDelay):
 			}
 		}
-		if err := w.watchEvents(ctx, &last); err != nil {
+		if err := w.watchUntilNetlinkFails(ctx, &last); err != nil {
 			w.log.Warn("watching the network interfaces; trying again", "error", err)
 		}
 	}
 	return nil
 }
 
-// watchEvents subscribes and delivers sets until netlink fails or ctx ends.
-func (w *Watcher) watchEvents(ctx context.Context, last *facts.LinkSet) error {
+// watchUntilNetlinkFails subscribes and delivers sets until netlink fails or ctx ends.
+func (w *Watcher) watchUntilNetlinkFails(ctx context.Context, last *facts.LinkSet) error {
 	e, err := subscribeToNetlink()
 	if err != nil {
 		return err
@@ -146,7 +148,7 @@ func (w *Watcher) watchEvents(ctx context.Context, last *facts.LinkSet) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-e.failure:
+		case err := <-e.endError:
 			return err
 		case <-changed:
 			// The events of this delay are gathered. It is not extended, however many events come.
@@ -165,14 +167,14 @@ func (w *Watcher) deliverLinks(last *facts.LinkSet) time.Duration {
 	set, err := w.ReadLinks()
 	if err != nil {
 		w.log.Warn("reading the network interfaces", "error", err)
-		return readRetryDelay
+		return failedReadRetryDelay
 	}
 	if *last != nil && reflect.DeepEqual(*last, set) {
-		return resyncInterval
+		return readWithoutEventInterval
 	}
 	*last = set
 	w.linkSets.Put(set)
-	return resyncInterval
+	return readWithoutEventInterval
 }
 
 // ReadLinks returns the usable links. An interface whose addresses cannot be read is delivered
@@ -195,12 +197,12 @@ func (w *Watcher) ReadLinks() (facts.LinkSet, error) {
 			continue
 		}
 		link := facts.Link{Index: a.Index, Name: a.Name, MAC: facts.MAC(a.HardwareAddr)}
-		link.Prefixes, err = linkPrefixes(l)
+		link.AddressesWithPrefixLength, err = readLinkPrefixes(l)
 		if err != nil {
 			w.log.Warn("reading the addresses of a link", "link", a.Name, "error", err)
 		}
-		link.Gateways, link.PreferredGateways = gateways.allByLink[a.Index], gateways.preferredByLink[a.Index]
-		link.ResolvedGateways, err = readResolvedGateways(a.Index, link.Gateways)
+		link.DefaultGateways, link.LowestMetricDefaultGateways = gateways.allByLinkIndex[a.Index], gateways.lowestMetricByLinkIndex[a.Index]
+		link.GatewaysWithKnownMAC, err = readGatewaysWithKnownMAC(a.Index, link.DefaultGateways)
 		if err != nil {
 			w.log.Warn("reading the Ethernet addresses of the gateways", "link", a.Name, "error", err)
 		}
@@ -216,16 +218,16 @@ func (w *Watcher) ReadLinks() (facts.LinkSet, error) {
 // carrier and can broadcast. It is not a port of a bridge or bond: the master is used instead.
 func (w *Watcher) skipReason(a *netlink.LinkAttrs) facts.SkipReason {
 	switch {
-	case matchesAnyExpression(w.excludeExpressions, a.Name) && matchesAnyExpression(w.defaultExpressions, a.Name):
+	case matchesAnyExpression(w.compiledExcludePatterns, a.Name) && matchesAnyExpression(w.compiledDefaultExcludePatterns, a.Name):
 		return facts.SkippedContainerNetwork
-	case matchesAnyExpression(w.excludeExpressions, a.Name):
+	case matchesAnyExpression(w.compiledExcludePatterns, a.Name):
 		return facts.SkippedExcludedByName
 	case a.Flags&net.FlagLoopback != 0, a.Flags&net.FlagBroadcast == 0, a.RawFlags&unix.IFF_NOARP != 0, len(a.HardwareAddr) != 6:
-		return facts.SkippedNoEthernet
+		return facts.SkippedNotBroadcastEthernet
 	case a.MasterIndex != 0:
 		return facts.SkippedMemberOfMaster
 	case a.Flags&net.FlagUp == 0, a.RawFlags&unix.IFF_LOWER_UP == 0:
-		return facts.SkippedDown
+		return facts.SkippedDownOrNoCarrier
 	}
 	return facts.NotSkipped
 }
@@ -234,7 +236,7 @@ func matchesAnyExpression(expressions []*regexp.Regexp, name string) bool {
 	return slices.ContainsFunc(expressions, func(re *regexp.Regexp) bool { return re.MatchString(name) })
 }
 
-func linkPrefixes(l netlink.Link) ([]netip.Prefix, error) {
+func readLinkPrefixes(l netlink.Link) ([]netip.Prefix, error) {
 	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 	var out []netip.Prefix
 	for _, a := range addrs {
@@ -249,13 +251,13 @@ func linkPrefixes(l netlink.Link) ([]netip.Prefix, error) {
 	return out, err
 }
 
-// defaultGateways are the next hops of the default routes by link index, sorted.
-type defaultGateways struct{ allByLink, preferredByLink map[int][]netip.Addr }
+// defaultGatewaysOfLinks are the next hops of the default routes by link index, sorted.
+type defaultGatewaysOfLinks struct{ allByLinkIndex, lowestMetricByLinkIndex map[int][]netip.Addr }
 
 // readDefaultGateways returns the next hops of all default routes, including routes
 // with several next hops.
-func readDefaultGateways() (defaultGateways, error) {
-	out := defaultGateways{map[int][]netip.Addr{}, map[int][]netip.Addr{}}
+func readDefaultGateways() (defaultGatewaysOfLinks, error) {
+	out := defaultGatewaysOfLinks{map[int][]netip.Addr{}, map[int][]netip.Addr{}}
 	type hop struct {
 		link, metric int
 		address      netip.Addr
@@ -287,12 +289,12 @@ func readDefaultGateways() (defaultGateways, error) {
 	}
 	slices.SortFunc(found, func(x, y hop) int { return x.address.Compare(y.address) })
 	for _, h := range found {
-		out.allByLink[h.link] = append(out.allByLink[h.link], h.address)
+		out.allByLinkIndex[h.link] = append(out.allByLinkIndex[h.link], h.address)
 		if h.metric == best[h.address.Is4()] {
-			out.preferredByLink[h.link] = append(out.preferredByLink[h.link], h.address)
+			out.lowestMetricByLinkIndex[h.link] = append(out.lowestMetricByLinkIndex[h.link], h.address)
 		}
 	}
-	for _, m := range []map[int][]netip.Addr{out.allByLink, out.preferredByLink} {
+	for _, m := range []map[int][]netip.Addr{out.allByLinkIndex, out.lowestMetricByLinkIndex} {
 		for link, list := range m {
 			m[link] = slices.Compact(list)
 		}
@@ -300,8 +302,8 @@ func readDefaultGateways() (defaultGateways, error) {
 	return out, err
 }
 
-// readResolvedGateways returns the gateways whose Ethernet addresses the kernel knows.
-func readResolvedGateways(index int, gateways []netip.Addr) ([]facts.Neighbour, error) {
+// readGatewaysWithKnownMAC returns the gateways whose Ethernet addresses the kernel knows.
+func readGatewaysWithKnownMAC(index int, gateways []netip.Addr) ([]facts.Neighbour, error) {
 	if len(gateways) == 0 {
 		return nil, nil
 	}

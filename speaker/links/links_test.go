@@ -41,13 +41,13 @@ func (b *harness) readExcludePatterns() ([]string, error) {
 }
 
 func newHarness(t *testing.T) *harness {
-	b := &harness{t: t, nodeNamespace: netnstest.New(t), neighbourNamespace: netnstest.New(t)}
+	b := &harness{t: t, nodeNamespace: netnstest.NewNamespace(t), neighbourNamespace: netnstest.NewNamespace(t)}
 	b.excludePatternsResult.Store(&excludePatternsResult{patterns: links.DefaultExcludePatterns})
 	w := links.NewWatcher(b.readExcludePatterns, slog.New(slog.DiscardHandler))
 	b.watcher = w
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- b.nodeNamespace.Run(ctx, w.Run) }()
+	go func() { ended <- b.nodeNamespace.RunInside(ctx, w.Run) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -76,7 +76,7 @@ func (b *harness) awaitLinks(sentence string, f func(facts.LinkSet) bool) facts.
 // editNodeLink changes a link of the node.
 func (b *harness) editNodeLink(name string, f func(netlink.Link) error) {
 	b.t.Helper()
-	b.nodeNamespace.MustRun(func() error {
+	b.nodeNamespace.MustRunInside(func() error {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
@@ -105,24 +105,28 @@ func TestLinkChangesAreDelivered(t *testing.T) {
 	if s[0].MAC == (facts.MAC{}) || s[0].Index == 0 {
 		t.Fatalf("the link is %+v, want its index and Ethernet address", s[0])
 	}
-	b.nodeNamespace.AddAddress("eth0", "192.168.0.11/24")
+	b.nodeNamespace.AddAddressToLink("eth0", "192.168.0.11/24")
 	prefix := netip.MustParsePrefix("192.168.0.11/24")
-	b.awaitLinks("it gets an address", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Contains(s[0].Prefixes, prefix) })
-	b.nodeNamespace.AddAddress("eth0", "fd00:a8::11/64")
+	b.awaitLinks("it gets an address", func(s facts.LinkSet) bool {
+		return len(s) == 1 && slices.Contains(s[0].AddressesWithPrefixLength, prefix)
+	})
+	b.nodeNamespace.AddAddressToLink("eth0", "fd00:a8::11/64")
 	six := netip.MustParsePrefix("fd00:a8::11/64")
-	b.awaitLinks("it gets an IPv6 address", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Contains(s[0].Prefixes, six) })
+	b.awaitLinks("it gets an IPv6 address", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Contains(s[0].AddressesWithPrefixLength, six) })
 	gateway := netip.MustParseAddr("192.168.0.1")
 	b.editNodeLink("eth0", func(l netlink.Link) error {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gateway.AsSlice()})
 	})
-	b.awaitLinks("it gets a gateway", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Equal(s[0].Gateways, []netip.Addr{gateway}) })
+	b.awaitLinks("it gets a gateway", func(s facts.LinkSet) bool {
+		return len(s) == 1 && slices.Equal(s[0].DefaultGateways, []netip.Addr{gateway})
+	})
 	mac := facts.MAC{2, 0, 0, 0, 0, 1}
 	b.editNodeLink("eth0", func(l netlink.Link) error {
 		return netlink.NeighAdd(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: gateway.AsSlice(), HardwareAddr: mac[:], State: netlink.NUD_PERMANENT})
 	})
-	b.nodeNamespace.AddAddress("eth0", "192.168.0.12/24") // neighbours cause no event
+	b.nodeNamespace.AddAddressToLink("eth0", "192.168.0.12/24") // neighbours cause no event
 	b.awaitLinks("the gateway's Ethernet address is known", func(s facts.LinkSet) bool {
-		return len(s) == 1 && slices.Equal(s[0].ResolvedGateways, []facts.Neighbour{{Address: gateway, MAC: mac}})
+		return len(s) == 1 && slices.Equal(s[0].GatewaysWithKnownMAC, []facts.Neighbour{{Address: gateway, MAC: mac}})
 	})
 	b.editNodeLink("eth0", netlink.LinkSetDown)
 	b.awaitLinks("it goes down", hasLinkNames())
@@ -142,9 +146,9 @@ func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
 	hops := map[string]netip.Addr{"eth0": netip.MustParseAddr("10.1.0.1"), "eth1": netip.MustParseAddr("10.2.0.1")}
 	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
 	b.nodeNamespace.AddVethPair("eth1", b.neighbourNamespace, "eth1")
-	b.nodeNamespace.AddAddress("eth0", "10.1.0.11/24")
-	b.nodeNamespace.AddAddress("eth1", "10.2.0.11/24")
-	b.nodeNamespace.MustRun(func() error {
+	b.nodeNamespace.AddAddressToLink("eth0", "10.1.0.11/24")
+	b.nodeNamespace.AddAddressToLink("eth1", "10.2.0.11/24")
+	b.nodeNamespace.MustRunInside(func() error {
 		r := &netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}}
 		for _, name := range []string{"eth0", "eth1"} {
 			l, err := netlink.LinkByName(name)
@@ -157,7 +161,7 @@ func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
 	})
 	b.awaitLinks("both links have their gateway", func(s facts.LinkSet) bool {
 		for _, l := range s {
-			if !slices.Equal(l.Gateways, []netip.Addr{hops[l.Name]}) || !slices.Equal(l.PreferredGateways, l.Gateways) {
+			if !slices.Equal(l.DefaultGateways, []netip.Addr{hops[l.Name]}) || !slices.Equal(l.LowestMetricDefaultGateways, l.DefaultGateways) {
 				return false
 			}
 		}
@@ -169,7 +173,7 @@ func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: backup.AsSlice(), Priority: 100})
 	})
 	b.awaitLinks("the backup is known as one", func(s facts.LinkSet) bool {
-		return len(s) == 2 && slices.Equal(s[0].Gateways, []netip.Addr{hops["eth0"], backup}) && slices.Equal(s[0].PreferredGateways, []netip.Addr{hops["eth0"]})
+		return len(s) == 2 && slices.Equal(s[0].DefaultGateways, []netip.Addr{hops["eth0"], backup}) && slices.Equal(s[0].LowestMetricDefaultGateways, []netip.Addr{hops["eth0"]})
 	})
 }
 
@@ -177,19 +181,19 @@ func TestLinkWithoutCarrierIsNotUsable(t *testing.T) {
 	b := newHarness(t)
 	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
 	b.awaitLinks("the link is up", hasLinkNames("eth0"))
-	b.neighbourNamespace.MustRun(func() error {
+	b.neighbourNamespace.MustRunInside(func() error {
 		l, err := netlink.LinkByName("eth0")
 		return errors.Join(err, netlink.LinkSetDown(l))
 	})
 	b.awaitLinks("the other end is down", hasLinkNames())
 }
 
-func TestUsableLinks(t *testing.T) {
+func TestUnusableInterfacesAreLeftOut(t *testing.T) {
 	b := newHarness(t)
 	for _, name := range []string{"eth0", "port0", "noarp0", "veth12", "cali12", "lxc12", "vet0"} {
 		b.nodeNamespace.AddVethPair(name, b.neighbourNamespace, name)
 	}
-	b.nodeNamespace.MustRun(func() error {
+	b.nodeNamespace.MustRunInside(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "br0"
 		bridge := &netlink.Bridge{LinkAttrs: attrs}
@@ -216,7 +220,7 @@ func TestAddressIsDeliveredDuringAStreamOfEvents(t *testing.T) {
 	churned := make(chan struct{})
 	go func() {
 		defer close(churned)
-		_ = b.nodeNamespace.Run(context.Background(), func(context.Context) error {
+		_ = b.nodeNamespace.RunInside(context.Background(), func(context.Context) error {
 			l, err := netlink.LinkByName("eth0")
 			for i := 0; err == nil && i < 1_000_000; i++ {
 				select {
@@ -229,9 +233,9 @@ func TestAddressIsDeliveredDuringAStreamOfEvents(t *testing.T) {
 			return err
 		})
 	}()
-	b.nodeNamespace.AddAddress("eth0", "192.168.0.11/24")
+	b.nodeNamespace.AddAddressToLink("eth0", "192.168.0.11/24")
 	b.awaitLinks("the address is delivered during the stream", func(s facts.LinkSet) bool {
-		return len(s) == 1 && slices.Contains(s[0].Prefixes, netip.MustParsePrefix("192.168.0.11/24"))
+		return len(s) == 1 && slices.Contains(s[0].AddressesWithPrefixLength, netip.MustParsePrefix("192.168.0.11/24"))
 	})
 	close(stop)
 	<-churned
@@ -246,7 +250,7 @@ func TestExcludePatternsAreReloaded(t *testing.T) {
 	// causes an event, so that the test need not wait for the next read
 	set := func(e excludePatternsResult, link, address string) {
 		b.excludePatternsResult.Store(&e)
-		b.nodeNamespace.AddAddress(link, address)
+		b.nodeNamespace.AddAddressToLink(link, address)
 	}
 	set(excludePatternsResult{patterns: []string{"^lo$", "^storage"}}, "eth0", "10.9.0.1/24")
 	b.awaitLinks("one is excluded", hasLinkNames("eth0"))
@@ -255,7 +259,9 @@ func TestExcludePatternsAreReloaded(t *testing.T) {
 	}
 	for i, e := range []excludePatternsResult{{patterns: []string{"("}}, {err: errors.New("no such file")}} {
 		set(e, "eth0", fmt.Sprintf("10.9.%d.1/24", i+1))
-		b.awaitLinks("the last valid patterns stay in use", func(s facts.LinkSet) bool { return hasLinkNames("eth0")(s) && len(s[0].Prefixes) >= i+2 })
+		b.awaitLinks("the last valid patterns stay in use", func(s facts.LinkSet) bool {
+			return hasLinkNames("eth0")(s) && len(s[0].AddressesWithPrefixLength) >= i+2
+		})
 	}
 	set(excludePatternsResult{patterns: []string{"^lo$"}}, "eth0", "10.9.9.1/24")
 	b.awaitLinks("it is used again", hasLinkNames("eth0", "storage0"))
@@ -268,7 +274,7 @@ func TestSkippedLinksHaveTheirReason(t *testing.T) {
 	}
 	b.editNodeLink("noarp0", netlink.LinkSetARPOff)
 	b.editNodeLink("down0", netlink.LinkSetDown)
-	b.nodeNamespace.MustRun(func() error {
+	b.nodeNamespace.MustRunInside(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "br0"
 		bridge := &netlink.Bridge{LinkAttrs: attrs}
@@ -277,7 +283,7 @@ func TestSkippedLinksHaveTheirReason(t *testing.T) {
 	})
 	b.awaitLinks("two are usable", hasLinkNames("eth0", "br0"))
 	want := []facts.SkippedLink{
-		{Name: "down0", Reason: facts.SkippedDown}, {Name: "lo", Reason: facts.SkippedContainerNetwork}, {Name: "noarp0", Reason: facts.SkippedNoEthernet},
+		{Name: "down0", Reason: facts.SkippedDownOrNoCarrier}, {Name: "lo", Reason: facts.SkippedContainerNetwork}, {Name: "noarp0", Reason: facts.SkippedNotBroadcastEthernet},
 		{Name: "port0", Reason: facts.SkippedMemberOfMaster}, {Name: "veth12", Reason: facts.SkippedContainerNetwork},
 	}
 	if got := b.watcher.SkippedLinks(); !slices.Equal(got, want) {
@@ -311,7 +317,7 @@ func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			l := link(index)
 			var refused error
-			b.nodeNamespace.MustRun(func() error {
+			b.nodeNamespace.MustRunInside(func() error {
 				refused = netlink.LinkAdd(l)
 				return nil
 			})
@@ -324,7 +330,7 @@ func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
 			want := []string{"lan0", "stacked0"}
 			if kind == "bond" {
 				want = []string{"stacked0"} // used instead of its member
-				b.nodeNamespace.MustRun(func() error {
+				b.nodeNamespace.MustRunInside(func() error {
 					member, err := netlink.LinkByIndex(index)
 					return errors.Join(err, netlink.LinkSetDown(member), netlink.LinkSetMaster(member, l), netlink.LinkSetUp(member))
 				})

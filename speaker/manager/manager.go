@@ -75,8 +75,8 @@ func (m *Manager) checkReady(*http.Request) error {
 
 // AwaitKinds waits until the API server serves the kinds that a speaker uses, or ctx ends.
 func (m *Manager) AwaitKinds(ctx context.Context) error {
-	resources := append(configuration.RequiredResources, "servicel2statuses", "servicebgpstatuses")
-	return option.AwaitResources(ctx, m.config, m.log, resources...)
+	resources := append(configuration.RequiredCRDResources, "servicel2statuses", "servicebgpstatuses")
+	return option.AwaitCRDResourcesServed(ctx, m.config, m.log, resources...)
 }
 
 func newControllerRuntimeManager(config *rest.Config, o options.Options) (ctrl.Manager, error) {
@@ -85,7 +85,7 @@ func newControllerRuntimeManager(config *rest.Config, o options.Options) (ctrl.M
 		return nil, err
 	}
 	grace := time.Second
-	mapper := configuration.NewRESTMapper(scheme)
+	mapper := configuration.NewOfflineRESTMapper(scheme)
 	return ctrl.NewManager(config, ctrl.Options{
 		Scheme:                  scheme,
 		MapperProvider:          func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper, nil },
@@ -107,12 +107,12 @@ func cachedObjects(o options.Options) map[client.Object]cache.ByObject {
 	})
 	cached[&v1alpha1.AddressProbe{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
 	cached[&v1beta1.ServiceL2Status{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
-	if !o.ConfigurationScope().Layer2Only {
-		thisNode := labels.SelectorFromSet(labels.Set{names.LabelNode: o.NodeName})
+	if !o.ConfigurationScope().WithoutBGPKinds {
+		thisNode := labels.SelectorFromSet(labels.Set{names.LabelServiceStatusNode: o.NodeName})
 		own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: thisNode}}}
 		cached[&v1beta1.ServiceBGPStatus{}], cached[&v1alpha1.BGPSession{}] = own, own
 	}
-	state := configuration.StateWriter{Component: names.ComponentSpeaker, Node: o.NodeName}
+	state := configuration.StateWriter{ReportingComponent: names.ComponentSpeaker, Node: o.NodeName}
 	cached[&v1beta1.ConfigurationState{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", state.ObjectName()),
 	}}}

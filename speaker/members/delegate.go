@@ -28,19 +28,19 @@ func (d *messageDelegate) NotifyMsg(b []byte) {
 		return
 	}
 	// a full queue drops the oldest message, which says the least
-	d.messages.Put(Message{From: string(b[1 : 1+n]), Payload: slices.Clone(b[1+n:])})
+	d.messages.Put(Message{SenderName: string(b[1 : 1+n]), Payload: slices.Clone(b[1+n:])})
 }
 
 // GetBroadcasts returns nothing: messages go directly to their receivers.
 func (d *messageDelegate) GetBroadcasts(int, int) [][]byte { return nil }
 
 // LocalState returns this node's part of a full exchange.
-func (d *messageDelegate) LocalState(bool) []byte { return *d.localState.Load() }
+func (d *messageDelegate) LocalState(bool) []byte { return *d.fullExchangeState.Load() }
 
 // MergeRemoteState delivers another member's part of a full exchange. If there is no room it drops
 // the state, since the next exchange repeats it.
 func (d *messageDelegate) MergeRemoteState(b []byte, _ bool) {
-	d.remoteStates.PutIfRoom(slices.Clone(b))
+	d.receivedFullStates.PutIfRoom(slices.Clone(b))
 }
 
 // eventDelegate receives the callbacks of memberlist for members that come and go. memberlist holds
@@ -53,7 +53,7 @@ func (w *eventDelegate) storeNode(n *memberlist.Node) {
 	node := *n
 	node.Addr, node.Meta = slices.Clone(n.Addr), slices.Clone(n.Meta)
 	m := (*Members)(w)
-	m.changeMembers(func() { m.nodesByName[node.Name] = node })
+	m.changeMembers(func() { m.memberlistNodeByName[node.Name] = node })
 }
 
 // NotifyJoin adds a new member.
@@ -62,7 +62,7 @@ func (w *eventDelegate) NotifyJoin(n *memberlist.Node) { w.storeNode(n) }
 // NotifyLeave removes a member that left or died.
 func (w *eventDelegate) NotifyLeave(n *memberlist.Node) {
 	m := (*Members)(w)
-	m.changeMembers(func() { delete(m.nodesByName, n.Name) })
+	m.changeMembers(func() { delete(m.memberlistNodeByName, n.Name) })
 }
 
 // NotifyUpdate updates a member whose metadata changed.

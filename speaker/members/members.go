@@ -28,22 +28,22 @@ import (
 
 // Options configure Members.
 type Options struct {
-	// Name is the name of this node, Nonce identifies this run of the process.
-	Name  string
-	Nonce uint64
+	// NodeName is the name of this node, Nonce identifies this run of the process.
+	NodeName string
+	RunNonce uint64
 	// BindAddress and BindPort are the address and port for gossip, TCP and UDP. Port 0 takes any
 	// free port.
 	BindAddress netip.Addr
 	BindPort    int
-	// Key encrypts and authenticates all messages. Its SHA-256 is the AES key.
-	Key []byte
-	Log *slog.Logger
+	// GossipKey encrypts and authenticates all messages. Its SHA-256 is the AES key.
+	GossipKey []byte
+	Log       *slog.Logger
 }
 
 // Message is a message from another member.
 type Message struct {
-	From    string
-	Payload []byte
+	SenderName string
+	Payload    []byte
 }
 
 // outgoingMessage is a message to another member.
@@ -54,47 +54,48 @@ type outgoingMessage struct {
 
 // Members is this node's membership in the gossip. Use New to create it.
 type Members struct {
-	options    Options
-	memberlist *memberlist.Memberlist
-	address    netip.AddrPort
+	options       Options
+	memberlist    *memberlist.Memberlist
+	listenAddress netip.AddrPort
 
-	mu          sync.Mutex // guards nodesByName; held during delivery, so that sets arrive in order
-	nodesByName map[string]memberlist.Node
-	metadata    atomic.Pointer[[]byte]
-	// localState is what this node sends in a full exchange.
-	localState     atomic.Pointer[[]byte]
-	seeds          atomic.Pointer[[]string]
-	stateExchanged atomic.Bool
+	// guards memberlistNodeByName; held during delivery, so that sets arrive in order
+	mu                   sync.Mutex
+	memberlistNodeByName map[string]memberlist.Node
+	metadata             atomic.Pointer[[]byte]
+	// fullExchangeState is what this node sends in a full exchange.
+	fullExchangeState     atomic.Pointer[[]byte]
+	seeds                 atomic.Pointer[[]string]
+	hasExchangedFullState atomic.Bool
 
-	memberSets       *latest.Value[facts.MemberSet]
-	messages         *latest.Queue[Message]
-	remoteStates     *latest.Queue[[]byte]
-	outgoingMessages *latest.Queue[outgoingMessage]
-	rejoinRequests   *latest.Wake
-	metadataChanges  *latest.Wake
-	// strangerAddresses are the addresses of greetings from nodes that are not members.
-	strangerAddresses *latest.Queue[string]
+	memberSets         *latest.Value[facts.MemberSet]
+	messages           *latest.Queue[Message]
+	receivedFullStates *latest.Queue[[]byte]
+	outgoingMessages   *latest.Queue[outgoingMessage]
+	contactSeedsSignal *latest.Wake
+	metadataChanges    *latest.Wake
+	// strangersToJoin are the addresses of greetings from nodes that are not members.
+	strangersToJoin *latest.Queue[string]
 }
 
 // New opens the sockets. The speaker is the only member until Run has reached a seed.
 func New(o Options) (*Members, error) {
 	m := &Members{
-		options:           o,
-		nodesByName:       map[string]memberlist.Node{},
-		memberSets:        latest.NewValue[facts.MemberSet](),
-		messages:          latest.NewQueue[Message](4096),
-		remoteStates:      latest.NewQueue[[]byte](16),
-		outgoingMessages:  latest.NewQueue[outgoingMessage](4096),
-		rejoinRequests:    latest.NewWake(),
-		metadataChanges:   latest.NewWake(),
-		strangerAddresses: latest.NewQueue[string](1),
+		options:              o,
+		memberlistNodeByName: map[string]memberlist.Node{},
+		memberSets:           latest.NewValue[facts.MemberSet](),
+		messages:             latest.NewQueue[Message](4096),
+		receivedFullStates:   latest.NewQueue[[]byte](16),
+		outgoingMessages:     latest.NewQueue[outgoingMessage](4096),
+		contactSeedsSignal:   latest.NewWake(),
+		metadataChanges:      latest.NewWake(),
+		strangersToJoin:      latest.NewQueue[string](1),
 	}
-	m.SetMACs(nil)
-	m.SetLocalState(nil)
+	m.PublishOwnMACs(nil)
+	m.SetFullExchangeState(nil)
 	m.SetSeeds(nil)
-	key := sha256.Sum256(o.Key)
+	key := sha256.Sum256(o.GossipKey)
 	c := memberlist.DefaultLANConfig()
-	c.Name, c.BindAddr, c.BindPort, c.AdvertisePort = o.Name, o.BindAddress.String(), o.BindPort, o.BindPort
+	c.Name, c.BindAddr, c.BindPort, c.AdvertisePort = o.NodeName, o.BindAddress.String(), o.BindPort, o.BindPort
 	c.SecretKey = key[:]
 	c.Delegate, c.Events = (*messageDelegate)(m), (*eventDelegate)(m)
 	c.PushPullInterval = 10 * time.Second
@@ -102,7 +103,7 @@ func New(o Options) (*Members, error) {
 	// a node that was replaced under the same name has another address
 	c.DeadNodeReclaimTime = time.Second
 	c.HandoffQueueDepth = 8192
-	c.Logger = log.New(logWriter{o.Log}, "", 0)
+	c.Logger = log.New(memberlistLogWriter{o.Log}, "", 0)
 	list, err := memberlist.Create(c)
 	if err != nil {
 		return nil, fmt.Errorf("opening the gossip sockets on %s (--gossip-bind-address, --gossip-bind-port): %w",
@@ -111,47 +112,48 @@ func New(o Options) (*Members, error) {
 	m.memberlist = list
 	n := list.LocalNode()
 	a, _ := netip.AddrFromSlice(n.Addr)
-	m.address = netip.AddrPortFrom(a.Unmap(), n.Port)
+	m.listenAddress = netip.AddrPortFrom(a.Unmap(), n.Port)
 	return m, nil
 }
 
-// logWriter passes memberlist's log on at level debug. What matters of it shows in the member sets.
-type logWriter struct{ log *slog.Logger }
+// memberlistLogWriter passes memberlist's log on at level debug. What matters of it shows in the
+// member sets.
+type memberlistLogWriter struct{ log *slog.Logger }
 
 // Write logs one line.
-func (w logWriter) Write(b []byte) (int, error) {
+func (w memberlistLogWriter) Write(b []byte) (int, error) {
 	w.log.Debug("gossip", "text", string(b))
 	return len(b), nil
 }
 
-// Address returns the address and port of this member.
-func (m *Members) Address() netip.AddrPort { return m.address }
+// ListenAddress returns the address and port of this member.
+func (m *Members) ListenAddress() netip.AddrPort { return m.listenAddress }
 
 // MemberSets delivers the live members, now and after each change. Only the latest set is kept.
 func (m *Members) MemberSets() <-chan facts.MemberSet { return m.memberSets.C() }
 
-// Messages delivers the messages of others, in any order.
-func (m *Members) Messages() <-chan Message { return m.messages.C() }
+// ReceivedMessages delivers the messages of others, in any order.
+func (m *Members) ReceivedMessages() <-chan Message { return m.messages.C() }
 
-// RemoteStates delivers the full states of others.
-func (m *Members) RemoteStates() <-chan []byte { return m.remoteStates.C() }
+// ReceivedFullStates delivers the full states of others.
+func (m *Members) ReceivedFullStates() <-chan []byte { return m.receivedFullStates.C() }
 
-// SetLocalState sets what this node sends in a full exchange.
-func (m *Members) SetLocalState(state []byte) { m.localState.Store(&state) }
+// SetFullExchangeState sets what this node sends in a full exchange.
+func (m *Members) SetFullExchangeState(state []byte) { m.fullExchangeState.Store(&state) }
 
 // SetSeeds sets the addresses at which other members may be found. Without a port they use the port
 // of this node.
 func (m *Members) SetSeeds(addresses []string) { m.seeds.Store(&addresses) }
 
-// RejoinSeeds contacts all seeds that are not members at once.
-func (m *Members) RejoinSeeds() { m.rejoinRequests.Signal() }
+// ContactMissingSeeds contacts all seeds that are not members at once.
+func (m *Members) ContactMissingSeeds() { m.contactSeedsSignal.Signal() }
 
 // maxMetadataMACs is how many Ethernet addresses fit into memberlist's metadata of 512 bytes.
 const maxMetadataMACs = 64
 
-// SetMACs publishes the Ethernet addresses of this node.
-func (m *Members) SetMACs(macs []facts.MAC) {
-	b := binary.BigEndian.AppendUint64(nil, m.options.Nonce)
+// PublishOwnMACs publishes the Ethernet addresses of this node.
+func (m *Members) PublishOwnMACs(macs []facts.MAC) {
+	b := binary.BigEndian.AppendUint64(nil, m.options.RunNonce)
 	for _, mac := range macs[:min(len(macs), maxMetadataMACs)] {
 		b = append(b, mac[:]...)
 	}
@@ -168,9 +170,9 @@ func (m *Members) SendMessage(to string, payload []byte) {
 // Run joins the seeds until ctx ends. It then leaves, so that the other members know at once.
 func (m *Members) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
-	parts.Go(func() { m.joinSeeds(ctx) })
+	parts.Go(func() { m.joinMissingSeedsForever(ctx) })
 	parts.Go(func() { m.publishMetadata(ctx) })
-	parts.Go(func() { m.greetSeeds(ctx) })
+	parts.Go(func() { m.greetMissingSeedsForever(ctx) })
 	parts.Go(func() { m.joinStrangers(ctx) })
 	for ctx.Err() == nil {
 		select {
@@ -207,59 +209,59 @@ func (m *Members) publishMetadata(ctx context.Context) {
 // transmitMessage sends a message with the name of this node in front of the payload.
 func (m *Members) transmitMessage(msg outgoingMessage) {
 	m.mu.Lock()
-	n, ok := m.nodesByName[msg.to]
+	n, ok := m.memberlistNodeByName[msg.to]
 	m.mu.Unlock()
 	if !ok {
 		return
 	}
-	b := append([]byte{byte(len(m.options.Name))}, m.options.Name...)
+	b := append([]byte{byte(len(m.options.NodeName))}, m.options.NodeName...)
 	if err := m.memberlist.SendBestEffort(&n, append(b, msg.payload...)); err != nil {
 		m.options.Log.Debug("sending a message", "to", msg.to, "error", err)
 	}
 }
 
 const (
-	// noMemberJoinInterval is the time between two attempts to join the seeds while no other member
-	// is known. joinInterval is the time otherwise; these attempts find members again after a
-	// partition.
-	noMemberJoinInterval = 500 * time.Millisecond
-	joinInterval         = 5 * time.Second
+	// seedJoinWithoutMembersInterval is the time between two attempts to join the seeds while no
+	// other member is known. seedJoinInterval is the time otherwise; these attempts find members
+	// again after a partition.
+	seedJoinWithoutMembersInterval = 500 * time.Millisecond
+	seedJoinInterval               = 5 * time.Second
 )
 
-// joinSeeds joins seeds that are not members, again and again.
-func (m *Members) joinSeeds(ctx context.Context) {
+// joinMissingSeedsForever joins seeds that are not members, again and again.
+func (m *Members) joinMissingSeedsForever(ctx context.Context) {
 	for {
 		if missing := m.missingSeeds(); len(missing) > 0 {
 			if n, err := m.memberlist.Join(missing); n > 0 {
-				m.stateExchanged.Store(true)
+				m.hasExchangedFullState.Store(true)
 				m.changeMembers(func() {})
 			} else if err != nil {
 				m.options.Log.Debug("joining seeds", "seeds", missing, "error", err)
 			}
 		}
-		wait := joinInterval
+		wait := seedJoinInterval
 		m.mu.Lock()
-		if len(m.nodesByName) < 2 {
-			wait = noMemberJoinInterval
+		if len(m.memberlistNodeByName) < 2 {
+			wait = seedJoinWithoutMembersInterval
 		}
 		m.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
-		case <-m.rejoinRequests.C():
+		case <-m.contactSeedsSignal.C():
 		case <-time.After(wait):
 		}
 	}
 }
 
-// greetingInterval is the time between two datagrams to each seed that is not a member. A node that
-// gets one from a stranger joins it. So a healed partition is noticed at once, although joining a
-// dead node takes seconds to fail.
-const greetingInterval = 300 * time.Millisecond
+// seedGreetingInterval is the time between two datagrams to each seed that is not a member. A node
+// that gets one from a stranger joins it. So a healed partition is noticed at once, although
+// joining a dead node takes seconds to fail.
+const seedGreetingInterval = 300 * time.Millisecond
 
-// greetSeeds sends greetings until ctx ends.
-func (m *Members) greetSeeds(ctx context.Context) {
-	t := time.NewTicker(greetingInterval)
+// greetMissingSeedsForever sends greetings until ctx ends.
+func (m *Members) greetMissingSeedsForever(ctx context.Context) {
+	t := time.NewTicker(seedGreetingInterval)
 	defer t.Stop()
 	for {
 		select {
@@ -267,7 +269,7 @@ func (m *Members) greetSeeds(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		greeting := append([]byte{0}, m.address.String()...)
+		greeting := append([]byte{0}, m.listenAddress.String()...)
 		for _, s := range m.missingSeeds() {
 			if err := m.memberlist.SendToAddress(memberlist.Address{Addr: s}, greeting); err != nil {
 				m.options.Log.Debug("greeting a seed", "seed", s, "error", err)
@@ -279,12 +281,12 @@ func (m *Members) greetSeeds(ctx context.Context) {
 // handleGreeting processes a greeting. It ignores a late one from a member.
 func (m *Members) handleGreeting(address string) {
 	m.mu.Lock()
-	known := slices.ContainsFunc(slices.Collect(maps.Values(m.nodesByName)), func(n memberlist.Node) bool {
+	known := slices.ContainsFunc(slices.Collect(maps.Values(m.memberlistNodeByName)), func(n memberlist.Node) bool {
 		return n.Address() == address
 	})
 	m.mu.Unlock()
 	if !known {
-		m.strangerAddresses.PutIfRoom(address)
+		m.strangersToJoin.PutIfRoom(address)
 	}
 }
 
@@ -295,9 +297,9 @@ func (m *Members) joinStrangers(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case s := <-m.strangerAddresses.C():
+		case s := <-m.strangersToJoin.C():
 			if n, err := m.memberlist.Join([]string{s}); n > 0 {
-				m.stateExchanged.Store(true)
+				m.hasExchangedFullState.Store(true)
 				m.changeMembers(func() {})
 			} else if err != nil {
 				m.options.Log.Debug("joining a stranger", "stranger", s, "error", err)
@@ -308,16 +310,16 @@ func (m *Members) joinStrangers(ctx context.Context) {
 
 // missingSeeds returns the seeds that are not members, with ports.
 func (m *Members) missingSeeds() []string {
-	known := map[string]bool{m.Address().String(): true}
+	known := map[string]bool{m.ListenAddress().String(): true}
 	m.mu.Lock()
-	for _, n := range m.nodesByName {
+	for _, n := range m.memberlistNodeByName {
 		known[n.Address()] = true
 	}
 	m.mu.Unlock()
 	var out []string
 	for _, s := range *m.seeds.Load() {
 		if _, _, err := net.SplitHostPort(s); err != nil {
-			s = net.JoinHostPort(s, strconv.Itoa(int(m.Address().Port())))
+			s = net.JoinHostPort(s, strconv.Itoa(int(m.ListenAddress().Port())))
 		}
 		if !known[s] {
 			out = append(out, s)
@@ -331,23 +333,23 @@ func (m *Members) changeMembers(edit func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	edit()
-	set := facts.MemberSet{Synced: m.stateExchanged.Load()}
-	for _, name := range slices.Sorted(maps.Keys(m.nodesByName)) {
-		n := m.nodesByName[name]
-		set.Members = append(set.Members, memberFromNode(&n))
+	set := facts.MemberSet{HasExchangedFullState: m.hasExchangedFullState.Load()}
+	for _, name := range slices.Sorted(maps.Keys(m.memberlistNodeByName)) {
+		n := m.memberlistNodeByName[name]
+		set.Members = append(set.Members, decodeMemberlistNode(&n))
 	}
 	m.memberSets.Put(set)
 }
 
-func memberFromNode(n *memberlist.Node) facts.Member {
+func decodeMemberlistNode(n *memberlist.Node) facts.Member {
 	a, _ := netip.AddrFromSlice(n.Addr)
 	out := facts.Member{Name: n.Name, Address: a.Unmap()}
 	if len(n.Meta) < 8 {
 		return out
 	}
-	out.Nonce = binary.BigEndian.Uint64(n.Meta)
+	out.RunNonce = binary.BigEndian.Uint64(n.Meta)
 	for b := n.Meta[8:]; len(b) >= 6; b = b[6:] {
-		out.MACs = append(out.MACs, facts.MAC(b[:6]))
+		out.LinkMACs = append(out.LinkMACs, facts.MAC(b[:6]))
 	}
 	return out
 }

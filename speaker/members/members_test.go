@@ -17,14 +17,14 @@ const testAwaitTimeout = 20 * time.Second
 func startMember(t *testing.T, name string, key string, seeds ...string) (*Members, context.CancelFunc) {
 	t.Helper()
 	m, err := New(Options{
-		Name: name, Nonce: uint64(name[0]), BindAddress: netip.MustParseAddr("127.0.0.1"), Key: []byte(key),
+		NodeName: name, RunNonce: uint64(name[0]), BindAddress: netip.MustParseAddr("127.0.0.1"), GossipKey: []byte(key),
 		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.SetLocalState([]byte("state of " + name))
-	m.SetMACs([]facts.MAC{{2, 0, 0, 0, 0, name[0]}})
+	m.SetFullExchangeState([]byte("state of " + name))
+	m.PublishOwnMACs([]facts.MAC{{2, 0, 0, 0, 0, name[0]}})
 	m.SetSeeds(seeds)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -56,7 +56,7 @@ func awaitMembers(t *testing.T, m *Members, what string, check func(facts.Member
 
 func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 	a, _ := startMember(t, "a", "a key that all of them have")
-	seed := a.Address().String()
+	seed := a.ListenAddress().String()
 	b, _ := startMember(t, "b", "a key that all of them have", seed)
 	c, stopC := startMember(t, "c", "a key that all of them have", seed)
 	all := func(set facts.MemberSet) bool {
@@ -66,7 +66,7 @@ func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 			}
 		}
 		for _, m := range set.Members {
-			if m.Nonce != uint64(m.Name[0]) || len(m.MACs) != 1 || m.MACs[0][5] != m.Name[0] {
+			if m.RunNonce != uint64(m.Name[0]) || len(m.LinkMACs) != 1 || m.LinkMACs[0][5] != m.Name[0] {
 				return false
 			}
 		}
@@ -77,7 +77,7 @@ func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 	}
 
 	select {
-	case state := <-b.RemoteStates():
+	case state := <-b.ReceivedFullStates():
 		if string(state) != "state of a" && string(state) != "state of c" {
 			t.Errorf("b got the state %q", state)
 		}
@@ -87,9 +87,9 @@ func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 
 	b.SendMessage("c", []byte("hello"))
 	select {
-	case msg := <-c.Messages():
-		if msg.From != "b" || string(msg.Payload) != "hello" {
-			t.Errorf("c got %q from %q, want hello from b", msg.Payload, msg.From)
+	case msg := <-c.ReceivedMessages():
+		if msg.SenderName != "b" || string(msg.Payload) != "hello" {
+			t.Errorf("c got %q from %q, want hello from b", msg.Payload, msg.SenderName)
 		}
 	case <-time.After(testAwaitTimeout):
 		t.Error("the message did not arrive")
@@ -101,9 +101,9 @@ func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 
 func TestASpeakerWithAnotherKeyIsNoMember(t *testing.T) {
 	a, _ := startMember(t, "a", "the right key of 16 bytes or more")
-	b, _ := startMember(t, "b", "another key of 16 bytes or more", a.Address().String())
-	b.RejoinSeeds()
-	c, _ := startMember(t, "c", "the right key of 16 bytes or more", a.Address().String())
+	b, _ := startMember(t, "b", "another key of 16 bytes or more", a.ListenAddress().String())
+	b.ContactMissingSeeds()
+	c, _ := startMember(t, "c", "the right key of 16 bytes or more", a.ListenAddress().String())
 	awaitMembers(t, c, "a and c to be together", func(set facts.MemberSet) bool { return set.HasMember("a") && set.HasMember("c") })
 	awaitMembers(t, a, "a to know c and not b", func(set facts.MemberSet) bool { return set.HasMember("c") && !set.HasMember("b") })
 }
@@ -111,8 +111,8 @@ func TestASpeakerWithAnotherKeyIsNoMember(t *testing.T) {
 func TestAPortInUseIsAnError(t *testing.T) {
 	a, _ := startMember(t, "a", "any key of 16 bytes or more")
 	_, err := New(Options{
-		Name: "b", BindAddress: netip.MustParseAddr("127.0.0.1"), BindPort: int(a.Address().Port()),
-		Key: []byte("x"), Log: slog.New(slog.DiscardHandler),
+		NodeName: "b", BindAddress: netip.MustParseAddr("127.0.0.1"), BindPort: int(a.ListenAddress().Port()),
+		GossipKey: []byte("x"), Log: slog.New(slog.DiscardHandler),
 	})
 	if err == nil {
 		t.Fatal("two speakers share a port, want an error")

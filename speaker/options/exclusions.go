@@ -13,7 +13,7 @@ import (
 
 // excludedInterfacesFile is the content of the file, in MetalLB's format.
 type excludedInterfacesFile struct {
-	Patterns []string `json:"announcedInterfacesToExclude"`
+	InterfaceNamePatterns []string `json:"announcedInterfacesToExclude"`
 }
 
 // NewExclusionReader returns a function that reads the file of --exclude-interfaces-file. If there
@@ -32,6 +32,6 @@ func NewExclusionReader(path string) links.ExcludePatternsFunc {
 			return nil, fmt.Errorf("reading the excluded interfaces in %q (--exclude-interfaces-file): %w",
 				path, err)
 		}
-		return e.Patterns, nil
+		return e.InterfaceNamePatterns, nil
 	}
 }

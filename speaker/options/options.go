@@ -36,10 +36,10 @@ type Options struct {
 const (
 	// minAnnouncementRefreshInterval keeps the load of thousands of announced addresses low.
 	minAnnouncementRefreshInterval = 10 * time.Second
-	// autoServiceBGPStatusLimit is the largest number of Services for which a node writes
+	// maxServicesForAutoServiceBGPStatus is the largest number of Services for which a node writes
 	// ServiceBGPStatus objects with "auto". Each node announces each Service, so there is one
 	// object for each node and Service.
-	autoServiceBGPStatusLimit = 500
+	maxServicesForAutoServiceBGPStatus = 500
 )
 
 // ParseOptions reads and checks the command line and the environment.
@@ -82,7 +82,7 @@ func (o *Options) declareFlags(fs *pflag.FlagSet) {
 			"0 for never, else at least 10s")
 	fs.StringVar(&o.ServiceBGPStatus, "service-bgp-status", "auto", fmt.Sprintf(
 		"write ServiceBGPStatus objects: on, off, or auto, which is off on a node that announces more than %d Services",
-		autoServiceBGPStatusLimit))
+		maxServicesForAutoServiceBGPStatus))
 }
 
 func (o *Options) validateLayer2AndBGP() error {
@@ -122,5 +122,5 @@ func (o *Options) ServiceBGPStatusLimit() int {
 	case "off":
 		return 0
 	}
-	return autoServiceBGPStatusLimit
+	return maxServicesForAutoServiceBGPStatus
 }

@@ -39,7 +39,7 @@ func TestExcludedInterfacesAreReadAgain(t *testing.T) {
 	}
 }
 
-func TestTheRefreshIntervalIsChecked(t *testing.T) {
+func TestTooShortAnnouncementRefreshIntervalIsRefused(t *testing.T) {
 	none := func(string) (string, bool) { return "", false }
 	for value, want := range map[string]time.Duration{"": 0, "0": 0, "2m": 2 * time.Minute, "1s": -1, "-1m": -1} {
 		args := []string{"--node-name", "n"}

@@ -13,12 +13,13 @@ import (
 
 // layer2Decision is the result of the rules for a Service that at least one node may hold.
 type layer2Decision struct {
-	verdict              *Layer2Verdict
-	candidates           *intent.Candidates
-	linkIndexesByAddress map[netip.Addr][]int
-	mayRebalance         bool
-	// inGrace means that this node should not announce the Service, but can serve it for a while.
-	inGrace bool
+	verdict                 *Layer2Verdict
+	candidates              *intent.Candidates
+	ownLinkIndexesByAddress map[netip.Addr][]int
+	mayRebalance            bool
+	// isSelfInGrace means that this node should not announce the Service, but can serve it for a
+	// while.
+	isSelfInGrace bool
 }
 
 // decideLayer2 applies the rules in order. If a rule about the whole Service fails, the Service has
@@ -39,32 +40,32 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 	}
 	d := &layer2Decision{}
 	f := p.admittedNodesFor(&coverage)
-	v.Reason = f.reasonForSelf
+	v.Reason = f.exclusionReasonOfSelf
 	var local []string
 	if s.hasLocalTrafficPolicy {
-		e := r.endpoints.toView(k)
+		e := r.endpoints.toEndpointsView(k)
 		local = e.NodesForLocalTraffic()
 		switch {
-		case f.reasonForSelf != names.ReasonNotHolder:
-		case !slices.Contains(local, p.inputs.Self):
+		case f.exclusionReasonOfSelf != names.ReasonNotHolder:
+		case !slices.Contains(local, p.inputs.SelfNode):
 			v.Reason = names.ReasonNoLocalEndpoints
-			d.inGrace = e.CanServeOn(p.inputs.Self)
+			d.isSelfInGrace = e.CanServeOn(p.inputs.SelfNode)
 		case !r.isProxyReady():
 			v.Reason = names.ReasonServiceProxyNotReady
 		}
 	}
 	if v.Reason == names.ReasonNotHolder {
-		d.linkIndexesByAddress, v.Reason = p.answeringLinksByAddress(&coverage)
+		d.ownLinkIndexesByAddress, v.Reason = p.answeringLinksByAddress(&coverage)
 	}
 	d.mayRebalance = coverage.MayRebalance()
-	v.IsEligible = v.Reason == names.ReasonNotHolder
+	v.IsNodeCandidate = v.Reason == names.ReasonNotHolder
 	if s.hasLocalTrafficPolicy {
 		// Other nodes do not know whether the proxy here is ready. So this node stays in the list,
 		// without links.
-		listSelf := v.IsEligible || v.Reason == names.ReasonServiceProxyNotReady
-		d.candidates = f.candidatesAmong(local, p.inputs.Self, listSelf)
+		listSelf := v.IsNodeCandidate || v.Reason == names.ReasonServiceProxyNotReady
+		d.candidates = f.candidatesAmong(local, p.inputs.SelfNode, listSelf)
 	} else {
-		d.candidates = f.allCandidates(p.inputs.Self, v.IsEligible)
+		d.candidates = f.allCandidates(p.inputs.SelfNode, v.IsNodeCandidate)
 	}
 	if d.candidates == nil {
 		return v, nil
@@ -73,30 +74,30 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 	return v, d
 }
 
-// admittedNodes has the nodes that a list of advertisements admits. It is the same for all Services
-// with these advertisements.
-type admittedNodes struct {
-	scoreByNode   map[string]int
-	reasonForSelf names.Reason // of this node: ReasonNotHolder if it is admitted
+// nodesAdmittedByAds has the nodes that a list of advertisements admits. It is the same for all
+// Services with these advertisements.
+type nodesAdmittedByAds struct {
+	scoreByNode           map[string]int
+	exclusionReasonOfSelf names.Reason // of this node: ReasonNotHolder if it is admitted
 	// The candidates including and excluding this node; nil until they are needed.
-	withSelf, withoutSelf *intent.Candidates
+	candidatesWithSelf, candidatesWithoutSelf *intent.Candidates
 }
 
 // admittedNodesFor returns the nodes that the advertisements admit.
-func (p *Planner) admittedNodesFor(coverage *advertise.Layer2Coverage) *admittedNodes {
+func (p *Planner) admittedNodesFor(coverage *advertise.Layer2Coverage) *nodesAdmittedByAds {
 	key := coverage.NodesKey()
 	f := p.admittedNodesByAds[key]
 	if f != nil {
 		return f
 	}
-	f = &admittedNodes{scoreByNode: map[string]int{}, reasonForSelf: names.ReasonNoAdvertisement}
+	f = &nodesAdmittedByAds{scoreByNode: map[string]int{}, exclusionReasonOfSelf: names.ReasonNoAdvertisement}
 	for name, n := range p.inputs.Nodes {
 		reason := coverage.NodeExclusionReason(&n)
 		if reason == "" {
 			f.scoreByNode[name], reason = coverage.PreferenceScore(&n), names.ReasonNotHolder
 		}
-		if name == p.inputs.Self {
-			f.reasonForSelf = reason
+		if name == p.inputs.SelfNode {
+			f.exclusionReasonOfSelf = reason
 		}
 	}
 	p.admittedNodesByAds[key] = f
@@ -105,23 +106,23 @@ func (p *Planner) admittedNodesFor(coverage *advertise.Layer2Coverage) *admitted
 
 // allCandidates returns all admitted nodes. It leaves out this node if the node is
 // admitted but not able to answer.
-func (f *admittedNodes) allCandidates(self string, canAnswer bool) *intent.Candidates {
-	if canAnswer || f.reasonForSelf != names.ReasonNotHolder {
-		if f.withSelf == nil {
-			f.withSelf = intent.NewCandidates(f.scoreByNode)
+func (f *nodesAdmittedByAds) allCandidates(self string, canAnswer bool) *intent.Candidates {
+	if canAnswer || f.exclusionReasonOfSelf != names.ReasonNotHolder {
+		if f.candidatesWithSelf == nil {
+			f.candidatesWithSelf = intent.NewCandidates(f.scoreByNode)
 		}
-		return f.withSelf
+		return f.candidatesWithSelf
 	}
-	if f.withoutSelf == nil {
+	if f.candidatesWithoutSelf == nil {
 		others := maps.Clone(f.scoreByNode)
 		delete(others, self)
-		f.withoutSelf = intent.NewCandidates(others)
+		f.candidatesWithoutSelf = intent.NewCandidates(others)
 	}
-	return f.withoutSelf
+	return f.candidatesWithoutSelf
 }
 
 // candidatesAmong returns the admitted nodes that are in the list.
-func (f *admittedNodes) candidatesAmong(nodes []string, self string, canAnswer bool) *intent.Candidates {
+func (f *nodesAdmittedByAds) candidatesAmong(nodes []string, self string, canAnswer bool) *intent.Candidates {
 	scores := map[string]int{}
 	for _, n := range nodes {
 		if score, ok := f.scoreByNode[n]; ok && (canAnswer || n != self) {
@@ -134,10 +135,10 @@ func (f *admittedNodes) candidatesAmong(nodes []string, self string, canAnswer b
 // answeringLinksByAddress returns this node's links for each address. It does not judge the
 // links of other nodes.
 func (p *Planner) answeringLinksByAddress(coverage *advertise.Layer2Coverage) (map[netip.Addr][]int, names.Reason) {
-	self := p.inputs.Nodes[p.inputs.Self]
+	self := p.inputs.Nodes[p.inputs.SelfNode]
 	out := make(map[netip.Addr][]int, len(coverage.Addresses))
 	for i, a := range coverage.Addresses {
-		out[a] = advertise.Links(coverage.AdsOfAddress(i), &self, a, p.inputs.Links)
+		out[a] = advertise.Links(coverage.AdsOfAddress(i), &self, a, p.inputs.UsableLinks)
 		switch {
 		case len(out[a]) > 0:
 		case p.inputs.RawSocketsDenied:

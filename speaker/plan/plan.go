@@ -19,8 +19,8 @@ import (
 
 // Inputs has every fact on which a Plan is based.
 type Inputs struct {
-	// Self is the name of this node.
-	Self string
+	// SelfNode is the name of this node.
+	SelfNode string
 	// LoadBalancerClass is the load balancer class to serve. If it is empty, Services without a
 	// class are served.
 	LoadBalancerClass string
@@ -31,8 +31,8 @@ type Inputs struct {
 	Endpoints map[view.ObjectKey]view.Endpoints
 	// Nodes are all nodes of the cluster by name.
 	Nodes map[string]view.Node
-	// Links are the links of this node on which frames can be sent.
-	Links facts.LinkSet
+	// UsableLinks are the links of this node on which frames can be sent.
+	UsableLinks facts.LinkSet
 	// ProxyStates has the state of the service proxy for the Services with endpoints on this node.
 	// nil before the first Update: the proxy then counts as ready for all of them.
 	ProxyStates map[view.ObjectKey]ProxyState
@@ -65,23 +65,23 @@ type Plan struct {
 type Layer2Verdict struct {
 	Service   view.ObjectKey
 	Addresses []netip.Addr
-	// IsEligible means that this node takes part in the election. Reason is then ReasonNotHolder;
-	// for the holder, ReasonAnnounced replaces it.
-	IsEligible bool
+	// IsNodeCandidate means that this node takes part in the election. Reason is then
+	// ReasonNotHolder; for the holder, ReasonAnnounced replaces it.
+	IsNodeCandidate bool
 	// CandidateCount is how many nodes may hold the addresses.
 	CandidateCount int
 	Reason         names.Reason
 }
 
 func (v *Layer2Verdict) equal(o *Layer2Verdict) bool {
-	return v.IsEligible == o.IsEligible && v.CandidateCount == o.CandidateCount && v.Reason == o.Reason && slices.Equal(v.Addresses, o.Addresses)
+	return v.IsNodeCandidate == o.IsNodeCandidate && v.CandidateCount == o.CandidateCount && v.Reason == o.Reason && slices.Equal(v.Addresses, o.Addresses)
 }
 
-// Delta is what changed between two Plans.
-type Delta struct {
+// BidDelta is what changed between two Plans.
+type BidDelta struct {
 	ChangedBids []intent.Bid
-	// GoneAddresses are the addresses that have no bid any more, sorted.
-	GoneAddresses []netip.Addr
+	// AddressesWithoutBid are the addresses that have no bid any more, sorted.
+	AddressesWithoutBid []netip.Addr
 }
 
 // mergeSortedEdits returns a new sorted list with the changed elements inserted or replaced, and

@@ -17,7 +17,7 @@ import (
 
 var (
 	serviceAddress = netip.MustParseAddr("192.0.2.1")
-	webService     = view.ObjectKey{Namespace: "default", Name: "web"}
+	webServiceKey  = view.ObjectKey{Namespace: "default", Name: "web"}
 )
 
 // buildPlan returns the Plan of complete inputs.
@@ -32,14 +32,14 @@ func buildPlan(in Inputs) Plan {
 func exampleInputs() Inputs {
 	pool := &snapshot.Pool{Name: "p", Ranges: []snapshot.Range{{First: serviceAddress, Last: serviceAddress.Next()}}}
 	in := Inputs{
-		Self:      "a",
+		SelfNode:  "a",
 		Snapshot:  &snapshot.Snapshot{Pools: []*snapshot.Pool{pool}, L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}}},
-		Services:  map[view.ObjectKey]view.Service{webService: {Key: webService, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceAddress}}},
-		Endpoints: map[view.ObjectKey]view.Endpoints{webService: {Service: webService, AnyServing: true, ServingNodes: []string{"b"}}},
+		Services:  map[view.ObjectKey]view.Service{webServiceKey: {Key: webServiceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceAddress}}},
+		Endpoints: map[view.ObjectKey]view.Endpoints{webServiceKey: {Service: webServiceKey, AnyServing: true, ServingNodes: []string{"b"}}},
 		Nodes:     map[string]view.Node{},
-		Links: facts.LinkSet{
-			{Index: 2, Name: "eth0", Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24")}},
-			{Index: 3, Name: "eth1", Prefixes: []netip.Prefix{netip.MustParsePrefix("198.51.100.10/24")}},
+		UsableLinks: facts.LinkSet{
+			{Index: 2, Name: "eth0", AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24")}},
+			{Index: 3, Name: "eth1", AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("198.51.100.10/24")}},
 		},
 	}
 	for _, n := range []string{"a", "b", "c"} {
@@ -50,9 +50,9 @@ func exampleInputs() Inputs {
 
 func editService(f func(*view.Service)) func(*Inputs) {
 	return func(in *Inputs) {
-		s := in.Services[webService]
+		s := in.Services[webServiceKey]
 		f(&s)
-		in.Services[webService] = s
+		in.Services[webServiceKey] = s
 	}
 }
 
@@ -93,8 +93,8 @@ func TestBidAndReason(t *testing.T) {
 		"a node without network":                        {edit: editNode("a", func(n *view.Node) { n.NetworkUnavailable = true }), candidates: []string{"b", "c"}, reason: names.ReasonNodeNetworkUnavailable},
 		"named links":                                   {edit: editL2Advertisement(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth1"} }), candidates: []string{"a", "b", "c"}, links: []int{3}, reason: names.ReasonNotHolder},
 		"named links that this node does not have":      {edit: editL2Advertisement(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth9"} }), candidates: []string{"b", "c"}, reason: names.ReasonNoLinks},
-		"no link's subnet covers the address":           {edit: func(in *Inputs) { in.Links[0].Prefixes = nil }, candidates: []string{"a", "b", "c"}, links: []int{2, 3}, reason: names.ReasonNotHolder},
-		"raw sockets are not permitted":                 {edit: func(in *Inputs) { in.Links, in.RawSocketsDenied = nil, true }, candidates: []string{"b", "c"}, reason: names.ReasonRawSocketDenied},
+		"no link's subnet covers the address":           {edit: func(in *Inputs) { in.UsableLinks[0].AddressesWithPrefixLength = nil }, candidates: []string{"a", "b", "c"}, links: []int{2, 3}, reason: names.ReasonNotHolder},
+		"raw sockets are not permitted":                 {edit: func(in *Inputs) { in.UsableLinks, in.RawSocketsDenied = nil, true }, candidates: []string{"b", "c"}, reason: names.ReasonRawSocketDenied},
 		"a shared address and a service selector": {edit: func(in *Inputs) {
 			editService(func(s *view.Service) { s.HasSharingAnnotation, s.Labels = true, map[string]string{"name": "x"} })(in)
 			editL2Advertisement(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = selectNodeByName("x") })(in)
@@ -108,7 +108,7 @@ func TestBidAndReason(t *testing.T) {
 			var candidates []string
 			var links []int
 			if p.Bids.Len() > 0 {
-				candidates, links = p.Bids.Slice()[0].Candidates.Nodes, p.Bids.Slice()[0].LinkIndexes
+				candidates, links = p.Bids.Slice()[0].Candidates.Nodes, p.Bids.Slice()[0].OwnLinkIndexes
 			}
 			if !reflect.DeepEqual(candidates, tc.candidates) || !reflect.DeepEqual(links, tc.links) {
 				t.Errorf("the candidates are %v on links %v, want %v on %v", candidates, links, tc.candidates, tc.links)
@@ -127,7 +127,7 @@ func TestBidAndReason(t *testing.T) {
 func TestPreferencesAddUp(t *testing.T) {
 	in := exampleInputs()
 	in.Snapshot.L2Advertisements[0].Preferences = []snapshot.NodePreference{{Weight: 10, NodeSelector: selectNodeByName("c")[0]}, {Weight: 5, NodeSelector: selectNodeByName("b")[0]}, {Weight: 1, NodeSelector: labels.Everything()}}
-	if got, want := buildPlan(in).Bids.Slice()[0].Candidates.Scores, []int{1, 6, 11}; !slices.Equal(got, want) {
+	if got, want := buildPlan(in).Bids.Slice()[0].Candidates.PreferenceScores, []int{1, 6, 11}; !slices.Equal(got, want) {
 		t.Errorf("the scores of a, b and c are %v, want %v", got, want)
 	}
 }
@@ -137,7 +137,7 @@ func TestCandidatesAreTheSameOnEveryNode(t *testing.T) {
 	want := buildPlan(exampleInputs()).Bids.Slice()[0].Candidates
 	for _, self := range []string{"a", "b", "c"} {
 		in := exampleInputs()
-		in.Self, in.Nodes = self, maps.Clone(in.Nodes)
+		in.SelfNode, in.Nodes = self, maps.Clone(in.Nodes)
 		if got := buildPlan(in).Bids.Slice()[0].Candidates; got.ContentHash != want.ContentHash || !slices.Equal(got.Nodes, want.Nodes) {
 			t.Errorf("node %s sees the candidates %v, node a %v", self, got, want)
 		}

@@ -19,13 +19,13 @@ type Planner struct {
 	plan   Plan
 	// recordByService has the inputs and the decisions of each Service. servicesByAddress has the
 	// Services of each address that some node may hold by layer 2.
-	recordByService    map[view.ObjectKey]*serviceRecord
-	servicesByAddress  map[netip.Addr]serviceList
-	admittedNodesByAds map[string]*admittedNodes // by the names of the advertisements
-	changedServices    map[view.ObjectKey]struct{}
-	mustReplanAll      bool // everything has to be decided again
+	recordByService       map[view.ObjectKey]*serviceRecord
+	servicesByAddress     map[netip.Addr]sortedServiceKeys
+	admittedNodesByAds    map[string]*nodesAdmittedByAds // by the names of the advertisements
+	servicesToDecideAgain map[view.ObjectKey]struct{}
+	mustReplanAll         bool // everything has to be decided again
 	// servicesByPrefix has the Services that contribute to the route of each prefix.
-	servicesByPrefix map[netip.Prefix]serviceList
+	servicesByPrefix map[netip.Prefix]sortedServiceKeys
 	peerNameLists    nameListCache // of lists of peer names
 	// healthChecks are those of the Plan; see proxy.go.
 	healthChecks      map[view.ObjectKey]intent.HealthCheck
@@ -36,8 +36,8 @@ type Planner struct {
 // NewPlanner returns a Planner that has decided nothing.
 func NewPlanner(in Inputs) *Planner {
 	p := &Planner{
-		inputs: in, recordByService: map[view.ObjectKey]*serviceRecord{}, servicesByAddress: map[netip.Addr]serviceList{}, admittedNodesByAds: map[string]*admittedNodes{},
-		changedServices: map[view.ObjectKey]struct{}{}, mustReplanAll: true, servicesByPrefix: map[netip.Prefix]serviceList{},
+		inputs: in, recordByService: map[view.ObjectKey]*serviceRecord{}, servicesByAddress: map[netip.Addr]sortedServiceKeys{}, admittedNodesByAds: map[string]*nodesAdmittedByAds{},
+		servicesToDecideAgain: map[view.ObjectKey]struct{}{}, mustReplanAll: true, servicesByPrefix: map[netip.Prefix]sortedServiceKeys{},
 		healthChecks: map[view.ObjectKey]intent.HealthCheck{},
 	}
 	p.inputs.Services, p.inputs.Endpoints, p.inputs.ProxyStates = nil, nil, nil
@@ -76,10 +76,10 @@ func (p *Planner) Inputs() Inputs {
 			out.ProxyStates[k] = r.proxy
 		}
 		if r.service != nil {
-			out.Services[k] = r.service.toView(k, p.inputs.LoadBalancerClass)
+			out.Services[k] = r.service.toServiceView(k, p.inputs.LoadBalancerClass)
 		}
 		if r.endpoints.anyCanServe {
-			out.Endpoints[k] = r.endpoints.toView(k)
+			out.Endpoints[k] = r.endpoints.toEndpointsView(k)
 		}
 	}
 	return out
@@ -96,7 +96,7 @@ func (p *Planner) SetService(s view.Service) {
 		return
 	}
 	r.service = now
-	p.changedServices[s.Key] = struct{}{}
+	p.servicesToDecideAgain[s.Key] = struct{}{}
 }
 
 // ensureRecord returns the record of a Service, and makes one if there is none.
@@ -113,7 +113,7 @@ func (p *Planner) ensureRecord(k view.ObjectKey) *serviceRecord {
 func (p *Planner) RemoveService(k view.ObjectKey) {
 	if r := p.recordByService[k]; r != nil && r.service != nil {
 		r.service = nil
-		p.changedServices[k] = struct{}{}
+		p.servicesToDecideAgain[k] = struct{}{}
 	}
 }
 
@@ -127,7 +127,7 @@ func (p *Planner) SetEndpoints(e view.Endpoints) {
 		return
 	}
 	r.endpoints = now
-	p.changedServices[e.Service] = struct{}{}
+	p.servicesToDecideAgain[e.Service] = struct{}{}
 }
 
 // SetNode adds or replaces a node.
@@ -150,8 +150,8 @@ func (p *Planner) SetSnapshot(s *snapshot.Snapshot) { p.inputs.Snapshot, p.mustR
 
 // SetLinks replaces the links on which frames can be sent.
 func (p *Planner) SetLinks(links facts.LinkSet) {
-	if !reflect.DeepEqual(p.inputs.Links, links) {
-		p.inputs.Links, p.mustReplanAll = links, true
+	if !reflect.DeepEqual(p.inputs.UsableLinks, links) {
+		p.inputs.UsableLinks, p.mustReplanAll = links, true
 	}
 }
 
@@ -172,19 +172,19 @@ const (
 )
 
 // Update decides what changed since the last call.
-func (p *Planner) Update() Delta {
+func (p *Planner) Update() BidDelta {
 	all := p.mustReplanAll
 	if all {
 		p.mustReplanAll = false
 		clear(p.admittedNodesByAds)
 		p.peerNameLists = nil
 		for k := range p.recordByService {
-			p.changedServices[k] = struct{}{}
+			p.servicesToDecideAgain[k] = struct{}{}
 		}
 	}
 	touched := map[netip.Addr]struct{}{}
 	var verdicts, gone []*Layer2Verdict
-	order := sortedServices(p.changedServices)
+	order := sortedServices(p.servicesToDecideAgain)
 	p.updateHealthChecks(order)
 	for _, k := range order {
 		r := p.recordByService[k]
@@ -193,23 +193,23 @@ func (p *Planner) Update() Delta {
 		}
 		p.removeFromAddresses(k, r, touched)
 		if r.service == nil {
-			if r.verdict != nil {
-				gone = append(gone, r.verdict)
-				r.verdict = nil
+			if r.layer2Verdict != nil {
+				gone = append(gone, r.layer2Verdict)
+				r.layer2Verdict = nil
 			}
 			continue
 		}
 		v, d := p.decideLayer2(k, r)
-		if r.verdict == nil || !r.verdict.equal(v) {
-			r.verdict = v
+		if r.layer2Verdict == nil || !r.layer2Verdict.equal(v) {
+			r.layer2Verdict = v
 			verdicts = append(verdicts, v)
 		}
 		if d == nil {
 			continue
 		}
-		d.verdict = r.verdict
+		d.verdict = r.layer2Verdict
 		r.decision = d
-		for _, a := range r.verdict.Addresses {
+		for _, a := range r.layer2Verdict.Addresses {
 			p.servicesByAddress[a] = p.servicesByAddress[a].withService(k)
 			touched[a] = struct{}{}
 		}
@@ -220,7 +220,7 @@ func (p *Planner) Update() Delta {
 			delete(p.recordByService, k)
 		}
 	}
-	clear(p.changedServices)
+	clear(p.servicesToDecideAgain)
 	p.plan.Layer2Verdicts = p.plan.Layer2Verdicts.withEdits(verdicts, gone, func(x, y *Layer2Verdict) int { return x.Service.Compare(y.Service) })
 	return p.updateBids(touched)
 }
@@ -240,18 +240,18 @@ func (p *Planner) removeFromAddresses(k view.ObjectKey, r *serviceRecord, touche
 }
 
 // updateBids computes the bids of the touched addresses again.
-func (p *Planner) updateBids(touched map[netip.Addr]struct{}) Delta {
-	var d Delta
+func (p *Planner) updateBids(touched map[netip.Addr]struct{}) BidDelta {
+	var d BidDelta
 	var gone []intent.Bid
 	byAddress := func(x, y intent.Bid) int { return x.Address.Compare(y.Address) }
 	for _, a := range slices.SortedFunc(maps.Keys(touched), netip.Addr.Compare) {
 		old, had := p.plan.Bids.lookup(intent.Bid{Address: a}, byAddress)
-		b, ok := p.combinedBid(a)
+		b, ok := p.combineBidOfServices(a)
 		switch {
 		case ok && (!had || !b.Equal(old)):
 			d.ChangedBids = append(d.ChangedBids, b)
 		case !ok && had:
-			d.GoneAddresses = append(d.GoneAddresses, a)
+			d.AddressesWithoutBid = append(d.AddressesWithoutBid, a)
 			gone = append(gone, intent.Bid{Address: a})
 		}
 	}
@@ -259,10 +259,10 @@ func (p *Planner) updateBids(touched map[netip.Addr]struct{}) Delta {
 	return d
 }
 
-// combinedBid combines the Services of an address. One node answers for the address, so it has to
-// be able to serve all of them. If no node can, the first Service in order decides.
-func (p *Planner) combinedBid(a netip.Addr) (intent.Bid, bool) {
-	b := intent.Bid{Address: a, InGrace: true}
+// combineBidOfServices combines the Services of an address. One node answers for the address, so it
+// has to be able to serve all of them. If no node can, the first Service in order decides.
+func (p *Planner) combineBidOfServices(a netip.Addr) (intent.Bid, bool) {
+	b := intent.Bid{Address: a, InEndpointGracePeriod: true}
 	for _, k := range p.servicesByAddress[a] {
 		d := p.recordByService[k].decision
 		if b.Candidates == nil {
@@ -271,26 +271,26 @@ func (p *Planner) combinedBid(a netip.Addr) (intent.Bid, bool) {
 			b.Candidates = both
 		}
 		b.MayRebalance = b.MayRebalance || d.mayRebalance
-		b.InGrace = b.InGrace && (d.inGrace || d.verdict.IsEligible)
-		b.LinkIndexes = append(b.LinkIndexes, d.linkIndexesByAddress[a]...)
+		b.InEndpointGracePeriod = b.InEndpointGracePeriod && (d.isSelfInGrace || d.verdict.IsNodeCandidate)
+		b.OwnLinkIndexes = append(b.OwnLinkIndexes, d.ownLinkIndexesByAddress[a]...)
 		for _, o := range d.verdict.Addresses {
 			if o != a {
-				b.Siblings = append(b.Siblings, o)
+				b.SiblingAddresses = append(b.SiblingAddresses, o)
 			}
 		}
 	}
 	if b.Candidates == nil {
 		return b, false
 	}
-	slices.Sort(b.LinkIndexes)
-	b.LinkIndexes = slices.Compact(b.LinkIndexes)
-	if !b.IsEligible(p.inputs.Self) || len(b.LinkIndexes) == 0 {
-		b.LinkIndexes = nil
+	slices.Sort(b.OwnLinkIndexes)
+	b.OwnLinkIndexes = slices.Compact(b.OwnLinkIndexes)
+	if !b.IsCandidate(p.inputs.SelfNode) || len(b.OwnLinkIndexes) == 0 {
+		b.OwnLinkIndexes = nil
 	} else {
-		b.InGrace = false
+		b.InEndpointGracePeriod = false
 	}
-	slices.SortFunc(b.Siblings, netip.Addr.Compare)
-	b.Siblings = slices.Compact(b.Siblings)
+	slices.SortFunc(b.SiblingAddresses, netip.Addr.Compare)
+	b.SiblingAddresses = slices.Compact(b.SiblingAddresses)
 	return b, true
 }
 
@@ -302,7 +302,7 @@ func commonCandidates(x, y *intent.Candidates) *intent.Candidates {
 	scores := map[string]int{}
 	for i, n := range x.Nodes {
 		if j, ok := slices.BinarySearch(y.Nodes, n); ok {
-			scores[n] = x.Scores[i] + y.Scores[j]
+			scores[n] = x.PreferenceScores[i] + y.PreferenceScores[j]
 		}
 	}
 	return intent.NewCandidates(scores)

@@ -48,7 +48,7 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 			case 5:
 				p.RemoveNode(node.Draw(t, "removed"))
 			case 6:
-				p.SetLinks(p.Inputs().Links[:rapid.IntRange(0, len(p.Inputs().Links)).Draw(t, "links")])
+				p.SetLinks(p.Inputs().UsableLinks[:rapid.IntRange(0, len(p.Inputs().UsableLinks)).Draw(t, "links")])
 			case 7:
 				s := *first.Snapshot
 				s.L2Advertisements = []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}, NodeSelectors: selectNodeByName(node.Draw(t, "selected"))}}
@@ -60,10 +60,10 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 			for _, b := range d.ChangedBids {
 				bids[b.Address] = true
 			}
-			for _, a := range d.GoneAddresses {
+			for _, a := range d.AddressesWithoutBid {
 				delete(bids, a)
 			}
-			if want := buildPlan(p.Inputs()); !equalPlans(p.Plan(), want) {
+			if want := buildPlan(p.Inputs()); !haveEqualLayer2Plans(p.Plan(), want) {
 				t.Fatalf("the plan is %+v, built from its inputs it is %+v", p.Plan(), want)
 			}
 			if len(bids) != p.Plan().Bids.Len() {
@@ -73,7 +73,7 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 	})
 }
 
-func equalPlans(x, y Plan) bool {
+func haveEqualLayer2Plans(x, y Plan) bool {
 	return slices.EqualFunc(x.Bids.Slice(), y.Bids.Slice(), intent.Bid.Equal) && reflect.DeepEqual(x.Layer2Verdicts.Slice(), y.Layer2Verdicts.Slice())
 }
 
@@ -92,11 +92,11 @@ func TestTerminatingEndpointsHaveAGrace(t *testing.T) {
 		{[]string{"a", "b"}, []string{"b"}, false, true},
 		{[]string{"b"}, []string{"b"}, false, false},
 	} {
-		in.Endpoints[webService] = view.Endpoints{Service: webService, AnyServing: true, ServingNodes: c.nodes, ReadyNodes: c.ready}
+		in.Endpoints[webServiceKey] = view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: c.nodes, ReadyNodes: c.ready}
 		p := buildPlan(in)
 		b := p.Bids.Slice()[0]
-		if b.IsEligible("a") != c.eligible || b.InGrace != c.grace {
-			t.Errorf("with endpoints on %v, ready ones on %v: eligible %v, grace %v", c.nodes, c.ready, b.IsEligible("a"), b.InGrace)
+		if b.IsCandidate("a") != c.eligible || b.InEndpointGracePeriod != c.grace {
+			t.Errorf("with endpoints on %v, ready ones on %v: eligible %v, grace %v", c.nodes, c.ready, b.IsCandidate("a"), b.InEndpointGracePeriod)
 		}
 		if want := names.ReasonNoLocalEndpoints; !c.eligible && p.Layer2Verdicts.Slice()[0].Reason != want {
 			t.Errorf("the reason is %s, want %s", p.Layer2Verdicts.Slice()[0].Reason, want)
@@ -108,12 +108,12 @@ func TestTerminatingEndpointsHaveAGrace(t *testing.T) {
 func largeInputs(n int) Inputs {
 	first := netip.MustParseAddr("10.0.0.0")
 	in := Inputs{
-		Self:      "node-000",
-		Snapshot:  &snapshot.Snapshot{Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.255.255.255")}}}}, L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}}},
-		Services:  map[view.ObjectKey]view.Service{},
-		Endpoints: map[view.ObjectKey]view.Endpoints{},
-		Nodes:     map[string]view.Node{},
-		Links:     exampleInputs().Links,
+		SelfNode:    "node-000",
+		Snapshot:    &snapshot.Snapshot{Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.255.255.255")}}}}, L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}}},
+		Services:    map[view.ObjectKey]view.Service{},
+		Endpoints:   map[view.ObjectKey]view.Endpoints{},
+		Nodes:       map[string]view.Node{},
+		UsableLinks: exampleInputs().UsableLinks,
 	}
 	for i := range 100 {
 		name := fmt.Sprintf("node-%03d", i)
@@ -137,7 +137,7 @@ func BenchmarkChangeOfOneServiceAmong10000(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		p.SetEndpoints(view.Endpoints{Service: k, AnyServing: i%2 == 1})
 		begun := time.Now()
-		if d := p.Update(); len(d.ChangedBids)+len(d.GoneAddresses) != 1 {
+		if d := p.Update(); len(d.ChangedBids)+len(d.AddressesWithoutBid) != 1 {
 			b.Fatalf("the delta is %v", d)
 		}
 		longest = max(longest, time.Since(begun))

@@ -30,7 +30,7 @@ func TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds(t *testing.T) {
 	in.Snapshot.L2Advertisements = append(in.Snapshot.L2Advertisements, &snapshot.L2Advertisement{Name: "six", Pools: []string{"six"}, Interfaces: []string{"eth1"}})
 	in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "six", Pools: []string{"six"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 64})
 	p = buildPlan(in)
-	if p.Bids.Len() != 2 || !slices.Equal(p.Bids.Slice()[0].LinkIndexes, []int{2}) || !slices.Equal(p.Bids.Slice()[1].LinkIndexes, []int{3}) {
+	if p.Bids.Len() != 2 || !slices.Equal(p.Bids.Slice()[0].OwnLinkIndexes, []int{2}) || !slices.Equal(p.Bids.Slice()[1].OwnLinkIndexes, []int{3}) {
 		t.Errorf("the bids are %+v; want one for each address, on the links that its advertisement names", p.Bids)
 	}
 	if len(p.Routes) != 2 || p.Routes[0].Prefix != netip.PrefixFrom(serviceAddress, 32) || p.Routes[1].Prefix != netip.MustParsePrefix("fd00:1::/64") {
@@ -44,7 +44,7 @@ func TestNodeNeedsAnAdvertisementOfEachAddress(t *testing.T) {
 	six := netip.MustParseAddr("fd00:1::1")
 	for self, want := range map[string]names.Reason{"a": names.ReasonNoAdvertisement, "b": names.ReasonNotHolder} {
 		in := exampleInputs()
-		in.Self = self
+		in.SelfNode = self
 		in.Snapshot.Pools = append(in.Snapshot.Pools, &snapshot.Pool{Name: "six", Ranges: []snapshot.Range{{First: six, Last: six}}})
 		in.Snapshot.L2Advertisements = append(in.Snapshot.L2Advertisements, &snapshot.L2Advertisement{Name: "six", Pools: []string{"six"}, NodeSelectors: selectNodeByName("b")})
 		editService(func(s *view.Service) { s.AssignedAddresses = append(s.AssignedAddresses, six) })(&in)

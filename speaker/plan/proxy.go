@@ -50,7 +50,7 @@ func (p *Planner) SetHealthCheckResult(result facts.HealthCheckResult) {
 	}
 	if r.proxy != now {
 		r.proxy = now
-		p.changedServices[k] = struct{}{}
+		p.servicesToDecideAgain[k] = struct{}{}
 	}
 }
 
@@ -63,7 +63,7 @@ func (p *Planner) updateHealthChecks(changed []view.ObjectKey) {
 		if r == nil {
 			continue
 		}
-		here, any := r.endpoints.endpointsOnNode(p.inputs.Self)
+		here, any := r.endpoints.endpointsOnNode(p.inputs.SelfNode)
 		switch {
 		case r.service == nil || !any:
 			r.proxy = ProxyNotReady
@@ -100,7 +100,7 @@ func (r *serviceRecord) needsHealthCheck() bool {
 // newHealthCheck returns the health check of a Service, for the families of its addresses.
 func (p *Planner) newHealthCheck(k view.ObjectKey, s *serviceFacts) intent.HealthCheck {
 	out := intent.HealthCheck{Namespace: k.Namespace, Name: k.Name, Port: s.healthCheckNodePort}
-	self := p.inputs.Nodes[p.inputs.Self]
+	self := p.inputs.Nodes[p.inputs.SelfNode]
 	for _, a := range s.assignedAddresses {
 		if a.Is4() {
 			out.IPv4 = nodeAddress(&self, ipfamily.IPv4, netip.AddrFrom4([4]byte{127, 0, 0, 1}))

@@ -25,7 +25,7 @@ func localInputs() Inputs {
 
 // onNodes returns endpoints of the Service on nodes, those in ready are ready.
 func onNodes(serving, ready []string) view.Endpoints {
-	return view.Endpoints{Service: webService, AnyServing: len(serving) > 0, ServingNodes: serving, ReadyNodes: ready}
+	return view.Endpoints{Service: webServiceKey, AnyServing: len(serving) > 0, ServingNodes: serving, ReadyNodes: ready}
 }
 
 // proxyStep changes the inputs of a Planner. The wanted values are those of node a after it.
@@ -96,7 +96,7 @@ func TestAnnouncementsWaitForTheServiceProxy(t *testing.T) {
 		"a Service gets its address late": {
 			elsewhere,
 			{func(p *Planner) {
-				s := localInputs().Services[webService]
+				s := localInputs().Services[webServiceKey]
 				s.AssignedAddresses = nil
 				p.SetService(s)
 				p.SetEndpoints(onNodes(both, both))
@@ -104,15 +104,15 @@ func TestAnnouncementsWaitForTheServiceProxy(t *testing.T) {
 				if checks := p.Plan().HealthChecks; len(checks) > 0 {
 					t.Errorf("the health checks of a Service without an address are %v", checks)
 				}
-				p.SetService(localInputs().Services[webService])
+				p.SetService(localInputs().Services[webServiceKey])
 			}, late, late, true, false, false},
 			known,
 		},
 		"a Service is created again": {
 			elsewhere, arrives, known,
 			{func(p *Planner) {
-				s := p.Inputs().Services[webService]
-				p.RemoveService(webService)
+				s := p.Inputs().Services[webServiceKey]
+				p.RemoveService(webServiceKey)
 				p.Update()
 				s.HealthCheckNodePort = 30001
 				p.SetService(s)
@@ -134,7 +134,7 @@ func TestAnnouncementsWaitForTheServiceProxy(t *testing.T) {
 
 // setServicePolicy replaces the traffic policy of the Service.
 func setServicePolicy(p *Planner, policy view.Service) {
-	s := localInputs().Services[webService]
+	s := localInputs().Services[webServiceKey]
 	s.HasLocalTrafficPolicy, s.HealthCheckNodePort = policy.HasLocalTrafficPolicy, policy.HealthCheckNodePort
 	p.SetService(s)
 }
@@ -152,8 +152,8 @@ func checkProxyStep(t *testing.T, i int, got Plan, want proxyStep) {
 		t.Errorf("step %d: the health checks are %v", i, got.HealthChecks)
 	}
 	bid := got.Bids.Slice()[0]
-	if able := bid.IsEligible("a") && len(bid.LinkIndexes) > 0; able != want.isEligible || bid.InGrace != want.inGrace {
-		t.Errorf("step %d: may hold the address: %v, in grace: %v", i, able, bid.InGrace)
+	if able := bid.IsCandidate("a") && len(bid.OwnLinkIndexes) > 0; able != want.isEligible || bid.InEndpointGracePeriod != want.inGrace {
+		t.Errorf("step %d: may hold the address: %v, in grace: %v", i, able, bid.InEndpointGracePeriod)
 	}
 }
 
@@ -161,7 +161,7 @@ func checkProxyStep(t *testing.T, i int, got Plan, want proxyStep) {
 // none of the family.
 func TestHealthChecksNameAddressesOfTheNode(t *testing.T) {
 	in := localInputs()
-	in.Endpoints[webService] = onNodes([]string{"a"}, []string{"a"})
+	in.Endpoints[webServiceKey] = onNodes([]string{"a"}, []string{"a"})
 	editService(func(s *view.Service) {
 		s.AssignedAddresses = append(s.AssignedAddresses, netip.MustParseAddr("2001:db8::1"))
 	})(&in)
@@ -177,7 +177,7 @@ func TestHealthChecksNameAddressesOfTheNode(t *testing.T) {
 // endpoints have ended and returned.
 func TestLateResultsAreIgnored(t *testing.T) {
 	in := localInputs()
-	in.Endpoints[webService] = onNodes([]string{"b"}, []string{"b"})
+	in.Endpoints[webServiceKey] = onNodes([]string{"b"}, []string{"b"})
 	p := NewPlanner(in)
 	p.Update()
 	var earlier []intent.HealthCheck
@@ -201,10 +201,10 @@ func TestLateResultsAreIgnored(t *testing.T) {
 func TestASecondServiceDoesNotMoveASharedAddress(t *testing.T) {
 	in := localInputs()
 	editService(func(s *view.Service) { s.HasSharingAnnotation = true })(&in)
-	in.Endpoints[webService] = onNodes([]string{"a", "b"}, []string{"a", "b"})
+	in.Endpoints[webServiceKey] = onNodes([]string{"a", "b"}, []string{"a", "b"})
 	p := NewPlanner(in)
 	p.Update()
-	second := in.Services[webService]
+	second := in.Services[webServiceKey]
 	second.Key.Name = "second"
 	e := onNodes([]string{"a", "b"}, []string{"a", "b"})
 	e.Service = second.Key
@@ -212,7 +212,7 @@ func TestASecondServiceDoesNotMoveASharedAddress(t *testing.T) {
 	p.SetEndpoints(e)
 	p.Update()
 	bid := p.Plan().Bids.Slice()[0]
-	if !bid.IsEligible("a") || len(bid.LinkIndexes) == 0 {
+	if !bid.IsCandidate("a") || len(bid.OwnLinkIndexes) == 0 {
 		t.Errorf("the bid is %v, want one of node a: its first Service still works", bid)
 	}
 }

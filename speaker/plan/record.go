@@ -17,11 +17,12 @@ type serviceRecord struct {
 	// service is nil if only the endpoints are known, or if the Service is not of our class.
 	service   *serviceFacts
 	endpoints endpointFacts
-	// verdict is the one in the Plan. decision is nil if no node may hold the addresses by layer 2.
-	verdict  *Layer2Verdict
-	decision *layer2Decision
+	// layer2Verdict is the one in the Plan. decision is nil if no node may hold the addresses by
+	// layer 2.
+	layer2Verdict *Layer2Verdict
+	decision      *layer2Decision
 	// contribution is nil until the Service is decided.
-	contribution *contribution
+	contribution *serviceRouteContribution
 	proxy        ProxyState
 }
 
@@ -51,8 +52,8 @@ func (s *serviceFacts) toAdvertise() advertise.Service {
 	}
 }
 
-// toView returns the Service as a View, with the stored fields only.
-func (s *serviceFacts) toView(k view.ObjectKey, class string) view.Service {
+// toServiceView returns the Service as a View, with the stored fields only.
+func (s *serviceFacts) toServiceView(k view.ObjectKey, class string) view.Service {
 	out := view.Service{
 		Key: k, IsLoadBalancer: true, LoadBalancerClass: class, RecordedPool: s.recordedPool, AssignedAddresses: s.assignedAddresses, HasLocalTrafficPolicy: s.hasLocalTrafficPolicy, HasSharingAnnotation: s.hasSharingKey, HealthCheckNodePort: s.healthCheckNodePort,
 	}
@@ -131,8 +132,8 @@ func (e endpointFacts) equal(o endpointFacts) bool {
 	return e.anyCanServe == o.anyCanServe && slices.Equal(e.servingNodes, o.servingNodes)
 }
 
-// toView returns the endpoints as a View, with the stored fields only.
-func (e endpointFacts) toView(k view.ObjectKey) view.Endpoints {
+// toEndpointsView returns the endpoints as a View, with the stored fields only.
+func (e endpointFacts) toEndpointsView(k view.ObjectKey) view.Endpoints {
 	out := view.Endpoints{Service: k, AnyServing: e.anyCanServe}
 	for _, p := range e.servingNodes {
 		out.ServingNodes, out.ServingCounts = append(out.ServingNodes, p.nodeName), append(out.ServingCounts, int(p.servingCount))
@@ -152,21 +153,21 @@ func (e endpointFacts) endpointsOnNode(node string) (nodeEndpoints, bool) {
 	return e.servingNodes[i], true
 }
 
-// serviceList has the Services of one address or prefix, sorted. Nearly always it has one.
-type serviceList []view.ObjectKey
+// sortedServiceKeys has the Services of one address or prefix, sorted. Nearly always it has one.
+type sortedServiceKeys []view.ObjectKey
 
-func (s serviceList) withService(k view.ObjectKey) serviceList {
+func (s sortedServiceKeys) withService(k view.ObjectKey) sortedServiceKeys {
 	i, found := slices.BinarySearchFunc(s, k, view.ObjectKey.Compare)
 	if found {
 		return s
 	}
 	if s == nil {
-		return serviceList{k}
+		return sortedServiceKeys{k}
 	}
 	return slices.Insert(s, i, k)
 }
 
-func (s serviceList) withoutService(k view.ObjectKey) serviceList {
+func (s sortedServiceKeys) withoutService(k view.ObjectKey) sortedServiceKeys {
 	i, found := slices.BinarySearchFunc(s, k, view.ObjectKey.Compare)
 	if !found {
 		return s

@@ -20,50 +20,50 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 	out := intent.Peer{
 		Name: p.Name, Address: p.Address, Port: p.Port, Unnumbered: p.Interface != "", Device: cmp.Or(p.Interface, p.VRF), SourceAddress: p.SourceAddress,
 		LocalASN: cmp.Or(p.LocalASN, mine), PeerASN: theirs, RouterID: p.RouterID,
-		HoldTime: p.HoldTime, KeepaliveTime: p.KeepaliveInterval, ConnectTime: p.ConnectInterval, Password: p.Password, Multihop: p.MultiHop,
+		HoldTime: p.HoldTime, KeepaliveTime: p.KeepaliveInterval, MaxReconnectDelay: p.ConnectInterval, Password: p.Password, Multihop: p.MultiHop,
 		IPv4: p.CarriesFamily(ipfamily.IPv4), IPv6: p.CarriesFamily(ipfamily.IPv6),
-		GracefulRestart: p.GracefulRestart, RestartTime: gracefulRestartTimeout, MaxHops: p.TTLSecurityHops, Passive: p.Passive,
+		GracefulRestart: p.GracefulRestart, RestartTime: gracefulRestartKeepRoutesTimeout, MaxHops: p.MaxTTLSecurityHops, Passive: p.Passive,
 	}
 	if p.Address.Is6() && p.Address.IsLinkLocalUnicast() {
 		out.Address = p.Address.WithZone(p.VRF)
 	}
-	if p.DefaultGateway != 0 {
-		if out.Address = preferredGateway(p.DefaultGateway, links); !out.Address.IsValid() {
-			out.Blocked = names.Explain(names.ReasonNoGateway, "this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGateway)
+	if p.DefaultGatewayFamily != 0 {
+		if out.Address = preferredDefaultGateway(p.DefaultGatewayFamily, links); !out.Address.IsValid() {
+			out.Blocked = names.Explain(names.ReasonNoGateway, "this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGatewayFamily)
 		}
 	}
 	if err != nil {
 		out.Blocked = names.Explanation{Reason: names.ReasonNodeLabel, Text: err.Error()}
 	}
-	if p.Fault != nil {
-		out.Blocked = names.Explanation{Reason: p.Fault.Reason, Text: p.Fault.Text}
+	if p.FirstFault != nil {
+		out.Blocked = names.Explanation{Reason: p.FirstFault.Reason, Text: p.FirstFault.Text}
 	}
 	// Without the capability a session carries only IPv4, over IPv4. A peer that needs
 	// more keeps it.
 	out.NoMultiprotocol = p.DisableMultiprotocol && out.IPv4 && !out.IPv6
 	switch p.DynamicASN {
 	case snapshot.InternalASN:
-		out.DynamicASN = intent.AcceptInternalASN
+		out.AcceptedASNs = intent.AcceptInternalASN
 	case snapshot.ExternalASN:
-		out.DynamicASN = intent.AcceptExternalASN
+		out.AcceptedASNs = intent.AcceptExternalASN
 	}
 	if b := p.BFD; b != nil && !out.Blocked.IsSet() {
 		out.BFD = &intent.BFD{
 			TransmitInterval: b.TransmitInterval, ReceiveInterval: b.ReceiveInterval, EchoInterval: b.EchoInterval, Multiplier: b.DetectMultiplier,
-			EchoMode: b.EchoMode, Passive: b.PassiveMode, MinTTL: b.MinimumTTL,
+			EchoMode: b.EchoMode, Passive: b.PassiveMode, MinTTL: b.MinimumMultihopTTL,
 		}
 	}
 	return out
 }
 
-// duplicatePeerName returns the name of another peer of this node that the router cannot tell from
-// this one: an older peer, or, if this peer is the default gateway, a peer with the gateway's
+// findPeerWithSameRouter returns the name of another peer of this node that the router cannot tell
+// from this one: an older peer, or, if this peer is the default gateway, a peer with the gateway's
 // address. It returns "" if there is none.
-func duplicatePeerName(p *snapshot.Peer, router netip.Addr, s *snapshot.Snapshot, self *view.Node) string {
+func findPeerWithSameRouter(p *snapshot.Peer, router netip.Addr, s *snapshot.Snapshot, self *view.Node) string {
 	for _, q := range s.Peers {
-		same := slices.Contains(p.DuplicateOfPeers, q.Name) ||
-			p.DefaultGateway != 0 && q.Address.IsValid() && q.Address == router.WithZone("") && q.Port == p.Port && q.VRF == p.VRF && q.SourceAddress == p.SourceAddress
-		if same && q.Fault == nil && q.SelectsNode(self.Labels) {
+		same := slices.Contains(p.OlderPeersWithSameSession, q.Name) ||
+			p.DefaultGatewayFamily != 0 && q.Address.IsValid() && q.Address == router.WithZone("") && q.Port == p.Port && q.VRF == p.VRF && q.SourceAddress == p.SourceAddress
+		if same && q.FirstFault == nil && q.SelectsNode(self.Labels) {
 			return q.Name
 		}
 	}
@@ -76,12 +76,12 @@ func isPeerUnusable(p *intent.Peer) bool {
 	return p.Blocked.IsSet() && p.Blocked.Reason != names.ReasonNoGateway
 }
 
-// preferredGateway returns the lowest address among the node's preferred default gateways of a
-// family. A link-local address has its link as zone. The address is invalid if there is none.
-func preferredGateway(f ipfamily.Family, links facts.LinkSet) netip.Addr {
+// preferredDefaultGateway returns the lowest address among the node's preferred default gateways of
+// a family. A link-local address has its link as zone. The address is invalid if there is none.
+func preferredDefaultGateway(f ipfamily.Family, links facts.LinkSet) netip.Addr {
 	var best netip.Addr
 	for _, l := range links {
-		for _, a := range l.PreferredGateways {
+		for _, a := range l.LowestMetricDefaultGateways {
 			if ipfamily.FamilyOf(a) != f {
 				continue
 			}

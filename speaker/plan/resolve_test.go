@@ -26,39 +26,39 @@ func TestPeerIsResolvedForTheNode(t *testing.T) {
 		says    string
 	}{
 		"the default gateway": {
-			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway = ipfamily.IPv4 },
+			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGatewayFamily = ipfamily.IPv4 },
 			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.253"), LocalASN: 64512, PeerASN: 65000, IPv4: true},
 		},
 		"a link-local default gateway": {
-			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway = ipfamily.IPv6 },
+			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGatewayFamily = ipfamily.IPv6 },
 			want: intent.Peer{Address: netip.MustParseAddr("fe80::1%eth1"), LocalASN: 64512, PeerASN: 65000, IPv6: true},
 		},
 		"the default gateway, for both families": {
-			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway, p.DualStack = ipfamily.IPv4, true },
+			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGatewayFamily, p.DualStack = ipfamily.IPv4, true },
 			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.253"), LocalASN: 64512, PeerASN: 65000, IPv4: true, IPv6: true},
 		},
 		"no gateway": {
-			edit:    func(in *Inputs, p *snapshot.Peer) { p.DefaultGateway, in.Links = ipfamily.IPv4, nil },
+			edit:    func(in *Inputs, p *snapshot.Peer) { p.DefaultGatewayFamily, in.UsableLinks = ipfamily.IPv4, nil },
 			want:    intent.Peer{LocalASN: 64512, PeerASN: 65000, IPv4: true},
 			blocked: names.ReasonNoGateway, says: "no IPv4 default gateway",
 		},
 		"AS numbers from node labels": {
 			edit: func(in *Inputs, p *snapshot.Peer) {
-				p.Address, p.MyASNLabel, p.PeerASNLabel = netip.MustParseAddr("192.0.2.254"), "mine", "theirs"
+				p.Address, p.NodeLabelOfMyASN, p.NodeLabelOfPeerASN = netip.MustParseAddr("192.0.2.254"), "mine", "theirs"
 				in.Nodes["a"] = view.Node{Name: "a", Labels: map[string]string{"mine": "64601", "theirs": "65001"}}
 			},
 			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.254"), LocalASN: 64601, PeerASN: 65001, IPv4: true},
 		},
 		"a label that is missing": {
 			edit: func(in *Inputs, p *snapshot.Peer) {
-				p.Address, p.PeerASNLabel = netip.MustParseAddr("192.0.2.254"), "theirs"
+				p.Address, p.NodeLabelOfPeerASN = netip.MustParseAddr("192.0.2.254"), "theirs"
 			},
 			want:    intent.Peer{Address: netip.MustParseAddr("192.0.2.254"), IPv4: true},
 			blocked: names.ReasonNodeLabel, says: `no label "theirs"`,
 		},
 		"a fault in the object": {
 			edit: func(in *Inputs, p *snapshot.Peer) {
-				p.Fault = &snapshot.Problem{Reason: names.ReasonUnknownSecret, Text: "no Secret exists"}
+				p.FirstFault = &snapshot.Problem{Reason: names.ReasonUnknownSecret, Text: "no Secret exists"}
 				p.BFD = &snapshot.BFDProfile{}
 			},
 			want:    intent.Peer{LocalASN: 64512, PeerASN: 65000},
@@ -67,9 +67,10 @@ func TestPeerIsResolvedForTheNode(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := inputsWithPeers()
-			in.Links[0].PreferredGateways = []netip.Addr{netip.MustParseAddr("192.0.2.254")}
-			in.Links[1].Gateways = []netip.Addr{netip.MustParseAddr("192.0.2.252")} // a backup
-			in.Links[1].PreferredGateways = []netip.Addr{netip.MustParseAddr("192.0.2.253"), netip.MustParseAddr("fe80::1")}
+			in.UsableLinks[0].LowestMetricDefaultGateways = []netip.Addr{netip.MustParseAddr("192.0.2.254")}
+			// a backup
+			in.UsableLinks[1].DefaultGateways = []netip.Addr{netip.MustParseAddr("192.0.2.252")}
+			in.UsableLinks[1].LowestMetricDefaultGateways = []netip.Addr{netip.MustParseAddr("192.0.2.253"), netip.MustParseAddr("fe80::1")}
 			p := &snapshot.Peer{Name: "gateway", MyASN: 64512, PeerASN: 65000, Port: 179}
 			in.Snapshot.Peers = []*snapshot.Peer{p}
 			c.edit(&in, p)
@@ -104,7 +105,7 @@ func TestDisableMPAppliesToIPv4SessionsOnly(t *testing.T) {
 		"both":                {snapshot.Peer{Address: netip.MustParseAddr("192.0.2.254"), DisableMultiprotocol: true, DualStack: true}, false},
 		"a router on a link":  {snapshot.Peer{Address: netip.MustParseAddr("fe80::1"), VRF: "eth1", DisableMultiprotocol: true}, false},
 		"an unnumbered one":   {snapshot.Peer{Interface: "eth1", DisableMultiprotocol: true}, false},
-		"the default gateway": {snapshot.Peer{DefaultGateway: ipfamily.IPv4, DisableMultiprotocol: true}, true},
+		"the default gateway": {snapshot.Peer{DefaultGatewayFamily: ipfamily.IPv4, DisableMultiprotocol: true}, true},
 	} {
 		in := inputsWithPeers()
 		in.Snapshot.Peers = []*snapshot.Peer{&c.peer}
@@ -122,7 +123,7 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 	in := inputsWithPeers()
 	in.Snapshot.Peers = in.Snapshot.Peers[:1]
 	editService(func(s *view.Service) { s.HasLocalTrafficPolicy = true })(&in)
-	in.Endpoints[webService] = view.Endpoints{Service: webService, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{3}}
+	in.Endpoints[webServiceKey] = view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{3}}
 	vpn := snapshot.ExtendedCommunity{0, 2, 0, 1, 0, 0, 0, 2}
 	in.Snapshot.BGPAdvertisements = []*snapshot.BGPAdvertisement{
 		{Name: "a", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128},
@@ -135,7 +136,7 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 	}
 	p := NewPlanner(in)
 	p.Update()
-	p.SetEndpoints(view.Endpoints{Service: webService, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{4}})
+	p.SetEndpoints(view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{4}})
 	p.Update()
 	if got := p.Plan().Routes[0].Bandwidth; got != 4*16e6/8 {
 		t.Errorf("with one endpoint more the bandwidth is %d", got)
@@ -150,7 +151,7 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 func TestDuplicatePeerIsBlocked(t *testing.T) {
 	in := inputsWithPeers()
 	older, younger := in.Snapshot.Peers[1], in.Snapshot.Peers[0]
-	younger.DuplicateOfPeers, younger.BFD = []string{older.Name}, &snapshot.BFDProfile{}
+	younger.OlderPeersWithSameSession, younger.BFD = []string{older.Name}, &snapshot.BFDProfile{}
 	older.NodeSelectors = []labels.Selector{labels.SelectorFromSet(labels.Set{"rack": "1"})}
 	if p := buildPlan(in); p.Peers[0].Blocked.Reason != "" || p.Peers[0].BFD == nil {
 		t.Errorf("where the older does not peer the younger is %+v", p.Peers[0])
@@ -162,18 +163,18 @@ func TestDuplicatePeerIsBlocked(t *testing.T) {
 	if b := p.Peers[0].Blocked; b.Reason != names.ReasonDuplicatePeer || p.Peers[0].BFD != nil || p.Peers[1].Blocked.Reason != "" {
 		t.Errorf("the peers are %+v", p.Peers)
 	}
-	if len(p.Routes) != 1 || len(p.Routes[0].Peers) != 1 || p.Routes[0].Peers[0] != older.Name {
+	if len(p.Routes) != 1 || len(p.Routes[0].PeerNames) != 1 || p.Routes[0].PeerNames[0] != older.Name {
 		t.Errorf("the routes are %+v", p.Routes)
 	}
-	older.DuplicateOfPeers, older.DefaultGateway, younger.DuplicateOfPeers = nil, ipfamily.IPv4, nil
-	for i := range in.Links {
-		in.Links[i].PreferredGateways = []netip.Addr{younger.Address}
+	older.OlderPeersWithSameSession, older.DefaultGatewayFamily, younger.OlderPeersWithSameSession = nil, ipfamily.IPv4, nil
+	for i := range in.UsableLinks {
+		in.UsableLinks[i].LowestMetricDefaultGateways = []netip.Addr{younger.Address}
 	}
 	if p := buildPlan(in); p.Peers[1].Blocked.Reason != names.ReasonDuplicatePeer || p.Peers[0].Blocked.Reason != "" {
 		t.Errorf("where the default gateway is the router of another peer, they are %+v", p.Peers)
 	}
-	older.DefaultGateway, younger.DuplicateOfPeers = 0, []string{older.Name}
-	older.Fault = &snapshot.Problem{Reason: names.ReasonUnknownSecret}
+	older.DefaultGatewayFamily, younger.OlderPeersWithSameSession = 0, []string{older.Name}
+	older.FirstFault = &snapshot.Problem{Reason: names.ReasonUnknownSecret}
 	if p := buildPlan(in); p.Peers[0].Blocked.Reason != "" {
 		t.Errorf("while the older is faulty the younger is %+v", p.Peers[0])
 	}
@@ -206,7 +207,7 @@ func TestIncrementalRoutesEqualRebuiltRoutes(t *testing.T) {
 			for i := range random.IntN(4) {
 				s.BGPAdvertisements = append(s.BGPAdvertisements, &snapshot.BGPAdvertisement{
 					Name: fmt.Sprint(i), Pools: []string{"p"}, PrefixLengthIPv4: 24 + 4*random.IntN(3), PrefixLengthIPv6: 128, MED: uint32(random.IntN(3)), HasMED: true,
-					LinkBandwidthPerEndpoint: int32(random.IntN(2) * 8), Communities: []snapshot.Community{{A: 1, B: uint32(i)}},
+					LinkBandwidthPerEndpoint: int32(random.IntN(2) * 8), Communities: []snapshot.Community{{FirstPart: 1, SecondPart: uint32(i)}},
 				})
 			}
 			s.Peers = in.Snapshot.Peers[:random.IntN(3)]

@@ -22,28 +22,28 @@ type BGPVerdict struct {
 	Reason names.Reason
 }
 
-// gracefulRestartTimeout is how long routers keep the routes while the speaker restarts (Restart
-// Time, RFC 4724 section 3). Common BGP daemons use the same value.
-const gracefulRestartTimeout = 120 * time.Second
+// gracefulRestartKeepRoutesTimeout is how long routers keep the routes while the speaker restarts
+// (Restart Time, RFC 4724 section 3). Common BGP daemons use the same value.
+const gracefulRestartKeepRoutesTimeout = 120 * time.Second
 
-// contribution is what one Service adds to the routes.
-type contribution struct {
-	verdict *BGPVerdict
-	ads     []advertise.BGPCoverage
-	// localEndpoints is the number of serving endpoints on this node; 0 if the traffic
+// serviceRouteContribution is what one Service adds to the routes.
+type serviceRouteContribution struct {
+	verdict                *BGPVerdict
+	advertisementCoverages []advertise.BGPCoverage
+	// localServingEndpointCount is the number of serving endpoints on this node; 0 if the traffic
 	// policy is not Local.
-	localEndpoints int
+	localServingEndpointCount int
 }
 
 // equal says whether both add the same routes.
-func (s *contribution) equal(o *contribution) bool {
+func (s *serviceRouteContribution) equal(o *serviceRouteContribution) bool {
 	return s.verdict.Reason == o.verdict.Reason && slices.Equal(s.verdict.Peers, o.verdict.Peers) &&
-		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.ads, o.ads, advertise.BGPCoverage.Equal) && s.localEndpoints == o.localEndpoints
+		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.advertisementCoverages, o.advertisementCoverages, advertise.BGPCoverage.Equal) && s.localServingEndpointCount == o.localServingEndpointCount
 }
 
 // updateRoutes decides the changed Services, in order, and rebuilds the routes that this affects.
 func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
-	self, known := p.inputs.Nodes[p.inputs.Self]
+	self, known := p.inputs.Nodes[p.inputs.SelfNode]
 	if all {
 		p.plan.Peers = nil
 		if p.inputs.Snapshot != nil && known {
@@ -51,8 +51,8 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 				if !c.SelectsNode(self.Labels) {
 					continue
 				}
-				q := resolvePeer(c, &self, p.inputs.Links)
-				if other := duplicatePeerName(c, q.Address, p.inputs.Snapshot, &self); other != "" && !isPeerUnusable(&q) {
+				q := resolvePeer(c, &self, p.inputs.UsableLinks)
+				if other := findPeerWithSameRouter(c, q.Address, p.inputs.Snapshot, &self); other != "" && !isPeerUnusable(&q) {
 					q.Blocked, q.BFD = names.Explain(names.ReasonDuplicatePeer, "the BGPPeer %q already connects this node to the same router: delete one of the two, or set a different sourceAddress or peerPort in one", other), nil
 				}
 				p.plan.Peers = append(p.plan.Peers, q)
@@ -94,7 +94,7 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 }
 
 // removeContribution removes what a Service adds to the routes, and marks its prefixes as touched.
-func (p *Planner) removeContribution(k view.ObjectKey, s *contribution, touched map[netip.Prefix]struct{}) {
+func (p *Planner) removeContribution(k view.ObjectKey, s *serviceRouteContribution, touched map[netip.Prefix]struct{}) {
 	s.forEachPrefix(func(prefix netip.Prefix) {
 		if p.servicesByPrefix[prefix] = p.servicesByPrefix[prefix].withoutService(k); len(p.servicesByPrefix[prefix]) == 0 {
 			delete(p.servicesByPrefix, prefix)
@@ -104,7 +104,7 @@ func (p *Planner) removeContribution(k view.ObjectKey, s *contribution, touched 
 }
 
 // addContribution stores what a Service adds to the routes, and marks its prefixes as touched.
-func (p *Planner) addContribution(k view.ObjectKey, s *contribution, touched map[netip.Prefix]struct{}) {
+func (p *Planner) addContribution(k view.ObjectKey, s *serviceRouteContribution, touched map[netip.Prefix]struct{}) {
 	s.forEachPrefix(func(prefix netip.Prefix) {
 		p.servicesByPrefix[prefix] = p.servicesByPrefix[prefix].withService(k)
 		touched[prefix] = struct{}{}
@@ -113,8 +113,8 @@ func (p *Planner) addContribution(k view.ObjectKey, s *contribution, touched map
 
 // forEachPrefix calls visit with each prefix that the advertisements announce for the Service. A
 // prefix may come several times.
-func (s *contribution) forEachPrefix(visit func(netip.Prefix)) {
-	for _, o := range s.ads {
+func (s *serviceRouteContribution) forEachPrefix(visit func(netip.Prefix)) {
+	for _, o := range s.advertisementCoverages {
 		for _, a := range o.Addresses {
 			visit(o.Ad.AnnouncedPrefix(a))
 		}
@@ -127,7 +127,7 @@ func (p *Planner) rebuildRoutes(touched map[netip.Prefix]struct{}) {
 		return
 	}
 	var fresh []*intent.Route
-	t := routeTable{} // reused for each prefix: one table for all would be large
+	t := routeAttributeTable{} // reused for each prefix: one table for all would be large
 	for _, prefix := range slices.SortedFunc(maps.Keys(touched), netip.Prefix.Compare) {
 		clear(t)
 		for _, k := range p.servicesByPrefix[prefix] {
@@ -150,13 +150,13 @@ func (p *Planner) rebuildRoutes(touched map[netip.Prefix]struct{}) {
 
 // decideBGP applies the rules in order to one Service. A leaving node still announces: the BGP
 // engine withdraws its routes in order.
-func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node) *contribution {
+func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node) *serviceRouteContribution {
 	svc := r.service.toAdvertise()
 	ads, reason := advertise.BGP(p.inputs.Snapshot, &svc)
 	if reason == "" {
 		ads, reason = advertise.OnNode(ads, self)
 	}
-	here, hasLocalEndpoints := r.endpoints.endpointsOnNode(p.inputs.Self)
+	here, hasLocalEndpoints := r.endpoints.endpointsOnNode(p.inputs.SelfNode)
 	switch {
 	case reason != "":
 	case !r.endpoints.anyCanServe:
@@ -166,15 +166,15 @@ func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node)
 	case r.service.hasLocalTrafficPolicy && !r.isProxyReady():
 		reason = names.ReasonServiceProxyNotReady
 	}
-	out := &contribution{verdict: &BGPVerdict{Service: k, Addresses: r.service.assignedAddresses, Reason: reason}}
+	out := &serviceRouteContribution{verdict: &BGPVerdict{Service: k, Addresses: r.service.assignedAddresses, Reason: reason}}
 	if hasLocalEndpoints && r.service.hasLocalTrafficPolicy {
-		out.localEndpoints = int(here.servingCount)
+		out.localServingEndpointCount = int(here.servingCount)
 	}
 	if reason != "" {
 		return out
 	}
-	out.ads = ads
-	out.verdict.Reason, out.verdict.Peers = names.ReasonAnnounced, p.peerNameLists.intern((routeTable{}).addContribution(p.plan.Peers, out, netip.Prefix{}))
+	out.advertisementCoverages = ads
+	out.verdict.Reason, out.verdict.Peers = names.ReasonAnnounced, p.peerNameLists.intern((routeAttributeTable{}).addContribution(p.plan.Peers, out, netip.Prefix{}))
 	if len(out.verdict.Peers) == 0 {
 		out.verdict.Reason = names.ReasonNoPeers
 	}

@@ -74,7 +74,7 @@ func TestBGPVerdictReasons(t *testing.T) {
 		"a node without network":                  {editNode("a", func(n *view.Node) { n.NetworkUnavailable = true }), names.ReasonNodeNetworkUnavailable},
 		"no endpoint that serves":                 {func(in *Inputs) { clear(in.Endpoints) }, names.ReasonNoEndpoints},
 		"Local, with an endpoint on another node": {local, names.ReasonNoLocalEndpoints},
-		"Local, with an endpoint on this node":    {func(in *Inputs) { local(in); in.Self = "b" }, names.ReasonAnnounced},
+		"Local, with an endpoint on this node":    {func(in *Inputs) { local(in); in.SelfNode = "b" }, names.ReasonAnnounced},
 		"no peer on this node": {func(in *Inputs) {
 			in.Snapshot.Peers[0].NodeSelectors, in.Snapshot.Peers[1].NodeSelectors = selectNodeByName("b"), selectNodeByName("c")
 		}, names.ReasonNoPeers},
@@ -108,7 +108,7 @@ func adsWithManyCommunities(length, count int) []*snapshot.BGPAdvertisement {
 	for i := range count {
 		ad := &snapshot.BGPAdvertisement{Name: fmt.Sprint(length, i), Pools: []string{"p"}, PrefixLengthIPv4: length, PrefixLengthIPv6: 128}
 		for j := range 63 {
-			ad.Communities = append(ad.Communities, snapshot.Community{Large: true, A: 64512, B: uint32(i), C: uint32(j)})
+			ad.Communities = append(ad.Communities, snapshot.Community{Large: true, FirstPart: 64512, SecondPart: uint32(i), ThirdPartOfLarge: uint32(j)})
 		}
 		out = append(out, ad)
 	}
@@ -131,33 +131,33 @@ func TestRoutes(t *testing.T) {
 		edit func(*Inputs)
 		want []*intent.Route
 	}{
-		"a host route for all peers": {func(*Inputs) {}, []*intent.Route{{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1", "tor2"}}}},
+		"a host route for all peers": {func(*Inputs) {}, []*intent.Route{{Prefix: prefix("192.0.2.1/32"), PeerNames: []string{"tor1", "tor2"}}}},
 		"an aggregate once for several Services": {func(in *Inputs) {
 			in.Snapshot.BGPAdvertisements[0].PrefixLengthIPv4 = 24
 			in.Services[second] = view.Service{Key: second, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceAddress.Next()}}
 			in.Endpoints[second] = view.Endpoints{Service: second, AnyServing: true}
-		}, []*intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
+		}, []*intent.Route{{Prefix: prefix("192.0.2.0/24"), PeerNames: []string{"tor1", "tor2"}}}},
 		"an aggregate stays while one Service needs it": {func(in *Inputs) {
 			in.Snapshot.BGPAdvertisements[0].PrefixLengthIPv4 = 24
 			in.Services[second] = view.Service{Key: second, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceAddress.Next()}}
-		}, []*intent.Route{{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}}}},
+		}, []*intent.Route{{Prefix: prefix("192.0.2.0/24"), PeerNames: []string{"tor1", "tor2"}}}},
 		"communities of several advertisements are united, for the peers of each": {func(in *Inputs) {
-			in.Snapshot.BGPAdvertisements[0].Communities = []snapshot.Community{{A: 64512, B: 2}}
+			in.Snapshot.BGPAdvertisements[0].Communities = []snapshot.Community{{FirstPart: 64512, SecondPart: 2}}
 			in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{
 				Name: "more", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128, Peers: []string{"tor2"},
-				Communities: []snapshot.Community{{A: 64512, B: 1}, {A: 64512, B: 2}, {Large: true, A: 1, B: 2, C: 3}},
+				Communities: []snapshot.Community{{FirstPart: 64512, SecondPart: 1}, {FirstPart: 64512, SecondPart: 2}, {Large: true, FirstPart: 1, SecondPart: 2, ThirdPartOfLarge: 3}},
 			})
 		}, []*intent.Route{
-			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1"}, Attributes: intent.Attributes{Communities: []uint32{64512<<16 | 2}}},
-			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor2"}, Attributes: intent.Attributes{
+			{Prefix: prefix("192.0.2.1/32"), PeerNames: []string{"tor1"}, Attributes: intent.Attributes{Communities: []uint32{64512<<16 | 2}}},
+			{Prefix: prefix("192.0.2.1/32"), PeerNames: []string{"tor2"}, Attributes: intent.Attributes{
 				Communities: []uint32{64512<<16 | 1, 64512<<16 | 2}, LargeCommunities: [][3]uint32{{1, 2, 3}},
 			}},
 		}},
 		"an aggregate beside its host routes": {func(in *Inputs) {
 			in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "agg", Pools: []string{"p"}, PrefixLengthIPv4: 24, PrefixLengthIPv6: 128, LocalPref: 50})
 		}, []*intent.Route{
-			{Prefix: prefix("192.0.2.0/24"), Peers: []string{"tor1", "tor2"}, Attributes: intent.Attributes{LocalPref: 50}},
-			{Prefix: prefix("192.0.2.1/32"), Peers: []string{"tor1", "tor2"}},
+			{Prefix: prefix("192.0.2.0/24"), PeerNames: []string{"tor1", "tor2"}, Attributes: intent.Attributes{LocalPref: 50}},
+			{Prefix: prefix("192.0.2.1/32"), PeerNames: []string{"tor1", "tor2"}},
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -165,7 +165,7 @@ func TestRoutes(t *testing.T) {
 			c.edit(&in)
 			got := buildPlan(in).Routes
 			same := slices.EqualFunc(got, c.want, func(x, y *intent.Route) bool {
-				return x.Prefix == y.Prefix && slices.Equal(x.Peers, y.Peers) && x.Attributes.Equal(y.Attributes)
+				return x.Prefix == y.Prefix && slices.Equal(x.PeerNames, y.PeerNames) && x.Attributes.Equal(y.Attributes)
 			})
 			if !same {
 				t.Errorf("the routes are\n%+v, want\n%+v", got, c.want)

@@ -10,9 +10,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// routeTable has the attributes of each prefix for each peer, over several Services
+// routeAttributeTable has the attributes of each prefix for each peer, over several Services
 // and advertisements.
-type routeTable map[routeKey]intent.Attributes
+type routeAttributeTable map[routeKey]intent.Attributes
 
 type routeKey struct {
 	prefix   netip.Prefix
@@ -21,7 +21,7 @@ type routeKey struct {
 
 // addContribution adds the routes of a Service, or only those of one prefix if only is valid. It
 // returns the names of the peers that get a route.
-func (t routeTable) addContribution(peers []intent.Peer, s *contribution, only netip.Prefix) []string {
+func (t routeAttributeTable) addContribution(peers []intent.Peer, s *serviceRouteContribution, only netip.Prefix) []string {
 	var to []string
 	// the largest over the advertisements of a Service, then the sum over the Services
 	weights := map[routeKey]uint64{}
@@ -30,7 +30,7 @@ func (t routeTable) addContribution(peers []intent.Peer, s *contribution, only n
 		if isPeerUnusable(p) {
 			continue
 		}
-		for _, o := range s.ads {
+		for _, o := range s.advertisementCoverages {
 			ad := o.Ad
 			if !o.AdmitsPeer(p.Name) {
 				continue
@@ -44,8 +44,8 @@ func (t routeTable) addContribution(peers []intent.Peer, s *contribution, only n
 					continue
 				}
 				t[c] = mergeAdvertisement(t[c], ad)
-				if ad.LinkBandwidthPerEndpoint > 0 && s.localEndpoints > 0 {
-					weights[c] = max(weights[c], uint64(ad.LinkBandwidthPerEndpoint)*1e6/8*uint64(s.localEndpoints))
+				if ad.LinkBandwidthPerEndpoint > 0 && s.localServingEndpointCount > 0 {
+					weights[c] = max(weights[c], uint64(ad.LinkBandwidthPerEndpoint)*1e6/8*uint64(s.localServingEndpointCount))
 				}
 				to = append(to, p.Name)
 			}
@@ -74,9 +74,9 @@ func mergeAdvertisement(a intent.Attributes, ad *snapshot.BGPAdvertisement) inte
 	standard, large, extended := slices.Clone(a.Communities), slices.Clone(a.LargeCommunities), slices.Clone(a.ExtendedCommunities)
 	for _, c := range ad.Communities {
 		if c.Large {
-			large = append(large, [3]uint32{c.A, c.B, c.C})
+			large = append(large, [3]uint32{c.FirstPart, c.SecondPart, c.ThirdPartOfLarge})
 		} else {
-			standard = append(standard, c.A<<16|c.B)
+			standard = append(standard, c.FirstPart<<16|c.SecondPart)
 		}
 	}
 	for _, c := range ad.ExtendedCommunities {
@@ -90,7 +90,7 @@ func mergeAdvertisement(a intent.Attributes, ad *snapshot.BGPAdvertisement) inte
 }
 
 // sortedRoutes returns the routes, sorted. Peers with equal attributes share a route.
-func (t routeTable) sortedRoutes(peers *nameListCache) []*intent.Route {
+func (t routeAttributeTable) sortedRoutes(peers *nameListCache) []*intent.Route {
 	cells := slices.SortedFunc(maps.Keys(t), func(x, y routeKey) int {
 		return cmp.Or(x.prefix.Compare(y.prefix), cmp.Compare(x.peerName, y.peerName))
 	})
@@ -103,14 +103,14 @@ next:
 		}
 		for _, r := range out[first:] {
 			if r.Attributes.Equal(t[c]) {
-				r.Peers = append(r.Peers, c.peerName)
+				r.PeerNames = append(r.PeerNames, c.peerName)
 				continue next
 			}
 		}
-		out = append(out, &intent.Route{Prefix: c.prefix, Peers: []string{c.peerName}, Attributes: t[c]})
+		out = append(out, &intent.Route{Prefix: c.prefix, PeerNames: []string{c.peerName}, Attributes: t[c]})
 	}
 	for _, r := range out {
-		r.Peers = peers.intern(r.Peers)
+		r.PeerNames = peers.intern(r.PeerNames)
 	}
 	return out
 }

@@ -21,25 +21,25 @@ import (
 // two seconds apart, because a link may take long to come up. Here a user waits and the hosts are
 // servers. The holder detects a host that answers later.
 const (
-	ProbeAttempts = 3
-	ProbeInterval = 200 * time.Millisecond
+	FramesPerProbe     = 3
+	ProbeFrameInterval = 200 * time.Millisecond
 )
 
 const (
-	// nodeTurnDelay is how long each node waits for the node before it. A probe and its
-	// answer through the API take less. offSubnetDelay is added on nodes without a
+	// perNodeTurnDelay is how long each node waits for the node before it. A probe and its
+	// answer through the API take less. nodeOutsideSubnetExtraDelay is added on nodes without a
 	// link in the subnet of the address.
-	nodeTurnDelay  = time.Second
-	offSubnetDelay = 3 * time.Second
-	// maxNodeTurns bounds the delay in a large cluster.
-	maxNodeTurns = 10
-	// probeRetryInterval is the delay after a probe that could not be sent, or whose answer is
-	// doubtful.
-	probeRetryInterval = time.Second
-	// memberAnswersRequired is how often one of our own nodes has to answer for an address that
-	// none of them holds, before the answer counts. A node may be behind for a moment, or the
+	perNodeTurnDelay            = time.Second
+	nodeOutsideSubnetExtraDelay = 3 * time.Second
+	// maxNodeTurnsToWait bounds the delay in a large cluster.
+	maxNodeTurnsToWait = 10
+	// unsentOrDoubtfulProbeRetryDelay is the delay after a probe that could not be sent, or whose
+	// answer is doubtful.
+	unsentOrDoubtfulProbeRetryDelay = time.Second
+	// memberAnswersBeforeTheyCount is how often one of our own nodes has to answer for an address
+	// that none of them holds, before the answer counts. A node may be behind for a moment, or the
 	// address may be configured on the node.
-	memberAnswersRequired = 3
+	memberAnswersBeforeTheyCount = 3
 )
 
 // Question is an address to probe. ID tells it from another question about the same address.
@@ -49,51 +49,51 @@ type Question struct {
 	Pool    string
 }
 
-// Answer is the result of a Question. AnsweredBy has the Ethernet addresses that answered; it is
+// Answer is the result of a Question. AnsweringMACs has the Ethernet addresses that answered; it is
 // empty if there was no answer.
 type Answer struct {
 	Question
-	AnsweredBy string
+	AnsweringMACs string
 }
 
 // Probe is a probe for the layer 2 engine to send.
 type Probe struct {
-	ID      uint64
-	Address netip.Addr
-	Links   []int
+	ID          uint64
+	Address     netip.Addr
+	LinkIndexes []int
 }
 
-// State is what the decisions are based on.
-type State struct {
+// ProbingState is what the decisions are based on.
+type ProbingState struct {
 	// Self is the name of this node.
 	Self     string
 	Snapshot *snapshot.Snapshot
 	// Links are the links on which frames can be sent.
 	Links   facts.LinkSet
 	Members facts.MemberSet
-	// IsHeld says whether one of the members holds the address.
-	IsHeld func(netip.Addr) bool
+	// IsHeldByMember says whether one of the members holds the address.
+	IsHeldByMember func(netip.Addr) bool
 }
 
-// Queue has the open questions. The zero value has none. It belongs to one goroutine.
-type Queue struct {
+// QuestionQueue has the open questions. The zero value has none. It belongs to one goroutine.
+type QuestionQueue struct {
 	openQuestionByID map[string]*openQuestion
 	// openQuestionByProbeID finds the question of a Probe by its number, which is never used again.
 	openQuestionByProbeID map[uint64]*openQuestion
 	lastProbeID           uint64
-	newAnswers            []Answer
+	undeliveredAnswers    []Answer
 }
 
 type openQuestion struct {
 	Question
-	dueAt         time.Time
-	isProbing     bool
-	isFinished    bool
-	memberAnswers int
+	dueAt                        time.Time
+	isProbing                    bool
+	isFinished                   bool
+	probesAnsweredByMembersCount int
 }
 
 // SetQuestions replaces the open questions. A question that was answered is not probed again.
-func (d *Queue) SetQuestions(questions []Question, w State, now time.Time) {
+func (d *QuestionQueue) SetQuestions(questions []Question, w ProbingState, now time.Time) {
 	before := d.openQuestionByID
 	d.openQuestionByID = make(map[string]*openQuestion, len(questions))
 	for _, q := range questions {
@@ -110,8 +110,8 @@ func (d *Queue) SetQuestions(questions []Question, w State, now time.Time) {
 	}
 }
 
-// Advance returns the probes to send now, and the new answers.
-func (d *Queue) Advance(w State, now time.Time) (probes []Probe, answers []Answer) {
+// TakeDueProbesAndNewAnswers returns the probes to send now, and the new answers.
+func (d *QuestionQueue) TakeDueProbesAndNewAnswers(w ProbingState, now time.Time) (probes []Probe, answers []Answer) {
 	for _, o := range d.openQuestionByID {
 		if o.isFinished || o.isProbing || now.Before(o.dueAt) {
 			continue
@@ -120,8 +120,8 @@ func (d *Queue) Advance(w State, now time.Time) (probes []Probe, answers []Answe
 		switch {
 		case own != "":
 			d.finishQuestion(o, own)
-		case len(links) == 0 || w.IsHeld != nil && w.IsHeld(o.Address):
-			o.dueAt = now.Add(probeRetryInterval)
+		case len(links) == 0 || w.IsHeldByMember != nil && w.IsHeldByMember(o.Address):
+			o.dueAt = now.Add(unsentOrDoubtfulProbeRetryDelay)
 		default:
 			if d.openQuestionByProbeID == nil {
 				d.openQuestionByProbeID = map[uint64]*openQuestion{}
@@ -132,12 +132,12 @@ func (d *Queue) Advance(w State, now time.Time) (probes []Probe, answers []Answe
 		}
 	}
 	slices.SortFunc(probes, func(x, y Probe) int { return x.Address.Compare(y.Address) })
-	answers, d.newAnswers = d.newAnswers, nil
+	answers, d.undeliveredAnswers = d.undeliveredAnswers, nil
 	return probes, answers
 }
 
 // RecordProbeResult handles the result of a Probe.
-func (d *Queue) RecordProbeResult(r facts.ProbeResult, w State, now time.Time) {
+func (d *QuestionQueue) RecordProbeResult(r facts.ProbeResult, w ProbingState, now time.Time) {
 	o := d.openQuestionByProbeID[r.ID]
 	delete(d.openQuestionByProbeID, r.ID)
 	if o == nil {
@@ -148,21 +148,21 @@ func (d *Queue) RecordProbeResult(r facts.ProbeResult, w State, now time.Time) {
 	switch {
 	case len(foreign) > 0:
 		d.finishQuestion(o, formatMACs(foreign))
-	case r.NotSent:
-		o.dueAt = now.Add(probeRetryInterval)
+	case r.NoFrameSent:
+		o.dueAt = now.Add(unsentOrDoubtfulProbeRetryDelay)
 	case len(ours) > 0:
-		if o.memberAnswers++; o.memberAnswers >= memberAnswersRequired {
+		if o.probesAnsweredByMembersCount++; o.probesAnsweredByMembersCount >= memberAnswersBeforeTheyCount {
 			d.finishQuestion(o, formatMACs(ours))
 			return
 		}
-		o.dueAt = now.Add(probeRetryInterval)
+		o.dueAt = now.Add(unsentOrDoubtfulProbeRetryDelay)
 	default:
 		d.finishQuestion(o, "")
 	}
 }
 
 // NextDueTime returns when Advance has something to do; zero if no question is due at any time.
-func (d *Queue) NextDueTime() (next time.Time) {
+func (d *QuestionQueue) NextDueTime() (next time.Time) {
 	for _, o := range d.openQuestionByID {
 		if !o.isFinished && !o.isProbing && (next.IsZero() || o.dueAt.Before(next)) {
 			next = o.dueAt
@@ -172,14 +172,14 @@ func (d *Queue) NextDueTime() (next time.Time) {
 }
 
 // HasDueWork says whether Advance has something to do.
-func (d *Queue) HasDueWork(now time.Time) bool {
+func (d *QuestionQueue) HasDueWork(now time.Time) bool {
 	next := d.NextDueTime()
-	return len(d.newAnswers) > 0 || !next.IsZero() && !next.After(now)
+	return len(d.undeliveredAnswers) > 0 || !next.IsZero() && !next.After(now)
 }
 
-func (d *Queue) finishQuestion(o *openQuestion, by string) {
+func (d *QuestionQueue) finishQuestion(o *openQuestion, by string) {
 	o.isFinished = true
-	d.newAnswers = append(d.newAnswers, Answer{o.Question, by})
+	d.undeliveredAnswers = append(d.undeliveredAnswers, Answer{o.Question, by})
 }
 
 // separateForeignAnswers separates the answers of foreign hosts from those of our own nodes. A
@@ -187,7 +187,7 @@ func (d *Queue) finishQuestion(o *openQuestion, by string) {
 // does not.
 func separateForeignAnswers(r facts.ProbeResult, members facts.MemberSet) (foreign, ours []facts.MAC) {
 	member := func(m facts.MAC) bool {
-		return slices.ContainsFunc(members.Members, func(o facts.Member) bool { return slices.Contains(o.MACs, m) })
+		return slices.ContainsFunc(members.Members, func(o facts.Member) bool { return slices.Contains(o.LinkMACs, m) })
 	}
 	for _, m := range r.AnsweringMACs {
 		if member(m) {
@@ -196,7 +196,7 @@ func separateForeignAnswers(r facts.ProbeResult, members facts.MemberSet) (forei
 			foreign = append(foreign, m)
 		}
 	}
-	for _, m := range r.RivalMACs {
+	for _, m := range r.RivalProberMACs {
 		if !member(m) && !slices.Contains(foreign, m) {
 			foreign = append(foreign, m)
 		}
@@ -217,21 +217,21 @@ func formatMACs(macs []facts.MAC) string {
 }
 
 // firstProbeDelay returns how long this node leaves a question to other nodes.
-func firstProbeDelay(q Question, w State) time.Duration {
+func firstProbeDelay(q Question, w ProbingState) time.Duration {
 	order := slices.Clone(w.Members.Members)
 	slices.SortFunc(order, func(x, y facts.Member) int {
-		return cmp.Or(cmp.Compare(nodeRankForAddress(x.Name, q.Address), nodeRankForAddress(y.Name, q.Address)), cmp.Compare(x.Name, y.Name))
+		return cmp.Or(cmp.Compare(nodeOrderHashForAddress(x.Name, q.Address), nodeOrderHashForAddress(y.Name, q.Address)), cmp.Compare(x.Name, y.Name))
 	})
 	before := slices.IndexFunc(order, func(m facts.Member) bool { return m.Name == w.Self })
-	out := time.Duration(min(max(before, 0), maxNodeTurns)) * nodeTurnDelay
+	out := time.Duration(min(max(before, 0), maxNodeTurnsToWait)) * perNodeTurnDelay
 	if _, _, near := linksToProbe(q, w); !near {
-		out += offSubnetDelay
+		out += nodeOutsideSubnetExtraDelay
 	}
 	return out
 }
 
-// nodeRankForAddress spreads the questions over the nodes.
-func nodeRankForAddress(node string, a netip.Addr) uint64 {
+// nodeOrderHashForAddress spreads the questions over the nodes.
+func nodeOrderHashForAddress(node string, a netip.Addr) uint64 {
 	h := fnv.New64a()
 	b := a.As16()
 	_, _ = h.Write(b[:])
@@ -242,9 +242,9 @@ func nodeRankForAddress(node string, a netip.Addr) uint64 {
 // linksToProbe returns the links on which a node would announce the address. own is this node's
 // Ethernet address if the address is configured on this node. near means that the subnet of one of
 // the links covers the address.
-func linksToProbe(q Question, w State) (links []int, own string, near bool) {
+func linksToProbe(q Question, w ProbingState) (links []int, own string, near bool) {
 	for _, l := range w.Links {
-		if slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool { return p.Addr() == q.Address }) {
+		if slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Addr() == q.Address }) {
 			return nil, l.MAC.String(), true
 		}
 	}

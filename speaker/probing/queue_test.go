@@ -11,22 +11,22 @@ import (
 )
 
 var (
-	testStart       = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	questionAddress = netip.MustParseAddr("192.0.2.10")
-	exampleQuestion = Question{ID: "q", Address: questionAddress, Pool: "p"}
-	noAddressIsHeld = func(netip.Addr) bool { return false }
+	testStart               = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	questionAddress         = netip.MustParseAddr("192.0.2.10")
+	exampleQuestion         = Question{ID: "q", Address: questionAddress, Pool: "p"}
+	noAddressIsHeldByMember = func(netip.Addr) bool { return false }
 )
 
 func numberedMAC(n byte) facts.MAC { return facts.MAC{2, 0, 0, 0, 0, n} }
 
 // exampleState is the state of one of three nodes on a segment; eth1 is on another segment.
-func exampleState(self string) State {
-	w := State{Self: self, IsHeld: noAddressIsHeld, Links: facts.LinkSet{
-		{Index: 2, Name: "eth0", MAC: numberedMAC(1), Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}},
-		{Index: 3, Name: "eth1", MAC: numberedMAC(2), Prefixes: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/24")}},
+func exampleState(self string) ProbingState {
+	w := ProbingState{Self: self, IsHeldByMember: noAddressIsHeldByMember, Links: facts.LinkSet{
+		{Index: 2, Name: "eth0", MAC: numberedMAC(1), AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}},
+		{Index: 3, Name: "eth1", MAC: numberedMAC(2), AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/24")}},
 	}}
 	for i, n := range []string{"a", "b", "c"} {
-		w.Members.Members = append(w.Members.Members, facts.Member{Name: n, MACs: []facts.MAC{numberedMAC(byte(10 + i))}})
+		w.Members.Members = append(w.Members.Members, facts.Member{Name: n, LinkMACs: []facts.MAC{numberedMAC(byte(10 + i))}})
 	}
 	return w
 }
@@ -35,14 +35,14 @@ func exampleState(self string) State {
 func TestNodesProbeOneAfterAnother(t *testing.T) {
 	var first []time.Duration
 	for _, self := range []string{"a", "b", "c"} {
-		var d Queue
+		var d QuestionQueue
 		d.SetQuestions([]Question{exampleQuestion}, exampleState(self), testStart)
 		first = append(first, d.NextDueTime().Sub(testStart))
-		if probes, _ := d.Advance(exampleState(self), testStart.Add(time.Minute)); len(probes) != 1 || !slices.Equal(probes[0].Links, []int{2}) {
+		if probes, _ := d.TakeDueProbesAndNewAnswers(exampleState(self), testStart.Add(time.Minute)); len(probes) != 1 || !slices.Equal(probes[0].LinkIndexes, []int{2}) {
 			t.Errorf("node %s probes %+v, want the link of the subnet", self, probes)
 		}
 		d.SetQuestions(nil, exampleState(self), testStart)
-		if probes, answers := d.Advance(exampleState(self), testStart.Add(time.Hour)); len(probes)+len(answers) > 0 || !d.NextDueTime().IsZero() {
+		if probes, answers := d.TakeDueProbesAndNewAnswers(exampleState(self), testStart.Add(time.Hour)); len(probes)+len(answers) > 0 || !d.NextDueTime().IsZero() {
 			t.Errorf("a closed question is still probed: %v %v", probes, answers)
 		}
 	}
@@ -54,24 +54,24 @@ func TestNodesProbeOneAfterAnother(t *testing.T) {
 
 func TestProbeGoesToTheLinksOfTheAddress(t *testing.T) {
 	tests := map[string]struct {
-		edit func(*State)
+		edit func(*ProbingState)
 		want []int
 		far  bool
 	}{
 		"the link of its subnet": {want: []int{2}},
-		"the link that an advertisement names": {edit: func(w *State) {
+		"the link that an advertisement names": {edit: func(w *ProbingState) {
 			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"p"}, Interfaces: []string{"eth1"}}}}
 		}, want: []int{3}, far: true},
-		"every link that an advertisement names, with the subnet or without": {edit: func(w *State) {
+		"every link that an advertisement names, with the subnet or without": {edit: func(w *ProbingState) {
 			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"p"}, Interfaces: []string{"eth0", "eth1"}}}}
 		}, want: []int{2, 3}},
-		"a link that an advertisement of another pool names": {edit: func(w *State) {
+		"a link that an advertisement of another pool names": {edit: func(w *ProbingState) {
 			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"o"}, Interfaces: []string{"eth1"}}}}
 		}, want: []int{2}},
-		"all links if none has the subnet": {edit: func(w *State) { w.Links[0].Prefixes = nil }, want: []int{2, 3}, far: true},
-		"no link that cannot send frames":  {edit: func(w *State) { w.Links[0].CannotSendIPv4 = true }, want: []int{3}, far: true},
-		"no link: it is tried again later": {edit: func(w *State) { w.Links = nil }, far: true},
-		"not while a member holds it":      {edit: func(w *State) { w.IsHeld = func(netip.Addr) bool { return true } }},
+		"all links if none has the subnet": {edit: func(w *ProbingState) { w.Links[0].AddressesWithPrefixLength = nil }, want: []int{2, 3}, far: true},
+		"no link that cannot send frames":  {edit: func(w *ProbingState) { w.Links[0].CannotSendIPv4 = true }, want: []int{3}, far: true},
+		"no link: it is tried again later": {edit: func(w *ProbingState) { w.Links = nil }, far: true},
+		"not while a member holds it":      {edit: func(w *ProbingState) { w.IsHeldByMember = func(netip.Addr) bool { return true } }},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -80,12 +80,12 @@ func TestProbeGoesToTheLinksOfTheAddress(t *testing.T) {
 			if tc.edit != nil {
 				tc.edit(&w)
 			}
-			var d Queue
+			var d QuestionQueue
 			d.SetQuestions([]Question{exampleQuestion}, w, testStart)
-			if far := d.NextDueTime().Sub(testStart) >= offSubnetDelay; far != tc.far {
+			if far := d.NextDueTime().Sub(testStart) >= nodeOutsideSubnetExtraDelay; far != tc.far {
 				t.Errorf("it probes after %s", d.NextDueTime().Sub(testStart))
 			}
-			probes, answers := d.Advance(w, testStart.Add(offSubnetDelay))
+			probes, answers := d.TakeDueProbesAndNewAnswers(w, testStart.Add(nodeOutsideSubnetExtraDelay))
 			if len(answers) > 0 {
 				t.Errorf("it is answered without a probe: %v", answers)
 			}
@@ -95,7 +95,7 @@ func TestProbeGoesToTheLinksOfTheAddress(t *testing.T) {
 				}
 				return
 			}
-			if len(probes) != 1 || !slices.Equal(probes[0].Links, tc.want) {
+			if len(probes) != 1 || !slices.Equal(probes[0].LinkIndexes, tc.want) {
 				t.Errorf("it probes %+v, want the links %v", probes, tc.want)
 			}
 		})
@@ -111,57 +111,57 @@ func TestProbeResultsAnswerTheQuestion(t *testing.T) {
 		"no answer":                                     {[]facts.ProbeResult{{}}, ""},
 		"a foreign host answers":                        {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
 		"two answer":                                    {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{foreign, numberedMAC(98)}}}, "02:00:00:00:00:62, 02:00:00:00:00:63"},
-		"a foreign host probes it too":                  {[]facts.ProbeResult{{RivalMACs: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
-		"another member probes it too":                  {[]facts.ProbeResult{{RivalMACs: []facts.MAC{member}}}, ""},
-		"the probe was not sent":                        {[]facts.ProbeResult{{NotSent: true}}, "open"},
-		"the first probe was not sent":                  {[]facts.ProbeResult{{NotSent: true}, {}}, ""},
+		"a foreign host probes it too":                  {[]facts.ProbeResult{{RivalProberMACs: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
+		"another member probes it too":                  {[]facts.ProbeResult{{RivalProberMACs: []facts.MAC{member}}}, ""},
+		"the probe was not sent":                        {[]facts.ProbeResult{{NoFrameSent: true}}, "open"},
+		"the first probe was not sent":                  {[]facts.ProbeResult{{NoFrameSent: true}, {}}, ""},
 		"a member answers once":                         {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{member}}, {}}, ""},
 		"a member answers twice":                        {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{member}}, {AnsweringMACs: []facts.MAC{member}}}, "open"},
 		"a member answers three times":                  {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{member}}, {AnsweringMACs: []facts.MAC{member}}, {AnsweringMACs: []facts.MAC{member}}}, "02:00:00:00:00:0b"},
 		"a member and a foreign host answer":            {[]facts.ProbeResult{{AnsweringMACs: []facts.MAC{member, foreign}}}, "02:00:00:00:00:63"},
-		"a foreign host answers, though a link is down": {[]facts.ProbeResult{{NotSent: true, AnsweringMACs: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
+		"a foreign host answers, though a link is down": {[]facts.ProbeResult{{NoFrameSent: true, AnsweringMACs: []facts.MAC{foreign}}}, "02:00:00:00:00:63"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := exampleState("a")
-			var d Queue
+			var d QuestionQueue
 			d.SetQuestions([]Question{exampleQuestion}, w, testStart)
 			now := testStart
 			var answers []Answer
 			for _, r := range tc.results {
 				now = now.Add(time.Minute)
-				probes, _ := d.Advance(w, now)
+				probes, _ := d.TakeDueProbesAndNewAnswers(w, now)
 				if len(probes) != 1 {
 					t.Fatalf("it probes %v, want one probe", probes)
 				}
 				r.ID = probes[0].ID
 				d.RecordProbeResult(r, w, now)
 				d.RecordProbeResult(r, w, now) // a repeated result counts once
-				_, answers = d.Advance(w, now)
+				_, answers = d.TakeDueProbesAndNewAnswers(w, now)
 			}
 			got := "open"
 			if len(answers) == 1 {
-				got = answers[0].AnsweredBy
+				got = answers[0].AnsweringMACs
 			}
 			if got != tc.want || len(answers) > 1 {
 				t.Errorf("the answers are %+v, want %q", answers, tc.want)
 			}
 			// the API still lists it, since it is slow
 			d.SetQuestions([]Question{exampleQuestion}, w, now)
-			if probes, _ := d.Advance(w, now.Add(time.Hour)); (len(probes) > 0) != (tc.want == "open") {
+			if probes, _ := d.TakeDueProbesAndNewAnswers(w, now.Add(time.Hour)); (len(probes) > 0) != (tc.want == "open") {
 				t.Errorf("it probes again: %v", probes)
 			}
 		})
 	}
 }
 
-func TestOwnAddressNeedsNoProbe(t *testing.T) {
+func TestAddressConfiguredOnNodeIsAnsweredWithoutProbe(t *testing.T) {
 	w := exampleState("a")
 	own := Question{ID: "own", Address: netip.MustParseAddr("192.0.2.1")}
-	var d Queue
+	var d QuestionQueue
 	d.SetQuestions([]Question{own}, w, testStart)
-	probes, answers := d.Advance(w, testStart.Add(time.Minute))
-	if len(probes) > 0 || len(answers) != 1 || answers[0].AnsweredBy != numberedMAC(1).String() {
+	probes, answers := d.TakeDueProbesAndNewAnswers(w, testStart.Add(time.Minute))
+	if len(probes) > 0 || len(answers) != 1 || answers[0].AnsweringMACs != numberedMAC(1).String() {
 		t.Errorf("it probes %v and answers %v", probes, answers)
 	}
 }

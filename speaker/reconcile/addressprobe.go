@@ -20,8 +20,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/probing"
 )
 
-// ProbeWriter publishes the open AddressProbes as questions, and writes the answers.
-type ProbeWriter struct {
+// AddressProbeWriter publishes the open AddressProbes as questions, and writes the answers.
+type AddressProbeWriter struct {
 	options ProbeWriterOptions
 
 	questions     *latest.Value[[]probing.Question]
@@ -29,7 +29,7 @@ type ProbeWriter struct {
 	probesChanged *latest.Wake
 }
 
-// ProbeWriterOptions are what a ProbeWriter needs.
+// ProbeWriterOptions are what an AddressProbeWriter needs.
 type ProbeWriterOptions struct {
 	Client client.Client
 	Cache  cache.Cache
@@ -40,27 +40,27 @@ type ProbeWriterOptions struct {
 	Now func() time.Time
 }
 
-// NewProbeWriter returns a ProbeWriter that does nothing before Run.
-func NewProbeWriter(o ProbeWriterOptions) *ProbeWriter {
-	return &ProbeWriter{
+// NewProbeWriter returns an AddressProbeWriter that does nothing before Run.
+func NewProbeWriter(o ProbeWriterOptions) *AddressProbeWriter {
+	return &AddressProbeWriter{
 		options: o, questions: latest.NewValue[[]probing.Question](), answers: latest.NewQueue[probing.Answer](1024),
 		probesChanged: latest.NewWake(),
 	}
 }
 
 // Questions delivers the open questions. Each set replaces the one before it.
-func (w *ProbeWriter) Questions() <-chan []probing.Question { return w.questions.C() }
+func (w *AddressProbeWriter) Questions() <-chan []probing.Question { return w.questions.C() }
 
 // ObserveAnswer queues an answer and returns at once. If the queue is full, the answer is dropped:
 // the controller asks again.
-func (w *ProbeWriter) ObserveAnswer(a probing.Answer) {
+func (w *AddressProbeWriter) ObserveAnswer(a probing.Answer) {
 	if !w.answers.PutIfRoom(a) {
 		w.options.Log.Warn("dropping the answer to an AddressProbe: too many wait to be written", "address", a.Address)
 	}
 }
 
 // watchProbes wakes the writer when an AddressProbe changes.
-func (w *ProbeWriter) watchProbes(ctx context.Context) error {
+func (w *AddressProbeWriter) watchProbes(ctx context.Context) error {
 	informer, err := w.options.Cache.GetInformer(ctx, &v1alpha1.AddressProbe{})
 	if err != nil {
 		return fmt.Errorf("watching AddressProbes: %w", err)
@@ -74,24 +74,24 @@ func (w *ProbeWriter) watchProbes(ctx context.Context) error {
 	return nil
 }
 
-// missingKindRetryDelay is the delay before the next attempt while the API server does not serve
-// AddressProbes. Everything else works meanwhile.
-const missingKindRetryDelay = 10 * time.Second
+// missingAddressProbeKindRetryDelay is the delay before the next attempt while the API server does
+// not serve AddressProbes. Everything else works meanwhile.
+const missingAddressProbeKindRetryDelay = 10 * time.Second
 
 // Run works until ctx ends.
-func (w *ProbeWriter) Run(ctx context.Context) error {
+func (w *AddressProbeWriter) Run(ctx context.Context) error {
 	for logged := false; ; logged = true {
 		err := w.watchProbes(ctx)
 		if err == nil {
 			break
 		}
 		if !logged && ctx.Err() == nil {
-			w.options.Log.Error("this node answers no AddressProbe until it can watch them; are the CRDs of this version installed?", "error", err, "again", missingKindRetryDelay)
+			w.options.Log.Error("this node answers no AddressProbe until it can watch them; are the CRDs of this version installed?", "error", err, "again", missingAddressProbeKindRetryDelay)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(missingKindRetryDelay):
+		case <-time.After(missingAddressProbeKindRetryDelay):
 		}
 	}
 	for {
@@ -99,7 +99,7 @@ func (w *ProbeWriter) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-w.probesChanged.C():
-			w.updateQuestions(ctx)
+			w.passOpenQuestionsToProber(ctx)
 		case a := <-w.answers.C():
 			if err := w.writeAnswer(ctx, a); err != nil && ctx.Err() == nil {
 				w.options.Log.Warn("writing the answer to an AddressProbe; trying again", "address", a.Address, "error", err)
@@ -109,8 +109,8 @@ func (w *ProbeWriter) Run(ctx context.Context) error {
 	}
 }
 
-// updateQuestions publishes the open questions.
-func (w *ProbeWriter) updateQuestions(ctx context.Context) {
+// passOpenQuestionsToProber publishes the open questions.
+func (w *AddressProbeWriter) passOpenQuestionsToProber(ctx context.Context) {
 	var list v1alpha1.AddressProbeList
 	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace)); err != nil {
 		w.options.Log.Warn("listing AddressProbes", "error", err)
@@ -129,7 +129,7 @@ func (w *ProbeWriter) updateQuestions(ctx context.Context) {
 }
 
 // writeAnswer writes an answer, unless the AddressProbe is gone or has an answer already.
-func (w *ProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) error {
+func (w *AddressProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) error {
 	name, uid, _ := strings.Cut(a.ID, "/")
 	var p v1alpha1.AddressProbe
 	err := w.options.Client.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: name}, &p)
@@ -143,10 +143,10 @@ func (w *ProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) error {
 	}
 	before := p.DeepCopy()
 	now := metav1.NewTime(w.options.Now())
-	p.Status = v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent, By: a.AnsweredBy, Node: w.options.Self, Time: &now}
-	if a.AnsweredBy != "" {
+	p.Status = v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent, By: a.AnsweringMACs, Node: w.options.Self, Time: &now}
+	if a.AnsweringMACs != "" {
 		p.Status.Outcome = v1alpha1.ProbeOutcomeAnswered
-		w.options.Log.Warn("another host uses an address that was about to be assigned", "address", a.Address, "pool", a.Pool, "by", a.AnsweredBy)
+		w.options.Log.Warn("another host uses an address that was about to be assigned", "address", a.Address, "pool", a.Pool, "by", a.AnsweringMACs)
 	}
 	err = w.options.Client.Status().Patch(ctx, &p, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {

@@ -27,8 +27,8 @@ type AnnouncedMetrics struct {
 
 // announcedServices is what is announced by both protocols. It is immutable.
 type announcedServices struct {
-	held        []status.HeldService
-	bgpVerdicts plan.SortedList[*plan.BGPVerdict]
+	heldByLayer2 []status.HeldService
+	bgpVerdicts  plan.SortedList[*plan.BGPVerdict]
 }
 
 // NewAnnouncedMetrics returns the metric of a node.
@@ -43,7 +43,7 @@ var announcedMetric = prometheus.NewDesc("metallb_speaker_announced", "Addresses
 // setAnnouncedServices sets the Services held by layer 2, and those that the Plan announces by BGP.
 // A leaving node announces nothing by BGP.
 func (a *AnnouncedMetrics) setAnnouncedServices(held []status.HeldService, p plan.Plan) {
-	now := &announcedServices{held: held}
+	now := &announcedServices{heldByLayer2: held}
 	if !p.NodeLeaving {
 		now.bgpVerdicts = p.BGPVerdicts
 	}
@@ -64,7 +64,7 @@ func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
 			c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, 1, service.String(), protocol, a.nodeName, ip.String())
 		}
 	}
-	for _, h := range now.held {
+	for _, h := range now.heldByLayer2 {
 		emit(h.Service, protocolLayer2, h.Addresses)
 	}
 	for v := range now.bgpVerdicts.All() {

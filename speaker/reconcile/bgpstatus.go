@@ -27,7 +27,7 @@ import (
 
 // SessionSource has the states of the BGP sessions; *bgp.Engine is one.
 type SessionSource interface {
-	Status() []bgp.Status
+	Status() []bgp.PeerSessionStatus
 	StatusChanged() <-chan struct{}
 }
 
@@ -36,8 +36,8 @@ type SessionSource interface {
 type BGPStatusWriter struct {
 	options BGPStatusWriterOptions
 
-	latestPlan    *latest.Value[plan.Plan]
-	isLimitLogged bool // that the limit is exceeded
+	latestPlan           *latest.Value[plan.Plan]
+	isServiceLimitLogged bool // that the limit is exceeded
 }
 
 // BGPStatusWriterOptions are what a BGPStatusWriter needs.
@@ -106,17 +106,17 @@ func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) error {
 // writeServiceBGPStatuses writes and removes ServiceBGPStatus objects of this node as the Plan
 // says.
 func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Plan) error {
-	want, all := status.BGPAnnouncements(p, w.options.ServiceBGPStatusLimit)
+	want, all := status.ListBGPAnnouncements(p, w.options.ServiceBGPStatusLimit)
 	if all > w.options.ServiceBGPStatusLimit {
-		if !w.isLimitLogged && w.options.ServiceBGPStatusLimit > 0 {
+		if !w.isServiceLimitLogged && w.options.ServiceBGPStatusLimit > 0 {
 			w.options.Log.Warn("this node announces too many Services to write ServiceBGPStatus objects; see --service-bgp-status", "services", all, "limit", w.options.ServiceBGPStatusLimit)
 		}
-		w.isLimitLogged = true
+		w.isServiceLimitLogged = true
 	} else {
-		w.isLimitLogged = false
+		w.isServiceLimitLogged = false
 	}
 	var list v1beta1.ServiceBGPStatusList
-	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace), client.MatchingLabels{names.LabelNode: w.options.Self}); err != nil {
+	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace), client.MatchingLabels{names.LabelServiceStatusNode: w.options.Self}); err != nil {
 		return fmt.Errorf("listing ServiceBGPStatuses: %w", err)
 	}
 	var have []status.BGPAnnouncement
@@ -157,7 +157,7 @@ func (w *BGPStatusWriter) writeServiceBGPStatus(ctx context.Context, a status.BG
 	o := &v1beta1.ServiceBGPStatus{}
 	o.Namespace, o.Name = w.options.Namespace, status.ServiceBGPStatusName(w.options.Self, a.Service)
 	o.Labels = map[string]string{
-		names.LabelNode: w.options.Self, names.LabelServiceName: truncateLabelValue(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
+		names.LabelServiceStatusNode: w.options.Self, names.LabelServiceName: truncateLabelValue(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
 	}
 	o.OwnerReferences = w.options.PodOwnerReferences(ctx)
 	if err := w.options.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
@@ -184,7 +184,7 @@ func (w *BGPStatusWriter) sendAnnouncedEvent(a status.BGPAnnouncement) {
 // writeBGPSessions writes and removes BGPSession objects of this node as the sessions are.
 func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context) error {
 	var list v1alpha1.BGPSessionList
-	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace), client.MatchingLabels{names.LabelNode: w.options.Self}); err != nil {
+	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace), client.MatchingLabels{names.LabelServiceStatusNode: w.options.Self}); err != nil {
 		return fmt.Errorf("listing BGPSessions: %w", err)
 	}
 	stale := map[string]*v1alpha1.BGPSession{}
@@ -192,7 +192,7 @@ func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context) error {
 		stale[list.Items[i].Name] = &list.Items[i]
 	}
 	for _, s := range w.options.Sessions.Status() {
-		name := status.BGPSessionName(w.options.Self, s.Peer)
+		name := status.BGPSessionName(w.options.Self, s.PeerName)
 		o := stale[name]
 		delete(stale, name)
 		if err := w.writeBGPSession(ctx, name, o, s); err != nil {
@@ -207,11 +207,11 @@ func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context) error {
 	return nil
 }
 
-func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v1alpha1.BGPSession, s bgp.Status) error {
+func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v1alpha1.BGPSession, s bgp.PeerSessionStatus) error {
 	if o == nil {
 		o = &v1alpha1.BGPSession{}
 		o.Namespace, o.Name = w.options.Namespace, name
-		o.Labels = map[string]string{names.LabelNode: w.options.Self, names.LabelPeer: truncateLabelValue(s.Peer)}
+		o.Labels = map[string]string{names.LabelServiceStatusNode: w.options.Self, names.LabelPeer: truncateLabelValue(s.PeerName)}
 		o.OwnerReferences = w.options.PodOwnerReferences(ctx)
 		if err := w.options.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
 			return fmt.Errorf("creating BGPSession %q: %w", name, err)
@@ -221,17 +221,17 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v
 	base := client.MergeFrom(o.DeepCopy())
 	since := metav1.NewTime(s.StateSince.Truncate(time.Second))
 	want := v1alpha1.BGPSessionStatus{
-		Node: w.options.Self, Peer: s.Peer, State: string(s.State), Since: &since,
+		Node: w.options.Self, Peer: s.PeerName, State: string(s.State), Since: &since,
 		Prefixes: int32(s.AnnouncedRouteCount), BFD: s.BFDState, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions),
 	}
-	if s.Remote.IsValid() {
-		want.Address = s.Remote.String()
+	if s.RouterAddress.IsValid() {
+		want.Address = s.RouterAddress.String()
 	}
-	state := status.SessionState{
-		Established: s.State == bgp.Established, Reason: s.Reason, Text: s.LastError, Withheld: s.Withheld,
+	state := status.BGPSessionState{
+		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastErrorText: s.LastError, Withheld: s.WithheldRouteReason,
 	}
-	meta.SetStatusCondition(&want.Conditions, status.EstablishedCondition(state))
-	if c, ok := status.RoutesAnnouncedCondition(state); ok {
+	meta.SetStatusCondition(&want.Conditions, status.BuildEstablishedCondition(state))
+	if c, ok := status.BuildRoutesAnnouncedCondition(state); ok {
 		meta.SetStatusCondition(&want.Conditions, c)
 	} else {
 		meta.RemoveStatusCondition(&want.Conditions, names.ConditionRoutesAnnounced)
@@ -241,7 +241,7 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v
 			want.Families = append(want.Families, f.String())
 		}
 	}
-	if c, ok := status.PathWatchedCondition(status.BFDPath{Router: s.Remote.Addr(), State: s.BFDState, Reason: s.BFDFault.Reason, Text: s.BFDFault.Text}); ok {
+	if c, ok := status.BuildPathWatchedCondition(status.BFDPathState{Router: s.RouterAddress.Addr(), State: s.BFDState, FaultReason: s.BFDFault.Reason, FaultText: s.BFDFault.Text}); ok {
 		meta.SetStatusCondition(&want.Conditions, c)
 	} else {
 		meta.RemoveStatusCondition(&want.Conditions, names.ConditionPathWatched)

@@ -33,22 +33,22 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// fakeSessions are sessions whose states the test sets.
-type fakeSessions struct {
+// fakeBGPSessionSource are sessions whose states the test sets.
+type fakeBGPSessionSource struct {
 	mu      sync.Mutex // guards states
-	states  []bgp.Status
+	states  []bgp.PeerSessionStatus
 	changed chan struct{}
 }
 
-func (e *fakeSessions) StatusChanged() <-chan struct{} { return e.changed }
+func (e *fakeBGPSessionSource) StatusChanged() <-chan struct{} { return e.changed }
 
-func (e *fakeSessions) Status() []bgp.Status {
+func (e *fakeBGPSessionSource) Status() []bgp.PeerSessionStatus {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Clone(e.states)
 }
 
-func (e *fakeSessions) setStates(states ...bgp.Status) {
+func (e *fakeBGPSessionSource) setStates(states ...bgp.PeerSessionStatus) {
 	e.mu.Lock()
 	e.states = states
 	e.mu.Unlock()
@@ -59,7 +59,7 @@ func (e *fakeSessions) setStates(states ...bgp.Status) {
 type bgpStatusHarness struct {
 	api      client.Client
 	writer   *reconcile.BGPStatusWriter
-	sessions *fakeSessions
+	sessions *fakeBGPSessionSource
 	foreign  *v1beta1.ServiceBGPStatus // the object of another node
 }
 
@@ -67,7 +67,7 @@ type bgpStatusHarness struct {
 // earlier version left, and one of another node.
 func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
 	t.Helper()
-	config := apiserver.Start(t)
+	config := apiserver.StartUntilTestEnds(t)
 	config.QPS = -1
 	scheme, err := configuration.NewScheme()
 	if err != nil {
@@ -77,7 +77,7 @@ func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &bgpStatusHarness{sessions: &fakeSessions{changed: make(chan struct{}, 1)}}
+	h := &bgpStatusHarness{sessions: &fakeBGPSessionSource{changed: make(chan struct{}, 1)}}
 	if h.api, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
@@ -100,9 +100,9 @@ func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
 		}
 	})
 	h.create(t, &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{
-		Namespace: names.Namespace, Name: "bgp-of-an-earlier-version", Labels: map[string]string{names.LabelNode: selfNode, names.LabelServiceName: "old", names.LabelServiceNamespace: "default"},
+		Namespace: names.Namespace, Name: "bgp-of-an-earlier-version", Labels: map[string]string{names.LabelServiceStatusNode: selfNode, names.LabelServiceName: "old", names.LabelServiceNamespace: "default"},
 	}})
-	h.foreign = &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "bgp-of-another-node", Labels: map[string]string{names.LabelNode: otherNode}}}
+	h.foreign = &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "bgp-of-another-node", Labels: map[string]string{names.LabelServiceStatusNode: otherNode}}}
 	h.create(t, h.foreign)
 	return h
 }
@@ -122,7 +122,7 @@ func (h *bgpStatusHarness) observe(v ...*plan.BGPVerdict) {
 // bgpVerdict is the verdict on a Service: announced to the peers, or without endpoints if there are
 // none.
 func bgpVerdict(name string, peers ...string) *plan.BGPVerdict {
-	v := &plan.BGPVerdict{Service: webService, Peers: peers, Reason: names.ReasonAnnounced}
+	v := &plan.BGPVerdict{Service: webServiceKey, Peers: peers, Reason: names.ReasonAnnounced}
 	if v.Service.Name = name; len(peers) == 0 {
 		v.Reason = names.ReasonNoEndpoints
 	}
@@ -205,17 +205,17 @@ func (h *bgpStatusHarness) testAnnouncementEvent(t *testing.T) {
 
 func (h *bgpStatusHarness) testBGPSessions(t *testing.T) {
 	remote := netip.MustParseAddrPort("192.0.2.1:179")
-	up := bgp.Status{Peer: "tor1", Remote: remote, State: bgp.Established, StateSince: time.Unix(1e9, 0), Families: []message.AFI{message.IPv4}, WantedRouteCount: 3, AnnouncedRouteCount: 3}
-	down := bgp.Status{Peer: "tor2", Remote: remote, State: bgp.Idle, StateSince: time.Unix(1e9, 0), LastError: "connecting: refused"}
+	up := bgp.PeerSessionStatus{PeerName: "tor1", RouterAddress: remote, State: bgp.Established, StateSince: time.Unix(1e9, 0), Families: []message.AFI{message.FamilyIPv4}, WantedRouteCount: 3, AnnouncedRouteCount: 3}
+	down := bgp.PeerSessionStatus{PeerName: "tor2", RouterAddress: remote, State: bgp.Idle, StateSince: time.Unix(1e9, 0), LastError: "connecting: refused"}
 	h.sessions.setStates(up, down)
 	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
-	up.AnnouncedRouteCount, up.Withheld = 2, names.Explanation{Reason: names.ReasonNoNextHop, Text: "no next hop"}
+	up.AnnouncedRouteCount, up.WithheldRouteReason = 2, names.Explanation{Reason: names.ReasonNoNextHop, Text: "no next hop"}
 	h.sessions.setStates(up, down)
 	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
-	up.Withheld = names.Explanation{}
+	up.WithheldRouteReason = names.Explanation{}
 	up.State, up.AnnouncedRouteCount, up.LastError = bgp.Active, 0, "the router closed the connection"
 	h.sessions.setStates(up)
-	blocked := bgp.Status{Peer: "tor2", State: bgp.Idle, StateSince: time.Unix(1e9, 0), Reason: names.ReasonUnknownSecret, LastError: "no Secret"}
+	blocked := bgp.PeerSessionStatus{PeerName: "tor2", State: bgp.Idle, StateSince: time.Unix(1e9, 0), NotConnectingReason: names.ReasonUnknownSecret, LastError: "no Secret"}
 	h.sessions.setStates(up, blocked)
 	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Active NoSession [] 0 the router closed the connection", "node1 tor2  Idle UnknownSecret [] 0 no Secret")
 	h.sessions.setStates()

@@ -29,7 +29,7 @@ import (
 
 // ChangePoster takes changes; *agent.Agent is one.
 type ChangePoster interface {
-	PostChanges(ctx context.Context, changes ...agent.Change)
+	PostChanges(ctx context.Context, changes ...agent.PlannerInputChange)
 }
 
 // SeedSetter takes the addresses at which other speakers may be reached; *members.Members is one.
@@ -50,7 +50,7 @@ type ClusterFeedOptions struct {
 	// Self is this node's name: its own Pod is no seed.
 	Self string
 	// Scope is the part of the configuration to read.
-	Scope configuration.Scope
+	Scope configuration.ConfigurationScope
 	// ObserveProblems gets the Problems of the configuration each time it is read.
 	ObserveProblems func([]snapshot.Problem)
 	// ObserveSynced is called once, after everything that exists has been posted.
@@ -74,7 +74,7 @@ type ClusterFeed struct {
 
 	// guards all fields below; each informer has its own goroutine
 	mu              sync.Mutex
-	addressesByPod  map[string]podAddresses
+	addressesByPod  map[string]addressesOfSpeakerPod
 	addressesByNode map[string][]string
 	labelsByNode    map[string]map[string]string // of nodes
 }
@@ -85,13 +85,13 @@ const freeMemoryDelay = 5 * time.Second
 
 // watchedKind is a kind and the handlers of its objects.
 type watchedKind struct {
-	object       client.Object
+	objectOfKind client.Object
 	setObject    func(ctx context.Context, o any)
 	removeObject func(ctx context.Context, o any)
 }
 
-// podAddresses has the addresses of a speaker's Pod.
-type podAddresses struct {
+// addressesOfSpeakerPod has the addresses of a speaker's Pod.
+type addressesOfSpeakerPod struct {
 	node      string
 	addresses []string
 }
@@ -101,7 +101,7 @@ func NewClusterFeed(o ClusterFeedOptions) *ClusterFeed {
 	return &ClusterFeed{
 		options:                 o,
 		endpointSlicesByService: map[view.ObjectKey][]view.EndpointSlice{},
-		addressesByPod:          map[string]podAddresses{},
+		addressesByPod:          map[string]addressesOfSpeakerPod{},
 		addressesByNode:         map[string][]string{},
 		labelsByNode:            map[string]map[string]string{},
 	}
@@ -112,16 +112,16 @@ func NewClusterFeed(o ClusterFeedOptions) *ClusterFeed {
 func (f *ClusterFeed) Run(ctx context.Context) error {
 	watched := []watchedKind{
 		{&corev1.Node{}, f.setNode, f.removeNode},
-		{&corev1.Pod{}, f.setPod, f.removePod},
+		{&corev1.Pod{}, f.handleSetSpeakerPod, f.handleRemovedSpeakerPod},
 	}
 	for _, k := range f.options.Scope.WatchedKinds() {
 		watched = append(watched, watchedKind{k, f.rebuildSnapshot, f.rebuildSnapshot})
 	}
 	var synced []toolscache.InformerSynced
 	for _, w := range watched {
-		informer, err := f.options.Cache.GetInformer(ctx, w.object)
+		informer, err := f.options.Cache.GetInformer(ctx, w.objectOfKind)
 		if err != nil {
-			return fmt.Errorf("watching %T: %w", w.object, err)
+			return fmt.Errorf("watching %T: %w", w.objectOfKind, err)
 		}
 		reg, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 			AddFunc:    func(o any) { w.setObject(ctx, o) },
@@ -129,11 +129,11 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 			DeleteFunc: func(o any) { w.removeObject(ctx, lastKnownObject(o)) },
 		})
 		if err != nil {
-			return fmt.Errorf("watching %T: %w", w.object, err)
+			return fmt.Errorf("watching %T: %w", w.objectOfKind, err)
 		}
 		synced = append(synced, reg.HasSynced)
 	}
-	services, endpoints := f.newServiceMirror(ctx), f.newEndpointSliceMirror(ctx)
+	services, endpoints := f.newServiceFollower(ctx), f.newEndpointSliceFollower(ctx)
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() {
@@ -147,7 +147,7 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 	}
 	f.allObjectsSeen.Store(true)
 	f.rebuildSnapshot(ctx, nil)
-	f.options.Agent.PostChanges(ctx, agent.MarkClusterSynced())
+	f.options.Agent.PostChanges(ctx, agent.NewClusterSyncedChange())
 	f.options.ObserveSynced()
 	f.options.Log.Info("the state of the cluster has been read")
 	select {
@@ -182,7 +182,7 @@ func (f *ClusterFeed) setNode(ctx context.Context, o any) {
 	f.labelsByNode[n.Name] = n.Labels
 	f.mu.Unlock()
 	f.updateGossipSeeds()
-	f.options.Agent.PostChanges(ctx, agent.SetNode(v))
+	f.options.Agent.PostChanges(ctx, agent.NewNodeSetChange(v))
 	if !known || !maps.Equal(before, n.Labels) {
 		f.rebuildSnapshot(ctx, nil)
 	}
@@ -198,15 +198,15 @@ func (f *ClusterFeed) removeNode(ctx context.Context, o any) {
 	delete(f.labelsByNode, n.Name)
 	f.mu.Unlock()
 	f.updateGossipSeeds()
-	f.options.Agent.PostChanges(ctx, agent.RemoveNode(n.Name))
+	f.options.Agent.PostChanges(ctx, agent.NewNodeRemovedChange(n.Name))
 }
 
-func (f *ClusterFeed) setPod(_ context.Context, o any) {
+func (f *ClusterFeed) handleSetSpeakerPod(_ context.Context, o any) {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
 		return
 	}
-	s := podAddresses{node: p.Spec.NodeName}
+	s := addressesOfSpeakerPod{node: p.Spec.NodeName}
 	for _, ip := range p.Status.PodIPs {
 		s.addresses = append(s.addresses, ip.IP)
 	}
@@ -216,7 +216,7 @@ func (f *ClusterFeed) setPod(_ context.Context, o any) {
 	f.updateGossipSeeds()
 }
 
-func (f *ClusterFeed) removePod(_ context.Context, o any) {
+func (f *ClusterFeed) handleRemovedSpeakerPod(_ context.Context, o any) {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
 		return
@@ -267,12 +267,12 @@ func (f *ClusterFeed) rebuildSnapshot(ctx context.Context, _ any) {
 	}
 	f.mu.Lock()
 	for name, set := range f.labelsByNode {
-		o.Nodes = append(o.Nodes, snapshot.Node{Name: name, Labels: set})
+		o.Nodes = append(o.Nodes, snapshot.NodeLabels{Name: name, Labels: set})
 	}
 	f.mu.Unlock()
 	o.PreviousSnapshot = f.lastSnapshot
 	s, problems := snapshot.BuildSnapshot(o)
 	f.lastSnapshot = s
-	f.options.Agent.PostChanges(ctx, agent.SetSnapshot(s))
+	f.options.Agent.PostChanges(ctx, agent.NewSnapshotSetChange(s))
 	f.options.ObserveProblems(problems)
 }

@@ -17,10 +17,10 @@ import (
 // changesPerPost bounds how many changes are posted together when all objects are read again.
 const changesPerPost = 500
 
-// newServiceMirror follows the Services. It ignores those that are not of type IsLoadBalancer.
-func (f *ClusterFeed) newServiceMirror(ctx context.Context) *objectMirror[*view.Service] {
+// newServiceFollower follows the Services. It ignores those that are not of type IsLoadBalancer.
+func (f *ClusterFeed) newServiceFollower(ctx context.Context) *objectFollower[*view.Service] {
 	set := func(v *view.Service) { f.postChanges(ctx, f.appendServiceChange(nil, v)) }
-	return &objectMirror[*view.Service]{
+	return &objectFollower[*view.Service]{
 		reduceObject: func(o any) (*view.Service, bool) {
 			s, ok := o.(*corev1.Service)
 			if !ok {
@@ -30,35 +30,35 @@ func (f *ClusterFeed) newServiceMirror(ctx context.Context) *objectMirror[*view.
 			v.Key.Namespace = view.InternString(v.Key.Namespace)
 			return &v, true
 		},
-		onAdd:     set,
-		onUpdate:  set,
-		onDelete:  func(v *view.Service) { f.postChanges(ctx, f.appendServiceRemoval(nil, v.Key)) },
-		onReplace: func(all []*view.Service) { f.replaceServices(ctx, all) },
-		synced:    make(chan struct{}),
+		onAdd:        set,
+		onUpdate:     set,
+		onDelete:     func(v *view.Service) { f.postChanges(ctx, f.appendServiceRemoval(nil, v.Key)) },
+		onReplace:    func(all []*view.Service) { f.postAllServices(ctx, all) },
+		syncedSignal: make(chan struct{}),
 	}
 }
 
 // appendServiceChange appends the change for a Service, if there is one.
-func (f *ClusterFeed) appendServiceChange(out []agent.Change, v *view.Service) []agent.Change {
+func (f *ClusterFeed) appendServiceChange(out []agent.PlannerInputChange, v *view.Service) []agent.PlannerInputChange {
 	if !v.IsLoadBalancer {
 		return f.appendServiceRemoval(out, v.Key)
 	}
 	f.options.Services.setServiceUID(v.Key, types.UID(v.UID))
-	return append(out, agent.SetService(*v))
+	return append(out, agent.NewServiceSetChange(*v))
 }
 
-func (f *ClusterFeed) appendServiceRemoval(out []agent.Change, k view.ObjectKey) []agent.Change {
+func (f *ClusterFeed) appendServiceRemoval(out []agent.PlannerInputChange, k view.ObjectKey) []agent.PlannerInputChange {
 	if !f.options.Services.removeService(k) {
 		return out
 	}
-	return append(out, agent.RemoveService(k))
+	return append(out, agent.NewServiceRemovedChange(k))
 }
 
-// replaceServices posts all existing Services, and removes those that were deleted
+// postAllServices posts all existing Services, and removes those that were deleted
 // without an event.
-func (f *ClusterFeed) replaceServices(ctx context.Context, all []*view.Service) {
+func (f *ClusterFeed) postAllServices(ctx context.Context, all []*view.Service) {
 	gone := f.options.Services.copyUIDs()
-	var out []agent.Change
+	var out []agent.PlannerInputChange
 	for i, v := range all {
 		delete(gone, v.Key)
 		if out, all[i] = f.appendServiceChange(out, v), nil; len(out) >= changesPerPost {
@@ -73,15 +73,15 @@ func (f *ClusterFeed) replaceServices(ctx context.Context, all []*view.Service) 
 }
 
 // postChanges posts changes, if there are any.
-func (f *ClusterFeed) postChanges(ctx context.Context, out []agent.Change) {
+func (f *ClusterFeed) postChanges(ctx context.Context, out []agent.PlannerInputChange) {
 	if len(out) > 0 {
 		f.options.Agent.PostChanges(ctx, out...)
 	}
 }
 
-// newEndpointSliceMirror follows the EndpointSlices.
-func (f *ClusterFeed) newEndpointSliceMirror(ctx context.Context) *objectMirror[*view.EndpointSlice] {
-	return &objectMirror[*view.EndpointSlice]{
+// newEndpointSliceFollower follows the EndpointSlices.
+func (f *ClusterFeed) newEndpointSliceFollower(ctx context.Context) *objectFollower[*view.EndpointSlice] {
+	return &objectFollower[*view.EndpointSlice]{
 		reduceObject: func(o any) (*view.EndpointSlice, bool) {
 			s, ok := o.(*discoveryv1.EndpointSlice)
 			if !ok {
@@ -95,9 +95,9 @@ func (f *ClusterFeed) newEndpointSliceMirror(ctx context.Context) *objectMirror[
 			before := f.removeEndpointSlice(v)
 			f.postChanges(ctx, f.endpointChanges(before, f.storeEndpointSlice(v)))
 		},
-		onDelete:  func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.removeEndpointSlice(v))) },
-		onReplace: func(all []*view.EndpointSlice) { f.replaceEndpointSlices(ctx, all) },
-		synced:    make(chan struct{}),
+		onDelete:     func(v *view.EndpointSlice) { f.postChanges(ctx, f.endpointChanges(f.removeEndpointSlice(v))) },
+		onReplace:    func(all []*view.EndpointSlice) { f.replaceEndpointSlices(ctx, all) },
+		syncedSignal: make(chan struct{}),
 	}
 }
 
@@ -149,11 +149,11 @@ func findEndpointSlice(all []view.EndpointSlice, name string) (int, bool) {
 
 // endpointChanges returns the changes for the endpoints of the Services. It skips
 // Services without a name.
-func (f *ClusterFeed) endpointChanges(services ...view.ObjectKey) []agent.Change {
-	var out []agent.Change
+func (f *ClusterFeed) endpointChanges(services ...view.ObjectKey) []agent.PlannerInputChange {
+	var out []agent.PlannerInputChange
 	for i, k := range services {
 		if k.Name != "" && !slices.Contains(services[:i], k) {
-			out = append(out, agent.SetEndpoints(view.MergeSlices(k, f.endpointSlicesByService[k])))
+			out = append(out, agent.NewEndpointsSetChange(view.MergeEndpointSliceViews(k, f.endpointSlicesByService[k])))
 		}
 	}
 	return out
@@ -172,9 +172,9 @@ func (f *ClusterFeed) replaceEndpointSlices(ctx context.Context, all []*view.End
 		}
 	}
 	for chunk := range slices.Chunk(slices.Collect(maps.Keys(f.endpointSlicesByService)), changesPerPost) {
-		var out []agent.Change
+		var out []agent.PlannerInputChange
 		for _, k := range chunk {
-			out = append(out, agent.SetEndpoints(view.MergeSlices(k, f.endpointSlicesByService[k])))
+			out = append(out, agent.NewEndpointsSetChange(view.MergeEndpointSliceViews(k, f.endpointSlicesByService[k])))
 		}
 		f.postChanges(ctx, out)
 	}

@@ -30,16 +30,16 @@ type recordingPlanner struct {
 	postCount int
 }
 
-func (p *recordingPlanner) PostChanges(_ context.Context, changes ...agent.Change) {
+func (p *recordingPlanner) PostChanges(_ context.Context, changes ...agent.PlannerInputChange) {
 	p.postCount++
-	agent.ApplyChanges(p.Planner, changes...)
+	agent.ApplyChangesToPlanner(p.Planner, changes...)
 }
 
-// newFeedMirrors returns the mirrors of a ClusterFeed that has seen nothing.
-func newFeedMirrors(t *testing.T, in plan.Inputs) (*recordingPlanner, *objectMirror[*view.Service], *objectMirror[*view.EndpointSlice], *ClusterFeed) {
+// newFeedWithFollowers returns the mirrors of a ClusterFeed that has seen nothing.
+func newFeedWithFollowers(t *testing.T, in plan.Inputs) (*recordingPlanner, *objectFollower[*view.Service], *objectFollower[*view.EndpointSlice], *ClusterFeed) {
 	p := &recordingPlanner{Planner: plan.NewPlanner(in)}
 	f := NewClusterFeed(ClusterFeedOptions{Agent: p, Services: NewServiceIndex()})
-	return p, f.newServiceMirror(t.Context()), f.newEndpointSliceMirror(t.Context()), f
+	return p, f.newServiceFollower(t.Context()), f.newEndpointSliceFollower(t.Context()), f
 }
 
 // exampleService returns a Service as the API server sends it, with many fields that a
@@ -73,8 +73,8 @@ func exampleSlice(name, service string, nodes ...string) *discoveryv1.EndpointSl
 	return s
 }
 
-// passToMirror passes objects to a mirror, like a reflector.
-func passToMirror(t *testing.T, give func(any) error, objects ...any) {
+// passToFollower passes objects to a mirror, like a reflector.
+func passToFollower(t *testing.T, give func(any) error, objects ...any) {
 	t.Helper()
 	for _, o := range objects {
 		if err := give(o); err != nil {
@@ -84,7 +84,7 @@ func passToMirror(t *testing.T, give func(any) error, objects ...any) {
 }
 
 func TestServiceMirrorFollowsServices(t *testing.T) {
-	p, services, _, f := newFeedMirrors(t, plan.Inputs{})
+	p, services, _, f := newFeedWithFollowers(t, plan.Inputs{})
 	a := netip.MustParseAddr("192.0.2.1")
 	has := func(want ...string) {
 		t.Helper()
@@ -106,30 +106,30 @@ func TestServiceMirrorFollowsServices(t *testing.T) {
 	}
 	plain := exampleService("plain", a)
 	plain.Spec.Type = corev1.ServiceTypeClusterIP
-	passToMirror(t, func(o any) error { return services.Replace(o.([]any), "1") }, []any{exampleService("one", a), exampleService("two", a), plain})
+	passToFollower(t, func(o any) error { return services.Replace(o.([]any), "1") }, []any{exampleService("one", a), exampleService("two", a), plain})
 	has("one", "two")
 	if !services.hasSynced() {
 		t.Error("the mirror has not synced")
 	}
 	posts := p.postCount
-	passToMirror(t, services.Update, plain)
-	passToMirror(t, services.Delete, plain)
+	passToFollower(t, services.Update, plain)
+	passToFollower(t, services.Delete, plain)
 	if p.postCount != posts {
 		t.Error("a Service of another type causes changes")
 	}
-	passToMirror(t, services.Add, exampleService("three", a))
+	passToFollower(t, services.Add, exampleService("three", a))
 	one := exampleService("one", a)
 	one.Spec.Type = corev1.ServiceTypeClusterIP
-	passToMirror(t, services.Update, one)
+	passToFollower(t, services.Update, one)
 	has("three", "two")
-	passToMirror(t, services.Delete, exampleService("two", a))
+	passToFollower(t, services.Delete, exampleService("two", a))
 	has("three")
 	// A Service that was deleted without an event is missing when all are replaced.
 	reduced, err := services.Transformer()(exampleService("four", a))
 	if err != nil {
 		t.Fatal(err)
 	}
-	passToMirror(t, func(o any) error { return services.Replace(o.([]any), "9") }, []any{reduced, exampleService("five", a)})
+	passToFollower(t, func(o any) error { return services.Replace(o.([]any), "9") }, []any{reduced, exampleService("five", a)})
 	has("five", "four")
 	if f.options.Services.ServiceReference(view.ObjectKey{Namespace: "default", Name: "three"}) != nil {
 		t.Error("a deleted Service still has a reference")
@@ -140,39 +140,39 @@ func TestServiceMirrorFollowsServices(t *testing.T) {
 }
 
 func TestEndpointsOfSeveralSlicesAreJoined(t *testing.T) {
-	p, _, endpoints, _ := newFeedMirrors(t, plan.Inputs{})
+	p, _, endpoints, _ := newFeedWithFollowers(t, plan.Inputs{})
 	on := func(service string, want ...string) {
 		t.Helper()
 		if got := p.Inputs().Endpoints[view.ObjectKey{Namespace: "default", Name: service}].ServingNodes; !slices.Equal(got, want) {
 			t.Errorf("%s has endpoints on %v, want %v", service, got, want)
 		}
 	}
-	passToMirror(t, func(o any) error { return endpoints.Replace(o.([]any), "1") }, []any{exampleSlice("web-2", "web", "b"), exampleSlice("web-1", "web", "a"), exampleSlice("dns-1", "dns", "c")})
+	passToFollower(t, func(o any) error { return endpoints.Replace(o.([]any), "1") }, []any{exampleSlice("web-2", "web", "b"), exampleSlice("web-1", "web", "a"), exampleSlice("dns-1", "dns", "c")})
 	on("web", "a", "b")
-	passToMirror(t, endpoints.Add, exampleSlice("web-3", "web", "c"))
+	passToFollower(t, endpoints.Add, exampleSlice("web-3", "web", "c"))
 	on("web", "a", "b", "c")
-	passToMirror(t, endpoints.Update, exampleSlice("web-1", "web", "d"))
+	passToFollower(t, endpoints.Update, exampleSlice("web-1", "web", "d"))
 	on("web", "b", "c", "d")
 	// now belongs to another Service
-	passToMirror(t, endpoints.Update, exampleSlice("web-3", "dns", "c", "d"))
+	passToFollower(t, endpoints.Update, exampleSlice("web-3", "dns", "c", "d"))
 	on("web", "b", "d")
 	on("dns", "c", "d")
-	passToMirror(t, endpoints.Update, exampleSlice("web-2", ""))
+	passToFollower(t, endpoints.Update, exampleSlice("web-2", ""))
 	on("web", "d")
-	passToMirror(t, endpoints.Delete, exampleSlice("web-1", "web"))
+	passToFollower(t, endpoints.Delete, exampleSlice("web-1", "web"))
 	on("web")
 	// a slice that was never seen before
-	passToMirror(t, endpoints.Update, exampleSlice("web-9", "web", "a"))
+	passToFollower(t, endpoints.Update, exampleSlice("web-9", "web", "a"))
 	on("web", "a")
-	passToMirror(t, func(o any) error { return endpoints.Replace(o.([]any), "9") }, []any{exampleSlice("dns-1", "dns", "e")})
+	passToFollower(t, func(o any) error { return endpoints.Replace(o.([]any), "9") }, []any{exampleSlice("dns-1", "dns", "e")})
 	on("web")
 	on("dns", "e")
 }
 
-// TestMirrorFollowsTheAPIServer runs a mirror with a real API server, from before the mirror starts
-// until its objects are deleted.
-func TestMirrorFollowsTheAPIServer(t *testing.T) {
-	config := apiserver.Start(t)
+// TestFollowerFollowsARealAPIServer runs a mirror with a real API server, from before the mirror
+// starts until its objects are deleted.
+func TestFollowerFollowsARealAPIServer(t *testing.T) {
+	config := apiserver.StartUntilTestEnds(t)
 	source, err := client.NewWithWatch(config, client.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -187,7 +187,7 @@ func TestMirrorFollowsTheAPIServer(t *testing.T) {
 	}
 	one := create("one")
 	calls := make(chan string, 16)
-	m := &objectMirror[string]{
+	m := &objectFollower[string]{
 		reduceObject: func(o any) (string, bool) {
 			s, ok := o.(*corev1.Service)
 			if !ok {
@@ -202,7 +202,7 @@ func TestMirrorFollowsTheAPIServer(t *testing.T) {
 			slices.Sort(all)
 			calls <- fmt.Sprint("all: ", all)
 		},
-		synced: make(chan struct{}),
+		syncedSignal: make(chan struct{}),
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -248,12 +248,12 @@ const bytesPerServiceLimit = 2000
 func TestAServiceTakesLittleMemory(t *testing.T) {
 	const many = 10000
 	first := netip.MustParseAddr("10.200.0.0")
-	in := plan.Inputs{Self: "node1", Nodes: map[string]view.Node{"node1": {Name: "node1"}}, Snapshot: &snapshot.Snapshot{
+	in := plan.Inputs{SelfNode: "node1", Nodes: map[string]view.Node{"node1": {Name: "node1"}}, Snapshot: &snapshot.Snapshot{
 		Pools:             []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.200.255.255")}}}},
 		BGPAdvertisements: []*snapshot.BGPAdvertisement{{Name: "ad", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128}},
 		Peers:             []*snapshot.Peer{{Name: "tor1", Address: first}, {Name: "tor2", Address: first}},
 	}}
-	p, services, endpoints, f := newFeedMirrors(t, in)
+	p, services, endpoints, f := newFeedWithFollowers(t, in)
 	heap := func() uint64 {
 		runtime.GC()
 		runtime.GC()
@@ -266,8 +266,8 @@ func TestAServiceTakesLittleMemory(t *testing.T) {
 	for i := range many {
 		a = a.Next()
 		name := fmt.Sprintf("service-%05d", i)
-		passToMirror(t, services.Add, exampleService(name, a))
-		passToMirror(t, endpoints.Add, exampleSlice(name+"-x7k2p", name, "node1"))
+		passToFollower(t, services.Add, exampleService(name, a))
+		passToFollower(t, endpoints.Add, exampleSlice(name+"-x7k2p", name, "node1"))
 	}
 	p.Update()
 	each := (heap() - before) / many

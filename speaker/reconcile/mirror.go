@@ -11,26 +11,26 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// objectMirror follows all objects of a kind and stores none of them. It reduces each object to the
-// needed part as soon as it is read, and passes that on. A cache would store every object a second
-// time. With 10,000 Services that would be most of the speaker's memory. It is the store of a
-// reflector, whose goroutine makes all calls.
-type objectMirror[T any] struct {
+// objectFollower follows all objects of a kind and stores none of them. It reduces each object to
+// the needed part as soon as it is read, and passes that on. A cache would store every object a
+// second time. With 10,000 Services that would be most of the speaker's memory. It is the store of
+// a reflector, whose goroutine makes all calls.
+type objectFollower[T any] struct {
 	// reduceObject returns the needed part of an object.
 	reduceObject func(o any) (T, bool)
 	// onAdd, onUpdate and onDelete get a changed object. onReplace gets all objects.
 	onAdd, onUpdate, onDelete func(T)
 	onReplace                 func([]T)
-	// synced is closed when all existing objects have been passed on.
-	synced         chan struct{}
+	// syncedSignal is closed when all existing objects have been passed on.
+	syncedSignal   chan struct{}
 	isSyncedClosed bool // synced is closed
 }
 
-var _ toolscache.TransformingStore = (*objectMirror[int])(nil)
+var _ toolscache.TransformingStore = (*objectFollower[int])(nil)
 
 // followObjects follows the objects of a kind until ctx ends. list returns an empty
 // list of that kind.
-func (m *objectMirror[T]) followObjects(ctx context.Context, source client.WithWatch, kind client.Object, list func() client.ObjectList) {
+func (m *objectFollower[T]) followObjects(ctx context.Context, source client.WithWatch, kind client.Object, list func() client.ObjectList) {
 	lw := &toolscache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			l := list()
@@ -44,9 +44,9 @@ func (m *objectMirror[T]) followObjects(ctx context.Context, source client.WithW
 }
 
 // hasSynced says whether all existing objects have been passed on.
-func (m *objectMirror[T]) hasSynced() bool {
+func (m *objectFollower[T]) hasSynced() bool {
 	select {
-	case <-m.synced:
+	case <-m.syncedSignal:
 		return true
 	default:
 		return false
@@ -54,7 +54,7 @@ func (m *objectMirror[T]) hasSynced() bool {
 }
 
 // Transformer lets the reflector reduce the objects that it gathers before Replace.
-func (m *objectMirror[T]) Transformer() toolscache.TransformFunc {
+func (m *objectFollower[T]) Transformer() toolscache.TransformFunc {
 	return func(o any) (any, error) {
 		v, ok := m.reduceObject(o)
 		if !ok {
@@ -65,15 +65,15 @@ func (m *objectMirror[T]) Transformer() toolscache.TransformFunc {
 }
 
 // Add implements toolscache.ReflectorStore.
-func (m *objectMirror[T]) Add(o any) error { return m.reduceAndPassOn(o, m.onAdd) }
+func (m *objectFollower[T]) Add(o any) error { return m.reduceAndPassOn(o, m.onAdd) }
 
 // Update implements toolscache.ReflectorStore.
-func (m *objectMirror[T]) Update(o any) error { return m.reduceAndPassOn(o, m.onUpdate) }
+func (m *objectFollower[T]) Update(o any) error { return m.reduceAndPassOn(o, m.onUpdate) }
 
 // Delete implements toolscache.ReflectorStore.
-func (m *objectMirror[T]) Delete(o any) error { return m.reduceAndPassOn(o, m.onDelete) }
+func (m *objectFollower[T]) Delete(o any) error { return m.reduceAndPassOn(o, m.onDelete) }
 
-func (m *objectMirror[T]) reduceAndPassOn(o any, pass func(T)) error {
+func (m *objectFollower[T]) reduceAndPassOn(o any, pass func(T)) error {
 	v, ok := m.reduceObject(o)
 	if !ok {
 		return fmt.Errorf("unexpected object of type %T", o)
@@ -84,7 +84,7 @@ func (m *objectMirror[T]) reduceAndPassOn(o any, pass func(T)) error {
 
 // Replace implements toolscache.ReflectorStore. Objects from a watch are reduced already, objects
 // from a list are not.
-func (m *objectMirror[T]) Replace(all []any, _ string) error {
+func (m *objectFollower[T]) Replace(all []any, _ string) error {
 	out := make([]T, 0, len(all))
 	for i, o := range all {
 		v, reduced := o.(T)
@@ -99,10 +99,10 @@ func (m *objectMirror[T]) Replace(all []any, _ string) error {
 	m.onReplace(out)
 	if !m.isSyncedClosed {
 		m.isSyncedClosed = true
-		close(m.synced)
+		close(m.syncedSignal)
 	}
 	return nil
 }
 
 // Resync implements toolscache.ReflectorStore. It does nothing.
-func (m *objectMirror[T]) Resync() error { return nil }
+func (m *objectFollower[T]) Resync() error { return nil }

@@ -38,9 +38,9 @@ type StatusWriter struct {
 	serviceL2StatusChanged *latest.Wake // appeared, changed or vanished
 
 	// Run owns the fields below.
-	conflicts            status.Conflicts
-	lastReportedDenial   string // the last message about raw sockets
-	writtenSpeakerStatus *v1alpha1.SpeakerStatusStatus
+	conflicts                status.Conflicts
+	lastReportedSocketDenial string // the last message about raw sockets
+	writtenSpeakerStatus     *v1alpha1.SpeakerStatusStatus
 }
 
 // StatusWriterOptions are what a StatusWriter needs.
@@ -65,9 +65,9 @@ type StatusWriterOptions struct {
 const (
 	// writeRetryDelay is the delay after a failed write.
 	writeRetryDelay = time.Second
-	// recheckInterval is how often Run checks what changes without an event: skipped links and
-	// conflicts that are over.
-	recheckInterval = 5 * time.Second
+	// statusRecheckWithoutEventInterval is how often Run checks what changes without an event:
+	// skipped links and conflicts that are over.
+	statusRecheckWithoutEventInterval = 5 * time.Second
 	// concurrentWritesLimit bounds how many objects are written at once. A node that takes over
 	// thousands of addresses would need minutes to write them one by one.
 	concurrentWritesLimit = 16
@@ -82,7 +82,7 @@ func NewStatusWriter(o StatusWriterOptions) *StatusWriter {
 
 // mergeStatuses returns the newer Status with the events of both.
 func mergeStatuses(older, newer agent.Status) agent.Status {
-	newer.Events = slices.Concat(older.Events, newer.Events)
+	newer.NewElectionEvents = slices.Concat(older.NewElectionEvents, newer.NewElectionEvents)
 	return newer
 }
 
@@ -113,7 +113,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 	observed := false
 	retry := time.NewTimer(time.Hour)
 	retry.Stop()
-	look := time.NewTicker(recheckInterval)
+	look := time.NewTicker(statusRecheckWithoutEventInterval)
 	defer look.Stop()
 	for {
 		select {
@@ -140,9 +140,9 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 	}
 }
 
-func (w *StatusWriter) statusInputs(s agent.Status) status.Inputs {
-	return status.Inputs{
-		Self: w.options.Self, Plan: s.Plan, Bindings: s.Bindings, Links: s.Links, SkippedLinks: w.options.SkippedLinks(), MemberNames: s.MemberNames, FaultByLinkIndex: s.FaultByLinkIndex, RawSocketsDenied: s.RawSocketsDenied,
+func (w *StatusWriter) statusInputs(s agent.Status) status.StatusInputs {
+	return status.StatusInputs{
+		Self: w.options.Self, Plan: s.Plan, HeldBindings: s.HeldBindings, UsableLinks: s.UsableLinks, SkippedLinks: w.options.SkippedLinks(), MemberNames: s.MemberNames, SendFaultByLinkIndex: s.SendFaultByLinkIndex, RawSocketDenialText: s.RawSocketDenialText,
 		Conflicts: &w.conflicts, Version: w.options.Version,
 	}
 }
@@ -150,14 +150,14 @@ func (w *StatusWriter) statusInputs(s agent.Status) status.Inputs {
 // reportRawSocketDenial sends an event about the node, once for each change, if layer 2 does not
 // work on it.
 func (w *StatusWriter) reportRawSocketDenial(ctx context.Context, s agent.Status) {
-	if s.RawSocketsDenied != "" && s.RawSocketsDenied != w.lastReportedDenial {
+	if s.RawSocketDenialText != "" && s.RawSocketDenialText != w.lastReportedSocketDenial {
 		node := &corev1.Node{}
 		if err := w.options.Client.Get(ctx, client.ObjectKey{Name: w.options.Self}, node); err == nil {
 			w.options.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, "Announce",
-				"%s: node %q announces nothing by layer 2: %s", names.ReasonRawSocketDenied, w.options.Self, s.RawSocketsDenied)
+				"%s: node %q announces nothing by layer 2: %s", names.ReasonRawSocketDenied, w.options.Self, s.RawSocketDenialText)
 		}
 	}
-	w.lastReportedDenial = s.RawSocketsDenied
+	w.lastReportedSocketDenial = s.RawSocketDenialText
 }
 
 // reportElectionEvents sends an event about each Service whose address this node took, or which a
@@ -167,8 +167,8 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 	for _, a := range s.HeldAddresses {
 		held[a] = true
 	}
-	w.conflicts.KeepHeldAddresses(held)
-	if len(s.Events) == 0 {
+	w.conflicts.ForgetAddressesNotHeld(held)
+	if len(s.NewElectionEvents) == 0 {
 		return
 	}
 	services := map[netip.Addr][]view.ObjectKey{}
@@ -177,17 +177,17 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 			services[a] = append(services[a], v.Service)
 		}
 	}
-	for _, n := range s.Events {
-		if n.IsForeignAnswer() && held[n.Address] && !w.conflicts.RecordConflict(n.Address, n.ForeignMAC, w.options.Now()) {
+	for _, n := range s.NewElectionEvents {
+		if n.IsAnswerOfAnotherHost() && held[n.Address] && !w.conflicts.RecordConflict(n.Address, n.AnsweringMAC, w.options.Now()) {
 			continue
 		}
 		for _, k := range services[n.Address] {
-			w.sendKubernetesEvent(k, n)
+			w.sendElectionEventOfService(k, n)
 		}
 	}
 }
 
-func (w *StatusWriter) sendKubernetesEvent(k view.ObjectKey, n elect.Event) {
+func (w *StatusWriter) sendElectionEventOfService(k view.ObjectKey, n elect.Event) {
 	svc := w.options.ServiceReference(k)
 	if svc == nil {
 		return // the Service is gone
@@ -197,13 +197,13 @@ func (w *StatusWriter) sendKubernetesEvent(k view.ObjectKey, n elect.Event) {
 		w.options.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
 			"announcing from node %q with protocol %q: %s", w.options.Self, protocolLayer2, n.Text)
 	// the action differs, since the API shows only the first of similar events
-	case elect.EventConflict, elect.EventStrayAnswer:
+	case elect.EventForeignHostAnswers, elect.EventStrayAnswer:
 		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", n.Kind, n.Text)
 	}
 }
 
 // writeStatus writes and removes objects as this node's held addresses are.
-func (w *StatusWriter) writeStatus(ctx context.Context, in status.Inputs) error {
+func (w *StatusWriter) writeStatus(ctx context.Context, in status.StatusInputs) error {
 	want := status.BuildHeldServices(in)
 	w.options.Metrics.setAnnouncedServices(want, in.Plan)
 	have, err := w.listServiceL2Statuses(ctx)
@@ -232,20 +232,20 @@ func (w *StatusWriter) writeStatus(ctx context.Context, in status.Inputs) error 
 }
 
 // listServiceL2Statuses returns every existing entry.
-func (w *StatusWriter) listServiceL2Statuses(ctx context.Context) ([]status.WrittenServiceL2Status, error) {
+func (w *StatusWriter) listServiceL2Statuses(ctx context.Context) ([]status.ExistingServiceL2Status, error) {
 	var list v1beta1.ServiceL2StatusList
 	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("listing ServiceL2Statuses: %w", err)
 	}
-	out := make([]status.WrittenServiceL2Status, 0, len(list.Items))
+	out := make([]status.ExistingServiceL2Status, 0, len(list.Items))
 	for i := range list.Items {
 		o := &list.Items[i]
 		// The labels exist before the status does, but they truncate long names.
-		e := status.Layer2Announcement{Service: view.ObjectKey{Namespace: o.Labels[names.LabelServiceNamespace], Name: o.Labels[names.LabelServiceName]}, Node: o.Labels[names.LabelNode]}
+		e := status.Layer2Announcement{Service: view.ObjectKey{Namespace: o.Labels[names.LabelServiceNamespace], Name: o.Labels[names.LabelServiceName]}, Node: o.Labels[names.LabelServiceStatusNode]}
 		if o.Status.ServiceName != "" {
 			e = status.Layer2Announcement{Service: view.ObjectKey{Namespace: o.Status.ServiceNamespace, Name: o.Status.ServiceName}, Node: o.Status.Node}
 		}
-		out = append(out, status.WrittenServiceL2Status{Layer2Announcement: e, ActualName: o.Name, Status: o.Status})
+		out = append(out, status.ExistingServiceL2Status{Layer2Announcement: e, ExistingObjectName: o.Name, Status: o.Status})
 	}
 	return out, nil
 }
@@ -257,7 +257,7 @@ func (w *StatusWriter) writeServiceL2Status(ctx context.Context, a status.HeldSe
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: w.options.Namespace, Name: a.ObjectName(), OwnerReferences: owner,
 			Labels: map[string]string{
-				names.LabelNode: a.Node, names.LabelServiceName: truncateLabelValue(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
+				names.LabelServiceStatusNode: a.Node, names.LabelServiceName: truncateLabelValue(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
 			},
 		},
 		Status: a.ToAPI(),

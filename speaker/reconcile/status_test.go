@@ -42,8 +42,8 @@ const selfNode, otherNode = "node1", "node2"
 var (
 	heldIPv4        = netip.MustParseAddr("192.168.0.201")
 	heldIPv6        = netip.MustParseAddr("fd00:a8::201")
-	webService      = view.ObjectKey{Namespace: "default", Name: "web"}
-	dnsService      = view.ObjectKey{Namespace: "default", Name: "dns"}
+	webServiceKey   = view.ObjectKey{Namespace: "default", Name: "web"}
+	dnsServiceKey   = view.ObjectKey{Namespace: "default", Name: "dns"}
 	foreignMAC      = facts.MAC{2, 0, 0, 0, 0, 0x99}
 	bothLinkIndexes = []int{2, 3}
 	nodeLinks       = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
@@ -59,7 +59,7 @@ type harness struct {
 }
 
 func newHarness(t *testing.T) *harness {
-	config := apiserver.Start(t)
+	config := apiserver.StartUntilTestEnds(t)
 	config.QPS = -1
 	scheme, err := configuration.NewScheme()
 	if err != nil {
@@ -94,13 +94,13 @@ func newHarness(t *testing.T) *harness {
 		}
 	})
 	d.createObject(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: selfNode}})
-	for _, k := range []view.ObjectKey{webService, dnsService} {
+	for _, k := range []view.ObjectKey{webServiceKey, dnsServiceKey} {
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name}}
 		s.Spec.Ports = []corev1.ServicePort{{Port: 80}}
 		d.createObject(s)
 	}
-	d.lastObservedStatus = agent.Status{Links: nodeLinks, MemberNames: []string{selfNode, otherNode}}
-	d.lastObservedStatus.Plan.Layer2Verdicts = plan.NewSortedList(&plan.Layer2Verdict{Service: dnsService, Addresses: []netip.Addr{heldIPv4}}, &plan.Layer2Verdict{Service: webService, Addresses: []netip.Addr{heldIPv4, heldIPv6}})
+	d.lastObservedStatus = agent.Status{UsableLinks: nodeLinks, MemberNames: []string{selfNode, otherNode}}
+	d.lastObservedStatus.Plan.Layer2Verdicts = plan.NewSortedList(&plan.Layer2Verdict{Service: dnsServiceKey, Addresses: []netip.Addr{heldIPv4}}, &plan.Layer2Verdict{Service: webServiceKey, Addresses: []netip.Addr{heldIPv4, heldIPv6}})
 	return d
 }
 
@@ -124,12 +124,12 @@ func (d *harness) createObject(o client.Object) {
 
 // observeBindings passes the bindings to the writer, and events that are reported once.
 func (d *harness) observeBindings(bindings []intent.Binding, electionEvents ...elect.Event) {
-	d.lastObservedStatus.Bindings, d.lastObservedStatus.HeldAddresses = bindings, nil
+	d.lastObservedStatus.HeldBindings, d.lastObservedStatus.HeldAddresses = bindings, nil
 	for _, c := range bindings {
 		d.lastObservedStatus.HeldAddresses = append(d.lastObservedStatus.HeldAddresses, c.Address)
 	}
 	s := d.lastObservedStatus
-	s.Events = electionEvents
+	s.NewElectionEvents = electionEvents
 	d.writer.ObserveStatus(s)
 }
 
@@ -151,8 +151,8 @@ func (d *harness) awaitCheck(what string, check func() error) {
 	}
 }
 
-// listStatusTexts returns a line for each ServiceL2Status, sorted.
-func (d *harness) listStatusTexts() (lines []string, versions map[string]string, err error) {
+// listServiceL2StatusLines returns a line for each ServiceL2Status, sorted.
+func (d *harness) listServiceL2StatusLines() (lines []string, versions map[string]string, err error) {
 	var list v1beta1.ServiceL2StatusList
 	if err := d.apiClient.List(d.t.Context(), &list, client.InNamespace(names.Namespace)); err != nil {
 		return nil, nil, err
@@ -161,7 +161,7 @@ func (d *harness) listStatusTexts() (lines []string, versions map[string]string,
 	for _, o := range list.Items {
 		s := o.Status
 		line := fmt.Sprintf("%s on %s labelled %s/%s@%s", s.ServiceNamespace+"/"+s.ServiceName, s.Node,
-			o.Labels[names.LabelServiceNamespace], o.Labels[names.LabelServiceName], o.Labels[names.LabelNode])
+			o.Labels[names.LabelServiceNamespace], o.Labels[names.LabelServiceName], o.Labels[names.LabelServiceStatusNode])
 		for _, i := range s.Interfaces {
 			line += " " + i.Name
 		}
@@ -178,10 +178,10 @@ func (d *harness) listStatusTexts() (lines []string, versions map[string]string,
 	return lines, versions, nil
 }
 
-func (d *harness) awaitStatusTexts(what string, want ...string) {
+func (d *harness) awaitServiceL2StatusLines(what string, want ...string) {
 	d.t.Helper()
 	d.awaitCheck(what, func() error {
-		got, _, err := d.listStatusTexts()
+		got, _, err := d.listServiceL2StatusLines()
 		if diff := cmp.Diff(want, got); err == nil && diff != "" {
 			err = fmt.Errorf("the entries are (-want +got)\n%s", diff)
 		}
@@ -254,8 +254,8 @@ func (d *harness) metricLines() (lines []string) {
 }
 
 const (
-	dnsStatusText = "default/dns on node1 labelled default/dns@node1 192.168.0.201"
-	webStatusText = "default/web on node1 labelled default/web@node1 192.168.0.201 fd00:a8::201"
+	dnsServiceL2StatusLine = "default/dns on node1 labelled default/dns@node1 192.168.0.201"
+	webServiceL2StatusLine = "default/web on node1 labelled default/web@node1 192.168.0.201 fd00:a8::201"
 )
 
 // The objects follow what the speaker holds, and are written only when it changes.
@@ -263,7 +263,7 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 	d := newHarness(t)
 	both := []intent.Binding{{Address: heldIPv4, LinkIndexes: bothLinkIndexes}, {Address: heldIPv6, LinkIndexes: bothLinkIndexes}}
 	d.observeBindings(both, elect.Event{Kind: elect.EventAddressTaken, Address: heldIPv6, Reason: names.ReasonUnheld, Text: "taken"})
-	d.awaitStatusTexts("two addresses are held", dnsStatusText, webStatusText)
+	d.awaitServiceL2StatusLines("two addresses are held", dnsServiceL2StatusLine, webServiceL2StatusLine)
 	d.awaitEventCounts("one of them was taken now", names.EventNodeAssigned,
 		map[string]int{`Service web: announcing from node "node1" with protocol "layer2": taken`: 1})
 	d.awaitSpeakerStatus("the speaker is described", func(s v1alpha1.SpeakerStatusStatus) bool {
@@ -272,7 +272,7 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 			meta.IsStatusConditionTrue(s.Conditions, names.ConditionLayer2Usable) && meta.IsStatusConditionTrue(s.Conditions, names.ConditionUncontested)
 	})
 
-	_, before, err := d.listStatusTexts()
+	_, before, err := d.listServiceL2StatusLines()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,31 +281,31 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 	d.lastObservedStatus.MemberNames = []string{selfNode}
 	d.observeBindings(both)
 	d.awaitSpeakerStatus("a member is gone", func(s v1alpha1.SpeakerStatusStatus) bool { return slices.Equal(s.Members, []string{selfNode}) })
-	if _, after, err := d.listStatusTexts(); err != nil || !cmp.Equal(before, after) {
+	if _, after, err := d.listServiceL2StatusLines(); err != nil || !cmp.Equal(before, after) {
 		t.Errorf("entries are written again without a change: %v, %v (%v)", before, after, err)
 	}
 	d.awaitEventCounts("no new event is sent", names.EventNodeAssigned,
 		map[string]int{`Service web: announcing from node "node1" with protocol "layer2": taken`: 1})
 
-	d.checkWritesOfOthers(both)
-	d.checkConflicts(both)
+	d.checkRepairOfObjectsChangedByOthers(both)
+	d.checkStatusOfForeignClaims(both)
 
 	d.lastObservedStatus.Plan.Routes = []*intent.Route{{Prefix: netip.MustParsePrefix("192.168.0.201/32")}}
-	d.lastObservedStatus.Plan.BGPVerdicts = plan.NewSortedList(&plan.BGPVerdict{Service: dnsService, Addresses: []netip.Addr{heldIPv4}, Reason: names.ReasonAnnounced}, &plan.BGPVerdict{Service: webService, Addresses: []netip.Addr{heldIPv6}, Reason: names.ReasonNoPeers})
+	d.lastObservedStatus.Plan.BGPVerdicts = plan.NewSortedList(&plan.BGPVerdict{Service: dnsServiceKey, Addresses: []netip.Addr{heldIPv4}, Reason: names.ReasonAnnounced}, &plan.BGPVerdict{Service: webServiceKey, Addresses: []netip.Addr{heldIPv6}, Reason: names.ReasonNoPeers})
 	d.observeBindings(both[:1])
-	d.awaitStatusTexts("one address is given up", dnsStatusText, "default/web on node1 labelled default/web@node1 192.168.0.201")
+	d.awaitServiceL2StatusLines("one address is given up", dnsServiceL2StatusLine, "default/web on node1 labelled default/web@node1 192.168.0.201")
 	d.awaitSpeakerStatus("one is left, and a route", func(s v1alpha1.SpeakerStatusStatus) bool { return s.Held == 1 && s.Routes == 1 })
 	const metric = "metallb_speaker_announced ip=192.168.0.201 node=node1 protocol="
 	if diff := cmp.Diff([]string{metric + "bgp service=default/dns", metric + "layer2 service=default/dns", metric + "layer2 service=default/web"}, d.metricLines()); diff != "" {
 		t.Errorf("the metrics are (-want +got)\n%s", diff)
 	}
 	d.observeBindings([]intent.Binding{{Address: heldIPv4, LinkIndexes: []int{3}}})
-	d.awaitStatusTexts("on one link only", strings.Replace(dnsStatusText, " 192", " eth1 192", 1), "default/web on node1 labelled default/web@node1 eth1 192.168.0.201")
+	d.awaitServiceL2StatusLines("on one link only", strings.Replace(dnsServiceL2StatusLine, " 192", " eth1 192", 1), "default/web on node1 labelled default/web@node1 eth1 192.168.0.201")
 
-	d.lastObservedStatus.RawSocketsDenied = "raw sockets are not permitted"
+	d.lastObservedStatus.RawSocketDenialText = "raw sockets are not permitted"
 	d.observeBindings(nil)
 	d.observeBindings(nil)
-	d.awaitStatusTexts("nothing is held")
+	d.awaitServiceL2StatusLines("nothing is held")
 	d.awaitSpeakerStatus("layer 2 does not work", func(s v1alpha1.SpeakerStatusStatus) bool {
 		c := meta.FindStatusCondition(s.Conditions, names.ConditionLayer2Usable)
 		return s.Held == 0 && c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonRawSocketDenied)
@@ -316,17 +316,17 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 	})
 }
 
-// checkWritesOfOthers changes the objects as other nodes and users may do.
-func (d *harness) checkWritesOfOthers(both []intent.Binding) {
+// checkRepairOfObjectsChangedByOthers changes the objects as other nodes and users may do.
+func (d *harness) checkRepairOfObjectsChangedByOthers(both []intent.Binding) {
 	d.t.Helper()
 	t := d.t
 	for name, status := range map[string]v1beta1.ServiceL2StatusStatus{
-		status.Layer2Announcement{Service: dnsService, Node: otherNode}.ObjectName(): {Node: otherNode, ServiceNamespace: "default", ServiceName: "dns"},
+		status.Layer2Announcement{Service: dnsServiceKey, Node: otherNode}.ObjectName(): {Node: otherNode, ServiceNamespace: "default", ServiceName: "dns"},
 		"l2-x7f2k": {Node: selfNode, ServiceNamespace: "default", ServiceName: "web"},
 		"l2-other": {Node: otherNode, ServiceNamespace: "default", ServiceName: "elsewhere"},
 	} {
 		o := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: name, Labels: map[string]string{
-			names.LabelNode: status.Node, names.LabelServiceName: status.ServiceName, names.LabelServiceNamespace: status.ServiceNamespace,
+			names.LabelServiceStatusNode: status.Node, names.LabelServiceName: status.ServiceName, names.LabelServiceNamespace: status.ServiceNamespace,
 		}}}
 		d.createObject(o)
 		o.Status = status
@@ -336,27 +336,27 @@ func (d *harness) checkWritesOfOthers(both []intent.Binding) {
 		}
 	}
 	const elsewhere = "default/elsewhere on node2 labelled default/elsewhere@node2"
-	d.awaitStatusTexts("the entry of a dead node and our second one are removed, another node's entry stays", dnsStatusText, elsewhere, webStatusText)
-	mine := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: status.Layer2Announcement{Service: webService, Node: selfNode}.ObjectName()}}
+	d.awaitServiceL2StatusLines("the entry of a dead node and our second one are removed, another node's entry stays", dnsServiceL2StatusLine, elsewhere, webServiceL2StatusLine)
+	mine := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: status.Layer2Announcement{Service: webServiceKey, Node: selfNode}.ObjectName()}}
 	if err := d.apiClient.Delete(t.Context(), mine); err != nil {
 		t.Fatal(err)
 	}
-	d.awaitStatusTexts("a deleted entry is written again", dnsStatusText, elsewhere, webStatusText)
+	d.awaitServiceL2StatusLines("a deleted entry is written again", dnsServiceL2StatusLine, elsewhere, webServiceL2StatusLine)
 	if err := d.apiClient.Delete(t.Context(), &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "l2-other"}}); err != nil {
 		t.Fatal(err)
 	}
-	d.awaitStatusTexts("the other node's is gone", dnsStatusText, webStatusText)
+	d.awaitServiceL2StatusLines("the other node's is gone", dnsServiceL2StatusLine, webServiceL2StatusLine)
 }
 
-// checkConflicts plays a foreign host that claims an address.
-func (d *harness) checkConflicts(both []intent.Binding) {
+// checkStatusOfForeignClaims plays a foreign host that claims an address.
+func (d *harness) checkStatusOfForeignClaims(both []intent.Binding) {
 	d.t.Helper()
-	claim := elect.Event{Kind: elect.EventConflict, Address: heldIPv4, ForeignMAC: foreignMAC, Text: "another host"}
+	claim := elect.Event{Kind: elect.EventForeignHostAnswers, Address: heldIPv4, AnsweringMAC: foreignMAC, Text: "another host"}
 	for range 5 {
 		d.observeBindings(both, claim)
 	}
 	const but = " but 192.168.0.201 by 02:00:00:00:00:99"
-	d.awaitStatusTexts("a foreign host is named", dnsStatusText+but, webStatusText+but)
+	d.awaitServiceL2StatusLines("a foreign host is named", dnsServiceL2StatusLine+but, webServiceL2StatusLine+but)
 	d.awaitSpeakerStatus("a foreign host is named", func(s v1alpha1.SpeakerStatusStatus) bool {
 		c := meta.FindStatusCondition(s.Conditions, names.ConditionUncontested)
 		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonForeignClaim) && strings.Contains(c.Message, foreignMAC.String())
@@ -365,7 +365,7 @@ func (d *harness) checkConflicts(both []intent.Binding) {
 		`Service web: Conflict: another host`: 1, `Service dns: Conflict: another host`: 1,
 	})
 	d.observeBindings(both[1:]) // the address is given up, and taken again
-	d.awaitStatusTexts("no conflict over what is not held", "default/web on node1 labelled default/web@node1 fd00:a8::201")
+	d.awaitServiceL2StatusLines("no conflict over what is not held", "default/web on node1 labelled default/web@node1 fd00:a8::201")
 	d.observeBindings(both)
-	d.awaitStatusTexts("the conflict is over", dnsStatusText, webStatusText)
+	d.awaitServiceL2StatusLines("the conflict is over", dnsServiceL2StatusLine, webServiceL2StatusLine)
 }

@@ -21,29 +21,30 @@ type BGPAnnouncement struct {
 	Peers []string
 }
 
-// BFDPath is what BFD knows about the path of a session.
-type BFDPath struct {
+// BFDPathState is what BFD knows about the path of a session.
+type BFDPathState struct {
 	Router netip.Addr
 	// State of the BFD session (RFC 5880 section 4.1) in words; empty without BFD.
 	State string
-	// Reason and Text say why BFD does not run as configured; empty if it does.
-	Reason names.Reason
-	Text   string
+	// FaultReason and Text say why BFD does not run as configured; empty if it does.
+	FaultReason names.Reason
+	FaultText   string
 }
 
-// SessionState is the state of a session.
-type SessionState struct {
+// BGPSessionState is the state of a session.
+type BGPSessionState struct {
 	Established bool
-	// Reason is why no session is tried, or empty. Text is why the last session failed or ended.
-	Reason names.Reason
-	Text   string
+	// NotConnectingReason is why no session is tried, or empty. Text is why the last session failed
+	// or ended.
+	NotConnectingReason names.Reason
+	LastErrorText       string
 	// Withheld is why an established session does not carry all routes, or zero.
 	Withheld names.Explanation
 }
 
-// RoutesAnnouncedCondition returns whether a router gets every route that it should. There is no
-// condition without a session.
-func RoutesAnnouncedCondition(s SessionState) (metav1.Condition, bool) {
+// BuildRoutesAnnouncedCondition returns whether a router gets every route that it should. There is
+// no condition without a session.
+func BuildRoutesAnnouncedCondition(s BGPSessionState) (metav1.Condition, bool) {
 	if !s.Established {
 		return metav1.Condition{}, false
 	}
@@ -57,22 +58,22 @@ func RoutesAnnouncedCondition(s SessionState) (metav1.Condition, bool) {
 	return c, true
 }
 
-// EstablishedCondition returns whether a session is established.
-func EstablishedCondition(s SessionState) metav1.Condition {
-	c := metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSession), Message: s.Text}
+// BuildEstablishedCondition returns whether a session is established.
+func BuildEstablishedCondition(s BGPSessionState) metav1.Condition {
+	c := metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSession), Message: s.LastErrorText}
 	switch {
 	case s.Established:
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(names.ReasonEstablished), "the session is established"
-	case s.Reason != "":
-		c.Reason = string(s.Reason)
-	case s.Text == "":
+	case s.NotConnectingReason != "":
+		c.Reason = string(s.NotConnectingReason)
+	case s.LastErrorText == "":
 		c.Message = "the router has not answered yet"
 	}
 	return c
 }
 
-// PathWatchedCondition returns whether BFD watches a path. There is no condition without BFD.
-func PathWatchedCondition(p BFDPath) (metav1.Condition, bool) {
+// BuildPathWatchedCondition returns whether BFD watches a path. There is no condition without BFD.
+func BuildPathWatchedCondition(p BFDPathState) (metav1.Condition, bool) {
 	if p.State == "" {
 		return metav1.Condition{}, false
 	}
@@ -81,8 +82,8 @@ func PathWatchedCondition(p BFDPath) (metav1.Condition, bool) {
 		Reason: string(names.ReasonWatched), Message: "BFD watches the path as configured in its profile",
 	}
 	switch {
-	case p.Reason != "":
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(p.Reason), p.Text
+	case p.FaultReason != "":
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(p.FaultReason), p.FaultText
 	case p.State != "Up":
 		c.Status, c.Reason = metav1.ConditionFalse, string(names.ReasonBFDDown)
 		c.Message = fmt.Sprintf("the BFD session with %s is %s: enable BFD on the router, and check the path and filters for UDP ports 3784 and 4784", p.Router, p.State)
@@ -103,9 +104,9 @@ func shortNameDigest(text string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// BGPAnnouncements returns what the Plan announces by BGP, sorted by Service, and the number of
+// ListBGPAnnouncements returns what the Plan announces by BGP, sorted by Service, and the number of
 // these Services. A leaving node announces nothing. Above the limit it returns only the number.
-func BGPAnnouncements(p plan.Plan, limit int) (out []BGPAnnouncement, all int) {
+func ListBGPAnnouncements(p plan.Plan, limit int) (out []BGPAnnouncement, all int) {
 	if p.NodeLeaving {
 		return nil, 0
 	}

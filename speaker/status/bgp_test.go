@@ -17,22 +17,22 @@ import (
 func TestPathWatchedCondition(t *testing.T) {
 	router := netip.MustParseAddr("192.0.2.1")
 	for name, tc := range map[string]struct {
-		path   status.BFDPath
+		path   status.BFDPathState
 		none   bool
 		want   metav1.ConditionStatus
 		reason names.Reason
 		says   string
 	}{
 		"without BFD":               {none: true},
-		"it is up":                  {path: status.BFDPath{State: "Up"}, want: metav1.ConditionTrue, reason: names.ReasonWatched, says: "profile"},
-		"the router is silent":      {path: status.BFDPath{State: "Down"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "192.0.2.1"},
-		"it is coming up":           {path: status.BFDPath{State: "Init"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "Init"},
-		"something is wrong, in Up": {path: status.BFDPath{State: "Up", Reason: names.ReasonEchoUnsupported, Text: "no echo"}, want: metav1.ConditionFalse, reason: names.ReasonEchoUnsupported, says: "no echo"},
-		"something is wrong":        {path: status.BFDPath{State: "Down", Reason: names.ReasonBFDAuthentication, Text: "it authenticates"}, want: metav1.ConditionFalse, reason: names.ReasonBFDAuthentication, says: "it authenticates"},
+		"it is up":                  {path: status.BFDPathState{State: "Up"}, want: metav1.ConditionTrue, reason: names.ReasonWatched, says: "profile"},
+		"the router is silent":      {path: status.BFDPathState{State: "Down"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "192.0.2.1"},
+		"it is coming up":           {path: status.BFDPathState{State: "Init"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "Init"},
+		"something is wrong, in Up": {path: status.BFDPathState{State: "Up", FaultReason: names.ReasonEchoUnsupported, FaultText: "no echo"}, want: metav1.ConditionFalse, reason: names.ReasonEchoUnsupported, says: "no echo"},
+		"something is wrong":        {path: status.BFDPathState{State: "Down", FaultReason: names.ReasonBFDAuthentication, FaultText: "it authenticates"}, want: metav1.ConditionFalse, reason: names.ReasonBFDAuthentication, says: "it authenticates"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.path.Router = router
-			c, watched := status.PathWatchedCondition(tc.path)
+			c, watched := status.BuildPathWatchedCondition(tc.path)
 			if watched == tc.none {
 				t.Fatalf("watched: %t", watched)
 			}
@@ -45,18 +45,18 @@ func TestPathWatchedCondition(t *testing.T) {
 
 func TestEstablishedCondition(t *testing.T) {
 	for name, tc := range map[string]struct {
-		session status.SessionState
+		session status.BGPSessionState
 		want    metav1.ConditionStatus
 		reason  names.Reason
 		says    string
 	}{
-		"it is up":      {session: status.SessionState{Established: true, Text: "it ended once"}, want: metav1.ConditionTrue, reason: names.ReasonEstablished, says: "is established"},
-		"it ended":      {session: status.SessionState{Text: "the router closed it"}, want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "the router closed it"},
+		"it is up":      {session: status.BGPSessionState{Established: true, LastErrorText: "it ended once"}, want: metav1.ConditionTrue, reason: names.ReasonEstablished, says: "is established"},
+		"it ended":      {session: status.BGPSessionState{LastErrorText: "the router closed it"}, want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "the router closed it"},
 		"it begins":     {want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "not answered yet"},
-		"none is tried": {session: status.SessionState{Reason: names.ReasonNoGateway, Text: "no gateway"}, want: metav1.ConditionFalse, reason: names.ReasonNoGateway, says: "no gateway"},
+		"none is tried": {session: status.BGPSessionState{NotConnectingReason: names.ReasonNoGateway, LastErrorText: "no gateway"}, want: metav1.ConditionFalse, reason: names.ReasonNoGateway, says: "no gateway"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if c := status.EstablishedCondition(tc.session); c.Status != tc.want || c.Reason != string(tc.reason) || !strings.Contains(c.Message, tc.says) {
+			if c := status.BuildEstablishedCondition(tc.session); c.Status != tc.want || c.Reason != string(tc.reason) || !strings.Contains(c.Message, tc.says) {
 				t.Errorf("%+v, want %s because of %s", c, tc.want, tc.reason)
 			}
 		})
@@ -65,25 +65,25 @@ func TestEstablishedCondition(t *testing.T) {
 
 func TestRoutesAnnouncedCondition(t *testing.T) {
 	for name, c := range map[string]struct {
-		s            status.SessionState
+		s            status.BGPSessionState
 		hasCondition bool
 		is           metav1.ConditionStatus
 		reason       names.Reason
 	}{
-		"no session":              {s: status.SessionState{Withheld: names.Explanation{Reason: names.ReasonNoNextHop}}},
-		"every route":             {s: status.SessionState{Established: true, Text: "it ended once"}, hasCondition: true, is: metav1.ConditionTrue, reason: names.ReasonAnnounced},
-		"a family is not carried": {s: status.SessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonFamilyNotCarried, Text: "activate it"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
-		"a route is withheld":     {s: status.SessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonTooManyCommunities, Text: "fewer"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
-		"no next hop":             {s: status.SessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonNoNextHop, Text: "an address"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
+		"no session":              {s: status.BGPSessionState{Withheld: names.Explanation{Reason: names.ReasonNoNextHop}}},
+		"every route":             {s: status.BGPSessionState{Established: true, LastErrorText: "it ended once"}, hasCondition: true, is: metav1.ConditionTrue, reason: names.ReasonAnnounced},
+		"a family is not carried": {s: status.BGPSessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonFamilyNotCarried, Text: "activate it"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
+		"a route is withheld":     {s: status.BGPSessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonTooManyCommunities, Text: "fewer"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
+		"no next hop":             {s: status.BGPSessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonNoNextHop, Text: "an address"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
 	} {
-		got, hasCondition := status.RoutesAnnouncedCondition(c.s)
+		got, hasCondition := status.BuildRoutesAnnouncedCondition(c.s)
 		if hasCondition != c.hasCondition || got.Status != c.is || got.Reason != string(c.reason) || c.s.Withheld.Text != "" && got.Message != c.s.Withheld.Text {
 			t.Errorf("%s: it says %+v, %t", name, got, hasCondition)
 		}
 	}
 }
 
-func TestAnnouncements(t *testing.T) {
+func TestBGPAnnouncementsAreListedAndCompared(t *testing.T) {
 	key := func(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
 	p := plan.Plan{BGPVerdicts: plan.NewSortedList(
 		&plan.BGPVerdict{Service: key("a"), Peers: []string{"tor1", "tor2"}, Reason: names.ReasonAnnounced},
@@ -91,14 +91,14 @@ func TestAnnouncements(t *testing.T) {
 		&plan.BGPVerdict{Service: key("c"), Peers: []string{"tor1"}, Reason: names.ReasonAnnounced},
 	)}
 	want := []status.BGPAnnouncement{{key("a"), []string{"tor1", "tor2"}}, {key("c"), []string{"tor1"}}}
-	if got, all := status.BGPAnnouncements(p, 2); all != 2 || !reflect.DeepEqual(got, want) {
+	if got, all := status.ListBGPAnnouncements(p, 2); all != 2 || !reflect.DeepEqual(got, want) {
 		t.Errorf("they are %+v, want %+v", got, want)
 	}
-	if got, all := status.BGPAnnouncements(p, 1); all != 2 || got != nil {
+	if got, all := status.ListBGPAnnouncements(p, 1); all != 2 || got != nil {
 		t.Errorf("above the limit they are %+v of %d", got, all)
 	}
 	p.NodeLeaving = true
-	if got, all := status.BGPAnnouncements(p, 2); len(got)+all > 0 {
+	if got, all := status.ListBGPAnnouncements(p, 2); len(got)+all > 0 {
 		t.Errorf("a node that leaves announces %+v", got)
 	}
 	have := []status.BGPAnnouncement{{key("a"), []string{"tor1"}}, {key("b"), []string{"tor1"}}, {key("c"), []string{"tor1"}}}

@@ -11,21 +11,21 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// Conflict is the claim of a foreign host to an address that this node holds.
-type Conflict struct {
-	Address netip.Addr
-	MAC     facts.MAC
-	Since   time.Time
+// AddressConflict is the claim of a foreign host to an address that this node holds.
+type AddressConflict struct {
+	Address     netip.Addr
+	ForeignMAC  facts.MAC
+	FirstSeenAt time.Time
 }
 
-func (c Conflict) toAPI() v1beta1.AddressConflict {
-	return v1beta1.AddressConflict{Address: c.Address.String(), MAC: c.MAC.String(), Since: metav1.NewTime(c.Since.Truncate(time.Second).UTC())}
+func (c AddressConflict) toAPI() v1beta1.AddressConflict {
+	return v1beta1.AddressConflict{Address: c.Address.String(), MAC: c.ForeignMAC.String(), Since: metav1.NewTime(c.FirstSeenAt.Truncate(time.Second).UTC())}
 }
 
 const (
-	// conflictTimeout is how long a host is silent before its claim counts as withdrawn. Hosts
-	// renew their neighbour entries more often than that.
-	conflictTimeout = time.Minute
+	// silentForeignHostTimeout is how long a host is silent before its claim counts as withdrawn.
+	// Hosts renew their neighbour entries more often than that.
+	silentForeignHostTimeout = time.Minute
 	// conflictsPerAddressLimit bounds the claims that are listed, so that a forger
 	// does not fill the status.
 	conflictsPerAddressLimit = 16
@@ -33,12 +33,12 @@ const (
 
 // Conflicts has the present claims. The zero value has none.
 type Conflicts struct {
-	openConflicts []openConflict // by address, then time
+	openConflicts []conflictWithLastSeen // by address, then time
 }
 
-type openConflict struct {
-	Conflict
-	lastSeen time.Time
+type conflictWithLastSeen struct {
+	AddressConflict
+	lastSeenAt time.Time
 }
 
 // RecordConflict adds a claim and says whether it is new.
@@ -49,53 +49,53 @@ func (c *Conflicts) RecordConflict(a netip.Addr, mac facts.MAC, now time.Time) (
 		if k.Address != a {
 			continue
 		}
-		if of++; k.MAC == mac {
-			k.lastSeen = now
+		if of++; k.ForeignMAC == mac {
+			k.lastSeenAt = now
 			return false
 		}
 	}
 	if of >= conflictsPerAddressLimit {
 		return false
 	}
-	c.openConflicts = append(c.openConflicts, openConflict{Conflict{a, mac, now}, now})
-	slices.SortStableFunc(c.openConflicts, func(x, y openConflict) int { return x.Address.Compare(y.Address) })
+	c.openConflicts = append(c.openConflicts, conflictWithLastSeen{AddressConflict{a, mac, now}, now})
+	slices.SortStableFunc(c.openConflicts, func(x, y conflictWithLastSeen) int { return x.Address.Compare(y.Address) })
 	return true
 }
 
 // ForgetExpired removes the claims that are over, and says whether there was one.
 func (c *Conflicts) ForgetExpired(now time.Time) bool {
 	n := len(c.openConflicts)
-	c.openConflicts = slices.DeleteFunc(c.openConflicts, func(k openConflict) bool { return now.Sub(k.lastSeen) >= conflictTimeout })
+	c.openConflicts = slices.DeleteFunc(c.openConflicts, func(k conflictWithLastSeen) bool { return now.Sub(k.lastSeenAt) >= silentForeignHostTimeout })
 	return len(c.openConflicts) < n
 }
 
-// KeepHeldAddresses removes the claims to addresses that this node does not hold.
-func (c *Conflicts) KeepHeldAddresses(held map[netip.Addr]bool) {
-	c.openConflicts = slices.DeleteFunc(c.openConflicts, func(k openConflict) bool { return !held[k.Address] })
+// ForgetAddressesNotHeld removes the claims to addresses that this node does not hold.
+func (c *Conflicts) ForgetAddressesNotHeld(held map[netip.Addr]bool) {
+	c.openConflicts = slices.DeleteFunc(c.openConflicts, func(k conflictWithLastSeen) bool { return !held[k.Address] })
 }
 
 // OfAddress returns the claims to an address, the oldest first.
-func (c *Conflicts) OfAddress(a netip.Addr) []Conflict {
+func (c *Conflicts) OfAddress(a netip.Addr) []AddressConflict {
 	if c == nil {
 		return nil
 	}
-	var out []Conflict
+	var out []AddressConflict
 	for _, k := range c.openConflicts {
 		if k.Address == a {
-			out = append(out, k.Conflict)
+			out = append(out, k.AddressConflict)
 		}
 	}
 	return out
 }
 
 // All returns every claim, sorted by address.
-func (c *Conflicts) All() []Conflict {
+func (c *Conflicts) All() []AddressConflict {
 	if c == nil {
 		return nil
 	}
-	out := make([]Conflict, 0, len(c.openConflicts))
+	out := make([]AddressConflict, 0, len(c.openConflicts))
 	for _, k := range c.openConflicts {
-		out = append(out, k.Conflict)
+		out = append(out, k.AddressConflict)
 	}
 	return out
 }

@@ -14,34 +14,34 @@ import (
 
 // reasonBySkipReason has the Reason for each way to be no usable link.
 var reasonBySkipReason = map[facts.SkipReason]names.Reason{
-	facts.SkippedExcludedByName: names.ReasonLinkExcluded,
-	facts.SkippedDown:           names.ReasonLinkDown,
-	facts.SkippedMemberOfMaster: names.ReasonLinkMember,
-	facts.SkippedNoEthernet:     names.ReasonLinkNoEthernet,
+	facts.SkippedExcludedByName:       names.ReasonLinkExcluded,
+	facts.SkippedDownOrNoCarrier:      names.ReasonLinkDown,
+	facts.SkippedMemberOfMaster:       names.ReasonLinkMember,
+	facts.SkippedNotBroadcastEthernet: names.ReasonLinkNoEthernet,
 }
 
 // BuildSpeakerStatus describes the node. Its conditions have no times yet, because these depend on
 // what was written before.
-func BuildSpeakerStatus(in Inputs) v1alpha1.SpeakerStatusStatus {
+func BuildSpeakerStatus(in StatusInputs) v1alpha1.SpeakerStatusStatus {
 	routes := len(in.Plan.Routes)
 	if in.Plan.NodeLeaving { // the routes are being withdrawn
 		routes = 0
 	}
 	return v1alpha1.SpeakerStatusStatus{
-		Node: in.Self, Version: in.Version, Routes: int32(routes), Held: int32(len(in.Bindings)), Members: in.MemberNames, Links: speakerLinks(in),
+		Node: in.Self, Version: in.Version, Routes: int32(routes), Held: int32(len(in.HeldBindings)), Members: in.MemberNames, Links: listSpeakerLinks(in),
 		Conditions: []metav1.Condition{layer2UsableCondition(in), uncontestedCondition(in)},
 	}
 }
 
-// speakerLinks lists the node's links except those of container networks, which come
+// listSpeakerLinks lists the node's links except those of container networks, which come
 // and go with each Pod.
-func speakerLinks(in Inputs) []v1alpha1.SpeakerLink {
+func listSpeakerLinks(in StatusInputs) []v1alpha1.SpeakerLink {
 	var out []v1alpha1.SpeakerLink
-	for _, l := range in.Links {
+	for _, l := range in.UsableLinks {
 		link := v1alpha1.SpeakerLink{Name: l.Name, Usable: !l.CannotSendIPv4 && !l.CannotSendIPv6, MAC: l.MAC.String()}
 		if !link.Usable {
-			link.Reason, link.Message = string(names.ReasonPortFailed), in.FaultByLinkIndex[l.Index]
-			if in.RawSocketsDenied != "" {
+			link.Reason, link.Message = string(names.ReasonPortFailed), in.SendFaultByLinkIndex[l.Index]
+			if in.RawSocketDenialText != "" {
 				link.Reason = string(names.ReasonRawSocketDenied)
 			}
 		}
@@ -57,17 +57,17 @@ func speakerLinks(in Inputs) []v1alpha1.SpeakerLink {
 	return slices.CompactFunc(out, func(x, y v1alpha1.SpeakerLink) bool { return x.Name == y.Name })
 }
 
-func layer2UsableCondition(in Inputs) metav1.Condition {
+func layer2UsableCondition(in StatusInputs) metav1.Condition {
 	c := metav1.Condition{Type: names.ConditionLayer2Usable, Status: metav1.ConditionFalse}
 	n := 0
-	for _, l := range in.Links {
+	for _, l := range in.UsableLinks {
 		if !l.CannotSendIPv4 || !l.CannotSendIPv6 {
 			n++
 		}
 	}
 	switch {
-	case in.RawSocketsDenied != "":
-		c.Reason, c.Message = string(names.ReasonRawSocketDenied), in.RawSocketsDenied
+	case in.RawSocketDenialText != "":
+		c.Reason, c.Message = string(names.ReasonRawSocketDenied), in.RawSocketDenialText
 	case n == 0:
 		c.Reason, c.Message = string(names.ReasonNoLinks), "no link of this node is usable: status.links has the reasons"
 	default:
@@ -76,10 +76,10 @@ func layer2UsableCondition(in Inputs) metav1.Condition {
 	return c
 }
 
-// namedConflictsLimit is how many conflicts a message names.
-const namedConflictsLimit = 5
+// maxConflictsNamedInMessage is how many conflicts a message names.
+const maxConflictsNamedInMessage = 5
 
-func uncontestedCondition(in Inputs) metav1.Condition {
+func uncontestedCondition(in StatusInputs) metav1.Condition {
 	all := in.Conflicts.All()
 	if len(all) == 0 {
 		return metav1.Condition{
@@ -88,11 +88,11 @@ func uncontestedCondition(in Inputs) metav1.Condition {
 		}
 	}
 	var claims []string
-	for _, c := range all[:min(len(all), namedConflictsLimit)] {
-		claims = append(claims, fmt.Sprintf("%s by %s", c.Address, c.MAC))
+	for _, c := range all[:min(len(all), maxConflictsNamedInMessage)] {
+		claims = append(claims, fmt.Sprintf("%s by %s", c.Address, c.ForeignMAC))
 	}
-	if len(all) > namedConflictsLimit {
-		claims = append(claims, fmt.Sprintf("and %d more", len(all)-namedConflictsLimit))
+	if len(all) > maxConflictsNamedInMessage {
+		claims = append(claims, fmt.Sprintf("and %d more", len(all)-maxConflictsNamedInMessage))
 	}
 	return metav1.Condition{
 		Type: names.ConditionUncontested, Status: metav1.ConditionFalse, Reason: string(names.ReasonForeignClaim),

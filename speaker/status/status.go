@@ -45,37 +45,37 @@ type HeldService struct {
 	Addresses []netip.Addr
 	// HoldsAllAddresses means that these are all addresses of the Service.
 	HoldsAllAddresses bool
-	// Interfaces are the names of the links on which the Service is announced, sorted. It is empty
-	// if these are all links of the node.
-	Interfaces []string
-	Conflicts  []Conflict
+	// InterfaceNamesOrEmptyForAll are the names of the links on which the Service is announced,
+	// sorted. It is empty if these are all links of the node.
+	InterfaceNamesOrEmptyForAll []string
+	Conflicts                   []AddressConflict
 }
 
-// Inputs is what a speaker's status is based on.
-type Inputs struct {
+// StatusInputs is what a speaker's status is based on.
+type StatusInputs struct {
 	// Self is the name of this node, Version that of the speaker.
 	Self, Version string
 	Plan          plan.Plan
-	// Bindings are the addresses for which this node answers.
-	Bindings []intent.Binding
-	// Links are the usable links of the node, SkippedLinks the others.
-	Links        facts.LinkSet
+	// HeldBindings are the addresses for which this node answers.
+	HeldBindings []intent.Binding
+	// UsableLinks are the usable links of the node, SkippedLinks the others.
+	UsableLinks  facts.LinkSet
 	SkippedLinks []facts.SkippedLink
-	// FaultByLinkIndex has what cannot be sent on a link and why, by the index of the link.
-	FaultByLinkIndex map[int]string
+	// SendFaultByLinkIndex has what cannot be sent on a link and why, by the index of the link.
+	SendFaultByLinkIndex map[int]string
 	// MemberNames are the nodes with a live speaker, this one included, sorted.
 	MemberNames []string
-	// RawSocketsDenied is why raw sockets are not permitted; empty if they are.
-	RawSocketsDenied string
+	// RawSocketDenialText is why raw sockets are not permitted; empty if they are.
+	RawSocketDenialText string
 	// Conflicts are the claims of foreign hosts.
 	Conflicts *Conflicts
 }
 
 // BuildHeldServices returns what this node announces: one entry for each Service of
 // which it holds an address, sorted.
-func BuildHeldServices(in Inputs) []HeldService {
-	held := make(map[netip.Addr][]int, len(in.Bindings))
-	for _, c := range in.Bindings {
+func BuildHeldServices(in StatusInputs) []HeldService {
+	held := make(map[netip.Addr][]int, len(in.HeldBindings))
+	for _, c := range in.HeldBindings {
 		held[c.Address] = c.LinkIndexes
 	}
 	var out []HeldService
@@ -96,15 +96,15 @@ func BuildHeldServices(in Inputs) []HeldService {
 			continue
 		}
 		slices.SortFunc(a.Addresses, netip.Addr.Compare)
-		a.Interfaces = interfaceNames(in.Links, links)
+		a.InterfaceNamesOrEmptyForAll = interfaceNamesUnlessAllLinks(in.UsableLinks, links)
 		out = append(out, a)
 	}
 	slices.SortFunc(out, func(x, y HeldService) int { return x.Compare(y.Layer2Announcement) })
 	return out
 }
 
-// interfaceNames returns the names of the links; none if these are all links.
-func interfaceNames(all facts.LinkSet, links []int) []string {
+// interfaceNamesUnlessAllLinks returns the names of the links; none if these are all links.
+func interfaceNamesUnlessAllLinks(all facts.LinkSet, links []int) []string {
 	var out []string
 	for _, l := range all {
 		if slices.Contains(links, l.Index) {
@@ -123,7 +123,7 @@ func (a HeldService) ToAPI() v1beta1.ServiceL2StatusStatus {
 	s := v1beta1.ServiceL2StatusStatus{
 		Node: a.Node, ServiceName: a.Service.Name, ServiceNamespace: a.Service.Namespace, Gantry: &v1beta1.ServiceL2StatusGantry{},
 	}
-	for _, name := range a.Interfaces {
+	for _, name := range a.InterfaceNamesOrEmptyForAll {
 		s.Interfaces = append(s.Interfaces, v1beta1.InterfaceInfo{Name: name})
 	}
 	for _, ip := range a.Addresses {
@@ -135,19 +135,19 @@ func (a HeldService) ToAPI() v1beta1.ServiceL2StatusStatus {
 	return s
 }
 
-// WrittenServiceL2Status is an existing object.
-type WrittenServiceL2Status struct {
+// ExistingServiceL2Status is an existing object.
+type ExistingServiceL2Status struct {
 	Layer2Announcement
-	// ActualName is the name of the object.
-	ActualName string
-	Status     v1beta1.ServiceL2StatusStatus
+	// ExistingObjectName is the name of the object.
+	ExistingObjectName string
+	Status             v1beta1.ServiceL2StatusStatus
 }
 
 // DiffServiceL2Statuses compares the wanted entries with the existing ones. It returns the entries
 // to write and the names of the objects to remove. An object of this node is removed if it is no
 // longer wanted or has another name. An object of another node is removed if this node holds every
 // address of the Service: the holder cleans up after a node that died.
-func DiffServiceL2Statuses(self string, want []HeldService, have []WrittenServiceL2Status) (write []HeldService, remove []string) {
+func DiffServiceL2Statuses(self string, want []HeldService, have []ExistingServiceL2Status) (write []HeldService, remove []string) {
 	wanted := make(map[view.ObjectKey]HeldService, len(want))
 	for _, a := range want {
 		wanted[a.Service] = a
@@ -156,10 +156,10 @@ func DiffServiceL2Statuses(self string, want []HeldService, have []WrittenServic
 	for _, w := range have {
 		a, ok := wanted[w.Service]
 		switch {
-		case w.Node == self && ok && w.ActualName == a.ObjectName():
+		case w.Node == self && ok && w.ExistingObjectName == a.ObjectName():
 			same[w.Service] = equalServiceL2Status(w.Status, a.ToAPI())
 		case w.Node == self, ok && a.HoldsAllAddresses:
-			remove = append(remove, w.ActualName)
+			remove = append(remove, w.ExistingObjectName)
 		}
 	}
 	for _, a := range want {

@@ -19,22 +19,22 @@ import (
 )
 
 var (
-	heldIPv4     = netip.MustParseAddr("192.168.0.201")
-	heldIPv6     = netip.MustParseAddr("fd00:a8::201")
-	webService   = view.ObjectKey{Namespace: "default", Name: "web"}
-	dnsService   = view.ObjectKey{Namespace: "default", Name: "dns"}
-	testStart    = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	foreignMAC   = facts.MAC{2, 0, 0, 0, 0, 0x99}
-	exampleLinks = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
+	heldIPv4      = netip.MustParseAddr("192.168.0.201")
+	heldIPv6      = netip.MustParseAddr("fd00:a8::201")
+	webServiceKey = view.ObjectKey{Namespace: "default", Name: "web"}
+	dnsServiceKey = view.ObjectKey{Namespace: "default", Name: "dns"}
+	testStart     = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	foreignMAC    = facts.MAC{2, 0, 0, 0, 0, 0x99}
+	exampleLinks  = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
 )
 
 // exampleInputs is node "a" with the Service web, which has two addresses, and the Service dns,
 // which shares the first.
-func exampleInputs(bindings ...intent.Binding) Inputs {
-	return Inputs{
-		Self: "a", Links: exampleLinks, MemberNames: []string{"a", "b"}, Bindings: bindings,
+func exampleInputs(bindings ...intent.Binding) StatusInputs {
+	return StatusInputs{
+		Self: "a", UsableLinks: exampleLinks, MemberNames: []string{"a", "b"}, HeldBindings: bindings,
 		Plan: plan.Plan{Layer2Verdicts: plan.NewSortedList(
-			&plan.Layer2Verdict{Service: webService, Addresses: []netip.Addr{heldIPv6, heldIPv4}}, &plan.Layer2Verdict{Service: dnsService, Addresses: []netip.Addr{heldIPv4}},
+			&plan.Layer2Verdict{Service: webServiceKey, Addresses: []netip.Addr{heldIPv6, heldIPv4}}, &plan.Layer2Verdict{Service: dnsServiceKey, Addresses: []netip.Addr{heldIPv4}},
 		)},
 	}
 }
@@ -43,7 +43,7 @@ func exampleInputs(bindings ...intent.Binding) Inputs {
 func formatHeldServices(all []HeldService) string {
 	var b strings.Builder
 	for _, a := range all {
-		fmt.Fprintf(&b, "%s: %v whole=%v on %v\n", a.Service, a.Addresses, a.HoldsAllAddresses, a.Interfaces)
+		fmt.Fprintf(&b, "%s: %v whole=%v on %v\n", a.Service, a.Addresses, a.HoldsAllAddresses, a.InterfaceNamesOrEmptyForAll)
 	}
 	return b.String()
 }
@@ -69,35 +69,35 @@ func TestBuildHeldServices(t *testing.T) {
 	}
 }
 
-func TestDiffEntries(t *testing.T) {
+func TestDiffOfServiceL2Statuses(t *testing.T) {
 	in := exampleInputs(intent.Binding{Address: heldIPv4, LinkIndexes: []int{2, 3}})
 	want := BuildHeldServices(in) // web in part, dns completely
-	written := func(e Layer2Announcement, edit func(w *WrittenServiceL2Status)) WrittenServiceL2Status {
-		w := WrittenServiceL2Status{Layer2Announcement: e, ActualName: e.ObjectName(), Status: HeldService{Layer2Announcement: e, Addresses: []netip.Addr{heldIPv4}}.ToAPI()}
+	written := func(e Layer2Announcement, edit func(w *ExistingServiceL2Status)) ExistingServiceL2Status {
+		w := ExistingServiceL2Status{Layer2Announcement: e, ExistingObjectName: e.ObjectName(), Status: HeldService{Layer2Announcement: e, Addresses: []netip.Addr{heldIPv4}}.ToAPI()}
 		if edit != nil {
 			edit(&w)
 		}
 		return w
 	}
-	mine := []WrittenServiceL2Status{written(Layer2Announcement{webService, "a"}, nil), written(Layer2Announcement{dnsService, "a"}, nil)}
+	mine := []ExistingServiceL2Status{written(Layer2Announcement{webServiceKey, "a"}, nil), written(Layer2Announcement{dnsServiceKey, "a"}, nil)}
 	old := view.ObjectKey{Namespace: "default", Name: "old"}
 	tests := map[string]struct {
-		have   []WrittenServiceL2Status
+		have   []ExistingServiceL2Status
 		write  []view.ObjectKey
 		remove []string
 	}{
-		"nothing is written yet":                         {nil, []view.ObjectKey{dnsService, webService}, nil},
+		"nothing is written yet":                         {nil, []view.ObjectKey{dnsServiceKey, webServiceKey}, nil},
 		"everything is written already":                  {mine, nil, nil},
-		"another node holds a part of a Service":         {append(slices.Clone(mine), written(Layer2Announcement{webService, "b"}, nil)), nil, nil},
-		"a dead node's entry of a Service we hold whole": {append(slices.Clone(mine), written(Layer2Announcement{dnsService, "b"}, nil)), nil, []string{Layer2Announcement{dnsService, "b"}.ObjectName()}},
+		"another node holds a part of a Service":         {append(slices.Clone(mine), written(Layer2Announcement{webServiceKey, "b"}, nil)), nil, nil},
+		"a dead node's entry of a Service we hold whole": {append(slices.Clone(mine), written(Layer2Announcement{dnsServiceKey, "b"}, nil)), nil, []string{Layer2Announcement{dnsServiceKey, "b"}.ObjectName()}},
 		"another node's Service":                         {append(slices.Clone(mine), written(Layer2Announcement{old, "b"}, nil)), nil, nil},
 		"our entry of a Service we do not hold":          {append(slices.Clone(mine), written(Layer2Announcement{old, "a"}, nil)), nil, []string{Layer2Announcement{old, "a"}.ObjectName()}},
-		"our entry under a name of other software":       {append(slices.Clone(mine), written(Layer2Announcement{webService, "a"}, func(w *WrittenServiceL2Status) { w.ActualName = "l2-x7f2k" })), nil, []string{"l2-x7f2k"}},
-		"other interfaces": {[]WrittenServiceL2Status{mine[0], written(Layer2Announcement{dnsService, "a"}, func(w *WrittenServiceL2Status) {
-			w.Status.Interfaces = append(w.Status.Interfaces, HeldService{Interfaces: []string{"eth7"}}.ToAPI().Interfaces...)
+		"our entry under a name of other software":       {append(slices.Clone(mine), written(Layer2Announcement{webServiceKey, "a"}, func(w *ExistingServiceL2Status) { w.ExistingObjectName = "l2-x7f2k" })), nil, []string{"l2-x7f2k"}},
+		"other interfaces": {[]ExistingServiceL2Status{mine[0], written(Layer2Announcement{dnsServiceKey, "a"}, func(w *ExistingServiceL2Status) {
+			w.Status.Interfaces = append(w.Status.Interfaces, HeldService{InterfaceNamesOrEmptyForAll: []string{"eth7"}}.ToAPI().Interfaces...)
 		})},
-			[]view.ObjectKey{dnsService}, nil},
-		"no status yet": {[]WrittenServiceL2Status{mine[0], written(Layer2Announcement{dnsService, "a"}, func(w *WrittenServiceL2Status) { w.Status.Gantry = nil })}, []view.ObjectKey{dnsService}, nil},
+			[]view.ObjectKey{dnsServiceKey}, nil},
+		"no status yet": {[]ExistingServiceL2Status{mine[0], written(Layer2Announcement{dnsServiceKey, "a"}, func(w *ExistingServiceL2Status) { w.Status.Gantry = nil })}, []view.ObjectKey{dnsServiceKey}, nil},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -113,7 +113,7 @@ func TestDiffEntries(t *testing.T) {
 	}
 }
 
-func TestConflicts(t *testing.T) {
+func TestConflictsAreListedUntilHostIsSilent(t *testing.T) {
 	var c Conflicts
 	if !c.RecordConflict(heldIPv4, foreignMAC, testStart) || c.RecordConflict(heldIPv4, foreignMAC, testStart.Add(time.Second)) {
 		t.Error("a repeated claim counts as new, or a new one does not")
@@ -139,13 +139,13 @@ func TestConflicts(t *testing.T) {
 	if k := speakerCondition(in, names.ConditionUncontested); k.Status != metav1.ConditionFalse || !strings.Contains(k.Message, "192.168.0.201 by 02:00:00:00:00:99") {
 		t.Errorf("the condition is %+v", k)
 	}
-	c.KeepHeldAddresses(map[netip.Addr]bool{heldIPv6: true})
+	c.ForgetAddressesNotHeld(map[netip.Addr]bool{heldIPv6: true})
 	if len(c.All()) != 0 || speakerCondition(in, names.ConditionUncontested).Status != metav1.ConditionTrue {
 		t.Error("a claim to an address that is not held any more is no conflict")
 	}
 }
 
-func speakerCondition(in Inputs, kind string) metav1.Condition {
+func speakerCondition(in StatusInputs, kind string) metav1.Condition {
 	for _, c := range BuildSpeakerStatus(in).Conditions {
 		if c.Type == kind {
 			return c
@@ -156,12 +156,12 @@ func speakerCondition(in Inputs, kind string) metav1.Condition {
 
 func TestBuildSpeakerStatus(t *testing.T) {
 	in := exampleInputs(intent.Binding{Address: heldIPv4, LinkIndexes: []int{2}})
-	in.Links = slices.Clone(exampleLinks)
-	in.Links[1].CannotSendIPv6 = true
-	in.FaultByLinkIndex = map[int]string{3: "opening NDP socket on \"eth1\": no buffers"}
+	in.UsableLinks = slices.Clone(exampleLinks)
+	in.UsableLinks[1].CannotSendIPv6 = true
+	in.SendFaultByLinkIndex = map[int]string{3: "opening NDP socket on \"eth1\": no buffers"}
 	in.SkippedLinks = []facts.SkippedLink{
-		{Name: "br-port", Reason: facts.SkippedMemberOfMaster}, {Name: "eth2", Reason: facts.SkippedDown}, {Name: "storage0", Reason: facts.SkippedExcludedByName},
-		{Name: "tap0", Reason: facts.SkippedNoEthernet}, {Name: "veth1", Reason: facts.SkippedContainerNetwork}, {Name: "eth0", Reason: facts.SkippedDown},
+		{Name: "br-port", Reason: facts.SkippedMemberOfMaster}, {Name: "eth2", Reason: facts.SkippedDownOrNoCarrier}, {Name: "storage0", Reason: facts.SkippedExcludedByName},
+		{Name: "tap0", Reason: facts.SkippedNotBroadcastEthernet}, {Name: "veth1", Reason: facts.SkippedContainerNetwork}, {Name: "eth0", Reason: facts.SkippedDownOrNoCarrier},
 	}
 	s := BuildSpeakerStatus(in)
 	var lines []string
@@ -175,14 +175,14 @@ func TestBuildSpeakerStatus(t *testing.T) {
 	if c := speakerCondition(in, names.ConditionLayer2Usable); c.Status != metav1.ConditionTrue || c.Reason != string(names.ReasonUsable) {
 		t.Errorf("the condition is %+v", c)
 	}
-	in.RawSocketsDenied = "raw sockets are not permitted"
+	in.RawSocketDenialText = "raw sockets are not permitted"
 	if c := speakerCondition(in, names.ConditionLayer2Usable); c.Reason != string(names.ReasonRawSocketDenied) || c.Status != metav1.ConditionFalse {
 		t.Errorf("denied: the condition is %+v", c)
 	}
 	if l := BuildSpeakerStatus(in).Links[2]; l.Reason != string(names.ReasonRawSocketDenied) {
 		t.Errorf("denied: the link is %+v", l)
 	}
-	in.RawSocketsDenied, in.Links = "", nil
+	in.RawSocketDenialText, in.UsableLinks = "", nil
 	if c := speakerCondition(in, names.ConditionLayer2Usable); c.Reason != string(names.ReasonNoLinks) || c.Status != metav1.ConditionFalse {
 		t.Errorf("without links: the condition is %+v", c)
 	}

@@ -30,19 +30,20 @@ import (
 // few seconds.
 const apiServerStartTimeout = 90 * time.Second
 
-// Start runs an API server until the test ends, and returns a client configuration with all rights.
-func Start(t testing.TB) *rest.Config {
+// StartUntilTestEnds runs an API server until the test ends, and returns a client configuration
+// with all rights.
+func StartUntilTestEnds(t testing.TB) *rest.Config {
 	t.Helper()
-	programs := findPrograms(t)
+	programs := findControlPlaneDirectoryOrSkip(t)
 	dir := t.TempDir()
-	client, peer, secure := findFreePort(t), findFreePort(t), findFreePort(t)
+	client, peer, secure := findFreeTCPPort(t), findFreeTCPPort(t), findFreeTCPPort(t)
 	clientURL, peerURL := "http://127.0.0.1:"+client, "http://127.0.0.1:"+peer
-	etcd := startProgram(t, dir, filepath.Join(programs, "etcd"),
+	etcd := startProgramUntilTestEnds(t, dir, filepath.Join(programs, "etcd"),
 		"--data-dir="+filepath.Join(dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls="+clientURL, "--advertise-client-urls="+clientURL,
 		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL)
-	token, key := writeCredentials(t, dir)
-	api := startProgram(t, dir, filepath.Join(programs, "kube-apiserver"),
+	token, key := writeAdminTokenAndServiceAccountKey(t, dir)
+	api := startProgramUntilTestEnds(t, dir, filepath.Join(programs, "kube-apiserver"),
 		"--etcd-servers="+clientURL, "--bind-address=127.0.0.1", "--secure-port="+secure,
 		// By default it uses the machine's address, and a machine without a network has none. This
 		// one is reserved for documentation (RFC 5737).
@@ -58,19 +59,20 @@ func Start(t testing.TB) *rest.Config {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), apiServerStartTimeout)
 	defer cancel()
-	awaitSuccess(ctx, t, []*process{etcd, api}, func() error {
+	retryUntilNoErrorOrProgramEnds(ctx, t, []*serverProgram{etcd, api}, func() error {
 		c, err := kubernetes.NewForConfig(config) // fails until the server has made its certificate
 		if err != nil {
 			return err
 		}
 		return c.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
-	installCRDs(ctx, t, config, []*process{etcd, api})
+	installCRDsAndNamespace(ctx, t, config, []*serverProgram{etcd, api})
 	return config
 }
 
-// findPrograms returns the directory of etcd and kube-apiserver, or skips the test.
-func findPrograms(t testing.TB) string {
+// findControlPlaneDirectoryOrSkip returns the directory of etcd and kube-apiserver, or skips the
+// test.
+func findControlPlaneDirectoryOrSkip(t testing.TB) string {
 	t.Helper()
 	var places []string
 	for _, v := range []string{"LAB_KUBE", "KUBEBUILDER_ASSETS"} {
@@ -98,8 +100,8 @@ func isExecutable(path string) bool {
 	return err == nil && s.Mode().IsRegular() && s.Mode()&0o111 != 0
 }
 
-// findFreePort returns a port that was free a moment ago.
-func findFreePort(t testing.TB) string {
+// findFreeTCPPort returns a port that was free a moment ago.
+func findFreeTCPPort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -110,9 +112,9 @@ func findFreePort(t testing.TB) string {
 	return port
 }
 
-// writeCredentials writes the administrator's token and the key of service accounts, and returns
-// the token and the key's path.
-func writeCredentials(t testing.TB, dir string) (token, key string) {
+// writeAdminTokenAndServiceAccountKey writes the administrator's token and the key of service
+// accounts, and returns the token and the key's path.
+func writeAdminTokenAndServiceAccountKey(t testing.TB, dir string) (token, key string) {
 	t.Helper()
 	var b [16]byte
 	if _, err := rand.Read(b[:]); err != nil {
@@ -135,19 +137,19 @@ func writeCredentials(t testing.TB, dir string) (token, key string) {
 	return token, key
 }
 
-// process is a program that runs until the test ends.
-type process struct {
+// serverProgram is a program that runs until the test ends.
+type serverProgram struct {
 	name, logPath string
-	endedSignal   chan struct{} // closed when it has ended
-	exitError     error         // set before done is closed
+	closedOnExit  chan struct{} // closed when it has ended
+	exitError     error         // set before closedOnExit is closed
 }
 
-// startProgram starts a program with its output in a log file. The kernel kills the program when
-// the thread that started it ends, so a test that panics leaves nothing behind. The goroutine keeps
-// its thread for that reason.
-func startProgram(t testing.TB, dir, path string, args ...string) *process {
+// startProgramUntilTestEnds starts a program with its output in a log file. The kernel kills the
+// program when the thread that started it ends, so a test that panics leaves nothing behind. The
+// goroutine keeps its thread for that reason.
+func startProgramUntilTestEnds(t testing.TB, dir, path string, args ...string) *serverProgram {
 	t.Helper()
-	p := &process{name: filepath.Base(path), logPath: filepath.Join(dir, filepath.Base(path)+".log"), endedSignal: make(chan struct{})}
+	p := &serverProgram{name: filepath.Base(path), logPath: filepath.Join(dir, filepath.Base(path)+".log"), closedOnExit: make(chan struct{})}
 	out, err := os.Create(p.logPath)
 	if err != nil {
 		t.Fatal(err)
@@ -164,7 +166,7 @@ func startProgram(t testing.TB, dir, path string, args ...string) *process {
 		started <- err
 		if err == nil {
 			p.exitError = cmd.Wait()
-			close(p.endedSignal)
+			close(p.closedOnExit)
 		}
 	}()
 	if err := <-started; err != nil {
@@ -172,13 +174,14 @@ func startProgram(t testing.TB, dir, path string, args ...string) *process {
 	}
 	t.Cleanup(func() {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // the program may have ended already
-		<-p.endedSignal
+		<-p.closedOnExit
 	})
 	return p
 }
 
-// awaitSuccess calls check until it succeeds. It fails the test if a program or ctx ends before.
-func awaitSuccess(ctx context.Context, t testing.TB, programs []*process, check func() error) {
+// retryUntilNoErrorOrProgramEnds calls check until it succeeds. It fails the test if a program or
+// ctx ends before.
+func retryUntilNoErrorOrProgramEnds(ctx context.Context, t testing.TB, programs []*serverProgram, check func() error) {
 	t.Helper()
 	for {
 		err := check()
@@ -187,8 +190,8 @@ func awaitSuccess(ctx context.Context, t testing.TB, programs []*process, check 
 		}
 		for _, p := range programs {
 			select {
-			case <-p.endedSignal:
-				t.Fatalf("%s ended: %v\n%s", p.name, p.exitError, readLogEnd(p.logPath))
+			case <-p.closedOnExit:
+				t.Fatalf("%s ended: %v\n%s", p.name, p.exitError, readEndOfLogFile(p.logPath))
 			default:
 			}
 		}
@@ -196,7 +199,7 @@ func awaitSuccess(ctx context.Context, t testing.TB, programs []*process, check 
 		case <-ctx.Done():
 			var logs strings.Builder
 			for _, p := range programs {
-				fmt.Fprintf(&logs, "%s:\n%s\n", p.name, readLogEnd(p.logPath))
+				fmt.Fprintf(&logs, "%s:\n%s\n", p.name, readEndOfLogFile(p.logPath))
 			}
 			t.Fatalf("waiting for the API server: %v\n%s", err, &logs)
 		case <-time.After(50 * time.Millisecond):
@@ -204,8 +207,8 @@ func awaitSuccess(ctx context.Context, t testing.TB, programs []*process, check 
 	}
 }
 
-// readLogEnd returns the end of a log.
-func readLogEnd(path string) string {
+// readEndOfLogFile returns the end of a log.
+func readEndOfLogFile(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()

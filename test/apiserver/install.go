@@ -19,26 +19,26 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// crdDirectory returns the directory of the generated CRDs, which it finds from the path of this
-// source file.
-func crdDirectory() string {
+// generatedCRDsDirectory returns the directory of the generated CRDs, which it finds from the path
+// of this source file.
+func generatedCRDsDirectory() string {
 	_, file, _, _ := runtime.Caller(0)
 	return filepath.Join(filepath.Dir(file), "..", "..", "config", "crd", "bases")
 }
 
-// installCRDs creates the CRDs and the namespace, and waits until the API server serves the kinds.
-// The API server rejects a CRD with a validation rule that is too expensive, so every test that
-// starts one proves that the CRDs can be installed.
-func installCRDs(ctx context.Context, t testing.TB, config *rest.Config, programs []*process) {
+// installCRDsAndNamespace creates the CRDs and the namespace, and waits until the API server serves
+// the kinds. The API server rejects a CRD with a validation rule that is too expensive, so every
+// test that starts one proves that the CRDs can be installed.
+func installCRDsAndNamespace(ctx context.Context, t testing.TB, config *rest.Config, programs []*serverProgram) {
 	t.Helper()
 	ctrl.SetLogger(logr.Discard()) // a test that needs a log passes one to the parts that it starts
 	c, err := client.New(config, client.Options{})
 	if err != nil {
 		t.Fatalf("creating a client: %v", err)
 	}
-	files, err := filepath.Glob(filepath.Join(crdDirectory(), "*.yaml"))
+	files, err := filepath.Glob(filepath.Join(generatedCRDsDirectory(), "*.yaml"))
 	if err != nil || len(files) == 0 {
-		t.Fatalf("no CRD in %s: %v; run `make generate`", crdDirectory(), err)
+		t.Fatalf("no CRD in %s: %v; run `make generate`", generatedCRDsDirectory(), err)
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -52,11 +52,11 @@ func installCRDs(ctx context.Context, t testing.TB, config *rest.Config, program
 		if err := c.Create(ctx, crd); err != nil {
 			t.Fatalf("installing %s: %v", filepath.Base(file), err)
 		}
-		awaitSuccess(ctx, t, programs, func() error {
+		retryUntilNoErrorOrProgramEnds(ctx, t, programs, func() error {
 			if err := c.Get(ctx, client.ObjectKeyFromObject(crd), crd); err != nil {
 				return err
 			}
-			return checkEstablished(crd)
+			return checkCRDEstablished(crd)
 		})
 	}
 	ns := &corev1.Namespace{}
@@ -66,8 +66,8 @@ func installCRDs(ctx context.Context, t testing.TB, config *rest.Config, program
 	}
 }
 
-// checkEstablished returns nil once the API server serves the kind.
-func checkEstablished(crd *unstructured.Unstructured) error {
+// checkCRDEstablished returns nil once the API server serves the kind.
+func checkCRDEstablished(crd *unstructured.Unstructured) error {
 	conditions, _, err := unstructured.NestedSlice(crd.Object, "status", "conditions")
 	if err != nil {
 		return err

@@ -14,10 +14,11 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// A rate is measured over rateMeasureInterval of processor time, actionsPerBatch things at a time.
+// A rate is measured over rateMeasureInterval of processor time, assignmentsPerBatch things at a
+// time.
 const (
 	rateMeasureInterval = time.Second
-	actionsPerBatch     = 1000
+	assignmentsPerBatch = 1000
 )
 
 // measureAllocator measures the allocator without the rest of the controller, on one core and in
@@ -36,17 +37,17 @@ func measureAllocator(_ context.Context, _ string) error {
 		{"/8 with 1,000,000", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderLowest},
 		{"/8 with 1,000,000, round robin", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderRoundRobin},
 		{"/8 with 1,000,000, by hash", "10.0.0.0/8", "10.96.0.9", 1_000_000, 0, snapshot.OrderHash},
-		{"/12, all but 1,000 held", "10.0.0.0/12", "10.96.0.9", 1<<20 - actionsPerBatch, 0, snapshot.OrderLowest},
+		{"/12, all but 1,000 held", "10.0.0.0/12", "10.96.0.9", 1<<20 - assignmentsPerBatch, 0, snapshot.OrderLowest},
 		{"/8 with 100,000, and 1,000 pools for others", "10.0.0.0/8", "10.96.0.9", 100_000, 1000, snapshot.OrderLowest},
 		{"IPv6 /64 with 100,000", "fd00::/64", "fd01::1", 100_000, 0, snapshot.OrderLowest},
 		{"IPv6 /64 with 100,000, by hash", "fd00::/64", "fd01::1", 100_000, 0, snapshot.OrderHash},
 	}
 	for _, c := range cases {
-		snap, err := newPoolSnapshot(c.entry, c.order, c.others)
+		snap, err := newSnapshotWithOneUsablePool(c.entry, c.order, c.others)
 		if err != nil {
 			return err
 		}
-		all := newServices(c.held+actionsPerBatch, c.cluster)
+		all := newServices(c.held+assignmentsPerBatch, c.cluster)
 		before := heapBytesInUse()
 		l := allocate.NewLedger()
 		for i := range all[:c.held] {
@@ -74,7 +75,7 @@ func measureAllocator(_ context.Context, _ string) error {
 		if failed != nil {
 			return failed
 		}
-		baseline, first := newBaselineMap(all[:c.held])
+		baseline, first := newMapOfAddressPerService(all[:c.held])
 		theirs := measureRatePerSecond(func() {
 			a := first
 			for i := range fresh {
@@ -94,8 +95,9 @@ func measureAllocator(_ context.Context, _ string) error {
 	return nil
 }
 
-// newPoolSnapshot returns a pool with the entry, and others that admit other namespaces only.
-func newPoolSnapshot(entry string, order snapshot.AssignmentOrder, others int) (*snapshot.Snapshot, error) {
+// newSnapshotWithOneUsablePool returns a pool with the entry, and others that admit other
+// namespaces only.
+func newSnapshotWithOneUsablePool(entry string, order snapshot.AssignmentOrder, others int) (*snapshot.Snapshot, error) {
 	r, err := snapshot.ParseRange(entry)
 	if err != nil {
 		return nil, err
@@ -108,7 +110,7 @@ func newPoolSnapshot(entry string, order snapshot.AssignmentOrder, others int) (
 		}
 		out.Pools = append(out.Pools, &snapshot.Pool{
 			Name: fmt.Sprintf("other-%04d", i), AutoAssign: true, Ranges: []snapshot.Range{r},
-			ServiceAllocation: &snapshot.ServiceAllocation{Namespaces: []string{fmt.Sprint("team-", i)}, NamespacesRestricted: true},
+			ServiceAllocation: &snapshot.ServiceAllocation{Namespaces: []string{fmt.Sprint("team-", i)}, OnlyListedNamespaces: true},
 		})
 	}
 	return out, nil
@@ -136,8 +138,9 @@ func assignAddress(l *allocate.Ledger, s *view.Service, snap *snapshot.Snapshot)
 	return nil
 }
 
-// newBaselineMap returns a map with an entry for each Service, and the first address after them.
-func newBaselineMap(all []view.Service) (map[netip.Addr]string, netip.Addr) {
+// newMapOfAddressPerService returns a map with an entry for each Service, and the first address
+// after them.
+func newMapOfAddressPerService(all []view.Service) (map[netip.Addr]string, netip.Addr) {
 	out := map[netip.Addr]string{}
 	a := netip.MustParseAddr("10.0.0.0")
 	for i := range all {
@@ -148,7 +151,7 @@ func newBaselineMap(all []view.Service) (map[netip.Addr]string, netip.Addr) {
 }
 
 // measureRatePerSecond returns how many things per second of processor time do processes,
-// actionsPerBatch in each call. It calls undo in between and does not measure it.
+// assignmentsPerBatch in each call. It calls undo in between and does not measure it.
 func measureRatePerSecond(do, undo func()) float64 {
 	n, spent := 0, time.Duration(0)
 	do() // allocates the memory that later calls reuse
@@ -157,7 +160,7 @@ func measureRatePerSecond(do, undo func()) float64 {
 		start := processorTime()
 		do()
 		spent += processorTime() - start
-		n += actionsPerBatch
+		n += assignmentsPerBatch
 		undo()
 	}
 	return float64(n) / spent.Seconds()

@@ -22,12 +22,12 @@ const (
 	benchLoadBalancerClass = "example.com/bench" // only this program serves the class
 )
 
-// bulkServiceCounts are the numbers of Services that are created at once.
-var bulkServiceCounts = []int{2000, 8000}
+// serviceCountsCreatedAtOnce are the numbers of Services that are created at once.
+var serviceCountsCreatedAtOnce = []int{2000, 8000}
 
-// largePoolManifest has room for all Services. It has no advertisement, because only the controller
-// is measured.
-const largePoolManifest = `apiVersion: metallb.io/v1beta1
+// poolOf65536AddressesManifest has room for all Services. It has no advertisement, because only the
+// controller is measured.
+const poolOf65536AddressesManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: roomy, namespace: metallb-system}
 spec: {addresses: [10.192.0.0/16]}
@@ -36,7 +36,7 @@ spec: {addresses: [10.192.0.0/16]}
 // measureBulkCreation measures the controller on a lab of one node: many Services at once, changes
 // of the leader, and a restart with 8,000 Services.
 func measureBulkCreation(ctx context.Context, dir string) error {
-	s, err := cluster.Start(ctx, lab.Options{Nodes: 1, Dir: dir})
+	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 1, Dir: dir})
 	if err != nil {
 		return err
 	}
@@ -44,24 +44,24 @@ func measureBulkCreation(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.ApplyManifests(ctx, largePoolManifest); err != nil {
+	if err := s.ApplyManifests(ctx, poolOf65536AddressesManifest); err != nil {
 		return err
 	}
 	if err := measureLeaderChanges(ctx, s); err != nil {
 		return err
 	}
-	for _, n := range bulkServiceCounts {
+	for _, n := range serviceCountsCreatedAtOnce {
 		b, err := measureBulkBaseline(ctx, s, n)
 		if err != nil {
 			return err
 		}
-		g, err := createInBulk(ctx, s, fmt.Sprint("crowd-", n), "", n)
+		g, err := createServicesAndMeasureAssignment(ctx, s, fmt.Sprint("crowd-", n), "", n)
 		if err != nil {
 			return err
 		}
 		fmt.Printf("%-64s %s\n", fmt.Sprintf("%d Services over %d connections: creation to address", n, clientConnectionCount), g)
 		fmt.Printf("%-64s %s\n", "baseline: this program watches and writes the status, 32 at a time", b)
-		fmt.Printf("  processor time for each Service: %s\n  and in the baseline: %s\n", g.cpuPerService, b.cpuPerService)
+		fmt.Printf("  processor time for each Service: %s\n  and in the baseline: %s\n", g.cpuTimePerServiceText, b.cpuTimePerServiceText)
 		fmt.Printf("  writes for each Service: %.3f of its status, %.3f events, %.3f others (AddressLedger %d, pools %d)\n",
 			g.writesPerService("services/status"), g.writesPerService("events"), g.writesPerService("addressledgers")+g.writesPerService("ipaddresspools/status"),
 			g.writeCounts["addressledgers"], g.writeCounts["ipaddresspools/status"])
@@ -74,34 +74,34 @@ type bulkResult struct {
 	serviceCount int
 	// from the request for a Service until a watch shows its address
 	medianLatency, p99Latency, longestLatency time.Duration
-	creationTime                              time.Duration // from the first creation to the last
+	timeToCreateAllServices                   time.Duration // from the first creation to the last
 	// from the last creation to the last address
-	lastAddressTime time.Duration
-	writeCounts     cluster.RequestCountsByResource
-	cpuPerService   string
+	timeFromLastCreationToLastAddress time.Duration
+	writeCounts                       cluster.RequestCountsByResource
+	cpuTimePerServiceText             string
 }
 
 // String returns the figures in one line.
 func (g bulkResult) String() string {
 	ms := func(d time.Duration) int64 { return d.Milliseconds() }
 	return fmt.Sprintf("median %4d  99%% %4d  max %4d ms; last address %4d ms after the last creation (%d per second)",
-		ms(g.medianLatency), ms(g.p99Latency), ms(g.longestLatency), ms(g.lastAddressTime), int(float64(g.serviceCount)/g.creationTime.Seconds()))
+		ms(g.medianLatency), ms(g.p99Latency), ms(g.longestLatency), ms(g.timeFromLastCreationToLastAddress), int(float64(g.serviceCount)/g.timeToCreateAllServices.Seconds()))
 }
 
 func (g bulkResult) writesPerService(what string) float64 {
 	return float64(g.writeCounts[what]) / float64(g.serviceCount)
 }
 
-// createInBulk creates n Services of a class in a namespace of their own, and waits until each has
-// an address and its event.
-func createInBulk(ctx context.Context, s *cluster.Cluster, namespace, class string, n int) (bulkResult, error) {
+// createServicesAndMeasureAssignment creates n Services of a class in a namespace of their own, and
+// waits until each has an address and its event.
+func createServicesAndMeasureAssignment(ctx context.Context, s *cluster.Cluster, namespace, class string, n int) (bulkResult, error) {
 	g := bulkResult{serviceCount: n}
 	if err := s.API.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}); client.IgnoreAlreadyExists(err) != nil {
 		return g, err
 	}
 	watching, end := context.WithCancel(ctx)
 	defer end()
-	c, err := s.RecordAddresses(watching, namespace)
+	c, err := s.StartAddressRecorder(watching, namespace)
 	if err != nil {
 		return g, err
 	}
@@ -120,11 +120,11 @@ func createInBulk(ctx context.Context, s *cluster.Cluster, namespace, class stri
 	if err != nil {
 		return g, err
 	}
-	given, err := c.AwaitAddresses(ctx, serviceNames...)
+	given, err := c.AwaitAssignmentTimes(ctx, serviceNames...)
 	if err != nil {
 		return g, err
 	}
-	if f := c.Violations(); len(f) > 0 {
+	if f := c.DoubleOrLostAddressTexts(); len(f) > 0 {
 		return g, fmt.Errorf("addresses of %s: %v", namespace, f)
 	}
 	// the last events and the status of the pool follow within one second, other conditions of a
@@ -134,21 +134,21 @@ func createInBulk(ctx context.Context, s *cluster.Cluster, namespace, class stri
 	if err != nil {
 		return g, err
 	}
-	g.writeCounts, g.cpuPerService = now.Since(before), readCPUTimeByProgram(s.SupervisorPID()).describeSince(usedBefore, n)
-	g.computeTimes(created, given)
+	g.writeCounts, g.cpuTimePerServiceText = now.SubtractEarlierCounts(before), readCPUTimeByProgram(s.SupervisorPID()).describeSince(usedBefore, n)
+	g.computeLatenciesAndTotals(created, given)
 	return g, nil
 }
 
-func (g *bulkResult) computeTimes(created []cluster.CreationTimes, given []time.Time) {
+func (g *bulkResult) computeLatenciesAndTotals(created []cluster.CreationTimes, given []time.Time) {
 	waits := make([]time.Duration, len(given))
-	first, done, last := created[0].Requested, created[0].Completed, given[0]
+	first, done, last := created[0].RequestSentAt, created[0].AnswerReceivedAt, given[0]
 	for i := range given {
-		waits[i] = given[i].Sub(created[i].Requested)
-		first, done, last = earlierTime(first, created[i].Requested), laterTime(done, created[i].Completed), laterTime(last, given[i])
+		waits[i] = given[i].Sub(created[i].RequestSentAt)
+		first, done, last = earlierTime(first, created[i].RequestSentAt), laterTime(done, created[i].AnswerReceivedAt), laterTime(last, given[i])
 	}
 	slices.Sort(waits)
 	g.medianLatency, g.p99Latency, g.longestLatency = waits[len(waits)/2], waits[len(waits)*99/100], waits[len(waits)-1]
-	g.creationTime, g.lastAddressTime = done.Sub(first), max(0, last.Sub(done))
+	g.timeToCreateAllServices, g.timeFromLastCreationToLastAddress = done.Sub(first), max(0, last.Sub(done))
 }
 
 func earlierTime(a, b time.Time) time.Time {
@@ -195,7 +195,7 @@ func measureBulkBaseline(ctx context.Context, s *cluster.Cluster, n int) (bulkRe
 			})
 		}
 	}()
-	g, err := createInBulk(ctx, s, namespace, benchLoadBalancerClass, n)
+	g, err := createServicesAndMeasureAssignment(ctx, s, namespace, benchLoadBalancerClass, n)
 	if err != nil {
 		return g, err
 	}

@@ -26,16 +26,16 @@ import (
 
 // How often each thing is measured.
 const (
-	samplesPerMeasurement   = 30
+	assignmentSampleCount   = 30
 	cableCutCount           = 20
 	repetitionsPerDeparture = 3
 	requestsPerSecond       = 500 // requests per second
 )
 
 func main() {
-	lab.Reexec()
+	lab.RunAsLabPartIfRequested()
 	ctrllog.SetLogger(logr.Discard())
-	if err := lab.EnterUserNamespace(); err != nil {
+	if err := lab.ReexecInUserNamespaceUnlessRoot(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -58,10 +58,10 @@ var benchmarks = []struct {
 }{
 	{"addresses", measureAllocator},
 	{"responder", func(ctx context.Context, _ string) error { return measureResponder(ctx) }},
-	{"scale", measureScale},
+	{"scale", measureControllerWithManyServices},
 	{"crowds", measureBulkCreation},
-	{"toggles", measureWaitsDuringToggles},
-	{"moves", measureServiceMoves},
+	{"toggles", measureAssignmentDuringPortToggles},
+	{"moves", measureAssignmentFailoverAndHandover},
 	{"routes", measureRoutes},
 	{"manyroutes", measureManyRoutes},
 	{"spread", measureHolderSpread},
@@ -86,10 +86,10 @@ func runBenchmarks(ctx context.Context, chosen []string) error {
 	return nil
 }
 
-// measureServiceMoves measures single Services and moves of their addresses, on a lab of four
-// nodes.
-func measureServiceMoves(ctx context.Context, dir string) error {
-	s, err := cluster.Start(ctx, lab.Options{Nodes: 4, Dir: dir, Progress: os.Stderr})
+// measureAssignmentFailoverAndHandover measures single Services and moves of their addresses, on a
+// lab of four nodes.
+func measureAssignmentFailoverAndHandover(ctx context.Context, dir string) error {
+	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 4, Dir: dir, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}
@@ -97,26 +97,26 @@ func measureServiceMoves(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.ApplyManifests(ctx, cluster.PoolManifest); err != nil {
+	if err := s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest); err != nil {
 		return err
 	}
 	if err := measureAssignment(ctx, s); err != nil {
 		return err
 	}
-	if err := s.ApplyManifests(ctx, cluster.EchoManifest("echo", "node4")); err != nil {
+	if err := s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node4")); err != nil {
 		return err
 	}
 	if _, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true"); err != nil {
 		return err
 	}
-	address, err := s.AwaitAddress(ctx, "default", "echo")
+	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
 	if err != nil {
 		return err
 	}
 	if err := measureFailover(ctx, s, address.String()+":7000"); err != nil {
 		return err
 	}
-	return measureHandover(ctx, s, address.String()+":7000")
+	return countLostRequestsInHandovers(ctx, s, address.String()+":7000")
 }
 
 // printDurations prints the smallest, the median and the largest value, and returns the median.
@@ -132,7 +132,7 @@ func printDurations(what string, v []time.Duration) time.Duration {
 // baseline is the same with a status that this program writes itself.
 func measureAssignment(ctx context.Context, s *cluster.Cluster) error {
 	var given, baseline []time.Duration
-	for i := range samplesPerMeasurement {
+	for i := range assignmentSampleCount {
 		for _, mine := range []bool{true, false} {
 			d, err := measureOneService(ctx, s, fmt.Sprintf("bench-%d-%t", i, mine), mine)
 			if err != nil {
@@ -192,44 +192,44 @@ func measureOneService(ctx context.Context, s *cluster.Cluster, name string, min
 // while nothing happens.
 func measureFailover(ctx context.Context, s *cluster.Cluster, target string) error {
 	var waits, baseline []time.Duration
-	holder, err := s.AwaitHolder(ctx, "echo", "node4")
+	holder, err := s.AwaitSingleAnnouncingNode(ctx, "echo", "node4")
 	if err != nil {
 		return err
 	}
 	for i := range cableCutCount {
 		cut := s.CutCable
 		if i%2 == 1 {
-			cut = s.CutCableSilently
+			cut = s.CutCableKeepingCarrier
 		}
 		stream, err := s.StartUDPStream(ctx, "client", target, requestsPerSecond)
 		if err != nil {
 			return err
 		}
-		if err := stream.AwaitAnswers(ctx, requestsPerSecond); err != nil {
+		if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond); err != nil {
 			return err
 		}
-		baseline = append(baseline, stream.Stop().LongestGap)
+		baseline = append(baseline, stream.Stop().LongestTimeWithoutAnswer)
 		if stream, err = s.StartUDPStream(ctx, "client", target, requestsPerSecond); err != nil {
 			return err
 		}
-		if err := stream.AwaitAnswers(ctx, requestsPerSecond/5); err != nil {
+		if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond/5); err != nil {
 			return err
 		}
 		old := holder
 		if err := cut(ctx, old); err != nil {
 			return err
 		}
-		if holder, err = s.AwaitHolder(ctx, "echo", old); err != nil {
+		if holder, err = s.AwaitSingleAnnouncingNode(ctx, "echo", old); err != nil {
 			return err
 		}
-		if err := stream.AwaitAnswers(ctx, requestsPerSecond); err != nil {
+		if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond); err != nil {
 			return err
 		}
-		waits = append(waits, stream.Stop().LongestGap)
+		waits = append(waits, stream.Stop().LongestTimeWithoutAnswer)
 		if err := s.PlugCable(ctx, old); err != nil {
 			return err
 		}
-		if err := awaitRejoined(ctx, s); err != nil {
+		if err := awaitSpeakersReadyAndGossipSpread(ctx, s); err != nil {
 			return err
 		}
 	}
@@ -238,9 +238,9 @@ func measureFailover(ctx context.Context, s *cluster.Cluster, target string) err
 	return nil
 }
 
-// awaitRejoined waits until every speaker is ready again, and then for some seconds until the
-// gossip has spread it.
-func awaitRejoined(ctx context.Context, s *cluster.Cluster) error {
+// awaitSpeakersReadyAndGossipSpread waits until every speaker is ready again, and then for some
+// seconds until the gossip has spread it.
+func awaitSpeakersReadyAndGossipSpread(ctx context.Context, s *cluster.Cluster) error {
 	if _, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker"); err != nil {
 		return err
 	}
@@ -257,10 +257,12 @@ type plannedDeparture struct {
 	leave, restore func(ctx context.Context, s *cluster.Cluster, node string) error
 }
 
-var plannedDepartures = []plannedDeparture{
+var waysToTakeAddressFromHolder = []plannedDeparture{
 	{"the holder's speaker stops (SIGTERM)", func(ctx context.Context, s *cluster.Cluster, node string) error {
 		return s.SignalProgram(ctx, node, "gantry-speaker", syscall.SIGTERM)
-	}, func(ctx context.Context, s *cluster.Cluster, _ string) error { return awaitRejoined(ctx, s) }},
+	}, func(ctx context.Context, s *cluster.Cluster, _ string) error {
+		return awaitSpeakersReadyAndGossipSpread(ctx, s)
+	}},
 	{"the holder's node is drained (gantry.dev/drain)", func(ctx context.Context, s *cluster.Cluster, node string) error {
 		_, err := s.RunKubectl(ctx, "", "annotate", "node", node, "gantry.dev/drain=")
 		return err
@@ -270,13 +272,13 @@ var plannedDepartures = []plannedDeparture{
 	}},
 }
 
-// measureHandover counts the requests of a client that are lost in each planned departure of the
-// holder.
-func measureHandover(ctx context.Context, s *cluster.Cluster, target string) error {
-	for _, d := range plannedDepartures {
+// countLostRequestsInHandovers counts the requests of a client that are lost in each planned
+// departure of the holder.
+func countLostRequestsInHandovers(ctx context.Context, s *cluster.Cluster, target string) error {
+	for _, d := range waysToTakeAddressFromHolder {
 		lost, sent := 0, 0
 		for range repetitionsPerDeparture {
-			o, err := d.measureOnce(ctx, s, target)
+			o, err := d.countLostRequestsInOneDeparture(ctx, s, target)
 			if err != nil {
 				return err
 			}
@@ -287,9 +289,9 @@ func measureHandover(ctx context.Context, s *cluster.Cluster, target string) err
 	return nil
 }
 
-// measureOnce takes the address from its holder once, and undoes that.
-func (d plannedDeparture) measureOnce(ctx context.Context, s *cluster.Cluster, target string) (cluster.StreamResult, error) {
-	holder, err := s.AwaitHolder(ctx, "echo", "")
+// countLostRequestsInOneDeparture takes the address from its holder once, and undoes that.
+func (d plannedDeparture) countLostRequestsInOneDeparture(ctx context.Context, s *cluster.Cluster, target string) (cluster.StreamResult, error) {
+	holder, err := s.AwaitSingleAnnouncingNode(ctx, "echo", "")
 	if err != nil {
 		return cluster.StreamResult{}, err
 	}
@@ -297,16 +299,16 @@ func (d plannedDeparture) measureOnce(ctx context.Context, s *cluster.Cluster, t
 	if err != nil {
 		return cluster.StreamResult{}, err
 	}
-	if err := stream.AwaitAnswers(ctx, requestsPerSecond/2); err != nil {
+	if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond/2); err != nil {
 		return cluster.StreamResult{}, err
 	}
 	if err := d.leave(ctx, s, holder); err != nil {
 		return cluster.StreamResult{}, err
 	}
-	if _, err := s.AwaitHolder(ctx, "echo", holder); err != nil {
+	if _, err := s.AwaitSingleAnnouncingNode(ctx, "echo", holder); err != nil {
 		return cluster.StreamResult{}, err
 	}
-	if err := stream.AwaitAnswers(ctx, requestsPerSecond); err != nil {
+	if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond); err != nil {
 		return cluster.StreamResult{}, err
 	}
 	return stream.Stop(), d.restore(ctx, s, holder)

@@ -17,9 +17,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// noProxyLabel makes kube-proxy ignore a Service: it is not measured here, and needs minutes for so
-// many.
-const noProxyLabel = "service.kubernetes.io/service-proxy-name"
+// ignoredByKubeProxyLabel makes kube-proxy ignore a Service: it is not measured here, and needs
+// minutes for so many.
+const ignoredByKubeProxyLabel = "service.kubernetes.io/service-proxy-name"
 
 // secondPeerManifest is the BGPPeer of the second router.
 const secondPeerManifest = `apiVersion: metallb.io/v1beta2
@@ -35,7 +35,7 @@ func measureManyRoutes(ctx context.Context, dir string) error {
 		fmt.Println("many routes are not measured:", m)
 		return nil
 	}
-	s, err := cluster.Start(ctx, lab.Options{Nodes: 1, Routers: 2, Dir: dir})
+	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 1, Routers: 2, Dir: dir})
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func measureManyRoutes(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.ApplyManifests(ctx, strings.Replace(routingManifest, ", bfdProfile: PROFILE", "", 1)+"---\n"+secondPeerManifest); err != nil {
+	if err := s.ApplyManifests(ctx, strings.Replace(bgpAndBFDManifest, ", bfdProfile: PROFILE", "", 1)+"---\n"+secondPeerManifest); err != nil {
 		return err
 	}
 	if err := createServicesWithEndpoints(ctx, s, many); err != nil {
@@ -66,17 +66,17 @@ func measureManyRoutes(ctx context.Context, dir string) error {
 	fmt.Printf("%-64s %d ms\n", fmt.Sprintf("%d routes at two routers, after the last Service", many), time.Since(begun).Milliseconds())
 	var took []time.Duration
 	for range 5 {
-		d, err := measureSessionReset(ctx, tors[0], many)
+		d, err := measureRouteRecoveryAfterSessionReset(ctx, tors[0], many)
 		if err != nil {
 			return err
 		}
 		took = append(took, d)
 	}
 	printDurations(fmt.Sprintf("%d routes at FRR, from the start of the session", many), took)
-	if err := measureUpdatesOfOneService(ctx, s, many); err != nil {
+	if err := measureUpdateDelayOfEndpointChange(ctx, s, many); err != nil {
 		return err
 	}
-	if err := measureSingleChanges(ctx, s, tors[0], many); err != nil {
+	if err := measureUpdatesOfServiceDeletions(ctx, s, tors[0], many); err != nil {
 		return err
 	}
 	if err := checkSpeakerMemory(fmt.Sprintf("resident memory of the speaker with %d addresses and 2 peers", many)); err != nil {
@@ -118,11 +118,11 @@ func createServicesWithEndpoints(ctx context.Context, s *cluster.Cluster, n int)
 	for i := range n {
 		name := fmt.Sprintf("r%05d", i)
 		svc := cluster.NewService("default", name, "")
-		svc.Labels = map[string]string{noProxyLabel: "nobody"}
+		svc.Labels = map[string]string{ignoredByKubeProxyLabel: "nobody"}
 		svcs = append(svcs, svc)
 		g.Go(func() error {
 			return s.API.Create(within, &discoveryv1.EndpointSlice{
-				ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name, noProxyLabel: "nobody"}},
+				ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name, ignoredByKubeProxyLabel: "nobody"}},
 				AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Port: &number, Protocol: &proto}},
 				Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.244.0.9"}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
 			})
@@ -156,15 +156,15 @@ func awaitAcceptedRoutes(ctx context.Context, tor *lab.Router, n int) error {
 	}
 }
 
-// measureSessionReset resets the session at the router, and measures from the new session until the
-// router has every route.
-func measureSessionReset(ctx context.Context, tor *lab.Router, n int) (time.Duration, error) {
+// measureRouteRecoveryAfterSessionReset resets the session at the router, and measures from the new
+// session until the router has every route.
+func measureRouteRecoveryAfterSessionReset(ctx context.Context, tor *lab.Router, n int) (time.Duration, error) {
 	time.Sleep(12 * time.Second) // after a stable session the speaker tries again without delay
 	before, err := readNeighbors(ctx, tor)
 	if err != nil {
 		return 0, err
 	}
-	if _, err := tor.Show(ctx, "clear bgp *"); err != nil {
+	if _, err := tor.RunShowCommand(ctx, "clear bgp *"); err != nil {
 		return 0, err
 	}
 	cleared := time.Now()
@@ -186,8 +186,8 @@ func measureSessionReset(ctx context.Context, tor *lab.Router, n int) (time.Dura
 	return time.Since(begun), err
 }
 
-// measureSingleChanges deletes single Services among n, and counts the UPDATEs.
-func measureSingleChanges(ctx context.Context, s *cluster.Cluster, tor *lab.Router, n int) error {
+// measureUpdatesOfServiceDeletions deletes single Services among n, and counts the UPDATEs.
+func measureUpdatesOfServiceDeletions(ctx context.Context, s *cluster.Cluster, tor *lab.Router, n int) error {
 	var took []time.Duration
 	before, err := readNeighbors(ctx, tor)
 	if err != nil {

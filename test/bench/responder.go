@@ -27,13 +27,13 @@ func measureResponder(ctx context.Context) error {
 				return fmt.Errorf("flooding %s with %s: %w", answering, f, err)
 			}
 			if answering == "none" {
-				queryCost = o.ProcessorTime
+				queryCost = o.ProcessorTimeOfBothSides
 				continue
 			}
-			each := float64((o.ProcessorTime - queryCost).Nanoseconds()) / 1000 / float64(o.SentCount)
+			each := float64((o.ProcessorTimeOfBothSides - queryCost).Nanoseconds()) / 1000 / float64(o.SentQueryCount)
 			fmt.Printf("%-64s answered %d of %d, median %.1f, 99%% %.1f us, %.2f us of CPU each (the client dropped %d)\n",
 				fmt.Sprintf("%s, %d addresses, %d queries per second: the %s", f, heldAddressCount, queriesPerSecond, answering),
-				o.AnsweredCount, o.SentCount, inMicroseconds(o.LatencyQuantile(0.5)), inMicroseconds(o.LatencyQuantile(0.99)), each, o.DroppedFrames)
+				o.AnsweredQueryCount, o.SentQueryCount, inMicroseconds(o.LatencyQuantile(0.5)), inMicroseconds(o.LatencyQuantile(0.99)), each, o.FramesDroppedByQuerier)
 		}
 	}
 	return nil
@@ -42,22 +42,22 @@ func measureResponder(ctx context.Context) error {
 func inMicroseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
 
 func runFlood(ctx context.Context, f ipfamily.Family, answering string) (flood.Outcome, error) {
-	c, err := flood.NewHarness(flood.Options{Family: f, AddressCount: heldAddressCount, QueriesPerSecond: queriesPerSecond, Duration: floodInterval})
+	c, err := flood.NewHarness(flood.Options{QueriedAddressFamily: f, QueriedAddressCount: heldAddressCount, QueriesPerSecond: queriesPerSecond, Duration: floodInterval})
 	if err != nil {
 		return flood.Outcome{}, err
 	}
-	defer c.Close()
+	defer c.DeleteNamespaces()
 	switch answering {
 	case "kernel":
-		err = c.AssignToKernel()
+		err = c.AssignAddressesToAnsweringKernel()
 	case "speaker":
 		var stop func()
-		if stop, err = c.StartResponder(ctx); err == nil {
+		if stop, err = c.StartLayer2EngineForAddresses(ctx); err == nil {
 			defer stop()
 		}
 	}
 	if err != nil {
 		return flood.Outcome{}, err
 	}
-	return c.SendQueries(ctx)
+	return c.SendQueriesAndMeasureAnswers(ctx)
 }

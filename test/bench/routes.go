@@ -34,8 +34,8 @@ func frrConfig(id string, nodes int, bfd string) string {
 	return text + " address-family ipv4 unicast\n  maximum-paths 8\n exit-address-family\n"
 }
 
-// routingManifest configures the cluster for one router.
-const routingManifest = `apiVersion: metallb.io/v1beta1
+// bgpAndBFDManifest configures the cluster for one router.
+const bgpAndBFDManifest = `apiVersion: metallb.io/v1beta1
 kind: BFDProfile
 metadata: {name: fast, namespace: metallb-system}
 spec: {receiveInterval: 50, transmitInterval: 50, detectMultiplier: 3}
@@ -67,7 +67,7 @@ func measureRoutes(ctx context.Context, dir string) error {
 		fmt.Println("routes are not measured:", m)
 		return nil
 	}
-	s, err := cluster.Start(ctx, lab.Options{Nodes: 3, Dir: dir})
+	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 3, Dir: dir})
 	if err != nil {
 		return err
 	}
@@ -79,25 +79,25 @@ func measureRoutes(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.ApplyManifests(ctx, strings.Replace(routingManifest, "PROFILE", "fast", 1)); err != nil {
+	if err := s.ApplyManifests(ctx, strings.Replace(bgpAndBFDManifest, "PROFILE", "fast", 1)); err != nil {
 		return err
 	}
-	if err := s.ApplyManifests(ctx, cluster.EchoManifest("echo", "node3")); err != nil {
+	if err := s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node3")); err != nil {
 		return err
 	}
-	address, err := s.AwaitAddress(ctx, "default", "echo")
+	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
 	if err != nil {
 		return err
 	}
 	vip := netip.PrefixFrom(address, 32)
-	if err := awaitNextHops(ctx, s, vip, 3); err != nil {
+	if err := awaitNextHopCountInRouterKernel(ctx, s, vip, 3); err != nil {
 		return err
 	}
 	for _, part := range []func() error{
 		func() error { return measureRouteInstallation(ctx, s) },
-		func() error { return measureCableCuts(ctx, s, vip, "3 x 50 ms", 10) },
-		func() error { return measureLossInPlannedStops(ctx, s, vip) },
-		func() error { return measureRandomEdits(ctx, s, tor) },
+		func() error { return measureNextHopRemovalAfterCableCut(ctx, s, vip, "3 x 50 ms", 10) },
+		func() error { return countLostRequestsInBGPDepartures(ctx, s, vip) },
+		func() error { return countSessionResetsDuringRandomEdits(ctx, s, tor) },
 		func() error {
 			if err := tor.Stop(ctx); err != nil {
 				return err
@@ -105,13 +105,13 @@ func measureRoutes(ctx context.Context, dir string) error {
 			if err := tor.Start(ctx, frrConfig("192.168.0.1", 3, "plain")); err != nil {
 				return err
 			}
-			if err := s.ApplyManifests(ctx, strings.Replace(routingManifest, "PROFILE", "plain", 1)); err != nil {
+			if err := s.ApplyManifests(ctx, strings.Replace(bgpAndBFDManifest, "PROFILE", "plain", 1)); err != nil {
 				return err
 			}
-			if err := awaitNextHops(ctx, s, vip, 3); err != nil {
+			if err := awaitNextHopCountInRouterKernel(ctx, s, vip, 3); err != nil {
 				return err
 			}
-			return measureCableCuts(ctx, s, vip, "the default profile", 10)
+			return measureNextHopRemovalAfterCableCut(ctx, s, vip, "the default profile", 10)
 		},
 	} {
 		if err := part(); err != nil {
@@ -123,12 +123,13 @@ func measureRoutes(ctx context.Context, dir string) error {
 
 // countNextHops returns the number of next hops of a prefix in the router's kernel.
 func countNextHops(s *cluster.Cluster, p netip.Prefix) (int, error) {
-	r, _, err := s.Host("router").FindRoute(p)
+	r, _, err := s.NamespaceOfHost("router").FindRoute(p)
 	return len(r.NextHops), err
 }
 
-// awaitNextHops waits until the router's kernel has this number of next hops for a prefix.
-func awaitNextHops(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want int) error {
+// awaitNextHopCountInRouterKernel waits until the router's kernel has this number of next hops for
+// a prefix.
+func awaitNextHopCountInRouterKernel(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want int) error {
 	return cluster.AwaitNoError(ctx, fmt.Sprintf("%d next hops for %s", want, p), func(context.Context) error {
 		n, err := countNextHops(s, p)
 		if err == nil && n != want {
@@ -138,9 +139,9 @@ func awaitNextHops(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want
 	})
 }
 
-// watchNextHops checks every millisecond until want accepts the number of next hops in the router's
-// kernel, and returns the time.
-func watchNextHops(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want func(int) bool) (time.Time, error) {
+// pollRouterNextHopsUntil checks every millisecond until want accepts the number of next hops in
+// the router's kernel, and returns the time.
+func pollRouterNextHopsUntil(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want func(int) bool) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
@@ -163,7 +164,7 @@ func watchNextHops(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want
 // route in the router's kernel.
 func measureRouteInstallation(ctx context.Context, s *cluster.Cluster) error {
 	var took []time.Duration
-	for i := range samplesPerMeasurement {
+	for i := range assignmentSampleCount {
 		svc := cluster.NewService("default", fmt.Sprintf("routed-%d", i), "")
 		svc.Spec.Selector = map[string]string{"app": "echo"}
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 200, 9, byte(i)}), 32)
@@ -172,7 +173,7 @@ func measureRouteInstallation(ctx context.Context, s *cluster.Cluster) error {
 		if err := s.API.Create(ctx, svc); err != nil {
 			return err
 		}
-		at, err := watchNextHops(ctx, s, p, func(n int) bool { return n > 0 })
+		at, err := pollRouterNextHopsUntil(ctx, s, p, func(n int) bool { return n > 0 })
 		if err != nil {
 			return err
 		}
@@ -180,7 +181,7 @@ func measureRouteInstallation(ctx context.Context, s *cluster.Cluster) error {
 		if err := s.API.Delete(ctx, svc); err != nil {
 			return err
 		}
-		if _, err := watchNextHops(ctx, s, p, func(n int) bool { return n == 0 }); err != nil {
+		if _, err := pollRouterNextHopsUntil(ctx, s, p, func(n int) bool { return n == 0 }); err != nil {
 			return err
 		}
 	}
@@ -188,9 +189,9 @@ func measureRouteInstallation(ctx context.Context, s *cluster.Cluster) error {
 	return nil
 }
 
-// measureCableCuts cuts a node's cable again and again, and measures until the router has removed
-// the node from the next hops.
-func measureCableCuts(ctx context.Context, s *cluster.Cluster, vip netip.Prefix, profile string, times int) error {
+// measureNextHopRemovalAfterCableCut cuts a node's cable again and again, and measures until the
+// router has removed the node from the next hops.
+func measureNextHopRemovalAfterCableCut(ctx context.Context, s *cluster.Cluster, vip netip.Prefix, profile string, times int) error {
 	var took []time.Duration
 	for range times {
 		time.Sleep(2 * time.Second) // until BFD is up and has negotiated its intervals
@@ -198,7 +199,7 @@ func measureCableCuts(ctx context.Context, s *cluster.Cluster, vip netip.Prefix,
 		if err := s.CutCable(ctx, "node1"); err != nil {
 			return err
 		}
-		at, err := watchNextHops(ctx, s, vip, func(n int) bool { return n == 2 })
+		at, err := pollRouterNextHopsUntil(ctx, s, vip, func(n int) bool { return n == 2 })
 		if err != nil {
 			return err
 		}
@@ -206,7 +207,7 @@ func measureCableCuts(ctx context.Context, s *cluster.Cluster, vip netip.Prefix,
 		if err := s.PlugCable(ctx, "node1"); err != nil {
 			return err
 		}
-		if err := awaitNextHops(ctx, s, vip, 3); err != nil {
+		if err := awaitNextHopCountInRouterKernel(ctx, s, vip, 3); err != nil {
 			return err
 		}
 	}
@@ -221,7 +222,7 @@ func watchCarrierLoss(ctx context.Context, s *cluster.Cluster) <-chan time.Time 
 	go func() {
 		for ctx.Err() == nil {
 			var up bool
-			err := s.Host("node1").RunInside(func() error {
+			err := s.NamespaceOfHost("node1").RunInside(func() error {
 				link, err := net.InterfaceByName("eth0")
 				up = err == nil && link.Flags&net.FlagRunning != 0
 				return err
@@ -236,9 +237,9 @@ func watchCarrierLoss(ctx context.Context, s *cluster.Cluster) <-chan time.Time 
 	return out
 }
 
-// measureLossInPlannedStops stops speakers and drains a node while a client behind the router sends
-// requests, and counts the lost ones.
-func measureLossInPlannedStops(ctx context.Context, s *cluster.Cluster, vip netip.Prefix) error {
+// countLostRequestsInBGPDepartures stops speakers and drains a node while a client behind the
+// router sends requests, and counts the lost ones.
+func countLostRequestsInBGPDepartures(ctx context.Context, s *cluster.Cluster, vip netip.Prefix) error {
 	kubectl := func(args ...string) error {
 		_, err := s.RunKubectl(ctx, "", args...)
 		return err
@@ -261,7 +262,7 @@ func measureLossInPlannedStops(ctx context.Context, s *cluster.Cluster, vip neti
 			if err := kubectl("annotate", "node", "node2", "gantry.dev/drain=bench"); err != nil {
 				return err
 			}
-			if err := awaitNextHops(ctx, s, vip, 2); err != nil {
+			if err := awaitNextHopCountInRouterKernel(ctx, s, vip, 2); err != nil {
 				return err
 			}
 			return kubectl("annotate", "node", "node2", "gantry.dev/drain-")
@@ -273,16 +274,16 @@ func measureLossInPlannedStops(ctx context.Context, s *cluster.Cluster, vip neti
 			if err != nil {
 				return err
 			}
-			if err := stream.AwaitAnswers(ctx, requestsPerSecond/2); err != nil {
+			if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond/2); err != nil {
 				return err
 			}
 			if err := do(); err != nil {
 				return err
 			}
-			if err := awaitNextHops(ctx, s, vip, 3); err != nil {
+			if err := awaitNextHopCountInRouterKernel(ctx, s, vip, 3); err != nil {
 				return err
 			}
-			if err := stream.AwaitAnswers(ctx, stream.CountAnswers()+requestsPerSecond/2); err != nil {
+			if err := stream.AwaitMoreAnswers(ctx, stream.CountAnswers()+requestsPerSecond/2); err != nil {
 				return err
 			}
 			o := stream.Stop()
@@ -293,9 +294,9 @@ func measureLossInPlannedStops(ctx context.Context, s *cluster.Cluster, vip neti
 	return nil
 }
 
-// measureRandomEdits makes 1,000 random edits of Services and advertisements, and counts the
-// session resets at the router.
-func measureRandomEdits(ctx context.Context, s *cluster.Cluster, tor *lab.Router) error {
+// countSessionResetsDuringRandomEdits makes 1,000 random edits of Services and advertisements, and
+// counts the session resets at the router.
+func countSessionResetsDuringRandomEdits(ctx context.Context, s *cluster.Cluster, tor *lab.Router) error {
 	const edits = 1000
 	before, err := countEstablishedSessions(ctx, tor)
 	if err != nil {
@@ -365,7 +366,7 @@ type frrNeighbor struct {
 func (n frrNeighbor) acceptedRoutes() int { return n.Families["ipv4Unicast"].Accepted }
 
 func readNeighbors(ctx context.Context, tor *lab.Router) (map[string]frrNeighbor, error) {
-	out, err := tor.Show(ctx, "show bgp neighbors json")
+	out, err := tor.RunShowCommand(ctx, "show bgp neighbors json")
 	if err != nil {
 		return nil, err
 	}

@@ -29,22 +29,23 @@ import (
 const (
 	scaleServiceCount = 100000
 	scalePoolCount    = 1000
-	// scaleFillStepArg and scaleStartStepArg start this program again, so that the memory of one
-	// controller is measured: the first assigns addresses to all Services and writes them to a
-	// file, the second starts with that file.
-	scaleFillStepArg, scaleStartStepArg = "scale-fill", "scale-start"
+	// assignAllChildProcessArg and controllerStartChildProcessArg start this program again, so that
+	// the memory of one controller is measured: the first assigns addresses to all Services and
+	// writes them to a file, the second starts with that file.
+	assignAllChildProcessArg, controllerStartChildProcessArg = "scale-fill", "scale-start"
 )
 
 // stepByArg are the functions of the child processes, by argument.
-var stepByArg = map[string]func(ctx context.Context, file string) error{scaleFillStepArg: measureScaleFill, scaleStartStepArg: measureScaleStart}
+var stepByArg = map[string]func(ctx context.Context, file string) error{assignAllChildProcessArg: measureAssigningAllServices, controllerStartChildProcessArg: measureControllerStartWithServices}
 
-// measureScale starts the real worker with 100,000 Services and 1,000 pools, on an API in memory.
-func measureScale(ctx context.Context, dir string) error {
+// measureControllerWithManyServices starts the real worker with 100,000 Services and 1,000 pools,
+// on an API in memory.
+func measureControllerWithManyServices(ctx context.Context, dir string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	for _, arg := range []string{scaleFillStepArg, scaleStartStepArg} {
+	for _, arg := range []string{assignAllChildProcessArg, controllerStartChildProcessArg} {
 		cmd := exec.CommandContext(ctx, self, arg, dir)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		cmd.Env = append(os.Environ(), "GOGC=50") // the controller's own setting
@@ -85,8 +86,8 @@ type runningWorker struct {
 
 func startWorker(ctx context.Context, s *server.Server) *runningWorker {
 	client := server.NewClient(s, nil)
-	reader := configurationreader.NewReader(configurationreader.Options{ReadObjects: client.ReadPoolObjects, Log: slog.New(slog.DiscardHandler)})
-	w := &runningWorker{endedSignal: make(chan struct{}), ServiceWorker: assign.NewServiceWorker(assign.Options{
+	reader := configurationreader.NewReader(configurationreader.ServiceWorkerOptions{ReadObjects: client.ReadPoolsReservationsAndNamespaces, Log: slog.New(slog.DiscardHandler)})
+	w := &runningWorker{endedSignal: make(chan struct{}), ServiceWorker: assign.NewServiceWorker(assign.ServiceWorkerOptions{
 		API: copyingAPI{client}, ConfigurationReader: reader, Now: time.Now, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
 	})}
 	ctx, w.stop = context.WithCancel(ctx)
@@ -99,8 +100,8 @@ func startWorker(ctx context.Context, s *server.Server) *runningWorker {
 	return w
 }
 
-// awaitTrue waits until done returns true, and returns how long that took.
-func awaitTrue(ctx context.Context, what string, done func() bool) (time.Duration, error) {
+// waitUntilTrueAndMeasure waits until done returns true, and returns how long that took.
+func waitUntilTrueAndMeasure(ctx context.Context, what string, done func() bool) (time.Duration, error) {
 	for begun := time.Now(); ; {
 		if done() {
 			return time.Since(begun), nil
@@ -122,21 +123,21 @@ func newServerWithPools() *server.Server {
 	return s
 }
 
-// measureScaleFill measures how long the addresses for 100,000 existing Services take, and writes
-// the Services to the file.
-func measureScaleFill(ctx context.Context, file string) error {
+// measureAssigningAllServices measures how long the addresses for 100,000 existing Services take,
+// and writes the Services to the file.
+func measureAssigningAllServices(ctx context.Context, file string) error {
 	s := newServerWithPools()
 	for i := range scaleServiceCount {
 		s.CreateService(compactService(newTypicalService(i)))
 	}
 	w := startWorker(ctx, s)
-	given, err := awaitTrue(ctx, "all addresses", func() bool { return s.CountWrites("service") >= scaleServiceCount })
+	given, err := waitUntilTrueAndMeasure(ctx, "all addresses", func() bool { return s.CountWriteRequestsOfKind("service") >= scaleServiceCount })
 	if err != nil {
 		return err
 	}
 	w.stop()
 	<-w.endedSignal
-	fmt.Printf("%-64s %.1f s, %d writes of the AddressLedger\n", fmt.Sprintf("%d Services and %d pools in memory: an address for each", scaleServiceCount, scalePoolCount), given.Seconds(), s.CountWrites("ledger"))
+	fmt.Printf("%-64s %.1f s, %d writes of the AddressLedger\n", fmt.Sprintf("%d Services and %d pools in memory: an address for each", scaleServiceCount, scalePoolCount), given.Seconds(), s.CountWriteRequestsOfKind("ledger"))
 	f, err := os.Create(file)
 	if err != nil {
 		return err
@@ -168,7 +169,7 @@ func loadServerFromFile(file string) (*server.Server, error) {
 		var b []byte
 		err := in.Decode(&b)
 		if errors.Is(err, io.EOF) {
-			s.DropSeenChanges()
+			s.DropServiceChangesSeenByAll()
 			return s, nil
 		}
 		var o corev1.Service
@@ -179,8 +180,9 @@ func loadServerFromFile(file string) (*server.Server, error) {
 	}
 }
 
-// measureScaleStart measures the start of a controller with the Services of the file.
-func measureScaleStart(ctx context.Context, file string) error {
+// measureControllerStartWithServices measures the start of a controller with the Services of the
+// file.
+func measureControllerStartWithServices(ctx context.Context, file string) error {
 	s, err := loadServerFromFile(file)
 	if err != nil {
 		return err
@@ -195,23 +197,23 @@ func measureScaleStart(ctx context.Context, file string) error {
 	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
 		return fmt.Errorf("resetting the peak of memory: %w", err)
 	}
-	memoryBefore := readProcessStatus("VmRSS")
+	memoryBefore := readOwnProcessStatusKilobytes("VmRSS")
 	begun = time.Now()
 	w := startWorker(ctx, s)
-	if _, err := awaitTrue(ctx, "the start", w.IsLoaded); err != nil {
+	if _, err := waitUntilTrueAndMeasure(ctx, "the start", w.IsLedgerLoaded); err != nil {
 		return err
 	}
 	loaded := time.Since(begun)
 	more := compactService(newTypicalService(scaleServiceCount))
 	s.CreateService(more)
 	k := view.ObjectKey{Namespace: more.Namespace, Name: more.Name}
-	if _, err := awaitTrue(ctx, "an address", func() bool { return len(s.ServiceByKey(k).Status.LoadBalancer.Ingress) > 0 }); err != nil {
+	if _, err := waitUntilTrueAndMeasure(ctx, "an address", func() bool { return len(s.ServiceByKey(k).Status.LoadBalancer.Ingress) > 0 }); err != nil {
 		return err
 	}
 	next := time.Since(begun)
 	time.Sleep(5 * time.Second) // the worker checks every Service
 	fmt.Printf("%-64s ready after %.2f s, the next address after %.2f s, %d MB at most (VmHWM), %d writes of Services (one is for the new one)\n",
-		fmt.Sprintf("start with %d Services and %d pools in memory", scaleServiceCount, scalePoolCount), loaded.Seconds(), next.Seconds(), readProcessStatus("VmHWM")>>10, s.CountWrites("service"))
+		fmt.Sprintf("start with %d Services and %d pools in memory", scaleServiceCount, scalePoolCount), loaded.Seconds(), next.Seconds(), readOwnProcessStatusKilobytes("VmHWM")>>10, s.CountWriteRequestsOfKind("service"))
 	fmt.Printf("%-64s %.2f s, %d MB (VmRSS)\n", "baseline: copying and reading the same Services once; memory of these only", reading.Seconds(), memoryBefore>>10)
 	w.stop()
 	<-w.endedSignal
@@ -246,8 +248,8 @@ func newTypicalService(i int) *corev1.Service {
 	return s
 }
 
-// readProcessStatus returns the value of a line of /proc/self/status, in kB.
-func readProcessStatus(name string) int {
+// readOwnProcessStatusKilobytes returns the value of a line of /proc/self/status, in kB.
+func readOwnProcessStatusKilobytes(name string) int {
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return 0

@@ -31,7 +31,7 @@ metadata: {name: spread, namespace: metallb-system}
 // measureHolderSpread measures how evenly three of four nodes hold the addresses, and which
 // addresses move when one of them dies.
 func measureHolderSpread(ctx context.Context, dir string) error {
-	s, err := cluster.Start(ctx, lab.Options{Nodes: 4, Dir: dir})
+	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 4, Dir: dir})
 	if err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func measureHolderSpread(ctx context.Context, dir string) error {
 	if _, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true"); err != nil {
 		return err
 	}
-	docs := []string{spreadManifest, cluster.EchoManifest("echo", "node4")}
+	docs := []string{spreadManifest, cluster.UDPEchoServiceManifest("echo", "node4")}
 	for i := range spreadServiceCount {
 		docs = append(docs, fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: spread-%02d}\n"+
 			"spec: {type: LoadBalancer, selector: {app: echo}, ports: [{port: 7000, protocol: UDP}]}\n", i))

@@ -44,24 +44,24 @@ func measureTakeover(ctx context.Context) error {
 
 // takeoverHarness has speakers on a LAN segment and a host that listens.
 type takeoverHarness struct {
-	gossip       *memberstest.Gossip
-	fabric       netns.Handle
+	gossip       *memberstest.FakeGossip
+	fabric       netns.Path
 	agents       []*agent.Agent
-	members      []*memberstest.Member
+	members      []*memberstest.FakeMember
 	speakerMACs  []facts.MAC
 	releaseFuncs []func()
 
-	// guards firstHeardByAddress: when each speaker first announced an address, since it was last
-	// cleared
-	mu                  sync.Mutex
-	firstHeardByAddress map[netip.Addr]map[facts.MAC]time.Time
+	// guards firstAnnouncementTimesByAddress: when each speaker first announced an address, since
+	// it was last cleared
+	mu                              sync.Mutex
+	firstAnnouncementTimesByAddress map[netip.Addr]map[facts.MAC]time.Time
 }
 
 // measureTakeoverAfterCut assigns addresses to the nodes, or all of them to the first if onlyFirst
 // is true, and cuts the first node off.
 func measureTakeoverAfterCut(ctx context.Context, addresses int, onlyFirst bool) error {
 	ctx, cancel := context.WithCancel(ctx)
-	c := &takeoverHarness{gossip: memberstest.New(), firstHeardByAddress: map[netip.Addr]map[facts.MAC]time.Time{}}
+	c := &takeoverHarness{gossip: memberstest.NewFakeGossip(), firstAnnouncementTimesByAddress: map[netip.Addr]map[facts.MAC]time.Time{}}
 	var parts sync.WaitGroup
 	defer func() {
 		cancel()
@@ -74,39 +74,39 @@ func measureTakeoverAfterCut(ctx context.Context, addresses int, onlyFirst bool)
 		return err
 	}
 	// The first speaker found no other members, and takes no address before it has waited for them.
-	if err := waitForDelay(ctx, 6*elect.DefaultTiming().StartupDelay); err != nil {
+	if err := sleepUnlessCancelled(ctx, 6*elect.DefaultTiming().StartupWithoutMembersDelay); err != nil {
 		return err
 	}
-	all := c.setUpServices(ctx, addresses, onlyFirst)
+	all := c.configureSpeakersWithServices(ctx, addresses, onlyFirst)
 	if err := c.awaitAnnouncements(ctx, all, func(facts.MAC) bool { return true }); err != nil {
 		return fmt.Errorf("waiting for every address to be announced: %w", err)
 	}
 	if onlyFirst {
 		for i := range takeoverNodeCount {
 			for _, a := range c.agents {
-				a.PostChanges(ctx, agent.SetNode(view.Node{Name: nodeName(i)}))
+				a.PostChanges(ctx, agent.NewNodeSetChange(view.Node{Name: nodeName(i)}))
 			}
 		}
 	}
 	// until the bursts are over
-	if err := waitForDelay(ctx, 6*time.Second+time.Duration(addresses)*time.Millisecond); err != nil {
+	if err := sleepUnlessCancelled(ctx, 6*time.Second+time.Duration(addresses)*time.Millisecond); err != nil {
 		return err
 	}
 	dead := c.speakerMACs[0]
 	lost := map[netip.Addr]bool{}
 	c.mu.Lock()
 	for a := range all {
-		if last := lastAnnouncingMAC(c.firstHeardByAddress[a]); last == dead {
+		if last := lastAnnouncingMAC(c.firstAnnouncementTimesByAddress[a]); last == dead {
 			lost[a] = true
 		}
 	}
-	c.firstHeardByAddress = map[netip.Addr]map[facts.MAC]time.Time{}
+	c.firstAnnouncementTimesByAddress = map[netip.Addr]map[facts.MAC]time.Time{}
 	c.mu.Unlock()
 	begun := time.Now()
-	if err := c.fabric.RunInside(func() error { return netns.SetBridgeOfLink("p0", "") }); err != nil {
+	if err := c.fabric.RunInside(func() error { return netns.AttachLinkToBridge("p0", "") }); err != nil {
 		return err
 	}
-	c.members[0].Disconnect()
+	c.members[0].LoseAllMessages()
 	if err := c.awaitAnnouncements(ctx, lost, func(m facts.MAC) bool { return m != dead }); err != nil {
 		return fmt.Errorf("waiting for the addresses of the dead node: %w", err)
 	}
@@ -114,18 +114,18 @@ func measureTakeoverAfterCut(ctx context.Context, addresses int, onlyFirst bool)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for a := range lost {
-		for _, at := range c.firstHeardByAddress[a] {
+		for _, at := range c.firstAnnouncementTimesByAddress[a] {
 			waits = append(waits, at.Sub(begun))
 		}
 	}
 	printDurations(fmt.Sprintf("announced by another node: %d of %d addresses on %d nodes", len(lost), addresses, takeoverNodeCount), waits)
-	if others := len(c.firstHeardByAddress) - len(lost); others > 0 {
+	if others := len(c.firstAnnouncementTimesByAddress) - len(lost); others > 0 {
 		fmt.Printf("  %d addresses moved that the dead node did not hold\n", others)
 	}
 	return nil
 }
 
-func waitForDelay(ctx context.Context, d time.Duration) error {
+func sleepUnlessCancelled(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -150,7 +150,7 @@ func lastAnnouncingMAC(by map[facts.MAC]time.Time) facts.MAC {
 
 // buildSegment creates the segment and starts the speakers and the listener.
 func (c *takeoverHarness) buildSegment(ctx context.Context, parts *sync.WaitGroup) error {
-	newNamespace := func() (netns.Handle, error) {
+	newNamespace := func() (netns.Path, error) {
 		h, release, err := netns.NewUnnamed()
 		if err == nil {
 			c.releaseFuncs = append(c.releaseFuncs, release)
@@ -174,7 +174,7 @@ func (c *takeoverHarness) buildSegment(ctx context.Context, parts *sync.WaitGrou
 			return err
 		}
 		if i == takeoverNodeCount {
-			return c.startListener(ctx, host, l, parts)
+			return c.recordFirstAnnouncementTimes(ctx, host, l, parts)
 		}
 		c.startSpeaker(ctx, host, l, parts)
 	}
@@ -182,12 +182,12 @@ func (c *takeoverHarness) buildSegment(ctx context.Context, parts *sync.WaitGrou
 }
 
 // connectHost connects a host to the segment.
-func (c *takeoverHarness) connectHost(host netns.Handle, i int) (facts.Link, error) {
+func (c *takeoverHarness) connectHost(host netns.Path, i int) (facts.Link, error) {
 	port := fmt.Sprintf("p%d", i)
 	address := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, 255, byte(1 + i)}), 16)
-	l := facts.Link{Name: "eth0", Prefixes: []netip.Prefix{address}}
+	l := facts.Link{Name: "eth0", AddressesWithPrefixLength: []netip.Prefix{address}}
 	err := errors.Join(netns.AddCable(c.fabric, port, host, l.Name), c.fabric.RunInside(func() error {
-		return errors.Join(netns.SetBridgeOfLink(port, "lan"), netns.SetLinkUp(port))
+		return errors.Join(netns.AttachLinkToBridge(port, "lan"), netns.SetLinkUp(port))
 	}), host.RunInside(func() error {
 		if err := errors.Join(netns.SetLinkUp(l.Name), netns.AddAddress(l.Name, address)); err != nil {
 			return err
@@ -202,16 +202,16 @@ func (c *takeoverHarness) connectHost(host netns.Handle, i int) (facts.Link, err
 }
 
 // startSpeaker starts the parts of a speaker that need no API server.
-func (c *takeoverHarness) startSpeaker(ctx context.Context, host netns.Handle, l facts.Link, parts *sync.WaitGroup) {
+func (c *takeoverHarness) startSpeaker(ctx context.Context, host netns.Path, l facts.Link, parts *sync.WaitGroup) {
 	name := nodeName(len(c.agents))
-	member := c.gossip.Join(name, l.Prefixes[0].Addr(), uint64(len(c.agents)+1))
-	engine := layer2.New(wire.Wire{}, time.Now)
+	member := c.gossip.Join(name, l.AddressesWithPrefixLength[0].Addr(), uint64(len(c.agents)+1))
+	engine := layer2.NewEngine(wire.PacketSocketOpener{}, time.Now)
 	links := make(chan facts.LinkSet, 1)
 	links <- facts.LinkSet{l}
 	a := agent.New(agent.Options{
-		Self: name, Nonce: uint64(len(c.agents) + 1), Timing: elect.DefaultTiming(), Layer2: engine, BGP: noOpBGPEngine{}, Members: member,
-		HealthChecks: healthcheck.NewPoller(time.Now, slog.New(slog.DiscardHandler)),
-		Links:        links, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		NodeName: name, RunNonce: uint64(len(c.agents) + 1), Timing: elect.DefaultTiming(), Layer2: engine, BGP: noOpBGPEngine{}, Members: member,
+		HealthChecks:   healthcheck.NewPoller(time.Now, slog.New(slog.DiscardHandler)),
+		UsableLinkSets: links, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	c.agents, c.members, c.speakerMACs = append(c.agents, a), append(c.members, member), append(c.speakerMACs, l.MAC)
 	parts.Go(func() { _ = host.RunInside(func() error { return engine.Run(ctx) }) })
@@ -221,14 +221,14 @@ func (c *takeoverHarness) startSpeaker(ctx context.Context, host netns.Handle, l
 // noOpBGPEngine is a BGP engine that does nothing.
 type noOpBGPEngine struct{}
 
-// Set does nothing.
-func (noOpBGPEngine) Set(bgp.Desired) {}
+// SetDesiredState does nothing.
+func (noOpBGPEngine) SetDesiredState(bgp.Desired) {}
 
-// startListener records when each speaker first announces an address.
-func (c *takeoverHarness) startListener(ctx context.Context, host netns.Handle, l facts.Link, parts *sync.WaitGroup) error {
+// recordFirstAnnouncementTimes records when each speaker first announces an address.
+func (c *takeoverHarness) recordFirstAnnouncementTimes(ctx context.Context, host netns.Path, l facts.Link, parts *sync.WaitGroup) error {
 	var port layer2.Port
 	if err := host.RunInside(func() (err error) {
-		port, err = wire.Wire{}.OpenPort(l, ipfamily.IPv4)
+		port, err = wire.PacketSocketOpener{}.OpenPort(l, ipfamily.IPv4)
 		return err
 	}); err != nil {
 		return err
@@ -238,45 +238,45 @@ func (c *takeoverHarness) startListener(ctx context.Context, host netns.Handle, 
 		_ = port.Close()
 	})
 	parts.Go(func() {
-		_ = port.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
+		_ = port.ReceiveFrames(func(f layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
 			if f.SenderIP == f.TargetIP {
 				c.mu.Lock()
-				if c.firstHeardByAddress[f.SenderIP] == nil {
-					c.firstHeardByAddress[f.SenderIP] = map[facts.MAC]time.Time{}
+				if c.firstAnnouncementTimesByAddress[f.SenderIP] == nil {
+					c.firstAnnouncementTimesByAddress[f.SenderIP] = map[facts.MAC]time.Time{}
 				}
-				if c.firstHeardByAddress[f.SenderIP][f.SenderMAC].IsZero() {
-					c.firstHeardByAddress[f.SenderIP][f.SenderMAC] = time.Now()
+				if c.firstAnnouncementTimesByAddress[f.SenderIP][f.SenderMAC].IsZero() {
+					c.firstAnnouncementTimesByAddress[f.SenderIP][f.SenderMAC] = time.Now()
 				}
 				c.mu.Unlock()
 			}
-			return layer2.Frame{}, false
+			return layer2.ARPOrNDPFrame{}, false
 		}, nil)
 	})
 	return nil
 }
 
-// setUpServices configures every speaker with a Service for each address, and returns the
-// addresses. If onlyFirst is true, all nodes except the first are excluded.
-func (c *takeoverHarness) setUpServices(ctx context.Context, addresses int, onlyFirst bool) map[netip.Addr]bool {
+// configureSpeakersWithServices configures every speaker with a Service for each address, and
+// returns the addresses. If onlyFirst is true, all nodes except the first are excluded.
+func (c *takeoverHarness) configureSpeakersWithServices(ctx context.Context, addresses int, onlyFirst bool) map[netip.Addr]bool {
 	first := netip.MustParseAddr("10.1.0.1")
 	all := map[netip.Addr]bool{}
-	changes := []agent.Change{agent.SetSnapshot(&snapshot.Snapshot{
+	changes := []agent.PlannerInputChange{agent.NewSnapshotSetChange(&snapshot.Snapshot{
 		Pools:            []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.1.254.255")}}}},
 		L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}},
 	})}
 	for i := range takeoverNodeCount {
-		changes = append(changes, agent.SetNode(view.Node{Name: nodeName(i), IsExcluded: onlyFirst && i > 0}))
+		changes = append(changes, agent.NewNodeSetChange(view.Node{Name: nodeName(i), IsExcluded: onlyFirst && i > 0}))
 	}
 	a := first
 	for i := range addresses {
 		k := view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("service-%05d", i)}
-		changes = append(changes, agent.SetService(view.Service{Key: k, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{a}}),
-			agent.SetEndpoints(view.Endpoints{Service: k, AnyServing: true, ServingNodes: []string{nodeName(1)}, ReadyNodes: []string{nodeName(1)}}))
+		changes = append(changes, agent.NewServiceSetChange(view.Service{Key: k, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{a}}),
+			agent.NewEndpointsSetChange(view.Endpoints{Service: k, AnyServing: true, ServingNodes: []string{nodeName(1)}, ReadyNodes: []string{nodeName(1)}}))
 		all[a] = true
 		a = a.Next()
 	}
 	for _, s := range c.agents {
-		s.PostChanges(ctx, append(changes, agent.MarkClusterSynced())...)
+		s.PostChanges(ctx, append(changes, agent.NewClusterSyncedChange())...)
 	}
 	return all
 }
@@ -289,7 +289,7 @@ func (c *takeoverHarness) awaitAnnouncements(ctx context.Context, addresses map[
 		n := 0
 		for a := range addresses {
 			found := false
-			for m := range c.firstHeardByAddress[a] {
+			for m := range c.firstAnnouncementTimesByAddress[a] {
 				found = found || from(m)
 			}
 			if !found {

@@ -18,18 +18,18 @@ import (
 
 // What the tenant does, and beside how many Services.
 const (
-	servicesBesideToggles = 20_000
-	toggleInterval        = 100 * time.Millisecond
-	toggleRounds          = 4  // without and with the tenant in turns
-	measuredWaitCount     = 25 // Services whose wait is measured, each round
+	otherServiceCountDuringToggles = 20_000
+	toggleInterval                 = 100 * time.Millisecond
+	roundsWithAndWithoutToggles    = 4  // without and with the tenant in turns
+	measuredServicesPerRound       = 25 // Services whose wait is measured, each round
 )
 
-// measureWaitsDuringToggles measures how long a new Service waits for its address among 20,000
-// others on a lab of one node, while a tenant breaks and mends the right of two Services to share
-// an address ten times a second. The baseline is the same without the tenant. It counts how often
-// the API server was asked for all Services meanwhile.
-func measureWaitsDuringToggles(ctx context.Context, dir string) error {
-	s, err := cluster.Start(ctx, lab.Options{Nodes: 1, Dir: dir})
+// measureAssignmentDuringPortToggles measures how long a new Service waits for its address among
+// 20,000 others on a lab of one node, while a tenant breaks and mends the right of two Services to
+// share an address ten times a second. The baseline is the same without the tenant. It counts how
+// often the API server was asked for all Services meanwhile.
+func measureAssignmentDuringPortToggles(ctx context.Context, dir string) error {
+	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 1, Dir: dir})
 	if err != nil {
 		return err
 	}
@@ -37,14 +37,14 @@ func measureWaitsDuringToggles(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.ApplyManifests(ctx, largePoolManifest); err != nil {
+	if err := s.ApplyManifests(ctx, poolOf65536AddressesManifest); err != nil {
 		return err
 	}
-	beside, err := readServicesBeside()
+	beside, err := readOtherServiceCount()
 	if err != nil {
 		return err
 	}
-	if _, err := createInBulk(ctx, s, "beside", "", beside); err != nil {
+	if _, err := createServicesAndMeasureAssignment(ctx, s, "beside", "", beside); err != nil {
 		return err
 	}
 	for i, name := range []string{"sharer-a", "sharer-b"} {
@@ -54,23 +54,23 @@ func measureWaitsDuringToggles(ctx context.Context, dir string) error {
 		if err := s.API.Create(ctx, o); err != nil {
 			return err
 		}
-		if _, err := s.AwaitAddress(ctx, "default", name); err != nil {
+		if _, err := s.AwaitFirstServiceAddress(ctx, "default", name); err != nil {
 			return err
 		}
 	}
 	var calm, busy []time.Duration
 	edits, lists := 0, 0
-	for round := range toggleRounds {
-		c, err := measureAssignmentWaits(ctx, s, fmt.Sprint("calm-", round))
+	for round := range roundsWithAndWithoutToggles {
+		c, err := measureSequentialAssignmentLatencies(ctx, s, fmt.Sprint("calm-", round))
 		if err != nil {
 			return err
 		}
-		b, err := measureWaitsWhileToggled(ctx, s, fmt.Sprint("busy-", round))
+		b, err := measureRoundWithPortToggles(ctx, s, fmt.Sprint("busy-", round))
 		if err != nil {
 			return err
 		}
-		calm, busy = append(calm, c...), append(busy, b.waits...)
-		edits, lists = edits+b.edits, lists+b.lists
+		calm, busy = append(calm, c...), append(busy, b.assignmentLatencies...)
+		edits, lists = edits+b.edits, lists+b.serviceListRequestCount
 	}
 	b := printDurations(fmt.Sprintf("a Service's address beside %d, while a port is toggled", beside), busy)
 	c := printDurations("baseline: the same while nobody toggles", calm)
@@ -78,16 +78,16 @@ func measureWaitsDuringToggles(ctx context.Context, dir string) error {
 	return nil
 }
 
-// toggledWaits is what was measured while a port was toggled.
-type toggledWaits struct {
-	waits        []time.Duration
-	edits, lists int
+// toggleRoundResult is what was measured while a port was toggled.
+type toggleRoundResult struct {
+	assignmentLatencies            []time.Duration
+	edits, serviceListRequestCount int
 }
 
-// measureWaitsWhileToggled measures the waits while a tenant toggles a port.
-func measureWaitsWhileToggled(ctx context.Context, s *cluster.Cluster, name string) (toggledWaits, error) {
-	var out toggledWaits
-	before, err := s.CountRequests(ctx, "LIST")
+// measureRoundWithPortToggles measures the waits while a tenant toggles a port.
+func measureRoundWithPortToggles(ctx context.Context, s *cluster.Cluster, name string) (toggleRoundResult, error) {
+	var out toggleRoundResult
+	before, err := s.CountAPIRequestsOfVerbs(ctx, "LIST")
 	if err != nil {
 		return out, err
 	}
@@ -98,7 +98,7 @@ func measureWaitsWhileToggled(ctx context.Context, s *cluster.Cluster, name stri
 		out.edits, err = togglePort(toggling, s.API, "sharer-b")
 		return err
 	})
-	waits, err := measureAssignmentWaits(ctx, s, name)
+	waits, err := measureSequentialAssignmentLatencies(ctx, s, name)
 	end()
 	if other := tenant.Wait(); err == nil {
 		err = other
@@ -106,17 +106,17 @@ func measureWaitsWhileToggled(ctx context.Context, s *cluster.Cluster, name stri
 	if err != nil {
 		return out, err
 	}
-	after, err := s.CountRequests(ctx, "LIST")
-	out.waits, out.lists = waits, after.Since(before)["services"]
+	after, err := s.CountAPIRequestsOfVerbs(ctx, "LIST")
+	out.assignmentLatencies, out.serviceListRequestCount = waits, after.SubtractEarlierCounts(before)["services"]
 	return out, err
 }
 
-// readServicesBeside is how many Services there are beside. The variable BESIDE makes it fewer,
+// readOtherServiceCount is how many Services there are beside. The variable BESIDE makes it fewer,
 // for a machine that is slow to create them.
-func readServicesBeside() (int, error) {
+func readOtherServiceCount() (int, error) {
 	text := os.Getenv("BESIDE")
 	if text == "" {
-		return servicesBesideToggles, nil
+		return otherServiceCountDuringToggles, nil
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 {
@@ -125,11 +125,11 @@ func readServicesBeside() (int, error) {
 	return n, nil
 }
 
-// measureAssignmentWaits creates Services one after the other, and measures how long each waits for
-// its address.
-func measureAssignmentWaits(ctx context.Context, s *cluster.Cluster, name string) ([]time.Duration, error) {
+// measureSequentialAssignmentLatencies creates Services one after the other, and measures how long
+// each waits for its address.
+func measureSequentialAssignmentLatencies(ctx context.Context, s *cluster.Cluster, name string) ([]time.Duration, error) {
 	var out []time.Duration
-	for i := range measuredWaitCount {
+	for i := range measuredServicesPerRound {
 		d, err := measureOneService(ctx, s, fmt.Sprint(name, "-", i), false)
 		if err != nil {
 			return nil, err

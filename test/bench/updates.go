@@ -14,9 +14,9 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// measureUpdatesOfOneService removes and restores the endpoint of one Service of many, and measures
-// from the watch event until the router gets the UPDATE.
-func measureUpdatesOfOneService(ctx context.Context, s *cluster.Cluster, many int) error {
+// measureUpdateDelayOfEndpointChange removes and restores the endpoint of one Service of many, and
+// measures from the watch event until the router gets the UPDATE.
+func measureUpdateDelayOfEndpointChange(ctx context.Context, s *cluster.Cluster, many int) error {
 	const name = "r05000"
 	heard, stop, err := listenForBGPUpdates(s)
 	if err != nil {
@@ -30,7 +30,7 @@ func measureUpdatesOfOneService(ctx context.Context, s *cluster.Cluster, many in
 	defer w.Stop()
 	<-w.ResultChan() // the current state
 	var took []time.Duration
-	for i := range samplesPerMeasurement {
+	for i := range assignmentSampleCount {
 		slice := &discoveryv1.EndpointSlice{}
 		slice.Namespace, slice.Name = "default", name
 		select {
@@ -59,7 +59,7 @@ func measureUpdatesOfOneService(ctx context.Context, s *cluster.Cluster, many in
 
 // listenForBGPUpdates reports the times when the router gets an UPDATE from node1.
 func listenForBGPUpdates(s *cluster.Cluster) (<-chan time.Time, func(), error) {
-	c, err := s.Host("router").ListenPacket("ip4:tcp", "0.0.0.0")
+	c, err := s.NamespaceOfHost("router").ListenPacket("ip4:tcp", "0.0.0.0")
 	if err != nil {
 		return nil, nil, fmt.Errorf("listening at the router: %w", err)
 	}

@@ -17,22 +17,23 @@ import (
 // and two violations: the same address on two Services, and an address that a Service lost without
 // an edit. The Services must not share addresses.
 type AddressRecorder struct {
-	mu               sync.Mutex // guards the fields below
-	recordByService  map[string]serviceRecord
-	serviceByAddress map[string]string // by address
-	violations       []string
+	mu                       sync.Mutex // guards the fields below
+	lastSeenByService        map[string]lastSeenServiceState
+	serviceByAddress         map[string]string // by address
+	doubleOrLostAddressTexts []string
 }
 
-// serviceRecord is what a watch last showed of a Service.
-type serviceRecord struct {
+// lastSeenServiceState is what a watch last showed of a Service.
+type lastSeenServiceState struct {
 	address    string
 	assignedAt time.Time // when it was first seen with that address
-	revision   string    // of the Service when it got the address; a later revision may lose it
+	// of the Service when it got the address; a later revision may lose it
+	resourceVersionAtAssignment string
 }
 
-// RecordAddresses starts an AddressRecorder, which runs until ctx ends.
-func (s *Cluster) RecordAddresses(ctx context.Context, namespace string) (*AddressRecorder, error) {
-	c := &AddressRecorder{recordByService: map[string]serviceRecord{}, serviceByAddress: map[string]string{}}
+// StartAddressRecorder starts an AddressRecorder, which runs until ctx ends.
+func (s *Cluster) StartAddressRecorder(ctx context.Context, namespace string) (*AddressRecorder, error) {
+	c := &AddressRecorder{lastSeenByService: map[string]lastSeenServiceState{}, serviceByAddress: map[string]string{}}
 	w, err := c.listAndWatch(ctx, s, namespace)
 	if err != nil {
 		return nil, err
@@ -61,7 +62,7 @@ func (c *AddressRecorder) listAndWatch(ctx context.Context, s *Cluster, namespac
 	if err := s.API.List(ctx, &list, client.InNamespace(namespace)); err != nil {
 		return nil, fmt.Errorf("listing Services: %w", err)
 	}
-	c.resyncWithList(list.Items)
+	c.replaceStateByServiceList(list.Items)
 	for i := range list.Items {
 		c.recordEvent(&list.Items[i], false)
 	}
@@ -72,15 +73,15 @@ func (c *AddressRecorder) listAndWatch(ctx context.Context, s *Cluster, namespac
 	return w, nil
 }
 
-// resyncWithList removes the Services that are gone and updates the addresses of the others, which
-// may have changed while no watch was open.
-func (c *AddressRecorder) resyncWithList(there []corev1.Service) {
+// replaceStateByServiceList removes the Services that are gone and updates the addresses of the
+// others, which may have changed while no watch was open.
+func (c *AddressRecorder) replaceStateByServiceList(there []corev1.Service) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clear(c.serviceByAddress)
-	for name := range c.recordByService {
+	for name := range c.lastSeenByService {
 		if !slices.ContainsFunc(there, func(o corev1.Service) bool { return o.Name == name }) {
-			delete(c.recordByService, name)
+			delete(c.lastSeenByService, name)
 		}
 	}
 	for i := range there {
@@ -94,7 +95,7 @@ func (c *AddressRecorder) resyncWithList(there []corev1.Service) {
 func (c *AddressRecorder) recordEvent(o *corev1.Service, gone bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	old := c.recordByService[o.Name]
+	old := c.lastSeenByService[o.Name]
 	now, edition := old, fmt.Sprint(o.UID, o.Spec.Type) // a Service has no generation
 	now.address = ""
 	if in := o.Status.LoadBalancer.Ingress; len(in) > 0 && !gone {
@@ -104,51 +105,51 @@ func (c *AddressRecorder) recordEvent(o *corev1.Service, gone bool) {
 		if old.address != "" && c.serviceByAddress[old.address] == o.Name {
 			delete(c.serviceByAddress, old.address)
 		}
-		if old.address != "" && !gone && edition == old.revision {
-			c.violations = append(c.violations, fmt.Sprintf("Service %s had the address %s and now has %q", o.Name, old.address, now.address))
+		if old.address != "" && !gone && edition == old.resourceVersionAtAssignment {
+			c.doubleOrLostAddressTexts = append(c.doubleOrLostAddressTexts, fmt.Sprintf("Service %s had the address %s and now has %q", o.Name, old.address, now.address))
 		}
 		if other, taken := c.serviceByAddress[now.address]; taken && other != o.Name {
-			c.violations = append(c.violations, fmt.Sprintf("Services %s and %s both have %s", other, o.Name, now.address))
+			c.doubleOrLostAddressTexts = append(c.doubleOrLostAddressTexts, fmt.Sprintf("Services %s and %s both have %s", other, o.Name, now.address))
 		}
 		if now.address != "" {
 			c.serviceByAddress[now.address] = o.Name
-			now.assignedAt, now.revision = time.Now(), edition
+			now.assignedAt, now.resourceVersionAtAssignment = time.Now(), edition
 		}
 	}
 	if gone {
-		delete(c.recordByService, o.Name)
+		delete(c.lastSeenByService, o.Name)
 	} else {
-		c.recordByService[o.Name] = now
+		c.lastSeenByService[o.Name] = now
 	}
 }
 
-// AwaitAddresses waits until each of the Services has an address, and returns when it got it.
-func (c *AddressRecorder) AwaitAddresses(ctx context.Context, services ...string) ([]time.Time, error) {
+// AwaitAssignmentTimes waits until each of the Services has an address, and returns when it got it.
+func (c *AddressRecorder) AwaitAssignmentTimes(ctx context.Context, services ...string) ([]time.Time, error) {
 	out := make([]time.Time, len(services))
 	err := AwaitNoError(ctx, "addresses", func(context.Context) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		for i, n := range services {
-			if c.recordByService[n].address == "" {
+			if c.lastSeenByService[n].address == "" {
 				return fmt.Errorf("the Service %s has no address", n)
 			}
-			out[i] = c.recordByService[n].assignedAt
+			out[i] = c.lastSeenByService[n].assignedAt
 		}
 		return nil
 	})
 	return out, err
 }
 
-// CountServed returns the number of Services that have an address.
-func (c *AddressRecorder) CountServed() int {
+// CountServicesWithAddress returns the number of Services that have an address.
+func (c *AddressRecorder) CountServicesWithAddress() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.serviceByAddress)
 }
 
-// Violations returns all violations so far.
-func (c *AddressRecorder) Violations() []string {
+// DoubleOrLostAddressTexts returns all violations so far.
+func (c *AddressRecorder) DoubleOrLostAddressTexts() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Clone(c.violations)
+	return slices.Clone(c.doubleOrLostAddressTexts)
 }

@@ -31,9 +31,9 @@ type Cluster struct {
 	API client.WithWatch
 }
 
-// Start starts a lab. Unless o.BinDir names others, it runs the binaries in the repository's bin
-// directory.
-func Start(ctx context.Context, o lab.Options) (*Cluster, error) {
+// StartLabWithoutGantry starts a lab. Unless o.BinDir names others, it runs the binaries in the
+// repository's bin directory.
+func StartLabWithoutGantry(ctx context.Context, o lab.Options) (*Cluster, error) {
 	if o.BinDir == "" {
 		o.BinDir = filepath.Join(lab.RepositoryRoot(), "bin")
 	}
@@ -41,11 +41,11 @@ func Start(ctx context.Context, o lab.Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ConnectToLab(l)
+	return NewClusterOfRunningLab(l)
 }
 
-// ConnectToLab returns a Cluster for a running lab. It closes the lab if that fails.
-func ConnectToLab(l *lab.Lab) (*Cluster, error) {
+// NewClusterOfRunningLab returns a Cluster for a running lab. It closes the lab if that fails.
+func NewClusterOfRunningLab(l *lab.Lab) (*Cluster, error) {
 	config, err := l.RESTConfig()
 	if err != nil {
 		l.Close()
@@ -92,16 +92,16 @@ func (s *Cluster) ApplyManifests(ctx context.Context, manifests string) error {
 	return err
 }
 
-// awaitTimeout limits every wait, and pollInterval is the time between two checks.
+// longestWaitTimeout limits every wait, and pollInterval is the time between two checks.
 const (
-	awaitTimeout = 30 * time.Second
-	pollInterval = 20 * time.Millisecond
+	longestWaitTimeout = 30 * time.Second
+	pollInterval       = 20 * time.Millisecond
 )
 
 // AwaitNoError calls check until it returns nil. The error has the name of what was awaited and the
 // last error of check.
 func AwaitNoError(ctx context.Context, what string, check func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, awaitTimeout)
+	ctx, cancel := context.WithTimeout(ctx, longestWaitTimeout)
 	defer cancel()
 	for {
 		err := check(ctx)
@@ -123,8 +123,8 @@ func (s *Cluster) GetService(ctx context.Context, namespace, name string) (*core
 	return &svc, err
 }
 
-// AwaitAddress waits until the Service has an address and returns the first.
-func (s *Cluster) AwaitAddress(ctx context.Context, namespace, name string) (netip.Addr, error) {
+// AwaitFirstServiceAddress waits until the Service has an address and returns the first.
+func (s *Cluster) AwaitFirstServiceAddress(ctx context.Context, namespace, name string) (netip.Addr, error) {
 	var a netip.Addr
 	err := AwaitNoError(ctx, "an address of Service "+name, func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, namespace, name)
@@ -140,9 +140,9 @@ func (s *Cluster) AwaitAddress(ctx context.Context, namespace, name string) (net
 	return a, err
 }
 
-// AwaitHolder waits until exactly one node announces the Service, according to the API, and it is
-// not the node named by not.
-func (s *Cluster) AwaitHolder(ctx context.Context, service, not string) (string, error) {
+// AwaitSingleAnnouncingNode waits until exactly one node announces the Service, according to the
+// API, and it is not the node named by not.
+func (s *Cluster) AwaitSingleAnnouncingNode(ctx context.Context, service, not string) (string, error) {
 	var node string
 	err := AwaitNoError(ctx, "a holder of Service "+service, func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
@@ -158,11 +158,11 @@ func (s *Cluster) AwaitHolder(ctx context.Context, service, not string) (string,
 	return node, err
 }
 
-// FetchURL gets a URL from a host of the lab, over a new connection.
-func (s *Cluster) FetchURL(ctx context.Context, host, url string) (string, error) {
+// FetchURLFromHost gets a URL from a host of the lab, over a new connection.
+func (s *Cluster) FetchURLFromHost(ctx context.Context, host, url string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	c := http.Client{Transport: &http.Transport{DialContext: s.Host(host).Dial, DisableKeepAlives: true}}
+	c := http.Client{Transport: &http.Transport{DialContext: s.NamespaceOfHost(host).Dial, DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err
@@ -176,11 +176,11 @@ func (s *Cluster) FetchURL(ctx context.Context, host, url string) (string, error
 	return string(b), err
 }
 
-// AwaitURL gets a URL again and again until it succeeds, and returns the body.
-func (s *Cluster) AwaitURL(ctx context.Context, host, url string) (string, error) {
+// FetchURLUntilSuccess gets a URL again and again until it succeeds, and returns the body.
+func (s *Cluster) FetchURLUntilSuccess(ctx context.Context, host, url string) (string, error) {
 	var body string
 	err := AwaitNoError(ctx, url+" from "+host, func(ctx context.Context) (err error) {
-		body, err = s.FetchURL(ctx, host, url)
+		body, err = s.FetchURLFromHost(ctx, host, url)
 		return err
 	})
 	return body, err

@@ -13,8 +13,8 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// AwaitAddresses waits until the Service has n addresses and returns them.
-func (s *Cluster) AwaitAddresses(ctx context.Context, namespace, name string, n int) ([]netip.Addr, error) {
+// AwaitServiceAddressCount waits until the Service has n addresses and returns them.
+func (s *Cluster) AwaitServiceAddressCount(ctx context.Context, namespace, name string, n int) ([]netip.Addr, error) {
 	var out []netip.Addr
 	err := AwaitNoError(ctx, fmt.Sprintf("%d addresses of Service %s", n, name), func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, namespace, name)
@@ -37,9 +37,9 @@ func (s *Cluster) AwaitAddresses(ctx context.Context, namespace, name string, n 
 	return out, err
 }
 
-// AwaitHolders waits until n nodes announce the Service, according to the API, and returns them
-// sorted.
-func (s *Cluster) AwaitHolders(ctx context.Context, service string, n int) ([]string, error) {
+// AwaitAnnouncingNodeCount waits until n nodes announce the Service, according to the API, and
+// returns them sorted.
+func (s *Cluster) AwaitAnnouncingNodeCount(ctx context.Context, service string, n int) ([]string, error) {
 	var out []string
 	err := AwaitNoError(ctx, fmt.Sprintf("%d holders of Service %s", n, service), func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList

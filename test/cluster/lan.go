@@ -67,15 +67,15 @@ func (s *Cluster) runOnHost(host, stdin, name string, args ...string) error {
 	cmd.Stdin = strings.NewReader(stdin)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := s.Host(host).RunInside(cmd.Run); err != nil {
+	if err := s.NamespaceOfHost(host).RunInside(cmd.Run); err != nil {
 		return fmt.Errorf("%s on %s: %w: %s", name, host, err, out.String())
 	}
 	return nil
 }
 
-// ForgetNeighborsRepeatedly deletes the neighbor entries of the addresses on a host every 50 ms
-// until ctx ends. So the host has to ask the LAN again, if a stream on it uses the addresses.
-func (s *Cluster) ForgetNeighborsRepeatedly(ctx context.Context, host string, addresses ...netip.Addr) {
+// DeleteNeighborEntriesRepeatedly deletes the neighbor entries of the addresses on a host every 50
+// ms until ctx ends. So the host has to ask the LAN again, if a stream on it uses the addresses.
+func (s *Cluster) DeleteNeighborEntriesRepeatedly(ctx context.Context, host string, addresses ...netip.Addr) {
 	go func() {
 		t := time.NewTicker(50 * time.Millisecond)
 		defer t.Stop()
@@ -93,7 +93,7 @@ func (s *Cluster) ForgetNeighborsRepeatedly(ctx context.Context, host string, ad
 // NeighborAnswer.MAC.
 func (s *Cluster) HostMAC(host string) (string, error) {
 	var i *net.Interface
-	err := s.Host(host).RunInside(func() (err error) {
+	err := s.NamespaceOfHost(host).RunInside(func() (err error) {
 		i, err = net.InterfaceByName(lanLinkName)
 		return err
 	})
@@ -110,13 +110,13 @@ type NeighborAnswer struct {
 	MAC        string
 }
 
-// neighborFilter matches ARP, Neighbor Solicitations and Neighbor Advertisements.
-const neighborFilter = "arp or (icmp6 and (ip6[40] == 135 or ip6[40] == 136))"
+// arpAndNDPCaptureFilter matches ARP, Neighbor Solicitations and Neighbor Advertisements.
+const arpAndNDPCaptureFilter = "arp or (icmp6 and (ip6[40] == 135 or ip6[40] == 136))"
 
 // CaptureNeighborAnswers captures the ARP and NDP frames that a host receives. Calling stop ends
 // the capture and returns the answers for the addresses, in order.
 func (s *Cluster) CaptureNeighborAnswers(ctx context.Context, host string) (stop func(addresses ...netip.Addr) ([]NeighborAnswer, error), err error) {
-	path, end, err := s.StartCapture(ctx, host, neighborFilter)
+	path, end, err := s.StartCapture(ctx, host, arpAndNDPCaptureFilter)
 	if err != nil {
 		return nil, err
 	}

@@ -2,8 +2,9 @@ package cluster
 
 import "fmt"
 
-// PoolManifest is an IPAddressPool and its L2Advertisement, as manuals show them.
-const PoolManifest = `apiVersion: metallb.io/v1beta1
+// FirstPoolAndL2AdvertisementManifest is an IPAddressPool and its L2Advertisement, as manuals show
+// them.
+const FirstPoolAndL2AdvertisementManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata:
   name: first-pool
@@ -23,9 +24,9 @@ spec:
   - first-pool
 `
 
-// DashboardManifest is a Service of type LoadBalancer in a namespace of its own, and the Deployment
-// behind it.
-const DashboardManifest = `apiVersion: v1
+// DashboardServiceAndDeploymentManifest is a Service of type LoadBalancer in a namespace of its
+// own, and the Deployment behind it.
+const DashboardServiceAndDeploymentManifest = `apiVersion: v1
 kind: Namespace
 metadata:
   name: tekton-pipelines
@@ -65,8 +66,8 @@ spec:
   type: LoadBalancer
 `
 
-// EchoManifest returns a UDP Service whose only Pod runs on the given node.
-func EchoManifest(name, node string) string {
+// UDPEchoServiceManifest returns a UDP Service whose only Pod runs on the given node.
+func UDPEchoServiceManifest(name, node string) string {
 	return fmt.Sprintf(`apiVersion: v1
 kind: Pod
 metadata:

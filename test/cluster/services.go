@@ -34,7 +34,7 @@ func NewService(namespace, name, class string) *corev1.Service {
 }
 
 // CreationTimes has the time of the request for a Service and that of the API server's answer.
-type CreationTimes struct{ Requested, Completed time.Time }
+type CreationTimes struct{ RequestSentAt, AnswerReceivedAt time.Time }
 
 // CreateServices creates Services over a number of connections, as fast as the API server accepts
 // them.
@@ -59,11 +59,11 @@ func (s *Cluster) CreateServices(ctx context.Context, connections int, services 
 				if i >= len(services) {
 					return nil
 				}
-				out[i].Requested = time.Now()
+				out[i].RequestSentAt = time.Now()
 				if err := c.Create(ctx, services[i]); err != nil {
 					return fmt.Errorf("creating Service %s: %w", services[i].Name, err)
 				}
-				out[i].Completed = time.Now()
+				out[i].AnswerReceivedAt = time.Now()
 			}
 		})
 	}
@@ -76,12 +76,12 @@ type RequestCountsByResource map[string]int
 
 // CountWrites returns the write requests since the start of the API server, from its metrics.
 func (s *Cluster) CountWrites(ctx context.Context) (RequestCountsByResource, error) {
-	return s.CountRequests(ctx, "POST", "PUT", "PATCH", "APPLY", "DELETE")
+	return s.CountAPIRequestsOfVerbs(ctx, "POST", "PUT", "PATCH", "APPLY", "DELETE")
 }
 
-// CountRequests asks the API server how many requests of these verbs it has answered since it
-// started, LIST say.
-func (s *Cluster) CountRequests(ctx context.Context, verbs ...string) (RequestCountsByResource, error) {
+// CountAPIRequestsOfVerbs asks the API server how many requests of these verbs it has answered
+// since it started, LIST say.
+func (s *Cluster) CountAPIRequestsOfVerbs(ctx context.Context, verbs ...string) (RequestCountsByResource, error) {
 	config, err := s.RESTConfig()
 	if err != nil {
 		return nil, err
@@ -126,8 +126,8 @@ func readMetricLabel(labels, name string) string {
 	return value
 }
 
-// Since returns the writes after an earlier count.
-func (w RequestCountsByResource) Since(before RequestCountsByResource) RequestCountsByResource {
+// SubtractEarlierCounts returns the writes after an earlier count.
+func (w RequestCountsByResource) SubtractEarlierCounts(before RequestCountsByResource) RequestCountsByResource {
 	out := RequestCountsByResource{}
 	for k, n := range w {
 		if n -= before[k]; n != 0 {

@@ -11,21 +11,21 @@ import (
 
 // Stream is a client in the lab that sends requests at a constant rate and records the answers.
 type Stream struct {
-	stop context.CancelFunc
-	done chan struct{}
+	stop          context.CancelFunc
+	stoppedSignal chan struct{}
 
-	mu            sync.Mutex // guards the fields below
-	sentCount     int
-	answerTimes   []time.Time
-	answeredBySeq map[int]bool
-	failures      []RequestFailure
+	mu                         sync.Mutex // guards the fields below
+	sentCount                  int
+	answerTimes                []time.Time
+	isAnsweredBySequenceNumber map[int]bool
+	failures                   []RequestFailure
 }
 
 // StreamResult is the result of a Stream.
 type StreamResult struct {
 	SentCount, LostCount int
-	// LongestGap is the longest time without an answer.
-	LongestGap time.Duration
+	// LongestTimeWithoutAnswer is the longest time without an answer.
+	LongestTimeWithoutAnswer time.Duration
 	// Failures are the failed requests of StartTCPStream.
 	Failures []RequestFailure
 }
@@ -38,21 +38,21 @@ type RequestFailure struct {
 
 func newStream(ctx context.Context) (*Stream, context.Context) {
 	ctx, stop := context.WithCancel(ctx)
-	return &Stream{stop: stop, done: make(chan struct{}), answeredBySeq: map[int]bool{}}, ctx
+	return &Stream{stop: stop, stoppedSignal: make(chan struct{}), isAnsweredBySequenceNumber: map[int]bool{}}, ctx
 }
 
-// lateAnswerTimeout is how long the stream waits for answers after the last request.
-const lateAnswerTimeout = 300 * time.Millisecond
+// lateStreamAnswerTimeout is how long the stream waits for answers after the last request.
+const lateStreamAnswerTimeout = 300 * time.Millisecond
 
 // Stop ends the requests, waits for late answers and returns the result.
 func (s *Stream) Stop() StreamResult {
 	s.stop()
-	<-s.done
+	<-s.stoppedSignal
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := StreamResult{SentCount: s.sentCount, LostCount: s.sentCount - len(s.answeredBySeq), Failures: s.failures}
+	o := StreamResult{SentCount: s.sentCount, LostCount: s.sentCount - len(s.isAnsweredBySequenceNumber), Failures: s.failures}
 	for i := 1; i < len(s.answerTimes); i++ {
-		o.LongestGap = max(o.LongestGap, s.answerTimes[i].Sub(s.answerTimes[i-1]))
+		o.LongestTimeWithoutAnswer = max(o.LongestTimeWithoutAnswer, s.answerTimes[i].Sub(s.answerTimes[i-1]))
 	}
 	return o
 }
@@ -66,8 +66,8 @@ func (s *Stream) recordFailure(f RequestFailure) {
 func (s *Stream) recordAnswer(seq int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.answeredBySeq[seq] {
-		s.answeredBySeq[seq] = true
+	if !s.isAnsweredBySequenceNumber[seq] {
+		s.isAnsweredBySequenceNumber[seq] = true
 		s.answerTimes = append(s.answerTimes, time.Now())
 	}
 }
@@ -76,11 +76,11 @@ func (s *Stream) recordAnswer(seq int) {
 func (s *Stream) CountAnswers() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.answeredBySeq)
+	return len(s.isAnsweredBySequenceNumber)
 }
 
-// AwaitAnswers waits until n more requests have been answered.
-func (s *Stream) AwaitAnswers(ctx context.Context, n int) error {
+// AwaitMoreAnswers waits until n more requests have been answered.
+func (s *Stream) AwaitMoreAnswers(ctx context.Context, n int) error {
 	target := s.CountAnswers() + n
 	return AwaitNoError(ctx, fmt.Sprintf("%d more answers", n), func(context.Context) error {
 		if have := s.CountAnswers(); have < target {
@@ -92,7 +92,7 @@ func (s *Stream) AwaitAnswers(ctx context.Context, n int) error {
 
 // StartUDPStream sends datagrams from one socket, rate per second.
 func (s *Cluster) StartUDPStream(ctx context.Context, host, address string, rate int) (*Stream, error) {
-	c, err := s.Host(host).Dial(ctx, "udp", address)
+	c, err := s.NamespaceOfHost(host).Dial(ctx, "udp", address)
 	if err != nil {
 		return nil, fmt.Errorf("opening a socket on %s: %w", host, err)
 	}
@@ -114,25 +114,26 @@ func (s *Cluster) StartUDPStream(ctx context.Context, host, address string, rate
 		}
 	}()
 	go func() {
-		defer close(st.done)
+		defer close(st.stoppedSignal)
 		defer c.Close()
 		st.sendRequests(ctx, rate, func(seq int) { fmt.Fprint(c, seq) })
-		time.Sleep(lateAnswerTimeout)
+		time.Sleep(lateStreamAnswerTimeout)
 	}()
 	return st, nil
 }
 
-// AwaitUDPAnswer sends a datagram from a new socket again and again until one is answered. If the
-// first datagram of a socket reaches a node before kube-proxy has set its rules, the kernel keeps a
-// connection without translation for that socket, and none of its datagrams is ever answered.
-func (s *Cluster) AwaitUDPAnswer(ctx context.Context, host, address string) error {
+// SendUDPUntilAnswered sends a datagram from a new socket again and again until one is answered. If
+// the first datagram of a socket reaches a node before kube-proxy has set its rules, the kernel
+// keeps a connection without translation for that socket, and none of its datagrams is ever
+// answered.
+func (s *Cluster) SendUDPUntilAnswered(ctx context.Context, host, address string) error {
 	return AwaitNoError(ctx, "an answer from "+address+" to "+host, func(ctx context.Context) error {
-		c, err := s.Host(host).Dial(ctx, "udp", address)
+		c, err := s.NamespaceOfHost(host).Dial(ctx, "udp", address)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(lateAnswerTimeout)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(lateStreamAnswerTimeout)); err != nil {
 			return err
 		}
 		if _, err := fmt.Fprint(c, 0); err != nil {
@@ -145,19 +146,19 @@ func (s *Cluster) AwaitUDPAnswer(ctx context.Context, host, address string) erro
 
 // StartHTTPStream sends HTTP requests, rate per second, each over a new connection.
 func (s *Cluster) StartHTTPStream(ctx context.Context, host, url string, rate int) *Stream {
-	return startStream(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
-		if _, err := s.FetchURL(ctx, host, url); err == nil {
+	return startParallelRequestStream(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
+		if _, err := s.FetchURLFromHost(ctx, host, url); err == nil {
 			st.recordAnswer(seq)
 		}
 	})
 }
 
-// startStream sends requests in parallel, so that none waits for the answer to another. Stop waits
-// until those under way have ended.
-func startStream(ctx context.Context, rate int, request func(ctx context.Context, st *Stream, seq int)) *Stream {
+// startParallelRequestStream sends requests in parallel, so that none waits for the answer to
+// another. Stop waits until those under way have ended.
+func startParallelRequestStream(ctx context.Context, rate int, request func(ctx context.Context, st *Stream, seq int)) *Stream {
 	st, ctx := newStream(ctx)
 	go func() {
-		defer close(st.done)
+		defer close(st.stoppedSignal)
 		var running sync.WaitGroup
 		defer running.Wait()
 		st.sendRequests(ctx, rate, func(seq int) { running.Go(func() { request(context.WithoutCancel(ctx), st, seq) }) })

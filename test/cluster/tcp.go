@@ -14,16 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errRetransmitted means that a packet of the connection had to be sent again.
-var errRetransmitted = errors.New("a packet of the connection was sent again")
+// errTCPSegmentRetransmitted means that a packet of the connection had to be sent again.
+var errTCPSegmentRetransmitted = errors.New("a packet of the connection was sent again")
 
 // StartTCPStream sends lines over TCP, rate per second, each over a new connection. A request also
 // counts as lost if the kernel had to repeat its SYN: that takes a second, which a person would
 // notice.
 func (s *Cluster) StartTCPStream(ctx context.Context, host, address string, rate int) *Stream {
-	return startStream(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
+	return startParallelRequestStream(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
 		begun := time.Now()
-		if err := s.exchangeLine(ctx, host, address, seq); err != nil {
+		if err := s.exchangeLineOverNewTCPConnection(ctx, host, address, seq); err != nil {
 			st.recordFailure(RequestFailure{StartedAt: begun, EndedAt: time.Now(), Err: err})
 			return
 		}
@@ -31,14 +31,14 @@ func (s *Cluster) StartTCPStream(ctx context.Context, host, address string, rate
 	})
 }
 
-// tcpConnectTimeout limits one request. The kernel repeats a SYN after one second and after three.
-const tcpConnectTimeout = 5 * time.Second
+// tcpRequestTimeout limits one request. The kernel repeats a SYN after one second and after three.
+const tcpRequestTimeout = 5 * time.Second
 
-// exchangeLine sends one request and waits for the answer.
-func (s *Cluster) exchangeLine(ctx context.Context, host, address string, seq int) error {
-	ctx, cancel := context.WithTimeout(ctx, tcpConnectTimeout)
+// exchangeLineOverNewTCPConnection sends one request and waits for the answer.
+func (s *Cluster) exchangeLineOverNewTCPConnection(ctx context.Context, host, address string, seq int) error {
+	ctx, cancel := context.WithTimeout(ctx, tcpRequestTimeout)
 	defer cancel()
-	c, err := s.Host(host).Dial(ctx, "tcp", address)
+	c, err := s.NamespaceOfHost(host).Dial(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}
@@ -64,8 +64,8 @@ func (s *Cluster) exchangeLine(ctx context.Context, host, address string, seq in
 	}
 }
 
-// checkNoRetransmission returns errRetransmitted if the kernel had to send a packet of the
-// connection again.
+// checkNoRetransmission returns errTCPSegmentRetransmitted if the kernel had to send a packet of
+// the connection again.
 func checkNoRetransmission(c net.Conn) error {
 	tcp, ok := c.(syscall.Conn)
 	if !ok {
@@ -80,7 +80,7 @@ func checkNoRetransmission(c net.Conn) error {
 		return errors.Join(failed, err)
 	}
 	if info.Total_retrans > 0 {
-		return errRetransmitted
+		return errTCPSegmentRetransmitted
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ import (
 )
 
 func main() {
-	if err := lab.EnterUserNamespace(); err != nil {
+	if err := lab.ReexecInUserNamespaceUnlessRoot(); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
@@ -52,7 +52,7 @@ func runDemo(ctx context.Context) error {
 			l.Close()
 		}
 	}()
-	s, err := cluster.ConnectToLab(l)
+	s, err := cluster.NewClusterOfRunningLab(l)
 	if err != nil {
 		return err
 	}
@@ -64,15 +64,15 @@ func runDemo(ctx context.Context) error {
 		return err
 	}
 	printHeading("applying a pool, an advertisement and a Service")
-	if err := s.ApplyManifests(ctx, cluster.PoolManifest+"---\n"+cluster.DashboardManifest); err != nil {
+	if err := s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest+"---\n"+cluster.DashboardServiceAndDeploymentManifest); err != nil {
 		return err
 	}
-	address, err := s.AwaitAddress(ctx, "tekton-pipelines", "tekton-dashboard")
+	address, err := s.AwaitFirstServiceAddress(ctx, "tekton-pipelines", "tekton-dashboard")
 	if err != nil {
 		return err
 	}
 	url := fmt.Sprintf("http://%s:9097/", address)
-	body, err := s.AwaitURL(ctx, "client", url)
+	body, err := s.FetchURLUntilSuccess(ctx, "client", url)
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func runDemo(ctx context.Context) error {
 	}
 	printHeading("a client on the LAN fetches %s", url)
 	fmt.Print(body)
-	if err := demonstrateFailover(ctx, s, url); err != nil {
+	if err := killHolderWhileClientSendsRequests(ctx, s, url); err != nil {
 		return err
 	}
 	if os.Getenv("KEEP") == "" {
@@ -96,29 +96,30 @@ func runDemo(ctx context.Context) error {
 	return nil
 }
 
-// demonstrateFailover kills the node that holds the address while the client sends requests.
-func demonstrateFailover(ctx context.Context, s *cluster.Cluster, url string) error {
-	holder, err := s.AwaitHolder(ctx, "tekton-dashboard", "")
+// killHolderWhileClientSendsRequests kills the node that holds the address while the client sends
+// requests.
+func killHolderWhileClientSendsRequests(ctx context.Context, s *cluster.Cluster, url string) error {
+	holder, err := s.AwaitSingleAnnouncingNode(ctx, "tekton-dashboard", "")
 	if err != nil {
 		return err
 	}
 	printHeading("%s holds the address; the client sends 50 requests per second; now the power of %s fails", holder, holder)
 	stream := s.StartHTTPStream(ctx, "client", url, 50)
-	if err := stream.AwaitAnswers(ctx, 25); err != nil {
+	if err := stream.AwaitMoreAnswers(ctx, 25); err != nil {
 		return err
 	}
 	if err := s.KillNode(ctx, holder); err != nil {
 		return err
 	}
-	next, err := s.AwaitHolder(ctx, "tekton-dashboard", holder)
+	next, err := s.AwaitSingleAnnouncingNode(ctx, "tekton-dashboard", holder)
 	if err != nil {
 		return err
 	}
-	if err := stream.AwaitAnswers(ctx, 25); err != nil {
+	if err := stream.AwaitMoreAnswers(ctx, 25); err != nil {
 		return err
 	}
 	o := stream.Stop()
-	printHeading("%s took over; the client waited at most %d ms for an answer", next, o.LongestGap/time.Millisecond)
+	printHeading("%s took over; the client waited at most %d ms for an answer", next, o.LongestTimeWithoutAnswer/time.Millisecond)
 	fmt.Printf("%d of %d requests were answered. (Requests to the Pod on the dead node are lost until Kubernetes notices,\n"+
 		"whichever node holds the address.)\n", o.SentCount-o.LostCount, o.SentCount)
 	return nil

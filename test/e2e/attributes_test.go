@@ -98,21 +98,21 @@ func newAttributesHarness(t *testing.T) (context.Context, *attributesHarness) {
 			t.Skip(m)
 		}
 	}
-	ctx, s := startCluster(t, lab.Options{Nodes: 2, Routers: 2, Families: lab.DualStack})
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2, Routers: 2, Families: lab.DualStack})
 	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
-	failOnError(t, tor.Start(ctx, documentedFRRConfig(t)))
+	failOnError(t, tor.Start(ctx, readFRRConfigFromDocs(t)))
 	failOnError(t, spine.Start(ctx, routeAttributesBIRDConfig))
 	failOnError(t, s.ApplyManifests(ctx, routeAttributesManifest+fmt.Sprintf(routeAttributesPodManifest, "a", "node1")+fmt.Sprintf(routeAttributesPodManifest, "b", "node1")+fmt.Sprintf(routeAttributesPodManifest, "d", "node1")+fmt.Sprintf(routeAttributesPodManifest, "c", "node2")))
-	first, err := s.AwaitAddress(ctx, "default", "web")
+	first, err := s.AwaitFirstServiceAddress(ctx, "default", "web")
 	failOnError(t, err)
 	svc, err := s.GetService(ctx, "default", "web")
 	failOnError(t, err)
 	addresses := []netip.Addr{first, netip.MustParseAddr(svc.Status.LoadBalancer.Ingress[1].IP)}
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, err := tor.Show(context.WithoutCancel(ctx), "show bgp ipv4 unicast "+first.String())
+			out, err := tor.RunShowCommand(context.WithoutCancel(ctx), "show bgp ipv4 unicast "+first.String())
 			t.Logf("FRR shows (%v):\n%s", err, out)
-			out, err = spine.Show(context.WithoutCancel(ctx), "show route all")
+			out, err = spine.RunShowCommand(context.WithoutCancel(ctx), "show route all")
 			t.Logf("BIRD shows (%v):\n%s", err, out)
 		}
 	})
@@ -138,9 +138,9 @@ func (h *attributesHarness) testFamily(ctx context.Context, t *testing.T, a neti
 	host, network := netip.PrefixFrom(a, a.BitLen()), netip.PrefixFrom(a, aggregationLength).Masked()
 	awaitRouteAttributes(ctx, t, h.tor, host, h.carried)
 	awaitRouteAttributes(ctx, t, h.tor, network, routeAttributes{asPath: "64512", communities: "64512:8"})
-	awaitNextHopWeights(ctx, t, h.Cluster, host, 3)
+	awaitTrafficRatioOfNextHops(ctx, t, h.Cluster, host, 3)
 	failOnError(t, cluster.AwaitNoError(ctx, "the same attributes in BIRD", func(ctx context.Context) error {
-		out, err := h.spine.Show(ctx, "show route all "+host.String())
+		out, err := h.spine.RunShowCommand(ctx, "show route all "+host.String())
 		if err != nil {
 			return err
 		}
@@ -153,7 +153,7 @@ func (h *attributesHarness) testFamily(ctx context.Context, t *testing.T, a neti
 				return fmt.Errorf("%s is not in\n%s", part, out)
 			}
 		}
-		if out, err = h.spine.Show(ctx, "show route all "+network.String()); err == nil && !strings.Contains(string(out), "BGP.community: (64512,8)") {
+		if out, err = h.spine.RunShowCommand(ctx, "show route all "+network.String()); err == nil && !strings.Contains(string(out), "BGP.community: (64512,8)") {
 			err = fmt.Errorf("the route of the aggregated prefix is\n%s", out)
 		}
 		return err
@@ -166,7 +166,7 @@ func (h *attributesHarness) testAttributeEditsResetNoSession(ctx context.Context
 	failOnError(t, err)
 	h.carried.linkBandwidthByNode["192.168.0.11"] = h.carried.linkBandwidthByNode["192.168.0.12"]
 	awaitRouteAttributes(ctx, t, h.tor, netip.PrefixFrom(h.addresses[0], 32), h.carried)
-	awaitNextHopWeights(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 32), 1)
+	awaitTrafficRatioOfNextHops(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 32), 1)
 	_, err = h.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "wide")
 	failOnError(t, err)
 	awaitNextHops(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 26).Masked())
@@ -179,7 +179,7 @@ func (h *attributesHarness) testAttributeEditsResetNoSession(ctx context.Context
 }
 
 func (h *attributesHarness) testConflictingAdvertisements(ctx context.Context, t *testing.T) {
-	failOnError(t, h.ApplyManifests(ctx, conflictingAdvertisementManifest))
+	failOnError(t, h.ApplyManifests(ctx, conflictingLocalPrefAdvertisementManifest))
 	awaitNextHops(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 32))
 	failOnError(t, awaitAnnouncedCondition(ctx, h.Cluster, "web", "False", names.ReasonConflictingAdvertisements))
 	_, err := h.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "other")
@@ -188,20 +188,21 @@ func (h *attributesHarness) testConflictingAdvertisements(ctx context.Context, t
 	failOnError(t, awaitAnnouncedCondition(ctx, h.Cluster, "web", "True", names.ReasonAnnounced))
 }
 
-// conflictingAdvertisementManifest is an advertisement for the same prefixes with another
+// conflictingLocalPrefAdvertisementManifest is an advertisement for the same prefixes with another
 // localPref. It selects Services, so the conflict is visible only on the Service and not on the
 // pool.
-const conflictingAdvertisementManifest = `apiVersion: metallb.io/v1beta1
+const conflictingLocalPrefAdvertisementManifest = `apiVersion: metallb.io/v1beta1
 kind: BGPAdvertisement
 metadata: {name: other, namespace: metallb-system}
 spec: {ipAddressPools: [routed], localPref: 200, serviceSelectors: [{}]}
 `
 
-// awaitNextHopWeights waits until the router's kernel sends node1 ratio times the traffic of node2.
-func awaitNextHopWeights(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, ratio int) {
+// awaitTrafficRatioOfNextHops waits until the router's kernel sends node1 ratio times the traffic
+// of node2.
+func awaitTrafficRatioOfNextHops(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, ratio int) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, fmt.Sprintf("%d times the weight of node2 on node1 for %s", ratio, p), func(context.Context) error {
-		r, _, err := s.Host("router").FindRoute(p)
+		r, _, err := s.NamespaceOfHost("router").FindRoute(p)
 		if err == nil && (len(r.Weights) != 2 || r.Weights[0] != ratio*r.Weights[1]) {
 			err = fmt.Errorf("%v have the weights %v", r.NextHops, r.Weights)
 		}
@@ -225,7 +226,7 @@ func awaitRouteAttributes(ctx context.Context, t *testing.T, tor *lab.Router, p 
 		family = "ipv6"
 	}
 	failOnError(t, cluster.AwaitNoError(ctx, "the route of FRR to "+p.String()+" with the attributes", func(ctx context.Context) error {
-		out, err := tor.Show(ctx, fmt.Sprintf("show bgp %s unicast %s json", family, p))
+		out, err := tor.RunShowCommand(ctx, fmt.Sprintf("show bgp %s unicast %s json", family, p))
 		if err != nil {
 			return err
 		}

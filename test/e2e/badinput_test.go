@@ -15,10 +15,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// TestBadInput makes a mistake of each kind, looks for the reason where a user would, and corrects
-// the mistake without a restart.
-func TestBadInput(t *testing.T) {
-	ctx, s := startCluster(t, lab.Options{Nodes: 2})
+// TestUserMistakesAreReportedAndCorrectable makes a mistake of each kind, looks for the reason
+// where a user would, and corrects the mistake without a restart.
+func TestUserMistakesAreReportedAndCorrectable(t *testing.T) {
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
 	t.Run("a malformed range is rejected with its text", func(t *testing.T) { testMalformedRange(ctx, t, s) })
 	t.Run("a Service reports that there is no pool, and recovers", func(t *testing.T) { testNoPool(ctx, t, s) })
 	t.Run("an advertisement reports an unknown pool, and recovers", func(t *testing.T) { testUnknownPool(ctx, t, s) })
@@ -34,7 +34,7 @@ func testMalformedRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		"192.168.0.1-fe80::1":          "mixes IPv4 and IPv6",
 		"192.168.0.201 to 192.168.0.9": "is no CIDR, range or address",
 	} {
-		err := s.ApplyManifests(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", fmt.Sprintf("%q", bad), 1))
+		err := s.ApplyManifests(ctx, strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "192.168.0.201-192.168.0.233", fmt.Sprintf("%q", bad), 1))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the entry %q gives %v, want an error with %q", bad, err, want)
 		}
@@ -60,7 +60,7 @@ func awaitAssignedReason(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 }
 
 func testNoPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	failOnError(t, s.ApplyManifests(ctx, cluster.DashboardManifest))
+	failOnError(t, s.ApplyManifests(ctx, cluster.DashboardServiceAndDeploymentManifest))
 	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonNoPools)
 	failOnError(t, cluster.AwaitNoError(ctx, "an event", func(ctx context.Context) error {
 		out, err := s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "get", "events", "--field-selector", "reason=AllocationFailed", "-o", "wide")
@@ -69,13 +69,13 @@ func testNoPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		}
 		return err
 	}))
-	pool, _, _ := strings.Cut(cluster.PoolManifest, "---")
+	pool, _, _ := strings.Cut(cluster.FirstPoolAndL2AdvertisementManifest, "---")
 	failOnError(t, s.ApplyManifests(ctx, pool))
 	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
 }
 
 func testUnknownPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	_, ad, _ := strings.Cut(cluster.PoolManifest, "---")
+	_, ad, _ := strings.Cut(cluster.FirstPoolAndL2AdvertisementManifest, "---")
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(ad, "- first-pool", "- frist-pool", 1)))
 	valid := func(reason names.Reason, text string) {
 		t.Helper()
@@ -96,13 +96,13 @@ func testUnknownPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	valid(names.ReasonUnknownPool, `"frist-pool"`)
 	failOnError(t, s.ApplyManifests(ctx, ad))
 	valid(names.ReasonValid, "")
-	_, err := s.AwaitURL(ctx, "client", "http://192.168.0.201:9097/")
+	_, err := s.FetchURLUntilSuccess(ctx, "client", "http://192.168.0.201:9097/")
 	failOnError(t, err)
 }
 
 func testFullPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", "192.168.0.201", 1)))
-	second := strings.ReplaceAll(cluster.DashboardManifest[strings.LastIndex(cluster.DashboardManifest, "---"):], "  name: tekton-dashboard", "  name: second")
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "192.168.0.201-192.168.0.233", "192.168.0.201", 1)))
+	second := strings.ReplaceAll(cluster.DashboardServiceAndDeploymentManifest[strings.LastIndex(cluster.DashboardServiceAndDeploymentManifest, "---"):], "  name: tekton-dashboard", "  name: second")
 	failOnError(t, s.ApplyManifests(ctx, second))
 	awaitAssignedReason(ctx, t, s, "second", names.ReasonPoolExhausted)
 	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
@@ -114,7 +114,7 @@ func testFullPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	if len(first.Status.LoadBalancer.Ingress) > 0 {
 		t.Errorf("a ClusterIP Service keeps the address %v", first.Status.LoadBalancer.Ingress)
 	}
-	_, err = s.AwaitURL(ctx, "client", "http://192.168.0.201:9097/")
+	_, err = s.FetchURLUntilSuccess(ctx, "client", "http://192.168.0.201:9097/")
 	failOnError(t, err)
 }
 
@@ -136,6 +136,6 @@ func testNoRawSocket(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		return err
 	}))
 	patch(`["NET_RAW", "NET_BIND_SERVICE"]`)
-	_, err := s.AwaitURL(ctx, "client", "http://192.168.0.201:9097/")
+	_, err := s.FetchURLUntilSuccess(ctx, "client", "http://192.168.0.201:9097/")
 	failOnError(t, err)
 }

@@ -36,7 +36,7 @@ metadata: {name: spine, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.2, bfdProfile: fast}
 `
 
-// frrBFDConfig adds BFD to documentedFRRConfig: FRR monitors the nodes with a profile.
+// frrBFDConfig adds BFD to readFRRConfigFromDocs: FRR monitors the nodes with a profile.
 const frrBFDConfig = `router bgp 65000
  neighbor nodes bfd
  neighbor nodes bfd profile node
@@ -60,43 +60,44 @@ protocol bgp node1 from node { neighbor 192.168.0.11 as 64512; }
 protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
 `
 
-// TestBFD runs BFD between the nodes of a cluster and both FRR and BIRD, as the BFDProfile says.
-func TestBFD(t *testing.T) {
+// TestBFDWithFRRAndBIRD runs BFD between the nodes of a cluster and both FRR and BIRD, as the
+// BFDProfile says.
+func TestBFDWithFRRAndBIRD(t *testing.T) {
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
 		if m := router.MissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
-	ctx, s := startCluster(t, lab.Options{Nodes: 2, Routers: 2})
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2, Routers: 2})
 	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
-	failOnError(t, tor.Start(ctx, documentedFRRConfig(t)+frrBFDConfig))
+	failOnError(t, tor.Start(ctx, readFRRConfigFromDocs(t)+frrBFDConfig))
 	failOnError(t, spine.Start(ctx, birdBFDConfig))
 	_, routed, _ := strings.Cut(peeringManifest, "---\n") // without its peer
 	failOnError(t, s.ApplyManifests(ctx, bfdManifest+"---\n"+routed))
-	failOnError(t, s.ApplyManifests(ctx, cluster.EchoManifest("echo", "node2")))
-	address, err := s.AwaitAddress(ctx, "default", "echo")
+	failOnError(t, s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node2")))
+	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
 	failOnError(t, err)
 	vip := netip.PrefixFrom(address, 32)
 	both := []string{"192.168.0.11", "192.168.0.12"}
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, err := tor.Show(context.WithoutCancel(ctx), "show bfd peers")
+			out, err := tor.RunShowCommand(context.WithoutCancel(ctx), "show bfd peers")
 			t.Logf("FRR shows (%v):\n%s", err, out)
-			out, err = spine.Show(context.WithoutCancel(ctx), "show bfd sessions")
+			out, err = spine.RunShowCommand(context.WithoutCancel(ctx), "show bfd sessions")
 			t.Logf("BIRD shows (%v):\n%s", err, out)
 			t.Logf("the BGPSessions are:\n%s", describeSessions(context.WithoutCancel(ctx), t, s))
 		}
 	})
 	all := func(t *testing.T, hops ...string) {
 		t.Helper()
-		awaitNextHopsOnRouter(ctx, t, s, "router", vip, hops...)
-		awaitNextHopsOnRouter(ctx, t, s, "router2", vip, hops...)
+		awaitNextHopsInKernelOf(ctx, t, s, "router", vip, hops...)
+		awaitNextHopsInKernelOf(ctx, t, s, "router2", vip, hops...)
 	}
 	all(t, both...)
-	awaitSessionLines(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
+	awaitBGPSessionBFDStates(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 
 	t.Run("a cut cable removes the routes at both routers", func(t *testing.T) {
-		failOnError(t, s.CutCableSilently(ctx, "node1"))
+		failOnError(t, s.CutCableKeepingCarrier(ctx, "node1"))
 		cut := time.Now()
 		all(t, "192.168.0.12")
 		if took := time.Since(cut); took > 30*time.Second {
@@ -106,18 +107,18 @@ func TestBFD(t *testing.T) {
 		all(t, both...)
 	})
 	t.Run("a changed profile is negotiated without a new session", func(t *testing.T) {
-		awaitSessionLines(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
+		awaitBGPSessionBFDStates(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 		before := describeSessionStarts(ctx, t, tor)
 		failOnError(t, s.ApplyManifests(ctx, strings.Replace(bfdManifest, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 3", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 5", 1)))
 		failOnError(t, cluster.AwaitNoError(ctx, "the new intervals in FRR", func(ctx context.Context) error {
-			return checkBFDPeers(ctx, tor, func(p bfdPeer) bool {
-				return p.Status == "up" && p.Receive == 400 && p.Transmit == 500 && p.Multiplier == 5
+			return checkBFDPeers(ctx, tor, func(p frrBFDPeerState) bool {
+				return p.Status == "up" && p.RemoteReceiveIntervalMillis == 400 && p.RemoteTransmitIntervalMillis == 500 && p.RemoteDetectMultiplier == 5
 			})
 		}))
 		failOnError(t, s.ApplyManifests(ctx, bfdManifest))
 		failOnError(t, cluster.AwaitNoError(ctx, "the old intervals in FRR", func(ctx context.Context) error {
-			return checkBFDPeers(ctx, tor, func(p bfdPeer) bool {
-				return p.Status == "up" && p.Receive == 200 && p.Transmit == 200 && p.Multiplier == 3
+			return checkBFDPeers(ctx, tor, func(p frrBFDPeerState) bool {
+				return p.Status == "up" && p.RemoteReceiveIntervalMillis == 200 && p.RemoteTransmitIntervalMillis == 200 && p.RemoteDetectMultiplier == 3
 			})
 		}))
 		if after := describeSessionStarts(ctx, t, tor); after != before {
@@ -127,7 +128,7 @@ func TestBFD(t *testing.T) {
 	t.Run("the objects report what does not work", func(t *testing.T) {
 		failOnError(t, s.ApplyManifests(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "bfdProfile: other")))
 		// The kernel of tor returns echo packets; BIRD does not support them.
-		awaitSessionLines(ctx, t, s, "node1 spine Up EchoUnsupported", "node1 tor Up Watched", "node2 spine Up EchoUnsupported", "node2 tor Up Watched")
+		awaitBGPSessionBFDStates(ctx, t, s, "node1 spine Up EchoUnsupported", "node1 tor Up Watched", "node2 spine Up EchoUnsupported", "node2 tor Up Watched")
 		failOnError(t, s.ApplyManifests(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "ebgpMultiHop: true, bfdProfile: other")))
 		failOnError(t, cluster.AwaitNoError(ctx, "the BGPPeer's condition that echo does not work over several hops", func(ctx context.Context) error {
 			out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "tor", "-o", "jsonpath={.status.gantry.conditions[*].reason}")
@@ -137,25 +138,25 @@ func TestBFD(t *testing.T) {
 			return err
 		}))
 		failOnError(t, s.ApplyManifests(ctx, bfdManifest))
-		awaitSessionLines(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
+		awaitBGPSessionBFDStates(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 	})
 }
 
-// bfdPeer is FRR's state of a BFD peer.
-type bfdPeer struct {
-	Peer, Status string
-	Receive      int `json:"remote-receive-interval"`
-	Transmit     int `json:"remote-transmit-interval"`
-	Multiplier   int `json:"remote-detect-multiplier"`
+// frrBFDPeerState is FRR's state of a BFD peer.
+type frrBFDPeerState struct {
+	Peer, Status                 string
+	RemoteReceiveIntervalMillis  int `json:"remote-receive-interval"`
+	RemoteTransmitIntervalMillis int `json:"remote-transmit-interval"`
+	RemoteDetectMultiplier       int `json:"remote-detect-multiplier"`
 }
 
 // checkBFDPeers returns an error if want does not accept FRR's state of one of the two nodes.
-func checkBFDPeers(ctx context.Context, tor *lab.Router, want func(bfdPeer) bool) error {
-	out, err := tor.Show(ctx, "show bfd peers json")
+func checkBFDPeers(ctx context.Context, tor *lab.Router, want func(frrBFDPeerState) bool) error {
+	out, err := tor.RunShowCommand(ctx, "show bfd peers json")
 	if err != nil {
 		return err
 	}
-	var peers []bfdPeer
+	var peers []frrBFDPeerState
 	if err := json.Unmarshal(out, &peers); err != nil {
 		return err
 	}
@@ -177,8 +178,8 @@ func describeSessions(ctx context.Context, t *testing.T, s *cluster.Cluster) str
 	return out
 }
 
-// awaitSessionLines waits until describeSessions has all these lines.
-func awaitSessionLines(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
+// awaitBGPSessionBFDStates waits until describeSessions has all these lines.
+func awaitBGPSessionBFDStates(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, "the BFD states in the BGPSessions", func(ctx context.Context) error {
 		out := describeSessions(ctx, t, s)

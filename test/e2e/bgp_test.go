@@ -16,9 +16,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// documentedFRRConfig returns the FRR configuration in the docs: a top-of-rack router in AS 65000
+// readFRRConfigFromDocs returns the FRR configuration in the docs: a top-of-rack router in AS 65000
 // that accepts routes from three nodes in AS 64512.
-func documentedFRRConfig(t *testing.T) string {
+func readFRRConfigFromDocs(t *testing.T) string {
 	t.Helper()
 	text, err := router.ReadDocumentedConfig(filepath.Join(lab.RepositoryRoot(), "docs", "bgp.md"), "FRR")
 	failOnError(t, err)
@@ -42,9 +42,9 @@ metadata: {name: routed, namespace: metallb-system}
 spec: {ipAddressPools: [routed]}
 `
 
-// rackPeersManifest is a BGPPeer without the address of a router: each node uses its default
-// gateway.
-const rackPeersManifest = `apiVersion: metallb.io/v1beta2
+// defaultGatewayPeerManifest is a BGPPeer without the address of a router: each node uses its
+// default gateway.
+const defaultGatewayPeerManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: racks, namespace: metallb-system}
 spec:
@@ -77,19 +77,19 @@ func newBGPHarness(t *testing.T) (context.Context, *bgpHarness) {
 	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
 	}
-	ctx, s := startCluster(t, lab.Options{Nodes: 3})
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3})
 	b := &bgpHarness{Cluster: s, tor: s.Router("router", router.FRR), nodeAddresses: []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"}}
-	failOnError(t, b.tor.Start(ctx, documentedFRRConfig(t)))
+	failOnError(t, b.tor.Start(ctx, readFRRConfigFromDocs(t)))
 	failOnError(t, s.ApplyManifests(ctx, peeringManifest))
-	failOnError(t, s.ApplyManifests(ctx, cluster.EchoManifest("echo", "node3")))
-	address, err := s.AwaitAddress(ctx, "default", "echo")
+	failOnError(t, s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node3")))
+	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
 	failOnError(t, err)
 	b.vip = netip.PrefixFrom(address, 32)
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, err := b.tor.Show(context.WithoutCancel(ctx), "show bgp ipv4 unicast "+b.vip.String())
+			out, err := b.tor.RunShowCommand(context.WithoutCancel(ctx), "show bgp ipv4 unicast "+b.vip.String())
 			t.Logf("the router knows (%v):\n%s", err, out)
-			out, err = b.tor.Show(context.WithoutCancel(ctx), "show bgp summary")
+			out, err = b.tor.RunShowCommand(context.WithoutCancel(ctx), "show bgp summary")
 			t.Logf("the router's sessions (%v):\n%s", err, out)
 		}
 	})
@@ -102,13 +102,14 @@ func (b *bgpHarness) startFarStream(ctx context.Context, t *testing.T) *cluster.
 	t.Helper()
 	stream, err := b.StartUDPStream(ctx, "far", netip.AddrPortFrom(b.vip.Addr(), 7000).String(), 200)
 	failOnError(t, err)
-	failOnError(t, stream.AwaitAnswers(ctx, 50))
+	failOnError(t, stream.AwaitMoreAnswers(ctx, 50))
 	return stream
 }
 
-// TestBGP checks that a client behind a real router reaches Services by routes only. The scenarios
-// run in this order on one cluster; each leaves the route on all nodes.
-func TestBGP(t *testing.T) {
+// TestClientReachesServicesByBGPRoutes checks that a client behind a real router reaches Services
+// by routes only. The scenarios run in this order on one cluster; each leaves the route on all
+// nodes.
+func TestClientReachesServicesByBGPRoutes(t *testing.T) {
 	ctx, b := newBGPHarness(t)
 	t.Run("the API reports announcements and sessions", func(t *testing.T) { b.testStatusObjects(ctx, t) })
 	t.Run("a speaker that stops loses no request", func(t *testing.T) { b.testSpeakerStopLosesNoRequest(ctx, t) })
@@ -143,7 +144,7 @@ func (b *bgpHarness) testStatusObjects(ctx context.Context, t *testing.T) {
 func (b *bgpHarness) testSpeakerStopLosesNoRequest(ctx context.Context, t *testing.T) {
 	stream := b.startFarStream(ctx, t)
 	failOnError(t, b.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
-	failOnError(t, stream.AwaitAnswers(ctx, 400))
+	failOnError(t, stream.AwaitMoreAnswers(ctx, 400))
 	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...) // the new speaker is ready
 	if o := stream.Stop(); o.LostCount > 0 {
 		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
@@ -155,7 +156,7 @@ func (b *bgpHarness) testDrainedNodeLosesNoRequest(ctx context.Context, t *testi
 	_, err := b.RunKubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain=maintenance")
 	failOnError(t, err)
 	awaitNextHops(ctx, t, b.Cluster, b.vip, "192.168.0.11", "192.168.0.13")
-	failOnError(t, stream.AwaitAnswers(ctx, 100))
+	failOnError(t, stream.AwaitMoreAnswers(ctx, 100))
 	_, err = b.RunKubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain-")
 	failOnError(t, err)
 	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
@@ -191,8 +192,8 @@ func (b *bgpHarness) testOnePeerForAllRacks(ctx context.Context, t *testing.T) {
 	_, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgppeer", "tor")
 	failOnError(t, err)
 	awaitNextHops(ctx, t, b.Cluster, b.vip)
-	failOnError(t, b.tor.Configure(ctx, "router bgp 65000\n neighbor nodes password s3cret\n"))
-	failOnError(t, b.ApplyManifests(ctx, rackPeersManifest))
+	failOnError(t, b.tor.ChangeRunningConfig(ctx, "router bgp 65000\n neighbor nodes password s3cret\n"))
+	failOnError(t, b.ApplyManifests(ctx, defaultGatewayPeerManifest))
 	failOnError(t, cluster.AwaitNoError(ctx, "the condition that the Secret is missing", func(ctx context.Context) error {
 		out, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "racks", "-o", "jsonpath={.status.gantry.conditions}")
 		if err == nil && !strings.Contains(out, "no Secret") {
@@ -231,7 +232,7 @@ func (b *bgpHarness) testGracefulRestartKeepsRoutes(ctx context.Context, t *test
 	begun := countSessionStarts(ctx, t, b.Cluster, "node1")
 	failOnError(t, b.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
 	failOnError(t, cluster.AwaitNoError(ctx, "the session of the new speaker", func(ctx context.Context) error {
-		r, _, err := b.Host("router").FindRoute(b.vip)
+		r, _, err := b.NamespaceOfHost("router").FindRoute(b.vip)
 		if err != nil {
 			return err
 		}
@@ -249,9 +250,9 @@ func (b *bgpHarness) testGracefulRestartKeepsRoutes(ctx context.Context, t *test
 }
 
 func (b *bgpHarness) testRouterConnectsToNodes(ctx context.Context, t *testing.T) {
-	failOnError(t, b.tor.Configure(ctx, "router bgp 65000\n neighbor nodes timers connect 1\n"))
+	failOnError(t, b.tor.ChangeRunningConfig(ctx, "router bgp 65000\n neighbor nodes timers connect 1\n"))
 	begun := map[string]int{"node1": countSessionStarts(ctx, t, b.Cluster, "node1"), "node2": countSessionStarts(ctx, t, b.Cluster, "node2"), "node3": countSessionStarts(ctx, t, b.Cluster, "node3")}
-	failOnError(t, b.ApplyManifests(ctx, strings.Replace(rackPeersManifest, "defaultGateway:", "passive: true, defaultGateway:", 1)))
+	failOnError(t, b.ApplyManifests(ctx, strings.Replace(defaultGatewayPeerManifest, "defaultGateway:", "passive: true, defaultGateway:", 1)))
 	failOnError(t, cluster.AwaitNoError(ctx, "sessions that the router has opened", func(ctx context.Context) error {
 		for node, n := range begun {
 			if countSessionStarts(ctx, t, b.Cluster, node) == n {
@@ -287,14 +288,14 @@ func awaitSessionReasons(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 // awaitNextHops waits until the router's kernel has exactly these next hops for a prefix.
 func awaitNextHops(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, want ...string) {
 	t.Helper()
-	awaitNextHopsOnRouter(ctx, t, s, "router", p, want...)
+	awaitNextHopsInKernelOf(ctx, t, s, "router", p, want...)
 }
 
-// awaitNextHopsOnRouter does the same for any router.
-func awaitNextHopsOnRouter(ctx context.Context, t *testing.T, s *cluster.Cluster, at string, p netip.Prefix, want ...string) {
+// awaitNextHopsInKernelOf does the same for any router.
+func awaitNextHopsInKernelOf(ctx context.Context, t *testing.T, s *cluster.Cluster, at string, p netip.Prefix, want ...string) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, fmt.Sprintf("the next hops in the kernel of %s: %s via %v", at, p, want), func(context.Context) error {
-		r, _, err := s.Host(at).FindRoute(p)
+		r, _, err := s.NamespaceOfHost(at).FindRoute(p)
 		if err != nil {
 			return err
 		}
@@ -314,7 +315,7 @@ func awaitNextHopsOnRouter(ctx context.Context, t *testing.T, s *cluster.Cluster
 func countSessionStarts(ctx context.Context, t *testing.T, s *cluster.Cluster, node string) int {
 	t.Helper()
 	address := map[string]string{"node1": "192.168.0.11", "node2": "192.168.0.12", "node3": "192.168.0.13"}[node]
-	out, err := s.Router("router", router.FRR).Show(ctx, "show bgp neighbors "+address+" json")
+	out, err := s.Router("router", router.FRR).RunShowCommand(ctx, "show bgp neighbors "+address+" json")
 	failOnError(t, err)
 	var all map[string]struct{ ConnectionsEstablished int }
 	failOnError(t, json.Unmarshal(out, &all))
@@ -324,7 +325,7 @@ func countSessionStarts(ctx context.Context, t *testing.T, s *cluster.Cluster, n
 // describeSessionStarts returns FRR's lines on how often each session has been established.
 func describeSessionStarts(ctx context.Context, t *testing.T, tor *lab.Router) string {
 	t.Helper()
-	out, err := tor.Show(ctx, "show bgp neighbors")
+	out, err := tor.RunShowCommand(ctx, "show bgp neighbors")
 	failOnError(t, err)
 	var lines []string
 	for _, l := range strings.Split(string(out), "\n") {

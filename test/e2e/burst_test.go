@@ -19,22 +19,22 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// burstPoolManifest has 65,536 addresses.
-const burstPoolManifest = `apiVersion: metallb.io/v1beta1
+// poolOf65536AddressesManifest has 65,536 addresses.
+const poolOf65536AddressesManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: burst, namespace: metallb-system}
 spec: {addresses: [10.77.0.0/16]}
 `
 
-// leaderLossTimeout is how much longer a burst may take when its leader is lost: the lease has to
-// expire, and the next leader reads all Services.
-const leaderLossTimeout = 15 * time.Second
+// extraTimeoutForLeaderLoss is how much longer a burst may take when its leader is lost: the lease
+// has to expire, and the next leader reads all Services.
+const extraTimeoutForLeaderLoss = 15 * time.Second
 
 // isLongBurstRun reports whether the long form of the tests runs, as in make bursts.
 func isLongBurstRun() bool { return os.Getenv("GANTRY_BURSTS") == "long" }
 
-// longBurstTimeout returns how much longer the long form may take than other tests.
-func longBurstTimeout() time.Duration {
+// extraTimeoutForLongBurstRun returns how much longer the long form may take than other tests.
+func extraTimeoutForLongBurstRun() time.Duration {
 	if isLongBurstRun() {
 		return 90 * time.Minute
 	}
@@ -109,7 +109,7 @@ func (b *burstHarness) removeAddresses(ctx context.Context) {
 	b.scaleControllers(ctx, 0)
 	_, err := b.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "ipaddresspool", "burst", "--ignore-not-found")
 	failOnError(b.t, err)
-	emptyStatus := client.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"annotations":{%q:null}},"status":{"loadBalancer":null,"conditions":null}}`, names.AnnotationFromPool))
+	emptyStatus := client.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"annotations":{%q:null}},"status":{"loadBalancer":null,"conditions":null}}`, names.AnnotationAllocatedFromPool))
 	var g errgroup.Group
 	g.SetLimit(32)
 	for _, svc := range b.services {
@@ -149,9 +149,9 @@ func (b *burstHarness) startAndApplyPool(ctx context.Context, wait bool) (*clust
 	if wait {
 		b.awaitNoPools(ctx)
 	}
-	c, err := b.RecordAddresses(ctx, "default")
+	c, err := b.StartAddressRecorder(ctx, "default")
 	failOnError(b.t, err)
-	failOnError(b.t, b.ApplyManifests(ctx, burstPoolManifest))
+	failOnError(b.t, b.ApplyManifests(ctx, poolOf65536AddressesManifest))
 	return c, time.Now()
 }
 
@@ -163,14 +163,14 @@ func (b *burstHarness) endLeader(ctx context.Context, c *cluster.AddressRecorder
 	failOnError(b.t, b.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, sig))
 	var l v1alpha1.AddressLedger
 	failOnError(b.t, b.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.AddressLedger}, &l))
-	b.t.Logf("%s to %s with %d of %d Services served and %d pending assignments in the AddressLedger", sig, pod.Name, c.CountServed(), len(b.services), len(l.Spec.Pending))
+	b.t.Logf("%s to %s with %d of %d Services served and %d pending assignments in the AddressLedger", sig, pod.Name, c.CountServicesWithAddress(), len(b.services), len(l.Spec.Pending))
 }
 
 // awaitServedServices waits until n Services have an address.
 func (b *burstHarness) awaitServedServices(ctx context.Context, c *cluster.AddressRecorder, n int, timeout time.Duration) {
 	b.t.Helper()
 	b.awaitNoError(ctx, timeout, func() error {
-		if served := c.CountServed(); served < n {
+		if served := c.CountServicesWithAddress(); served < n {
 			return fmt.Errorf("%d of %d Services have an address", served, len(b.services))
 		}
 		return nil
@@ -184,7 +184,7 @@ func TestBurstSurvivesLeaderLoss(t *testing.T) {
 	if isLongBurstRun() {
 		t.Skip("make bursts runs the long form instead")
 	}
-	ctx, s := startCluster(t, lab.Options{Nodes: 2})
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
 	b := newBurstHarness(ctx, t, s, 4600)
 	c, begun := b.startAndApplyPool(ctx, false)
 	b.awaitServedServices(ctx, c, len(b.services)/10, 2*time.Minute)
@@ -193,19 +193,19 @@ func TestBurstSurvivesLeaderLoss(t *testing.T) {
 	b.endLeader(ctx, c, syscall.SIGKILL)
 	b.awaitServedServices(ctx, c, len(b.services), 2*time.Minute)
 	t.Logf("all Services have an address after %s", time.Since(begun).Round(time.Millisecond))
-	for _, f := range c.Violations() {
+	for _, f := range c.DoubleOrLostAddressTexts() {
 		t.Error(f)
 	}
 }
 
 // TestTenBurstsSurviveLeaderLoss is the long form: each of ten bursts loses its leader at another
-// moment, by SIGKILL or SIGTERM. It may take leaderLossTimeout longer than a burst that keeps its
-// leader.
+// moment, by SIGKILL or SIGTERM. It may take extraTimeoutForLeaderLoss longer than a burst that
+// keeps its leader.
 func TestTenBurstsSurviveLeaderLoss(t *testing.T) {
 	if !isLongBurstRun() {
 		t.Skip("make bursts runs it")
 	}
-	ctx, s := startCluster(t, lab.Options{Nodes: 2})
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
 	b := newBurstHarness(ctx, t, s, 10000)
 	c, begun := b.startAndApplyPool(ctx, true)
 	b.awaitServedServices(ctx, c, len(b.services), 10*time.Minute)
@@ -221,10 +221,10 @@ func TestTenBurstsSurviveLeaderLoss(t *testing.T) {
 		b.awaitServedServices(round, c, len(b.services), undisturbed+5*time.Minute)
 		took := time.Since(begun)
 		t.Logf("round %d: %s", i+1, took.Round(time.Millisecond))
-		if took > undisturbed+leaderLossTimeout {
-			t.Errorf("round %d took %s, more than %s plus %s", i+1, took, undisturbed, leaderLossTimeout)
+		if took > undisturbed+extraTimeoutForLeaderLoss {
+			t.Errorf("round %d took %s, more than %s plus %s", i+1, took, undisturbed, extraTimeoutForLeaderLoss)
 		}
-		for _, f := range c.Violations() {
+		for _, f := range c.DoubleOrLostAddressTexts() {
 			t.Error(f)
 		}
 		end()

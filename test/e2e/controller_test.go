@@ -17,14 +17,14 @@ import (
 // and deletes another Service. After the restart the waiting Service gets the free address, and no
 // other address moves.
 func TestRestartKeepsAddresses(t *testing.T) {
-	ctx, s := startCluster(t, lab.Options{Nodes: 1})
-	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", "192.168.0.201-192.168.0.203", 1)))
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 1})
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "192.168.0.201-192.168.0.233", "192.168.0.201-192.168.0.203", 1)))
 	for _, name := range []string{"first", "second", "third", "waits"} {
 		failOnError(t, s.ApplyManifests(ctx, fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: %s}\nspec: {type: LoadBalancer, ports: [{port: 80}]}\n", name)))
 		if name == "waits" {
 			continue
 		}
-		_, err := s.AwaitAddress(ctx, "default", name)
+		_, err := s.AwaitFirstServiceAddress(ctx, "default", name)
 		failOnError(t, err)
 	}
 	// The first address is free when the new controllers start, and it is lower than the others.
@@ -37,7 +37,7 @@ func TestRestartKeepsAddresses(t *testing.T) {
 	_, err = s.RunKubectl(ctx, "", "-n", "metallb-system", "scale", "deployment", "gantry-controller", "--replicas=2")
 	failOnError(t, err)
 	for name, want := range map[string]string{"waits": "192.168.0.201", "second": "192.168.0.202", "third": "192.168.0.203"} {
-		got, err := s.AwaitAddress(ctx, "default", name)
+		got, err := s.AwaitFirstServiceAddress(ctx, "default", name)
 		failOnError(t, err)
 		if got.String() != want {
 			t.Errorf("after the restart Service %s has %s, want %s", name, got, want)
@@ -49,7 +49,7 @@ func TestRestartKeepsAddresses(t *testing.T) {
 // testShrunkPool removes the addresses from the pool: the Services keep them, and their condition
 // says so.
 func testShrunkPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.PoolManifest, "192.168.0.201-192.168.0.233", "192.168.0.240", 1)))
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "192.168.0.201-192.168.0.233", "192.168.0.240", 1)))
 	failOnError(t, cluster.AwaitNoError(ctx, "the condition of a Service outside of its smaller pool", func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, "default", "second")
 		if err != nil {

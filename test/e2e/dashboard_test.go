@@ -15,11 +15,11 @@ import (
 // checks the address, the NodePort, the Service without NodePorts, and that an ExternalName Service
 // stays as it is.
 func TestFirstService(t *testing.T) {
-	for _, mode := range []string{lab.NFTables, lab.IPTables} {
+	for _, mode := range []string{lab.KubeProxyNFTables, lab.KubeProxyIPTables} {
 		t.Run(mode, func(t *testing.T) {
-			ctx, s := startCluster(t, lab.Options{Nodes: 3, ProxyMode: mode})
-			failOnError(t, s.ApplyManifests(ctx, cluster.PoolManifest))
-			failOnError(t, s.ApplyManifests(ctx, cluster.DashboardManifest))
+			ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3, ProxyMode: mode})
+			failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
+			failOnError(t, s.ApplyManifests(ctx, cluster.DashboardServiceAndDeploymentManifest))
 			failOnError(t, s.ApplyManifests(ctx, externalNameManifest))
 			checkDashboard(ctx, t, s)
 			testWithoutNodePorts(ctx, t, s)
@@ -43,7 +43,7 @@ spec:
 `
 
 func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	address, err := s.AwaitAddress(ctx, "tekton-pipelines", "tekton-dashboard")
+	address, err := s.AwaitFirstServiceAddress(ctx, "tekton-pipelines", "tekton-dashboard")
 	failOnError(t, err)
 	if want := netip.MustParseAddr("192.168.0.201"); address != want {
 		t.Fatalf("the first Service got %s, want the pool's first address %s", address, want)
@@ -58,7 +58,7 @@ func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		t.Errorf("the annotation has the pool %q, want first-pool", got)
 	}
 	for _, client := range []string{"client", "far"} {
-		body, err := s.AwaitURL(ctx, client, "http://192.168.0.201:9097/")
+		body, err := s.FetchURLUntilSuccess(ctx, client, "http://192.168.0.201:9097/")
 		failOnError(t, err)
 		if !strings.Contains(body, "pod: tekton-dashboard-") {
 			t.Errorf("from %s the answer is not the dashboard's:\n%s", client, body)
@@ -66,10 +66,10 @@ func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}
 	port := svc.Spec.Ports[0].NodePort
 	for _, node := range []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"} {
-		_, err := s.AwaitURL(ctx, "client", fmt.Sprintf("http://%s:%d/", node, port))
+		_, err := s.FetchURLUntilSuccess(ctx, "client", fmt.Sprintf("http://%s:%d/", node, port))
 		failOnError(t, err)
 	}
-	if body, err := s.FetchURL(ctx, "client", fmt.Sprintf("http://192.168.0.201:%d/", port)); err == nil {
+	if body, err := s.FetchURLFromHost(ctx, "client", fmt.Sprintf("http://192.168.0.201:%d/", port)); err == nil {
 		t.Errorf("the NodePort answers on the external address:\n%s", body)
 	}
 }
@@ -79,8 +79,8 @@ func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 func testWithoutNodePorts(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	_, err := s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "delete", "svc", "tekton-dashboard")
 	failOnError(t, err)
-	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.DashboardManifest, "  type: LoadBalancer", "  allocateLoadBalancerNodePorts: false\n  type: LoadBalancer", 1)))
-	address, err := s.AwaitAddress(ctx, "tekton-pipelines", "tekton-dashboard")
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.DashboardServiceAndDeploymentManifest, "  type: LoadBalancer", "  allocateLoadBalancerNodePorts: false\n  type: LoadBalancer", 1)))
+	address, err := s.AwaitFirstServiceAddress(ctx, "tekton-pipelines", "tekton-dashboard")
 	failOnError(t, err)
 	if address.String() != "192.168.0.201" {
 		t.Errorf("the new Service got %s, want 192.168.0.201, which is free again", address)
@@ -90,6 +90,6 @@ func testWithoutNodePorts(ctx context.Context, t *testing.T, s *cluster.Cluster)
 	if p := svc.Spec.Ports[0].NodePort; p != 0 {
 		t.Errorf("the Service has the NodePort %d, want none", p)
 	}
-	_, err = s.AwaitURL(ctx, "client", "http://192.168.0.201:9097/")
+	_, err = s.FetchURLUntilSuccess(ctx, "client", "http://192.168.0.201:9097/")
 	failOnError(t, err)
 }

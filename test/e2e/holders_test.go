@@ -13,59 +13,59 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// dualStackPoolManifest is a pool of both families with its advertisement.
-var dualStackPoolManifest = strings.Replace(cluster.PoolManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::201-fd00:a8::233\n", 1)
+// dualStackDashboardPoolManifest is a pool of both families with its advertisement.
+var dualStackDashboardPoolManifest = strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::201-fd00:a8::233\n", 1)
 
 func withRequiredDualStack(echo string) string {
 	return strings.Replace(echo, "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n", 1)
 }
 
-// watchedService is a Service with streams of requests to its addresses, and a capture of the ARP
-// and NDP answers for them.
-type watchedService struct {
-	cluster        *cluster.Cluster
-	addresses      []netip.Addr
-	stopForgetting context.CancelFunc
-	endCapture     func(...netip.Addr) ([]cluster.NeighborAnswer, error)
-	streams        []*cluster.Stream
+// serviceUnderTraffic is a Service with streams of requests to its addresses, and a capture of the
+// ARP and NDP answers for them.
+type serviceUnderTraffic struct {
+	cluster                     *cluster.Cluster
+	addresses                   []netip.Addr
+	stopDeletingNeighborEntries context.CancelFunc
+	endNeighborCapture          func(...netip.Addr) ([]cluster.NeighborAnswer, error)
+	streams                     []*cluster.Stream
 }
 
-// watchService starts the streams and the capture on the client. It deletes the client's neighbor
-// entries again and again, so that some node has to answer all the time.
-func watchService(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr) *watchedService {
+// startTrafficAndNeighborCapture starts the streams and the capture on the client. It deletes the
+// client's neighbor entries again and again, so that some node has to answer all the time.
+func startTrafficAndNeighborCapture(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr) *serviceUnderTraffic {
 	t.Helper()
-	w := &watchedService{cluster: s, addresses: addresses}
+	w := &serviceUnderTraffic{cluster: s, addresses: addresses}
 	var err error
-	w.endCapture, err = s.CaptureNeighborAnswers(ctx, "client")
+	w.endNeighborCapture, err = s.CaptureNeighborAnswers(ctx, "client")
 	failOnError(t, err)
 	for _, a := range addresses {
 		stream, err := s.StartUDPStream(ctx, "client", netip.AddrPortFrom(a, 7000).String(), 100)
 		failOnError(t, err)
-		failOnError(t, stream.AwaitAnswers(ctx, 20))
+		failOnError(t, stream.AwaitMoreAnswers(ctx, 20))
 		w.streams = append(w.streams, stream)
 	}
-	ctx, w.stopForgetting = context.WithCancel(ctx)
-	s.ForgetNeighborsRepeatedly(ctx, "client", addresses...)
+	ctx, w.stopDeletingNeighborEntries = context.WithCancel(ctx)
+	s.DeleteNeighborEntriesRepeatedly(ctx, "client", addresses...)
 	return w
 }
 
 // awaitAnswers waits until each stream has n more answers.
-func (w *watchedService) awaitAnswers(ctx context.Context, t *testing.T, n int) {
+func (w *serviceUnderTraffic) awaitAnswers(ctx context.Context, t *testing.T, n int) {
 	t.Helper()
 	for _, s := range w.streams {
-		failOnError(t, s.AwaitAnswers(ctx, n))
+		failOnError(t, s.AwaitMoreAnswers(ctx, n))
 	}
 }
 
-// stopAndCollect stops the streams and the capture, and returns the ARP and NDP answers for each
-// address, in order.
-func (w *watchedService) stopAndCollect(t *testing.T) map[netip.Addr][]cluster.NeighborAnswer {
+// stopAndCollectNeighborAnswers stops the streams and the capture, and returns the ARP and NDP
+// answers for each address, in order.
+func (w *serviceUnderTraffic) stopAndCollectNeighborAnswers(t *testing.T) map[netip.Addr][]cluster.NeighborAnswer {
 	t.Helper()
-	w.stopForgetting()
+	w.stopDeletingNeighborEntries()
 	for _, s := range w.streams {
 		s.Stop()
 	}
-	all, err := w.endCapture(w.addresses...)
+	all, err := w.endNeighborCapture(w.addresses...)
 	failOnError(t, err)
 	out := map[netip.Addr][]cluster.NeighborAnswer{}
 	for _, a := range all {
@@ -116,13 +116,13 @@ type holdersHarness struct {
 // newHoldersHarness runs the Pod on a node that is excluded.
 func newHoldersHarness(t *testing.T) (context.Context, *holdersHarness) {
 	t.Helper()
-	ctx, s := startCluster(t, lab.Options{Nodes: 4, Families: lab.DualStack})
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, Families: lab.DualStack})
 	h := &holdersHarness{Cluster: s}
-	failOnError(t, s.ApplyManifests(ctx, dualStackPoolManifest))
-	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.EchoManifest("echo", "node4"))))
+	failOnError(t, s.ApplyManifests(ctx, dualStackDashboardPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.UDPEchoServiceManifest("echo", "node4"))))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	failOnError(t, err)
-	h.addresses, err = s.AwaitAddresses(ctx, "default", "echo", 2)
+	h.addresses, err = s.AwaitServiceAddressCount(ctx, "default", "echo", 2)
 	failOnError(t, err)
 	h.firstHolders = h.awaitBothHolders(ctx, t)
 	return ctx, h
@@ -132,15 +132,15 @@ func newHoldersHarness(t *testing.T) (context.Context, *holdersHarness) {
 // different holders if more than one node is eligible.
 func (h *holdersHarness) awaitBothHolders(ctx context.Context, t *testing.T) []string {
 	t.Helper()
-	holders, err := h.AwaitHolders(ctx, "echo", 2)
+	holders, err := h.AwaitAnnouncingNodeCount(ctx, "echo", 2)
 	failOnError(t, err)
 	return holders
 }
 
-// TestOneNodeAnswers breaks the network between nodes in ways that make speakers believe that
-// others are dead. At any time only one node may answer the client. The scenarios run in this order
-// on one cluster.
-func TestOneNodeAnswers(t *testing.T) {
+// TestOnlyOneNodeAnswersDuringPartitions breaks the network between nodes in ways that make
+// speakers believe that others are dead. At any time only one node may answer the client. The
+// scenarios run in this order on one cluster.
+func TestOnlyOneNodeAnswersDuringPartitions(t *testing.T) {
 	ctx, h := newHoldersHarness(t)
 	t.Run("gossip is blocked between two halves of an intact LAN", func(t *testing.T) { h.testBlockedGossipMovesNoAddress(ctx, t) })
 	t.Run("after a partition of the LAN one holder answers", func(t *testing.T) { h.testOneHolderAfterPartition(ctx, t) })
@@ -149,7 +149,7 @@ func TestOneNodeAnswers(t *testing.T) {
 }
 
 func (h *holdersHarness) testBlockedGossipMovesNoAddress(ctx context.Context, t *testing.T) {
-	w := watchService(ctx, t, h.Cluster, h.addresses)
+	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
 	failOnError(t, h.BlockGossip(ctx, []string{"node1", "node2"}, []string{"node3", "node4"}))
 	// about 10 s, which is longer than the gossip needs to declare the others dead
 	w.awaitAnswers(ctx, t, 500)
@@ -157,7 +157,7 @@ func (h *holdersHarness) testBlockedGossipMovesNoAddress(ctx context.Context, t 
 		failOnError(t, h.UnblockPorts(ctx, n))
 	}
 	w.awaitAnswers(ctx, t, 100)
-	for a, answers := range w.stopAndCollect(t) {
+	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
 		if macs := answeringMACs(answers); len(macs) != 1 {
 			t.Errorf("%v answered for %s, want one node", macs, a)
 		}
@@ -169,13 +169,13 @@ func (h *holdersHarness) testBlockedGossipMovesNoAddress(ctx context.Context, t 
 
 func (h *holdersHarness) testOneHolderAfterPartition(ctx context.Context, t *testing.T) {
 	holder := h.firstHolders[0]
-	w := watchService(ctx, t, h.Cluster, h.addresses)
+	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
 	failOnError(t, h.Partition(ctx, []string{holder}))
 	w.awaitAnswers(ctx, t, 400)
 	healed := time.Now()
 	failOnError(t, h.HealPartition(ctx))
 	w.awaitAnswers(ctx, t, 150)
-	for a, answers := range w.stopAndCollect(t) {
+	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
 		i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.After(healed) })
 		late := slices.DeleteFunc(slices.Clone(answers), func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(healed.Add(time.Second)) })
 		if macs := answeringMACs(late); len(macs) != 1 {
@@ -190,14 +190,14 @@ func (h *holdersHarness) testPausedHolderGivesUp(ctx context.Context, t *testing
 	holder := h.awaitBothHolders(ctx, t)[0]
 	mac, err := h.HostMAC(holder)
 	failOnError(t, err)
-	w := watchService(ctx, t, h.Cluster, h.addresses)
+	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
 	failOnError(t, h.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
 	w.awaitAnswers(ctx, t, 100)
 	continued := time.Now()
 	failOnError(t, h.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGCONT))
 	w.awaitAnswers(ctx, t, 100)
 	inFlight := 1
-	for a, answers := range w.stopAndCollect(t) {
+	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
 		order := answersInTurn(answers)
 		if len(order) > 2 && inFlight > 0 {
 			inFlight--
@@ -211,14 +211,14 @@ func (h *holdersHarness) testPausedHolderGivesUp(ctx context.Context, t *testing
 
 func (h *holdersHarness) testShortPausesMoveNoAddress(ctx context.Context, t *testing.T) {
 	before := h.awaitBothHolders(ctx, t)
-	w := watchService(ctx, t, h.Cluster, h.addresses)
+	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
 	for range 10 {
 		failOnError(t, h.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGSTOP))
 		<-time.After(80 * time.Millisecond) // plus the time that the lab needs for the signal
 		failOnError(t, h.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGCONT))
 		w.awaitAnswers(ctx, t, 30)
 	}
-	w.stopAndCollect(t)
+	w.stopAndCollectNeighborAnswers(t)
 	if now := h.awaitBothHolders(ctx, t); !slices.Equal(now, before) {
 		t.Errorf("short pauses moved the addresses from %v to %v", before, now)
 	}

@@ -32,22 +32,22 @@ func testIngressController(ctx context.Context, t *testing.T, s *cluster.Cluster
 	if _, err := os.Stat("/usr/sbin/nginx"); err != nil {
 		t.Skip("nginx is missing: apt-get install nginx-light")
 	}
-	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.DashboardManifest, "type: LoadBalancer", "type: ClusterIP", 1)))
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.DashboardServiceAndDeploymentManifest, "type: LoadBalancer", "type: ClusterIP", 1)))
 	failOnError(t, s.ApplyManifests(ctx, readManual(t, "004-ingress.yaml")))
-	kubectl := createNamespaceWithKubectl(ctx, t, s, "ingress-nginx")
+	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "ingress-nginx")
 	roots := createCertificate(ctx, t, s, "tekton.k8s.local")
 	failOnError(t, s.API.Create(ctx, &corev1.ConfigMap{
 		ObjectMeta: newObjectMeta("ingress-nginx", "ingress-nginx-controller"), Data: map[string]string{"nginx.conf": nginxConfig(ctx, t, s)},
 	}))
 	kubectl(readManual(t, "004-ingress-controller.yaml"), "apply", "-f", "-")
-	address, err := s.AwaitAddress(ctx, "ingress-nginx", "ingress-nginx-controller")
+	address, err := s.AwaitFirstServiceAddress(ctx, "ingress-nginx", "ingress-nginx-controller")
 	failOnError(t, err)
 
 	name := "tekton.k8s.local"
 	visit := func(scheme, port string) (string, error) {
 		resolve := func(ctx context.Context, network, _ string) (net.Conn, error) {
 			// like a line in the hosts file
-			return s.Host("client").Dial(ctx, network, net.JoinHostPort(address.String(), port))
+			return s.NamespaceOfHost("client").Dial(ctx, network, net.JoinHostPort(address.String(), port))
 		}
 		c := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
 			DialContext: resolve, TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true,

@@ -19,9 +19,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// widePoolManifest has room for every Service of a test. None of them has endpoints, which the
-// write that assigns the address reports too.
-const widePoolManifest = `apiVersion: metallb.io/v1beta1
+// poolWithRoomForAllServicesManifest has room for every Service of a test. None of them has
+// endpoints, which the write that assigns the address reports too.
+const poolWithRoomForAllServicesManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: wide, namespace: metallb-system}
 spec: {addresses: [10.77.0.0/20]}
@@ -67,15 +67,15 @@ func awaitLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, not stri
 	return identity, pod
 }
 
-// testLeaderSignal sends the leader a signal, creates a Service immediately, and waits for its
-// address and the next leader.
-func testLeaderSignal(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder, sig syscall.Signal, name string) {
+// testAssignmentAfterSignalToLeader sends the leader a signal, creates a Service immediately, and
+// waits for its address and the next leader.
+func testAssignmentAfterSignalToLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder, sig syscall.Signal, name string) {
 	t.Helper()
 	identity, pod := awaitLeader(ctx, t, s, "")
 	failOnError(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, sig))
 	begun := time.Now()
 	failOnError(t, s.API.Create(ctx, cluster.NewService("default", name, "")))
-	given, err := c.AwaitAddresses(ctx, name)
+	given, err := c.AwaitAssignmentTimes(ctx, name)
 	failOnError(t, err)
 	next, _ := awaitLeader(ctx, t, s, "")
 	l, err := readLeaderLease(ctx, s)
@@ -93,22 +93,22 @@ func testLeaderSignal(ctx context.Context, t *testing.T, s *cluster.Cluster, c *
 // TestLeaderChangesKeepAddresses terminates, kills and pauses the leader of two controllers. No
 // address may be assigned twice, and none may move.
 func TestLeaderChangesKeepAddresses(t *testing.T) {
-	ctx, s := startCluster(t, lab.Options{Nodes: 2})
-	failOnError(t, s.ApplyManifests(ctx, widePoolManifest))
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
+	failOnError(t, s.ApplyManifests(ctx, poolWithRoomForAllServicesManifest))
 	watching, end := context.WithCancel(ctx)
 	defer end()
-	c, err := s.RecordAddresses(watching, "default")
+	c, err := s.StartAddressRecorder(watching, "default")
 	failOnError(t, err)
 	var before map[string]string
 	t.Run("many Services cost one write and one event each", func(t *testing.T) {
-		testWriteCounts(ctx, t, s, c)
+		testAPIWritesPerService(ctx, t, s, c)
 		before = readResourceVersions(ctx, t, s)
 	})
-	t.Run("the other controller continues when the leader stops", func(t *testing.T) { testLeaderSignal(ctx, t, s, c, syscall.SIGTERM, "stop") })
-	t.Run("the other controller continues when the leader is killed", func(t *testing.T) { testLeaderSignal(ctx, t, s, c, syscall.SIGKILL, "kill") })
-	t.Run("a paused leader assigns nothing twice when it resumes", func(t *testing.T) { testPausedLeader(ctx, t, s, c) })
-	t.Run("a slow and a stopped API server", func(t *testing.T) { testSlowAPIServer(ctx, t, s, c) })
-	for _, f := range c.Violations() {
+	t.Run("the other controller continues when the leader stops", func(t *testing.T) { testAssignmentAfterSignalToLeader(ctx, t, s, c, syscall.SIGTERM, "stop") })
+	t.Run("the other controller continues when the leader is killed", func(t *testing.T) { testAssignmentAfterSignalToLeader(ctx, t, s, c, syscall.SIGKILL, "kill") })
+	t.Run("a paused leader assigns nothing twice when it resumes", func(t *testing.T) { testResumedLeaderAssignsNoAddressTwice(ctx, t, s, c) })
+	t.Run("a slow and a stopped API server", func(t *testing.T) { testEditsWhileAPIServerIsSlow(ctx, t, s, c) })
+	for _, f := range c.DoubleOrLostAddressTexts() {
 		t.Error(f)
 	}
 	now := readResourceVersions(ctx, t, s)
@@ -133,14 +133,14 @@ func readResourceVersions(ctx context.Context, t *testing.T, s *cluster.Cluster)
 	return out
 }
 
-// testWriteCounts creates Services over 8 connections and counts the writes to the API server for
-// them.
-func testWriteCounts(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
+// testAPIWritesPerService creates Services over 8 connections and counts the writes to the API
+// server for them.
+func testAPIWritesPerService(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
 	const n = 200
 	services, serviceNames := newServices("counted", n)
 	_, err := s.CreateServices(ctx, 1, services[:1]) // the first status of the pool does not count
 	failOnError(t, err)
-	_, err = c.AwaitAddresses(ctx, serviceNames[0])
+	_, err = c.AwaitAssignmentTimes(ctx, serviceNames[0])
 	failOnError(t, err)
 	failOnError(t, cluster.AwaitNoError(ctx, "the event of the first Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, serviceNames[:1]) }))
 	begun := time.Now()
@@ -148,12 +148,12 @@ func testWriteCounts(ctx context.Context, t *testing.T, s *cluster.Cluster, c *c
 	failOnError(t, err)
 	_, err = s.CreateServices(ctx, 8, services[1:])
 	failOnError(t, err)
-	_, err = c.AwaitAddresses(ctx, serviceNames...)
+	_, err = c.AwaitAssignmentTimes(ctx, serviceNames...)
 	failOnError(t, err)
 	failOnError(t, cluster.AwaitNoError(ctx, "one event for each Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, serviceNames) }))
 	now, err := s.CountWrites(ctx)
 	failOnError(t, err)
-	w := now.Since(before)
+	w := now.SubtractEarlierCounts(before)
 	if w["services/status"] != n-1 {
 		t.Errorf("%d status writes for %d Services", w["services/status"], n-1)
 	}
@@ -190,17 +190,17 @@ func checkOneEventEach(ctx context.Context, s *cluster.Cluster, serviceNames []s
 	return nil
 }
 
-// testPausedLeader pauses the leader while Services are created, so that some of its writes are
-// under way. It waits for the other leader, and resumes the first one while more Services are
-// created.
-func testPausedLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
+// testResumedLeaderAssignsNoAddressTwice pauses the leader while Services are created, so that some
+// of its writes are under way. It waits for the other leader, and resumes the first one while more
+// Services are created.
+func testResumedLeaderAssignsNoAddressTwice(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
 	services, serviceNames := newServices("paused", 300)
 	coming := make(chan error, 1)
 	go func() {
 		_, err := s.CreateServices(ctx, 4, services[:100])
 		coming <- err
 	}()
-	_, err := c.AwaitAddresses(ctx, serviceNames[10]) // while the Services are being created
+	_, err := c.AwaitAssignmentTimes(ctx, serviceNames[10]) // while the Services are being created
 	failOnError(t, err)
 	identity, pod := awaitLeader(ctx, t, s, "")
 	failOnError(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGSTOP))
@@ -210,11 +210,11 @@ func testPausedLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, c *
 		_, err := s.CreateServices(ctx, 4, services[100:])
 		coming <- err
 	}()
-	_, err = c.AwaitAddresses(ctx, serviceNames[150])
+	_, err = c.AwaitAssignmentTimes(ctx, serviceNames[150])
 	failOnError(t, err)
 	failOnError(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGCONT))
 	failOnError(t, <-coming)
-	_, err = c.AwaitAddresses(ctx, serviceNames...)
+	_, err = c.AwaitAssignmentTimes(ctx, serviceNames...)
 	failOnError(t, err)
 	failOnError(t, cluster.AwaitNoError(ctx, "the end of the old leader", func(ctx context.Context) error {
 		var now corev1.Pod
@@ -228,9 +228,9 @@ func testPausedLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, c *
 	}))
 }
 
-// testSlowAPIServer edits and deletes Services while the writes of their addresses are under way,
-// and then stops the API server for some seconds.
-func testSlowAPIServer(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
+// testEditsWhileAPIServerIsSlow edits and deletes Services while the writes of their addresses are
+// under way, and then stops the API server for some seconds.
+func testEditsWhileAPIServerIsSlow(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
 	services, serviceNames := newServices("slow", 30)
 	failOnError(t, s.DelayAPI(ctx, 300*time.Millisecond))
 	_, err := s.CreateServices(ctx, 15, services)
@@ -260,7 +260,7 @@ func testSlowAPIServer(ctx context.Context, t *testing.T, s *cluster.Cluster, c 
 			late = append(late, name)
 		}
 	}
-	_, err = c.AwaitAddresses(ctx, late...)
+	_, err = c.AwaitAssignmentTimes(ctx, late...)
 	failOnError(t, err)
 	failOnError(t, cluster.AwaitNoError(ctx, "Services without an address", func(ctx context.Context) error {
 		for i, name := range serviceNames {

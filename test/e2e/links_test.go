@@ -24,8 +24,8 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testLinkFlaps cuts the holder's cable again and again, and restores it immediately.
-func testLinkFlaps(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
+// testRepeatedShortCableCuts cuts the holder's cable again and again, and restores it immediately.
+func testRepeatedShortCableCuts(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	target := netip.AddrPortFrom(four, 7000).String()
 	for range 5 {
 		holder := awaitHolderOf(ctx, t, s, four).Status.Node
@@ -35,11 +35,11 @@ func testLinkFlaps(ctx context.Context, t *testing.T, s *cluster.Cluster, four n
 	startUDPStream(ctx, t, s, target).Stop()
 	var macs []facts.MAC
 	for _, host := range []string{"node1", "node2", "node3"} {
-		macs = append(macs, listenForFrames(t, s, host, ipfamily.IPv4, func(layer2.Frame) {}).link.MAC)
+		macs = append(macs, listenForFrames(t, s, host, ipfamily.IPv4, func(layer2.ARPOrNDPFrame) {}).link.MAC)
 	}
 	// Exactly one node answers, whichever it is.
 	answered := make([]atomic.Int64, len(macs))
-	asker := listenForFrames(t, s, "client", ipfamily.IPv4, func(f layer2.Frame) {
+	asker := listenForFrames(t, s, "client", ipfamily.IPv4, func(f layer2.ARPOrNDPFrame) {
 		for i, mac := range macs {
 			if f.Operation == layer2.Reply && f.SenderIP == four && f.SenderMAC == mac && f.EthernetDestination[0]&1 == 0 {
 				answered[i].Add(1)
@@ -52,7 +52,7 @@ func testLinkFlaps(ctx context.Context, t *testing.T, s *cluster.Cluster, four n
 			answered[i].Store(0)
 		}
 		for range questions {
-			if err := asker.Write(layer2.Frame{
+			if err := asker.WriteFrame(layer2.ARPOrNDPFrame{
 				EthernetDestination: layer2.AnnouncementDestinationMAC(four), EthernetSource: asker.link.MAC, Operation: layer2.Request,
 				SenderMAC: asker.link.MAC, SenderIP: clientIP, TargetIP: four,
 			}); err != nil {
@@ -89,7 +89,7 @@ func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 	}
 	rename := func(from, to string) {
 		for _, node := range []string{"node1", "node2", "node3"} {
-			failOnError(t, s.Host(node).RunInside(exec.Command("ip", "link", "set", from, "name", to).Run))
+			failOnError(t, s.NamespaceOfHost(node).RunInside(exec.Command("ip", "link", "set", from, "name", to).Run))
 		}
 		failOnError(t, cluster.AwaitNoError(ctx, "links named "+to, func(ctx context.Context) error {
 			for _, node := range []string{"node1", "node2", "node3"} {
@@ -104,7 +104,7 @@ func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 			return nil
 		}))
 	}
-	before := awaitHolders(ctx, t, s, addresses, nil)
+	before := awaitHoldersByAddress(ctx, t, s, addresses, nil)
 	rename("eth0", "uplink0")
 	rename("uplink0", "eth0")
 	for i, stream := range streams {
@@ -112,7 +112,7 @@ func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 			t.Errorf("%d of %d requests to %s were lost while links were renamed", o.LostCount, o.SentCount, addresses[i])
 		}
 	}
-	if after := awaitHolders(ctx, t, s, addresses, nil); !maps.Equal(after, before) {
+	if after := awaitHoldersByAddress(ctx, t, s, addresses, nil); !maps.Equal(after, before) {
 		t.Errorf("the addresses moved from %v to %v although links were only renamed", before, after)
 	}
 }

@@ -30,14 +30,14 @@ func readSoakInterval(t *testing.T) time.Duration {
 
 // TestNoFalseTakeover keeps every processor busy. No living holder may be declared dead.
 func TestNoFalseTakeover(t *testing.T) {
-	ctx, s := startCluster(t, lab.Options{Nodes: 4})
-	failOnError(t, s.ApplyManifests(ctx, cluster.PoolManifest))
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4})
+	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
 	const services = 8
 	for i := range services {
-		failOnError(t, s.ApplyManifests(ctx, cluster.EchoManifest(fmt.Sprintf("echo%d", i), "node4")))
+		failOnError(t, s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest(fmt.Sprintf("echo%d", i), "node4")))
 	}
 	for i := range services {
-		_, err := s.AwaitHolder(ctx, fmt.Sprintf("echo%d", i), "")
+		_, err := s.AwaitSingleAnnouncingNode(ctx, fmt.Sprintf("echo%d", i), "")
 		failOnError(t, err)
 	}
 	before := countTakeovers(ctx, t, s)

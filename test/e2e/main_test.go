@@ -19,24 +19,24 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	lab.Reexec()
+	lab.RunAsLabPartIfRequested()
 	// keeps the log of client-go, for example on an API server that a test stopped, out of the
 	// tests' output
 	ctrllog.SetLogger(logr.Discard())
-	_ = lab.EnterUserNamespace() // each skipped test repeats the error
+	_ = lab.ReexecInUserNamespaceUnlessRoot() // each skipped test repeats the error
 	os.Exit(m.Run())
 }
 
-// startCluster starts a lab with Gantry for one test and its subtests.
-func startCluster(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
+// startLabWithGantry starts a lab with Gantry for one test and its subtests.
+func startLabWithGantry(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
 	t.Helper()
-	ctx, s := startClusterWithoutGantry(t, o)
+	ctx, s := startLabWithoutGantry(t, o)
 	failOnError(t, s.InstallGantry(ctx))
 	return ctx, s
 }
 
-// startClusterWithoutGantry starts a lab in which Gantry is not installed.
-func startClusterWithoutGantry(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
+// startLabWithoutGantry starts a lab in which Gantry is not installed.
+func startLabWithoutGantry(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
 	t.Helper()
 	if m := lab.MissingPrerequisite(); m != "" {
 		t.Skip(m)
@@ -46,10 +46,10 @@ func startClusterWithoutGantry(t *testing.T, o lab.Options) (context.Context, *c
 			t.Skip("bin/" + b + " is not built: make build")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t)+longBurstTimeout())
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t)+extraTimeoutForLongBurstRun())
 	t.Cleanup(cancel)
 	o.Dir, o.Progress = filepath.Join(t.TempDir(), "lab"), os.Stderr
-	s, err := cluster.Start(ctx, o)
+	s, err := cluster.StartLabWithoutGantry(ctx, o)
 	if err != nil {
 		t.Fatal(err)
 	}

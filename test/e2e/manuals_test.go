@@ -24,28 +24,28 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/node"
 )
 
-// TestManifestsFromManuals applies the manifests of manuals on Services, as their readers do, in
-// one cluster. testdata/manuals has these manifests unchanged, except where they were not valid
-// YAML.
-func TestManifestsFromManuals(t *testing.T) {
-	ctx, s := startCluster(t, lab.Options{Nodes: 3})
-	failOnError(t, s.ApplyManifests(ctx, cluster.PoolManifest))
+// TestServiceManifestsOfManualsWork applies the manifests of manuals on Services, as their readers
+// do, in one cluster. testdata/manuals has these manifests unchanged, except where they were not
+// valid YAML.
+func TestServiceManifestsOfManualsWork(t *testing.T) {
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3})
+	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
 	// The manuals use cluster IPs of other Service networks.
 	failOnError(t, s.ApplyManifests(ctx, serviceCIDRManifest))
 	for _, c := range []struct {
 		name string
 		f    func(context.Context, *testing.T, *cluster.Cluster)
 	}{
-		{"only ready Pods of a Deployment answer", testReadiness},
+		{"only ready Pods of a Deployment answer", testUnreadyPodsAreWithdrawn},
 		{"a headless Service is not changed", testHeadlessService},
 		{"a Service keeps its fixed cluster IP", testFixedClusterIP},
 		{"session affinity keeps a client with one Pod", testSessionAffinity},
 		{"one port serves TCP and UDP", testBothProtocols},
 		{"a Service without a selector uses manual endpoints", testManualEndpoints},
 		{"a Service of kubectl expose is reachable", testKubectlExpose},
-		{"a Service in JSON keeps its NodePort", testNodePortService},
+		{"a Service in JSON keeps its NodePort", testLoadBalancerAnswersOnNodePorts},
 		{"an ingress controller routes by host behind one address", testIngressController},
-		{"a Service can change its type and back", testServiceTypes},
+		{"a Service can change its type and back", testChangedServiceTypeReleasesAddress},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.f(ctx, t, s) })
 	}
@@ -70,9 +70,9 @@ func readManual(t *testing.T, name string) string {
 	return string(b)
 }
 
-// createNamespaceWithKubectl creates a namespace, and returns a function that runs kubectl in it,
-// with a manifest as its input.
-func createNamespaceWithKubectl(ctx context.Context, t *testing.T, s *cluster.Cluster, name string) func(manifest string, args ...string) string {
+// createNamespaceAndKubectlFunc creates a namespace, and returns a function that runs kubectl in
+// it, with a manifest as its input.
+func createNamespaceAndKubectlFunc(ctx context.Context, t *testing.T, s *cluster.Cluster, name string) func(manifest string, args ...string) string {
 	t.Helper()
 	_, err := s.RunKubectl(ctx, "", "create", "namespace", name)
 	failOnError(t, err)
@@ -89,7 +89,7 @@ func createNamespaceWithKubectl(ctx context.Context, t *testing.T, s *cluster.Cl
 func findAnsweringPods(ctx context.Context, s *cluster.Cluster, host, url string, n int) ([]string, error) {
 	var pods []string
 	for range n {
-		body, err := s.FetchURL(ctx, host, url)
+		body, err := s.FetchURLFromHost(ctx, host, url)
 		if err != nil {
 			return nil, err
 		}
@@ -103,15 +103,15 @@ func findAnsweringPods(ctx context.Context, s *cluster.Cluster, host, url string
 	return pods, nil
 }
 
-// requestsPerBalancingCheck is the number of requests that find all Pods of a Service. If three
+// requestsToFindAllPods is the number of requests that find all Pods of a Service. If three
 // Pods answer with equal probability, forty requests miss one of them once in 3.7 million times.
-const requestsPerBalancingCheck = 40
+const requestsToFindAllPods = 40
 
 // awaitAnsweringPods waits until exactly those Pods answer.
 func awaitAnsweringPods(ctx context.Context, t *testing.T, s *cluster.Cluster, url string, want []string) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, fmt.Sprintf("answers of %v only", want), func(ctx context.Context) error {
-		got, err := findAnsweringPods(ctx, s, "client", url, requestsPerBalancingCheck)
+		got, err := findAnsweringPods(ctx, s, "client", url, requestsToFindAllPods)
 		if err == nil && !slices.Equal(got, want) {
 			err = fmt.Errorf("these answer: %v", got)
 		}
@@ -139,7 +139,7 @@ func awaitUnannounced(ctx context.Context, t *testing.T, s *cluster.Cluster, ser
 		if err != nil || len(nodes) > 0 {
 			return fmt.Errorf("these announce it: %v (%v)", nodes, err)
 		}
-		if body, err := s.FetchURL(ctx, "client", url); err == nil {
+		if body, err := s.FetchURLFromHost(ctx, "client", url); err == nil {
 			return fmt.Errorf("it still answers: %s", body)
 		}
 		return nil
@@ -149,11 +149,11 @@ func awaitUnannounced(ctx context.Context, t *testing.T, s *cluster.Cluster, ser
 // serviceKey is the namespace and the name of a Service.
 type serviceKey struct{ namespace, name string }
 
-func testReadiness(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	kubectl := createNamespaceWithKubectl(ctx, t, s, "readiness")
+func testUnreadyPodsAreWithdrawn(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "readiness")
 	kubectl(readManual(t, "000-nginx.yaml"), "apply", "-f", "-")
 	kubectl("", "patch", "service", "nginx-service", "-p", `{"spec":{"type":"LoadBalancer"}}`)
-	address, err := s.AwaitAddress(ctx, "readiness", "nginx-service")
+	address, err := s.AwaitFirstServiceAddress(ctx, "readiness", "nginx-service")
 	failOnError(t, err)
 	url := fmt.Sprintf("http://%s/", address)
 	kubectl("", "rollout", "status", "deployment/nginx-deployment", "--timeout=30s")
@@ -165,7 +165,7 @@ func testReadiness(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	awaitAnsweringPods(ctx, t, s, url, pods[1:])
 	kubectl("", "annotate", "pod", pods[1], pods[2], node.AnnotationUnready+"=true")
 	awaitUnannounced(ctx, t, s, serviceKey{"readiness", "nginx-service"}, url)
-	if still, err := s.AwaitAddress(ctx, "readiness", "nginx-service"); err != nil || still != address {
+	if still, err := s.AwaitFirstServiceAddress(ctx, "readiness", "nginx-service"); err != nil || still != address {
 		t.Errorf("without a ready Pod the Service has %s (%v), want it to keep %s", still, err, address)
 	}
 	kubectl("", "annotate", "pod", "-l", "app=nginx", node.AnnotationUnready+"-")
@@ -176,19 +176,19 @@ func testHeadlessService(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 	// in the same manual, applied by the test before
 	svc, err := s.GetService(ctx, "readiness", "nginx")
 	failOnError(t, err)
-	wantServiceUntouched(t, svc)
+	failIfGantryWroteToService(t, svc)
 }
 
-// wantServiceUntouched fails the test if Gantry has written anything to a Service.
-func wantServiceUntouched(t *testing.T, svc *corev1.Service) {
+// failIfGantryWroteToService fails the test if Gantry has written anything to a Service.
+func failIfGantryWroteToService(t *testing.T, svc *corev1.Service) {
 	t.Helper()
-	if err := checkServiceUntouched(svc); err != nil {
+	if err := errorIfGantryWroteToService(svc); err != nil {
 		t.Error(err)
 	}
 }
 
-func checkServiceUntouched(svc *corev1.Service) error {
-	_, annotated := svc.Annotations[names.AnnotationFromPool]
+func errorIfGantryWroteToService(svc *corev1.Service) error {
+	_, annotated := svc.Annotations[names.AnnotationAllocatedFromPool]
 	if len(svc.Status.LoadBalancer.Ingress) > 0 || len(svc.Status.Conditions) > 0 || annotated {
 		return fmt.Errorf("Service %s of type %s has %v and %v", svc.Name, svc.Spec.Type, svc.Status, svc.Annotations)
 	}
@@ -218,37 +218,37 @@ spec:
 func testFixedClusterIP(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for file, label := range map[string]string{"002-my-service.yaml": "app: MyApp", "004-my-service.yaml": "app.kubernetes.io/name: MyApp"} {
 		ns := "fixed-" + file[:3]
-		kubectl := createNamespaceWithKubectl(ctx, t, s, ns)
+		kubectl := createNamespaceAndKubectlFunc(ctx, t, s, ns)
 		kubectl(responderManifest("my-app", label, "TCP/9376"), "apply", "-f", "-")
 		kubectl(readManual(t, file), "apply", "-f", "-")
-		address, err := s.AwaitAddress(ctx, ns, "my-service")
+		address, err := s.AwaitFirstServiceAddress(ctx, ns, "my-service")
 		failOnError(t, err)
 		if svc, err := s.GetService(ctx, ns, "my-service"); err != nil || svc.Spec.ClusterIP != "10.0.171.239" {
 			t.Errorf("%s: the cluster IP is %s (%v), want what the manifest says", file, svc.Spec.ClusterIP, err)
 		}
 		for _, host := range []string{"client", "far"} {
-			_, err = s.AwaitURL(ctx, host, fmt.Sprintf("http://%s/", address))
+			_, err = s.FetchURLUntilSuccess(ctx, host, fmt.Sprintf("http://%s/", address))
 			failOnError(t, err)
 		}
-		_, err = s.AwaitURL(ctx, "node1", "http://10.0.171.239/")
+		_, err = s.FetchURLUntilSuccess(ctx, "node1", "http://10.0.171.239/")
 		failOnError(t, err)
 		kubectl("", "delete", "service", "my-service") // both manuals use the same cluster IP
 	}
 }
 
 func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	kubectl := createNamespaceWithKubectl(ctx, t, s, "affinity")
+	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "affinity")
 	kubectl(readManual(t, "002-webapp.yaml"), "apply", "-f", "-")
 	// Long enough for forty requests, short enough to wait for.
 	kubectl("", "patch", "service", "webapp", "-p",
 		`{"spec":{"type":"LoadBalancer","sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":2}}}}`)
-	address, err := s.AwaitAddress(ctx, "affinity", "webapp")
+	address, err := s.AwaitFirstServiceAddress(ctx, "affinity", "webapp")
 	failOnError(t, err)
 	url := fmt.Sprintf("http://%s:8080/", address)
 	kubectl("", "rollout", "status", "deployment/webapp", "--timeout=30s")
-	_, err = s.AwaitURL(ctx, "client", url)
+	_, err = s.FetchURLUntilSuccess(ctx, "client", url)
 	failOnError(t, err)
-	first, err := findAnsweringPods(ctx, s, "client", url, requestsPerBalancingCheck)
+	first, err := findAnsweringPods(ctx, s, "client", url, requestsToFindAllPods)
 	failOnError(t, err)
 	if len(first) != 1 {
 		t.Errorf("one client was answered by %v, want one Pod", first)
@@ -264,7 +264,7 @@ func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 }
 
 func testBothProtocols(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	kubectl := createNamespaceWithKubectl(ctx, t, s, "dns")
+	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "dns")
 	kubectl(responderManifest("dns", "app: dns", "TCP/53", "UDP/53"), "apply", "-f", "-")
 	kubectl(`apiVersion: v1
 kind: Service
@@ -283,42 +283,42 @@ spec:
     targetPort: 53
     protocol: TCP
 `, "apply", "-f", "-")
-	address, err := s.AwaitAddress(ctx, "dns", "dns")
+	address, err := s.AwaitFirstServiceAddress(ctx, "dns", "dns")
 	failOnError(t, err)
 	target := netip.AddrPortFrom(address, 53).String()
-	_, err = s.AwaitURL(ctx, "client", "http://"+target+"/")
+	_, err = s.FetchURLUntilSuccess(ctx, "client", "http://"+target+"/")
 	failOnError(t, err)
 	stream, err := s.StartUDPStream(ctx, "client", target, 50)
 	failOnError(t, err)
-	failOnError(t, stream.AwaitAnswers(ctx, 10))
+	failOnError(t, stream.AwaitMoreAnswers(ctx, 10))
 	stream.Stop()
 }
 
 func testManualEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	// 1.2.3.4 is the external server in the manual. Here it is behind the router.
-	failOnError(t, s.Host("far").RunInside(func() error { return netns.AddAddress("lo", netip.MustParsePrefix("1.2.3.4/32")) }))
-	failOnError(t, s.Host("router").RunInside(func() error {
+	failOnError(t, s.NamespaceOfHost("far").RunInside(func() error { return netns.AddAddress("lo", netip.MustParsePrefix("1.2.3.4/32")) }))
+	failOnError(t, s.NamespaceOfHost("router").RunInside(func() error {
 		return netns.AddRoute("eth1", netip.MustParsePrefix("1.2.3.4/32"), netip.MustParseAddr("10.99.0.2"))
 	}))
-	l, err := s.Host("far").Listen("tcp", "1.2.3.4:80")
+	l, err := s.NamespaceOfHost("far").Listen("tcp", "1.2.3.4:80")
 	failOnError(t, err)
 	server := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "pod: none, a server of old\n") })}
 	go func() { _ = server.Serve(l) }()
 	defer server.Close()
 
-	kubectl := createNamespaceWithKubectl(ctx, t, s, "external")
+	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "external")
 	kubectl(readManual(t, "002-external.yaml"), "apply", "-f", "-")
-	_, err = s.AwaitURL(ctx, "node1", "http://"+kubectl("", "get", "service", "my-service", "-o", "jsonpath={.spec.clusterIP}")+"/")
+	_, err = s.FetchURLUntilSuccess(ctx, "node1", "http://"+kubectl("", "get", "service", "my-service", "-o", "jsonpath={.spec.clusterIP}")+"/")
 	failOnError(t, err)
 	svc, err := s.GetService(ctx, "external", "my-service")
 	failOnError(t, err)
-	wantServiceUntouched(t, svc)
+	failIfGantryWroteToService(t, svc)
 
 	kubectl("", "patch", "service", "my-service", "-p", `{"spec":{"type":"LoadBalancer"}}`)
-	address, err := s.AwaitAddress(ctx, "external", "my-service")
+	address, err := s.AwaitFirstServiceAddress(ctx, "external", "my-service")
 	failOnError(t, err)
 	url := fmt.Sprintf("http://%s/", address)
-	body, err := s.AwaitURL(ctx, "client", url)
+	body, err := s.FetchURLUntilSuccess(ctx, "client", url)
 	failOnError(t, err)
 	if !strings.Contains(body, "a server of old") {
 		t.Errorf("the Service answers %q", body)
@@ -335,24 +335,24 @@ addressType: IPv4
 ports: [{port: 80, protocol: TCP, name: ""}]
 endpoints: [{addresses: [1.2.3.4]}]
 `, "apply", "-f", "-")
-	_, err = s.AwaitURL(ctx, "client", url)
+	_, err = s.FetchURLUntilSuccess(ctx, "client", url)
 	failOnError(t, err)
 }
 
 func testKubectlExpose(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	kubectl := createNamespaceWithKubectl(ctx, t, s, "expose")
+	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "expose")
 	kubectl("", "create", "deployment", "nginxv1", "--image=nginx", "--port=80")
 	kubectl("", "expose", "deployment", "nginxv1", "--port=8081", "--target-port=80", "--type=LoadBalancer")
-	address, err := s.AwaitAddress(ctx, "expose", "nginxv1")
+	address, err := s.AwaitFirstServiceAddress(ctx, "expose", "nginxv1")
 	failOnError(t, err)
-	body, err := s.AwaitURL(ctx, "client", fmt.Sprintf("http://%s:8081/", address))
+	body, err := s.FetchURLUntilSuccess(ctx, "client", fmt.Sprintf("http://%s:8081/", address))
 	failOnError(t, err)
 	if !strings.Contains(body, "pod: nginxv1-") || !strings.Contains(body, "port: 80\n") {
 		t.Errorf("port 8081 answers\n%s", body)
 	}
 }
 
-func testNodePortService(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testLoadBalancerAnswersOnNodePorts(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := func(manifest string, args ...string) {
 		_, err := s.RunKubectl(ctx, manifest, args...)
 		failOnError(t, err)
@@ -360,12 +360,12 @@ func testNodePortService(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 	kubectl(responderManifest("nginx", "app: nginx", "TCP/80"), "apply", "-f", "-")
 	// No API server accepts a new object with a resourceVersion.
 	kubectl(strings.Replace(readManual(t, "003-nginx.json"), `"resourceVersion": "613764",`, "", 1), "create", "-f", "-")
-	address, err := s.AwaitAddress(ctx, "default", "nginx")
+	address, err := s.AwaitFirstServiceAddress(ctx, "default", "nginx")
 	failOnError(t, err)
 	for _, url := range []string{
 		fmt.Sprintf("http://%s:30080/", address), "http://192.168.0.11:31455/", "http://192.168.0.12:31455/", "http://192.168.0.13:31455/",
 	} {
-		body, err := s.AwaitURL(ctx, "client", url)
+		body, err := s.FetchURLUntilSuccess(ctx, "client", url)
 		failOnError(t, err)
 		if !strings.Contains(body, "pod: nginx-") {
 			t.Errorf("%s answers\n%s", url, body)

@@ -26,29 +26,29 @@ import (
 // sends requests to both addresses, 500 per second over UDP and 50 per second over TCP. None may be
 // lost.
 func TestMovesLoseNothing(t *testing.T) {
-	for _, mode := range []string{lab.NFTables, lab.IPTables} {
+	for _, mode := range []string{lab.KubeProxyNFTables, lab.KubeProxyIPTables} {
 		t.Run(mode, func(t *testing.T) { testMovesLoseNothing(t, mode) })
 	}
 }
 
-// echoManifest returns a dual-stack Service with UDP and TCP on the same port, whose only Pod runs
-// on node4.
-func echoManifest(name string) string {
+// dualStackUDPAndTCPEchoManifest returns a dual-stack Service with UDP and TCP on the same port,
+// whose only Pod runs on node4.
+func dualStackUDPAndTCPEchoManifest(name string) string {
 	return withRequiredDualStack(strings.NewReplacer(
 		"    - {containerPort: 7000, protocol: UDP}\n", "    - {containerPort: 7000, protocol: UDP}\n    - {containerPort: 7000, protocol: TCP}\n",
 		"  - {port: 7000, protocol: UDP}\n", "  - {name: datagrams, port: 7000, protocol: UDP}\n  - {name: connections, port: 7000, protocol: TCP}\n",
-	).Replace(cluster.EchoManifest(name, "node4")))
+	).Replace(cluster.UDPEchoServiceManifest(name, "node4")))
 }
 
 func testMovesLoseNothing(t *testing.T, mode string) {
-	ctx, s := startCluster(t, lab.Options{Nodes: 4, ProxyMode: mode, Families: lab.DualStack})
-	failOnError(t, s.ApplyManifests(ctx, dualStackPoolManifest))
-	failOnError(t, s.ApplyManifests(ctx, echoManifest("echo")))
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, ProxyMode: mode, Families: lab.DualStack})
+	failOnError(t, s.ApplyManifests(ctx, dualStackDashboardPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, dualStackUDPAndTCPEchoManifest("echo")))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	failOnError(t, err)
 	_, err = s.RunKubectl(ctx, "", "label", "node", "node1", "node2", "node3", "holds=yes")
 	failOnError(t, err)
-	addresses, err := s.AwaitAddresses(ctx, "default", "echo", 2)
+	addresses, err := s.AwaitServiceAddressCount(ctx, "default", "echo", 2)
 	failOnError(t, err)
 
 	m := &moveHarness{Cluster: s, t: t, addresses: addresses}
@@ -58,7 +58,7 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 	wantNoPingAnswer(t, s, addresses...)
 	t.Run("a rollout of the speakers", func(t *testing.T) {
 		f := startRequestStreams(ctx, t, s, 500, addresses...)
-		m.kubectl(ctx, "-n", "metallb-system", "set", "env", "daemonset/gantry-speaker", answerPingEnvironment)
+		m.kubectl(ctx, "-n", "metallb-system", "set", "env", "daemonset/gantry-speaker", enablePingAnswersEnvironment)
 		m.kubectl(ctx, "-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker")
 		f.awaitMoreAnswers(ctx, t)
 		f.checkLossless(t, 4, "every speaker was replaced")
@@ -69,8 +69,8 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 	t.Run("a rebalance", func(t *testing.T) {
 		testRebalance(ctx, t, s, addresses, func(extra string) { m.applyAdvertisement(ctx, extra) })
 	})
-	if mode == lab.IPTables { // TestLayer2OnSharedLAN does this with nftables
-		t.Run("one node answers after a link has flapped", func(t *testing.T) { testLinkFlaps(ctx, t, s, addresses[0]) })
+	if mode == lab.KubeProxyIPTables { // TestLayer2BesideOtherHostsOnLAN does this with nftables
+		t.Run("one node answers after a link has flapped", func(t *testing.T) { testRepeatedShortCableCuts(ctx, t, s, addresses[0]) })
 	}
 }
 
@@ -90,7 +90,7 @@ func (m *moveHarness) kubectl(ctx context.Context, args ...string) {
 // applyAdvertisement applies the L2Advertisement with extra lines in its spec.
 func (m *moveHarness) applyAdvertisement(ctx context.Context, extra string) {
 	m.t.Helper()
-	_, doc, _ := strings.Cut(cluster.PoolManifest, "---")
+	_, doc, _ := strings.Cut(cluster.FirstPoolAndL2AdvertisementManifest, "---")
 	failOnError(m.t, m.ApplyManifests(ctx, doc+extra))
 }
 
@@ -149,14 +149,14 @@ func (m *moveHarness) nodeLeaveCases(ctx context.Context) map[string]nodeLeaveCa
 }
 
 func (m *moveHarness) testNodeLeaves(ctx context.Context, t *testing.T, c nodeLeaveCase) {
-	holders := awaitHolders(ctx, t, m.Cluster, m.addresses, nil)
+	holders := awaitHoldersByAddress(ctx, t, m.Cluster, m.addresses, nil)
 	before := readMoveCounts(ctx, t, m.Cluster)
 	f := startRequestStreams(ctx, t, m.Cluster, 500, m.addresses...)
 	leaving := slices.Compact(slices.Sorted(maps.Values(holders)))
 	for _, n := range leaving { // both holders at once, if there are two
 		c.leave(n)
 	}
-	next := awaitHolders(ctx, t, m.Cluster, m.addresses, leaving)
+	next := awaitHoldersByAddress(ctx, t, m.Cluster, m.addresses, leaving)
 	f.awaitMoreAnswers(ctx, t)
 	checkHandedOver(ctx, t, m.Cluster, before, leaving)
 	for _, n := range leaving {
@@ -164,14 +164,14 @@ func (m *moveHarness) testNodeLeaves(ctx context.Context, t *testing.T, c nodeLe
 	}
 	f.awaitMoreAnswers(ctx, t)
 	f.checkLossless(t, 1, fmt.Sprintf("%v handed the addresses over to %v", holders, next))
-	if still := awaitHolders(ctx, t, m.Cluster, m.addresses, nil); !maps.Equal(still, next) {
+	if still := awaitHoldersByAddress(ctx, t, m.Cluster, m.addresses, nil); !maps.Equal(still, next) {
 		t.Errorf("%v are back, and the addresses moved from %v to %v", leaving, next, still)
 	}
 }
 
-// awaitHolders waits until each address has one holder that is not in not, and returns the holders
-// by address.
-func awaitHolders(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr, not []string) map[netip.Addr]string {
+// awaitHoldersByAddress waits until each address has one holder that is not in not, and returns the
+// holders by address.
+func awaitHoldersByAddress(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr, not []string) map[netip.Addr]string {
 	t.Helper()
 	out := map[netip.Addr]string{}
 	for _, a := range addresses {
@@ -191,7 +191,7 @@ func readMoveCounts(ctx context.Context, t *testing.T, s *cluster.Cluster) map[s
 	t.Helper()
 	out := map[string]map[string]int{}
 	for _, node := range []string{"node1", "node2", "node3", "node4"} {
-		body, err := s.AwaitURL(ctx, node, "http://127.0.0.1:7473/metrics")
+		body, err := s.FetchURLUntilSuccess(ctx, node, "http://127.0.0.1:7473/metrics")
 		failOnError(t, err)
 		out[node] = map[string]int{}
 		for line := range strings.Lines(body) {
@@ -254,7 +254,7 @@ func (f requestStreams) awaitMoreAnswers(ctx context.Context, t *testing.T) {
 		if strings.HasPrefix(name, "over TCP") {
 			n = 25
 		}
-		more.Go(func() error { return stream.AwaitAnswers(ctx, n) })
+		more.Go(func() error { return stream.AwaitMoreAnswers(ctx, n) })
 	}
 	failOnError(t, more.Wait())
 }
@@ -264,7 +264,7 @@ func (f requestStreams) checkLossless(t *testing.T, moves int, event string) {
 	t.Helper()
 	for name, stream := range f {
 		o := stream.Stop()
-		n := countTornConnections(o.Failures, moves)
+		n := countConnectionsResetByMoves(o.Failures, moves)
 		if o.LostCount > n {
 			t.Errorf("%d of %d requests %s were lost when %s: %v", o.LostCount-n, o.SentCount, name, event, o.Failures)
 		}
@@ -274,10 +274,10 @@ func (f requestStreams) checkLossless(t *testing.T, moves int, event string) {
 	}
 }
 
-// countTornConnections counts the connections that a move of their address has reset: kube-proxy of
-// the new holder does not know the connections of the old one. All connections that one move resets
-// were open at the same instant. Any other failure counts as lost.
-func countTornConnections(failures []cluster.RequestFailure, moves int) (n int) {
+// countConnectionsResetByMoves counts the connections that a move of their address has reset:
+// kube-proxy of the new holder does not know the connections of the old one. All connections that
+// one move resets were open at the same instant. Any other failure counts as lost.
+func countConnectionsResetByMoves(failures []cluster.RequestFailure, moves int) (n int) {
 	left := slices.DeleteFunc(slices.Clone(failures), func(f cluster.RequestFailure) bool {
 		return !errors.Is(f.Err, syscall.ECONNRESET) && !errors.Is(f.Err, syscall.EPIPE)
 	})
@@ -290,9 +290,9 @@ func countTornConnections(failures []cluster.RequestFailure, moves int) (n int) 
 	return n
 }
 
-// TestTornConnectionsAreCounted checks that only connections are excused that were open at the
-// instant of a move.
-func TestTornConnectionsAreCounted(t *testing.T) {
+// TestOnlyConnectionsOpenDuringMovesCountAsReset checks that only connections are excused that were
+// open at the instant of a move.
+func TestOnlyConnectionsOpenDuringMovesCountAsReset(t *testing.T) {
 	at := func(ms int) time.Time { return time.Unix(0, 0).Add(time.Duration(ms) * time.Millisecond) }
 	reset := func(begun, ended int) cluster.RequestFailure {
 		return cluster.RequestFailure{StartedAt: at(begun), EndedAt: at(ended), Err: fmt.Errorf("reading: %w", syscall.ECONNRESET)}
@@ -310,7 +310,7 @@ func TestTornConnectionsAreCounted(t *testing.T) {
 		"a connection that was refused": {[]cluster.RequestFailure{{StartedAt: at(0), EndedAt: at(5), Err: syscall.ECONNREFUSED}}, 1, 0},
 		"silence":                       {[]cluster.RequestFailure{{StartedAt: at(0), EndedAt: at(5000), Err: context.DeadlineExceeded}}, 1, 0},
 	} {
-		if got := countTornConnections(tt.failures, tt.moves); got != tt.want {
+		if got := countConnectionsResetByMoves(tt.failures, tt.moves); got != tt.want {
 			t.Errorf("%s: %d are excused, want %d", name, got, tt.want)
 		}
 	}
@@ -319,9 +319,9 @@ func TestTornConnectionsAreCounted(t *testing.T) {
 // testRebalance lets one node hold all addresses, and then checks that they are spread over all
 // nodes.
 func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr, ad func(string)) {
-	failOnError(t, s.ApplyManifests(ctx, echoManifest("more0")+"---\n"+echoManifest("more1")))
+	failOnError(t, s.ApplyManifests(ctx, dualStackUDPAndTCPEchoManifest("more0")+"---\n"+dualStackUDPAndTCPEchoManifest("more1")))
 	for _, name := range []string{"more0", "more1"} {
-		more, err := s.AwaitAddresses(ctx, "default", name, 2)
+		more, err := s.AwaitServiceAddressCount(ctx, "default", name, 2)
 		failOnError(t, err)
 		addresses = append(addresses, more...)
 	}
@@ -401,7 +401,7 @@ spec:
 func testLocalTrafficMoves(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	local := withRequiredDualStack(localTrafficManifest)
 	failOnError(t, s.ApplyManifests(ctx, local))
-	addresses, err := s.AwaitAddresses(ctx, "default", "local", 2)
+	addresses, err := s.AwaitServiceAddressCount(ctx, "default", "local", 2)
 	failOnError(t, err)
 	for _, stream := range startRequestStreams(ctx, t, s, 500, addresses...) {
 		stream.Stop() // requests before the Service works for the first time may be lost

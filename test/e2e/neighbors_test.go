@@ -23,10 +23,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// testDuplicateAddressDetection assigns the address to the router, whose kernel first checks
+// testHolderDefendsAddressInDAD assigns the address to the router, whose kernel first checks
 // whether another host has it (RFC 4862 section 5.4, with the nonce of RFC 7527).
-func testDuplicateAddressDetection(ctx context.Context, t *testing.T, s *cluster.Cluster, six netip.Addr) {
-	router := s.Host("router")
+func testHolderDefendsAddressInDAD(ctx context.Context, t *testing.T, s *cluster.Cluster, six netip.Addr) {
+	router := s.NamespaceOfHost("router")
 	failOnError(t, router.RunInside(func() error {
 		return errors.Join(netns.SetSysctl("net/ipv6/conf/eth0/accept_dad", "1"), netns.SetSysctl("net/ipv6/conf/eth0/dad_transmits", "1"))
 	}))
@@ -59,18 +59,18 @@ func testDuplicateAddressDetection(ctx context.Context, t *testing.T, s *cluster
 	}))
 }
 
-// testOtherNodeAnswers sends an announcement of the address from a node that does not hold it. The
-// kernel does so with kube-proxy in ipvs mode without strictARP.
-func testOtherNodeAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
+// testAnnouncementByWrongNode sends an announcement of the address from a node that does not hold
+// it. The kernel does so with kube-proxy in ipvs mode without strictARP.
+func testAnnouncementByWrongNode(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	holder := awaitHolderOf(ctx, t, s, four).Status.Node
 	stray := "node1"
 	if stray == holder {
 		stray = "node2"
 	}
-	node := listenForFrames(t, s, stray, ipfamily.IPv4, func(layer2.Frame) {})
+	node := listenForFrames(t, s, stray, ipfamily.IPv4, func(layer2.ARPOrNDPFrame) {})
 	all := layer2.AnnouncementDestinationMAC(four)
 	failOnError(t, cluster.AwaitNoError(ctx, "an event with the name of the node", func(ctx context.Context) error {
-		if err := node.Write(layer2.Frame{
+		if err := node.WriteFrame(layer2.ARPOrNDPFrame{
 			EthernetDestination: all, EthernetSource: node.link.MAC, Operation: layer2.Request,
 			SenderMAC: node.link.MAC, SenderIP: four, TargetMAC: all, TargetIP: four,
 		}); err != nil {
@@ -99,13 +99,13 @@ func testHolderChangesMAC(ctx context.Context, t *testing.T, s *cluster.Cluster,
 	holder := awaitHolderOf(ctx, t, s, four).Status.Node
 	mac := facts.MAC{2, 0xaa, 0xbb, 0xcc, 0xdd, 1}
 	var announced atomic.Bool
-	listenForFrames(t, s, "client", ipfamily.IPv4, func(f layer2.Frame) {
+	listenForFrames(t, s, "client", ipfamily.IPv4, func(f layer2.ARPOrNDPFrame) {
 		if f.SenderIP == four && f.TargetIP == four && f.SenderMAC == mac {
 			announced.Store(true)
 		}
 	})
 	stream := startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String())
-	failOnError(t, s.Host(holder).RunInside(func() error {
+	failOnError(t, s.NamespaceOfHost(holder).RunInside(func() error {
 		eth0, err := netlink.LinkByName("eth0")
 		// The kernel announces the node's own addresses with the new Ethernet address.
 		err = errors.Join(err, netns.SetSysctl("net/ipv4/conf/eth0/arp_notify", "1"), netns.SetSysctl("net/ipv6/conf/eth0/ndisc_notify", "1"))
@@ -120,7 +120,7 @@ func testHolderChangesMAC(ctx context.Context, t *testing.T, s *cluster.Cluster,
 		}
 		return nil
 	}))
-	failOnError(t, stream.AwaitAnswers(ctx, 100))
+	failOnError(t, stream.AwaitMoreAnswers(ctx, 100))
 	stream.Stop()
 	if now := awaitHolderOf(ctx, t, s, four).Status.Node; now != holder {
 		t.Errorf("the holder changed from %s to %s", holder, now)

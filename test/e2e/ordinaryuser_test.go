@@ -17,16 +17,16 @@ import (
 // nobodyUID is a user without any files.
 const nobodyUID = 65534
 
-// prepareOrdinaryUserScript mounts the repository and the control plane where the user nobody can
-// read them, and continues as that user.
-const prepareOrdinaryUserScript = `set -e
+// mountFilesForUserNobodyScript mounts the repository and the control plane where the user nobody
+// can read them, and continues as that user.
+const mountFilesForUserNobodyScript = `set -e
 mount --bind "$KUBE" "$ROOM/kube"
 mount --rbind "$REPOSITORY" "$ROOM/repository"
 exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c "$STEPS"
 `
 
-// demonstrationStepsScript has the first steps of the demonstration, as a person types them.
-const demonstrationStepsScript = `set -e
+// firstDemoStepsScript has the first steps of the demonstration, as a person types them.
+const firstDemoStepsScript = `set -e
 cd "$ROOM/repository"
 unshare --user --map-root-user --net --mount true || exit 77
 trap 'bin/lab down' EXIT
@@ -54,7 +54,7 @@ func TestLabForOrdinaryUser(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(lab.RepositoryRoot(), "bin", "lab")); err != nil {
 		t.Skip("bin/lab is not built: make build")
 	}
-	kube, err := lab.BuildKubePrograms(t.Context(), os.Stderr)
+	kube, err := lab.FindOrBuildControlPlanePrograms(t.Context(), os.Stderr)
 	failOnError(t, err)
 	directory, err := os.MkdirTemp("", "gantry-user-")
 	failOnError(t, err)
@@ -66,10 +66,10 @@ func TestLabForOrdinaryUser(t *testing.T) {
 	failOnError(t, os.Chown(directory, nobodyUID, nobodyUID))
 	failOnError(t, os.Chown(filepath.Join(directory, "home"), nobodyUID, nobodyUID))
 
-	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", prepareOrdinaryUserScript)
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", mountFilesForUserNobodyScript)
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(directory, "home"), "LAB_KUBE=" + filepath.Join(directory, "kube"), "LAB_DIR=" + filepath.Join(directory, "lab"),
-		"ROOM=" + directory, "KUBE=" + kube, "REPOSITORY=" + lab.RepositoryRoot(), "STEPS=" + demonstrationStepsScript, "MANIFESTS=" + cluster.PoolManifest + "---\n" + cluster.DashboardManifest,
+		"ROOM=" + directory, "KUBE=" + kube, "REPOSITORY=" + lab.RepositoryRoot(), "STEPS=" + firstDemoStepsScript, "MANIFESTS=" + cluster.FirstPoolAndL2AdvertisementManifest + "---\n" + cluster.DashboardServiceAndDeploymentManifest,
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }

@@ -14,15 +14,15 @@ import (
 	"github.com/gantry-lb/gantry/test/packages"
 )
 
-// TestInstallationPackages installs Gantry in each way that the README describes, with the programs
-// of the container image, checks it, and uninstalls it. At the end it reads the audit log: no
-// request of the service accounts was denied, and no right was unused.
-func TestInstallationPackages(t *testing.T) {
-	if m := packages.DescribeMissingProgram(); m != "" {
+// TestInstallAndUninstallByEveryPackage installs Gantry in each way that the README describes, with
+// the programs of the container image, checks it, and uninstalls it. At the end it reads the audit
+// log: no request of the service accounts was denied, and no right was unused.
+func TestInstallAndUninstallByEveryPackage(t *testing.T) {
+	if m := packages.DescribeUnbuiltHelmOrKustomize(); m != "" {
 		t.Skip(m)
 	}
-	ctx, s := startClusterWithoutGantry(t, lab.Options{Nodes: 2, BinDir: unpackImage(t), AuditNamespace: names.Namespace})
-	failOnError(t, s.ApplyManifests(ctx, monitoringCRDsManifest))
+	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 2, BinDir: unpackImage(t), AuditedNamespace: names.Namespace})
+	failOnError(t, s.ApplyManifests(ctx, fakePrometheusOperatorCRDsManifest))
 	failOnError(t, s.ApplyManifests(ctx, backendManifest))
 	t.Run("dist/gantry.yaml", func(t *testing.T) {
 		text, err := packages.RenderKustomize(ctx, "default")
@@ -30,7 +30,7 @@ func TestInstallationPackages(t *testing.T) {
 		failOnError(t, s.ApplyManifests(ctx, text))
 		failOnError(t, s.AwaitRollout(ctx))
 		checkFirstService(ctx, t, s, "plain")
-		checkListRight(ctx, t, s, "gantry-speaker", "secrets", "yes")
+		checkServiceAccountMayList(ctx, t, s, "gantry-speaker", "secrets", "yes")
 		checkNoEndpointsReported(ctx, t, s)
 		runKubectl(ctx, t, s, "", "-n", names.Namespace, "delete", "bgppeer", "router")
 		runKubectl(ctx, t, s, "", "-n", names.Namespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=30s")
@@ -51,7 +51,7 @@ func TestInstallationPackages(t *testing.T) {
 		})
 	}
 	t.Run("charts/gantry", func(t *testing.T) { testHelmChart(ctx, t, s) })
-	checkRightsAreUsed(t, filepath.Join(s.Dir(), "logs", "audit.log"))
+	checkRBACMatchesAuditLog(t, filepath.Join(s.Dir(), "logs", "audit.log"))
 }
 
 // backendManifest is the backend of every Service in this test.
@@ -68,9 +68,9 @@ spec:
       - {name: web, image: web, ports: [{containerPort: 80}]}
 `
 
-// monitoringCRDsManifest replace those of the Prometheus operator. The API server accepts any
-// object of these kinds.
-const monitoringCRDsManifest = `apiVersion: apiextensions.k8s.io/v1
+// fakePrometheusOperatorCRDsManifest replace those of the Prometheus operator. The API server
+// accepts any object of these kinds.
+const fakePrometheusOperatorCRDsManifest = `apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata: {name: servicemonitors.monitoring.coreos.com}
 spec:
@@ -91,9 +91,9 @@ spec:
   - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
 `
 
-// everyKindManifest has an object of each kind that users write, except the pool and its
-// L2Advertisement.
-const everyKindManifest = `apiVersion: metallb.io/v1beta1
+// oneObjectOfEveryUserKindManifest has an object of each kind that users write, except the pool and
+// its L2Advertisement.
+const oneObjectOfEveryUserKindManifest = `apiVersion: metallb.io/v1beta1
 kind: Community
 metadata: {name: communities, namespace: metallb-system}
 spec: {communities: [{name: vpn-only, value: "1234:1"}]}
@@ -129,7 +129,7 @@ func unpackImage(t *testing.T) string {
 	if err != nil {
 		t.Fatalf("building the image: %v\n%s", err, out)
 	}
-	img, err := packages.ReadImage(archive)
+	img, err := packages.ReadImageArchive(archive)
 	failOnError(t, err)
 	failOnError(t, img.WriteFiles(filepath.Join(dir, "root")))
 	return filepath.Join(dir, "root")
@@ -146,9 +146,9 @@ func runKubectl(ctx context.Context, t *testing.T, s *cluster.Cluster, stdin str
 // reaches its address.
 func checkFirstService(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
 	t.Helper()
-	failOnError(t, s.ApplyManifests(ctx, cluster.PoolManifest+"---\n"+everyKindManifest))
+	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest+"---\n"+oneObjectOfEveryUserKindManifest))
 	runKubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", service, "--port=80", "--type=LoadBalancer")
-	checkFirstAddress(ctx, t, s, service)
+	checkFirstPoolAddressReachable(ctx, t, s, service)
 	runKubectl(ctx, t, s, "", "delete", "service", service)
 }
 
@@ -161,16 +161,16 @@ func checkNoEndpointsReported(ctx context.Context, t *testing.T, s *cluster.Clus
 	runKubectl(ctx, t, s, "", "delete", "service", "unserved")
 }
 
-// checkFirstAddress checks that the Service has the first address of the pool and that a client
-// reaches it.
-func checkFirstAddress(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
+// checkFirstPoolAddressReachable checks that the Service has the first address of the pool and that
+// a client reaches it.
+func checkFirstPoolAddressReachable(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
 	t.Helper()
-	a, err := s.AwaitAddress(ctx, "default", service)
+	a, err := s.AwaitFirstServiceAddress(ctx, "default", service)
 	failOnError(t, err)
 	if a.String() != "192.168.0.201" {
 		t.Errorf("the first Service has the address %v, want the first of the pool, 192.168.0.201", a)
 	}
-	_, err = s.AwaitURL(ctx, "client", "http://"+a.String()+"/")
+	_, err = s.FetchURLUntilSuccess(ctx, "client", "http://"+a.String()+"/")
 	failOnError(t, err)
 }
 
@@ -185,8 +185,9 @@ func checkNothingIsLeft(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}
 }
 
-// checkListRight checks whether a service account may list a resource in Gantry's namespace.
-func checkListRight(ctx context.Context, t *testing.T, s *cluster.Cluster, account, resource, want string) {
+// checkServiceAccountMayList checks whether a service account may list a resource in Gantry's
+// namespace.
+func checkServiceAccountMayList(ctx context.Context, t *testing.T, s *cluster.Cluster, account, resource, want string) {
 	t.Helper()
 	out, _ := s.RunKubectl(ctx, "", "auth", "can-i", "list", resource, "-n", names.Namespace, "--as=system:serviceaccount:"+names.Namespace+":"+account)
 	if strings.TrimSpace(out) != want {
@@ -195,8 +196,8 @@ func checkListRight(ctx context.Context, t *testing.T, s *cluster.Cluster, accou
 }
 
 func checkLayer2Only(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	checkListRight(ctx, t, s, "gantry-speaker", "secrets", "no")
-	checkListRight(ctx, t, s, "gantry-controller", "secrets", "no")
+	checkServiceAccountMayList(ctx, t, s, "gantry-speaker", "secrets", "no")
+	checkServiceAccountMayList(ctx, t, s, "gantry-controller", "secrets", "no")
 }
 
 // checkMetricsEndpoints fetches the metrics as Prometheus does: from each endpoint of the Services
@@ -212,7 +213,7 @@ func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster
 		}
 		loaded := 0
 		for _, e := range endpoints {
-			text, err := s.AwaitURL(ctx, "client", "http://"+e+":"+port+"/metrics")
+			text, err := s.FetchURLUntilSuccess(ctx, "client", "http://"+e+":"+port+"/metrics")
 			failOnError(t, err)
 			if strings.Contains(text, "\nmetallb_k8s_client_config_loaded_bool 1\n") {
 				loaded++
@@ -228,7 +229,7 @@ func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster
 
 // checkWebhookRefusals checks that the webhook denies objects that contradict existing ones.
 func checkWebhookRefusals(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	overlapping := strings.Replace(strings.Split(cluster.PoolManifest, "---")[0], "first-pool", "second-pool", 1)
+	overlapping := strings.Replace(strings.Split(cluster.FirstPoolAndL2AdvertisementManifest, "---")[0], "first-pool", "second-pool", 1)
 	err := s.ApplyManifests(ctx, overlapping)
 	if err == nil || !strings.Contains(err.Error(), "denied the request") || !strings.Contains(err.Error(), "first-pool") {
 		t.Errorf("a pool that overlaps another gives %v, want an error with the name of the other", err)
@@ -262,10 +263,10 @@ func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	failOnError(t, s.AwaitRollout(ctx))
 	checkFirstService(ctx, t, s, "first")
 	runKubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", "kept", "--port=80", "--type=LoadBalancer")
-	checkFirstAddress(ctx, t, s, "kept")
+	checkFirstPoolAddressReachable(ctx, t, s, "kept")
 	helm("upgrade", "gantry", dir, "--set", "webhook.enabled=true,prometheus.enabled=true,logLevel=debug")
 	failOnError(t, s.AwaitRollout(ctx))
-	checkFirstAddress(ctx, t, s, "kept")
+	checkFirstPoolAddressReachable(ctx, t, s, "kept")
 	checkWebhookRefusals(ctx, t, s)
 	runKubectl(ctx, t, s, "", "delete", "service", "kept")
 	helm("uninstall", "gantry")

@@ -18,17 +18,18 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testPings checks that speakers do not answer pings by default, and that they do with the setting.
-func testPings(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
+// testPingAnswersOnlyWithSetting checks that speakers do not answer pings by default, and that they
+// do with the setting.
+func testPingAnswersOnlyWithSetting(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	wantNoPingAnswer(t, s, addresses...)
-	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", answerPingEnvironment)
+	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", enablePingAnswersEnvironment)
 	failOnError(t, err)
 	failOnError(t, s.AwaitRollout(ctx))
 	wantPingAnswers(ctx, t, s, addresses...)
 }
 
-// answerPingEnvironment turns answers to pings on.
-const answerPingEnvironment = "GANTRY_LAYER2_ANSWER_PING=true"
+// enablePingAnswersEnvironment turns answers to pings on.
+const enablePingAnswersEnvironment = "GANTRY_LAYER2_ANSWER_PING=true"
 
 func wantNoPingAnswer(t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	t.Helper()
@@ -68,7 +69,7 @@ func sendPings(t *testing.T, s *cluster.Cluster, a netip.Addr, times int, timeou
 		network, protocol, kind = "ip6:ipv6-icmp", 58, ipv6.ICMPTypeEchoRequest
 	}
 	var c *icmp.PacketConn
-	failOnError(t, s.Host("client").RunInside(func() (err error) {
+	failOnError(t, s.NamespaceOfHost("client").RunInside(func() (err error) {
 		c, err = icmp.ListenPacket(network, "")
 		return err
 	}))

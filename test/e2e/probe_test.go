@@ -18,9 +18,9 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// probingPoolManifest has addresses that other hosts use: the router uses 192.168.0.240 and
-// fd00:a8::400, and node2 uses 192.168.0.241.
-const probingPoolManifest = `apiVersion: metallb.io/v1beta1
+// poolWithProbeAndUsedAddressesManifest has addresses that other hosts use: the router uses
+// 192.168.0.240 and fd00:a8::400, and node2 uses 192.168.0.241.
+const poolWithProbeAndUsedAddressesManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata:
   name: asking
@@ -48,13 +48,13 @@ spec:
 // next free ones are assigned and announced.
 func testAddressProbe(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for _, add := range []struct{ host, address string }{{"router", "192.168.0.240/24"}, {"router", "fd00:a8::400/64"}, {"node2", "192.168.0.241/24"}} {
-		failOnError(t, s.Host(add.host).RunInside(exec.Command("ip", "address", "add", add.address, "dev", "eth0", "nodad").Run))
+		failOnError(t, s.NamespaceOfHost(add.host).RunInside(exec.Command("ip", "address", "add", add.address, "dev", "eth0", "nodad").Run))
 	}
-	failOnError(t, s.ApplyManifests(ctx, probingPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, poolWithProbeAndUsedAddressesManifest))
 	web := strings.ReplaceAll(dualStackEchoManifest, "name: echo", "name: asked")
 	web = strings.Replace(web, "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/address-pool: asking\n", 1)
 	failOnError(t, s.ApplyManifests(ctx, web))
-	got, err := s.AwaitAddresses(ctx, "default", "asked", 2)
+	got, err := s.AwaitServiceAddressCount(ctx, "default", "asked", 2)
 	failOnError(t, err)
 	if want := []netip.Addr{netip.MustParseAddr("192.168.0.242"), netip.MustParseAddr("fd00:a8::401")}; !slices.Equal(got, want) {
 		t.Errorf("the Service has %v, want %v: the others are in use", got, want)
@@ -77,7 +77,7 @@ func testAddressProbe(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}))
 
 	// A Service that requests such an address gets the reason.
-	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.EchoManifest("named", "node3"), "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/loadBalancerIPs: 192.168.0.240\n", 1)))
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.UDPEchoServiceManifest("named", "node3"), "kind: Service\nmetadata:\n", "kind: Service\nmetadata:\n  annotations:\n    metallb.io/loadBalancerIPs: 192.168.0.240\n", 1)))
 	failOnError(t, cluster.AwaitNoError(ctx, "the reason", func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, "default", "named")
 		if err != nil {

@@ -17,25 +17,25 @@ import (
 	"github.com/gantry-lb/gantry/test/packages"
 )
 
-// accountAction is a request that a service account made or may make.
-type accountAction struct {
-	account    string
-	namespaced bool // in Gantry's namespace, or by a right for that namespace only
-	group      string
-	resource   string // with the subresource after a slash
-	verb       string
+// serviceAccountRequest is a request that a service account made or may make.
+type serviceAccountRequest struct {
+	account                string
+	onlyInGantryNamespace  bool // in Gantry's namespace, or by a right for that namespace only
+	group                  string
+	resourceAndSubresource string // with the subresource after a slash
+	verb                   string
 }
 
-func (d accountAction) String() string {
+func (d serviceAccountRequest) String() string {
 	where := "everywhere"
-	if d.namespaced {
+	if d.onlyInGantryNamespace {
 		where = "in " + names.Namespace
 	}
-	return fmt.Sprintf("%s: %s %s.%s %s", d.account, d.verb, d.resource, d.group, where)
+	return fmt.Sprintf("%s: %s %s.%s %s", d.account, d.verb, d.resourceAndSubresource, d.group, where)
 }
 
-// reasonByRarelyUsedRight are rights that this test does not use, and what would use them.
-var reasonByRarelyUsedRight = map[string]string{
+// reasonByRightUnusedInTest are rights that this test does not use, and what would use them.
+var reasonByRightUnusedInTest = map[string]string{
 	"patch events":   "an event that is repeated",
 	"update secrets": "the webhook's certificate expires soon",
 
@@ -45,23 +45,23 @@ var reasonByRarelyUsedRight = map[string]string{
 	"patch addressprobes/status":        "a pool probes its addresses",
 }
 
-// checkRightsAreUsed compares the audit log of a test that installed every package with the
+// checkRBACMatchesAuditLog compares the audit log of a test that installed every package with the
 // manifests. A denied request means that a right is missing, and a right without requests is one
 // too many.
-func checkRightsAreUsed(t *testing.T, log string) {
+func checkRBACMatchesAuditLog(t *testing.T, log string) {
 	t.Helper()
 	done, refused := readAuditedActions(t, log)
 	all := readGrantedRights(t)
 	for d, message := range refused {
 		// During the uninstallation a Pod may still run after its rights are gone.
 		anywhere := d
-		anywhere.namespaced = false
+		anywhere.onlyInGantryNamespace = false
 		if !slices.Contains(all, d) && !slices.Contains(all, anywhere) {
 			t.Errorf("refused: %s", message)
 		}
 	}
 	for _, right := range all {
-		if isRightUsed(right, done) || reasonByRarelyUsedRight[right.verb+" "+right.resource] != "" {
+		if isRightUsed(right, done) || reasonByRightUnusedInTest[right.verb+" "+right.resourceAndSubresource] != "" {
 			continue
 		}
 		t.Errorf("never used: %v", right)
@@ -71,7 +71,7 @@ func checkRightsAreUsed(t *testing.T, log string) {
 // isRightUsed reports whether one of the actions needs the right. A watch needs list too, if the
 // API server cannot send the initial objects in the watch, and list allows get. An apply of a new
 // object needs create.
-func isRightUsed(right accountAction, done map[accountAction]bool) bool {
+func isRightUsed(right serviceAccountRequest, done map[serviceAccountRequest]bool) bool {
 	verbs := []string{right.verb}
 	if right.verb == "get" || right.verb == "list" {
 		verbs = append(verbs, "list", "watch")
@@ -90,12 +90,12 @@ func isRightUsed(right accountAction, done map[accountAction]bool) bool {
 }
 
 // readAuditedActions returns the allowed and the denied requests in an audit log.
-func readAuditedActions(t *testing.T, path string) (done map[accountAction]bool, refused map[accountAction]string) {
+func readAuditedActions(t *testing.T, path string) (done map[serviceAccountRequest]bool, refused map[serviceAccountRequest]string) {
 	t.Helper()
 	f, err := os.Open(path)
 	failOnError(t, err)
 	defer f.Close()
-	done, refused = map[accountAction]bool{}, map[accountAction]string{}
+	done, refused = map[serviceAccountRequest]bool{}, map[serviceAccountRequest]string{}
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -113,12 +113,12 @@ func readAuditedActions(t *testing.T, path string) (done map[accountAction]bool,
 			continue
 		}
 		o := e.ObjectRef
-		d := accountAction{
-			account: e.User.Username[strings.LastIndex(e.User.Username, ":")+1:], group: o.APIGroup, resource: o.Resource, verb: e.Verb,
-			namespaced: o.Namespace == names.Namespace,
+		d := serviceAccountRequest{
+			account: e.User.Username[strings.LastIndex(e.User.Username, ":")+1:], group: o.APIGroup, resourceAndSubresource: o.Resource, verb: e.Verb,
+			onlyInGantryNamespace: o.Namespace == names.Namespace,
 		}
 		if o.Subresource != "" {
-			d.resource += "/" + o.Subresource
+			d.resourceAndSubresource += "/" + o.Subresource
 		}
 		if e.Response.Code == http.StatusForbidden {
 			refused[d] = e.Response.Message
@@ -135,7 +135,7 @@ func readAuditedActions(t *testing.T, path string) (done map[accountAction]bool,
 
 // readGrantedRights returns the rights that the manifests grant. The webhook's overlay has all of
 // them.
-func readGrantedRights(t *testing.T) []accountAction {
+func readGrantedRights(t *testing.T) []serviceAccountRequest {
 	t.Helper()
 	text, err := packages.RenderKustomize(t.Context(), "webhook")
 	failOnError(t, err)
@@ -149,7 +149,7 @@ func readGrantedRights(t *testing.T) []accountAction {
 			rules[k+role.Name] = role.Rules
 		}
 	}
-	var out []accountAction
+	var out []serviceAccountRequest
 	for _, o := range objects {
 		if k := o.GetKind(); k != "ClusterRoleBinding" && k != "RoleBinding" {
 			continue
@@ -166,12 +166,12 @@ func readGrantedRights(t *testing.T) []accountAction {
 	return out
 }
 
-func actionsGrantedByRule(r rbacv1.PolicyRule, account string, inside bool) []accountAction {
-	var out []accountAction
+func actionsGrantedByRule(r rbacv1.PolicyRule, account string, inside bool) []serviceAccountRequest {
+	var out []serviceAccountRequest
 	for _, group := range r.APIGroups {
 		for _, resource := range r.Resources {
 			for _, verb := range r.Verbs {
-				out = append(out, accountAction{account: account, namespaced: inside, group: group, resource: resource, verb: verb})
+				out = append(out, serviceAccountRequest{account: account, onlyInGantryNamespace: inside, group: group, resourceAndSubresource: resource, verb: verb})
 			}
 		}
 	}

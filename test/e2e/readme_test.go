@@ -22,7 +22,7 @@ type readmeBlock struct{ language, text, fileName string }
 
 var fencedBlockPattern = regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
 
-var fileNamePattern = regexp.MustCompile("`([\\w-]+\\.yaml)`:\\s*$")
+var manifestFileNamePattern = regexp.MustCompile("`([\\w-]+\\.yaml)`:\\s*$")
 
 // readClusterSection returns the code blocks of the README's section on real clusters, by
 // subsection.
@@ -40,7 +40,7 @@ func readClusterSection(t *testing.T) map[string][]readmeBlock {
 		title, body, _ := strings.Cut(part, "\n")
 		for _, at := range fencedBlockPattern.FindAllStringSubmatchIndex(body, -1) {
 			b := readmeBlock{language: body[at[2]:at[3]], text: body[at[4]:at[5]]}
-			if m := fileNamePattern.FindStringSubmatch(body[:at[0]]); m != nil {
+			if m := manifestFileNamePattern.FindStringSubmatch(body[:at[0]]); m != nil {
 				b.fileName = m[1]
 			}
 			blocks[title] = append(blocks[title], b)
@@ -63,7 +63,7 @@ func newReadmeReader(t *testing.T, s *cluster.Cluster) *readmeReader {
 		failOnError(t, os.Symlink(filepath.Join(lab.RepositoryRoot(), name), filepath.Join(dir, name)))
 	}
 	home := t.TempDir()
-	path := strings.Join([]string{s.KubeDir(), filepath.Join(lab.RepositoryRoot(), "bin"), os.Getenv("PATH")}, ":")
+	path := strings.Join([]string{s.ControlPlaneProgramsDir(), filepath.Join(lab.RepositoryRoot(), "bin"), os.Getenv("PATH")}, ":")
 	return &readmeReader{s, dir, append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HOME="+home, "PATH="+path)}
 }
 
@@ -79,7 +79,7 @@ func (w *readmeReader) followCodeBlock(ctx context.Context, t *testing.T, b read
 	case b.language != "sh":
 		t.Fatalf("this test cannot follow a code block of the kind %q", b.language)
 	case fetches:
-		_, err := w.AwaitURL(ctx, from, url)
+		_, err := w.FetchURLUntilSuccess(ctx, from, url)
 		failOnError(t, err)
 	default:
 		cmd := exec.CommandContext(ctx, "sh", "-eu")
@@ -94,7 +94,7 @@ func (w *readmeReader) followCodeBlock(ctx context.Context, t *testing.T, b read
 // TestReadmeOnRealCluster follows the README's section on real clusters literally, once with Helm
 // and once with kustomize.
 func TestReadmeOnRealCluster(t *testing.T) {
-	for _, m := range []string{packages.DescribeMissingProgram(), router.MissingPrerequisite(router.FRR)} {
+	for _, m := range []string{packages.DescribeUnbuiltHelmOrKustomize(), router.MissingPrerequisite(router.FRR)} {
 		if m != "" {
 			t.Skip(m)
 		}
@@ -104,7 +104,7 @@ func TestReadmeOnRealCluster(t *testing.T) {
 	if len(install) != 3 || len(remove) != 2 {
 		t.Fatalf("%d ways to install and %d to uninstall, want Helm and kustomize, and the wait after both", len(install)-1, len(remove))
 	}
-	ctx, s := startClusterWithoutGantry(t, lab.Options{Nodes: 3})
+	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 3})
 	w := newReadmeReader(t, s)
 	for i, way := range []string{"Helm", "kustomize"} {
 		t.Run(way, func(t *testing.T) {

@@ -41,17 +41,17 @@ type outageHarness struct {
 
 func newOutageHarness(t *testing.T) (context.Context, *outageHarness) {
 	t.Helper()
-	ctx, s := startCluster(t, lab.Options{Nodes: 4, Families: lab.DualStack})
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, Families: lab.DualStack})
 	o := &outageHarness{Cluster: s, tor: s.Router("router", router.FRR), nodes: []string{"node1", "node2", "node3"}}
-	failOnError(t, s.ApplyManifests(ctx, dualStackPoolManifest))
-	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.EchoManifest("echo", "node4"))))
+	failOnError(t, s.ApplyManifests(ctx, dualStackDashboardPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.UDPEchoServiceManifest("echo", "node4"))))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	failOnError(t, err)
-	o.addresses, err = s.AwaitAddresses(ctx, "default", "echo", 2)
+	o.addresses, err = s.AwaitServiceAddressCount(ctx, "default", "echo", 2)
 	failOnError(t, err)
-	_, err = s.AwaitHolders(ctx, "echo", 2)
+	_, err = s.AwaitAnnouncingNodeCount(ctx, "echo", 2)
 	failOnError(t, err)
-	failOnError(t, o.tor.Start(ctx, documentedFRRConfig(t)))
+	failOnError(t, o.tor.Start(ctx, readFRRConfigFromDocs(t)))
 	failOnError(t, s.ApplyManifests(ctx, gracefulRestartManifest))
 	o.vip = netip.PrefixFrom(o.addresses[0], o.addresses[0].BitLen())
 	awaitNextHops(ctx, t, s, o.vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
@@ -69,13 +69,13 @@ func TestAPIServerUnreachable(t *testing.T) {
 }
 
 func (o *outageHarness) testAllSpeakersRestart(ctx context.Context, t *testing.T) {
-	w := watchService(ctx, t, o.Cluster, o.addresses)
+	w := startTrafficAndNeighborCapture(ctx, t, o.Cluster, o.addresses)
 	w.awaitAnswers(ctx, t, 500) // the speakers save a checkpoint once per second
 	failOnError(t, o.StopAPI(ctx))
 	w.awaitAnswers(ctx, t, 200) // a lost watch must not withdraw anything
 	far, err := o.StartUDPStream(ctx, "far", netip.AddrPortFrom(o.addresses[0], 7000).String(), 200)
 	failOnError(t, err)
-	failOnError(t, far.AwaitAnswers(ctx, 50))
+	failOnError(t, far.AwaitMoreAnswers(ctx, 50))
 	begun := map[string]int{}
 	for _, n := range o.nodes {
 		begun[n] = countSessionStarts(ctx, t, o.Cluster, n)
@@ -86,7 +86,7 @@ func (o *outageHarness) testAllSpeakersRestart(ctx context.Context, t *testing.T
 	w.awaitAnswers(ctx, t, 300)
 	settled := time.Now()
 	w.awaitAnswers(ctx, t, 200)
-	for a, answers := range w.stopAndCollect(t) {
+	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
 		late := slices.DeleteFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(settled) })
 		macs := answeringMACs(late)
 		if len(macs) != 1 {
@@ -102,7 +102,7 @@ func (o *outageHarness) testAllSpeakersRestart(ctx context.Context, t *testing.T
 				return fmt.Errorf("the session of %s is still the old one", n)
 			}
 		}
-		out, err := o.tor.Show(ctx, "show bgp ipv4 unicast "+o.vip.String())
+		out, err := o.tor.RunShowCommand(ctx, "show bgp ipv4 unicast "+o.vip.String())
 		if err == nil && strings.Contains(string(out), "stale") {
 			err = fmt.Errorf("a route is stale:\n%s", out)
 		}
@@ -115,31 +115,31 @@ func (o *outageHarness) testAllSpeakersRestart(ctx context.Context, t *testing.T
 }
 
 func (o *outageHarness) testDeadHolderIsReplaced(ctx context.Context, t *testing.T) {
-	w := watchService(ctx, t, o.Cluster, o.addresses)
+	w := startTrafficAndNeighborCapture(ctx, t, o.Cluster, o.addresses)
 	failOnError(t, o.CutCable(ctx, o.holder))
 	w.awaitAnswers(ctx, t, 300)
-	w.stopAndCollect(t)
+	w.stopAndCollectNeighborAnswers(t)
 	failOnError(t, o.PlugCable(ctx, o.holder))
 }
 
 func (o *outageHarness) testAPIServerComesBack(ctx context.Context, t *testing.T) {
 	failOnError(t, o.StartAPI(ctx))
 	failOnError(t, cluster.AwaitNoError(ctx, "the current holders in the API", func(ctx context.Context) error {
-		now, err := o.AwaitHolders(ctx, "echo", 2)
+		now, err := o.AwaitAnnouncingNodeCount(ctx, "echo", 2)
 		// it lost its addresses when its cable was cut, and does not take them back
 		if err == nil && slices.Contains(now, o.holder) {
 			err = fmt.Errorf("%v announce it, although %s has lost it", now, o.holder)
 		}
 		return err
 	}))
-	failOnError(t, o.ApplyManifests(ctx, cluster.EchoManifest("later", "node4")))
-	address, err := o.AwaitAddress(ctx, "default", "later")
+	failOnError(t, o.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("later", "node4")))
+	address, err := o.AwaitFirstServiceAddress(ctx, "default", "later")
 	failOnError(t, err)
 	stream, err := o.StartUDPStream(ctx, "client", netip.AddrPortFrom(address, 7000).String(), 100)
 	failOnError(t, err)
 	// kube-proxy retries once a minute after a long outage of the API server.
 	for range 3 {
-		if err = stream.AwaitAnswers(ctx, 50); err == nil {
+		if err = stream.AwaitMoreAnswers(ctx, 50); err == nil {
 			break
 		}
 	}

@@ -18,9 +18,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// selectedPoolManifest is a pool of both families. dualStackWebManifest is a dual-stack Service
-// with three Pods.
-const selectedPoolManifest = `apiVersion: metallb.io/v1beta1
+// dualStackLabeledPoolManifest is a pool of both families. dualStackWebManifest is a dual-stack
+// Service with three Pods.
+const dualStackLabeledPoolManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: dual, namespace: metallb-system}
 spec:
@@ -62,10 +62,10 @@ func l2AdvertisementManifest(spec string) string {
 	return text
 }
 
-// TestSelectorEdits edits everything that decides which node announces, one after the other, and
-// checks after each edit who answers for both addresses of a Service.
-func TestSelectorEdits(t *testing.T) {
-	ctx, s := startCluster(t, lab.Options{Nodes: 3, Families: lab.DualStack})
+// TestSelectorEditsChangeAnnouncingNode edits everything that decides which node announces, one
+// after the other, and checks after each edit who answers for both addresses of a Service.
+func TestSelectorEditsChangeAnnouncingNode(t *testing.T) {
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3, Families: lab.DualStack})
 	kubectl := func(args ...string) {
 		t.Helper()
 		_, err := s.RunKubectl(ctx, "", args...)
@@ -74,9 +74,9 @@ func TestSelectorEdits(t *testing.T) {
 	for _, n := range []string{"node1", "node2", "node3"} {
 		kubectl("label", "node", n, "rack="+n)
 	}
-	failOnError(t, s.ApplyManifests(ctx, selectedPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, dualStackLabeledPoolManifest))
 	failOnError(t, s.ApplyManifests(ctx, dualStackWebManifest))
-	_, err := s.AwaitAddress(ctx, "default", "web")
+	_, err := s.AwaitFirstServiceAddress(ctx, "default", "web")
 	failOnError(t, err)
 	failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.ReasonNoAdvertisement))
 
@@ -112,14 +112,14 @@ func TestSelectorEdits(t *testing.T) {
 			}
 			if !strings.HasPrefix(step.want, "node") {
 				failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.Reason(step.want)))
-				failOnError(t, awaitWarningEvent(ctx, s, "web", names.Reason(step.want)))
-				failOnError(t, awaitNoAnswer(ctx, s))
+				failOnError(t, awaitAnnounceFailedEvent(ctx, s, "web", names.Reason(step.want)))
+				failOnError(t, awaitAddressesSilent(ctx, s))
 				return
 			}
 			failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "True", names.ReasonAnnounced))
-			failOnError(t, awaitHolderNodePrefix(ctx, s, "web", step.want))
+			failOnError(t, awaitHoldersWithNodeNamePrefix(ctx, s, "web", step.want))
 			for _, url := range []string{"http://192.168.0.210/", "http://[fd00:a8::210]/"} {
-				_, err := s.AwaitURL(ctx, "client", url)
+				_, err := s.FetchURLUntilSuccess(ctx, "client", url)
 				failOnError(t, err)
 			}
 		})
@@ -144,8 +144,8 @@ func awaitAnnouncedCondition(ctx context.Context, s *cluster.Cluster, service, s
 	})
 }
 
-// awaitWarningEvent waits for the event that no node announces the Service any more.
-func awaitWarningEvent(ctx context.Context, s *cluster.Cluster, service string, reason names.Reason) error {
+// awaitAnnounceFailedEvent waits for the event that no node announces the Service any more.
+func awaitAnnounceFailedEvent(ctx context.Context, s *cluster.Cluster, service string, reason names.Reason) error {
 	return cluster.AwaitNoError(ctx, fmt.Sprintf("the event %s for %s on Service %s", names.EventAnnounceFailed, reason, service), func(ctx context.Context) error {
 		var events eventsv1.EventList
 		if err := s.API.List(ctx, &events, client.InNamespace("default")); err != nil {
@@ -160,9 +160,9 @@ func awaitWarningEvent(ctx context.Context, s *cluster.Cluster, service string, 
 	})
 }
 
-// awaitHolderNodePrefix waits until the Service has a ServiceL2Status, and the node of each one has
-// this prefix.
-func awaitHolderNodePrefix(ctx context.Context, s *cluster.Cluster, service, node string) error {
+// awaitHoldersWithNodeNamePrefix waits until the Service has a ServiceL2Status, and the node of
+// each one has this prefix.
+func awaitHoldersWithNodeNamePrefix(ctx context.Context, s *cluster.Cluster, service, node string) error {
 	return cluster.AwaitNoError(ctx, service+" at "+node, func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
 		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
@@ -180,16 +180,16 @@ func awaitHolderNodePrefix(ctx context.Context, s *cluster.Cluster, service, nod
 	})
 }
 
-// awaitNoAnswer waits until neither address answers a client without neighbor entries.
-func awaitNoAnswer(ctx context.Context, s *cluster.Cluster) error {
+// awaitAddressesSilent waits until neither address answers a client without neighbor entries.
+func awaitAddressesSilent(ctx context.Context, s *cluster.Cluster) error {
 	return cluster.AwaitNoError(ctx, "silence", func(ctx context.Context) error {
-		if err := s.Host("client").RunInside(flushNeighbors); err != nil {
+		if err := s.NamespaceOfHost("client").RunInside(flushNeighborsOfCurrentNamespace); err != nil {
 			return err
 		}
 		var four, six error
 		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { _, four = s.FetchURL(ctx, "client", "http://192.168.0.210/"); return nil })
-		g.Go(func() error { _, six = s.FetchURL(ctx, "client", "http://[fd00:a8::210]/"); return nil })
+		g.Go(func() error { _, four = s.FetchURLFromHost(ctx, "client", "http://192.168.0.210/"); return nil })
+		g.Go(func() error { _, six = s.FetchURLFromHost(ctx, "client", "http://[fd00:a8::210]/"); return nil })
 		_ = g.Wait()
 		if four == nil || six == nil {
 			return fmt.Errorf("an address answers: %v, %v", four, six)
@@ -198,8 +198,8 @@ func awaitNoAnswer(ctx context.Context, s *cluster.Cluster) error {
 	})
 }
 
-// flushNeighbors deletes all neighbor entries of the current namespace.
-func flushNeighbors() error {
+// flushNeighborsOfCurrentNamespace deletes all neighbor entries of the current namespace.
+func flushNeighborsOfCurrentNamespace() error {
 	known, err := netlink.NeighList(0, netlink.FAMILY_ALL)
 	for i := range known {
 		_ = netlink.NeighDel(&known[i]) // it may be gone already
@@ -233,19 +233,19 @@ spec:
 	}
 	failOnError(t, s.ApplyManifests(ctx, service("dns-tcp", "TCP", "")+service("dns-udp", "UDP", "")+service("foreign", "TCP", "  loadBalancerClass: example.com/other\n")))
 	for _, name := range []string{"dns-tcp", "dns-udp"} {
-		a, err := s.AwaitAddress(ctx, "default", name)
+		a, err := s.AwaitFirstServiceAddress(ctx, "default", name)
 		failOnError(t, err)
 		if a.String() != "192.168.0.215" {
 			t.Errorf("%s got %s", name, a)
 		}
 		failOnError(t, awaitAnnouncedCondition(ctx, s, name, "True", names.ReasonAnnounced))
 	}
-	first, err := s.AwaitHolder(ctx, "dns-tcp", "")
+	first, err := s.AwaitSingleAnnouncingNode(ctx, "dns-tcp", "")
 	failOnError(t, err)
-	if second, err := s.AwaitHolder(ctx, "dns-udp", ""); err != nil || first != second {
+	if second, err := s.AwaitSingleAnnouncingNode(ctx, "dns-udp", ""); err != nil || first != second {
 		t.Errorf("the shared address is held by %s and by %s (%v)", first, second, err)
 	}
-	if _, err := s.AwaitURL(ctx, "client", "http://192.168.0.215:53/"); err != nil {
+	if _, err := s.FetchURLUntilSuccess(ctx, "client", "http://192.168.0.215:53/"); err != nil {
 		t.Error(err)
 	}
 	foreign, err := s.GetService(ctx, "default", "foreign")
@@ -277,7 +277,7 @@ func testConfigurationStates(ctx context.Context, t *testing.T, s *cluster.Clust
 		}))
 	}
 	expect(v1beta1.ConfigurationValid, "")
-	failOnError(t, s.ApplyManifests(ctx, strings.NewReplacer("name: dual", "name: second", "192.168.0.210-192.168.0.219, ", "192.168.0.230-192.168.0.220, ", "210-fd", "230-fd", "219\"", "239\"").Replace(selectedPoolManifest)))
+	failOnError(t, s.ApplyManifests(ctx, strings.NewReplacer("name: dual", "name: second", "192.168.0.210-192.168.0.219, ", "192.168.0.230-192.168.0.220, ", "210-fd", "230-fd", "219\"", "239\"").Replace(dualStackLabeledPoolManifest)))
 	expect(v1beta1.ConfigurationInvalid, `configuration error: IPAddressPool metallb-system/second: spec.addresses[0]: the range "192.168.0.230-192.168.0.220" ends before it starts`)
 	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "configurationstate", "speaker-node2", "controller")
 	failOnError(t, err)

@@ -10,10 +10,11 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testServiceTypes changes a Service to every type and back. With any other type nothing of Gantry
-// is left on it and its address is free; as a LoadBalancer it is reachable again.
-func testServiceTypes(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	kubectl := createNamespaceWithKubectl(ctx, t, s, "types")
+// testChangedServiceTypeReleasesAddress changes a Service to every type and back. With any other
+// type nothing of Gantry is left on it and its address is free; as a LoadBalancer it is reachable
+// again.
+func testChangedServiceTypeReleasesAddress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "types")
 	kubectl(readManual(t, "002-webapp.yaml"), "apply", "-f", "-")
 	const balancer = `{"spec":{"type":"LoadBalancer","externalName":null,"clusterIP":"","clusterIPs":null}}`
 	for _, change := range []struct {
@@ -27,10 +28,10 @@ func testServiceTypes(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	} {
 		t.Run(string(change.to), func(t *testing.T) {
 			kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"LoadBalancer"}}`)
-			address, err := s.AwaitAddress(ctx, "types", "webapp")
+			address, err := s.AwaitFirstServiceAddress(ctx, "types", "webapp")
 			failOnError(t, err)
 			url := fmt.Sprintf("http://%s:8080/", address)
-			_, err = s.AwaitURL(ctx, "client", url)
+			_, err = s.FetchURLUntilSuccess(ctx, "client", url)
 			failOnError(t, err)
 			if change.to == "headless" { // the API removes a cluster IP only for a type without one
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"ExternalName","externalName":"example.com","clusterIP":null,"clusterIPs":null}}`)
@@ -42,10 +43,10 @@ func testServiceTypes(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 				if err != nil {
 					return err
 				}
-				return checkServiceUntouched(svc)
+				return errorIfGantryWroteToService(svc)
 			}))
-			kubectl(fmt.Sprintf(otherServiceManifest, address), "apply", "-f", "-")
-			got, err := s.AwaitAddress(ctx, "types", "other")
+			kubectl(fmt.Sprintf(serviceRequestingSameAddressManifest, address), "apply", "-f", "-")
+			got, err := s.AwaitFirstServiceAddress(ctx, "types", "other")
 			failOnError(t, err)
 			if got != address {
 				t.Errorf("another Service that requests %s got %s", address, got)
@@ -54,14 +55,14 @@ func testServiceTypes(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 			if change.to == "headless" {
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"ExternalName","externalName":"example.com","clusterIP":null,"clusterIPs":null}}`)
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", balancer)
-				_, err = s.AwaitAddress(ctx, "types", "webapp")
+				_, err = s.AwaitFirstServiceAddress(ctx, "types", "webapp")
 				failOnError(t, err)
 			}
 		})
 	}
 }
 
-const otherServiceManifest = `apiVersion: v1
+const serviceRequestingSameAddressManifest = `apiVersion: v1
 kind: Service
 metadata:
   name: other

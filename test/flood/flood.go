@@ -29,22 +29,22 @@ import (
 
 // Options describe the queries.
 type Options struct {
-	Family           ipfamily.Family
-	AddressCount     int // how many addresses are queried, in turn
-	QueriesPerSecond int // questions a second
-	Duration         time.Duration
+	QueriedAddressFamily ipfamily.Family
+	QueriedAddressCount  int // how many addresses are queried, in turn
+	QueriesPerSecond     int // questions a second
+	Duration             time.Duration
 }
 
 // Outcome is the result of a flood.
 type Outcome struct {
-	SentCount, AnsweredCount int
+	SentQueryCount, AnsweredQueryCount int
 	// Latencies are the times from query to answer, sorted.
 	Latencies []time.Duration
-	// ProcessorTime is the processor time of both sides together.
-	ProcessorTime time.Duration
-	// DroppedFrames is the number of frames that the querying side dropped. If there are any, the
-	// outcome says nothing about the answering side.
-	DroppedFrames uint64
+	// ProcessorTimeOfBothSides is the processor time of both sides together.
+	ProcessorTimeOfBothSides time.Duration
+	// FramesDroppedByQuerier is the number of frames that the querying side dropped. If there are
+	// any, the outcome says nothing about the answering side.
+	FramesDroppedByQuerier uint64
 }
 
 // LatencyQuantile returns the q-quantile of the latencies; q is between 0 and 1.
@@ -57,10 +57,10 @@ func (o Outcome) LatencyQuantile(q float64) time.Duration {
 
 // Harness is the two namespaces and the cable between them.
 type Harness struct {
-	options              Options
-	node, client         netns.Handle
-	nodeLink, clientLink facts.Link
-	releaseFuncs         []func()
+	options                               Options
+	answeringNamespace, queryingNamespace netns.Path
+	answeringLink, queryingLink           facts.Link
+	releaseFuncs                          []func()
 }
 
 const cableLinkName = "eth0"
@@ -68,34 +68,34 @@ const cableLinkName = "eth0"
 // NewHarness creates a Harness. The caller closes it.
 func NewHarness(o Options) (*Harness, error) {
 	c := &Harness{options: o}
-	for _, h := range []*netns.Handle{&c.node, &c.client} {
+	for _, h := range []*netns.Path{&c.answeringNamespace, &c.queryingNamespace} {
 		ns, release, err := netns.NewUnnamed()
 		if err != nil {
-			c.Close()
+			c.DeleteNamespaces()
 			return nil, err
 		}
 		*h = ns
 		c.releaseFuncs = append(c.releaseFuncs, release)
 	}
-	err := netns.AddCable(c.node, cableLinkName, c.client, cableLinkName)
+	err := netns.AddCable(c.answeringNamespace, cableLinkName, c.queryingNamespace, cableLinkName)
 	for _, end := range []struct {
-		ns   netns.Handle
+		ns   netns.Path
 		link *facts.Link
 		own  string
-	}{{c.node, &c.nodeLink, "10.20.255.1/16"}, {c.client, &c.clientLink, "10.20.255.2/16"}} {
+	}{{c.answeringNamespace, &c.answeringLink, "10.20.255.1/16"}, {c.queryingNamespace, &c.queryingLink, "10.20.255.2/16"}} {
 		if err == nil {
-			err = end.ns.RunInside(func() error { return configureLink(end.link, netip.MustParsePrefix(end.own)) })
+			err = end.ns.RunInside(func() error { return configureCableEnd(end.link, netip.MustParsePrefix(end.own)) })
 		}
 	}
 	if err != nil {
-		c.Close()
+		c.DeleteNamespaces()
 		return nil, fmt.Errorf("connecting the namespaces: %w", err)
 	}
 	return c, nil
 }
 
-// configureLink brings an end of the cable up with an address, and fills in l.
-func configureLink(l *facts.Link, address netip.Prefix) error {
+// configureCableEnd brings an end of the cable up with an address, and fills in l.
+func configureCableEnd(l *facts.Link, address netip.Prefix) error {
 	if err := netns.AddAddress(cableLinkName, address); err != nil {
 		return err
 	}
@@ -109,42 +109,42 @@ func configureLink(l *facts.Link, address netip.Prefix) error {
 	return err
 }
 
-// Close removes the namespaces.
-func (c *Harness) Close() {
+// DeleteNamespaces removes the namespaces.
+func (c *Harness) DeleteNamespaces() {
 	for _, f := range c.releaseFuncs {
 		f()
 	}
 }
 
-// addressAt returns the i-th address that is queried.
-func (c *Harness) addressAt(i int) netip.Addr {
-	if c.options.Family == ipfamily.IPv6 {
+// queriedAddressAtIndex returns the i-th address that is queried.
+func (c *Harness) queriedAddressAtIndex(i int) netip.Addr {
+	if c.options.QueriedAddressFamily == ipfamily.IPv6 {
 		return netip.AddrFrom16([16]byte{0xfd, 0, 0xa8, 14: byte(i >> 8), 15: byte(i)})
 	}
 	return netip.AddrFrom4([4]byte{10, 20, byte(i >> 8), byte(i)})
 }
 
-// StartResponder starts the speaker's engine, which answers until stop is called. It returns when
-// every address has been announced once.
-func (c *Harness) StartResponder(ctx context.Context) (stop func(), err error) {
-	e := layer2.New(wire.Wire{}, time.Now)
+// StartLayer2EngineForAddresses starts the speaker's engine, which answers until stop is called. It
+// returns when every address has been announced once.
+func (c *Harness) StartLayer2EngineForAddresses(ctx context.Context) (stop func(), err error) {
+	e := layer2.NewEngine(wire.PacketSocketOpener{}, time.Now)
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	go func() { ended <- c.node.RunInside(func() error { return e.Run(ctx) }) }()
+	go func() { ended <- c.answeringNamespace.RunInside(func() error { return e.Run(ctx) }) }()
 	stop = func() {
 		cancel()
 		<-ended
 	}
-	e.SetLinks(facts.LinkSet{c.nodeLink})
-	claims := make([]intent.Binding, c.options.AddressCount)
+	e.SetLinks(facts.LinkSet{c.answeringLink})
+	claims := make([]intent.Binding, c.options.QueriedAddressCount)
 	for i := range claims {
-		claims[i] = intent.Binding{Address: c.addressAt(i), LinkIndexes: []int{c.nodeLink.Index}}
+		claims[i] = intent.Binding{Address: c.queriedAddressAtIndex(i), LinkIndexes: []int{c.answeringLink.Index}}
 	}
 	e.ApplyBindings(claims, time.Now().Add(time.Hour))
 	for waiting := time.After(30 * time.Second); ; {
 		announced := 0
-		for _, n := range e.Counters() {
-			if n.Gratuitous > 0 {
+		for _, n := range e.CountersByAddress() {
+			if n.AnnouncementsSent > 0 {
 				announced++
 			}
 		}
@@ -162,69 +162,71 @@ func (c *Harness) StartResponder(ctx context.Context) (stop func(), err error) {
 	}
 }
 
-// AssignToKernel assigns the addresses to the kernel of the node, which then answers.
-func (c *Harness) AssignToKernel() error {
-	return c.node.RunInside(func() error {
+// AssignAddressesToAnsweringKernel assigns the addresses to the kernel of the node, which then
+// answers.
+func (c *Harness) AssignAddressesToAnsweringKernel() error {
+	return c.answeringNamespace.RunInside(func() error {
 		l, err := netlink.LinkByName("lo")
 		if err != nil {
 			return err
 		}
-		if c.options.Family == ipfamily.IPv6 {
+		if c.options.QueriedAddressFamily == ipfamily.IPv6 {
 			if l, err = netlink.LinkByName(cableLinkName); err != nil {
 				return err
 			}
 		}
-		bits := c.addressAt(0).BitLen()
-		for i := range c.options.AddressCount {
-			a := &netlink.Addr{IPNet: &net.IPNet{IP: c.addressAt(i).AsSlice(), Mask: net.CIDRMask(bits, bits)}}
-			if c.options.Family == ipfamily.IPv6 {
+		bits := c.queriedAddressAtIndex(0).BitLen()
+		for i := range c.options.QueriedAddressCount {
+			a := &netlink.Addr{IPNet: &net.IPNet{IP: c.queriedAddressAtIndex(i).AsSlice(), Mask: net.CIDRMask(bits, bits)}}
+			if c.options.QueriedAddressFamily == ipfamily.IPv6 {
 				a.Flags = 0x02 // IFA_F_NODAD
 			}
 			if err := netlink.AddrAdd(l, a); err != nil {
-				return fmt.Errorf("assigning %s to the kernel: %w", c.addressAt(i), err)
+				return fmt.Errorf("assigning %s to the kernel: %w", c.queriedAddressAtIndex(i), err)
 			}
 		}
 		return nil
 	})
 }
 
-// lateAnswerTimeout is how long SendQueries waits for answers after the last query.
-const lateAnswerTimeout = 300 * time.Millisecond
+// waitForLateAnswersTimeout is how long SendQueriesAndMeasureAnswers waits for answers after the
+// last query.
+const waitForLateAnswersTimeout = 300 * time.Millisecond
 
-// SendQueries queries all addresses in turn and returns the outcome.
-func (c *Harness) SendQueries(ctx context.Context) (Outcome, error) {
+// SendQueriesAndMeasureAnswers queries all addresses in turn and returns the outcome.
+func (c *Harness) SendQueriesAndMeasureAnswers(ctx context.Context) (Outcome, error) {
 	var port layer2.Port
-	err := c.client.RunInside(func() (err error) {
-		port, err = wire.Wire{}.OpenPort(c.clientLink, c.options.Family)
+	err := c.queryingNamespace.RunInside(func() (err error) {
+		port, err = wire.PacketSocketOpener{}.OpenPort(c.queryingLink, c.options.QueriedAddressFamily)
 		return err
 	})
 	if err != nil {
 		return Outcome{}, err
 	}
 	// time of the open query, in nanoseconds since begun; 0 means none
-	asked := make([]atomic.Int64, c.options.AddressCount)
+	asked := make([]atomic.Int64, c.options.QueriedAddressCount)
 	begun := time.Now()
 	var o Outcome
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = port.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
-			if i := c.indexOfAddress(f.SenderIP); i < len(asked) && f.Operation == layer2.Reply && f.EthernetDestination == c.clientLink.MAC {
+		_ = port.ReceiveFrames(func(f layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
+			if i := c.indexOfQueriedAddress(f.SenderIP); i < len(asked) && f.Operation == layer2.Reply && f.EthernetDestination == c.queryingLink.MAC {
 				if at := asked[i].Swap(0); at > 0 {
-					o.AnsweredCount++
+					o.AnsweredQueryCount++
 					o.Latencies = append(o.Latencies, time.Since(begun)-time.Duration(at))
 				}
 			}
-			return layer2.Frame{}, false
+			return layer2.ARPOrNDPFrame{}, false
 		}, nil)
 	}()
-	before, err := readProcessorTime()
+	before, err := readOwnAndKernelProcessorTime()
 	if err == nil {
-		o.SentCount, err = c.sendAtRate(ctx, port, begun, asked)
+		o.SentQueryCount, err = c.sendAtRate(ctx, port, begun, asked)
 	}
-	after, err2 := readProcessorTime()
-	time.Sleep(lateAnswerTimeout)
-	o.ProcessorTime, o.DroppedFrames = after-before, port.LostFrameCount()
+	after, err2 := readOwnAndKernelProcessorTime()
+	time.Sleep(waitForLateAnswersTimeout)
+	o.ProcessorTimeOfBothSides, o.FramesDroppedByQuerier = after-before, port.LostFrameCount()
 	port.Close()
 	<-done
 	slices.Sort(o.Latencies)
@@ -234,23 +236,23 @@ func (c *Harness) SendQueries(ctx context.Context) (Outcome, error) {
 	return o, err
 }
 
-func (c *Harness) indexOfAddress(a netip.Addr) int {
+func (c *Harness) indexOfQueriedAddress(a netip.Addr) int {
 	b := a.AsSlice()
 	return int(b[len(b)-2])<<8 | int(b[len(b)-1])
 }
 
 // sendAtRate sends queries at a constant rate, those of one millisecond together.
 func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64) (int, error) {
-	frames := make([]layer2.Frame, c.options.AddressCount)
+	frames := make([]layer2.ARPOrNDPFrame, c.options.QueriedAddressCount)
 	for i := range frames {
-		a := c.addressAt(i)
+		a := c.queriedAddressAtIndex(i)
 		senderIP := netip.MustParseAddr("10.20.255.2")
 		if a.Is6() {
 			senderIP = netip.MustParseAddr("fd00:a8::ffff:2")
 		}
-		frames[i] = layer2.Frame{
-			EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: c.clientLink.MAC, Operation: layer2.Request,
-			SenderMAC: c.clientLink.MAC, SenderIP: senderIP, TargetIP: a,
+		frames[i] = layer2.ARPOrNDPFrame{
+			EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: c.queryingLink.MAC, Operation: layer2.Request,
+			SenderMAC: c.queryingLink.MAC, SenderIP: senderIP, TargetIP: a,
 		}
 	}
 	tick := time.NewTicker(time.Millisecond)
@@ -265,7 +267,7 @@ func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.T
 		for due := min(int(time.Since(begun).Seconds()*float64(c.options.QueriesPerSecond)), total); sent < due; sent++ {
 			i := sent % len(frames)
 			asked[i].Store(int64(time.Since(begun)))
-			if err := port.Write(frames[i]); err != nil {
+			if err := port.WriteFrame(frames[i]); err != nil {
 				return sent, err
 			}
 		}
@@ -273,9 +275,10 @@ func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.T
 	return sent, nil
 }
 
-// readProcessorTime returns the processor time of this program and of the kernel's work for it. The
-// kernel processes packets in the sender's time, or in ksoftirqd threads under high load.
-func readProcessorTime() (time.Duration, error) {
+// readOwnAndKernelProcessorTime returns the processor time of this program and of the kernel's work
+// for it. The kernel processes packets in the sender's time, or in ksoftirqd threads under high
+// load.
+func readOwnAndKernelProcessorTime() (time.Duration, error) {
 	var r unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
 		return 0, fmt.Errorf("reading the processor time: %w", err)

@@ -19,8 +19,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// holdLabArg as the first argument makes the program keep a lab running in the background.
-const holdLabArg = "__hold"
+// holdLabInBackgroundArg as the first argument makes the program keep a lab running in the
+// background.
+const holdLabInBackgroundArg = "__hold"
 
 // RunCommandLine runs the command line of bin/lab and exits the process with its status.
 func RunCommandLine() {
@@ -32,14 +33,14 @@ func RunCommandLine() {
 	dir := func() string { return LabDirectory(name) }
 	root.AddCommand(upCommand(dir), holdCommand(dir), downCommand(dir), shellCommand(dir), kubectlCommand(dir))
 	root.AddCommand(&cobra.Command{Use: "status", Short: "Show the nodes and their Pods", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return sendAndPrintAnswer(c, dir(), controlRequest{Op: "status"})
+		return sendAndPrintAnswer(c, dir(), supervisorRequest{Operation: "status"})
 	}})
 	root.AddCommand(&cobra.Command{Use: "kubeconfig", Short: "Print the path of the kubeconfig", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		_, err := fmt.Fprintln(c.OutOrStdout(), filepath.Join(dir(), "kubeconfig"))
 		return err
 	}})
 	root.AddCommand(&cobra.Command{Use: "build-kube", Short: "Build the control plane's programs", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		path, err := BuildKubePrograms(c.Context(), c.ErrOrStderr())
+		path, err := FindOrBuildControlPlanePrograms(c.Context(), c.ErrOrStderr())
 		fmt.Fprintln(c.OutOrStdout(), path)
 		return err
 	}})
@@ -47,7 +48,7 @@ func RunCommandLine() {
 		root.AddCommand(l)
 	}
 	for _, c := range root.Commands() { // the commands that need a running lab
-		if c.Name() != "up" && c.Name() != holdLabArg && c.Name() != "build-kube" && c.Name() != "kubeconfig" {
+		if c.Name() != "up" && c.Name() != holdLabInBackgroundArg && c.Name() != "build-kube" && c.Name() != "kubeconfig" {
 			c.PreRunE = func(*cobra.Command, []string) error { return joinNamespaces(dir()) }
 		}
 	}
@@ -67,7 +68,7 @@ func LabDirectory(name string) string {
 	return filepath.Join(os.TempDir(), "gantry-"+name)
 }
 
-func sendAndPrintAnswer(c *cobra.Command, dir string, o controlRequest) error {
+func sendAndPrintAnswer(c *cobra.Command, dir string, o supervisorRequest) error {
 	text, err := sendRequest(c.Context(), dir, o)
 	if err != nil {
 		return err
@@ -79,7 +80,7 @@ func sendAndPrintAnswer(c *cobra.Command, dir string, o controlRequest) error {
 func addOptionFlags(c *cobra.Command, o *Options) {
 	c.Flags().IntVar(&o.Nodes, "nodes", 3, "number of nodes, 1 to 20")
 	c.Flags().IntVar(&o.Routers, "routers", 1, "number of routers, 1 or 2")
-	c.Flags().StringVar(&o.ProxyMode, "proxy-mode", NFTables, "kube-proxy's mode: nftables or iptables")
+	c.Flags().StringVar(&o.ProxyMode, "proxy-mode", KubeProxyNFTables, "kube-proxy's mode: nftables or iptables")
 	c.Flags().StringVar(&o.Families, "families", IPv4Only, "ipv4 or dual")
 	c.Flags().StringVar(&o.BinDir, "bin-dir", filepath.Join(RepositoryRoot(), "bin"), "directory of Gantry's binaries")
 }
@@ -93,10 +94,10 @@ func upCommand(dir func() string) *cobra.Command {
 		if err := RemoveStaleLab(dir()); err != nil {
 			return err
 		}
-		if err := EnterUserNamespace(); err != nil {
+		if err := ReexecInUserNamespaceUnlessRoot(); err != nil {
 			return err
 		}
-		kube, err := BuildKubePrograms(c.Context(), c.ErrOrStderr())
+		kube, err := FindOrBuildControlPlanePrograms(c.Context(), c.ErrOrStderr())
 		if err != nil {
 			return err
 		}
@@ -104,7 +105,7 @@ func upCommand(dir func() string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		hold := exec.Command("/proc/self/exe", holdLabArg, "--nodes", strconv.Itoa(o.Nodes), "--routers", strconv.Itoa(o.Routers), "--proxy-mode", o.ProxyMode,
+		hold := exec.Command("/proc/self/exe", holdLabInBackgroundArg, "--nodes", strconv.Itoa(o.Nodes), "--routers", strconv.Itoa(o.Routers), "--proxy-mode", o.ProxyMode,
 			"--families", o.Families, "--bin-dir", o.BinDir)
 		hold.Env = append(os.Environ(), "LAB_DIR="+dir(), "LAB_KUBE="+kube)
 		hold.Stdout, hold.Stderr = w, w
@@ -145,7 +146,7 @@ func insideCommand() *cobra.Command {
 // holdCommand keeps a lab running until a signal ends the process.
 func holdCommand(dir func() string) *cobra.Command {
 	o := Options{Progress: os.Stdout}
-	c := &cobra.Command{Use: holdLabArg, Hidden: true, Args: cobra.NoArgs}
+	c := &cobra.Command{Use: holdLabInBackgroundArg, Hidden: true, Args: cobra.NoArgs}
 	addOptionFlags(c, &o)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		o.Dir = dir()
@@ -233,7 +234,7 @@ func shellCommand(dir func() string) *cobra.Command {
 		if !isRunning(dir()) {
 			return fmt.Errorf("no lab runs in %s: start one with bin/lab up", dir())
 		}
-		ns := netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", readPIDFile(dir(), "pid"), netns.NamespaceDir, args[0]))
+		ns := netns.Path(fmt.Sprintf("/proc/%d/root%s/%s", readPIDFile(dir(), "pid"), netns.NamespaceDir, args[0]))
 		if _, err := os.Stat(string(ns)); err != nil {
 			return fmt.Errorf("the lab has no host %q", args[0])
 		}
@@ -257,7 +258,7 @@ func kubectlCommand(dir func() string) *cobra.Command {
 	c.Flags().SetInterspersed(false) // flags after kubectl belong to kubectl
 	c.DisableFlagParsing = true
 	c.RunE = func(c *cobra.Command, args []string) error {
-		kube, err := BuildKubePrograms(c.Context(), c.ErrOrStderr())
+		kube, err := FindOrBuildControlPlanePrograms(c.Context(), c.ErrOrStderr())
 		if err != nil {
 			return err
 		}

@@ -25,13 +25,13 @@ import (
 // scheduler.
 func (s *supervisor) startControlPlane(ctx context.Context) error {
 	cred := filepath.Join(s.options.Dir, "credentials")
-	if err := writeCredentials(cred); err != nil {
+	if err := writeCertificatesTokensAndKubeconfigs(cred); err != nil {
 		return err
 	}
 	ns := s.hostByName["cp"].namespace
 	in := func(name string) string { return filepath.Join(cred, name) }
 	start := func(name string, args ...string) (*process, error) {
-		return s.programs.startProgram(ns, s.logDir(), name, filepath.Join(s.options.KubeDir, name), args...)
+		return s.programs.startProgram(ns, s.logDir(), name, filepath.Join(s.options.ControlPlaneProgramsDir, name), args...)
 	}
 	if _, err := start("etcd", "--data-dir="+filepath.Join(s.options.Dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
@@ -46,11 +46,11 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	api, err := start("kube-apiserver", append(audit, "--etcd-servers=http://127.0.0.1:2379",
-		"--bind-address=127.0.0.1", "--secure-port=6444", "--advertise-address="+apiHost,
+		"--bind-address=127.0.0.1", "--secure-port=6444", "--advertise-address="+apiServerIPAddress,
 		"--tls-cert-file="+in("server.crt"), "--tls-private-key-file="+in("server.key"), "--token-auth-file="+in("tokens.csv"),
 		"--authorization-mode=RBAC", "--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+in("sa.key"), "--service-account-signing-key-file="+in("sa.key"),
-		"--service-cluster-ip-range="+strings.Join(s.options.selectNetworks("10.96.0.0/16", "fd00:10:96::/112"), ","),
+		"--service-cluster-ip-range="+strings.Join(s.options.networksOfEnabledFamilies("10.96.0.0/16", "fd00:10:96::/112"), ","),
 		// The API server calls webhooks at the Pods' own addresses, because no kube-proxy runs next
 		// to it.
 		"--enable-aggregator-routing=true",
@@ -62,7 +62,7 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 		// used only for the readiness check, on loopback
 		DialContext: ns.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 	}, Timeout: 2 * time.Second}
-	err = api.awaitSuccess(ctx, func(ctx context.Context) error { return checkStatusOK(ctx, &client, "https://127.0.0.1:6444/readyz") })
+	err = api.retryUntilNoErrorOrProcessEnds(ctx, func(ctx context.Context) error { return checkStatusOK(ctx, &client, "https://127.0.0.1:6444/readyz") })
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 
 // auditFlags returns the API server's flags for its audit log.
 func (s *supervisor) auditFlags() ([]string, error) {
-	if s.options.AuditNamespace == "" {
+	if s.options.AuditedNamespace == "" {
 		return nil, nil
 	}
 	policy := fmt.Sprintf(`apiVersion: audit.k8s.io/v1
@@ -92,7 +92,7 @@ omitManagedFields: true
 rules:
 - {level: Metadata, userGroups: ["system:serviceaccounts:%s"]}
 - {level: None}
-`, s.options.AuditNamespace)
+`, s.options.AuditedNamespace)
 	path := filepath.Join(s.options.Dir, "audit.yaml")
 	if err := os.WriteFile(path, []byte(policy), 0o600); err != nil {
 		return nil, fmt.Errorf("writing the audit policy: %w", err)
@@ -128,13 +128,13 @@ bindAddress: %s
 clientConnection: {kubeconfig: %s}
 conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 %s: {minSyncPeriod: 50ms}
-`, s.options.ProxyMode, strings.Join(s.options.selectNetworks("10.244.0.0/16", "fd00:10:244::/48"), ","), h.name, h.addresses[0],
+`, s.options.ProxyMode, strings.Join(s.options.networksOfEnabledFamilies("10.244.0.0/16", "fd00:10:244::/48"), ","), h.name, h.addresses[0],
 		filepath.Join(s.options.Dir, "credentials", "kube-proxy.kubeconfig"), s.options.ProxyMode)
 	path := filepath.Join(s.options.Dir, h.name+"-kube-proxy.yaml")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		return err
 	}
-	_, err := s.programs.startProgram(h.namespace, s.logDir(), h.name+"/kube-proxy", filepath.Join(s.options.KubeDir, "kube-proxy"), "--config="+path)
+	_, err := s.programs.startProgram(h.namespace, s.logDir(), h.name+"/kube-proxy", filepath.Join(s.options.ControlPlaneProgramsDir, "kube-proxy"), "--config="+path)
 	return err
 }
 
@@ -150,7 +150,7 @@ func (s *supervisor) awaitNode(ctx context.Context, name string) error {
 		return err
 	}
 	proxy := s.programs.findByName(name + "/kube-proxy")
-	return proxy.awaitSuccess(ctx, func(ctx context.Context) error {
+	return proxy.retryUntilNoErrorOrProcessEnds(ctx, func(ctx context.Context) error {
 		n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -170,23 +170,24 @@ func (s *supervisor) awaitNode(ctx context.Context, name string) error {
 	})
 }
 
-// relay forwards connections to the API server. Stopping or slowing it affects all clients at once.
-type relay struct {
-	namespace netns.Handle
+// apiServerRelay forwards connections to the API server. Stopping or slowing it affects all clients
+// at once.
+type apiServerRelay struct {
+	namespace netns.Path
 
 	mu              sync.Mutex // guards the fields below
 	listener        net.Listener
 	openConnections map[net.Conn]struct{}
-	delay           time.Duration
+	requestDelay    time.Duration
 }
 
-func (r *relay) startListening() error {
+func (r *apiServerRelay) startListening() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.listener != nil {
 		return nil
 	}
-	l, err := r.namespace.Listen("tcp", apiAddress)
+	l, err := r.namespace.Listen("tcp", apiServerIPAndPort)
 	if err != nil {
 		return fmt.Errorf("listening for the API server's clients: %w", err)
 	}
@@ -207,7 +208,7 @@ func (r *relay) startListening() error {
 
 // trackConnection records a connection that l accepted. It closes the connection and returns false
 // if the relay was stopped in the meantime.
-func (r *relay) trackConnection(l net.Listener, c net.Conn) bool {
+func (r *apiServerRelay) trackConnection(l net.Listener, c net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.listener != l {
@@ -219,7 +220,7 @@ func (r *relay) trackConnection(l net.Listener, c net.Conn) bool {
 }
 
 // stopListening makes the API server unreachable: open connections break and new ones are refused.
-func (r *relay) stopListening() {
+func (r *apiServerRelay) stopListening() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.listener == nil {
@@ -233,13 +234,13 @@ func (r *relay) stopListening() {
 }
 
 // setDelay delays everything that clients send by d.
-func (r *relay) setDelay(d time.Duration) {
+func (r *apiServerRelay) setDelay(d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.delay = d
+	r.requestDelay = d
 }
 
-func (r *relay) relayConnection(c net.Conn) {
+func (r *apiServerRelay) relayConnection(c net.Conn) {
 	defer func() {
 		c.Close()
 		r.mu.Lock()
@@ -262,7 +263,7 @@ func (r *relay) relayConnection(c net.Conn) {
 			return
 		}
 		r.mu.Lock()
-		d := r.delay
+		d := r.requestDelay
 		r.mu.Unlock()
 		if d > 0 {
 			time.Sleep(d)

@@ -16,25 +16,26 @@ import (
 	"time"
 )
 
-// controlRequest is a request to the supervisor. Only the fields that the operation needs are set.
-type controlRequest struct {
-	Op     string        // see handleRequest
-	Host   string        // a host of the LAN
-	Target string        // a program, or a prefix of a Pod's name
-	Signal int           // for "signal"
-	Groups [][]string    // for "partition"
-	Proto  string        // "tcp" or "udp", for "block"
-	Port   int           // for "block"
-	Delay  time.Duration // for "slow-api"
-	Filter string        // for "capture"
-	Text   string        // for "router-start"
-	Names  []string      // for "router-kill"
+// supervisorRequest is a request to the supervisor. Only the fields that the operation needs are
+// set.
+type supervisorRequest struct {
+	Operation          string        // see handleRequest
+	LANHost            string        // a host of the LAN
+	ProgramOrPodPrefix string        // a program, or a prefix of a Pod's name
+	Signal             int           // for "signal"
+	Groups             [][]string    // for "partition"
+	Proto              string        // "tcp" or "udp", for "block"
+	Port               int           // for "block"
+	APIRequestDelay    time.Duration // for "slow-api"
+	Filter             string        // for "capture"
+	RouterConfigText   string        // for "router-start"
+	Names              []string      // for "router-kill"
 }
 
 // serveControl handles one request. If that fails, it answers status 500 with the error as the
 // text.
 func (s *supervisor) serveControl(w http.ResponseWriter, r *http.Request) {
-	var o controlRequest
+	var o supervisorRequest
 	err := json.NewDecoder(r.Body).Decode(&o)
 	if err == nil {
 		err = s.handleRequest(r, w, o)
@@ -44,34 +45,34 @@ func (s *supervisor) serveControl(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *supervisor) handleRequest(r *http.Request, w http.ResponseWriter, o controlRequest) error {
-	switch o.Op {
+func (s *supervisor) handleRequest(r *http.Request, w http.ResponseWriter, o supervisorRequest) error {
+	switch o.Operation {
 	case "cut":
-		return s.cutCable(o.Host)
+		return s.cutCable(o.LANHost)
 	case "cut-silently":
-		return s.cutCableSilently(o.Host)
+		return s.cutCableKeepingCarrier(o.LANHost)
 	case "plug":
-		return s.plugCable(o.Host)
+		return s.plugCable(o.LANHost)
 	case "partition":
 		return s.partitionHosts(o.Groups)
 	case "heal":
 		return s.healPartition()
 	case "kill":
-		return s.killNode(o.Host)
+		return s.killNode(o.LANHost)
 	case "revive":
-		return s.reviveNode(r.Context(), o.Host)
+		return s.reviveNode(r.Context(), o.LANHost)
 	case "signal":
-		return s.sendSignal(o.Host, o.Target, syscall.Signal(o.Signal))
+		return s.sendSignal(o.LANHost, o.ProgramOrPodPrefix, syscall.Signal(o.Signal))
 	case "stop-api":
 		s.relay.stopListening()
 	case "start-api":
 		return s.relay.startListening()
 	case "slow-api":
-		s.relay.setDelay(o.Delay)
+		s.relay.setDelay(o.APIRequestDelay)
 	case "block":
-		return s.blockPort(o.Host, o.Proto, o.Port)
+		return s.blockPort(o.LANHost, o.Proto, o.Port)
 	case "unblock":
-		return s.unblockPorts(o.Host)
+		return s.unblockPorts(o.LANHost)
 	case "capture":
 		return s.startCapture(r.Context(), w, o)
 	case "capture-end":
@@ -81,7 +82,7 @@ func (s *supervisor) handleRequest(r *http.Request, w http.ResponseWriter, o con
 	case "status":
 		s.printStatus(w)
 	default:
-		return fmt.Errorf("no operation %q", o.Op)
+		return fmt.Errorf("no operation %q", o.Operation)
 	}
 	return nil
 }
@@ -106,7 +107,7 @@ func (s *supervisor) sendSignal(host, target string, sig syscall.Signal) error {
 // blockPort drops packets that a host receives on a port and those that it sends to that port.
 func (s *supervisor) blockPort(host, proto string, port int) error {
 	match := proto + " dport " + strconv.Itoa(port) + " drop\n"
-	return s.applyFirewallRules(host, "add table inet lab\n"+
+	return s.applyFirewallRulesOnHost(host, "add table inet lab\n"+
 		"add chain inet lab in { type filter hook input priority -300; }\n"+
 		"add chain inet lab out { type filter hook output priority -300; }\n"+
 		"add rule inet lab in "+match+"add rule inet lab out "+match)
@@ -114,10 +115,10 @@ func (s *supervisor) blockPort(host, proto string, port int) error {
 
 // unblockPorts removes all blocks of a host.
 func (s *supervisor) unblockPorts(host string) error {
-	return s.applyFirewallRules(host, "add table inet lab\ndelete table inet lab\n")
+	return s.applyFirewallRulesOnHost(host, "add table inet lab\ndelete table inet lab\n")
 }
 
-func (s *supervisor) applyFirewallRules(name, rules string) error {
+func (s *supervisor) applyFirewallRulesOnHost(name, rules string) error {
 	h := s.hostByName[name]
 	if h == nil {
 		return fmt.Errorf("no host %q is on the LAN", name)
@@ -134,22 +135,22 @@ func (s *supervisor) applyFirewallRules(name, rules string) error {
 
 // startCapture starts tcpdump on a host's LAN link, with a file of its own. It answers the name of
 // the program and the name of the file once tcpdump is listening.
-func (s *supervisor) startCapture(ctx context.Context, w io.Writer, o controlRequest) error {
-	h := s.hostByName[o.Host]
+func (s *supervisor) startCapture(ctx context.Context, w io.Writer, o supervisorRequest) error {
+	h := s.hostByName[o.LANHost]
 	if h == nil {
-		return fmt.Errorf("no host %q is on the LAN", o.Host)
+		return fmt.Errorf("no host %q is on the LAN", o.LANHost)
 	}
 	name := fmt.Sprintf("capture%d", s.captureCount.Add(1))
-	file := o.Host + "-" + name + ".pcap"
+	file := o.LANHost + "-" + name + ".pcap"
 	path := filepath.Join(s.options.Dir, "captures", file)
 	args := append([]string{"-i", lanLink, "-U", "--immediate-mode", "-n", "-Z", "root", "-w", path}, strings.Fields(o.Filter)...)
-	p, err := s.programs.startProgram(h.namespace, s.logDir(), o.Host+"/"+name, "tcpdump", args...)
+	p, err := s.programs.startProgram(h.namespace, s.logDir(), o.LANHost+"/"+name, "tcpdump", args...)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, processStopTimeout)
 	defer cancel()
-	err = p.awaitSuccess(ctx, func(context.Context) error {
+	err = p.retryUntilNoErrorOrProcessEnds(ctx, func(context.Context) error {
 		if text, _ := os.ReadFile(p.logPath); !strings.Contains(string(text), "listening on") {
 			return errors.New("it is not listening yet")
 		}
@@ -162,10 +163,10 @@ func (s *supervisor) startCapture(ctx context.Context, w io.Writer, o controlReq
 }
 
 // endCapture ends a capture and waits until its file is complete.
-func (s *supervisor) endCapture(o controlRequest) error {
-	p := s.programs.findByName(o.Host + "/" + o.Target)
+func (s *supervisor) endCapture(o supervisorRequest) error {
+	p := s.programs.findByName(o.LANHost + "/" + o.ProgramOrPodPrefix)
 	if p == nil {
-		return fmt.Errorf("no capture %q is running on %s", o.Target, o.Host)
+		return fmt.Errorf("no capture %q is running on %s", o.ProgramOrPodPrefix, o.LANHost)
 	}
 	// An interrupted tcpdump drops the frames that it has not read yet. So interrupt it only after
 	// it has read them all, which is when it sleeps.
@@ -179,7 +180,7 @@ func (s *supervisor) endCapture(o controlRequest) error {
 	case <-p.endedSignal:
 		return nil
 	case <-time.After(processStopTimeout):
-		return fmt.Errorf("the capture on %s did not end within %v", o.Host, processStopTimeout)
+		return fmt.Errorf("the capture on %s did not end within %v", o.LANHost, processStopTimeout)
 	}
 }
 

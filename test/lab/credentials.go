@@ -30,9 +30,10 @@ var apiUsers = []struct{ name, user, group string }{
 	{"kube-proxy", "system:kube-proxy", ""},
 }
 
-// writeCredentials creates a CA, the certificate of the API server and the key of service accounts,
-// and for each user a token and a kubeconfig that reaches the API server from inside the lab.
-func writeCredentials(dir string) error {
+// writeCertificatesTokensAndKubeconfigs creates a CA, the certificate of the API server and the key
+// of service accounts, and for each user a token and a kubeconfig that reaches the API server from
+// inside the lab.
+func writeCertificatesTokensAndKubeconfigs(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -54,7 +55,7 @@ func writeCredentials(dir string) error {
 		}
 		token := hex.EncodeToString(b[:])
 		fmt.Fprintf(&tokens, "%s,%s,%s,%q\n", token, u.user, u.user, u.group)
-		if err := writeKubeconfig(dir, filepath.Join(dir, u.name+".kubeconfig"), "https://"+apiAddress, token); err != nil {
+		if err := writeKubeconfig(dir, filepath.Join(dir, u.name+".kubeconfig"), "https://"+apiServerIPAndPort, token); err != nil {
 			return err
 		}
 	}
@@ -84,7 +85,7 @@ func writeCertificates(dir string) error {
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames: []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"},
 	}
-	for _, ip := range []string{"127.0.0.1", "10.96.0.1", "fd00:10:96::1", apiHost} {
+	for _, ip := range []string{"127.0.0.1", "10.96.0.1", "fd00:10:96::1", apiServerIPAddress} {
 		server.IPAddresses = append(server.IPAddresses, net.ParseIP(ip))
 	}
 	der, err := x509.CreateCertificate(rand.Reader, server, ca, &key.PublicKey, caKey)

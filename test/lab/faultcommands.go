@@ -15,7 +15,7 @@ import (
 type faultCommand struct {
 	usageLine, summary string
 	argumentCount      int
-	buildRequest       func(args []string) (controlRequest, error)
+	buildRequest       func(args []string) (supervisorRequest, error)
 }
 
 // faultCommands are the subcommands that cause a fault or end one.
@@ -26,42 +26,44 @@ var faultCommands = []faultCommand{
 	{"kill NODE", "Simulate a power failure of a node", 1, hostRequest("kill")},
 	{"revive NODE", "Start a killed node again", 1, hostRequest("revive")},
 	{"unblock HOST", "Remove all blocks of a host", 1, hostRequest("unblock")},
-	{"heal", "Undo a partition", 0, func([]string) (controlRequest, error) { return controlRequest{Op: "heal"}, nil }},
-	{"partition HOST,HOST...", "Separate a group of hosts from all others", 1, func(a []string) (controlRequest, error) {
-		return controlRequest{Op: "partition", Groups: [][]string{strings.Split(a[0], ",")}}, nil
+	{"heal", "Undo a partition", 0, func([]string) (supervisorRequest, error) { return supervisorRequest{Operation: "heal"}, nil }},
+	{"partition HOST,HOST...", "Separate a group of hosts from all others", 1, func(a []string) (supervisorRequest, error) {
+		return supervisorRequest{Operation: "partition", Groups: [][]string{strings.Split(a[0], ",")}}, nil
 	}},
-	{"block HOST PROTO/PORT", "Drop packets that a host receives on a port or sends to it", 2, func(a []string) (controlRequest, error) {
+	{"block HOST PROTO/PORT", "Drop packets that a host receives on a port or sends to it", 2, func(a []string) (supervisorRequest, error) {
 		proto, text, _ := strings.Cut(a[1], "/")
 		n, err := strconv.Atoi(text)
 		if err != nil || (proto != "tcp" && proto != "udp") {
-			return controlRequest{}, fmt.Errorf("%q is not a port: write tcp/7946 or udp/7946", a[1])
+			return supervisorRequest{}, fmt.Errorf("%q is not a port: write tcp/7946 or udp/7946", a[1])
 		}
-		return controlRequest{Op: "block", Host: a[0], Proto: proto, Port: n}, nil
+		return supervisorRequest{Operation: "block", LANHost: a[0], Proto: proto, Port: n}, nil
 	}},
-	{"signal NODE TARGET SIGNAL", "Send a signal (KILL, STOP, CONT, TERM) to a program or Pod", 3, func(a []string) (controlRequest, error) {
+	{"signal NODE TARGET SIGNAL", "Send a signal (KILL, STOP, CONT, TERM) to a program or Pod", 3, func(a []string) (supervisorRequest, error) {
 		s := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(a[2]), "SIG"))
 		if s == syscall.Signal(0) {
-			return controlRequest{}, fmt.Errorf("%q is not a signal: write KILL, STOP, CONT or TERM", a[2])
+			return supervisorRequest{}, fmt.Errorf("%q is not a signal: write KILL, STOP, CONT or TERM", a[2])
 		}
-		return controlRequest{Op: "signal", Host: a[0], Target: a[1], Signal: int(s)}, nil
+		return supervisorRequest{Operation: "signal", LANHost: a[0], ProgramOrPodPrefix: a[1], Signal: int(s)}, nil
 	}},
-	{"api stop|start|DURATION", "Stop the API server, start it again, or delay its requests by a duration (0s ends the delay)", 1, func(a []string) (controlRequest, error) {
+	{"api stop|start|DURATION", "Stop the API server, start it again, or delay its requests by a duration (0s ends the delay)", 1, func(a []string) (supervisorRequest, error) {
 		if a[0] == "stop" || a[0] == "start" {
-			return controlRequest{Op: a[0] + "-api"}, nil
+			return supervisorRequest{Operation: a[0] + "-api"}, nil
 		}
 		d, err := time.ParseDuration(a[0])
-		return controlRequest{Op: "slow-api", Delay: d}, err
+		return supervisorRequest{Operation: "slow-api", APIRequestDelay: d}, err
 	}},
-	{"capture HOST FILTER", "Write matching frames to a file in captures; prints the names of the capture and the file", 2, func(a []string) (controlRequest, error) {
-		return controlRequest{Op: "capture", Host: a[0], Filter: a[1]}, nil
+	{"capture HOST FILTER", "Write matching frames to a file in captures; prints the names of the capture and the file", 2, func(a []string) (supervisorRequest, error) {
+		return supervisorRequest{Operation: "capture", LANHost: a[0], Filter: a[1]}, nil
 	}},
-	{"capture-end HOST NAME", "End a capture", 2, func(a []string) (controlRequest, error) {
-		return controlRequest{Op: "capture-end", Host: a[0], Target: a[1]}, nil
+	{"capture-end HOST NAME", "End a capture", 2, func(a []string) (supervisorRequest, error) {
+		return supervisorRequest{Operation: "capture-end", LANHost: a[0], ProgramOrPodPrefix: a[1]}, nil
 	}},
 }
 
-func hostRequest(op string) func([]string) (controlRequest, error) {
-	return func(a []string) (controlRequest, error) { return controlRequest{Op: op, Host: a[0]}, nil }
+func hostRequest(op string) func([]string) (supervisorRequest, error) {
+	return func(a []string) (supervisorRequest, error) {
+		return supervisorRequest{Operation: op, LANHost: a[0]}, nil
+	}
 }
 
 func newFaultCommands(dir func() string) []*cobra.Command {

@@ -40,10 +40,10 @@ func hasAllPrograms(dir string) bool {
 	return true
 }
 
-// BuildKubePrograms returns a directory with the programs of the control plane: that of LAB_KUBE or
-// KUBEBUILDER_ASSETS if it has all of them, otherwise one in the user's cache. It builds a missing
-// one, which takes about five minutes on two cores, and reports that to progress.
-func BuildKubePrograms(ctx context.Context, progress io.Writer) (string, error) {
+// FindOrBuildControlPlanePrograms returns a directory with the programs of the control plane: that
+// of LAB_KUBE or KUBEBUILDER_ASSETS if it has all of them, otherwise one in the user's cache. It
+// builds a missing one, which takes about five minutes on two cores, and reports that to progress.
+func FindOrBuildControlPlanePrograms(ctx context.Context, progress io.Writer) (string, error) {
 	for _, v := range []string{"LAB_KUBE", "KUBEBUILDER_ASSETS"} {
 		if dir := os.Getenv(v); dir != "" && hasAllPrograms(dir) {
 			return dir, nil

@@ -4,8 +4,8 @@
 // without a kubelet, see package node. All processes of a lab are children of one supervisor in
 // namespaces of its own: when the supervisor ends, for whatever reason, the whole lab is gone.
 // Several labs can run at the same time. A program that uses the package calls Reexec before
-// anything else, and EnterUserNamespace if ordinary users may run it. The command bin/lab offers
-// the same on the command line.
+// anything else, and ReexecInUserNamespaceUnlessRoot if ordinary users may run it. The command
+// bin/lab offers the same on the command line.
 package lab
 
 import (
@@ -33,10 +33,10 @@ import (
 
 // The values of Options.Families and Options.ProxyMode.
 const (
-	IPv4Only  = "ipv4"
-	DualStack = "dual"
-	NFTables  = "nftables"
-	IPTables  = "iptables"
+	IPv4Only          = "ipv4"
+	DualStack         = "dual"
+	KubeProxyNFTables = "nftables"
+	KubeProxyIPTables = "iptables"
 )
 
 // Options describe a lab.
@@ -50,16 +50,16 @@ type Options struct {
 	// Routers is the number of routers on the LAN, 1 or 2, each with a client behind it; 0 means 1.
 	// They forward packets. Lab.Router starts a routing protocol on them.
 	Routers int
-	// AuditNamespace is a namespace. The requests of its service accounts, allowed or not, are
+	// AuditedNamespace is a namespace. The requests of its service accounts, allowed or not, are
 	// written to logs/audit.log.
-	AuditNamespace string
+	AuditedNamespace string
 	// Dir is the directory of all files of the lab. It must not exist, and is removed with the lab.
 	Dir string
 	// BinDir has Gantry's binaries. It may be empty for a lab without Gantry.
 	BinDir string
-	// KubeDir has the programs of the control plane. If it is empty, BuildKubePrograms provides
-	// them.
-	KubeDir string
+	// ControlPlaneProgramsDir has the programs of the control plane. If it is empty,
+	// FindOrBuildControlPlanePrograms provides them.
+	ControlPlaneProgramsDir string
 	// Progress gets a line for each step of the start.
 	Progress io.Writer `json:"-"`
 }
@@ -79,10 +79,10 @@ func (o *Options) setDefaults() error {
 		return fmt.Errorf("a lab has 1 or 2 routers, not %d", o.Routers)
 	}
 	if o.ProxyMode == "" {
-		o.ProxyMode = NFTables
+		o.ProxyMode = KubeProxyNFTables
 	}
-	if o.ProxyMode != NFTables && o.ProxyMode != IPTables {
-		return fmt.Errorf("the mode of kube-proxy is %s or %s, not %q", NFTables, IPTables, o.ProxyMode)
+	if o.ProxyMode != KubeProxyNFTables && o.ProxyMode != KubeProxyIPTables {
+		return fmt.Errorf("the mode of kube-proxy is %s or %s, not %q", KubeProxyNFTables, KubeProxyIPTables, o.ProxyMode)
 	}
 	if o.Families == "" {
 		o.Families = IPv4Only
@@ -98,12 +98,12 @@ func (o *Options) setDefaults() error {
 
 // Lab is a running lab.
 type Lab struct {
-	options         Options
-	supervisorPID   int
-	supervisorEnded chan struct{} // closed when the supervisor has ended
-	apiListener     net.Listener
-	output          *outputTail
-	lifeline        io.Closer // closing it ends the lab
+	options                   Options
+	supervisorPID             int
+	supervisorEnded           chan struct{} // closed when the supervisor has ended
+	apiServerLoopbackListener net.Listener
+	output                    *outputTail
+	pipeThatKeepsLabAlive     io.Closer // closing it ends the lab
 }
 
 // MissingPrerequisite returns one line that says what this machine lacks to run a lab and which
@@ -131,12 +131,12 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 	if m := MissingPrerequisite(); m != "" {
 		return nil, fmt.Errorf("starting a lab: %s", m)
 	}
-	if o.KubeDir == "" {
-		dir, err := BuildKubePrograms(ctx, o.Progress)
+	if o.ControlPlaneProgramsDir == "" {
+		dir, err := FindOrBuildControlPlanePrograms(ctx, o.Progress)
 		if err != nil {
 			return nil, err
 		}
-		o.KubeDir = dir
+		o.ControlPlaneProgramsDir = dir
 	}
 	if err := os.Mkdir(o.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("creating the lab's directory: %w", err)
@@ -150,7 +150,7 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 		l.Close()
 		return nil, err
 	}
-	if err := l.publishAPIServer(); err != nil {
+	if err := l.forwardLoopbackToAPIServer(); err != nil {
 		l.Close()
 		return nil, err
 	}
@@ -178,7 +178,7 @@ func (l *Lab) startSupervisor() error {
 		life.Close()
 		return fmt.Errorf("starting the lab's supervisor: %w", err)
 	}
-	l.lifeline, l.supervisorPID = life, cmd.Process.Pid
+	l.pipeThatKeepsLabAlive, l.supervisorPID = life, cmd.Process.Pid
 	go func() {
 		_ = cmd.Wait()
 		// needed after a crash only; otherwise the supervisor removes it
@@ -204,14 +204,15 @@ func (l *Lab) awaitReady(ctx context.Context) error {
 	}
 }
 
-// publishAPIServer makes the API server reachable on the loopback interface of this machine.
-func (l *Lab) publishAPIServer() error {
+// forwardLoopbackToAPIServer makes the API server reachable on the loopback interface of this
+// machine.
+func (l *Lab) forwardLoopbackToAPIServer() error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("publishing the API server: %w", err)
 	}
-	l.apiListener = listener
-	cp := l.Host("cp")
+	l.apiServerLoopbackListener = listener
+	cp := l.NamespaceOfHost("cp")
 	go func() {
 		for {
 			c, err := listener.Accept()
@@ -220,7 +221,7 @@ func (l *Lab) publishAPIServer() error {
 			}
 			go func() {
 				defer c.Close()
-				server, err := cp.Dial(context.Background(), "tcp", apiAddress)
+				server, err := cp.Dial(context.Background(), "tcp", apiServerIPAndPort)
 				if err != nil {
 					return
 				}
@@ -246,11 +247,11 @@ func AttachToLab(ctx context.Context, dir string) (*Lab, error) {
 	if !isRunning(dir) {
 		return nil, fmt.Errorf("no lab runs in %s", dir)
 	}
-	kube, err := BuildKubePrograms(ctx, io.Discard)
+	kube, err := FindOrBuildControlPlanePrograms(ctx, io.Discard)
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{options: Options{Dir: dir, KubeDir: kube}, supervisorPID: readPIDFile(dir, "pid"), supervisorEnded: make(chan struct{})}
+	l := &Lab{options: Options{Dir: dir, ControlPlaneProgramsDir: kube}, supervisorPID: readPIDFile(dir, "pid"), supervisorEnded: make(chan struct{})}
 	go func() {
 		for isRunning(dir) {
 			time.Sleep(50 * time.Millisecond) // a process can wait for its own children only
@@ -263,11 +264,11 @@ func AttachToLab(ctx context.Context, dir string) (*Lab, error) {
 
 // Close ends the lab and waits until nothing is left of it.
 func (l *Lab) Close() {
-	if l.apiListener != nil {
-		l.apiListener.Close()
+	if l.apiServerLoopbackListener != nil {
+		l.apiServerLoopbackListener.Close()
 	}
-	if l.lifeline != nil {
-		l.lifeline.Close()
+	if l.pipeThatKeepsLabAlive != nil {
+		l.pipeThatKeepsLabAlive.Close()
 	}
 	_ = syscall.Kill(l.supervisorPID, syscall.SIGTERM) // for a lab that another process started
 	select {
@@ -287,8 +288,8 @@ func (l *Lab) Kubeconfig() string { return filepath.Join(l.options.Dir, "kubecon
 // Dir returns the directory of the lab, with its logs and captures.
 func (l *Lab) Dir() string { return l.options.Dir }
 
-// KubeDir returns the directory of kubectl and the control plane's programs.
-func (l *Lab) KubeDir() string { return l.options.KubeDir }
+// ControlPlaneProgramsDir returns the directory of kubectl and the control plane's programs.
+func (l *Lab) ControlPlaneProgramsDir() string { return l.options.ControlPlaneProgramsDir }
 
 // SupervisorPID returns the process ID of the supervisor. When it ends, every process of the lab
 // ends.
@@ -304,17 +305,17 @@ func (l *Lab) RESTConfig() (*rest.Config, error) {
 	return c, nil
 }
 
-// Host returns the network namespace of a host of the lab: node1, node2 and so on; client; cp, the
-// control plane; router, and far behind it; with two routers, router2 and far2. Its methods work in
-// this process.
-func (l *Lab) Host(name string) netns.Handle {
-	return netns.Handle(fmt.Sprintf("/proc/%d/root%s/%s", l.supervisorPID, netns.NamespaceDir, name))
+// NamespaceOfHost returns the network namespace of a host of the lab: node1, node2 and so on;
+// client; cp, the control plane; router, and far behind it; with two routers, router2 and far2. Its
+// methods work in this process.
+func (l *Lab) NamespaceOfHost(name string) netns.Path {
+	return netns.Path(fmt.Sprintf("/proc/%d/root%s/%s", l.supervisorPID, netns.NamespaceDir, name))
 }
 
 // RunKubectl runs kubectl as an administrator and returns its standard output. The error has its
 // error output.
 func (l *Lab) RunKubectl(ctx context.Context, stdin string, args ...string) (string, error) {
-	return RunKubectl(ctx, l.options.KubeDir, l.Kubeconfig(), stdin, args...)
+	return RunKubectl(ctx, l.options.ControlPlaneProgramsDir, l.Kubeconfig(), stdin, args...)
 }
 
 // RunKubectl runs the kubectl of the directory dir with a kubeconfig.
@@ -331,7 +332,7 @@ func RunKubectl(ctx context.Context, dir, kubeconfig, stdin string, args ...stri
 }
 
 // sendRequest sends a request to the supervisor of the lab in dir and returns its answer.
-func sendRequest(ctx context.Context, dir string, o controlRequest) (string, error) {
+func sendRequest(ctx context.Context, dir string, o supervisorRequest) (string, error) {
 	body, err := json.Marshal(o)
 	if err != nil {
 		return "", err

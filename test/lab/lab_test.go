@@ -18,13 +18,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	Reexec()
+	RunAsLabPartIfRequested()
 	if len(os.Args) == 3 && os.Args[1] == "__abandon" {
 		_, err := Start(context.Background(), Options{Nodes: 1, Dir: os.Args[2], Progress: os.Stdout})
 		fmt.Println(err)
 		select {}
 	}
-	_ = EnterUserNamespace() // each skipped test repeats the error
+	_ = ReexecInUserNamespaceUnlessRoot() // each skipped test repeats the error
 	os.Exit(m.Run())
 }
 
@@ -61,9 +61,9 @@ func awaitNoError(t *testing.T, what string, check func() error) {
 	}
 }
 
-// checkNothingRemains returns an error if something is left of a lab: its directory, a mount that
+// checkNoTraceOfLab returns an error if something is left of a lab: its directory, a mount that
 // this process sees, or a process that has the directory in its command line.
-func checkNothingRemains(dir string) error {
+func checkNoTraceOfLab(dir string) error {
 	if _, err := os.Stat(dir); err == nil {
 		return fmt.Errorf("the directory %s exists", dir)
 	}
@@ -83,7 +83,7 @@ func checkNothingRemains(dir string) error {
 func dialFromClient(ctx context.Context, l *Lab, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	c, err := l.Host("client").Dial(ctx, "tcp", address)
+	c, err := l.NamespaceOfHost("client").Dial(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func errorUnlessUnreachable(err error) error {
 	return nil
 }
 
-const echoManifest = `apiVersion: apps/v1
+const echoDeploymentAndServiceManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: echo}
 spec:
@@ -119,7 +119,7 @@ spec:
 
 func TestFaultsAndRecovery(t *testing.T) {
 	ctx, l := startTestLab(t)
-	if _, err := l.RunKubectl(ctx, echoManifest, "apply", "-f", "-"); err != nil {
+	if _, err := l.RunKubectl(ctx, echoDeploymentAndServiceManifest, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
 	reached := func() error { return dialFromClient(ctx, l, "192.168.0.11:30080") }
@@ -135,7 +135,7 @@ func TestFaultsAndRecovery(t *testing.T) {
 		"cutting a cable separates a node": {
 			func() error { return l.CutCable(ctx, "node1") }, func() error { return l.PlugCable(ctx, "node1") }},
 		"cutting a cable silently separates a node": {
-			func() error { return l.CutCableSilently(ctx, "node1") }, func() error { return l.PlugCable(ctx, "node1") }},
+			func() error { return l.CutCableKeepingCarrier(ctx, "node1") }, func() error { return l.PlugCable(ctx, "node1") }},
 		"a partition separates a node": {
 			func() error { return l.Partition(ctx, []string{"node1"}) }, func() error { return l.HealPartition(ctx) }},
 		"a killed node does not answer until it is revived": {
@@ -151,16 +151,16 @@ func TestFaultsAndRecovery(t *testing.T) {
 	}
 	t.Run("a stopped API server is unreachable until it is started", func(t *testing.T) {
 		act(l.StopAPI(ctx))
-		if dialFromClient(ctx, l, apiAddress) == nil {
+		if dialFromClient(ctx, l, apiServerIPAndPort) == nil {
 			t.Error("the API server is reachable although it is stopped")
 		}
 		act(l.StartAPI(ctx))
-		if err := dialFromClient(ctx, l, apiAddress); err != nil {
+		if err := dialFromClient(ctx, l, apiServerIPAndPort); err != nil {
 			t.Error("the API server is unreachable after its start:", err)
 		}
 	})
 	t.Run("healing a partition leaves cut cables cut", func(t *testing.T) {
-		act(l.CutCableSilently(ctx, "node1"))
+		act(l.CutCableKeepingCarrier(ctx, "node1"))
 		act(l.Partition(ctx, []string{"node1", "client"}))
 		act(l.HealPartition(ctx))
 		if reached() == nil {
@@ -189,7 +189,7 @@ func TestFaultsAndRecovery(t *testing.T) {
 	})
 	dir := l.Dir()
 	l.Close()
-	if err := checkNothingRemains(dir); err != nil {
+	if err := checkNoTraceOfLab(dir); err != nil {
 		t.Error("after Close:", err)
 	}
 }
@@ -200,7 +200,7 @@ func runOnHost(t *testing.T, l *Lab, host string, line ...string) string {
 	var out bytes.Buffer
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Stdout = &out
-	if err := l.Host(host).RunInside(cmd.Run); err != nil {
+	if err := l.NamespaceOfHost(host).RunInside(cmd.Run); err != nil {
 		t.Fatalf("%v on %s: %v", line, host, err)
 	}
 	return out.String()
@@ -236,8 +236,8 @@ func testCaptures(ctx context.Context, t *testing.T, l *Lab) {
 	}
 }
 
-// parentPodManifest is a Pod whose process does not wait for its child.
-const parentPodManifest = `apiVersion: v1
+// podWithOrphanProcessManifest is a Pod whose process does not wait for its child.
+const podWithOrphanProcessManifest = `apiVersion: v1
 kind: Pod
 metadata: {name: parent}
 spec:
@@ -246,7 +246,7 @@ spec:
 `
 
 func testOrphans(ctx context.Context, t *testing.T, l *Lab) {
-	if _, err := l.RunKubectl(ctx, parentPodManifest, "apply", "-f", "-"); err != nil {
+	if _, err := l.RunKubectl(ctx, podWithOrphanProcessManifest, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := l.RunKubectl(ctx, "", "wait", "--for=condition=Ready", "pod/parent", "--timeout=30s"); err != nil {
@@ -300,7 +300,7 @@ func testRouting(ctx context.Context, t *testing.T, l *Lab) {
 	}
 	learnt := func(want bool) func() error {
 		return func() error {
-			r, ok, err := l.Host("router").FindRoute(netip.MustParsePrefix("198.51.100.1/32"))
+			r, ok, err := l.NamespaceOfHost("router").FindRoute(netip.MustParsePrefix("198.51.100.1/32"))
 			if err == nil && ok != want {
 				err = fmt.Errorf("the router's kernel has %v", r)
 			}
@@ -308,7 +308,7 @@ func testRouting(ctx context.Context, t *testing.T, l *Lab) {
 		}
 	}
 	awaitNoError(t, "the router has the node's route", learnt(true))
-	if out, err := tor.Show(ctx, "show bgp summary"); err != nil || !strings.Contains(string(out), "192.168.0.11") {
+	if out, err := tor.RunShowCommand(ctx, "show bgp summary"); err != nil || !strings.Contains(string(out), "192.168.0.11") {
 		t.Errorf("the router shows %s (%v), want its neighbor 192.168.0.11", out, err)
 	}
 	if err := node.Kill(ctx); err != nil {
@@ -326,7 +326,7 @@ func testRouting(ctx context.Context, t *testing.T, l *Lab) {
 	}
 	awaitNoError(t, "the router has removed the route of a stopped daemon", learnt(false))
 	for _, host := range []string{"far", "far2"} {
-		c, err := l.Host(host).Dial(ctx, "tcp", "192.168.0.12:30080")
+		c, err := l.NamespaceOfHost(host).Dial(ctx, "tcp", "192.168.0.12:30080")
 		if err != nil {
 			t.Errorf("%s does not reach a node through its router: %v", host, err)
 			continue
@@ -341,7 +341,7 @@ func TestKilledSupervisorLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-l.Ended()
-	if err := checkNothingRemains(l.Dir()); err != nil {
+	if err := checkNoTraceOfLab(l.Dir()); err != nil {
 		t.Error(err)
 	}
 }
@@ -354,24 +354,24 @@ func TestCancelledStartLeavesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			dir := filepath.Join(t.TempDir(), "lab")
-			kube, err := BuildKubePrograms(ctx, os.Stderr)
+			kube, err := FindOrBuildControlPlanePrograms(ctx, os.Stderr)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if text == "" {
 				cancel()
 			}
-			if _, err := Start(ctx, Options{Nodes: 1, Dir: dir, KubeDir: kube, Progress: cancelOnText{text, cancel}}); err == nil {
+			if _, err := Start(ctx, Options{Nodes: 1, Dir: dir, ControlPlaneProgramsDir: kube, Progress: writerThatCancelsOnText{text, cancel}}); err == nil {
 				t.Fatal("the lab started although the context was cancelled")
 			}
-			if err := checkNothingRemains(dir); err != nil {
+			if err := checkNoTraceOfLab(dir); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
 
-func TestKilledProgramLeavesNothing(t *testing.T) {
+func TestKilledParentProgramLeavesNoTraceOfLab(t *testing.T) {
 	if m := MissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
@@ -386,23 +386,23 @@ func TestKilledProgramLeavesNothing(t *testing.T) {
 	}
 	for line := bufio.NewScanner(out); line.Scan() && !strings.Contains(line.Text(), "etcd"); {
 	}
-	if checkNothingRemains(dir) == nil {
+	if checkNoTraceOfLab(dir) == nil {
 		t.Error("the lab has not created anything yet: this test would prove nothing")
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	awaitNoError(t, "nothing remains", func() error { return checkNothingRemains(dir) })
+	awaitNoError(t, "nothing remains", func() error { return checkNoTraceOfLab(dir) })
 }
 
-// cancelOnText is a writer that cancels the start when the progress has a certain text.
-type cancelOnText struct {
+// writerThatCancelsOnText is a writer that cancels the start when the progress has a certain text.
+type writerThatCancelsOnText struct {
 	textToFind string
 	cancel     func()
 }
 
-func (c cancelOnText) Write(b []byte) (int, error) {
+func (c writerThatCancelsOnText) Write(b []byte) (int, error) {
 	if strings.Contains(string(b), c.textToFind) {
 		c.cancel()
 	}

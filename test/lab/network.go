@@ -9,14 +9,14 @@ import (
 
 // The lab's addresses.
 const (
-	lanIPv4, lanIPv6 = "192.168.0.0/24", "fd00:a8::/64"
-	apiHost          = "192.168.0.5"
-	apiAddress       = apiHost + ":6444"
-	apiHostNumber    = 5
-	clientHostNumber = 100
-	firstNodeOffset  = 10 // node i has host number firstNodeOffset+i
-	lanBridge        = "lan"
-	lanLink          = "eth0"
+	lanIPv4, lanIPv6          = "192.168.0.0/24", "fd00:a8::/64"
+	apiServerIPAddress        = "192.168.0.5"
+	apiServerIPAndPort        = apiServerIPAddress + ":6444"
+	apiHostNumber             = 5
+	clientHostNumber          = 100
+	hostNumberBeforeFirstNode = 10 // node i has host number hostNumberBeforeFirstNode+i
+	lanBridge                 = "lan"
+	lanLink                   = "eth0"
 )
 
 func nodeName(i int) string { return fmt.Sprintf("node%d", i) }
@@ -32,9 +32,9 @@ func nameWithNumber(sort string, i int) string {
 	return fmt.Sprintf("%s%d", sort, i)
 }
 
-// networksBehindRouter returns the networks behind router i.
-func (o *Options) networksBehindRouter(i int) []string {
-	return o.selectNetworks(fmt.Sprintf("10.%d.0.0/24", 100-i), fmt.Sprintf("fd00:%d::/64", 100-i))
+// clientNetworksBehindRouter returns the networks behind router i.
+func (o *Options) clientNetworksBehindRouter(i int) []string {
+	return o.networksOfEnabledFamilies(fmt.Sprintf("10.%d.0.0/24", 100-i), fmt.Sprintf("fd00:%d::/64", 100-i))
 }
 
 // addressInNetwork returns the address with host number n in a network.
@@ -45,8 +45,8 @@ func addressInNetwork(network string, n int) netip.Addr {
 	return a
 }
 
-// selectNetworks returns the IPv4 network, and in a dual-stack lab the IPv6 network too.
-func (o *Options) selectNetworks(v4, v6 string) []string {
+// networksOfEnabledFamilies returns the IPv4 network, and in a dual-stack lab the IPv6 network too.
+func (o *Options) networksOfEnabledFamilies(v4, v6 string) []string {
 	if o.Families == DualStack {
 		return []string{v4, v6}
 	}
@@ -56,7 +56,7 @@ func (o *Options) selectNetworks(v4, v6 string) []string {
 // podNetworks returns the Pod networks of node i.
 func (o *Options) podNetworks(i int) []netip.Prefix {
 	var out []netip.Prefix
-	for _, n := range o.selectNetworks(fmt.Sprintf("10.244.%d.0/24", i), fmt.Sprintf("fd00:10:244:%x::/64", i)) {
+	for _, n := range o.networksOfEnabledFamilies(fmt.Sprintf("10.244.%d.0/24", i), fmt.Sprintf("fd00:10:244:%x::/64", i)) {
 		out = append(out, netip.MustParsePrefix(n))
 	}
 	return out
@@ -76,7 +76,7 @@ func (s *supervisor) buildNetwork() error {
 		numbers[routerName(i)] = i
 	}
 	for i := 1; i <= s.options.Nodes; i++ {
-		numbers[nodeName(i)] = firstNodeOffset + i
+		numbers[nodeName(i)] = hostNumberBeforeFirstNode + i
 	}
 	for name, n := range numbers {
 		if err := s.addHost(name, n); err != nil {
@@ -87,7 +87,7 @@ func (s *supervisor) buildNetwork() error {
 		s.hostByName[nodeName(i)].podNetworks = s.options.podNetworks(i)
 	}
 	for i := 1; i <= s.options.Routers; i++ {
-		if err := s.addHostBehindRouter(i); err != nil {
+		if err := s.addClientBehindRouter(i); err != nil {
 			return fmt.Errorf("creating the network behind %s: %w", routerName(i), err)
 		}
 	}
@@ -110,7 +110,7 @@ func (s *supervisor) addHost(name string, number int) error {
 	if err := netns.AddCable(s.fabric, bridgePort(name), ns, lanLink); err != nil {
 		return err
 	}
-	if err := netns.SetBridgeOfLink(bridgePort(name), lanBridge); err != nil {
+	if err := netns.AttachLinkToBridge(bridgePort(name), lanBridge); err != nil {
 		return err
 	}
 	if err := netns.SetLinkUp(bridgePort(name)); err != nil {
@@ -123,7 +123,7 @@ func (s *supervisor) addHost(name string, number int) error {
 		if err := netns.SetLinkUp(lanLink); err != nil {
 			return err
 		}
-		for _, n := range s.options.selectNetworks(lanIPv4, lanIPv6) {
+		for _, n := range s.options.networksOfEnabledFamilies(lanIPv4, lanIPv6) {
 			a := addressInNetwork(n, number)
 			h.addresses = append(h.addresses, a)
 			if err := netns.AddAddress(lanLink, netip.PrefixFrom(a, netip.MustParsePrefix(n).Bits())); err != nil {
@@ -152,8 +152,8 @@ func enableForwarding(link string) error {
 	return nil
 }
 
-// addHostBehindRouter creates the client behind router i.
-func (s *supervisor) addHostBehindRouter(i int) error {
+// addClientBehindRouter creates the client behind router i.
+func (s *supervisor) addClientBehindRouter(i int) error {
 	ns, err := netns.NewNamed(nameWithNumber("far", i))
 	if err != nil {
 		return err
@@ -163,7 +163,7 @@ func (s *supervisor) addHostBehindRouter(i int) error {
 		return err
 	}
 	for _, end := range []struct {
-		ns     netns.Handle
+		ns     netns.Path
 		link   string
 		number int
 	}{{router, "eth1", 1}, {ns, lanLink, 2}} {
@@ -174,7 +174,7 @@ func (s *supervisor) addHostBehindRouter(i int) error {
 			if err := netns.SetLinkUp(end.link); err != nil {
 				return err
 			}
-			for _, n := range s.options.networksBehindRouter(i) {
+			for _, n := range s.options.clientNetworksBehindRouter(i) {
 				if err := netns.AddAddress(end.link, netip.PrefixFrom(addressInNetwork(n, end.number), netip.MustParsePrefix(n).Bits())); err != nil {
 					return err
 				}
@@ -186,8 +186,8 @@ func (s *supervisor) addHostBehindRouter(i int) error {
 		}
 	}
 	return ns.RunInside(func() error {
-		for _, n := range s.options.networksBehindRouter(i) {
-			if err := netns.AddRoute(lanLink, defaultRoute(addressInNetwork(n, 1)), addressInNetwork(n, 1)); err != nil {
+		for _, n := range s.options.clientNetworksBehindRouter(i) {
+			if err := netns.AddRoute(lanLink, defaultRoutePrefix(addressInNetwork(n, 1)), addressInNetwork(n, 1)); err != nil {
 				return err
 			}
 		}
@@ -195,7 +195,7 @@ func (s *supervisor) addHostBehindRouter(i int) error {
 	})
 }
 
-func defaultRoute(a netip.Addr) netip.Prefix {
+func defaultRoutePrefix(a netip.Addr) netip.Prefix {
 	if a.Is4() {
 		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	}
@@ -206,11 +206,11 @@ func defaultRoute(a netip.Addr) netip.Prefix {
 // network behind the second router, and one to the Pods of each node.
 func (s *supervisor) addRoutes(h *host) error {
 	for i := s.options.Routers; i >= 1; i-- {
-		for f, n := range s.options.selectNetworks(lanIPv4, lanIPv6) {
+		for f, n := range s.options.networksOfEnabledFamilies(lanIPv4, lanIPv6) {
 			r := addressInNetwork(n, i)
-			to := netip.MustParsePrefix(s.options.networksBehindRouter(i)[f])
+			to := netip.MustParsePrefix(s.options.clientNetworksBehindRouter(i)[f])
 			if i == 1 {
-				to = defaultRoute(r)
+				to = defaultRoutePrefix(r)
 			}
 			if h.name == routerName(i) {
 				continue
@@ -241,22 +241,23 @@ func (s *supervisor) cutCable(name string) error {
 	return s.fabric.RunInside(func() error { return netns.SetLinkDown(bridgePort(name)) })
 }
 
-// cutCableSilently removes the host's port from its bridge. No frame passes, and the host keeps the
-// carrier.
-func (s *supervisor) cutCableSilently(name string) error {
-	return s.reconnectHost(name, func(h *host) { h.dropsAllFrames = true })
+// cutCableKeepingCarrier removes the host's port from its bridge. No frame passes, and the host
+// keeps the carrier.
+func (s *supervisor) cutCableKeepingCarrier(name string) error {
+	return s.changeAndReconnectHostCable(name, func(h *host) { h.dropsAllFrames = true })
 }
 
-// plugCable undoes cutCable and cutCableSilently. During a partition the host returns to its part.
+// plugCable undoes cutCable and cutCableKeepingCarrier. During a partition the host returns to its
+// part.
 func (s *supervisor) plugCable(name string) error {
-	if err := s.reconnectHost(name, func(h *host) { h.dropsAllFrames = false }); err != nil {
+	if err := s.changeAndReconnectHostCable(name, func(h *host) { h.dropsAllFrames = false }); err != nil {
 		return err
 	}
 	return s.fabric.RunInside(func() error { return netns.SetLinkUp(bridgePort(name)) })
 }
 
-// reconnectHost changes which bridge a host belongs to, and connects it.
-func (s *supervisor) reconnectHost(name string, change func(*host)) error {
+// changeAndReconnectHostCable changes which bridge a host belongs to, and connects it.
+func (s *supervisor) changeAndReconnectHostCable(name string, change func(*host)) error {
 	h := s.hostByName[name]
 	if h == nil {
 		return fmt.Errorf("no host %q is on the LAN", name)
@@ -268,7 +269,7 @@ func (s *supervisor) reconnectHost(name string, change func(*host)) error {
 	if h.dropsAllFrames {
 		bridge = ""
 	}
-	return s.fabric.RunInside(func() error { return netns.SetBridgeOfLink(bridgePort(name), bridge) })
+	return s.fabric.RunInside(func() error { return netns.AttachLinkToBridge(bridgePort(name), bridge) })
 }
 
 // partitionHosts moves each group of hosts to a bridge of its own. The hosts in no group stay on
@@ -286,7 +287,7 @@ func (s *supervisor) partitionHosts(groups [][]string) error {
 			return err
 		}
 		for _, name := range group {
-			if err := s.reconnectHost(name, func(h *host) { h.currentBridge = bridge }); err != nil {
+			if err := s.changeAndReconnectHostCable(name, func(h *host) { h.currentBridge = bridge }); err != nil {
 				return err
 			}
 		}
@@ -297,7 +298,7 @@ func (s *supervisor) partitionHosts(groups [][]string) error {
 // healPartition undoes partitionHosts. Cut cables stay cut.
 func (s *supervisor) healPartition() error {
 	for name := range s.hostByName {
-		if err := s.reconnectHost(name, func(h *host) { h.currentBridge = lanBridge }); err != nil {
+		if err := s.changeAndReconnectHostCable(name, func(h *host) { h.currentBridge = lanBridge }); err != nil {
 			return err
 		}
 	}

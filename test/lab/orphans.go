@@ -19,9 +19,9 @@ func (s *supervisor) reapOrphans() {
 		select {
 		case <-s.ctx.Done():
 			return
-		case <-time.After(reapOrphansInterval):
+		case <-time.After(orphanCheckInterval):
 		}
-		dead := orphanedZombies()
+		dead := findEndedChildrenOfInit()
 		for pid := range dead {
 			if seen[pid] {
 				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
@@ -31,12 +31,12 @@ func (s *supervisor) reapOrphans() {
 	}
 }
 
-// reapOrphansInterval is the time between two checks for orphans. A dead process costs only its
+// orphanCheckInterval is the time between two checks for orphans. A dead process costs only its
 // entry in the process table, so there is no hurry.
-const reapOrphansInterval = 2 * time.Second
+const orphanCheckInterval = 2 * time.Second
 
-// orphanedZombies returns the children of process 1 that have ended.
-func orphanedZombies() map[int]bool {
+// findEndedChildrenOfInit returns the children of process 1 that have ended.
+func findEndedChildrenOfInit() map[int]bool {
 	out := map[int]bool{}
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {

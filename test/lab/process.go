@@ -29,7 +29,7 @@ type processes struct {
 }
 
 // startProgram starts a program inside a namespace, with its output in a log file.
-func (ps *processes) startProgram(ns netns.Handle, logDir, name, path string, args ...string) (*process, error) {
+func (ps *processes) startProgram(ns netns.Path, logDir, name, path string, args ...string) (*process, error) {
 	p := &process{name: name, logPath: filepath.Join(logDir, filepath.Base(filepath.Dir("/"+name))+"-"+filepath.Base(name)+".log"), endedSignal: make(chan struct{})}
 	out, err := os.OpenFile(p.logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -76,9 +76,9 @@ func (ps *processes) findByName(name string) *process {
 	return ps.processByName[name]
 }
 
-// awaitSuccess calls check until it succeeds, the program ends or ctx ends. The error has the end
-// of the log.
-func (p *process) awaitSuccess(ctx context.Context, check func(context.Context) error) error {
+// retryUntilNoErrorOrProcessEnds calls check until it succeeds, the program ends or ctx ends. The
+// error has the end of the log.
+func (p *process) retryUntilNoErrorOrProcessEnds(ctx context.Context, check func(context.Context) error) error {
 	var last error
 	for {
 		if last = check(ctx); last == nil {

@@ -19,7 +19,7 @@ const routerDirectory = "/run/routers"
 
 // Router is a routing daemon on a host of the lab. It ends with the lab.
 type Router struct {
-	router.Console
+	router.RouterConsole
 	lab  *Lab
 	host string
 }
@@ -28,29 +28,29 @@ type Router struct {
 // router.FRR or router.BIRD.
 func (l *Lab) Router(host string, kind router.Kind) *Router {
 	dir := fmt.Sprintf("/proc/%d/root%s/%s", l.supervisorPID, routerDirectory, host)
-	return &Router{router.Console{Kind: kind, Dir: dir}, l, host}
+	return &Router{router.RouterConsole{Kind: kind, Dir: dir}, l, host}
 }
 
 // Start starts the router with a configuration as an operator writes it, and returns when the
 // configuration is in effect. A router that already runs on the host is stopped first.
 func (r *Router) Start(ctx context.Context, text string) error {
-	return r.lab.sendControlRequest(ctx, controlRequest{Op: "router-start", Host: r.host, Target: string(r.Kind), Text: text})
+	return r.lab.sendControlRequest(ctx, supervisorRequest{Operation: "router-start", LANHost: r.host, ProgramOrPodPrefix: string(r.Kind), RouterConfigText: text})
 }
 
 // Stop ends the router in an orderly way: it closes its sessions and withdraws its routes.
 func (r *Router) Stop(ctx context.Context) error {
-	return r.lab.sendControlRequest(ctx, controlRequest{Op: "router-stop", Host: r.host})
+	return r.lab.sendControlRequest(ctx, supervisorRequest{Operation: "router-stop", LANHost: r.host})
 }
 
 // Kill sends SIGKILL to the daemons with these names (bgpd, bfdd, zebra, staticd, bird), or to all
 // if no name is given.
 func (r *Router) Kill(ctx context.Context, names ...string) error {
-	return r.lab.sendControlRequest(ctx, controlRequest{Op: "router-kill", Host: r.host, Names: names})
+	return r.lab.sendControlRequest(ctx, supervisorRequest{Operation: "router-kill", LANHost: r.host, Names: names})
 }
 
 // Restart starts the daemons that are not running, with the configuration of the last Start.
 func (r *Router) Restart(ctx context.Context) error {
-	return r.lab.sendControlRequest(ctx, controlRequest{Op: "router-restart", Host: r.host})
+	return r.lab.sendControlRequest(ctx, supervisorRequest{Operation: "router-restart", LANHost: r.host})
 }
 
 // runningRouters are the routers that the supervisor runs, by host.
@@ -66,17 +66,17 @@ func (rs *runningRouters) findByHost(host string) *router.Router {
 }
 
 // handleRouterRequest carries out a request about a router.
-func (s *supervisor) handleRouterRequest(ctx context.Context, o controlRequest) error {
-	h := s.hostByName[o.Host]
+func (s *supervisor) handleRouterRequest(ctx context.Context, o supervisorRequest) error {
+	h := s.hostByName[o.LANHost]
 	if h == nil {
-		return fmt.Errorf("no host %q is on the LAN", o.Host)
+		return fmt.Errorf("no host %q is on the LAN", o.LANHost)
 	}
-	r := s.routers.findByHost(o.Host)
-	if o.Op == "router-start" {
+	r := s.routers.findByHost(o.LANHost)
+	if o.Operation == "router-start" {
 		if r != nil {
-			r.Stop()
+			r.StopDaemonsInOrder()
 		}
-		dir, logs := filepath.Join(routerDirectory, o.Host), filepath.Join(s.logDir(), o.Host)
+		dir, logs := filepath.Join(routerDirectory, o.LANHost), filepath.Join(s.logDir(), o.LANHost)
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("removing the files of the last router: %w", err)
 		}
@@ -84,7 +84,7 @@ func (s *supervisor) handleRouterRequest(ctx context.Context, o controlRequest) 
 			return fmt.Errorf("creating the directory of the router's logs: %w", err)
 		}
 		r, err := router.Start(ctx, router.Config{
-			Kind: router.Kind(o.Target), NetNS: h.namespace, Dir: dir, LogDir: logs, ConfigText: o.Text,
+			Kind: router.Kind(o.ProgramOrPodPrefix), NetNS: h.namespace, Dir: dir, LogDir: logs, ConfigText: o.RouterConfigText,
 		})
 		if err != nil {
 			return err
@@ -94,15 +94,15 @@ func (s *supervisor) handleRouterRequest(ctx context.Context, o controlRequest) 
 		if s.routers.routerByHost == nil {
 			s.routers.routerByHost = map[string]*router.Router{}
 		}
-		s.routers.routerByHost[o.Host] = r
+		s.routers.routerByHost[o.LANHost] = r
 		return nil
 	}
 	if r == nil {
-		return fmt.Errorf("no router was started on %s", o.Host)
+		return fmt.Errorf("no router was started on %s", o.LANHost)
 	}
-	switch o.Op {
+	switch o.Operation {
 	case "router-stop":
-		r.Stop()
+		r.StopDaemonsInOrder()
 	case "router-kill":
 		return r.Kill(o.Names...)
 	case "router-restart":
@@ -143,7 +143,7 @@ func routerCommands(dir func() string) []*cobra.Command {
 		if err != nil {
 			return err
 		}
-		out, err := r.Show(c.Context(), "show "+strings.Join(args[1:], " "))
+		out, err := r.RunShowCommand(c.Context(), "show "+strings.Join(args[1:], " "))
 		fmt.Fprint(c.OutOrStdout(), string(out))
 		return err
 	}

@@ -30,10 +30,10 @@ import (
 // supervisorArg as the first argument makes the program the supervisor of a lab.
 const supervisorArg = "__supervisor"
 
-// Reexec turns the process into a part of a lab if its arguments say so. Every program that starts
-// labs calls it before anything else, tests too.
-func Reexec() {
-	node.Reexec()
+// RunAsLabPartIfRequested turns the process into a part of a lab if its arguments say so. Every
+// program that starts labs calls it before anything else, tests too.
+func RunAsLabPartIfRequested() {
+	node.RunAsContainerIfRequested()
 	if len(os.Args) < 3 || os.Args[1] != supervisorArg {
 		return
 	}
@@ -50,9 +50,9 @@ type supervisor struct {
 	options    Options
 	log        *slog.Logger
 	programs   processes
-	fabric     netns.Handle
+	fabric     netns.Path
 	hostByName map[string]*host
-	relay      relay
+	relay      apiServerRelay
 	ctx        context.Context
 
 	mu          sync.Mutex // guards agentByNode
@@ -82,7 +82,7 @@ func runSupervisor(text string) error {
 	if err := json.Unmarshal([]byte(text), &s.options); err != nil {
 		return fmt.Errorf("reading the options: %w", err)
 	}
-	defer s.shutDown() // runs even if the program that started the lab was killed
+	defer s.killAllLabProcesses() // runs even if the program that started the lab was killed
 	s.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	if err := isolateMounts(); err != nil {
 		return err
@@ -119,9 +119,9 @@ func awaitLifelineEnd(fd uintptr) {
 	_, _ = io.Copy(io.Discard, f)
 }
 
-// shutDown kills every other process of the lab and waits for it. So no process writes into the
-// directory while it is removed, and none is running afterwards.
-func (s *supervisor) shutDown() {
+// killAllLabProcesses kills every other process of the lab and waits for it. So no process writes
+// into the directory while it is removed, and none is running afterwards.
+func (s *supervisor) killAllLabProcesses() {
 	// From process 1 the signal reaches every process of its namespace. It is repeated because an
 	// agent may have started another process since.
 	for deadline := time.Now().Add(processStopTimeout / 2); time.Now().Before(deadline) && unix.Kill(-1, unix.SIGKILL) == nil; {
@@ -215,7 +215,7 @@ func (s *supervisor) startNode(ctx context.Context, name string) error {
 	rest.QPS, rest.Dial = -1, h.namespace.Dial
 	agent, err := node.New(node.Config{
 		Name: name, NetNS: h.namespace, Addresses: h.addresses, PodCIDRs: h.podNetworks, RESTConfig: rest,
-		BinDir: "/run/lab-bin", ImagePrefix: "gantry-lb/gantry", SelfPath: "/proc/self/exe", LogDir: s.logDir(), RunDir: "/run/lab-pods", Log: s.log,
+		BinDir: "/run/lab-bin", GantryImagePrefix: "gantry-lb/gantry", SelfPath: "/proc/self/exe", LogDir: s.logDir(), VolumesAndTokensDir: "/run/lab-pods", Log: s.log,
 	})
 	if err != nil {
 		return err
@@ -246,7 +246,7 @@ func (s *supervisor) killNode(name string) error {
 	if err := s.cutCable(name); err != nil {
 		return err
 	}
-	r.agent.KillPods()
+	r.agent.KillAllContainersSilently()
 	r.cancel()
 	if err := s.programs.sendSignal(name+"/kube-proxy", syscall.SIGKILL); err != nil {
 		return err
@@ -296,7 +296,7 @@ func (s *supervisor) reviveNode(ctx context.Context, name string) error {
 // host is a machine on the LAN.
 type host struct {
 	name        string
-	namespace   netns.Handle
+	namespace   netns.Path
 	addresses   []netip.Addr   // on the LAN
 	podNetworks []netip.Prefix // of a node
 

@@ -13,30 +13,30 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// userNamespaceVariable is set in the environment of a process that EnterUserNamespace has put into
-// a user namespace.
-const userNamespaceVariable = "LAB_USER_NAMESPACE"
+// insideUserNamespaceVariable is set in the environment of a process that
+// ReexecInUserNamespaceUnlessRoot has put into a user namespace.
+const insideUserNamespaceVariable = "LAB_USER_NAMESPACE"
 
 // unshareCommand makes an ordinary user root in new namespaces.
 var unshareCommand = []string{"unshare", "--user", "--map-root-user", "--net", "--mount"}
 
-// EnterUserNamespace lets an ordinary user start labs. If the kernel allows it, the process runs
-// itself again inside user, network and mount namespaces in which it is root. For root it does
-// nothing. The new namespaces have no network except that of the labs, so it builds the control
-// plane before it enters them. A program calls it after Reexec. The error says why no lab is
-// possible, as MissingPrerequisite does.
-func EnterUserNamespace() error {
+// ReexecInUserNamespaceUnlessRoot lets an ordinary user start labs. If the kernel allows it, the
+// process runs itself again inside user, network and mount namespaces in which it is root. For root
+// it does nothing. The new namespaces have no network except that of the labs, so it builds the
+// control plane before it enters them. A program calls it after Reexec. The error says why no lab
+// is possible, as MissingPrerequisite does.
+func ReexecInUserNamespaceUnlessRoot() error {
 	if os.Geteuid() == 0 {
-		if os.Getenv(userNamespaceVariable) == "" {
+		if os.Getenv(insideUserNamespaceVariable) == "" {
 			return nil
 		}
-		os.Unsetenv(userNamespaceVariable)
+		os.Unsetenv(insideUserNamespaceVariable)
 		return netns.SetLinkUp("lo") // it is down in a new network namespace
 	}
 	if why := userNamespaceRefusal(); why != "" {
 		return fmt.Errorf("starting a lab: %s", why)
 	}
-	kube, err := BuildKubePrograms(context.Background(), os.Stderr)
+	kube, err := FindOrBuildControlPlanePrograms(context.Background(), os.Stderr)
 	if err != nil {
 		return err
 	}
@@ -44,7 +44,7 @@ func EnterUserNamespace() error {
 	if err != nil {
 		return fmt.Errorf("finding the path of this program: %w", err)
 	}
-	env := append(os.Environ(), userNamespaceVariable+"=1", "LAB_KUBE="+kube)
+	env := append(os.Environ(), insideUserNamespaceVariable+"=1", "LAB_KUBE="+kube)
 	return replaceProcess(append(append(unshareCommand, self), os.Args[1:]...), env)
 }
 
@@ -84,9 +84,10 @@ func replaceProcess(line, env []string) error {
 	return nil
 }
 
-// runInUserNamespace runs a program, given by its path, in the namespaces of EnterUserNamespace.
+// runInUserNamespace runs a program, given by its path, in the namespaces of
+// ReexecInUserNamespaceUnlessRoot.
 func runInUserNamespace(line []string) error {
-	if err := EnterUserNamespace(); err != nil {
+	if err := ReexecInUserNamespaceUnlessRoot(); err != nil {
 		return err
 	}
 	path, err := filepath.Abs(line[0])

@@ -68,17 +68,17 @@ import (
 const awaitTimeout = time.Minute
 
 // expectation is one line at the head of a document.
-type expectation struct{ kind, object, reason, wantText string }
+type expectation struct{ outcomeKeyword, objectKindAndName, expectedReason, expectedTextPart string }
 
 var (
-	expectationPattern = regexp.MustCompile(`^# (valid|refused|problem|address|pending|keeps|silent|from|counts|reserved|unreserved|delete) (\S+?):?(?: ([A-Z]\w+))?(?:: ?(.*)| (\d\S.*))?$`)
-	documentSeparator  = regexp.MustCompile(`(?m)^---\s*$`)
+	expectationCommentPattern    = regexp.MustCompile(`^# (valid|refused|problem|address|pending|keeps|silent|from|counts|reserved|unreserved|delete) (\S+?):?(?: ([A-Z]\w+))?(?:: ?(.*)| (\d\S.*))?$`)
+	yamlDocumentSeparatorPattern = regexp.MustCompile(`(?m)^---\s*$`)
 )
 
 // harness is the client and the webhook that all files share.
 type harness struct {
-	apiClient client.Client
-	validator *validate.Validator
+	apiClient        client.Client
+	webhookValidator *validate.ConfigurationValidator
 }
 
 func TestManifests(t *testing.T) {
@@ -86,7 +86,7 @@ func TestManifests(t *testing.T) {
 	if err != nil || len(files) < 60 {
 		t.Fatalf("%d manifests, %v; want at least 60", len(files), err)
 	}
-	config := apiserver.Start(t)
+	config := apiserver.StartUntilTestEnds(t)
 	startController(t, config)
 	scheme, err := configuration.NewScheme()
 	if err != nil {
@@ -103,9 +103,9 @@ func TestManifests(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b := &harness{c, &validate.Validator{Reader: c, ConfigurationScope: configuration.Scope{Namespace: names.Namespace}, Now: time.Now}}
+	b := &harness{c, &validate.ConfigurationValidator{Reader: c, ConfigurationScope: configuration.ConfigurationScope{Namespace: names.Namespace}, CreationTimeOfNewObject: time.Now}}
 	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.runManifestFile(t, file) })
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.applyManifestFileAndCheckOutcomes(t, file) })
 	}
 }
 
@@ -158,7 +158,7 @@ func parseManifestSteps(t *testing.T, file string) []manifestStep {
 		t.Fatal(err)
 	}
 	var steps []manifestStep
-	for _, doc := range documentSeparator.Split(string(text), -1) {
+	for _, doc := range yamlDocumentSeparatorPattern.Split(string(text), -1) {
 		if head := parseExpectations(t, doc); len(head) > 0 {
 			steps = append(steps, manifestStep{expectations: head})
 		}
@@ -184,18 +184,18 @@ func parseExpectations(t *testing.T, doc string) (out []expectation) {
 		if !strings.HasPrefix(line, "#") {
 			break
 		}
-		m := expectationPattern.FindStringSubmatch(line)
+		m := expectationCommentPattern.FindStringSubmatch(line)
 		if m == nil {
 			t.Fatalf("the line %q is not an expectation", line)
 		}
-		out = append(out, expectation{kind: m[1], object: m[2], reason: m[3], wantText: m[4] + m[5]})
+		out = append(out, expectation{outcomeKeyword: m[1], objectKindAndName: m[2], expectedReason: m[3], expectedTextPart: m[4] + m[5]})
 	}
 	return out
 }
 
-// runManifestFile applies the steps of a file, checks the expectations of each, and removes the
-// objects at the end.
-func (b *harness) runManifestFile(t *testing.T, file string) {
+// applyManifestFileAndCheckOutcomes applies the steps of a file, checks the expectations of each,
+// and removes the objects at the end.
+func (b *harness) applyManifestFileAndCheckOutcomes(t *testing.T, file string) {
 	steps := parseManifestSteps(t, file)
 	var all []*unstructured.Unstructured
 	for _, s := range steps {
@@ -211,24 +211,24 @@ func (b *harness) runManifestFile(t *testing.T, file string) {
 		}
 	}
 	for _, s := range steps {
-		b.applyStep(t, s, all, write)
+		b.deleteAndApplyStepObjects(t, s, all, write)
 		for _, e := range s.expectations {
-			if e.kind != "refused" && e.kind != "delete" {
+			if e.outcomeKeyword != "refused" && e.outcomeKeyword != "delete" {
 				b.awaitExpectation(t, e)
 			}
 		}
 	}
 }
 
-// applyStep deletes and writes the objects of a step.
-func (b *harness) applyStep(t *testing.T, s manifestStep, all []*unstructured.Unstructured, write func(*unstructured.Unstructured) error) {
+// deleteAndApplyStepObjects deletes and writes the objects of a step.
+func (b *harness) deleteAndApplyStepObjects(t *testing.T, s manifestStep, all []*unstructured.Unstructured, write func(*unstructured.Unstructured) error) {
 	for _, e := range s.expectations {
-		if e.kind != "delete" {
+		if e.outcomeKeyword != "delete" {
 			continue
 		}
-		i := slices.IndexFunc(all, func(o *unstructured.Unstructured) bool { return o.GetKind()+"/"+o.GetName() == e.object })
+		i := slices.IndexFunc(all, func(o *unstructured.Unstructured) bool { return o.GetKind()+"/"+o.GetName() == e.objectKindAndName })
 		if i < 0 {
-			t.Fatalf("%s is to be deleted, but the file has no such object", e.object)
+			t.Fatalf("%s is to be deleted, but the file has no such object", e.objectKindAndName)
 		}
 		if err := b.apiClient.Delete(t.Context(), all[i].DeepCopy()); err != nil {
 			t.Fatal(err)
@@ -237,13 +237,13 @@ func (b *harness) applyStep(t *testing.T, s manifestStep, all []*unstructured.Un
 	for _, o := range s.objects {
 		self := o.GetKind() + "/" + o.GetName()
 		want := func(verb string) func(expectation) bool {
-			return func(e expectation) bool { return e.kind == verb && e.object == self }
+			return func(e expectation) bool { return e.outcomeKeyword == verb && e.objectKindAndName == self }
 		}
 		if i := slices.IndexFunc(s.expectations, want("problem")); i >= 0 {
-			b.checkWebhook(t, o, s.expectations[i])
+			b.checkWebhookRefusesWithSameText(t, o, s.expectations[i])
 		}
 		if o.GetKind() == "Service" {
-			b.awaitPools(t, s.expectations)
+			b.awaitValidPoolsKnownToController(t, s.expectations)
 		}
 		err := write(o.DeepCopy())
 		i := slices.IndexFunc(s.expectations, want("refused"))
@@ -251,27 +251,29 @@ func (b *harness) applyStep(t *testing.T, s manifestStep, all []*unstructured.Un
 		case i < 0 && err != nil:
 			t.Fatalf("%s is refused: %v", self, err)
 		case i >= 0 && err == nil:
-			t.Errorf("%s is accepted, want an error with %q", self, s.expectations[i].wantText)
-		case i >= 0 && !strings.Contains(err.Error(), s.expectations[i].wantText):
-			t.Errorf("%s is refused with %v, want %q", self, err, s.expectations[i].wantText)
+			t.Errorf("%s is accepted, want an error with %q", self, s.expectations[i].expectedTextPart)
+		case i >= 0 && !strings.Contains(err.Error(), s.expectations[i].expectedTextPart):
+			t.Errorf("%s is refused with %v, want %q", self, err, s.expectations[i].expectedTextPart)
 		case i >= 0 && strings.Contains(err.Error(), "evaluating rule"):
 			t.Errorf("%s is refused with %v, which shows the rule instead of a message", self, err)
 		}
-		given := func(e expectation) bool { return e.kind == "address" && e.object == o.GetNamespace()+"/"+o.GetName() }
+		given := func(e expectation) bool {
+			return e.outcomeKeyword == "address" && e.objectKindAndName == o.GetNamespace()+"/"+o.GetName()
+		}
 		if i := slices.IndexFunc(s.expectations, given); i >= 0 && o.GetKind() == "Service" {
-			b.awaitAddressBeforeNextObject(t, s.expectations[i])
+			b.awaitAddressBrieflyToKeepOrder(t, s.expectations[i])
 		}
 	}
 }
 
-// awaitPools waits until the controller knows the pools that exist and should be valid. A Service
-// that is created after this can get an address from each of them. Without it, the Service could
-// come first: the controller watches pools and Services separately.
-func (b *harness) awaitPools(t *testing.T, expected []expectation) {
+// awaitValidPoolsKnownToController waits until the controller knows the pools that exist and should
+// be valid. A Service that is created after this can get an address from each of them. Without it,
+// the Service could come first: the controller watches pools and Services separately.
+func (b *harness) awaitValidPoolsKnownToController(t *testing.T, expected []expectation) {
 	t.Helper()
 	for _, e := range expected {
-		name, isPool := strings.CutPrefix(e.object, "IPAddressPool/")
-		if e.kind != "valid" || !isPool {
+		name, isPool := strings.CutPrefix(e.objectKindAndName, "IPAddressPool/")
+		if e.outcomeKeyword != "valid" || !isPool {
 			continue
 		}
 		key := client.ObjectKey{Namespace: names.Namespace, Name: name}
@@ -296,17 +298,17 @@ func (b *harness) awaitExpectation(t *testing.T, e expectation) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	t.Errorf("want %s %s %s %q, got %s", e.kind, e.object, e.reason, e.wantText, got)
+	t.Errorf("want %s %s %s %q, got %s", e.outcomeKeyword, e.objectKindAndName, e.expectedReason, e.expectedTextPart, got)
 }
 
 // isExpectationMet reports whether the expectation is met, and describes the current state.
 func (b *harness) isExpectationMet(ctx context.Context, e expectation) (bool, string) {
-	first, name, _ := strings.Cut(e.object, "/")
-	switch e.kind {
+	first, name, _ := strings.Cut(e.objectKindAndName, "/")
+	switch e.outcomeKeyword {
 	case "reserved", "unreserved":
 		return b.isReservationAsExpected(ctx, e)
 	case "counts":
-		return b.arePoolCountsAsExpected(ctx, e)
+		return b.isPoolCountsExpectationMet(ctx, e)
 	case "address", "pending", "keeps", "silent", "from":
 		var s corev1.Service
 		if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: first, Name: name}, &s); err != nil {
@@ -327,31 +329,31 @@ func (b *harness) isExpectationMet(ctx context.Context, e expectation) (bool, st
 	if c == nil || c.ObservedGeneration != o.GetGeneration() {
 		return false, describeCondition(c)
 	}
-	if e.kind == "valid" {
+	if e.outcomeKeyword == "valid" {
 		return c.Status == metav1.ConditionTrue, describeCondition(c)
 	}
-	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.wantText), describeCondition(c)
+	return c.Status == metav1.ConditionFalse && c.Reason == e.expectedReason && strings.Contains(c.Message, e.expectedTextPart), describeCondition(c)
 }
 
 // isServiceAsExpected is isExpectationMet for a Service with these addresses.
 func isServiceAsExpected(s *corev1.Service, ips []string, e expectation) (bool, string) {
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
 	got := strings.Join(ips, ", ")
-	why := c != nil && c.Reason == e.reason && strings.Contains(c.Message, e.wantText)
-	switch e.kind {
+	why := c != nil && c.Reason == e.expectedReason && strings.Contains(c.Message, e.expectedTextPart)
+	switch e.outcomeKeyword {
 	case "address":
-		return c != nil && got == e.wantText && s.Annotations[names.AnnotationFromPool] != "", got + " " + describeCondition(c)
+		return c != nil && got == e.expectedTextPart && s.Annotations[names.AnnotationAllocatedFromPool] != "", got + " " + describeCondition(c)
 	case "from":
-		first, _, several := strings.Cut(e.wantText, ", ")
-		all, there := s.Annotations[names.AnnotationFromPools]
-		from := s.Annotations[names.AnnotationFromPool]
-		return from == first && there == several && (!several || strings.ReplaceAll(all, ",", ", ") == e.wantText), from + "; " + all
+		first, _, several := strings.Cut(e.expectedTextPart, ", ")
+		all, there := s.Annotations[names.AnnotationAllocatedFromSeveralPools]
+		from := s.Annotations[names.AnnotationAllocatedFromPool]
+		return from == first && there == several && (!several || strings.ReplaceAll(all, ",", ", ") == e.expectedTextPart), from + "; " + all
 	case "silent":
 		c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced)
-		if e.reason == "" {
+		if e.expectedReason == "" {
 			return c == nil, describeCondition(c)
 		}
-		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.wantText), describeCondition(c)
+		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == e.expectedReason && strings.Contains(c.Message, e.expectedTextPart), describeCondition(c)
 	case "keeps":
 		return why && len(ips) > 0 && c.Status == metav1.ConditionTrue, got + " " + describeCondition(c)
 	}
@@ -361,7 +363,7 @@ func isServiceAsExpected(s *corev1.Service, ips []string, e expectation) (bool, 
 // isReservationAsExpected is isExpectationMet for an AddressReservation.
 func (b *harness) isReservationAsExpected(ctx context.Context, e expectation) (bool, string) {
 	var r v1alpha1.AddressReservation
-	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &r); err != nil {
+	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.objectKindAndName}, &r); err != nil {
 		return false, err.Error()
 	}
 	c := meta.FindStatusCondition(r.Status.Conditions, names.ConditionReserved)
@@ -369,21 +371,21 @@ func (b *harness) isReservationAsExpected(ctx context.Context, e expectation) (b
 	if c == nil || c.ObservedGeneration != r.Generation {
 		return false, got
 	}
-	if e.kind == "reserved" {
-		return c.Status == metav1.ConditionTrue && strings.Join(r.Status.Addresses, ", ") == e.wantText, got
+	if e.outcomeKeyword == "reserved" {
+		return c.Status == metav1.ConditionTrue && strings.Join(r.Status.Addresses, ", ") == e.expectedTextPart, got
 	}
-	return c.Status == metav1.ConditionFalse && c.Reason == e.reason && strings.Contains(c.Message, e.wantText), got
+	return c.Status == metav1.ConditionFalse && c.Reason == e.expectedReason && strings.Contains(c.Message, e.expectedTextPart), got
 }
 
-// arePoolCountsAsExpected is isExpectationMet for the counters of a pool.
-func (b *harness) arePoolCountsAsExpected(ctx context.Context, e expectation) (bool, string) {
+// isPoolCountsExpectationMet is isExpectationMet for the counters of a pool.
+func (b *harness) isPoolCountsExpectationMet(ctx context.Context, e expectation) (bool, string) {
 	var p v1beta1.IPAddressPool
-	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.object}, &p); err != nil {
+	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.objectKindAndName}, &p); err != nil {
 		return false, err.Error()
 	}
 	s := p.Status
 	got := fmt.Sprintln(s.AssignedIPv4, s.AvailableIPv4, s.AssignedIPv6, s.AvailableIPv6)
-	return strings.TrimSpace(got) == e.wantText, got
+	return strings.TrimSpace(got) == e.expectedTextPart, got
 }
 
 // validCondition returns the condition gantry.dev/Valid of an object, or nil.
@@ -402,9 +404,9 @@ func describeCondition(c *metav1.Condition) string {
 	return fmt.Sprintf("%s %s: %s", c.Status, c.Reason, c.Message)
 }
 
-// checkWebhook sends an object with a problem to the webhook, before it is created, and checks the
-// answer.
-func (b *harness) checkWebhook(t *testing.T, o *unstructured.Unstructured, e expectation) {
+// checkWebhookRefusesWithSameText sends an object with a problem to the webhook, before it is
+// created, and checks the answer.
+func (b *harness) checkWebhookRefusesWithSameText(t *testing.T, o *unstructured.Unstructured, e expectation) {
 	t.Helper()
 	raw, err := json.Marshal(o)
 	if err != nil {
@@ -414,14 +416,14 @@ func (b *harness) checkWebhook(t *testing.T, o *unstructured.Unstructured, e exp
 	req.Operation, req.Namespace, req.Name = admissionv1.Create, o.GetNamespace(), o.GetName()
 	req.Kind = metav1.GroupVersionKind{Group: "metallb.io", Version: o.GroupVersionKind().Version, Kind: o.GetKind()}
 	req.Object.Raw = raw
-	r := b.validator.Handle(t.Context(), req)
+	r := b.webhookValidator.Handle(t.Context(), req)
 	said := strings.Join(r.Warnings, "; ")
 	if r.Result != nil {
 		said += r.Result.Message
 	}
-	dangling := snapshot.Problem{Reason: names.Reason(e.reason)}.IsDanglingReference()
-	if r.Allowed != dangling && e.reason != string(names.ReasonDuplicate) || !strings.Contains(said, e.wantText) {
-		t.Errorf("the webhook allows %s: %v, with the text %q; want %q", e.object, r.Allowed, said, e.wantText)
+	dangling := snapshot.Problem{Reason: names.Reason(e.expectedReason)}.IsDanglingReference()
+	if r.Allowed != dangling && e.expectedReason != string(names.ReasonDuplicate) || !strings.Contains(said, e.expectedTextPart) {
+		t.Errorf("the webhook allows %s: %v, with the text %q; want %q", e.objectKindAndName, r.Allowed, said, e.expectedTextPart)
 	}
 }
 
@@ -441,14 +443,14 @@ func (b *harness) removeObjects(t *testing.T, objects []*unstructured.Unstructur
 	}
 	pool := func(o *unstructured.Unstructured) bool { return o.GetKind() == "IPAddressPool" }
 	if slices.ContainsFunc(objects, pool) {
-		b.awaitNoPools(ctx, t)
+		b.awaitControllerSeesNoPools(ctx, t)
 	}
 }
 
 // TestBGPPeerVersionsConvert writes a BGPPeer in each version and reads it in the other one. No
 // field may be lost.
 func TestBGPPeerVersionsConvert(t *testing.T) {
-	config := apiserver.Start(t)
+	config := apiserver.StartUntilTestEnds(t)
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)

@@ -13,11 +13,11 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// awaitAddressBeforeNextObject waits for a short time until a Service has its expected address,
+// awaitAddressBrieflyToKeepOrder waits for a short time until a Service has its expected address,
 // before the next object is written. If two Services want the same address, the first one in the
 // file gets it, even if the controller sees their pool between the two. If the Service needs the
 // next object for its address, awaitExpectation waits for it later.
-func (b *harness) awaitAddressBeforeNextObject(t *testing.T, e expectation) {
+func (b *harness) awaitAddressBrieflyToKeepOrder(t *testing.T, e expectation) {
 	t.Helper()
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
 		if met, _ := b.isExpectationMet(t.Context(), e); met {
@@ -31,10 +31,10 @@ func (b *harness) awaitAddressBeforeNextObject(t *testing.T, e expectation) {
 	}
 }
 
-// awaitNoPools waits until the controller has seen that no pool is left, so that no Service of the
-// next file gets an address of this one. The caches of the controller lag behind the API server, so
-// it creates Services until one of them gets the reason NoPools.
-func (b *harness) awaitNoPools(ctx context.Context, t *testing.T) {
+// awaitControllerSeesNoPools waits until the controller has seen that no pool is left, so that no
+// Service of the next file gets an address of this one. The caches of the controller lag behind the
+// API server, so it creates Services until one of them gets the reason NoPools.
+func (b *harness) awaitControllerSeesNoPools(ctx context.Context, t *testing.T) {
 	t.Helper()
 	for {
 		s := &corev1.Service{}

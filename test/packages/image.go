@@ -13,8 +13,8 @@ import (
 	"path/filepath"
 )
 
-// Image is the content of a container image's archive.
-type Image struct {
+// ImageArchive is the content of a container image's archive.
+type ImageArchive struct {
 	Tags   []string
 	Config struct {
 		OS           string `json:"os"`
@@ -35,8 +35,8 @@ type ImageFile struct {
 	Content []byte
 }
 
-// ReadImage reads an archive in the format of `docker save`.
-func ReadImage(path string) (*Image, error) {
+// ReadImageArchive reads an archive in the format of `docker save`.
+func ReadImageArchive(path string) (*ImageArchive, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("opening the image: %w", err)
@@ -54,7 +54,7 @@ func ReadImage(path string) (*Image, error) {
 	if err := json.Unmarshal(archive["manifest.json"].Content, &manifest); err != nil || len(manifest) != 1 {
 		return nil, fmt.Errorf("reading manifest.json of %s: %d images, %w", path, len(manifest), err)
 	}
-	img := &Image{Tags: manifest[0].RepoTags, FileByPath: map[string]ImageFile{}}
+	img := &ImageArchive{Tags: manifest[0].RepoTags, FileByPath: map[string]ImageFile{}}
 	if err := json.Unmarshal(archive[manifest[0].Config].Content, &img.Config); err != nil {
 		return nil, fmt.Errorf("reading the configuration of %s: %w", path, err)
 	}
@@ -93,7 +93,7 @@ func readTarFiles(r io.Reader) (map[string]ImageFile, error) {
 }
 
 // WriteFiles writes the image's files below a directory.
-func (i *Image) WriteFiles(dir string) error {
+func (i *ImageArchive) WriteFiles(dir string) error {
 	for name, f := range i.FileByPath {
 		path := filepath.Join(dir, filepath.FromSlash(name))
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

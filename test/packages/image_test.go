@@ -31,7 +31,7 @@ func buildImageArchive(t *testing.T, out string) {
 func TestImageHoldsOnlyStaticPrograms(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "image.tar")
 	buildImageArchive(t, out)
-	img, err := ReadImage(out)
+	img, err := ReadImageArchive(out)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,9 +16,9 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// HelmValuesByOverlay are the installations in config/, each with the chart's values for the same
-// result.
-var HelmValuesByOverlay = map[string]string{
+// EquivalentHelmValuesByKustomizeOverlay are the installations in config/, each with the chart's
+// values for the same result.
+var EquivalentHelmValuesByKustomizeOverlay = map[string]string{
 	"default":    "{}",
 	"l2-only":    "bgp: {enabled: false}",
 	"webhook":    "webhook: {enabled: true}",
@@ -32,9 +32,9 @@ func RepositoryRoot() string {
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
-// DescribeMissingProgram returns which program is not built and how to build it, or "" if all are
-// built.
-func DescribeMissingProgram() string {
+// DescribeUnbuiltHelmOrKustomize returns which program is not built and how to build it, or "" if
+// all are built.
+func DescribeUnbuiltHelmOrKustomize() string {
 	for _, p := range []string{"helm", "kustomize"} {
 		if _, err := os.Stat(filepath.Join(RepositoryRoot(), "bin", p)); err != nil {
 			return "bin/" + p + " is not built: make bin/" + p

@@ -12,9 +12,9 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
-func requirePrograms(t *testing.T) {
+func skipWithoutHelmAndKustomize(t *testing.T) {
 	t.Helper()
-	if m := DescribeMissingProgram(); m != "" {
+	if m := DescribeUnbuiltHelmOrKustomize(); m != "" {
 		t.Skip(m)
 	}
 }
@@ -32,15 +32,15 @@ func indexObjectsByName(t *testing.T, manifests string) map[string]map[string]an
 		if out[key] != nil {
 			t.Errorf("%s is rendered twice", key)
 		}
-		sortEnvironmentVariables(o)
+		sortContainerEnvironmentAndPorts(o)
 		out[key] = o.Object
 	}
 	return out
 }
 
-// sortEnvironmentVariables sorts environment variables and ports by name: kustomize inserts at the
-// front, and the order has no meaning.
-func sortEnvironmentVariables(o *unstructured.Unstructured) {
+// sortContainerEnvironmentAndPorts sorts environment variables and ports by name: kustomize inserts
+// at the front, and the order has no meaning.
+func sortContainerEnvironmentAndPorts(o *unstructured.Unstructured) {
 	containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
 	for _, c := range containers {
 		for _, field := range []string{"env", "ports"} {
@@ -56,9 +56,9 @@ func sortEnvironmentVariables(o *unstructured.Unstructured) {
 	}
 }
 
-func TestChartMatchesKustomize(t *testing.T) {
-	requirePrograms(t)
-	for overlay, values := range HelmValuesByOverlay {
+func TestHelmChartRendersSameAsKustomize(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
+	for overlay, values := range EquivalentHelmValuesByKustomizeOverlay {
 		t.Run(overlay, func(t *testing.T) {
 			text, err := RenderKustomize(t.Context(), overlay)
 			if err != nil {
@@ -84,8 +84,8 @@ func TestChartMatchesKustomize(t *testing.T) {
 	}
 }
 
-func TestChartUsesItsNamespace(t *testing.T) {
-	requirePrograms(t)
+func TestHelmChartRendersIntoReleaseNamespace(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
 	text, err := RenderHelm(t.Context(), "elsewhere", "{webhook: {enabled: true}, prometheus: {enabled: true}}")
 	if err != nil {
 		t.Fatal(err)
@@ -95,8 +95,8 @@ func TestChartUsesItsNamespace(t *testing.T) {
 	}
 }
 
-func TestEveryValueHasAnEffect(t *testing.T) {
-	requirePrograms(t)
+func TestEveryHelmValueChangesManifests(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
 	for values, want := range map[string]string{
 		`image: {repository: registry.example/gantry, tag: v9}`:       `image: "registry.example/gantry:v9"`,
 		`image: {digest: "sha256:` + strings.Repeat("ab", 32) + `"}`:  `image: "gantry-lb/gantry@sha256:abab`,
@@ -152,7 +152,7 @@ func TestEveryValueHasAnEffect(t *testing.T) {
 }
 
 func TestWrongValuesAreRefused(t *testing.T) {
-	requirePrograms(t)
+	skipWithoutHelmAndKustomize(t)
 	for values, want := range map[string][]string{
 		`frrk8s: {enabled: true}`:                      {"frrk8s", "not allowed"},
 		`speaker: {frr: {enabled: true}}`:              {"/speaker", "frr", "not allowed"},

@@ -16,19 +16,19 @@ const (
 	tabColumns        = 4
 )
 
-// directivePattern matches comments that a program reads. Their form is not ours to choose.
-var directivePattern = regexp.MustCompile(`^//(go:|line |lint:|nolint|export |\s*\+kubebuilder|\s*\+k8s|\s*\+groupName)`)
+// commentDirectivePattern matches comments that a program reads. Their form is not ours to choose.
+var commentDirectivePattern = regexp.MustCompile(`^//(go:|line |lint:|nolint|export |\s*\+kubebuilder|\s*\+k8s|\s*\+groupName)`)
 
 func TestCommentLinesAreNarrow(t *testing.T) {
 	for _, f := range parseSources(t) {
 		lines := readLines(t, f)
 		for _, group := range f.ast.Comments {
 			for _, c := range group.List {
-				if directivePattern.MatchString(c.Text) {
+				if commentDirectivePattern.MatchString(c.Text) {
 					continue
 				}
 				for i := f.lineOf(c.Pos()); i <= f.lineOf(c.End()); i++ {
-					if n := countColumns(lines[i-1]); n > maxCommentColumns && !isOneWord(lines[i-1]) {
+					if n := countColumnsWithTabs(lines[i-1]); n > maxCommentColumns && !isOneWord(lines[i-1]) {
 						t.Errorf("%s:%d: a line with a comment has %d columns, more than %d: wrap it, so that it is read without scrolling",
 							f.path, i, n, maxCommentColumns)
 					}
@@ -48,7 +48,7 @@ func readLines(t *testing.T, f sourceFile) []string {
 	return strings.Split(string(text), "\n")
 }
 
-func countColumns(line string) int {
+func countColumnsWithTabs(line string) int {
 	return utf8.RuneCountInString(line) + (tabColumns-1)*strings.Count(line, "\t")
 }
 

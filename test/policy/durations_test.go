@@ -8,11 +8,12 @@ import (
 	"testing"
 )
 
-// durationWords are the last words that the name of a duration may have.
-var durationWords = []string{"timeout", "interval", "delay"}
+// allowedLastWordsOfDurationNames are the last words that the name of a duration may have.
+var allowedLastWordsOfDurationNames = []string{"timeout", "interval", "delay"}
 
-// durationNames are other names of durations, or their last words, and why they are right.
-var durationNames = map[string]string{
+// reasonByExceptionalDurationName are other names of durations, or their last words, and why they
+// are right.
+var reasonByExceptionalDurationName = map[string]string{
 	"Age":           "how old something is: nothing waits for it",
 	"ClockSkew":     "how far two clocks may differ: nothing waits for it",
 	"ConnectTime":   "the ConnectRetryTime of RFC 4271 section 8, as the API names it",
@@ -26,12 +27,13 @@ var durationNames = map[string]string{
 	"RetryPeriod":   "client-go's leader election",
 }
 
-// durationUnits are the constants of package time that make a duration of a number.
-var durationUnits = []string{"Nanosecond", "Microsecond", "Millisecond", "Second", "Minute", "Hour"}
+// timePackageUnitNames are the constants of package time that make a duration of a number.
+var timePackageUnitNames = []string{"Nanosecond", "Microsecond", "Millisecond", "Second", "Minute", "Hour"}
 
-// TestDurationsSayThatTheyAre looks at fields, constants and variables of packages. A name that
-// ends in Timeout, Interval or Delay says that it is a duration, and what happens when it is over.
-func TestDurationsSayThatTheyAre(t *testing.T) {
+// TestDurationNamesEndInTimeoutIntervalOrDelay looks at fields, constants and variables of
+// packages. A name that ends in Timeout, Interval or Delay says that it is a duration, and what
+// happens when it is over.
+func TestDurationNamesEndInTimeoutIntervalOrDelay(t *testing.T) {
 	known := map[string]bool{} // "directory name" of the durations found so far
 	check := func(f sourceFile, name *ast.Ident, what string) {
 		known[f.dir+" "+name.Name] = true
@@ -73,10 +75,10 @@ func TestDurationsSayThatTheyAre(t *testing.T) {
 func isDurationName(name string) bool {
 	words := camelWords(name)
 	last := words[len(words)-1]
-	if slices.Contains(durationWords, last) || slices.Contains(durationWords, strings.TrimSuffix(last, "s")) {
+	if slices.Contains(allowedLastWordsOfDurationNames, last) || slices.Contains(allowedLastWordsOfDurationNames, strings.TrimSuffix(last, "s")) {
 		return true
 	}
-	for excused := range durationNames {
+	for excused := range reasonByExceptionalDurationName {
 		end := camelWords(excused)
 		if len(words) >= len(end) && slices.Equal(words[len(words)-len(end):], end) {
 			return true
@@ -111,7 +113,7 @@ func isDuration(e ast.Expr, dir string, known map[string]bool) bool {
 		return isDurationType(e.Fun)
 	case *ast.SelectorExpr:
 		x, ok := e.X.(*ast.Ident)
-		return ok && x.Name == "time" && slices.Contains(durationUnits, e.Sel.Name)
+		return ok && x.Name == "time" && slices.Contains(timePackageUnitNames, e.Sel.Name)
 	}
 	return false
 }

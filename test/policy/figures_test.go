@@ -11,15 +11,16 @@ import (
 // The figures of names in product code. A reader who sees only the package and the name of a
 // function should be able to guess what it does, and short names rarely allow that.
 const (
-	minMeanLetters       = 8.5
-	shortNameLetters     = 4
-	maxShortNameShare    = 0.15
-	shortVerbLetters     = 5
-	maxTypesPerShortVerb = 6
+	minMeanFunctionNameLetters   = 8.5
+	shortNameLetters             = 4
+	maxShareOfShortFunctionNames = 0.15
+	maxLettersOfShortVerb        = 5
+	maxTypesWithSameShortMethod  = 6
 )
 
-// commonVerbs are short method names that Go and its libraries give one meaning, and where from.
-var commonVerbs = map[string]string{
+// reasonByCommonMethodName are short method names that Go and its libraries give one meaning, and
+// where from.
+var reasonByCommonMethodName = map[string]string{
 	"Add":    "a collection, as sync.WaitGroup",
 	"All":    "an iterator, as slices.All",
 	"Close":  "io.Closer",
@@ -49,8 +50,8 @@ func isProduct(f sourceFile) bool {
 	return isInOrBelow(f.dir, "api", "internal", "controller", "speaker") && !f.isTest && !standIn
 }
 
-// productFunctions calls visit for each function and method of product code.
-func productFunctions(t *testing.T, visit func(sourceFile, *ast.FuncDecl)) {
+// visitProductFunctions calls visit for each function and method of product code.
+func visitProductFunctions(t *testing.T, visit func(sourceFile, *ast.FuncDecl)) {
 	t.Helper()
 	for _, f := range parseSources(t) {
 		if !isProduct(f) {
@@ -67,7 +68,7 @@ func productFunctions(t *testing.T, visit func(sourceFile, *ast.FuncDecl)) {
 func TestFunctionNamesAreLongEnough(t *testing.T) {
 	count, letters, short := 0, 0, map[string]int{}
 	shortCount := 0
-	productFunctions(t, func(_ sourceFile, fn *ast.FuncDecl) {
+	visitProductFunctions(t, func(_ sourceFile, fn *ast.FuncDecl) {
 		count++
 		letters += len(fn.Name.Name)
 		if len(fn.Name.Name) <= shortNameLetters {
@@ -80,13 +81,13 @@ func TestFunctionNamesAreLongEnough(t *testing.T) {
 	}
 	mean, share := float64(letters)/float64(count), float64(shortCount)/float64(count)
 	t.Logf("%d functions, %.2f letters on average, %.1f %% of %d or fewer", count, mean, 100*share, shortNameLetters)
-	if mean < minMeanLetters {
+	if mean < minMeanFunctionNameLetters {
 		t.Errorf("function names of product code have %.2f letters on average, fewer than %.1f: say verb and object",
-			mean, minMeanLetters)
+			mean, minMeanFunctionNameLetters)
 	}
-	if share > maxShortNameShare {
+	if share > maxShareOfShortFunctionNames {
 		t.Errorf("%.1f %% of the function names of product code have %d letters or fewer, more than %.0f %%: say verb and object; most frequent: %s",
-			100*share, shortNameLetters, 100*maxShortNameShare, strings.Join(mostFrequentKeys(short, 12), ", "))
+			100*share, shortNameLetters, 100*maxShareOfShortFunctionNames, strings.Join(mostFrequentKeys(short, 12), ", "))
 	}
 }
 
@@ -105,22 +106,22 @@ func mostFrequentKeys(counts map[string]int, n int) []string {
 	return keys[:min(n, len(keys))]
 }
 
-// TestShortVerbsHaveOneMeaning counts the types that have a method of the same short name. A verb
-// on many types means something else on each.
-func TestShortVerbsHaveOneMeaning(t *testing.T) {
+// TestShortMethodNamesAreOnFewTypes counts the types that have a method of the same short name. A
+// verb on many types means something else on each.
+func TestShortMethodNamesAreOnFewTypes(t *testing.T) {
 	types := map[string][]string{} // by verb: directory and type
-	productFunctions(t, func(f sourceFile, fn *ast.FuncDecl) {
+	visitProductFunctions(t, func(f sourceFile, fn *ast.FuncDecl) {
 		verb := fn.Name.Name
-		if fn.Recv == nil || len(verb) > shortVerbLetters || commonVerbs[verb] != "" {
+		if fn.Recv == nil || len(verb) > maxLettersOfShortVerb || reasonByCommonMethodName[verb] != "" {
 			return
 		}
 		types[verb] = append(types[verb], f.dir+"."+receiverType(fn))
 	})
 	for verb, on := range types {
 		slices.Sort(on)
-		if on = slices.Compact(on); len(on) > maxTypesPerShortVerb {
+		if on = slices.Compact(on); len(on) > maxTypesWithSameShortMethod {
 			t.Errorf("%q is a method of %d types, more than %d: say what it acts on, or give the reason in commonVerbs: %s",
-				verb, len(on), maxTypesPerShortVerb, strings.Join(on, ", "))
+				verb, len(on), maxTypesWithSameShortMethod, strings.Join(on, ", "))
 		}
 	}
 }

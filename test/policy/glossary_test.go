@@ -23,7 +23,7 @@ type glossaryTerm struct {
 
 var (
 	glossaryHeadingPattern = regexp.MustCompile(`(?mi)^#+ .*glossary.*$`)
-	codeMarkPattern        = regexp.MustCompile("`([^`]+)`")
+	backtickedTextPattern  = regexp.MustCompile("`([^`]+)`")
 )
 
 // parseGlossary reads the table with the columns word, meaning, home package and also in.
@@ -52,7 +52,7 @@ func parseGlossary(t *testing.T) []glossaryTerm {
 			continue
 		}
 		if inTable {
-			terms = append(terms, parseTerms(t, cells)...)
+			terms = append(terms, parseGlossaryRow(t, cells)...)
 		}
 	}
 	if len(terms) == 0 {
@@ -61,14 +61,14 @@ func parseGlossary(t *testing.T) []glossaryTerm {
 	return terms
 }
 
-// parseTerms reads a row, which may name several words of one home.
-func parseTerms(t *testing.T, cells []string) []glossaryTerm {
+// parseGlossaryRow reads a row, which may name several words of one home.
+func parseGlossaryRow(t *testing.T, cells []string) []glossaryTerm {
 	t.Helper()
-	homes, places := parseDirectories(t, cells[0], cells[2]), parseDirectories(t, cells[0], cells[3])
+	homes, places := parseBacktickedDirectories(t, cells[0], cells[2]), parseBacktickedDirectories(t, cells[0], cells[3])
 	if len(homes) == 0 {
 		t.Errorf("the Glossary gives%sno home package: name its directory in backticks", cells[0])
 	}
-	reasons := strings.Trim(codeMarkPattern.ReplaceAllString(cells[3], ""), " :;,.")
+	reasons := strings.Trim(backtickedTextPattern.ReplaceAllString(cells[3], ""), " :;,.")
 	if len(places) > 0 && len(reasons) < 4*len(places) {
 		t.Errorf("the Glossary lets%salso be declared in %s without saying why", cells[0], strings.Join(places, ", "))
 	}
@@ -79,11 +79,11 @@ func parseTerms(t *testing.T, cells []string) []glossaryTerm {
 	return out
 }
 
-// parseDirectories returns the directories that a cell names in backticks.
-func parseDirectories(t *testing.T, word, cell string) []string {
+// parseBacktickedDirectories returns the directories that a cell names in backticks.
+func parseBacktickedDirectories(t *testing.T, word, cell string) []string {
 	t.Helper()
 	var out []string
-	for _, m := range codeMarkPattern.FindAllStringSubmatch(cell, -1) {
+	for _, m := range backtickedTextPattern.FindAllStringSubmatch(cell, -1) {
 		dir := strings.Trim(m[1], "/")
 		if info, err := os.Stat(filepath.Join(repositoryRoot, dir)); err != nil || !info.IsDir() {
 			if strings.Contains(dir, "/") {
@@ -101,7 +101,7 @@ func parseDirectories(t *testing.T, word, cell string) []string {
 func TestGlossaryWordsStayAtHome(t *testing.T) {
 	terms := parseGlossary(t)
 	used := map[string]bool{} // "word directory"
-	for name, where := range declaredNames(t) {
+	for name, where := range collectProductDeclarations(t) {
 		words := camelWords(name)
 		for _, tm := range terms {
 			if !slices.ContainsFunc(words, func(w string) bool { return w == tm.word || w == tm.word+"s" }) {
@@ -127,14 +127,15 @@ func TestGlossaryWordsStayAtHome(t *testing.T) {
 	}
 }
 
-// declaration is where a name is declared.
-type declaration struct{ dir, fileAndLine string }
+// declarationPlace is where a name is declared.
+type declarationPlace struct{ dir, fileAndLine string }
 
-// declaredNames returns the types, functions, methods and packages of product code, by name.
-func declaredNames(t *testing.T) map[string][]declaration {
+// collectProductDeclarations returns the types, functions, methods and packages of product code, by
+// name.
+func collectProductDeclarations(t *testing.T) map[string][]declarationPlace {
 	t.Helper()
-	out := map[string][]declaration{}
-	add := func(dir, place, name string) { out[name] = append(out[name], declaration{dir, place}) }
+	out := map[string][]declarationPlace{}
+	add := func(dir, place, name string) { out[name] = append(out[name], declarationPlace{dir, place}) }
 	packages := map[string]bool{}
 	for _, f := range parseSources(t) {
 		if !isProduct(f) {

@@ -100,8 +100,8 @@ var decisionPackages = []string{"internal/advertise", "controller/allocate", "co
 // effectPackages are the packages that do I/O, each with one library.
 var effectPackages = []string{"speaker/layer2", "speaker/links", "speaker/members", "speaker/bfd", "speaker/bgp"}
 
-// importRules lists imports that are not allowed in some places, and why.
-var importRules = []struct {
+// forbiddenImports lists imports that are not allowed in some places, and why.
+var forbiddenImports = []struct {
 	places  []string
 	not     []string
 	because string
@@ -117,12 +117,12 @@ var importRules = []struct {
 	{[]string{"api", "internal", "controller", "speaker"}, []string{modulePath + "test"}, "the product does not depend on its tests"},
 }
 
-func TestImportsPointOneWay(t *testing.T) {
+func TestForbiddenImports(t *testing.T) {
 	for _, f := range parseSources(t) {
 		if f.isTest {
 			continue
 		}
-		for _, rule := range importRules {
+		for _, rule := range forbiddenImports {
 			if !isInOrBelow(f.dir, rule.places...) {
 				continue
 			}
@@ -144,7 +144,7 @@ const (
 	maxParameters    = 5
 )
 
-func TestNothingGrowsTooLarge(t *testing.T) {
+func TestFilesFunctionsAndParametersStayWithinLimits(t *testing.T) {
 	for _, f := range parseSources(t) {
 		if f.lineCount > maxFileLines {
 			t.Errorf("%s has %d lines, more than %d: split it by purpose", f.path, f.lineCount, maxFileLines)
@@ -174,8 +174,8 @@ func TestNothingGrowsTooLarge(t *testing.T) {
 	}
 }
 
-// callRules lists calls that are not allowed in some places, and why.
-var callRules = []struct {
+// forbiddenCalls lists calls that are not allowed in some places, and why.
+var forbiddenCalls = []struct {
 	call    string
 	places  []string // empty: everywhere except test/ and tests
 	but     []string // files that are allowed to
@@ -204,7 +204,7 @@ func TestForbiddenCalls(t *testing.T) {
 			if !ok {
 				return true
 			}
-			for _, c := range callRules {
+			for _, c := range forbiddenCalls {
 				if x.Name+"."+sel.Sel.Name != c.call || (c.places != nil && !isInOrBelow(f.dir, c.places...)) || isInOrBelow(f.path, c.but...) {
 					continue
 				}
@@ -260,10 +260,10 @@ func TestExportedNamesHaveComments(t *testing.T) {
 	}
 }
 
-// publicPrefixes are the prefixes of words that only api/names declares.
-var publicPrefixes = []string{"metallb.io/", "metallb.universe.tf/", "gantry.dev/"}
+// publicAPIWordPrefixes are the prefixes of words that only api/names declares.
+var publicAPIWordPrefixes = []string{"metallb.io/", "metallb.universe.tf/", "gantry.dev/"}
 
-func TestPublicWordsAreDeclaredInNames(t *testing.T) {
+func TestAPIWordsAreDeclaredOnlyInAPINames(t *testing.T) {
 	for _, f := range parseSources(t) {
 		// uses the API group, which is no annotation
 		if f.isTest || isInOrBelow(f.dir, "api/names", "test") || f.path == "internal/option/resources.go" {
@@ -275,7 +275,7 @@ func TestPublicWordsAreDeclaredInNames(t *testing.T) {
 				return true
 			}
 			text, _ := strconv.Unquote(lit.Value)
-			for _, p := range publicPrefixes {
+			for _, p := range publicAPIWordPrefixes {
 				if strings.HasPrefix(text, p) {
 					t.Errorf("%s:%d: %q: words that users see are declared in api/names", f.path, f.lineOf(lit.Pos()), text)
 				}

@@ -43,7 +43,7 @@ func TestExportedFunctionsTakeNoBool(t *testing.T) {
 	}
 }
 
-func TestEveryReasonHasComment(t *testing.T) {
+func TestReasonsAreUniqueAndCommented(t *testing.T) {
 	seen := map[string]string{} // word -> the constant that has it
 	for _, f := range parseSources(t) {
 		if f.isTest || !isInOrBelow(f.dir, "api/names") {
@@ -55,7 +55,7 @@ func TestEveryReasonHasComment(t *testing.T) {
 				continue
 			}
 			for _, s := range g.Specs {
-				checkReason(t, f, s.(*ast.ValueSpec), seen)
+				checkReasonIsUniqueAndCommented(t, f, s.(*ast.ValueSpec), seen)
 			}
 		}
 	}
@@ -64,8 +64,8 @@ func TestEveryReasonHasComment(t *testing.T) {
 	}
 }
 
-// checkReason checks one constant, and ignores those that are not a Reason.
-func checkReason(t *testing.T, f sourceFile, v *ast.ValueSpec, seen map[string]string) {
+// checkReasonIsUniqueAndCommented checks one constant, and ignores those that are not a Reason.
+func checkReasonIsUniqueAndCommented(t *testing.T, f sourceFile, v *ast.ValueSpec, seen map[string]string) {
 	if id, ok := v.Type.(*ast.Ident); !ok || id.Name != "Reason" {
 		return
 	}

@@ -34,7 +34,7 @@ func TestMainPackagesAreLists(t *testing.T) {
 func partTypes(t *testing.T) map[string]bool {
 	t.Helper()
 	out := map[string]bool{}
-	productFunctions(t, func(f sourceFile, fn *ast.FuncDecl) {
+	visitProductFunctions(t, func(f sourceFile, fn *ast.FuncDecl) {
 		if fn.Recv == nil || fn.Name.Name != "Run" && fn.Name.Name != "Start" || len(fn.Type.Params.List) != 1 {
 			return
 		}
@@ -49,7 +49,7 @@ func partTypes(t *testing.T) map[string]bool {
 func constructors(t *testing.T, parts map[string]bool) map[string]bool {
 	t.Helper()
 	out := map[string]bool{}
-	productFunctions(t, func(f sourceFile, fn *ast.FuncDecl) {
+	visitProductFunctions(t, func(f sourceFile, fn *ast.FuncDecl) {
 		if fn.Recv != nil || fn.Type.Results == nil {
 			return
 		}
@@ -71,16 +71,16 @@ func typeName(e ast.Expr) string {
 	return ""
 }
 
-// partNames finds the names in a file whose value is a part of another package: variables,
+// partVariableFinder finds the names in a file whose value is a part of another package: variables,
 // parameters and fields.
-type partNames struct {
+type partVariableFinder struct {
 	importDirs          map[string]string // by the name of the import
 	parts, constructors map[string]bool
-	names               map[string]bool
+	partVariableNames   map[string]bool
 }
 
-func newPartNames(f sourceFile, parts, constructors map[string]bool) *partNames {
-	n := &partNames{map[string]string{}, parts, constructors, map[string]bool{}}
+func newPartNames(f sourceFile, parts, constructors map[string]bool) *partVariableFinder {
+	n := &partVariableFinder{map[string]string{}, parts, constructors, map[string]bool{}}
 	for i, p := range f.importPaths() {
 		dir, ours := strings.CutPrefix(p, modulePath)
 		if name := path.Base(p); ours {
@@ -95,7 +95,7 @@ func newPartNames(f sourceFile, parts, constructors map[string]bool) *partNames 
 }
 
 // qualifiedName returns "directory.Name" for package.Name, *package.Name and &package.Name{}.
-func (n *partNames) qualifiedName(e ast.Expr) string {
+func (n *partVariableFinder) qualifiedName(e ast.Expr) string {
 	switch x := e.(type) {
 	case *ast.StarExpr:
 		return n.qualifiedName(x.X)
@@ -110,31 +110,31 @@ func (n *partNames) qualifiedName(e ast.Expr) string {
 	return n.importDirs[pkg] + "." + name
 }
 
-func (n *partNames) visit(node ast.Node) bool {
+func (n *partVariableFinder) visit(node ast.Node) bool {
 	switch x := node.(type) {
 	case *ast.Field: // parameters and fields
 		if n.parts[n.qualifiedName(x.Type)] {
 			for _, id := range x.Names {
-				n.names[id.Name] = true
+				n.partVariableNames[id.Name] = true
 			}
 		}
 	case *ast.ValueSpec:
 		for i, id := range x.Names {
 			if x.Type != nil && n.parts[n.qualifiedName(x.Type)] || i < len(x.Values) && n.isPart(x.Values[i]) {
-				n.names[id.Name] = true
+				n.partVariableNames[id.Name] = true
 			}
 		}
 	case *ast.AssignStmt:
 		for i, left := range x.Lhs {
 			if id, ok := left.(*ast.Ident); ok && i < len(x.Rhs) && n.isPart(x.Rhs[i]) {
-				n.names[id.Name] = true
+				n.partVariableNames[id.Name] = true
 			}
 		}
 	}
 	return true
 }
 
-func (n *partNames) isPart(e ast.Expr) bool {
+func (n *partVariableFinder) isPart(e ast.Expr) bool {
 	name := n.qualifiedName(e)
 	if _, call := e.(*ast.CallExpr); call {
 		return n.constructors[name]
@@ -144,7 +144,7 @@ func (n *partNames) isPart(e ast.Expr) bool {
 
 // assignedField returns the exported field of a part that the expression names, and "" for another
 // expression: feed.Agent, or parts.feed.Agent.
-func (n *partNames) assignedField(e ast.Expr) string {
+func (n *partVariableFinder) assignedField(e ast.Expr) string {
 	field, ok := e.(*ast.SelectorExpr)
 	if !ok || !field.Sel.IsExported() {
 		return ""
@@ -156,7 +156,7 @@ func (n *partNames) assignedField(e ast.Expr) string {
 	case *ast.SelectorExpr:
 		owner = x.Sel.Name
 	}
-	if !n.names[owner] {
+	if !n.partVariableNames[owner] {
 		return ""
 	}
 	return owner + "." + field.Sel.Name

@@ -16,58 +16,59 @@ import (
 	"time"
 )
 
-// testEvent is a line of go test -json.
-type testEvent struct {
+// goTestEvent is a line of go test -json.
+type goTestEvent struct {
 	Action, Package, Test, Output string
 	Elapsed                       float64
 }
 
 // testTally counts results and keeps the output of each test until its result is known.
 type testTally struct {
-	passed, failed    int
-	skipped           []string
-	outputByTest      map[string]*strings.Builder
-	brokenPackages    []string // packages that failed although none of their tests did
-	isFailedByPackage map[string]bool
+	passed, failed         int
+	skippedTestLines       []string
+	outputByUnfinishedTest map[string]*strings.Builder
+	// packages that failed although none of their tests did
+	packagesFailedWithoutFailedTest []string
+	hasFailedTestByPackage          map[string]bool
 	// flags that run the tests in namespaces where an ordinary user may start labs
-	wrapperFlags []string
+	userNamespaceTestFlags []string
 }
 
 func main() {
-	t := testTally{outputByTest: map[string]*strings.Builder{}, isFailedByPackage: map[string]bool{}}
+	t := testTally{outputByUnfinishedTest: map[string]*strings.Builder{}, hasFailedTestByPackage: map[string]bool{}}
 	begun := time.Now()
 	if os.Geteuid() != 0 {
-		t.wrapperFlags = wrapperFlags()
+		t.userNamespaceTestFlags = userNamespaceTestFlags()
 	}
-	packages, err := listPackages(os.Args[1:])
+	packages, err := groupPackagesByUseOfLab(os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "run:", err)
 		os.Exit(1)
 	}
-	t.runTests(packages[0])
-	t.runTests(packages[1], "-p=1")
-	for _, s := range t.skipped {
+	t.runGoTest(packages[0])
+	t.runGoTest(packages[1], "-p=1")
+	for _, s := range t.skippedTestLines {
 		fmt.Println("skipped:", s)
 	}
-	for _, p := range t.brokenPackages {
+	for _, p := range t.packagesFailedWithoutFailedTest {
 		fmt.Println("failed, but no test of it did:", p)
 	}
 	fmt.Printf("in %d s\n", int(time.Since(begun).Seconds()))
-	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed+len(t.brokenPackages), len(t.skipped))
-	if t.failed+len(t.brokenPackages) > 0 || (os.Getenv("CI") == "true" && t.hasAvoidableSkip()) {
+	fmt.Printf("%d passed, %d failed, %d skipped\n", t.passed, t.failed+len(t.packagesFailedWithoutFailedTest), len(t.skippedTestLines))
+	if t.failed+len(t.packagesFailedWithoutFailedTest) > 0 || (os.Getenv("CI") == "true" && t.hasSkipNotCausedByKernel()) {
 		os.Exit(1)
 	}
 }
 
-// hasAvoidableSkip reports whether a test was skipped for another reason than a missing feature of
-// the kernel.
-func (t *testTally) hasAvoidableSkip() bool {
-	return slices.ContainsFunc(t.skipped, func(s string) bool { return !strings.Contains(s, "this kernel has no ") })
+// hasSkipNotCausedByKernel reports whether a test was skipped for another reason than a missing
+// feature of the kernel.
+func (t *testTally) hasSkipNotCausedByKernel() bool {
+	return slices.ContainsFunc(t.skippedTestLines, func(s string) bool { return !strings.Contains(s, "this kernel has no ") })
 }
 
-// wrapperFlags returns the flags for an ordinary user. If the kernel does not allow user
+// userNamespaceTestFlags returns the flags for an ordinary user. If the kernel does not allow user
 // namespaces, the tests that need root are skipped.
-func wrapperFlags() []string {
+func userNamespaceTestFlags() []string {
 	tool, err := filepath.Abs("bin/lab")
 	if err == nil {
 		err = exec.Command(tool, "inside", "/bin/true").Run()
@@ -79,9 +80,9 @@ func wrapperFlags() []string {
 	return []string{"-exec", tool + " inside"}
 }
 
-// listPackages returns the packages in two groups: those without a lab, and those that may start
-// one.
-func listPackages(patterns []string) ([2][]string, error) {
+// groupPackagesByUseOfLab returns the packages in two groups: those without a lab, and those that
+// may start one.
+func groupPackagesByUseOfLab(patterns []string) ([2][]string, error) {
 	var groups [2][]string
 	const line = `{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}`
 	cmd := exec.Command("go", append([]string{"list", "-f", line}, patterns...)...)
@@ -100,12 +101,12 @@ func listPackages(patterns []string) ([2][]string, error) {
 	return groups, nil
 }
 
-// runTests runs the tests of one group.
-func (t *testTally) runTests(packages []string, flags ...string) {
+// runGoTest runs the tests of one group.
+func (t *testTally) runGoTest(packages []string, flags ...string) {
 	if len(packages) == 0 {
 		return
 	}
-	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=20m"}, flags, t.wrapperFlags, packages)
+	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=20m"}, flags, t.userNamespaceTestFlags, packages)
 	cmd := exec.Command("go", args...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -119,7 +120,7 @@ func (t *testTally) runTests(packages []string, flags ...string) {
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		var e testEvent
+		var e goTestEvent
 		if json.Unmarshal(lines.Bytes(), &e) != nil {
 			fmt.Println(lines.Text()) // output of the compiler
 			continue
@@ -127,58 +128,58 @@ func (t *testTally) runTests(packages []string, flags ...string) {
 		t.countEvent(e)
 	}
 	// The events have the results of tests. An error before the first test has no event.
-	if err := cmd.Wait(); err != nil && t.failed+len(t.brokenPackages) == 0 {
-		t.brokenPackages = append(t.brokenPackages, fmt.Sprintf("go test: %v", err))
+	if err := cmd.Wait(); err != nil && t.failed+len(t.packagesFailedWithoutFailedTest) == 0 {
+		t.packagesFailedWithoutFailedTest = append(t.packagesFailedWithoutFailedTest, fmt.Sprintf("go test: %v", err))
 	}
 }
 
 // countEvent counts an event.
-func (t *testTally) countEvent(e testEvent) {
+func (t *testTally) countEvent(e goTestEvent) {
 	name := e.Package + " " + e.Test
 	switch e.Action {
 	case "output", "build-output":
-		if t.outputByTest[name] == nil {
-			t.outputByTest[name] = &strings.Builder{}
+		if t.outputByUnfinishedTest[name] == nil {
+			t.outputByUnfinishedTest[name] = &strings.Builder{}
 		}
-		t.outputByTest[name].WriteString(e.Output)
+		t.outputByUnfinishedTest[name].WriteString(e.Output)
 	case "pass":
 		if e.Test == "" {
 			fmt.Printf("ok   %s (%.1f s)\n", e.Package, e.Elapsed)
 			break
 		}
 		t.passed++
-		delete(t.outputByTest, name)
+		delete(t.outputByUnfinishedTest, name)
 	case "skip":
 		if e.Test == "" {
 			break // a package without tests
 		}
-		t.skipped = append(t.skipped, name+": "+skipReason(t.outputByTest[name]))
+		t.skippedTestLines = append(t.skippedTestLines, name+": "+findSkipReasonLine(t.outputByUnfinishedTest[name]))
 	case "fail":
 		if e.Test != "" {
 			t.failed++
-			t.isFailedByPackage[e.Package] = true
-		} else if !t.isFailedByPackage[e.Package] {
-			t.brokenPackages = append(t.brokenPackages, e.Package)
+			t.hasFailedTestByPackage[e.Package] = true
+		} else if !t.hasFailedTestByPackage[e.Package] {
+			t.packagesFailedWithoutFailedTest = append(t.packagesFailedWithoutFailedTest, e.Package)
 		}
 		fmt.Printf("FAIL %s\n", name)
-		if b := t.outputByTest[name]; b != nil {
+		if b := t.outputByUnfinishedTest[name]; b != nil {
 			fmt.Println(b.String())
 		}
 	case "build-fail":
-		fmt.Println(textOrEmpty(t.outputByTest[name]))
+		fmt.Println(outputOrEmpty(t.outputByUnfinishedTest[name]))
 	}
 }
 
-func textOrEmpty(b *strings.Builder) string {
+func outputOrEmpty(b *strings.Builder) string {
 	if b == nil {
 		return ""
 	}
 	return b.String()
 }
 
-// skipReason returns the line with which a test was skipped.
-func skipReason(b *strings.Builder) string {
-	for _, l := range strings.Split(textOrEmpty(b), "\n") {
+// findSkipReasonLine returns the line with which a test was skipped.
+func findSkipReasonLine(b *strings.Builder) string {
+	for _, l := range strings.Split(outputOrEmpty(b), "\n") {
 		if l = strings.TrimSpace(l); l != "" && !strings.HasPrefix(l, "===") && !strings.HasPrefix(l, "---") {
 			return l
 		}

@@ -26,24 +26,25 @@ type Delivery struct {
 	// RequestLost says that the request does not arrive, AnswerLost that it arrives and the answer
 	// does not.
 	RequestLost, AnswerLost bool
-	// RepeatDelay, unless 0, is how long after its arrival the request arrives once more. The
-	// second answer is lost.
-	RepeatDelay time.Duration
+	// DuplicateRequestDelay, unless 0, is how long after its arrival the request arrives once more.
+	// The second answer is lost.
+	DuplicateRequestDelay time.Duration
 }
 
 // Client is one controller's connection to the Server, and its cache. It implements assign.API.
 type Client struct {
 	server *Server
-	// nextDelivery is called once for every request that writes, and for every change in the watch.
-	nextDelivery func(what string) Delivery
+	// deliveryOfNextRequest is called once for every request that writes, and for every change in
+	// the watch.
+	deliveryOfNextRequest func(what string) Delivery
 
 	mu               sync.Mutex // guards all that follows
 	cachedServices   map[view.ObjectKey]*corev1.Service
 	changesSeenCount int           // how many changes the cache has
 	resumeSignal     chan struct{} // closed while the Client is not paused
-	// requestLands, unless nil, says whether a request arrives that was sent before the process was
-	// killed.
-	requestLands func() bool
+	// doesSentRequestLandAfterKill, unless nil, says whether a request arrives that was sent before
+	// the process was killed.
+	doesSentRequestLandAfterKill func() bool
 }
 
 // CacheListener is notified of changes in the cache.
@@ -57,7 +58,7 @@ func NewClient(s *Server, weather func(what string) Delivery) *Client {
 	if weather == nil {
 		weather = func(string) Delivery { return Delivery{} }
 	}
-	c := &Client{server: s, nextDelivery: weather, resumeSignal: make(chan struct{})}
+	c := &Client{server: s, deliveryOfNextRequest: weather, resumeSignal: make(chan struct{})}
 	close(c.resumeSignal)
 	c.cachedServices, c.changesSeenCount = s.currentServices()
 	return c
@@ -68,7 +69,7 @@ func (c *Client) FeedCache(ctx context.Context, l CacheListener) {
 	for {
 		changes, more := c.server.changesSince(c.changesSeenCount)
 		for _, ch := range changes {
-			if c.delayUntilResumed(ctx, c.nextDelivery("watch").AnswerDelay) != nil {
+			if c.waitForDelayAndResume(ctx, c.deliveryOfNextRequest("watch").AnswerDelay) != nil {
 				return
 			}
 			c.applyChange(ch)
@@ -128,18 +129,18 @@ func (c *Client) ResumeRequests() {
 func (c *Client) KillProcess(lands func() bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.requestLands = lands
+	c.doesSentRequestLandAfterKill = lands
 }
 
-// requestLandsAfterKill returns the argument of KillProcess, nil before the call.
-func (c *Client) requestLandsAfterKill() func() bool {
+// requestLandsFuncOfKill returns the argument of KillProcess, nil before the call.
+func (c *Client) requestLandsFuncOfKill() func() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.requestLands
+	return c.doesSentRequestLandAfterKill
 }
 
-// delayUntilResumed waits for d, and then for the end of a pause.
-func (c *Client) delayUntilResumed(ctx context.Context, d time.Duration) error {
+// waitForDelayAndResume waits for d, and then for the end of a pause.
+func (c *Client) waitForDelayAndResume(ctx context.Context, d time.Duration) error {
 	if d > 0 {
 		t := time.NewTimer(d)
 		defer t.Stop()
@@ -162,19 +163,19 @@ func (c *Client) delayUntilResumed(ctx context.Context, d time.Duration) error {
 
 // deliverRequest delivers a request and its answer.
 func (c *Client) deliverRequest(ctx context.Context, what string, do func() error) error {
-	if err := c.delayUntilResumed(ctx, 0); err != nil {
+	if err := c.waitForDelayAndResume(ctx, 0); err != nil {
 		return err
 	}
-	if c.requestLandsAfterKill() != nil {
+	if c.requestLandsFuncOfKill() != nil {
 		return ErrConnectionLost
 	}
-	w := c.nextDelivery(what)
+	w := c.deliveryOfNextRequest(what)
 	answer := make(chan error, 1)
 	go func() { // the caller may stop waiting
 		if w.RequestDelay > 0 {
 			<-time.After(w.RequestDelay)
 		}
-		if lands := c.requestLandsAfterKill(); w.RequestLost || lands != nil && !lands() {
+		if lands := c.requestLandsFuncOfKill(); w.RequestLost || lands != nil && !lands() {
 			answer <- ErrConnectionLost
 			return
 		}
@@ -183,8 +184,8 @@ func (c *Client) deliverRequest(ctx context.Context, what string, do func() erro
 			err = ErrConnectionLost
 		}
 		answer <- err
-		if w.RepeatDelay > 0 {
-			<-time.After(w.RepeatDelay)
+		if w.DuplicateRequestDelay > 0 {
+			<-time.After(w.DuplicateRequestDelay)
 			_ = do()
 		}
 	}()
@@ -192,22 +193,22 @@ func (c *Client) deliverRequest(ctx context.Context, what string, do func() erro
 	case <-ctx.Done():
 		return ctx.Err()
 	case err := <-answer:
-		if e := c.delayUntilResumed(ctx, w.AnswerDelay); e != nil {
+		if e := c.waitForDelayAndResume(ctx, w.AnswerDelay); e != nil {
 			return e
 		}
 		return err
 	}
 }
 
-// CachedService implements assign.API.
-func (c *Client) CachedService(_ context.Context, k view.ObjectKey) (*corev1.Service, error) {
+// ReadCachedService implements assign.API.
+func (c *Client) ReadCachedService(_ context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.cachedServices[k], nil
 }
 
-// LiveService implements assign.API.
-func (c *Client) LiveService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
+// ReadLiveService implements assign.API.
+func (c *Client) ReadLiveService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	now := make(chan *corev1.Service, 2)
 	c.server.countRead("service")
 	if err := c.deliverRequest(ctx, "read", func() error { now <- c.server.ServiceByKey(k); return nil }); err != nil {
@@ -229,9 +230,9 @@ func (c *Client) ForEachLiveService(ctx context.Context, visit func(*corev1.Serv
 	return nil
 }
 
-// ReadPoolObjects implements assign.API.
-func (c *Client) ReadPoolObjects(context.Context) (snapshot.Objects, error) {
-	return c.server.poolObjects(), nil
+// ReadPoolsReservationsAndNamespaces implements assign.API.
+func (c *Client) ReadPoolsReservationsAndNamespaces(context.Context) (snapshot.Objects, error) {
+	return c.server.allocationConfiguration(), nil
 }
 
 // PatchServiceStatus implements assign.API.
@@ -258,8 +259,8 @@ func (c *Client) UpdateReservationStatus(ctx context.Context, o *v1alpha1.Addres
 	return c.deliverRequest(ctx, "reservation", func() error { return c.server.updateReservation(o) })
 }
 
-// CachedAddressProbes implements assign.API.
-func (c *Client) CachedAddressProbes(context.Context) ([]v1alpha1.AddressProbe, error) {
+// ReadCachedAddressProbes implements assign.API.
+func (c *Client) ReadCachedAddressProbes(context.Context) ([]v1alpha1.AddressProbe, error) {
 	return c.server.AllProbes(), nil
 }
 

@@ -22,9 +22,9 @@ func (s *Server) AllProbes() []v1alpha1.AddressProbe {
 	return out
 }
 
-// AnswerProbe writes a speaker's result, or returns false when there is no such probe. The test
-// must notify the workers.
-func (s *Server) AnswerProbe(name, outcome, by string) bool {
+// WriteProbeResultAsSpeaker writes a speaker's result, or returns false when there is no such
+// probe. The test must notify the workers.
+func (s *Server) WriteProbeResultAsSpeaker(name, outcome, by string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.probeByName[name] == nil {
@@ -39,7 +39,7 @@ func (s *Server) AnswerProbe(name, outcome, by string) bool {
 func (s *Server) createOrReplaceProbe(p *v1alpha1.AddressProbe) *v1alpha1.AddressProbe {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.writesByKind["probe"]++
+	s.writeRequestCountByKind["probe"]++
 	p = p.DeepCopy()
 	p.Namespace, p.UID, p.ResourceVersion = names.Namespace, types.UID("uid-"+s.nextVersion()), s.nextVersion()
 	s.probeByName[p.Name] = p
@@ -49,6 +49,6 @@ func (s *Server) createOrReplaceProbe(p *v1alpha1.AddressProbe) *v1alpha1.Addres
 func (s *Server) deleteProbe(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.writesByKind["probe"]++
+	s.writeRequestCountByKind["probe"]++
 	delete(s.probeByName, name)
 }

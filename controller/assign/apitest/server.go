@@ -33,20 +33,20 @@ type Server struct {
 	reservationByName map[string]*v1alpha1.AddressReservation
 	ledgerByName      map[string]*v1alpha1.AddressLedger
 	probeByName       map[string]*v1alpha1.AddressProbe
-	// serviceChanges are all changes of Services, for the watches. nextChangeSignal is closed at
-	// the next change and replaced.
-	serviceChanges   []serviceChange
-	nextChangeSignal chan struct{}
-	// writesByKind counts requests that changed something; readsByKind counts those that read
-	// Services.
-	writesByKind, readsByKind map[string]int
-	onChange                  func(before, after *corev1.Service)
-	// refuseServiceWrite, unless nil, returns the error for a write of a Service's status.
-	// refusedWriteCount counts those errors.
-	refuseServiceWrite func(*corev1.Service) error
-	refusedWriteCount  int
-	// refuseLedgerWrite is the same for an AddressLedger.
-	refuseLedgerWrite func(*v1alpha1.AddressLedger) error
+	// serviceChanges are all changes of Services, for the watches. closedAtNextServiceChange is
+	// closed at the next change and replaced.
+	serviceChanges            []serviceChange
+	closedAtNextServiceChange chan struct{}
+	// writeRequestCountByKind counts requests that changed something; serviceReadCountByKind counts
+	// those that read Services.
+	writeRequestCountByKind, serviceReadCountByKind map[string]int
+	onChange                                        func(before, after *corev1.Service)
+	// serviceWriteRefusal, unless nil, returns the error for a write of a Service's status.
+	// refusedServiceWriteCount counts those errors.
+	serviceWriteRefusal      func(*corev1.Service) error
+	refusedServiceWriteCount int
+	// ledgerWriteRefusal is the same for an AddressLedger.
+	ledgerWriteRefusal func(*v1alpha1.AddressLedger) error
 }
 
 // serviceChange is a change of one Service; after is nil when it was deleted.
@@ -61,8 +61,8 @@ func NewServer(check func(before, after *corev1.Service)) *Server {
 	return &Server{
 		serviceByKey: map[view.ObjectKey]*corev1.Service{}, poolByName: map[string]*v1beta1.IPAddressPool{},
 		reservationByName: map[string]*v1alpha1.AddressReservation{}, ledgerByName: map[string]*v1alpha1.AddressLedger{},
-		probeByName:      map[string]*v1alpha1.AddressProbe{},
-		nextChangeSignal: make(chan struct{}), writesByKind: map[string]int{}, readsByKind: map[string]int{}, onChange: check,
+		probeByName:               map[string]*v1alpha1.AddressProbe{},
+		closedAtNextServiceChange: make(chan struct{}), writeRequestCountByKind: map[string]int{}, serviceReadCountByKind: map[string]int{}, onChange: check,
 	}
 }
 
@@ -82,8 +82,8 @@ func (s *Server) storeService(k view.ObjectKey, now *corev1.Service) {
 	}
 	s.onChange(before, now)
 	s.serviceChanges = append(s.serviceChanges, serviceChange{before, now})
-	close(s.nextChangeSignal)
-	s.nextChangeSignal = make(chan struct{})
+	close(s.closedAtNextServiceChange)
+	s.closedAtNextServiceChange = make(chan struct{})
 }
 
 // CreateService adds a Service, or returns false when one with that name exists.
@@ -107,21 +107,21 @@ func (s *Server) CreateService(o *corev1.Service) bool {
 func (s *Server) RefuseServiceWrites(why func(*corev1.Service) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.refuseServiceWrite = why
+	s.serviceWriteRefusal = why
 }
 
 // RefuseLedgerWrites refuses writes of an AddressLedger; nil allows all.
 func (s *Server) RefuseLedgerWrites(why func(*v1alpha1.AddressLedger) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.refuseLedgerWrite = why
+	s.ledgerWriteRefusal = why
 }
 
-// CountRefusedWrites returns how many writes were refused.
-func (s *Server) CountRefusedWrites() int {
+// CountRefusedServiceWrites returns how many writes were refused.
+func (s *Server) CountRefusedServiceWrites() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.refusedWriteCount
+	return s.refusedServiceWriteCount
 }
 
 // EditService changes a Service as a user does, or returns false when there is none.
@@ -219,26 +219,27 @@ func (s *Server) LedgerByName(name string) *v1alpha1.AddressLedger {
 	return s.ledgerByName[name]
 }
 
-// CountWrites returns how many requests changed something: "service", "ledger", "withheld", "pool"
-// and "reservation".
-func (s *Server) CountWrites(kind string) int {
+// CountWriteRequestsOfKind returns how many requests changed something: "service", "ledger",
+// "withheld", "pool" and "reservation".
+func (s *Server) CountWriteRequestsOfKind(kind string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.writesByKind[kind]
+	return s.writeRequestCountByKind[kind]
 }
 
-// CountReads returns how many requests read Services: "list" for all of them, "service" for one.
-func (s *Server) CountReads(kind string) int {
+// CountServiceReads returns how many requests read Services: "list" for all of them, "service" for
+// one.
+func (s *Server) CountServiceReads(kind string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.readsByKind[kind]
+	return s.serviceReadCountByKind[kind]
 }
 
 // countRead counts a request that reads Services.
 func (s *Server) countRead(kind string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.readsByKind[kind]++
+	s.serviceReadCountByKind[kind]++
 }
 
 func conflictError(resource, name string) error {
@@ -259,13 +260,13 @@ func (s *Server) patchService(before, after *corev1.Service) (*corev1.Service, e
 	case now.ResourceVersion != before.ResourceVersion:
 		return nil, conflictError("services", k.String())
 	}
-	if s.refuseServiceWrite != nil {
-		if err := s.refuseServiceWrite(after); err != nil {
-			s.refusedWriteCount++
+	if s.serviceWriteRefusal != nil {
+		if err := s.serviceWriteRefusal(after); err != nil {
+			s.refusedServiceWriteCount++
 			return nil, err
 		}
 	}
-	s.writesByKind["service"]++
+	s.writeRequestCountByKind["service"]++
 	if now := s.serviceByKey[k]; equality.Semantic.DeepEqual(now.Status, after.Status) && equality.Semantic.DeepEqual(now.Annotations, after.Annotations) {
 		return now, nil // a write that changes nothing leaves the resourceVersion as it is
 	}
@@ -283,9 +284,9 @@ func (s *Server) compareAndSwapLedger(l *v1alpha1.AddressLedger) (*v1alpha1.Addr
 	case s.ledgerByName[l.Name].ResourceVersion != l.ResourceVersion:
 		return nil, conflictError("addressledgers", l.Name)
 	}
-	if s.refuseLedgerWrite != nil {
-		if err := s.refuseLedgerWrite(l); err != nil {
-			s.refusedWriteCount++
+	if s.ledgerWriteRefusal != nil {
+		if err := s.ledgerWriteRefusal(l); err != nil {
+			s.refusedServiceWriteCount++
 			return nil, err
 		}
 	}
@@ -293,7 +294,7 @@ func (s *Server) compareAndSwapLedger(l *v1alpha1.AddressLedger) (*v1alpha1.Addr
 	if l.Name == names.WithheldLedger {
 		what = "withheld"
 	}
-	s.writesByKind[what]++
+	s.writeRequestCountByKind[what]++
 	l = l.DeepCopy()
 	l.ResourceVersion = s.nextVersion()
 	s.ledgerByName[l.Name] = l
@@ -310,16 +311,16 @@ func (s *Server) readOrCreateLedger(name string) *v1alpha1.AddressLedger {
 }
 
 func (s *Server) updatePool(p *v1beta1.IPAddressPool) error {
-	return replaceIfUnchanged(s, s.poolByName, "pool", "ipaddresspools", p.DeepCopy())
+	return replaceObjectIfVersionMatches(s, s.poolByName, "pool", "ipaddresspools", p.DeepCopy())
 }
 
 func (s *Server) updateReservation(p *v1alpha1.AddressReservation) error {
-	return replaceIfUnchanged(s, s.reservationByName, "reservation", "addressreservations", p.DeepCopy())
+	return replaceObjectIfVersionMatches(s, s.reservationByName, "reservation", "addressreservations", p.DeepCopy())
 }
 
-// replaceIfUnchanged replaces an object, unless it was deleted or has another resourceVersion, and
-// counts the write.
-func replaceIfUnchanged[O metav1.Object](s *Server, all map[string]O, what, resource string, o O) error {
+// replaceObjectIfVersionMatches replaces an object, unless it was deleted or has another
+// resourceVersion, and counts the write.
+func replaceObjectIfVersionMatches[O metav1.Object](s *Server, all map[string]O, what, resource string, o O) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now, exists := all[o.GetName()]
@@ -329,13 +330,13 @@ func replaceIfUnchanged[O metav1.Object](s *Server, all map[string]O, what, reso
 	case now.GetResourceVersion() != o.GetResourceVersion():
 		return conflictError(resource, o.GetName())
 	}
-	s.writesByKind[what]++
+	s.writeRequestCountByKind[what]++
 	o.SetResourceVersion(s.nextVersion())
 	all[o.GetName()] = o
 	return nil
 }
 
-func (s *Server) poolObjects() snapshot.Objects {
+func (s *Server) allocationConfiguration() snapshot.Objects {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var o snapshot.Objects
@@ -364,11 +365,12 @@ func (s *Server) currentServices() (map[view.ObjectKey]*corev1.Service, int) {
 func (s *Server) changesSince(n int) ([]serviceChange, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.serviceChanges[n:], s.nextChangeSignal
+	return s.serviceChanges[n:], s.closedAtNextServiceChange
 }
 
-// DropSeenChanges drops the changes that all Clients have seen, for tests that measure memory.
-func (s *Server) DropSeenChanges() {
+// DropServiceChangesSeenByAll drops the changes that all Clients have seen, for tests that measure
+// memory.
+func (s *Server) DropServiceChangesSeenByAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.serviceChanges = nil

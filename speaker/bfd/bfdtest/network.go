@@ -19,41 +19,41 @@ import (
 // maxQueuedDatagrams bounds the inbox of a host. More datagrams are lost, as on a socket.
 const maxQueuedDatagrams = 4096
 
-// Network connects hosts. Make it with New. Any goroutine may use it.
-type Network struct {
+// FakeNetwork connects hosts. Make it with New. Any goroutine may use it.
+type FakeNetwork struct {
 	mu            sync.Mutex // guards the fields below and those of the hosts
-	hostByAddress map[netip.Addr]*Host
-	// deliveryFunc returns the delay of a datagram, or false if it is lost.
-	deliveryFunc func(from, to netip.Addr) (time.Duration, bool)
+	hostByAddress map[netip.Addr]*FakeHostTransport
+	// delayOrLossFunc returns the delay of a datagram, or false if it is lost.
+	delayOrLossFunc func(from, to netip.Addr) (time.Duration, bool)
 }
 
-// New returns a Network without loss and delay.
-func New() *Network {
-	return &Network{
-		hostByAddress: map[netip.Addr]*Host{},
-		deliveryFunc:  func(netip.Addr, netip.Addr) (time.Duration, bool) { return 0, true },
+// NewFakeNetwork returns a Network without loss and delay.
+func NewFakeNetwork() *FakeNetwork {
+	return &FakeNetwork{
+		hostByAddress:   map[netip.Addr]*FakeHostTransport{},
+		delayOrLossFunc: func(netip.Addr, netip.Addr) (time.Duration, bool) { return 0, true },
 	}
 }
 
-// SetDeliveryFunc sets the function that returns the delay of a datagram, or
+// SetDelayOrLossFunc sets the function that returns the delay of a datagram, or
 // false to lose it. The function is called with the Network locked.
-func (n *Network) SetDeliveryFunc(delivery func(from, to netip.Addr) (time.Duration, bool)) {
+func (n *FakeNetwork) SetDelayOrLossFunc(delivery func(from, to netip.Addr) (time.Duration, bool)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.deliveryFunc = delivery
+	n.delayOrLossFunc = delivery
 }
 
 // AddHost adds a host.
-func (n *Network) AddHost(address netip.Addr) *Host {
+func (n *FakeNetwork) AddHost(address netip.Addr) *FakeHostTransport {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	h := &Host{network: n, address: address, ready: latest.NewWake()}
+	h := &FakeHostTransport{network: n, address: address, datagramReadySignal: latest.NewWake()}
 	n.hostByAddress[address] = h
 	return h
 }
 
 // String describes the hosts and their open senders.
-func (n *Network) String() string {
+func (n *FakeNetwork) String() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var out []string
@@ -64,37 +64,37 @@ func (n *Network) String() string {
 	return strings.Join(out, "\n")
 }
 
-// Host is the Transport of an Engine.
-type Host struct {
-	network         *Network
-	address         netip.Addr
-	ready           *latest.Wake
-	inbox           []bfd.Datagram
-	openSenderCount int
-	sendError       error
-	echoError       error
-	returnsEchoes   bool
+// FakeHostTransport is the Transport of an Engine.
+type FakeHostTransport struct {
+	network             *FakeNetwork
+	address             netip.Addr
+	datagramReadySignal *latest.Wake
+	inbox               []bfd.ReceivedDatagram
+	openSenderCount     int
+	controlSendError    error
+	echoSendError       error
+	returnsEchoes       bool
 }
 
-var _ bfd.Transport = (*Host)(nil)
+var _ bfd.Transport = (*FakeHostTransport)(nil)
 
 // OpenSender returns a sender.
-func (h *Host) OpenSender(k bfd.Key, _ uint32) bfd.Sender {
+func (h *FakeHostTransport) OpenSender(k bfd.SessionKey, _ uint32) bfd.Sender {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
 	h.openSenderCount++
-	return &sender{host: h, key: k}
+	return &fakeSender{host: h, key: k}
 }
 
 // DatagramsReady delivers a value when a datagram arrived.
-func (h *Host) DatagramsReady() <-chan struct{} { return h.ready.C() }
+func (h *FakeHostTransport) DatagramsReady() <-chan struct{} { return h.datagramReadySignal.C() }
 
 // Receive returns the oldest datagram.
-func (h *Host) Receive() (bfd.Datagram, bool) {
+func (h *FakeHostTransport) Receive() (bfd.ReceivedDatagram, bool) {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
 	if len(h.inbox) == 0 {
-		return bfd.Datagram{}, false
+		return bfd.ReceivedDatagram{}, false
 	}
 	d := h.inbox[0]
 	h.inbox = h.inbox[1:]
@@ -102,105 +102,106 @@ func (h *Host) Receive() (bfd.Datagram, bool) {
 }
 
 // Close does nothing.
-func (h *Host) Close() {}
+func (h *FakeHostTransport) Close() {}
 
 // OpenSenderCount returns how many senders are open.
-func (h *Host) OpenSenderCount() int {
+func (h *FakeHostTransport) OpenSenderCount() int {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
 	return h.openSenderCount
 }
 
-// FailSends makes every SendControl and EnsureOpen of the host fail with err, or succeed with nil.
-func (h *Host) FailSends(err error) {
+// SetControlSendError makes every SendControl and ReopenLostSockets of the host fail with err, or
+// succeed with nil.
+func (h *FakeHostTransport) SetControlSendError(err error) {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
-	h.sendError = err
+	h.controlSendError = err
 }
 
-// FailEchoes makes SendEcho fail with err, or succeed with nil.
-func (h *Host) FailEchoes(err error) {
+// SetEchoSendError makes SendEcho fail with err, or succeed with nil.
+func (h *FakeHostTransport) SetEchoSendError(err error) {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
-	h.echoError = err
+	h.echoSendError = err
 }
 
 // ReturnEchoes makes the host's forwarding plane return echo packets.
-func (h *Host) ReturnEchoes() { h.setReturnsEchoes(true) }
+func (h *FakeHostTransport) ReturnEchoes() { h.setReturnsEchoes(true) }
 
 // DropEchoes makes the host's forwarding plane drop echo packets.
-func (h *Host) DropEchoes() { h.setReturnsEchoes(false) }
+func (h *FakeHostTransport) DropEchoes() { h.setReturnsEchoes(false) }
 
-func (h *Host) setReturnsEchoes(r bool) {
+func (h *FakeHostTransport) setReturnsEchoes(r bool) {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
 	h.returnsEchoes = r
 }
 
 // InjectDatagram delivers a datagram to the host.
-func (h *Host) InjectDatagram(d bfd.Datagram) {
+func (h *FakeHostTransport) InjectDatagram(d bfd.ReceivedDatagram) {
 	h.network.mu.Lock()
 	defer h.network.mu.Unlock()
 	h.enqueueDatagram(d)
 }
 
-func (h *Host) enqueueDatagram(d bfd.Datagram) {
+func (h *FakeHostTransport) enqueueDatagram(d bfd.ReceivedDatagram) {
 	if len(h.inbox) < maxQueuedDatagrams {
 		h.inbox = append(h.inbox, d)
 	}
-	h.ready.Signal()
+	h.datagramReadySignal.Signal()
 }
 
-// sender is the sending side of a session.
-type sender struct {
-	host *Host
-	key  bfd.Key
+// fakeSender is the sending side of a session.
+type fakeSender struct {
+	host *FakeHostTransport
+	key  bfd.SessionKey
 }
 
-var _ bfd.Sender = (*sender)(nil)
+var _ bfd.Sender = (*fakeSender)(nil)
 
-// EnsureOpen returns the error of FailSends.
-func (s *sender) EnsureOpen() error {
+// ReopenLostSockets returns the error of SetControlSendError.
+func (s *fakeSender) ReopenLostSockets() error {
 	s.host.network.mu.Lock()
 	defer s.host.network.mu.Unlock()
-	return s.host.sendError
+	return s.host.controlSendError
 }
 
 // SendControl sends to the neighbour.
-func (s *sender) SendControl(packet []byte) error {
+func (s *fakeSender) SendControl(packet []byte) error {
 	n := s.host.network
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s.host.sendError != nil {
-		return s.host.sendError
+	if s.host.controlSendError != nil {
+		return s.host.controlSendError
 	}
-	s.sendAlongPath(bfd.Datagram{
-		From: s.host.address, To: s.key.Peer, Interface: s.key.Interface, VRF: s.key.VRF,
-		TTL: 255, Multihop: s.key.Multihop, Payload: slices.Clone(packet),
+	s.deliverOverPathTraversals(bfd.ReceivedDatagram{
+		SourceAddress: s.host.address, DestinationAddress: s.key.Peer, ArrivalInterface: s.key.Interface, VRF: s.key.VRF,
+		TTL: 255, ArrivedOnMultihopPort: s.key.Multihop, Payload: slices.Clone(packet),
 	}, s.key.Peer, 1)
 	return nil
 }
 
 // SendEcho sends to ourselves through the neighbour.
-func (s *sender) SendEcho(payload []byte) error {
+func (s *fakeSender) SendEcho(payload []byte) error {
 	n := s.host.network
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s.host.echoError != nil {
-		return s.host.echoError
+	if s.host.echoSendError != nil {
+		return s.host.echoSendError
 	}
 	if to := n.hostByAddress[s.key.Peer]; to != nil && to.returnsEchoes {
-		s.sendAlongPath(bfd.Datagram{From: s.host.address, To: s.host.address, TTL: 254, Echo: true, Payload: slices.Clone(payload)}, s.host.address, 2)
+		s.deliverOverPathTraversals(bfd.ReceivedDatagram{SourceAddress: s.host.address, DestinationAddress: s.host.address, TTL: 254, IsEchoPacket: true, Payload: slices.Clone(payload)}, s.host.address, 2)
 	}
 	return nil
 }
 
-// sendAlongPath sends a datagram over the path to the neighbour as often as traversals says: an
-// echo packet travels twice. The Network is locked.
-func (s *sender) sendAlongPath(datagram bfd.Datagram, to netip.Addr, traversals int) {
+// deliverOverPathTraversals sends a datagram over the path to the neighbour as often as traversals
+// says: an echo packet travels twice. The Network is locked.
+func (s *fakeSender) deliverOverPathTraversals(datagram bfd.ReceivedDatagram, to netip.Addr, traversals int) {
 	n, delay := s.host.network, time.Duration(0)
 	for range traversals {
-		d, arrives := n.deliveryFunc(s.host.address, s.key.Peer)
+		d, arrives := n.delayOrLossFunc(s.host.address, s.key.Peer)
 		if !arrives {
 			return
 		}
@@ -218,7 +219,7 @@ func (s *sender) sendAlongPath(datagram bfd.Datagram, to netip.Addr, traversals 
 }
 
 // Close closes the sender.
-func (s *sender) Close() {
+func (s *fakeSender) Close() {
 	s.host.network.mu.Lock()
 	defer s.host.network.mu.Unlock()
 	s.host.openSenderCount--

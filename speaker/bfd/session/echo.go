@@ -9,8 +9,8 @@ type echoFunction struct {
 	interval   time.Duration
 	// lastReturnAt is when the last packet returned. Before the first return, silence means that
 	// the neighbour does not return them, and only control packets watch the path.
-	lastReturnAt time.Time
-	sentCount    int
+	lastReturnAt  time.Time
+	sentEchoCount int
 }
 
 // sendDueEcho requests an echo packet when one is due.
@@ -28,8 +28,8 @@ func (m *Machine) sendDueEcho() {
 		return
 	}
 	m.output.EchoRequested = true
-	e.sentCount++
-	e.nextEchoAt = m.now.Add(m.withJitter(e.interval))
+	e.sentEchoCount++
+	e.nextEchoAt = m.now.Add(m.subtractRandomJitter(e.interval))
 }
 
 // recordEchoReturn records that an echo packet returned.
@@ -48,10 +48,11 @@ func (e *echoFunction) detectionDeadline(multiplier uint8) time.Time {
 	return e.lastReturnAt.Add(time.Duration(multiplier) * e.interval)
 }
 
-// maxUnreturnedEchoes is how many echo packets are sent without a return before that is reported.
-const maxUnreturnedEchoes = 10
+// echoesSentBeforeReportedLost is how many echo packets are sent without a return before that is
+// reported.
+const echoesSentBeforeReportedLost = 10
 
-// isLost reports whether echo packets are sent and none has returned.
-func (e *echoFunction) isLost() bool {
-	return e.lastReturnAt.IsZero() && e.sentCount >= maxUnreturnedEchoes
+// hasNoEchoReturned reports whether echo packets are sent and none has returned.
+func (e *echoFunction) hasNoEchoReturned() bool {
+	return e.lastReturnAt.IsZero() && e.sentEchoCount >= echoesSentBeforeReportedLost
 }

@@ -13,7 +13,7 @@ import (
 func newEchoHarness(t *testing.T, accepted time.Duration) *harness {
 	t.Helper()
 	c := exampleConfig()
-	c.EchoInterval = 50 * millisecond
+	c.EchoInterval = 50 * oneMillisecond
 	k := newHarness(t, c)
 	k.bringUp()
 	k.receiveUp(accepted)
@@ -32,10 +32,10 @@ func (k *harness) advanceWithEchoes(d, accepted time.Duration, isReturned func()
 	end, nextPacket, sent := k.now.Add(d), k.now, []time.Time(nil)
 	for range 100000 {
 		if !nextPacket.After(k.now) {
-			nextPacket = k.now.Add(100 * millisecond)
+			nextPacket = k.now.Add(100 * oneMillisecond)
 			k.receiveUp(accepted)
 		} else {
-			k.stepMachine(session.Tick{})
+			k.stepMachine(session.TimePassed{})
 		}
 		if k.lastOutput.EchoRequested {
 			sent = append(sent, k.now)
@@ -47,7 +47,7 @@ func (k *harness) advanceWithEchoes(d, accepted time.Duration, isReturned func()
 			return sent
 		}
 		next := nextPacket
-		if at := k.machine.NextTick(); !at.IsZero() && at.Before(next) {
+		if at := k.machine.NextTickDeadline(); !at.IsZero() && at.Before(next) {
 			next = at
 		}
 		if next.After(end) {
@@ -67,8 +67,8 @@ func no() bool  { return false }
 
 func TestEchoPacketsAreSentAtTheSlowerInterval(t *testing.T) {
 	for accepted, want := range map[time.Duration]time.Duration{
-		20 * millisecond:  50 * millisecond, // ours is slower
-		200 * millisecond: 200 * millisecond,
+		20 * oneMillisecond:  50 * oneMillisecond, // ours is slower
+		200 * oneMillisecond: 200 * oneMillisecond,
 	} {
 		k := newEchoHarness(t, accepted)
 		sent := k.advanceWithEchoes(10*time.Second, accepted, yes)
@@ -80,28 +80,28 @@ func TestEchoPacketsAreSentAtTheSlowerInterval(t *testing.T) {
 				t.Fatalf("echo packet %d comes %v after the one before, want %v less at most a quarter", i+1, d, want)
 			}
 		}
-		k.wantState("every echo packet returns", session.Up)
-		if v := k.machine.View(); v.EchoLost || v.EchoRefused {
-			t.Errorf("echo packets lost: %v, refused: %v", v.EchoLost, v.EchoRefused)
+		k.requireState("every echo packet returns", session.Up)
+		if v := k.machine.View(); v.NoEchoReturned || v.NeighbourRefusesEcho {
+			t.Errorf("echo packets lost: %v, refused: %v", v.NoEchoReturned, v.NeighbourRefusesEcho)
 		}
 	}
 }
 
 func TestMissingEchoPacketsTakeTheSessionDown(t *testing.T) {
-	k := newEchoHarness(t, 50*millisecond)
-	k.advanceWithEchoes(time.Second, 50*millisecond, yes)
-	k.wantState("every echo packet returns", session.Up)
+	k := newEchoHarness(t, 50*oneMillisecond)
+	k.advanceWithEchoes(time.Second, 50*oneMillisecond, yes)
+	k.requireState("every echo packet returns", session.Up)
 	begin := k.now
-	k.advanceWithEchoes(time.Second, 50*millisecond, no)
-	k.wantState("no echo packet returns any more", session.Down)
-	if d := k.now.Sub(begin); d > 150*millisecond {
+	k.advanceWithEchoes(time.Second, 50*oneMillisecond, no)
+	k.requireState("no echo packet returns any more", session.Down)
+	if d := k.now.Sub(begin); d > 150*oneMillisecond {
 		t.Errorf("the session goes down after %v, want at most 3 intervals of 50 ms", d)
 	}
 	v := k.machine.View()
 	if v.Diagnostic != session.DiagnosticEchoFailed || v.Diagnostic.String() != "echo function failed" {
 		t.Errorf("the diagnostic is %v", v.Diagnostic)
 	}
-	c := k.lastOutput.Change
+	c := k.lastOutput.StateChange
 	if c == nil || c.Cause != session.CauseEchoFailed || c.Cause.String() != "echo packets no longer return" {
 		t.Errorf("the change is %+v", c)
 	}
@@ -111,17 +111,17 @@ func TestMissingEchoPacketsTakeTheSessionDown(t *testing.T) {
 }
 
 func TestEchoPacketsThatNeverReturnAreReportedOnly(t *testing.T) {
-	k := newEchoHarness(t, 50*millisecond)
-	if sent := k.advanceWithEchoes(200*millisecond, 50*millisecond, no); len(sent) == 0 || k.machine.View().EchoLost {
-		t.Fatalf("after %d echo packets they are lost: %v, want not yet", len(sent), k.machine.View().EchoLost)
+	k := newEchoHarness(t, 50*oneMillisecond)
+	if sent := k.advanceWithEchoes(200*oneMillisecond, 50*oneMillisecond, no); len(sent) == 0 || k.machine.View().NoEchoReturned {
+		t.Fatalf("after %d echo packets they are lost: %v, want not yet", len(sent), k.machine.View().NoEchoReturned)
 	}
-	k.advanceWithEchoes(time.Second, 50*millisecond, no)
-	k.wantState("the neighbour has never returned an echo packet", session.Up)
-	if !k.machine.View().EchoLost {
+	k.advanceWithEchoes(time.Second, 50*oneMillisecond, no)
+	k.requireState("the neighbour has never returned an echo packet", session.Up)
+	if !k.machine.View().NoEchoReturned {
 		t.Error("the session does not report that echo packets do not return")
 	}
 	k.stepMachine(session.EchoReturned{})
-	if k.machine.View().EchoLost {
+	if k.machine.View().NoEchoReturned {
 		t.Error("an echo packet has returned, and they are still reported as lost")
 	}
 }
@@ -131,24 +131,24 @@ func TestEchoPacketsNeedTheNeighboursConsent(t *testing.T) {
 	if sent := k.advanceWithEchoes(time.Second, 0, yes); len(sent) > 0 {
 		t.Errorf("%d echo packets are sent to a neighbour that accepts none", len(sent))
 	}
-	if !k.machine.View().EchoRefused {
+	if !k.machine.View().NeighbourRefusesEcho {
 		t.Error("the session does not report that the neighbour accepts no echo packets")
 	}
-	if sent := k.advanceWithEchoes(time.Second, 50*millisecond, yes); len(sent) == 0 || k.machine.View().EchoRefused {
-		t.Errorf("the neighbour accepts them now: %d are sent, refused: %v", len(sent), k.machine.View().EchoRefused)
+	if sent := k.advanceWithEchoes(time.Second, 50*oneMillisecond, yes); len(sent) == 0 || k.machine.View().NeighbourRefusesEcho {
+		t.Errorf("the neighbour accepts them now: %d are sent, refused: %v", len(sent), k.machine.View().NeighbourRefusesEcho)
 	}
 	k.advanceWithEchoes(time.Second, 0, no)
-	k.wantState("the neighbour accepts none any more", session.Up)
+	k.requireState("the neighbour accepts none any more", session.Up)
 }
 
 func TestPacketsContainTheAcceptedEchoInterval(t *testing.T) {
-	k := newEchoHarness(t, 50*millisecond)
-	packets := k.advanceTime(200 * millisecond)
+	k := newEchoHarness(t, 50*oneMillisecond)
+	packets := k.advanceTime(200 * oneMillisecond)
 	if len(packets) == 0 {
 		t.Fatal("nothing is sent in 200 ms")
 	}
 	for _, p := range packets {
-		if p.RequiredMinEchoRxInterval != 50*millisecond {
+		if p.RequiredMinEchoRxInterval != 50*oneMillisecond {
 			t.Fatalf("the packet accepts echo packets every %v, want every 50 ms", p.RequiredMinEchoRxInterval)
 		}
 	}
@@ -163,30 +163,30 @@ func TestEchoReturnsWithoutTheFunctionChangeNothing(t *testing.T) {
 		t.Errorf("the session is %+v, want %+v", after, before)
 	}
 	for range 20 {
-		k.now = k.now.Add(100 * millisecond)
-		k.receiveUp(50 * millisecond)
-		if k.stepMachine(session.Tick{}).EchoRequested {
+		k.now = k.now.Add(100 * oneMillisecond)
+		k.receiveUp(50 * oneMillisecond)
+		if k.stepMachine(session.TimePassed{}).EchoRequested {
 			t.Fatal("an echo packet is requested without an interval for them")
 		}
 	}
-	k.wantState("control packets arrive", session.Up)
+	k.requireState("control packets arrive", session.Up)
 }
 
 func TestSecondStopAndUnneededStartChangeNothing(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	if c := k.stepMachine(session.Start{}).Change; c != nil {
+	if c := k.stepMachine(session.StartRequested{}).StateChange; c != nil {
 		t.Errorf("a start of a running session changes it: %+v", c)
 	}
-	k.wantState("a start of a running session", session.Up)
-	if c := k.stepMachine(session.Stop{}).Change; c == nil || c.Cause.String() != "stopped here" {
+	k.requireState("a start of a running session", session.Up)
+	if c := k.stepMachine(session.StopRequested{}).StateChange; c == nil || c.Cause.String() != "stopped here" {
 		t.Errorf("the stop reports %+v", c)
 	}
 	k.advanceTime(time.Hour)
-	if out := k.stepMachine(session.Stop{}); out.Change != nil || len(out.Packets) > 0 {
+	if out := k.stepMachine(session.StopRequested{}); out.StateChange != nil || len(out.Packets) > 0 {
 		t.Errorf("the second stop leads to %+v", out)
 	}
-	if c := k.stepMachine(session.Start{}).Change; c == nil || c.To != session.Down || c.Cause.String() != "started here" {
+	if c := k.stepMachine(session.StartRequested{}).StateChange; c == nil || c.To != session.Down || c.Cause.String() != "started here" {
 		t.Errorf("the start reports %+v", c)
 	}
 }

@@ -42,32 +42,32 @@ const (
 // Machine is the state machine of a session. Make it with New.
 type Machine struct {
 	config        Config
-	random        *rand.Rand
+	jitterRandom  *rand.Rand
 	discriminator uint32
 	now           time.Time // of the step under way
 	output        Output
 
-	state          State
-	diagnostic     Diagnostic
-	stateSince     time.Time
-	remote         remoteState
-	lastReceivedAt time.Time // zero once the Detection Time has passed without a packet
+	state                State
+	diagnostic           Diagnostic
+	stateSince           time.Time
+	remote               remoteState
+	lastPacketReceivedAt time.Time // zero once the Detection Time has passed without a packet
 
 	// Our packets announce the first two intervals (bfd.DesiredMinTxInterval,
 	// bfd.RequiredMinRxInterval); the session runs with the used ones. They
 	// differ during a Poll Sequence (RFC 5880 section 6.8.3).
 	desiredMinTxInterval  time.Duration
 	requiredMinRxInterval time.Duration
-	usedTxInterval        time.Duration
-	usedRxInterval        time.Duration
+	effectiveTxInterval   time.Duration
+	effectiveRxInterval   time.Duration
 	poll                  pollSequence
 
-	lastSentPacket       Packet        // without P and F; zero before the first packet
-	lastTransmitAt       time.Time     // when the last packet but a Final was sent
-	nextSendAt           time.Time     // of the next periodic packet; zero without one
-	scheduledTxInterval  time.Duration // with which nextSendAt was computed
-	adminDownPacketsLeft int           // AdminDown packets still to be sent
-	echo                 echoFunction
+	lastSentPacket            Packet        // without P and F; zero before the first packet
+	lastNonFinalPacketSentAt  time.Time     // when the last packet but a Final was sent
+	nextPeriodicPacketAt      time.Time     // of the next periodic packet; zero without one
+	scheduledPacketTxInterval time.Duration // with which nextPeriodicPacketAt was computed
+	adminDownPacketsLeft      int           // AdminDown packets still to be sent
+	echo                      echoFunction
 }
 
 // remoteState is what the neighbour's last packet said.
@@ -95,13 +95,13 @@ type pollSequence struct {
 	anotherPollNeeded bool
 }
 
-// New returns a session in the state Down. Its first packet is due at once. The
+// NewMachine returns a session in the state Down. Its first packet is due at once. The
 // discriminator is not 0 and unique among the sessions of the system.
-func New(discriminator uint32, c Config, random *rand.Rand, now time.Time) *Machine {
-	m := &Machine{config: c, random: random, discriminator: discriminator, now: now, stateSince: now, state: Down}
+func NewMachine(discriminator uint32, c Config, random *rand.Rand, now time.Time) *Machine {
+	m := &Machine{config: c, jitterRandom: random, discriminator: discriminator, now: now, stateSince: now, state: Down}
 	m.remote = initialRemoteState
-	m.updateIntervals()
-	m.nextSendAt = now
+	m.applyChangedIntervals()
+	m.nextPeriodicPacketAt = now
 	return m
 }
 
@@ -114,16 +114,16 @@ func (m *Machine) Step(now time.Time, in Input) Output {
 		m.receivePacket(in.Packet)
 	case ConfigChanged:
 		m.config = in.Config
-	case Stop:
+	case StopRequested:
 		m.shutDown()
-	case Start:
+	case StartRequested:
 		m.restartSession()
 	case EchoReturned:
 		m.echo.recordEchoReturn(now)
-	case Tick:
-		m.expireDetection()
+	case TimePassed:
+		m.takeDownIfDetectionTimePassed()
 	}
-	m.updateIntervals()
+	m.applyChangedIntervals()
 	m.sendDuePacket()
 	m.sendDueEcho()
 	return m.output
@@ -131,8 +131,8 @@ func (m *Machine) Step(now time.Time, in Input) Output {
 
 // receivePacket applies RFC 5880 section 6.8.6 from the point where the session is known.
 func (m *Machine) receivePacket(p Packet) {
-	if p.Authenticated {
-		m.output.Discard = DiscardNotAuthenticated
+	if p.AuthenticationPresent {
+		m.output.DiscardReason = DiscardUnexpectedAuthentication
 		return
 	}
 	m.remote = remoteState{
@@ -149,15 +149,15 @@ func (m *Machine) receivePacket(p Packet) {
 		m.poll = pollSequence{isActive: m.poll.anotherPollNeeded}
 	}
 	if m.state == AdminDown {
-		m.output.Discard = DiscardStoppedSession
+		m.output.DiscardReason = DiscardStoppedSession
 		return
 	}
-	m.lastReceivedAt = m.now
+	m.lastPacketReceivedAt = m.now
 	m.updateStateFromPacket(p)
 	if p.Poll {
 		// The answer has the intervals of the new state (RFC 5880 section 6.8.3).
-		m.updateIntervals()
-		final := m.currentPacket()
+		m.applyChangedIntervals()
+		final := m.buildCurrentPacket()
 		m.lastSentPacket, final.Final = final, true
 		m.output.Packets = append(m.output.Packets, final)
 	}
@@ -192,16 +192,16 @@ func (m *Machine) updateStateFromPacket(p Packet) {
 
 // enterState changes the state.
 func (m *Machine) enterState(s State, d Diagnostic, c Cause) {
-	m.output.Change = &StateChange{From: m.state, To: s, Cause: c, RemoteDiagnostic: m.remote.diagnostic}
+	m.output.StateChange = &StateChange{From: m.state, To: s, Cause: c, RemoteDiagnostic: m.remote.diagnostic}
 	m.state, m.diagnostic, m.stateSince = s, d, m.now
 	m.echo = echoFunction{}
 }
 
-// expireDetection acts when the Detection Time of control or echo packets has
+// takeDownIfDetectionTimePassed acts when the Detection Time of control or echo packets has
 // passed without a packet (RFC 5880 sections 6.8.4 and 6.8.5).
-func (m *Machine) expireDetection() {
+func (m *Machine) takeDownIfDetectionTimePassed() {
 	if at := m.detectionDeadline(); !at.IsZero() && !m.now.Before(at) {
-		m.lastReceivedAt = time.Time{}
+		m.lastPacketReceivedAt = time.Time{}
 		if m.state == Init || m.state == Up {
 			m.enterState(Down, DiagnosticDetectionExpired, CauseDetectionExpired)
 		}
@@ -217,19 +217,19 @@ func (m *Machine) expireDetection() {
 // detectionTime returns the Detection Time (RFC 5880 section
 // 6.8.4), or 0 before the neighbour's first packet.
 func (m *Machine) detectionTime() time.Duration {
-	return time.Duration(m.remote.detectMultiplier) * max(m.usedRxInterval, m.remote.desiredMinTxInterval)
+	return time.Duration(m.remote.detectMultiplier) * max(m.effectiveRxInterval, m.remote.desiredMinTxInterval)
 }
 
 // detectionDeadline returns when the Detection Time expires; zero if it does not run.
 func (m *Machine) detectionDeadline() time.Time {
-	if m.lastReceivedAt.IsZero() {
+	if m.lastPacketReceivedAt.IsZero() {
 		return time.Time{}
 	}
-	return m.lastReceivedAt.Add(m.detectionTime())
+	return m.lastPacketReceivedAt.Add(m.detectionTime())
 }
 
-// updateIntervals applies a change of the intervals (RFC 5880 section 6.8.3).
-func (m *Machine) updateIntervals() {
+// applyChangedIntervals applies a change of the intervals (RFC 5880 section 6.8.3).
+func (m *Machine) applyChangedIntervals() {
 	tx, rx := m.config.DesiredMinTxInterval, m.config.RequiredMinRxInterval
 	if m.state != Up {
 		tx = max(tx, minNotUpTxInterval)
@@ -247,11 +247,11 @@ func (m *Machine) updateIntervals() {
 	// Until its Final the neighbour may not know the change. Until then we
 	// send as often as it expects and wait as long as its packets may take.
 	unconfirmed := m.state == Up && m.poll.isActive
-	if !unconfirmed || m.desiredMinTxInterval < m.usedTxInterval {
-		m.usedTxInterval = m.desiredMinTxInterval
+	if !unconfirmed || m.desiredMinTxInterval < m.effectiveTxInterval {
+		m.effectiveTxInterval = m.desiredMinTxInterval
 	}
-	if !unconfirmed || m.requiredMinRxInterval > m.usedRxInterval {
-		m.usedRxInterval = m.requiredMinRxInterval
+	if !unconfirmed || m.requiredMinRxInterval > m.effectiveRxInterval {
+		m.effectiveRxInterval = m.requiredMinRxInterval
 	}
 }
 
@@ -264,8 +264,8 @@ func (m *Machine) shutDown() {
 	if m.remote.discriminator != 0 {
 		m.adminDownPacketsLeft = adminDownPacketCount
 	}
-	m.poll, m.lastReceivedAt = pollSequence{}, time.Time{}
-	m.enterState(AdminDown, DiagnosticAdminDown, CauseStopped)
+	m.poll, m.lastPacketReceivedAt = pollSequence{}, time.Time{}
+	m.enterState(AdminDown, DiagnosticAdminDown, CauseStoppedLocally)
 }
 
 // restartSession starts the session again after a shutdown. The neighbour's values may be outdated.
@@ -274,15 +274,15 @@ func (m *Machine) restartSession() {
 		return
 	}
 	m.remote = initialRemoteState
-	m.enterState(Down, DiagnosticNone, CauseStarted)
+	m.enterState(Down, DiagnosticNone, CauseStartedLocally)
 }
 
 // IsStopped reports whether the session has ended and AdminDown was signalled.
 func (m *Machine) IsStopped() bool { return m.state == AdminDown && m.adminDownPacketsLeft == 0 }
 
-// NextTick returns the latest time for the next Tick; zero if none is needed.
-func (m *Machine) NextTick() time.Time {
-	next := m.nextSendAt
+// NextTickDeadline returns the latest time for the next Tick; zero if none is needed.
+func (m *Machine) NextTickDeadline() time.Time {
+	next := m.nextPeriodicPacketAt
 	for _, t := range [...]time.Time{m.detectionDeadline(), m.echo.nextEchoAt, m.echo.detectionDeadline(m.config.DetectMultiplier)} {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t

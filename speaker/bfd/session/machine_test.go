@@ -12,11 +12,11 @@ var testStart = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 const (
 	ourDiscriminator, theirDiscriminator = 11, 22
-	millisecond                          = time.Millisecond
+	oneMillisecond                       = time.Millisecond
 )
 
 func exampleConfig() session.Config {
-	return session.Config{DesiredMinTxInterval: 50 * millisecond, RequiredMinRxInterval: 100 * millisecond, DetectMultiplier: 3}
+	return session.Config{DesiredMinTxInterval: 50 * oneMillisecond, RequiredMinRxInterval: 100 * oneMillisecond, DetectMultiplier: 3}
 }
 
 // harness is a Machine and its virtual time.
@@ -28,7 +28,7 @@ type harness struct {
 }
 
 func newHarness(t *testing.T, c session.Config) *harness {
-	return &harness{t: t, machine: session.New(ourDiscriminator, c, rand.New(rand.NewPCG(1, 2)), testStart), now: testStart}
+	return &harness{t: t, machine: session.NewMachine(ourDiscriminator, c, rand.New(rand.NewPCG(1, 2)), testStart), now: testStart}
 }
 
 // stepMachine steps the machine at the current time.
@@ -47,10 +47,10 @@ func (k *harness) receivePacket(p session.Packet) session.Output {
 		p.MyDiscriminator = theirDiscriminator
 	}
 	if p.DesiredMinTxInterval == 0 {
-		p.DesiredMinTxInterval = 60 * millisecond
+		p.DesiredMinTxInterval = 60 * oneMillisecond
 	}
 	if p.RequiredMinRxInterval == 0 {
-		p.RequiredMinRxInterval = 70 * millisecond
+		p.RequiredMinRxInterval = 70 * oneMillisecond
 	}
 	return k.stepMachine(session.PacketReceived{Packet: p})
 }
@@ -60,7 +60,7 @@ func (k *harness) advanceTime(d time.Duration) []session.Packet {
 	k.t.Helper()
 	end, sent := k.now.Add(d), []session.Packet(nil)
 	for range 100000 {
-		next := k.machine.NextTick()
+		next := k.machine.NextTickDeadline()
 		if next.IsZero() || next.After(end) {
 			k.now = end
 			return sent
@@ -68,7 +68,7 @@ func (k *harness) advanceTime(d time.Duration) []session.Packet {
 		if next.After(k.now) {
 			k.now = next
 		}
-		sent = append(sent, k.stepMachine(session.Tick{}).Packets...)
+		sent = append(sent, k.stepMachine(session.TimePassed{}).Packets...)
 	}
 	k.t.Fatal("the machine wants to be stepped without end")
 	return nil
@@ -80,15 +80,15 @@ func (k *harness) bringUp() {
 	k.advanceTime(0)
 	k.receivePacket(session.Packet{State: session.Down, DesiredMinTxInterval: time.Second})
 	k.receivePacket(session.Packet{State: session.Init, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: time.Second})
-	k.wantState("the neighbour is in Init", session.Up)
-	k.advanceTime(50 * millisecond)
+	k.requireState("the neighbour is in Init", session.Up)
+	k.advanceTime(50 * oneMillisecond)
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
 	if k.machine.View().IsPolling {
 		k.t.Fatal("the Final did not end the Poll Sequence")
 	}
 }
 
-func (k *harness) wantState(sentence string, s session.State) {
+func (k *harness) requireState(sentence string, s session.State) {
 	k.t.Helper()
 	if v := k.machine.View(); v.State != s {
 		k.t.Fatalf("%s: state %s, want %s", sentence, v.State, s)
@@ -123,12 +123,12 @@ func TestStateTransitions(t *testing.T) {
 			case session.Up:
 				k.bringUp()
 			case session.AdminDown:
-				k.stepMachine(session.Stop{})
+				k.stepMachine(session.StopRequested{})
 			}
-			k.wantState("to begin with", from)
+			k.requireState("to begin with", from)
 			k.receivePacket(session.Packet{State: received, YourDiscriminator: ourDiscriminator})
-			k.wantState(from.String()+" hears "+received.String(), want)
-			if reported := k.lastOutput.Change != nil; reported != (from != want) {
+			k.requireState(from.String()+" hears "+received.String(), want)
+			if reported := k.lastOutput.StateChange != nil; reported != (from != want) {
 				t.Errorf("%s hears %s: change reported: %v", from, received, reported)
 			}
 		}
@@ -147,15 +147,15 @@ func TestSessionThatIsDownSendsSlowly(t *testing.T) {
 	}
 }
 
-func TestJitter(t *testing.T) {
+func TestTransmitIntervalsHaveJitter(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: time.Hour, RequiredMinRxInterval: 40 * millisecond})
+	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: time.Hour, RequiredMinRxInterval: 40 * oneMillisecond})
 	var gaps []time.Duration
 	last := k.now
 	for len(gaps) < 2000 {
-		k.now = k.machine.NextTick()
-		if len(k.stepMachine(session.Tick{}).Packets) > 0 {
+		k.now = k.machine.NextTickDeadline()
+		if len(k.stepMachine(session.TimePassed{}).Packets) > 0 {
 			gaps, last = append(gaps, k.now.Sub(last)), k.now
 		}
 	}
@@ -165,31 +165,31 @@ func TestJitter(t *testing.T) {
 	}
 	// RFC 5880 section 6.8.7: the interval of 50 ms is reduced by up
 	// to 25 %. 2,000 packets come close to both bounds.
-	if shortest < 37500*time.Microsecond || shortest > 38*millisecond || longest > 50*millisecond || longest < 49500*time.Microsecond {
+	if shortest < 37500*time.Microsecond || shortest > 38*oneMillisecond || longest > 50*oneMillisecond || longest < 49500*time.Microsecond {
 		t.Errorf("packets are %s to %s apart, want 37.5 to 50 ms", shortest, longest)
 	}
 }
 
-func TestDetectionTime(t *testing.T) {
+func TestSilenceForTheDetectionTimeTakesSessionDown(t *testing.T) {
 	for sentence, tc := range map[string]struct {
 		theirTx    time.Duration
 		multiplier uint8
 		want       time.Duration
 	}{
-		"the neighbour sends slower than we can receive": {150 * millisecond, 4, 600 * millisecond},
-		"it would send faster":                           {10 * millisecond, 2, 200 * millisecond},
+		"the neighbour sends slower than we can receive": {150 * oneMillisecond, 4, 600 * oneMillisecond},
+		"it would send faster":                           {10 * oneMillisecond, 2, 200 * oneMillisecond},
 	} {
 		k := newHarness(t, exampleConfig())
 		k.bringUp()
 		k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: tc.theirTx, DetectMultiplier: tc.multiplier})
 		k.advanceTime(tc.want - time.Nanosecond)
-		k.wantState(sentence+", just before", session.Up)
+		k.requireState(sentence+", just before", session.Up)
 		k.advanceTime(time.Nanosecond)
-		k.wantState(sentence, session.Down)
+		k.requireState(sentence, session.Down)
 		if p := k.lastPacket(sentence); p.Diagnostic != session.DiagnosticDetectionExpired || p.YourDiscriminator != 0 || p.DesiredMinTxInterval != time.Second {
 			t.Errorf("%s: sent %+v, want the diagnostic, no discriminator (RFC 5880 section 6.8.1), slow rate", sentence, p)
 		}
-		if c := k.lastOutput.Change; c == nil || c.Cause != session.CauseDetectionExpired {
+		if c := k.lastOutput.StateChange; c == nil || c.Cause != session.CauseDetectionExpired {
 			t.Errorf("%s: change %+v", sentence, c)
 		}
 	}
@@ -202,8 +202,8 @@ func TestPacketReadAfterDeadlineIsInTime(t *testing.T) {
 	k.bringUp()
 	k.now = k.now.Add(time.Minute)
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator})
-	k.stepMachine(session.Tick{})
-	k.wantState("after a pause", session.Up)
+	k.stepMachine(session.TimePassed{})
+	k.requireState("after a pause", session.Up)
 }
 
 func TestPollIsAnsweredAtOnce(t *testing.T) {
@@ -220,21 +220,21 @@ func TestLongerTransmitIntervalWaitsForFinal(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	slower := exampleConfig()
-	slower.DesiredMinTxInterval = 500 * millisecond
+	slower.DesiredMinTxInterval = 500 * oneMillisecond
 	k.stepMachine(session.ConfigChanged{Config: slower})
-	if p := k.lastPacket("a longer interval"); !p.Poll || p.DesiredMinTxInterval != 500*millisecond {
+	if p := k.lastPacket("a longer interval"); !p.Poll || p.DesiredMinTxInterval != 500*oneMillisecond {
 		t.Errorf("sent %+v, want the new interval with Poll, at once", p)
 	}
-	if d := k.machine.View().UsedTransmitInterval; d != 70*millisecond {
+	if d := k.machine.View().EffectiveTransmitInterval; d != 70*oneMillisecond {
 		t.Errorf("sends every %s before the answer, want the previous 70 ms", d)
 	}
-	for _, p := range k.advanceTime(200 * millisecond) {
+	for _, p := range k.advanceTime(200 * oneMillisecond) {
 		if !p.Poll {
 			t.Errorf("sent %+v without Poll before the answer", p)
 		}
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if d := k.machine.View().UsedTransmitInterval; d != 500*millisecond {
+	if d := k.machine.View().EffectiveTransmitInterval; d != 500*oneMillisecond {
 		t.Errorf("sends every %s after the answer, want 500 ms", d)
 	}
 }
@@ -242,41 +242,41 @@ func TestLongerTransmitIntervalWaitsForFinal(t *testing.T) {
 func TestShorterReceiveIntervalWaitsForFinal(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: 10 * millisecond})
+	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: 10 * oneMillisecond})
 	faster := exampleConfig()
-	faster.RequiredMinRxInterval = 20 * millisecond
+	faster.RequiredMinRxInterval = 20 * oneMillisecond
 	k.stepMachine(session.ConfigChanged{Config: faster})
-	if p := k.lastPacket("a shorter interval"); !p.Poll || p.RequiredMinRxInterval != 20*millisecond {
+	if p := k.lastPacket("a shorter interval"); !p.Poll || p.RequiredMinRxInterval != 20*oneMillisecond {
 		t.Errorf("sent %+v, want the new interval with Poll", p)
 	}
-	if d := k.machine.View().DetectionTime; d != 400*millisecond {
+	if d := k.machine.View().DetectionTime; d != 400*oneMillisecond {
 		t.Errorf("waits %s before the answer, want the previous 4 x 100 ms", d)
 	}
-	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: 10 * millisecond, Final: true})
-	if d := k.machine.View().DetectionTime; d != 80*millisecond {
+	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: 10 * oneMillisecond, Final: true})
+	if d := k.machine.View().DetectionTime; d != 80*oneMillisecond {
 		t.Errorf("waits %s after the answer, want 4 x 20 ms", d)
 	}
 }
 
-func TestChangeDuringPollSequence(t *testing.T) {
+func TestIntervalChangeDuringPollStartsAnotherPoll(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	for _, tx := range []time.Duration{500 * millisecond, 900 * millisecond} {
+	for _, tx := range []time.Duration{500 * oneMillisecond, 900 * oneMillisecond} {
 		c := exampleConfig()
 		c.DesiredMinTxInterval = tx
 		k.stepMachine(session.ConfigChanged{Config: c})
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if v := k.machine.View(); !v.IsPolling || v.UsedTransmitInterval != 70*millisecond {
+	if v := k.machine.View(); !v.IsPolling || v.EffectiveTransmitInterval != 70*oneMillisecond {
 		t.Fatalf("the first answer ended both sequences: %+v", v)
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
 	if !k.machine.View().IsPolling {
 		t.Fatal("a second answer to the first sequence ended the second, of which nothing was sent")
 	}
-	k.advanceTime(70 * millisecond)
+	k.advanceTime(70 * oneMillisecond)
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if v := k.machine.View(); v.IsPolling || v.UsedTransmitInterval != 900*millisecond {
+	if v := k.machine.View(); v.IsPolling || v.EffectiveTransmitInterval != 900*oneMillisecond {
 		t.Errorf("after the second answer: %+v, want 900 ms", v)
 	}
 }
@@ -294,11 +294,11 @@ func TestUnrequestedFinalIsIgnored(t *testing.T) {
 func TestNeighbourLimitsTransmitRate(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinRxInterval: 400 * millisecond, DesiredMinTxInterval: 10 * time.Second})
+	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinRxInterval: 400 * oneMillisecond, DesiredMinTxInterval: 10 * time.Second})
 	if n := len(k.advanceTime(4 * time.Second)); n < 9 || n > 14 {
 		t.Errorf("%d packets in 4 s to a neighbour that takes one in 400 ms", n)
 	}
-	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinRxInterval: 10 * millisecond, DesiredMinTxInterval: 10 * time.Second})
+	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinRxInterval: 10 * oneMillisecond, DesiredMinTxInterval: 10 * time.Second})
 	if n := len(k.advanceTime(time.Second)); n < 20 || n > 27 {
 		t.Errorf("%d packets in 1 s once it takes more than our 50 ms, want the change to act at once", n)
 	}
@@ -322,7 +322,7 @@ func TestNeighbourInDemandMode(t *testing.T) {
 		t.Error("its Poll was not answered")
 	}
 	slower := exampleConfig()
-	slower.RequiredMinRxInterval = 200 * millisecond
+	slower.RequiredMinRxInterval = 200 * oneMillisecond
 	k.stepMachine(session.ConfigChanged{Config: slower})
 	if n := len(k.advanceTime(time.Second)); n == 0 {
 		t.Error("no Poll is sent to a neighbour in demand mode")
@@ -351,9 +351,9 @@ func TestPassiveSessionWaitsForNeighbour(t *testing.T) {
 		t.Errorf("answered %+v, want Init at once", p)
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator})
-	k.wantState("it is Up", session.Up)
+	k.requireState("it is Up", session.Up)
 	k.advanceTime(time.Minute)
-	k.wantState("it is gone", session.Down)
+	k.requireState("it is gone", session.Down)
 	if n := len(k.advanceTime(time.Minute)); n != 0 {
 		t.Errorf("%d packets after it is gone: a passive session waits", n)
 	}
@@ -362,11 +362,11 @@ func TestPassiveSessionWaitsForNeighbour(t *testing.T) {
 func TestShutdownSendsAdminDown(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	sent := k.stepMachine(session.Stop{}).Packets
+	sent := k.stepMachine(session.StopRequested{}).Packets
 	if k.machine.IsStopped() {
 		t.Fatal("stopped after one packet, which may be lost")
 	}
-	sent = append(sent, k.advanceTime(100*millisecond)...)
+	sent = append(sent, k.advanceTime(100*oneMillisecond)...)
 	if len(sent) != 3 || !k.machine.IsStopped() {
 		t.Fatalf("%d packets within 100 ms, stopped: %v; want 3 and stopped", len(sent), k.machine.IsStopped())
 	}
@@ -379,11 +379,11 @@ func TestShutdownSendsAdminDown(t *testing.T) {
 		t.Errorf("%d packets after the end", len(sent))
 	}
 	k.receivePacket(session.Packet{State: session.Down, YourDiscriminator: ourDiscriminator})
-	if k.wantState("it hears the neighbour", session.AdminDown); k.lastOutput.Discard != session.DiscardStoppedSession {
-		t.Errorf("discarded as %q", k.lastOutput.Discard)
+	if k.requireState("it hears the neighbour", session.AdminDown); k.lastOutput.DiscardReason != session.DiscardStoppedSession {
+		t.Errorf("discarded as %q", k.lastOutput.DiscardReason)
 	}
-	k.stepMachine(session.Start{})
-	k.wantState("it starts again", session.Down)
+	k.stepMachine(session.StartRequested{})
+	k.requireState("it starts again", session.Down)
 	if p := k.lastPacket("it starts again"); p.YourDiscriminator != 0 || p.State != session.Down {
 		t.Errorf("sent %+v, want what a new session sends", p)
 	}
@@ -392,7 +392,7 @@ func TestShutdownSendsAdminDown(t *testing.T) {
 func TestShutdownWithoutNeighbourEndsAtOnce(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.advanceTime(5 * time.Second)
-	k.stepMachine(session.Stop{})
+	k.stepMachine(session.StopRequested{})
 	if !k.machine.IsStopped() {
 		t.Error("IsStopped waits for a neighbour that never sent a packet")
 	}
@@ -402,22 +402,22 @@ func TestNeighbourRestart(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	k.receivePacket(session.Packet{State: session.Down, MyDiscriminator: 99, DesiredMinTxInterval: time.Second})
-	if k.wantState("a packet after the restart", session.Down); k.lastOutput.Change.Cause != session.CauseNeighbourDown {
-		t.Errorf("change %+v", k.lastOutput.Change)
+	if k.requireState("a packet after the restart", session.Down); k.lastOutput.StateChange.Cause != session.CauseNeighbourDown {
+		t.Errorf("change %+v", k.lastOutput.StateChange)
 	}
 	k.receivePacket(session.Packet{State: session.Down, MyDiscriminator: 99, DesiredMinTxInterval: time.Second})
-	k.wantState("another", session.Init)
+	k.requireState("another", session.Init)
 	if p := k.lastPacket("another"); p.YourDiscriminator != 99 {
 		t.Errorf("sent %+v, want the new discriminator", p)
 	}
 }
 
-func TestAuthenticatedPacketsChangeNothing(t *testing.T) {
+func TestAuthenticatedPacketsAreDiscarded(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	before := k.machine.View()
-	k.receivePacket(session.Packet{State: session.Down, Authenticated: true, YourDiscriminator: ourDiscriminator})
-	if k.lastOutput.Discard != session.DiscardNotAuthenticated || k.machine.View() != before {
-		t.Errorf("%q, %+v", k.lastOutput.Discard, k.machine.View())
+	k.receivePacket(session.Packet{State: session.Down, AuthenticationPresent: true, YourDiscriminator: ourDiscriminator})
+	if k.lastOutput.DiscardReason != session.DiscardUnexpectedAuthentication || k.machine.View() != before {
+		t.Errorf("%q, %+v", k.lastOutput.DiscardReason, k.machine.View())
 	}
 }

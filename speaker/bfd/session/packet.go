@@ -55,8 +55,8 @@ type Packet struct {
 	// ControlPlaneIndependent is the C bit: the sender's BFD does not
 	// share fate with its control plane. We never set it.
 	ControlPlaneIndependent bool
-	// Authenticated is the A bit. The authentication section is not decoded.
-	Authenticated bool
+	// AuthenticationPresent is the A bit. The authentication section is not decoded.
+	AuthenticationPresent bool
 	// Demand is the D bit: the sender wants no periodic packets while both sides are Up.
 	Demand bool
 	// DetectMultiplier is how many intervals may pass without a packet; 0 is invalid.
@@ -78,20 +78,20 @@ type Packet struct {
 
 const (
 	protocolVersion = 1
-	// packetLength is the length of a packet without an authentication
-	// section, minAuthenticatedLength the least with one, in bytes.
-	packetLength           = 24
-	minAuthenticatedLength = 26
+	// unauthenticatedPacketBytes is the length of a packet without an authentication
+	// section, minAuthenticatedPacketBytes the least with one, in bytes.
+	unauthenticatedPacketBytes  = 24
+	minAuthenticatedPacketBytes = 26
 )
 
 // The flags in the second byte.
 const (
-	flagPoll          = 1 << 5
-	flagFinal         = 1 << 4
-	flagIndependent   = 1 << 3
-	flagAuthenticated = 1 << 2
-	flagDemand        = 1 << 1
-	flagMultipoint    = 1 << 0
+	flagPoll                    = 1 << 5
+	flagFinal                   = 1 << 4
+	flagControlPlaneIndependent = 1 << 3
+	flagAuthenticationPresent   = 1 << 2
+	flagDemand                  = 1 << 1
+	flagMultipoint              = 1 << 0
 )
 
 // DiscardReason is why a received packet was discarded; empty
@@ -101,41 +101,41 @@ type DiscardReason string
 // The discard rules of RFC 5880 section 6.8.6 and of the transports: the TTL
 // of RFC 5881 section 5 and RFC 5883, and packets without a session.
 const (
-	NotDiscarded             DiscardReason = ""
-	DiscardBadVersion        DiscardReason = "version"
-	DiscardBadLength         DiscardReason = "length"
-	DiscardZeroMultiplier    DiscardReason = "multiplier"
-	DiscardMultipoint        DiscardReason = "multipoint"
-	DiscardZeroDiscriminator DiscardReason = "my_discriminator"
-	DiscardUnknownSession    DiscardReason = "session"
-	DiscardWrongState        DiscardReason = "state"
-	DiscardNotAuthenticated  DiscardReason = "authentication"
-	DiscardLowTTL            DiscardReason = "ttl"
-	DiscardStoppedSession    DiscardReason = "admin_down"
+	NotDiscarded                       DiscardReason = ""
+	DiscardBadVersion                  DiscardReason = "version"
+	DiscardBadLength                   DiscardReason = "length"
+	DiscardZeroMultiplier              DiscardReason = "multiplier"
+	DiscardMultipoint                  DiscardReason = "multipoint"
+	DiscardZeroMyDiscriminator         DiscardReason = "my_discriminator"
+	DiscardUnknownSession              DiscardReason = "session"
+	DiscardStateNeedsYourDiscriminator DiscardReason = "state"
+	DiscardUnexpectedAuthentication    DiscardReason = "authentication"
+	DiscardLowTTL                      DiscardReason = "ttl"
+	DiscardStoppedSession              DiscardReason = "admin_down"
 )
 
 // DiscardReasons are all reasons but NotDiscarded.
 var DiscardReasons = [...]DiscardReason{
-	DiscardBadVersion, DiscardBadLength, DiscardZeroMultiplier, DiscardMultipoint, DiscardZeroDiscriminator, DiscardUnknownSession, DiscardWrongState, DiscardNotAuthenticated, DiscardLowTTL, DiscardStoppedSession,
+	DiscardBadVersion, DiscardBadLength, DiscardZeroMultiplier, DiscardMultipoint, DiscardZeroMyDiscriminator, DiscardUnknownSession, DiscardStateNeedsYourDiscriminator, DiscardUnexpectedAuthentication, DiscardLowTTL, DiscardStoppedSession,
 }
 
-// Parse decodes the payload of a datagram. It applies the rules of RFC 5880 section 6.8.6
+// ParsePacket decodes the payload of a datagram. It applies the rules of RFC 5880 section 6.8.6
 // that need no session. It ignores bytes after the packet's own length.
-func Parse(b []byte) (Packet, DiscardReason) {
-	if len(b) < packetLength {
+func ParsePacket(b []byte) (Packet, DiscardReason) {
+	if len(b) < unauthenticatedPacketBytes {
 		return Packet{}, DiscardBadLength
 	}
 	flags := b[1]
-	least := packetLength
-	if flags&flagAuthenticated != 0 {
-		least = minAuthenticatedLength
+	least := unauthenticatedPacketBytes
+	if flags&flagAuthenticationPresent != 0 {
+		least = minAuthenticatedPacketBytes
 	}
 	p := Packet{
 		Diagnostic: Diagnostic(b[0] & 0x1f), State: State(flags >> 6),
-		Poll: flags&flagPoll != 0, Final: flags&flagFinal != 0, ControlPlaneIndependent: flags&flagIndependent != 0,
-		Authenticated: flags&flagAuthenticated != 0, Demand: flags&flagDemand != 0,
+		Poll: flags&flagPoll != 0, Final: flags&flagFinal != 0, ControlPlaneIndependent: flags&flagControlPlaneIndependent != 0,
+		AuthenticationPresent: flags&flagAuthenticationPresent != 0, Demand: flags&flagDemand != 0,
 		DetectMultiplier: b[2], MyDiscriminator: binary.BigEndian.Uint32(b[4:]), YourDiscriminator: binary.BigEndian.Uint32(b[8:]),
-		DesiredMinTxInterval: decodeInterval(b[12:]), RequiredMinRxInterval: decodeInterval(b[16:]), RequiredMinEchoRxInterval: decodeInterval(b[20:]),
+		DesiredMinTxInterval: decodeMicroseconds(b[12:]), RequiredMinRxInterval: decodeMicroseconds(b[16:]), RequiredMinEchoRxInterval: decodeMicroseconds(b[20:]),
 	}
 	switch {
 	case b[0]>>5 != protocolVersion:
@@ -147,14 +147,14 @@ func Parse(b []byte) (Packet, DiscardReason) {
 	case flags&flagMultipoint != 0:
 		return Packet{}, DiscardMultipoint
 	case p.MyDiscriminator == 0:
-		return Packet{}, DiscardZeroDiscriminator
+		return Packet{}, DiscardZeroMyDiscriminator
 	case p.YourDiscriminator == 0 && p.State != Down && p.State != AdminDown:
-		return Packet{}, DiscardWrongState
+		return Packet{}, DiscardStateNeedsYourDiscriminator
 	}
 	return p, NotDiscarded
 }
 
-func decodeInterval(b []byte) time.Duration {
+func decodeMicroseconds(b []byte) time.Duration {
 	return time.Duration(binary.BigEndian.Uint32(b)) * time.Microsecond
 }
 
@@ -162,8 +162,8 @@ func decodeInterval(b []byte) time.Duration {
 // bit, since authentication is not supported.
 func (p Packet) Append(b []byte) []byte {
 	flags := byte(p.State) << 6
-	flags |= flagBit(p.Poll, flagPoll) | flagBit(p.Final, flagFinal) | flagBit(p.ControlPlaneIndependent, flagIndependent) | flagBit(p.Demand, flagDemand)
-	b = append(b, protocolVersion<<5|byte(p.Diagnostic)&0x1f, flags, p.DetectMultiplier, packetLength)
+	flags |= flagBit(p.Poll, flagPoll) | flagBit(p.Final, flagFinal) | flagBit(p.ControlPlaneIndependent, flagControlPlaneIndependent) | flagBit(p.Demand, flagDemand)
+	b = append(b, protocolVersion<<5|byte(p.Diagnostic)&0x1f, flags, p.DetectMultiplier, unauthenticatedPacketBytes)
 	b = binary.BigEndian.AppendUint32(b, p.MyDiscriminator)
 	b = binary.BigEndian.AppendUint32(b, p.YourDiscriminator)
 	for _, d := range [...]time.Duration{p.DesiredMinTxInterval, p.RequiredMinRxInterval, p.RequiredMinEchoRxInterval} {

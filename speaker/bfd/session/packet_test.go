@@ -25,7 +25,7 @@ func TestPacketEncoding(t *testing.T) {
 	want := session.Packet{
 		State: session.Up, DetectMultiplier: 3, MyDiscriminator: 1, YourDiscriminator: 2, DesiredMinTxInterval: 50 * time.Millisecond, RequiredMinRxInterval: 100 * time.Millisecond,
 	}
-	got, why := session.Parse(decodeHex(t, validPacketHex))
+	got, why := session.ParsePacket(decodeHex(t, validPacketHex))
 	if why != session.NotDiscarded || got != want {
 		t.Errorf("%s is read as %+v (%s), want %+v", validPacketHex, got, why, want)
 	}
@@ -34,9 +34,9 @@ func TestPacketEncoding(t *testing.T) {
 	}
 }
 
-// TestDiscardRules checks the rules of RFC 5880 section 6.8.6
+// TestInvalidPacketsAreDiscardedWithTheirReason checks the rules of RFC 5880 section 6.8.6
 // that need no session, in the RFC's order.
-func TestDiscardRules(t *testing.T) {
+func TestInvalidPacketsAreDiscardedWithTheirReason(t *testing.T) {
 	for sentence, tc := range map[string]struct {
 		edit func(b []byte) []byte
 		want session.DiscardReason
@@ -52,15 +52,15 @@ func TestDiscardRules(t *testing.T) {
 		"authenticated without a section":          {func(b []byte) []byte { b[1] |= 4; return b }, session.DiscardBadLength},
 		"multiplier 0":                             {func(b []byte) []byte { b[2] = 0; return b }, session.DiscardZeroMultiplier},
 		"multipoint":                               {func(b []byte) []byte { b[1] |= 1; return b }, session.DiscardMultipoint},
-		"no discriminator of its own":              {func(b []byte) []byte { b[7] = 0; return b }, session.DiscardZeroDiscriminator},
-		"Up without ours":                          {func(b []byte) []byte { b[11] = 0; return b }, session.DiscardWrongState},
-		"Init without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x80; return b }, session.DiscardWrongState},
+		"no discriminator of its own":              {func(b []byte) []byte { b[7] = 0; return b }, session.DiscardZeroMyDiscriminator},
+		"Up without ours":                          {func(b []byte) []byte { b[11] = 0; return b }, session.DiscardStateNeedsYourDiscriminator},
+		"Init without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x80; return b }, session.DiscardStateNeedsYourDiscriminator},
 		"Down without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x40; return b }, session.NotDiscarded},
 		"AdminDown without ours":                   {func(b []byte) []byte { b[11], b[1] = 0, 0; return b }, session.NotDiscarded},
 		"an unassigned diagnostic":                 {func(b []byte) []byte { b[0] |= 31; return b }, session.NotDiscarded},
 		"authenticated, with the shortest section": {func(b []byte) []byte { b[1] |= 4; b[3] = 26; return append(b, 1, 2) }, session.NotDiscarded},
 	} {
-		if _, why := session.Parse(tc.edit(decodeHex(t, validPacketHex))); why != tc.want {
+		if _, why := session.ParsePacket(tc.edit(decodeHex(t, validPacketHex))); why != tc.want {
 			t.Errorf("%s: %q, want %q", sentence, why, tc.want)
 		}
 	}
@@ -73,14 +73,14 @@ func FuzzParse(f *testing.F) {
 	f.Add(decodeHex(f, "20440318"+"00000001"+"00000000"+"000f4240"+"000f4240"+"0000c350"))
 	f.Add(decodeHex(f, "2046031c"+"00000001"+"00000000"+"000f4240"+"000f4240"+"00000000"+"01040178"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p, why := session.Parse(b)
+		p, why := session.ParsePacket(b)
 		if why != session.NotDiscarded {
 			return
 		}
-		if p.Authenticated {
+		if p.AuthenticationPresent {
 			return // never written
 		}
-		again, why := session.Parse(p.Append(nil))
+		again, why := session.ParsePacket(p.Append(nil))
 		if why != session.NotDiscarded || again != p {
 			t.Fatalf("%x is read as %+v, and written and read again as %+v (%s)", b, p, again, why)
 		}

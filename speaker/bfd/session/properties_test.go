@@ -15,18 +15,18 @@ import (
 // packets. It keeps their order, as paths do for the packets of one flow. RFC 5880 has no
 // remedy without authentication for an old packet that overtakes a new one.
 type machinePair struct {
-	now                 time.Time
-	machines            [2]*session.Machine
-	packetsInFlight     []packetInFlight
-	lastArrivalAt       [2]time.Time // of the last packet on its way there
-	random              *rand.Rand
-	maxDelay            time.Duration // the longest
-	maxLostPacketsInRow int           // how many packets in a row may be lost
-	lostPacketsInRow    [2]int        // in a row
-	lossRate            float64
-	isPathCut           bool
-	downCount           [2]int
-	lastStateChangeAt   [2]time.Time // of the last change of state
+	now                        time.Time
+	machines                   [2]*session.Machine
+	packetsInFlight            []packetInFlight
+	lastArrivalByReceiver      [2]time.Time // of the last packet on its way there
+	random                     *rand.Rand
+	maxDelay                   time.Duration // the longest
+	maxLostPacketsInRow        int           // how many packets in a row may be lost
+	lostPacketsInRowByReceiver [2]int        // in a row
+	lossRate                   float64
+	isPathCut                  bool
+	downCountByMachine         [2]int
+	lastStateChangeByMachine   [2]time.Time // of the last change of state
 }
 
 type packetInFlight struct {
@@ -37,23 +37,23 @@ type packetInFlight struct {
 
 // sendPackets puts the packets of a machine in flight.
 func (l *machinePair) sendPackets(from int, out session.Output) {
-	if out.Change != nil {
-		l.lastStateChangeAt[from] = l.now
-		if out.Change.From == session.Up {
-			l.downCount[from]++
+	if out.StateChange != nil {
+		l.lastStateChangeByMachine[from] = l.now
+		if out.StateChange.From == session.Up {
+			l.downCountByMachine[from]++
 		}
 	}
 	for _, p := range out.Packets {
-		if l.isPathCut || (l.lostPacketsInRow[from] < l.maxLostPacketsInRow && l.random.Float64() < l.lossRate) {
-			l.lostPacketsInRow[from]++
+		if l.isPathCut || (l.lostPacketsInRowByReceiver[from] < l.maxLostPacketsInRow && l.random.Float64() < l.lossRate) {
+			l.lostPacketsInRowByReceiver[from]++
 			continue
 		}
-		l.lostPacketsInRow[from] = 0
+		l.lostPacketsInRowByReceiver[from] = 0
 		at := l.now.Add(time.Duration(l.random.Int64N(int64(l.maxDelay) + 1)))
-		if at.Before(l.lastArrivalAt[1-from]) {
-			at = l.lastArrivalAt[1-from]
+		if at.Before(l.lastArrivalByReceiver[1-from]) {
+			at = l.lastArrivalByReceiver[1-from]
 		}
-		l.lastArrivalAt[1-from] = at
+		l.lastArrivalByReceiver[1-from] = at
 		l.packetsInFlight = append(l.packetsInFlight, packetInFlight{at, 1 - from, p})
 	}
 }
@@ -64,7 +64,7 @@ func (l *machinePair) runUntil(end time.Time, check func() bool) bool {
 		slices.SortStableFunc(l.packetsInFlight, func(a, b packetInFlight) int { return a.at.Compare(b.at) })
 		next, who := end, -1
 		for i, m := range l.machines {
-			if at := m.NextTick(); !at.IsZero() && !at.After(next) {
+			if at := m.NextTickDeadline(); !at.IsZero() && !at.After(next) {
 				next, who = at, i
 			}
 		}
@@ -83,7 +83,7 @@ func (l *machinePair) runUntil(end time.Time, check func() bool) bool {
 		if next.After(l.now) {
 			l.now = next
 		}
-		l.sendPackets(who, l.machines[who].Step(l.now, session.Tick{}))
+		l.sendPackets(who, l.machines[who].Step(l.now, session.TimePassed{}))
 	}
 	return true
 }
@@ -94,7 +94,7 @@ func (l *machinePair) areBothUp() bool {
 
 // drawRandomConfig draws a configuration.
 func drawRandomConfig(t *rapid.T, name string) session.Config {
-	interval := rapid.SampledFrom([]time.Duration{10 * millisecond, 20 * millisecond, 50 * millisecond, 100 * millisecond, 300 * millisecond, time.Second, 3 * time.Second})
+	interval := rapid.SampledFrom([]time.Duration{10 * oneMillisecond, 20 * oneMillisecond, 50 * oneMillisecond, 100 * oneMillisecond, 300 * oneMillisecond, time.Second, 3 * time.Second})
 	return session.Config{
 		DesiredMinTxInterval: interval.Draw(t, name+" transmit"), RequiredMinRxInterval: interval.Draw(t, name+" receive"),
 		DetectMultiplier: uint8(rapid.IntRange(2, 6).Draw(t, name+" multiplier")),
@@ -118,13 +118,14 @@ func newMachinePair(t *rapid.T) (*machinePair, [2]session.Config) {
 	fastest := min(pace(configs[0], configs[1]), pace(configs[1], configs[0]))
 	l.maxDelay = time.Duration(rapid.Float64Range(0, 0.9).Draw(t, "delay") * float64(fastest))
 	for i, c := range configs {
-		l.machines[i] = session.New(uint32(i+1), c, rand.New(rand.NewPCG(random.Uint64(), 0)), l.now)
+		l.machines[i] = session.NewMachine(uint32(i+1), c, rand.New(rand.NewPCG(random.Uint64(), 0)), l.now)
 	}
 	return l, configs
 }
 
-// TestNoFalseDown checks that delay and loss within the detection time never take a session down.
-func TestNoFalseDown(t *testing.T) {
+// TestToleratedDelayAndLossNeverTakeSessionDown checks that delay and loss within the detection
+// time never take a session down.
+func TestToleratedDelayAndLossNeverTakeSessionDown(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, _ := newMachinePair(t)
 		run := l.maxLostPacketsInRow
@@ -134,10 +135,10 @@ func TestNoFalseDown(t *testing.T) {
 		}
 		l.runUntil(l.now.Add(10*time.Second), func() bool { return false })
 		l.maxLostPacketsInRow = run
-		l.downCount = [2]int{}
+		l.downCountByMachine = [2]int{}
 		l.runUntil(l.now.Add(2*time.Minute), func() bool { return false })
-		if l.downCount != [2]int{} || !l.areBothUp() {
-			t.Fatalf("down %v times; %+v, %+v", l.downCount, l.machines[0].View(), l.machines[1].View())
+		if l.downCountByMachine != [2]int{} || !l.areBothUp() {
+			t.Fatalf("down %v times; %+v, %+v", l.downCountByMachine, l.machines[0].View(), l.machines[1].View())
 		}
 	})
 }
@@ -146,18 +147,18 @@ func TestNoFalseDown(t *testing.T) {
 func TestIntervalChangesKeepSessionUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l, _ := newMachinePair(t)
-		l.maxLostPacketsInRow, l.maxDelay = 0, min(l.maxDelay, 4*millisecond)
+		l.maxLostPacketsInRow, l.maxDelay = 0, min(l.maxDelay, 4*oneMillisecond)
 		l.runUntil(testStart.Add(time.Minute), l.areBothUp)
 		l.runUntil(l.now.Add(10*time.Second), func() bool { return false })
-		l.downCount = [2]int{}
+		l.downCountByMachine = [2]int{}
 		for range rapid.IntRange(1, 4).Draw(t, "changes") {
 			i := rapid.IntRange(0, 1).Draw(t, "end")
 			l.sendPackets(i, l.machines[i].Step(l.now, session.ConfigChanged{Config: drawRandomConfig(t, "changed")}))
 			l.runUntil(l.now.Add(time.Duration(rapid.Int64Range(0, int64(5*time.Second)).Draw(t, "pause"))), func() bool { return false })
 		}
 		l.runUntil(l.now.Add(30*time.Second), func() bool { return false })
-		if l.downCount != [2]int{} || !l.areBothUp() {
-			t.Fatalf("down %v times; %+v, %+v", l.downCount, l.machines[0].View(), l.machines[1].View())
+		if l.downCountByMachine != [2]int{} || !l.areBothUp() {
+			t.Fatalf("down %v times; %+v, %+v", l.downCountByMachine, l.machines[0].View(), l.machines[1].View())
 		}
 		for i := range l.machines {
 			if v := l.machines[i].View(); v.IsPolling {
@@ -182,7 +183,7 @@ func TestCutIsDetectedWithinDetectionTime(t *testing.T) {
 		l.runUntil(cut.Add(2*time.Minute), func() bool { return false })
 		for i, m := range l.machines {
 			bound := time.Duration(configs[1-i].DetectMultiplier)*max(configs[i].RequiredMinRxInterval, configs[1-i].DesiredMinTxInterval) + l.maxDelay
-			if d := l.lastStateChangeAt[i].Sub(cut); m.View().State != session.Down || d > bound {
+			if d := l.lastStateChangeByMachine[i].Sub(cut); m.View().State != session.Down || d > bound {
 				t.Fatalf("end %d is %s after %s, want Down within %s", i, m.View().State, d, bound)
 			}
 		}

@@ -2,8 +2,8 @@ package session
 
 import "time"
 
-// currentPacket returns the packet that describes the session now.
-func (m *Machine) currentPacket() Packet {
+// buildCurrentPacket returns the packet that describes the session now.
+func (m *Machine) buildCurrentPacket() Packet {
 	p := Packet{
 		Diagnostic: m.diagnostic, State: m.state, DetectMultiplier: m.config.DetectMultiplier,
 		MyDiscriminator: m.discriminator, YourDiscriminator: m.remote.discriminator,
@@ -15,9 +15,9 @@ func (m *Machine) currentPacket() Packet {
 	return p
 }
 
-// canSend reports whether a single packet may be sent and whether
+// sendPermissions reports whether a single packet may be sent and whether
 // periodic packets may be sent (RFC 5880 section 6.8.7).
-func (m *Machine) canSend() (once, periodic bool) {
+func (m *Machine) sendPermissions() (once, periodic bool) {
 	r := m.remote
 	switch {
 	case m.state == AdminDown:
@@ -37,31 +37,31 @@ func (m *Machine) transmitInterval() time.Duration {
 	if m.state == AdminDown {
 		return adminDownInterval
 	}
-	return max(m.usedTxInterval, m.remote.requiredMinRxInterval)
+	return max(m.effectiveTxInterval, m.remote.requiredMinRxInterval)
 }
 
-// withJitter shortens an interval by up to a quarter, so that sessions do not synchronise (RFC 5880
-// section 6.8.7). A multiplier of 1 would need more jitter, but is not allowed here.
-func (m *Machine) withJitter(d time.Duration) time.Duration {
-	return d - time.Duration(m.random.Int64N(int64(d)/4+1))
+// subtractRandomJitter shortens an interval by up to a quarter, so that sessions do not synchronise
+// (RFC 5880 section 6.8.7). A multiplier of 1 would need more jitter, but is not allowed here.
+func (m *Machine) subtractRandomJitter(d time.Duration) time.Duration {
+	return d - time.Duration(m.jitterRandom.Int64N(int64(d)/4+1))
 }
 
 // sendDuePacket sends the periodic packet when it is due, or an early one when its content changed.
 func (m *Machine) sendDuePacket() {
-	once, periodic := m.canSend()
+	once, periodic := m.sendPermissions()
 	interval := m.transmitInterval()
 	switch {
 	case !periodic:
-		m.nextSendAt = time.Time{}
-	case m.nextSendAt.IsZero():
-		m.nextSendAt = m.now
-	case interval != m.scheduledTxInterval && !m.lastTransmitAt.IsZero():
+		m.nextPeriodicPacketAt = time.Time{}
+	case m.nextPeriodicPacketAt.IsZero():
+		m.nextPeriodicPacketAt = m.now
+	case interval != m.scheduledPacketTxInterval && !m.lastNonFinalPacketSentAt.IsZero():
 		// The new interval counts from the last packet.
-		m.nextSendAt = m.lastTransmitAt.Add(m.withJitter(interval))
+		m.nextPeriodicPacketAt = m.lastNonFinalPacketSentAt.Add(m.subtractRandomJitter(interval))
 	}
-	m.scheduledTxInterval = interval
-	p := m.currentPacket()
-	due := periodic && !m.now.Before(m.nextSendAt)
+	m.scheduledPacketTxInterval = interval
+	p := m.buildCurrentPacket()
+	due := periodic && !m.now.Before(m.nextPeriodicPacketAt)
 	if !due && (!once || p == m.lastSentPacket) {
 		return
 	}
@@ -73,8 +73,8 @@ func (m *Machine) sendDuePacket() {
 		p.Poll, m.poll.pollSent = true, true
 	}
 	m.output.Packets = append(m.output.Packets, p)
-	m.lastTransmitAt = m.now
-	if m.nextSendAt = m.now.Add(m.withJitter(interval)); !periodic || m.state == AdminDown && m.adminDownPacketsLeft == 0 {
-		m.nextSendAt = time.Time{}
+	m.lastNonFinalPacketSentAt = m.now
+	if m.nextPeriodicPacketAt = m.now.Add(m.subtractRandomJitter(interval)); !periodic || m.state == AdminDown && m.adminDownPacketsLeft == 0 {
+		m.nextPeriodicPacketAt = time.Time{}
 	}
 }

@@ -12,24 +12,24 @@ type PacketReceived struct{ Packet Packet }
 // ConfigChanged changes the parameters. A session that is Up stays Up.
 type ConfigChanged struct{ Config Config }
 
-// Stop shuts the session down and signals AdminDown to the neighbour.
-type Stop struct{}
+// StopRequested shuts the session down and signals AdminDown to the neighbour.
+type StopRequested struct{}
 
-// Start starts the session again after Stop.
-type Start struct{}
+// StartRequested starts the session again after Stop.
+type StartRequested struct{}
 
 // EchoReturned reports that an echo packet returned.
 type EchoReturned struct{}
 
-// Tick is the passing of time.
-type Tick struct{}
+// TimePassed is the passing of time.
+type TimePassed struct{}
 
 func (PacketReceived) isInput() {}
 func (ConfigChanged) isInput()  {}
-func (Stop) isInput()           {}
-func (Start) isInput()          {}
+func (StopRequested) isInput()  {}
+func (StartRequested) isInput() {}
 func (EchoReturned) isInput()   {}
-func (Tick) isInput()           {}
+func (TimePassed) isInput()     {}
 
 // Output is the result of a step.
 type Output struct {
@@ -37,10 +37,10 @@ type Output struct {
 	Packets []Packet
 	// EchoRequested requests one echo packet.
 	EchoRequested bool
-	// Change is the change of state; nil if there was none.
-	Change *StateChange
-	// Discard is why the packet was discarded.
-	Discard DiscardReason
+	// StateChange is the change of state; nil if there was none.
+	StateChange *StateChange
+	// DiscardReason is why the packet was discarded.
+	DiscardReason DiscardReason
 }
 
 // Cause is why a session changed its state.
@@ -53,8 +53,8 @@ const (
 	CauseEchoFailed                      // no echo packet returned in time
 	CauseNeighbourDown                   // the neighbour signalled Down, or restarted
 	CauseNeighbourAdminDown              // the neighbour signalled AdminDown
-	CauseStopped                         // by Stop
-	CauseStarted                         // by Start
+	CauseStoppedLocally                  // by Stop
+	CauseStartedLocally                  // by Start
 )
 
 // String describes the cause in words.
@@ -73,8 +73,8 @@ type StateChange struct {
 	RemoteDiagnostic Diagnostic
 }
 
-// View describes the state of a Machine.
-type View struct {
+// MachineView describes the state of a Machine.
+type MachineView struct {
 	State, RemoteState           State
 	Diagnostic, RemoteDiagnostic Diagnostic
 	// StateSince is when the session entered its State.
@@ -83,28 +83,28 @@ type View struct {
 	LocalDiscriminator uint32
 	// RemoteDiscriminator is the neighbour's, 0 before its first packet.
 	RemoteDiscriminator uint32
-	// UsedTransmitInterval is the interval at which we send, before jitter.
-	UsedTransmitInterval time.Duration
+	// EffectiveTransmitInterval is the interval at which we send, before jitter.
+	EffectiveTransmitInterval time.Duration
 	// DetectionTime is how long we wait for a packet, 0 before
 	// the first one (RFC 5880 section 6.8.4).
 	DetectionTime time.Duration
 	// IsPolling is true during a Poll Sequence.
 	IsPolling bool
-	// EchoLost is true when echo packets are sent and none has returned.
-	EchoLost bool
-	// EchoRefused is true when the neighbour accepts no echo packets.
-	EchoRefused bool
+	// NoEchoReturned is true when echo packets are sent and none has returned.
+	NoEchoReturned bool
+	// NeighbourRefusesEcho is true when the neighbour accepts no echo packets.
+	NeighbourRefusesEcho bool
 }
 
 // View returns the state of the Machine.
-func (m *Machine) View() View {
-	v := View{
+func (m *Machine) View() MachineView {
+	v := MachineView{
 		State: m.state, RemoteState: m.remote.state, Diagnostic: m.diagnostic, RemoteDiagnostic: m.remote.diagnostic,
 		StateSince: m.stateSince, LocalDiscriminator: m.discriminator, RemoteDiscriminator: m.remote.discriminator,
-		UsedTransmitInterval: m.transmitInterval(), IsPolling: m.poll.isActive, EchoLost: m.echo.isLost(),
-		EchoRefused: m.config.EchoInterval > 0 && m.state == Up && m.remote.requiredMinEchoRxInterval == 0,
+		EffectiveTransmitInterval: m.transmitInterval(), IsPolling: m.poll.isActive, NoEchoReturned: m.echo.hasNoEchoReturned(),
+		NeighbourRefusesEcho: m.config.EchoInterval > 0 && m.state == Up && m.remote.requiredMinEchoRxInterval == 0,
 	}
-	if !m.lastReceivedAt.IsZero() {
+	if !m.lastPacketReceivedAt.IsZero() {
 		v.DetectionTime = m.detectionTime()
 	}
 	return v

@@ -14,10 +14,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// birdConfig is a router with sessions to the node over both families, link-local
+// birdSingleHopConfig is a router with sessions to the node over both families, link-local
 // addresses included. birdMultihopConfig is a router two hops away.
 const (
-	birdConfig = `router id 192.168.0.1;
+	birdSingleHopConfig = `router id 192.168.0.1;
 protocol device {}
 protocol bfd {
   interface "eth0" {
@@ -47,8 +47,8 @@ protocol bfd {
 // waitForBIRD waits until BIRD shows a peer in the state.
 func (b *harness) waitForBIRD(what string, r *router.Router, peer netip.Addr, state string) {
 	b.t.Helper()
-	b.eventually("BIRD shows that "+what, func() error {
-		out, err := r.Show(b.t.Context(), "show bfd sessions")
+	b.awaitNoError("BIRD shows that "+what, func() error {
+		out, err := r.RunShowCommand(b.t.Context(), "show bfd sessions")
 		if err != nil {
 			return err
 		}
@@ -64,24 +64,24 @@ func (b *harness) waitForBIRD(what string, r *router.Router, peer netip.Addr, st
 func TestSessionsWithBIRD(t *testing.T) {
 	t.Parallel()
 	b := newHarness(t)
-	r := b.startRouter(router.BIRD, "router", birdConfig)
-	b.engine.Set(sessionsToRouter(fastProfile()))
-	b.eventually("both are up", func() error { return b.checkAllUp(2) })
+	r := b.startRouter(router.BIRD, "router", birdSingleHopConfig)
+	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
 	b.waitForBIRD("IPv4 is up", r, nodeIPv4, "Up")
 	b.waitForBIRD("IPv6 is up", r, nodeIPv6, "Up")
 
 	slower := fastProfile()
 	slower.TransmitInterval, slower.ReceiveInterval, slower.DetectMultiplier = 300*time.Millisecond, 300*time.Millisecond, 4
-	b.engine.Set(sessionsToRouter(slower))
+	b.engine.SetSessions(sessionsToRouter(slower))
 	b.expectAllStayUp("a change of intervals", 2*time.Second)
-	b.eventually("the poll sequences end", b.checkNoPollSequence)
-	if err := r.Configure(t.Context(), strings.ReplaceAll(birdConfig, "50 ms", "100 ms")); err != nil {
+	b.awaitNoError("the poll sequences end", b.checkNoPollSequence)
+	if err := r.ChangeRunningConfig(t.Context(), strings.ReplaceAll(birdSingleHopConfig, "50 ms", "100 ms")); err != nil {
 		t.Fatal(err)
 	}
-	b.engine.Set(sessionsToRouter(fastProfile()))
-	b.eventually("both changes take effect", func() error {
+	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.awaitNoError("both changes take effect", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
-			return s.DetectionTime == 300*time.Millisecond && s.UsedTransmitInterval == 100*time.Millisecond
+			return s.DetectionTime == 300*time.Millisecond && s.EffectiveTransmitInterval == 100*time.Millisecond
 		})
 	})
 	b.expectAllStayUp("a change of BIRD's intervals", 2*time.Second)
@@ -93,7 +93,7 @@ func TestSessionsWithBIRD(t *testing.T) {
 	if err := r.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("both are up again", func() error { return b.checkAllUp(2) })
+	b.awaitNoError("both are up again", func() error { return b.checkAllUp(2) })
 
 	b.stopEngine()
 	b.waitForBIRD("the speaker has stopped", r, nodeIPv4, "Down")
@@ -106,20 +106,20 @@ func TestMultihopSessionsWithBIRD(t *testing.T) {
 	r := b.startRouter(router.BIRD, "far", birdMultihopConfig)
 	passive := fastProfile()
 	passive.Passive = true
-	sessions := []bfd.Session{
-		{Key: bfd.Key{Peer: farIPv4, Local: nodeIPv4, Multihop: true}, Profile: passive},
-		{Key: bfd.Key{Peer: farIPv6, Local: nodeIPv6, Multihop: true}, Profile: passive},
+	sessions := []bfd.SessionConfig{
+		{SessionKey: bfd.SessionKey{Peer: multihopRouterIPv4, LocalAddress: nodeIPv4, Multihop: true}, Profile: passive},
+		{SessionKey: bfd.SessionKey{Peer: multihopRouterIPv6, LocalAddress: nodeIPv6, Multihop: true}, Profile: passive},
 	}
-	b.engine.Set(sessions)
-	b.eventually("the low TTL is reported", func() error {
-		return b.checkStatus(farIPv4, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDTTLTooLow })
+	b.engine.SetSessions(sessions)
+	b.awaitNoError("the low TTL is reported", func() error {
+		return b.checkStatus(multihopRouterIPv4, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDTTLTooLow })
 	})
 	sessions = slices.Clone(sessions) // the engine has the others
 	for i := range sessions {
 		sessions[i].MinimumTTL = 63 // BIRD sends with 64
 	}
-	b.engine.Set(sessions)
-	b.eventually("both are up, though we wait for BIRD to begin", func() error { return b.checkAllUp(2) })
+	b.engine.SetSessions(sessions)
+	b.awaitNoError("both are up, though we wait for BIRD to begin", func() error { return b.checkAllUp(2) })
 	b.waitForBIRD("IPv4 is up", r, nodeIPv4, "Up")
 	b.waitForBIRD("IPv6 is up", r, nodeIPv6, "Up")
 	b.expectAllStayUp("the path is fine", time.Second)

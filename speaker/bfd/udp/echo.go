@@ -22,10 +22,10 @@ type echoSocket struct {
 
 // echoPath is the path of echo packets. It is comparable.
 type echoPath struct {
-	linkIndex       int
-	localAddress    netip.Addr
-	hardwareAddress [8]byte // of the neighbour, padded as in a socket address
-	hardwareLength  uint8   // of hardwareAddress, in bytes
+	linkIndex                     int
+	localAddress                  netip.Addr
+	neighbourHardwareAddress      [8]byte // of the neighbour, padded as in a socket address
+	neighbourHardwareAddressBytes uint8   // of neighbourHardwareAddress, in bytes
 }
 
 // SendEcho sends an echo packet.
@@ -36,7 +36,7 @@ func (s *sender) SendEcho(payload []byte) error {
 		}
 	}
 	e := s.echo
-	to := &unix.SockaddrLinklayer{Protocol: etherType(e.path.localAddress.Is6()), Ifindex: e.path.linkIndex, Halen: e.path.hardwareLength, Addr: e.path.hardwareAddress}
+	to := &unix.SockaddrLinklayer{Protocol: etherType(e.path.localAddress.Is6()), Ifindex: e.path.linkIndex, Halen: e.path.neighbourHardwareAddressBytes, Addr: e.path.neighbourHardwareAddress}
 	if err := unix.Sendto(e.fd, encodeEchoPacket(e.path.localAddress, s.sourcePort, payload), unix.MSG_DONTWAIT, to); err != nil {
 		s.closeEchoSocket()
 		return fmt.Errorf("sending an echo packet through %s: %w", s.key, err)
@@ -50,7 +50,7 @@ func (s *sender) closeEchoIfPathChanged() {
 	if s.echo == nil {
 		return
 	}
-	if now, err := s.findEchoPath(); err != nil || now != s.echo.path {
+	if now, err := s.lookUpEchoPath(); err != nil || now != s.echo.path {
 		s.closeEchoSocket()
 	}
 }
@@ -63,7 +63,7 @@ func (s *sender) closeEchoSocket() {
 }
 
 func (s *sender) openEchoSocket() error {
-	path, err := s.findEchoPath()
+	path, err := s.lookUpEchoPath()
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func (s *sender) openEchoSocket() error {
 		_ = unix.Close(fd) // nothing was sent
 		return fmt.Errorf("opening a packet socket for echo packets: %w", err)
 	}
-	r, err := s.transport.startReceiver(fd, func(t *Transport, fd int) (bfd.Datagram, error) { return readEchoPacket(t, fd, s.key) })
+	r, err := s.transport.startReceiver(fd, func(t *Transport, fd int) (bfd.ReceivedDatagram, error) { return readEchoPacket(t, fd, s.key) })
 	if err != nil {
 		return err
 	}
@@ -89,15 +89,15 @@ func (s *sender) openEchoSocket() error {
 	return nil
 }
 
-// findEchoPath looks up the link and the hardware address of the neighbour.
-func (s *sender) findEchoPath() (echoPath, error) {
+// lookUpEchoPath looks up the link and the hardware address of the neighbour.
+func (s *sender) lookUpEchoPath() (echoPath, error) {
 	peer := s.key.Peer
 	if peer.IsLinkLocalUnicast() {
 		return echoPath{}, fmt.Errorf("%w to link-local neighbours: no forwarding plane returns packets of link-local addresses", bfd.ErrEchoUnsupported)
 	}
-	o := &netlink.RouteGetOptions{Oif: s.boundDevice()}
-	if s.key.Local.IsValid() {
-		o.SrcAddr = s.key.Local.AsSlice()
+	o := &netlink.RouteGetOptions{Oif: s.boundDeviceName()}
+	if s.key.LocalAddress.IsValid() {
+		o.SrcAddr = s.key.LocalAddress.AsSlice()
 	}
 	routes, err := netlink.RouteGetWithOptions(peer.AsSlice(), o)
 	if err != nil || len(routes) == 0 {
@@ -107,7 +107,7 @@ func (s *sender) findEchoPath() (echoPath, error) {
 	if r.Gw != nil || r.LinkIndex == 0 {
 		return echoPath{}, fmt.Errorf("%w to %s, which is on no link of this node", bfd.ErrEchoUnsupported, peer)
 	}
-	path := echoPath{linkIndex: r.LinkIndex, localAddress: s.key.Local}
+	path := echoPath{linkIndex: r.LinkIndex, localAddress: s.key.LocalAddress}
 	if !path.localAddress.IsValid() {
 		path.localAddress, _ = netip.AddrFromSlice(r.Src)
 		path.localAddress = path.localAddress.Unmap()
@@ -122,7 +122,7 @@ func (s *sender) findEchoPath() (echoPath, error) {
 	for _, n := range neighbours {
 		a, _ := netip.AddrFromSlice(n.IP)
 		if a.Unmap() == peer && len(n.HardwareAddr) > 0 && n.State&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) == 0 {
-			path.hardwareLength = uint8(copy(path.hardwareAddress[:], n.HardwareAddr))
+			path.neighbourHardwareAddressBytes = uint8(copy(path.neighbourHardwareAddress[:], n.HardwareAddr))
 			return path, nil
 		}
 	}
@@ -168,22 +168,22 @@ func echoFilter(v6 bool) []bpf.Instruction {
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 3},
 		bpf.LoadAbsolute{Off: uint32(ipHeaderLength(v6)) + 2, Size: 2},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: echoPort, SkipTrue: 1},
-		bpf.RetConstant{Val: maxDatagramLength},
+		bpf.RetConstant{Val: maxReadDatagramBytes},
 		bpf.RetConstant{Val: 0},
 	}
 }
 
 // readEchoPacket reads an IP packet that the filter accepted. Its payload identifies the session.
-func readEchoPacket(t *Transport, fd int, k bfd.Key) (bfd.Datagram, error) {
+func readEchoPacket(t *Transport, fd int, k bfd.SessionKey) (bfd.ReceivedDatagram, error) {
 	n, _, err := unix.Recvfrom(fd, t.readBuffer, unix.MSG_DONTWAIT)
 	if err != nil {
-		return bfd.Datagram{}, err
+		return bfd.ReceivedDatagram{}, err
 	}
 	head := ipHeaderLength(k.Peer.Is6()) + udpHeaderLength
 	if n < head {
-		return bfd.Datagram{}, errMalformedDatagram
+		return bfd.ReceivedDatagram{}, errMalformedDatagram
 	}
-	return bfd.Datagram{From: k.Peer, VRF: k.VRF, Echo: true, Payload: t.readBuffer[head:n]}, nil
+	return bfd.ReceivedDatagram{SourceAddress: k.Peer, VRF: k.VRF, IsEchoPacket: true, Payload: t.readBuffer[head:n]}, nil
 }
 
 // encodeEchoPacket encodes the IP packet from ourselves to ourselves.

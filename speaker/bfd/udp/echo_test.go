@@ -13,10 +13,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// frrSlowConfig is a router with the default intervals. frrEchoConfig
+// frrDefaultIntervalsConfig is a router with the default intervals. frrEchoConfig
 // enables its echo packets and makes it accept ours.
 const (
-	frrSlowConfig = `bfd
+	frrDefaultIntervalsConfig = `bfd
  profile node
   receive-interval 300
   transmit-interval 300
@@ -39,20 +39,20 @@ exit
 func TestEchoWithFRR(t *testing.T) {
 	t.Parallel()
 	b := newHarness(t)
-	r := b.startRouter(router.FRR, "router", frrSlowConfig)
+	r := b.startRouter(router.FRR, "router", frrDefaultIntervalsConfig)
 	// FRR accepts this with a warning: its echo packets over IPv6 are not interoperable.
-	if err := r.Configure(t.Context(), frrEchoConfig); err != nil && !strings.Contains(err.Error(), "works correctly for IPv4") {
+	if err := r.ChangeRunningConfig(t.Context(), frrEchoConfig); err != nil && !strings.Contains(err.Error(), "works correctly for IPv4") {
 		t.Fatal(err)
 	}
 	p := bfdtest.DefaultProfile()
 	p.EchoMode = true
-	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: routerIPv4}, Profile: p}})
+	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: routerIPv4}, Profile: p}})
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
-	b.eventually("its kernel returns our echo packets", func() error {
+	b.awaitNoError("its kernel returns our echo packets", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.Status) bool { return s.EchoReturned > 20 && !s.Fault.IsSet() })
 	})
-	b.eventually("the node's kernel returns FRR's echo packets", func() error {
-		out, err := r.Show(t.Context(), "show bfd peers counters json")
+	b.awaitNoError("the node's kernel returns FRR's echo packets", func() error {
+		out, err := r.RunShowCommand(t.Context(), "show bfd peers counters json")
 		if err == nil && strings.Contains(string(out), `"echo-packet-input":0`) {
 			err = fmt.Errorf("none returned: %s", out)
 		}
@@ -64,7 +64,7 @@ func TestEchoWithFRR(t *testing.T) {
 	}
 	b.waitForEvent("its forwarding plane fails, bfdd does not", routerIPv4, func(v bfd.Event) bool { return v.Cause == session.CauseEchoFailed && v.IsPathFailure() })
 	b.waitForEvent("control packets bring it up again", routerIPv4, isUpEvent)
-	b.eventually("the fault that echo packets do not return is reported", func() error {
+	b.awaitNoError("the fault that echo packets do not return is reported", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
 			return s.Fault.Reason == names.ReasonEchoUnsupported && s.State == session.Up && s.DownEvents == before+1
 		})
@@ -72,7 +72,7 @@ func TestEchoWithFRR(t *testing.T) {
 	if err := b.Host("router").RunInside(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "1") }); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("it forwards again", func() error { return b.checkAllUp(1) })
+	b.awaitNoError("it forwards again", func() error { return b.checkAllUp(1) })
 }
 
 func TestEchoOverIPv6(t *testing.T) {
@@ -82,11 +82,11 @@ func TestEchoOverIPv6(t *testing.T) {
 	other.startEngineOn("router", 2)
 	p := fastProfile()
 	p.EchoMode = true
-	b.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: routerIPv6}, Profile: p}})
-	other.engine.Set([]bfd.Session{{Key: bfd.Key{Peer: nodeIPv6}, Profile: p}})
-	b.eventually("it is up", func() error { return b.checkAllUp(1) })
+	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: routerIPv6}, Profile: p}})
+	other.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: nodeIPv6}, Profile: p}})
+	b.awaitNoError("it is up", func() error { return b.checkAllUp(1) })
 	for name, e := range map[string]*bfd.Engine{"node": b.engine, "router": other.engine} {
-		b.eventually("the kernel across returns the echo packets of the "+name, func() error {
+		b.awaitNoError("the kernel across returns the echo packets of the "+name, func() error {
 			if s := e.Status()[0]; s.EchoReturned < 20 || s.Fault.IsSet() {
 				return fmt.Errorf("it is %+v", s)
 			}

@@ -12,12 +12,12 @@ import (
 
 const (
 	udpHeaderLength = 8
-	// relativeToIPHeader makes an offset relative to the IP header
+	// bpfOffsetFromIPHeader makes an offset relative to the IP header
 	// (SKF_NET_OFF). Others are relative to the UDP header.
-	relativeToIPHeader = 0xfff00000
+	bpfOffsetFromIPHeader = 0xfff00000
 	// yourDiscriminatorOffset is the offset of Your Discriminator.
 	yourDiscriminatorOffset = udpHeaderLength + 8
-	minControlLength        = 24
+	minControlPacketBytes   = 24
 	// maxFilteredSessions bounds the sessions for which the kernel filters by neighbour. A
 	// program has at most 4096 instructions and costs time for every packet.
 	maxFilteredSessions = 100
@@ -28,17 +28,17 @@ const (
 // short, of another version, from beyond a router on a single hop (RFC 5881 section
 // 5), from an unknown address, or with an unknown discriminator.
 func attachSessionFilter(fd int, key listenerKey, senders map[*sender]struct{}) error {
-	pass, drop := bpf.RetConstant{Val: maxDatagramLength}, bpf.RetConstant{Val: 0}
+	pass, drop := bpf.RetConstant{Val: maxReadDatagramBytes}, bpf.RetConstant{Val: 0}
 	program := []bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtLen},
-		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: udpHeaderLength + minControlLength, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: udpHeaderLength + minControlPacketBytes, SkipTrue: 1},
 		drop,
 		bpf.LoadAbsolute{Off: udpHeaderLength, Size: 1},
 		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 5},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 1, SkipTrue: 1},
 		drop,
-		bpf.LoadAbsolute{Off: relativeToIPHeader + ttlOffset(key.ipv6), Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: minTTL(key.multihop), SkipTrue: 1},
+		bpf.LoadAbsolute{Off: bpfOffsetFromIPHeader + ttlOffsetInIPHeader(key.ipv6), Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: minAcceptedTTL(key.multihop), SkipTrue: 1},
 		drop,
 	}
 	if len(senders) > maxFilteredSessions {
@@ -57,36 +57,36 @@ func neighbourFilterInstructions(from netip.Addr, discriminator uint32) []bpf.In
 		bpf.LoadAbsolute{Off: yourDiscriminatorOffset, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: discriminator, SkipTrue: 1},
-		bpf.RetConstant{Val: maxDatagramLength},
+		bpf.RetConstant{Val: maxReadDatagramBytes},
 	}
 	words := from.AsSlice()
 	var out []bpf.Instruction
 	for i := 0; i < len(words); i += 4 {
 		left := uint8(len(words)-i-4)/4*2 + uint8(len(tail)) // instructions after this pair
 		out = append(out,
-			bpf.LoadAbsolute{Off: relativeToIPHeader + sourceAddressOffset(from.Is6()) + uint32(i), Size: 4},
+			bpf.LoadAbsolute{Off: bpfOffsetFromIPHeader + sourceAddressOffsetInIPHeader(from.Is6()) + uint32(i), Size: 4},
 			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32(words[i:]), SkipTrue: left},
 		)
 	}
 	return append(out, tail...)
 }
 
-// ttlOffset is the offset of the TTL or hop limit in the IP header.
-func ttlOffset(v6 bool) uint32 {
+// ttlOffsetInIPHeader is the offset of the TTL or hop limit in the IP header.
+func ttlOffsetInIPHeader(v6 bool) uint32 {
 	if v6 {
 		return 7
 	}
 	return 8
 }
 
-func sourceAddressOffset(v6 bool) uint32 {
+func sourceAddressOffsetInIPHeader(v6 bool) uint32 {
 	if v6 {
 		return 8
 	}
 	return 12
 }
 
-func minTTL(multihop bool) uint32 {
+func minAcceptedTTL(multihop bool) uint32 {
 	if multihop {
 		return 1 // each session has its own
 	}

@@ -12,10 +12,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// frrConfig is a router with sessions to the node over both
+// frrSingleHopConfig is a router with sessions to the node over both
 // families. frrMultihopConfig is a router two hops away.
 const (
-	frrConfig = `bfd
+	frrSingleHopConfig = `bfd
  profile node
   receive-interval 50
   transmit-interval 50
@@ -52,43 +52,43 @@ func fastProfile() bfd.Profile {
 }
 
 // sessionsToRouter returns the sessions to the router over IPv4 and IPv6.
-func sessionsToRouter(p bfd.Profile) []bfd.Session {
-	return []bfd.Session{
-		{Key: bfd.Key{Peer: routerIPv4, Local: nodeIPv4, Interface: "eth0"}, Profile: p},
-		{Key: bfd.Key{Peer: routerIPv6}, Profile: p},
+func sessionsToRouter(p bfd.Profile) []bfd.SessionConfig {
+	return []bfd.SessionConfig{
+		{SessionKey: bfd.SessionKey{Peer: routerIPv4, LocalAddress: nodeIPv4, Interface: "eth0"}, Profile: p},
+		{SessionKey: bfd.SessionKey{Peer: routerIPv6}, Profile: p},
 	}
 }
 
 func TestSessionsWithFRR(t *testing.T) {
 	t.Parallel()
 	b := newHarness(t)
-	r := b.startRouter(router.FRR, "router", frrConfig)
-	b.engine.Set(sessionsToRouter(fastProfile()))
+	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
+	b.engine.SetSessions(sessionsToRouter(fastProfile()))
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
-	b.eventually("IPv6 is up too", func() error { return b.checkAllUp(2) })
+	b.awaitNoError("IPv6 is up too", func() error { return b.checkAllUp(2) })
 	for _, peer := range []string{nodeIPv4.String(), nodeIPv6.String()} {
 		peers, err := b.frrSessionsByPeer(r)
-		if p := peers[peer]; err != nil || p.Status != "up" || p.RemoteTransmit != 50 || p.RemoteReceive != 50 || p.RemoteMultiplier != 3 {
+		if p := peers[peer]; err != nil || p.Status != "up" || p.RemoteTransmitMilliseconds != 50 || p.RemoteReceiveMilliseconds != 50 || p.RemoteMultiplier != 3 {
 			t.Errorf("FRR shows %+v (%v), want up with 3 x 50 ms", p, err)
 		}
 	}
 
 	slower := fastProfile()
 	slower.TransmitInterval, slower.ReceiveInterval, slower.DetectMultiplier = 200*time.Millisecond, 400*time.Millisecond, 5
-	b.engine.Set(sessionsToRouter(slower))
+	b.engine.SetSessions(sessionsToRouter(slower))
 	b.waitForFRR("the intervals changed", r, nodeIPv4, func(p frrSession) bool {
-		return p.Status == "up" && p.RemoteTransmit == 200 && p.RemoteReceive == 400 && p.RemoteMultiplier == 5
+		return p.Status == "up" && p.RemoteTransmitMilliseconds == 200 && p.RemoteReceiveMilliseconds == 400 && p.RemoteMultiplier == 5
 	})
 	b.expectAllStayUp("a change of intervals", 2*time.Second)
-	b.engine.Set(sessionsToRouter(fastProfile()))
-	b.waitForFRR("they changed back", r, nodeIPv6, func(p frrSession) bool { return p.Status == "up" && p.RemoteTransmit == 50 })
-	b.eventually("the poll sequences end", func() error { return b.checkNoPollSequence() })
-	if err := r.Configure(t.Context(), "bfd\n profile node\n receive-interval 100\n transmit-interval 120\n detect-multiplier 4\n"); err != nil {
+	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.waitForFRR("they changed back", r, nodeIPv6, func(p frrSession) bool { return p.Status == "up" && p.RemoteTransmitMilliseconds == 50 })
+	b.awaitNoError("the poll sequences end", func() error { return b.checkNoPollSequence() })
+	if err := r.ChangeRunningConfig(t.Context(), "bfd\n profile node\n receive-interval 100\n transmit-interval 120\n detect-multiplier 4\n"); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("FRR's change takes effect", func() error {
+	b.awaitNoError("FRR's change takes effect", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
-			return s.DetectionTime == 480*time.Millisecond && s.UsedTransmitInterval == 100*time.Millisecond
+			return s.DetectionTime == 480*time.Millisecond && s.EffectiveTransmitInterval == 100*time.Millisecond
 		})
 	})
 	b.expectAllStayUp("a change of FRR's intervals", 2*time.Second)
@@ -98,20 +98,20 @@ func TestSessionsWithFRR(t *testing.T) {
 		t.Fatal(err)
 	}
 	v := b.waitForEvent("bfdd is killed", routerIPv4, func(v bfd.Event) bool { return !v.Up && v.Cause == session.CauseDetectionExpired && v.IsPathFailure() })
-	t.Logf("noticed %s after the kill began, with a detection time of 480 ms", v.At.Sub(killed))
+	t.Logf("noticed %s after the kill began, with a detection time of 480 ms", v.ChangedAt.Sub(killed))
 	if err := r.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("both are up again", func() error { return b.checkAllUp(2) })
+	b.awaitNoError("both are up again", func() error { return b.checkAllUp(2) })
 }
 
 func TestFRRDetectsCutNode(t *testing.T) {
 	t.Parallel()
 	b := newHarness(t)
-	r := b.startRouter(router.FRR, "router", frrConfig)
-	b.engine.Set(sessionsToRouter(fastProfile()))
-	b.eventually("both are up", func() error { return b.checkAllUp(2) })
-	if err := b.CutCableSilently("node1"); err != nil {
+	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
+	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
+	if err := b.CutCableKeepingCarrier("node1"); err != nil {
 		t.Fatal(err)
 	}
 	b.waitForFRR("the path is lost", r, nodeIPv4, func(p frrSession) bool { return p.Status == "down" && p.Diagnostic == "control detection time expired" })
@@ -119,16 +119,16 @@ func TestFRRDetectsCutNode(t *testing.T) {
 	if err := b.PlugCable("node1"); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("both are up again", func() error { return b.checkAllUp(2) })
+	b.awaitNoError("both are up again", func() error { return b.checkAllUp(2) })
 }
 
 func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 	t.Parallel()
 	b := newHarness(t)
-	r := b.startRouter(router.FRR, "router", frrConfig)
-	b.engine.Set(sessionsToRouter(fastProfile()))
-	b.eventually("both are up", func() error { return b.checkAllUp(2) })
-	b.engine.Set(sessionsToRouter(fastProfile())[:1])
+	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
+	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
+	b.engine.SetSessions(sessionsToRouter(fastProfile())[:1])
 	b.waitForFRR("one session was shut down", r, nodeIPv6, func(p frrSession) bool {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
@@ -141,24 +141,24 @@ func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
 	b.startEngine(2)
-	b.engine.Set(sessionsToRouter(fastProfile()))
-	b.eventually("a new speaker brings both up", func() error { return b.checkAllUp(2) })
+	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.awaitNoError("a new speaker brings both up", func() error { return b.checkAllUp(2) })
 }
 
 func TestFRRAdminDownIsNoPathFailure(t *testing.T) {
 	t.Parallel()
 	b := newHarness(t)
-	r := b.startRouter(router.FRR, "router", frrConfig)
-	b.engine.Set(sessionsToRouter(fastProfile())[:1])
+	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
+	b.engine.SetSessions(sessionsToRouter(fastProfile())[:1])
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
 	const peer = "bfd\n peer 192.168.0.11 local-address 192.168.0.1 interface eth0\n "
-	if err := r.Configure(t.Context(), peer+"shutdown\n"); err != nil {
+	if err := r.ChangeRunningConfig(t.Context(), peer+"shutdown\n"); err != nil {
 		t.Fatal(err)
 	}
 	b.waitForEvent("its administrator shuts the session down", routerIPv4, func(v bfd.Event) bool {
 		return !v.Up && v.Cause == session.CauseNeighbourAdminDown && !v.IsPathFailure()
 	})
-	if err := r.Configure(t.Context(), peer+"no shutdown\n"); err != nil {
+	if err := r.ChangeRunningConfig(t.Context(), peer+"no shutdown\n"); err != nil {
 		t.Fatal(err)
 	}
 	b.waitForEvent("its administrator starts the session again", routerIPv4, isUpEvent)
@@ -170,34 +170,34 @@ func TestMultihopSessionsWithFRR(t *testing.T) {
 	r := b.startRouter(router.FRR, "far", frrMultihopConfig)
 	p := fastProfile()
 	p.MinimumTTL = 254 // one router between
-	sessions := []bfd.Session{
-		{Key: bfd.Key{Peer: farIPv4, Multihop: true}, Profile: p},
-		{Key: bfd.Key{Peer: farIPv6, Local: nodeIPv6, Multihop: true}, Profile: p},
+	sessions := []bfd.SessionConfig{
+		{SessionKey: bfd.SessionKey{Peer: multihopRouterIPv4, Multihop: true}, Profile: p},
+		{SessionKey: bfd.SessionKey{Peer: multihopRouterIPv6, LocalAddress: nodeIPv6, Multihop: true}, Profile: p},
 	}
-	b.engine.Set(sessions)
-	b.eventually("both are up", func() error { return b.checkAllUp(2) })
+	b.engine.SetSessions(sessions)
+	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
 	sessions = slices.Clone(sessions) // the engine has the others
 	for i := range sessions {
 		sessions[i].MinimumTTL = 1
 	}
-	b.engine.Set(sessions)
+	b.engine.SetSessions(sessions)
 	b.expectAllStayUp("every TTL is accepted", time.Second)
-	if err := b.CutCableSilently("router"); err != nil {
+	if err := b.CutCableKeepingCarrier("router"); err != nil {
 		t.Fatal(err)
 	}
-	b.waitForEvent("the router between is cut off", farIPv4, func(v bfd.Event) bool { return v.IsPathFailure() })
+	b.waitForEvent("the router between is cut off", multihopRouterIPv4, func(v bfd.Event) bool { return v.IsPathFailure() })
 	if err := b.PlugCable("router"); err != nil {
 		t.Fatal(err)
 	}
-	b.eventually("both are up again", func() error { return b.checkAllUp(2) })
+	b.awaitNoError("both are up again", func() error { return b.checkAllUp(2) })
 	b.waitForFRR("it is multihop", r, nodeIPv6, func(p frrSession) bool { return p.Multihop && p.Status == "up" })
 }
 
 func TestHungRouterProcessIsDetected(t *testing.T) {
 	t.Parallel()
 	b := newHarness(t)
-	r := b.startRouter(router.FRR, "router", frrConfig)
-	b.engine.Set(sessionsToRouter(fastProfile())[:1])
+	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
+	b.engine.SetSessions(sessionsToRouter(fastProfile())[:1])
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
 	if err := r.SignalDaemons(syscall.SIGSTOP, "bfdd"); err != nil {
 		t.Fatal(err)

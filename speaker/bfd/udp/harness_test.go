@@ -14,14 +14,14 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// The addresses of router.Bed.
+// The addresses of router.Harness.
 var (
-	routerIPv4 = netip.MustParseAddr("192.168.0.1")
-	routerIPv6 = netip.MustParseAddr("fd00:a8::1")
-	nodeIPv4   = netip.MustParseAddr("192.168.0.11")
-	nodeIPv6   = netip.MustParseAddr("fd00:a8::b")
-	farIPv4    = netip.MustParseAddr("10.99.0.2")
-	farIPv6    = netip.MustParseAddr("fd00:99::2")
+	routerIPv4         = netip.MustParseAddr("192.168.0.1")
+	routerIPv6         = netip.MustParseAddr("fd00:a8::1")
+	nodeIPv4           = netip.MustParseAddr("192.168.0.11")
+	nodeIPv6           = netip.MustParseAddr("fd00:a8::b")
+	multihopRouterIPv4 = netip.MustParseAddr("10.99.0.2")
+	multihopRouterIPv6 = netip.MustParseAddr("fd00:99::2")
 )
 
 // waitTimeout bounds every wait: a session that is not Up
@@ -49,7 +49,7 @@ func newHarness(t *testing.T) *harness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(b.Close)
+	t.Cleanup(b.DeleteNamespaces)
 	out := &harness{Harness: b, t: t}
 	out.startEngine(1)
 	return out
@@ -59,7 +59,7 @@ func newHarness(t *testing.T) *harness {
 func (b *harness) startEngine(seed uint64) { b.startEngineOn("node1", seed) }
 
 func (b *harness) startEngineOn(host string, seed uint64) {
-	engine, ended := bfd.New(udp.New(), time.Now, seed), make(chan error, 1)
+	engine, ended := bfd.NewEngine(udp.NewTransport(), time.Now, seed), make(chan error, 1)
 	ctx, stop := context.WithCancel(context.Background())
 	go func() { ended <- b.Host(host).RunInside(func() error { return engine.Run(ctx) }) }()
 	b.engine, b.engineEnded, b.stopEngine = engine, ended, stop
@@ -79,7 +79,7 @@ func (b *harness) startRouter(kind router.Kind, host, text string) *router.Route
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.t.Cleanup(r.Stop)
+	b.t.Cleanup(r.StopDaemonsInOrder)
 	return r
 }
 
@@ -113,10 +113,10 @@ func (b *harness) expectAllStayUp(sentence string, d time.Duration) {
 			continue
 		}
 		if worst < tolerableSchedulingDelay {
-			b.t.Fatalf("%s: %s is %s and went down %d times, because %s", sentence, s.Key, s.State, s.DownEvents-before[i].DownEvents, s.Diagnostic)
+			b.t.Fatalf("%s: %s is %s and went down %d times, because %s", sentence, s.SessionKey, s.State, s.DownEvents-before[i].DownEvents, s.Diagnostic)
 		}
 		b.t.Logf("%s: not judged, since the processors were busy for %s", sentence, worst)
-		b.eventually("all are up again", func() error { return b.checkAllUp(len(before)) })
+		b.awaitNoError("all are up again", func() error { return b.checkAllUp(len(before)) })
 		return
 	}
 }
@@ -141,8 +141,8 @@ func measureSchedulingDelay(d time.Duration) time.Duration {
 	return worst
 }
 
-// eventually waits until check succeeds.
-func (b *harness) eventually(what string, check func() error) {
+// awaitNoError waits until check succeeds.
+func (b *harness) awaitNoError(what string, check func() error) {
 	b.t.Helper()
 	deadline := time.After(waitTimeout)
 	for {
@@ -160,20 +160,20 @@ func (b *harness) eventually(what string, check func() error) {
 
 // frrSession is FRR's state of a session, with intervals in milliseconds.
 type frrSession struct {
-	Peer             string `json:"peer"`
-	Multihop         bool   `json:"multihop"`
-	Status           string `json:"status"`
-	Diagnostic       string `json:"diagnostic"`
-	RemoteDiagnostic string `json:"remote-diagnostic"`
-	RemoteReceive    int    `json:"remote-receive-interval"`
-	RemoteTransmit   int    `json:"remote-transmit-interval"`
-	RemoteMultiplier int    `json:"remote-detect-multiplier"`
-	RemoteEcho       int    `json:"remote-echo-receive-interval"`
+	Peer                          string `json:"peer"`
+	Multihop                      bool   `json:"multihop"`
+	Status                        string `json:"status"`
+	Diagnostic                    string `json:"diagnostic"`
+	RemoteDiagnostic              string `json:"remote-diagnostic"`
+	RemoteReceiveMilliseconds     int    `json:"remote-receive-interval"`
+	RemoteTransmitMilliseconds    int    `json:"remote-transmit-interval"`
+	RemoteMultiplier              int    `json:"remote-detect-multiplier"`
+	RemoteEchoReceiveMilliseconds int    `json:"remote-echo-receive-interval"`
 }
 
 // frrSessionsByPeer returns FRR's sessions by peer.
 func (b *harness) frrSessionsByPeer(r *router.Router) (map[string]frrSession, error) {
-	out, err := r.Show(b.t.Context(), "show bfd peers json")
+	out, err := r.RunShowCommand(b.t.Context(), "show bfd peers json")
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +191,7 @@ func (b *harness) frrSessionsByPeer(r *router.Router) (map[string]frrSession, er
 // waitForFRR waits until FRR's state of a peer passes the check.
 func (b *harness) waitForFRR(what string, r *router.Router, peer netip.Addr, check func(p frrSession) bool) {
 	b.t.Helper()
-	b.eventually("FRR shows that "+what, func() error {
+	b.awaitNoError("FRR shows that "+what, func() error {
 		peers, err := b.frrSessionsByPeer(r)
 		if err != nil {
 			return err
@@ -211,7 +211,7 @@ func (b *harness) checkAllUp(n int) error {
 	}
 	for _, s := range all {
 		if s.State != session.Up || s.Fault.IsSet() {
-			return fmt.Errorf("%s is %s: %+v, discarded %v", s.Key, s.State, s.Fault, b.engine.DiscardedPackets())
+			return fmt.Errorf("%s is %s: %+v, discarded %v", s.SessionKey, s.State, s.Fault, b.engine.DiscardedPackets())
 		}
 	}
 	return nil
@@ -221,7 +221,7 @@ func (b *harness) checkAllUp(n int) error {
 func (b *harness) checkNoPollSequence() error {
 	for _, s := range b.engine.Status() {
 		if s.IsPolling {
-			return fmt.Errorf("%s is polling", s.Key)
+			return fmt.Errorf("%s is polling", s.SessionKey)
 		}
 	}
 	return nil
@@ -237,8 +237,8 @@ func (b *harness) checkStatus(peer netip.Addr, check func(s bfd.Status) bool) er
 	return nil
 }
 
-// pendingEvents returns the queued events.
-func (b *harness) pendingEvents() []bfd.Event {
+// takeQueuedEvents returns the queued events.
+func (b *harness) takeQueuedEvents() []bfd.Event {
 	var out []bfd.Event
 	for {
 		select {

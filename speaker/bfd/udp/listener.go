@@ -30,41 +30,41 @@ func (k listenerKey) udpPort() uint16 {
 // listener is the receiving socket of all sessions with its key. It is open while there is one.
 type listener struct {
 	*receiver
-	vrfIndex int // of the VRF device, 0 without one
-	senders  map[*sender]struct{}
+	vrfIndex      int // of the VRF device, 0 without one
+	servedSenders map[*sender]struct{}
 }
 
 const (
-	// maxDatagramLength is how much of a datagram is read, in bytes: a
+	// maxReadDatagramBytes is how much of a datagram is read, in bytes: a
 	// packet with the largest authentication section is shorter.
-	maxDatagramLength = 512
-	// maxControlLength is the room for the ancillary data of a datagram, in bytes.
-	maxControlLength = 128
-	// receiveBufferSize is what a socket may hold while the process
+	maxReadDatagramBytes = 512
+	// ancillaryBufferBytes is the room for the ancillary data of a datagram, in bytes.
+	ancillaryBufferBytes = 128
+	// socketReceiveBufferBytes is what a socket may hold while the process
 	// does not run, in bytes. The kernel may allow less.
-	receiveBufferSize = 1 << 20
+	socketReceiveBufferBytes = 1 << 20
 )
 
-// ensureListener opens the listener of a sender, or adds the sender to it.
-func (t *Transport) ensureListener(key listenerKey, s *sender) error {
+// addSenderToListener opens the listener of a sender, or adds the sender to it.
+func (t *Transport) addSenderToListener(key listenerKey, s *sender) error {
 	l := t.listenersByKey[key]
 	if l == nil {
 		return t.openListener(key, map[*sender]struct{}{s: {}})
 	}
-	_, known := l.senders[s]
-	l.senders[s] = struct{}{}
+	_, known := l.servedSenders[s]
+	l.servedSenders[s] = struct{}{}
 	if key.vrf != "" {
 		// The device may have been recreated or deleted.
 		if i, err := linkIndex(key.vrf); err != nil || i != l.vrfIndex {
 			l.close(t)
 			delete(t.listenersByKey, key)
-			return t.openListener(key, l.senders)
+			return t.openListener(key, l.servedSenders)
 		}
 	}
 	if known {
 		return nil
 	}
-	return attachSessionFilter(l.fd, key, l.senders)
+	return attachSessionFilter(l.fd, key, l.servedSenders)
 }
 
 func (t *Transport) openListener(key listenerKey, senders map[*sender]struct{}) error {
@@ -72,7 +72,7 @@ func (t *Transport) openListener(key listenerKey, senders map[*sender]struct{}) 
 	if err != nil {
 		return fmt.Errorf("opening a socket for BFD: %w", err)
 	}
-	l := &listener{senders: senders}
+	l := &listener{servedSenders: senders}
 	if l.vrfIndex, err = t.configureListener(fd, l, key); err != nil {
 		_ = unix.Close(fd) // nothing was received
 		if errors.Is(err, unix.EADDRINUSE) {
@@ -80,7 +80,7 @@ func (t *Transport) openListener(key listenerKey, senders map[*sender]struct{}) 
 		}
 		return err
 	}
-	if l.receiver, err = t.startReceiver(fd, func(t *Transport, fd int) (bfd.Datagram, error) { return readControlPacket(t, fd, key) }); err != nil {
+	if l.receiver, err = t.startReceiver(fd, func(t *Transport, fd int) (bfd.ReceivedDatagram, error) { return readControlPacket(t, fd, key) }); err != nil {
 		return err
 	}
 	t.listenersByKey[key] = l
@@ -107,8 +107,8 @@ func (t *Transport) configureListener(fd int, l *listener, key listenerKey) (int
 		return 0, err
 	}
 	// Without it the smaller buffer only loses packets of a flood sooner.
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBufferSize)
-	if err := attachSessionFilter(fd, key, l.senders); err != nil {
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketReceiveBufferBytes)
+	if err := attachSessionFilter(fd, key, l.servedSenders); err != nil {
 		return 0, err
 	}
 	vrfIndex := 0
@@ -121,7 +121,7 @@ func (t *Transport) configureListener(fd int, l *listener, key listenerKey) (int
 	if err := t.allowPortSharing(fd, key); err != nil {
 		return 0, err
 	}
-	if err := unix.Bind(fd, socketAddress(local, key.udpPort(), 0)); err != nil {
+	if err := unix.Bind(fd, toSockaddr(local, key.udpPort(), 0)); err != nil {
 		return 0, fmt.Errorf("listening on UDP port %d: %w", key.udpPort(), err)
 	}
 	return vrfIndex, nil
@@ -145,15 +145,16 @@ func (t *Transport) allowPortSharing(fd int, key listenerKey) error {
 	return nil
 }
 
-// releaseListener removes a sender from its listener, and closes the listener without senders.
-func (t *Transport) releaseListener(key listenerKey, s *sender) {
+// removeSenderFromListener removes a sender from its listener, and closes the listener without
+// senders.
+func (t *Transport) removeSenderFromListener(key listenerKey, s *sender) {
 	l := t.listenersByKey[key]
 	if l == nil {
 		return
 	}
-	if delete(l.senders, s); len(l.senders) > 0 {
+	if delete(l.servedSenders, s); len(l.servedSenders) > 0 {
 		// If it fails, the old filter accepts more, which the engine drops.
-		_ = attachSessionFilter(l.fd, key, l.senders)
+		_ = attachSessionFilter(l.fd, key, l.servedSenders)
 		return
 	}
 	l.close(t)
@@ -165,13 +166,13 @@ func (t *Transport) releaseListener(key listenerKey, s *sender) {
 type receiver struct {
 	fd             int
 	file           *os.File // owns fd
-	readFunc       func(t *Transport, fd int) (bfd.Datagram, error)
+	readFunc       func(t *Transport, fd int) (bfd.ReceivedDatagram, error)
 	stopRequested  chan struct{} // ends the goroutine
 	goroutineEnded chan struct{} // closed by the goroutine at its end
 }
 
 // startReceiver waits for datagrams on a non-blocking socket. It takes ownership of the socket.
-func (t *Transport) startReceiver(fd int, readOne func(t *Transport, fd int) (bfd.Datagram, error)) (*receiver, error) {
+func (t *Transport) startReceiver(fd int, readOne func(t *Transport, fd int) (bfd.ReceivedDatagram, error)) (*receiver, error) {
 	r := &receiver{fd: fd, file: os.NewFile(uintptr(fd), "bfd"), readFunc: readOne, stopRequested: make(chan struct{}), goroutineEnded: make(chan struct{})}
 	raw, err := r.file.SyscallConn()
 	if err != nil {
@@ -179,13 +180,13 @@ func (t *Transport) startReceiver(fd int, readOne func(t *Transport, fd int) (bf
 		return nil, fmt.Errorf("waiting for BFD packets: %w", err)
 	}
 	t.receivers = append(t.receivers, r)
-	go r.awaitDatagrams(raw, t.datagramsReady)
+	go r.signalArrivedDatagrams(raw, t.datagramsReady)
 	return r, nil
 }
 
-// awaitDatagrams notifies the Transport's goroutine of data,
+// signalArrivedDatagrams notifies the Transport's goroutine of data,
 // and waits for more only after that has read.
-func (r *receiver) awaitDatagrams(raw syscall.RawConn, ready chan<- struct{}) {
+func (r *receiver) signalArrivedDatagrams(raw syscall.RawConn, ready chan<- struct{}) {
 	defer close(r.goroutineEnded)
 	hasData := func(fd uintptr) bool {
 		var b [1]byte
@@ -202,7 +203,9 @@ func (r *receiver) awaitDatagrams(raw syscall.RawConn, ready chan<- struct{}) {
 }
 
 // readDatagram reads one datagram.
-func (r *receiver) readDatagram(t *Transport) (bfd.Datagram, error) { return r.readFunc(t, r.fd) }
+func (r *receiver) readDatagram(t *Transport) (bfd.ReceivedDatagram, error) {
+	return r.readFunc(t, r.fd)
+}
 
 // close closes the socket and ends its goroutine.
 func (r *receiver) close(t *Transport) {
@@ -216,17 +219,17 @@ func (r *receiver) close(t *Transport) {
 var errMalformedDatagram = errors.New("malformed datagram")
 
 // readControlPacket reads a control packet and its addresses.
-func readControlPacket(t *Transport, fd int, key listenerKey) (bfd.Datagram, error) {
+func readControlPacket(t *Transport, fd int, key listenerKey) (bfd.ReceivedDatagram, error) {
 	n, oob, _, from, err := unix.Recvmsg(fd, t.readBuffer, t.ancillaryBuffer, unix.MSG_DONTWAIT)
 	if err != nil {
-		return bfd.Datagram{}, err
+		return bfd.ReceivedDatagram{}, err
 	}
-	d := bfd.Datagram{VRF: key.vrf, Multihop: key.multihop, Payload: t.readBuffer[:n]}
+	d := bfd.ReceivedDatagram{VRF: key.vrf, ArrivedOnMultihopPort: key.multihop, Payload: t.readBuffer[:n]}
 	switch s := from.(type) {
 	case *unix.SockaddrInet4:
-		d.From = netip.AddrFrom4(s.Addr)
+		d.SourceAddress = netip.AddrFrom4(s.Addr)
 	case *unix.SockaddrInet6:
-		d.From = netip.AddrFrom16(s.Addr)
+		d.SourceAddress = netip.AddrFrom16(s.Addr)
 	default:
 		return d, errMalformedDatagram
 	}
@@ -235,7 +238,7 @@ func readControlPacket(t *Transport, fd int, key listenerKey) (bfd.Datagram, err
 		return d, errMalformedDatagram
 	}
 	for _, m := range messages {
-		t.addAncillaryData(&d, m)
+		t.fillDatagramFromAncillaryData(&d, m)
 	}
 	return d, nil
 }

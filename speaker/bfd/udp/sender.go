@@ -14,7 +14,7 @@ import (
 // sender is the sending socket of a session.
 type sender struct {
 	transport        *Transport
-	key              bfd.Key
+	key              bfd.SessionKey
 	discriminator    uint32
 	sourcePort       uint16      // 0 before the socket is first opened
 	fd               int         // -1 while it is not open
@@ -28,18 +28,18 @@ func (s *sender) listenerKey() listenerKey {
 	return listenerKey{ipv6: s.key.Peer.Is6(), multihop: s.key.Multihop, vrf: s.key.VRF}
 }
 
-// boundDevice returns the device that the socket is bound to. A link implies its VRF.
-func (s *sender) boundDevice() string {
+// boundDeviceName returns the device that the socket is bound to. A link implies its VRF.
+func (s *sender) boundDeviceName() string {
 	if s.key.Interface != "" {
 		return s.key.Interface
 	}
 	return s.key.VRF
 }
 
-// EnsureOpen opens sockets that are not open, or that are bound to a deleted link.
-func (s *sender) EnsureOpen() error {
+// ReopenLostSockets opens sockets that are not open, or that are bound to a deleted link.
+func (s *sender) ReopenLostSockets() error {
 	s.closeEchoIfPathChanged()
-	if d := s.boundDevice(); d != "" {
+	if d := s.boundDeviceName(); d != "" {
 		index, err := linkIndex(d)
 		if err != nil || index != s.boundDeviceIndex {
 			s.closeSocket()
@@ -49,7 +49,7 @@ func (s *sender) EnsureOpen() error {
 			return err
 		}
 	}
-	if err := s.transport.ensureListener(s.listenerKey(), s); err != nil {
+	if err := s.transport.addSenderToListener(s.listenerKey(), s); err != nil {
 		return err
 	}
 	if s.fd < 0 {
@@ -67,7 +67,7 @@ func (s *sender) openSocket() error {
 			s.sourcePort = s.transport.chooseSourcePort()
 			s.transport.usedSourcePorts[s.sourcePort] = true
 		}
-		if err = s.bindSocket(); !errors.Is(err, unix.EADDRINUSE) {
+		if err = s.createAndBindControlSocket(); !errors.Is(err, unix.EADDRINUSE) {
 			return err
 		}
 		s.releaseSourcePort()
@@ -80,13 +80,13 @@ func (s *sender) releaseSourcePort() {
 	s.sourcePort = 0
 }
 
-func (s *sender) bindSocket() error {
+func (s *sender) createAndBindControlSocket() error {
 	v6 := s.key.Peer.Is6()
 	fd, err := unix.Socket(addressFamily(v6), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening a socket for BFD to %s: %w", s.key, err)
 	}
-	link, err := s.configureSocket(fd, v6)
+	link, err := s.setControlSocketOptionsAndBind(fd, v6)
 	if err != nil {
 		_ = unix.Close(fd) // nothing was sent
 		return fmt.Errorf("opening a socket for BFD to %s: %w", s.key, err)
@@ -95,8 +95,9 @@ func (s *sender) bindSocket() error {
 	return nil
 }
 
-// configureSocket sets the options of the socket and binds it. It returns the index of its device.
-func (s *sender) configureSocket(fd int, v6 bool) (int, error) {
+// setControlSocketOptionsAndBind sets the options of the socket and binds it. It returns the index
+// of its device.
+func (s *sender) setControlSocketOptionsAndBind(fd int, v6 bool) (int, error) {
 	const maxTTL = 255
 	const networkControl = 0xc0 // class selector 6, for routing protocols (RFC 4594 section 3.2)
 	options := []socketOption{
@@ -120,16 +121,16 @@ func (s *sender) configureSocket(fd int, v6 bool) (int, error) {
 		return 0, err
 	}
 	link := 0
-	if d := s.boundDevice(); d != "" {
+	if d := s.boundDeviceName(); d != "" {
 		var err error
 		if link, err = bindToDevice(fd, d); err != nil {
 			return 0, err
 		}
 	}
-	if s.key.Local.IsValid() {
-		local = s.key.Local
+	if s.key.LocalAddress.IsValid() {
+		local = s.key.LocalAddress
 	}
-	if err := unix.Bind(fd, socketAddress(local, s.sourcePort, link)); err != nil {
+	if err := unix.Bind(fd, toSockaddr(local, s.sourcePort, link)); err != nil {
 		return 0, fmt.Errorf("binding to %s: %w", netip.AddrPortFrom(local, s.sourcePort), err)
 	}
 	return link, nil
@@ -139,11 +140,11 @@ func (s *sender) configureSocket(fd int, v6 bool) (int, error) {
 // for the next one, since the device that it was bound to may be gone.
 func (s *sender) SendControl(packet []byte) error {
 	if s.fd < 0 {
-		if err := s.EnsureOpen(); err != nil {
+		if err := s.ReopenLostSockets(); err != nil {
 			return err
 		}
 	}
-	err := unix.Sendto(s.fd, packet, unix.MSG_DONTWAIT, socketAddress(s.key.Peer, s.listenerKey().udpPort(), s.boundDeviceIndex))
+	err := unix.Sendto(s.fd, packet, unix.MSG_DONTWAIT, toSockaddr(s.key.Peer, s.listenerKey().udpPort(), s.boundDeviceIndex))
 	if err == nil {
 		return nil
 	}
@@ -165,6 +166,6 @@ func (s *sender) Close() {
 	s.closeSocket()
 	s.closeEchoSocket()
 	s.releaseSourcePort()
-	s.transport.releaseListener(s.listenerKey(), s)
-	delete(s.transport.senders, s)
+	s.transport.removeSenderFromListener(s.listenerKey(), s)
+	delete(s.transport.openSenders, s)
 }

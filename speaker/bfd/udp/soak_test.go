@@ -17,11 +17,11 @@ import (
 // soakSessionEnvVariable is set in the environment of the soak process.
 const soakSessionEnvVariable = "SOAK_SESSION"
 
-// TestNoFalseDownUnderLoad keeps every core busy with other processes and checks that
+// TestSessionsWithFRRStayUpUnderCPULoad keeps every core busy with other processes and checks that
 // sessions of 3 x 50 ms with FRR stay Up. SOAK is the duration; `make soak` runs ten
 // minutes. The sessions run in a process of their own with the scheduling weight of a Pod
 // with a CPU request, against busy processes with the default weight.
-func TestNoFalseDownUnderLoad(t *testing.T) {
+func TestSessionsWithFRRStayUpUnderCPULoad(t *testing.T) {
 	if os.Getenv(soakSessionEnvVariable) != "" {
 		runSoak(t)
 		return
@@ -50,9 +50,9 @@ func runSoak(t *testing.T) {
 		t.Logf("the session's weight stays: %v", err)
 	}
 	b := newHarness(t)
-	r := b.startRouter(router.FRR, "router", frrConfig)
-	b.engine.Set(sessionsToRouter(fastProfile()))
-	b.eventually("both are up", func() error { return b.checkAllUp(2) })
+	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
+	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
 	keepCoresBusy(t)
 	late := measureWakeupDelay(t)
 	before := b.engine.Status()
@@ -61,7 +61,7 @@ func runSoak(t *testing.T) {
 	<-timer.C
 	downs := uint64(0)
 	for i, s := range b.engine.Status() {
-		t.Logf("%s: %d packets in, %d out, down %d times in %s", s.Key, s.ControlReceived-before[i].ControlReceived, s.ControlSent-before[i].ControlSent, s.DownEvents-before[i].DownEvents, last)
+		t.Logf("%s: %d packets in, %d out, down %d times in %s", s.SessionKey, s.ControlReceived-before[i].ControlReceived, s.ControlSent-before[i].ControlSent, s.DownEvents-before[i].DownEvents, last)
 		downs += s.DownEvents - before[i].DownEvents
 	}
 	worst := time.Duration(late.Load())
@@ -69,7 +69,7 @@ func runSoak(t *testing.T) {
 	// A machine that delays every process proves nothing about
 	// the engine, unless SOAK asks for the result.
 	if downs > 0 && (strict || worst < 25*time.Millisecond) {
-		t.Errorf("%d false downs; the last events: %v", downs, b.pendingEvents())
+		t.Errorf("%d false downs; the last events: %v", downs, b.takeQueuedEvents())
 	}
 	b.waitForFRR("the session is up", r, nodeIPv4, func(p frrSession) bool { return p.Status == "up" })
 }

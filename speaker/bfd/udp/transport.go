@@ -37,7 +37,7 @@ type Transport struct {
 	receivers         []*receiver // read in turn
 	nextReceiverIndex int
 	listenersByKey    map[listenerKey]*listener
-	senders           map[*sender]struct{}
+	openSenders       map[*sender]struct{}
 	usedSourcePorts   map[uint16]bool
 	linkNamesByIndex  map[int]string
 	readBuffer        []byte
@@ -46,23 +46,23 @@ type Transport struct {
 
 var _ bfd.Transport = (*Transport)(nil)
 
-// New returns a Transport without sockets.
-func New() *Transport {
+// NewTransport returns a Transport without sockets.
+func NewTransport() *Transport {
 	return &Transport{
 		datagramsReady:   make(chan struct{}),
 		listenersByKey:   map[listenerKey]*listener{},
-		senders:          map[*sender]struct{}{},
+		openSenders:      map[*sender]struct{}{},
 		usedSourcePorts:  map[uint16]bool{},
 		linkNamesByIndex: map[int]string{},
-		readBuffer:       make([]byte, maxDatagramLength),
-		ancillaryBuffer:  make([]byte, maxControlLength),
+		readBuffer:       make([]byte, maxReadDatagramBytes),
+		ancillaryBuffer:  make([]byte, ancillaryBufferBytes),
 	}
 }
 
 // OpenSender returns the sender of a session.
-func (t *Transport) OpenSender(k bfd.Key, discriminator uint32) bfd.Sender {
+func (t *Transport) OpenSender(k bfd.SessionKey, discriminator uint32) bfd.Sender {
 	s := &sender{transport: t, key: k, discriminator: discriminator, fd: -1}
-	t.senders[s] = struct{}{}
+	t.openSenders[s] = struct{}{}
 	return s
 }
 
@@ -70,7 +70,7 @@ func (t *Transport) OpenSender(k bfd.Key, discriminator uint32) bfd.Sender {
 func (t *Transport) DatagramsReady() <-chan struct{} { return t.datagramsReady }
 
 // Receive returns the next datagram. It reads the sockets in turn.
-func (t *Transport) Receive() (bfd.Datagram, bool) {
+func (t *Transport) Receive() (bfd.ReceivedDatagram, bool) {
 	for range len(t.receivers) {
 		r := t.receivers[t.nextReceiverIndex%len(t.receivers)]
 		t.nextReceiverIndex++
@@ -84,12 +84,12 @@ func (t *Transport) Receive() (bfd.Datagram, bool) {
 			}
 		}
 	}
-	return bfd.Datagram{}, false
+	return bfd.ReceivedDatagram{}, false
 }
 
 // Close closes every socket.
 func (t *Transport) Close() {
-	for s := range t.senders {
+	for s := range t.openSenders {
 		s.Close()
 	}
 }
@@ -104,9 +104,9 @@ func (t *Transport) chooseSourcePort() uint16 {
 	}
 }
 
-// linkName returns the name of a link. It caches names, since links are
+// cachedLinkName returns the name of a link. It caches names, since links are
 // seldom renamed; the cache is cleared when a link is missing.
-func (t *Transport) linkName(index int) string {
+func (t *Transport) cachedLinkName(index int) string {
 	if n, known := t.linkNamesByIndex[index]; known {
 		return n
 	}
@@ -135,9 +135,9 @@ func linkIndex(name string) (int, error) {
 	return int(r.Uint32()), nil
 }
 
-// socketAddress returns an address for system calls. link
+// toSockaddr returns an address for system calls. link
 // is the index of a link-local address's link.
-func socketAddress(a netip.Addr, port uint16, link int) unix.Sockaddr {
+func toSockaddr(a netip.Addr, port uint16, link int) unix.Sockaddr {
 	if a.Is4() {
 		return &unix.SockaddrInet4{Addr: a.As4(), Port: int(port)}
 	}
@@ -158,14 +158,14 @@ func addressFamily(v6 bool) int {
 
 // socketOption is a socket option with an integer value.
 type socketOption struct {
-	protocolLevel, name, value int
-	description                string
+	protocolLevel, optionNumber, value int
+	description                        string
 }
 
 // setOptions sets options. Its error names the option.
 func setOptions(fd int, options []socketOption) error {
 	for _, o := range options {
-		if err := unix.SetsockoptInt(fd, o.protocolLevel, o.name, o.value); err != nil {
+		if err := unix.SetsockoptInt(fd, o.protocolLevel, o.optionNumber, o.value); err != nil {
 			return fmt.Errorf("setting %s: %w", o.description, err)
 		}
 	}

@@ -15,15 +15,16 @@ import (
 // updateEncoder encodes the UPDATEs of one session.
 type updateEncoder struct {
 	localASN uint32 // our AS number on this session
-	// isExternal is true if the router is in another AS.
-	isExternal bool
-	// fourOctetASN is true if the router supports AS numbers of four octets (RFC 6793).
-	fourOctetASN bool
-	families     []message.AFI
+	// isRouterInOtherAS is true if the router is in another AS.
+	isRouterInOtherAS bool
+	// routerSupportsFourOctetASN is true if the router supports AS numbers of four octets (RFC
+	// 6793).
+	routerSupportsFourOctetASN bool
+	negotiatedFamilies         []message.AFI
 }
 
 func newUpdateEncoder(n bgp.Negotiated, asn uint32) *updateEncoder {
-	return &updateEncoder{localASN: asn, isExternal: n.RemoteOpen.ASN != asn, fourOctetASN: n.RemoteOpen.FourOctetASN, families: n.Families}
+	return &updateEncoder{localASN: asn, isRouterInOtherAS: n.RemoteOpen.ASN != asn, routerSupportsFourOctetASN: n.RemoteOpen.SupportsFourOctetASN, negotiatedFamilies: n.CommonFamilies}
 }
 
 const (
@@ -38,7 +39,7 @@ const (
 // the routes, grouped by attributes. A route that does not fit into an UPDATE is emitted as
 // a fault. It sorts changes, and stops at the first error of emit.
 func (e *updateEncoder) encodeUpdates(changes []bgp.RouteChange, emit func(update []byte, fault error) error) error {
-	changes = slices.DeleteFunc(changes, func(c bgp.RouteChange) bool { return !slices.Contains(e.families, message.AFIOf(c.Prefix)) })
+	changes = slices.DeleteFunc(changes, func(c bgp.RouteChange) bool { return !slices.Contains(e.negotiatedFamilies, message.AFIOf(c.Prefix)) })
 	slices.SortFunc(changes, func(x, y bgp.RouteChange) int { return x.Prefix.Compare(y.Prefix) })
 	index := map[*bgp.PathAttributes]int{nil: 0} // withdrawals have no attributes
 	for _, c := range changes {
@@ -60,7 +61,7 @@ func (e *updateEncoder) encodeUpdates(changes []bgp.RouteChange, emit func(updat
 		if n < 0 {
 			n = len(changes)
 		}
-		if err := e.encodeAttributeGroup(changes[:n], emit); err != nil {
+		if err := e.encodeUpdatesOfAttributeGroup(changes[:n], emit); err != nil {
 			return err
 		}
 		changes = changes[n:]
@@ -68,19 +69,19 @@ func (e *updateEncoder) encodeUpdates(changes []bgp.RouteChange, emit func(updat
 	return nil
 }
 
-// encodeAttributeGroup calls emit with the UPDATEs of changes of one family and the same
+// encodeUpdatesOfAttributeGroup calls emit with the UPDATEs of changes of one family and the same
 // attributes.
-func (e *updateEncoder) encodeAttributeGroup(group []bgp.RouteChange, emit func(update []byte, fault error) error) error {
+func (e *updateEncoder) encodeUpdatesOfAttributeGroup(group []bgp.RouteChange, emit func(update []byte, fault error) error) error {
 	var attributes []packet.PathAttributeInterface
 	taken := 0
 	if group[0].Attributes != nil {
-		attributes = e.encodeAttributes(group[0].Attributes)
+		attributes = e.buildAttributesWithoutNextHop(group[0].Attributes)
 	}
 	for _, a := range attributes {
 		taken += a.Len()
 	}
 	for len(group) > 0 {
-		left, n := maxUpdateContentBytes-taken-maxMPHeaderLength, 0
+		left, n := maxUpdateContentBytes-taken-maxMultiprotocolHeaderBytes, 0
 		for n < len(group) && left >= encodedPrefixLength(group[n].Prefix) {
 			left -= encodedPrefixLength(group[n].Prefix)
 			n++
@@ -97,9 +98,9 @@ func (e *updateEncoder) encodeAttributeGroup(group []bgp.RouteChange, emit func(
 	return nil
 }
 
-// maxMPHeaderLength is the longest header of a multiprotocol attribute, in bytes (RFC 4760 section
-// 3).
-const maxMPHeaderLength = 4 + 2 + 1 + 1 + 16 + 1
+// maxMultiprotocolHeaderBytes is the longest header of a multiprotocol attribute, in bytes (RFC
+// 4760 section 3).
+const maxMultiprotocolHeaderBytes = 4 + 2 + 1 + 1 + 16 + 1
 
 // encodedPrefixLength returns the length of an encoded prefix in bytes: its
 // length octet and the significant octets (RFC 4271 section 4.3).
@@ -110,14 +111,14 @@ func (e *updateEncoder) encodeUpdate(group []bgp.RouteChange, attributes []packe
 	var withdrawn, plain []*packet.IPAddrPrefix
 	var multi []packet.AddrPrefixInterface
 	family, routeAttributes := message.AFIOf(group[0].Prefix), group[0].Attributes
-	classic := family == message.IPv4 && (routeAttributes == nil || routeAttributes.NextHop.Is4())
+	classic := family == message.FamilyIPv4 && (routeAttributes == nil || routeAttributes.NextHop.Is4())
 	for _, c := range group {
 		switch length, text := uint8(c.Prefix.Bits()), c.Prefix.Addr().String(); {
 		case classic && routeAttributes == nil:
 			withdrawn = append(withdrawn, packet.NewIPAddrPrefix(length, text))
 		case classic:
 			plain = append(plain, packet.NewIPAddrPrefix(length, text))
-		case family == message.IPv4:
+		case family == message.FamilyIPv4:
 			multi = append(multi, packet.NewIPAddrPrefix(length, text))
 		default:
 			multi = append(multi, packet.NewIPv6AddrPrefix(length, text))
@@ -139,14 +140,14 @@ func (e *updateEncoder) encodeUpdate(group []bgp.RouteChange, attributes []packe
 	return m, nil
 }
 
-// encodeAttributes returns the attributes except the next hop.
-func (e *updateEncoder) encodeAttributes(t *bgp.PathAttributes) []packet.PathAttributeInterface {
+// buildAttributesWithoutNextHop returns the attributes except the next hop.
+func (e *updateEncoder) buildAttributesWithoutNextHop(t *bgp.PathAttributes) []packet.PathAttributeInterface {
 	const igp = 0
-	out := append([]packet.PathAttributeInterface{packet.NewPathAttributeOrigin(igp)}, e.encodeASPath(t)...)
+	out := append([]packet.PathAttributeInterface{packet.NewPathAttributeOrigin(igp)}, e.buildASPathAttribute(t)...)
 	if t.HasMED {
 		out = append(out, packet.NewPathAttributeMultiExitDisc(t.MED))
 	}
-	if !e.isExternal {
+	if !e.isRouterInOtherAS {
 		out = append(out, packet.NewPathAttributeLocalPref(cmp.Or(t.LocalPref, defaultLocalPref)))
 	}
 	if len(t.Communities) > 0 {
@@ -170,11 +171,11 @@ func (e *updateEncoder) encodeAttributes(t *bgp.PathAttributes) []packet.PathAtt
 	return out
 }
 
-// encodeASPath returns the AS path. It contains our AS number once
+// buildASPathAttribute returns the AS path. It contains our AS number once
 // for an external router, plus the configured prepends.
-func (e *updateEncoder) encodeASPath(t *bgp.PathAttributes) []packet.PathAttributeInterface {
+func (e *updateEncoder) buildASPathAttribute(t *bgp.PathAttributes) []packet.PathAttributeInterface {
 	times := int(t.PrependCount)
-	if e.isExternal {
+	if e.isRouterInOtherAS {
 		times++
 	}
 	if times == 0 {
@@ -182,7 +183,7 @@ func (e *updateEncoder) encodeASPath(t *bgp.PathAttributes) []packet.PathAttribu
 	}
 	const sequence = packet.BGP_ASPATH_ATTR_TYPE_SEQ
 	wide := packet.NewAs4PathParam(sequence, slices.Repeat([]uint32{e.localASN}, times))
-	if e.fourOctetASN {
+	if e.routerSupportsFourOctetASN {
 		return []packet.PathAttributeInterface{packet.NewPathAttributeAsPath([]packet.AsPathParamInterface{wide})}
 	}
 	narrow := packet.NewAsPathParam(sequence, slices.Repeat([]uint16{message.TwoOctetASN(e.localASN)}, times))
@@ -195,7 +196,7 @@ func (e *updateEncoder) encodeASPath(t *bgp.PathAttributes) []packet.PathAttribu
 
 func encodeEndOfRIB(f message.AFI) ([]byte, error) {
 	family := packet.RF_IPv6_UC
-	if f == message.IPv4 {
+	if f == message.FamilyIPv4 {
 		family = packet.RF_IPv4_UC
 	}
 	return packet.NewEndOfRib(family).Serialize()

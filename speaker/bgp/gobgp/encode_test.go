@@ -15,9 +15,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// negotiatedWith returns the result of the OPENs with a router of an AS number.
-func negotiatedWith(asn uint32, edit func(*bgp.Negotiated)) bgp.Negotiated {
-	a := bgp.Negotiated{RemoteOpen: message.Open{ASN: asn, FourOctetASN: true}, Families: []message.AFI{message.IPv4, message.IPv6}}
+// exampleNegotiatedSession returns the result of the OPENs with a router of an AS number.
+func exampleNegotiatedSession(asn uint32, edit func(*bgp.Negotiated)) bgp.Negotiated {
+	a := bgp.Negotiated{RemoteOpen: message.OpenMessage{ASN: asn, SupportsFourOctetASN: true}, CommonFamilies: []message.AFI{message.FamilyIPv4, message.FamilyIPv6}}
 	if edit != nil {
 		edit(&a)
 	}
@@ -99,18 +99,18 @@ func TestUpdatesDecodeAsExpected(t *testing.T) {
 		"IPv4 with an IPv6 next hop":                             {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop6}, "{Origin: i} {AsPath: 64512} via fe80::1"},
 		"a four-octet AS number":                                 {large, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 4200000000} {Nexthop: 10.0.0.1}"},
 		"a four-octet AS number for a router that supports two octets": {
-			large, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 23456} {Nexthop: 10.0.0.1} 4200000000",
+			large, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.SupportsFourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 23456} {Nexthop: 10.0.0.1} 4200000000",
 		},
-		"a two-octet AS number for such a router": {64512, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
+		"a two-octet AS number for such a router": {64512, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.SupportsFourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
 		"every community": {
 			64512, 65000, nil, v4,
 			bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{Communities: []uint32{1<<16 | 2}, LargeCommunities: [][3]uint32{{1, 2, 3}}, ExtendedCommunities: [][8]byte{{0, 2, 0, 1, 0, 0, 0, 2}}}},
 			"{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1} {Communities: 1:2} {Extcomms: [1:2]} {LargeCommunity: [ 1:2:3]}",
 		},
-		"a family that was not negotiated": {64512, 65000, func(a *bgp.Negotiated) { a.Families = a.Families[:1] }, v6, bgp.PathAttributes{NextHop: hop6}, ""},
+		"a family that was not negotiated": {64512, 65000, func(a *bgp.Negotiated) { a.CommonFamilies = a.CommonFamilies[:1] }, v6, bgp.PathAttributes{NextHop: hop6}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := newUpdateEncoder(negotiatedWith(tc.router, tc.edit), tc.asn)
+			e := newUpdateEncoder(exampleNegotiatedSession(tc.router, tc.edit), tc.asn)
 			got, _ := encodeAndDecodeRoutes(t, e, []bgp.RouteChange{{Prefix: tc.prefix, Attributes: &tc.terms}})
 			if got[tc.prefix.String()] != tc.want {
 				t.Errorf("it reads %q, want %q", got[tc.prefix.String()], tc.want)
@@ -119,11 +119,11 @@ func TestUpdatesDecodeAsExpected(t *testing.T) {
 	}
 }
 
-// TestUpdatesAreComplete checks that a router which decodes the UPDATEs has the same
+// TestDecodedUpdatesEqualTheAdjRIBOut checks that a router which decodes the UPDATEs has the same
 // routes as the Table, and that routes with the same attributes share UPDATEs.
-func TestUpdatesAreComplete(t *testing.T) {
+func TestDecodedUpdatesEqualTheAdjRIBOut(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	e := newUpdateEncoder(negotiatedWith(65000, nil), 64512)
+	e := newUpdateEncoder(exampleNegotiatedSession(65000, nil), 64512)
 	many := &bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1")}
 	for i := range 900 {
 		many.Communities = append(many.Communities, uint32(i))
@@ -154,7 +154,7 @@ func TestUpdatesAreComplete(t *testing.T) {
 			t.Fatalf("%s reads %.60q, want %s", p, got[p], w)
 		}
 	}
-	if most := octets/(message.MaxMessageLength-100) + 5 + 300*17/(maxUpdateContentBytes-3700-maxMPHeaderLength) + 1; messages > most {
+	if most := octets/(message.MaxMessageLength-100) + 5 + 300*17/(maxUpdateContentBytes-3700-maxMultiprotocolHeaderBytes) + 1; messages > most {
 		t.Errorf("%d routes take %d messages, want %d at most", len(changes), messages, most)
 	}
 }
@@ -164,7 +164,7 @@ func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 	good := &bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1")}
 	var messages int
 	var faults []error
-	err := newUpdateEncoder(negotiatedWith(65000, nil), 64512).encodeUpdates([]bgp.RouteChange{
+	err := newUpdateEncoder(exampleNegotiatedSession(65000, nil), 64512).encodeUpdates([]bgp.RouteChange{
 		{Prefix: netip.MustParsePrefix("192.0.2.1/32"), Attributes: vast}, {Prefix: netip.MustParsePrefix("192.0.2.2/32"), Attributes: good},
 	}, func(m []byte, fault error) error {
 		if fault != nil {

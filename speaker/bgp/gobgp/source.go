@@ -19,37 +19,38 @@ type UpdateGenerator struct{ log *slog.Logger }
 
 var _ bgp.UpdateGenerator = (*UpdateGenerator)(nil)
 
-// New returns an UpdateGenerator. It logs routes that do not fit into a message.
-func New(log *slog.Logger) *UpdateGenerator { return &UpdateGenerator{log} }
+// NewUpdateGenerator returns an UpdateGenerator. It logs routes that do not fit into a message.
+func NewUpdateGenerator(log *slog.Logger) *UpdateGenerator { return &UpdateGenerator{log} }
 
-// OpenUpdateConnection starts a routeSender and returns the near end of its connection.
-func (u *UpdateGenerator) OpenUpdateConnection(n bgp.Negotiated, asn uint32, t *bgp.Table) net.Conn {
+// OpenConnectionWithUpdates starts a sessionUpdateSender and returns the near end of its
+// connection.
+func (u *UpdateGenerator) OpenConnectionWithUpdates(n bgp.Negotiated, asn uint32, t *bgp.AdjRIBOut) net.Conn {
 	near, far := net.Pipe()
-	s := &routeSender{
-		conn: far, negotiated: n, encoder: newUpdateEncoder(n, asn), changes: t.Subscribe(), log: u.log,
+	s := &sessionUpdateSender{
+		connToSessionRelay: far, negotiated: n, encoder: newUpdateEncoder(n, asn), changes: t.Subscribe(), log: u.log,
 		sessionConfirmed: make(chan struct{}), connectionClosed: make(chan struct{}),
 	}
 	go s.readRouterMessages()
-	go s.sendRoutes()
+	go s.sendKeepaliveThenAllUpdates()
 	return near
 }
 
-// routeSender sends this node's routes to the router on one session. The goroutine of sendRoutes
-// writes, and that of readRouterMessages reads.
-type routeSender struct {
-	conn             net.Conn
-	negotiated       bgp.Negotiated
-	encoder          *updateEncoder
-	changes          *bgp.PendingChanges
-	log              *slog.Logger
-	sessionConfirmed chan struct{} // closed when the router has confirmed the session
-	connectionClosed chan struct{} // closed when the connection is closed
+// sessionUpdateSender sends this node's routes to the router on one session. The goroutine of
+// sendKeepaliveThenAllUpdates writes, and that of readRouterMessages reads.
+type sessionUpdateSender struct {
+	connToSessionRelay net.Conn
+	negotiated         bgp.Negotiated
+	encoder            *updateEncoder
+	changes            *bgp.PendingChanges
+	log                *slog.Logger
+	sessionConfirmed   chan struct{} // closed when the router has confirmed the session
+	connectionClosed   chan struct{} // closed when the connection is closed
 }
 
 // readRouterMessages reads the router's messages that the relay forwards.
-func (s *routeSender) readRouterMessages() {
+func (s *sessionUpdateSender) readRouterMessages() {
 	defer close(s.connectionClosed)
-	r, buf, confirmed := bufio.NewReader(s.conn), make([]byte, message.MaxMessageLength), false
+	r, buf, confirmed := bufio.NewReader(s.connToSessionRelay), make([]byte, message.MaxMessageLength), false
 	for {
 		m, err := message.ReadMessage(r, buf)
 		if err != nil {
@@ -62,15 +63,16 @@ func (s *routeSender) readRouterMessages() {
 				close(s.sessionConfirmed)
 			}
 		case message.TypeRouteRefresh: // its body is the AFI, a reserved octet and the SAFI
-			s.changes.ResendFamily(message.AFI(uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])))
+			s.changes.MarkFamilyForResend(message.AFI(uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])))
 		}
 	}
 }
 
-// sendRoutes sends the KEEPALIVE that answers the OPEN, then the Table's routes and their changes.
-func (s *routeSender) sendRoutes() {
-	defer s.conn.Close()
-	if _, err := s.conn.Write(message.EncodeKeepalive()); err != nil {
+// sendKeepaliveThenAllUpdates sends the KEEPALIVE that answers the OPEN, then the Table's routes
+// and their changes.
+func (s *sessionUpdateSender) sendKeepaliveThenAllUpdates() {
+	defer s.connToSessionRelay.Close()
+	if _, err := s.connToSessionRelay.Write(message.EncodeKeepalive()); err != nil {
 		return
 	}
 	var ready <-chan struct{} // nil before the router has confirmed the session
@@ -82,11 +84,11 @@ func (s *routeSender) sendRoutes() {
 			return
 		case <-confirmed:
 			confirmed, ready = nil, s.changes.Ready()
-			if err = s.sendChanges(); err == nil && s.negotiated.GracefulRestart {
-				err = s.sendEndOfRIB()
+			if err = s.sendPendingUpdates(); err == nil && s.negotiated.GracefulRestart {
+				err = s.sendEndOfRIBOfEachFamily()
 			}
 		case <-ready:
-			err = s.sendChanges()
+			err = s.sendPendingUpdates()
 		}
 		if err != nil {
 			return
@@ -94,25 +96,25 @@ func (s *routeSender) sendRoutes() {
 	}
 }
 
-// sendChanges sends the pending changes.
-func (s *routeSender) sendChanges() error {
+// sendPendingUpdates sends the pending changes.
+func (s *sessionUpdateSender) sendPendingUpdates() error {
 	return s.encoder.encodeUpdates(s.changes.TakePending(), func(m []byte, fault error) error {
 		if fault != nil {
 			s.log.Error("announcing a route", "error", fault)
 			return nil
 		}
-		_, err := s.conn.Write(m)
+		_, err := s.connToSessionRelay.Write(m)
 		return err
 	})
 }
 
-// sendEndOfRIB tells the router that the first routes of
+// sendEndOfRIBOfEachFamily tells the router that the first routes of
 // each family are complete (RFC 4724 section 2).
-func (s *routeSender) sendEndOfRIB() error {
-	for _, f := range s.negotiated.Families {
+func (s *sessionUpdateSender) sendEndOfRIBOfEachFamily() error {
+	for _, f := range s.negotiated.CommonFamilies {
 		m, err := encodeEndOfRIB(f)
 		if err == nil {
-			_, err = s.conn.Write(m)
+			_, err = s.connToSessionRelay.Write(m)
 		}
 		if err != nil {
 			return err

@@ -10,20 +10,20 @@ import (
 	"io"
 )
 
-// Type is the type of a message.
-type Type uint8
+// MessageType is the type of a message.
+type MessageType uint8
 
 // The message types (RFC 4271 section 4.1, RFC 2918).
 const (
-	TypeOpen         Type = 1
-	TypeUpdate       Type = 2
-	TypeNotification Type = 3
-	TypeKeepalive    Type = 4
-	TypeRouteRefresh Type = 5
+	TypeOpen         MessageType = 1
+	TypeUpdate       MessageType = 2
+	TypeNotification MessageType = 3
+	TypeKeepalive    MessageType = 4
+	TypeRouteRefresh MessageType = 5
 )
 
 // String returns the name of the type.
-func (t Type) String() string {
+func (t MessageType) String() string {
 	switch t {
 	case TypeOpen:
 		return "OPEN"
@@ -46,13 +46,13 @@ const (
 	MaxMessageLength = 4096
 )
 
-// minLengthByType is the shortest message of each type.
-var minLengthByType = map[Type]int{TypeOpen: 29, TypeUpdate: 23, TypeNotification: 21, TypeKeepalive: 19, TypeRouteRefresh: 23}
+// minMessageBytesByType is the shortest message of each type.
+var minMessageBytesByType = map[MessageType]int{TypeOpen: 29, TypeUpdate: 23, TypeNotification: 21, TypeKeepalive: 19, TypeRouteRefresh: 23}
 
 var headerMarker = bytes.Repeat([]byte{0xff}, 16)
 
 // TypeOf returns the type of a message that ReadMessage returned.
-func TypeOf(message []byte) Type { return Type(message[18]) }
+func TypeOf(message []byte) MessageType { return MessageType(message[18]) }
 
 // BodyOf returns the body of a message that ReadMessage returned.
 func BodyOf(message []byte) []byte { return message[headerLength:] }
@@ -64,15 +64,15 @@ func ReadMessage(r io.Reader, buf []byte) ([]byte, error) {
 		return nil, err
 	}
 	n := int(binary.BigEndian.Uint16(buf[16:18]))
-	t := Type(buf[18])
-	least, known := minLengthByType[t]
+	t := MessageType(buf[18])
+	least, known := minMessageBytesByType[t]
 	switch {
 	case !bytes.Equal(buf[:16], headerMarker):
-		return nil, &Notification{Code: CodeHeader, Subcode: 1, Text: "what it sent is not a BGP message"}
+		return nil, &Notification{Code: CodeMessageHeaderError, Subcode: 1, FaultText: "what it sent is not a BGP message"}
 	case !known:
-		return nil, &Notification{Code: CodeHeader, Subcode: 3, Data: []byte{buf[18]}, Text: fmt.Sprintf("it sent a message of the unknown type %d", buf[18])}
+		return nil, &Notification{Code: CodeMessageHeaderError, Subcode: 3, Data: []byte{buf[18]}, FaultText: fmt.Sprintf("it sent a message of the unknown type %d", buf[18])}
 	case n < least || n > MaxMessageLength || (t == TypeKeepalive && n != least):
-		return nil, &Notification{Code: CodeHeader, Subcode: 2, Data: bytes.Clone(buf[16:18]), Text: fmt.Sprintf("it sent %s %s of %d bytes", indefiniteArticleFor(t), t, n)}
+		return nil, &Notification{Code: CodeMessageHeaderError, Subcode: 2, Data: bytes.Clone(buf[16:18]), FaultText: fmt.Sprintf("it sent %s %s of %d bytes", indefiniteArticleFor(t), t, n)}
 	}
 	if _, err := io.ReadFull(r, buf[headerLength:n]); err != nil {
 		return nil, fmt.Errorf("reading the rest of %s %s: %w", indefiniteArticleFor(t), t, err)
@@ -80,7 +80,7 @@ func ReadMessage(r io.Reader, buf []byte) ([]byte, error) {
 	return buf[:n], nil
 }
 
-func indefiniteArticleFor(t Type) string {
+func indefiniteArticleFor(t MessageType) string {
 	if t == TypeOpen || t == TypeUpdate {
 		return "an"
 	}
@@ -88,7 +88,7 @@ func indefiniteArticleFor(t Type) string {
 }
 
 // encodeMessage puts a header before a body.
-func encodeMessage(t Type, body []byte) []byte {
+func encodeMessage(t MessageType, body []byte) []byte {
 	out := make([]byte, headerLength, headerLength+len(body))
 	copy(out, headerMarker)
 	binary.BigEndian.PutUint16(out[16:], uint16(headerLength+len(body)))

@@ -11,16 +11,16 @@ import (
 	"testing"
 )
 
-func openWithAllCapabilities() Open {
-	return Open{
-		ASN: 4200000001, HoldSeconds: 90, RouterID: netip.MustParseAddr("10.0.0.1"), Families: []AFI{IPv4, IPv6}, FourOctetASN: true, RouteRefresh: true, ExtendedNextHop: true,
-		GracefulRestart: &GracefulRestart{Restarting: true, GracefulNotification: true, RestartSeconds: 120, ForwardingByFamily: map[AFI]bool{IPv4: true, IPv6: true}},
+func openWithAllCapabilities() OpenMessage {
+	return OpenMessage{
+		ASN: 4200000001, HoldSeconds: 90, RouterID: netip.MustParseAddr("10.0.0.1"), Families: []AFI{FamilyIPv4, FamilyIPv6}, SupportsFourOctetASN: true, SupportsRouteRefresh: true, SupportsExtendedNextHop: true,
+		GracefulRestart: &GracefulRestartCapability{SenderHasRestarted: true, GracefulNotification: true, RestartSeconds: 120, ForwardingKeptByFamily: map[AFI]bool{FamilyIPv4: true, FamilyIPv6: true}},
 	}
 }
 
 func TestOpenRoundTrip(t *testing.T) {
-	plain := Open{ASN: 64512, HoldSeconds: 0, RouterID: netip.MustParseAddr("192.0.2.1")}
-	for name, o := range map[string]Open{"all capabilities": openWithAllCapabilities(), "no capability": plain} {
+	plain := OpenMessage{ASN: 64512, HoldSeconds: 0, RouterID: netip.MustParseAddr("192.0.2.1")}
+	for name, o := range map[string]OpenMessage{"all capabilities": openWithAllCapabilities(), "no capability": plain} {
 		m, err := ReadMessage(bytes.NewReader(o.Encode()), make([]byte, MaxMessageLength))
 		if err != nil {
 			t.Fatal(err)
@@ -38,14 +38,14 @@ func TestInvalidOpenIsExplained(t *testing.T) {
 		subcode uint8
 		want    string
 	}{
-		"too short":                    {"04fc", CodeHeader, 2, "too short"},
-		"another version":              {"03fc00005a0a00000100", CodeOpen, 1, "version 3"},
-		"a hold time of a second":      {"04fc0000010a00000100", CodeOpen, 6, "hold time of 1 s"},
-		"the AS number 0":              {"040000005a0a00000100", CodeOpen, 2, "AS number is 0"},
-		"no identifier":                {"04fc00005a0000000000", CodeOpen, 3, "0.0.0.0"},
-		"a length beyond the end":      {"04fc00005a0a00000105", CodeOpen, 0, "length of its optional parameters"},
-		"a parameter that is cut off":  {"04fc00005a0a000001020205", CodeOpen, 0, "cut off"},
-		"a capability that is cut off": {"04fc00005a0a0000010402024105", CodeOpen, 0, "capability in its OPEN is cut off"},
+		"too short":                    {"04fc", CodeMessageHeaderError, 2, "too short"},
+		"another version":              {"03fc00005a0a00000100", CodeOpenMessageError, 1, "version 3"},
+		"a hold time of a second":      {"04fc0000010a00000100", CodeOpenMessageError, 6, "hold time of 1 s"},
+		"the AS number 0":              {"040000005a0a00000100", CodeOpenMessageError, 2, "AS number is 0"},
+		"no identifier":                {"04fc00005a0000000000", CodeOpenMessageError, 3, "0.0.0.0"},
+		"a length beyond the end":      {"04fc00005a0a00000105", CodeOpenMessageError, 0, "length of its optional parameters"},
+		"a parameter that is cut off":  {"04fc00005a0a000001020205", CodeOpenMessageError, 0, "cut off"},
+		"a capability that is cut off": {"04fc00005a0a0000010402024105", CodeOpenMessageError, 0, "capability in its OPEN is cut off"},
 	} {
 		body, err := hex.DecodeString(c.body)
 		if err != nil {
@@ -67,23 +67,23 @@ func TestUnknownCapabilitiesAreIgnored(t *testing.T) {
 	}
 	// The lengths have two octets (RFC 9072).
 	wide, _ := hex.DecodeString("04fc00005a0a000001ffff000902000641040000fde8")
-	if o, err := DecodeOpen(wide); err != nil || o.ASN != 65000 || !o.FourOctetASN {
+	if o, err := DecodeOpen(wide); err != nil || o.ASN != 65000 || !o.SupportsFourOctetASN {
 		t.Errorf("%+v (%v)", o, err)
 	}
 }
 
 func TestNotificationDescriptions(t *testing.T) {
 	for want, f := range map[string]*Notification{
-		`cease, administrative shutdown ("back at noon")`: NewCease(CeaseShutdown, "back at noon"),
-		`cease, hard reset ("back at noon")`:              NewCease(CeaseShutdown, "back at noon").AsHardReset(),
-		"cease, BFD down":                                 NewCease(CeaseBFDDown, "is not sent"),
-		"hold timer expired":                              {Code: CodeHoldTimer},
+		`cease, administrative shutdown ("back at noon")`: NewCeaseNotification(CeaseShutdown, "back at noon"),
+		`cease, hard reset ("back at noon")`:              NewCeaseNotification(CeaseShutdown, "back at noon").AsHardReset(),
+		"cease, BFD down":                                 NewCeaseNotification(CeaseBFDDown, "is not sent"),
+		"hold timer expired":                              {Code: CodeHoldTimerExpired},
 		"error code 99, subcode 7":                        {Code: 99, Subcode: 7},
 		"cease, administrative reset":                     {Code: CodeCease, Subcode: CeaseReset, Data: []byte{200, 'x'}},
 		`cease, administrative reset ("a b")`:             {Code: CodeCease, Subcode: CeaseReset, Data: []byte("\x03a\nb")},
-		"UPDATE message error, malformed AS_PATH":         {Code: CodeUpdate, Subcode: 11},
+		"UPDATE message error, malformed AS_PATH":         {Code: CodeUpdateMessageError, Subcode: 11},
 		"cease, maximum number of prefixes reached":       {Code: CodeCease, Subcode: 1},
-		"OPEN message error, bad peer AS":                 {Code: CodeOpen, Subcode: 2},
+		"OPEN message error, bad peer AS":                 {Code: CodeOpenMessageError, Subcode: 2},
 	} {
 		m, err := ReadMessage(bytes.NewReader(f.Encode()), make([]byte, MaxMessageLength))
 		if err != nil {
@@ -93,7 +93,7 @@ func TestNotificationDescriptions(t *testing.T) {
 			t.Errorf("it says %q, want %q", got, want)
 		}
 	}
-	if n := len(NewCease(CeaseShutdown, strings.Repeat("ü", 200)).Data); n > 256 {
+	if n := len(NewCeaseNotification(CeaseShutdown, strings.Repeat("ü", 200)).Data); n > 256 {
 		t.Errorf("a long text takes %d bytes, more than RFC 9003 allows", n)
 	}
 }
@@ -104,7 +104,7 @@ func FuzzRead(f *testing.F) {
 	o := openWithAllCapabilities()
 	f.Add(o.Encode())
 	f.Add(EncodeKeepalive())
-	f.Add(NewCease(CeaseShutdown, "text").AsHardReset().Encode())
+	f.Add(NewCeaseNotification(CeaseShutdown, "text").AsHardReset().Encode())
 	f.Add(append(encodeMessage(TypeUpdate, []byte{0, 0, 0, 0}), EncodeKeepalive()...))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		r, buf, read := bytes.NewReader(in), make([]byte, MaxMessageLength), 0

@@ -10,12 +10,12 @@ import (
 
 // The error codes of a NOTIFICATION (RFC 4271 section 4.5).
 const (
-	CodeHeader    uint8 = 1
-	CodeOpen      uint8 = 2
-	CodeUpdate    uint8 = 3
-	CodeHoldTimer uint8 = 4
-	CodeFSM       uint8 = 5
-	CodeCease     uint8 = 6
+	CodeMessageHeaderError uint8 = 1
+	CodeOpenMessageError   uint8 = 2
+	CodeUpdateMessageError uint8 = 3
+	CodeHoldTimerExpired   uint8 = 4
+	CodeFSMError           uint8 = 5
+	CodeCease              uint8 = 6
 )
 
 // The subcodes of a Cease (RFC 4486, RFC 8538, RFC 9384) that the speaker sends or explains.
@@ -38,25 +38,25 @@ type Notification struct {
 	Code, Subcode uint8
 	// Data depends on Code and Subcode.
 	Data []byte
-	// Text is a clause that says what the router did wrong.
+	// FaultText is a clause that says what the router did wrong.
 	// It is empty when Code and Subcode say it.
-	Text string
+	FaultText string
 }
 
-var nameByCode = map[uint8]string{
-	CodeHeader: "message header error", CodeOpen: "OPEN message error", CodeUpdate: "UPDATE message error",
-	CodeHoldTimer: "hold timer expired", CodeFSM: "unexpected message", CodeCease: "cease",
+var errorNameByCode = map[uint8]string{
+	CodeMessageHeaderError: "message header error", CodeOpenMessageError: "OPEN message error", CodeUpdateMessageError: "UPDATE message error",
+	CodeHoldTimerExpired: "hold timer expired", CodeFSMError: "unexpected message", CodeCease: "cease",
 }
 
-var nameBySubcode = map[[2]uint8]string{
-	{CodeHeader, 1}: "connection not synchronised", {CodeHeader, 2}: "bad message length", {CodeHeader, 3}: "bad message type",
-	{CodeOpen, 1}: "unsupported version", {CodeOpen, 2}: "bad peer AS", {CodeOpen, 3}: "bad BGP identifier",
-	{CodeOpen, 4}: "unsupported optional parameter", {CodeOpen, 6}: "unacceptable hold time", {CodeOpen, 7}: "unsupported capability",
-	{CodeOpen, 11}:  "role mismatch",
-	{CodeUpdate, 1}: "malformed attribute list", {CodeUpdate, 2}: "unrecognised well-known attribute",
-	{CodeUpdate, 3}: "missing well-known attribute", {CodeUpdate, 4}: "attribute flags error", {CodeUpdate, 5}: "attribute length error",
-	{CodeUpdate, 6}: "invalid ORIGIN", {CodeUpdate, 8}: "invalid NEXT_HOP", {CodeUpdate, 9}: "optional attribute error",
-	{CodeUpdate, 10}: "invalid network field", {CodeUpdate, 11}: "malformed AS_PATH",
+var errorNameByCodeAndSubcode = map[[2]uint8]string{
+	{CodeMessageHeaderError, 1}: "connection not synchronised", {CodeMessageHeaderError, 2}: "bad message length", {CodeMessageHeaderError, 3}: "bad message type",
+	{CodeOpenMessageError, 1}: "unsupported version", {CodeOpenMessageError, 2}: "bad peer AS", {CodeOpenMessageError, 3}: "bad BGP identifier",
+	{CodeOpenMessageError, 4}: "unsupported optional parameter", {CodeOpenMessageError, 6}: "unacceptable hold time", {CodeOpenMessageError, 7}: "unsupported capability",
+	{CodeOpenMessageError, 11}:  "role mismatch",
+	{CodeUpdateMessageError, 1}: "malformed attribute list", {CodeUpdateMessageError, 2}: "unrecognised well-known attribute",
+	{CodeUpdateMessageError, 3}: "missing well-known attribute", {CodeUpdateMessageError, 4}: "attribute flags error", {CodeUpdateMessageError, 5}: "attribute length error",
+	{CodeUpdateMessageError, 6}: "invalid ORIGIN", {CodeUpdateMessageError, 8}: "invalid NEXT_HOP", {CodeUpdateMessageError, 9}: "optional attribute error",
+	{CodeUpdateMessageError, 10}: "invalid network field", {CodeUpdateMessageError, 11}: "malformed AS_PATH",
 	{CodeCease, CeaseMaxPrefixes}: "maximum number of prefixes reached", {CodeCease, CeaseShutdown}: "administrative shutdown",
 	{CodeCease, CeaseDeconfigured}: "peer de-configured", {CodeCease, CeaseReset}: "administrative reset",
 	{CodeCease, CeaseRejected}: "connection rejected", {CodeCease, CeaseConfigChange}: "other configuration change",
@@ -66,11 +66,11 @@ var nameBySubcode = map[[2]uint8]string{
 
 // Description names code and subcode, with the administrator's message if there is one (RFC 9003).
 func (n *Notification) Description() string {
-	out, ok := nameByCode[n.Code]
+	out, ok := errorNameByCode[n.Code]
 	if !ok {
 		out = fmt.Sprintf("error code %d", n.Code)
 	}
-	if s, ok := nameBySubcode[[2]uint8{n.Code, n.Subcode}]; ok {
+	if s, ok := errorNameByCodeAndSubcode[[2]uint8{n.Code, n.Subcode}]; ok {
 		out += ", " + s
 	} else if n.Subcode != 0 {
 		out += fmt.Sprintf(", subcode %d", n.Subcode)
@@ -78,12 +78,12 @@ func (n *Notification) Description() string {
 	if c := n.shutdownCommunication(); c != "" {
 		out += fmt.Sprintf(" (%q)", c)
 	}
-	return out + n.prefixLimitText()
+	return out + n.prefixLimitFromData()
 }
 
-// prefixLimitText returns the maximum of prefixes, if the router sent
+// prefixLimitFromData returns the maximum of prefixes, if the router sent
 // it: AFI, SAFI and the number (RFC 4486 section 4).
-func (n *Notification) prefixLimitText() string {
+func (n *Notification) prefixLimitFromData() string {
 	if n.Code != CodeCease || n.Subcode != CeaseMaxPrefixes || len(n.Data) < 7 {
 		return ""
 	}
@@ -92,10 +92,10 @@ func (n *Notification) prefixLimitText() string {
 
 // Error says what was wrong.
 func (n *Notification) Error() string {
-	if n.Text == "" {
+	if n.FaultText == "" {
 		return n.Description()
 	}
-	return n.Text
+	return n.FaultText
 }
 
 // shutdownCommunication returns the administrator's text of a shutdown or
@@ -127,9 +127,9 @@ func (n *Notification) Encode() []byte {
 	return encodeMessage(TypeNotification, append([]byte{n.Code, n.Subcode}, n.Data...))
 }
 
-// NewCease returns a Cease with a text for the router's administrator. The
+// NewCeaseNotification returns a Cease with a text for the router's administrator. The
 // text is cut to the 255 bytes that RFC 9003 section 2 allows.
-func NewCease(subcode uint8, text string) *Notification {
+func NewCeaseNotification(subcode uint8, text string) *Notification {
 	n := &Notification{Code: CodeCease, Subcode: subcode}
 	if subcode == CeaseShutdown || subcode == CeaseReset {
 		t := []byte(text)
@@ -144,7 +144,7 @@ func NewCease(subcode uint8, text string) *Notification {
 // AsHardReset wraps a Cease into a Hard Reset, which ends the
 // session without graceful restart (RFC 8538 section 3.1).
 func (n *Notification) AsHardReset() *Notification {
-	return &Notification{Code: CodeCease, Subcode: CeaseHardReset, Data: append([]byte{n.Code, n.Subcode}, n.Data...), Text: n.Text}
+	return &Notification{Code: CodeCease, Subcode: CeaseHardReset, Data: append([]byte{n.Code, n.Subcode}, n.Data...), FaultText: n.FaultText}
 }
 
 // DecodeNotification decodes the body of a NOTIFICATION that ReadMessage returned.

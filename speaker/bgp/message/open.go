@@ -13,44 +13,45 @@ type AFI uint16
 
 // The address families (RFC 4760).
 const (
-	IPv4 AFI = 1
-	IPv6 AFI = 2
+	FamilyIPv4 AFI = 1
+	FamilyIPv6 AFI = 2
 )
 
 // AFIOf returns the AFI of a prefix.
 func AFIOf(p netip.Prefix) AFI {
 	if ipfamily.FamilyOf(p.Addr()) == ipfamily.IPv4 {
-		return IPv4
+		return FamilyIPv4
 	}
-	return IPv6
+	return FamilyIPv6
 }
 
 // String returns the name of the address family.
 func (f AFI) String() string {
 	switch f {
-	case IPv4:
+	case FamilyIPv4:
 		return "ipv4-unicast"
-	case IPv6:
+	case FamilyIPv6:
 		return "ipv6-unicast"
 	}
 	return fmt.Sprintf("afi %d", uint16(f))
 }
 
-// GracefulRestart is the graceful restart capability (RFC 4724 section 3, RFC 8538 section 2).
-type GracefulRestart struct {
-	// Restarting is the R bit: the sender has restarted.
-	Restarting bool
+// GracefulRestartCapability is the graceful restart capability (RFC 4724 section 3, RFC 8538
+// section 2).
+type GracefulRestartCapability struct {
+	// SenderHasRestarted is the R bit: the sender has restarted.
+	SenderHasRestarted bool
 	// GracefulNotification is the N bit: routes are also kept after a NOTIFICATION.
 	GracefulNotification bool
 	// RestartSeconds is how long the sender's routes should be kept, 0 to 4095 s.
 	RestartSeconds uint16
-	// ForwardingByFamily has the F bit of each family: the
+	// ForwardingKeptByFamily has the F bit of each family: the
 	// forwarding state is kept over the restart.
-	ForwardingByFamily map[AFI]bool
+	ForwardingKeptByFamily map[AFI]bool
 }
 
-// Open is an OPEN message.
-type Open struct {
+// OpenMessage is an OPEN message.
+type OpenMessage struct {
 	// ASN is the sender's AS number.
 	ASN uint32
 	// HoldSeconds is the hold time: 0, or 3 s and more.
@@ -59,14 +60,14 @@ type Open struct {
 	RouterID netip.Addr
 	// Families are those of the multiprotocol capability (RFC 4760); none without the capability.
 	Families []AFI
-	// FourOctetASN is the capability for AS numbers of four octets (RFC 6793).
-	FourOctetASN bool
-	// RouteRefresh is the route refresh capability (RFC 2918).
-	RouteRefresh bool
-	// ExtendedNextHop is the capability for IPv6 next hops of IPv4 routes (RFC 8950).
-	ExtendedNextHop bool
-	// GracefulRestart is nil without the capability.
-	GracefulRestart *GracefulRestart
+	// SupportsFourOctetASN is the capability for AS numbers of four octets (RFC 6793).
+	SupportsFourOctetASN bool
+	// SupportsRouteRefresh is the route refresh capability (RFC 2918).
+	SupportsRouteRefresh bool
+	// SupportsExtendedNextHop is the capability for IPv6 next hops of IPv4 routes (RFC 8950).
+	SupportsExtendedNextHop bool
+	// GracefulRestartCapability is nil without the capability.
+	GracefulRestart *GracefulRestartCapability
 }
 
 // asTrans replaces an AS number that does not fit into two octets (RFC 6793 section 9).
@@ -93,7 +94,7 @@ const safiUnicast = 1
 
 // Encode returns the OPEN message. Each capability has its own
 // optional parameter, which every router accepts.
-func (o *Open) Encode() []byte {
+func (o *OpenMessage) Encode() []byte {
 	var params []byte
 	add := func(code byte, value []byte) {
 		params = append(params, 2, byte(len(value)+2), code, byte(len(value)))
@@ -102,16 +103,16 @@ func (o *Open) Encode() []byte {
 	for _, f := range o.Families {
 		add(capMultiprotocol, []byte{byte(f >> 8), byte(f), 0, safiUnicast})
 	}
-	if o.RouteRefresh {
+	if o.SupportsRouteRefresh {
 		add(capRouteRefresh, nil)
 	}
-	if o.ExtendedNextHop {
-		add(capExtendedNextHop, []byte{0, byte(IPv4), 0, safiUnicast, 0, byte(IPv6)})
+	if o.SupportsExtendedNextHop {
+		add(capExtendedNextHop, []byte{0, byte(FamilyIPv4), 0, safiUnicast, 0, byte(FamilyIPv6)})
 	}
 	if g := o.GracefulRestart; g != nil {
 		add(capGracefulRestart, g.encodeCapabilityValue(o.Families))
 	}
-	if o.FourOctetASN {
+	if o.SupportsFourOctetASN {
 		add(capFourOctetASN, binary.BigEndian.AppendUint32(nil, o.ASN))
 	}
 	body := make([]byte, 10, 10+len(params))
@@ -124,9 +125,9 @@ func (o *Open) Encode() []byte {
 	return encodeMessage(TypeOpen, append(body, params...))
 }
 
-func (g *GracefulRestart) encodeCapabilityValue(order []AFI) []byte {
+func (g *GracefulRestartCapability) encodeCapabilityValue(order []AFI) []byte {
 	flags := g.RestartSeconds & 0x0fff
-	if g.Restarting {
+	if g.SenderHasRestarted {
 		flags |= 0x8000
 	}
 	if g.GracefulNotification {
@@ -134,7 +135,7 @@ func (g *GracefulRestart) encodeCapabilityValue(order []AFI) []byte {
 	}
 	out := binary.BigEndian.AppendUint16(nil, flags)
 	for _, f := range order {
-		forwarding, ok := g.ForwardingByFamily[f]
+		forwarding, ok := g.ForwardingKeptByFamily[f]
 		if !ok {
 			continue
 		}
@@ -149,13 +150,13 @@ func (g *GracefulRestart) encodeCapabilityValue(order []AFI) []byte {
 
 // DecodeOpen decodes the body of an OPEN that ReadMessage returned. It ignores unknown
 // capabilities.
-func DecodeOpen(body []byte) (Open, error) {
-	var o Open
+func DecodeOpen(body []byte) (OpenMessage, error) {
+	var o OpenMessage
 	if len(body) < 10 {
-		return o, &Notification{Code: CodeHeader, Subcode: 2, Text: "its OPEN is too short"}
+		return o, &Notification{Code: CodeMessageHeaderError, Subcode: 2, FaultText: "its OPEN is too short"}
 	}
 	if body[0] != 4 {
-		return o, &Notification{Code: CodeOpen, Subcode: 1, Data: []byte{0, 4}, Text: fmt.Sprintf("it uses BGP version %d, not 4", body[0])}
+		return o, &Notification{Code: CodeOpenMessageError, Subcode: 1, Data: []byte{0, 4}, FaultText: fmt.Sprintf("it uses BGP version %d, not 4", body[0])}
 	}
 	o.ASN = uint32(binary.BigEndian.Uint16(body[1:]))
 	o.HoldSeconds = binary.BigEndian.Uint16(body[3:])
@@ -187,20 +188,22 @@ func DecodeOpen(body []byte) (Open, error) {
 		params = params[1+lengthOctets+l:]
 	}
 	if o.ASN == 0 {
-		return o, &Notification{Code: CodeOpen, Subcode: 2, Text: "its AS number is 0, which is not allowed (RFC 7607)"}
+		return o, &Notification{Code: CodeOpenMessageError, Subcode: 2, FaultText: "its AS number is 0, which is not allowed (RFC 7607)"}
 	}
 	if o.HoldSeconds == 1 || o.HoldSeconds == 2 {
-		return o, &Notification{Code: CodeOpen, Subcode: 6, Text: fmt.Sprintf("it requests a hold time of %d s: only 0, or 3 s and more, is allowed", o.HoldSeconds)}
+		return o, &Notification{Code: CodeOpenMessageError, Subcode: 6, FaultText: fmt.Sprintf("it requests a hold time of %d s: only 0, or 3 s and more, is allowed", o.HoldSeconds)}
 	}
 	if o.RouterID.IsUnspecified() {
-		return o, &Notification{Code: CodeOpen, Subcode: 3, Text: "its BGP identifier is 0.0.0.0"}
+		return o, &Notification{Code: CodeOpenMessageError, Subcode: 3, FaultText: "its BGP identifier is 0.0.0.0"}
 	}
 	return o, nil
 }
 
-func malformedOpenError(text string) error { return &Notification{Code: CodeOpen, Text: text} }
+func malformedOpenError(text string) error {
+	return &Notification{Code: CodeOpenMessageError, FaultText: text}
+}
 
-func (o *Open) decodeCapabilities(b []byte) error {
+func (o *OpenMessage) decodeCapabilities(b []byte) error {
 	for len(b) > 0 {
 		if len(b) < 2 || len(b) < 2+int(b[1]) {
 			return malformedOpenError("a capability in its OPEN is cut off")
@@ -211,28 +214,28 @@ func (o *Open) decodeCapabilities(b []byte) error {
 	return nil
 }
 
-func (o *Open) decodeCapability(code byte, v []byte) {
+func (o *OpenMessage) decodeCapability(code byte, v []byte) {
 	switch {
 	case code == capMultiprotocol && len(v) == 4 && v[3] == safiUnicast:
-		if f := AFI(binary.BigEndian.Uint16(v)); f == IPv4 || f == IPv6 {
+		if f := AFI(binary.BigEndian.Uint16(v)); f == FamilyIPv4 || f == FamilyIPv6 {
 			o.Families = append(o.Families, f)
 		}
 	case code == capRouteRefresh:
-		o.RouteRefresh = true
+		o.SupportsRouteRefresh = true
 	case code == capExtendedNextHop:
 		for ; len(v) >= 6; v = v[6:] {
-			if v[1] == byte(IPv4) && v[3] == safiUnicast && v[5] == byte(IPv6) && v[0]|v[2]|v[4] == 0 {
-				o.ExtendedNextHop = true
+			if v[1] == byte(FamilyIPv4) && v[3] == safiUnicast && v[5] == byte(FamilyIPv6) && v[0]|v[2]|v[4] == 0 {
+				o.SupportsExtendedNextHop = true
 			}
 		}
 	case code == capFourOctetASN && len(v) == 4:
-		o.FourOctetASN, o.ASN = true, binary.BigEndian.Uint32(v)
+		o.SupportsFourOctetASN, o.ASN = true, binary.BigEndian.Uint32(v)
 	case code == capGracefulRestart && len(v) >= 2:
 		flags := binary.BigEndian.Uint16(v)
-		g := &GracefulRestart{Restarting: flags&0x8000 != 0, GracefulNotification: flags&0x4000 != 0, RestartSeconds: flags & 0x0fff, ForwardingByFamily: map[AFI]bool{}}
+		g := &GracefulRestartCapability{SenderHasRestarted: flags&0x8000 != 0, GracefulNotification: flags&0x4000 != 0, RestartSeconds: flags & 0x0fff, ForwardingKeptByFamily: map[AFI]bool{}}
 		for v = v[2:]; len(v) >= 4; v = v[4:] {
 			if v[2] == safiUnicast {
-				g.ForwardingByFamily[AFI(binary.BigEndian.Uint16(v))] = v[3]&0x80 != 0
+				g.ForwardingKeptByFamily[AFI(binary.BigEndian.Uint16(v))] = v[3]&0x80 != 0
 			}
 		}
 		o.GracefulRestart = g

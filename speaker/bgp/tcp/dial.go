@@ -31,7 +31,7 @@ const maxPasswordLength = unix.TCP_MD5SIG_MAXKEYLEN
 
 // Dial connects to a router.
 func (Transport) Dial(ctx context.Context, o bgp.DialOptions) (bgp.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1, FallbackDelay: -1, Control: func(_, _ string, c syscall.RawConn) error { return configureSocket(c, o) }}
+	d := net.Dialer{Timeout: dialTimeout, KeepAlive: -1, FallbackDelay: -1, Control: func(_, _ string, c syscall.RawConn) error { return setDialSocketOptions(c, o) }}
 	if o.LocalAddress.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(o.LocalAddress, 0))
 	}
@@ -40,7 +40,7 @@ func (Transport) Dial(ctx context.Context, o bgp.DialOptions) (bgp.Conn, error) 
 		return nil, explainDialError(err, o)
 	}
 	out := &conn{TCPConn: c.(*net.TCPConn), remoteIP: o.RouterAddress.Addr()}
-	out.nextHop4, out.nextHop6 = localNextHops(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
+	out.localIPv4NextHop, out.localIPv6NextHop = localNextHops(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
 	return out, nil
 }
 
@@ -61,8 +61,8 @@ func (Transport) IsOnLink(a netip.Addr) bool {
 // explainDialError adds what to do to errors that a configuration causes.
 func explainDialError(err error, o bgp.DialOptions) error {
 	switch {
-	case errors.Is(err, syscall.ENODEV) && o.Device != "":
-		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it (a VRF needs a kernel with VRF support), or correct the BGPPeer: %w", o.RouterAddress, o.Device, err)
+	case errors.Is(err, syscall.ENODEV) && o.BindDevice != "":
+		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it (a VRF needs a kernel with VRF support), or correct the BGPPeer: %w", o.RouterAddress, o.BindDevice, err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL) && o.LocalAddress.IsValid():
 		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or remove it: %w", o.LocalAddress, err)
 	case isRouterUnreachable(err) && o.TTL == 1 && !(Transport{}).IsOnLink(o.RouterAddress.Addr()):
@@ -92,8 +92,8 @@ func isRouterUnreachable(err error) bool {
 	return isDialTimeout(err) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
 }
 
-// configureSocket sets the options that the first packet needs.
-func configureSocket(c syscall.RawConn, o bgp.DialOptions) error {
+// setDialSocketOptions sets the options that the first packet needs.
+func setDialSocketOptions(c syscall.RawConn, o bgp.DialOptions) error {
 	var err error
 	set := func(act string, e error) {
 		if e != nil && err == nil {
@@ -102,13 +102,13 @@ func configureSocket(c syscall.RawConn, o bgp.DialOptions) error {
 	}
 	controlError := c.Control(func(fd uintptr) {
 		s := int(fd)
-		if o.Device != "" {
-			set(fmt.Sprintf("binding to %q", o.Device), unix.SetsockoptString(s, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, o.Device))
+		if o.BindDevice != "" {
+			set(fmt.Sprintf("binding to %q", o.BindDevice), unix.SetsockoptString(s, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, o.BindDevice))
 		}
 		if o.Password != "" {
 			set("setting the password", setMD5Key(s, o.RouterAddress.Addr(), o.Password))
 		}
-		if e := setTTLs(s, o.RouterAddress.Addr(), o.TTL, o.MinTTL); err == nil {
+		if e := setSocketTTLAndMinReceivedTTL(s, o.RouterAddress.Addr(), o.TTL, o.MinReceivedTTL); err == nil {
 			err = e
 		}
 		// Routing traffic has priority: class selector 6 (RFC 4594 section 3.2).
@@ -143,11 +143,11 @@ func setMD5Key(fd int, router netip.Addr, password string) error {
 // conn is a connection to a router.
 type conn struct {
 	*net.TCPConn
-	remoteIP           netip.Addr
-	nextHop4, nextHop6 netip.Addr // invalid if there is none
+	remoteIP                           netip.Addr
+	localIPv4NextHop, localIPv6NextHop netip.Addr // invalid if there is none
 }
 
-// SetPassword changes the key of the open connection. Segments with the previous key
+// SetRouterPassword changes the key of the open connection. Segments with the previous key
 // are lost until the router changes its own key; TCP sends them again.
 func (c *conn) SetPassword(password string) error {
 	raw, err := c.SyscallConn()
@@ -163,7 +163,7 @@ func (c *conn) SetPassword(password string) error {
 }
 
 // LocalNextHops returns this node's addresses for next hops.
-func (c *conn) LocalNextHops() (ipv4, ipv6 netip.Addr) { return c.nextHop4, c.nextHop6 }
+func (c *conn) LocalNextHops() (ipv4, ipv6 netip.Addr) { return c.localIPv4NextHop, c.localIPv6NextHop }
 
 // localNextHops returns the local address and an address of the other family from the same link.
 // It prefers a global address to a link-local one, which is valid only on its link.

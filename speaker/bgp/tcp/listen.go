@@ -17,7 +17,7 @@ import (
 
 // Listen accepts connections over IPv4 and IPv6.
 func (Transport) Listen(ctx context.Context, port uint16) (bgp.Listener, error) {
-	l := &listener{connections: make(chan bgp.Conn), closed: make(chan struct{})}
+	l := &listener{acceptedConnections: make(chan bgp.Conn), closed: make(chan struct{})}
 	for _, network := range []string{"tcp4", "tcp6"} {
 		config := net.ListenConfig{KeepAlive: -1}
 		s, err := config.Listen(ctx, network, fmt.Sprintf(":%d", port))
@@ -50,9 +50,9 @@ const acceptRetryDelay = 100 * time.Millisecond
 
 // listener has the sockets of both families.
 type listener struct {
-	sockets     []*net.TCPListener
-	connections chan bgp.Conn
-	closed      chan struct{}
+	sockets             []*net.TCPListener
+	acceptedConnections chan bgp.Conn
+	closed              chan struct{}
 }
 
 func (l *listener) acceptConnections(s *net.TCPListener) {
@@ -71,9 +71,9 @@ func (l *listener) acceptConnections(s *net.TCPListener) {
 		}
 		remote := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 		out := &conn{TCPConn: c, remoteIP: remote}
-		out.nextHop4, out.nextHop6 = localNextHops(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
+		out.localIPv4NextHop, out.localIPv6NextHop = localNextHops(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
 		select {
-		case l.connections <- out:
+		case l.acceptedConnections <- out:
 		case <-l.closed:
 			c.Close()
 			return
@@ -81,12 +81,12 @@ func (l *listener) acceptConnections(s *net.TCPListener) {
 	}
 }
 
-// Connections delivers the connections.
-func (l *listener) Connections() <-chan bgp.Conn { return l.connections }
+// AcceptedConnections delivers the connections.
+func (l *listener) AcceptedConnections() <-chan bgp.Conn { return l.acceptedConnections }
 
-// SetPassword sets the key of a router, without which the
+// SetRouterPassword sets the key of a router, without which the
 // kernel drops its packets. An empty password removes it.
-func (l *listener) SetPassword(router netip.Addr, password string) error {
+func (l *listener) SetRouterPassword(router netip.Addr, password string) error {
 	for _, s := range l.sockets {
 		if s.Addr().(*net.TCPAddr).IP.To4() != nil != router.Is4() && len(l.sockets) > 1 {
 			continue
@@ -125,19 +125,19 @@ func (c *conn) RemoteIP() netip.Addr { return c.remoteIP }
 // LocalIP returns the address of this end.
 func (c *conn) LocalIP() netip.Addr { return c.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap() }
 
-// SetTTL sets the TTL of our packets and the lowest accepted TTL of the router's.
-func (c *conn) SetTTL(ttl, minTTL uint8) error {
+// SetTTLAndMinReceivedTTL sets the TTL of our packets and the lowest accepted TTL of the router's.
+func (c *conn) SetTTLAndMinReceivedTTL(ttl, minTTL uint8) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var fault error
-	err = raw.Control(func(fd uintptr) { fault = setTTLs(int(fd), c.remoteIP, ttl, minTTL) })
+	err = raw.Control(func(fd uintptr) { fault = setSocketTTLAndMinReceivedTTL(int(fd), c.remoteIP, ttl, minTTL) })
 	return errors.Join(err, fault)
 }
 
-// setTTLs sets the TTL or hop limit of a socket and the lowest accepted one.
-func setTTLs(fd int, remote netip.Addr, ttl, minTTL uint8) error {
+// setSocketTTLAndMinReceivedTTL sets the TTL or hop limit of a socket and the lowest accepted one.
+func setSocketTTLAndMinReceivedTTL(fd int, remote netip.Addr, ttl, minTTL uint8) error {
 	if remote.Unmap().Is4() {
 		return errors.Join(
 			os.NewSyscallError("setting the TTL", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, int(ttl))),

@@ -15,15 +15,16 @@ import (
 
 // Timers of the search for a router.
 const (
-	// advertiseInterval is how often the node advertises itself, so that routers do not forget it.
-	advertiseInterval = 10 * time.Second
-	// solicitInterval is how often the node solicits routers while none is known.
-	solicitInterval = time.Second
+	// ownRouterAdvertisementInterval is how often the node advertises itself, so that routers do
+	// not forget it.
+	ownRouterAdvertisementInterval = 10 * time.Second
+	// routerSolicitationInterval is how often the node solicits routers while none is known.
+	routerSolicitationInterval = time.Second
 	// silentRouterTimeout is how long a router may be silent before another router on the link
 	// replaces it: three of the advertisement intervals that routers use for unnumbered neighbours.
 	silentRouterTimeout = 30 * time.Second
-	// linkRetryInterval is the time between two attempts to use the link.
-	linkRetryInterval = time.Second
+	// failedRouterSearchRetryInterval is the time between two attempts to use the link.
+	failedRouterSearchRetryInterval = time.Second
 )
 
 var (
@@ -38,7 +39,7 @@ var (
 func (Transport) FindRouterOnLink(ctx context.Context, device string, report func(router netip.Addr, err error)) {
 	reported := ""
 	for ctx.Err() == nil {
-		err := searchRouterOnLink(ctx, device, func(a netip.Addr) {
+		err := searchRouterUntilSocketFails(ctx, device, func(a netip.Addr) {
 			reported = ""
 			report(a, nil)
 		})
@@ -51,13 +52,13 @@ func (Transport) FindRouterOnLink(ctx context.Context, device string, report fun
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(linkRetryInterval):
+		case <-time.After(failedRouterSearchRetryInterval):
 		}
 	}
 }
 
-// searchRouterOnLink searches with one socket until it fails or ctx ends.
-func searchRouterOnLink(ctx context.Context, device string, report func(netip.Addr)) error {
+// searchRouterUntilSocketFails searches with one socket until it fails or ctx ends.
+func searchRouterUntilSocketFails(ctx context.Context, device string, report func(netip.Addr)) error {
 	link, err := net.InterfaceByName(device)
 	if err != nil {
 		return fmt.Errorf("this node has no link %q: correct interface: %w", device, err)
@@ -79,49 +80,49 @@ func searchRouterOnLink(ctx context.Context, device string, report func(netip.Ad
 			return fmt.Errorf("looking for a router on %q: %w", device, e)
 		}
 	}
-	f := routerFinder{conn: c, linkLocalAddress: own, link: link, reportRouter: report}
+	f := ndpRouterFinder{ndpConn: c, ownLinkLocalAddress: own, link: link, reportRouter: report}
 	return f.exchangeNDPMessages(ctx)
 }
 
-// routerFinder searches on one link.
-type routerFinder struct {
-	conn              *ndp.Conn
-	linkLocalAddress  netip.Addr
-	link              *net.Interface
-	reportRouter      func(netip.Addr)
-	currentRouter     netip.Addr
-	routerLastHeardAt time.Time // of router
+// ndpRouterFinder searches on one link.
+type ndpRouterFinder struct {
+	ndpConn             *ndp.Conn
+	ownLinkLocalAddress netip.Addr
+	link                *net.Interface
+	reportRouter        func(netip.Addr)
+	foundRouterAddress  netip.Addr
+	routerLastHeardAt   time.Time
 }
 
 // exchangeNDPMessages reads messages and sends advertisements and solicitations when they are due.
-func (f *routerFinder) exchangeNDPMessages(ctx context.Context) error {
+func (f *ndpRouterFinder) exchangeNDPMessages(ctx context.Context) error {
 	var advertised, solicited time.Time
 	for ctx.Err() == nil {
 		now := time.Now()
-		if now.Sub(advertised) >= advertiseInterval {
+		if now.Sub(advertised) >= ownRouterAdvertisementInterval {
 			advertised = now
-			if err := f.sendAdvertisement(); err != nil {
+			if err := f.sendOwnRouterAdvertisement(); err != nil {
 				return err
 			}
 		}
-		wake := advertised.Add(advertiseInterval)
+		wake := advertised.Add(ownRouterAdvertisementInterval)
 		if now.Sub(f.routerLastHeardAt) > silentRouterTimeout {
-			if now.Sub(solicited) >= solicitInterval {
+			if now.Sub(solicited) >= routerSolicitationInterval {
 				solicited = now
-				if err := f.sendNDPMessage(&ndp.RouterSolicitation{Options: f.sourceMACOptions()}, allRoutersGroup); err != nil {
+				if err := f.sendNDPMessage(&ndp.RouterSolicitation{Options: f.ownMACOptions()}, allRoutersGroup); err != nil {
 					return err
 				}
 			}
-			wake = solicited.Add(solicitInterval)
+			wake = solicited.Add(routerSolicitationInterval)
 		}
-		_ = f.conn.SetReadDeadline(wake)
-		m, cm, from, err := f.conn.ReadFrom()
+		_ = f.ndpConn.SetReadDeadline(wake)
+		m, cm, from, err := f.ndpConn.ReadFrom()
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			continue
 		case err != nil:
 			return fmt.Errorf("looking for a router on %q: %w", f.link.Name, err)
-		case cm == nil || cm.HopLimit != ndp.HopLimit || cm.IfIndex != f.link.Index || !from.IsLinkLocalUnicast() || from == f.linkLocalAddress:
+		case cm == nil || cm.HopLimit != ndp.HopLimit || cm.IfIndex != f.link.Index || !from.IsLinkLocalUnicast() || from == f.ownLinkLocalAddress:
 			continue // from beyond a router, or our own
 		}
 		switch m.(type) {
@@ -137,31 +138,31 @@ func (f *routerFinder) exchangeNDPMessages(ctx context.Context) error {
 }
 
 // recordRouter records a router. The first router stays until it is silent.
-func (f *routerFinder) recordRouter(from netip.Addr, now time.Time) {
-	if from != f.currentRouter && f.currentRouter.IsValid() && now.Sub(f.routerLastHeardAt) < silentRouterTimeout {
+func (f *ndpRouterFinder) recordRouter(from netip.Addr, now time.Time) {
+	if from != f.foundRouterAddress && f.foundRouterAddress.IsValid() && now.Sub(f.routerLastHeardAt) < silentRouterTimeout {
 		return
 	}
 	f.routerLastHeardAt = now
-	if from != f.currentRouter {
-		f.currentRouter = from
+	if from != f.foundRouterAddress {
+		f.foundRouterAddress = from
 		f.reportRouter(from)
 	}
 }
 
-func (f *routerFinder) sendAdvertisement() error {
-	return f.sendNDPMessage(&ndp.RouterAdvertisement{Options: f.sourceMACOptions()}, allNodesGroup)
+func (f *ndpRouterFinder) sendOwnRouterAdvertisement() error {
+	return f.sendNDPMessage(&ndp.RouterAdvertisement{Options: f.ownMACOptions()}, allNodesGroup)
 }
 
-// sourceMACOptions returns the option with the link's own Ethernet address.
-func (f *routerFinder) sourceMACOptions() []ndp.Option {
+// ownMACOptions returns the option with the link's own Ethernet address.
+func (f *ndpRouterFinder) ownMACOptions() []ndp.Option {
 	if len(f.link.HardwareAddr) == 0 {
 		return nil
 	}
 	return []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: f.link.HardwareAddr}}
 }
 
-func (f *routerFinder) sendNDPMessage(m ndp.Message, to netip.Addr) error {
-	if err := f.conn.WriteTo(m, nil, to); err != nil {
+func (f *ndpRouterFinder) sendNDPMessage(m ndp.Message, to netip.Addr) error {
+	if err := f.ndpConn.WriteTo(m, nil, to); err != nil {
 		return fmt.Errorf("sending to the routers on %q: %w", f.link.Name, err)
 	}
 	return nil

@@ -22,32 +22,32 @@ import (
 // ErrPortClosed is the error of a closed Port.
 var ErrPortClosed = errors.New("the port is closed")
 
-// frameQueueLength is how many frames a host queues before it reads them. Further frames
+// receivedFramesPerPortLimit is how many frames a host queues before it reads them. Further frames
 // are lost, as on a socket.
-const frameQueueLength = 4096
+const receivedFramesPerPortLimit = 4096
 
 // LAN is an Ethernet segment. Any goroutine may use it. The zero value is not usable.
 type LAN struct {
 	mu         sync.Mutex // guards the fields below, and the state of hosts and ports
-	hosts      []*Host
+	hosts      []*LANHost
 	sentFrames []SentFrame
 }
 
 // SentFrame is a frame that a host sent, whether or not another host received it.
 type SentFrame struct {
-	At    time.Time
-	From  string
-	Frame layer2.Frame
+	SentAt     time.Time
+	SenderName string
+	Frame      layer2.ARPOrNDPFrame
 }
 
-// New returns an empty LAN.
-func New() *LAN { return &LAN{} }
+// NewLAN returns an empty LAN.
+func NewLAN() *LAN { return &LAN{} }
 
 // AddHost connects a new host.
-func (l *LAN) AddHost(name string) *Host {
+func (l *LAN) AddHost(name string) *LANHost {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	h := &Host{lan: l, name: name}
+	h := &LANHost{lan: l, name: name}
 	l.hosts = append(l.hosts, h)
 	return h
 }
@@ -72,8 +72,8 @@ func (l *LAN) String() string {
 			fmt.Fprintf(&b, " %s(%s)", p.link.Name, p.link.MAC)
 		}
 		switch {
-		case h.openError != nil:
-			fmt.Fprintf(&b, " cannot open ports: %v", h.openError)
+		case h.errorOfOpenPort != nil:
+			fmt.Fprintf(&b, " cannot open ports: %v", h.errorOfOpenPort)
 		case h.isDisconnected:
 			b.WriteString(" disconnected")
 		}
@@ -83,13 +83,13 @@ func (l *LAN) String() string {
 }
 
 // deliverFrame carries a frame to its destination.
-func (l *LAN) deliverFrame(from *port, f layer2.Frame) error {
+func (l *LAN) deliverFrame(from *lanPort, f layer2.ARPOrNDPFrame) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if from.isClosed() {
 		return ErrPortClosed
 	}
-	l.sentFrames = append(l.sentFrames, SentFrame{At: time.Now(), From: from.host.name, Frame: f})
+	l.sentFrames = append(l.sentFrames, SentFrame{SentAt: time.Now(), SenderName: from.host.name, Frame: f})
 	if from.host.isDisconnected {
 		return nil
 	}
@@ -105,50 +105,50 @@ func (l *LAN) deliverFrame(from *port, f layer2.Frame) error {
 	return nil
 }
 
-// Host is a host on the LAN. It is the Wire of an Engine.
-type Host struct {
-	lan            *LAN
-	name           string
-	ports          []*port
-	openError      error
-	isDisconnected bool
+// LANHost is a host on the LAN. It is the Wire of an Engine.
+type LANHost struct {
+	lan             *LAN
+	name            string
+	ports           []*lanPort
+	errorOfOpenPort error
+	isDisconnected  bool
 }
 
-var _ layer2.Wire = (*Host)(nil)
+var _ layer2.PortOpener = (*LANHost)(nil)
 
 // OpenPort connects a port. All links of a host are on the same LAN.
-func (h *Host) OpenPort(link facts.Link, family ipfamily.Family) (layer2.Port, error) {
+func (h *LANHost) OpenPort(link facts.Link, family ipfamily.Family) (layer2.Port, error) {
 	h.lan.mu.Lock()
 	defer h.lan.mu.Unlock()
-	if h.openError != nil {
-		return nil, fmt.Errorf("opening a port on %q: %w", link.Name, h.openError)
+	if h.errorOfOpenPort != nil {
+		return nil, fmt.Errorf("opening a port on %q: %w", link.Name, h.errorOfOpenPort)
 	}
-	p := &port{host: h, link: link, family: family, joinCountByAddress: map[netip.Addr]int{}, receivedFrames: latest.NewQueue[layer2.Frame](frameQueueLength), closed: make(chan struct{})}
+	p := &lanPort{host: h, link: link, family: family, joinCountByAddress: map[netip.Addr]int{}, receivedFrames: latest.NewQueue[layer2.ARPOrNDPFrame](receivedFramesPerPortLimit), closedSignal: make(chan struct{})}
 	h.ports = append(h.ports, p)
 	return p, nil
 }
 
-// SetOpenError makes OpenPort fail with err; with nil OpenPort works again.
-func (h *Host) SetOpenError(err error) {
+// SetErrorOfOpenPort makes OpenPort fail with err; with nil OpenPort works again.
+func (h *LANHost) SetErrorOfOpenPort(err error) {
 	h.lan.mu.Lock()
 	defer h.lan.mu.Unlock()
-	h.openError = err
+	h.errorOfOpenPort = err
 }
 
 // Disconnect unplugs the host. The link of the host stays up.
-func (h *Host) Disconnect() { h.setDisconnected(true) }
+func (h *LANHost) Disconnect() { h.setDisconnected(true) }
 
 // Reconnect undoes Disconnect.
-func (h *Host) Reconnect() { h.setDisconnected(false) }
+func (h *LANHost) Reconnect() { h.setDisconnected(false) }
 
-func (h *Host) setDisconnected(cut bool) {
+func (h *LANHost) setDisconnected(cut bool) {
 	h.lan.mu.Lock()
 	defer h.lan.mu.Unlock()
 	h.isDisconnected = cut
 }
 
-// FailOpenPorts ends every open port of the host with err, like a link that goes down.
-func (h *Host) FailOpenPorts(err error) {
+// CloseOpenPortsWithError ends every open port of the host with err, like a link that goes down.
+func (h *LANHost) CloseOpenPortsWithError(err error) {
 	h.lan.mu.Lock()
 	ports := slices.Clone(h.ports)
 	h.lan.mu.Unlock()
@@ -157,49 +157,49 @@ func (h *Host) FailOpenPorts(err error) {
 	}
 }
 
-// port is a connection of a host to the LAN.
-type port struct {
-	host               *Host
+// lanPort is a connection of a host to the LAN.
+type lanPort struct {
+	host               *LANHost
 	link               facts.Link
 	family             ipfamily.Family
 	joinCountByAddress map[netip.Addr]int // the addresses whose groups are joined, and how often
-	receivedFrames     *latest.Queue[layer2.Frame]
-	closed             chan struct{} // closed by closeWithError
-	err                error         // set before closed is closed
+	receivedFrames     *latest.Queue[layer2.ARPOrNDPFrame]
+	closedSignal       chan struct{} // closed by closeWithError
+	closeError         error         // set before closed is closed
 }
 
-var _ layer2.Port = (*port)(nil)
+var _ layer2.Port = (*lanPort)(nil)
 
-// Receive passes the frames to handle and sends its answers.
-func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool), isSendingAllowed func() bool) error {
+// ReceiveFrames passes the frames to handle and sends its answers.
+func (p *lanPort) ReceiveFrames(handle func(layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool), isSendingAllowed func() bool) error {
 	for {
 		select {
-		case <-p.closed:
-			return p.err
+		case <-p.closedSignal:
+			return p.closeError
 		case f := <-p.receivedFrames.C():
 			if answer, ok := handle(f); ok && (isSendingAllowed == nil || isSendingAllowed()) {
-				_ = p.Write(answer) // a closed port is noticed above
+				_ = p.WriteFrame(answer) // a closed port is noticed above
 			}
 		}
 	}
 }
 
 // LostFrameCount returns 0: frames that a host does not read are not counted.
-func (p *port) LostFrameCount() uint64 { return 0 }
+func (p *lanPort) LostFrameCount() uint64 { return 0 }
 
-// Write sends a frame.
-func (p *port) Write(f layer2.Frame) error { return p.host.lan.deliverFrame(p, f) }
+// WriteFrame sends a frame.
+func (p *lanPort) WriteFrame(f layer2.ARPOrNDPFrame) error { return p.host.lan.deliverFrame(p, f) }
 
-// JoinGroup joins the group of an IPv6 address, so that the port receives requests for it.
-func (p *port) JoinGroup(a netip.Addr) error {
+// JoinGroupOfAddress joins the group of an IPv6 address, so that the port receives requests for it.
+func (p *lanPort) JoinGroupOfAddress(a netip.Addr) error {
 	p.host.lan.mu.Lock()
 	defer p.host.lan.mu.Unlock()
 	p.joinCountByAddress[a]++
 	return nil
 }
 
-// LeaveGroup undoes JoinGroup.
-func (p *port) LeaveGroup(a netip.Addr) {
+// LeaveGroupOfAddress undoes JoinGroupOfAddress.
+func (p *lanPort) LeaveGroupOfAddress(a netip.Addr) {
 	p.host.lan.mu.Lock()
 	defer p.host.lan.mu.Unlock()
 	if p.joinCountByAddress[a]--; p.joinCountByAddress[a] <= 0 {
@@ -208,7 +208,7 @@ func (p *port) LeaveGroup(a netip.Addr) {
 }
 
 // acceptsDestinationMAC says whether the network card receives frames to this Ethernet address.
-func (p *port) acceptsDestinationMAC(to facts.MAC) bool {
+func (p *lanPort) acceptsDestinationMAC(to facts.MAC) bool {
 	if to[0] != 0x33 || to[2] != 0xff { // not a solicited-node group
 		return to[0]&1 == 1 || to == p.link.MAC
 	}
@@ -221,25 +221,25 @@ func (p *port) acceptsDestinationMAC(to facts.MAC) bool {
 }
 
 // Close disconnects the port.
-func (p *port) Close() error {
+func (p *lanPort) Close() error {
 	p.closeWithError(ErrPortClosed)
 	return nil
 }
 
-func (p *port) closeWithError(err error) {
+func (p *lanPort) closeWithError(err error) {
 	p.host.lan.mu.Lock()
 	defer p.host.lan.mu.Unlock()
 	if p.isClosed() {
 		return
 	}
-	p.err = err
-	close(p.closed)
-	p.host.ports = slices.DeleteFunc(p.host.ports, func(o *port) bool { return o == p })
+	p.closeError = err
+	close(p.closedSignal)
+	p.host.ports = slices.DeleteFunc(p.host.ports, func(o *lanPort) bool { return o == p })
 }
 
-func (p *port) isClosed() bool {
+func (p *lanPort) isClosed() bool {
 	select {
-	case <-p.closed:
+	case <-p.closedSignal:
 		return true
 	default:
 		return false
@@ -247,6 +247,6 @@ func (p *port) isClosed() bool {
 }
 
 // enqueueFrame queues a frame, and drops it if the queue is full.
-func (p *port) enqueueFrame(f layer2.Frame) {
+func (p *lanPort) enqueueFrame(f layer2.ARPOrNDPFrame) {
 	p.receivedFrames.PutIfRoom(f)
 }

@@ -18,17 +18,17 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// harness is an IPv6 port on a link to a switch that snoops on MLD.
-type harness struct {
+// snoopingSwitchHarness is an IPv6 port on a link to a switch that snoops on MLD.
+type snoopingSwitchHarness struct {
 	t                              *testing.T
 	nodeNamespace, switchNamespace *netnstest.Namespace
 	port                           layer2.Port
 }
 
-func newHarness(t *testing.T) *harness {
-	l := &harness{t: t, nodeNamespace: netnstest.New(t), switchNamespace: netnstest.New(t)}
+func newHarness(t *testing.T) *snoopingSwitchHarness {
+	l := &snoopingSwitchHarness{t: t, nodeNamespace: netnstest.NewNamespace(t), switchNamespace: netnstest.NewNamespace(t)}
 	l.nodeNamespace.AddVethPair("eth0", l.switchNamespace, "port0")
-	l.switchNamespace.MustRun(func() error {
+	l.switchNamespace.MustRunInside(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "br0"
 		on := true
@@ -37,17 +37,17 @@ func newHarness(t *testing.T) *harness {
 		return errors.Join(err, netlink.LinkAdd(bridge), netlink.LinkSetMaster(port, bridge), netlink.LinkSetUp(bridge))
 	})
 	var link facts.Link
-	l.nodeNamespace.MustRun(func() error {
+	l.nodeNamespace.MustRunInside(func() error {
 		ifi, err := net.InterfaceByName("eth0")
 		if err == nil {
 			link = facts.Link{Index: ifi.Index, Name: "eth0", MAC: facts.MAC(ifi.HardwareAddr)}
-			l.port, err = Wire{}.OpenPort(link, ipfamily.IPv6)
+			l.port, err = PacketSocketOpener{}.OpenPort(link, ipfamily.IPv6)
 		}
 		return err
 	})
 	ended := make(chan error, 1)
 	go func() {
-		ended <- l.port.Receive(func(layer2.Frame) (layer2.Frame, bool) { return layer2.Frame{}, false }, nil)
+		ended <- l.port.ReceiveFrames(func(layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) { return layer2.ARPOrNDPFrame{}, false }, nil)
 	}()
 	t.Cleanup(func() {
 		_ = l.port.Close()
@@ -60,10 +60,10 @@ func numberedAddress(i int) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfd, 0, 0xa8, 14: byte(i >> 8), 15: byte(i)})
 }
 
-// countKnownGroups returns how many of the first n groups the switch knows.
-func (l *harness) countKnownGroups(n int) (count int) {
+// countGroupsKnownToSwitch returns how many of the first n groups the switch knows.
+func (l *snoopingSwitchHarness) countGroupsKnownToSwitch(n int) (count int) {
 	l.t.Helper()
-	l.switchNamespace.MustRun(func() error {
+	l.switchNamespace.MustRunInside(func() error {
 		request := nl.NewNetlinkRequest(unix.RTM_GETMDB, unix.NLM_F_DUMP)
 		request.AddRawData([]byte{unix.AF_BRIDGE, 0, 0, 0, 0, 0, 0, 0}) // struct br_port_msg
 		messages, err := request.Execute(unix.NETLINK_ROUTE, unix.RTM_GETMDB)
@@ -79,7 +79,7 @@ func (l *harness) countKnownGroups(n int) (count int) {
 	return count
 }
 
-func (l *harness) awaitCondition(sentence string, f func() bool) {
+func (l *snoopingSwitchHarness) awaitCondition(sentence string, f func() bool) {
 	l.t.Helper()
 	for deadline := time.Now().Add(60 * time.Second); !f(); {
 		if time.Now().After(deadline) {
@@ -90,8 +90,8 @@ func (l *harness) awaitCondition(sentence string, f func() bool) {
 }
 
 // isAllMulticast says whether the card receives all multicast packets.
-func (l *harness) isAllMulticast() (all bool) {
-	l.nodeNamespace.MustRun(func() error {
+func (l *snoopingSwitchHarness) isAllMulticast() (all bool) {
+	l.nodeNamespace.MustRunInside(func() error {
 		ifi, err := net.InterfaceByName("eth0")
 		if err != nil {
 			return err
@@ -113,13 +113,13 @@ func (l *harness) isAllMulticast() (all bool) {
 	return all
 }
 
-// The switch knows every group, even when there are more than kernelGroupsLimit. Only then the card
-// receives all multicast packets.
+// The switch knows every group, even when there are more than maxGroupsJoinedThroughKernel. Only
+// then the card receives all multicast packets.
 func TestSnoopingSwitchKnowsEveryGroup(t *testing.T) {
 	l := newHarness(t)
-	const few, many = kernelGroupsLimit / 2, 3 * kernelGroupsLimit
+	const few, many = maxGroupsJoinedThroughKernel / 2, 3 * maxGroupsJoinedThroughKernel
 	for i := range few {
-		if err := l.port.JoinGroup(numberedAddress(i)); err != nil {
+		if err := l.port.JoinGroupOfAddress(numberedAddress(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -127,37 +127,37 @@ func TestSnoopingSwitchKnowsEveryGroup(t *testing.T) {
 		t.Errorf("with %d groups the card takes in every multicast packet", few)
 	}
 	for i := few; i < many; i++ {
-		if err := l.port.JoinGroup(numberedAddress(i)); err != nil {
+		if err := l.port.JoinGroupOfAddress(numberedAddress(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if !l.isAllMulticast() {
 		t.Errorf("with %d groups the card does not take in every multicast packet", many)
 	}
-	l.awaitCondition("the switch knows every group", func() bool { return l.countKnownGroups(many) == many })
-	for i := kernelGroupsLimit; i < many; i++ {
-		l.port.LeaveGroup(numberedAddress(i))
+	l.awaitCondition("the switch knows every group", func() bool { return l.countGroupsKnownToSwitch(many) == many })
+	for i := maxGroupsJoinedThroughKernel; i < many; i++ {
+		l.port.LeaveGroupOfAddress(numberedAddress(i))
 	}
 	if l.isAllMulticast() {
 		t.Error("the card takes in every multicast packet when few groups are left")
 	}
-	if n := l.countKnownGroups(kernelGroupsLimit); n != kernelGroupsLimit {
-		t.Errorf("the switch knows %d of the %d groups that are left", n, kernelGroupsLimit)
+	if n := l.countGroupsKnownToSwitch(maxGroupsJoinedThroughKernel); n != maxGroupsJoinedThroughKernel {
+		t.Errorf("the switch knows %d of the %d groups that are left", n, maxGroupsJoinedThroughKernel)
 	}
 }
 
 // A switch that was restarted sends a query and learns every group again.
 func TestMLDQueryIsAnswered(t *testing.T) {
 	l := newHarness(t)
-	const many = kernelGroupsLimit + 100
+	const many = maxGroupsJoinedThroughKernel + 100
 	for i := range many {
-		if err := l.port.JoinGroup(numberedAddress(i)); err != nil {
+		if err := l.port.JoinGroupOfAddress(numberedAddress(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	l.awaitCondition("the switch knows every group", func() bool { return l.countKnownGroups(many) == many })
+	l.awaitCondition("the switch knows every group", func() bool { return l.countGroupsKnownToSwitch(many) == many })
 	var querier int
-	l.switchNamespace.MustRun(func() (err error) { // deletes what the switch knows
+	l.switchNamespace.MustRunInside(func() (err error) { // deletes what the switch knows
 		p, err := netlink.LinkByName("port0")
 		if err != nil {
 			return err
@@ -171,19 +171,19 @@ func TestMLDQueryIsAnswered(t *testing.T) {
 	defer unix.Close(querier)
 	// This is after the two reports of a change. The query is repeated, as a querier does.
 	l.awaitCondition("the switch knows every group again", func() bool {
-		l.switchNamespace.MustRun(func() error {
+		l.switchNamespace.MustRunInside(func() error {
 			p, err := net.InterfaceByName("port0")
 			if err != nil {
 				return err
 			}
 			return unix.Sendto(querier, buildMLDQuery(facts.MAC(p.HardwareAddr)), 0, &unix.SockaddrLinklayer{Ifindex: p.Index, Protocol: networkByteOrder(unix.ETH_P_IPV6)})
 		})
-		return l.countKnownGroups(many) == many
+		return l.countGroupsKnownToSwitch(many) == many
 	})
 }
 
 // replugSwitchPort connects the port to the switch again. The switch has forgotten its groups.
-func (l *harness) replugSwitchPort(port netlink.Link) error {
+func (l *snoopingSwitchHarness) replugSwitchPort(port netlink.Link) error {
 	b, err := netlink.LinkByName("br0")
 	return errors.Join(err, netlink.LinkSetMaster(port, b))
 }

@@ -46,7 +46,7 @@ func encodeMLDReport(mac facts.MAC, source netip.Addr, kind byte, groups []netip
 	copy(b[6:12], mac[:])
 	binary.BigEndian.PutUint16(b[etherTypeOffset:], unix.ETH_P_IPV6)
 	binary.BigEndian.PutUint32(b[ip6Offset:], 6<<28)
-	binary.BigEndian.PutUint16(b[ip6LengthOffset:], uint16(len(b)-hopByHopOffset))
+	binary.BigEndian.PutUint16(b[ip6PayloadLengthOffset:], uint16(len(b)-hopByHopOffset))
 	b[ip6NextHeaderOffset], b[ip6HopLimitOffset] = unix.IPPROTO_HOPOPTS, 1
 	from, to := source.As16(), mldRoutersGroup.As16()
 	copy(b[ip6SourceOffset:], from[:])

@@ -18,7 +18,7 @@ import (
 // start of the frame.
 const (
 	ip6Offset                 = 14
-	ip6LengthOffset           = 18 // of what follows the header
+	ip6PayloadLengthOffset    = 18 // of what follows the header
 	ip6NextHeaderOffset       = 20
 	ip6HopLimitOffset         = 21
 	ip6SourceOffset           = 22
@@ -48,37 +48,37 @@ var ndpFilter = []bpf.Instruction{
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_ICMPV6, SkipTrue: 3},
 	bpf.LoadAbsolute{Off: mldOffset, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: typeMLDQuery, SkipTrue: 1},
-	bpf.RetConstant{Val: maxFrameLength},
+	bpf.RetConstant{Val: maxReadFrameBytes},
 	bpf.RetConstant{Val: 0},
 }
 
 // decodeNDP reads an Ethernet frame that contains a Neighbor Solicitation or Advertisement. It
 // checks the rules of RFC 4861 sections 7.1.1 and 7.1.2.
-func decodeNDP(b []byte) (layer2.Frame, bool) {
+func decodeNDP(b []byte) (layer2.ARPOrNDPFrame, bool) {
 	if len(b) < ndpMinFrameLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_IPV6 || b[ip6Offset]>>4 != 6 ||
 		b[ip6NextHeaderOffset] != unix.IPPROTO_ICMPV6 || b[ip6HopLimitOffset] != ndp.HopLimit || b[icmp6CodeOffset] != 0 {
-		return layer2.Frame{}, false
+		return layer2.ARPOrNDPFrame{}, false
 	}
-	end := icmp6Offset + int(binary.BigEndian.Uint16(b[ip6LengthOffset:]))
+	end := icmp6Offset + int(binary.BigEndian.Uint16(b[ip6PayloadLengthOffset:]))
 	if end < ndpMinFrameLength || end > len(b) || !isICMPv6ChecksumValid(b[ip6SourceOffset:icmp6Offset], b[icmp6Offset:end]) {
-		return layer2.Frame{}, false
+		return layer2.ARPOrNDPFrame{}, false
 	}
 	m, err := ndp.ParseMessage(b[icmp6Offset:end])
 	if err != nil {
-		return layer2.Frame{}, false
+		return layer2.ARPOrNDPFrame{}, false
 	}
 	source, target := netip.AddrFrom16([16]byte(b[ip6SourceOffset:ip6DestinationOffset])), netip.AddrFrom16([16]byte(b[ip6DestinationOffset:icmp6Offset]))
-	f := layer2.Frame{EthernetDestination: facts.MAC(b[0:6]), EthernetSource: facts.MAC(b[6:12]), SenderMAC: facts.MAC(b[6:12])}
+	f := layer2.ARPOrNDPFrame{EthernetDestination: facts.MAC(b[0:6]), EthernetSource: facts.MAC(b[6:12]), SenderMAC: facts.MAC(b[6:12])}
 	switch m := m.(type) {
 	case *ndp.NeighborSolicitation:
-		mac, given := linkLayerAddressOption(m.Options, ndp.Source)
+		mac, given := findLinkLayerAddressOption(m.Options, ndp.Source)
 		if m.TargetAddress.IsMulticast() || source.IsMulticast() || source.Is4In6() {
-			return layer2.Frame{}, false
+			return layer2.ARPOrNDPFrame{}, false
 		}
 		// a sender without an address asks the group, and gives no link-layer address
 		if source.IsUnspecified() {
 			if group, err := ndp.SolicitedNodeMulticast(m.TargetAddress); err != nil || given || target != group {
-				return layer2.Frame{}, false
+				return layer2.ARPOrNDPFrame{}, false
 			}
 		}
 		if given {
@@ -87,24 +87,24 @@ func decodeNDP(b []byte) (layer2.Frame, bool) {
 		f.Operation, f.SenderIP, f.TargetIP = layer2.Request, source, m.TargetAddress
 	case *ndp.NeighborAdvertisement:
 		if m.TargetAddress.IsMulticast() || (m.Solicited && target.IsMulticast()) {
-			return layer2.Frame{}, false
+			return layer2.ARPOrNDPFrame{}, false
 		}
 		f.Unsolicited = !m.Solicited && !target.IsMulticast()
 		if target.IsMulticast() {
 			target = m.TargetAddress // as in an announcement with ARP
 		}
-		if mac, given := linkLayerAddressOption(m.Options, ndp.Target); given {
+		if mac, given := findLinkLayerAddressOption(m.Options, ndp.Target); given {
 			f.SenderMAC = mac
 		}
 		f.Operation, f.SenderIP, f.TargetMAC, f.TargetIP = layer2.Reply, m.TargetAddress, f.EthernetDestination, target
 	default:
-		return layer2.Frame{}, false
+		return layer2.ARPOrNDPFrame{}, false
 	}
 	return f, true
 }
 
-// linkLayerAddressOption returns the Ethernet address in the options.
-func linkLayerAddressOption(options []ndp.Option, d ndp.Direction) (facts.MAC, bool) {
+// findLinkLayerAddressOption returns the Ethernet address in the options.
+func findLinkLayerAddressOption(options []ndp.Option, d ndp.Direction) (facts.MAC, bool) {
 	for _, o := range options {
 		if l, ok := o.(*ndp.LinkLayerAddress); ok && l.Direction == d && len(l.Addr) == 6 {
 			return facts.MAC(l.Addr), true
@@ -144,7 +144,7 @@ var allNodesGroup = netip.MustParseAddr("ff02::1")
 
 // encodeNDP writes the frame into b, which has room for it, and returns the written bytes. An
 // advertisement has the announced address as its source, and always has the override flag.
-func encodeNDP(b []byte, f layer2.Frame) ([]byte, error) {
+func encodeNDP(b []byte, f layer2.ARPOrNDPFrame) ([]byte, error) {
 	source, target := f.SenderIP, f.TargetIP
 	mac := net.HardwareAddr(f.SenderMAC[:])
 	var m ndp.Message
@@ -182,7 +182,7 @@ func encodeNDP(b []byte, f layer2.Frame) ([]byte, error) {
 	copy(b[6:12], f.EthernetSource[:])
 	binary.BigEndian.PutUint16(b[etherTypeOffset:], unix.ETH_P_IPV6)
 	binary.BigEndian.PutUint32(b[ip6Offset:], 6<<28)
-	binary.BigEndian.PutUint16(b[ip6LengthOffset:], uint16(len(payload)))
+	binary.BigEndian.PutUint16(b[ip6PayloadLengthOffset:], uint16(len(payload)))
 	b[ip6NextHeaderOffset], b[ip6HopLimitOffset] = unix.IPPROTO_ICMPV6, ndp.HopLimit
 	s, t := source.As16(), target.As16()
 	copy(b[ip6SourceOffset:], s[:])

@@ -21,9 +21,9 @@ var (
 )
 
 // exampleNDPFrames returns the kinds of frames that the engine sends for IPv6.
-func exampleNDPFrames() map[string]layer2.Frame {
+func exampleNDPFrames() map[string]layer2.ARPOrNDPFrame {
 	all := layer2.AnnouncementDestinationMAC(heldIPv6)
-	return map[string]layer2.Frame{
+	return map[string]layer2.ARPOrNDPFrame{
 		"a solicitation": {
 			EthernetDestination: layer2.RequestDestinationMAC(heldIPv6), EthernetSource: clientMAC, Operation: layer2.Request,
 			SenderMAC: clientMAC, SenderIP: askerIPv6, TargetIP: heldIPv6,
@@ -98,7 +98,7 @@ func TestNeighborAdvertisementFlags(t *testing.T) {
 	}
 }
 
-func TestDecodeNDPRefuses(t *testing.T) {
+func TestDecodeNDPRefusesInvalidFrames(t *testing.T) {
 	tests := map[string]struct {
 		of   string
 		edit func(b []byte) []byte
@@ -119,7 +119,7 @@ func TestDecodeNDPRefuses(t *testing.T) {
 			return withValidChecksum(b)
 		}},
 		"an option of no length":                    {"a solicitation", func(b []byte) []byte { b[ndpMinFrameLength+1] = 0; return withValidChecksum(b) }},
-		"a length beyond the frame":                 {"a solicitation", func(b []byte) []byte { b[ip6LengthOffset] = 1; return b }},
+		"a length beyond the frame":                 {"a solicitation", func(b []byte) []byte { b[ip6PayloadLengthOffset] = 1; return b }},
 		"a solicitation with a group as its sender": {"a solicitation", func(b []byte) []byte { b[ip6SourceOffset] = 0xff; return withValidChecksum(b) }},
 	}
 	for name, tt := range tests {
@@ -149,10 +149,10 @@ func FuzzDecodeNDP(f *testing.F) {
 	for _, m := range exampleNDPFrames() {
 		f.Add(encodeFrame(f, encodeNDP, m))
 	}
-	f.Fuzz(checkNDPFrame)
+	f.Fuzz(checkDecodedNDPFrame)
 }
 
-func checkNDPFrame(t *testing.T, b []byte) {
+func checkDecodedNDPFrame(t *testing.T, b []byte) {
 	got, ok := decodeNDP(b)
 	if !ok {
 		return

@@ -19,7 +19,7 @@ import (
 // bytes from the start of the frame.
 const (
 	ip4Offset            = 14
-	ip4LengthOffset      = 16
+	ip4TotalLengthOffset = 16
 	ip4FragmentOffset    = 20
 	ip4TTLOffset         = 22
 	ip4ProtocolOffset    = 23
@@ -74,19 +74,19 @@ var pingFilter6 = []bpf.Instruction{
 	bpf.RetConstant{Val: 0},
 }
 
-// pingSocket receives the echo requests of one family on one link.
-type pingSocket struct {
+// rawSocketPingResponder receives the echo requests of one family on one link.
+type rawSocketPingResponder struct {
 	linkName string
 	file     *os.File
 	// buildPingReply turns a request into its reply, in place.
 	buildPingReply func(b []byte, held func(netip.Addr) bool) ([]byte, bool)
 }
 
-var _ layer2.PingResponderOpener = Wire{}
+var _ layer2.PingResponderOpener = PacketSocketOpener{}
 
 // OpenPingResponder opens a socket for echo requests on the link.
-func (Wire) OpenPingResponder(l facts.Link, f ipfamily.Family) (layer2.PingResponder, error) {
-	p := &pingSocket{linkName: l.Name, buildPingReply: buildPingReply4}
+func (PacketSocketOpener) OpenPingResponder(l facts.Link, f ipfamily.Family) (layer2.PingResponder, error) {
+	p := &rawSocketPingResponder{linkName: l.Name, buildPingReply: buildPingReply4}
 	filter, protocol := pingFilter4, uint16(unix.ETH_P_IP)
 	if f == ipfamily.IPv6 {
 		p.buildPingReply, filter, protocol = buildPingReply6, pingFilter6, unix.ETH_P_IPV6
@@ -99,32 +99,32 @@ func (Wire) OpenPingResponder(l facts.Link, f ipfamily.Family) (layer2.PingRespo
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("opening a socket for pings on %q: %w", l.Name, translateKernelError(err))
+		return nil, fmt.Errorf("opening a socket for pings on %q: %w", l.Name, toEngineError(err))
 	}
 	return p, nil
 }
 
-// Serve answers until the socket fails or is closed.
-func (p *pingSocket) Serve(held func(netip.Addr) bool) error {
+// AnswerPings answers until the socket fails or is closed.
+func (p *rawSocketPingResponder) AnswerPings(held func(netip.Addr) bool) error {
 	b := make([]byte, maxEchoFrameLength)
 	for {
 		n, err := p.file.Read(b)
 		if err != nil {
-			return fmt.Errorf("reading pings on %q: %w", p.linkName, translateKernelError(err))
+			return fmt.Errorf("reading pings on %q: %w", p.linkName, toEngineError(err))
 		}
 		answer, ok := p.buildPingReply(b[:n], held)
 		if !ok {
 			continue
 		}
 		// A reply that finds no room in the send buffer is lost, like any packet.
-		if _, err := p.file.Write(answer); err != nil && !errors.Is(translateKernelError(err), layer2.ErrNotSent) && !errors.Is(err, unix.EMSGSIZE) {
-			return fmt.Errorf("answering a ping on %q: %w", p.linkName, translateKernelError(err))
+		if _, err := p.file.Write(answer); err != nil && !errors.Is(toEngineError(err), layer2.ErrNotSent) && !errors.Is(err, unix.EMSGSIZE) {
+			return fmt.Errorf("answering a ping on %q: %w", p.linkName, toEngineError(err))
 		}
 	}
 }
 
 // Close ends Serve. It does not wait for it.
-func (p *pingSocket) Close() error { return p.file.Close() }
+func (p *rawSocketPingResponder) Close() error { return p.file.Close() }
 
 // buildPingReply4 turns a frame with an echo request into the reply.
 func buildPingReply4(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
@@ -133,7 +133,7 @@ func buildPingReply4(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
 		binary.BigEndian.Uint16(b[icmp4Offset:]) != typeEchoRequest4<<8 {
 		return nil, false
 	}
-	end := ip4Offset + int(binary.BigEndian.Uint16(b[ip4LengthOffset:])) // the rest is padding
+	end := ip4Offset + int(binary.BigEndian.Uint16(b[ip4TotalLengthOffset:])) // the rest is padding
 	if end < icmp4Offset+echoMinLength || end > len(b) || onesComplementSum(0, b[ip4Offset:icmp4Offset]) != 0xffff || onesComplementSum(0, b[icmp4Offset:end]) != 0xffff {
 		return nil, false
 	}
@@ -158,7 +158,7 @@ func buildPingReply6(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
 		b[ip6NextHeaderOffset] != unix.IPPROTO_ICMPV6 || binary.BigEndian.Uint16(b[icmp6Offset:]) != typeEchoRequest6<<8 {
 		return nil, false
 	}
-	end := icmp6Offset + int(binary.BigEndian.Uint16(b[ip6LengthOffset:]))
+	end := icmp6Offset + int(binary.BigEndian.Uint16(b[ip6PayloadLengthOffset:]))
 	if end < icmp6Offset+echoMinLength || end > len(b) || !isICMPv6ChecksumValid(b[ip6SourceOffset:icmp6Offset], b[icmp6Offset:end]) {
 		return nil, false
 	}

@@ -18,8 +18,8 @@ var (
 	askerIPv4 = netip.MustParseAddr("192.168.0.100")
 )
 
-// echoRequest returns an Ethernet frame with an echo request, padded if it is short.
-func echoRequest(t testing.TB, f ipfamily.Family, data string) []byte {
+// buildEchoRequestFrame returns an Ethernet frame with an echo request, padded if it is short.
+func buildEchoRequestFrame(t testing.TB, f ipfamily.Family, data string) []byte {
 	t.Helper()
 	head := append(append(append([]byte{}, nodeMAC[:]...), clientMAC[:]...), 0x08, 0x00)
 	if f == ipfamily.IPv6 {
@@ -65,7 +65,7 @@ func TestPingReplies(t *testing.T) {
 	for f, tt := range pingCaseByFamily {
 		is := func(a netip.Addr) bool { return a == tt.held }
 		for _, data := range []string{"", "x", "are you there?", string(bytes.Repeat([]byte{0xff}, 1400))} {
-			request := echoRequest(t, f, data)
+			request := buildEchoRequestFrame(t, f, data)
 			program := pingFilter4
 			if f == ipfamily.IPv6 {
 				program = pingFilter6
@@ -101,26 +101,28 @@ func TestPingReplies(t *testing.T) {
 
 func TestInvalidPingsAreNotAnswered(t *testing.T) {
 	tests := map[string]func(b []byte, v4 bool){
-		"a wrong checksum":          func(b []byte, v4 bool) { b[len(b)-30] ^= 1 },
-		"a sender that is a group":  func(b []byte, v4 bool) { b[6] |= 1 },
-		"another code":              func(b []byte, v4 bool) { b[icmpOffset(v4)+1] = 1 },
-		"another type":              func(b []byte, v4 bool) { b[icmpOffset(v4)] = 13 },
-		"another protocol":          func(b []byte, v4 bool) { b[map[bool]int{true: ip4ProtocolOffset, false: ip6NextHeaderOffset}[v4]] = 17 },
-		"a length beyond the frame": func(b []byte, v4 bool) { b[map[bool]int{true: ip4LengthOffset, false: ip6LengthOffset}[v4]] = 0x7f },
+		"a wrong checksum":         func(b []byte, v4 bool) { b[len(b)-30] ^= 1 },
+		"a sender that is a group": func(b []byte, v4 bool) { b[6] |= 1 },
+		"another code":             func(b []byte, v4 bool) { b[icmpOffset(v4)+1] = 1 },
+		"another type":             func(b []byte, v4 bool) { b[icmpOffset(v4)] = 13 },
+		"another protocol":         func(b []byte, v4 bool) { b[map[bool]int{true: ip4ProtocolOffset, false: ip6NextHeaderOffset}[v4]] = 17 },
+		"a length beyond the frame": func(b []byte, v4 bool) {
+			b[map[bool]int{true: ip4TotalLengthOffset, false: ip6PayloadLengthOffset}[v4]] = 0x7f
+		},
 		"a length of nothing": func(b []byte, v4 bool) {
-			clear(b[map[bool]int{true: ip4LengthOffset, false: ip6LengthOffset}[v4]:][:2])
+			clear(b[map[bool]int{true: ip4TotalLengthOffset, false: ip6PayloadLengthOffset}[v4]:][:2])
 		},
 	}
 	for name, edit := range tests {
 		for f, tt := range pingCaseByFamily {
-			b := echoRequest(t, f, "are you there? are you there? are you there?")
+			b := buildEchoRequestFrame(t, f, "are you there? are you there? are you there?")
 			edit(b, f == ipfamily.IPv4)
 			if answer, ok := tt.answer(b, func(netip.Addr) bool { return true }); ok {
 				t.Errorf("%s, %s: answered with %x", name, f, answer)
 			}
 		}
 	}
-	piece := echoRequest(t, ipfamily.IPv4, "")
+	piece := buildEchoRequestFrame(t, ipfamily.IPv4, "")
 	piece[ip4FragmentOffset] = 0x20
 	if n, err := newFilterVM(t, pingFilter4).Run(piece); n != 0 || err != nil {
 		t.Errorf("the filter passes a piece of a ping (%v)", err)
@@ -138,12 +140,12 @@ func icmpOffset(v4 bool) int {
 func FuzzPing(f *testing.F) {
 	f.Add([]byte{})
 	for family := range pingCaseByFamily {
-		f.Add(echoRequest(f, family, "are you there?"))
+		f.Add(buildEchoRequestFrame(f, family, "are you there?"))
 	}
-	f.Fuzz(checkPingFrame)
+	f.Fuzz(checkReplyToPingFrame)
 }
 
-func checkPingFrame(t *testing.T, b []byte) {
+func checkReplyToPingFrame(t *testing.T, b []byte) {
 	for family, tt := range pingCaseByFamily {
 		var pinged netip.Addr
 		answer, ok := tt.answer(bytes.Clone(b), func(a netip.Addr) bool { pinged = a; return true })

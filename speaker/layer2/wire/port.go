@@ -16,10 +16,11 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// port is a socket. One goroutine calls Receive; the owner of the port calls the other methods.
-type port struct {
+// packetSocketPort is a socket. One goroutine calls Receive; the owner of the port calls the other
+// methods.
+type packetSocketPort struct {
 	linkName    string
-	protocol    protocol
+	protocol    neighbourProtocol
 	family      ipfamily.Family
 	file        *os.File
 	rawConn     syscall.RawConn
@@ -39,8 +40,9 @@ type port struct {
 	lostFrames atomic.Uint64
 }
 
-// Receive calls handle for every frame and sends its answers, until the port fails or is closed.
-func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool), isSendingAllowed func() bool) error {
+// ReceiveFrames calls handle for every frame and sends its answers, until the port fails or is
+// closed.
+func (p *packetSocketPort) ReceiveFrames(handle func(layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool), isSendingAllowed func() bool) error {
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
@@ -48,7 +50,7 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool), isSending
 	}
 	p.isReceiving = true
 	p.mu.Unlock()
-	r := &receiver{port: p, handleFrame: handle, isSendingAllowed: isSendingAllowed}
+	r := &frameReceiver{packetSocketPort: p, handleFrame: handle, isSendingAllowed: isSendingAllowed}
 	r.answerBatch.linkMessageVectors()
 	err := p.rawConn.Read(r.drainRing)
 	if err == nil || r.err != nil {
@@ -60,13 +62,13 @@ func (p *port) Receive(handle func(layer2.Frame) (layer2.Frame, bool), isSending
 	if p.closed {
 		p.receiveRing.unmapMemory()
 	}
-	return fmt.Errorf("reading %s on %q: %w", p.protocol.name, p.linkName, translateKernelError(err))
+	return fmt.Errorf("reading %s on %q: %w", p.protocol.name, p.linkName, toEngineError(err))
 }
 
-// receiver is the state of a running Receive.
-type receiver struct {
-	*port
-	handleFrame      func(layer2.Frame) (layer2.Frame, bool)
+// frameReceiver is the state of a running Receive.
+type frameReceiver struct {
+	*packetSocketPort
+	handleFrame      func(layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool)
 	isSendingAllowed func() bool // nil allows all
 	answerBatch      sendBatch
 	err              error
@@ -75,7 +77,7 @@ type receiver struct {
 // drainRing handles the frames in the ring. It returns false to be called again when there are
 // more. It sends answers when the ring is empty or the batch is full, so that under load one system
 // call sends many answers.
-func (r *receiver) drainRing(fd uintptr) bool {
+func (r *frameReceiver) drainRing(fd uintptr) bool {
 	for {
 		b := r.receiveRing.nextFrame()
 		if b == nil {
@@ -112,15 +114,15 @@ func (r *receiver) drainRing(fd uintptr) bool {
 	return r.err != nil
 }
 
-// sendBufferTimeout is how long answers wait for room in the send buffer, in milliseconds. The ring
-// receives requests meanwhile.
-const sendBufferTimeout = 10
+// answerSendTimeoutMilliseconds is how long answers wait for room in the send buffer, in
+// milliseconds. The ring receives requests meanwhile.
+const answerSendTimeoutMilliseconds = 10
 
 // flushBatch sends the batch. Answers that find no room in time are lost; the client asks again.
 // Answers that may not be sent any more are dropped: the process may have been paused since they
 // were added. A pause between this check and the system call cannot be noticed, so the frames of
 // that one call are sent.
-func (r *receiver) flushBatch(fd uintptr) {
+func (r *frameReceiver) flushBatch(fd uintptr) {
 	for waited := false; r.answerBatch.count > 0; {
 		if r.isSendingAllowed != nil && !r.isSendingAllowed() {
 			r.answerBatch.count = 0
@@ -133,10 +135,10 @@ func (r *receiver) flushBatch(fd uintptr) {
 		}
 		switch {
 		case errors.Is(err, unix.EINTR):
-		case errors.Is(translateKernelError(err), layer2.ErrNotSent) && !waited:
+		case errors.Is(toEngineError(err), layer2.ErrNotSent) && !waited:
 			waited = true
-			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, sendBufferTimeout)
-		case errors.Is(translateKernelError(err), layer2.ErrNotSent):
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, answerSendTimeoutMilliseconds)
+		case errors.Is(toEngineError(err), layer2.ErrNotSent):
 			r.lostFrames.Add(uint64(r.answerBatch.count))
 			r.answerBatch.count = 0
 		default:
@@ -153,13 +155,13 @@ type sendBatch struct {
 	count    int
 	messages [answerBatchSize]mmsghdr
 	vectors  [answerBatchSize]unix.Iovec
-	frames   [answerBatchSize][maxFrameLength]byte
+	frames   [answerBatchSize][maxReadFrameBytes]byte
 }
 
 // mmsghdr is the kernel's struct mmsghdr.
 type mmsghdr struct {
-	header unix.Msghdr
-	length uint32
+	header    unix.Msghdr
+	sentBytes uint32
 }
 
 func (b *sendBatch) linkMessageVectors() {
@@ -170,7 +172,7 @@ func (b *sendBatch) linkMessageVectors() {
 	}
 }
 
-func (b *sendBatch) addFrame(encode func([]byte, layer2.Frame) ([]byte, error), f layer2.Frame) error {
+func (b *sendBatch) addFrame(encode func([]byte, layer2.ARPOrNDPFrame) ([]byte, error), f layer2.ARPOrNDPFrame) error {
 	out, err := encode(b.frames[b.count][:0], f)
 	if err != nil {
 		return err
@@ -199,8 +201,8 @@ func (b *sendBatch) dropFrames(n int) {
 	b.count -= n
 }
 
-// Write sends a frame. If it would block, it returns ErrNotSent.
-func (p *port) Write(f layer2.Frame) error {
+// WriteFrame sends a frame. If it would block, it returns ErrNotSent.
+func (p *packetSocketPort) WriteFrame(f layer2.ARPOrNDPFrame) error {
 	if ipfamily.FamilyOf(f.SenderIP) != p.family || ipfamily.FamilyOf(f.TargetIP) != p.family {
 		return fmt.Errorf("sending %s on %q: %w: %s and %s are not both %s", p.protocol.name, p.linkName, layer2.ErrNotSent, f.SenderIP, f.TargetIP, p.family)
 	}
@@ -213,34 +215,34 @@ func (p *port) Write(f layer2.Frame) error {
 		err = p.writeError
 	}
 	if err != nil {
-		return fmt.Errorf("sending %s on %q: %w", p.protocol.name, p.linkName, translateKernelError(err))
+		return fmt.Errorf("sending %s on %q: %w", p.protocol.name, p.linkName, toEngineError(err))
 	}
 	return nil
 }
 
-func (p *port) writeBufferedFrame(fd uintptr) bool {
+func (p *packetSocketPort) writeBufferedFrame(fd uintptr) bool {
 	_, p.writeError = unix.Write(int(fd), p.writeBuffer)
 	return true
 }
 
 // writeMLDReport sends an MLD report. A lost report is followed by another.
-func (p *port) writeMLDReport(b []byte) {
+func (p *packetSocketPort) writeMLDReport(b []byte) {
 	_ = p.rawConn.Write(func(fd uintptr) bool {
 		_, _ = unix.Write(int(fd), b)
 		return true
 	})
 }
 
-// JoinGroup joins the group to which requests for an IPv6 address are sent.
-func (p *port) JoinGroup(a netip.Addr) error {
+// JoinGroupOfAddress joins the group to which requests for an IPv6 address are sent.
+func (p *packetSocketPort) JoinGroupOfAddress(a netip.Addr) error {
 	if p.memberships == nil {
 		return nil
 	}
 	return p.memberships.joinGroupOfAddress(a)
 }
 
-// LeaveGroup undoes JoinGroup.
-func (p *port) LeaveGroup(a netip.Addr) {
+// LeaveGroupOfAddress undoes JoinGroupOfAddress.
+func (p *packetSocketPort) LeaveGroupOfAddress(a netip.Addr) {
 	if p.memberships != nil {
 		p.memberships.leaveGroupOfAddress(a)
 	}
@@ -248,7 +250,7 @@ func (p *port) LeaveGroup(a netip.Addr) {
 
 // LostFrameCount counts the frames that found the ring full, and the answers that found the send
 // buffer full. Any goroutine may call it.
-func (p *port) LostFrameCount() uint64 {
+func (p *packetSocketPort) LostFrameCount() uint64 {
 	_ = p.rawConn.Control(func(fd uintptr) { // fails on a closed port, which loses no more
 		// Reading the kernel's counters resets them.
 		if s, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
@@ -259,7 +261,7 @@ func (p *port) LostFrameCount() uint64 {
 }
 
 // Close ends Receive. It does not wait for it.
-func (p *port) Close() error {
+func (p *packetSocketPort) Close() error {
 	if p.memberships != nil {
 		p.memberships.closeMemberships()
 	}

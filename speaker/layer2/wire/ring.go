@@ -15,8 +15,8 @@ const (
 	// The slot sizes are in bytes. A slot has the 66 bytes that the kernel puts before a frame, and
 	// the frame: 60 bytes for ARP, 86 or more for neighbour discovery. Both sizes divide
 	// ringBlockSize.
-	arpSlotSize = 128
-	ndpSlotSize = 512
+	arpRingSlotBytes = 128
+	ndpRingSlotBytes = 512
 	// The slot counts are the frames that the ring holds while the speaker does not run: at 50,000
 	// frames per second, those of a third and of a sixth of a second.
 	arpSlotCount  = 16384
@@ -29,7 +29,7 @@ const (
 // the speaker until releaseFrame.
 type receiveRing struct {
 	memory     []byte
-	slotSize   int
+	slotBytes  int
 	nextOffset int // offset of the slot that is filled next
 }
 
@@ -48,7 +48,7 @@ func newReceiveRing(fd, slot, slots int) (*receiveRing, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mapping the ring: %w", err)
 	}
-	return &receiveRing{memory: memory, slotSize: slot}, nil
+	return &receiveRing{memory: memory, slotBytes: slot}, nil
 }
 
 func (r *receiveRing) currentSlotHeader() *unix.Tpacket2Hdr {
@@ -64,7 +64,7 @@ func (r *receiveRing) nextFrame() []byte {
 	}
 	from := int(h.Mac)
 	to := from + int(h.Snaplen)
-	if from > r.slotSize || to > r.slotSize { // the kernel truncates a frame to its slot
+	if from > r.slotBytes || to > r.slotBytes { // the kernel truncates a frame to its slot
 		to = from
 	}
 	return r.memory[r.nextOffset+from : r.nextOffset+to : r.nextOffset+to]
@@ -73,7 +73,7 @@ func (r *receiveRing) nextFrame() []byte {
 // releaseFrame returns the slot of the last frame to the kernel.
 func (r *receiveRing) releaseFrame() {
 	atomic.StoreUint32(&r.currentSlotHeader().Status, unix.TP_STATUS_KERNEL)
-	if r.nextOffset += r.slotSize; r.nextOffset == len(r.memory) {
+	if r.nextOffset += r.slotBytes; r.nextOffset == len(r.memory) {
 		r.nextOffset = 0
 	}
 }

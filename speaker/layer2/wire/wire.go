@@ -18,10 +18,10 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-// Wire opens AF_PACKET sockets in the network namespace of the calling thread.
-type Wire struct{}
+// PacketSocketOpener opens AF_PACKET sockets in the network namespace of the calling thread.
+type PacketSocketOpener struct{}
 
-var _ layer2.Wire = Wire{}
+var _ layer2.PortOpener = PacketSocketOpener{}
 
 // arpFilter passes ARP requests and replies for IPv4 over Ethernet and drops everything else in the
 // kernel. It also drops frames that are not for this host: those that it sent itself, and those of
@@ -31,11 +31,11 @@ var arpFilter = []bpf.Instruction{
 	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: unix.PACKET_MULTICAST, SkipTrue: 7},
 	bpf.LoadAbsolute{Off: etherTypeOffset, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_ARP, SkipTrue: 5},
-	bpf.LoadAbsolute{Off: arpTypesOffset, Size: 4},
+	bpf.LoadAbsolute{Off: arpHardwareAndProtocolTypesOffset, Size: 4},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: arpTypesEthernetIPv4, SkipTrue: 3},
 	bpf.LoadAbsolute{Off: arpOperationOffset, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: uint32(layer2.Reply), SkipTrue: 1},
-	bpf.RetConstant{Val: maxFrameLength},
+	bpf.RetConstant{Val: maxReadFrameBytes},
 	bpf.RetConstant{Val: 0},
 }
 
@@ -50,45 +50,45 @@ func filterForLink(index int, filter []bpf.Instruction) []bpf.Instruction {
 	}, filter...)
 }
 
-// maxFrameLength is how many bytes of a frame are read.
-const maxFrameLength = 512
+// maxReadFrameBytes is how many bytes of a frame are read.
+const maxReadFrameBytes = 512
 
-// protocol has what differs between the families.
-type protocol struct {
-	name      string
-	etherType uint16
-	slotSize  int // bytes per frame in the ring
-	slotCount int // frames in the ring
-	filter    []bpf.Instruction
-	decode    func(b []byte) (layer2.Frame, bool)
-	encode    func(b []byte, f layer2.Frame) ([]byte, error)
+// neighbourProtocol has what differs between the families.
+type neighbourProtocol struct {
+	name          string
+	etherType     uint16
+	ringSlotBytes int // bytes per frame in the ring
+	ringSlotCount int // frames in the ring
+	filter        []bpf.Instruction
+	decode        func(b []byte) (layer2.ARPOrNDPFrame, bool)
+	encode        func(b []byte, f layer2.ARPOrNDPFrame) ([]byte, error)
 }
 
-func protocolOfFamily(f ipfamily.Family) protocol {
+func protocolOfFamily(f ipfamily.Family) neighbourProtocol {
 	if f == ipfamily.IPv6 {
-		return protocol{"NDP", unix.ETH_P_IPV6, ndpSlotSize, ndpSlotCount, ndpFilter, decodeNDP, encodeNDP}
+		return neighbourProtocol{"NDP", unix.ETH_P_IPV6, ndpRingSlotBytes, ndpSlotCount, ndpFilter, decodeNDP, encodeNDP}
 	}
-	return protocol{"ARP", unix.ETH_P_ARP, arpSlotSize, arpSlotCount, arpFilter, decodeARP, encodeARP}
+	return neighbourProtocol{"ARP", unix.ETH_P_ARP, arpRingSlotBytes, arpSlotCount, arpFilter, decodeARP, encodeARP}
 }
 
 // OpenPort opens a socket on the link.
-func (Wire) OpenPort(l facts.Link, family ipfamily.Family) (layer2.Port, error) {
-	p := &port{linkName: l.Name, protocol: protocolOfFamily(family), family: family, writeBuffer: make([]byte, 0, maxFrameLength)}
+func (PacketSocketOpener) OpenPort(l facts.Link, family ipfamily.Family) (layer2.Port, error) {
+	p := &packetSocketPort{linkName: l.Name, protocol: protocolOfFamily(family), family: family, writeBuffer: make([]byte, 0, maxReadFrameBytes)}
 	p.writeFunc = p.writeBufferedFrame
 	if err := p.openSocket(l); err != nil {
-		return nil, fmt.Errorf("opening %s socket on %q: %w", p.protocol.name, l.Name, translateKernelError(err))
+		return nil, fmt.Errorf("opening %s socket on %q: %w", p.protocol.name, l.Name, toEngineError(err))
 	}
 	return p, nil
 }
 
 // openSocket opens the socket. After an error nothing stays open.
-func (p *port) openSocket(l facts.Link) error {
+func (p *packetSocketPort) openSocket(l facts.Link) error {
 	fd, err := openPacketSocket(filterForLink(l.Index, p.protocol.filter))
 	if err != nil {
 		return err
 	}
 	p.file = os.NewFile(uintptr(fd), p.protocol.name)
-	p.receiveRing, err = newReceiveRing(fd, p.protocol.slotSize, p.protocol.slotCount)
+	p.receiveRing, err = newReceiveRing(fd, p.protocol.ringSlotBytes, p.protocol.ringSlotCount)
 	if err == nil {
 		// The filter and the ring are set before the socket is bound, so that no other
 		// frame is ever queued.
@@ -136,13 +136,13 @@ func networkByteOrder(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(b[:])
 }
 
-// translateKernelError turns an error of the kernel into the error that the engine knows.
-func translateKernelError(err error) error {
+// toEngineError turns an error of the kernel into the error that the engine knows.
+func toEngineError(err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
-		return layer2.ErrDenied
+		return layer2.ErrRawSocketsDenied
 	case errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("%w (%w)", layer2.ErrLinkGone, err)
+		return fmt.Errorf("%w (%w)", layer2.ErrLinkDownOrGone, err)
 	case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EAGAIN):
 		return layer2.ErrNotSent
 	}

@@ -24,9 +24,9 @@ var bothFamilies = []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6}
 
 // newVethNamespace makes a namespace whose eth0 leads to another.
 func newVethNamespace(t *testing.T) (room *netnstest.Namespace, link facts.Link) {
-	room, peer := netnstest.New(t), netnstest.New(t)
+	room, peer := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	room.AddVethPair("eth0", peer, "eth0")
-	room.MustRun(func() error {
+	room.MustRunInside(func() error {
 		ifi, err := net.InterfaceByName("eth0")
 		if err == nil {
 			link = facts.Link{Index: ifi.Index, Name: "eth0", MAC: facts.MAC(ifi.HardwareAddr)}
@@ -38,8 +38,8 @@ func newVethNamespace(t *testing.T) (room *netnstest.Namespace, link facts.Link)
 
 func openPort(t *testing.T, room *netnstest.Namespace, link facts.Link, f ipfamily.Family) (port layer2.Port, err error) {
 	t.Helper()
-	room.MustRun(func() error {
-		port, err = wire.Wire{}.OpenPort(link, f)
+	room.MustRunInside(func() error {
+		port, err = wire.PacketSocketOpener{}.OpenPort(link, f)
 		return nil
 	})
 	return port, err
@@ -49,20 +49,20 @@ func TestOpenPortClassifiesErrors(t *testing.T) {
 	room, link := newVethNamespace(t)
 	for _, f := range bothFamilies {
 		t.Run(f.String()+": a link that is not there", func(t *testing.T) {
-			if _, err := openPort(t, room, facts.Link{Index: 4711, Name: "eth9"}, f); !errors.Is(err, layer2.ErrLinkGone) {
+			if _, err := openPort(t, room, facts.Link{Index: 4711, Name: "eth9"}, f); !errors.Is(err, layer2.ErrLinkDownOrGone) {
 				t.Errorf("Open = %v, want that the link is gone", err)
 			}
 		})
 		t.Run(f.String()+": without the capability NET_RAW", func(t *testing.T) {
 			var err error
-			_ = room.Run(context.Background(), func(context.Context) error {
+			_ = room.RunInside(context.Background(), func(context.Context) error {
 				// only from this thread, which ends with the function
 				if err = dropCapabilities(); err == nil {
-					_, err = wire.Wire{}.OpenPort(link, f)
+					_, err = wire.PacketSocketOpener{}.OpenPort(link, f)
 				}
 				return nil
 			})
-			if !errors.Is(err, layer2.ErrDenied) {
+			if !errors.Is(err, layer2.ErrRawSocketsDenied) {
 				t.Errorf("Open = %v, want that raw sockets are denied", err)
 			}
 		})
@@ -80,7 +80,7 @@ func dropCapabilities() error {
 	return unix.Capset(&h, &data[0])
 }
 
-func TestReceiveEnds(t *testing.T) {
+func TestReceiveEndsWhenPortClosesOrFails(t *testing.T) {
 	for _, f := range bothFamilies {
 		t.Run(f.String()+": with ErrLinkGone when the link goes down", func(t *testing.T) {
 			room, link := newVethNamespace(t)
@@ -90,11 +90,11 @@ func TestReceiveEnds(t *testing.T) {
 			}
 			defer port.Close()
 			ended := startReceiving(port)
-			room.MustRun(func() error {
+			room.MustRunInside(func() error {
 				l, err := netlink.LinkByName("eth0")
 				return errors.Join(err, netlink.LinkSetDown(l))
 			})
-			if err := awaitReceiveEnd(t, ended); !errors.Is(err, layer2.ErrLinkGone) {
+			if err := awaitReceiveEnd(t, ended); !errors.Is(err, layer2.ErrLinkDownOrGone) {
 				t.Errorf("Receive = %v, want that the link is gone", err)
 			}
 		})
@@ -117,10 +117,10 @@ func TestReceiveEnds(t *testing.T) {
 
 // A port does not receive frames that arrive for a link on top of its own.
 func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
-	room, peer := netnstest.New(t), netnstest.New(t)
+	room, peer := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	room.AddVethPair("eth0", peer, "eth0")
 	var lower, upper, far facts.Link
-	room.MustRun(func() (err error) {
+	room.MustRunInside(func() (err error) {
 		if lower, err = linkByName("eth0"); err != nil {
 			return err
 		}
@@ -130,7 +130,7 @@ func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
 		}
 		return err
 	})
-	peer.MustRun(func() (err error) {
+	peer.MustRunInside(func() (err error) {
 		far, err = linkByName("eth0")
 		return err
 	})
@@ -144,12 +144,12 @@ func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
 				}
 				ended := make(chan error, 1)
 				go func() {
-					ended <- port.Receive(func(f layer2.Frame) (layer2.Frame, bool) {
+					ended <- port.ReceiveFrames(func(f layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
 						// not the kernels' own frames
 						if f.EthernetSource == far.MAC && f.Operation == layer2.Request {
 							heard[l.Name] <- f.EthernetDestination
 						}
-						return layer2.Frame{}, false
+						return layer2.ARPOrNDPFrame{}, false
 					}, nil)
 				}()
 				defer func() {
@@ -167,8 +167,8 @@ func TestFramesForAStackedLinkAreNotHeardBelow(t *testing.T) {
 				own, target = netip.MustParseAddr("fd00:a8::100"), netip.MustParseAddr("fd00:a8::201")
 			}
 			for _, to := range []facts.Link{upper, lower} {
-				q := layer2.Frame{EthernetDestination: to.MAC, EthernetSource: far.MAC, Operation: layer2.Request, SenderMAC: far.MAC, SenderIP: own, TargetIP: target}
-				if err := asker.Write(q); err != nil {
+				q := layer2.ARPOrNDPFrame{EthernetDestination: to.MAC, EthernetSource: far.MAC, Operation: layer2.Request, SenderMAC: far.MAC, SenderIP: own, TargetIP: target}
+				if err := asker.WriteFrame(q); err != nil {
 					t.Fatal(err)
 				}
 				select {
@@ -199,7 +199,7 @@ func linkByName(name string) (facts.Link, error) {
 func startReceiving(p layer2.Port) <-chan error {
 	ended := make(chan error, 1)
 	go func() {
-		ended <- p.Receive(func(layer2.Frame) (layer2.Frame, bool) { return layer2.Frame{}, false }, nil)
+		ended <- p.ReceiveFrames(func(layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) { return layer2.ARPOrNDPFrame{}, false }, nil)
 	}()
 	return ended
 }
@@ -223,7 +223,7 @@ func TestFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
 	}
 	defer port.Close()
 	a := netip.MustParseAddr("fd00:a8::201")
-	if err := port.Write(layer2.Frame{Operation: layer2.Reply, SenderIP: a, TargetIP: a}); !errors.Is(err, layer2.ErrNotSent) {
+	if err := port.WriteFrame(layer2.ARPOrNDPFrame{Operation: layer2.Reply, SenderIP: a, TargetIP: a}); !errors.Is(err, layer2.ErrNotSent) {
 		t.Errorf("Write = %v, want ErrNotSent, so that the port still works", err)
 	}
 }
@@ -238,7 +238,7 @@ func TestAddressesOfOneGroupShareTheMembership(t *testing.T) {
 	defer port.Close()
 	first, second := netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a9::201")
 	joined := func() (n int) {
-		room.MustRun(func() error {
+		room.MustRunInside(func() error {
 			groups, err := os.ReadFile("/proc/thread-self/net/igmp6")
 			n = bytes.Count(groups, []byte("eth0            ff0200000000000000000001ff000201 "))
 			return err
@@ -250,10 +250,10 @@ func TestAddressesOfOneGroupShareTheMembership(t *testing.T) {
 		want int
 	}{
 		{func() error { return nil }, 0},
-		{func() error { return port.JoinGroup(first) }, 1},
-		{func() error { return port.JoinGroup(second) }, 1},
-		{func() error { port.LeaveGroup(first); return nil }, 1},
-		{func() error { port.LeaveGroup(second); return nil }, 0},
+		{func() error { return port.JoinGroupOfAddress(first) }, 1},
+		{func() error { return port.JoinGroupOfAddress(second) }, 1},
+		{func() error { port.LeaveGroupOfAddress(first); return nil }, 1},
+		{func() error { port.LeaveGroupOfAddress(second); return nil }, 0},
 	} {
 		if err := tt.do(); err != nil {
 			t.Fatal(err)
@@ -277,13 +277,13 @@ type lateAnswerHarness struct {
 
 func newLateAnswerHarness(t *testing.T, f ipfamily.Family) *lateAnswerHarness {
 	t.Helper()
-	node, client := netnstest.New(t), netnstest.New(t)
+	node, client := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	node.AddVethPair("eth0", client, "eth0")
 	h := &lateAnswerHarness{heard: make(chan netip.Addr, 1024), answers: make(chan netip.Addr, 1024)}
 	openEnd := func(n *netnstest.Namespace) (p layer2.Port, l facts.Link) {
-		n.MustRun(func() (err error) {
+		n.MustRunInside(func() (err error) {
 			if l, err = linkByName("eth0"); err == nil {
-				p, err = wire.Wire{}.OpenPort(l, f)
+				p, err = wire.PacketSocketOpener{}.OpenPort(l, f)
 			}
 			return err
 		})
@@ -305,7 +305,7 @@ func newLateAnswerHarness(t *testing.T, f ipfamily.Family) *lateAnswerHarness {
 		<-nodeEnded
 		<-clientEnded
 	})
-	if err := errors.Join(h.nodePort.JoinGroup(h.late), h.nodePort.JoinGroup(h.allowed)); err != nil {
+	if err := errors.Join(h.nodePort.JoinGroupOfAddress(h.late), h.nodePort.JoinGroupOfAddress(h.allowed)); err != nil {
 		t.Fatal(err)
 	}
 	return h
@@ -314,9 +314,9 @@ func newLateAnswerHarness(t *testing.T, f ipfamily.Family) *lateAnswerHarness {
 // answerAsNode answers for both addresses until the port of the node is closed.
 func (h *lateAnswerHarness) answerAsNode() error {
 	var asked netip.Addr // only the goroutine of Receive uses it
-	return h.nodePort.Receive(func(q layer2.Frame) (layer2.Frame, bool) {
+	return h.nodePort.ReceiveFrames(func(q layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
 		if q.TargetIP != h.late && q.TargetIP != h.allowed {
-			return layer2.Frame{}, false
+			return layer2.ARPOrNDPFrame{}, false
 		}
 		asked = q.TargetIP
 		answer, why := layer2.BuildReply(q, h.nodeLink.MAC)
@@ -329,18 +329,18 @@ func (h *lateAnswerHarness) answerAsNode() error {
 
 // collectAnswers collects the answers of the node until the port of the client is closed.
 func (h *lateAnswerHarness) collectAnswers() error {
-	return h.clientPort.Receive(func(a layer2.Frame) (layer2.Frame, bool) {
+	return h.clientPort.ReceiveFrames(func(a layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
 		if a.Operation == layer2.Reply && a.SenderMAC == h.nodeLink.MAC {
 			h.answers <- a.SenderIP
 		}
-		return layer2.Frame{}, false
+		return layer2.ARPOrNDPFrame{}, false
 	}, nil)
 }
 
 // sendRequest asks for the address on behalf of the client.
 func (h *lateAnswerHarness) sendRequest(t *testing.T, a netip.Addr) {
 	t.Helper()
-	err := h.clientPort.Write(layer2.Frame{
+	err := h.clientPort.WriteFrame(layer2.ARPOrNDPFrame{
 		EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: h.clientLink.MAC, Operation: layer2.Request,
 		SenderMAC: h.clientLink.MAC, SenderIP: h.clientIP, TargetIP: a,
 	})

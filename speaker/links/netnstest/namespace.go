@@ -19,8 +19,8 @@ type Namespace struct {
 	handle netns.NsHandle
 }
 
-// New makes a namespace whose loopback is up. It vanishes after the test.
-func New(t testing.TB) *Namespace {
+// NewNamespace makes a namespace whose loopback is up. It vanishes after the test.
+func NewNamespace(t testing.TB) *Namespace {
 	t.Helper()
 	r := &Namespace{t: t, handle: netns.None()}
 	var err error
@@ -44,17 +44,17 @@ func New(t testing.TB) *Namespace {
 	return r
 }
 
-// MustRun runs f on a thread in the namespace and fails the test on an error. f must
+// MustRunInside runs f on a thread in the namespace and fails the test on an error. f must
 // not call FailNow or Skip.
-func (r *Namespace) MustRun(f func() error) {
+func (r *Namespace) MustRunInside(f func() error) {
 	r.t.Helper()
-	if err := r.Run(context.Background(), func(context.Context) error { return f() }); err != nil {
+	if err := r.RunInside(context.Background(), func(context.Context) error { return f() }); err != nil {
 		r.t.Fatal(err)
 	}
 }
 
-// Run runs f on a thread in the namespace and returns its error.
-func (r *Namespace) Run(ctx context.Context, f func(context.Context) error) error {
+// RunInside runs f on a thread in the namespace and returns its error.
+func (r *Namespace) RunInside(ctx context.Context, f func(context.Context) error) error {
 	ended := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
@@ -70,7 +70,7 @@ func (r *Namespace) Run(ctx context.Context, f func(context.Context) error) erro
 // AddVethPair adds a pair of links: name in this namespace, peerName in the other. Both are up.
 func (r *Namespace) AddVethPair(name string, peer *Namespace, peerName string) {
 	r.t.Helper()
-	r.MustRun(func() error {
+	r.MustRunInside(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = name
 		pair := &netlink.Veth{LinkAttrs: attrs, PeerName: peerName, PeerNamespace: netlink.NsFd(peer.handle)}
@@ -79,7 +79,7 @@ func (r *Namespace) AddVethPair(name string, peer *Namespace, peerName string) {
 		}
 		return setLinkUp(name)
 	})
-	peer.MustRun(func() error { return setLinkUp(peerName) })
+	peer.MustRunInside(func() error { return setLinkUp(peerName) })
 }
 
 func setLinkUp(name string) error {
@@ -90,10 +90,10 @@ func setLinkUp(name string) error {
 	return netlink.LinkSetUp(l)
 }
 
-// AddAddress adds an address to a link. It is written like "192.168.0.11/24".
-func (r *Namespace) AddAddress(name, address string) {
+// AddAddressToLink adds an address to a link. It is written like "192.168.0.11/24".
+func (r *Namespace) AddAddressToLink(name, address string) {
 	r.t.Helper()
-	r.MustRun(func() error {
+	r.MustRunInside(func() error {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return err

@@ -16,55 +16,56 @@ import (
 	"github.com/gantry-lb/gantry/speaker/members"
 )
 
-// messageQueueLength is how many messages wait for a member. Further ones are lost, like datagrams.
-const messageQueueLength = 4096
+// waitingMessagesPerMemberLimit is how many messages wait for a member. Further ones are lost, like
+// datagrams.
+const waitingMessagesPerMemberLimit = 4096
 
-// Gossip connects members. Any goroutine may use it. Use New to create it.
-type Gossip struct {
-	mu      sync.Mutex // guards the fields below, and the state of the members
-	members []*Member  // sorted by name
+// FakeGossip connects members. Any goroutine may use it. Use New to create it.
+type FakeGossip struct {
+	mu      sync.Mutex    // guards the fields below, and the state of the members
+	members []*FakeMember // sorted by name
 }
 
-// New returns a Gossip without members.
-func New() *Gossip { return &Gossip{} }
+// NewFakeGossip returns a Gossip without members.
+func NewFakeGossip() *FakeGossip { return &FakeGossip{} }
 
-// Member is a current or earlier member of a Gossip.
-type Member struct {
-	gossip       *Gossip
-	facts        facts.Member
-	localState   []byte
-	disconnected bool
-	memberSets   *latest.Value[facts.MemberSet]
-	messages     *latest.Queue[members.Message]
-	remoteStates *latest.Queue[[]byte]
+// FakeMember is a current or earlier member of a Gossip.
+type FakeMember struct {
+	gossip             *FakeGossip
+	memberFacts        facts.Member
+	fullExchangeState  []byte
+	disconnected       bool
+	memberSets         *latest.Value[facts.MemberSet]
+	messages           *latest.Queue[members.Message]
+	receivedFullStates *latest.Queue[[]byte]
 }
 
 // Join adds a member, which exchanges states with all others at once.
-func (h *Gossip) Join(name string, address netip.Addr, nonce uint64) *Member {
+func (h *FakeGossip) Join(name string, address netip.Addr, nonce uint64) *FakeMember {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	m := &Member{
-		gossip: h, facts: facts.Member{Name: name, Address: address, Nonce: nonce},
-		memberSets:   latest.NewValue[facts.MemberSet](),
-		messages:     latest.NewQueue[members.Message](messageQueueLength),
-		remoteStates: latest.NewQueue[[]byte](messageQueueLength),
+	m := &FakeMember{
+		gossip: h, memberFacts: facts.Member{Name: name, Address: address, RunNonce: nonce},
+		memberSets:         latest.NewValue[facts.MemberSet](),
+		messages:           latest.NewQueue[members.Message](waitingMessagesPerMemberLimit),
+		receivedFullStates: latest.NewQueue[[]byte](waitingMessagesPerMemberLimit),
 	}
 	for _, o := range h.members {
 		if !o.disconnected {
-			m.remoteStates.PutIfRoom(o.localState)
+			m.receivedFullStates.PutIfRoom(o.fullExchangeState)
 		}
 	}
 	h.members = append(h.members, m)
-	slices.SortFunc(h.members, func(x, y *Member) int { return strings.Compare(x.facts.Name, y.facts.Name) })
+	slices.SortFunc(h.members, func(x, y *FakeMember) int { return strings.Compare(x.memberFacts.Name, y.memberFacts.Name) })
 	h.deliverMemberSets()
 	return m
 }
 
 // deliverMemberSets delivers the current members to all of them. The caller holds mu.
-func (h *Gossip) deliverMemberSets() {
-	set := facts.MemberSet{Synced: len(h.members) > 1}
+func (h *FakeGossip) deliverMemberSets() {
+	set := facts.MemberSet{HasExchangedFullState: len(h.members) > 1}
 	for _, m := range h.members {
-		set.Members = append(set.Members, m.facts)
+		set.Members = append(set.Members, m.memberFacts)
 	}
 	for _, m := range h.members {
 		m.memberSets.Put(set)
@@ -72,12 +73,12 @@ func (h *Gossip) deliverMemberSets() {
 }
 
 // String lists the members, with those that are disconnected.
-func (h *Gossip) String() string {
+func (h *FakeGossip) String() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var b strings.Builder
 	for _, m := range h.members {
-		fmt.Fprintf(&b, "%s %s", m.facts.Name, m.facts.Address)
+		fmt.Fprintf(&b, "%s %s", m.memberFacts.Name, m.memberFacts.Address)
 		if m.disconnected {
 			b.WriteString(" cut off")
 		}
@@ -87,54 +88,54 @@ func (h *Gossip) String() string {
 }
 
 // Leave removes the member. All others know at once.
-func (m *Member) Leave() {
+func (m *FakeMember) Leave() {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
-	m.gossip.members = slices.DeleteFunc(m.gossip.members, func(o *Member) bool { return o == m })
+	m.gossip.members = slices.DeleteFunc(m.gossip.members, func(o *FakeMember) bool { return o == m })
 	m.gossip.deliverMemberSets()
 }
 
-// Disconnect loses all messages from and to the member. It stays in the sets of the others.
-func (m *Member) Disconnect() {
+// LoseAllMessages loses all messages from and to the member. It stays in the sets of the others.
+func (m *FakeMember) LoseAllMessages() {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
 	m.disconnected = true
 }
 
 // SendMessage sends a message to the member of that name.
-func (m *Member) SendMessage(to string, payload []byte) {
+func (m *FakeMember) SendMessage(to string, payload []byte) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
 	for _, o := range m.gossip.members {
-		if o.facts.Name == to && !o.disconnected && !m.disconnected {
-			o.messages.PutIfRoom(members.Message{From: m.facts.Name, Payload: payload})
+		if o.memberFacts.Name == to && !o.disconnected && !m.disconnected {
+			o.messages.PutIfRoom(members.Message{SenderName: m.memberFacts.Name, Payload: payload})
 		}
 	}
 }
 
-// SetLocalState sets the state that later members get.
-func (m *Member) SetLocalState(state []byte) {
+// SetFullExchangeState sets the state that later members get.
+func (m *FakeMember) SetFullExchangeState(state []byte) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
-	m.localState = state
+	m.fullExchangeState = state
 }
 
-// SetMACs publishes the Ethernet addresses of the member.
-func (m *Member) SetMACs(macs []facts.MAC) {
+// PublishOwnMACs publishes the Ethernet addresses of the member.
+func (m *FakeMember) PublishOwnMACs(macs []facts.MAC) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
-	m.facts.MACs = macs
+	m.memberFacts.LinkMACs = macs
 	m.gossip.deliverMemberSets()
 }
 
-// RejoinSeeds does nothing, because members never lose each other.
-func (m *Member) RejoinSeeds() {}
+// ContactMissingSeeds does nothing, because members never lose each other.
+func (m *FakeMember) ContactMissingSeeds() {}
 
 // MemberSets delivers the current members, the latest set only.
-func (m *Member) MemberSets() <-chan facts.MemberSet { return m.memberSets.C() }
+func (m *FakeMember) MemberSets() <-chan facts.MemberSet { return m.memberSets.C() }
 
-// Messages delivers the messages of others.
-func (m *Member) Messages() <-chan members.Message { return m.messages.C() }
+// ReceivedMessages delivers the messages of others.
+func (m *FakeMember) ReceivedMessages() <-chan members.Message { return m.messages.C() }
 
-// RemoteStates delivers the states of the members that joined before.
-func (m *Member) RemoteStates() <-chan []byte { return m.remoteStates.C() }
+// ReceivedFullStates delivers the states of the members that joined before.
+func (m *FakeMember) ReceivedFullStates() <-chan []byte { return m.receivedFullStates.C() }

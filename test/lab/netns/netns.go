@@ -21,12 +21,12 @@ import (
 // NamespaceDir is the directory of the namespaces' files.
 const NamespaceDir = "/run/netns"
 
-// Handle is the path of a network namespace's file.
-type Handle string
+// Path is the path of a network namespace's file.
+type Path string
 
 // NewNamed creates a namespace whose loopback interface is up.
-func NewNamed(name string) (Handle, error) {
-	h := Handle(filepath.Join(NamespaceDir, name))
+func NewNamed(name string) (Path, error) {
+	h := Path(filepath.Join(NamespaceDir, name))
 	if err := os.MkdirAll(NamespaceDir, 0o755); err != nil {
 		return "", fmt.Errorf("creating namespace %q: %w", name, err)
 	}
@@ -55,7 +55,7 @@ func NewNamed(name string) (Handle, error) {
 // NewUnnamed creates a namespace without a file, whose loopback interface is up. It exists until
 // release is called and no process is in it, or until this process ends. The Handle works in this
 // process and in those that may read its entry in /proc.
-func NewUnnamed() (h Handle, release func(), err error) {
+func NewUnnamed() (h Path, release func(), err error) {
 	fd := -1
 	err = runOnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -70,7 +70,7 @@ func NewUnnamed() (h Handle, release func(), err error) {
 	if err != nil {
 		return "", nil, fmt.Errorf("creating a namespace: %w", err)
 	}
-	return Handle(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)), func() { unix.Close(fd) }, nil
+	return Path(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)), func() { unix.Close(fd) }, nil
 }
 
 func threadNamespace() string { return fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()) }
@@ -90,7 +90,7 @@ func runOnThread(f func() error) error {
 }
 
 // RunInside runs f inside the namespace. Goroutines that f starts run outside of it.
-func (h Handle) RunInside(f func() error) error {
+func (h Path) RunInside(f func() error) error {
 	return runOnThread(func() error {
 		fd, err := unix.Open(string(h), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -104,8 +104,8 @@ func (h Handle) RunInside(f func() error) error {
 	})
 }
 
-// Delete removes the namespace's file. The namespace ends with the last process in it.
-func (h Handle) Delete() error {
+// DeleteNamespaceFile removes the namespace's file. The namespace ends with the last process in it.
+func (h Path) DeleteNamespaceFile() error {
 	if err := unix.Unmount(string(h), unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("removing namespace %s: %w", h, err)
 	}
@@ -113,7 +113,7 @@ func (h Handle) Delete() error {
 }
 
 // Dial opens a connection from inside the namespace.
-func (h Handle) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+func (h Path) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	var c net.Conn
 	err := h.RunInside(func() (err error) {
 		// The resolver and Happy Eyeballs would use other threads, so addresses have to be numeric.
@@ -125,7 +125,7 @@ func (h Handle) Dial(ctx context.Context, network, address string) (net.Conn, er
 }
 
 // Listen listens for connections inside the namespace.
-func (h Handle) Listen(network, address string) (net.Listener, error) {
+func (h Path) Listen(network, address string) (net.Listener, error) {
 	var l net.Listener
 	err := h.RunInside(func() (err error) {
 		l, err = net.Listen(network, address)
@@ -135,7 +135,7 @@ func (h Handle) Listen(network, address string) (net.Listener, error) {
 }
 
 // ListenPacket listens for datagrams inside the namespace.
-func (h Handle) ListenPacket(network, address string) (net.PacketConn, error) {
+func (h Path) ListenPacket(network, address string) (net.PacketConn, error) {
 	var c net.PacketConn
 	err := h.RunInside(func() (err error) {
 		c, err = net.ListenPacket(network, address)
@@ -145,7 +145,7 @@ func (h Handle) ListenPacket(network, address string) (net.PacketConn, error) {
 }
 
 // AddCable connects two namespaces by a virtual cable with one end in each. Both ends are down.
-func AddCable(a Handle, aName string, b Handle, bName string) error {
+func AddCable(a Path, aName string, b Path, bName string) error {
 	err := a.RunInside(func() error {
 		fd, err := os.Open(string(b))
 		if err != nil {
@@ -208,8 +208,8 @@ func AddBridge(name string) error {
 	return SetLinkUp(name)
 }
 
-// SetBridgeOfLink makes the link a port of the bridge. An empty name removes it from its bridge.
-func SetBridgeOfLink(link, bridge string) error {
+// AttachLinkToBridge makes the link a port of the bridge. An empty name removes it from its bridge.
+func AttachLinkToBridge(link, bridge string) error {
 	return changeLink(link, func(l netlink.Link) error {
 		if bridge == "" {
 			return netlink.LinkSetNoMaster(l)

@@ -9,23 +9,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Route is a route in the kernel's main table.
-type Route struct {
+// MainTableRoute is a route in the kernel's main table.
+type MainTableRoute struct {
 	Prefix netip.Prefix
 	// NextHops are the next hops of equal cost, sorted. A route to the link itself has none, nor
 	// has one that discards.
 	NextHops []netip.Addr
 	// Weights are the weights of NextHops, in the same order, 1 to 256.
 	Weights []int
-	// Protocol is the origin of the route (rtnetlink(7), /etc/iproute2/rt_protos): 2 the kernel, 3
-	// or 4 an administrator, 12 BIRD, 186 BGP of FRR, 196 static routes of FRR.
-	Protocol int
+	// RouteOriginNumber is the origin of the route (rtnetlink(7), /etc/iproute2/rt_protos): 2 the
+	// kernel, 3 or 4 an administrator, 12 BIRD, 186 BGP of FRR, 196 static routes of FRR.
+	RouteOriginNumber int
 }
 
-// Routes returns the routes of both families in the main table of the namespace, both unicast
-// routes and those that discard.
-func (h Handle) Routes() ([]Route, error) {
-	var out []Route
+// ListMainTableRoutes returns the routes of both families in the main table of the namespace, both
+// unicast routes and those that discard.
+func (h Path) ListMainTableRoutes() ([]MainTableRoute, error) {
+	var out []MainTableRoute
 	err := h.RunInside(func() error {
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 			list, err := netlink.RouteList(nil, family)
@@ -44,8 +44,8 @@ func (h Handle) Routes() ([]Route, error) {
 	return out, nil
 }
 
-func toRoute(r netlink.Route, family int) Route {
-	o := Route{Protocol: int(r.Protocol), Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
+func toRoute(r netlink.Route, family int) MainTableRoute {
+	o := MainTableRoute{RouteOriginNumber: int(r.Protocol), Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
 	if family == unix.AF_INET6 {
 		o.Prefix = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
@@ -77,12 +77,12 @@ func toRoute(r netlink.Route, family int) Route {
 }
 
 // FindRoute returns the route to exactly this prefix, and whether it exists.
-func (h Handle) FindRoute(p netip.Prefix) (Route, bool, error) {
-	list, err := h.Routes()
+func (h Path) FindRoute(p netip.Prefix) (MainTableRoute, bool, error) {
+	list, err := h.ListMainTableRoutes()
 	for _, r := range list {
 		if r.Prefix == p {
 			return r, true, nil
 		}
 	}
-	return Route{}, false, err
+	return MainTableRoute{}, false, err
 }

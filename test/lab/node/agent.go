@@ -1,9 +1,9 @@
 // Package node replaces the kubelet in the lab. An Agent registers its node, renews the node's
 // lease and runs the Pods that are scheduled to it, each in a network namespace of its own. It
 // never pulls an image. Gantry's images run as the real binaries, with the privileges, variables,
-// volumes and service account of their manifest. The image MachineImage runs a program of this
-// machine. Every other image runs a responder that answers on the container's ports. The volume
-// types are configMap, secret, emptyDir, hostPath and the service account's.
+// volumes and service account of their manifest. The image ImageRunningMachineProgram runs a
+// program of this machine. Every other image runs a responder that answers on the container's
+// ports. The volume types are configMap, secret, emptyDir, hostPath and the service account's.
 package node
 
 import (
@@ -34,7 +34,7 @@ import (
 // Config describes one node.
 type Config struct {
 	Name  string
-	NetNS netns.Handle
+	NetNS netns.Path
 	// Addresses are the node's own addresses, IPv4 first. PodCIDRs are the networks of its Pods, in
 	// the same order.
 	Addresses []netip.Addr
@@ -42,12 +42,13 @@ type Config struct {
 	// RESTConfig reaches the API server from the node's network namespace.
 	RESTConfig *rest.Config
 	// BinDir has Gantry's binaries. Image is the prefix of the image names that stand for them.
-	BinDir, ImagePrefix string
+	BinDir, GantryImagePrefix string
 	// SelfPath is the path of a program that calls Reexec before anything else.
 	SelfPath string
-	// LogDir gets a file for each container. RunDir gets volumes and service account tokens.
-	LogDir, RunDir string
-	Log            *slog.Logger
+	// LogDir gets a file for each container. VolumesAndTokensDir gets volumes and service account
+	// tokens.
+	LogDir, VolumesAndTokensDir string
+	Log                         *slog.Logger
 }
 
 // Agent runs one node. New creates it.
@@ -59,7 +60,7 @@ type Agent struct {
 	podByUID       map[types.UID]*pod
 	usedAddresses  map[netip.Addr]bool
 	nextHostNumber int
-	killed         bool
+	isPoweredOff   bool
 	runningTasks   sync.WaitGroup
 }
 
@@ -85,18 +86,18 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.retryUntilDone(ctx, a.registerNode); err != nil {
 		return err
 	}
-	go a.keepLeaseRenewed(ctx)
+	go a.renewNodeLeaseForever(ctx)
 	source := cache.NewListWatchFromClient(a.client.CoreV1().RESTClient(), "pods", "", fields.OneTermEqualSelector("spec.nodeName", a.config.Name))
 	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: source, ObjectType: &corev1.Pod{},
 		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { a.syncPod(ctx, o.(*corev1.Pod)) },
-			UpdateFunc: func(_, o any) { a.syncPod(ctx, o.(*corev1.Pod)) },
+			AddFunc:    func(o any) { a.startUpdateOrEndPod(ctx, o.(*corev1.Pod)) },
+			UpdateFunc: func(_, o any) { a.startUpdateOrEndPod(ctx, o.(*corev1.Pod)) },
 			DeleteFunc: func(o any) {
 				if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
 					o = gone.Obj
 				}
-				a.forgetPod(o.(*corev1.Pod).UID)
+				a.killPodOfDeletedObject(o.(*corev1.Pod).UID)
 			},
 		},
 	})
@@ -170,9 +171,9 @@ func (a *Agent) registerNode(ctx context.Context) error {
 	return a.renewLease(ctx)
 }
 
-// keepLeaseRenewed renews the lease: without it the control plane marks the node NotReady. If it
-// has done so, the node registers again.
-func (a *Agent) keepLeaseRenewed(ctx context.Context) {
+// renewNodeLeaseForever renews the lease: without it the control plane marks the node NotReady. If
+// it has done so, the node registers again.
+func (a *Agent) renewNodeLeaseForever(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -181,7 +182,7 @@ func (a *Agent) keepLeaseRenewed(ctx context.Context) {
 		}
 		short, cancel := context.WithTimeout(ctx, leaseInterval)
 		n, err := a.client.CoreV1().Nodes().Get(short, a.config.Name, metav1.GetOptions{})
-		if err == nil && !isNodeReady(n) {
+		if err == nil && !isNodeReadyOrShuttingDown(n) {
 			err = a.registerNode(short)
 		} else if err == nil {
 			err = a.renewLease(short)
@@ -193,7 +194,7 @@ func (a *Agent) keepLeaseRenewed(ctx context.Context) {
 	}
 }
 
-func isNodeReady(n *corev1.Node) bool {
+func isNodeReadyOrShuttingDown(n *corev1.Node) bool {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
 			// which a test has set on purpose
@@ -220,12 +221,12 @@ func (a *Agent) renewLease(ctx context.Context) error {
 	return nil
 }
 
-// KillPods simulates a power failure: every container dies and nothing is reported. The caller has
-// to end the context of Run as well.
-func (a *Agent) KillPods() {
+// KillAllContainersSilently simulates a power failure: every container dies and nothing is
+// reported. The caller has to end the context of Run as well.
+func (a *Agent) KillAllContainersSilently() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.killed = true
+	a.isPoweredOff = true
 	for _, p := range a.podByUID {
 		p.killContainers()
 	}

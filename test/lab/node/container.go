@@ -25,9 +25,9 @@ const AnnotationUnready = "lab.gantry.dev/unready"
 
 // container is a container of a Pod, with its restarts.
 type container struct {
-	pod         *pod
-	spec        *corev1.Container
-	endedSignal chan struct{} // closed when it has ended for good
+	pod               *pod
+	containerManifest *corev1.Container
+	endedSignal       chan struct{} // closed when it has ended for good
 
 	mu             sync.Mutex // guards the fields below
 	process        *exec.Cmd
@@ -39,7 +39,7 @@ type container struct {
 }
 
 func newContainer(p *pod, c *corev1.Container) *container {
-	return &container{pod: p, spec: c, endedSignal: make(chan struct{})}
+	return &container{pod: p, containerManifest: c, endedSignal: make(chan struct{})}
 }
 
 const (
@@ -54,7 +54,8 @@ func (r *container) runAndRestart() {
 	for backoff := minBackoffDelay; ; backoff = min(2*backoff, maxBackoffDelay) {
 		begun := time.Now()
 		err := r.runOnce()
-		if errors.Is(err, errNotReadyToStart) { // it did not start, so this is no restart
+		// it did not start, so this is no restart
+		if errors.Is(err, errContainerPrerequisiteMissing) {
 			backoff = minBackoffDelay / 2
 		} else if !r.isStopped() {
 			r.recordRestart(err)
@@ -74,9 +75,9 @@ func (r *container) runAndRestart() {
 	}
 }
 
-// errNotReadyToStart means that something is missing that the container needs, for example its
-// service account.
-var errNotReadyToStart = errors.New("the container cannot be started yet")
+// errContainerPrerequisiteMissing means that something is missing that the container needs, for
+// example its service account.
+var errContainerPrerequisiteMissing = errors.New("the container cannot be started yet")
 
 func (r *container) isStopped() bool {
 	r.mu.Lock()
@@ -96,9 +97,9 @@ func (r *container) runOnce() error {
 	cmd, err := r.buildCommand()
 	if err != nil {
 		r.pod.agent.config.Log.Info("a container cannot be started yet", "pod", r.pod.firstObject.Name, "reason", err)
-		return errNotReadyToStart
+		return errContainerPrerequisiteMissing
 	}
-	name := strings.Join([]string{r.pod.agent.config.Name, r.pod.firstObject.Namespace, r.pod.firstObject.Name, r.spec.Name}, "_") + ".log"
+	name := strings.Join([]string{r.pod.agent.config.Name, r.pod.firstObject.Namespace, r.pod.firstObject.Name, r.containerManifest.Name}, "_") + ".log"
 	out, err := os.OpenFile(filepath.Join(r.pod.agent.config.LogDir, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("opening the log: %w", err)
@@ -112,7 +113,7 @@ func (r *container) runOnce() error {
 	}
 	if err := r.pod.namespace.RunInside(cmd.Start); err != nil {
 		r.mu.Unlock()
-		return fmt.Errorf("starting container %s: %w", r.spec.Name, err)
+		return fmt.Errorf("starting container %s: %w", r.containerManifest.Name, err)
 	}
 	r.process, r.startedAt, r.probeSucceeded = cmd, time.Now(), false
 	r.mu.Unlock()
@@ -133,9 +134,9 @@ func (r *container) sendSignal(s syscall.Signal, final bool) {
 	}
 }
 
-// MachineImage is the image of a container that runs a program of this machine. The container's
-// command is the path of the program.
-const MachineImage = "lab/machine"
+// ImageRunningMachineProgram is the image of a container that runs a program of this machine. The
+// container's command is the path of the program.
+const ImageRunningMachineProgram = "lab/machine"
 
 // buildCommand returns the command of the container: Gantry's own binary, a program of the machine,
 // or the responder.
@@ -143,11 +144,11 @@ func (r *container) buildCommand() (*exec.Cmd, error) {
 	c := &r.pod.agent.config
 	cmd := exec.Command(c.SelfPath)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if !strings.HasPrefix(r.spec.Image, c.ImagePrefix) && r.spec.Image != MachineImage {
+	if !strings.HasPrefix(r.containerManifest.Image, c.GantryImagePrefix) && r.containerManifest.Image != ImageRunningMachineProgram {
 		cmd.Args = append([]string{"lab", responderArg}, r.responderArguments()...)
 		return cmd, nil
 	}
-	spec, err := r.buildSpec()
+	spec, err := r.buildProcessSpec()
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +164,7 @@ func (r *container) buildCommand() (*exec.Cmd, error) {
 // which it answers, and its ports.
 func (r *container) responderArguments() []string {
 	out := []string{r.pod.firstObject.Name, r.pod.agent.config.Name}
-	for _, p := range r.spec.Ports {
+	for _, p := range r.containerManifest.Ports {
 		out = append(out, strings.ToLower(string(p.Protocol))+"/"+strconv.Itoa(int(p.ContainerPort)))
 	}
 	return out
@@ -173,16 +174,16 @@ func (r *container) responderArguments() []string {
 func (r *container) isReady() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.process != nil && (r.spec.ReadinessProbe == nil || r.probeSucceeded)
+	return r.process != nil && (r.containerManifest.ReadinessProbe == nil || r.probeSucceeded)
 }
 
 // runProbes runs the readiness probe and the liveness probe.
 func (r *container) runProbes() {
-	if p := r.spec.LivenessProbe; p != nil {
-		r.pod.agent.runInBackground(func() { r.repeatProbe(p, func(ok bool) { r.handleLiveness(ok) }) })
+	if p := r.containerManifest.LivenessProbe; p != nil {
+		r.pod.agent.runInBackground(func() { r.repeatProbeUntilThreshold(p, func(ok bool) { r.endProcessIfLivenessFailed(ok) }) })
 	}
-	if p := r.spec.ReadinessProbe; p != nil {
-		r.repeatProbe(p, func(ok bool) {
+	if p := r.containerManifest.ReadinessProbe; p != nil {
+		r.repeatProbeUntilThreshold(p, func(ok bool) {
 			r.mu.Lock()
 			changed := r.probeSucceeded != ok
 			r.probeSucceeded = ok
@@ -194,16 +195,17 @@ func (r *container) runProbes() {
 	}
 }
 
-// handleLiveness ends a container whose liveness probe failed. runAndRestart starts it again.
-func (r *container) handleLiveness(ok bool) {
+// endProcessIfLivenessFailed ends a container whose liveness probe failed. runAndRestart starts it
+// again.
+func (r *container) endProcessIfLivenessFailed(ok bool) {
 	if !ok {
 		r.sendSignal(syscall.SIGTERM, false)
 	}
 }
 
-// repeatProbe runs a probe again and again, and calls report after as many equal results in a row
-// as the probe demands. It pauses while the container is not running.
-func (r *container) repeatProbe(p *corev1.Probe, report func(bool)) {
+// repeatProbeUntilThreshold runs a probe again and again, and calls report after as many equal
+// results in a row as the probe demands. It pauses while the container is not running.
+func (r *container) repeatProbeUntilThreshold(p *corev1.Probe, report func(bool)) {
 	period := time.Duration(max(p.PeriodSeconds, 1)) * time.Second
 	good, bad := int32(0), int32(0)
 	for {
@@ -224,7 +226,7 @@ func (r *container) repeatProbe(p *corev1.Probe, report func(bool)) {
 			if bad >= max(p.FailureThreshold, 1) {
 				report(false)
 			}
-			if p == r.spec.ReadinessProbe && bad < 20 {
+			if p == r.containerManifest.ReadinessProbe && bad < 20 {
 				// to notice soon when the container is ready
 				wait = min(period, 200*time.Millisecond)
 			}
@@ -278,7 +280,7 @@ func (r *container) probeOnce(p *corev1.Probe) error {
 
 // resolvePort resolves a port by number or by the name of a container port.
 func (r *container) resolvePort(v intstr.IntOrString) int {
-	for _, p := range r.spec.Ports {
+	for _, p := range r.containerManifest.Ports {
 		if v.Type == intstr.String && p.Name == v.StrVal {
 			return int(p.ContainerPort)
 		}

@@ -22,8 +22,8 @@ import (
 // tokenDir is the directory of the service account in a container.
 const tokenDir = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-// containerSpec describes how to start a container that is not a responder.
-type containerSpec struct {
+// containerProcessSpec describes how to start a container that is not a responder.
+type containerProcessSpec struct {
 	// Hostname is the host name that the container sees.
 	Hostname string
 	Path     string
@@ -32,10 +32,10 @@ type containerSpec struct {
 	TokenDir string
 	Mounts   []volumeMount
 	UID, GID int
-	// DropCapabilities drops every capability except Capabilities.
-	DropCapabilities bool
-	Capabilities     []uintptr
-	NoNewPrivileges  bool
+	// DropsAllOtherCapabilities drops every capability except Capabilities.
+	DropsAllOtherCapabilities bool
+	KeptCapabilities          []uintptr
+	NoNewPrivileges           bool
 }
 
 // capabilityNumbers are the numbers (linux/capability.h) of the capabilities that manifests of
@@ -44,34 +44,34 @@ var capabilityNumbers = map[corev1.Capability]uintptr{
 	"NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE, "NET_ADMIN": unix.CAP_NET_ADMIN, "NET_RAW": unix.CAP_NET_RAW,
 }
 
-// buildSpec translates the container's specification in the Pod.
-func (r *container) buildSpec() (containerSpec, error) {
+// buildProcessSpec translates the container's specification in the Pod.
+func (r *container) buildProcessSpec() (containerProcessSpec, error) {
 	c := &r.pod.agent.config
-	if len(r.spec.Command) == 0 {
-		return containerSpec{}, fmt.Errorf("container %s: its manifest has no command, and the lab does not read the image's", r.spec.Name)
+	if len(r.containerManifest.Command) == 0 {
+		return containerProcessSpec{}, fmt.Errorf("container %s: its manifest has no command, and the lab does not read the image's", r.containerManifest.Name)
 	}
 	known, env, err := r.resolveEnvironment()
 	if err != nil {
-		return containerSpec{}, fmt.Errorf("container %s: %w", r.spec.Name, err)
+		return containerProcessSpec{}, fmt.Errorf("container %s: %w", r.containerManifest.Name, err)
 	}
-	s := containerSpec{
-		Args: expandVariablesInAll(append(slices.Clone(r.spec.Command), r.spec.Args...), known),
+	s := containerProcessSpec{
+		Args: expandVariablesInAll(append(slices.Clone(r.containerManifest.Command), r.containerManifest.Args...), known),
 		Env:  env, TokenDir: filepath.Join(r.pod.directory(), "token"),
 	}
 	if s.Hostname = r.pod.firstObject.Name; r.pod.firstObject.Spec.HostNetwork {
 		s.Hostname = c.Name
 	}
 	s.Path = s.Args[0]
-	if strings.HasPrefix(r.spec.Image, c.ImagePrefix) {
+	if strings.HasPrefix(r.containerManifest.Image, c.GantryImagePrefix) {
 		s.Path = filepath.Join(c.BinDir, filepath.Base(s.Path))
 	}
 	if s.Mounts, err = r.prepareMounts(); err != nil {
-		return containerSpec{}, fmt.Errorf("container %s: %w", r.spec.Name, err)
+		return containerProcessSpec{}, fmt.Errorf("container %s: %w", r.containerManifest.Name, err)
 	}
-	if err := r.pod.keepTokenFresh(s.TokenDir); err != nil {
-		return containerSpec{}, err
+	if err := r.pod.writeAndRenewServiceAccountToken(s.TokenDir); err != nil {
+		return containerProcessSpec{}, err
 	}
-	podContext, containerContext := r.pod.firstObject.Spec.SecurityContext, r.spec.SecurityContext
+	podContext, containerContext := r.pod.firstObject.Spec.SecurityContext, r.containerManifest.SecurityContext
 	if podContext != nil {
 		s.setIdentity(podContext.RunAsUser, podContext.RunAsGroup)
 	}
@@ -79,16 +79,16 @@ func (r *container) buildSpec() (containerSpec, error) {
 		s.setIdentity(containerContext.RunAsUser, containerContext.RunAsGroup)
 		s.NoNewPrivileges = containerContext.AllowPrivilegeEscalation != nil && !*containerContext.AllowPrivilegeEscalation
 		if containerContext.Capabilities != nil && slices.Contains(containerContext.Capabilities.Drop, "ALL") {
-			s.DropCapabilities = true
+			s.DropsAllOtherCapabilities = true
 			for _, add := range containerContext.Capabilities.Add {
-				s.Capabilities = append(s.Capabilities, capabilityNumbers[add])
+				s.KeptCapabilities = append(s.KeptCapabilities, capabilityNumbers[add])
 			}
 		}
 	}
 	return s, nil
 }
 
-func (s *containerSpec) setIdentity(user, group *int64) {
+func (s *containerProcessSpec) setIdentity(user, group *int64) {
 	if user != nil {
 		s.UID, s.GID = int(*user), int(*user)
 	}
@@ -97,12 +97,13 @@ func (s *containerSpec) setIdentity(user, group *int64) {
 	}
 }
 
-// tokenTimeout is how long a service account token is valid. It is renewed after half of that time.
-const tokenTimeout = time.Hour
+// serviceAccountTokenTimeout is how long a service account token is valid. It is renewed after half
+// of that time.
+const serviceAccountTokenTimeout = time.Hour
 
-// keepTokenFresh writes the Pod's service account to dir and renews the token. Later calls do
-// nothing.
-func (p *pod) keepTokenFresh(dir string) error {
+// writeAndRenewServiceAccountToken writes the Pod's service account to dir and renews the token.
+// Later calls do nothing.
+func (p *pod) writeAndRenewServiceAccountToken(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, "token")); err == nil {
 		return nil
 	}
@@ -117,7 +118,7 @@ func (p *pod) keepTokenFresh(dir string) error {
 			select {
 			case <-p.ctx.Done():
 				return
-			case <-time.After(tokenTimeout / 2):
+			case <-time.After(serviceAccountTokenTimeout / 2):
 			}
 			_ = p.agent.retryUntilDone(p.ctx, func(context.Context) error { return p.writeToken(dir) })
 		}
@@ -129,7 +130,7 @@ func (p *pod) writeToken(dir string) error {
 	o := p.firstObject
 	ctx, cancel := context.WithTimeout(p.ctx, 10*time.Second)
 	defer cancel()
-	seconds := int64(tokenTimeout / time.Second)
+	seconds := int64(serviceAccountTokenTimeout / time.Second)
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
 		ExpirationSeconds: &seconds,
 		BoundObjectRef:    &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: o.Name, UID: o.UID},
@@ -154,9 +155,9 @@ func (p *pod) writeToken(dir string) error {
 	return nil
 }
 
-// enterContainer turns this process into the container. It returns only if that fails.
-func enterContainer(text string) error {
-	var s containerSpec
+// execAsContainerProcess turns this process into the container. It returns only if that fails.
+func execAsContainerProcess(text string) error {
+	var s containerProcessSpec
 	if err := json.NewDecoder(strings.NewReader(text)).Decode(&s); err != nil {
 		return err
 	}
@@ -188,10 +189,10 @@ func enterContainer(text string) error {
 }
 
 // dropPrivileges gives up the privileges that the manifest does not grant.
-func (s *containerSpec) dropPrivileges() error {
-	if s.DropCapabilities {
+func (s *containerProcessSpec) dropPrivileges() error {
+	if s.DropsAllOtherCapabilities {
 		for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
-			if !slices.Contains(s.Capabilities, c) {
+			if !slices.Contains(s.KeptCapabilities, c) {
 				// fails if the kernel does not have it
 				_ = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
 			}

@@ -17,7 +17,7 @@ func (r *container) resolveEnvironment() (map[string]string, []string, error) {
 		"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443",
 	}
 	order := []string{"PATH", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}
-	for _, e := range r.spec.Env {
+	for _, e := range r.containerManifest.Env {
 		v, err := r.resolveValue(e)
 		if err != nil {
 			return nil, nil, fmt.Errorf("variable %s: %w", e.Name, err)

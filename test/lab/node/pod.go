@@ -25,22 +25,22 @@ type pod struct {
 	agent         *Agent
 	firstObject   *corev1.Pod // as first seen; its name and specification never change
 	latestObject  *corev1.Pod // as last seen; guarded by the agent's mutex
-	namespace     netns.Handle
+	namespace     netns.Path
 	ownsNamespace bool       // namespace belongs to this Pod only
 	primaryIP     netip.Addr // the first of ips
 	// One for each family; set under the agent's mutex before any container starts.
-	podIPs        []netip.Addr
-	containers    []*container // one for each container
-	ctx           context.Context
-	cancel        context.CancelFunc
-	statusChanged *latest.Wake // requests a write of the status
+	podIPs              []netip.Addr
+	containers          []*container // one for each container
+	ctx                 context.Context
+	cancel              context.CancelFunc
+	statusWriteRequests *latest.Wake // requests a write of the status
 }
 
-// syncPod starts, updates or ends a Pod after a change of its object.
-func (a *Agent) syncPod(ctx context.Context, o *corev1.Pod) {
+// startUpdateOrEndPod starts, updates or ends a Pod after a change of its object.
+func (a *Agent) startUpdateOrEndPod(ctx context.Context, o *corev1.Pod) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.killed || ctx.Err() != nil {
+	if a.isPoweredOff || ctx.Err() != nil {
 		return
 	}
 	p := a.podByUID[o.UID]
@@ -49,7 +49,7 @@ func (a *Agent) syncPod(ctx context.Context, o *corev1.Pod) {
 		a.runInBackground(func() { a.deletePodObject(ctx, o) })
 	case p == nil && (o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed):
 	case p == nil:
-		p = &pod{agent: a, firstObject: o, latestObject: o, statusChanged: latest.NewWake()}
+		p = &pod{agent: a, firstObject: o, latestObject: o, statusWriteRequests: latest.NewWake()}
 		for i := range o.Spec.Containers {
 			p.containers = append(p.containers, newContainer(p, &o.Spec.Containers[i]))
 		}
@@ -58,7 +58,7 @@ func (a *Agent) syncPod(ctx context.Context, o *corev1.Pod) {
 		a.runInBackground(p.runUntilDone)
 	case o.DeletionTimestamp != nil && p.latestObject.DeletionTimestamp == nil:
 		p.latestObject = o
-		a.runInBackground(func() { p.terminatePod(ctx) })
+		a.runInBackground(func() { p.terminateGracefullyAndDeleteObject(ctx) })
 	default:
 		p.latestObject = o
 		p.requestStatusUpdate()
@@ -80,8 +80,8 @@ func (a *Agent) runInBackground(f func()) {
 	}()
 }
 
-// forgetPod kills a Pod whose object was deleted.
-func (a *Agent) forgetPod(uid types.UID) {
+// killPodOfDeletedObject kills a Pod whose object was deleted.
+func (a *Agent) killPodOfDeletedObject(uid types.UID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if p := a.podByUID[uid]; p != nil {
@@ -104,23 +104,23 @@ func (p *pod) runUntilDone() {
 		p.agent.runInBackground(r.runAndRestart)
 		p.agent.runInBackground(r.runProbes)
 	}
-	p.keepStatusReported()
+	p.writeStatusAfterEachChange()
 }
 
-// keepStatusReported writes the current status after each change.
-func (p *pod) keepStatusReported() {
+// writeStatusAfterEachChange writes the current status after each change.
+func (p *pod) writeStatusAfterEachChange() {
 	p.requestStatusUpdate()
 	for {
 		select {
 		case <-p.ctx.Done():
 			return
-		case <-p.statusChanged.C():
+		case <-p.statusWriteRequests.C():
 		}
 		_ = p.agent.retryUntilDone(p.ctx, p.writeStatus)
 	}
 }
 
-func (p *pod) requestStatusUpdate() { p.statusChanged.Signal() }
+func (p *pod) requestStatusUpdate() { p.statusWriteRequests.Signal() }
 
 // connectNetwork creates the Pod's network namespace, with an address and a route to its node.
 func (p *pod) connectNetwork() error {
@@ -137,7 +137,7 @@ func (p *pod) connectNetwork() error {
 		return err
 	}
 	if err := p.connectToNode(ns, id, addresses); err != nil {
-		_ = ns.Delete() // its link goes with it; the next attempt creates both again
+		_ = ns.DeleteNamespaceFile() // its link goes with it; the next attempt creates both again
 		return err
 	}
 	p.namespace, p.ownsNamespace = ns, true
@@ -163,7 +163,7 @@ func (p *pod) assignAddresses() ([]netip.Addr, error) {
 }
 
 // connectToNode connects the Pod's namespace to that of its node.
-func (p *pod) connectToNode(ns netns.Handle, id string, addresses []netip.Addr) error {
+func (p *pod) connectToNode(ns netns.Path, id string, addresses []netip.Addr) error {
 	a := p.agent
 	veth := "veth" + id
 	if err := netns.AddCable(a.config.NetNS, veth, ns, "eth0"); err != nil {
@@ -222,30 +222,30 @@ func (a *Agent) allocateAddresses() ([]netip.Addr, error) {
 		if a.nextHostNumber++; a.nextHostNumber > 253 {
 			a.nextHostNumber = 2
 		}
-		first := hostAddress(a.config.PodCIDRs[0], n)
+		first := addressWithHostNumber(a.config.PodCIDRs[0], n)
 		if a.usedAddresses[first] {
 			continue
 		}
 		a.usedAddresses[first] = true
 		out := []netip.Addr{first}
 		for _, p := range a.config.PodCIDRs[1:] {
-			out = append(out, hostAddress(p, n))
+			out = append(out, addressWithHostNumber(p, n))
 		}
 		return out, nil
 	}
 	return nil, fmt.Errorf("no address of %s is free", a.config.PodCIDRs[0])
 }
 
-func hostAddress(p netip.Prefix, n int) netip.Addr {
+func addressWithHostNumber(p netip.Prefix, n int) netip.Addr {
 	b := p.Addr().AsSlice()
 	b[len(b)-1] = byte(n)
 	a, _ := netip.AddrFromSlice(b)
 	return a
 }
 
-// terminatePod ends the Pod as the kubelet does, with SIGTERM and a grace period, and then deletes
-// its object.
-func (p *pod) terminatePod(ctx context.Context) {
+// terminateGracefullyAndDeleteObject ends the Pod as the kubelet does, with SIGTERM and a grace
+// period, and then deletes its object.
+func (p *pod) terminateGracefullyAndDeleteObject(ctx context.Context) {
 	grace := 30 * time.Second
 	if s := p.currentObject().DeletionGracePeriodSeconds; s != nil {
 		grace = time.Duration(*s) * time.Second
@@ -267,7 +267,7 @@ func (p *pod) terminatePod(ctx context.Context) {
 	p.agent.mu.Lock()
 	o := p.latestObject
 	delete(p.agent.podByUID, o.UID)
-	dead := p.agent.killed
+	dead := p.agent.isPoweredOff
 	p.agent.mu.Unlock()
 	if !dead {
 		p.agent.deletePodObject(ctx, o)
@@ -281,7 +281,7 @@ func (a *Agent) deletePodObject(ctx context.Context, o *corev1.Pod) {
 		err := a.client.CoreV1().Pods(o.Namespace).Delete(ctx, o.Name, metav1.DeleteOptions{
 			GracePeriodSeconds: &zero, Preconditions: metav1.NewUIDPreconditions(string(o.UID)),
 		})
-		if isPodGoneOrReplaced(err) {
+		if isNotFoundOrConflict(err) {
 			return nil
 		}
 		return err
@@ -307,7 +307,7 @@ func (p *pod) cleanUp() {
 	delete(p.agent.usedAddresses, p.primaryIP)
 	p.agent.mu.Unlock()
 	if p.ownsNamespace {
-		if err := p.namespace.Delete(); err != nil {
+		if err := p.namespace.DeleteNamespaceFile(); err != nil {
 			p.agent.config.Log.Warn("cleaning up", "pod", p.firstObject.Name, "error", err)
 		}
 	}
@@ -315,7 +315,7 @@ func (p *pod) cleanUp() {
 }
 
 func (p *pod) directory() string {
-	return filepath.Join(p.agent.config.RunDir, string(p.firstObject.UID))
+	return filepath.Join(p.agent.config.VolumesAndTokensDir, string(p.firstObject.UID))
 }
 
 // SignalPod sends a signal to the containers of the Pod whose name has this prefix. A container

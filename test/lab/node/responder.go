@@ -19,9 +19,9 @@ const (
 	containerArg = "__container"
 )
 
-// Reexec turns the process into a container if its arguments say so. The program of Config.SelfPath
-// calls it before anything else.
-func Reexec() {
+// RunAsContainerIfRequested turns the process into a container if its arguments say so. The program
+// of Config.SelfPath calls it before anything else.
+func RunAsContainerIfRequested() {
 	if len(os.Args) < 2 {
 		return
 	}
@@ -30,14 +30,14 @@ func Reexec() {
 		runResponder(os.Args[2:])
 		os.Exit(0)
 	case containerArg:
-		fmt.Fprintln(os.Stderr, "lab: starting the container:", enterContainer(os.Args[2]))
+		fmt.Fprintln(os.Stderr, "lab: starting the container:", execAsContainerProcess(os.Args[2]))
 		os.Exit(1)
 	}
 }
 
-// responderDrainDelay is how long a responder still answers after SIGTERM, as a server does that
+// responderShutdownDelay is how long a responder still answers after SIGTERM, as a server does that
 // finishes its requests.
-const responderDrainDelay = 2 * time.Second
+const responderShutdownDelay = 2 * time.Second
 
 // runResponder answers on each port until SIGTERM. The arguments are the names of the Pod and the
 // node, and the ports.
@@ -60,7 +60,7 @@ func runResponder(args []string) {
 		}
 	}
 	<-ctx.Done()
-	time.Sleep(responderDrainDelay)
+	time.Sleep(responderShutdownDelay)
 }
 
 // serveTCP answers an HTTP request with the names of the Pod and the node, and any other line with

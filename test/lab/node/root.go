@@ -18,12 +18,12 @@ func enterRoot(volumes []volumeMount) error {
 	if err := os.MkdirAll(containerRootDir, 0o755); err != nil {
 		return err
 	}
-	if err := coverDirectory("/", containerRootDir); err != nil {
+	if err := shadowDirectoryWithTmpfs("/", containerRootDir); err != nil {
 		return err
 	}
 	for _, v := range volumes {
 		if err := mountVolume(v); err != nil {
-			return fmt.Errorf("mounting a volume at %s: %w", v.Target, err)
+			return fmt.Errorf("mounting a volume at %s: %w", v.PathInContainer, err)
 		}
 	}
 	if err := unix.Chroot(containerRootDir); err != nil {
@@ -41,7 +41,7 @@ func mountVolume(v volumeMount) error {
 	// If a directory of the path is missing, its parent is covered by one in which it can be
 	// created.
 	at := containerRootDir
-	parts := strings.Split(strings.Trim(filepath.Clean(v.Target), "/"), "/")
+	parts := strings.Split(strings.Trim(filepath.Clean(v.PathInContainer), "/"), "/")
 	for i, part := range parts {
 		next := filepath.Join(at, part)
 		if target, err := os.Readlink(next); err == nil { // such as /var/run
@@ -52,7 +52,7 @@ func mountVolume(v volumeMount) error {
 		}
 		if _, err := os.Stat(next); err != nil {
 			if at != containerRootDir {
-				if err := coverDirectory(at, at); err != nil {
+				if err := shadowDirectoryWithTmpfs(at, at); err != nil {
 					return err
 				}
 			}
@@ -76,9 +76,9 @@ func mountVolume(v volumeMount) error {
 	return unix.Mount("", at, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
 }
 
-// coverDirectory mounts an empty writable directory over a directory, and shows the entries of
-// another one in it. That may be the covered directory itself.
-func coverDirectory(from, to string) error {
+// shadowDirectoryWithTmpfs mounts an empty writable directory over a directory, and shows the
+// entries of another one in it. That may be the covered directory itself.
+func shadowDirectoryWithTmpfs(from, to string) error {
 	source, err := unix.Open(from, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

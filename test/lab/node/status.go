@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-func isPodGoneOrReplaced(err error) bool {
+func isNotFoundOrConflict(err error) bool {
 	return apierrors.IsNotFound(err) || apierrors.IsConflict(err)
 }
 
@@ -28,7 +28,7 @@ func (p *pod) writeStatus(ctx context.Context) error {
 		return err
 	}
 	_, err = p.agent.client.CoreV1().Pods(p.firstObject.Namespace).Patch(ctx, p.firstObject.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
-	if err != nil && !isPodGoneOrReplaced(err) {
+	if err != nil && !isNotFoundOrConflict(err) {
 		return fmt.Errorf("writing the status of Pod %s/%s: %w", p.firstObject.Namespace, p.firstObject.Name, err)
 	}
 	return nil
@@ -87,7 +87,7 @@ func (r *container) containerStatus() corev1.ContainerStatus {
 	defer r.mu.Unlock()
 	running := r.process != nil
 	c := corev1.ContainerStatus{
-		Name: r.spec.Name, Image: r.spec.Image, ImageID: "lab://" + r.spec.Image, Ready: ready, Started: &running, RestartCount: r.restarts,
+		Name: r.containerManifest.Name, Image: r.containerManifest.Image, ImageID: "lab://" + r.containerManifest.Image, Ready: ready, Started: &running, RestartCount: r.restarts,
 	}
 	if running {
 		c.ContainerID = fmt.Sprintf("lab://%d", r.process.Process.Pid)

@@ -16,17 +16,17 @@ import (
 
 // volumeMount is a directory or file that a container sees at another path.
 type volumeMount struct {
-	Source, Target string
-	ReadOnly       bool
+	Source, PathInContainer string
+	ReadOnly                bool
 }
 
 // prepareMounts creates the volumes that the container mounts, and returns their sources and
 // targets.
 func (r *container) prepareMounts() ([]volumeMount, error) {
 	var out []volumeMount
-	for _, m := range r.spec.VolumeMounts {
+	for _, m := range r.containerManifest.VolumeMounts {
 		i := slices.IndexFunc(r.pod.firstObject.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
-		// enterContainer mounts the service account's token
+		// execAsContainerProcess mounts the service account's token
 		if i < 0 || strings.HasPrefix(m.MountPath, filepath.Dir(tokenDir)) {
 			continue
 		}
@@ -72,7 +72,7 @@ func (p *pod) prepareVolume(v *corev1.Volume) (string, error) {
 		return dir, writeVolumeFiles(dir, files, v.Secret.Items)
 	case v.EmptyDir != nil:
 	case v.HostPath != nil: // each node has its own directory, none uses the machine's
-		dir = filepath.Join(p.agent.config.RunDir, "hostpath", p.agent.config.Name, v.HostPath.Path)
+		dir = filepath.Join(p.agent.config.VolumesAndTokensDir, "hostpath", p.agent.config.Name, v.HostPath.Path)
 	default:
 		return "", fmt.Errorf("volume %s: the lab supports only configMap, secret, emptyDir and hostPath", v.Name)
 	}

@@ -12,15 +12,15 @@ import (
 // birdPath is the path of BIRD in Debian.
 const birdPath = "/usr/sbin/bird"
 
-// bird runs the one daemon of BIRD 2.
-type bird struct{}
+// birdDialect runs the one daemon of BIRD 2.
+type birdDialect struct{}
 
 func birdSocket(dir string) string { return filepath.Join(dir, "bird.ctl") }
 
-func (bird) daemonNames() []string { return []string{"bird"} }
+func (birdDialect) daemonNames() []string { return []string{"bird"} }
 
-func (bird) writeConfig(c Config) error {
-	if err := os.WriteFile(filepath.Join(c.Dir, groupFileName), []byte("root:x:0:\n"), 0o644); err != nil {
+func (birdDialect) writeConfig(c Config) error {
+	if err := os.WriteFile(filepath.Join(c.Dir, fakeGroupFileName), []byte("root:x:0:\n"), 0o644); err != nil {
 		return err
 	}
 	path := filepath.Join(c.Dir, "bird.conf")
@@ -33,14 +33,14 @@ func (bird) writeConfig(c Config) error {
 	return nil
 }
 
-func (bird) daemonCommand(c Config, _ string) []string {
+func (birdDialect) daemonCommand(c Config, _ string) []string {
 	return []string{birdPath, "-f", "-c", filepath.Join(c.Dir, "bird.conf"), "-s", birdSocket(c.Dir)}
 }
 
-func (bird) checkReady(ctx context.Context, c Config, _ string) error {
+func (birdDialect) checkDaemonReady(ctx context.Context, c Config, _ string) error {
 	return checkSocketListening(ctx, birdSocket(c.Dir))
 }
 
-func (bird) applyConfig(ctx context.Context, c Config) error {
-	return Console{c.Kind, c.Dir}.loadFile(ctx, "bird.conf")
+func (birdDialect) loadRouterConfig(ctx context.Context, c Config) error {
+	return RouterConsole{c.Kind, c.Dir}.loadBIRDConfigFile(ctx, "bird.conf")
 }

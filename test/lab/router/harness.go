@@ -29,15 +29,15 @@ type HarnessOptions struct {
 // to them. Every host has routes to all others and forwards packets. Flows are hashed over equal
 // routes by addresses and ports. The kernel removes everything when the process ends.
 type Harness struct {
-	hostByName   map[string]netns.Handle
-	fabric       netns.Handle
-	releaseFuncs []func()
+	namespaceByHost map[string]netns.Path
+	bridgeNamespace netns.Path
+	releaseFuncs    []func()
 }
 
 const (
-	lanLink   = "eth0"
-	wanLink   = "eth1"
-	lanBridge = "lan"
+	lanLink                = "eth0"
+	routerToClientLinkName = "eth1"
+	lanBridge              = "lan"
 )
 
 // linkConfig is a link of a host, with its networks and the host number in them.
@@ -49,8 +49,8 @@ type linkConfig struct {
 
 var lanNetworks = []string{"192.168.0.0/24", "fd00:a8::/64"}
 
-// networksBehindRouter returns the networks behind router i.
-func networksBehindRouter(i int) []string {
+// clientNetworksBehindRouter returns the networks behind router i.
+func clientNetworksBehindRouter(i int) []string {
 	return []string{fmt.Sprintf("10.%d.0.0/24", 100-i), fmt.Sprintf("fd00:%d::/64", 100-i)}
 }
 
@@ -67,19 +67,19 @@ func NewHarness(o HarnessOptions) (*Harness, error) {
 	if o.Nodes < 0 || o.Nodes > 80 || o.Routers > 2 {
 		return nil, fmt.Errorf("a harness has at most 80 nodes and 2 routers, not %d and %d", o.Nodes, o.Routers)
 	}
-	b := &Harness{hostByName: map[string]netns.Handle{}}
+	b := &Harness{namespaceByHost: map[string]netns.Path{}}
 	if err := b.buildNetwork(o); err != nil {
-		b.Close()
+		b.DeleteNamespaces()
 		return nil, err
 	}
 	return b, nil
 }
 
 func (b *Harness) buildNetwork(o HarnessOptions) (err error) {
-	if b.fabric, err = b.newNamespace(); err != nil {
+	if b.bridgeNamespace, err = b.newNamespace(); err != nil {
 		return err
 	}
-	if err := b.fabric.RunInside(func() error { return netns.AddBridge(lanBridge) }); err != nil {
+	if err := b.bridgeNamespace.RunInside(func() error { return netns.AddBridge(lanBridge) }); err != nil {
 		return err
 	}
 	numbers := map[string]int{"client": 100}
@@ -102,7 +102,9 @@ func (b *Harness) buildNetwork(o HarnessOptions) (err error) {
 			if name == nameWithNumber("router", i) {
 				continue
 			}
-			if err := b.hostByName[name].RunInside(func() error { return addRoutes(lanLink, networksBehindRouter(i), addressesInNetworks(lanNetworks, i)) }); err != nil {
+			if err := b.namespaceByHost[name].RunInside(func() error {
+				return addRoutes(lanLink, clientNetworksBehindRouter(i), addressesInNetworks(lanNetworks, i))
+			}); err != nil {
 				return fmt.Errorf("routing on %s: %w", name, err)
 			}
 		}
@@ -110,7 +112,7 @@ func (b *Harness) buildNetwork(o HarnessOptions) (err error) {
 	return nil
 }
 
-func (b *Harness) newNamespace() (netns.Handle, error) {
+func (b *Harness) newNamespace() (netns.Path, error) {
 	h, release, err := netns.NewUnnamed()
 	if err == nil {
 		b.releaseFuncs = append(b.releaseFuncs, release)
@@ -124,13 +126,13 @@ func (b *Harness) addHost(name string, number int) error {
 	if err != nil {
 		return err
 	}
-	b.hostByName[name] = h
+	b.namespaceByHost[name] = h
 	port := "p-" + name
-	if err := netns.AddCable(b.fabric, port, h, lanLink); err != nil {
+	if err := netns.AddCable(b.bridgeNamespace, port, h, lanLink); err != nil {
 		return err
 	}
-	err = b.fabric.RunInside(func() error {
-		if err := netns.SetBridgeOfLink(port, lanBridge); err != nil {
+	err = b.bridgeNamespace.RunInside(func() error {
+		if err := netns.AttachLinkToBridge(port, lanBridge); err != nil {
 			return err
 		}
 		return netns.SetLinkUp(port)
@@ -147,19 +149,21 @@ func (b *Harness) addHostBehindRouter(i int) error {
 	if err != nil {
 		return err
 	}
-	router := b.hostByName[nameWithNumber("router", i)]
-	b.hostByName[nameWithNumber("far", i)] = h
-	if err := netns.AddCable(router, wanLink, h, lanLink); err != nil {
+	router := b.namespaceByHost[nameWithNumber("router", i)]
+	b.namespaceByHost[nameWithNumber("far", i)] = h
+	if err := netns.AddCable(router, routerToClientLinkName, h, lanLink); err != nil {
 		return err
 	}
-	if err := router.RunInside(func() error { return configureLink(linkConfig{wanLink, networksBehindRouter(i), 1}) }); err != nil {
+	if err := router.RunInside(func() error {
+		return configureLink(linkConfig{routerToClientLinkName, clientNetworksBehindRouter(i), 1})
+	}); err != nil {
 		return err
 	}
 	return h.RunInside(func() error {
-		if err := configureLink(linkConfig{lanLink, networksBehindRouter(i), 2}); err != nil {
+		if err := configureLink(linkConfig{lanLink, clientNetworksBehindRouter(i), 2}); err != nil {
 			return err
 		}
-		return addRoutes(lanLink, []string{"0.0.0.0/0", "::/0"}, addressesInNetworks(networksBehindRouter(i), 1))
+		return addRoutes(lanLink, []string{"0.0.0.0/0", "::/0"}, addressesInNetworks(clientNetworksBehindRouter(i), 1))
 	})
 }
 
@@ -207,26 +211,26 @@ func addressesInNetworks(networks []string, number int) []netip.Addr {
 }
 
 // Host returns a host by its name. The methods of an unknown host return errors.
-func (b *Harness) Host(name string) netns.Handle { return b.hostByName[name] }
+func (b *Harness) Host(name string) netns.Path { return b.namespaceByHost[name] }
 
-// CutCableSilently drops all frames between a host and the LAN. The host keeps the carrier, as when
-// a switch between them fails.
-func (b *Harness) CutCableSilently(host string) error {
-	return b.fabric.RunInside(func() error { return netns.SetBridgeOfLink("p-"+host, "") })
+// CutCableKeepingCarrier drops all frames between a host and the LAN. The host keeps the carrier,
+// as when a switch between them fails.
+func (b *Harness) CutCableKeepingCarrier(host string) error {
+	return b.bridgeNamespace.RunInside(func() error { return netns.AttachLinkToBridge("p-"+host, "") })
 }
 
-// PlugCable undoes CutCableSilently.
+// PlugCable undoes CutCableKeepingCarrier.
 func (b *Harness) PlugCable(host string) error {
-	return b.fabric.RunInside(func() error {
-		if err := netns.SetBridgeOfLink("p-"+host, lanBridge); err != nil {
+	return b.bridgeNamespace.RunInside(func() error {
+		if err := netns.AttachLinkToBridge("p-"+host, lanBridge); err != nil {
 			return err
 		}
 		return netns.SetLinkUp("p-" + host)
 	})
 }
 
-// Close removes the namespaces. Each one exists until the processes in it have ended.
-func (b *Harness) Close() {
+// DeleteNamespaces removes the namespaces. Each one exists until the processes in it have ended.
+func (b *Harness) DeleteNamespaces() {
 	for _, f := range b.releaseFuncs {
 		f()
 	}

@@ -49,7 +49,7 @@ const (
 type Config struct {
 	Kind Kind
 	// NetNS is the namespace that it runs in.
-	NetNS netns.Handle
+	NetNS netns.Path
 	// Dir is the directory of its files. Its path has at most 80 bytes, because sockets are in it.
 	// It is created if missing, and not removed. If Dir is empty, a temporary directory is used,
 	// which Stop removes.
@@ -63,7 +63,7 @@ type Config struct {
 // Router is a router that was started. Several goroutines may call its methods, but must not start
 // and stop it at the same time.
 type Router struct {
-	Console
+	RouterConsole
 	config           Config
 	removesDirOnStop bool // Stop removes the directory
 
@@ -78,21 +78,21 @@ type daemon struct {
 	exitError   error
 }
 
-// routerDialect is what differs between the kinds of routers.
-type routerDialect interface {
+// routingSoftware is what differs between the kinds of routers.
+type routingSoftware interface {
 	// writeConfig writes the files that the daemons read at their start.
 	writeConfig(c Config) error
 	// daemonNames returns the names of the daemons, in the order of their start.
 	daemonNames() []string
 	// daemonCommand returns the command line of a daemon.
 	daemonCommand(c Config, program string) []string
-	// checkReady returns nil once the daemon accepts commands.
-	checkReady(ctx context.Context, c Config, program string) error
-	// applyConfig loads the configuration. All daemons are ready when it is called.
-	applyConfig(ctx context.Context, c Config) error
+	// checkDaemonReady returns nil once the daemon accepts commands.
+	checkDaemonReady(ctx context.Context, c Config, program string) error
+	// loadRouterConfig loads the configuration. All daemons are ready when it is called.
+	loadRouterConfig(ctx context.Context, c Config) error
 }
 
-var dialectByKind = map[Kind]routerDialect{FRR: frr{}, BIRD: bird{}}
+var routingSoftwareByKind = map[Kind]routingSoftware{FRR: frrDialect{}, BIRD: birdDialect{}}
 
 // MissingPrerequisite returns one line that says what this machine lacks to run a router of this
 // kind and which package provides it. It returns "" if nothing is missing.
@@ -114,7 +114,7 @@ const routerStartTimeout = 30 * time.Second
 // Start starts a router and returns when its configuration is in effect. A line that it does not
 // understand is an error that names the line.
 func Start(ctx context.Context, c Config) (*Router, error) {
-	if dialectByKind[c.Kind] == nil {
+	if routingSoftwareByKind[c.Kind] == nil {
 		return nil, fmt.Errorf("starting a router: the kind is %s or %s, not %q", FRR, BIRD, c.Kind)
 	}
 	if m := MissingPrerequisite(c.Kind); m != "" {
@@ -137,9 +137,9 @@ func Start(ctx context.Context, c Config) (*Router, error) {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("creating the router's directory: %w", err)
 	}
-	r := &Router{Console: Console{c.Kind, c.Dir}, config: c, removesDirOnStop: temporary, daemonByName: map[string]*daemon{}}
+	r := &Router{RouterConsole: RouterConsole{c.Kind, c.Dir}, config: c, removesDirOnStop: temporary, daemonByName: map[string]*daemon{}}
 	if err := r.Restart(ctx); err != nil {
-		r.Stop()
+		r.StopDaemonsInOrder()
 		return nil, err
 	}
 	return r, nil
@@ -148,7 +148,7 @@ func Start(ctx context.Context, c Config) (*Router, error) {
 // Restart starts every daemon that is not running, and loads the configuration of Start again. Use
 // it after Kill.
 func (r *Router) Restart(ctx context.Context) error {
-	d := dialectByKind[r.config.Kind]
+	d := routingSoftwareByKind[r.config.Kind]
 	if err := d.writeConfig(r.config); err != nil {
 		return fmt.Errorf("preparing %s: %w", r.config.Kind, err)
 	}
@@ -157,7 +157,7 @@ func (r *Router) Restart(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := d.applyConfig(ctx, r.config); err != nil {
+	if err := d.loadRouterConfig(ctx, r.config); err != nil {
 		return fmt.Errorf("configuring %s: %w", r.config.Kind, err)
 	}
 	return nil
@@ -171,15 +171,15 @@ func (r *Router) startDaemon(ctx context.Context, name string) error {
 	if old != nil && !old.hasEnded() {
 		return nil
 	}
-	kind := dialectByKind[r.config.Kind]
+	kind := routingSoftwareByKind[r.config.Kind]
 	log, err := os.OpenFile(filepath.Join(r.config.LogDir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("opening the log of %s: %w", name, err)
 	}
 	defer log.Close()
-	d := &daemon{endedSignal: make(chan struct{}), cmd: confinedCommand(r.config, kind.daemonCommand(r.config, name))}
+	d := &daemon{endedSignal: make(chan struct{}), cmd: commandWithPrivateMounts(r.config, kind.daemonCommand(r.config, name))}
 	d.cmd.Stdout, d.cmd.Stderr = log, log
-	if err := d.startIn(r.config.NetNS); err != nil {
+	if err := d.startInNamespace(r.config.NetNS); err != nil {
 		return fmt.Errorf("starting %s: %w", name, err)
 	}
 	r.mu.Lock()
@@ -188,7 +188,7 @@ func (r *Router) startDaemon(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, routerStartTimeout)
 	defer cancel()
 	for {
-		last := kind.checkReady(ctx, r.config, name)
+		last := kind.checkDaemonReady(ctx, r.config, name)
 		if last == nil {
 			return nil
 		}
@@ -204,24 +204,24 @@ func (r *Router) startDaemon(ctx context.Context, name string) error {
 	}
 }
 
-// confinedCommand returns the command with mounts of its own: a group file by which root is in the
-// group frrvty, which FRR demands for its terminal's socket and which a user namespace does not
-// have; and a /var/tmp for crash logs.
-func confinedCommand(c Config, line []string) *exec.Cmd {
+// commandWithPrivateMounts returns the command with mounts of its own: a group file by which root
+// is in the group frrvty, which FRR demands for its terminal's socket and which a user namespace
+// does not have; and a /var/tmp for crash logs.
+func commandWithPrivateMounts(c Config, line []string) *exec.Cmd {
 	const script = `mount --bind "$1" /etc/group && mount -t tmpfs tmpfs /var/tmp && shift && exec "$@"`
-	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "sh", filepath.Join(c.Dir, groupFileName)}, line...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "sh", filepath.Join(c.Dir, fakeGroupFileName)}, line...)...)
 	cmd.Dir = c.Dir
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + c.Dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
 
-// groupFileName is the name of the group file that the daemons see.
-const groupFileName = "group"
+// fakeGroupFileName is the name of the group file that the daemons see.
+const fakeGroupFileName = "group"
 
-// startIn starts the process from a thread that ends after it: the kernel kills the process when
-// the thread that started it ends.
-func (d *daemon) startIn(ns netns.Handle) error {
+// startInNamespace starts the process from a thread that ends after it: the kernel kills the
+// process when the thread that started it ends.
+func (d *daemon) startInNamespace(ns netns.Path) error {
 	started := make(chan error, 2)
 	go func() {
 		defer close(d.endedSignal)
@@ -275,10 +275,10 @@ func (r *Router) Kill(names ...string) error {
 	return err
 }
 
-// Stop ends the router as its service manager does: it closes its sessions and removes its routes
-// from the kernel. Restart can start it again if Config.Dir was set.
-func (r *Router) Stop() {
-	order := slices.Clone(dialectByKind[r.config.Kind].daemonNames())
+// StopDaemonsInOrder ends the router as its service manager does: it closes its sessions and
+// removes its routes from the kernel. Restart can start it again if Config.Dir was set.
+func (r *Router) StopDaemonsInOrder() {
+	order := slices.Clone(routingSoftwareByKind[r.config.Kind].daemonNames())
 	slices.Reverse(order) // zebra is the last, because the others need it to clean up
 	for _, name := range order {
 		if r.SignalDaemons(syscall.SIGTERM, name) != nil {
@@ -317,16 +317,16 @@ func (r *Router) awaitDaemonsEnd(limit time.Duration, names ...string) bool {
 	return true
 }
 
-// Console gives commands to the router in Dir, as an operator's terminal does. It needs access to
-// the directory only.
-type Console struct {
+// RouterConsole gives commands to the router in Dir, as an operator's terminal does. It needs
+// access to the directory only.
+type RouterConsole struct {
 	Kind Kind
 	Dir  string
 }
 
-// Show returns the router's answer to one command, such as "show bgp ipv4 unicast json" or "show
-// protocols all". An unknown command is an error.
-func (c Console) Show(ctx context.Context, command string) ([]byte, error) {
+// RunShowCommand returns the router's answer to one command, such as "show bgp ipv4 unicast json"
+// or "show protocols all". An unknown command is an error.
+func (c RouterConsole) RunShowCommand(ctx context.Context, command string) ([]byte, error) {
 	switch c.Kind {
 	case FRR:
 		return c.runProgram(ctx, "vtysh", "--vty_socket", c.Dir, "-c", command)
@@ -341,10 +341,10 @@ func (c Console) Show(ctx context.Context, command string) ([]byte, error) {
 	return nil, fmt.Errorf("%q is not a kind of router", c.Kind)
 }
 
-// Configure changes the running configuration. In BIRD the text replaces it, as "configure" does.
-// In FRR the lines are added to it, as if they were typed in. Router.Restart returns to the
-// configuration of Start.
-func (c Console) Configure(ctx context.Context, text string) error {
+// ChangeRunningConfig changes the running configuration. In BIRD the text replaces it, as
+// "configure" does. In FRR the lines are added to it, as if they were typed in. Router.Restart
+// returns to the configuration of Start.
+func (c RouterConsole) ChangeRunningConfig(ctx context.Context, text string) error {
 	const name = "change.conf"
 	if err := os.WriteFile(filepath.Join(c.Dir, name), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("writing the configuration: %w", err)
@@ -353,20 +353,20 @@ func (c Console) Configure(ctx context.Context, text string) error {
 		_, err := c.runProgram(ctx, "vtysh", "--vty_socket", c.Dir, "-f", filepath.Join(c.Dir, name))
 		return err
 	}
-	return c.loadFile(ctx, name)
+	return c.loadBIRDConfigFile(ctx, name)
 }
 
-// loadFile makes BIRD load a file of its directory. The name is relative, because the directory may
-// have another path in BIRD's mounts.
-func (c Console) loadFile(ctx context.Context, name string) error {
-	out, err := c.Show(ctx, `configure "`+name+`"`)
+// loadBIRDConfigFile makes BIRD load a file of its directory. The name is relative, because the
+// directory may have another path in BIRD's mounts.
+func (c RouterConsole) loadBIRDConfigFile(ctx context.Context, name string) error {
+	out, err := c.RunShowCommand(ctx, `configure "`+name+`"`)
 	if err == nil && !bytes.Contains(out, []byte("Reconfigur")) {
 		err = fmt.Errorf("bird refused the configuration: %s", bytes.TrimSpace(out))
 	}
 	return err
 }
 
-func (c Console) runProgram(ctx context.Context, program string, args ...string) ([]byte, error) {
+func (c RouterConsole) runProgram(ctx context.Context, program string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "VTYSH_PAGER=cat", "HOME="+c.Dir)
 	var out, fault bytes.Buffer

@@ -32,7 +32,7 @@ func newTestHarness(t *testing.T, o HarnessOptions) *Harness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(b.Close)
+	t.Cleanup(b.DeleteNamespaces)
 	return b
 }
 
@@ -42,7 +42,7 @@ func startRouter(t *testing.T, c Config) *Router {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(r.Stop)
+	t.Cleanup(r.StopDaemonsInOrder)
 	return r
 }
 
@@ -79,7 +79,7 @@ router bgp 65000
 ip route 203.0.113.0/24 blackhole
 `
 
-func birdConfig(number int) string {
+func birdTestConfigOfHost(number int) string {
 	return fmt.Sprintf(`router id 192.168.0.%[1]d;
 protocol device {}
 protocol kernel { ipv4 { export where source = RTS_BGP; }; }
@@ -93,13 +93,14 @@ protocol bgp tor {
 `, number)
 }
 
-var servicePrefix = netip.MustParsePrefix("198.51.100.1/32")
+var announcedTestPrefix = netip.MustParsePrefix("198.51.100.1/32")
 
-// awaitNextHops waits until the kernel of FRR's host has exactly these next hops for the prefix.
-func awaitNextHops(t *testing.T, b *Harness, want ...string) {
+// awaitKernelNextHopsOnRouter waits until the kernel of FRR's host has exactly these next hops for
+// the prefix.
+func awaitKernelNextHopsOnRouter(t *testing.T, b *Harness, want ...string) {
 	t.Helper()
-	awaitNoError(t, fmt.Sprintf("the router's kernel sends %s to %v", servicePrefix, want), func() error {
-		r, ok, err := b.Host("router").FindRoute(servicePrefix)
+	awaitNoError(t, fmt.Sprintf("the router's kernel sends %s to %v", announcedTestPrefix, want), func() error {
+		r, ok, err := b.Host("router").FindRoute(announcedTestPrefix)
 		if err != nil {
 			return err
 		}
@@ -118,21 +119,21 @@ func awaitNextHops(t *testing.T, b *Harness, want ...string) {
 func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 	b := newTestHarness(t, HarnessOptions{Nodes: 2})
 	tor := startRouter(t, Config{Kind: FRR, NetNS: b.Host("router"), ConfigText: frrConfig})
-	one := startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node1"), ConfigText: birdConfig(11)})
-	startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node2"), ConfigText: birdConfig(12)})
-	awaitNextHops(t, b, "192.168.0.11", "192.168.0.12")
+	one := startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node1"), ConfigText: birdTestConfigOfHost(11)})
+	startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node2"), ConfigText: birdTestConfigOfHost(12)})
+	awaitKernelNextHopsOnRouter(t, b, "192.168.0.11", "192.168.0.12")
 
 	t.Run("Show returns the routes of both routers", func(t *testing.T) {
-		out, err := tor.Show(t.Context(), "show bgp ipv4 unicast json")
+		out, err := tor.RunShowCommand(t.Context(), "show bgp ipv4 unicast json")
 		if err != nil {
 			t.Fatal(err)
 		}
 		var table struct{ Routes map[string][]any }
-		if err := json.Unmarshal(out, &table); err != nil || len(table.Routes[servicePrefix.String()]) != 2 {
-			t.Errorf("FRR shows %s (%v), want two paths to %s", out, err, servicePrefix)
+		if err := json.Unmarshal(out, &table); err != nil || len(table.Routes[announcedTestPrefix.String()]) != 2 {
+			t.Errorf("FRR shows %s (%v), want two paths to %s", out, err, announcedTestPrefix)
 		}
 		awaitNoError(t, "BIRD has FRR's route", func() error {
-			out, err := one.Show(t.Context(), "show route for 203.0.113.1")
+			out, err := one.RunShowCommand(t.Context(), "show route for 203.0.113.1")
 			if err == nil && !bytes.Contains(out, []byte("via 192.168.0.1")) {
 				err = fmt.Errorf("it shows %s", out)
 			}
@@ -141,7 +142,7 @@ func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 	})
 	t.Run("an unknown command is an error", func(t *testing.T) {
 		for _, r := range []*Router{tor, one} {
-			if out, err := r.Show(t.Context(), "show nonsense"); err == nil {
+			if out, err := r.RunShowCommand(t.Context(), "show nonsense"); err == nil {
 				t.Errorf("%s answered %s", r.Kind, out)
 			}
 		}
@@ -150,28 +151,28 @@ func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 		if err := one.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		awaitNextHops(t, b, "192.168.0.12")
+		awaitKernelNextHopsOnRouter(t, b, "192.168.0.12")
 		if err := one.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		awaitNextHops(t, b, "192.168.0.11", "192.168.0.12")
+		awaitKernelNextHopsOnRouter(t, b, "192.168.0.11", "192.168.0.12")
 		if err := tor.Kill("bgpd"); err != nil {
 			t.Fatal(err)
 		}
 		if err := tor.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		awaitNextHops(t, b, "192.168.0.11", "192.168.0.12")
+		awaitKernelNextHopsOnRouter(t, b, "192.168.0.11", "192.168.0.12")
 	})
 	t.Run("Configure changes the configuration of a running router", func(t *testing.T) {
-		if err := one.Configure(t.Context(), strings.Replace(birdConfig(11), "route 198.51.100.1/32 blackhole;", "", 1)); err != nil {
+		if err := one.ChangeRunningConfig(t.Context(), strings.Replace(birdTestConfigOfHost(11), "route 198.51.100.1/32 blackhole;", "", 1)); err != nil {
 			t.Fatal(err)
 		}
-		awaitNextHops(t, b, "192.168.0.12")
-		if err := tor.Configure(t.Context(), "router bgp 65000\n neighbor 192.168.0.12 shutdown\n"); err != nil {
+		awaitKernelNextHopsOnRouter(t, b, "192.168.0.12")
+		if err := tor.ChangeRunningConfig(t.Context(), "router bgp 65000\n neighbor 192.168.0.12 shutdown\n"); err != nil {
 			t.Fatal(err)
 		}
-		awaitNextHops(t, b)
+		awaitKernelNextHopsOnRouter(t, b)
 	})
 }
 
@@ -180,7 +181,7 @@ func TestUnknownConfigLineIsNamed(t *testing.T) {
 	for kind, text := range map[Kind]string{FRR: "router bgp 65000\n neighbour 1.2.3.4\n", BIRD: "protocol device {}\nneighbour;\n"} {
 		r, err := Start(t.Context(), Config{Kind: kind, NetNS: b.Host("router"), ConfigText: text})
 		if err == nil {
-			r.Stop()
+			r.StopDaemonsInOrder()
 			t.Errorf("%s started with an unknown line", kind)
 		} else if !strings.Contains(err.Error(), "neighbour") && !strings.Contains(err.Error(), ":2:") {
 			t.Errorf("%s: the error %v does not name the line", kind, err)
@@ -216,7 +217,7 @@ func startRoutersAndHang() {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	for host, c := range map[string]Config{"router": {Kind: FRR, ConfigText: frrConfig}, "node1": {Kind: BIRD, ConfigText: birdConfig(11)}} {
+	for host, c := range map[string]Config{"router": {Kind: FRR, ConfigText: frrConfig}, "node1": {Kind: BIRD, ConfigText: birdTestConfigOfHost(11)}} {
 		c.NetNS = b.Host(host)
 		r, err := Start(context.Background(), c)
 		if err != nil {
@@ -244,7 +245,7 @@ func TestRoutersEndWithTheirProgram(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { os.RemoveAll(dirs[i]) })
-		if len(processesMentioning(t, dirs[i])) == 0 {
+		if len(processesWithPathInCommandLine(t, dirs[i])) == 0 {
 			t.Fatalf("no process has %s in its command line: this test would prove nothing", dirs[i])
 		}
 	}
@@ -254,7 +255,7 @@ func TestRoutersEndWithTheirProgram(t *testing.T) {
 	_ = cmd.Wait()
 	awaitNoError(t, "the routers have ended too", func() error {
 		for _, dir := range dirs {
-			if left := processesMentioning(t, dir); len(left) > 0 {
+			if left := processesWithPathInCommandLine(t, dir); len(left) > 0 {
 				return fmt.Errorf("these processes are running: %s", left)
 			}
 		}
@@ -262,9 +263,9 @@ func TestRoutersEndWithTheirProgram(t *testing.T) {
 	})
 }
 
-// processesMentioning returns the command lines of all processes of this machine that contain a
-// path.
-func processesMentioning(t *testing.T, path string) []string {
+// processesWithPathInCommandLine returns the command lines of all processes of this machine that
+// contain a path.
+func processesWithPathInCommandLine(t *testing.T, path string) []string {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
 	if err != nil {

@@ -24,51 +24,51 @@ import (
 
 // options are the command-line options.
 type options struct {
-	binDirectory, archivePath, imageName, architecture, revision string
+	programsDirectory, outputArchivePath, imageNameWithTag, architecture, sourceRevision string
 }
 
 func main() {
 	var o options
-	flag.StringVar(&o.binDirectory, "bin", "bin", "directory of the programs controller and speaker")
-	flag.StringVar(&o.archivePath, "o", "dist/image.tar", "archive to write")
-	flag.StringVar(&o.imageName, "tag", "gantry-lb/gantry:v0.1.0", "name of the image, REPOSITORY:TAG")
+	flag.StringVar(&o.programsDirectory, "bin", "bin", "directory of the programs controller and speaker")
+	flag.StringVar(&o.outputArchivePath, "o", "dist/image.tar", "archive to write")
+	flag.StringVar(&o.imageNameWithTag, "tag", "gantry-lb/gantry:v0.1.0", "name of the image, REPOSITORY:TAG")
 	flag.StringVar(&o.architecture, "arch", "amd64", "architecture for which the programs are built")
-	flag.StringVar(&o.revision, "revision", "", "commit from which the programs are built")
+	flag.StringVar(&o.sourceRevision, "revision", "", "commit from which the programs are built")
 	flag.Parse()
-	if err := writeArchive(o); err != nil {
+	if err := buildAndWriteImageArchive(o); err != nil {
 		fmt.Fprintln(os.Stderr, "image:", err)
 		os.Exit(1)
 	}
 }
 
-// writeArchive builds the image and writes the archive.
-func writeArchive(o options) error {
-	ref, err := name.NewTag(o.imageName)
+// buildAndWriteImageArchive builds the image and writes the archive.
+func buildAndWriteImageArchive(o options) error {
+	ref, err := name.NewTag(o.imageNameWithTag)
 	if err != nil {
-		return fmt.Errorf("--tag %q: write REPOSITORY:TAG: %w", o.imageName, err)
+		return fmt.Errorf("--tag %q: write REPOSITORY:TAG: %w", o.imageNameWithTag, err)
 	}
 	img, err := buildImage(o, ref)
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(o.archivePath), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(o.outputArchivePath), 0o755); err != nil {
 		return fmt.Errorf("making the directory of the archive: %w", err)
 	}
-	if err := tarball.WriteToFile(o.archivePath, ref, img); err != nil {
-		return fmt.Errorf("writing %s: %w", o.archivePath, err)
+	if err := tarball.WriteToFile(o.outputArchivePath, ref, img); err != nil {
+		return fmt.Errorf("writing %s: %w", o.outputArchivePath, err)
 	}
 	digest, err := img.Digest()
 	if err != nil {
 		return fmt.Errorf("computing the digest: %w", err)
 	}
-	fmt.Println(o.archivePath, ref, digest)
+	fmt.Println(o.outputArchivePath, ref, digest)
 	return nil
 }
 
 // buildImage puts the programs into one layer. Nothing in it depends on the time, so that equal
 // programs give an equal image.
 func buildImage(o options, ref name.Tag) (v1.Image, error) {
-	content, err := layerArchive(o.binDirectory)
+	content, err := buildLayerTar(o.programsDirectory)
 	if err != nil {
 		return nil, err
 	}
@@ -95,13 +95,13 @@ func buildImage(o options, ref name.Tag) (v1.Image, error) {
 		"org.opencontainers.image.licenses":    "Apache-2.0",
 		"org.opencontainers.image.source":      "https://github.com/gantry-lb/gantry",
 		"org.opencontainers.image.version":     ref.TagStr(),
-		"org.opencontainers.image.revision":    o.revision,
+		"org.opencontainers.image.revision":    o.sourceRevision,
 	}
 	return mutate.ConfigFile(img, config)
 }
 
-// layerArchive returns the content of the layer as a tar archive.
-func layerArchive(binDirectory string) ([]byte, error) {
+// buildLayerTar returns the content of the layer as a tar archive.
+func buildLayerTar(programsDirectory string) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	add := func(path string, mode int64, content []byte) error {
@@ -113,11 +113,11 @@ func layerArchive(binDirectory string) ([]byte, error) {
 		return err
 	}
 	for _, program := range []string{"controller", "speaker"} {
-		content, err := os.ReadFile(filepath.Join(binDirectory, program))
+		content, err := os.ReadFile(filepath.Join(programsDirectory, program))
 		if err != nil {
 			return nil, fmt.Errorf("reading a program (`make build` writes it): %w", err)
 		}
-		if err := checkStatic(program, content); err != nil {
+		if err := checkStaticallyLinked(program, content); err != nil {
 			return nil, err
 		}
 		if err := add(program, 0o755, content); err != nil {
@@ -131,8 +131,8 @@ func layerArchive(binDirectory string) ([]byte, error) {
 	return b.Bytes(), w.Close()
 }
 
-// checkStatic returns an error unless the program runs without shared libraries.
-func checkStatic(program string, content []byte) error {
+// checkStaticallyLinked returns an error unless the program runs without shared libraries.
+func checkStaticallyLinked(program string, content []byte) error {
 	f, err := elf.NewFile(bytes.NewReader(content))
 	if err != nil {
 		return fmt.Errorf("reading %s, which is not a program for Linux: %w", program, err)

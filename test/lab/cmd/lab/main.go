@@ -5,6 +5,6 @@ package main
 import "github.com/gantry-lb/gantry/test/lab"
 
 func main() {
-	lab.Reexec()
+	lab.RunAsLabPartIfRequested()
 	lab.RunCommandLine()
 }

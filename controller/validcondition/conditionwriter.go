@@ -1,5 +1,6 @@
-// Package valid writes the condition Valid of configuration objects, and the ConfigurationState.
-package valid
+// Package validcondition writes the condition Valid of configuration objects, and the
+// ConfigurationState.
+package validcondition
 
 import (
 	"context"
@@ -26,12 +27,12 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// Options are the settings of a ConditionWriter.
-type Options struct {
+// ServiceWorkerOptions are the settings of a ConditionWriter.
+type ServiceWorkerOptions struct {
 	Client client.Client
 	Log    *slog.Logger
 	// Scope is the part of the configuration that is read.
-	Scope configuration.Scope
+	Scope configuration.ConfigurationScope
 	// ConfigurationReader publishes the Problems.
 	ConfigurationReader *configurationreader.Reader
 }
@@ -40,10 +41,10 @@ type Options struct {
 // object, and one ConfigurationState for all. Package assign writes the condition of an
 // IPAddressPool together with its counters. Use
 // NewConditionWriter to create it.
-type ConditionWriter struct{ Options }
+type ConditionWriter struct{ ServiceWorkerOptions }
 
 // NewConditionWriter returns a ConditionWriter to register with a manager.
-func NewConditionWriter(o Options) *ConditionWriter { return &ConditionWriter{o} }
+func NewConditionWriter(o ServiceWorkerOptions) *ConditionWriter { return &ConditionWriter{o} }
 
 // RegisterController registers the reconciler. Any number of changes causes one check of all
 // objects.
@@ -91,7 +92,7 @@ func (r *ConditionWriter) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.R
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	state := configuration.StateWriter{Component: names.ComponentController, Namespace: r.Scope.Namespace}
+	state := configuration.StateWriter{ReportingComponent: names.ComponentController, Namespace: r.Scope.Namespace}
 	errs := []error{state.WriteState(ctx, r.Client, read.Problems)}
 	for _, c := range conditionedObjects(&o) {
 		if read.IsUpToDateWith(c) {
@@ -104,8 +105,8 @@ func (r *ConditionWriter) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.R
 // conditionedObject is a configuration object with access to its conditions.
 type conditionedObject struct {
 	client.Object
-	kind               string
-	conditionsToUpdate func() *[]metav1.Condition
+	kind                    string
+	statusConditionsPointer func() *[]metav1.Condition
 }
 
 // conditionedObjects returns the objects with conditions that this reconciler writes. They are
@@ -154,7 +155,7 @@ func (r *ConditionWriter) writeValidCondition(ctx context.Context, o conditioned
 		return fmt.Errorf("copying %s %q: the copy is not an object", o.kind, o.GetName())
 	}
 	c := configuration.NewValidCondition(snapshot.ObjectReference{Kind: o.kind, Namespace: o.GetNamespace(), Name: o.GetName()}, o.GetGeneration(), problems)
-	if !meta.SetStatusCondition(o.conditionsToUpdate(), c) || equality.Semantic.DeepEqual(before, o.Object) {
+	if !meta.SetStatusCondition(o.statusConditionsPointer(), c) || equality.Semantic.DeepEqual(before, o.Object) {
 		return nil
 	}
 	if err := r.Client.Status().Patch(ctx, o.Object, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {

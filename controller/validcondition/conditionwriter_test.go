@@ -1,4 +1,4 @@
-package valid
+package validcondition
 
 import (
 	"context"
@@ -20,9 +20,9 @@ import (
 )
 
 // newReader returns a Reader that runs and has read all objects of the API server.
-func newReader(t *testing.T, c client.Client, scope configuration.Scope) *configurationreader.Reader {
+func newReader(t *testing.T, c client.Client, scope configuration.ConfigurationScope) *configurationreader.Reader {
 	t.Helper()
-	r := configurationreader.NewReader(configurationreader.Options{
+	r := configurationreader.NewReader(configurationreader.ServiceWorkerOptions{
 		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
 			return configurationreader.ReadAllObjects(ctx, c, scope)
 		},
@@ -52,8 +52,8 @@ func TestConditionIsOfTheGenerationThatWasRead(t *testing.T) {
 	ad := &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "ad", UID: "u", Generation: 1}}
 	ad.Spec.IPAddressPools = []string{"missing"}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(ad).WithStatusSubresource(ad, &v1beta1.ConfigurationState{}).Build()
-	scope := configuration.Scope{Namespace: names.Namespace}
-	w := NewConditionWriter(Options{Client: c, Log: slog.New(slog.DiscardHandler), Scope: scope, ConfigurationReader: newReader(t, c, scope)})
+	scope := configuration.ConfigurationScope{Namespace: names.Namespace}
+	w := NewConditionWriter(ServiceWorkerOptions{Client: c, Log: slog.New(slog.DiscardHandler), Scope: scope, ConfigurationReader: newReader(t, c, scope)})
 	wantCondition := func(reason names.Reason, generation int64) {
 		t.Helper()
 		if _, err := w.Reconcile(t.Context(), ctrl.Request{}); err != nil {
