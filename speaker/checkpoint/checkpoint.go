@@ -41,7 +41,7 @@ const checkpointFileName = "speaker.json"
 // bootIDPath is a kernel file that identifies the boot of the machine.
 const bootIDPath = "/proc/sys/kernel/random/boot_id"
 
-// Store saves NodeStates in a directory. Run writes them.
+// Store saves the state of the node in a directory. Run writes them.
 type Store struct {
 	directory, bootID    string
 	log                  *slog.Logger

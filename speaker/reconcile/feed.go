@@ -107,8 +107,8 @@ func NewClusterFeed(o ClusterFeedOptions) *ClusterFeed {
 	}
 }
 
-// Run registers the handlers, and posts MarkSynced once everything that exists has been posted. It
-// returns when ctx ends.
+// Run registers the handlers, and posts the change of NewClusterSyncedChange once everything that
+// exists has been posted. It returns when ctx ends.
 func (f *ClusterFeed) Run(ctx context.Context) error {
 	watched := []watchedKind{
 		{&corev1.Node{}, f.setNode, f.removeNode},
