@@ -45,8 +45,8 @@ var (
 	runDirectoryPattern = regexp.MustCompile(` \./([\w/]+)`)
 )
 
-// testInMakefileLine returns the test that a line of the Makefile runs, and its directory. They are empty
-// if the line runs none by its name.
+// testInMakefileLine returns the test that a line of the Makefile runs, and its directory. They are
+// empty if the line runs none by its name.
 func testInMakefileLine(line string) (name, dir string) {
 	n, d := runNamePattern.FindStringSubmatch(line), runDirectoryPattern.FindStringSubmatch(line)
 	if n == nil || d == nil {
