@@ -169,3 +169,13 @@ func joinPoolNames(from []*poolEntry) string {
 	}
 	return strings.Join(out, ", ")
 }
+
+// explainShortage says why pickMissingAddresses did not find all addresses.
+func (d *decider) explainShortage() names.Explanation {
+	if len(d.overQuotaPools) > 0 {
+		return names.Explain(names.ReasonQuotaExceeded, "namespace %s has reached its quota in the pools open to this Service (%s): raise the quota or release addresses",
+			d.service.Key.Namespace, joinPoolNames(d.overQuotaPools))
+	}
+	return names.Explain(names.ReasonPoolExhausted, "no free address of the needed family in the pools open to this Service (%s): add addresses or release some",
+		joinPoolNames(d.exhaustedPools))
+}

@@ -3,7 +3,6 @@ package allocate
 import (
 	"slices"
 
-	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
@@ -242,14 +241,4 @@ func (s *familyPool) addressOrZero(addressOrZero uint64, there bool) address {
 		return address{}
 	}
 	return s.assignableNumbering.addressAtPosition(addressOrZero)
-}
-
-// explainShortage says why pickMissingAddresses did not find all addresses.
-func (d *decider) explainShortage() names.Explanation {
-	if len(d.overQuotaPools) > 0 {
-		return names.Explain(names.ReasonQuotaExceeded, "namespace %s has reached its quota in the pools open to this Service (%s): raise the quota or release addresses",
-			d.service.Key.Namespace, joinPoolNames(d.overQuotaPools))
-	}
-	return names.Explain(names.ReasonPoolExhausted, "no free address of the needed family in the pools open to this Service (%s): add addresses or release some",
-		joinPoolNames(d.exhaustedPools))
 }

@@ -21,10 +21,6 @@ import (
 // maxRunningRequests bounds the health checks that run at one time.
 const maxRunningRequests = 8
 
-// requestInterval is the least time between the starts of two health checks. So many of them at
-// once, as after a start, take a fraction of one CPU.
-const requestInterval = 2 * time.Millisecond
-
 // Poller repeats health checks and reports what changed. Run owns its state.
 type Poller struct {
 	log          *slog.Logger

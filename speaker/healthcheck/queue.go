@@ -8,21 +8,6 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-const (
-	// firstRetryInterval is the time between two requests about a Service at first. A planned move
-	// waits for the answer.
-	firstRetryInterval = 50 * time.Millisecond
-	// quickRetryDelay is how long it stays so. Then the interval doubles, up to lastRetryInterval.
-	quickRetryDelay   = 3 * time.Second
-	lastRetryInterval = time.Second
-	// silenceTimeout is how long after the first request nothing must have answered before the
-	// proxy counts as one that does not answer health checks. A kube-proxy of the usual
-	// configuration writes its rules about once a second.
-	silenceTimeout = 1200 * time.Millisecond
-	// restartTimeout is the same for a port that has answered before: a proxy may restart.
-	restartTimeout = 30 * time.Second
-)
-
 // checkQueue decides when to ask about which Service, and what the answers mean.
 type checkQueue struct {
 	pollByID map[uint64]*poll

@@ -1,0 +1,54 @@
+package bgp
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// The times between two attempts to connect to a router.
+const (
+	// firstRetryDelay is the delay after the first failure. It doubles with each further failure.
+	firstRetryDelay = 250 * time.Millisecond
+	// defaultMaxReconnectDelay applies where connectTime is not set.
+	defaultMaxReconnectDelay = 10 * time.Second
+	// minStableSessionInterval is how long a session must be established
+	// for an immediate reconnect after its end.
+	minStableSessionInterval = 10 * time.Second
+)
+
+// endSession records the end of the session and schedules the
+// next attempt: at once after a stable session.
+func (w *worker) endSession() {
+	if w.status.State == Established && w.engine.options.Now().Sub(w.status.StateSince) >= minStableSessionInterval {
+		w.failedAttemptCount = -1
+	}
+	err := w.session.endReason
+	w.session, w.routerConfirmedSession = nil, nil
+	w.recordAttemptFailure(err)
+}
+
+// recordAttemptFailure records why there is no session and schedules the next attempt.
+func (w *worker) recordAttemptFailure(err error) {
+	err = w.addLastNotificationToError(err)
+	if text := err.Error(); text != w.status.LastError || w.status.State == Established {
+		w.log.Warn("no session", "router", w.status.RouterAddress, "error", text)
+		w.status.LastError = text
+	}
+	w.enterState(Idle)
+	w.retryTimer.Reset(retryDelay(w.failedAttemptCount, w.currentDesiredState.peer.MaxReconnectDelay))
+	w.failedAttemptCount++
+}
+
+// retryDelay returns the delay before the next attempt. It doubles with each
+// failure up to longest. Up to a quarter is subtracted at random, so that the
+// nodes of a rack do not reconnect at the same moment.
+func retryDelay(failures int, longest time.Duration) time.Duration {
+	if failures < 0 {
+		return 0
+	}
+	if longest == 0 {
+		longest = defaultMaxReconnectDelay
+	}
+	d := min(firstRetryDelay<<min(failures, 20), longest)
+	return d - time.Duration(rand.Int64N(int64(d)/4+1))
+}
