@@ -29,7 +29,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	s, err := r.API.ReadCachedService(ctx, l.ObjectKey)
 	if err != nil {
 		r.logFailure(l.ObjectKey, err, maxRetryDelay)
-		r.enqueueServiceAfter(l.ObjectKey, maxRetryDelay)
+		r.workQueue.addChangedAfter(l.ObjectKey, maxRetryDelay)
 		return
 	}
 	switch {
@@ -89,16 +89,11 @@ func describeSharingRelevantFields(v *view.Service) string {
 	return fmt.Sprint(v.SharingKey, v.Ports, v.HasLocalTrafficPolicy, v.PodSelector)
 }
 
-// enqueueServiceAfter queues a Service after d.
-func (r *ServiceWorker) enqueueServiceAfter(k view.ObjectKey, d time.Duration) {
-	time.AfterFunc(d, func() { r.workQueue.addChanged(k) })
-}
-
 // confirmServiceGoneOrForeign asks the API server itself about a Service before its addresses are
 // released.
 func (r *ServiceWorker) confirmServiceGoneOrForeign(k view.ObjectKey, rec *serviceRecord) {
 	rec.writeInFlight = true
-	r.enqueueTask(&confirmServiceGoneTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
+	r.apiTaskQueue.enqueueTask(&confirmServiceGoneTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
 }
 
 // handleConfirmResult handles the answer. An answer from before the Ledger was rebuilt is ignored.
@@ -108,7 +103,7 @@ func (r *ServiceWorker) handleConfirmResult(c *confirmServiceGoneTask, now *core
 	case err != nil:
 		rec.consecutiveFailures++
 		r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
-		r.enqueueServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
+		r.workQueue.addChangedAfter(c.service, retryDelay(rec.consecutiveFailures))
 		return
 	case c.ledgerBuildNumber != r.ledgerBuildNumber:
 		r.workQueue.addChanged(c.service)
@@ -200,7 +195,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 	}
 	if r.recordByService[v.Key].countWriteAndCheckContended(r.Now()) {
 		r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
-		r.enqueueServiceAfter(v.Key, contendedWriteDelay)
+		r.workQueue.addChangedAfter(v.Key, contendedWriteDelay)
 		return
 	}
 	if len(d.Addresses) > 0 && r.PredictUnannouncedCondition != nil {
@@ -216,7 +211,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 		r.stageWriteUntilInAddressLedger(w)
 		return
 	}
-	r.enqueueTask(w)
+	r.apiTaskQueue.enqueueTask(w)
 }
 
 // stageWriteUntilInAddressLedger makes a write wait for the AddressLedger. Services with an
@@ -285,7 +280,8 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		w.mayBeWrittenByEarlierAttempt, w.errorAnswered = true, apierrors.IsInternalError(err)
 		rec.consecutiveFailures++
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
-		r.retryWriteAfter(w, retryDelay(rec.consecutiveFailures))
+		r.apiTaskQueue.enqueueWriteAt(w, r.Now().Add(retryDelay(rec.consecutiveFailures)))
+		r.workQueue.wakeWorkerAfter(retryDelay(rec.consecutiveFailures))
 		return
 	}
 	r.workerState.recordAttempt(r.Now(), phaseWriting, true)
@@ -331,15 +327,8 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		rec.refusedVersion, rec.retryAt = base, r.Now().Add(retryDelay(rec.consecutiveFailures))
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.revertLedgerToServiceStatus(w, w.serviceBefore)
-		r.enqueueServiceAfter(k, retryDelay(rec.consecutiveFailures))
+		r.workQueue.addChangedAfter(k, retryDelay(rec.consecutiveFailures))
 	}
-}
-
-// retryWriteAfter repeats a write after d.
-func (r *ServiceWorker) retryWriteAfter(w *serviceStatusWriteTask, d time.Duration) {
-	w.retryAt = r.Now().Add(d)
-	r.writesAwaitingRetryTime = append(r.writesAwaitingRetryTime, w)
-	r.wakeWorkerAfter(d)
 }
 
 // revertLedgerToServiceStatus records that a Service holds what its status says and what another
@@ -399,7 +388,7 @@ func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 		return
 	}
 	rec.writeInFlight = true
-	r.enqueueTask(w)
+	r.apiTaskQueue.enqueueTask(w)
 }
 
 // sortedKeys returns the keys in order.

@@ -34,7 +34,7 @@ func (r *ServiceWorker) loadLedgerOrRetry(ctx context.Context) {
 	r.Metrics.failedReloadsByCause.WithLabelValues(r.reloadCause).Inc()
 	r.consecutiveLoadFailures++
 	r.Log.Error("reading the addresses in use failed; no address is assigned until it succeeds", "error", err, "again", retryDelay(r.consecutiveLoadFailures))
-	r.wakeWorkerAfter(retryDelay(r.consecutiveLoadFailures))
+	r.workQueue.wakeWorkerAfter(retryDelay(r.consecutiveLoadFailures))
 }
 
 // loadLedger builds a new Ledger from the AddressLedger and then from the status of all Services,

@@ -62,7 +62,7 @@ func (r *ServiceWorker) writeChangedPoolAndReservationStatuses(ctx context.Conte
 	if wait := c.lastComparedAt.Add(poolStatusInterval).Sub(r.Now()); wait > 0 {
 		if !c.writeTimerSet {
 			c.writeTimerSet = true
-			r.wakeWorkerAfter(wait)
+			r.workQueue.wakeWorkerAfter(wait)
 		}
 		return
 	}
@@ -107,7 +107,7 @@ type configurationStatusWrite struct {
 // startStatusWrite starts it.
 func (r *ServiceWorker) startStatusWrite(w *configurationStatusWrite) {
 	r.poolStatusState.writesInFlightCount++
-	r.enqueueTask(w)
+	r.apiTaskQueue.enqueueTask(w)
 }
 
 // runTask implements task. After a conflict the object, which was just edited, is compared again.

@@ -65,14 +65,14 @@ func (r *ServiceWorker) createAndDeleteAddressProbes(ctx context.Context) {
 			continue
 		}
 		p.service, p.writeInFlight, p.objectUID = w.ServiceThatMayHoldIt, true, ""
-		r.enqueueTask(&probeWrite{address: a, objectToCreateOrNil: r.newAddressProbe(a, w.ServiceThatMayHoldIt)})
+		r.apiTaskQueue.enqueueTask(&probeWrite{address: a, objectToCreateOrNil: r.newAddressProbe(a, w.ServiceThatMayHoldIt)})
 	}
 	for a, p := range r.openProbeByAddress {
 		if _, wanted := proposed[a]; wanted || p.writeInFlight || now.Before(p.retryAt) {
 			continue
 		}
 		p.writeInFlight = true
-		r.enqueueTask(&probeWrite{address: a})
+		r.apiTaskQueue.enqueueTask(&probeWrite{address: a})
 	}
 }
 
@@ -107,7 +107,7 @@ func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
 		switch {
 		case p == nil:
 			r.openProbeByAddress[a] = &openProbe{writeInFlight: true}
-			r.enqueueTask(&probeWrite{address: a})
+			r.apiTaskQueue.enqueueTask(&probeWrite{address: a})
 		case p.writeInFlight || p.objectUID != o.UID:
 		case o.Status.Outcome == v1alpha1.ProbeOutcomeSilent:
 			r.ledger.RecordUnansweredAcquireProbe(a)
@@ -164,7 +164,7 @@ func (r *ServiceWorker) handleProbeWriteResult(w *probeWrite, now *v1alpha1.Addr
 		p.consecutiveFailures++
 		wait := retryDelay(p.consecutiveFailures)
 		p.retryAt = r.Now().Add(wait)
-		r.wakeWorkerAfter(wait)
+		r.workQueue.wakeWorkerAfter(wait)
 		r.Log.Error("writing an AddressProbe failed", "address", w.address, "error", err, "reason", names.ReasonWriteFailed, "again", wait)
 	case w.objectToCreateOrNil == nil:
 		delete(r.openProbeByAddress, w.address)
@@ -172,6 +172,6 @@ func (r *ServiceWorker) handleProbeWriteResult(w *probeWrite, now *v1alpha1.Addr
 	default:
 		p.objectUID, p.createdAt, p.consecutiveFailures, p.retryAt = now.UID, r.Now(), 0, time.Time{}
 		r.workQueue.markProbesChanged() // the result may have arrived before this answer
-		r.wakeWorkerAfter(probeRetryInterval)
+		r.workQueue.wakeWorkerAfter(probeRetryInterval)
 	}
 }

@@ -100,13 +100,13 @@ func (s *observableWorkerState) setBusyPhases(now time.Time, busy [phaseCount]bo
 // controller.
 func (r *ServiceWorker) hasCommonWork() bool {
 	j, answered := &r.ledgerWriter, 0
-	for _, w := range r.writesAwaitingRetryTime {
+	for _, w := range r.apiTaskQueue.writesAwaitingRetryTime {
 		if !w.errorAnswered {
 			return true
 		}
 		answered++
 	}
-	return len(r.tasksAwaitingFreeSlot)+r.tasksInFlightCount > 0 || answered > maxRefusalsBurst || !j.allStagedWritesWereRefused() ||
+	return r.apiTaskQueue.countUnfinishedTasks() > 0 || answered > maxRefusalsBurst || !j.allStagedWritesWereRefused() ||
 		len(j.writesAwaitingLedgerEntry) > 0 && j.refusalsInARow > maxRefusalsBurst
 }
 

@@ -24,7 +24,7 @@ func (r *ServiceWorker) advanceLedgerTime() {
 	}
 	if !next.IsZero() && !next.Equal(r.nextWithheldDeadline) {
 		r.nextWithheldDeadline = next
-		r.wakeWorkerAfter(next.Sub(r.Now()))
+		r.workQueue.wakeWorkerAfter(next.Sub(r.Now()))
 	}
 }
 

@@ -46,7 +46,7 @@ func (r *ServiceWorker) startSharingCheck(v *view.Service) {
 			c.conflictingServices = append(c.conflictingServices, rivals[0])
 		}
 	}
-	r.enqueueTask(c)
+	r.apiTaskQueue.enqueueTask(c)
 }
 
 // runTask implements task.
@@ -67,7 +67,7 @@ func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
 	rec := r.endWriteInFlightOfService(c.service)
 	rec.consecutiveFailures++
 	r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
-	r.enqueueServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
+	r.workQueue.addChangedAfter(c.service, retryDelay(rec.consecutiveFailures))
 }
 
 // handleSharingCheckResult handles the answers of a check. An answer from before the Ledger was
@@ -233,11 +233,11 @@ func (r *ServiceWorker) isOnlyConflict(k view.ObjectKey, h *view.Service) bool {
 func (r *ServiceWorker) scheduleSharingCheckOrReload(rec *serviceRecord, k view.ObjectKey) {
 	rec.inconclusiveSharingChecks++
 	if rec.inconclusiveSharingChecks < maxInconclusiveSharingChecks {
-		r.enqueueServiceAfter(k, retryDelay(rec.inconclusiveSharingChecks))
+		r.workQueue.addChangedAfter(k, retryDelay(rec.inconclusiveSharingChecks))
 		return
 	}
 	if wait := r.lastSharingReload.Add(sharingReloadInterval).Sub(r.Now()); wait > 0 {
-		r.enqueueServiceAfter(k, wait)
+		r.workQueue.addChangedAfter(k, wait)
 		return
 	}
 	r.lastSharingReload = r.Now()

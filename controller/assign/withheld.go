@@ -67,7 +67,7 @@ func (r *ServiceWorker) saveWithheldAddresses(_ context.Context) {
 	if wait := m.lastWrite.Add(withheldSaveInterval).Sub(r.Now()); wait > 0 {
 		if !m.saveTimerSet {
 			m.saveTimerSet = true
-			r.wakeWorkerAfter(wait)
+			r.workQueue.wakeWorkerAfter(wait)
 		}
 		return
 	}
@@ -81,7 +81,7 @@ func (r *ServiceWorker) saveWithheldAddresses(_ context.Context) {
 		})
 	}
 	m.saveTimerSet, m.writeInFlight, m.lastWrite = false, true, r.Now()
-	r.enqueueTask(w)
+	r.apiTaskQueue.enqueueTask(w)
 }
 
 // withheldWrite writes the withheld addresses.
@@ -111,7 +111,7 @@ func (w *withheldWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHa
 		}
 		if err != nil {
 			r.Log.Error("writing the withheld addresses failed", "ledger", r.Namespace+"/"+names.WithheldLedger, "error", err, "reason", names.ReasonWriteFailed, "again", withheldSaveInterval)
-			r.wakeWorkerAfter(withheldSaveInterval)
+			r.workQueue.wakeWorkerAfter(withheldSaveInterval)
 		}
 	}
 }

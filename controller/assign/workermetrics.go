@@ -62,7 +62,7 @@ func (r *ServiceWorker) workerCollectors() []prometheus.Collector {
 // updateWorkMetrics counts the unfinished work.
 func (r *ServiceWorker) updateWorkMetrics() {
 	for state, n := range map[string]int{
-		"Staged": len(r.ledgerWriter.writesAwaitingLedgerEntry) + r.ledgerWriter.writesInSwap, "Queued": len(r.tasksAwaitingFreeSlot) + len(r.writesAwaitingRetryTime), "Running": r.tasksInFlightCount,
+		"Staged": len(r.ledgerWriter.writesAwaitingLedgerEntry) + r.ledgerWriter.writesInSwap, "Queued": len(r.apiTaskQueue.tasksAwaitingFreeSlot) + len(r.apiTaskQueue.writesAwaitingRetryTime), "Running": r.apiTaskQueue.tasksInFlightCount,
 	} {
 		r.Metrics.unfinishedWorkByState.WithLabelValues(state).Set(float64(n))
 	}
