@@ -143,7 +143,7 @@ func (r *ServiceWorker) endWriteInFlightOfService(k view.ObjectKey) *serviceReco
 // It returns false when the Ledger has another holder and so may be wrong: the API server is read
 // before any Service loses an address. A status for which the Ledger was built or checked is right.
 func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *serviceRecord, baseVersion string) bool {
-	if r.hasSharingConflict(v) && fence.ParseResourceVersion(baseVersion) > rec.confirmedResourceVersion {
+	if hasSharingConflict(r.ledger, v) && fence.ParseResourceVersion(baseVersion) > rec.confirmedResourceVersion {
 		return false
 	}
 	held, _ := r.ledger.AssignmentOf(v.Key)
@@ -154,10 +154,10 @@ func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *servi
 	addresses = unionAddresses(addresses, r.ledgerWriter.fence.PendingAddressesOfService(v.Key, baseVersion))
 	// If no pool has the addresses any more, only the annotation says from which pool they are.
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
-		r.recordStatusAddresses(v, addresses)
+		recordStatusAddresses(r.ledger, v, addresses)
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
 			// a waiting Service may get it
-			r.poolStatusState.needsComparison, r.retryWaitingServices = true, true
+			r.configurationStatusWriter.needsComparison, r.retryWaitingServices = true, true
 		}
 	}
 	return true
@@ -165,8 +165,8 @@ func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *servi
 
 // hasSharingConflict says whether the status has an address that another Service holds without a
 // right to share.
-func (r *ServiceWorker) hasSharingConflict(v *view.Service) bool {
-	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !r.ledger.CanServiceHold(a, v) })
+func hasSharingConflict(l *allocate.Ledger, v *view.Service) bool {
+	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !l.CanServiceHold(a, v) })
 }
 
 // carryOutDecision commits a Decision and starts its write. The Ledger comes first, so that no
@@ -264,7 +264,7 @@ func (r *ServiceWorker) commitDecidedWriteToLedger(w *serviceStatusWriteTask) {
 	if slices.Equal(w.assignmentBefore.Addresses, w.decision.Addresses) {
 		return
 	}
-	r.poolStatusState.needsComparison = true
+	r.configurationStatusWriter.needsComparison = true
 	if slices.ContainsFunc(w.assignmentBefore.Addresses, func(a netip.Addr) bool { return !slices.Contains(w.decision.Addresses, a) }) {
 		r.retryWaitingServices = true
 	}
@@ -295,7 +295,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(now.ResourceVersion))
 	}
 	if o == outcomeWritten && !w.clearsStatusOfUnservedService {
-		r.observeWaitingTime(w, rec)
+		rec.updateWaitingSince(w.decision.Addresses, r.Now(), r.Metrics.firstAssignmentDelayHistogram)
 	}
 	if o == outcomeWritten && !w.clearsStatusOfUnservedService && !w.onlyChangesResourceVersion {
 		r.reportDecision(w)
@@ -338,7 +338,7 @@ func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, n
 		return
 	}
 	v := view.FromService(now)
-	if r.hasSharingConflict(&v) {
+	if hasSharingConflict(r.ledger, &v) {
 		r.startSharingCheck(&v)
 		return
 	}
@@ -363,7 +363,7 @@ func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	r.ledgerWriter.fence.ClosePendingWithBase(k, "")
 	if freed := r.ledger.ReleaseService(k); len(freed) > 0 {
 		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "why", why)
-		r.poolStatusState.needsComparison, r.retryWaitingServices = true, true
+		r.configurationStatusWriter.needsComparison, r.retryWaitingServices = true, true
 	}
 }
 

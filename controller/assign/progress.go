@@ -148,7 +148,10 @@ func (r *ServiceWorker) CheckAlive(now time.Time) error {
 
 // Collectors returns the metrics of the worker and of the pending assignments.
 func (r *ServiceWorker) Collectors() []prometheus.Collector {
-	return append(r.workerCollectors(),
+	return append(r.Metrics.collectors(),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "gantry_controller_unseen_services", Help: "Services that the controller must still decide about.",
+		}, func() float64 { return float64(r.workQueue.countQueuedServices()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "gantry_controller_open_pending_assignments", Help: "Services with a pending assignment in the AddressLedger: a write of their status may still arrive.",
 		}, func() float64 { _, open, _ := r.workerState.readState(); return float64(open) }),

@@ -89,8 +89,8 @@ type ServiceWorker struct {
 	apiTaskQueue                *apiTaskQueue
 	ledgerWriter                ledgerWriter
 	withheldCheckpoint          withheldCheckpoint
-	openProbeByAddress          probesByAddress
-	poolStatusState             poolStatusState
+	addressProber               addressProber
+	configurationStatusWriter   configurationStatusWriter
 	consecutiveLoadFailures     int // in a row
 
 	workerState observableWorkerState
@@ -138,10 +138,17 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 	if o.Metrics == nil {
 		o.Metrics = NewWorkerMetrics()
 	}
+	queue, tasks := newWorkQueue(), newAPITaskQueue(o.API)
 	return &ServiceWorker{
-		ServiceWorkerOptions: o, workQueue: newWorkQueue(), apiTaskQueue: newAPITaskQueue(o.API),
-		openProbeByAddress: probesByAddress{}, recordByService: map[view.ObjectKey]*serviceRecord{}, waitingServices: waitingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.waitingServicesByReason}, servicesWithContestedAddresses: map[view.ObjectKey]struct{}{},
-		reloadCause: reloadCauseStart, ledgerWriter: ledgerWriter{maxPendingServices: maxPendingAssignments},
+		ServiceWorkerOptions: o, workQueue: queue, apiTaskQueue: tasks,
+		recordByService:                map[view.ObjectKey]*serviceRecord{},
+		waitingServices:                waitingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.waitingServicesByReason},
+		servicesWithContestedAddresses: map[view.ObjectKey]struct{}{},
+		reloadCause:                    reloadCauseStart,
+		ledgerWriter:                   ledgerWriter{maxPendingServices: maxPendingAssignments},
+		withheldCheckpoint:             withheldCheckpoint{log: o.Log, workQueue: queue, apiTaskQueue: tasks, namespace: o.Namespace, writerIdentity: o.LedgerWriterIdentity},
+		addressProber:                  addressProber{api: o.API, log: o.Log, recordEvent: o.RecordEvent, workQueue: queue, apiTaskQueue: tasks, openProbeByAddress: map[netip.Addr]*openProbe{}},
+		configurationStatusWriter:      configurationStatusWriter{api: o.API, log: o.Log, workQueue: queue, apiTaskQueue: tasks},
 	}
 }
 
@@ -240,10 +247,10 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	if r.retryWaitingServices || r.retryWaitingSharingServices {
 		r.queueWaiting()
 	}
-	r.createAndDeleteAddressProbes(ctx)
+	r.addressProber.createAndDeleteProbes(ctx, r.Now(), r.ledger, r.configuration)
 	r.startLedgerSwapIfDue(ctx)
-	r.saveWithheldAddresses(ctx)
-	r.writeChangedPoolAndReservationStatuses(ctx)
+	r.withheldCheckpoint.saveIfChanged(r.Now(), r.ledger, r.ledgerBuildNumber)
+	r.configurationStatusWriter.writeChangedStatuses(ctx, r.Now(), r.ledger, r.configuration)
 	r.apiTaskQueue.dispatchTasks(ctx, r.Now())
 	r.advanceLedgerTime()
 }

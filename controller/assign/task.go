@@ -67,7 +67,7 @@ func (q *apiTaskQueue) enqueueTask(t apiRequestTask) {
 	q.tasksAwaitingFreeSlot = append(q.tasksAwaitingFreeSlot, t)
 }
 
-// enqueueWriteAt repeats a write at its retryAt.
+// enqueueWriteAt repeats a write once retryAt is over. The caller wakes the worker by then.
 func (q *apiTaskQueue) enqueueWriteAt(w *serviceStatusWriteTask, retryAt time.Time) {
 	w.retryAt = retryAt
 	q.writesAwaitingRetryTime = append(q.writesAwaitingRetryTime, w)
