@@ -29,7 +29,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	s, err := r.API.ReadCachedService(ctx, l.ObjectKey)
 	if err != nil {
 		r.logFailure(l.ObjectKey, err, maxRetryDelay)
-		r.enqueueServiceAfter(l.ObjectKey, maxRetryDelay)
+		r.workQueue.addChangedAfter(l.ObjectKey, maxRetryDelay)
 		return
 	}
 	switch {
@@ -89,16 +89,11 @@ func describeSharingRelevantFields(v *view.Service) string {
 	return fmt.Sprint(v.SharingKey, v.Ports, v.HasLocalTrafficPolicy, v.PodSelector)
 }
 
-// enqueueServiceAfter queues a Service after d.
-func (r *ServiceWorker) enqueueServiceAfter(k view.ObjectKey, d time.Duration) {
-	time.AfterFunc(d, func() { r.workQueue.addChanged(k) })
-}
-
 // confirmServiceGoneOrForeign asks the API server itself about a Service before its addresses are
 // released.
 func (r *ServiceWorker) confirmServiceGoneOrForeign(k view.ObjectKey, rec *serviceRecord) {
 	rec.writeInFlight = true
-	r.enqueueTask(&confirmServiceGoneTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
+	r.apiTaskQueue.enqueueTask(&confirmServiceGoneTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
 }
 
 // handleConfirmResult handles the answer. An answer from before the Ledger was rebuilt is ignored.
@@ -108,7 +103,7 @@ func (r *ServiceWorker) handleConfirmResult(c *confirmServiceGoneTask, now *core
 	case err != nil:
 		rec.consecutiveFailures++
 		r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
-		r.enqueueServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
+		r.workQueue.addChangedAfter(c.service, retryDelay(rec.consecutiveFailures))
 		return
 	case c.ledgerBuildNumber != r.ledgerBuildNumber:
 		r.workQueue.addChanged(c.service)
@@ -148,7 +143,7 @@ func (r *ServiceWorker) endWriteInFlightOfService(k view.ObjectKey) *serviceReco
 // It returns false when the Ledger has another holder and so may be wrong: the API server is read
 // before any Service loses an address. A status for which the Ledger was built or checked is right.
 func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *serviceRecord, baseVersion string) bool {
-	if r.hasSharingConflict(v) && fence.ParseResourceVersion(baseVersion) > rec.confirmedResourceVersion {
+	if hasSharingConflict(r.ledger, v) && fence.ParseResourceVersion(baseVersion) > rec.confirmedResourceVersion {
 		return false
 	}
 	held, _ := r.ledger.AssignmentOf(v.Key)
@@ -159,10 +154,10 @@ func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *servi
 	addresses = unionAddresses(addresses, r.ledgerWriter.fence.PendingAddressesOfService(v.Key, baseVersion))
 	// If no pool has the addresses any more, only the annotation says from which pool they are.
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
-		r.recordStatusAddresses(v, addresses)
+		recordStatusAddresses(r.ledger, v, addresses)
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
 			// a waiting Service may get it
-			r.poolStatusState.needsComparison, r.retryWaitingServices = true, true
+			r.configurationStatusWriter.needsComparison, r.retryWaitingServices = true, true
 		}
 	}
 	return true
@@ -170,8 +165,8 @@ func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *servi
 
 // hasSharingConflict says whether the status has an address that another Service holds without a
 // right to share.
-func (r *ServiceWorker) hasSharingConflict(v *view.Service) bool {
-	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !r.ledger.CanServiceHold(a, v) })
+func hasSharingConflict(l *allocate.Ledger, v *view.Service) bool {
+	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !l.CanServiceHold(a, v) })
 }
 
 // carryOutDecision commits a Decision and starts its write. The Ledger comes first, so that no
@@ -200,7 +195,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 	}
 	if r.recordByService[v.Key].countWriteAndCheckContended(r.Now()) {
 		r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
-		r.enqueueServiceAfter(v.Key, contendedWriteDelay)
+		r.workQueue.addChangedAfter(v.Key, contendedWriteDelay)
 		return
 	}
 	if len(d.Addresses) > 0 && r.PredictUnannouncedCondition != nil {
@@ -216,7 +211,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 		r.stageWriteUntilInAddressLedger(w)
 		return
 	}
-	r.enqueueTask(w)
+	r.apiTaskQueue.enqueueTask(w)
 }
 
 // stageWriteUntilInAddressLedger makes a write wait for the AddressLedger. Services with an
@@ -269,7 +264,7 @@ func (r *ServiceWorker) commitDecidedWriteToLedger(w *serviceStatusWriteTask) {
 	if slices.Equal(w.assignmentBefore.Addresses, w.decision.Addresses) {
 		return
 	}
-	r.poolStatusState.needsComparison = true
+	r.configurationStatusWriter.needsComparison = true
 	if slices.ContainsFunc(w.assignmentBefore.Addresses, func(a netip.Addr) bool { return !slices.Contains(w.decision.Addresses, a) }) {
 		r.retryWaitingServices = true
 	}
@@ -285,7 +280,8 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		w.mayBeWrittenByEarlierAttempt, w.errorAnswered = true, apierrors.IsInternalError(err)
 		rec.consecutiveFailures++
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
-		r.retryWriteAfter(w, retryDelay(rec.consecutiveFailures))
+		r.apiTaskQueue.enqueueWriteAt(w, r.Now().Add(retryDelay(rec.consecutiveFailures)))
+		r.workQueue.wakeWorkerAfter(retryDelay(rec.consecutiveFailures))
 		return
 	}
 	r.workerState.recordAttempt(r.Now(), phaseWriting, true)
@@ -299,7 +295,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(now.ResourceVersion))
 	}
 	if o == outcomeWritten && !w.clearsStatusOfUnservedService {
-		r.observeWaitingTime(w, rec)
+		rec.updateWaitingSince(w.decision.Addresses, r.Now(), r.Metrics.firstAssignmentDelayHistogram)
 	}
 	if o == outcomeWritten && !w.clearsStatusOfUnservedService && !w.onlyChangesResourceVersion {
 		r.reportDecision(w)
@@ -331,15 +327,8 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		rec.refusedVersion, rec.retryAt = base, r.Now().Add(retryDelay(rec.consecutiveFailures))
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.revertLedgerToServiceStatus(w, w.serviceBefore)
-		r.enqueueServiceAfter(k, retryDelay(rec.consecutiveFailures))
+		r.workQueue.addChangedAfter(k, retryDelay(rec.consecutiveFailures))
 	}
-}
-
-// retryWriteAfter repeats a write after d.
-func (r *ServiceWorker) retryWriteAfter(w *serviceStatusWriteTask, d time.Duration) {
-	w.retryAt = r.Now().Add(d)
-	r.writesAwaitingRetryTime = append(r.writesAwaitingRetryTime, w)
-	r.wakeWorkerAfter(d)
 }
 
 // revertLedgerToServiceStatus records that a Service holds what its status says and what another
@@ -349,7 +338,7 @@ func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, n
 		return
 	}
 	v := view.FromService(now)
-	if r.hasSharingConflict(&v) {
+	if hasSharingConflict(r.ledger, &v) {
 		r.startSharingCheck(&v)
 		return
 	}
@@ -374,7 +363,7 @@ func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	r.ledgerWriter.fence.ClosePendingWithBase(k, "")
 	if freed := r.ledger.ReleaseService(k); len(freed) > 0 {
 		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "why", why)
-		r.poolStatusState.needsComparison, r.retryWaitingServices = true, true
+		r.configurationStatusWriter.needsComparison, r.retryWaitingServices = true, true
 	}
 }
 
@@ -399,7 +388,7 @@ func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 		return
 	}
 	rec.writeInFlight = true
-	r.enqueueTask(w)
+	r.apiTaskQueue.enqueueTask(w)
 }
 
 // sortedKeys returns the keys in order.

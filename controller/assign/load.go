@@ -12,6 +12,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/controller/allocate"
 	"github.com/gantry-lb/gantry/controller/fence"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -28,13 +29,13 @@ func (r *ServiceWorker) loadLedgerOrRetry(ctx context.Context) {
 		r.Metrics.reloadsByCause.WithLabelValues(r.reloadCause).Inc()
 		r.consecutiveLoadFailures = 0
 		r.ledgerLoaded.Store(true)
-		r.poolStatusState.needsComparison = true
+		r.configurationStatusWriter.needsComparison = true
 		return
 	}
 	r.Metrics.failedReloadsByCause.WithLabelValues(r.reloadCause).Inc()
 	r.consecutiveLoadFailures++
 	r.Log.Error("reading the addresses in use failed; no address is assigned until it succeeds", "error", err, "again", retryDelay(r.consecutiveLoadFailures))
-	r.wakeWorkerAfter(retryDelay(r.consecutiveLoadFailures))
+	r.workQueue.wakeWorkerAfter(retryDelay(r.consecutiveLoadFailures))
 }
 
 // loadLedger builds a new Ledger from the AddressLedger and then from the status of all Services,
@@ -98,7 +99,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 			rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(i.BaseResourceVersion))
 		}
 	}
-	r.restoreWithheldAddresses(memory)
+	r.ledger = r.withheldCheckpoint.restoreLedger(memory, r.ledger, r.Now())
 	r.configuration, r.ledgerBuildNumber = config, r.ledgerBuildNumber+1
 	r.ledger.UseSnapshot(config.Snapshot)
 	r.ledgerWriter.fence, r.ledgerWriter.ledgerObject = open, object
@@ -190,12 +191,12 @@ func (r *ServiceWorker) recordAllAddressesInLedger(all []minimalLoadedService, l
 			r.workQueue.addAffected(c.ObjectKey)
 		}
 		v := c.toService()
-		r.recordStatusAddresses(&v, c.statusAddresses)
+		recordStatusAddresses(r.ledger, &v, c.statusAddresses)
 	}
 	for i := range all {
 		if c := &all[i]; len(intents[c.ObjectKey]) > 0 {
 			v := c.toService()
-			r.recordStatusAddresses(&v, unionAddresses(c.statusAddresses, intents[c.ObjectKey]))
+			recordStatusAddresses(r.ledger, &v, unionAddresses(c.statusAddresses, intents[c.ObjectKey]))
 		}
 	}
 	clear(r.servicesWithContestedAddresses)
@@ -203,10 +204,10 @@ func (r *ServiceWorker) recordAllAddressesInLedger(all []minimalLoadedService, l
 
 // recordStatusAddresses records that a Service holds these addresses, without those that it cannot
 // hold because of other holders.
-func (r *ServiceWorker) recordStatusAddresses(v *view.Service, addresses []netip.Addr) {
-	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !r.ledger.CanServiceHold(a, v) })
+func recordStatusAddresses(l *allocate.Ledger, v *view.Service, addresses []netip.Addr) {
+	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !l.CanServiceHold(a, v) })
 	if len(free) > 0 {
-		r.ledger.CommitAssignment(v, free, v.RecordedPool)
+		l.CommitAssignment(v, free, v.RecordedPool)
 	}
 }
 

@@ -2,6 +2,7 @@ package assign
 
 import (
 	"context"
+	"log/slog"
 	"reflect"
 	"slices"
 	"time"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
@@ -28,7 +31,7 @@ func (r *ServiceWorker) applyConfiguration() bool {
 		return !changeWaits
 	}
 	r.configuration = now
-	r.poolStatusState.needsComparison = true
+	r.configurationStatusWriter.needsComparison = true
 	if reflect.DeepEqual(before.Snapshot.Pools, now.Snapshot.Pools) && reflect.DeepEqual(before.Snapshot.Reservations, now.Snapshot.Reservations) {
 		return true // for example a namespace that no pool selects
 	}
@@ -40,8 +43,15 @@ func (r *ServiceWorker) applyConfiguration() bool {
 // poolStatusInterval bounds how often the status of a pool is written.
 const poolStatusInterval = 2 * time.Second
 
-// poolStatusState say when the status of the pools must be written.
-type poolStatusState struct {
+// configurationStatusWriter owns when the status of pools and reservations is compared and written.
+// The worker calls it once per turn, after its decisions, and with the result of each write. All
+// its methods run on the worker's goroutine.
+type configurationStatusWriter struct {
+	api          WorkerAPI
+	log          *slog.Logger
+	workQueue    *workQueue
+	apiTaskQueue *apiTaskQueue
+
 	// needsComparison says that the status of a pool may be wrong.
 	needsComparison bool
 	// lastComparedAt is when the statuses were last compared. writesInFlightCount counts the writes
@@ -51,50 +61,48 @@ type poolStatusState struct {
 	writesInFlightCount int
 }
 
-// writeChangedPoolAndReservationStatuses writes the counters and conditions of pools and
-// reservations that are wrong.
-func (r *ServiceWorker) writeChangedPoolAndReservationStatuses(ctx context.Context) {
-	c := &r.poolStatusState
-	c.needsComparison = r.workQueue.testAndClearConfigurationStatusChanged() || c.needsComparison
+// writeChangedStatuses writes the counters and conditions of pools and reservations that are wrong.
+func (c *configurationStatusWriter) writeChangedStatuses(ctx context.Context, now time.Time, l *allocate.Ledger, config *configurationreader.Configuration) {
+	c.needsComparison = c.workQueue.testAndClearConfigurationStatusChanged() || c.needsComparison
 	if !c.needsComparison || c.writesInFlightCount > 0 {
 		return
 	}
-	if wait := c.lastComparedAt.Add(poolStatusInterval).Sub(r.Now()); wait > 0 {
+	if wait := c.lastComparedAt.Add(poolStatusInterval).Sub(now); wait > 0 {
 		if !c.writeTimerSet {
 			c.writeTimerSet = true
-			r.wakeWorkerAfter(wait)
+			c.workQueue.wakeWorkerAfter(wait)
 		}
 		return
 	}
-	o, err := r.API.ReadPoolsReservationsAndNamespaces(ctx)
+	o, err := c.api.ReadPoolsReservationsAndNamespaces(ctx)
 	if err != nil {
-		r.Log.Error("reading the pools", "error", err, "again", poolStatusInterval)
+		c.log.Error("reading the pools", "error", err, "again", poolStatusInterval)
 	}
-	c.needsComparison, c.writeTimerSet, c.lastComparedAt = err != nil, false, r.Now()
+	c.needsComparison, c.writeTimerSet, c.lastComparedAt = err != nil, false, now
 	for i := range o.Pools {
-		r.writePoolStatus(&o.Pools[i])
+		c.writePoolStatus(&o.Pools[i], l, config)
 	}
 	for i := range o.Reservations {
-		r.applyReservationAndWriteStatus(&o.Reservations[i])
+		c.applyReservationAndWriteStatus(&o.Reservations[i], l, config)
 	}
 }
 
-func (r *ServiceWorker) writePoolStatus(p *v1beta1.IPAddressPool) {
-	parsed := r.configuration.Snapshot.PoolByName(p.Name)
+func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l *allocate.Ledger, config *configurationreader.Configuration) {
+	parsed := config.Snapshot.PoolByName(p.Name)
 	if parsed == nil { // newer than the configuration that was read: the next one has it
 		return
 	}
-	u := r.ledger.UsageOfPool(parsed, r.configuration.Snapshot)
+	u := l.UsageOfPool(parsed, config.Snapshot)
 	after := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.AssignedIPv4, AssignedIPv6: u.AssignedIPv6, AvailableIPv4: u.AvailableIPv4, AvailableIPv6: u.AvailableIPv6,
-		Gantry: statusWithCondition(p.Status.Gantry, configuration.NewValidCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, r.configuration.Problems)),
+		Gantry: statusWithCondition(p.Status.Gantry, configuration.NewValidCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, config.Problems)),
 	}
 	if equality.Semantic.DeepEqual(p.Status, after) {
 		return
 	}
 	p = p.DeepCopy()
 	p.Status = after
-	r.startStatusWrite(&configurationStatusWrite{"a pool", "pool", p.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdatePoolStatus(ctx, p) }})
+	c.startStatusWrite(&configurationStatusWrite{"a pool", "pool", p.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdatePoolStatus(ctx, p) }})
 }
 
 // configurationStatusWrite writes the status of one configuration object.
@@ -105,23 +113,26 @@ type configurationStatusWrite struct {
 }
 
 // startStatusWrite starts it.
-func (r *ServiceWorker) startStatusWrite(w *configurationStatusWrite) {
-	r.poolStatusState.writesInFlightCount++
-	r.enqueueTask(w)
+func (c *configurationStatusWriter) startStatusWrite(w *configurationStatusWrite) {
+	c.writesInFlightCount++
+	c.apiTaskQueue.enqueueTask(w)
 }
 
 // runTask implements task. After a conflict the object, which was just edited, is compared again.
 func (w *configurationStatusWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	err := w.updateStatus(ctx, api)
-	return func(_ context.Context, r *ServiceWorker) {
-		r.poolStatusState.writesInFlightCount--
-		if err == nil || apierrors.IsNotFound(err) {
-			return
-		}
-		r.poolStatusState.needsComparison = true
-		if !apierrors.IsConflict(err) {
-			r.Log.Error("writing the status of "+w.description, w.logKey, w.objectName, "error", err, "reason", names.ReasonWriteFailed, "again", poolStatusInterval)
-		}
+	return func(_ context.Context, r *ServiceWorker) { r.configurationStatusWriter.handleStatusWriteResult(w, err) }
+}
+
+// handleStatusWriteResult handles the result of a write.
+func (c *configurationStatusWriter) handleStatusWriteResult(w *configurationStatusWrite, err error) {
+	c.writesInFlightCount--
+	if err == nil || apierrors.IsNotFound(err) {
+		return
+	}
+	c.needsComparison = true
+	if !apierrors.IsConflict(err) {
+		c.log.Error("writing the status of "+w.description, w.logKey, w.objectName, "error", err, "reason", names.ReasonWriteFailed, "again", poolStatusInterval)
 	}
 }
 

@@ -2,6 +2,7 @@ package assign
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -20,8 +22,18 @@ import (
 // deleted.
 const probeRetryInterval = 30 * time.Second
 
-// probesByAddress are the AddressProbes that the worker has created.
-type probesByAddress map[netip.Addr]*openProbe
+// addressProber owns the AddressProbes that this controller has created. The worker calls it once
+// per turn, after its decisions, and with the result of each write. All its methods run on the
+// worker's goroutine.
+type addressProber struct {
+	api          WorkerAPI
+	log          *slog.Logger
+	recordEvent  func(about *corev1.Service, kind, reason, text string)
+	workQueue    *workQueue
+	apiTaskQueue *apiTaskQueue
+
+	openProbeByAddress map[netip.Addr]*openProbe
+}
 
 // openProbe is the probe of one address.
 type openProbe struct {
@@ -40,49 +52,48 @@ type openProbe struct {
 // not probed twice at once.
 func probeName(a netip.Addr) string { return strings.ReplaceAll(a.StringExpanded(), ":", "-") }
 
-// createAndDeleteAddressProbes creates an AddressProbe for each proposed address, deletes those
-// that are not needed any more, and handles results.
-func (r *ServiceWorker) createAndDeleteAddressProbes(ctx context.Context) {
-	if answers := r.workQueue.takeProbesChanged(); answers {
-		r.readProbeAnswers(ctx)
+// createAndDeleteProbes creates an AddressProbe for each proposed address, deletes those that are
+// not needed any more, and handles results.
+func (p *addressProber) createAndDeleteProbes(ctx context.Context, now time.Time, l *allocate.Ledger, config *configurationreader.Configuration) {
+	if answers := p.workQueue.takeProbesChanged(); answers {
+		p.readProbeAnswers(ctx, l)
 	}
-	if !r.ledger.HasAddressesWithheldForProbe() && len(r.openProbeByAddress) == 0 {
+	if !l.HasAddressesWithheldForProbe() && len(p.openProbeByAddress) == 0 {
 		return
 	}
 	proposed := map[netip.Addr]allocate.WithheldAddress{}
-	for _, w := range r.ledger.WithheldAddressesAwaitingProbe() {
+	for _, w := range l.WithheldAddressesAwaitingProbe() {
 		proposed[w.Address] = w
 	}
-	now := r.Now()
 	for a, w := range proposed {
-		p := r.openProbeByAddress[a]
-		if p == nil {
-			p = &openProbe{service: w.ServiceThatMayHoldIt}
-			r.openProbeByAddress[a] = p
+		probe := p.openProbeByAddress[a]
+		if probe == nil {
+			probe = &openProbe{service: w.ServiceThatMayHoldIt}
+			p.openProbeByAddress[a] = probe
 		}
-		old := p.objectUID != "" && now.Sub(p.createdAt) >= probeRetryInterval
-		if p.writeInFlight || now.Before(p.retryAt) || p.objectUID != "" && p.service == w.ServiceThatMayHoldIt && !old {
+		old := probe.objectUID != "" && now.Sub(probe.createdAt) >= probeRetryInterval
+		if probe.writeInFlight || now.Before(probe.retryAt) || probe.objectUID != "" && probe.service == w.ServiceThatMayHoldIt && !old {
 			continue
 		}
-		p.service, p.writeInFlight, p.objectUID = w.ServiceThatMayHoldIt, true, ""
-		r.enqueueTask(&probeWrite{address: a, objectToCreateOrNil: r.newAddressProbe(a, w.ServiceThatMayHoldIt)})
+		probe.service, probe.writeInFlight, probe.objectUID = w.ServiceThatMayHoldIt, true, ""
+		p.apiTaskQueue.enqueueTask(&probeWrite{address: a, objectToCreateOrNil: newAddressProbe(a, w.ServiceThatMayHoldIt, config)})
 	}
-	for a, p := range r.openProbeByAddress {
-		if _, wanted := proposed[a]; wanted || p.writeInFlight || now.Before(p.retryAt) {
+	for a, probe := range p.openProbeByAddress {
+		if _, wanted := proposed[a]; wanted || probe.writeInFlight || now.Before(probe.retryAt) {
 			continue
 		}
-		p.writeInFlight = true
-		r.enqueueTask(&probeWrite{address: a})
+		probe.writeInFlight = true
+		p.apiTaskQueue.enqueueTask(&probeWrite{address: a})
 	}
 }
 
 // newAddressProbe returns the AddressProbe for an address.
-func (r *ServiceWorker) newAddressProbe(a netip.Addr, k view.ObjectKey) *v1alpha1.AddressProbe {
+func newAddressProbe(a netip.Addr, k view.ObjectKey, config *configurationreader.Configuration) *v1alpha1.AddressProbe {
 	p := &v1alpha1.AddressProbe{Spec: v1alpha1.AddressProbeSpec{
 		Address: a.String(), Service: v1alpha1.ServiceReference{Namespace: k.Namespace, Name: k.Name},
 	}}
 	p.Name = probeName(a)
-	if pool := r.configuration.Snapshot.PoolThatCanAssignAll(a); pool != nil {
+	if pool := config.Snapshot.PoolThatCanAssignAll(a); pool != nil {
 		p.Spec.Pool = pool.Name
 	}
 	return p
@@ -90,11 +101,11 @@ func (r *ServiceWorker) newAddressProbe(a netip.Addr, k view.ObjectKey) *v1alpha
 
 // readProbeAnswers reads the AddressProbes. One that is left over from before a restart is
 // deleted.
-func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
-	all, err := r.API.ReadCachedAddressProbes(ctx)
+func (p *addressProber) readProbeAnswers(ctx context.Context, l *allocate.Ledger) {
+	all, err := p.api.ReadCachedAddressProbes(ctx)
 	if err != nil {
-		r.Log.Error("reading the AddressProbes failed", "error", err, "again", maxRetryDelay)
-		time.AfterFunc(maxRetryDelay, r.workQueue.markProbesChanged)
+		p.log.Error("reading the AddressProbes failed", "error", err, "again", maxRetryDelay)
+		time.AfterFunc(maxRetryDelay, p.workQueue.markProbesChanged)
 		return
 	}
 	for i := range all {
@@ -103,18 +114,18 @@ func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
 		if err != nil || probeName(a) != o.Name {
 			continue // not ours
 		}
-		p := r.openProbeByAddress[a]
+		probe := p.openProbeByAddress[a]
 		switch {
-		case p == nil:
-			r.openProbeByAddress[a] = &openProbe{writeInFlight: true}
-			r.enqueueTask(&probeWrite{address: a})
-		case p.writeInFlight || p.objectUID != o.UID:
+		case probe == nil:
+			p.openProbeByAddress[a] = &openProbe{writeInFlight: true}
+			p.apiTaskQueue.enqueueTask(&probeWrite{address: a})
+		case probe.writeInFlight || probe.objectUID != o.UID:
 		case o.Status.Outcome == v1alpha1.ProbeOutcomeSilent:
-			r.ledger.RecordUnansweredAcquireProbe(a)
-			r.workQueue.addChanged(p.service)
+			l.RecordUnansweredAcquireProbe(a)
+			p.workQueue.addChanged(probe.service)
 		case o.Status.Outcome == v1alpha1.ProbeOutcomeAnswered:
-			if r.quarantineAddress(ctx, a, o) {
-				r.workQueue.addChanged(p.service)
+			if p.quarantineAddress(ctx, l, a, o) {
+				p.workQueue.addChanged(probe.service)
 			}
 		}
 	}
@@ -122,16 +133,16 @@ func (r *ServiceWorker) readProbeAnswers(ctx context.Context) {
 
 // quarantineAddress withholds an address that a host uses, and says whether the address was
 // proposed.
-func (r *ServiceWorker) quarantineAddress(ctx context.Context, a netip.Addr, o *v1alpha1.AddressProbe) bool {
-	if !slices.ContainsFunc(r.ledger.WithheldAddressesAwaitingProbe(), func(w allocate.WithheldAddress) bool { return w.Address == a }) {
+func (p *addressProber) quarantineAddress(ctx context.Context, l *allocate.Ledger, a netip.Addr, o *v1alpha1.AddressProbe) bool {
+	if !slices.ContainsFunc(l.WithheldAddressesAwaitingProbe(), func(w allocate.WithheldAddress) bool { return w.Address == a }) {
 		return false
 	}
-	r.ledger.QuarantineAddressAfterProbeAnswer(a, o.Status.By)
-	r.Log.Warn("a host on the segment uses an address of a pool; the address goes into quarantine", "address", a, "pool", o.Spec.Pool, "by", o.Status.By,
+	l.QuarantineAddressAfterProbeAnswer(a, o.Status.By)
+	p.log.Warn("a host on the segment uses an address of a pool; the address goes into quarantine", "address", a, "pool", o.Spec.Pool, "by", o.Status.By,
 		"node", o.Status.Node, "reason", names.ReasonQuarantined)
 	about := view.ObjectKey{Namespace: o.Spec.Service.Namespace, Name: o.Spec.Service.Name}
-	if s, err := r.API.ReadCachedService(ctx, about); err == nil && s != nil {
-		r.RecordEvent(s, corev1.EventTypeWarning, names.EventAllocationFailed, string(names.ReasonQuarantined)+": host "+o.Status.By+" answered for "+
+	if s, err := p.api.ReadCachedService(ctx, about); err == nil && s != nil {
+		p.recordEvent(s, corev1.EventTypeWarning, names.EventAllocationFailed, string(names.ReasonQuarantined)+": host "+o.Status.By+" answered for "+
 			a.String()+" on the segment of node "+o.Status.Node+"; another address is tried")
 	}
 	return true
@@ -152,26 +163,28 @@ func (w *probeWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandl
 	} else {
 		now, err = api.CreateOrReplaceProbe(ctx, w.objectToCreateOrNil)
 	}
-	return func(_ context.Context, r *ServiceWorker) { r.handleProbeWriteResult(w, now, err) }
+	return func(_ context.Context, r *ServiceWorker) {
+		r.addressProber.handleProbeWriteResult(w, now, r.Now(), err)
+	}
 }
 
 // handleProbeWriteResult handles the result of a write.
-func (r *ServiceWorker) handleProbeWriteResult(w *probeWrite, now *v1alpha1.AddressProbe, err error) {
-	p := r.openProbeByAddress[w.address]
-	p.writeInFlight = false
+func (p *addressProber) handleProbeWriteResult(w *probeWrite, object *v1alpha1.AddressProbe, now time.Time, err error) {
+	probe := p.openProbeByAddress[w.address]
+	probe.writeInFlight = false
 	switch {
 	case err != nil:
-		p.consecutiveFailures++
-		wait := retryDelay(p.consecutiveFailures)
-		p.retryAt = r.Now().Add(wait)
-		r.wakeWorkerAfter(wait)
-		r.Log.Error("writing an AddressProbe failed", "address", w.address, "error", err, "reason", names.ReasonWriteFailed, "again", wait)
+		probe.consecutiveFailures++
+		wait := retryDelay(probe.consecutiveFailures)
+		probe.retryAt = now.Add(wait)
+		p.workQueue.wakeWorkerAfter(wait)
+		p.log.Error("writing an AddressProbe failed", "address", w.address, "error", err, "reason", names.ReasonWriteFailed, "again", wait)
 	case w.objectToCreateOrNil == nil:
-		delete(r.openProbeByAddress, w.address)
-		r.workQueue.wakeWorker() // the address may have been proposed again meanwhile
+		delete(p.openProbeByAddress, w.address)
+		p.workQueue.wakeWorker() // the address may have been proposed again meanwhile
 	default:
-		p.objectUID, p.createdAt, p.consecutiveFailures, p.retryAt = now.UID, r.Now(), 0, time.Time{}
-		r.workQueue.markProbesChanged() // the result may have arrived before this answer
-		r.wakeWorkerAfter(probeRetryInterval)
+		probe.objectUID, probe.createdAt, probe.consecutiveFailures, probe.retryAt = object.UID, now, 0, time.Time{}
+		p.workQueue.markProbesChanged() // the result may have arrived before this answer
+		p.workQueue.wakeWorkerAfter(probeRetryInterval)
 	}
 }

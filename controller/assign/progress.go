@@ -100,13 +100,13 @@ func (s *observableWorkerState) setBusyPhases(now time.Time, busy [phaseCount]bo
 // controller.
 func (r *ServiceWorker) hasCommonWork() bool {
 	j, answered := &r.ledgerWriter, 0
-	for _, w := range r.writesAwaitingRetryTime {
+	for _, w := range r.apiTaskQueue.writesAwaitingRetryTime {
 		if !w.errorAnswered {
 			return true
 		}
 		answered++
 	}
-	return len(r.tasksAwaitingFreeSlot)+r.tasksInFlightCount > 0 || answered > maxRefusalsBurst || !j.allStagedWritesWereRefused() ||
+	return r.apiTaskQueue.countUnfinishedTasks() > 0 || answered > maxRefusalsBurst || !j.allStagedWritesWereRefused() ||
 		len(j.writesAwaitingLedgerEntry) > 0 && j.refusalsInARow > maxRefusalsBurst
 }
 
@@ -148,7 +148,10 @@ func (r *ServiceWorker) CheckAlive(now time.Time) error {
 
 // Collectors returns the metrics of the worker and of the pending assignments.
 func (r *ServiceWorker) Collectors() []prometheus.Collector {
-	return append(r.workerCollectors(),
+	return append(r.Metrics.collectors(),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "gantry_controller_unseen_services", Help: "Services that the controller must still decide about.",
+		}, func() float64 { return float64(r.workQueue.countQueuedServices()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "gantry_controller_open_pending_assignments", Help: "Services with a pending assignment in the AddressLedger: a write of their status may still arrive.",
 		}, func() float64 { _, open, _ := r.workerState.readState(); return float64(open) }),

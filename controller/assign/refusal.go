@@ -93,7 +93,7 @@ func (r *ServiceWorker) abandonWriteRefusedByLedger(w *serviceStatusWriteTask, e
 	wait := retryDelay(rec.consecutiveFailures)
 	rec.refusedVersion, rec.retryAt = w.serviceBefore.ResourceVersion, r.Now().Add(wait)
 	r.logFailure(w.service.Key, err, wait)
-	r.enqueueServiceAfter(w.service.Key, wait)
+	r.workQueue.addChangedAfter(w.service.Key, wait)
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 
 	text := err.Error()
@@ -115,5 +115,5 @@ func (r *ServiceWorker) abandonWriteRefusedByLedger(w *serviceStatusWriteTask, e
 		r.revertLedgerToServiceStatus(w, w.serviceBefore)
 		return
 	}
-	r.enqueueTask(failed)
+	r.apiTaskQueue.enqueueTask(failed)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
@@ -20,24 +21,24 @@ import (
 func (r *ServiceWorker) advanceLedgerTime() {
 	freed, next := r.ledger.AdvanceTime(r.Now())
 	if len(freed) > 0 {
-		r.poolStatusState.needsComparison, r.retryWaitingServices = true, true
+		r.configurationStatusWriter.needsComparison, r.retryWaitingServices = true, true
 	}
 	if !next.IsZero() && !next.Equal(r.nextWithheldDeadline) {
 		r.nextWithheldDeadline = next
-		r.wakeWorkerAfter(next.Sub(r.Now()))
+		r.workQueue.wakeWorkerAfter(next.Sub(r.Now()))
 	}
 }
 
 // applyReservationAndWriteStatus keeps the addresses of a reservation and writes its status if that
 // is wrong.
-func (r *ServiceWorker) applyReservationAndWriteStatus(o *v1alpha1.AddressReservation) {
-	all := r.configuration.Snapshot.Reservations
+func (c *configurationStatusWriter) applyReservationAndWriteStatus(o *v1alpha1.AddressReservation, l *allocate.Ledger, config *configurationreader.Configuration) {
+	all := config.Snapshot.Reservations
 	i := slices.IndexFunc(all, func(p *snapshot.Reservation) bool { return p.Name == o.Name })
 	if i < 0 { // newer than the configuration that was read, or invalid
 		return
 	}
-	d := allocate.DecideReservation(all[i], r.ledger, r.configuration.Snapshot)
-	r.ledger.WithholdReservedAddresses(all[i], d.Addresses)
+	d := allocate.DecideReservation(all[i], l, config.Snapshot)
+	l.WithholdReservedAddresses(all[i], d.Addresses)
 	after := v1alpha1.AddressReservationStatus{Conditions: slices.Clone(o.Status.Conditions)}
 	for _, a := range d.Addresses {
 		after.Addresses = append(after.Addresses, a.String())
@@ -50,11 +51,11 @@ func (r *ServiceWorker) applyReservationAndWriteStatus(o *v1alpha1.AddressReserv
 	}
 	meta.SetStatusCondition(&after.Conditions, cond)
 	about := snapshot.ObjectReference{Kind: "AddressReservation", Namespace: o.Namespace, Name: o.Name}
-	meta.SetStatusCondition(&after.Conditions, configuration.NewValidCondition(about, o.Generation, r.configuration.Problems))
+	meta.SetStatusCondition(&after.Conditions, configuration.NewValidCondition(about, o.Generation, config.Problems))
 	if equality.Semantic.DeepEqual(o.Status, after) {
 		return
 	}
 	o = o.DeepCopy()
 	o.Status = after
-	r.startStatusWrite(&configurationStatusWrite{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdateReservationStatus(ctx, o) }})
+	c.startStatusWrite(&configurationStatusWrite{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdateReservationStatus(ctx, o) }})
 }

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -60,8 +59,6 @@ type ServiceWorker struct {
 	ServiceWorkerOptions
 
 	workQueue *workQueue
-	// taskResults are the results of finished tasks. The channel has room for all tasks in flight.
-	taskResults chan taskResultHandler
 	// ledgerLoaded is set once the Ledger has every address in use.
 	ledgerLoaded atomic.Bool
 
@@ -89,15 +86,12 @@ type ServiceWorker struct {
 	retryWaitingServices bool
 	// retryWaitingSharingServices asks for a look at those of them that may share an address.
 	retryWaitingSharingServices bool
-	// tasksAwaitingFreeSlot wait for a free place, writesAwaitingRetryTime for their time.
-	tasksAwaitingFreeSlot   []apiRequestTask
-	writesAwaitingRetryTime []*serviceStatusWriteTask
-	tasksInFlightCount      int
-	ledgerWriter            ledgerWriter
-	withheldCheckpoint      withheldCheckpoint
-	openProbeByAddress      probesByAddress
-	poolStatusState         poolStatusState
-	consecutiveLoadFailures int // in a row
+	apiTaskQueue                *apiTaskQueue
+	ledgerWriter                ledgerWriter
+	withheldCheckpoint          withheldCheckpoint
+	addressProber               addressProber
+	configurationStatusWriter   configurationStatusWriter
+	consecutiveLoadFailures     int // in a row
 
 	workerState observableWorkerState
 }
@@ -144,10 +138,17 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 	if o.Metrics == nil {
 		o.Metrics = NewWorkerMetrics()
 	}
+	queue, tasks := newWorkQueue(), newAPITaskQueue(o.API)
 	return &ServiceWorker{
-		ServiceWorkerOptions: o, workQueue: newWorkQueue(), taskResults: make(chan taskResultHandler, maxTasksInFlight+2),
-		openProbeByAddress: probesByAddress{}, recordByService: map[view.ObjectKey]*serviceRecord{}, waitingServices: waitingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.waitingServicesByReason}, servicesWithContestedAddresses: map[view.ObjectKey]struct{}{},
-		reloadCause: reloadCauseStart, ledgerWriter: ledgerWriter{maxPendingServices: maxPendingAssignments},
+		ServiceWorkerOptions: o, workQueue: queue, apiTaskQueue: tasks,
+		recordByService:                map[view.ObjectKey]*serviceRecord{},
+		waitingServices:                waitingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.waitingServicesByReason},
+		servicesWithContestedAddresses: map[view.ObjectKey]struct{}{},
+		reloadCause:                    reloadCauseStart,
+		ledgerWriter:                   ledgerWriter{maxPendingServices: maxPendingAssignments},
+		withheldCheckpoint:             withheldCheckpoint{log: o.Log, workQueue: queue, apiTaskQueue: tasks, namespace: o.Namespace, writerIdentity: o.LedgerWriterIdentity},
+		addressProber:                  addressProber{api: o.API, log: o.Log, recordEvent: o.RecordEvent, workQueue: queue, apiTaskQueue: tasks, openProbeByAddress: map[netip.Addr]*openProbe{}},
+		configurationStatusWriter:      configurationStatusWriter{api: o.API, log: o.Log, workQueue: queue, apiTaskQueue: tasks},
 	}
 }
 
@@ -189,19 +190,19 @@ const drainTasksTimeout = 1500 * time.Millisecond
 func (r *ServiceWorker) drainTasks(ctx context.Context, cancel func()) {
 	end := time.NewTimer(drainTasksTimeout)
 	defer end.Stop()
-	for r.tasksInFlightCount > 0 || len(r.tasksAwaitingFreeSlot) > 0 {
-		r.tasksAwaitingFreeSlot = slices.DeleteFunc(r.tasksAwaitingFreeSlot, func(t apiRequestTask) bool { _, is := t.(*serviceStatusWriteTask); return !is })
-		r.dispatchTasks(ctx)
-		if r.tasksInFlightCount == 0 {
+	for r.apiTaskQueue.countUnfinishedTasks() > 0 {
+		r.apiTaskQueue.dropAllButStatusWrites()
+		r.apiTaskQueue.dispatchTasks(ctx, r.Now())
+		if r.apiTaskQueue.tasksInFlightCount == 0 {
 			return
 		}
 		select {
-		case f := <-r.taskResults:
+		case f := <-r.apiTaskQueue.taskResults:
 			r.applyResult(ctx, f)
 		case <-end.C:
 			cancel()
-			for ; r.tasksInFlightCount > 0; r.tasksInFlightCount-- {
-				<-r.taskResults
+			for ; r.apiTaskQueue.tasksInFlightCount > 0; r.apiTaskQueue.tasksInFlightCount-- {
+				<-r.apiTaskQueue.taskResults
 			}
 			return
 		}
@@ -246,11 +247,11 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	if r.retryWaitingServices || r.retryWaitingSharingServices {
 		r.queueWaiting()
 	}
-	r.createAndDeleteAddressProbes(ctx)
+	r.addressProber.createAndDeleteProbes(ctx, r.Now(), r.ledger, r.configuration)
 	r.startLedgerSwapIfDue(ctx)
-	r.saveWithheldAddresses(ctx)
-	r.writeChangedPoolAndReservationStatuses(ctx)
-	r.dispatchTasks(ctx)
+	r.withheldCheckpoint.saveIfChanged(r.Now(), r.ledger, r.ledgerBuildNumber)
+	r.configurationStatusWriter.writeChangedStatuses(ctx, r.Now(), r.ledger, r.configuration)
+	r.apiTaskQueue.dispatchTasks(ctx, r.Now())
 	r.advanceLedgerTime()
 }
 
@@ -267,12 +268,12 @@ func (r *ServiceWorker) awaitWork(ctx, tasks context.Context, published <-chan s
 		return
 	case <-r.workQueue.wakeSignal.C():
 	case <-published:
-	case f := <-r.taskResults:
+	case f := <-r.apiTaskQueue.taskResults:
 		r.applyResult(tasks, f)
 	}
 	for {
 		select {
-		case f := <-r.taskResults:
+		case f := <-r.apiTaskQueue.taskResults:
 			r.applyResult(tasks, f)
 		default:
 			return
@@ -281,13 +282,10 @@ func (r *ServiceWorker) awaitWork(ctx, tasks context.Context, published <-chan s
 }
 
 func (r *ServiceWorker) applyResult(ctx context.Context, f taskResultHandler) {
-	r.tasksInFlightCount--
+	r.apiTaskQueue.tasksInFlightCount--
 	r.workerState.recordAttempt(r.Now(), phaseWriting, false)
 	f(ctx, r)
 }
-
-// wakeWorkerAfter wakes the worker after d.
-func (r *ServiceWorker) wakeWorkerAfter(d time.Duration) { time.AfterFunc(d, r.workQueue.wakeWorker) }
 
 // ledgerWriter is the state of the writes of the AddressLedger.
 type ledgerWriter struct {

@@ -22,10 +22,10 @@ func (r *ServiceWorker) RegisterWorker(ctx context.Context, mgr manager.Manager)
 		object  client.Object
 		handler cache.ResourceEventHandler
 	}{
-		{&corev1.Service{}, r.serviceEventHandler()},
-		{&v1beta1.IPAddressPool{}, r.poolEventHandler()},
-		{&v1alpha1.AddressReservation{}, r.poolEventHandler()},
-		{&v1alpha1.AddressProbe{}, r.probeEventHandler()},
+		{&corev1.Service{}, r.workQueue.serviceEventHandler()},
+		{&v1beta1.IPAddressPool{}, r.workQueue.poolEventHandler()},
+		{&v1alpha1.AddressReservation{}, r.workQueue.poolEventHandler()},
+		{&v1alpha1.AddressProbe{}, r.workQueue.probeEventHandler()},
 	}
 	for _, f := range feeds {
 		// The API server may be unreachable: mgr waits for the cache when it starts.
@@ -44,10 +44,10 @@ func (r *ServiceWorker) RegisterWorker(ctx context.Context, mgr manager.Manager)
 }
 
 // serviceEventHandler reports changed Services to the worker.
-func (r *ServiceWorker) serviceEventHandler() cache.ResourceEventHandler {
+func (b *workQueue) serviceEventHandler() cache.ResourceEventHandler {
 	add := func(o any) {
 		if s, ok := o.(*corev1.Service); ok {
-			r.NotifyServiceChanged(view.ObjectKey{Namespace: s.Namespace, Name: s.Name})
+			b.addChanged(view.ObjectKey{Namespace: s.Namespace, Name: s.Name})
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
@@ -58,22 +58,22 @@ func (r *ServiceWorker) serviceEventHandler() cache.ResourceEventHandler {
 				o = unknown.Obj
 			}
 			if s, ok := o.(*corev1.Service); ok {
-				r.NotifyServiceDeleted(s)
+				b.addDeleted(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
 			}
 		},
 	}
 }
 
 // probeEventHandler reports changed AddressProbes to the worker.
-func (r *ServiceWorker) probeEventHandler() cache.ResourceEventHandler {
-	poke := func(any) { r.NotifyProbesChanged() }
+func (b *workQueue) probeEventHandler() cache.ResourceEventHandler {
+	poke := func(any) { b.markProbesChanged() }
 	return cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
 }
 
 // poolEventHandler reports updates of pools and reservations to the worker: others may have written
 // a status that is wrong. The Reader of the configuration reports all other changes.
-func (r *ServiceWorker) poolEventHandler() cache.ResourceEventHandler {
-	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(_, _ any) { r.workQueue.markConfigurationStatusChanged() }}
+func (b *workQueue) poolEventHandler() cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(_, _ any) { b.markConfigurationStatusChanged() }}
 }
 
 // NotifyServiceChanged reports that a Service is new or has changed. It may be called from any

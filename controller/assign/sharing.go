@@ -46,7 +46,7 @@ func (r *ServiceWorker) startSharingCheck(v *view.Service) {
 			c.conflictingServices = append(c.conflictingServices, rivals[0])
 		}
 	}
-	r.enqueueTask(c)
+	r.apiTaskQueue.enqueueTask(c)
 }
 
 // runTask implements task.
@@ -67,7 +67,7 @@ func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
 	rec := r.endWriteInFlightOfService(c.service)
 	rec.consecutiveFailures++
 	r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
-	r.enqueueServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
+	r.workQueue.addChangedAfter(c.service, retryDelay(rec.consecutiveFailures))
 }
 
 // handleSharingCheckResult handles the answers of a check. An answer from before the Ledger was
@@ -95,10 +95,10 @@ func (r *ServiceWorker) handleSharingCheckResult(c *sharingCheckTask, live map[v
 		}
 	}
 	switch {
-	case !r.hasSharingConflict(&h.Service):
+	case !hasSharingConflict(r.ledger, &h.Service):
 		r.recordStatusAndPendingAddresses(h)
 	case r.swapAddressesOfEditedSharers(h, holders):
-	case r.hasLostAllContestedAddresses(&h.Service, holders):
+	case hasLostAllContestedAddresses(r.ledger, &h.Service, holders):
 		r.Log.Info("a Service may no longer share an address that it has", "service", h.Key.String(), "addresses", h.AssignedAddresses)
 		r.recordStatusAndPendingAddresses(h)
 		rec.confirmedResourceVersion = fence.ParseResourceVersion(h.resourceVersion)
@@ -130,7 +130,7 @@ func (r *ServiceWorker) recordLiveServiceUnlessBusy(k view.ObjectKey, s *corev1.
 		return nil
 	}
 	// A holder with an empty status keeps what it had until its status shows it again.
-	if len(h.AssignedAddresses) > 0 && !r.hasSharingConflict(&h.Service) {
+	if len(h.AssignedAddresses) > 0 && !hasSharingConflict(r.ledger, &h.Service) {
 		r.recordStatusAndPendingAddresses(h)
 	}
 	return h
@@ -154,7 +154,7 @@ func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 		switch {
 		case slices.Contains(now, a):
 		case len(r.ledger.HoldersOfAddress(a)) == 0:
-			r.poolStatusState.needsComparison, r.retryWaitingServices = true, true
+			r.configurationStatusWriter.needsComparison, r.retryWaitingServices = true, true
 		default:
 			r.retryWaitingSharingServices = true
 		}
@@ -178,9 +178,9 @@ func (r *ServiceWorker) queueWaiting() {
 
 // hasLostAllContestedAddresses says whether the Service has lost each address with conflicting
 // holders: the API server shows the address with a holder that may not share it with the Service.
-func (r *ServiceWorker) hasLostAllContestedAddresses(v *view.Service, holders map[view.ObjectKey]*liveServiceView) bool {
+func hasLostAllContestedAddresses(l *allocate.Ledger, v *view.Service, holders map[view.ObjectKey]*liveServiceView) bool {
 	for _, a := range v.AssignedAddresses {
-		rivals := r.ledger.ConflictingHolders(a, v)
+		rivals := l.ConflictingHolders(a, v)
 		proof := func(k view.ObjectKey) bool {
 			h := holders[k]
 			return h != nil && slices.Contains(h.AssignedAddresses, a) && !allocate.CanShareAddress(v, &h.Service)
@@ -200,7 +200,7 @@ func (r *ServiceWorker) swapAddressesOfEditedSharers(h *liveServiceView, holders
 	for _, a := range h.AssignedAddresses {
 		for _, k := range r.ledger.ConflictingHolders(a, &h.Service) {
 			other := holders[k]
-			if other == nil || len(other.AssignedAddresses) == 0 || !allocate.CanShareAddress(&h.Service, &other.Service) || !r.isOnlyConflict(h.Key, &other.Service) {
+			if other == nil || len(other.AssignedAddresses) == 0 || !allocate.CanShareAddress(&h.Service, &other.Service) || !isOnlyConflict(r.ledger, h.Key, &other.Service) {
 				return false
 			}
 			edited = append(edited, other)
@@ -222,9 +222,9 @@ func (r *ServiceWorker) swapAddressesOfEditedSharers(h *liveServiceView, holders
 }
 
 // isOnlyConflict says whether no other Service than k conflicts with what the Service shows.
-func (r *ServiceWorker) isOnlyConflict(k view.ObjectKey, h *view.Service) bool {
+func isOnlyConflict(l *allocate.Ledger, k view.ObjectKey, h *view.Service) bool {
 	return !slices.ContainsFunc(h.AssignedAddresses, func(a netip.Addr) bool {
-		return slices.ContainsFunc(r.ledger.ConflictingHolders(a, h), func(rival view.ObjectKey) bool { return rival != k })
+		return slices.ContainsFunc(l.ConflictingHolders(a, h), func(rival view.ObjectKey) bool { return rival != k })
 	})
 }
 
@@ -233,11 +233,11 @@ func (r *ServiceWorker) isOnlyConflict(k view.ObjectKey, h *view.Service) bool {
 func (r *ServiceWorker) scheduleSharingCheckOrReload(rec *serviceRecord, k view.ObjectKey) {
 	rec.inconclusiveSharingChecks++
 	if rec.inconclusiveSharingChecks < maxInconclusiveSharingChecks {
-		r.enqueueServiceAfter(k, retryDelay(rec.inconclusiveSharingChecks))
+		r.workQueue.addChangedAfter(k, retryDelay(rec.inconclusiveSharingChecks))
 		return
 	}
 	if wait := r.lastSharingReload.Add(sharingReloadInterval).Sub(r.Now()); wait > 0 {
-		r.enqueueServiceAfter(k, wait)
+		r.workQueue.addChangedAfter(k, wait)
 		return
 	}
 	r.lastSharingReload = r.Now()

@@ -50,14 +50,14 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	// the result of each write wakes the worker
-	if len(r.tasksAwaitingFreeSlot) > maxReadyWritesBeforeSwap || r.mustWaitBecauseLedgerIsFull(r.Now()) {
+	if len(r.apiTaskQueue.tasksAwaitingFreeSlot) > maxReadyWritesBeforeSwap || r.mustWaitBecauseLedgerIsFull(r.Now()) {
 		return
 	}
-	isSingle := len(j.writesAwaitingLedgerEntry) == 1 && r.tasksInFlightCount+len(r.tasksAwaitingFreeSlot) == 0 && r.workQueue.isEmpty()
+	isSingle := len(j.writesAwaitingLedgerEntry) == 1 && r.apiTaskQueue.countUnfinishedTasks() == 0 && r.workQueue.isEmpty()
 	if wait := max(j.nextSwapDelay(r.Now(), isSingle), j.refusalDelay(r.Now())); wait > 0 {
 		if now := r.Now(); !j.swapTimerUntil.After(now) || now.Add(wait).Before(j.swapTimerUntil) {
 			j.swapTimerUntil = now.Add(wait)
-			r.wakeWorkerAfter(wait)
+			r.workQueue.wakeWorkerAfter(wait)
 		}
 		return
 	}
@@ -74,7 +74,7 @@ func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceSt
 	s := &ledgerSwap{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
 	s.ledgerObject.Spec.Writer, s.ledgerObject.Spec.Pending = r.LedgerWriterIdentity, encodePendingEntries(j.fence.MergedPendingWithBatch(pendingEntriesOfWrites(batch)))
 	j.recordSwapStart(r.Now())
-	r.startTask(ctx, s)
+	r.apiTaskQueue.startTask(ctx, s)
 }
 
 // mustWaitBecauseLedgerIsFull says whether the staged writes wait because too many assignments are
@@ -89,7 +89,7 @@ func (r *ServiceWorker) mustWaitBecauseLedgerIsFull(now time.Time) bool {
 		return false
 	case room > 0 && (!j.wakeTimerUntil.After(now) || j.wakeTimerUntil.After(again)):
 		j.wakeTimerUntil = again
-		r.wakeWorkerAfter(again.Sub(now))
+		r.workQueue.wakeWorkerAfter(again.Sub(now))
 	}
 	if !j.fullLedgerLogged {
 		j.fullLedgerLogged = true
@@ -131,14 +131,14 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 // work and the object has many of them, because they would mislead its readers.
 func (r *ServiceWorker) removeClosedEntriesWhenIdle(ctx context.Context) {
 	j := &r.ledgerWriter
-	if len(j.ledgerObject.Spec.Pending)-j.fence.CountPending() < closedEntriesForLedgerTrim || r.tasksInFlightCount+len(r.tasksAwaitingFreeSlot) > 0 || !r.workQueue.isEmpty() {
+	if len(j.ledgerObject.Spec.Pending)-j.fence.CountPending() < closedEntriesForLedgerTrim || r.apiTaskQueue.countUnfinishedTasks() > 0 || !r.workQueue.isEmpty() {
 		return
 	}
 	now := r.Now()
 	if wait := j.lastSwapStart.Add(max(ledgerTrimDelay, retryDelay(j.trimFailures))).Sub(now); wait > 0 {
 		if !j.wakeTimerUntil.After(now) {
 			j.wakeTimerUntil = now.Add(wait)
-			r.wakeWorkerAfter(wait)
+			r.workQueue.wakeWorkerAfter(wait)
 		}
 		return
 	}
@@ -204,7 +204,7 @@ func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwap, now *v1alpha1.Addr
 		r.workerState.recordAttempt(r.Now(), phaseWriting, true)
 		j.fence.RecordBatchWrittenToObject(pendingEntriesOfWrites(s.writes))
 		for _, w := range s.writes {
-			r.enqueueTask(w)
+			r.apiTaskQueue.enqueueTask(w)
 		}
 		return
 	}

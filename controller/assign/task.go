@@ -40,36 +40,69 @@ type apiRequestTask interface {
 // taskResultHandler handles the outcome of a task. It runs on the worker's goroutine.
 type taskResultHandler func(context.Context, *ServiceWorker)
 
+// apiTaskQueue runs the requests to the API server, at most maxTasksInFlight at once. The worker
+// adds tasks and dispatches them at the end of each turn, and handles what arrives in taskResults.
+// All its methods run on the worker's goroutine.
+type apiTaskQueue struct {
+	api WorkerAPI
+	// taskResults are the results of finished tasks. The channel has room for all tasks in flight.
+	taskResults chan taskResultHandler
+	// tasksAwaitingFreeSlot wait for a free place, writesAwaitingRetryTime for their time.
+	tasksAwaitingFreeSlot   []apiRequestTask
+	writesAwaitingRetryTime []*serviceStatusWriteTask
+	tasksInFlightCount      int
+}
+
+func newAPITaskQueue(api WorkerAPI) *apiTaskQueue {
+	return &apiTaskQueue{api: api, taskResults: make(chan taskResultHandler, maxTasksInFlight+2)}
+}
+
+// countUnfinishedTasks counts the tasks in flight and those that wait for a free place.
+func (q *apiTaskQueue) countUnfinishedTasks() int {
+	return q.tasksInFlightCount + len(q.tasksAwaitingFreeSlot)
+}
+
 // enqueueTask runs a task as soon as there is a free place.
-func (r *ServiceWorker) enqueueTask(t apiRequestTask) {
-	r.tasksAwaitingFreeSlot = append(r.tasksAwaitingFreeSlot, t)
+func (q *apiTaskQueue) enqueueTask(t apiRequestTask) {
+	q.tasksAwaitingFreeSlot = append(q.tasksAwaitingFreeSlot, t)
+}
+
+// enqueueWriteAt repeats a write once retryAt is over. The caller wakes the worker by then.
+func (q *apiTaskQueue) enqueueWriteAt(w *serviceStatusWriteTask, retryAt time.Time) {
+	w.retryAt = retryAt
+	q.writesAwaitingRetryTime = append(q.writesAwaitingRetryTime, w)
+}
+
+// dropAllButStatusWrites drops the waiting tasks, except for the writes of Services.
+func (q *apiTaskQueue) dropAllButStatusWrites() {
+	q.tasksAwaitingFreeSlot = slices.DeleteFunc(q.tasksAwaitingFreeSlot, func(t apiRequestTask) bool { _, is := t.(*serviceStatusWriteTask); return !is })
 }
 
 // dispatchTasks starts as many tasks as may run in parallel.
-func (r *ServiceWorker) dispatchTasks(ctx context.Context) {
-	r.writesAwaitingRetryTime = slices.DeleteFunc(r.writesAwaitingRetryTime, func(w *serviceStatusWriteTask) bool {
-		awake := w.retryAt.Sub(r.Now()) <= 0
+func (q *apiTaskQueue) dispatchTasks(ctx context.Context, now time.Time) {
+	q.writesAwaitingRetryTime = slices.DeleteFunc(q.writesAwaitingRetryTime, func(w *serviceStatusWriteTask) bool {
+		awake := w.retryAt.Sub(now) <= 0
 		if awake {
-			r.enqueueTask(w)
+			q.enqueueTask(w)
 		}
 		return awake
 	})
-	for len(r.tasksAwaitingFreeSlot) > 0 && r.tasksInFlightCount < maxTasksInFlight {
-		t := r.tasksAwaitingFreeSlot[0]
-		r.tasksAwaitingFreeSlot[0] = nil
-		r.tasksAwaitingFreeSlot = r.tasksAwaitingFreeSlot[1:]
-		r.startTask(ctx, t)
+	for len(q.tasksAwaitingFreeSlot) > 0 && q.tasksInFlightCount < maxTasksInFlight {
+		t := q.tasksAwaitingFreeSlot[0]
+		q.tasksAwaitingFreeSlot[0] = nil
+		q.tasksAwaitingFreeSlot = q.tasksAwaitingFreeSlot[1:]
+		q.startTask(ctx, t)
 	}
 }
 
 // startTask runs a task on its own goroutine. The channel of results has room for all tasks, so
 // that none waits for the worker.
-func (r *ServiceWorker) startTask(ctx context.Context, t apiRequestTask) {
-	r.tasksInFlightCount++
+func (q *apiTaskQueue) startTask(ctx context.Context, t apiRequestTask) {
+	q.tasksInFlightCount++
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
-		r.taskResults <- t.runTask(ctx, r.API)
+		q.taskResults <- t.runTask(ctx, q.api)
 	}()
 }
 

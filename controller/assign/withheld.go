@@ -2,6 +2,7 @@ package assign
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -23,8 +24,16 @@ const (
 	withheldSaveInterval = time.Second
 )
 
-// withheldCheckpoint is the state of the AddressLedger that stores withheld addresses.
+// withheldCheckpoint owns the AddressLedger object that stores the withheld addresses. The worker
+// restores the Ledger from it at each load, saves it once per turn, and passes the result of each
+// write. All its methods run on the worker's goroutine.
 type withheldCheckpoint struct {
+	log          *slog.Logger
+	workQueue    *workQueue
+	apiTaskQueue *apiTaskQueue
+	// namespace has the object. writerIdentity names this process in it.
+	namespace, writerIdentity string
+
 	ledgerObject *v1alpha1.AddressLedger
 	// writtenVersion is the Ledger's CheckpointVersion that the object has.
 	writtenVersion uint64
@@ -33,55 +42,55 @@ type withheldCheckpoint struct {
 	saveTimerSet   bool // a timer runs
 }
 
-// restoreWithheldAddresses creates an empty Ledger with the withheld addresses: those in the
-// object, and those of the previous Ledger, which may be newer. An invalid entry is ignored,
-// because it only withholds an address.
-func (r *ServiceWorker) restoreWithheldAddresses(object *v1alpha1.AddressLedger) {
-	before := r.ledger
-	r.ledger = allocate.NewLedger()
-	r.ledger.AdvanceTime(r.Now())
+// restoreLedger returns a new Ledger that has only the withheld addresses: those in the object,
+// and those of the Ledger before, which may be newer, unless it is nil. An invalid entry is
+// ignored, because it only withholds an address.
+func (m *withheldCheckpoint) restoreLedger(object *v1alpha1.AddressLedger, before *allocate.Ledger, now time.Time) *allocate.Ledger {
+	l := allocate.NewLedger()
+	l.AdvanceTime(now)
 	for _, w := range object.Spec.Withheld {
 		a, err := netip.ParseAddr(w.Address)
 		if err != nil {
-			r.Log.Error("an entry of a withheld address is invalid and ignored", "ledger", r.Namespace+"/"+names.WithheldLedger, "error", err)
+			m.log.Error("an entry of a withheld address is invalid and ignored", "ledger", m.namespace+"/"+names.WithheldLedger, "error", err)
 			continue
 		}
-		r.ledger.WithholdAddress(allocate.WithheldAddress{
+		l.WithholdAddress(allocate.WithheldAddress{
 			Address: a, Reason: names.Reason(w.Reason), ServiceThatMayHoldIt: view.ObjectKey{Namespace: w.Namespace, Name: w.Name}, WithheldUntil: w.Until.Time, ReservationOrForeignHost: w.By,
 		})
 	}
-	r.withheldCheckpoint.ledgerObject, r.withheldCheckpoint.writtenVersion = object, r.ledger.CheckpointVersion()
+	m.ledgerObject, m.writtenVersion = object, l.CheckpointVersion()
 	if before != nil {
 		for _, w := range before.CheckpointEntries(maxWithheldEntries) {
-			r.ledger.WithholdAddress(w)
+			l.WithholdAddress(w)
 		}
 	}
+	return l
 }
 
-// saveWithheldAddresses writes the withheld addresses if they have changed.
-func (r *ServiceWorker) saveWithheldAddresses(_ context.Context) {
-	m := &r.withheldCheckpoint
-	if m.writeInFlight || m.writtenVersion == r.ledger.CheckpointVersion() {
+// saveIfChanged writes the withheld addresses of a Ledger if they have changed. ledgerBuildNumber
+// is that of the Ledger.
+func (m *withheldCheckpoint) saveIfChanged(now time.Time, l *allocate.Ledger, ledgerBuildNumber int) {
+	if m.writeInFlight || m.writtenVersion == l.CheckpointVersion() {
 		return
 	}
-	if wait := m.lastWrite.Add(withheldSaveInterval).Sub(r.Now()); wait > 0 {
+	if wait := m.lastWrite.Add(withheldSaveInterval).Sub(now); wait > 0 {
 		if !m.saveTimerSet {
 			m.saveTimerSet = true
-			r.wakeWorkerAfter(wait)
+			m.workQueue.wakeWorkerAfter(wait)
 		}
 		return
 	}
-	w := &withheldWrite{ledgerObject: m.ledgerObject.DeepCopy(), checkpointVersion: r.ledger.CheckpointVersion(), ledgerBuildNumber: r.ledgerBuildNumber}
-	w.ledgerObject.Spec.Writer, w.ledgerObject.Spec.Withheld = r.LedgerWriterIdentity, nil
-	for _, e := range r.ledger.CheckpointEntries(maxWithheldEntries) {
+	w := &withheldWrite{ledgerObject: m.ledgerObject.DeepCopy(), checkpointVersion: l.CheckpointVersion(), ledgerBuildNumber: ledgerBuildNumber}
+	w.ledgerObject.Spec.Writer, w.ledgerObject.Spec.Withheld = m.writerIdentity, nil
+	for _, e := range l.CheckpointEntries(maxWithheldEntries) {
 		w.ledgerObject.Spec.Withheld = append(w.ledgerObject.Spec.Withheld, v1alpha1.WithheldAddress{
 			Address: e.Address.String(), Reason: string(e.Reason), Namespace: e.ServiceThatMayHoldIt.Namespace, Name: e.ServiceThatMayHoldIt.Name,
 			// The API has no fractions of a second.
 			Until: metav1.NewTime(e.WithheldUntil.Add(time.Second - 1).Truncate(time.Second)), By: e.ReservationOrForeignHost,
 		})
 	}
-	m.saveTimerSet, m.writeInFlight, m.lastWrite = false, true, r.Now()
-	r.enqueueTask(w)
+	m.saveTimerSet, m.writeInFlight, m.lastWrite = false, true, now
+	m.apiTaskQueue.enqueueTask(w)
 }
 
 // withheldWrite writes the withheld addresses.
@@ -101,17 +110,23 @@ func (w *withheldWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHa
 		}
 	}
 	return func(_ context.Context, r *ServiceWorker) {
-		m := &r.withheldCheckpoint
-		m.writeInFlight = false
-		if now != nil {
-			m.ledgerObject = now
-		}
-		if err == nil && w.ledgerBuildNumber == r.ledgerBuildNumber {
-			m.writtenVersion = w.checkpointVersion
-		}
-		if err != nil {
-			r.Log.Error("writing the withheld addresses failed", "ledger", r.Namespace+"/"+names.WithheldLedger, "error", err, "reason", names.ReasonWriteFailed, "again", withheldSaveInterval)
-			r.wakeWorkerAfter(withheldSaveInterval)
-		}
+		r.withheldCheckpoint.handleSaveResult(w, now, r.ledgerBuildNumber, err)
+	}
+}
+
+// handleSaveResult handles the result of a write. object is the newest known one, or nil.
+// ledgerBuildNumber is that of the current Ledger: if it was rebuilt since, its CheckpointVersion
+// cannot be compared with the one that was written.
+func (m *withheldCheckpoint) handleSaveResult(w *withheldWrite, object *v1alpha1.AddressLedger, ledgerBuildNumber int, err error) {
+	m.writeInFlight = false
+	if object != nil {
+		m.ledgerObject = object
+	}
+	if err == nil && w.ledgerBuildNumber == ledgerBuildNumber {
+		m.writtenVersion = w.checkpointVersion
+	}
+	if err != nil {
+		m.log.Error("writing the withheld addresses failed", "ledger", m.namespace+"/"+names.WithheldLedger, "error", err, "reason", names.ReasonWriteFailed, "again", withheldSaveInterval)
+		m.workQueue.wakeWorkerAfter(withheldSaveInterval)
 	}
 }

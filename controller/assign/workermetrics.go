@@ -1,6 +1,7 @@
 package assign
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -50,19 +51,15 @@ func NewWorkerMetrics() *WorkerMetrics {
 	}
 }
 
-// workerCollectors returns the metrics of the worker.
-func (r *ServiceWorker) workerCollectors() []prometheus.Collector {
-	m := r.Metrics
-	unseen := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "gantry_controller_unseen_services", Help: "Services that the controller must still decide about.",
-	}, func() float64 { return float64(r.workQueue.countQueuedServices()) })
-	return []prometheus.Collector{m.unfinishedWorkByState, m.statusWritesByOutcome, m.reloadsByCause, m.failedReloadsByCause, m.waitingServicesByReason, m.firstAssignmentDelayHistogram, unseen}
+// collectors returns the metrics.
+func (m *WorkerMetrics) collectors() []prometheus.Collector {
+	return []prometheus.Collector{m.unfinishedWorkByState, m.statusWritesByOutcome, m.reloadsByCause, m.failedReloadsByCause, m.waitingServicesByReason, m.firstAssignmentDelayHistogram}
 }
 
 // updateWorkMetrics counts the unfinished work.
 func (r *ServiceWorker) updateWorkMetrics() {
 	for state, n := range map[string]int{
-		"Staged": len(r.ledgerWriter.writesAwaitingLedgerEntry) + r.ledgerWriter.writesInSwap, "Queued": len(r.tasksAwaitingFreeSlot) + len(r.writesAwaitingRetryTime), "Running": r.tasksInFlightCount,
+		"Staged": len(r.ledgerWriter.writesAwaitingLedgerEntry) + r.ledgerWriter.writesInSwap, "Queued": len(r.apiTaskQueue.tasksAwaitingFreeSlot) + len(r.apiTaskQueue.writesAwaitingRetryTime), "Running": r.apiTaskQueue.tasksInFlightCount,
 	} {
 		r.Metrics.unfinishedWorkByState.WithLabelValues(state).Set(float64(n))
 	}
@@ -130,14 +127,14 @@ func firstAddressWaitStart(s *corev1.Service, now time.Time) time.Time {
 	return created
 }
 
-// observeWaitingTime measures how long a Service waited when its first address is written, and
+// updateWaitingSince measures how long a Service waited when its first address is written, and
 // starts again when it has lost its last one.
-func (r *ServiceWorker) observeWaitingTime(w *serviceStatusWriteTask, rec *serviceRecord) {
+func (r *serviceRecord) updateWaitingSince(written []netip.Addr, now time.Time, firstAssignmentDelay prometheus.Observer) {
 	switch {
-	case len(w.decision.Addresses) == 0 && rec.waitingSince.IsZero():
-		rec.waitingSince = r.Now()
-	case len(w.decision.Addresses) > 0 && !rec.waitingSince.IsZero():
-		r.Metrics.firstAssignmentDelayHistogram.Observe(r.Now().Sub(rec.waitingSince).Seconds())
-		rec.waitingSince = time.Time{}
+	case len(written) == 0 && r.waitingSince.IsZero():
+		r.waitingSince = now
+	case len(written) > 0 && !r.waitingSince.IsZero():
+		firstAssignmentDelay.Observe(now.Sub(r.waitingSince).Seconds())
+		r.waitingSince = time.Time{}
 	}
 }

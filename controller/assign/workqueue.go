@@ -2,6 +2,7 @@ package assign
 
 import (
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -67,6 +68,14 @@ func (b *workQueue) startAccepting() {
 
 // wakeWorker makes the worker check for work.
 func (b *workQueue) wakeWorker() { b.wakeSignal.Signal() }
+
+// wakeWorkerAfter makes it check for work after d.
+func (b *workQueue) wakeWorkerAfter(d time.Duration) { time.AfterFunc(d, b.wakeWorker) }
+
+// addChangedAfter adds a Service after d, as one that changed.
+func (b *workQueue) addChangedAfter(k view.ObjectKey, d time.Duration) {
+	time.AfterFunc(d, func() { b.addChanged(k) })
+}
 
 // addChanged adds Services that changed.
 func (b *workQueue) addChanged(keys ...view.ObjectKey) {
