@@ -13,6 +13,18 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
+// The times between the steps of a shutdown. handoverAtExitTimeout of the speaker must be longer
+// than both together.
+const (
+	// gracefulShutdownWithdrawalDelay is the time between announcing routes with
+	// GRACEFUL_SHUTDOWN and withdrawing them. The router installs other paths
+	// meanwhile (RFC 8326 section 4.1 asks for the convergence time).
+	gracefulShutdownWithdrawalDelay = 500 * time.Millisecond
+	// closeAfterWithdrawalDelay is the time between the withdrawal and the end of
+	// the session. The router has read the withdrawal by then.
+	closeAfterWithdrawalDelay = 100 * time.Millisecond
+)
+
 // updateAdjRIBOut updates the Table to the desired routes.
 func (w *worker) updateAdjRIBOut() {
 	w.status.WantedRouteCount = 0

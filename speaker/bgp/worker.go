@@ -75,17 +75,6 @@ const (
 	routesWithdrawnForShutdown
 )
 
-// Timers of a worker.
-const (
-	// gracefulShutdownWithdrawalDelay is the time between announcing routes with
-	// GRACEFUL_SHUTDOWN and withdrawing them. The router installs other paths
-	// meanwhile (RFC 8326 section 4.1 asks for the convergence time).
-	gracefulShutdownWithdrawalDelay = 500 * time.Millisecond
-	// closeAfterWithdrawalDelay is the time between the withdrawal and the end of
-	// the session. The router has read the withdrawal by then.
-	closeAfterWithdrawalDelay = 100 * time.Millisecond
-)
-
 func newWorker(e *Engine, name string) *worker {
 	w := &worker{
 		engine:              e,
