@@ -123,16 +123,16 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 	if err != nil {
 		return err
 	}
-	reader := configurationreader.NewReader(configurationreader.ServiceWorkerOptions{
+	reader := configurationreader.NewReader(configurationreader.Options{
 		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
 			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
 		},
 		Log: log, RecordProblems: gauges.RecordLoadedConfiguration,
 	})
-	announcedWriter := announced.NewConditionWriter(announced.ServiceWorkerOptions{
+	announcedWriter := announced.NewConditionWriter(announced.Options{
 		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
 	})
-	validWriter := validcondition.NewConditionWriter(validcondition.ServiceWorkerOptions{Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, Log: log})
+	validWriter := validcondition.NewConditionWriter(validcondition.Options{Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, Log: log})
 	worker := assign.NewServiceWorker(assign.ServiceWorkerOptions{
 		API:                 &assign.ClientBackedAPI{CachedClient: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
 		ConfigurationReader: reader, Now: time.Now, Log: log, RecordEvent: recordEvent,
@@ -144,8 +144,8 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 		worker.RegisterWorker(ctx, mgr),
 		announcedWriter.RegisterController(ctx, mgr),
 		validWriter.RegisterController(mgr),
-		mgr.Add(gossipkey.NewCreator(gossipkey.ServiceWorkerOptions{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace})),
-		mgr.Add(poolmetrics.NewCollector(poolmetrics.ServiceWorkerOptions{
+		mgr.Add(gossipkey.NewCreator(gossipkey.Options{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace})),
+		mgr.Add(poolmetrics.NewCollector(poolmetrics.Options{
 			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry,
 			ExtraCollectors: append(worker.Collectors(), gauges),
 		})),

@@ -30,8 +30,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// ServiceWorkerOptions are the settings of a ConditionWriter.
-type ServiceWorkerOptions struct {
+// Options are the settings of a ConditionWriter.
+type Options struct {
 	Client client.Client
 	// Scope says where the speakers' reports are, and whether BGP is part of them.
 	Scope configuration.ConfigurationScope
@@ -50,7 +50,7 @@ type ServiceWorkerOptions struct {
 // address; otherwise it is False with the reason. It names the protocols and no node, so that a
 // failover causes no write. Use NewConditionWriter to create it.
 type ConditionWriter struct {
-	ServiceWorkerOptions
+	Options
 
 	mu sync.Mutex // guards all that follows
 	// unannouncedSinceByService are the Services that no speaker announces, with the time since
@@ -72,8 +72,8 @@ const (
 )
 
 // NewConditionWriter returns a ConditionWriter to register with a manager.
-func NewConditionWriter(o ServiceWorkerOptions) *ConditionWriter {
-	return &ConditionWriter{ServiceWorkerOptions: o, unannouncedSinceByService: map[client.ObjectKey]time.Time{}}
+func NewConditionWriter(o Options) *ConditionWriter {
+	return &ConditionWriter{Options: o, unannouncedSinceByService: map[client.ObjectKey]time.Time{}}
 }
 
 // RegisterController registers the reconciler.

@@ -71,7 +71,7 @@ func startTestControllerWithMaxPending(t *testing.T, server *apitest.Server, wea
 	if o.RecordEvent == nil {
 		o.RecordEvent = (&eventRecorder{}).recordEvent
 	}
-	o.ConfigurationReader = configurationreader.NewReader(configurationreader.ServiceWorkerOptions{ReadObjects: c.client.ReadPoolsReservationsAndNamespaces, Log: o.Log})
+	o.ConfigurationReader = configurationreader.NewReader(configurationreader.Options{ReadObjects: c.client.ReadPoolsReservationsAndNamespaces, Log: o.Log})
 	c.ServiceWorker = NewServiceWorker(o)
 	c.ledgerWriter.maxPendingServices = bound
 	var ctx context.Context

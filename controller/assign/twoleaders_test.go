@@ -35,7 +35,7 @@ func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, iden
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	scope := configuration.ConfigurationScope{Namespace: names.Namespace, WithoutBGPKinds: true}
-	reader := configurationreader.NewReader(configurationreader.ServiceWorkerOptions{
+	reader := configurationreader.NewReader(configurationreader.Options{
 		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
 			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
 		},

@@ -41,8 +41,8 @@ const (
 	failedReadRetryDelay = 50 * time.Millisecond
 )
 
-// ServiceWorkerOptions are the settings of a Reader.
-type ServiceWorkerOptions struct {
+// Options are the settings of a Reader.
+type Options struct {
 	// ReadObjects reads all configuration objects.
 	ReadObjects func(context.Context) (snapshot.Objects, error)
 	Log         *slog.Logger
@@ -53,7 +53,7 @@ type ServiceWorkerOptions struct {
 // Reader publishes the configuration. One goroutine, that of Start, reads it. Any goroutine may
 // call the other methods. Use NewReader to create it.
 type Reader struct {
-	ServiceWorkerOptions
+	Options
 	published atomic.Pointer[Configuration]
 	// changeCount counts the changes of objects. readChangeCount is its value when the last
 	// finished reading began.
@@ -67,8 +67,8 @@ type Reader struct {
 }
 
 // NewReader returns a Reader that has nothing published.
-func NewReader(o ServiceWorkerOptions) *Reader {
-	r := &Reader{ServiceWorkerOptions: o, changeWake: latest.NewWake(), immediateReads: make(chan chan error)}
+func NewReader(o Options) *Reader {
+	r := &Reader{Options: o, changeWake: latest.NewWake(), immediateReads: make(chan chan error)}
 	r.NotifyChanged() // nothing has been read yet
 	return r
 }

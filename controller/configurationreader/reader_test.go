@@ -76,7 +76,7 @@ func runReader(t *testing.T, f func(*testing.T, *harness)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		h := &harness{}
-		h.Reader = NewReader(ServiceWorkerOptions{ReadObjects: h.readObjects, Log: slog.New(slog.DiscardHandler)})
+		h.Reader = NewReader(Options{ReadObjects: h.readObjects, Log: slog.New(slog.DiscardHandler)})
 		h.setPool(1, "192.0.2.0/30")
 		h.wantPool(t, "", true)
 		ctx, stop := context.WithCancel(t.Context())

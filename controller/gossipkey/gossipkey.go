@@ -15,18 +15,18 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// ServiceWorkerOptions are the settings of a Creator.
-type ServiceWorkerOptions struct {
+// Options are the settings of a Creator.
+type Options struct {
 	Client    client.Client
 	Log       *slog.Logger
 	Namespace string
 }
 
 // Creator creates the Secret with the gossip key of the speakers. Use NewCreator to create it.
-type Creator struct{ ServiceWorkerOptions }
+type Creator struct{ Options }
 
 // NewCreator returns a Creator for a manager to start.
-func NewCreator(o ServiceWorkerOptions) *Creator { return &Creator{o} }
+func NewCreator(o Options) *Creator { return &Creator{o} }
 
 // Start creates the Secret unless it exists, and returns when it exists. It never overwrites the
 // Secret: speakers with different keys cannot talk to each other.

@@ -31,8 +31,8 @@ var (
 	addressesUsedIPv6Metric  = newPoolMetric("ipv6_addresses_in_use_total", "IPv6 addresses of the pool that Services hold.")
 )
 
-// ServiceWorkerOptions are the settings of a Collector.
-type ServiceWorkerOptions struct {
+// Options are the settings of a Collector.
+type Options struct {
 	Reader    client.Reader
 	Namespace string
 	Log       *slog.Logger
@@ -44,7 +44,7 @@ type ServiceWorkerOptions struct {
 // Collector exports how full the pools are, as their status says, and the ExtraCollectors. Only
 // the leader exports them, so that each pool is counted once. Use NewCollector to create it.
 type Collector struct {
-	ServiceWorkerOptions
+	Options
 
 	startContext context.Context // the context of Start, because Collect gets none
 }
@@ -52,7 +52,7 @@ type Collector struct {
 var _ prometheus.Collector = (*Collector)(nil)
 
 // NewCollector returns a Collector for a manager to start.
-func NewCollector(o ServiceWorkerOptions) *Collector { return &Collector{ServiceWorkerOptions: o} }
+func NewCollector(o Options) *Collector { return &Collector{Options: o} }
 
 // Start exports until ctx ends. The manager calls it once this controller is the leader.
 func (m *Collector) Start(ctx context.Context) error {

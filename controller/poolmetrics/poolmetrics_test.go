@@ -31,7 +31,7 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 	other := pool.DeepCopy()
 	other.Namespace = "elsewhere"
 	registry, gauges := prometheus.NewPedanticRegistry(), &configuration.LoadMetrics{}
-	m := NewCollector(ServiceWorkerOptions{
+	m := NewCollector(Options{
 		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other).Build(), Namespace: names.Namespace,
 		Log: slog.New(slog.DiscardHandler), Registry: registry, ExtraCollectors: []prometheus.Collector{gauges},
 	})

@@ -27,8 +27,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// ServiceWorkerOptions are the settings of a ConditionWriter.
-type ServiceWorkerOptions struct {
+// Options are the settings of a ConditionWriter.
+type Options struct {
 	Client client.Client
 	Log    *slog.Logger
 	// Scope is the part of the configuration that is read.
@@ -41,10 +41,10 @@ type ServiceWorkerOptions struct {
 // object, and one ConfigurationState for all. Package assign writes the condition of an
 // IPAddressPool together with its counters. Use
 // NewConditionWriter to create it.
-type ConditionWriter struct{ ServiceWorkerOptions }
+type ConditionWriter struct{ Options }
 
 // NewConditionWriter returns a ConditionWriter to register with a manager.
-func NewConditionWriter(o ServiceWorkerOptions) *ConditionWriter { return &ConditionWriter{o} }
+func NewConditionWriter(o Options) *ConditionWriter { return &ConditionWriter{o} }
 
 // RegisterController registers the reconciler. Any number of changes causes one check of all
 // objects.

@@ -22,7 +22,7 @@ import (
 // newReader returns a Reader that runs and has read all objects of the API server.
 func newReader(t *testing.T, c client.Client, scope configuration.ConfigurationScope) *configurationreader.Reader {
 	t.Helper()
-	r := configurationreader.NewReader(configurationreader.ServiceWorkerOptions{
+	r := configurationreader.NewReader(configurationreader.Options{
 		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
 			return configurationreader.ReadAllObjects(ctx, c, scope)
 		},
@@ -53,7 +53,7 @@ func TestConditionIsOfTheGenerationThatWasRead(t *testing.T) {
 	ad.Spec.IPAddressPools = []string{"missing"}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(ad).WithStatusSubresource(ad, &v1beta1.ConfigurationState{}).Build()
 	scope := configuration.ConfigurationScope{Namespace: names.Namespace}
-	w := NewConditionWriter(ServiceWorkerOptions{Client: c, Log: slog.New(slog.DiscardHandler), Scope: scope, ConfigurationReader: newReader(t, c, scope)})
+	w := NewConditionWriter(Options{Client: c, Log: slog.New(slog.DiscardHandler), Scope: scope, ConfigurationReader: newReader(t, c, scope)})
 	wantCondition := func(reason names.Reason, generation int64) {
 		t.Helper()
 		if _, err := w.Reconcile(t.Context(), ctrl.Request{}); err != nil {

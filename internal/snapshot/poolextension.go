@@ -1,16 +1,12 @@
 package snapshot
 
 import (
-	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
-	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // defaultQuarantineDelay is the CRD's default. It gives a person time to look, and the address is
@@ -58,54 +54,4 @@ func (b *snapshotBuilder) parsePoolExtension(o ObjectReference, pool, before *Po
 	default: // it is unknown which addresses must not be given
 		pool.ExcludedRanges = slices.Clone(pool.Ranges)
 	}
-}
-
-// parseReservations parses the AddressReservations. It reports only faults that the object itself
-// shows; package allocate reports what cannot be reserved.
-func (b *snapshotBuilder) parseReservations(in []v1alpha1.AddressReservation, pools []*Pool) []*Reservation {
-	var out []*Reservation
-	for i := range in {
-		r := &in[i]
-		o := ObjectReference{Kind: "AddressReservation", Namespace: r.Namespace, Name: r.Name}
-		parsed := &Reservation{
-			Name: r.Name, Service: view.ObjectKey{Namespace: r.Spec.Service.Namespace, Name: r.Spec.Service.Name}, PoolToChooseFrom: r.Spec.Pool,
-		}
-		if r.Spec.Expires != nil {
-			parsed.ExpiresAt = r.Spec.Expires.Time
-		}
-		parsed.Addresses = b.parseReservedAddresses(o, "spec.addresses", r.Spec.Addresses)
-		for _, a := range parsed.Addresses {
-			if !slices.ContainsFunc(pools, func(p *Pool) bool { return p.CanAssign(a) }) {
-				b.reportProblem(o, "spec.addresses", names.ReasonAddressNotInPool, "spec.addresses: no pool can give %s: add it to a pool, or remove it here", a)
-			}
-		}
-		if len(parsed.Addresses) == 0 && len(r.Spec.Addresses) > 0 {
-			continue // without readable addresses it would follow its Service, which it must not
-		}
-		if p := r.Spec.Pool; p != "" && !slices.ContainsFunc(pools, func(x *Pool) bool { return x.Name == p }) {
-			b.reportProblem(o, "spec.pool", names.ReasonUnknownPool, "spec.pool: no IPAddressPool %q exists: create it, or correct the name", p)
-		}
-		for _, text := range r.Status.Addresses {
-			if a, err := netip.ParseAddr(text); err == nil {
-				parsed.StatusAddresses = append(parsed.StatusAddresses, a.Unmap())
-			}
-		}
-		out = append(out, parsed)
-	}
-	slices.SortFunc(out, func(x, y *Reservation) int { return cmp.Compare(x.Name, y.Name) })
-	return out
-}
-
-// parseReservedAddresses parses the addresses of a reservation.
-func (b *snapshotBuilder) parseReservedAddresses(o ObjectReference, field string, texts []string) []netip.Addr {
-	var out []netip.Addr
-	for i, text := range texts {
-		a, err := netip.ParseAddr(text)
-		if err != nil || a.Zone() != "" {
-			b.reportProblem(o, field, names.ReasonInvalidAddress, "%s[%d]: %q is no address: write one such as 192.0.2.10 or 2001:db8::10", field, i, text)
-			continue
-		}
-		out = append(out, a.Unmap())
-	}
-	return out
 }

@@ -86,7 +86,7 @@ type runningWorker struct {
 
 func startWorker(ctx context.Context, s *server.Server) *runningWorker {
 	client := server.NewClient(s, nil)
-	reader := configurationreader.NewReader(configurationreader.ServiceWorkerOptions{ReadObjects: client.ReadPoolsReservationsAndNamespaces, Log: slog.New(slog.DiscardHandler)})
+	reader := configurationreader.NewReader(configurationreader.Options{ReadObjects: client.ReadPoolsReservationsAndNamespaces, Log: slog.New(slog.DiscardHandler)})
 	w := &runningWorker{endedSignal: make(chan struct{}), ServiceWorker: assign.NewServiceWorker(assign.ServiceWorkerOptions{
 		API: copyingAPI{client}, ConfigurationReader: reader, Now: time.Now, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
 	})}

@@ -2,8 +2,8 @@ package session
 
 import "time"
 
-// Input is an input of Machine.Step: PacketReceived, ConfigChanged, Start, Stop, EchoReturned or
-// Tick.
+// Input is an input of Machine.Step: PacketReceived, ConfigChanged, StartRequested, StopRequested,
+// EchoReturned or TimePassed.
 type Input interface{ isInput() }
 
 // PacketReceived is a packet of this session that Parse accepted.
