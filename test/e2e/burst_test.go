@@ -179,10 +179,11 @@ func (b *burstHarness) awaitServedServices(ctx context.Context, c *cluster.Addre
 
 // TestBurstSurvivesLeaderLoss applies the first pool while more Services wait for it than the
 // number of pending assignments allowed at once. Meanwhile it ends the leader twice, by SIGTERM and
-// by SIGKILL.
+// by SIGKILL. The long form, of make bursts, is ten bursts.
 func TestBurstSurvivesLeaderLoss(t *testing.T) {
 	if isLongBurstRun() {
-		t.Skip("make bursts runs the long form instead")
+		testTenBursts(t)
+		return
 	}
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
 	b := newBurstHarness(ctx, t, s, 4600)
@@ -198,13 +199,9 @@ func TestBurstSurvivesLeaderLoss(t *testing.T) {
 	}
 }
 
-// TestTenBurstsSurviveLeaderLoss is the long form: each of ten bursts loses its leader at another
-// moment, by SIGKILL or SIGTERM. It may take extraTimeoutForLeaderLoss longer than a burst that
-// keeps its leader.
-func TestTenBurstsSurviveLeaderLoss(t *testing.T) {
-	if !isLongBurstRun() {
-		t.Skip("make bursts runs it")
-	}
+// testTenBursts creates ten bursts, each of which loses its leader at another moment, by SIGKILL or
+// SIGTERM. It may take extraTimeoutForLeaderLoss longer than a burst that keeps its leader.
+func testTenBursts(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
 	b := newBurstHarness(ctx, t, s, 10000)
 	c, begun := b.startAndApplyPool(ctx, true)
