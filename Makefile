@@ -55,7 +55,7 @@ lint: ## run go vet and staticcheck, and find functions that nothing calls
 	$(TOOL) staticcheck ./...
 	tools/deadcode.sh
 
-check: ## check format, lint and generated files, and run the tests that need neither root nor the lab; two minutes with a warm cache
+check: ## check format, lint and generated files, and run the tests that need neither root nor the lab
 	@test -z "$$(gofmt -l api controller internal speaker test tools)" || { gofmt -l api controller internal speaker test tools; echo 'format these files with gofmt'; exit 1; }
 	@$(MAKE) --no-print-directory -j2 lint current unit
 
