@@ -236,9 +236,9 @@ func (d *decider) nextFreePickablePosition(st *familyPool) (uint64, bool) {
 }
 
 // addressOrZero returns the address at a position, or the zero address.
-func (s *familyPool) addressOrZero(addressOrZero uint64, there bool) address {
+func (s *familyPool) addressOrZero(position uint64, there bool) address {
 	if !there {
 		return address{}
 	}
-	return s.assignableNumbering.addressAtPosition(addressOrZero)
+	return s.assignableNumbering.addressAtPosition(position)
 }

@@ -185,7 +185,7 @@ type ledgerSwap struct {
 	ledgerObject *v1alpha1.AddressLedger
 }
 
-// runTask implements task.
+// runTask implements apiRequestTask.
 func (s *ledgerSwap) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	now, err := api.CompareAndSwapLedger(ctx, s.ledgerObject)
 	return func(_ context.Context, r *ServiceWorker) { r.handleLedgerSwapResult(s, now, err) }

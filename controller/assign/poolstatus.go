@@ -63,7 +63,7 @@ type configurationStatusWriter struct {
 
 // writeChangedStatuses writes the counters and conditions of pools and reservations that are wrong.
 func (c *configurationStatusWriter) writeChangedStatuses(ctx context.Context, now time.Time, l *allocate.Ledger, config *configurationreader.Configuration) {
-	c.needsComparison = c.workQueue.testAndClearConfigurationStatusChanged() || c.needsComparison
+	c.needsComparison = c.workQueue.takeConfigurationStatusChanged() || c.needsComparison
 	if !c.needsComparison || c.writesInFlightCount > 0 {
 		return
 	}
@@ -118,7 +118,8 @@ func (c *configurationStatusWriter) startStatusWrite(w *configurationStatusWrite
 	c.apiTaskQueue.enqueueTask(w)
 }
 
-// runTask implements task. After a conflict the object, which was just edited, is compared again.
+// runTask implements apiRequestTask. After a conflict the object, which was just edited, is
+// compared again.
 func (w *configurationStatusWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	err := w.updateStatus(ctx, api)
 	return func(_ context.Context, r *ServiceWorker) { r.configurationStatusWriter.handleStatusWriteResult(w, err) }

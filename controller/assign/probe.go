@@ -148,13 +148,13 @@ func (p *addressProber) quarantineAddress(ctx context.Context, l *allocate.Ledge
 	return true
 }
 
-// probeWrite creates an AddressProbe, or deletes it if object is nil.
+// probeWrite creates an AddressProbe, or deletes it if objectToCreateOrNil is nil.
 type probeWrite struct {
 	address             netip.Addr
 	objectToCreateOrNil *v1alpha1.AddressProbe
 }
 
-// runTask implements task.
+// runTask implements apiRequestTask.
 func (w *probeWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	var now *v1alpha1.AddressProbe
 	var err error

@@ -49,7 +49,7 @@ func (r *ServiceWorker) startSharingCheck(v *view.Service) {
 	r.apiTaskQueue.enqueueTask(c)
 }
 
-// runTask implements task.
+// runTask implements apiRequestTask.
 func (c *sharingCheckTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	live := map[view.ObjectKey]*corev1.Service{}
 	for _, k := range append([]view.ObjectKey{c.service}, c.conflictingServices...) {

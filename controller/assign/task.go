@@ -162,9 +162,9 @@ type serviceStatusWriteTask struct {
 	clearsStatusOfUnservedService, onlyChangesResourceVersion bool
 }
 
-// runTask implements task. If an earlier attempt may have been written, it reads the Service first.
-// After a conflict it reads it too: an attempt of its own that arrived late or twice must not be
-// taken for another writer's.
+// runTask implements apiRequestTask. If an earlier attempt may have been written, it reads the
+// Service first. After a conflict it reads it too: an attempt of its own that arrived late or twice
+// must not be taken for another writer's.
 func (w *serviceStatusWriteTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	if w.mayBeWrittenByEarlierAttempt {
 		if now, err := api.ReadLiveService(ctx, w.service.Key); err != nil || now == nil || now.ResourceVersion != w.serviceBefore.ResourceVersion {
@@ -211,7 +211,7 @@ type confirmServiceGoneTask struct {
 	ledgerBuildNumber int
 }
 
-// runTask implements task.
+// runTask implements apiRequestTask.
 func (c *confirmServiceGoneTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	now, err := api.ReadLiveService(ctx, c.service)
 	return func(_ context.Context, r *ServiceWorker) { r.handleConfirmResult(c, now, err) }

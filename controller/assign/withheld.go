@@ -100,8 +100,8 @@ type withheldWrite struct {
 	ledgerBuildNumber int
 }
 
-// runTask implements task. After a conflict the next attempt overwrites the newest object: the
-// current leader knows more than the previous one.
+// runTask implements apiRequestTask. After a conflict the next attempt overwrites the newest
+// object: the current leader knows more than the previous one.
 func (w *withheldWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	now, err := api.CompareAndSwapLedger(ctx, w.ledgerObject)
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {

@@ -137,9 +137,9 @@ func (b *workQueue) takeProbesChanged() bool {
 	return a
 }
 
-// testAndClearConfigurationStatusChanged says whether the status of a configuration object was
+// takeConfigurationStatusChanged says whether the status of a configuration object was
 // written since it was last asked.
-func (b *workQueue) testAndClearConfigurationStatusChanged() bool {
+func (b *workQueue) takeConfigurationStatusChanged() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.configurationStatusChanged

@@ -37,10 +37,9 @@ type Options struct {
 	ConfigurationReader *configurationreader.Reader
 }
 
-// ConditionWriter reports what is wrong with configuration objects: a condition on each
-// object, and one ConfigurationState for all. Package assign writes the condition of an
-// IPAddressPool together with its counters. Use
-// NewConditionWriter to create it.
+// ConditionWriter reports what is wrong with configuration objects: a condition on each object, and
+// one ConfigurationState for all. Package assign writes the condition of an IPAddressPool together
+// with its counters. Use NewConditionWriter to create it.
 type ConditionWriter struct{ Options }
 
 // NewConditionWriter returns a ConditionWriter to register with a manager.
