@@ -240,6 +240,9 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case bindings := <-e.bindings.C():
+			// First the links: the caller sets them first, and select takes any ready case.
+			// A new address is announced once, to the gateways known at that moment.
+			e.applyPendingLinks()
 			e.updateHoldings(bindings)
 		case links := <-e.linkSets.C():
 			e.applyLinks(links)

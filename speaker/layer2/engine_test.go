@@ -1,6 +1,7 @@
 package layer2_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -341,5 +342,49 @@ func TestPortFailedIsPermissionDenied(t *testing.T) {
 		if got := (layer2.PortFailed{Err: tt.err}).IsPermissionDenied(); got != tt.want {
 			t.Errorf("%s: Denied() = %v", name, got)
 		}
+	}
+}
+
+// blockingOpener is a PortOpener whose OpenPort waits for release when the link has this index.
+type blockingOpener struct {
+	layer2.PortOpener
+	linkIndex int
+	release   chan struct{}
+}
+
+func (o blockingOpener) OpenPort(l facts.Link, f ipfamily.Family) (layer2.Port, error) {
+	if l.Index == o.linkIndex {
+		<-o.release
+	}
+	return o.PortOpener.OpenPort(l, f)
+}
+
+// The engine may find new links and new bindings at the same moment. A gateway in these links gets
+// its notice about each new address all the same, because no later event repeats it.
+func TestGatewayOfLinksSetBeforeBindingsGetsNotice(t *testing.T) {
+	for range 50 { // select takes one of the two at random
+		simulateIPv4(t, func(s simulation) {
+			slow := facts.Link{Index: 9, Name: "eth9", MAC: facts.MAC{2, 0, 0, 0, 0, 0x99}}
+			opener := blockingOpener{s.lan.AddHost("node2"), slow.Index, make(chan struct{})}
+			s.engine = layer2.NewEngine(opener, time.Now)
+			ctx, cancel := context.WithCancel(context.Background())
+			ended := make(chan error, 1)
+			go func() { ended <- s.engine.Run(ctx) }()
+			defer func() {
+				cancel()
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+			}()
+			s.engine.SetLinks(facts.LinkSet{s.link})
+			awaitReport[layer2.PortOpened](s.harness, "the link is opened")
+			s.engine.SetLinks(facts.LinkSet{s.link, slow})
+			synctest.Wait() // the engine opens the slow link now
+			s.link.GatewaysWithKnownMAC = []facts.Neighbour{{Address: s.clientIP, MAC: s.clientMAC}}
+			s.engine.SetLinks(facts.LinkSet{s.link, slow})
+			s.holdAddresses(s.heldIP)
+			close(opener.release)
+			s.awaitClientFrame("the address is new", s.expectedUnicastNotice(s.heldIP))
+		})
 	}
 }

@@ -49,6 +49,15 @@ const (
 	maxFailedPortReopenDelay = 10 * time.Second
 )
 
+// applyPendingLinks applies the set of links that SetLinks stored, if Run has not applied it yet.
+func (e *Engine) applyPendingLinks() {
+	select {
+	case links := <-e.linkSets.C():
+		e.applyLinks(links)
+	default:
+	}
+}
+
 // applyLinks opens a port on each new link and closes the ports of deleted links. A
 // link with a new Ethernet address counts as new, because the segment has to learn
 // that address. A renamed link keeps its ports.
