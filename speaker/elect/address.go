@@ -1,11 +1,11 @@
 package elect
 
 import (
-	"container/heap"
 	"net/netip"
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/priorityqueue"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -30,10 +30,10 @@ type addressState struct {
 	// claimSentToRivalAt is when this node last sent its claim to another member that also answered
 	// for the address.
 	claimSentToRivalAt time.Time
-	// nextWorkDueAt is when work on the acquisition, the move or the orphan claim continues.
-	// queueIndex is the position in the queue of due addresses, -1 when the address is not in it.
+	// nextWorkDueAt is when work on the acquisition, the move or the orphan claim continues, if the
+	// address is in the queue of due addresses.
 	nextWorkDueAt time.Time
-	queueIndex    int
+	queuePosition priorityqueue.Position
 	// group is the group that counts the address, countedForNode the node it is counted for; see
 	// placement.go.
 	group          *candidateGroup
@@ -46,7 +46,7 @@ type addressState struct {
 func (m *Machine) ensureAddressState(ip netip.Addr) *addressState {
 	a := m.addressesByIP[ip]
 	if a == nil {
-		a = &addressState{ip: ip, queueIndex: -1, withoutCandidatesSince: m.now, highestKnownClaim: Claim{Address: ip}}
+		a = &addressState{ip: ip, withoutCandidatesSince: m.now, highestKnownClaim: Claim{Address: ip}}
 		m.addressesByIP[ip] = a
 		m.claimBuckets[bucketIndex(ip)].addAddress(a)
 	}
@@ -183,56 +183,47 @@ func (m *Machine) forgetAddressesWithoutCandidates() {
 	}
 }
 
-// addressQueue is a heap of addresses, ordered by the time at which they are due. The first entry
-// is the next deadline. Its owner removes an entry before it does the work.
-type addressQueue []*addressState
+// addressQueue has the addresses that need work, ordered by the time at which they are due. Its
+// owner removes an address before it does the work.
+type addressQueue struct {
+	queue *priorityqueue.Queue[*addressState]
+}
+
+// newAddressQueue returns an empty queue. It orders by time, then by address, so that a run in
+// virtual time is repeatable.
+func newAddressQueue() addressQueue {
+	return addressQueue{priorityqueue.NewQueue(func(x, y *addressState) bool {
+		if !x.nextWorkDueAt.Equal(y.nextWorkDueAt) {
+			return x.nextWorkDueAt.Before(y.nextWorkDueAt)
+		}
+		return x.ip.Less(y.ip)
+	}, func(a *addressState) *priorityqueue.Position { return &a.queuePosition })}
+}
 
 // scheduleAddress schedules work on the address for the given time.
 func (l *addressQueue) scheduleAddress(a *addressState, due time.Time) {
 	a.nextWorkDueAt = due
-	if a.queueIndex < 0 {
-		heap.Push(l, a)
-		return
-	}
-	heap.Fix(l, a.queueIndex)
+	l.queue.Insert(a)
 }
 
 // unscheduleAddress removes the address from the queue.
-func (l *addressQueue) unscheduleAddress(a *addressState) {
-	if a.queueIndex >= 0 {
-		heap.Remove(l, a.queueIndex)
+func (l *addressQueue) unscheduleAddress(a *addressState) { l.queue.Remove(a) }
+
+// takeDueAddress removes and returns the first address if it is due, and returns nil otherwise.
+func (l *addressQueue) takeDueAddress(now time.Time) *addressState {
+	a, ok := l.queue.First()
+	if !ok || now.Before(a.nextWorkDueAt) {
+		return nil
 	}
-}
-
-// Len is part of heap.Interface, like the methods that follow.
-func (l addressQueue) Len() int { return len(l) }
-
-// Less orders by time, then by address, so that a run in virtual time is repeatable.
-func (l addressQueue) Less(i, j int) bool {
-	if !l[i].nextWorkDueAt.Equal(l[j].nextWorkDueAt) {
-		return l[i].nextWorkDueAt.Before(l[j].nextWorkDueAt)
-	}
-	return l[i].ip.Less(l[j].ip)
-}
-
-// Swap exchanges two addresses.
-func (l addressQueue) Swap(i, j int) {
-	l[i], l[j] = l[j], l[i]
-	l[i].queueIndex, l[j].queueIndex = i, j
-}
-
-// Push appends an address.
-func (l *addressQueue) Push(x any) {
-	a := x.(*addressState)
-	a.queueIndex = len(*l)
-	*l = append(*l, a)
-}
-
-// Pop removes the last address.
-func (l *addressQueue) Pop() any {
-	last := len(*l) - 1
-	a := (*l)[last]
-	(*l)[last] = nil
-	*l, a.queueIndex = (*l)[:last], -1
+	l.queue.Remove(a)
 	return a
+}
+
+// nextDueAt returns the time at which the first address is due, and the zero time if there is none.
+func (l *addressQueue) nextDueAt() time.Time {
+	a, ok := l.queue.First()
+	if !ok {
+		return time.Time{}
+	}
+	return a.nextWorkDueAt
 }

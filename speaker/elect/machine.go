@@ -66,6 +66,7 @@ func NewMachine(self string, nonce uint64, timing Timing, now time.Time) *Machin
 	m := &Machine{
 		nonce: nonce, timing: timing, startedAt: now, now: now,
 		addressesByIP:            map[netip.Addr]*addressState{},
+		dueAddresses:             newAddressQueue(),
 		heldAddresses:            map[*addressState]struct{}{},
 		addressesByHolder:        map[string]map[*addressState]struct{}{},
 		addressesToAcquire:       map[*addressState]struct{}{},
@@ -143,9 +144,7 @@ func (m *Machine) performDueWork() {
 	m.applyWatchOutcome(m.liveness.detectSilence(m.stepFacts(), &m.outbox))
 	m.maintainLease()
 	m.beginAcquisitions()
-	for len(m.dueAddresses) > 0 && !m.now.Before(m.dueAddresses[0].nextWorkDueAt) {
-		a := m.dueAddresses[0]
-		m.dueAddresses.unscheduleAddress(a)
+	for a := m.dueAddresses.takeDueAddress(m.now); a != nil; a = m.dueAddresses.takeDueAddress(m.now) {
 		switch {
 		case a.acquisition != nil:
 			a.acquisition.isProbing = true
@@ -198,9 +197,7 @@ func (m *Machine) NextDeadline() time.Time {
 	if !m.acquisitionsAllowed {
 		earlier(m.startedAt.Add(m.timing.StartupWithoutMembersDelay))
 	}
-	if len(m.dueAddresses) > 0 {
-		earlier(m.dueAddresses[0].nextWorkDueAt)
-	}
+	earlier(m.dueAddresses.nextDueAt())
 	return laterTime(next, m.now.Add(time.Millisecond))
 }
 

@@ -96,21 +96,21 @@ func TestOutboxOrdersEffectsAndRepeatsClaims(t *testing.T) {
 }
 
 func TestAddressQueueOrdersByTime(t *testing.T) {
-	var q addressQueue
-	first := &addressState{ip: netip.MustParseAddr("192.0.2.1"), queueIndex: -1}
-	second := &addressState{ip: netip.MustParseAddr("192.0.2.2"), queueIndex: -1}
+	q := newAddressQueue()
+	first := &addressState{ip: netip.MustParseAddr("192.0.2.1")}
+	second := &addressState{ip: netip.MustParseAddr("192.0.2.2")}
 	q.scheduleAddress(second, testStart.Add(time.Second))
 	q.scheduleAddress(first, testStart.Add(time.Second))
-	if q[0] != first {
+	if a, _ := q.queue.First(); a != first {
 		t.Error("of two addresses that are due at one time, the lower one is not first")
 	}
 	q.scheduleAddress(first, testStart.Add(time.Minute))
-	if q[0] != second {
+	if a, _ := q.queue.First(); a != second {
 		t.Error("an address that was delayed is still first")
 	}
 	q.unscheduleAddress(second)
 	q.unscheduleAddress(second)
-	if len(q) != 1 || q[0] != first {
-		t.Errorf("after one address was removed %d are left, want the other one", len(q))
+	if a, _ := q.queue.First(); q.queue.Len() != 1 || a != first {
+		t.Errorf("after one address was removed %d are left, want the other one", q.queue.Len())
 	}
 }

@@ -17,7 +17,7 @@ func (m *Machine) writeModelState(w io.Writer) {
 		if a == nil {
 			continue
 		}
-		fmt.Fprint(w, a.highestKnownClaim, a.isHeld, a.isRechecking, a.countedForNode, since(a.nextWorkDueAt), a.queueIndex >= 0, a.orphanClaim, since(a.orphanSince))
+		fmt.Fprint(w, a.highestKnownClaim, a.isHeld, a.isRechecking, a.countedForNode, since(a.nextWorkDueAt), a.queuePosition.IsQueued(), a.orphanClaim, since(a.orphanSince))
 		if c := a.acquisition; c != nil {
 			fmt.Fprint(w, c.expectedTaker, c.isProbing, c.answeredProbeCount, c.nextProbeDelay, c.takeReason)
 		}

@@ -1,9 +1,9 @@
 package healthcheck
 
 import (
-	"container/heap"
 	"time"
 
+	"github.com/gantry-lb/gantry/internal/priorityqueue"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -11,7 +11,8 @@ import (
 // checkQueue decides when to ask about which Service, and what the answers mean.
 type checkQueue struct {
 	pollByID map[uint64]*poll
-	due      dueQueue
+	// due has the polls by the time at which they are due, then by age.
+	due *priorityqueue.Queue[*poll]
 }
 
 // poll is the state of one health check.
@@ -22,11 +23,19 @@ type poll struct {
 	dueAt         time.Time
 	retryInterval time.Duration
 	lastOutcome   facts.HealthCheckOutcome // zero before the first
-	// queueIndex is the position in the due queue; -1 while a request runs and after the last one.
-	queueIndex int
+	// position is the place in the queue of due polls. A poll is in none while a request runs, and
+	// after the last one.
+	position priorityqueue.Position
 }
 
-func newCheckQueue() *checkQueue { return &checkQueue{pollByID: map[uint64]*poll{}} }
+func newCheckQueue() *checkQueue {
+	return &checkQueue{pollByID: map[uint64]*poll{}, due: priorityqueue.NewQueue(func(x, y *poll) bool {
+		if !x.dueAt.Equal(y.dueAt) {
+			return x.dueAt.Before(y.dueAt)
+		}
+		return x.check.ID < y.check.ID
+	}, func(o *poll) *priorityqueue.Position { return &o.position })}
+}
 
 // setChecks replaces the health checks. New ones are due at once.
 func (q *checkQueue) setChecks(checks []intent.HealthCheck, now time.Time) {
@@ -36,34 +45,34 @@ func (q *checkQueue) setChecks(checks []intent.HealthCheck, now time.Time) {
 		if q.pollByID[c.ID] == nil {
 			o := &poll{check: c, dueAt: now, retryInterval: firstRetryInterval}
 			q.pollByID[c.ID] = o
-			heap.Push(&q.due, o)
+			q.due.Insert(o)
 		}
 	}
 	for id, o := range q.pollByID {
 		if _, ok := wanted[id]; ok {
 			continue
 		}
-		if o.queueIndex >= 0 {
-			heap.Remove(&q.due, o.queueIndex)
-		}
+		q.due.Remove(o)
 		delete(q.pollByID, id)
 	}
 }
 
 // nextDueDelay returns how long it is until the next health check is due. Without one, it is long.
 func (q *checkQueue) nextDueDelay(now time.Time) time.Duration {
-	if len(q.due) == 0 {
+	first, ok := q.due.First()
+	if !ok {
 		return time.Hour
 	}
-	return q.due[0].dueAt.Sub(now)
+	return first.dueAt.Sub(now)
 }
 
 // takeDue returns a health check that is due.
 func (q *checkQueue) takeDue(now time.Time) (intent.HealthCheck, bool) {
-	if len(q.due) == 0 || q.due[0].dueAt.After(now) {
+	o, ok := q.due.First()
+	if !ok || o.dueAt.After(now) {
 		return intent.HealthCheck{}, false
 	}
-	o := heap.Pop(&q.due).(*poll)
+	q.due.Remove(o)
 	if o.firstDueAt.IsZero() {
 		o.firstDueAt = now
 	}
@@ -87,7 +96,7 @@ func (q *checkQueue) recordAnswer(c intent.HealthCheck, a answer, now time.Time)
 			o.retryInterval = min(2*o.retryInterval, lastRetryInterval)
 		}
 		o.dueAt = now.Add(o.retryInterval)
-		heap.Push(&q.due, o)
+		q.due.Insert(o)
 	}
 	return facts.HealthCheckResult{ID: c.ID, Namespace: c.Namespace, Name: c.Name, Outcome: outcome}, changed
 }
@@ -117,40 +126,4 @@ func (o *poll) judgeAnswer(a answer, now time.Time) facts.HealthCheckOutcome {
 		return facts.ProxySilent
 	}
 	return 0
-}
-
-// dueQueue is a heap of polls, ordered by the time at which they are due.
-type dueQueue []*poll
-
-// Len is part of heap.Interface, like the methods that follow.
-func (l dueQueue) Len() int { return len(l) }
-
-// Less orders by time, then by age.
-func (l dueQueue) Less(i, j int) bool {
-	if !l[i].dueAt.Equal(l[j].dueAt) {
-		return l[i].dueAt.Before(l[j].dueAt)
-	}
-	return l[i].check.ID < l[j].check.ID
-}
-
-// Swap exchanges two polls.
-func (l dueQueue) Swap(i, j int) {
-	l[i], l[j] = l[j], l[i]
-	l[i].queueIndex, l[j].queueIndex = i, j
-}
-
-// Push appends a poll.
-func (l *dueQueue) Push(x any) {
-	o := x.(*poll)
-	o.queueIndex = len(*l)
-	*l = append(*l, o)
-}
-
-// Pop removes the last poll.
-func (l *dueQueue) Pop() any {
-	last := len(*l) - 1
-	o := (*l)[last]
-	(*l)[last] = nil
-	*l, o.queueIndex = (*l)[:last], -1
-	return o
 }

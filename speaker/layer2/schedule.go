@@ -1,10 +1,11 @@
 package layer2
 
 import (
-	"container/heap"
 	"hash/fnv"
 	"net/netip"
 	"time"
+
+	"github.com/gantry-lb/gantry/internal/priorityqueue"
 )
 
 // AddressOnLink identifies an announcement: an address on a link.
@@ -32,20 +33,32 @@ const (
 // announcement costs the logarithm of the number of entries. The zero value is not usable.
 type AnnouncementSchedule struct {
 	entryByAnnouncement map[AddressOnLink]*scheduleEntry
-	waitingEntries      entryHeap // by time
-	dueEntriesByRound   entryHeap // by round: first announcements come before repetitions
+	waitingEntries      *entryQueue // by time
+	dueEntriesByRound   *entryQueue // by round: first announcements come before repetitions
 	nextBatchAt         time.Time
 	// refreshInterval is how often an address is announced after its burst; 0 means never.
 	refreshInterval time.Duration
 }
 
-// scheduleEntry is one address on one link. It is in one of the two heaps, at heapIndex.
+// scheduleEntry is one address on one link. It is in one of the two queues.
 type scheduleEntry struct {
 	addressOnLink     AddressOnLink
 	announcementsSent int // the announcements sent so far
 	dueAt             time.Time
-	currentHeap       *entryHeap
-	heapIndex         int
+	queue             *entryQueue
+	position          priorityqueue.Position
+}
+
+// putInto puts the entry, which is in no queue, into one.
+func (e *scheduleEntry) putInto(q *entryQueue) {
+	e.queue = q
+	q.Insert(e)
+}
+
+type entryQueue = priorityqueue.Queue[*scheduleEntry]
+
+func newEntryQueue(isBefore func(x, y *scheduleEntry) bool) *entryQueue {
+	return priorityqueue.NewQueue(isBefore, func(e *scheduleEntry) *priorityqueue.Position { return &e.position })
 }
 
 // NewAnnouncementSchedule returns an empty AnnouncementSchedule. After its burst an address is
@@ -54,8 +67,8 @@ func NewAnnouncementSchedule(refresh time.Duration) *AnnouncementSchedule {
 	return &AnnouncementSchedule{
 		refreshInterval:     refresh,
 		entryByAnnouncement: map[AddressOnLink]*scheduleEntry{},
-		waitingEntries:      entryHeap{isBefore: func(x, y *scheduleEntry) bool { return x.dueAt.Before(y.dueAt) }},
-		dueEntriesByRound: entryHeap{isBefore: func(x, y *scheduleEntry) bool {
+		waitingEntries:      newEntryQueue(func(x, y *scheduleEntry) bool { return x.dueAt.Before(y.dueAt) }),
+		dueEntriesByRound: newEntryQueue(func(x, y *scheduleEntry) bool {
 			if x.announcementsSent != y.announcementsSent {
 				return x.announcementsSent < y.announcementsSent
 			}
@@ -63,7 +76,7 @@ func NewAnnouncementSchedule(refresh time.Duration) *AnnouncementSchedule {
 				return c < 0
 			}
 			return x.addressOnLink.LinkIndex < y.addressOnLink.LinkIndex
-		}},
+		}),
 	}
 }
 
@@ -72,13 +85,13 @@ func (s *AnnouncementSchedule) StartBurst(a netip.Addr, link int, now time.Time)
 	s.RemoveAddressOnLink(a, link)
 	e := &scheduleEntry{addressOnLink: AddressOnLink{a, link}, dueAt: now}
 	s.entryByAnnouncement[e.addressOnLink] = e
-	s.waitingEntries.insertEntry(e)
+	e.putInto(s.waitingEntries)
 }
 
 // RemoveAddressOnLink deletes the address on the link.
 func (s *AnnouncementSchedule) RemoveAddressOnLink(a netip.Addr, link int) {
 	if e := s.entryByAnnouncement[AddressOnLink{a, link}]; e != nil {
-		e.currentHeap.removeEntry(e)
+		e.queue.Remove(e)
 		delete(s.entryByAnnouncement, e.addressOnLink)
 	}
 }
@@ -93,15 +106,13 @@ func (s *AnnouncementSchedule) TakeDueAnnouncements(now time.Time) ([]AddressOnL
 	if now.Before(s.nextBatchAt) {
 		return nil, s.nextBatchAt
 	}
-	for s.waitingEntries.Len() > 0 && !now.Before(s.waitingEntries.entries[0].dueAt) {
-		e := s.waitingEntries.entries[0]
-		s.waitingEntries.removeEntry(e)
-		s.dueEntriesByRound.insertEntry(e)
+	for e, ok := s.waitingEntries.First(); ok && !now.Before(e.dueAt); e, ok = s.waitingEntries.First() {
+		s.waitingEntries.Remove(e)
+		e.putInto(s.dueEntriesByRound)
 	}
 	var out []AddressOnLink
-	for s.dueEntriesByRound.Len() > 0 && len(out) < announcementBatchSize {
-		e := s.dueEntriesByRound.entries[0]
-		s.dueEntriesByRound.removeEntry(e)
+	for e, ok := s.dueEntriesByRound.First(); ok && len(out) < announcementBatchSize; e, ok = s.dueEntriesByRound.First() {
+		s.dueEntriesByRound.Remove(e)
 		out = append(out, e.addressOnLink)
 		after, again := s.delayUntilNextAnnouncement(e)
 		if !again {
@@ -110,14 +121,14 @@ func (s *AnnouncementSchedule) TakeDueAnnouncements(now time.Time) ([]AddressOnL
 		}
 		e.dueAt = now.Add(after)
 		e.announcementsSent++
-		s.waitingEntries.insertEntry(e)
+		e.putInto(s.waitingEntries)
 	}
-	switch {
-	case s.dueEntriesByRound.Len() > 0:
+	if s.dueEntriesByRound.Len() > 0 {
 		s.nextBatchAt = now.Add(announcementBatchInterval)
 		return out, s.nextBatchAt
-	case s.waitingEntries.Len() > 0:
-		return out, s.waitingEntries.entries[0].dueAt
+	}
+	if e, ok := s.waitingEntries.First(); ok {
+		return out, e.dueAt
 	}
 	return out, time.Time{}
 }
@@ -143,45 +154,4 @@ func pseudoRandomByte(g AddressOnLink) uint8 {
 	b := g.Address.As16()
 	h.Write(append(b[:], byte(g.LinkIndex)))
 	return uint8(h.Sum32() >> 8)
-}
-
-// entryHeap is a heap of entries. It implements heap.Interface.
-type entryHeap struct {
-	entries  []*scheduleEntry
-	isBefore func(x, y *scheduleEntry) bool
-}
-
-func (q *entryHeap) insertEntry(e *scheduleEntry) {
-	e.currentHeap = q
-	heap.Push(q, e)
-}
-
-func (q *entryHeap) removeEntry(e *scheduleEntry) { heap.Remove(q, e.heapIndex) }
-
-// Len returns the number of entries.
-func (q *entryHeap) Len() int { return len(q.entries) }
-
-// Less compares two entries.
-func (q *entryHeap) Less(i, j int) bool { return q.isBefore(q.entries[i], q.entries[j]) }
-
-// Swap exchanges two entries.
-func (q *entryHeap) Swap(i, j int) {
-	q.entries[i], q.entries[j] = q.entries[j], q.entries[i]
-	q.entries[i].heapIndex, q.entries[j].heapIndex = i, j
-}
-
-// Push appends an entry.
-func (q *entryHeap) Push(x any) {
-	e := x.(*scheduleEntry)
-	e.heapIndex = len(q.entries)
-	q.entries = append(q.entries, e)
-}
-
-// Pop removes the last entry.
-func (q *entryHeap) Pop() any {
-	last := len(q.entries) - 1
-	e := q.entries[last]
-	q.entries[last] = nil
-	q.entries = q.entries[:last]
-	return e
 }
