@@ -40,7 +40,7 @@ type parts struct {
 
 // newParts creates the parts, each after those that it uses: the engines, the writers of status
 // objects, the agent, and the feed.
-func newParts(mgr *manager.Manager, member *gossip.LocalMember, o options.Options, log *slog.Logger) (*parts, error) {
+func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember, o options.Options, log *slog.Logger) (*parts, error) {
 	watcher := links.NewWatcher(options.NewExclusionReader(o.ExcludeInterfacesFile), log)
 	layer2Engine := newLayer2Engine(o)
 	bfdEngine := bfd.NewEngine(udp.NewTransport(), time.Now, member.RunNonce())

@@ -68,6 +68,7 @@ type PendingAssignment struct {
 }
 
 // AddressLedger stores what the controllers know about addresses beyond the status of the Services.
+// It is not the list of all assignments: that is the status of the Services.
 // There are two in their namespace: one keeps two controllers from giving one address twice, the
 // other stores which addresses are withheld. The controllers create both, and create them again
 // when they are deleted. Only controllers may write them.

@@ -262,13 +262,13 @@ func TestLimitHeapGarbage(t *testing.T) {
 // fakeDiscovery is an API server that lists the resources of one group and version. The lists
 // follow one another; the last one stays. An empty list is a group that is not installed.
 type fakeDiscovery struct {
-	lists []string
-	path  string // of the last request
+	lists           []string
+	lastRequestPath string // of the last request
 }
 
 func (d *fakeDiscovery) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	list := d.lists[0]
-	if d.path = r.URL.Path; len(d.lists) > 1 {
+	if d.lastRequestPath = r.URL.Path; len(d.lists) > 1 {
 		d.lists = d.lists[1:]
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -292,8 +292,8 @@ func TestAwaitResources(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(d.lists) != 1 || d.path != "/apis/metallb.io/v1beta1" {
-		t.Errorf("the wait ends %d answers too early, after asking for %s", len(d.lists)-1, d.path)
+	if len(d.lists) != 1 || d.lastRequestPath != "/apis/metallb.io/v1beta1" {
+		t.Errorf("the wait ends %d answers too early, after asking for %s", len(d.lists)-1, d.lastRequestPath)
 	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 	if len(lines) != 2 || !strings.Contains(lines[0], "metallb.io/v1beta1: ") || !strings.Contains(lines[1], `"missing":"communities.metallb.io/v1beta1"`) {

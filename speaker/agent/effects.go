@@ -130,26 +130,26 @@ type openLivenessProbe struct{ sentProbesWithoutResult int }
 // livenessProbeIDBase keeps the IDs of liveness probes apart from those of acquire probes.
 const livenessProbeIDBase = 1 << 63
 
-// maxGatewaysOrNodesPerLivenessProbe bounds how many gateways, and how many other nodes, one
+// maxTargetsOfEachKindPerLivenessProbe bounds how many gateways, and how many other nodes, one
 // liveness probe asks.
-const maxGatewaysOrNodesPerLivenessProbe = 3
+const maxTargetsOfEachKindPerLivenessProbe = 3
 
 // sendLivenessProbes probes the default gateways and some nodes on the same segment. Without any
 // target the result is that nothing was sent.
 func (a *Agent) sendLivenessProbes(e elect.LivenessProbe) {
 	var targets []layer2.Probe
 	for _, l := range a.nodeLinks {
-		for _, g := range l.DefaultGateways[:min(len(l.DefaultGateways), maxGatewaysOrNodesPerLivenessProbe)] {
+		for _, g := range l.DefaultGateways[:min(len(l.DefaultGateways), maxTargetsOfEachKindPerLivenessProbe)] {
 			targets = append(targets, layer2.Probe{Address: g, LinkIndexes: []int{l.Index}})
 		}
 	}
-	gateways := min(len(targets), maxGatewaysOrNodesPerLivenessProbe)
+	gateways := min(len(targets), maxTargetsOfEachKindPerLivenessProbe)
 	targets = targets[:gateways]
 	for _, name := range a.otherNodesInLivenessProbeOrder() {
 		address := a.addressByKnownMember[name]
 		for _, l := range a.nodeLinks {
 			onLink := slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Contains(address) })
-			if onLink && len(targets) < gateways+maxGatewaysOrNodesPerLivenessProbe {
+			if onLink && len(targets) < gateways+maxTargetsOfEachKindPerLivenessProbe {
 				targets = append(targets, layer2.Probe{Address: address, LinkIndexes: []int{l.Index}})
 			}
 		}
@@ -191,9 +191,9 @@ func (a *Agent) otherNodesInLivenessProbeOrder() []string {
 	return append(live, gone...)
 }
 
-// combineLivenessProbeResults combines the results of the probes on the segment. The result for the
-// election is the first answer, or no answer when all parts have ended.
-func (a *Agent) combineLivenessProbeResults(in []elect.Input, r facts.ProbeResult) []elect.Input {
+// recordLivenessProbeResult records the result of one of the probes that test whether this node is
+// cut off. The election gets the first answer, or no answer when all of these probes have ended.
+func (a *Agent) recordLivenessProbeResult(in []elect.Input, r facts.ProbeResult) []elect.Input {
 	id := a.livenessProbes.electionProbeIDBySentProbeID[r.ID]
 	delete(a.livenessProbes.electionProbeIDBySentProbeID, r.ID)
 	p := a.livenessProbes.openProbeByElectionProbeID[id]
@@ -213,7 +213,7 @@ func (a *Agent) handleEngineReport(in []elect.Input, r layer2.Report) []elect.In
 	switch r := r.(type) {
 	case facts.ProbeResult:
 		if r.ID >= livenessProbeIDBase {
-			return a.combineLivenessProbeResults(in, r)
+			return a.recordLivenessProbeResult(in, r)
 		}
 		if r.ID >= addressProbeIDBase {
 			r.ID -= addressProbeIDBase

@@ -24,7 +24,7 @@ func TestLivenessProbesReachEveryMemberInTurn(t *testing.T) {
 		if len(order) != 9 || slices.Contains(order, "node3") || !slices.Equal(order[7:], []string{"node0", "node1"}) {
 			t.Fatalf("the order is %v, want the seven other members, then the earlier ones", order)
 		}
-		for _, name := range order[:maxGatewaysOrNodesPerLivenessProbe] {
+		for _, name := range order[:maxTargetsOfEachKindPerLivenessProbe] {
 			asked[name]++
 		}
 	}

@@ -137,7 +137,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h nodeOfSes
 	}
 	installed := func(want bool) func() error {
 		return func() error {
-			if _, ok, err := b.Host(at).FindRoute(netip.MustParsePrefix(vip)); err != nil || ok != want {
+			if _, ok, err := b.Host(at).FindRouteToExactPrefix(netip.MustParsePrefix(vip)); err != nil || ok != want {
 				return fmt.Errorf("route present: %t (%v)", ok, err)
 			}
 			return nil
@@ -260,7 +260,7 @@ func TestBFDDownOfRestartingSpeakerKeepsRoutes(t *testing.T) {
 			p.BFD.TransmitInterval, p.BFD.ReceiveInterval = 300*time.Millisecond, 300*time.Millisecond
 			desired := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)}
 			has := func() bool {
-				_, ok, err := b.Host(at).FindRoute(netip.MustParsePrefix(servicePrefix))
+				_, ok, err := b.Host(at).FindRouteToExactPrefix(netip.MustParsePrefix(servicePrefix))
 				return ok && err == nil
 			}
 			up := func(s *testSpeaker) {

@@ -165,7 +165,7 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 	waitForBIRDOutput(t, bird, "show route", servicePrefix, "198.51.100.2/32", "2001:db8::1/128")
 	t.Run("the kernel has the routes", func(t *testing.T) {
 		awaitNoError(t, "the kernel routes the address", func() error {
-			r, ok, err := b.Host("router").FindRoute(netip.MustParsePrefix(servicePrefix))
+			r, ok, err := b.Host("router").FindRouteToExactPrefix(netip.MustParsePrefix(servicePrefix))
 			if err != nil || !ok || len(r.NextHops) != 1 || r.NextHops[0].String() != "192.168.0.11" {
 				return fmt.Errorf("%+v, %v", r, err)
 			}

@@ -44,7 +44,7 @@ type AdjRIBOut struct {
 // maxRecentAttributes bounds the search for equal attributes.
 const maxRecentAttributes = 16
 
-// NewAdjRIBOut returns an empty Table.
+// NewAdjRIBOut returns an empty AdjRIBOut.
 func NewAdjRIBOut() *AdjRIBOut {
 	return &AdjRIBOut{attributesByPrefix: map[netip.Prefix]*PathAttributes{}}
 }

@@ -47,10 +47,10 @@ type LocalMember struct {
 	*members.Members
 	options  Options
 	runNonce uint64
-	// stateForNextRun is what the next run needs to join the gossip again. stateOfEarlierRun is
-	// what an earlier run saved, nil without one.
-	stateForNextRun   checkpoint.SavedNodeState
-	stateOfEarlierRun *checkpoint.SavedNodeState
+	// nodeState is this run's own. It is saved, so that the next run can join the gossip again.
+	// savedNodeState is what an earlier run saved, nil without one.
+	nodeState      checkpoint.SavedNodeState
+	savedNodeState *checkpoint.SavedNodeState
 	// usesUnverifiedKey is set while the saved key is used instead of that of the API server.
 	usesUnverifiedKey bool
 }
@@ -67,21 +67,21 @@ func Open(ctx context.Context, o Options) (*LocalMember, error) {
 	}
 	m := &LocalMember{
 		options: o, runNonce: binary.BigEndian.Uint64(random[:]),
-		stateForNextRun:   checkpoint.SavedNodeState{NodeName: o.NodeName},
-		stateOfEarlierRun: o.Store.LoadState(o.NodeName),
+		nodeState:      checkpoint.SavedNodeState{NodeName: o.NodeName},
+		savedNodeState: o.Store.LoadState(o.NodeName),
 	}
 	err := retryUntilSuccess(ctx, o.Log, func() error { return m.findKeyAndAddress(ctx) })
 	if err != nil || ctx.Err() != nil {
 		return nil, err
 	}
 	m.Members, err = members.New(members.Options{
-		NodeName: o.NodeName, RunNonce: m.runNonce, BindAddress: m.stateForNextRun.GossipAddress, BindPort: o.BindPort,
-		GossipKey: m.stateForNextRun.GossipKey, Log: o.Log,
+		NodeName: o.NodeName, RunNonce: m.runNonce, BindAddress: m.nodeState.GossipAddress, BindPort: o.BindPort,
+		GossipKey: m.nodeState.GossipKey, Log: o.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if saved := m.stateOfEarlierRun; saved != nil {
+	if saved := m.savedNodeState; saved != nil {
 		var seeds []string
 		for _, a := range saved.MemberAddresses {
 			seeds = append(seeds, a.String())
@@ -97,18 +97,18 @@ func (m *LocalMember) RunNonce() uint64 { return m.runNonce }
 // findKeyAndAddress reads the key and the address from the API server. If that is unreachable, it
 // uses the saved ones.
 func (m *LocalMember) findKeyAndAddress(ctx context.Context) error {
-	saved := m.stateOfEarlierRun
+	saved := m.savedNodeState
 	err := m.queryAPIWithOptionalTimeout(ctx, func(ctx context.Context) (err error) {
-		if m.stateForNextRun.GossipKey, err = m.options.readKey(ctx); err != nil {
+		if m.nodeState.GossipKey, err = m.options.readKey(ctx); err != nil {
 			return err
 		}
-		m.stateForNextRun.GossipAddress, err = m.options.findAddress(ctx)
+		m.nodeState.GossipAddress, err = m.options.findAddress(ctx)
 		return err
 	})
 	if err != nil && saved != nil && isAPIUnreachable(err) {
 		m.options.Log.Warn("the API server is unreachable: resuming from the checkpoint of this node's last speaker",
 			"reason", err.Error(), "addresses", len(saved.BidsOfLastPlan))
-		m.stateForNextRun.GossipKey, m.stateForNextRun.GossipAddress, m.usesUnverifiedKey = saved.GossipKey, saved.GossipAddress, true
+		m.nodeState.GossipKey, m.nodeState.GossipAddress, m.usesUnverifiedKey = saved.GossipKey, saved.GossipAddress, true
 		return nil
 	}
 	return err
@@ -116,7 +116,7 @@ func (m *LocalMember) findKeyAndAddress(ctx context.Context) error {
 
 // queryAPIWithOptionalTimeout calls f, with a timeout if the answer was saved.
 func (m *LocalMember) queryAPIWithOptionalTimeout(ctx context.Context, f func(context.Context) error) error {
-	if m.stateOfEarlierRun != nil {
+	if m.savedNodeState != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, apiRequestWithSavedAnswerTimeout)
 		defer cancel()
@@ -132,10 +132,10 @@ func isAPIUnreachable(err error) bool {
 // RestoredCheckpoint returns the saved checkpoint, nil without one. With BGP disabled it omits the
 // routes.
 func (m *LocalMember) RestoredCheckpoint() *agent.Checkpoint {
-	if m.stateOfEarlierRun == nil {
+	if m.savedNodeState == nil {
 		return nil
 	}
-	c := m.stateOfEarlierRun.Checkpoint
+	c := m.savedNodeState.Checkpoint
 	if m.options.Scope.WithoutBGPKinds {
 		c.DesiredBGP = bgp.Desired{}
 	}
@@ -145,7 +145,7 @@ func (m *LocalMember) RestoredCheckpoint() *agent.Checkpoint {
 // SaveCheckpoint saves the agent's checkpoint together with the state of this node. It does not
 // block.
 func (m *LocalMember) SaveCheckpoint(c agent.Checkpoint) {
-	s := m.stateForNextRun
+	s := m.nodeState
 	s.Checkpoint = c
 	m.options.Store.ReplaceStateToWrite(s)
 }
@@ -162,7 +162,7 @@ func (m *LocalMember) VerifySavedKey(ctx context.Context) error {
 	same := true
 	err := retryUntilSuccess(ctx, m.options.Log, func() error {
 		key, err := m.options.readKey(ctx)
-		same = err != nil || bytes.Equal(key, m.stateForNextRun.GossipKey)
+		same = err != nil || bytes.Equal(key, m.nodeState.GossipKey)
 		return err
 	})
 	if err == nil && !same {

@@ -8,18 +8,18 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-var startedAt = time.Unix(1e9, 0)
+var testStart = time.Unix(1e9, 0)
 
 // answerUntil repeats one health check, with the answers of the function, from one second to
 // another. It returns the number of requests, and the outcomes that the queue reports.
 func answerUntil(q *checkQueue, from, until time.Duration, answerAt func(time.Duration) answer) (requests int, outcomes []facts.HealthCheckOutcome) {
 	for at := from; at < until; at += time.Millisecond {
-		c, ok := q.takeDue(startedAt.Add(at))
+		c, ok := q.takeDue(testStart.Add(at))
 		if !ok {
 			continue
 		}
 		requests++
-		if r, changed := q.recordAnswer(c, answerAt(at), startedAt.Add(at)); changed {
+		if r, changed := q.recordAnswer(c, answerAt(at), testStart.Add(at)); changed {
 			outcomes = append(outcomes, r.Outcome)
 		}
 	}
@@ -28,7 +28,7 @@ func answerUntil(q *checkQueue, from, until time.Duration, answerAt func(time.Du
 
 func newQueueWithOneCheck() *checkQueue {
 	q := newCheckQueue()
-	q.setChecks([]intent.HealthCheck{{ID: 1, Namespace: "default", Name: "web", Port: 30000}}, startedAt)
+	q.setChecks([]intent.HealthCheck{{ID: 1, Namespace: "default", Name: "web", Port: 30000}}, testStart)
 	return q
 }
 
@@ -83,7 +83,7 @@ func TestRequestsBecomeRare(t *testing.T) {
 	if later, _ := answerUntil(q, time.Minute, 2*time.Minute, unknown); later < 30 || later > 61 {
 		t.Errorf("%d requests in the second minute, want about one per second", later)
 	}
-	q.setChecks(nil, startedAt.Add(2*time.Minute))
+	q.setChecks(nil, testStart.Add(2*time.Minute))
 	if after, _ := answerUntil(q, 2*time.Minute, 3*time.Minute, unknown); after > 0 {
 		t.Errorf("%d requests for a health check that nothing needs", after)
 	}
@@ -93,8 +93,8 @@ func TestRequestsBecomeRare(t *testing.T) {
 // runs.
 func TestAnAnswerForAnEarlierCheckIsIgnored(t *testing.T) {
 	q := newQueueWithOneCheck()
-	c, _ := q.takeDue(startedAt)
-	now := startedAt.Add(time.Millisecond)
+	c, _ := q.takeDue(testStart)
+	now := testStart.Add(time.Millisecond)
 	next := c
 	next.ID++
 	q.setChecks([]intent.HealthCheck{next}, now)

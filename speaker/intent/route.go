@@ -68,10 +68,10 @@ func (p *Peer) IsExternal() bool {
 	return p.AcceptedASNs == AcceptExternalASN || (p.AcceptedASNs == AcceptOnlyPeerASN && p.PeerASN != p.LocalASN)
 }
 
-// AcceptedASNs is which AS numbers of a router are accepted.
+// DynamicASN says which AS numbers of a router are accepted.
 type DynamicASN uint8
 
-// The values of AcceptedASNs.
+// The values of DynamicASN.
 const (
 	AcceptOnlyPeerASN DynamicASN = iota // only PeerASN
 	AcceptInternalASN                   // only LocalASN

@@ -31,8 +31,8 @@ type unusualSender struct {
 
 // The layouts of RFC 826 and RFC 8200, in bytes from the start of the frame.
 const (
-	arpHardwareTypeOffset, arpProtocolTypeOffset, arpLengthsOffset, arpOperationOffset                          = 14, 16, 18, 20
-	ip6HopLimitOffset, ip6SourceOffset, ip6DestinationOffset, icmp6Offset, icmp6CodeOffset, icmp6ChecksumOffset = 21, 22, 38, 54, 55, 56
+	arpHardwareTypeOffset, arpProtocolTypeOffset, arpLengthsOffset, arpOperationOffset                                               = 14, 16, 18, 20
+	ip6HopLimitOffsetInFrame, ip6SourceOffsetInFrame, ip6DestinationOffsetInFrame, icmp6Offset, icmp6CodeOffset, icmp6ChecksumOffset = 21, 22, 38, 54, 55, 56
 )
 
 // ordinaryARPRequest returns an ordinary ARP request.
@@ -131,7 +131,7 @@ var unusualFramesByFamily = map[string]map[string]unusualFrame{
 		}, true},
 		"a VLAN tag with only a priority": {requestWithVLANTag(0x8100, 5<<13), true},
 		"a VLAN":                          {requestWithVLANTag(0x8100, 5), false},
-		"a hop limit of 254":              {requestWithBytesAt(ip6HopLimitOffset, 254), false},
+		"a hop limit of 254":              {requestWithBytesAt(ip6HopLimitOffsetInFrame, 254), false},
 		"a wrong checksum":                {requestWithBytesAt(icmp6ChecksumOffset, 0x55, 0xaa), false},
 		"another code":                    {requestWithBytesAt(icmp6CodeOffset, 1), false},
 		"a request to all nodes": {func(o unusualSender) []byte {

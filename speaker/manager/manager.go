@@ -30,8 +30,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/options"
 )
 
-// Manager is the manager of a speaker.
-type Manager struct {
+// ControllerRuntimeManager is the manager of a speaker.
+type ControllerRuntimeManager struct {
 	ctrl.Manager
 	config      *rest.Config
 	watchClient client.WithWatch
@@ -40,7 +40,7 @@ type Manager struct {
 }
 
 // New returns a Manager. It reads the credentials, and sends no request before Start.
-func New(o options.Options, log *slog.Logger) (*Manager, error) {
+func New(o options.Options, log *slog.Logger) (*ControllerRuntimeManager, error) {
 	config, err := o.LoadRESTConfig()
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func New(o options.Options, log *slog.Logger) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("setting up the manager: %w", err)
 	}
-	m := &Manager{Manager: mgr, config: config, log: log}
+	m := &ControllerRuntimeManager{Manager: mgr, config: config, log: log}
 	m.watchClient, err = client.NewWithWatch(config, client.Options{
 		HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper(),
 	})
@@ -61,12 +61,12 @@ func New(o options.Options, log *slog.Logger) (*Manager, error) {
 }
 
 // WatchClient returns a client that reads and watches without the cache.
-func (m *Manager) WatchClient() client.WithWatch { return m.watchClient }
+func (m *ControllerRuntimeManager) WatchClient() client.WithWatch { return m.watchClient }
 
 // MarkReady makes the readiness check succeed: the speaker has read the cluster state.
-func (m *Manager) MarkReady() { m.isReady.Store(true) }
+func (m *ControllerRuntimeManager) MarkReady() { m.isReady.Store(true) }
 
-func (m *Manager) checkReady(*http.Request) error {
+func (m *ControllerRuntimeManager) checkReady(*http.Request) error {
 	if !m.isReady.Load() {
 		return errors.New("the speaker has not read the cluster state yet")
 	}
@@ -74,7 +74,7 @@ func (m *Manager) checkReady(*http.Request) error {
 }
 
 // AwaitKinds waits until the API server serves the kinds that a speaker uses, or ctx ends.
-func (m *Manager) AwaitKinds(ctx context.Context) error {
+func (m *ControllerRuntimeManager) AwaitKinds(ctx context.Context) error {
 	resources := append(configuration.RequiredCRDResources, "servicel2statuses", "servicebgpstatuses")
 	return option.AwaitCRDResourcesServed(ctx, m.config, m.log, resources...)
 }

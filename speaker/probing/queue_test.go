@@ -102,7 +102,7 @@ func TestProbeGoesToTheLinksOfTheAddress(t *testing.T) {
 	}
 }
 
-func TestProbeResultsAnswerTheQuestion(t *testing.T) {
+func TestAnswerFromProbeResults(t *testing.T) {
 	foreign, member := numberedMAC(99), numberedMAC(11)
 	tests := map[string]struct {
 		results []facts.ProbeResult

@@ -123,7 +123,7 @@ func measureRoutes(ctx context.Context, dir string) error {
 
 // countNextHops returns the number of next hops of a prefix in the router's kernel.
 func countNextHops(s *cluster.Cluster, p netip.Prefix) (int, error) {
-	r, _, err := s.NamespaceOfHost("router").FindRoute(p)
+	r, _, err := s.NamespaceOfHost("router").FindRouteToExactPrefix(p)
 	return len(r.NextHops), err
 }
 

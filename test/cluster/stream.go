@@ -36,7 +36,7 @@ type RequestFailure struct {
 	Err                error
 }
 
-func newStream(ctx context.Context) (*Stream, context.Context) {
+func newRequestStreamRecord(ctx context.Context) (*Stream, context.Context) {
 	ctx, stop := context.WithCancel(ctx)
 	return &Stream{stop: stop, stoppedSignal: make(chan struct{}), isAnsweredBySequenceNumber: map[int]bool{}}, ctx
 }
@@ -96,7 +96,7 @@ func (s *Cluster) StartUDPStream(ctx context.Context, host, address string, rate
 	if err != nil {
 		return nil, fmt.Errorf("opening a socket on %s: %w", host, err)
 	}
-	st, ctx := newStream(ctx)
+	st, ctx := newRequestStreamRecord(ctx)
 	go func() {
 		b := make([]byte, 512)
 		for {
@@ -156,7 +156,7 @@ func (s *Cluster) StartHTTPStream(ctx context.Context, host, url string, rate in
 // startParallelRequestStream sends requests in parallel, so that none waits for the answer to
 // another. Stop waits until those under way have ended.
 func startParallelRequestStream(ctx context.Context, rate int, request func(ctx context.Context, st *Stream, seq int)) *Stream {
-	st, ctx := newStream(ctx)
+	st, ctx := newRequestStreamRecord(ctx)
 	go func() {
 		defer close(st.stoppedSignal)
 		var running sync.WaitGroup

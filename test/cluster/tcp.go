@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errTCPSegmentRetransmitted means that a packet of the connection had to be sent again.
-var errTCPSegmentRetransmitted = errors.New("a packet of the connection was sent again")
+// errSYNRetransmitted means that the SYN of the connection had to be sent again.
+var errSYNRetransmitted = errors.New("the SYN of the connection was sent again")
 
 // StartTCPStream sends lines over TCP, rate per second, each over a new connection. A request also
 // counts as lost if the kernel had to repeat its SYN: that takes a second, which a person would
@@ -43,7 +43,7 @@ func (s *Cluster) exchangeLineOverNewTCPConnection(ctx context.Context, host, ad
 		return err
 	}
 	defer c.Close()
-	if err := checkNoRetransmission(c); err != nil {
+	if err := checkSYNNotRetransmitted(c); err != nil {
 		return err
 	}
 	deadline, _ := ctx.Deadline()
@@ -64,9 +64,9 @@ func (s *Cluster) exchangeLineOverNewTCPConnection(ctx context.Context, host, ad
 	}
 }
 
-// checkNoRetransmission returns errTCPSegmentRetransmitted if the kernel had to send a packet of
-// the connection again.
-func checkNoRetransmission(c net.Conn) error {
+// checkSYNNotRetransmitted returns errSYNRetransmitted if the kernel had to send a packet of the
+// connection again. Call it before any data is sent, so that this packet is the SYN.
+func checkSYNNotRetransmitted(c net.Conn) error {
 	tcp, ok := c.(syscall.Conn)
 	if !ok {
 		return fmt.Errorf("%T has no socket", c)
@@ -80,7 +80,7 @@ func checkNoRetransmission(c net.Conn) error {
 		return errors.Join(failed, err)
 	}
 	if info.Total_retrans > 0 {
-		return errTCPSegmentRetransmitted
+		return errSYNRetransmitted
 	}
 	return nil
 }

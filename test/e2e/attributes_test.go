@@ -202,7 +202,7 @@ spec: {ipAddressPools: [routed], localPref: 200, serviceSelectors: [{}]}
 func awaitTrafficRatioOfNextHops(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, ratio int) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, fmt.Sprintf("%d times the weight of node2 on node1 for %s", ratio, p), func(context.Context) error {
-		r, _, err := s.NamespaceOfHost("router").FindRoute(p)
+		r, _, err := s.NamespaceOfHost("router").FindRouteToExactPrefix(p)
 		if err == nil && (len(r.Weights) != 2 || r.Weights[0] != ratio*r.Weights[1]) {
 			err = fmt.Errorf("%v have the weights %v", r.NextHops, r.Weights)
 		}

@@ -232,7 +232,7 @@ func (b *bgpHarness) testGracefulRestartKeepsRoutes(ctx context.Context, t *test
 	begun := countSessionStarts(ctx, t, b.Cluster, "node1")
 	failOnError(t, b.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
 	failOnError(t, cluster.AwaitNoError(ctx, "the session of the new speaker", func(ctx context.Context) error {
-		r, _, err := b.NamespaceOfHost("router").FindRoute(b.vip)
+		r, _, err := b.NamespaceOfHost("router").FindRouteToExactPrefix(b.vip)
 		if err != nil {
 			return err
 		}
@@ -295,7 +295,7 @@ func awaitNextHops(ctx context.Context, t *testing.T, s *cluster.Cluster, p neti
 func awaitNextHopsInKernelOf(ctx context.Context, t *testing.T, s *cluster.Cluster, at string, p netip.Prefix, want ...string) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, fmt.Sprintf("the next hops in the kernel of %s: %s via %v", at, p, want), func(context.Context) error {
-		r, _, err := s.NamespaceOfHost(at).FindRoute(p)
+		r, _, err := s.NamespaceOfHost(at).FindRouteToExactPrefix(p)
 		if err != nil {
 			return err
 		}

@@ -300,7 +300,7 @@ func testRouting(ctx context.Context, t *testing.T, l *Lab) {
 	}
 	learnt := func(want bool) func() error {
 		return func() error {
-			r, ok, err := l.NamespaceOfHost("router").FindRoute(netip.MustParsePrefix("198.51.100.1/32"))
+			r, ok, err := l.NamespaceOfHost("router").FindRouteToExactPrefix(netip.MustParsePrefix("198.51.100.1/32"))
 			if err == nil && ok != want {
 				err = fmt.Errorf("the router's kernel has %v", r)
 			}

@@ -31,14 +31,14 @@ type testTally struct {
 	packagesFailedWithoutFailedTest []string
 	hasFailedTestByPackage          map[string]bool
 	// flags that run the tests in namespaces where an ordinary user may start labs
-	userNamespaceTestFlags []string
+	goTestFlagsForUserNamespace []string
 }
 
 func main() {
 	t := testTally{outputByUnfinishedTest: map[string]*strings.Builder{}, hasFailedTestByPackage: map[string]bool{}}
 	begun := time.Now()
 	if os.Geteuid() != 0 {
-		t.userNamespaceTestFlags = userNamespaceTestFlags()
+		t.goTestFlagsForUserNamespace = goTestFlagsForUserNamespace()
 	}
 	packages, err := groupPackagesByUseOfLab(os.Args[1:])
 	if err != nil {
@@ -66,9 +66,9 @@ func (t *testTally) hasSkipNotCausedByKernel() bool {
 	return slices.ContainsFunc(t.skippedTestLines, func(s string) bool { return !strings.Contains(s, "this kernel has no ") })
 }
 
-// userNamespaceTestFlags returns the flags for an ordinary user. If the kernel does not allow user
-// namespaces, the tests that need root are skipped.
-func userNamespaceTestFlags() []string {
+// goTestFlagsForUserNamespace returns the flags for an ordinary user. If the kernel does not allow
+// user namespaces, the tests that need root are skipped.
+func goTestFlagsForUserNamespace() []string {
 	tool, err := filepath.Abs("bin/lab")
 	if err == nil {
 		err = exec.Command(tool, "inside", "/bin/true").Run()
@@ -106,7 +106,7 @@ func (t *testTally) runGoTest(packages []string, flags ...string) {
 	if len(packages) == 0 {
 		return
 	}
-	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=20m"}, flags, t.userNamespaceTestFlags, packages)
+	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=20m"}, flags, t.goTestFlagsForUserNamespace, packages)
 	cmd := exec.Command("go", args...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

@@ -52,7 +52,7 @@ type Server struct {
 // serviceChange is a change of one Service; after is nil when it was deleted.
 type serviceChange struct{ before, after *corev1.Service }
 
-// NewServer returns an empty server. onChange, unless nil, is called with each change of a Service
+// NewServer returns an empty server. check, unless nil, is called with each change of a Service
 // while nothing else can change.
 func NewServer(check func(before, after *corev1.Service)) *Server {
 	if check == nil {

@@ -27,7 +27,7 @@ type FakeNetwork struct {
 	delayOrLossFunc func(from, to netip.Addr) (time.Duration, bool)
 }
 
-// NewFakeNetwork returns a Network without loss and delay.
+// NewFakeNetwork returns a FakeNetwork without loss and delay.
 func NewFakeNetwork() *FakeNetwork {
 	return &FakeNetwork{
 		hostByAddress:   map[netip.Addr]*FakeHostTransport{},
@@ -36,7 +36,7 @@ func NewFakeNetwork() *FakeNetwork {
 }
 
 // SetDelayOrLossFunc sets the function that returns the delay of a datagram, or
-// false to lose it. The function is called with the Network locked.
+// false to lose it. The function is called while the FakeNetwork is locked.
 func (n *FakeNetwork) SetDelayOrLossFunc(delivery func(from, to netip.Addr) (time.Duration, bool)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -34,8 +34,8 @@ const (
 	minNotUpTxInterval = time.Second
 	// adminDownPacketCount is how many packets signal AdminDown: one or two may be lost.
 	adminDownPacketCount = 3
-	// adminDownInterval is the longest interval between these packets, so
-	// that a planned stop does not wait for a slow session.
+	// adminDownInterval is the interval between these packets before jitter. It is short, so that
+	// a planned stop does not wait for a slow session.
 	adminDownInterval = 50 * time.Millisecond
 )
 

@@ -44,12 +44,12 @@ func TestDamagedFrames(t *testing.T) {
 func correctChecksums(b []byte) {
 	switch {
 	case len(b) >= icmp6Offset+echoMinLength && b[etherTypeOffset] == 0x86:
-		end := min(len(b), icmp6Offset+int(binary.BigEndian.Uint16(b[ip6PayloadLengthOffset:])))
+		end := min(len(b), icmp6Offset+int(binary.BigEndian.Uint16(b[ip6PayloadLengthOffsetInFrame:])))
 		if end < icmp6Offset+4 {
 			return
 		}
 		clear(b[icmp6Offset+2 : icmp6Offset+4])
-		binary.BigEndian.PutUint16(b[icmp6Offset+2:], ^icmpv6Checksum(b[ip6SourceOffset:icmp6Offset], b[icmp6Offset:end]))
+		binary.BigEndian.PutUint16(b[icmp6Offset+2:], ^icmpv6Checksum(b[ip6SourceOffsetInFrame:icmp6Offset], b[icmp6Offset:end]))
 	case len(b) >= icmp4Offset+echoMinLength && b[etherTypeOffset+1] == 0:
 		end := min(len(b), ip4Offset+int(binary.BigEndian.Uint16(b[ip4TotalLengthOffset:])))
 		if end < icmp4Offset+4 {

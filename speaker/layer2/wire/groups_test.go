@@ -195,9 +195,9 @@ func buildMLDQuery(mac facts.MAC) []byte {
 	clear(b[mldOffset+4:])
 	b[mldOffset+5] = 10 // the maximum response delay, in milliseconds
 	all := allNodesGroup.As16()
-	copy(b[ip6DestinationOffset:], all[:])
+	copy(b[ip6DestinationOffsetInFrame:], all[:])
 	copy(b[0:6], []byte{0x33, 0x33, 0, 0, 0, 1})
-	sum := ^icmpv6Checksum(b[ip6SourceOffset:icmp6Offset], b[mldOffset:])
+	sum := ^icmpv6Checksum(b[ip6SourceOffsetInFrame:icmp6Offset], b[mldOffset:])
 	b[mldOffset+2], b[mldOffset+3] = byte(sum>>8), byte(sum)
 	return b
 }
@@ -206,7 +206,7 @@ func buildMLDQuery(mac facts.MAC) []byte {
 func TestFilterPassesMLDQueries(t *testing.T) {
 	vm := newFilterVM(t, ndpFilter)
 	report := encodeMLDReport(nodeMAC, heldIPv6, mldModeIsExclude, []netip.Addr{heldIPv6})
-	if !isICMPv6ChecksumValid(report[ip6SourceOffset:icmp6Offset], report[mldOffset:]) {
+	if !isICMPv6ChecksumValid(report[ip6SourceOffsetInFrame:icmp6Offset], report[mldOffset:]) {
 		t.Error("the checksum of a report is wrong")
 	}
 	for name, tt := range map[string]struct {

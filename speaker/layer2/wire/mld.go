@@ -28,7 +28,7 @@ const (
 	typeMLDv2Report  = 143
 	typeMLDQuery     = 130
 	// maxRecordsPerReport fills a frame of 1,500 bytes, which every Ethernet carries.
-	maxRecordsPerReport = (1500 - (mldRecordsOffset - ip6Offset)) / mldRecordLength
+	maxRecordsPerReport = (1500 - (mldRecordsOffset - ip6HeaderOffsetInFrame)) / mldRecordLength
 )
 
 // The group that receives reports (RFC 3810 section 5.2.14), and its Ethernet address.
@@ -45,12 +45,12 @@ func encodeMLDReport(mac facts.MAC, source netip.Addr, kind byte, groups []netip
 	copy(b[0:6], mldRoutersMAC[:])
 	copy(b[6:12], mac[:])
 	binary.BigEndian.PutUint16(b[etherTypeOffset:], unix.ETH_P_IPV6)
-	binary.BigEndian.PutUint32(b[ip6Offset:], 6<<28)
-	binary.BigEndian.PutUint16(b[ip6PayloadLengthOffset:], uint16(len(b)-hopByHopOffset))
-	b[ip6NextHeaderOffset], b[ip6HopLimitOffset] = unix.IPPROTO_HOPOPTS, 1
+	binary.BigEndian.PutUint32(b[ip6HeaderOffsetInFrame:], 6<<28)
+	binary.BigEndian.PutUint16(b[ip6PayloadLengthOffsetInFrame:], uint16(len(b)-hopByHopOffset))
+	b[ip6NextHeaderOffsetInFrame], b[ip6HopLimitOffsetInFrame] = unix.IPPROTO_HOPOPTS, 1
 	from, to := source.As16(), mldRoutersGroup.As16()
-	copy(b[ip6SourceOffset:], from[:])
-	copy(b[ip6DestinationOffset:], to[:])
+	copy(b[ip6SourceOffsetInFrame:], from[:])
+	copy(b[ip6DestinationOffsetInFrame:], to[:])
 	// Router Alert for MLD, and padding
 	copy(b[hopByHopOffset:], []byte{unix.IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0})
 	b[mldOffset] = typeMLDv2Report
@@ -61,11 +61,11 @@ func encodeMLDReport(mac facts.MAC, source netip.Addr, kind byte, groups []netip
 		group := g.As16()
 		copy(r[4:], group[:])
 	}
-	binary.BigEndian.PutUint16(b[mldOffset+2:], ^icmpv6Checksum(b[ip6SourceOffset:icmp6Offset], b[mldOffset:]))
+	binary.BigEndian.PutUint16(b[mldOffset+2:], ^icmpv6Checksum(b[ip6SourceOffsetInFrame:icmp6Offset], b[mldOffset:]))
 	return b
 }
 
 // isMLDQuery says whether the frame asks for reports.
 func isMLDQuery(b []byte) bool {
-	return len(b) > mldOffset && b[ip6NextHeaderOffset] == unix.IPPROTO_HOPOPTS && b[hopByHopOffset] == unix.IPPROTO_ICMPV6 && b[hopByHopOffset+1] == 0 && b[mldOffset] == typeMLDQuery
+	return len(b) > mldOffset && b[ip6NextHeaderOffsetInFrame] == unix.IPPROTO_HOPOPTS && b[hopByHopOffset] == unix.IPPROTO_ICMPV6 && b[hopByHopOffset+1] == 0 && b[mldOffset] == typeMLDQuery
 }

@@ -17,17 +17,17 @@ import (
 // The layout of ICMPv6 over IPv6 over Ethernet (RFC 8200 section 3), in bytes from the
 // start of the frame.
 const (
-	ip6Offset                 = 14
-	ip6PayloadLengthOffset    = 18 // of what follows the header
-	ip6NextHeaderOffset       = 20
-	ip6HopLimitOffset         = 21
-	ip6SourceOffset           = 22
-	ip6DestinationOffset      = 38
-	icmp6Offset               = 54
-	icmp6CodeOffset           = 55
-	ndpMinFrameLength         = icmp6Offset + 24 // a solicitation without options
-	typeNeighborSolicitation  = 135              // RFC 4861 section 4.3
-	typeNeighborAdvertisement = 136              // RFC 4861 section 4.4
+	ip6HeaderOffsetInFrame        = 14
+	ip6PayloadLengthOffsetInFrame = 18 // of what follows the header
+	ip6NextHeaderOffsetInFrame    = 20
+	ip6HopLimitOffsetInFrame      = 21
+	ip6SourceOffsetInFrame        = 22
+	ip6DestinationOffsetInFrame   = 38
+	icmp6Offset                   = 54
+	icmp6CodeOffset               = 55
+	ndpMinFrameLength             = icmp6Offset + 24 // a solicitation without options
+	typeNeighborSolicitation      = 135              // RFC 4861 section 4.3
+	typeNeighborAdvertisement     = 136              // RFC 4861 section 4.4
 )
 
 // ndpFilter passes Neighbor Solicitations and Advertisements without extension headers, which a
@@ -38,7 +38,7 @@ var ndpFilter = []bpf.Instruction{
 	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: unix.PACKET_MULTICAST, SkipTrue: 13},
 	bpf.LoadAbsolute{Off: etherTypeOffset, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_IPV6, SkipTrue: 11},
-	bpf.LoadAbsolute{Off: ip6NextHeaderOffset, Size: 1},
+	bpf.LoadAbsolute{Off: ip6NextHeaderOffsetInFrame, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 3},
 	bpf.LoadAbsolute{Off: icmp6Offset, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpEqual, Val: typeNeighborSolicitation, SkipTrue: 6},
@@ -55,19 +55,19 @@ var ndpFilter = []bpf.Instruction{
 // decodeNDP reads an Ethernet frame that contains a Neighbor Solicitation or Advertisement. It
 // checks the rules of RFC 4861 sections 7.1.1 and 7.1.2.
 func decodeNDP(b []byte) (layer2.ARPOrNDPFrame, bool) {
-	if len(b) < ndpMinFrameLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_IPV6 || b[ip6Offset]>>4 != 6 ||
-		b[ip6NextHeaderOffset] != unix.IPPROTO_ICMPV6 || b[ip6HopLimitOffset] != ndp.HopLimit || b[icmp6CodeOffset] != 0 {
+	if len(b) < ndpMinFrameLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_IPV6 || b[ip6HeaderOffsetInFrame]>>4 != 6 ||
+		b[ip6NextHeaderOffsetInFrame] != unix.IPPROTO_ICMPV6 || b[ip6HopLimitOffsetInFrame] != ndp.HopLimit || b[icmp6CodeOffset] != 0 {
 		return layer2.ARPOrNDPFrame{}, false
 	}
-	end := icmp6Offset + int(binary.BigEndian.Uint16(b[ip6PayloadLengthOffset:]))
-	if end < ndpMinFrameLength || end > len(b) || !isICMPv6ChecksumValid(b[ip6SourceOffset:icmp6Offset], b[icmp6Offset:end]) {
+	end := icmp6Offset + int(binary.BigEndian.Uint16(b[ip6PayloadLengthOffsetInFrame:]))
+	if end < ndpMinFrameLength || end > len(b) || !isICMPv6ChecksumValid(b[ip6SourceOffsetInFrame:icmp6Offset], b[icmp6Offset:end]) {
 		return layer2.ARPOrNDPFrame{}, false
 	}
 	m, err := ndp.ParseMessage(b[icmp6Offset:end])
 	if err != nil {
 		return layer2.ARPOrNDPFrame{}, false
 	}
-	source, target := netip.AddrFrom16([16]byte(b[ip6SourceOffset:ip6DestinationOffset])), netip.AddrFrom16([16]byte(b[ip6DestinationOffset:icmp6Offset]))
+	source, target := netip.AddrFrom16([16]byte(b[ip6SourceOffsetInFrame:ip6DestinationOffsetInFrame])), netip.AddrFrom16([16]byte(b[ip6DestinationOffsetInFrame:icmp6Offset]))
 	f := layer2.ARPOrNDPFrame{EthernetDestination: facts.MAC(b[0:6]), EthernetSource: facts.MAC(b[6:12]), SenderMAC: facts.MAC(b[6:12])}
 	switch m := m.(type) {
 	case *ndp.NeighborSolicitation:
@@ -181,12 +181,12 @@ func encodeNDP(b []byte, f layer2.ARPOrNDPFrame) ([]byte, error) {
 	copy(b[0:6], f.EthernetDestination[:])
 	copy(b[6:12], f.EthernetSource[:])
 	binary.BigEndian.PutUint16(b[etherTypeOffset:], unix.ETH_P_IPV6)
-	binary.BigEndian.PutUint32(b[ip6Offset:], 6<<28)
-	binary.BigEndian.PutUint16(b[ip6PayloadLengthOffset:], uint16(len(payload)))
-	b[ip6NextHeaderOffset], b[ip6HopLimitOffset] = unix.IPPROTO_ICMPV6, ndp.HopLimit
+	binary.BigEndian.PutUint32(b[ip6HeaderOffsetInFrame:], 6<<28)
+	binary.BigEndian.PutUint16(b[ip6PayloadLengthOffsetInFrame:], uint16(len(payload)))
+	b[ip6NextHeaderOffsetInFrame], b[ip6HopLimitOffsetInFrame] = unix.IPPROTO_ICMPV6, ndp.HopLimit
 	s, t := source.As16(), target.As16()
-	copy(b[ip6SourceOffset:], s[:])
-	copy(b[ip6DestinationOffset:], t[:])
+	copy(b[ip6SourceOffsetInFrame:], s[:])
+	copy(b[ip6DestinationOffsetInFrame:], t[:])
 	copy(b[icmp6Offset:], payload)
 	return b, nil
 }

@@ -103,24 +103,27 @@ func TestDecodeNDPRefusesInvalidFrames(t *testing.T) {
 		of   string
 		edit func(b []byte) []byte
 	}{
-		"nothing":                                      {"a solicitation", func([]byte) []byte { return nil }},
-		"a frame cut short":                            {"a solicitation", func(b []byte) []byte { return b[:len(b)-1] }},
-		"a hop limit of 254":                           {"a solicitation", func(b []byte) []byte { b[ip6HopLimitOffset] = 254; return b }},
-		"a wrong checksum":                             {"a solicitation", func(b []byte) []byte { b[icmp6Offset+2]++; return b }},
-		"another code":                                 {"a solicited advertisement", func(b []byte) []byte { b[icmp6CodeOffset] = 1; return withValidChecksum(b) }},
-		"another type":                                 {"a solicited advertisement", func(b []byte) []byte { b[icmp6Offset] = 128; return withValidChecksum(b) }},
-		"a multicast target":                           {"a solicitation", func(b []byte) []byte { b[icmp6Offset+8] = 0xff; return withValidChecksum(b) }},
-		"an announced multicast target":                {"an announcement", func(b []byte) []byte { b[icmp6Offset+8] = 0xff; return withValidChecksum(b) }},
-		"a solicited flag in an announcement":          {"an announcement", func(b []byte) []byte { b[icmp6Offset+4] = 0x60; return withValidChecksum(b) }},
-		"a link-layer option without a sender address": {"a solicitation", func(b []byte) []byte { clear(b[ip6SourceOffset:ip6DestinationOffset]); return withValidChecksum(b) }},
+		"nothing":                             {"a solicitation", func([]byte) []byte { return nil }},
+		"a frame cut short":                   {"a solicitation", func(b []byte) []byte { return b[:len(b)-1] }},
+		"a hop limit of 254":                  {"a solicitation", func(b []byte) []byte { b[ip6HopLimitOffsetInFrame] = 254; return b }},
+		"a wrong checksum":                    {"a solicitation", func(b []byte) []byte { b[icmp6Offset+2]++; return b }},
+		"another code":                        {"a solicited advertisement", func(b []byte) []byte { b[icmp6CodeOffset] = 1; return withValidChecksum(b) }},
+		"another type":                        {"a solicited advertisement", func(b []byte) []byte { b[icmp6Offset] = 128; return withValidChecksum(b) }},
+		"a multicast target":                  {"a solicitation", func(b []byte) []byte { b[icmp6Offset+8] = 0xff; return withValidChecksum(b) }},
+		"an announced multicast target":       {"an announcement", func(b []byte) []byte { b[icmp6Offset+8] = 0xff; return withValidChecksum(b) }},
+		"a solicited flag in an announcement": {"an announcement", func(b []byte) []byte { b[icmp6Offset+4] = 0x60; return withValidChecksum(b) }},
+		"a link-layer option without a sender address": {"a solicitation", func(b []byte) []byte {
+			clear(b[ip6SourceOffsetInFrame:ip6DestinationOffsetInFrame])
+			return withValidChecksum(b)
+		}},
 		"a unicast solicitation without a sender address": {"a solicitation without a sender address", func(b []byte) []byte {
 			to := heldIPv6.As16()
-			copy(b[ip6DestinationOffset:], to[:])
+			copy(b[ip6DestinationOffsetInFrame:], to[:])
 			return withValidChecksum(b)
 		}},
 		"an option of no length":                    {"a solicitation", func(b []byte) []byte { b[ndpMinFrameLength+1] = 0; return withValidChecksum(b) }},
-		"a length beyond the frame":                 {"a solicitation", func(b []byte) []byte { b[ip6PayloadLengthOffset] = 1; return b }},
-		"a solicitation with a group as its sender": {"a solicitation", func(b []byte) []byte { b[ip6SourceOffset] = 0xff; return withValidChecksum(b) }},
+		"a length beyond the frame":                 {"a solicitation", func(b []byte) []byte { b[ip6PayloadLengthOffsetInFrame] = 1; return b }},
+		"a solicitation with a group as its sender": {"a solicitation", func(b []byte) []byte { b[ip6SourceOffsetInFrame] = 0xff; return withValidChecksum(b) }},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -136,7 +139,7 @@ func withValidChecksum(b []byte) []byte {
 	b[icmp6Offset+2], b[icmp6Offset+3] = 0, 0
 	for c := range 1 << 16 { // independent of the tested code
 		binary.BigEndian.PutUint16(b[icmp6Offset+2:], uint16(c))
-		if isICMPv6ChecksumValid(b[ip6SourceOffset:icmp6Offset], b[icmp6Offset:]) {
+		if isICMPv6ChecksumValid(b[ip6SourceOffsetInFrame:icmp6Offset], b[icmp6Offset:]) {
 			return b
 		}
 	}

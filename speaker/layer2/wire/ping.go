@@ -66,7 +66,7 @@ var pingFilter6 = []bpf.Instruction{
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.PACKET_HOST, SkipTrue: 7},
 	bpf.LoadAbsolute{Off: etherTypeOffset, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_IPV6, SkipTrue: 5},
-	bpf.LoadAbsolute{Off: ip6NextHeaderOffset, Size: 1},
+	bpf.LoadAbsolute{Off: ip6NextHeaderOffsetInFrame, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_ICMPV6, SkipTrue: 3},
 	bpf.LoadAbsolute{Off: icmp6Offset, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: typeEchoRequest6 << 8, SkipTrue: 1},
@@ -154,24 +154,24 @@ func buildPingReply4(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
 
 // buildPingReply6 does the same for IPv6 (RFC 4443 section 4.2).
 func buildPingReply6(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
-	if len(b) < icmp6Offset+echoMinLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_IPV6 || b[ip6Offset]>>4 != 6 ||
-		b[ip6NextHeaderOffset] != unix.IPPROTO_ICMPV6 || binary.BigEndian.Uint16(b[icmp6Offset:]) != typeEchoRequest6<<8 {
+	if len(b) < icmp6Offset+echoMinLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_IPV6 || b[ip6HeaderOffsetInFrame]>>4 != 6 ||
+		b[ip6NextHeaderOffsetInFrame] != unix.IPPROTO_ICMPV6 || binary.BigEndian.Uint16(b[icmp6Offset:]) != typeEchoRequest6<<8 {
 		return nil, false
 	}
-	end := icmp6Offset + int(binary.BigEndian.Uint16(b[ip6PayloadLengthOffset:]))
-	if end < icmp6Offset+echoMinLength || end > len(b) || !isICMPv6ChecksumValid(b[ip6SourceOffset:icmp6Offset], b[icmp6Offset:end]) {
+	end := icmp6Offset + int(binary.BigEndian.Uint16(b[ip6PayloadLengthOffsetInFrame:]))
+	if end < icmp6Offset+echoMinLength || end > len(b) || !isICMPv6ChecksumValid(b[ip6SourceOffsetInFrame:icmp6Offset], b[icmp6Offset:end]) {
 		return nil, false
 	}
-	source, target := netip.AddrFrom16([16]byte(b[ip6SourceOffset:ip6DestinationOffset])), netip.AddrFrom16([16]byte(b[ip6DestinationOffset:icmp6Offset]))
+	source, target := netip.AddrFrom16([16]byte(b[ip6SourceOffsetInFrame:ip6DestinationOffsetInFrame])), netip.AddrFrom16([16]byte(b[ip6DestinationOffsetInFrame:icmp6Offset]))
 	if source.Is4In6() || !hasUsableSource(b, source) || !held(target) {
 		return nil, false
 	}
 	swapMACs(b)
-	copy(b[ip6SourceOffset:], target.AsSlice())
-	copy(b[ip6DestinationOffset:], source.AsSlice())
-	b[ip6HopLimitOffset], b[icmp6Offset] = echoReplyHopLimit, typeEchoReply6
+	copy(b[ip6SourceOffsetInFrame:], target.AsSlice())
+	copy(b[ip6DestinationOffsetInFrame:], source.AsSlice())
+	b[ip6HopLimitOffsetInFrame], b[icmp6Offset] = echoReplyHopLimit, typeEchoReply6
 	binary.BigEndian.PutUint16(b[icmp6Offset+2:], 0)
-	binary.BigEndian.PutUint16(b[icmp6Offset+2:], ^icmpv6Checksum(b[ip6SourceOffset:icmp6Offset], b[icmp6Offset:end]))
+	binary.BigEndian.PutUint16(b[icmp6Offset+2:], ^icmpv6Checksum(b[ip6SourceOffsetInFrame:icmp6Offset], b[icmp6Offset:end]))
 	return b[:end], true
 }
 

@@ -86,7 +86,7 @@ func TestPingReplies(t *testing.T) {
 			if sound := onesComplementSum(0, answer[ip4Offset:icmp4Offset]) == 0xffff && onesComplementSum(0, answer[icmp4Offset:]) == 0xffff; f == ipfamily.IPv4 && !sound {
 				t.Error("IPv4: the checksums are wrong")
 			}
-			if f == ipfamily.IPv6 && !isICMPv6ChecksumValid(answer[ip6SourceOffset:icmp6Offset], answer[icmp6Offset:]) {
+			if f == ipfamily.IPv6 && !isICMPv6ChecksumValid(answer[ip6SourceOffsetInFrame:icmp6Offset], answer[icmp6Offset:]) {
 				t.Error("IPv6: the checksum is wrong")
 			}
 			if _, ok := tt.answer(bytes.Clone(request), func(netip.Addr) bool { return false }); ok {
@@ -105,12 +105,14 @@ func TestInvalidPingsAreNotAnswered(t *testing.T) {
 		"a sender that is a group": func(b []byte, v4 bool) { b[6] |= 1 },
 		"another code":             func(b []byte, v4 bool) { b[icmpOffset(v4)+1] = 1 },
 		"another type":             func(b []byte, v4 bool) { b[icmpOffset(v4)] = 13 },
-		"another protocol":         func(b []byte, v4 bool) { b[map[bool]int{true: ip4ProtocolOffset, false: ip6NextHeaderOffset}[v4]] = 17 },
+		"another protocol": func(b []byte, v4 bool) {
+			b[map[bool]int{true: ip4ProtocolOffset, false: ip6NextHeaderOffsetInFrame}[v4]] = 17
+		},
 		"a length beyond the frame": func(b []byte, v4 bool) {
-			b[map[bool]int{true: ip4TotalLengthOffset, false: ip6PayloadLengthOffset}[v4]] = 0x7f
+			b[map[bool]int{true: ip4TotalLengthOffset, false: ip6PayloadLengthOffsetInFrame}[v4]] = 0x7f
 		},
 		"a length of nothing": func(b []byte, v4 bool) {
-			clear(b[map[bool]int{true: ip4TotalLengthOffset, false: ip6PayloadLengthOffset}[v4]:][:2])
+			clear(b[map[bool]int{true: ip4TotalLengthOffset, false: ip6PayloadLengthOffsetInFrame}[v4]:][:2])
 		},
 	}
 	for name, edit := range tests {
@@ -157,7 +159,7 @@ func checkReplyToPingFrame(t *testing.T, b []byte) {
 		}
 		from := answer[ip4SourceOffset:ip4DestinationOffset]
 		if family == ipfamily.IPv6 {
-			from = answer[ip6SourceOffset:ip6DestinationOffset]
+			from = answer[ip6SourceOffsetInFrame:ip6DestinationOffsetInFrame]
 		}
 		if !bytes.Equal(from, pinged.AsSlice()) {
 			t.Fatalf("a ping of %s is answered from %x", pinged, from)

@@ -24,8 +24,8 @@ import (
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 )
 
-// programs maps the name of each program to what runs it and ends the process.
-var programs = map[string]func(){
+// mainFuncByProgramName maps the name of each program to what runs it and ends the process.
+var mainFuncByProgramName = map[string]func(){
 	"etcd":                    func() { etcdmain.Main(os.Args) },
 	"kube-apiserver":          func() { runCobra(apiserver.NewAPIServerCommand()) },
 	"kube-controller-manager": func() { runCobra(controllermanager.NewControllerManagerCommand()) },
@@ -38,14 +38,14 @@ func runCobra(c *cobra.Command) { os.Exit(cli.Run(c)) }
 
 func main() {
 	name := filepath.Base(os.Args[0])
-	if _, ok := programs[name]; !ok && len(os.Args) > 1 {
+	if _, ok := mainFuncByProgramName[name]; !ok && len(os.Args) > 1 {
 		os.Args = os.Args[1:]
 		name = filepath.Base(os.Args[0])
 	}
-	run, ok := programs[name]
+	run, ok := mainFuncByProgramName[name]
 	if !ok {
-		known := make([]string, 0, len(programs))
-		for n := range programs {
+		known := make([]string, 0, len(mainFuncByProgramName))
+		for n := range mainFuncByProgramName {
 			known = append(known, n)
 		}
 		sort.Strings(known)

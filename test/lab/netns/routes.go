@@ -76,8 +76,8 @@ func toRoute(r netlink.Route, family int) MainTableRoute {
 	return o
 }
 
-// FindRoute returns the route to exactly this prefix, and whether it exists.
-func (h Path) FindRoute(p netip.Prefix) (MainTableRoute, bool, error) {
+// FindRouteToExactPrefix returns the route to exactly this prefix, and whether it exists.
+func (h Path) FindRouteToExactPrefix(p netip.Prefix) (MainTableRoute, bool, error) {
 	list, err := h.ListMainTableRoutes()
 	for _, r := range list {
 		if r.Prefix == p {

@@ -23,14 +23,14 @@ import (
 // AnnotationUnready on a Pod makes its containers unready, as a failing probe would.
 const AnnotationUnready = "lab.gantry.dev/unready"
 
-// container is a container of a Pod, with its restarts.
-type container struct {
+// podContainer is a container of a Pod, with its restarts.
+type podContainer struct {
 	pod               *pod
 	containerManifest *corev1.Container
 	endedSignal       chan struct{} // closed when it has ended for good
 
 	mu             sync.Mutex // guards the fields below
-	process        *exec.Cmd
+	runningCommand *exec.Cmd
 	stopped        bool
 	startedAt      time.Time
 	restarts       int32
@@ -38,8 +38,8 @@ type container struct {
 	lastError      string
 }
 
-func newContainer(p *pod, c *corev1.Container) *container {
-	return &container{pod: p, containerManifest: c, endedSignal: make(chan struct{})}
+func newContainer(p *pod, c *corev1.Container) *podContainer {
+	return &podContainer{pod: p, containerManifest: c, endedSignal: make(chan struct{})}
 }
 
 const (
@@ -49,7 +49,7 @@ const (
 
 // runAndRestart runs the container and starts it again whenever it ends, with a growing delay,
 // until it is stopped for good.
-func (r *container) runAndRestart() {
+func (r *podContainer) runAndRestart() {
 	defer close(r.endedSignal)
 	for backoff := minBackoffDelay; ; backoff = min(2*backoff, maxBackoffDelay) {
 		begun := time.Now()
@@ -79,13 +79,13 @@ func (r *container) runAndRestart() {
 // example its service account.
 var errContainerPrerequisiteMissing = errors.New("the container cannot be started yet")
 
-func (r *container) isStopped() bool {
+func (r *podContainer) isStopped() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.stopped
 }
 
-func (r *container) recordRestart(err error) {
+func (r *podContainer) recordRestart(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.restarts++
@@ -93,7 +93,7 @@ func (r *container) recordRestart(err error) {
 }
 
 // runOnce runs the container until it ends.
-func (r *container) runOnce() error {
+func (r *podContainer) runOnce() error {
 	cmd, err := r.buildCommand()
 	if err != nil {
 		r.pod.agent.config.Log.Info("a container cannot be started yet", "pod", r.pod.firstObject.Name, "reason", err)
@@ -115,22 +115,22 @@ func (r *container) runOnce() error {
 		r.mu.Unlock()
 		return fmt.Errorf("starting container %s: %w", r.containerManifest.Name, err)
 	}
-	r.process, r.startedAt, r.probeSucceeded = cmd, time.Now(), false
+	r.runningCommand, r.startedAt, r.probeSucceeded = cmd, time.Now(), false
 	r.mu.Unlock()
 	r.pod.requestStatusUpdate()
 	err = cmd.Wait()
 	r.mu.Lock()
-	r.process = nil
+	r.runningCommand = nil
 	r.mu.Unlock()
 	return err
 }
 
-func (r *container) sendSignal(s syscall.Signal, final bool) {
+func (r *podContainer) sendSignal(s syscall.Signal, final bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stopped = r.stopped || final
-	if r.process != nil {
-		_ = syscall.Kill(-r.process.Process.Pid, s)
+	if r.runningCommand != nil {
+		_ = syscall.Kill(-r.runningCommand.Process.Pid, s)
 	}
 }
 
@@ -140,7 +140,7 @@ const ImageRunningMachineProgram = "lab/machine"
 
 // buildCommand returns the command of the container: Gantry's own binary, a program of the machine,
 // or the responder.
-func (r *container) buildCommand() (*exec.Cmd, error) {
+func (r *podContainer) buildCommand() (*exec.Cmd, error) {
 	c := &r.pod.agent.config
 	cmd := exec.Command(c.SelfPath)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -162,7 +162,7 @@ func (r *container) buildCommand() (*exec.Cmd, error) {
 
 // responderArguments returns the arguments of the responder: the names of the Pod and the node,
 // which it answers, and its ports.
-func (r *container) responderArguments() []string {
+func (r *podContainer) responderArguments() []string {
 	out := []string{r.pod.firstObject.Name, r.pod.agent.config.Name}
 	for _, p := range r.containerManifest.Ports {
 		out = append(out, strings.ToLower(string(p.Protocol))+"/"+strconv.Itoa(int(p.ContainerPort)))
@@ -171,14 +171,14 @@ func (r *container) responderArguments() []string {
 }
 
 // isReady reports whether the container is ready.
-func (r *container) isReady() bool {
+func (r *podContainer) isReady() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.process != nil && (r.containerManifest.ReadinessProbe == nil || r.probeSucceeded)
+	return r.runningCommand != nil && (r.containerManifest.ReadinessProbe == nil || r.probeSucceeded)
 }
 
 // runProbes runs the readiness probe and the liveness probe.
-func (r *container) runProbes() {
+func (r *podContainer) runProbes() {
 	if p := r.containerManifest.LivenessProbe; p != nil {
 		r.pod.agent.runInBackground(func() { r.repeatProbeUntilThreshold(p, func(ok bool) { r.endProcessIfLivenessFailed(ok) }) })
 	}
@@ -197,7 +197,7 @@ func (r *container) runProbes() {
 
 // endProcessIfLivenessFailed ends a container whose liveness probe failed. runAndRestart starts it
 // again.
-func (r *container) endProcessIfLivenessFailed(ok bool) {
+func (r *podContainer) endProcessIfLivenessFailed(ok bool) {
 	if !ok {
 		r.sendSignal(syscall.SIGTERM, false)
 	}
@@ -205,12 +205,12 @@ func (r *container) endProcessIfLivenessFailed(ok bool) {
 
 // repeatProbeUntilThreshold runs a probe again and again, and calls report after as many equal
 // results in a row as the probe demands. It pauses while the container is not running.
-func (r *container) repeatProbeUntilThreshold(p *corev1.Probe, report func(bool)) {
+func (r *podContainer) repeatProbeUntilThreshold(p *corev1.Probe, report func(bool)) {
 	period := time.Duration(max(p.PeriodSeconds, 1)) * time.Second
 	good, bad := int32(0), int32(0)
 	for {
 		r.mu.Lock()
-		running := r.process != nil && time.Since(r.startedAt) >= time.Duration(p.InitialDelaySeconds)*time.Second
+		running := r.runningCommand != nil && time.Since(r.startedAt) >= time.Duration(p.InitialDelaySeconds)*time.Second
 		r.mu.Unlock()
 		wait := period
 		switch {
@@ -242,7 +242,7 @@ func (r *container) repeatProbeUntilThreshold(p *corev1.Probe, report func(bool)
 }
 
 // probeOnce runs a probe once, from the node.
-func (r *container) probeOnce(p *corev1.Probe) error {
+func (r *podContainer) probeOnce(p *corev1.Probe) error {
 	if r.pod.isAnnotatedUnready() {
 		return fmt.Errorf("the annotation %s is set", AnnotationUnready)
 	}
@@ -279,7 +279,7 @@ func (r *container) probeOnce(p *corev1.Probe) error {
 }
 
 // resolvePort resolves a port by number or by the name of a container port.
-func (r *container) resolvePort(v intstr.IntOrString) int {
+func (r *podContainer) resolvePort(v intstr.IntOrString) int {
 	for _, p := range r.containerManifest.Ports {
 		if v.Type == intstr.String && p.Name == v.StrVal {
 			return int(p.ContainerPort)

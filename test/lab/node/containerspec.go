@@ -45,7 +45,7 @@ var capabilityNumbers = map[corev1.Capability]uintptr{
 }
 
 // buildProcessSpec translates the container's specification in the Pod.
-func (r *container) buildProcessSpec() (containerProcessSpec, error) {
+func (r *podContainer) buildProcessSpec() (containerProcessSpec, error) {
 	c := &r.pod.agent.config
 	if len(r.containerManifest.Command) == 0 {
 		return containerProcessSpec{}, fmt.Errorf("container %s: its manifest has no command, and the lab does not read the image's", r.containerManifest.Name)

@@ -12,7 +12,7 @@ import (
 
 // resolveEnvironment returns the variables of the container twice: by name, and in the form that
 // exec takes.
-func (r *container) resolveEnvironment() (map[string]string, []string, error) {
+func (r *podContainer) resolveEnvironment() (map[string]string, []string, error) {
 	known := map[string]string{
 		"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443",
 	}
@@ -61,7 +61,7 @@ func expandVariablesInAll(texts []string, known map[string]string) []string {
 
 // resolveValue returns the value of a variable: a literal, a field of the Pod, or a key of a
 // ConfigMap or Secret.
-func (r *container) resolveValue(e corev1.EnvVar) (string, error) {
+func (r *podContainer) resolveValue(e corev1.EnvVar) (string, error) {
 	from := e.ValueFrom
 	if from == nil {
 		return e.Value, nil
@@ -90,7 +90,7 @@ func (r *container) resolveValue(e corev1.EnvVar) (string, error) {
 }
 
 // readPodField returns a field of the Pod.
-func (r *container) readPodField(path string) (string, error) {
+func (r *podContainer) readPodField(path string) (string, error) {
 	o := r.pod.firstObject
 	if kind, key, ok := strings.Cut(strings.TrimSuffix(path, "']"), "['"); ok {
 		return map[string]map[string]string{"metadata.labels": o.Labels, "metadata.annotations": o.Annotations}[kind][key], nil

@@ -30,7 +30,7 @@ type pod struct {
 	primaryIP     netip.Addr // the first of ips
 	// One for each family; set under the agent's mutex before any container starts.
 	podIPs              []netip.Addr
-	containers          []*container // one for each container
+	containers          []*podContainer // one for each container
 	ctx                 context.Context
 	cancel              context.CancelFunc
 	statusWriteRequests *latest.Wake // requests a write of the status

@@ -81,16 +81,16 @@ func podConditions(old []corev1.PodCondition, want map[corev1.PodConditionType]b
 }
 
 // containerStatus builds the container's status.
-func (r *container) containerStatus() corev1.ContainerStatus {
+func (r *podContainer) containerStatus() corev1.ContainerStatus {
 	ready := r.isReady()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	running := r.process != nil
+	running := r.runningCommand != nil
 	c := corev1.ContainerStatus{
 		Name: r.containerManifest.Name, Image: r.containerManifest.Image, ImageID: "lab://" + r.containerManifest.Image, Ready: ready, Started: &running, RestartCount: r.restarts,
 	}
 	if running {
-		c.ContainerID = fmt.Sprintf("lab://%d", r.process.Process.Pid)
+		c.ContainerID = fmt.Sprintf("lab://%d", r.runningCommand.Process.Pid)
 		c.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(r.startedAt.Truncate(time.Second))}
 		return c
 	}

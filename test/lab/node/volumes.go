@@ -22,7 +22,7 @@ type volumeMount struct {
 
 // prepareMounts creates the volumes that the container mounts, and returns their sources and
 // targets.
-func (r *container) prepareMounts() ([]volumeMount, error) {
+func (r *podContainer) prepareMounts() ([]volumeMount, error) {
 	var out []volumeMount
 	for _, m := range r.containerManifest.VolumeMounts {
 		i := slices.IndexFunc(r.pod.firstObject.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })

@@ -1,8 +1,8 @@
 // Package router runs a real router, FRR or BIRD as Debian packages them, inside a network
 // namespace, with a configuration that the test writes. The files of a router are in a directory of
 // its own. Its daemons are children of the process that started it: when that process ends, for
-// whatever reason, they end too. Show and Configure replace the router's terminal. They need only
-// the directory, so they work in any process.
+// whatever reason, they end too. RunShowCommand and ChangeRunningConfig replace the router's
+// terminal. They need only the directory, so they work in any process.
 //
 // Lab.Router of package lab starts a router in a cluster. Without a cluster, and within seconds,
 // NewHarness creates a LAN with routers, plain nodes and clients behind the routers:

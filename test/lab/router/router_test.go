@@ -100,7 +100,7 @@ var announcedTestPrefix = netip.MustParsePrefix("198.51.100.1/32")
 func awaitKernelNextHopsOnRouter(t *testing.T, b *Harness, want ...string) {
 	t.Helper()
 	awaitNoError(t, fmt.Sprintf("the router's kernel sends %s to %v", announcedTestPrefix, want), func() error {
-		r, ok, err := b.Host("router").FindRoute(announcedTestPrefix)
+		r, ok, err := b.Host("router").FindRouteToExactPrefix(announcedTestPrefix)
 		if err != nil {
 			return err
 		}
