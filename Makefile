@@ -28,8 +28,8 @@ test: deps build packages-tools ## run all tests, and print a line with counts a
 	bin/lab build-kube
 	go run ./test/run ./...
 
-unit: ## run the tests that need neither root nor the lab
-	go test ./api/... ./internal/... ./controller/... ./speaker/... ./test/policy/...
+unit: ## run the tests that need neither root nor the lab; SHORT=-short leaves out what takes long
+	go test $(SHORT) ./api/... ./internal/... ./controller/... ./speaker/... ./test/policy/...
 
 policy: ## check the rules of the repository
 	go test ./test/policy/...
@@ -57,7 +57,7 @@ lint: ## run go vet and staticcheck, and find functions that nothing calls
 
 check: ## check format, lint and generated files, and run the tests that need neither root nor the lab
 	@test -z "$$(gofmt -l api controller internal speaker test tools)" || { gofmt -l api controller internal speaker test tools; echo 'format these files with gofmt'; exit 1; }
-	@$(MAKE) --no-print-directory -j2 lint current unit
+	@$(MAKE) --no-print-directory -j2 lint current unit SHORT=-short
 
 current: ## fail if generated files were not current; they are afterwards
 	@before=$$(find api config -type f | sort | xargs sha256sum); $(MAKE) --no-print-directory generate; \

@@ -69,6 +69,9 @@ func (n hostTransport) IsOnLink(a netip.Addr) (on bool) {
 // newLabNetwork creates the lab network. It skips the test where the machine lacks something.
 func newLabNetwork(t *testing.T, o router.HarnessOptions) *router.Harness {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("a real router takes seconds")
+	}
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
 		if m := router.MissingPrerequisite(k); m != "" {
 			t.Skip(m)

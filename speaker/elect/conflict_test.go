@@ -12,7 +12,7 @@ import (
 // addresses and never exchange a message, because they have different keys or belong to different
 // clusters. Each address has one holder, and another one after that dies.
 func TestSpeakersWithoutCommonGossipNeverAnswerTogether(t *testing.T) {
-	for seed := range int64(seedsPerProperty) {
+	for seed := range seedsPerProperty() {
 		w := newHarness(t, seed, 2+int(seed%3), 1+int(seed%5))
 		w.gossipPartitionByNode[w.nodeNames[0]] = 1 // from the beginning
 		w.startAll()
@@ -34,7 +34,7 @@ func TestSpeakersWithoutCommonGossipNeverAnswerTogether(t *testing.T) {
 // TestAMemberThatAnswersWithoutAClaimIsReported: the kernel of a node answers for an address that
 // another node holds. The holder reports the node and stays the holder.
 func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
-	for seed := range int64(seedsPerProperty) {
+	for seed := range seedsPerProperty() {
 		w := newHarness(t, seed, 3, 1)
 		w.startAll()
 		holder := w.requireOneHolderEach(6*time.Second, "start")

@@ -30,6 +30,14 @@ var maxRunsPerModelScenario = func() int {
 	return 150
 }()
 
+// maxRuns returns maxRunsPerModelScenario, or less in a short run of the tests.
+func maxRuns() int {
+	if testing.Short() {
+		return 20
+	}
+	return maxRunsPerModelScenario
+}
+
 // modelTimeSlot is the unit of time of the model.
 const modelTimeSlot = 10 * time.Millisecond
 

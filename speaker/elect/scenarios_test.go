@@ -88,7 +88,7 @@ func TestAllModelRunsKeepOneAnswererPerEpoch(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c, seen, runs := &exhaustiveChooser{}, map[uint64]bool{}, 0
-			for more := true; more && (maxRunsPerModelScenario == 0 || runs < maxRunsPerModelScenario); more = c.nextPath() {
+			for more := true; more && (maxRuns() == 0 || runs < maxRuns()); more = c.nextPath() {
 				s.runOnce(t, c, seen)
 				runs++
 			}

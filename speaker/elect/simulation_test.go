@@ -7,8 +7,13 @@ import (
 	"time"
 )
 
-// seedsPerProperty is the number of seeds that each property is tried with.
-const seedsPerProperty = 20
+// seedsPerProperty returns the number of seeds that each property is tried with.
+func seedsPerProperty() int64 {
+	if testing.Short() {
+		return 3
+	}
+	return 20
+}
 
 // faultByScenarioName are faults of a few nodes. Each runs with many seeds, with and without loss
 // of messages.
@@ -228,7 +233,7 @@ func TestSimulatedFaultsNeverLeaveTwoHolders(t *testing.T) {
 	for name, scenario := range faultByScenarioName {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for seed := range int64(seedsPerProperty) {
+			for seed := range seedsPerProperty() {
 				for _, loss := range []float64{0, 0.1} {
 					w := newHarness(t, seed, 3+int(seed%4), 1+int(seed%5))
 					w.messageLossRate = loss
@@ -247,6 +252,9 @@ func TestSimulatedFaultsNeverLeaveTwoHolders(t *testing.T) {
 }
 
 func TestTakeoverTimeIn100Nodes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("100 nodes take ten seconds")
+	}
 	var all []time.Duration
 	for seed := range int64(2) {
 		w := newHarness(t, seed, 100, 300)
@@ -279,6 +287,9 @@ func TestTakeoverTimeIn100Nodes(t *testing.T) {
 // TestTwoHundredNodesSurviveACutAndFiveDeaths: a large cluster is cut in two, loses five nodes and
 // gets them back.
 func TestTwoHundredNodesSurviveACutAndFiveDeaths(t *testing.T) {
+	if testing.Short() {
+		t.Skip("200 nodes take ten seconds")
+	}
 	w := newHarness(t, 1, 200, 60)
 	w.messageLossRate = 0.01
 	w.startAll()

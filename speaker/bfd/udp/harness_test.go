@@ -40,6 +40,9 @@ type harness struct {
 // newHarness creates the lab network with an engine on the node.
 func newHarness(t *testing.T) *harness {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("a real router takes seconds")
+	}
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
 		if m := router.MissingPrerequisite(k); m != "" {
 			t.Skip(m)
