@@ -190,6 +190,10 @@ func (r *ConditionWriter) readSpeakerReports(ctx context.Context, key client.Obj
 // of two. A wrong forecast is corrected like any other change.
 func (r *ConditionWriter) ForecastUnannouncedCondition(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
 	var none metav1.Condition
+	// A change may bring the advertisement: it may have been applied together with the Service.
+	if r.ConfigurationReader.HasUnreadChange() {
+		return none, false
+	}
 	if meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced) != nil {
 		return none, false
 	}

@@ -2,6 +2,7 @@ package assign
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -276,6 +277,43 @@ func TestAddressLedgerStaysSmallInABurst(t *testing.T) {
 		for _, o := range s.AllServices() {
 			if !firstAddress(o).IsValid() {
 				t.Fatalf("%s has no address after 6 s", o.Name)
+			}
+		}
+	})
+}
+
+// TestEachWriteOfTheAddressLedgerIsBelow128KB has Services with the longest names and many addresses
+// each, and writes of them that take long.
+func TestEachWriteOfTheAddressLedgerIsBelow128KB(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		const limit = 128 << 10
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		largest := 0
+		s.RefuseLedgerWrites(func(l *v1alpha1.AddressLedger) error {
+			encoded, err := json.Marshal(l)
+			largest = max(largest, len(encoded))
+			return err
+		})
+		for i := range 600 {
+			o := newLoadBalancer(fmt.Sprintf("s%062d", i))
+			o.Annotations = map[string]string{names.AnnotationAddressesPerFamily: "16"}
+			s.CreateService(o)
+		}
+		c := startController(t, s, func(what string) apitest.Delivery {
+			if what == "service" {
+				return apitest.Delivery{RequestDelay: 8 * time.Second}
+			}
+			return apitest.Delivery{}
+		}, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		time.Sleep(10 * time.Minute)
+		if largest >= limit || largest < limit/4 {
+			t.Errorf("the largest AddressLedger has %d bytes, want less than %d, and enough for this test to count", largest, limit)
+		}
+		for _, o := range s.AllServices() {
+			if !firstAddress(o).IsValid() {
+				t.Fatalf("%s has no address: %v", o.Name, o.Status.Conditions)
 			}
 		}
 	})

@@ -12,25 +12,16 @@ import (
 
 // Limits of the AddressLedger.
 const (
-	// ledgerSwapCollectInterval is how long writes are collected when more than one waits, unless
-	// stagedWritesForEarlySwap wait before. It bounds the writes of the AddressLedger to five per
-	// second when few Services arrive, and to one for 14 Services when many do. It delays an
-	// address by at most that long.
-	ledgerSwapCollectInterval = 200 * time.Millisecond
-	stagedWritesForEarlySwap  = 14
-	// maxImmediateSwaps is how many single writes in a row need not wait.
-	maxImmediateSwaps = 5
 	// maxWritesPerSwap bounds the Services of one swap.
-	maxWritesPerSwap = 512
+	maxWritesPerSwap = 256
 	// maxReadyWritesBeforeSwap is how many writes may be ready when a swap begins. These keep the
 	// API server busy meanwhile. With more, the object only grows: each swap costs the API server
 	// the whole object, and the next leader finds more pending assignments.
-	maxReadyWritesBeforeSwap = 512
-	// maxPendingAssignments bounds the Services with open pending assignments, and so the size of
-	// the object to about 1 MB.
-	maxPendingAssignments = 4096
-	// fullLedgerDelay is the time between two writes of a nearly full object.
-	fullLedgerDelay = time.Second
+	maxReadyWritesBeforeSwap = maxTasksInFlight
+	// maxPendingAssignments and maxPendingBytes bound the open pending assignments, so that one
+	// write of the object has less than 128 KB.
+	maxPendingAssignments = 1024
+	maxPendingBytes       = 120 << 10
 	// closedEntriesForLedgerTrim closed assignments in the object cause a write of their own, once
 	// nothing was written for ledgerTrimDelay.
 	closedEntriesForLedgerTrim = 64
@@ -38,7 +29,9 @@ const (
 )
 
 // startLedgerSwapIfDue writes the pending assignments of writesAwaitingLedgerEntry into the
-// AddressLedger when that is due. A single Service is served at once.
+// AddressLedger. A batch is what was staged while the last swap was under way. So a single Service
+// is served at once, and many of them share a write. No swap waits for a clock unless the API
+// server refused one or did not answer.
 func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	j := &r.ledgerWriter
 	if j.swapInFlight {
@@ -50,11 +43,10 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	// the result of each write wakes the worker
-	if len(r.apiTaskQueue.tasksAwaitingFreeSlot) > maxReadyWritesBeforeSwap || r.mustWaitBecauseLedgerIsFull(r.Now()) {
+	if len(r.apiTaskQueue.tasksAwaitingFreeSlot) > maxReadyWritesBeforeSwap {
 		return
 	}
-	isSingle := len(j.writesAwaitingLedgerEntry) == 1 && r.apiTaskQueue.countUnfinishedTasks() == 0 && r.workQueue.isEmpty()
-	if wait := max(j.nextSwapDelay(r.Now(), isSingle), j.refusalDelay(r.Now())); wait > 0 {
+	if wait := max(j.failureDelay(r.Now()), j.refusalDelay(r.Now())); wait > 0 {
 		if now := r.Now(); !j.swapTimerUntil.After(now) || now.Add(wait).Before(j.swapTimerUntil) {
 			j.swapTimerUntil = now.Add(wait)
 			r.workQueue.wakeWorkerAfter(wait)
@@ -64,7 +56,9 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	j.swapTimerUntil = time.Time{}
 	if batch := j.takeNextBatch(); len(batch) > 0 {
 		r.startLedgerWrite(ctx, batch)
+		return
 	}
+	r.reportLedgerFull()
 }
 
 // startLedgerWrite writes the AddressLedger with the pending assignments of a batch.
@@ -73,37 +67,27 @@ func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceSt
 	j.writesInSwap = len(batch)
 	s := &ledgerSwap{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
 	s.ledgerObject.Spec.Writer, s.ledgerObject.Spec.Pending = r.LedgerWriterIdentity, encodePendingEntries(j.fence.MergedPendingWithBatch(pendingEntriesOfWrites(batch)))
-	j.recordSwapStart(r.Now())
+	j.swapInFlight, j.lastSwapStart = true, r.Now()
 	r.apiTaskQueue.startTask(ctx, s)
 }
 
-// mustWaitBecauseLedgerIsFull says whether the staged writes wait because too many assignments are
-// open, until there is room for a large batch or fullLedgerDelay is over: the object is large then
-// and must not be written for each Service. It logs that once until no write waits.
-func (r *ServiceWorker) mustWaitBecauseLedgerIsFull(now time.Time) bool {
+// reportLedgerFull logs and counts that the staged writes wait because too many assignments are
+// open, once until no write waits. The result of each open write wakes the worker.
+func (r *ServiceWorker) reportLedgerFull() {
 	j := &r.ledgerWriter
-	room := j.maxPendingServices - j.fence.CountPending()
-	again := j.lastSwapStart.Add(fullLedgerDelay)
-	switch {
-	case j.fence.HasPendingForService(j.writesAwaitingLedgerEntry[0].service.Key), room >= min(maxWritesPerSwap, len(j.writesAwaitingLedgerEntry), j.maxPendingServices/2), room > 0 && !now.Before(again):
-		return false
-	case room > 0 && (!j.wakeTimerUntil.After(now) || j.wakeTimerUntil.After(again)):
-		j.wakeTimerUntil = again
-		r.workQueue.wakeWorkerAfter(again.Sub(now))
+	if j.fullLedgerLogged {
+		return
 	}
-	if !j.fullLedgerLogged {
-		j.fullLedgerLogged = true
-		r.workerState.countLedgerFull()
-		r.Log.Info("the AddressLedger is full of open pending assignments; further Services wait until some of those are written",
-			"ledger", r.ledgerLogName(), "open", j.fence.CountPending(), "waiting", len(j.writesAwaitingLedgerEntry))
-	}
-	return true
+	j.fullLedgerLogged = true
+	r.workerState.countLedgerFull()
+	r.Log.Info("the AddressLedger is full of open pending assignments; further Services wait until some of those are written",
+		"ledger", r.ledgerLogName(), "open", j.fence.CountPending(), "waiting", len(j.writesAwaitingLedgerEntry))
 }
 
 // takeNextBatch removes the writes of the next swap from writesAwaitingLedgerEntry: those with a
 // pending assignment in the object already, and others as long as there is room.
 func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
-	room, most := j.maxPendingServices-j.fence.CountPending(), maxWritesPerSwap
+	most := maxWritesPerSwap
 	if j.maxWritesWhileFindingRefused > 0 {
 		most = min(most, j.maxWritesWhileFindingRefused)
 	}
@@ -111,20 +95,33 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 	if again {
 		most = 1
 	}
+	room, bytesLeft := j.maxPendingServices-j.fence.CountPending(), maxPendingBytes
+	for _, i := range j.fence.MergedPendingWithBatch(nil) {
+		bytesLeft -= encodedSizeOfPending(i)
+	}
 	var batch, rest []*serviceStatusWriteTask
 	for _, w := range j.writesAwaitingLedgerEntry {
-		shown := j.fence.HasPendingForService(w.service.Key)
-		if len(batch) == most || w.ledgerEntryRefused && !again || !shown && room <= 0 {
+		shown, size := j.fence.HasPendingForService(w.service.Key), encodedSizeOfPending(w.pendingEntry())
+		if len(batch) == most || w.ledgerEntryRefused && !again || !shown && (room <= 0 || bytesLeft < size) {
 			rest = append(rest, w)
 			continue
 		}
 		if !shown {
-			room--
+			room, bytesLeft = room-1, bytesLeft-size
 		}
 		batch = append(batch, w)
 	}
 	j.writesAwaitingLedgerEntry = rest
 	return batch
+}
+
+// encodedSizeOfPending returns how many bytes a pending assignment has in the object.
+func encodedSizeOfPending(i fence.PendingStatusWrite) int {
+	n := len(`{"namespace":"","name":"","base":"","addresses":[]},`) + len(i.Service.Namespace) + len(i.Service.Name) + len(i.BaseResourceVersion)
+	for _, a := range i.Addresses {
+		n += len(`"",`) + len(a.String())
+	}
+	return n
 }
 
 // removeClosedEntriesWhenIdle writes the object without closed assignments when there is no other
@@ -136,8 +133,8 @@ func (r *ServiceWorker) removeClosedEntriesWhenIdle(ctx context.Context) {
 	}
 	now := r.Now()
 	if wait := j.lastSwapStart.Add(max(ledgerTrimDelay, retryDelay(j.trimFailures))).Sub(now); wait > 0 {
-		if !j.wakeTimerUntil.After(now) {
-			j.wakeTimerUntil = now.Add(wait)
+		if !j.trimTimerUntil.After(now) {
+			j.trimTimerUntil = now.Add(wait)
 			r.workQueue.wakeWorkerAfter(wait)
 		}
 		return
@@ -145,24 +142,12 @@ func (r *ServiceWorker) removeClosedEntriesWhenIdle(ctx context.Context) {
 	r.startLedgerWrite(ctx, nil)
 }
 
-// nextSwapDelay is how long until the next swap is due.
-func (j *ledgerWriter) nextSwapDelay(now time.Time, isSingle bool) time.Duration {
-	switch {
-	case j.consecutiveFailures > 0:
-		return j.lastSwapStart.Add(retryDelay(j.consecutiveFailures)).Sub(now)
-	case len(j.writesAwaitingLedgerEntry) >= stagedWritesForEarlySwap, isSingle && j.immediateSwapsUsedUntil.Sub(now) < maxImmediateSwaps*ledgerSwapCollectInterval:
+// failureDelay is how long the next swap must wait because the last ones failed.
+func (j *ledgerWriter) failureDelay(now time.Time) time.Duration {
+	if j.consecutiveFailures == 0 {
 		return 0
 	}
-	return j.lastSwapStart.Add(ledgerSwapCollectInterval).Sub(now)
-}
-
-// recordSwapStart records that a swap begins. Each uses one interval of the burst.
-func (j *ledgerWriter) recordSwapStart(now time.Time) {
-	j.swapInFlight, j.lastSwapStart = true, now
-	if j.immediateSwapsUsedUntil.Before(now) {
-		j.immediateSwapsUsedUntil = now
-	}
-	j.immediateSwapsUsedUntil = j.immediateSwapsUsedUntil.Add(ledgerSwapCollectInterval)
+	return j.lastSwapStart.Add(retryDelay(j.consecutiveFailures)).Sub(now)
 }
 
 // pendingEntriesOfWrites returns the pending assignments of the writes.

@@ -300,12 +300,11 @@ type ledgerWriter struct {
 	// swapInFlight says that a write of the object has not ended.
 	swapInFlight bool
 	// lastSwapStart is when the last swap began.
-	lastSwapStart           time.Time
-	immediateSwapsUsedUntil time.Time
-	swapTimerUntil          time.Time
-	wakeTimerUntil          time.Time // when the timer of tidy or mustWaitBecauseLedgerIsFull ends
-	consecutiveFailures     int       // in a row
-	trimFailures            int       // of removeClosedEntriesWhenIdle, in a row
+	lastSwapStart       time.Time
+	swapTimerUntil      time.Time // when the timer of startLedgerSwapIfDue ends
+	trimTimerUntil      time.Time // when the timer of removeClosedEntriesWhenIdle ends
+	consecutiveFailures int       // in a row
+	trimFailures        int       // of removeClosedEntriesWhenIdle, in a row
 	// writesInSwap counts the writes of the swap in flight.
 	writesInSwap int
 	// maxWritesWhileFindingRefused bounds the writes of the next swap during the search for a

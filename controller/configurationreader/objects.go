@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -15,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
@@ -38,14 +40,24 @@ func ReadAllObjects(ctx context.Context, c client.Reader, scope configuration.Co
 
 // RegisterReader starts the Reader with mgr, and reports the changes in mgr's cache to it.
 func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, scope configuration.ConfigurationScope) error {
-	watched := append(scope.WatchedKinds(), &v1alpha1.AddressReservation{}, configuration.NewMetadataObject("Node"), configuration.NewMetadataObject("Namespace"))
-	for _, o := range watched {
+	handlers := map[client.Object]cache.ResourceEventHandler{
+		configuration.NewMetadataObject("Namespace"): r.namespaceEventHandler(),
+		configuration.NewMetadataObject("Node"):      newEventHandler(r.NotifyAnnouncementChanged),
+		&v1alpha1.AddressReservation{}:               newEventHandler(r.NotifyChanged),
+	}
+	for _, o := range scope.WatchedKinds() {
+		handlers[o] = newEventHandler(r.NotifyAnnouncementChanged)
+		if _, pool := o.(*v1beta1.IPAddressPool); pool {
+			handlers[o] = newEventHandler(r.NotifyChanged)
+		}
+	}
+	for o, handler := range handlers {
 		// The API server may be unreachable: mgr waits for the cache when it starts.
 		informer, err := mgr.GetCache().GetInformer(ctx, o, ctrlcache.BlockUntilSynced(false))
 		if err != nil {
 			return fmt.Errorf("watching %T: %w", o, err)
 		}
-		if _, err := informer.AddEventHandler(r.eventHandler()); err != nil {
+		if _, err := informer.AddEventHandler(handler); err != nil {
 			return fmt.Errorf("watching %T: %w", o, err)
 		}
 	}
@@ -55,18 +67,58 @@ func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, scope 
 	return nil
 }
 
-func (r *Reader) eventHandler() cache.ResourceEventHandler {
-	changed := func(any) { r.NotifyChanged() }
+// newEventHandler calls notify for each change that may change the configuration.
+func newEventHandler(notify func()) cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
-		AddFunc: changed, DeleteFunc: changed,
+		AddFunc: func(any) { notify() }, DeleteFunc: func(any) { notify() },
 		UpdateFunc: func(o, n any) {
 			before, ok1 := o.(client.Object)
 			after, ok2 := n.(client.Object)
 			if !ok1 || !ok2 || isConfigurationChanged(before, after) {
+				notify()
+			}
+		},
+	}
+}
+
+// namespaceEventHandler reports a Namespace only if the namespace selector of a pool sees the
+// change: other Namespaces come, go and change all day in some clusters.
+func (r *Reader) namespaceEventHandler() cache.ResourceEventHandler {
+	notifyIfSelected := func(o any) {
+		if unknown, ok := o.(cache.DeletedFinalStateUnknown); ok {
+			o = unknown.Obj
+		}
+		n, ok := o.(client.Object)
+		if !ok || r.mayNamespaceCount(func(c *Configuration) bool { return slices.Contains(c.matchNamespaceSelectors(n.GetLabels()), true) }) {
+			r.NotifyChanged()
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: notifyIfSelected, DeleteFunc: notifyIfSelected,
+		UpdateFunc: func(o, n any) {
+			before, ok1 := o.(client.Object)
+			after, ok2 := n.(client.Object)
+			if ok1 && ok2 && maps.Equal(before.GetLabels(), after.GetLabels()) {
+				return
+			}
+			if !ok1 || !ok2 || r.mayNamespaceCount(func(c *Configuration) bool {
+				return !slices.Equal(c.matchNamespaceSelectors(before.GetLabels()), c.matchNamespaceSelectors(after.GetLabels()))
+			}) {
 				r.NotifyChanged()
 			}
 		},
 	}
+}
+
+// mayNamespaceCount reports whether a change of a Namespace counts by the published configuration.
+// It does while another change waits to be read, because that one may bring a new selector.
+func (r *Reader) mayNamespaceCount(counts func(*Configuration) bool) bool {
+	// The order matters: what is published has all changes that were read before.
+	if r.HasUnreadChange() {
+		return true
+	}
+	c := r.published.Load()
+	return c == nil || counts(c)
 }
 
 // isConfigurationChanged reports whether an update of an object may change the configuration. The

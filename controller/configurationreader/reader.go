@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -30,6 +31,21 @@ type Configuration struct {
 func (c *Configuration) IsUpToDateWith(o client.Object) bool {
 	generation, known := c.generationByUID[o.GetUID()]
 	return known && generation == o.GetGeneration()
+}
+
+// matchNamespaceSelectors reports for each namespace selector of the pools whether it matches the
+// labels.
+func (c *Configuration) matchNamespaceSelectors(namespaceLabels map[string]string) []bool {
+	var out []bool
+	for _, p := range c.Snapshot.Pools {
+		if p.ServiceAllocation == nil {
+			continue
+		}
+		for _, s := range p.ServiceAllocation.NamespaceSelectors {
+			out = append(out, s.Matches(labels.Set(namespaceLabels)))
+		}
+	}
+	return out
 }
 
 const (
@@ -55,15 +71,27 @@ type Options struct {
 type Reader struct {
 	Options
 	published atomic.Pointer[Configuration]
-	// changeCount counts the changes of objects. readChangeCount is its value when the last
-	// finished reading began.
-	changeCount, readChangeCount atomic.Int64
-	changeWake                   *latest.Wake
+	// changes counts all changes of objects, assignmentChanges those that may decide which Service
+	// gets which address.
+	changes, assignmentChanges changeCounter
+	changeWake                 *latest.Wake
 	// immediateReads are requests for a reading. Each gets the error of the reading.
 	immediateReads chan chan error
 
 	mu          sync.Mutex // guards all that follows
 	subscribers []*latest.Wake
+}
+
+// changeCounter counts changes of objects.
+type changeCounter struct {
+	count atomic.Int64
+	// countAtLastReading is the count when the last finished reading began.
+	countAtLastReading atomic.Int64
+}
+
+// hasUnreadChange reports whether a change came after the last finished reading began.
+func (c *changeCounter) hasUnreadChange() bool {
+	return c.countAtLastReading.Load() != c.count.Load()
 }
 
 // NewReader returns a Reader that has nothing published.
@@ -73,9 +101,17 @@ func NewReader(o Options) *Reader {
 	return r
 }
 
-// NotifyChanged reports that a configuration object, or the labels of a Node or Namespace, changed.
+// NotifyChanged reports that an object changed that may decide which Service gets which address: a
+// pool, a reservation, or a Namespace that a pool selects.
 func (r *Reader) NotifyChanged() {
-	r.changeCount.Add(1)
+	r.assignmentChanges.count.Add(1)
+	r.NotifyAnnouncementChanged()
+}
+
+// NotifyAnnouncementChanged reports that another object changed, such as an advertisement, a BGPPeer,
+// a Secret or a Node. No assignment waits until that is read.
+func (r *Reader) NotifyAnnouncementChanged() {
+	r.changes.count.Add(1)
 	r.changeWake.Signal()
 }
 
@@ -90,13 +126,16 @@ func (r *Reader) Subscribe() <-chan struct{} {
 }
 
 // LatestConfiguration returns what was last published, nil before the first reading. It also
-// reports whether a change that is not part of it waits to be read. Changes whose reading failed do
-// not count: the last good configuration stays in force.
+// reports whether a change waits to be read that may decide which Service gets which address.
+// Changes whose reading failed do not count: the last good configuration stays in force.
 func (r *Reader) LatestConfiguration() (latest *Configuration, changeWaits bool) {
 	// The order matters: what is published has all changes that were read before.
-	changeWaits = r.readChangeCount.Load() != r.changeCount.Load()
+	changeWaits = r.assignmentChanges.hasUnreadChange()
 	return r.published.Load(), changeWaits
 }
+
+// HasUnreadChange reports whether any change waits to be read.
+func (r *Reader) HasUnreadChange() bool { return r.changes.hasUnreadChange() }
 
 // ReadNow reads the configuration, publishes and returns it. It works only while Start runs.
 func (r *Reader) ReadNow(ctx context.Context) (*Configuration, error) {
@@ -150,7 +189,7 @@ func (r *Reader) Start(ctx context.Context) error {
 
 // readAndPublish reads all objects once. An object that an edit broke keeps its last good state.
 func (r *Reader) readAndPublish(ctx context.Context) error {
-	read := r.changeCount.Load()
+	all, ofAssignment := r.changes.count.Load(), r.assignmentChanges.count.Load()
 	o, err := r.ReadObjects(ctx)
 	if err == nil {
 		if before := r.published.Load(); before != nil {
@@ -160,7 +199,8 @@ func (r *Reader) readAndPublish(ctx context.Context) error {
 	} else if ctx.Err() == nil {
 		r.Log.Error("reading the configuration; the last one that was read stays in force", "error", err, "again", failedReadRetryDelay)
 	}
-	r.readChangeCount.Store(read)
+	r.changes.countAtLastReading.Store(all)
+	r.assignmentChanges.countAtLastReading.Store(ofAssignment)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, w := range r.subscribers {

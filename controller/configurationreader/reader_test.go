@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/v1beta1"
@@ -53,6 +54,20 @@ func (h *harness) countReads() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.readCount
+}
+
+func (h *harness) countChanges() int64 { return h.assignmentChanges.count.Load() }
+
+// selectNamespaces makes the pool select the Namespaces of a team, or none.
+func (h *harness) selectNamespaces(selects bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := *h.pools[0].DeepCopy()
+	p.Spec.AllocateTo = nil
+	if selects {
+		p.Spec.AllocateTo = &v1beta1.ServiceAllocation{NamespaceSelectors: []metav1.LabelSelector{{MatchLabels: map[string]string{"team": "red"}}}}
+	}
+	h.pools = []v1beta1.IPAddressPool{p}
 }
 
 // wantPool checks which addresses are published, and whether a change waits.
@@ -125,6 +140,83 @@ func TestChangeDuringTheDelayWaits(t *testing.T) {
 		h.wantPool(t, "192.0.2.0/30", true)
 		<-published
 		h.wantPool(t, "198.51.100.0/30", false)
+	})
+}
+
+// TestOnlyWhatDecidesAssignmentsWaits edits an advertisement or a pool right after a reading: only
+// the pool's edit is a change that an assignment must wait for.
+func TestOnlyWhatDecidesAssignmentsWaits(t *testing.T) {
+	runReader(t, func(t *testing.T, h *harness) {
+		h.NotifyAnnouncementChanged()
+		synctest.Wait()
+		h.NotifyAnnouncementChanged()
+		synctest.Wait()
+		h.wantPool(t, "192.0.2.0/30", false)
+		if !h.HasUnreadChange() {
+			t.Error("the advertisement's edit is no change that waits to be read")
+		}
+		h.NotifyChanged()
+		h.wantPool(t, "192.0.2.0/30", true)
+		time.Sleep(time.Second)
+		h.wantPool(t, "192.0.2.0/30", false)
+		if h.HasUnreadChange() {
+			t.Error("a change waits still after a second")
+		}
+	})
+}
+
+// TestOnlySelectedNamespacesAreRead creates, labels and deletes Namespaces. Those that no pool
+// selects cause no reading.
+func TestOnlySelectedNamespacesAreRead(t *testing.T) {
+	runReader(t, func(t *testing.T, h *harness) {
+		namespace := func(labels map[string]string) client.Object {
+			n := configuration.NewMetadataObject("Namespace")
+			n.Labels = labels
+			return n
+		}
+		handler := h.namespaceEventHandler()
+		plain, selected := namespace(map[string]string{"a": "1"}), namespace(map[string]string{"team": "red", "a": "1"})
+		selectedToo := namespace(map[string]string{"team": "red", "a": "2"})
+		for _, step := range []struct {
+			name               string
+			change             func()
+			readings, selected int // without and with a pool that selects the team
+		}{
+			{"a new one", func() { handler.OnAdd(plain, false) }, 0, 0},
+			{"a new one of the team", func() { handler.OnAdd(selected, false) }, 0, 1},
+			{"one joins the team", func() { handler.OnUpdate(plain, selected) }, 0, 1},
+			{"one leaves the team", func() { handler.OnUpdate(selected, plain) }, 0, 1},
+			{"another label of one in the team", func() { handler.OnUpdate(selected, selectedToo) }, 0, 0},
+			{"one is deleted", func() { handler.OnDelete(plain) }, 0, 0},
+			{"one of the team is deleted", func() { handler.OnDelete(cache.DeletedFinalStateUnknown{Obj: selected}) }, 0, 1},
+		} {
+			for selects, want := range map[bool]int{false: step.readings, true: step.selected} {
+				h.selectNamespaces(selects)
+				h.NotifyChanged()
+				time.Sleep(time.Second)
+				before := h.countReads()
+				step.change()
+				time.Sleep(time.Second)
+				if n := h.countReads() - before; n != want {
+					t.Errorf("%s (a pool selects the team: %t): %d readings, want %d", step.name, selects, n, want)
+				}
+			}
+		}
+	})
+}
+
+// TestNamespaceChangeIsReadWhileAPoolWaits labels a Namespace while a pool that may select it has
+// not been read yet.
+func TestNamespaceChangeIsReadWhileAPoolWaits(t *testing.T) {
+	runReader(t, func(t *testing.T, h *harness) {
+		h.NotifyChanged()
+		synctest.Wait()
+		h.NotifyChanged() // the delay after the last reading runs
+		before := h.countChanges()
+		h.namespaceEventHandler().OnAdd(configuration.NewMetadataObject("Namespace"), false)
+		if h.countChanges() == before {
+			t.Error("the Namespace is no change, although the pool that waits may select it")
+		}
 	})
 }
 

@@ -17,7 +17,11 @@ func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []Na
 	slices.SortFunc(in, func(x, y v1beta1.IPAddressPool) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
 	})
-	var takenRanges []poolRange
+	entriesByPool := make([][]parsedEntry, len(in))
+	for i := range in {
+		entriesByPool[i] = parseEntries(in[i].Spec.Addresses)
+	}
+	takenRanges := newRangeIndex(entriesByPool)
 	var out []*Pool
 	for i := range in {
 		p := &in[i]
@@ -34,12 +38,13 @@ func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []Na
 			pool.ServiceAllocation = before.ServiceAllocation
 		}
 		b.currentObjectUnservable = false
-		entries := b.parseRanges(o, p.Spec.Addresses, takenRanges)
+		entries := b.acceptEntries(o, entriesByPool[i], takenRanges)
 		if b.currentObjectUnservable && before != nil {
 			entries = before.previousRangesWithoutOverlap(takenRanges)
 		}
+		pool.Ranges = make([]Range, 0, len(entries))
 		for _, e := range entries {
-			takenRanges = append(takenRanges, e)
+			takenRanges.insertRange(e)
 			pool.Ranges = append(pool.Ranges, e.Range)
 		}
 		b.parsePoolExtension(o, pool, before, p.Spec.Gantry)
@@ -55,14 +60,17 @@ func (b *snapshotBuilder) parseServiceAllocation(o ObjectReference, in *v1beta1.
 	}
 	a := &ServiceAllocation{Priority: in.Priority}
 	a.OnlyListedNamespaces = len(in.Namespaces)+len(in.NamespaceSelectors) > 0
+	named := make(map[string]struct{}, len(in.Namespaces))
 	for _, n := range in.Namespaces {
-		if slices.Contains(a.Namespaces, n) {
+		if _, double := named[n]; double {
 			b.reportProblem(o, "spec.serviceAllocation.namespaces", names.ReasonDuplicate, "spec.serviceAllocation.namespaces lists %q twice: remove one", n)
 			continue
 		}
+		named[n] = struct{}{}
 		a.Namespaces = append(a.Namespaces, n)
 	}
-	for _, s := range b.parseSelectors(o, "spec.serviceAllocation.namespaceSelectors", in.NamespaceSelectors) {
+	a.NamespaceSelectors = b.parseSelectors(o, "spec.serviceAllocation.namespaceSelectors", in.NamespaceSelectors)
+	for _, s := range a.NamespaceSelectors {
 		for _, n := range namespaces {
 			if s.Matches(labels.Set(n.Labels)) {
 				a.Namespaces = append(a.Namespaces, n.Name)

@@ -8,40 +8,69 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// parseRanges parses the entries of one pool. It leaves out those that are invalid or overlap
-// takenRanges.
-func (b *snapshotBuilder) parseRanges(o ObjectReference, entries []string, takenRanges []poolRange) []poolRange {
-	var out []poolRange
-	for j, text := range entries {
-		field := fmt.Sprintf("spec.addresses[%d]", j)
-		r, err := ParseRange(text)
-		if err != nil {
-			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %v", field, err)
-			continue
+// parsedEntry is an entry of spec.addresses. If err or specialPurpose is set, it cannot be served.
+type parsedEntry struct {
+	Range
+	text           string
+	err            error
+	specialPurpose string
+}
+
+// parseEntries parses the entries of one pool.
+func parseEntries(texts []string) []parsedEntry {
+	out := make([]parsedEntry, len(texts))
+	for i, text := range texts {
+		e := &out[i]
+		e.text = text
+		if e.Range, e.err = ParseRange(text); e.err == nil {
+			e.specialPurpose = purposeOfSpecialRange(e.Range)
 		}
-		if what := purposeOfSpecialRange(r); what != "" {
-			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %q has %s: write addresses of the nodes' network, or addresses that routers forward to it", field, text, what)
-			continue
-		}
-		t, clash := findOverlap(takenRanges, r)
-		if !clash {
-			t, clash = findOverlap(out, r)
-		}
-		if clash {
-			b.reportProblemAndMarkBroken(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: remove one of them",
-				field, text, t.entryText, t.poolName)
-			continue
-		}
-		out = append(out, poolRange{r, o.Name, text})
 	}
 	return out
 }
 
+// acceptEntries returns the ranges of the entries of one pool. It leaves out those that are invalid
+// or overlap takenRanges.
+func (b *snapshotBuilder) acceptEntries(o ObjectReference, entries []parsedEntry, takenRanges *rangeIndex) []poolRange {
+	out := make([]poolRange, 0, len(entries))
+	own := &rangeIndex{hasNoOverlap: takenRanges.hasNoOverlap}
+	for j := range entries {
+		e := &entries[j]
+		if e.err != nil {
+			field := fieldOfEntry(j)
+			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %v", field, e.err)
+			continue
+		}
+		if e.specialPurpose != "" {
+			field := fieldOfEntry(j)
+			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %q has %s: write addresses of the nodes' network, or addresses that routers forward to it", field, e.text, e.specialPurpose)
+			continue
+		}
+		t, clash := takenRanges.findOverlap(e.Range)
+		if !clash {
+			t, clash = own.findOverlap(e.Range)
+		}
+		if clash {
+			field := fieldOfEntry(j)
+			b.reportProblemAndMarkBroken(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: remove one of them",
+				field, e.text, t.entryText, t.poolName)
+			continue
+		}
+		accepted := poolRange{e.Range, o.Name, e.text}
+		own.insertRange(accepted)
+		out = append(out, accepted)
+	}
+	return out
+}
+
+// fieldOfEntry names an entry of spec.addresses.
+func fieldOfEntry(i int) string { return fmt.Sprintf("spec.addresses[%d]", i) }
+
 // previousRangesWithoutOverlap returns the pool's ranges that do not overlap takenRanges.
-func (p *Pool) previousRangesWithoutOverlap(takenRanges []poolRange) []poolRange {
+func (p *Pool) previousRangesWithoutOverlap(takenRanges *rangeIndex) []poolRange {
 	var out []poolRange
 	for _, r := range p.Ranges {
-		if _, clash := findOverlap(takenRanges, r); !clash {
+		if _, clash := takenRanges.findOverlap(r); !clash {
 			out = append(out, poolRange{r, p.Name, r.String()})
 		}
 	}
@@ -52,15 +81,6 @@ func (p *Pool) previousRangesWithoutOverlap(takenRanges []poolRange) []poolRange
 type poolRange struct {
 	Range
 	poolName, entryText string
-}
-
-func findOverlap(takenRanges []poolRange, r Range) (poolRange, bool) {
-	for _, t := range takenRanges {
-		if t.overlaps(r) {
-			return t, true
-		}
-	}
-	return poolRange{}, false
 }
 
 // ParseRange reads an entry of spec.addresses: a CIDR (host bits are masked), a range that includes

@@ -5,6 +5,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -111,6 +112,8 @@ type ServiceAllocation struct {
 	// OnlyListedNamespaces; otherwise all namespaces are admitted.
 	Namespaces           []string
 	OnlyListedNamespaces bool
+	// NamespaceSelectors are the selectors of Namespaces.
+	NamespaceSelectors []labels.Selector
 	// ServiceSelectors: a Service is admitted when one of them matches it, or when there is none.
 	ServiceSelectors []labels.Selector
 }
@@ -260,10 +263,9 @@ func (s *Snapshot) PoolByName(name string) *Pool {
 	if s == nil {
 		return nil
 	}
-	for _, p := range s.Pools {
-		if p.Name == name {
-			return p
-		}
+	i, found := slices.BinarySearchFunc(s.Pools, name, func(p *Pool, name string) int { return cmp.Compare(p.Name, name) })
+	if !found {
+		return nil
 	}
-	return nil
+	return s.Pools[i]
 }
