@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -20,6 +21,12 @@ import (
 const (
 	clientConnectionCount  = 8
 	benchLoadBalancerClass = "example.com/bench" // only this program serves the class
+)
+
+// The limits of many Services at once.
+const (
+	maxP99LatencyRatio       = 1.6
+	maxOtherWritesPerService = 0.3
 )
 
 // serviceCountsCreatedAtOnce are the numbers of Services that are created at once.
@@ -50,6 +57,7 @@ func measureBulkCreation(ctx context.Context, dir string) error {
 	if err := measureLeaderChanges(ctx, s); err != nil {
 		return err
 	}
+	var tooMuch error
 	for _, n := range serviceCountsCreatedAtOnce {
 		b, err := measureBulkBaseline(ctx, s, n)
 		if err != nil {
@@ -63,10 +71,16 @@ func measureBulkCreation(ctx context.Context, dir string) error {
 		fmt.Printf("%-64s %s\n", "baseline: this program watches and writes the status, 32 at a time", b)
 		fmt.Printf("  processor time for each Service: %s\n  and in the baseline: %s\n", g.cpuTimePerServiceText, b.cpuTimePerServiceText)
 		fmt.Printf("  writes for each Service: %.3f of its status, %.3f events, %.3f others (AddressLedger %d, pools %d)\n",
-			g.writesPerService("services/status"), g.writesPerService("events"), g.writesPerService("addressledgers")+g.writesPerService("ipaddresspools/status"),
+			g.writesPerService("services/status"), g.writesPerService("events"), g.otherWritesPerService(),
 			g.writeCounts["addressledgers"], g.writeCounts["ipaddresspools/status"])
+		fmt.Printf("  ratio of the 99th percentiles %.2f, at most %.1f; %.3f writes for each Service besides status and event, at most %.1f\n",
+			g.p99RatioTo(b), maxP99LatencyRatio, g.otherWritesPerService(), maxOtherWritesPerService)
+		if g.p99RatioTo(b) > maxP99LatencyRatio || g.otherWritesPerService() > maxOtherWritesPerService {
+			tooMuch = errors.Join(tooMuch, fmt.Errorf("%d Services at once: the 99th percentile is %.2f times the baseline's (at most %.1f), and there are %.3f other writes for each (at most %.1f)",
+				n, g.p99RatioTo(b), maxP99LatencyRatio, g.otherWritesPerService(), maxOtherWritesPerService))
+		}
 	}
-	return measureControllerRestart(ctx, s, 8000)
+	return errors.Join(tooMuch, measureControllerRestart(ctx, s, 8000))
 }
 
 // bulkResult is the result for a number of Services that were created at once.
@@ -90,6 +104,16 @@ func (g bulkResult) String() string {
 
 func (g bulkResult) writesPerService(what string) float64 {
 	return float64(g.writeCounts[what]) / float64(g.serviceCount)
+}
+
+// otherWritesPerService counts the writes that are neither of a Service's status nor events.
+func (g bulkResult) otherWritesPerService() float64 {
+	return g.writesPerService("addressledgers") + g.writesPerService("ipaddresspools/status")
+}
+
+// p99RatioTo is the ratio of the 99th percentiles of the latency.
+func (g bulkResult) p99RatioTo(baseline bulkResult) float64 {
+	return float64(g.p99Latency) / float64(baseline.p99Latency)
 }
 
 // createServicesAndMeasureAssignment creates n Services of a class in a namespace of their own, and
@@ -172,14 +196,27 @@ func measureBulkBaseline(ctx context.Context, s *cluster.Cluster, n int) (bulkRe
 	const namespace = "baseline"
 	writing, end := context.WithCancel(ctx)
 	defer end()
-	w, err := s.API.Watch(writing, &corev1.ServiceList{}, client.InNamespace(namespace))
-	if err != nil {
-		return bulkResult{}, fmt.Errorf("watching Services: %w", err)
+	if err := startBaselineStatusWriter(writing, s, namespace); err != nil {
+		return bulkResult{}, err
 	}
-	defer w.Stop()
+	g, err := createServicesAndMeasureAssignment(ctx, s, namespace, benchLoadBalancerClass, n)
+	if err != nil {
+		return g, err
+	}
+	return g, deleteServices(ctx, s, namespace)
+}
+
+// startBaselineStatusWriter writes the status of each Service of a namespace as soon as its watch
+// shows the Service, 32 at a time, until ctx ends.
+func startBaselineStatusWriter(ctx context.Context, s *cluster.Cluster, namespace string) error {
+	w, err := s.API.Watch(ctx, &corev1.ServiceList{}, client.InNamespace(namespace))
+	if err != nil {
+		return fmt.Errorf("watching Services: %w", err)
+	}
 	var writers errgroup.Group
 	writers.SetLimit(32)
 	go func() {
+		defer w.Stop()
 		i := 0
 		for e := range w.ResultChan() {
 			o, ok := e.Object.(*corev1.Service)
@@ -191,15 +228,11 @@ func measureBulkBaseline(ctx context.Context, s *cluster.Cluster, n int) (bulkRe
 			writers.Go(func() error {
 				before := o.DeepCopy()
 				o.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: address}}
-				return s.API.Status().Patch(writing, o, client.MergeFrom(before))
+				return s.API.Status().Patch(ctx, o, client.MergeFrom(before))
 			})
 		}
 	}()
-	g, err := createServicesAndMeasureAssignment(ctx, s, namespace, benchLoadBalancerClass, n)
-	if err != nil {
-		return g, err
-	}
-	return g, deleteServices(ctx, s, namespace)
+	return nil
 }
 
 // deleteServices deletes the Services of a namespace, and waits until they are gone.

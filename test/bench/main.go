@@ -59,6 +59,7 @@ var benchmarks = []struct {
 	{"addresses", measureAllocator},
 	{"responder", func(ctx context.Context, _ string) error { return measureResponder(ctx) }},
 	{"scale", measureControllerWithManyServices},
+	{"latency", measureLatency},
 	{"crowds", measureBulkCreation},
 	{"toggles", measureAssignmentDuringPortToggles},
 	{"moves", measureAssignmentFailoverAndHandover},
