@@ -18,21 +18,21 @@ import (
 func (r *ServiceWorker) reportDecision(w *serviceStatusWriteTask) {
 	d := w.decision
 	if lost := describeLostAddresses(w.serviceBefore, w.serviceAfter); lost != "" {
-		r.RecordEvent(w.serviceBefore, corev1.EventTypeNormal, names.EventClearAssignment, events.TruncateNote("given up: "+lost))
+		r.deferredEvents.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeNormal, names.EventClearAssignment, events.TruncateNote("given up: "+lost))
 	}
 	if d.Reason == names.ReasonProbing { // the result of the probe is reported
 		r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 		return
 	}
 	kind, reason := eventForDecision(&w.service, d)
-	r.RecordEvent(w.serviceBefore, kind, reason, events.TruncateNote(string(d.Reason)+": "+d.Text))
+	r.deferredEvents.addEvent(r.Now(), w.serviceBefore, kind, reason, events.TruncateNote(string(d.Reason)+": "+d.Text))
 	// it prefers to have the other family too
 	if d.Reason == names.ReasonAssigned && d.DecideAgainWhenAddressesFree {
-		r.RecordEvent(w.serviceBefore, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
+		r.deferredEvents.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
 			"no pool that is open to the Service has a free address of the other family: the Service gets one once there is")
 	}
 	for _, m := range deprecatedAnnotations(w.serviceBefore) {
-		r.RecordEvent(w.serviceBefore, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
+		r.deferredEvents.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
 	}
 	r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 }

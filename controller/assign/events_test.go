@@ -1,6 +1,7 @@
 package assign
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -80,4 +81,73 @@ func TestLongEventNoteIsTruncated(t *testing.T) {
 			t.Errorf("the events are %.200q, want one that the API server takes", got)
 		}
 	})
+}
+
+// TestEventsDelayNoAddress creates Services faster than the API server writes them. Their events
+// come when all have an address, and all of them come, also if the controller stops before.
+func TestEventsDelayNoAddress(t *testing.T) {
+	for _, stops := range []bool{false, true} {
+		runWithFakeTime(t, func(t *testing.T) {
+			const n = 200
+			s := apitest.NewServer(nil)
+			s.SetPool("p", poolSpec("10.0.0.0/16"))
+			recorder := &eventRecorder{}
+			c := startController(t, s, newBusyDelivery, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
+			time.Sleep(time.Minute)
+			for i := range n {
+				s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+			}
+			for addresses := 0; addresses < n; addresses = countServicesWithAddress(s) {
+				time.Sleep(time.Millisecond)
+				if events := recorder.countEvents(); events > 0 {
+					t.Fatalf("%d events are recorded when %d of %d Services have an address", events, addresses, n)
+				}
+			}
+			if !stops {
+				time.Sleep(2 * time.Second)
+			}
+			c.stopAndWait()
+			if events := recorder.countEvents(); events != n {
+				t.Errorf("%d events are recorded (the controller stops before: %t), want %d", events, stops, n)
+			}
+		})
+	}
+}
+
+// TestEventsComeWhileThereIsAlwaysWork creates a Service every 10 ms for a minute.
+func TestEventsComeWhileThereIsAlwaysWork(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		recorder := &eventRecorder{}
+		c := startController(t, s, newBusyDelivery, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
+		defer c.stopAndWait()
+		for i := range 6000 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+			time.Sleep(10 * time.Millisecond)
+			if late := i - int((maxEventDelay+time.Second)/(10*time.Millisecond)); late >= 0 && len(recorder.eventsOf(fmt.Sprint("s", late))) != 1 {
+				t.Fatalf("Service %d has no event when Service %d is created", late, i)
+			}
+		}
+	})
+}
+
+func countServicesWithAddress(s *apitest.Server) int {
+	n := 0
+	for _, o := range s.AllServices() {
+		if firstAddress(o).IsValid() {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *eventRecorder) countEvents() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, e := range r.eventsByService {
+		n += len(e)
+	}
+	return n
 }

@@ -91,6 +91,7 @@ type ServiceWorker struct {
 	withheldCheckpoint          withheldCheckpoint
 	addressProber               addressProber
 	configurationStatusWriter   configurationStatusWriter
+	deferredEvents              deferredEvents
 	consecutiveLoadFailures     int // in a row
 
 	workerState observableWorkerState
@@ -148,6 +149,7 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 		ledgerWriter:                   ledgerWriter{maxPendingServices: maxPendingAssignments},
 		withheldCheckpoint:             withheldCheckpoint{log: o.Log, workQueue: queue, apiTaskQueue: tasks, namespace: o.Namespace, writerIdentity: o.LedgerWriterIdentity},
 		addressProber:                  addressProber{api: o.API, log: o.Log, recordEvent: o.RecordEvent, workQueue: queue, apiTaskQueue: tasks, openProbeByAddress: map[netip.Addr]*openProbe{}},
+		deferredEvents:                 deferredEvents{recordEvent: o.RecordEvent, workQueue: queue},
 		configurationStatusWriter:      configurationStatusWriter{api: o.API, log: o.Log, workQueue: queue, apiTaskQueue: tasks},
 	}
 }
@@ -177,6 +179,7 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 		r.awaitWork(ctx, tasks, published)
 	}
 	r.drainTasks(tasks, cancel)
+	r.deferredEvents.recordFirst(len(r.deferredEvents.waiting))
 	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{}, 0)
 	return nil
 }
@@ -252,6 +255,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	r.withheldCheckpoint.saveIfChanged(r.Now(), r.ledger, r.ledgerBuildNumber)
 	r.configurationStatusWriter.writeChangedStatuses(ctx, r.Now(), r.ledger, r.configuration)
 	r.apiTaskQueue.dispatchTasks(ctx, r.Now())
+	r.deferredEvents.recordDueEvents(r.Now(), r.hasAssignmentWork)
 	r.advanceLedgerTime()
 }
 

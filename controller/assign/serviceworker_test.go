@@ -39,7 +39,7 @@ func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 				time.Sleep(time.Millisecond)
 			}
 		}
-		time.Sleep(time.Second)
+		time.Sleep(3 * time.Second) // events come after the addresses
 		for i := range n {
 			name := fmt.Sprint("s", i)
 			wantAddress(t, s, name, fmt.Sprintf("10.0.%d.%d", i/256, i%256), names.ReasonAssigned)
