@@ -64,6 +64,10 @@ const (
 	AnnotationAddressesToRelease = "gantry.dev/release-address"
 )
 
+// AnnotationLiftWithheld on an IPAddressPool ends the cool-down and the quarantine of addresses of
+// the pool, once for each value: "all", or addresses, CIDRs and ranges, separated by commas.
+const AnnotationLiftWithheld = "gantry.dev/lift-withheld"
+
 // Labels of ServiceL2Status, ServiceBGPStatus and ConfigurationState objects (metallb.io API).
 const (
 	LabelConfigurationStateComponent = "metallb.io/component-type"
@@ -90,6 +94,9 @@ const (
 	ConditionAddressAssigned = "gantry.dev/AddressAssigned"
 	// ConditionAnnounced on a Service: some node announces its addresses.
 	ConditionAnnounced = "gantry.dev/Announced"
+	// ConditionRetired on an IPAddressPool with spec.gantry.retire: no Service holds a retired
+	// address any more.
+	ConditionRetired = "gantry.dev/Retired"
 	// ConditionReserved on an AddressReservation: its addresses are reserved for its Service.
 	ConditionReserved = "gantry.dev/Reserved"
 	// ConditionLayer2Usable on a SpeakerStatus: the node can answer for addresses on some link.

@@ -47,6 +47,12 @@ const (
 	ReasonProbing Reason = "Probing"
 	// ReasonAddressNotInPool: the requested address belongs to no pool.
 	ReasonAddressNotInPool Reason = "AddressNotInPool"
+	// ReasonAddressRetired: the pool of the address retires it; the Service gets another one.
+	ReasonAddressRetired Reason = "AddressRetired"
+	// ReasonRetiring: Services still hold retired addresses of a pool.
+	ReasonRetiring Reason = "Retiring"
+	// ReasonRetired: no Service holds a retired address of the pool.
+	ReasonRetired Reason = "Retired"
 	// ReasonInvalidRequest: an annotation or field of the Service cannot be read.
 	ReasonInvalidRequest Reason = "InvalidRequest"
 	// ReasonFamilyMismatch: the requested addresses are not of the families of the Service's

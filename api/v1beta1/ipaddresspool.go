@@ -64,7 +64,27 @@ type IPAddressPoolStatus struct {
 	AvailableIPv6 int64 `json:"availableIPv6"`
 	// Gantry holds status fields that only Gantry has.
 	// +optional
-	Gantry *ObjectStatus `json:"gantry,omitempty"`
+	Gantry *PoolStatusExtension `json:"gantry,omitempty"`
+}
+
+// PoolStatusExtension is what Gantry reports about a pool in addition to the metallb.io API.
+type PoolStatusExtension struct {
+	ObjectStatus `json:",inline"`
+	// Retire is the progress of spec.gantry.retire; absent without it.
+	// +optional
+	Retire *PoolRetirementStatus `json:"retire,omitempty"`
+	// LiftedWithheld is the value of the annotation gantry.dev/lift-withheld that was carried out.
+	// +optional
+	LiftedWithheld string `json:"liftedWithheld,omitempty"`
+}
+
+// PoolRetirementStatus counts the Services that hold retired addresses of a pool.
+type PoolRetirementStatus struct {
+	// ServicesLeft hold a retired address.
+	ServicesLeft int32 `json:"servicesLeft"`
+	// ServicesWithoutOtherAddress are those of them that got no other address at their last turn:
+	// none was free, or they request the retired one.
+	ServicesWithoutOtherAddress int32 `json:"servicesWithoutOtherAddress"`
 }
 
 // ObjectStatus is what Gantry reports about a configuration object in addition to the metallb.io

@@ -3,7 +3,7 @@ package v1beta1
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // PoolExtension holds the settings of an IPAddressPool that are not in the metallb.io API. All are
-// optional. None of them takes an address away from a Service that holds it.
+// optional. None but Retire takes an address away from a Service that holds it.
 type PoolExtension struct {
 	// Exclude lists addresses that the pool never gives, such as those of routers: CIDRs, ranges
 	// and single addresses, as in spec.addresses.
@@ -39,6 +39,30 @@ type PoolExtension struct {
 	// and another one is tried.
 	// +optional
 	Probe *PoolProbe `json:"probe,omitempty"`
+
+	// Retire makes the Services give up addresses of the pool, and keeps the pool from giving these
+	// to others. Each Service gets another address that it could get if it were new, at its turn.
+	// It keeps what it has until the other address is written, and for as long as none is free. A
+	// Service that requests a retired address keeps it.
+	// +optional
+	Retire *PoolRetirement `json:"retire,omitempty"`
+}
+
+// PoolRetirement says which addresses are retired, and how fast.
+type PoolRetirement struct {
+	// Addresses that are retired: CIDRs, ranges and single addresses, as in spec.addresses. Without
+	// any, the whole pool is retired.
+	// +kubebuilder:validation:MaxItems=128
+	// +kubebuilder:validation:items:MaxLength=96
+	// +kubebuilder:validation:items:XValidation:rule="self.contains('-') ? (self.split('-').size() == 2 && isIP(self.split('-')[0].trim()) && isIP(self.split('-')[1].trim())) : (isCIDR(self) || isIP(self))",message="the entry is no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks",messageExpression="\"'\" + self + \"' is no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks\""
+	// +optional
+	Addresses []string `json:"addresses,omitempty"`
+	// ServicesPerMinute is how many Services at most get other addresses in a minute.
+	// +kubebuilder:default=60
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=6000
+	// +optional
+	ServicesPerMinute int32 `json:"servicesPerMinute,omitempty"`
 }
 
 // PoolQuota limits the addresses of each family that a namespace may hold. An address that Services

@@ -220,9 +220,9 @@ func testStatusIsWrittenOnlyBySubresource(t *testing.T, c client.Client) {
 		t.Errorf("a status came in with the object: %+v", p.Status)
 	}
 	p.Status.AssignedIPv4 = 3
-	p.Status.Gantry = &v1beta1.ObjectStatus{Conditions: []metav1.Condition{{
+	p.Status.Gantry = &v1beta1.PoolStatusExtension{ObjectStatus: v1beta1.ObjectStatus{Conditions: []metav1.Condition{{
 		Type: names.ConditionValid, Status: metav1.ConditionTrue, Reason: string(names.ReasonValid), LastTransitionTime: metav1.Now(),
-	}}}
+	}}}}
 	if err := c.Status().Update(ctx, p); err != nil {
 		t.Fatal(err)
 	}

@@ -250,6 +250,8 @@ func (d *decider) explainPoolViolation() names.Explanation {
 		switch {
 		case src == nil:
 			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + " any more; the Service keeps it: put it back into a pool, or exchange it with the annotation " + names.AnnotationAddressesToRelease}
+		case src.pool.IsRetired(a):
+			return names.Explanation{Reason: names.ReasonAddressRetired, Text: "pool " + src.pool.Name + " retires " + a.String() + "; the Service keeps it until it is its turn to get another one and one is free"}
 		case !src.pool.CanAssign(a):
 			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + src.pool.Name + " excludes " + a.String() + " now; the Service keeps it: exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		case d.service.RequestedPool != "" && src.pool.Name != d.service.RequestedPool:

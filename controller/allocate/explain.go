@@ -20,7 +20,11 @@ func (d *decider) findPoolOfRequestedAddress(a netip.Addr) (*poolEntry, names.Ex
 	at := addressFromNetip(a)
 	src := d.currentPoolIndex.poolEntryAssigning(at)
 	if src == nil {
-		if outer := d.currentPoolIndex.poolEntryCovering(at); outer != nil {
+		outer := d.currentPoolIndex.poolEntryCovering(at)
+		if outer != nil && outer.pool.IsRetired(a) {
+			return nil, names.Explain(names.ReasonAddressRetired, "pool %q retires the requested %s: ask for another address", outer.pool.Name, a)
+		}
+		if outer != nil {
 			return nil, names.Explain(names.ReasonAddressNotInPool, "pool %q excludes the requested %s, by gantry.exclude or avoidBuggyIPs: ask for another address", outer.pool.Name, a)
 		}
 		return nil, names.Explain(names.ReasonAddressNotInPool, "no pool contains the requested %s: ask for an address of a pool, or add it to one", a)

@@ -41,7 +41,11 @@ func newFamilyPool(p *snapshot.Pool, f ipfamily.Family) *familyPool {
 func (s *familyPool) canReuseForPool(p *snapshot.Pool) bool {
 	o := s.pool
 	return o == p || slices.Equal(o.Ranges, p.Ranges) && slices.Equal(o.ExcludedRanges, p.ExcludedRanges) &&
-		o.AvoidBuggyIPs == p.AvoidBuggyIPs && (o.Quota == nil) == (p.Quota == nil)
+		o.AvoidBuggyIPs == p.AvoidBuggyIPs && isWholePoolRetired(o) == isWholePoolRetired(p) && (o.Quota == nil) == (p.Quota == nil)
+}
+
+func isWholePoolRetired(p *snapshot.Pool) bool {
+	return p.Retirement != nil && p.Retirement.WholePool
 }
 
 // hasQuotaFor says whether the namespace may hold n more addresses.

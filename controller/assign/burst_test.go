@@ -282,8 +282,8 @@ func TestAddressLedgerStaysSmallInABurst(t *testing.T) {
 	})
 }
 
-// TestEachWriteOfTheAddressLedgerIsBelow128KB has Services with the longest names and many addresses
-// each, and writes of them that take long.
+// TestEachWriteOfTheAddressLedgerIsBelow128KB has Services with the longest names and many
+// addresses each, and writes of them that take long.
 func TestEachWriteOfTheAddressLedgerIsBelow128KB(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const limit = 128 << 10

@@ -77,7 +77,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 		r.startSharingCheck(&v)
 		return
 	}
-	r.carryOutDecision(ctx, s, &v, allocate.DecideAssignment(&v, r.ledger, r.configuration.Snapshot))
+	r.carryOutDecision(ctx, s, &v, r.decideOnTurn(&v))
 }
 
 // describeSharingRelevantFields is what decides with which Services this one may share, as one
@@ -360,6 +360,7 @@ func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, n
 func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	r.waitingServices.removeService(k)
 	delete(r.recordByService, k)
+	delete(r.retirement.servicesOnTurn, k)
 	r.ledgerWriter.fence.ClosePendingWithBase(k, "")
 	if freed := r.ledger.ReleaseService(k); len(freed) > 0 {
 		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "why", why)

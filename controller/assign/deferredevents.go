@@ -20,8 +20,8 @@ const (
 )
 
 // deferredEvents keeps the events about assignments until no Service waits for an address: each
-// event costs the API server as much as the status does, and the condition says the same. The worker
-// calls it once per turn. All its methods run on the worker's goroutine.
+// event costs the API server as much as the status does, and the condition says the same. The
+// worker calls it once per turn. All its methods run on the worker's goroutine.
 type deferredEvents struct {
 	recordEvent func(about *corev1.Service, kind, reason, text string)
 	workQueue   *workQueue
@@ -81,7 +81,7 @@ func (d *deferredEvents) recordFirst(n int) {
 	}
 }
 
-// hasAssignmentWork says whether a Service is to be decided or written.
-func (r *ServiceWorker) hasAssignmentWork() bool {
+// hasServiceWork says whether a Service is to be decided or written.
+func (r *ServiceWorker) hasServiceWork() bool {
 	return len(r.ledgerWriter.writesAwaitingLedgerEntry) > 0 || r.apiTaskQueue.countUnfinishedTasks() > 0 || !r.workQueue.isEmpty()
 }

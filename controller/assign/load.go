@@ -102,6 +102,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	r.ledger = r.withheldCheckpoint.restoreLedger(memory, r.ledger, r.Now())
 	r.configuration, r.ledgerBuildNumber = config, r.ledgerBuildNumber+1
 	r.ledger.UseSnapshot(config.Snapshot)
+	r.retirement.usePools(config.Snapshot.Pools)
 	r.ledgerWriter.fence, r.ledgerWriter.ledgerObject = open, object
 	r.adoptRecords(seen)
 	r.recordAllAddressesInLedger(claimants, left)

@@ -10,7 +10,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
@@ -31,6 +30,7 @@ func (r *ServiceWorker) applyConfiguration() bool {
 		return !changeWaits
 	}
 	r.configuration = now
+	r.retirement.usePools(now.Snapshot.Pools)
 	r.configurationStatusWriter.needsComparison = true
 	if reflect.DeepEqual(before.Snapshot.Pools, now.Snapshot.Pools) && reflect.DeepEqual(before.Snapshot.Reservations, now.Snapshot.Reservations) {
 		return true // for example a namespace that no pool selects
@@ -62,17 +62,19 @@ type configurationStatusWriter struct {
 }
 
 // writeChangedStatuses writes the counters and conditions of pools and reservations that are wrong.
-func (c *configurationStatusWriter) writeChangedStatuses(ctx context.Context, now time.Time, l *allocate.Ledger, config *configurationreader.Configuration) {
+// It also carries out the annotation that ends cool-downs and quarantines, because the status says
+// which value of it was carried out. It returns true when an address became free by that.
+func (c *configurationStatusWriter) writeChangedStatuses(ctx context.Context, now time.Time, l *allocate.Ledger, config *configurationreader.Configuration, retiring *retirement) (freed bool) {
 	c.needsComparison = c.workQueue.takeConfigurationStatusChanged() || c.needsComparison
 	if !c.needsComparison || c.writesInFlightCount > 0 {
-		return
+		return false
 	}
 	if wait := c.lastComparedAt.Add(poolStatusInterval).Sub(now); wait > 0 {
 		if !c.writeTimerSet {
 			c.writeTimerSet = true
 			c.workQueue.wakeWorkerAfter(wait)
 		}
-		return
+		return false
 	}
 	o, err := c.api.ReadPoolsReservationsAndNamespaces(ctx)
 	if err != nil {
@@ -80,14 +82,28 @@ func (c *configurationStatusWriter) writeChangedStatuses(ctx context.Context, no
 	}
 	c.needsComparison, c.writeTimerSet, c.lastComparedAt = err != nil, false, now
 	for i := range o.Pools {
-		c.writePoolStatus(&o.Pools[i], l, config)
+		freed = c.liftWithheldAddresses(&o.Pools[i], l, config.Snapshot) || freed
+		c.writePoolStatus(&o.Pools[i], l, config, retiring)
 	}
 	for i := range o.Reservations {
 		c.applyReservationAndWriteStatus(&o.Reservations[i], l, config)
 	}
+	return freed
 }
 
-func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l *allocate.Ledger, config *configurationreader.Configuration) {
+// liftWithheldAddresses carries out the annotation of a pool that ends cool-downs and quarantines,
+// if its value is new. It returns true when an address became free.
+func (c *configurationStatusWriter) liftWithheldAddresses(p *v1beta1.IPAddressPool, l *allocate.Ledger, snap *snapshot.Snapshot) bool {
+	parsed := snap.PoolByName(p.Name)
+	if parsed == nil || parsed.LiftRequest == "" || p.Status.Gantry != nil && p.Status.Gantry.LiftedWithheld == parsed.LiftRequest {
+		return false
+	}
+	freed := l.LiftWithheldAddresses(parsed)
+	c.log.Info("the cool-down and the quarantine of addresses end by the annotation of their pool", "pool", p.Name, "value", parsed.LiftRequest, "addresses", freed)
+	return len(freed) > 0
+}
+
+func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l *allocate.Ledger, config *configurationreader.Configuration, retiring *retirement) {
 	parsed := config.Snapshot.PoolByName(p.Name)
 	if parsed == nil { // newer than the configuration that was read: the next one has it
 		return
@@ -95,8 +111,14 @@ func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l 
 	u := l.UsageOfPool(parsed, config.Snapshot)
 	after := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.AssignedIPv4, AssignedIPv6: u.AssignedIPv6, AvailableIPv4: u.AvailableIPv4, AvailableIPv6: u.AvailableIPv6,
-		Gantry: statusWithCondition(p.Status.Gantry, configuration.NewValidCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, config.Problems)),
+		Gantry: &v1beta1.PoolStatusExtension{LiftedWithheld: parsed.LiftRequest, Retire: retiring.statusOfPool(parsed, l, config.Snapshot)},
 	}
+	conditions := &after.Gantry.Conditions
+	if p.Status.Gantry != nil {
+		*conditions = slices.Clone(p.Status.Gantry.Conditions)
+	}
+	meta.SetStatusCondition(conditions, configuration.NewValidCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, config.Problems))
+	setRetiredCondition(conditions, p.Generation, after.Gantry.Retire)
 	if equality.Semantic.DeepEqual(p.Status, after) {
 		return
 	}
@@ -135,15 +157,4 @@ func (c *configurationStatusWriter) handleStatusWriteResult(w *configurationStat
 	if !apierrors.IsConflict(err) {
 		c.log.Error("writing the status of "+w.description, w.logKey, w.objectName, "error", err, "reason", names.ReasonWriteFailed, "again", poolStatusInterval)
 	}
-}
-
-// statusWithCondition returns a status with the condition. Its transition time changes only with
-// the condition's status.
-func statusWithCondition(s *v1beta1.ObjectStatus, c metav1.Condition) *v1beta1.ObjectStatus {
-	out := &v1beta1.ObjectStatus{}
-	if s != nil {
-		out.Conditions = slices.Clone(s.Conditions)
-	}
-	meta.SetStatusCondition(&out.Conditions, c)
-	return out
 }

@@ -92,6 +92,7 @@ type ServiceWorker struct {
 	addressProber               addressProber
 	configurationStatusWriter   configurationStatusWriter
 	deferredEvents              deferredEvents
+	retirement                  retirement
 	consecutiveLoadFailures     int // in a row
 
 	workerState observableWorkerState
@@ -149,6 +150,7 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 		ledgerWriter:                   ledgerWriter{maxPendingServices: maxPendingAssignments},
 		withheldCheckpoint:             withheldCheckpoint{log: o.Log, workQueue: queue, apiTaskQueue: tasks, namespace: o.Namespace, writerIdentity: o.LedgerWriterIdentity},
 		addressProber:                  addressProber{api: o.API, log: o.Log, recordEvent: o.RecordEvent, workQueue: queue, apiTaskQueue: tasks, openProbeByAddress: map[netip.Addr]*openProbe{}},
+		retirement:                     retirement{workQueue: queue},
 		deferredEvents:                 deferredEvents{recordEvent: o.RecordEvent, workQueue: queue},
 		configurationStatusWriter:      configurationStatusWriter{api: o.API, log: o.Log, workQueue: queue, apiTaskQueue: tasks},
 	}
@@ -250,12 +252,16 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	if r.retryWaitingServices || r.retryWaitingSharingServices {
 		r.queueWaiting()
 	}
+	r.retirement.startDueTurns(r.Now(), r.ledger, r.configuration.Snapshot)
 	r.addressProber.createAndDeleteProbes(ctx, r.Now(), r.ledger, r.configuration)
 	r.startLedgerSwapIfDue(ctx)
 	r.withheldCheckpoint.saveIfChanged(r.Now(), r.ledger, r.ledgerBuildNumber)
-	r.configurationStatusWriter.writeChangedStatuses(ctx, r.Now(), r.ledger, r.configuration)
+	if r.configurationStatusWriter.writeChangedStatuses(ctx, r.Now(), r.ledger, r.configuration, &r.retirement) {
+		r.retryWaitingServices = true
+		r.workQueue.wakeWorker()
+	}
 	r.apiTaskQueue.dispatchTasks(ctx, r.Now())
-	r.deferredEvents.recordDueEvents(r.Now(), r.hasAssignmentWork)
+	r.deferredEvents.recordDueEvents(r.Now(), r.hasServiceWork)
 	r.advanceLedgerTime()
 }
 

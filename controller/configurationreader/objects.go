@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
@@ -122,10 +123,13 @@ func (r *Reader) mayNamespaceCount(counts func(*Configuration) bool) bool {
 }
 
 // isConfigurationChanged reports whether an update of an object may change the configuration. The
-// status of an object is not part of it. Secrets have no generation, and of Nodes and Namespaces
-// only the labels count.
+// status of an object is not part of it. Secrets have no generation, of Nodes and Namespaces only
+// the labels count, and of a pool one annotation does.
 func isConfigurationChanged(before, after client.Object) bool {
 	if before.GetUID() != after.GetUID() || before.GetGeneration() != after.GetGeneration() || !maps.Equal(before.GetLabels(), after.GetLabels()) {
+		return true
+	}
+	if _, isPool := after.(*v1beta1.IPAddressPool); isPool && before.GetAnnotations()[names.AnnotationLiftWithheld] != after.GetAnnotations()[names.AnnotationLiftWithheld] {
 		return true
 	}
 	_, isSecret := after.(*corev1.Secret)

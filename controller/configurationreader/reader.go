@@ -108,8 +108,8 @@ func (r *Reader) NotifyChanged() {
 	r.NotifyAnnouncementChanged()
 }
 
-// NotifyAnnouncementChanged reports that another object changed, such as an advertisement, a BGPPeer,
-// a Secret or a Node. No assignment waits until that is read.
+// NotifyAnnouncementChanged reports that another object changed, such as an advertisement, a
+// BGPPeer, a Secret or a Node. No assignment waits until that is read.
 func (r *Reader) NotifyAnnouncementChanged() {
 	r.changes.count.Add(1)
 	r.changeWake.Signal()

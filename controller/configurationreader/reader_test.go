@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/snapshot"
@@ -295,14 +296,16 @@ func TestOnlyEditsAreChanges(t *testing.T) {
 		before, after client.Object
 		want          bool
 	}{
-		"a status":       {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(*metav1.ObjectMeta) {}), false},
-		"a spec":         {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(m *metav1.ObjectMeta) { m.Generation = 2 }), true},
-		"labels":         {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(m *metav1.ObjectMeta) { m.Labels["a"] = "2" }), true},
-		"a new object":   {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(m *metav1.ObjectMeta) { m.UID = "v" }), true},
-		"a node's label": {node, labelled, true},
-		"a heartbeat":    {node, node.DeepCopy(), false},
-		"a password":     {secret, edited, true},
-		"a repetition":   {secret, secret.DeepCopy(), false},
+		"a status":                  {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(*metav1.ObjectMeta) {}), false},
+		"a spec":                    {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(m *metav1.ObjectMeta) { m.Generation = 2 }), true},
+		"labels":                    {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(m *metav1.ObjectMeta) { m.Labels["a"] = "2" }), true},
+		"a new object":              {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(m *metav1.ObjectMeta) { m.UID = "v" }), true},
+		"the annotation that lifts": {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(m *metav1.ObjectMeta) { m.Annotations = map[string]string{names.AnnotationLiftWithheld: "all"} }), true},
+		"another annotation":        {&v1beta1.IPAddressPool{ObjectMeta: meta}, pool(func(m *metav1.ObjectMeta) { m.Annotations = map[string]string{"a": "b"} }), false},
+		"a node's label":            {node, labelled, true},
+		"a heartbeat":               {node, node.DeepCopy(), false},
+		"a password":                {secret, edited, true},
+		"a repetition":              {secret, secret.DeepCopy(), false},
 	} {
 		if got := isConfigurationChanged(tt.before, tt.after); got != tt.want {
 			t.Errorf("%s is a change of the configuration: %v, want %v", name, got, tt.want)

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -54,4 +55,66 @@ func (b *snapshotBuilder) parsePoolExtension(o ObjectReference, pool, before *Po
 	default: // it is unknown which addresses must not be given
 		pool.ExcludedRanges = slices.Clone(pool.Ranges)
 	}
+	b.parseRetirement(o, pool, before, in.Retire)
 }
+
+// defaultServicesPerMinute is the CRD's default.
+const defaultServicesPerMinute = 60
+
+// parseRetirement reads spec.gantry.retire of a pool. With an entry that cannot be read, what was
+// retired before stays in force: no further Service gives up an address by mistake.
+func (b *snapshotBuilder) parseRetirement(o ObjectReference, pool, before *Pool, in *v1beta1.PoolRetirement) {
+	if in == nil {
+		return
+	}
+	perMinute := int64(in.ServicesPerMinute)
+	if perMinute <= 0 {
+		perMinute = defaultServicesPerMinute
+	}
+	retired := &Retirement{WholePool: len(in.Addresses) == 0, MoveInterval: time.Minute / time.Duration(perMinute)}
+	b.currentObjectUnservable = false
+	for i, text := range in.Addresses {
+		field := fmt.Sprintf("spec.gantry.retire.addresses[%d]", i)
+		r, err := ParseRange(text)
+		switch {
+		case err != nil:
+			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %v; until this is corrected nothing further is retired", field, err)
+		case !slices.ContainsFunc(pool.Ranges, r.overlaps):
+			b.reportProblem(o, field, names.ReasonAddressNotInPool, "%s: no address of %q is in spec.addresses: correct it, or remove it", field, text)
+		default:
+			retired.Ranges = append(retired.Ranges, r)
+		}
+	}
+	if b.currentObjectUnservable {
+		if retired = nil; before != nil {
+			retired = before.Retirement
+		}
+	}
+	if pool.Retirement = retired; retired != nil {
+		pool.ExcludedRanges = slices.Concat(pool.ExcludedRanges, retired.Ranges)
+	}
+}
+
+// parseLiftAnnotation reads the annotation that ends cool-downs and quarantines of a pool.
+func (b *snapshotBuilder) parseLiftAnnotation(o ObjectReference, pool *Pool, text string) {
+	if text = strings.TrimSpace(text); text == "" {
+		return
+	}
+	if text == liftAll {
+		pool.LiftRequest, pool.AddressesToLift = text, slices.Clone(pool.Ranges)
+		return
+	}
+	for _, entry := range strings.Split(text, ",") {
+		r, err := ParseRange(strings.TrimSpace(entry))
+		if err != nil {
+			b.reportProblem(o, "metadata.annotations", names.ReasonInvalidAddress, "the annotation %s: %v; or write %s", names.AnnotationLiftWithheld, err, liftAll)
+			pool.AddressesToLift = nil
+			return
+		}
+		pool.AddressesToLift = append(pool.AddressesToLift, r)
+	}
+	pool.LiftRequest = text
+}
+
+// liftAll as the value of the annotation means all addresses of the pool.
+const liftAll = "all"

@@ -48,6 +48,7 @@ func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []Na
 			pool.Ranges = append(pool.Ranges, e.Range)
 		}
 		b.parsePoolExtension(o, pool, before, p.Spec.Gantry)
+		b.parseLiftAnnotation(o, pool, p.Annotations[names.AnnotationLiftWithheld])
 		out = append(out, pool)
 	}
 	slices.SortFunc(out, func(x, y *Pool) int { return cmp.Compare(x.Name, y.Name) })

@@ -31,7 +31,8 @@ func newRangeIndex(entriesByPool [][]parsedEntry) *rangeIndex {
 	for _, entries := range entriesByPool {
 		for i := range entries {
 			e := &entries[i]
-			if e.err != nil || e.specialPurpose != "" { // its pool keeps ranges that are not among these
+			// Its pool may keep previous ranges, which are not among these.
+			if e.err != nil || e.specialPurpose != "" {
 				return &rangeIndex{}
 			}
 			all = append(all, indexedRange{first: addressNumberOf(e.First), last: addressNumberOf(e.Last)})

@@ -47,7 +47,14 @@ type Pool struct {
 	// ServiceAllocation is nil when spec.serviceAllocation is absent: every Service may use the
 	// pool.
 	ServiceAllocation *ServiceAllocation
-	// ExcludedRanges are in Ranges but never given. A Service that holds such an address keeps it.
+	// Retirement is nil when no address of the pool is retired.
+	Retirement *Retirement
+	// AddressesToLift are the addresses whose cool-down and quarantine end once, by the value
+	// LiftRequest of an annotation.
+	AddressesToLift []Range
+	LiftRequest     string
+	// ExcludedRanges are in Ranges but never given; retired ranges are among them. A Service that
+	// holds such an address keeps it.
 	ExcludedRanges []Range
 	// AssignmentOrder says which free address is given next.
 	AssignmentOrder AssignmentOrder
@@ -58,6 +65,23 @@ type Pool struct {
 	// AcquireProbe is nil when addresses are given without an acquire probe.
 	AcquireProbe *ProbeSettings
 }
+
+// Retirement says which addresses of a Pool its Services give up.
+type Retirement struct {
+	// Ranges are the retired addresses; with WholePool, all addresses of the Pool are.
+	Ranges    []Range
+	WholePool bool
+	// MoveInterval is the time between two Services that get other addresses.
+	MoveInterval time.Duration
+}
+
+// IsRetired says whether the pool retires the address, which it covers.
+func (p *Pool) IsRetired(a netip.Addr) bool {
+	return p.Retirement != nil && (p.Retirement.WholePool || anyRangeContains(p.Retirement.Ranges, a))
+}
+
+// isWholePoolRetired says whether the pool retires all of its addresses.
+func (p *Pool) isWholePoolRetired() bool { return p.Retirement != nil && p.Retirement.WholePool }
 
 // AssignmentOrder says which free address of a Pool is given next.
 type AssignmentOrder string
@@ -123,7 +147,7 @@ func (p *Pool) CoversAddress(a netip.Addr) bool { return anyRangeContains(p.Rang
 
 // CanAssign says whether the pool may give a: it is in a Range and neither avoided nor excluded.
 func (p *Pool) CanAssign(a netip.Addr) bool {
-	return !(p.AvoidBuggyIPs && IsBuggyIPv4(a)) && anyRangeContains(p.Ranges, a) && !anyRangeContains(p.ExcludedRanges, a)
+	return !p.isWholePoolRetired() && !(p.AvoidBuggyIPs && IsBuggyIPv4(a)) && anyRangeContains(p.Ranges, a) && !anyRangeContains(p.ExcludedRanges, a)
 }
 
 func anyRangeContains(ranges []Range, a netip.Addr) bool {
@@ -138,7 +162,10 @@ func anyRangeContains(ranges []Range, a netip.Addr) bool {
 // AssignableRanges returns the Ranges in their order, without what is excluded. They still contain
 // the addresses that AvoidBuggyIPs skips.
 func (p *Pool) AssignableRanges() []Range {
-	if len(p.ExcludedRanges) == 0 {
+	switch {
+	case p.isWholePoolRetired():
+		return nil
+	case len(p.ExcludedRanges) == 0:
 		return p.Ranges
 	}
 	cuts := slices.Clone(p.ExcludedRanges)

@@ -182,6 +182,18 @@ func (s *Server) SetPool(name string, spec v1beta1.IPAddressPoolSpec) {
 	s.poolByName[name] = p
 }
 
+// AnnotatePool sets an annotation of a pool.
+func (s *Server) AnnotatePool(name, key, value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.poolByName[name].DeepCopy()
+	if p.Annotations == nil {
+		p.Annotations = map[string]string{}
+	}
+	p.Annotations[key], p.ResourceVersion = value, s.nextVersion()
+	s.poolByName[name] = p
+}
+
 // ReservationByName returns a reservation, nil when there is none.
 func (s *Server) ReservationByName(name string) *v1alpha1.AddressReservation {
 	s.mu.Lock()

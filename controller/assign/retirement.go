@@ -1,0 +1,165 @@
+package assign
+
+import (
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// retirementRoundInterval is how long Services that got no other address wait for their next turn.
+const retirementRoundInterval = 30 * time.Second
+
+// retirement decides whose turn it is to give up retired addresses. Each pool has its own pace. The
+// worker calls it once per turn. All its methods run on the worker's goroutine.
+type retirement struct {
+	workQueue *workQueue
+	// stateByPool has the pools that retire addresses.
+	stateByPool map[string]*poolRetirement
+	// servicesOnTurn may give up their retired addresses now.
+	servicesOnTurn map[view.ObjectKey]struct{}
+	timerUntil     time.Time
+}
+
+// poolRetirement is the progress of one pool.
+type poolRetirement struct {
+	pool *snapshot.Pool
+	// servicesAwaitingTurn of this round, in the order of their turns.
+	servicesAwaitingTurn []view.ObjectKey
+	// servicesWithoutOtherAddress got none at their last turn. Some may hold no retired address any
+	// more.
+	servicesWithoutOtherAddress map[view.ObjectKey]struct{}
+	nextTurn, nextRound         time.Time
+	// isDone says that no Service held a retired address in the last round.
+	isDone bool
+}
+
+// usePools takes over the pools of a new configuration. Each pool keeps its pace.
+func (r *retirement) usePools(pools []*snapshot.Pool) {
+	before := r.stateByPool
+	r.stateByPool = map[string]*poolRetirement{}
+	for _, p := range pools {
+		if p.Retirement == nil {
+			continue
+		}
+		state := before[p.Name]
+		if state == nil {
+			state = &poolRetirement{servicesWithoutOtherAddress: map[view.ObjectKey]struct{}{}}
+		}
+		// There may be more retired addresses, or more others.
+		state.pool, state.isDone, state.nextRound = p, false, time.Time{}
+		r.stateByPool[p.Name] = state
+	}
+	if len(r.stateByPool) == 0 {
+		r.servicesOnTurn = nil
+	}
+}
+
+// startDueTurns gives each Service whose turn has come to the worker.
+func (r *retirement) startDueTurns(now time.Time, l *allocate.Ledger, snap *snapshot.Snapshot) {
+	for _, state := range r.stateByPool {
+		r.startDueTurnOfPool(state, now, l, snap)
+	}
+}
+
+func (r *retirement) startDueTurnOfPool(state *poolRetirement, now time.Time, l *allocate.Ledger, snap *snapshot.Snapshot) {
+	if state.isDone {
+		return
+	}
+	if len(state.servicesAwaitingTurn) == 0 && !now.Before(state.nextRound) {
+		state.servicesAwaitingTurn = l.ServicesHoldingRetiredAddresses(state.pool, snap)
+		state.nextRound = now.Add(retirementRoundInterval)
+		if state.isDone = len(state.servicesAwaitingTurn) == 0; state.isDone {
+			return
+		}
+	}
+	for len(state.servicesAwaitingTurn) > 0 && !now.Before(state.nextTurn) {
+		k := state.servicesAwaitingTurn[0]
+		state.servicesAwaitingTurn = state.servicesAwaitingTurn[1:]
+		held, _ := l.AssignmentOf(k)
+		if len(l.RetiredAddresses(held.Addresses, snap)) == 0 {
+			continue // it was deleted, or its owner was faster
+		}
+		if r.servicesOnTurn == nil {
+			r.servicesOnTurn = map[view.ObjectKey]struct{}{}
+		}
+		r.servicesOnTurn[k] = struct{}{}
+		r.workQueue.addAffected(k)
+		state.nextTurn = now.Add(state.pool.Retirement.MoveInterval)
+	}
+	next := state.nextTurn
+	if len(state.servicesAwaitingTurn) == 0 {
+		next = state.nextRound
+	}
+	if !r.timerUntil.After(now) || next.Before(r.timerUntil) {
+		r.timerUntil = next
+		r.workQueue.wakeWorkerAfter(next.Sub(now))
+	}
+}
+
+// decideOnTurn decides about a Service. If it is its turn to give up retired addresses, it gets
+// others, if there are as many. It keeps its turn until those are written.
+func (r *ServiceWorker) decideOnTurn(v *view.Service) allocate.Decision {
+	snap := r.configuration.Snapshot
+	if _, onTurn := r.retirement.servicesOnTurn[v.Key]; !onTurn {
+		return allocate.DecideAssignment(v, r.ledger, snap)
+	}
+	held, _ := r.ledger.AssignmentOf(v.Key)
+	retired := r.ledger.RetiredAddresses(held.Addresses, snap)
+	d, moved := allocate.DecideAssignmentWithoutRetired(v, r.ledger, snap)
+	if !moved {
+		delete(r.retirement.servicesOnTurn, v.Key)
+		r.configurationStatusWriter.needsComparison = true
+	}
+	for _, p := range snap.PoolOfEachAddress(held.PoolOfFirstAddress, retired...) {
+		switch state := r.retirement.stateByPool[p.Name]; {
+		case state == nil:
+		case moved:
+			delete(state.servicesWithoutOtherAddress, v.Key)
+		default:
+			state.servicesWithoutOtherAddress[v.Key] = struct{}{}
+		}
+	}
+	return d
+}
+
+// statusOfPool returns the progress of a pool; nil when it retires nothing.
+func (r *retirement) statusOfPool(p *snapshot.Pool, l *allocate.Ledger, snap *snapshot.Snapshot) *v1beta1.PoolRetirementStatus {
+	if p.Retirement == nil {
+		return nil
+	}
+	out := &v1beta1.PoolRetirementStatus{}
+	state := r.stateByPool[p.Name]
+	for _, k := range l.ServicesHoldingRetiredAddresses(p, snap) {
+		out.ServicesLeft++
+		if state != nil {
+			if _, without := state.servicesWithoutOtherAddress[k]; without {
+				out.ServicesWithoutOtherAddress++
+			}
+		}
+	}
+	return out
+}
+
+// setRetiredCondition sets the condition for the progress of a pool, and removes it when the pool
+// retires nothing.
+func setRetiredCondition(conditions *[]metav1.Condition, generation int64, s *v1beta1.PoolRetirementStatus) {
+	if s == nil {
+		meta.RemoveStatusCondition(conditions, names.ConditionRetired)
+		return
+	}
+	c := metav1.Condition{
+		Type: names.ConditionRetired, Status: metav1.ConditionTrue, ObservedGeneration: generation,
+		Reason: string(names.ReasonRetired), Message: "no Service holds a retired address",
+	}
+	if s.ServicesLeft > 0 {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(names.ReasonRetiring), "Services hold retired addresses: see status.gantry.retire, and the condition AddressAssigned of each Service"
+	}
+	meta.SetStatusCondition(conditions, c)
+}
