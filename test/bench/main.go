@@ -57,6 +57,7 @@ var benchmarks = []struct {
 	measure func(ctx context.Context, dir string) error
 }{
 	{"addresses", measureAllocator},
+	{"configuration", func(context.Context, string) error { return measureConfiguration() }},
 	{"responder", func(ctx context.Context, _ string) error { return measureResponder(ctx) }},
 	{"scale", measureControllerWithManyServices},
 	{"latency", measureLatency},
