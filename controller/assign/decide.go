@@ -56,6 +56,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	if rec != nil && rec.refusedVersion == s.ResourceVersion && r.Now().Before(rec.retryAt) {
 		return // a timer runs
 	}
+	r.ledgerWriter.fence.ClosePendingWithOlderBase(l.ObjectKey, s.ResourceVersion)
 	v := view.FromService(s)
 	if !r.isServiceOurs(&v) {
 		r.clearServiceStatus(s, &v)
@@ -68,7 +69,6 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	if len(v.AssignedAddresses) > 0 { // by a write with an unknown result, for example
 		rec.waitingSince = time.Time{}
 	}
-	r.ledgerWriter.fence.ClosePendingWithOlderBase(l.ObjectKey, s.ResourceVersion)
 	// Services that wait to share with it may try again.
 	if now := describeSharingRelevantFields(&v); now != rec.lastDecidedSharingText {
 		rec.lastDecidedSharingText, r.retryWaitingSharingServices = now, r.retryWaitingSharingServices || rec.lastDecidedSharingText != ""
@@ -120,7 +120,12 @@ func (r *ServiceWorker) handleConfirmResult(c *confirmServiceGoneTask, now *core
 		rec.newestVersion = fence.ParseResourceVersion(now.ResourceVersion)
 		r.workQueue.addChanged(c.service)
 	}
-	if v := view.FromService(now); !r.isServiceOurs(&v) && !hasOurStatusOrAnnotations(now) {
+	v := view.FromService(now)
+	switch {
+	case r.isServiceOurs(&v) || hasOurStatusOrAnnotations(now):
+	case len(r.ledgerWriter.fence.PendingAddressesOfService(c.service, now.ResourceVersion)) > 0:
+		r.workQueue.addChangedAfter(c.service, firstRetryDelay) // a write may still arrive
+	default:
 		r.releaseService(c.service, "the Service is no longer a LoadBalancer of this class")
 	}
 }
@@ -306,6 +311,10 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 	}
 	switch o {
 	case outcomeWritten:
+		if w.clearsStatusOfUnservedService && w.onlyChangesResourceVersion {
+			r.workQueue.addChanged(k)
+			return
+		}
 		if w.clearsStatusOfUnservedService {
 			r.releaseService(k, "the Service is no longer a LoadBalancer of this class")
 			return
@@ -370,7 +379,8 @@ func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 
 // clearServiceStatus removes our status from a Service that this controller does not serve. If the
 // Service has another class, only what it held from us is removed. One that never was ours is not
-// touched.
+// touched. While a write of another controller may still arrive, the first write only prevents
+// that.
 func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 	rec := r.recordByService[v.Key]
 	if rec == nil && (v.IsLoadBalancer || !hasOurStatusOrAnnotations(s)) {
@@ -379,10 +389,13 @@ func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 	w := &serviceStatusWriteTask{service: *v, serviceBefore: s, ledgerBuildNumber: r.ledgerBuildNumber, clearsStatusOfUnservedService: true}
 	w.assignmentBefore, _ = r.ledger.AssignmentOf(v.Key)
 	w.serviceAfter = withoutOurStatus(s, w.assignmentBefore.Addresses)
-	switch {
-	case rec == nil:
+	if rec == nil {
 		rec = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion)}
 		r.recordByService[v.Key] = rec
+	}
+	switch {
+	case r.mayForeignWriteStillArrive(w):
+		w.serviceAfter, w.onlyChangesResourceVersion = withUnservedCondition(s, r.Now()), true
 	case areStatusAndAnnotationsEqual(s, w.serviceAfter):
 		// There is nothing to write that would confirm it.
 		r.confirmServiceGoneOrForeign(v.Key, rec)

@@ -68,7 +68,8 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	if before := r.ledgerWriter.fence; before != nil {
 		open.KeepPendingOfEarlierFence(before)
 	}
-	shown := map[view.ObjectKey]struct{}{} // the Services with a pending assignment
+	shown := map[view.ObjectKey]struct{}{}           // the Services with a pending assignment
+	unserved := map[view.ObjectKey]*corev1.Service{} // those of them that this controller does not serve
 	for _, i := range open.MergedPendingWithBatch(nil) {
 		shown[i.Service] = struct{}{}
 	}
@@ -80,6 +81,9 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 		if !r.isServiceOurs(&v) {
 			if hasOurStatusOrAnnotations(s) {
 				r.workQueue.addAffected(v.Key)
+			}
+			if _, in := shown[v.Key]; in {
+				unserved[v.Key] = s
 			}
 			return
 		}
@@ -94,6 +98,9 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	}
 	left := open.RemoveClosedPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
 	for _, i := range left {
+		if s := unserved[i.Service]; s != nil {
+			seen[i.Service], claimants = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion)}, append(claimants, loadedUnservedService(s))
+		}
 		// A list may be older than what another controller saw.
 		if rec := seen[i.Service]; rec != nil {
 			rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(i.BaseResourceVersion))
@@ -155,6 +162,15 @@ func loadedServiceOf(v *view.Service) minimalLoadedService {
 	if v.SharingKey != "" {
 		c.viewForSharingCheck = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, HasLocalTrafficPolicy: v.HasLocalTrafficPolicy, PodSelector: v.PodSelector}
 	}
+	return c
+}
+
+// loadedUnservedService is a Service of another class whose pending assignment is from a time when
+// its class was served. It holds only what that assignment may still bring.
+func loadedUnservedService(s *corev1.Service) minimalLoadedService {
+	v := view.FromService(s)
+	c := loadedServiceOf(&v)
+	c.statusAddresses = nil
 	return c
 }
 

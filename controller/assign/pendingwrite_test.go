@@ -82,3 +82,59 @@ func TestAddressDroppedFromAStatusGoesToAWaitingService(t *testing.T) {
 		wantAddress(t, s, "b", "192.0.2.0", names.ReasonAssigned)
 	})
 }
+
+// TestPendingWriteOfOtherClassIsNotGivenAway changes the class that the controllers serve while a
+// write for a Service of the previous class has not arrived. No Service of the new class gets the
+// address before that write is settled. Afterwards the Service of the previous class has nothing of
+// ours, and the address is free.
+func TestPendingWriteOfOtherClassIsNotGivenAway(t *testing.T) {
+	for name, delay := range map[string]time.Duration{"the write comes early": 100 * time.Millisecond, "the write comes late": 8 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			o := newOracle()
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(o.checkServiceChange)
+				s.SetPool("p", poolSpec("192.0.2.0/31"))
+				class := "example.com/previous"
+				d := newLoadBalancer("d")
+				d.Spec.LoadBalancerClass = &class
+				s.CreateService(d)
+				d = s.ServiceByKey(serviceKey("d"))
+				lost := apitest.NewClient(s, func(what string) apitest.Delivery {
+					if what == "service" {
+						return apitest.Delivery{RequestDelay: delay}
+					}
+					return apitest.Delivery{}
+				})
+				writePendingAsOtherController(t, lost, newPendingAssignment("d", d.ResourceVersion, parseAddresses("192.0.2.0")...))
+				o.isAddressChangeAllowed[serviceKey("d")] = true
+				after := d.DeepCopy()
+				after.Status.LoadBalancer.Ingress = ingressEntriesOfAddresses("192.0.2.0")
+				go func() { _, _ = lost.PatchServiceStatus(context.Background(), d, after) }()
+				c := startController(t, s, func(what string) apitest.Delivery {
+					if what == "service" {
+						return apitest.Delivery{RequestDelay: 500 * time.Millisecond}
+					}
+					return apitest.Delivery{}
+				}, ServiceWorkerOptions{})
+				defer c.stopAndWait()
+				s.CreateService(newLoadBalancer("e"))
+				s.CreateService(newLoadBalancer("f"))
+				time.Sleep(time.Minute)
+				if now := s.ServiceByKey(serviceKey("d")); len(ingressAddresses(now)) > 0 || hasOurStatusOrAnnotations(now) {
+					t.Errorf("the Service of another class has %+v", now.Status)
+				}
+				for _, name := range []string{"e", "f"} {
+					if a := firstAddress(s.ServiceByKey(serviceKey(name))); !a.IsValid() {
+						t.Errorf("%s has no address", name)
+					}
+				}
+				if n := c.ledgerWriter.fence.CountPending(); n > 0 {
+					t.Errorf("%d pending assignments stay open", n)
+				}
+			})
+			for _, f := range o.faults {
+				t.Error(f)
+			}
+		})
+	}
+}

@@ -53,6 +53,7 @@ func maySharePerOracle(a, b *corev1.Service) bool {
 func userAnnotations(s *corev1.Service) map[string]string {
 	out := maps.Clone(s.Annotations)
 	delete(out, names.AnnotationAllocatedFromPool)
+	delete(out, names.AnnotationAllocatedFromSeveralPools)
 	return out
 }
 

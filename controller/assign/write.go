@@ -62,6 +62,19 @@ func changeStatusToBumpResourceVersion(after *corev1.Service, now time.Time) {
 	c.LastTransitionTime = changedAt
 }
 
+// withUnservedCondition returns the Service with a condition that says that this controller does not
+// serve it, so that the API server gives it another resourceVersion. The condition is removed by a
+// later write.
+func withUnservedCondition(s *corev1.Service, now time.Time) *corev1.Service {
+	after := s.DeepCopy()
+	meta.SetStatusCondition(&after.Status.Conditions, metav1.Condition{
+		Type: names.ConditionAddressAssigned, Status: metav1.ConditionFalse, ObservedGeneration: s.Generation,
+		Reason: string(names.ReasonNotLoadBalancer), Message: "this controller does not serve the Service",
+	})
+	changeStatusToBumpResourceVersion(after, now)
+	return after
+}
+
 // keepUnchangedIngress keeps the ingress entries if they are equal, because another writer may have
 // added fields.
 func keepUnchangedIngress(before, after *corev1.Service) {
