@@ -15,6 +15,10 @@ type AddressLedgerSpec struct {
 	// +listType=atomic
 	// +optional
 	Pending []PendingAssignment `json:"pending,omitempty"`
+	// Incomplete says that a status may still arrive that Pending does not list. A controller that
+	// reads this gives each Service another resourceVersion before it assigns an address.
+	// +optional
+	Incomplete bool `json:"incomplete,omitempty"`
 	// Withheld are addresses that no Service holds and that are not free: they cool down or are in
 	// quarantine. They are sorted by address. When there are too many, those that end soonest are
 	// left out.

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/snapshot"
@@ -45,7 +46,8 @@ type WorkerAPI interface {
 	// DeleteProbe deletes the AddressProbe with that name, if there is one.
 	DeleteProbe(ctx context.Context, name string) error
 	// ReadOrCreateLedger returns the AddressLedger with that name, and creates an empty one when
-	// there is none.
+	// there is none. An AddressLedger of pending assignments is incomplete at first: the previous
+	// one may have been deleted.
 	ReadOrCreateLedger(ctx context.Context, name string) (*v1alpha1.AddressLedger, error)
 	// CompareAndSwapLedger writes the AddressLedger and returns it as written. The API server
 	// refuses it as a conflict when it is not the one that was read, and as not found when it was
@@ -225,7 +227,7 @@ func (c *ClientBackedAPI) ReadOrCreateLedger(ctx context.Context, name string) (
 	key := client.ObjectKey{Namespace: c.Namespace, Name: name}
 	err := c.LiveReader.Get(ctx, key, l)
 	if apierrors.IsNotFound(err) {
-		l.Namespace, l.Name = key.Namespace, key.Name
+		l.Namespace, l.Name, l.Spec.Incomplete = key.Namespace, key.Name, name == names.AddressLedger
 		// Another controller was faster.
 		if err = c.CachedClient.Create(ctx, l); apierrors.IsAlreadyExists(err) {
 			err = c.LiveReader.Get(ctx, key, l)

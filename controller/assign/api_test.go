@@ -96,7 +96,10 @@ func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, a
 	if err != nil || again.UID != l.UID {
 		t.Fatalf("a second controller made another one: %v", err)
 	}
-	l.Spec.Writer = "one"
+	if !l.Spec.Incomplete {
+		t.Error("a new AddressLedger is complete, although it may replace one that was deleted")
+	}
+	l.Spec.Writer, l.Spec.Incomplete = "one", false
 	if l, err = api.CompareAndSwapLedger(ctx, l); err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +113,7 @@ func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, a
 	if _, err := api.CompareAndSwapLedger(ctx, l); !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		t.Errorf("a swap of what was deleted ends with %v, want not found or a conflict", err)
 	}
-	if l, err = api.ReadOrCreateLedger(ctx, names.AddressLedger); err != nil || l.Spec.Writer != "" {
+	if l, err = api.ReadOrCreateLedger(ctx, names.AddressLedger); err != nil || l.Spec.Writer != "" || !l.Spec.Incomplete {
 		t.Errorf("the deleted object is created again as %+v: %v", l, err)
 	}
 }

@@ -327,6 +327,9 @@ func TestFailingTrimDelaysNoAddress(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
 				s, c := startBurst(t, 200)
 				defer c.stopAndWait()
+				for !c.IsLedgerLoaded() {
+					time.Sleep(time.Millisecond)
+				}
 				s.RefuseLedgerWrites(func(l *v1alpha1.AddressLedger) error {
 					if len(l.Spec.Pending) == 0 {
 						return err

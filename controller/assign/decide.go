@@ -395,7 +395,7 @@ func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 	}
 	switch {
 	case r.mayForeignWriteStillArrive(w):
-		w.serviceAfter, w.onlyChangesResourceVersion = withUnservedCondition(s, r.Now()), true
+		w.serviceAfter, w.onlyChangesResourceVersion = withBumpedCondition(s, names.ReasonNotLoadBalancer, r.Now()), true
 	case areStatusAndAnnotationsEqual(s, w.serviceAfter):
 		// There is nothing to write that would confirm it.
 		r.confirmServiceGoneOrForeign(v.Key, rec)

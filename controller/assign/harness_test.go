@@ -186,7 +186,7 @@ func writePendingAsOtherController(t *testing.T, c *apitest.Client, pending ...v
 		t.Fatal(err)
 	}
 	l = l.DeepCopy()
-	l.Spec.Writer, l.Spec.Pending = "another", pending
+	l.Spec = v1alpha1.AddressLedgerSpec{Writer: "another", Pending: pending}
 	if _, err := c.CompareAndSwapLedger(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}

@@ -66,7 +66,12 @@ func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceSt
 	j := &r.ledgerWriter
 	j.writesInSwap = len(batch)
 	s := &ledgerSwap{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
-	s.ledgerObject.Spec.Writer, s.ledgerObject.Spec.Pending = r.LedgerWriterIdentity, encodePendingEntries(j.fence.MergedPendingWithBatch(pendingEntriesOfWrites(batch)))
+	entries, all := pendingEntriesOfWrites(batch), j.fence.MergedPendingWithBatch
+	if s.omitsEarlierEntries = j.mustOmitEarlierEntries && len(batch) > 0; s.omitsEarlierEntries {
+		all, j.mustOmitEarlierEntries = j.fence.PendingOfBatchOnly, false
+	}
+	spec := &s.ledgerObject.Spec
+	spec.Writer, spec.Pending, spec.Incomplete = r.LedgerWriterIdentity, encodePendingEntries(all(entries)), s.omitsEarlierEntries || j.fence.CountOmittedFromObject() > 0
 	j.swapInFlight, j.lastSwapStart = true, r.Now()
 	r.apiTaskQueue.startTask(ctx, s)
 }
@@ -92,7 +97,7 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 		most = min(most, j.maxWritesWhileFindingRefused)
 	}
 	again := j.allStagedWritesWereRefused()
-	if again {
+	if again || j.mustOmitEarlierEntries {
 		most = 1
 	}
 	room, bytesLeft := j.maxPendingServices-j.fence.CountPending(), maxPendingBytes
@@ -168,6 +173,8 @@ func (w *serviceStatusWriteTask) pendingEntry() fence.PendingStatusWrite {
 type ledgerSwap struct {
 	writes       []*serviceStatusWriteTask
 	ledgerObject *v1alpha1.AddressLedger
+	// omitsEarlierEntries says that the object has the entries of the batch only.
+	omitsEarlierEntries bool
 }
 
 // runTask implements apiRequestTask.
@@ -187,6 +194,9 @@ func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwap, now *v1alpha1.Addr
 		r.recordAcceptedBatch(s.writes)
 		j.consecutiveFailures, j.trimFailures, j.ledgerObject = 0, 0, now
 		r.workerState.recordAttempt(r.Now(), phaseWriting, true)
+		if s.omitsEarlierEntries {
+			r.recordOmittedEntries(s)
+		}
 		j.fence.RecordBatchWrittenToObject(pendingEntriesOfWrites(s.writes))
 		for _, w := range s.writes {
 			r.apiTaskQueue.enqueueTask(w)
@@ -200,7 +210,7 @@ func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwap, now *v1alpha1.Addr
 		r.Log.Warn("writing the AddressLedger without closed assignments failed", "ledger", r.ledgerLogName(), "error", err, "again", max(ledgerTrimDelay, retryDelay(j.trimFailures)))
 		return
 	case isPermanentRefusal(err) && !isLost:
-		r.splitRefusedBatch(s.writes, err)
+		r.splitRefusedBatch(s, err)
 		return
 	}
 	j.writesAwaitingLedgerEntry = append(s.writes, j.writesAwaitingLedgerEntry...)

@@ -50,6 +50,9 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 		return err
 	}
 	object, err := r.API.ReadOrCreateLedger(ctx, names.AddressLedger)
+	if err == nil {
+		object, err = r.completeLedger(ctx, object)
+	}
 	if err != nil {
 		return err
 	}
@@ -68,9 +71,10 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	if before := r.ledgerWriter.fence; before != nil {
 		open.KeepPendingOfEarlierFence(before)
 	}
-	shown := map[view.ObjectKey]struct{}{}           // the Services with a pending assignment
-	unserved := map[view.ObjectKey]*corev1.Service{} // those of them that this controller does not serve
-	for _, i := range open.MergedPendingWithBatch(nil) {
+	shown := map[view.ObjectKey]struct{}{} // the Services with a pending assignment
+	// those of them that this controller does not serve
+	unserved := map[view.ObjectKey]*corev1.Service{}
+	for _, i := range open.OpenPending() {
 		shown[i.Service] = struct{}{}
 	}
 	err = r.API.ForEachLiveService(ctx, func(s *corev1.Service) {

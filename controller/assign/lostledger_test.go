@@ -47,6 +47,79 @@ func TestDeletedAddressLedgerInBurstGivesNoAddressTwice(t *testing.T) {
 	})
 }
 
+// TestDeletedAddressLedgerOfDeadLeaderGivesNoAddressTwice deletes the AddressLedger after the leader
+// was killed, while its writes have not arrived. The next leader does not give their addresses to
+// other Services, even if it is killed too before it has assigned one.
+func TestDeletedAddressLedgerOfDeadLeaderGivesNoAddressTwice(t *testing.T) {
+	for name, nextLife := range map[string]time.Duration{"the next leader lives": 0, "the next leader is killed at once": 20 * time.Millisecond, "the next leader is killed later": time.Second} {
+		t.Run(name, func(t *testing.T) {
+			g := &doubleAssignmentDetector{serviceNameByAddress: map[netip.Addr]string{}}
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(g.recordServiceChange)
+				s.SetPool("p", poolSpec("10.0.0.0/24"))
+				slow := func(what string) apitest.Delivery {
+					if what == "service" {
+						return apitest.Delivery{RequestDelay: 8 * time.Second}
+					}
+					return apitest.Delivery{}
+				}
+				s.CreateService(newLoadBalancer("served"))
+				c := startController(t, s, nil, ServiceWorkerOptions{LedgerWriterIdentity: "first"})
+				time.Sleep(time.Second)
+				c.stopAndWait()
+				c = startController(t, s, slow, ServiceWorkerOptions{LedgerWriterIdentity: "second"})
+				time.Sleep(time.Second)
+				for i := range 20 {
+					s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+				}
+				time.Sleep(time.Second)
+				c.killAndWait(func() bool { return true })
+				s.DeleteAllLedgers()
+				if nextLife > 0 {
+					c = startController(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "third"})
+					time.Sleep(nextLife)
+					c.killAndWait(func() bool { return false })
+				}
+				for i := range 20 {
+					s.CreateService(newLoadBalancer(fmt.Sprint("0late", i)))
+				}
+				c = startController(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "fourth"})
+				time.Sleep(time.Minute)
+				if n := g.countAssignedAddresses(); n != 41 {
+					t.Errorf("%d of 41 Services have an address of their own", n)
+				}
+				if l := s.LedgerByName(names.AddressLedger); l.Spec.Incomplete {
+					t.Error("the AddressLedger stays incomplete")
+				}
+				c.stopAndWait()
+			})
+			for _, f := range g.doubleAssignmentTexts {
+				t.Error(f)
+			}
+		})
+	}
+}
+
+// TestNewAddressLedgerIsCompleteWithoutWrites starts in a cluster in which no controller has ever
+// worked: nothing is written to a Service only because the AddressLedger is new, and not at the
+// next start either.
+func TestNewAddressLedgerIsCompleteWithoutWrites(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		for i := range 20 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+		}
+		for range 2 {
+			c := startController(t, s, nil, ServiceWorkerOptions{})
+			time.Sleep(time.Minute)
+			c.stopAndWait()
+			if n := s.CountWriteRequestsOfKind("service"); n != 20 {
+				t.Errorf("%d status writes for 20 Services without a pool", n)
+			}
+		}
+	})
+}
+
 // TestLedgerOfOtherClusterDoesNotBlockService starts with the AddressLedger of another cluster with
 // later resourceVersions: its Service is served all the same.
 func TestLedgerOfOtherClusterDoesNotBlockService(t *testing.T) {
@@ -104,30 +177,28 @@ func TestServiceWithWipedStatusKeepsAddressDespiteRefusal(t *testing.T) {
 	}
 }
 
-// TestLostAddressLedgerGivesNoAddressTwice deletes the AddressLedger again and again while one
-// controller works over a slow and faulty connection, and a user creates, edits and deletes
-// Services.
+// TestLostAddressLedgerGivesNoAddressTwice deletes the AddressLedger again and again while two
+// controllers work over slow and faulty connections, pause and are killed, and a user creates, edits
+// and deletes Services.
 func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
+	setDefaultRapidCheckCount(t, "200")
 	rapid.Check(t, func(rt *rapid.T) {
 		h := historyGenerator().Draw(rt, "history")
 		o := newOracle()
 		var leaks []string
 		runWithFakeTime(t, func(t *testing.T) {
-			w := &harness{t: t, server: apitest.NewServer(o.checkServiceChange), network: newRandomNetwork(h.seed), maxPending: []int{1, 3, maxPendingAssignments}[h.seed%3]}
-			w.setUsualPools(assignmentOrderNames[h.seed%3])
-			w.runStep(historyStep{action: "start"})
-			for _, s := range h.steps {
-				switch s.action {
-				case "kill", "crash", "start":
-					w.server.DeleteAllLedgers()
-					time.Sleep(s.delayAfter)
-				default:
-					w.runStep(s)
-				}
+			w := newHarness(t, o.checkServiceChange, h.seed)
+			// Its status shows that a controller has worked here.
+			w.server.CreateService(newLoadBalancer("first"))
+			for s := w.server.ServiceByKey(serviceKey("first")); !hasOurStatusOrAnnotations(s); s = w.server.ServiceByKey(serviceKey("first")) {
+				time.Sleep(100 * time.Millisecond)
 			}
-			w.runStep(historyStep{action: "resume"})
-			// A second controller cannot know what the object does not show.
-			time.Sleep(time.Minute)
+			for i, s := range h.steps {
+				if i%4 == 3 {
+					w.server.DeleteAllLedgers()
+				}
+				w.runStep(s)
+			}
 			w.recoverAndWait()
 			leaks = w.findFinalFaults()
 			for _, c := range w.controllers {

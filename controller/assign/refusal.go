@@ -69,18 +69,35 @@ func (r *ServiceWorker) recordAcceptedBatch(batch []*serviceStatusWriteTask) {
 	}
 }
 
-// splitRefusedBatch handles a batch that the API server refused permanently.
-func (r *ServiceWorker) splitRefusedBatch(batch []*serviceStatusWriteTask, err error) {
-	j := &r.ledgerWriter
+// splitRefusedBatch handles a batch that the API server refused permanently. The cause can also be
+// the entry of an earlier write, which was accepted at its time and whose outcome is open: a new
+// policy refuses it, for example. So a single write is tried without the earlier entries before it
+// is given up.
+func (r *ServiceWorker) splitRefusedBatch(s *ledgerSwap, err error) {
+	j, batch := &r.ledgerWriter, s.writes
 	if n := len(batch); n > 1 {
 		j.writesAwaitingLedgerEntry, j.maxWritesWhileFindingRefused = append(batch, j.writesAwaitingLedgerEntry...), n/2
 		r.Log.Info("the API server refuses a batch of pending assignments; searching for the Service that causes it", "ledger", r.ledgerLogName(), "services", n, "error", err)
+		return
+	}
+	if !s.omitsEarlierEntries && len(s.ledgerObject.Spec.Pending) > 1 {
+		j.writesAwaitingLedgerEntry, j.mustOmitEarlierEntries = append(batch, j.writesAwaitingLedgerEntry...), true
 		return
 	}
 	if j.lastRefusalTime = r.Now(); !batch[0].ledgerEntryRefused {
 		j.refusalsInARow++
 	}
 	r.abandonWriteRefusedByLedger(batch[0], err)
+}
+
+// recordOmittedEntries records that the API server accepted the AddressLedger without the entries
+// of earlier writes.
+func (r *ServiceWorker) recordOmittedEntries(s *ledgerSwap) {
+	f := r.ledgerWriter.fence
+	if f.OmitAllFromObjectExcept(pendingEntriesOfWrites(s.writes)); f.CountOmittedFromObject() > 0 {
+		r.Log.Warn("the API server refuses the AddressLedger with entries that it has already; they are left out until their writes are answered, and the AddressLedger is marked as incomplete",
+			"ledger", r.ledgerLogName(), "omitted", f.CountOmittedFromObject())
+	}
 }
 
 // abandonWriteRefusedByLedger drops the decision for a Service, because the AddressLedger does not

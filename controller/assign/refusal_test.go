@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -83,6 +84,65 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestRefusedEarlierEntryDelaysNoOtherService lets a new policy refuse each AddressLedger with the
+// entry of a Service whose write has no answer. The other Services are served, also by the next
+// leader, and never with the address of that write.
+func TestRefusedEarlierEntryDelaysNoOtherService(t *testing.T) {
+	for _, isLeaderLost := range []bool{false, true} {
+		t.Run(fmt.Sprint("leader lost: ", isLeaderLost), func(t *testing.T) {
+			o := newOracle()
+			runWithFakeTime(t, func(t *testing.T) {
+				s := apitest.NewServer(o.checkServiceChange)
+				s.SetPool("p", poolSpec("10.0.0.0/24"))
+				c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "first"})
+				s.CreateService(newLoadBalancer("before"))
+				time.Sleep(10 * time.Second)
+				s.RefuseServiceWrites(func(o *corev1.Service) error {
+					if o.Name == "x" {
+						return apierrors.NewInternalError(errors.New("a webhook failed"))
+					}
+					return nil
+				})
+				s.CreateService(newLoadBalancer("x"))
+				time.Sleep(time.Second)
+				s.RefuseLedgerWrites(refuseServices("x"))
+				wantServed := func(name string, within time.Duration) {
+					t.Helper()
+					s.CreateService(newLoadBalancer(name))
+					time.Sleep(within)
+					if o := s.ServiceByKey(serviceKey(name)); !firstAddress(o).IsValid() {
+						t.Errorf("Service %s has no address after %s: %v", name, within, o.Status.Conditions)
+					}
+				}
+				for i := range 20 {
+					wantServed(fmt.Sprint("s", i), 2*time.Second)
+				}
+				if isLeaderLost {
+					c.killAndWait(func() bool { return true })
+					c = startController(t, s, newPromptDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "second"})
+					wantServed("next", 2*unlistedWritesTimeout)
+				}
+				wantServed("last", 2*time.Second)
+				s.RefuseServiceWrites(nil)
+				time.Sleep(time.Minute)
+				s.RefuseLedgerWrites(nil)
+				time.Sleep(time.Minute)
+				if o := s.ServiceByKey(serviceKey("x")); !firstAddress(o).IsValid() {
+					t.Errorf("the refused Service is not served in the end: %v", o.Status.Conditions)
+				}
+				wantServed("after", 2*time.Second)
+				if l := s.LedgerByName(names.AddressLedger); l.Spec.Incomplete {
+					t.Error("the AddressLedger stays incomplete when all writes are answered")
+				}
+				c.stopAndWait()
+			})
+			for _, f := range o.faults {
+				t.Error(f)
+			}
+		})
+	}
 }
 
 // TestRefusedLedgerWritesSlowDownAndRecover makes the API server refuse every pending assignment,

@@ -88,6 +88,7 @@ type ServiceWorker struct {
 	retryWaitingSharingServices bool
 	apiTaskQueue                *apiTaskQueue
 	ledgerWriter                ledgerWriter
+	unlistedWritesCloser        unlistedWritesCloser
 	withheldCheckpoint          withheldCheckpoint
 	addressProber               addressProber
 	configurationStatusWriter   configurationStatusWriter
@@ -320,6 +321,9 @@ type ledgerWriter struct {
 	// maxWritesWhileFindingRefused bounds the writes of the next swap during the search for a
 	// refused entry; 0 means no limit.
 	maxWritesWhileFindingRefused int
+	// mustOmitEarlierEntries says that the next object has only the entry of one write, because the
+	// API server may refuse the entry of an earlier one.
+	mustOmitEarlierEntries bool
 	// refusalsInARow counts the new entries in a row that the API server refused permanently.
 	// lastRefusalTime is when it last refused any entry.
 	refusalsInARow  int

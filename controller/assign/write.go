@@ -62,15 +62,18 @@ func changeStatusToBumpResourceVersion(after *corev1.Service, now time.Time) {
 	c.LastTransitionTime = changedAt
 }
 
-// withUnservedCondition returns the Service with a condition that says that this controller does not
-// serve it, so that the API server gives it another resourceVersion. The condition is removed by a
-// later write.
-func withUnservedCondition(s *corev1.Service, now time.Time) *corev1.Service {
+// withBumpedCondition returns the Service with its condition at another time, so that the API server
+// gives the Service another resourceVersion. A Service without the condition gets one until it is
+// decided.
+func withBumpedCondition(s *corev1.Service, reason names.Reason, now time.Time) *corev1.Service {
 	after := s.DeepCopy()
-	meta.SetStatusCondition(&after.Status.Conditions, metav1.Condition{
-		Type: names.ConditionAddressAssigned, Status: metav1.ConditionFalse, ObservedGeneration: s.Generation,
-		Reason: string(names.ReasonNotLoadBalancer), Message: "this controller does not serve the Service",
-	})
+	if meta.FindStatusCondition(after.Status.Conditions, names.ConditionAddressAssigned) == nil {
+		meta.SetStatusCondition(&after.Status.Conditions, metav1.Condition{
+			Type: names.ConditionAddressAssigned, Status: metav1.ConditionUnknown, ObservedGeneration: s.Generation,
+			Reason: string(reason), Message: "the controller waits for the outcome of an earlier write", LastTransitionTime: metav1.NewTime(now),
+		})
+		return after
+	}
 	changeStatusToBumpResourceVersion(after, now)
 	return after
 }

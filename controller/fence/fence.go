@@ -20,11 +20,10 @@
 // controller that did not send the write closes the assignment by a write of its own, which changes
 // the resourceVersion.
 //
-// One case is open: a user deletes the object, and the controller with writes in flight dies before
-// it writes the object again. The next controller creates an empty one and cannot know these
-// writes. Until the API server has handled them, it may assign their addresses to other Services.
-// It then sees two Services with one address, and one of them gets another address. Only
-// administrators can delete the object.
+// The object can be incomplete: a user deleted it, or the API server refuses it with the entry of a
+// write in flight, which is then left out. It says so itself, and a new object counts as incomplete.
+// A controller that reads an incomplete object first changes the resourceVersion of every Service,
+// so that no write that is not listed can succeed.
 //
 // The package is pure: it decides what the object should contain and what that means. It reads no
 // clock and knows no API. A Fence belongs to one goroutine.
@@ -60,12 +59,19 @@ type Fence struct {
 	// hasPendingMissingFromObject says that something is pending that the object does not show
 	// until it is written again.
 	hasPendingMissingFromObject bool
+	// servicesOmittedFromObject have an open assignment that the object leaves out, because the API
+	// server refuses the object with it.
+	servicesOmittedFromObject map[view.ObjectKey]struct{}
 }
 
 // NewFence returns the Fence for an object with these assignments. Call it when the object has been
 // read; RemoveClosedPending then removes the closed ones.
 func NewFence(intents []PendingStatusWrite) *Fence {
-	f := &Fence{pendingByService: make(map[view.ObjectKey]PendingStatusWrite, len(intents)), otherPendingAddressesByService: make(map[view.ObjectKey][]netip.Addr, len(intents))}
+	f := &Fence{
+		pendingByService:               make(map[view.ObjectKey]PendingStatusWrite, len(intents)),
+		otherPendingAddressesByService: make(map[view.ObjectKey][]netip.Addr, len(intents)),
+		servicesOmittedFromObject:      map[view.ObjectKey]struct{}{},
+	}
 	f.RecordBatchWrittenToObject(intents)
 	for k, i := range f.pendingByService {
 		f.otherPendingAddressesByService[k] = i.Addresses
@@ -82,7 +88,16 @@ func (f *Fence) RemoveClosedPending(version func(view.ObjectKey) (string, bool))
 			f.removePending(k)
 		}
 	}
-	return f.MergedPendingWithBatch(nil)
+	return f.OpenPending()
+}
+
+// OpenPending returns the open assignments, sorted by Service.
+func (f *Fence) OpenPending() []PendingStatusWrite { return sortedPending(f.pendingByService) }
+
+func sortedPending(all map[view.ObjectKey]PendingStatusWrite) []PendingStatusWrite {
+	out := slices.Collect(maps.Values(all))
+	slices.SortFunc(out, func(a, b PendingStatusWrite) int { return a.Service.Compare(b.Service) })
+	return out
 }
 
 // ParseResourceVersion reads a resourceVersion, which the API server counts up from 1. It returns 0
@@ -118,6 +133,9 @@ func (f *Fence) PendingAddressesOfService(k view.ObjectKey, version string) []ne
 // these addresses, so that they may be written without another one.
 func (f *Fence) ObjectContainsPending(i PendingStatusWrite) bool {
 	has, ok := f.pendingByService[i.Service]
+	if _, omitted := f.servicesOmittedFromObject[i.Service]; omitted {
+		return false
+	}
 	return ok && !f.hasPendingMissingFromObject && has.BaseResourceVersion == i.BaseResourceVersion && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
 }
 
@@ -129,17 +147,44 @@ func (f *Fence) HasPendingForService(k view.ObjectKey) bool {
 }
 
 // MergedPendingWithBatch returns what the object should contain when the assignments of a batch are
-// added to the open ones, sorted by Service. The Fence changes only with
-// RecordBatchWrittenToObject.
+// added to the open ones, sorted by Service, without those that it leaves out. The Fence changes
+// only with RecordBatchWrittenToObject.
 func (f *Fence) MergedPendingWithBatch(batch []PendingStatusWrite) []PendingStatusWrite {
 	all := maps.Clone(f.pendingByService)
-	for _, i := range batch {
-		all[i.Service] = mergePendingOfSameService(all[i.Service], i)
+	for k := range f.servicesOmittedFromObject {
+		delete(all, k)
 	}
-	out := slices.Collect(maps.Values(all))
-	slices.SortFunc(out, func(a, b PendingStatusWrite) int { return a.Service.Compare(b.Service) })
-	return out
+	f.mergeBatchInto(all, batch)
+	return sortedPending(all)
 }
+
+// PendingOfBatchOnly returns the assignments of a batch, merged with the open ones of the same
+// Services. An object with nothing else is incomplete.
+func (f *Fence) PendingOfBatchOnly(batch []PendingStatusWrite) []PendingStatusWrite {
+	all := make(map[view.ObjectKey]PendingStatusWrite, len(batch))
+	f.mergeBatchInto(all, batch)
+	return sortedPending(all)
+}
+
+func (f *Fence) mergeBatchInto(all map[view.ObjectKey]PendingStatusWrite, batch []PendingStatusWrite) {
+	for _, i := range batch {
+		all[i.Service] = mergePendingOfSameService(f.pendingByService[i.Service], i)
+	}
+}
+
+// OmitAllFromObjectExcept records that the object leaves out all open assignments of other Services
+// than those of the batch. They are left out until they are closed.
+func (f *Fence) OmitAllFromObjectExcept(batch []PendingStatusWrite) {
+	for k := range f.pendingByService {
+		if !slices.ContainsFunc(batch, func(i PendingStatusWrite) bool { return i.Service == k }) {
+			f.servicesOmittedFromObject[k] = struct{}{}
+		}
+	}
+}
+
+// CountOmittedFromObject counts the open assignments that the object leaves out. It is incomplete
+// while there is one.
+func (f *Fence) CountOmittedFromObject() int { return len(f.servicesOmittedFromObject) }
 
 // mergePendingOfSameService merges an older and a newer assignment of one Service. On another base
 // the older write cannot succeed any more; on the same base both may.
@@ -168,6 +213,10 @@ func (f *Fence) KeepPendingOfEarlierFence(before *Fence) {
 		merged := i
 		if ok {
 			merged = mergePendingOfSameService(has, i)
+		} else if _, omitted := before.servicesOmittedFromObject[k]; omitted {
+			f.pendingByService[k], f.otherPendingAddressesByService[k] = merged, merged.Addresses
+			f.servicesOmittedFromObject[k] = struct{}{}
+			continue
 		}
 		f.hasPendingMissingFromObject = f.hasPendingMissingFromObject || !f.ObjectContainsPending(merged)
 		f.pendingByService[k], f.otherPendingAddressesByService[k] = merged, merged.Addresses
@@ -189,6 +238,7 @@ func (f *Fence) RecordBatchWrittenToObject(batch []PendingStatusWrite) {
 			delete(f.otherPendingAddressesByService, i.Service)
 		}
 		f.pendingByService[i.Service] = mergePendingOfSameService(f.pendingByService[i.Service], i)
+		delete(f.servicesOmittedFromObject, i.Service)
 	}
 }
 
@@ -226,6 +276,7 @@ func (f *Fence) ClosePendingWithOlderBase(k view.ObjectKey, version string) {
 func (f *Fence) removePending(k view.ObjectKey) {
 	delete(f.pendingByService, k)
 	delete(f.otherPendingAddressesByService, k)
+	delete(f.servicesOmittedFromObject, k)
 }
 
 // CountPending counts the open assignments.

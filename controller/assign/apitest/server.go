@@ -282,9 +282,18 @@ func (s *Server) patchService(before, after *corev1.Service) (*corev1.Service, e
 	if now := s.serviceByKey[k]; equality.Semantic.DeepEqual(now.Status, after.Status) && equality.Semantic.DeepEqual(now.Annotations, after.Annotations) {
 		return now, nil // a write that changes nothing leaves the resourceVersion as it is
 	}
-	after = after.DeepCopy()
-	s.storeService(k, after)
-	return after, nil
+	merged := s.serviceByKey[k].DeepCopy()
+	merged.Status = *after.Status.DeepCopy()
+	for key := range before.Annotations {
+		if _, kept := after.Annotations[key]; !kept {
+			delete(merged.Annotations, key)
+		}
+	}
+	for key, text := range after.Annotations {
+		metav1.SetMetaDataAnnotation(&merged.ObjectMeta, key, text)
+	}
+	s.storeService(k, merged)
+	return merged, nil
 }
 
 func (s *Server) compareAndSwapLedger(l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
@@ -317,7 +326,10 @@ func (s *Server) readOrCreateLedger(name string) *v1alpha1.AddressLedger {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ledgerByName[name] == nil {
-		s.ledgerByName[name] = &v1alpha1.AddressLedger{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: name, ResourceVersion: s.nextVersion()}}
+		s.ledgerByName[name] = &v1alpha1.AddressLedger{
+			ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: name, ResourceVersion: s.nextVersion()},
+			Spec:       v1alpha1.AddressLedgerSpec{Incomplete: name == names.AddressLedger},
+		}
 	}
 	return s.ledgerByName[name]
 }

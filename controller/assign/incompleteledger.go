@@ -1,0 +1,117 @@
+package assign
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// An incomplete AddressLedger does not list every write that may still arrive. These writes name a
+// resourceVersion that their Service still has. So each Service gets another one before the
+// addresses in use are read.
+
+// unlistedWritesTimeout is how long a Service may prevent that, for example because a webhook of
+// the cluster fails for it. It is longer than an API server lets any request take (60 s by default).
+const unlistedWritesTimeout = 75 * time.Second
+
+// unlistedWritesCloser is how far the work for one incomplete AddressLedger is. A large cluster needs
+// more than one attempt.
+type unlistedWritesCloser struct {
+	// ledgerVersion is the resourceVersion of that AddressLedger, begun when it was first read.
+	ledgerVersion string
+	begun         time.Time
+	// closed are the Services without an unlisted write.
+	closed map[view.ObjectKey]struct{}
+}
+
+// completeLedger makes an incomplete AddressLedger complete, and returns it. One whose unlisted
+// writes are this controller's own stays as it is.
+func (r *ServiceWorker) completeLedger(ctx context.Context, object *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+	if known := r.ledgerWriter.ledgerObject; !object.Spec.Incomplete || known != nil && known.ResourceVersion == object.ResourceVersion {
+		return object, nil
+	}
+	if err := r.closeUnlistedWrites(ctx, object.ResourceVersion); err != nil {
+		return nil, err
+	}
+	complete := object.DeepCopy()
+	complete.Spec.Writer, complete.Spec.Incomplete = r.LedgerWriterIdentity, false
+	written, err := r.API.CompareAndSwapLedger(ctx, complete)
+	if isPermanentRefusal(err) { // the next pending assignment is refused too, and reported
+		r.Log.Error("writing the AddressLedger failed", "ledger", r.ledgerLogName(), "error", err)
+		return object, nil
+	}
+	return written, err
+}
+
+// closeUnlistedWrites gives each Service that this controller serves another resourceVersion. If no
+// Service has a status of a controller, none has ever worked here.
+func (r *ServiceWorker) closeUnlistedWrites(ctx context.Context, ledgerVersion string) error {
+	c := &r.unlistedWritesCloser
+	if c.ledgerVersion != ledgerVersion {
+		*c = unlistedWritesCloser{ledgerVersion: ledgerVersion, begun: r.Now(), closed: map[view.ObjectKey]struct{}{}}
+	}
+	var open []*corev1.Service
+	isFirstStart := true
+	err := r.API.ForEachLiveService(ctx, func(s *corev1.Service) {
+		isFirstStart = isFirstStart && !hasOurStatusOrAnnotations(s)
+		v := view.FromService(s)
+		if _, done := c.closed[v.Key]; r.isServiceOurs(&v) && !done { // no more than is needed: there may be many
+			open = append(open, &corev1.Service{
+				ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion, Generation: s.Generation},
+				Status:     *s.Status.DeepCopy(),
+			})
+		}
+	})
+	if err != nil || isFirstStart {
+		return err
+	}
+	r.Log.Info("the AddressLedger is new or incomplete; each Service gets another resourceVersion before an address is assigned", "ledger", r.ledgerLogName(), "services", len(open))
+	failed, err := r.bumpResourceVersions(ctx, open)
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("giving %d Services another resourceVersion, because the AddressLedger is incomplete: %w", len(open), ctx.Err())
+	case err == nil:
+	case r.Now().Sub(c.begun) < unlistedWritesTimeout:
+		return fmt.Errorf("%d Services do not get another resourceVersion, which is needed because the AddressLedger is incomplete: %w", failed, err)
+	default:
+		r.Log.Error("Services do not get another resourceVersion, although the AddressLedger is incomplete; earlier writes to them have probably ended", "services", failed, "error", err, "after", unlistedWritesTimeout)
+	}
+	return nil
+}
+
+// bumpResourceVersions writes the Services in parallel, and returns how many of them failed with
+// the last error. A Service that has changed has another resourceVersion already.
+func (r *ServiceWorker) bumpResourceVersions(ctx context.Context, all []*corev1.Service) (failed int, last error) {
+	var mu sync.Mutex // guards the results and the closed Services
+	var g errgroup.Group
+	g.SetLimit(maxTasksInFlight)
+	for _, s := range all {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+			defer cancel()
+			_, err := r.API.PatchServiceStatus(ctx, s, withBumpedCondition(s, names.ReasonNoAddress, r.Now()))
+			o := outcomeOfError(err)
+			r.Metrics.statusWritesByOutcome.WithLabelValues(o.String()).Inc()
+			mu.Lock()
+			defer mu.Unlock()
+			switch o {
+			case outcomeWritten, outcomeConflict, outcomeServiceGone:
+				r.unlistedWritesCloser.closed[view.ObjectKey{Namespace: s.Namespace, Name: s.Name}] = struct{}{}
+			case outcomeRejected, outcomeMaybeWritten:
+				failed, last = failed+1, err
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	return failed, last
+}
