@@ -20,11 +20,12 @@ import (
 // addresses in use are read.
 
 // unlistedWritesTimeout is how long a Service may prevent that, for example because a webhook of
-// the cluster fails for it. It is longer than an API server lets any request take (60 s by default).
+// the cluster fails for it. It is longer than an API server lets any request take (60 s by
+// default).
 const unlistedWritesTimeout = 75 * time.Second
 
-// unlistedWritesCloser is how far the work for one incomplete AddressLedger is. A large cluster needs
-// more than one attempt.
+// unlistedWritesCloser is how far the work for one incomplete AddressLedger is. A large cluster
+// needs more than one attempt.
 type unlistedWritesCloser struct {
 	// ledgerVersion is the resourceVersion of that AddressLedger, begun when it was first read.
 	ledgerVersion string
@@ -64,7 +65,8 @@ func (r *ServiceWorker) closeUnlistedWrites(ctx context.Context, ledgerVersion s
 	err := r.API.ForEachLiveService(ctx, func(s *corev1.Service) {
 		isFirstStart = isFirstStart && !hasOurStatusOrAnnotations(s)
 		v := view.FromService(s)
-		if _, done := c.closed[v.Key]; r.isServiceOurs(&v) && !done { // no more than is needed: there may be many
+		// No more than is needed is copied, because there may be many.
+		if _, done := c.closed[v.Key]; r.isServiceOurs(&v) && !done {
 			open = append(open, &corev1.Service{
 				ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion, Generation: s.Generation},
 				Status:     *s.Status.DeepCopy(),

@@ -47,57 +47,69 @@ func TestDeletedAddressLedgerInBurstGivesNoAddressTwice(t *testing.T) {
 	})
 }
 
-// TestDeletedAddressLedgerOfDeadLeaderGivesNoAddressTwice deletes the AddressLedger after the leader
-// was killed, while its writes have not arrived. The next leader does not give their addresses to
-// other Services, even if it is killed too before it has assigned one.
+// TestDeletedAddressLedgerOfDeadLeaderGivesNoAddressTwice deletes the AddressLedger after the
+// leader was killed, while its writes have not arrived. The next leader gives none of their
+// addresses to another Service before these writes cannot succeed any more, even if it is killed
+// too before it has assigned one.
 func TestDeletedAddressLedgerOfDeadLeaderGivesNoAddressTwice(t *testing.T) {
 	for name, nextLife := range map[string]time.Duration{"the next leader lives": 0, "the next leader is killed at once": 20 * time.Millisecond, "the next leader is killed later": time.Second} {
 		t.Run(name, func(t *testing.T) {
 			g := &doubleAssignmentDetector{serviceNameByAddress: map[netip.Addr]string{}}
-			runWithFakeTime(t, func(t *testing.T) {
-				s := apitest.NewServer(g.recordServiceChange)
-				s.SetPool("p", poolSpec("10.0.0.0/24"))
-				slow := func(what string) apitest.Delivery {
-					if what == "service" {
-						return apitest.Delivery{RequestDelay: 8 * time.Second}
-					}
-					return apitest.Delivery{}
-				}
-				s.CreateService(newLoadBalancer("served"))
-				c := startController(t, s, nil, ServiceWorkerOptions{LedgerWriterIdentity: "first"})
-				time.Sleep(time.Second)
-				c.stopAndWait()
-				c = startController(t, s, slow, ServiceWorkerOptions{LedgerWriterIdentity: "second"})
-				time.Sleep(time.Second)
-				for i := range 20 {
-					s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
-				}
-				time.Sleep(time.Second)
-				c.killAndWait(func() bool { return true })
-				s.DeleteAllLedgers()
-				if nextLife > 0 {
-					c = startController(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "third"})
-					time.Sleep(nextLife)
-					c.killAndWait(func() bool { return false })
-				}
-				for i := range 20 {
-					s.CreateService(newLoadBalancer(fmt.Sprint("0late", i)))
-				}
-				c = startController(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "fourth"})
-				time.Sleep(time.Minute)
-				if n := g.countAssignedAddresses(); n != 41 {
-					t.Errorf("%d of 41 Services have an address of their own", n)
-				}
-				if l := s.LedgerByName(names.AddressLedger); l.Spec.Incomplete {
-					t.Error("the AddressLedger stays incomplete")
-				}
-				c.stopAndWait()
-			})
+			runWithFakeTime(t, func(t *testing.T) { deleteLedgerOfDeadLeader(t, apitest.NewServer(g.recordServiceChange), nextLife) })
 			for _, f := range g.doubleAssignmentTexts {
 				t.Error(f)
 			}
 		})
 	}
+}
+
+func deleteLedgerOfDeadLeader(t *testing.T, s *apitest.Server, nextLife time.Duration) {
+	t.Helper()
+	setAutoAssign := func(is bool) {
+		spec := poolSpec("10.0.0.0/24")
+		spec.AutoAssign = &is
+		s.SetPool("p", spec)
+	}
+	setAutoAssign(false)
+	for i := range 20 {
+		s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+	}
+	c := startController(t, s, nil, ServiceWorkerOptions{LedgerWriterIdentity: "first"})
+	time.Sleep(time.Second)
+	c.stopAndWait()
+	setAutoAssign(true)
+	c = startController(t, s, func(what string) apitest.Delivery {
+		if what == "service" {
+			return apitest.Delivery{RequestDelay: 8 * time.Second}
+		}
+		return apitest.Delivery{}
+	}, ServiceWorkerOptions{LedgerWriterIdentity: "second"})
+	time.Sleep(time.Second)
+	c.killAndWait(func() bool { return true })
+	s.DeleteAllLedgers()
+	setAutoAssign(false)
+	if nextLife > 0 {
+		c = startController(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "third"})
+		time.Sleep(nextLife)
+		c.killAndWait(func() bool { return false })
+	}
+	for i := range 20 {
+		o := newLoadBalancer(fmt.Sprint("late", i))
+		o.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: fmt.Sprint("10.0.0.", i)}
+		s.CreateService(o)
+	}
+	c = startController(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "fourth"})
+	time.Sleep(time.Minute)
+	for i := range 20 {
+		wantAddress(t, s, fmt.Sprint("late", i), fmt.Sprint("10.0.0.", i), names.ReasonAssigned)
+		if a := firstAddress(s.ServiceByKey(serviceKey(fmt.Sprint("s", i)))); a.IsValid() {
+			t.Errorf("s%d was given %s by a write of the dead leader", i, a)
+		}
+	}
+	if s.LedgerByName(names.AddressLedger).Spec.Incomplete {
+		t.Error("the AddressLedger stays incomplete")
+	}
+	c.stopAndWait()
 }
 
 // TestNewAddressLedgerIsCompleteWithoutWrites starts in a cluster in which no controller has ever
@@ -178,8 +190,8 @@ func TestServiceWithWipedStatusKeepsAddressDespiteRefusal(t *testing.T) {
 }
 
 // TestLostAddressLedgerGivesNoAddressTwice deletes the AddressLedger again and again while two
-// controllers work over slow and faulty connections, pause and are killed, and a user creates, edits
-// and deletes Services.
+// controllers work over slow and faulty connections, pause and are killed, and a user creates,
+// edits and deletes Services.
 func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
 	setDefaultRapidCheckCount(t, "200")
 	rapid.Check(t, func(rt *rapid.T) {

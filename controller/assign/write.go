@@ -62,9 +62,9 @@ func changeStatusToBumpResourceVersion(after *corev1.Service, now time.Time) {
 	c.LastTransitionTime = changedAt
 }
 
-// withBumpedCondition returns the Service with its condition at another time, so that the API server
-// gives the Service another resourceVersion. A Service without the condition gets one until it is
-// decided.
+// withBumpedCondition returns the Service with its condition at another time, so that the API
+// server gives the Service another resourceVersion. A Service without the condition gets one until
+// it is decided.
 func withBumpedCondition(s *corev1.Service, reason names.Reason, now time.Time) *corev1.Service {
 	after := s.DeepCopy()
 	if meta.FindStatusCondition(after.Status.Conditions, names.ConditionAddressAssigned) == nil {

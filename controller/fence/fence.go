@@ -21,9 +21,9 @@
 // the resourceVersion.
 //
 // The object can be incomplete: a user deleted it, or the API server refuses it with the entry of a
-// write in flight, which is then left out. It says so itself, and a new object counts as incomplete.
-// A controller that reads an incomplete object first changes the resourceVersion of every Service,
-// so that no write that is not listed can succeed.
+// write in flight, which is then left out. It says so itself, and a new object counts as
+// incomplete. A controller that reads an incomplete object first changes the resourceVersion of
+// every Service, so that no write that is not listed can succeed.
 //
 // The package is pure: it decides what the object should contain and what that means. It reads no
 // clock and knows no API. A Fence belongs to one goroutine.

@@ -156,3 +156,33 @@ func TestLaterBaseOfAPendingAssignment(t *testing.T) {
 		t.Error("a Service without a pending assignment has a later base")
 	}
 }
+
+// TestOmittedPendingStaysOpen leaves out the entries of earlier writes. Their addresses stay
+// pending, also when the object is read again, until each is closed or written again.
+func TestOmittedPendingStaysOpen(t *testing.T) {
+	first, second, third := newPending("first", "3", "192.0.2.1"), newPending("second", "4", "192.0.2.2"), newPending("third", "5", "192.0.2.3")
+	f := NewFence([]PendingStatusWrite{first, second})
+	batch := []PendingStatusWrite{third}
+	wantPending(t, "an object with the batch only", f.PendingOfBatchOnly(batch), third)
+	f.OmitAllFromObjectExcept(batch)
+	f.RecordBatchWrittenToObject(batch)
+	wantPending(t, "the open assignments", f.OpenPending(), first, second, third)
+	wantPending(t, "the next object", f.MergedPendingWithBatch(nil), third)
+	if f.CountOmittedFromObject() != 2 || f.ObjectContainsPending(first) || !f.ObjectContainsPending(third) {
+		t.Error("the object should lack the first two, and have the third")
+	}
+	again := NewFence([]PendingStatusWrite{third})
+	again.KeepPendingOfEarlierFence(f)
+	wantPending(t, "the open assignments after reading the object", again.OpenPending(), first, second, third)
+	wantPending(t, "the next object after reading it", again.MergedPendingWithBatch(nil), third)
+	if again.CountOmittedFromObject() != 2 || !again.ObjectContainsPending(third) {
+		t.Error("after reading the object it should lack the first two, and have the third")
+	}
+	f.ClosePendingWithBase(serviceKey("first"), "3")
+	wantPending(t, "when the first is closed", f.OpenPending(), second, third)
+	f.RecordBatchWrittenToObject([]PendingStatusWrite{second})
+	wantPending(t, "when the second is written again", f.MergedPendingWithBatch(nil), second, third)
+	if f.CountOmittedFromObject() != 0 {
+		t.Error("nothing is left out any more")
+	}
+}
