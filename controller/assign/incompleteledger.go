@@ -105,6 +105,7 @@ func (r *ServiceWorker) bumpResourceVersions(ctx context.Context, all []*corev1.
 			r.Metrics.statusWritesByOutcome.WithLabelValues(o.String()).Inc()
 			mu.Lock()
 			defer mu.Unlock()
+			r.workerState.recordAttempt(r.Now(), phaseLoading, o == outcomeWritten)
 			switch o {
 			case outcomeWritten, outcomeConflict, outcomeServiceGone:
 				r.unlistedWritesCloser.closed[view.ObjectKey{Namespace: s.Namespace, Name: s.Name}] = struct{}{}

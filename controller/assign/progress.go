@@ -42,9 +42,9 @@ type phaseActivity struct {
 	lastAttemptEnd, lastSuccessEnd time.Time
 }
 
-// errorForStuckPhase returns an error for the first kind of work without a success for longer
-// than the timeout. last returns the time that counts as success.
-func errorForStuckPhase(all [phaseCount]phaseActivity, now time.Time, timeout time.Duration, last func(phaseActivity) time.Time) error {
+// longestStall returns the kind of work that has had no success for the longest time, and for how
+// long; 0 when there is none. last returns the time that counts as success.
+func longestStall(all [phaseCount]phaseActivity, now time.Time, last func(phaseActivity) time.Time) (stalled workPhase, longest time.Duration) {
 	for p, a := range all {
 		if a.busySince.IsZero() {
 			continue
@@ -53,21 +53,35 @@ func errorForStuckPhase(all [phaseCount]phaseActivity, now time.Time, timeout ti
 		if l := last(a); l.After(since) {
 			since = l
 		}
-		if stuck := now.Sub(since); stuck > timeout {
-			return fmt.Errorf("no progress in %s for %s, although there is work: see the log for the API server's answers", workPhase(p), stuck.Round(time.Second))
+		if d := now.Sub(since); d > longest {
+			stalled, longest = workPhase(p), d
 		}
 	}
-	return nil
+	return stalled, longest
+}
+
+func lastSuccess(a phaseActivity) time.Time { return a.lastSuccessEnd }
+
+func lastAttempt(a phaseActivity) time.Time { return a.lastAttemptEnd }
+
+// errorForStall returns an error for a stall that is longer than the timeout.
+func errorForStall(p workPhase, stall, timeout time.Duration) error {
+	if stall <= timeout {
+		return nil
+	}
+	return fmt.Errorf("no progress in %s for %s, although there is work: see the log for the API server's answers", p, stall.Round(time.Second))
 }
 
 // checkReadiness says why a worker is not ready: it has work and makes no progress.
 func checkReadiness(all [phaseCount]phaseActivity, now time.Time) error {
-	return errorForStuckPhase(all, now, noProgressReadinessTimeout, func(a phaseActivity) time.Time { return a.lastSuccessEnd })
+	p, stall := longestStall(all, now, lastSuccess)
+	return errorForStall(p, stall, noProgressReadinessTimeout)
 }
 
 // checkLiveness says why a worker should be restarted: it has work and makes no attempt.
 func checkLiveness(all [phaseCount]phaseActivity, now time.Time) error {
-	return errorForStuckPhase(all, now, noAttemptLivenessTimeout, func(a phaseActivity) time.Time { return a.lastAttemptEnd })
+	p, stall := longestStall(all, now, lastAttempt)
+	return errorForStall(p, stall, noAttemptLivenessTimeout)
 }
 
 // observableWorkerState is what other goroutines may read of the worker.
@@ -146,9 +160,19 @@ func (r *ServiceWorker) CheckAlive(now time.Time) error {
 	return checkLiveness(all, now)
 }
 
+// secondsWithoutProgress is how long the worker has had work and made no progress.
+func (r *ServiceWorker) secondsWithoutProgress() float64 {
+	all, _, _ := r.workerState.readState()
+	_, stall := longestStall(all, r.Now(), lastSuccess)
+	return stall.Seconds()
+}
+
 // Collectors returns the metrics of the worker and of the pending assignments.
 func (r *ServiceWorker) Collectors() []prometheus.Collector {
 	return append(r.Metrics.collectors(),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "gantry_controller_no_progress_seconds", Help: "For how long there has been work without progress. Work that waits only because the API server refuses single Services does not count.",
+		}, r.secondsWithoutProgress),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "gantry_controller_unseen_services", Help: "Services that the controller must still decide about.",
 		}, func() float64 { return float64(r.workQueue.countQueuedServices()) }),

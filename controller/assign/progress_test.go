@@ -116,6 +116,9 @@ func TestRefusedServicesDoNotMakeALeaderUnready(t *testing.T) {
 					if err := c.CheckReady(time.Now()); err != nil {
 						t.Fatal(err)
 					}
+					if n := gatherMetrics(t, c.ServiceWorker)["gantry_controller_no_progress_seconds"]; n > noProgressReadinessTimeout.Seconds() {
+						t.Fatalf("it has been without progress for %v s", n)
+					}
 				}
 			})
 		})

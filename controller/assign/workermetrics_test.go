@@ -118,6 +118,10 @@ func TestMetricsShowAStuckWorker(t *testing.T) {
 		wantMetrics(t, c.ServiceWorker, "while nothing is answered", map[string]float64{
 			`gantry_controller_work{state="Staged"}`: 5, `gantry_controller_work{state="Running"}`: 1, `gantry_controller_status_writes_total{outcome="Written"}`: 0,
 		})
+		time.Sleep(5 * time.Minute)
+		if n := gatherMetrics(t, c.ServiceWorker)["gantry_controller_no_progress_seconds"]; n < 290 {
+			t.Errorf("after 5 minutes without an answer the worker has been without progress for %v s", n)
+		}
 	})
 }
 
