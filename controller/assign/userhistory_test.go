@@ -1,6 +1,7 @@
 package assign
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"pgregory.net/rapid"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -66,7 +69,7 @@ func (c *randomNetwork) nextDelivery(what string) apitest.Delivery {
 	case 3:
 		w.DuplicateRequestDelay = time.Duration(c.rand.Int64N(int64(10 * time.Second)))
 	case 4:
-		if what == "read" { // a list that is outdated when it arrives
+		if what == "read" || what == "list" { // outdated when it arrives
 			w.AnswerDelay = time.Duration(c.rand.Int64N(int64(9 * time.Second)))
 		}
 	}
@@ -99,7 +102,7 @@ func historyGenerator() *rapid.Generator[userHistory] {
 	deeds := []string{
 		"create", "create", "create", "create", "create", "create", "delete", "delete", "delete", "ask", "no longer ask", "ask a pool",
 		"release", "release", "release", "release", "count", "count", "port", "port", "port", "no load balancer", "load balancer", "pool", "pool", "pause", "resume",
-		"crash", "kill", "kill", "start", "start", "start", "rest",
+		"crash", "kill", "kill", "start", "start", "start", "rest", "refuse entry", "refuse status", "fail status", "allow", "allow",
 	}
 	return rapid.Custom(func(t *rapid.T) userHistory {
 		h := userHistory{seed: rapid.Uint64().Draw(t, "seed")}
@@ -159,6 +162,9 @@ func editedPoolSpec(s historyStep) (name string, spec v1beta1.IPAddressPoolSpec)
 	name = []string{"p", "p6", "q"}[s.targetIndex%3]
 	spec = poolSpec(possibleRangesByPool[name][s.actionVariant%3]...)
 	spec.Gantry = &v1beta1.PoolExtension{Order: assignmentOrderNames[s.actionVariant/4]}
+	if s.actionVariant%4 == 0 {
+		spec.Gantry.Cooldown = &metav1.Duration{Duration: 20 * time.Second}
+	}
 	return name, spec
 }
 
@@ -250,6 +256,31 @@ func (w *harness) changeAddressRequestOfService(s historyStep) {
 	}
 }
 
+// changeRefusals lets the API server refuse what concerns one Service, as a policy or a webhook of
+// the cluster does, or allows all.
+func (w *harness) changeRefusals(s historyStep) {
+	name := fmt.Sprint("s", s.targetIndex)
+	refuse := func(err error) {
+		w.server.RefuseServiceWrites(func(o *corev1.Service) error {
+			if o.Name == name {
+				return err
+			}
+			return nil
+		})
+	}
+	switch s.action {
+	case "refuse entry":
+		w.server.RefuseLedgerWrites(refuseServices(name))
+	case "refuse status":
+		refuse(errRefusedByTest)
+	case "fail status":
+		refuse(apierrors.NewInternalError(errors.New("a webhook failed")))
+	case "allow":
+		w.server.RefuseServiceWrites(nil)
+		w.server.RefuseLedgerWrites(nil)
+	}
+}
+
 func (w *harness) runStep(s historyStep) {
 	c := w.controllers[s.targetIndex%2]
 	switch {
@@ -276,6 +307,7 @@ func (w *harness) runStep(s historyStep) {
 		w.controllers[s.targetIndex%2] = nil
 	default:
 		w.changeAddressRequestOfService(s)
+		w.changeRefusals(s)
 	}
 	time.Sleep(s.delayAfter)
 }
@@ -286,6 +318,7 @@ func (w *harness) recoverAndWait() {
 	w.network.isReliable = true
 	w.network.mu.Unlock()
 	w.setUsualPools("")
+	w.changeRefusals(historyStep{action: "allow"})
 	for i := range w.controllers {
 		w.runStep(historyStep{action: "start", targetIndex: i})
 		w.runStep(historyStep{action: "resume", targetIndex: i})
