@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -50,6 +51,9 @@ func (r *ServiceWorker) completeLedger(ctx context.Context, object *v1alpha1.Add
 		r.Log.Error("writing the AddressLedger failed", "ledger", r.ledgerLogName(), "error", err)
 		return object, nil
 	}
+	if err == nil {
+		r.unlistedWritesCloser = unlistedWritesCloser{}
+	}
 	return written, err
 }
 
@@ -63,7 +67,8 @@ func (r *ServiceWorker) closeUnlistedWrites(ctx context.Context, ledgerVersion s
 	var open []*corev1.Service
 	isFirstStart := true
 	err := r.API.ForEachLiveService(ctx, func(s *corev1.Service) {
-		isFirstStart = isFirstStart && !hasOurStatusOrAnnotations(s)
+		// MetalLB writes the same annotations, but not this condition.
+		isFirstStart = isFirstStart && meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned) == nil
 		v := view.FromService(s)
 		// No more than is needed is copied, because there may be many.
 		if _, done := c.closed[v.Key]; r.isServiceOurs(&v) && !done {

@@ -96,7 +96,7 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 	if j.maxWritesWhileFindingRefused > 0 {
 		most = min(most, j.maxWritesWhileFindingRefused)
 	}
-	again := j.allStagedWritesWereRefused()
+	again := j.canOnlyWriteRefused()
 	if again || j.mustOmitEarlierEntries {
 		most = 1
 	}

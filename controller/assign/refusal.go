@@ -49,9 +49,18 @@ func (j *ledgerWriter) allStagedWritesWereRefused() bool {
 	return !slices.ContainsFunc(j.writesAwaitingLedgerEntry, func(w *serviceStatusWriteTask) bool { return !w.ledgerEntryRefused })
 }
 
+// canOnlyWriteRefused says whether no staged write can go into the AddressLedger now but those that
+// were refused before. The others may wait for the room of an open one.
+func (j *ledgerWriter) canOnlyWriteRefused() bool {
+	room := j.maxPendingServices - j.fence.CountPending()
+	return !slices.ContainsFunc(j.writesAwaitingLedgerEntry, func(w *serviceStatusWriteTask) bool {
+		return !w.ledgerEntryRefused && (room > 0 || j.fence.HasPendingForService(w.service.Key))
+	})
+}
+
 // refusalDelay is how long the next swap must wait because of refusals.
 func (j *ledgerWriter) refusalDelay(now time.Time) time.Duration {
-	if j.refusalsInARow <= maxRefusalsBurst && !j.allStagedWritesWereRefused() {
+	if j.refusalsInARow <= maxRefusalsBurst && !j.canOnlyWriteRefused() {
 		return 0
 	}
 	return j.lastRefusalTime.Add(ledgerSwapAfterRefusalInterval).Sub(now)

@@ -145,6 +145,32 @@ func TestRefusedEarlierEntryDelaysNoOtherService(t *testing.T) {
 	}
 }
 
+// TestRefusedEntryDoesNotFillTheAddressLedger has room for one open assignment, which another
+// controller has recorded for a Service whose entry was refused before. It is written all the same,
+// so that other Services get room.
+func TestRefusedEntryDoesNotFillTheAddressLedger(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/24"))
+		s.RefuseLedgerWrites(refuseServices("x"))
+		c := startTestControllerWithMaxPending(t, s, newPromptDelivery, ServiceWorkerOptions{}, 1)
+		defer c.stopAndWait()
+		s.CreateService(newLoadBalancer("x"))
+		time.Sleep(10 * time.Second)
+		wantAddress(t, s, "x", "", names.ReasonWriteFailed)
+		s.RefuseLedgerWrites(nil)
+		writePendingAsOtherController(t, apitest.NewClient(s, nil), newPendingAssignment("x", s.ServiceByKey(serviceKey("x")).ResourceVersion, parseAddresses("10.0.0.0")...))
+		s.CreateService(newLoadBalancer("y"))
+		s.CreateService(newLoadBalancer("z"))
+		time.Sleep(time.Minute)
+		for _, name := range []string{"x", "y", "z"} {
+			if o := s.ServiceByKey(serviceKey(name)); !firstAddress(o).IsValid() {
+				t.Errorf("Service %s has no address: %v", name, o.Status.Conditions)
+			}
+		}
+	})
+}
+
 // TestRefusedLedgerWritesSlowDownAndRecover makes the API server refuse every pending assignment,
 // as for a controller without the permission. The controller tries at most once per second in the
 // long run, and serves all Services once it is allowed.

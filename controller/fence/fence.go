@@ -6,15 +6,19 @@
 // an object that all controllers write by compare and swap (the AddressLedger). This order makes it
 // safe:
 //
-// 1. A controller writes a new address into a status only after its pending assignment is in the
-// object. It writes the status on the resourceVersion in the assignment (the base), so that the API
-// server refuses the write if the Service has changed since. 2. A swap succeeds only if the
-// controller knows the current object. So at that moment no other controller has assigned an
-// address that this one does not know of. A controller whose swap is refused reads everything
-// again: first the object, then all Services from the API server itself, never from a cache. 3. A
-// pending assignment is removed only when it is closed. It is closed when the Service has a later
-// resourceVersion than the base, so that the status shows the addresses or never can. It is closed
-// when the API server has answered every write that may bring its addresses, which only the
+// 1. A controller writes a new address into a status only after it has itself written the object
+// with the pending assignment. An assignment of another controller is not enough: that one may
+// remove it. It writes the status on the resourceVersion in the assignment (the base), so that the
+// API server refuses the write if the Service has changed since.
+//
+// 2. A swap succeeds only if the controller knows the current object. So at that moment no other
+// controller has assigned an address that this one does not know of. A controller whose swap is
+// refused reads everything again: first the object, then all Services from the API server itself,
+// never from a cache.
+//
+// 3. A pending assignment is removed only when it is closed. It is closed when the Service has a
+// later resourceVersion than the base, so that the status shows the addresses or never can. It is
+// closed when the API server has answered every write that may bring its addresses, which only the
 // controller that sent them knows. It is closed when the status shows its addresses already, and
 // when the Service was deleted. Until then the Service counts as a holder of the addresses. A
 // controller that did not send the write closes the assignment by a write of its own, which changes
@@ -56,9 +60,10 @@ type Fence struct {
 	// object when it was read. While the base is the same, a write by another controller may bring
 	// them.
 	otherPendingAddressesByService map[view.ObjectKey][]netip.Addr
-	// hasPendingMissingFromObject says that something is pending that the object does not show
-	// until it is written again.
-	hasPendingMissingFromObject bool
+	// mustWriteObjectFirst says that no write may rely on the object before this controller has
+	// written it: something is pending that it does not show, or another controller wrote it and may
+	// remove an assignment when its own write is refused.
+	mustWriteObjectFirst bool
 	// servicesOmittedFromObject have an open assignment that the object leaves out, because the API
 	// server refuses the object with it.
 	servicesOmittedFromObject map[view.ObjectKey]struct{}
@@ -73,6 +78,7 @@ func NewFence(intents []PendingStatusWrite) *Fence {
 		servicesOmittedFromObject:      map[view.ObjectKey]struct{}{},
 	}
 	f.RecordBatchWrittenToObject(intents)
+	f.mustWriteObjectFirst = true
 	for k, i := range f.pendingByService {
 		f.otherPendingAddressesByService[k] = i.Addresses
 	}
@@ -130,13 +136,14 @@ func (f *Fence) PendingAddressesOfService(k view.ObjectKey, version string) []ne
 }
 
 // ObjectContainsPending says whether the object has an assignment on the same base with all of
-// these addresses, so that they may be written without another one.
+// these addresses, so that they may be written without another one. This controller must have
+// written the object: then another one can remove nothing before it has read the object again.
 func (f *Fence) ObjectContainsPending(i PendingStatusWrite) bool {
 	has, ok := f.pendingByService[i.Service]
 	if _, omitted := f.servicesOmittedFromObject[i.Service]; omitted {
 		return false
 	}
-	return ok && !f.hasPendingMissingFromObject && has.BaseResourceVersion == i.BaseResourceVersion && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
+	return ok && !f.mustWriteObjectFirst && has.BaseResourceVersion == i.BaseResourceVersion && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
 }
 
 // HasPendingForService says whether the Service has an open assignment on any base. Another one of
@@ -218,7 +225,6 @@ func (f *Fence) KeepPendingOfEarlierFence(before *Fence) {
 			f.servicesOmittedFromObject[k] = struct{}{}
 			continue
 		}
-		f.hasPendingMissingFromObject = f.hasPendingMissingFromObject || !f.ObjectContainsPending(merged)
 		f.pendingByService[k], f.otherPendingAddressesByService[k] = merged, merged.Addresses
 	}
 }
@@ -232,7 +238,7 @@ func (f *Fence) HasPendingOnLaterResourceVersion(k view.ObjectKey, version strin
 
 // RecordBatchWrittenToObject records that the object now contains the assignments of a batch.
 func (f *Fence) RecordBatchWrittenToObject(batch []PendingStatusWrite) {
-	f.hasPendingMissingFromObject = false
+	f.mustWriteObjectFirst = false
 	for _, i := range batch {
 		if f.pendingByService[i.Service].BaseResourceVersion != i.BaseResourceVersion {
 			delete(f.otherPendingAddressesByService, i.Service)
