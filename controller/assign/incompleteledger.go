@@ -28,6 +28,10 @@ const unlistedWritesTimeout = 75 * time.Second
 // unlistedWritesCloser is how far the work for one incomplete AddressLedger is. A large cluster
 // needs more than one attempt.
 type unlistedWritesCloser struct {
+	ServiceWorkerOptions
+	isServed func(*view.Service) bool
+	// recordOutcome counts a write. It is called from many goroutines.
+	recordOutcome func(writeOutcome)
 	// ledgerVersion is the resourceVersion of that AddressLedger, begun when it was first read.
 	ledgerVersion string
 	begun         time.Time
@@ -37,41 +41,40 @@ type unlistedWritesCloser struct {
 
 // completeLedger makes an incomplete AddressLedger complete, and returns it. One whose unlisted
 // writes are this controller's own stays as it is.
-func (r *ServiceWorker) completeLedger(ctx context.Context, object *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
-	if known := r.ledgerWriter.ledgerObject; !object.Spec.Incomplete || known != nil && known.ResourceVersion == object.ResourceVersion {
+func (c *unlistedWritesCloser) completeLedger(ctx context.Context, object, known *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+	if !object.Spec.Incomplete || known != nil && known.ResourceVersion == object.ResourceVersion {
 		return object, nil
 	}
-	if err := r.closeUnlistedWrites(ctx, object.ResourceVersion); err != nil {
+	if c.ledgerVersion != object.ResourceVersion {
+		c.ledgerVersion, c.begun, c.closed = object.ResourceVersion, c.Now(), map[view.ObjectKey]struct{}{}
+	}
+	if err := c.closeUnlistedWrites(ctx); err != nil {
 		return nil, err
 	}
 	complete := object.DeepCopy()
-	complete.Spec.Writer, complete.Spec.Incomplete = r.LedgerWriterIdentity, false
-	written, err := r.API.CompareAndSwapLedger(ctx, complete)
+	complete.Spec.Writer, complete.Spec.Incomplete = c.LedgerWriterIdentity, false
+	written, err := c.API.CompareAndSwapLedger(ctx, complete)
 	if isPermanentRefusal(err) { // the next pending assignment is refused too, and reported
-		r.Log.Error("writing the AddressLedger failed", "ledger", r.ledgerLogName(), "error", err)
+		c.Log.Error("writing the AddressLedger failed", "ledger", c.Namespace+"/"+names.AddressLedger, "error", err)
 		return object, nil
 	}
 	if err == nil {
-		r.unlistedWritesCloser = unlistedWritesCloser{}
+		c.ledgerVersion, c.closed = "", nil
 	}
 	return written, err
 }
 
 // closeUnlistedWrites gives each Service that this controller serves another resourceVersion. If no
 // Service has a status of a controller, none has ever worked here.
-func (r *ServiceWorker) closeUnlistedWrites(ctx context.Context, ledgerVersion string) error {
-	c := &r.unlistedWritesCloser
-	if c.ledgerVersion != ledgerVersion {
-		*c = unlistedWritesCloser{ledgerVersion: ledgerVersion, begun: r.Now(), closed: map[view.ObjectKey]struct{}{}}
-	}
+func (c *unlistedWritesCloser) closeUnlistedWrites(ctx context.Context) error {
 	var open []*corev1.Service
 	isFirstStart := true
-	err := r.API.ForEachLiveService(ctx, func(s *corev1.Service) {
+	err := c.API.ForEachLiveService(ctx, func(s *corev1.Service) {
 		// MetalLB writes the same annotations, but not this condition.
 		isFirstStart = isFirstStart && meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned) == nil
 		v := view.FromService(s)
 		// No more than is needed is copied, because there may be many.
-		if _, done := c.closed[v.Key]; r.isServiceOurs(&v) && !done {
+		if _, done := c.closed[v.Key]; c.isServed(&v) && !done {
 			open = append(open, &corev1.Service{
 				ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion, Generation: s.Generation},
 				Status:     *s.Status.DeepCopy(),
@@ -81,23 +84,23 @@ func (r *ServiceWorker) closeUnlistedWrites(ctx context.Context, ledgerVersion s
 	if err != nil || isFirstStart {
 		return err
 	}
-	r.Log.Info("the AddressLedger is new or incomplete; each Service gets another resourceVersion before an address is assigned", "ledger", r.ledgerLogName(), "services", len(open))
-	failed, err := r.bumpResourceVersions(ctx, open)
+	c.Log.Info("the AddressLedger is new or incomplete; each Service gets another resourceVersion before an address is assigned", "ledger", c.Namespace+"/"+names.AddressLedger, "services", len(open))
+	failed, err := c.bumpResourceVersions(ctx, open)
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("giving %d Services another resourceVersion, because the AddressLedger is incomplete: %w", len(open), ctx.Err())
 	case err == nil:
-	case r.Now().Sub(c.begun) < unlistedWritesTimeout:
+	case c.Now().Sub(c.begun) < unlistedWritesTimeout:
 		return fmt.Errorf("%d Services do not get another resourceVersion, which is needed because the AddressLedger is incomplete: %w", failed, err)
 	default:
-		r.Log.Error("Services do not get another resourceVersion, although the AddressLedger is incomplete; earlier writes to them have probably ended", "services", failed, "error", err, "after", unlistedWritesTimeout)
+		c.Log.Error("Services do not get another resourceVersion, although the AddressLedger is incomplete; earlier writes to them have probably ended", "services", failed, "error", err, "after", unlistedWritesTimeout)
 	}
 	return nil
 }
 
 // bumpResourceVersions writes the Services in parallel, and returns how many of them failed with
 // the last error. A Service that has changed has another resourceVersion already.
-func (r *ServiceWorker) bumpResourceVersions(ctx context.Context, all []*corev1.Service) (failed int, last error) {
+func (c *unlistedWritesCloser) bumpResourceVersions(ctx context.Context, all []*corev1.Service) (failed int, last error) {
 	var mu sync.Mutex // guards the results and the closed Services
 	var g errgroup.Group
 	g.SetLimit(maxTasksInFlight)
@@ -105,15 +108,14 @@ func (r *ServiceWorker) bumpResourceVersions(ctx context.Context, all []*corev1.
 		g.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 			defer cancel()
-			_, err := r.API.PatchServiceStatus(ctx, s, withBumpedCondition(s, names.ReasonNoAddress, r.Now()))
+			_, err := c.API.PatchServiceStatus(ctx, s, withBumpedCondition(s, names.ReasonNoAddress, c.Now()))
 			o := outcomeOfError(err)
-			r.Metrics.statusWritesByOutcome.WithLabelValues(o.String()).Inc()
 			mu.Lock()
 			defer mu.Unlock()
-			r.workerState.recordAttempt(r.Now(), phaseLoading, o == outcomeWritten)
+			c.recordOutcome(o)
 			switch o {
 			case outcomeWritten, outcomeConflict, outcomeServiceGone:
-				r.unlistedWritesCloser.closed[view.ObjectKey{Namespace: s.Namespace, Name: s.Name}] = struct{}{}
+				c.closed[view.ObjectKey{Namespace: s.Namespace, Name: s.Name}] = struct{}{}
 			case outcomeRejected, outcomeMaybeWritten:
 				failed, last = failed+1, err
 			}

@@ -51,7 +51,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	}
 	object, err := r.API.ReadOrCreateLedger(ctx, names.AddressLedger)
 	if err == nil {
-		object, err = r.completeLedger(ctx, object)
+		object, err = r.unlistedWritesCloser.completeLedger(ctx, object, r.ledgerWriter.ledgerObject)
 	}
 	if err != nil {
 		return err

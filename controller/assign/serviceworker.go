@@ -142,7 +142,7 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 		o.Metrics = NewWorkerMetrics()
 	}
 	queue, tasks := newWorkQueue(), newAPITaskQueue(o.API)
-	return &ServiceWorker{
+	r := &ServiceWorker{
 		ServiceWorkerOptions: o, workQueue: queue, apiTaskQueue: tasks,
 		recordByService:                map[view.ObjectKey]*serviceRecord{},
 		waitingServices:                waitingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.waitingServicesByReason},
@@ -155,6 +155,11 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 		deferredEvents:                 deferredEvents{recordEvent: o.RecordEvent, workQueue: queue},
 		configurationStatusWriter:      configurationStatusWriter{api: o.API, log: o.Log, workQueue: queue, apiTaskQueue: tasks},
 	}
+	r.unlistedWritesCloser = unlistedWritesCloser{ServiceWorkerOptions: o, isServed: r.isServiceOurs, recordOutcome: func(out writeOutcome) {
+		o.Metrics.statusWritesByOutcome.WithLabelValues(out.String()).Inc()
+		r.workerState.recordAttempt(o.Now(), phaseLoading, out == outcomeWritten)
+	}}
+	return r
 }
 
 // IsLedgerLoaded says whether the Ledger has every address in use.

@@ -61,8 +61,8 @@ type Fence struct {
 	// them.
 	otherPendingAddressesByService map[view.ObjectKey][]netip.Addr
 	// mustWriteObjectFirst says that no write may rely on the object before this controller has
-	// written it: something is pending that it does not show, or another controller wrote it and may
-	// remove an assignment when its own write is refused.
+	// written it: something is pending that it does not show, or another controller wrote it and
+	// may remove an assignment when its own write is refused.
 	mustWriteObjectFirst bool
 	// servicesOmittedFromObject have an open assignment that the object leaves out, because the API
 	// server refuses the object with it.
