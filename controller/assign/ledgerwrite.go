@@ -100,10 +100,7 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 	if again || j.mustOmitEarlierEntries {
 		most = 1
 	}
-	room, bytesLeft := j.maxPendingServices-j.fence.CountPending(), maxPendingBytes
-	for _, i := range j.fence.MergedPendingWithBatch(nil) {
-		bytesLeft -= encodedSizeOfPending(i)
-	}
+	room, bytesLeft := j.remainingRoom()
 	var batch, rest []*serviceStatusWriteTask
 	for _, w := range j.writesAwaitingLedgerEntry {
 		shown, size := j.fence.HasPendingForService(w.service.Key), encodedSizeOfPending(w.pendingEntry())
@@ -118,6 +115,15 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 	}
 	j.writesAwaitingLedgerEntry = rest
 	return batch
+}
+
+// remainingRoom returns how many more Services the object may have, and how many more bytes.
+func (j *ledgerWriter) remainingRoom() (services, bytes int) {
+	services, bytes = j.maxPendingServices-j.fence.CountPending(), maxPendingBytes
+	for _, i := range j.fence.MergedPendingWithBatch(nil) {
+		bytes -= encodedSizeOfPending(i)
+	}
+	return services, bytes
 }
 
 // encodedSizeOfPending returns how many bytes a pending assignment has in the object.

@@ -52,9 +52,12 @@ func (j *ledgerWriter) allStagedWritesWereRefused() bool {
 // canOnlyWriteRefused says whether no staged write can go into the AddressLedger now but those that
 // were refused before. The others may wait for the room of an open one.
 func (j *ledgerWriter) canOnlyWriteRefused() bool {
-	room := j.maxPendingServices - j.fence.CountPending()
+	if !slices.ContainsFunc(j.writesAwaitingLedgerEntry, func(w *serviceStatusWriteTask) bool { return w.ledgerEntryRefused }) {
+		return false
+	}
+	services, bytes := j.remainingRoom()
 	return !slices.ContainsFunc(j.writesAwaitingLedgerEntry, func(w *serviceStatusWriteTask) bool {
-		return !w.ledgerEntryRefused && (room > 0 || j.fence.HasPendingForService(w.service.Key))
+		return !w.ledgerEntryRefused && (services > 0 && bytes >= encodedSizeOfPending(w.pendingEntry()) || j.fence.HasPendingForService(w.service.Key))
 	})
 }
 
