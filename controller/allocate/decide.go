@@ -47,8 +47,13 @@ type decider struct {
 	wantedPerFamily      int
 	// pickedAddresses are the addresses that this decision adds.
 	pickedAddresses []pickedAddress
-	// exhaustedPools had no free address. In overQuotaPools the namespace has reached its quota.
+	// exhaustedPools had no free address, exhaustedFamilies are their families without one. In
+	// overQuotaPools the namespace has reached its quota.
 	exhaustedPools, overQuotaPools []*poolEntry
+	exhaustedFamilies              []*familyPool
+	// candidates are the pools that may give an address, in their order: the pinned and the open
+	// ones.
+	candidates [2][]*poolEntry
 }
 
 // pickedAddress is an address that a decision adds.

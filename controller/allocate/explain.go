@@ -40,7 +40,7 @@ func (d *decider) findPoolOfRequestedAddress(a netip.Addr) (*poolEntry, names.Ex
 		return src, names.Explanation{}
 	}
 	if c := d.ledger.explainSharingConflict(at, d.service.Key, d.sharing); c.IsSet() {
-		return nil, names.Explain(c.Reason, "the requested %s %s", a, c.Text)
+		return nil, names.Explain(c.Reason, "the requested %s %s: ask for another address, or %s", a, c.Text, c.advice)
 	}
 	if w, blocked := d.ledger.entryWithholdingAddress(at, d.service.Key); blocked && !d.ledger.isAddressHeld(at) {
 		return nil, names.Explain(w.Reason, "the requested %s %s", a, w.describeReason())
@@ -53,10 +53,11 @@ func (d *decider) findPoolOfRequestedAddress(a netip.Addr) (*poolEntry, names.Ex
 
 // explainSharingConflict says why the Service may not hold the address together with its holders,
 // and returns zero when it may. If several holders conflict, it names the first one by name, so
-// that every controller gives the same answer.
-func (l *Ledger) explainSharingConflict(a address, k view.ObjectKey, sh *sharingProperties) names.Explanation {
+// that every controller gives the same answer. It does not show the key of a Service in another
+// namespace: with the key, anybody could share the address.
+func (l *Ledger) explainSharingConflict(a address, k view.ObjectKey, sh *sharingProperties) sharingConflict {
 	var first *assignmentRecord
-	var conflict names.Explanation
+	var conflict sharingConflict
 	var room [1]int32
 	for _, id := range l.holderTable.recordIDsHoldingAddress(a, &room) {
 		r := l.recordAt(id)
@@ -68,9 +69,13 @@ func (l *Ledger) explainSharingConflict(a address, k view.ObjectKey, sh *sharing
 		}
 	}
 	if first == nil {
-		return names.Explanation{}
+		return sharingConflict{}
 	}
-	return names.Explain(conflict.Reason, "is held by Service %s and cannot be shared: %s", first.service, conflict.Text)
+	if conflict.Reason == names.ReasonSharingKeyDiffers && first.service.Namespace != k.Namespace {
+		conflict.Text = "its sharing key differs"
+	}
+	conflict.Text = fmt.Sprintf("is held by Service %s and cannot be shared: %s", first.service, conflict.Text)
+	return conflict
 }
 
 // describeReason says why the address cannot be assigned, as the end of a sentence.
@@ -179,6 +184,9 @@ func (d *decider) explainShortage() names.Explanation {
 	if len(d.overQuotaPools) > 0 {
 		return names.Explain(names.ReasonQuotaExceeded, "namespace %s has reached its quota in the pools open to this Service (%s): raise the quota or release addresses",
 			d.service.Key.Namespace, joinPoolNames(d.overQuotaPools))
+	}
+	if why := d.explainSharingObstacle(); why.IsSet() {
+		return why
 	}
 	return names.Explain(names.ReasonPoolExhausted, "no free address of the needed family in the pools open to this Service (%s): add addresses or release some",
 		joinPoolNames(d.exhaustedPools))

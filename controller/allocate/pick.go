@@ -4,7 +4,6 @@ import (
 	"slices"
 
 	"github.com/gantry-lb/gantry/internal/ipfamily"
-	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -14,6 +13,7 @@ import (
 // each family comes from the first pool that has it.
 func (d *decider) pickMissingAddresses(pinned, open []*poolEntry) bool {
 	d.dropSurplusAddresses()
+	d.candidates = [...][]*poolEntry{pinned, open}
 	named := d.service.RequestedPool != ""
 	for _, f := range [...]ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		for d.needsFamily(f) && d.countDecidedOfFamily(f) < d.wantedPerFamily && d.pickAddressWithheldForService(f, named) {
@@ -57,9 +57,9 @@ func (d *decider) pickAddressOfEachMissingFamily(pinned, open []*poolEntry) bool
 	case !lacks4 && !lacks6:
 		return true
 	case !lacks4:
-		return d.pickAddressOfFamily(ipfamily.IPv6, pinned, open) || d.isOneFamilyEnough()
+		return d.pickRestOfSharedSet(ipfamily.IPv6) || d.pickAddressOfFamily(ipfamily.IPv6, pinned, open) || d.isOneFamilyEnough()
 	case !lacks6:
-		return d.pickAddressOfFamily(ipfamily.IPv4, pinned, open) || d.isOneFamilyEnough()
+		return d.pickRestOfSharedSet(ipfamily.IPv4) || d.pickAddressOfFamily(ipfamily.IPv4, pinned, open) || d.isOneFamilyEnough()
 	// It has two cluster IPs, but only the first family counts.
 	case d.service.FamilyPolicy == view.SingleStack:
 		return d.pickAddressOfFamily(first, pinned, open) || d.pickAddressOfFamily(second, pinned, open)
@@ -67,7 +67,7 @@ func (d *decider) pickAddressOfEachMissingFamily(pinned, open []*poolEntry) bool
 	if d.pickBothFamilies(pinned) || d.pickBothFamilies(open) {
 		return true
 	}
-	d.exhaustedPools = nil
+	d.exhaustedPools, d.exhaustedFamilies = nil, nil
 	one := d.pickAddressOfFamily(first, pinned, open)
 	other := d.pickAddressOfFamily(second, pinned, open)
 	if d.service.FamilyPolicy == view.RequireDualStack {
@@ -85,6 +85,9 @@ func (d *decider) isOneFamilyEnough() bool {
 func (d *decider) pickBothFamilies(from []*poolEntry) bool {
 	for _, src := range from {
 		n := len(d.pickedAddresses)
+		if d.pickSharedSet(src) {
+			return true
+		}
 		if d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv4) && d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv6) {
 			return true
 		}
@@ -200,18 +203,18 @@ func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Family) bool {
 	st := src.forFamily(f)
 	free, ok := d.nextFreePickablePosition(st)
-	if d.sharing != nil {
-		if on := st.sharedPositionsByRequirement[d.sharing.requirementsToShare]; on != nil {
-			at, shared := on.lowestWithFreePorts(d.sharing.ports)
-			if a := st.addressOrZero(at, shared); shared && !d.isPickedKeptOrToBeReleased(a) && d.isWithinQuota(st, a) && (!ok || at < free || st.pool.AssignmentOrder != snapshot.OrderLowest && st.pool.AssignmentOrder != "") {
-				d.pickedAddresses = append(d.pickedAddresses, pickedAddress{a, src})
-				return true
-			}
+	for at := range d.shareablePositions(st) {
+		if ok && at > free && st.prefersLowest() {
+			break
+		}
+		if a := st.assignableNumbering.addressAtPosition(at); !d.isPickedKeptOrToBeReleased(a) && d.isWithinQuota(st, a) && !d.wouldSplitSharedSet(a) {
+			d.pickedAddresses = append(d.pickedAddresses, pickedAddress{a, src})
+			return true
 		}
 	}
 	switch {
 	case !ok:
-		d.exhaustedPools = append(d.exhaustedPools, src)
+		d.exhaustedPools, d.exhaustedFamilies = append(d.exhaustedPools, src), append(d.exhaustedFamilies, st)
 		return false
 	case !d.isWithinQuota(st, address{}):
 		d.overQuotaPools = append(d.overQuotaPools, src)
@@ -233,12 +236,4 @@ func (d *decider) nextFreePickablePosition(st *familyPool) (uint64, bool) {
 		at, ok = st.nextFreePositionWithWrap(at + 1)
 	}
 	return at, ok && !d.isPickedKeptOrToBeReleased(st.assignableNumbering.addressAtPosition(at))
-}
-
-// addressOrZero returns the address at a position, or the zero address.
-func (s *familyPool) addressOrZero(position uint64, there bool) address {
-	if !there {
-		return address{}
-	}
-	return s.assignableNumbering.addressAtPosition(position)
 }

@@ -25,10 +25,12 @@ type familyPool struct {
 	// heldCountByNamespace counts the addresses that each namespace holds; nil without a Quota.
 	heldCountByNamespace         map[string]int
 	sharedPositionsByRequirement map[requirementsToShare]*sharedPositionsOfGroup
+	// podSelectorsBySharingKey lists the selectors with which a key is in that map, sorted.
+	podSelectorsBySharingKey map[string][]string
 }
 
 func newFamilyPool(p *snapshot.Pool, f ipfamily.Family) *familyPool {
-	s := &familyPool{pool: p, family: f, assignableNumbering: newAddressNumbering(p, f), sharedPositionsByRequirement: map[requirementsToShare]*sharedPositionsOfGroup{}}
+	s := &familyPool{pool: p, family: f, assignableNumbering: newAddressNumbering(p, f), sharedPositionsByRequirement: map[requirementsToShare]*sharedPositionsOfGroup{}, podSelectorsBySharingKey: map[string][]string{}}
 	s.freeSet = newFreeSet(s.assignableNumbering.positionCount)
 	if p.Quota != nil {
 		s.heldCountByNamespace = map[string]int{}
@@ -52,6 +54,12 @@ func isWholePoolRetired(p *snapshot.Pool) bool {
 func (s *familyPool) hasQuotaFor(namespace string, n int) bool {
 	limit, ok := s.pool.Quota.LimitForNamespace(namespace)
 	return !ok || s.heldCountByNamespace[namespace]+n <= limit
+}
+
+// prefersLowest says whether the lowest address is given next, whether it is free or shared.
+// Otherwise a shared one comes before all free ones.
+func (s *familyPool) prefersLowest() bool {
+	return s.pool.AssignmentOrder == snapshot.OrderLowest || s.pool.AssignmentOrder == ""
 }
 
 // searchStartByAssignmentOrder is the position where the search for a free address starts.
@@ -84,6 +92,7 @@ func (s *familyPool) addSharer(at uint64, sh *sharingProperties) {
 	if on == nil {
 		on = &sharedPositionsOfGroup{usedPositionsByPort: map[view.Port][]uint64{}}
 		s.sharedPositionsByRequirement[sh.requirementsToShare] = on
+		s.podSelectorsBySharingKey[sh.sharingKey] = insertSorted(s.podSelectorsBySharingKey[sh.sharingKey], sh.podSelector)
 	}
 	on.addPositionAndPorts(at, sh.ports)
 }
@@ -101,6 +110,10 @@ func (s *familyPool) removeSharer(at uint64, sh *sharingProperties, isLast bool)
 	}
 	if on.positions = removeSorted(on.positions, at); len(on.positions) == 0 {
 		delete(s.sharedPositionsByRequirement, sh.requirementsToShare)
+		rest := removeSorted(s.podSelectorsBySharingKey[sh.sharingKey], sh.podSelector)
+		if s.podSelectorsBySharingKey[sh.sharingKey] = rest; len(rest) == 0 {
+			delete(s.podSelectorsBySharingKey, sh.sharingKey)
+		}
 	}
 }
 

@@ -1,6 +1,8 @@
 package allocate
 
 import (
+	"cmp"
+	"iter"
 	"slices"
 	"sort"
 
@@ -47,31 +49,42 @@ func (a *sharingProperties) isEqual(b *sharingProperties) bool {
 	return a.requirementsToShare == b.requirementsToShare && a.hasLocalTrafficPolicy == b.hasLocalTrafficPolicy && slices.Equal(a.ports, b.ports)
 }
 
+// sharingConflict says why two Services may not share an address. The zero value says that they
+// may.
+type sharingConflict struct {
+	names.Explanation
+	// advice says what else the user could do than to take another address.
+	advice string
+}
+
 // adviceToSetSharingKey says what to do about a missing key.
-const adviceToSetSharingKey = "ask for another address, or give both the annotation " + names.AnnotationSharing + " with one value"
+const adviceToSetSharingKey = "give both the annotation " + names.AnnotationSharing + " with one value"
 
 // explainConflictWith says why two Services may not share an address. It returns zero when they
 // may. Both must have the same sharing key, use different ports, and have their traffic handled
 // alike: by Pods on any node, or by the same Pods on the node where it arrives.
-func (a *sharingProperties) explainConflictWith(b *sharingProperties) names.Explanation {
+func (a *sharingProperties) explainConflictWith(b *sharingProperties) sharingConflict {
+	conflict := func(r names.Reason, advice, format string, args ...any) sharingConflict {
+		return sharingConflict{names.Explain(r, format, args...), advice}
+	}
 	switch {
 	case a == nil:
-		return names.Explanation{Reason: names.ReasonAddressInUse, Text: "this Service has no sharing key: " + adviceToSetSharingKey}
+		return conflict(names.ReasonAddressInUse, adviceToSetSharingKey, "this Service has no sharing key")
 	case b == nil:
-		return names.Explanation{Reason: names.ReasonAddressInUse, Text: "that Service has no sharing key: " + adviceToSetSharingKey}
+		return conflict(names.ReasonAddressInUse, adviceToSetSharingKey, "that Service has no sharing key")
 	case a.sharingKey != b.sharingKey:
-		return names.Explain(names.ReasonSharingKeyDiffers, "its sharing key is %q, not %q: ask for another address, or write the same key", b.sharingKey, a.sharingKey)
+		return conflict(names.ReasonSharingKeyDiffers, "write the same key", "its sharing key is %s, not %s", names.Quote(b.sharingKey), names.Quote(a.sharingKey))
 	case a.podSelector != b.podSelector && a.hasLocalTrafficPolicy && b.hasLocalTrafficPolicy:
-		return names.Explanation{Reason: names.ReasonTrafficPolicyConflict, Text: "both have externalTrafficPolicy Local and their selectors differ: ask for another address, or select the same Pods"}
+		return conflict(names.ReasonTrafficPolicyConflict, "select the same Pods", "both have externalTrafficPolicy Local and their selectors differ")
 	case a.podSelector != b.podSelector:
-		return names.Explanation{Reason: names.ReasonTrafficPolicyConflict, Text: "one has externalTrafficPolicy Local and the other Cluster: ask for another address, or give both the same policy"}
+		return conflict(names.ReasonTrafficPolicyConflict, "give both the same policy", "one has externalTrafficPolicy Local and the other Cluster")
 	}
 	for _, p := range a.ports {
 		if slices.Contains(b.ports, p) {
-			return names.Explain(names.ReasonPortConflict, "both use %s/%d: ask for another address, or use another port", p.Protocol, p.Number)
+			return conflict(names.ReasonPortConflict, "use another port", "both use %s/%d", p.Protocol, p.Number)
 		}
 	}
-	return names.Explanation{}
+	return sharingConflict{}
 }
 
 // sharedPositionsOfGroup are the positions that the Services of one requirementsToShare hold. It
@@ -99,28 +112,33 @@ func (s *sharedPositionsOfGroup) removePortsOfHolder(at uint64, ports []view.Por
 	}
 }
 
-// lowestWithFreePorts returns the lowest position where none of the ports is used.
-func (s *sharedPositionsOfGroup) lowestWithFreePorts(ports []view.Port) (uint64, bool) {
-	i := 0
-	for _, p := range ports {
-		// busy is a subset of the positions. Up to the first difference, the port is used at every
-		// position.
-		busy := s.usedPositionsByPort[p]
-		i = max(i, sort.Search(len(busy), func(j int) bool { return busy[j] != s.positions[j] }))
-	}
-next:
-	for ; i < len(s.positions); i++ {
+// allWithFreePorts returns the positions where none of the ports is used, in ascending order. It is
+// empty for a nil group.
+func (s *sharedPositionsOfGroup) allWithFreePorts(ports []view.Port) iter.Seq[uint64] {
+	return func(yield func(uint64) bool) {
+		if s == nil {
+			return
+		}
+		i := 0
 		for _, p := range ports {
-			if _, used := slices.BinarySearch(s.usedPositionsByPort[p], s.positions[i]); used {
-				continue next
+			// busy is a subset of the positions. Up to the first difference, the port is used at
+			// every position.
+			busy := s.usedPositionsByPort[p]
+			i = max(i, sort.Search(len(busy), func(j int) bool { return busy[j] != s.positions[j] }))
+		}
+		for _, at := range s.positions[i:] {
+			used := func(p view.Port) bool {
+				_, used := slices.BinarySearch(s.usedPositionsByPort[p], at)
+				return used
+			}
+			if !slices.ContainsFunc(ports, used) && !yield(at) {
+				return
 			}
 		}
-		return s.positions[i], true
 	}
-	return 0, false
 }
 
-func insertSorted(to []uint64, at uint64) []uint64 {
+func insertSorted[T cmp.Ordered](to []T, at T) []T {
 	i, there := slices.BinarySearch(to, at)
 	if there {
 		return to
@@ -128,7 +146,7 @@ func insertSorted(to []uint64, at uint64) []uint64 {
 	return slices.Insert(to, i, at)
 }
 
-func removeSorted(from []uint64, at uint64) []uint64 {
+func removeSorted[T cmp.Ordered](from []T, at T) []T {
 	i, there := slices.BinarySearch(from, at)
 	if !there {
 		return from

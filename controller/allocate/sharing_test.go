@@ -1,0 +1,122 @@
+package allocate
+
+import (
+	"testing"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// A Service that could share an address but for one difference is told the difference, also when it
+// names no address.
+func TestSharingConflictIsNamedWhenNoAddressIsFree(t *testing.T) {
+	udp := func(s *view.Service) { s.Ports[0].Protocol = "UDP" }
+	tests := map[string]struct {
+		first, second []func(*view.Service)
+		want          names.Reason
+		words         []string
+	}{
+		"one port is used twice": {
+			first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 80)},
+			want: names.ReasonPortConflict, words: []string{"192.0.2.1 is held by Service default/first", "both use TCP/80"},
+		},
+		"one is Local, the other is not": {
+			first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 53), udp, withLocalTrafficPolicy("app=a")},
+			want: names.ReasonTrafficPolicyConflict, words: []string{"default/first", "one has externalTrafficPolicy Local"},
+		},
+		"both Local, other Pods": {
+			first: []func(*view.Service){withSharingKey("k", 80), withLocalTrafficPolicy("app=a")}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTrafficPolicy("app=b")},
+			want: names.ReasonTrafficPolicyConflict, words: []string{"default/first", "selectors differ"},
+		},
+		"the keys differ": {
+			first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("m", 81)},
+			want: names.ReasonSharingKeyDiffers, words: []string{"default/first", `its sharing key is "k", not "m"`},
+		},
+		"the holder does not share": {
+			second: []func(*view.Service){withSharingKey("m", 81)}, want: names.ReasonPoolExhausted,
+		},
+		"the Service does not share": {
+			first: []func(*view.Service){withSharingKey("k", 80)}, want: names.ReasonPoolExhausted,
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			for _, named := range []string{"", "a"} {
+				w := newHarness(t, newPool(t, "a", "192.0.2.1"))
+				w.serveService("first", tc.first...)
+				w.wantDecision(w.serveService("second", append(tc.second, withRequestedPool(named))...), "", tc.want, tc.words...)
+			}
+		})
+	}
+}
+
+// In a large pool that is full, the key of some other Service is no reason.
+func TestPoolOfManyHoldersIsExhausted(t *testing.T) {
+	w := newHarness(t, newPool(t, "a", "192.0.2.0/31"))
+	w.serveService("first", withSharingKey("k", 80))
+	w.serveService("second")
+	w.wantDecision(w.serveService("third", withSharingKey("m", 81)), "", names.ReasonPoolExhausted)
+}
+
+// The key of a Service in another namespace is a secret of its owner: with the key, anybody could
+// share the address.
+func TestSharingKeyOfAnotherNamespaceIsNotTold(t *testing.T) {
+	w := newHarness(t, newPool(t, "a", "192.0.2.1"))
+	w.serveService("first", withSharingKey("secret", 80))
+	for _, edits := range [][]func(*view.Service){nil, {withRequestedAddresses("192.0.2.1")}} {
+		d := w.serveService("second", append(edits, inNamespace("other"), withSharingKey("m", 81))...)
+		w.wantDecision(d, "", names.ReasonSharingKeyDiffers, "its sharing key differs")
+	}
+}
+
+func TestDualStackServicesShareWholeSets(t *testing.T) {
+	dual := func(key string, port uint16) []func(*view.Service) {
+		return []func(*view.Service){withDualStack(view.RequireDualStack), withSharingKey(key, port)}
+	}
+	onSet := func(w *harness) {
+		w.wantDecision(w.serveService("first", append(dual("k", 80), withRequestedAddresses("192.0.2.11", "fd00:1::d5"))...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
+	}
+	t.Run("both addresses of a holder", func(t *testing.T) {
+		w := newHarness(t, newPool(t, "a", "192.0.2.11", "fd00:1::d0/124"))
+		onSet(w)
+		w.wantDecision(w.serveService("second", dual("k", 443)...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
+		w.wantDecision(w.serveService("third", append(dual("k", 8080), withRequestedPool("a"))...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
+	})
+	t.Run("of two pools", func(t *testing.T) {
+		w := newHarness(t, newPool(t, "four", "192.0.2.11"), newPool(t, "six", "fd00:1::d0/124"))
+		onSet(w)
+		w.wantDecision(w.serveService("second", dual("k", 443)...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
+	})
+	t.Run("two that nobody has, when these are lower", func(t *testing.T) {
+		w := newHarness(t, newPool(t, "a", "192.0.2.10-192.0.2.11", "fd00:1::d0/124"))
+		onSet(w)
+		w.wantDecision(w.serveService("second", dual("k", 443)...), "192.0.2.10, fd00:1::d0", names.ReasonAssigned)
+		w.wantDecision(w.serveService("third", dual("k", 443)...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
+	})
+	t.Run("neither, when one cannot be shared", func(t *testing.T) {
+		w := newHarness(t, newPool(t, "a", "192.0.2.11-192.0.2.12", "fd00:1::d0/124"))
+		onSet(w)
+		w.wantDecision(w.serveService("six", withSingleStackIPv6, withSharingKey("k", 443), withRequestedAddresses("fd00:1::d5")), "fd00:1::d5", names.ReasonAssigned)
+		w.wantDecision(w.serveService("second", dual("k", 443)...), "192.0.2.12, fd00:1::d0", names.ReasonAssigned)
+		w.wantDecision(w.serveService("third", dual("m", 443)...), "", names.ReasonSharingKeyDiffers, "192.0.2.11 is held by Service default/first")
+		w.wantDecision(w.serveService("fourth", dual("k", 443)...), "", names.ReasonPortConflict, "fd00:1::d5 is held by Service default/six")
+	})
+	t.Run("a Service that becomes dual-stack joins the rest of the set", func(t *testing.T) {
+		w := newHarness(t, newPool(t, "a", "192.0.2.11", "fd00:1::d0/124"))
+		onSet(w)
+		w.wantDecision(w.serveService("second", withSharingKey("k", 443)), "192.0.2.11", names.ReasonAssigned)
+		w.wantDecision(w.serveService("second", withDualStack(view.PreferDualStack)), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
+	})
+	t.Run("a holder of one family is a whole set too", func(t *testing.T) {
+		w := newHarness(t, newPool(t, "a", "192.0.2.11", "fd00:1::d0/124"))
+		w.serveService("first", withSharingKey("k", 80))
+		w.wantDecision(w.serveService("second", dual("k", 443)...), "192.0.2.11, fd00:1::d0", names.ReasonAssigned)
+	})
+	t.Run("the set of the one that may be shared", func(t *testing.T) {
+		w := newHarness(t, newPool(t, "a", "192.0.2.11-192.0.2.12", "fd00:1::d0/124"))
+		onSet(w)
+		w.wantDecision(w.serveService("second", dual("k", 80)...), "192.0.2.12, fd00:1::d0", names.ReasonAssigned)
+		w.wantDecision(w.serveService("third", append(dual("k", 443), withRequestedAddresses("192.0.2.11", "fd00:1::d5"))...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
+		w.wantDecision(w.serveService("fourth", dual("k", 443)...), "192.0.2.12, fd00:1::d0", names.ReasonAssigned)
+	})
+}
