@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"fmt"
 	"math"
 	"math/rand"
 	"reflect"
@@ -27,6 +28,7 @@ func TestParseRange(t *testing.T) {
 		"the wrong order is named":          {text: "192.0.2.9-192.0.2.1", wantError: "write 192.0.2.1-192.0.2.9"},
 		"two families are refused":          {text: "1.2.3.4-fe80::1", wantError: "mixes IPv4 and IPv6"},
 		"a prefix that is too long":         {text: "10.0.0.0/33", wantError: `"10.0.0.0/33" is no CIDR`},
+		"mapped addresses are refused":      {text: "::ffff:10.0.0.1-::ffff:10.0.0.9", wantError: "write 10.0.0.1-10.0.0.9"},
 		"an address with a zone is refused": {text: "fe80::1%eth0", wantError: "is no CIDR"},
 	}
 	for name, tc := range tests {
@@ -78,6 +80,57 @@ func TestFaultyPoolEntryIsSkipped(t *testing.T) {
 	}
 	if text := problems[0].Text; !strings.Contains(text, `"old"`) || !strings.Contains(text, "overlaps with already defined CIDR") {
 		t.Errorf("the overlap is reported as %q", text)
+	}
+}
+
+// An edit of an older pool by mistake must not take addresses from a younger pool, whose Services
+// would then be announced as the older pool says.
+func TestEditOfAnOlderPoolTakesNothingFromAYoungerOne(t *testing.T) {
+	old, young := newPool("old", time.Hour, "10.0.1.0/24"), newPool("young", 0, "10.0.5.0/24")
+	before, problems := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{old, young}})
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	old.Spec.Addresses, old.Generation = []string{"10.0.0.0/16"}, 2
+	check := func(s *Snapshot, problems []Problem, wantOld string) {
+		t.Helper()
+		if r := s.PoolByName("young").Ranges; len(r) != 1 || r[0].String() != "10.0.5.0/24" {
+			t.Errorf("the younger pool has %v", r)
+		}
+		if r := s.PoolByName("old").Ranges; fmt.Sprint(r) != wantOld {
+			t.Errorf("the older pool has %v, want %s", r, wantOld)
+		}
+		if len(problems) != 1 || problems[0].Object.Name != "old" || problems[0].Reason != names.ReasonOverlap || !strings.Contains(problems[0].Text, `"10.0.5.0/24" of pool "young"`) {
+			t.Errorf("the problems are %v", problems)
+		}
+	}
+	s, problems := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{old, young}, PreviousSnapshot: before})
+	check(s, problems, "[10.0.1.0/24]")
+	s, problems = BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{old, young}, PreviousSnapshot: s})
+	check(s, problems, "[10.0.1.0/24]")
+
+	// A program that starts knows only what the status of the pool says of this edit.
+	old.Status.Gantry = &v1beta1.ObjectStatus{Conditions: []metav1.Condition{{
+		Type: names.ConditionValid, Status: metav1.ConditionFalse, ObservedGeneration: 2, Reason: string(names.ReasonOverlap), Message: problems[0].Text,
+	}}}
+	s, problems = BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{old, young}})
+	check(s, problems, "[]")
+
+	// Without the younger pool, the edit takes effect.
+	s, problems = BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{old}, PreviousSnapshot: s})
+	if r := s.PoolByName("old").Ranges; fmt.Sprint(r) != "[10.0.0.0/16]" || len(problems) > 0 {
+		t.Errorf("without the younger pool the older one has %v, and the problems are %v", r, problems)
+	}
+}
+
+// Ranges that move from one pool to another in one step belong to the pool that lists them now.
+func TestRangeMovesBetweenPools(t *testing.T) {
+	a, b := newPool("a", time.Hour, "10.0.1.0/24", "10.0.2.0/24"), newPool("b", 0, "10.0.3.0/24")
+	before, _ := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{a, b}})
+	a.Spec.Addresses, b.Spec.Addresses = []string{"10.0.1.0/24", "10.0.3.0/24"}, []string{"10.0.2.0/24"}
+	s, problems := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{a, b}, PreviousSnapshot: before})
+	if got := fmt.Sprint(s.PoolByName("a").Ranges, s.PoolByName("b").Ranges); got != "[10.0.1.0/24 10.0.3.0/24] [10.0.2.0/24]" || len(problems) > 0 {
+		t.Errorf("the pools have %s, and the problems are %v", got, problems)
 	}
 }
 
@@ -145,7 +198,9 @@ func TestPoolSize(t *testing.T) {
 		"both families":                     {entries: []string{"192.0.2.0/24", "fd00::/120"}, ipv4: 256, ipv6: 256},
 		"avoided addresses are not counted": {entries: []string{"192.0.2.0/23"}, avoid: true, ipv4: 508},
 		"at one end":                        {entries: []string{"192.0.2.250-192.0.3.3"}, avoid: true, ipv4: 8},
-		"more than fits":                    {entries: []string{"fd00::/32", "fd01::/120"}, ipv6: math.MaxInt64},
+		"all of IPv4, without those of a special purpose": {entries: []string{"0.0.0.0/0"}, ipv4: 1<<32 - 2<<24 - 1<<28 - 1},
+		"loopback addresses inside":                       {entries: []string{"126.0.0.0/7"}, ipv4: 1 << 24},
+		"more than fits":                                  {entries: []string{"fd00::/32", "fd01::/120"}, ipv6: math.MaxInt64},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -10,18 +10,19 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// parsePools parses the pools, the oldest first. If two entries overlap, the older pool keeps its
-// addresses and the later entry is left out. A pool that an edit broke keeps its previous entries.
+// parsePools parses the pools. If two entries overlap, the later one is left out: see
+// sortPoolsByClaim for the order. A pool that an edit broke keeps its previous entries.
 func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []NamespaceLabels, last *Snapshot) []*Pool {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.IPAddressPool) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
 	})
-	entriesByPool := make([][]parsedEntry, len(in))
-	for i := range in {
-		entriesByPool[i] = parseEntries(in[i].Spec.Addresses)
-	}
+	entriesByPool := parseEntriesOfPools(in)
 	takenRanges := newRangeIndex(entriesByPool)
+	if !takenRanges.hasNoOverlap {
+		sortPoolsByClaim(in, last)
+		entriesByPool = parseEntriesOfPools(in)
+	}
 	var out []*Pool
 	for i := range in {
 		p := &in[i]

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
 // parsedEntry is an entry of spec.addresses. If err or specialPurpose is set, it cannot be served.
@@ -25,6 +26,14 @@ func parseEntries(texts []string) []parsedEntry {
 		if e.Range, e.err = ParseRange(text); e.err == nil {
 			e.specialPurpose = purposeOfSpecialRange(e.Range)
 		}
+	}
+	return out
+}
+
+func parseEntriesOfPools(pools []v1beta1.IPAddressPool) [][]parsedEntry {
+	out := make([][]parsedEntry, len(pools))
+	for i := range pools {
+		out[i] = parseEntries(pools[i].Spec.Addresses)
 	}
 	return out
 }
@@ -52,8 +61,8 @@ func (b *snapshotBuilder) acceptEntries(o ObjectReference, entries []parsedEntry
 		}
 		if clash {
 			field := fieldOfEntry(j)
-			b.reportProblemAndMarkBroken(o, field, names.ReasonOverlap, "%s: %q overlaps with already defined CIDR or range %q of pool %q: remove one of them",
-				field, e.text, t.entryText, t.poolName)
+			b.reportProblemAndMarkBroken(o, field, names.ReasonOverlap, "%s: %q %s %q of pool %q: remove one of them",
+				field, e.text, overlapText, t.entryText, t.poolName)
 			continue
 		}
 		accepted := poolRange{e.Range, o.Name, e.text}
@@ -65,6 +74,9 @@ func (b *snapshotBuilder) acceptEntries(o ObjectReference, entries []parsedEntry
 
 // fieldOfEntry names an entry of spec.addresses.
 func fieldOfEntry(i int) string { return fmt.Sprintf("spec.addresses[%d]", i) }
+
+// overlapText is the part of an overlap's text that is the same for all.
+const overlapText = "overlaps with already defined CIDR or range"
 
 // previousRangesWithoutOverlap returns the pool's ranges that do not overlap takenRanges.
 func (p *Pool) previousRangesWithoutOverlap(takenRanges *rangeIndex) []poolRange {
@@ -108,6 +120,8 @@ func parseRangeEnds(text, first, last string) (Range, error) {
 		return Range{}, fmt.Errorf("in the range %q the start %q is no address: write FIRST-LAST, such as 192.0.2.10-192.0.2.20", text, first)
 	case errZ != nil || z.Zone() != "":
 		return Range{}, fmt.Errorf("in the range %q the end %q is no address: write FIRST-LAST, such as 192.0.2.10-192.0.2.20", text, last)
+	case a.Is4In6() || z.Is4In6():
+		return Range{}, fmt.Errorf("the range %q has IPv4 addresses in IPv6 form: write %s-%s", text, a.Unmap(), z.Unmap())
 	case a.BitLen() != z.BitLen():
 		return Range{}, fmt.Errorf("the range %q mixes IPv4 and IPv6: write an entry for each family", text)
 	case z.Less(a):

@@ -24,8 +24,17 @@ type Reservation struct {
 	PoolToChooseFrom string
 	// StatusAddresses are the addresses in the reservation's status, chosen or taken over earlier.
 	StatusAddresses []netip.Addr
+	// CreatedAt is when the object was created. Of two reservations of one address the older one
+	// counts.
+	CreatedAt time.Time
 	// ExpiresAt is when the reservation ends; zero means never.
 	ExpiresAt time.Time
+}
+
+// IsOlderThan says whether r counts before o. Of two that were created in one second, the first by
+// name counts.
+func (r *Reservation) IsOlderThan(o *Reservation) bool {
+	return cmp.Or(r.CreatedAt.Compare(o.CreatedAt), cmp.Compare(r.Name, o.Name)) < 0
 }
 
 // HasExpired says whether the reservation has ended.
@@ -55,6 +64,7 @@ func (b *snapshotBuilder) parseReservations(in []v1alpha1.AddressReservation, po
 		o := ObjectReference{Kind: "AddressReservation", Namespace: r.Namespace, Name: r.Name}
 		parsed := &Reservation{
 			Name: r.Name, Service: view.ObjectKey{Namespace: r.Spec.Service.Namespace, Name: r.Spec.Service.Name}, PoolToChooseFrom: r.Spec.Pool,
+			CreatedAt: r.CreationTimestamp.Time,
 		}
 		if r.Spec.Expires != nil {
 			parsed.ExpiresAt = r.Spec.Expires.Time

@@ -145,9 +145,10 @@ type ServiceAllocation struct {
 // CoversAddress says whether a is in a Range of the pool, even if the pool excludes or avoids it.
 func (p *Pool) CoversAddress(a netip.Addr) bool { return anyRangeContains(p.Ranges, a) }
 
-// CanAssign says whether the pool may give a: it is in a Range and neither avoided nor excluded.
+// CanAssign says whether the pool may give a: it is in a Range, neither avoided nor excluded, and
+// has no special purpose.
 func (p *Pool) CanAssign(a netip.Addr) bool {
-	return !p.isWholePoolRetired() && !(p.AvoidBuggyIPs && IsBuggyIPv4(a)) && anyRangeContains(p.Ranges, a) && !anyRangeContains(p.ExcludedRanges, a)
+	return !p.isWholePoolRetired() && !(p.AvoidBuggyIPs && IsBuggyIPv4(a)) && !isSpecialPurpose(a) && anyRangeContains(p.Ranges, a) && !anyRangeContains(p.ExcludedRanges, a)
 }
 
 func anyRangeContains(ranges []Range, a netip.Addr) bool {
@@ -159,16 +160,16 @@ func anyRangeContains(ranges []Range, a netip.Addr) bool {
 	return false
 }
 
-// AssignableRanges returns the Ranges in their order, without what is excluded. They still contain
-// the addresses that AvoidBuggyIPs skips.
+// AssignableRanges returns the Ranges in their order, without what is excluded and what has a
+// special purpose. They still contain the addresses that AvoidBuggyIPs skips.
 func (p *Pool) AssignableRanges() []Range {
-	switch {
-	case p.isWholePoolRetired():
+	if p.isWholePoolRetired() {
 		return nil
-	case len(p.ExcludedRanges) == 0:
+	}
+	cuts := slices.Concat(p.ExcludedRanges, specialPurposeRangesIn(p.Ranges))
+	if len(cuts) == 0 {
 		return p.Ranges
 	}
-	cuts := slices.Clone(p.ExcludedRanges)
 	slices.SortFunc(cuts, func(x, y Range) int { return x.First.Compare(y.First) })
 	var out []Range
 	for _, r := range p.Ranges {

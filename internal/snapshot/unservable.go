@@ -1,18 +1,25 @@
 package snapshot
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
+
+// specialPurposeRange is a range of addresses with a purpose of its own.
+type specialPurposeRange struct {
+	Range
+	what string
+}
 
 // specialPurposeRanges are addresses at which no client can reach a Service, with their purpose
 // (RFC 6890; RFC 1122, section 3.2.1.3; RFC 4291, sections 2.5 and 2.7).
-var specialPurposeRanges = []struct {
-	Range
-	what string
-}{
+var specialPurposeRanges = []specialPurposeRange{
 	{parsePrefixRange("0.0.0.0/8"), "addresses of \"this host\""},
 	{parsePrefixRange("127.0.0.0/8"), "loopback addresses"},
 	{parsePrefixRange("224.0.0.0/4"), "multicast addresses"},
 	{parsePrefixRange("255.255.255.255/32"), "the broadcast address"},
 	{parsePrefixRange("::/127"), "the unspecified and the loopback address"},
+	{parsePrefixRange("::ffff:0:0/96"), "IPv4 addresses in IPv6 form"},
 	{parsePrefixRange("fe80::/10"), "link-local addresses, which mean nothing without a link"},
 	{parsePrefixRange("ff00::/8"), "multicast addresses"},
 }
@@ -23,7 +30,7 @@ func parsePrefixRange(text string) Range {
 }
 
 // purposeOfSpecialRange returns the purpose of the addresses of r when none of them can serve. It
-// is empty when some can: 0.0.0.0/0, for example, means the others.
+// is empty when some can: 0.0.0.0/0, for example, means the others, which AssignableRanges returns.
 func purposeOfSpecialRange(r Range) string {
 	for _, n := range specialPurposeRanges {
 		if n.Contains(r.First) && n.Contains(r.Last) {
@@ -31,6 +38,22 @@ func purposeOfSpecialRange(r Range) string {
 		}
 	}
 	return ""
+}
+
+// isSpecialPurpose says whether a is an address at which no client can reach a Service.
+func isSpecialPurpose(a netip.Addr) bool {
+	return slices.ContainsFunc(specialPurposeRanges, func(n specialPurposeRange) bool { return n.Contains(a) })
+}
+
+// specialPurposeRangesIn returns those that have an address in common with the ranges.
+func specialPurposeRangesIn(ranges []Range) []Range {
+	var out []Range
+	for _, n := range specialPurposeRanges {
+		if slices.ContainsFunc(ranges, n.overlaps) {
+			out = append(out, n.Range)
+		}
+	}
+	return out
 }
 
 // overlaps says whether the ranges have an address in common.
