@@ -107,7 +107,7 @@ func (w *harness) holdOldAndNewUntilWritten(s *view.Service, d Decision) {
 			both = append(both, a)
 		}
 	}
-	w.ledger.CommitAssignment(s, both, d.PoolOfFirstAddress)
+	w.ledger.HoldUntilWritten(s, both, d.PoolOfFirstAddress)
 }
 
 func (w *harness) deleteService(name string) {

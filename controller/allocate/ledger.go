@@ -66,6 +66,13 @@ type Ledger struct {
 	probingEntryCount int
 	// withholdDeadlines are ordered by time.
 	withholdDeadlines []withholdDeadline
+	// addressesNotWrittenByRecordID are those that no status of the Service can show yet.
+	addressesNotWrittenByRecordID map[int32][]address
+	// freedVersion counts what may serve a waiting Service: addresses became free, or a namespace
+	// has fewer. sharingVersion counts what may serve a waiting Service with a sharing key.
+	freedVersion, sharingVersion uint64
+	// reservationByName are the reservations of the Snapshot.
+	reservationByName map[string]*snapshot.Reservation
 	// followingReservationByService are the reservations that take over what their Service held.
 	followingReservationByService map[view.ObjectKey]*snapshot.Reservation
 
@@ -75,7 +82,7 @@ type Ledger struct {
 // NewLedger returns an empty Ledger.
 func NewLedger() *Ledger {
 	l := &Ledger{
-		addressesBeyondSecondByRecordID: map[int32][]address{}, poolIDByName: map[string]uint32{}, serviceHashSeed: maphash.MakeSeed(),
+		addressesBeyondSecondByRecordID: map[int32][]address{}, addressesNotWrittenByRecordID: map[int32][]address{}, poolIDByName: map[string]uint32{}, serviceHashSeed: maphash.MakeSeed(),
 		withheldEntriesByAddress: map[address][]WithheldAddress{}, withheldAddressesByService: map[view.ObjectKey][]address{}, reservedAddressesByReservation: map[string]map[address]struct{}{},
 	}
 	l.holderTable.hashSalt = maphash.String(l.serviceHashSeed, "salt")
@@ -108,7 +115,42 @@ func (l *Ledger) HoldersOfAddress(a netip.Addr) []view.ObjectKey {
 	return out
 }
 
-// CommitAssignment records that the Service now holds exactly these addresses.
+// FreedVersion changes when something may have become free for a waiting Service: an address, or a
+// part of its namespace's quota.
+func (l *Ledger) FreedVersion() uint64 { return l.freedVersion }
+
+// SharingVersion changes when a Service with a sharing key may find an address that it could not
+// share before.
+func (l *Ledger) SharingVersion() uint64 { return l.sharingVersion }
+
+// HoldUntilWritten records that the Service holds exactly these addresses, although the new ones
+// are not in its status yet. If they are released before they were written, nobody used them, and
+// they do not cool down.
+func (l *Ledger) HoldUntilWritten(s *view.Service, addresses []netip.Addr, pool string) {
+	var before []address
+	if id, known := l.findRecord(s.Key); known {
+		before = l.appendRecordAddresses(id, nil)
+		for _, a := range l.addressesNotWrittenByRecordID[id] {
+			before = slices.DeleteFunc(before, func(b address) bool { return a == b })
+		}
+	}
+	l.CommitAssignment(s, addresses, pool)
+	id, _ := l.findRecord(s.Key)
+	for _, a := range addresses {
+		if n := addressFromNetip(a); !slices.Contains(before, n) {
+			l.addressesNotWrittenByRecordID[id] = append(l.addressesNotWrittenByRecordID[id], n)
+		}
+	}
+}
+
+// AssumeWritten records that the status of the Service may show all that it holds.
+func (l *Ledger) AssumeWritten(k view.ObjectKey) {
+	if id, known := l.findRecord(k); known {
+		delete(l.addressesNotWrittenByRecordID, id)
+	}
+}
+
+// CommitAssignment records that the Service now holds exactly these addresses, as its status says.
 func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool string) {
 	if len(addresses) == 0 {
 		l.ReleaseService(s.Key)
@@ -123,6 +165,9 @@ func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool 
 	sh := sharingPropertiesOf(s)
 	if known {
 		old = l.appendRecordAddresses(id, old)
+		if slices.Equal(old, now) {
+			delete(l.addressesNotWrittenByRecordID, id)
+		}
 		if r := l.recordAt(id); slices.Equal(old, now) && l.poolNameByID[r.poolID] == pool && r.sharing.isEqual(sh) {
 			return
 		}
@@ -135,6 +180,7 @@ func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool 
 			l.removeRecordAsHolder(id, a)
 		}
 	}
+	delete(l.addressesNotWrittenByRecordID, id)
 	r := l.recordAt(id)
 	r.poolID = l.ensurePoolID(pool)
 	l.storeRecordAddresses(id, now)
@@ -269,6 +315,15 @@ func (l *Ledger) countHeldAddressInFamilyPool(st *familyPool, a address, id int3
 	return at, ok
 }
 
+// countRelease counts that a Service released an address that this many others still hold.
+func (l *Ledger) countRelease(others int) {
+	if others == 0 {
+		l.freedVersion++
+	} else {
+		l.sharingVersion++
+	}
+}
+
 // firstRecordInNamespace returns the first of the records whose Service is in the namespace, or -1.
 func (l *Ledger) firstRecordInNamespace(namespace string, ids []int32) int32 {
 	for _, id := range ids {
@@ -283,12 +338,14 @@ func (l *Ledger) firstRecordInNamespace(namespace string, ids []int32) int32 {
 func (l *Ledger) removeRecordAsHolder(id int32, a address) bool {
 	var room [1]int32
 	rest := l.holderTable.removeHolder(a, id, &room)
+	l.countRelease(len(rest))
 	st := l.currentPoolIndex.familyPoolCovering(a)
 	if st == nil {
 		return len(rest) == 0
 	}
 	r := l.recordAt(id)
 	if ns := r.service.Namespace; st.heldCountByNamespace != nil && l.firstRecordInNamespace(ns, rest) < 0 {
+		l.freedVersion++
 		if st.heldCountByNamespace[ns]--; st.heldCountByNamespace[ns] <= 0 {
 			delete(st.heldCountByNamespace, ns)
 		}
@@ -301,7 +358,7 @@ func (l *Ledger) removeRecordAsHolder(id int32, a address) bool {
 		return false
 	}
 	st.heldAddressCount--
-	if st.pool.CooldownDelay > 0 {
+	if st.pool.CooldownDelay > 0 && !slices.Contains(l.addressesNotWrittenByRecordID[id], a) {
 		l.WithholdAddress(WithheldAddress{Address: a.toNetip(), ServiceThatMayHoldIt: r.service, Reason: names.ReasonCoolingDown, WithheldUntil: l.currentTime.Add(st.pool.CooldownDelay)})
 	}
 	if placed && len(l.withheldEntriesByAddress[a]) == 0 {

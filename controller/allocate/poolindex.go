@@ -62,6 +62,16 @@ func (s *familyPool) prefersLowest() bool {
 	return s.pool.AssignmentOrder == snapshot.OrderLowest || s.pool.AssignmentOrder == ""
 }
 
+// continueRoundRobinOf continues after the address that the pool gave last before an edit. If the
+// pool does not have it any more, it starts over.
+func (s *familyPool) continueRoundRobinOf(old *familyPool) {
+	if n := old.nextRoundRobinPosition; n > 0 && n <= old.assignableNumbering.positionCount {
+		if at, ok := s.assignableNumbering.positionOfAddress(old.assignableNumbering.addressAtPosition(n - 1)); ok {
+			s.nextRoundRobinPosition = at + 1
+		}
+	}
+}
+
 // searchStartByAssignmentOrder is the position where the search for a free address starts.
 func (s *familyPool) searchStartByAssignmentOrder(k view.ObjectKey) uint64 {
 	switch {
@@ -153,10 +163,12 @@ type rangeEntry struct {
 // poolIndex are the pools of a Snapshot, indexed so that the cost of a decision does not grow with
 // unrelated pools.
 type poolIndex struct {
-	snapshot           *snapshot.Snapshot
-	poolEntryByName    map[string]*poolEntry
-	sortedRangeEntries []rangeEntry // by address
-	candidatePools     candidatePools
+	snapshot        *snapshot.Snapshot
+	poolEntryByName map[string]*poolEntry
+	// The ranges of each family are sorted by address. IPv4 addresses are numbers inside ::/0, so
+	// that the families must not be in one list.
+	ipv4RangeEntries, ipv6RangeEntries []rangeEntry
+	candidatePools                     candidatePools
 }
 
 // indexPoolsOfSnapshot returns the index for a Snapshot, and makes it the Ledger's. It reuses the
@@ -183,20 +195,27 @@ func (l *Ledger) indexPoolsOfSnapshot(snap *snapshot.Snapshot) *poolIndex {
 		} else {
 			src.ipv4Pool, src.ipv6Pool = newFamilyPool(p, ipfamily.IPv4), newFamilyPool(p, ipfamily.IPv6)
 			fresh[src.ipv4Pool], fresh[src.ipv6Pool] = true, true
+			if old != nil {
+				src.ipv4Pool.continueRoundRobinOf(old.ipv4Pool)
+				src.ipv6Pool.continueRoundRobinOf(old.ipv6Pool)
+			}
 		}
 		m.poolEntryByName[p.Name] = src
 		m.candidatePools.addPool(src)
 		for _, r := range p.Ranges {
-			m.sortedRangeEntries = append(m.sortedRangeEntries, rangeEntry{addressFromNetip(r.First), addressFromNetip(r.Last), src})
+			to := m.rangeEntriesOfFamily(ipfamily.FamilyOf(r.First))
+			*to = append(*to, rangeEntry{addressFromNetip(r.First), addressFromNetip(r.Last), src})
 		}
 	}
 	m.candidatePools.clearPinnedCache()
-	slices.SortFunc(m.sortedRangeEntries, func(x, y rangeEntry) int {
-		if x.first.isBelow(y.first) {
-			return -1
-		}
-		return 1
-	})
+	for _, all := range [...][]rangeEntry{m.ipv4RangeEntries, m.ipv6RangeEntries} {
+		slices.SortFunc(all, func(x, y rangeEntry) int {
+			if x.first.isBelow(y.first) {
+				return -1
+			}
+			return 1
+		})
+	}
 	l.currentPoolIndex = m
 	if len(fresh) > 0 {
 		l.markHeldAndWithheldTaken(fresh)
@@ -224,11 +243,19 @@ func (l *Ledger) markHeldAndWithheldTaken(fresh map[*familyPool]bool) {
 
 // poolEntryCovering returns the pool with the address in its Ranges, nil when there is none.
 func (m *poolIndex) poolEntryCovering(a address) *poolEntry {
-	i := sort.Search(len(m.sortedRangeEntries), func(i int) bool { return a.isBelow(m.sortedRangeEntries[i].first) }) - 1
-	if i < 0 || m.sortedRangeEntries[i].last.isBelow(a) {
+	all := *m.rangeEntriesOfFamily(a.family())
+	i := sort.Search(len(all), func(i int) bool { return a.isBelow(all[i].first) }) - 1
+	if i < 0 || all[i].last.isBelow(a) {
 		return nil
 	}
-	return m.sortedRangeEntries[i].poolEntry
+	return all[i].poolEntry
+}
+
+func (m *poolIndex) rangeEntriesOfFamily(f ipfamily.Family) *[]rangeEntry {
+	if f == ipfamily.IPv4 {
+		return &m.ipv4RangeEntries
+	}
+	return &m.ipv6RangeEntries
 }
 
 func (m *poolIndex) familyPoolCovering(a address) *familyPool {

@@ -46,6 +46,7 @@ func (l *Ledger) deleteRecord(id int32) {
 	at, _ := l.recordIDTable.findEntry(l.hashService(l.recordAt(id).service), func(o uint32) bool { return int32(o) == id })
 	l.recordIDTable.removeEntry(at)
 	delete(l.addressesBeyondSecondByRecordID, id)
+	delete(l.addressesNotWrittenByRecordID, id)
 	*l.recordAt(id) = assignmentRecord{}
 	l.freeRecordIDs = append(l.freeRecordIDs, id)
 }
@@ -109,6 +110,9 @@ func (l *Ledger) changeSharingProperties(id int32, held []address, sh *sharingPr
 		}
 	}
 	r.sharing = sh
+	if len(held) > 0 {
+		l.sharingVersion++
+	}
 }
 
 // ensurePoolID returns the number of a pool's name, so that a record needs no string.

@@ -1,6 +1,7 @@
 package allocate
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -22,6 +23,9 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 	case r.HasExpired(l.currentTime):
 		return Decision{Explanation: names.Explain(names.ReasonExpired, "the reservation has expired: addresses without a holder are free")}
 	case len(r.Addresses) > 0:
+		if d, clash := l.decideBesideOlderReservations(r); clash {
+			return d
+		}
 		for _, a := range r.Addresses {
 			for _, k := range l.HoldersOfAddress(a) {
 				if k != r.Service {
@@ -56,16 +60,51 @@ func newReservedDecision(r *snapshot.Reservation, addresses []netip.Addr) Decisi
 	return Decision{Addresses: addresses, PoolOfFirstAddress: r.PoolToChooseFrom, Explanation: names.Explain(names.ReasonReserved, "%s is kept for Service %s", joinAddresses(addresses), r.Service)}
 }
 
-// WithholdReservedAddresses keeps exactly these addresses for a reservation.
+// decideBesideOlderReservations decides about a reservation of which older ones for other Services
+// keep an address.
+func (l *Ledger) decideBesideOlderReservations(r *snapshot.Reservation) (d Decision, clash bool) {
+	for _, a := range r.Addresses {
+		older := l.olderReservationOf(a, r)
+		switch {
+		case older == nil:
+			d.Addresses = append(d.Addresses, a)
+		case !clash:
+			clash = true
+			d.Explanation = names.Explain(names.ReasonAddressInUse, "AddressReservation %q, which is older, keeps %s for Service %s: remove the address from one of the two", older.Name, a, older.Service)
+		}
+	}
+	return d, clash
+}
+
+// olderReservationOf returns a reservation that keeps the address for another Service and counts
+// before r, nil when there is none.
+func (l *Ledger) olderReservationOf(a netip.Addr, r *snapshot.Reservation) *snapshot.Reservation {
+	for _, w := range l.withheldEntriesByAddress[addressFromNetip(a)] {
+		if o := l.reservationByName[w.ReservationOrForeignHost]; w.Reason == names.ReasonAddressReserved && o != nil && o.Service != r.Service && o.IsOlderThan(r) {
+			return o
+		}
+	}
+	return nil
+}
+
+// WithholdReservedAddresses keeps exactly these addresses for a reservation, except for those that
+// an older one keeps for another Service.
 func (l *Ledger) WithholdReservedAddresses(r *snapshot.Reservation, addresses []netip.Addr) {
 	for _, a := range l.reservedAddresses(r.Name) {
-		if !slices.Contains(addresses, a) {
+		if !slices.Contains(addresses, a) || l.olderReservationOf(a, r) != nil {
 			l.removeWithheldEntriesAndFreeAddress(addressFromNetip(a), func(w WithheldAddress) bool {
 				return w.Reason == names.ReasonAddressReserved && w.ReservationOrForeignHost == r.Name
 			})
 		}
 	}
 	for _, a := range addresses {
+		if l.olderReservationOf(a, r) != nil {
+			continue
+		}
+		l.removeWithheldEntries(addressFromNetip(a), func(w WithheldAddress) bool {
+			o := l.reservationByName[w.ReservationOrForeignHost]
+			return w.Reason == names.ReasonAddressReserved && o != nil && o.Service != r.Service && r.IsOlderThan(o)
+		})
 		l.WithholdAddress(WithheldAddress{Address: a, ServiceThatMayHoldIt: r.Service, Reason: names.ReasonAddressReserved, WithheldUntil: r.ExpiresAt, ReservationOrForeignHost: r.Name})
 	}
 }
@@ -84,30 +123,37 @@ func (l *Ledger) reservedAddresses(name string) []netip.Addr {
 // what it chose or took over from its Service as long as it exists, because its status in the
 // Snapshot may be older.
 func (l *Ledger) applyReservations(snap *snapshot.Snapshot) {
-	there := map[string]bool{}
+	l.reservationByName = map[string]*snapshot.Reservation{}
 	l.followingReservationByService = map[view.ObjectKey]*snapshot.Reservation{}
 	if snap != nil {
 		for _, r := range snap.Reservations {
-			if r.HasExpired(l.currentTime) {
-				continue
+			if !r.HasExpired(l.currentTime) {
+				l.reservationByName[r.Name] = r
 			}
-			there[r.Name] = true
-			if r.KeepsAddressesOfDeletedService() {
-				l.followingReservationByService[r.Service] = r
-			}
-			kept := l.reservedAddresses(r.Name)
-			switch {
-			case len(r.Addresses) > 0:
-				kept = r.Addresses
-			case len(kept) == 0:
-				kept = r.StatusAddresses
-			}
-			l.WithholdReservedAddresses(r, kept)
 		}
 	}
 	for name := range l.reservedAddressesByReservation {
-		if !there[name] {
+		if l.reservationByName[name] == nil {
 			l.WithholdReservedAddresses(&snapshot.Reservation{Name: name}, nil)
 		}
+	}
+	oldestFirst := slices.SortedFunc(maps.Values(l.reservationByName), func(x, y *snapshot.Reservation) int {
+		if x.IsOlderThan(y) {
+			return -1
+		}
+		return 1
+	})
+	for _, r := range oldestFirst {
+		if r.KeepsAddressesOfDeletedService() {
+			l.followingReservationByService[r.Service] = r
+		}
+		kept := l.reservedAddresses(r.Name)
+		switch {
+		case len(r.Addresses) > 0:
+			kept = r.Addresses
+		case len(kept) == 0:
+			kept = r.StatusAddresses
+		}
+		l.WithholdReservedAddresses(r, kept)
 	}
 }

@@ -2,6 +2,7 @@ package allocate
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -310,4 +311,114 @@ func TestPoolUsage(t *testing.T) {
 	check(PoolUsage{AssignedIPv4: 1, AssignedIPv6: 1, AvailableIPv4: 5, AvailableIPv6: most - 1})
 	w.setPools(editPool(newPool(t, "a", "192.0.2.0/30"), excludingRanges(t, "192.0.2.0")))
 	check(PoolUsage{AssignedIPv4: 1, AvailableIPv4: 2})
+}
+
+// If two reservations name one address, the older one keeps it, and the other one says so.
+func TestOlderReservationKeepsTheAddress(t *testing.T) {
+	w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
+	reservation := func(name string, age time.Duration, addresses ...string) *snapshot.Reservation {
+		return &snapshot.Reservation{Name: name, Service: view.ObjectKey{Namespace: "default", Name: "for-" + name}, Addresses: parseAddresses(addresses...), CreatedAt: w.currentTime.Add(-age)}
+	}
+	young, old := reservation("a", time.Minute, "192.0.2.0", "192.0.2.1"), reservation("b", time.Hour, "192.0.2.0")
+	check := func(r *snapshot.Reservation, want names.Reason, addresses string, words string) {
+		t.Helper()
+		d := DecideReservation(r, w.ledger, w.snapshot)
+		w.wantDecision(d, addresses, want, words)
+	}
+	w.setReservations(young)
+	check(young, names.ReasonReserved, "192.0.2.0, 192.0.2.1", "")
+	for range 2 {
+		w.setReservations(young, old)
+		check(old, names.ReasonReserved, "192.0.2.0", "")
+		check(young, names.ReasonAddressInUse, "192.0.2.1", `AddressReservation "b", which is older, keeps 192.0.2.0 for Service default/for-b`)
+		w.wantDecision(w.serveService("for-a", withRequestedAddresses("192.0.2.0")), "", names.ReasonAddressReserved, `"b"`)
+		w.wantDecision(w.serveService("for-b", withRequestedAddresses("192.0.2.0")), "192.0.2.0", names.ReasonAssigned)
+		w.wantDecision(w.serveService("for-a", withRequestedAddresses("192.0.2.1")), "192.0.2.1", names.ReasonAssigned)
+		w.deleteService("for-a")
+		w.deleteService("for-b")
+		w.restartController()
+	}
+	// When the older one ends, the younger one keeps the address at once.
+	old.ExpiresAt = w.currentTime.Add(time.Hour)
+	w.setReservations(young, old)
+	w.advanceTime(time.Hour)
+	w.wantDecision(w.serveService("other", withRequestedAddresses("192.0.2.0")), "", names.ReasonAddressReserved, `"a"`)
+	check(young, names.ReasonReserved, "192.0.2.0, 192.0.2.1", "")
+	check(old, names.ReasonExpired, "", "")
+	// Two reservations for one Service do not clash.
+	same := reservation("c", 0, "192.0.2.1")
+	same.Service = young.Service
+	w.setReservations(young, same)
+	check(same, names.ReasonReserved, "192.0.2.1", "")
+}
+
+// An address that no status ever showed was used by nobody, so that nothing has to cool down.
+func TestOnlyWrittenAddressesCoolDown(t *testing.T) {
+	p := editPool(newPool(t, "a", "192.0.2.0/30"), withCooldown(time.Minute))
+	w := newHarness(t, p)
+	decide := func(name string) (*view.Service, Decision) {
+		s := newService(name)
+		return s, DecideAssignment(s, w.ledger, w.snapshot)
+	}
+	s, d := decide("gone")
+	w.ledger.HoldUntilWritten(s, d.Addresses, "a")
+	w.ledger.ReleaseService(s.Key)
+	w.wantDecision(w.serveService("next"), "192.0.2.0", names.ReasonAssigned)
+	s, d = decide("conflict")
+	w.ledger.HoldUntilWritten(s, d.Addresses, "a")
+	w.ledger.CommitAssignment(s, nil, "")
+	w.wantDecision(w.serveService("then"), "192.0.2.1", names.ReasonAssigned)
+	// The write may have arrived.
+	s, d = decide("unclear")
+	w.ledger.HoldUntilWritten(s, d.Addresses, "a")
+	w.ledger.AssumeWritten(s.Key)
+	w.ledger.ReleaseService(s.Key)
+	w.wantDecision(w.serveService("last"), "192.0.2.3", names.ReasonAssigned)
+	w.deleteService("next")
+	w.wantDecision(w.serveService("none"), "", names.ReasonPoolExhausted)
+}
+
+func TestRoundRobinContinuesAfterAPoolEdit(t *testing.T) {
+	p := func(entries ...string) *snapshot.Pool {
+		return editPool(newPool(t, "a", entries...), withAssignmentOrder(snapshot.OrderRoundRobin))
+	}
+	w := newHarness(t, p("192.0.2.0/29"))
+	for _, name := range []string{"a", "b", "c"} {
+		w.serveService(name)
+		w.deleteService(name)
+	}
+	w.setPools(p("198.51.100.0/31", "192.0.2.0/29"))
+	w.wantDecision(w.serveService("d"), "192.0.2.3", names.ReasonAssigned)
+	w.setPools(p("198.51.100.0/31"))
+	w.wantDecision(w.serveService("e"), "198.51.100.0", names.ReasonAssigned)
+}
+
+// A pool may contain addresses that mean something else everywhere. Those are never assigned, and
+// the others are.
+func TestAddressesOfASpecialPurposeAreNeverAssigned(t *testing.T) {
+	for entry, tc := range map[string]struct{ want, refused string }{
+		"0.0.0.0/0":                 {"1.0.0.0", "127.0.0.1"},
+		"126.255.255.255-128.0.0.0": {"126.255.255.255", "127.0.0.0"},
+		"::/0":                      {"::2", "fe80::1"},
+		"fe7f::-fec0::":             {"fe7f::", "fe80::"},
+	} {
+		w := newHarness(t, newPool(t, "a", entry))
+		family := func(s *view.Service) {}
+		if strings.Contains(entry, ":") {
+			family = withSingleStackIPv6
+		}
+		w.wantDecision(w.serveService("s", family), tc.want, names.ReasonAssigned)
+		w.wantDecision(w.serveService("t", family, withRequestedAddresses(tc.refused)), "", names.ReasonAddressNotInPool)
+	}
+}
+
+// IPv4 addresses are numbers inside the IPv6 range ::/0, and belong to their own pool all the same.
+func TestAllOfIPv6BesideAnIPv4Pool(t *testing.T) {
+	w := newHarness(t, newPool(t, "four", "192.0.2.0/30"), newPool(t, "six", "::/0"))
+	w.wantDecision(w.serveService("a", withSingleStackIPv6, withRequestedAddresses("fd00::1")), "fd00::1", names.ReasonAssigned)
+	w.wantDecision(w.serveService("b", withSingleStackIPv6, withRequestedAddresses("fd00::1")), "", names.ReasonAddressInUse)
+	w.wantDecision(w.serveService("c"), "192.0.2.0", names.ReasonAssigned)
+	if u := w.ledger.UsageOfPool(w.snapshot.Pools[1], w.snapshot); u.AssignedIPv6 != 1 || u.AssignedIPv4+u.AvailableIPv4 != 0 {
+		t.Errorf("the usage of the IPv6 pool is %+v", u)
+	}
 }

@@ -63,15 +63,21 @@ func (l *Ledger) AdvanceTime(now time.Time) (freed []netip.Addr, next time.Time)
 	if now.After(l.currentTime) {
 		l.currentTime = now
 	}
+	reservationsEnded := false
 	for len(l.withholdDeadlines) > 0 && !l.withholdDeadlines[0].expiresAt.After(l.currentTime) {
 		d := l.withholdDeadlines[0]
 		l.withholdDeadlines = l.withholdDeadlines[1:]
 		over := func(w WithheldAddress) bool {
 			return w.Reason == d.reason && w.ReservationOrForeignHost == d.withheldBy && !w.WithheldUntil.IsZero() && !w.WithheldUntil.After(l.currentTime)
 		}
+		reservationsEnded = reservationsEnded || d.reason == names.ReasonAddressReserved
 		if l.removeWithheldEntriesAndFreeAddress(d.address, over) {
 			freed = append(freed, d.address.toNetip())
 		}
+	}
+	if reservationsEnded && l.currentPoolIndex != nil { // a younger one may begin
+		l.applyReservations(l.currentPoolIndex.snapshot)
+		freed = slices.DeleteFunc(freed, func(a netip.Addr) bool { return len(l.withheldEntriesByAddress[addressFromNetip(a)]) > 0 })
 	}
 	if len(l.withholdDeadlines) > 0 {
 		next = l.withholdDeadlines[0].expiresAt
@@ -119,7 +125,9 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 	if slices.Contains(l.withheldEntriesByAddress[a], w) {
 		return
 	}
-	l.removeWithheldEntries(a, w.isReplacedBy)
+	if l.removeWithheldEntries(a, w.isReplacedBy) > 0 {
+		l.freedVersion++
+	}
 	l.withheldEntriesByAddress[a] = append(l.withheldEntriesByAddress[a], w)
 	if w.Reason == names.ReasonProbing {
 		l.probingEntryCount++
@@ -146,9 +154,10 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 	}
 }
 
-// removeWithheldEntries removes the matching entries of an address. It does not change whether the
-// address is free.
-func (l *Ledger) removeWithheldEntries(a address, match func(WithheldAddress) bool) {
+// removeWithheldEntries removes the matching entries of an address and returns how many these were.
+// It does not change whether the address is free.
+func (l *Ledger) removeWithheldEntries(a address, match func(WithheldAddress) bool) int {
+	before := len(l.withheldEntriesByAddress[a])
 	rest := l.withheldEntriesByAddress[a][:0]
 	for _, w := range l.withheldEntriesByAddress[a] {
 		if !match(w) {
@@ -176,6 +185,7 @@ func (l *Ledger) removeWithheldEntries(a address, match func(WithheldAddress) bo
 	if l.withheldEntriesByAddress[a] = rest; len(rest) == 0 {
 		delete(l.withheldEntriesByAddress, a)
 	}
+	return before - len(rest)
 }
 
 // removeWithheldEntriesAndFreeAddress removes the matching entries of an address, and says whether
@@ -184,8 +194,14 @@ func (l *Ledger) removeWithheldEntriesAndFreeAddress(a address, match func(Withh
 	if len(l.withheldEntriesByAddress[a]) == 0 {
 		return false
 	}
-	l.removeWithheldEntries(a, match)
-	if len(l.withheldEntriesByAddress[a]) > 0 || l.isAddressHeld(a) {
+	removed := l.removeWithheldEntries(a, match)
+	if l.isAddressHeld(a) {
+		return false
+	}
+	if removed > 0 { // another Service may be the next in turn
+		l.freedVersion++
+	}
+	if len(l.withheldEntriesByAddress[a]) > 0 {
 		return false
 	}
 	if st := l.currentPoolIndex.familyPoolCovering(a); st != nil {

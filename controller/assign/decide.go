@@ -2,7 +2,6 @@ package assign
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -69,24 +68,12 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	if len(v.AssignedAddresses) > 0 { // by a write with an unknown result, for example
 		rec.waitingSince = time.Time{}
 	}
-	// Services that wait to share with it may try again.
-	if now := describeSharingRelevantFields(&v); now != rec.lastDecidedSharingText {
-		rec.lastDecidedSharingText, r.retryWaitingSharingServices = now, r.retryWaitingSharingServices || rec.lastDecidedSharingText != ""
-	}
+	rec.wantsToShare = v.SharingKey != ""
 	if !r.adoptForeignStatusIntoLedger(&v, rec, s.ResourceVersion) {
 		r.startSharingCheck(&v)
 		return
 	}
 	r.carryOutDecision(ctx, s, &v, r.decideOnTurn(&v))
-}
-
-// describeSharingRelevantFields is what decides with which Services this one may share, as one
-// text; empty when it does not want to share.
-func describeSharingRelevantFields(v *view.Service) string {
-	if v.SharingKey == "" {
-		return ""
-	}
-	return fmt.Sprint(v.SharingKey, v.Ports, v.HasLocalTrafficPolicy, v.PodSelector)
 }
 
 // confirmServiceGoneOrForeign asks the API server itself about a Service before its addresses are
@@ -161,8 +148,7 @@ func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *servi
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
 		recordStatusAddresses(r.ledger, v, addresses)
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
-			// a waiting Service may get it
-			r.configurationStatusWriter.needsComparison, r.retryWaitingServices = true, true
+			r.configurationStatusWriter.needsComparison = true
 		}
 	}
 	return true
@@ -209,7 +195,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 		}
 	}
 	if len(d.AddressesToProbe) == 0 {
-		r.ledger.CommitAssignment(v, unionAddresses(w.assignmentBefore.Addresses, d.Addresses), w.poolToRecord)
+		r.ledger.HoldUntilWritten(v, unionAddresses(w.assignmentBefore.Addresses, d.Addresses), w.poolToRecord)
 	}
 	r.recordByService[v.Key].writeInFlight = true
 	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.fence.ObjectContainsPending(w.pendingEntry()) {
@@ -270,9 +256,6 @@ func (r *ServiceWorker) commitDecidedWriteToLedger(w *serviceStatusWriteTask) {
 		return
 	}
 	r.configurationStatusWriter.needsComparison = true
-	if slices.ContainsFunc(w.assignmentBefore.Addresses, func(a netip.Addr) bool { return !slices.Contains(w.decision.Addresses, a) }) {
-		r.retryWaitingServices = true
-	}
 }
 
 // handleServiceWriteResult handles the result of a write.
@@ -283,6 +266,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 	// The write stays in flight and its assignment pending until the result is known.
 	if o == outcomeMaybeWritten {
 		w.mayBeWrittenByEarlierAttempt, w.errorAnswered = true, apierrors.IsInternalError(err)
+		r.ledger.AssumeWritten(k)
 		rec.consecutiveFailures++
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.apiTaskQueue.enqueueWriteAt(w, r.Now().Add(retryDelay(rec.consecutiveFailures)))
@@ -351,7 +335,6 @@ func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, n
 		r.startSharingCheck(&v)
 		return
 	}
-	before, _ := r.ledger.AssignmentOf(v.Key)
 	after := unionAddresses(v.AssignedAddresses, r.ledgerWriter.fence.PendingAddressesOfService(v.Key, now.ResourceVersion))
 	pool := v.RecordedPool
 	// A Service whose status was cleared keeps its addresses.
@@ -359,9 +342,6 @@ func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, n
 		after, pool = unionAddresses(w.assignmentBefore.Addresses, after), w.assignmentBefore.PoolOfFirstAddress
 	}
 	r.ledger.CommitAssignment(&v, after, pool)
-	if len(before.Addresses) > len(after) {
-		r.retryWaitingServices = true
-	}
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 }
 
@@ -373,7 +353,7 @@ func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	r.ledgerWriter.fence.ClosePendingWithBase(k, "")
 	if freed := r.ledger.ReleaseService(k); len(freed) > 0 {
 		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "why", why)
-		r.configurationStatusWriter.needsComparison, r.retryWaitingServices = true, true
+		r.configurationStatusWriter.needsComparison = true
 	}
 }
 

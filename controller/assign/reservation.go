@@ -21,7 +21,7 @@ import (
 func (r *ServiceWorker) advanceLedgerTime() {
 	freed, next := r.ledger.AdvanceTime(r.Now())
 	if len(freed) > 0 {
-		r.configurationStatusWriter.needsComparison, r.retryWaitingServices = true, true
+		r.configurationStatusWriter.needsComparison = true
 	}
 	if !next.IsZero() && !next.Equal(r.nextWithheldDeadline) {
 		r.nextWithheldDeadline = next

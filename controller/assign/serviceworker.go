@@ -82,19 +82,20 @@ type ServiceWorker struct {
 	lastSharingReload time.Time
 	// nextWithheldDeadline is when the next entry of a withheld address ends.
 	nextWithheldDeadline time.Time
-	// retryWaitingServices queues all waitingServicesByReason.
+	// retryWaitingServices queues all waitingServices.
 	retryWaitingServices bool
-	// retryWaitingSharingServices asks for a look at those of them that may share an address.
-	retryWaitingSharingServices bool
-	apiTaskQueue                *apiTaskQueue
-	ledgerWriter                ledgerWriter
-	unlistedWritesCloser        unlistedWritesCloser
-	withheldCheckpoint          withheldCheckpoint
-	addressProber               addressProber
-	configurationStatusWriter   configurationStatusWriter
-	deferredEvents              deferredEvents
-	retirement                  retirement
-	consecutiveLoadFailures     int // in a row
+	// seenFreedVersion and seenSharingVersion are the versions of the Ledger for which the waiting
+	// Services were last queued.
+	seenFreedVersion, seenSharingVersion uint64
+	apiTaskQueue                         *apiTaskQueue
+	ledgerWriter                         ledgerWriter
+	unlistedWritesCloser                 unlistedWritesCloser
+	withheldCheckpoint                   withheldCheckpoint
+	addressProber                        addressProber
+	configurationStatusWriter            configurationStatusWriter
+	deferredEvents                       deferredEvents
+	retirement                           retirement
+	consecutiveLoadFailures              int // in a row
 
 	workerState observableWorkerState
 }
@@ -128,8 +129,8 @@ type serviceRecord struct {
 	// recentWrites counts the writes since recentWritesSince.
 	recentWrites      int
 	recentWritesSince time.Time
-	// lastDecidedSharingText is the describeSharingRelevantFields of the last decision.
-	lastDecidedSharingText string
+	// wantsToShare says that the Service had a sharing key when it was last decided.
+	wantsToShare bool
 }
 
 // maxServicesDecidedPerTurn bounds how many Services are decided before results are handled: some
@@ -255,9 +256,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	if len(letters) > 0 {
 		r.workerState.recordAttempt(r.Now(), phaseDeciding, true)
 	}
-	if r.retryWaitingServices || r.retryWaitingSharingServices {
-		r.queueWaiting()
-	}
+	r.queueWaiting()
 	r.retirement.startDueTurns(r.Now(), r.ledger, r.configuration.Snapshot)
 	r.addressProber.createAndDeleteProbes(ctx, r.Now(), r.ledger, r.configuration)
 	r.startLedgerSwapIfDue(ctx)

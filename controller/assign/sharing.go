@@ -154,25 +154,28 @@ func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 		switch {
 		case slices.Contains(now, a):
 		case len(r.ledger.HoldersOfAddress(a)) == 0:
-			r.configurationStatusWriter.needsComparison, r.retryWaitingServices = true, true
-		default:
-			r.retryWaitingSharingServices = true
+			r.configurationStatusWriter.needsComparison = true
 		}
 	}
 }
 
-// queueWaiting queues the Services that wait for what became free: all of them, or only those that
-// may share an address. Users can change a right to share as often as they like, and most Services
-// do not share.
+// queueWaiting queues the Services that wait for what has changed in the Ledger since the last call:
+// all of them, or only those that may share an address. Users can change a right to share as often
+// as they like, and most Services do not share.
 func (r *ServiceWorker) queueWaiting() {
+	freed, sharing := r.ledger.FreedVersion(), r.ledger.SharingVersion()
+	all := r.retryWaitingServices || freed != r.seenFreedVersion
+	if !all && sharing == r.seenSharingVersion {
+		return
+	}
+	r.retryWaitingServices, r.seenFreedVersion, r.seenSharingVersion = false, freed, sharing
 	keys := sortedKeys(r.waitingServices.reasonByService)
-	if !r.retryWaitingServices {
+	if !all {
 		keys = slices.DeleteFunc(keys, func(k view.ObjectKey) bool {
 			rec := r.recordByService[k]
-			return rec == nil || rec.lastDecidedSharingText == ""
+			return rec == nil || !rec.wantsToShare
 		})
 	}
-	r.retryWaitingServices, r.retryWaitingSharingServices = false, false
 	r.workQueue.addAffected(keys...)
 }
 

@@ -194,6 +194,20 @@ func (s *Server) AnnotatePool(name, key, value string) {
 	s.poolByName[name] = p
 }
 
+// SetReservation adds a reservation or changes its spec. The test must notify the workers.
+func (s *Server) SetReservation(name string, spec v1alpha1.AddressReservationSpec) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &v1alpha1.AddressReservation{Spec: spec}
+	if old := s.reservationByName[name]; old != nil {
+		r = old.DeepCopy()
+		r.Spec = spec
+	}
+	r.Namespace, r.Name, r.ResourceVersion = names.Namespace, name, s.nextVersion()
+	r.Generation++
+	s.reservationByName[name] = r
+}
+
 // ReservationByName returns a reservation, nil when there is none.
 func (s *Server) ReservationByName(name string) *v1alpha1.AddressReservation {
 	s.mu.Lock()

@@ -1,0 +1,165 @@
+package assign
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"pgregory.net/rapid"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/assign/apitest"
+)
+
+// The holder of an address gets its first sharing key: a Service with that key has waited for it.
+func TestFirstSharingKeyOfTheHolderServesAWaitingService(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.1/32"))
+		c := startController(t, s, nil, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		s.CreateService(newLoadBalancer("a"))
+		time.Sleep(time.Second)
+		b := newSharer("b", 81, "")
+		delete(b.Annotations, names.AnnotationLoadBalancerIPs)
+		s.CreateService(b)
+		time.Sleep(time.Second)
+		wantAddress(t, s, "b", "", names.ReasonPoolExhausted)
+		s.EditService(serviceKey("a"), func(o *corev1.Service) {
+			o.Annotations[names.AnnotationSharing], o.Spec.Selector = "k", b.Spec.Selector
+		})
+		time.Sleep(time.Second)
+		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
+		wantAddress(t, s, "b", "192.0.2.1", names.ReasonAssigned)
+	})
+}
+
+// A reservation that follows its Service lets go of the old address when the Service has moved.
+func TestReservationThatFollowsAMoveServesAWaitingService(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.0/31"))
+		s.SetReservation("r", v1alpha1.AddressReservationSpec{Service: v1alpha1.ServiceReference{Namespace: "default", Name: "a"}})
+		c := startController(t, s, nil, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		s.CreateService(newLoadBalancer("a"))
+		time.Sleep(5 * time.Second)
+		waits := newLoadBalancer("waits")
+		waits.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.0"}
+		s.CreateService(waits)
+		time.Sleep(5 * time.Second)
+		wantAddress(t, s, "waits", "", names.ReasonAddressInUse)
+		s.EditService(serviceKey("a"), func(o *corev1.Service) { o.Annotations[names.AnnotationAddressesToRelease] = "192.0.2.0" })
+		time.Sleep(10 * time.Second)
+		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
+		wantAddress(t, s, "waits", "192.0.2.0", names.ReasonAssigned)
+	})
+}
+
+// randomEdit is an edit of a Service or of the pools.
+type randomEdit struct {
+	what           string
+	service, value int
+}
+
+func randomEdits() *rapid.Generator[[]randomEdit] {
+	what := []string{"create", "create", "create", "create", "delete", "key", "key", "key", "port", "port", "policy", "selector", "ask", "ask", "release", "count", "pool", "pin", "dual", "quota", "reserve", "type"}
+	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) randomEdit {
+		return randomEdit{rapid.SampledFrom(what).Draw(t, "what"), rapid.IntRange(0, 6).Draw(t, "service"), rapid.IntRange(0, 5).Draw(t, "value")}
+	}), 5, 40)
+}
+
+// apply carries the edit out.
+func (e randomEdit) apply(s *apitest.Server, c *runningController) {
+	k := serviceKey(fmt.Sprint("s", e.service))
+	annotate := func(key, value string) {
+		s.EditService(k, func(o *corev1.Service) { metav1.SetMetaDataAnnotation(&o.ObjectMeta, key, value) })
+	}
+	spec := func(f func(*corev1.ServiceSpec)) { s.EditService(k, func(o *corev1.Service) { f(&o.Spec) }) }
+	switch e.what {
+	case "create":
+		s.CreateService(newLoadBalancer(k.Name))
+	case "delete":
+		s.DeleteService(k)
+	case "key":
+		annotate(names.AnnotationSharing, []string{"", "k", "k", "k", "m", ""}[e.value])
+	case "port":
+		spec(func(o *corev1.ServiceSpec) { o.Ports[0].Port = int32(80 + e.value%3) })
+	case "policy":
+		spec(func(o *corev1.ServiceSpec) {
+			o.ExternalTrafficPolicy = []corev1.ServiceExternalTrafficPolicy{"Cluster", "Local"}[e.value%2]
+		})
+	case "selector":
+		spec(func(o *corev1.ServiceSpec) { o.Selector = map[string]string{"app": fmt.Sprint(e.value % 2)} })
+	case "ask":
+		annotate(names.AnnotationLoadBalancerIPs, []string{"", "192.0.2.0", "192.0.2.1", "192.0.2.9", "192.0.2.0,fd00:1::", ""}[e.value])
+	case "release":
+		annotate(names.AnnotationAddressesToRelease, []string{"192.0.2.0", "192.0.2.1", "192.0.2.2", "fd00:1::", "fd00:1::1", "192.0.2.9"}[e.value])
+	case "count":
+		annotate(names.AnnotationAddressesPerFamily, fmt.Sprint(1+e.value%2))
+	case "dual":
+		spec(func(o *corev1.ServiceSpec) {
+			policy := []corev1.IPFamilyPolicy{corev1.IPFamilyPolicyPreferDualStack, corev1.IPFamilyPolicyRequireDualStack}[e.value%2]
+			o.IPFamilyPolicy, o.ClusterIPs = &policy, []string{"10.96.0.1", "fd00:96::1"}
+			o.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+		})
+	case "type":
+		spec(func(o *corev1.ServiceSpec) {
+			o.Type = []corev1.ServiceType{corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeClusterIP}[e.value%2]
+		})
+	case "pin":
+		annotate(names.AnnotationPool, []string{"", "p", "q", "", "p", "none"}[e.value])
+	case "pool":
+		s.SetPool("p", poolSpec([][]string{{"192.0.2.0/31", "fd00:1::/127"}, {"192.0.2.0/30"}, {"192.0.2.0/32", "fd00:1::/128"}}[e.value%3]...))
+	case "quota":
+		p := poolSpec("192.0.2.8/31", "fd00:1::8/127")
+		quota := int32(e.value)
+		p.Gantry = &v1beta1.PoolExtension{Quota: &v1beta1.PoolQuota{PerNamespace: &quota}}
+		s.SetPool("q", p)
+	case "reserve":
+		r := v1alpha1.AddressReservationSpec{Service: v1alpha1.ServiceReference{Namespace: "default", Name: k.Name}}
+		if e.value > 1 {
+			r.Addresses = []string{fmt.Sprint("192.0.2.", e.value-2)}
+		}
+		s.SetReservation("r", r)
+	}
+	if slices.Contains([]string{"pool", "quota", "reserve"}, e.what) {
+		c.ConfigurationReader.NotifyChanged()
+	}
+}
+
+// After any edits, a controller that starts decides nothing that the running one has not decided.
+// Otherwise a Service would wait for something that is there, until somebody restarts the
+// controller.
+func TestNothingIsLeftForARestartToDecide(t *testing.T) {
+	setDefaultRapidCheckCount(t, "300")
+	rapid.Check(t, func(rt *rapid.T) {
+		edits := randomEdits().Draw(rt, "edits")
+		runWithFakeTime(t, func(t *testing.T) {
+			s := apitest.NewServer(nil)
+			s.SetPool("p", poolSpec("192.0.2.0/31", "fd00:1::/127"))
+			c := startController(t, s, nil, ServiceWorkerOptions{})
+			for _, e := range edits {
+				e.apply(s, c)
+				time.Sleep(6 * time.Second)
+			}
+			time.Sleep(time.Minute)
+			c.stopAndWait()
+			before := s.AllServices()
+			c = startController(t, s, nil, ServiceWorkerOptions{})
+			time.Sleep(time.Minute)
+			c.stopAndWait()
+			for _, o := range before {
+				now := s.ServiceByKey(serviceKey(o.Name))
+				if now.ResourceVersion != o.ResourceVersion {
+					rt.Errorf("after a restart %s has %v, %v; before it had %v, %v", o.Name, ingressAddresses(now), now.Status.Conditions, ingressAddresses(o), o.Status.Conditions)
+				}
+			}
+		})
+	})
+}
