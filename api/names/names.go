@@ -46,7 +46,8 @@ const (
 	AnnotationSharing            = "metallb.io/allow-shared-ip"
 	AnnotationSharingOld         = "metallb.universe.tf/allow-shared-ip"
 	// AnnotationAllocatedFromPool is written on a Service with its addresses: the name of their
-	// pool.
+	// pool. It is for people and other programs. Nothing here reads it, because the owner of a
+	// Service can edit it: see ConditionAllocatedFromPool.
 	AnnotationAllocatedFromPool = "metallb.io/ip-allocated-from-pool"
 )
 
@@ -92,6 +93,10 @@ const (
 const (
 	// ConditionAddressAssigned on a Service: it has the addresses it asks for.
 	ConditionAddressAssigned = "gantry.dev/AddressAssigned"
+	// ConditionAllocatedFromPool on a Service: its message is the name of the pool of the first
+	// address, or the names of all pools of its addresses, separated by commas. Only those who may
+	// write the status of Services can change it.
+	ConditionAllocatedFromPool = "gantry.dev/AllocatedFromPool"
 	// ConditionAnnounced on a Service: some node announces its addresses.
 	ConditionAnnounced = "gantry.dev/Announced"
 	// ConditionRetired on an IPAddressPool with spec.gantry.retire: no Service holds a retired

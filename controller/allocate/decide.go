@@ -254,15 +254,15 @@ func (d *decider) explainPoolViolation() names.Explanation {
 		src := d.currentPoolIndex.poolEntryCovering(addressFromNetip(a))
 		switch {
 		case src == nil:
-			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + " any more; the Service keeps it: put it back into a pool, or exchange it with the annotation " + names.AnnotationAddressesToRelease}
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + "; the Service keeps it: put it back into a pool, or exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		case src.pool.IsRetired(a):
 			return names.Explanation{Reason: names.ReasonAddressRetired, Text: "pool " + src.pool.Name + " retires " + a.String() + "; the Service keeps it until it is its turn to get another one and one is free"}
 		case !src.pool.CanAssign(a):
-			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + src.pool.Name + " excludes " + a.String() + " now; the Service keeps it: exchange it with the annotation " + names.AnnotationAddressesToRelease}
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + src.pool.Name + " excludes " + a.String() + "; the Service keeps it: exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		case d.service.RequestedPool != "" && src.pool.Name != d.service.RequestedPool:
-			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + d.service.RequestedPool + " no longer contains " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationAddressesToRelease}
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + d.service.RequestedPool + " does not contain " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		case !poolAdmits(src.pool, d.service):
-			return names.Explanation{Reason: names.ReasonPoolNotAllowed, Text: "the serviceAllocation of pool " + src.pool.Name + " no longer admits this Service; it keeps " + a.String() + ": exchange it with the annotation " + names.AnnotationAddressesToRelease}
+			return names.Explanation{Reason: names.ReasonPoolNotAllowed, Text: "the serviceAllocation of pool " + src.pool.Name + " does not admit this Service; it keeps " + a.String() + ": exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		}
 	}
 	return names.Explanation{}

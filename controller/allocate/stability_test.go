@@ -23,14 +23,14 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 		reason names.Reason
 		words  string
 	}{
-		"shrunk":                                     {after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool, words: "no pool contains 192.0.2.0 any more"},
+		"shrunk":                                     {after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool, words: "no pool contains 192.0.2.0"},
 		"deleted":                                    {reason: names.ReasonAddressNotInPool},
 		"deleted, another is there":                  {after: []*snapshot.Pool{p("b", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
 		"renamed":                                    {after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonAssigned, words: `"b"`},
 		"grown, with lower addresses":                {after: []*snapshot.Pool{p("a", "192.0.0.0/16")}, reason: names.ReasonAssigned},
 		"avoids .0 and .255":                         {after: []*snapshot.Pool{p("a", "192.0.2.0/24", func(p *snapshot.Pool) { p.AvoidBuggyIPs = true })}, reason: names.ReasonAddressNotInPool, words: "excludes"},
 		"excludes the address":                       {after: []*snapshot.Pool{p("a", "192.0.2.0/24", excludingRanges(t, "192.0.2.0/28"))}, reason: names.ReasonAddressNotInPool, words: "excludes"},
-		"for another namespace":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", restrictedToNamespaces(1, "other"))}, reason: names.ReasonPoolNotAllowed, words: "no longer admits"},
+		"for another namespace":                      {after: []*snapshot.Pool{p("a", "192.0.2.0/24", restrictedToNamespaces(1, "other"))}, reason: names.ReasonPoolNotAllowed, words: "does not admit"},
 		"for other labels":                           {after: []*snapshot.Pool{p("a", "192.0.2.0/24", selectingServices("tier=db"))}, reason: names.ReasonPoolNotAllowed},
 		"no longer unasked":                          {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withoutAutoAssign)}, reason: names.ReasonAssigned},
 		"beside a better one":                        {after: []*snapshot.Pool{p("0", "198.51.100.0/24", restrictedToNamespaces(1)), p("a", "192.0.2.0/24")}, reason: names.ReasonAssigned},
@@ -38,7 +38,7 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 		"a quota that is exceeded":                   {after: []*snapshot.Pool{p("a", "192.0.2.0/24", withQuota(0, nil))}, reason: names.ReasonAssigned},
 		"named, and shrunk":                          {edits: []func(*view.Service){withRequestedPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},
 		"named, and created again with other ranges": {edits: []func(*view.Service){withRequestedPool("a")}, after: []*snapshot.Pool{p("a", "198.51.100.0/24")}, reason: names.ReasonAddressNotInPool},
-		"named, and split":                           {edits: []func(*view.Service){withRequestedPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25"), p("b", "192.0.2.0/25")}, reason: names.ReasonAddressNotInPool, words: "pool a no longer contains"},
+		"named, and split":                           {edits: []func(*view.Service){withRequestedPool("a")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25"), p("b", "192.0.2.0/25")}, reason: names.ReasonAddressNotInPool, words: "pool a does not contain"},
 		"named, and deleted":                         {edits: []func(*view.Service){withRequestedPool("a")}, reason: names.ReasonPoolNotFound},
 		"named, and renamed":                         {edits: []func(*view.Service){withRequestedPool("a")}, after: []*snapshot.Pool{p("b", "192.0.2.0/24")}, reason: names.ReasonPoolNotFound},
 		"the address named, and it is gone":          {edits: []func(*view.Service){withRequestedAddresses("192.0.2.0")}, after: []*snapshot.Pool{p("a", "192.0.2.128/25")}, reason: names.ReasonAddressNotInPool},

@@ -72,6 +72,9 @@ func CompactService(o any) (any, error) {
 	for i := range s.Status.Conditions {
 		c := &s.Status.Conditions[i]
 		c.Type, c.Status, c.Reason = view.InternString(c.Type), metav1.ConditionStatus(view.InternString(string(c.Status))), view.InternString(c.Reason)
+		if c.Type == names.ConditionAllocatedFromPool {
+			c.Message = view.InternString(c.Message)
+		}
 	}
 	return s, nil
 }

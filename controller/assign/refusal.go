@@ -8,6 +8,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/allocate"
@@ -134,8 +135,8 @@ func (r *ServiceWorker) abandonWriteRefusedByLedger(w *serviceStatusWriteTask, e
 		Explanation: names.Explain(names.ReasonWriteFailed, "the API server refuses the pending assignment of this Service: %s: "+
 			"change the Service's request, or the policy that refuses it; the assignment is repeated later", text),
 	}
-	if all := w.serviceBefore.Annotations[names.AnnotationAllocatedFromSeveralPools]; all != "" {
-		d.PoolsOfAllAddressesIfSeveral = strings.Split(all, ",")
+	if c := meta.FindStatusCondition(w.serviceBefore.Status.Conditions, names.ConditionAllocatedFromPool); c != nil && strings.Contains(c.Message, ",") {
+		d.PoolsOfAllAddressesIfSeveral = strings.Split(c.Message, ",")
 	}
 	failed := &serviceStatusWriteTask{service: w.service, serviceBefore: w.serviceBefore, decision: d, poolToRecord: d.PoolOfFirstAddress, assignmentBefore: w.assignmentBefore, ledgerBuildNumber: w.ledgerBuildNumber}
 	failed.serviceAfter = withDecidedStatus(w.serviceBefore, d, d.PoolOfFirstAddress)

@@ -27,16 +27,7 @@ func withDecidedStatus(s *corev1.Service, d allocate.Decision, pool string) *cor
 		after.Status.LoadBalancer.Ingress = append(after.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String(), IPMode: &ingressIPModeVIP})
 	}
 	keepUnchangedIngress(s, after)
-	if len(d.Addresses) > 0 {
-		metav1.SetMetaDataAnnotation(&after.ObjectMeta, names.AnnotationAllocatedFromPool, pool)
-	} else {
-		delete(after.Annotations, names.AnnotationAllocatedFromPool)
-	}
-	if len(d.PoolsOfAllAddressesIfSeveral) > 1 {
-		after.Annotations[names.AnnotationAllocatedFromSeveralPools] = strings.Join(d.PoolsOfAllAddressesIfSeveral, ",")
-	} else {
-		delete(after.Annotations, names.AnnotationAllocatedFromSeveralPools)
-	}
+	recordPools(after, d, pool)
 	c := metav1.Condition{
 		Type: names.ConditionAddressAssigned, Status: metav1.ConditionTrue, ObservedGeneration: s.Generation,
 		Reason: string(d.Reason), Message: d.Text,
@@ -48,6 +39,27 @@ func withDecidedStatus(s *corev1.Service, d allocate.Decision, pool string) *cor
 	}
 	meta.SetStatusCondition(&after.Status.Conditions, c)
 	return after
+}
+
+// recordPools writes the pools of the addresses: into annotations, which other programs read, and
+// into a condition, which the owner of the Service cannot edit.
+func recordPools(after *corev1.Service, d allocate.Decision, pool string) {
+	all := strings.Join(d.PoolsOfAllAddressesIfSeveral, ",")
+	delete(after.Annotations, names.AnnotationAllocatedFromPool)
+	delete(after.Annotations, names.AnnotationAllocatedFromSeveralPools)
+	if len(d.PoolsOfAllAddressesIfSeveral) > 1 {
+		metav1.SetMetaDataAnnotation(&after.ObjectMeta, names.AnnotationAllocatedFromSeveralPools, all)
+	} else {
+		all = pool
+	}
+	if len(d.Addresses) == 0 || pool == "" { // a pool of that name may be unknown
+		meta.RemoveStatusCondition(&after.Status.Conditions, names.ConditionAllocatedFromPool)
+		return
+	}
+	metav1.SetMetaDataAnnotation(&after.ObjectMeta, names.AnnotationAllocatedFromPool, pool)
+	meta.SetStatusCondition(&after.Status.Conditions, metav1.Condition{
+		Type: names.ConditionAllocatedFromPool, Status: metav1.ConditionTrue, Reason: string(names.ReasonAssigned), Message: all,
+	})
 }
 
 // changeStatusToBumpResourceVersion changes the status so that the API server gives the Service
@@ -107,6 +119,7 @@ func withoutOurStatus(s *corev1.Service, held []netip.Addr) *corev1.Service {
 	delete(after.Annotations, names.AnnotationAllocatedFromPool)
 	delete(after.Annotations, names.AnnotationAllocatedFromSeveralPools)
 	meta.RemoveStatusCondition(&after.Status.Conditions, names.ConditionAddressAssigned)
+	meta.RemoveStatusCondition(&after.Status.Conditions, names.ConditionAllocatedFromPool)
 	meta.RemoveStatusCondition(&after.Status.Conditions, names.ConditionAnnounced)
 	return after
 }

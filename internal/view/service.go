@@ -2,8 +2,10 @@ package view
 
 import (
 	"net/netip"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -21,7 +23,7 @@ func FromService(s *corev1.Service) Service {
 		HasLocalTrafficPolicy: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		HealthCheckNodePort:   uint16(s.Spec.HealthCheckNodePort),
 		PodSelector:           labels.Set(s.Spec.Selector).String(),
-		RecordedPool:          s.Annotations[names.AnnotationAllocatedFromPool],
+		RecordedPool:          readRecordedPool(s),
 		IsDeleting:            s.DeletionTimestamp != nil,
 		CreatedUnixSeconds:    s.CreationTimestamp.Unix(),
 		Generation:            s.Generation,
@@ -41,6 +43,17 @@ func FromService(s *corev1.Service) Service {
 	v.SharingKey, v.HasSharingAnnotation = readAnnotation(s, names.AnnotationSharing, names.AnnotationSharingOld)
 	v.readAddressRequestAnnotations(s)
 	return v
+}
+
+// readRecordedPool returns the pool of the first address. The annotation with the same content does
+// not count, because the owner of the Service can edit it.
+func readRecordedPool(s *corev1.Service) string {
+	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAllocatedFromPool)
+	if c == nil {
+		return ""
+	}
+	pool, _, _ := strings.Cut(c.Message, ",")
+	return pool
 }
 
 func (v *Service) readClusterIPs(s *corev1.Service) {

@@ -68,7 +68,8 @@ type Service struct {
 	AssignedAddresses []netip.Addr
 	// NonAddressIngressEntries holds ingress entries that are no addresses, for example host names.
 	NonAddressIngressEntries []string
-	// RecordedPool is the pool that was written with the status (names.AnnotationFromPool).
+	// RecordedPool is the pool of the first address as the status says
+	// (names.ConditionAllocatedFromPool).
 	RecordedPool string
 	// RequestedPool is the pool named by the annotation; empty when there is none.
 	RequestedPool string
