@@ -136,6 +136,8 @@ const (
 	EventAdditionalAssignFailed = "AdditionalAssignFailed"
 	// EventDeprecatedAnnotation: a Service has an annotation in its older spelling.
 	EventDeprecatedAnnotation = "deprecatedAnnotation"
+	// EventUnknownAnnotation: a Service has an annotation in one of our domains that nothing reads.
+	EventUnknownAnnotation = "unknownAnnotation"
 	// EventNotEnoughClusterIPs: a Service requires two families and has cluster IPs of one.
 	EventNotEnoughClusterIPs = "not enough clusterips"
 	// EventNoClusterIPs: a Service has no cluster IP.

@@ -1,6 +1,7 @@
 package allocate
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -114,7 +115,7 @@ func (d *decider) decideFromNamedPool() Decision {
 	}
 	switch {
 	case src == nil:
-		return d.decideToKeepAssignment(names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %q exists: create it, or correct the annotation %s", d.service.RequestedPool, names.AnnotationPool))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %s exists%s: create it there, or correct the annotation %s", names.Quote(d.service.RequestedPool), d.currentPoolIndex.inNamespaceRead(), names.AnnotationPool))
 	case !poolAdmits(src.pool, d.service):
 		return d.decideToKeepAssignment(names.Explain(names.ReasonPoolNotAllowed, poolDoesNotAdmitServiceFormat, src.pool.Name))
 	}
@@ -132,7 +133,7 @@ func (d *decider) decideFromCandidatePools() Decision {
 	}
 	switch {
 	case len(d.currentPoolIndex.poolEntryByName) == 0:
-		return d.decideToKeepAssignment(names.Explain(names.ReasonNoPools, "no IPAddressPool exists: create one"))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonNoPools, "no IPAddressPool exists%s: create one there", d.currentPoolIndex.inNamespaceRead()))
 	case len(pinned)+len(open) == 0:
 		return d.decideToKeepAssignment(names.Explain(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for other Services; name a pool with the annotation %s", names.AnnotationPool))
 	}
@@ -154,7 +155,7 @@ func (d *decider) decideRequestedAddresses() Decision {
 		}
 	}
 	if (v4 > 0) != d.needsIPv4 || (v6 > 0) != d.needsIPv6 || v4 > d.wantedPerFamily || v6 > d.wantedPerFamily {
-		return d.decideToKeepAssignment(names.Explain(names.ReasonFamilyMismatch, "the requested %s does not match the families of the Service's cluster IPs (%s): request at most %d of each", joinAddresses(want), joinAddresses(d.service.ClusterIPs), d.wantedPerFamily))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonFamilyMismatch, "the requested %s does not match the families of the Service's cluster IPs (%s): %s", joinAddresses(want), joinAddresses(d.service.ClusterIPs), d.adviceForFamilies(v4, v6)))
 	}
 	d.keptAddresses = nil
 	for _, a := range want {
@@ -174,6 +175,18 @@ func (d *decider) decideRequestedAddresses() Decision {
 		return wait
 	}
 	return d.newAssignedDecision(slices.Clone(want))
+}
+
+// adviceForFamilies says what a Service can do that requests this many addresses of each family.
+func (d *decider) adviceForFamilies(v4, v6 int) string {
+	has := map[bool]string{true: "IPv4", false: "IPv6"}
+	switch {
+	case v4 > d.wantedPerFamily || v6 > d.wantedPerFamily:
+		return fmt.Sprintf("request at most %d of each family", d.wantedPerFamily)
+	case d.needsIPv4 && d.needsIPv6:
+		return fmt.Sprintf("set ipFamilyPolicy SingleStack with the family %s, or request an %s address too", has[v4 > 0], has[v4 == 0])
+	}
+	return fmt.Sprintf("request only an %s address, or set ipFamilyPolicy PreferDualStack", has[d.needsIPv4])
 }
 
 // decisionFromKeptAndPicked makes the Decision from the kept and the picked addresses.

@@ -35,7 +35,7 @@ func newHarness(t *testing.T, pools ...*snapshot.Pool) *harness {
 
 // setPools replaces the pools.
 func (w *harness) setPools(pools ...*snapshot.Pool) {
-	next := &snapshot.Snapshot{Pools: pools}
+	next := &snapshot.Snapshot{Namespace: "metallb-system", Pools: pools}
 	if w.snapshot != nil {
 		next.Reservations = w.snapshot.Reservations
 	}

@@ -224,6 +224,14 @@ func (l *Ledger) indexPoolsOfSnapshot(snap *snapshot.Snapshot) *poolIndex {
 	return m
 }
 
+// inNamespaceRead names the namespace whose pools are read, as a part of a sentence.
+func (m *poolIndex) inNamespaceRead() string {
+	if m.snapshot == nil || m.snapshot.Namespace == "" {
+		return ""
+	}
+	return " in namespace " + m.snapshot.Namespace + ", the only one that Gantry reads"
+}
+
 // markHeldAndWithheldTaken enters the held and the withheld addresses into new familyPools.
 func (l *Ledger) markHeldAndWithheldTaken(fresh map[*familyPool]bool) {
 	for a := range l.withheldEntriesByAddress {

@@ -3,6 +3,7 @@ package allocate
 import (
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -234,4 +235,41 @@ func TestSeveralAddresses(t *testing.T) {
 	w.deleteService("two")
 	w.wantDecision(w.serveService("many"), "198.51.100.1, 198.51.100.2, 198.51.100.3, 198.51.100.0, 192.0.2.1", names.ReasonPoolExhausted)
 	w.wantDecision(w.serveService("many", withAddressCount(2), withRequestedAddresses("198.51.100.1", "192.0.2.1")), "198.51.100.1, 192.0.2.1", names.ReasonAssigned)
+}
+
+// A request that cannot be fulfilled has a text with each way out.
+func TestTextsNameTheWayOut(t *testing.T) {
+	dual := withDualStack(view.PreferDualStack)
+	tests := map[string]struct {
+		edits []func(*view.Service)
+		want  names.Reason
+		words []string
+	}{
+		"one address for two families": {edits: []func(*view.Service){dual, withRequestedAddresses("192.0.2.3")}, want: names.ReasonFamilyMismatch, words: []string{"ipFamilyPolicy SingleStack with the family IPv4", "request an IPv6 address too"}},
+		"two addresses for one family": {edits: []func(*view.Service){withRequestedAddresses("192.0.2.3", "fd00:1::1")}, want: names.ReasonFamilyMismatch, words: []string{"request only an IPv4 address", "PreferDualStack"}},
+		"the other family":             {edits: []func(*view.Service){withSingleStackIPv6, withRequestedAddresses("192.0.2.3")}, want: names.ReasonFamilyMismatch, words: []string{"request only an IPv6 address"}},
+		"no pool":                      {want: names.ReasonNoPools, words: []string{"in namespace metallb-system, the only one that Gantry reads: create one there"}},
+		"an unknown pool":              {edits: []func(*view.Service){withRequestedPool("x")}, want: names.ReasonPoolNotFound, words: []string{`no IPAddressPool "x" exists in namespace metallb-system`, "correct the annotation"}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newHarness(t)
+			w.wantDecision(w.serveService("s", tc.edits...), "", tc.want, tc.words...)
+		})
+	}
+}
+
+// A user can write annotations of 256 KiB, and must not cause conditions of that size, neither of
+// the own Service nor of another one.
+func TestTextsQuoteShortPartsOfLongRequests(t *testing.T) {
+	long := strings.Repeat("x", 1<<17)
+	w := newHarness(t, newPool(t, "a", "192.0.2.1"))
+	w.serveService("first", withSharingKey(long, 80))
+	for name, edits := range map[string][]func(*view.Service){
+		"key": {withSharingKey("m"+long, 81)}, "pool": {withRequestedPool(long)}, "address": {withSharingKey("k", 81), withRequestedAddresses("192.0.2.1")},
+	} {
+		if d := w.serveService(name, edits...); len(d.Addresses) > 0 || len(d.Text) > 1000 {
+			t.Errorf("%s: %v with a text of %d bytes", name, d.Addresses, len(d.Text))
+		}
+	}
 }

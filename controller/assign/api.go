@@ -120,7 +120,7 @@ func (c *ClientBackedAPI) ReadPoolsReservationsAndNamespaces(ctx context.Context
 	if err := c.CachedClient.List(ctx, &reservations, client.InNamespace(c.Namespace)); err != nil {
 		return snapshot.Objects{}, fmt.Errorf("reading the reservations: %w", err)
 	}
-	return snapshot.Objects{Pools: pools.Items, Reservations: reservations.Items}, nil
+	return snapshot.Objects{Namespace: c.Namespace, Pools: pools.Items, Reservations: reservations.Items}, nil
 }
 
 // PatchServiceStatus implements API. It uses the status subresource, which accepts annotations too.

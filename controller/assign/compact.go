@@ -12,15 +12,6 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// keptAnnotationDomains are the domains of the annotations that have a meaning here.
-var keptAnnotationDomains = []string{annotationDomain(names.AnnotationPool), annotationDomain(names.AnnotationPoolOld), annotationDomain(names.AnnotationAddressesToRelease)}
-
-// annotationDomain is the part before the slash.
-func annotationDomain(key string) string {
-	d, _, _ := strings.Cut(key, "/")
-	return d
-}
-
 // CompactService reduces a Service in the cache to what is read and what is written. A write
 // contains only differences, so that the API server keeps everything that is left out here. It
 // halves the memory for 100,000 Services.
@@ -35,7 +26,7 @@ func CompactService(o any) (any, error) {
 		CreationTimestamp: old.CreationTimestamp, DeletionTimestamp: old.DeletionTimestamp,
 	}
 	for k, v := range old.Annotations {
-		if slices.Contains(keptAnnotationDomains, annotationDomain(k)) {
+		if domain, _, _ := strings.Cut(k, "/"); slices.Contains(view.ServiceAnnotationDomains, domain) {
 			metav1.SetMetaDataAnnotation(&s.ObjectMeta, view.InternString(k), v)
 		}
 	}

@@ -164,6 +164,9 @@ func hasSharingConflict(l *allocate.Ledger, v *view.Service) bool {
 // other Service gets the addresses. The Service keeps its old addresses until the new ones are
 // written (make before break).
 func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service, v *view.Service, d allocate.Decision) {
+	for _, text := range view.ExplainUnknownAnnotations(s) {
+		d.Text += "; " + text
+	}
 	if d.Reason == names.ReasonAssigned && !d.DecideAgainWhenAddressesFree {
 		r.waitingServices.removeService(v.Key)
 	} else {

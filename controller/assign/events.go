@@ -31,6 +31,9 @@ func (r *ServiceWorker) reportDecision(w *serviceStatusWriteTask) {
 		r.deferredEvents.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
 			"no pool that is open to the Service has a free address of the other family: the Service gets one once there is")
 	}
+	for _, text := range view.ExplainUnknownAnnotations(w.serviceBefore) {
+		r.RecordEvent(w.serviceBefore, corev1.EventTypeWarning, names.EventUnknownAnnotation, text)
+	}
 	for _, m := range deprecatedAnnotations(w.serviceBefore) {
 		r.deferredEvents.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
 	}

@@ -2,12 +2,14 @@ package assign
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
@@ -150,4 +152,33 @@ func (r *eventRecorder) countEvents() int {
 		n += len(e)
 	}
 	return n
+}
+
+// A misspelt annotation is named in the condition and in an event, and the Service is served.
+func TestUnknownAnnotationIsReported(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.0/30"))
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
+		defer c.stopAndWait()
+		o := newLoadBalancer("a")
+		o.Annotations = map[string]string{"metallb.io/allow-shared": "k"}
+		s.CreateService(o)
+		time.Sleep(time.Second)
+		wantAddress(t, s, "a", "192.0.2.0", names.ReasonAssigned)
+		const want = "the annotation metallb.io/allow-shared is unknown and ignored: did you mean metallb.io/allow-shared-ip?"
+		if text := meta.FindStatusCondition(s.ServiceByKey(serviceKey("a")).Status.Conditions, names.ConditionAddressAssigned).Message; !strings.Contains(text, want) {
+			t.Errorf("the condition says %q", text)
+		}
+		if all := recorder.eventsOf("a"); !slices.Contains(all, "Warning unknownAnnotation "+want) {
+			t.Errorf("the events are %q", all)
+		}
+		// The annotation is corrected: the text goes.
+		s.EditService(serviceKey("a"), func(o *corev1.Service) { delete(o.Annotations, "metallb.io/allow-shared") })
+		time.Sleep(time.Second)
+		if text := meta.FindStatusCondition(s.ServiceByKey(serviceKey("a")).Status.Conditions, names.ConditionAddressAssigned).Message; strings.Contains(text, "unknown") {
+			t.Errorf("the condition says %q", text)
+		}
+	})
 }

@@ -101,7 +101,7 @@ func (f *nobodyAnnounces) addressOutsidePools() names.Explanation {
 	for _, a := range f.service.Addresses {
 		if f.snapshot.PoolOfEachAddress(f.service.RecordedPool, a) == nil {
 			return names.Explain(names.ReasonAddressOutsidePools,
-				"the address %s is in no IPAddressPool any more: add it to one, or release it", a)
+				"the address %s is in no IPAddressPool: add it to one, or release it", a)
 		}
 	}
 	return names.Explanation{}
@@ -112,7 +112,15 @@ func (f *nobodyAnnounces) noAdvertisement() names.Explanation {
 		return names.Explanation{}
 	}
 	return names.Explain(names.ReasonNoAdvertisement,
-		"no L2Advertisement or BGPAdvertisement selects pool %s and this Service: create one", f.quotePools())
+		"no L2Advertisement or BGPAdvertisement%s selects pool %s and this Service: create one there", f.inNamespaceRead(), f.quotePools())
+}
+
+// inNamespaceRead names the namespace whose objects are read, as a part of a sentence.
+func (f *nobodyAnnounces) inNamespaceRead() string {
+	if f.snapshot.Namespace == "" {
+		return ""
+	}
+	return " in namespace " + f.snapshot.Namespace
 }
 
 // quotePools lists the pools of the Service.

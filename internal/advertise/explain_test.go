@@ -114,7 +114,7 @@ var explanationCases = map[string]struct {
 	"an address of no pool": {edit: func(e *example) {
 		e.answer(nil, "four")
 		e.service.Addresses = append(e.service.Addresses, netip.MustParseAddr("203.0.113.1"))
-	}, want: names.ReasonAddressOutsidePools, text: "the address 203.0.113.1 is in no IPAddressPool any more"},
+	}, want: names.ReasonAddressOutsidePools, text: "the address 203.0.113.1 is in no IPAddressPool"},
 	"no advertisement": {edit: func(e *example) { e.both() },
 		want: names.ReasonNoAdvertisement, text: `selects pool "four" or "six" and this Service`},
 	"advertisements of another pool": {edit: func(e *example) { e.answer(nil, "six"); e.route(nil, "six") },

@@ -146,7 +146,8 @@ func (s ConfigurationScope) ReadObjects(ctx context.Context, c client.Reader) (s
 		}
 	}
 	o := snapshot.Objects{
-		Pools: pools.Items, L2Advertisements: l2Ads.Items, BGPAdvertisements: bgpAds.Items,
+		Namespace: s.Namespace,
+		Pools:     pools.Items, L2Advertisements: l2Ads.Items, BGPAdvertisements: bgpAds.Items,
 		BGPPeers: peers.Items, BFDProfiles: profiles.Items, Communities: communities.Items,
 	}
 	for i := range secrets.Items {

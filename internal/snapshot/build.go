@@ -22,6 +22,8 @@ type NamespaceLabels struct {
 
 // Objects are the configuration objects as the API server has them, in any order.
 type Objects struct {
+	// Namespace is the only one whose objects are read.
+	Namespace         string
 	Pools             []v1beta1.IPAddressPool
 	L2Advertisements  []v1beta1.L2Advertisement
 	BGPAdvertisements []v1beta1.BGPAdvertisement
@@ -64,7 +66,7 @@ func (b *snapshotBuilder) reportProblem(o ObjectReference, field string, reason 
 // fault.
 func BuildSnapshot(o Objects) (*Snapshot, []Problem) {
 	var b snapshotBuilder
-	s := &Snapshot{Pools: b.parsePools(o.Pools, o.Namespaces, o.PreviousSnapshot)}
+	s := &Snapshot{Namespace: o.Namespace, Pools: b.parsePools(o.Pools, o.Namespaces, o.PreviousSnapshot)}
 	advertisements := slices.Clone(o.L2Advertisements)
 	slices.SortFunc(advertisements, func(x, y v1beta1.L2Advertisement) int { return cmp.Compare(x.Name, y.Name) })
 	for i := range advertisements {

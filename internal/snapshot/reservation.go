@@ -79,7 +79,7 @@ func (b *snapshotBuilder) parseReservations(in []v1alpha1.AddressReservation, po
 			continue // without readable addresses it would follow its Service, which it must not
 		}
 		if p := r.Spec.Pool; p != "" && !slices.ContainsFunc(pools, func(x *Pool) bool { return x.Name == p }) {
-			b.reportProblem(o, "spec.pool", names.ReasonUnknownPool, "spec.pool: no IPAddressPool %q exists: create it, or correct the name", p)
+			b.reportProblem(o, "spec.pool", names.ReasonUnknownPool, "spec.pool: no IPAddressPool %q exists in namespace %q: create it, or correct the name", p, o.Namespace)
 		}
 		for _, text := range r.Status.Addresses {
 			if a, err := netip.ParseAddr(text); err == nil {

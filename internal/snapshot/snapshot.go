@@ -18,6 +18,8 @@ import (
 // Snapshot is the parsed configuration. It is immutable and may be shared between goroutines. All
 // lists are sorted by name.
 type Snapshot struct {
+	// Namespace is the only one whose configuration objects are read; empty in some tests.
+	Namespace string
 	// Pools are not in the order in which automatic allocation tries them; package allocate decides
 	// that.
 	Pools             []*Pool

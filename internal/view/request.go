@@ -26,7 +26,7 @@ func (v *Service) readAddressRequestAnnotations(s *corev1.Service) {
 	if v.InvalidRequestText == "" {
 		v.RequestedAddresses, v.InvalidRequestText = readRequestedAddressesOfService(s, v.RequestedAddressesPerFamily)
 	}
-	if text := s.Annotations[names.AnnotationAddressesToRelease]; text != "" && v.InvalidRequestText == "" {
+	if text := strings.TrimSpace(s.Annotations[names.AnnotationAddressesToRelease]); text != "" && v.InvalidRequestText == "" {
 		v.AddressesToExchange, v.InvalidRequestText = ParseAddressList("annotation "+names.AnnotationAddressesToRelease, text)
 	}
 	if v.InvalidRequestText != "" {
@@ -37,13 +37,13 @@ func (v *Service) readAddressRequestAnnotations(s *corev1.Service) {
 // readAddressesPerFamilyAnnotation reads how many addresses of each family the Service asks for.
 // The second result is a sentence when the annotation cannot be read.
 func readAddressesPerFamilyAnnotation(s *corev1.Service) (int, string) {
-	text, ok := s.Annotations[names.AnnotationAddressesPerFamily]
-	if !ok {
+	text := strings.TrimSpace(s.Annotations[names.AnnotationAddressesPerFamily])
+	if text == "" {
 		return 1, ""
 	}
-	n, err := strconv.Atoi(strings.TrimSpace(text))
+	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 || n > maxAddressesPerFamily {
-		return 1, fmt.Sprintf("annotation %s: %q is no number from 1 to %d", names.AnnotationAddressesPerFamily, text, maxAddressesPerFamily)
+		return 1, fmt.Sprintf("annotation %s: %s is no number from 1 to %d", names.AnnotationAddressesPerFamily, names.Quote(text), maxAddressesPerFamily)
 	}
 	return n, ""
 }
@@ -52,11 +52,11 @@ func readAddressesPerFamilyAnnotation(s *corev1.Service) (int, string) {
 // family. The second result is a sentence when they cannot be read.
 func readRequestedAddressesOfService(s *corev1.Service, n int) ([]netip.Addr, string) {
 	list, _ := readAnnotation(s, names.AnnotationLoadBalancerIPs, names.AnnotationLoadBalancerIPsOld)
-	field := s.Spec.LoadBalancerIP
+	field := strings.TrimSpace(s.Spec.LoadBalancerIP)
 	switch {
 	case list != "" && field != "":
-		return nil, fmt.Sprintf("both the annotation %s (%q) and spec.loadBalancerIP (%q) ask for addresses: keep one of them",
-			names.AnnotationLoadBalancerIPs, list, field)
+		return nil, fmt.Sprintf("both the annotation %s (%s) and spec.loadBalancerIP (%s) ask for addresses: keep one of them",
+			names.AnnotationLoadBalancerIPs, names.Quote(list), names.Quote(field))
 	case list == "" && field == "":
 		return nil, ""
 	}
@@ -74,10 +74,10 @@ func readRequestedAddressesOfService(s *corev1.Service, n int) ([]netip.Addr, st
 			continue
 		}
 		if n == 1 {
-			return nil, fmt.Sprintf("%s: %q asks for two addresses of one family: write at most one IPv4 and one IPv6 address, or say how many with the annotation %s",
-				source, text, names.AnnotationAddressesPerFamily)
+			return nil, fmt.Sprintf("%s: %s asks for two addresses of one family: write at most one IPv4 and one IPv6 address, or say how many with the annotation %s",
+				source, names.Quote(text), names.AnnotationAddressesPerFamily)
 		}
-		return nil, fmt.Sprintf("%s: %q asks for more than %d addresses of one family, which is the number in the annotation %s", source, text, n, names.AnnotationAddressesPerFamily)
+		return nil, fmt.Sprintf("%s: %s asks for more than %d addresses of one family, which is the number in the annotation %s", source, names.Quote(text), n, names.AnnotationAddressesPerFamily)
 	}
 	return out, ""
 }
@@ -93,8 +93,10 @@ func ParseAddressList(source, text string) ([]netip.Addr, string) {
 		switch {
 		case len(out) == maxRequestedAddressesOfBothFamilies:
 			return nil, fmt.Sprintf("%s: there are more than %d addresses", source, maxRequestedAddressesOfBothFamilies)
+		case part == "":
+			return nil, fmt.Sprintf("%s: %s has a comma too many: remove it", source, names.Quote(text))
 		case err != nil || a.Zone() != "":
-			return nil, fmt.Sprintf("%s: %q is no address: write one IPv4 or IPv6 address, or one of each with a comma between", source, part)
+			return nil, fmt.Sprintf("%s: %s is no address: write one IPv4 or IPv6 address, or one of each with a comma between", source, names.Quote(part))
 		case slices.Contains(out, a.Unmap()):
 			return nil, fmt.Sprintf("%s: %s is listed twice: remove one", source, a)
 		}

@@ -87,12 +87,12 @@ func (v *Service) readAssignedAddressesFromStatus(s *corev1.Service) {
 	}
 }
 
-// readAnnotation returns the value of the annotation, or that of its older spelling when it is
-// absent.
+// readAnnotation returns the value of the annotation without blanks around it, or that of its older
+// spelling when it is absent.
 func readAnnotation(s *corev1.Service, key, old string) (string, bool) {
 	if v, ok := s.Annotations[key]; ok {
-		return v, true
+		return strings.TrimSpace(v), true
 	}
 	v, ok := s.Annotations[old]
-	return v, ok
+	return strings.TrimSpace(v), ok
 }

@@ -377,7 +377,7 @@ func replaceObjectIfVersionMatches[O metav1.Object](s *Server, all map[string]O,
 func (s *Server) allocationConfiguration() snapshot.Objects {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var o snapshot.Objects
+	o := snapshot.Objects{Namespace: names.Namespace}
 	for _, p := range s.poolByName {
 		o.Pools = append(o.Pools, *p)
 	}

@@ -1,0 +1,120 @@
+package view
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// annotationsToRequest are the annotations of a Service that its owner writes.
+var annotationsToRequest = []string{
+	names.AnnotationPool, names.AnnotationLoadBalancerIPs, names.AnnotationSharing, names.AnnotationAddressesPerFamily, names.AnnotationAddressesToRelease,
+}
+
+// knownAnnotations are all annotations of a Service in our domains. The last one was written by
+// versions of the metallb.io API before that group had its name.
+var knownAnnotations = append([]string{
+	names.AnnotationPoolOld, names.AnnotationLoadBalancerIPsOld, names.AnnotationSharingOld,
+	names.AnnotationAllocatedFromPool, names.AnnotationAllocatedFromSeveralPools, annotationDomain(names.AnnotationPoolOld) + "/ip-allocated-from-pool",
+}, annotationsToRequest...)
+
+// ServiceAnnotationDomains are the domains of the annotations that have a meaning here.
+var ServiceAnnotationDomains = []string{annotationDomain(names.AnnotationPool), annotationDomain(names.AnnotationPoolOld), annotationDomain(names.AnnotationAddressesToRelease)}
+
+// annotationDomain is the part before the slash.
+func annotationDomain(key string) string {
+	d, _, _ := strings.Cut(key, "/")
+	return d
+}
+
+// maxUnknownAnnotations bounds how many unknown annotations are named.
+const maxUnknownAnnotations = 3
+
+// ExplainUnknownAnnotations returns a sentence for each annotation of the Service that is in one of
+// our domains and that nothing reads, sorted. It is probably misspelt.
+func ExplainUnknownAnnotations(s *corev1.Service) []string {
+	var unknown []string
+	for key := range s.Annotations {
+		if slices.Contains(ServiceAnnotationDomains, annotationDomain(key)) && !slices.Contains(knownAnnotations, key) {
+			unknown = append(unknown, key)
+		}
+	}
+	slices.Sort(unknown)
+	var out []string
+	for _, key := range unknown[:min(len(unknown), maxUnknownAnnotations)] {
+		out = append(out, fmt.Sprintf("the annotation %s is unknown and ignored: did you mean %s?", key, nearestAnnotation(key)))
+	}
+	return out
+}
+
+// nearestAnnotation returns the annotation that the owner of a Service probably meant: the one that
+// has most words in common with the key, and among those the one with fewest different letters.
+func nearestAnnotation(key string) string {
+	words := wordsOfAnnotation(key)
+	nearness := func(known string) int {
+		n := 0
+		for _, w := range wordsOfAnnotation(known) {
+			if slices.Contains(words, w) {
+				n++
+			}
+		}
+		return n
+	}
+	return slices.MinFunc(annotationsToRequest, func(x, y string) int {
+		if d := nearness(y) - nearness(x); d != 0 {
+			return d
+		}
+		return editDistance(strings.Join(words, ""), strings.Join(wordsOfAnnotation(x), "")) - editDistance(strings.Join(words, ""), strings.Join(wordsOfAnnotation(y), ""))
+	})
+}
+
+// wordsOfAnnotation splits the name of an annotation into lower-case words without a plural s.
+func wordsOfAnnotation(key string) []string {
+	_, name, _ := strings.Cut(key, "/")
+	var out []string
+	var word strings.Builder
+	end := func() {
+		if word.Len() > 0 {
+			out = append(out, strings.TrimSuffix(strings.ToLower(word.String()), "s"))
+			word.Reset()
+		}
+	}
+	wasLower := false
+	for _, r := range name {
+		if !unicode.IsLetter(r) || unicode.IsUpper(r) && wasLower {
+			end()
+		}
+		if unicode.IsLetter(r) {
+			word.WriteRune(r)
+		}
+		wasLower = unicode.IsLower(r)
+	}
+	end()
+	return out
+}
+
+// editDistance counts the letters to insert, delete or replace (Levenshtein).
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
