@@ -51,14 +51,19 @@ func RegisterWebhookHandlers(s webhook.Server, v *ConfigurationValidator) {
 
 // Handle implements admission.Handler.
 func (v *ConfigurationValidator) Handle(ctx context.Context, req admission.Request) admission.Response {
-	if req.Operation != admissionv1.Delete && req.Namespace != v.ConfigurationScope.Namespace {
+	switch {
+	case req.Namespace == v.ConfigurationScope.Namespace:
+	case req.Operation == admissionv1.Delete: // nothing reads the object
+		return admission.Allowed("")
+	default:
 		return admission.Denied(fmt.Sprintf("resource must be created in %s namespace: Gantry reads no other", v.ConfigurationScope.Namespace))
 	}
 	objects, err := v.readConfigurationObjects(ctx)
 	if err != nil {
 		return admission.Errored(500, err)
 	}
-	_, before := snapshot.BuildSnapshot(objects)
+	var before []snapshot.Problem
+	objects.PreviousSnapshot, before = snapshot.BuildSnapshot(objects)
 	if req.Operation == admissionv1.Delete {
 		return admitDeletion(req.Kind.Kind, req.Name, &objects)
 	}
@@ -82,9 +87,14 @@ func (v *ConfigurationValidator) readConfigurationObjects(ctx context.Context) (
 // warns of references to objects that do not exist yet.
 func admitCreateOrUpdate(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
 	var refused, warnings []string
+	old := map[snapshot.Fault]int{}
+	for _, p := range before {
+		old[p.Fault()]++
+	}
 	for _, p := range after {
+		old[p.Fault()]--
 		switch {
-		case slices.Contains(before, p):
+		case old[p.Fault()] >= 0:
 		case p.IsDanglingReference():
 			if p.Object == self {
 				warnings = append(warnings, p.Text)

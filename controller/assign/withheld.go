@@ -20,8 +20,11 @@ const (
 	// maxWithheldEntries bounds the entries of the object, and so its size to about 1 MB.
 	maxWithheldEntries = 4096
 	// withheldSaveInterval bounds how often it is written. A cool-down that began less than this
-	// before a crash is lost.
+	// before a crash is lost. With many entries the interval is longer, see withheldSaveDelay.
 	withheldSaveInterval = time.Second
+	// withheldEntriesPerInterval is how many entries make the interval longer by
+	// withheldSaveInterval: about 32 KB, so that the AddressLedger costs etcd at most 32 KB a second.
+	withheldEntriesPerInterval = 128
 )
 
 // withheldCheckpoint owns the AddressLedger object that stores the withheld addresses. The worker
@@ -67,13 +70,18 @@ func (m *withheldCheckpoint) restoreLedger(object *v1alpha1.AddressLedger, befor
 	return l
 }
 
+// withheldSaveDelay is the shortest time between two writes of an object with this many entries.
+func withheldSaveDelay(entries int) time.Duration {
+	return withheldSaveInterval * time.Duration(max(1, entries/withheldEntriesPerInterval))
+}
+
 // saveIfChanged writes the withheld addresses of a Ledger if they have changed. ledgerBuildNumber
 // is that of the Ledger.
 func (m *withheldCheckpoint) saveIfChanged(now time.Time, l *allocate.Ledger, ledgerBuildNumber int) {
 	if m.writeInFlight || m.writtenVersion == l.CheckpointVersion() {
 		return
 	}
-	if wait := m.lastWrite.Add(withheldSaveInterval).Sub(now); wait > 0 {
+	if wait := m.lastWrite.Add(withheldSaveDelay(len(m.ledgerObject.Spec.Withheld))).Sub(now); wait > 0 {
 		if !m.saveTimerSet {
 			m.saveTimerSet = true
 			m.workQueue.wakeWorkerAfter(wait)

@@ -89,6 +89,40 @@ func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 	})
 }
 
+// With thousands of cool-downs each write has up to a megabyte, so that Services that come and go
+// must not cause one each second.
+func TestLargeWithheldLedgerIsWrittenLessOften(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		const n = 2048
+		s := apitest.NewServer(nil)
+		s.SetPool("p", coolingPoolSpec("10.0.0.0/16"))
+		c := startController(t, s, nil, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		for i := range n {
+			s.CreateService(newLoadBalancer("s" + strconv.Itoa(i)))
+		}
+		time.Sleep(5 * time.Second)
+		for i := range n {
+			s.DeleteService(serviceKey("s" + strconv.Itoa(i)))
+		}
+		time.Sleep(time.Minute)
+		before := s.CountWriteRequestsOfKind("withheld")
+		for i := range 160 {
+			s.CreateService(newLoadBalancer("ci" + strconv.Itoa(i)))
+			time.Sleep(500 * time.Millisecond)
+			s.DeleteService(serviceKey("ci" + strconv.Itoa(i)))
+			time.Sleep(500 * time.Millisecond)
+		}
+		if w := s.CountWriteRequestsOfKind("withheld") - before; w < 5 || w > 11 {
+			t.Errorf("%d writes of 2,048 entries within 160 s, want one in 16 s", w)
+		}
+		time.Sleep(time.Minute)
+		if l := s.LedgerByName(names.WithheldLedger); len(l.Spec.Withheld) != n+160 {
+			t.Errorf("%d addresses are remembered, want %d", len(l.Spec.Withheld), n+160)
+		}
+	})
+}
+
 // TestLostWithheldLedgerLosesOnlyItsEntries checks that only the entries of the object are lost.
 func TestLostWithheldLedgerLosesOnlyItsEntries(t *testing.T) {
 	for name, harm := range map[string]func(*apitest.Server){

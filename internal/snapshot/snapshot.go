@@ -7,7 +7,9 @@ package snapshot
 import (
 	"cmp"
 	"net/netip"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -238,6 +240,23 @@ type Problem struct {
 	Reason names.Reason
 	// Text is one sentence: what is wrong, the offending text, and what to do.
 	Text string
+}
+
+// Fault is what stays of a Problem when other entries of its list, or other objects, are edited.
+type Fault struct {
+	Object  ObjectReference
+	Reason  names.Reason
+	subject string
+}
+
+// indexInField matches the index of a list entry in a field or text.
+var indexInField = regexp.MustCompile(`\[[0-9]+\]`)
+
+// Fault returns what identifies the Problem: neither the position of the entry in its list, nor the
+// other entry that it overlaps.
+func (p Problem) Fault() Fault {
+	subject, _, _ := strings.Cut(indexInField.ReplaceAllString(p.Text, "[]"), " "+overlapText)
+	return Fault{p.Object, p.Reason, subject}
 }
 
 // IsDanglingReference says whether the Problem is a reference to an object that may still be
