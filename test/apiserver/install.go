@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/go-logr/logr"
@@ -26,7 +27,7 @@ func generatedCRDsDirectory() string {
 	return filepath.Join(filepath.Dir(file), "..", "..", "config", "crd", "bases")
 }
 
-// installCRDsAndNamespace creates the CRDs and the namespace, and waits until the API server serves
+// installCRDsAndNamespace creates the CRDs, the namespace and the policy for namespaces, and waits until the API server serves
 // the kinds. The API server rejects a CRD with a validation rule that is too expensive, so every
 // test that starts one proves that the CRDs can be installed.
 func installCRDsAndNamespace(ctx context.Context, t testing.TB, config *rest.Config, programs []*serverProgram) {
@@ -63,6 +64,19 @@ func installCRDsAndNamespace(ctx context.Context, t testing.TB, config *rest.Con
 	ns.Name = names.Namespace
 	if err := c.Create(ctx, ns); err != nil {
 		t.Fatalf("creating the namespace: %v", err)
+	}
+	text, err := os.ReadFile(filepath.Join(generatedCRDsDirectory(), "..", "..", "policy", "policy.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, doc := range strings.Split(string(text), "\n---\n") {
+		o := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(doc), &o.Object); err != nil {
+			t.Fatalf("reading the policy: %v", err)
+		}
+		if err := c.Create(ctx, o); err != nil {
+			t.Fatalf("installing the policy's %s: %v", o.GetKind(), err)
+		}
 	}
 }
 

@@ -48,6 +48,20 @@ func RenderKustomize(ctx context.Context, overlay string) (string, error) {
 	return runProgram(ctx, "", "kustomize", "build", filepath.Join(RepositoryRoot(), "config", overlay))
 }
 
+// RenderKustomizeInNamespace returns the manifests of config/<overlay> with the namespace of an
+// overlay that dir, an empty directory, gets.
+func RenderKustomizeInNamespace(ctx context.Context, dir, overlay, namespace string) (string, error) {
+	from, err := filepath.Rel(dir, filepath.Join(RepositoryRoot(), "config", overlay))
+	if err != nil {
+		return "", err
+	}
+	text := "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: " + namespace + "\nresources: [" + from + "]\n"
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+		return "", err
+	}
+	return runProgram(ctx, "", "kustomize", "build", dir)
+}
+
 // RenderHelm returns the manifests of the chart for a release named gantry in the namespace. values
 // is YAML.
 func RenderHelm(ctx context.Context, namespace, values string, args ...string) (string, error) {

@@ -95,6 +95,23 @@ func TestHelmChartRendersIntoReleaseNamespace(t *testing.T) {
 	}
 }
 
+// The namespace that is read is a parameter of the policy, which kustomize must change too.
+func TestOverlayMovesPolicyToItsNamespace(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
+	text, err := RenderKustomizeInNamespace(t.Context(), t.TempDir(), "default", "elsewhere")
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := indexObjectsByName(t, text)
+	if objects["v1 ConfigMap elsewhere gantry-configuration-namespace"] == nil {
+		t.Error("the policy's ConfigMap is not in the overlay's namespace")
+	}
+	binding := objects["admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding  gantry-configuration-namespace"]
+	if got, _, _ := unstructured.NestedString(binding, "spec", "paramRef", "namespace"); got != "elsewhere" {
+		t.Errorf("the policy allows namespace %q, want elsewhere", got)
+	}
+}
+
 func TestEveryHelmValueChangesManifests(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	for values, want := range map[string]string{
@@ -121,6 +138,7 @@ func TestEveryHelmValueChangesManifests(t *testing.T) {
 		`speaker: {gossip: {port: 7947}}`:                             `{name: GANTRY_GOSSIP_BIND_PORT, value: "7947"}`,
 		`speaker: {layer2: {refreshInterval: 2m}}`:                    `{name: GANTRY_LAYER2_REFRESH_INTERVAL, value: "2m"}`,
 		`speaker: {layer2: {answerPing: true}}`:                       `{name: GANTRY_LAYER2_ANSWER_PING, value: "true"}`,
+		`otherConfigurationNamespaces: [second, third]`:               `namespaces: second,third`,
 		`webhook: {enabled: true, failurePolicy: Ignore}`:             `failurePolicy: Ignore`,
 		`prometheus: {enabled: true, interval: 17s}`:                  `interval: 17s`,
 		`prometheus: {enabled: true, labels: {release: prom}}`:        `release: prom`,
@@ -162,6 +180,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		`speaker: {gossip: {port: 70000}}`:             {"/speaker/gossip/port", "65,535"},
 		`speaker: {layer2: {refreshInterval: 120}}`:    {"/speaker/layer2/refreshInterval", "want string"},
 		`webhook: {failurePolicy: fail}`:               {"/webhook/failurePolicy", "'Fail'"},
+		`otherConfigurationNamespaces: second`:         {"/otherConfigurationNamespaces", "want array"},
 		`webhook: {enabled: "yes"}`:                    {"/webhook/enabled", "want boolean"},
 		`speaker: {tolerations: [{operator: exists}]}`: {"/speaker/tolerations/0/operator", "'Exists'"},
 		`image: gantry-lb/gantry:v1`:                   {"/image", "want object"},
