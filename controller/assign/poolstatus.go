@@ -117,8 +117,11 @@ func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l 
 	if p.Status.Gantry != nil {
 		*conditions = slices.Clone(p.Status.Gantry.Conditions)
 	}
-	meta.SetStatusCondition(conditions, configuration.NewValidCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, config.Problems))
-	setRetiredCondition(conditions, p.Generation, after.Gantry.Retire)
+	// The counts change with Services too. The conditions are about the pool that was read.
+	if config.IsUpToDateWith(p) {
+		meta.SetStatusCondition(conditions, configuration.NewValidCondition(snapshot.ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}, p.Generation, config.Problems))
+		setRetiredCondition(conditions, p.Generation, after.Gantry.Retire)
+	}
 	if equality.Semantic.DeepEqual(p.Status, after) {
 		return
 	}

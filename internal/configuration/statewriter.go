@@ -119,6 +119,9 @@ func (s StateWriter) WriteState(ctx context.Context, c client.Client, problems [
 	}
 	before := o.DeepCopy()
 	o.Status = s.BuildConfigurationStateStatus(before.Status, problems)
+	if c := meta.FindStatusCondition(o.Status.Conditions, s.conditionType()); c != nil {
+		c.ObservedGeneration = o.Generation
+	}
 	if areStatusesEqual(before.Status, o.Status) {
 		return nil
 	}

@@ -172,7 +172,7 @@ func (s *Server) AllServices() []*corev1.Service {
 func (s *Server) SetPool(name string, spec v1beta1.IPAddressPoolSpec) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := &v1beta1.IPAddressPool{Spec: spec}
+	p := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{UID: types.UID("pool-" + name)}, Spec: spec}
 	if old := s.poolByName[name]; old != nil {
 		p = old.DeepCopy()
 		p.Spec = spec
@@ -198,7 +198,7 @@ func (s *Server) AnnotatePool(name, key, value string) {
 func (s *Server) SetReservation(name string, spec v1alpha1.AddressReservationSpec) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := &v1alpha1.AddressReservation{Spec: spec}
+	r := &v1alpha1.AddressReservation{ObjectMeta: metav1.ObjectMeta{UID: types.UID("reservation-" + name)}, Spec: spec}
 	if old := s.reservationByName[name]; old != nil {
 		r = old.DeepCopy()
 		r.Spec = spec
