@@ -19,7 +19,7 @@ type BGPAdvertisementExtension struct {
 	// ExtendedCommunities of the routes (RFC 4360): "rt:A:N" or "soo:A:N", where A is an AS number
 	// or an IPv4 address; eight bytes as on the wire, such as "0x4004fc0047c35000"; or an alias
 	// from a Community.
-	// +kubebuilder:validation:MaxItems=63
+	// +kubebuilder:validation:MaxItems=1024
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=253
 	// +listType=atomic
@@ -38,7 +38,7 @@ type BGPAdvertisementExtension struct {
 // CommunityExtension holds the settings of a Community that are not in the metallb.io API.
 type CommunityExtension struct {
 	// Extended are aliases of extended communities.
-	// +kubebuilder:validation:MaxItems=128
+	// +kubebuilder:validation:MaxItems=4096
 	// +listType=map
 	// +listMapKey=name
 	// +optional

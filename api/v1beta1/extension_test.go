@@ -25,7 +25,7 @@ func testInvalidPoolExtensionsAreRefused(t *testing.T, c client.Client) {
 	ten, less := int32(10), int32(-1)
 	duration := func(d time.Duration) *metav1.Duration { return &metav1.Duration{Duration: d} }
 	var many []string
-	for range 128 {
+	for range 1024 {
 		many = append(many, "2001:0db8:0000:0000:0000:0000:0000:0001-2001:0db8:0000:0000:0000:0000:0000:ffff")
 	}
 	for name, tc := range map[string]struct {
@@ -44,7 +44,7 @@ func testInvalidPoolExtensionsAreRefused(t *testing.T, c client.Client) {
 		"too many in a minute":      {in: v1beta1.PoolExtension{Retire: &v1beta1.PoolRetirement{ServicesPerMinute: 6001}}, want: []string{"spec.gantry.retire.servicesPerMinute"}},
 		"the longest list":          {in: v1beta1.PoolExtension{Exclude: many}},
 		"a quarantine of no time":   {in: v1beta1.PoolExtension{Probe: &v1beta1.PoolProbe{Quarantine: duration(0)}}, want: []string{"quarantine is between 1s and 8760h"}},
-		"a list that is too long":   {in: v1beta1.PoolExtension{Exclude: append(many, "192.0.2.1")}, want: []string{"spec.gantry.exclude", "128"}},
+		"a list that is too long":   {in: v1beta1.PoolExtension{Exclude: append(many, "192.0.2.1")}, want: []string{"spec.gantry.exclude", "1024"}},
 		"an exclusion that is none": {in: v1beta1.PoolExtension{Exclude: []string{"gateway"}}, want: []string{"'gateway' is no CIDR"}},
 		"another order":             {in: v1beta1.PoolExtension{Order: "Random"}, want: []string{"spec.gantry.order", "RoundRobin"}},
 		"a cool-down below zero":    {in: v1beta1.PoolExtension{Cooldown: duration(-time.Second)}, want: []string{"cooldown is between 0s and 8760h"}},

@@ -7,7 +7,7 @@ type IPAddressPoolSpec struct {
 	// Addresses of the pool. An entry is a CIDR ("192.0.2.0/24"), a range that includes both ends
 	// ("192.0.2.10-192.0.2.20") or a single address. Entries may be of both families.
 	// +kubebuilder:validation:MinItems=0
-	// +kubebuilder:validation:MaxItems=512
+	// +kubebuilder:validation:MaxItems=10240
 	// +kubebuilder:validation:items:MaxLength=96
 	// +kubebuilder:validation:XValidation:rule="self.size() > 0",message="addresses is empty: write at least one CIDR, range or address, such as 192.0.2.0/24 or 192.0.2.10-192.0.2.20"
 	// +kubebuilder:validation:items:XValidation:rule="self.contains('-') ? (self.split('-').size() == 2 && isIP(self.split('-')[0].trim()) && isIP(self.split('-')[1].trim())) : (isCIDR(self) || isIP(self) || (self.contains('/') && self.split('/').size() == 2 && isIP(self.split('/')[0]) && self.split('/')[1].matches('^(0|[1-9][0-9]{0,2})$') && int(self.split('/')[1]) <= (ip(self.split('/')[0]).family() == 4 ? 32 : 128)))",message="the entry is no CIDR, range or address: write 192.0.2.0/24, 192.0.2.10-192.0.2.20 or 192.0.2.10, without blanks",messageExpression="\"'\" + self + \"' is no CIDR, range or address: write 192.0.2.0/24, 192.0.2.10-192.0.2.20 or 192.0.2.10, without blanks\""

@@ -7,7 +7,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 type PoolExtension struct {
 	// Exclude lists addresses that the pool never gives, such as those of routers: CIDRs, ranges
 	// and single addresses, as in spec.addresses.
-	// +kubebuilder:validation:MaxItems=128
+	// +kubebuilder:validation:MaxItems=1024
 	// +kubebuilder:validation:items:MaxLength=96
 	// +kubebuilder:validation:items:XValidation:rule="self.contains('-') ? (self.split('-').size() == 2 && isIP(self.split('-')[0].trim()) && isIP(self.split('-')[1].trim())) : (isCIDR(self) || isIP(self))",message="the entry is no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks",messageExpression="\"'\" + self + \"' is no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks\""
 	// +optional

@@ -111,7 +111,7 @@ func (d *decider) needsFamily(f ipfamily.Family) bool {
 func (d *decider) decideFromNamedPool() Decision {
 	src := d.currentPoolIndex.poolEntryByName[d.service.RequestedPool]
 	if d.stillHoldableAssignmentBefore.PoolOfFirstAddress != d.service.RequestedPool && src != nil {
-		d.keptAddresses = slices.DeleteFunc(d.keptAddresses, func(a netip.Addr) bool { return !src.pool.CanAssign(a) })
+		d.keptAddresses = slices.DeleteFunc(d.keptAddresses, func(a netip.Addr) bool { return d.currentPoolIndex.poolEntryAssigning(addressFromNetip(a)) != src })
 	}
 	switch {
 	case src == nil:
@@ -270,7 +270,7 @@ func (d *decider) explainPoolViolation() names.Explanation {
 			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + "; the Service keeps it: put it back into a pool, or exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		case src.pool.IsRetired(a):
 			return names.Explanation{Reason: names.ReasonAddressRetired, Text: "pool " + src.pool.Name + " retires " + a.String() + "; the Service keeps it until it is its turn to get another one and one is free"}
-		case !src.pool.CanAssign(a):
+		case src.pool.LeavesOut(a):
 			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + src.pool.Name + " excludes " + a.String() + "; the Service keeps it: exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		case d.service.RequestedPool != "" && src.pool.Name != d.service.RequestedPool:
 			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + d.service.RequestedPool + " does not contain " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationAddressesToRelease}

@@ -1,6 +1,7 @@
 package allocate
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/gantry-lb/gantry/internal/ipfamily"
@@ -104,7 +105,7 @@ func (d *decider) pickAddressOfFamily(f ipfamily.Family, pinned, open []*poolEnt
 	}
 	own := func(src *poolEntry) bool {
 		return slices.ContainsFunc(d.pickedAddresses, func(p pickedAddress) bool { return p.poolEntry == src }) ||
-			slices.ContainsFunc(d.keptAddresses, src.pool.CanAssign)
+			slices.ContainsFunc(d.keptAddresses, func(a netip.Addr) bool { return d.currentPoolIndex.poolEntryAssigning(addressFromNetip(a)) == src })
 	}
 	if len(d.pickedAddresses)+len(d.keptAddresses) > 0 {
 		for _, from := range [...][]*poolEntry{pinned, open} {

@@ -279,7 +279,7 @@ func (m *poolIndex) familyPoolCovering(a address) *familyPool {
 // poolEntryAssigning returns the pool that may give the address, nil when none may.
 func (m *poolIndex) poolEntryAssigning(a address) *poolEntry {
 	src := m.poolEntryCovering(a)
-	if src == nil || !src.pool.CanAssign(a.toNetip()) {
+	if src == nil || src.pool.LeavesOut(a.toNetip()) {
 		return nil
 	}
 	return src

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -151,8 +152,12 @@ func (p *Pool) CoversAddress(a netip.Addr) bool { return anyRangeContains(p.Rang
 
 // CanAssign says whether the pool may give a: it is in a Range, neither avoided nor excluded, and
 // has no special purpose.
-func (p *Pool) CanAssign(a netip.Addr) bool {
-	return !p.isWholePoolRetired() && !(p.AvoidBuggyIPs && IsBuggyIPv4(a)) && !isSpecialPurpose(a) && anyRangeContains(p.Ranges, a) && !anyRangeContains(p.ExcludedRanges, a)
+func (p *Pool) CanAssign(a netip.Addr) bool { return p.CoversAddress(a) && !p.LeavesOut(a) }
+
+// LeavesOut says whether the pool never gives a, although it may be in a Range: a is avoided or
+// excluded, has a special purpose, or the whole pool is retired.
+func (p *Pool) LeavesOut(a netip.Addr) bool {
+	return p.isWholePoolRetired() || p.AvoidBuggyIPs && IsBuggyIPv4(a) || isSpecialPurpose(a) || anyRangeContains(p.ExcludedRanges, a)
 }
 
 func anyRangeContains(ranges []Range, a netip.Addr) bool {
@@ -174,14 +179,12 @@ func (p *Pool) AssignableRanges() []Range {
 	if len(cuts) == 0 {
 		return p.Ranges
 	}
-	slices.SortFunc(cuts, func(x, y Range) int { return x.First.Compare(y.First) })
+	cuts = mergeRanges(cuts)
 	var out []Range
 	for _, r := range p.Ranges {
 		rest, left := r, true
-		for _, c := range cuts {
-			if !left || !rest.Contains(c.First) && !c.Contains(rest.First) {
-				continue
-			}
+		for i := sort.Search(len(cuts), func(i int) bool { return r.First.Compare(cuts[i].Last) <= 0 }); left && i < len(cuts) && cuts[i].overlaps(r); i++ {
+			c := cuts[i]
 			if rest.First.Less(c.First) {
 				out = append(out, Range{rest.First, c.First.Prev()})
 			}
@@ -191,6 +194,23 @@ func (p *Pool) AssignableRanges() []Range {
 		}
 		if left {
 			out = append(out, rest)
+		}
+	}
+	return out
+}
+
+// mergeRanges returns the ranges sorted, and those that overlap as one.
+func mergeRanges(in []Range) []Range {
+	in = slices.Clone(in)
+	slices.SortFunc(in, func(x, y Range) int { return x.First.Compare(y.First) })
+	out := in[:1]
+	for _, r := range in[1:] {
+		last := &out[len(out)-1]
+		switch {
+		case !last.overlaps(r):
+			out = append(out, r)
+		case last.Last.Less(r.Last):
+			last.Last = r.Last
 		}
 	}
 	return out
