@@ -29,6 +29,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/announced"
 	"github.com/gantry-lb/gantry/controller/assign"
+	"github.com/gantry-lb/gantry/controller/clusternetwork"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/controller/events"
 	"github.com/gantry-lb/gantry/controller/gossipkey"
@@ -123,12 +124,16 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 	if err != nil {
 		return err
 	}
+	networks := clusternetwork.NewReader(clusternetwork.Options{LiveReader: mgr.GetAPIReader(), Log: log})
 	reader := configurationreader.NewReader(configurationreader.Options{
 		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
-			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
+			o, err := configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
+			o.ClusterAddresses = networks.LatestAddresses()
+			return o, err
 		},
 		Log: log, RecordProblems: gauges.RecordLoadedConfiguration,
 	})
+	networks.NotifyChanged = reader.NotifyChanged
 	announcedWriter := announced.NewConditionWriter(announced.Options{
 		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
 	})
@@ -141,6 +146,7 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 	})
 	return errors.Join(
 		reader.RegisterReader(ctx, mgr, scope),
+		networks.RegisterReader(ctx, mgr),
 		worker.RegisterWorker(ctx, mgr),
 		announcedWriter.RegisterController(ctx, mgr),
 		validWriter.RegisterController(mgr),
@@ -173,6 +179,7 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are never modified, so that they need not be copied.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: assign.CompactService, UnsafeDisableDeepCopy: &shared}
+	watched[&corev1.Node{}] = cache.ByObject{Transform: clusternetwork.CompactNode, UnsafeDisableDeepCopy: &shared}
 	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: announced.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{
 		Scheme:                        scheme,

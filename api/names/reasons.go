@@ -155,6 +155,9 @@ const (
 	ReasonInvalidAddress Reason = "InvalidAddress"
 	// ReasonOverlap: an entry overlaps one of the same or another pool.
 	ReasonOverlap Reason = "Overlap"
+	// ReasonClusterAddress: a pool has an address that the cluster itself uses, for a node or as a
+	// part of the Pod or Service networks. It is given all the same.
+	ReasonClusterAddress Reason = "ClusterAddress"
 	// ReasonInvalidSelector: a label selector cannot be read.
 	ReasonInvalidSelector Reason = "InvalidSelector"
 	// ReasonDuplicate: a list names the same thing twice.

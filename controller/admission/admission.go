@@ -92,7 +92,7 @@ func admitCreateOrUpdate(self snapshot.ObjectReference, before, after []snapshot
 		old[p.Fault()]--
 		switch {
 		case old[p.Fault()] >= 0:
-		case p.IsDanglingReference():
+		case p.IsDanglingReference() || p.IsOnlyAdvice():
 			if p.Object == self {
 				warnings = append(warnings, p.Text)
 			}

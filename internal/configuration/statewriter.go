@@ -51,11 +51,11 @@ func (s StateWriter) objectLabels() map[string]string {
 
 // TextsOfProblemsThatPreventServing returns the texts of the Problems that keep a part of the
 // configuration from being served, in their order. References to pools and peers are left out:
-// those may be created later, and the condition of the advertisement reports them.
+// those may be created later, and the condition of the advertisement reports them. So is advice.
 func TextsOfProblemsThatPreventServing(problems []snapshot.Problem) []string {
 	var out []string
 	for _, p := range problems {
-		if p.Reason != names.ReasonUnknownPool && p.Reason != names.ReasonUnknownPeer {
+		if p.Reason != names.ReasonUnknownPool && p.Reason != names.ReasonUnknownPeer && !p.IsOnlyAdvice() {
 			out = append(out, fmt.Sprintf("configuration error: %s %s/%s: %s", p.Object.Kind, p.Object.Namespace, p.Object.Name, p.Text))
 		}
 	}

@@ -33,6 +33,8 @@ type Objects struct {
 	Reservations      []v1alpha1.AddressReservation
 	Namespaces        []NamespaceLabels
 	Nodes             []NodeLabels
+	// ClusterAddresses are those that the cluster itself uses.
+	ClusterAddresses []ClusterAddress
 	// Secrets are those of type kubernetes.io/basic-auth.
 	Secrets []BasicAuthSecret
 	// PreviousSnapshot is the Snapshot before this one; nil at the start. If an edit breaks an
@@ -67,6 +69,7 @@ func (b *snapshotBuilder) reportProblem(o ObjectReference, field string, reason 
 func BuildSnapshot(o Objects) (*Snapshot, []Problem) {
 	var b snapshotBuilder
 	s := &Snapshot{Namespace: o.Namespace, Pools: b.parsePools(o.Pools, o.Namespaces, o.PreviousSnapshot)}
+	b.reportClusterAddresses(o.Pools, s.Pools, o.ClusterAddresses)
 	advertisements := slices.Clone(o.L2Advertisements)
 	slices.SortFunc(advertisements, func(x, y v1beta1.L2Advertisement) int { return cmp.Compare(x.Name, y.Name) })
 	for i := range advertisements {

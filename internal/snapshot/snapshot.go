@@ -279,6 +279,9 @@ func (p Problem) Fault() Fault {
 	return Fault{p.Object, p.Reason, subject}
 }
 
+// IsOnlyAdvice says whether everything is served as written all the same.
+func (p Problem) IsOnlyAdvice() bool { return p.Reason == names.ReasonClusterAddress }
+
 // IsDanglingReference says whether the Problem is a reference to an object that may still be
 // created.
 func (p Problem) IsDanglingReference() bool {

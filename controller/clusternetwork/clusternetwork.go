@@ -1,0 +1,201 @@
+// Package clusternetwork reads which addresses the cluster itself uses: those of the nodes, the Pod
+// networks of the nodes, and the Service networks. Package snapshot reports pools that have such
+// addresses.
+package clusternetwork
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+	ctrlcache "sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+const (
+	// serviceNetworksInterval is how often the ServiceCIDRs are read. They hardly ever change.
+	serviceNetworksInterval = 5 * time.Minute
+	// failedReadRetryDelay is how long to wait after a failed reading.
+	failedReadRetryDelay = 10 * time.Second
+)
+
+// Options are the settings of a Reader.
+type Options struct {
+	// LiveReader reads from the API server itself. API servers before 1.33 have no ServiceCIDRs, so
+	// that no cache can watch them.
+	LiveReader client.Reader
+	// NotifyChanged is called when the addresses have changed.
+	NotifyChanged func()
+	Log           *slog.Logger
+}
+
+// Reader knows the addresses that the cluster uses. Any goroutine may call LatestAddresses. Use
+// NewReader to create it.
+type Reader struct {
+	Options
+
+	mu              sync.Mutex // guards all that follows
+	addressesByNode map[string][]snapshot.ClusterAddress
+	serviceNetworks []snapshot.ClusterAddress
+}
+
+// NewReader returns a Reader that knows no address yet.
+func NewReader(o Options) *Reader {
+	return &Reader{Options: o, addressesByNode: map[string][]snapshot.ClusterAddress{}}
+}
+
+// LatestAddresses returns the addresses that are known now.
+func (r *Reader) LatestAddresses() []snapshot.ClusterAddress {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := slices.Clone(r.serviceNetworks)
+	for _, a := range r.addressesByNode {
+		out = append(out, a...)
+	}
+	return out
+}
+
+// RegisterReader watches the nodes in mgr's cache, and reads the ServiceCIDRs while mgr runs.
+func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager) error {
+	informer, err := mgr.GetCache().GetInformer(ctx, &corev1.Node{}, ctrlcache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watching the nodes: %w", err)
+	}
+	if _, err := informer.AddEventHandler(r.nodeEventHandler()); err != nil {
+		return fmt.Errorf("watching the nodes: %w", err)
+	}
+	if err := mgr.Add(r); err != nil {
+		return fmt.Errorf("setting up the reading of the Service networks: %w", err)
+	}
+	return nil
+}
+
+// CompactNode removes from a Node in the cache what this package does not read.
+func CompactNode(o any) (any, error) {
+	n, ok := o.(*corev1.Node)
+	if !ok {
+		return o, nil
+	}
+	return &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion},
+		Spec:       corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs},
+		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses},
+	}, nil
+}
+
+func (r *Reader) nodeEventHandler() cache.ResourceEventHandler {
+	set := func(o any) {
+		if n, ok := o.(*corev1.Node); ok {
+			r.setAddressesOfNode(n.Name, AddressesOfNode(n))
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc: set, UpdateFunc: func(_, o any) { set(o) },
+		DeleteFunc: func(o any) {
+			if unknown, ok := o.(cache.DeletedFinalStateUnknown); ok {
+				o = unknown.Obj
+			}
+			if n, ok := o.(*corev1.Node); ok {
+				r.setAddressesOfNode(n.Name, nil)
+			}
+		},
+	}
+}
+
+func (r *Reader) setAddressesOfNode(name string, now []snapshot.ClusterAddress) {
+	r.mu.Lock()
+	same := slices.Equal(r.addressesByNode[name], now)
+	if r.addressesByNode[name] = now; len(now) == 0 {
+		delete(r.addressesByNode, name)
+	}
+	r.mu.Unlock()
+	if !same {
+		r.NotifyChanged()
+	}
+}
+
+// AddressesOfNode returns the addresses of a node and its Pod networks.
+func AddressesOfNode(n *corev1.Node) []snapshot.ClusterAddress {
+	var out []snapshot.ClusterAddress
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP {
+			out = appendParsedRange(out, a.Address, "the address of node "+n.Name)
+		}
+	}
+	networks := n.Spec.PodCIDRs
+	if len(networks) == 0 && n.Spec.PodCIDR != "" {
+		networks = []string{n.Spec.PodCIDR}
+	}
+	for _, text := range networks {
+		out = appendParsedRange(out, text, "the Pod network of node "+n.Name)
+	}
+	return out
+}
+
+// appendParsedRange appends an address or CIDR. A text that is neither is left out.
+func appendParsedRange(to []snapshot.ClusterAddress, text, use string) []snapshot.ClusterAddress {
+	parsed, err := snapshot.ParseRange(text)
+	a := snapshot.ClusterAddress{Range: parsed, Use: use}
+	if err != nil || slices.Contains(to, a) { // many nodes list one address twice
+		return to
+	}
+	return append(to, a)
+}
+
+// NeedLeaderElection is part of manager.LeaderElectionRunnable. A controller that does not lead
+// reads too, so that it can begin at once.
+func (*Reader) NeedLeaderElection() bool { return false }
+
+// Start reads the ServiceCIDRs until ctx ends.
+func (r *Reader) Start(ctx context.Context) error {
+	for {
+		wait := serviceNetworksInterval
+		if err := r.readServiceNetworks(ctx); err != nil && ctx.Err() == nil {
+			r.Log.Info("reading the Service networks; pools with their addresses are not reported meanwhile", "error", err, "again", failedReadRetryDelay)
+			wait = failedReadRetryDelay
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// readServiceNetworks reads the ServiceCIDRs once. It is no error that the API server has none.
+func (r *Reader) readServiceNetworks(ctx context.Context) error {
+	var list networkingv1.ServiceCIDRList
+	err := r.LiveReader.List(ctx, &list)
+	if err != nil && !meta.IsNoMatchError(err) && !apierrors.IsNotFound(err) {
+		return err
+	}
+	var now []snapshot.ClusterAddress
+	for i := range list.Items {
+		for _, text := range list.Items[i].Spec.CIDRs {
+			if _, err := netip.ParsePrefix(text); err == nil {
+				now = appendParsedRange(now, text, "a Service network (ServiceCIDR "+list.Items[i].Name+")")
+			}
+		}
+	}
+	r.mu.Lock()
+	same := slices.Equal(r.serviceNetworks, now)
+	r.serviceNetworks = now
+	r.mu.Unlock()
+	if !same {
+		r.NotifyChanged()
+	}
+	return nil
+}
