@@ -126,14 +126,11 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 	}
 	networks := clusternetwork.NewReader(clusternetwork.Options{LiveReader: mgr.GetAPIReader(), Log: log})
 	reader := configurationreader.NewReader(configurationreader.Options{
-		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
-			o, err := configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
-			o.ClusterAddresses = networks.LatestAddresses()
-			return o, err
-		},
+		ReadObjects: networks.AddAddresses(func(ctx context.Context) (snapshot.Objects, error) {
+			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
+		}),
 		Log: log, RecordProblems: gauges.RecordLoadedConfiguration,
 	})
-	networks.NotifyChanged = reader.NotifyChanged
 	announcedWriter := announced.NewConditionWriter(announced.Options{
 		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
 	})
@@ -146,7 +143,7 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 	})
 	return errors.Join(
 		reader.RegisterReader(ctx, mgr, scope),
-		networks.RegisterReader(ctx, mgr),
+		networks.RegisterReader(ctx, mgr, reader.NotifyChanged),
 		worker.RegisterWorker(ctx, mgr),
 		announcedWriter.RegisterController(ctx, mgr),
 		validWriter.RegisterController(mgr),

@@ -50,7 +50,8 @@ func testLargeObjectsAreAccepted(t *testing.T, c client.Client) {
 			u.SetGroupVersionKind(schema.GroupVersionKind{Group: "metallb.io", Version: "v1beta1", Kind: kind})
 			unstructured.RemoveNestedField(u.Object, "status")
 			unstructured.RemoveNestedField(u.Object, "metadata", "creationTimestamp")
-			for _, name := range []string{"applied", "created"} { // a new object, and one that exists
+			// a new object, and one that exists
+			for _, name := range []string{"applied", "created"} {
 				u.SetName(name)
 				u.SetManagedFields(nil)
 				u.SetResourceVersion("")

@@ -34,7 +34,8 @@ func (r *ServiceWorker) advanceLedgerTime() {
 func (c *configurationStatusWriter) applyReservationAndWriteStatus(o *v1alpha1.AddressReservation, l *allocate.Ledger, config *configurationreader.Configuration) {
 	all := config.Snapshot.Reservations
 	i := slices.IndexFunc(all, func(p *snapshot.Reservation) bool { return p.Name == o.Name })
-	if i < 0 || !config.IsUpToDateWith(o) { // newer than the configuration that was read, or invalid
+	// It is newer than the configuration that was read, or invalid.
+	if i < 0 || !config.IsUpToDateWith(o) {
 		return
 	}
 	d := allocate.DecideReservation(all[i], l, config.Snapshot)

@@ -159,9 +159,9 @@ func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 	}
 }
 
-// queueWaiting queues the Services that wait for what has changed in the Ledger since the last call:
-// all of them, or only those that may share an address. Users can change a right to share as often
-// as they like, and most Services do not share.
+// queueWaiting queues the Services that wait for what has changed in the Ledger since the last
+// call: all of them, or only those that may share an address. Users can change a right to share as
+// often as they like, and most Services do not share.
 func (r *ServiceWorker) queueWaiting() {
 	freed, sharing := r.ledger.FreedVersion(), r.ledger.SharingVersion()
 	all := r.retryWaitingServices || freed != r.seenFreedVersion

@@ -23,7 +23,8 @@ const (
 	// before a crash is lost. With many entries the interval is longer, see withheldSaveDelay.
 	withheldSaveInterval = time.Second
 	// withheldEntriesPerInterval is how many entries make the interval longer by
-	// withheldSaveInterval: about 32 KB, so that the AddressLedger costs etcd at most 32 KB a second.
+	// withheldSaveInterval: about 32 KB, so that the AddressLedger costs etcd at most 32 KB a
+	// second.
 	withheldEntriesPerInterval = 128
 )
 

@@ -37,15 +37,15 @@ type Options struct {
 	// LiveReader reads from the API server itself. API servers before 1.33 have no ServiceCIDRs, so
 	// that no cache can watch them.
 	LiveReader client.Reader
-	// NotifyChanged is called when the addresses have changed.
-	NotifyChanged func()
-	Log           *slog.Logger
+	Log        *slog.Logger
 }
 
 // Reader knows the addresses that the cluster uses. Any goroutine may call LatestAddresses. Use
 // NewReader to create it.
 type Reader struct {
 	Options
+	// notifyChanged is called when the addresses have changed.
+	notifyChanged func()
 
 	mu              sync.Mutex // guards all that follows
 	addressesByNode map[string][]snapshot.ClusterAddress
@@ -68,8 +68,19 @@ func (r *Reader) LatestAddresses() []snapshot.ClusterAddress {
 	return out
 }
 
-// RegisterReader watches the nodes in mgr's cache, and reads the ServiceCIDRs while mgr runs.
-func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager) error {
+// AddAddresses returns a function that reads the same objects and adds the addresses.
+func (r *Reader) AddAddresses(read func(context.Context) (snapshot.Objects, error)) func(context.Context) (snapshot.Objects, error) {
+	return func(ctx context.Context) (snapshot.Objects, error) {
+		o, err := read(ctx)
+		o.ClusterAddresses = r.LatestAddresses()
+		return o, err
+	}
+}
+
+// RegisterReader watches the nodes in mgr's cache, and reads the ServiceCIDRs while mgr runs. It
+// calls notifyChanged when the addresses have changed.
+func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, notifyChanged func()) error {
+	r.notifyChanged = notifyChanged
 	informer, err := mgr.GetCache().GetInformer(ctx, &corev1.Node{}, ctrlcache.BlockUntilSynced(false))
 	if err != nil {
 		return fmt.Errorf("watching the nodes: %w", err)
@@ -123,7 +134,7 @@ func (r *Reader) setAddressesOfNode(name string, now []snapshot.ClusterAddress) 
 	}
 	r.mu.Unlock()
 	if !same {
-		r.NotifyChanged()
+		r.notifyChanged()
 	}
 }
 
@@ -132,7 +143,7 @@ func AddressesOfNode(n *corev1.Node) []snapshot.ClusterAddress {
 	var out []snapshot.ClusterAddress
 	for _, a := range n.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP {
-			out = appendParsedRange(out, a.Address, "the address of node "+n.Name)
+			out = appendParsedNetwork(out, a.Address, "the address of node "+n.Name)
 		}
 	}
 	networks := n.Spec.PodCIDRs
@@ -140,13 +151,13 @@ func AddressesOfNode(n *corev1.Node) []snapshot.ClusterAddress {
 		networks = []string{n.Spec.PodCIDR}
 	}
 	for _, text := range networks {
-		out = appendParsedRange(out, text, "the Pod network of node "+n.Name)
+		out = appendParsedNetwork(out, text, "the Pod network of node "+n.Name)
 	}
 	return out
 }
 
-// appendParsedRange appends an address or CIDR. A text that is neither is left out.
-func appendParsedRange(to []snapshot.ClusterAddress, text, use string) []snapshot.ClusterAddress {
+// appendParsedNetwork appends an address or CIDR. A text that is neither is left out.
+func appendParsedNetwork(to []snapshot.ClusterAddress, text, use string) []snapshot.ClusterAddress {
 	parsed, err := snapshot.ParseRange(text)
 	a := snapshot.ClusterAddress{Range: parsed, Use: use}
 	if err != nil || slices.Contains(to, a) { // many nodes list one address twice
@@ -186,7 +197,7 @@ func (r *Reader) readServiceNetworks(ctx context.Context) error {
 	for i := range list.Items {
 		for _, text := range list.Items[i].Spec.CIDRs {
 			if _, err := netip.ParsePrefix(text); err == nil {
-				now = appendParsedRange(now, text, "a Service network (ServiceCIDR "+list.Items[i].Name+")")
+				now = appendParsedNetwork(now, text, "a Service network (ServiceCIDR "+list.Items[i].Name+")")
 			}
 		}
 	}
@@ -195,7 +206,7 @@ func (r *Reader) readServiceNetworks(ctx context.Context) error {
 	r.serviceNetworks = now
 	r.mu.Unlock()
 	if !same {
-		r.NotifyChanged()
+		r.notifyChanged()
 	}
 	return nil
 }

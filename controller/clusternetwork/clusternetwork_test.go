@@ -47,7 +47,8 @@ func newNode(name string, addresses []string, podCIDRs ...string) *corev1.Node {
 func TestAddressesOfTheCluster(t *testing.T) {
 	changes := 0
 	api := &serviceCIDRReader{}
-	r := NewReader(Options{LiveReader: api, NotifyChanged: func() { changes++ }, Log: slog.New(slog.DiscardHandler)})
+	r := NewReader(Options{LiveReader: api, Log: slog.New(slog.DiscardHandler)})
+	r.notifyChanged = func() { changes++ }
 	h := r.nodeEventHandler()
 	check := func(wantChanges int, want ...string) {
 		t.Helper()

@@ -11,7 +11,7 @@ import (
 )
 
 // parsePools parses the pools. If two entries overlap, the later one is left out: see
-// sortPoolsByClaim for the order. A pool that an edit broke keeps its previous entries.
+// sortPoolsByPrecedence for the order. A pool that an edit broke keeps its previous entries.
 func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []NamespaceLabels, last *Snapshot) []*Pool {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.IPAddressPool) int {
@@ -20,7 +20,7 @@ func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []Na
 	entriesByPool := parseEntriesOfPools(in)
 	takenRanges := newRangeIndex(entriesByPool)
 	if !takenRanges.hasNoOverlap {
-		sortPoolsByClaim(in, last)
+		sortPoolsByPrecedence(in, last)
 		entriesByPool = parseEntriesOfPools(in)
 	}
 	var out []*Pool

@@ -23,7 +23,7 @@ func FromService(s *corev1.Service) Service {
 		HasLocalTrafficPolicy: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		HealthCheckNodePort:   uint16(s.Spec.HealthCheckNodePort),
 		PodSelector:           labels.Set(s.Spec.Selector).String(),
-		RecordedPool:          readRecordedPool(s),
+		RecordedPool:          readAllocationRecord(s),
 		IsDeleting:            s.DeletionTimestamp != nil,
 		CreatedUnixSeconds:    s.CreationTimestamp.Unix(),
 		Generation:            s.Generation,
@@ -45,9 +45,9 @@ func FromService(s *corev1.Service) Service {
 	return v
 }
 
-// readRecordedPool returns the pool of the first address. The annotation with the same content does
+// readAllocationRecord returns the pool of the first address. The annotation with the same content does
 // not count, because the owner of the Service can edit it.
-func readRecordedPool(s *corev1.Service) string {
+func readAllocationRecord(s *corev1.Service) string {
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAllocatedFromPool)
 	if c == nil {
 		return ""

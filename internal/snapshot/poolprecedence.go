@@ -13,11 +13,11 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// sortPoolsByClaim sorts pools by their claim to addresses that two of them list. A pool that was
+// sortPoolsByPrecedence sorts pools by their precedence for addresses that two of them list. A pool that was
 // edited to list what another pool had comes last: the Services of the other pool would change
 // their advertisements. Among the others the older pool comes first. A program that starts knows
 // of no edit, except of one that the status of the pool reports as an overlap.
-func sortPoolsByClaim(pools []v1beta1.IPAddressPool, last *Snapshot) {
+func sortPoolsByPrecedence(pools []v1beta1.IPAddressPool, last *Snapshot) {
 	had := newPreviousRanges(last)
 	isLate := map[string]bool{}
 	for i := range pools {
