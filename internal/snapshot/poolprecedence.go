@@ -13,10 +13,10 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// sortPoolsByPrecedence sorts pools by their precedence for addresses that two of them list. A pool that was
-// edited to list what another pool had comes last: the Services of the other pool would change
-// their advertisements. Among the others the older pool comes first. A program that starts knows
-// of no edit, except of one that the status of the pool reports as an overlap.
+// sortPoolsByPrecedence sorts pools by their precedence for addresses that two of them list. A pool
+// that was edited to list what another pool had comes last: the Services of the other pool would
+// change their advertisements. Among the others the older pool comes first. A program that starts
+// knows of no edit, except of one that the status of the pool reports as an overlap.
 func sortPoolsByPrecedence(pools []v1beta1.IPAddressPool, last *Snapshot) {
 	had := newPreviousRanges(last)
 	isLate := map[string]bool{}

@@ -45,8 +45,8 @@ func FromService(s *corev1.Service) Service {
 	return v
 }
 
-// readAllocationRecord returns the pool of the first address. The annotation with the same content does
-// not count, because the owner of the Service can edit it.
+// readAllocationRecord returns the pool of the first address. The annotation with the same content
+// does not count, because the owner of the Service can edit it.
 func readAllocationRecord(s *corev1.Service) string {
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAllocatedFromPool)
 	if c == nil {
