@@ -28,7 +28,7 @@ type BGPAdvertisementSpec struct {
 	LocalPref uint32 `json:"localPref,omitempty"`
 	// Communities of the routes: "A:B" (RFC 1997), "large:A:B:C" (RFC 8092), or an alias from a
 	// Community.
-	// +kubebuilder:validation:MaxItems=1024
+	// +kubebuilder:validation:MaxItems=512
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=253
 	// +kubebuilder:validation:items:XValidation:rule="!self.contains(':') || (self.matches('^[0-9]{1,5}:[0-9]{1,5}$') && self.split(':').all(n, int(n) <= 65535)) || (self.matches('^large:[0-9]{1,10}:[0-9]{1,10}:[0-9]{1,10}$') && self.substring(6).split(':').all(n, int(n) <= 4294967295))",message="invalid community value: write A:B with both at most 65535, large:A:B:C with each at most 4294967295, or the name of an alias",messageExpression="\"invalid community value: '\" + self + \"': write A:B with both at most 65535, large:A:B:C with each at most 4294967295, or the name of an alias\""

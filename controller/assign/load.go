@@ -117,7 +117,6 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	r.ledgerWriter.fence, r.ledgerWriter.ledgerObject = open, object
 	r.adoptRecords(seen)
 	r.recordAllAddressesInLedger(claimants, left)
-	// All Services are decided now.
 	r.seenFreedVersion, r.seenSharingVersion = r.ledger.FreedVersion(), r.ledger.SharingVersion()
 	r.workQueue.markProbesChanged()
 	r.Log.Info("the addresses in use have been read", "services", len(claimants), "pools", len(config.Snapshot.Pools), "pending", len(left))

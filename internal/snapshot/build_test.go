@@ -110,9 +110,9 @@ func TestEditOfAnOlderPoolTakesNothingFromAYoungerOne(t *testing.T) {
 	check(s, problems, "[10.0.1.0/24]")
 
 	// A program that starts knows only what the status of the pool says of this edit.
-	old.Status.Gantry = &v1beta1.ObjectStatus{Conditions: []metav1.Condition{{
+	old.Status.Gantry = &v1beta1.PoolStatusExtension{ObjectStatus: v1beta1.ObjectStatus{Conditions: []metav1.Condition{{
 		Type: names.ConditionValid, Status: metav1.ConditionFalse, ObservedGeneration: 2, Reason: string(names.ReasonOverlap), Message: problems[0].Text,
-	}}}
+	}}}}
 	s, problems = BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{old, young}})
 	check(s, problems, "[]")
 
