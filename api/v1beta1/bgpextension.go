@@ -38,7 +38,7 @@ type BGPAdvertisementExtension struct {
 // CommunityExtension holds the settings of a Community that are not in the metallb.io API.
 type CommunityExtension struct {
 	// Extended are aliases of extended communities.
-	// +kubebuilder:validation:MaxItems=4096
+	// +kubebuilder:validation:MaxItems=2048
 	// +listType=map
 	// +listMapKey=name
 	// +optional

@@ -5,7 +5,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // CommunitySpec lists aliases of communities.
 type CommunitySpec struct {
 	// Communities are the aliases.
-	// +kubebuilder:validation:MaxItems=4096
+	// +kubebuilder:validation:MaxItems=2048
 	// +kubebuilder:validation:items:XValidation:rule="has(self.name) && has(self.value)",message="an alias needs both name and value: write name: vpn and value: 64512:100, or remove it"
 	// +optional
 	Communities []CommunityAlias `json:"communities,omitempty"`
