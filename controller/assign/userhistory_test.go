@@ -405,7 +405,9 @@ func findWaitingFaults(v *view.Service, s *corev1.Service, has map[ipfamily.Fami
 		return nil
 	}
 	var out []string
-	if len(v.AssignedAddresses) == 0 && assignedReason(s) != names.ReasonPoolExhausted {
+	// a Service that wants to share may be told what keeps it from sharing
+	isNoRoom := assignedReason(s) == names.ReasonPoolExhausted || v.SharingKey != "" && assignedReason(s) == names.ReasonPortConflict
+	if len(v.AssignedAddresses) == 0 && !isNoRoom {
 		out = append(out, fmt.Sprintf("%s has no address, for the reason %q", s.Name, assignedReason(s)))
 	}
 	had := func(f ipfamily.Family) bool { return len(free[f]) > 0 }
