@@ -18,6 +18,11 @@ const (
 	// API server busy meanwhile. With more, the object only grows: each swap costs the API server
 	// the whole object, and the next leader finds more pending assignments.
 	maxReadyWritesBeforeSwap = maxTasksInFlight
+	// unfinishedTasksPerStagedWrite is how many requests may be unfinished for each staged write
+	// when a swap begins. With few Services there are fewer.
+	unfinishedTasksPerStagedWrite = 2
+	// taskProgressTimeout is when unfinished requests count as stuck.
+	taskProgressTimeout = 200 * time.Millisecond
 	// maxPendingAssignments and maxPendingBytes bound the open pending assignments, so that one
 	// write of the object has less than 128 KB.
 	maxPendingAssignments = 1024
@@ -54,11 +59,34 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	j.swapTimerUntil = time.Time{}
+	if r.waitForLargerBatch() {
+		return
+	}
 	if batch := j.takeNextBatch(); len(batch) > 0 {
 		r.startLedgerWrite(ctx, batch)
 		return
 	}
 	r.reportLedgerFull()
+}
+
+// waitForLargerBatch says whether the next swap is not due because many writes of the last ones are
+// in flight. Then the API server is busy, and a swap costs it as much as the write of a status. The
+// result of each write wakes the worker, so that a single Service waits for at most half of them.
+// Writes that make no progress hold nothing up.
+func (r *ServiceWorker) waitForLargerBatch() bool {
+	staged, q := min(len(r.ledgerWriter.writesAwaitingLedgerEntry), maxWritesPerSwap), r.apiTaskQueue
+	if r.ledgerWriter.maxWritesWhileFindingRefused > 0 || r.ledgerWriter.allStagedWritesWereRefused() || staged*unfinishedTasksPerStagedWrite >= q.countUnfinishedTasks() {
+		return false
+	}
+	now := r.Now()
+	if wait := q.lastProgress.Add(taskProgressTimeout).Sub(now); wait > 0 {
+		if !q.progressTimerUntil.After(now) {
+			q.progressTimerUntil = now.Add(wait)
+			r.workQueue.wakeWorkerAfter(wait)
+		}
+		return true
+	}
+	return false
 }
 
 // startLedgerWrite writes the AddressLedger with the pending assignments of a batch.

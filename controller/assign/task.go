@@ -51,6 +51,9 @@ type apiTaskQueue struct {
 	tasksAwaitingFreeSlot   []apiRequestTask
 	writesAwaitingRetryTime []*serviceStatusWriteTask
 	tasksInFlightCount      int
+	// lastProgress is when a task last began or ended. progressTimerUntil is when the timer that
+	// checks it ends.
+	lastProgress, progressTimerUntil time.Time
 }
 
 func newAPITaskQueue(api WorkerAPI) *apiTaskQueue {
@@ -92,6 +95,7 @@ func (q *apiTaskQueue) dispatchTasks(ctx context.Context, now time.Time) {
 		q.tasksAwaitingFreeSlot[0] = nil
 		q.tasksAwaitingFreeSlot = q.tasksAwaitingFreeSlot[1:]
 		q.startTask(ctx, t)
+		q.lastProgress = now
 	}
 }
 
