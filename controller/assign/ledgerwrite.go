@@ -36,7 +36,7 @@ const (
 // startLedgerSwapIfDue writes the pending assignments of writesAwaitingLedgerEntry into the
 // AddressLedger. A batch is what was staged while the last swap was under way. So a single Service
 // is served at once, and many of them share a write. No swap waits for a clock unless the API
-// server refused one or did not answer.
+// server refused a request or does not answer.
 func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	j := &r.ledgerWriter
 	if j.swapInFlight {
@@ -51,7 +51,7 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	if len(r.apiTaskQueue.tasksAwaitingFreeSlot) > maxReadyWritesBeforeSwap {
 		return
 	}
-	if wait := max(j.failureDelay(r.Now()), j.refusalDelay(r.Now())); wait > 0 {
+	if wait := max(j.failureDelay(r.Now()), j.refusalDelay(r.Now()), j.largerBatchDelay(r.Now(), r.apiTaskQueue)); wait > 0 {
 		if now := r.Now(); !j.swapTimerUntil.After(now) || now.Add(wait).Before(j.swapTimerUntil) {
 			j.swapTimerUntil = now.Add(wait)
 			r.workQueue.wakeWorkerAfter(wait)
@@ -59,9 +59,6 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	j.swapTimerUntil = time.Time{}
-	if r.waitForLargerBatch() {
-		return
-	}
 	if batch := j.takeNextBatch(); len(batch) > 0 {
 		r.startLedgerWrite(ctx, batch)
 		return
@@ -69,24 +66,17 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	r.reportLedgerFull()
 }
 
-// waitForLargerBatch says whether the next swap is not due because many writes of the last ones are
-// in flight. Then the API server is busy, and a swap costs it as much as the write of a status. The
+// largerBatchDelay is how long the next swap may wait because many writes of the last ones are in
+// flight. Then the API server is busy, and a swap costs it as much as the write of a status. The
 // result of each write wakes the worker, so that a single Service waits for at most half of them.
 // Writes that make no progress hold nothing up.
-func (r *ServiceWorker) waitForLargerBatch() bool {
-	staged, q := min(len(r.ledgerWriter.writesAwaitingLedgerEntry), maxWritesPerSwap), r.apiTaskQueue
-	if r.ledgerWriter.maxWritesWhileFindingRefused > 0 || r.ledgerWriter.allStagedWritesWereRefused() || staged*unfinishedTasksPerStagedWrite >= q.countUnfinishedTasks() {
-		return false
+func (j *ledgerWriter) largerBatchDelay(now time.Time, q *apiTaskQueue) time.Duration {
+	staged := min(len(j.writesAwaitingLedgerEntry), maxWritesPerSwap)
+	mustBeSmall := j.maxWritesWhileFindingRefused > 0 || j.mustOmitEarlierEntries || j.canOnlyWriteRefused()
+	if mustBeSmall || staged*unfinishedTasksPerStagedWrite >= q.countUnfinishedTasks() {
+		return 0
 	}
-	now := r.Now()
-	if wait := q.lastProgress.Add(taskProgressTimeout).Sub(now); wait > 0 {
-		if !q.progressTimerUntil.After(now) {
-			q.progressTimerUntil = now.Add(wait)
-			r.workQueue.wakeWorkerAfter(wait)
-		}
-		return true
-	}
-	return false
+	return q.lastProgress.Add(taskProgressTimeout).Sub(now)
 }
 
 // startLedgerWrite writes the AddressLedger with the pending assignments of a batch.

@@ -51,9 +51,8 @@ type apiTaskQueue struct {
 	tasksAwaitingFreeSlot   []apiRequestTask
 	writesAwaitingRetryTime []*serviceStatusWriteTask
 	tasksInFlightCount      int
-	// lastProgress is when a task last began or ended. progressTimerUntil is when the timer that
-	// checks it ends.
-	lastProgress, progressTimerUntil time.Time
+	// lastProgress is when a task last began or ended.
+	lastProgress time.Time
 }
 
 func newAPITaskQueue(api WorkerAPI) *apiTaskQueue {
