@@ -18,6 +18,11 @@ const (
 	// API server busy meanwhile. With more, the object only grows: each swap costs the API server
 	// the whole object, and the next leader finds more pending assignments.
 	maxReadyWritesBeforeSwap = maxTasksInFlight
+	// unfinishedTasksPerStagedWrite is how many requests may be unfinished for each staged write
+	// when a swap begins. With few Services there are fewer.
+	unfinishedTasksPerStagedWrite = 2
+	// taskProgressTimeout is when unfinished requests count as stuck.
+	taskProgressTimeout = 200 * time.Millisecond
 	// maxPendingAssignments and maxPendingBytes bound the open pending assignments, so that one
 	// write of the object has less than 128 KB.
 	maxPendingAssignments = 1024
@@ -31,7 +36,7 @@ const (
 // startLedgerSwapIfDue writes the pending assignments of writesAwaitingLedgerEntry into the
 // AddressLedger. A batch is what was staged while the last swap was under way. So a single Service
 // is served at once, and many of them share a write. No swap waits for a clock unless the API
-// server refused one or did not answer.
+// server refused a request or does not answer.
 func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	j := &r.ledgerWriter
 	if j.swapInFlight {
@@ -46,7 +51,7 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	if len(r.apiTaskQueue.tasksAwaitingFreeSlot) > maxReadyWritesBeforeSwap {
 		return
 	}
-	if wait := max(j.failureDelay(r.Now()), j.refusalDelay(r.Now())); wait > 0 {
+	if wait := max(j.failureDelay(r.Now()), j.refusalDelay(r.Now()), j.largerBatchDelay(r.Now(), r.apiTaskQueue)); wait > 0 {
 		if now := r.Now(); !j.swapTimerUntil.After(now) || now.Add(wait).Before(j.swapTimerUntil) {
 			j.swapTimerUntil = now.Add(wait)
 			r.workQueue.wakeWorkerAfter(wait)
@@ -59,6 +64,19 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	r.reportLedgerFull()
+}
+
+// largerBatchDelay is how long the next swap may wait because many writes of the last ones are in
+// flight. Then the API server is busy, and a swap costs it as much as the write of a status. The
+// result of each write wakes the worker, so that a single Service waits for at most half of them.
+// Writes that make no progress hold nothing up.
+func (j *ledgerWriter) largerBatchDelay(now time.Time, q *apiTaskQueue) time.Duration {
+	staged := min(len(j.writesAwaitingLedgerEntry), maxWritesPerSwap)
+	mustBeSmall := j.maxWritesWhileFindingRefused > 0 || j.mustOmitEarlierEntries || j.canOnlyWriteRefused()
+	if mustBeSmall || staged*unfinishedTasksPerStagedWrite >= q.countUnfinishedTasks() {
+		return 0
+	}
+	return q.lastProgress.Add(taskProgressTimeout).Sub(now)
 }
 
 // startLedgerWrite writes the AddressLedger with the pending assignments of a batch.

@@ -298,6 +298,7 @@ func (r *ServiceWorker) awaitWork(ctx, tasks context.Context, published <-chan s
 
 func (r *ServiceWorker) applyResult(ctx context.Context, f taskResultHandler) {
 	r.apiTaskQueue.tasksInFlightCount--
+	r.apiTaskQueue.lastProgress = r.Now()
 	r.workerState.recordAttempt(r.Now(), phaseWriting, false)
 	f(ctx, r)
 }

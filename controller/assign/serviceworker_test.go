@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -93,6 +94,39 @@ func TestNoServiceWaitsForAClock(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestHangingWritesDelayNoOtherService has status writes of 20 Services that get no answer, and
+// creates others one after the other.
+func TestHangingWritesDelayNoOtherService(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		var created atomic.Int32
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/24"))
+		c := startController(t, s, func(what string) apitest.Delivery {
+			if what == "service" && created.Load() <= 20 {
+				return apitest.Delivery{RequestDelay: 9 * time.Second}
+			}
+			return apitest.Delivery{}
+		}, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		time.Sleep(time.Minute)
+		for i := range 23 {
+			name := fmt.Sprint("s", i)
+			created.Add(1)
+			s.CreateService(newLoadBalancer(name))
+			time.Sleep(300 * time.Millisecond)
+			if has := firstAddress(s.ServiceByKey(serviceKey(name))).IsValid(); i >= 20 && !has {
+				t.Errorf("Service %s has no address after 300 ms, because others wait for an answer", name)
+			}
+		}
+		time.Sleep(time.Minute)
+		for _, o := range s.AllServices() {
+			if !firstAddress(o).IsValid() {
+				t.Errorf("Service %s has no address a minute later", o.Name)
+			}
+		}
+	})
 }
 
 func TestRestartWritesNothing(t *testing.T) {

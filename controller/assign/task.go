@@ -51,6 +51,8 @@ type apiTaskQueue struct {
 	tasksAwaitingFreeSlot   []apiRequestTask
 	writesAwaitingRetryTime []*serviceStatusWriteTask
 	tasksInFlightCount      int
+	// lastProgress is when a task last began or ended.
+	lastProgress time.Time
 }
 
 func newAPITaskQueue(api WorkerAPI) *apiTaskQueue {
@@ -92,6 +94,7 @@ func (q *apiTaskQueue) dispatchTasks(ctx context.Context, now time.Time) {
 		q.tasksAwaitingFreeSlot[0] = nil
 		q.tasksAwaitingFreeSlot = q.tasksAwaitingFreeSlot[1:]
 		q.startTask(ctx, t)
+		q.lastProgress = now
 	}
 }
 
