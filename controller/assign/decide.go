@@ -284,6 +284,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 	if o == outcomeMaybeWritten {
 		w.mayBeWrittenByEarlierAttempt, w.errorAnswered = true, apierrors.IsInternalError(err)
 		rec.consecutiveFailures++
+		w.failedAttempts++
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.apiTaskQueue.enqueueWriteAt(w, r.Now().Add(retryDelay(rec.consecutiveFailures)))
 		r.workQueue.wakeWorkerAfter(retryDelay(rec.consecutiveFailures))
