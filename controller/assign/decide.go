@@ -271,6 +271,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		w.mayBeWrittenByEarlierAttempt, w.errorAnswered = true, apierrors.IsInternalError(err)
 		r.ledger.AssumeWritten(k)
 		rec.consecutiveFailures++
+		w.failedAttempts++
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.apiTaskQueue.enqueueWriteAt(w, r.Now().Add(retryDelay(rec.consecutiveFailures)))
 		r.workQueue.wakeWorkerAfter(retryDelay(rec.consecutiveFailures))

@@ -59,11 +59,16 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	j.swapTimerUntil = time.Time{}
-	if batch := j.takeNextBatch(); len(batch) > 0 {
-		r.startLedgerWrite(ctx, batch)
+	batch := j.takeNextBatch()
+	if len(batch) == 0 && j.omitEntriesOfFailingWrites(r.apiTaskQueue.writesAwaitingRetryTime) {
+		r.logOmittedEntries("the AddressLedger is full of pending assignments whose writes fail")
+		batch = j.takeNextBatch()
+	}
+	if len(batch) == 0 {
+		r.reportLedgerFull()
 		return
 	}
-	r.reportLedgerFull()
+	r.startLedgerWrite(ctx, batch)
 }
 
 // largerBatchDelay is how long the next swap may wait because many writes of the last ones are in
@@ -137,7 +142,7 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 
 // remainingRoom returns how many more Services the object may have, and how many more bytes.
 func (j *ledgerWriter) remainingRoom() (services, bytes int) {
-	services, bytes = j.maxPendingServices-j.fence.CountPending(), maxPendingBytes
+	services, bytes = j.maxPendingServices+j.fence.CountOmittedFromObject()-j.fence.CountPending(), maxPendingBytes
 	for _, i := range j.fence.MergedPendingWithBatch(nil) {
 		bytes -= encodedSizeOfPending(i)
 	}
@@ -219,7 +224,8 @@ func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwap, now *v1alpha1.Addr
 		j.consecutiveFailures, j.trimFailures, j.ledgerObject = 0, 0, now
 		r.workerState.recordAttempt(r.Now(), phaseWriting, true)
 		if s.omitsEarlierEntries {
-			r.recordOmittedEntries(s)
+			j.fence.OmitAllFromObjectExcept(pendingEntriesOfWrites(s.writes))
+			r.logOmittedEntries("the API server refuses the AddressLedger with entries that it has already")
 		}
 		j.fence.RecordBatchWrittenToObject(pendingEntriesOfWrites(s.writes))
 		for _, w := range s.writes {

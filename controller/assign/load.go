@@ -130,7 +130,7 @@ func (r *ServiceWorker) adoptRecords(seen map[view.ObjectKey]*serviceRecord) {
 	for _, w := range r.ledgerWriter.writesAwaitingLedgerEntry {
 		r.recordByService[w.service.Key].writeInFlight = false
 	}
-	r.ledgerWriter.writesAwaitingLedgerEntry = nil
+	r.ledgerWriter.writesAwaitingLedgerEntry, r.ledgerWriter.mustOmitEarlierEntries = nil, false
 	for k, old := range r.recordByService {
 		switch now := seen[k]; {
 		case now != nil:

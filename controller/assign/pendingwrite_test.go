@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
@@ -80,6 +81,43 @@ func TestAddressDroppedFromAStatusGoesToAWaitingService(t *testing.T) {
 		s.EditService(serviceKey("a"), func(o *corev1.Service) { o.Status.LoadBalancer.Ingress[0].IP = "198.51.100.1" })
 		time.Sleep(time.Minute)
 		wantAddress(t, s, "b", "192.0.2.0", names.ReasonAssigned)
+	})
+}
+
+// TestNoWriteReliesOnTheAssignmentOfAnotherController has a pending assignment of another
+// controller that still works. When the API server refuses its write, that one removes the
+// assignment and gives the address to another Service. It must not be able to do so once a write of
+// this controller, for which the assignment would do as well, has begun.
+func TestNoWriteReliesOnTheAssignmentOfAnotherController(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(newOracle().checkServiceChange)
+		s.SetPool("p", poolSpec("192.0.2.0/31"))
+		s.CreateService(newLoadBalancer("d"))
+		other := apitest.NewClient(s, nil)
+		writePendingAsOtherController(t, other, newPendingAssignment("d", s.ServiceByKey(serviceKey("d")).ResourceVersion, parseAddresses("192.0.2.0")...))
+		known, err := other.ReadOrCreateLedger(t.Context(), names.AddressLedger)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var isSent atomic.Bool
+		c := startController(t, s, func(what string) apitest.Delivery {
+			if what == "service" {
+				isSent.Store(true)
+				return apitest.Delivery{RequestDelay: 5 * time.Second}
+			}
+			return apitest.Delivery{}
+		}, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		for !isSent.Load() {
+			time.Sleep(time.Millisecond)
+		}
+		known = known.DeepCopy()
+		known.Spec.Pending = nil
+		if _, err := other.CompareAndSwapLedger(t.Context(), known); !apierrors.IsConflict(err) {
+			t.Errorf("the other controller can remove the assignment while a write relies on it: %v", err)
+		}
+		time.Sleep(10 * time.Second)
+		wantAddress(t, s, "d", "192.0.2.0", names.ReasonAssigned)
 	})
 }
 

@@ -160,19 +160,16 @@ func (r *ServiceWorker) CheckAlive(now time.Time) error {
 	return checkLiveness(all, now)
 }
 
-// secondsWithoutProgress is how long the worker has had work and made no progress.
-func (r *ServiceWorker) secondsWithoutProgress() float64 {
-	all, _, _ := r.workerState.readState()
-	_, stall := longestStall(all, r.Now(), lastSuccess)
-	return stall.Seconds()
-}
-
 // Collectors returns the metrics of the worker and of the pending assignments.
 func (r *ServiceWorker) Collectors() []prometheus.Collector {
 	return append(r.Metrics.collectors(),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "gantry_controller_no_progress_seconds", Help: "For how long there has been work without progress. Work that waits only because the API server refuses single Services does not count.",
-		}, r.secondsWithoutProgress),
+		}, func() float64 {
+			all, _, _ := r.workerState.readState()
+			_, stall := longestStall(all, r.Now(), lastSuccess)
+			return stall.Seconds()
+		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "gantry_controller_unseen_services", Help: "Services that the controller must still decide about.",
 		}, func() float64 { return float64(r.workQueue.countQueuedServices()) }),

@@ -103,14 +103,27 @@ func (r *ServiceWorker) splitRefusedBatch(s *ledgerSwap, err error) {
 	r.abandonWriteRefusedByLedger(batch[0], err)
 }
 
-// recordOmittedEntries records that the API server accepted the AddressLedger without the entries
-// of earlier writes.
-func (r *ServiceWorker) recordOmittedEntries(s *ledgerSwap) {
-	f := r.ledgerWriter.fence
-	if f.OmitAllFromObjectExcept(pendingEntriesOfWrites(s.writes)); f.CountOmittedFromObject() > 0 {
-		r.Log.Warn("the API server refuses the AddressLedger with entries that it has already; they are left out until their writes are answered, and the AddressLedger is marked as incomplete",
-			"ledger", r.ledgerLogName(), "omitted", f.CountOmittedFromObject())
+// failuresBeforeOmission is after how many failures in a row an entry may be left out: about three
+// seconds.
+const failuresBeforeOmission = 6
+
+// omitEntriesOfFailingWrites makes room in a full AddressLedger: it leaves out the entries of those
+// writes that the API server answers with an internal error again and again, because a webhook for
+// their namespace fails, for example. It says whether there are any.
+func (j *ledgerWriter) omitEntriesOfFailingWrites(awaitingRetry []*serviceStatusWriteTask) bool {
+	isAny := false
+	for _, w := range awaitingRetry {
+		if w.errorAnswered && w.failedAttempts >= failuresBeforeOmission && j.fence.OmitFromObject(w.service.Key) {
+			isAny = true
+		}
 	}
+	return isAny
+}
+
+// logOmittedEntries logs why the AddressLedger lacks entries.
+func (r *ServiceWorker) logOmittedEntries(why string) {
+	r.Log.Warn(why+": these are left out until their writes are answered, and the AddressLedger is marked as incomplete",
+		"ledger", r.ledgerLogName(), "omitted", r.ledgerWriter.fence.CountOmittedFromObject())
 }
 
 // abandonWriteRefusedByLedger drops the decision for a Service, because the AddressLedger does not

@@ -145,6 +145,57 @@ func TestRefusedEarlierEntryDelaysNoOtherService(t *testing.T) {
 	}
 }
 
+// TestFailingWritesDoNotFillTheAddressLedger makes the API server answer each write to many
+// Services with an internal error, because a webhook for their namespace fails. Their pending
+// assignments stay open, and would fill the AddressLedger. Other Services are served all the same.
+func TestFailingWritesDoNotFillTheAddressLedger(t *testing.T) {
+	o := newOracle()
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(o.checkServiceChange)
+		s.SetPool("p", poolSpec("10.0.0.0/24"))
+		s.RefuseServiceWrites(func(o *corev1.Service) error {
+			if strings.HasPrefix(o.Name, "bad") {
+				return apierrors.NewInternalError(errors.New("a webhook failed"))
+			}
+			return nil
+		})
+		c := startTestControllerWithMaxPending(t, s, newPromptDelivery, ServiceWorkerOptions{}, 8)
+		defer c.stopAndWait()
+		time.Sleep(10 * time.Second)
+		for i := range 40 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("bad", i)))
+		}
+		time.Sleep(time.Minute)
+		for i := range 40 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+		}
+		time.Sleep(10 * time.Second)
+		for i := range 40 {
+			if o := s.ServiceByKey(serviceKey(fmt.Sprint("s", i))); !firstAddress(o).IsValid() {
+				t.Errorf("Service %s has no address after 10 s: %v", o.Name, o.Status.Conditions)
+			}
+		}
+		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n > 8 {
+			t.Errorf("the AddressLedger has %d entries, more than 8", n)
+		}
+		s.RefuseServiceWrites(nil)
+		time.Sleep(time.Minute)
+		s.CreateService(newLoadBalancer("last"))
+		time.Sleep(time.Second)
+		for _, o := range s.AllServices() {
+			if !firstAddress(o).IsValid() {
+				t.Errorf("Service %s has no address in the end: %v", o.Name, o.Status.Conditions)
+			}
+		}
+		if s.LedgerByName(names.AddressLedger).Spec.Incomplete {
+			t.Error("the AddressLedger stays incomplete when all writes are answered")
+		}
+	})
+	for _, f := range o.faults {
+		t.Error(f)
+	}
+}
+
 // TestRefusedEntryDoesNotFillTheAddressLedger has room for one open assignment, which another
 // controller has recorded for a Service whose entry was refused before. It is written all the same,
 // so that other Services get room.

@@ -158,6 +158,8 @@ type serviceStatusWriteTask struct {
 	retryAt                      time.Time
 	// errorAnswered says that the API server answered the last attempt with an internal error.
 	errorAnswered bool
+	// failedAttempts counts the attempts without a known result.
+	failedAttempts int
 	// ledgerEntryRefused says that the AddressLedger was refused with its entry when that was last
 	// tried.
 	ledgerEntryRefused bool

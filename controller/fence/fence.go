@@ -179,6 +179,18 @@ func (f *Fence) mergeBatchInto(all map[view.ObjectKey]PendingStatusWrite, batch 
 	}
 }
 
+// OmitFromObject records that the object leaves out the open assignment of the Service, and says
+// whether it did not before.
+func (f *Fence) OmitFromObject(k view.ObjectKey) bool {
+	_, open := f.pendingByService[k]
+	_, omitted := f.servicesOmittedFromObject[k]
+	if !open || omitted {
+		return false
+	}
+	f.servicesOmittedFromObject[k] = struct{}{}
+	return true
+}
+
 // OmitAllFromObjectExcept records that the object leaves out all open assignments of other Services
 // than those of the batch. They are left out until they are closed.
 func (f *Fence) OmitAllFromObjectExcept(batch []PendingStatusWrite) {

@@ -189,4 +189,8 @@ func TestOmittedPendingStaysOpen(t *testing.T) {
 	if f.CountOmittedFromObject() != 0 {
 		t.Error("nothing is left out any more")
 	}
+	if f.OmitFromObject(serviceKey("other")) || !f.OmitFromObject(serviceKey("third")) || f.OmitFromObject(serviceKey("third")) {
+		t.Error("only an open assignment can be left out, and once")
+	}
+	wantPending(t, "when the third is left out", f.MergedPendingWithBatch(nil), second)
 }
