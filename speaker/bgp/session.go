@@ -2,11 +2,13 @@ package bgp
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -65,7 +67,8 @@ const (
 	// notificationTimeout bounds the sending of the last NOTIFICATION.
 	notificationTimeout = time.Second
 	// minRouteRefreshAnswerInterval is the shortest time between two answered ROUTE-REFRESHes of
-	// one family, since each answer sends every route again.
+	// one family, since each answer sends every route again. A request within it is answered at
+	// its end.
 	minRouteRefreshAnswerInterval = time.Second
 )
 
@@ -135,7 +138,10 @@ func (s *session) writeMessage(t message.MessageType, m []byte, flush bool) erro
 		err = s.writer.Flush()
 	}
 	s.writeMutex.Unlock()
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded): // RFC 9687; nothing more can be sent
+		s.endWithNotification(fmt.Errorf("the router has read nothing for %s (send hold timer expired)", timeout), nil)
+	case err != nil:
 		s.endWithNotification(fmt.Errorf("sending %s to the router: %w", t, err), nil)
 	}
 	return err
@@ -172,7 +178,9 @@ func closeConnectionWithoutReset(c Conn, notified bool) {
 	if !notified || !ok || half.CloseWrite() != nil {
 		return
 	}
-	_ = c.SetReadDeadline(time.Now().Add(notificationTimeout))
+	// A reader of the session may set a later deadline.
+	closing := time.AfterFunc(notificationTimeout, func() { c.Close() })
+	defer closing.Stop()
 	_, _ = io.Copy(io.Discard, c)
 }
 
@@ -180,11 +188,16 @@ func closeConnectionWithoutReset(c Conn, notified bool) {
 // UPDATEs, so that a flood of routes costs no memory.
 func (s *session) relayFromRouter() {
 	r, buf := bufio.NewReaderSize(s.routerConn, 1<<16), make([]byte, message.MaxMessageLength)
-	refreshes := map[uint16]time.Time{}
+	refreshes := routeRefreshSchedule{}
 	confirmed := false
 	for {
-		if s.negotiated.HoldTime > 0 {
+		switch {
+		case s.negotiated.HoldTime > 0:
 			_ = s.routerConn.SetReadDeadline(time.Now().Add(s.negotiated.HoldTime))
+		case !confirmed:
+			_ = s.routerConn.SetReadDeadline(time.Now().Add(firstKeepaliveWithoutHoldTimeTimeout))
+		default:
+			_ = s.routerConn.SetReadDeadline(time.Time{})
 		}
 		m, err := message.ReadMessage(r, buf)
 		if err != nil {
@@ -212,12 +225,9 @@ func (s *session) relayFromRouter() {
 				close(s.firstKeepaliveReceived)
 			}
 		case message.TypeRouteRefresh:
-			afi := uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])
-			now := s.now()
-			if now.Sub(refreshes[afi]) < minRouteRefreshAnswerInterval {
+			if s.deferRouteRefresh(refreshes, m) {
 				continue
 			}
-			refreshes[afi] = now
 		}
 		if _, err := s.updateGeneratorConn.Write(m); err != nil {
 			s.endWithNotification(fmt.Errorf("the UPDATE encoder closed the session: %w", err), message.NewCeaseNotification(message.CeaseReset, ""))
@@ -226,12 +236,46 @@ func (s *session) relayFromRouter() {
 	}
 }
 
+// firstKeepaliveWithoutHoldTimeTimeout bounds the wait for the router's first KEEPALIVE on a
+// session without a hold time.
+const firstKeepaliveWithoutHoldTimeTimeout = receiveOpenTimeout
+
+// routeRefreshSchedule has the time of the latest answer to a ROUTE-REFRESH by family. It may be in
+// the future.
+type routeRefreshSchedule map[message.AFI]time.Time
+
+// deferRouteRefresh reports whether a ROUTE-REFRESH is not passed on now: it asks for nothing of
+// ours, or an earlier one was answered just before. In the latter case all requests until the end
+// of the interval get one answer then (RFC 2918 section 4).
+func (s *session) deferRouteRefresh(schedule routeRefreshSchedule, m []byte) bool {
+	family, ok := message.DecodeRouteRefresh(message.BodyOf(m))
+	if !ok || !slices.Contains(s.negotiated.CommonFamilies, family) {
+		return true
+	}
+	now := s.now()
+	last, answered := schedule[family]
+	switch due := last.Add(minRouteRefreshAnswerInterval); {
+	case !answered || !now.Before(due):
+		schedule[family] = now
+		return false
+	case now.Before(last): // one is scheduled already
+	default:
+		schedule[family] = due
+		request := bytes.Clone(m)
+		// An error means that the session has ended.
+		time.AfterFunc(due.Sub(now), func() { _, _ = s.updateGeneratorConn.Write(request) })
+	}
+	return true
+}
+
 // handleReadError ends the session with an explanation of the read error.
 func (s *session) handleReadError(err error) {
 	var notification *message.Notification
 	switch {
 	case errors.As(err, &notification):
 		s.endForProtocolError(notification)
+	case errors.Is(err, os.ErrDeadlineExceeded) && s.negotiated.HoldTime == 0:
+		s.endWithNotification(fmt.Errorf("no KEEPALIVE from the router within %s of its OPEN", firstKeepaliveWithoutHoldTimeTimeout), &message.Notification{Code: message.CodeHoldTimerExpired})
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		s.endWithNotification(fmt.Errorf("no message from the router for %s, the hold time", s.negotiated.HoldTime), &message.Notification{Code: message.CodeHoldTimerExpired})
 	case errors.Is(err, io.EOF):
