@@ -142,7 +142,8 @@ type PeerSessionStatus struct {
 	BFDState string
 	// BFDFault is why the BFD session does not run as configured; otherwise zero.
 	BFDFault names.Explanation
-	// NotConnectingReason is why the speaker does not try to connect; empty while it does.
+	// NotConnectingReason is why the speaker does not try to connect, or rejects the router; empty
+	// otherwise.
 	NotConnectingReason names.Reason
 	// WithheldRouteReason is why an established session announces fewer than WantedRouteCount;
 	// otherwise zero.

@@ -20,6 +20,9 @@ import (
 type Options struct {
 	// NodeName is this node's name. The router ID is derived from it where nothing else gives one.
 	NodeName string
+	// FirstRunSinceBoot is set if no speaker has run since the node booted. Traffic to the node's
+	// routes was lost meanwhile.
+	FirstRunSinceBoot bool
 	// UpdateGenerator encodes the UPDATEs.
 	UpdateGenerator UpdateGenerator
 	// Transport connects to the routers.

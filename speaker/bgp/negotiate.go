@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -54,6 +55,10 @@ type openSettings struct {
 	restarted bool
 	// overIPv6 is set if the connection runs over IPv6.
 	overIPv6 bool
+	// forwardingLost is set if the node may have booted since routers kept routes of it.
+	forwardingLost bool
+	// omitted are capabilities that the router refused.
+	omitted []message.CapabilityCode
 }
 
 // buildOpen returns our OPEN.
@@ -72,7 +77,8 @@ func buildOpen(s *openSettings) message.OpenMessage {
 		o.SupportsLinkLocalNextHop = s.overIPv6
 	}
 	if p.GracefulRestart {
-		// Kubernetes forwards while the speaker restarts: the F bit is always set.
+		// Kubernetes forwards while the speaker restarts, so that the F bit is set, but not while
+		// the node boots (RFC 4724 section 4.1).
 		g := &message.GracefulRestartCapability{
 			SenderHasRestarted:     s.restarted,
 			GracefulNotification:   true,
@@ -80,12 +86,20 @@ func buildOpen(s *openSettings) message.OpenMessage {
 			ForwardingKeptByFamily: map[message.AFI]bool{},
 		}
 		for _, f := range configuredFamilies(p) {
-			g.ForwardingKeptByFamily[f] = true
+			g.ForwardingKeptByFamily[f] = !s.forwardingLost
 		}
 		o.GracefulRestart = g
 	}
-	return o
+	return o.WithoutCapabilities(s.omitted)
 }
+
+// openRejection is why we reject the router's OPEN.
+type openRejection struct {
+	*message.Notification
+	reason names.Reason
+}
+
+func (r openRejection) Unwrap() error { return r.Notification }
 
 // negotiate compares the router's OPEN with the
 // configuration. The error is a *message.Notification.
@@ -107,7 +121,7 @@ func negotiate(p *intent.Peer, local, remote message.OpenMessage) (Negotiated, e
 		}
 	}
 	if len(n.CommonFamilies) == 0 {
-		return n, &message.Notification{Code: message.CodeOpenMessageError, Subcode: 7, FaultText: fmt.Sprintf("it supports %s and we use %v: activate a common address family for this neighbour on the router", describeFamilies(theirs), configuredFamilies(p))}
+		return n, openRejection{reason: names.ReasonFamilyNotCarried, Notification: &message.Notification{Code: message.CodeOpenMessageError, Subcode: 7, FaultText: fmt.Sprintf("it supports %s and we use %v: activate a common address family for this neighbour on the router", describeFamilies(theirs), configuredFamilies(p))}}
 	}
 	n.HoldTime = time.Duration(min(local.HoldSeconds, remote.HoldSeconds)) * time.Second
 	n.KeepaliveInterval = keepaliveInterval(p, n.HoldTime)

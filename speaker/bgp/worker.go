@@ -54,6 +54,8 @@ type worker struct {
 	attemptResults      <-chan attemptResult // result of the attempt under way; nil without one
 	cancelAttempt       context.CancelFunc
 	failedAttemptCount  int
+	capabilities        capabilityFallback
+	failureReason       names.Reason          // of the last failed attempt; empty without a special one
 	lastNotification    *receivedNotification // since the last established session; nil without one
 	retryTimer          *time.Timer
 	drainTimer          *time.Timer // for the next route of terminating endpoints
@@ -193,7 +195,7 @@ func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
 			w.session.endWithNotification(fmt.Errorf("the peer's configuration changed"), cease)
 			w.endSession()
 		}
-		w.failedAttemptCount, w.lastNotification = 0, nil
+		w.failedAttemptCount, w.lastNotification, w.capabilities = 0, nil, capabilityFallback{}
 		w.retryTimer.Reset(0)
 	case previous.peer.Password != o.peer.Password && !o.peer.Blocked.IsSet():
 		w.changePassword()
@@ -264,7 +266,11 @@ func (w *worker) startAttempt(connect func(context.Context) (Conn, error)) {
 	ctx, cancel := context.WithCancel(w.ctx)
 	result := make(chan attemptResult, 1)
 	w.attemptResults, w.cancelAttempt = result, cancel
-	settings := openSettings{peer: &p, routerID: chooseRouterID(p.RouterID, w.currentDesiredState.nodeInternalIPs, w.engine.options.NodeName), restarted: w.noSessionSinceStart}
+	settings := openSettings{
+		peer: &p, routerID: chooseRouterID(p.RouterID, w.currentDesiredState.nodeInternalIPs, w.engine.options.NodeName),
+		restarted: w.noSessionSinceStart, forwardingLost: w.noSessionSinceStart && w.engine.options.FirstRunSinceBoot,
+		omitted: w.capabilities.omittedAt(w.engine.options.Now()),
+	}
 	go func() {
 		defer cancel()
 		result <- w.connectAndExchangeOpens(ctx, settings, connect)
@@ -367,6 +373,9 @@ func (w *worker) reportStatus() {
 	w.status.RouterAddress = netip.AddrPortFrom(w.currentDesiredState.peer.Address, w.currentDesiredState.peer.Port)
 	w.status.AnnouncedRouteCount, w.status.NotConnectingReason, w.status.WithheldRouteReason = 0, w.currentDesiredState.peer.Blocked.Reason, names.Explanation{}
 	w.status.WantedRouteCount = w.routes.wantedCount()
+	if w.status.NotConnectingReason == "" {
+		w.status.NotConnectingReason = w.failureReason
+	}
 	if w.status.State == Established {
 		w.status.NotConnectingReason = ""
 		w.status.AnnouncedRouteCount = w.routes.adjRIBOut.RouteCount()

@@ -20,6 +20,12 @@ const (
 	CodeSendHoldExpired    uint8 = 8 // RFC 9687
 )
 
+// The subcodes of an OPEN message error that the speaker answers (RFC 4271, RFC 5492).
+const (
+	OpenUnsupportedParameter  uint8 = 4
+	OpenUnsupportedCapability uint8 = 7
+)
+
 // The subcodes of a Cease (RFC 4486, RFC 8538, RFC 9384) that the speaker sends or explains.
 const (
 	CeaseMaxPrefixes  uint8 = 1

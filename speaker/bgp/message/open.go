@@ -87,24 +87,14 @@ func TwoOctetASN(asn uint32) uint16 {
 	return uint16(asn)
 }
 
-// The codes of the supported capabilities.
-const (
-	capMultiprotocol   = 1
-	capRouteRefresh    = 2
-	capExtendedNextHop = 5
-	capGracefulRestart = 64
-	capFourOctetASN    = 65
-	capLinkLocal       = 77
-)
-
 const safiUnicast = 1
 
 // Encode returns the OPEN message. Each capability has its own
 // optional parameter, which every router accepts.
 func (o *OpenMessage) Encode() []byte {
 	var params []byte
-	add := func(code byte, value []byte) {
-		params = append(params, 2, byte(len(value)+2), code, byte(len(value)))
+	add := func(code CapabilityCode, value []byte) {
+		params = append(params, 2, byte(len(value)+2), byte(code), byte(len(value)))
 		params = append(params, value...)
 	}
 	for _, f := range o.Families {
@@ -218,13 +208,13 @@ func (o *OpenMessage) decodeCapabilities(b []byte) error {
 		if len(b) < 2 || len(b) < 2+int(b[1]) {
 			return malformedOpenError("a capability in its OPEN is cut off")
 		}
-		o.decodeCapability(b[0], b[2:2+int(b[1])])
+		o.decodeCapability(CapabilityCode(b[0]), b[2:2+int(b[1])])
 		b = b[2+int(b[1]):]
 	}
 	return nil
 }
 
-func (o *OpenMessage) decodeCapability(code byte, v []byte) {
+func (o *OpenMessage) decodeCapability(code CapabilityCode, v []byte) {
 	switch {
 	case code == capMultiprotocol && len(v) == 4:
 		o.HasMultiprotocol = true
