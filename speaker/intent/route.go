@@ -61,14 +61,15 @@ type Peer struct {
 	Passive bool
 	// NextHopIPv4 and NextHopIPv6, if valid, are the next hops of the routes: an address with its
 	// full length, or a network that contains an address of this node.
-	NextHopIPv4, NextHopIPv6 netip.Prefix
+	NextHopIPv4 netip.Prefix `json:",omitzero"`
+	NextHopIPv6 netip.Prefix `json:",omitzero"`
 	// DrainDelay is how long the routes of a drained node, or of terminating endpoints, are
 	// announced with a low preference before they are withdrawn. Without HasDrainDelay the
 	// defaults apply.
-	DrainDelay    time.Duration
-	HasDrainDelay bool
+	DrainDelay    time.Duration `json:",omitzero"`
+	HasDrainDelay bool          `json:",omitzero"`
 	// BFDStrict withholds all routes while the BFD session is not Up.
-	BFDStrict bool
+	BFDStrict bool `json:",omitzero"`
 	// BFD is nil if no BFD session watches the router.
 	BFD *BFD
 }
