@@ -155,7 +155,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			if stopped {
 				continue
 			}
-			e.passRouteChanges(e.currentDesiredState.Routes, d.Routes)
+			e.passRouteChanges(&d)
 			if differsOnlyInRoutes(&e.currentDesiredState, &d) {
 				e.currentDesiredState = d
 				continue
@@ -206,14 +206,17 @@ func stopWorkers(done chan struct{}, workers map[string]*worker, nodeLeaving boo
 	close(done)
 }
 
-// passRouteChanges passes the changes between two lists of routes to the workers.
-func (e *Engine) passRouteChanges(before, after []*intent.Route) {
-	changes := diffRoutesByPeer(before, after)
+// passRouteChanges passes the changes of the routes to the workers. The worker of a peer that is
+// removed keeps its routes: it withdraws them in order.
+func (e *Engine) passRouteChanges(d *Desired) {
+	changes := diffRoutesByPeer(e.currentDesiredState.Routes, d.Routes)
 	if changes == nil {
 		return
 	}
-	for name, w := range e.workerByPeer {
-		w.routeInbox.put(after, changes[name])
+	for i := range d.Peers {
+		if w, ok := e.workerByPeer[d.Peers[i].Name]; ok {
+			w.routeInbox.put(d.Routes, changes[d.Peers[i].Name])
+		}
 	}
 }
 
