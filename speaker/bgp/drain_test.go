@@ -144,8 +144,8 @@ func TestRemovedPeerIsDrained(t *testing.T) {
 	}
 }
 
-// TestBFDStrict checks that a router gets routes only while the BFD session is Up, and that BGP does
-// not connect again and again while it is Down.
+// TestBFDStrict checks that a router gets routes only while the BFD session is Up, and that BGP
+// does not connect again and again while it is Down.
 func TestBFDStrict(t *testing.T) {
 	m := newMemoryTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)

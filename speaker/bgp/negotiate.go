@@ -99,6 +99,7 @@ type openRejection struct {
 	reason names.Reason
 }
 
+// Unwrap returns the NOTIFICATION.
 func (r openRejection) Unwrap() error { return r.Notification }
 
 // negotiate compares the router's OPEN with the

@@ -90,6 +90,14 @@ func nextHopCases() []nextHopCase {
 			addresses: []string{"2001:db8:1::4/64 eth0 temporary", "2001:db8:1::11/64 eth0", "192.0.2.11/24 eth0"},
 			ipv4:      "192.0.2.11", ipv6: "2001:db8:1::11",
 		},
+	}
+}
+
+// nextHopCasesOfOtherSessions are those of VRFs, of link-local sessions and of configured next
+// hops.
+func nextHopCasesOfOtherSessions() []nextHopCase {
+	extended := func(o *message.OpenMessage) { o.SupportsExtendedNextHop = true }
+	return []nextHopCase{
 		{
 			name: "a session in a VRF", local: "192.0.2.11", router: "192.0.2.1", edit: func(p *intent.Peer) { p.Device = "red" },
 			addresses: []string{"2001:db8:1::11/64 eth0", "192.0.2.11/24 eth0", "2001:db8:2::11/64 eth1 vrf=red", "192.0.2.11/24 eth1 vrf=red"},
@@ -134,7 +142,7 @@ func nextHopCases() []nextHopCase {
 }
 
 func TestNextHopsOfASession(t *testing.T) {
-	for _, tc := range nextHopCases() {
+	for _, tc := range append(nextHopCases(), nextHopCasesOfOtherSessions()...) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			m := newMemoryTransport()

@@ -91,8 +91,8 @@ func newPeerRoutes() *peerRoutes {
 	return &peerRoutes{adjRIBOut: NewAdjRIBOut(), withheldByPrefix: map[netip.Prefix]withheldRoute{}, drainingByPrefix: map[netip.Prefix]drainingRoute{}}
 }
 
-// setRouteLocked sets the route of a prefix; nil removes it. The caller has locked the table, so that
-// a subscriber gets many changes at once.
+// setRouteLocked sets the route of a prefix; nil removes it. The caller has locked the table, so
+// that a subscriber gets many changes at once.
 func (p *peerRoutes) setRouteLocked(prefix netip.Prefix, r *intent.Route, rules *announcementRules, now time.Time) {
 	if old, ok := p.withheldByPrefix[prefix]; ok {
 		delete(p.withheldByPrefix, prefix)

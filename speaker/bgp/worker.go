@@ -55,8 +55,8 @@ type worker struct {
 	cancelAttempt       context.CancelFunc
 	failedAttemptCount  int
 	capabilities        capabilityFallback
-	failureReason       names.Reason          // of the last failed attempt; empty without a special one
-	lastNotification    *receivedNotification // since the last established session; nil without one
+	failureReason       names.Reason          // of the last failed attempt; often empty
+	lastNotification    *receivedNotification // since the last session; nil without one
 	retryTimer          *time.Timer
 	drainTimer          *time.Timer // for the next route of terminating endpoints
 	shutdown            routeShutdown

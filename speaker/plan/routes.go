@@ -23,7 +23,8 @@ type BGPVerdict struct {
 }
 
 // gracefulRestartKeepRoutesTimeout is how long routers keep the routes while the speaker restarts
-// (Restart Time, RFC 4724 section 3), unless the BGPPeer says it. Common BGP daemons use the same value.
+// (Restart Time, RFC 4724 section 3), unless the BGPPeer says it. Common BGP daemons use the same
+// value.
 const gracefulRestartKeepRoutesTimeout = 120 * time.Second
 
 // serviceRouteContribution is what one Service adds to the routes.
