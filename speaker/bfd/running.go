@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
@@ -18,6 +19,9 @@ type runningSession struct {
 	machine        *session.Machine
 	sender         Sender
 	publishedState *publishedSessionState
+	// queuedDeadline and queueIndex belong to sessionDeadlines. The index is -1 outside of it.
+	queuedDeadline time.Time
+	queueIndex     int
 	// isConfigured is false once the session was removed, while AdminDown is signalled to the
 	// neighbour.
 	isConfigured bool
@@ -46,6 +50,10 @@ func (s *runningSession) stepMachine(e *Engine, in session.Input) session.Output
 		s.reportUpOrDown(e, Event{Key: s.key, Up: c.To == session.Up, Cause: c.Cause, CauseText: describeStateChange(*c), ChangedAt: now}, *c)
 	}
 	s.publishStateAndFault()
+	e.deadlines.updateDeadline(s)
+	if s.machine.IsStopped() && !s.isConfigured {
+		e.stoppedSessions = append(e.stoppedSessions, s)
+	}
 	return out
 }
 

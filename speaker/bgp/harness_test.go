@@ -105,7 +105,7 @@ func startRouter(t *testing.T, c router.Config) *router.Router {
 // testSpeaker is an Engine on a lab host.
 type testSpeaker struct {
 	*bgp.Engine
-	t                     *testing.T
+	t                     testing.TB
 	endEnginesWithoutStop func() // ends the engines without Stop
 	crashEngines          func() // ends them without a last BFD packet, as SIGKILL does
 }
@@ -191,7 +191,7 @@ func (s *testSpeaker) waitForError(peer, text string) {
 }
 
 // awaitNoError waits until check succeeds.
-func awaitNoError(t *testing.T, what string, check func() error) {
+func awaitNoError(t testing.TB, what string, check func() error) {
 	t.Helper()
 	deadline := time.After(40 * time.Second)
 	for {

@@ -154,6 +154,9 @@ type scriptedRouter struct {
 	// answer returns the answer to an OPEN; the router then closes the connection unless keep.
 	answer func(received message.OpenMessage) (answer []byte, keep bool)
 
+	// parked, if not nil, makes the router read nothing after the OPEN until it is closed.
+	parked <-chan struct{}
+
 	mu            sync.Mutex
 	opens         []message.OpenMessage
 	events        []string // routes and withdrawals in their order
@@ -205,7 +208,7 @@ func newMemoryTransport() *memoryTransport {
 	return m
 }
 
-func startMemorySpeaker(t *testing.T, m *memoryTransport, edits ...func(*bgp.Options)) *memorySpeaker {
+func startMemorySpeaker(t testing.TB, m *memoryTransport, edits ...func(*bgp.Options)) *memorySpeaker {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	b := &memoryBFD{events: make(chan bfd.Event), changed: make(chan struct{})}
@@ -226,7 +229,7 @@ func startMemorySpeaker(t *testing.T, m *memoryTransport, edits ...func(*bgp.Opt
 }
 
 // addRouter starts a router that accepts the speaker's OPEN with an OPEN of its own.
-func (m *memoryTransport) addRouter(t *testing.T, address string, edit func(*message.OpenMessage)) *scriptedRouter {
+func (m *memoryTransport) addRouter(t testing.TB, address string, edit func(*message.OpenMessage)) *scriptedRouter {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -279,6 +282,10 @@ func (r *scriptedRouter) serve(c net.Conn) {
 			r.mu.Unlock()
 			b, keep := answer(o)
 			if _, err := c.Write(b); err != nil || !keep {
+				return
+			}
+			if r.parked != nil {
+				<-r.parked
 				return
 			}
 		case message.TypeUpdate:
@@ -362,6 +369,12 @@ func (r *scriptedRouter) recordedEvents() []string {
 	return slices.Clone(r.events)
 }
 
+func (r *scriptedRouter) eventCount() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.events)
+}
+
 // route returns the attributes of a prefix that the router has, or an empty text.
 func (r *scriptedRouter) route(prefix string) string {
 	r.mu.Lock()
@@ -382,7 +395,7 @@ func (r *scriptedRouter) receivedNotifications() []*message.Notification {
 }
 
 // awaitRoute waits until the router has a route with this text among its attributes.
-func (r *scriptedRouter) awaitRoute(t *testing.T, prefix, text string) {
+func (r *scriptedRouter) awaitRoute(t testing.TB, prefix, text string) {
 	t.Helper()
 	awaitNoError(t, "the router has "+prefix+" with "+text, func() error {
 		if got := r.route(prefix); got == "" || !strings.Contains(got, text) {

@@ -35,6 +35,10 @@ type session struct {
 	keepaliveIntervals *latest.Value[time.Duration] // between our keepalives
 }
 
+// sessionBufferBytes is the size of each of the three buffers of a session. Most sessions are at
+// rest, so that a larger one costs more memory than it saves system calls.
+const sessionBufferBytes = 1 << 12
+
 // messageCounter counts messages in both directions.
 type messageCounter struct {
 	mu sync.Mutex // guards MessageCounts
@@ -76,7 +80,7 @@ const (
 func startSessionRelay(conn Conn, updates net.Conn, n Negotiated, counter *messageCounter, now func() time.Time) *session {
 	s := &session{
 		routerConn: conn, updateGeneratorConn: updates, negotiated: n, counter: counter, now: now,
-		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, 1<<16), keepaliveIntervals: latest.NewValue[time.Duration](),
+		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, sessionBufferBytes), keepaliveIntervals: latest.NewValue[time.Duration](),
 	}
 	if k, ok := conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
@@ -187,7 +191,7 @@ func closeConnectionWithoutReset(c Conn, notified bool) {
 // relayFromRouter reads the router's messages. It drops
 // UPDATEs, so that a flood of routes costs no memory.
 func (s *session) relayFromRouter() {
-	r, buf := bufio.NewReaderSize(s.routerConn, 1<<16), make([]byte, message.MaxMessageLength)
+	r, buf := bufio.NewReaderSize(s.routerConn, sessionBufferBytes), make([]byte, message.MaxMessageLength)
 	refreshes := routeRefreshSchedule{}
 	confirmed := false
 	for {
@@ -294,7 +298,7 @@ func (s *session) endForProtocolError(notification *message.Notification) {
 
 // relayToRouter writes the UpdateGenerator's messages to the router.
 func (s *session) relayToRouter() {
-	r, buf := bufio.NewReaderSize(s.updateGeneratorConn, 1<<16), make([]byte, message.MaxMessageLength)
+	r, buf := bufio.NewReaderSize(s.updateGeneratorConn, sessionBufferBytes), make([]byte, message.MaxMessageLength)
 	for {
 		m, err := message.ReadMessage(r, buf)
 		if err != nil {

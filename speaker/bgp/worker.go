@@ -78,7 +78,7 @@ func newWorker(e *Engine, name string) *worker {
 		latestDesiredState:  latest.NewValue[desiredPeerState](),
 		routeInbox:          newRouteInbox(),
 		ribRequests:         make(chan chan<- RIB),
-		bfdEvents:           latest.NewQueue[bfd.Event](16),
+		bfdEvents:           latest.NewQueue[bfd.Event](4),
 		incomingConnections: make(chan Conn, 1),
 		done:                make(chan struct{}),
 		status:              PeerSessionStatus{PeerName: name, State: Idle, StateSince: e.options.Now()},
