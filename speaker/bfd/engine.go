@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/internal/latest"
+	"github.com/gantry-lb/gantry/internal/priorityqueue"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
@@ -39,7 +40,7 @@ type Engine struct {
 	// Only Run uses the following fields.
 	sessionsByKey           map[SessionKey]*runningSession
 	sessionsByDiscriminator map[uint32]*runningSession // ours
-	deadlines               sessionDeadlines
+	deadlines               *priorityqueue.Queue[*runningSession]
 	stoppedSessions         []*runningSession // which may be wanted again meanwhile
 	queuedEvents            []Event
 	stopWaiters             []chan struct{} // of Stop
@@ -61,6 +62,7 @@ func NewEngine(transport Transport, now func() time.Time, seed uint64) *Engine {
 
 		sessionsByKey:           map[SessionKey]*runningSession{},
 		sessionsByDiscriminator: map[uint32]*runningSession{},
+		deadlines:               newDeadlineQueue(),
 	}
 }
 
@@ -171,15 +173,15 @@ func (e *Engine) processDueTimers() time.Duration {
 	}
 	// A machine whose deadline stays in the past is stepped again after the next datagrams.
 	for range len(e.sessionsByKey) {
-		s := e.deadlines.earliestSession()
-		if s == nil || !s.isDueAt(now) {
+		s, ok := e.deadlines.First()
+		if !ok || !s.isDueAt(now) {
 			break
 		}
 		s.stepMachine(e, session.TimePassed{})
 	}
 	e.removeStoppedSessions()
 	next := e.nextLostSocketReopenAt
-	if s := e.deadlines.earliestSession(); s != nil && s.queuedDeadline.Before(next) {
+	if s, ok := e.deadlines.First(); ok && s.queuedDeadline.Before(next) {
 		next = s.queuedDeadline
 	}
 	if len(e.sessionsByKey) == 0 {
@@ -198,7 +200,7 @@ func (e *Engine) removeStoppedSessions() {
 			continue
 		}
 		s.sender.Close()
-		e.deadlines.removeSession(s)
+		e.deadlines.Remove(s)
 		delete(e.sessionsByKey, s.key)
 		delete(e.sessionsByDiscriminator, s.discriminator)
 	}
@@ -235,11 +237,11 @@ func (e *Engine) reconcileSessions(sessions []SessionConfig) {
 func (e *Engine) ensureSession(desired SessionConfig) *runningSession {
 	s, exists := e.sessionsByKey[desired.SessionKey]
 	if !exists {
-		s = &runningSession{key: desired.SessionKey, discriminator: e.newDiscriminator(), echoSecret: e.random.Uint64(), queueIndex: -1}
+		s = &runningSession{key: desired.SessionKey, discriminator: e.newDiscriminator(), echoSecret: e.random.Uint64()}
 		s.sender = e.transport.OpenSender(desired.SessionKey, s.discriminator)
 		s.machine = session.NewMachine(s.discriminator, desired.machineConfig(), e.random, e.now())
 		e.sessionsByKey[desired.SessionKey], e.sessionsByDiscriminator[s.discriminator] = s, s
-		e.deadlines.updateDeadline(s)
+		s.updateDeadline(e.deadlines)
 	}
 	if s.publishedState == nil || !s.isConfigured {
 		s.publishedState = &publishedSessionState{statusChanged: e.statusChanged}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/priorityqueue"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
@@ -19,9 +20,9 @@ type runningSession struct {
 	machine        *session.Machine
 	sender         Sender
 	publishedState *publishedSessionState
-	// queuedDeadline and queueIndex belong to sessionDeadlines. The index is -1 outside of it.
+	// queuedDeadline and queuePosition are the place in the Engine's queue.
 	queuedDeadline time.Time
-	queueIndex     int
+	queuePosition  priorityqueue.Position
 	// isConfigured is false once the session was removed, while AdminDown is signalled to the
 	// neighbour.
 	isConfigured bool
@@ -50,7 +51,7 @@ func (s *runningSession) stepMachine(e *Engine, in session.Input) session.Output
 		s.reportUpOrDown(e, Event{Key: s.key, Up: c.To == session.Up, Cause: c.Cause, CauseText: describeStateChange(*c), ChangedAt: now}, *c)
 	}
 	s.publishStateAndFault()
-	e.deadlines.updateDeadline(s)
+	s.updateDeadline(e.deadlines)
 	if s.machine.IsStopped() && !s.isConfigured {
 		e.stoppedSessions = append(e.stoppedSessions, s)
 	}

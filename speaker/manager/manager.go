@@ -67,9 +67,11 @@ func New(o options.Options, log *slog.Logger) (*ControllerRuntimeManager, error)
 }
 
 // ServeRoutes serves what describe returns as JSON at the address of the health checks.
-func (m *Manager) ServeRoutes(describe func(context.Context) any) { m.routes.Store(&describe) }
+func (m *ControllerRuntimeManager) ServeRoutes(describe func(context.Context) any) {
+	m.routes.Store(&describe)
+}
 
-func (m *Manager) describeRoutes(ctx context.Context) any {
+func (m *ControllerRuntimeManager) describeRoutes(ctx context.Context) any {
 	if describe := m.routes.Load(); describe != nil {
 		return (*describe)(ctx)
 	}
