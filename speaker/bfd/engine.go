@@ -193,7 +193,8 @@ func (e *Engine) processDueTimers() time.Duration {
 	return max(next.Sub(e.now()), 0)
 }
 
-// removeStoppedSessions removes the sessions that have signalled AdminDown and are not wanted again.
+// removeStoppedSessions removes the sessions that have signalled AdminDown and are not wanted
+// again.
 func (e *Engine) removeStoppedSessions() {
 	for _, s := range e.stoppedSessions {
 		if s.isConfigured || !s.machine.IsStopped() || e.sessionsByKey[s.key] != s {
