@@ -38,8 +38,8 @@ type Options struct {
 type Desired struct {
 	// Peers have distinct names.
 	Peers []intent.Peer
-	// Routes have distinct prefixes for each peer. Other
-	// Desired values share them: they are read-only.
+	// Routes have distinct prefixes for each peer. Other Desired values share them: they are
+	// read-only, and a route that changes is a new value.
 	Routes []*intent.Route
 	// NodeInternalIPs are the node's internal addresses in the Kubernetes API.
 	NodeInternalIPs []netip.Addr
