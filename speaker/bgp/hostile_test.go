@@ -122,8 +122,8 @@ func newHostileBehaviours(t *testing.T, flooded chan<- error) map[string]hostile
 			if _, err := message.ReadMessage(c, make([]byte, message.MaxMessageLength)); err != nil {
 				return
 			}
-			o := message.OpenMessage{ASN: 65000, RouterID: netip.MustParseAddr("192.0.2.66")} // without a hold time
-			_, _ = c.Write(o.Encode())
+			withoutHoldTime := message.OpenMessage{ASN: 65000, RouterID: netip.MustParseAddr("192.0.2.66")}
+			_, _ = c.Write(withoutHoldTime.Encode())
 			_, _ = io.Copy(io.Discard, c)
 		}, "no KEEPALIVE from the router within"},
 		"half an OPEN": {func(c net.Conn) { _, _ = c.Write(message.EncodeKeepalive()[:7]) }, "closed the connection"},

@@ -54,7 +54,8 @@ func TestUnnumberedPeer(t *testing.T) {
 	}
 	for _, prefix := range []string{servicePrefix, "2001:db8::1/128"} {
 		got := waitForRoute(t, frr, prefix)
-		for _, h := range got.NextHops { // the global address, and the link-local one, which is used
+		// They are the global address, and the link-local one, which is used.
+		for _, h := range got.NextHops {
 			if h.Used != netip.MustParseAddr(h.IP).IsLinkLocalUnicast() || len(got.NextHops) != 2 {
 				t.Errorf("the next hops of %s are %+v", prefix, got.NextHops)
 			}
