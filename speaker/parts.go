@@ -19,6 +19,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
 	"github.com/gantry-lb/gantry/speaker/bgp/tcp"
+	"github.com/gantry-lb/gantry/speaker/checkpoint"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/gossip"
 	"github.com/gantry-lb/gantry/speaker/healthcheck"
@@ -40,13 +41,15 @@ type parts struct {
 
 // newParts creates the parts, each after those that it uses: the engines, the writers of status
 // objects, the agent, and the feed.
-func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember, o options.Options, log *slog.Logger) (*parts, error) {
+func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember, store *checkpoint.Store, o options.Options, log *slog.Logger) (*parts, error) {
 	watcher := links.NewWatcher(options.NewExclusionReader(o.ExcludeInterfacesFile), log)
 	layer2Engine := newLayer2Engine(o)
 	bfdEngine := bfd.NewEngine(udp.NewTransport(), time.Now, member.RunNonce())
 	bgpEngine := bgp.NewEngine(bgp.Options{
 		NodeName: o.NodeName, UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: tcp.Transport{}, Now: time.Now, BFD: bfdEngine, Log: log,
+		FirstRunSinceBoot: store.IsFirstRunSinceBoot(),
 	})
+	mgr.ServeRoutes(func(ctx context.Context) any { return bgpEngine.RIBs(ctx) })
 	services, announced, problemGauges := reconcile.NewServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName), &configuration.LoadMetrics{}
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,

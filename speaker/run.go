@@ -42,7 +42,7 @@ func runSpeaker(ctx context.Context, o options.Options, log *slog.Logger) error 
 		stop()
 		return errors.Join(err, g.Wait())
 	}
-	p, err := newParts(mgr, member, o, log)
+	p, err := newParts(mgr, member, store, o, log)
 	if err != nil {
 		return err
 	}

@@ -213,6 +213,9 @@ const (
 	// ReasonFamilyNotCarried: the session should carry both families, and the router accepts only
 	// one.
 	ReasonFamilyNotCarried Reason = "FamilyNotCarried"
+	// ReasonEndpointsTerminating: externalTrafficPolicy is Local, the last endpoints on the node
+	// terminate, and drainDelay of the BGPPeer has passed.
+	ReasonEndpointsTerminating Reason = "EndpointsTerminating"
 	// ReasonNoNextHop: the node has no address on the session's link that can be the next hop for a
 	// family.
 	ReasonNoNextHop Reason = "NoNextHop"

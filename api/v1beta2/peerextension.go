@@ -1,5 +1,7 @@
 package v1beta2
 
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 // PeerExtension holds the settings of a BGPPeer that are not in the metallb.io API.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.myASNLabel) || self.myASNLabel.size() > 0",message="myASNLabel is empty: write the key of a node label, or remove it"
@@ -37,4 +39,37 @@ type PeerExtension struct {
 	// the capability NET_BIND_SERVICE.
 	// +optional
 	Passive bool `json:"passive,omitempty"`
+
+	// NextHops are the next hops of the routes, at most one of each family: an address, which every
+	// node then announces, or a network such as 192.0.2.0/24 that contains an address of each node.
+	// By default the speaker chooses an address of the node that the router reaches.
+	// +kubebuilder:validation:MaxItems=2
+	// +kubebuilder:validation:items:MinLength=2
+	// +kubebuilder:validation:items:MaxLength=43
+	// +listType=atomic
+	// +optional
+	NextHops []string `json:"nextHops,omitempty"`
+
+	// DrainDelay is how long routes are announced with a low preference (GRACEFUL_SHUTDOWN, RFC
+	// 8326) before they are withdrawn, 0s to 10m: if the node is drained or excluded, if the
+	// speaker stops (at most 2s), and if the last endpoints of a Service with externalTrafficPolicy
+	// Local terminate on the node. Default: 10s, and 500ms if the speaker stops.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('10m')",message="drainDelay is out of range: write 0s to 10m",messageExpression="\"drainDelay '\" + self + \"' is out of range: write 0s to 10m\""
+	// +optional
+	DrainDelay *metav1.Duration `json:"drainDelay,omitempty"`
+
+	// RestartTime is how long the router keeps the routes while the speaker restarts (RFC 4724), if
+	// enableGracefulRestart is set: whole seconds, 1s to 4095s. Default: 120s.
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self).getMilliseconds() % 1000 == 0 && duration(self).getSeconds() >= 1 && duration(self).getSeconds() <= 4095",message="restartTime is out of range: write whole seconds, 1s to 4095s",messageExpression="\"restartTime '\" + self + \"' is out of range: write whole seconds, 1s to 4095s\""
+	// +optional
+	RestartTime *metav1.Duration `json:"restartTime,omitempty"`
+
+	// BFDStrict withholds all routes from the router while the BFD session of bfdProfile is not Up,
+	// also before it is Up for the first time.
+	// +optional
+	BFDStrict bool `json:"bfdStrict,omitempty"`
 }

@@ -56,6 +56,18 @@ type Peer struct {
 	MaxTTLSecurityHops uint8
 	// Passive peers wait for the router to connect.
 	Passive bool
+	// NextHopIPv4 and NextHopIPv6 are the next hops of the routes: an address with its full length,
+	// or a network with an address of the node. They are invalid if the speaker chooses.
+	NextHopIPv4, NextHopIPv6 netip.Prefix
+	// DrainDelay is how long the routes of a drained node, or of terminating endpoints, stay. It
+	// counts if HasDrainDelay is set.
+	DrainDelay    time.Duration
+	HasDrainDelay bool
+	// RestartTime is how long routers keep the routes while the speaker restarts; 0 for the
+	// default.
+	RestartTime time.Duration
+	// BFDStrict withholds the routes while the BFD session is not Up.
+	BFDStrict bool
 
 	GracefulRestart, MultiHop, DisableMultiprotocol, DualStack bool
 }

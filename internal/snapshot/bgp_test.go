@@ -98,6 +98,10 @@ func TestPeerWithMissingReferenceIsNotServed(t *testing.T) {
 		"a Secret with a password":            {spec: secret, o: Objects{Secrets: []BasicAuthSecret{{Name: "key", HasPassword: true, Password: "s"}}}, served: true},
 		"a BFDProfile that is not there":      {spec: v1beta2.BGPPeerSpec{BFDProfile: "fast"}, reason: names.ReasonUnknownBFDProfile},
 		"a password whose bytes are too many": {spec: v1beta2.BGPPeerSpec{Password: strings.Repeat("é", 41)}, reason: names.ReasonUnknownSecret},
+		"a next hop that is no address":       {spec: v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"eth0"}}}, reason: names.ReasonInvalidAddress},
+		"a link-local next hop":               {spec: v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"fe80::1"}}}, reason: names.ReasonInvalidAddress},
+		"two next hops of one family":         {spec: v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"192.0.2.1", "192.0.2.0/24"}}}, reason: names.ReasonInvalidAddress},
+		"next hops of both families":          {spec: v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"192.0.2.1", "2001:db8::/64"}}}, served: true},
 		"no host's address":                   {spec: v1beta2.BGPPeerSpec{PeerAddress: "0.0.0.0"}, reason: names.ReasonInvalidAddress},
 		"an address of many hosts":            {spec: v1beta2.BGPPeerSpec{PeerAddress: "ff02::5"}, reason: names.ReasonInvalidAddress},
 		"no host's source address":            {spec: v1beta2.BGPPeerSpec{SourceAddress: "0.0.0.0"}, reason: names.ReasonInvalidAddress},
@@ -223,10 +227,13 @@ func TestAggregateWiderThanPoolIsReported(t *testing.T) {
 		entry string
 		spec  v1beta1.BGPAdvertisementSpec
 		want  string // in the Problem; empty for none
+		// isServed is set if the pool is covered all the same.
+		isServed bool
 	}{
 		"as long as the entry":           {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(28)}},
 		"shorter than the entry":         {entry: "1.1.1.0/28", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(26)}, want: "invalid aggregation length 26: prefix 28 in this pool is more specific than the aggregation length for addresses 1.1.1.0/28"},
-		"a range counts by its widest":   {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(26)}},
+		"a range counts by its widest":   {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(26)}, want: "the prefix 3.3.3.0/26 also contains addresses beside the range 3.3.3.2-3.3.3.254", isServed: true},
+		"a range of whole aggregates":    {entry: "3.3.3.64-3.3.3.191", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(26)}},
 		"shorter than a range's widest":  {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(25)}, want: "invalid aggregation length 25: prefix 26"},
 		"IPv6":                           {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLengthV6: int32Pointer(48)}, want: "spec.aggregationLengthV6: invalid aggregation length 48: prefix 64"},
 		"the length of the other family": {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(8)}},
@@ -239,7 +246,9 @@ func TestAggregateWiderThanPoolIsReported(t *testing.T) {
 			})
 			covered := []string{"p", "sound"}
 			if tc.want != "" {
-				covered = []string{"sound"}
+				if !tc.isServed {
+					covered = []string{"sound"}
+				}
 				if len(problems) != 1 || problems[0].Reason != names.ReasonAggregationLength || !strings.Contains(problems[0].Text, tc.want) {
 					t.Errorf("the problems are %v, want %q", problems, tc.want)
 				}
@@ -389,5 +398,46 @@ func TestTheOrderOfBGPObjectsDoesNotMatter(t *testing.T) {
 		if !reflect.DeepEqual(problems, wantProblems) || !reflect.DeepEqual(s, wantSnapshot) {
 			t.Fatal("another order of the objects gave another result")
 		}
+	}
+}
+
+// TestPasswordWithLineBreakIsReported checks that the usual slip of writing a Secret is named,
+// since the router would only stay silent.
+func TestPasswordWithLineBreakIsReported(t *testing.T) {
+	secrets := []BasicAuthSecret{{Name: "key", HasPassword: true, Password: "s3cret\n"}}
+	for name, tc := range map[string]struct {
+		spec v1beta2.BGPPeerSpec
+		want string
+	}{
+		"inline":      {v1beta2.BGPPeerSpec{Password: "s3cret\r\n"}, "spec.password: it ends with a line break"},
+		"in a Secret": {v1beta2.BGPPeerSpec{PasswordSecret: v1beta2.SecretReference{Name: "key"}}, `the password in Secret "key" ends with a line break`},
+		"without":     {v1beta2.BGPPeerSpec{Password: "s3cret"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}, Secrets: secrets})
+			if s.PeerByName("p").FirstFault != nil {
+				t.Error("the peer is not served")
+			}
+			if tc.want == "" && len(problems) > 0 || tc.want != "" && (len(problems) != 1 || !strings.Contains(problems[0].Text, tc.want)) {
+				t.Errorf("the problems are %v, want %q", problems, tc.want)
+			}
+			for _, p := range problems {
+				if strings.Contains(p.Text, "s3cret") {
+					t.Error("the text has the password")
+				}
+			}
+		})
+	}
+}
+
+func TestPeerExtensionIsParsed(t *testing.T) {
+	extension := &v1beta2.PeerExtension{DrainDelay: durationOfSeconds(0), RestartTime: durationOfSeconds(300), BFDStrict: true, NextHops: []string{"192.0.2.0/24"}}
+	s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, v1beta2.BGPPeerSpec{Gantry: extension})}})
+	p := s.PeerByName("p")
+	if !p.HasDrainDelay || p.DrainDelay != 0 || p.RestartTime != 300*time.Second || !p.BFDStrict || p.NextHopIPv4.String() != "192.0.2.0/24" {
+		t.Errorf("the peer is %+v", p)
+	}
+	if len(problems) != 1 || !strings.Contains(problems[0].Text, "no effect without bfdProfile") {
+		t.Errorf("the problems are %v", problems)
 	}
 }

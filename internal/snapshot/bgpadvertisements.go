@@ -130,7 +130,28 @@ func (b *snapshotBuilder) isAggregateWithinPool(o ObjectReference, ad *BGPAdvert
 			return false
 		}
 	}
+	for _, r := range p.Ranges {
+		b.reportAggregateBeyondRange(o, ad, p, r)
+	}
 	return true
+}
+
+// reportAggregateBeyondRange reports an aggregate that contains addresses beside a range, which are
+// not in the pool. The advertisement is served: the range has no better aggregates of this length.
+func (b *snapshotBuilder) reportAggregateBeyondRange(o ObjectReference, ad *BGPAdvertisement, p *Pool, r Range) {
+	isInPool := func(a netip.Addr) bool {
+		return slices.ContainsFunc(p.Ranges, func(other Range) bool { return other.Contains(a) })
+	}
+	for _, end := range []struct{ inside, outside netip.Addr }{{r.First, r.First.Prev()}, {r.Last, r.Last.Next()}} {
+		prefix := ad.AnnouncedPrefix(end.inside)
+		if !end.outside.IsValid() || !prefix.Contains(end.outside) || isInPool(end.outside) {
+			continue
+		}
+		b.reportProblem(o, "spec.aggregationLength", names.ReasonAggregationLength,
+			"spec.aggregationLength: the prefix %s also contains addresses beside the range %s of pool %q, so that routers send their traffic to the nodes: start and end the range at a multiple of the prefix, or write a longer aggregationLength",
+			prefix, r, p.Name)
+		return
+	}
 }
 
 // prefixLengthFor is the length of the announced prefix for an address.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -139,6 +140,12 @@ func (b *snapshotBuilder) parsePeerExtension(o ObjectReference, p *Peer, in *v1b
 	if in.TTLSecurityHops != nil {
 		p.MaxTTLSecurityHops = uint8(min(max(*in.TTLSecurityHops, 1), 254))
 	}
+	p.RestartTime, p.BFDStrict = durationOrZero(in.RestartTime), in.BFDStrict
+	p.DrainDelay, p.HasDrainDelay = durationOrZero(in.DrainDelay), in.DrainDelay != nil
+	b.parseNextHops(o, p, in.NextHops)
+	if in.BFDStrict && p.BFD == nil {
+		b.reportProblem(o, "spec.gantry.bfdStrict", names.ReasonUnknownBFDProfile, "spec.gantry.bfdStrict: it has no effect without bfdProfile: set bfdProfile, or remove bfdStrict")
+	}
 	if p.NodeLabelOfMyASN == "" && p.NodeLabelOfPeerASN == "" {
 		return
 	}
@@ -153,6 +160,31 @@ func (b *snapshotBuilder) parsePeerExtension(o ObjectReference, p *Peer, in *v1b
 	}
 	if bad > 0 {
 		b.reportProblem(o, "spec.gantry", names.ReasonNodeLabel, "spec.gantry: %d of the selected nodes do not peer, node %q among them: %v", bad, first, why)
+	}
+}
+
+// parseNextHops reads the next hops: addresses and networks, at most one of each family.
+func (b *snapshotBuilder) parseNextHops(o ObjectReference, p *Peer, in []string) {
+	const field = "spec.gantry.nextHops"
+	for _, text := range in {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			a, addressErr := netip.ParseAddr(text)
+			prefix, err = netip.PrefixFrom(a, a.BitLen()), addressErr
+		}
+		a := prefix.Addr()
+		if err != nil || a.Zone() != "" || a.IsUnspecified() && prefix.IsSingleIP() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %q cannot be a next hop: write an address such as 192.0.2.1, or a network such as 192.0.2.0/24 that contains an address of each node", field, text)
+			continue
+		}
+		target := &p.NextHopIPv4
+		if a.Is6() {
+			target = &p.NextHopIPv6
+		}
+		if target.IsValid() {
+			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: it has two entries of the family of %q: write one", field, text)
+		}
+		*target = prefix.Masked()
 	}
 }
 
@@ -259,6 +291,7 @@ func (b *snapshotBuilder) resolvePassword(o ObjectReference, p *Peer, in *v1beta
 	p.Password = in.Password
 	name := in.PasswordSecret.Name
 	if name == "" {
+		b.reportLineBreakInPassword(o, "spec.password", "it", in.Password)
 		return
 	}
 	const field = "spec.passwordSecret"
@@ -273,6 +306,15 @@ func (b *snapshotBuilder) resolvePassword(o ObjectReference, p *Peer, in *v1beta
 		b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the %d bytes that TCP MD5 allows: shorten it", field, name, maxPasswordBytes)
 	default:
 		p.Password = objects.Secrets[i].Password
+		b.reportLineBreakInPassword(o, field, fmt.Sprintf("the password in Secret %q", name), p.Password)
+	}
+}
+
+// reportLineBreakInPassword reports a password with a line break at its end. No router has one, so
+// that it is a mistake of the tool that wrote the Secret, and the router would never answer.
+func (b *snapshotBuilder) reportLineBreakInPassword(o ObjectReference, field, what, password string) {
+	if strings.HasSuffix(password, "\n") || strings.HasSuffix(password, "\r") {
+		b.reportProblem(o, field, names.ReasonUnknownSecret, "%s: %s ends with a line break, which belongs to the password then: remove the line break, for example with \"printf %%s\" instead of \"echo\"", field, what)
 	}
 }
 

@@ -98,7 +98,7 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 
 // desiredBGPOfPlan returns what the plan announces to routers.
 func desiredBGPOfPlan(p plan.Plan) bgp.Desired {
-	return bgp.Desired{Peers: p.Peers, Routes: p.Routes, NodeLeaving: p.NodeLeaving}
+	return bgp.Desired{Peers: p.Peers, Routes: p.Routes, NodeLeaving: p.NodeLeaving, NodeInternalIPs: p.NodeInternalIPs}
 }
 
 // plannerEditor applies Changes to a Planner.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gantry-lb/gantry/internal/latest"
+	"github.com/gantry-lb/gantry/internal/priorityqueue"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
@@ -39,6 +40,8 @@ type Engine struct {
 	// Only Run uses the following fields.
 	sessionsByKey           map[SessionKey]*runningSession
 	sessionsByDiscriminator map[uint32]*runningSession // ours
+	deadlines               *priorityqueue.Queue[*runningSession]
+	stoppedSessions         []*runningSession // which may be wanted again meanwhile
 	queuedEvents            []Event
 	stopWaiters             []chan struct{} // of Stop
 	nextLostSocketReopenAt  time.Time
@@ -59,6 +62,7 @@ func NewEngine(transport Transport, now func() time.Time, seed uint64) *Engine {
 
 		sessionsByKey:           map[SessionKey]*runningSession{},
 		sessionsByDiscriminator: map[uint32]*runningSession{},
+		deadlines:               newDeadlineQueue(),
 	}
 }
 
@@ -162,23 +166,23 @@ func (e *Engine) processDueTimers() time.Duration {
 	if check {
 		e.nextLostSocketReopenAt = now.Add(lostSocketReopenInterval)
 	}
-	next := e.nextLostSocketReopenAt
-	for key, s := range e.sessionsByKey {
-		if check {
+	if check {
+		for _, s := range e.sessionsByKey {
 			s.reopenLostSockets()
 		}
-		if at := s.machine.NextTickDeadline(); !at.IsZero() && !now.Before(at) {
-			s.stepMachine(e, session.TimePassed{})
+	}
+	// A machine whose deadline stays in the past is stepped again after the next datagrams.
+	for range len(e.sessionsByKey) {
+		s, ok := e.deadlines.First()
+		if !ok || !s.isDueAt(now) {
+			break
 		}
-		if s.machine.IsStopped() && !s.isConfigured {
-			s.sender.Close()
-			delete(e.sessionsByKey, key)
-			delete(e.sessionsByDiscriminator, s.discriminator)
-			continue
-		}
-		if at := s.machine.NextTickDeadline(); !at.IsZero() && at.Before(next) {
-			next = at
-		}
+		s.stepMachine(e, session.TimePassed{})
+	}
+	e.removeStoppedSessions()
+	next := e.nextLostSocketReopenAt
+	if s, ok := e.deadlines.First(); ok && s.queuedDeadline.Before(next) {
+		next = s.queuedDeadline
 	}
 	if len(e.sessionsByKey) == 0 {
 		for _, done := range e.stopWaiters {
@@ -187,6 +191,21 @@ func (e *Engine) processDueTimers() time.Duration {
 		e.stopWaiters = nil
 	}
 	return max(next.Sub(e.now()), 0)
+}
+
+// removeStoppedSessions removes the sessions that have signalled AdminDown and are not wanted
+// again.
+func (e *Engine) removeStoppedSessions() {
+	for _, s := range e.stoppedSessions {
+		if s.isConfigured || !s.machine.IsStopped() || e.sessionsByKey[s.key] != s {
+			continue
+		}
+		s.sender.Close()
+		e.deadlines.Remove(s)
+		delete(e.sessionsByKey, s.key)
+		delete(e.sessionsByDiscriminator, s.discriminator)
+	}
+	e.stoppedSessions = nil
 }
 
 // reconcileSessions starts, updates and stops sessions to match the desired ones.
@@ -223,6 +242,7 @@ func (e *Engine) ensureSession(desired SessionConfig) *runningSession {
 		s.sender = e.transport.OpenSender(desired.SessionKey, s.discriminator)
 		s.machine = session.NewMachine(s.discriminator, desired.machineConfig(), e.random, e.now())
 		e.sessionsByKey[desired.SessionKey], e.sessionsByDiscriminator[s.discriminator] = s, s
+		s.updateDeadline(e.deadlines)
 	}
 	if s.publishedState == nil || !s.isConfigured {
 		s.publishedState = &publishedSessionState{statusChanged: e.statusChanged}

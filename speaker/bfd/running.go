@@ -4,8 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/priorityqueue"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
@@ -18,6 +20,9 @@ type runningSession struct {
 	machine        *session.Machine
 	sender         Sender
 	publishedState *publishedSessionState
+	// queuedDeadline and queuePosition are the place in the Engine's queue.
+	queuedDeadline time.Time
+	queuePosition  priorityqueue.Position
 	// isConfigured is false once the session was removed, while AdminDown is signalled to the
 	// neighbour.
 	isConfigured bool
@@ -46,6 +51,10 @@ func (s *runningSession) stepMachine(e *Engine, in session.Input) session.Output
 		s.reportUpOrDown(e, Event{Key: s.key, Up: c.To == session.Up, Cause: c.Cause, CauseText: describeStateChange(*c), ChangedAt: now}, *c)
 	}
 	s.publishStateAndFault()
+	s.updateDeadline(e.deadlines)
+	if s.machine.IsStopped() && !s.isConfigured {
+		e.stoppedSessions = append(e.stoppedSessions, s)
+	}
 	return out
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bfd"
@@ -20,10 +19,6 @@ type BFDEngine interface {
 	Status() []bfd.Status
 	StatusChanged() <-chan struct{}
 }
-
-// internalRouterOnLinkCheckInterval is how often the Engine checks whether internal
-// routers are on a link of this node, since addresses come and go.
-const internalRouterOnLinkCheckInterval = 5 * time.Second
 
 // bfdPaths are the paths that BFD watches. The maps are keyed by the peers' names.
 type bfdPaths struct {
@@ -76,7 +71,7 @@ func (e *Engine) newBFDSession(p *intent.Peer) bfd.SessionConfig {
 			EchoInterval: p.BFD.EchoInterval, Passive: p.BFD.Passive, MinimumTTL: p.BFD.MinTTL,
 		},
 	}
-	s.Multihop = p.Multihop || (!p.IsExternal() || p.MaxHops > 1) && !e.options.Transport.IsOnLink(p.Address)
+	s.Multihop = p.Multihop || (!p.IsExternal() || p.MaxHops > 1) && !isAddressOnLink(e.nodeAddresses, p.Device, p.Address)
 	switch {
 	case p.Address.IsLinkLocalUnicast() || p.Unnumbered:
 		s.Interface = cmp.Or(p.Address.Zone(), p.Device)
@@ -94,6 +89,15 @@ func bfdPathState(all []bfd.Status, k bfd.SessionKey) (state string, fault names
 		}
 	}
 	return "Down", names.Explanation{}
+}
+
+// isBFDPathUp reports whether the BFD session of a peer's path is Up.
+func (e *Engine) isBFDPathUp(peer string) bool {
+	e.mu.Lock()
+	k, ok := e.bfdPaths.bfdKeyByPeerName[peer]
+	e.mu.Unlock()
+	state, _ := bfdPathState(e.options.BFD.Status(), k)
+	return ok && state == "Up"
 }
 
 // logBFDFaults logs each change of a BFD fault.
@@ -125,6 +129,9 @@ func (e *Engine) forwardBFDEvent(v bfd.Event) {
 // handleBFDEvent ends the session when the path has failed. The
 // NOTIFICATION makes the router remove the routes too (RFC 9384).
 func (w *worker) handleBFDEvent(v bfd.Event) {
+	if w.currentDesiredState.peer.BFDStrict {
+		w.updateAdjRIBOut()
+	}
 	if !v.IsPathFailure() || w.session == nil {
 		return
 	}

@@ -15,6 +15,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
+// DefaultLocalPref is the local preference of routes without a configured one.
+const DefaultLocalPref = 100
+
 // UpdateGenerator encodes routes as UPDATEs. Package gobgp implements it.
 type UpdateGenerator interface {
 	// OpenConnectionWithUpdates returns a connection that takes part in the session after the
@@ -37,6 +40,9 @@ type Negotiated struct {
 	KeepaliveInterval time.Duration
 	// ExtendedNextHop allows IPv6 next hops for IPv4 routes (RFC 8950).
 	ExtendedNextHop bool
+	// LinkLocalNextHop allows a link-local next hop in 16 octets
+	// (draft-ietf-idr-linklocal-capability).
+	LinkLocalNextHop bool
 	// RouterKeepsRoutesOverRestart is true when both sides support it (RFC 4724).
 	GracefulRestart bool
 	// GracefulNotification is true when routes are also kept after a NOTIFICATION (RFC 8538).
@@ -48,13 +54,22 @@ type Transport interface {
 	// Dial connects to a router.
 	Dial(ctx context.Context, o DialOptions) (Conn, error)
 	// Listen accepts connections of routers on a TCP port.
-	Listen(ctx context.Context, port uint16) (Listener, error)
+	Listen(ctx context.Context, o ListenOptions) (Listener, error)
 	// FindRouterOnLink reports the link-local address of the router on a link, with the link as
 	// zone, and reports it again when it changes. It reports an error while the link cannot be
 	// used. It also advertises this node to the router. It returns when ctx ends.
 	FindRouterOnLink(ctx context.Context, device string, report func(router netip.Addr, err error))
-	// IsOnLink reports whether an address belongs to a network of one of this node's links.
-	IsOnLink(address netip.Addr) bool
+	// ReadAddresses returns the addresses of this node's links.
+	ReadAddresses() ([]NodeAddress, error)
+	// WatchAddresses calls changed after an address comes, goes or changes, until ctx ends.
+	WatchAddresses(ctx context.Context, changed func())
+}
+
+// ListenOptions say where to listen.
+type ListenOptions struct {
+	Port uint16
+	// BindDevice is the VRF device to bind to; empty binds to none.
+	BindDevice string
 }
 
 // Listener accepts connections from routers.
@@ -96,9 +111,6 @@ type Conn interface {
 	RemoteIP() netip.Addr
 	// LocalIP returns the address of this end.
 	LocalIP() netip.Addr
-	// LocalNextHops returns this node's addresses for next hops. One is
-	// the connection's own address. Either may be invalid.
-	LocalNextHops() (ipv4, ipv6 netip.Addr)
 }
 
 // PeerSessionStatus describes a session.
@@ -130,7 +142,8 @@ type PeerSessionStatus struct {
 	BFDState string
 	// BFDFault is why the BFD session does not run as configured; otherwise zero.
 	BFDFault names.Explanation
-	// NotConnectingReason is why the speaker does not try to connect; empty while it does.
+	// NotConnectingReason is why the speaker does not try to connect, or rejects the router; empty
+	// otherwise.
 	NotConnectingReason names.Reason
 	// WithheldRouteReason is why an established session announces fewer than WantedRouteCount;
 	// otherwise zero.

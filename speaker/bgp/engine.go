@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -18,6 +20,9 @@ import (
 type Options struct {
 	// NodeName is this node's name. The router ID is derived from it where nothing else gives one.
 	NodeName string
+	// FirstRunSinceBoot is set if no speaker has run since the node booted. Traffic to the node's
+	// routes was lost meanwhile.
+	FirstRunSinceBoot bool
 	// UpdateGenerator encodes the UPDATEs.
 	UpdateGenerator UpdateGenerator
 	// Transport connects to the routers.
@@ -33,9 +38,11 @@ type Options struct {
 type Desired struct {
 	// Peers have distinct names.
 	Peers []intent.Peer
-	// Routes have distinct prefixes for each peer. Other
-	// Desired values share them: they are read-only.
+	// Routes have distinct prefixes for each peer. Other Desired values share them: they are
+	// read-only, and a route that changes is a new value.
 	Routes []*intent.Route
+	// NodeInternalIPs are the node's internal addresses in the Kubernetes API.
+	NodeInternalIPs []netip.Addr
 	// NodeLeaving is true while the node drains: every route is first announced with
 	// the GRACEFUL_SHUTDOWN community (RFC 8326) and then withdrawn.
 	NodeLeaving bool
@@ -43,20 +50,24 @@ type Desired struct {
 
 // Engine runs the desired sessions. Make it with New. Any goroutine may call Set, Status and Stop.
 type Engine struct {
-	options       Options
-	desired       *latest.Value[Desired]
-	stopRequests  chan chan struct{}
-	statusChanged *latest.Wake
+	options      Options
+	desired      *latest.Value[Desired]
+	stopRequests chan chan struct{}
+	// workerListRequests are answered with the workers.
+	workerListRequests chan chan<- []*worker
+	statusChanged      *latest.Wake
 
 	mu           sync.Mutex // guards statusByPeer and bfdPaths
 	statusByPeer map[string]PeerSessionStatus
 	bfdPaths     bfdPaths
 
 	// Only Run uses the following fields.
-	currentDesiredState  Desired // the latest value from Set
+	currentDesiredState  Desired       // the latest value from Set
+	nodeAddresses        []NodeAddress // of the node's links
+	addressesChanged     *latest.Wake
 	searchByDevice       map[string]*routerSearch
 	routerSearchResults  chan routerSearchResult
-	passiveListener      passiveListener
+	passiveListeners     *passiveListeners
 	workerByPeer         map[string]*worker
 	goroutines           sync.WaitGroup
 	peerNamesByBFDPath   map[bfd.SessionKey][]string // names of the peers on each path with BFD
@@ -70,9 +81,12 @@ func NewEngine(o Options) *Engine {
 		options:              o,
 		desired:              latest.NewValue[Desired](),
 		stopRequests:         make(chan chan struct{}),
+		workerListRequests:   make(chan chan<- []*worker),
 		statusChanged:        latest.NewWake(),
 		statusByPeer:         map[string]PeerSessionStatus{},
+		addressesChanged:     latest.NewWake(),
 		searchByDevice:       map[string]*routerSearch{},
+		passiveListeners:     newPassiveListeners(),
 		routerSearchResults:  make(chan routerSearchResult),
 		workerByPeer:         map[string]*worker{},
 		loggedFaultByBFDPath: map[bfd.SessionKey]names.Explanation{},
@@ -127,25 +141,33 @@ func (e *Engine) Stop(ctx context.Context) {
 // the process would, so that routers keep the routes where graceful restart was negotiated.
 func (e *Engine) Run(ctx context.Context) error {
 	defer e.goroutines.Wait()
-	defer e.passiveListener.close()
+	defer e.passiveListeners.closeUnwanted(nil)
 	stopped := false
-	linkCheck := time.NewTicker(internalRouterOnLinkCheckInterval)
-	defer linkCheck.Stop()
+	e.goroutines.Go(func() { e.options.Transport.WatchAddresses(ctx, e.addressesChanged.Signal) })
+	addressCheck := time.NewTicker(addressCheckInterval)
+	defer addressCheck.Stop()
+	e.readNodeAddresses()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case d := <-e.desired.C():
-			if !stopped {
-				e.applyDesiredState(ctx, d)
+			if stopped {
+				continue
 			}
+			e.passRouteChanges(&d)
+			if differsOnlyInRoutes(&e.currentDesiredState, &d) {
+				e.currentDesiredState = d
+				continue
+			}
+			e.applyDesiredState(ctx, d)
 		case s := <-e.routerSearchResults:
 			if e.recordDiscovery(s); !stopped {
 				e.applyDesiredState(ctx, e.currentDesiredState)
 			}
-		case c := <-e.passiveListener.connections():
+		case c := <-e.passiveListeners.connections:
 			e.assignPassiveConnection(c)
-		case <-e.passiveListener.listenRetryDue():
+		case <-e.passiveListeners.retryTimer.C:
 			if !stopped {
 				e.applyDesiredState(ctx, e.currentDesiredState)
 			}
@@ -154,27 +176,53 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-e.options.BFD.StatusChanged():
 			e.logBFDFaults()
 			e.statusChanged.Signal()
-		case <-linkCheck.C:
-			e.updateBFDSessions(e.bfdPaths.peersOfLastUpdate)
+		case <-e.addressesChanged.C():
+			addressCheck.Reset(addressChangeDelay)
+		case <-addressCheck.C:
+			addressCheck.Reset(addressCheckInterval)
+			if e.readNodeAddresses() && !stopped {
+				e.applyDesiredState(ctx, e.currentDesiredState)
+			}
+		case reply := <-e.workerListRequests:
+			reply <- slices.Collect(maps.Values(e.workerByPeer))
 		case done := <-e.stopRequests:
 			stopped = true
-			go e.stopWorkers(done, e.workerByPeer)
+			go stopWorkers(done, e.workerByPeer, e.currentDesiredState.NodeLeaving)
 			e.workerByPeer = map[string]*worker{}
 		}
 	}
 }
 
 // stopWorkers stops all workers in parallel.
-func (e *Engine) stopWorkers(done chan struct{}, workers map[string]*worker) {
+func stopWorkers(done chan struct{}, workers map[string]*worker, nodeLeaving bool) {
 	var stopping sync.WaitGroup
 	for _, w := range workers {
 		stopping.Go(func() {
-			w.sendDesiredState(desiredPeerState{mustStop: true})
+			w.sendDesiredState(desiredPeerState{mustStop: true, nodeLeaving: nodeLeaving})
 			<-w.done
 		})
 	}
 	stopping.Wait()
 	close(done)
+}
+
+// passRouteChanges passes the changes of the routes to the workers. The worker of a peer that is
+// removed keeps its routes: it withdraws them in order.
+func (e *Engine) passRouteChanges(d *Desired) {
+	changes := diffRoutesByPeer(e.currentDesiredState.Routes, d.Routes)
+	if changes == nil {
+		return
+	}
+	for i := range d.Peers {
+		if w, ok := e.workerByPeer[d.Peers[i].Name]; ok {
+			w.routeInbox.put(d.Routes, changes[d.Peers[i].Name])
+		}
+	}
+}
+
+// differsOnlyInRoutes reports whether two values have the same peers and the same node.
+func differsOnlyInRoutes(a, b *Desired) bool {
+	return slices.Equal(a.Peers, b.Peers) && a.NodeLeaving == b.NodeLeaving && slices.Equal(a.NodeInternalIPs, b.NodeInternalIPs)
 }
 
 // applyDesiredState starts, updates and stops workers to match the desired state.
@@ -188,7 +236,7 @@ func (e *Engine) applyDesiredState(ctx context.Context, d Desired) {
 	}
 	for name, w := range e.workerByPeer {
 		if !configured[name] {
-			w.sendDesiredState(desiredPeerState{mustStop: true, peerRemoved: true})
+			w.sendDesiredState(desiredPeerState{mustStop: true, peerRemoved: true, nodeLeaving: d.NodeLeaving})
 			delete(e.workerByPeer, name)
 		}
 	}
@@ -196,9 +244,33 @@ func (e *Engine) applyDesiredState(ctx context.Context, d Desired) {
 		w, ok := e.workerByPeer[p.Name]
 		if !ok {
 			w = e.startWorker(ctx, p)
+			w.routeInbox.put(d.Routes, nil)
 		}
-		w.sendDesiredState(desiredPeerState{peer: p, routesOfAllPeers: d.Routes, nodeLeaving: d.NodeLeaving})
+		w.sendDesiredState(desiredPeerState{peer: p, nodeLeaving: d.NodeLeaving, nodeAddresses: e.nodeAddresses, nodeInternalIPs: d.NodeInternalIPs})
 	}
+}
+
+// The times between two readings of the node's addresses.
+const (
+	// addressCheckInterval applies while no change is reported. A report may be lost.
+	addressCheckInterval = 30 * time.Second
+	// addressChangeDelay applies after a change, since several often follow each other.
+	addressChangeDelay = 200 * time.Millisecond
+)
+
+// readNodeAddresses reads the addresses of the node's links and reports whether they differ from
+// the last ones. It keeps the last ones if they cannot be read.
+func (e *Engine) readNodeAddresses() (changed bool) {
+	addresses, err := e.options.Transport.ReadAddresses()
+	if err != nil {
+		e.options.Log.Warn("reading the addresses of this node", "error", err)
+		return false
+	}
+	if slices.Equal(addresses, e.nodeAddresses) {
+		return false
+	}
+	e.nodeAddresses = addresses
+	return true
 }
 
 // startWorker starts the worker of a new peer.

@@ -43,9 +43,9 @@ func (n hostTransport) Dial(ctx context.Context, t bgp.DialOptions) (c bgp.Conn,
 	return c, err
 }
 
-func (n hostTransport) Listen(ctx context.Context, port uint16) (l bgp.Listener, err error) {
+func (n hostTransport) Listen(ctx context.Context, o bgp.ListenOptions) (l bgp.Listener, err error) {
 	err = n.RunInside(func() (err error) {
-		l, err = tcp.Transport{}.Listen(ctx, port)
+		l, err = tcp.Transport{}.Listen(ctx, o)
 		return err
 	})
 	return l, err
@@ -58,12 +58,19 @@ func (n hostTransport) FindRouterOnLink(ctx context.Context, device string, repo
 	})
 }
 
-func (n hostTransport) IsOnLink(a netip.Addr) (on bool) {
+func (n hostTransport) ReadAddresses() (out []bgp.NodeAddress, err error) {
+	err = n.RunInside(func() (err error) {
+		out, err = tcp.Transport{}.ReadAddresses()
+		return err
+	})
+	return out, err
+}
+
+func (n hostTransport) WatchAddresses(ctx context.Context, changed func()) {
 	_ = n.RunInside(func() error {
-		on = tcp.Transport{}.IsOnLink(a)
+		tcp.Transport{}.WatchAddresses(ctx, changed)
 		return nil
 	})
-	return on
 }
 
 // newLabNetwork creates the lab network. It skips the test where the machine lacks something.
@@ -98,7 +105,7 @@ func startRouter(t *testing.T, c router.Config) *router.Router {
 // testSpeaker is an Engine on a lab host.
 type testSpeaker struct {
 	*bgp.Engine
-	t                     *testing.T
+	t                     testing.TB
 	endEnginesWithoutStop func() // ends the engines without Stop
 	crashEngines          func() // ends them without a last BFD packet, as SIGKILL does
 }
@@ -184,7 +191,7 @@ func (s *testSpeaker) waitForError(peer, text string) {
 }
 
 // awaitNoError waits until check succeeds.
-func awaitNoError(t *testing.T, what string, check func() error) {
+func awaitNoError(t testing.TB, what string, check func() error) {
 	t.Helper()
 	deadline := time.After(40 * time.Second)
 	for {

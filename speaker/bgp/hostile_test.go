@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -117,6 +118,14 @@ func newHostileBehaviours(t *testing.T, flooded chan<- error) map[string]hostile
 			_, _ = c.Write(o.Encode())
 			_, _ = io.Copy(io.Discard, c)
 		}, "it sent a second OPEN"},
+		"no KEEPALIVE": {func(c net.Conn) {
+			if _, err := message.ReadMessage(c, make([]byte, message.MaxMessageLength)); err != nil {
+				return
+			}
+			withoutHoldTime := message.OpenMessage{ASN: 65000, RouterID: netip.MustParseAddr("192.0.2.66")}
+			_, _ = c.Write(withoutHoldTime.Encode())
+			_, _ = io.Copy(io.Discard, c)
+		}, "no KEEPALIVE from the router within"},
 		"half an OPEN": {func(c net.Conn) { _, _ = c.Write(message.EncodeKeepalive()[:7]) }, "closed the connection"},
 		"a bad OPEN": {func(c net.Conn) {
 			o := message.OpenMessage{ASN: 65000, HoldSeconds: 2, RouterID: netip.MustParseAddr("192.0.2.66")}
@@ -158,6 +167,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 		d.Peers = append(d.Peers, p)
 		d.Routes[0].PeerNames = append(d.Routes[0].PeerNames, name)
 	}
+	slices.Sort(d.Routes[0].PeerNames)
 	runtime.GC()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -23,50 +24,83 @@ func configuredFamilies(p *intent.Peer) []message.AFI {
 	return out
 }
 
-// chooseRouterID returns our BGP identifier: the configured one, else the session's IPv4 address,
-// else a hash of the node's name. RFC 6286 requires only that it is unique within the AS.
-func chooseRouterID(given, local netip.Addr, node string) netip.Addr {
-	if given.Is4() {
-		return given
+// chooseRouterID returns our BGP identifier: the configured one, else the node's internal IPv4
+// address, else a hash of the node's name. All routers get the same one (RFC 4271 section 4.2). The
+// hash is a unicast address, since older routers refuse any other; RFC 6286 requires only that it
+// is unique within the AS.
+func chooseRouterID(configured netip.Addr, nodeInternalIPs []netip.Addr, node string) netip.Addr {
+	if configured.Is4() {
+		return configured
 	}
-	if local.Is4() {
-		return local
+	for _, a := range nodeInternalIPs {
+		if a.Is4() {
+			return a
+		}
 	}
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(node))
-	s := h.Sum32() | 1 // never 0.0.0.0
-	return netip.AddrFrom4([4]byte{byte(s >> 24), byte(s >> 16), byte(s >> 8), byte(s)})
+	s := h.Sum32()
+	first := byte(1 + s>>24%222) // 1 to 222; without 127 the range ends with 223
+	if first >= 127 {
+		first++
+	}
+	return netip.AddrFrom4([4]byte{first, byte(s >> 16), byte(s >> 8), byte(s)})
 }
 
-// buildOpen returns our OPEN. restarted is true while routers
-// may still keep routes from before this process.
-func buildOpen(p *intent.Peer, id netip.Addr, restarted bool) message.OpenMessage {
+// openSettings are what our OPEN depends on.
+type openSettings struct {
+	peer     *intent.Peer
+	routerID netip.Addr
+	// restarted is true while routers may still keep routes from before this process.
+	restarted bool
+	// overIPv6 is set if the connection runs over IPv6.
+	overIPv6 bool
+	// forwardingLost is set if the node may have booted since routers kept routes of it.
+	forwardingLost bool
+	// omitted are capabilities that the router refused.
+	omitted []message.CapabilityCode
+}
+
+// buildOpen returns our OPEN.
+func buildOpen(s *openSettings) message.OpenMessage {
+	p := s.peer
 	o := message.OpenMessage{
 		ASN:                  p.LocalASN,
 		HoldSeconds:          uint16(p.HoldTime / time.Second),
-		RouterID:             id,
+		RouterID:             s.routerID,
 		SupportsFourOctetASN: true,
 		SupportsRouteRefresh: true,
 	}
 	if !p.NoMultiprotocol {
 		o.Families = configuredFamilies(p)
-		o.SupportsExtendedNextHop = p.IPv4
+		o.SupportsExtendedNextHop = p.IPv4 && s.overIPv6 // over IPv4 the next hop is the session's
+		o.SupportsLinkLocalNextHop = s.overIPv6
 	}
 	if p.GracefulRestart {
-		// Kubernetes forwards while the speaker restarts: the F bit is always set.
+		// Kubernetes forwards while the speaker restarts, so that the F bit is set, but not while
+		// the node boots (RFC 4724 section 4.1).
 		g := &message.GracefulRestartCapability{
-			SenderHasRestarted:     restarted,
+			SenderHasRestarted:     s.restarted,
 			GracefulNotification:   true,
 			RestartSeconds:         uint16(min(p.RestartTime/time.Second, 4095)),
 			ForwardingKeptByFamily: map[message.AFI]bool{},
 		}
 		for _, f := range configuredFamilies(p) {
-			g.ForwardingKeptByFamily[f] = true
+			g.ForwardingKeptByFamily[f] = !s.forwardingLost
 		}
 		o.GracefulRestart = g
 	}
-	return o
+	return o.WithoutCapabilities(s.omitted)
 }
+
+// openRejection is why we reject the router's OPEN.
+type openRejection struct {
+	*message.Notification
+	reason names.Reason
+}
+
+// Unwrap returns the NOTIFICATION.
+func (r openRejection) Unwrap() error { return r.Notification }
 
 // negotiate compares the router's OPEN with the
 // configuration. The error is a *message.Notification.
@@ -78,11 +112,8 @@ func negotiate(p *intent.Peer, local, remote message.OpenMessage) (Negotiated, e
 	if remote.ASN == local.ASN && remote.RouterID == local.RouterID {
 		return n, &message.Notification{Code: message.CodeOpenMessageError, Subcode: 3, FaultText: fmt.Sprintf("its router ID %s is also ours: change one of them", remote.RouterID)}
 	}
-	if local.ASN > 0xffff && !remote.SupportsFourOctetASN {
-		return n, &message.Notification{Code: message.CodeOpenMessageError, Subcode: 7, FaultText: fmt.Sprintf("it does not support AS numbers of four octets, and ours is %d", local.ASN)}
-	}
 	theirs := remote.Families
-	if len(theirs) == 0 { // without the capability: IPv4 unicast, RFC 4760 section 8
+	if !remote.HasMultiprotocol { // without the capability: IPv4 unicast, RFC 4760 section 8
 		theirs = []message.AFI{message.FamilyIPv4}
 	}
 	for _, f := range configuredFamilies(p) {
@@ -91,11 +122,12 @@ func negotiate(p *intent.Peer, local, remote message.OpenMessage) (Negotiated, e
 		}
 	}
 	if len(n.CommonFamilies) == 0 {
-		return n, &message.Notification{Code: message.CodeOpenMessageError, Subcode: 7, FaultText: fmt.Sprintf("it supports %v and we use %v: activate a common address family for this neighbour on the router", theirs, configuredFamilies(p))}
+		return n, openRejection{reason: names.ReasonFamilyNotCarried, Notification: &message.Notification{Code: message.CodeOpenMessageError, Subcode: 7, FaultText: fmt.Sprintf("it supports %s and we use %v: activate a common address family for this neighbour on the router", describeFamilies(theirs), configuredFamilies(p))}}
 	}
 	n.HoldTime = time.Duration(min(local.HoldSeconds, remote.HoldSeconds)) * time.Second
 	n.KeepaliveInterval = keepaliveInterval(p, n.HoldTime)
 	n.ExtendedNextHop = local.SupportsExtendedNextHop && remote.SupportsExtendedNextHop
+	n.LinkLocalNextHop = local.SupportsLinkLocalNextHop && remote.SupportsLinkLocalNextHop
 	n.GracefulRestart = local.GracefulRestart != nil && remote.GracefulRestart != nil
 	n.GracefulNotification = n.GracefulRestart && remote.GracefulRestart.GracefulNotification
 	return n, nil
@@ -129,15 +161,10 @@ func checkRouterASN(p *intent.Peer, got uint32) *message.Notification {
 	return &message.Notification{Code: message.CodeOpenMessageError, Subcode: 2, FaultText: fmt.Sprintf("its AS number is %d, and the BGPPeer asks for %s: correct one of them", got, want)}
 }
 
-// chooseNextHop returns the next hop for a family; invalid when there is none.
-func chooseNextHop(f message.AFI, extended bool, ipv4, ipv6 netip.Addr) netip.Addr {
-	switch {
-	case f == message.FamilyIPv6:
-		return ipv6
-	case ipv4.IsValid():
-		return ipv4
-	case extended: // RFC 8950
-		return ipv6
+// describeFamilies names the families of a router.
+func describeFamilies(all []message.AFI) string {
+	if len(all) == 0 {
+		return "neither IPv4 nor IPv6 unicast"
 	}
-	return netip.Addr{}
+	return fmt.Sprint(all)
 }

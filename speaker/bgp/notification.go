@@ -26,12 +26,19 @@ func (n receivedNotification) Error() string {
 func (n receivedNotification) configurationAdvice() string {
 	switch k := [2]uint8{n.notification.Code, n.notification.Subcode}; k {
 	case [2]uint8{message.CodeOpenMessageError, 2}:
-		return fmt.Sprintf("it expects another AS number than %d from this node: correct it there, or myASN here", n.sentOpen.ASN)
+		advice := fmt.Sprintf("it expects another AS number than %d from this node: correct it there, or myASN here", n.sentOpen.ASN)
+		if n.sentOpen.ASN > 0xffff {
+			advice += fmt.Sprintf("; a router that supports only AS numbers of two octets expects %d", message.TwoOctetASN(n.sentOpen.ASN))
+		}
+		return advice
 	case [2]uint8{message.CodeOpenMessageError, 3}:
 		return fmt.Sprintf("it does not accept %s as this node's router ID, which another neighbour or the router itself may use: set another routerID", n.sentOpen.RouterID)
 	case [2]uint8{message.CodeOpenMessageError, 6}:
 		return fmt.Sprintf("it does not accept a hold time of %d s: set another holdTime", n.sentOpen.HoldSeconds)
-	case [2]uint8{message.CodeOpenMessageError, 7}:
+	case [2]uint8{message.CodeOpenMessageError, message.OpenUnsupportedCapability}:
+		if required := n.requiredCapabilities(); len(required) > 0 {
+			return "it requires a capability that this speaker did not offer: " + listCapabilities(required)
+		}
 		return fmt.Sprintf("activate the address families of this peer, %v, for this neighbour there", n.sentOpen.Families)
 	case [2]uint8{message.CodeCease, message.CeaseMaxPrefixes}:
 		return "raise the limit for this neighbour there, or announce fewer prefixes by a shorter aggregationLength"

@@ -1,120 +1,178 @@
 package bgp
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// passiveListener accepts the connections of passive peers' routers. The zero value is closed.
+// passiveListenPort is the TCP port on which routers connect to passive peers.
+const passiveListenPort = 179
+
+// listenRetryInterval is the time between two attempts to listen, or to set a password.
+const listenRetryInterval = 5 * time.Second
+
+// passiveListeners accept the connections of passive peers' routers. A socket without a VRF does
+// not accept connections that arrive in a VRF, so that each VRF has a listener of its own.
+type passiveListeners struct {
+	byDevice    map[string]*passiveListener // the key is a VRF, or empty
+	connections chan passiveConnection      // of all listeners
+	retryTimer  *time.Timer                 // running after a failure
+}
+
+// passiveListener is the listener of one VRF.
 type passiveListener struct {
 	listener          Listener
 	passwordsByRouter map[netip.Addr]string
-	retryTimer        *time.Timer // nil before the first failure
+	closed            chan struct{}
 }
 
-// listenRetryInterval is the time between two attempts to listen.
-const listenRetryInterval = 5 * time.Second
+// passiveConnection is a connection that a router opened.
+type passiveConnection struct {
+	Conn
+	vrf string
+}
 
-// listenForPassivePeers listens while there are passive peers. If that fails, it blocks them.
+func newPassiveListeners() *passiveListeners {
+	l := &passiveListeners{byDevice: map[string]*passiveListener{}, connections: make(chan passiveConnection), retryTimer: time.NewTimer(time.Hour)}
+	l.retryTimer.Stop()
+	return l
+}
+
+// listenForPassivePeers listens while there are passive peers. It blocks the peers for which that
+// fails.
 func (e *Engine) listenForPassivePeers(ctx context.Context, peers []intent.Peer) []intent.Peer {
-	passive := slices.ContainsFunc(peers, func(p intent.Peer) bool { return p.Passive })
-	if !passive {
-		e.passiveListener.close()
-		return peers
+	wanted := map[string]bool{}
+	for i := range peers {
+		if peers[i].Passive {
+			wanted[e.vrfOfPeer(&peers[i])] = true
+		}
 	}
-	err := e.passiveListener.listenWithPasswords(ctx, e.options.Transport, peers)
-	if err == nil {
+	e.passiveListeners.closeUnwanted(wanted)
+	if len(wanted) == 0 {
 		return peers
 	}
 	peers = slices.Clone(peers)
+	faultByVRF := map[string]error{}
+	for vrf := range wanted {
+		faultByVRF[vrf] = e.passiveListeners.listen(ctx, e.options.Transport, vrf)
+	}
+	passwords := map[string]map[netip.Addr]string{}
+	failed := false
 	for i := range peers {
-		if peers[i].Passive && !peers[i].Blocked.IsSet() {
-			peers[i].Blocked = names.Explanation{Reason: names.ReasonPortUnavailable, Text: err.Error()}
+		p := &peers[i]
+		if !p.Passive || p.Blocked.IsSet() {
+			continue
 		}
+		vrf := e.vrfOfPeer(p)
+		err := faultByVRF[vrf]
+		if err == nil && p.Address.IsValid() {
+			if passwords[vrf] == nil {
+				passwords[vrf] = map[netip.Addr]string{}
+			}
+			passwords[vrf][p.Address] = p.Password
+			err = e.passiveListeners.byDevice[vrf].setPassword(p.Address, p.Password)
+		}
+		if err != nil {
+			p.Blocked, failed = names.Explanation{Reason: names.ReasonPortUnavailable, Text: err.Error()}, true
+		}
+	}
+	for vrf, l := range e.passiveListeners.byDevice {
+		l.removeOtherPasswords(passwords[vrf])
+	}
+	if failed {
+		e.passiveListeners.retryTimer.Reset(listenRetryInterval)
 	}
 	return peers
 }
 
-// listenWithPasswords listens and sets the password of each passive peer's router.
-func (d *passiveListener) listenWithPasswords(ctx context.Context, t Transport, peers []intent.Peer) error {
-	if d.listener == nil {
-		l, err := t.Listen(ctx, passiveListenPort)
-		if err != nil {
-			if d.retryTimer == nil {
-				d.retryTimer = time.NewTimer(listenRetryInterval)
-			} else {
-				d.retryTimer.Reset(listenRetryInterval)
+// vrfOfPeer returns the VRF of a peer's session; empty without one.
+func (e *Engine) vrfOfPeer(p *intent.Peer) string {
+	if slices.ContainsFunc(e.nodeAddresses, func(a NodeAddress) bool { return p.Device != "" && a.VRFName == p.Device }) {
+		return p.Device
+	}
+	return ""
+}
+
+// listen listens in a VRF unless it does already.
+func (l *passiveListeners) listen(ctx context.Context, t Transport, vrf string) error {
+	if l.byDevice[vrf] != nil {
+		return nil
+	}
+	listener, err := t.Listen(ctx, ListenOptions{Port: passiveListenPort, BindDevice: vrf})
+	if err != nil {
+		return err
+	}
+	one := &passiveListener{listener: listener, passwordsByRouter: map[netip.Addr]string{}, closed: make(chan struct{})}
+	l.byDevice[vrf] = one
+	go func() {
+		for {
+			select {
+			case c := <-listener.AcceptedConnections():
+				select {
+				case l.connections <- passiveConnection{c, vrf}:
+				case <-one.closed:
+					c.Close()
+					return
+				}
+			case <-one.closed:
+				return
 			}
-			return err
 		}
-		d.listener, d.passwordsByRouter = l, map[netip.Addr]string{}
-	}
-	want := map[netip.Addr]string{}
-	for i := range peers {
-		if p := &peers[i]; p.Passive && p.Address.IsValid() && !p.Blocked.IsSet() {
-			want[p.Address] = p.Password
-		}
-	}
-	for a := range d.passwordsByRouter {
-		if _, ok := want[a]; !ok {
-			want[a] = ""
-		}
-	}
-	for a, password := range want {
-		if d.passwordsByRouter[a] == password {
-			continue
-		}
-		if err := d.listener.SetRouterPassword(a.WithZone(""), password); err != nil {
-			return err
-		}
-		d.passwordsByRouter[a] = password
-	}
+	}()
 	return nil
 }
 
-// connections delivers the connections of routers. It is nil while closed.
-func (d *passiveListener) connections() <-chan Conn {
-	if d.listener == nil {
+// setPassword sets the password of a router.
+func (l *passiveListener) setPassword(router netip.Addr, password string) error {
+	if l.passwordsByRouter[router] == password {
 		return nil
 	}
-	return d.listener.AcceptedConnections()
+	if err := l.listener.SetRouterPassword(router.WithZone(""), password); err != nil {
+		return err
+	}
+	l.passwordsByRouter[router] = password
+	return nil
 }
 
-// listenRetryDue is ready to read when it is time to listen again.
-func (d *passiveListener) listenRetryDue() <-chan time.Time {
-	if d.retryTimer == nil || d.listener != nil {
-		return nil
+// removeOtherPasswords removes the passwords of routers that are not wanted.
+func (l *passiveListener) removeOtherPasswords(wanted map[netip.Addr]string) {
+	for router := range l.passwordsByRouter {
+		if _, ok := wanted[router]; !ok && l.setPassword(router, "") == nil {
+			delete(l.passwordsByRouter, router)
+		}
 	}
-	return d.retryTimer.C
 }
 
-func (d *passiveListener) close() {
-	if d.listener != nil {
-		d.listener.Close()
+// closeUnwanted closes the listeners of other VRFs than the wanted ones.
+func (l *passiveListeners) closeUnwanted(wanted map[string]bool) {
+	for vrf, one := range l.byDevice {
+		if !wanted[vrf] {
+			one.listener.Close()
+			close(one.closed)
+			delete(l.byDevice, vrf)
+		}
 	}
-	*d = passiveListener{}
 }
 
 // assignPassiveConnection passes a connection to the passive peer with that
 // router. It closes connections from all other addresses.
-func (e *Engine) assignPassiveConnection(c Conn) {
+func (e *Engine) assignPassiveConnection(c passiveConnection) {
 	for i := range e.currentDesiredState.Peers {
 		p := &e.currentDesiredState.Peers[i]
-		address := p.Address
-		if r := e.searchByDevice[p.Device]; p.Unnumbered && r != nil {
-			address = r.foundRouterAddress
-		}
-		if !p.Passive || p.Blocked.IsSet() || address.WithZone("") != c.RemoteIP().WithZone("") || p.SourceAddress.IsValid() && p.SourceAddress != c.LocalIP() {
+		if !p.Passive || p.Blocked.IsSet() || e.vrfOfPeer(p) != c.vrf || !e.isRouterOfPeer(p, c.RemoteIP()) || p.SourceAddress.IsValid() && p.SourceAddress != c.LocalIP() {
 			continue
 		}
 		if w, ok := e.workerByPeer[p.Name]; ok {
 			select {
-			case w.incomingConnections <- c:
+			case w.incomingConnections <- c.Conn:
 				return
 			default: // it handles another connection
 			}
@@ -122,3 +180,46 @@ func (e *Engine) assignPassiveConnection(c Conn) {
 	}
 	c.Close()
 }
+
+// isRouterOfPeer reports whether a remote address is that of the peer's router. Routers on
+// different links may have the same link-local address.
+func (e *Engine) isRouterOfPeer(p *intent.Peer, remote netip.Addr) bool {
+	address := p.Address
+	if r := e.searchByDevice[p.Device]; p.Unnumbered && r != nil {
+		address = r.foundRouterAddress
+	}
+	if address.WithZone("") != remote.WithZone("") {
+		return false
+	}
+	link := cmp.Or(address.Zone(), p.Device)
+	return !remote.IsLinkLocalUnicast() || remote.Zone() == "" || link == "" || remote.Zone() == link
+}
+
+// acceptConnection handles a connection that the router opened. An existing session wins, unless
+// graceful restart was negotiated and the router keeps routes over a restart of its own: then a new
+// connection means that the router has restarted (RFC 4724 section 5). The session ends only when
+// the new connection has delivered an OPEN.
+func (w *worker) acceptConnection(c Conn) {
+	p := w.currentDesiredState.peer
+	busy := w.attemptResults != nil || w.session != nil && !w.session.negotiated.routerMayRestartGracefully()
+	if !p.Passive || p.Blocked.IsSet() || busy {
+		_, _ = c.Write(message.NewCeaseNotification(message.CeaseRejected, "").Encode())
+		go closeConnectionWithoutReset(c, true)
+		return
+	}
+	o := dialOptions(&p)
+	if w.session == nil {
+		w.retryTimer.Stop()
+		w.enterState(Connect)
+	}
+	w.startAttempt(func(context.Context) (Conn, error) { return c, c.SetTTLAndMinReceivedTTL(o.TTL, o.MinReceivedTTL) })
+}
+
+// routerMayRestartGracefully reports whether the router keeps routes over a restart of its own. A
+// router that names no family only helps others to restart.
+func (n *Negotiated) routerMayRestartGracefully() bool {
+	return n.GracefulRestart && len(n.RemoteOpen.GracefulRestart.ForwardingKeptByFamily) > 0
+}
+
+// errRouterRestarted is why a session ends that a new connection of the router replaces.
+var errRouterRestarted = errors.New("the router opened a new connection")

@@ -53,8 +53,12 @@ func TestUnnumberedPeer(t *testing.T) {
 		t.Errorf("the router is %s of AS %d", a, st.RouterASN)
 	}
 	for _, prefix := range []string{servicePrefix, "2001:db8::1/128"} {
-		if got := waitForRoute(t, frr, prefix); !netip.MustParseAddr(got.NextHops[0].IP).IsLinkLocalUnicast() {
-			t.Errorf("the next hop of %s is %+v", prefix, got.NextHops)
+		got := waitForRoute(t, frr, prefix)
+		// They are the global address, and the link-local one, which is used.
+		for _, h := range got.NextHops {
+			if h.Used != netip.MustParseAddr(h.IP).IsLinkLocalUnicast() || len(got.NextHops) != 2 {
+				t.Errorf("the next hops of %s are %+v", prefix, got.NextHops)
+			}
 		}
 	}
 	for _, address := range []string{"198.51.100.1", "2001:db8::1"} {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -192,7 +193,8 @@ func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.WantedRouteCount != 3 || st.AnnouncedRouteCount != 2 || st.WithheldRouteReason.Reason != names.ReasonTooManyCommunities {
 		t.Errorf("the session is %+v", st)
 	}
-	rs[1].LargeCommunities = rs[1].LargeCommunities[:1]
+	rs = slices.Clone(rs)
+	rs[1] = &intent.Route{Prefix: rs[1].Prefix, PeerNames: rs[1].PeerNames, Attributes: intent.Attributes{LargeCommunities: rs[1].LargeCommunities[:1]}}
 	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: rs})
 	waitForRoute(t, frr, "198.51.100.2/32")
 }

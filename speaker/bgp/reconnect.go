@@ -1,8 +1,11 @@
 package bgp
 
 import (
+	"errors"
 	"math/rand/v2"
 	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
 // The times between two attempts to connect to a router.
@@ -29,8 +32,18 @@ func (w *worker) endSession() {
 
 // recordAttemptFailure records why there is no session and schedules the next attempt.
 func (w *worker) recordAttemptFailure(err error) {
-	err = w.addLastNotificationToError(err)
-	if text := err.Error(); text != w.status.LastError || w.status.State == Established {
+	w.failureReason = ""
+	if rejection := (openRejection{}); errors.As(err, &rejection) {
+		w.failureReason = rejection.reason
+	}
+	text := w.addLastNotificationToError(err).Error()
+	if n := (receivedNotification{}); errors.As(err, &n) && w.status.State != Established && n.notification.Code == message.CodeOpenMessageError {
+		now := w.engine.options.Now()
+		if w.capabilities = w.capabilities.afterRefusal(&n, now); w.capabilities.describe(now) != "" {
+			text += "; " + w.capabilities.describe(now)
+		}
+	}
+	if text != w.status.LastError || w.status.State == Established {
 		w.log.Warn("no session", "router", w.status.RouterAddress, "error", text)
 		w.status.LastError = text
 	}

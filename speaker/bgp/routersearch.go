@@ -89,6 +89,3 @@ func (e *Engine) recordDiscovery(s routerSearchResult) {
 	e.options.Log.Info("a router advertises itself", "router", s.routerAddress, "before", s.search.foundRouterAddress)
 	s.search.foundRouterAddress = s.routerAddress
 }
-
-// passiveListenPort is the TCP port on which routers connect to passive peers.
-const passiveListenPort = 179

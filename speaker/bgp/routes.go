@@ -1,8 +1,6 @@
 package bgp
 
 import (
-	"fmt"
-	"iter"
 	"math"
 	"net/netip"
 	"slices"
@@ -13,87 +11,252 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// The times between the steps of a shutdown. handoverAtExitTimeout of the speaker must be longer
-// than both together.
-const (
-	// gracefulShutdownWithdrawalDelay is the time between announcing routes with
-	// GRACEFUL_SHUTDOWN and withdrawing them. The router installs other paths
-	// meanwhile (RFC 8326 section 4.1 asks for the convergence time).
-	gracefulShutdownWithdrawalDelay = 500 * time.Millisecond
-	// closeAfterWithdrawalDelay is the time between the withdrawal and the end of
-	// the session. The router has read the withdrawal by then.
-	closeAfterWithdrawalDelay = 100 * time.Millisecond
-)
-
-// updateAdjRIBOut updates the Table to the desired routes.
-func (w *worker) updateAdjRIBOut() {
-	w.status.WantedRouteCount = 0
-	for range w.routesOfPeer() {
-		w.status.WantedRouteCount++
-	}
-	w.adjRIBOut.ReplaceRoutes(func(yield func(netip.Prefix, PathAttributes) bool) {
-		for r := range w.routesOfPeer() {
-			if t, ok := w.attributesToAnnounce(r); ok && !yield(r.Prefix, t) {
-				return
-			}
-		}
-	})
-}
-
-// routesOfPeer yields the routes for this peer.
-func (w *worker) routesOfPeer() iter.Seq[*intent.Route] {
-	return func(yield func(*intent.Route) bool) {
-		for _, r := range w.currentDesiredState.routesOfAllPeers {
-			if slices.Contains(r.PeerNames, w.peerName) && !yield(r) {
-				return
-			}
-		}
-	}
-}
-
 // gracefulShutdownCommunity is GRACEFUL_SHUTDOWN (RFC 8326 section 3).
 const gracefulShutdownCommunity = 0xffff0000
 
-// attributesToAnnounce returns the attributes with which a route is announced now. It
-// returns false when the route is not announced: before the first session, after
-// the withdrawal, or when its attributes do not fit into a message.
-func (w *worker) attributesToAnnounce(r *intent.Route) (PathAttributes, bool) {
-	if w.shutdownPhase == routesWithdrawnForShutdown {
-		return PathAttributes{}, false
+// announcementRules decide how the routes of a peer are announced now. The value is immutable.
+type announcementRules struct {
+	shutdownPhase routeShutdownPhase
+	nextHops      sessionNextHops
+	// families are those of the session; none before the first one.
+	families []message.AFI
+	localASN uint32
+	// bfdHoldsBack is set if the peer needs a working BFD session and has none.
+	bfdHoldsBack bool
+	// drainDelay is how long a route stays whose last endpoints on this node terminate.
+	drainDelay time.Duration
+}
+
+// decideAttributes returns the attributes with which a route is announced. The Reason is not empty
+// if the route is withheld. drainEnd is when the route's endpoints end; zero if they do not.
+func (a *announcementRules) decideAttributes(r *intent.Route, drainEnd, now time.Time) (PathAttributes, names.Reason) {
+	t := PathAttributes{Attributes: r.Attributes}
+	family := message.AFIOf(r.Prefix)
+	t.NextHop, t.LinkLocalNextHop = a.nextHops.nextHopOfFamily(family)
+	switch {
+	case a.shutdownPhase == routesWithdrawnForShutdown:
+		return t, names.ReasonNodeLeaving
+	case len(a.families) == 0:
+		return t, names.ReasonNoSession
+	case !drainEnd.IsZero() && !now.Before(drainEnd):
+		return t, names.ReasonEndpointsTerminating
+	case !slices.Contains(a.families, family):
+		return t, names.ReasonFamilyNotCarried
+	case a.bfdHoldsBack:
+		return t, names.ReasonBFDDown
+	case !t.NextHop.IsValid():
+		return t, names.ReasonNoNextHop
+	case r.HasTooManyCommunities():
+		return t, names.ReasonTooManyCommunities
 	}
-	t := PathAttributes{NextHop: chooseNextHop(message.AFIOf(r.Prefix), w.allowsIPv6NextHopForIPv4, w.ipv4NextHop, w.ipv6NextHop), Attributes: r.Attributes}
 	if t.Bandwidth > 0 {
-		t.ExtendedCommunities = append(slices.Clone(t.ExtendedCommunities), encodeLinkBandwidthCommunity(w.currentDesiredState.peer.LocalASN, t.Bandwidth))
+		t.ExtendedCommunities = append(slices.Clone(t.ExtendedCommunities), encodeLinkBandwidthCommunity(a.localASN, t.Bandwidth))
 	}
-	if w.shutdownPhase == routesMarkedForShutdown {
+	if a.shutdownPhase == routesMarkedForShutdown || !drainEnd.IsZero() {
 		t.LocalPref = 1 // the lowest preference: 0 means the default
 		t.Communities = append(slices.Clone(t.Communities), gracefulShutdownCommunity)
 		slices.Sort(t.Communities)
 		t.Communities = slices.Compact(t.Communities)
 	}
-	return t, t.NextHop.IsValid() && !r.HasTooManyCommunities()
+	return t, ""
 }
 
-// findWithheldReason returns why the first route that is missing on the session is
-// not announced. While the node leaves, no route is missing.
-func (w *worker) findWithheldReason() names.Explanation {
-	if w.shutdownPhase != routesNotShuttingDown || w.status.AnnouncedRouteCount >= w.status.WantedRouteCount {
+// withheldRoute is a route that is not announced.
+type withheldRoute struct {
+	route  *intent.Route
+	reason names.Reason
+}
+
+// isExpected reports whether the router should not have the route either.
+func (r withheldRoute) isExpected() bool {
+	return r.reason == names.ReasonNodeLeaving || r.reason == names.ReasonEndpointsTerminating
+}
+
+// drainingRoute is a route whose last endpoints on this node terminate.
+type drainingRoute struct {
+	route *intent.Route
+	end   time.Time
+}
+
+// peerRoutes are the routes of one peer. Each is in the AdjRIBOut or withheld. Only the worker uses
+// it.
+type peerRoutes struct {
+	adjRIBOut        *AdjRIBOut
+	withheldByPrefix map[netip.Prefix]withheldRoute
+	drainingByPrefix map[netip.Prefix]drainingRoute
+	expectedCount    int // of withheld routes that are expected to be withheld
+}
+
+func newPeerRoutes() *peerRoutes {
+	return &peerRoutes{adjRIBOut: NewAdjRIBOut(), withheldByPrefix: map[netip.Prefix]withheldRoute{}, drainingByPrefix: map[netip.Prefix]drainingRoute{}}
+}
+
+// setRouteLocked sets the route of a prefix; nil removes it. The caller has locked the table, so
+// that a subscriber gets many changes at once.
+func (p *peerRoutes) setRouteLocked(prefix netip.Prefix, r *intent.Route, rules *announcementRules, now time.Time) {
+	if old, ok := p.withheldByPrefix[prefix]; ok {
+		delete(p.withheldByPrefix, prefix)
+		if old.isExpected() {
+			p.expectedCount--
+		}
+	}
+	if r == nil {
+		delete(p.drainingByPrefix, prefix)
+		p.adjRIBOut.setRouteLocked(prefix, nil)
+		return
+	}
+	attributes, reason := rules.decideAttributes(r, p.drainEndOf(r, rules, now), now)
+	if reason == "" {
+		p.adjRIBOut.setRouteLocked(prefix, &attributes)
+		return
+	}
+	p.adjRIBOut.setRouteLocked(prefix, nil)
+	w := withheldRoute{r, reason}
+	p.withheldByPrefix[prefix] = w
+	if w.isExpected() {
+		p.expectedCount++
+	}
+}
+
+// drainEndOf returns when a route is withdrawn whose last endpoints terminate; zero if they do not.
+// The time starts when the endpoints begin to terminate.
+func (p *peerRoutes) drainEndOf(r *intent.Route, rules *announcementRules, now time.Time) time.Time {
+	if !r.EndpointsTerminating {
+		delete(p.drainingByPrefix, r.Prefix)
+		return time.Time{}
+	}
+	d, ok := p.drainingByPrefix[r.Prefix]
+	if !ok {
+		d.end = now.Add(rules.drainDelay)
+	}
+	d.route = r
+	p.drainingByPrefix[r.Prefix] = d
+	return d.end
+}
+
+// replaceRoutes sets all routes.
+func (p *peerRoutes) replaceRoutes(all []*intent.Route, rules *announcementRules, now time.Time) {
+	p.adjRIBOut.mu.Lock()
+	defer p.adjRIBOut.mu.Unlock()
+	wanted := make(map[netip.Prefix]struct{}, len(all))
+	for _, r := range all {
+		wanted[r.Prefix] = struct{}{}
+		p.setRouteLocked(r.Prefix, r, rules, now)
+	}
+	for prefix := range p.withheldByPrefix {
+		if _, ok := wanted[prefix]; !ok {
+			p.setRouteLocked(prefix, nil, rules, now)
+		}
+	}
+	if len(p.adjRIBOut.attributesByPrefix)+len(p.withheldByPrefix) == len(wanted) {
+		return
+	}
+	for prefix := range p.adjRIBOut.attributesByPrefix {
+		if _, ok := wanted[prefix]; !ok {
+			p.setRouteLocked(prefix, nil, rules, now)
+		}
+	}
+}
+
+// applyChanges sets the routes of some prefixes; nil removes one.
+func (p *peerRoutes) applyChanges(changes map[netip.Prefix]*intent.Route, rules *announcementRules, now time.Time) {
+	p.adjRIBOut.mu.Lock()
+	defer p.adjRIBOut.mu.Unlock()
+	for prefix, r := range changes {
+		p.setRouteLocked(prefix, r, rules, now)
+	}
+}
+
+// withdrawDrained withdraws the routes whose drain has ended. It returns when the next one ends;
+// zero if there is none.
+func (p *peerRoutes) withdrawDrained(rules *announcementRules, now time.Time) (next time.Time) {
+	p.adjRIBOut.mu.Lock()
+	defer p.adjRIBOut.mu.Unlock()
+	for prefix, d := range p.drainingByPrefix {
+		switch {
+		case !now.Before(d.end):
+			if _, withheld := p.withheldByPrefix[prefix]; !withheld {
+				p.setRouteLocked(prefix, d.route, rules, now)
+			}
+		case next.IsZero() || d.end.Before(next):
+			next = d.end
+		}
+	}
+	return next
+}
+
+// wantedCount returns how many routes the router should have.
+func (p *peerRoutes) wantedCount() int {
+	return p.adjRIBOut.RouteCount() + len(p.withheldByPrefix) - p.expectedCount
+}
+
+// explainWithheld returns why the first route that is missing is not announced.
+func (p *peerRoutes) explainWithheld() names.Explanation {
+	if len(p.withheldByPrefix) == p.expectedCount {
 		return names.Explanation{}
 	}
-	for r := range w.routesOfPeer() {
-		f := message.AFIOf(r.Prefix)
-		if !slices.Contains(w.status.Families, f) {
-			return names.Explain(names.ReasonFamilyNotCarried, "the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", r.Prefix, f)
-		}
-		switch t, ok := w.attributesToAnnounce(r); {
-		case ok:
-		case !t.NextHop.IsValid():
-			return names.Explain(names.ReasonNoNextHop, "the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, or remove dualStackAddressFamily", r.Prefix, f)
-		default:
-			return names.Explain(names.ReasonTooManyCommunities, "the router does not get %s: it has more communities than fit into a message: remove some from its BGPAdvertisements", r.Prefix)
+	var first withheldRoute
+	for _, w := range p.withheldByPrefix {
+		if !w.isExpected() && (first.route == nil || w.route.Prefix.Compare(first.route.Prefix) < 0) {
+			first = w
 		}
 	}
-	return names.Explanation{}
+	return explainWithheldRoute(first)
+}
+
+// explainWithheldRoute says why a route is not announced, and what to do.
+func explainWithheldRoute(w withheldRoute) names.Explanation {
+	prefix, family := w.route.Prefix, message.AFIOf(w.route.Prefix)
+	switch w.reason {
+	case names.ReasonFamilyNotCarried:
+		return names.Explain(w.reason, "the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", prefix, family)
+	case names.ReasonNoNextHop:
+		return names.Explain(w.reason, "the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, set gantry.nextHops of the BGPPeer, or remove dualStackAddressFamily", prefix, family)
+	case names.ReasonBFDDown:
+		return names.Explain(w.reason, "the router does not get %s: gantry.bfdStrict is set and the BFD session is not Up: enable BFD on the router, and check the path", prefix)
+	case names.ReasonTooManyCommunities:
+		return names.Explain(w.reason, "the router does not get %s: it has more communities than fit into a message: remove some from its BGPAdvertisements", prefix)
+	case names.ReasonNodeLeaving:
+		return names.Explain(w.reason, "the node is leaving or excluded")
+	case names.ReasonEndpointsTerminating:
+		return names.Explain(w.reason, "the last endpoints on this node terminate, and drainDelay has passed")
+	}
+	return names.Explain(names.ReasonNoSession, "no session with the router is established")
+}
+
+// updateAdjRIBOut decides all routes again.
+func (w *worker) updateAdjRIBOut() {
+	rules := w.currentRules()
+	w.routes.replaceRoutes(w.routeInbox.takeRoutesOfPeer(w.peerName), &rules, w.engine.options.Now())
+	w.scheduleDrainEnd()
+}
+
+// applyRouteChanges decides the routes that changed.
+func (w *worker) applyRouteChanges() {
+	rules, now := w.currentRules(), w.engine.options.Now()
+	w.routes.applyChanges(w.routeInbox.takeChanges(), &rules, now)
+	w.scheduleDrainEnd()
+}
+
+// scheduleDrainEnd withdraws the routes whose drain has ended, and sets the timer for the next one.
+func (w *worker) scheduleDrainEnd() {
+	if len(w.routes.drainingByPrefix) == 0 {
+		return
+	}
+	rules, now := w.currentRules(), w.engine.options.Now()
+	if next := w.routes.withdrawDrained(&rules, now); !next.IsZero() {
+		w.drainTimer.Reset(next.Sub(now))
+	}
+}
+
+// currentRules returns the rules for the routes of the peer.
+func (w *worker) currentRules() announcementRules {
+	p := &w.currentDesiredState.peer
+	rules := announcementRules{
+		shutdownPhase: w.shutdown.phase, nextHops: w.nextHops, families: w.sessionFamilies, localASN: p.LocalASN,
+		drainDelay: drainDelayOfPeer(p), bfdHoldsBack: p.BFDStrict && p.BFD != nil && !w.engine.isBFDPathUp(p.Name),
+	}
+	return rules
 }
 
 // encodeLinkBandwidthCommunity returns the link bandwidth extended community
@@ -102,64 +265,4 @@ func (w *worker) findWithheldReason() names.Explanation {
 func encodeLinkBandwidthCommunity(asn uint32, bytes uint64) [8]byte {
 	as, bits := message.TwoOctetASN(asn), math.Float32bits(float32(bytes))
 	return [8]byte{0x40, 4, byte(as >> 8), byte(as), byte(bits >> 24), byte(bits >> 16), byte(bits >> 8), byte(bits)}
-}
-
-// stopSession ends the session in order before the worker ends.
-func (w *worker) stopSession(o desiredPeerState) {
-	w.abortAttempt()
-	if o.peerRemoved {
-		defer w.engine.removeStatus(w)
-	}
-	s := w.session
-	if s == nil {
-		return
-	}
-	switch {
-	case o.peerRemoved:
-		s.endWithNotification(fmt.Errorf("the peer was removed"), w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseDeconfigured, "")))
-		return
-	case !w.currentDesiredState.nodeLeaving && s.negotiated.GracefulRestart:
-		w.log.Info("the speaker restarts; the router keeps the routes", "router", w.status.RouterAddress)
-		s.endWithNotification(fmt.Errorf("the speaker restarts"), nil)
-		return
-	}
-	w.log.Info("withdrawing the routes before the session ends", "router", w.status.RouterAddress, "routes", w.adjRIBOut.RouteCount())
-	for _, step := range []struct {
-		phase routeShutdownPhase
-		wait  time.Duration
-	}{{routesMarkedForShutdown, gracefulShutdownWithdrawalDelay}, {routesWithdrawnForShutdown, closeAfterWithdrawalDelay}} {
-		if w.shutdownPhase >= step.phase {
-			continue
-		}
-		w.shutdownPhase = step.phase
-		w.updateAdjRIBOut()
-		select {
-		case <-time.After(step.wait):
-		case <-s.ended:
-			return
-		case <-w.ctx.Done():
-			return
-		}
-	}
-	s.endWithNotification(fmt.Errorf("the speaker stops"), w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseShutdown, "the speaker stops")))
-}
-
-// wrapInHardResetIfNeeded turns a Cease into a Hard Reset if the router
-// would keep routes after a Cease (RFC 8538).
-func (w *worker) wrapInHardResetIfNeeded(f *message.Notification) *message.Notification {
-	if w.session.negotiated.GracefulNotification {
-		return f.AsHardReset()
-	}
-	return f
-}
-
-// setLeaving starts the graceful shutdown of a leaving node's routes, or cancels it.
-func (w *worker) setLeaving(leaving bool) {
-	w.shutdownPhase = routesNotShuttingDown
-	w.shutdownTimer.Stop()
-	if leaving {
-		w.log.Info("the node is leaving: announcing its routes with GRACEFUL_SHUTDOWN, then withdrawing them", "routes", w.adjRIBOut.RouteCount())
-		w.shutdownPhase = routesMarkedForShutdown
-		w.shutdownTimer.Reset(gracefulShutdownWithdrawalDelay)
-	}
 }

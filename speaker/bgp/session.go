@@ -2,11 +2,13 @@ package bgp
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -32,6 +34,10 @@ type session struct {
 	writer             *bufio.Writer
 	keepaliveIntervals *latest.Value[time.Duration] // between our keepalives
 }
+
+// sessionBufferBytes is the size of each of the three buffers of a session. Most sessions are at
+// rest, so that a larger one costs more memory than it saves system calls.
+const sessionBufferBytes = 1 << 12
 
 // messageCounter counts messages in both directions.
 type messageCounter struct {
@@ -65,7 +71,8 @@ const (
 	// notificationTimeout bounds the sending of the last NOTIFICATION.
 	notificationTimeout = time.Second
 	// minRouteRefreshAnswerInterval is the shortest time between two answered ROUTE-REFRESHes of
-	// one family, since each answer sends every route again.
+	// one family, since each answer sends every route again. A request within it is answered at
+	// its end.
 	minRouteRefreshAnswerInterval = time.Second
 )
 
@@ -73,7 +80,7 @@ const (
 func startSessionRelay(conn Conn, updates net.Conn, n Negotiated, counter *messageCounter, now func() time.Time) *session {
 	s := &session{
 		routerConn: conn, updateGeneratorConn: updates, negotiated: n, counter: counter, now: now,
-		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, 1<<16), keepaliveIntervals: latest.NewValue[time.Duration](),
+		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, sessionBufferBytes), keepaliveIntervals: latest.NewValue[time.Duration](),
 	}
 	if k, ok := conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
@@ -135,7 +142,10 @@ func (s *session) writeMessage(t message.MessageType, m []byte, flush bool) erro
 		err = s.writer.Flush()
 	}
 	s.writeMutex.Unlock()
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded): // RFC 9687; nothing more can be sent
+		s.endWithNotification(fmt.Errorf("the router has read nothing for %s (send hold timer expired)", timeout), nil)
+	case err != nil:
 		s.endWithNotification(fmt.Errorf("sending %s to the router: %w", t, err), nil)
 	}
 	return err
@@ -172,19 +182,26 @@ func closeConnectionWithoutReset(c Conn, notified bool) {
 	if !notified || !ok || half.CloseWrite() != nil {
 		return
 	}
-	_ = c.SetReadDeadline(time.Now().Add(notificationTimeout))
+	// A reader of the session may set a later deadline.
+	closing := time.AfterFunc(notificationTimeout, func() { c.Close() })
+	defer closing.Stop()
 	_, _ = io.Copy(io.Discard, c)
 }
 
 // relayFromRouter reads the router's messages. It drops
 // UPDATEs, so that a flood of routes costs no memory.
 func (s *session) relayFromRouter() {
-	r, buf := bufio.NewReaderSize(s.routerConn, 1<<16), make([]byte, message.MaxMessageLength)
-	refreshes := map[uint16]time.Time{}
+	r, buf := bufio.NewReaderSize(s.routerConn, sessionBufferBytes), make([]byte, message.MaxMessageLength)
+	refreshes := routeRefreshSchedule{}
 	confirmed := false
 	for {
-		if s.negotiated.HoldTime > 0 {
+		switch {
+		case s.negotiated.HoldTime > 0:
 			_ = s.routerConn.SetReadDeadline(time.Now().Add(s.negotiated.HoldTime))
+		case !confirmed:
+			_ = s.routerConn.SetReadDeadline(time.Now().Add(firstKeepaliveWithoutHoldTimeTimeout))
+		default:
+			_ = s.routerConn.SetReadDeadline(time.Time{})
 		}
 		m, err := message.ReadMessage(r, buf)
 		if err != nil {
@@ -212,12 +229,9 @@ func (s *session) relayFromRouter() {
 				close(s.firstKeepaliveReceived)
 			}
 		case message.TypeRouteRefresh:
-			afi := uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])
-			now := s.now()
-			if now.Sub(refreshes[afi]) < minRouteRefreshAnswerInterval {
+			if s.deferRouteRefresh(refreshes, m) {
 				continue
 			}
-			refreshes[afi] = now
 		}
 		if _, err := s.updateGeneratorConn.Write(m); err != nil {
 			s.endWithNotification(fmt.Errorf("the UPDATE encoder closed the session: %w", err), message.NewCeaseNotification(message.CeaseReset, ""))
@@ -226,12 +240,46 @@ func (s *session) relayFromRouter() {
 	}
 }
 
+// firstKeepaliveWithoutHoldTimeTimeout bounds the wait for the router's first KEEPALIVE on a
+// session without a hold time.
+const firstKeepaliveWithoutHoldTimeTimeout = receiveOpenTimeout
+
+// routeRefreshSchedule has the time of the latest answer to a ROUTE-REFRESH by family. It may be in
+// the future.
+type routeRefreshSchedule map[message.AFI]time.Time
+
+// deferRouteRefresh reports whether a ROUTE-REFRESH is not passed on now: it asks for nothing of
+// ours, or an earlier one was answered just before. In the latter case all requests until the end
+// of the interval get one answer then (RFC 2918 section 4).
+func (s *session) deferRouteRefresh(schedule routeRefreshSchedule, m []byte) bool {
+	family, ok := message.DecodeRouteRefresh(message.BodyOf(m))
+	if !ok || !slices.Contains(s.negotiated.CommonFamilies, family) {
+		return true
+	}
+	now := s.now()
+	last, answered := schedule[family]
+	switch due := last.Add(minRouteRefreshAnswerInterval); {
+	case !answered || !now.Before(due):
+		schedule[family] = now
+		return false
+	case now.Before(last): // one is scheduled already
+	default:
+		schedule[family] = due
+		request := bytes.Clone(m)
+		// An error means that the session has ended.
+		time.AfterFunc(due.Sub(now), func() { _, _ = s.updateGeneratorConn.Write(request) })
+	}
+	return true
+}
+
 // handleReadError ends the session with an explanation of the read error.
 func (s *session) handleReadError(err error) {
 	var notification *message.Notification
 	switch {
 	case errors.As(err, &notification):
 		s.endForProtocolError(notification)
+	case errors.Is(err, os.ErrDeadlineExceeded) && s.negotiated.HoldTime == 0:
+		s.endWithNotification(fmt.Errorf("no KEEPALIVE from the router within %s of its OPEN", firstKeepaliveWithoutHoldTimeTimeout), &message.Notification{Code: message.CodeHoldTimerExpired})
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		s.endWithNotification(fmt.Errorf("no message from the router for %s, the hold time", s.negotiated.HoldTime), &message.Notification{Code: message.CodeHoldTimerExpired})
 	case errors.Is(err, io.EOF):
@@ -250,7 +298,7 @@ func (s *session) endForProtocolError(notification *message.Notification) {
 
 // relayToRouter writes the UpdateGenerator's messages to the router.
 func (s *session) relayToRouter() {
-	r, buf := bufio.NewReaderSize(s.updateGeneratorConn, 1<<16), make([]byte, message.MaxMessageLength)
+	r, buf := bufio.NewReaderSize(s.updateGeneratorConn, sessionBufferBytes), make([]byte, message.MaxMessageLength)
 	for {
 		m, err := message.ReadMessage(r, buf)
 		if err != nil {

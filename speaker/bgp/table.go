@@ -1,7 +1,6 @@
 package bgp
 
 import (
-	"iter"
 	"net/netip"
 	"slices"
 	"sync"
@@ -15,12 +14,14 @@ import (
 // Prefixes share them, since nearly all routes of a peer have the same.
 type PathAttributes struct {
 	NextHop netip.Addr
+	// LinkLocalNextHop goes with NextHop if the router is on the link (RFC 2545 section 3).
+	LinkLocalNextHop netip.Addr
 	intent.Attributes
 }
 
 // Equal reports whether both have the same values.
 func (t *PathAttributes) Equal(o *PathAttributes) bool {
-	return t == o || t.NextHop == o.NextHop && t.Attributes.Equal(o.Attributes)
+	return t == o || t.NextHop == o.NextHop && t.LinkLocalNextHop == o.LinkLocalNextHop && t.Attributes.Equal(o.Attributes)
 }
 
 // RouteChange is a change of one prefix: its new Attributes, or nil when it is withdrawn.
@@ -49,31 +50,31 @@ func NewAdjRIBOut() *AdjRIBOut {
 	return &AdjRIBOut{attributesByPrefix: map[netip.Prefix]*PathAttributes{}}
 }
 
-// ReplaceRoutes sets the routes. It iterates twice when routes are removed.
-func (t *AdjRIBOut) ReplaceRoutes(all iter.Seq2[netip.Prefix, PathAttributes]) {
+// SetRoute sets the attributes of a prefix; nil withdraws it.
+func (t *AdjRIBOut) SetRoute(prefix netip.Prefix, attributes *PathAttributes) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	wanted := 0
-	for prefix, attributes := range all {
-		wanted++
-		if old, ok := t.attributesByPrefix[prefix]; !ok || !old.Equal(&attributes) {
-			t.attributesByPrefix[prefix] = t.shareEqualAttributes(attributes)
-			t.changesForSubscriber.markPrefixChanged(prefix)
-		}
-	}
-	if len(t.attributesByPrefix) == wanted {
+	t.setRouteLocked(prefix, attributes)
+}
+
+func (t *AdjRIBOut) setRouteLocked(prefix netip.Prefix, attributes *PathAttributes) {
+	old, ok := t.attributesByPrefix[prefix]
+	switch {
+	case attributes == nil && !ok || attributes != nil && ok && old.Equal(attributes):
 		return
+	case attributes == nil:
+		delete(t.attributesByPrefix, prefix)
+	default:
+		t.attributesByPrefix[prefix] = t.shareEqualAttributes(*attributes)
 	}
-	kept := make(map[netip.Prefix]struct{}, wanted)
-	for prefix := range all {
-		kept[prefix] = struct{}{}
-	}
-	for prefix := range t.attributesByPrefix {
-		if _, ok := kept[prefix]; !ok {
-			delete(t.attributesByPrefix, prefix)
-			t.changesForSubscriber.markPrefixChanged(prefix)
-		}
-	}
+	t.changesForSubscriber.markPrefixChanged(prefix)
+}
+
+// attributesOf returns the attributes of a prefix, nil if it is not in the table.
+func (t *AdjRIBOut) attributesOf(prefix netip.Prefix) *PathAttributes {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.attributesByPrefix[prefix]
 }
 
 // shareEqualAttributes returns equal attributes that are in use already, or a pointer to these.
@@ -90,21 +91,11 @@ func (t *AdjRIBOut) shareEqualAttributes(attributes PathAttributes) *PathAttribu
 	return &attributes
 }
 
-// RouteCount returns how many prefixes of the given families are in
-// the Table; of all families without an argument.
-func (t *AdjRIBOut) RouteCount(families ...message.AFI) int {
+// RouteCount returns how many prefixes are in the table.
+func (t *AdjRIBOut) RouteCount() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(families) == 0 {
-		return len(t.attributesByPrefix)
-	}
-	n := 0
-	for p := range t.attributesByPrefix {
-		if slices.Contains(families, message.AFIOf(p)) {
-			n++
-		}
-	}
-	return n
+	return len(t.attributesByPrefix)
 }
 
 // Subscribe returns the PendingChanges of the Table. The first ones are all its routes.

@@ -1,7 +1,6 @@
 package bgp_test
 
 import (
-	"iter"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -27,13 +26,14 @@ func numberedHostPrefixes(n int) []netip.Prefix {
 	return out
 }
 
-// routesWithMED yields the prefixes with their MED.
-func routesWithMED(prefixes map[netip.Prefix]uint32) iter.Seq2[netip.Prefix, bgp.PathAttributes] {
-	return func(yield func(netip.Prefix, bgp.PathAttributes) bool) {
-		for p, n := range prefixes {
-			if !yield(p, bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1"), Attributes: intent.Attributes{MED: n}}) {
-				return
-			}
+// setRoutesWithMED gives a table exactly the routes in has, with their MED. all are the prefixes
+// that the table may contain.
+func setRoutesWithMED(table *bgp.AdjRIBOut, all []netip.Prefix, has map[netip.Prefix]uint32) {
+	for _, p := range all {
+		if n, ok := has[p]; ok {
+			table.SetRoute(p, &bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1"), Attributes: intent.Attributes{MED: n}})
+		} else {
+			table.SetRoute(p, nil)
 		}
 	}
 }
@@ -51,7 +51,7 @@ func TestPendingChangesAddUpToTheAdjRIBOut(t *testing.T) {
 				has[p] = uint32(random.IntN(40))
 			}
 		}
-		table.ReplaceRoutes(routesWithMED(has))
+		setRoutesWithMED(table, prefixes, has)
 	}
 	for range 20 {
 		changes := table.Subscribe()
@@ -89,7 +89,7 @@ func TestPendingChangesAddUpToTheAdjRIBOut(t *testing.T) {
 func TestResendMakesAllRoutesOfAFamilyPending(t *testing.T) {
 	prefixes, table := numberedHostPrefixes(4), bgp.NewAdjRIBOut()
 	has := map[netip.Prefix]uint32{prefixes[0]: 1, prefixes[1]: 1, prefixes[2]: 1}
-	table.ReplaceRoutes(routesWithMED(has))
+	setRoutesWithMED(table, prefixes, has)
 	previous := table.Subscribe()
 	changes := table.Subscribe()
 	pending := func(c *bgp.PendingChanges) (out []netip.Prefix) {
@@ -107,15 +107,15 @@ func TestResendMakesAllRoutesOfAFamilyPending(t *testing.T) {
 	}
 	want("at first", pending(changes), prefixes[0], prefixes[2], prefixes[1])
 	want("no changes", pending(changes))
-	table.ReplaceRoutes(routesWithMED(has))
+	setRoutesWithMED(table, prefixes, has)
 	want("the same routes again", pending(changes))
 	changes.MarkFamilyForResend(message.FamilyIPv4)
 	delete(has, prefixes[0])
 	has[prefixes[3]] = 2
-	table.ReplaceRoutes(routesWithMED(has))
+	setRoutesWithMED(table, prefixes, has)
 	want("a family is sent again, with other changes", pending(changes), prefixes[0], prefixes[2], prefixes[3])
 	pending(previous)
-	table.ReplaceRoutes(routesWithMED(map[netip.Prefix]uint32{}))
+	setRoutesWithMED(table, prefixes, nil)
 	want("nothing for the previous subscriber", pending(previous))
 	want("all are withdrawn", pending(changes), prefixes[2], prefixes[1], prefixes[3])
 	if n := table.RouteCount(); n != 0 {
@@ -126,8 +126,8 @@ func TestResendMakesAllRoutesOfAFamilyPending(t *testing.T) {
 // TestAdjRIBOutUsesLittleMemoryPerRoute measures the heap for 10,000 routes of one peer.
 func TestAdjRIBOutUsesLittleMemoryPerRoute(t *testing.T) {
 	const many, most = 10000, 120
-	has := map[netip.Prefix]uint32{}
-	for _, p := range numberedHostPrefixes(many) {
+	has, prefixes := map[netip.Prefix]uint32{}, numberedHostPrefixes(many)
+	for _, p := range prefixes {
 		has[p] = 7
 	}
 	heap := func() uint64 {
@@ -140,7 +140,7 @@ func TestAdjRIBOutUsesLittleMemoryPerRoute(t *testing.T) {
 	before := heap()
 	table := bgp.NewAdjRIBOut()
 	changes := table.Subscribe()
-	table.ReplaceRoutes(routesWithMED(has))
+	setRoutesWithMED(table, prefixes, has)
 	if n := len(changes.TakePending()); n != many {
 		t.Fatalf("%d routes are pending", n)
 	}
@@ -151,4 +151,5 @@ func TestAdjRIBOutUsesLittleMemoryPerRoute(t *testing.T) {
 	}
 	runtime.KeepAlive(table)
 	runtime.KeepAlive(has)
+	runtime.KeepAlive(prefixes)
 }

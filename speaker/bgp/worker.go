@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"time"
 
@@ -18,9 +17,11 @@ import (
 
 // desiredPeerState is the desired state of one worker.
 type desiredPeerState struct {
-	peer             intent.Peer
-	routesOfAllPeers []*intent.Route // of all peers
-	nodeLeaving      bool
+	peer        intent.Peer
+	nodeLeaving bool
+	// nodeAddresses are those of the node's links, nodeInternalIPs those in the Kubernetes API.
+	nodeAddresses   []NodeAddress
+	nodeInternalIPs []netip.Addr
 	// mustStop ends the worker, since the speaker stops or the peer was removed.
 	mustStop bool
 	// peerRemoved means that the peer is no longer configured.
@@ -34,28 +35,31 @@ type worker struct {
 	peerName            string
 	log                 *slog.Logger
 	latestDesiredState  *latest.Value[desiredPeerState]
+	routeInbox          *routeInbox
+	ribRequests         chan chan<- RIB
 	bfdEvents           *latest.Queue[bfd.Event]
 	incomingConnections chan Conn // a connection that the router opened
 	done                chan struct{}
 	counter             messageCounter
 
-	ctx                      context.Context
-	currentDesiredState      desiredPeerState // the latest
-	status                   PeerSessionStatus
-	adjRIBOut                *AdjRIBOut // the routes to announce
-	session                  *session
-	routerConfirmedSession   <-chan struct{} // of session; nil once it was handled
-	ipv4NextHop              netip.Addr      // invalid if the session has none
-	ipv6NextHop              netip.Addr      // invalid if the session has none
-	allowsIPv6NextHopForIPv4 bool            // IPv4 routes may have IPv6 next hops
+	ctx                    context.Context
+	currentDesiredState    desiredPeerState // the latest
+	status                 PeerSessionStatus
+	routes                 *peerRoutes
+	session                *session
+	routerConfirmedSession <-chan struct{} // of session; nil once it was handled
+	nextHops               sessionNextHops // of session, or the last one
+	sessionFamilies        []message.AFI   // of session, or the last one
 
 	attemptResults      <-chan attemptResult // result of the attempt under way; nil without one
 	cancelAttempt       context.CancelFunc
 	failedAttemptCount  int
-	lastNotification    *receivedNotification // since the last established session; nil without one
+	capabilities        capabilityFallback
+	failureReason       names.Reason          // of the last failed attempt; often empty
+	lastNotification    *receivedNotification // since the last session; nil without one
 	retryTimer          *time.Timer
-	shutdownPhase       routeShutdownPhase
-	shutdownTimer       *time.Timer
+	drainTimer          *time.Timer // for the next route of terminating endpoints
+	shutdown            routeShutdown
 	noSessionSinceStart bool // no session was established since the process started
 }
 
@@ -66,26 +70,19 @@ type attemptResult struct {
 	err        error
 }
 
-// routeShutdownPhase is the progress of a leaving node's routes.
-type routeShutdownPhase uint8
-
-const (
-	routesNotShuttingDown   routeShutdownPhase = iota
-	routesMarkedForShutdown                    // announced with GRACEFUL_SHUTDOWN
-	routesWithdrawnForShutdown
-)
-
 func newWorker(e *Engine, name string) *worker {
 	w := &worker{
 		engine:              e,
 		peerName:            name,
 		log:                 e.options.Log.With("peer", name),
 		latestDesiredState:  latest.NewValue[desiredPeerState](),
-		bfdEvents:           latest.NewQueue[bfd.Event](16),
+		routeInbox:          newRouteInbox(),
+		ribRequests:         make(chan chan<- RIB),
+		bfdEvents:           latest.NewQueue[bfd.Event](4),
 		incomingConnections: make(chan Conn, 1),
 		done:                make(chan struct{}),
 		status:              PeerSessionStatus{PeerName: name, State: Idle, StateSince: e.options.Now()},
-		adjRIBOut:           NewAdjRIBOut(),
+		routes:              newPeerRoutes(),
 		noSessionSinceStart: true,
 	}
 	w.status.messageCounter = &w.counter
@@ -98,9 +95,10 @@ func (w *worker) sendDesiredState(o desiredPeerState) { w.latestDesiredState.Put
 // run runs the worker until an order stops it or ctx ends.
 func (w *worker) run(ctx context.Context) {
 	w.ctx = ctx
-	w.retryTimer, w.shutdownTimer = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
-	w.retryTimer.Stop()
-	w.shutdownTimer.Stop()
+	for _, timer := range []**time.Timer{&w.retryTimer, &w.shutdown.timer, &w.drainTimer} {
+		*timer = time.NewTimer(time.Hour)
+		(*timer).Stop()
+	}
 	defer w.closeConnections()
 	first := true
 	for {
@@ -135,9 +133,15 @@ func (w *worker) run(ctx context.Context) {
 			w.handleBFDEvent(v)
 		case c := <-w.incomingConnections:
 			w.acceptConnection(c)
-		case <-w.shutdownTimer.C:
-			w.shutdownPhase = routesWithdrawnForShutdown
-			w.updateAdjRIBOut()
+		case <-w.shutdown.timer.C:
+			w.withdrawForShutdown()
+		case <-w.drainTimer.C:
+			w.scheduleDrainEnd()
+		case <-w.routeInbox.ready.C():
+			w.applyRouteChanges()
+		case reply := <-w.ribRequests:
+			reply <- w.describeRIB()
+			continue
 		}
 		w.reportStatus()
 	}
@@ -171,7 +175,10 @@ func (w *worker) abortAttempt() {
 func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
 	previous := w.currentDesiredState
 	w.currentDesiredState = o
-	if o.nodeLeaving != previous.nodeLeaving {
+	switch {
+	case first && o.nodeLeaving:
+		w.shutdown.phase = routesWithdrawnForShutdown // the router has no routes of it yet
+	case o.nodeLeaving != previous.nodeLeaving:
 		w.setLeaving(o.nodeLeaving)
 	}
 	switch {
@@ -181,10 +188,14 @@ func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
 		w.log.Info("the peer's configuration changed; reconnecting")
 		w.abortAttempt()
 		if w.session != nil {
-			w.session.endWithNotification(fmt.Errorf("the peer's configuration changed"), message.NewCeaseNotification(message.CeaseConfigChange, ""))
+			cease := message.NewCeaseNotification(message.CeaseConfigChange, "")
+			if leavesRouter(&previous.peer, &o.peer) {
+				cease = w.wrapInHardResetIfNeeded(cease)
+			}
+			w.session.endWithNotification(fmt.Errorf("the peer's configuration changed"), cease)
 			w.endSession()
 		}
-		w.failedAttemptCount, w.lastNotification = 0, nil
+		w.failedAttemptCount, w.lastNotification, w.capabilities = 0, nil, capabilityFallback{}
 		w.retryTimer.Reset(0)
 	case previous.peer.Password != o.peer.Password && !o.peer.Blocked.IsSet():
 		w.changePassword()
@@ -194,6 +205,9 @@ func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
 		w.retryTimer.Reset(0)
 	}
 	w.applyTimerEdits(&previous.peer)
+	if w.session != nil {
+		w.updateNextHops(w.session.routerConn, w.session.negotiated)
+	}
 	w.updateAdjRIBOut()
 }
 
@@ -202,8 +216,16 @@ func needSameOpenAndConnection(a, b *intent.Peer) bool {
 	x, y := *a, *b
 	for _, p := range []*intent.Peer{&x, &y} {
 		p.Password, p.Blocked, p.BFD, p.MaxReconnectDelay, p.KeepaliveTime = "", names.Explanation{}, nil, 0, 0
+		p.NextHopIPv4, p.NextHopIPv6 = netip.Prefix{}, netip.Prefix{}
+		p.DrainDelay, p.HasDrainDelay, p.BFDStrict = 0, false, false
 	}
 	return x == y
+}
+
+// leavesRouter reports whether an edit leaves the router for good: no session with it follows, so
+// that it must not keep the routes.
+func leavesRouter(previous, next *intent.Peer) bool {
+	return previous.Address != next.Address || previous.Port != next.Port || previous.Device != next.Device || next.Blocked.IsSet()
 }
 
 // changePassword sets the new password on the open connection, or restarts the attempt under way.
@@ -238,42 +260,26 @@ func (w *worker) connectToRouter() {
 	w.startAttempt(func(ctx context.Context) (Conn, error) { return w.engine.options.Transport.Dial(ctx, dialOptions(&p)) })
 }
 
-// acceptConnection handles a connection that the router opened. An existing
-// session wins unless graceful restart was negotiated: then a new connection
-// means that the router has restarted (RFC 4724 section 5).
-func (w *worker) acceptConnection(c Conn) {
-	p := w.currentDesiredState.peer
-	if w.session != nil && w.session.negotiated.GracefulRestart {
-		w.session.endWithNotification(errors.New("the router opened a new connection"), nil)
-		w.endSession()
-	}
-	if !p.Passive || p.Blocked.IsSet() || w.session != nil || w.attemptResults != nil {
-		_, _ = c.Write(message.NewCeaseNotification(message.CeaseRejected, "").Encode())
-		go closeConnectionWithoutReset(c, true)
-		return
-	}
-	w.retryTimer.Stop()
-	o := dialOptions(&p)
-	w.enterState(Connect)
-	w.startAttempt(func(context.Context) (Conn, error) { return c, c.SetTTLAndMinReceivedTTL(o.TTL, o.MinReceivedTTL) })
-}
-
 // startAttempt starts an attempt on the connection that connect returns.
 func (w *worker) startAttempt(connect func(context.Context) (Conn, error)) {
 	p := w.currentDesiredState.peer
 	ctx, cancel := context.WithCancel(w.ctx)
 	result := make(chan attemptResult, 1)
 	w.attemptResults, w.cancelAttempt = result, cancel
-	restarted := w.noSessionSinceStart
+	settings := openSettings{
+		peer: &p, routerID: chooseRouterID(p.RouterID, w.currentDesiredState.nodeInternalIPs, w.engine.options.NodeName),
+		restarted: w.noSessionSinceStart, forwardingLost: w.noSessionSinceStart && w.engine.options.FirstRunSinceBoot,
+		omitted: w.capabilities.omittedAt(w.engine.options.Now()),
+	}
 	go func() {
 		defer cancel()
-		result <- w.connectAndExchangeOpens(ctx, p, restarted, connect)
+		result <- w.connectAndExchangeOpens(ctx, settings, connect)
 	}()
 }
 
 // connectAndExchangeOpens connects and exchanges the OPENs. It runs on its
 // own goroutine and uses only the counter of the worker.
-func (w *worker) connectAndExchangeOpens(ctx context.Context, p intent.Peer, restarted bool, connect func(context.Context) (Conn, error)) attemptResult {
+func (w *worker) connectAndExchangeOpens(ctx context.Context, settings openSettings, connect func(context.Context) (Conn, error)) attemptResult {
 	c, err := connect(ctx)
 	if err != nil {
 		if c != nil {
@@ -283,9 +289,9 @@ func (w *worker) connectAndExchangeOpens(ctx context.Context, p intent.Peer, res
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	ipv4, _ := c.LocalNextHops()
-	local := buildOpen(&p, chooseRouterID(p.RouterID, ipv4, w.engine.options.NodeName), restarted)
-	a, err := exchangeOpens(c, &w.counter, local, func(remote message.OpenMessage) (Negotiated, error) { return negotiate(&p, local, remote) })
+	settings.overIPv6 = c.LocalIP().Is6()
+	local := buildOpen(&settings)
+	a, err := exchangeOpens(c, &w.counter, local, func(remote message.OpenMessage) (Negotiated, error) { return negotiate(settings.peer, local, remote) })
 	if err != nil {
 		go closeConnectionWithoutReset(c, true)
 		return attemptResult{err: err}
@@ -307,29 +313,43 @@ func dialOptions(p *intent.Peer) DialOptions {
 
 // startSession starts the session after a successful attempt.
 func (w *worker) startSession(a attemptResult) {
-	if a.err != nil {
+	switch {
+	case a.err != nil && w.session != nil: // a second connection, which the router did not use
+		w.log.Debug("a second connection of the router failed", "error", a.err)
+		return
+	case a.err != nil:
 		w.recordAttemptFailure(a.err)
 		return
+	case w.session != nil:
+		w.session.endWithNotification(errRouterRestarted, nil)
+		w.endSession()
+		w.retryTimer.Stop()
 	}
-	w.setNextHops(a)
-	updates := w.engine.options.UpdateGenerator.OpenConnectionWithUpdates(a.negotiated, w.currentDesiredState.peer.LocalASN, w.adjRIBOut)
+	w.updateNextHops(a.conn, a.negotiated)
+	w.sessionFamilies = a.negotiated.CommonFamilies
+	if w.shutdown.phase == routesMarkedForShutdown {
+		// The routes of a leaving node do not come back for the rest of the time.
+		w.shutdown.timer.Stop()
+		w.shutdown.phase = routesWithdrawnForShutdown
+	}
+	w.updateAdjRIBOut()
+	updates := w.engine.options.UpdateGenerator.OpenConnectionWithUpdates(a.negotiated, w.currentDesiredState.peer.LocalASN, w.routes.adjRIBOut)
 	w.session = startSessionRelay(a.conn, updates, a.negotiated, &w.counter, w.engine.options.Now)
 	w.routerConfirmedSession = w.session.firstKeepaliveReceived
 	w.enterState(OpenSent)
 }
 
-// setNextHops sets the next hops of the routes.
-func (w *worker) setNextHops(a attemptResult) {
-	w.ipv4NextHop, w.ipv6NextHop = a.conn.LocalNextHops()
-	w.allowsIPv6NextHopForIPv4 = a.negotiated.ExtendedNextHop
-	if local, ok := a.conn.LocalAddr().(*net.TCPAddr); ok && w.currentDesiredState.peer.Unnumbered {
-		// The router knows only this link's own address. Other
-		// addresses of the node may be unknown there.
-		if w.ipv6NextHop = local.AddrPort().Addr(); w.allowsIPv6NextHopForIPv4 {
-			w.ipv4NextHop = netip.Addr{}
-		}
+// updateNextHops chooses the next hops of a session's routes.
+func (w *worker) updateNextHops(c Conn, n Negotiated) {
+	p := w.currentDesiredState.peer
+	now := chooseNextHops(&nextHopInputs{
+		peer: &p, routerAddress: p.Address, localAddress: c.LocalIP(), allowsIPv6ForIPv4: n.ExtendedNextHop,
+		nodeAddresses: w.currentDesiredState.nodeAddresses, nodeInternalIPs: w.currentDesiredState.nodeInternalIPs,
+	})
+	if now != w.nextHops {
+		w.log.Info("the next hops of the session's routes", "ipv4", now.ipv4, "ipv6", now.ipv6, "link-local", now.ipv6LinkLocal, "before ipv4", w.nextHops.ipv4, "before ipv6", w.nextHops.ipv6)
 	}
-	w.updateAdjRIBOut()
+	w.nextHops = now
 }
 
 // recordEstablished records that the router has confirmed the session.
@@ -339,7 +359,7 @@ func (w *worker) recordEstablished() {
 	w.status.EstablishedCount++
 	w.status.Families, w.status.RouterASN, w.status.HoldTime, w.status.RouterKeepsRoutesOverRestart = a.CommonFamilies, a.RemoteOpen.ASN, a.HoldTime, a.GracefulRestart
 	w.enterState(Established)
-	w.log.Info("the session is established", "router", w.status.RouterAddress, "asn", a.RemoteOpen.ASN, "families", fmt.Sprint(a.CommonFamilies), "routes", w.adjRIBOut.RouteCount())
+	w.log.Info("the session is established", "router", w.status.RouterAddress, "asn", a.RemoteOpen.ASN, "families", fmt.Sprint(a.CommonFamilies), "routes", w.routes.adjRIBOut.RouteCount())
 }
 
 func (w *worker) enterState(s State) {
@@ -352,10 +372,14 @@ func (w *worker) enterState(s State) {
 func (w *worker) reportStatus() {
 	w.status.RouterAddress = netip.AddrPortFrom(w.currentDesiredState.peer.Address, w.currentDesiredState.peer.Port)
 	w.status.AnnouncedRouteCount, w.status.NotConnectingReason, w.status.WithheldRouteReason = 0, w.currentDesiredState.peer.Blocked.Reason, names.Explanation{}
+	w.status.WantedRouteCount = w.routes.wantedCount()
+	if w.status.NotConnectingReason == "" {
+		w.status.NotConnectingReason = w.failureReason
+	}
 	if w.status.State == Established {
 		w.status.NotConnectingReason = ""
-		w.status.AnnouncedRouteCount = w.adjRIBOut.RouteCount(w.status.Families...)
-		w.status.WithheldRouteReason = w.findWithheldReason()
+		w.status.AnnouncedRouteCount = w.routes.adjRIBOut.RouteCount()
+		w.status.WithheldRouteReason = w.routes.explainWithheld()
 	}
 	w.engine.recordStatus(w.status)
 }

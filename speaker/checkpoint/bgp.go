@@ -22,7 +22,10 @@ type savedPeer struct {
 type savedRouteGroup struct {
 	Peers      []string
 	Attributes intent.Attributes
-	Prefixes   []netip.Prefix
+	// Terminating is set if the last endpoints of the prefixes on this node terminate.
+	Terminating    bool     `json:",omitempty"`
+	Advertisements []string `json:",omitempty"`
+	Prefixes       []netip.Prefix
 }
 
 // maxRouteGroupsComparedPerRoute bounds how many groups are compared with each route.
@@ -37,11 +40,12 @@ func groupRoutesAndStripPasswords(d bgp.Desired) (peers []savedPeer, groups []sa
 	for _, r := range d.Routes {
 		last := groups[max(0, len(groups)-maxRouteGroupsComparedPerRoute):]
 		i := slices.IndexFunc(last, func(g savedRouteGroup) bool {
-			return slices.Equal(g.Peers, r.PeerNames) && g.Attributes.Equal(r.Attributes)
+			return slices.Equal(g.Peers, r.PeerNames) && g.Attributes.Equal(r.Attributes) && g.Terminating == r.EndpointsTerminating && slices.Equal(g.Advertisements, r.AdvertisementNames)
 		})
 		if i < 0 {
 			groups = append(groups, savedRouteGroup{
-				Peers: r.PeerNames, Attributes: r.Attributes, Prefixes: []netip.Prefix{r.Prefix},
+				Peers: r.PeerNames, Attributes: r.Attributes, Prefixes: []netip.Prefix{r.Prefix}, Terminating: r.EndpointsTerminating,
+				Advertisements: r.AdvertisementNames,
 			})
 			continue
 		}
@@ -75,7 +79,9 @@ func ungroupRoutesAndBlockSignedPeers(peers []savedPeer, groups []savedRouteGrou
 			if !prefix.IsValid() {
 				return d, fmt.Errorf("a route to %v has no prefix", g.Peers)
 			}
-			d.Routes = append(d.Routes, &intent.Route{Prefix: prefix, PeerNames: g.Peers, Attributes: g.Attributes})
+			d.Routes = append(d.Routes, &intent.Route{
+				Prefix: prefix, PeerNames: g.Peers, Attributes: g.Attributes, EndpointsTerminating: g.Terminating, AdvertisementNames: g.Advertisements,
+			})
 		}
 	}
 	compare := func(x, y *intent.Route) int {

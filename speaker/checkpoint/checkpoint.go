@@ -44,6 +44,7 @@ const bootIDPath = "/proc/sys/kernel/random/boot_id"
 // Store saves the state of the node in a directory. Run writes them.
 type Store struct {
 	directory, bootID    string
+	isFirstRunSinceBoot  bool
 	log                  *slog.Logger
 	latestUnwrittenState *latest.Value[SavedNodeState]
 }
@@ -64,8 +65,25 @@ func NewStore(dir string, log *slog.Logger) *Store {
 		log.Warn("the speaker saves no checkpoint: it cannot resume while the API server is unreachable",
 			"reason", err.Error(), "todo", "mount a hostPath there (--state-dir), or set --state-dir to \"\"")
 		s.directory = ""
+		return s
 	}
+	s.isFirstRunSinceBoot = !s.hasFileOfThisBoot()
 	return s
+}
+
+// IsFirstRunSinceBoot reports whether no speaker has saved a checkpoint since the node booted. It
+// returns false if the Store saves nothing: a restart of the speaker is more frequent than a boot.
+func (s *Store) IsFirstRunSinceBoot() bool { return s.isFirstRunSinceBoot }
+
+// hasFileOfThisBoot reports whether a file of this boot exists, whatever else it contains.
+func (s *Store) hasFileOfThisBoot() bool {
+	b, err := os.ReadFile(filepath.Join(s.directory, checkpointFileName))
+	if err != nil {
+		return !errors.Is(err, os.ErrNotExist)
+	}
+	_, text, _ := bytes.Cut(b, []byte("\n"))
+	var c struct{ Boot string }
+	return json.Unmarshal(text, &c) != nil || c.Boot == s.bootID
 }
 
 // LoadState returns what the last speaker of the node saved. It returns nil without a usable file,
@@ -152,6 +170,8 @@ type fileContent struct {
 	Routers []savedPeer       `json:",omitempty"`
 	Routes  []savedRouteGroup `json:",omitempty"`
 	Leaving bool              `json:",omitempty"`
+	// InternalIPs are the node's internal addresses in the Kubernetes API.
+	InternalIPs []netip.Addr `json:",omitempty"`
 }
 
 // savedBid is an intent.Bid. Its candidates are an index into those of the file, since thousands of
@@ -170,7 +190,7 @@ func encodeCheckpointFile(s SavedNodeState, boot string) ([]byte, error) {
 		MemberAddresses: s.MemberAddresses, Claims: s.Claims,
 	}
 	c.Routers, c.Routes = groupRoutesAndStripPasswords(s.DesiredBGP)
-	c.Leaving = s.DesiredBGP.NodeLeaving
+	c.Leaving, c.InternalIPs = s.DesiredBGP.NodeLeaving, s.DesiredBGP.NodeInternalIPs
 	known := map[uint64]int{}
 	for _, b := range s.BidsOfLastPlan {
 		i, ok := known[b.Candidates.ContentHash]
@@ -226,7 +246,7 @@ func parseFileContent(text []byte, boot string) (SavedNodeState, error) {
 	if s.DesiredBGP, err = ungroupRoutesAndBlockSignedPeers(c.Routers, c.Routes); err != nil {
 		return SavedNodeState{}, err
 	}
-	s.DesiredBGP.NodeLeaving = c.Leaving
+	s.DesiredBGP.NodeLeaving, s.DesiredBGP.NodeInternalIPs = c.Leaving, c.InternalIPs
 	var candidates []*intent.Candidates
 	for _, scores := range c.Candidates {
 		candidates = append(candidates, intent.NewCandidates(scores))

@@ -59,6 +59,17 @@ type Peer struct {
 	RestartTime     time.Duration
 	// Passive waits for the router to connect and never connects to it.
 	Passive bool
+	// NextHopIPv4 and NextHopIPv6, if valid, are the next hops of the routes: an address with its
+	// full length, or a network that contains an address of this node.
+	NextHopIPv4 netip.Prefix `json:",omitzero"`
+	NextHopIPv6 netip.Prefix `json:",omitzero"`
+	// DrainDelay is how long the routes of a drained node, or of terminating endpoints, are
+	// announced with a low preference before they are withdrawn. Without HasDrainDelay the
+	// defaults apply.
+	DrainDelay    time.Duration `json:",omitzero"`
+	HasDrainDelay bool          `json:",omitzero"`
+	// BFDStrict withholds all routes while the BFD session is not Up.
+	BFDStrict bool `json:",omitzero"`
 	// BFD is nil if no BFD session watches the router.
 	BFD *BFD
 }
@@ -95,6 +106,10 @@ type Route struct {
 	Prefix netip.Prefix
 	// PeerNames are the names of these peers, sorted.
 	PeerNames []string
+	// AdvertisementNames are the names of the BGPAdvertisements that announce it, sorted.
+	AdvertisementNames []string
+	// EndpointsTerminating is set if the last endpoints on this node terminate and still serve.
+	EndpointsTerminating bool
 	Attributes
 }
 

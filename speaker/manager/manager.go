@@ -20,6 +20,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -36,6 +37,7 @@ type ControllerRuntimeManager struct {
 	config      *rest.Config
 	watchClient client.WithWatch
 	isReady     atomic.Bool
+	routes      atomic.Pointer[func(context.Context) any]
 	log         *slog.Logger
 }
 
@@ -56,8 +58,24 @@ func New(o options.Options, log *slog.Logger) (*ControllerRuntimeManager, error)
 	if err != nil {
 		return nil, fmt.Errorf("setting up the client for Services: %w", err)
 	}
-	return m, errors.Join(mgr.AddHealthzCheck("alive", func(*http.Request) error { return nil }),
-		mgr.AddReadyzCheck("synced", m.checkReady))
+	server := localServer{
+		checks:         map[string]healthz.Checker{"alive": healthz.Ping},
+		readyChecks:    map[string]healthz.Checker{"synced": m.checkReady},
+		describeRoutes: m.describeRoutes,
+	}
+	return m, server.addTo(mgr, o.HealthProbeBindAddress)
+}
+
+// ServeRoutes serves what describe returns as JSON at the address of the health checks.
+func (m *ControllerRuntimeManager) ServeRoutes(describe func(context.Context) any) {
+	m.routes.Store(&describe)
+}
+
+func (m *ControllerRuntimeManager) describeRoutes(ctx context.Context) any {
+	if describe := m.routes.Load(); describe != nil {
+		return (*describe)(ctx)
+	}
+	return []any{}
 }
 
 // WatchClient returns a client that reads and watches without the cache.
@@ -90,7 +108,7 @@ func newControllerRuntimeManager(config *rest.Config, o options.Options) (ctrl.M
 		Scheme:                  scheme,
 		MapperProvider:          func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper, nil },
 		Metrics:                 metricsserver.Options{BindAddress: o.MetricsBindAddress},
-		HealthProbeBindAddress:  o.HealthProbeBindAddress,
+		HealthProbeBindAddress:  "0", // a server of our own has the health checks
 		GracefulShutdownTimeout: &grace,
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),

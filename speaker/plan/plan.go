@@ -59,6 +59,8 @@ type Plan struct {
 	// NodeLeaving means that the node is excluded or drained and has to stop serving.
 	// Routes still has its routes.
 	NodeLeaving bool
+	// NodeInternalIPs are the node's internal addresses in the Kubernetes API.
+	NodeInternalIPs []netip.Addr
 }
 
 // Layer2Verdict says whether this node may announce a Service by layer 2, and why not.

@@ -27,6 +27,8 @@ type Planner struct {
 	// servicesByPrefix has the Services that contribute to the route of each prefix.
 	servicesByPrefix map[netip.Prefix]sortedServiceKeys
 	peerNameLists    nameListCache // of lists of peer names
+	// advertisementNameLists are lists of the names of BGPAdvertisements.
+	advertisementNameLists nameListCache
 	// healthChecks are those of the Plan; see proxy.go.
 	healthChecks      map[view.ObjectKey]intent.HealthCheck
 	lastHealthCheckID uint64
@@ -177,7 +179,7 @@ func (p *Planner) Update() BidDelta {
 	if all {
 		p.mustReplanAll = false
 		clear(p.admittedNodesByAds)
-		p.peerNameLists = nil
+		p.peerNameLists, p.advertisementNameLists = nil, nil
 		for k := range p.recordByService {
 			p.servicesToDecideAgain[k] = struct{}{}
 		}

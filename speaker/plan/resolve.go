@@ -22,7 +22,8 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 		LocalASN: cmp.Or(p.LocalASN, mine), PeerASN: theirs, RouterID: p.RouterID,
 		HoldTime: p.HoldTime, KeepaliveTime: p.KeepaliveInterval, MaxReconnectDelay: p.ConnectInterval, Password: p.Password, Multihop: p.MultiHop,
 		IPv4: p.CarriesFamily(ipfamily.IPv4), IPv6: p.CarriesFamily(ipfamily.IPv6),
-		GracefulRestart: p.GracefulRestart, RestartTime: gracefulRestartKeepRoutesTimeout, MaxHops: p.MaxTTLSecurityHops, Passive: p.Passive,
+		GracefulRestart: p.GracefulRestart, RestartTime: cmp.Or(p.RestartTime, gracefulRestartKeepRoutesTimeout), MaxHops: p.MaxTTLSecurityHops, Passive: p.Passive,
+		NextHopIPv4: p.NextHopIPv4, NextHopIPv6: p.NextHopIPv6, DrainDelay: p.DrainDelay, HasDrainDelay: p.HasDrainDelay, BFDStrict: p.BFDStrict,
 	}
 	if p.Address.Is6() && p.Address.IsLinkLocalUnicast() {
 		out.Address = p.Address.WithZone(p.VRF)

@@ -23,7 +23,8 @@ type BGPVerdict struct {
 }
 
 // gracefulRestartKeepRoutesTimeout is how long routers keep the routes while the speaker restarts
-// (Restart Time, RFC 4724 section 3). Common BGP daemons use the same value.
+// (Restart Time, RFC 4724 section 3), unless the BGPPeer says it. Common BGP daemons use the same
+// value.
 const gracefulRestartKeepRoutesTimeout = 120 * time.Second
 
 // serviceRouteContribution is what one Service adds to the routes.
@@ -33,12 +34,15 @@ type serviceRouteContribution struct {
 	// localServingEndpointCount is the number of serving endpoints on this node; 0 if the traffic
 	// policy is not Local.
 	localServingEndpointCount int
+	// endpointsTerminating is set if the traffic policy is Local and no endpoint on this node is
+	// ready any more, while some still serve.
+	endpointsTerminating bool
 }
 
 // equal says whether both add the same routes.
 func (s *serviceRouteContribution) equal(o *serviceRouteContribution) bool {
 	return s.verdict.Reason == o.verdict.Reason && slices.Equal(s.verdict.Peers, o.verdict.Peers) &&
-		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.advertisementCoverages, o.advertisementCoverages, advertise.BGPCoverage.Equal) && s.localServingEndpointCount == o.localServingEndpointCount
+		slices.Equal(s.verdict.Addresses, o.verdict.Addresses) && slices.EqualFunc(s.advertisementCoverages, o.advertisementCoverages, advertise.BGPCoverage.Equal) && s.localServingEndpointCount == o.localServingEndpointCount && s.endpointsTerminating == o.endpointsTerminating
 }
 
 // updateRoutes decides the changed Services, in order, and rebuilds the routes that this affects.
@@ -58,7 +62,7 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 				p.plan.Peers = append(p.plan.Peers, q)
 			}
 		}
-		p.plan.NodeLeaving = self.IsLeaving || self.IsExcluded
+		p.plan.NodeLeaving, p.plan.NodeInternalIPs = self.IsLeaving || self.IsExcluded, self.InternalAddresses
 	}
 	var verdicts, gone []*BGPVerdict
 	touched := map[netip.Prefix]struct{}{}
@@ -133,7 +137,7 @@ func (p *Planner) rebuildRoutes(touched map[netip.Prefix]struct{}) {
 		for _, k := range p.servicesByPrefix[prefix] {
 			t.addContribution(p.plan.Peers, p.recordByService[k].contribution, prefix)
 		}
-		fresh = append(fresh, t.sortedRoutes(&p.peerNameLists)...)
+		fresh = append(fresh, t.sortedRoutes(&p.peerNameLists, &p.advertisementNameLists)...)
 	}
 	out := make([]*intent.Route, 0, len(p.plan.Routes)+len(fresh))
 	for _, r := range p.plan.Routes {
@@ -169,6 +173,7 @@ func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node)
 	out := &serviceRouteContribution{verdict: &BGPVerdict{Service: k, Addresses: r.service.assignedAddresses, Reason: reason}}
 	if hasLocalEndpoints && r.service.hasLocalTrafficPolicy {
 		out.localServingEndpointCount = int(here.servingCount)
+		out.endpointsTerminating = !here.hasReadyEndpoint
 	}
 	if reason != "" {
 		return out

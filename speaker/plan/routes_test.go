@@ -176,3 +176,31 @@ func TestRoutes(t *testing.T) {
 		})
 	}
 }
+
+// TestRouteOfTerminatingEndpoints checks which routes say that the last endpoints on this node
+// terminate, and the advertisements that a route names.
+func TestRouteOfTerminatingEndpoints(t *testing.T) {
+	for name, c := range map[string]struct {
+		local bool
+		ready []string
+		want  bool
+	}{
+		"the last endpoints here terminate":     {true, []string{"b"}, true},
+		"no endpoint is ready anywhere":         {true, nil, true},
+		"an endpoint here is ready":             {true, []string{"a"}, false},
+		"the traffic policy sends to all nodes": {false, []string{"b"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := inputsWithPeers()
+			editService(func(s *view.Service) { s.HasLocalTrafficPolicy = c.local })(&in)
+			for k, e := range in.Endpoints {
+				e.AnyServing, e.ServingNodes, e.ServingCounts, e.ReadyNodes = true, []string{"a", "b"}, []int{1, 1}, c.ready
+				in.Endpoints[k] = e
+			}
+			p := buildPlan(in)
+			if len(p.Routes) != 1 || p.Routes[0].EndpointsTerminating != c.want || !slices.Equal(p.Routes[0].AdvertisementNames, []string{"all"}) {
+				t.Errorf("the routes are %+v", p.Routes)
+			}
+		})
+	}
+}

@@ -12,7 +12,19 @@ import (
 
 // routeAttributeTable has the attributes of each prefix for each peer, over several Services
 // and advertisements.
-type routeAttributeTable map[routeKey]intent.Attributes
+type routeAttributeTable map[routeKey]plannedRoute
+
+// plannedRoute is what a peer gets for a prefix.
+type plannedRoute struct {
+	intent.Attributes
+	advertisementNames []string // sorted
+	// endpointsServe is set if the endpoints of one Service do not terminate.
+	endpointsServe bool
+}
+
+func (r *plannedRoute) equalRoute(o *intent.Route) bool {
+	return r.Attributes.Equal(o.Attributes) && r.endpointsServe != o.EndpointsTerminating && slices.Equal(r.advertisementNames, o.AdvertisementNames)
+}
 
 type routeKey struct {
 	prefix   netip.Prefix
@@ -43,7 +55,7 @@ func (t routeAttributeTable) addContribution(peers []intent.Peer, s *serviceRout
 				if only.IsValid() && c.prefix != only {
 					continue
 				}
-				t[c] = mergeAdvertisement(t[c], ad)
+				t[c] = t[c].withAdvertisement(ad, !s.endpointsTerminating)
 				if ad.LinkBandwidthPerEndpoint > 0 && s.localServingEndpointCount > 0 {
 					weights[c] = max(weights[c], uint64(ad.LinkBandwidthPerEndpoint)*1e6/8*uint64(s.localServingEndpointCount))
 				}
@@ -58,6 +70,16 @@ func (t routeAttributeTable) addContribution(peers []intent.Peer, s *serviceRout
 	}
 	slices.Sort(to)
 	return slices.Compact(to)
+}
+
+// withAdvertisement adds an advertisement of one more Service.
+func (r plannedRoute) withAdvertisement(ad *snapshot.BGPAdvertisement, endpointsServe bool) plannedRoute {
+	r.Attributes = mergeAdvertisement(r.Attributes, ad)
+	r.endpointsServe = r.endpointsServe || endpointsServe
+	if i, found := slices.BinarySearch(r.advertisementNames, ad.Name); !found {
+		r.advertisementNames = slices.Insert(slices.Clip(r.advertisementNames), i, ad.Name)
+	}
+	return r
 }
 
 // mergeAdvertisement adds the attributes of an advertisement to those of others. Communities are
@@ -90,7 +112,7 @@ func mergeAdvertisement(a intent.Attributes, ad *snapshot.BGPAdvertisement) inte
 }
 
 // sortedRoutes returns the routes, sorted. Peers with equal attributes share a route.
-func (t routeAttributeTable) sortedRoutes(peers *nameListCache) []*intent.Route {
+func (t routeAttributeTable) sortedRoutes(peers, advertisements *nameListCache) []*intent.Route {
 	cells := slices.SortedFunc(maps.Keys(t), func(x, y routeKey) int {
 		return cmp.Or(x.prefix.Compare(y.prefix), cmp.Compare(x.peerName, y.peerName))
 	})
@@ -101,13 +123,17 @@ next:
 		if len(out) > 0 && out[len(out)-1].Prefix != c.prefix {
 			first = len(out)
 		}
+		route := t[c]
 		for _, r := range out[first:] {
-			if r.Attributes.Equal(t[c]) {
+			if route.equalRoute(r) {
 				r.PeerNames = append(r.PeerNames, c.peerName)
 				continue next
 			}
 		}
-		out = append(out, &intent.Route{Prefix: c.prefix, PeerNames: []string{c.peerName}, Attributes: t[c]})
+		out = append(out, &intent.Route{
+			Prefix: c.prefix, PeerNames: []string{c.peerName}, Attributes: route.Attributes,
+			AdvertisementNames: advertisements.intern(route.advertisementNames), EndpointsTerminating: !route.endpointsServe,
+		})
 	}
 	for _, r := range out {
 		r.PeerNames = peers.intern(r.PeerNames)

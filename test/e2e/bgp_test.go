@@ -115,6 +115,7 @@ func TestClientReachesServicesByBGPRoutes(t *testing.T) {
 	t.Run("a speaker that stops loses no request", func(t *testing.T) { b.testSpeakerStopLosesNoRequest(ctx, t) })
 	t.Run("a drained node loses no request, and returns afterwards", func(t *testing.T) { b.testDrainedNodeLosesNoRequest(ctx, t) })
 	t.Run("with externalTrafficPolicy Local the Pod's node is the only next hop", func(t *testing.T) { b.testLocalTrafficPolicyRoutesToPodNode(ctx, t) })
+	t.Run("a rollout of a Deployment with externalTrafficPolicy Local loses no request", func(t *testing.T) { b.testLocalRolloutLosesNoRequest(ctx, t) })
 	t.Run("no edit of an advertisement resets a session", func(t *testing.T) { b.testAdvertisementEditsResetNoSession(ctx, t) })
 	t.Run("one BGPPeer for all racks: the node's gateway, the AS number in its label, and a password from a Secret", func(t *testing.T) { b.testOnePeerForAllRacks(ctx, t) })
 	t.Run("with graceful restart a restarted speaker keeps its routes at the router", func(t *testing.T) { b.testGracefulRestartKeepsRoutes(ctx, t) })
@@ -173,6 +174,34 @@ func (b *bgpHarness) testLocalTrafficPolicyRoutesToPodNode(ctx context.Context, 
 	_, err = b.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Cluster"}}`)
 	failOnError(t, err)
 	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
+}
+
+// testLocalRolloutLosesNoRequest moves the only Pod of a Service from node to node. The old Pod
+// serves for two seconds after SIGTERM, and the router has the routes of both nodes meanwhile: that
+// of the old node with GRACEFUL_SHUTDOWN.
+func (b *bgpHarness) testLocalRolloutLosesNoRequest(ctx context.Context, t *testing.T) {
+	failOnError(t, b.ApplyManifests(ctx, localTrafficManifest))
+	address, err := b.AwaitFirstServiceAddress(ctx, "default", "local")
+	failOnError(t, err)
+	vip := netip.PrefixFrom(address, 32)
+	awaitNextHops(ctx, t, b.Cluster, vip, b.nodeAddresses[0])
+	stream, err := b.StartUDPStream(ctx, "far", netip.AddrPortFrom(address, 7000).String(), 500)
+	failOnError(t, err)
+	failOnError(t, stream.AwaitMoreAnswers(ctx, 100))
+	stream.Stop() // requests before the Service works for the first time may be lost
+	stream, err = b.StartUDPStream(ctx, "far", netip.AddrPortFrom(address, 7000).String(), 500)
+	failOnError(t, err)
+	for _, node := range []string{"node2", "node1"} {
+		failOnError(t, b.ApplyManifests(ctx, strings.Replace(localTrafficManifest, "nodeName: node1", "nodeName: "+node, 1)))
+		awaitNextHops(ctx, t, b.Cluster, vip, map[string]string{"node1": b.nodeAddresses[0], "node2": b.nodeAddresses[1]}[node])
+		failOnError(t, stream.AwaitMoreAnswers(ctx, 2000)) // until the old Pod is gone
+	}
+	if o := stream.Stop(); o.LostCount > 0 {
+		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
+	}
+	_, err = b.RunKubectl(ctx, "", "delete", "deployment/local", "service/local")
+	failOnError(t, err)
+	awaitNextHops(ctx, t, b.Cluster, vip)
 }
 
 func (b *bgpHarness) testAdvertisementEditsResetNoSession(ctx context.Context, t *testing.T) {

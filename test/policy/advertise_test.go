@@ -17,7 +17,6 @@ var selectorPlaces = []struct{ place, because string }{
 	{"api", "declares the fields"},
 	{"controller/allocate", "ServiceSelectors of a pool"},
 	{"speaker/status/status.go", "Interfaces of a report"},
-	{"speaker/bgp/tcp/dial.go", "the function net.Interfaces"},
 }
 
 const selectorsBecause = "the explanation of a Service is what speakers do only as long as one package matches advertisements: call internal/advertise"

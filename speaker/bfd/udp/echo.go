@@ -2,10 +2,12 @@ package udp
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
@@ -115,18 +117,31 @@ func (s *sender) lookUpEchoPath() (echoPath, error) {
 	if !path.localAddress.IsValid() {
 		return echoPath{}, fmt.Errorf("looking for the path to %s: the kernel has no source address for it", peer)
 	}
-	neighbours, err := netlink.NeighList(r.LinkIndex, addressFamily(peer.Is6()))
+	n, err := readNeighbour(r.LinkIndex, peer)
 	if err != nil {
 		return echoPath{}, fmt.Errorf("looking for the hardware address of %s: %w", peer, err)
 	}
-	for _, n := range neighbours {
-		a, _ := netip.AddrFromSlice(n.IP)
-		if a.Unmap() == peer && len(n.HardwareAddr) > 0 && n.State&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) == 0 {
-			path.neighbourHardwareAddressBytes = uint8(copy(path.neighbourHardwareAddress[:], n.HardwareAddr))
-			return path, nil
-		}
+	if n == nil || len(n.HardwareAddr) == 0 || n.State&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) != 0 {
+		return echoPath{}, fmt.Errorf("the hardware address of %s is not known yet", peer)
 	}
-	return echoPath{}, fmt.Errorf("the hardware address of %s is not known yet", peer)
+	path.neighbourHardwareAddressBytes = uint8(copy(path.neighbourHardwareAddress[:], n.HardwareAddr))
+	return path, nil
+}
+
+// readNeighbour returns one entry of the neighbour table, nil if there is none. It does not list
+// the table, which has thousands of entries on a large link.
+func readNeighbour(linkIndex int, address netip.Addr) (*netlink.Neigh, error) {
+	request := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
+	request.AddData(&netlink.Ndmsg{Family: uint8(addressFamily(address.Is6())), Index: uint32(linkIndex)})
+	request.AddData(nl.NewRtAttr(netlink.NDA_DST, address.AsSlice()))
+	messages, err := request.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	if errors.Is(err, unix.ENOENT) || err == nil && len(messages) == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return netlink.NeighDeserialize(messages[0])
 }
 
 // etherType is the protocol in network byte order, as packet sockets use it.

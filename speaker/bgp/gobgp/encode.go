@@ -21,15 +21,15 @@ type updateEncoder struct {
 	// 6793).
 	routerSupportsFourOctetASN bool
 	negotiatedFamilies         []message.AFI
+	// allowsLinkLocalOnly is true if the router takes a link-local next hop in 16 octets.
+	allowsLinkLocalOnly bool
 }
 
 func newUpdateEncoder(n bgp.Negotiated, asn uint32) *updateEncoder {
-	return &updateEncoder{localASN: asn, isRouterInOtherAS: n.RemoteOpen.ASN != asn, routerSupportsFourOctetASN: n.RemoteOpen.SupportsFourOctetASN, negotiatedFamilies: n.CommonFamilies}
+	return &updateEncoder{localASN: asn, isRouterInOtherAS: n.RemoteOpen.ASN != asn, routerSupportsFourOctetASN: n.RemoteOpen.SupportsFourOctetASN, negotiatedFamilies: n.CommonFamilies, allowsLinkLocalOnly: n.LinkLocalNextHop}
 }
 
 const (
-	// defaultLocalPref is the local preference of routes without a configured one.
-	defaultLocalPref = 100
 	// maxUpdateContentBytes is the space in an UPDATE for withdrawn
 	// routes, attributes and routes together, in bytes.
 	maxUpdateContentBytes = message.MaxMessageLength - 19 - 4
@@ -100,7 +100,7 @@ func (e *updateEncoder) encodeUpdatesOfAttributeGroup(group []bgp.RouteChange, e
 
 // maxMultiprotocolHeaderBytes is the longest header of a multiprotocol attribute, in bytes (RFC
 // 4760 section 3).
-const maxMultiprotocolHeaderBytes = 4 + 2 + 1 + 1 + 16 + 1
+const maxMultiprotocolHeaderBytes = 4 + 2 + 1 + 1 + 32 + 1
 
 // encodedPrefixLength returns the length of an encoded prefix in bytes: its
 // length octet and the significant octets (RFC 4271 section 4.3).
@@ -128,16 +128,41 @@ func (e *updateEncoder) encodeUpdate(group []bgp.RouteChange, attributes []packe
 	case classic && routeAttributes != nil:
 		attributes = append(slices.Clip(attributes), packet.NewPathAttributeNextHop(routeAttributes.NextHop.String()))
 	case !classic && routeAttributes != nil:
-		attributes = append(slices.Clip(attributes), packet.NewPathAttributeMpReachNLRI(routeAttributes.NextHop.WithZone("").String(), multi))
+		attributes = append(slices.Clip(attributes), e.buildMPReachAttribute(routeAttributes, multi))
 	case !classic:
 		attributes = []packet.PathAttributeInterface{packet.NewPathAttributeMpUnreachNLRI(multi)}
 	}
-	slices.SortFunc(attributes, func(x, y packet.PathAttributeInterface) int { return cmp.Compare(x.GetType(), y.GetType()) })
+	// In the order of their types, but multiprotocol routes first: a router finds them so even if
+	// another attribute is faulty (RFC 7606 section 5.1).
+	slices.SortFunc(attributes, func(x, y packet.PathAttributeInterface) int {
+		return cmp.Or(-cmp.Compare(multiprotocolRank(x), multiprotocolRank(y)), cmp.Compare(x.GetType(), y.GetType()))
+	})
 	m, err := packet.NewBGPUpdateMessage(withdrawn, attributes, plain).Serialize()
 	if err != nil {
 		return nil, fmt.Errorf("encoding the UPDATE for %s: %w", group[0].Prefix, err)
 	}
 	return m, nil
+}
+
+func multiprotocolRank(a packet.PathAttributeInterface) int {
+	if t := a.GetType(); t == packet.BGP_ATTR_TYPE_MP_REACH_NLRI || t == packet.BGP_ATTR_TYPE_MP_UNREACH_NLRI {
+		return 1
+	}
+	return 0
+}
+
+// buildMPReachAttribute returns the attribute with multiprotocol routes and their next hop. Without
+// a global address the link-local one is sent twice: routers without the link-local capability
+// expect 32 octets.
+func (e *updateEncoder) buildMPReachAttribute(t *bgp.PathAttributes, routes []packet.AddrPrefixInterface) packet.PathAttributeInterface {
+	out := packet.NewPathAttributeMpReachNLRI(t.NextHop.WithZone("").String(), routes)
+	switch second := t.LinkLocalNextHop; {
+	case second.IsValid():
+		out.LinkLocalNexthop = second.WithZone("").AsSlice()
+	case t.NextHop.IsLinkLocalUnicast() && !e.allowsLinkLocalOnly:
+		out.LinkLocalNexthop = t.NextHop.WithZone("").AsSlice()
+	}
+	return out
 }
 
 // buildAttributesWithoutNextHop returns the attributes except the next hop.
@@ -148,7 +173,7 @@ func (e *updateEncoder) buildAttributesWithoutNextHop(t *bgp.PathAttributes) []p
 		out = append(out, packet.NewPathAttributeMultiExitDisc(t.MED))
 	}
 	if !e.isRouterInOtherAS {
-		out = append(out, packet.NewPathAttributeLocalPref(cmp.Or(t.LocalPref, defaultLocalPref)))
+		out = append(out, packet.NewPathAttributeLocalPref(cmp.Or(t.LocalPref, bgp.DefaultLocalPref)))
 	}
 	if len(t.Communities) > 0 {
 		out = append(out, packet.NewPathAttributeCommunities(t.Communities))
@@ -171,16 +196,14 @@ func (e *updateEncoder) buildAttributesWithoutNextHop(t *bgp.PathAttributes) []p
 	return out
 }
 
-// buildASPathAttribute returns the AS path. It contains our AS number once
-// for an external router, plus the configured prepends.
+// buildASPathAttribute returns the AS path. It contains our AS number once for an external router,
+// plus the configured prepends. It is empty for an internal router, which would take its own number
+// for a loop.
 func (e *updateEncoder) buildASPathAttribute(t *bgp.PathAttributes) []packet.PathAttributeInterface {
-	times := int(t.PrependCount)
-	if e.isRouterInOtherAS {
-		times++
-	}
-	if times == 0 {
+	if !e.isRouterInOtherAS {
 		return []packet.PathAttributeInterface{packet.NewPathAttributeAsPath(nil)}
 	}
+	times := 1 + int(t.PrependCount)
 	const sequence = packet.BGP_ASPATH_ATTR_TYPE_SEQ
 	wide := packet.NewAs4PathParam(sequence, slices.Repeat([]uint32{e.localASN}, times))
 	if e.routerSupportsFourOctetASN {

@@ -53,6 +53,9 @@ func encodeAndDecodeRoutes(t *testing.T, e *updateEncoder, changes []bgp.RouteCh
 			switch a := a.(type) {
 			case *packet.PathAttributeMpReachNLRI:
 				words = append(words, "via "+a.Nexthop.String())
+				if a.LinkLocalNexthop != nil {
+					words = append(words, "and "+a.LinkLocalNexthop.String())
+				}
 				for _, p := range a.Value {
 					reached = append(reached, p.String())
 				}
@@ -94,10 +97,20 @@ func TestUpdatesDecodeAsExpected(t *testing.T) {
 			"{Origin: i} {AsPath: 64512 64512 64512} {Nexthop: 10.0.0.1} {Med: 0}",
 		},
 		"an internal router gets a local preference and no path": {64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 100}"},
-		"the configured local preference":                        {64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{LocalPref: 7}}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 7}"},
-		"IPv6 with a link-local next hop":                        {64512, 65000, nil, v6, bgp.PathAttributes{NextHop: hop6}, "{Origin: i} {AsPath: 64512} via fe80::1"},
-		"IPv4 with an IPv6 next hop":                             {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop6}, "{Origin: i} {AsPath: 64512} via fe80::1"},
-		"a four-octet AS number":                                 {large, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 4200000000} {Nexthop: 10.0.0.1}"},
+		"an internal router gets no prepended path, which it would take for a loop": {
+			64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{PrependCount: 2}}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 100}",
+		},
+		"the configured local preference": {64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{LocalPref: 7}}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 7}"},
+		"IPv6 with a link-local next hop": {64512, 65000, nil, v6, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 and fe80::1 {Origin: i} {AsPath: 64512}"},
+		"the same for a router with the link-local capability": {
+			64512, 65000, func(a *bgp.Negotiated) { a.LinkLocalNextHop = true }, v6, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 {Origin: i} {AsPath: 64512}",
+		},
+		"IPv6 with a global and a link-local next hop": {
+			64512, 65000, func(a *bgp.Negotiated) { a.LinkLocalNextHop = true }, v6,
+			bgp.PathAttributes{NextHop: netip.MustParseAddr("2001:db8::1"), LinkLocalNextHop: hop6}, "via 2001:db8::1 and fe80::1 {Origin: i} {AsPath: 64512}",
+		},
+		"IPv4 with an IPv6 next hop": {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 and fe80::1 {Origin: i} {AsPath: 64512}"},
+		"a four-octet AS number":     {large, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 4200000000} {Nexthop: 10.0.0.1}"},
 		"a four-octet AS number for a router that supports two octets": {
 			large, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.SupportsFourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 23456} {Nexthop: 10.0.0.1} 4200000000",
 		},

@@ -6,7 +6,7 @@
 package gobgp
 
 import (
-	"bufio"
+	"errors"
 	"log/slog"
 	"net"
 
@@ -50,9 +50,9 @@ type sessionUpdateSender struct {
 // readRouterMessages reads the router's messages that the relay forwards.
 func (s *sessionUpdateSender) readRouterMessages() {
 	defer close(s.connectionClosed)
-	r, buf, confirmed := bufio.NewReader(s.connToSessionRelay), make([]byte, message.MaxMessageLength), false
+	buf, confirmed := make([]byte, message.MaxMessageLength), false
 	for {
-		m, err := message.ReadMessage(r, buf)
+		m, err := message.ReadMessage(s.connToSessionRelay, buf)
 		if err != nil {
 			return
 		}
@@ -96,16 +96,32 @@ func (s *sessionUpdateSender) sendKeepaliveThenAllUpdates() {
 	}
 }
 
-// sendPendingUpdates sends the pending changes.
+// maxBatchBytes bounds the UPDATEs that are passed to the relay at once.
+const maxBatchBytes = 4 * message.MaxMessageLength
+
+// sendPendingUpdates sends the pending changes. It passes several UPDATEs at once, so that the
+// relay sends them in few segments.
 func (s *sessionUpdateSender) sendPendingUpdates() error {
-	return s.encoder.encodeUpdates(s.changes.TakePending(), func(m []byte, fault error) error {
+	var batch []byte
+	flush := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		_, err := s.connToSessionRelay.Write(batch)
+		batch = batch[:0]
+		return err
+	}
+	err := s.encoder.encodeUpdates(s.changes.TakePending(), func(m []byte, fault error) error {
 		if fault != nil {
 			s.log.Error("announcing a route", "error", fault)
 			return nil
 		}
-		_, err := s.connToSessionRelay.Write(m)
-		return err
+		if batch = append(batch, m...); len(batch) < maxBatchBytes {
+			return nil
+		}
+		return flush()
 	})
+	return errors.Join(err, flush())
 }
 
 // sendEndOfRIBOfEachFamily tells the router that the first routes of

@@ -96,5 +96,16 @@ func encodeMessage(t MessageType, body []byte) []byte {
 	return append(out, body...)
 }
 
+// DecodeRouteRefresh returns the family whose routes the body of a ROUTE-REFRESH asks for. It
+// returns false if the message asks for no routes, or for those of another SAFI than unicast.
+func DecodeRouteRefresh(body []byte) (AFI, bool) {
+	// The second field is 1 or 2 in messages that only mark the start and end of an answer (RFC
+	// 7313 section 3.2).
+	if len(body) < 4 || body[2] != 0 || body[3] != safiUnicast {
+		return 0, false
+	}
+	return AFI(binary.BigEndian.Uint16(body)), true
+}
+
 // EncodeKeepalive returns a KEEPALIVE.
 func EncodeKeepalive() []byte { return encodeMessage(TypeKeepalive, nil) }

@@ -13,7 +13,7 @@ import (
 
 func openWithAllCapabilities() OpenMessage {
 	return OpenMessage{
-		ASN: 4200000001, HoldSeconds: 90, RouterID: netip.MustParseAddr("10.0.0.1"), Families: []AFI{FamilyIPv4, FamilyIPv6}, SupportsFourOctetASN: true, SupportsRouteRefresh: true, SupportsExtendedNextHop: true,
+		ASN: 4200000001, HoldSeconds: 90, RouterID: netip.MustParseAddr("10.0.0.1"), Families: []AFI{FamilyIPv4, FamilyIPv6}, SupportsFourOctetASN: true, SupportsRouteRefresh: true, SupportsExtendedNextHop: true, SupportsLinkLocalNextHop: true,
 		GracefulRestart: &GracefulRestartCapability{SenderHasRestarted: true, GracefulNotification: true, RestartSeconds: 120, ForwardingKeptByFamily: map[AFI]bool{FamilyIPv4: true, FamilyIPv6: true}},
 	}
 }
@@ -21,6 +21,7 @@ func openWithAllCapabilities() OpenMessage {
 func TestOpenRoundTrip(t *testing.T) {
 	plain := OpenMessage{ASN: 64512, HoldSeconds: 0, RouterID: netip.MustParseAddr("192.0.2.1")}
 	for name, o := range map[string]OpenMessage{"all capabilities": openWithAllCapabilities(), "no capability": plain} {
+		o.HasMultiprotocol = len(o.Families) > 0
 		m, err := ReadMessage(bytes.NewReader(o.Encode()), make([]byte, MaxMessageLength))
 		if err != nil {
 			t.Fatal(err)

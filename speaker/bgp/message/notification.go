@@ -16,6 +16,14 @@ const (
 	CodeHoldTimerExpired   uint8 = 4
 	CodeFSMError           uint8 = 5
 	CodeCease              uint8 = 6
+	CodeRouteRefreshError  uint8 = 7 // RFC 7313
+	CodeSendHoldExpired    uint8 = 8 // RFC 9687
+)
+
+// The subcodes of an OPEN message error that the speaker answers (RFC 4271, RFC 5492).
+const (
+	OpenUnsupportedParameter  uint8 = 4
+	OpenUnsupportedCapability uint8 = 7
 )
 
 // The subcodes of a Cease (RFC 4486, RFC 8538, RFC 9384) that the speaker sends or explains.
@@ -46,6 +54,7 @@ type Notification struct {
 var errorNameByCode = map[uint8]string{
 	CodeMessageHeaderError: "message header error", CodeOpenMessageError: "OPEN message error", CodeUpdateMessageError: "UPDATE message error",
 	CodeHoldTimerExpired: "hold timer expired", CodeFSMError: "unexpected message", CodeCease: "cease",
+	CodeRouteRefreshError: "ROUTE-REFRESH message error", CodeSendHoldExpired: "send hold timer expired",
 }
 
 var errorNameByCodeAndSubcode = map[[2]uint8]string{

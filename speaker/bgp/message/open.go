@@ -58,14 +58,20 @@ type OpenMessage struct {
 	HoldSeconds uint16
 	// RouterID is the BGP identifier, an IPv4 address.
 	RouterID netip.Addr
-	// Families are those of the multiprotocol capability (RFC 4760); none without the capability.
+	// Families are those of the multiprotocol capability (RFC 4760). Other families than IPv4 and
+	// IPv6 unicast are left out.
 	Families []AFI
+	// HasMultiprotocol is set if a received OPEN has the multiprotocol capability for any family.
+	HasMultiprotocol bool
 	// SupportsFourOctetASN is the capability for AS numbers of four octets (RFC 6793).
 	SupportsFourOctetASN bool
 	// SupportsRouteRefresh is the route refresh capability (RFC 2918).
 	SupportsRouteRefresh bool
 	// SupportsExtendedNextHop is the capability for IPv6 next hops of IPv4 routes (RFC 8950).
 	SupportsExtendedNextHop bool
+	// SupportsLinkLocalNextHop is the capability for link-local next hops in 16 octets
+	// (draft-ietf-idr-linklocal-capability).
+	SupportsLinkLocalNextHop bool
 	// GracefulRestartCapability is nil without the capability.
 	GracefulRestart *GracefulRestartCapability
 }
@@ -81,23 +87,14 @@ func TwoOctetASN(asn uint32) uint16 {
 	return uint16(asn)
 }
 
-// The codes of the supported capabilities.
-const (
-	capMultiprotocol   = 1
-	capRouteRefresh    = 2
-	capExtendedNextHop = 5
-	capGracefulRestart = 64
-	capFourOctetASN    = 65
-)
-
 const safiUnicast = 1
 
 // Encode returns the OPEN message. Each capability has its own
 // optional parameter, which every router accepts.
 func (o *OpenMessage) Encode() []byte {
 	var params []byte
-	add := func(code byte, value []byte) {
-		params = append(params, 2, byte(len(value)+2), code, byte(len(value)))
+	add := func(code CapabilityCode, value []byte) {
+		params = append(params, 2, byte(len(value)+2), byte(code), byte(len(value)))
 		params = append(params, value...)
 	}
 	for _, f := range o.Families {
@@ -108,6 +105,9 @@ func (o *OpenMessage) Encode() []byte {
 	}
 	if o.SupportsExtendedNextHop {
 		add(capExtendedNextHop, []byte{0, byte(FamilyIPv4), 0, safiUnicast, 0, byte(FamilyIPv6)})
+	}
+	if o.SupportsLinkLocalNextHop {
+		add(capLinkLocal, nil)
 	}
 	if g := o.GracefulRestart; g != nil {
 		add(capGracefulRestart, g.encodeCapabilityValue(o.Families))
@@ -208,20 +208,23 @@ func (o *OpenMessage) decodeCapabilities(b []byte) error {
 		if len(b) < 2 || len(b) < 2+int(b[1]) {
 			return malformedOpenError("a capability in its OPEN is cut off")
 		}
-		o.decodeCapability(b[0], b[2:2+int(b[1])])
+		o.decodeCapability(CapabilityCode(b[0]), b[2:2+int(b[1])])
 		b = b[2+int(b[1]):]
 	}
 	return nil
 }
 
-func (o *OpenMessage) decodeCapability(code byte, v []byte) {
+func (o *OpenMessage) decodeCapability(code CapabilityCode, v []byte) {
 	switch {
-	case code == capMultiprotocol && len(v) == 4 && v[3] == safiUnicast:
-		if f := AFI(binary.BigEndian.Uint16(v)); f == FamilyIPv4 || f == FamilyIPv6 {
+	case code == capMultiprotocol && len(v) == 4:
+		o.HasMultiprotocol = true
+		if f := AFI(binary.BigEndian.Uint16(v)); v[3] == safiUnicast && (f == FamilyIPv4 || f == FamilyIPv6) {
 			o.Families = append(o.Families, f)
 		}
 	case code == capRouteRefresh:
 		o.SupportsRouteRefresh = true
+	case code == capLinkLocal:
+		o.SupportsLinkLocalNextHop = true
 	case code == capExtendedNextHop:
 		for ; len(v) >= 6; v = v[6:] {
 			if v[1] == byte(FamilyIPv4) && v[3] == safiUnicast && v[5] == byte(FamilyIPv6) && v[0]|v[2]|v[4] == 0 {

@@ -39,13 +39,11 @@ func (Transport) Dial(ctx context.Context, o bgp.DialOptions) (bgp.Conn, error) 
 	if err != nil {
 		return nil, explainDialError(err, o)
 	}
-	out := &conn{TCPConn: c.(*net.TCPConn), remoteIP: o.RouterAddress.Addr()}
-	out.localIPv4NextHop, out.localIPv6NextHop = localNextHops(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
-	return out, nil
+	return &conn{TCPConn: c.(*net.TCPConn), remoteIP: o.RouterAddress.Addr()}, nil
 }
 
-// IsOnLink reports whether the address belongs to a network of one of this node's links.
-func (Transport) IsOnLink(a netip.Addr) bool {
+// isOnAnyLink reports whether the address belongs to a network of one of this node's links.
+func isOnAnyLink(a netip.Addr) bool {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return false
@@ -65,7 +63,7 @@ func explainDialError(err error, o bgp.DialOptions) error {
 		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it (a VRF needs a kernel with VRF support), or correct the BGPPeer: %w", o.RouterAddress, o.BindDevice, err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL) && o.LocalAddress.IsValid():
 		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or remove it: %w", o.LocalAddress, err)
-	case isRouterUnreachable(err) && o.TTL == 1 && !(Transport{}).IsOnLink(o.RouterAddress.Addr()):
+	case isRouterUnreachable(err) && o.TTL == 1 && !isOnAnyLink(o.RouterAddress.Addr()):
 		return fmt.Errorf("connecting to %s: no interface of this node has a network with that address, and an external router must be on a link of the node unless ebgpMultiHop is true: set it if the router is several hops away: %w", o.RouterAddress, err)
 	case isDialTimeout(err):
 		what := "is the router up, and does it allow this node?"
@@ -143,8 +141,7 @@ func setMD5Key(fd int, router netip.Addr, password string) error {
 // conn is a connection to a router.
 type conn struct {
 	*net.TCPConn
-	remoteIP                           netip.Addr
-	localIPv4NextHop, localIPv6NextHop netip.Addr // invalid if there is none
+	remoteIP netip.Addr
 }
 
 // SetRouterPassword changes the key of the open connection. Segments with the previous key
@@ -160,56 +157,4 @@ func (c *conn) SetPassword(password string) error {
 		fault = fmt.Errorf("changing the password of the connection to %s: %w", c.remoteIP, os.NewSyscallError("setsockopt", fault))
 	}
 	return errors.Join(err, fault)
-}
-
-// LocalNextHops returns this node's addresses for next hops.
-func (c *conn) LocalNextHops() (ipv4, ipv6 netip.Addr) { return c.localIPv4NextHop, c.localIPv6NextHop }
-
-// localNextHops returns the local address and an address of the other family from the same link.
-// It prefers a global address to a link-local one, which is valid only on its link.
-func localNextHops(local netip.Addr) (ipv4, ipv6 netip.Addr) {
-	local = local.Unmap()
-	for _, a := range addressesOfSameLink(local) {
-		switch {
-		case a.Is4() && (!ipv4.IsValid() || ipv4.IsLinkLocalUnicast()):
-			ipv4 = a
-		case a.Is6() && (!ipv6.IsValid() || ipv6.IsLinkLocalUnicast()):
-			ipv6 = a
-		}
-	}
-	if local.Is4() {
-		return local, ipv6
-	}
-	if local.IsLinkLocalUnicast() && ipv6.IsValid() && !ipv6.IsLinkLocalUnicast() {
-		return ipv4, ipv6
-	}
-	return ipv4, local
-}
-
-// addressesOfSameLink returns the addresses of the link with the given address.
-func addressesOfSameLink(local netip.Addr) []netip.Addr {
-	links, err := net.Interfaces()
-	if err != nil {
-		return nil
-	}
-	for _, l := range links {
-		addrs, err := l.Addrs()
-		if err != nil {
-			continue
-		}
-		var out []netip.Addr
-		found := false
-		for _, a := range addrs {
-			p, err := netip.ParsePrefix(a.String())
-			if err != nil {
-				continue
-			}
-			out = append(out, p.Addr())
-			found = found || p.Addr() == local.WithZone("")
-		}
-		if found && (local.Zone() == "" || local.Zone() == l.Name) {
-			return out
-		}
-	}
-	return nil
 }

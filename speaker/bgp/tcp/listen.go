@@ -16,23 +16,35 @@ import (
 )
 
 // Listen accepts connections over IPv4 and IPv6.
-func (Transport) Listen(ctx context.Context, port uint16) (bgp.Listener, error) {
+func (Transport) Listen(ctx context.Context, o bgp.ListenOptions) (bgp.Listener, error) {
 	l := &listener{acceptedConnections: make(chan bgp.Conn), closed: make(chan struct{})}
 	for _, network := range []string{"tcp4", "tcp6"} {
-		config := net.ListenConfig{KeepAlive: -1}
-		s, err := config.Listen(ctx, network, fmt.Sprintf(":%d", port))
+		config := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, c syscall.RawConn) error { return bindToDevice(c, o.BindDevice) }}
+		s, err := config.Listen(ctx, network, fmt.Sprintf(":%d", o.Port))
 		if errors.Is(err, syscall.EAFNOSUPPORT) {
 			continue
 		}
 		if err != nil {
 			l.Close()
-			return nil, explainListenError(err, port)
+			return nil, explainListenError(err, o.Port)
 		}
 		t := s.(*net.TCPListener)
 		l.sockets = append(l.sockets, t)
 		go l.acceptConnections(t)
 	}
 	return l, nil
+}
+
+// bindToDevice binds a socket to a link or VRF; an empty name binds it to none.
+func bindToDevice(c syscall.RawConn, device string) error {
+	if device == "" {
+		return nil
+	}
+	var fault error
+	err := c.Control(func(fd uintptr) {
+		fault = os.NewSyscallError("binding to the VRF "+device, unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, device))
+	})
+	return errors.Join(err, fault)
 }
 
 func explainListenError(err error, port uint16) error {
@@ -70,10 +82,8 @@ func (l *listener) acceptConnections(s *net.TCPListener) {
 			continue
 		}
 		remote := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-		out := &conn{TCPConn: c, remoteIP: remote}
-		out.localIPv4NextHop, out.localIPv6NextHop = localNextHops(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
 		select {
-		case l.acceptedConnections <- out:
+		case l.acceptedConnections <- &conn{TCPConn: c, remoteIP: remote}:
 		case <-l.closed:
 			c.Close()
 			return

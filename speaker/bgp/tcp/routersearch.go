@@ -1,12 +1,14 @@
 package tcp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/mdlayher/ndp"
@@ -125,13 +127,15 @@ func (f *ndpRouterFinder) exchangeNDPMessages(ctx context.Context) error {
 		case cm == nil || cm.HopLimit != ndp.HopLimit || cm.IfIndex != f.link.Index || !from.IsLinkLocalUnicast() || from == f.ownLinkLocalAddress:
 			continue // from beyond a router, or our own
 		}
-		switch m.(type) {
+		switch m := m.(type) {
 		case *ndp.RouterSolicitation:
 			if time.Since(advertised) >= time.Second { // more frequent solicitations wait
 				advertised = time.Time{}
 			}
 		case *ndp.RouterAdvertisement:
-			f.recordRouter(from, time.Now())
+			if !isFromSpeaker(m) {
+				f.recordRouter(from, time.Now())
+			}
 		}
 	}
 	return nil
@@ -150,7 +154,21 @@ func (f *ndpRouterFinder) recordRouter(from netip.Addr, now time.Time) {
 }
 
 func (f *ndpRouterFinder) sendOwnRouterAdvertisement() error {
-	return f.sendNDPMessage(&ndp.RouterAdvertisement{Options: f.ownMACOptions()}, allNodesGroup)
+	return f.sendNDPMessage(&ndp.RouterAdvertisement{Options: append(f.ownMACOptions(), speakerOption())}, allNodesGroup)
+}
+
+// speakerOption marks the advertisements of a speaker, so that the nodes on a link do not take each
+// other for the router. Its type is one for experiments (RFC 4727 section 6.2).
+func speakerOption() ndp.Option {
+	return &ndp.RawOption{Type: 253, Length: 1, Value: []byte("gantry")}
+}
+
+// isFromSpeaker reports whether a speaker sent an advertisement.
+func isFromSpeaker(m *ndp.RouterAdvertisement) bool {
+	return slices.ContainsFunc(m.Options, func(o ndp.Option) bool {
+		raw, ok := o.(*ndp.RawOption)
+		return ok && raw.Type == 253 && bytes.Equal(raw.Value, []byte("gantry"))
+	})
 }
 
 // ownMACOptions returns the option with the link's own Ethernet address.

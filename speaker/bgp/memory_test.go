@@ -1,0 +1,438 @@
+package bgp_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	packet "github.com/osrg/gobgp/v3/pkg/packet/bgp"
+
+	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/session"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// memoryTransport connects an Engine to routers of the test, over TCP on the loopback. The engine
+// sees the addresses that the test gives both ends.
+type memoryTransport struct {
+	localIP netip.Addr // of the node, on every session
+
+	mu               sync.Mutex
+	routers          map[netip.Addr]*scriptedRouter
+	addresses        []bgp.NodeAddress
+	addressesChanged func()
+	listeners        map[string]*memoryListener // by device
+	routersOnLink    map[string]netip.Addr
+	refusedPasswords map[netip.Addr]error
+}
+
+// memoryConn is a connection with the addresses of the test.
+type memoryConn struct {
+	*net.TCPConn
+	local, remote netip.Addr
+}
+
+func (memoryConn) SetPassword(string) error                   { return nil }
+func (memoryConn) SetTTLAndMinReceivedTTL(uint8, uint8) error { return nil }
+func (c memoryConn) RemoteIP() netip.Addr                     { return c.remote }
+func (c memoryConn) LocalIP() netip.Addr                      { return c.local }
+
+func (m *memoryTransport) Dial(ctx context.Context, o bgp.DialOptions) (bgp.Conn, error) {
+	m.mu.Lock()
+	r := m.routers[o.RouterAddress.Addr()]
+	m.mu.Unlock()
+	if r == nil {
+		return nil, fmt.Errorf("there is no router %s", o.RouterAddress)
+	}
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", r.listener.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	local := m.localIP
+	if o.LocalAddress.IsValid() {
+		local = o.LocalAddress
+	}
+	return memoryConn{c.(*net.TCPConn), local, o.RouterAddress.Addr()}, nil
+}
+
+func (m *memoryTransport) ReadAddresses() ([]bgp.NodeAddress, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.addresses), nil
+}
+
+func (m *memoryTransport) WatchAddresses(ctx context.Context, changed func()) {
+	m.mu.Lock()
+	m.addressesChanged = changed
+	m.mu.Unlock()
+	<-ctx.Done()
+}
+
+// setAddresses replaces the node's addresses. Each text is an address with its prefix length and a
+// link, such as "192.0.2.11/24 eth0".
+func (m *memoryTransport) setAddresses(texts ...string) {
+	var out []bgp.NodeAddress
+	for _, text := range texts {
+		out = append(out, nodeAddress(text))
+	}
+	m.mu.Lock()
+	m.addresses = out
+	changed := m.addressesChanged
+	m.mu.Unlock()
+	if changed != nil {
+		changed()
+	}
+}
+
+func nodeAddress(text string) bgp.NodeAddress {
+	fields := strings.Fields(text)
+	a := bgp.NodeAddress{Prefix: netip.MustParsePrefix(fields[0]), LinkName: fields[1]}
+	for _, f := range fields[2:] {
+		if vrf, ok := strings.CutPrefix(f, "vrf="); ok {
+			a.VRFName = vrf
+		}
+		a.IsTentative = a.IsTentative || f == "tentative"
+		a.IsDuplicate = a.IsDuplicate || f == "duplicate"
+		a.IsDeprecated = a.IsDeprecated || f == "deprecated"
+		a.IsTemporary = a.IsTemporary || f == "temporary"
+	}
+	return a
+}
+
+// memoryListener accepts connections of the test.
+type memoryListener struct {
+	transport *memoryTransport
+	accepted  chan bgp.Conn
+}
+
+func (l *memoryListener) AcceptedConnections() <-chan bgp.Conn { return l.accepted }
+func (l *memoryListener) Close()                               {}
+func (l *memoryListener) SetRouterPassword(router netip.Addr, password string) error {
+	l.transport.mu.Lock()
+	defer l.transport.mu.Unlock()
+	if password == "" {
+		return nil
+	}
+	return l.transport.refusedPasswords[router]
+}
+
+func (m *memoryTransport) Listen(_ context.Context, o bgp.ListenOptions) (bgp.Listener, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := &memoryListener{m, make(chan bgp.Conn)}
+	m.listeners[o.BindDevice] = l
+	return l, nil
+}
+
+func (m *memoryTransport) FindRouterOnLink(ctx context.Context, device string, report func(netip.Addr, error)) {
+	m.mu.Lock()
+	a := m.routersOnLink[device]
+	m.mu.Unlock()
+	if a.IsValid() {
+		report(a, nil)
+	} else {
+		report(a, errors.New("no router"))
+	}
+	<-ctx.Done()
+}
+
+// scriptedRouter is a router that a test controls. It records what the speaker sends.
+type scriptedRouter struct {
+	listener net.Listener
+	// answer returns the answer to an OPEN; the router then closes the connection unless keep.
+	answer func(received message.OpenMessage) (answer []byte, keep bool)
+
+	// parked, if not nil, makes the router read nothing after the OPEN until it is closed.
+	parked <-chan struct{}
+
+	mu            sync.Mutex
+	opens         []message.OpenMessage
+	events        []string // routes and withdrawals in their order
+	notifications []*message.Notification
+	routes        map[string]string // attributes by prefix
+	conn          net.Conn          // the latest
+}
+
+// memorySpeaker is an Engine with a memoryTransport.
+type memorySpeaker struct {
+	*testSpeaker
+	transport *memoryTransport
+	bfd       *memoryBFD
+	end       func()
+}
+
+// memoryBFD is a BFD engine whose events the test makes.
+type memoryBFD struct {
+	mu       sync.Mutex
+	sessions []bfd.SessionConfig
+	state    session.State
+	events   chan bfd.Event
+	changed  chan struct{}
+}
+
+func (m *memoryBFD) SetSessions(s []bfd.SessionConfig) {
+	m.mu.Lock()
+	m.sessions = s
+	m.mu.Unlock()
+}
+func (m *memoryBFD) Events() <-chan bfd.Event       { return m.events }
+func (m *memoryBFD) StatusChanged() <-chan struct{} { return m.changed }
+func (m *memoryBFD) Status() []bfd.Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []bfd.Status
+	for _, s := range m.sessions {
+		out = append(out, bfd.Status{SessionConfig: s, MachineView: session.MachineView{State: m.state}})
+	}
+	return out
+}
+
+func newMemoryTransport() *memoryTransport {
+	m := &memoryTransport{
+		localIP: netip.MustParseAddr("192.0.2.11"), routers: map[netip.Addr]*scriptedRouter{}, listeners: map[string]*memoryListener{},
+		routersOnLink: map[string]netip.Addr{}, refusedPasswords: map[netip.Addr]error{},
+	}
+	m.addresses = []bgp.NodeAddress{nodeAddress("192.0.2.11/24 eth0"), nodeAddress("127.0.0.1/8 lo"), nodeAddress("::1/128 lo")}
+	return m
+}
+
+func startMemorySpeaker(t testing.TB, m *memoryTransport, edits ...func(*bgp.Options)) *memorySpeaker {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	b := &memoryBFD{events: make(chan bfd.Event), changed: make(chan struct{})}
+	o := bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: m, Now: time.Now, BFD: b, Log: log}
+	for _, edit := range edits {
+		edit(&o)
+	}
+	e := bgp.NewEngine(o)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = e.Run(ctx)
+	}()
+	end := func() { cancel(); <-done }
+	t.Cleanup(end)
+	return &memorySpeaker{&testSpeaker{Engine: e, t: t}, m, b, end}
+}
+
+// addRouter starts a router that accepts the speaker's OPEN with an OPEN of its own.
+func (m *memoryTransport) addRouter(t testing.TB, address string, edit func(*message.OpenMessage)) *scriptedRouter {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := message.OpenMessage{
+		ASN: 65000, HoldSeconds: 90, RouterID: netip.MustParseAddr("203.0.113.1"), SupportsFourOctetASN: true, SupportsRouteRefresh: true,
+		Families: []message.AFI{message.FamilyIPv4, message.FamilyIPv6},
+	}
+	if edit != nil {
+		edit(&open)
+	}
+	r := &scriptedRouter{listener: l, routes: map[string]string{}}
+	r.answer = func(message.OpenMessage) ([]byte, bool) {
+		return append(open.Encode(), message.EncodeKeepalive()...), true
+	}
+	t.Cleanup(func() { l.Close(); r.closeConnection() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go r.serve(c)
+		}
+	}()
+	m.mu.Lock()
+	m.routers[netip.MustParseAddr(address)] = r
+	m.mu.Unlock()
+	return r
+}
+
+func (r *scriptedRouter) serve(c net.Conn) {
+	defer c.Close()
+	r.mu.Lock()
+	r.conn, r.routes = c, map[string]string{}
+	r.mu.Unlock()
+	buf := make([]byte, message.MaxMessageLength)
+	for {
+		m, err := message.ReadMessage(c, buf)
+		if err != nil {
+			return
+		}
+		switch message.TypeOf(m) {
+		case message.TypeOpen:
+			o, _ := message.DecodeOpen(message.BodyOf(m))
+			r.mu.Lock()
+			r.opens = append(r.opens, o)
+			answer := r.answer
+			r.mu.Unlock()
+			b, keep := answer(o)
+			if _, err := c.Write(b); err != nil || !keep {
+				return
+			}
+			if r.parked != nil {
+				<-r.parked
+				return
+			}
+		case message.TypeUpdate:
+			r.recordUpdate(m)
+		case message.TypeNotification:
+			r.mu.Lock()
+			r.notifications = append(r.notifications, message.DecodeNotification(message.BodyOf(m)))
+			r.mu.Unlock()
+		}
+	}
+}
+
+func (r *scriptedRouter) recordUpdate(m []byte) {
+	parsed, err := packet.ParseBGPMessage(m, &packet.MarshallingOption{})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		r.events = append(r.events, "unreadable: "+err.Error())
+		return
+	}
+	u := parsed.Body.(*packet.BGPUpdate)
+	var words, reached, gone []string
+	for _, p := range u.NLRI {
+		reached = append(reached, p.String())
+	}
+	for _, p := range u.WithdrawnRoutes {
+		gone = append(gone, p.String())
+	}
+	for _, a := range u.PathAttributes {
+		switch a := a.(type) {
+		case *packet.PathAttributeMpReachNLRI:
+			text := "{Nexthop: " + a.Nexthop.String()
+			if a.LinkLocalNexthop != nil {
+				text += " " + a.LinkLocalNexthop.String()
+			}
+			words = append(words, text+"}")
+			for _, p := range a.Value {
+				reached = append(reached, p.String())
+			}
+		case *packet.PathAttributeMpUnreachNLRI:
+			for _, p := range a.Value {
+				gone = append(gone, p.String())
+			}
+		default:
+			words = append(words, a.String())
+		}
+	}
+	slices.Sort(words)
+	for _, p := range gone {
+		r.events = append(r.events, "-"+p)
+		delete(r.routes, p)
+	}
+	for _, p := range reached {
+		r.events = append(r.events, "+"+p)
+		r.routes[p] = strings.Join(words, " ")
+	}
+}
+
+func (r *scriptedRouter) closeConnection() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn != nil {
+		r.conn.Close()
+	}
+}
+
+// send sends bytes to the speaker.
+func (r *scriptedRouter) send(t *testing.T, b []byte) {
+	t.Helper()
+	r.mu.Lock()
+	c := r.conn
+	r.mu.Unlock()
+	if _, err := c.Write(b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r *scriptedRouter) recordedEvents() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.events)
+}
+
+func (r *scriptedRouter) eventCount() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.events)
+}
+
+// route returns the attributes of a prefix that the router has, or an empty text.
+func (r *scriptedRouter) route(prefix string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.routes[prefix]
+}
+
+func (r *scriptedRouter) receivedOpens() []message.OpenMessage {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.opens)
+}
+
+func (r *scriptedRouter) receivedNotifications() []*message.Notification {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.notifications)
+}
+
+// awaitRoute waits until the router has a route with this text among its attributes.
+func (r *scriptedRouter) awaitRoute(t testing.TB, prefix, text string) {
+	t.Helper()
+	awaitNoError(t, "the router has "+prefix+" with "+text, func() error {
+		if got := r.route(prefix); got == "" || !strings.Contains(got, text) {
+			return fmt.Errorf("it has %q", got)
+		}
+		return nil
+	})
+}
+
+func (r *scriptedRouter) awaitNoRoute(t *testing.T, prefix string) {
+	t.Helper()
+	awaitNoError(t, "the router has no "+prefix, func() error {
+		if got := r.route(prefix); got != "" {
+			return fmt.Errorf("it has %q", got)
+		}
+		return nil
+	})
+}
+
+// memoryPeer is the peer of a scripted router at 192.0.2.1.
+func memoryPeer(edits ...func(*intent.Peer)) intent.Peer {
+	p := exampleExternalPeer()
+	p.Address = netip.MustParseAddr("192.0.2.1")
+	for _, edit := range edits {
+		edit(&p)
+	}
+	return p
+}
+
+// routerAddress returns the address of a router.
+func (m *memoryTransport) routerAddress(r *scriptedRouter) netip.Addr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for a, other := range m.routers {
+		if other == r {
+			return a
+		}
+	}
+	return netip.Addr{}
+}

@@ -1,0 +1,311 @@
+package bgp_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// routeRefresh returns a ROUTE-REFRESH.
+func routeRefresh(afi, subtype, safi byte) []byte {
+	m := message.EncodeKeepalive()
+	m[17], m[18] = 23, byte(message.TypeRouteRefresh)
+	return append(m, 0, afi, subtype, safi)
+}
+
+// TestEveryRefreshIsAnswered sends requests close to each other. Policies of the router that change
+// between them apply to all routes.
+func TestEveryRefreshIsAnswered(t *testing.T) {
+	m := newMemoryTransport()
+	r := m.addRouter(t, "192.0.2.1", nil)
+	s := startMemorySpeaker(t, m)
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix)})
+	r.awaitRoute(t, servicePrefix, "")
+	awaitEvents := func(n int) {
+		t.Helper()
+		awaitNoError(t, fmt.Sprintf("the route was sent %d times", n), func() error {
+			if got := r.recordedEvents(); len(got) != n {
+				return fmt.Errorf("the router got %v", got)
+			}
+			return nil
+		})
+	}
+	// these ask for nothing of ours
+	r.send(t, append(append(routeRefresh(1, 0, 128), routeRefresh(1, 1, 1)...), routeRefresh(2, 0, 1)...))
+	r.send(t, routeRefresh(1, 0, 1))
+	awaitEvents(2)
+	r.send(t, append(routeRefresh(1, 0, 1), routeRefresh(1, 0, 1)...)) // both get one answer
+	awaitEvents(3)
+	r.send(t, routeRefresh(1, 0, 1))
+	awaitEvents(4)
+}
+
+// TestRouterID checks that a node has one router ID for all routers, which every router takes.
+func TestRouterID(t *testing.T) {
+	openOf := func(t *testing.T, node string, d bgp.Desired) message.OpenMessage {
+		m := newMemoryTransport()
+		r := m.addRouter(t, "192.0.2.1", nil)
+		s := startMemorySpeaker(t, m, func(o *bgp.Options) { o.NodeName = node })
+		d.Peers = []intent.Peer{memoryPeer()}
+		s.SetDesiredState(d)
+		s.waitForEstablished("tor")
+		return r.receivedOpens()[0]
+	}
+	seen := map[netip.Addr]string{}
+	for i := range 40 {
+		node := fmt.Sprintf("node%d", i+1)
+		id := openOf(t, node, bgp.Desired{NodeInternalIPs: []netip.Addr{netip.MustParseAddr("2001:db8::1")}}).RouterID
+		if first := id.As4()[0]; first == 0 || first == 127 || first >= 224 {
+			t.Errorf("the router ID of %s is %s, which is no unicast address", node, id)
+		}
+		if other := seen[id]; other != "" {
+			t.Errorf("%s and %s have the router ID %s", node, other, id)
+		}
+		seen[id] = node
+	}
+	internal := netip.MustParseAddr("10.1.2.3")
+	if id := openOf(t, "node1", bgp.Desired{NodeInternalIPs: []netip.Addr{netip.MustParseAddr("2001:db8::1"), internal}}).RouterID; id != internal {
+		t.Errorf("the router ID is %s, want the internal address %s", id, internal)
+	}
+}
+
+// TestRouterWithOtherFamiliesOnly checks that a router which carries neither IPv4 nor IPv6 unicast
+// gets no routes, and that the status says so.
+func TestRouterWithOtherFamiliesOnly(t *testing.T) {
+	m := newMemoryTransport()
+	r := m.addRouter(t, "192.0.2.1", func(o *message.OpenMessage) { o.Families = []message.AFI{25} })
+	s := startMemorySpeaker(t, m)
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s.waitForError("tor", "neither IPv4 nor IPv6 unicast")
+	if st := s.peerStatus("tor"); st.NotConnectingReason != names.ReasonFamilyNotCarried {
+		t.Errorf("the reason is %q", st.NotConnectingReason)
+	}
+	if n := r.receivedNotifications(); len(n) == 0 || n[0].Code != message.CodeOpenMessageError || n[0].Subcode != 7 {
+		t.Errorf("the router got %v", n)
+	}
+	if got := r.recordedEvents(); len(got) > 0 {
+		t.Errorf("the router got %v", got)
+	}
+}
+
+// TestRouterWithTwoOctetNumbers peers with a number of four octets.
+func TestRouterWithTwoOctetNumbers(t *testing.T) {
+	m := newMemoryTransport()
+	r := m.addRouter(t, "192.0.2.1", func(o *message.OpenMessage) { o.SupportsFourOctetASN = false })
+	s := startMemorySpeaker(t, m)
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer(func(p *intent.Peer) { p.LocalASN = 4200000000 })}, Routes: exampleRoutes(servicePrefix)})
+	r.awaitRoute(t, servicePrefix, "{AsPath: 23456}")
+}
+
+// TestEditThatLeavesARouterRemovesItsRoutes moves a peer to another router and checks that the old
+// one is asked to remove the routes at once, although graceful restart is agreed. An edit that
+// keeps the router lets it keep them.
+func TestEditThatLeavesARouterRemovesItsRoutes(t *testing.T) {
+	graceful := func(o *message.OpenMessage) {
+		o.GracefulRestart = &message.GracefulRestartCapability{GracefulNotification: true, ForwardingKeptByFamily: map[message.AFI]bool{}}
+	}
+	base := func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, 2*time.Minute }
+	for name, tc := range map[string]struct {
+		edit func(*intent.Peer)
+		hard bool
+	}{
+		"another address": {func(p *intent.Peer) { p.Address = netip.MustParseAddr("192.0.2.2") }, true},
+		"another port":    {func(p *intent.Peer) { p.Port = 1179 }, true},
+		"another VRF":     {func(p *intent.Peer) { p.Device = "red" }, true},
+		"blocked": {func(p *intent.Peer) {
+			p.LocalASN, p.Blocked = 0, names.Explain(names.ReasonNodeLabel, "the label is gone")
+		}, true},
+		"another hold time": {func(p *intent.Peer) { p.HoldTime = time.Minute }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMemoryTransport()
+			r := m.addRouter(t, "192.0.2.1", graceful)
+			m.addRouter(t, "192.0.2.2", graceful)
+			s := startMemorySpeaker(t, m)
+			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer(base)}, Routes: exampleRoutes(servicePrefix)})
+			r.awaitRoute(t, servicePrefix, "")
+			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer(base, tc.edit)}, Routes: exampleRoutes(servicePrefix)})
+			awaitNoError(t, "the router gets a Cease", func() error {
+				n := r.receivedNotifications()
+				if len(n) == 0 {
+					return errors.New("it got none")
+				}
+				if hard := n[0].Subcode == message.CeaseHardReset; hard != tc.hard {
+					t.Errorf("the Cease is %s", n[0].Description())
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// TestConnectionAfterANotificationIsClosed checks that a router that keeps sending after the
+// speaker's NOTIFICATION does not hold the connection.
+func TestConnectionAfterANotificationIsClosed(t *testing.T) {
+	m := newMemoryTransport()
+	r := m.addRouter(t, "192.0.2.1", nil)
+	s := startMemorySpeaker(t, m)
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix)})
+	r.awaitRoute(t, servicePrefix, "")
+	r.mu.Lock()
+	c := r.conn
+	r.mu.Unlock()
+	s.SetDesiredState(bgp.Desired{})
+	stop := time.After(20 * time.Second)
+	for {
+		if _, err := c.Write(message.EncodeKeepalive()); err != nil {
+			return
+		}
+		select {
+		case <-stop:
+			t.Fatal("the connection is open long after the NOTIFICATION")
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func TestNotificationsOfNewCodesAreNamed(t *testing.T) {
+	for _, tc := range []struct {
+		n    message.Notification
+		want string
+	}{
+		{message.Notification{Code: 7, Subcode: 1}, "ROUTE-REFRESH message error"},
+		{message.Notification{Code: 8}, "send hold timer expired"},
+	} {
+		if got := tc.n.Description(); !strings.Contains(got, tc.want) {
+			t.Errorf("it reads %q, want %q", got, tc.want)
+		}
+	}
+}
+
+// passiveConnect opens a connection from a router to the speaker, and plays the router on it.
+func (m *memoryTransport) passiveConnect(t *testing.T, device, from string, r *scriptedRouter) net.Conn {
+	t.Helper()
+	var l *memoryListener
+	awaitNoError(t, "the speaker listens in "+device, func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if l = m.listeners[device]; l == nil {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	pair, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pair.Close()
+	router, err := net.Dial("tcp", pair.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	speaker, err := pair.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { router.Close() })
+	l.accepted <- memoryConn{speaker.(*net.TCPConn), m.localIP, netip.MustParseAddr(from)}
+	if r != nil {
+		go r.serve(router)
+	}
+	return router
+}
+
+func passive(p *intent.Peer) { p.Passive = true }
+
+// TestPassivePeersOnLinksWithOneLinkLocalAddress checks that each connection reaches the peer of
+// its own link, and that one refused key harms only its peer.
+func TestPassivePeersOnLinksWithOneLinkLocalAddress(t *testing.T) {
+	m := newMemoryTransport()
+	m.localIP = netip.MustParseAddr("fe80::11")
+	first, second, third := m.addRouter(t, "fe80::1%eth0", nil), m.addRouter(t, "fe80::1%eth1", nil), m.addRouter(t, "192.0.2.3", nil)
+	m.setAddresses("fe80::11/64 eth0", "fe80::11/64 eth1", "2001:db8:1::11/64 eth0", "2001:db8:2::11/64 eth1", "10.1.0.11/24 eth2 vrf=red")
+	m.refusedPasswords[netip.MustParseAddr("192.0.2.9")] = errors.New("no TCP MD5 in this kernel")
+	var d bgp.Desired
+	for name, edit := range map[string]func(*intent.Peer){
+		"eth0":    func(p *intent.Peer) { p.Address, p.Device = netip.MustParseAddr("fe80::1%eth0"), "eth0" },
+		"eth1":    func(p *intent.Peer) { p.Address, p.Device = netip.MustParseAddr("fe80::1%eth1"), "eth1" },
+		"refused": func(p *intent.Peer) { p.Address, p.Password = netip.MustParseAddr("192.0.2.9"), "secret" },
+		"vrf":     func(p *intent.Peer) { p.Address, p.Device = netip.MustParseAddr("192.0.2.3"), "red" },
+	} {
+		p := memoryPeer(passive, dualStack, edit)
+		p.Name = name
+		d.Peers = append(d.Peers, p)
+	}
+	d.Routes = []*intent.Route{{Prefix: netip.MustParsePrefix(servicePrefixIPv6), PeerNames: []string{"eth0", "eth1", "vrf"}}}
+	s := startMemorySpeaker(t, m)
+	s.SetDesiredState(d)
+	m.passiveConnect(t, "", "fe80::1%eth1", second)
+	second.awaitRoute(t, servicePrefixIPv6, "2001:db8:2::11")
+	m.passiveConnect(t, "", "fe80::1%eth0", first)
+	first.awaitRoute(t, servicePrefixIPv6, "2001:db8:1::11")
+	m.passiveConnect(t, "red", "192.0.2.3", third)
+	s.waitForEstablished("vrf")
+	s.waitForError("refused", "no TCP MD5 in this kernel")
+	stranger := m.passiveConnect(t, "", "192.0.2.3", nil) // the peer of this address is in the VRF
+	if _, err := stranger.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the stranger's connection: %v", err)
+	}
+}
+
+// TestSecondConnectionOfARouter checks that a connection without an OPEN does not end a session.
+// With graceful restart one with an OPEN replaces the session of a router that has restarted, but
+// not if the router only helps others to restart.
+func TestSecondConnectionOfARouter(t *testing.T) {
+	for name, tc := range map[string]struct {
+		families map[message.AFI]bool
+		replaced bool
+	}{
+		"a router that restarts": {map[message.AFI]bool{message.FamilyIPv4: true}, true},
+		"a helper":               {map[message.AFI]bool{}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMemoryTransport()
+			r := m.addRouter(t, "192.0.2.1", func(o *message.OpenMessage) {
+				o.Families = []message.AFI{message.FamilyIPv4}
+				o.GracefulRestart = &message.GracefulRestartCapability{ForwardingKeptByFamily: tc.families}
+			})
+			s := startMemorySpeaker(t, m)
+			d := bgp.Desired{
+				Peers:  []intent.Peer{memoryPeer(passive, func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, time.Minute })},
+				Routes: exampleRoutes(servicePrefix),
+			}
+			s.SetDesiredState(d)
+			m.passiveConnect(t, "", "192.0.2.1", r)
+			r.awaitRoute(t, servicePrefix, "")
+			m.passiveConnect(t, "", "192.0.2.1", nil).Close()
+			if tc.replaced {
+				awaitNoError(t, "a new session replaces the first", func() error {
+					if st := s.peerStatus("tor"); st.EstablishedCount > 1 || st.State != bgp.Established {
+						t.Fatalf("the connection without an OPEN ended the session: %+v", st)
+					}
+					m.passiveConnect(t, "", "192.0.2.1", r)
+					time.Sleep(20 * time.Millisecond)
+					if st := s.peerStatus("tor"); st.EstablishedCount < 2 {
+						return fmt.Errorf("%+v", st)
+					}
+					return nil
+				})
+				return
+			}
+			c := m.passiveConnect(t, "", "192.0.2.1", nil)
+			if got, err := message.ReadMessage(c, make([]byte, message.MaxMessageLength)); err != nil || message.TypeOf(got) != message.TypeNotification {
+				t.Errorf("the second connection got %v, %v", got, err)
+			}
+			if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.State != bgp.Established {
+				t.Errorf("%+v", st)
+			}
+		})
+	}
+}

@@ -1,0 +1,231 @@
+package bgp
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/gantry-lb/gantry/internal/ipfamily"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// NodeAddress is an address of one of the node's links.
+type NodeAddress struct {
+	// Prefix is the address with its prefix length.
+	Prefix netip.Prefix
+	// LinkName is the link with the address. VRFName is the VRF of the link; empty without one.
+	LinkName, VRFName string
+	// IsTentative is set before the kernel has checked that the address is unique on the link.
+	// IsDuplicate is set if another host has it. IsDeprecated is set when its preferred lifetime is
+	// over (RFC 4862 section 5.5.4). IsTemporary is set for an address of RFC 8981, which the
+	// kernel replaces after some hours.
+	IsTentative, IsDuplicate, IsDeprecated, IsTemporary bool
+}
+
+// canBeNextHop reports whether traffic to the address reaches this node for as long as its
+// configuration stays.
+func (a *NodeAddress) canBeNextHop() bool {
+	return !a.IsTentative && !a.IsDuplicate && !a.IsDeprecated && !a.IsTemporary &&
+		!a.Prefix.Addr().IsLoopback() && !a.Prefix.Addr().IsUnspecified()
+}
+
+// isHostPrefix reports whether the address has no subnet.
+func (a *NodeAddress) isHostPrefix() bool { return a.Prefix.IsSingleIP() }
+
+// sessionNextHops are the next hops of a session's routes. Each may be invalid.
+type sessionNextHops struct {
+	ipv4, ipv6 netip.Addr
+	// ipv6LinkLocal is the link-local address of the session's link. It is set where the router is
+	// on the link, and the session runs over link-local addresses or no other IPv6 address exists.
+	ipv6LinkLocal netip.Addr
+	// allowsIPv6ForIPv4 is set if IPv4 routes may have an IPv6 next hop (RFC 8950).
+	allowsIPv6ForIPv4 bool
+}
+
+// nextHopInputs is what decides the next hops of a session.
+type nextHopInputs struct {
+	peer *intent.Peer
+	// routerAddress and localAddress are the ends of the connection.
+	routerAddress, localAddress netip.Addr
+	nodeAddresses               []NodeAddress
+	nodeInternalIPs             []netip.Addr
+	// allowsIPv6ForIPv4 is set if IPv4 routes may have an IPv6 next hop (RFC 8950).
+	allowsIPv6ForIPv4 bool
+}
+
+// The ranks of addresses as next hops. Lower is better.
+const (
+	rankOfSessionAddress = iota
+	rankOfInternalIPOnLink
+	rankOfSubnetAddressOnLink
+	rankOfInternalIP // on another link
+	rankOfHostPrefix
+	rankOfUnusableAddress
+)
+
+// chooseNextHops returns the next hops of a session.
+func chooseNextHops(in *nextHopInputs) sessionNextHops {
+	link, vrf := in.sessionLink()
+	out := sessionNextHops{allowsIPv6ForIPv4: in.allowsIPv6ForIPv4}
+	ipv4Rank, ipv6Rank := 0, 0
+	out.ipv4, ipv4Rank = in.chooseForFamily(ipfamily.IPv4, link, vrf)
+	out.ipv6, ipv6Rank = in.chooseForFamily(ipfamily.IPv6, link, vrf)
+	if ipv6Rank > rankOfSubnetAddressOnLink && ipv6Rank != rankOfUnusableAddress && in.localAddress.IsLinkLocalUnicast() {
+		out.ipv6 = netip.Addr{} // the router may have no route to another link
+	}
+	if linkLocal := in.chooseLinkLocal(link); in.localAddress.Is6() && in.localAddress.IsLinkLocalUnicast() || !out.ipv6.IsValid() {
+		out.ipv6LinkLocal = linkLocal
+	}
+	if out.ipv4.IsValid() && in.allowsIPv6ForIPv4 && !in.peer.NextHopIPv4.IsValid() && (in.peer.Unnumbered || ipv4Rank > rankOfSubnetAddressOnLink) {
+		out.ipv4 = netip.Addr{} // the address of the session's own link is reachable
+	}
+	return out
+}
+
+// sessionLink returns the link on which the router is, or else the link of the session's address,
+// and the VRF of both.
+func (in *nextHopInputs) sessionLink() (link, vrf string) {
+	device := cmp.Or(in.routerAddress.Zone(), in.peer.Device)
+	for i := range in.nodeAddresses {
+		if a := &in.nodeAddresses[i]; device != "" && (a.LinkName == device || a.VRFName == device) {
+			vrf = a.VRFName
+		}
+	}
+	router, local := in.routerAddress.WithZone(""), in.localAddress.WithZone("")
+	score := 0
+	for i := range in.nodeAddresses {
+		a, s := &in.nodeAddresses[i], 0
+		switch {
+		case a.VRFName != vrf:
+		case router.IsLinkLocalUnicast() && a.LinkName == device:
+			s = 3
+		case !router.IsLinkLocalUnicast() && !a.isHostPrefix() && a.Prefix.Contains(router):
+			s = 2
+		case a.Prefix.Addr() == local:
+			s = 1
+		}
+		if s > score {
+			link, score = a.LinkName, s
+		}
+	}
+	return link, vrf
+}
+
+// chooseForFamily returns the best global next hop of a family, with its rank.
+func (in *nextHopInputs) chooseForFamily(f ipfamily.Family, link, vrf string) (netip.Addr, int) {
+	configured := in.peer.NextHopIPv4
+	if f == ipfamily.IPv6 {
+		configured = in.peer.NextHopIPv6
+	}
+	if configured.IsValid() && configured.IsSingleIP() {
+		return configured.Addr(), rankOfSessionAddress
+	}
+	best, bestRank := netip.Addr{}, rankOfUnusableAddress
+	known := false
+	for i := range in.nodeAddresses {
+		a := &in.nodeAddresses[i]
+		known = known || a.Prefix.Addr() == in.localAddress.WithZone("")
+		if ipfamily.FamilyOf(a.Prefix.Addr()) != f || a.Prefix.Addr().IsLinkLocalUnicast() || !a.canBeNextHop() || a.VRFName != vrf {
+			continue
+		}
+		rank := in.rankAddress(a, link)
+		if configured.IsValid() {
+			if !configured.Contains(a.Prefix.Addr()) {
+				continue
+			}
+			rank = min(rank, rankOfHostPrefix)
+		}
+		if rank < bestRank || rank == bestRank && rank != rankOfUnusableAddress && a.Prefix.Addr().Less(best) {
+			best, bestRank = a.Prefix.Addr(), rank
+		}
+	}
+	local := in.localAddress.WithZone("")
+	if !best.IsValid() && !known && !configured.IsValid() && ipfamily.FamilyOf(local) == f && !local.IsLinkLocalUnicast() && !local.IsLoopback() {
+		return local, rankOfSessionAddress // the addresses could not be read, or are older
+	}
+	return best, bestRank
+}
+
+// rankAddress returns the rank of an address that can be a next hop.
+func (in *nextHopInputs) rankAddress(a *NodeAddress, link string) int {
+	address, onLink := a.Prefix.Addr(), a.LinkName == link
+	switch {
+	case address == in.localAddress && (!a.isHostPrefix() || address == in.peer.SourceAddress || !in.hasSubnetAddress(a)):
+		return rankOfSessionAddress
+	case onLink && !a.isHostPrefix() && slices.Contains(in.nodeInternalIPs, address):
+		return rankOfInternalIPOnLink
+	case onLink && !a.isHostPrefix():
+		return rankOfSubnetAddressOnLink
+	case slices.Contains(in.nodeInternalIPs, address):
+		return rankOfInternalIP
+	case onLink || address == in.localAddress:
+		return rankOfHostPrefix
+	}
+	return rankOfUnusableAddress
+}
+
+// hasSubnetAddress reports whether the link of an address has an address of the family with a
+// subnet. The one without a subnet may then belong to a service that moves between nodes.
+func (in *nextHopInputs) hasSubnetAddress(a *NodeAddress) bool {
+	return slices.ContainsFunc(in.nodeAddresses, func(b NodeAddress) bool {
+		return b.LinkName == a.LinkName && b.Prefix.Addr().Is4() == a.Prefix.Addr().Is4() && !b.isHostPrefix() &&
+			!b.Prefix.Addr().IsLinkLocalUnicast() && b.canBeNextHop()
+	})
+}
+
+// chooseLinkLocal returns the link-local address of the session's link. It is invalid if the router
+// is not on the link.
+func (in *nextHopInputs) chooseLinkLocal(link string) netip.Addr {
+	if in.peer.NextHopIPv6.IsValid() {
+		return netip.Addr{}
+	}
+	if local := in.localAddress.WithZone(""); local.Is6() && local.IsLinkLocalUnicast() {
+		return local
+	}
+	onLink := false
+	best := netip.Addr{}
+	for i := range in.nodeAddresses {
+		a := &in.nodeAddresses[i]
+		if a.LinkName != link {
+			continue
+		}
+		onLink = onLink || !a.isHostPrefix() && a.Prefix.Contains(in.routerAddress.WithZone(""))
+		if address := a.Prefix.Addr(); address.Is6() && address.IsLinkLocalUnicast() && a.canBeNextHop() && (!best.IsValid() || address.Less(best)) {
+			best = address
+		}
+	}
+	if !onLink {
+		return netip.Addr{}
+	}
+	return best
+}
+
+// nextHopOfFamily returns the next hop of routes of a family, and the link-local address that goes
+// with it. Both are invalid if there is none.
+func (h sessionNextHops) nextHopOfFamily(f message.AFI) (nextHop, linkLocal netip.Addr) {
+	switch {
+	case f == message.FamilyIPv4 && h.ipv4.IsValid():
+		return h.ipv4, netip.Addr{}
+	case f == message.FamilyIPv4 && !h.allowsIPv6ForIPv4:
+		return netip.Addr{}, netip.Addr{}
+	case h.ipv6.IsValid():
+		return h.ipv6, h.ipv6LinkLocal
+	}
+	return h.ipv6LinkLocal, netip.Addr{}
+}
+
+// isAddressOnLink reports whether an address belongs to a network of one of the node's links in the
+// VRF of a session.
+func isAddressOnLink(all []NodeAddress, device string, address netip.Addr) bool {
+	address = address.WithZone("")
+	vrf := ""
+	for i := range all {
+		if device != "" && (all[i].LinkName == device || all[i].VRFName == device) {
+			vrf = all[i].VRFName
+		}
+	}
+	return slices.ContainsFunc(all, func(a NodeAddress) bool {
+		return a.VRFName == vrf && !a.isHostPrefix() && a.Prefix.Contains(address)
+	})
+}

@@ -1,0 +1,181 @@
+package bgp_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/intent"
+	"github.com/gantry-lb/gantry/test/lab/netns"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// runIP runs the program ip on a host.
+func runIP(t *testing.T, h netns.Path, arguments string) string {
+	t.Helper()
+	var out []byte
+	err := h.RunInside(func() (err error) {
+		if out, err = exec.Command("ip", strings.Fields(arguments)...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w: %s", arguments, err, out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// awaitFRRNextHop waits until FRR has one path to the prefix, and uses this next hop.
+func awaitFRRNextHop(t *testing.T, frr *router.Router, prefix, want string) {
+	t.Helper()
+	awaitNoError(t, "FRR sends "+prefix+" to "+want, func() error {
+		paths := frrPaths(t, frr, prefix)
+		if len(paths) != 1 || !paths[0].Valid || paths[0].NextHops[0].IP != want {
+			return fmt.Errorf("it has %+v", paths)
+		}
+		return nil
+	})
+}
+
+// TestNextHopsOfAKernelWithManyAddresses gives the node addresses of each kind that must not be a
+// next hop, and renumbers it while the session is up.
+func TestNextHopsOfAKernelWithManyAddresses(t *testing.T) {
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, fmt.Sprintf(frrActivateIPv6Template, "192.168.0.11"))})
+	node := b.Host("node1")
+	for _, a := range []string{"fd00:a8::dead/64 dev eth0 preferred_lft 0 nodad", "fd00:a8::100/128 dev eth0 nodad", "fd00:ff::11/128 dev lo"} {
+		runIP(t, node, "address add "+a)
+	}
+	s := startSpeaker(t, node)
+	p := exampleExternalPeer()
+	p.IPv6 = true
+	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)}
+	s.SetDesiredState(d)
+	awaitFRRNextHop(t, frr, servicePrefixIPv6, "fd00:a8::b")
+	awaitFRRNextHop(t, frr, servicePrefix, "192.168.0.11")
+	runIP(t, node, "address del fd00:a8::b/64 dev eth0")
+	runIP(t, node, "address add fd00:a8::c/64 dev eth0") // after the check for a duplicate
+	awaitFRRNextHop(t, frr, servicePrefixIPv6, "fd00:a8::c")
+	runIP(t, node, "address change fd00:a8::c/64 dev eth0 preferred_lft 0 valid_lft 600")
+	runIP(t, node, "address add fd00:a8::d/64 dev eth0 nodad")
+	awaitFRRNextHop(t, frr, servicePrefixIPv6, "fd00:a8::d")
+	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.WithheldRouteReason.IsSet() {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestSessionFromTheLoopbackHasNoLoopbackNextHop runs a session over IPv6 from an address on lo,
+// where lo has 127.0.0.1 besides.
+func TestSessionFromTheLoopbackHasNoLoopbackNextHop(t *testing.T) {
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	node, far := b.Host("node1"), b.Host("router")
+	runIP(t, node, "address add fd00:ff::11/128 dev lo nodad")
+	runIP(t, node, "address add 127.0.0.1/8 dev lo")
+	runIP(t, far, "-6 route add fd00:ff::11/128 via fd00:a8::b")
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: far, ConfigText: buildFRRConfig("neighbor fd00:ff::11 remote-as 64512\n neighbor fd00:ff::11 ebgp-multihop 2", " address-family ipv6 unicast\n  neighbor fd00:ff::11 activate\n exit-address-family")})
+	s := startSpeaker(t, node)
+	p := exampleExternalPeer()
+	p.Address, p.SourceAddress, p.IPv6, p.Multihop = netip.MustParseAddr("fd00:a8::1"), netip.MustParseAddr("fd00:ff::11"), true, true
+	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6), NodeInternalIPs: []netip.Addr{netip.MustParseAddr("192.168.0.11")}}
+	s.SetDesiredState(d)
+	awaitFRRNextHop(t, frr, servicePrefixIPv6, "fd00:ff::11")
+	awaitFRRNextHop(t, frr, servicePrefix, "192.168.0.11")
+	if st := s.peerStatus("tor"); st.EstablishedCount != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestPrependedRouteReachesInternalRouters checks that an internal router does not take a route for
+// a loop.
+func TestPrependedRouteReachesInternalRouters(t *testing.T) {
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000")})
+	s := startSpeaker(t, b.Host("node1"))
+	p := exampleExternalPeer()
+	p.LocalASN = 65000
+	rs := exampleRoutes(servicePrefix)
+	rs[0].PrependCount = 2
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+	waitForRoute(t, frr, servicePrefix)
+}
+
+// TestExcludedNodeNeverEntersTheRoutersTable starts the speaker of an excluded node twice.
+func TestExcludedNodeNeverEntersTheRoutersTable(t *testing.T) {
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
+	for range 2 {
+		s := startSpeaker(t, b.Host("node1"))
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true})
+		s.waitForEstablished("tor")
+		s.Stop(t.Context())
+		s.endEnginesWithoutStop()
+	}
+	if routes, updates := countRoutesAndUpdatesFromNode(t, frr); routes != 0 || updates > 2 {
+		t.Errorf("the router got %d routes and %d UPDATEs, want none but End-of-RIB", routes, updates)
+	}
+}
+
+// TestBIRDTakesLinkLocalNextHops peers with BIRD over link-local addresses, where the node has no
+// other IPv6 address.
+func TestBIRDTakesLinkLocalNextHops(t *testing.T) {
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	node, far := b.Host("node1"), b.Host("router")
+	runIP(t, node, "address del fd00:a8::b/64 dev eth0")
+	nodeAddress, routerAddress := linkLocalAddress(t, node), linkLocalAddress(t, far)
+	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: far, ConfigText: fmt.Sprintf(`router id 192.168.0.1;
+protocol device {}
+protocol bgp node1 { local as 65000; neighbor %s%%eth0 as 64512; ipv4 { import all; export none; extended next hop; }; ipv6 { import all; export none; }; }
+`, nodeAddress)})
+	s := startSpeaker(t, node)
+	p := exampleExternalPeer()
+	p.Address, p.Device, p.IPv6 = routerAddress.WithZone("eth0"), "eth0", true
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)})
+	s.waitForEstablished("tor")
+	waitForBIRDOutput(t, bird, "show route all "+servicePrefixIPv6, "via "+nodeAddress.String()+" on eth0")
+	// The session's link has an IPv4 address, which is the better next hop.
+	waitForBIRDOutput(t, bird, "show route all "+servicePrefix, "via 192.168.0.11 on eth0")
+}
+
+// linkLocalAddress returns the link-local address of a host's eth0.
+func linkLocalAddress(t *testing.T, h netns.Path) netip.Addr {
+	t.Helper()
+	for _, word := range strings.Fields(runIP(t, h, "-6 address show dev eth0 scope link")) {
+		if p, err := netip.ParsePrefix(word); err == nil {
+			return p.Addr()
+		}
+	}
+	t.Fatal("eth0 has no link-local address")
+	return netip.Addr{}
+}
+
+// TestRouterRestartsWithBFD restarts FRR and counts the sessions. The routes must come back once
+// and stay.
+func TestRouterRestartsWithBFD(t *testing.T) {
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	s := startSpeaker(t, b.Host("node1"))
+	p := exampleExternalPeer()
+	p.BFD, p.MaxReconnectDelay = fastBFD(), time.Second
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.waitForEstablished("tor")
+	awaitNoError(t, "BFD is up", func() error { return s.checkBFDState("Up") })
+	frr.StopDaemonsInOrder()
+	if err := frr.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	waitForRoute(t, frr, servicePrefix)
+	awaitNoError(t, "BFD is up again", func() error { return s.checkBFDState("Up") })
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if st := s.peerStatus("tor"); st.State != bgp.Established || st.EstablishedCount != 2 {
+			t.Fatalf("the session ended once more: %+v", st)
+		}
+		if paths := frrPaths(t, frr, servicePrefix); len(paths) != 1 {
+			t.Fatalf("the router has %+v", paths)
+		}
+	}
+}

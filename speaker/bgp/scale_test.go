@@ -1,0 +1,142 @@
+package bgp_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// scaleHarness is a speaker with many peers and routes.
+type scaleHarness struct {
+	speaker *memorySpeaker
+	routers []*scriptedRouter
+	desired bgp.Desired
+	changes uint32
+}
+
+// newScaleHarness starts a speaker with peers whose sessions are established. Each of the routes
+// goes to one peer.
+func newScaleHarness(tb testing.TB, peers, routes int) *scaleHarness {
+	m := newMemoryTransport()
+	h := &scaleHarness{}
+	var names []string
+	for i := range peers {
+		address := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 20)})
+		r := m.addRouter(tb, address.String(), nil)
+		if i >= routes {
+			r.parked = tb.Context().Done()
+		}
+		h.routers = append(h.routers, r)
+		p := memoryPeer()
+		p.Name, p.Address = fmt.Sprintf("tor%d", i), address
+		names = append(names, p.Name)
+		h.desired.Peers = append(h.desired.Peers, p)
+	}
+	for i, prefix := range numberedIPv4Prefixes(routes) {
+		h.desired.Routes = append(h.desired.Routes, &intent.Route{Prefix: prefix, PeerNames: names[i%peers : i%peers+1]})
+	}
+	h.speaker = startMemorySpeaker(tb, m)
+	h.speaker.SetDesiredState(h.desired)
+	for i, r := range h.routers {
+		if i < routes {
+			r.awaitRoute(tb, h.desired.Routes[i].Prefix.String(), "")
+		}
+	}
+	return h
+}
+
+func numberedIPv4Prefixes(n int) []netip.Prefix {
+	var out []netip.Prefix
+	for i := range n {
+		out = append(out, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 32))
+	}
+	return out
+}
+
+// changeOneRoute changes the first route, as a change of one Service does, and waits until its
+// router has it.
+func (h *scaleHarness) changeOneRoute(tb testing.TB) {
+	h.changes++
+	r := *h.desired.Routes[0]
+	r.MED, r.HasMED = h.changes, true
+	h.desired.Routes = slices.Clone(h.desired.Routes) // as a plan does
+	h.desired.Routes[0] = &r
+	want := h.routers[0].eventCount() + 1
+	h.speaker.SetDesiredState(h.desired)
+	for h.routers[0].eventCount() < want {
+		runtime.Gosched()
+	}
+}
+
+// BenchmarkOneOfTenThousandRoutesChanges measures how a change of one route depends on the number
+// of peers.
+func BenchmarkOneOfTenThousandRoutesChanges(b *testing.B) {
+	for _, peers := range []int{1, 200} {
+		b.Run(fmt.Sprintf("peers=%d", peers), func(b *testing.B) {
+			h := newScaleHarness(b, peers, 10000)
+			for b.Loop() {
+				h.changeOneRoute(b)
+			}
+		})
+	}
+}
+
+// TestPeerAtRestUsesLittleMemory measures the memory of established sessions without traffic, less
+// that of the test's routers.
+func TestPeerAtRestUsesLittleMemory(t *testing.T) {
+	const peers, most = 200, 80 << 10
+	used := func() int64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapInuse + m.StackInuse)
+	}
+	before := used()
+	connectParkedRouters(t, peers)
+	ofRouters := used() - before
+	before = used()
+	h := newScaleHarness(t, peers, 1)
+	awaitNoError(t, "all sessions are established", func() error {
+		for _, s := range h.speaker.Status() {
+			if s.State != bgp.Established {
+				return fmt.Errorf("%s is %s", s.PeerName, s.State)
+			}
+		}
+		return nil
+	})
+	each := (used() - before - ofRouters) / peers
+	t.Logf("%d bytes for each peer", each)
+	if each > most {
+		t.Errorf("a peer takes %d bytes, more than %d", each, most)
+	}
+	runtime.KeepAlive(h)
+}
+
+// connectParkedRouters connects to as many routers without a speaker.
+func connectParkedRouters(t *testing.T, n int) {
+	m := newMemoryTransport()
+	open := message.OpenMessage{ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.11")}
+	for i := range n {
+		r := m.addRouter(t, netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 20)}).String(), nil)
+		r.parked = t.Context().Done()
+		c, err := net.Dial("tcp", r.listener.Addr().String())
+		if err == nil {
+			_, err = c.Write(open.Encode())
+		}
+		if err == nil {
+			_, err = message.ReadMessage(c, make([]byte, message.MaxMessageLength))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+}

@@ -1,0 +1,145 @@
+package bgp
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// The times between the steps of a shutdown. handoverAtExitTimeout of the speaker must be longer
+// than the longest of both together.
+const (
+	// gracefulShutdownWithdrawalDelay is the time between announcing routes with GRACEFUL_SHUTDOWN
+	// and withdrawing them when the speaker stops. The router installs other paths meanwhile (RFC
+	// 8326 section 4.1 asks for the convergence time). maxStopWithdrawalDelay is the longest one.
+	gracefulShutdownWithdrawalDelay = 500 * time.Millisecond
+	maxStopWithdrawalDelay          = 2 * time.Second
+	// defaultDrainDelay is the same time for a node that is drained and serves on, and for the
+	// routes of endpoints that terminate.
+	defaultDrainDelay = 10 * time.Second
+	// closeAfterWithdrawalDelay is the time between the withdrawal and the end of
+	// the session. The router has read the withdrawal by then.
+	closeAfterWithdrawalDelay = 100 * time.Millisecond
+)
+
+// routeShutdownPhase is the progress of a leaving node's routes.
+type routeShutdownPhase uint8
+
+const (
+	routesNotShuttingDown   routeShutdownPhase = iota
+	routesMarkedForShutdown                    // announced with GRACEFUL_SHUTDOWN
+	routesWithdrawnForShutdown
+)
+
+// routeShutdown is the graceful shutdown of a peer's routes.
+type routeShutdown struct {
+	phase    routeShutdownPhase
+	markedAt time.Time
+	timer    *time.Timer // for the withdrawal
+}
+
+// drainDelayOfPeer is how long the routes of a drained node, or of terminating endpoints, stay.
+func drainDelayOfPeer(p *intent.Peer) time.Duration {
+	if p.HasDrainDelay {
+		return p.DrainDelay
+	}
+	return defaultDrainDelay
+}
+
+// stopDelayOfPeer is how long the routes of a speaker that stops stay.
+func stopDelayOfPeer(p *intent.Peer) time.Duration {
+	if p.HasDrainDelay {
+		return min(p.DrainDelay, maxStopWithdrawalDelay)
+	}
+	return gracefulShutdownWithdrawalDelay
+}
+
+// setLeaving starts the graceful shutdown of a leaving node's routes, or cancels it. Without a
+// session the router has no routes, and gets none.
+func (w *worker) setLeaving(leaving bool) {
+	w.shutdown.timer.Stop()
+	switch {
+	case !leaving:
+		w.shutdown.phase = routesNotShuttingDown
+	case w.session == nil:
+		w.shutdown.phase = routesWithdrawnForShutdown
+	default:
+		w.log.Info("the node is leaving: announcing its routes with GRACEFUL_SHUTDOWN, then withdrawing them", "routes", w.routes.adjRIBOut.RouteCount())
+		w.shutdown.phase, w.shutdown.markedAt = routesMarkedForShutdown, w.engine.options.Now()
+		w.shutdown.timer.Reset(drainDelayOfPeer(&w.currentDesiredState.peer))
+	}
+}
+
+// withdrawForShutdown withdraws the routes of a leaving node.
+func (w *worker) withdrawForShutdown() {
+	w.shutdown.timer.Stop()
+	w.shutdown.phase = routesWithdrawnForShutdown
+	w.updateAdjRIBOut()
+}
+
+// stopSession ends the session in order before the worker ends.
+func (w *worker) stopSession(o desiredPeerState) {
+	w.abortAttempt()
+	if o.peerRemoved {
+		defer w.engine.removeStatus(w)
+	}
+	s := w.session
+	if s == nil {
+		return
+	}
+	if !o.peerRemoved && !o.nodeLeaving && !w.currentDesiredState.nodeLeaving && s.negotiated.GracefulRestart {
+		w.log.Info("the speaker restarts; the router keeps the routes", "router", w.status.RouterAddress)
+		s.endWithNotification(fmt.Errorf("the speaker restarts"), nil)
+		return
+	}
+	reason, cease := fmt.Errorf("the speaker stops"), message.NewCeaseNotification(message.CeaseShutdown, "the speaker stops")
+	if o.peerRemoved {
+		reason, cease = fmt.Errorf("the peer was removed"), message.NewCeaseNotification(message.CeaseDeconfigured, "")
+	}
+	w.log.Info("withdrawing the routes before the session ends", "router", w.status.RouterAddress, "routes", w.routes.adjRIBOut.RouteCount())
+	if w.withdrawInSteps(s) {
+		s.endWithNotification(reason, w.wrapInHardResetIfNeeded(cease))
+	}
+}
+
+// withdrawInSteps announces the routes with GRACEFUL_SHUTDOWN and then withdraws them. It returns
+// false if the session ends meanwhile.
+func (w *worker) withdrawInSteps(s *session) bool {
+	now := w.engine.options.Now()
+	if w.shutdown.phase == routesNotShuttingDown {
+		w.shutdown.phase, w.shutdown.markedAt = routesMarkedForShutdown, now
+		w.updateAdjRIBOut()
+	}
+	if w.shutdown.phase == routesMarkedForShutdown {
+		left := stopDelayOfPeer(&w.currentDesiredState.peer) - now.Sub(w.shutdown.markedAt)
+		if w.routes.adjRIBOut.RouteCount() > 0 && !w.waitInSession(s, left) {
+			return false
+		}
+		w.shutdown.phase = routesWithdrawnForShutdown
+		w.updateAdjRIBOut()
+		return w.waitInSession(s, closeAfterWithdrawalDelay)
+	}
+	return true
+}
+
+// waitInSession waits. It returns false if the session ends meanwhile.
+func (w *worker) waitInSession(s *session, delay time.Duration) bool {
+	select {
+	case <-time.After(delay):
+		return true
+	case <-s.ended:
+	case <-w.ctx.Done():
+	}
+	return false
+}
+
+// wrapInHardResetIfNeeded turns a Cease into a Hard Reset if the router
+// would keep routes after a Cease (RFC 8538).
+func (w *worker) wrapInHardResetIfNeeded(f *message.Notification) *message.Notification {
+	if w.session.negotiated.GracefulNotification {
+		return f.AsHardReset()
+	}
+	return f
+}

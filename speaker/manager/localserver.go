@@ -1,0 +1,57 @@
+package manager
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+)
+
+// routesPath is the path of what is announced to routers, as JSON.
+const routesPath = "/bgp/routes"
+
+// localServer serves the health checks and what is announced to routers. Its address is one of the
+// node itself, so that only the kubelet and pods/portforward reach it.
+type localServer struct {
+	checks, readyChecks map[string]healthz.Checker
+	describeRoutes      func(context.Context) any
+}
+
+// localRequestTimeout bounds the reading of a request and the writing of its answer.
+const localRequestTimeout = 10 * time.Second
+
+// addTo lets the manager run the server. Nothing is served at an empty address or at "0".
+func (s *localServer) addTo(mgr manager.Manager, address string) error {
+	if address == "" || address == "0" {
+		return nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("listening for health checks on %s: %w", address, err)
+	}
+	return mgr.Add(&manager.Server{
+		Name: "health and routes", Listener: l,
+		Server: &http.Server{Handler: s.newHandler(), ReadTimeout: localRequestTimeout, WriteTimeout: localRequestTimeout},
+	})
+}
+
+func (s *localServer) newHandler() http.Handler {
+	mux := http.NewServeMux()
+	for path, checks := range map[string]map[string]healthz.Checker{"/healthz": s.checks, "/readyz": s.readyChecks} {
+		h := http.StripPrefix(path, &healthz.Handler{Checks: checks})
+		mux.Handle(path, h)
+		mux.Handle(path+"/", h)
+	}
+	mux.HandleFunc("GET "+routesPath, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		_ = e.Encode(s.describeRoutes(r.Context())) // an error means that the reader has gone
+	})
+	return mux
+}

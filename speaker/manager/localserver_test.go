@@ -1,0 +1,39 @@
+package manager
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+)
+
+func TestLocalServerAnswers(t *testing.T) {
+	ready := errors.New("not yet")
+	s := &localServer{
+		checks:         map[string]healthz.Checker{"alive": healthz.Ping},
+		readyChecks:    map[string]healthz.Checker{"synced": func(*http.Request) error { return ready }},
+		describeRoutes: func(context.Context) any { return []string{"198.51.100.1/32"} },
+	}
+	get := func(path string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		s.newHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		return w
+	}
+	for path, want := range map[string]int{"/healthz": 200, "/healthz/": 200, "/healthz/alive": 200, "/readyz": 500, "/other": 404, routesPath: 200} {
+		if got := get(path).Code; got != want {
+			t.Errorf("%s gives %d, want %d", path, got, want)
+		}
+	}
+	ready = nil
+	if got := get("/readyz").Code; got != 200 {
+		t.Errorf("/readyz gives %d when the speaker is ready", got)
+	}
+	var routes []string
+	if err := json.Unmarshal(get(routesPath).Body.Bytes(), &routes); err != nil || len(routes) != 1 {
+		t.Errorf("the routes are %v, %v", routes, err)
+	}
+}
