@@ -24,7 +24,6 @@ func FromService(s *corev1.Service) Service {
 		HealthCheckNodePort:   uint16(s.Spec.HealthCheckNodePort),
 		PodSelector:           labels.Set(s.Spec.Selector).String(),
 		RecordedPool:          readAllocationRecord(s),
-		IsDeleting:            s.DeletionTimestamp != nil,
 		CreatedUnixSeconds:    s.CreationTimestamp.Unix(),
 		Generation:            s.Generation,
 	}

@@ -91,8 +91,6 @@ type Service struct {
 	CreatedUnixSeconds int64
 	// Generation counts the edits of the spec; conditions refer to it.
 	Generation int64
-	// IsDeleting says that the object has a deletion timestamp.
-	IsDeleting bool
 }
 
 // ClusterIPFamilies returns the families of the Service's cluster IPs, sorted, each once.
