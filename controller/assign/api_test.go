@@ -2,7 +2,9 @@ package assign
 
 import (
 	"context"
+	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +15,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/allocate"
 	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
@@ -37,6 +40,7 @@ func TestWorkerWritesOnRealAPIServer(t *testing.T) {
 	api := &ClientBackedAPI{CachedClient: direct, LiveReader: direct, Namespace: names.Namespace}
 	t.Run("a Service", func(t *testing.T) { testServiceWrites(ctx, t, direct, api) })
 	t.Run("the AddressLedger", func(t *testing.T) { testLedgerWrites(ctx, t, direct, api) })
+	t.Run("another resourceVersion", func(t *testing.T) { testBumpedResourceVersion(ctx, t, direct, api) })
 	t.Run("two controllers at once", func(t *testing.T) { testTwoLeadersAssignNoAddressTwice(ctx, t, config, direct) })
 }
 
@@ -84,6 +88,43 @@ func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, 
 	first.ResourceVersion, last.ResourceVersion, first.ManagedFields, last.ManagedFields = "", "", nil, nil
 	if d := cmp.Diff(first, last); d != "" {
 		t.Errorf("after its address was taken back the Service is not what it was (-before +after):\n%s", d)
+	}
+}
+
+// testBumpedResourceVersion gives a new Service another resourceVersion twice, as for an incomplete
+// AddressLedger. Nothing else changes but the condition.
+func testBumpedResourceVersion(ctx context.Context, t *testing.T, direct client.Client, api *ClientBackedAPI) {
+	o := newLoadBalancer("bumped")
+	o.Spec.ClusterIPs = nil
+	if err := direct.Create(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+	c := unlistedWritesCloser{
+		ServiceWorkerOptions: ServiceWorkerOptions{API: api, Now: time.Now, Log: slog.New(slog.DiscardHandler)},
+		isServed:             func(v *view.Service) bool { return v.IsLoadBalancer }, recordOutcome: func(writeOutcome) {}, closed: map[view.ObjectKey]struct{}{},
+	}
+	for range 2 {
+		var now corev1.Service
+		if err := direct.Get(ctx, client.ObjectKeyFromObject(o), &now); err != nil {
+			t.Fatal(err)
+		}
+		read := corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: now.Namespace, Name: now.Name, ResourceVersion: now.ResourceVersion}, Status: *now.Status.DeepCopy()}
+		if failed, err := c.bumpResourceVersions(ctx, []*corev1.Service{&read}); failed > 0 {
+			t.Fatal(err)
+		}
+		var after corev1.Service
+		if err := direct.Get(ctx, client.ObjectKeyFromObject(o), &after); err != nil {
+			t.Fatal(err)
+		}
+		if after.ResourceVersion == now.ResourceVersion || len(after.Status.Conditions) != 1 {
+			t.Errorf("the Service has the resourceVersion %s as before, or other conditions: %v", after.ResourceVersion, after.Status.Conditions)
+		}
+		if d := cmp.Diff(now.Spec, after.Spec); d != "" {
+			t.Errorf("its spec changed (-before +after):\n%s", d)
+		}
+	}
+	if err := direct.Delete(ctx, o); err != nil {
+		t.Fatal(err)
 	}
 }
 
