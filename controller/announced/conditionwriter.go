@@ -238,6 +238,16 @@ func (r *ConditionWriter) explainUnannounced(ctx context.Context, s *corev1.Serv
 	return names.ReasonNotAnnounced, text + ", and what the speakers' logs say", nil
 }
 
+// eventKindForUnannounced returns the type of the event, given the condition before. A Service that
+// was not announced before may still be on its way: its Pods start, and then the speakers announce.
+func eventKindForUnannounced(before *metav1.Condition, reason names.Reason) string {
+	isFirst := before == nil || before.Status == metav1.ConditionFalse
+	if isFirst && (reason == names.ReasonNoEndpoints || reason == names.ReasonNotAnnounced) {
+		return corev1.EventTypeNormal
+	}
+	return corev1.EventTypeWarning
+}
+
 func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1.Service, c metav1.Condition) error {
 	after, before := s.DeepCopy(), meta.FindStatusCondition(s.Status.Conditions, c.Type)
 	if !meta.SetStatusCondition(&after.Status.Conditions, c) {
@@ -246,7 +256,7 @@ func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1
 	base := client.MergeFromWithOptions(s, client.MergeFromWithOptimisticLock{})
 	err := r.Client.Status().Patch(ctx, after, base)
 	if err == nil && c.Status == metav1.ConditionFalse && (before == nil || before.Reason != c.Reason) {
-		r.RecordEvent(s, corev1.EventTypeWarning, names.EventAnnounceFailed, events.TruncateNote(c.Reason+": "+c.Message))
+		r.RecordEvent(s, eventKindForUnannounced(before, names.Reason(c.Reason)), names.EventAnnounceFailed, events.TruncateNote(c.Reason+": "+c.Message))
 	}
 	if apierrors.IsConflict(err) || client.IgnoreNotFound(err) == nil {
 		return nil // the newer object causes its own request
