@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -75,7 +76,6 @@ func TestSessionFromTheLoopbackHasNoLoopbackNextHop(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	node, far := b.Host("node1"), b.Host("router")
 	runIP(t, node, "address add fd00:ff::11/128 dev lo nodad")
-	runIP(t, node, "address add 127.0.0.1/8 dev lo")
 	runIP(t, far, "-6 route add fd00:ff::11/128 via fd00:a8::b")
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: far, ConfigText: buildFRRConfig("neighbor fd00:ff::11 remote-as 64512\n neighbor fd00:ff::11 ebgp-multihop 2", " address-family ipv6 unicast\n  neighbor fd00:ff::11 activate\n exit-address-family")})
 	s := startSpeaker(t, node)
@@ -164,7 +164,18 @@ func TestRouterRestartsWithBFD(t *testing.T) {
 	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	awaitNoError(t, "BFD is up", func() error { return s.checkBFDState("Up") })
-	frr.StopDaemonsInOrder()
+	if err := frr.SignalDaemons(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	awaitNoError(t, "the session ends", func() error {
+		if st := s.peerStatus("tor"); st.State == bgp.Established {
+			return fmt.Errorf("it is %s", st.State)
+		}
+		return nil
+	})
+	if err := frr.Kill(); err != nil { // what has not ended yet
+		t.Fatal(err)
+	}
 	if err := frr.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
