@@ -5,9 +5,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -151,42 +149,4 @@ func linkLocalAddress(t *testing.T, h netns.Path) netip.Addr {
 	}
 	t.Fatal("eth0 has no link-local address")
 	return netip.Addr{}
-}
-
-// TestRouterRestartsWithBFD restarts FRR and counts the sessions. The routes must come back once
-// and stay.
-func TestRouterRestartsWithBFD(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
-	s := startSpeaker(t, b.Host("node1"))
-	p := exampleExternalPeer()
-	p.BFD, p.MaxReconnectDelay = fastBFD(), time.Second
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
-	s.waitForEstablished("tor")
-	awaitNoError(t, "BFD is up", func() error { return s.checkBFDState("Up") })
-	if err := frr.SignalDaemons(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	awaitNoError(t, "the session ends", func() error {
-		if st := s.peerStatus("tor"); st.State == bgp.Established {
-			return fmt.Errorf("it is %s", st.State)
-		}
-		return nil
-	})
-	if err := frr.Kill(); err != nil { // what has not ended yet
-		t.Fatal(err)
-	}
-	if err := frr.Restart(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	waitForRoute(t, frr, servicePrefix)
-	awaitNoError(t, "BFD is up again", func() error { return s.checkBFDState("Up") })
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		if st := s.peerStatus("tor"); st.State != bgp.Established || st.EstablishedCount != 2 {
-			t.Fatalf("the session ended once more: %+v", st)
-		}
-		if paths := frrPaths(t, frr, servicePrefix); len(paths) != 1 {
-			t.Fatalf("the router has %+v", paths)
-		}
-	}
 }
