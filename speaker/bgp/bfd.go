@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bfd"
+	bfdsession "github.com/gantry-lb/gantry/speaker/bfd/session"
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
@@ -132,8 +134,39 @@ func (w *worker) handleBFDEvent(v bfd.Event) {
 	if w.currentDesiredState.peer.BFDStrict {
 		w.updateAdjRIBOut()
 	}
-	if !v.IsPathFailure() || w.session == nil {
-		return
+	w.bfdRecoveryTimer.Stop()
+	switch {
+	case !v.IsPathFailure() || w.session == nil:
+	case v.Cause == bfdsession.CauseNeighbourDown && w.isSessionNew():
+		w.log.Info("the router starts its BFD session again with the new BGP session", "timeout", bfdRecoveryTimeout)
+		w.bfdRecoveryTimer.Reset(bfdRecoveryTimeout)
+	default:
+		w.endSessionForBFD(v.CauseText)
 	}
-	w.session.endWithNotification(fmt.Errorf("BFD: %s", v.CauseText), w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseBFDDown, "")))
+}
+
+// Times after the start of a BGP session. FRR deletes its BFD session and starts it again when a
+// BGP session is established, and signals Down for that. The path works: BGP has just used it.
+const (
+	// newSessionBFDRestartInterval is how long after the start a router may do so.
+	newSessionBFDRestartInterval = 2 * time.Second
+	// bfdRecoveryTimeout is how long the BFD session may take to be Up again.
+	bfdRecoveryTimeout = 3 * time.Second
+)
+
+// isSessionNew reports whether the session has started just now.
+func (w *worker) isSessionNew() bool {
+	return w.engine.options.Now().Sub(w.status.StateSince) < newSessionBFDRestartInterval
+}
+
+// endSessionForBFD ends the session because the path has failed.
+func (w *worker) endSessionForBFD(cause string) {
+	w.session.endWithNotification(fmt.Errorf("BFD: %s", cause), w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseBFDDown, "")))
+}
+
+// endSessionWithoutBFDRecovery ends the session whose BFD session did not come Up again.
+func (w *worker) endSessionWithoutBFDRecovery() {
+	if w.session != nil {
+		w.endSessionForBFD(fmt.Sprintf("the neighbour signalled down, and the session was not up again within %s", bfdRecoveryTimeout))
+	}
 }

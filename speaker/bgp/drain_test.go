@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -180,6 +181,34 @@ func TestBFDStrict(t *testing.T) {
 	if got := r.recordedEvents(); !slices.Equal(got, []string{"+" + servicePrefix, "+" + servicePrefix}) {
 		t.Errorf("the router got %v", got)
 	}
+}
+
+// TestRouterThatRestartsBFDWithTheSession checks that a new session survives a BFD session that
+// the router starts again, and ends if BFD does not come Up.
+func TestRouterThatRestartsBFDWithTheSession(t *testing.T) {
+	m := newMemoryTransport()
+	r := m.addRouter(t, "192.0.2.1", nil)
+	s := startMemorySpeaker(t, m)
+	p := memoryPeer(func(p *intent.Peer) { p.BFD = &intent.BFD{Multiplier: 3} })
+	key := bfd.SessionKey{Peer: netip.MustParseAddr("192.0.2.1")}
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.waitForEstablished("tor")
+	s.bfd.change(session.Down, bfd.Event{Key: key, Cause: session.CauseNeighbourDown})
+	s.bfd.change(session.Up, bfd.Event{Key: key, Up: true})
+	s.bfd.change(session.Down, bfd.Event{Key: key, Cause: session.CauseNeighbourDown})
+	if n := len(r.receivedOpens()); n != 1 {
+		t.Errorf("the speaker connected %d times", n)
+	}
+	awaitNoError(t, "the session ends, since BFD stays Down", func() error {
+		n := r.receivedNotifications()
+		if len(n) == 0 {
+			return fmt.Errorf("%+v", s.peerStatus("tor"))
+		}
+		if n[0].Subcode != message.CeaseBFDDown || !strings.Contains(s.peerStatus("tor").LastError, "not up again within") {
+			t.Fatalf("it ended with %s: %+v", n[0].Description(), s.peerStatus("tor"))
+		}
+		return nil
+	})
 }
 
 // change changes the state of all sessions.

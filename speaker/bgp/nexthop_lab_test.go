@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -75,7 +74,6 @@ func TestSessionFromTheLoopbackHasNoLoopbackNextHop(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	node, far := b.Host("node1"), b.Host("router")
 	runIP(t, node, "address add fd00:ff::11/128 dev lo nodad")
-	runIP(t, node, "address add 127.0.0.1/8 dev lo")
 	runIP(t, far, "-6 route add fd00:ff::11/128 via fd00:a8::b")
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: far, ConfigText: buildFRRConfig("neighbor fd00:ff::11 remote-as 64512\n neighbor fd00:ff::11 ebgp-multihop 2", " address-family ipv6 unicast\n  neighbor fd00:ff::11 activate\n exit-address-family")})
 	s := startSpeaker(t, node)
@@ -151,31 +149,4 @@ func linkLocalAddress(t *testing.T, h netns.Path) netip.Addr {
 	}
 	t.Fatal("eth0 has no link-local address")
 	return netip.Addr{}
-}
-
-// TestRouterRestartsWithBFD restarts FRR and counts the sessions. The routes must come back once
-// and stay.
-func TestRouterRestartsWithBFD(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
-	s := startSpeaker(t, b.Host("node1"))
-	p := exampleExternalPeer()
-	p.BFD, p.MaxReconnectDelay = fastBFD(), time.Second
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
-	s.waitForEstablished("tor")
-	awaitNoError(t, "BFD is up", func() error { return s.checkBFDState("Up") })
-	frr.StopDaemonsInOrder()
-	if err := frr.Restart(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	waitForRoute(t, frr, servicePrefix)
-	awaitNoError(t, "BFD is up again", func() error { return s.checkBFDState("Up") })
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-		if st := s.peerStatus("tor"); st.State != bgp.Established || st.EstablishedCount != 2 {
-			t.Fatalf("the session ended once more: %+v", st)
-		}
-		if paths := frrPaths(t, frr, servicePrefix); len(paths) != 1 {
-			t.Fatalf("the router has %+v", paths)
-		}
-	}
 }

@@ -25,6 +25,7 @@ func (w *worker) endSession() {
 	if w.status.State == Established && w.engine.options.Now().Sub(w.status.StateSince) >= minStableSessionInterval {
 		w.failedAttemptCount = -1
 	}
+	w.bfdRecoveryTimer.Stop()
 	err := w.session.endReason
 	w.session, w.routerConfirmedSession = nil, nil
 	w.recordAttemptFailure(err)

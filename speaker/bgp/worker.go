@@ -59,6 +59,7 @@ type worker struct {
 	lastNotification    *receivedNotification // since the last session; nil without one
 	retryTimer          *time.Timer
 	drainTimer          *time.Timer // for the next route of terminating endpoints
+	bfdRecoveryTimer    *time.Timer // for the BFD session of a new session
 	shutdown            routeShutdown
 	noSessionSinceStart bool // no session was established since the process started
 }
@@ -95,7 +96,7 @@ func (w *worker) sendDesiredState(o desiredPeerState) { w.latestDesiredState.Put
 // run runs the worker until an order stops it or ctx ends.
 func (w *worker) run(ctx context.Context) {
 	w.ctx = ctx
-	for _, timer := range []**time.Timer{&w.retryTimer, &w.shutdown.timer, &w.drainTimer} {
+	for _, timer := range []**time.Timer{&w.retryTimer, &w.shutdown.timer, &w.drainTimer, &w.bfdRecoveryTimer} {
 		*timer = time.NewTimer(time.Hour)
 		(*timer).Stop()
 	}
@@ -135,6 +136,8 @@ func (w *worker) run(ctx context.Context) {
 			w.acceptConnection(c)
 		case <-w.shutdown.timer.C:
 			w.withdrawForShutdown()
+		case <-w.bfdRecoveryTimer.C:
+			w.endSessionWithoutBFDRecovery()
 		case <-w.drainTimer.C:
 			w.scheduleDrainEnd()
 		case <-w.routeInbox.ready.C():
