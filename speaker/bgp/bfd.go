@@ -135,5 +135,5 @@ func (w *worker) handleBFDEvent(v bfd.Event) {
 	if !v.IsPathFailure() || w.session == nil {
 		return
 	}
-	w.session.endWithNotification(fmt.Errorf("BFD: %s", v.CauseText), w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseBFDDown, "")))
+	w.session.endWithNotification(sessionFault{names.ReasonBFDDown, fmt.Errorf("BFD: %s", v.CauseText)}, w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseBFDDown, "")))
 }
