@@ -5,7 +5,9 @@ import (
 	"net/netip"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -149,4 +151,49 @@ func linkLocalAddress(t *testing.T, h netns.Path) netip.Addr {
 	}
 	t.Fatal("eth0 has no link-local address")
 	return netip.Addr{}
+}
+
+// TestRouterRestartsWithBFD restarts FRR. FRR 8.4 starts its BFD session again with the new BGP
+// session, and may then end the BGP session once. The speaker ends none for this.
+func TestRouterRestartsWithBFD(t *testing.T) {
+	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	s := startSpeaker(t, b.Host("node1"))
+	p := exampleExternalPeer()
+	p.BFD, p.MaxReconnectDelay = fastBFD(), time.Second
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	awaitStable := func() bgp.PeerSessionStatus {
+		t.Helper()
+		awaitNoError(t, "BGP and BFD are up, and stay so for two seconds", func() error {
+			if st := s.peerStatus("tor"); st.State != bgp.Established || st.BFDState != "Up" || time.Since(st.StateSince) < 2*time.Second {
+				return fmt.Errorf("%+v", st)
+			}
+			return nil
+		})
+		waitForRoute(t, frr, servicePrefix)
+		return s.peerStatus("tor")
+	}
+	before := awaitStable()
+	if err := frr.SignalDaemons(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	awaitNoError(t, "the session ends", func() error {
+		if st := s.peerStatus("tor"); st.State == bgp.Established {
+			return fmt.Errorf("it is %s", st.State)
+		}
+		return nil
+	})
+	if err := frr.Kill(); err != nil { // what has not ended yet
+		t.Fatal(err)
+	}
+	if err := frr.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	after := awaitStable()
+	if sessions := after.EstablishedCount - before.EstablishedCount; sessions > 2 || sessions == 2 && !strings.Contains(after.LastError, "the router ended the session: cease, BFD down") {
+		t.Errorf("%d sessions were established after the restart: %+v", sessions, after)
+	}
+	if sent := after.Messages.Sent.Notifications; sent != 0 {
+		t.Errorf("the speaker ended %d sessions itself", sent)
+	}
 }
