@@ -29,6 +29,8 @@
 // incomplete. A controller that reads an incomplete object first changes the resourceVersion of
 // every Service, so that no write that is not listed can succeed.
 //
+// One assumption: a write that the API server has refused does not arrive a second time.
+//
 // The package is pure: it decides what the object should contain and what that means. It reads no
 // clock and knows no API. A Fence belongs to one goroutine.
 package fence

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
@@ -27,7 +28,8 @@ type Delivery struct {
 	// does not.
 	RequestLost, AnswerLost bool
 	// DuplicateRequestDelay, unless 0, is how long after its arrival the request arrives once more.
-	// The second answer is lost.
+	// The second answer is lost. A request that was refused as forbidden does not arrive again: no
+	// client repeats a PATCH that was answered.
 	DuplicateRequestDelay time.Duration
 }
 
@@ -184,7 +186,7 @@ func (c *Client) deliverRequest(ctx context.Context, what string, do func() erro
 			err = ErrConnectionLost
 		}
 		answer <- err
-		if w.DuplicateRequestDelay > 0 {
+		if w.DuplicateRequestDelay > 0 && !apierrors.IsForbidden(err) {
 			<-time.After(w.DuplicateRequestDelay)
 			_ = do()
 		}
