@@ -13,12 +13,10 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
@@ -34,6 +32,7 @@ import (
 	"github.com/gantry-lb/gantry/controller/events"
 	"github.com/gantry-lb/gantry/controller/gossipkey"
 	"github.com/gantry-lb/gantry/controller/poolmetrics"
+	"github.com/gantry-lb/gantry/controller/sessioncount"
 	"github.com/gantry-lb/gantry/controller/validcondition"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
@@ -80,8 +79,8 @@ func parseOptions(args []string, lookup func(string) (string, bool)) (options, e
 // runController runs until ctx ends.
 func runController(ctx context.Context, o options) error {
 	log := o.NewLogger(os.Stderr)
-	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
-	klog.SetSlogLogger(log)
+	option.SetLibraryLoggers(ctx, log)
+	o.LogStart(log, "controller", "webhook", o.Webhook.EnabledOrDisabled)
 	config, err := o.LoadRESTConfig()
 	if err != nil {
 		return err
@@ -120,6 +119,7 @@ func runController(ctx context.Context, o options) error {
 // of the configuration run only on the leader.
 func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.Logger) error {
 	scope, gauges, recordEvent := o.ConfigurationScope(), &configuration.LoadMetrics{}, events.NewRecorder(mgr.GetEventRecorder(names.ControllerEventSource)).RecordEvent
+	series := events.NewSeriesRecorder(events.SeriesRecorderOptions{LiveReader: mgr.GetAPIReader(), Client: mgr.GetClient(), Log: log, Now: time.Now})
 	identity, err := newProcessIdentity()
 	if err != nil {
 		return err
@@ -132,7 +132,7 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 		Log: log, RecordProblems: gauges.RecordLoadedConfiguration,
 	})
 	announcedWriter := announced.NewConditionWriter(announced.Options{
-		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordEvent: recordEvent,
+		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordSeriesEvent: series.RecordSeriesEvent,
 	})
 	validWriter := validcondition.NewConditionWriter(validcondition.Options{Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, Log: log})
 	worker := assign.NewServiceWorker(assign.ServiceWorkerOptions{
@@ -142,6 +142,7 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 		Namespace:                   o.Namespace, LoadBalancerClass: o.LoadBalancerClass, LedgerWriterIdentity: identity,
 	})
 	return errors.Join(
+		sessioncount.NewSessionCounter(mgr.GetClient(), scope).RegisterController(mgr),
 		reader.RegisterReader(ctx, mgr, scope),
 		networks.RegisterReader(ctx, mgr, reader.NotifyChanged),
 		worker.RegisterWorker(ctx, mgr),
@@ -150,7 +151,7 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 		mgr.Add(gossipkey.NewCreator(gossipkey.Options{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace})),
 		mgr.Add(poolmetrics.NewCollector(poolmetrics.Options{
 			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry,
-			ExtraCollectors: append(worker.Collectors(), gauges),
+			ExtraCollectors: append(worker.Collectors(), gauges, announcedWriter),
 		})),
 		addHealthChecks(mgr, worker),
 	)
@@ -170,8 +171,9 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	grace, duration, renew, retry, shared := 2*time.Second, leaseTimeout, leaseRenewTimeout, leaseRetryInterval, true
 	watched := o.ConfigurationScope().CacheOptionsByObject()
 	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
-	for _, report := range o.ConfigurationScope().SpeakerReportKinds() {
-		watched[report] = own
+	ownShared := cache.ByObject{Namespaces: own.Namespaces, UnsafeDisableDeepCopy: &shared}
+	for _, report := range announced.CacheKinds(o.ConfigurationScope()) {
+		watched[report] = ownShared
 	}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are never modified, so that they need not be copied.

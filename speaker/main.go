@@ -11,10 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/go-logr/logr"
 	"github.com/spf13/pflag"
-	"k8s.io/klog/v2"
-	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/speaker/options"
@@ -44,7 +41,7 @@ func main() {
 // runSpeakerWithLogging sets the loggers and runs the speaker.
 func runSpeakerWithLogging(ctx context.Context, o options.Options) error {
 	log := o.NewLogger(os.Stderr)
-	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
-	klog.SetSlogLogger(log)
+	option.SetLibraryLoggers(ctx, log)
+	o.LogStart(log, "speaker", "node", o.NodeName)
 	return runSpeaker(ctx, o, log)
 }

@@ -50,9 +50,9 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 		FirstRunSinceBoot: store.IsFirstRunSinceBoot(),
 	})
 	mgr.ServeRoutes(func(ctx context.Context) any { return bgpEngine.RIBs(ctx) })
-	services, announced, problemGauges := reconcile.NewServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName), &configuration.LoadMetrics{}
+	services, announced, problemGauges := reconcile.NewServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
-		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
+		Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
 		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, Now: time.Now, Metrics: announced,
 		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(),
 	})

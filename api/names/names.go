@@ -97,13 +97,20 @@ const (
 	// address, or the names of all pools of its addresses, separated by commas. Only those who may
 	// write the status of Services can change it.
 	ConditionAllocatedFromPool = "gantry.dev/AllocatedFromPool"
-	// ConditionAnnounced on a Service: some node announces its addresses.
+	// ConditionAnnounced on a Service: each of its addresses is announced, by a node that answers
+	// for it or over an established session.
 	ConditionAnnounced = "gantry.dev/Announced"
 	// ConditionRetired on an IPAddressPool with spec.gantry.retire: no Service holds a retired
 	// address any more.
 	ConditionRetired = "gantry.dev/Retired"
 	// ConditionReserved on an AddressReservation: its addresses are reserved for its Service.
 	ConditionReserved = "gantry.dev/Reserved"
+	// ConditionReady on a SpeakerStatus: the speaker lives. Another speaker sets it to False when
+	// this one is dead.
+	ConditionReady = "gantry.dev/Ready"
+	// ConditionGossip on a SpeakerStatus: the speaker exchanges gossip with every other living
+	// speaker.
+	ConditionGossip = "gantry.dev/GossipComplete"
 	// ConditionLayer2Usable on a SpeakerStatus: the node can answer for addresses on some link.
 	ConditionLayer2Usable = "gantry.dev/Layer2Usable"
 	// ConditionUncontested on a SpeakerStatus: no foreign host claims an address that the node
@@ -144,4 +151,8 @@ const (
 	EventNoClusterIPs   = "noclusterIPsIPFamily"
 	EventNodeAssigned   = "nodeAssigned"
 	EventAnnounceFailed = "announceFailed"
+	// EventAnnounced: a Service that was not announced is announced again.
+	EventAnnounced = "announced"
+	// EventGossipBlocked: the speaker of a Node cannot exchange gossip with another living speaker.
+	EventGossipBlocked = "gossipBlocked"
 )

@@ -69,9 +69,11 @@ const (
 const (
 	// ReasonAnnounced: this node holds the address and answers for it.
 	ReasonAnnounced Reason = "Announced"
-	// ReasonNotAnnounced: an advertisement fits and endpoints serve, but no speaker reports that it
-	// announces the Service.
+	// ReasonNotAnnounced: an advertisement fits, endpoints serve and nodes may announce, but no
+	// speaker reports that it announces the Service.
 	ReasonNotAnnounced Reason = "NotAnnounced"
+	// ReasonNoSpeaker: no speaker runs on a node that should announce the Service, or it is dead.
+	ReasonNoSpeaker Reason = "NoSpeaker"
 	// ReasonNotHolder: another node holds the address.
 	ReasonNotHolder Reason = "NotHolder"
 	// ReasonNoAddress: the Service has no address yet.
@@ -123,11 +125,19 @@ const (
 	// ReasonPortFailed: a socket on the link could not be opened or failed; it is opened again
 	// later.
 	ReasonPortFailed Reason = "PortFailed"
+	// ReasonSpeakerRuns: the speaker lives.
+	ReasonSpeakerRuns Reason = "SpeakerRuns"
+	// ReasonGossipComplete: the speaker exchanges gossip with every other living one.
+	ReasonGossipComplete Reason = "GossipComplete"
+	// ReasonGossipBlocked: the speaker cannot exchange gossip with another one that lives.
+	ReasonGossipBlocked Reason = "GossipBlocked"
 	// ReasonUncontested: no foreign host claims an address that the node holds.
 	ReasonUncontested Reason = "Uncontested"
-	// ReasonForeignClaim: a host that is no node claims an address that the node holds. A Service's
-	// condition Announced is True with this reason.
+	// ReasonForeignClaim: a host that is no node answers for an address. A Service's condition
+	// Announced is True with this reason if a node holds the address, and False if no node does.
 	ReasonForeignClaim Reason = "ForeignClaim"
+	// ReasonStrayAnswer: the node of another speaker answers for an address without holding it.
+	ReasonStrayAnswer Reason = "StrayAnswer"
 )
 
 // Reasons why an address changes its holder.
@@ -198,9 +208,32 @@ const (
 const (
 	// ReasonEstablished: the session with the router is established.
 	ReasonEstablished Reason = "Established"
-	// ReasonNoSession: the router is unreachable, refused or ended the session, or has not answered
-	// yet.
+	// ReasonNoSession: the session is not established, and no other Reason fits or is known yet. On
+	// a Service: no established session carries its routes.
 	ReasonNoSession Reason = "NoSession"
+	// ReasonNoAnswer: the router does not answer, as it does with a wrong password or behind a
+	// filter.
+	ReasonNoAnswer Reason = "NoAnswer"
+	// ReasonConnectionRefused: the host refuses the TCP connection.
+	ReasonConnectionRefused Reason = "ConnectionRefused"
+	// ReasonUnreachable: no host answers for the router's address, or there is no route to it.
+	ReasonUnreachable Reason = "Unreachable"
+	// ReasonSourceUnavailable: the node does not have the link or the source address of the
+	// BGPPeer.
+	ReasonSourceUnavailable Reason = "SourceUnavailable"
+	// ReasonWrongASNumber: the AS numbers of both sides do not fit.
+	ReasonWrongASNumber Reason = "WrongASNumber"
+	// ReasonRefusedByRouter: the router ended or refused the session by a NOTIFICATION, or closed
+	// the connection at once.
+	ReasonRefusedByRouter Reason = "RefusedByRouter"
+	// ReasonTooManyPrefixes: the node announces more prefixes than the router accepts.
+	ReasonTooManyPrefixes Reason = "TooManyPrefixes"
+	// ReasonHoldTimeExpired: no message arrived within the hold time.
+	ReasonHoldTimeExpired Reason = "HoldTimeExpired"
+	// ReasonConnectionLost: the connection of the session failed or was closed.
+	ReasonConnectionLost Reason = "ConnectionLost"
+	// ReasonProtocolError: the router sent a message that violates the protocol.
+	ReasonProtocolError Reason = "ProtocolError"
 	// ReasonNoGateway: the BGPPeer asks for the node's default gateway, and the node has none of
 	// that family.
 	ReasonNoGateway Reason = "NoGateway"

@@ -78,7 +78,7 @@ type PendingAssignment struct {
 // when they are deleted. Only controllers may write them.
 //
 // +kubebuilder:object:root=true
-// +kubebuilder:resource:path=addressledgers,scope=Namespaced
+// +kubebuilder:resource:path=addressledgers,scope=Namespaced,shortName=ipledger,categories=gantry
 // +kubebuilder:printcolumn:name="Writer",type=string,JSONPath=`.spec.writer`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type AddressLedger struct {

@@ -53,7 +53,7 @@ type AddressProbeStatus struct {
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:path=addressprobes,scope=Namespaced
+// +kubebuilder:resource:path=addressprobes,scope=Namespaced,shortName=ipprobe,categories=gantry
 // +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.address`
 // +kubebuilder:printcolumn:name="For Namespace",type=string,JSONPath=`.spec.service.namespace`
 // +kubebuilder:printcolumn:name="For Service",type=string,JSONPath=`.spec.service.name`

@@ -58,11 +58,12 @@ type AddressReservationStatus struct {
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:path=addressreservations,scope=Namespaced
+// +kubebuilder:resource:path=addressreservations,scope=Namespaced,shortName=ipres,categories=gantry
 // +kubebuilder:printcolumn:name="For Namespace",type=string,JSONPath=`.spec.service.namespace`
 // +kubebuilder:printcolumn:name="For Service",type=string,JSONPath=`.spec.service.name`
 // +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.status.addresses`
 // +kubebuilder:printcolumn:name="Expires",type=string,JSONPath=`.spec.expires`
+// +kubebuilder:printcolumn:name="Reserved",type=string,JSONPath=`.status.conditions[?(@.type=="gantry.dev/Reserved")].status`
 type AddressReservation struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

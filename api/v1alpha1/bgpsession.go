@@ -10,7 +10,7 @@ type BGPSessionStatus struct {
 	// Peer is the name of the BGPPeer.
 	// +optional
 	Peer string `json:"peer,omitempty"`
-	// Address of the router, with its port.
+	// Address of the router, with its port. Example: 192.0.2.1:179.
 	// +optional
 	Address string `json:"address,omitempty"`
 	// State of the session (RFC 4271, section 8.2.2).
@@ -23,7 +23,7 @@ type BGPSessionStatus struct {
 	// Families whose routes the session carries: ipv4-unicast, ipv6-unicast.
 	// +optional
 	Families []string `json:"families,omitempty"`
-	// Prefixes is the number of announced prefixes.
+	// Prefixes is the number of prefixes that were sent to the router. Example: 12.
 	// +optional
 	Prefixes int32 `json:"prefixes"`
 	// BFD is the state of the BFD session: Up, Down, Init or AdminDown; empty without BFD.
@@ -32,6 +32,12 @@ type BGPSessionStatus struct {
 	// LastError says why the session last ended or could not start, and what to do.
 	// +optional
 	LastError string `json:"lastError,omitempty"`
+	// LastErrorTime is when LastError was first seen.
+	// +optional
+	LastErrorTime *metav1.Time `json:"lastErrorTime,omitempty"`
+	// LastErrorIsOver is true when the session has been established since.
+	// +optional
+	LastErrorIsOver bool `json:"lastErrorIsOver,omitempty"`
 	// Conditions of the session.
 	// +listType=map
 	// +listMapKey=type
@@ -43,15 +49,18 @@ type BGPSessionStatus struct {
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:path=bgpsessions,scope=Namespaced
+// +kubebuilder:resource:path=bgpsessions,scope=Namespaced,shortName=bgps,categories=gantry
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.node`
 // +kubebuilder:printcolumn:name="Peer",type=string,JSONPath=`.status.peer`
+// +kubebuilder:printcolumn:name="Router",type=string,JSONPath=`.status.address`
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="gantry.dev/Established")].reason`
 // +kubebuilder:printcolumn:name="Since",type=date,JSONPath=`.status.since`
-// +kubebuilder:printcolumn:name="Prefixes",type=integer,JSONPath=`.status.prefixes`
+// +kubebuilder:printcolumn:name="Sent",type=integer,JSONPath=`.status.prefixes`
 // +kubebuilder:printcolumn:name="BFD",type=string,JSONPath=`.status.bfd`
 // +kubebuilder:printcolumn:name="Last Error",type=string,JSONPath=`.status.lastError`,priority=10
+// +kubebuilder:printcolumn:name="Error At",type=date,JSONPath=`.status.lastErrorTime`,priority=10
+// +kubebuilder:printcolumn:name="Error Is Over",type=boolean,JSONPath=`.status.lastErrorIsOver`,priority=10
 type BGPSession struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

@@ -16,9 +16,33 @@ type SpeakerStatusStatus struct {
 	// Routes is the number of prefixes that the node announces by BGP.
 	// +optional
 	Routes int32 `json:"routes"`
-	// Members are the nodes whose speakers this one can reach, itself included, sorted.
+	// LastSeen is when the speaker last wrote this status. It writes at least every minute.
 	// +optional
-	Members []string `json:"members,omitempty"`
+	LastSeen *metav1.Time `json:"lastSeen,omitempty"`
+	// Unavailable says in one word why the node announces nothing, such as NodeLeaving. It is empty
+	// if the node may announce.
+	// +optional
+	Unavailable string `json:"unavailable,omitempty"`
+	// Unreachable are nodes whose speakers run, and with which this one cannot exchange gossip,
+	// sorted. It has at most 16 names.
+	// +listType=atomic
+	// +optional
+	Unreachable []string `json:"unreachable,omitempty"`
+	// Conflicts are foreign hosts that answer for an address that the node holds or wants to take.
+	// It has at most 16 entries.
+	// +listType=atomic
+	// +optional
+	Conflicts []SpeakerConflict `json:"conflicts,omitempty"`
+	// AwaitingProxy are Services ("namespace/name") with new endpoints on this node that kube-proxy
+	// does not know yet. It has at most 16 entries.
+	// +listType=atomic
+	// +optional
+	AwaitingProxy []string `json:"awaitingProxy,omitempty"`
+	// UsableLinks are the names of the links on which addresses may be announced, sorted. Example:
+	// eth0.
+	// +listType=atomic
+	// +optional
+	UsableLinks []string `json:"usableLinks,omitempty"`
 	// Links are the links of the node, sorted by name.
 	// +listType=map
 	// +listMapKey=name
@@ -29,6 +53,16 @@ type SpeakerStatusStatus struct {
 	// +listMapKey=type
 	// +optional
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// SpeakerConflict is a foreign host that answers for an address.
+type SpeakerConflict struct {
+	// Address for which the host answers. Example: 192.0.2.10.
+	Address string `json:"address"`
+	// MAC is the hardware address of the host. Example: 02:00:5e:10:00:01.
+	MAC string `json:"mac"`
+	// Since is when the host first answered.
+	Since metav1.Time `json:"since"`
 }
 
 // SpeakerLink is a link of a node as its speaker sees it.
@@ -53,12 +87,17 @@ type SpeakerLink struct {
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:path=speakerstatuses,scope=Namespaced
+// +kubebuilder:resource:path=speakerstatuses,scope=Namespaced,shortName=speakers,categories=gantry
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="gantry.dev/Ready")].status`
+// +kubebuilder:printcolumn:name="Layer2",type=string,JSONPath=`.status.conditions[?(@.type=="gantry.dev/Layer2Usable")].status`
 // +kubebuilder:printcolumn:name="Held",type=integer,JSONPath=`.status.held`
 // +kubebuilder:printcolumn:name="Routes",type=integer,JSONPath=`.status.routes`
-// +kubebuilder:printcolumn:name="Members",type=string,JSONPath=`.status.members`,priority=10
-// +kubebuilder:printcolumn:name="Version",type=string,JSONPath=`.status.version`
-// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Links",type=string,JSONPath=`.status.usableLinks`
+// +kubebuilder:printcolumn:name="Unavailable",type=string,JSONPath=`.status.unavailable`
+// +kubebuilder:printcolumn:name="Unreachable",type=string,JSONPath=`.status.unreachable`
+// +kubebuilder:printcolumn:name="Last Seen",type=date,JSONPath=`.status.lastSeen`
+// +kubebuilder:printcolumn:name="Version",type=string,JSONPath=`.status.version`,priority=10
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`,priority=10
 type SpeakerStatus struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

@@ -12,7 +12,7 @@ import (
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:deprecatedversion:warning="metallb.io/v1beta1 BGPPeer is deprecated: write apiVersion metallb.io/v1beta2, the fields are the same"
-// +kubebuilder:resource:path=bgppeers,scope=Namespaced
+// +kubebuilder:resource:path=bgppeers,scope=Namespaced,shortName=bgpp,categories=gantry
 // +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.peerAddress`
 // +kubebuilder:printcolumn:name="ASN",type=string,JSONPath=`.spec.peerASN`
 // +kubebuilder:printcolumn:name="BFD Profile",type=string,JSONPath=`.spec.bfdProfile`

@@ -35,9 +35,9 @@ type ConfigurationStateStatus struct {
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:path=configurationstates,scope=Namespaced
+// +kubebuilder:resource:path=configurationstates,scope=Namespaced,shortName=cfgstate,categories=gantry
 // +kubebuilder:printcolumn:name="Result",type=string,JSONPath=`.status.result`
-// +kubebuilder:printcolumn:name="ErrorSummary",type=string,JSONPath=`.status.errorSummary`
+// +kubebuilder:printcolumn:name="ErrorSummary",type=string,JSONPath=`.status.errorSummary`,priority=10
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type ConfigurationState struct {
 	metav1.TypeMeta   `json:",inline"`

@@ -16,7 +16,8 @@ type ServiceBGPStatusStatus struct {
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceNamespace cannot be changed: only speakers write this object"
 	// +optional
 	ServiceNamespace string `json:"serviceNamespace,omitempty"`
-	// Peers are the names of the BGPPeers that get the Service's routes, sorted.
+	// Peers are the names of the BGPPeers whose routers have the Service's routes: the session is
+	// established and carries the family of an address. The names are sorted.
 	// +optional
 	Peers []string `json:"peers,omitempty"`
 }
@@ -26,10 +27,11 @@ type ServiceBGPStatusStatus struct {
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:path=servicebgpstatuses,scope=Namespaced
+// +kubebuilder:resource:path=servicebgpstatuses,scope=Namespaced,shortName=svcbgp,categories=gantry
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.node`
 // +kubebuilder:printcolumn:name="Service Name",type=string,JSONPath=`.status.serviceName`
 // +kubebuilder:printcolumn:name="Service Namespace",type=string,JSONPath=`.status.serviceNamespace`
+// +kubebuilder:printcolumn:name="Peers",type=string,JSONPath=`.status.peers`
 type ServiceBGPStatus struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

@@ -61,10 +61,12 @@ type InterfaceInfo struct {
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:path=servicel2statuses,scope=Namespaced
+// +kubebuilder:resource:path=servicel2statuses,scope=Namespaced,shortName=svcl2,categories=gantry
 // +kubebuilder:printcolumn:name="Allocated Node",type=string,JSONPath=`.status.node`
 // +kubebuilder:printcolumn:name="Service Name",type=string,JSONPath=`.status.serviceName`
 // +kubebuilder:printcolumn:name="Service Namespace",type=string,JSONPath=`.status.serviceNamespace`
+// +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.status.gantry.addresses`
+// +kubebuilder:printcolumn:name="Interfaces",type=string,JSONPath=`.status.interfaces`
 type ServiceL2Status struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

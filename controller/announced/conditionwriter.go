@@ -1,5 +1,6 @@
-// Package announced writes the condition gantry.dev/Announced on Services. Package advertise has
-// the rule that says why no speaker announces a Service.
+// Package announced writes the condition gantry.dev/Announced on Services, and repeats the Warning
+// about a Service while its fault lasts. Package advertise has the rules that say why no node
+// announces a Service.
 package announced
 
 import (
@@ -7,22 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	workers "sigs.k8s.io/controller-runtime/pkg/controller"
-	"sigs.k8s.io/controller-runtime/pkg/handler"
 
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/controller/events"
 	"github.com/gantry-lb/gantry/internal/advertise"
@@ -41,147 +36,136 @@ type Options struct {
 	LoadBalancerClass string
 	// Now returns the time.
 	Now func() time.Time
-	// RecordEvent creates an event about a Service; kind is Normal or Warning.
-	RecordEvent func(about *corev1.Service, kind, reason, text string)
+	// RecordSeriesEvent creates an event about a Service, or counts it once more if it exists. kind
+	// is Normal or Warning.
+	RecordSeriesEvent func(ctx context.Context, about *corev1.Service, kind, reason, text string)
 }
 
-// ConditionWriter writes the condition gantry.dev/Announced on Services. It is True while a
-// speaker reports that it announces the Service, with another reason while a foreign host claims an
-// address; otherwise it is False with the reason. It names the protocols and no node, so that a
-// failover causes no write. Use NewConditionWriter to create it.
+// ConditionWriter writes the condition gantry.dev/Announced on Services. It is True while each
+// address of the Service is announced: by a living node that answers for it, or over an established
+// session. Its reason differs while a foreign host claims an address. Otherwise it is False with
+// the most telling reason. A Service is written when the status or the Reason changes. A text that
+// changes under one Reason is written too, but only 5 of these in a second over all Services. Use
+// NewConditionWriter to create it.
 type ConditionWriter struct {
 	Options
 
-	mu sync.Mutex // guards all that follows
-	// unannouncedSinceByService are the Services that no speaker announces, with the time since
-	// when.
-	unannouncedSinceByService map[client.ObjectKey]time.Time
+	state  stateReader
+	faults *faultMemory // of Services that are not announced
+	// addressFaults are Services that get no address, texts those whose text is to be written.
+	addressFaults, texts *faultMemory
 }
 
 const (
-	// missingSpeakerReportTimeout is how long speakers may take before the condition becomes False.
-	missingSpeakerReportTimeout = 3 * time.Second
-	// speakerReportsByServiceIndexName finds the speakers' reports about a Service,
-	// endpointSlicesByServiceIndexName its EndpointSlices.
-	speakerReportsByServiceIndexName = "service"
-	endpointSlicesByServiceIndexName = "endpoints"
-	// maxUnannouncedRecheckInterval is how often the reason is determined again while no speaker
-	// announces. It is shorter at first, while a manifest may still be in the process of being
-	// applied.
-	maxUnannouncedRecheckInterval = 30 * time.Second
+	// missingReportTimeout is how long a report may be missing before the condition becomes False:
+	// a report that is replaced is missing for an instant.
+	missingReportTimeout = 1200 * time.Millisecond
+	// maxRecheckInterval is how often the reason is determined again while no node announces. It is
+	// shorter at first, while a manifest may still be in the process of being applied.
+	maxRecheckInterval = 30 * time.Second
 )
 
 // NewConditionWriter returns a ConditionWriter to register with a manager.
 func NewConditionWriter(o Options) *ConditionWriter {
-	return &ConditionWriter{Options: o, unannouncedSinceByService: map[client.ObjectKey]time.Time{}}
+	var pacer slotPacer
+	return &ConditionWriter{
+		Options: o, faults: newFaultMemory(&pacer), addressFaults: newFaultMemory(&pacer), texts: newFaultMemory(&pacer),
+		state: stateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds},
+	}
 }
 
-// RegisterController registers the reconciler.
-func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manager) error {
-	reported := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []ctrl.Request {
-		return []ctrl.Request{{NamespacedName: serviceOfSpeakerReport(o)}}
-	})
-	b := ctrl.NewControllerManagedBy(mgr).Named("announced").For(&corev1.Service{}).
-		WithOptions(workers.Options{MaxConcurrentReconciles: 4})
-	for _, report := range r.Scope.SpeakerReportKinds() {
-		err := mgr.GetFieldIndexer().IndexField(ctx, report, speakerReportsByServiceIndexName, func(o client.Object) []string {
-			return []string{serviceOfSpeakerReport(o).String()}
-		})
-		if err != nil {
-			return fmt.Errorf("indexing the speakers' reports: %w", err)
-		}
-		b = b.Watches(report, reported)
-	}
-	err := mgr.GetFieldIndexer().IndexField(ctx, &discoveryv1.EndpointSlice{}, endpointSlicesByServiceIndexName, func(o client.Object) []string {
-		return []string{o.GetLabels()[discoveryv1.LabelServiceName]}
-	})
-	if err != nil {
-		return fmt.Errorf("indexing the endpoints: %w", err)
-	}
-	if err := b.Complete(r); err != nil {
-		return fmt.Errorf("setting up the condition %s: %w", names.ConditionAnnounced, err)
-	}
-	return nil
-}
-
-// serviceOfSpeakerReport returns the Service that a speaker's report is about.
-func serviceOfSpeakerReport(o client.Object) client.ObjectKey {
-	l := o.GetLabels()
-	return client.ObjectKey{Namespace: l[names.LabelServiceNamespace], Name: l[names.LabelServiceName]}
-}
-
-// Reconcile brings the condition of one Service in line with the reports.
+// Reconcile brings the condition of one Service in line with what is known.
 func (r *ConditionWriter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	var s corev1.Service
 	if err := r.Client.Get(ctx, req.NamespacedName, &s); err != nil {
-		r.forgetUnannounced(req.NamespacedName)
+		r.forgetService(req.NamespacedName)
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	v := view.FromService(&s)
-	if !v.IsLoadBalancer || v.LoadBalancerClass != r.LoadBalancerClass || len(v.AssignedAddresses) == 0 {
-		r.forgetUnannounced(req.NamespacedName)
+	if !v.IsLoadBalancer || v.LoadBalancerClass != r.LoadBalancerClass {
+		r.forgetService(req.NamespacedName)
 		return ctrl.Result{}, nil // the worker removes the condition together with the addresses
 	}
-	reported, err := r.readSpeakerReports(ctx, req.NamespacedName)
+	if len(v.AssignedAddresses) == 0 {
+		r.faults.forgetFault(req.NamespacedName)
+		return r.remindOfMissingAddress(ctx, &s), nil
+	}
+	r.addressFaults.forgetFault(req.NamespacedName)
+	config, _ := r.ConfigurationReader.LatestConfiguration()
+	if config == nil {
+		return ctrl.Result{}, errors.New("the configuration has not been read yet")
+	}
+	endpoints, reports, err := r.readService(ctx, config, &v)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
+	found := reports.findReach(v.AssignedAddresses)
 	c := metav1.Condition{Type: names.ConditionAnnounced, ObservedGeneration: s.Generation}
-	var again time.Duration
-	if reported.isAnnounced() {
-		r.forgetUnannounced(req.NamespacedName)
-		reason, text := reported.describeAnnouncement()
+	if len(found.missing) == 0 {
+		reason, text := reports.describeAnnouncement(&found)
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(reason), text
-	} else {
-		wait := r.remainingReportTimeout(req.NamespacedName)
-		if wait > 0 {
-			return ctrl.Result{RequeueAfter: wait}, nil
-		}
-		reason, text, err := r.explainUnannounced(ctx, &s, &v)
-		if err != nil {
-			return ctrl.Result{}, err
-		}
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(reason), text
-		again = min(missingSpeakerReportTimeout-wait, maxUnannouncedRecheckInterval)
+		return r.writeAnnouncedCondition(ctx, &s, c)
 	}
-	return ctrl.Result{RequeueAfter: again}, r.writeAnnouncedCondition(ctx, &s, c)
+	since := r.faults.recordFault(req.NamespacedName, r.Now())
+	if wait := missingReportTimeout - r.Now().Sub(since); wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, nil
+	}
+	v.AssignedAddresses = found.missing
+	why, err := r.explainUnannounced(ctx, config, &v, endpoints, reports)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(why.Reason), describeMissing(&found, why)
+	again, err := r.writeAnnouncedCondition(ctx, &s, c)
+	recheck := min(max(r.Now().Sub(since), missingReportTimeout), maxRecheckInterval)
+	if again.RequeueAfter == 0 || again.RequeueAfter > recheck {
+		again.RequeueAfter = recheck
+	}
+	return again, err
 }
 
-// remainingReportTimeout is how long to wait before the condition becomes False. A report that is
-// replaced is missing for an instant.
-func (r *ConditionWriter) remainingReportTimeout(key client.ObjectKey) time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	since, known := r.unannouncedSinceByService[key]
-	if !known {
-		since = r.Now()
-		r.unannouncedSinceByService[key] = since
+// readService reads the endpoints of a Service and what speakers report about it.
+func (r *ConditionWriter) readService(ctx context.Context, config *configurationreader.Configuration, v *view.Service) (*view.Endpoints, *speakerReports, error) {
+	endpoints, err := r.state.readEndpoints(ctx, v.Key)
+	if err != nil {
+		return nil, nil, err
 	}
-	return missingSpeakerReportTimeout - r.Now().Sub(since)
+	local := advertise.LocalPolicy(v.HasLocalTrafficPolicy)
+	svc := advertise.FromView(v)
+	wanted := advertise.WantedSessions(config.Snapshot, &svc, config.Nodes, func(node string) bool {
+		return endpoints.AnyServing && (!bool(local) || endpoints.CanServeOn(node))
+	})
+	reports, err := r.state.readReports(ctx, v, wanted)
+	return &endpoints, reports, err
 }
 
-// forgetUnannounced removes the Service from unannouncedSinceByService.
-func (r *ConditionWriter) forgetUnannounced(key client.ObjectKey) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.unannouncedSinceByService, key)
+// remindOfMissingAddress repeats the Warning about a Service that gets no address.
+func (r *ConditionWriter) remindOfMissingAddress(ctx context.Context, s *corev1.Service) ctrl.Result {
+	key := client.ObjectKeyFromObject(s)
+	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
+	if c == nil || c.Status != metav1.ConditionFalse || c.Reason == string(names.ReasonProbing) {
+		r.addressFaults.forgetFault(key)
+		return ctrl.Result{}
+	}
+	now := r.Now()
+	if now.Sub(c.LastTransitionTime.Time) < freshFaultAge { // the worker has sent the Warning
+		r.addressFaults.recordWarning(key, now)
+	}
+	wait := r.addressFaults.untilReminder(key, now)
+	r.addressFaults.recordReason(key, c.Reason)
+	if wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}
+	}
+	r.addressFaults.recordWarning(key, now)
+	r.warn(ctx, s, names.EventAllocationFailed, c)
+	return ctrl.Result{RequeueAfter: remindInterval}
 }
 
-// readSpeakerReports reads the speakers' reports about the Service.
-func (r *ConditionWriter) readSpeakerReports(ctx context.Context, key client.ObjectKey) (speakerReports, error) {
-	var l2 v1beta1.ServiceL2StatusList
-	var bgp v1beta1.ServiceBGPStatusList
-	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{speakerReportsByServiceIndexName: key.String()}}
-	lists := []client.ObjectList{&l2}
-	if !r.Scope.WithoutBGPKinds {
-		lists = append(lists, &bgp)
+// forgetService removes a Service that is not served any more.
+func (r *ConditionWriter) forgetService(key client.ObjectKey) {
+	for _, m := range []*faultMemory{r.faults, r.addressFaults, r.texts} {
+		m.forgetFault(key)
 	}
-	for _, list := range lists {
-		if err := r.Client.List(ctx, list, match...); err != nil {
-			return speakerReports{}, fmt.Errorf("reading the speakers' reports about Service %s: %w", key, err)
-		}
-	}
-	return speakerReports{l2.Items, bgp.Items}, nil
 }
 
 // ForecastUnannouncedCondition returns the condition of a Service that is about to get its first
@@ -194,48 +178,32 @@ func (r *ConditionWriter) ForecastUnannouncedCondition(ctx context.Context, s *c
 	if r.ConfigurationReader.HasUnreadChange() {
 		return none, false
 	}
-	if meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced) != nil {
+	config, _ := r.ConfigurationReader.LatestConfiguration()
+	if config == nil || meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced) != nil {
 		return none, false
 	}
 	v := view.FromService(s)
 	v.AssignedAddresses = assigned
-	if reported, err := r.readSpeakerReports(ctx, client.ObjectKeyFromObject(s)); err != nil || reported.isAnnounced() {
+	endpoints, reports, err := r.readService(ctx, config, &v)
+	if err != nil || len(reports.findReach(assigned).announced) > 0 {
 		return none, false
 	}
-	reason, text, err := r.explainUnannounced(ctx, s, &v)
+	svc := advertise.FromView(&v)
+	why := advertise.Explain(config.Snapshot, &svc, config.Nodes)
+	if !why.IsSet() && !endpoints.AnyServing {
+		why = noEndpoints()
+	}
 	// The pool may be newer than the snapshot.
-	if err != nil || reason == names.ReasonNotAnnounced || reason == names.ReasonAddressOutsidePools {
+	if !why.IsSet() || why.Reason == names.ReasonAddressOutsidePools {
 		return none, false
 	}
 	return metav1.Condition{
-		Type: names.ConditionAnnounced, Status: metav1.ConditionFalse, Reason: string(reason), Message: text, ObservedGeneration: s.Generation,
+		Type: names.ConditionAnnounced, Status: metav1.ConditionFalse, Reason: string(why.Reason), Message: why.Text, ObservedGeneration: s.Generation,
 	}, true
 }
 
-// explainUnannounced says why no speaker announces the Service, as far as the controller can see.
-func (r *ConditionWriter) explainUnannounced(ctx context.Context, s *corev1.Service, v *view.Service) (names.Reason, string, error) {
-	config, _ := r.ConfigurationReader.LatestConfiguration()
-	if config == nil {
-		return "", "", errors.New("the configuration has not been read yet")
-	}
-	svc := advertise.FromView(v)
-	if why := advertise.Explain(config.Snapshot, &svc, config.Nodes); why.IsSet() {
-		return why.Reason, why.Text, nil
-	}
-	var endpoints discoveryv1.EndpointSliceList
-	match := client.MatchingFields{endpointSlicesByServiceIndexName: s.Name}
-	if err := r.Client.List(ctx, &endpoints, client.InNamespace(s.Namespace), match); err != nil {
-		return "", "", fmt.Errorf("reading the endpoints of Service %s: %w", v.Key, err)
-	}
-	e := view.MergedEndpointsOfSlices(v.Key, endpoints.Items)
-	if !e.AnyServing {
-		return names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready", nil
-	}
-	text := fmt.Sprintf("no speaker reports that it announces the Service: check that speakers run on the selected nodes (kubectl get pods,speakerstatuses -n %s), that those nodes do not have the condition NetworkUnavailable", r.Scope.Namespace)
-	if links := advertise.LimitingInterfaces(config.Snapshot, &svc); len(links) > 0 {
-		text += ", that one of the interfaces " + strings.Join(links, ", ") + " exists with exactly this name and is usable (see links in the SpeakerStatus)"
-	}
-	return names.ReasonNotAnnounced, text + ", and what the speakers' logs say", nil
+func noEndpoints() names.Explanation {
+	return names.Explain(names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready")
 }
 
 // eventKindForUnannounced returns the type of the event, given the condition before. A Service that
@@ -248,18 +216,99 @@ func eventKindForUnannounced(before *metav1.Condition, reason names.Reason) stri
 	return corev1.EventTypeWarning
 }
 
-func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1.Service, c metav1.Condition) error {
-	after, before := s.DeepCopy(), meta.FindStatusCondition(s.Status.Conditions, c.Type)
-	if !meta.SetStatusCondition(&after.Status.Conditions, c) {
-		return nil
+// explainUnannounced says why nobody announces the addresses of v.
+func (r *ConditionWriter) explainUnannounced(ctx context.Context, config *configurationreader.Configuration, v *view.Service, endpoints *view.Endpoints, reports *speakerReports) (names.Explanation, error) {
+	svc := advertise.FromView(v)
+	if why := advertise.Explain(config.Snapshot, &svc, config.Nodes); why.IsSet() {
+		return why, nil
 	}
-	base := client.MergeFromWithOptions(s, client.MergeFromWithOptimisticLock{})
-	err := r.Client.Status().Patch(ctx, after, base)
-	if err == nil && c.Status == metav1.ConditionFalse && (before == nil || before.Reason != c.Reason) {
-		r.RecordEvent(s, eventKindForUnannounced(before, names.Reason(c.Reason)), names.EventAnnounceFailed, events.TruncateNote(c.Reason+": "+c.Message))
+	if !endpoints.AnyServing {
+		return noEndpoints(), nil
 	}
-	if apierrors.IsConflict(err) || client.IgnoreNotFound(err) == nil {
-		return nil // the newer object causes its own request
+	speakers, err := r.state.readSpeakers(ctx)
+	if err != nil {
+		return names.Explanation{}, err
 	}
-	return fmt.Errorf("writing the condition %s of Service %s/%s: %w", names.ConditionAnnounced, s.Namespace, s.Name, err)
+	if why := explainForeignHost(speakers, v.AssignedAddresses); why.IsSet() {
+		return why, nil
+	}
+	nodes := newNodeStates(config, v, endpoints, speakers, reports.sessions)
+	if why := advertise.ExplainNodes(config.Snapshot, &svc, nodes, advertise.LocalPolicy(v.HasLocalTrafficPolicy)); why.IsSet() {
+		return why, nil
+	}
+	return names.Explain(names.ReasonNotAnnounced, "nodes may announce the Service, and none reports that it does: look at the logs of the speakers (kubectl -n %s logs daemonset/gantry-speaker)", r.Scope.Namespace), nil
+}
+
+// writeAnnouncedCondition writes the condition if it has to change, and sends the events. It
+// returns when to look again.
+func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1.Service, c metav1.Condition) (ctrl.Result, error) {
+	key, now := client.ObjectKeyFromObject(s), r.Now()
+	before := meta.FindStatusCondition(s.Status.Conditions, c.Type)
+	sameWord := before != nil && before.Status == c.Status && before.Reason == c.Reason
+	if sameWord && before.Message != c.Message {
+		if wait := r.texts.untilTextChange(key, now); wait > 0 {
+			return ctrl.Result{RequeueAfter: wait}, nil
+		}
+	}
+	after := s.DeepCopy()
+	if meta.SetStatusCondition(&after.Status.Conditions, c) {
+		base := client.MergeFromWithOptions(s, client.MergeFromWithOptimisticLock{})
+		err := r.Client.Status().Patch(ctx, after, base)
+		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+			return ctrl.Result{}, nil // the newer object causes its own request
+		}
+		if err != nil {
+			return ctrl.Result{}, fmt.Errorf("writing the condition %s of Service %s: %w", c.Type, key, err)
+		}
+	}
+	written := meta.FindStatusCondition(after.Status.Conditions, c.Type)
+	if c.Status == metav1.ConditionTrue {
+		r.faults.forgetFault(key)
+		if before != nil && before.Status == metav1.ConditionFalse {
+			r.reportRecovery(ctx, s, before, written)
+		}
+		return ctrl.Result{}, nil
+	}
+	return r.remindOfFault(ctx, s, before, written), nil
+}
+
+// reportRecovery sends the event that the Service is announced again.
+func (r *ConditionWriter) reportRecovery(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) {
+	lasted := r.Now().Sub(before.LastTransitionTime.Time).Round(time.Second)
+	text := fmt.Sprintf("%s: %s; for %s it was not (%s)", after.Reason, after.Message, lasted, before.Reason)
+	r.RecordSeriesEvent(ctx, s, corev1.EventTypeNormal, names.EventAnnounced, events.TruncateNote(text))
+}
+
+// remindOfFault sends the Warning about a fault: at once if it is new or says something new,
+// otherwise when the next reminder is due.
+func (r *ConditionWriter) remindOfFault(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) ctrl.Result {
+	key, now := client.ObjectKeyFromObject(s), r.Now()
+	r.faults.recordReason(key, after.Reason)
+	isNew := before == nil || before.Status != after.Status || before.Reason != after.Reason || before.Message != after.Message
+	if !isNew {
+		wait := r.faults.untilReminder(key, now)
+		// A condition that was written with the first address has no Warning yet.
+		isBorn := isFresh(after, now) && !r.faults.hasWarned(key)
+		if wait > 0 && !isBorn {
+			return ctrl.Result{RequeueAfter: wait}
+		}
+	}
+	if kind := eventKindForUnannounced(before, names.Reason(after.Reason)); kind == corev1.EventTypeNormal && (isNew || isFresh(after, now)) {
+		r.faults.recordNotice(key, now)
+		r.RecordSeriesEvent(ctx, s, kind, names.EventAnnounceFailed, events.TruncateNote(after.Reason+": "+after.Message))
+		return ctrl.Result{RequeueAfter: freshFaultAge}
+	}
+	r.faults.recordWarning(key, now)
+	r.warn(ctx, s, names.EventAnnounceFailed, after)
+	return ctrl.Result{RequeueAfter: remindInterval}
+}
+
+// isFresh reports whether the condition has just got its status.
+func isFresh(c *metav1.Condition, now time.Time) bool {
+	return now.Sub(c.LastTransitionTime.Time) < freshFaultAge
+}
+
+// warn sends the Warning about a condition.
+func (r *ConditionWriter) warn(ctx context.Context, s *corev1.Service, reason string, c *metav1.Condition) {
+	r.RecordSeriesEvent(ctx, s, corev1.EventTypeWarning, reason, events.TruncateNote(c.Reason+": "+c.Message))
 }

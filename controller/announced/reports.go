@@ -3,6 +3,7 @@ package announced
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -10,30 +11,66 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// speakerReports are the speakers' reports about one Service.
+// speakerReports are what living speakers report about one Service.
 type speakerReports struct {
 	layer2Statuses []v1beta1.ServiceL2Status
-	bgpStatuses    []v1beta1.ServiceBGPStatus
+	// sessions are the BGP sessions that should carry the Service.
+	sessions []sessionReport
 }
 
-func (r speakerReports) isAnnounced() bool { return len(r.announcedProtocols()) > 0 }
+// sessionReport is a BGP session that should carry a Service.
+type sessionReport struct {
+	node, peer string
+	// carriesIPv4 and carriesIPv6 mean that the router has the Service's route of that family.
+	carriesIPv4, carriesIPv6 bool
+	// fault is why the session does not carry a family. It is zero if it carries all.
+	fault names.Explanation
+}
 
-// announcedProtocols lists the protocols by which the Service is announced.
-func (r speakerReports) announcedProtocols() []string {
-	var out []string
-	if len(r.layer2Statuses) > 0 {
-		out = append(out, "layer 2")
-	}
-	if slices.ContainsFunc(r.bgpStatuses, func(s v1beta1.ServiceBGPStatus) bool { return len(s.Status.Peers) > 0 }) {
-		out = append(out, "BGP")
+// carriesFamilyOf reports whether the router has the route to the address.
+func (s *sessionReport) carriesFamilyOf(a netip.Addr) bool {
+	return a.Is4() && s.carriesIPv4 || !a.Is4() && s.carriesIPv6
+}
+
+// reach says how clients reach a Service.
+type reach struct {
+	// announced and missing are the addresses that somebody announces, and those that nobody does.
+	announced, missing []netip.Addr
+	byLayer2           bool
+	byBGP              bool
+}
+
+// findReach returns how each of the addresses is announced.
+func (r *speakerReports) findReach(addresses []netip.Addr) reach {
+	var out reach
+	for _, a := range addresses {
+		layer2 := slices.ContainsFunc(r.layer2Statuses, func(s v1beta1.ServiceL2Status) bool { return announcesAddress(&s.Status, a) })
+		bgp := slices.ContainsFunc(r.sessions, func(s sessionReport) bool { return s.carriesFamilyOf(a) })
+		out.byLayer2, out.byBGP = out.byLayer2 || layer2, out.byBGP || bgp
+		if layer2 || bgp {
+			out.announced = append(out.announced, a)
+		} else {
+			out.missing = append(out.missing, a)
+		}
 	}
 	return out
 }
 
-// describeAnnouncement says by which protocols the Service is announced, and which foreign hosts
-// claim its addresses. It names no node, so that a failover changes nothing.
-func (r speakerReports) describeAnnouncement() (names.Reason, string) {
-	text := "announced by " + strings.Join(r.announcedProtocols(), " and ")
+// announcesAddress reports whether the node of the report answers for the address. A report of
+// another program has no addresses: it is about all of them.
+func announcesAddress(s *v1beta1.ServiceL2StatusStatus, a netip.Addr) bool {
+	return s.Gantry == nil || slices.Contains(s.Gantry.Addresses, a.String())
+}
+
+// describeAnnouncement says by which protocols the Service is announced, which sessions do not
+// carry it, and which foreign hosts claim its addresses. It names no node of layer 2, so that a
+// failover changes nothing.
+func (r *speakerReports) describeAnnouncement(found *reach) (names.Reason, string) {
+	text := describeProtocols(found)
+	if faulty := r.faultySessions(); found.byBGP && len(faulty) > 0 {
+		first := faulty[0]
+		text += fmt.Sprintf(", on %d of %d BGP sessions: not on %s on %s: %s (%s)", len(r.sessions)-len(faulty), len(r.sessions), first.peer, first.node, first.fault.Text, first.fault.Reason)
+	}
 	contested := r.contestedAddresses()
 	if len(contested) == 0 {
 		return names.ReasonAnnounced, text
@@ -42,10 +79,26 @@ func (r speakerReports) describeAnnouncement() (names.Reason, string) {
 		text, strings.Join(contested, ", and "))
 }
 
+func describeProtocols(found *reach) string {
+	var protocols []string
+	if found.byLayer2 {
+		protocols = append(protocols, "layer 2")
+	}
+	if found.byBGP {
+		protocols = append(protocols, "BGP")
+	}
+	return "announced by " + strings.Join(protocols, " and ")
+}
+
+// faultySessions returns the sessions that do not carry the Service.
+func (r *speakerReports) faultySessions() []sessionReport {
+	return slices.DeleteFunc(slices.Clone(r.sessions), func(s sessionReport) bool { return !s.fault.IsSet() })
+}
+
 // contestedAddresses lists the addresses that foreign hosts claim, each with the Ethernet address
 // of the oldest claim: an attacker who changes the Ethernet address in each frame does not cause a
 // write each time.
-func (r speakerReports) contestedAddresses() []string {
+func (r *speakerReports) contestedAddresses() []string {
 	var all []v1beta1.AddressConflict
 	for _, s := range r.layer2Statuses {
 		if s.Status.Gantry != nil {
@@ -61,4 +114,20 @@ func (r speakerReports) contestedAddresses() []string {
 		out = append(out, fmt.Sprintf("%s (%s)", c.Address, c.MAC))
 	}
 	return out
+}
+
+// describeMissing says which addresses are announced and which are not, and why.
+func describeMissing(found *reach, why names.Explanation) string {
+	if len(found.announced) == 0 {
+		return why.Text
+	}
+	return fmt.Sprintf("%s: %s; %s: %s", joinAddresses(found.announced), describeProtocols(found), joinAddresses(found.missing), why.Text)
+}
+
+func joinAddresses(all []netip.Addr) string {
+	var out []string
+	for _, a := range all {
+		out = append(out, a.String())
+	}
+	return strings.Join(out, ", ")
 }

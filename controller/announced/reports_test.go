@@ -1,6 +1,8 @@
 package announced
 
 import (
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,17 +15,19 @@ import (
 
 // newL2Report returns a node's report about a Service, with the claims of foreign hosts.
 func newL2Report(conflicts ...v1beta1.AddressConflict) v1beta1.ServiceL2Status {
-	return v1beta1.ServiceL2Status{Status: v1beta1.ServiceL2StatusStatus{Gantry: &v1beta1.ServiceL2StatusGantry{Conflicts: conflicts}}}
+	return v1beta1.ServiceL2Status{Status: v1beta1.ServiceL2StatusStatus{Gantry: &v1beta1.ServiceL2StatusGantry{Addresses: []string{"192.168.0.201", "fd00::1"}, Conflicts: conflicts}}}
 }
 
 func newConflict(address, mac string, second int64) v1beta1.AddressConflict {
 	return v1beta1.AddressConflict{Address: address, MAC: mac, Since: metav1.NewTime(time.Unix(second, 0))}
 }
 
-// The condition names the foreign hosts that speakers report, and nothing that changes without
-// need.
+// TestAnnouncementText checks that the condition names the foreign hosts and the sessions that
+// speakers report, and nothing that changes without need.
 func TestAnnouncementText(t *testing.T) {
-	peers := v1beta1.ServiceBGPStatus{Status: v1beta1.ServiceBGPStatusStatus{Peers: []string{"router"}}}
+	address := netip.MustParseAddr("192.168.0.201")
+	up := sessionReport{node: "node1", peer: "tor", carriesIPv4: true}
+	down := sessionReport{node: "node2", peer: "tor", fault: names.Explain(names.ReasonNoAnswer, "it is silent")}
 	for name, tt := range map[string]struct {
 		reports speakerReports
 		reason  names.Reason
@@ -32,8 +36,14 @@ func TestAnnouncementText(t *testing.T) {
 		"layer 2": {speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{newL2Report()}}, names.ReasonAnnounced, "announced by layer 2"},
 		"two nodes, an older speaker's among them": {
 			speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{newL2Report(), {}}}, names.ReasonAnnounced, "announced by layer 2"},
+		"BGP on all sessions": {
+			speakerReports{sessions: []sessionReport{up, up}}, names.ReasonAnnounced, "announced by BGP"},
+		"BGP on some sessions": {
+			speakerReports{sessions: []sessionReport{up, down}}, names.ReasonAnnounced, "announced by BGP, on 1 of 2 BGP sessions: not on tor on node2: it is silent (NoAnswer)"},
+		"layer 2, and no session is established": {
+			speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{newL2Report()}, sessions: []sessionReport{down}}, names.ReasonAnnounced, "announced by layer 2"},
 		"both protocols": {
-			speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{newL2Report()}, bgpStatuses: []v1beta1.ServiceBGPStatus{peers}}, names.ReasonAnnounced, "announced by layer 2 and BGP"},
+			speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{newL2Report()}, sessions: []sessionReport{up}}, names.ReasonAnnounced, "announced by layer 2 and BGP"},
 		"a foreign host": {
 			speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{newL2Report(newConflict("192.168.0.201", "02:00:00:00:00:99", 7))}},
 			names.ReasonForeignClaim, "announced by layer 2, but a foreign host claims 192.168.0.201 (02:00:00:00:00:99): "},
@@ -45,10 +55,34 @@ func TestAnnouncementText(t *testing.T) {
 			names.ReasonForeignClaim, "claims 192.168.0.201 (02:00:00:00:00:03), and fd00::1 (02:00:00:00:00:02): "},
 	} {
 		t.Run(name, func(t *testing.T) {
-			reason, text := tt.reports.describeAnnouncement()
+			found := tt.reports.findReach([]netip.Addr{address})
+			if len(found.missing) > 0 {
+				t.Fatalf("%v counts as not announced", found.missing)
+			}
+			reason, text := tt.reports.describeAnnouncement(&found)
 			if reason != tt.reason || !strings.Contains(text, tt.text) || (reason == names.ReasonAnnounced && text != tt.text) {
 				t.Errorf("got %s, %q; want %s, %q", reason, text, tt.reason, tt.text)
 			}
 		})
+	}
+}
+
+// TestEachAddressNeedsItsOwnAnnouncement checks the addresses of a dual-stack Service one by one.
+func TestEachAddressNeedsItsOwnAnnouncement(t *testing.T) {
+	four, six := netip.MustParseAddr("192.168.0.201"), netip.MustParseAddr("fd00::1")
+	onlyFour := newL2Report()
+	onlyFour.Status.Gantry.Addresses = []string{"192.168.0.201"}
+	for name, tt := range map[string]struct {
+		reports speakerReports
+		missing []netip.Addr
+	}{
+		"a node answers for one address":         {speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{onlyFour}}, []netip.Addr{six}},
+		"a session carries one family":           {speakerReports{sessions: []sessionReport{{carriesIPv6: true}}}, []netip.Addr{four}},
+		"layer 2 has one address, BGP the other": {speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{onlyFour}, sessions: []sessionReport{{carriesIPv6: true}}}, nil},
+		"nobody announces":                       {speakerReports{}, []netip.Addr{four, six}},
+	} {
+		if found := tt.reports.findReach([]netip.Addr{four, six}); !slices.Equal(found.missing, tt.missing) {
+			t.Errorf("%s: %v count as not announced, want %v", name, found.missing, tt.missing)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package advertise
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -123,6 +124,18 @@ func (f *nobodyAnnounces) inNamespaceRead() string {
 	return " in namespace " + f.snapshot.Namespace
 }
 
+// listAds names the advertisements that cover the Service.
+func (f *nobodyAnnounces) listAds() string {
+	var out []string
+	for _, ad := range f.layer2.Ads {
+		out = append(out, fmt.Sprintf("L2Advertisement %q", ad.Name))
+	}
+	for _, c := range f.bgp {
+		out = append(out, fmt.Sprintf("BGPAdvertisement %q", c.Ad.Name))
+	}
+	return "the " + joinLimitedBy(" and the ", out, maxNodesInText, "advertisements")
+}
+
 // quotePools lists the pools of the Service.
 func (f *nobodyAnnounces) quotePools() string {
 	var out []string
@@ -155,7 +168,7 @@ func (f *nobodyAnnounces) noNodeSelected() names.Explanation {
 	if f.selectsNode {
 		return names.Explanation{}
 	}
-	return names.Explanation{Reason: names.ReasonNoAdvertisement, Text: "the nodeSelectors of the advertisements match no node: correct them, or label a node"}
+	return names.Explanation{Reason: names.ReasonNoAdvertisement, Text: fmt.Sprintf("the nodeSelectors of %s match no node: correct them, or label a node", f.listAds())}
 }
 
 func (f *nobodyAnnounces) noPeer() names.Explanation {

@@ -208,29 +208,6 @@ func TestWithoutConfiguration(t *testing.T) {
 	}
 }
 
-func TestLimitingInterfaces(t *testing.T) {
-	limit := func(interfaces ...string) func(*snapshot.L2Advertisement) {
-		return func(ad *snapshot.L2Advertisement) { ad.Interfaces = interfaces }
-	}
-	for name, c := range map[string]struct {
-		edit func(*example)
-		want string
-	}{
-		"no advertisement":                       {func(*example) {}, ""},
-		"the interfaces of all advertisements":   {func(e *example) { e.answer(limit("eth1", "eth2"), "four"); e.answer(limit("eth0", "eth1"), "four") }, "eth0 eth1 eth2"},
-		"one advertisement has no limit":         {func(e *example) { e.answer(limit("eth1"), "four"); e.answer(nil, "four") }, ""},
-		"an advertisement of another pool":       {func(e *example) { e.answer(limit("eth1"), "four"); e.answer(nil, "six") }, "eth1"},
-		"routers get it, over any of the links":  {func(e *example) { e.answer(limit("eth1"), "four"); e.route(nil, "four") }, ""},
-		"a BGPAdvertisement for another Service": {func(e *example) { e.answer(limit("eth1"), "four"); e.route(nil, "six") }, "eth1"},
-	} {
-		e := newExample()
-		c.edit(e)
-		if got := strings.Join(LimitingInterfaces(&e.snapshot, &e.service), " "); got != c.want {
-			t.Errorf("%s: the interfaces are %q, want %q", name, got, c.want)
-		}
-	}
-}
-
 func TestServiceOfAView(t *testing.T) {
 	got := FromView(&view.Service{
 		Labels: map[string]string{"app": "web"}, RecordedPool: "four",

@@ -61,21 +61,3 @@ func appendLinksOfSubnet[L Link](out []int, a netip.Addr, links []L) []int {
 	}
 	return out
 }
-
-// LimitingInterfaces returns the interfaces to which the advertisements limit a Service, sorted. It
-// is empty if one of them has no limit.
-func LimitingInterfaces(s *snapshot.Snapshot, svc *Service) []string {
-	if routed, _ := BGP(s, svc); len(routed) > 0 {
-		return nil
-	}
-	var out []string
-	coverage, _ := Layer2(s, svc)
-	for _, ad := range coverage.Ads {
-		if len(ad.Interfaces) == 0 {
-			return nil
-		}
-		out = append(out, ad.Interfaces...)
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}

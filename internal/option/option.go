@@ -6,7 +6,6 @@ package option
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -100,11 +99,6 @@ func ParseFlags(fs *pflag.FlagSet, args []string, lookup func(string) (string, b
 // logLevelByName: "all" shows everything, "none" nothing.
 var logLevelByName = map[string]slog.Level{
 	"all": -100, "debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError, "none": 100,
-}
-
-// NewLogger returns a logger that writes lines of JSON at the level or above.
-func (c *CommonOptions) NewLogger(w io.Writer) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: logLevelByName[c.LogLevel]}))
 }
 
 // ConfigurationScope is the part of the configuration that is read.

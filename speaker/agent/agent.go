@@ -143,6 +143,7 @@ type Agent struct {
 	heldBindingByAddress map[netip.Addr]intent.Binding
 	checkpoint           checkpointState
 	unreportedEvents     []elect.Event
+	eventLog             eventLog
 	// gossipStateChanged and statusChanged are set when the end of a turn has to publish the state
 	// or the Status.
 	gossipStateChanged, statusChanged bool
@@ -166,6 +167,7 @@ func New(o Options) *Agent {
 		handoverRequests: latest.NewWake(),
 		handoverDone:     make(chan struct{}),
 		metrics:          newElectionMetrics(),
+		eventLog:         eventLog{log: o.Log},
 		portFaults: portFaults{
 			denialReasonByPort: map[portID]string{}, openErrorByPort: map[portID]string{},
 		},
@@ -216,6 +218,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case p := <-a.planUpdates:
+			a.eventLog.forgetPlan()
 			a.plan, a.statusChanged, a.addressProbes.snapshot = p.plan, true, p.snapshot
 			a.replaceRestoredBids(p)
 			in = append(in, p.electionInput())

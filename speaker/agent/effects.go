@@ -98,7 +98,7 @@ func (a *Agent) performElectionEffect(e elect.Effect) {
 		a.unreportedEvents = append(a.unreportedEvents, e)
 		a.statusChanged = true
 		a.metrics.countEvent(e)
-		a.options.Log.Info(e.Text, "address", e.Address, "reason", eventReasonOrKind(e))
+		a.eventLog.logEvent(e, &a.plan, a.options.Now())
 	case elect.HandoverFinished:
 		select {
 		case <-a.handoverDone:
@@ -106,13 +106,6 @@ func (a *Agent) performElectionEffect(e elect.Effect) {
 			close(a.handoverDone)
 		}
 	}
-}
-
-func eventReasonOrKind(e elect.Event) string {
-	if e.Reason != "" {
-		return string(e.Reason)
-	}
-	return e.Kind
 }
 
 // livenessProbes are the liveness probes without a result. One probe of the election is several

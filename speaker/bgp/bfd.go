@@ -161,7 +161,7 @@ func (w *worker) isSessionNew() bool {
 
 // endSessionForBFD ends the session because the path has failed.
 func (w *worker) endSessionForBFD(cause string) {
-	w.session.endWithNotification(fmt.Errorf("BFD: %s", cause), w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseBFDDown, "")))
+	w.session.endWithNotification(sessionFault{names.ReasonBFDDown, fmt.Errorf("BFD: %s", cause)}, w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseBFDDown, "")))
 }
 
 // endSessionWithoutBFDRecovery ends the session whose BFD session did not come Up again.

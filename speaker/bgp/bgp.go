@@ -127,6 +127,9 @@ type PeerSessionStatus struct {
 	EstablishedCount int
 	// Families are those of an established session.
 	Families []message.AFI
+	// CarriedFamilies are those of the Families whose routes have a next hop, so that the session
+	// can carry them.
+	CarriedFamilies []message.AFI
 	// WantedRouteCount is how many routes the router should have.
 	WantedRouteCount int
 	// AnnouncedRouteCount is how many routes an established session announces.
@@ -151,6 +154,9 @@ type PeerSessionStatus struct {
 	// LastError is one sentence on why the last session ended or
 	// could not be established; empty if none failed.
 	LastError string
+	// LastErrorReason is the Reason for LastError. LastErrorTime is when LastError was first seen.
+	LastErrorReason names.Reason
+	LastErrorTime   time.Time
 	// Messages are totals since the peer was configured.
 	Messages MessageCounts
 

@@ -215,6 +215,19 @@ func (h sessionNextHops) nextHopOfFamily(f message.AFI) (nextHop, linkLocal neti
 	return h.ipv6LinkLocal, netip.Addr{}
 }
 
+// carriedFamilies returns the families of the established session whose routes are announced: they
+// have a next hop, BFD does not hold them back, and a leaving node has not withdrawn them.
+func (w *worker) carriedFamilies() []message.AFI {
+	var out []message.AFI
+	rules := w.currentRules()
+	for _, f := range rules.families {
+		if nextHop, _ := rules.nextHops.nextHopOfFamily(f); nextHop.IsValid() && !rules.bfdHoldsBack && rules.shutdownPhase != routesWithdrawnForShutdown {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
 // isAddressOnLink reports whether an address belongs to a network of one of the node's links in the
 // VRF of a session.
 func isAddressOnLink(all []NodeAddress, device string, address netip.Addr) bool {

@@ -46,8 +46,9 @@ func (w *worker) recordAttemptFailure(err error) {
 	}
 	if text != w.status.LastError || w.status.State == Established {
 		w.log.Warn("no session", "router", w.status.RouterAddress, "error", text)
-		w.status.LastError = text
+		w.status.LastError, w.status.LastErrorTime = text, w.engine.options.Now()
 	}
+	w.status.LastErrorReason = reasonOfFailure(err)
 	w.enterState(Idle)
 	w.retryTimer.Reset(retryDelay(w.failedAttemptCount, w.currentDesiredState.peer.MaxReconnectDelay))
 	w.failedAttemptCount++

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
@@ -281,11 +282,11 @@ func (s *session) handleReadError(err error) {
 	case errors.Is(err, os.ErrDeadlineExceeded) && s.negotiated.HoldTime == 0:
 		s.endWithNotification(fmt.Errorf("no KEEPALIVE from the router within %s of its OPEN", firstKeepaliveWithoutHoldTimeTimeout), &message.Notification{Code: message.CodeHoldTimerExpired})
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		s.endWithNotification(fmt.Errorf("no message from the router for %s, the hold time", s.negotiated.HoldTime), &message.Notification{Code: message.CodeHoldTimerExpired})
+		s.endWithNotification(sessionFault{names.ReasonHoldTimeExpired, fmt.Errorf("no message from the router for %s, the hold time", s.negotiated.HoldTime)}, &message.Notification{Code: message.CodeHoldTimerExpired})
 	case errors.Is(err, io.EOF):
-		s.endWithNotification(errors.New("the router closed the connection without a NOTIFICATION"), nil)
+		s.endWithNotification(sessionFault{names.ReasonConnectionLost, errors.New("the router closed the connection without a NOTIFICATION")}, nil)
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		s.endWithNotification(errors.New("the router closed the connection in the middle of a message"), nil)
+		s.endWithNotification(sessionFault{names.ReasonConnectionLost, errors.New("the router closed the connection in the middle of a message")}, nil)
 	default:
 		s.endWithNotification(fmt.Errorf("the connection failed: %w", err), nil)
 	}
@@ -354,7 +355,7 @@ func explainMissingRouterOpen(err error) error {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &message.Notification{Code: message.CodeHoldTimerExpired, FaultText: fmt.Sprintf("it sent no OPEN within %s", receiveOpenTimeout)}
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET):
-		return errors.New("the router closed the connection before its OPEN: is this node configured as a neighbour there?")
+		return sessionFault{names.ReasonRefusedByRouter, errors.New("the router closed the connection before its OPEN: is this node configured as a neighbour there?")}
 	}
 	return err
 }

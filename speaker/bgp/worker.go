@@ -374,7 +374,8 @@ func (w *worker) enterState(s State) {
 // reportStatus reports the Status to the Engine.
 func (w *worker) reportStatus() {
 	w.status.RouterAddress = netip.AddrPortFrom(w.currentDesiredState.peer.Address, w.currentDesiredState.peer.Port)
-	w.status.AnnouncedRouteCount, w.status.NotConnectingReason, w.status.WithheldRouteReason = 0, w.currentDesiredState.peer.Blocked.Reason, names.Explanation{}
+	w.status.AnnouncedRouteCount, w.status.CarriedFamilies = 0, nil
+	w.status.NotConnectingReason, w.status.WithheldRouteReason = w.currentDesiredState.peer.Blocked.Reason, names.Explanation{}
 	w.status.WantedRouteCount = w.routes.wantedCount()
 	if w.status.NotConnectingReason == "" {
 		w.status.NotConnectingReason = w.failureReason
@@ -383,6 +384,7 @@ func (w *worker) reportStatus() {
 		w.status.NotConnectingReason = ""
 		w.status.AnnouncedRouteCount = w.routes.adjRIBOut.RouteCount()
 		w.status.WithheldRouteReason = w.routes.explainWithheld()
+		w.status.CarriedFamilies = w.carriedFamilies()
 	}
 	w.engine.recordStatus(w.status)
 }

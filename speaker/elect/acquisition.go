@@ -237,6 +237,9 @@ func (m *Machine) exchangeClaims(a *addressState, with string) {
 func takenEvent(a *addressState, self string, reason names.Reason, now time.Time) Event {
 	e := Event{Kind: EventAddressTaken, Address: a.ip, Reason: reason,
 		Text: fmt.Sprintf("%s is now held by node %s: %s", a.ip, self, clauseByReason[reason])}
+	if reason != reasonUnheld && a.highestKnownClaim.Holder != self {
+		e.FormerHolder = a.highestKnownClaim.Holder
+	}
 	if a.acquisition != nil && !a.acquisition.previousHolderSeenAt.IsZero() && reason == reasonHolderGone {
 		e.TakeoverDelay = now.Sub(a.acquisition.previousHolderSeenAt)
 	}

@@ -117,6 +117,8 @@ type Event struct {
 	// the host that answers, for EventForeignHostAnswers and EventStrayAnswer
 	AnsweringMAC facts.MAC
 	Text         string
+	// FormerHolder is the node from which this node took the address; empty if there was none.
+	FormerHolder string
 	// TakeoverDelay is the time from the last sign of life of the previous holder until this node
 	// took the address; 0 if it is not known.
 	TakeoverDelay time.Duration

@@ -56,6 +56,9 @@ type Plan struct {
 	// HealthChecks are the Services for which the service proxy of this node has to say whether it
 	// knows their endpoints here, sorted by Service.
 	HealthChecks []intent.HealthCheck
+	// NodeUnavailable is why the node announces nothing at all: NodeNetworkUnavailable,
+	// NodeExcluded or NodeLeaving. It is empty if the node may announce.
+	NodeUnavailable names.Reason
 	// NodeLeaving means that the node is excluded or drained and has to stop serving.
 	// Routes still has its routes.
 	NodeLeaving bool

@@ -63,6 +63,7 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 			}
 		}
 		p.plan.NodeLeaving, p.plan.NodeInternalIPs = self.IsLeaving || self.IsExcluded, self.InternalAddresses
+		p.plan.NodeUnavailable = unavailableReason(&self)
 	}
 	var verdicts, gone []*BGPVerdict
 	touched := map[netip.Prefix]struct{}{}
@@ -95,6 +96,19 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 	}
 	p.plan.BGPVerdicts = p.plan.BGPVerdicts.withEdits(verdicts, gone, func(x, y *BGPVerdict) int { return x.Service.Compare(y.Service) })
 	p.rebuildRoutes(touched)
+}
+
+// unavailableReason returns why a node announces nothing at all; empty if it may announce.
+func unavailableReason(n *view.Node) names.Reason {
+	switch {
+	case n.NetworkUnavailable:
+		return names.ReasonNodeNetworkUnavailable
+	case n.IsExcluded:
+		return names.ReasonNodeExcluded
+	case n.IsLeaving:
+		return names.ReasonNodeLeaving
+	}
+	return ""
 }
 
 // removeContribution removes what a Service adds to the routes, and marks its prefixes as touched.

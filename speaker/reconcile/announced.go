@@ -21,8 +21,14 @@ const (
 // AnnouncedMetrics is the metric for what the node announces. Register it. The zero
 // value announces nothing.
 type AnnouncedMetrics struct {
-	nodeName        string
+	nodeName string
+	// bgpSessions has the sessions: only what an established one carries is announced. It is nil
+	// without BGP.
+	bgpSessions     SessionSource
 	currentServices atomic.Pointer[announcedServices]
+	// memberCount is the number of living speakers, unreachableCount that of speakers that run and
+	// cannot be reached, conflictCount that of claims of foreign hosts.
+	memberCount, unreachableCount, conflictCount atomic.Int64
 }
 
 // announcedServices is what is announced by both protocols. It is immutable.
@@ -31,14 +37,22 @@ type announcedServices struct {
 	bgpVerdicts  plan.SortedList[*plan.BGPVerdict]
 }
 
-// NewAnnouncedMetrics returns the metric of a node.
-func NewAnnouncedMetrics(node string) *AnnouncedMetrics { return &AnnouncedMetrics{nodeName: node} }
+// NewAnnouncedMetrics returns the metric of a node with these BGP sessions.
+func NewAnnouncedMetrics(node string, sessions SessionSource) *AnnouncedMetrics {
+	return &AnnouncedMetrics{nodeName: node, bgpSessions: sessions}
+}
 
 var _ prometheus.Collector = (*AnnouncedMetrics)(nil)
 
 // The name and the labels are those of existing dashboards for this API.
 var announcedMetric = prometheus.NewDesc("metallb_speaker_announced", "Addresses of Services that this node announces.",
 	[]string{"service", "protocol", "node", "ip"}, nil)
+
+var (
+	membersMetric     = prometheus.NewDesc("gantry_speaker_members", "Speakers that take part in the gossip, as this one sees it, itself included.", nil, nil)
+	unreachableMetric = prometheus.NewDesc("gantry_speaker_unreachable_nodes", "Nodes whose speakers run, and with which this one cannot exchange gossip.", nil, nil)
+	conflictsMetric   = prometheus.NewDesc("gantry_speaker_foreign_claims", "Claims of foreign hosts to addresses that this node holds or wants to take.", nil, nil)
+)
 
 // setAnnouncedServices sets the Services held by layer 2, and those that the Plan announces by BGP.
 // A leaving node announces nothing by BGP.
@@ -51,13 +65,20 @@ func (a *AnnouncedMetrics) setAnnouncedServices(held []status.HeldService, p pla
 }
 
 // Describe implements prometheus.Collector.
-func (a *AnnouncedMetrics) Describe(c chan<- *prometheus.Desc) { c <- announcedMetric }
+func (a *AnnouncedMetrics) Describe(c chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{announcedMetric, membersMetric, unreachableMetric, conflictsMetric} {
+		c <- d
+	}
+}
 
 // Collect implements prometheus.Collector.
 func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
 	now := a.currentServices.Load()
 	if now == nil {
 		return
+	}
+	for d, n := range map[*prometheus.Desc]*atomic.Int64{membersMetric: &a.memberCount, unreachableMetric: &a.unreachableCount, conflictsMetric: &a.conflictCount} {
+		c <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n.Load()))
 	}
 	emit := func(service view.ObjectKey, protocol string, addresses []netip.Addr) {
 		for _, ip := range addresses {
@@ -67,9 +88,13 @@ func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
 	for _, h := range now.heldByLayer2 {
 		emit(h.Service, protocolLayer2, h.Addresses)
 	}
+	if a.bgpSessions == nil {
+		return
+	}
+	carriedByPeer := familiesCarriedByPeer(a.bgpSessions.Status())
 	for v := range now.bgpVerdicts.All() {
 		if v.Reason == names.ReasonAnnounced {
-			emit(v.Service, protocolBGP, v.Addresses)
+			emit(v.Service, protocolBGP, status.AddressesWithRoute(v, carriedByPeer))
 		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/plan"
 	"github.com/gantry-lb/gantry/speaker/status"
 )
@@ -96,17 +97,31 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 	}
 }
 
+// writeStatus writes the sessions first: there are few of them, and they say what routers have.
 func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) error {
-	if err := w.writeServiceBGPStatuses(ctx, p); err != nil {
+	sessions := w.options.Sessions.Status()
+	if err := w.writeBGPSessions(ctx, sessions); err != nil {
 		return err
 	}
-	return w.writeBGPSessions(ctx)
+	return w.writeServiceBGPStatuses(ctx, p, familiesCarriedByPeer(sessions))
 }
 
-// writeServiceBGPStatuses writes and removes ServiceBGPStatus objects of this node as the Plan
-// says.
-func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Plan) error {
-	want, all := status.ListBGPAnnouncements(p, w.options.ServiceBGPStatusLimit)
+// familiesCarriedByPeer returns what the established sessions carry.
+func familiesCarriedByPeer(sessions []bgp.PeerSessionStatus) map[string]status.CarriedFamilies {
+	out := make(map[string]status.CarriedFamilies, len(sessions))
+	for i := range sessions {
+		f := sessions[i].CarriedFamilies
+		if len(f) > 0 {
+			out[sessions[i].PeerName] = status.CarriedFamilies{IPv4: slices.Contains(f, message.FamilyIPv4), IPv6: slices.Contains(f, message.FamilyIPv6)}
+		}
+	}
+	return out
+}
+
+// writeServiceBGPStatuses writes and removes ServiceBGPStatus objects of this node, so that they
+// say which routers have the Services of the Plan.
+func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Plan, carriedByPeer map[string]status.CarriedFamilies) error {
+	want, all := status.ListBGPAnnouncements(p, carriedByPeer, w.options.ServiceBGPStatusLimit)
 	if all > w.options.ServiceBGPStatusLimit {
 		if !w.isServiceLimitLogged && w.options.ServiceBGPStatusLimit > 0 {
 			w.options.Log.Warn("this node announces too many Services to write ServiceBGPStatus objects; see --service-bgp-status", "services", all, "limit", w.options.ServiceBGPStatusLimit)
@@ -182,7 +197,7 @@ func (w *BGPStatusWriter) sendAnnouncedEvent(a status.BGPAnnouncement) {
 }
 
 // writeBGPSessions writes and removes BGPSession objects of this node as the sessions are.
-func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context) error {
+func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context, sessions []bgp.PeerSessionStatus) error {
 	var list v1alpha1.BGPSessionList
 	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace), client.MatchingLabels{names.LabelServiceStatusNode: w.options.Self}); err != nil {
 		return fmt.Errorf("listing BGPSessions: %w", err)
@@ -191,7 +206,7 @@ func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context) error {
 	for i := range list.Items {
 		stale[list.Items[i].Name] = &list.Items[i]
 	}
-	for _, s := range w.options.Sessions.Status() {
+	for _, s := range sessions {
 		name := status.BGPSessionName(w.options.Self, s.PeerName)
 		o := stale[name]
 		delete(stale, name)
@@ -227,8 +242,12 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v
 	if s.RouterAddress.IsValid() {
 		want.Address = s.RouterAddress.String()
 	}
+	if s.LastError != "" && !s.LastErrorTime.IsZero() {
+		at := metav1.NewTime(s.LastErrorTime.Truncate(time.Second))
+		want.LastErrorTime, want.LastErrorIsOver = &at, s.State == bgp.Established
+	}
 	state := status.BGPSessionState{
-		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastErrorText: s.LastError, Withheld: s.WithheldRouteReason,
+		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastErrorText: s.LastError, LastErrorReason: s.LastErrorReason, Withheld: s.WithheldRouteReason,
 	}
 	meta.SetStatusCondition(&want.Conditions, status.BuildEstablishedCondition(state))
 	if c, ok := status.BuildRoutesAnnouncedCondition(state); ok {
@@ -237,7 +256,7 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v
 		meta.RemoveStatusCondition(&want.Conditions, names.ConditionRoutesAnnounced)
 	}
 	if s.State == bgp.Established {
-		for _, f := range s.Families {
+		for _, f := range s.CarriedFamilies {
 			want.Families = append(want.Families, f.String())
 		}
 	}

@@ -78,6 +78,7 @@ func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
 		t.Fatal(err)
 	}
 	h := &bgpStatusHarness{sessions: &fakeBGPSessionSource{changed: make(chan struct{}, 1)}}
+	h.sessions.states = []bgp.PeerSessionStatus{establishedSession("tor1"), establishedSession("tor2")}
 	if h.api, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +115,11 @@ func (h *bgpStatusHarness) create(t *testing.T, o client.Object) {
 	}
 }
 
+// establishedSession is a session that carries IPv4.
+func establishedSession(peer string) bgp.PeerSessionStatus {
+	return bgp.PeerSessionStatus{PeerName: peer, State: bgp.Established, StateSince: time.Unix(1e9, 0), CarriedFamilies: []message.AFI{message.FamilyIPv4}}
+}
+
 // observe gives the writer a plan with the verdicts.
 func (h *bgpStatusHarness) observe(v ...*plan.BGPVerdict) {
 	h.writer.ObserveStatus(agent.Status{Plan: plan.Plan{BGPVerdicts: plan.NewSortedList(v...)}})
@@ -122,7 +128,7 @@ func (h *bgpStatusHarness) observe(v ...*plan.BGPVerdict) {
 // bgpVerdict is the verdict on a Service: announced to the peers, or without endpoints if there are
 // none.
 func bgpVerdict(name string, peers ...string) *plan.BGPVerdict {
-	v := &plan.BGPVerdict{Service: webServiceKey, Peers: peers, Reason: names.ReasonAnnounced}
+	v := &plan.BGPVerdict{Service: webServiceKey, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.10")}, Peers: peers, Reason: names.ReasonAnnounced}
 	if v.Service.Name = name; len(peers) == 0 {
 		v.Reason = names.ReasonNoEndpoints
 	}
@@ -179,6 +185,11 @@ func (h *bgpStatusHarness) testServiceBGPStatuses(t *testing.T) {
 	h.awaitAnnounced(t, "node1 default/web [tor1 tor2], labels web")
 	h.observe(bgpVerdict("dns", "tor1"), bgpVerdict("web", "tor2"))
 	h.awaitAnnounced(t, "node1 default/dns [tor1], labels dns", "node1 default/web [tor2], labels web")
+	down := bgp.PeerSessionStatus{PeerName: "tor1", State: bgp.Idle, StateSince: time.Unix(1e9, 0)}
+	h.sessions.setStates(down, establishedSession("tor2"))
+	h.awaitAnnounced(t, "node1 default/web [tor2], labels web") // no router has the other one
+	h.sessions.setStates(establishedSession("tor1"), establishedSession("tor2"))
+	h.awaitAnnounced(t, "node1 default/dns [tor1], labels dns", "node1 default/web [tor2], labels web")
 	h.observe(bgpVerdict("dns", "tor1"), bgpVerdict("third", "tor1"), bgpVerdict("web", "tor2"))
 	h.awaitAnnounced(t) // more than the limit
 	h.observe(bgpVerdict("web", "tor2"))
@@ -205,13 +216,13 @@ func (h *bgpStatusHarness) testAnnouncementEvent(t *testing.T) {
 
 func (h *bgpStatusHarness) testBGPSessions(t *testing.T) {
 	remote := netip.MustParseAddrPort("192.0.2.1:179")
-	up := bgp.PeerSessionStatus{PeerName: "tor1", RouterAddress: remote, State: bgp.Established, StateSince: time.Unix(1e9, 0), Families: []message.AFI{message.FamilyIPv4}, WantedRouteCount: 3, AnnouncedRouteCount: 3}
-	down := bgp.PeerSessionStatus{PeerName: "tor2", RouterAddress: remote, State: bgp.Idle, StateSince: time.Unix(1e9, 0), LastError: "connecting: refused"}
+	up := bgp.PeerSessionStatus{PeerName: "tor1", RouterAddress: remote, State: bgp.Established, StateSince: time.Unix(1e9, 0), CarriedFamilies: []message.AFI{message.FamilyIPv4}, WantedRouteCount: 3, AnnouncedRouteCount: 3}
+	down := bgp.PeerSessionStatus{PeerName: "tor2", RouterAddress: remote, State: bgp.Idle, StateSince: time.Unix(1e9, 0), LastError: "connecting: refused", LastErrorReason: names.ReasonConnectionRefused}
 	h.sessions.setStates(up, down)
-	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
+	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
 	up.AnnouncedRouteCount, up.WithheldRouteReason = 2, names.Explanation{Reason: names.ReasonNoNextHop, Text: "no next hop"}
 	h.sessions.setStates(up, down)
-	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle NoSession [] 0 connecting: refused")
+	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
 	up.WithheldRouteReason = names.Explanation{}
 	up.State, up.AnnouncedRouteCount, up.LastError = bgp.Active, 0, "the router closed the connection"
 	h.sessions.setStates(up)

@@ -3,9 +3,11 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -18,6 +20,9 @@ import (
 
 // writeSpeakerStatus writes the node's SpeakerStatus if it changed.
 func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.SpeakerStatusStatus) error {
+	if w.writtenSpeakerStatus != nil && w.isAsWritten(s) && w.options.Now().Sub(w.speakerStatusWrittenAt) < lastSeenInterval {
+		return nil
+	}
 	var before []metav1.Condition
 	if w.writtenSpeakerStatus != nil {
 		before = w.writtenSpeakerStatus.Conditions
@@ -27,10 +32,8 @@ func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.Speake
 	for _, c := range s.Conditions { // keeps the time of the last transition
 		meta.SetStatusCondition(&conditions, c)
 	}
-	s.Conditions = conditions
-	if w.writtenSpeakerStatus != nil && equality.Semantic.DeepEqual(*w.writtenSpeakerStatus, s) {
-		return nil
-	}
+	now := metav1.NewTime(w.options.Now().Truncate(time.Second).UTC())
+	s.Conditions, s.LastSeen = conditions, &now
 	o := &v1alpha1.SpeakerStatus{
 		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "SpeakerStatus"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.options.Namespace, Name: w.options.Self},
@@ -41,11 +44,31 @@ func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.Speake
 		// The Node is the owner, since the speaker's Pod is replaced too often.
 		o.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}}
 	}
-	if err := applyObjectAndStatus(ctx, w.options.Client, o); err != nil {
+	if err := w.applySpeakerStatus(ctx, o); err != nil {
 		return err
 	}
-	w.writtenSpeakerStatus = &s
+	w.writtenSpeakerStatus, w.speakerStatusWrittenAt = &s, w.options.Now()
 	return nil
+}
+
+// applySpeakerStatus writes only the status if the object exists.
+func (w *StatusWriter) applySpeakerStatus(ctx context.Context, o *v1alpha1.SpeakerStatus) error {
+	if w.writtenSpeakerStatus != nil {
+		if err := applyStatus(ctx, w.options.Client, o); !apierrors.IsNotFound(err) {
+			return err
+		}
+	}
+	return applyObjectAndStatus(ctx, w.options.Client, o)
+}
+
+// isAsWritten reports whether the status is the written one, apart from times.
+func (w *StatusWriter) isAsWritten(s v1alpha1.SpeakerStatusStatus) bool {
+	before := w.writtenSpeakerStatus.DeepCopy()
+	before.LastSeen, s.LastSeen = nil, nil
+	for i := range before.Conditions {
+		before.Conditions[i].LastTransitionTime = metav1.Time{}
+	}
+	return equality.Semantic.DeepEqual(*before, s)
 }
 
 // applyObjectAndStatus writes an object and its status by server-side apply.
@@ -56,15 +79,25 @@ func applyObjectAndStatus(ctx context.Context, c client.Client, o client.Object)
 	}
 	u := &unstructured.Unstructured{Object: content}
 	unstructured.RemoveNestedField(u.Object, "metadata", "creationTimestamp")
-	whole := u.DeepCopy()
 	unstructured.RemoveNestedField(u.Object, "status")
 	owner := client.FieldOwner(names.SpeakerEventSource)
 	if err := c.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), owner, client.ForceOwnership); err != nil {
 		return fmt.Errorf("writing %s %q: %w", o.GetObjectKind().GroupVersionKind().Kind, o.GetName(), err)
 	}
+	return applyStatus(ctx, c, o)
+}
+
+// applyStatus writes the status of an object by server-side apply.
+func applyStatus(ctx context.Context, c client.Client, o client.Object) error {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
+	if err != nil {
+		return fmt.Errorf("encoding %T %q: %w", o, o.GetName(), err)
+	}
+	whole := &unstructured.Unstructured{Object: content}
+	unstructured.RemoveNestedField(whole.Object, "metadata", "creationTimestamp")
 	unstructured.RemoveNestedField(whole.Object, "metadata", "labels")
 	unstructured.RemoveNestedField(whole.Object, "metadata", "ownerReferences")
-	if err := c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(whole), owner, client.ForceOwnership); err != nil {
+	if err := c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(whole), client.FieldOwner(names.SpeakerEventSource), client.ForceOwnership); err != nil {
 		return fmt.Errorf("writing the status of %s %q: %w", o.GetObjectKind().GroupVersionKind().Kind, o.GetName(), err)
 	}
 	return nil

@@ -38,7 +38,11 @@ type StatusWriter struct {
 	serviceL2StatusChanged *latest.Wake // appeared, changed or vanished
 
 	// Run owns the fields below.
-	conflicts                status.Conflicts
+	conflicts                status.Conflicts // about held addresses
+	acquireConflicts         status.Conflicts // about addresses that this node wants to take
+	missing                  missingNodes
+	awaitingProxySince       map[view.ObjectKey]time.Time
+	speakerStatusWrittenAt   time.Time
 	lastReportedSocketDenial string // the last message about raw sockets
 	writtenSpeakerStatus     *v1alpha1.SpeakerStatusStatus
 }
@@ -46,9 +50,11 @@ type StatusWriter struct {
 // StatusWriterOptions are what a StatusWriter needs.
 type StatusWriterOptions struct {
 	Client client.Client
-	Cache  cache.Cache
-	Events events.EventRecorder
-	Log    *slog.Logger
+	// LiveReader reads without a cache.
+	LiveReader client.Reader
+	Cache      cache.Cache
+	Events     events.EventRecorder
+	Log        *slog.Logger
 	// ServiceReference returns the Service for an event, or nil if there is no such Service.
 	ServiceReference func(view.ObjectKey) *corev1.Service
 	// SkippedLinks returns the links that are not usable, with the reasons.
@@ -71,6 +77,8 @@ const (
 	// concurrentWritesLimit bounds how many objects are written at once. A node that takes over
 	// thousands of addresses would need minutes to write them one by one.
 	concurrentWritesLimit = 16
+	// reportedProxyDelay is how long kube-proxy may take before its delay is reported.
+	reportedProxyDelay = 3 * time.Second
 )
 
 // NewStatusWriter returns a StatusWriter that writes nothing before Run.
@@ -115,18 +123,26 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 	retry.Stop()
 	look := time.NewTicker(statusRecheckWithoutEventInterval)
 	defer look.Stop()
+	ownCheck := time.NewTimer(time.Hour)
+	ownCheck.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case s = <-w.latestStatus.C():
 			observed = true
+			if w.observeMembers(ctx, s.MemberNames) {
+				ownCheck.Reset(ownStatusCheckDelay)
+			}
+			w.recordAwaitedProxies(s)
 			w.reportElectionEvents(s)
 			w.reportRawSocketDenial(ctx, s)
 		case <-w.serviceL2StatusChanged.C():
 		case <-retry.C:
+		case <-ownCheck.C:
+			w.forgetWrittenStatusIfMarkedDead(ctx)
 		case <-look.C:
-			if !w.conflicts.ForgetExpired(w.options.Now()) && w.writtenSpeakerStatus != nil && slices.Equal(w.writtenSpeakerStatus.Links, status.BuildSpeakerStatus(w.statusInputs(s)).Links) {
+			if !observed || !w.recheckWithoutEvent(ctx, s) {
 				continue
 			}
 		}
@@ -140,11 +156,53 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 	}
 }
 
-func (w *StatusWriter) statusInputs(s agent.Status) status.StatusInputs {
-	return status.StatusInputs{
-		Self: w.options.Self, Plan: s.Plan, HeldBindings: s.HeldBindings, UsableLinks: s.UsableLinks, SkippedLinks: w.options.SkippedLinks(), MemberNames: s.MemberNames, SendFaultByLinkIndex: s.SendFaultByLinkIndex, RawSocketDenialText: s.RawSocketDenialText,
-		Conflicts: &w.conflicts, Version: w.options.Version,
+// recheckWithoutEvent looks at what changes without an event. It reports whether something has to
+// be written.
+func (w *StatusWriter) recheckWithoutEvent(ctx context.Context, s agent.Status) bool {
+	now := w.options.Now()
+	changed := w.conflicts.ForgetExpired(now)
+	w.recordAwaitedProxies(s)
+	w.missing.observeNodes(w.nodesWithSpeakerPod(ctx), now)
+	if w.checkMissingNodes(ctx) || now.Sub(w.speakerStatusWrittenAt) >= lastSeenInterval {
+		changed = true
 	}
+	return changed || w.writtenSpeakerStatus == nil || !w.isAsWritten(status.BuildSpeakerStatus(w.statusInputs(s)))
+}
+
+// recordAwaitedProxies records since when Services wait for kube-proxy of this node.
+func (w *StatusWriter) recordAwaitedProxies(s agent.Status) {
+	waiting := map[view.ObjectKey]time.Time{}
+	record := func(k view.ObjectKey, reason names.Reason) {
+		if reason != names.ReasonServiceProxyNotReady {
+			return
+		}
+		since, known := w.awaitingProxySince[k]
+		if !known {
+			since = w.options.Now()
+		}
+		waiting[k] = since
+	}
+	for v := range s.Plan.Layer2Verdicts.All() {
+		record(v.Service, v.Reason)
+	}
+	for v := range s.Plan.BGPVerdicts.All() {
+		record(v.Service, v.Reason)
+	}
+	w.awaitingProxySince = waiting
+}
+
+func (w *StatusWriter) statusInputs(s agent.Status) status.StatusInputs {
+	in := status.StatusInputs{
+		Self: w.options.Self, Plan: s.Plan, HeldBindings: s.HeldBindings, UsableLinks: s.UsableLinks, SkippedLinks: w.options.SkippedLinks(), SendFaultByLinkIndex: s.SendFaultByLinkIndex, RawSocketDenialText: s.RawSocketDenialText,
+		Conflicts: &w.conflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version, UnreachableNodes: w.missing.unreachable(),
+	}
+	for k, since := range w.awaitingProxySince {
+		if w.options.Now().Sub(since) >= reportedProxyDelay {
+			in.AwaitingProxy = append(in.AwaitingProxy, k)
+		}
+	}
+	slices.SortFunc(in.AwaitingProxy, view.ObjectKey.Compare)
+	return in
 }
 
 // reportRawSocketDenial sends an event about the node, once for each change, if layer 2 does not
@@ -168,6 +226,8 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 		held[a] = true
 	}
 	w.conflicts.ForgetAddressesNotHeld(held)
+	wanted := w.wantedAddresses(s)
+	w.acquireConflicts.ForgetAddressesNotHeld(wanted)
 	if len(s.NewElectionEvents) == 0 {
 		return
 	}
@@ -181,10 +241,37 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 		if n.IsAnswerOfAnotherHost() && held[n.Address] && !w.conflicts.RecordConflict(n.Address, n.AnsweringMAC, w.options.Now()) {
 			continue
 		}
+		if n.Kind == elect.EventForeignHostAnswers && wanted[n.Address] && !w.acquireConflicts.RecordConflict(n.Address, n.AnsweringMAC, w.options.Now()) {
+			continue
+		}
 		for _, k := range services[n.Address] {
 			w.sendElectionEventOfService(k, n)
 		}
 	}
+}
+
+// wantedAddresses returns the addresses that this node may hold and that no node holds. It returns
+// none if there is no conflict that could be about one.
+func (w *StatusWriter) wantedAddresses(s agent.Status) map[netip.Addr]bool {
+	isConflict := func(n elect.Event) bool { return n.Kind == elect.EventForeignHostAnswers }
+	if len(w.acquireConflicts.All()) == 0 && !slices.ContainsFunc(s.NewElectionEvents, isConflict) {
+		return nil
+	}
+	wanted := map[netip.Addr]bool{}
+	for v := range s.Plan.Layer2Verdicts.All() {
+		for _, a := range v.Addresses {
+			wanted[a] = wanted[a] || v.IsNodeCandidate
+		}
+	}
+	for _, h := range s.Holders {
+		if h.IsAlive {
+			delete(wanted, h.Address)
+		}
+	}
+	for _, a := range s.HeldAddresses {
+		delete(wanted, a)
+	}
+	return wanted
 }
 
 func (w *StatusWriter) sendElectionEventOfService(k view.ObjectKey, n elect.Event) {
@@ -197,8 +284,10 @@ func (w *StatusWriter) sendElectionEventOfService(k view.ObjectKey, n elect.Even
 		w.options.Events.Eventf(svc, nil, corev1.EventTypeNormal, names.EventNodeAssigned, "Announce",
 			"announcing from node %q with protocol %q: %s", w.options.Self, protocolLayer2, n.Text)
 	// the action differs, since the API shows only the first of similar events
-	case elect.EventForeignHostAnswers, elect.EventStrayAnswer:
-		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", n.Kind, n.Text)
+	case elect.EventForeignHostAnswers:
+		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", names.ReasonForeignClaim, n.Text)
+	case elect.EventStrayAnswer:
+		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", names.ReasonStrayAnswer, n.Text)
 	}
 }
 
@@ -206,6 +295,9 @@ func (w *StatusWriter) sendElectionEventOfService(k view.ObjectKey, n elect.Even
 func (w *StatusWriter) writeStatus(ctx context.Context, in status.StatusInputs) error {
 	want := status.BuildHeldServices(in)
 	w.options.Metrics.setAnnouncedServices(want, in.Plan)
+	w.options.Metrics.memberCount.Store(int64(len(w.missing.members)))
+	w.options.Metrics.unreachableCount.Store(int64(len(in.UnreachableNodes)))
+	w.options.Metrics.conflictCount.Store(int64(len(w.conflicts.All()) + len(w.acquireConflicts.All())))
 	have, err := w.listServiceL2Statuses(ctx)
 	if err != nil {
 		return err

@@ -28,6 +28,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/bgp"
+	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -74,9 +76,10 @@ func newHarness(t *testing.T) *harness {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	announced := reconcile.NewAnnouncedMetrics(selfNode)
+	sessions := &fakeBGPSessionSource{states: []bgp.PeerSessionStatus{{PeerName: "tor", State: bgp.Established, CarriedFamilies: []message.AFI{message.FamilyIPv4}}}}
+	announced := reconcile.NewAnnouncedMetrics(selfNode, sessions)
 	d.writer = reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
-		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
+		Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
 		SkippedLinks: func() []facts.SkippedLink {
 			return []facts.SkippedLink{{Name: "storage0", Reason: facts.SkippedExcludedByName}}
 		},
@@ -267,7 +270,8 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 	d.awaitEventCounts("one of them was taken now", names.EventNodeAssigned,
 		map[string]int{`Service web: announcing from node "node1" with protocol "layer2": taken`: 1})
 	d.awaitSpeakerStatus("the speaker is described", func(s v1alpha1.SpeakerStatusStatus) bool {
-		return s.Node == selfNode && s.Version == "v1.2.3" && s.Held == 2 && slices.Equal(s.Members, []string{selfNode, otherNode}) && len(s.Links) == 3 &&
+		return s.Node == selfNode && s.Version == "v1.2.3" && s.Held == 2 && s.LastSeen != nil && len(s.Links) == 3 && len(s.Unreachable) == 0 &&
+			meta.IsStatusConditionTrue(s.Conditions, names.ConditionReady) &&
 			s.Links[2].Name == "storage0" && s.Links[2].Reason == string(names.ReasonLinkExcluded) &&
 			meta.IsStatusConditionTrue(s.Conditions, names.ConditionLayer2Usable) && meta.IsStatusConditionTrue(s.Conditions, names.ConditionUncontested)
 	})
@@ -277,10 +281,11 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.observeBindings(both)
+	d.checkStatusOfDeadSpeaker(both)
 	// its write comes after those of the status before
-	d.lastObservedStatus.MemberNames = []string{selfNode}
+	d.lastObservedStatus.Plan.NodeUnavailable = names.ReasonNodeLeaving
 	d.observeBindings(both)
-	d.awaitSpeakerStatus("a member is gone", func(s v1alpha1.SpeakerStatusStatus) bool { return slices.Equal(s.Members, []string{selfNode}) })
+	d.awaitSpeakerStatus("the node leaves", func(s v1alpha1.SpeakerStatusStatus) bool { return s.Unavailable == "NodeLeaving" })
 	if _, after, err := d.listServiceL2StatusLines(); err != nil || !cmp.Equal(before, after) {
 		t.Errorf("entries are written again without a change: %v, %v (%v)", before, after, err)
 	}
@@ -291,12 +296,12 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 	d.checkStatusOfForeignClaims(both)
 
 	d.lastObservedStatus.Plan.Routes = []*intent.Route{{Prefix: netip.MustParsePrefix("192.168.0.201/32")}}
-	d.lastObservedStatus.Plan.BGPVerdicts = plan.NewSortedList(&plan.BGPVerdict{Service: dnsServiceKey, Addresses: []netip.Addr{heldIPv4}, Reason: names.ReasonAnnounced}, &plan.BGPVerdict{Service: webServiceKey, Addresses: []netip.Addr{heldIPv6}, Reason: names.ReasonNoPeers})
+	d.lastObservedStatus.Plan.BGPVerdicts = plan.NewSortedList(&plan.BGPVerdict{Service: dnsServiceKey, Addresses: []netip.Addr{heldIPv4}, Peers: []string{"tor"}, Reason: names.ReasonAnnounced}, &plan.BGPVerdict{Service: webServiceKey, Addresses: []netip.Addr{heldIPv6}, Reason: names.ReasonNoPeers})
 	d.observeBindings(both[:1])
 	d.awaitServiceL2StatusLines("one address is given up", dnsServiceL2StatusLine, "default/web on node1 labelled default/web@node1 192.168.0.201")
 	d.awaitSpeakerStatus("one is left, and a route", func(s v1alpha1.SpeakerStatusStatus) bool { return s.Held == 1 && s.Routes == 1 })
 	const metric = "metallb_speaker_announced ip=192.168.0.201 node=node1 protocol="
-	if diff := cmp.Diff([]string{metric + "bgp service=default/dns", metric + "layer2 service=default/dns", metric + "layer2 service=default/web"}, d.metricLines()); diff != "" {
+	if diff := cmp.Diff([]string{"gantry_speaker_foreign_claims", "gantry_speaker_members", "gantry_speaker_unreachable_nodes", metric + "bgp service=default/dns", metric + "layer2 service=default/dns", metric + "layer2 service=default/web"}, d.metricLines()); diff != "" {
 		t.Errorf("the metrics are (-want +got)\n%s", diff)
 	}
 	d.observeBindings([]intent.Binding{{Address: heldIPv4, LinkIndexes: []int{3}}})
@@ -311,9 +316,39 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 		return s.Held == 0 && c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonRawSocketDenied)
 	})
 	d.awaitEventCounts("the event about the node is sent once", names.EventAnnounceFailed, map[string]int{
-		`Service web: Conflict: another host`: 1, `Service dns: Conflict: another host`: 1,
+		`Service web: ForeignClaim: another host`: 1, `Service dns: ForeignClaim: another host`: 1,
 		`Node node1: RawSocketDenied: node "node1" announces nothing by layer 2: raw sockets are not permitted`: 1,
 	})
+}
+
+// checkStatusOfDeadSpeaker lets another speaker vanish from the gossip: it is shown as dead, and as
+// holding nothing, and everything else that it wrote stays.
+func (d *harness) checkStatusOfDeadSpeaker(both []intent.Binding) {
+	d.t.Helper()
+	o := &v1alpha1.SpeakerStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: otherNode}}
+	d.createObject(o)
+	o.Status = v1alpha1.SpeakerStatusStatus{Node: otherNode, Held: 7, Version: "v1", Conditions: []metav1.Condition{
+		{Type: names.ConditionReady, Status: metav1.ConditionTrue, Reason: string(names.ReasonSpeakerRuns), LastTransitionTime: metav1.Now()},
+		{Type: names.ConditionLayer2Usable, Status: metav1.ConditionTrue, Reason: string(names.ReasonUsable), LastTransitionTime: metav1.Now()},
+	}}
+	if err := d.apiClient.Status().Update(d.t.Context(), o); err != nil {
+		d.t.Fatal(err)
+	}
+	d.lastObservedStatus.MemberNames = []string{selfNode}
+	d.observeBindings(both)
+	d.awaitCheck("the other speaker is dead", func() error {
+		if err := d.apiClient.Get(d.t.Context(), client.ObjectKeyFromObject(o), o); err != nil {
+			return err
+		}
+		c := meta.FindStatusCondition(o.Status.Conditions, names.ConditionReady)
+		if c == nil || c.Status != metav1.ConditionFalse || c.Reason != string(names.ReasonNoSpeaker) || o.Status.Held != 0 || o.Status.Version != "v1" || len(o.Status.Conditions) != 2 {
+			return fmt.Errorf("its SpeakerStatus is %+v", o.Status)
+		}
+		return nil
+	})
+	if err := d.apiClient.Delete(d.t.Context(), o); err != nil {
+		d.t.Fatal(err)
+	}
 }
 
 // checkRepairOfObjectsChangedByOthers changes the objects as other nodes and users may do.
@@ -362,7 +397,7 @@ func (d *harness) checkStatusOfForeignClaims(both []intent.Binding) {
 		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonForeignClaim) && strings.Contains(c.Message, foreignMAC.String())
 	})
 	d.awaitEventCounts("the event is sent once", names.EventAnnounceFailed, map[string]int{
-		`Service web: Conflict: another host`: 1, `Service dns: Conflict: another host`: 1,
+		`Service web: ForeignClaim: another host`: 1, `Service dns: ForeignClaim: another host`: 1,
 	})
 	d.observeBindings(both[1:]) // the address is given up, and taken again
 	d.awaitServiceL2StatusLines("no conflict over what is not held", "default/web on node1 labelled default/web@node1 fd00:a8::201")

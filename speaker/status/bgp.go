@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -17,8 +18,41 @@ import (
 // BGPAnnouncement means that a node announces a Service to routers.
 type BGPAnnouncement struct {
 	Service view.ObjectKey
-	// Peers are the names of the BGPPeers, sorted.
+	// Peers are the names of the BGPPeers whose routers have a route, sorted.
 	Peers []string
+}
+
+// CarriedFamilies says of which families an established session carries routes.
+type CarriedFamilies struct{ IPv4, IPv6 bool }
+
+// carriesAny reports whether the session carries the route of one of the addresses.
+func (c CarriedFamilies) carriesAny(addresses []netip.Addr) bool {
+	return slices.ContainsFunc(addresses, func(a netip.Addr) bool { return c.CarriesFamilyOf(a) })
+}
+
+// CarriesFamilyOf reports whether the session carries routes of the address's family.
+func (c CarriedFamilies) CarriesFamilyOf(a netip.Addr) bool {
+	return a.Is4() && c.IPv4 || !a.Is4() && c.IPv6
+}
+
+// PeersWithRoute returns those of the verdict's peers whose routers have a route to the Service.
+func PeersWithRoute(v *plan.BGPVerdict, carriedByPeer map[string]CarriedFamilies) []string {
+	missing := func(peer string) bool { return !carriedByPeer[peer].carriesAny(v.Addresses) }
+	if !slices.ContainsFunc(v.Peers, missing) {
+		return v.Peers // as usual: it is shared
+	}
+	return slices.DeleteFunc(slices.Clone(v.Peers), missing)
+}
+
+// AddressesWithRoute returns the addresses of the Service to which a router has a route.
+func AddressesWithRoute(v *plan.BGPVerdict, carriedByPeer map[string]CarriedFamilies) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range v.Addresses {
+		if slices.ContainsFunc(v.Peers, func(peer string) bool { return carriedByPeer[peer].CarriesFamilyOf(a) }) {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // BFDPathState is what BFD knows about the path of a session.
@@ -38,6 +72,7 @@ type BGPSessionState struct {
 	// or ended.
 	NotConnectingReason names.Reason
 	LastErrorText       string
+	LastErrorReason     names.Reason
 	// Withheld is why an established session does not carry all routes, or zero.
 	Withheld names.Explanation
 }
@@ -68,6 +103,8 @@ func BuildEstablishedCondition(s BGPSessionState) metav1.Condition {
 		c.Reason = string(s.NotConnectingReason)
 	case s.LastErrorText == "":
 		c.Message = "the router has not answered yet"
+	case s.LastErrorReason != "":
+		c.Reason = string(s.LastErrorReason)
 	}
 	return c
 }
@@ -93,20 +130,34 @@ func BuildPathWatchedCondition(p BFDPathState) (metav1.Condition, bool) {
 
 // ServiceBGPStatusName returns the name of the object for a node and a Service.
 func ServiceBGPStatusName(node string, service view.ObjectKey) string {
-	return "bgp-" + shortNameDigest(service.String()+"@"+node)
+	return joinObjectName(service.Namespace, service.Name, node)
 }
 
 // BGPSessionName returns the name of the object for a node and a BGPPeer.
-func BGPSessionName(node, peer string) string { return "session-" + shortNameDigest(peer+"@"+node) }
+func BGPSessionName(node, peer string) string { return joinObjectName(peer, node) }
 
-func shortNameDigest(text string) string {
-	sum := sha256.Sum256([]byte(text))
-	return hex.EncodeToString(sum[:8])
+// maxObjectNameLength is how many characters the name of an object may have.
+const maxObjectNameLength = 253
+
+// joinObjectName joins the parts of an object's name by dots, such as default.web.node1. Two
+// objects never get one name: if a part other than the last has a dot, or if the name is too long,
+// the name ends in a hash of the parts.
+func joinObjectName(parts ...string) string {
+	name := strings.Join(parts, ".")
+	isAmbiguous := slices.ContainsFunc(parts[:len(parts)-1], func(part string) bool { return strings.Contains(part, ".") })
+	if !isAmbiguous && len(name) <= maxObjectNameLength {
+		return name
+	}
+	sum := sha256.Sum256([]byte(strings.Join(parts, "/")))
+	digest := hex.EncodeToString(sum[:8])
+	return strings.TrimRight(name[:min(len(name), maxObjectNameLength-len(digest)-1)], ".-") + "-" + digest
 }
 
-// ListBGPAnnouncements returns what the Plan announces by BGP, sorted by Service, and the number of
-// these Services. A leaving node announces nothing. Above the limit it returns only the number.
-func ListBGPAnnouncements(p plan.Plan, limit int) (out []BGPAnnouncement, all int) {
+// ListBGPAnnouncements returns what routers have of the Services that the Plan announces by BGP,
+// sorted by Service, and the number of Services in the Plan. A Service without a session that
+// carries it is left out. A leaving node announces nothing. Above the limit it returns only the
+// number.
+func ListBGPAnnouncements(p plan.Plan, carriedByPeer map[string]CarriedFamilies, limit int) (out []BGPAnnouncement, all int) {
 	if p.NodeLeaving {
 		return nil, 0
 	}
@@ -119,8 +170,11 @@ func ListBGPAnnouncements(p plan.Plan, limit int) (out []BGPAnnouncement, all in
 		return nil, all
 	}
 	for v := range p.BGPVerdicts.All() {
-		if v.Reason == names.ReasonAnnounced {
-			out = append(out, BGPAnnouncement{v.Service, v.Peers})
+		if v.Reason != names.ReasonAnnounced {
+			continue
+		}
+		if peers := PeersWithRoute(v, carriedByPeer); len(peers) > 0 {
+			out = append(out, BGPAnnouncement{v.Service, peers})
 		}
 	}
 	return out, all

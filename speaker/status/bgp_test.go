@@ -50,10 +50,11 @@ func TestEstablishedCondition(t *testing.T) {
 		reason  names.Reason
 		says    string
 	}{
-		"it is up":      {session: status.BGPSessionState{Established: true, LastErrorText: "it ended once"}, want: metav1.ConditionTrue, reason: names.ReasonEstablished, says: "is established"},
-		"it ended":      {session: status.BGPSessionState{LastErrorText: "the router closed it"}, want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "the router closed it"},
-		"it begins":     {want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "not answered yet"},
-		"none is tried": {session: status.BGPSessionState{NotConnectingReason: names.ReasonNoGateway, LastErrorText: "no gateway"}, want: metav1.ConditionFalse, reason: names.ReasonNoGateway, says: "no gateway"},
+		"it is up":       {session: status.BGPSessionState{Established: true, LastErrorText: "it ended once"}, want: metav1.ConditionTrue, reason: names.ReasonEstablished, says: "is established"},
+		"it ended":       {session: status.BGPSessionState{LastErrorText: "the router closed it"}, want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "the router closed it"},
+		"it was refused": {session: status.BGPSessionState{LastErrorText: "bad AS", LastErrorReason: names.ReasonWrongASNumber}, want: metav1.ConditionFalse, reason: names.ReasonWrongASNumber, says: "bad AS"},
+		"it begins":      {want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "not answered yet"},
+		"none is tried":  {session: status.BGPSessionState{NotConnectingReason: names.ReasonNoGateway, LastErrorText: "no gateway"}, want: metav1.ConditionFalse, reason: names.ReasonNoGateway, says: "no gateway"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c := status.BuildEstablishedCondition(tc.session); c.Status != tc.want || c.Reason != string(tc.reason) || !strings.Contains(c.Message, tc.says) {
@@ -85,26 +86,47 @@ func TestRoutesAnnouncedCondition(t *testing.T) {
 
 func TestBGPAnnouncementsAreListedAndCompared(t *testing.T) {
 	key := func(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
+	addresses := []netip.Addr{netip.MustParseAddr("192.0.2.10")}
 	p := plan.Plan{BGPVerdicts: plan.NewSortedList(
-		&plan.BGPVerdict{Service: key("a"), Peers: []string{"tor1", "tor2"}, Reason: names.ReasonAnnounced},
-		&plan.BGPVerdict{Service: key("b"), Reason: names.ReasonNoEndpoints},
-		&plan.BGPVerdict{Service: key("c"), Peers: []string{"tor1"}, Reason: names.ReasonAnnounced},
+		&plan.BGPVerdict{Service: key("a"), Addresses: addresses, Peers: []string{"tor1", "tor2"}, Reason: names.ReasonAnnounced},
+		&plan.BGPVerdict{Service: key("b"), Addresses: addresses, Reason: names.ReasonNoEndpoints},
+		&plan.BGPVerdict{Service: key("c"), Addresses: addresses, Peers: []string{"tor1"}, Reason: names.ReasonAnnounced},
 	)}
+	both := status.CarriedFamilies{IPv4: true, IPv6: true}
+	sessions := map[string]status.CarriedFamilies{"tor1": both, "tor2": both}
 	want := []status.BGPAnnouncement{{key("a"), []string{"tor1", "tor2"}}, {key("c"), []string{"tor1"}}}
-	if got, all := status.ListBGPAnnouncements(p, 2); all != 2 || !reflect.DeepEqual(got, want) {
+	if got, all := status.ListBGPAnnouncements(p, sessions, 2); all != 2 || !reflect.DeepEqual(got, want) {
 		t.Errorf("they are %+v, want %+v", got, want)
 	}
-	if got, all := status.ListBGPAnnouncements(p, 1); all != 2 || got != nil {
+	if got, all := status.ListBGPAnnouncements(p, sessions, 1); all != 2 || got != nil {
 		t.Errorf("above the limit they are %+v of %d", got, all)
 	}
+	sessions["tor1"] = status.CarriedFamilies{IPv6: true}
+	if got, _ := status.ListBGPAnnouncements(p, sessions, 2); !reflect.DeepEqual(got, []status.BGPAnnouncement{{key("a"), []string{"tor2"}}}) {
+		t.Errorf("with one session that carries only IPv6 they are %+v", got)
+	}
+	if got := status.AddressesWithRoute(&plan.BGPVerdict{Addresses: append(addresses, netip.MustParseAddr("fd00::1")), Peers: []string{"tor1"}}, sessions); len(got) != 1 || got[0].Is4() {
+		t.Errorf("over a session that carries only IPv6 the routers have %v", got)
+	}
 	p.NodeLeaving = true
-	if got, all := status.ListBGPAnnouncements(p, 2); len(got)+all > 0 {
+	if got, all := status.ListBGPAnnouncements(p, sessions, 2); len(got)+all > 0 {
 		t.Errorf("a node that leaves announces %+v", got)
 	}
 	have := []status.BGPAnnouncement{{key("a"), []string{"tor1"}}, {key("b"), []string{"tor1"}}, {key("c"), []string{"tor1"}}}
 	write, remove := status.DiffBGPAnnouncements(want, have)
 	if !reflect.DeepEqual(write, want[:1]) || !reflect.DeepEqual(remove, []view.ObjectKey{key("b")}) {
 		t.Errorf("write %+v and remove %v", write, remove)
+	}
+	for got, want := range map[string]string{
+		status.ServiceBGPStatusName("node-1", key("web")): "default.web.node-1",
+		status.BGPSessionName("node-1.rack-2", "tor"):     "tor.node-1.rack-2",
+	} {
+		if got != want {
+			t.Errorf("an object has the name %q, want %q", got, want)
+		}
+	}
+	if a, b := status.BGPSessionName("b.c", "a"), status.BGPSessionName("c", "a.b"); a == b || len(status.BGPSessionName(strings.Repeat("n", 200), strings.Repeat("p", 200))) > 253 {
+		t.Errorf("names are ambiguous or too long: %s, %s", a, b)
 	}
 	if status.ServiceBGPStatusName("n1", key("a")) == status.ServiceBGPStatusName("n2", key("a")) || status.BGPSessionName("n", "a") == status.BGPSessionName("a", "n") {
 		t.Error("two objects have one name")

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -27,10 +28,58 @@ func BuildSpeakerStatus(in StatusInputs) v1alpha1.SpeakerStatusStatus {
 	if in.Plan.NodeLeaving { // the routes are being withdrawn
 		routes = 0
 	}
-	return v1alpha1.SpeakerStatusStatus{
-		Node: in.Self, Version: in.Version, Routes: int32(routes), Held: int32(len(in.HeldBindings)), Members: in.MemberNames, Links: listSpeakerLinks(in),
-		Conditions: []metav1.Condition{layer2UsableCondition(in), uncontestedCondition(in)},
+	out := v1alpha1.SpeakerStatusStatus{
+		Node: in.Self, Version: in.Version, Routes: int32(routes), Held: int32(len(in.HeldBindings)), Links: listSpeakerLinks(in),
+		Unavailable: string(in.Plan.NodeUnavailable), Unreachable: in.UnreachableNodes[:min(len(in.UnreachableNodes), maxListedInStatus)],
+		Conditions: []metav1.Condition{readyCondition(), layer2UsableCondition(in), uncontestedCondition(in), gossipCondition(in)},
 	}
+	for _, l := range out.Links {
+		if l.Usable {
+			out.UsableLinks = append(out.UsableLinks, l.Name)
+		}
+	}
+	for _, k := range in.AwaitingProxy[:min(len(in.AwaitingProxy), maxListedInStatus)] {
+		out.AwaitingProxy = append(out.AwaitingProxy, k.String())
+	}
+	all := slices.Concat(in.Conflicts.All(), in.AcquireConflicts.All())
+	for _, c := range all[:min(len(all), maxListedInStatus)] {
+		out.Conflicts = append(out.Conflicts, v1alpha1.SpeakerConflict{Address: c.Address.String(), MAC: c.ForeignMAC.String(), Since: metav1.NewTime(c.FirstSeenAt.Truncate(time.Second).UTC())})
+	}
+	return out
+}
+
+// maxListedInStatus bounds the lists of a SpeakerStatus, so that it stays small.
+const maxListedInStatus = 16
+
+// readyCondition says that this speaker lives. Another speaker replaces it when this one is dead.
+func readyCondition() metav1.Condition {
+	return metav1.Condition{Type: names.ConditionReady, Status: metav1.ConditionTrue, Reason: string(names.ReasonSpeakerRuns), Message: "the speaker runs"}
+}
+
+// DeadSpeakerStatus is what a living speaker writes about a dead one: it holds nothing and
+// announces nothing.
+func DeadSpeakerStatus(node, witness string, now time.Time) v1alpha1.SpeakerStatusStatus {
+	return v1alpha1.SpeakerStatusStatus{Conditions: []metav1.Condition{{
+		Type: names.ConditionReady, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSpeaker), LastTransitionTime: metav1.NewTime(now),
+		Message: fmt.Sprintf("the speaker of node %s has left, or is silent, as the speaker of node %s sees it: look at its Pod and at the node", node, witness),
+	}}}
+}
+
+// gossipCondition says whether the speaker exchanges gossip with every living speaker.
+func gossipCondition(in StatusInputs) metav1.Condition {
+	if len(in.UnreachableNodes) == 0 {
+		return metav1.Condition{Type: names.ConditionGossip, Status: metav1.ConditionTrue, Reason: string(names.ReasonGossipComplete), Message: "the speaker exchanges gossip with every other one that runs"}
+	}
+	return metav1.Condition{Type: names.ConditionGossip, Status: metav1.ConditionFalse, Reason: string(names.ReasonGossipBlocked), Message: GossipBlockedText(in.UnreachableNodes)}
+}
+
+// GossipBlockedText says with which nodes no gossip is exchanged, and what to do.
+func GossipBlockedText(nodes []string) string {
+	text := strings.Join(nodes[:min(len(nodes), maxConflictsNamedInMessage)], ", ")
+	if more := len(nodes) - maxConflictsNamedInMessage; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return fmt.Sprintf("no gossip is exchanged with the speakers of %s, although they run: let TCP and UDP of the gossip port pass between the nodes in both directions", text)
 }
 
 // listSpeakerLinks lists the node's links except those of container networks, which come

@@ -5,8 +5,6 @@
 package status
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,8 +24,7 @@ type Layer2Announcement struct {
 
 // ObjectName returns the name of the entry's object. It depends only on the node and the Service.
 func (e Layer2Announcement) ObjectName() string {
-	sum := sha256.Sum256([]byte(e.Service.String() + "@" + e.Node))
-	return "l2-" + hex.EncodeToString(sum[:8])
+	return joinObjectName(e.Service.Namespace, e.Service.Name, e.Node)
 }
 
 // Compare orders entries by Service, then node.
@@ -63,12 +60,16 @@ type StatusInputs struct {
 	SkippedLinks []facts.SkippedLink
 	// SendFaultByLinkIndex has what cannot be sent on a link and why, by the index of the link.
 	SendFaultByLinkIndex map[int]string
-	// MemberNames are the nodes with a live speaker, this one included, sorted.
-	MemberNames []string
+	// UnreachableNodes are the nodes whose speakers run, and with which this one cannot exchange
+	// gossip, sorted.
+	UnreachableNodes []string
+	// AwaitingProxy are the Services with endpoints here that kube-proxy does not know yet, sorted.
+	AwaitingProxy []view.ObjectKey
 	// RawSocketDenialText is why raw sockets are not permitted; empty if they are.
 	RawSocketDenialText string
-	// Conflicts are the claims of foreign hosts.
-	Conflicts *Conflicts
+	// Conflicts are the claims of foreign hosts to held addresses. AcquireConflicts are those to
+	// addresses that this node wants to take.
+	Conflicts, AcquireConflicts *Conflicts
 }
 
 // BuildHeldServices returns what this node announces: one entry for each Service of

@@ -32,7 +32,7 @@ var (
 // which shares the first.
 func exampleInputs(bindings ...intent.Binding) StatusInputs {
 	return StatusInputs{
-		Self: "a", UsableLinks: exampleLinks, MemberNames: []string{"a", "b"}, HeldBindings: bindings,
+		Self: "a", UsableLinks: exampleLinks, UnreachableNodes: []string{"b"}, HeldBindings: bindings,
 		Plan: plan.Plan{Layer2Verdicts: plan.NewSortedList(
 			&plan.Layer2Verdict{Service: webServiceKey, Addresses: []netip.Addr{heldIPv6, heldIPv4}}, &plan.Layer2Verdict{Service: dnsServiceKey, Addresses: []netip.Addr{heldIPv4}},
 		)},
@@ -169,8 +169,8 @@ func TestBuildSpeakerStatus(t *testing.T) {
 		lines = append(lines, strings.TrimSpace(fmt.Sprint(l.Name, " ", l.Usable, " ", l.Reason, " ", l.Message)))
 	}
 	want := []string{"br-port false LinkMember", "eth0 true", "eth1 false PortFailed opening NDP socket on \"eth1\": no buffers", "eth2 false LinkDown", "storage0 false LinkExcluded", "tap0 false LinkNoEthernet"}
-	if diff := cmp.Diff(want, lines); diff != "" || s.Held != 1 || !slices.Equal(s.Members, []string{"a", "b"}) {
-		t.Errorf("held %d, members %v, links (-want +got)\n%s", s.Held, s.Members, diff)
+	if diff := cmp.Diff(want, lines); diff != "" || s.Held != 1 || !slices.Equal(s.Unreachable, []string{"b"}) {
+		t.Errorf("held %d, unreachable %v, links (-want +got)\n%s", s.Held, s.Unreachable, diff)
 	}
 	if c := speakerCondition(in, names.ConditionLayer2Usable); c.Status != metav1.ConditionTrue || c.Reason != string(names.ReasonUsable) {
 		t.Errorf("the condition is %+v", c)

@@ -73,6 +73,11 @@ func (s *Cluster) runOnHost(host, stdin, name string, args ...string) error {
 	return nil
 }
 
+// RunOnHost runs a program in a host's network namespace.
+func (s *Cluster) RunOnHost(host, name string, args ...string) error {
+	return s.runOnHost(host, "", name, args...)
+}
+
 // DeleteNeighborEntriesRepeatedly deletes the neighbor entries of the addresses on a host every 50
 // ms until ctx ends. So the host has to ask the LAN again, if a stream on it uses the addresses.
 func (s *Cluster) DeleteNeighborEntriesRepeatedly(ctx context.Context, host string, addresses ...netip.Addr) {

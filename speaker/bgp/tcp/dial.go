@@ -72,12 +72,23 @@ func explainDialError(err error, o bgp.DialOptions) error {
 		} else {
 			what += " Does it require a password?"
 		}
-		return fmt.Errorf("connecting to %s: no answer within %s: %s", o.RouterAddress, dialTimeout, what)
+		return fmt.Errorf("connecting to %s: no answer within %s: %s%w", o.RouterAddress, dialTimeout, what, silentError{err})
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("connecting to %s: refused: does BGP run there, with this node as a neighbour?", o.RouterAddress)
+		return fmt.Errorf("connecting to %s: refused: does BGP run there, with this node as a neighbour?%w", o.RouterAddress, silentError{err})
+	case isRouterUnreachable(err):
+		return fmt.Errorf("connecting to %s: no host answers for this address: correct peerAddress, or repair the path to the router: %w", o.RouterAddress, err)
 	}
 	return fmt.Errorf("connecting to %s: %w", o.RouterAddress, err)
 }
+
+// silentError keeps an error for errors.Is where its text would say nothing new.
+type silentError struct{ cause error }
+
+// Error implements error.
+func (silentError) Error() string { return "" }
+
+// Unwrap returns the error.
+func (e silentError) Unwrap() error { return e.cause }
 
 // isDialTimeout reports whether the router did not answer. The net package has two such errors.
 func isDialTimeout(err error) bool {

@@ -1,0 +1,209 @@
+package advertise
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// NodeState is what is known of a node that may announce a Service.
+type NodeState struct {
+	snapshot.NodeLabels
+	// Fault is why the node announces nothing at all. It is zero if it may announce.
+	Fault names.Explanation
+	// Layer2Fault is why the node announces nothing by layer 2. It is zero if it may.
+	Layer2Fault names.Explanation
+	// UsableInterfaces are the names of the usable links. It is nil if they are not known.
+	UsableInterfaces []string
+	// HasEndpoints says that an endpoint of the Service serves on the node. IsProxyBehind says that
+	// kube-proxy on the node does not know it yet.
+	HasEndpoints, IsProxyBehind bool
+	// SessionFaultByPeer has the reason for each BGPPeer whose router gets no route from the node.
+	SessionFaultByPeer map[string]names.Explanation
+}
+
+// LocalPolicy says whether only nodes with an endpoint announce the Service.
+type LocalPolicy bool
+
+// nodeFault is why one node does not announce the Service.
+type nodeFault struct {
+	node         string
+	hasEndpoints bool
+	names.Explanation
+}
+
+// reasonsByWeight are the reasons of nodes, the most telling first.
+var reasonsByWeight = []names.Reason{
+	names.ReasonRawSocketDenied, names.ReasonNoLinks, names.ReasonNoSession, names.ReasonNodeNetworkUnavailable, names.ReasonNodeLeaving,
+	names.ReasonNodeExcluded, names.ReasonNoSpeaker, names.ReasonServiceProxyNotReady, names.ReasonNoPeers, names.ReasonNoLocalEndpoints, names.ReasonNoAdvertisement,
+}
+
+// ExplainNodes says for a Service that is announced by no node what keeps each node from it. Its
+// Reason is the most telling one: that of a node with endpoints comes first. Nothing is set if at
+// least one node should announce the Service. Explain has to come first: it explains what is wrong
+// with the advertisements themselves.
+func ExplainNodes(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalPolicy) names.Explanation {
+	layer2, layer2Reason := Layer2(s, svc)
+	bgp, _ := BGP(s, svc)
+	var faults []nodeFault
+	var sessions sessionFaults
+	for i := range nodes {
+		n := &nodes[i]
+		node := view.Node{Name: n.Name, Labels: n.Labels, IsExcluded: view.IsExcludedByLabels(n.Labels)}
+		own := selectNodeAds(bgp, &node)
+		byLayer2 := layer2Reason == "" && layer2.selectsNode(&node)
+		fault := n.faultBeforeProtocols(&node, byLayer2 || len(own) > 0, local)
+		if fault.IsSet() {
+			faults = append(faults, nodeFault{n.Name, n.HasEndpoints, fault})
+			continue
+		}
+		if byLayer2 {
+			fault = n.layer2Fault(layer2.Ads, &node)
+			if !fault.IsSet() {
+				return names.Explanation{}
+			}
+		}
+		if len(own) > 0 {
+			routed := sessions.addNode(n, PeerNames(own, s.Peers, &node))
+			if !routed.IsSet() {
+				return names.Explanation{}
+			}
+			if !fault.IsSet() {
+				fault = routed
+			}
+		}
+		faults = append(faults, nodeFault{n.Name, n.HasEndpoints, fault})
+	}
+	return combineNodeFaults(faults, &sessions, local)
+}
+
+// faultBeforeProtocols returns why the node announces the Service by no protocol.
+func (n *NodeState) faultBeforeProtocols(node *view.Node, isSelected bool, local LocalPolicy) names.Explanation {
+	switch {
+	case !isSelected:
+		return names.Explain(names.ReasonNoAdvertisement, "no advertisement of the Service selects the node")
+	case bool(local) && !n.HasEndpoints:
+		return names.Explain(names.ReasonNoLocalEndpoints, "no endpoint of the Service serves there")
+	case node.IsExcluded:
+		return names.Explain(names.ReasonNodeExcluded, "it has the label %s: remove it", names.LabelExcludeNode)
+	case n.Fault.IsSet():
+		return n.Fault
+	case bool(local) && n.IsProxyBehind:
+		return names.Explain(names.ReasonServiceProxyNotReady, "kube-proxy there does not know the endpoints of the Service yet: look at kube-proxy")
+	}
+	return names.Explanation{}
+}
+
+// layer2Fault returns why the node does not answer ARP and NDP for the Service.
+func (n *NodeState) layer2Fault(ads []*snapshot.L2Advertisement, node *view.Node) names.Explanation {
+	if n.Layer2Fault.IsSet() || n.UsableInterfaces == nil {
+		return n.Layer2Fault
+	}
+	var wanted []string
+	for _, ad := range ads {
+		if !selectsNode(ad.NodeSelectors, node) {
+			continue
+		}
+		if len(ad.Interfaces) == 0 || slices.ContainsFunc(ad.Interfaces, func(i string) bool { return slices.Contains(n.UsableInterfaces, i) }) {
+			return names.Explanation{}
+		}
+		wanted = append(wanted, ad.Interfaces...)
+	}
+	slices.Sort(wanted)
+	return names.Explain(names.ReasonNoLinks, "the L2Advertisements limit the Service to links with exactly the names %s, and the usable links are %s: correct spec.interfaces, or repair the link",
+		strings.Join(slices.Compact(wanted), ", "), cmp.Or(strings.Join(n.UsableInterfaces, ", "), "none"))
+}
+
+// sessionFaults collects the sessions that should carry the Service and do not.
+type sessionFaults struct {
+	// all counts the sessions that should carry the Service.
+	all   int
+	texts []string
+	// reason is the Reason that all sessions have, or NoSession.
+	reason names.Reason
+}
+
+// addNode adds the sessions of a node. Nothing is returned if one of them carries the Service.
+func (f *sessionFaults) addNode(n *NodeState, peers []string) names.Explanation {
+	if len(peers) == 0 {
+		return names.Explain(names.ReasonNoPeers, "no BGPPeer that the BGPAdvertisements name selects the node and carries the family")
+	}
+	for _, p := range peers {
+		fault, faulty := n.SessionFaultByPeer[p]
+		if !faulty {
+			return names.Explanation{}
+		}
+		f.all++
+		f.texts = append(f.texts, fmt.Sprintf("%s on %s: %s (%s)", p, n.Name, fault.Text, fault.Reason))
+	}
+	f.reason = names.ReasonNoSession
+	return names.Explain(f.reason, "none of its BGP sessions carries the Service")
+}
+
+const (
+	// maxNodesInText and maxSessionsInText bound how many nodes and sessions a text names.
+	maxNodesInText    = 4
+	maxSessionsInText = 2
+)
+
+// combineNodeFaults makes one sentence of the faults of all nodes.
+func combineNodeFaults(faults []nodeFault, sessions *sessionFaults, local LocalPolicy) names.Explanation {
+	if len(faults) == 0 {
+		return names.Explanation{}
+	}
+	weight := func(f nodeFault) int {
+		w := slices.Index(reasonsByWeight, f.Reason)
+		if w < 0 {
+			w = 0 // a reason that few know of
+		}
+		if bool(local) && !f.hasEndpoints && f.Reason != names.ReasonNoLocalEndpoints {
+			w += len(reasonsByWeight)
+		}
+		return w
+	}
+	slices.SortStableFunc(faults, func(x, y nodeFault) int {
+		return cmp.Or(cmp.Compare(weight(x), weight(y)), cmp.Compare(x.node, y.node))
+	})
+	out := names.Explanation{Reason: faults[0].Reason}
+	if sessions.all > 0 && out.Reason == sessions.reason {
+		out.Text = fmt.Sprintf("0 of %d BGP sessions carry the Service: %s", sessions.all, joinLimited(sessions.texts, maxSessionsInText, "sessions"))
+		return out
+	}
+	var texts []string
+	for len(faults) > 0 {
+		same := slices.IndexFunc(faults, func(f nodeFault) bool { return f.Explanation != faults[0].Explanation })
+		if same < 0 {
+			same = len(faults)
+		}
+		var on []string
+		for _, f := range faults[:same] {
+			on = append(on, f.node)
+		}
+		texts = append(texts, joinLimited(on, maxNodesInText, "nodes")+": "+faults[0].Text)
+		faults = faults[same:]
+	}
+	prefix := "no node announces it: "
+	if local {
+		prefix = "externalTrafficPolicy is Local, and no node announces it: "
+	}
+	out.Text = prefix + joinLimitedBy("; ", texts, maxNodesInText, "nodes")
+	return out
+}
+
+func joinLimited(all []string, limit int, what string) string {
+	return joinLimitedBy(", ", all, limit, what)
+}
+
+// joinLimitedBy joins the first elements, and says how many more there are.
+func joinLimitedBy(separator string, all []string, limit int, what string) string {
+	text := strings.Join(all[:min(len(all), limit)], separator)
+	if more := len(all) - limit; more > 0 {
+		text += fmt.Sprintf("%sand %d more %s", separator, more, what)
+	}
+	return text
+}

@@ -1,0 +1,117 @@
+package advertise
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// states returns the nodes of the example with a usable link eth0.
+func (e *example) states() []NodeState {
+	var out []NodeState
+	for _, n := range e.nodes {
+		out = append(out, NodeState{NodeLabels: n, UsableInterfaces: []string{"eth0"}})
+	}
+	return out
+}
+
+var silentRouter = names.Explain(names.ReasonNoAnswer, "the router does not answer")
+
+// nodeExplanationCases are states of the nodes, with the Reason and the texts that a user reads.
+var nodeExplanationCases = map[string]struct {
+	edit  func(*example, []NodeState)
+	local LocalPolicy
+	want  names.Reason
+	texts []string
+}{
+	"nothing is wrong": {edit: func(e *example, _ []NodeState) { e.answer(nil, "four") }},
+	"one node is enough": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		n[0].Fault = names.Explain(names.ReasonNodeLeaving, "it is leaving")
+		n[1].Layer2Fault = names.Explain(names.ReasonNoLinks, "it has no link")
+	}},
+	"all nodes leave": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		for i := range n {
+			n[i].Fault = names.Explain(names.ReasonNodeLeaving, "it is leaving")
+		}
+	}, want: names.ReasonNodeLeaving, texts: []string{"no node announces it: a, b, c: it is leaving"}},
+	"the only node with endpoints is excluded": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		e.exclude(1)
+		n[1].HasEndpoints = true
+	}, local: true, want: names.ReasonNodeExcluded, texts: []string{"externalTrafficPolicy is Local", "b: it has the label " + names.LabelExcludeNode, "a, c: no endpoint"}},
+	"the node with endpoints is not selected": {edit: func(e *example, n []NodeState) {
+		e.answer(answerOn("a"), "four")
+		n[1].HasEndpoints = true
+	}, local: true, want: names.ReasonNoLocalEndpoints, texts: []string{"a: no endpoint of the Service serves there; b, c: no advertisement of the Service selects the node"}},
+	"no endpoint on a selected node, another one leaves": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		n[0].Fault, n[0].HasEndpoints = names.Explain(names.ReasonNodeLeaving, "it is leaving"), true
+	}, local: true, want: names.ReasonNodeLeaving, texts: []string{"a: it is leaving; b, c: no endpoint"}},
+	"kube-proxy is behind": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		n[2].HasEndpoints, n[2].IsProxyBehind = true, true
+	}, local: true, want: names.ReasonServiceProxyNotReady, texts: []string{"c: kube-proxy there"}},
+	"no usable interface": {edit: func(e *example, _ []NodeState) {
+		e.answer(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth7"} }, "four")
+	}, want: names.ReasonNoLinks, texts: []string{"names eth7, and the usable links are eth0"}},
+	"no usable interface of two advertisements": {edit: func(e *example, n []NodeState) {
+		e.answer(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth9", "bond0"} }, "four")
+		e.answer(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"bond0"} }, "four", "six")
+		n[0].UsableInterfaces = []string{}
+	}, want: names.ReasonNoLinks, texts: []string{"names bond0, eth9, and the usable links are eth0", "a: the L2Advertisements limit", "the usable links are none"}},
+	"an advertisement without limit is enough": {edit: func(e *example, _ []NodeState) {
+		e.answer(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth7"} }, "four")
+		e.answer(nil, "four", "six")
+	}},
+	"one interface of two is enough": {edit: func(e *example, _ []NodeState) {
+		e.answer(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth0", "eth7"} }, "four")
+	}},
+	"no session": {edit: func(e *example, n []NodeState) {
+		e.route(nil, "four")
+		e.peer("x")
+		for i := range n {
+			n[i].SessionFaultByPeer = map[string]names.Explanation{"x": silentRouter}
+		}
+	}, want: names.ReasonNoSession, texts: []string{"0 of 3 BGP sessions carry the Service: x on a: the router does not answer (NoAnswer), x on b", "and 1 more sessions"}},
+	"one session of two is enough": {edit: func(e *example, n []NodeState) {
+		e.route(nil, "four")
+		e.peer("x")
+		e.peer("y")
+		for i := range n {
+			n[i].SessionFaultByPeer = map[string]names.Explanation{"x": silentRouter}
+		}
+	}},
+	"no session, but layer 2": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		e.route(nil, "four")
+		e.peer("x")
+		for i := range n {
+			n[i].SessionFaultByPeer = map[string]names.Explanation{"x": silentRouter}
+		}
+	}},
+}
+
+// TestExplainNodesNamesTheMostTellingNode checks a Service that its advertisements cover, and that
+// no node announces.
+func TestExplainNodesNamesTheMostTellingNode(t *testing.T) {
+	for name, tt := range nodeExplanationCases {
+		t.Run(name, func(t *testing.T) {
+			e := newExample()
+			nodes := e.states()
+			tt.edit(e, nodes)
+			got := ExplainNodes(&e.snapshot, &e.service, nodes, tt.local)
+			if got.Reason != tt.want {
+				t.Fatalf("the reason is %q, want %q: %s", got.Reason, tt.want, got.Text)
+			}
+			for _, text := range tt.texts {
+				if !strings.Contains(got.Text, text) {
+					t.Errorf("the text is %q, want %q in it", got.Text, text)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,87 @@
+package agent
+
+import (
+	"log/slog"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/elect"
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/plan"
+)
+
+// repeatedConflictLogInterval is the time between two log lines about one host that answers for one
+// address.
+const repeatedConflictLogInterval = time.Minute
+
+// eventLog logs the events of the election, each with the Services of its address.
+type eventLog struct {
+	log *slog.Logger
+	// servicesByAddress is nil until the present plan is needed.
+	servicesByAddress  map[netip.Addr]string
+	loggedAtByConflict map[conflictOfHost]time.Time
+}
+
+// conflictOfHost is a host that answers for an address.
+type conflictOfHost struct {
+	address netip.Addr
+	mac     facts.MAC
+}
+
+// forgetPlan has to be called when there is another plan.
+func (l *eventLog) forgetPlan() { l.servicesByAddress = nil }
+
+// logEvent logs an event. A host that keeps answering is logged once a minute.
+func (l *eventLog) logEvent(e elect.Event, p *plan.Plan, now time.Time) {
+	pairs := []any{"address", e.Address, "service", l.servicesOf(e.Address, p), "reason", eventReasonOrKind(e)}
+	if e.IsAnswerOfAnotherHost() {
+		c := conflictOfHost{e.Address, e.AnsweringMAC}
+		if last, known := l.loggedAtByConflict[c]; known && now.Sub(last) < repeatedConflictLogInterval {
+			return
+		}
+		l.forgetOldConflicts(now)
+		l.loggedAtByConflict[c] = now
+		l.log.Warn(e.Text, pairs...)
+		return
+	}
+	if e.FormerHolder != "" {
+		pairs = append(pairs, "formerHolder", e.FormerHolder)
+	}
+	if e.TakeoverDelay > 0 {
+		pairs = append(pairs, "duration", e.TakeoverDelay.Round(time.Millisecond))
+	}
+	l.log.Info(e.Text, pairs...)
+}
+
+// forgetOldConflicts bounds the memory for conflicts that are over.
+func (l *eventLog) forgetOldConflicts(now time.Time) {
+	if l.loggedAtByConflict == nil {
+		l.loggedAtByConflict = map[conflictOfHost]time.Time{}
+	}
+	for c, at := range l.loggedAtByConflict {
+		if now.Sub(at) >= repeatedConflictLogInterval {
+			delete(l.loggedAtByConflict, c)
+		}
+	}
+}
+
+// servicesOf returns the Services of an address, separated by commas.
+func (l *eventLog) servicesOf(a netip.Addr, p *plan.Plan) string {
+	if l.servicesByAddress == nil {
+		l.servicesByAddress = map[netip.Addr]string{}
+		for v := range p.Layer2Verdicts.All() {
+			for _, address := range v.Addresses {
+				l.servicesByAddress[address] = strings.TrimPrefix(l.servicesByAddress[address]+","+v.Service.String(), ",")
+			}
+		}
+	}
+	return l.servicesByAddress[a]
+}
+
+func eventReasonOrKind(e elect.Event) string {
+	if e.Reason != "" {
+		return string(e.Reason)
+	}
+	return e.Kind
+}

@@ -1,0 +1,221 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/speaker/status"
+)
+
+const (
+	// lastSeenInterval is how often a speaker renews its lastSeen.
+	lastSeenInterval = time.Minute
+	// staleSpeakerTimeout is how old lastSeen may be of a speaker that lives.
+	staleSpeakerTimeout = lastSeenInterval*2 + 30*time.Second
+	// gossipCheckDelay is how long a speaker that vanished from the gossip may take to be reported
+	// as dead. After that, a speaker that still says that it runs is unreachable.
+	gossipCheckDelay = 15 * time.Second
+	// ownStatusCheckDelay is how long after the loss of a member a speaker checks whether another
+	// one has written that this one is dead. That happens when gossip between the two is blocked.
+	ownStatusCheckDelay = time.Second
+	// gossipRecheckInterval is the time between two checks of a node that stays missing.
+	gossipRecheckInterval = 30 * time.Second
+	// deadSpeakerWriter is the field owner of what a living speaker writes about a dead one. It
+	// differs from that of the speaker itself, so that neither removes the fields of the other.
+	deadSpeakerWriter = names.SpeakerEventSource + "-witness"
+)
+
+// missingNode is a node whose speaker is not, or no longer, a member of the gossip.
+type missingNode struct {
+	checkAt       time.Time
+	isUnreachable bool
+}
+
+// missingNodes has the nodes whose speakers are missing. The zero value has none.
+type missingNodes struct {
+	members     []string // as last observed, sorted
+	checkByName map[string]missingNode
+}
+
+// observeMembers takes the live members. It reports whether one of the last members has vanished.
+func (w *StatusWriter) observeMembers(ctx context.Context, members []string) (isOneGone bool) {
+	isOneGone = slices.ContainsFunc(w.missing.members, func(name string) bool { return !slices.Contains(members, name) })
+	before := w.missing.unreachable()
+	w.markDeadSpeakers(ctx, w.missing.observeMembers(members, w.options.Self, w.options.Now()))
+	if !slices.Equal(before, w.missing.unreachable()) {
+		w.sendGossipEvent(ctx)
+	}
+	return isOneGone
+}
+
+// forgetWrittenStatusIfMarkedDead makes the speaker write its status again if another speaker has
+// written that this one is dead.
+func (w *StatusWriter) forgetWrittenStatusIfMarkedDead(ctx context.Context) {
+	var s v1alpha1.SpeakerStatus
+	err := w.options.LiveReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: w.options.Self}, &s)
+	if err == nil && meta.IsStatusConditionFalse(s.Status.Conditions, names.ConditionReady) {
+		w.speakerStatusWrittenAt = time.Time{}
+	}
+}
+
+// observeMembers takes the live members. It returns the nodes that have just vanished and about
+// which this node has to write: those that come before it in the circle of names.
+func (m *missingNodes) observeMembers(members []string, self string, now time.Time) (toMarkDead []string) {
+	if m.checkByName == nil {
+		m.checkByName = map[string]missingNode{}
+	}
+	for _, name := range members {
+		delete(m.checkByName, name)
+	}
+	for _, name := range m.members {
+		if name == self || slices.Contains(members, name) {
+			continue
+		}
+		m.checkByName[name] = missingNode{checkAt: now.Add(gossipCheckDelay)}
+		if nextInCircle(members, name) == self {
+			toMarkDead = append(toMarkDead, name)
+		}
+	}
+	m.members = members
+	return toMarkDead
+}
+
+// observeNodes adds the nodes whose speakers were never seen.
+func (m *missingNodes) observeNodes(nodes []string, now time.Time) {
+	if m.checkByName == nil {
+		m.checkByName = map[string]missingNode{}
+	}
+	for _, name := range nodes {
+		if _, known := m.checkByName[name]; !known && !slices.Contains(m.members, name) {
+			m.checkByName[name] = missingNode{checkAt: now.Add(gossipCheckDelay)}
+		}
+	}
+}
+
+// unreachable returns the nodes whose speakers run and cannot be reached, sorted.
+func (m *missingNodes) unreachable() []string {
+	var out []string
+	for name, n := range m.checkByName {
+		if n.isUnreachable {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// nextInCircle returns the name that follows the given one in the sorted names, which form a
+// circle.
+func nextInCircle(sorted []string, name string) string {
+	if len(sorted) == 0 {
+		return ""
+	}
+	i, _ := slices.BinarySearch(sorted, name)
+	return sorted[i%len(sorted)]
+}
+
+// nodesWithSpeakerPod returns the other nodes with a ready Pod of a speaker.
+func (w *StatusWriter) nodesWithSpeakerPod(ctx context.Context) []string {
+	var pods corev1.PodList
+	match := client.MatchingLabels{names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker}
+	if err := w.options.Client.List(ctx, &pods, client.InNamespace(w.options.Namespace), match, client.UnsafeDisableDeepCopy); err != nil {
+		return nil
+	}
+	var out []string
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		isReady := func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue }
+		if p.Spec.NodeName != "" && p.Spec.NodeName != w.options.Self && slices.ContainsFunc(p.Status.Conditions, isReady) {
+			out = append(out, p.Spec.NodeName)
+		}
+	}
+	return out
+}
+
+// markDeadSpeakers writes about speakers that vanished from the gossip. An error is only logged:
+// the status also shows lastSeen.
+func (w *StatusWriter) markDeadSpeakers(ctx context.Context, nodes []string) {
+	for _, node := range nodes {
+		s := status.DeadSpeakerStatus(node, w.options.Self, w.options.Now())
+		err := w.applyStatusAsWitness(ctx, node, s)
+		if err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
+			w.options.Log.Warn("writing that a speaker is gone", "node", node, "error", err)
+		}
+	}
+}
+
+func (w *StatusWriter) applyStatusAsWitness(ctx context.Context, node string, s v1alpha1.SpeakerStatusStatus) error {
+	o := &v1alpha1.SpeakerStatus{
+		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "SpeakerStatus"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.options.Namespace, Name: node},
+		Status:     s,
+	}
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
+	if err != nil {
+		return fmt.Errorf("encoding the SpeakerStatus of node %s: %w", node, err)
+	}
+	u := &unstructured.Unstructured{Object: content}
+	unstructured.RemoveNestedField(u.Object, "metadata", "creationTimestamp")
+	return w.options.Client.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(deadSpeakerWriter), client.ForceOwnership)
+}
+
+// checkMissingNodes finds out which missing speakers run all the same: gossip with them is blocked.
+// It reports whether the result changed.
+func (w *StatusWriter) checkMissingNodes(ctx context.Context) (changed bool) {
+	now := w.options.Now()
+	for name, n := range w.missing.checkByName {
+		if now.Before(n.checkAt) {
+			continue
+		}
+		before := n.isUnreachable
+		n.isUnreachable, n.checkAt = w.doesSpeakerSayThatItRuns(ctx, name), now.Add(gossipRecheckInterval)
+		w.missing.checkByName[name] = n
+		if before != n.isUnreachable {
+			changed = true
+		}
+	}
+	if changed {
+		w.sendGossipEvent(ctx)
+	}
+	return changed
+}
+
+// doesSpeakerSayThatItRuns reads the SpeakerStatus of another node.
+func (w *StatusWriter) doesSpeakerSayThatItRuns(ctx context.Context, node string) bool {
+	var s v1alpha1.SpeakerStatus
+	if err := w.options.LiveReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: node}, &s); err != nil {
+		return false
+	}
+	isFresh := s.Status.LastSeen != nil && w.options.Now().Sub(s.Status.LastSeen.Time) < staleSpeakerTimeout
+	return isFresh && meta.IsStatusConditionTrue(s.Status.Conditions, names.ConditionReady)
+}
+
+// sendGossipEvent sends an event about this Node when gossip with other nodes is blocked, and when
+// that is over.
+func (w *StatusWriter) sendGossipEvent(ctx context.Context) {
+	node := &corev1.Node{}
+	if err := w.options.Client.Get(ctx, client.ObjectKey{Name: w.options.Self}, node); err != nil {
+		return
+	}
+	unreachable := w.missing.unreachable()
+	if len(unreachable) == 0 {
+		w.options.Log.Info("gossip with every speaker that runs works again")
+		w.options.Events.Eventf(node, nil, corev1.EventTypeNormal, names.EventGossipBlocked, "GossipComplete", "gossip with every speaker that runs works again")
+		return
+	}
+	text := status.GossipBlockedText(unreachable)
+	w.options.Log.Warn(text, "reason", names.ReasonGossipBlocked)
+	w.options.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventGossipBlocked, "GossipBlocked", "%s", text)
+}

@@ -1,0 +1,283 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/cluster"
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// faultReportTimeout is how soon a person who looks at a Service has to find the cause.
+const faultReportTimeout = 10 * time.Second
+
+// fault is something that a person may do wrong, or that may break.
+type fault struct {
+	name string
+	// manifests are applied to make the fault, and edit runs after that. Either may be empty.
+	manifests string
+	edit      func(ctx context.Context) error
+	// repair undoes the edit. repairManifests are applied after it. Without both, the Service stays
+	// broken.
+	repair          func(ctx context.Context) error
+	repairManifests string
+	// service is the Service that a person looks at.
+	service string
+	// reason is the word, and text the part of the sentence, that the person has to find.
+	reason names.Reason
+	text   string
+}
+
+// faultHarness is a cluster with a router, an L2 Service web and a BGP Service routed. All Pods run
+// on node1.
+type faultHarness struct {
+	*cluster.Cluster
+	tor *lab.Router
+
+	mu          sync.Mutex // guards seenReasons
+	seenReasons map[string]bool
+}
+
+// TestDescribeServiceNamesTheCause makes one fault after the other. kubectl describe service has to
+// name the cause, and so has the condition, within 10 s. After the repair the Service works, and
+// its newest event says so. Faults with Services of their own happen all at once.
+func TestDescribeServiceNamesTheCause(t *testing.T) {
+	if m := router.MissingPrerequisite(router.FRR); m != "" {
+		t.Skip(m)
+	}
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
+	h := &faultHarness{Cluster: s, tor: s.Router("router", router.FRR), seenReasons: map[string]bool{}}
+	failOnError(t, h.tor.Start(ctx, readFRRConfigFromDocs(t)))
+	failOnError(t, s.ApplyManifests(ctx, faultBaseManifests))
+	failOnError(t, h.awaitAnnounced(ctx, "web"))
+	failOnError(t, h.awaitAnnounced(ctx, "routed"))
+	t.Run("columns", func(t *testing.T) { h.testColumns(ctx, t) })
+	t.Run("of one Service", func(t *testing.T) {
+		failOnError(t, s.ApplyManifests(ctx, configurationFaultPools))
+		var all []string
+		for _, f := range configurationFaults {
+			all = append(all, f.manifests)
+		}
+		failOnError(t, s.ApplyManifests(ctx, strings.Join(all, "---\n")))
+		for _, f := range configurationFaults {
+			t.Run(f.name, func(t *testing.T) {
+				t.Parallel()
+				h.expectCause(ctx, t, f)
+			})
+		}
+	})
+	for _, f := range slices.Concat(h.nodeFaults(), h.routerFaults()) {
+		t.Run(f.name, func(t *testing.T) { h.testFaultAndRepair(ctx, t, f) })
+	}
+	h.expectDocumentedReasons(t)
+}
+
+// testFaultAndRepair makes a fault, looks at it and repairs it.
+func (h *faultHarness) testFaultAndRepair(ctx context.Context, t *testing.T, f fault) {
+	if f.manifests != "" {
+		failOnError(t, h.ApplyManifests(ctx, f.manifests))
+	}
+	if f.edit != nil {
+		failOnError(t, f.edit(ctx))
+	}
+	h.expectCause(ctx, t, f)
+	if f.repair != nil {
+		failOnError(t, f.repair(ctx))
+	}
+	if f.repairManifests != "" {
+		failOnError(t, h.ApplyManifests(ctx, f.repairManifests))
+	}
+	failOnError(t, h.awaitAnnounced(ctx, f.service))
+	failOnError(t, cluster.AwaitNoError(ctx, "the event of the recovery", func(ctx context.Context) error {
+		text, err := h.describe(ctx, f.service)
+		if err == nil && !strings.Contains(text, names.EventAnnounced+" ") {
+			err = fmt.Errorf("kubectl describe says:\n%s", text)
+		}
+		return err
+	}))
+}
+
+// expectCause waits until kubectl describe and the condition name the cause of the fault.
+func (h *faultHarness) expectCause(ctx context.Context, t *testing.T, f fault) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, faultReportTimeout)
+	defer cancel()
+	failOnError(t, cluster.AwaitNoError(ctx, "the condition and the event", func(ctx context.Context) error {
+		svc, err := h.GetService(ctx, "default", f.service)
+		if err != nil {
+			return err
+		}
+		c := meta.FindStatusCondition(svc.Status.Conditions, names.ConditionAnnounced)
+		if len(svc.Status.LoadBalancer.Ingress) == 0 {
+			c = meta.FindStatusCondition(svc.Status.Conditions, names.ConditionAddressAssigned)
+		}
+		if c == nil || c.Status != metav1.ConditionFalse || c.Reason != string(f.reason) || !strings.Contains(c.Message, f.text) {
+			return fmt.Errorf("the condition is %+v, want %s: %s", c, f.reason, f.text)
+		}
+		h.recordReason(c.Reason)
+		text, err := h.describe(ctx, f.service)
+		if err != nil {
+			return err
+		}
+		for _, line := range strings.Split(text, "\n") {
+			// A new Service without Pods is not worth a Warning yet.
+			isKind := strings.Contains(line, "Warning") || f.reason == names.ReasonNoEndpoints && strings.Contains(line, "Normal")
+			if isKind && strings.Contains(line, string(f.reason)+": ") && strings.Contains(line, f.text) {
+				return nil
+			}
+		}
+		return fmt.Errorf("kubectl describe has no Warning with %s and %q:\n%s", f.reason, f.text, text)
+	}))
+}
+
+func (h *faultHarness) describe(ctx context.Context, service string) (string, error) {
+	return h.RunKubectl(ctx, "", "describe", "service", service)
+}
+
+func (h *faultHarness) recordReason(reason string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.seenReasons[reason] = true
+}
+
+// awaitAnnounced waits until the Service is announced, and nothing is wrong with it.
+func (h *faultHarness) awaitAnnounced(ctx context.Context, service string) error {
+	return awaitAnnouncedCondition(ctx, h.Cluster, service, "True", names.ReasonAnnounced)
+}
+
+// expectDocumentedReasons compares the Reasons that were seen with docs/reasons.md.
+func (h *faultHarness) expectDocumentedReasons(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(lab.RepositoryRoot(), "docs", "reasons.md"))
+	failOnError(t, err)
+	for _, reason := range slices.Sorted(maps.Keys(h.seenReasons)) {
+		if !strings.Contains(string(text), "\n| `"+reason+"` |") {
+			t.Errorf("the lab showed %s, which has no row in docs/reasons.md", reason)
+		}
+	}
+}
+
+// testColumns checks what kubectl get shows of the two Services.
+func (h *faultHarness) testColumns(ctx context.Context, t *testing.T) {
+	for kind, want := range map[string]string{
+		"ipap":     `first-pool +.*True +Valid`,
+		"l2adv":    `example +.*True +Valid`,
+		"bgpp":     `tor +192\.168\.0\.1 .*2/2 +True +Valid`,
+		"bgps":     `tor\.node1 +node1 +tor +192\.168\.0\.1:179 +Established +Established`,
+		"speakers": `node1 +True +True .*eth0`,
+		"svcl2":    `default\.web\.node[12] +node[12] +web +default +\["192\.168\.0\.`,
+		"svcbgp":   `default\.routed\.node1 +node1 +routed +default +\["tor"\]`,
+		"gantry":   `bgpsession\.gantry\.dev/tor\.node1`,
+	} {
+		pattern := regexp.MustCompile(want)
+		var shown string
+		err := cluster.AwaitNoError(ctx, "the columns of "+kind, func(ctx context.Context) error {
+			out, err := h.RunKubectl(ctx, "", "-n", names.Namespace, "get", kind)
+			if err != nil {
+				return err
+			}
+			if shown = out; !pattern.MatchString(out) {
+				err = fmt.Errorf("%s is not in it", want)
+			}
+			return err
+		})
+		if err != nil {
+			t.Errorf("kubectl get %s shows, and %s is not in it (%v):\n%s", kind, want, err, shown)
+		}
+	}
+}
+
+// kubectl returns a function that runs kubectl.
+func (h *faultHarness) kubectl(args ...string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		_, err := h.RunKubectl(ctx, "", args...)
+		return err
+	}
+}
+
+// nodeFaults are faults of nodes and speakers, for Services whose Pod runs on node1.
+func (h *faultHarness) nodeFaults() []fault {
+	both := func(verb string, args ...string) func(context.Context) error {
+		return h.kubectl(append([]string{verb, "node", "node1", "node2", "--overwrite"}, args...)...)
+	}
+	return []fault{
+		{name: "the node of the only Pod is excluded", service: "local", reason: names.ReasonNodeExcluded, text: "node1: it has the label",
+			manifests: localServiceManifest, edit: h.kubectl("label", "node", "node1", names.LabelExcludeNode+"="), repair: h.kubectl("label", "node", "node1", names.LabelExcludeNode+"-")},
+		{name: "every node is excluded", service: "web", reason: names.ReasonNodeExcluded, text: names.LabelExcludeNode,
+			edit: both("label", names.LabelExcludeNode+"="), repair: both("label", names.LabelExcludeNode+"-")},
+		{name: "every node is being drained", service: "web", reason: names.ReasonNodeLeaving, text: "node1, node2: the node is being drained",
+			edit: both("annotate", names.AnnotationDrainNodeAddresses+"="), repair: both("annotate", names.AnnotationDrainNodeAddresses+"-")},
+		{name: "the network of the Pod's node is unavailable", service: "local", reason: names.ReasonNodeNetworkUnavailable, text: "node1: its condition NetworkUnavailable",
+			edit: h.setNetworkUnavailable("node1", "True"), repair: h.setNetworkUnavailable("node1", "False")},
+		{name: "only nodes without the Pod are selected", service: "local", reason: names.ReasonNoLocalEndpoints, text: "node2: no endpoint of the Service serves there",
+			manifests: l2AdvertisementForNode("node2"), repairManifests: cluster.FirstPoolAndL2AdvertisementManifest,
+			repair: h.kubectl("-n", names.Namespace, "delete", "l2advertisement", "example")},
+		{name: "no speaker runs on the Pod's node", service: "local", reason: names.ReasonNoSpeaker, text: "node1: ",
+			edit:   h.kubectl("-n", names.Namespace, "patch", "daemonset", "gantry-speaker", "-p", `{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"node2"}}}}}`),
+			repair: h.kubectl("-n", names.Namespace, "patch", "daemonset", "gantry-speaker", "--type=json", "-p", `[{"op":"remove","path":"/spec/template/spec/nodeSelector/kubernetes.io~1hostname"}]`)},
+		{name: "another host has the address", service: "taken", reason: names.ReasonForeignClaim, text: "192.168.0.240, since a host outside of the cluster",
+			edit: func(ctx context.Context) error {
+				if err := h.RunOnHost("client", "ip", "address", "add", "192.168.0.240/32", "dev", "eth0"); err != nil {
+					return err
+				}
+				return h.ApplyManifests(ctx, serviceManifest("taken", `metallb.io/loadBalancerIPs: "192.168.0.240"`, ""))
+			},
+			manifests: faultPoolManifest("taken", "192.168.0.240", "spec: {ipAddressPools: [taken]}"),
+			repair: func(context.Context) error {
+				return h.RunOnHost("client", "ip", "address", "del", "192.168.0.240/32", "dev", "eth0")
+			}},
+		{name: "the Pods are gone", service: "web", reason: names.ReasonNoEndpoints, text: "no endpoint of the Service can serve",
+			edit: h.kubectl("scale", "deployment", "web", "--replicas=0"), repair: h.kubectl("scale", "deployment", "web", "--replicas=1")},
+	}
+}
+
+func (h *faultHarness) setNetworkUnavailable(node, status string) func(context.Context) error {
+	patch := fmt.Sprintf(`{"status":{"conditions":[{"type":"NetworkUnavailable","status":%q,"reason":"Test"}]}}`, status)
+	return h.kubectl("patch", "node", node, "--subresource=status", "--type=strategic", "-p", patch)
+}
+
+// routerFaults are faults of the router and its BGPPeer.
+func (h *faultHarness) routerFaults() []fault {
+	patch := func(spec string) func(context.Context) error {
+		return h.kubectl("-n", names.Namespace, "patch", "bgppeer", "tor", "--type=merge", "-p", `{"spec":`+spec+`}`)
+	}
+	const intact = `{"peerASN":65000,"peerAddress":"192.168.0.1","password":"","passwordSecret":null,"holdTime":null}`
+	peerFault := func(name, spec string, reason names.Reason, text string) fault {
+		return fault{name: name, service: "routed", reason: names.ReasonNoSession, text: text + " (" + string(reason), edit: patch(spec), repair: patch(intact)}
+	}
+	faults := []fault{
+		peerFault("a wrong AS number", `{"peerASN":65001}`, names.ReasonWrongASNumber, ""),
+		peerFault("a router address without a host", `{"peerAddress":"192.168.0.250"}`, names.ReasonUnreachable, ""),
+		peerFault("a router address without BGP", `{"peerAddress":"192.168.0.100"}`, names.ReasonConnectionRefused, ""),
+		peerFault("a wrong password", `{"password":"wrong","holdTime":"60s"}`, names.ReasonNoAnswer, ""),
+	}
+	for i := range faults {
+		faults[i].text = strings.TrimPrefix(faults[i].text, " ")
+	}
+	// An edit to a missing Secret leaves the session as it was. So the BGPPeer is a new one.
+	replacePeer := func(more string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			if _, err := h.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "bgppeer", "tor"); err != nil {
+				return err
+			}
+			return h.ApplyManifests(ctx, faultPeerManifest(more))
+		}
+	}
+	faults = append(faults, fault{name: "a missing Secret", service: "routed", reason: names.ReasonNoSession, text: "(UnknownSecret)", edit: replacePeer(", passwordSecret: {name: missing}"), repair: replacePeer("")})
+	return append(faults, fault{name: "the router dies", service: "routed", reason: names.ReasonNoSession, text: "0 of 2 BGP sessions carry the Service",
+		edit:   func(ctx context.Context) error { return h.tor.Stop(ctx) },
+		repair: func(ctx context.Context) error { return h.tor.Restart(ctx) }})
+}
