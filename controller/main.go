@@ -119,7 +119,6 @@ func runController(ctx context.Context, o options) error {
 // of the configuration run only on the leader.
 func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.Logger) error {
 	scope, gauges, recordEvent := o.ConfigurationScope(), &configuration.LoadMetrics{}, events.NewRecorder(mgr.GetEventRecorder(names.ControllerEventSource)).RecordEvent
-	series := events.NewSeriesRecorder(events.SeriesRecorderOptions{LiveReader: mgr.GetAPIReader(), Client: mgr.GetClient(), Log: log, Now: time.Now})
 	identity, err := newProcessIdentity()
 	if err != nil {
 		return err
@@ -132,7 +131,7 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 		Log: log, RecordProblems: gauges.RecordLoadedConfiguration,
 	})
 	announcedWriter := announced.NewConditionWriter(announced.Options{
-		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordSeriesEvent: series.RecordSeriesEvent,
+		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordSeriesEvent: events.NewSeriesRecorder(events.SeriesRecorderOptions{LiveReader: mgr.GetAPIReader(), Client: mgr.GetClient(), Log: log, Now: time.Now}).RecordSeriesEvent,
 	})
 	validWriter := validcondition.NewConditionWriter(validcondition.Options{Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, Log: log})
 	worker := assign.NewServiceWorker(assign.ServiceWorkerOptions{
@@ -171,9 +170,8 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	grace, duration, renew, retry, shared := 2*time.Second, leaseTimeout, leaseRenewTimeout, leaseRetryInterval, true
 	watched := o.ConfigurationScope().CacheOptionsByObject()
 	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
-	ownShared := cache.ByObject{Namespaces: own.Namespaces, UnsafeDisableDeepCopy: &shared}
 	for _, report := range announced.CacheKinds(o.ConfigurationScope()) {
-		watched[report] = ownShared
+		watched[report] = cache.ByObject{Namespaces: own.Namespaces, UnsafeDisableDeepCopy: &shared}
 	}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are never modified, so that they need not be copied.
