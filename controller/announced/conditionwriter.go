@@ -289,29 +289,27 @@ func (r *ConditionWriter) remindOfFault(ctx context.Context, s *corev1.Service, 
 	if !isNew {
 		wait := r.faults.untilReminder(key, now)
 		// A condition that was written with the first address has no Warning yet.
-		isBorn := now.Sub(after.LastTransitionTime.Time) < freshFaultAge && !r.faults.hasWarned(key)
+		isBorn := isFresh(after, now) && !r.faults.hasWarned(key)
 		if wait > 0 && !isBorn {
 			return ctrl.Result{RequeueAfter: wait}
 		}
 	}
-	age := now.Sub(after.LastTransitionTime.Time)
-	if kind := eventKindForUnannounced(before, names.Reason(after.Reason), age); kind == corev1.EventTypeNormal {
-		if isNew {
-			r.recordUnannounced(ctx, s, kind, names.EventAnnounceFailed, after)
-		}
-		return ctrl.Result{RequeueAfter: startOfServiceDelay - age}
+	if kind := eventKindForUnannounced(before, names.Reason(after.Reason)); kind == corev1.EventTypeNormal && (isNew || isFresh(after, now)) {
+		r.faults.recordNotice(key, now)
+		r.RecordSeriesEvent(ctx, s, kind, names.EventAnnounceFailed, events.TruncateNote(after.Reason+": "+after.Message))
+		return ctrl.Result{RequeueAfter: freshFaultAge}
 	}
 	r.faults.recordWarning(key, now)
 	r.warn(ctx, s, names.EventAnnounceFailed, after)
 	return ctrl.Result{RequeueAfter: remindInterval}
 }
 
-// warn sends the Warning about a condition.
-func (r *ConditionWriter) warn(ctx context.Context, s *corev1.Service, reason string, c *metav1.Condition) {
-	r.recordUnannounced(ctx, s, corev1.EventTypeWarning, reason, c)
+// isFresh reports whether the condition has just got its status.
+func isFresh(c *metav1.Condition, now time.Time) bool {
+	return now.Sub(c.LastTransitionTime.Time) < freshFaultAge
 }
 
-// recordUnannounced sends the event about a condition that is False.
-func (r *ConditionWriter) recordUnannounced(ctx context.Context, s *corev1.Service, kind, reason string, c *metav1.Condition) {
-	r.RecordSeriesEvent(ctx, s, kind, reason, events.TruncateNote(c.Reason+": "+c.Message))
+// warn sends the Warning about a condition.
+func (r *ConditionWriter) warn(ctx context.Context, s *corev1.Service, reason string, c *metav1.Condition) {
+	r.RecordSeriesEvent(ctx, s, corev1.EventTypeWarning, reason, events.TruncateNote(c.Reason+": "+c.Message))
 }

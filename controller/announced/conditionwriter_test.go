@@ -290,6 +290,10 @@ func TestServiceThatIsBornUnannouncedGetsItsWarning(t *testing.T) {
 	}
 	h.serviceWrites = 0
 	h.reconcile("web", 5*time.Second)
+	if n := h.countEvents("Normal announceFailed NoEndpoints: "); n != 1 || h.serviceWrites > 0 {
+		t.Errorf("%d events and %d writes, want 1 and none: %q", n, h.serviceWrites, h.sentEvents)
+	}
+	h.reconcile("web", time.Minute) // its Pods do not come
 	if n := h.countEvents("Warning announceFailed NoEndpoints: "); n != 1 || h.serviceWrites > 0 {
 		t.Errorf("%d Warnings and %d writes, want 1 and none: %q", n, h.serviceWrites, h.sentEvents)
 	}

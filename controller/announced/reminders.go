@@ -17,9 +17,6 @@ const (
 	minTextChangeInterval = 5 * time.Second
 	// freshFaultAge is how old the condition of a fault may be whose first Warning is sent at once.
 	freshFaultAge = 15 * time.Second
-	// startOfServiceDelay is how long a Service may lack endpoints or an announcement before it
-	// gets a Warning: its Pods start, and then the speakers announce.
-	startOfServiceDelay = 5 * time.Second
 )
 
 // serviceFault is what is remembered of a Service that is not announced as it should be.
@@ -94,6 +91,12 @@ func (m *faultMemory) recordWarning(key client.ObjectKey, now time.Time) {
 	defer m.mu.Unlock()
 	f := m.faultOf(key, now)
 	f.warnedAt, f.slotAt = now, time.Time{}
+}
+
+// recordNotice records that an event was sent which is no Warning yet: the first Warning is due
+// when the fault is not fresh any more.
+func (m *faultMemory) recordNotice(key client.ObjectKey, now time.Time) {
+	m.recordWarning(key, now.Add(freshFaultAge-remindInterval))
 }
 
 // untilReminder returns how long to wait before the next reminder about the Service.
