@@ -208,10 +208,9 @@ func noEndpoints() names.Explanation {
 
 // eventKindForUnannounced returns the type of the event, given the condition before. A Service that
 // was not announced before may still be on its way: its Pods start, and then the speakers announce.
-// Such a Service needs no warning for the first time; age is how long the Reason has held.
-func eventKindForUnannounced(before *metav1.Condition, reason names.Reason, age time.Duration) string {
+func eventKindForUnannounced(before *metav1.Condition, reason names.Reason) string {
 	isFirst := before == nil || before.Status == metav1.ConditionFalse
-	if isFirst && age < startOfServiceDelay && (reason == names.ReasonNoEndpoints || reason == names.ReasonNotAnnounced) {
+	if isFirst && (reason == names.ReasonNoEndpoints || reason == names.ReasonNotAnnounced) {
 		return corev1.EventTypeNormal
 	}
 	return corev1.EventTypeWarning

@@ -2,7 +2,6 @@ package announced
 
 import (
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,19 +17,17 @@ func TestOnlyFaultsAreWarnings(t *testing.T) {
 	for _, tc := range []struct {
 		before *metav1.Condition
 		reason names.Reason
-		age    time.Duration
 		want   string
 	}{
-		{nil, names.ReasonNoEndpoints, time.Second, corev1.EventTypeNormal},
-		{nil, names.ReasonNotAnnounced, time.Second, corev1.EventTypeNormal},
-		{silent, names.ReasonNotAnnounced, time.Second, corev1.EventTypeNormal},
-		{silent, names.ReasonNoEndpoints, 6 * time.Second, corev1.EventTypeWarning},
-		{announced, names.ReasonNoEndpoints, time.Second, corev1.EventTypeWarning},
-		{announced, names.ReasonNotAnnounced, time.Second, corev1.EventTypeWarning},
-		{nil, names.ReasonNoAdvertisement, time.Second, corev1.EventTypeWarning},
-		{silent, names.ReasonNodeExcluded, time.Second, corev1.EventTypeWarning},
+		{nil, names.ReasonNoEndpoints, corev1.EventTypeNormal},
+		{nil, names.ReasonNotAnnounced, corev1.EventTypeNormal},
+		{silent, names.ReasonNotAnnounced, corev1.EventTypeNormal},
+		{announced, names.ReasonNoEndpoints, corev1.EventTypeWarning},
+		{announced, names.ReasonNotAnnounced, corev1.EventTypeWarning},
+		{nil, names.ReasonNoAdvertisement, corev1.EventTypeWarning},
+		{silent, names.ReasonNodeExcluded, corev1.EventTypeWarning},
 	} {
-		if got := eventKindForUnannounced(tc.before, tc.reason, tc.age); got != tc.want {
+		if got := eventKindForUnannounced(tc.before, tc.reason); got != tc.want {
 			t.Errorf("before %+v, now %s: a %s event, want %s", tc.before, tc.reason, got, tc.want)
 		}
 	}
