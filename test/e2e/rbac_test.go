@@ -37,7 +37,12 @@ func (d serviceAccountRequest) String() string {
 // reasonByRightUnusedInTest are rights that this test does not use, and what would use them.
 var reasonByRightUnusedInTest = map[string]string{
 	"patch events":   "an event that is repeated",
+	"get events":     "an event that is repeated",
 	"update secrets": "the webhook's certificate expires soon",
+
+	"create servicebgpstatuses":       "a router has an established session",
+	"delete servicebgpstatuses":       "a router has an established session",
+	"patch servicebgpstatuses/status": "a router has an established session",
 
 	"update addressreservations/status": "a user reserves an address",
 	"create addressprobes":              "a pool probes its addresses",
