@@ -199,7 +199,7 @@ func TestDecideAssignmentOfNewService(t *testing.T) {
 				l.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 			}
 			d := DecideAssignment(tc.service, l, snap)
-			if got := strings.ReplaceAll(joinAddresses(d.Addresses), ",", ""); got != tc.want || d.Reason != tc.wantReason || !strings.Contains(d.Text, tc.wantText) {
+			if got := strings.ReplaceAll(view.JoinAddresses(d.Addresses), ",", ""); got != tc.want || d.Reason != tc.wantReason || !strings.Contains(d.Text, tc.wantText) {
 				t.Errorf("got %q, %s: %s; want %q, %s with %q", got, d.Reason, d.Text, tc.want, tc.wantReason, tc.wantText)
 			}
 		})
@@ -231,8 +231,8 @@ func TestAssignedAddressStays(t *testing.T) {
 				tc.edit(s)
 			}
 			d = DecideAssignment(s, l, tc.after)
-			if joinAddresses(d.Addresses) != tc.want || d.Reason != tc.wantReason {
-				t.Errorf("got %s, %s: %s; want %s, %s", joinAddresses(d.Addresses), d.Reason, d.Text, tc.want, tc.wantReason)
+			if view.JoinAddresses(d.Addresses) != tc.want || d.Reason != tc.wantReason {
+				t.Errorf("got %s, %s: %s; want %s, %s", view.JoinAddresses(d.Addresses), d.Reason, d.Text, tc.want, tc.wantReason)
 			}
 		})
 	}

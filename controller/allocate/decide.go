@@ -155,7 +155,7 @@ func (d *decider) decideRequestedAddresses() Decision {
 		}
 	}
 	if (v4 > 0) != d.needsIPv4 || (v6 > 0) != d.needsIPv6 || v4 > d.wantedPerFamily || v6 > d.wantedPerFamily {
-		return d.decideToKeepAssignment(names.Explain(names.ReasonFamilyMismatch, "the requested %s does not match the families of the Service's cluster IPs (%s): %s", joinAddresses(want), joinAddresses(d.service.ClusterIPs), d.adviceForFamilies(v4, v6)))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonFamilyMismatch, "the requested %s does not match the families of the Service's cluster IPs (%s): %s", view.JoinAddresses(want), view.JoinAddresses(d.service.ClusterIPs), d.adviceForFamilies(v4, v6)))
 	}
 	d.keptAddresses = nil
 	for _, a := range want {
@@ -206,7 +206,7 @@ func (d *decider) decisionFromKeptAndPicked() Decision {
 	if (n4 > 0 && n4 < d.wantedPerFamily) || (n6 > 0 && n6 < d.wantedPerFamily) {
 		shortage := d.explainShortage()
 		out.Explanation = names.Explain(shortage.Reason, "assigned %s, fewer than the %d of each family that the annotation %s asks for: %s",
-			joinAddresses(out.Addresses), d.wantedPerFamily, names.AnnotationAddressesPerFamily, shortage.Text)
+			view.JoinAddresses(out.Addresses), d.wantedPerFamily, names.AnnotationAddressesPerFamily, shortage.Text)
 		out.DecideAgainWhenAddressesFree = true
 	}
 	return out
@@ -228,7 +228,7 @@ func (d *decider) decideToProbePickedAddresses() (Decision, bool) {
 	for _, p := range d.pickedAddresses {
 		proposed = append(proposed, p.address.toNetip())
 	}
-	out := d.decideToKeepAssignment(names.Explain(names.ReasonProbing, "checking whether a host already uses %s; a speaker with a link to the segment answers", joinAddresses(proposed)))
+	out := d.decideToKeepAssignment(names.Explain(names.ReasonProbing, "checking whether a host already uses %s; a speaker with a link to the segment answers", view.JoinAddresses(proposed)))
 	out.AddressesToProbe = proposed
 	return out, true
 }

@@ -106,7 +106,7 @@ func (d *decider) decideToKeepAssignment(why names.Explanation) Decision {
 	}
 	out := Decision{Addresses: d.stillHoldableAssignmentBefore.Addresses, Explanation: why, DecideAgainWhenAddressesFree: true}
 	if len(d.stillHoldableAssignmentBefore.Addresses) > 0 {
-		out.Text += fmt.Sprintf("; the Service keeps %s", joinAddresses(d.stillHoldableAssignmentBefore.Addresses))
+		out.Text += fmt.Sprintf("; the Service keeps %s", view.JoinAddresses(d.stillHoldableAssignmentBefore.Addresses))
 		out.PoolOfFirstAddress, out.PoolsOfAllAddressesIfSeveral, _ = d.poolsOfAddressesAndSentence(out.Addresses)
 	}
 	return out
@@ -152,14 +152,6 @@ func (d *decider) poolsOfAddressesAndSentence(addresses []netip.Addr) (pool stri
 		room = append(append(append(room, ` from pool "`...), pool...), '"')
 	}
 	return pool, pools, string(room)
-}
-
-func joinAddresses(addresses []netip.Addr) string {
-	var out []string
-	for _, a := range addresses {
-		out = append(out, a.String())
-	}
-	return strings.Join(out, ", ")
 }
 
 // maxPoolsNamedInText is how many pools a sentence names.

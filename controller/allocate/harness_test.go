@@ -140,8 +140,8 @@ func (w *harness) restartController() {
 // sentence.
 func (w *harness) wantDecision(d Decision, addresses string, reason names.Reason, words ...string) {
 	w.Helper()
-	if joinAddresses(d.Addresses) != addresses || d.Reason != reason {
-		w.Errorf("got %q, %s: %s; want %q, %s", joinAddresses(d.Addresses), d.Reason, d.Text, addresses, reason)
+	if view.JoinAddresses(d.Addresses) != addresses || d.Reason != reason {
+		w.Errorf("got %q, %s: %s; want %q, %s", view.JoinAddresses(d.Addresses), d.Reason, d.Text, addresses, reason)
 	}
 	for _, word := range words {
 		if !strings.Contains(d.Text, word) {

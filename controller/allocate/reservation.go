@@ -57,7 +57,7 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 }
 
 func newReservedDecision(r *snapshot.Reservation, addresses []netip.Addr) Decision {
-	return Decision{Addresses: addresses, PoolOfFirstAddress: r.PoolToChooseFrom, Explanation: names.Explain(names.ReasonReserved, "%s is kept for Service %s", joinAddresses(addresses), r.Service)}
+	return Decision{Addresses: addresses, PoolOfFirstAddress: r.PoolToChooseFrom, Explanation: names.Explain(names.ReasonReserved, "%s is kept for Service %s", view.JoinAddresses(addresses), r.Service)}
 }
 
 // decideBesideOlderReservations decides about a reservation of which older ones for other Services

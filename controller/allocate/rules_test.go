@@ -113,7 +113,7 @@ func TestOtherFamilyIsAddedWhenAvailable(t *testing.T) {
 	w.wantDecision(w.serveService("s", withDualStack(view.PreferDualStack)), "192.0.2.0", names.ReasonAssigned)
 	w.setPools(v4, more)
 	w.serveService("other", withSingleStackIPv6)
-	if d := w.serveService("s"); !d.DecideAgainWhenAddressesFree || joinAddresses(d.Addresses) != "192.0.2.0" {
+	if d := w.serveService("s"); !d.DecideAgainWhenAddressesFree || view.JoinAddresses(d.Addresses) != "192.0.2.0" {
 		t.Errorf("while the other family is used up: %+v", d)
 	}
 	w.deleteService("other")
@@ -172,7 +172,7 @@ func TestPoolPriority(t *testing.T) {
 func TestAssignmentOrders(t *testing.T) {
 	take := func(w *harness, names ...string) (out []string) {
 		for _, n := range names {
-			out = append(out, joinAddresses(w.serveService(n).Addresses))
+			out = append(out, view.JoinAddresses(w.serveService(n).Addresses))
 		}
 		return out
 	}

@@ -54,7 +54,7 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 				w.wantDecision(w.serveService("s"), "192.0.2.0", tc.reason, tc.words)
 				w.restartController()
 			}
-			if d := w.serveService("other"); joinAddresses(d.Addresses) == "192.0.2.0" {
+			if d := w.serveService("other"); view.JoinAddresses(d.Addresses) == "192.0.2.0" {
 				t.Errorf("another Service was given the address too: %s", d.Text)
 			}
 			// Once the pool is restored, so is everything else.
@@ -219,12 +219,12 @@ func TestReservations(t *testing.T) {
 	t.Run("of a pool, ahead of the Service", func(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"), newPool(t, "b", "198.51.100.0/30", "fd00:1::/126"))
 		r := &snapshot.Reservation{Name: "r", Service: web, PoolToChooseFrom: "b"}
-		if d := w.setReservations(r); joinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
+		if d := w.setReservations(r); view.JoinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
 			t.Errorf("it keeps %v, %s: %s", d.Addresses, d.Reason, d.Text)
 		}
 		w.wantDecision(w.serveService("other", withRequestedPool("b")), "198.51.100.1", names.ReasonAssigned)
 		w.wantDecision(w.serveService("web", withDualStack(view.RequireDualStack)), "198.51.100.0, fd00:1::", names.ReasonAssigned)
-		if d := w.setReservations(r); joinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
+		if d := w.setReservations(r); view.JoinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
 			t.Errorf("later it keeps %v", d.Addresses)
 		}
 		if d := w.setReservations(&snapshot.Reservation{Name: "x", Service: web, PoolToChooseFrom: "nowhere"}); d.Reason != names.ReasonPoolNotFound {
@@ -260,7 +260,7 @@ func TestAddressIsProbedBeforeAssignment(t *testing.T) {
 	w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withProbe))
 	d := w.serveService("s")
 	w.wantDecision(d, "", names.ReasonProbing, "192.0.2.0")
-	if joinAddresses(d.AddressesToProbe) != "192.0.2.0" || len(w.ledger.WithheldAddressesAwaitingProbe()) != 1 {
+	if view.JoinAddresses(d.AddressesToProbe) != "192.0.2.0" || len(w.ledger.WithheldAddressesAwaitingProbe()) != 1 {
 		t.Fatalf("proposed is %v, the Ledger has %v", d.AddressesToProbe, w.ledger.WithheldAddressesAwaitingProbe())
 	}
 	w.wantDecision(w.serveService("other"), "", names.ReasonProbing, "192.0.2.1")

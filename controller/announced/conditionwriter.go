@@ -157,7 +157,7 @@ func (r *ConditionWriter) remindOfMissingAddress(ctx context.Context, s *corev1.
 		return ctrl.Result{RequeueAfter: wait}
 	}
 	r.addressFaults.recordWarning(key, now)
-	r.warn(ctx, s, names.EventAllocationFailed, c)
+	r.recordCondition(ctx, s, corev1.EventTypeWarning, names.EventAllocationFailed, c)
 	return ctrl.Result{RequeueAfter: remindInterval}
 }
 
@@ -295,11 +295,11 @@ func (r *ConditionWriter) remindOfFault(ctx context.Context, s *corev1.Service, 
 	}
 	if kind := eventKindForUnannounced(before, names.Reason(after.Reason)); kind == corev1.EventTypeNormal && (isNew || isFresh(after, now)) {
 		r.faults.recordNotice(key, now)
-		r.RecordSeriesEvent(ctx, s, kind, names.EventAnnounceFailed, events.TruncateNote(after.Reason+": "+after.Message))
+		r.recordCondition(ctx, s, kind, names.EventAnnounceFailed, after)
 		return ctrl.Result{RequeueAfter: freshFaultAge}
 	}
 	r.faults.recordWarning(key, now)
-	r.warn(ctx, s, names.EventAnnounceFailed, after)
+	r.recordCondition(ctx, s, corev1.EventTypeWarning, names.EventAnnounceFailed, after)
 	return ctrl.Result{RequeueAfter: remindInterval}
 }
 
@@ -308,7 +308,7 @@ func isFresh(c *metav1.Condition, now time.Time) bool {
 	return now.Sub(c.LastTransitionTime.Time) < freshFaultAge
 }
 
-// warn sends the Warning about a condition.
-func (r *ConditionWriter) warn(ctx context.Context, s *corev1.Service, reason string, c *metav1.Condition) {
-	r.RecordSeriesEvent(ctx, s, corev1.EventTypeWarning, reason, events.TruncateNote(c.Reason+": "+c.Message))
+// recordCondition sends an event with the Reason and the text of a condition.
+func (r *ConditionWriter) recordCondition(ctx context.Context, s *corev1.Service, kind, reason string, c *metav1.Condition) {
+	r.RecordSeriesEvent(ctx, s, kind, reason, events.TruncateNote(c.Reason+": "+c.Message))
 }

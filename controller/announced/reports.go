@@ -9,6 +9,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // speakerReports are what living speakers report about one Service.
@@ -121,13 +122,5 @@ func describeMissing(found *reach, why names.Explanation) string {
 	if len(found.announced) == 0 {
 		return why.Text
 	}
-	return fmt.Sprintf("%s: %s; %s: %s", joinAddresses(found.announced), describeProtocols(found), joinAddresses(found.missing), why.Text)
-}
-
-func joinAddresses(all []netip.Addr) string {
-	var out []string
-	for _, a := range all {
-		out = append(out, a.String())
-	}
-	return strings.Join(out, ", ")
+	return fmt.Sprintf("%s: %s; %s: %s", view.JoinAddresses(found.announced), describeProtocols(found), view.JoinAddresses(found.missing), why.Text)
 }

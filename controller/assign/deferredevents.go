@@ -29,7 +29,7 @@ type deferredEvents struct {
 	waiting []deferredEvent
 	// lastBusy is when there was other work last, lastTurn when events were recorded last.
 	lastBusy, lastTurn time.Time
-	timerUntil         time.Time
+	timer              wakeTimer
 }
 
 type deferredEvent struct {
@@ -64,9 +64,8 @@ func (d *deferredEvents) recordDueEvents(now time.Time, hasOtherWork func() bool
 		d.recordFirst(n)
 		d.lastTurn, due = now, now.Add(eventTurnInterval)
 	}
-	if len(d.waiting) > 0 && (!d.timerUntil.After(now) || due.Before(d.timerUntil)) {
-		d.timerUntil = due
-		d.workQueue.wakeWorkerAfter(due.Sub(now))
+	if len(d.waiting) > 0 {
+		d.timer.wakeWorkerAt(due, now, d.workQueue)
 	}
 }
 

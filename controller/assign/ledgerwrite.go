@@ -51,14 +51,12 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	if len(r.apiTaskQueue.tasksAwaitingFreeSlot) > maxReadyWritesBeforeSwap {
 		return
 	}
-	if wait := max(j.failureDelay(r.Now()), j.refusalDelay(r.Now()), j.largerBatchDelay(r.Now(), r.apiTaskQueue)); wait > 0 {
-		if now := r.Now(); !j.swapTimerUntil.After(now) || now.Add(wait).Before(j.swapTimerUntil) {
-			j.swapTimerUntil = now.Add(wait)
-			r.workQueue.wakeWorkerAfter(wait)
-		}
+	now := r.Now()
+	if wait := max(j.failureDelay(now), j.refusalDelay(now), j.largerBatchDelay(now, r.apiTaskQueue)); wait > 0 {
+		j.swapTimer.wakeWorkerAt(now.Add(wait), now, r.workQueue)
 		return
 	}
-	j.swapTimerUntil = time.Time{}
+	j.swapTimer = wakeTimer{}
 	batch := j.takeNextBatch()
 	if len(batch) == 0 && j.omitEntriesOfFailingWrites(r.apiTaskQueue.writesAwaitingRetryTime) {
 		r.logOmittedEntries("the AddressLedger is full of pending assignments whose writes fail")
@@ -166,11 +164,8 @@ func (r *ServiceWorker) removeClosedEntriesWhenIdle(ctx context.Context) {
 		return
 	}
 	now := r.Now()
-	if wait := j.lastSwapStart.Add(max(ledgerTrimDelay, retryDelay(j.trimFailures))).Sub(now); wait > 0 {
-		if !j.trimTimerUntil.After(now) {
-			j.trimTimerUntil = now.Add(wait)
-			r.workQueue.wakeWorkerAfter(wait)
-		}
+	if due := j.lastSwapStart.Add(max(ledgerTrimDelay, retryDelay(j.trimFailures))); due.After(now) {
+		j.trimTimer.wakeWorkerAt(due, now, r.workQueue)
 		return
 	}
 	r.startLedgerWrite(ctx, nil)

@@ -24,7 +24,7 @@ type retirement struct {
 	stateByPool map[string]*poolRetirement
 	// servicesOnTurn may give up their retired addresses now.
 	servicesOnTurn map[view.ObjectKey]struct{}
-	timerUntil     time.Time
+	timer          wakeTimer
 }
 
 // poolRetirement is the progress of one pool.
@@ -97,10 +97,7 @@ func (r *retirement) startDueTurnOfPool(state *poolRetirement, now time.Time, l 
 	if len(state.servicesAwaitingTurn) == 0 {
 		next = state.nextRound
 	}
-	if !r.timerUntil.After(now) || next.Before(r.timerUntil) {
-		r.timerUntil = next
-		r.workQueue.wakeWorkerAfter(next.Sub(now))
-	}
+	r.timer.wakeWorkerAt(next, now, r.workQueue)
 }
 
 // decideOnTurn decides about a Service. If it is its turn to give up retired addresses, it gets

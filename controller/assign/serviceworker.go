@@ -317,8 +317,8 @@ type ledgerWriter struct {
 	swapInFlight bool
 	// lastSwapStart is when the last swap began.
 	lastSwapStart       time.Time
-	swapTimerUntil      time.Time // when the timer of startLedgerSwapIfDue ends
-	trimTimerUntil      time.Time // when the timer of removeClosedEntriesWhenIdle ends
+	swapTimer           wakeTimer // of startLedgerSwapIfDue
+	trimTimer           wakeTimer // of removeClosedEntriesWhenIdle
 	consecutiveFailures int       // in a row
 	trimFailures        int       // of removeClosedEntriesWhenIdle, in a row
 	// writesInSwap counts the writes of the swap in flight.

@@ -62,19 +62,27 @@ func TestCooldownSurvivesARestart(t *testing.T) {
 	})
 }
 
+// startControllerWithServices starts a controller whose pool has a cool-down, and waits until n
+// Services have addresses.
+func startControllerWithServices(t *testing.T, n int) (*apitest.Server, *runningController) {
+	t.Helper()
+	s := apitest.NewServer(nil)
+	s.SetPool("p", coolingPoolSpec("10.0.0.0/16"))
+	c := startController(t, s, nil, ServiceWorkerOptions{})
+	for i := range n {
+		s.CreateService(newLoadBalancer("s" + strconv.Itoa(i)))
+	}
+	time.Sleep(5 * time.Second)
+	return s, c
+}
+
 // TestManyCooldownsAreSavedInFewWrites deletes a thousand Services, so that a thousand addresses
 // cool down.
 func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const n = 1000
-		s := apitest.NewServer(nil)
-		s.SetPool("p", coolingPoolSpec("10.0.0.0/16"))
-		c := startController(t, s, nil, ServiceWorkerOptions{})
+		s, c := startControllerWithServices(t, n)
 		defer c.stopAndWait()
-		for i := range n {
-			s.CreateService(newLoadBalancer("s" + strconv.Itoa(i)))
-		}
-		time.Sleep(5 * time.Second)
 		for i := range n {
 			s.DeleteService(serviceKey("s" + strconv.Itoa(i)))
 			time.Sleep(time.Millisecond)
@@ -94,14 +102,8 @@ func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 func TestLargeWithheldLedgerIsWrittenLessOften(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const n = 2048
-		s := apitest.NewServer(nil)
-		s.SetPool("p", coolingPoolSpec("10.0.0.0/16"))
-		c := startController(t, s, nil, ServiceWorkerOptions{})
+		s, c := startControllerWithServices(t, n)
 		defer c.stopAndWait()
-		for i := range n {
-			s.CreateService(newLoadBalancer("s" + strconv.Itoa(i)))
-		}
-		time.Sleep(5 * time.Second)
 		for i := range n {
 			s.DeleteService(serviceKey("s" + strconv.Itoa(i)))
 		}

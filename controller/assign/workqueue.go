@@ -72,6 +72,17 @@ func (b *workQueue) wakeWorker() { b.wakeSignal.Signal() }
 // wakeWorkerAfter makes it check for work after d.
 func (b *workQueue) wakeWorkerAfter(d time.Duration) { time.AfterFunc(d, b.wakeWorker) }
 
+// wakeTimer is when the last timer of one part of the worker ends. The zero value is none.
+type wakeTimer struct{ until time.Time }
+
+// wakeWorkerAt makes the worker check for work at due, unless a timer of the part ends before.
+func (t *wakeTimer) wakeWorkerAt(due, now time.Time, b *workQueue) {
+	if !t.until.After(now) || due.Before(t.until) {
+		t.until = due
+		b.wakeWorkerAfter(due.Sub(now))
+	}
+}
+
 // addChangedAfter adds a Service after d, as one that changed.
 func (b *workQueue) addChangedAfter(k view.ObjectKey, d time.Duration) {
 	time.AfterFunc(d, func() { b.addChanged(k) })

@@ -124,8 +124,6 @@ type sessionFaults struct {
 	// all counts the sessions that should carry the Service.
 	all   int
 	texts []string
-	// reason is the Reason that all sessions have, or NoSession.
-	reason names.Reason
 }
 
 // addNode adds the sessions of a node. Nothing is returned if one of them carries the Service.
@@ -141,8 +139,7 @@ func (f *sessionFaults) addNode(n *NodeState, peers []string) names.Explanation 
 		f.all++
 		f.texts = append(f.texts, fmt.Sprintf("%s on %s: %s (%s)", p, n.Name, fault.Text, fault.Reason))
 	}
-	f.reason = names.ReasonNoSession
-	return names.Explain(f.reason, "none of its BGP sessions carries the Service")
+	return names.Explain(names.ReasonNoSession, "none of its BGP sessions carries the Service")
 }
 
 const (
@@ -170,7 +167,7 @@ func combineNodeFaults(faults []nodeFault, sessions *sessionFaults, local LocalP
 		return cmp.Or(cmp.Compare(weight(x), weight(y)), cmp.Compare(x.node, y.node))
 	})
 	out := names.Explanation{Reason: faults[0].Reason}
-	if sessions.all > 0 && out.Reason == sessions.reason {
+	if sessions.all > 0 && out.Reason == names.ReasonNoSession {
 		out.Text = fmt.Sprintf("0 of %d BGP sessions carry the Service: %s", sessions.all, joinLimited(sessions.texts, maxSessionsInText, "sessions"))
 		return out
 	}

@@ -225,15 +225,23 @@ func TestAttributesReachFRR(t *testing.T) {
 	})
 }
 
-func TestLocalPreferenceReachesInternalRouters(t *testing.T) {
+// startInternalRouterWithRoute starts an FRR of the node's own AS, and a speaker that announces
+// servicePrefix to it. edit changes the route before.
+func startInternalRouterWithRoute(t *testing.T, edit func(*intent.Route)) *router.Router {
+	t.Helper()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000")})
 	s := startSpeaker(t, b.Host("node1"))
 	p := exampleExternalPeer()
 	p.LocalASN = 65000
 	rs := exampleRoutes(servicePrefix)
-	rs[0].LocalPref = 250
+	edit(rs[0])
 	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+	return frr
+}
+
+func TestLocalPreferenceReachesInternalRouters(t *testing.T) {
+	frr := startInternalRouterWithRoute(t, func(r *intent.Route) { r.LocalPref = 250 })
 	if got := waitForRoute(t, frr, servicePrefix); got.LocalPref != 250 {
 		t.Errorf("the router has %+v, want localPref 250", got)
 	}

@@ -87,11 +87,7 @@ func chooseNextHops(in *nextHopInputs) sessionNextHops {
 // and the VRF of both.
 func (in *nextHopInputs) sessionLink() (link, vrf string) {
 	device := cmp.Or(in.routerAddress.Zone(), in.peer.Device)
-	for i := range in.nodeAddresses {
-		if a := &in.nodeAddresses[i]; device != "" && (a.LinkName == device || a.VRFName == device) {
-			vrf = a.VRFName
-		}
-	}
+	vrf = vrfOfDevice(in.nodeAddresses, device)
 	router, local := in.routerAddress.WithZone(""), in.localAddress.WithZone("")
 	score := 0
 	for i := range in.nodeAddresses {
@@ -231,14 +227,19 @@ func (w *worker) carriedFamilies() []message.AFI {
 // isAddressOnLink reports whether an address belongs to a network of one of the node's links in the
 // VRF of a session.
 func isAddressOnLink(all []NodeAddress, device string, address netip.Addr) bool {
+	vrf := vrfOfDevice(all, device)
 	address = address.WithZone("")
-	vrf := ""
+	return slices.ContainsFunc(all, func(a NodeAddress) bool {
+		return a.VRFName == vrf && !a.isHostPrefix() && a.Prefix.Contains(address)
+	})
+}
+
+// vrfOfDevice returns the VRF of a device, which is a link or the VRF itself; empty without one.
+func vrfOfDevice(all []NodeAddress, device string) (vrf string) {
 	for i := range all {
 		if device != "" && (all[i].LinkName == device || all[i].VRFName == device) {
 			vrf = all[i].VRFName
 		}
 	}
-	return slices.ContainsFunc(all, func(a NodeAddress) bool {
-		return a.VRFName == vrf && !a.isHostPrefix() && a.Prefix.Contains(address)
-	})
+	return vrf
 }

@@ -93,14 +93,7 @@ func TestSessionFromTheLoopbackHasNoLoopbackNextHop(t *testing.T) {
 // TestPrependedRouteReachesInternalRouters checks that an internal router does not take a route for
 // a loop.
 func TestPrependedRouteReachesInternalRouters(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000")})
-	s := startSpeaker(t, b.Host("node1"))
-	p := exampleExternalPeer()
-	p.LocalASN = 65000
-	rs := exampleRoutes(servicePrefix)
-	rs[0].PrependCount = 2
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+	frr := startInternalRouterWithRoute(t, func(r *intent.Route) { r.PrependCount = 2 })
 	waitForRoute(t, frr, servicePrefix)
 }
 

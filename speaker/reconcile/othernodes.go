@@ -2,7 +2,6 @@ package reconcile
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -10,8 +9,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -73,9 +70,6 @@ func (w *StatusWriter) forgetWrittenStatusIfMarkedDead(ctx context.Context) {
 // observeMembers takes the live members. It returns the nodes that have just vanished and about
 // which this node has to write: those that come before it in the circle of names.
 func (m *missingNodes) observeMembers(members []string, self string, now time.Time) (toMarkDead []string) {
-	if m.checkByName == nil {
-		m.checkByName = map[string]missingNode{}
-	}
 	for _, name := range members {
 		delete(m.checkByName, name)
 	}
@@ -83,7 +77,7 @@ func (m *missingNodes) observeMembers(members []string, self string, now time.Ti
 		if name == self || slices.Contains(members, name) {
 			continue
 		}
-		m.checkByName[name] = missingNode{checkAt: now.Add(gossipCheckDelay)}
+		m.addMissingNode(name, now)
 		if nextInCircle(members, name) == self {
 			toMarkDead = append(toMarkDead, name)
 		}
@@ -94,14 +88,19 @@ func (m *missingNodes) observeMembers(members []string, self string, now time.Ti
 
 // observeNodes adds the nodes whose speakers were never seen.
 func (m *missingNodes) observeNodes(nodes []string, now time.Time) {
+	for _, name := range nodes {
+		if _, known := m.checkByName[name]; !known && !slices.Contains(m.members, name) {
+			m.addMissingNode(name, now)
+		}
+	}
+}
+
+// addMissingNode adds a node, and schedules its first check.
+func (m *missingNodes) addMissingNode(name string, now time.Time) {
 	if m.checkByName == nil {
 		m.checkByName = map[string]missingNode{}
 	}
-	for _, name := range nodes {
-		if _, known := m.checkByName[name]; !known && !slices.Contains(m.members, name) {
-			m.checkByName[name] = missingNode{checkAt: now.Add(gossipCheckDelay)}
-		}
-	}
+	m.checkByName[name] = missingNode{checkAt: now.Add(gossipCheckDelay)}
 }
 
 // unreachable returns the nodes whose speakers run and cannot be reached, sorted.
@@ -162,13 +161,7 @@ func (w *StatusWriter) applyStatusAsWitness(ctx context.Context, node string, s 
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.options.Namespace, Name: node},
 		Status:     s,
 	}
-	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
-	if err != nil {
-		return fmt.Errorf("encoding the SpeakerStatus of node %s: %w", node, err)
-	}
-	u := &unstructured.Unstructured{Object: content}
-	unstructured.RemoveNestedField(u.Object, "metadata", "creationTimestamp")
-	return w.options.Client.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(deadSpeakerWriter), client.ForceOwnership)
+	return applyStatus(ctx, w.options.Client, o, deadSpeakerWriter)
 }
 
 // checkMissingNodes finds out which missing speakers run all the same: gossip with them is blocked.

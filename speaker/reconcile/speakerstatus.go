@@ -54,7 +54,7 @@ func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.Speake
 // applySpeakerStatus writes only the status if the object exists.
 func (w *StatusWriter) applySpeakerStatus(ctx context.Context, o *v1alpha1.SpeakerStatus) error {
 	if w.writtenSpeakerStatus != nil {
-		if err := applyStatus(ctx, w.options.Client, o); !apierrors.IsNotFound(err) {
+		if err := applyStatus(ctx, w.options.Client, o, names.SpeakerEventSource); !apierrors.IsNotFound(err) {
 			return err
 		}
 	}
@@ -84,11 +84,11 @@ func applyObjectAndStatus(ctx context.Context, c client.Client, o client.Object)
 	if err := c.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), owner, client.ForceOwnership); err != nil {
 		return fmt.Errorf("writing %s %q: %w", o.GetObjectKind().GroupVersionKind().Kind, o.GetName(), err)
 	}
-	return applyStatus(ctx, c, o)
+	return applyStatus(ctx, c, o, names.SpeakerEventSource)
 }
 
-// applyStatus writes the status of an object by server-side apply.
-func applyStatus(ctx context.Context, c client.Client, o client.Object) error {
+// applyStatus writes the status of an object by server-side apply, as the owner of its fields.
+func applyStatus(ctx context.Context, c client.Client, o client.Object, owner client.FieldOwner) error {
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
 	if err != nil {
 		return fmt.Errorf("encoding %T %q: %w", o, o.GetName(), err)
@@ -97,7 +97,7 @@ func applyStatus(ctx context.Context, c client.Client, o client.Object) error {
 	unstructured.RemoveNestedField(whole.Object, "metadata", "creationTimestamp")
 	unstructured.RemoveNestedField(whole.Object, "metadata", "labels")
 	unstructured.RemoveNestedField(whole.Object, "metadata", "ownerReferences")
-	if err := c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(whole), client.FieldOwner(names.SpeakerEventSource), client.ForceOwnership); err != nil {
+	if err := c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(whole), owner, client.ForceOwnership); err != nil {
 		return fmt.Errorf("writing the status of %s %q: %w", o.GetObjectKind().GroupVersionKind().Kind, o.GetName(), err)
 	}
 	return nil

@@ -40,20 +40,32 @@ metadata: {name: roomy, namespace: metallb-system}
 spec: {addresses: [10.192.0.0/16]}
 `
 
+// startOneNodeWithRoomyPool starts a lab of one node with Gantry and the pool for all Services. The
+// caller closes it.
+func startOneNodeWithRoomyPool(ctx context.Context, dir string) (*cluster.Cluster, error) {
+	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 1, Dir: dir})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.InstallGantry(ctx); err != nil {
+		s.Close()
+		return nil, err
+	}
+	if err := s.ApplyManifests(ctx, poolOf65536AddressesManifest); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
 // measureBulkCreation measures the controller on a lab of one node: many Services at once, changes
 // of the leader, and a restart with 8,000 Services.
 func measureBulkCreation(ctx context.Context, dir string) error {
-	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 1, Dir: dir})
+	s, err := startOneNodeWithRoomyPool(ctx, dir)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if err := s.InstallGantry(ctx); err != nil {
-		return err
-	}
-	if err := s.ApplyManifests(ctx, poolOf65536AddressesManifest); err != nil {
-		return err
-	}
 	if err := measureLeaderChanges(ctx, s); err != nil {
 		return err
 	}

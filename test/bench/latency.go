@@ -12,7 +12,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/test/cluster"
-	"github.com/gantry-lb/gantry/test/lab"
 )
 
 const (
@@ -32,17 +31,11 @@ var latencyRates = []int{1, 10, 40, 100}
 // node, for Services that come one after the other. The baseline is a program that does nothing but
 // write a status on each.
 func measureLatency(ctx context.Context, dir string) error {
-	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 1, Dir: dir})
+	s, err := startOneNodeWithRoomyPool(ctx, dir)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if err := s.InstallGantry(ctx); err != nil {
-		return err
-	}
-	if err := s.ApplyManifests(ctx, poolOf65536AddressesManifest); err != nil {
-		return err
-	}
 	// The first Services warm up all programs.
 	if _, err := createServicesAtRate(ctx, s, "latency-first", "", 10, latencyServiceCount); err != nil {
 		return err

@@ -13,7 +13,6 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/test/cluster"
-	"github.com/gantry-lb/gantry/test/lab"
 )
 
 // What the tenant does, and beside how many Services.
@@ -29,17 +28,11 @@ const (
 // share an address ten times a second. The baseline is the same without the tenant. It counts how
 // often the API server was asked for all Services meanwhile.
 func measureAssignmentDuringPortToggles(ctx context.Context, dir string) error {
-	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 1, Dir: dir})
+	s, err := startOneNodeWithRoomyPool(ctx, dir)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if err := s.InstallGantry(ctx); err != nil {
-		return err
-	}
-	if err := s.ApplyManifests(ctx, poolOf65536AddressesManifest); err != nil {
-		return err
-	}
 	beside, err := readOtherServiceCount()
 	if err != nil {
 		return err
