@@ -3,17 +3,20 @@ export CGO_ENABLED = 0
 TOOL = go tool -modfile=tools/go.mod
 PACK = tools/packages
 IMAGE ?= gantry-lb/gantry:v0.1.0
+PLUGIN_VERSION ?= v0.1.0
+PLUGIN_TARGETS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 OVERLAYS = default l2-only webhook prometheus
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test check current unit policy e2e model bursts histories race fuzz lint generate verify manifests chart demo bench soak image packages-tools clean
+.PHONY: help build deps test check current unit policy e2e model bursts deaths histories race fuzz lint generate verify manifests chart demo bench soak image plugin packages-tools clean
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## build bin/controller, bin/speaker and bin/lab
+build: ## build bin/controller, bin/speaker, bin/kubectl-gantry and bin/lab
 	go build -o bin/controller ./controller
 	go build -o bin/speaker ./speaker
+	go build -o bin/kubectl-gantry ./cmd/kubectl-gantry
 	go build -o bin/lab ./test/lab/cmd/lab
 
 deps: ## install the Debian packages that the lab needs, or list what is missing
@@ -29,7 +32,7 @@ test: deps build packages-tools ## run all tests, and print a line with counts a
 	go run ./test/run ./...
 
 unit: ## run the tests that need neither root nor the lab; SHORT=-short leaves out what takes long
-	go test $(SHORT) ./api/... ./internal/... ./controller/... ./speaker/... ./test/policy/...
+	go test $(SHORT) ./api/... ./cmd/... ./internal/... ./controller/... ./speaker/... ./test/policy/...
 
 policy: ## check the rules of the repository
 	go test ./test/policy/...
@@ -41,7 +44,7 @@ model: ## run the model checker over every order of events of three speakers; ta
 	GANTRY_MODEL_RUNS=0 go test -count=1 -timeout=60m -run TestAllModelRunsKeepOneAnswererPerEpoch -v ./speaker/elect
 
 race: ## run the unit tests with the race detector
-	CGO_ENABLED=1 go test -race ./controller/... ./speaker/... ./internal/...
+	CGO_ENABLED=1 go test -race ./cmd/... ./controller/... ./speaker/... ./internal/...
 
 fuzz: ## run every fuzz target, or those in the directories FUZZ, for FUZZTIME: 30s, or a count such as 20000x on a busy machine
 	@grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' -H $${FUZZ:-api internal controller speaker test} | sed 's/_test.go:func /_test.go /' | \
@@ -56,7 +59,7 @@ lint: ## run go vet and staticcheck, and find functions that nothing calls
 	tools/deadcode.sh
 
 check: ## check format, lint and generated files, and run the tests that need neither root nor the lab
-	@test -z "$$(gofmt -l api controller internal speaker test tools)" || { gofmt -l api controller internal speaker test tools; echo 'format these files with gofmt'; exit 1; }
+	@test -z "$$(gofmt -l api cmd controller internal speaker test tools)" || { gofmt -l api cmd controller internal speaker test tools; echo 'format these files with gofmt'; exit 1; }
 	@$(MAKE) --no-print-directory -j2 lint current unit SHORT=-short
 
 current: ## fail if generated files were not current; they are afterwards
@@ -88,6 +91,9 @@ bursts: deps build ## create 10,000 Services ten times, each time with the loss 
 	GANTRY_BURSTS=long go test -count=1 -timeout=30m -v -run TestAllServicesAreServedAfterLeaderLossInBurst ./controller/assign
 	GANTRY_BURSTS=long go test -count=1 -timeout=2h -v -run TestBurstSurvivesLeaderLoss ./test/e2e
 
+deaths: deps build ## count the writes when a router and a node die, with 1,000 Services on ten nodes; takes fifteen minutes
+	go test -tags deathwrites -count=1 -timeout=40m -v -run 'TestDeathOfA(Router|Node)CostsFewWrites' ./test/e2e
+
 histories: ## run 200,000 random histories of two controllers at the same time, or HISTORIES of them; takes ten minutes
 	go test -count=1 -timeout=10h -v -run TestTwoControllersNeverGiveOneAddressTwice ./controller/assign -rapid.checks=$(or $(HISTORIES),200000)
 
@@ -98,6 +104,14 @@ soak: deps build ## keep every core busy for ten minutes of BFD at 3 x 50 ms, an
 image: packages-tools ## write dist/image.tar for docker load, podman load or kind load; needs no container engine
 	CGO_ENABLED=0 GOOS=linux go build -ldflags='-s -w' -o dist/image/ ./controller ./speaker
 	bin/image -bin dist/image -o dist/image.tar -tag $(IMAGE) -arch $$(go env GOARCH) -revision "$$(git rev-parse HEAD 2>/dev/null)"
+
+plugin: ## write dist/kubectl-gantry-OS-ARCH.tar.gz for Linux, macOS and Windows, and the krew manifest dist/krew/gantry.yaml
+	@for target in $(PLUGIN_TARGETS); do \
+		os=$${target%/*}; arch=$${target#*/}; dir=dist/krew/$$os-$$arch; name=kubectl-gantry; [ $$os != windows ] || name=kubectl-gantry.exe; \
+		mkdir -p $$dir && cp LICENSE $$dir && GOOS=$$os GOARCH=$$arch go build -trimpath -ldflags='-s -w' -o $$dir/$$name ./cmd/kubectl-gantry && \
+		tar -C $$dir -czf dist/kubectl-gantry-$$os-$$arch.tar.gz LICENSE $$name || exit 1; \
+	done
+	@sh tools/krew.sh dist $(PLUGIN_VERSION) $(PLUGIN_TARGETS) > dist/krew/gantry.yaml
 
 clean: ## remove the directories bin and dist
 	rm -rf bin dist

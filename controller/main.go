@@ -25,12 +25,13 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
-	"github.com/gantry-lb/gantry/controller/announced"
+	"github.com/gantry-lb/gantry/controller/announcedcondition"
 	"github.com/gantry-lb/gantry/controller/assign"
 	"github.com/gantry-lb/gantry/controller/clusternetwork"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/controller/events"
 	"github.com/gantry-lb/gantry/controller/gossipkey"
+	"github.com/gantry-lb/gantry/controller/leaderlock"
 	"github.com/gantry-lb/gantry/controller/poolmetrics"
 	"github.com/gantry-lb/gantry/controller/sessioncount"
 	"github.com/gantry-lb/gantry/controller/validcondition"
@@ -43,6 +44,7 @@ import (
 type options struct {
 	option.CommonOptions
 	LeaderElect bool
+	GossipKey   gossipkey.Flags
 	Webhook     webhookOptions
 }
 
@@ -69,11 +71,12 @@ func parseOptions(args []string, lookup func(string) (string, bool)) (options, e
 	fs := pflag.NewFlagSet("controller", pflag.ContinueOnError)
 	o.DeclareFlags(fs, ":7472", ":8081")
 	fs.BoolVar(&o.LeaderElect, "leader-elect", true, "wait for leadership before assigning addresses; required with more than one controller")
+	o.GossipKey.DeclareFlags(fs)
 	o.Webhook.declareFlags(fs)
 	if err := option.ParseFlags(fs, args, lookup); err != nil {
 		return o, err
 	}
-	return o, errors.Join(o.ValidateValues(), o.Webhook.validateValues())
+	return o, errors.Join(o.ValidateValues(), o.Webhook.validateValues(), o.GossipKey.ValidateValues())
 }
 
 // runController runs until ctx ends.
@@ -99,14 +102,16 @@ func runController(ctx context.Context, o options) error {
 	server, keeper := newWebhookServerAndCertificateReconciler(o, log)
 	managerOpts := newManagerOptions(&o, scheme)
 	managerOpts.WebhookServer = server
-	if managerOpts.LeaderElectionResourceLockInterface, err = newControllerLeaseLock(config, scheme, host, o.Namespace); err != nil {
+	lock, err := leaderlock.NewLeaseLock(config, scheme, host, o.Namespace)
+	if err != nil {
 		return err
 	}
+	managerOpts.LeaderElectionResourceLockInterface = lock
 	mgr, err := ctrl.NewManager(config, managerOpts)
 	if err != nil {
 		return fmt.Errorf("setting up: %w", err)
 	}
-	if err := registerParts(ctx, mgr, o, log); err != nil {
+	if err := registerParts(ctx, mgr, lock.LeaderAbsence, o, log); err != nil {
 		return err
 	}
 	if err := registerWebhook(mgr, o, keeper); err != nil {
@@ -117,7 +122,7 @@ func runController(ctx context.Context, o options) error {
 
 // registerParts creates the parts of the controller and registers them with mgr. All but the Reader
 // of the configuration run only on the leader.
-func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.Logger) error {
+func registerParts(ctx context.Context, mgr ctrl.Manager, leaderAbsence func() assign.LeaderAbsence, o options, log *slog.Logger) error {
 	scope, gauges, recordEvent := o.ConfigurationScope(), &configuration.LoadMetrics{}, events.NewRecorder(mgr.GetEventRecorder(names.ControllerEventSource)).RecordEvent
 	identity, err := newProcessIdentity()
 	if err != nil {
@@ -130,15 +135,15 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 		}),
 		Log: log, RecordProblems: gauges.RecordLoadedConfiguration,
 	})
-	announcedWriter := announced.NewConditionWriter(announced.Options{
+	announcedWriter := announcedcondition.NewConditionWriter(announcedcondition.Options{
 		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordSeriesEvent: events.NewSeriesRecorder(events.SeriesRecorderOptions{LiveReader: mgr.GetAPIReader(), Client: mgr.GetClient(), Log: log, Now: time.Now}).RecordSeriesEvent,
 	})
 	validWriter := validcondition.NewConditionWriter(validcondition.Options{Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, Log: log})
 	worker := assign.NewServiceWorker(assign.ServiceWorkerOptions{
 		API:                 &assign.ClientBackedAPI{CachedClient: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
 		ConfigurationReader: reader, Now: time.Now, Log: log, RecordEvent: recordEvent,
-		PredictUnannouncedCondition: announcedWriter.ForecastUnannouncedCondition,
-		Namespace:                   o.Namespace, LoadBalancerClass: o.LoadBalancerClass, LedgerWriterIdentity: identity,
+		PredictUnannouncedCondition: announcedWriter.ForecastUnannouncedCondition, LeaderAbsence: leaderAbsence,
+		Namespace: o.Namespace, LoadBalancerClass: o.LoadBalancerClass, LedgerWriterIdentity: identity,
 	})
 	return errors.Join(
 		sessioncount.NewSessionCounter(mgr.GetClient(), scope).RegisterController(mgr),
@@ -147,10 +152,9 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, o options, log *slog.L
 		worker.RegisterWorker(ctx, mgr),
 		announcedWriter.RegisterController(ctx, mgr),
 		validWriter.RegisterController(mgr),
-		mgr.Add(gossipkey.NewCreator(gossipkey.Options{Client: mgr.GetClient(), Log: log, Namespace: o.Namespace})),
+		mgr.Add(gossipkey.NewKeeper(gossipkey.Options{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Log: log, Namespace: o.Namespace, Flags: o.GossipKey, Now: time.Now})),
 		mgr.Add(poolmetrics.NewCollector(poolmetrics.Options{
-			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry,
-			ExtraCollectors: append(worker.Collectors(), gauges, announcedWriter),
+			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry, ExtraCollectors: append(worker.Collectors(), gauges, announcedWriter),
 		})),
 		addHealthChecks(mgr, worker),
 	)
@@ -167,17 +171,17 @@ func newProcessIdentity() (string, error) {
 
 // newManagerOptions returns the options of the manager.
 func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
-	grace, duration, renew, retry, shared := 2*time.Second, leaseTimeout, leaseRenewTimeout, leaseRetryInterval, true
+	grace, duration, renew, retry, shared := 2*time.Second, leaderlock.LeaseTimeout, leaderlock.RenewTimeout, leaderlock.RetryInterval, true
 	watched := o.ConfigurationScope().CacheOptionsByObject()
 	own := cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {}}}
-	for _, report := range announced.CacheKinds(o.ConfigurationScope()) {
+	for _, report := range announcedcondition.CacheKinds(o.ConfigurationScope()) {
 		watched[report] = cache.ByObject{Namespaces: own.Namespaces, UnsafeDisableDeepCopy: &shared}
 	}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are never modified, so that they need not be copied.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: assign.CompactService, UnsafeDisableDeepCopy: &shared}
 	watched[&corev1.Node{}] = cache.ByObject{Transform: clusternetwork.CompactNode, UnsafeDisableDeepCopy: &shared}
-	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: announced.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
+	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: announcedcondition.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{
 		Scheme:                        scheme,
 		Metrics:                       metricsserver.Options{BindAddress: o.MetricsBindAddress},

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -40,8 +41,10 @@ func main() {
 
 // runSpeakerWithLogging sets the loggers and runs the speaker.
 func runSpeakerWithLogging(ctx context.Context, o options.Options) error {
-	log := o.NewLogger(os.Stderr)
-	option.SetLibraryLoggers(ctx, log)
-	o.LogStart(log, "speaker", "node", o.NodeName)
-	return runSpeaker(ctx, o, log)
+	return option.RunWithLogQueue(ctx, os.Stderr, func(w io.Writer) error {
+		log := o.NewLogger(w)
+		option.SetLibraryLoggers(ctx, log)
+		o.LogStart(log, "speaker", "node", o.NodeName)
+		return runSpeaker(ctx, o, log)
+	})
 }

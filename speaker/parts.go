@@ -14,7 +14,6 @@ import (
 	"github.com/gantry-lb/gantry/internal/option"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/speaker/agent"
-	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bfd/udp"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/bgp/gobgp"
@@ -44,7 +43,10 @@ type parts struct {
 func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember, store *checkpoint.Store, o options.Options, log *slog.Logger) (*parts, error) {
 	watcher := links.NewWatcher(options.NewExclusionReader(o.ExcludeInterfacesFile), log)
 	layer2Engine := newLayer2Engine(o)
-	bfdEngine := bfd.NewEngine(udp.NewTransport(), time.Now, member.RunNonce())
+	bfdEngine, err := udp.NewEngine(time.Now, member.RunNonce())
+	if err != nil {
+		return nil, err
+	}
 	bgpEngine := bgp.NewEngine(bgp.Options{
 		NodeName: o.NodeName, UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: tcp.Transport{}, Now: time.Now, BFD: bfdEngine, Log: log,
 		FirstRunSinceBoot: store.IsFirstRunSinceBoot(),
@@ -53,11 +55,11 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	services, announced, problemGauges := reconcile.NewServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
-		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, Now: time.Now, Metrics: announced,
+		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, GossipPathFaults: member.PathFaults, Now: time.Now, Metrics: announced,
 		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(),
 	})
 	bgpStatus := reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
-		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: bgpEngine, Log: log,
+		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: bgpEngine, Log: log, Now: time.Now,
 		Self: o.NodeName, Namespace: o.Namespace, ServiceBGPStatusLimit: o.ServiceBGPStatusLimit(),
 		ServiceReference: services.ServiceReference, PodOwnerReferences: layer2Status.PodOwnerReferences,
 	})
@@ -65,21 +67,19 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
 		State: configuration.StateWriter{ReportingComponent: names.ComponentSpeaker, Node: o.NodeName, Namespace: o.Namespace},
 	})
-	addressProbes := reconcile.NewProbeWriter(reconcile.ProbeWriterOptions{
-		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace, Now: time.Now,
-	})
-	healthChecks := healthcheck.NewPoller(time.Now, log)
+	addressProbes := reconcile.NewProbeWriter(reconcile.ProbeWriterOptions{Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace, Now: time.Now})
+	healthChecks, proxyWatcher := healthcheck.NewPoller(time.Now, log), healthcheck.NewProxyWatcher(o.ProxyHealthAddress)
 	a := agent.New(agent.Options{
 		NodeName: o.NodeName, RunNonce: member.RunNonce(), LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
-		Layer2: layer2Engine, BGP: bgpEngine, Members: member, UsableLinkSets: watcher.LinkSets(), HealthChecks: healthChecks,
-		Now: time.Now, Log: log,
+		Layer2: layer2Engine, BGP: bgpEngine, Members: member, LinkSets: watcher.LinkSets(), HealthChecks: healthChecks,
+		ProxyChecks: proxyWatcher.Answers(), ServiceProxy: o.ServiceProxy(time.Now()), Now: time.Now, Log: log,
 		ObserveStatus:  func(s agent.Status) { layer2Status.ObserveStatus(s); bgpStatus.ObserveStatus(s) },
 		ProbeQuestions: addressProbes.Questions(), ObserveProbeAnswer: addressProbes.ObserveAnswer,
 		SaveCheckpoint: member.SaveCheckpoint, RestoreFrom: member.RestoredCheckpoint(),
 	})
 	feed := reconcile.NewClusterFeed(reconcile.ClusterFeedOptions{
 		Cache: mgr.GetCache(), WatchClient: mgr.WatchClient(), Services: services, Agent: a, Seeds: member, Log: log,
-		Self: o.NodeName, Scope: o.ConfigurationScope(), ObserveSynced: mgr.MarkReady,
+		Self: o.NodeName, Scope: o.ConfigurationScope(), LeaveSilentKubelets: o.SilentKubelet == "Leave", ObserveOwnAddresses: member.ObserveNodeAddresses, ObserveSynced: mgr.MarkReady,
 		ObserveProblems: func(p []snapshot.Problem) {
 			problemGauges.RecordLoadedConfiguration(p)
 			configurationState.ObserveProblems(p)
@@ -88,14 +88,14 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	p := &parts{
 		agent: a, bgpEngine: bgpEngine,
 		local: []func(context.Context) error{
-			bfdEngine.Run, bgpEngine.Run, layer2Engine.Run, a.Run, watcher.Run, member.Run, healthChecks.Run,
+			bfdEngine.Run, bgpEngine.Run, layer2Engine.Run, a.Run, watcher.Run, member.Run, healthChecks.Run, proxyWatcher.Run,
 		},
 		cluster: []func(context.Context) error{feed.Run, layer2Status.Run, configurationState.Run, addressProbes.Run},
 	}
 	if !o.ConfigurationScope().WithoutBGPKinds { // without BGP its engines get nothing to do
 		p.local = append(p.local, bgpStatus.Run)
 	}
-	return p, registerMetrics(bfdEngine, bgpEngine, layer2Engine, a, announced, problemGauges)
+	return p, registerMetrics(bfdEngine, bgpEngine, layer2Engine, member.Members, a, announced, problemGauges)
 }
 
 func newLayer2Engine(o options.Options) *layer2.Engine {

@@ -13,7 +13,7 @@ dead() {
 		-f='{{range .Funcs}}{{printf "'"$reading"' %s %s %s:%d\n" $.Path .Name .Position.File .Position.Line}}{{end}}' "$@"
 }
 module=$(go list -m)
-found=$(dead all -test ./... && dead product -filter="^$module/(api|internal|controller|speaker)(/|\$)" ./...)
+found=$(dead all -test ./... && dead product -filter="^$module/(api|cmd|internal|controller|speaker)(/|\$)" ./...)
 printf '%s\n' "$found" | awk -v module="$module/" -v list=tools/deadcode.txt '
 	BEGIN {
 		while ((getline line < list) > 0) {

@@ -16,8 +16,16 @@ const (
 	// GossipSecret holds the key that encrypts and authenticates the gossip between speakers. The
 	// controller creates it.
 	GossipSecret = "gantry-gossip"
-	// GossipKeySecretEntry is the entry of GossipSecret: 32 random bytes.
-	GossipKeySecretEntry = "key"
+	// GossipKeySecretEntry is the entry of GossipSecret with the key that encrypts: 32 random
+	// bytes. The speakers also accept messages that were encrypted with the optional next and
+	// previous keys.
+	GossipKeySecretEntry         = "key"
+	GossipNextKeySecretEntry     = "key-next"
+	GossipPreviousKeySecretEntry = "key-previous"
+	// AnnotationRotateGossipKey on GossipSecret, with any value, makes the controller replace the
+	// key. AnnotationGossipKeyChangedAt is when the controller last changed the Secret.
+	AnnotationRotateGossipKey    = "gantry.dev/rotate-gossip-key"
+	AnnotationGossipKeyChangedAt = "gantry.dev/gossip-key-changed-at"
 	// WebhookService is the webhook's Service, WebhookSecret the Secret with its certificate
 	// (created by the controller), WebhookConfiguration the ValidatingWebhookConfiguration that
 	// registers it with the API server.
@@ -63,6 +71,8 @@ const (
 	// exchange for others. Addresses that it does not hold are ignored, so that the annotation may
 	// stay.
 	AnnotationAddressesToRelease = "gantry.dev/release-address"
+	// AnnotationHolder names the node that should answer ARP and NDP for the addresses.
+	AnnotationHolder = "gantry.dev/holder"
 )
 
 // AnnotationLiftWithheld on an IPAddressPool ends the cool-down and the quarantine of addresses of
@@ -113,6 +123,9 @@ const (
 	ConditionGossip = "gantry.dev/GossipComplete"
 	// ConditionLayer2Usable on a SpeakerStatus: the node can answer for addresses on some link.
 	ConditionLayer2Usable = "gantry.dev/Layer2Usable"
+	// ConditionFit on a SpeakerStatus: the node serves addresses as well as any other. Other nodes
+	// serve the addresses of an unfit node, as far as they can.
+	ConditionFit = "gantry.dev/Fit"
 	// ConditionUncontested on a SpeakerStatus: no foreign host claims an address that the node
 	// holds.
 	ConditionUncontested = "gantry.dev/AddressesUncontested"
@@ -145,6 +158,8 @@ const (
 	EventDeprecatedAnnotation = "deprecatedAnnotation"
 	// EventUnknownAnnotation: a Service has an annotation in one of our domains that nothing reads.
 	EventUnknownAnnotation = "unknownAnnotation"
+	// EventAddressRetired: the pool retires an address of a Service, which has it until its turn.
+	EventAddressRetired = "addressRetired"
 	// EventNotEnoughClusterIPs: a Service requires two families and has cluster IPs of one.
 	EventNotEnoughClusterIPs = "not enough clusterips"
 	// EventNoClusterIPs: a Service has no cluster IP.
@@ -153,6 +168,8 @@ const (
 	EventAnnounceFailed = "announceFailed"
 	// EventAnnounced: a Service that was not announced is announced again.
 	EventAnnounced = "announced"
+	// EventHolderUnavailable: the node that a Service asks for cannot hold its addresses.
+	EventHolderUnavailable = "holderUnavailable"
 	// EventGossipBlocked: the speaker of a Node cannot exchange gossip with another living speaker.
 	EventGossipBlocked = "gossipBlocked"
 )

@@ -95,6 +95,21 @@ const (
 	// ReasonServiceProxyNotReady: externalTrafficPolicy is Local, and kube-proxy on this node has
 	// not written the rules for the endpoints here yet.
 	ReasonServiceProxyNotReady Reason = "ServiceProxyNotReady"
+	// ReasonHolderUnavailable: the annotation AnnotationHolder names a node that cannot hold the
+	// addresses.
+	ReasonHolderUnavailable Reason = "HolderUnavailable"
+	// ReasonServiceProxySilent: kube-proxy on the node has answered its health check since the boot
+	// of the node, and does not answer any more. Another node serves.
+	ReasonServiceProxySilent Reason = "ServiceProxySilent"
+	// ReasonServiceProxyStarting: the node has just booted, and kube-proxy on it has not answered
+	// its health check yet. Another node serves.
+	ReasonServiceProxyStarting Reason = "ServiceProxyStarting"
+	// ReasonKubeletSilent: the node's condition Ready is Unknown, and the speakers are told to
+	// leave such nodes. Another node serves.
+	ReasonKubeletSilent Reason = "KubeletSilent"
+	// ReasonLinkSilent: the node hears no neighbour on the link of the address, although it has
+	// carrier. Another node serves.
+	ReasonLinkSilent Reason = "LinkSilent"
 	// ReasonNodeExcluded: the node has the label that excludes it from external load balancers.
 	ReasonNodeExcluded Reason = "NodeExcluded"
 	// ReasonNodeNetworkUnavailable: the node's condition NetworkUnavailable is True.
@@ -103,6 +118,9 @@ const (
 	ReasonNodeLeaving Reason = "NodeLeaving"
 	// ReasonNoLinks: none of the links that the advertisement asks for is usable on this node.
 	ReasonNoLinks Reason = "NoLinks"
+	// ReasonNoAddressFamily: this node has no address of the family on the link, so that its kernel
+	// drops what arrives there.
+	ReasonNoAddressFamily Reason = "NoAddressFamily"
 	// ReasonSharedWithServiceSelector: the address is shared and an advertisement selects by
 	// Service.
 	ReasonSharedWithServiceSelector Reason = "SharedWithServiceSelector"
@@ -116,9 +134,10 @@ const (
 	ReasonUsable Reason = "Usable"
 	// ReasonLinkExcluded: the name of the link is excluded by the configuration.
 	ReasonLinkExcluded Reason = "LinkExcluded"
-	// ReasonLinkDown: the link is down or has no carrier.
+	// ReasonLinkDown: the link is down or has no carrier, or, about an address: the link into its
+	// subnet is.
 	ReasonLinkDown Reason = "LinkDown"
-	// ReasonLinkMember: the link is a port of a bridge, bond or VRF; that one is used instead.
+	// ReasonLinkMember: the link is a port of a bridge or bond; that one is used instead.
 	ReasonLinkMember Reason = "LinkMember"
 	// ReasonLinkNoEthernet: the link has no Ethernet address, no ARP or no broadcast.
 	ReasonLinkNoEthernet Reason = "LinkNoEthernet"
@@ -131,11 +150,16 @@ const (
 	ReasonGossipComplete Reason = "GossipComplete"
 	// ReasonGossipBlocked: the speaker cannot exchange gossip with another one that lives.
 	ReasonGossipBlocked Reason = "GossipBlocked"
+	// ReasonFit: nothing speaks against the node as one that serves addresses.
+	ReasonFit Reason = "Fit"
 	// ReasonUncontested: no foreign host claims an address that the node holds.
 	ReasonUncontested Reason = "Uncontested"
 	// ReasonForeignClaim: a host that is no node answers for an address. A Service's condition
 	// Announced is True with this reason if a node holds the address, and False if no node does.
 	ReasonForeignClaim Reason = "ForeignClaim"
+	// ReasonBroadcastAddress: a node announces an address that is the network or the broadcast
+	// address of its subnet, so that hosts of the subnet cannot connect to it.
+	ReasonBroadcastAddress Reason = "BroadcastAddress"
 	// ReasonStrayAnswer: the node of another speaker answers for an address without holding it.
 	ReasonStrayAnswer Reason = "StrayAnswer"
 )
@@ -284,4 +308,24 @@ const (
 	ReasonReconciled Reason = "Reconciled"
 	// ReasonConfigurationError: on a ConfigurationState, some object has a Problem.
 	ReasonConfigurationError Reason = "ConfigurationError"
+)
+
+// Reasons that only kubectl gantry gives: it sees more than one Service or one node.
+const (
+	// ReasonNotInstalled: the cluster has no Gantry.
+	ReasonNotInstalled Reason = "NotInstalled"
+	// ReasonNoController: no controller leads, or the one that leads writes nothing.
+	ReasonNoController Reason = "NoController"
+	// ReasonPoolElsewhere: an IPAddressPool is in a namespace where it does not count.
+	ReasonPoolElsewhere Reason = "PoolElsewhere"
+	// ReasonUnknownAnnotation: a Service has an annotation of ours that nothing reads.
+	ReasonUnknownAnnotation Reason = "UnknownAnnotation"
+	// ReasonOtherController: another program serves the same Services, so that each undoes what the
+	// other one writes.
+	ReasonOtherController Reason = "OtherController"
+	// ReasonWebhookDown: the API server refuses changes of the configuration, since a webhook that
+	// it has to ask has no endpoint.
+	ReasonWebhookDown Reason = "WebhookDown"
+	// ReasonSlowAPIServer: every answer of the API server takes long.
+	ReasonSlowAPIServer Reason = "SlowAPIServer"
 )

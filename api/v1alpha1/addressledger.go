@@ -6,22 +6,24 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // as a whole by compare and swap on the resourceVersion last read. If two controllers give
 // addresses at once, one of them is refused.
 type AddressLedgerSpec struct {
-	// Writer is the controller that wrote last.
+	// Writer is the controller that wrote last. Default: none. Example:
+	// gantry-controller-7c9d_1f0e.
 	// +optional
 	Writer string `json:"writer,omitempty"`
 	// Pending are addresses given to Services whose status may not show them yet, sorted by
-	// namespace and name.
+	// namespace and name. Default: none.
 	// +kubebuilder:validation:MaxItems=8192
 	// +listType=atomic
 	// +optional
 	Pending []PendingAssignment `json:"pending,omitempty"`
 	// Incomplete says that a status may still arrive that Pending does not list. A controller that
-	// reads this gives each Service another resourceVersion before it assigns an address.
+	// reads this gives each Service another resourceVersion before it assigns an address. Default:
+	// false. Example: true.
 	// +optional
 	Incomplete bool `json:"incomplete,omitempty"`
 	// Withheld are addresses that no Service holds and that are not free: they cool down or are in
 	// quarantine. They are sorted by address. When there are too many, those that end soonest are
-	// left out.
+	// left out. Default: none.
 	// +kubebuilder:validation:MaxItems=4096
 	// +listType=atomic
 	// +optional
@@ -30,23 +32,25 @@ type AddressLedgerSpec struct {
 
 // WithheldAddress is an address that is not given to a Service at present.
 type WithheldAddress struct {
-	// Address in text form.
+	// Address in text form. Example: 192.0.2.10.
 	// +kubebuilder:validation:MaxLength=45
 	Address string `json:"address"`
-	// Reason is CoolingDown or Quarantined.
+	// Reason is CoolingDown or Quarantined. Example: CoolingDown.
 	// +kubebuilder:validation:MaxLength=63
 	Reason string `json:"reason"`
-	// Namespace of the Service that had the address before and may have it again.
+	// Namespace of the Service that had the address before and may have it again. Default: none.
+	// Example: default.
 	// +kubebuilder:validation:MaxLength=63
 	// +optional
 	Namespace string `json:"namespace,omitempty"`
-	// Name of that Service.
+	// Name of that Service. Default: none. Example: web.
 	// +kubebuilder:validation:MaxLength=63
 	// +optional
 	Name string `json:"name,omitempty"`
-	// Until is when the address becomes free.
+	// Until is when the address becomes free. Example: 2026-11-29T08:30:00Z.
 	Until metav1.Time `json:"until"`
-	// By lists the Ethernet addresses that answered for the address on the segment.
+	// By lists the Ethernet addresses that answered for the address on the segment. Default: none.
+	// Example: 02:00:5e:10:00:01.
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	By string `json:"by,omitempty"`
@@ -55,17 +59,17 @@ type WithheldAddress struct {
 // PendingAssignment says that the API server may still receive a status with these addresses for a
 // Service.
 type PendingAssignment struct {
-	// Namespace of the Service.
+	// Namespace of the Service. Example: default.
 	// +kubebuilder:validation:MaxLength=63
 	Namespace string `json:"namespace"`
-	// Name of the Service.
+	// Name of the Service. Example: web.
 	// +kubebuilder:validation:MaxLength=63
 	Name string `json:"name"`
 	// Base is the resourceVersion of the Service on which the status is written. Once the Service
-	// has another one, the status has arrived or never will.
+	// has another one, the status has arrived or never will. Example: "48151".
 	// +kubebuilder:validation:MaxLength=64
 	Base string `json:"base"`
-	// Addresses that the Service has once the status has arrived.
+	// Addresses that the Service has once the status has arrived. Example: ["192.0.2.10"].
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=atomic
 	Addresses []string `json:"addresses"`

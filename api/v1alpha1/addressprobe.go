@@ -5,12 +5,13 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // AddressProbeSpec asks whether a host on the network segment uses an address already. The
 // controller writes it.
 type AddressProbeSpec struct {
-	// Address that the controller is about to give.
+	// Address that the controller is about to give. Example: 192.0.2.10.
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="the address is no IP address"
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the address cannot be changed: delete the AddressProbe"
 	Address string `json:"address"`
-	// Pool of the address. Its advertisements say on which links the speakers probe.
+	// Pool of the address. Its advertisements say on which links the speakers probe. Default: none.
+	// Example: first-pool.
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	Pool string `json:"pool,omitempty"`
@@ -29,18 +30,18 @@ const (
 // AddressProbeStatus is what a speaker found. The first speaker with a result writes it.
 type AddressProbeStatus struct {
 	// Outcome is Silent when no host answered, and Answered when a host uses the address or is
-	// about to.
+	// about to. Example: Silent.
 	// +kubebuilder:validation:Enum=Silent;Answered
 	// +optional
 	Outcome string `json:"outcome,omitempty"`
-	// By lists the Ethernet addresses that answered.
+	// By lists the Ethernet addresses that answered. Example: 02:00:5e:10:00:01.
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	By string `json:"by,omitempty"`
-	// Node whose speaker probed.
+	// Node whose speaker probed. Example: node1.
 	// +optional
 	Node string `json:"node,omitempty"`
-	// Time of the result.
+	// Time of the result. Example: 2026-11-29T08:30:00Z.
 	// +optional
 	Time *metav1.Time `json:"time,omitempty"`
 }

@@ -10,7 +10,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 type AddressReservationSpec struct {
 	// Service for which the addresses are kept.
 	Service ServiceReference `json:"service"`
-	// Addresses to keep.
+	// Addresses to keep. Default: what the Service holds, if no pool is set either. Example:
+	// ["192.0.2.10"].
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=32
 	// +kubebuilder:validation:items:MaxLength=45
@@ -18,24 +19,25 @@ type AddressReservationSpec struct {
 	// +listType=set
 	// +optional
 	Addresses []string `json:"addresses,omitempty"`
-	// Pool is the name of an IPAddressPool.
+	// Pool is the name of an IPAddressPool that gives the addresses. Default: none. Example:
+	// first-pool.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	Pool string `json:"pool,omitempty"`
 	// Expires is when the reservation ends; unset: never. A Service that holds an address then
-	// continues to hold it.
+	// continues to hold it. Default: never. Example: 2026-12-31T23:59:59Z.
 	// +optional
 	Expires *metav1.Time `json:"expires,omitempty"`
 }
 
 // ServiceReference names a Service.
 type ServiceReference struct {
-	// Namespace of the Service.
+	// Namespace of the Service. Example: default.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
 	Namespace string `json:"namespace"`
-	// Name of the Service.
+	// Name of the Service. Example: web.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
 	Name string `json:"name"`
@@ -43,7 +45,7 @@ type ServiceReference struct {
 
 // AddressReservationStatus says which addresses are kept. The controller writes it.
 type AddressReservationStatus struct {
-	// Addresses that are kept.
+	// Addresses that are kept. Example: ["192.0.2.10"].
 	// +kubebuilder:validation:MaxItems=32
 	// +optional
 	Addresses []string `json:"addresses,omitempty"`

@@ -4,27 +4,28 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // SpeakerStatusStatus is the state of one node's speaker.
 type SpeakerStatusStatus struct {
-	// Node that the speaker runs on.
+	// Node that the speaker runs on. Example: node1.
 	// +optional
 	Node string `json:"node,omitempty"`
-	// Version of the speaker.
+	// Version of the speaker. Example: v0.1.0.
 	// +optional
 	Version string `json:"version,omitempty"`
-	// Held is the number of addresses for which the node answers ARP or NDP.
+	// Held is the number of addresses for which the node answers ARP or NDP. Example: 3.
 	// +optional
 	Held int32 `json:"held"`
-	// Routes is the number of prefixes that the node announces by BGP.
+	// Routes is the number of prefixes that the node announces by BGP. Example: 12.
 	// +optional
 	Routes int32 `json:"routes"`
 	// LastSeen is when the speaker last wrote this status. It writes at least every minute.
+	// Example: 2026-11-29T08:30:00Z.
 	// +optional
 	LastSeen *metav1.Time `json:"lastSeen,omitempty"`
-	// Unavailable says in one word why the node announces nothing, such as NodeLeaving. It is empty
-	// if the node may announce.
+	// Unavailable says in one word why the node announces nothing. It is empty if the node may
+	// announce. Example: NodeLeaving.
 	// +optional
 	Unavailable string `json:"unavailable,omitempty"`
 	// Unreachable are nodes whose speakers run, and with which this one cannot exchange gossip,
-	// sorted. It has at most 16 names.
+	// sorted. It has at most 16 names. Example: ["node2"].
 	// +listType=atomic
 	// +optional
 	Unreachable []string `json:"unreachable,omitempty"`
@@ -34,10 +35,15 @@ type SpeakerStatusStatus struct {
 	// +optional
 	Conflicts []SpeakerConflict `json:"conflicts,omitempty"`
 	// AwaitingProxy are Services ("namespace/name") with new endpoints on this node that kube-proxy
-	// does not know yet. It has at most 16 entries.
+	// does not know yet. It has at most 16 entries. Example: ["default/web"].
 	// +listType=atomic
 	// +optional
 	AwaitingProxy []string `json:"awaitingProxy,omitempty"`
+	// Moves are the last addresses that the node took over, or gave up without a successor, the
+	// newest first. It has at most 32 entries; earlier moves are not known.
+	// +listType=atomic
+	// +optional
+	Moves []AddressMove `json:"moves,omitempty"`
 	// UsableLinks are the names of the links on which addresses may be announced, sorted. Example:
 	// eth0.
 	// +listType=atomic
@@ -61,23 +67,51 @@ type SpeakerConflict struct {
 	Address string `json:"address"`
 	// MAC is the hardware address of the host. Example: 02:00:5e:10:00:01.
 	MAC string `json:"mac"`
-	// Since is when the host first answered.
+	// Since is when the host first answered. Example: 2026-11-29T08:30:00Z.
 	Since metav1.Time `json:"since"`
+}
+
+// MaxMoves is how many moves a SpeakerStatus has at most.
+const MaxMoves = 32
+
+// AddressMove is a change of the node that answers for an address.
+type AddressMove struct {
+	// At is when the address moved. Example: 2026-11-29T08:30:00Z.
+	At metav1.Time `json:"at"`
+	// Address that moved. Example: 192.0.2.10.
+	Address string `json:"address"`
+	// Service ("namespace/name") of the address. Several that share it are separated by commas.
+	// Example: default/web.
+	// +optional
+	Service string `json:"service,omitempty"`
+	// From is the node that answered for the address before. It is empty if none did. Example:
+	// node1.
+	// +optional
+	From string `json:"from,omitempty"`
+	// To is the node that answers since then. It is empty if none does. Example: node2.
+	// +optional
+	To string `json:"to,omitempty"`
+	// Cause is one word that says why the address moved. Example: HolderGone.
+	Cause string `json:"cause"`
+	// Duration is how long no node answered. It is empty if that is not known. Example: 212ms.
+	// +optional
+	Duration *metav1.Duration `json:"duration,omitempty"`
 }
 
 // SpeakerLink is a link of a node as its speaker sees it.
 type SpeakerLink struct {
-	// Name of the link.
+	// Name of the link. Example: eth0.
 	Name string `json:"name"`
-	// Usable says whether addresses may be announced on it.
+	// Usable says whether addresses may be announced on it. Example: true.
 	Usable bool `json:"usable"`
-	// Reason is one word that says why the link is not usable.
+	// Reason is one word that says why the link is not usable. Example: LinkDown.
 	// +optional
 	Reason string `json:"reason,omitempty"`
-	// Message says in one sentence what failed.
+	// Message says in one sentence what failed. Example: opening a socket for ARP: operation not
+	// permitted.
 	// +optional
 	Message string `json:"message,omitempty"`
-	// MAC is the hardware address in the answers.
+	// MAC is the hardware address in the answers. Example: 02:00:5e:10:00:01.
 	// +optional
 	MAC string `json:"mac,omitempty"`
 }

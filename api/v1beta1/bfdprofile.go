@@ -6,35 +6,37 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // FRR.
 type BFDProfileSpec struct {
 	// ReceiveInterval is the shortest interval between packets that this end can receive, in ms.
-	// Default: 300.
+	// Default: 300. Example: 50.
 	// +kubebuilder:validation:Minimum=10
 	// +kubebuilder:validation:Maximum=60000
 	// +optional
 	ReceiveInterval *uint32 `json:"receiveInterval,omitempty"`
 	// TransmitInterval is the shortest interval between packets that this end sends, in ms.
-	// Default: 300.
+	// Default: 300. Example: 50.
 	// +kubebuilder:validation:Minimum=10
 	// +kubebuilder:validation:Maximum=60000
 	// +optional
 	TransmitInterval *uint32 `json:"transmitInterval,omitempty"`
 	// DetectMultiplier is the number of packets in a row that may be lost before the session goes
-	// down. Default: 3.
+	// down. Default: 3. Example: 3.
 	// +kubebuilder:validation:Minimum=2
 	// +kubebuilder:validation:Maximum=255
 	// +optional
 	DetectMultiplier *uint32 `json:"detectMultiplier,omitempty"`
-	// EchoInterval is the interval between echo packets, in ms. Default: 50.
+	// EchoInterval is the interval between echo packets, in ms. Default: 50. Example: 100.
 	// +kubebuilder:validation:Minimum=10
 	// +kubebuilder:validation:Maximum=60000
 	// +optional
 	EchoInterval *uint32 `json:"echoInterval,omitempty"`
-	// EchoMode turns on the echo function (RFC 5880, section 6.4). Default: false.
+	// EchoMode turns on the echo function (RFC 5880, section 6.4). Default: false. Example: true.
 	// +optional
 	EchoMode *bool `json:"echoMode,omitempty"`
 	// PassiveMode sends no packet before the router does (RFC 5880, section 6.1). Default: false.
+	// Example: true.
 	// +optional
 	PassiveMode *bool `json:"passiveMode,omitempty"`
 	// MinimumTTL is the lowest TTL of received packets that multihop sessions accept. Default: 254.
+	// Example: 250.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=254
 	// +optional

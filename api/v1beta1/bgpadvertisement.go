@@ -7,27 +7,29 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.serviceSelectors) || self.serviceSelectors.size() == 0 || ((!has(self.aggregationLength) || self.aggregationLength == 32) && (!has(self.aggregationLengthV6) || self.aggregationLengthV6 == 128))",message="serviceSelectors and aggregationLength are mutually exclusive: an aggregate cannot be announced for some of its Services; remove the lengths, or write 32 and 128"
 type BGPAdvertisementSpec struct {
-	// AggregationLength is the length of the announced IPv4 prefixes, 1 to 32.
+	// AggregationLength is the length of the announced IPv4 prefixes, 1 to 32. Default: 32.
+	// Example: 24.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=32
 	// +kubebuilder:default:=32
 	// +optional
 	AggregationLength *int32 `json:"aggregationLength,omitempty"`
-	// AggregationLengthV6 is the length of the announced IPv6 prefixes, 1 to 128.
+	// AggregationLengthV6 is the length of the announced IPv6 prefixes, 1 to 128. Default: 128.
+	// Example: 64.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=128
 	// +kubebuilder:default:=128
 	// +optional
 	AggregationLengthV6 *int32 `json:"aggregationLengthV6,omitempty"`
 	// LocalPref is the preference of the routes at internal peers (RFC 4271, section 5.1.5). With 0
-	// the router chooses.
+	// the router chooses. Default: 0. Example: 200.
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=4294967295
 	// +kubebuilder:validation:Format=int64
 	// +optional
 	LocalPref uint32 `json:"localPref,omitempty"`
 	// Communities of the routes: "A:B" (RFC 1997), "large:A:B:C" (RFC 8092), or an alias from a
-	// Community.
+	// Community. Default: none. Example: ["64512:100"].
 	// +kubebuilder:validation:MaxItems=512
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=253
@@ -35,24 +37,26 @@ type BGPAdvertisementSpec struct {
 	// +optional
 	Communities []string `json:"communities,omitempty"`
 	// IPAddressPools are names of pools. Without names and selectors the advertisement covers all
-	// pools.
+	// pools. Default: all pools, if ipAddressPoolSelectors is empty too. Example: ["first-pool"].
 	// +optional
 	IPAddressPools []string `json:"ipAddressPools,omitempty"`
-	// IPAddressPoolSelectors add every pool that matches one of them.
+	// IPAddressPoolSelectors add every pool that matches one of them. Default: none.
 	// +optional
 	IPAddressPoolSelectors []metav1.LabelSelector `json:"ipAddressPoolSelectors,omitempty"`
 	// NodeSelectors: only nodes that match one of them announce. Without selectors all nodes do.
+	// Default: all nodes.
 	// +optional
 	NodeSelectors []metav1.LabelSelector `json:"nodeSelectors,omitempty"`
-	// Peers are names of the BGPPeers that get the routes. Without names all do.
+	// Peers are names of the BGPPeers that get the routes. Without names all do. Default: all.
+	// Example: ["tor"].
 	// +optional
 	Peers []string `json:"peers,omitempty"`
 	// ServiceSelectors: only Services that match one of them are announced. Without selectors all
-	// Services of the pools are.
+	// Services of the pools are. Default: all Services.
 	// +optional
 	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
 
-	// Gantry holds settings that only Gantry has.
+	// Gantry holds settings that only Gantry has. Default: none.
 	// +optional
 	Gantry *BGPAdvertisementExtension `json:"gantry,omitempty"`
 }

@@ -17,10 +17,11 @@ const (
 
 // ConfigurationStateStatus says whether a component understands the configuration.
 type ConfigurationStateStatus struct {
-	// Result is Valid, Invalid or Unknown.
+	// Result is Valid, Invalid or Unknown. Example: Valid.
 	// +optional
 	Result ConfigurationResult `json:"result,omitempty"`
-	// ErrorSummary lists the errors, one per line.
+	// ErrorSummary lists the errors, one per line. Example: IPAddressPool "dmz": spec.addresses:
+	// 192.0.2.300 is no address.
 	// +optional
 	ErrorSummary string `json:"errorSummary,omitempty"`
 	// Conditions of the component that reads the configuration.

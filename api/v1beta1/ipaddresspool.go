@@ -5,7 +5,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // IPAddressPoolSpec says which addresses a pool has and which Services may get them.
 type IPAddressPoolSpec struct {
 	// Addresses of the pool. An entry is a CIDR ("192.0.2.0/24"), a range that includes both ends
-	// ("192.0.2.10-192.0.2.20") or a single address. Entries may be of both families.
+	// ("192.0.2.10-192.0.2.20") or a single address. Entries may be of both families. Example:
+	// ["192.0.2.0/24", "2001:db8::/64"].
 	// +kubebuilder:validation:MinItems=0
 	// +kubebuilder:validation:MaxItems=10240
 	// +kubebuilder:validation:items:MaxLength=96
@@ -15,22 +16,22 @@ type IPAddressPoolSpec struct {
 	Addresses []string `json:"addresses"`
 
 	// AutoAssign: with false, only Services that name the pool or one of its addresses get an
-	// address from it.
+	// address from it. Default: true. Example: false.
 	// +kubebuilder:default:=true
 	// +optional
 	AutoAssign *bool `json:"autoAssign,omitempty"`
 
-	// AvoidBuggyIPs skips IPv4 addresses that end in .0 or .255.
+	// AvoidBuggyIPs skips IPv4 addresses that end in .0 or .255. Default: false. Example: true.
 	// +kubebuilder:default:=false
 	// +optional
 	AvoidBuggyIPs bool `json:"avoidBuggyIPs,omitempty"`
 
 	// ServiceAllocation restricts the pool to some Services and ranks it among the pools of a
-	// Service.
+	// Service. Default: all Services.
 	// +optional
 	AllocateTo *ServiceAllocation `json:"serviceAllocation,omitempty"`
 
-	// Gantry holds settings that only Gantry has.
+	// Gantry holds settings that only Gantry has. Default: none.
 	// +optional
 	Gantry *PoolExtension `json:"gantry,omitempty"`
 }
@@ -38,29 +39,31 @@ type IPAddressPoolSpec struct {
 // ServiceAllocation says which Services a restricted pool serves. A Service must match both the
 // namespaces (by name or selector) and the Service selectors.
 type ServiceAllocation struct {
-	// Priority of the pool: a lower number is tried first; 0 or absent is last.
+	// Priority of the pool: a lower number is tried first; 0 or absent is last. Default: 0.
+	// Example: 10.
 	// +optional
 	Priority int `json:"priority,omitempty"`
-	// Namespaces are the names of admitted namespaces.
+	// Namespaces are the names of admitted namespaces. Default: all namespaces, if
+	// namespaceSelectors is empty too. Example: ["shop"].
 	// +optional
 	Namespaces []string `json:"namespaces,omitempty"`
-	// NamespaceSelectors admit every namespace that matches one of them.
+	// NamespaceSelectors admit every namespace that matches one of them. Default: none.
 	// +optional
 	NamespaceSelectors []metav1.LabelSelector `json:"namespaceSelectors,omitempty"`
-	// ServiceSelectors admit every Service that matches one of them.
+	// ServiceSelectors admit every Service that matches one of them. Default: all Services.
 	// +optional
 	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
 }
 
 // IPAddressPoolStatus counts the addresses of a pool. The controller writes it.
 type IPAddressPoolStatus struct {
-	// AssignedIPv4 is the number of different IPv4 addresses that Services hold.
+	// AssignedIPv4 is the number of different IPv4 addresses that Services hold. Example: 12.
 	AssignedIPv4 int64 `json:"assignedIPv4"`
-	// AssignedIPv6 is the number of different IPv6 addresses that Services hold.
+	// AssignedIPv6 is the number of different IPv6 addresses that Services hold. Example: 12.
 	AssignedIPv6 int64 `json:"assignedIPv6"`
-	// AvailableIPv4 is the number of free IPv4 addresses.
+	// AvailableIPv4 is the number of free IPv4 addresses. Example: 244.
 	AvailableIPv4 int64 `json:"availableIPv4"`
-	// AvailableIPv6 is the number of free IPv6 addresses.
+	// AvailableIPv6 is the number of free IPv6 addresses. Example: 244.
 	AvailableIPv6 int64 `json:"availableIPv6"`
 	// Gantry holds status fields that only Gantry has.
 	// +optional
@@ -74,16 +77,17 @@ type PoolStatusExtension struct {
 	// +optional
 	Retire *PoolRetirementStatus `json:"retire,omitempty"`
 	// LiftedWithheld is the value of the annotation gantry.dev/lift-withheld that was carried out.
+	// Example: all.
 	// +optional
 	LiftedWithheld string `json:"liftedWithheld,omitempty"`
 }
 
 // PoolRetirementStatus counts the Services that hold retired addresses of a pool.
 type PoolRetirementStatus struct {
-	// ServicesLeft hold a retired address.
+	// ServicesLeft hold a retired address. Example: 7.
 	ServicesLeft int32 `json:"servicesLeft"`
 	// ServicesWithoutOtherAddress are those of them that got no other address at their last turn:
-	// none was free, or they request the retired one.
+	// none was free, or they request the retired one. Example: 1.
 	ServicesWithoutOtherAddress int32 `json:"servicesWithoutOtherAddress"`
 }
 

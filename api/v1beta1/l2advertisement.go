@@ -6,28 +6,29 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // interfaces.
 type L2AdvertisementSpec struct {
 	// IPAddressPools are names of pools. Without names and selectors the advertisement covers all
-	// pools.
+	// pools. Default: all pools, if ipAddressPoolSelectors is empty too. Example: ["first-pool"].
 	// +optional
 	IPAddressPools []string `json:"ipAddressPools,omitempty"`
-	// IPAddressPoolSelectors add every pool that matches one of them.
+	// IPAddressPoolSelectors add every pool that matches one of them. Default: none.
 	// +optional
 	IPAddressPoolSelectors []metav1.LabelSelector `json:"ipAddressPoolSelectors,omitempty"`
 	// NodeSelectors: only nodes that match one of them may announce. Without selectors all nodes
-	// may.
+	// may. Default: all nodes.
 	// +optional
 	NodeSelectors []metav1.LabelSelector `json:"nodeSelectors,omitempty"`
 	// ServiceSelectors: only Services that match one of them are announced. Without selectors all
-	// Services of the pools are.
+	// Services of the pools are. Default: all Services.
 	// +optional
 	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
 	// Interfaces are the exact names of the interfaces to announce on. Without names all usable
-	// ones are.
+	// ones are. Default: all usable ones. Example: ["eth0"].
 	// +optional
 	Interfaces []string `json:"interfaces,omitempty"`
 	// PreferredNodeSelectors rank the nodes: a node's rank is the sum of the weights that match it.
+	// Default: none.
 	// +optional
 	PreferredNodeSelectors []WeightedNodeSelector `json:"preferredNodeSelectors,omitempty"`
-	// Gantry holds settings that only Gantry has.
+	// Gantry holds settings that only Gantry has. Default: none.
 	// +optional
 	Gantry *L2AdvertisementExtension `json:"gantry,omitempty"`
 }
@@ -38,21 +39,36 @@ const (
 	RebalancePaced = "Paced"
 )
 
+// The values of L2AdvertisementExtension.WireCheck.
+const (
+	WireCheckOff     = "Off"
+	WireCheckWarn    = "Warn"
+	WireCheckEnforce = "Enforce"
+)
+
 // L2AdvertisementExtension holds the settings of an L2Advertisement that are not in the metallb.io
 // API.
 type L2AdvertisementExtension struct {
 	// Rebalance says whether a node gives addresses away while everything works: when it holds more
 	// than its share, or when a preferred node could hold them. Never (the default) moves none.
 	// Paced moves a few per second, once no speaker has joined or left for ten seconds. In both
-	// cases a new address goes to a node that holds few.
+	// cases a new address goes to a node that holds few. Default: Never. Example: Paced.
 	// +kubebuilder:validation:Enum=Never;Paced
 	// +optional
 	Rebalance string `json:"rebalance,omitempty"`
+	// WireCheck says what happens if a host answers for an address that no node holds, before a
+	// node takes it. Enforce waits until the host is silent: two hosts with one address would harm
+	// each other. Warn takes the address and reports the host. Off takes the address and says
+	// nothing. The answer of the network for a node that is dead does not count as a host. Default:
+	// Enforce. Example: Warn.
+	// +kubebuilder:validation:Enum=Off;Warn;Enforce
+	// +optional
+	WireCheck string `json:"wireCheck,omitempty"`
 }
 
 // WeightedNodeSelector prefers some nodes over others.
 type WeightedNodeSelector struct {
-	// Weight of the preference, 1 to 100.
+	// Weight of the preference, 1 to 100. Example: 50.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
 	Weight int32 `json:"weight"`

@@ -4,20 +4,20 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // ServiceBGPStatusStatus says which node announces a Service to which peers.
 type ServiceBGPStatusStatus struct {
-	// Node is the name of the node that announces.
+	// Node is the name of the node that announces. Example: node1.
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="node cannot be changed: only speakers write this object"
 	// +optional
 	Node string `json:"node,omitempty"`
-	// ServiceName is the name of the announced Service.
+	// ServiceName is the name of the announced Service. Example: web.
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceName cannot be changed: only speakers write this object"
 	// +optional
 	ServiceName string `json:"serviceName,omitempty"`
-	// ServiceNamespace is the namespace of the announced Service.
+	// ServiceNamespace is the namespace of the announced Service. Example: default.
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceNamespace cannot be changed: only speakers write this object"
 	// +optional
 	ServiceNamespace string `json:"serviceNamespace,omitempty"`
 	// Peers are the names of the BGPPeers whose routers have the Service's routes: the session is
-	// established and carries the family of an address. The names are sorted.
+	// established and carries the family of an address. The names are sorted. Example: ["tor"].
 	// +optional
 	Peers []string `json:"peers,omitempty"`
 }

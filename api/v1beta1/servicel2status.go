@@ -7,15 +7,15 @@ type ServiceL2StatusSpec struct{}
 
 // ServiceL2StatusStatus says which node announces a Service on the local network segment.
 type ServiceL2StatusStatus struct {
-	// Node is the name of the node that announces.
+	// Node is the name of the node that announces. Example: node1.
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="node cannot be changed: only speakers write this object"
 	// +optional
 	Node string `json:"node,omitempty"`
-	// ServiceName is the name of the Service.
+	// ServiceName is the name of the Service. Example: web.
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceName cannot be changed: only speakers write this object"
 	// +optional
 	ServiceName string `json:"serviceName,omitempty"`
-	// ServiceNamespace is the namespace of the Service.
+	// ServiceNamespace is the namespace of the Service. Example: default.
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceNamespace cannot be changed: only speakers write this object"
 	// +optional
 	ServiceNamespace string `json:"serviceNamespace,omitempty"`
@@ -30,7 +30,7 @@ type ServiceL2StatusStatus struct {
 // ServiceL2StatusGantry gives details of what the node announces.
 type ServiceL2StatusGantry struct {
 	// Addresses of the Service that the node answers for, sorted. Another node may answer for the
-	// others.
+	// others. Example: ["192.0.2.10"].
 	// +listType=atomic
 	// +optional
 	Addresses []string `json:"addresses,omitempty"`
@@ -38,21 +38,34 @@ type ServiceL2StatusGantry struct {
 	// +listType=atomic
 	// +optional
 	Conflicts []AddressConflict `json:"conflicts,omitempty"`
+	// ReservedAddresses are those of the addresses that are the network or the broadcast address of
+	// a subnet of the node. Hosts of that subnet cannot connect to them.
+	// +listType=atomic
+	// +optional
+	ReservedAddresses []ReservedAddress `json:"reservedAddresses,omitempty"`
+}
+
+// ReservedAddress is the network or the broadcast address of a subnet.
+type ReservedAddress struct {
+	// Address that the subnet reserves. Example: 192.168.0.255.
+	Address string `json:"address"`
+	// Subnet of the node. Example: 192.168.0.0/24.
+	Subnet string `json:"subnet"`
 }
 
 // AddressConflict is a foreign host's claim to an address.
 type AddressConflict struct {
-	// Address that the host claims.
+	// Address that the host claims. Example: 192.0.2.10.
 	Address string `json:"address"`
-	// MAC is the hardware address of the host.
+	// MAC is the hardware address of the host. Example: 02:00:5e:10:00:01.
 	MAC string `json:"mac"`
-	// Since is when the claim was first seen.
+	// Since is when the claim was first seen. Example: 2026-11-29T08:30:00Z.
 	Since metav1.Time `json:"since"`
 }
 
 // InterfaceInfo names a network interface.
 type InterfaceInfo struct {
-	// Name of the interface.
+	// Name of the interface. Example: eth0.
 	// +optional
 	Name string `json:"name,omitempty"`
 }

@@ -55,6 +55,9 @@ type decider struct {
 	// candidates are the pools that may give an address, in their order: the pinned and the open
 	// ones.
 	candidates [2][]*poolEntry
+	// sharesOnlyWithBothFamilies is set while no address of a Service with one family may be
+	// picked.
+	sharesOnlyWithBothFamilies bool
 }
 
 // pickedAddress is an address that a decision adds.
@@ -63,15 +66,21 @@ type pickedAddress struct {
 	poolEntry *poolEntry
 }
 
-// DecideAssignment says which addresses the Service should hold. An address once given is kept,
-// whatever happens to the pools, until the Service itself asks for something else. If a request
-// cannot be fulfilled, the Service keeps what it has.
-func DecideAssignment(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
-	d := decider{service: s, ledger: l, currentPoolIndex: l.indexPoolsOfSnapshot(snap), sharing: sharingPropertiesOf(s), wantedPerFamily: max(s.RequestedAddressesPerFamily, 1)}
+// newDecider returns a decider for a Service that has no address yet.
+func newDecider(s *view.Service, l *Ledger, index *poolIndex) decider {
+	d := decider{service: s, ledger: l, currentPoolIndex: index, sharing: sharingPropertiesOf(s), wantedPerFamily: max(s.RequestedAddressesPerFamily, 1)}
 	for _, a := range s.ClusterIPs {
 		f := ipfamily.FamilyOf(a)
 		d.needsIPv4, d.needsIPv6 = d.needsIPv4 || f == ipfamily.IPv4, d.needsIPv6 || f == ipfamily.IPv6
 	}
+	return d
+}
+
+// DecideAssignment says which addresses the Service should hold. An address once given is kept,
+// whatever happens to the pools, until the Service itself asks for something else. If a request
+// cannot be fulfilled, the Service keeps what it has.
+func DecideAssignment(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
+	d := newDecider(s, l, l.indexPoolsOfSnapshot(snap))
 	if !d.needsIPv4 && !d.needsIPv6 {
 		return Decision{Explanation: names.Explain(names.ReasonNoClusterIP, "the Service has no cluster IP: headless Services cannot be of type LoadBalancer")}
 	}
@@ -267,7 +276,7 @@ func (d *decider) explainPoolViolation() names.Explanation {
 		src := d.currentPoolIndex.poolEntryCovering(addressFromNetip(a))
 		switch {
 		case src == nil:
-			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + "; the Service keeps it: put it back into a pool, or exchange it with the annotation " + names.AnnotationAddressesToRelease}
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + "; the Service keeps it: put it back into a pool" + d.currentPoolIndex.ofNamespaceRead() + ", or exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		case src.pool.IsRetired(a):
 			return names.Explanation{Reason: names.ReasonAddressRetired, Text: "pool " + src.pool.Name + " retires " + a.String() + "; the Service keeps it until it is its turn to get another one and one is free"}
 		case src.pool.LeavesOut(a):

@@ -27,7 +27,7 @@ func (d *decider) findPoolOfRequestedAddress(a netip.Addr) (*poolEntry, names.Ex
 		if outer != nil {
 			return nil, names.Explain(names.ReasonAddressNotInPool, "pool %q excludes the requested %s, by gantry.exclude or avoidBuggyIPs: ask for another address", outer.pool.Name, a)
 		}
-		return nil, names.Explain(names.ReasonAddressNotInPool, "no pool contains the requested %s: ask for an address of a pool, or add it to one", a)
+		return nil, names.Explain(names.ReasonAddressNotInPool, "no pool contains the requested %s: ask for an address of a pool%s, or add it to one", a, d.currentPoolIndex.ofNamespaceRead())
 	}
 	if d.service.RequestedPool != "" && d.service.RequestedPool != src.pool.Name {
 		return nil, names.Explain(names.ReasonInvalidRequest, "the requested %s belongs to pool %q, but the annotation %s asks for pool %q: remove one of the two",

@@ -69,12 +69,12 @@ func (d *decider) pickAddressOfEachMissingFamily(pinned, open []*poolEntry) bool
 		return true
 	}
 	d.exhaustedPools, d.exhaustedFamilies = nil, nil
-	one := d.pickAddressOfFamily(first, pinned, open)
-	other := d.pickAddressOfFamily(second, pinned, open)
-	if d.service.FamilyPolicy == view.RequireDualStack {
+	var one, other bool
+	both := d.pickTwoSharingNoPart(func() bool {
+		one, other = d.pickAddressOfFamily(first, pinned, open), d.pickAddressOfFamily(second, pinned, open)
 		return one && other
-	}
-	return one || other
+	})
+	return both || d.service.FamilyPolicy != view.RequireDualStack && (one || other)
 }
 
 // isOneFamilyEnough says whether one of its two families is enough for the Service.
@@ -89,7 +89,9 @@ func (d *decider) pickBothFamilies(from []*poolEntry) bool {
 		if d.pickSharedSet(src) {
 			return true
 		}
-		if d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv4) && d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv6) {
+		if d.pickTwoSharingNoPart(func() bool {
+			return d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv4) && d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv6)
+		}) {
 			return true
 		}
 		d.pickedAddresses = d.pickedAddresses[:n]

@@ -232,6 +232,14 @@ func (m *poolIndex) inNamespaceRead() string {
 	return " in namespace " + m.snapshot.Namespace + ", the only one that Gantry reads"
 }
 
+// ofNamespaceRead is the same, shorter.
+func (m *poolIndex) ofNamespaceRead() string {
+	if m.snapshot == nil || m.snapshot.Namespace == "" {
+		return ""
+	}
+	return " of namespace " + m.snapshot.Namespace
+}
+
 // markHeldAndWithheldTaken enters the held and the withheld addresses into new familyPools.
 func (l *Ledger) markHeldAndWithheldTaken(fresh map[*familyPool]bool) {
 	for a := range l.withheldEntriesByAddress {

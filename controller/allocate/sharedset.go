@@ -94,6 +94,25 @@ func (d *decider) otherHolders(a address) []int32 {
 	return out
 }
 
+// pickTwoSharingNoPart lets pick choose an address of each family. For a Service with a sharing key
+// it first tries without the addresses of Services that have one family only: two addresses that
+// nobody has are better than one that is shared and one that is not.
+func (d *decider) pickTwoSharingNoPart(pick func() bool) bool {
+	if d.sharing == nil {
+		return pick()
+	}
+	picked, exhausted, families, overQuota := len(d.pickedAddresses), len(d.exhaustedPools), len(d.exhaustedFamilies), len(d.overQuotaPools)
+	d.sharesOnlyWithBothFamilies = true
+	done := pick()
+	d.sharesOnlyWithBothFamilies = false
+	if done {
+		return true
+	}
+	d.pickedAddresses, d.exhaustedPools = d.pickedAddresses[:picked], d.exhaustedPools[:exhausted]
+	d.exhaustedFamilies, d.overQuotaPools = d.exhaustedFamilies[:families], d.overQuotaPools[:overQuota]
+	return pick()
+}
+
 // wouldSplitSharedSet says whether each holder of a also has an address of the other family, which
 // this Service needs too and does not get.
 func (d *decider) wouldSplitSharedSet(a address) bool {
@@ -105,7 +124,7 @@ func (d *decider) wouldSplitSharedSet(a address) bool {
 	isWhole := func(id int32) bool {
 		var room [2]address
 		all := slices.DeleteFunc(d.ledger.appendRecordAddresses(id, room[:0]), func(b address) bool { return b.family() != other })
-		return len(all) == 0 || slices.ContainsFunc(all, func(b address) bool { return slices.Contains(has, b) })
+		return len(all) == 0 && !d.sharesOnlyWithBothFamilies || slices.ContainsFunc(all, func(b address) bool { return slices.Contains(has, b) })
 	}
 	holders := d.otherHolders(a)
 	return len(holders) > 0 && !slices.ContainsFunc(holders, isWhole)

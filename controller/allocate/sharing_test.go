@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -111,6 +112,23 @@ func TestDualStackServicesShareWholeSets(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.11", "fd00:1::d0/124"))
 		w.serveService("first", withSharingKey("k", 80))
 		w.wantDecision(w.serveService("second", dual("k", 443)...), "192.0.2.11, fd00:1::d0", names.ReasonAssigned)
+	})
+	t.Run("a whole set of one Service before a part of another one", func(t *testing.T) {
+		w := newHarness(t, newPool(t, "a", "192.0.2.10-192.0.2.12", "fd00:1::d0/124"))
+		onSet(w)
+		w.wantDecision(w.serveService("four", withSharingKey("k", 53), withRequestedAddresses("192.0.2.10")), "192.0.2.10", names.ReasonAssigned)
+		w.wantDecision(w.serveService("second", dual("k", 443)...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
+	})
+	t.Run("two that nobody has before a part of another one", func(t *testing.T) {
+		for _, pools := range [][]*snapshot.Pool{
+			{newPool(t, "a", "192.0.2.10-192.0.2.12", "fd00:1::d0/124")}, {newPool(t, "four", "192.0.2.10-192.0.2.12"), newPool(t, "six", "fd00:1::d0/124")},
+		} {
+			w := newHarness(t, pools...)
+			w.serveService("four", withSharingKey("k", 80))
+			w.wantDecision(w.serveService("six", withSingleStackIPv6, withSharingKey("k", 80)), "fd00:1::d0", names.ReasonAssigned)
+			w.wantDecision(w.serveService("second", dual("k", 443)...), "192.0.2.11, fd00:1::d1", names.ReasonAssigned)
+			w.wantDecision(w.serveService("third", append(dual("k", 444), withDualStack(view.PreferDualStack))...), "192.0.2.11, fd00:1::d1", names.ReasonAssigned)
+		}
 	})
 	t.Run("the set of the one that may be shared", func(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.11-192.0.2.12", "fd00:1::d0/124"))

@@ -242,6 +242,11 @@ func (c *ClientBackedAPI) ReadOrCreateLedger(ctx context.Context, name string) (
 // CompareAndSwapLedger implements API.
 func (c *ClientBackedAPI) CompareAndSwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
 	written := l.DeepCopy()
+	// The API server compares an object that has managed fields field by field with each write, to
+	// record who owns which. Nobody else writes this one. A single empty entry removes them.
+	if len(written.ManagedFields) > 0 {
+		written.ManagedFields = []metav1.ManagedFieldsEntry{{}}
+	}
 	if err := c.CachedClient.Update(ctx, written); err != nil {
 		return nil, fmt.Errorf("writing the AddressLedger: %w", err)
 	}

@@ -144,6 +144,12 @@ func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, a
 	if l, err = api.CompareAndSwapLedger(ctx, l); err != nil {
 		t.Fatal(err)
 	}
+	for _, writer := range []string{"one again", "and again"} { // the first swap removes them
+		l.Spec.Writer = writer
+		if l, err = api.CompareAndSwapLedger(ctx, l); err != nil || len(l.ManagedFields) > 0 || l.Spec.Writer != writer {
+			t.Fatalf("the AddressLedger is %+v with the managed fields %v: %v", l.Spec, l.ManagedFields, err)
+		}
+	}
 	again.Spec.Writer = "two"
 	if _, err := api.CompareAndSwapLedger(ctx, again); !apierrors.IsConflict(err) {
 		t.Errorf("a swap on an old state ends with %v, want a conflict", err)

@@ -8,12 +8,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/allocate"
-	"github.com/gantry-lb/gantry/controller/fence"
+	"github.com/gantry-lb/gantry/controller/pendingwrites"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -40,11 +39,11 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	case s == nil:
 		r.confirmServiceGoneOrForeign(l.ObjectKey, rec)
 		return
-	case rec != nil && fence.ParseResourceVersion(s.ResourceVersion) < rec.newestVersion:
+	case rec != nil && pendingwrites.ParseResourceVersion(s.ResourceVersion) < rec.newestVersion:
 		// The cache is behind; its next event queues the Service again. Or the AddressLedger is
 		// from a backup, with a resourceVersion that this API server has never issued: ask the API
 		// server.
-		if r.ledgerWriter.fence.HasPendingOnLaterResourceVersion(l.ObjectKey, s.ResourceVersion) {
+		if r.ledgerWriter.pendingWrites.HasPendingOnLaterResourceVersion(l.ObjectKey, s.ResourceVersion) {
 			r.confirmServiceGoneOrForeign(l.ObjectKey, rec)
 		}
 		return
@@ -55,14 +54,14 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	if rec != nil && rec.refusedVersion == s.ResourceVersion && r.Now().Before(rec.retryAt) {
 		return // a timer runs
 	}
-	r.ledgerWriter.fence.ClosePendingWithOlderBase(l.ObjectKey, s.ResourceVersion)
+	r.ledgerWriter.pendingWrites.ClosePendingWithOlderBase(l.ObjectKey, s.ResourceVersion)
 	v := view.FromService(s)
 	if !r.isServiceOurs(&v) {
 		r.clearServiceStatus(s, &v)
 		return
 	}
 	if rec == nil {
-		rec = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, r.Now())}
+		rec = &serviceRecord{uid: s.UID, newestVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, r.Now())}
 		r.recordByService[l.ObjectKey] = rec
 	}
 	if len(v.AssignedAddresses) > 0 { // by a write with an unknown result, for example
@@ -100,17 +99,17 @@ func (r *ServiceWorker) handleConfirmResult(c *confirmServiceGoneTask, now *core
 		return
 	}
 	rec.consecutiveFailures = 0
-	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(now.ResourceVersion))
-	if r.ledgerWriter.fence.HasPendingOnLaterResourceVersion(c.service, now.ResourceVersion) {
+	rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(now.ResourceVersion))
+	if r.ledgerWriter.pendingWrites.HasPendingOnLaterResourceVersion(c.service, now.ResourceVersion) {
 		r.Log.Warn("the AddressLedger has a resourceVersion that the Service never had; is it from a backup? The entry is ignored", "ledger", r.ledgerLogName(), "service", c.service.String())
-		r.ledgerWriter.fence.ClosePendingWithBase(c.service, "")
-		rec.newestVersion = fence.ParseResourceVersion(now.ResourceVersion)
+		r.ledgerWriter.pendingWrites.ClosePendingWithBase(c.service, "")
+		rec.newestVersion = pendingwrites.ParseResourceVersion(now.ResourceVersion)
 		r.workQueue.addChanged(c.service)
 	}
 	v := view.FromService(now)
 	switch {
 	case r.isServiceOurs(&v) || hasOurStatusOrAnnotations(now):
-	case len(r.ledgerWriter.fence.PendingAddressesOfService(c.service, now.ResourceVersion)) > 0:
+	case len(r.ledgerWriter.pendingWrites.PendingAddressesOfService(c.service, now.ResourceVersion)) > 0:
 		r.workQueue.addChangedAfter(c.service, firstRetryDelay) // a write may still arrive
 	default:
 		r.releaseService(c.service, "the Service is no longer a LoadBalancer of this class")
@@ -135,7 +134,7 @@ func (r *ServiceWorker) endWriteInFlightOfService(k view.ObjectKey) *serviceReco
 // It returns false when the Ledger has another holder and so may be wrong: the API server is read
 // before any Service loses an address. A status for which the Ledger was built or checked is right.
 func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *serviceRecord, baseVersion string) bool {
-	if hasSharingConflict(r.ledger, v) && fence.ParseResourceVersion(baseVersion) > rec.confirmedResourceVersion {
+	if hasSharingConflict(r.ledger, v) && pendingwrites.ParseResourceVersion(baseVersion) > rec.confirmedResourceVersion {
 		return false
 	}
 	held, _ := r.ledger.AssignmentOf(v.Key)
@@ -143,7 +142,7 @@ func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *servi
 	if len(addresses) == 0 { // a Service whose status was cleared keeps its addresses
 		addresses = held.Addresses
 	}
-	addresses = unionAddresses(addresses, r.ledgerWriter.fence.PendingAddressesOfService(v.Key, baseVersion))
+	addresses = unionAddresses(addresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, baseVersion))
 	// If no pool has the addresses any more, only the annotation says from which pool they are.
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
 		recordStatusAddresses(r.ledger, v, addresses)
@@ -167,6 +166,10 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 	for _, text := range view.ExplainUnknownAnnotations(s) {
 		d.Text += "; " + text
 	}
+	d.Text = withRecordedWait(s, d.Reason, d.Text)
+	if r.LeaderAbsence != nil {
+		d.Text += r.LeaderAbsence().describeWait(s)
+	}
 	if d.Reason == names.ReasonAssigned && !d.DecideAgainWhenAddressesFree {
 		r.waitingServices.removeService(v.Key)
 	} else {
@@ -180,7 +183,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 	}
 	if areStatusAndAnnotationsEqual(s, w.serviceAfter) {
 		if !r.mayForeignWriteStillArrive(w) {
-			r.ledgerWriter.fence.ClosePendingWithBase(v.Key, s.ResourceVersion)
+			r.ledgerWriter.pendingWrites.ClosePendingWithBase(v.Key, s.ResourceVersion)
 			r.commitDecidedWriteToLedger(w)
 			return
 		}
@@ -201,7 +204,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 		r.ledger.HoldUntilWritten(v, unionAddresses(w.assignmentBefore.Addresses, d.Addresses), w.poolToRecord)
 	}
 	r.recordByService[v.Key].writeInFlight = true
-	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.fence.ObjectContainsPending(w.pendingEntry()) {
+	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.pendingWrites.ObjectContainsPending(w.pendingEntry()) {
 		r.stageWriteUntilInAddressLedger(w)
 		return
 	}
@@ -213,7 +216,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 func (r *ServiceWorker) stageWriteUntilInAddressLedger(w *serviceStatusWriteTask) {
 	j := &r.ledgerWriter
 	w.ledgerEntryRefused = r.recordByService[w.service.Key].ledgerEntryRefused
-	if j.fence.HasPendingForService(w.service.Key) {
+	if j.pendingWrites.HasPendingForService(w.service.Key) {
 		j.writesAwaitingLedgerEntry = slices.Insert(j.writesAwaitingLedgerEntry, 0, w)
 		return
 	}
@@ -223,7 +226,7 @@ func (r *ServiceWorker) stageWriteUntilInAddressLedger(w *serviceStatusWriteTask
 // mayForeignWriteStillArrive says whether a write of another controller may still bring the Service
 // an address that its status does not show. Any write of ours prevents that.
 func (r *ServiceWorker) mayForeignWriteStillArrive(w *serviceStatusWriteTask) bool {
-	pending := r.ledgerWriter.fence.PendingAddressesOfService(w.service.Key, w.serviceBefore.ResourceVersion)
+	pending := r.ledgerWriter.pendingWrites.PendingAddressesOfService(w.service.Key, w.serviceBefore.ResourceVersion)
 	return len(unionAddresses(w.service.AssignedAddresses, pending)) > len(w.service.AssignedAddresses)
 }
 
@@ -244,119 +247,14 @@ func (r *serviceRecord) countWriteAndCheckContended(now time.Time) bool {
 	return r.recentWrites > maxWritesBeforeContended
 }
 
-// commitDecidedWriteToLedger records that a Service holds exactly what was decided.
-func (r *ServiceWorker) commitDecidedWriteToLedger(w *serviceStatusWriteTask) {
-	if len(w.decision.AddressesToProbe) > 0 { // nothing is assigned yet
-		return
-	}
-	// its status was wiped
-	if len(w.decision.Addresses) == 0 && w.decision.Reason == names.ReasonWriteFailed {
-		r.ledger.CommitAssignment(&w.service, w.assignmentBefore.Addresses, w.assignmentBefore.PoolOfFirstAddress)
-		return
-	}
-	r.ledger.CommitAssignment(&w.service, w.decision.Addresses, w.poolToRecord)
-	if slices.Equal(w.assignmentBefore.Addresses, w.decision.Addresses) {
-		return
-	}
-	r.configurationStatusWriter.needsComparison = true
-}
-
-// handleServiceWriteResult handles the result of a write.
-func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceStatusWriteTask, o writeOutcome, now *corev1.Service, err error) {
-	k, base := w.service.Key, w.serviceBefore.ResourceVersion
-	rec := r.recordByService[k]
-	r.Metrics.statusWritesByOutcome.WithLabelValues(o.String()).Inc()
-	// The write stays in flight and its assignment pending until the result is known.
-	if o == outcomeMaybeWritten {
-		w.mayBeWrittenByEarlierAttempt, w.errorAnswered = true, apierrors.IsInternalError(err)
-		r.ledger.AssumeWritten(k)
-		rec.consecutiveFailures++
-		w.failedAttempts++
-		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
-		r.apiTaskQueue.enqueueWriteAt(w, r.Now().Add(retryDelay(rec.consecutiveFailures)))
-		r.workQueue.wakeWorkerAfter(retryDelay(rec.consecutiveFailures))
-		return
-	}
-	r.workerState.recordAttempt(r.Now(), phaseWriting, true)
-	if o == outcomeRejected {
-		r.ledgerWriter.fence.ClosePendingOfRefusedStatusWrite(k, base)
-	} else {
-		r.ledgerWriter.fence.ClosePendingWithBase(k, base)
-	}
-	r.endWriteInFlightOfService(k)
-	if now != nil {
-		rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(now.ResourceVersion))
-	}
-	if o == outcomeWritten && !w.clearsStatusOfUnservedService {
-		rec.updateWaitingSince(w.decision.Addresses, r.Now(), r.Metrics.firstAssignmentDelayHistogram)
-	}
-	if o == outcomeWritten && !w.clearsStatusOfUnservedService && !w.onlyChangesResourceVersion {
-		r.reportDecision(w)
-	}
-	if w.ledgerBuildNumber != r.ledgerBuildNumber { // the Ledger has been rebuilt since
-		r.workQueue.addChanged(k)
-		return
-	}
-	switch o {
-	case outcomeWritten:
-		if w.clearsStatusOfUnservedService && w.onlyChangesResourceVersion {
-			r.workQueue.addChanged(k)
-			return
-		}
-		if w.clearsStatusOfUnservedService {
-			r.releaseService(k, "the Service is no longer a LoadBalancer of this class")
-			return
-		}
-		r.commitDecidedWriteToLedger(w)
-		// The status reports the failure, and the assignment is repeated.
-		if w.decision.Reason == names.ReasonWriteFailed {
-			rec.refusedVersion = now.ResourceVersion
-			return
-		}
-		rec.consecutiveFailures = 0
-	case outcomeServiceGone:
-		r.releaseService(k, "the Service was deleted")
-	case outcomeConflict: // another writer changed the Service: its current content counts
-		r.revertLedgerToServiceStatus(w, now)
-		r.workQueue.addChanged(k)
-	case outcomeRejected:
-		rec.consecutiveFailures++
-		rec.refusedVersion, rec.retryAt = base, r.Now().Add(retryDelay(rec.consecutiveFailures))
-		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
-		r.revertLedgerToServiceStatus(w, w.serviceBefore)
-		r.workQueue.addChangedAfter(k, retryDelay(rec.consecutiveFailures))
-	}
-}
-
-// revertLedgerToServiceStatus records that a Service holds what its status says and what another
-// controller's write may still bring, and nothing that was decided for it.
-func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, now *corev1.Service) {
-	if w.clearsStatusOfUnservedService { // nothing was decided
-		return
-	}
-	v := view.FromService(now)
-	if hasSharingConflict(r.ledger, &v) {
-		r.startSharingCheck(&v)
-		return
-	}
-	after := unionAddresses(v.AssignedAddresses, r.ledgerWriter.fence.PendingAddressesOfService(v.Key, now.ResourceVersion))
-	pool := v.RecordedPool
-	// A Service whose status was cleared keeps its addresses.
-	if len(v.AssignedAddresses) == 0 {
-		after, pool = unionAddresses(w.assignmentBefore.Addresses, after), w.assignmentBefore.PoolOfFirstAddress
-	}
-	r.ledger.CommitAssignment(&v, after, pool)
-	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
-}
-
 // releaseService releases what a Service held, and lets waiting Services try again.
 func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	r.waitingServices.removeService(k)
 	delete(r.recordByService, k)
 	delete(r.retirement.servicesOnTurn, k)
-	r.ledgerWriter.fence.ClosePendingWithBase(k, "")
+	r.ledgerWriter.pendingWrites.ClosePendingWithBase(k, "")
 	if freed := r.ledger.ReleaseService(k); len(freed) > 0 {
-		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "why", why)
+		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "cause", why)
 		r.configurationStatusWriter.needsComparison = true
 	}
 }
@@ -374,7 +272,7 @@ func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 	w.assignmentBefore, _ = r.ledger.AssignmentOf(v.Key)
 	w.serviceAfter = withoutOurStatus(s, w.assignmentBefore.Addresses)
 	if rec == nil {
-		rec = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion)}
+		rec = &serviceRecord{uid: s.UID, newestVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion)}
 		r.recordByService[v.Key] = rec
 	}
 	switch {

@@ -37,6 +37,10 @@ func (r *ServiceWorker) reportDecision(w *serviceStatusWriteTask) {
 	for _, m := range deprecatedAnnotations(w.serviceBefore) {
 		r.deferredEvents.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
 	}
+	if kind == corev1.EventTypeWarning { // an operator searches for what was refused
+		r.Log.Warn(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
+		return
+	}
 	r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 }
 
@@ -50,6 +54,9 @@ func eventForDecision(v *view.Service, d allocate.Decision) (kind, reason string
 		return corev1.EventTypeWarning, names.EventNotEnoughClusterIPs
 	case d.Reason == names.ReasonAssigned:
 		return corev1.EventTypeNormal, names.EventAllocated
+	// the other address is under way
+	case d.Reason == names.ReasonAddressRetired && len(d.Addresses) > 0:
+		return corev1.EventTypeNormal, names.EventAddressRetired
 	case d.Reason == names.ReasonInvalidRequest:
 		return corev1.EventTypeWarning, names.EventLoadBalancerFailed
 	}

@@ -2,6 +2,8 @@ package assign
 
 import (
 	"fmt"
+	"log/slog"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -179,6 +181,30 @@ func TestUnknownAnnotationIsReported(t *testing.T) {
 		time.Sleep(time.Second)
 		if text := meta.FindStatusCondition(s.ServiceByKey(serviceKey("a")).Status.Conditions, names.ConditionAddressAssigned).Message; strings.Contains(text, "unknown") {
 			t.Errorf("the condition says %q", text)
+		}
+	})
+}
+
+// TestRefusalsAreLoggedAsWarnings checks the log level of a Service that gets an address, and of
+// one that gets none.
+func TestRefusalsAreLoggedAsWarnings(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("192.0.2.1"))
+		var log strings.Builder
+		c := startController(t, s, nil, ServiceWorkerOptions{Log: slog.New(slog.NewTextHandler(&log, nil))})
+		s.CreateService(newLoadBalancer("first"))
+		time.Sleep(5 * time.Second)
+		s.CreateService(newLoadBalancer("second"))
+		time.Sleep(time.Minute)
+		c.stopAndWait()
+		level := regexp.MustCompile(`level=(\w+) .*service=default/(\w+) reason=(\w+)\n`)
+		var got []string
+		for _, m := range level.FindAllStringSubmatch(log.String(), -1) {
+			got = append(got, strings.Join(m[1:], " "))
+		}
+		if want := []string{"INFO first Assigned", "WARN second PoolExhausted"}; !slices.Equal(got, want) {
+			t.Errorf("the log has %q, want %q:\n%s", got, want, log.String())
 		}
 	})
 }

@@ -93,7 +93,7 @@ func (c *unlistedWritesCloser) closeUnlistedWrites(ctx context.Context) error {
 	case c.Now().Sub(c.begun) < unlistedWritesTimeout:
 		return fmt.Errorf("%d Services do not get another resourceVersion, which is needed because the AddressLedger is incomplete: %w", failed, err)
 	default:
-		c.Log.Error("Services do not get another resourceVersion, although the AddressLedger is incomplete; earlier writes to them have probably ended", "services", failed, "error", err, "after", unlistedWritesTimeout)
+		c.Log.Error("Services do not get another resourceVersion, although the AddressLedger is incomplete; earlier writes to them have probably ended", "services", failed, "error", err, "duration", unlistedWritesTimeout)
 	}
 	return nil
 }
@@ -116,7 +116,7 @@ func (c *unlistedWritesCloser) bumpResourceVersions(ctx context.Context, all []*
 			switch o {
 			case outcomeWritten, outcomeConflict, outcomeServiceGone:
 				c.closed[view.ObjectKey{Namespace: s.Namespace, Name: s.Name}] = struct{}{}
-			case outcomeRejected, outcomeMaybeWritten:
+			case outcomeRefused, outcomeMaybeWritten:
 				failed, last = failed+1, err
 			}
 			return nil

@@ -7,7 +7,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/gantry-lb/gantry/api/v1alpha1"
-	"github.com/gantry-lb/gantry/controller/fence"
+	"github.com/gantry-lb/gantry/controller/pendingwrites"
 )
 
 // Limits of the AddressLedger.
@@ -18,8 +18,11 @@ const (
 	// API server busy meanwhile. With more, the object only grows: each swap costs the API server
 	// the whole object, and the next leader finds more pending assignments.
 	maxReadyWritesBeforeSwap = maxTasksInFlight
-	// unfinishedTasksPerStagedWrite is how many requests may be unfinished for each staged write
-	// when a swap begins. With few Services there are fewer.
+	// minWritesOfOverlappingSwap is how many writes a batch needs so that its swap does not wait
+	// for the status writes of the last batch: with so many, the swap is less than a tenth of what
+	// the API server has to do for them. unfinishedTasksPerStagedWrite is how many requests may be
+	// unfinished then for each write of the batch.
+	minWritesOfOverlappingSwap    = 16
 	unfinishedTasksPerStagedWrite = 2
 	// taskProgressTimeout is when unfinished requests count as stuck.
 	taskProgressTimeout = 200 * time.Millisecond
@@ -34,9 +37,10 @@ const (
 )
 
 // startLedgerSwapIfDue writes the pending assignments of writesAwaitingLedgerEntry into the
-// AddressLedger. A batch is what was staged while the last swap was under way. So a single Service
-// is served at once, and many of them share a write. No swap waits for a clock unless the API
-// server refused a request or does not answer.
+// AddressLedger. A batch is what was staged while the last swap and the status writes of its batch
+// were under way. So a single Service is served at once, and those that come faster than they can
+// be written share a swap. No swap waits for a clock unless the API server refused a request or
+// does not answer.
 func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	j := &r.ledgerWriter
 	if j.swapInFlight {
@@ -69,17 +73,37 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	r.startLedgerWrite(ctx, batch)
 }
 
-// largerBatchDelay is how long the next swap may wait because many writes of the last ones are in
-// flight. Then the API server is busy, and a swap costs it as much as the write of a status. The
-// result of each write wakes the worker, so that a single Service waits for at most half of them.
-// Writes that make no progress hold nothing up.
+// largerBatchDelay is how long the next swap may wait because status writes of the last batch have
+// no answer yet. A swap costs the API server as much as the write of a status, so more Services
+// should share it. The result of each write wakes the worker. A batch that is large already starts
+// at once, and so does any batch when the last one makes no progress.
 func (j *ledgerWriter) largerBatchDelay(now time.Time, q *apiTaskQueue) time.Duration {
 	staged := min(len(j.writesAwaitingLedgerEntry), maxWritesPerSwap)
 	mustBeSmall := j.maxWritesWhileFindingRefused > 0 || j.mustOmitEarlierEntries || j.canOnlyWriteRefused()
-	if mustBeSmall || staged*unfinishedTasksPerStagedWrite >= q.countUnfinishedTasks() {
+	isLarge := staged >= minWritesOfOverlappingSwap && staged*unfinishedTasksPerStagedWrite >= q.countUnfinishedTasks()
+	if mustBeSmall || isLarge || j.unansweredWritesOfLastBatch == 0 {
 		return 0
 	}
-	return q.lastProgress.Add(taskProgressTimeout).Sub(now)
+	return j.lastBatchProgress.Add(taskProgressTimeout).Sub(now)
+}
+
+// recordStatusWriteAnswer counts the first answer, or the lack of one, to a status write.
+func (j *ledgerWriter) recordStatusWriteAnswer(w *serviceStatusWriteTask, now time.Time) {
+	if w.awaitsFirstAnswerOfBatch != 0 && w.awaitsFirstAnswerOfBatch == j.batchNumber {
+		j.unansweredWritesOfLastBatch--
+		j.lastBatchProgress = now
+	}
+	w.awaitsFirstAnswerOfBatch = 0
+}
+
+// startStatusWritesOfBatch makes the writes of a batch begin, whose assignments are in the object.
+func (j *ledgerWriter) startStatusWritesOfBatch(batch []*serviceStatusWriteTask, q *apiTaskQueue, now time.Time) {
+	j.batchNumber++
+	j.unansweredWritesOfLastBatch, j.lastBatchProgress = len(batch), now
+	for _, w := range batch {
+		w.awaitsFirstAnswerOfBatch = j.batchNumber
+		q.enqueueTask(w)
+	}
 }
 
 // startLedgerWrite writes the AddressLedger with the pending assignments of a batch.
@@ -87,12 +111,12 @@ func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceSt
 	j := &r.ledgerWriter
 	j.writesInSwap = len(batch)
 	s := &ledgerSwap{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
-	entries, all := pendingEntriesOfWrites(batch), j.fence.MergedPendingWithBatch
+	entries, all := pendingEntriesOfWrites(batch), j.pendingWrites.MergedPendingWithBatch
 	if s.omitsEarlierEntries = j.mustOmitEarlierEntries && len(batch) > 0; s.omitsEarlierEntries {
-		all, j.mustOmitEarlierEntries = j.fence.PendingOfBatchOnly, false
+		all, j.mustOmitEarlierEntries = j.pendingWrites.PendingOfBatchOnly, false
 	}
 	spec := &s.ledgerObject.Spec
-	spec.Writer, spec.Pending, spec.Incomplete = r.LedgerWriterIdentity, encodePendingEntries(all(entries)), s.omitsEarlierEntries || j.fence.CountOmittedFromObject() > 0
+	spec.Writer, spec.Pending, spec.Incomplete = r.LedgerWriterIdentity, encodePendingEntries(all(entries)), s.omitsEarlierEntries || j.pendingWrites.CountOmittedFromObject() > 0
 	j.swapInFlight, j.lastSwapStart = true, r.Now()
 	r.apiTaskQueue.startTask(ctx, s)
 }
@@ -107,7 +131,7 @@ func (r *ServiceWorker) reportLedgerFull() {
 	j.fullLedgerLogged = true
 	r.workerState.countLedgerFull()
 	r.Log.Info("the AddressLedger is full of open pending assignments; further Services wait until some of those are written",
-		"ledger", r.ledgerLogName(), "open", j.fence.CountPending(), "waiting", len(j.writesAwaitingLedgerEntry))
+		"ledger", r.ledgerLogName(), "pending", j.pendingWrites.CountPending(), "waiting", len(j.writesAwaitingLedgerEntry))
 }
 
 // takeNextBatch removes the writes of the next swap from writesAwaitingLedgerEntry: those with a
@@ -124,7 +148,7 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 	room, bytesLeft := j.remainingRoom()
 	var batch, rest []*serviceStatusWriteTask
 	for _, w := range j.writesAwaitingLedgerEntry {
-		shown, size := j.fence.HasPendingForService(w.service.Key), encodedSizeOfPending(w.pendingEntry())
+		shown, size := j.pendingWrites.HasPendingForService(w.service.Key), encodedSizeOfPending(w.pendingEntry())
 		if len(batch) == most || w.ledgerEntryRefused && !again || !shown && (room <= 0 || bytesLeft < size) {
 			rest = append(rest, w)
 			continue
@@ -140,15 +164,15 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 
 // remainingRoom returns how many more Services the object may have, and how many more bytes.
 func (j *ledgerWriter) remainingRoom() (services, bytes int) {
-	services, bytes = j.maxPendingServices+j.fence.CountOmittedFromObject()-j.fence.CountPending(), maxPendingBytes
-	for _, i := range j.fence.MergedPendingWithBatch(nil) {
+	services, bytes = j.maxPendingServices+j.pendingWrites.CountOmittedFromObject()-j.pendingWrites.CountPending(), maxPendingBytes
+	for _, i := range j.pendingWrites.MergedPendingWithBatch(nil) {
 		bytes -= encodedSizeOfPending(i)
 	}
 	return services, bytes
 }
 
 // encodedSizeOfPending returns how many bytes a pending assignment has in the object.
-func encodedSizeOfPending(i fence.PendingStatusWrite) int {
+func encodedSizeOfPending(i pendingwrites.PendingStatusWrite) int {
 	n := len(`{"namespace":"","name":"","base":"","addresses":[]},`) + len(i.Service.Namespace) + len(i.Service.Name) + len(i.BaseResourceVersion)
 	for _, a := range i.Addresses {
 		n += len(`"",`) + len(a.String())
@@ -160,7 +184,7 @@ func encodedSizeOfPending(i fence.PendingStatusWrite) int {
 // work and the object has many of them, because they would mislead its readers.
 func (r *ServiceWorker) removeClosedEntriesWhenIdle(ctx context.Context) {
 	j := &r.ledgerWriter
-	if len(j.ledgerObject.Spec.Pending)-j.fence.CountPending() < closedEntriesForLedgerTrim || r.apiTaskQueue.countUnfinishedTasks() > 0 || !r.workQueue.isEmpty() {
+	if len(j.ledgerObject.Spec.Pending)-j.pendingWrites.CountPending() < closedEntriesForLedgerTrim || r.apiTaskQueue.countUnfinishedTasks() > 0 || !r.workQueue.isEmpty() {
 		return
 	}
 	now := r.Now()
@@ -180,8 +204,8 @@ func (j *ledgerWriter) failureDelay(now time.Time) time.Duration {
 }
 
 // pendingEntriesOfWrites returns the pending assignments of the writes.
-func pendingEntriesOfWrites(batch []*serviceStatusWriteTask) []fence.PendingStatusWrite {
-	out := make([]fence.PendingStatusWrite, 0, len(batch))
+func pendingEntriesOfWrites(batch []*serviceStatusWriteTask) []pendingwrites.PendingStatusWrite {
+	out := make([]pendingwrites.PendingStatusWrite, 0, len(batch))
 	for _, w := range batch {
 		out = append(out, w.pendingEntry())
 	}
@@ -189,8 +213,8 @@ func pendingEntriesOfWrites(batch []*serviceStatusWriteTask) []fence.PendingStat
 }
 
 // pendingEntry is what the AddressLedger must contain before the write begins.
-func (w *serviceStatusWriteTask) pendingEntry() fence.PendingStatusWrite {
-	return fence.PendingStatusWrite{Service: w.service.Key, BaseResourceVersion: w.serviceBefore.ResourceVersion, Addresses: w.decision.Addresses}
+func (w *serviceStatusWriteTask) pendingEntry() pendingwrites.PendingStatusWrite {
+	return pendingwrites.PendingStatusWrite{Service: w.service.Key, BaseResourceVersion: w.serviceBefore.ResourceVersion, Addresses: w.decision.Addresses}
 }
 
 // ledgerSwap writes the AddressLedger for a batch.
@@ -219,13 +243,11 @@ func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwap, now *v1alpha1.Addr
 		j.consecutiveFailures, j.trimFailures, j.ledgerObject = 0, 0, now
 		r.workerState.recordAttempt(r.Now(), phaseWriting, true)
 		if s.omitsEarlierEntries {
-			j.fence.OmitAllFromObjectExcept(pendingEntriesOfWrites(s.writes))
+			j.pendingWrites.OmitAllFromObjectExcept(pendingEntriesOfWrites(s.writes))
 			r.logOmittedEntries("the API server refuses the AddressLedger with entries that it has already")
 		}
-		j.fence.RecordBatchWrittenToObject(pendingEntriesOfWrites(s.writes))
-		for _, w := range s.writes {
-			r.apiTaskQueue.enqueueTask(w)
-		}
+		j.pendingWrites.RecordBatchWrittenToObject(pendingEntriesOfWrites(s.writes))
+		j.startStatusWritesOfBatch(s.writes, r.apiTaskQueue, r.Now())
 		return
 	}
 	isLost := apierrors.IsConflict(err) || apierrors.IsNotFound(err)

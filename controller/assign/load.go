@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/controller/allocate"
-	"github.com/gantry-lb/gantry/controller/fence"
+	"github.com/gantry-lb/gantry/controller/pendingwrites"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -67,9 +67,9 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	var claimants []minimalLoadedService
 	seen := map[view.ObjectKey]*serviceRecord{}
 	versions := map[view.ObjectKey]string{}
-	open := fence.NewFence(intents)
-	if before := r.ledgerWriter.fence; before != nil {
-		open.KeepPendingOfEarlierFence(before)
+	open := pendingwrites.NewSet(intents)
+	if before := r.ledgerWriter.pendingWrites; before != nil {
+		open.KeepPendingOfEarlierSet(before)
 	}
 	shown := map[view.ObjectKey]struct{}{} // the Services with a pending assignment
 	// those of them that this controller does not serve
@@ -91,7 +91,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 			}
 			return
 		}
-		seen[v.Key] = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion), confirmedResourceVersion: fence.ParseResourceVersion(s.ResourceVersion)}
+		seen[v.Key] = &serviceRecord{uid: s.UID, newestVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion), confirmedResourceVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion)}
 		if len(v.AssignedAddresses) == 0 {
 			seen[v.Key].waitingSince = s.CreationTimestamp.Time
 		}
@@ -103,18 +103,18 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	left := open.RemoveClosedPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
 	for _, i := range left {
 		if s := unserved[i.Service]; s != nil {
-			seen[i.Service], claimants = &serviceRecord{uid: s.UID, newestVersion: fence.ParseResourceVersion(s.ResourceVersion)}, append(claimants, loadedUnservedService(s))
+			seen[i.Service], claimants = &serviceRecord{uid: s.UID, newestVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion)}, append(claimants, loadedUnservedService(s))
 		}
 		// A list may be older than what another controller saw.
 		if rec := seen[i.Service]; rec != nil {
-			rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(i.BaseResourceVersion))
+			rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(i.BaseResourceVersion))
 		}
 	}
 	r.ledger = r.withheldCheckpoint.restoreLedger(memory, r.ledger, r.Now())
 	r.configuration, r.ledgerBuildNumber = config, r.ledgerBuildNumber+1
 	r.ledger.UseSnapshot(config.Snapshot)
 	r.retirement.usePools(config.Snapshot.Pools)
-	r.ledgerWriter.fence, r.ledgerWriter.ledgerObject = open, object
+	r.ledgerWriter.pendingWrites, r.ledgerWriter.ledgerObject = open, object
 	r.adoptRecords(seen)
 	r.recordAllAddressesInLedger(claimants, left)
 	r.seenFreedVersion, r.seenSharingVersion = r.ledger.FreedVersion(), r.ledger.SharingVersion()
@@ -191,7 +191,7 @@ func (c *minimalLoadedService) toService() view.Service {
 
 // recordAllAddressesInLedger records what the Services hold, by their status and by pending
 // assignments that may still arrive. Services without an address are decided first.
-func (r *ServiceWorker) recordAllAddressesInLedger(all []minimalLoadedService, left []fence.PendingStatusWrite) {
+func (r *ServiceWorker) recordAllAddressesInLedger(all []minimalLoadedService, left []pendingwrites.PendingStatusWrite) {
 	suspect := func(k view.ObjectKey) int {
 		if _, is := r.servicesWithContestedAddresses[k]; is {
 			return 1
@@ -235,10 +235,10 @@ func recordStatusAddresses(l *allocate.Ledger, v *view.Service, addresses []neti
 
 // parsePendingEntries reads the AddressLedger. If it cannot be read, no address is assigned: to
 // ignore it could assign an address twice.
-func parsePendingEntries(l *v1alpha1.AddressLedger) ([]fence.PendingStatusWrite, error) {
-	var out []fence.PendingStatusWrite
+func parsePendingEntries(l *v1alpha1.AddressLedger) ([]pendingwrites.PendingStatusWrite, error) {
+	var out []pendingwrites.PendingStatusWrite
 	for _, p := range l.Spec.Pending {
-		i := fence.PendingStatusWrite{Service: view.ObjectKey{Namespace: p.Namespace, Name: p.Name}, BaseResourceVersion: p.Base}
+		i := pendingwrites.PendingStatusWrite{Service: view.ObjectKey{Namespace: p.Namespace, Name: p.Name}, BaseResourceVersion: p.Base}
 		for _, text := range p.Addresses {
 			a, err := netip.ParseAddr(text)
 			if err != nil {
@@ -253,7 +253,7 @@ func parsePendingEntries(l *v1alpha1.AddressLedger) ([]fence.PendingStatusWrite,
 }
 
 // encodePendingEntries is the reverse of parsePendingEntries.
-func encodePendingEntries(intents []fence.PendingStatusWrite) []v1alpha1.PendingAssignment {
+func encodePendingEntries(intents []pendingwrites.PendingStatusWrite) []v1alpha1.PendingAssignment {
 	var out []v1alpha1.PendingAssignment
 	for _, i := range intents {
 		p := v1alpha1.PendingAssignment{Namespace: i.Service.Namespace, Name: i.Service.Name, Base: i.BaseResourceVersion}

@@ -146,7 +146,7 @@ func TestLedgerOfOtherClusterDoesNotBlockService(t *testing.T) {
 		if o := s.ServiceByKey(serviceKey("s")); !firstAddress(o).IsValid() {
 			t.Errorf("the Service has no address after 10 minutes: %v", o.Status.Conditions)
 		}
-		if n := c.ledgerWriter.fence.CountPending(); n > 0 {
+		if n := c.ledgerWriter.pendingWrites.CountPending(); n > 0 {
 			t.Errorf("%d pending assignments stay open", n)
 		}
 	})
@@ -199,7 +199,7 @@ func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
 		o := newOracle()
 		var leaks []string
 		runWithFakeTime(t, func(t *testing.T) {
-			w := newHarness(t, o.checkServiceChange, h.seed)
+			w := newHarness(t, o, h.seed)
 			// Its status shows that a controller has worked here.
 			w.server.CreateService(newLoadBalancer("first"))
 			for s := w.server.ServiceByKey(serviceKey("first")); !hasOurStatusOrAnnotations(s); s = w.server.ServiceByKey(serviceKey("first")) {
@@ -215,7 +215,7 @@ func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
 			leaks = w.findFinalFaults()
 			for _, c := range w.controllers {
 				c.stopAndWait()
-				if n := c.ledgerWriter.fence.CountPending(); n > 0 {
+				if n := c.ledgerWriter.pendingWrites.CountPending(); n > 0 {
 					leaks = append(leaks, fmt.Sprintf("%d pending assignments stay open when nothing happens", n))
 				}
 			}

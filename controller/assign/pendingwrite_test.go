@@ -166,7 +166,7 @@ func TestPendingWriteOfOtherClassIsNotGivenAway(t *testing.T) {
 						t.Errorf("%s has no address", name)
 					}
 				}
-				if n := c.ledgerWriter.fence.CountPending(); n > 0 {
+				if n := c.ledgerWriter.pendingWrites.CountPending(); n > 0 {
 					t.Errorf("%d pending assignments stay open", n)
 				}
 			})

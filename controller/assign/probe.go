@@ -138,7 +138,7 @@ func (p *addressProber) quarantineAddress(ctx context.Context, l *allocate.Ledge
 		return false
 	}
 	l.QuarantineAddressAfterProbeAnswer(a, o.Status.By)
-	p.log.Warn("a host on the segment uses an address of a pool; the address goes into quarantine", "address", a, "pool", o.Spec.Pool, "by", o.Status.By,
+	p.log.Warn("a host on the segment uses an address of a pool; the address goes into quarantine", "address", a, "pool", o.Spec.Pool, "mac", o.Status.By,
 		"node", o.Status.Node, "reason", names.ReasonQuarantined)
 	about := view.ObjectKey{Namespace: o.Spec.Service.Namespace, Name: o.Spec.Service.Name}
 	if s, err := p.api.ReadCachedService(ctx, about); err == nil && s != nil {

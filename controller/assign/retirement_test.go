@@ -69,7 +69,8 @@ func TestRetiredPoolGivesItsServicesOtherAddresses(t *testing.T) {
 		d := &lossDetector{}
 		s := apitest.NewServer(d.recordServiceChange)
 		s.SetPool("old", poolSpec("192.0.2.0/28"))
-		c := startController(t, s, nil, ServiceWorkerOptions{})
+		recorder := &eventRecorder{}
+		c := startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		for i := range 6 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
@@ -110,6 +111,10 @@ func TestRetiredPoolGivesItsServicesOtherAddresses(t *testing.T) {
 		}
 		if len(d.losses) > 0 {
 			t.Errorf("without an address meanwhile: %v", d.losses)
+		}
+		// What is under way is no Warning.
+		if e := strings.Join(recorder.eventsOf("s5"), "; "); strings.Contains(e, "Warning") || !strings.Contains(e, "Normal addressRetired AddressRetired: ") {
+			t.Errorf("the events of s5 are %q", e)
 		}
 	})
 }

@@ -1,7 +1,8 @@
 // Package assign connects the allocator to the API server. One goroutine, that of ServiceWorker,
 // owns the Ledger and decides; tasks write the decisions in parallel. It runs only on the leader,
 // and reads every address in use before it assigns the first new one. Two workers that run at once,
-// by mistake or during a change of leaders, do not assign one address twice: see package fence.
+// by mistake or during a change of leaders, do not assign one address twice: see
+// package pendingwrites.
 //
 // One assignment takes these steps: the Decision is committed to the Ledger; its pending assignment
 // is written to the AddressLedger, one write for a batch of Services; the Service's status is
@@ -26,7 +27,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/controller/allocate"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
-	"github.com/gantry-lb/gantry/controller/fence"
+	"github.com/gantry-lb/gantry/controller/pendingwrites"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -43,6 +44,8 @@ type ServiceWorkerOptions struct {
 	// PredictUnannouncedCondition returns the condition of a Service that is about to get its first
 	// addresses if no speaker will announce them; it may be nil.
 	PredictUnannouncedCondition func(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool)
+	// LeaderAbsence returns the time in which no controller led before this one; it may be nil.
+	LeaderAbsence func() LeaderAbsence
 	// Namespace holds the configuration objects.
 	Namespace string
 	// LoadBalancerClass is the class to serve; empty serves Services without a class.
@@ -224,8 +227,8 @@ func (r *ServiceWorker) drainTasks(ctx context.Context, cancel func()) {
 // publishState publishes which work there is.
 func (r *ServiceWorker) publishState() {
 	open := 0
-	if r.ledgerWriter.fence != nil {
-		open = r.ledgerWriter.fence.CountPending()
+	if r.ledgerWriter.pendingWrites != nil {
+		open = r.ledgerWriter.pendingWrites.CountPending()
 	}
 	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{
 		phaseLoading:  !r.ledgerLoaded.Load(),
@@ -305,14 +308,19 @@ func (r *ServiceWorker) applyResult(ctx context.Context, f taskResultHandler) {
 
 // ledgerWriter is the state of the writes of the AddressLedger.
 type ledgerWriter struct {
-	fence        *fence.Fence
-	ledgerObject *v1alpha1.AddressLedger
+	pendingWrites *pendingwrites.Set
+	ledgerObject  *v1alpha1.AddressLedger
 	// writesAwaitingLedgerEntry wait until their pending assignments are in the object.
 	writesAwaitingLedgerEntry []*serviceStatusWriteTask
 	// maxPendingServices is how many Services may have open assignments. fullLedgerLogged says that
 	// the log says that this is reached.
 	maxPendingServices int
 	fullLedgerLogged   bool
+	// unansweredWritesOfLastBatch counts the status writes of the last batch without a first
+	// answer. batchNumber is the number of that batch, and lastBatchProgress is when one of its
+	// writes was answered last.
+	unansweredWritesOfLastBatch, batchNumber int
+	lastBatchProgress                        time.Time
 	// swapInFlight says that a write of the object has not ended.
 	swapInFlight bool
 	// lastSwapStart is when the last swap began.

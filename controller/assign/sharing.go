@@ -9,7 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/gantry-lb/gantry/controller/allocate"
-	"github.com/gantry-lb/gantry/controller/fence"
+	"github.com/gantry-lb/gantry/controller/pendingwrites"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -82,7 +82,7 @@ func (r *ServiceWorker) handleSharingCheckResult(c *sharingCheckTask, live map[v
 		r.releaseService(c.service, "the Service is gone")
 		return
 	}
-	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(s.ResourceVersion))
+	rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(s.ResourceVersion))
 	h := &liveServiceView{view.FromService(s), s.ResourceVersion}
 	if !r.isServiceOurs(&h.Service) { // its status is cleared when the cache shows the same
 		r.workQueue.addChanged(c.service)
@@ -101,7 +101,7 @@ func (r *ServiceWorker) handleSharingCheckResult(c *sharingCheckTask, live map[v
 	case hasLostAllContestedAddresses(r.ledger, &h.Service, holders):
 		r.Log.Info("a Service may no longer share an address that it has", "service", h.Key.String(), "addresses", h.AssignedAddresses)
 		r.recordStatusAndPendingAddresses(h)
-		rec.confirmedResourceVersion = fence.ParseResourceVersion(h.resourceVersion)
+		rec.confirmedResourceVersion = pendingwrites.ParseResourceVersion(h.resourceVersion)
 	default:
 		r.scheduleSharingCheckOrReload(rec, h.Key)
 		return
@@ -124,7 +124,7 @@ func (r *ServiceWorker) recordLiveServiceUnlessBusy(k view.ObjectKey, s *corev1.
 		return nil
 	}
 	h := &liveServiceView{view.FromService(s), s.ResourceVersion}
-	rec.newestVersion = max(rec.newestVersion, fence.ParseResourceVersion(h.resourceVersion))
+	rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(h.resourceVersion))
 	r.workQueue.addChanged(k)
 	if !r.isServiceOurs(&h.Service) {
 		return nil
@@ -146,7 +146,7 @@ type liveServiceView struct {
 // pending assignment may still bring, except for addresses with conflicting holders.
 func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 	before, _ := r.ledger.AssignmentOf(h.Key)
-	now := slices.DeleteFunc(unionAddresses(h.AssignedAddresses, r.ledgerWriter.fence.PendingAddressesOfService(h.Key, h.resourceVersion)), func(a netip.Addr) bool {
+	now := slices.DeleteFunc(unionAddresses(h.AssignedAddresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(h.Key, h.resourceVersion)), func(a netip.Addr) bool {
 		return !r.ledger.CanServiceHold(a, &h.Service)
 	})
 	r.ledger.CommitAssignment(&h.Service, now, h.RecordedPool)

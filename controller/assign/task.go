@@ -119,8 +119,8 @@ const (
 	outcomeConflict
 	// outcomeServiceGone: there is no such Service.
 	outcomeServiceGone
-	// outcomeRejected: the API server rejects the content; nothing was written.
-	outcomeRejected
+	// outcomeRefused: the API server rejects the content; nothing was written.
+	outcomeRefused
 	// outcomeMaybeWritten: it may have been written, or may still be.
 	outcomeMaybeWritten
 )
@@ -136,7 +136,7 @@ func outcomeOfError(err error) writeOutcome {
 	case apierrors.IsNotFound(err):
 		return outcomeServiceGone
 	case errors.As(err, &status) && status.Status().Code >= 400 && status.Status().Code < 500 && !apierrors.IsTimeout(err):
-		return outcomeRejected
+		return outcomeRefused
 	}
 	return outcomeMaybeWritten
 }
@@ -163,6 +163,9 @@ type serviceStatusWriteTask struct {
 	// ledgerEntryRefused says that the AddressLedger was refused with its entry when that was last
 	// tried.
 	ledgerEntryRefused bool
+	// awaitsFirstAnswerOfBatch is the number of its batch until its first attempt has ended; 0 for
+	// a write that needs no entry in the AddressLedger.
+	awaitsFirstAnswerOfBatch int
 	// clearsStatusOfUnservedService says that this controller does not serve the Service any more.
 	clearsStatusOfUnservedService, onlyChangesResourceVersion bool
 }
@@ -181,7 +184,7 @@ func (w *serviceStatusWriteTask) runTask(ctx context.Context, api WorkerAPI) tas
 	switch {
 	case o == outcomeConflict:
 		return w.changedResult(api.ReadLiveService(ctx, w.service.Key))
-	case o == outcomeRejected && w.mayBeWrittenByEarlierAttempt:
+	case o == outcomeRefused && w.mayBeWrittenByEarlierAttempt:
 		o = outcomeMaybeWritten
 	}
 	return w.newResult(o, now, err)

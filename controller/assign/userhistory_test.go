@@ -101,7 +101,7 @@ func historyGenerator() *rapid.Generator[userHistory] {
 	// Each act is as frequent as it is listed here.
 	deeds := []string{
 		"create", "create", "create", "create", "create", "create", "delete", "delete", "delete", "ask", "no longer ask", "ask a pool",
-		"release", "release", "release", "release", "count", "count", "port", "port", "port", "no load balancer", "load balancer", "pool", "pool", "pause", "resume",
+		"release", "release", "release", "release", "count", "count", "port", "port", "port", "no load balancer", "load balancer", "pool", "pool", "retire", "retire", "pause", "resume",
 		"crash", "kill", "kill", "start", "start", "start", "rest", "refuse entry", "refuse status", "fail status", "allow", "allow",
 	}
 	return rapid.Custom(func(t *rapid.T) userHistory {
@@ -125,11 +125,13 @@ type harness struct {
 	controllers [2]*runningController
 	// maxPendingServices is how many pending assignments a controller keeps open.
 	maxPending int
+	// recordRetiredRanges tells the oracle what a pool retires.
+	recordRetiredRanges func(entries []string)
 }
 
 // newHarness sets the pools and starts two controllers.
-func newHarness(t *testing.T, check func(before, after *corev1.Service), seed uint64) *harness {
-	w := &harness{t: t, server: apitest.NewServer(check), network: newRandomNetwork(seed)}
+func newHarness(t *testing.T, o *assignmentOracle, seed uint64) *harness {
+	w := &harness{t: t, server: apitest.NewServer(o.checkServiceChange), network: newRandomNetwork(seed), recordRetiredRanges: o.recordRetiredRanges}
 	w.maxPending = []int{1, 3, maxPendingAssignments}[w.network.rand.IntN(3)]
 	w.setUsualPools(assignmentOrderNames[w.network.rand.IntN(len(assignmentOrderNames))])
 	w.runStep(historyStep{action: "start", targetIndex: 0})
@@ -291,6 +293,8 @@ func (w *harness) runStep(s historyStep) {
 	case s.action == "pool":
 		w.server.SetPool(editedPoolSpec(s))
 		w.notifyConfigurationChanged()
+	case s.action == "retire":
+		w.retirePool(s)
 	case s.action == "start":
 		if c == nil {
 			w.controllers[s.targetIndex%2] = startTestControllerWithMaxPending(w.t, w.server, w.network.nextDelivery, ServiceWorkerOptions{LedgerWriterIdentity: fmt.Sprint("controller", s.targetIndex%2)}, w.maxPending)

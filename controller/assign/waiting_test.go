@@ -68,7 +68,7 @@ type randomEdit struct {
 }
 
 func randomEdits() *rapid.Generator[[]randomEdit] {
-	what := []string{"create", "create", "create", "create", "delete", "key", "key", "key", "port", "port", "policy", "selector", "ask", "ask", "release", "count", "pool", "pin", "dual", "quota", "reserve", "type"}
+	what := []string{"create", "create", "create", "create", "delete", "key", "key", "key", "port", "port", "policy", "selector", "ask", "ask", "release", "count", "pool", "pin", "dual", "quota", "reserve", "type", "retire", "label", "limits", "limits", "lift", "status"}
 	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) randomEdit {
 		return randomEdit{rapid.SampledFrom(what).Draw(t, "what"), rapid.IntRange(0, 6).Draw(t, "service"), rapid.IntRange(0, 5).Draw(t, "value")}
 	}), 5, 40)
@@ -108,6 +108,17 @@ func (e randomEdit) apply(s *apitest.Server, c *runningController) {
 			o.IPFamilyPolicy, o.ClusterIPs = &policy, []string{"10.96.0.1", "fd00:96::1"}
 			o.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
 		})
+	case "label":
+		s.EditService(k, func(o *corev1.Service) { o.Labels = map[string]string{"tier": fmt.Sprint(e.value % 2)} })
+	case "status":
+		s.EditService(k, func(o *corev1.Service) { o.Status = corev1.ServiceStatus{} })
+	case "limits":
+		s.SetPool("q", limitedPoolSpec(e.value))
+	case "lift":
+		if s.PoolByName("q") == nil {
+			return
+		}
+		s.AnnotatePool("q", names.AnnotationLiftWithheld, []string{"all", "192.0.2.8", ""}[e.value%3])
 	case "type":
 		spec(func(o *corev1.ServiceSpec) {
 			o.Type = []corev1.ServiceType{corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeClusterIP}[e.value%2]
@@ -121,6 +132,13 @@ func (e randomEdit) apply(s *apitest.Server, c *runningController) {
 		quota := int32(e.value)
 		p.Gantry = &v1beta1.PoolExtension{Quota: &v1beta1.PoolQuota{PerNamespace: &quota}}
 		s.SetPool("q", p)
+	case "retire":
+		p := s.PoolByName("p").Spec
+		p.Gantry = nil
+		if e.value > 0 {
+			p.Gantry = &v1beta1.PoolExtension{Retire: &v1beta1.PoolRetirement{ServicesPerMinute: 600, Addresses: [][]string{nil, {"192.0.2.0"}, {"fd00:1::"}}[e.value%3]}}
+		}
+		s.SetPool("p", p)
 	case "reserve":
 		r := v1alpha1.AddressReservationSpec{Service: v1alpha1.ServiceReference{Namespace: "default", Name: k.Name}}
 		if e.value > 1 {
@@ -128,9 +146,30 @@ func (e randomEdit) apply(s *apitest.Server, c *runningController) {
 		}
 		s.SetReservation("r", r)
 	}
-	if slices.Contains([]string{"pool", "quota", "reserve"}, e.what) {
+	if slices.Contains([]string{"pool", "quota", "reserve", "retire", "limits", "lift"}, e.what) {
 		c.ConfigurationReader.NotifyChanged()
 	}
+}
+
+// limitedPoolSpec returns the spec of pool q with one of the limits that a pool may have.
+func limitedPoolSpec(choice int) v1beta1.IPAddressPoolSpec {
+	p := poolSpec("192.0.2.8/31", "fd00:1::8/127")
+	p.Gantry = &v1beta1.PoolExtension{}
+	switch no := false; choice {
+	case 0:
+		p.AutoAssign = &no
+	case 1:
+		p.AllocateTo = &v1beta1.ServiceAllocation{ServiceSelectors: []metav1.LabelSelector{{MatchLabels: map[string]string{"tier": "1"}}}}
+	case 2:
+		p.AllocateTo = &v1beta1.ServiceAllocation{Namespaces: []string{"other"}}
+	case 3:
+		p.Gantry.Exclude = []string{"192.0.2.8"}
+	case 4:
+		p.Gantry.Cooldown = &metav1.Duration{Duration: time.Hour}
+	case 5:
+		p.Gantry.Cooldown = &metav1.Duration{Duration: 30 * time.Second}
+	}
+	return p
 }
 
 // After any edits, a controller that starts decides nothing that the running one has not decided.

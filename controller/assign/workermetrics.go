@@ -74,7 +74,7 @@ func (o writeOutcome) String() string {
 		return "Conflict"
 	case outcomeServiceGone:
 		return "Gone"
-	case outcomeRejected:
+	case outcomeRefused:
 		return "Refused"
 	}
 	return "Unknown"

@@ -75,7 +75,7 @@ func newEventHandler(notify func()) cache.ResourceEventHandler {
 		UpdateFunc: func(o, n any) {
 			before, ok1 := o.(client.Object)
 			after, ok2 := n.(client.Object)
-			if !ok1 || !ok2 || isConfigurationChanged(before, after) {
+			if !ok1 || !ok2 || mayUpdateChangeConfiguration(before, after) {
 				notify()
 			}
 		},
@@ -122,10 +122,10 @@ func (r *Reader) mayNamespaceCount(counts func(*Configuration) bool) bool {
 	return c == nil || counts(c)
 }
 
-// isConfigurationChanged reports whether an update of an object may change the configuration. The
-// status of an object is not part of it. Secrets have no generation, of Nodes and Namespaces only
-// the labels count, and of a pool one annotation does.
-func isConfigurationChanged(before, after client.Object) bool {
+// mayUpdateChangeConfiguration reports whether an update of an object may change the configuration.
+// The status of an object is not part of it. Secrets have no generation, of Nodes and Namespaces
+// only the labels count, and of a pool one annotation does.
+func mayUpdateChangeConfiguration(before, after client.Object) bool {
 	if before.GetUID() != after.GetUID() || before.GetGeneration() != after.GetGeneration() || !maps.Equal(before.GetLabels(), after.GetLabels()) {
 		return true
 	}

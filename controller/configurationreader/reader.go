@@ -213,7 +213,7 @@ func (r *Reader) publishObjects(o snapshot.Objects) {
 	c := &Configuration{Nodes: o.Nodes, generationByUID: generationsOf(&o)}
 	c.Snapshot, c.Problems = snapshot.BuildSnapshot(o)
 	for _, p := range c.Problems {
-		r.Log.Debug("configuration problem", "object", p.Object.Kind+"/"+p.Object.Name, "reason", p.Reason, "text", p.Text)
+		r.Log.Debug("configuration problem", "object", p.Object.Kind+"/"+p.Object.Name, "reason", p.Reason, "cause", p.Text)
 	}
 	if r.RecordProblems != nil {
 		r.RecordProblems(c.Problems)

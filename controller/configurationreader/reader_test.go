@@ -307,7 +307,7 @@ func TestOnlyEditsAreChanges(t *testing.T) {
 		"a password":                {secret, edited, true},
 		"a repetition":              {secret, secret.DeepCopy(), false},
 	} {
-		if got := isConfigurationChanged(tt.before, tt.after); got != tt.want {
+		if got := mayUpdateChangeConfiguration(tt.before, tt.after); got != tt.want {
 			t.Errorf("%s is a change of the configuration: %v, want %v", name, got, tt.want)
 		}
 	}

@@ -1,4 +1,5 @@
-// Package gossipkey creates the Secret with the key that encrypts the gossip of the speakers.
+// Package gossipkey creates the Secret with the key that encrypts the gossip of the speakers, and
+// replaces the key on request.
 package gossipkey
 
 import (
@@ -20,17 +21,41 @@ type Options struct {
 	Client    client.Client
 	Log       *slog.Logger
 	Namespace string
+	// Reader reads the Secret without a cache.
+	Reader client.Reader
+	Flags
+	// Now reads the clock.
+	Now func() time.Time
 }
 
-// Creator creates the Secret with the gossip key of the speakers. Use NewCreator to create it.
-type Creator struct{ Options }
+// Keeper creates and rotates the gossip key of the speakers. Use NewKeeper to create it.
+type Keeper struct{ Options }
 
-// NewCreator returns a Creator for a manager to start.
-func NewCreator(o Options) *Creator { return &Creator{o} }
+// NewKeeper returns a Keeper for a manager to start.
+func NewKeeper(o Options) *Keeper { return &Keeper{o} }
 
-// Start creates the Secret unless it exists, and returns when it exists. It never overwrites the
-// Secret: speakers with different keys cannot talk to each other.
-func (g *Creator) Start(ctx context.Context) error {
+// Start creates the Secret unless it exists, and then rotates its key until ctx ends.
+func (g *Keeper) Start(ctx context.Context) error {
+	if err := g.createSecret(ctx); err != nil {
+		return err
+	}
+	lastError := ""
+	for ctx.Err() == nil {
+		if err := g.advanceRotation(ctx); err != nil && err.Error() != lastError && ctx.Err() == nil {
+			lastError = err.Error()
+			g.Log.Error("rotating the gossip key", "secret", g.Namespace+"/"+names.GossipSecret, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(rotationCheckInterval):
+		}
+	}
+	return nil
+}
+
+// createSecret creates the Secret, and returns when it exists. It never overwrites the Secret:
+// speakers with different keys cannot talk to each other.
+func (g *Keeper) createSecret(ctx context.Context) error {
 	key := make([]byte, 32)
 	if _, err := rand.Read(key); err != nil {
 		return fmt.Errorf("creating a gossip key: %w", err)

@@ -46,16 +46,40 @@ func (r *SessionCounter) RegisterController(mgr ctrl.Manager) error {
 			q.AddAfter(ctrl.Request{NamespacedName: client.ObjectKey{Namespace: r.scope.Namespace, Name: s.Status.Peer}}, countDelay)
 		}
 	}
+	addSessionsOfNode := func(ctx context.Context, node string, q queue) {
+		var sessions v1alpha1.BGPSessionList
+		if err := r.client.List(ctx, &sessions, client.InNamespace(r.scope.Namespace)); err != nil {
+			return
+		}
+		for i := range sessions.Items {
+			if sessions.Items[i].Status.Node == node {
+				add(&sessions.Items[i], q)
+			}
+		}
+	}
 	err := ctrl.NewControllerManagedBy(mgr).Named("sessioncount").For(&v1beta2.BGPPeer{}).
 		Watches(&v1alpha1.BGPSession{}, handler.Funcs{
 			CreateFunc: func(_ context.Context, e event.CreateEvent, q queue) { add(e.Object, q) },
 			UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) { add(e.ObjectNew, q) },
 			DeleteFunc: func(_ context.Context, e event.DeleteEvent, q queue) { add(e.Object, q) },
+		}).
+		Watches(&v1alpha1.SpeakerStatus{}, handler.Funcs{
+			UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) {
+				if isSpeakerDead(e.ObjectOld) != isSpeakerDead(e.ObjectNew) {
+					addSessionsOfNode(ctx, e.ObjectNew.GetName(), q)
+				}
+			},
 		}).Complete(r)
 	if err != nil {
 		return fmt.Errorf("setting up the counts of sessions: %w", err)
 	}
 	return nil
+}
+
+// isSpeakerDead reports whether a living speaker has found this one dead.
+func isSpeakerDead(o client.Object) bool {
+	s, ok := o.(*v1alpha1.SpeakerStatus)
+	return ok && meta.IsStatusConditionFalse(s.Status.Conditions, names.ConditionReady)
 }
 
 // Reconcile writes the count of one BGPPeer if it changed.
@@ -68,7 +92,15 @@ func (r *SessionCounter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	if err := r.client.List(ctx, &sessions, client.InNamespace(r.scope.Namespace)); err != nil {
 		return ctrl.Result{}, fmt.Errorf("reading the sessions: %w", err)
 	}
-	count := countSessions(sessions.Items, p.Name)
+	var speakers v1alpha1.SpeakerStatusList
+	if err := r.client.List(ctx, &speakers, client.InNamespace(r.scope.Namespace)); err != nil {
+		return ctrl.Result{}, fmt.Errorf("reading the state of the speakers: %w", err)
+	}
+	deadNodes := map[string]bool{}
+	for i := range speakers.Items {
+		deadNodes[speakers.Items[i].Name] = isSpeakerDead(&speakers.Items[i])
+	}
+	count := countSessions(sessions.Items, p.Name, deadNodes)
 	if p.Status.Gantry != nil && p.Status.Gantry.Sessions == count {
 		return ctrl.Result{}, nil
 	}
@@ -83,15 +115,16 @@ func (r *SessionCounter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	return ctrl.Result{}, nil
 }
 
-// countSessions returns how many sessions of the peer are established, of how many.
-func countSessions(sessions []v1alpha1.BGPSession, peer string) string {
+// countSessions returns how many sessions of the peer are established, of how many. Those of dead
+// nodes are not, whatever their speakers wrote last.
+func countSessions(sessions []v1alpha1.BGPSession, peer string, deadNodes map[string]bool) string {
 	established, all := 0, 0
 	for i := range sessions {
 		if sessions[i].Status.Peer != peer {
 			continue
 		}
 		all++
-		if meta.IsStatusConditionTrue(sessions[i].Status.Conditions, names.ConditionEstablished) {
+		if meta.IsStatusConditionTrue(sessions[i].Status.Conditions, names.ConditionEstablished) && !deadNodes[sessions[i].Status.Node] {
 			established++
 		}
 	}

@@ -32,7 +32,11 @@ func TestPeerShowsHowManySessionsAreEstablished(t *testing.T) {
 		Status:     v1beta2.BGPPeerStatus{Gantry: &v1beta2.ObjectStatus{Conditions: []metav1.Condition{{Type: names.ConditionValid, Status: metav1.ConditionTrue}}}},
 	}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(peer).
-		WithObjects(peer, session("tor", "node1", metav1.ConditionTrue), session("tor", "node2", metav1.ConditionFalse), session("other", "node1", metav1.ConditionTrue)).Build()
+		WithObjects(peer, session("tor", "node1", metav1.ConditionTrue), session("tor", "node2", metav1.ConditionFalse), session("other", "node1", metav1.ConditionTrue),
+			session("tor", "dead", metav1.ConditionTrue), &v1alpha1.SpeakerStatus{
+				ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "dead"},
+				Status:     v1alpha1.SpeakerStatusStatus{Conditions: []metav1.Condition{{Type: names.ConditionReady, Status: metav1.ConditionFalse}}},
+			}).Build()
 	key := client.ObjectKeyFromObject(peer)
 	if _, err := NewSessionCounter(c, configuration.ConfigurationScope{Namespace: names.Namespace}).Reconcile(t.Context(), ctrl.Request{NamespacedName: key}); err != nil {
 		t.Fatal(err)
@@ -40,7 +44,7 @@ func TestPeerShowsHowManySessionsAreEstablished(t *testing.T) {
 	if err := c.Get(t.Context(), key, peer); err != nil {
 		t.Fatal(err)
 	}
-	if s := peer.Status.Gantry; s.Sessions != "1/2" || len(s.Conditions) != 1 {
-		t.Errorf("the status is %+v, want 1/2 sessions and the condition that it had", s)
+	if s := peer.Status.Gantry; s.Sessions != "1/3" || len(s.Conditions) != 1 {
+		t.Errorf("the status is %+v, want 1/3 sessions and the condition that it had", s)
 	}
 }

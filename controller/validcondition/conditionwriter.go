@@ -161,7 +161,7 @@ func (r *ConditionWriter) writeValidCondition(ctx context.Context, o conditioned
 		return fmt.Errorf("writing the status of %s %q: %w", o.kind, o.GetName(), err)
 	}
 	if c.Status == metav1.ConditionFalse {
-		r.Log.Warn("a configuration object has a problem", "object", o.kind+"/"+o.GetName(), "reason", c.Reason, "text", c.Message)
+		r.Log.Warn("a configuration object has a problem", "object", o.kind+"/"+o.GetName(), "reason", c.Reason, "cause", c.Message)
 	}
 	return nil
 }

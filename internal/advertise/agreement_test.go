@@ -120,10 +120,11 @@ func plansAnnouncement(s *snapshot.Snapshot, v view.Service, nodes []snapshot.No
 	in := plan.Inputs{
 		SelfNode: self, Snapshot: s, Services: map[view.ObjectKey]view.Service{v.Key: v}, Nodes: map[string]view.Node{},
 		Endpoints:   map[view.ObjectKey]view.Endpoints{v.Key: {Service: v.Key, AnyServing: true}},
-		UsableLinks: facts.LinkSet{{Index: 2, Name: "eth0"}},
+		UsableLinks: facts.LinkSet{{Index: 2, Name: "eth0", AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("192.0.2.9/24"), netip.MustParsePrefix("fe80::9/64")}}},
 	}
 	for _, n := range nodes {
 		_, excluded := n.Labels[names.LabelExcludeNode]
+		excluded = excluded && !s.IgnoresExcludeLabel
 		in.Nodes[n.Name] = view.Node{Name: n.Name, Labels: n.Labels, IsExcluded: excluded}
 	}
 	p := plan.NewPlanner(in)
@@ -142,6 +143,7 @@ func TestExplanationIsWhatSpeakersDo(t *testing.T) {
 	for seed := range uint64(5000) {
 		g := clusterGenerator{rand.New(rand.NewPCG(seed, 0))}
 		s, v, nodes := g.newSnapshot(), g.newService(), g.newNodes()
+		s.IgnoresExcludeLabel = g.IntN(4) == 0
 		svc := advertise.FromView(&v)
 		why := advertise.Explain(s, &svc, nodes)
 		reason := why.Reason

@@ -33,7 +33,7 @@ func Explain(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLabels) na
 	f.layer2, f.layer2Reason = Layer2(s, svc)
 	f.bgp, _ = BGP(s, svc)
 	for i := range nodes {
-		n := view.Node{Name: nodes[i].Name, Labels: nodes[i].Labels, IsExcluded: view.IsExcludedByLabels(nodes[i].Labels)}
+		n := view.Node{Name: nodes[i].Name, Labels: nodes[i].Labels, IsExcluded: isNodeExcluded(s, nodes[i].Labels)}
 		if f.mayAnnounce(&n) {
 			return names.Explanation{}
 		}
@@ -102,7 +102,7 @@ func (f *nobodyAnnounces) addressOutsidePools() names.Explanation {
 	for _, a := range f.service.Addresses {
 		if f.snapshot.PoolOfEachAddress(f.service.RecordedPool, a) == nil {
 			return names.Explain(names.ReasonAddressOutsidePools,
-				"the address %s is in no IPAddressPool: add it to one, or release it", a)
+				"the address %s is in no IPAddressPool%s: add it to one, or release it", a, f.inNamespaceRead())
 		}
 	}
 	return names.Explanation{}
@@ -118,7 +118,7 @@ func (f *nobodyAnnounces) noAdvertisement() names.Explanation {
 
 // inNamespaceRead names the namespace whose objects are read, as a part of a sentence.
 func (f *nobodyAnnounces) inNamespaceRead() string {
-	if f.snapshot.Namespace == "" {
+	if f.snapshot == nil || f.snapshot.Namespace == "" {
 		return ""
 	}
 	return " in namespace " + f.snapshot.Namespace
@@ -179,7 +179,7 @@ func (f *nobodyAnnounces) noPeer() names.Explanation {
 		return slices.ContainsFunc(f.bgp, func(c BGPCoverage) bool { return c.AdmitsPeer(p.Name) })
 	}
 	if !slices.ContainsFunc(f.snapshot.Peers, exists) {
-		return names.Explanation{Reason: names.ReasonNoPeers, Text: "the BGPAdvertisements that select the Service have no BGPPeer to announce it to: create one, or correct their spec.peers"}
+		return names.Explain(names.ReasonNoPeers, "the BGPAdvertisements that select the Service have no BGPPeer to announce it to: create one%s, or correct their spec.peers", f.inNamespaceRead())
 	}
 	return names.Explanation{Reason: names.ReasonNoPeers, Text: "the BGPAdvertisements that select the Service have no BGPPeer on a node that they select, for the family of the address: correct the nodeSelectors of both, or create a BGPPeer with an address of this family"}
 }

@@ -100,7 +100,12 @@ var explanationCases = map[string]struct {
 	"an L2Advertisement without limits": {edit: func(e *example) { e.answer(nil, "four") }},
 	"a BGPAdvertisement and a BGPPeer":  {edit: func(e *example) { e.route(nil, "four"); e.peer("x") }},
 	"one node is enough":                {edit: func(e *example) { e.answer(answerOn("c"), "four"); e.exclude(0, 1) }},
-	"one address of two is enough":      {edit: func(e *example) { e.both(); e.answer(nil, "four") }},
+	"every node is excluded, and the label does not count": {edit: func(e *example) {
+		e.answer(nil, "four")
+		e.exclude(0, 1, 2)
+		e.snapshot.IgnoresExcludeLabel = true
+	}},
+	"one address of two is enough": {edit: func(e *example) { e.both(); e.answer(nil, "four") }},
 	"an address outside of its pool that the Service keeps": {edit: func(e *example) {
 		e.answer(nil, "four")
 		e.service.Addresses, e.service.RecordedPool = []netip.Addr{netip.MustParseAddr("203.0.113.1")}, "four"

@@ -153,6 +153,15 @@ func (c *Layer2Coverage) PreferenceScore(n *view.Node) int {
 	return sum
 }
 
+// WireCheck is the strictest of the advertisements.
+func (c *Layer2Coverage) WireCheck() snapshot.WireCheck {
+	var strictest snapshot.WireCheck
+	for _, ad := range c.Ads {
+		strictest = max(strictest, ad.WireCheck)
+	}
+	return strictest
+}
+
 // MayRebalance says whether a node that holds too many addresses may give those of the Service
 // away.
 func (c *Layer2Coverage) MayRebalance() bool {

@@ -112,11 +112,13 @@ type exampleLink struct {
 	name    string
 	subnets []netip.Prefix
 	isDown  bool
+	isVRRP  bool
 }
 
 func (l exampleLink) InterfaceIndex() int             { return l.index }
 func (l exampleLink) InterfaceName() string           { return l.name }
 func (l exampleLink) CanSendFamilyOf(netip.Addr) bool { return !l.isDown }
+func (l exampleLink) HasVirtualRouterMAC() bool       { return l.isVRRP }
 func (l exampleLink) CoversAddress(a netip.Addr) bool {
 	return slices.ContainsFunc(l.subnets, func(p netip.Prefix) bool { return p.Contains(a) })
 }
@@ -131,15 +133,19 @@ func TestLinksOfAnAddress(t *testing.T) {
 		ads     []*snapshot.L2Advertisement
 		edit    func([]exampleLink)
 		anyNode bool
+		reach   SubnetReach
 		want    []int
 	}{
-		"the link of the subnet":                     {ads: []*snapshot.L2Advertisement{on()}, want: []int{2}},
-		"all links if none has the subnet":           {ads: []*snapshot.L2Advertisement{on()}, edit: func(l []exampleLink) { l[0].subnets = nil }, want: []int{2, 3}},
-		"no link that cannot send":                   {ads: []*snapshot.L2Advertisement{on()}, edit: func(l []exampleLink) { l[0].isDown = true }, want: []int{3}},
+		"the link of the subnet":                     {ads: []*snapshot.L2Advertisement{on()}, reach: SomeNodeReachesSubnet, want: []int{2}},
+		"all links if no node has the subnet":        {ads: []*snapshot.L2Advertisement{on()}, edit: func(l []exampleLink) { l[0].subnets = nil }, reach: NoNodeReachesSubnet, want: []int{2, 3}},
+		"none if another node has the subnet":        {ads: []*snapshot.L2Advertisement{on()}, edit: func(l []exampleLink) { l[0].subnets = nil }, reach: SomeNodeReachesSubnet},
+		"no link that cannot send":                   {ads: []*snapshot.L2Advertisement{on()}, edit: func(l []exampleLink) { l[0].isDown = true }, reach: SomeNodeReachesSubnet},
+		"no link of a virtual router":                {ads: []*snapshot.L2Advertisement{on()}, edit: func(l []exampleLink) { l[1].isVRRP, l[1].subnets = true, l[0].subnets }, reach: SomeNodeReachesSubnet, want: []int{2}},
+		"a named link of a virtual router":           {ads: []*snapshot.L2Advertisement{on("eth1")}, edit: func(l []exampleLink) { l[1].isVRRP = true }, want: []int{3}},
 		"the named link":                             {ads: []*snapshot.L2Advertisement{on("eth1")}, want: []int{3}},
 		"the named link cannot send":                 {ads: []*snapshot.L2Advertisement{on("eth1")}, edit: func(l []exampleLink) { l[1].isDown = true }},
 		"a name that the node does not have":         {ads: []*snapshot.L2Advertisement{on("eth9")}},
-		"the links of all advertisements, each once": {ads: []*snapshot.L2Advertisement{on("eth1", "eth0"), on()}, want: []int{2, 3}},
+		"the links of all advertisements, each once": {ads: []*snapshot.L2Advertisement{on("eth1", "eth0"), on()}, reach: SomeNodeReachesSubnet, want: []int{2, 3}},
 		"an advertisement for other nodes":           {ads: []*snapshot.L2Advertisement{elsewhere}},
 		"an advertisement for any node":              {ads: []*snapshot.L2Advertisement{elsewhere}, anyNode: true, want: []int{3}},
 		"no advertisement":                           {},
@@ -155,7 +161,7 @@ func TestLinksOfAnAddress(t *testing.T) {
 		if c.anyNode {
 			node = nil
 		}
-		if got := Links(c.ads, node, fourAddress, links); !slices.Equal(got, c.want) {
+		if got := Links(c.ads, node, fourAddress, links, c.reach); !slices.Equal(got, c.want) {
 			t.Errorf("%s: the links are %v, want %v", name, got, c.want)
 		}
 	}

@@ -16,21 +16,35 @@ type Link interface {
 	CanSendFamilyOf(netip.Addr) bool
 	// CoversAddress says whether a subnet of the link covers the address.
 	CoversAddress(netip.Addr) bool
+	// HasVirtualRouterMAC says whether the Ethernet address of the link belongs to a virtual
+	// router.
+	HasVirtualRouterMAC() bool
 }
+
+// SubnetReach says whether a node that the advertisements select has a link whose subnet covers the
+// address.
+type SubnetReach bool
+
+// The values of SubnetReach.
+const (
+	NoNodeReachesSubnet   SubnetReach = false
+	SomeNodeReachesSubnet SubnetReach = true
+)
 
 // Links returns the indexes of the links of a node on which the address is announced, sorted: those
 // that the advertisements for this node name. If an advertisement names none, it adds the links
-// whose subnet covers the address. If there is no such link, it adds every usable link, because an
-// address outside the node's subnets may still be routed to the segment. Without a node, all
+// whose subnet covers the address. If no node has such a link, it adds every usable link, because
+// an address outside all subnets may still be routed to the segment. A link of a virtual router
+// counts only if it is named: several nodes may have one on one segment. Without a node, all
 // advertisements count.
-func Links[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, links []L) []int {
+func Links[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, links []L, reach SubnetReach) []int {
 	var out []int
 	for _, ad := range ads {
 		if node != nil && !selectsNode(ad.NodeSelectors, node) {
 			continue
 		}
 		if len(ad.Interfaces) == 0 {
-			out = appendLinksOfSubnet(out, a, links)
+			out = appendLinksOfSubnet(out, a, links, reach)
 			continue
 		}
 		for i := range links {
@@ -43,21 +57,42 @@ func Links[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Add
 	return slices.Compact(out)
 }
 
-// appendLinksOfSubnet appends the links whose subnet covers a, or else all links that can carry a.
-func appendLinksOfSubnet[L Link](out []int, a netip.Addr, links []L) []int {
-	before := len(out)
+// appendLinksOfSubnet appends the links whose subnet covers a. If no node has one, it appends all
+// links that can carry a.
+func appendLinksOfSubnet[L Link](out []int, a netip.Addr, links []L, reach SubnetReach) []int {
 	for i := range links {
-		if links[i].CanSendFamilyOf(a) && links[i].CoversAddress(a) {
-			out = append(out, links[i].InterfaceIndex())
-		}
-	}
-	if len(out) > before {
-		return out
-	}
-	for i := range links {
-		if links[i].CanSendFamilyOf(a) {
+		if links[i].CanSendFamilyOf(a) && !links[i].HasVirtualRouterMAC() && (reach == NoNodeReachesSubnet || links[i].CoversAddress(a)) {
 			out = append(out, links[i].InterfaceIndex())
 		}
 	}
 	return out
+}
+
+// OtherNodesLink is a link of another node, as far as that node describes it.
+type OtherNodesLink interface {
+	// HasName says whether the link has this name.
+	HasName(string) bool
+	CoversAddress(netip.Addr) bool
+	HasVirtualRouterMAC() bool
+}
+
+// CanUseLink says whether the advertisements let another node announce the address on its link.
+func CanUseLink(ads []*snapshot.L2Advertisement, node *view.Node, l OtherNodesLink, a netip.Addr, reach SubnetReach) bool {
+	for _, ad := range ads {
+		switch {
+		case !selectsNode(ad.NodeSelectors, node):
+		case len(ad.Interfaces) > 0:
+			if slices.ContainsFunc(ad.Interfaces, l.HasName) {
+				return true
+			}
+		case !l.HasVirtualRouterMAC() && (reach == NoNodeReachesSubnet || l.CoversAddress(a)):
+			return true
+		}
+	}
+	return false
+}
+
+// SelectsNode says whether one of the advertisements selects the node.
+func SelectsNode(ads []*snapshot.L2Advertisement, node *view.Node) bool {
+	return anyL2AdSelectsNode(ads, node)
 }

@@ -48,38 +48,101 @@ var reasonsByWeight = []names.Reason{
 // least one node should announce the Service. Explain has to come first: it explains what is wrong
 // with the advertisements themselves.
 func ExplainNodes(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalPolicy) names.Explanation {
+	coverage := newNodeCoverage(s, svc)
+	var faults []nodeFault
+	var sessionTexts []string
+	for i := range nodes {
+		e := explainNode(&nodes[i], coverage, local)
+		if e.IsAnnouncing() {
+			return names.Explanation{}
+		}
+		sessionTexts = append(sessionTexts, e.sessionTexts...)
+		faults = append(faults, nodeFault{e.Node, nodes[i].HasEndpoints, e.fault()})
+	}
+	return combineNodeFaults(faults, sessionTexts, local)
+}
+
+// NodeExplanation says by which protocols one node should announce a Service, and why not by the
+// others.
+type NodeExplanation struct {
+	Node string
+	// ByLayer2 and ByBGP say that advertisements of this kind select the node.
+	ByLayer2, ByBGP bool
+	// Layer2 and BGP are why the node does not announce the Service by the protocol although an
+	// advertisement selects it. They are zero if it should.
+	Layer2, BGP names.Explanation
+	// Peers are the BGPPeers whose routers should get the Service from the node.
+	Peers []string
+
+	beforeProtocols names.Explanation
+	sessionTexts    []string
+}
+
+// IsAnnouncing says whether the node should announce the Service by one of the protocols.
+func (e *NodeExplanation) IsAnnouncing() bool {
+	return e.ByLayer2 && !e.Layer2.IsSet() || e.ByBGP && !e.BGP.IsSet()
+}
+
+// Fault is why the node announces the Service by no protocol; it is zero if it should.
+func (e *NodeExplanation) Fault() names.Explanation {
+	if e.IsAnnouncing() {
+		return names.Explanation{}
+	}
+	return e.fault()
+}
+
+func (e *NodeExplanation) fault() names.Explanation {
+	switch {
+	case e.beforeProtocols.IsSet():
+		return e.beforeProtocols
+	case e.Layer2.IsSet():
+		return e.Layer2
+	}
+	return e.BGP
+}
+
+// ExplainEachNode says for each node what ExplainNodes says for all of them.
+func ExplainEachNode(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalPolicy) []NodeExplanation {
+	coverage := newNodeCoverage(s, svc)
+	out := make([]NodeExplanation, 0, len(nodes))
+	for i := range nodes {
+		out = append(out, explainNode(&nodes[i], coverage, local))
+	}
+	return out
+}
+
+// nodeCoverage has the advertisements that cover a Service on any node.
+type nodeCoverage struct {
+	snapshot     *snapshot.Snapshot
+	layer2       Layer2Coverage
+	layer2Reason names.Reason
+	bgp          []BGPCoverage
+}
+
+func newNodeCoverage(s *snapshot.Snapshot, svc *Service) *nodeCoverage {
 	layer2, layer2Reason := Layer2(s, svc)
 	bgp, _ := BGP(s, svc)
-	var faults []nodeFault
-	var sessions sessionFaults
-	for i := range nodes {
-		n := &nodes[i]
-		node := view.Node{Name: n.Name, Labels: n.Labels, IsExcluded: view.IsExcludedByLabels(n.Labels)}
-		own := selectNodeAds(bgp, &node)
-		byLayer2 := layer2Reason == "" && layer2.selectsNode(&node)
-		fault := n.faultBeforeProtocols(&node, byLayer2 || len(own) > 0, local)
-		if fault.IsSet() {
-			faults = append(faults, nodeFault{n.Name, n.HasEndpoints, fault})
-			continue
-		}
-		if byLayer2 {
-			fault = n.layer2Fault(layer2.Ads, &node)
-			if !fault.IsSet() {
-				return names.Explanation{}
-			}
-		}
-		if len(own) > 0 {
-			routed := sessions.addNode(n, PeerNames(own, s.Peers, &node))
-			if !routed.IsSet() {
-				return names.Explanation{}
-			}
-			if !fault.IsSet() {
-				fault = routed
-			}
-		}
-		faults = append(faults, nodeFault{n.Name, n.HasEndpoints, fault})
+	return &nodeCoverage{s, layer2, layer2Reason, bgp}
+}
+
+// explainNode says by which protocols the node should announce the Service, and why not.
+func explainNode(n *NodeState, c *nodeCoverage, local LocalPolicy) NodeExplanation {
+	node := view.Node{Name: n.Name, Labels: n.Labels, IsExcluded: isNodeExcluded(c.snapshot, n.Labels)}
+	own := selectNodeAds(c.bgp, &node)
+	out := NodeExplanation{Node: n.Name, ByLayer2: c.layer2Reason == "" && c.layer2.selectsNode(&node), ByBGP: len(own) > 0}
+	out.beforeProtocols = n.faultBeforeProtocols(&node, out.ByLayer2 || out.ByBGP, local)
+	if out.beforeProtocols.IsSet() {
+		out.Layer2, out.BGP = out.beforeProtocols, out.beforeProtocols
+		return out
 	}
-	return combineNodeFaults(faults, &sessions, local)
+	if out.ByLayer2 {
+		out.Layer2 = n.layer2Fault(c.layer2.Ads, &node)
+	}
+	if out.ByBGP {
+		out.Peers = PeerNames(own, c.snapshot.Peers, &node)
+		out.BGP, out.sessionTexts = n.sessionFaults(out.Peers)
+	}
+	return out
 }
 
 // faultBeforeProtocols returns why the node announces the Service by no protocol.
@@ -119,27 +182,20 @@ func (n *NodeState) layer2Fault(ads []*snapshot.L2Advertisement, node *view.Node
 		strings.Join(slices.Compact(wanted), ", "), cmp.Or(strings.Join(n.UsableInterfaces, ", "), "none"))
 }
 
-// sessionFaults collects the sessions that should carry the Service and do not.
-type sessionFaults struct {
-	// all counts the sessions that should carry the Service.
-	all   int
-	texts []string
-}
-
-// addNode adds the sessions of a node. Nothing is returned if one of them carries the Service.
-func (f *sessionFaults) addNode(n *NodeState, peers []string) names.Explanation {
+// sessionFaults returns why no session of the node carries the Service, and a text for each session
+// that should and does not. No reason is returned if one of them carries it.
+func (n *NodeState) sessionFaults(peers []string) (why names.Explanation, texts []string) {
 	if len(peers) == 0 {
-		return names.Explain(names.ReasonNoPeers, "no BGPPeer that the BGPAdvertisements name selects the node and carries the family")
+		return names.Explain(names.ReasonNoPeers, "no BGPPeer that the BGPAdvertisements name selects the node and carries the family"), nil
 	}
 	for _, p := range peers {
 		fault, faulty := n.SessionFaultByPeer[p]
 		if !faulty {
-			return names.Explanation{}
+			return names.Explanation{}, texts
 		}
-		f.all++
-		f.texts = append(f.texts, fmt.Sprintf("%s on %s: %s (%s)", p, n.Name, fault.Text, fault.Reason))
+		texts = append(texts, fmt.Sprintf("%s on %s: %s (%s)", p, n.Name, fault.Text, fault.Reason))
 	}
-	return names.Explain(names.ReasonNoSession, "none of its BGP sessions carries the Service")
+	return names.Explain(names.ReasonNoSession, "none of its BGP sessions carries the Service"), texts
 }
 
 const (
@@ -149,7 +205,7 @@ const (
 )
 
 // combineNodeFaults makes one sentence of the faults of all nodes.
-func combineNodeFaults(faults []nodeFault, sessions *sessionFaults, local LocalPolicy) names.Explanation {
+func combineNodeFaults(faults []nodeFault, sessionTexts []string, local LocalPolicy) names.Explanation {
 	if len(faults) == 0 {
 		return names.Explanation{}
 	}
@@ -167,8 +223,8 @@ func combineNodeFaults(faults []nodeFault, sessions *sessionFaults, local LocalP
 		return cmp.Or(cmp.Compare(weight(x), weight(y)), cmp.Compare(x.node, y.node))
 	})
 	out := names.Explanation{Reason: faults[0].Reason}
-	if sessions.all > 0 && out.Reason == names.ReasonNoSession {
-		out.Text = fmt.Sprintf("0 of %d BGP sessions carry the Service: %s", sessions.all, joinLimited(sessions.texts, maxSessionsInText, "sessions"))
+	if len(sessionTexts) > 0 && out.Reason == names.ReasonNoSession {
+		out.Text = fmt.Sprintf("0 of %d BGP sessions carry the Service: %s", len(sessionTexts), joinLimited(sessionTexts, maxSessionsInText, "sessions"))
 		return out
 	}
 	var texts []string

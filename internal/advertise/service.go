@@ -53,6 +53,11 @@ func namesAnyPool(named []string, pools []*snapshot.Pool) bool {
 	return slices.ContainsFunc(pools, func(p *snapshot.Pool) bool { return slices.Contains(named, p.Name) })
 }
 
+// isNodeExcluded says whether the label of the node keeps it from announcing.
+func isNodeExcluded(s *snapshot.Snapshot, labels map[string]string) bool {
+	return (s == nil || !s.IgnoresExcludeLabel) && view.IsExcludedByLabels(labels)
+}
+
 // selectsNode says whether one of the nodeSelectors matches the node.
 func selectsNode(nodeSelectors []labels.Selector, n *view.Node) bool {
 	return snapshot.AnySelectorMatches(nodeSelectors, labels.Set(n.Labels))

@@ -1,16 +1,23 @@
 package advertise
 
 import (
+	"net/netip"
+	"slices"
+
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// WantedSession is a BGP session that should carry a Service.
-type WantedSession struct{ Node, Peer string }
+// WantedSession is a BGP session that should carry addresses of a Service.
+type WantedSession struct {
+	Node, Peer string
+	Addresses  []netip.Addr
+}
 
 // WantedSessions returns the sessions that should carry the Service, as far as the advertisements,
-// the labels of the nodes and the endpoints say.
-func WantedSessions(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLabels, hasEndpoints func(node string) bool) []WantedSession {
+// the labels of the nodes and the endpoints say. isServed says whether a node may announce an
+// address because of its endpoints.
+func WantedSessions(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLabels, isServed func(node string, a netip.Addr) bool) []WantedSession {
 	coverage, reason := BGP(s, svc)
 	if reason != "" {
 		return nil
@@ -18,7 +25,7 @@ func WantedSessions(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLab
 	var out []WantedSession
 	for i := range nodes {
 		n := view.Node{Name: nodes[i].Name, Labels: nodes[i].Labels}
-		if view.IsExcludedByLabels(n.Labels) || !hasEndpoints(n.Name) {
+		if isNodeExcluded(s, n.Labels) {
 			continue
 		}
 		own, reason := OnNode(coverage, &n)
@@ -26,7 +33,32 @@ func WantedSessions(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLab
 			continue
 		}
 		for _, p := range PeerNames(own, s.Peers, &n) {
-			out = append(out, WantedSession{n.Name, p})
+			addresses := addressesForPeer(own, p)
+			if isMissing := func(a netip.Addr) bool { return !isServed(n.Name, a) }; slices.ContainsFunc(addresses, isMissing) {
+				addresses = slices.DeleteFunc(slices.Clone(addresses), isMissing)
+			}
+			if len(addresses) > 0 {
+				out = append(out, WantedSession{n.Name, p, addresses})
+			}
+		}
+	}
+	return out
+}
+
+// addressesForPeer returns the addresses that the advertisements for the peer cover.
+func addressesForPeer(coverage []BGPCoverage, peer string) []netip.Addr {
+	var out []netip.Addr
+	for _, c := range coverage {
+		switch {
+		case !c.AdmitsPeer(peer):
+		case out == nil:
+			out = c.Addresses // as usual: it is shared
+		default:
+			for _, a := range c.Addresses {
+				if !slices.Contains(out, a) {
+					out = append(slices.Clip(out), a)
+				}
+			}
 		}
 	}
 	return out

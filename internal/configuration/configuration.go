@@ -49,15 +49,18 @@ func NewScheme() (*runtime.Scheme, error) {
 // their kinds without a namespace.
 var (
 	registeredAPIGroups = []string{"", "discovery.k8s.io", "events.k8s.io", v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group}
-	clusterScopedKinds  = map[string]bool{"Node": true, "Namespace": true, "PersistentVolume": true, "ComponentStatus": true}
+	clusterScopedKinds  = map[string]bool{
+		"Node": true, "Namespace": true, "PersistentVolume": true, "ComponentStatus": true, "SubjectAccessReview": true, "ValidatingWebhookConfiguration": true,
+	}
 )
 
 // NewOfflineRESTMapper returns the resources of the kinds in the scheme without asking the API
 // server: a speaker must start while that is away.
-func NewOfflineRESTMapper(s *runtime.Scheme) meta.RESTMapper {
+// moreGroups are API groups beyond those that the binaries use.
+func NewOfflineRESTMapper(s *runtime.Scheme, moreGroups ...string) meta.RESTMapper {
 	m := meta.NewDefaultRESTMapper(s.PrioritizedVersionsAllGroups())
 	for kind := range s.AllKnownTypes() {
-		if !slices.Contains(registeredAPIGroups, kind.Group) || strings.HasSuffix(kind.Kind, "List") {
+		if !slices.Contains(registeredAPIGroups, kind.Group) && !slices.Contains(moreGroups, kind.Group) || strings.HasSuffix(kind.Kind, "List") {
 			continue
 		}
 		scope := meta.RESTScope(meta.RESTScopeNamespace)
@@ -76,6 +79,8 @@ type ConfigurationScope struct {
 	Namespace string
 	// WithoutBGPKinds leaves out the kinds for BGP, and with them the Secrets.
 	WithoutBGPKinds bool
+	// IgnoreExcludeLabel lets nodes announce that have the label names.LabelExcludeNode.
+	IgnoreExcludeLabel bool
 }
 
 // WatchedKinds are the kinds whose objects make up the configuration.
@@ -146,8 +151,8 @@ func (s ConfigurationScope) ReadObjects(ctx context.Context, c client.Reader) (s
 		}
 	}
 	o := snapshot.Objects{
-		Namespace: s.Namespace,
-		Pools:     pools.Items, L2Advertisements: l2Ads.Items, BGPAdvertisements: bgpAds.Items,
+		Namespace: s.Namespace, IgnoreExcludeLabel: s.IgnoreExcludeLabel,
+		Pools: pools.Items, L2Advertisements: l2Ads.Items, BGPAdvertisements: bgpAds.Items,
 		BGPPeers: peers.Items, BFDProfiles: profiles.Items, Communities: communities.Items,
 	}
 	for i := range secrets.Items {

@@ -59,18 +59,20 @@ func (w *Wake) Signal() {
 // C is ready to read after a Signal.
 func (w *Wake) C() <-chan struct{} { return w.c }
 
-// Queue passes on values in order. It holds a limited number of them, and counts those that it
-// drops. Use NewQueue to create it.
-type Queue[T any] struct {
+// BoundedQueue passes on values in order. It holds a limited number of them, and counts those that
+// it drops. Use NewBoundedQueue to create it.
+type BoundedQueue[T any] struct {
 	c       chan T
 	dropped atomic.Uint64
 }
 
-// NewQueue returns a Queue for at most limit values, which is at least 1.
-func NewQueue[T any](limit int) *Queue[T] { return &Queue[T]{c: make(chan T, max(limit, 1))} }
+// NewBoundedQueue returns a BoundedQueue for at most limit values, which is at least 1.
+func NewBoundedQueue[T any](limit int) *BoundedQueue[T] {
+	return &BoundedQueue[T]{c: make(chan T, max(limit, 1))}
+}
 
 // Put appends v. A full queue drops its oldest value.
-func (q *Queue[T]) Put(v T) {
+func (q *BoundedQueue[T]) Put(v T) {
 	for {
 		select {
 		case q.c <- v:
@@ -86,7 +88,7 @@ func (q *Queue[T]) Put(v T) {
 }
 
 // PutIfRoom appends v, and reports whether there was room. A full queue drops v.
-func (q *Queue[T]) PutIfRoom(v T) bool {
+func (q *BoundedQueue[T]) PutIfRoom(v T) bool {
 	select {
 	case q.c <- v:
 		return true
@@ -97,7 +99,7 @@ func (q *Queue[T]) PutIfRoom(v T) bool {
 }
 
 // C delivers the values.
-func (q *Queue[T]) C() <-chan T { return q.c }
+func (q *BoundedQueue[T]) C() <-chan T { return q.c }
 
-// Dropped returns how many values were dropped so far.
-func (q *Queue[T]) Dropped() uint64 { return q.dropped.Load() }
+// DroppedCount returns how many values were dropped so far.
+func (q *BoundedQueue[T]) DroppedCount() uint64 { return q.dropped.Load() }

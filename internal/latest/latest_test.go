@@ -105,12 +105,12 @@ func TestPutNeverBlocks(t *testing.T) {
 		t.Errorf("the reader got values of %d in total, want %d", total, goroutines*puts)
 	}
 
-	q := latest.NewQueue[int](16)
+	q := latest.NewBoundedQueue[int](16)
 	putAll(q.Put)
 	putAll(func(n int) { q.PutIfRoom(n) })
 	waiting := len(received(q.C()))
-	if got := waiting + int(q.Dropped()); waiting != 16 || got != 2*goroutines*puts {
-		t.Errorf("the queue has %d values and dropped %d, want 16, and together all %d", waiting, q.Dropped(), 2*goroutines*puts)
+	if got := waiting + int(q.DroppedCount()); waiting != 16 || got != 2*goroutines*puts {
+		t.Errorf("the queue has %d values and dropped %d, want 16, and together all %d", waiting, q.DroppedCount(), 2*goroutines*puts)
 	}
 }
 
@@ -150,29 +150,29 @@ func TestAWakeIsRememberedOnce(t *testing.T) {
 }
 
 func TestAFullQueueDropsTheOldest(t *testing.T) {
-	q := latest.NewQueue[int](3)
+	q := latest.NewBoundedQueue[int](3)
 	for n := range 5 {
 		q.Put(n)
 	}
-	if got := received(q.C()); !slices.Equal(got, []int{2, 3, 4}) || q.Dropped() != 2 {
-		t.Errorf("the queue has %v and dropped %d, want the newest three, in order, and 2", got, q.Dropped())
+	if got := received(q.C()); !slices.Equal(got, []int{2, 3, 4}) || q.DroppedCount() != 2 {
+		t.Errorf("the queue has %v and dropped %d, want the newest three, in order, and 2", got, q.DroppedCount())
 	}
 }
 
 func TestAFullQueueRefusesWithPutIfRoom(t *testing.T) {
-	q := latest.NewQueue[int](3)
+	q := latest.NewBoundedQueue[int](3)
 	for n := range 5 {
 		if got := q.PutIfRoom(n); got != (n < 3) {
 			t.Errorf("value %d of a queue for 3: %v says whether it was taken", n, got)
 		}
 	}
-	if got := received(q.C()); !slices.Equal(got, []int{0, 1, 2}) || q.Dropped() != 2 {
-		t.Errorf("the queue has %v and dropped %d, want the first three, in order, and 2", got, q.Dropped())
+	if got := received(q.C()); !slices.Equal(got, []int{0, 1, 2}) || q.DroppedCount() != 2 {
+		t.Errorf("the queue has %v and dropped %d, want the first three, in order, and 2", got, q.DroppedCount())
 	}
 }
 
-func TestAQueueHasRoomForOne(t *testing.T) {
-	q := latest.NewQueue[int](0)
+func TestQueueWithLimitZeroHasRoomForOne(t *testing.T) {
+	q := latest.NewBoundedQueue[int](0)
 	q.Put(1)
 	if got := received(q.C()); !slices.Equal(got, []int{1}) {
 		t.Errorf("the queue has %v, want the value that was put", got)

@@ -17,12 +17,12 @@ func TestLogIsForPeople(t *testing.T) {
 	running, stop := context.WithCancel(t.Context())
 	library := slog.New(NewLibraryLogHandler(running, log.Handler())).With("controller", "x")
 	o.LogStart(log, "speaker", "node", "node1")
-	log.Info("the password changed", "hold", 90*time.Second)
+	log.Info("the password changed", "holdTime", 90*time.Second)
 	library.Info("Starting EventSource")
 	library.Warn("the connection is slow")
 	stop()
 	library.Error("leader election lost")
-	for _, want := range []string{`"msg":"the speaker starts"`, `"namespace":"metallb-system"`, `"node":"node1"`, `"hold":"1m30s"`, "the connection is slow"} {
+	for _, want := range []string{`"msg":"the speaker starts"`, `"namespace":"metallb-system"`, `"node":"node1"`, `"holdTime":"90s"`, "the connection is slow"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the log lacks %s:\n%s", want, &out)
 		}

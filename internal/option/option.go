@@ -31,6 +31,7 @@ type CommonOptions struct {
 	HealthProbeBindAddress string
 	LogLevel               string
 	BGPMode                string
+	IgnoreExcludeLabel     bool
 }
 
 // DeclareFlags declares the flags; metrics and health are the default addresses to listen on.
@@ -41,6 +42,7 @@ func (c *CommonOptions) DeclareFlags(fs *pflag.FlagSet, metrics, health string) 
 	fs.StringVar(&c.MetricsBindAddress, "metrics-bind-address", metrics, "address:port of the metrics; 0 turns them off")
 	fs.StringVar(&c.HealthProbeBindAddress, "health-probe-bind-address", health, "address:port of /healthz and /readyz; 0 turns them off")
 	fs.StringVar(&c.BGPMode, "bgp", "enabled", "enabled or disabled: disabled announces only by ARP and NDP, and reads neither BGPPeers nor their Secrets")
+	fs.BoolVar(&c.IgnoreExcludeLabel, "ignore-exclude-lb", false, "let nodes announce that have the label "+names.LabelExcludeNode+"; set it on the controller and on the speakers")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "all, debug, info, warn, error or none")
 }
 
@@ -103,7 +105,7 @@ var logLevelByName = map[string]slog.Level{
 
 // ConfigurationScope is the part of the configuration that is read.
 func (c *CommonOptions) ConfigurationScope() configuration.ConfigurationScope {
-	return configuration.ConfigurationScope{Namespace: c.Namespace, WithoutBGPKinds: c.BGPMode == "disabled"}
+	return configuration.ConfigurationScope{Namespace: c.Namespace, WithoutBGPKinds: c.BGPMode == "disabled", IgnoreExcludeLabel: c.IgnoreExcludeLabel}
 }
 
 // LoadRESTConfig returns how to reach the API server. The client does not limit its own rate: the

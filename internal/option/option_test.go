@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 	"k8s.io/client-go/rest"
@@ -175,6 +176,19 @@ func TestLogLevels(t *testing.T) {
 		}
 		if strings.Join(got, " ") != want {
 			t.Errorf("--log-level=%s shows %q, want %q", level, got, want)
+		}
+	}
+}
+
+func TestLogShowsDurationsInSeconds(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		90 * time.Second: "90s", 20 * time.Minute: "1200s", 6812345 * time.Microsecond: "6.812s", -2 * time.Second: "-2s",
+		250 * time.Millisecond: "250ms", 0: "0s",
+	} {
+		var out bytes.Buffer
+		mustParseOptions(t, nil).NewLogger(&out).Info("again later", "again", d)
+		if !strings.Contains(out.String(), `"again":"`+want+`"`) {
+			t.Errorf("a log line with %d ns has no %q: %s", d, want, out.String())
 		}
 	}
 }

@@ -72,7 +72,7 @@ func (b *snapshotBuilder) parseBGPAdvertisement(o ObjectReference, in *v1beta1.B
 			if c, err = ParseCommunity(text); err != nil && strings.Contains(text, ":") {
 				b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidCommunity, "%s: %v", field, err)
 			} else if err != nil {
-				b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownCommunity, "%s: no Community names the alias %q: create one, or write a value such as 64512:100", field, text)
+				b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownCommunity, "%s: no Community names the alias %q in namespace %q: create one there, or write a value such as 64512:100", field, text, o.Namespace)
 			}
 		}
 		ad.Communities = append(ad.Communities, c)

@@ -23,16 +23,18 @@ type NamespaceLabels struct {
 // Objects are the configuration objects as the API server has them, in any order.
 type Objects struct {
 	// Namespace is the only one whose objects are read.
-	Namespace         string
-	Pools             []v1beta1.IPAddressPool
-	L2Advertisements  []v1beta1.L2Advertisement
-	BGPAdvertisements []v1beta1.BGPAdvertisement
-	BGPPeers          []v1beta2.BGPPeer
-	BFDProfiles       []v1beta1.BFDProfile
-	Communities       []v1beta1.Community
-	Reservations      []v1alpha1.AddressReservation
-	Namespaces        []NamespaceLabels
-	Nodes             []NodeLabels
+	Namespace string
+	// IgnoreExcludeLabel sets Snapshot.IgnoresExcludeLabel.
+	IgnoreExcludeLabel bool
+	Pools              []v1beta1.IPAddressPool
+	L2Advertisements   []v1beta1.L2Advertisement
+	BGPAdvertisements  []v1beta1.BGPAdvertisement
+	BGPPeers           []v1beta2.BGPPeer
+	BFDProfiles        []v1beta1.BFDProfile
+	Communities        []v1beta1.Community
+	Reservations       []v1alpha1.AddressReservation
+	Namespaces         []NamespaceLabels
+	Nodes              []NodeLabels
 	// ClusterAddresses are those that the cluster itself uses.
 	ClusterAddresses []ClusterAddress
 	// Secrets are those of type kubernetes.io/basic-auth.
@@ -68,7 +70,7 @@ func (b *snapshotBuilder) reportProblem(o ObjectReference, field string, reason 
 // fault.
 func BuildSnapshot(o Objects) (*Snapshot, []Problem) {
 	var b snapshotBuilder
-	s := &Snapshot{Namespace: o.Namespace, Pools: b.parsePools(o.Pools, o.Namespaces, o.PreviousSnapshot)}
+	s := &Snapshot{Namespace: o.Namespace, IgnoresExcludeLabel: o.IgnoreExcludeLabel, Pools: b.parsePools(o.Pools, o.Namespaces, o.PreviousSnapshot)}
 	b.reportClusterAddresses(o.Pools, s.Pools, o.ClusterAddresses)
 	advertisements := slices.Clone(o.L2Advertisements)
 	slices.SortFunc(advertisements, func(x, y v1beta1.L2Advertisement) int { return cmp.Compare(x.Name, y.Name) })

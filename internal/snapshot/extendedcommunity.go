@@ -116,7 +116,7 @@ func (b *snapshotBuilder) parseBGPAdvertisementExtension(o ObjectReference, ad *
 			if c, err = ParseExtendedCommunity(text); err != nil && (strings.Contains(text, ":") || strings.HasPrefix(text, "0x")) {
 				b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidCommunity, "%s: %v", field, err)
 			} else if err != nil {
-				b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownCommunity, "%s: no Community names the alias %q of an extended community: create one, or write a value such as rt:64512:100", field, text)
+				b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownCommunity, "%s: no Community names the alias %q of an extended community in namespace %q: create one there, or write a value such as rt:64512:100", field, text, o.Namespace)
 			}
 		}
 		ad.ExtendedCommunities = append(ad.ExtendedCommunities, c)

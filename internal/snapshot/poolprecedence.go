@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"cmp"
 	"slices"
 	"sort"
 	"strings"
@@ -17,25 +16,25 @@ import (
 // that was edited to list what another pool had comes last: the Services of the other pool would
 // change their advertisements. Among the others the older pool comes first. A program that starts
 // knows of no edit, except of one that the status of the pool reports as an overlap.
-func sortPoolsByPrecedence(pools []v1beta1.IPAddressPool, last *Snapshot) {
+func sortPoolsByPrecedence(pools []parsedPool, last *Snapshot) {
 	had := newPreviousRanges(last)
 	isLate := map[string]bool{}
 	for i := range pools {
-		p := &pools[i]
+		p := pools[i].object
 		if last.PoolByName(p.Name) == nil {
 			isLate[p.Name] = hasOverlapInStatus(p)
 		} else {
-			isLate[p.Name] = had.listsRangeOfAnotherPool(p)
+			isLate[p.Name] = had.listsRangeOfAnotherPool(&pools[i])
 		}
 	}
-	slices.SortFunc(pools, func(x, y v1beta1.IPAddressPool) int {
+	slices.SortFunc(pools, func(x, y parsedPool) int {
 		switch {
-		case isLate[x.Name] && !isLate[y.Name]:
+		case isLate[x.object.Name] && !isLate[y.object.Name]:
 			return 1
-		case isLate[y.Name] && !isLate[x.Name]:
+		case isLate[y.object.Name] && !isLate[x.object.Name]:
 			return -1
 		}
-		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
+		return comparePoolsByAge(x, y)
 	})
 }
 
@@ -57,14 +56,14 @@ func newPreviousRanges(s *Snapshot) previousRanges {
 }
 
 // listsRangeOfAnotherPool says whether an entry of the pool overlaps a range that another pool had.
-func (all previousRanges) listsRangeOfAnotherPool(p *v1beta1.IPAddressPool) bool {
-	for _, text := range p.Spec.Addresses {
-		r, err := ParseRange(text)
-		if err != nil {
+func (all previousRanges) listsRangeOfAnotherPool(p *parsedPool) bool {
+	for i := range p.entries {
+		if p.entries[i].err != nil {
 			continue
 		}
+		r := p.entries[i].Range
 		for i := sort.Search(len(all), func(i int) bool { return r.First.Compare(all[i].Last) <= 0 }); i < len(all) && all[i].overlaps(r); i++ {
-			if all[i].poolName != p.Name {
+			if all[i].poolName != p.object.Name {
 				return true
 			}
 		}

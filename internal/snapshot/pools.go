@@ -10,22 +10,39 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
+// parsedPool is a pool with its entries.
+type parsedPool struct {
+	object  *v1beta1.IPAddressPool
+	entries []parsedEntry
+}
+
+// parseEntriesOfPools parses the entries of all pools, and sorts the pools by age.
+func parseEntriesOfPools(in []v1beta1.IPAddressPool) []parsedPool {
+	out := make([]parsedPool, len(in))
+	for i := range in {
+		out[i] = parsedPool{&in[i], parseEntries(in[i].Spec.Addresses)}
+	}
+	slices.SortFunc(out, comparePoolsByAge)
+	return out
+}
+
+// comparePoolsByAge puts the older pool first.
+func comparePoolsByAge(x, y parsedPool) int {
+	return cmp.Or(x.object.CreationTimestamp.Compare(y.object.CreationTimestamp.Time), cmp.Compare(x.object.Name, y.object.Name))
+}
+
 // parsePools parses the pools. If two entries overlap, the later one is left out: see
 // sortPoolsByPrecedence for the order. A pool that an edit broke keeps its previous entries.
 func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []NamespaceLabels, last *Snapshot) []*Pool {
-	in = slices.Clone(in)
-	slices.SortFunc(in, func(x, y v1beta1.IPAddressPool) int {
-		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
-	})
-	entriesByPool := parseEntriesOfPools(in)
-	takenRanges := newRangeIndex(entriesByPool)
-	if !takenRanges.hasNoOverlap {
-		sortPoolsByPrecedence(in, last)
-		entriesByPool = parseEntriesOfPools(in)
+	parsed := parseEntriesOfPools(in)
+	canTakeAllEntries := areEntriesSoundAndDisjoint(parsed)
+	if !canTakeAllEntries {
+		sortPoolsByPrecedence(parsed, last)
 	}
+	takenRanges := &rangeIndex{}
 	var out []*Pool
-	for i := range in {
-		p := &in[i]
+	for i := range parsed {
+		p := parsed[i].object
 		o := ObjectReference{Kind: "IPAddressPool", Namespace: p.Namespace, Name: p.Name}
 		b.currentObjectUnservable = false
 		pool := &Pool{
@@ -38,15 +55,10 @@ func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []Na
 		if b.currentObjectUnservable && before != nil {
 			pool.ServiceAllocation = before.ServiceAllocation
 		}
-		b.currentObjectUnservable = false
-		entries := b.acceptEntries(o, entriesByPool[i], takenRanges)
-		if b.currentObjectUnservable && before != nil {
-			entries = before.previousRangesWithoutOverlap(takenRanges)
-		}
-		pool.Ranges = make([]Range, 0, len(entries))
-		for _, e := range entries {
-			takenRanges.insertRange(e)
-			pool.Ranges = append(pool.Ranges, e.Range)
+		if canTakeAllEntries {
+			pool.Ranges = rangesOfEntries(parsed[i].entries)
+		} else {
+			pool.Ranges = b.takeRanges(o, parsed[i].entries, before, takenRanges)
 		}
 		b.parsePoolExtension(o, pool, before, p.Spec.Gantry)
 		b.parseLiftAnnotation(o, pool, p.Annotations[names.AnnotationLiftWithheld])

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"cmp"
 	"encoding/binary"
+	"math"
 	"net/netip"
 	"slices"
 	"sort"
@@ -13,40 +14,49 @@ import (
 // and divided into chunks of at most maxRangesPerChunk, so that an insertion moves one chunk only.
 // The zero value is empty.
 type rangeIndex struct {
-	// hasNoOverlap says that no range that will ever be inserted overlaps another one, so that
-	// nothing needs to be found.
-	hasNoOverlap bool
-	ranges       []poolRange
-	ipv4, ipv6   []rangeChunk
+	ranges     []poolRange
+	ipv4, ipv6 []rangeChunk
 }
 
-// newRangeIndex returns an empty index for the entries of all pools. It sorts them once, which
-// costs less than to insert each of them, to see whether any entry is faulty or overlaps another.
-func newRangeIndex(entriesByPool [][]parsedEntry) *rangeIndex {
+// areEntriesSoundAndDisjoint says whether every entry of the pools can be served and overlaps no
+// other one. It sorts them once, which costs less than to insert each of them into a rangeIndex.
+func areEntriesSoundAndDisjoint(pools []parsedPool) bool {
 	count := 0
-	for _, entries := range entriesByPool {
-		count += len(entries)
+	for i := range pools {
+		count += len(pools[i].entries)
 	}
-	all := make([]indexedRange, 0, count)
-	for _, entries := range entriesByPool {
-		for i := range entries {
-			e := &entries[i]
-			// Its pool may keep previous ranges, which are not among these.
+	// the first address is the upper half of the number, the last one the lower half
+	ipv4 := make([]uint64, 0, count)
+	var ipv6 []indexedRange
+	for i := range pools {
+		for j := range pools[i].entries {
+			e := &pools[i].entries[j]
 			if e.err != nil || e.specialPurpose != "" {
-				return &rangeIndex{}
+				return false
 			}
-			all = append(all, indexedRange{first: addressNumberOf(e.First), last: addressNumberOf(e.Last)})
+			first, last := addressNumberOf(e.First), addressNumberOf(e.Last)
+			if e.First.Is4() {
+				ipv4 = append(ipv4, first.low<<32|last.low&math.MaxUint32)
+			} else {
+				ipv6 = append(ipv6, indexedRange{first: first, last: last})
+			}
 		}
 	}
-	slices.SortFunc(all, func(x, y indexedRange) int {
+	slices.Sort(ipv4)
+	for i := 1; i < len(ipv4); i++ {
+		if ipv4[i]>>32 <= ipv4[i-1]&math.MaxUint32 {
+			return false
+		}
+	}
+	slices.SortFunc(ipv6, func(x, y indexedRange) int {
 		return cmp.Or(cmp.Compare(x.first.high, y.first.high), cmp.Compare(x.first.low, y.first.low))
 	})
-	for i := 1; i < len(all); i++ {
-		if !all[i-1].last.isBelow(all[i].first) {
-			return &rangeIndex{}
+	for i := 1; i < len(ipv6); i++ {
+		if !ipv6[i-1].last.isBelow(ipv6[i].first) {
+			return false
 		}
 	}
-	return &rangeIndex{hasNoOverlap: true}
+	return true
 }
 
 // rangeChunk is a sorted part of the ranges of one family. It is never empty.
@@ -81,9 +91,6 @@ func (x *rangeIndex) chunksForFamily(a netip.Addr) *[]rangeChunk {
 
 // findOverlap returns the range that overlaps r, the lowest one if there are several.
 func (x *rangeIndex) findOverlap(r Range) (poolRange, bool) {
-	if x.hasNoOverlap {
-		return poolRange{}, false
-	}
 	chunks := *x.chunksForFamily(r.First)
 	first, last := addressNumberOf(r.First), addressNumberOf(r.Last)
 	c := sort.Search(len(chunks), func(i int) bool { return !chunks[i][len(chunks[i])-1].last.isBelow(first) })
@@ -99,9 +106,6 @@ func (x *rangeIndex) findOverlap(r Range) (poolRange, bool) {
 
 // insertRange adds a range that overlaps none of the others.
 func (x *rangeIndex) insertRange(r poolRange) {
-	if x.hasNoOverlap {
-		return
-	}
 	e := indexedRange{addressNumberOf(r.First), addressNumberOf(r.Last), len(x.ranges)}
 	x.ranges = append(x.ranges, r)
 	chunks := x.chunksForFamily(r.First)

@@ -50,6 +50,57 @@ func TestRangeIndexFindsEachOverlap(t *testing.T) {
 	}
 }
 
+// TestOneSortFindsWhetherAnyEntriesOverlap has few random entries of both families, and compares
+// the answer with a comparison of each pair.
+func TestOneSortFindsWhetherAnyEntriesOverlap(t *testing.T) {
+	random := rand.New(rand.NewSource(1))
+	seen := map[bool]int{}
+	for range 2000 {
+		pools := make([]parsedPool, 3)
+		var all []Range
+		for i := range 6 {
+			low, size := byte(random.Intn(120)), byte(random.Intn(8))
+			r := Range{netip.AddrFrom4([4]byte{255, 0, 0, low}), netip.AddrFrom4([4]byte{255, 0, 0, low + size})}
+			if i%2 == 0 {
+				r = Range{netip.AddrFrom16([16]byte{0xfd, 7: low}), netip.AddrFrom16([16]byte{0xfd, 7: low + size, 15: 1})}
+			}
+			pools[i/2].entries, all = append(pools[i/2].entries, parsedEntry{Range: r}), append(all, r)
+		}
+		want := true
+		for i, r := range all {
+			want = want && !slices.ContainsFunc(all[:i], r.overlaps)
+		}
+		if got := areEntriesSoundAndDisjoint(pools); got != want {
+			t.Fatalf("%v: no entry overlaps another: %t, want %t", all, got, want)
+		}
+		seen[want]++
+	}
+	if seen[true] < 100 || seen[false] < 100 {
+		t.Errorf("%v are too few for this test", seen)
+	}
+}
+
+// TestRangesWithoutUseAreFoundByTheirAddresses compares the purpose of each range at the edges of
+// those that cannot serve with a search through all of them.
+func TestRangesWithoutUseAreFoundByTheirAddresses(t *testing.T) {
+	for _, n := range unservableRanges {
+		for _, r := range []Range{n.Range, {n.First, n.First}, {n.Last, n.Last}, {n.First.Prev(), n.First}, {n.Last, n.Last.Next()}, {n.First.Prev(), n.First.Prev()}, {n.Last.Next(), n.Last.Next()}} {
+			if !r.First.IsValid() || !r.Last.IsValid() {
+				continue
+			}
+			want := ""
+			for _, o := range unservableRanges {
+				if want == "" && o.Contains(r.First) && o.Contains(r.Last) {
+					want = o.what
+				}
+			}
+			if got := purposeOfSpecialRange(r); got != want {
+				t.Errorf("%s has %q, want %q", r, got, want)
+			}
+		}
+	}
+}
+
 // TestBuildCostIsInProportionToTheEntries builds 50,000 entries in a few large pools, in many small
 // ones, and in ascending and random order. The measure is the time that it takes to read the same
 // entries once, in the same run.

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/gantry-lb/gantry/api/names"
-	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
 // parsedEntry is an entry of spec.addresses. If err or specialPurpose is set, it cannot be served.
@@ -30,10 +29,27 @@ func parseEntries(texts []string) []parsedEntry {
 	return out
 }
 
-func parseEntriesOfPools(pools []v1beta1.IPAddressPool) [][]parsedEntry {
-	out := make([][]parsedEntry, len(pools))
-	for i := range pools {
-		out[i] = parseEntries(pools[i].Spec.Addresses)
+// rangesOfEntries returns the ranges of entries that can all be served.
+func rangesOfEntries(entries []parsedEntry) []Range {
+	out := make([]Range, len(entries))
+	for i := range entries {
+		out[i] = entries[i].Range
+	}
+	return out
+}
+
+// takeRanges returns the ranges that a pool gets, and adds them to takenRanges. before is the pool
+// as it was, or nil.
+func (b *snapshotBuilder) takeRanges(o ObjectReference, entries []parsedEntry, before *Pool, takenRanges *rangeIndex) []Range {
+	b.currentObjectUnservable = false
+	taken := b.acceptEntries(o, entries, takenRanges)
+	if b.currentObjectUnservable && before != nil {
+		taken = before.previousRangesWithoutOverlap(takenRanges)
+	}
+	out := make([]Range, 0, len(taken))
+	for _, e := range taken {
+		takenRanges.insertRange(e)
+		out = append(out, e.Range)
 	}
 	return out
 }
@@ -42,7 +58,7 @@ func parseEntriesOfPools(pools []v1beta1.IPAddressPool) [][]parsedEntry {
 // or overlap takenRanges.
 func (b *snapshotBuilder) acceptEntries(o ObjectReference, entries []parsedEntry, takenRanges *rangeIndex) []poolRange {
 	out := make([]poolRange, 0, len(entries))
-	own := &rangeIndex{hasNoOverlap: takenRanges.hasNoOverlap}
+	own := &rangeIndex{}
 	for j := range entries {
 		e := &entries[j]
 		if e.err != nil {

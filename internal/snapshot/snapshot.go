@@ -23,6 +23,9 @@ import (
 type Snapshot struct {
 	// Namespace is the only one whose configuration objects are read; empty in some tests.
 	Namespace string
+	// IgnoresExcludeLabel means that the label names.LabelExcludeNode keeps no node from
+	// announcing.
+	IgnoresExcludeLabel bool
 	// Pools are not in the order in which automatic allocation tries them; package allocate decides
 	// that.
 	Pools             []*Pool
@@ -175,7 +178,7 @@ func (p *Pool) AssignableRanges() []Range {
 	if p.isWholePoolRetired() {
 		return nil
 	}
-	cuts := slices.Concat(p.ExcludedRanges, specialPurposeRangesIn(p.Ranges))
+	cuts := slices.Concat(p.ExcludedRanges, unservableRangesIn(p.Ranges))
 	if len(cuts) == 0 {
 		return p.Ranges
 	}
@@ -242,6 +245,8 @@ type L2Advertisement struct {
 	Preferences []NodePreference
 	// Rebalance makes a node that holds too many addresses give some away slowly.
 	Rebalance bool
+	// WireCheck says what an answer of a host does to an address that no node holds.
+	WireCheck WireCheck
 }
 
 // NodePreference prefers the nodes that the selector matches.

@@ -71,9 +71,10 @@ func MergedEndpointsOfSlices(service ObjectKey, all []discoveryv1.EndpointSlice)
 func MergeEndpointSliceViews(service ObjectKey, all []EndpointSlice) Endpoints {
 	e := Endpoints{Service: service}
 	counts := map[string]map[discoveryv1.AddressType]int{}
+	families := map[discoveryv1.AddressType]bool{}
 	for _, s := range all {
 		for _, p := range s.NodeEndpoints {
-			e.AnyServing = true
+			e.AnyServing, families[s.AddressType] = true, true
 			if p.Node == "" {
 				continue
 			}
@@ -90,9 +91,28 @@ func MergeEndpointSliceViews(service ObjectKey, all []EndpointSlice) Endpoints {
 	for _, n := range e.ServingNodes {
 		e.ServingCounts = append(e.ServingCounts, slices.Max(slices.Collect(maps.Values(counts[n]))))
 	}
+	e.missingFamilies(counts, families)
 	slices.Sort(e.ReadyNodes)
 	e.ReadyNodes = slices.Compact(e.ReadyNodes)
 	return e
+}
+
+// missingFamilies records which families the endpoints do not serve, and on which nodes. A slice
+// without the family in its type says nothing.
+func (e *Endpoints) missingFamilies(counts map[string]map[discoveryv1.AddressType]int, found map[discoveryv1.AddressType]bool) {
+	hasIPv4, hasIPv6 := found[discoveryv1.AddressTypeIPv4], found[discoveryv1.AddressTypeIPv6]
+	if !hasIPv4 && !hasIPv6 {
+		return
+	}
+	e.NoneServesIPv4, e.NoneServesIPv6 = !hasIPv4, !hasIPv6
+	for _, n := range e.ServingNodes {
+		if counts[n][discoveryv1.AddressTypeIPv4] == 0 {
+			e.NodesWithoutIPv4 = append(e.NodesWithoutIPv4, n)
+		}
+		if counts[n][discoveryv1.AddressTypeIPv6] == 0 {
+			e.NodesWithoutIPv6 = append(e.NodesWithoutIPv6, n)
+		}
+	}
 }
 
 func canEndpointServe(c discoveryv1.EndpointConditions) bool {
@@ -115,6 +135,7 @@ func FromNode(n *corev1.Node) Node {
 		case corev1.NodeNetworkUnavailable:
 			v.NetworkUnavailable = c.Status == corev1.ConditionTrue
 		case corev1.NodeReady:
+			v.IsKubeletSilent = c.Status == corev1.ConditionUnknown
 			v.IsLeaving = v.IsLeaving || (c.Status != corev1.ConditionTrue && strings.Contains(c.Message, kubeletShutdownMessagePart))
 		}
 	}

@@ -51,7 +51,7 @@ func readAddressesPerFamilyAnnotation(s *corev1.Service) (int, string) {
 // readRequestedAddressesOfService reads the addresses that the Service asks for, at most n of each
 // family. The second result is a sentence when they cannot be read.
 func readRequestedAddressesOfService(s *corev1.Service, n int) ([]netip.Addr, string) {
-	list, _ := readAnnotation(s, names.AnnotationLoadBalancerIPs, names.AnnotationLoadBalancerIPsOld)
+	list, _ := readAnnotationOrOlderSpelling(s, names.AnnotationLoadBalancerIPs, names.AnnotationLoadBalancerIPsOld)
 	field := strings.TrimSpace(s.Spec.LoadBalancerIP)
 	switch {
 	case list != "" && field != "":

@@ -24,6 +24,7 @@ func FromService(s *corev1.Service) Service {
 		HealthCheckNodePort:   uint16(s.Spec.HealthCheckNodePort),
 		PodSelector:           labels.Set(s.Spec.Selector).String(),
 		RecordedPool:          readAllocationRecord(s),
+		RequestedHolder:       strings.TrimSpace(s.Annotations[names.AnnotationHolder]),
 		CreatedUnixSeconds:    s.CreationTimestamp.Unix(),
 		Generation:            s.Generation,
 	}
@@ -38,8 +39,8 @@ func FromService(s *corev1.Service) Service {
 	}
 	v.readClusterIPs(s)
 	v.readAssignedAddressesFromStatus(s)
-	v.RequestedPool, _ = readAnnotation(s, names.AnnotationPool, names.AnnotationPoolOld)
-	v.SharingKey, v.HasSharingAnnotation = readAnnotation(s, names.AnnotationSharing, names.AnnotationSharingOld)
+	v.RequestedPool, _ = readAnnotationOrOlderSpelling(s, names.AnnotationPool, names.AnnotationPoolOld)
+	v.SharingKey, v.HasSharingAnnotation = readAnnotationOrOlderSpelling(s, names.AnnotationSharing, names.AnnotationSharingOld)
 	v.readAddressRequestAnnotations(s)
 	return v
 }
@@ -86,9 +87,9 @@ func (v *Service) readAssignedAddressesFromStatus(s *corev1.Service) {
 	}
 }
 
-// readAnnotation returns the value of the annotation without blanks around it, or that of its older
-// spelling when it is absent.
-func readAnnotation(s *corev1.Service, key, old string) (string, bool) {
+// readAnnotationOrOlderSpelling returns the value of the annotation without blanks around it, or
+// that of its older spelling when it is absent.
+func readAnnotationOrOlderSpelling(s *corev1.Service, key, old string) (string, bool) {
 	if v, ok := s.Annotations[key]; ok {
 		return strings.TrimSpace(v), true
 	}

@@ -13,7 +13,7 @@ import (
 
 // annotationsToRequest are the annotations of a Service that its owner writes.
 var annotationsToRequest = []string{
-	names.AnnotationPool, names.AnnotationLoadBalancerIPs, names.AnnotationSharing, names.AnnotationAddressesPerFamily, names.AnnotationAddressesToRelease,
+	names.AnnotationPool, names.AnnotationLoadBalancerIPs, names.AnnotationSharing, names.AnnotationAddressesPerFamily, names.AnnotationAddressesToRelease, names.AnnotationHolder,
 }
 
 // knownAnnotations are all annotations of a Service in our domains. The last one was written by
@@ -69,7 +69,7 @@ func nearestAnnotation(key string) string {
 		if d := nearness(y) - nearness(x); d != 0 {
 			return d
 		}
-		return editDistance(strings.Join(words, ""), strings.Join(wordsOfAnnotation(x), "")) - editDistance(strings.Join(words, ""), strings.Join(wordsOfAnnotation(y), ""))
+		return EditDistance(strings.Join(words, ""), strings.Join(wordsOfAnnotation(x), "")) - EditDistance(strings.Join(words, ""), strings.Join(wordsOfAnnotation(y), ""))
 	})
 }
 
@@ -98,8 +98,8 @@ func wordsOfAnnotation(key string) []string {
 	return out
 }
 
-// editDistance counts the letters to insert, delete or replace (Levenshtein).
-func editDistance(a, b string) int {
+// EditDistance counts the letters to insert, delete or replace (Levenshtein).
+func EditDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j

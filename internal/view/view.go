@@ -80,6 +80,8 @@ type Service struct {
 	RequestedAddressesPerFamily int
 	// AddressesToExchange are addresses that it wants to exchange for others, if it holds them.
 	AddressesToExchange []netip.Addr
+	// RequestedHolder is the node that should hold the addresses; empty if any may.
+	RequestedHolder string
 	// InvalidRequestText says in one sentence why the request cannot be read; empty when it can.
 	InvalidRequestText string
 	// SharingKey: Services with the same non-empty key may share an address.
@@ -117,6 +119,41 @@ type Endpoints struct {
 	// ReadyNodes are the nodes with at least one endpoint that is ready and does not terminate,
 	// sorted.
 	ReadyNodes []string
+	// NoneServesIPv4 and NoneServesIPv6 mean that no endpoint has an address of the family.
+	NoneServesIPv4, NoneServesIPv6 bool
+	// NodesWithoutIPv4 and NodesWithoutIPv6 are those of the ServingNodes whose endpoints have no
+	// address of the family, sorted.
+	NodesWithoutIPv4, NodesWithoutIPv6 []string
+}
+
+// ServesFamilyOf says whether an endpoint can serve addresses of this family.
+func (e Endpoints) ServesFamilyOf(a netip.Addr) bool {
+	return e.AnyServing && !(a.Is4() && e.NoneServesIPv4) && !(!a.Is4() && e.NoneServesIPv6)
+}
+
+// OfFamily returns the endpoints without the nodes that serve no address of this family.
+func (e Endpoints) OfFamily(a netip.Addr) Endpoints {
+	without := e.NodesWithoutIPv4
+	if !a.Is4() {
+		without = e.NodesWithoutIPv6
+	}
+	if len(without) == 0 {
+		return e
+	}
+	lacks := func(node string) bool { _, found := slices.BinarySearch(without, node); return found }
+	out := e
+	out.ServingNodes, out.ServingCounts, out.ReadyNodes = nil, nil, nil
+	for _, n := range e.ServingNodes {
+		if !lacks(n) {
+			out.ServingNodes, out.ServingCounts = append(out.ServingNodes, n), append(out.ServingCounts, e.CountServingOnNode(n))
+		}
+	}
+	for _, n := range e.ReadyNodes {
+		if !lacks(n) {
+			out.ReadyNodes = append(out.ReadyNodes, n)
+		}
+	}
+	return out
 }
 
 // NodesForLocalTraffic returns the nodes that announce a Service with externalTrafficPolicy Local:
@@ -154,6 +191,9 @@ type Node struct {
 	IsExcluded bool
 	// NetworkUnavailable says that the condition of that name is True.
 	NetworkUnavailable bool
+	// IsKubeletSilent says that the condition Ready is Unknown: the kubelet has not reported for a
+	// while.
+	IsKubeletSilent bool
 	// IsLeaving says that the node's addresses should move to other nodes: it has the
 	// out-of-service taint or the drain annotation, or its kubelet reports its shutdown.
 	IsLeaving bool

@@ -74,7 +74,9 @@ func TestHeldAddressIsNotProbed(t *testing.T) {
 				s.questions <- []probing.Question{{ID: "held", Address: serviceIPv4, Pool: "p"}}
 				time.Sleep(30 * time.Second)
 				for _, f := range c.segment.TakeSentFrames() {
-					if f.SenderName == s.name && f.Frame.Operation == layer2.Request && f.Frame.TargetIP == serviceIPv4 {
+					// with a sender address it is the question whether the link is alive
+					isProbe := f.Frame.Operation == layer2.Request && f.Frame.SenderIP.IsUnspecified()
+					if f.SenderName == s.name && isProbe && f.Frame.TargetIP == serviceIPv4 {
 						c.t.Fatalf("%s probes an address that %s holds", s.name, holder.name)
 					}
 				}

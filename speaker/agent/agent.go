@@ -12,6 +12,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/gantry-lb/gantry/internal/latest"
@@ -19,6 +20,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/fitness"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/members"
@@ -61,11 +63,14 @@ type HealthChecks interface {
 // GossipMembership carries messages between the speakers. No method blocks.
 type GossipMembership interface {
 	SendMessage(to string, payload []byte)
+	// SendBulkMessage sends a message after all others.
+	SendBulkMessage(to string, payload []byte)
 	SetFullExchangeState(state []byte)
-	PublishOwnMACs(macs []facts.MAC)
+	PublishOwnNode(p facts.PublishedNode)
 	ContactMissingSeeds()
 	MemberSets() <-chan facts.MemberSet
 	ReceivedMessages() <-chan members.Message
+	ReceivedBulkMessages() <-chan members.Message
 	ReceivedFullStates() <-chan []byte
 }
 
@@ -82,8 +87,12 @@ type Options struct {
 	BGP               BGPEngine
 	HealthChecks      HealthChecks
 	Members           GossipMembership
-	// UsableLinkSets delivers the usable links of the node.
-	UsableLinkSets <-chan facts.LinkSet
+	// LinkSets delivers the links of the node, with those that are down.
+	LinkSets <-chan facts.LinkSet
+	// ProxyChecks delivers whether the service proxy of this node answered; nil if it is not asked.
+	// ServiceProxy says what follows.
+	ProxyChecks  <-chan bool
+	ServiceProxy fitness.ProxyOptions
 	// Now reads the clock.
 	Now func() time.Time
 	Log *slog.Logger
@@ -116,6 +125,8 @@ type Status struct {
 	SendFaultByLinkIndex map[int]string
 	// MemberNames are the nodes whose speakers are alive, including this one, sorted.
 	MemberNames []string
+	// SilentMemberNames are those of them that the election has declared dead, sorted.
+	SilentMemberNames []string
 	// RawSocketDenialText says why this node cannot open raw sockets; empty if it can.
 	RawSocketDenialText string
 	// NewElectionEvents are the events of the election since the last Status.
@@ -124,22 +135,29 @@ type Status struct {
 
 // Agent makes the decisions of this node. Only Run uses its state.
 type Agent struct {
-	options          Options
-	changeBatches    chan []PlannerInputChange
-	usableLinks      *latest.Value[plannerLinks]
-	planUpdates      chan planUpdate
-	handoverRequests *latest.Wake
-	handoverDone     chan struct{}
-	metrics          electionMetrics
+	options       Options
+	changeBatches chan []PlannerInputChange
+	usableLinks   *latest.Value[plannerLinks]
+	// nodeLinksOfMembers passes what other nodes say about their links to the planner.
+	nodeLinksOfMembers *latest.Value[map[string]*facts.NodeLinks]
+	nodeFitness        *latest.Value[plan.NodeFitness]
+	planUpdates        chan planUpdate
+	handoverRequests   *latest.Wake
+	handoverDone       chan struct{}
+	metrics            electionMetrics
 
-	nodeLinks            facts.LinkSet
+	nodeLinks, downLinks facts.LinkSet // the usable ones, and those that are down
+	publishedNode        facts.PublishedNode
+	knownNodeLinks       map[string]*facts.NodeLinks // of current and earlier members
 	portFaults           portFaults
 	liveMemberNames      []string              // of live members, sorted
+	silentMemberNames    []string              // of members that the election declared dead, sorted
 	addressByKnownMember map[string]netip.Addr // of current and earlier members
-	livenessProbes       livenessProbes
+	reachabilityProbes   reachabilityProbes
 	electionMachine      *elect.Machine
 	plan                 plan.Plan
 	addressProbes        addressProbingState
+	fitness              fitnessState
 	heldBindingByAddress map[netip.Addr]intent.Binding
 	checkpoint           checkpointState
 	unreportedEvents     []elect.Event
@@ -160,20 +178,23 @@ func New(o Options) *Agent {
 		o.ObserveProbeAnswer = func(probing.Answer) {}
 	}
 	return &Agent{
-		options:          o,
-		changeBatches:    make(chan []PlannerInputChange, 64),
-		usableLinks:      latest.NewValue[plannerLinks](),
-		planUpdates:      make(chan planUpdate),
-		handoverRequests: latest.NewWake(),
-		handoverDone:     make(chan struct{}),
-		metrics:          newElectionMetrics(),
-		eventLog:         eventLog{log: o.Log},
+		options:            o,
+		changeBatches:      make(chan []PlannerInputChange, 64),
+		usableLinks:        latest.NewValue[plannerLinks](),
+		nodeLinksOfMembers: latest.NewValue[map[string]*facts.NodeLinks](),
+		nodeFitness:        latest.NewValue[plan.NodeFitness](),
+		fitness:            newFitnessState(o.ServiceProxy, o.RestoreFrom),
+		planUpdates:        make(chan planUpdate),
+		handoverRequests:   latest.NewWake(),
+		handoverDone:       make(chan struct{}),
+		metrics:            newElectionMetrics(),
+		eventLog:           eventLog{log: o.Log},
 		portFaults: portFaults{
 			denialReasonByPort: map[portID]string{}, openErrorByPort: map[portID]string{},
 		},
 		addressByKnownMember: map[string]netip.Addr{},
-		livenessProbes: livenessProbes{
-			openProbeByElectionProbeID: map[uint64]*openLivenessProbe{}, electionProbeIDBySentProbeID: map[uint64]uint64{},
+		reachabilityProbes: reachabilityProbes{
+			openProbeByElectionProbeID: map[uint64]*openReachabilityProbe{}, electionProbeIDBySentProbeID: map[uint64]uint64{},
 		},
 		heldBindingByAddress: map[netip.Addr]intent.Binding{},
 	}
@@ -222,19 +243,23 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.plan, a.statusChanged, a.addressProbes.snapshot = p.plan, true, p.snapshot
 			a.replaceRestoredBids(p)
 			in = append(in, p.electionInput())
-		case links := <-a.options.UsableLinkSets:
+		case links := <-a.options.LinkSets:
 			a.updateLinks(links)
 		case set := <-a.options.Members.MemberSets():
 			in = append(in, a.updateMembers(set))
 		case m := <-a.options.Members.ReceivedMessages():
-			in = append(in, elect.MessageReceived{From: m.SenderName, Payload: m.Payload})
+			in = a.receiveMessage(in, m)
+		case m := <-a.options.Members.ReceivedBulkMessages():
+			in = a.receiveMessage(in, m)
+		case answered := <-a.options.ProxyChecks:
+			a.recordProxyCheck(answered)
 		case s := <-a.options.Members.ReceivedFullStates():
 			in = append(in, elect.RemoteStateReceived{EncodedClaims: s})
 		case r := <-a.options.Layer2.Reports():
 			in = a.handleEngineReport(in, r)
 		case <-a.handoverRequests.C():
 			a.options.Log.Info("handing over all addresses before the speaker stops",
-				"held", len(a.heldBindingByAddress))
+				"addresses", len(a.heldBindingByAddress))
 			in = append(in, elect.HandoverRequested{})
 		case q := <-a.options.ProbeQuestions:
 			a.addressProbes.questionQueue.SetQuestions(q, a.probingState(), a.options.Now())
@@ -242,6 +267,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		a.stepElection(a.appendPendingInputs(a.appendRestoredBidsUntilFirstPlan(in)))
 		a.runAddressProbes()
+		a.checkFitness()
 		a.extendDeadlineAndPublishChanges()
 		timer.Reset(max(a.nextActionDeadline().Sub(a.options.Now()), 0))
 	}
@@ -256,9 +282,26 @@ func (a *Agent) appendPendingInputs(in []elect.Input) []elect.Input {
 	for range maxElectionInputsPerStep {
 		select {
 		case m := <-a.options.Members.ReceivedMessages():
-			in = append(in, elect.MessageReceived{From: m.SenderName, Payload: m.Payload})
+			in = a.receiveMessage(in, m)
 		case r := <-a.options.Layer2.Reports():
 			in = a.handleEngineReport(in, r)
+		default:
+			return a.appendPendingBulkMessages(in)
+		}
+	}
+	return in
+}
+
+// maxBulkMessagesPerStep bounds the claims that one step processes: some 2,000. Beacons and
+// acknowledgements do not wait for more.
+const maxBulkMessagesPerStep = 64
+
+// appendPendingBulkMessages adds bulk messages when no urgent one waits.
+func (a *Agent) appendPendingBulkMessages(in []elect.Input) []elect.Input {
+	for range maxBulkMessagesPerStep {
+		select {
+		case m := <-a.options.Members.ReceivedBulkMessages():
+			in = a.receiveMessage(in, m)
 		default:
 			return in
 		}
@@ -275,6 +318,9 @@ func (a *Agent) extendDeadlineAndPublishChanges() {
 		a.options.Members.SetFullExchangeState(a.electionMachine.EncodeAllClaims())
 	}
 	a.saveCheckpoint(now)
+	if dead := a.electionMachine.DeadMembers(); !slices.Equal(dead, a.silentMemberNames) {
+		a.silentMemberNames, a.statusChanged = dead, true
+	}
 	if a.options.RestoreFrom != nil && !a.checkpoint.hasFirstPlan { // the plan has no Services yet
 		return
 	}

@@ -23,6 +23,9 @@ type Checkpoint struct {
 	MemberAddresses []netip.Addr
 	// DesiredBGP is what was announced to routers.
 	DesiredBGP bgp.Desired
+	// ServiceProxyAnswered is set if the service proxy has answered its health check since the node
+	// booted.
+	ServiceProxyAnswered bool
 }
 
 const (
@@ -114,7 +117,7 @@ func (a *Agent) saveCheckpoint(now time.Time) {
 		return
 	}
 	c.savedAt, c.changedSinceSave, c.savedClaimsDigest = now, false, digest
-	out := Checkpoint{BidsOfLastPlan: a.plan.Bids.Slice(), Claims: a.electionMachine.Claims(), DesiredBGP: desiredBGPOfPlan(a.plan)}
+	out := Checkpoint{BidsOfLastPlan: a.plan.Bids.Slice(), Claims: a.electionMachine.Claims(), DesiredBGP: desiredBGPOfPlan(a.plan), ServiceProxyAnswered: a.fitness.judge.HasProxyAnswered()}
 	for name, address := range a.addressByKnownMember {
 		if name != a.options.NodeName && address.IsValid() {
 			out.MemberAddresses = append(out.MemberAddresses, address)

@@ -32,6 +32,7 @@ func (a *Agent) stepElection(in []elect.Input) {
 		}
 	}
 	a.passHeldAddressesToEngine(&u)
+	a.metrics.missedBeaconCount.Store(elect.CountMissedBeacons(a.electionMachine))
 	a.gossipStateChanged = a.gossipStateChanged || len(in) > 0
 }
 
@@ -82,20 +83,24 @@ func (a *Agent) passHeldAddressesToEngine(u *layer2EngineUpdate) {
 func (a *Agent) performElectionEffect(e elect.Effect) {
 	switch e := e.(type) {
 	case elect.SendMessage:
-		a.options.Members.SendMessage(e.To, e.Payload)
+		if e.IsUrgent {
+			a.options.Members.SendMessage(e.To, e.Payload)
+		} else {
+			a.options.Members.SendBulkMessage(e.To, e.Payload)
+		}
 	case elect.AcquireProbe:
 		a.options.Layer2.SendProbe(layer2.Probe{
-			ID: e.ID, Address: e.Address, LinkIndexes: e.LinkIndexes, FramesPerLink: e.FramesPerLink, FrameInterval: e.FrameInterval,
+			ID: e.ID, Address: e.Address, LinkIndexes: e.LinkIndexes, FramesPerLink: e.FramesPerLink, FrameInterval: e.FrameInterval, TargetMAC: e.TargetMAC,
 		})
-	case elect.LivenessProbe:
-		a.sendLivenessProbes(e)
+	case elect.ReachabilityProbe:
+		a.sendReachabilityProbes(e)
 	case elect.RejoinGossip:
 		a.options.Members.ContactMissingSeeds()
 	case elect.Event:
 		if e.IsAnswerOfAnotherHost() { // the engine ignores addresses that it does not hold
 			a.options.Layer2.DefendAddress(e.Address)
 		}
-		a.unreportedEvents = append(a.unreportedEvents, e)
+		a.unreportedEvents = AppendElectionEvent(a.unreportedEvents, e)
 		a.statusChanged = true
 		a.metrics.countEvent(e)
 		a.eventLog.logEvent(e, &a.plan, a.options.Now())
@@ -108,41 +113,62 @@ func (a *Agent) performElectionEffect(e elect.Effect) {
 	}
 }
 
-// livenessProbes are the liveness probes without a result. One probe of the election is several
-// probes on the segment.
-type livenessProbes struct {
+// maxUnreportedConflicts bounds how many answers of other hosts wait to be reported. A broken host
+// may send thousands a second.
+const maxUnreportedConflicts = 256
+
+// AppendElectionEvent appends an event to those that are not reported yet. Beyond the bound,
+// answers of other hosts are left out: a host that goes on to answer is reported later.
+func AppendElectionEvent(waiting []elect.Event, e elect.Event) []elect.Event {
+	if e.IsAnswerOfAnotherHost() && len(waiting) >= maxUnreportedConflicts {
+		conflicts := 0
+		for _, w := range waiting {
+			if w.IsAnswerOfAnotherHost() {
+				conflicts++
+			}
+		}
+		if conflicts >= maxUnreportedConflicts {
+			return waiting
+		}
+	}
+	return append(waiting, e)
+}
+
+// reachabilityProbes are the reachability probes without a result. One probe of the election is
+// several probes on the segment.
+type reachabilityProbes struct {
 	lastSentProbeID              uint64
-	openProbeByElectionProbeID   map[uint64]*openLivenessProbe // by the election's ID
-	electionProbeIDBySentProbeID map[uint64]uint64             // by the ID on the segment
+	openProbeByElectionProbeID   map[uint64]*openReachabilityProbe // by the election's ID
+	electionProbeIDBySentProbeID map[uint64]uint64                 // by the ID on the segment
 	// index of the member that is probed first
 	firstProbedMemberIndex int
 }
 
-type openLivenessProbe struct{ sentProbesWithoutResult int }
+type openReachabilityProbe struct{ sentProbesWithoutResult int }
 
-// livenessProbeIDBase keeps the IDs of liveness probes apart from those of acquire probes.
-const livenessProbeIDBase = 1 << 63
+// reachabilityProbeIDBase keeps the IDs of reachability probes apart from those of acquire probes.
+const reachabilityProbeIDBase = 1 << 63
 
-// maxTargetsOfEachKindPerLivenessProbe bounds how many gateways, and how many other nodes, one
-// liveness probe asks.
-const maxTargetsOfEachKindPerLivenessProbe = 3
+// maxTargetsOfEachKindPerReachabilityProbe bounds how many gateways, and how many other nodes, one
+// reachability probe asks.
+const maxTargetsOfEachKindPerReachabilityProbe = 3
 
-// sendLivenessProbes probes the default gateways and some nodes on the same segment. Without any
-// target the result is that nothing was sent.
-func (a *Agent) sendLivenessProbes(e elect.LivenessProbe) {
+// sendReachabilityProbes probes the default gateways and some nodes on the same segment. Without
+// any target the result is that nothing was sent.
+func (a *Agent) sendReachabilityProbes(e elect.ReachabilityProbe) {
 	var targets []layer2.Probe
 	for _, l := range a.nodeLinks {
-		for _, g := range l.DefaultGateways[:min(len(l.DefaultGateways), maxTargetsOfEachKindPerLivenessProbe)] {
+		for _, g := range l.DefaultGateways[:min(len(l.DefaultGateways), maxTargetsOfEachKindPerReachabilityProbe)] {
 			targets = append(targets, layer2.Probe{Address: g, LinkIndexes: []int{l.Index}})
 		}
 	}
-	gateways := min(len(targets), maxTargetsOfEachKindPerLivenessProbe)
+	gateways := min(len(targets), maxTargetsOfEachKindPerReachabilityProbe)
 	targets = targets[:gateways]
-	for _, name := range a.otherNodesInLivenessProbeOrder() {
+	for _, name := range a.otherNodesInReachabilityProbeOrder() {
 		address := a.addressByKnownMember[name]
 		for _, l := range a.nodeLinks {
 			onLink := slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Contains(address) })
-			if onLink && len(targets) < gateways+maxTargetsOfEachKindPerLivenessProbe {
+			if onLink && len(targets) < gateways+maxTargetsOfEachKindPerReachabilityProbe {
 				targets = append(targets, layer2.Probe{Address: address, LinkIndexes: []int{l.Index}})
 			}
 		}
@@ -152,20 +178,20 @@ func (a *Agent) sendLivenessProbes(e elect.LivenessProbe) {
 		a.stepElection([]elect.Input{elect.ProbeFinished{Result: r}})
 		return
 	}
-	a.livenessProbes.openProbeByElectionProbeID[e.ID] = &openLivenessProbe{sentProbesWithoutResult: len(targets)}
+	a.reachabilityProbes.openProbeByElectionProbeID[e.ID] = &openReachabilityProbe{sentProbesWithoutResult: len(targets)}
 	for _, p := range targets {
-		a.livenessProbes.lastSentProbeID++
-		p.ID = livenessProbeIDBase + a.livenessProbes.lastSentProbeID
-		p.Kind, p.FramesPerLink, p.FrameInterval = layer2.ProbeKindLiveness, e.FramesPerTarget, e.FrameInterval
-		a.livenessProbes.electionProbeIDBySentProbeID[p.ID] = e.ID
+		a.reachabilityProbes.lastSentProbeID++
+		p.ID = reachabilityProbeIDBase + a.reachabilityProbes.lastSentProbeID
+		p.Kind, p.FramesPerLink, p.FrameInterval = layer2.ProbeKindReachability, e.FramesPerTarget, e.FrameInterval
+		a.reachabilityProbes.electionProbeIDBySentProbeID[p.ID] = e.ID
 		a.options.Layer2.SendProbe(p)
 	}
 }
 
-// otherNodesInLivenessProbeOrder returns the other nodes in the order in which they are probed.
+// otherNodesInReachabilityProbeOrder returns the other nodes in the order in which they are probed.
 // Members come first, since many of the earlier members may be gone. Each call starts with another
 // member, since some may be dead.
-func (a *Agent) otherNodesInLivenessProbeOrder() []string {
+func (a *Agent) otherNodesInReachabilityProbeOrder() []string {
 	var live, gone []string
 	for _, name := range slices.Sorted(maps.Keys(a.addressByKnownMember)) {
 		switch {
@@ -177,26 +203,26 @@ func (a *Agent) otherNodesInLivenessProbeOrder() []string {
 		}
 	}
 	if len(live) > 0 {
-		first := (a.livenessProbes.firstProbedMemberIndex + 1) % len(live)
-		a.livenessProbes.firstProbedMemberIndex = first
+		first := (a.reachabilityProbes.firstProbedMemberIndex + 1) % len(live)
+		a.reachabilityProbes.firstProbedMemberIndex = first
 		live = slices.Concat(live[first:], live[:first])
 	}
 	return append(live, gone...)
 }
 
-// recordLivenessProbeResult records the result of one of the probes that test whether this node is
-// cut off. The election gets the first answer, or no answer when all of these probes have ended.
-func (a *Agent) recordLivenessProbeResult(in []elect.Input, r facts.ProbeResult) []elect.Input {
-	id := a.livenessProbes.electionProbeIDBySentProbeID[r.ID]
-	delete(a.livenessProbes.electionProbeIDBySentProbeID, r.ID)
-	p := a.livenessProbes.openProbeByElectionProbeID[id]
+// recordReachabilityProbeResult records the result of one of the probes that test whether this node
+// is cut off. The election gets the first answer, or no answer when all of these probes have ended.
+func (a *Agent) recordReachabilityProbeResult(in []elect.Input, r facts.ProbeResult) []elect.Input {
+	id := a.reachabilityProbes.electionProbeIDBySentProbeID[r.ID]
+	delete(a.reachabilityProbes.electionProbeIDBySentProbeID, r.ID)
+	p := a.reachabilityProbes.openProbeByElectionProbeID[id]
 	if p == nil {
 		return in
 	}
 	if p.sentProbesWithoutResult--; len(r.AnsweringMACs) == 0 && p.sentProbesWithoutResult > 0 {
 		return in
 	}
-	delete(a.livenessProbes.openProbeByElectionProbeID, id)
+	delete(a.reachabilityProbes.openProbeByElectionProbeID, id)
 	r.ID = id
 	return append(in, elect.ProbeFinished{Result: r})
 }
@@ -205,12 +231,16 @@ func (a *Agent) recordLivenessProbeResult(in []elect.Input, r facts.ProbeResult)
 func (a *Agent) handleEngineReport(in []elect.Input, r layer2.Report) []elect.Input {
 	switch r := r.(type) {
 	case facts.ProbeResult:
-		if r.ID >= livenessProbeIDBase {
-			return a.recordLivenessProbeResult(in, r)
+		if r.ID >= reachabilityProbeIDBase {
+			return a.recordReachabilityProbeResult(in, r)
 		}
 		if r.ID >= addressProbeIDBase {
 			r.ID -= addressProbeIDBase
 			a.addressProbes.questionQueue.RecordProbeResult(r, a.probingState(), a.options.Now())
+			return in
+		}
+		if r.ID >= linkProbeIDBase {
+			a.recordLinkProbeResult(r)
 			return in
 		}
 		return append(in, elect.ProbeFinished{Result: r})
@@ -230,7 +260,7 @@ func (a *Agent) handleEngineReport(in []elect.Input, r layer2.Report) []elect.In
 	return in
 }
 
-// updateMembers stores the members and their addresses, which are targets of liveness probes.
+// updateMembers stores the members and their addresses, which are targets of reachability probes.
 func (a *Agent) updateMembers(set facts.MemberSet) elect.Input {
 	a.addressProbes.members = set
 	a.liveMemberNames = make([]string, 0, len(set.Members))
@@ -239,22 +269,17 @@ func (a *Agent) updateMembers(set facts.MemberSet) elect.Input {
 		a.addressByKnownMember[m.Name] = m.Address
 		a.liveMemberNames = append(a.liveMemberNames, m.Name)
 	}
+	a.updateNodeLinks(set)
 	return elect.MembersChanged{MemberSet: set}
 }
 
 // updateLinks stores the links and passes them to the engine.
 func (a *Agent) updateLinks(links facts.LinkSet) {
-	a.nodeLinks = links
-	a.portFaults.forgetGoneLinks(links)
-	macs := make([]facts.MAC, 0, len(links))
-	for _, l := range links {
-		macs = append(macs, l.MAC)
-	}
-	slices.SortFunc(macs, func(x, y facts.MAC) int { return slices.Compare(x[:], y[:]) })
-	if len(macs) > 0 { // without links the other nodes still know its last addresses
-		a.options.Members.PublishOwnMACs(slices.Compact(macs))
-	}
-	a.options.Layer2.SetLinks(links)
+	before := a.nodeLinks
+	a.nodeLinks, a.downLinks = links.SplitByState()
+	a.portFaults.forgetGoneLinks(a.nodeLinks)
+	a.options.Layer2.SetLinks(a.nodeLinks)
+	a.eventLog.logLinks(before, a.nodeLinks)
 	a.statusChanged = true
 	a.publishUsableLinks()
 }
@@ -263,7 +288,10 @@ func (a *Agent) updateLinks(links facts.LinkSet) {
 // read yet.
 func (a *Agent) publishUsableLinks() {
 	a.checkpoint.mustPassRestoredBidsToElection = true
-	a.usableLinks.Put(a.portFaults.toPlannerLinks(a.nodeLinks))
+	links := a.portFaults.toPlannerLinks(a.nodeLinks)
+	links.downLinks = a.downLinks
+	a.usableLinks.Put(links)
+	a.publishOwnNode(links)
 }
 
 func (a *Agent) buildStatus() Status {
@@ -275,6 +303,7 @@ func (a *Agent) buildStatus() Status {
 		UsableLinks:          a.portFaults.linksWithUnusableFamiliesMarked(a.nodeLinks),
 		SendFaultByLinkIndex: a.portFaults.faultByLinkIndex(),
 		MemberNames:          a.liveMemberNames,
+		SilentMemberNames:    a.silentMemberNames,
 		NewElectionEvents:    a.unreportedEvents,
 	}
 	for _, ip := range held {

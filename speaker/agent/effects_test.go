@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestLivenessProbesReachEveryMemberInTurn: dead nodes with low names, or many removed nodes, do
-// not keep this node from finding one that answers.
-func TestLivenessProbesReachEveryMemberInTurn(t *testing.T) {
+// TestReachabilityProbesReachEveryMemberInTurn: dead nodes with low names, or many removed nodes,
+// do not keep this node from finding one that answers.
+func TestReachabilityProbesReachEveryMemberInTurn(t *testing.T) {
 	a := &Agent{options: Options{NodeName: "node3"}, addressByKnownMember: map[string]netip.Addr{}}
 	for i := range 10 {
 		name := fmt.Sprintf("node%d", i)
@@ -20,11 +20,11 @@ func TestLivenessProbesReachEveryMemberInTurn(t *testing.T) {
 	}
 	asked := map[string]int{}
 	for range len(a.liveMemberNames) {
-		order := a.otherNodesInLivenessProbeOrder()
+		order := a.otherNodesInReachabilityProbeOrder()
 		if len(order) != 9 || slices.Contains(order, "node3") || !slices.Equal(order[7:], []string{"node0", "node1"}) {
 			t.Fatalf("the order is %v, want the seven other members, then the earlier ones", order)
 		}
-		for _, name := range order[:maxTargetsOfEachKindPerLivenessProbe] {
+		for _, name := range order[:maxTargetsOfEachKindPerReachabilityProbe] {
 			asked[name]++
 		}
 	}

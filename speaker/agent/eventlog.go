@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/plan"
@@ -21,6 +22,23 @@ type eventLog struct {
 	// servicesByAddress is nil until the present plan is needed.
 	servicesByAddress  map[netip.Addr]string
 	loggedAtByConflict map[conflictOfHost]time.Time
+	// conflictLinesSince is the start of the present second, conflictLines how many lines about
+	// conflicts it has.
+	conflictLinesSince time.Time
+	conflictLines      int
+}
+
+// maxConflictLinesPerSecond bounds the lines about conflicts: a broken host may answer for every
+// address, with another Ethernet address in each frame.
+const maxConflictLinesPerSecond = 20
+
+// hasRoomForConflictLine reports whether another line about a conflict may be logged now.
+func (l *eventLog) hasRoomForConflictLine(now time.Time) bool {
+	if now.Sub(l.conflictLinesSince) >= time.Second {
+		l.conflictLinesSince, l.conflictLines = now, 0
+	}
+	l.conflictLines++
+	return l.conflictLines <= maxConflictLinesPerSecond
 }
 
 // conflictOfHost is a host that answers for an address.
@@ -34,10 +52,13 @@ func (l *eventLog) forgetPlan() { l.servicesByAddress = nil }
 
 // logEvent logs an event. A host that keeps answering is logged once a minute.
 func (l *eventLog) logEvent(e elect.Event, p *plan.Plan, now time.Time) {
-	pairs := []any{"address", e.Address, "service", l.servicesOf(e.Address, p), "reason", eventReasonOrKind(e)}
+	pairs := []any{"address", e.Address, "service", l.servicesOf(e.Address, p), "reason", eventReason(e)}
 	if e.IsAnswerOfAnotherHost() {
 		c := conflictOfHost{e.Address, e.AnsweringMAC}
 		if last, known := l.loggedAtByConflict[c]; known && now.Sub(last) < repeatedConflictLogInterval {
+			return
+		}
+		if !l.hasRoomForConflictLine(now) {
 			return
 		}
 		l.forgetOldConflicts(now)
@@ -52,6 +73,24 @@ func (l *eventLog) logEvent(e elect.Event, p *plan.Plan, now time.Time) {
 		pairs = append(pairs, "duration", e.TakeoverDelay.Round(time.Millisecond))
 	}
 	l.log.Info(e.Text, pairs...)
+}
+
+// logLinks logs which links can no longer be used, and which can be used again. before is nil at
+// the start.
+func (l *eventLog) logLinks(before, now facts.LinkSet) {
+	if before == nil {
+		return
+	}
+	for _, link := range before {
+		if _, known := now.FindByIndex(link.Index); !known {
+			l.log.Warn("a link is dead: it is down, has no carrier, or was removed; its addresses move to other nodes", "link", link.Name, "reason", names.ReasonLinkDown)
+		}
+	}
+	for _, link := range now {
+		if _, known := before.FindByIndex(link.Index); !known {
+			l.log.Info("a link can be used", "link", link.Name)
+		}
+	}
 }
 
 // forgetOldConflicts bounds the memory for conflicts that are over.
@@ -79,9 +118,13 @@ func (l *eventLog) servicesOf(a netip.Addr, p *plan.Plan) string {
 	return l.servicesByAddress[a]
 }
 
-func eventReasonOrKind(e elect.Event) string {
-	if e.Reason != "" {
-		return string(e.Reason)
+// eventReason returns the Reason of an event, which is the same in the condition and in events.
+func eventReason(e elect.Event) names.Reason {
+	switch e.Kind {
+	case elect.EventForeignHostAnswers:
+		return names.ReasonForeignClaim
+	case elect.EventStrayAnswer:
+		return names.ReasonStrayAnswer
 	}
-	return e.Kind
+	return e.Reason
 }

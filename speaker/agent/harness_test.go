@@ -21,6 +21,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/fitness"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/speaker/layer2"
 	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
@@ -69,6 +70,7 @@ type testSpeaker struct {
 	link                facts.Link
 	linkSetsToAgent     chan facts.LinkSet
 	proxy               *serviceProxy
+	proxyChecks         chan bool // whether the service proxy answered
 	lastSavedCheckpoint *Checkpoint
 	questions           chan []probing.Question
 	stop                func()
@@ -179,11 +181,13 @@ func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *testSpeaker
 	c.speakerByName[name] = s
 	nonce := uint64(time.Now().UnixNano()) + uint64(number)
 	s.gossipMember = c.gossip.Join(name, address, nonce)
+	s.proxyChecks = make(chan bool)
 	s.proxy = &serviceProxy{results: make(chan []facts.HealthCheckResult)}
 	engine := layer2.NewEngine(s.lanHost, time.Now)
 	s.Agent = New(Options{
-		NodeName: name, RunNonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, HealthChecks: s.proxy, Members: s.gossipMember, UsableLinkSets: s.linkSetsToAgent,
+		NodeName: name, RunNonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, HealthChecks: s.proxy, Members: s.gossipMember, LinkSets: s.linkSetsToAgent,
 		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, RestoreFrom: checkpoint,
+		ProxyChecks: s.proxyChecks, ServiceProxy: fitness.ProxyOptions{IsWatched: true, SilenceTimeout: fitness.DefaultProxySilenceTimeout},
 		ProbeQuestions: s.questions, ObserveProbeAnswer: s.observeProbeAnswer,
 		SaveCheckpoint: func(m Checkpoint) {
 			s.mu.Lock()

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"sync/atomic"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gantry-lb/gantry/speaker/elect"
@@ -10,10 +12,19 @@ import (
 type electionMetrics struct {
 	electionEventsTotal *prometheus.CounterVec
 	takeoverSeconds     prometheus.Histogram
+	// missedBeaconCount is what the election counted.
+	missedBeaconCount *atomic.Uint64
+	missedBeaconTotal prometheus.CounterFunc
 }
 
 func newElectionMetrics() electionMetrics {
+	missed := &atomic.Uint64{}
 	return electionMetrics{
+		missedBeaconCount: missed,
+		missedBeaconTotal: prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "gantry_speaker_missed_beacons_total",
+			Help: "Beacons (signs of life) of watched speakers that did not arrive. A speaker sends 20 a second to each of its two watchers.",
+		}, func() float64 { return float64(missed.Load()) }),
 		electionEventsTotal: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gantry_speaker_moves_total",
 			Help: "Addresses that this node took or gave up, by reason.",
@@ -40,10 +51,12 @@ func (m electionMetrics) countEvent(n elect.Event) {
 func (a *Agent) Describe(c chan<- *prometheus.Desc) {
 	a.metrics.electionEventsTotal.Describe(c)
 	a.metrics.takeoverSeconds.Describe(c)
+	a.metrics.missedBeaconTotal.Describe(c)
 }
 
 // Collect is part of prometheus.Collector.
 func (a *Agent) Collect(c chan<- prometheus.Metric) {
 	a.metrics.electionEventsTotal.Collect(c)
 	a.metrics.takeoverSeconds.Collect(c)
+	a.metrics.missedBeaconTotal.Collect(c)
 }

@@ -14,7 +14,7 @@ import (
 
 // plannerLinks is what the planner has to know of the links.
 type plannerLinks struct {
-	links               facts.LinkSet
+	links, downLinks    facts.LinkSet
 	rawSocketPermission plan.RawSocketPermission
 }
 
@@ -82,9 +82,13 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 			for _, r := range results {
 				p.SetHealthCheckResult(r)
 			}
+		case byNode := <-a.nodeLinksOfMembers.C():
+			p.SetNodeLinks(byNode)
 		case u := <-a.usableLinks.C():
-			p.SetLinks(u.links)
+			p.SetLinks(u.links, u.downLinks)
 			p.SetRawSocketPermission(u.rawSocketPermission)
+		case f := <-a.nodeFitness.C():
+			p.SetNodeFitness(f)
 		}
 		if in.clusterSynced {
 			next.mergeDelta(p.Update())

@@ -19,7 +19,7 @@ const (
 	// late, and few enough that a flood does not stop the timers.
 	maxDatagramsPerRound = 4096
 	// maxQueuedEvents bounds the queue of events. A full queue drops the oldest.
-	maxQueuedEvents = 4096
+	maxQueuedEvents = 1024
 )
 
 // Engine runs sessions. Make it with New. Any goroutine may call
@@ -28,9 +28,10 @@ type Engine struct {
 	transport Transport
 	now       func() time.Time
 	random    *rand.Rand
+	jitter    *session.Jitter
 
 	desiredSessions *latest.Value[[]SessionConfig]
-	eventsToReader  chan Event
+	events          *latest.BoundedQueue[Event]
 	statusChanged   *latest.Wake
 	stopRequests    chan chan struct{}
 	// of the desired sessions, in their order
@@ -42,8 +43,7 @@ type Engine struct {
 	sessionsByDiscriminator map[uint32]*runningSession // ours
 	deadlines               *priorityqueue.Queue[*runningSession]
 	stoppedSessions         []*runningSession // which may be wanted again meanwhile
-	queuedEvents            []Event
-	stopWaiters             []chan struct{} // of Stop
+	stopWaiters             []chan struct{}   // of Stop
 	nextLostSocketReopenAt  time.Time
 	sendBuffer              []byte
 }
@@ -51,14 +51,16 @@ type Engine struct {
 // NewEngine returns an Engine without sessions. The seed makes discriminators and
 // jitter differ between speakers and between restarts of a speaker.
 func NewEngine(transport Transport, now func() time.Time, seed uint64) *Engine {
+	random := rand.New(rand.NewPCG(seed, 0))
 	return &Engine{
 		transport:       transport,
 		now:             now,
-		random:          rand.New(rand.NewPCG(seed, 0)),
+		random:          random,
+		jitter:          session.NewJitter(random, now()),
 		desiredSessions: latest.NewValue[[]SessionConfig](),
-		eventsToReader:  make(chan Event),
+		events:          latest.NewBoundedQueue[Event](maxQueuedEvents),
 		statusChanged:   latest.NewWake(),
-		stopRequests:    make(chan chan struct{}),
+		stopRequests:    make(chan chan struct{}, 1),
 
 		sessionsByKey:           map[SessionKey]*runningSession{},
 		sessionsByDiscriminator: map[uint32]*runningSession{},
@@ -69,11 +71,14 @@ func NewEngine(transport Transport, now func() time.Time, seed uint64) *Engine {
 // SetSessions declares the sessions to run; of two with one Key the first. A session that exists
 // keeps running, and negotiates a changed Profile while it is Up. A removed session signals
 // AdminDown to its neighbour. The caller must not change the slice afterwards.
-func (e *Engine) SetSessions(sessions []SessionConfig) { e.desiredSessions.Put(sessions) }
+func (e *Engine) SetSessions(sessions []SessionConfig) {
+	e.desiredSessions.Put(sessions)
+	e.transport.Wake()
+}
 
 // Events delivers the events in order. A new session is Down. A session that is removed or
 // stopped sends no event. A reader that is too slow loses the oldest events.
-func (e *Engine) Events() <-chan Event { return e.eventsToReader }
+func (e *Engine) Events() <-chan Event { return e.events.C() }
 
 // StatusChanged is ready to read after the Status of a session changed in more than its Counters.
 func (e *Engine) StatusChanged() <-chan struct{} { return e.statusChanged.C() }
@@ -85,6 +90,7 @@ func (e *Engine) Stop(ctx context.Context) error {
 	done := make(chan struct{})
 	select {
 	case e.stopRequests <- done:
+		e.transport.Wake()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -100,39 +106,35 @@ func (e *Engine) Stop(ctx context.Context) error {
 // down like Stop, closes the Transport and returns.
 func (e *Engine) Run(ctx context.Context) error {
 	defer e.transport.Close()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	ending := ctx.Done()
-	for {
-		var events chan Event
-		var head Event
-		if len(e.queuedEvents) > 0 {
-			events, head = e.eventsToReader, e.queuedEvents[0]
-		}
-		select {
-		case <-ending:
-			ending = nil
+	// Run waits only in the Transport.
+	stopWaking := context.AfterFunc(ctx, e.transport.Wake)
+	defer stopWaking()
+	for isEnding := false; ; {
+		if !isEnding && ctx.Err() != nil {
+			isEnding = true
 			e.reconcileSessions(nil)
-		case sessions := <-e.desiredSessions.C():
-			if ending != nil {
-				e.reconcileSessions(sessions)
-			}
-		case done := <-e.stopRequests:
-			e.stopWaiters = append(e.stopWaiters, done)
-		case events <- head:
-			e.queuedEvents = e.queuedEvents[1:]
-		case <-e.transport.DatagramsReady():
-		case <-timer.C:
 		}
-		if len(e.desiredSessions.C()) > 0 && ending != nil {
-			e.reconcileSessions(<-e.desiredSessions.C())
-		}
+		e.takeRequests(isEnding)
 		e.receiveDatagrams()
 		next := e.processDueTimers()
-		if len(e.sessionsByKey) == 0 && ending == nil {
+		if len(e.sessionsByKey) == 0 && isEnding {
 			return nil
 		}
-		timer.Reset(next)
+		e.transport.WaitUntil(e.now(), next)
+	}
+}
+
+// takeRequests takes what SetSessions and Stop requested. An engine that ends starts no session.
+func (e *Engine) takeRequests(isEnding bool) {
+	for len(e.stopRequests) > 0 {
+		e.stopWaiters = append(e.stopWaiters, <-e.stopRequests)
+	}
+	select {
+	case sessions := <-e.desiredSessions.C():
+		if !isEnding {
+			e.reconcileSessions(sessions)
+		}
+	default:
 	}
 }
 
@@ -150,7 +152,7 @@ func (e *Engine) receiveDatagrams() {
 		}
 		s, p, discarded := e.findSessionOfDatagram(d)
 		if discarded == session.NotDiscarded {
-			discarded = s.stepMachine(e, session.PacketReceived{Packet: p}).DiscardReason
+			discarded = s.stepMachine(e, e.now(), session.PacketReceived{Packet: p}).DiscardReason
 		}
 		if s != nil {
 			s.recordReceivedDatagram(d, discarded)
@@ -159,26 +161,16 @@ func (e *Engine) receiveDatagrams() {
 	}
 }
 
-// processDueTimers does what is due and returns the time until it must be called again.
-func (e *Engine) processDueTimers() time.Duration {
+// processDueTimers does what is due and returns when it must be called again.
+func (e *Engine) processDueTimers() time.Time {
 	now := e.now()
-	check := !now.Before(e.nextLostSocketReopenAt)
-	if check {
+	if !now.Before(e.nextLostSocketReopenAt) {
 		e.nextLostSocketReopenAt = now.Add(lostSocketReopenInterval)
-	}
-	if check {
 		for _, s := range e.sessionsByKey {
 			s.reopenLostSockets()
 		}
 	}
-	// A machine whose deadline stays in the past is stepped again after the next datagrams.
-	for range len(e.sessionsByKey) {
-		s, ok := e.deadlines.First()
-		if !ok || !s.isDueAt(now) {
-			break
-		}
-		s.stepMachine(e, session.TimePassed{})
-	}
+	e.stepDueSessions(now)
 	e.removeStoppedSessions()
 	next := e.nextLostSocketReopenAt
 	if s, ok := e.deadlines.First(); ok && s.queuedDeadline.Before(next) {
@@ -190,7 +182,27 @@ func (e *Engine) processDueTimers() time.Duration {
 		}
 		e.stopWaiters = nil
 	}
-	return max(next.Sub(e.now()), 0)
+	return next
+}
+
+// stepDueSessions steps the sessions whose deadline has come.
+func (e *Engine) stepDueSessions(now time.Time) {
+	haveReadAll := false
+	// A machine whose deadline stays in the past is stepped again after the next datagrams.
+	for range len(e.sessionsByKey) + 1 {
+		s, ok := e.deadlines.First()
+		if !ok || !s.isDueAt(now) {
+			return
+		}
+		if !haveReadAll && s.machine.IsDetectionDue(now) {
+			// The process may not have run between the last read and now.
+			haveReadAll = true
+			e.transport.WaitUntil(now, now)
+			e.receiveDatagrams()
+			continue
+		}
+		s.stepMachine(e, now, session.TimePassed{})
+	}
 }
 
 // removeStoppedSessions removes the sessions that have signalled AdminDown and are not wanted
@@ -227,7 +239,7 @@ func (e *Engine) reconcileSessions(sessions []SessionConfig) {
 	for key, running := range e.sessionsByKey {
 		if !wanted[key] && running.isConfigured {
 			running.isConfigured = false
-			running.stepMachine(e, session.StopRequested{})
+			running.stepMachine(e, e.now(), session.StopRequested{})
 		}
 	}
 	e.publishedSessionStates.Store(&records)
@@ -240,7 +252,7 @@ func (e *Engine) ensureSession(desired SessionConfig) *runningSession {
 	if !exists {
 		s = &runningSession{key: desired.SessionKey, discriminator: e.newDiscriminator(), echoSecret: e.random.Uint64()}
 		s.sender = e.transport.OpenSender(desired.SessionKey, s.discriminator)
-		s.machine = session.NewMachine(s.discriminator, desired.machineConfig(), e.random, e.now())
+		s.machine = session.NewMachine(s.discriminator, desired.machineConfig(), e.jitter, e.now())
 		e.sessionsByKey[desired.SessionKey], e.sessionsByDiscriminator[s.discriminator] = s, s
 		s.updateDeadline(e.deadlines)
 	}
@@ -250,12 +262,12 @@ func (e *Engine) ensureSession(desired SessionConfig) *runningSession {
 	if s.profile != desired.Profile {
 		s.profile = desired.Profile
 		if exists {
-			s.stepMachine(e, session.ConfigChanged{Config: desired.machineConfig()})
+			s.stepMachine(e, e.now(), session.ConfigChanged{Config: desired.machineConfig()})
 		}
 	}
 	s.publishedState.desiredSession.Store(&desired)
 	if !s.isConfigured && exists {
-		s.stepMachine(e, session.StartRequested{})
+		s.stepMachine(e, e.now(), session.StartRequested{})
 	}
 	s.isConfigured = true
 	s.reopenLostSockets()
@@ -272,12 +284,4 @@ func (e *Engine) newDiscriminator() uint32 {
 			return d
 		}
 	}
-}
-
-// queueEvent queues an event. A full queue drops the oldest.
-func (e *Engine) queueEvent(event Event) {
-	if len(e.queuedEvents) == maxQueuedEvents {
-		e.queuedEvents = e.queuedEvents[1:]
-	}
-	e.queuedEvents = append(e.queuedEvents, event)
 }

@@ -13,8 +13,11 @@ type discardCounters struct {
 	countByReason [len(session.DiscardReasons)]atomic.Uint64
 }
 
-// countDiscard counts a discarded packet.
+// countDiscard counts a packet if it was discarded.
 func (c *discardCounters) countDiscard(reason session.DiscardReason) {
+	if reason == session.NotDiscarded {
+		return
+	}
 	for i, d := range session.DiscardReasons {
 		if d == reason {
 			c.countByReason[i].Add(1)

@@ -37,8 +37,7 @@ type runningSession struct {
 }
 
 // stepMachine steps the state machine, sends its packets and reports its change of state.
-func (s *runningSession) stepMachine(e *Engine, in session.Input) session.Output {
-	now := e.now()
+func (s *runningSession) stepMachine(e *Engine, now time.Time, in session.Input) session.Output {
 	out := s.machine.Step(now, in)
 	for _, p := range out.Packets {
 		e.sendBuffer = p.Append(e.sendBuffer[:0])
@@ -61,14 +60,18 @@ func (s *runningSession) stepMachine(e *Engine, in session.Input) session.Output
 // recordReceivedDatagram records whether a packet was accepted, and the faults that a rejected one
 // shows.
 func (s *runningSession) recordReceivedDatagram(d ReceivedDatagram, discarded session.DiscardReason) {
-	s.lastPacketWasAuthenticated, s.lastRejectedTTL = discarded == session.DiscardUnexpectedAuthentication, 0
+	isAuthenticated, rejectedTTL := discarded == session.DiscardUnexpectedAuthentication, uint8(0)
 	switch discarded {
 	case session.NotDiscarded, session.DiscardStoppedSession:
 		s.publishedState.counters.controlReceived.Add(1)
 	case session.DiscardLowTTL:
-		s.lastRejectedTTL = d.TTL
+		rejectedTTL = d.TTL
 	}
-	s.publishedState.publishFault(s.currentFault())
+	if isAuthenticated == s.lastPacketWasAuthenticated && rejectedTTL == s.lastRejectedTTL {
+		return
+	}
+	s.lastPacketWasAuthenticated, s.lastRejectedTTL = isAuthenticated, rejectedTTL
+	s.publishStateAndFault()
 }
 
 // recordControlSend counts a sent control packet, or stores the error.
@@ -90,7 +93,7 @@ func (s *runningSession) reportUpOrDown(e *Engine, v Event, c session.StateChang
 	}
 	if c.Cause != session.CauseStoppedLocally {
 		s.publishedState.counters.reportedEvents.Add(1)
-		e.queueEvent(v)
+		e.events.Put(v)
 	}
 }
 
@@ -107,17 +110,18 @@ func (s *runningSession) reopenLostSockets() {
 	if err := s.sender.ReopenLostSockets(); err != nil {
 		s.lastSendError = err
 	}
-	s.publishedState.publishFault(s.currentFault())
+	s.publishStateAndFault()
 }
 
 // publishStateAndFault publishes the state and the fault.
 func (s *runningSession) publishStateAndFault() {
-	s.publishedState.publishView(s.machine.View())
-	s.publishedState.publishFault(s.currentFault())
+	v := s.machine.View()
+	s.publishedState.publishView(v)
+	s.publishedState.publishFault(s.currentFault(v))
 }
 
-// currentFault returns the most serious fault of the session, or none.
-func (s *runningSession) currentFault() names.Explanation {
+// currentFault returns the most serious fault of the session in a state, or none.
+func (s *runningSession) currentFault(v session.MachineView) names.Explanation {
 	switch {
 	case errors.Is(s.lastSendError, ErrPortInUse):
 		return names.Explanation{Reason: names.ReasonBFDPortInUse, Text: s.lastSendError.Error()}
@@ -129,9 +133,9 @@ func (s *runningSession) currentFault() names.Explanation {
 		return names.Explain(names.ReasonBFDTTLTooLow, "packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", s.key, s.lastRejectedTTL, s.profile.MinimumTTL)
 	case s.lastEchoError != nil:
 		return names.Explain(names.ReasonEchoUnsupported, "echo mode does not work with %s: %v", s.key, s.lastEchoError)
-	case s.machine.View().NeighbourRefusesEcho:
+	case v.NeighbourRefusesEcho:
 		return names.Explain(names.ReasonEchoUnsupported, "%s does not accept echo packets: only control packets watch the path; enable echo mode there too, or disable it here", s.key)
-	case s.machine.View().NoEchoReturned:
+	case v.NoEchoReturned:
 		return names.Explain(names.ReasonEchoUnsupported, "%s offers to return echo packets but does not: only control packets watch the path", s.key)
 	}
 	return SessionConfig{s.key, s.profile}.echoFault()
@@ -160,5 +164,5 @@ func (e *Engine) handleReturnedEcho(d ReceivedDatagram) {
 		return
 	}
 	s.publishedState.counters.echoReturned.Add(1)
-	s.stepMachine(e, session.EchoReturned{})
+	s.stepMachine(e, e.now(), session.EchoReturned{})
 }

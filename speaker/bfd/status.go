@@ -54,15 +54,17 @@ func (e *Engine) newPublishedStateOfInvalidSession(s SessionConfig, f names.Expl
 // publishView publishes a view. It allocates only when the view changed.
 func (r *publishedSessionState) publishView(v session.MachineView) {
 	if old := r.machineView.Load(); old == nil || *old != v {
-		r.machineView.Store(&v)
+		changed := v // &v would allocate in every call
+		r.machineView.Store(&changed)
 		r.statusChanged.Signal()
 	}
 }
 
-// publishFault publishes a fault.
+// publishFault publishes a fault. It allocates only when the fault changed.
 func (r *publishedSessionState) publishFault(f names.Explanation) {
 	if old := r.fault.Load(); old == nil || *old != f {
-		r.fault.Store(&f)
+		changed := f // as in publishView
+		r.fault.Store(&changed)
 		r.statusChanged.Signal()
 	}
 }

@@ -3,6 +3,7 @@ package bfd
 import (
 	"errors"
 	"net/netip"
+	"time"
 )
 
 // Errors of a Sender. With any other error the packet was not sent, and the next one may be.
@@ -14,15 +15,19 @@ var (
 )
 
 // Transport is the network: UDP for control packets, the link itself for echo
-// packets. Only the Engine's goroutine calls its methods. None of them blocks.
+// packets. Only the Engine's goroutine calls its methods, but for Wake. Only WaitUntil blocks.
 type Transport interface {
 	// OpenSender returns the Sender of a session with our discriminator. ReopenLostSockets
 	// and SendControl retry what cannot be opened yet. A Transport may drop
 	// datagrams that no open Sender's neighbour can have sent.
 	OpenSender(k SessionKey, discriminator uint32) Sender
-	// DatagramsReady delivers a value when there may be something to receive.
-	DatagramsReady() <-chan struct{}
-	// Receive returns the next datagram, if there is one.
+	// WaitUntil returns when there may be something to receive, after Wake, or at the deadline. It
+	// begins now. If the deadline has passed, it only looks.
+	WaitUntil(now, deadline time.Time)
+	// Wake ends the WaitUntil under way, or else the next one. Any goroutine may call it.
+	Wake()
+	// Receive returns the next of the datagrams that had arrived when the last WaitUntil returned.
+	// It may return later ones as well.
 	Receive() (ReceivedDatagram, bool)
 	// Close closes everything, open Senders included.
 	Close()

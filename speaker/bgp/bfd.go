@@ -109,7 +109,7 @@ func (e *Engine) logBFDFaults() {
 			e.loggedFaultByBFDPath[s.SessionKey] = s.Fault
 			switch {
 			case s.Fault.IsSet():
-				e.options.Log.Warn("BFD does not run as configured", "peers", e.peerNamesByBFDPath[s.SessionKey], "reason", s.Fault.Reason, "text", s.Fault.Text)
+				e.options.Log.Warn("BFD does not run as configured", "peers", e.peerNamesByBFDPath[s.SessionKey], "reason", s.Fault.Reason, "cause", s.Fault.Text)
 			case known:
 				e.options.Log.Info("BFD runs as configured", "peers", e.peerNamesByBFDPath[s.SessionKey])
 			}
@@ -120,7 +120,7 @@ func (e *Engine) logBFDFaults() {
 
 // forwardBFDEvent passes an event to the workers of its path.
 func (e *Engine) forwardBFDEvent(v bfd.Event) {
-	e.options.Log.Info("the state of a BFD session changed", "router", v.Key.String(), "up", v.Up, "why", v.CauseText)
+	e.options.Log.Info("the state of a BFD session changed", "router", v.Key.String(), "up", v.Up, "cause", v.CauseText)
 	for _, name := range e.peerNamesByBFDPath[v.Key] {
 		if w, ok := e.workerByPeer[name]; ok {
 			w.bfdEvents.Put(v)
@@ -138,7 +138,7 @@ func (w *worker) handleBFDEvent(v bfd.Event) {
 	switch {
 	case !v.IsPathFailure() || w.session == nil:
 	case v.Cause == bfdsession.CauseNeighbourDown && w.isSessionNew():
-		w.log.Info("the router starts its BFD session again with the new BGP session", "timeout", bfdRecoveryTimeout)
+		w.log.Info("the router starts its BFD session again with the new BGP session", "within", bfdRecoveryTimeout)
 		w.bfdRecoveryTimer.Reset(bfdRecoveryTimeout)
 	default:
 		w.endSessionForBFD(v.CauseText)

@@ -123,6 +123,9 @@ type PeerSessionStatus struct {
 	State State
 	// StateSince is when the State began.
 	StateSince time.Time
+	// UpOrDownSince is when the session was established, or when it ended. Before the first session
+	// it is when the speaker began to try.
+	UpOrDownSince time.Time
 	// EstablishedCount is how often the session was established.
 	EstablishedCount int
 	// Families are those of an established session.

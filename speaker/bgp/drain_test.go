@@ -178,7 +178,12 @@ func TestBFDStrict(t *testing.T) {
 	}
 	s.bfd.change(session.Up, bfd.Event{Key: key, Up: true})
 	r.awaitRoute(t, servicePrefix, "")
-	if got := r.recordedEvents(); !slices.Equal(got, []string{"+" + servicePrefix, "+" + servicePrefix}) {
+	// The route is withdrawn with the end of the session, or by a message just before it.
+	got := r.recordedEvents()
+	if len(got) == 3 && got[1] == "-"+servicePrefix {
+		got = slices.Delete(got, 1, 2)
+	}
+	if !slices.Equal(got, []string{"+" + servicePrefix, "+" + servicePrefix}) {
 		t.Errorf("the router got %v", got)
 	}
 }
@@ -237,7 +242,7 @@ func TestRIBSaysWhatIsAnnouncedAndWhy(t *testing.T) {
 	r.awaitRoute(t, servicePrefix, "")
 	awaitNoError(t, "the RIB is complete", func() error {
 		all := s.RIBs(t.Context())
-		if len(all) != 2 || all[1].State != bgp.Established {
+		if len(all) != 2 || all[1].State != string(bgp.Established) {
 			return fmt.Errorf("%+v", all)
 		}
 		if all[0].Peer != "blocked" || len(all[0].Routes) != 0 {

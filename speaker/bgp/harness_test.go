@@ -135,7 +135,11 @@ func (p killableSender) SendControl(packet []byte) error {
 func startSpeaker(t *testing.T, host netns.Path) *testSpeaker {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	transport := &killableTransport{Transport: udp.NewTransport()}
+	bfdTransport, err := udp.NewTransport()
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &killableTransport{Transport: bfdTransport}
 	bfdEngine := bfd.NewEngine(transport, time.Now, 1)
 	e := bgp.NewEngine(bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: hostTransport{host}, Now: time.Now, BFD: bfdEngine, Log: log})
 	ctx, cancel := context.WithCancel(t.Context())

@@ -228,13 +228,8 @@ func startMemorySpeaker(t testing.TB, m *memoryTransport, edits ...func(*bgp.Opt
 	return &memorySpeaker{&testSpeaker{Engine: e, t: t}, m, b, end}
 }
 
-// addRouter starts a router that accepts the speaker's OPEN with an OPEN of its own.
-func (m *memoryTransport) addRouter(t testing.TB, address string, edit func(*message.OpenMessage)) *scriptedRouter {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+// newScriptedRouter returns a router that accepts the speaker's OPEN with an OPEN of its own.
+func newScriptedRouter(edit func(*message.OpenMessage)) *scriptedRouter {
 	open := message.OpenMessage{
 		ASN: 65000, HoldSeconds: 90, RouterID: netip.MustParseAddr("203.0.113.1"), SupportsFourOctetASN: true, SupportsRouteRefresh: true,
 		Families: []message.AFI{message.FamilyIPv4, message.FamilyIPv6},
@@ -242,10 +237,22 @@ func (m *memoryTransport) addRouter(t testing.TB, address string, edit func(*mes
 	if edit != nil {
 		edit(&open)
 	}
-	r := &scriptedRouter{listener: l, routes: map[string]string{}}
+	r := &scriptedRouter{routes: map[string]string{}}
 	r.answer = func(message.OpenMessage) ([]byte, bool) {
 		return append(open.Encode(), message.EncodeKeepalive()...), true
 	}
+	return r
+}
+
+// addRouter starts a scripted router on a TCP port of the loopback.
+func (m *memoryTransport) addRouter(t testing.TB, address string, edit func(*message.OpenMessage)) *scriptedRouter {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newScriptedRouter(edit)
+	r.listener = l
 	t.Cleanup(func() { l.Close(); r.closeConnection() })
 	go func() {
 		for {

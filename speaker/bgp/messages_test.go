@@ -1,6 +1,7 @@
 package bgp_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -186,6 +188,34 @@ func TestNotificationsOfNewCodesAreNamed(t *testing.T) {
 		if got := tc.n.Description(); !strings.Contains(got, tc.want) {
 			t.Errorf("it reads %q, want %q", got, tc.want)
 		}
+	}
+}
+
+// TestRouterWithoutAKeepaliveIsGivenUp checks that a router which sends only its OPEN is given up
+// even without a hold time.
+func TestRouterWithoutAKeepaliveIsGivenUp(t *testing.T) {
+	for _, holdSeconds := range []uint16{0, 90} {
+		t.Run(fmt.Sprintf("hold time %d s", holdSeconds), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v := newVirtualTimeTransport(t)
+				accept := v.router.answer
+				v.router.answer = func(o message.OpenMessage) ([]byte, bool) {
+					answer, keep := accept(o)
+					answer = answer[:len(answer)-len(message.EncodeKeepalive())]
+					binary.BigEndian.PutUint16(answer[22:], holdSeconds)
+					return answer, keep
+				}
+				s := startMemorySpeaker(t, v.memoryTransport, func(o *bgp.Options) { o.Transport = v })
+				s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix)})
+				time.Sleep(2 * time.Minute)
+				if n := v.router.receivedNotifications(); len(n) == 0 || n[0].Code != message.CodeHoldTimerExpired {
+					t.Errorf("the router got %v, want that the hold timer expired", n)
+				}
+				if st := s.peerStatus("tor"); st.EstablishedCount > 0 || st.LastError == "" {
+					t.Errorf("%+v", st)
+				}
+			})
+		})
 	}
 }
 

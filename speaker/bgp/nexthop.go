@@ -43,6 +43,17 @@ type sessionNextHops struct {
 	allowsIPv6ForIPv4 bool
 }
 
+// listAddresses returns the valid next hops, for the log.
+func (h *sessionNextHops) listAddresses() []string {
+	var out []string
+	for _, a := range []netip.Addr{h.ipv4, h.ipv6, h.ipv6LinkLocal} {
+		if a.IsValid() {
+			out = append(out, a.String())
+		}
+	}
+	return out
+}
+
 // nextHopInputs is what decides the next hops of a session.
 type nextHopInputs struct {
 	peer *intent.Peer

@@ -3,12 +3,14 @@ package bgp_test
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/intent"
 	"github.com/gantry-lb/gantry/test/lab/netns"
@@ -146,8 +148,39 @@ func linkLocalAddress(t *testing.T, h netns.Path) netip.Addr {
 	return netip.Addr{}
 }
 
-// TestRouterRestartsWithBFD restarts FRR. FRR 8.4 starts its BFD session again with the new BGP
-// session, and may then end the BGP session once. The speaker ends none for this.
+// watchRouteLosses looks for a route of a host's kernel every 100 ms. The function that it returns
+// ends that, and returns how often the route was lost.
+func watchRouteLosses(t *testing.T, h netns.Path, prefix string) (stop func() int) {
+	t.Helper()
+	ended, result := make(chan struct{}), make(chan int)
+	go func() {
+		losses, present := 0, true
+		ticker := time.NewTicker(100 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ended:
+				result <- losses
+				return
+			case <-ticker.C:
+			}
+			_, found, err := h.FindRouteToExactPrefix(netip.MustParsePrefix(prefix))
+			if found = found && err == nil; present && !found {
+				losses++
+			}
+			present = found
+		}
+	}()
+	return func() int {
+		close(ended)
+		return <-result
+	}
+}
+
+// TestRouterRestartsWithBFD restarts FRR. A stopping FRR may signal BFD Down before it closes the
+// BGP session, and the speaker then ends this session. FRR 8.4 starts its BFD session again with
+// the new BGP session, and may then end the BGP session once. The speaker ends no new session. SOAK
+// is how long the router must keep the route afterwards.
 func TestRouterRestartsWithBFD(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
@@ -167,6 +200,7 @@ func TestRouterRestartsWithBFD(t *testing.T) {
 		return s.peerStatus("tor")
 	}
 	before := awaitStable()
+	stopWatching := watchRouteLosses(t, b.Host("router"), servicePrefix)
 	if err := frr.SignalDaemons(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -176,6 +210,10 @@ func TestRouterRestartsWithBFD(t *testing.T) {
 		}
 		return nil
 	})
+	down := s.peerStatus("tor")
+	if sent := down.Messages.Sent.Notifications - before.Messages.Sent.Notifications; sent > 1 || sent == 1 && down.LastErrorReason != names.ReasonBFDDown {
+		t.Errorf("the speaker sent %d NOTIFICATIONs to the router that stops: %+v", sent, down)
+	}
 	if err := frr.Kill(); err != nil { // what has not ended yet
 		t.Fatal(err)
 	}
@@ -183,10 +221,23 @@ func TestRouterRestartsWithBFD(t *testing.T) {
 		t.Fatal(err)
 	}
 	after := awaitStable()
+	if text := os.Getenv("SOAK"); text != "" {
+		soak, err := time.ParseDuration(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(soak)
+		after = awaitStable()
+	}
+	losses := stopWatching()
+	t.Logf("the router's kernel lost the route %d times; %d sessions were established after the restart", losses, after.EstablishedCount-before.EstablishedCount)
+	if losses > after.EstablishedCount-before.EstablishedCount {
+		t.Errorf("the route was lost %d times: %+v", losses, after)
+	}
 	if sessions := after.EstablishedCount - before.EstablishedCount; sessions > 2 || sessions == 2 && !strings.Contains(after.LastError, "the router ended the session: cease, BFD down") {
 		t.Errorf("%d sessions were established after the restart: %+v", sessions, after)
 	}
-	if sent := after.Messages.Sent.Notifications; sent != 0 {
-		t.Errorf("the speaker ended %d sessions itself", sent)
+	if sent := after.Messages.Sent.Notifications - down.Messages.Sent.Notifications; sent != 0 {
+		t.Errorf("the speaker ended %d sessions with the router that has started again", sent)
 	}
 }

@@ -4,74 +4,41 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/rib"
 )
 
-// RIB is what one peer gets: the routes of its Adj-RIB-Out and those that are withheld from it.
-type RIB struct {
-	Peer          string     `json:"peer"`
-	RouterAddress string     `json:"router"`
-	State         State      `json:"state"`
-	Routes        []RIBRoute `json:"routes"`
-}
-
-// RIBRoute is one route of a RIB.
-type RIBRoute struct {
-	Prefix netip.Prefix `json:"prefix"`
-	// Advertisements are the names of the BGPAdvertisements that announce the route.
-	Advertisements []string `json:"advertisements"`
-	Announced      bool     `json:"announced"`
-	// WithheldReason and WithheldText say why a route is not announced.
-	WithheldReason names.Reason `json:"withheldReason,omitempty"`
-	WithheldText   string       `json:"withheldText,omitempty"`
-	// The attributes are those that the router gets.
-	Attributes *RIBAttributes `json:"attributes,omitempty"`
-}
-
-// RIBAttributes are the attributes of an announced route.
-type RIBAttributes struct {
-	NextHop             string   `json:"nextHop"`
-	LinkLocalNextHop    string   `json:"linkLocalNextHop,omitempty"`
-	LocalPref           uint32   `json:"localPref,omitempty"`
-	MED                 *uint32  `json:"med,omitempty"`
-	ASPathPrepend       uint8    `json:"asPathPrepend,omitempty"`
-	Communities         []string `json:"communities,omitempty"`
-	LargeCommunities    []string `json:"largeCommunities,omitempty"`
-	ExtendedCommunities []string `json:"extendedCommunities,omitempty"`
-}
-
 // RIBs returns what each peer gets, sorted by peer.
-func (e *Engine) RIBs(ctx context.Context) []RIB {
+func (e *Engine) RIBs(ctx context.Context) []rib.Peer {
 	reply := make(chan []*worker, 1)
 	select {
 	case e.workerListRequests <- reply:
 	case <-ctx.Done():
 		return nil
 	}
-	out := []RIB{}
+	out := []rib.Peer{}
 	for _, w := range <-reply {
-		rib := make(chan RIB, 1)
+		described := make(chan rib.Peer, 1)
 		select {
-		case w.ribRequests <- rib:
-			out = append(out, <-rib)
+		case w.ribRequests <- described:
+			out = append(out, <-described)
 		case <-w.done:
 		case <-ctx.Done():
 			return out
 		}
 	}
-	slices.SortFunc(out, func(x, y RIB) int { return cmp.Compare(x.Peer, y.Peer) })
+	slices.SortFunc(out, func(x, y rib.Peer) int { return cmp.Compare(x.Peer, y.Peer) })
 	return out
 }
 
 // describeRIB returns the routes of the peer, sorted by prefix.
-func (w *worker) describeRIB() RIB {
-	out := RIB{Peer: w.peerName, RouterAddress: w.status.RouterAddress.String(), State: w.status.State, Routes: []RIBRoute{}}
+func (w *worker) describeRIB() rib.Peer {
+	out := rib.Peer{Peer: w.peerName, RouterAddress: w.status.RouterAddress.String(), State: string(w.status.State), Routes: []rib.Route{}}
 	external := w.currentDesiredState.peer.IsExternal()
 	for _, r := range w.routeInbox.routesOfPeer(w.peerName) {
-		one := RIBRoute{Prefix: r.Prefix, Advertisements: r.AdvertisementNames}
+		one := rib.Route{Prefix: r.Prefix, Advertisements: r.AdvertisementNames}
 		if attributes := w.routes.adjRIBOut.attributesOf(r.Prefix); attributes != nil {
 			one.Attributes = describeAttributes(attributes, external)
 			one.Announced = w.status.State == Established
@@ -84,13 +51,13 @@ func (w *worker) describeRIB() RIB {
 		}
 		out.Routes = append(out.Routes, one)
 	}
-	slices.SortFunc(out.Routes, func(x, y RIBRoute) int { return x.Prefix.Compare(y.Prefix) })
+	slices.SortFunc(out.Routes, func(x, y rib.Route) int { return x.Prefix.Compare(y.Prefix) })
 	return out
 }
 
 // describeAttributes returns the attributes as a router of this or another AS gets them.
-func describeAttributes(a *PathAttributes, external bool) *RIBAttributes {
-	out := &RIBAttributes{NextHop: a.NextHop.String()}
+func describeAttributes(a *PathAttributes, external bool) *rib.Attributes {
+	out := &rib.Attributes{NextHop: a.NextHop.String()}
 	if a.LinkLocalNextHop.IsValid() {
 		out.LinkLocalNextHop = a.LinkLocalNextHop.String()
 	}

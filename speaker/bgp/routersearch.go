@@ -86,6 +86,6 @@ func (e *Engine) recordDiscovery(s routerSearchResult) {
 		e.options.Log.Warn("looking for an unnumbered router", "error", s.err)
 		return
 	}
-	e.options.Log.Info("a router advertises itself", "router", s.routerAddress, "before", s.search.foundRouterAddress)
+	e.options.Log.Info("a router advertises itself", "router", s.routerAddress, "formerRouter", s.search.foundRouterAddress)
 	s.search.foundRouterAddress = s.routerAddress
 }

@@ -75,16 +75,25 @@ func (h *scaleHarness) changeOneRoute(tb testing.TB) {
 	}
 }
 
+// maxPeerCostRatio is how much longer a change of one route may take with 200 peers than with one.
+const maxPeerCostRatio = 5
+
 // BenchmarkOneOfTenThousandRoutesChanges measures how a change of one route depends on the number
-// of peers.
+// of peers. It fails if the change costs more than what it touches.
 func BenchmarkOneOfTenThousandRoutesChanges(b *testing.B) {
+	perChange := map[int]float64{}
 	for _, peers := range []int{1, 200} {
 		b.Run(fmt.Sprintf("peers=%d", peers), func(b *testing.B) {
 			h := newScaleHarness(b, peers, 10000)
 			for b.Loop() {
 				h.changeOneRoute(b)
 			}
+			perChange[peers] = b.Elapsed().Seconds() / float64(b.N)
 		})
+	}
+	one, many := perChange[1], perChange[200]
+	if one > 0 && many > maxPeerCostRatio*one {
+		b.Errorf("a change takes %.0f us with 200 peers and %.0f us with one: %.1f times as long, more than %d", 1e6*many, 1e6*one, many/one, maxPeerCostRatio)
 	}
 }
 

@@ -36,9 +36,14 @@ type session struct {
 	keepaliveIntervals *latest.Value[time.Duration] // between our keepalives
 }
 
-// sessionBufferBytes is the size of each of the three buffers of a session. Most sessions are at
-// rest, so that a larger one costs more memory than it saves system calls.
-const sessionBufferBytes = 1 << 12
+// Sizes of the buffers of a session, in bytes. Most sessions are at rest, so that larger ones cost
+// more memory than they save system calls.
+const (
+	// sessionBufferBytes is for the messages to the router, once on each side of the relay.
+	sessionBufferBytes = 1 << 12
+	// routerBufferBytes is for the messages of the router. Long ones bypass the buffer.
+	routerBufferBytes = 1 << 9
+)
 
 // messageCounter counts messages in both directions.
 type messageCounter struct {
@@ -192,7 +197,7 @@ func closeConnectionWithoutReset(c Conn, notified bool) {
 // relayFromRouter reads the router's messages. It drops
 // UPDATEs, so that a flood of routes costs no memory.
 func (s *session) relayFromRouter() {
-	r, buf := bufio.NewReaderSize(s.routerConn, sessionBufferBytes), make([]byte, message.MaxMessageLength)
+	r := message.NewReader(bufio.NewReaderSize(s.routerConn, routerBufferBytes))
 	refreshes := routeRefreshSchedule{}
 	confirmed := false
 	for {
@@ -204,7 +209,7 @@ func (s *session) relayFromRouter() {
 		default:
 			_ = s.routerConn.SetReadDeadline(time.Time{})
 		}
-		m, err := message.ReadMessage(r, buf)
+		m, err := r.ReadMessage()
 		if err != nil {
 			s.handleReadError(err)
 			return
@@ -299,15 +304,16 @@ func (s *session) endForProtocolError(notification *message.Notification) {
 
 // relayToRouter writes the UpdateGenerator's messages to the router.
 func (s *session) relayToRouter() {
-	r, buf := bufio.NewReaderSize(s.updateGeneratorConn, sessionBufferBytes), make([]byte, message.MaxMessageLength)
+	buffered := bufio.NewReaderSize(s.updateGeneratorConn, sessionBufferBytes)
+	r := message.NewReader(buffered)
 	for {
-		m, err := message.ReadMessage(r, buf)
+		m, err := r.ReadMessage()
 		if err != nil {
 			s.endWithNotification(fmt.Errorf("the UPDATE encoder ended the session: %w", err), message.NewCeaseNotification(message.CeaseReset, ""))
 			return
 		}
 		// Messages that arrive together are sent together.
-		if s.writeMessage(message.TypeOf(m), m, r.Buffered() == 0) != nil {
+		if s.writeMessage(message.TypeOf(m), m, buffered.Buffered() == 0) != nil {
 			return
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/latest"
+	"github.com/gantry-lb/gantry/internal/rib"
 	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/intent"
@@ -36,8 +37,8 @@ type worker struct {
 	log                 *slog.Logger
 	latestDesiredState  *latest.Value[desiredPeerState]
 	routeInbox          *routeInbox
-	ribRequests         chan chan<- RIB
-	bfdEvents           *latest.Queue[bfd.Event]
+	ribRequests         chan chan<- rib.Peer
+	bfdEvents           *latest.BoundedQueue[bfd.Event]
 	incomingConnections chan Conn // a connection that the router opened
 	done                chan struct{}
 	counter             messageCounter
@@ -72,17 +73,18 @@ type attemptResult struct {
 }
 
 func newWorker(e *Engine, name string) *worker {
+	now := e.options.Now()
 	w := &worker{
 		engine:              e,
 		peerName:            name,
 		log:                 e.options.Log.With("peer", name),
 		latestDesiredState:  latest.NewValue[desiredPeerState](),
 		routeInbox:          newRouteInbox(),
-		ribRequests:         make(chan chan<- RIB),
-		bfdEvents:           latest.NewQueue[bfd.Event](4),
+		ribRequests:         make(chan chan<- rib.Peer),
+		bfdEvents:           latest.NewBoundedQueue[bfd.Event](4),
 		incomingConnections: make(chan Conn, 1),
 		done:                make(chan struct{}),
-		status:              PeerSessionStatus{PeerName: name, State: Idle, StateSince: e.options.Now()},
+		status:              PeerSessionStatus{PeerName: name, State: Idle, StateSince: now, UpOrDownSince: now},
 		routes:              newPeerRoutes(),
 		noSessionSinceStart: true,
 	}
@@ -243,7 +245,7 @@ func (w *worker) changePassword() {
 		w.session.endWithNotification(err, message.NewCeaseNotification(message.CeaseReset, "new password"))
 		return
 	}
-	w.log.Info("the password of the session changed; change it on the router before the hold time ends", "hold", w.session.negotiated.HoldTime)
+	w.log.Info("the password of the session changed; change it on the router before the hold time ends", "holdTime", w.session.negotiated.HoldTime)
 }
 
 // connectToRouter starts an attempt unless a session or an attempt exists or the peer is blocked.
@@ -350,7 +352,7 @@ func (w *worker) updateNextHops(c Conn, n Negotiated) {
 		nodeAddresses: w.currentDesiredState.nodeAddresses, nodeInternalIPs: w.currentDesiredState.nodeInternalIPs,
 	})
 	if now != w.nextHops {
-		w.log.Info("the next hops of the session's routes", "ipv4", now.ipv4, "ipv6", now.ipv6, "link-local", now.ipv6LinkLocal, "before ipv4", w.nextHops.ipv4, "before ipv6", w.nextHops.ipv6)
+		w.log.Info("the next hops of the session's routes", "nextHops", now.listAddresses(), "formerNextHops", w.nextHops.listAddresses())
 	}
 	w.nextHops = now
 }
@@ -366,9 +368,14 @@ func (w *worker) recordEstablished() {
 }
 
 func (w *worker) enterState(s State) {
-	if w.status.State != s {
-		w.status.State, w.status.StateSince = s, w.engine.options.Now()
+	if w.status.State == s {
+		return
 	}
+	now := w.engine.options.Now()
+	if s == Established || w.status.State == Established {
+		w.status.UpOrDownSince = now
+	}
+	w.status.State, w.status.StateSince = s, now
 }
 
 // reportStatus reports the Status to the Engine.

@@ -27,11 +27,11 @@ import (
 
 // SavedNodeState is the content of the file. It is immutable.
 type SavedNodeState struct {
-	// NodeName is the name of the node, Address the address of its speaker in the gossip, Key the
-	// gossip key.
+	// NodeName is the name of the node, GossipAddress the address of its speaker in the gossip.
 	NodeName      string
 	GossipAddress netip.Addr
-	GossipKey     []byte
+	// GossipKeys are the gossip keys. The first one encrypts.
+	GossipKeys [][]byte
 	agent.Checkpoint
 }
 
@@ -62,8 +62,8 @@ func NewStore(dir string, log *slog.Logger) *Store {
 		return s
 	}
 	if _, err := os.Stat(dir); err != nil {
-		log.Warn("the speaker saves no checkpoint: it cannot resume while the API server is unreachable",
-			"reason", err.Error(), "todo", "mount a hostPath there (--state-dir), or set --state-dir to \"\"")
+		log.Warn("the speaker saves no checkpoint: it cannot resume while the API server is unreachable; mount a hostPath there (--state-dir), or set --state-dir to \"\"",
+			"error", err)
 		s.directory = ""
 		return s
 	}
@@ -103,7 +103,7 @@ func (s *Store) LoadState(node string) *SavedNodeState {
 	switch {
 	case err != nil:
 		s.log.Warn("the checkpoint of this node's last speaker is not usable",
-			"file", filepath.Join(s.directory, checkpointFileName), "reason", err.Error())
+			"file", filepath.Join(s.directory, checkpointFileName), "error", err)
 		return nil
 	case state.NodeName != node:
 		s.log.Warn("the checkpoint belongs to another node",
@@ -150,8 +150,9 @@ func (s *Store) writeFile(state SavedNodeState) error {
 	return os.Rename(path+".new", path)
 }
 
-// checkpointFileFormatVersion is the version of the file format. Files of other versions are not
-// used.
+// checkpointFileFormatVersion is the version of the file format. A new field is no new version:
+// each speaker ignores the fields that it does not know, so that an earlier speaker can read the
+// file of a later one. A speaker with a version above 1 has to read the version before it too.
 const checkpointFileFormatVersion = 1
 
 // fileContent is the second line of the file. The first line is the SHA-256 of the second.
@@ -160,7 +161,9 @@ type fileContent struct {
 	Boot    string
 	Node    string
 	Address netip.Addr
-	Key     []byte
+	// Key is the gossip key that encrypts, OtherKeys are those that are accepted too.
+	Key       []byte
+	OtherKeys [][]byte `json:",omitempty"`
 	// MemberAddresses are the addresses of the other speakers.
 	MemberAddresses []netip.Addr `json:"Peers"`
 	Claims          []elect.Claim
@@ -170,6 +173,8 @@ type fileContent struct {
 	Routers []savedPeer       `json:",omitempty"`
 	Routes  []savedRouteGroup `json:",omitempty"`
 	Leaving bool              `json:",omitempty"`
+	// ProxyAnswered is set if the service proxy has answered its health check in this boot.
+	ProxyAnswered bool `json:",omitempty"`
 	// InternalIPs are the node's internal addresses in the Kubernetes API.
 	InternalIPs []netip.Addr `json:",omitempty"`
 }
@@ -179,17 +184,22 @@ type fileContent struct {
 type savedBid struct {
 	Address    netip.Addr
 	Candidates int
-	Siblings   []netip.Addr `json:",omitempty"`
-	Links      []int        `json:",omitempty"`
-	Rebalance  bool         `json:",omitempty"`
+	Siblings   []netip.Addr     `json:",omitempty"`
+	Links      []int            `json:",omitempty"`
+	Rebalance  bool             `json:",omitempty"`
+	WireCheck  intent.WireCheck `json:",omitempty"`
 }
 
 func encodeCheckpointFile(s SavedNodeState, boot string) ([]byte, error) {
 	c := fileContent{
-		Version: checkpointFileFormatVersion, Boot: boot, Node: s.NodeName, Address: s.GossipAddress, Key: s.GossipKey,
+		Version: checkpointFileFormatVersion, Boot: boot, Node: s.NodeName, Address: s.GossipAddress,
 		MemberAddresses: s.MemberAddresses, Claims: s.Claims,
 	}
 	c.Routers, c.Routes = groupRoutesAndStripPasswords(s.DesiredBGP)
+	if len(s.GossipKeys) > 0 {
+		c.Key, c.OtherKeys = s.GossipKeys[0], s.GossipKeys[1:]
+	}
+	c.ProxyAnswered = s.ServiceProxyAnswered
 	c.Leaving, c.InternalIPs = s.DesiredBGP.NodeLeaving, s.DesiredBGP.NodeInternalIPs
 	known := map[uint64]int{}
 	for _, b := range s.BidsOfLastPlan {
@@ -203,7 +213,7 @@ func encodeCheckpointFile(s SavedNodeState, boot string) ([]byte, error) {
 			}
 			c.Candidates = append(c.Candidates, scores)
 		}
-		c.Bids = append(c.Bids, savedBid{b.Address, i, b.SiblingAddresses, b.OwnLinkIndexes, b.MayRebalance})
+		c.Bids = append(c.Bids, savedBid{b.Address, i, b.SiblingAddresses, b.OwnLinkIndexes, b.MayRebalance, b.WireCheck})
 	}
 	text, err := json.Marshal(c)
 	if err != nil {
@@ -234,8 +244,8 @@ func parseFileContent(text []byte, boot string) (SavedNodeState, error) {
 		return SavedNodeState{}, errors.New("the node has booted since")
 	}
 	s := SavedNodeState{
-		NodeName: c.Node, GossipAddress: c.Address, GossipKey: c.Key,
-		Checkpoint: agent.Checkpoint{Claims: c.Claims, MemberAddresses: c.MemberAddresses},
+		NodeName: c.Node, GossipAddress: c.Address, GossipKeys: append([][]byte{c.Key}, c.OtherKeys...),
+		Checkpoint: agent.Checkpoint{Claims: c.Claims, MemberAddresses: c.MemberAddresses, ServiceProxyAnswered: c.ProxyAnswered},
 	}
 	for _, x := range c.Claims {
 		if !x.Address.IsValid() {
@@ -258,7 +268,7 @@ func parseFileContent(text []byte, boot string) (SavedNodeState, error) {
 		}
 		s.BidsOfLastPlan = append(s.BidsOfLastPlan, intent.Bid{
 			Address: x.Address, Candidates: candidates[x.Candidates], SiblingAddresses: x.Siblings, OwnLinkIndexes: x.Links,
-			MayRebalance: x.Rebalance,
+			MayRebalance: x.Rebalance, WireCheck: x.WireCheck,
 		})
 	}
 	return s, nil

@@ -22,7 +22,7 @@ func exampleState() SavedNodeState {
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
 	nodes := intent.NewCandidates(map[string]int{"node1": 0, "node2": 5})
 	return SavedNodeState{
-		NodeName: "node1", GossipAddress: netip.MustParseAddr("10.0.0.1"), GossipKey: []byte("0123456789abcdef"),
+		NodeName: "node1", GossipAddress: netip.MustParseAddr("10.0.0.1"), GossipKeys: [][]byte{[]byte("0123456789abcdef")},
 		Checkpoint: agent.Checkpoint{
 			BidsOfLastPlan: []intent.Bid{
 				{Address: a, Candidates: nodes, SiblingAddresses: []netip.Addr{b}, OwnLinkIndexes: []int{2, 3}, MayRebalance: true},
@@ -80,6 +80,52 @@ func TestASavedStateIsLoaded(t *testing.T) {
 	info, err := os.Stat(filepath.Join(s.directory, checkpointFileName))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the file with the key has mode %v (%v), want 0600", info.Mode(), err)
+	}
+}
+
+// TestABootIsToldFromARestartOfTheSpeaker checks what a speaker knows at its start: after a boot
+// routers must not keep the node's routes, since its traffic was lost meanwhile.
+func TestABootIsToldFromARestartOfTheSpeaker(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	for name, tc := range map[string]struct {
+		prepare func(s *Store) error // as an earlier speaker did
+		want    bool
+	}{
+		"no speaker has run": {func(*Store) error { return nil }, true},
+		"a speaker has run":  {func(s *Store) error { return s.writeFile(exampleState()) }, false},
+		"a speaker has run before the boot": {func(s *Store) error {
+			s.bootID = "that of an earlier boot"
+			return s.writeFile(exampleState())
+		}, true},
+		"a file that cannot be read": {func(s *Store) error {
+			return os.WriteFile(filepath.Join(s.directory, checkpointFileName), []byte("what"), 0o600)
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			directory := t.TempDir()
+			if err := tc.prepare(NewStore(directory, log)); err != nil {
+				t.Fatal(err)
+			}
+			if got := NewStore(directory, log).IsFirstRunSinceBoot(); got != tc.want {
+				t.Errorf("it is the first run since the boot: %t, want %t", got, tc.want)
+			}
+		})
+	}
+	if NewStore("", log).IsFirstRunSinceBoot() {
+		t.Error("a speaker that saves nothing takes its restart for a boot")
+	}
+}
+
+// testdata has the file that commit 4ed98b1 writes for exampleState. A speaker that is upgraded
+// while the API server is unreachable finds such a file.
+func TestTheFileOfAnEarlierSpeakerIsLoaded(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("testdata", "speaker-4ed98b1.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := decodeCheckpointFile(text, "boot")
+	if err != nil || !reflect.DeepEqual(got, exampleState()) {
+		t.Errorf("loaded %+v (error %v), want %+v", got, err, exampleState())
 	}
 }
 
@@ -178,4 +224,18 @@ func FuzzParseContent(f *testing.F) {
 			t.Errorf("%s became %s (%v)", once, twice, err)
 		}
 	})
+}
+
+// TestSeveralKeysAreSaved: while the gossip key is replaced, a speaker needs all of them.
+func TestSeveralKeysAreSaved(t *testing.T) {
+	s := NewStore(t.TempDir(), slog.New(slog.DiscardHandler))
+	want := exampleState()
+	want.GossipKeys = append(want.GossipKeys, []byte("fedcba9876543210"))
+	want.ServiceProxyAnswered = true
+	if err := s.writeFile(want); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.LoadState("node1"); got == nil || !reflect.DeepEqual(*got, want) {
+		t.Errorf("saved %+v, loaded %+v", want, got)
+	}
 }

@@ -32,6 +32,7 @@ type acquisitionAttempt struct {
 	firstAnswerAt        time.Time
 	nextProbeDelay       time.Duration
 	takeReason           names.Reason
+	isObstacleReported   bool
 	previousHolderSeenAt time.Time // last sign of life of the previous holder, if known
 }
 
@@ -68,7 +69,10 @@ func (m *Machine) handleProbeResult(r facts.ProbeResult) {
 	case p.silentNode != "":
 		m.applyWatchOutcome(m.liveness.recordOwnConnection(p.silentNode, m.stepFacts(), &m.outbox))
 	case p.addressToProbe == nil:
-		m.lease.handleLivenessResult(p.sentAt, m.now, m.syncRequests.nextRequestID())
+		m.lease.handleReachabilityProbeResult(p.sentAt, m.now, m.syncRequests.nextRequestID())
+	case confirmAnswerOfDeadNode(m, p, &r):
+	case p.confirmedMAC != facts.MAC{} && p.addressToProbe.isHeld && !p.addressToProbe.isRechecking:
+		judgeConfirmedConflict(m, p.addressToProbe, p.confirmedMAC, r)
 	case p.addressToProbe.isRechecking:
 		if m.lease.handleRecheckResult(p.addressToProbe, r, m.now) {
 			m.yieldAddress(p.addressToProbe)
@@ -85,9 +89,12 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 	switch {
 	case r.NoFrameSent: // no link worked, so the silence means nothing
 		m.dueAddresses.scheduleAddress(a, m.now.Add(4*m.timing.FirstProbeRetryDelay))
-	case len(r.AnsweringMACs) > 0:
+	case len(r.AnsweringMACs) > 0 && a.bid.WireCheck == intent.WireCheckEnforce:
 		m.handleUnclaimedAnswer(a, c, r.AnsweringMACs[0])
 	default:
+		if len(r.AnsweringMACs) > 0 && a.bid.WireCheck == intent.WireCheckWarn {
+			m.outbox.emitEffect(conflictEvent(a, r.AnsweringMACs[0], "another host (%s) answers for %s, which this node takes all the same (wireCheck: Warn)"))
+		}
 		if mac, found := m.firstUnknownMAC(r.RivalProberMACs); found {
 			// the host is about to use the address (RFC 5227 section 2.1.1)
 			m.handleUnclaimedAnswer(a, c, mac)
@@ -114,10 +121,11 @@ func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisitionAttempt, 
 	switch {
 	case !known:
 		// not at once: it may be a node that this one does not know yet
-		if c.answeredProbeCount == 2 {
+		if c.answeredProbeCount == 2 && isReporterOf(m, c) {
 			m.outbox.emitEffect(conflictEvent(a, mac, "a host outside of the cluster (%s) answers for %s"))
 		}
 	case !member: // it holds the address, and only the gossip does not reach it
+		reportObstacle(m, a, c, owner, mac)
 	case a.highestKnownClaim.Holder != owner && c.answeredProbeCount >= strayAnswersBeforeTakingAddress &&
 		// a sync showed that it claims nothing
 		m.lastSyncAnswerByMember[owner].After(c.firstAnswerAt):
@@ -125,6 +133,7 @@ func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisitionAttempt, 
 		m.takeAddress(a, a.highestKnownClaim.Epoch+1, c.takeReason)
 	default: // its claim may be on the way
 		m.requestSync(owner)
+		reportObstacle(m, a, c, owner, mac)
 	}
 }
 
@@ -159,8 +168,11 @@ func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason
 
 // claimAddress claims the address for this node and sends the claim to all members.
 func (m *Machine) claimAddress(a *addressState, epoch uint64) {
-	c := Claim{Address: a.ip, Holder: m.self, Nonce: m.nonce, Epoch: epoch}
+	c, former := Claim{Address: a.ip, Holder: m.self, Nonce: m.nonce, Epoch: epoch}, a.highestKnownClaim.Holder
 	m.recordClaim(a, c)
+	if _, ok := m.membersByName[former]; ok && former != m.self {
+		m.outbox.queueClaim(kindClaims, former, c) // first to the node that has to stop answering
+	}
 	m.outbox.broadcastClaim(a)
 }
 
@@ -204,21 +216,33 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 	case !known:
 		m.outbox.emitEffect(RejoinGossip{}) // it may be a member that this node lost
 		m.outbox.emitEffect(conflictEvent(a, c.ForeignMAC, "another host (%s) answers for %s, which this node holds"))
+	case isNodeGone(m, owner): // the network may answer for it
+		if member {
+			exchangeClaims(m, a, owner)
+		}
+		confirmConflict(m, a, c.ForeignMAC)
 	case m.lease.isExpired: // this node was the one that was away
 		m.yieldAddress(a)
 	case member && m.now.Sub(a.claimSentToRivalAt) > 2*maxProbeRetryDelay:
-		// Once, even if the member is declared dead.
 		a.claimSentToRivalAt = m.now
-		m.exchangeClaims(a, owner)
-	case member && m.isAlive(owner):
+		exchangeClaims(m, a, owner)
+	case member:
 		if m.now.Sub(a.claimSentToRivalAt) < maxProbeRetryDelay/4 || !m.lastSyncAnswerByMember[owner].After(a.claimSentToRivalAt) {
-			m.exchangeClaims(a, owner)
+			exchangeClaims(m, a, owner)
 			return
 		}
 		m.outbox.emitEffect(strayAnswerEvent(a, owner, c.ForeignMAC))
-	case !member && !a.bid.IsCandidate(owner): // an earlier node
-		m.outbox.emitEffect(conflictEvent(a, c.ForeignMAC, "another host (%s) answers for %s, which this node holds"))
-	case a.bid.IsCandidate(owner) && rendezvousWeight(a.ip, owner) > rendezvousWeight(a.ip, m.self):
+	}
+}
+
+// judgeLivingRival decides about a held address for which a node outside of the gossip answers.
+func judgeLivingRival(m *Machine, a *addressState, owner string, mac facts.MAC) {
+	switch {
+	case m.lease.isExpired: // this node was the one that was away
+		m.yieldAddress(a)
+	case !a.bid.IsCandidate(owner): // an earlier node
+		m.outbox.emitEffect(conflictEvent(a, mac, "another host (%s) answers for %s, which this node holds"))
+	case rendezvousWeight(a.ip, owner) > rendezvousWeight(a.ip, m.self):
 		m.yieldAddress(a)
 	default:
 		m.outbox.emitEffect(RejoinGossip{})
@@ -227,7 +251,7 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 }
 
 // exchangeClaims sends a member the claim to the address and asks it for its claims.
-func (m *Machine) exchangeClaims(a *addressState, with string) {
+func exchangeClaims(m *Machine, a *addressState, with string) {
 	m.outbox.queueClaim(kindClaims, with, a.highestKnownClaim)
 	m.requestSync(with)
 }

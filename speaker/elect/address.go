@@ -30,6 +30,9 @@ type addressState struct {
 	// claimSentToRivalAt is when this node last sent its claim to another member that also answered
 	// for the address.
 	claimSentToRivalAt time.Time
+	// conflictCheckedAt is when this node last asked whether a host that answers for the held
+	// address is real; see wirecheck.go.
+	conflictCheckedAt time.Time
 	// nextWorkDueAt is when work on the acquisition, the move or the orphan claim continues, if the
 	// address is in the queue of due addresses.
 	nextWorkDueAt time.Time
@@ -127,7 +130,9 @@ func (m *Machine) recordClaim(a *addressState, c Claim) {
 		}
 	}
 	change := a.highestKnownClaim.digestContribution() ^ c.digestContribution()
-	m.claimsDigest ^= change
+	if m.claimsDigest ^= change; change != 0 {
+		m.liveness.claimsChangedAt = m.now
+	}
 	m.claimBuckets[bucketIndex(a.ip)].updateDigest(change)
 	a.highestKnownClaim = c
 	if m.addressesByHolder[c.Holder] == nil {

@@ -188,6 +188,7 @@ func (m *Machine) receiveMessage(from string, payload []byte) {
 		return
 	}
 	kind, r := parseMessageHeader(payload)
+	m.liveness.lastReceivedAt = m.now
 	switch kind {
 	case kindBeacon:
 		m.applyWatchOutcome(m.liveness.handleBeacon(from, r, m.stepFacts(), &m.outbox))
@@ -251,7 +252,8 @@ func (m *Machine) EncodeAllClaims() []byte {
 	return m.claimBuckets.encodeClaims(claimCount)
 }
 
-// encodeClaims encodes the claims of all buckets, of which there are claimCount, as one message.
+// encodeClaims encodes the claims of all buckets, of which there are claimCount, as one message. A
+// node that joins gets it before its version is known here, so it has the oldest version.
 func (t *claimBuckets) encodeClaims(claimCount uint64) []byte {
 	size := 0
 	for i := range t {
@@ -264,7 +266,7 @@ func (t *claimBuckets) encodeClaims(claimCount uint64) []byte {
 		}
 		size += len(p.encodedClaims)
 	}
-	out := binary.AppendUvarint(append(make([]byte, 0, size+12), encodeMessageHeader(kindClaims)...), claimCount)
+	out := binary.AppendUvarint(append(make([]byte, 0, size+12), encodeMessageHeader(oldestMessageFormat, kindClaims)...), claimCount)
 	for i := range t {
 		out = append(out, t[i].encodedClaims...)
 	}
@@ -315,7 +317,7 @@ func (s *syncRequests) nextRequestID() uint64 { return s.lastID + 1 }
 // claims.
 func (s *syncRequests) requestSync(to string, claims *claimBuckets, f stepFacts, out *outbox) {
 	id := s.beginRequest(to, f.now, f.timing.StartupWithoutMembersDelay)
-	b := binary.AppendUvarint(encodeMessageHeader(kindSyncRequest), id)
+	b := binary.AppendUvarint(out.beginMessage(kindSyncRequest), id)
 	for i := range claims {
 		b = binary.BigEndian.AppendUint32(b, uint32(claims[i].digest))
 	}
@@ -340,7 +342,7 @@ func (t *claimBuckets) answerSyncRequest(to string, r *messageReader, out *outbo
 	if r.err != nil {
 		return
 	}
-	prefix := binary.AppendUvarint(binary.AppendUvarint(encodeMessageHeader(kindSyncDelta), id), uint64(len(differ)))
+	prefix := binary.AppendUvarint(binary.AppendUvarint(out.beginMessage(kindSyncDelta), id), uint64(len(differ)))
 	if len(differ) == 0 {
 		out.sendMessage(to, prefix)
 		return

@@ -4,19 +4,47 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
 // The wire format. A message is a version byte, a kind byte and a body. Integers are unsigned
-// varints. A length byte precedes strings and addresses. Members of other versions ignore what they
-// cannot read.
-const messageFormatVersion = 2
+// varints. A length byte precedes strings and addresses.
+//
+// A speaker reads NewestMessageFormat and the version before it. It sends the highest version that
+// all members read, so that a rolling upgrade disturbs no election. Each member publishes in the
+// gossip the highest version that it reads; see messageFormatOfMembers. Version 3 adds a flags byte
+// to the report of a silent node.
+const (
+	NewestMessageFormat = 3
+	oldestMessageFormat = 2
+)
+
+// IsUrgentMessage reports whether a received message goes before others: it says who lives or moves
+// an address. Claims can be repeated.
+func IsUrgentMessage(payload []byte) bool {
+	return len(payload) < 2 || payload[1] != kindClaims
+}
+
+// messageFormatOfMembers returns the highest version that all members read. A member that publishes
+// no version reads the oldest one.
+func messageFormatOfMembers(members map[string]facts.Member, self string) byte {
+	format := byte(NewestMessageFormat)
+	for name, p := range members {
+		if name != self {
+			format = min(format, max(p.MessageFormat, oldestMessageFormat))
+		}
+	}
+	return format
+}
 
 // The kinds of messages, with their bodies.
 const (
 	kindBeacon    = 1 // nonce, seq, digest, flags
 	kindBeaconAck = 2 // nonce and seq of the beacon, digest of the sender
 	kindClaims    = 3 // claims
-	kindSuspicion = 4 // node, nonce, kind of suspicion, milliseconds of silence
+	// node, nonce, kind of suspicion, milliseconds of silence; version 3: flags of the witness
+	kindSuspicion = 4
 	kindOffer     = 5 // claims that the receiver is asked to make
 	kindRefusal   = 6 // offered claims that the sender refuses
 	// ID, digests of all buckets; the answer is a delta for each bucket that differs
@@ -56,7 +84,7 @@ type Claim struct {
 // errMalformedMessage is the error for bytes that are not a message.
 var errMalformedMessage = errors.New("elect: malformed message")
 
-func encodeMessageHeader(kind byte) []byte { return []byte{messageFormatVersion, kind} }
+func encodeMessageHeader(format, kind byte) []byte { return []byte{format, kind} }
 
 func appendString(b []byte, s string) []byte {
 	if len(s) > 255 {
@@ -90,6 +118,7 @@ func appendClaims(b []byte, claims []Claim) []byte {
 
 // messageReader reads a message. After the first error all its methods return zero values.
 type messageReader struct {
+	format byte
 	unread []byte
 	err    error
 }
@@ -164,8 +193,8 @@ func (r *messageReader) readClaims() []Claim {
 
 // parseMessageHeader checks the header and returns the kind and a reader of the body.
 func parseMessageHeader(payload []byte) (byte, *messageReader) {
-	if len(payload) < 2 || payload[0] != messageFormatVersion {
+	if len(payload) < 2 || payload[0] < oldestMessageFormat || payload[0] > NewestMessageFormat {
 		return 0, &messageReader{err: errMalformedMessage}
 	}
-	return payload[1], &messageReader{unread: payload[2:]}
+	return payload[1], &messageReader{format: payload[0], unread: payload[2:]}
 }

@@ -22,7 +22,7 @@ func TestEncodedClaimsDecodeUnchanged(t *testing.T) {
 	}
 	for name, claims := range tests {
 		t.Run(name, func(t *testing.T) {
-			kind, r := parseMessageHeader(appendClaims(encodeMessageHeader(kindOffer), claims))
+			kind, r := parseMessageHeader(appendClaims(encodeMessageHeader(NewestMessageFormat, kindOffer), claims))
 			if got := r.readClaims(); kind != kindOffer || r.err != nil || !reflect.DeepEqual(got, claims) {
 				t.Errorf("read kind %d, %v, error %v; written %v", kind, got, r.err, claims)
 			}
@@ -35,15 +35,15 @@ func TestEncodedClaimsDecodeUnchanged(t *testing.T) {
 func FuzzReceivedMessages(f *testing.F) {
 	claim := Claim{Address: netip.MustParseAddr("192.0.2.1"), Holder: "b", Nonce: 2, Epoch: 5}
 	f.Add([]byte(nil))
-	f.Add([]byte{messageFormatVersion + 1, kindClaims, 1})
-	f.Add(appendClaims(encodeMessageHeader(kindClaims), []Claim{claim}))
-	f.Add(append(encodeMessageHeader(kindSyncDelta), 1, 1, 7, 0))
-	f.Add(append(encodeMessageHeader(kindSyncRequest), make([]byte, 1+4*claimBucketCount)...))
-	f.Add([]byte{messageFormatVersion, kindBeaconAck, 1, 1, 0})
-	f.Add(appendClaims(encodeMessageHeader(kindOffer), []Claim{claim}))
-	f.Add(append(appendString(encodeMessageHeader(kindSuspicion), "b"), 2, 1, 9))
-	f.Add([]byte{messageFormatVersion, kindBeacon, 2, 1, 0, 0})
-	f.Add([]byte{messageFormatVersion, kindClaims, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
+	f.Add([]byte{NewestMessageFormat + 1, kindClaims, 1})
+	f.Add(appendClaims(encodeMessageHeader(NewestMessageFormat, kindClaims), []Claim{claim}))
+	f.Add(append(encodeMessageHeader(NewestMessageFormat, kindSyncDelta), 1, 1, 7, 0))
+	f.Add(append(encodeMessageHeader(NewestMessageFormat, kindSyncRequest), make([]byte, 1+4*claimBucketCount)...))
+	f.Add([]byte{NewestMessageFormat, kindBeaconAck, 1, 1, 0})
+	f.Add(appendClaims(encodeMessageHeader(NewestMessageFormat, kindOffer), []Claim{claim}))
+	f.Add(append(appendString(encodeMessageHeader(NewestMessageFormat, kindSuspicion), "b"), 2, 1, 9, 0))
+	f.Add([]byte{NewestMessageFormat, kindBeacon, 2, 1, 0, 0})
+	f.Add([]byte{NewestMessageFormat, kindClaims, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		m := NewMachine("a", 1, DefaultTiming(), testStart)
 		members := []facts.Member{{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 2}}

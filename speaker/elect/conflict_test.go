@@ -75,7 +75,9 @@ func TestARemovedNodeThatStillAnswersIsReported(t *testing.T) {
 	w.killSpeaker(gone)
 	w.deliverBids()
 	w.runSimulationFor(10*time.Second, nil)
+	w.removedHostMAC = mac
 	w.stepNode(w.nodesByName[holder], ConflictDetected{facts.Conflict{Address: w.addresses[0], ForeignMAC: mac, LinkIndex: 1}})
+	w.runSimulationFor(100*time.Millisecond, nil) // the holder asks the host alone
 	if w.eventCounts[EventForeignHostAnswers] != 1 {
 		t.Errorf("the other host is reported %d times, want once", w.eventCounts[EventForeignHostAnswers])
 	}
@@ -100,7 +102,7 @@ func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
 			w.deliverMembers()
 			w.runSimulationFor(2*time.Second, nil) // its probe is answered by the holder
 			claim := Claim{Address: w.addresses[0], Holder: "other", Nonce: w.nodesByName["other"].nonce, Epoch: 7}
-			state := appendClaims(encodeMessageHeader(kindClaims), []Claim{claim})
+			state := appendClaims(encodeMessageHeader(NewestMessageFormat, kindClaims), []Claim{claim})
 			w.stepNode(w.nodesByName[holder], RemoteStateReceived{state})
 			w.runSimulationFor(orphanClaimHolderTimeout/2, w.newTwoHoldersCheck(0))
 			if !lives {

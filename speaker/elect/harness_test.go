@@ -28,16 +28,23 @@ type harness struct {
 	addresses             []netip.Addr
 	preferenceScoreByNode map[string]int
 	allowRebalance        bool
+	onlyAble              map[string]bool
 	addressesPerService   int // so many consecutive addresses belong to one Service
 	// gossipPartitionByNode and lanPartitionByNode are the part of the network that a node is in.
 	// Nodes in the same part reach each other. The gateway is in part 0 of the LAN.
 	gossipPartitionByNode, lanPartitionByNode map[string]int
-	messageCount                              int
-	openProbes                                []*simProbe
-	addressTakeCount                          int             // how often any address was taken
-	takeoverDelays                            []time.Duration // of all takeovers
-	eventCounts                               map[string]int  // by kind
-	logEffects                                bool            // log the effects
+	// what the network answers to broadcast requests
+	fabricAnswer           map[netip.Addr]facts.MAC
+	removedHostMAC         facts.MAC
+	deafNodes              map[string]bool // no message reaches them
+	messagesPerMillisecond int
+	messageCount           int
+	acquireProbeCount      int
+	openProbes             []*simProbe
+	addressTakeCount       int             // how often any address was taken
+	takeoverDelays         []time.Duration // of all takeovers
+	eventCounts            map[string]int  // by kind
+	logEffects             bool            // log the effects
 }
 
 // simProbe is a probe without a result.
@@ -88,6 +95,9 @@ type simNode struct {
 	// isProxyLate: it is a candidate, and its service proxy does not know the endpoints of the
 	// addresses that it does not hold.
 	isProxyLate bool
+	// messages that the node has not sent yet
+	urgentMessages, bulkMessages []SendMessage
+	isSending                    bool
 }
 
 func newHarness(t testing.TB, seed int64, n, addresses int) *harness {
@@ -205,7 +215,7 @@ func (w *harness) deliverBids() {
 				}
 			}
 			b.InEndpointGracePeriod = n.inGrace
-			if n.hasServingEndpoint && (!n.isProxyLate || slices.Contains(w.answeringNodes(a), name)) {
+			if n.hasServingEndpoint && (w.onlyAble == nil || w.onlyAble[name]) && (!n.isProxyLate || slices.Contains(w.answeringNodes(a), name)) {
 				b.OwnLinkIndexes = []int{1}
 			}
 			in.Bids = append(in.Bids, b)
@@ -318,16 +328,18 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 		delete(n.heldAddresses, e.Address)
 	case SendMessage:
 		w.messageCount++
-		if to := w.nodesByName[e.To]; w.canGossip(n.name, e.To) && w.random.Float64() >= w.messageLossRate {
-			delay := time.Duration(w.random.Int63n(int64(w.maxMessageDelay)))
-			later(delay, to, func() Input { return MessageReceived{From: n.name, Payload: e.Payload} })
+		if w.messagesPerMillisecond > 0 {
+			w.queueMessage(n, e)
+			return
 		}
+		w.transmitMessage(n, e)
 	case AcquireProbe:
 		q := &simProbe{prober: n, address: e.Address}
+		w.acquireProbeCount++
 		w.openProbes = append(w.openProbes, q)
 		for i := range e.FramesPerLink { // collect answers while the probe is open
 			w.scheduleEvent(time.Duration(i)*e.FrameInterval+time.Millisecond, func() {
-				q.answeringMACs = append(q.answeringMACs, w.macsAnsweringOnLAN(n, e.Address)...)
+				q.answeringMACs = append(q.answeringMACs, w.macsAnsweringOnLAN(n, e)...)
 				for _, o := range w.openProbes {
 					if o.prober != n && o.address == e.Address && w.canHearOnLAN(o.prober.name, n.name) {
 						o.rivalProberMACs = append(o.rivalProberMACs, n.mac)
@@ -341,7 +353,7 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 				ID: e.ID, Address: e.Address, AnsweringMACs: q.answeringMACs, RivalProberMACs: q.rivalProberMACs,
 			}}
 		})
-	case LivenessProbe:
+	case ReachabilityProbe:
 		r := facts.ProbeResult{ID: e.ID}
 		wait := time.Duration(e.FramesPerTarget) * e.FrameInterval
 		if !w.isIsolatedOnLAN(n.name) {
@@ -388,13 +400,21 @@ func (w *harness) isIsolatedOnLAN(name string) bool {
 	})
 }
 
-// macsAnsweringOnLAN returns the answers to a request for the address.
-func (w *harness) macsAnsweringOnLAN(from *simNode, a netip.Addr) []facts.MAC {
+// macsAnsweringOnLAN returns the answers to a request of a probe.
+func (w *harness) macsAnsweringOnLAN(from *simNode, e AcquireProbe) []facts.MAC {
 	var out []facts.MAC
+	toAll := e.TargetMAC == facts.MAC{}
 	for _, name := range w.nodeNames {
-		if n := w.nodesByName[name]; n != from && w.isAnswering(n, a) && w.canHearOnLAN(name, from.name) {
+		n := w.nodesByName[name]
+		if n != from && w.isAnswering(n, e.Address) && w.canHearOnLAN(name, from.name) && (toAll || e.TargetMAC == n.mac) {
 			out = append(out, n.mac)
 		}
+	}
+	if e.TargetMAC != (facts.MAC{}) && e.TargetMAC == w.removedHostMAC {
+		out = append(out, e.TargetMAC)
+	}
+	if mac, answers := w.fabricAnswer[e.Address]; answers && toAll && mac != from.mac {
+		out = append(out, mac)
 	}
 	return out
 }

@@ -13,7 +13,7 @@ import (
 // again until it knows that no other node took over.
 //
 // The lease is valid while members acknowledge what this node sends, or while a gateway or another
-// node answers its liveness probes. A node that reaches others on the segment also answers the
+// node answers its reachability probes. A node that reaches others on the segment also answers the
 // probe of a node that wants to take over. The lease expires when neither is true any more, and
 // after each pause of the process. It is regained when a member has sent all its claims. If no
 // member does, it is regained when probes for all held addresses find no other holder.
@@ -22,7 +22,7 @@ type lease struct {
 	expiredAt time.Time // when it expired
 	// lastConfirmedAt is when this node sent the last message or probe that was answered.
 	lastConfirmedAt     time.Time
-	lastProbeAt         time.Time // when the last liveness probe for the lease was sent
+	lastProbeAt         time.Time // when the last reachability probe for the lease was sent
 	lastSyncRequestedAt time.Time // when members were last asked for their claims
 	// firstValidSyncID is the ID of the first sync that counts. Answers to earlier ones may be from
 	// before the pause.
@@ -76,16 +76,16 @@ func (l *lease) expireLease(now time.Time, nextSyncID uint64) {
 
 // leaseOutcome is what the owner of the lease has to do after a call.
 type leaseOutcome struct {
-	livenessProbeCount int  // liveness probes to send
-	asksMembers        bool // ask members for their claims
-	rechecksAddresses  bool // probe all held addresses
+	reachabilityProbeCount int  // reachability probes to send
+	asksMembers            bool // ask members for their claims
+	rechecksAddresses      bool // probe all held addresses
 	// isRegained means to announce all held addresses, since hosts may have learnt another holder.
 	isRegained bool
 }
 
-// maintainLease asks for liveness probes when acknowledgements are missing, expires the lease when
-// nothing answers, and tries to regain an expired lease. heldCount is the number of held addresses
-// that another node could hold.
+// maintainLease asks for reachability probes when acknowledgements are missing, expires the lease
+// when nothing answers, and tries to regain an expired lease. heldCount is the number of held
+// addresses that another node could hold.
 func (l *lease) maintainLease(f stepFacts, heldCount int, nextSyncID uint64) leaseOutcome {
 	var o leaseOutcome
 	if heldCount == 0 {
@@ -97,9 +97,9 @@ func (l *lease) maintainLease(f stepFacts, heldCount int, nextSyncID uint64) lea
 		return o
 	}
 	unconfirmed := f.now.Sub(l.lastConfirmedAt)
-	if unconfirmed >= f.timing.UnconfirmedBeforeLivenessProbeDelay && f.now.Sub(l.lastProbeAt) >= f.timing.LivenessProbeInterval {
+	if unconfirmed >= f.timing.UnconfirmedBeforeReachabilityProbeDelay && f.now.Sub(l.lastProbeAt) >= f.timing.ReachabilityProbeInterval {
 		l.lastProbeAt = f.now
-		o.livenessProbeCount++
+		o.reachabilityProbeCount++
 	}
 	if !l.nothingElseAnswers && unconfirmed >= f.timing.LeaseConfirmationTimeout {
 		l.expireLease(f.now, nextSyncID)
@@ -115,10 +115,10 @@ const extraRecheckPerAddressDelay = time.Millisecond
 // tryRegainLease asks members for their claims. If no member answers, it asks for probes for all
 // held addresses.
 func (l *lease) tryRegainLease(f stepFacts, heldCount int, o *leaseOutcome) {
-	if f.now.Sub(l.lastSyncRequestedAt) >= f.timing.LivenessProbeInterval {
+	if f.now.Sub(l.lastSyncRequestedAt) >= f.timing.ReachabilityProbeInterval {
 		l.lastSyncRequestedAt = f.now
 		o.asksMembers = true
-		o.livenessProbeCount++
+		o.reachabilityProbeCount++
 	}
 	recheckTimeout := 2*f.timing.StartupWithoutMembersDelay + time.Duration(heldCount)*extraRecheckPerAddressDelay
 	switch {
@@ -127,14 +127,15 @@ func (l *lease) tryRegainLease(f stepFacts, heldCount int, o *leaseOutcome) {
 		o.isRegained = true
 		l.nothingElseAnswers = f.now.Sub(l.lastConfirmedAt) >= f.timing.LeaseConfirmationTimeout
 	case l.recheckRunning && f.now.Sub(l.recheckStartedAt) < recheckTimeout: // wait for the results
-	case f.now.Sub(l.expiredAt) >= f.timing.UnconfirmedBeforeLivenessProbeDelay:
+	case f.now.Sub(l.expiredAt) >= f.timing.UnconfirmedBeforeReachabilityProbeDelay:
 		l.recheckRunning, l.recheckStartedAt, l.addressesLeftToRecheck = true, f.now, heldCount
 		o.rechecksAddresses = true
 	}
 }
 
-// handleLivenessResult processes an answer to a liveness probe that was sent at the given time.
-func (l *lease) handleLivenessResult(sent, now time.Time, nextSyncID uint64) {
+// handleReachabilityProbeResult processes an answer to a reachability probe that was sent at the
+// given time.
+func (l *lease) handleReachabilityProbeResult(sent, now time.Time, nextSyncID uint64) {
 	if l.nothingElseAnswers { // no longer: find out what the others did meanwhile
 		l.expireLease(now, nextSyncID)
 	}
@@ -225,8 +226,8 @@ func (m *Machine) maintainLease() {
 			m.requestSync(m.otherMembers[(int(m.syncRequests.lastID)+i)%len(m.otherMembers)])
 		}
 	}
-	for range o.livenessProbeCount {
-		m.probes.probeLiveness(pendingProbe{}, f, &m.outbox)
+	for range o.reachabilityProbeCount {
+		m.probes.probeReachability(pendingProbe{}, f, &m.outbox)
 	}
 	if o.isRegained {
 		m.outbox.repeatAnnouncements(m.heldAddresses)

@@ -22,9 +22,9 @@ func TestLeaseExpiresWithoutAnswers(t *testing.T) {
 	if end := l.deadline(f, f.now); !end.Equal(testStart.Add(f.timing.LeaseAfterLastBeaconTimeout)) {
 		t.Errorf("this node may answer until %v, want LeaseTimeout after its last beacon", end)
 	}
-	f.now = testStart.Add(f.timing.UnconfirmedBeforeLivenessProbeDelay)
-	if o := l.maintainLease(f, 1, 4); o.livenessProbeCount != 1 {
-		t.Errorf("%d liveness probes are sent when acknowledgements are missing, want 1", o.livenessProbeCount)
+	f.now = testStart.Add(f.timing.UnconfirmedBeforeReachabilityProbeDelay)
+	if o := l.maintainLease(f, 1, 4); o.reachabilityProbeCount != 1 {
+		t.Errorf("%d reachability probes are sent when acknowledgements are missing, want 1", o.reachabilityProbeCount)
 	}
 	if end := l.deadline(f, f.now); !end.Equal(testStart.Add(f.timing.LeaseConfirmationTimeout)) {
 		t.Errorf("this node may answer until %v, want ConfirmationTimeout after the last confirmation", end)
@@ -41,7 +41,7 @@ func TestLeaseExpiresWithoutAnswers(t *testing.T) {
 func TestLeaseStaysWhileAnswersArrive(t *testing.T) {
 	l, f := newTestLease()
 	for range 20 {
-		f.now = f.now.Add(f.timing.LivenessProbeInterval)
+		f.now = f.now.Add(f.timing.ReachabilityProbeInterval)
 		l.recordConfirmation(f.now)
 		if o := l.maintainLease(f, 1, 4); l.isExpired || o != (leaseOutcome{}) {
 			t.Fatalf("with acknowledgements the lease expires or asks for %+v", o)
@@ -81,7 +81,7 @@ func TestLeaseIsRegainedByProbesInIsolation(t *testing.T) {
 	if o := l.maintainLease(f, 1, 4); !o.isRegained || l.isExpired || !l.nothingElseAnswers {
 		t.Error("after probes without an answer this node does not answer again")
 	}
-	l.handleLivenessResult(f.now, f.now, 4)
+	l.handleReachabilityProbeResult(f.now, f.now, 4)
 	if !l.isExpired {
 		t.Error("when others can be reached again, this node answers before it knows what they did")
 	}
@@ -105,7 +105,7 @@ func TestLeaseRecheckFindsAnotherHolder(t *testing.T) {
 		t.Error("after all results arrived this node does not answer for its other addresses")
 	}
 	l.expireLease(f.now, 5)
-	f.now = f.now.Add(f.timing.UnconfirmedBeforeLivenessProbeDelay)
+	f.now = f.now.Add(f.timing.UnconfirmedBeforeReachabilityProbeDelay)
 	l.maintainLease(f, 1, 5)
 	l.handleRecheckResult(held, facts.ProbeResult{NoFrameSent: true}, f.now)
 	if l.maintainLease(f, 1, 5); !l.isExpired {

@@ -44,6 +44,11 @@ type livenessWatch struct {
 	adoptedNodes []string
 	// lastSeenByNode is the last sign of life of each silent node.
 	lastSeenByNode map[string]time.Time
+	missed         missedBeacons
+	// lastReceivedAt is when this node last received a message of any member.
+	lastReceivedAt time.Time
+	// claimsChangedAt is when this node last learnt of another claim, or made one.
+	claimsChangedAt time.Time
 }
 
 // beaconRecord is what this node heard from one member.
@@ -77,6 +82,7 @@ func (w *livenessWatch) lastSeenAt(n string) time.Time { return w.lastSeenByNode
 
 // restartSilenceTimers counts every silence from now on, because this node itself did not run.
 func (w *livenessWatch) restartSilenceTimers(now time.Time) {
+	w.lastReceivedAt = now
 	for _, h := range w.recordsByMember {
 		h.lastHeardAt = now
 	}
@@ -91,6 +97,7 @@ func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 			delete(w.deadRunNonceByNode, n)
 			delete(w.leavingNodes, n)
 			delete(w.connectedWitnesses, n)
+			w.missed.forgetMember(n)
 		}
 	}
 	// a witness that left cannot retract its report
@@ -114,7 +121,7 @@ func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 // watchOutcome is what the owner of the watch has to do after a call.
 type watchOutcome struct {
 	changedNodes  []string // declared dead or alive: reconcile the addresses that they hold
-	nodesToProbe  []string // silent nodes: a liveness probe shows whether this node is cut off
+	nodesToProbe  []string // silent nodes: a reachability probe shows whether this node is cut off
 	membersToSync []string // members with other claims: send them sync requests
 }
 
@@ -134,7 +141,14 @@ func (w *livenessWatch) isAlive(n string, members *membership) bool {
 func (w *livenessWatch) updateMembers(f stepFacts) {
 	w.forgetGoneMembers(f.members.membersByName)
 	w.watchersOfSelf = f.members.ringNeighbours(f.members.self, watchersPerMember)
+	before := w.membersWatchedBySelf
 	w.membersWatchedBySelf = f.members.ringNeighbours(f.members.self, -watchersPerMember)
+	for _, n := range w.membersWatchedBySelf {
+		// a member that this node watched earlier had no reason to send beacons here meanwhile
+		if h := w.recordsByMember[n]; h != nil && !slices.Contains(before, n) {
+			h.lastHeardAt = f.now
+		}
+	}
 	w.adoptUnwatchedNodes(f)
 }
 
@@ -200,14 +214,15 @@ func (w *livenessWatch) recordSyncAnswer(from string, f stepFacts, out *outbox) 
 	return o
 }
 
-// sendDueBeacon sends the beacon of this node to its watchers when it is due.
-func (w *livenessWatch) sendDueBeacon(f stepFacts, out *outbox) {
+// sendDueBeacon sends the beacon of this node to its watchers when it is due. It reports whether it
+// was.
+func (w *livenessWatch) sendDueBeacon(f stepFacts, out *outbox) bool {
 	if len(f.members.memberNames) < 2 || f.now.Sub(w.lastBeaconAt) < f.timing.BeaconInterval {
-		return
+		return false
 	}
 	w.lastBeaconAt = f.now
-	out.repeatNewClaims(f.members.otherMembers)
 	w.sendBeacon(w.watchersOfSelf, f, out)
+	return true
 }
 
 func (w *livenessWatch) sendBeacon(names []string, f stepFacts, out *outbox) {
@@ -221,7 +236,7 @@ func (w *livenessWatch) sendBeacon(names []string, f stepFacts, out *outbox) {
 		if (w.beaconSeq+uint64(i)*beaconsPerAck/watchersPerMember)%beaconsPerAck == 0 {
 			flags |= flagAckRequested
 		}
-		b := binary.AppendUvarint(encodeMessageHeader(kindBeacon), f.nonce)
+		b := binary.AppendUvarint(out.beginMessage(kindBeacon), f.nonce)
 		b = binary.AppendUvarint(b, w.beaconSeq)
 		b = binary.AppendUvarint(b, f.claimsDigest)
 		out.sendMessage(n, append(b, flags))
@@ -235,6 +250,9 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts,
 	if r.err != nil {
 		return o
 	}
+	if run := f.members.membersByName[from].RunNonce; run != 0 && run != nonce {
+		return o // replayed from an earlier run
+	}
 	h := w.recordsByMember[from]
 	if h == nil || h.memberNonce != nonce {
 		h = &beaconRecord{memberNonce: nonce}
@@ -243,6 +261,9 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts,
 	if seq <= h.lastSeq { // late or replayed
 		return o
 	}
+	if slices.Contains(w.membersWatchedBySelf, from) {
+		w.missed.countGap(from, h.lastSeq, seq)
+	}
 	h.lastSeq = seq
 	w.leavingNodes[from] = flags&flagLeaving != 0
 	o.addChangedNode(from, w.recordSignOfLife(from, f, out))
@@ -250,7 +271,7 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts,
 		o.addChangedNode(from, w.declareAlive(from, f))
 	}
 	if flags&flagAckRequested != 0 {
-		b := binary.AppendUvarint(encodeMessageHeader(kindBeaconAck), nonce)
+		b := binary.AppendUvarint(out.beginMessage(kindBeaconAck), nonce)
 		b = binary.AppendUvarint(b, seq)
 		out.sendMessage(from, binary.AppendUvarint(b, f.claimsDigest))
 	}
@@ -261,8 +282,9 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts,
 }
 
 // handleAck processes the acknowledgement of a beacon and returns when that beacon was sent. If the
-// previous acknowledgement, of something sent at lastConfirmedAt, was long ago and the watcher
-// knows other claims, this node asks for them first: the time is zero.
+// watcher knows other claims, and none of this node's was under way just now, this node asks for
+// them first: the time is zero. This node may have been paused by its hypervisor, so that no clock
+// here shows the pause.
 func (w *livenessWatch) handleAck(
 	from string, r *messageReader, f stepFacts, confirmedAt time.Time,
 ) (sent time.Time, o watchOutcome) {
@@ -271,10 +293,11 @@ func (w *livenessWatch) handleAck(
 		return time.Time{}, o
 	}
 	sent = w.beaconSendTimesBySequence[seq%uint64(len(w.beaconSendTimesBySequence))]
-	if digest == f.claimsDigest || sent.Sub(confirmedAt) < f.timing.SilenceTimeout {
+	isClaimUnderWay := sent.Sub(confirmedAt) < f.timing.SilenceTimeout && f.now.Sub(w.claimsChangedAt) < f.timing.SilenceTimeout
+	if digest == f.claimsDigest || isClaimUnderWay {
 		return sent, o
 	}
-	if h := w.recordsByMember[from]; h == nil || f.now.Sub(h.syncRequestedAt) >= f.timing.LivenessProbeInterval {
+	if h := w.recordsByMember[from]; h == nil || f.now.Sub(h.syncRequestedAt) >= f.timing.ReachabilityProbeInterval {
 		o.membersToSync = append(o.membersToSync, from)
 	}
 	return time.Time{}, o
@@ -309,6 +332,9 @@ func (w *livenessWatch) detectSilence(f stepFacts, out *outbox) watchOutcome {
 		if !h.isSilent && f.now.Sub(h.lastHeardAt) >= f.timing.SilenceTimeout {
 			h.isSilent = true
 			h.silenceReportedAt = time.Time{}
+		}
+		if h.isSilent && slices.Contains(w.membersWatchedBySelf, n) {
+			w.missed.countSilence(n, f.now.Sub(h.lastHeardAt), f.timing.BeaconInterval)
 		}
 		if (!h.isSilent && h.retractionsLeft == 0) || f.now.Sub(h.silenceReportedAt) < 2*f.timing.BeaconInterval {
 			continue
@@ -353,129 +379,4 @@ func (w *livenessWatch) nextDeadline(f stepFacts) time.Time {
 		}
 	}
 	return next
-}
-
-// broadcastSuspicion reports to all members that a node is silent, or that it is heard again. It
-// reports whether the node is declared dead or alive by it.
-func (w *livenessWatch) broadcastSuspicion(n string, h *beaconRecord, f stepFacts, out *outbox) bool {
-	if h.isSilent {
-		w.lastSeenByNode[n] = h.lastHeardAt
-	}
-	hasChanged := w.recordTestimony(n, f.members.self, h.memberNonce, h.isSilent, f)
-	b := appendString(encodeMessageHeader(kindSuspicion), n)
-	b = binary.AppendUvarint(b, h.memberNonce)
-	b = append(b, w.suspicionKind(n, f.members.self, h))
-	b = binary.AppendUvarint(b, uint64(f.now.Sub(h.lastHeardAt).Milliseconds()))
-	for _, o := range f.members.otherMembers {
-		if o != n {
-			out.sendMessage(o, b)
-		}
-	}
-	return hasChanged
-}
-
-// handleSuspicion processes the report of another member.
-func (w *livenessWatch) handleSuspicion(from string, r *messageReader, f stepFacts) watchOutcome {
-	var o watchOutcome
-	n, nonce, said, age := r.readString(), r.readUvarint(), r.readByte(), r.readUvarint()
-	silent := said != suspicionRetracted
-	p, ok := f.members.membersByName[n]
-	isEarlierRun := p.RunNonce != 0 && p.RunNonce != nonce
-	if !ok || r.err != nil || n == f.members.self || isEarlierRun {
-		return o
-	}
-	if _, known := w.lastSeenByNode[n]; silent && !known && age < 60_000 {
-		w.lastSeenByNode[n] = f.now.Add(-time.Duration(age) * time.Millisecond)
-	}
-	if said == suspicionVerified {
-		w.addConnectedWitness(n, from)
-	}
-	o.addChangedNode(n, w.recordTestimony(n, from, nonce, silent, f))
-	return o
-}
-
-// recordTestimony records what a witness reports about a node. It reports whether the node is
-// declared dead or alive by it.
-func (w *livenessWatch) recordTestimony(n, by string, nonce uint64, silent bool, f stepFacts) bool {
-	if !silent {
-		delete(w.witnessNoncesBySilentNode[n], by)
-		delete(w.connectedWitnesses[n], by)
-		return len(w.witnessNoncesBySilentNode[n]) == 0 && w.declareAlive(n, f)
-	}
-	if w.witnessNoncesBySilentNode[n] == nil {
-		w.witnessNoncesBySilentNode[n] = map[string]uint64{}
-	}
-	w.witnessNoncesBySilentNode[n][by] = nonce
-	return w.judgeSilence(n, f)
-}
-
-// declareAlive retracts that a node is dead. It reports whether the node was declared dead.
-func (w *livenessWatch) declareAlive(n string, f stepFacts) bool {
-	_, was := w.deadRunNonceByNode[n]
-	delete(w.witnessNoncesBySilentNode, n)
-	delete(w.deadRunNonceByNode, n)
-	delete(w.connectedWitnesses, n)
-	delete(w.lastSeenByNode, n)
-	if was {
-		w.adoptUnwatchedNodes(f)
-	}
-	return was
-}
-
-// judgeSilence decides whether a silent node is dead. Two witnesses that report the same run of the
-// node are enough. One witness is enough if a gateway or another node answers it, and if no second
-// watcher is alive that still hears the node. It reports whether the node is now declared dead.
-func (w *livenessWatch) judgeSilence(n string, f stepFacts) bool {
-	by := w.witnessNoncesBySilentNode[n]
-	votes := map[uint64]int{}
-	for _, nonce := range by {
-		votes[nonce]++
-	}
-	for _, witness := range slices.Sorted(maps.Keys(by)) {
-		nonce := by[witness]
-		if votes[nonce] < watchersPerMember && !(w.isConnectedWitness(n, witness) && w.isOnlyWitness(n, witness, f.members)) {
-			continue
-		}
-		if w.isDeclaredDead(n, nonce) {
-			return false
-		}
-		w.deadRunNonceByNode[n] = nonce
-		w.adoptUnwatchedNodes(f)
-		return true
-	}
-	return false
-}
-
-// isOnlyWitness reports whether no other watcher of the node is alive and hears it.
-func (w *livenessWatch) isOnlyWitness(n, witness string, members *membership) bool {
-	return !slices.ContainsFunc(members.ringNeighbours(n, watchersPerMember), func(o string) bool {
-		_, silent := w.witnessNoncesBySilentNode[n][o]
-		return o != witness && !silent && len(w.witnessNoncesBySilentNode[o]) == 0 && w.isAlive(o, members)
-	})
-}
-
-// The kinds of suspicion in a message.
-const (
-	suspicionRetracted  = 0 // the node is heard again
-	suspicionUnverified = 1
-	suspicionVerified   = 2 // the witness itself is not cut off
-)
-
-func (w *livenessWatch) suspicionKind(n, by string, h *beaconRecord) byte {
-	switch {
-	case !h.isSilent:
-		return suspicionRetracted
-	case w.isConnectedWitness(n, by):
-		return suspicionVerified
-	}
-	return suspicionUnverified
-}
-
-func (w *livenessWatch) isConnectedWitness(n, by string) bool { return w.connectedWitnesses[n][by] }
-
-func (w *livenessWatch) addConnectedWitness(n, by string) {
-	if w.connectedWitnesses[n] == nil {
-		w.connectedWitnesses[n] = map[string]bool{}
-	}
-	w.connectedWitnesses[n][by] = true
 }

@@ -9,7 +9,7 @@ import (
 
 // encodeSuspicionMessage is the message of a member that hears nothing from a node.
 func encodeSuspicionMessage(node string, nonce uint64, said byte) []byte {
-	return append(binary.AppendUvarint(appendString(encodeMessageHeader(kindSuspicion), node), nonce), said, 100)
+	return append(binary.AppendUvarint(appendString(encodeMessageHeader(NewestMessageFormat, kindSuspicion), node), nonce), said, 100, 0)
 }
 
 func TestTwoWitnessesDeclareANodeDead(t *testing.T) {

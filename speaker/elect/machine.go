@@ -94,7 +94,7 @@ func (m *Machine) Step(now time.Time, inputs ...Input) []Effect {
 		m.applyInput(in)
 	}
 	m.performDueWork()
-	return m.outbox.orderedEffects(m.otherMembers)
+	return m.outbox.orderedEffects(m.claimReceivers)
 }
 
 // stepFacts are what the parts of the Machine read in one step besides their own state. The parts
@@ -139,7 +139,9 @@ func (m *Machine) applyInput(in Input) {
 // performDueWork does all work whose time has come.
 func (m *Machine) performDueWork() {
 	m.allowAcquisitions()
-	m.liveness.sendDueBeacon(m.stepFacts(), &m.outbox)
+	if m.liveness.sendDueBeacon(m.stepFacts(), &m.outbox) {
+		m.outbox.repeatNewClaims(m.claimReceivers)
+	}
 	m.applyWatchOutcome(m.liveness.syncWithAdoptedNodes(m.stepFacts()))
 	m.applyWatchOutcome(m.liveness.detectSilence(m.stepFacts(), &m.outbox))
 	m.maintainLease()
@@ -173,16 +175,22 @@ func (m *Machine) allowAcquisitions() {
 	if m.acquisitionsAllowed || !m.firstBidsReceived {
 		return
 	}
-	wait := m.timing.StartupWithoutMembersDelay
-	if len(m.memberNames) > 1 {
-		wait *= 5
-	}
-	if m.fullStateReceived || !m.now.Before(m.startedAt.Add(wait)) {
+	if m.fullStateReceived || !m.now.Before(m.stepFacts().acquisitionsAllowedAt(m.startedAt)) {
 		m.acquisitionsAllowed = true
 		for _, a := range m.addressesByIP {
 			m.reconcileAddress(a)
 		}
 	}
+}
+
+// acquisitionsAllowedAt is when a starting speaker takes addresses although no member sends a
+// state.
+func (f stepFacts) acquisitionsAllowedAt(startedAt time.Time) time.Time {
+	wait := f.timing.StartupWithoutMembersDelay
+	if len(f.members.memberNames) > 1 {
+		wait *= 5
+	}
+	return startedAt.Add(wait)
 }
 
 // NextDeadline returns when the Machine has to be stepped with TimePassed, at the latest.
@@ -194,8 +202,8 @@ func (m *Machine) NextDeadline() time.Time {
 		}
 	}
 	earlier(m.liveness.nextDeadline(m.stepFacts()))
-	if !m.acquisitionsAllowed {
-		earlier(m.startedAt.Add(m.timing.StartupWithoutMembersDelay))
+	if !m.acquisitionsAllowed && m.firstBidsReceived {
+		earlier(m.stepFacts().acquisitionsAllowedAt(m.startedAt))
 	}
 	earlier(m.dueAddresses.nextDueAt())
 	return laterTime(next, m.now.Add(time.Millisecond))
@@ -232,7 +240,9 @@ func (m *Machine) applyBids(in BidsChanged) {
 // applyMembers processes the set of live members. It always includes this node.
 func (m *Machine) applyMembers(set facts.MemberSet) {
 	old := m.replaceMembers(set, m.nonce)
+	m.outbox.messageFormat = messageFormatOfMembers(m.membersByName, m.self)
 	m.liveness.updateMembers(m.stepFacts())
+	m.claimReceivers = m.orderClaimReceivers(m.liveness.watchersOfSelf)
 	mine := sortedByIP(m.heldAddresses)
 	for _, n := range m.memberNames {
 		if p, ok := old[n]; !ok || p.RunNonce != m.membersByName[n].RunNonce {
@@ -256,11 +266,15 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 
 // applyWatchOutcome does what the watch asks for.
 func (m *Machine) applyWatchOutcome(o watchOutcome) {
-	for _, n := range o.changedNodes {
+	changed := o.changedNodes
+	if slices.ContainsFunc(changed, func(n string) bool { return !m.isAlive(n) }) {
+		changed = append(changed, m.liveness.judgeSilentNodes(m.stepFacts())...)
+	}
+	for _, n := range changed {
 		m.reconcileAddressesOfHolder(n)
 	}
 	for _, n := range o.nodesToProbe {
-		m.probes.probeLiveness(pendingProbe{silentNode: n}, m.stepFacts(), &m.outbox)
+		m.probes.probeReachability(pendingProbe{silentNode: n}, m.stepFacts(), &m.outbox)
 	}
 	for _, n := range o.membersToSync {
 		m.requestSync(n)

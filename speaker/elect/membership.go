@@ -19,6 +19,7 @@ type membership struct {
 	watchRing        []string             // the members in the order in which they watch each other
 	ringPositions    map[string]int       // index in watchRing
 	otherMembers     []string             // memberNames without this node
+	claimReceivers   []string             // otherMembers in the order in which they get new claims
 	nodesByMAC       map[facts.MAC]string // current or last owner of each Ethernet address
 	membersChangedAt time.Time
 }
@@ -68,6 +69,18 @@ func (s *membership) ringNeighbours(n string, k int) []string {
 	var out []string
 	for j := 1; j < size && len(out) < k; j++ {
 		out = append(out, s.watchRing[(i+j*step)%size])
+	}
+	return out
+}
+
+// orderClaimReceivers returns the other members in the order in which they get new claims: the
+// watchers of this node first, since a difference of their claims shows in its beacons.
+func (s *membership) orderClaimReceivers(watchersOfSelf []string) []string {
+	out := slices.Clone(watchersOfSelf)
+	for _, n := range s.otherMembers {
+		if !slices.Contains(watchersOfSelf, n) {
+			out = append(out, n)
+		}
 	}
 	return out
 }

@@ -86,6 +86,7 @@ type modelRun struct {
 	pendingFault                                   func(*modelRun) // happens once, at a chosen slot
 	lastFaultSlot                                  int
 	gossipPartitionByNode, lanPartitionByNode      [3]int
+	isDeaf                                         [3]bool // no message reaches the node
 	// states that any run has reached
 	seenStates       map[uint64]bool
 	reachedSeenState bool
@@ -122,7 +123,8 @@ type modelMessage struct {
 type modelProbe struct {
 	proberIndex, dueSlot           int
 	id                             uint64
-	address                        netip.Addr // invalid for a liveness probe
+	address                        netip.Addr // invalid for a reachability probe
+	targetMAC                      facts.MAC  // the only host that is asked, if not zero
 	slotsOfProbeFrames             []int
 	answeringMACs, rivalProberMACs []facts.MAC
 }
@@ -153,7 +155,7 @@ func (w *modelRun) startNodes() {
 		for _, a := range modelAddresses {
 			bids.Bids = append(bids.Bids, intent.Bid{Address: a, Candidates: candidates, OwnLinkIndexes: []int{1}})
 		}
-		w.stepNode(n, bids, w.gossipMembersSeenBy(n.id), RemoteStateReceived{appendClaims(encodeMessageHeader(kindClaims), nil)})
+		w.stepNode(n, bids, w.gossipMembersSeenBy(n.id), RemoteStateReceived{appendClaims(encodeMessageHeader(NewestMessageFormat, kindClaims), nil)})
 	}
 }
 
@@ -202,9 +204,9 @@ func (w *modelRun) performEffect(n *modelNode, e Effect) {
 		}
 	case AcquireProbe:
 		w.openProbes = append(w.openProbes, &modelProbe{
-			proberIndex: n.id, id: e.ID, address: e.Address, dueSlot: w.currentSlot + 6, slotsOfProbeFrames: []int{w.currentSlot, w.currentSlot + 3},
+			proberIndex: n.id, id: e.ID, address: e.Address, targetMAC: e.TargetMAC, dueSlot: w.currentSlot + 6, slotsOfProbeFrames: []int{w.currentSlot, w.currentSlot + 3},
 		})
-	case LivenessProbe:
+	case ReachabilityProbe:
 		w.openProbes = append(w.openProbes, &modelProbe{proberIndex: n.id, id: e.ID, dueSlot: w.currentSlot + 1})
 	case Event:
 		w.trace = append(w.trace, fmt.Sprintf("%d ms: %s", w.currentSlot*10, e.Text))
@@ -300,7 +302,7 @@ func (w *modelRun) deliverDueMessages() {
 }
 
 func (w *modelRun) deliverMessage(m modelMessage) {
-	if w.gossipPartitionByNode[m.from] == w.gossipPartitionByNode[m.to] {
+	if w.gossipPartitionByNode[m.from] == w.gossipPartitionByNode[m.to] && !w.isDeaf[m.to] {
 		w.stepNode(w.nodes[m.to], MessageReceived{From: modelName(m.from), Payload: m.payload})
 	}
 }
@@ -313,7 +315,7 @@ func (w *modelRun) advanceProbes() {
 			if o.id == q.proberIndex || w.lanPartitionByNode[o.id] != w.lanPartitionByNode[q.proberIndex] || !slices.Contains(q.slotsOfProbeFrames, w.currentSlot) {
 				continue
 			}
-			if w.isAnswering(o, q.address) {
+			if w.isAnswering(o, q.address) && (q.targetMAC == facts.MAC{} || q.targetMAC == modelMAC(o.id)) {
 				q.answeringMACs = append(q.answeringMACs, modelMAC(o.id))
 			}
 			for _, r := range w.openProbes {
@@ -386,7 +388,7 @@ func (w *modelRun) endLossesDelaysAndReordering() {
 // stateFingerprint is a hash of all that decides what happens next.
 func (w *modelRun) stateFingerprint() uint64 {
 	h := fnv.New64a()
-	fmt.Fprint(h, w.currentSlot, w.lossesLeft, w.delaysLeft, w.messageReorderingsLeft, w.pendingFault == nil, w.gossipPartitionByNode, w.lanPartitionByNode, w.takeCountByAddress)
+	fmt.Fprint(h, w.currentSlot, w.lossesLeft, w.delaysLeft, w.messageReorderingsLeft, w.pendingFault == nil, w.gossipPartitionByNode, w.lanPartitionByNode, w.isDeaf, w.takeCountByAddress)
 	for _, n := range w.nodes {
 		fmt.Fprint(h, n.pausedUntilSlot, len(n.heldAddresses), n.answerDeadline.UnixNano(), len(n.inbox))
 		if n.machine != nil {

@@ -10,11 +10,14 @@ type outbox struct {
 	newlyClaimed      []*addressState // their addresses: the repetitions start after this step
 	claimsByBatch     map[claimBatchKey][]Claim
 	claimBatchOrder   []claimBatchKey // order of claimsByBatch
-	messages          []SendMessage
+	messages          []SendMessage   // urgent ones
+	bulkMessages      []SendMessage   // claims for all members
 	otherEffects      []Effect
 	handoverFinished  bool
 	// claimRepeatsLeft has the new claims, with the number of repetitions that are left.
 	claimRepeatsLeft map[*addressState]int
+	// messageFormat is the version of the wire format that all members read.
+	messageFormat byte
 }
 
 // claimBatchKey is the kind and the receiver of claims that share a message.
@@ -27,23 +30,34 @@ type claimBatchKey struct {
 // must not leave the previous holder answering.
 const claimRepeatCount = 2
 
+// repeatedClaimLimit bounds how many new claims of one step are repeated. A member that lacks some
+// of more claims finds them by the digests in beacons.
+const repeatedClaimLimit = 10 * claimsPerMessage
+
 // beginStep drops the effects of the last step.
-func (o *outbox) beginStep() { *o = outbox{claimRepeatsLeft: o.claimRepeatsLeft} }
+func (o *outbox) beginStep() {
+	*o = outbox{claimRepeatsLeft: o.claimRepeatsLeft, messageFormat: o.messageFormat}
+}
+
+// beginMessage returns the header of a message that all members can read.
+func (o *outbox) beginMessage(kind byte) []byte { return encodeMessageHeader(o.messageFormat, kind) }
 
 // orderedEffects returns the effects of the step. Changes of what this node answers for come before
 // the messages that make another node stop.
 func (o *outbox) orderedEffects(members []string) []Effect {
 	out := o.addressEffects
-	for _, a := range o.newlyClaimed {
-		o.claimRepeatsLeft[a] = claimRepeatCount
+	if len(o.newlyClaimed) <= repeatedClaimLimit {
+		for _, a := range o.newlyClaimed {
+			o.claimRepeatsLeft[a] = claimRepeatCount
+		}
 	}
 	o.sendClaims(o.claimsToBroadcast, members)
 	for _, b := range o.claimBatchOrder {
 		for chunk := range slices.Chunk(o.claimsByBatch[b], claimsPerMessage) {
-			o.sendMessage(b.receiver, appendClaims(encodeMessageHeader(b.kind), chunk))
+			o.sendMessage(b.receiver, appendClaims(o.beginMessage(b.kind), chunk))
 		}
 	}
-	for _, s := range o.messages {
+	for _, s := range slices.Concat(o.messages, o.bulkMessages) {
 		out = append(out, s)
 	}
 	out = append(out, o.otherEffects...)
@@ -73,15 +87,18 @@ func (o *outbox) repeatNewClaims(members []string) {
 }
 
 func (o *outbox) sendMessage(to string, payload []byte) {
-	o.messages = append(o.messages, SendMessage{To: to, Payload: payload})
+	o.messages = append(o.messages, SendMessage{To: to, Payload: payload, IsUrgent: true})
 }
 
-// sendClaims sends claims to the members.
+// sendClaims sends claims to the members, one member after the other.
 func (o *outbox) sendClaims(claims []Claim, members []string) {
+	var payloads [][]byte
 	for chunk := range slices.Chunk(claims, claimsPerMessage) {
-		payload := appendClaims(encodeMessageHeader(kindClaims), chunk)
-		for _, n := range members {
-			o.sendMessage(n, payload)
+		payloads = append(payloads, appendClaims(o.beginMessage(kindClaims), chunk))
+	}
+	for _, n := range members {
+		for _, payload := range payloads {
+			o.bulkMessages = append(o.bulkMessages, SendMessage{To: n, Payload: payload})
 		}
 	}
 }

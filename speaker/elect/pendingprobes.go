@@ -1,14 +1,21 @@
 package elect
 
-import "time"
+import (
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
 
 // pendingProbe is the purpose of a probe without a result. An address means an acquire probe or a
-// recheck of a held address. A node means a liveness probe about a silent node. With neither it is
-// a liveness probe for this node's lease.
+// recheck of a held address. A node means a reachability probe about a silent node. With neither it
+// is a reachability probe for this node's lease.
 type pendingProbe struct {
 	addressToProbe *addressState
-	silentNode     string
-	sentAt         time.Time
+	// confirmedMAC is set if the probe asks only the host that answered an earlier one; see
+	// wirecheck.go.
+	confirmedMAC facts.MAC
+	silentNode   string
+	sentAt       time.Time
 }
 
 // pendingProbes are the probes without a result. Each probe is registered before it is sent and
@@ -40,15 +47,20 @@ func (s *pendingProbes) takeProbe(id uint64) (pendingProbe, bool) {
 
 // probeAddress sends an acquire probe for the address.
 func (s *pendingProbes) probeAddress(a *addressState, f stepFacts, out *outbox) {
+	s.probeAddressAt(a, facts.MAC{}, f, out)
+}
+
+// probeAddressAt asks only one host about the address, or all hosts if the MAC is zero.
+func (s *pendingProbes) probeAddressAt(a *addressState, target facts.MAC, f stepFacts, out *outbox) {
 	out.emitEffect(AcquireProbe{
-		ID: s.registerProbe(pendingProbe{addressToProbe: a}, f.now), Address: a.ip, LinkIndexes: a.bid.OwnLinkIndexes,
-		FramesPerLink: f.timing.FramesPerProbe, FrameInterval: f.timing.ProbeFrameInterval,
+		ID: s.registerProbe(pendingProbe{addressToProbe: a, confirmedMAC: target}, f.now), Address: a.ip, LinkIndexes: a.bid.OwnLinkIndexes,
+		FramesPerLink: f.timing.FramesPerProbe, FrameInterval: f.timing.ProbeFrameInterval, TargetMAC: target,
 	})
 }
 
-// probeLiveness sends a liveness probe with the given purpose.
-func (s *pendingProbes) probeLiveness(p pendingProbe, f stepFacts, out *outbox) {
-	out.emitEffect(LivenessProbe{
+// probeReachability sends a reachability probe with the given purpose.
+func (s *pendingProbes) probeReachability(p pendingProbe, f stepFacts, out *outbox) {
+	out.emitEffect(ReachabilityProbe{
 		ID: s.registerProbe(p, f.now), FramesPerTarget: f.timing.FramesPerProbe, FrameInterval: f.timing.ProbeFrameInterval,
 	})
 }

@@ -3,6 +3,8 @@ package elect
 import (
 	"cmp"
 	"hash/fnv"
+	"maps"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"time"
@@ -202,14 +204,30 @@ func delayBeforeProbe(ranked []rankedCandidate, self string, isAbsent func(strin
 	for _, s := range ranked {
 		switch {
 		case s.node == self:
-			return wait + time.Duration(rank)*timing.PerRankAcquireDelay
+			return wait + delayOfRank(rank, timing)
 		case isAbsent(s.node):
 			wait = timing.StartupWithoutMembersDelay
 		default:
 			rank++
 		}
 	}
-	return wait + time.Duration(rank)*timing.PerRankAcquireDelay
+	return wait + delayOfRank(rank, timing)
+}
+
+// ranksWithOwnDelay is how many candidates wait for each better one. It takes as many faulty
+// candidates at once to delay an address longer.
+const ranksWithOwnDelay = 4
+
+// delayOfRank is how long the candidate of a rank leaves an address to the better ones. Each of the
+// first ones waits for all before it. Further ones probe in groups that double in size, so that an
+// address does not wait long if many candidates cannot take it for a reason that others do not
+// know. The candidates of a group that find the address free compare their weights; see
+// isOutrankedByRival.
+func delayOfRank(rank int, timing *Timing) time.Duration {
+	if rank >= ranksWithOwnDelay {
+		rank = ranksWithOwnDelay - 1 + bits.Len(uint(rank-ranksWithOwnDelay+1))
+	}
+	return time.Duration(rank) * timing.PerRankAcquireDelay
 }
 
 // rebalanceHeldAddresses offers addresses above this node's share to nodes that hold fewer. It
@@ -220,38 +238,48 @@ func (m *Machine) rebalanceHeldAddresses() {
 		return
 	}
 	m.lastRebalanceAt = m.now
-	movable := map[*candidateGroup][]*addressState{}
+	movable, movableCount := map[*candidateGroup][]*addressState{}, 0
 	for a := range m.heldAddresses {
 		if a.move != nil { // the last round is not over
 			return
 		}
 		if a.bid.MayRebalance && a.group != nil {
 			movable[a.group] = append(movable[a.group], a)
+			movableCount++
 		}
 	}
-	for g, list := range movable {
+	// With externalTrafficPolicy Local, nearly each address has a group of its own. So the limit is
+	// for all groups together.
+	left := 1 + movableCount/50
+	groups := slices.SortedFunc(maps.Keys(movable), func(x, y *candidateGroup) int {
+		return cmp.Compare(x.candidates.ContentHash, y.candidates.ContentHash)
+	})
+	for i := range groups {
+		// another group is first each second, since the moves of one may be refused again and again
+		g := groups[(i+int(m.now.Unix()))%len(groups)]
+		list := movable[g]
 		slices.SortFunc(list, func(x, y *addressState) int { return x.ip.Compare(y.ip) })
-		m.rebalanceGroup(g, list)
+		if left -= m.rebalanceGroup(g, list, left); left == 0 {
+			return
+		}
 	}
 }
 
-// rebalanceGroup starts the moves of one group.
-func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState) {
-	batch := 1 + len(list)/50
+// rebalanceGroup starts at most limit moves of one group, and returns how many it started.
+func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState, limit int) int {
+	started := 0
 	for _, a := range list {
 		all := m.rankCandidates(a, func(string) bool { return false })
-		if batch == 0 || len(all) == 0 {
-			return
-		}
-		if !g.isAboveShare(m.self, all) {
-			return
+		if started == limit || len(all) == 0 || !g.isAboveShare(m.self, all) {
+			return started
 		}
 		if to := all[0]; to.node != m.self && !to.holdsItsShareOfGroup && a.orphanClaim.Epoch == 0 {
-			batch--
+			started++
 			a.move = &move{offeredEpoch: a.highestKnownClaim.Epoch, forRebalance: true}
 			m.offerAddress(a, to.node)
 		}
 	}
+	return started
 }
 
 // isAboveShare reports whether the node holds more addresses of the group than its share. A node

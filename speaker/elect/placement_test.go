@@ -101,7 +101,7 @@ func TestSyncAnswerHasOnlyBucketsThatDiffer(t *testing.T) {
 	}
 	ask := func(asked *claimBuckets) *messageReader {
 		s := syncRequests{requestsByID: map[uint64]syncRequest{}}
-		var out outbox
+		out := outbox{messageFormat: NewestMessageFormat}
 		timing := DefaultTiming()
 		s.requestSync("a", &theirs, stepFacts{now: testStart, timing: &timing}, &out)
 		_, request := parseMessageHeader(out.messages[0].Payload)

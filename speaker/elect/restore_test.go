@@ -80,7 +80,7 @@ func TestOneClaimOfTwoCountsOnAllNodes(t *testing.T) {
 			for _, order := range [][]Claim{{c.winner, c.loser}, {c.loser, c.winner}} {
 				m := NewMachine("a", 1, DefaultTiming(), testStart)
 				for _, claim := range order {
-					m.Step(testStart, RemoteStateReceived{appendClaims(encodeMessageHeader(kindClaims), []Claim{claim})})
+					m.Step(testStart, RemoteStateReceived{appendClaims(encodeMessageHeader(NewestMessageFormat, kindClaims), []Claim{claim})})
 				}
 				wantClaims(t, "after both claims", m, c.winner)
 			}
@@ -235,7 +235,7 @@ func TestAddressOfNoServiceIsForgotten(t *testing.T) {
 		t.Fatalf("the effects are %+v, want that the node stops answering", s.effects)
 	}
 	// another node's claim, whose holder is dead
-	s.step(RemoteStateReceived{appendClaims(encodeMessageHeader(kindClaims), []Claim{{Address: secondIP, Holder: "b", Nonce: 2, Epoch: 5}})})
+	s.step(RemoteStateReceived{appendClaims(encodeMessageHeader(NewestMessageFormat, kindClaims), []Claim{{Address: secondIP, Holder: "b", Nonce: 2, Epoch: 5}})})
 	pass := func(d time.Duration) {
 		for end := s.now.Add(d); s.now.Before(end); s.now = s.now.Add(time.Second) {
 			s.step(TimePassed{})
@@ -257,7 +257,7 @@ func TestAddressOfNoServiceIsForgotten(t *testing.T) {
 
 func TestMalformedMessagesAreErrors(t *testing.T) {
 	claims := []Claim{{Address: firstIP, Holder: "b", Nonce: 300, Epoch: 5}}
-	whole := appendClaims(encodeMessageHeader(kindClaims), claims)
+	whole := appendClaims(encodeMessageHeader(NewestMessageFormat, kindClaims), claims)
 	for n := range len(whole) {
 		if _, r := parseMessageHeader(whole[:n]); r != nil {
 			if got := r.readClaims(); r.err == nil {
@@ -265,7 +265,7 @@ func TestMalformedMessagesAreErrors(t *testing.T) {
 			}
 		}
 	}
-	_, r := parseMessageHeader(appendString(encodeMessageHeader(kindOffer), strings.Repeat("x", 300)))
+	_, r := parseMessageHeader(appendString(encodeMessageHeader(NewestMessageFormat, kindOffer), strings.Repeat("x", 300)))
 	if got := r.readString(); len(got) != 255 || r.err != nil {
 		t.Errorf("a name of 300 bytes is read as %d bytes, want the first 255", len(got))
 	}

@@ -17,7 +17,7 @@ func (m *Machine) writeModelState(w io.Writer) {
 		if a == nil {
 			continue
 		}
-		fmt.Fprint(w, a.highestKnownClaim, a.isHeld, a.isRechecking, a.countedForNode, since(a.nextWorkDueAt), a.queuePosition.IsQueued(), a.orphanClaim, since(a.orphanSince))
+		fmt.Fprint(w, a.highestKnownClaim, a.isHeld, a.isRechecking, a.countedForNode, since(a.nextWorkDueAt), a.queuePosition.IsQueued(), a.orphanClaim, since(a.orphanSince), since(a.conflictCheckedAt))
 		if c := a.acquisition; c != nil {
 			fmt.Fprint(w, c.expectedTaker, c.isProbing, c.answeredProbeCount, c.nextProbeDelay, c.takeReason)
 		}
@@ -36,6 +36,7 @@ func (m *Machine) writeModelState(w io.Writer) {
 		fmt.Fprint(w, since(h.digestDiffersSince), since(h.syncRequestedAt), since(m.lastSyncAnswerByMember[n]))
 	}
 	fmt.Fprint(w, m.liveness.witnessNoncesBySilentNode, m.liveness.deadRunNonceByNode, m.liveness.leavingNodes)
+	fmt.Fprint(w, since(m.liveness.lastReceivedAt), since(m.liveness.claimsChangedAt))
 	fmt.Fprint(w, m.liveness.connectedWitnesses, len(m.syncRequests.requestsByID))
 }
 
@@ -78,6 +79,9 @@ var modelScenarios = map[string]modelScenario{
 	"gossip is blocked and the segment is not": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 1, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
 		w.gossipPartitionByNode[n.id] = 1
 	}), repairFault: func(w *modelRun) { w.gossipPartitionByNode = [3]int{} }},
+	"a node is deaf": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 1, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
+		w.isDeaf[n.id] = true
+	}), repairFault: func(w *modelRun) { w.isDeaf = [3]bool{} }},
 	"the LAN is cut": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 3, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
 		w.gossipPartitionByNode[n.id], w.lanPartitionByNode[n.id] = 1, 1
 	}), repairFault: func(w *modelRun) { w.gossipPartitionByNode, w.lanPartitionByNode = [3]int{}, [3]int{} }},

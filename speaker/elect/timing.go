@@ -34,10 +34,10 @@ type Timing struct {
 	// LeaseConfirmationTimeout bounds how long a holder may answer after it sent the last message
 	// or probe that was answered.
 	LeaseConfirmationTimeout time.Duration
-	// UnconfirmedBeforeLivenessProbeDelay is how long after that message or probe it starts to send
-	// liveness probes, and LivenessProbeInterval is the time between two of them.
-	UnconfirmedBeforeLivenessProbeDelay time.Duration
-	LivenessProbeInterval               time.Duration
+	// UnconfirmedBeforeReachabilityProbeDelay is how long after that message or probe it starts to
+	// send reachability probes, and ReachabilityProbeInterval is the time between two of them.
+	UnconfirmedBeforeReachabilityProbeDelay time.Duration
+	ReachabilityProbeInterval               time.Duration
 	// RebalanceInterval is the time between two rounds of a rebalance.
 	RebalanceInterval time.Duration
 	// RebalanceAfterMemberChangeDelay is how long no member must have come or gone before a
@@ -49,20 +49,20 @@ type Timing struct {
 // holder died.
 func DefaultTiming() Timing {
 	return Timing{
-		BeaconInterval:                      50 * time.Millisecond,
-		SilenceTimeout:                      200 * time.Millisecond,
-		PerRankAcquireDelay:                 100 * time.Millisecond,
-		FramesPerProbe:                      2,
-		ProbeFrameInterval:                  30 * time.Millisecond,
-		StartupWithoutMembersDelay:          time.Second,
-		OfferTimeout:                        150 * time.Millisecond,
-		GraceOfferInterval:                  100 * time.Millisecond,
-		FirstProbeRetryDelay:                250 * time.Millisecond,
-		LeaseAfterLastBeaconTimeout:         200 * time.Millisecond,
-		LeaseConfirmationTimeout:            300 * time.Millisecond,
-		UnconfirmedBeforeLivenessProbeDelay: 200 * time.Millisecond,
-		LivenessProbeInterval:               100 * time.Millisecond,
-		RebalanceInterval:                   time.Second,
-		RebalanceAfterMemberChangeDelay:     10 * time.Second,
+		BeaconInterval:                          50 * time.Millisecond,
+		SilenceTimeout:                          200 * time.Millisecond,
+		PerRankAcquireDelay:                     100 * time.Millisecond,
+		FramesPerProbe:                          2,
+		ProbeFrameInterval:                      30 * time.Millisecond,
+		StartupWithoutMembersDelay:              time.Second,
+		OfferTimeout:                            150 * time.Millisecond,
+		GraceOfferInterval:                      100 * time.Millisecond,
+		FirstProbeRetryDelay:                    250 * time.Millisecond,
+		LeaseAfterLastBeaconTimeout:             200 * time.Millisecond,
+		LeaseConfirmationTimeout:                300 * time.Millisecond,
+		UnconfirmedBeforeReachabilityProbeDelay: 200 * time.Millisecond,
+		ReachabilityProbeInterval:               100 * time.Millisecond,
+		RebalanceInterval:                       time.Second,
+		RebalanceAfterMemberChangeDelay:         10 * time.Second,
 	}
 }

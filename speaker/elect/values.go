@@ -33,7 +33,7 @@ type MessageReceived struct {
 // RemoteStateReceived is the full state of another member.
 type RemoteStateReceived struct{ EncodedClaims []byte }
 
-// ProbeFinished is the result of an AcquireProbe or a LivenessProbe.
+// ProbeFinished is the result of an AcquireProbe or a ReachabilityProbe.
 type ProbeFinished struct{ Result facts.ProbeResult }
 
 // ConflictDetected reports that another host answers for an address that this node holds.
@@ -71,10 +71,11 @@ type DropAddress struct{ Address netip.Addr }
 // RepeatAnnouncement announces an address again that this node already answers for.
 type RepeatAnnouncement struct{ Address netip.Addr }
 
-// SendMessage sends a message to one member. It may be lost.
+// SendMessage sends a message to one member. It may be lost. An urgent one goes before all others.
 type SendMessage struct {
-	To      string
-	Payload []byte
+	To       string
+	Payload  []byte
+	IsUrgent bool
 }
 
 // AcquireProbe asks on the segment whether a host answers for the address (RFC 5227 section 2.1).
@@ -84,11 +85,13 @@ type AcquireProbe struct {
 	LinkIndexes   []int
 	FramesPerLink int
 	FrameInterval time.Duration
+	// TargetMAC is the only host that is asked; zero asks all hosts.
+	TargetMAC facts.MAC
 }
 
-// LivenessProbe asks whether a default gateway or another node answers. An answer shows that this
-// node is not cut off itself.
-type LivenessProbe struct {
+// ReachabilityProbe asks whether a default gateway or another node answers. An answer shows that
+// this node is not cut off itself.
+type ReachabilityProbe struct {
 	ID              uint64
 	FramesPerTarget int
 	FrameInterval   time.Duration
@@ -134,7 +137,7 @@ func (DropAddress) isEffect()        {}
 func (RepeatAnnouncement) isEffect() {}
 func (SendMessage) isEffect()        {}
 func (AcquireProbe) isEffect()       {}
-func (LivenessProbe) isEffect()      {}
+func (ReachabilityProbe) isEffect()  {}
 func (RejoinGossip) isEffect()       {}
 func (HandoverFinished) isEffect()   {}
 func (Event) isEffect()              {}
@@ -157,6 +160,18 @@ func (m *Machine) Holders() []Holder {
 		}
 	}
 	slices.SortFunc(out, func(x, y Holder) int { return x.Address.Compare(y.Address) })
+	return out
+}
+
+// DeadMembers returns the members that are declared dead, sorted.
+func (m *Machine) DeadMembers() []string {
+	var out []string
+	for n := range m.liveness.deadRunNonceByNode {
+		if _, member := m.membersByName[n]; member && !m.isAlive(n) {
+			out = append(out, n)
+		}
+	}
+	slices.Sort(out)
 	return out
 }
 

@@ -27,7 +27,7 @@ func newTestWatch(others ...string) (*livenessWatch, stepFacts) {
 
 // encodeTestBeacon is the content of a beacon after its header.
 func encodeTestBeacon(seq, digest uint64, flags byte) *messageReader {
-	b := binary.AppendUvarint(encodeMessageHeader(kindBeacon), 7)
+	b := binary.AppendUvarint(encodeMessageHeader(NewestMessageFormat, kindBeacon), 7)
 	b = append(binary.AppendUvarint(binary.AppendUvarint(b, seq), digest), flags)
 	_, r := parseMessageHeader(b)
 	return r
@@ -69,6 +69,32 @@ func TestWatchReportsASilentMember(t *testing.T) {
 	if got := receivers(&out); !slices.Equal(got, []string{"c"}) {
 		t.Errorf("the end of the silence is reported to %v, want c", got)
 	}
+}
+
+func TestWatchCountsMissedBeacons(t *testing.T) {
+	w, f := newTestWatch("b")
+	var out outbox
+	expect := func(what string, want uint64) {
+		t.Helper()
+		if got := w.missed.total; got != want {
+			t.Errorf("%s: %d beacons are missed, want %d", what, got, want)
+		}
+	}
+	w.handleBeacon("b", encodeTestBeacon(10, f.claimsDigest, 0), f, &out)
+	expect("the first beacon of a member", 0)
+	f.now = f.now.Add(2 * f.timing.BeaconInterval)
+	w.handleBeacon("b", encodeTestBeacon(12, f.claimsDigest, 0), f, &out)
+	expect("a lost beacon", 1)
+	f.now = f.now.Add(4 * f.timing.BeaconInterval)
+	w.detectSilence(f, &out)
+	expect("a silence of four intervals", 5)
+	f.now = f.now.Add(6 * f.timing.BeaconInterval)
+	w.detectSilence(f, &out)
+	expect("a silence of ten intervals", 11)
+	w.handleBeacon("b", encodeTestBeacon(22, f.claimsDigest, 0), f, &out)
+	expect("the end of the silence", 11)
+	w.handleBeacon("b", encodeTestBeacon(21, f.claimsDigest, 0), f, &out)
+	expect("a late beacon", 11)
 }
 
 func TestWatchDeclaresDeadAndAliveAgain(t *testing.T) {
@@ -160,7 +186,7 @@ func TestWatchSendsBeaconsAndReadsTheirAcknowledgements(t *testing.T) {
 		t.Errorf("the next deadline is %v, want the next beacon", next)
 	}
 	acknowledge := func(nonce, digest uint64, confirmedAt time.Time) (time.Time, watchOutcome) {
-		b := binary.AppendUvarint(encodeMessageHeader(kindBeaconAck), nonce)
+		b := binary.AppendUvarint(encodeMessageHeader(NewestMessageFormat, kindBeaconAck), nonce)
 		_, r := parseMessageHeader(binary.AppendUvarint(binary.AppendUvarint(b, w.beaconSeq), digest))
 		return w.handleAck("b", r, f, confirmedAt)
 	}

@@ -17,7 +17,8 @@ func (m MAC) String() string {
 }
 
 // Link is a network interface of the node that is usable for layer 2. It is up, has carrier and an
-// Ethernet address, can broadcast, has no master, and is not excluded by name.
+// Ethernet address, can broadcast, has no master, and is not excluded by name. A link that only is
+// down or without carrier is marked with IsDown.
 type Link struct {
 	Index int
 	Name  string
@@ -33,6 +34,8 @@ type Link struct {
 	// GatewaysWithKnownMAC are the Gateways with an Ethernet address in the kernel's neighbour
 	// table, sorted by address.
 	GatewaysWithKnownMAC []Neighbour
+	// IsDown is set when the link is down or without carrier. Such a link is not usable.
+	IsDown bool
 	// CannotSendIPv4 and CannotSendIPv6 are set when frames of the family cannot be sent on this
 	// link.
 	CannotSendIPv4, CannotSendIPv6 bool
@@ -44,12 +47,12 @@ type Neighbour struct {
 	MAC     MAC
 }
 
-// CanSendFamilyOf reports whether the node can answer for the address on the link.
+// CanSendFamilyOf reports whether the node can answer for an address of this family on the link.
 func (l Link) CanSendFamilyOf(a netip.Addr) bool {
 	if a.Is4() {
 		return !l.CannotSendIPv4
 	}
-	return !l.CannotSendIPv6
+	return !l.CannotSendIPv6 && l.hasIPv6Address()
 }
 
 // InterfaceIndex returns the Index of the link.
@@ -63,6 +66,18 @@ func (l Link) CoversAddress(a netip.Addr) bool {
 	return slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
+// SubnetReservingAddress returns the IPv4 subnet of the link of which the address is the network or
+// the broadcast address. Hosts of that subnet cannot connect to it (RFC 1122 section 3.2.1.3). A
+// subnet of one or two addresses has neither (RFC 3021).
+func (l Link) SubnetReservingAddress(a netip.Addr) (netip.Prefix, bool) {
+	for _, p := range l.AddressesWithPrefixLength {
+		if a.Is4() && p.Bits() <= 30 && p.Contains(a) && (a == p.Masked().Addr() || !p.Contains(a.Next())) {
+			return p.Masked(), true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
 // SkipReason is why a network interface is not a Link.
 type SkipReason string
 
@@ -73,7 +88,7 @@ const (
 	SkippedContainerNetwork SkipReason = "usual"
 	SkippedExcludedByName   SkipReason = "excluded" // by another name
 	SkippedDownOrNoCarrier  SkipReason = "down"     // or without carrier
-	// of a bridge, bond or VRF, which is used instead
+	// of a bridge or bond, which is used instead
 	SkippedMemberOfMaster       SkipReason = "member"
 	SkippedNotBroadcastEthernet SkipReason = "no Ethernet" // or no ARP, or no broadcast
 )
@@ -84,8 +99,21 @@ type SkippedLink struct {
 	Reason SkipReason
 }
 
-// LinkSet is all usable links, sorted by index.
+// LinkSet is links of the node, sorted by index.
 type LinkSet []Link
+
+// SplitByState returns the usable links and those that are down.
+func (s LinkSet) SplitByState() (usable, down LinkSet) {
+	usable = LinkSet{}
+	for _, l := range s {
+		if l.IsDown {
+			down = append(down, l)
+		} else {
+			usable = append(usable, l)
+		}
+	}
+	return usable, down
+}
 
 // FindByIndex returns the link with that index.
 func (s LinkSet) FindByIndex(index int) (Link, bool) {
@@ -103,8 +131,13 @@ type Member struct {
 	Address netip.Addr
 	// RunNonce identifies one run of the member's process.
 	RunNonce uint64
-	// LinkMACs are the Ethernet addresses of the member's usable links, sorted.
+	// LinkMACs are the Ethernet addresses of the member's usable links.
 	LinkMACs []MAC
+	// MessageFormat is the highest version of the messages between speakers that the member reads;
+	// 0 if it does not say.
+	MessageFormat byte
+	// Links describe the member's links; nil if they are not known.
+	Links *NodeLinks
 }
 
 // MemberSet is all live members including this node, sorted by name.

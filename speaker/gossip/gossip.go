@@ -4,13 +4,13 @@
 package gossip
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,9 +18,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/bgp"
 	"github.com/gantry-lb/gantry/speaker/checkpoint"
+	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/members"
 )
 
@@ -33,8 +35,11 @@ type Options struct {
 	BindPort    int
 	// KeyFile is empty for the Secret that the controller creates.
 	KeyFile string
-	// API reads without a cache.
-	API client.Reader
+	// API reads and watches without a cache.
+	API client.WithWatch
+	// ClusterAddress is an address of the family that comes first in the cluster, the same on all
+	// nodes; invalid if it is not known.
+	ClusterAddress netip.Addr
 	// Store has the checkpoint of the last speaker, and saves that of this one.
 	Store *checkpoint.Store
 	// Scope is the part of the configuration that the speaker reads.
@@ -49,10 +54,13 @@ type LocalMember struct {
 	runNonce uint64
 	// nodeState is this run's own. It is saved, so that the next run can join the gossip again.
 	// savedNodeState is what an earlier run saved, nil without one.
+	// mu guards nodeState and hasCheckpoint.
+	mu             sync.Mutex
 	nodeState      checkpoint.SavedNodeState
 	savedNodeState *checkpoint.SavedNodeState
-	// usesUnverifiedKey is set while the saved key is used instead of that of the API server.
-	usesUnverifiedKey bool
+	hasCheckpoint  bool // the agent has made one
+	// addressChanges delivers the internal addresses of the node, whenever they change.
+	addressChanges *latest.Value[[]netip.Addr]
 }
 
 // apiRequestWithSavedAnswerTimeout bounds a request to the API server if there is a saved answer.
@@ -68,15 +76,15 @@ func Open(ctx context.Context, o Options) (*LocalMember, error) {
 	m := &LocalMember{
 		options: o, runNonce: binary.BigEndian.Uint64(random[:]),
 		nodeState:      checkpoint.SavedNodeState{NodeName: o.NodeName},
-		savedNodeState: o.Store.LoadState(o.NodeName),
+		savedNodeState: o.Store.LoadState(o.NodeName), addressChanges: latest.NewValue[[]netip.Addr](),
 	}
 	err := retryUntilSuccess(ctx, o.Log, func() error { return m.findKeyAndAddress(ctx) })
 	if err != nil || ctx.Err() != nil {
 		return nil, err
 	}
 	m.Members, err = members.New(members.Options{
-		NodeName: o.NodeName, RunNonce: m.runNonce, BindAddress: m.nodeState.GossipAddress, BindPort: o.BindPort,
-		GossipKey: m.nodeState.GossipKey, Log: o.Log,
+		NodeName: o.NodeName, RunNonce: m.runNonce, MessageFormat: elect.NewestMessageFormat, IsUrgent: elect.IsUrgentMessage, BindAddress: m.nodeState.GossipAddress, BindPort: o.BindPort,
+		GossipKeys: m.nodeState.GossipKeys, Now: time.Now, Log: o.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -99,7 +107,7 @@ func (m *LocalMember) RunNonce() uint64 { return m.runNonce }
 func (m *LocalMember) findKeyAndAddress(ctx context.Context) error {
 	saved := m.savedNodeState
 	err := m.queryAPIWithOptionalTimeout(ctx, func(ctx context.Context) (err error) {
-		if m.nodeState.GossipKey, err = m.options.readKey(ctx); err != nil {
+		if m.nodeState.GossipKeys, err = m.options.readKeys(ctx); err != nil {
 			return err
 		}
 		m.nodeState.GossipAddress, err = m.options.findAddress(ctx)
@@ -107,8 +115,8 @@ func (m *LocalMember) findKeyAndAddress(ctx context.Context) error {
 	})
 	if err != nil && saved != nil && isAPIUnreachable(err) {
 		m.options.Log.Warn("the API server is unreachable: resuming from the checkpoint of this node's last speaker",
-			"reason", err.Error(), "addresses", len(saved.BidsOfLastPlan))
-		m.nodeState.GossipKey, m.nodeState.GossipAddress, m.usesUnverifiedKey = saved.GossipKey, saved.GossipAddress, true
+			"error", err, "addresses", len(saved.BidsOfLastPlan))
+		m.nodeState.GossipKeys, m.nodeState.GossipAddress = saved.GossipKeys, saved.GossipAddress
 		return nil
 	}
 	return err
@@ -145,30 +153,10 @@ func (m *LocalMember) RestoredCheckpoint() *agent.Checkpoint {
 // SaveCheckpoint saves the agent's checkpoint together with the state of this node. It does not
 // block.
 func (m *LocalMember) SaveCheckpoint(c agent.Checkpoint) {
-	s := m.nodeState
-	s.Checkpoint = c
-	m.options.Store.ReplaceStateToWrite(s)
-}
-
-// errGossipKeyChanged ends a speaker that uses an old gossip key. The next run reads the new one.
-var errGossipKeyChanged = errors.New(
-	"the gossip key changed while the API server was unreachable: restarting with the new key")
-
-// VerifySavedKey compares a saved key with the real one, once that can be read.
-func (m *LocalMember) VerifySavedKey(ctx context.Context) error {
-	if !m.usesUnverifiedKey {
-		return nil
-	}
-	same := true
-	err := retryUntilSuccess(ctx, m.options.Log, func() error {
-		key, err := m.options.readKey(ctx)
-		same = err != nil || bytes.Equal(key, m.nodeState.GossipKey)
-		return err
-	})
-	if err == nil && !same {
-		err = errGossipKeyChanged
-	}
-	return err
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.nodeState.Checkpoint, m.hasCheckpoint = c, true
+	m.options.Store.ReplaceStateToWrite(m.nodeState)
 }
 
 // retryUntilSuccess calls f every half second until it succeeds or ctx ends. It logs each error
@@ -182,7 +170,7 @@ func retryUntilSuccess(ctx context.Context, log *slog.Logger, f func() error) er
 		}
 		if err.Error() != lastError {
 			lastError = err.Error()
-			log.Warn("waiting for what gossip needs", "reason", lastError)
+			log.Warn("waiting for what gossip needs", "error", lastError)
 		}
 		select {
 		case <-ctx.Done():

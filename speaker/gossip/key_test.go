@@ -3,8 +3,10 @@ package gossip
 import (
 	"bytes"
 	"context"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,7 +18,7 @@ import (
 
 // oneObjectReader reads the same Secret and the same Node for each name.
 type oneObjectReader struct {
-	client.Reader
+	client.WithWatch
 	secret corev1.Secret
 	node   corev1.Node
 }
@@ -40,29 +42,43 @@ func wantText(t *testing.T, err error, text string) {
 }
 
 func TestTheKeyComesFromTheFileOrTheSecret(t *testing.T) {
-	key := bytes.Repeat([]byte("k"), 32)
+	key, other, third := bytes.Repeat([]byte("k"), 32), bytes.Repeat([]byte("n"), 32), bytes.Repeat([]byte("p"), 32)
 	for name, tt := range map[string]struct {
 		file, secret []byte
+		others       map[string][]byte // by the end of their names
+		want         [][]byte
 		err          string
 	}{
-		"a file":         {file: key},
-		"a short file":   {file: key[:15], err: "--gossip-key-file"},
-		"a Secret":       {secret: key},
-		"a short Secret": {secret: key[:15], err: "delete it"},
-		"an empty one":   {err: "delete it"},
+		"a file":                     {file: key, want: [][]byte{key}},
+		"a file with a next key":     {file: key, others: map[string][]byte{"-next": other}, want: [][]byte{key, other}},
+		"a short file":               {file: key[:15], err: "--gossip-key-file"},
+		"a Secret":                   {secret: key, want: [][]byte{key}},
+		"a Secret with three keys":   {secret: key, others: map[string][]byte{"-next": other, "-previous": third}, want: [][]byte{key, other, third}},
+		"a Secret with a short next": {secret: key, others: map[string][]byte{"-next": other[:15]}, want: [][]byte{key}},
+		"a short Secret":             {secret: key[:15], err: "delete it"},
+		"an empty one":               {err: "delete it"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := Options{API: &oneObjectReader{secret: corev1.Secret{Data: map[string][]byte{names.GossipKeySecretEntry: tt.secret}}}}
-			if tt.file != nil {
-				o.KeyFile = filepath.Join(t.TempDir(), "key")
-				if err := os.WriteFile(o.KeyFile, tt.file, 0o600); err != nil {
+			data := map[string][]byte{names.GossipKeySecretEntry: tt.secret}
+			o := Options{API: &oneObjectReader{secret: corev1.Secret{Data: data}}}
+			write := func(suffix string, key []byte) {
+				if tt.file == nil {
+					data[names.GossipKeySecretEntry+suffix] = key
+				} else if err := os.WriteFile(o.KeyFile+suffix, key, 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
-			got, err := o.readKey(t.Context())
+			if tt.file != nil {
+				o.KeyFile = filepath.Join(t.TempDir(), "key")
+				write("", tt.file)
+			}
+			for suffix, key := range tt.others {
+				write(suffix, key)
+			}
+			got, err := o.readKeys(t.Context())
 			wantText(t, err, tt.err)
-			if err == nil && !bytes.Equal(got, key) {
-				t.Errorf("the key is %q, want %q", got, key)
+			if err == nil && !slices.EqualFunc(got, tt.want, bytes.Equal) {
+				t.Errorf("the keys are %q, want %q", got, tt.want)
 			}
 		})
 	}
@@ -70,17 +86,27 @@ func TestTheKeyComesFromTheFileOrTheSecret(t *testing.T) {
 
 func TestTheAddressIsTheOptionOrThatOfTheNode(t *testing.T) {
 	internal := []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n1"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.7"}}
+	dual := []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "2001:db8::7"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.7"}}
 	for name, tt := range map[string]struct {
 		option    string
+		cluster   string // an address of the cluster's first family
 		addresses []corev1.NodeAddress
 		want, err string
 	}{
+		"a node that lists the other family first": {cluster: "10.96.0.1", addresses: dual, want: "192.0.2.7"},
+		"a cluster whose first family is IPv6":     {cluster: "fd00::1", addresses: dual, want: "2001:db8::7"},
+		"a node without the first family":          {cluster: "fd00::1", addresses: internal, want: "192.0.2.7"},
+		"a cluster of which nothing is known":      {addresses: dual, want: "2001:db8::7"},
+
 		"the option":                {option: "2001:db8::1", addresses: internal, want: "2001:db8::1"},
 		"the node":                  {addresses: internal, want: "192.0.2.7"},
 		"a node without an address": {addresses: internal[:1], err: "--gossip-bind-address"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := Options{NodeName: "n1", BindAddress: tt.option, API: &oneObjectReader{node: corev1.Node{Status: corev1.NodeStatus{Addresses: tt.addresses}}}}
+			if tt.cluster != "" {
+				o.ClusterAddress = netip.MustParseAddr(tt.cluster)
+			}
 			got, err := o.findAddress(t.Context())
 			wantText(t, err, tt.err)
 			if err == nil && got.String() != tt.want {

@@ -95,7 +95,7 @@ func (p *Poller) Run(ctx context.Context) error {
 				wasSilenceLogged = true
 				p.log.Info("no service proxy answers on the health check port of a Service: addresses with"+
 					" externalTrafficPolicy Local move after a fixed delay",
-					"service", r.Namespace+"/"+r.Name, "port", f.check.Port, "waited", silenceTimeout.String())
+					"service", r.Namespace+"/"+r.Name, "port", f.check.Port, "duration", silenceTimeout)
 			}
 		case out <- unread:
 			unread = nil

@@ -17,12 +17,12 @@ type checkQueue struct {
 
 // poll is the state of one health check.
 type poll struct {
-	check         intent.HealthCheck
-	firstDueAt    time.Time
-	lastAliveAt   time.Time // zero if nothing has answered
-	dueAt         time.Time
-	retryInterval time.Duration
-	lastOutcome   facts.HealthCheckOutcome // zero before the first
+	check             intent.HealthCheck
+	firstDueAt        time.Time
+	lastProxyAnswerAt time.Time // zero if nothing has answered
+	dueAt             time.Time
+	retryInterval     time.Duration
+	lastOutcome       facts.HealthCheckOutcome // zero before the first
 	// position is the place in the queue of due polls. A poll is in none while a request runs, and
 	// after the last one.
 	position priorityqueue.Position
@@ -112,15 +112,15 @@ func (o *poll) judgeAnswer(a answer, now time.Time) facts.HealthCheckOutcome {
 	case answerKnown:
 		return facts.EndpointsKnown
 	case answerUnknown:
-		o.lastAliveAt = now
+		o.lastProxyAnswerAt = now
 		return facts.EndpointsUnknown
 	case answerLate:
-		o.lastAliveAt = now
+		o.lastProxyAnswerAt = now
 		return 0
 	}
 	since, timeout := o.firstDueAt, silenceTimeout
-	if !o.lastAliveAt.IsZero() {
-		since, timeout = o.lastAliveAt, restartTimeout
+	if !o.lastProxyAnswerAt.IsZero() {
+		since, timeout = o.lastProxyAnswerAt, restartTimeout
 	}
 	if now.Sub(since) >= timeout {
 		return facts.ProxySilent

@@ -63,7 +63,22 @@ type Bid struct {
 	InEndpointGracePeriod bool
 	// MayRebalance allows the holder to move the address to a node with too few addresses.
 	MayRebalance bool
+	// WireCheck says what the answer of a host does while no node holds the address.
+	WireCheck WireCheck
 }
+
+// WireCheck says what the answer of a host does to an address that a node wants to take.
+type WireCheck uint8
+
+// The values of WireCheck, the strictest first.
+const (
+	// WireCheckEnforce: nobody takes the address while a host answers.
+	WireCheckEnforce WireCheck = iota
+	// WireCheckWarn: the node takes the address and reports the host.
+	WireCheckWarn
+	// WireCheckOff: the node takes the address.
+	WireCheckOff
+)
 
 // IsCandidate reports whether the node with this name may hold the address.
 func (b Bid) IsCandidate(self string) bool { return b.Candidates.HasNode(self) }
@@ -72,7 +87,7 @@ func (b Bid) IsCandidate(self string) bool { return b.Candidates.HasNode(self) }
 func (b Bid) Equal(o Bid) bool {
 	sameCandidates := b.Candidates == o.Candidates ||
 		(b.Candidates != nil && o.Candidates != nil && b.Candidates.ContentHash == o.Candidates.ContentHash)
-	return sameCandidates && b.Address == o.Address && b.MayRebalance == o.MayRebalance &&
+	return sameCandidates && b.Address == o.Address && b.MayRebalance == o.MayRebalance && b.WireCheck == o.WireCheck &&
 		b.InEndpointGracePeriod == o.InEndpointGracePeriod && slices.Equal(b.OwnLinkIndexes, o.OwnLinkIndexes) && slices.Equal(b.SiblingAddresses, o.SiblingAddresses)
 }
 

@@ -66,9 +66,9 @@ const (
 	// ProbeKindAcquire asks before an address is taken. The sender address is 0.0.0.0 or ::, so
 	// that no host learns a wrong entry from the request (RFC 5227 section 2.1.1).
 	ProbeKindAcquire ProbeKind = iota
-	// ProbeKindLiveness asks like an ordinary neighbour, from the link's own address. Some hosts
-	// ignore an ProbeKindAcquire and answer this one.
-	ProbeKindLiveness
+	// ProbeKindReachability asks like an ordinary neighbour, from the link's own address. Some
+	// hosts ignore an ProbeKindAcquire and answer this one.
+	ProbeKindReachability
 )
 
 // Probe asks the segment which host answers for an address. It sends Attempts frames
@@ -81,6 +81,8 @@ type Probe struct {
 	FramesPerLink int
 	FrameInterval time.Duration
 	Kind          ProbeKind
+	// TargetMAC is the only host that is asked; zero asks all hosts.
+	TargetMAC facts.MAC
 }
 
 // Report is what the engine found: facts.ProbeResult, facts.Conflict, PortFailed or PortOpened.
@@ -109,10 +111,10 @@ type Engine struct {
 
 	bindings                   *latest.Value[[]intent.Binding]
 	linkSets                   *latest.Value[facts.LinkSet]
-	repeatAnnouncementRequests *latest.Queue[[]netip.Addr]
-	defendRequests             *latest.Queue[netip.Addr]
+	repeatAnnouncementRequests *latest.BoundedQueue[[]netip.Addr]
+	defendRequests             *latest.BoundedQueue[netip.Addr]
 	waitingProbes              *waitingProbeQueue
-	reports                    *latest.Queue[Report]
+	reports                    *latest.BoundedQueue[Report]
 	sendDeadline               sendDeadline
 	// boundAddresses has the addresses of the last call of ApplyBindings. It is never edited, only
 	// replaced.
@@ -166,10 +168,10 @@ func NewEngine(wire PortOpener, now func() time.Time, options ...Option) *Engine
 		portOpener: wire, now: now,
 		bindings:                    latest.NewValue[[]intent.Binding](),
 		linkSets:                    latest.NewValue[facts.LinkSet](),
-		repeatAnnouncementRequests:  latest.NewQueue[[]netip.Addr](16),
-		defendRequests:              latest.NewQueue[netip.Addr](256),
+		repeatAnnouncementRequests:  latest.NewBoundedQueue[[]netip.Addr](16),
+		defendRequests:              latest.NewBoundedQueue[netip.Addr](256),
 		waitingProbes:               newWaitingProbeQueue(),
-		reports:                     latest.NewQueue[Report](16384),
+		reports:                     latest.NewBoundedQueue[Report](16384),
 		sendDeadline:                sendDeadline{referenceTime: now()},
 		candidacyUpdates:            newCandidacyUpdates(),
 		heldAddressByIP:             map[netip.Addr]heldAddress{},

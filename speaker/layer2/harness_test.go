@@ -307,11 +307,11 @@ var scenariosForEveryWire = map[string]func(b *harness){
 			b.t.Fatalf("the result is %+v, want that it was not sent", r)
 		}
 	},
-	"a liveness probe has the link's own address as its sender": func(b *harness) {
+	"a reachability probe has the link's own address as its sender": func(b *harness) {
 		if err := b.clientPort.JoinGroupOfAddress(b.clientIP); err != nil {
 			b.t.Fatal(err)
 		}
-		b.engine.SendProbe(layer2.Probe{ID: 10, Address: b.clientIP, LinkIndexes: []int{b.link.Index}, FramesPerLink: 1, FrameInterval: 50 * time.Millisecond, Kind: layer2.ProbeKindLiveness})
+		b.engine.SendProbe(layer2.Probe{ID: 10, Address: b.clientIP, LinkIndexes: []int{b.link.Index}, FramesPerLink: 1, FrameInterval: 50 * time.Millisecond, Kind: layer2.ProbeKindReachability})
 		b.awaitClientFrame("the engine probes", layer2.ARPOrNDPFrame{
 			EthernetDestination: layer2.RequestDestinationMAC(b.clientIP), EthernetSource: b.link.MAC, Operation: layer2.Request,
 			SenderMAC: b.link.MAC, SenderIP: b.nodePrefix.Addr(), TargetIP: b.clientIP,

@@ -38,7 +38,7 @@ func (e *Engine) CountersByAddress() map[netip.Addr]AddressCounters {
 // frames, and reports that were not read in time.
 func (e *Engine) DroppedFrameAndReportCount() uint64 {
 	n := e.droppedReportAndFrameCount.Load() + e.framesLostByClosedPorts.Load() +
-		e.repeatAnnouncementRequests.Dropped() + e.defendRequests.Dropped() + e.reports.Dropped()
+		e.repeatAnnouncementRequests.DroppedCount() + e.defendRequests.DroppedCount() + e.reports.DroppedCount()
 	for _, p := range e.responderTable.Load().openPorts {
 		n += p.LostFrameCount()
 	}

@@ -91,7 +91,7 @@ func (q *probeQueue) Advance(now time.Time) (due []*runningProbe, next time.Time
 		case more && r.Kind == ProbeKindAcquire && room == 0:
 			at = q.nextBatchAt
 		case more:
-			// liveness probes are not paced: they must not wait behind acquire probes
+			// reachability probes are not paced: they must not wait behind acquire probes
 			if r.Kind == ProbeKindAcquire {
 				if room--; room == 0 {
 					q.nextBatchAt = now.Add(announcementBatchInterval)

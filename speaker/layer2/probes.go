@@ -88,7 +88,10 @@ func (e *Engine) sendProbeFrame(q *runningProbe, link int) {
 		EthernetDestination: RequestDestinationMAC(q.Address), EthernetSource: p.link.MAC, Operation: Request,
 		SenderMAC: p.link.MAC, SenderIP: unspecifiedAddress(p.key.family), TargetIP: q.Address,
 	}
-	if q.Kind == ProbeKindLiveness {
+	if q.TargetMAC != (facts.MAC{}) {
+		f.EthernetDestination = q.TargetMAC
+	}
+	if q.Kind == ProbeKindReachability || q.TargetMAC != (facts.MAC{}) {
 		f.SenderIP = probeSourceAddress(p.link, q.Address)
 	}
 	q.sentOnSomeLink = e.writeFrame(p, f) || q.sentOnSomeLink

@@ -91,9 +91,9 @@ func TestProbeQueuePacesAcquireProbes(t *testing.T) {
 	for id := range uint64(probeBatchSize + 5) {
 		q.beginProbe(queueProbe(id, ProbeKindAcquire), queueStart)
 	}
-	q.beginProbe(queueProbe(200, ProbeKindLiveness), queueStart)
+	q.beginProbe(queueProbe(200, ProbeKindReachability), queueStart)
 	due, next := q.Advance(queueStart)
-	wantCount(t, "one batch of acquire probes and the liveness probe", due, probeBatchSize+1)
+	wantCount(t, "one batch of acquire probes and the reachability probe", due, probeBatchSize+1)
 	wantTime(t, "the next batch", next, queueStart.Add(announcementBatchInterval))
 	due, _ = q.Advance(queueStart.Add(announcementBatchInterval / 2))
 	wantCount(t, "no acquire probe before the next batch", due, 0)

@@ -1,6 +1,7 @@
-// Package links watches the network interfaces of the node and delivers the usable ones as
-// immutable LinkSets. After each netlink event, and each readWithoutEventInterval, it reads the
-// whole state again, so that a lost event does no harm. It changes nothing on the node.
+// Package links watches the network interfaces of the node and delivers the usable ones, and those
+// that are down, as immutable LinkSets. After each netlink event, and each
+// readWithoutEventInterval, it reads the whole state again, so that a lost event does no harm. It
+// changes nothing on the node.
 package links
 
 import (
@@ -28,6 +29,7 @@ import (
 var DefaultExcludePatterns = []string{
 	"^docker.*", "^cbr.*", "^dummy.*", "^virbr.*", "^lxcbr.*", "^veth.*", "^lo$", "^cali.*", "^tunl.*", "^flannel.*",
 	"^kube-ipvs.*", "^cni.*", "^nodelocaldns.*", "^lxc.*",
+	`^vxlan(-v6)?\.calico$`, "^cilium_.*", "^antrea-gw.*", "^ovn-k8s-mp.*", "^weave.*", "^kube-bridge$", "^br-[0-9a-f]{12}$", "^podman.*",
 }
 
 const (
@@ -57,6 +59,7 @@ type Watcher struct {
 	log             *slog.Logger
 	linkSets        *latest.Value[facts.LinkSet]
 	skippedLinks    atomic.Pointer[[]facts.SkippedLink]
+	gateways        gatewayCache
 }
 
 // NewWatcher returns a Watcher that excludes the interfaces whose names match one of the patterns.
@@ -66,7 +69,7 @@ func NewWatcher(exclude ExcludePatternsFunc, log *slog.Logger) *Watcher {
 	if exclude == nil {
 		exclude = func() ([]string, error) { return DefaultExcludePatterns, nil }
 	}
-	w := &Watcher{readExcludePatterns: exclude, log: log, linkSets: latest.NewValue[facts.LinkSet]()}
+	w := &Watcher{readExcludePatterns: exclude, log: log, linkSets: latest.NewValue[facts.LinkSet](), gateways: gatewayCache{read: readDefaultGateways, now: time.Now}}
 	// cannot fail; a test checks that
 	w.compiledDefaultExcludePatterns, _ = compilePatterns(DefaultExcludePatterns)
 	w.skippedLinks.Store(&[]facts.SkippedLink{})
@@ -112,8 +115,8 @@ func compilePatterns(patterns []string) ([]*regexp.Regexp, error) {
 // SkippedLinks returns the interfaces that were not usable at the last read, sorted by name.
 func (w *Watcher) SkippedLinks() []facts.SkippedLink { return *w.skippedLinks.Load() }
 
-// LinkSets delivers the links at the start and after each change. A later set replaces
-// one that was not received yet.
+// LinkSets delivers the links, those that are down included, at the start and after each change. A
+// later set replaces one that was not received yet.
 func (w *Watcher) LinkSets() <-chan facts.LinkSet { return w.linkSets.C() }
 
 // Run watches until ctx ends. When netlink fails, for example for lack of buffers, it
@@ -153,6 +156,7 @@ func (w *Watcher) watchUntilNetlinkFails(ctx context.Context, last *facts.LinkSe
 		case <-changed:
 			// The events of this delay are gathered. It is not extended, however many events come.
 			changed = nil
+			w.gateways.noteEvent()
 			timer.Reset(eventCoalesceDelay)
 		case <-timer.C:
 			changed = e.eventReceived.C()
@@ -164,7 +168,7 @@ func (w *Watcher) watchUntilNetlinkFails(ctx context.Context, last *facts.LinkSe
 // deliverLinks reads the links and delivers them if they changed. It returns the delay
 // until the next read.
 func (w *Watcher) deliverLinks(last *facts.LinkSet) time.Duration {
-	set, err := w.ReadLinks()
+	set, err := w.readLinks()
 	if err != nil {
 		w.log.Warn("reading the network interfaces", "error", err)
 		return failedReadRetryDelay
@@ -177,26 +181,42 @@ func (w *Watcher) deliverLinks(last *facts.LinkSet) time.Duration {
 	return readWithoutEventInterval
 }
 
-// ReadLinks returns the usable links. An interface whose addresses cannot be read is delivered
-// without addresses. Only one goroutine may call it, and not while Run works.
-func (w *Watcher) ReadLinks() (facts.LinkSet, error) {
+// indexesOfVRFs returns the indexes of the VRF devices. ARP and NDP of a port of a VRF work on the
+// port itself, unlike those of a port of a bridge or bond.
+func indexesOfVRFs(all []netlink.Link) map[int]bool {
+	out := map[int]bool{}
+	for _, l := range all {
+		if l.Type() == (&netlink.Vrf{}).Type() {
+			out[l.Attrs().Index] = true
+		}
+	}
+	return out
+}
+
+// readLinks returns the usable links, and those that are only down or without carrier. An interface
+// whose addresses cannot be read is delivered without addresses.
+func (w *Watcher) readLinks() (facts.LinkSet, error) {
 	all, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("listing network interfaces: %w", err)
 	}
-	gateways, err := readDefaultGateways()
+	gateways, err := w.gateways.currentGateways()
 	if err != nil {
 		w.log.Warn("reading the default routes", "error", err)
 	}
 	w.reloadExcludePatterns()
 	set, skipped := facts.LinkSet{}, []facts.SkippedLink{}
+	vrfs := indexesOfVRFs(all)
 	for _, l := range all {
 		a := l.Attrs()
-		if why := w.skipReason(a); why != facts.NotSkipped {
+		why := w.skipReason(a, vrfs)
+		if why != facts.NotSkipped {
 			skipped = append(skipped, facts.SkippedLink{Name: a.Name, Reason: why})
+		}
+		if why != facts.NotSkipped && why != facts.SkippedDownOrNoCarrier {
 			continue
 		}
-		link := facts.Link{Index: a.Index, Name: a.Name, MAC: facts.MAC(a.HardwareAddr)}
+		link := facts.Link{Index: a.Index, Name: a.Name, MAC: facts.MAC(a.HardwareAddr), IsDown: why == facts.SkippedDownOrNoCarrier}
 		link.AddressesWithPrefixLength, err = readLinkPrefixes(l)
 		if err != nil {
 			w.log.Warn("reading the addresses of a link", "link", a.Name, "error", err)
@@ -216,7 +236,7 @@ func (w *Watcher) ReadLinks() (facts.LinkSet, error) {
 
 // skipReason returns why an interface is not usable. A usable interface is Ethernet, is up, has
 // carrier and can broadcast. It is not a port of a bridge or bond: the master is used instead.
-func (w *Watcher) skipReason(a *netlink.LinkAttrs) facts.SkipReason {
+func (w *Watcher) skipReason(a *netlink.LinkAttrs, vrfs map[int]bool) facts.SkipReason {
 	switch {
 	case matchesAnyExpression(w.compiledExcludePatterns, a.Name) && matchesAnyExpression(w.compiledDefaultExcludePatterns, a.Name):
 		return facts.SkippedContainerNetwork
@@ -224,7 +244,7 @@ func (w *Watcher) skipReason(a *netlink.LinkAttrs) facts.SkipReason {
 		return facts.SkippedExcludedByName
 	case a.Flags&net.FlagLoopback != 0, a.Flags&net.FlagBroadcast == 0, a.RawFlags&unix.IFF_NOARP != 0, len(a.HardwareAddr) != 6:
 		return facts.SkippedNotBroadcastEthernet
-	case a.MasterIndex != 0:
+	case a.MasterIndex != 0 && !vrfs[a.MasterIndex]:
 		return facts.SkippedMemberOfMaster
 	case a.Flags&net.FlagUp == 0, a.RawFlags&unix.IFF_LOWER_UP == 0:
 		return facts.SkippedDownOrNoCarrier

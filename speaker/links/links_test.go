@@ -57,18 +57,36 @@ func newHarness(t *testing.T) *harness {
 	return b
 }
 
-// awaitLinks waits until a set fulfils f.
+// awaitLinks waits until the usable links fulfil f.
 func (b *harness) awaitLinks(sentence string, f func(facts.LinkSet) bool) facts.LinkSet {
 	b.t.Helper()
 	var last facts.LinkSet
 	for {
 		select {
 		case last = <-b.watcher.LinkSets():
-			if f(last) {
-				return last
+			if usable, _ := last.SplitByState(); f(usable) {
+				return usable
 			}
 		case <-time.After(30 * time.Second):
 			b.t.Fatalf("%s: the last set is %+v", sentence, last)
+		}
+	}
+}
+
+// awaitDownLink waits until the link is delivered as one that is down, with its subnet.
+func (b *harness) awaitDownLink(name string, subnet netip.Prefix) {
+	b.t.Helper()
+	for {
+		select {
+		case set := <-b.watcher.LinkSets():
+			isDown := func(l facts.Link) bool {
+				return l.Name == name && l.IsDown && slices.Contains(l.AddressesWithPrefixLength, subnet)
+			}
+			if slices.ContainsFunc(set, isDown) {
+				return
+			}
+		case <-time.After(30 * time.Second):
+			b.t.Fatalf("%s is not delivered as a link that is down", name)
 		}
 	}
 }
@@ -129,7 +147,7 @@ func TestLinkChangesAreDelivered(t *testing.T) {
 		return len(s) == 1 && slices.Equal(s[0].GatewaysWithKnownMAC, []facts.Neighbour{{Address: gateway, MAC: mac}})
 	})
 	b.editNodeLink("eth0", netlink.LinkSetDown)
-	b.awaitLinks("it goes down", hasLinkNames())
+	b.awaitDownLink("eth0", prefix)
 	b.editNodeLink("eth0", netlink.LinkSetUp)
 	b.awaitLinks("it comes up", hasLinkNames("eth0"))
 	b.editNodeLink("eth0", func(l netlink.Link) error {

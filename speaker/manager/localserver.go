@@ -10,10 +10,9 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
-)
 
-// routesPath is the path of what is announced to routers, as JSON.
-const routesPath = "/bgp/routes"
+	"github.com/gantry-lb/gantry/internal/rib"
+)
 
 // localServer serves the health checks and what is announced to routers. Its address is one of the
 // node itself, so that only the kubelet and pods/portforward reach it.
@@ -47,7 +46,7 @@ func (s *localServer) newHandler() http.Handler {
 		mux.Handle(path, h)
 		mux.Handle(path+"/", h)
 	}
-	mux.HandleFunc("GET "+routesPath, func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET "+rib.PagePath, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")

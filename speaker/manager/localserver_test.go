@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+
+	"github.com/gantry-lb/gantry/internal/rib"
 )
 
 func TestLocalServerAnswers(t *testing.T) {
@@ -23,7 +25,7 @@ func TestLocalServerAnswers(t *testing.T) {
 		s.newHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 		return w
 	}
-	for path, want := range map[string]int{"/healthz": 200, "/healthz/": 200, "/healthz/alive": 200, "/readyz": 500, "/other": 404, routesPath: 200} {
+	for path, want := range map[string]int{"/healthz": 200, "/healthz/": 200, "/healthz/alive": 200, "/readyz": 500, "/other": 404, rib.PagePath: 200} {
 		if got := get(path).Code; got != want {
 			t.Errorf("%s gives %d, want %d", path, got, want)
 		}
@@ -33,7 +35,7 @@ func TestLocalServerAnswers(t *testing.T) {
 		t.Errorf("/readyz gives %d when the speaker is ready", got)
 	}
 	var routes []string
-	if err := json.Unmarshal(get(routesPath).Body.Bytes(), &routes); err != nil || len(routes) != 1 {
+	if err := json.Unmarshal(get(rib.PagePath).Body.Bytes(), &routes); err != nil || len(routes) != 1 {
 		t.Errorf("the routes are %v, %v", routes, err)
 	}
 }

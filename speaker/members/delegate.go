@@ -23,12 +23,20 @@ func (d *messageDelegate) NotifyMsg(b []byte) {
 		return
 	}
 	n := int(b[0])
+	if p, ok := decodePathMessage(b[1:]); ok && n == 0 {
+		(*Members)(d).handlePathMessage(p)
+		return
+	}
 	if n == 0 {
 		(*Members)(d).handleGreeting(string(b[1:]))
 		return
 	}
 	// a full queue drops the oldest message, which says the least
-	d.messages.Put(Message{SenderName: string(b[1 : 1+n]), Payload: slices.Clone(b[1+n:])})
+	queue, payload := d.bulkReceivedMessages, slices.Clone(b[1+n:])
+	if d.options.IsUrgent(payload) {
+		queue = d.urgentReceivedMessages
+	}
+	queue.Put(Message{SenderName: string(b[1 : 1+n]), Payload: payload})
 }
 
 // GetBroadcasts returns nothing: messages go directly to their receivers.

@@ -6,8 +6,7 @@ package members
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -16,6 +15,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,13 +31,20 @@ type Options struct {
 	// NodeName is the name of this node, Nonce identifies this run of the process.
 	NodeName string
 	RunNonce uint64
+	// MessageFormat is the highest version of the messages that this speaker reads.
+	MessageFormat byte
+	// IsUrgent says whether a received message goes before others. Without it all do.
+	IsUrgent func(payload []byte) bool
 	// BindAddress and BindPort are the address and port for gossip, TCP and UDP. Port 0 takes any
 	// free port.
 	BindAddress netip.Addr
 	BindPort    int
-	// GossipKey encrypts and authenticates all messages. Its SHA-256 is the AES key.
-	GossipKey []byte
-	Log       *slog.Logger
+	// GossipKeys authenticate all messages; the first one encrypts. The SHA-256 of each is the AES
+	// key.
+	GossipKeys [][]byte
+	// Now is the clock.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Message is a message from another member.
@@ -57,46 +64,67 @@ type Members struct {
 	options       Options
 	memberlist    *memberlist.Memberlist
 	listenAddress netip.AddrPort
+	transport     *guardedTransport
+	keyring       *memberlist.Keyring
 
-	// guards memberlistNodeByName; held during delivery, so that sets arrive in order
+	// guards memberlistNodeByName and allSeeds; held during delivery, so that sets arrive in order
 	mu                   sync.Mutex
 	memberlistNodeByName map[string]memberlist.Node
+	allSeeds             []string // also those of the other address family
 	metadata             atomic.Pointer[[]byte]
 	// fullExchangeState is what this node sends in a full exchange.
 	fullExchangeState     atomic.Pointer[[]byte]
 	seeds                 atomic.Pointer[[]string]
 	hasExchangedFullState atomic.Bool
 
-	memberSets         *latest.Value[facts.MemberSet]
-	messages           *latest.Queue[Message]
-	receivedFullStates *latest.Queue[[]byte]
-	outgoingMessages   *latest.Queue[outgoingMessage]
-	contactSeedsSignal *latest.Wake
-	metadataChanges    *latest.Wake
+	memberSets                                   *latest.Value[facts.MemberSet]
+	urgentReceivedMessages, bulkReceivedMessages *latest.BoundedQueue[Message]
+	receivedFullStates                           *latest.BoundedQueue[[]byte]
+	// urgentMessages go before bulkMessages.
+	urgentMessages, bulkMessages *latest.BoundedQueue[outgoingMessage]
+	contactSeedsSignal           *latest.Wake
+	metadataChanges              *latest.Wake
 	// strangersToJoin are the addresses of greetings from nodes that are not members.
-	strangersToJoin *latest.Queue[string]
+	strangersToJoin *latest.BoundedQueue[string]
+	// pathMessages are checks and answers of others, pathChecksToAnswer the checks among them.
+	pathMessages, pathChecksToAnswer *latest.BoundedQueue[pathMessage]
+	pathFaults                       atomic.Pointer[[]PathFault]
 }
 
 // New opens the sockets. The speaker is the only member until Run has reached a seed.
 func New(o Options) (*Members, error) {
 	m := &Members{
-		options:              o,
-		memberlistNodeByName: map[string]memberlist.Node{},
-		memberSets:           latest.NewValue[facts.MemberSet](),
-		messages:             latest.NewQueue[Message](4096),
-		receivedFullStates:   latest.NewQueue[[]byte](16),
-		outgoingMessages:     latest.NewQueue[outgoingMessage](4096),
-		contactSeedsSignal:   latest.NewWake(),
-		metadataChanges:      latest.NewWake(),
-		strangersToJoin:      latest.NewQueue[string](1),
+		options:                o,
+		memberlistNodeByName:   map[string]memberlist.Node{},
+		memberSets:             latest.NewValue[facts.MemberSet](),
+		urgentReceivedMessages: latest.NewBoundedQueue[Message](4096),
+		bulkReceivedMessages:   latest.NewBoundedQueue[Message](4096),
+		receivedFullStates:     latest.NewBoundedQueue[[]byte](16),
+		urgentMessages:         latest.NewBoundedQueue[outgoingMessage](4096),
+		bulkMessages:           latest.NewBoundedQueue[outgoingMessage](bulkMessageLimit),
+		contactSeedsSignal:     latest.NewWake(),
+		metadataChanges:        latest.NewWake(),
+		strangersToJoin:        latest.NewBoundedQueue[string](1),
+		pathMessages:           latest.NewBoundedQueue[pathMessage](256),
+		pathChecksToAnswer:     latest.NewBoundedQueue[pathMessage](256),
 	}
-	m.PublishOwnMACs(nil)
+	m.pathFaults.Store(&[]PathFault{})
+	if m.options.IsUrgent == nil {
+		m.options.IsUrgent = func([]byte) bool { return true }
+	}
+	m.PublishOwnNode(facts.PublishedNode{MessageFormat: o.MessageFormat})
 	m.SetFullExchangeState(nil)
-	m.SetSeeds(nil)
-	key := sha256.Sum256(o.GossipKey)
+	m.seeds.Store(new([]string))
+	keyring, err := newKeyring(o.GossipKeys)
+	if err != nil {
+		return nil, err
+	}
+	m.keyring = keyring
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.BindAddr, c.BindPort, c.AdvertisePort = o.NodeName, o.BindAddress.String(), o.BindPort, o.BindPort
-	c.SecretKey = key[:]
+	c.Keyring = keyring
+	// Messages are short, and memberlist clears a table of 64 KB for each one that it compresses.
+	c.EnableCompression = false
 	c.Delegate, c.Events = (*messageDelegate)(m), (*eventDelegate)(m)
 	c.PushPullInterval = 10 * time.Second
 	c.TCPTimeout = 2 * time.Second
@@ -104,15 +132,21 @@ func New(o Options) (*Members, error) {
 	c.DeadNodeReclaimTime = time.Second
 	c.HandoffQueueDepth = 8192
 	c.Logger = log.New(memberlistLogWriter{o.Log}, "", 0)
-	list, err := memberlist.Create(c)
+	m.transport, err = newGuardedTransport(o.BindAddress, o.BindPort, c.Logger)
+	if err == nil {
+		c.Transport = m.transport
+		c.BindPort = m.transport.GetAutoBindPort()
+		c.AdvertisePort = c.BindPort
+		// the callbacks of memberlist use it
+		m.listenAddress = netip.AddrPortFrom(o.BindAddress.Unmap(), uint16(c.BindPort))
+		if m.memberlist, err = memberlist.Create(c); err != nil {
+			err = errors.Join(err, m.transport.Shutdown())
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the gossip sockets on %s (--gossip-bind-address, --gossip-bind-port): %w",
 			net.JoinHostPort(c.BindAddr, strconv.Itoa(o.BindPort)), err)
 	}
-	m.memberlist = list
-	n := list.LocalNode()
-	a, _ := netip.AddrFromSlice(n.Addr)
-	m.listenAddress = netip.AddrPortFrom(a.Unmap(), n.Port)
 	return m, nil
 }
 
@@ -122,7 +156,7 @@ type memberlistLogWriter struct{ log *slog.Logger }
 
 // Write logs one line.
 func (w memberlistLogWriter) Write(b []byte) (int, error) {
-	w.log.Debug("gossip", "text", string(b))
+	w.log.Debug("gossip: " + strings.TrimSpace(string(b)))
 	return len(b), nil
 }
 
@@ -132,8 +166,11 @@ func (m *Members) ListenAddress() netip.AddrPort { return m.listenAddress }
 // MemberSets delivers the live members, now and after each change. Only the latest set is kept.
 func (m *Members) MemberSets() <-chan facts.MemberSet { return m.memberSets.C() }
 
-// ReceivedMessages delivers the messages of others, in any order.
-func (m *Members) ReceivedMessages() <-chan Message { return m.messages.C() }
+// ReceivedMessages delivers the urgent messages of others, in any order.
+func (m *Members) ReceivedMessages() <-chan Message { return m.urgentReceivedMessages.C() }
+
+// ReceivedBulkMessages delivers the other messages of others, in any order.
+func (m *Members) ReceivedBulkMessages() <-chan Message { return m.bulkReceivedMessages.C() }
 
 // ReceivedFullStates delivers the full states of others.
 func (m *Members) ReceivedFullStates() <-chan []byte { return m.receivedFullStates.C() }
@@ -143,28 +180,39 @@ func (m *Members) SetFullExchangeState(state []byte) { m.fullExchangeState.Store
 
 // SetSeeds sets the addresses at which other members may be found. Without a port they use the port
 // of this node.
-func (m *Members) SetSeeds(addresses []string) { m.seeds.Store(&addresses) }
+func (m *Members) SetSeeds(addresses []string) {
+	ofOwnFamily := m.seedsOfOwnFamily(addresses)
+	m.seeds.Store(&ofOwnFamily)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.allSeeds = addresses
+	m.setAllowedSources()
+}
 
 // ContactMissingSeeds contacts all seeds that are not members at once.
 func (m *Members) ContactMissingSeeds() { m.contactSeedsSignal.Signal() }
 
-// maxMetadataMACs is how many Ethernet addresses fit into memberlist's metadata of 512 bytes.
-const maxMetadataMACs = 64
-
-// PublishOwnMACs publishes the Ethernet addresses of this node.
-func (m *Members) PublishOwnMACs(macs []facts.MAC) {
-	b := binary.BigEndian.AppendUint64(nil, m.options.RunNonce)
-	for _, mac := range macs[:min(len(macs), maxMetadataMACs)] {
-		b = append(b, mac[:]...)
-	}
+// PublishOwnNode publishes what the other members have to know about this node.
+func (m *Members) PublishOwnNode(p facts.PublishedNode) {
+	b := EncodeMetadata(m.options.RunNonce, p)
+	b = append(b, pathCheckVersion) // an older speaker ignores it
 	if old := m.metadata.Swap(&b); old != nil && !slices.Equal(*old, b) {
 		m.metadataChanges.Signal()
 	}
 }
 
-// SendMessage sends a message to one member. It may be lost.
+// SendMessage sends a message to one member, before all bulk messages. It may be lost.
 func (m *Members) SendMessage(to string, payload []byte) {
-	m.outgoingMessages.PutIfRoom(outgoingMessage{to, payload})
+	m.urgentMessages.PutIfRoom(outgoingMessage{to, payload})
+}
+
+// bulkMessageLimit bounds how many bulk messages wait: 5,000 new claims for 200 members. They share
+// their payloads.
+const bulkMessageLimit = 1 << 15
+
+// SendBulkMessage sends a message to one member, after all others. It may be lost.
+func (m *Members) SendBulkMessage(to string, payload []byte) {
+	m.bulkMessages.PutIfRoom(outgoingMessage{to, payload})
 }
 
 // Run joins the seeds until ctx ends. It then leaves, so that the other members know at once.
@@ -174,10 +222,20 @@ func (m *Members) Run(ctx context.Context) error {
 	parts.Go(func() { m.publishMetadata(ctx) })
 	parts.Go(func() { m.greetMissingSeedsForever(ctx) })
 	parts.Go(func() { m.joinStrangers(ctx) })
+	parts.Go(func() { m.checkPathsForever(ctx) })
+	parts.Go(func() { m.answerPathChecks(ctx) })
 	for ctx.Err() == nil {
 		select {
+		case msg := <-m.urgentMessages.C():
+			m.transmitMessage(msg)
+			continue
+		default:
+		}
+		select {
 		case <-ctx.Done():
-		case msg := <-m.outgoingMessages.C():
+		case msg := <-m.urgentMessages.C():
+			m.transmitMessage(msg)
+		case msg := <-m.bulkMessages.C():
 			m.transmitMessage(msg)
 		}
 	}
@@ -216,7 +274,7 @@ func (m *Members) transmitMessage(msg outgoingMessage) {
 	}
 	b := append([]byte{byte(len(m.options.NodeName))}, m.options.NodeName...)
 	if err := m.memberlist.SendBestEffort(&n, append(b, msg.payload...)); err != nil {
-		m.options.Log.Debug("sending a message", "to", msg.to, "error", err)
+		m.options.Log.Debug("sending a message", "node", msg.to, "error", err)
 	}
 }
 
@@ -236,7 +294,7 @@ func (m *Members) joinMissingSeedsForever(ctx context.Context) {
 				m.hasExchangedFullState.Store(true)
 				m.changeMembers(func() {})
 			} else if err != nil {
-				m.options.Log.Debug("joining seeds", "seeds", missing, "error", err)
+				m.options.Log.Debug("joining seeds", "addresses", missing, "error", err)
 			}
 		}
 		wait := seedJoinInterval
@@ -272,7 +330,7 @@ func (m *Members) greetMissingSeedsForever(ctx context.Context) {
 		greeting := append([]byte{0}, m.listenAddress.String()...)
 		for _, s := range m.missingSeeds() {
 			if err := m.memberlist.SendToAddress(memberlist.Address{Addr: s}, greeting); err != nil {
-				m.options.Log.Debug("greeting a seed", "seed", s, "error", err)
+				m.options.Log.Debug("greeting a seed", "address", s, "error", err)
 			}
 		}
 	}
@@ -302,7 +360,7 @@ func (m *Members) joinStrangers(ctx context.Context) {
 				m.hasExchangedFullState.Store(true)
 				m.changeMembers(func() {})
 			} else if err != nil {
-				m.options.Log.Debug("joining a stranger", "stranger", s, "error", err)
+				m.options.Log.Debug("joining a stranger", "address", s, "error", err)
 			}
 		}
 	}
@@ -339,17 +397,13 @@ func (m *Members) changeMembers(edit func()) {
 		set.Members = append(set.Members, decodeMemberlistNode(&n))
 	}
 	m.memberSets.Put(set)
+	m.setAllowedSources()
 }
 
 func decodeMemberlistNode(n *memberlist.Node) facts.Member {
 	a, _ := netip.AddrFromSlice(n.Addr)
 	out := facts.Member{Name: n.Name, Address: a.Unmap()}
-	if len(n.Meta) < 8 {
-		return out
-	}
-	out.RunNonce = binary.BigEndian.Uint64(n.Meta)
-	for b := n.Meta[8:]; len(b) >= 6; b = b[6:] {
-		out.LinkMACs = append(out.LinkMACs, facts.MAC(b[:6]))
-	}
+	nonce, p := decodeMetadata(n.Meta)
+	out.RunNonce, out.LinkMACs, out.MessageFormat, out.Links = nonce, p.LinkMACs, p.MessageFormat, p.Links
 	return out
 }

@@ -4,8 +4,11 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
@@ -17,14 +20,14 @@ const testAwaitTimeout = 20 * time.Second
 func startMember(t *testing.T, name string, key string, seeds ...string) (*Members, context.CancelFunc) {
 	t.Helper()
 	m, err := New(Options{
-		NodeName: name, RunNonce: uint64(name[0]), BindAddress: netip.MustParseAddr("127.0.0.1"), GossipKey: []byte(key),
-		Log: slog.New(slog.DiscardHandler),
+		NodeName: name, RunNonce: uint64(name[0]), BindAddress: netip.MustParseAddr("127.0.0.1"), GossipKeys: [][]byte{[]byte(key)},
+		Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.SetFullExchangeState([]byte("state of " + name))
-	m.PublishOwnMACs([]facts.MAC{{2, 0, 0, 0, 0, name[0]}})
+	m.PublishOwnNode(facts.PublishedNode{LinkMACs: []facts.MAC{{2, 0, 0, 0, 0, name[0]}}})
 	m.SetSeeds(seeds)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -112,9 +115,32 @@ func TestAPortInUseIsAnError(t *testing.T) {
 	a, _ := startMember(t, "a", "any key of 16 bytes or more")
 	_, err := New(Options{
 		NodeName: "b", BindAddress: netip.MustParseAddr("127.0.0.1"), BindPort: int(a.ListenAddress().Port()),
-		GossipKey: []byte("x"), Log: slog.New(slog.DiscardHandler),
+		GossipKeys: [][]byte{[]byte("x")}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	if err == nil {
 		t.Fatal("two speakers share a port, want an error")
+	}
+}
+
+func TestDroppedMessagesAreCounted(t *testing.T) {
+	m, err := New(Options{NodeName: "a", BindAddress: netip.MustParseAddr("127.0.0.1"), GossipKeys: [][]byte{[]byte("x")}, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.memberlist.Shutdown() }()
+	const lost = 3
+	for range cap(m.urgentMessages.C()) + lost {
+		m.SendMessage("b", nil) // nothing reads the queue before Run
+	}
+	expected := `
+# HELP gantry_gossip_dropped_total Messages and states that were lost because a queue was full: messages to others (sent), claims for all others (claims), messages of others (received), and full states of others (states).
+# TYPE gantry_gossip_dropped_total counter
+gantry_gossip_dropped_total{queue="claims"} 0
+gantry_gossip_dropped_total{queue="received"} 0
+gantry_gossip_dropped_total{queue="sent"} 3
+gantry_gossip_dropped_total{queue="states"} 0
+`
+	if err := testutil.CollectAndCompare(m, strings.NewReader(expected)); err != nil {
+		t.Error(err)
 	}
 }

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/netip"
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-lb/gantry/internal/option"
+	"github.com/gantry-lb/gantry/speaker/fitness"
 )
 
 // Options are the speaker's options.
@@ -31,6 +34,12 @@ type Options struct {
 	AnswerPing            bool
 
 	ServiceBGPStatus string // auto, on or off
+
+	// ProxyHealthAddress is where kube-proxy answers whether it works; empty if that does not
+	// count.
+	ProxyHealthAddress  string
+	ProxySilenceTimeout time.Duration
+	SilentKubelet       string // Ignore or Leave
 }
 
 const (
@@ -53,7 +62,7 @@ func ParseOptions(args []string, lookup func(string) (string, bool)) (Options, e
 	if err := o.validateLayer2AndBGP(); err != nil {
 		return o, err
 	}
-	if err := o.validateNodeAndGossip(); err != nil {
+	if err := errors.Join(o.validateNodeAndGossip(), o.validateReadiness()); err != nil {
 		return o, err
 	}
 	return o, o.ValidateValues()
@@ -80,6 +89,13 @@ func (o *Options) declareFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&o.RefreshInterval, "layer2-refresh-interval", 0,
 		"announce held addresses by ARP and NDP again at this interval, for networks that forget them; "+
 			"0 for never, else at least 10s")
+	fs.StringVar(&o.ProxyHealthAddress, "kube-proxy-health-address", "127.0.0.1:10256",
+		"address:port of kube-proxy's --healthz-bind-address on this node; if kube-proxy answered there and then falls silent, "+
+			"other nodes serve the addresses; empty turns that off")
+	fs.DurationVar(&o.ProxySilenceTimeout, "kube-proxy-silence-timeout", fitness.DefaultProxySilenceTimeout,
+		"how long kube-proxy must be silent until other nodes serve the addresses; at least 5s")
+	fs.StringVar(&o.SilentKubelet, "silent-kubelet", "Ignore",
+		"what follows if the kubelet of a node does not report any more: Ignore, or Leave, so that other nodes serve the addresses")
 	fs.StringVar(&o.ServiceBGPStatus, "service-bgp-status", "auto", fmt.Sprintf(
 		"write ServiceBGPStatus objects: on, off, or auto, which is off on a node that announces more than %d Services",
 		maxServicesForAutoServiceBGPStatus))
@@ -96,6 +112,23 @@ func (o *Options) validateLayer2AndBGP() error {
 		status = option.InvalidOptionError("service-bgp-status", o.ServiceBGPStatus, "write auto, on or off")
 	}
 	return errors.Join(refresh, status)
+}
+
+// minProxySilenceTimeout is several times the interval of the health checks.
+const minProxySilenceTimeout = 5 * time.Second
+
+func (o *Options) validateReadiness() error {
+	var address, silence, kubelet error
+	if _, _, err := net.SplitHostPort(o.ProxyHealthAddress); o.ProxyHealthAddress != "" && err != nil {
+		address = option.InvalidOptionError("kube-proxy-health-address", o.ProxyHealthAddress, "write ADDRESS:PORT, or leave it empty")
+	}
+	if o.ProxySilenceTimeout < minProxySilenceTimeout {
+		silence = option.InvalidOptionError("kube-proxy-silence-timeout", o.ProxySilenceTimeout.String(), "write 5s or more")
+	}
+	if o.SilentKubelet != "Ignore" && o.SilentKubelet != "Leave" {
+		kubelet = option.InvalidOptionError("silent-kubelet", o.SilentKubelet, "write Ignore or Leave")
+	}
+	return errors.Join(address, silence, kubelet)
 }
 
 func (o *Options) validateNodeAndGossip() error {
@@ -123,4 +156,14 @@ func (o *Options) ServiceBGPStatusLimit() int {
 		return 0
 	}
 	return maxServicesForAutoServiceBGPStatus
+}
+
+// ServiceProxy says what follows from the health of kube-proxy on this node.
+func (o *Options) ServiceProxy(now time.Time) fitness.ProxyOptions {
+	out := fitness.ProxyOptions{IsWatched: o.ProxyHealthAddress != "", SilenceTimeout: o.ProxySilenceTimeout}
+	var system unix.Sysinfo_t
+	if unix.Sysinfo(&system) == nil {
+		out.BootedAt = now.Add(-time.Duration(system.Uptime) * time.Second)
+	}
+	return out
 }

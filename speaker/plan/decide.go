@@ -1,30 +1,43 @@
 package plan
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/advertise"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
 // layer2Decision is the result of the rules for a Service that at least one node may hold.
 type layer2Decision struct {
-	verdict                 *Layer2Verdict
-	candidates              *intent.Candidates
-	ownLinkIndexesByAddress map[netip.Addr][]int
-	mayRebalance            bool
-	// isSelfInGrace means that this node should not announce the Service, but can serve it for a
+	verdict *Layer2Verdict
+	// byAddress has the addresses that some node may hold.
+	byAddress    map[netip.Addr]addressDecision
+	mayRebalance bool
+	wireCheck    intent.WireCheck
+}
+
+// addressDecision is the result of the rules for one address of a Service.
+type addressDecision struct {
+	candidates *intent.Candidates
+	// ownLinkIndexes are this node's links on which it would answer. Without any it is no
+	// candidate.
+	ownLinkIndexes []int
+	// isSelfInGrace means that this node should not announce the address, but can serve it for a
 	// while.
 	isSelfInGrace bool
+	// reason is ReasonNotHolder if this node is a candidate.
+	reason names.Reason
+	// canMoveToRequestedNode means that the Service asks for a node that may hold the address.
+	canMoveToRequestedNode bool
 }
 
 // decideLayer2 applies the rules in order. If a rule about the whole Service fails, the Service has
-// no candidates, and the decision is nil. The rules about nodes are applied to each node. The
-// reason is that of this node.
+// no candidates, and the decision is nil. The rules about nodes are applied to each node, and each
+// address is judged by itself. The reason is that of this node.
 func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdict, *layer2Decision) {
 	s := r.service
 	v := &Layer2Verdict{Service: k, Addresses: s.assignedAddresses}
@@ -38,40 +51,75 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 	if v.Reason = reason; reason != "" {
 		return v, nil
 	}
-	d := &layer2Decision{}
-	f := p.admittedNodesFor(&coverage)
-	v.Reason = f.exclusionReasonOfSelf
+	d := &layer2Decision{byAddress: map[netip.Addr]addressDecision{}, mayRebalance: coverage.MayRebalance(), wireCheck: wireCheckOf(&coverage)}
+	for i, a := range coverage.Addresses {
+		one := p.decideAddress(k, r, &coverage, i)
+		p.leaveOutUnfitNodes(a, &one)
+		if fault := p.preferRequestedNode(s.requestedHolder, &coverage, i, &one); !v.HolderFault.IsSet() {
+			v.HolderFault = fault
+		}
+		if one.reason == names.ReasonNotHolder || v.Reason == "" {
+			v.Reason = one.reason
+		}
+		if one.candidates != nil {
+			d.byAddress[a] = one
+			v.CandidateCount = max(v.CandidateCount, len(one.candidates.Nodes))
+		}
+	}
+	v.IsNodeCandidate = v.Reason == names.ReasonNotHolder
+	if v.IsNodeCandidate && s.requestedHolder == p.inputs.SelfNode {
+		v.HolderFault = names.Explanation{} // the holders of the other addresses report it
+	}
+	if len(d.byAddress) == 0 {
+		return v, nil
+	}
+	return v, d
+}
+
+func wireCheckOf(c *advertise.Layer2Coverage) intent.WireCheck {
+	switch c.WireCheck() {
+	case snapshot.WireCheckOff:
+		return intent.WireCheckOff
+	case snapshot.WireCheckWarn:
+		return intent.WireCheckWarn
+	}
+	return intent.WireCheckEnforce
+}
+
+// decideAddress applies the rules about nodes to one address of the coverage.
+func (p *Planner) decideAddress(k view.ObjectKey, r *serviceRecord, coverage *advertise.Layer2Coverage, i int) addressDecision {
+	a, self := coverage.Addresses[i], p.inputs.SelfNode
+	if !r.endpoints.servesFamilyOf(a) {
+		return addressDecision{reason: names.ReasonNoEndpoints}
+	}
+	f := p.ableNodesFor(coverage, i)
+	out := addressDecision{reason: f.exclusionReasonOfSelf}
 	var local []string
-	if s.hasLocalTrafficPolicy {
-		e := r.endpoints.toEndpointsView(k)
+	if r.service.hasLocalTrafficPolicy {
+		e := r.endpoints.toEndpointsView(k).OfFamily(a)
 		local = e.NodesForLocalTraffic()
 		switch {
 		case f.exclusionReasonOfSelf != names.ReasonNotHolder:
-		case !slices.Contains(local, p.inputs.SelfNode):
-			v.Reason = names.ReasonNoLocalEndpoints
-			d.isSelfInGrace = e.CanServeOn(p.inputs.SelfNode)
+		case !slices.Contains(local, self):
+			out.reason = names.ReasonNoLocalEndpoints
+			out.isSelfInGrace = e.CanServeOn(self)
 		case !r.isProxyReady():
-			v.Reason = names.ReasonServiceProxyNotReady
+			out.reason = names.ReasonServiceProxyNotReady
 		}
 	}
-	if v.Reason == names.ReasonNotHolder {
-		d.ownLinkIndexesByAddress, v.Reason = p.answeringLinksByAddress(&coverage)
+	if out.reason == names.ReasonNotHolder {
+		out.ownLinkIndexes, out.reason = p.answeringLinks(coverage.AdsOfAddress(i), a)
 	}
-	d.mayRebalance = coverage.MayRebalance()
-	v.IsNodeCandidate = v.Reason == names.ReasonNotHolder
-	if s.hasLocalTrafficPolicy {
+	isCandidate := out.reason == names.ReasonNotHolder
+	if r.service.hasLocalTrafficPolicy {
 		// Other nodes do not know whether the proxy here is ready. So this node stays in the list,
 		// without links.
-		listSelf := v.IsNodeCandidate || v.Reason == names.ReasonServiceProxyNotReady
-		d.candidates = f.candidatesAmong(local, p.inputs.SelfNode, listSelf)
+		listSelf := isCandidate || out.reason == names.ReasonServiceProxyNotReady
+		out.candidates = f.candidatesAmong(local, self, listSelf)
 	} else {
-		d.candidates = f.allCandidates(p.inputs.SelfNode, v.IsNodeCandidate)
+		out.candidates = f.allCandidates(self, isCandidate)
 	}
-	if d.candidates == nil {
-		return v, nil
-	}
-	v.CandidateCount = len(d.candidates.Nodes)
-	return v, d
+	return out
 }
 
 // nodesAdmittedByAds has the nodes that a list of advertisements admits. It is the same for all
@@ -114,8 +162,12 @@ func (f *nodesAdmittedByAds) allCandidates(self string, canAnswer bool) *intent.
 		return f.candidatesWithSelf
 	}
 	if f.candidatesWithoutSelf == nil {
-		others := maps.Clone(f.scoreByNode)
-		delete(others, self)
+		others := make(map[string]int, len(f.scoreByNode))
+		for name, score := range f.scoreByNode {
+			if name != self {
+				others[name] = score
+			}
+		}
 		f.candidatesWithoutSelf = intent.NewCandidates(others)
 	}
 	return f.candidatesWithoutSelf
@@ -130,22 +182,4 @@ func (f *nodesAdmittedByAds) candidatesAmong(nodes []string, self string, canAns
 		}
 	}
 	return intent.NewCandidates(scores)
-}
-
-// answeringLinksByAddress returns this node's links for each address. It does not judge the
-// links of other nodes.
-func (p *Planner) answeringLinksByAddress(coverage *advertise.Layer2Coverage) (map[netip.Addr][]int, names.Reason) {
-	self := p.inputs.Nodes[p.inputs.SelfNode]
-	out := make(map[netip.Addr][]int, len(coverage.Addresses))
-	for i, a := range coverage.Addresses {
-		out[a] = advertise.Links(coverage.AdsOfAddress(i), &self, a, p.inputs.UsableLinks)
-		switch {
-		case len(out[a]) > 0:
-		case p.inputs.RawSocketsDenied:
-			return nil, names.ReasonRawSocketDenied
-		default:
-			return nil, names.ReasonNoLinks
-		}
-	}
-	return out, names.ReasonNotHolder
 }

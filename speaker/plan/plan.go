@@ -33,9 +33,15 @@ type Inputs struct {
 	Nodes map[string]view.Node
 	// UsableLinks are the links of this node on which frames can be sent.
 	UsableLinks facts.LinkSet
+	// DownLinks are the links of this node that are down or without carrier.
+	DownLinks facts.LinkSet
+	// NodeLinks are what other nodes say about their links, by name.
+	NodeLinks map[string]*facts.NodeLinks
 	// ProxyStates has the state of the service proxy for the Services with endpoints on this node.
 	// nil before the first Update: the proxy then counts as ready for all of them.
 	ProxyStates map[view.ObjectKey]ProxyState
+	// NodeFitness is what the nodes say of their own fitness.
+	NodeFitness NodeFitness
 	// RawSocketsDenied means that the links are unusable because raw sockets are not permitted.
 	RawSocketsDenied bool
 }
@@ -59,6 +65,9 @@ type Plan struct {
 	// NodeUnavailable is why the node announces nothing at all: NodeNetworkUnavailable,
 	// NodeExcluded or NodeLeaving. It is empty if the node may announce.
 	NodeUnavailable names.Reason
+	// NodeUnfit is why other nodes should serve rather than this one, for all or for some
+	// addresses; empty if it is fit.
+	NodeUnfit names.Reason
 	// NodeLeaving means that the node is excluded or drained and has to stop serving.
 	// Routes still has its routes.
 	NodeLeaving bool
@@ -70,16 +79,19 @@ type Plan struct {
 type Layer2Verdict struct {
 	Service   view.ObjectKey
 	Addresses []netip.Addr
-	// IsNodeCandidate means that this node takes part in the election. Reason is then
-	// ReasonNotHolder; for the holder, ReasonAnnounced replaces it.
+	// IsNodeCandidate means that this node takes part in the election for one of the addresses at
+	// least. Reason is then ReasonNotHolder; for the holder, ReasonAnnounced replaces it.
 	IsNodeCandidate bool
-	// CandidateCount is how many nodes may hold the addresses.
+	// CandidateCount is how many nodes may hold an address of the Service.
 	CandidateCount int
 	Reason         names.Reason
+	// HolderFault says why the node that the Service asks for cannot hold the addresses. It is zero
+	// if the node can, or if the Service asks for none.
+	HolderFault names.Explanation
 }
 
 func (v *Layer2Verdict) equal(o *Layer2Verdict) bool {
-	return v.IsNodeCandidate == o.IsNodeCandidate && v.CandidateCount == o.CandidateCount && v.Reason == o.Reason && slices.Equal(v.Addresses, o.Addresses)
+	return v.IsNodeCandidate == o.IsNodeCandidate && v.CandidateCount == o.CandidateCount && v.Reason == o.Reason && v.HolderFault == o.HolderFault && slices.Equal(v.Addresses, o.Addresses)
 }
 
 // BidDelta is what changed between two Plans.

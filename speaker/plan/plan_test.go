@@ -38,8 +38,8 @@ func exampleInputs() Inputs {
 		Endpoints: map[view.ObjectKey]view.Endpoints{webServiceKey: {Service: webServiceKey, AnyServing: true, ServingNodes: []string{"b"}}},
 		Nodes:     map[string]view.Node{},
 		UsableLinks: facts.LinkSet{
-			{Index: 2, Name: "eth0", AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24")}},
-			{Index: 3, Name: "eth1", AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("198.51.100.10/24")}},
+			{Index: 2, Name: "eth0", AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24"), netip.MustParsePrefix("fe80::2/64")}},
+			{Index: 3, Name: "eth1", AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("198.51.100.10/24"), netip.MustParsePrefix("fe80::3/64")}},
 		},
 	}
 	for _, n := range []string{"a", "b", "c"} {
@@ -68,6 +68,13 @@ func editL2Advertisement(f func(*snapshot.L2Advertisement)) func(*Inputs) {
 	return func(in *Inputs) { f(in.Snapshot.L2Advertisements[0]) }
 }
 
+// takeLinkDown takes a usable link of node a down.
+func takeLinkDown(in *Inputs, i int) {
+	l := in.UsableLinks[i]
+	l.IsDown = true
+	in.DownLinks, in.UsableLinks = facts.LinkSet{l}, slices.Delete(slices.Clone(in.UsableLinks), i, i+1)
+}
+
 func selectNodeByName(name string) []labels.Selector {
 	return []labels.Selector{labels.SelectorFromSet(labels.Set{"name": name})}
 }
@@ -94,6 +101,8 @@ func TestBidAndReason(t *testing.T) {
 		"named links":                                   {edit: editL2Advertisement(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth1"} }), candidates: []string{"a", "b", "c"}, links: []int{3}, reason: names.ReasonNotHolder},
 		"named links that this node does not have":      {edit: editL2Advertisement(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth9"} }), candidates: []string{"b", "c"}, reason: names.ReasonNoLinks},
 		"no link's subnet covers the address":           {edit: func(in *Inputs) { in.UsableLinks[0].AddressesWithPrefixLength = nil }, candidates: []string{"a", "b", "c"}, links: []int{2, 3}, reason: names.ReasonNotHolder},
+		"the link into the subnet is down":              {edit: func(in *Inputs) { takeLinkDown(in, 0) }, candidates: []string{"b", "c"}, reason: names.ReasonLinkDown},
+		"another link is down":                          {edit: func(in *Inputs) { takeLinkDown(in, 1) }, candidates: []string{"a", "b", "c"}, links: []int{2}, reason: names.ReasonNotHolder},
 		"raw sockets are not permitted":                 {edit: func(in *Inputs) { in.UsableLinks, in.RawSocketsDenied = nil, true }, candidates: []string{"b", "c"}, reason: names.ReasonRawSocketDenied},
 		"a shared address and a service selector": {edit: func(in *Inputs) {
 			editService(func(s *view.Service) { s.HasSharingAnnotation, s.Labels = true, map[string]string{"name": "x"} })(in)

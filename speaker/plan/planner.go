@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -23,7 +24,10 @@ type Planner struct {
 	servicesByAddress     map[netip.Addr]sortedServiceKeys
 	admittedNodesByAds    map[string]*nodesAdmittedByAds // by the names of the advertisements
 	servicesToDecideAgain map[view.ObjectKey]struct{}
-	mustReplanAll         bool // everything has to be decided again
+	isAnyNodeUnfit        bool // as of the last time that everything was decided
+	// candidatesByEdit are Candidates with edited scores; see fitness.go.
+	candidatesByEdit map[string]*intent.Candidates
+	mustReplanAll    bool // everything has to be decided again
 	// servicesByPrefix has the Services that contribute to the route of each prefix.
 	servicesByPrefix map[netip.Prefix]sortedServiceKeys
 	peerNameLists    nameListCache // of lists of peer names
@@ -32,6 +36,10 @@ type Planner struct {
 	// healthChecks are those of the Plan; see proxy.go.
 	healthChecks      map[view.ObjectKey]intent.HealthCheck
 	lastHealthCheckID uint64
+	// ownLinks describe UsableLinks and DownLinks; nil until they are needed. subnetsOfNodes are
+	// the subnets of all nodes; see nodelinks.go.
+	ownLinks          *facts.NodeLinks
+	subnetsOfNodes    []netip.Prefix
 	isFirstUpdateDone bool
 }
 
@@ -150,10 +158,10 @@ func (p *Planner) RemoveNode(name string) {
 // SetSnapshot replaces the configuration.
 func (p *Planner) SetSnapshot(s *snapshot.Snapshot) { p.inputs.Snapshot, p.mustReplanAll = s, true }
 
-// SetLinks replaces the links on which frames can be sent.
-func (p *Planner) SetLinks(links facts.LinkSet) {
-	if !reflect.DeepEqual(p.inputs.UsableLinks, links) {
-		p.inputs.UsableLinks, p.mustReplanAll = links, true
+// SetLinks replaces the links on which frames can be sent, and those that are down.
+func (p *Planner) SetLinks(usable, down facts.LinkSet) {
+	if !reflect.DeepEqual(p.inputs.UsableLinks, usable) || !reflect.DeepEqual(p.inputs.DownLinks, down) {
+		p.inputs.UsableLinks, p.inputs.DownLinks, p.mustReplanAll = usable, down, true
 	}
 }
 
@@ -179,6 +187,8 @@ func (p *Planner) Update() BidDelta {
 	if all {
 		p.mustReplanAll = false
 		clear(p.admittedNodesByAds)
+		p.ownLinks, p.subnetsOfNodes = nil, nil
+		p.isAnyNodeUnfit, p.candidatesByEdit = p.hasUnfitNodes(), nil
 		p.peerNameLists, p.advertisementNameLists = nil, nil
 		for k := range p.recordByService {
 			p.servicesToDecideAgain[k] = struct{}{}
@@ -211,7 +221,7 @@ func (p *Planner) Update() BidDelta {
 		}
 		d.verdict = r.layer2Verdict
 		r.decision = d
-		for _, a := range r.layer2Verdict.Addresses {
+		for a := range d.byAddress {
 			p.servicesByAddress[a] = p.servicesByAddress[a].withService(k)
 			touched[a] = struct{}{}
 		}
@@ -232,7 +242,7 @@ func (p *Planner) removeFromAddresses(k view.ObjectKey, r *serviceRecord, touche
 	if r.decision == nil {
 		return
 	}
-	for _, a := range r.decision.verdict.Addresses {
+	for a := range r.decision.byAddress {
 		if p.servicesByAddress[a] = p.servicesByAddress[a].withoutService(k); len(p.servicesByAddress[a]) == 0 {
 			delete(p.servicesByAddress, a)
 		}
@@ -264,18 +274,20 @@ func (p *Planner) updateBids(touched map[netip.Addr]struct{}) BidDelta {
 // combineBidOfServices combines the Services of an address. One node answers for the address, so it
 // has to be able to serve all of them. If no node can, the first Service in order decides.
 func (p *Planner) combineBidOfServices(a netip.Addr) (intent.Bid, bool) {
-	b := intent.Bid{Address: a, InEndpointGracePeriod: true}
+	b := intent.Bid{Address: a, InEndpointGracePeriod: true, WireCheck: intent.WireCheckOff}
 	for _, k := range p.servicesByAddress[a] {
 		d := p.recordByService[k].decision
+		one := d.byAddress[a]
 		if b.Candidates == nil {
-			b.Candidates = d.candidates
-		} else if both := commonCandidates(b.Candidates, d.candidates); both != nil {
+			b.Candidates = one.candidates
+		} else if both := commonCandidates(b.Candidates, one.candidates); both != nil {
 			b.Candidates = both
 		}
-		b.MayRebalance = b.MayRebalance || d.mayRebalance
-		b.InEndpointGracePeriod = b.InEndpointGracePeriod && (d.isSelfInGrace || d.verdict.IsNodeCandidate)
-		b.OwnLinkIndexes = append(b.OwnLinkIndexes, d.ownLinkIndexesByAddress[a]...)
-		for _, o := range d.verdict.Addresses {
+		b.MayRebalance = b.MayRebalance || d.mayRebalance || one.canMoveToRequestedNode
+		b.WireCheck = min(b.WireCheck, d.wireCheck) // the strictest
+		b.InEndpointGracePeriod = b.InEndpointGracePeriod && (one.isSelfInGrace || one.reason == names.ReasonNotHolder)
+		b.OwnLinkIndexes = append(b.OwnLinkIndexes, one.ownLinkIndexes...)
+		for o := range d.byAddress {
 			if o != a {
 				b.SiblingAddresses = append(b.SiblingAddresses, o)
 			}

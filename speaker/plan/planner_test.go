@@ -48,7 +48,10 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 			case 5:
 				p.RemoveNode(node.Draw(t, "removed"))
 			case 6:
-				p.SetLinks(p.Inputs().UsableLinks[:rapid.IntRange(0, len(p.Inputs().UsableLinks)).Draw(t, "links")])
+				all := slices.Concat(p.Inputs().UsableLinks, p.Inputs().DownLinks)
+				usable := rapid.IntRange(0, len(all)).Draw(t, "links")
+				p.SetLinks(all[:usable], all[usable:])
+				p.SetNodeLinks(map[string]*facts.NodeLinks{node.Draw(t, "node with links"): describedLinks("eth0", "192.0.2.11/24")})
 			case 7:
 				s := *first.Snapshot
 				s.L2Advertisements = []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}, NodeSelectors: selectNodeByName(node.Draw(t, "selected"))}}

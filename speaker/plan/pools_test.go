@@ -26,12 +26,18 @@ func TestAddressesOfTwoPoolsAreAnnouncedByTheirOwnAds(t *testing.T) {
 	if len(p.Routes) != 1 || p.Routes[0].Prefix.Addr() != serviceAddress || p.BGPVerdicts.Slice()[0].Reason != names.ReasonAnnounced {
 		t.Errorf("the routes are %+v, the verdict %+v; want one for %s", p.Routes, p.BGPVerdicts.Slice()[0], serviceAddress)
 	}
+	if got := p.BGPVerdicts.Slice()[0].Addresses; !slices.Equal(got, []netip.Addr{serviceAddress}) {
+		t.Errorf("the verdict says that %v are announced, want only %s", got, serviceAddress)
+	}
 	// Now the second address is announced too, by its own advertisement.
 	in.Snapshot.L2Advertisements = append(in.Snapshot.L2Advertisements, &snapshot.L2Advertisement{Name: "six", Pools: []string{"six"}, Interfaces: []string{"eth1"}})
 	in.Snapshot.BGPAdvertisements = append(in.Snapshot.BGPAdvertisements, &snapshot.BGPAdvertisement{Name: "six", Pools: []string{"six"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 64})
 	p = buildPlan(in)
 	if p.Bids.Len() != 2 || !slices.Equal(p.Bids.Slice()[0].OwnLinkIndexes, []int{2}) || !slices.Equal(p.Bids.Slice()[1].OwnLinkIndexes, []int{3}) {
 		t.Errorf("the bids are %+v; want one for each address, on the links that its advertisement names", p.Bids)
+	}
+	if got := p.BGPVerdicts.Slice()[0].Addresses; len(got) != 2 {
+		t.Errorf("the verdict says that %v are announced, want both addresses", got)
 	}
 	if len(p.Routes) != 2 || p.Routes[0].Prefix != netip.PrefixFrom(serviceAddress, 32) || p.Routes[1].Prefix != netip.MustParsePrefix("fd00:1::/64") {
 		t.Errorf("the routes are %+v; want one for each address, of the length that its advertisement says", p.Routes)

@@ -35,14 +35,15 @@ type serviceFacts struct {
 	// has the annotation for shared addresses.
 	hasLocalTrafficPolicy, hasSharingKey bool
 	healthCheckNodePort                  uint16
+	requestedHolder                      string // a node; empty if any may hold the addresses
 }
 
 func newServiceFacts(s *view.Service) *serviceFacts {
-	return &serviceFacts{labels: newLabelList(s.Labels), recordedPool: view.InternString(s.RecordedPool), assignedAddresses: slices.Clip(s.AssignedAddresses), hasLocalTrafficPolicy: s.HasLocalTrafficPolicy, hasSharingKey: s.HasSharingAnnotation, healthCheckNodePort: s.HealthCheckNodePort}
+	return &serviceFacts{labels: newLabelList(s.Labels), recordedPool: view.InternString(s.RecordedPool), assignedAddresses: slices.Clip(s.AssignedAddresses), hasLocalTrafficPolicy: s.HasLocalTrafficPolicy, hasSharingKey: s.HasSharingAnnotation, healthCheckNodePort: s.HealthCheckNodePort, requestedHolder: view.InternString(s.RequestedHolder)}
 }
 
 func (s *serviceFacts) equal(o *serviceFacts) bool {
-	return s.recordedPool == o.recordedPool && s.hasLocalTrafficPolicy == o.hasLocalTrafficPolicy && s.hasSharingKey == o.hasSharingKey && s.healthCheckNodePort == o.healthCheckNodePort && slices.Equal(s.assignedAddresses, o.assignedAddresses) && slices.Equal(s.labels, o.labels)
+	return s.recordedPool == o.recordedPool && s.hasLocalTrafficPolicy == o.hasLocalTrafficPolicy && s.hasSharingKey == o.hasSharingKey && s.healthCheckNodePort == o.healthCheckNodePort && s.requestedHolder == o.requestedHolder && slices.Equal(s.assignedAddresses, o.assignedAddresses) && slices.Equal(s.labels, o.labels)
 }
 
 // toAdvertise returns the fields that decide which advertisements cover the Service.
@@ -55,7 +56,7 @@ func (s *serviceFacts) toAdvertise() advertise.Service {
 // toServiceView returns the Service as a View, with the stored fields only.
 func (s *serviceFacts) toServiceView(k view.ObjectKey, class string) view.Service {
 	out := view.Service{
-		Key: k, IsLoadBalancer: true, LoadBalancerClass: class, RecordedPool: s.recordedPool, AssignedAddresses: s.assignedAddresses, HasLocalTrafficPolicy: s.hasLocalTrafficPolicy, HasSharingAnnotation: s.hasSharingKey, HealthCheckNodePort: s.healthCheckNodePort,
+		Key: k, IsLoadBalancer: true, LoadBalancerClass: class, RecordedPool: s.recordedPool, AssignedAddresses: s.assignedAddresses, HasLocalTrafficPolicy: s.hasLocalTrafficPolicy, HasSharingAnnotation: s.hasSharingKey, HealthCheckNodePort: s.healthCheckNodePort, RequestedHolder: s.requestedHolder,
 	}
 	if len(s.labels) > 0 {
 		out.Labels = map[string]string{}
@@ -104,8 +105,15 @@ func (t labelList) Lookup(key string) (string, bool) {
 
 // endpointFacts are the endpoints of one Service.
 type endpointFacts struct {
-	anyCanServe  bool // at least one endpoint can serve, on any node
-	servingNodes []nodeEndpoints
+	anyCanServe bool // at least one endpoint can serve, on any node
+	// noneServesIPv4 and noneServesIPv6 mean that no endpoint has an address of the family.
+	noneServesIPv4, noneServesIPv6 bool
+	servingNodes                   []nodeEndpoints
+}
+
+// servesFamilyOf reports whether an endpoint can serve addresses of this family.
+func (e endpointFacts) servesFamilyOf(a netip.Addr) bool {
+	return e.anyCanServe && !(a.Is4() && e.noneServesIPv4) && !(!a.Is4() && e.noneServesIPv6)
 }
 
 // nodeEndpoints is a node with endpoints that can serve.
@@ -113,32 +121,47 @@ type nodeEndpoints struct {
 	nodeName         string
 	servingCount     int32
 	hasReadyEndpoint bool // one of them is ready and does not terminate
+	// lacksIPv4 and lacksIPv6 mean that no endpoint there has an address of the family.
+	lacksIPv4, lacksIPv6 bool
+}
+
+// servesFamilyOf reports whether an endpoint on the node can serve addresses of this family.
+func (n nodeEndpoints) servesFamilyOf(a netip.Addr) bool {
+	return !(a.Is4() && n.lacksIPv4) && !(!a.Is4() && n.lacksIPv6)
 }
 
 func newEndpointFacts(e *view.Endpoints) endpointFacts {
-	out := endpointFacts{anyCanServe: e.AnyServing}
+	out := endpointFacts{anyCanServe: e.AnyServing, noneServesIPv4: e.NoneServesIPv4, noneServesIPv6: e.NoneServesIPv6}
 	if !e.AnyServing || len(e.ServingNodes) == 0 {
 		return out
 	}
 	out.servingNodes = make([]nodeEndpoints, 0, len(e.ServingNodes))
 	for _, n := range e.ServingNodes {
 		_, ready := slices.BinarySearch(e.ReadyNodes, n)
-		out.servingNodes = append(out.servingNodes, nodeEndpoints{n, int32(e.CountServingOnNode(n)), ready})
+		_, lacksIPv4 := slices.BinarySearch(e.NodesWithoutIPv4, n)
+		_, lacksIPv6 := slices.BinarySearch(e.NodesWithoutIPv6, n)
+		out.servingNodes = append(out.servingNodes, nodeEndpoints{n, int32(e.CountServingOnNode(n)), ready, lacksIPv4, lacksIPv6})
 	}
 	return out
 }
 
 func (e endpointFacts) equal(o endpointFacts) bool {
-	return e.anyCanServe == o.anyCanServe && slices.Equal(e.servingNodes, o.servingNodes)
+	return e.anyCanServe == o.anyCanServe && e.noneServesIPv4 == o.noneServesIPv4 && e.noneServesIPv6 == o.noneServesIPv6 && slices.Equal(e.servingNodes, o.servingNodes)
 }
 
 // toEndpointsView returns the endpoints as a View, with the stored fields only.
 func (e endpointFacts) toEndpointsView(k view.ObjectKey) view.Endpoints {
-	out := view.Endpoints{Service: k, AnyServing: e.anyCanServe}
+	out := view.Endpoints{Service: k, AnyServing: e.anyCanServe, NoneServesIPv4: e.noneServesIPv4, NoneServesIPv6: e.noneServesIPv6}
 	for _, p := range e.servingNodes {
 		out.ServingNodes, out.ServingCounts = append(out.ServingNodes, p.nodeName), append(out.ServingCounts, int(p.servingCount))
 		if p.hasReadyEndpoint {
 			out.ReadyNodes = append(out.ReadyNodes, p.nodeName)
+		}
+		if p.lacksIPv4 {
+			out.NodesWithoutIPv4 = append(out.NodesWithoutIPv4, p.nodeName)
+		}
+		if p.lacksIPv6 {
+			out.NodesWithoutIPv6 = append(out.NodesWithoutIPv6, p.nodeName)
 		}
 	}
 	return out

@@ -14,7 +14,9 @@ import (
 
 // BGPVerdict says whether this node announces a Service by BGP, to which peers, and why not.
 type BGPVerdict struct {
-	Service   view.ObjectKey
+	Service view.ObjectKey
+	// Addresses are those of the Service. If Reason is ReasonAnnounced, they are those that the
+	// node announces: endpoints serve them, and advertisements cover them.
 	Addresses []netip.Addr
 	// Peers are the names of the BGPPeers that get a route to it, sorted. It is empty
 	// unless Reason is ReasonAnnounced.
@@ -63,7 +65,7 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 			}
 		}
 		p.plan.NodeLeaving, p.plan.NodeInternalIPs = self.IsLeaving || self.IsExcluded, self.InternalAddresses
-		p.plan.NodeUnavailable = unavailableReason(&self)
+		p.plan.NodeUnavailable, p.plan.NodeUnfit = unavailableReason(&self), p.unfitReasonOfSelf(&self)
 	}
 	var verdicts, gone []*BGPVerdict
 	touched := map[netip.Prefix]struct{}{}
@@ -166,13 +168,45 @@ func (p *Planner) rebuildRoutes(touched map[netip.Prefix]struct{}) {
 	p.plan.Routes = append(out, fresh...)
 }
 
+// withoutUnservedAddresses returns the coverages without the addresses that no endpoint serves: one
+// family of the Service may have none.
+func withoutUnservedAddresses(all []advertise.BGPCoverage, isServed func(netip.Addr) bool) []advertise.BGPCoverage {
+	if !slices.ContainsFunc(all, func(c advertise.BGPCoverage) bool { return !allAddresses(c.Addresses, isServed) }) {
+		return all
+	}
+	var out []advertise.BGPCoverage
+	for _, c := range all {
+		c.Addresses = slices.DeleteFunc(slices.Clone(c.Addresses), func(a netip.Addr) bool { return !isServed(a) })
+		if len(c.Addresses) > 0 {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// coveredAddresses returns those of the addresses that one of the coverages has.
+func coveredAddresses(coverages []advertise.BGPCoverage, addresses []netip.Addr) []netip.Addr {
+	isCovered := func(a netip.Addr) bool {
+		return slices.ContainsFunc(coverages, func(c advertise.BGPCoverage) bool { return slices.Contains(c.Addresses, a) })
+	}
+	if allAddresses(addresses, isCovered) {
+		return addresses // as usual: they are shared
+	}
+	return slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !isCovered(a) })
+}
+
+func allAddresses(all []netip.Addr, match func(netip.Addr) bool) bool {
+	return !slices.ContainsFunc(all, func(a netip.Addr) bool { return !match(a) })
+}
+
 // decideBGP applies the rules in order to one Service. A leaving node still announces: the BGP
 // engine withdraws its routes in order.
 func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node) *serviceRouteContribution {
 	svc := r.service.toAdvertise()
-	ads, reason := advertise.BGP(p.inputs.Snapshot, &svc)
+	coverage, reason := advertise.BGP(p.inputs.Snapshot, &svc)
+	ads := coverage
 	if reason == "" {
-		ads, reason = advertise.OnNode(ads, self)
+		ads, reason = advertise.OnNode(coverage, self)
 	}
 	here, hasLocalEndpoints := r.endpoints.endpointsOnNode(p.inputs.SelfNode)
 	switch {
@@ -183,6 +217,8 @@ func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node)
 		reason = names.ReasonNoLocalEndpoints
 	case r.service.hasLocalTrafficPolicy && !r.isProxyReady():
 		reason = names.ReasonServiceProxyNotReady
+	default:
+		reason = p.unfitReasonForRoutes(r, coverage, self)
 	}
 	out := &serviceRouteContribution{verdict: &BGPVerdict{Service: k, Addresses: r.service.assignedAddresses, Reason: reason}}
 	if hasLocalEndpoints && r.service.hasLocalTrafficPolicy {
@@ -192,7 +228,17 @@ func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node)
 	if reason != "" {
 		return out
 	}
-	out.advertisementCoverages = ads
+	ads = withoutUnservedAddresses(ads, func(a netip.Addr) bool {
+		return r.endpoints.servesFamilyOf(a) && (!r.service.hasLocalTrafficPolicy || here.servesFamilyOf(a))
+	})
+	if len(ads) == 0 {
+		out.verdict.Reason = names.ReasonNoEndpoints
+		if r.service.hasLocalTrafficPolicy {
+			out.verdict.Reason = names.ReasonNoLocalEndpoints
+		}
+		return out
+	}
+	out.advertisementCoverages, out.verdict.Addresses = ads, coveredAddresses(ads, r.service.assignedAddresses)
 	out.verdict.Reason, out.verdict.Peers = names.ReasonAnnounced, p.peerNameLists.intern((routeAttributeTable{}).addContribution(p.plan.Peers, out, netip.Prefix{}))
 	if len(out.verdict.Peers) == 0 {
 		out.verdict.Reason = names.ReasonNoPeers

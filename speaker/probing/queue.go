@@ -252,7 +252,8 @@ func linksToProbe(q Question, w ProbingState) (links []int, own string, near boo
 	if len(ads) == 0 {
 		ads = []*snapshot.L2Advertisement{{}} // as if one without limits were to come
 	}
-	links = advertise.Links(ads, nil, q.Address, w.Links)
+	covers := func(l facts.Link) bool { return l.CanSendFamilyOf(q.Address) && l.CoversAddress(q.Address) }
+	links = advertise.Links(ads, nil, q.Address, w.Links, advertise.SubnetReach(slices.ContainsFunc(w.Links, covers)))
 	near = slices.ContainsFunc(w.Links, func(l facts.Link) bool {
 		return slices.Contains(links, l.Index) && l.CoversAddress(q.Address)
 	})

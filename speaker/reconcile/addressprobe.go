@@ -25,7 +25,7 @@ type AddressProbeWriter struct {
 	options ProbeWriterOptions
 
 	questions     *latest.Value[[]probing.Question]
-	answers       *latest.Queue[probing.Answer]
+	answers       *latest.BoundedQueue[probing.Answer]
 	probesChanged *latest.Wake
 }
 
@@ -43,7 +43,7 @@ type ProbeWriterOptions struct {
 // NewProbeWriter returns an AddressProbeWriter that does nothing before Run.
 func NewProbeWriter(o ProbeWriterOptions) *AddressProbeWriter {
 	return &AddressProbeWriter{
-		options: o, questions: latest.NewValue[[]probing.Question](), answers: latest.NewQueue[probing.Answer](1024),
+		options: o, questions: latest.NewValue[[]probing.Question](), answers: latest.NewBoundedQueue[probing.Answer](1024),
 		probesChanged: latest.NewWake(),
 	}
 }
@@ -146,7 +146,7 @@ func (w *AddressProbeWriter) writeAnswer(ctx context.Context, a probing.Answer) 
 	p.Status = v1alpha1.AddressProbeStatus{Outcome: v1alpha1.ProbeOutcomeSilent, By: a.AnsweringMACs, Node: w.options.Self, Time: &now}
 	if a.AnsweringMACs != "" {
 		p.Status.Outcome = v1alpha1.ProbeOutcomeAnswered
-		w.options.Log.Warn("another host uses an address that was about to be assigned", "address", a.Address, "pool", a.Pool, "by", a.AnsweringMACs)
+		w.options.Log.Warn("another host uses an address that was about to be assigned", "address", a.Address, "pool", a.Pool, "mac", a.AnsweringMACs)
 	}
 	err = w.options.Client.Status().Patch(ctx, &p, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {

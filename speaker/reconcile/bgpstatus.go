@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -39,6 +40,9 @@ type BGPStatusWriter struct {
 
 	latestPlan           *latest.Value[plan.Plan]
 	isServiceLimitLogged bool // that the limit is exceeded
+	// lookAgainDelay is the delay after which the state of a session has to be shown if it is still
+	// the same, 0 if there is no such session.
+	lookAgainDelay time.Duration
 }
 
 // BGPStatusWriterOptions are what a BGPStatusWriter needs.
@@ -47,6 +51,7 @@ type BGPStatusWriterOptions struct {
 	Events   events.EventRecorder
 	Sessions SessionSource
 	Log      *slog.Logger
+	Now      func() time.Time
 	// ServiceReference returns the Service for an event, or nil if there is no such Service.
 	ServiceReference func(view.ObjectKey) *corev1.Service
 	// Self is this node, Namespace is that of the objects. PodOwnerReferences returns the owner
@@ -76,22 +81,33 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 	var known bool // a Plan came: without one, nothing may be removed
 	timer := time.NewTimer(time.Hour)
 	timer.Stop()
+	var isWriteDue bool // the timer is set for a change: a further one does not put it off
+	scheduleWrite := func() {
+		if !isWriteDue {
+			isWriteDue = true
+			timer.Reset(sessionChangeCoalesceDelay)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case p = <-w.latestPlan.C():
 			known = true
-			timer.Reset(sessionChangeCoalesceDelay)
+			scheduleWrite()
 		case <-w.options.Sessions.StatusChanged():
-			timer.Reset(sessionChangeCoalesceDelay)
+			scheduleWrite()
 		case <-timer.C:
+			isWriteDue = false
 			if !known {
 				continue
 			}
+			w.lookAgainDelay = 0
 			if err := w.writeStatus(ctx, p); err != nil && ctx.Err() == nil {
 				w.options.Log.Warn("writing the BGP status; trying again", "error", err)
 				timer.Reset(writeRetryDelay)
+			} else if w.lookAgainDelay > 0 {
+				timer.Reset(w.lookAgainDelay)
 			}
 		}
 	}
@@ -149,23 +165,29 @@ func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Pl
 	for _, k := range remove {
 		obsolete = append(obsolete, status.ServiceBGPStatusName(w.options.Self, k))
 	}
+	var g errgroup.Group // continues after an error: a refused object must not block others
+	g.SetLimit(concurrentWritesLimit)
 	for _, name := range obsolete {
-		o := &v1beta1.ServiceBGPStatus{}
-		o.Namespace, o.Name = w.options.Namespace, name
-		if err := w.options.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("removing ServiceBGPStatus %q: %w", name, err)
-		}
+		g.Go(func() error {
+			o := &v1beta1.ServiceBGPStatus{}
+			o.Namespace, o.Name = w.options.Namespace, name
+			if err := w.options.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("removing ServiceBGPStatus %q: %w", name, err)
+			}
+			return nil
+		})
 	}
 	for _, a := range write {
 		created := !slices.ContainsFunc(have, func(h status.BGPAnnouncement) bool { return h.Service == a.Service })
-		if err := w.writeServiceBGPStatus(ctx, a); err != nil {
+		g.Go(func() error {
+			err := w.writeServiceBGPStatus(ctx, a)
+			if err == nil && created {
+				w.sendAnnouncedEvent(a)
+			}
 			return err
-		}
-		if created {
-			w.sendAnnouncedEvent(a)
-		}
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 func (w *BGPStatusWriter) writeServiceBGPStatus(ctx context.Context, a status.BGPAnnouncement) error {
@@ -234,9 +256,13 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v
 	}
 	o = o.DeepCopy()
 	base := client.MergeFrom(o.DeepCopy())
-	since := metav1.NewTime(s.StateSince.Truncate(time.Second))
+	since := metav1.NewTime(s.UpOrDownSince.Truncate(time.Second))
+	shown, lookAgain := status.ShownSessionState(o.Status.State, string(s.State), s.StateSince, w.options.Now())
+	if lookAgain > 0 && (w.lookAgainDelay == 0 || lookAgain < w.lookAgainDelay) {
+		w.lookAgainDelay = lookAgain
+	}
 	want := v1alpha1.BGPSessionStatus{
-		Node: w.options.Self, Peer: s.PeerName, State: string(s.State), Since: &since,
+		Node: w.options.Self, Peer: s.PeerName, State: shown, Since: &since,
 		Prefixes: int32(s.AnnouncedRouteCount), BFD: s.BFDState, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions),
 	}
 	if s.RouterAddress.IsValid() {

@@ -86,7 +86,7 @@ func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
 		h.create(t, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: k}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}})
 	}
 	h.writer = reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
-		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: h.sessions, Log: slog.New(slog.DiscardHandler),
+		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: h.sessions, Log: slog.New(slog.DiscardHandler), Now: time.Now,
 		Self: selfNode, Namespace: names.Namespace, ServiceBGPStatusLimit: 2, PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil },
 		ServiceReference: newServiceReference(t, h.api),
 	})

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -51,6 +52,10 @@ type ClusterFeedOptions struct {
 	Self string
 	// Scope is the part of the configuration to read.
 	Scope configuration.ConfigurationScope
+	// LeaveSilentKubelets makes nodes unfit whose kubelet is silent.
+	LeaveSilentKubelets bool
+	// ObserveOwnAddresses gets the internal addresses of this node; it is optional.
+	ObserveOwnAddresses func([]netip.Addr)
 	// ObserveProblems gets the Problems of the configuration each time it is read.
 	ObserveProblems func([]snapshot.Problem)
 	// ObserveSynced is called once, after everything that exists has been posted.
@@ -173,6 +178,11 @@ func (f *ClusterFeed) setNode(ctx context.Context, o any) {
 		return
 	}
 	v := view.FromNode(n)
+	v.IsKubeletSilent = v.IsKubeletSilent && f.options.LeaveSilentKubelets
+	v.IsExcluded = v.IsExcluded && !f.options.Scope.IgnoreExcludeLabel
+	if observe := f.options.ObserveOwnAddresses; observe != nil && n.Name == f.options.Self {
+		observe(v.InternalAddresses)
+	}
 	f.mu.Lock()
 	f.addressesByNode[n.Name] = nil
 	for _, a := range v.InternalAddresses {

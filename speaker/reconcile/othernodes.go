@@ -23,12 +23,15 @@ const (
 	staleSpeakerTimeout = lastSeenInterval*2 + 30*time.Second
 	// gossipCheckDelay is how long a speaker that vanished from the gossip may take to be reported
 	// as dead. After that, a speaker that still says that it runs is unreachable.
-	gossipCheckDelay = 15 * time.Second
+	gossipCheckDelay = 5 * time.Second
 	// ownStatusCheckDelay is how long after the loss of a member a speaker checks whether another
 	// one has written that this one is dead. That happens when gossip between the two is blocked.
 	ownStatusCheckDelay = time.Second
-	// gossipRecheckInterval is the time between two checks of a node that stays missing.
+	// gossipRecheckInterval is the time between two checks of a node that stays missing, after the
+	// first earlyGossipChecks. Earlier checks follow each other sooner: a speaker that another one
+	// has reported as dead may need some seconds until it corrects that.
 	gossipRecheckInterval = 30 * time.Second
+	earlyGossipChecks     = 5
 	// deadSpeakerWriter is the field owner of what a living speaker writes about a dead one. It
 	// differs from that of the speaker itself, so that neither removes the fields of the other.
 	deadSpeakerWriter = names.SpeakerEventSource + "-witness"
@@ -36,7 +39,9 @@ const (
 
 // missingNode is a node whose speaker is not, or no longer, a member of the gossip.
 type missingNode struct {
+	missingSince  time.Time
 	checkAt       time.Time
+	checkCount    int
 	isUnreachable bool
 }
 
@@ -49,11 +54,8 @@ type missingNodes struct {
 // observeMembers takes the live members. It reports whether one of the last members has vanished.
 func (w *StatusWriter) observeMembers(ctx context.Context, members []string) (isOneGone bool) {
 	isOneGone = slices.ContainsFunc(w.missing.members, func(name string) bool { return !slices.Contains(members, name) })
-	before := w.missing.unreachable()
 	w.markDeadSpeakers(ctx, w.missing.observeMembers(members, w.options.Self, w.options.Now()))
-	if !slices.Equal(before, w.missing.unreachable()) {
-		w.sendGossipEvent(ctx)
-	}
+	w.reportGossip(ctx)
 	return isOneGone
 }
 
@@ -100,7 +102,7 @@ func (m *missingNodes) addMissingNode(name string, now time.Time) {
 	if m.checkByName == nil {
 		m.checkByName = map[string]missingNode{}
 	}
-	m.checkByName[name] = missingNode{checkAt: now.Add(gossipCheckDelay)}
+	m.checkByName[name] = missingNode{missingSince: now, checkAt: now.Add(gossipCheckDelay)}
 }
 
 // unreachable returns the nodes whose speakers run and cannot be reached, sorted.
@@ -174,14 +176,15 @@ func (w *StatusWriter) checkMissingNodes(ctx context.Context) (changed bool) {
 		}
 		before := n.isUnreachable
 		n.isUnreachable, n.checkAt = w.doesSpeakerSayThatItRuns(ctx, name), now.Add(gossipRecheckInterval)
+		if n.checkCount++; n.checkCount < earlyGossipChecks {
+			n.checkAt = now.Add(gossipCheckDelay)
+		}
 		w.missing.checkByName[name] = n
 		if before != n.isUnreachable {
 			changed = true
 		}
 	}
-	if changed {
-		w.sendGossipEvent(ctx)
-	}
+	w.reportGossip(ctx)
 	return changed
 }
 
@@ -193,22 +196,4 @@ func (w *StatusWriter) doesSpeakerSayThatItRuns(ctx context.Context, node string
 	}
 	isFresh := s.Status.LastSeen != nil && w.options.Now().Sub(s.Status.LastSeen.Time) < staleSpeakerTimeout
 	return isFresh && meta.IsStatusConditionTrue(s.Status.Conditions, names.ConditionReady)
-}
-
-// sendGossipEvent sends an event about this Node when gossip with other nodes is blocked, and when
-// that is over.
-func (w *StatusWriter) sendGossipEvent(ctx context.Context) {
-	node := &corev1.Node{}
-	if err := w.options.Client.Get(ctx, client.ObjectKey{Name: w.options.Self}, node); err != nil {
-		return
-	}
-	unreachable := w.missing.unreachable()
-	if len(unreachable) == 0 {
-		w.options.Log.Info("gossip with every speaker that runs works again")
-		w.options.Events.Eventf(node, nil, corev1.EventTypeNormal, names.EventGossipBlocked, "GossipComplete", "gossip with every speaker that runs works again")
-		return
-	}
-	text := status.GossipBlockedText(unreachable)
-	w.options.Log.Warn(text, "reason", names.ReasonGossipBlocked)
-	w.options.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventGossipBlocked, "GossipBlocked", "%s", text)
 }

@@ -23,6 +23,10 @@ func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.Speake
 	if w.writtenSpeakerStatus != nil && w.isAsWritten(s) && w.options.Now().Sub(w.speakerStatusWrittenAt) < lastSeenInterval {
 		return nil
 	}
+	if err := w.readEarlierMoves(ctx); err != nil {
+		return err
+	}
+	s.Moves = w.moves.ListNewestFirst()
 	var before []metav1.Condition
 	if w.writtenSpeakerStatus != nil {
 		before = w.writtenSpeakerStatus.Conditions
@@ -61,10 +65,26 @@ func (w *StatusWriter) applySpeakerStatus(ctx context.Context, o *v1alpha1.Speak
 	return applyObjectAndStatus(ctx, w.options.Client, o)
 }
 
-// isAsWritten reports whether the status is the written one, apart from times.
+// readEarlierMoves reads once what an earlier speaker of this node wrote about moves.
+func (w *StatusWriter) readEarlierMoves(ctx context.Context) error {
+	if w.hasEarlierMoves {
+		return nil
+	}
+	var s v1alpha1.SpeakerStatus
+	err := w.options.LiveReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: w.options.Self}, &s)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("reading the moves in SpeakerStatus %q: %w", w.options.Self, err)
+	}
+	w.moves.AddEarlierMoves(s.Status.Moves)
+	w.hasEarlierMoves = true
+	return nil
+}
+
+// isAsWritten reports whether the status is the written one, apart from times and moves: a move
+// costs no write of its own.
 func (w *StatusWriter) isAsWritten(s v1alpha1.SpeakerStatusStatus) bool {
 	before := w.writtenSpeakerStatus.DeepCopy()
-	before.LastSeen, s.LastSeen = nil, nil
+	before.LastSeen, s.LastSeen, before.Moves, s.Moves = nil, nil, nil, nil
 	for i := range before.Conditions {
 		before.Conditions[i].LastTransitionTime = metav1.Time{}
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/elect"
 	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/members"
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
@@ -40,10 +41,15 @@ type StatusWriter struct {
 	// Run owns the fields below.
 	conflicts                status.Conflicts // about held addresses
 	acquireConflicts         status.Conflicts // about addresses that this node wants to take
+	moves                    status.Moves
+	hasEarlierMoves          bool // moves has those of an earlier speaker of this node
 	missing                  missingNodes
+	silent                   silentMembers
 	awaitingProxySince       map[view.ObjectKey]time.Time
 	speakerStatusWrittenAt   time.Time
-	lastReportedSocketDenial string // the last message about raw sockets
+	reportedHolderFaults     map[view.ObjectKey]string // the last text for each Service
+	lastReportedSocketDenial string                    // the last message about raw sockets
+	lastReportedGossipFault  string                    // about blocked gossip; empty if it works
 	writtenSpeakerStatus     *v1alpha1.SpeakerStatusStatus
 }
 
@@ -59,6 +65,8 @@ type StatusWriterOptions struct {
 	ServiceReference func(view.ObjectKey) *corev1.Service
 	// SkippedLinks returns the links that are not usable, with the reasons.
 	SkippedLinks func() []facts.SkippedLink
+	// GossipPathFaults returns the members with which gossip is blocked; it may be nil.
+	GossipPathFaults func() []members.PathFault
 	// Now is the clock.
 	Now func() time.Time
 	// Metrics gets what this node announces.
@@ -84,13 +92,17 @@ const (
 // NewStatusWriter returns a StatusWriter that writes nothing before Run.
 func NewStatusWriter(o StatusWriterOptions) *StatusWriter {
 	return &StatusWriter{
-		options: o, latestStatus: latest.NewMergedValue(mergeStatuses), serviceL2StatusChanged: latest.NewWake(),
+		options: o, silent: silentMembers{}, latestStatus: latest.NewMergedValue(mergeStatuses), serviceL2StatusChanged: latest.NewWake(),
 	}
 }
 
 // mergeStatuses returns the newer Status with the events of both.
 func mergeStatuses(older, newer agent.Status) agent.Status {
-	newer.NewElectionEvents = slices.Concat(older.NewElectionEvents, newer.NewElectionEvents)
+	events := older.NewElectionEvents
+	for _, e := range newer.NewElectionEvents {
+		events = agent.AppendElectionEvent(events, e)
+	}
+	newer.NewElectionEvents = events
 	return newer
 }
 
@@ -110,7 +122,10 @@ func (w *StatusWriter) watchServiceL2Statuses(ctx context.Context) error {
 
 // ObserveStatus takes the agent's Status and returns at once. Events of a Status that was
 // not written yet are kept.
-func (w *StatusWriter) ObserveStatus(s agent.Status) { w.latestStatus.Put(s) }
+func (w *StatusWriter) ObserveStatus(s agent.Status) {
+	w.options.Metrics.observeStatus(s)
+	w.latestStatus.Put(s)
+}
 
 // Run writes until ctx ends.
 func (w *StatusWriter) Run(ctx context.Context) error {
@@ -125,19 +140,31 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 	defer look.Stop()
 	ownCheck := time.NewTimer(time.Hour)
 	ownCheck.Stop()
+	silentCheck := time.NewTimer(time.Hour)
+	silentCheck.Stop()
+	observeMembers := func() {
+		living, nextCheckIn := w.silent.withoutSilentMembers(s, w.options.Now())
+		if w.observeMembers(ctx, living) {
+			ownCheck.Reset(ownStatusCheckDelay)
+		}
+		if nextCheckIn > 0 {
+			silentCheck.Reset(nextCheckIn)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case s = <-w.latestStatus.C():
 			observed = true
-			if w.observeMembers(ctx, s.MemberNames) {
-				ownCheck.Reset(ownStatusCheckDelay)
-			}
+			observeMembers()
 			w.recordAwaitedProxies(s)
 			w.reportElectionEvents(s)
 			w.reportRawSocketDenial(ctx, s)
+			w.reportRequestedNodeFaults(s)
 		case <-w.serviceL2StatusChanged.C():
+		case <-silentCheck.C:
+			observeMembers()
 		case <-retry.C:
 		case <-ownCheck.C:
 			w.forgetWrittenStatusIfMarkedDead(ctx)
@@ -166,7 +193,7 @@ func (w *StatusWriter) recheckWithoutEvent(ctx context.Context, s agent.Status) 
 	if w.checkMissingNodes(ctx) || now.Sub(w.speakerStatusWrittenAt) >= lastSeenInterval {
 		changed = true
 	}
-	return changed || w.writtenSpeakerStatus == nil || !w.isAsWritten(status.BuildSpeakerStatus(w.statusInputs(s)))
+	return changed || w.hasStatusesOfMissingNodes(ctx) || w.writtenSpeakerStatus == nil || !w.isAsWritten(status.BuildSpeakerStatus(w.statusInputs(s)))
 }
 
 // recordAwaitedProxies records since when Services wait for kube-proxy of this node.
@@ -194,8 +221,9 @@ func (w *StatusWriter) recordAwaitedProxies(s agent.Status) {
 func (w *StatusWriter) statusInputs(s agent.Status) status.StatusInputs {
 	in := status.StatusInputs{
 		Self: w.options.Self, Plan: s.Plan, HeldBindings: s.HeldBindings, UsableLinks: s.UsableLinks, SkippedLinks: w.options.SkippedLinks(), SendFaultByLinkIndex: s.SendFaultByLinkIndex, RawSocketDenialText: s.RawSocketDenialText,
-		Conflicts: &w.conflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version, UnreachableNodes: w.missing.unreachable(),
+		Conflicts: &w.conflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version,
 	}
+	in.UnreachableNodes, in.BlockedProtocolByNode = w.unreachableNodes()
 	for k, since := range w.awaitingProxySince {
 		if w.options.Now().Sub(since) >= reportedProxyDelay {
 			in.AwaitingProxy = append(in.AwaitingProxy, k)
@@ -238,6 +266,7 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 		}
 	}
 	for _, n := range s.NewElectionEvents {
+		w.moves.RecordMove(n, w.options.Self, services[n.Address], w.options.Now())
 		if n.IsAnswerOfAnotherHost() && held[n.Address] && !w.conflicts.RecordConflict(n.Address, n.AnsweringMAC, w.options.Now()) {
 			continue
 		}
@@ -294,7 +323,6 @@ func (w *StatusWriter) sendElectionEventOfService(k view.ObjectKey, n elect.Even
 // writeStatus writes and removes objects as this node's held addresses are.
 func (w *StatusWriter) writeStatus(ctx context.Context, in status.StatusInputs) error {
 	want := status.BuildHeldServices(in)
-	w.options.Metrics.setAnnouncedServices(want, in.Plan)
 	w.options.Metrics.memberCount.Store(int64(len(w.missing.members)))
 	w.options.Metrics.unreachableCount.Store(int64(len(in.UnreachableNodes)))
 	w.options.Metrics.conflictCount.Store(int64(len(w.conflicts.All()) + len(w.acquireConflicts.All())))
@@ -303,6 +331,9 @@ func (w *StatusWriter) writeStatus(ctx context.Context, in status.StatusInputs) 
 		return err
 	}
 	write, remove := status.DiffServiceL2Statuses(w.options.Self, want, have)
+	remove = append(remove, w.abandonedStatuses(ctx, have)...)
+	slices.Sort(remove)
+	remove = slices.Compact(remove)
 	var g errgroup.Group // continues after an error: a refused object must not block others
 	g.SetLimit(concurrentWritesLimit)
 	if len(write) > 0 {

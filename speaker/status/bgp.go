@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -198,4 +199,23 @@ func DiffBGPAnnouncements(want, have []BGPAnnouncement) (write []BGPAnnouncement
 	}
 	slices.SortFunc(remove, view.ObjectKey.Compare)
 	return write, remove
+}
+
+// minShownStateInterval is how long a session that is not established has to be in a state until
+// that state is shown: each attempt passes through some of them, and ends after 5 s. The longest
+// delay between attempts is 10 s, unless the BGPPeer says otherwise.
+const minShownStateInterval = 30 * time.Second
+
+// ShownSessionState returns the state to show of a session (RFC 4271, section 8.2.2), given the one
+// that is shown, empty if none is, and since when it is in the current one. It also returns when to
+// look again, or 0. So a router that is down costs no write for each attempt to connect.
+func ShownSessionState(shown, current string, currentSince, now time.Time) (state string, lookAgain time.Duration) {
+	const established = "Established"
+	if shown == "" || shown == current || shown == established || current == established {
+		return current, 0
+	}
+	if wait := minShownStateInterval - now.Sub(currentSince); wait > 0 {
+		return shown, wait
+	}
+	return current, 0
 }

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -130,5 +131,43 @@ func TestBGPAnnouncementsAreListedAndCompared(t *testing.T) {
 	}
 	if status.ServiceBGPStatusName("n1", key("a")) == status.ServiceBGPStatusName("n2", key("a")) || status.BGPSessionName("n", "a") == status.BGPSessionName("a", "n") {
 		t.Error("two objects have one name")
+	}
+}
+
+// TestStatesOfAttemptsAreNotShown plays a router that is down for ten minutes: a reader of the
+// BGPSession sees when the session ended, and not each step of each attempt to connect.
+func TestStatesOfAttemptsAreNotShown(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	shown, changes := "Established", 0
+	show := func(current string, since, at time.Time) time.Duration {
+		state, lookAgain := status.ShownSessionState(shown, current, since, at)
+		if state != shown {
+			shown, changes = state, changes+1
+		}
+		return lookAgain
+	}
+	show("Idle", now, now)
+	for range 40 { // 10 s of waiting, and an attempt of 5 s
+		show("Idle", now, now)
+		now = now.Add(10 * time.Second)
+		show("Connect", now, now)
+		now = now.Add(5 * time.Second)
+		show("Connect", now.Add(-5*time.Second), now)
+	}
+	if shown != "Idle" || changes != 1 {
+		t.Errorf("%q is shown after %d changes, want Idle after 1", shown, changes)
+	}
+	// The router takes the connection, and then says nothing.
+	if lookAgain := show("OpenSent", now, now.Add(10*time.Second)); shown != "Idle" || lookAgain != 20*time.Second {
+		t.Errorf("%q is shown after 10 s in OpenSent, to look again after %s, want Idle and 20s", shown, lookAgain)
+	}
+	if lookAgain := show("OpenSent", now, now.Add(30*time.Second)); shown != "OpenSent" || lookAgain != 0 {
+		t.Errorf("%q is shown after 30 s in OpenSent, to look again after %s, want OpenSent and never", shown, lookAgain)
+	}
+	if show("Established", now, now); shown != "Established" {
+		t.Errorf("%q is shown of an established session", shown)
+	}
+	if shown, _ := status.ShownSessionState("", "Active", now, now); shown != "Active" {
+		t.Errorf("the first state that is shown is %q, want Active", shown)
 	}
 }

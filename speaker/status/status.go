@@ -46,6 +46,14 @@ type HeldService struct {
 	// sorted. It is empty if these are all links of the node.
 	InterfaceNamesOrEmptyForAll []string
 	Conflicts                   []AddressConflict
+	// ReservedAddresses are those of the Addresses that a subnet of the node reserves.
+	ReservedAddresses []ReservedAddress
+}
+
+// ReservedAddress is the network or the broadcast address of a subnet of the node.
+type ReservedAddress struct {
+	Address netip.Addr
+	Subnet  netip.Prefix
 }
 
 // StatusInputs is what a speaker's status is based on.
@@ -63,6 +71,8 @@ type StatusInputs struct {
 	// UnreachableNodes are the nodes whose speakers run, and with which this one cannot exchange
 	// gossip, sorted.
 	UnreachableNodes []string
+	// BlockedProtocolByNode has UDP or TCP for those of them with which only that is blocked.
+	BlockedProtocolByNode map[string]string
 	// AwaitingProxy are the Services with endpoints here that kube-proxy does not know yet, sorted.
 	AwaitingProxy []view.ObjectKey
 	// RawSocketDenialText is why raw sockets are not permitted; empty if they are.
@@ -91,17 +101,31 @@ func BuildHeldServices(in StatusInputs) []HeldService {
 			}
 			a.Addresses = append(a.Addresses, ip)
 			a.Conflicts = append(a.Conflicts, in.Conflicts.OfAddress(ip)...)
+			a.ReservedAddresses = appendIfReserved(a.ReservedAddresses, ip, in.UsableLinks, on)
 			links = append(links, on...)
 		}
 		if len(a.Addresses) == 0 {
 			continue
 		}
 		slices.SortFunc(a.Addresses, netip.Addr.Compare)
+		slices.SortFunc(a.ReservedAddresses, func(x, y ReservedAddress) int { return x.Address.Compare(y.Address) })
 		a.InterfaceNamesOrEmptyForAll = interfaceNamesUnlessAllLinks(in.UsableLinks, links)
 		out = append(out, a)
 	}
 	slices.SortFunc(out, func(x, y HeldService) int { return x.Compare(y.Layer2Announcement) })
 	return out
+}
+
+// appendIfReserved appends the address if a subnet of one of the links reserves it.
+func appendIfReserved(to []ReservedAddress, a netip.Addr, all facts.LinkSet, links []int) []ReservedAddress {
+	for _, index := range links {
+		if l, ok := all.FindByIndex(index); ok {
+			if subnet, reserved := l.SubnetReservingAddress(a); reserved {
+				return append(to, ReservedAddress{a, subnet})
+			}
+		}
+	}
+	return to
 }
 
 // interfaceNamesUnlessAllLinks returns the names of the links; none if these are all links.
@@ -133,6 +157,9 @@ func (a HeldService) ToAPI() v1beta1.ServiceL2StatusStatus {
 	for _, c := range a.Conflicts {
 		s.Gantry.Conflicts = append(s.Gantry.Conflicts, c.toAPI())
 	}
+	for _, r := range a.ReservedAddresses {
+		s.Gantry.ReservedAddresses = append(s.Gantry.ReservedAddresses, v1beta1.ReservedAddress{Address: r.Address.String(), Subnet: r.Subnet.String()})
+	}
 	return s
 }
 
@@ -147,7 +174,7 @@ type ExistingServiceL2Status struct {
 // DiffServiceL2Statuses compares the wanted entries with the existing ones. It returns the entries
 // to write and the names of the objects to remove. An object of this node is removed if it is no
 // longer wanted or has another name. An object of another node is removed if this node holds every
-// address of the Service: the holder cleans up after a node that died.
+// address that it lists: the holder cleans up after a node that died.
 func DiffServiceL2Statuses(self string, want []HeldService, have []ExistingServiceL2Status) (write []HeldService, remove []string) {
 	wanted := make(map[view.ObjectKey]HeldService, len(want))
 	for _, a := range want {
@@ -159,7 +186,7 @@ func DiffServiceL2Statuses(self string, want []HeldService, have []ExistingServi
 		switch {
 		case w.Node == self && ok && w.ExistingObjectName == a.ObjectName():
 			same[w.Service] = equalServiceL2Status(w.Status, a.ToAPI())
-		case w.Node == self, ok && a.HoldsAllAddresses:
+		case w.Node == self, ok && (a.HoldsAllAddresses || a.holdsAllOf(&w.Status)):
 			remove = append(remove, w.ExistingObjectName)
 		}
 	}
@@ -171,6 +198,18 @@ func DiffServiceL2Statuses(self string, want []HeldService, have []ExistingServi
 	return write, remove
 }
 
+// holdsAllOf reports whether the node holds every address that an object lists. An object of
+// another program lists none, nor does one whose status is not written yet.
+func (a HeldService) holdsAllOf(s *v1beta1.ServiceL2StatusStatus) bool {
+	if s.Gantry == nil || len(s.Gantry.Addresses) == 0 {
+		return false
+	}
+	return !slices.ContainsFunc(s.Gantry.Addresses, func(text string) bool {
+		ip, err := netip.ParseAddr(text)
+		return err != nil || !slices.Contains(a.Addresses, ip)
+	})
+}
+
 // equalServiceL2Status compares what users see. Times are compared to the second, the precision of
 // the API.
 func equalServiceL2Status(x, y v1beta1.ServiceL2StatusStatus) bool {
@@ -178,7 +217,7 @@ func equalServiceL2Status(x, y v1beta1.ServiceL2StatusStatus) bool {
 		!slices.Equal(x.Interfaces, y.Interfaces) || (x.Gantry == nil) != (y.Gantry == nil) {
 		return false
 	}
-	return x.Gantry == nil || (slices.Equal(x.Gantry.Addresses, y.Gantry.Addresses) &&
+	return x.Gantry == nil || (slices.Equal(x.Gantry.Addresses, y.Gantry.Addresses) && slices.Equal(x.Gantry.ReservedAddresses, y.Gantry.ReservedAddresses) &&
 		slices.EqualFunc(x.Gantry.Conflicts, y.Gantry.Conflicts, func(a, b v1beta1.AddressConflict) bool {
 			return a.Address == b.Address && a.MAC == b.MAC && a.Since.Unix() == b.Since.Unix()
 		}))

@@ -88,7 +88,9 @@ func TestDiffOfServiceL2Statuses(t *testing.T) {
 	}{
 		"nothing is written yet":                         {nil, []view.ObjectKey{dnsServiceKey, webServiceKey}, nil},
 		"everything is written already":                  {mine, nil, nil},
-		"another node holds a part of a Service":         {append(slices.Clone(mine), written(Layer2Announcement{webServiceKey, "b"}, nil)), nil, nil},
+		"another node holds a part of a Service":         {append(slices.Clone(mine), written(Layer2Announcement{webServiceKey, "b"}, func(w *ExistingServiceL2Status) { w.Status.Gantry.Addresses = []string{heldIPv6.String()} })), nil, nil},
+		"a dead node's entry of addresses that we hold":  {append(slices.Clone(mine), written(Layer2Announcement{webServiceKey, "b"}, nil)), nil, []string{Layer2Announcement{webServiceKey, "b"}.ObjectName()}},
+		"another node's entry without a status yet":      {append(slices.Clone(mine), written(Layer2Announcement{webServiceKey, "b"}, func(w *ExistingServiceL2Status) { w.Status.Gantry.Addresses = nil })), nil, nil},
 		"a dead node's entry of a Service we hold whole": {append(slices.Clone(mine), written(Layer2Announcement{dnsServiceKey, "b"}, nil)), nil, []string{Layer2Announcement{dnsServiceKey, "b"}.ObjectName()}},
 		"another node's Service":                         {append(slices.Clone(mine), written(Layer2Announcement{old, "b"}, nil)), nil, nil},
 		"our entry of a Service we do not hold":          {append(slices.Clone(mine), written(Layer2Announcement{old, "a"}, nil)), nil, []string{Layer2Announcement{old, "a"}.ObjectName()}},
@@ -110,6 +112,47 @@ func TestDiffOfServiceL2Statuses(t *testing.T) {
 				t.Errorf("write %v, remove %v; want %v, %v", keys, remove, tt.write, tt.remove)
 			}
 		})
+	}
+}
+
+// The network and the broadcast address of a subnet are announced like others, and the status says
+// what they are: clients in the subnet cannot connect to them.
+func TestReservedAddressesOfASubnetAreReported(t *testing.T) {
+	for text, want := range map[string]string{
+		"192.168.0.0/24 192.168.0.255":   "192.168.0.255 of 192.168.0.0/24",
+		"192.168.0.9/24 192.168.0.0":     "192.168.0.0 of 192.168.0.0/24",
+		"10.1.2.3/30 10.1.2.3":           "10.1.2.3 of 10.1.2.0/30",
+		"192.168.0.9/23 192.168.0.255":   "",
+		"192.168.0.9/24 192.168.0.254":   "",
+		"192.168.0.9/24 192.168.1.255":   "",
+		"10.1.2.2/31 10.1.2.3":           "",
+		"10.1.2.3/32 10.1.2.3":           "",
+		"fd00::9/64 fd00::":              "",
+		"255.255.255.1/24 255.255.255.0": "255.255.255.0 of 255.255.255.0/24",
+		"0.0.0.1/0 255.255.255.255":      "255.255.255.255 of 0.0.0.0/0",
+	} {
+		subnet, address, _ := strings.Cut(text, " ")
+		a := netip.MustParseAddr(address)
+		in := exampleInputs(intent.Binding{Address: a, LinkIndexes: []int{2, 3}})
+		in.UsableLinks = slices.Clone(exampleLinks)
+		in.UsableLinks[1].AddressesWithPrefixLength = []netip.Prefix{netip.MustParsePrefix(subnet)}
+		in.Plan.Layer2Verdicts = plan.NewSortedList(&plan.Layer2Verdict{Service: webServiceKey, Addresses: []netip.Addr{a}})
+		got := ""
+		written := BuildHeldServices(in)[0].ToAPI()
+		for _, r := range written.Gantry.ReservedAddresses {
+			got += r.Address + " of " + r.Subnet
+		}
+		if got != want {
+			t.Errorf("%s: reported is %q, want %q", text, got, want)
+		}
+		// An object without the report is written again.
+		old := *written.Gantry
+		old.ReservedAddresses = nil
+		before := written
+		before.Gantry = &old
+		if same := equalServiceL2Status(before, written); same != (want == "") {
+			t.Errorf("%s: the written object counts as equal: %t", text, same)
+		}
 	}
 }
 

@@ -63,6 +63,7 @@ var benchmarks = []struct {
 	{"latency", measureLatency},
 	{"crowds", measureBulkCreation},
 	{"toggles", measureAssignmentDuringPortToggles},
+	{"explain", measureExplanation},
 	{"moves", measureAssignmentFailoverAndHandover},
 	{"routes", measureRoutes},
 	{"manyroutes", measureManyRoutes},

@@ -210,8 +210,8 @@ func (c *takeoverHarness) startSpeaker(ctx context.Context, host netns.Path, l f
 	links <- facts.LinkSet{l}
 	a := agent.New(agent.Options{
 		NodeName: name, RunNonce: uint64(len(c.agents) + 1), Timing: elect.DefaultTiming(), Layer2: engine, BGP: noOpBGPEngine{}, Members: member,
-		HealthChecks:   healthcheck.NewPoller(time.Now, slog.New(slog.DiscardHandler)),
-		UsableLinkSets: links, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		HealthChecks: healthcheck.NewPoller(time.Now, slog.New(slog.DiscardHandler)),
+		LinkSets:     links, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	c.agents, c.members, c.speakerMACs = append(c.agents, a), append(c.members, member), append(c.speakerMACs, l.MAC)
 	parts.Go(func() { _ = host.RunInside(func() error { return engine.Run(ctx) }) })

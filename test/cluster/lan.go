@@ -23,23 +23,29 @@ const gossipPort = "7946"
 // node undoes it.
 func (s *Cluster) BlockGossip(ctx context.Context, one, other []string) error {
 	for _, groups := range [][2][]string{{one, other}, {other, one}} {
-		addresses, err := s.nodeAddresses(ctx, groups[1])
-		if err != nil {
+		if err := s.BlockGossipOneWay(ctx, groups[0], groups[1], "tcp", "udp"); err != nil {
 			return err
 		}
-		rules := "add table inet lab\nadd chain inet lab in { type filter hook input priority -300; }\n" +
-			"add chain inet lab out { type filter hook output priority -300; }\n"
-		for _, proto := range []string{"tcp", "udp"} {
-			for _, port := range []string{"sport", "dport"} {
-				match := fmt.Sprintf("%s %s %s drop\n", proto, port, gossipPort)
-				rules += "add rule inet lab in ip saddr { " + strings.Join(addresses, ", ") + " } " + match +
-					"add rule inet lab out ip daddr { " + strings.Join(addresses, ", ") + " } " + match
-			}
+	}
+	return nil
+}
+
+// BlockGossipOneWay drops the gossip of these protocols that one group of nodes sends to another
+// one. UnblockPorts on each sending node undoes it.
+func (s *Cluster) BlockGossipOneWay(ctx context.Context, from, to []string, protocols ...string) error {
+	addresses, err := s.nodeAddresses(ctx, to)
+	if err != nil {
+		return err
+	}
+	rules := "add table inet lab\nadd chain inet lab out { type filter hook output priority -300; }\n"
+	for _, proto := range protocols {
+		for _, port := range []string{"sport", "dport"} {
+			rules += fmt.Sprintf("add rule inet lab out ip daddr { %s } %s %s %s drop\n", strings.Join(addresses, ", "), proto, port, gossipPort)
 		}
-		for _, n := range groups[0] {
-			if err := s.runOnHost(n, rules, "nft", "-f", "-"); err != nil {
-				return err
-			}
+	}
+	for _, n := range from {
+		if err := s.runOnHost(n, rules, "nft", "-f", "-"); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -112,6 +112,7 @@ func (b *bgpHarness) startFarStream(ctx context.Context, t *testing.T) *cluster.
 func TestClientReachesServicesByBGPRoutes(t *testing.T) {
 	ctx, b := newBGPHarness(t)
 	t.Run("the API reports announcements and sessions", func(t *testing.T) { b.testStatusObjects(ctx, t) })
+	t.Run("the routes page is read through port-forward", func(t *testing.T) { b.testRoutesPageThroughPortForward(ctx, t) })
 	t.Run("a speaker that stops loses no request", func(t *testing.T) { b.testSpeakerStopLosesNoRequest(ctx, t) })
 	t.Run("a drained node loses no request, and returns afterwards", func(t *testing.T) { b.testDrainedNodeLosesNoRequest(ctx, t) })
 	t.Run("with externalTrafficPolicy Local the Pod's node is the only next hop", func(t *testing.T) { b.testLocalTrafficPolicyRoutesToPodNode(ctx, t) })

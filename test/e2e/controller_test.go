@@ -7,8 +7,10 @@ import (
 	"testing"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 )
@@ -44,6 +46,7 @@ func TestRestartKeepsAddresses(t *testing.T) {
 		}
 	}
 	testShrunkPool(ctx, t, s)
+	testRetiredRange(ctx, t, s)
 }
 
 // testShrunkPool removes the addresses from the pool: the Services keep them, and their condition
@@ -63,4 +66,44 @@ func testShrunkPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		}
 		return nil
 	}))
+}
+
+// testRetiredRange retires the addresses of all three Services. Each Service gets another one, and
+// has an address all the time. The pool shows the progress.
+func testRetiredRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	recorder, err := s.StartAddressRecorder(ctx, "default")
+	failOnError(t, err)
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "  - 192.168.0.201-192.168.0.233\n",
+		"  - 192.168.0.201-192.168.0.203\n  - 192.168.0.210-192.168.0.212\n  gantry:\n    retire:\n      addresses: [192.168.0.201-192.168.0.203]\n      servicesPerMinute: 120\n", 1)))
+	failOnError(t, cluster.AwaitNoError(ctx, "the end of the retirement", func(ctx context.Context) error {
+		var p v1beta1.IPAddressPool
+		if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: "first-pool"}, &p); err != nil {
+			return err
+		}
+		if g := p.Status.Gantry; g == nil || g.Retire == nil || g.Retire.ServicesLeft > 0 || !meta.IsStatusConditionTrue(g.Conditions, names.ConditionRetired) {
+			return fmt.Errorf("the status of the pool is %+v", g)
+		}
+		return nil
+	}))
+	has := map[string]bool{}
+	for _, name := range []string{"waits", "second", "third"} {
+		a, err := s.AwaitFirstServiceAddress(ctx, "default", name)
+		failOnError(t, err)
+		has[a.String()] = true
+	}
+	if len(has) != 3 || !has["192.168.0.210"] || !has["192.168.0.211"] || !has["192.168.0.212"] {
+		t.Errorf("the Services have %v, want the three addresses that are not retired", has)
+	}
+	// one text for each change of an address
+	failOnError(t, cluster.AwaitNoError(ctx, "the watch", func(context.Context) error {
+		if n := len(recorder.DoubleOrLostAddressTexts()); n < 3 {
+			return fmt.Errorf("it has shown %d changes, want 3", n)
+		}
+		return nil
+	}))
+	for _, text := range recorder.DoubleOrLostAddressTexts() {
+		if !strings.Contains(text, `now has "192.168.0.21`) {
+			t.Error(text)
+		}
+	}
 }

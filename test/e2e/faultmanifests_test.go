@@ -52,10 +52,8 @@ func l2AdvertisementForNode(node string) string {
 	return fmt.Sprintf("apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {name: example, namespace: metallb-system}\nspec: {ipAddressPools: [first-pool], nodeSelectors: [{matchLabels: {kubernetes.io/hostname: %s}}]}\n---\n", node)
 }
 
-// faultBaseManifests are what works before any fault: Pods on node1, a Service by layer 2, one by
-// BGP.
-var faultBaseManifests = cluster.FirstPoolAndL2AdvertisementManifest + `---
-apiVersion: apps/v1
+// webDeploymentManifest is a Pod on node1 that answers HTTP requests.
+const webDeploymentManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web}
 spec:
@@ -68,39 +66,92 @@ spec:
       terminationGracePeriodSeconds: 1
       containers: [{name: web, image: dashboard, ports: [{containerPort: 9097}]}]
 ---
-` + faultPeerManifest("") + faultPoolManifest("routed", "198.51.100.0/24", "") + bgpAdvertisementManifest("routed", "ipAddressPools: [routed]") +
+`
+
+// faultBaseManifests are what works before any fault: Pods on node1, a Service by layer 2, one by
+// BGP.
+var faultBaseManifests = cluster.FirstPoolAndL2AdvertisementManifest + "---\n" + webDeploymentManifest + faultPeerManifest("") + faultPoolManifest("routed", "198.51.100.0/24", "") + bgpAdvertisementManifest("routed", "ipAddressPools: [routed]") +
 	serviceManifest("web", "", "") + serviceManifest("routed", "metallb.io/address-pool: routed", "")
 
 // localServiceManifest is a Service with the traffic policy Local.
 var localServiceManifest = serviceManifest("local", "", "externalTrafficPolicy: Local")
 
+// faultL2Spec is the spec of an L2Advertisement of one pool, with more fields.
+func faultL2Spec(pool, more string) string {
+	return "spec: {ipAddressPools: [" + pool + "]" + more + "}"
+}
+
 // configurationFaultPools are the pools of configurationFaults.
-var configurationFaultPools = faultPoolManifest("tiny", "192.168.0.150", "spec: {ipAddressPools: [tiny]}") +
+var configurationFaultPools = faultPoolManifest("tiny", "192.168.0.150", faultL2Spec("tiny", "")) +
 	faultPoolManifest("bare", "192.168.0.151", "") +
-	faultPoolManifest("edge", "192.168.0.152", "spec: {ipAddressPools: [edge], nodeSelectors: [{matchLabels: {rack: edge}}]}") +
-	faultPoolManifest("cabled", "192.168.0.153", "spec: {ipAddressPools: [cabled], interfaces: [eth77]}") +
-	faultPoolManifest("selective", "192.168.0.154", "spec: {ipAddressPools: [selective], serviceSelectors: [{matchLabels: {app: web}}]}") +
+	faultPoolManifest("edge", "192.168.0.152", faultL2Spec("edge", ", nodeSelectors: [{matchLabels: {rack: edge}}]")) +
+	faultPoolManifest("cabled", "192.168.0.153", faultL2Spec("cabled", ", interfaces: [eth77]")) +
+	faultPoolManifest("selective", "192.168.0.154", faultL2Spec("selective", ", serviceSelectors: [{matchLabels: {app: web}}]")) +
+	faultPoolManifest("half", "192.168.0.157", faultL2Spec("half", "")) + faultPoolManifest("other-half", "192.168.0.158", "") +
 	faultPoolManifest("lonely", "198.18.0.1", "") + bgpAdvertisementManifest("lonely", "ipAddressPools: [lonely], peers: [nobody]") +
-	faultPoolManifest("other-service", "192.168.0.155", "spec: {ipAddressPools: [other-service], serviceSelectors: [{matchLabels: {app: db}}]}") +
-	strings.Replace(faultPoolManifest("tenant", "192.168.0.156", ""), "autoAssign: false", "serviceAllocation: {namespaces: [other]}", 1) +
+	faultPoolManifest("other-service", "192.168.0.155", faultL2Spec("other-service", ", serviceSelectors: [{matchLabels: {app: db}}]")) +
+	strings.Replace(faultPoolManifest("tenant", "192.168.0.156", faultL2Spec("tenant", "")), "autoAssign: false", "autoAssign: false, serviceAllocation: {namespaces: [other]}", 1) +
+	faultQuotaManifest(1, faultL2Spec("rationed", "")) +
+	faultReservationManifest("somebody") +
 	serviceManifest("tiny-first", "metallb.io/address-pool: tiny", "") +
+	serviceManifest("rationed-first", "metallb.io/address-pool: rationed", "") +
 	serviceManifest("shared-first", `metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one`, "")
+
+// faultQuotaManifest returns a pool of which each namespace may have n addresses.
+func faultQuotaManifest(n int, l2Spec string) string {
+	return strings.Replace(faultPoolManifest("rationed", "192.168.0.161-192.168.0.162", l2Spec), "autoAssign: false", fmt.Sprintf("autoAssign: false, gantry: {quota: {perNamespace: %d}}", n), 1)
+}
+
+// faultReservationManifest keeps an address for a Service.
+func faultReservationManifest(service string) string {
+	return fmt.Sprintf("apiVersion: gantry.dev/v1alpha1\nkind: AddressReservation\nmetadata: {name: for-another, namespace: metallb-system}\nspec: {service: {namespace: default, name: %s}, addresses: [192.168.0.228]}\n---\n", service)
+}
+
+// onPort returns the manifest of a Service on another port.
+func onPort(manifest string, port int) string {
+	return strings.Replace(manifest, "port: 80,", fmt.Sprintf("port: %d,", port), 1)
+}
 
 // configurationFaults are faults of Services of their own, and of their pools and advertisements.
 var configurationFaults = []fault{
-	{name: "a pool that is too small", service: "tiny", reason: names.ReasonPoolExhausted, text: "tiny", manifests: serviceManifest("tiny", "metallb.io/address-pool: tiny", "")},
-	{name: "a misspelled pool", service: "misspelled", reason: names.ReasonPoolNotFound, text: "frist-pool", manifests: serviceManifest("misspelled", "metallb.io/address-pool: frist-pool", "")},
-	{name: "a pool that does not admit the namespace", service: "tenant", reason: names.ReasonPoolNotAllowed, text: "tenant", manifests: serviceManifest("tenant", "metallb.io/address-pool: tenant", "")},
-	{name: "an address outside of the pools", service: "outside", reason: names.ReasonAddressNotInPool, text: "10.9.9.9", manifests: serviceManifest("outside", "metallb.io/loadBalancerIPs: 10.9.9.9", "")},
-	{name: "an address that cannot be read", service: "unreadable", reason: names.ReasonInvalidRequest, text: "192.168.0.300", manifests: serviceManifest("unreadable", "metallb.io/loadBalancerIPs: 192.168.0.300", "")},
-	{name: "an address in use", service: "busy", reason: names.ReasonAddressInUse, text: "192.168.0.232", manifests: serviceManifest("busy", "metallb.io/loadBalancerIPs: 192.168.0.232", "")},
-	{name: "another sharing key", service: "other-key", reason: names.ReasonSharingKeyDiffers, text: "192.168.0.232", manifests: serviceManifest("other-key", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: two", "")},
-	{name: "the same port on a shared address", service: "same-port", reason: names.ReasonPortConflict, text: "192.168.0.232", manifests: serviceManifest("same-port", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", "")},
-	{name: "no advertisement", service: "bare", reason: names.ReasonNoAdvertisement, text: `pool "bare" and this Service: create one`, manifests: serviceManifest("bare", "metallb.io/address-pool: bare", "")},
-	{name: "a node selector that matches no node", service: "edge", reason: names.ReasonNoAdvertisement, text: `L2Advertisement "edge" match no node`, manifests: serviceManifest("edge", "metallb.io/address-pool: edge", "")},
-	{name: "an interface that does not exist", service: "cabled", reason: names.ReasonNoLinks, text: "eth77", manifests: serviceManifest("cabled", "metallb.io/address-pool: cabled", "")},
-	{name: "an advertisement for other Services", service: "other-service", reason: names.ReasonNoAdvertisement, text: `pool "other-service" and this Service`, manifests: serviceManifest("other-service", "metallb.io/address-pool: other-service", "")},
-	{name: "a shared address and a Service selector", service: "selective", reason: names.ReasonSharedWithServiceSelector, text: `L2Advertisement "selective"`, manifests: strings.Replace(serviceManifest("selective", "metallb.io/address-pool: selective, metallb.io/allow-shared-ip: three", ""), "  annotations", "  labels: {app: web}\n  annotations", 1)},
-	{name: "no such BGPPeer", service: "lonely", reason: names.ReasonNoPeers, text: "create one, or correct their spec.peers", manifests: serviceManifest("lonely", "metallb.io/address-pool: lonely", "")},
-	{name: "a selector without Pods", service: "podless", reason: names.ReasonNoEndpoints, text: "no endpoint of the Service can serve", manifests: strings.Replace(serviceManifest("podless", "", ""), "app: web", "app: webb", 1)},
+	{name: "a pool that is too small", service: "tiny", reason: names.ReasonPoolExhausted, text: "tiny", manifests: serviceManifest("tiny", "metallb.io/address-pool: tiny", ""),
+		repairManifests: strings.Replace(faultPoolManifest("tiny", "192.168.0.150", ""), "192.168.0.150", "192.168.0.150, 192.168.0.160", 1)},
+	{name: "a misspelled pool", service: "misspelled", reason: names.ReasonPoolNotFound, text: "frist-pool", manifests: serviceManifest("misspelled", "metallb.io/address-pool: frist-pool", ""),
+		repairManifests: serviceManifest("misspelled", "metallb.io/address-pool: first-pool", "")},
+	{name: "a pool that does not admit the namespace", service: "tenant", reason: names.ReasonPoolNotAllowed, text: "tenant", manifests: serviceManifest("tenant", "metallb.io/address-pool: tenant", ""),
+		repairManifests: strings.Replace(faultPoolManifest("tenant", "192.168.0.156", ""), "autoAssign: false", "autoAssign: false, serviceAllocation: {namespaces: [default]}", 1)},
+	{name: "an address outside of the pools", service: "outside", reason: names.ReasonAddressNotInPool, text: "10.9.9.9", manifests: serviceManifest("outside", "metallb.io/loadBalancerIPs: 10.9.9.9", ""),
+		repairManifests: serviceManifest("outside", "metallb.io/loadBalancerIPs: 192.168.0.227", "")},
+	{name: "an address that cannot be read", service: "unreadable", reason: names.ReasonInvalidRequest, text: "192.168.0.300", manifests: serviceManifest("unreadable", "metallb.io/loadBalancerIPs: 192.168.0.300", ""),
+		repairManifests: serviceManifest("unreadable", "metallb.io/loadBalancerIPs: 192.168.0.226", "")},
+	{name: "an address in use", service: "busy", reason: names.ReasonAddressInUse, text: "192.168.0.232", manifests: serviceManifest("busy", "metallb.io/loadBalancerIPs: 192.168.0.232", ""),
+		repairManifests: serviceManifest("busy", "metallb.io/loadBalancerIPs: 192.168.0.229", "")},
+	{name: "another sharing key", service: "other-key", reason: names.ReasonSharingKeyDiffers, text: "192.168.0.232", manifests: serviceManifest("other-key", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: two", ""),
+		repairManifests: onPort(serviceManifest("other-key", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", ""), 81)},
+	{name: "the same port on a shared address", service: "same-port", reason: names.ReasonPortConflict, text: "192.168.0.232", manifests: serviceManifest("same-port", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", ""),
+		repairManifests: onPort(serviceManifest("same-port", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", ""), 82)},
+	{name: "another traffic policy on a shared address", service: "other-policy", reason: names.ReasonTrafficPolicyConflict, text: "192.168.0.232",
+		manifests:       onPort(serviceManifest("other-policy", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", "externalTrafficPolicy: Local"), 83),
+		repairManifests: onPort(serviceManifest("other-policy", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", "externalTrafficPolicy: Cluster"), 83)},
+	{name: "a quota that is used up", service: "rationed", reason: names.ReasonQuotaExceeded, text: "rationed", manifests: serviceManifest("rationed", "metallb.io/address-pool: rationed", ""),
+		repairManifests: faultQuotaManifest(2, "")},
+	{name: "an address that is kept for another Service", service: "late-comer", reason: names.ReasonAddressReserved, text: "192.168.0.228", manifests: serviceManifest("late-comer", "metallb.io/loadBalancerIPs: 192.168.0.228", ""),
+		repairManifests: faultReservationManifest("late-comer")},
+	{name: "no advertisement", service: "bare", reason: names.ReasonNoAdvertisement, text: `pool "bare" and this Service: create one`, manifests: serviceManifest("bare", "metallb.io/address-pool: bare", ""),
+		repairManifests: faultPoolManifest("bare", "192.168.0.151", faultL2Spec("bare", ""))},
+	{name: "an advertisement for one of two addresses", service: "half", reason: names.ReasonNoAdvertisement, text: `192.168.0.157: announced by layer 2; 192.168.0.158: no L2Advertisement`,
+		manifests:       serviceManifest("half", `metallb.io/loadBalancerIPs: "192.168.0.157,192.168.0.158", gantry.dev/address-count: "2"`, ""),
+		repairManifests: faultPoolManifest("other-half", "192.168.0.158", faultL2Spec("other-half", ""))},
+	{name: "a node selector that matches no node", service: "edge", reason: names.ReasonNoAdvertisement, text: `L2Advertisement "edge" match no node`, manifests: serviceManifest("edge", "metallb.io/address-pool: edge", ""),
+		repairManifests: faultPoolManifest("edge", "192.168.0.152", faultL2Spec("edge", ""))},
+	{name: "an interface that does not exist", service: "cabled", reason: names.ReasonNoLinks, text: "eth77", manifests: serviceManifest("cabled", "metallb.io/address-pool: cabled", ""),
+		repairManifests: faultPoolManifest("cabled", "192.168.0.153", faultL2Spec("cabled", ", interfaces: [eth0]"))},
+	{name: "an advertisement for other Services", service: "other-service", reason: names.ReasonNoAdvertisement, text: `pool "other-service" and this Service`, manifests: serviceManifest("other-service", "metallb.io/address-pool: other-service", ""),
+		repairManifests: faultPoolManifest("other-service", "192.168.0.155", faultL2Spec("other-service", ""))},
+	{name: "a shared address and a Service selector", service: "selective", reason: names.ReasonSharedWithServiceSelector, text: `L2Advertisement "selective"`, manifests: strings.Replace(serviceManifest("selective", "metallb.io/address-pool: selective, metallb.io/allow-shared-ip: three", ""), "  annotations", "  labels: {app: web}\n  annotations", 1),
+		repairManifests: faultPoolManifest("selective", "192.168.0.154", faultL2Spec("selective", ""))},
+	{name: "no such BGPPeer", service: "lonely", reason: names.ReasonNoPeers, text: "or correct their spec.peers", manifests: serviceManifest("lonely", "metallb.io/address-pool: lonely", ""),
+		repairManifests: bgpAdvertisementManifest("lonely", "ipAddressPools: [lonely], peers: [tor]")},
+	{name: "a selector without Pods", service: "podless", reason: names.ReasonNoEndpoints, text: "no endpoint of the Service can serve", manifests: strings.Replace(serviceManifest("podless", "", ""), "app: web", "app: webb", 1),
+		repairManifests: serviceManifest("podless", "", "")},
 }

@@ -31,8 +31,7 @@ type fault struct {
 	// manifests are applied to make the fault, and edit runs after that. Either may be empty.
 	manifests string
 	edit      func(ctx context.Context) error
-	// repair undoes the edit. repairManifests are applied after it. Without both, the Service stays
-	// broken.
+	// repair undoes the edit. repairManifests are applied after it.
 	repair          func(ctx context.Context) error
 	repairManifests string
 	// service is the Service that a person looks at.
@@ -40,7 +39,13 @@ type fault struct {
 	// reason is the word, and text the part of the sentence, that the person has to find.
 	reason names.Reason
 	text   string
+	// object is set if the Service is announced all the same: then a condition of this object names
+	// the cause, and not kubectl describe service.
+	object *objectCondition
 }
+
+// objectCondition is a condition of an object in Gantry's namespace.
+type objectCondition struct{ kind, name, condition string }
 
 // faultHarness is a cluster with a router, an L2 Service web and a BGP Service routed. All Pods run
 // on node1.
@@ -52,20 +57,22 @@ type faultHarness struct {
 	seenReasons map[string]bool
 }
 
-// TestDescribeServiceNamesTheCause makes one fault after the other. kubectl describe service has to
-// name the cause, and so has the condition, within 10 s. After the repair the Service works, and
-// its newest event says so. Faults with Services of their own happen all at once.
+// TestDescribeServiceNamesTheCause makes more than 30 faults, one after the other. kubectl describe
+// service has to name the cause, and so has the condition, within 10 s. After the repair the
+// Service works, its newest event is no Warning, and no condition of it is False. Faults with
+// Services of their own happen all at once.
 func TestDescribeServiceNamesTheCause(t *testing.T) {
 	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
 	}
-	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2, Families: lab.DualStack})
 	h := &faultHarness{Cluster: s, tor: s.Router("router", router.FRR), seenReasons: map[string]bool{}}
 	failOnError(t, h.tor.Start(ctx, readFRRConfigFromDocs(t)))
 	failOnError(t, s.ApplyManifests(ctx, faultBaseManifests))
 	failOnError(t, h.awaitAnnounced(ctx, "web"))
 	failOnError(t, h.awaitAnnounced(ctx, "routed"))
 	t.Run("columns", func(t *testing.T) { h.testColumns(ctx, t) })
+	t.Run("addresses that the subnet reserves", func(t *testing.T) { h.testReservedAddresses(ctx, t) })
 	t.Run("of one Service", func(t *testing.T) {
 		failOnError(t, s.ApplyManifests(ctx, configurationFaultPools))
 		var all []string
@@ -76,13 +83,18 @@ func TestDescribeServiceNamesTheCause(t *testing.T) {
 		for _, f := range configurationFaults {
 			t.Run(f.name, func(t *testing.T) {
 				t.Parallel()
-				h.expectCause(ctx, t, f)
+				f.manifests = "" // are applied
+				h.testFaultAndRepair(ctx, t, f)
 			})
 		}
 	})
 	for _, f := range slices.Concat(h.nodeFaults(), h.routerFaults()) {
 		t.Run(f.name, func(t *testing.T) { h.testFaultAndRepair(ctx, t, f) })
 	}
+	t.Run("blocked gossip", func(t *testing.T) { h.testBlockedGossip(ctx, t) })
+	t.Run("no controller", func(t *testing.T) { h.testNoController(ctx, t) })
+	t.Run("nothing is left", func(t *testing.T) { h.expectNoFaultLeft(ctx, t) })
+	t.Run("explained", func(t *testing.T) { h.testExplanations(ctx, t) })
 	h.expectDocumentedReasons(t)
 }
 
@@ -95,6 +107,9 @@ func (h *faultHarness) testFaultAndRepair(ctx context.Context, t *testing.T, f f
 		failOnError(t, f.edit(ctx))
 	}
 	h.expectCause(ctx, t, f)
+	if f.object == nil {
+		h.expectExplanation(ctx, t, f)
+	}
 	if f.repair != nil {
 		failOnError(t, f.repair(ctx))
 	}
@@ -102,13 +117,19 @@ func (h *faultHarness) testFaultAndRepair(ctx context.Context, t *testing.T, f f
 		failOnError(t, h.ApplyManifests(ctx, f.repairManifests))
 	}
 	failOnError(t, h.awaitAnnounced(ctx, f.service))
-	failOnError(t, cluster.AwaitNoError(ctx, "the event of the recovery", func(ctx context.Context) error {
-		text, err := h.describe(ctx, f.service)
-		if err == nil && !strings.Contains(text, names.EventAnnounced+" ") {
-			err = fmt.Errorf("kubectl describe says:\n%s", text)
+	if f.object != nil {
+		failOnError(t, h.awaitObjectRepaired(ctx, f.object))
+		return
+	}
+	failOnError(t, cluster.AwaitNoError(ctx, "the end of all that says that the Service has a fault", func(ctx context.Context) error {
+		if f.edit != nil { // the Service was announced before
+			if text, err := h.describe(ctx, f.service); err != nil || !strings.Contains(text, names.EventAnnounced+" ") {
+				return fmt.Errorf("kubectl describe has no event of the recovery (%v):\n%s", err, text)
+			}
 		}
-		return err
+		return h.checkRecovery(ctx, f.service)
 	}))
+	h.expectHealthyExplanation(ctx, t, f.service)
 }
 
 // expectCause waits until kubectl describe and the condition name the cause of the fault.
@@ -116,6 +137,11 @@ func (h *faultHarness) expectCause(ctx context.Context, t *testing.T, f fault) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, faultReportTimeout)
 	defer cancel()
+	if f.object != nil {
+		failOnError(t, h.awaitObjectFault(ctx, f.object, f.reason, f.text))
+		h.recordSeenReason(string(f.reason))
+		return
+	}
 	failOnError(t, cluster.AwaitNoError(ctx, "the condition and the event", func(ctx context.Context) error {
 		svc, err := h.GetService(ctx, "default", f.service)
 		if err != nil {
@@ -128,7 +154,7 @@ func (h *faultHarness) expectCause(ctx context.Context, t *testing.T, f fault) {
 		if c == nil || c.Status != metav1.ConditionFalse || c.Reason != string(f.reason) || !strings.Contains(c.Message, f.text) {
 			return fmt.Errorf("the condition is %+v, want %s: %s", c, f.reason, f.text)
 		}
-		h.recordReason(c.Reason)
+		h.recordSeenReason(c.Reason)
 		text, err := h.describe(ctx, f.service)
 		if err != nil {
 			return err
@@ -148,7 +174,7 @@ func (h *faultHarness) describe(ctx context.Context, service string) (string, er
 	return h.RunKubectl(ctx, "", "describe", "service", service)
 }
 
-func (h *faultHarness) recordReason(reason string) {
+func (h *faultHarness) recordSeenReason(reason string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.seenReasons[reason] = true
@@ -276,6 +302,9 @@ func (h *faultHarness) routerFaults() []fault {
 			return h.ApplyManifests(ctx, faultPeerManifest(more))
 		}
 	}
+	session := &objectCondition{"bgpsession", "tor.node1", names.ConditionPathWatched}
+	faults = append(faults, fault{name: "BFD on one side", service: "routed", reason: names.ReasonBFDDown, text: "", object: session,
+		manifests: "apiVersion: metallb.io/v1beta1\nkind: BFDProfile\nmetadata: {name: fast, namespace: metallb-system}\nspec: {}\n---\n" + faultPeerManifest(", bfdProfile: fast"), repairManifests: faultPeerManifest("")})
 	faults = append(faults, fault{name: "a missing Secret", service: "routed", reason: names.ReasonNoSession, text: "(UnknownSecret)", edit: replacePeer(", passwordSecret: {name: missing}"), repair: replacePeer("")})
 	return append(faults, fault{name: "the router dies", service: "routed", reason: names.ReasonNoSession, text: "0 of 2 BGP sessions carry the Service",
 		edit:   func(ctx context.Context) error { return h.tor.Stop(ctx) },

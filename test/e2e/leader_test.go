@@ -59,11 +59,11 @@ func awaitLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, not stri
 			return fmt.Errorf("the Lease is %+v", l.Spec)
 		}
 		identity = *l.Spec.HolderIdentity
-		return nil
+		name, _, _ := strings.Cut(identity, "_")
+		pod = &corev1.Pod{}
+		// the Lease names a killed leader until it expires, also after its Pod is deleted
+		return s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: name}, pod)
 	}))
-	name, _, _ := strings.Cut(identity, "_")
-	pod = &corev1.Pod{}
-	failOnError(t, s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: name}, pod))
 	return identity, pod
 }
 
@@ -157,11 +157,11 @@ func testAPIWritesPerService(ctx context.Context, t *testing.T, s *cluster.Clust
 	if w["services/status"] != n-1 {
 		t.Errorf("%d status writes for %d Services", w["services/status"], n-1)
 	}
-	// A batch is what gathered during the last write of the AddressLedger, so a Service that comes
-	// alone has a write of its own. No Service has two; a few more remove closed entries. The pool:
-	// one write per second.
+	// A batch is what gathered during the last write of the AddressLedger and the status writes of
+	// its batch: about three Services when eight are created at once. A few more writes remove
+	// closed entries. The pool: one write per second.
 	seconds := int(time.Since(begun).Seconds()) + 1
-	if most := n - 1 + seconds/5 + 1; w["addressledgers"] > most {
+	if most := n/2 + seconds/5 + 1; w["addressledgers"] > most {
 		t.Errorf("%d writes of the ledger for %d Services, want at most %d", w["addressledgers"], n-1, most)
 	}
 	if most := seconds + 5; w["ipaddresspools/status"] > most {

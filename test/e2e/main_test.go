@@ -27,6 +27,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// extraLabTimeout is how much longer a lab may run than those of most tests.
+var extraLabTimeout time.Duration
+
 // startLabWithGantry starts a lab with Gantry for one test and its subtests.
 func startLabWithGantry(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
 	t.Helper()
@@ -46,7 +49,7 @@ func startLabWithoutGantry(t *testing.T, o lab.Options) (context.Context, *clust
 			t.Skip("bin/" + b + " is not built: make build")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t)+extraTimeoutForLongBurstRun())
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t)+extraTimeoutForLongBurstRun()+extraLabTimeout)
 	t.Cleanup(cancel)
 	o.Dir, o.Progress = filepath.Join(t.TempDir(), "lab"), os.Stderr
 	s, err := cluster.StartLabWithoutGantry(ctx, o)

@@ -74,6 +74,7 @@ func (w *readmeReader) followCodeBlock(ctx context.Context, t *testing.T, b read
 	switch url, fetches := strings.CutPrefix(strings.TrimSpace(b.text), "curl "); {
 	case b.language == "yaml":
 		failOnError(t, os.WriteFile(filepath.Join(w.cloneDir, b.fileName), []byte(b.text), 0o600))
+	case b.language == "text": // what a command prints
 	case b.language == "frr":
 		failOnError(t, w.Router("router", router.FRR).Start(ctx, b.text))
 	case b.language != "sh":

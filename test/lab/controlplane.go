@@ -54,6 +54,8 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 		// The API server calls webhooks at the Pods' own addresses, because no kube-proxy runs next
 		// to it.
 		"--enable-aggregator-routing=true",
+		// The lab has no DNS for the names of its nodes.
+		"--kubelet-preferred-address-types=InternalIP",
 		"--allow-privileged=true", "--profiling=false")...)
 	if err != nil {
 		return err

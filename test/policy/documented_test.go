@@ -125,3 +125,56 @@ func TestDependenciesHaveAReason(t *testing.T) {
 		}
 	}
 }
+
+// TestWhereToStartNamesExistingFiles checks the paths in the tables "Where to start" of
+// CONTRIBUTING.md. A file name without a path is in the directory of a path of its row.
+func TestWhereToStartNamesExistingFiles(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(repositoryRoot, "CONTRIBUTING.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, tables, found := strings.Cut(string(text), "\n## Where to start\n")
+	section, _, _ := strings.Cut(tables, "\n## ")
+	rows := regexp.MustCompile(`(?m)^\|[^|]+\|([^|]+)\|$`).FindAllStringSubmatch(section, -1)
+	if !found || len(rows) < 50 {
+		t.Fatalf("CONTRIBUTING.md has %d rows that say where to start: this test looks in the wrong place", len(rows))
+	}
+	for _, row := range rows {
+		var paths, names []string
+		for _, m := range regexp.MustCompile("`([^` ]+)`").FindAllStringSubmatch(row[1], -1) {
+			switch word := m[1]; {
+			case strings.HasPrefix(word, "bin/"): // a built program
+			case strings.Contains(word, "/"):
+				paths = append(paths, word)
+			case regexp.MustCompile(`\.(go|yaml|json|txt|sh)$`).MatchString(word):
+				names = append(names, word)
+			}
+		}
+		directories := map[string]bool{}
+		for _, path := range paths {
+			info, err := os.Stat(filepath.Join(repositoryRoot, path))
+			switch {
+			case err != nil:
+				t.Errorf("CONTRIBUTING.md says to start in %s, which does not exist: name the file that has its code now", path)
+			case info.IsDir():
+				directories[path] = true
+			default:
+				directories[filepath.Dir(path)] = true
+			}
+		}
+		for _, name := range names {
+			if !existsInOneOf(directories, name) {
+				t.Errorf("CONTRIBUTING.md says to start in %s, which is in no directory of its row: %s", name, strings.TrimSpace(row[1]))
+			}
+		}
+	}
+}
+
+func existsInOneOf(directories map[string]bool, name string) bool {
+	for directory := range directories {
+		if _, err := os.Stat(filepath.Join(repositoryRoot, directory, name)); err == nil {
+			return true
+		}
+	}
+	return false
+}

@@ -11,7 +11,7 @@ import (
 func TestReasonsAreEmitted(t *testing.T) {
 	declared, used := map[string]bool{}, map[string]bool{}
 	for _, f := range parseSources(t) {
-		if f.isTest || !isInOrBelow(f.dir, "api", "internal", "controller", "speaker") {
+		if f.isTest || !isInOrBelow(f.dir, "api", "cmd", "internal", "controller", "speaker") {
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {

@@ -96,7 +96,7 @@ func TestNonBlockingSendsHaveOneHome(t *testing.T) {
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
 			if s, ok := n.(*ast.SelectStmt); ok && isNonBlockingSelect(s) && !exceptions.allows(f.path) {
-				t.Errorf("%s:%d: a select that sends or drops without waiting: use latest.Value, latest.Wake or latest.Queue, which are tested with many goroutines", f.path, f.lineOf(n.Pos()))
+				t.Errorf("%s:%d: a select that sends or drops without waiting: use latest.Value, latest.Wake or latest.BoundedQueue, which are tested with many goroutines", f.path, f.lineOf(n.Pos()))
 			}
 			return true
 		})
@@ -105,7 +105,7 @@ func TestNonBlockingSendsHaveOneHome(t *testing.T) {
 }
 
 func TestLatestTypesComeFromTheirConstructors(t *testing.T) {
-	types := map[string]bool{"latest.Value": true, "latest.Wake": true, "latest.Queue": true}
+	types := map[string]bool{"latest.Value": true, "latest.Wake": true, "latest.BoundedQueue": true}
 	for _, f := range parseSources(t) {
 		pointers := map[ast.Expr]bool{}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
@@ -187,7 +187,7 @@ func flattenFieldTypes(l *ast.FieldList) []ast.Expr {
 
 func TestAReasonAndItsTextAreOneValue(t *testing.T) {
 	exceptions := newExceptionList(
-		exception{"controller/announced", "a condition of the API has the two apart"},
+		exception{"controller/announcedcondition", "a condition of the API has the two apart"},
 	)
 	for _, f := range productFiles(t) {
 		// values of the API; explanations of many rules, each with its own function

@@ -8,6 +8,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,9 @@ import (
 	"strings"
 	"time"
 )
+
+// slowTestSeconds is the duration from which a passed test has a line of its own.
+const slowTestSeconds = 30
 
 // goTestEvent is a line of go test -json.
 type goTestEvent struct {
@@ -106,7 +110,7 @@ func (t *testTally) runGoTest(packages []string, flags ...string) {
 	if len(packages) == 0 {
 		return
 	}
-	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=20m"}, flags, t.goTestFlagsForUserNamespace, packages)
+	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=40m"}, flags, t.goTestFlagsForUserNamespace, packages)
 	cmd := exec.Command("go", args...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -148,25 +152,43 @@ func (t *testTally) countEvent(e goTestEvent) {
 			break
 		}
 		t.passed++
+		if e.Elapsed >= slowTestSeconds && !strings.Contains(e.Test, "/") {
+			fmt.Printf("     %s %s (%.1f s)\n", e.Package, e.Test, e.Elapsed)
+		}
 		delete(t.outputByUnfinishedTest, name)
 	case "skip":
 		if e.Test == "" {
 			break // a package without tests
 		}
 		t.skippedTestLines = append(t.skippedTestLines, name+": "+findSkipReasonLine(t.outputByUnfinishedTest[name]))
+		delete(t.outputByUnfinishedTest, name)
 	case "fail":
 		if e.Test != "" {
 			t.failed++
 			t.hasFailedTestByPackage[e.Package] = true
 		} else if !t.hasFailedTestByPackage[e.Package] {
 			t.packagesFailedWithoutFailedTest = append(t.packagesFailedWithoutFailedTest, e.Package)
+			t.printUnfinishedTests(e.Package)
 		}
 		fmt.Printf("FAIL %s\n", name)
-		if b := t.outputByUnfinishedTest[name]; b != nil {
-			fmt.Println(b.String())
-		}
+		fmt.Println(outputOrEmpty(t.outputByUnfinishedTest[name]))
+		delete(t.outputByUnfinishedTest, name)
 	case "build-fail":
 		fmt.Println(outputOrEmpty(t.outputByUnfinishedTest[name]))
+	}
+}
+
+// printUnfinishedTests prints the end of the output of each test of a package that began and has no
+// result, because the package panicked or reached its timeout.
+func (t *testTally) printUnfinishedTests(goPackage string) {
+	const maxBytes = 8000
+	for _, name := range slices.Sorted(maps.Keys(t.outputByUnfinishedTest)) {
+		test, isOfPackage := strings.CutPrefix(name, goPackage+" ")
+		if !isOfPackage || test == "" {
+			continue
+		}
+		output := t.outputByUnfinishedTest[name].String()
+		fmt.Printf("unfinished: %s\n%s\n", name, output[max(0, len(output)-maxBytes):])
 	}
 }
 

@@ -20,6 +20,9 @@ app.kubernetes.io/component: {{ . }}
 {{- if ne .Values.logLevel "info" }}
 - {name: GANTRY_LOG_LEVEL, value: {{ .Values.logLevel }}}
 {{- end }}
+{{- if .Values.speaker.ignoreExcludeLB }}
+- {name: GANTRY_IGNORE_EXCLUDE_LB, value: "true"}
+{{- end }}
 {{- if not .Values.bgp.enabled }}
 - {name: GANTRY_BGP, value: disabled}
 {{- end }}

@@ -47,7 +47,7 @@ func (n *FakeNetwork) SetDelayOrLossFunc(delivery func(from, to netip.Addr) (tim
 func (n *FakeNetwork) AddHost(address netip.Addr) *FakeHostTransport {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	h := &FakeHostTransport{network: n, address: address, datagramReadySignal: latest.NewWake()}
+	h := &FakeHostTransport{network: n, address: address, wakeSignal: latest.NewWake()}
 	n.hostByAddress[address] = h
 	return h
 }
@@ -66,14 +66,14 @@ func (n *FakeNetwork) String() string {
 
 // FakeHostTransport is the Transport of an Engine.
 type FakeHostTransport struct {
-	network             *FakeNetwork
-	address             netip.Addr
-	datagramReadySignal *latest.Wake
-	inbox               []bfd.ReceivedDatagram
-	openSenderCount     int
-	controlSendError    error
-	echoSendError       error
-	returnsEchoes       bool
+	network          *FakeNetwork
+	address          netip.Addr
+	wakeSignal       *latest.Wake // of arrivals and of Wake
+	inbox            []bfd.ReceivedDatagram
+	openSenderCount  int
+	controlSendError error
+	echoSendError    error
+	returnsEchoes    bool
 }
 
 var _ bfd.Transport = (*FakeHostTransport)(nil)
@@ -86,8 +86,18 @@ func (h *FakeHostTransport) OpenSender(k bfd.SessionKey, _ uint32) bfd.Sender {
 	return &fakeSender{host: h, key: k}
 }
 
-// DatagramsReady delivers a value when a datagram arrived.
-func (h *FakeHostTransport) DatagramsReady() <-chan struct{} { return h.datagramReadySignal.C() }
+// WaitUntil waits until a datagram arrived, for Wake, or from now until the deadline.
+func (h *FakeHostTransport) WaitUntil(now, deadline time.Time) {
+	timer := time.NewTimer(deadline.Sub(now))
+	defer timer.Stop()
+	select {
+	case <-h.wakeSignal.C():
+	case <-timer.C:
+	}
+}
+
+// Wake ends the WaitUntil.
+func (h *FakeHostTransport) Wake() { h.wakeSignal.Signal() }
 
 // Receive returns the oldest datagram.
 func (h *FakeHostTransport) Receive() (bfd.ReceivedDatagram, bool) {
@@ -149,7 +159,7 @@ func (h *FakeHostTransport) enqueueDatagram(d bfd.ReceivedDatagram) {
 	if len(h.inbox) < maxQueuedDatagrams {
 		h.inbox = append(h.inbox, d)
 	}
-	h.datagramReadySignal.Signal()
+	h.wakeSignal.Signal()
 }
 
 // fakeSender is the sending side of a session.

@@ -29,7 +29,7 @@ func (m *Machine) sendDueEcho() {
 	}
 	m.output.EchoRequested = true
 	e.sentEchoCount++
-	e.nextEchoAt = m.now.Add(m.subtractRandomJitter(e.interval))
+	e.nextEchoAt = m.jitter.nextDueTime(m.now, e.interval)
 }
 
 // recordEchoReturn records that an echo packet returned.

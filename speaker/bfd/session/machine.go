@@ -5,10 +5,7 @@
 // but honours the neighbour's request. Authentication is not supported.
 package session
 
-import (
-	"math/rand/v2"
-	"time"
-)
+import "time"
 
 // Config has the parameters of a session. They may change while the session is Up.
 type Config struct {
@@ -42,7 +39,7 @@ const (
 // Machine is the state machine of a session. Make it with New.
 type Machine struct {
 	config        Config
-	jitterRandom  *rand.Rand
+	jitter        *Jitter
 	discriminator uint32
 	now           time.Time // of the step under way
 	output        Output
@@ -97,8 +94,8 @@ type pollSequence struct {
 
 // NewMachine returns a session in the state Down. Its first packet is due at once. The
 // discriminator is not 0 and unique among the sessions of the system.
-func NewMachine(discriminator uint32, c Config, random *rand.Rand, now time.Time) *Machine {
-	m := &Machine{config: c, jitterRandom: random, discriminator: discriminator, now: now, stateSince: now, state: Down}
+func NewMachine(discriminator uint32, c Config, jitter *Jitter, now time.Time) *Machine {
+	m := &Machine{config: c, jitter: jitter, discriminator: discriminator, now: now, stateSince: now, state: Down}
 	m.remote = initialRemoteState
 	m.applyChangedIntervals()
 	m.nextPeriodicPacketAt = now
@@ -108,7 +105,7 @@ func NewMachine(discriminator uint32, c Config, random *rand.Rand, now time.Time
 // Step applies one input and returns the output. A packet that was waiting to be read must be
 // stepped before the Tick that follows it, since only a Tick lets the Detection Time expire.
 func (m *Machine) Step(now time.Time, in Input) Output {
-	m.now, m.output = now, Output{}
+	m.now, m.output = now, Output{Packets: m.output.Packets[:0]}
 	switch in := in.(type) {
 	case PacketReceived:
 		m.receivePacket(in.Packet)
@@ -275,6 +272,13 @@ func (m *Machine) restartSession() {
 	}
 	m.remote = initialRemoteState
 	m.enterState(Down, DiagnosticNone, CauseStartedLocally)
+}
+
+// IsDetectionDue reports whether a Detection Time has passed, so that a Tick takes the session
+// down. Packets that wait to be read must be stepped before.
+func (m *Machine) IsDetectionDue(now time.Time) bool {
+	control, echo := m.detectionDeadline(), m.echo.detectionDeadline(m.config.DetectMultiplier)
+	return (!control.IsZero() && !now.Before(control)) || (!echo.IsZero() && !now.Before(echo))
 }
 
 // IsStopped reports whether the session has ended and AdminDown was signalled.

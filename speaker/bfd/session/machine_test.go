@@ -28,7 +28,7 @@ type harness struct {
 }
 
 func newHarness(t *testing.T, c session.Config) *harness {
-	return &harness{t: t, machine: session.NewMachine(ourDiscriminator, c, rand.New(rand.NewPCG(1, 2)), testStart), now: testStart}
+	return &harness{t: t, machine: session.NewMachine(ourDiscriminator, c, session.NewJitter(rand.New(rand.NewPCG(1, 2)), testStart), testStart), now: testStart}
 }
 
 // stepMachine steps the machine at the current time.

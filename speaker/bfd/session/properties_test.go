@@ -118,7 +118,7 @@ func newMachinePair(t *rapid.T) (*machinePair, [2]session.Config) {
 	fastest := min(pace(configs[0], configs[1]), pace(configs[1], configs[0]))
 	l.maxDelay = time.Duration(rapid.Float64Range(0, 0.9).Draw(t, "delay") * float64(fastest))
 	for i, c := range configs {
-		l.machines[i] = session.NewMachine(uint32(i+1), c, rand.New(rand.NewPCG(random.Uint64(), 0)), l.now)
+		l.machines[i] = session.NewMachine(uint32(i+1), c, session.NewJitter(rand.New(rand.NewPCG(random.Uint64(), 0)), l.now), l.now)
 	}
 	return l, configs
 }

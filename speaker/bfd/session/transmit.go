@@ -40,12 +40,6 @@ func (m *Machine) transmitInterval() time.Duration {
 	return max(m.effectiveTxInterval, m.remote.requiredMinRxInterval)
 }
 
-// subtractRandomJitter shortens an interval by up to a quarter, so that sessions do not synchronise
-// (RFC 5880 section 6.8.7). A multiplier of 1 would need more jitter, but is not allowed here.
-func (m *Machine) subtractRandomJitter(d time.Duration) time.Duration {
-	return d - time.Duration(m.jitterRandom.Int64N(int64(d)/4+1))
-}
-
 // sendDuePacket sends the periodic packet when it is due, or an early one when its content changed.
 func (m *Machine) sendDuePacket() {
 	once, periodic := m.sendPermissions()
@@ -57,7 +51,7 @@ func (m *Machine) sendDuePacket() {
 		m.nextPeriodicPacketAt = m.now
 	case interval != m.scheduledPacketTxInterval && !m.lastNonFinalPacketSentAt.IsZero():
 		// The new interval counts from the last packet.
-		m.nextPeriodicPacketAt = m.lastNonFinalPacketSentAt.Add(m.subtractRandomJitter(interval))
+		m.nextPeriodicPacketAt = m.jitter.nextDueTime(m.lastNonFinalPacketSentAt, interval)
 	}
 	m.scheduledPacketTxInterval = interval
 	p := m.buildCurrentPacket()
@@ -74,7 +68,7 @@ func (m *Machine) sendDuePacket() {
 	}
 	m.output.Packets = append(m.output.Packets, p)
 	m.lastNonFinalPacketSentAt = m.now
-	if m.nextPeriodicPacketAt = m.now.Add(m.subtractRandomJitter(interval)); !periodic || m.state == AdminDown && m.adminDownPacketsLeft == 0 {
+	if m.nextPeriodicPacketAt = m.jitter.nextDueTime(m.now, interval); !periodic || m.state == AdminDown && m.adminDownPacketsLeft == 0 {
 		m.nextPeriodicPacketAt = time.Time{}
 	}
 }

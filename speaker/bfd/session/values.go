@@ -33,7 +33,7 @@ func (TimePassed) isInput()     {}
 
 // Output is the result of a step.
 type Output struct {
-	// Packets are to be sent, in order.
+	// Packets are to be sent, in order. They are valid until the next step.
 	Packets []Packet
 	// EchoRequested requests one echo packet.
 	EchoRequested bool

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -14,12 +15,20 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd"
 )
 
-// echoSocket sends packets to ourselves through the neighbour, whose forwarding plane
-// returns them (RFC 5881 section 4). It is a packet socket: both addresses are ours,
-// so that the kernel would neither send nor accept them over IP.
+// echoSocket sends packets to ourselves through neighbours, whose forwarding planes
+// return them (RFC 5881 section 4). It is a packet socket: both addresses are ours, so that the
+// kernel would neither send nor accept them over IP. Such a socket sees every packet on its link,
+// so the sessions of a link share one.
 type echoSocket struct {
 	*receiver
-	path echoPath
+	key       echoSocketKey
+	userCount int // sessions that use it
+}
+
+// echoSocketKey is what the sessions with one echo socket have in common.
+type echoSocketKey struct {
+	linkIndex int
+	ipv6      bool
 }
 
 // echoPath is the path of echo packets. It is comparable.
@@ -30,65 +39,117 @@ type echoPath struct {
 	neighbourHardwareAddressBytes uint8   // of neighbourHardwareAddress, in bytes
 }
 
+// echoSender sends the echo packets of a session.
+type echoSender struct {
+	socket             *echoSocket
+	path               echoPath
+	destinationAddress unix.RawSockaddrLinklayer // of the neighbour
+	packetBuffer       []byte
+}
+
 // SendEcho sends an echo packet.
 func (s *sender) SendEcho(payload []byte) error {
 	if s.echo == nil {
-		if err := s.openEchoSocket(); err != nil {
+		if err := s.openEchoSender(); err != nil {
 			return err
 		}
 	}
 	e := s.echo
-	to := &unix.SockaddrLinklayer{Protocol: etherType(e.path.localAddress.Is6()), Ifindex: e.path.linkIndex, Halen: e.path.neighbourHardwareAddressBytes, Addr: e.path.neighbourHardwareAddress}
-	if err := unix.Sendto(e.fd, encodeEchoPacket(e.path.localAddress, s.sourcePort, payload), unix.MSG_DONTWAIT, to); err != nil {
-		s.closeEchoSocket()
+	e.packetBuffer = appendEchoPacket(e.packetBuffer[:0], e.path.localAddress, s.sourcePort, payload)
+	if err := sendNow(e.socket.fd, e.packetBuffer, unsafe.Pointer(&e.destinationAddress), unix.SizeofSockaddrLinklayer); err != nil {
+		s.transport.forgetEchoSocket(e.socket)
+		s.closeEchoSender()
 		return fmt.Errorf("sending an echo packet through %s: %w", s.key, err)
 	}
 	return nil
 }
 
-// closeEchoIfPathChanged closes the socket when the path to the neighbour
+// closeEchoIfPathChanged closes the echo sender when the path to the neighbour
 // has changed. The next packet opens it again.
 func (s *sender) closeEchoIfPathChanged() {
 	if s.echo == nil {
 		return
 	}
 	if now, err := s.lookUpEchoPath(); err != nil || now != s.echo.path {
-		s.closeEchoSocket()
+		s.closeEchoSender()
 	}
 }
 
-func (s *sender) closeEchoSocket() {
-	if s.echo != nil {
-		s.echo.close(s.transport)
-		s.echo = nil
-	}
-}
-
-func (s *sender) openEchoSocket() error {
+func (s *sender) openEchoSender() error {
 	path, err := s.lookUpEchoPath()
 	if err != nil {
 		return err
 	}
-	v6 := path.localAddress.Is6()
+	socket, err := s.transport.useEchoSocket(echoSocketKey{path.linkIndex, path.localAddress.Is6()})
+	if err != nil {
+		return fmt.Errorf("opening a packet socket for echo packets: %w", err)
+	}
+	s.echo = &echoSender{socket: socket, path: path, destinationAddress: unix.RawSockaddrLinklayer{
+		Family: unix.AF_PACKET, Protocol: etherType(path.localAddress.Is6()), Ifindex: int32(path.linkIndex),
+		Halen: path.neighbourHardwareAddressBytes, Addr: path.neighbourHardwareAddress,
+	}}
+	return nil
+}
+
+func (s *sender) closeEchoSender() {
+	if s.echo != nil {
+		s.transport.releaseEchoSocket(s.echo.socket)
+		s.echo = nil
+	}
+}
+
+// useEchoSocket returns the echo socket of a link, and opens it for its first user.
+func (t *Transport) useEchoSocket(key echoSocketKey) (*echoSocket, error) {
+	socket := t.echoSocketsByKey[key]
+	if socket == nil {
+		fd, err := openEchoPacketSocket(key)
+		if err != nil {
+			return nil, err
+		}
+		r, err := t.addReceiver(fd, func(m receivedMessage) bfd.ReceivedDatagram { return decodeEchoMessage(m, key.ipv6) })
+		if err != nil {
+			return nil, err
+		}
+		socket = &echoSocket{r, key, 0}
+		t.echoSocketsByKey[key] = socket
+	}
+	socket.userCount++
+	return socket, nil
+}
+
+// releaseEchoSocket closes an echo socket when its last user has released it.
+func (t *Transport) releaseEchoSocket(socket *echoSocket) {
+	if socket.userCount--; socket.userCount == 0 {
+		t.forgetEchoSocket(socket)
+		t.closeReceiver(socket.receiver)
+	}
+}
+
+// forgetEchoSocket gives the socket to no further user, such as after an error.
+func (t *Transport) forgetEchoSocket(socket *echoSocket) {
+	if t.echoSocketsByKey[socket.key] == socket {
+		delete(t.echoSocketsByKey, socket.key)
+	}
+}
+
+// openEchoPacketSocket opens a packet socket that receives echo packets.
+func openEchoPacketSocket(key echoSocketKey) (int, error) {
 	// The socket receives nothing before it is bound.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("opening a packet socket for echo packets (which needs NET_RAW): %w", err)
+		return -1, fmt.Errorf("%w (which needs NET_RAW)", err)
 	}
-	err = attachFilter(fd, echoFilter(v6))
+	// Without it the kernel copies every packet that the link sends before the filter drops it.
+	_ = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+	err = attachFilter(fd, echoFilter(key.ipv6))
 	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: etherType(v6), Ifindex: path.linkIndex})
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: etherType(key.ipv6), Ifindex: key.linkIndex})
 	}
 	if err != nil {
 		_ = unix.Close(fd) // nothing was sent
-		return fmt.Errorf("opening a packet socket for echo packets: %w", err)
+		return -1, err
 	}
-	r, err := s.transport.startReceiver(fd, func(t *Transport, fd int) (bfd.ReceivedDatagram, error) { return readEchoPacket(t, fd, s.key) })
-	if err != nil {
-		return err
-	}
-	s.echo = &echoSocket{r, path}
-	return nil
+	return fd, nil
 }
 
 // lookUpEchoPath looks up the link and the hardware address of the neighbour.
@@ -188,25 +249,18 @@ func echoFilter(v6 bool) []bpf.Instruction {
 	}
 }
 
-// readEchoPacket reads an IP packet that the filter accepted. Its payload identifies the session.
-func readEchoPacket(t *Transport, fd int, k bfd.SessionKey) (bfd.ReceivedDatagram, error) {
-	n, _, err := unix.Recvfrom(fd, t.readBuffer, unix.MSG_DONTWAIT)
-	if err != nil {
-		return bfd.ReceivedDatagram{}, err
-	}
-	head := ipHeaderLength(k.Peer.Is6()) + udpHeaderLength
-	if n < head {
-		return bfd.ReceivedDatagram{}, errMalformedDatagram
-	}
-	return bfd.ReceivedDatagram{SourceAddress: k.Peer, VRF: k.VRF, IsEchoPacket: true, Payload: t.readBuffer[head:n]}, nil
+// decodeEchoMessage decodes an IP packet that the filter accepted. Its payload identifies the
+// session.
+func decodeEchoMessage(m receivedMessage, ipv6 bool) bfd.ReceivedDatagram {
+	head := min(ipHeaderLength(ipv6)+udpHeaderLength, len(m.payload))
+	return bfd.ReceivedDatagram{IsEchoPacket: true, Payload: m.payload[head:]}
 }
 
-// encodeEchoPacket encodes the IP packet from ourselves to ourselves.
-func encodeEchoPacket(local netip.Addr, sourcePort uint16, payload []byte) []byte {
+// appendEchoPacket appends the IP packet from ourselves to ourselves.
+func appendEchoPacket(b []byte, local netip.Addr, sourcePort uint16, payload []byte) []byte {
 	const networkControl = 0xc0
+	begin := len(b)
 	size := udpHeaderLength + len(payload)
-	address := local.AsSlice()
-	var b []byte
 	if local.Is6() {
 		b = binary.BigEndian.AppendUint32(b, 6<<28|networkControl<<20)
 		b = binary.BigEndian.AppendUint16(b, uint16(size))
@@ -216,18 +270,27 @@ func encodeEchoPacket(local netip.Addr, sourcePort uint16, payload []byte) []byt
 		b = binary.BigEndian.AppendUint16(b, uint16(ipv4HeaderLength+size))
 		b = append(b, 0, 0, 0, 0, echoTTL, unix.IPPROTO_UDP, 0, 0)
 	}
-	b = append(append(b, address...), address...)
-	if !local.Is6() {
-		binary.BigEndian.PutUint16(b[10:], ^addToChecksum(b, 0))
+	addresses := len(b)
+	for range 2 {
+		if local.Is6() {
+			address := local.As16()
+			b = append(b, address[:]...)
+		} else {
+			address := local.As4()
+			b = append(b, address[:]...)
+		}
 	}
 	head := len(b)
+	if !local.Is6() {
+		binary.BigEndian.PutUint16(b[begin+10:], ^addToChecksum(b[begin:head], 0))
+	}
 	b = binary.BigEndian.AppendUint16(b, sourcePort)
 	b = binary.BigEndian.AppendUint16(b, echoPort)
 	b = binary.BigEndian.AppendUint16(b, uint16(size))
 	b = append(append(b, 0, 0), payload...)
 	// The pseudo-header has both addresses, the length and the
 	// protocol (RFC 768, RFC 8200 section 8.1).
-	check := ^addToChecksum(b[head:], addToChecksum(address, addToChecksum(address, uint16(size)+unix.IPPROTO_UDP)))
+	check := ^addToChecksum(b[addresses:], uint16(size)+unix.IPPROTO_UDP)
 	if check == 0 {
 		check = 0xffff // 0 means no checksum
 	}

@@ -2,6 +2,8 @@ package udp_test
 
 import (
 	"fmt"
+	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -9,6 +11,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bfd/bfdtest"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
+	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 	"github.com/gantry-lb/gantry/test/lab/netns"
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
@@ -93,4 +96,55 @@ func TestEchoOverIPv6(t *testing.T) {
 			return nil
 		})
 	}
+}
+
+// TestEchoSessionsOfALinkShareASocket checks that the kernel offers each packet of a link to one
+// socket for echo packets, however many sessions there are.
+func TestEchoSessionsOfALinkShareASocket(t *testing.T) {
+	t.Parallel()
+	near, far := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
+	connectNamespaces(near, far)
+	far.MustRunInside(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "1") })
+	a, b := runEngineInNamespace(t, near, 1), runEngineInNamespace(t, far, 2)
+	var here, there []bfd.SessionConfig
+	p := fastProfile()
+	p.EchoMode = true
+	for i := range 3 {
+		address := netip.AddrFrom4([4]byte{192, 0, 2, byte(10 + i)})
+		far.AddAddressToLink("eth0", address.String()+"/24")
+		here = append(here, bfd.SessionConfig{SessionKey: bfd.SessionKey{Peer: address}, Profile: p})
+		there = append(there, bfd.SessionConfig{SessionKey: bfd.SessionKey{Peer: nearNamespaceAddress, LocalAddress: address}, Profile: p})
+	}
+	b.engine.SetSessions(there)
+	for _, sessions := range [][]bfd.SessionConfig{here, here[1:], here} {
+		a.engine.SetSessions(sessions)
+		a.awaitNoError("echo packets of all sessions return", func() error {
+			for _, s := range a.engine.Status() {
+				if s.EchoReturned < 20 {
+					return fmt.Errorf("%s: %d of %d returned: %s", s.SessionKey, s.EchoReturned, s.EchoSent, s.Fault.Text)
+				}
+			}
+			return a.checkAllUp(len(sessions))
+		})
+		if n := countPacketSockets(near); n != 1 {
+			t.Errorf("%d packet sockets for %d sessions, want one", n, len(sessions))
+		}
+	}
+	a.engine.SetSessions(nil)
+	a.awaitNoError("the socket is closed after the last session", func() error {
+		if n := countPacketSockets(near); n != 0 {
+			return fmt.Errorf("%d packet sockets are open", n)
+		}
+		return nil
+	})
+}
+
+// countPacketSockets returns how many packet sockets a namespace has.
+func countPacketSockets(n *netnstest.Namespace) (count int) {
+	n.MustRunInside(func() error {
+		text, err := os.ReadFile("/proc/thread-self/net/packet")
+		count = strings.Count(strings.TrimSpace(string(text)), "\n") // the first line is a heading
+		return err
+	})
+	return count
 }

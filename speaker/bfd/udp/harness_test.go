@@ -62,7 +62,7 @@ func newHarness(t *testing.T) *harness {
 func (b *harness) startEngine(seed uint64) { b.startEngineOn("node1", seed) }
 
 func (b *harness) startEngineOn(host string, seed uint64) {
-	engine, ended := bfd.NewEngine(udp.NewTransport(), time.Now, seed), make(chan error, 1)
+	engine, ended := bfd.NewEngine(newTransport(b.t), time.Now, seed), make(chan error, 1)
 	ctx, stop := context.WithCancel(context.Background())
 	go func() { ended <- b.Host(host).RunInside(func() error { return engine.Run(ctx) }) }()
 	b.engine, b.engineEnded, b.stopEngine = engine, ended, stop
@@ -73,6 +73,15 @@ func (b *harness) startEngineOn(host string, seed uint64) {
 		}
 		ended <- nil // for other readers
 	})
+}
+
+func newTransport(t testing.TB) *udp.Transport {
+	t.Helper()
+	out, err := udp.NewTransport()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // startRouter starts a router on a host.

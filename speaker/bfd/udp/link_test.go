@@ -14,7 +14,6 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd"
 	"github.com/gantry-lb/gantry/speaker/bfd/bfdtest"
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
-	"github.com/gantry-lb/gantry/speaker/bfd/udp"
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 	"github.com/gantry-lb/gantry/test/lab/netns"
 	"github.com/gantry-lb/gantry/test/lab/router"
@@ -23,7 +22,7 @@ import (
 // runEngineInNamespace runs an engine in a network namespace. The harness has no lab network.
 func runEngineInNamespace(t *testing.T, r *netnstest.Namespace, seed uint64) *harness {
 	t.Helper()
-	engine, ended := bfd.NewEngine(udp.NewTransport(), time.Now, seed), make(chan error)
+	engine, ended := bfd.NewEngine(newTransport(t), time.Now, seed), make(chan error)
 	ctx, stop := context.WithCancel(context.Background())
 	go func() { ended <- r.RunInside(ctx, engine.Run) }()
 	t.Cleanup(func() {

@@ -4,9 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"slices"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -34,16 +31,9 @@ type listener struct {
 	servedSenders map[*sender]struct{}
 }
 
-const (
-	// maxReadDatagramBytes is how much of a datagram is read, in bytes: a
-	// packet with the largest authentication section is shorter.
-	maxReadDatagramBytes = 512
-	// ancillaryBufferBytes is the room for the ancillary data of a datagram, in bytes.
-	ancillaryBufferBytes = 128
-	// socketReceiveBufferBytes is what a socket may hold while the process
-	// does not run, in bytes. The kernel may allow less.
-	socketReceiveBufferBytes = 1 << 20
-)
+// socketReceiveBufferBytes is what a socket may hold while the process
+// does not run, in bytes. The kernel may allow less.
+const socketReceiveBufferBytes = 1 << 20
 
 // addSenderToListener opens the listener of a sender, or adds the sender to it.
 func (t *Transport) addSenderToListener(key listenerKey, s *sender) error {
@@ -56,7 +46,7 @@ func (t *Transport) addSenderToListener(key listenerKey, s *sender) error {
 	if key.vrf != "" {
 		// The device may have been recreated or deleted.
 		if i, err := linkIndex(key.vrf); err != nil || i != l.vrfIndex {
-			l.close(t)
+			t.closeReceiver(l.receiver)
 			delete(t.listenersByKey, key)
 			return t.openListener(key, l.servedSenders)
 		}
@@ -80,7 +70,7 @@ func (t *Transport) openListener(key listenerKey, senders map[*sender]struct{}) 
 		}
 		return err
 	}
-	if l.receiver, err = t.startReceiver(fd, func(t *Transport, fd int) (bfd.ReceivedDatagram, error) { return readControlPacket(t, fd, key) }); err != nil {
+	if l.receiver, err = t.addReceiver(fd, func(m receivedMessage) bfd.ReceivedDatagram { return t.decodeControlMessage(m, key) }); err != nil {
 		return err
 	}
 	t.listenersByKey[key] = l
@@ -157,88 +147,6 @@ func (t *Transport) removeSenderFromListener(key listenerKey, s *sender) {
 		_ = attachSessionFilter(l.fd, key, l.servedSenders)
 		return
 	}
-	l.close(t)
+	t.closeReceiver(l.receiver)
 	delete(t.listenersByKey, key)
-}
-
-// receiver is a receiving socket. Its goroutine only waits
-// for data. The Transport's goroutine reads.
-type receiver struct {
-	fd             int
-	file           *os.File // owns fd
-	readFunc       func(t *Transport, fd int) (bfd.ReceivedDatagram, error)
-	stopRequested  chan struct{} // ends the goroutine
-	goroutineEnded chan struct{} // closed by the goroutine at its end
-}
-
-// startReceiver waits for datagrams on a non-blocking socket. It takes ownership of the socket.
-func (t *Transport) startReceiver(fd int, readOne func(t *Transport, fd int) (bfd.ReceivedDatagram, error)) (*receiver, error) {
-	r := &receiver{fd: fd, file: os.NewFile(uintptr(fd), "bfd"), readFunc: readOne, stopRequested: make(chan struct{}), goroutineEnded: make(chan struct{})}
-	raw, err := r.file.SyscallConn()
-	if err != nil {
-		_ = r.file.Close() // nothing was received
-		return nil, fmt.Errorf("waiting for BFD packets: %w", err)
-	}
-	t.receivers = append(t.receivers, r)
-	go r.signalArrivedDatagrams(raw, t.datagramsReady)
-	return r, nil
-}
-
-// signalArrivedDatagrams notifies the Transport's goroutine of data,
-// and waits for more only after that has read.
-func (r *receiver) signalArrivedDatagrams(raw syscall.RawConn, ready chan<- struct{}) {
-	defer close(r.goroutineEnded)
-	hasData := func(fd uintptr) bool {
-		var b [1]byte
-		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		return err != unix.EAGAIN && err != unix.EINTR
-	}
-	for raw.Read(hasData) == nil {
-		select {
-		case ready <- struct{}{}:
-		case <-r.stopRequested:
-			return
-		}
-	}
-}
-
-// readDatagram reads one datagram.
-func (r *receiver) readDatagram(t *Transport) (bfd.ReceivedDatagram, error) {
-	return r.readFunc(t, r.fd)
-}
-
-// close closes the socket and ends its goroutine.
-func (r *receiver) close(t *Transport) {
-	t.receivers = slices.DeleteFunc(t.receivers, func(o *receiver) bool { return o == r })
-	close(r.stopRequested)
-	_ = r.file.Close() // only unread datagrams are lost
-	<-r.goroutineEnded
-}
-
-// errMalformedDatagram means that a datagram is invalid and can be dropped.
-var errMalformedDatagram = errors.New("malformed datagram")
-
-// readControlPacket reads a control packet and its addresses.
-func readControlPacket(t *Transport, fd int, key listenerKey) (bfd.ReceivedDatagram, error) {
-	n, oob, _, from, err := unix.Recvmsg(fd, t.readBuffer, t.ancillaryBuffer, unix.MSG_DONTWAIT)
-	if err != nil {
-		return bfd.ReceivedDatagram{}, err
-	}
-	d := bfd.ReceivedDatagram{VRF: key.vrf, ArrivedOnMultihopPort: key.multihop, Payload: t.readBuffer[:n]}
-	switch s := from.(type) {
-	case *unix.SockaddrInet4:
-		d.SourceAddress = netip.AddrFrom4(s.Addr)
-	case *unix.SockaddrInet6:
-		d.SourceAddress = netip.AddrFrom16(s.Addr)
-	default:
-		return d, errMalformedDatagram
-	}
-	messages, err := unix.ParseSocketControlMessage(t.ancillaryBuffer[:oob])
-	if err != nil {
-		return d, errMalformedDatagram
-	}
-	for _, m := range messages {
-		t.fillDatagramFromAncillaryData(&d, m)
-	}
-	return d, nil
 }

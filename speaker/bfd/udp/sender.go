@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"unsafe"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -16,10 +17,11 @@ type sender struct {
 	transport        *Transport
 	key              bfd.SessionKey
 	discriminator    uint32
-	sourcePort       uint16      // 0 before the socket is first opened
-	fd               int         // -1 while it is not open
-	boundDeviceIndex int         // of the device that the socket is bound to, 0 without one
-	echo             *echoSocket // nil while no echo packets are sent
+	sourcePort       uint16       // 0 before the socket is first opened
+	fd               int          // -1 while it is not open
+	boundDeviceIndex int          // of the device that the socket is bound to, 0 without one
+	peerAddress      *rawSockaddr // of the neighbour; set while the socket is open
+	echo             *echoSender  // nil while no echo packets are sent
 }
 
 var _ bfd.Sender = (*sender)(nil)
@@ -92,6 +94,7 @@ func (s *sender) createAndBindControlSocket() error {
 		return fmt.Errorf("opening a socket for BFD to %s: %w", s.key, err)
 	}
 	s.fd, s.boundDeviceIndex = fd, link
+	s.peerAddress = newRawSockaddr(s.key.Peer, s.listenerKey().udpPort(), link)
 	return nil
 }
 
@@ -144,7 +147,7 @@ func (s *sender) SendControl(packet []byte) error {
 			return err
 		}
 	}
-	err := unix.Sendto(s.fd, packet, unix.MSG_DONTWAIT, toSockaddr(s.key.Peer, s.listenerKey().udpPort(), s.boundDeviceIndex))
+	err := sendNow(s.fd, packet, unsafe.Pointer(&s.peerAddress.bytes), s.peerAddress.length)
 	if err == nil {
 		return nil
 	}
@@ -164,7 +167,7 @@ func (s *sender) closeSocket() {
 // Close releases everything.
 func (s *sender) Close() {
 	s.closeSocket()
-	s.closeEchoSocket()
+	s.closeEchoSender()
 	s.releaseSourcePort()
 	s.transport.removeSenderFromListener(s.listenerKey(), s)
 	delete(s.transport.openSenders, s)

@@ -6,11 +6,11 @@
 package udp
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,32 +31,46 @@ const (
 )
 
 // Transport opens sockets in the network namespace of the
-// calling thread. Only one goroutine may use it.
+// calling thread. Only one goroutine may use it, but for Wake.
 type Transport struct {
-	datagramsReady    chan struct{}
-	receivers         []*receiver // read in turn
-	nextReceiverIndex int
+	waiter            *waiter
+	receivers         []*receiver
+	readableReceivers []*receiver // have a datagram, by the last Wait; read in turn
+	batch             *receiveBatch
+	batchReceiver     *receiver // that the batch was read from
 	listenersByKey    map[listenerKey]*listener
+	echoSocketsByKey  map[echoSocketKey]*echoSocket
 	openSenders       map[*sender]struct{}
 	usedSourcePorts   map[uint16]bool
 	linkNamesByIndex  map[int]string
-	readBuffer        []byte
-	ancillaryBuffer   []byte
 }
 
 var _ bfd.Transport = (*Transport)(nil)
 
 // NewTransport returns a Transport without sockets.
-func NewTransport() *Transport {
+func NewTransport() (*Transport, error) {
+	w, err := newWaiter()
+	if err != nil {
+		return nil, err
+	}
 	return &Transport{
-		datagramsReady:   make(chan struct{}),
+		waiter:           w,
+		batch:            newReceiveBatch(),
 		listenersByKey:   map[listenerKey]*listener{},
+		echoSocketsByKey: map[echoSocketKey]*echoSocket{},
 		openSenders:      map[*sender]struct{}{},
 		usedSourcePorts:  map[uint16]bool{},
 		linkNamesByIndex: map[int]string{},
-		readBuffer:       make([]byte, maxReadDatagramBytes),
-		ancillaryBuffer:  make([]byte, ancillaryBufferBytes),
+	}, nil
+}
+
+// NewEngine returns an Engine with a Transport.
+func NewEngine(now func() time.Time, seed uint64) (*bfd.Engine, error) {
+	t, err := NewTransport()
+	if err != nil {
+		return nil, err
 	}
+	return bfd.NewEngine(t, now, seed), nil
 }
 
 // OpenSender returns the sender of a session.
@@ -66,32 +80,29 @@ func (t *Transport) OpenSender(k bfd.SessionKey, discriminator uint32) bfd.Sende
 	return s
 }
 
-// DatagramsReady delivers a value when a socket may have a datagram.
-func (t *Transport) DatagramsReady() <-chan struct{} { return t.datagramsReady }
-
-// Receive returns the next datagram. It reads the sockets in turn.
-func (t *Transport) Receive() (bfd.ReceivedDatagram, bool) {
-	for range len(t.receivers) {
-		r := t.receivers[t.nextReceiverIndex%len(t.receivers)]
-		t.nextReceiverIndex++
-		for {
-			d, err := r.readDatagram(t)
-			if err == nil {
-				return d, true
-			}
-			if !errors.Is(err, errMalformedDatagram) && !errors.Is(err, unix.EINTR) {
-				break // no datagram
-			}
+// WaitUntil waits until a socket has a datagram, for Wake, or from now until the deadline.
+func (t *Transport) WaitUntil(now, deadline time.Time) {
+	if t.batch.hasNext() {
+		deadline = now
+	}
+	t.waiter.waitUntil(now, deadline)
+	t.readableReceivers = t.readableReceivers[:0]
+	for _, r := range t.receivers {
+		if t.waiter.isReady(r.fd) {
+			t.readableReceivers = append(t.readableReceivers, r)
 		}
 	}
-	return bfd.ReceivedDatagram{}, false
 }
+
+// Wake ends the WaitUntil under way, or else the next one. Any goroutine may call it.
+func (t *Transport) Wake() { t.waiter.wake() }
 
 // Close closes every socket.
 func (t *Transport) Close() {
 	for s := range t.openSenders {
 		s.Close()
 	}
+	t.waiter.close()
 }
 
 // chooseSourcePort returns a source port that no other session uses.

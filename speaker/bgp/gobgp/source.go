@@ -50,9 +50,9 @@ type sessionUpdateSender struct {
 // readRouterMessages reads the router's messages that the relay forwards.
 func (s *sessionUpdateSender) readRouterMessages() {
 	defer close(s.connectionClosed)
-	buf, confirmed := make([]byte, message.MaxMessageLength), false
+	r, confirmed := message.NewReader(s.connToSessionRelay), false
 	for {
-		m, err := message.ReadMessage(s.connToSessionRelay, buf)
+		m, err := r.ReadMessage()
 		if err != nil {
 			return
 		}

@@ -60,24 +60,69 @@ func BodyOf(message []byte) []byte { return message[headerLength:] }
 // ReadMessage reads one message, header included, into buf, which must have MaxMessageLength bytes.
 // It returns a *Notification for an invalid message. Other errors are those of the reader.
 func ReadMessage(r io.Reader, buf []byte) ([]byte, error) {
-	if _, err := io.ReadFull(r, buf[:headerLength]); err != nil {
+	n, err := readHeader(r, buf)
+	if err != nil {
 		return nil, err
+	}
+	return readBody(r, buf[:n])
+}
+
+// readHeader reads a header into buf and returns the length of the message.
+func readHeader(r io.Reader, buf []byte) (int, error) {
+	if _, err := io.ReadFull(r, buf[:headerLength]); err != nil {
+		return 0, err
 	}
 	n := int(binary.BigEndian.Uint16(buf[16:18]))
 	t := MessageType(buf[18])
 	least, known := minMessageBytesByType[t]
 	switch {
 	case !bytes.Equal(buf[:16], headerMarker):
-		return nil, &Notification{Code: CodeMessageHeaderError, Subcode: 1, FaultText: "what it sent is not a BGP message"}
+		return 0, &Notification{Code: CodeMessageHeaderError, Subcode: 1, FaultText: "what it sent is not a BGP message"}
 	case !known:
-		return nil, &Notification{Code: CodeMessageHeaderError, Subcode: 3, Data: []byte{buf[18]}, FaultText: fmt.Sprintf("it sent a message of the unknown type %d", buf[18])}
+		return 0, &Notification{Code: CodeMessageHeaderError, Subcode: 3, Data: []byte{buf[18]}, FaultText: fmt.Sprintf("it sent a message of the unknown type %d", buf[18])}
 	case n < least || n > MaxMessageLength || (t == TypeKeepalive && n != least):
-		return nil, &Notification{Code: CodeMessageHeaderError, Subcode: 2, Data: bytes.Clone(buf[16:18]), FaultText: fmt.Sprintf("it sent %s %s of %d bytes", indefiniteArticleFor(t), t, n)}
+		return 0, &Notification{Code: CodeMessageHeaderError, Subcode: 2, Data: bytes.Clone(buf[16:18]), FaultText: fmt.Sprintf("it sent %s %s of %d bytes", indefiniteArticleFor(t), t, n)}
 	}
-	if _, err := io.ReadFull(r, buf[headerLength:n]); err != nil {
+	return n, nil
+}
+
+// readBody reads the body of a message whose header was read.
+func readBody(r io.Reader, message []byte) ([]byte, error) {
+	if _, err := io.ReadFull(r, BodyOf(message)); err != nil {
+		t := TypeOf(message)
 		return nil, fmt.Errorf("reading the rest of %s %s: %w", indefiniteArticleFor(t), t, err)
 	}
-	return buf[:n], nil
+	return message, nil
+}
+
+// Reader reads messages into a buffer of its own. Most sessions are at rest, and their messages are
+// short: the buffer is small until the first message that does not fit.
+type Reader struct {
+	source io.Reader
+	buffer []byte
+}
+
+// shortMessageLength is enough for a KEEPALIVE, a ROUTE-REFRESH and most NOTIFICATIONs.
+const shortMessageLength = 64
+
+// NewReader returns a Reader of a connection.
+func NewReader(source io.Reader) *Reader {
+	return &Reader{source: source, buffer: make([]byte, shortMessageLength)}
+}
+
+// ReadMessage reads one message, like the function ReadMessage. The message is valid until the next
+// call.
+func (r *Reader) ReadMessage() ([]byte, error) {
+	n, err := readHeader(r.source, r.buffer)
+	if err != nil {
+		return nil, err
+	}
+	if n > len(r.buffer) {
+		longer := make([]byte, MaxMessageLength)
+		copy(longer, r.buffer[:headerLength])
+		r.buffer = longer
+	}
+	return readBody(r.source, r.buffer[:n])
 }
 
 func indefiniteArticleFor(t MessageType) string {

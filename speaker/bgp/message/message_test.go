@@ -99,6 +99,26 @@ func TestNotificationDescriptions(t *testing.T) {
 	}
 }
 
+// TestReaderTakesMessagesOfAllLengths reads short and long messages by turns.
+func TestReaderTakesMessagesOfAllLengths(t *testing.T) {
+	var in, want []byte
+	for _, length := range []int{4, shortMessageLength, 4, MaxMessageLength - headerLength, 4, 200} {
+		in = append(append(in, encodeMessage(TypeUpdate, bytes.Repeat([]byte{byte(length)}, length))...), EncodeKeepalive()...)
+	}
+	want = bytes.Clone(in)
+	r := NewReader(bytes.NewReader(in))
+	for len(want) > 0 {
+		m, err := r.ReadMessage()
+		if err != nil || !bytes.HasPrefix(want, m) {
+			t.Fatalf("read %x, %v; want the beginning of %x", m, err, want)
+		}
+		want = want[len(m):]
+	}
+	if m, err := r.ReadMessage(); err != io.EOF {
+		t.Errorf("after the last message: %x, %v", m, err)
+	}
+}
+
 // FuzzRead reads arbitrary bytes as messages. ReadMessage must not panic, read
 // beyond a message, or return a message that its type does not allow.
 func FuzzRead(f *testing.F) {
@@ -108,9 +128,10 @@ func FuzzRead(f *testing.F) {
 	f.Add(NewCeaseNotification(CeaseShutdown, "text").AsHardReset().Encode())
 	f.Add(append(encodeMessage(TypeUpdate, []byte{0, 0, 0, 0}), EncodeKeepalive()...))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		r, buf, read := bytes.NewReader(in), make([]byte, MaxMessageLength), 0
+		r, read := bytes.NewReader(in), 0
+		messages := NewReader(r)
 		for {
-			m, err := ReadMessage(r, buf)
+			m, err := messages.ReadMessage()
 			if err != nil {
 				var fault *Notification
 				if !errors.As(err, &fault) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {

@@ -123,7 +123,7 @@ func (h *LANHost) OpenPort(link facts.Link, family ipfamily.Family) (layer2.Port
 	if h.errorOfOpenPort != nil {
 		return nil, fmt.Errorf("opening a port on %q: %w", link.Name, h.errorOfOpenPort)
 	}
-	p := &lanPort{host: h, link: link, family: family, joinCountByAddress: map[netip.Addr]int{}, receivedFrames: latest.NewQueue[layer2.ARPOrNDPFrame](receivedFramesPerPortLimit), closedSignal: make(chan struct{})}
+	p := &lanPort{host: h, link: link, family: family, joinCountByAddress: map[netip.Addr]int{}, receivedFrames: latest.NewBoundedQueue[layer2.ARPOrNDPFrame](receivedFramesPerPortLimit), closedSignal: make(chan struct{})}
 	h.ports = append(h.ports, p)
 	return p, nil
 }
@@ -163,7 +163,7 @@ type lanPort struct {
 	link               facts.Link
 	family             ipfamily.Family
 	joinCountByAddress map[netip.Addr]int // the addresses whose groups are joined, and how often
-	receivedFrames     *latest.Queue[layer2.ARPOrNDPFrame]
+	receivedFrames     *latest.BoundedQueue[layer2.ARPOrNDPFrame]
 	closedSignal       chan struct{} // closed by closeWithError
 	closeError         error         // set before closed is closed
 }

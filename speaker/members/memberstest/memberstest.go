@@ -36,8 +36,8 @@ type FakeMember struct {
 	fullExchangeState  []byte
 	disconnected       bool
 	memberSets         *latest.Value[facts.MemberSet]
-	messages           *latest.Queue[members.Message]
-	receivedFullStates *latest.Queue[[]byte]
+	messages           *latest.BoundedQueue[members.Message]
+	receivedFullStates *latest.BoundedQueue[[]byte]
 }
 
 // Join adds a member, which exchanges states with all others at once.
@@ -47,8 +47,8 @@ func (h *FakeGossip) Join(name string, address netip.Addr, nonce uint64) *FakeMe
 	m := &FakeMember{
 		gossip: h, memberFacts: facts.Member{Name: name, Address: address, RunNonce: nonce},
 		memberSets:         latest.NewValue[facts.MemberSet](),
-		messages:           latest.NewQueue[members.Message](waitingMessagesPerMemberLimit),
-		receivedFullStates: latest.NewQueue[[]byte](waitingMessagesPerMemberLimit),
+		messages:           latest.NewBoundedQueue[members.Message](waitingMessagesPerMemberLimit),
+		receivedFullStates: latest.NewBoundedQueue[[]byte](waitingMessagesPerMemberLimit),
 	}
 	for _, o := range h.members {
 		if !o.disconnected {
@@ -113,6 +113,9 @@ func (m *FakeMember) SendMessage(to string, payload []byte) {
 	}
 }
 
+// SendBulkMessage sends a message like SendMessage.
+func (m *FakeMember) SendBulkMessage(to string, payload []byte) { m.SendMessage(to, payload) }
+
 // SetFullExchangeState sets the state that later members get.
 func (m *FakeMember) SetFullExchangeState(state []byte) {
 	m.gossip.mu.Lock()
@@ -120,11 +123,11 @@ func (m *FakeMember) SetFullExchangeState(state []byte) {
 	m.fullExchangeState = state
 }
 
-// PublishOwnMACs publishes the Ethernet addresses of the member.
-func (m *FakeMember) PublishOwnMACs(macs []facts.MAC) {
+// PublishOwnNode publishes what the others know about the member's node.
+func (m *FakeMember) PublishOwnNode(p facts.PublishedNode) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
-	m.memberFacts.LinkMACs = macs
+	m.memberFacts.LinkMACs, m.memberFacts.MessageFormat, m.memberFacts.Links = p.LinkMACs, p.MessageFormat, p.Links
 	m.gossip.deliverMemberSets()
 }
 
@@ -136,6 +139,9 @@ func (m *FakeMember) MemberSets() <-chan facts.MemberSet { return m.memberSets.C
 
 // ReceivedMessages delivers the messages of others.
 func (m *FakeMember) ReceivedMessages() <-chan members.Message { return m.messages.C() }
+
+// ReceivedBulkMessages delivers nothing: all messages arrive in one queue.
+func (m *FakeMember) ReceivedBulkMessages() <-chan members.Message { return nil }
 
 // ReceivedFullStates delivers the states of the members that joined before.
 func (m *FakeMember) ReceivedFullStates() <-chan []byte { return m.receivedFullStates.C() }

@@ -3,7 +3,8 @@
 // never pulls an image. Gantry's images run as the real binaries, with the privileges, variables,
 // volumes and service account of their manifest. The image ImageRunningMachineProgram runs a
 // program of this machine. Every other image runs a responder that answers on the container's
-// ports. The volume types are configMap, secret, emptyDir, hostPath and the service account's.
+// ports. The volume types are configMap, secret, emptyDir, hostPath and the service account's. Of
+// the kubelet's API only pods/portforward exists.
 package node
 
 import (
@@ -87,6 +88,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	go a.renewNodeLeaseForever(ctx)
+	a.runInBackground(func() {
+		if err := a.servePortForwards(ctx); err != nil {
+			a.config.Log.Warn("no port-forward", "node", a.config.Name, "error", err)
+		}
+	})
 	source := cache.NewListWatchFromClient(a.client.CoreV1().RESTClient(), "pods", "", fields.OneTermEqualSelector("spec.nodeName", a.config.Name))
 	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: source, ObjectType: &corev1.Pod{},
@@ -144,6 +150,7 @@ func (a *Agent) registerNode(ctx context.Context) error {
 	}
 	n.Status.Capacity, n.Status.Allocatable = capacity, capacity
 	n.Status.NodeInfo.KubeletVersion, n.Status.NodeInfo.OperatingSystem, n.Status.NodeInfo.Architecture = "v1.37.0", "linux", "amd64"
+	n.Status.DaemonEndpoints.KubeletEndpoint.Port = kubeletPort
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: a.config.Name}}
 	for _, ip := range a.config.Addresses {
 		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip.String()})

@@ -1,0 +1,198 @@
+// Package command has the commands and flags of kubectl gantry. It prints what package explain
+// answers, and turns the answer into an exit status.
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/explain"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/portforward"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
+)
+
+// Environment is what the program gets from its process.
+type Environment struct {
+	// ProgramPath is the path by which the program was started.
+	ProgramPath    string
+	Args           []string
+	Out, ErrOut    io.Writer
+	Now            func() time.Time
+	LookupVariable func(string) (string, bool)
+}
+
+// program is one run of kubectl gantry.
+type program struct {
+	Environment
+	cluster          *genericclioptions.ConfigFlags
+	gantryNamespace  string
+	output           string
+	isEveryNamespace bool
+	// isLive asks the speakers themselves, isRepeated draws the answer again and again.
+	isLive, isRepeated bool
+	// result is the worst of what was answered.
+	result report.Result
+}
+
+// RunProgram runs the command of the arguments, and returns the exit status: 0 if all is well, 1 if
+// something is not, 2 if that could not be told.
+func RunProgram(ctx context.Context, e Environment) int {
+	ctrllog.SetLogger(logr.Discard()) // the errors of the API server are in the answer
+	p := &program{Environment: e, cluster: genericclioptions.NewConfigFlags(true), result: report.Well}
+	root := p.newRootCommand()
+	root.SetArgs(completionArgs(e))
+	root.SetOut(e.Out)
+	root.SetErr(e.ErrOut)
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(e.ErrOut, p.describeError(err))
+		return report.Unknown.ExitStatus()
+	}
+	return p.result.ExitStatus()
+}
+
+// completionArgs returns the arguments. kubectl asks a program with the name
+// kubectl_complete-gantry how to complete "kubectl gantry": it may be a link to this one.
+func completionArgs(e Environment) []string {
+	name := strings.TrimSuffix(filepath.Base(e.ProgramPath), ".exe")
+	if name != "kubectl_complete-gantry" {
+		return e.Args
+	}
+	return append([]string{cobra.ShellCompRequestCmd}, e.Args...)
+}
+
+// newRootCommand returns the command with all its subcommands.
+func (p *program) newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use: "kubectl-gantry", Short: "says whether Gantry and its Services work, and why not",
+		Long: "kubectl gantry says whether Gantry and its Services work, and why not.\n" +
+			"The exit status is 0 if all is well, 1 if something is not, and 2 if that could not be told.",
+		Annotations:  map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl gantry"},
+		SilenceUsage: true, SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			_, err := report.ParseFormat(p.output)
+			return err
+		},
+	}
+	flags := root.PersistentFlags()
+	p.cluster.AddFlags(flags)
+	flags.StringVar(&p.gantryNamespace, "gantry-namespace", names.Namespace, "the namespace of Gantry's own objects")
+	flags.StringVarP(&p.output, "output", "o", "table", "table, wide, json or yaml")
+	flags.BoolVarP(&p.isRepeated, "watch", "w", false, "draw the answer again every two seconds")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	root.AddCommand(p.newExplainCommand(), p.newStatusCommand())
+	root.AddCommand(p.newListingCommands()...)
+	return root
+}
+
+// newExplainer connects to the cluster.
+func (p *program) newExplainer() (*explain.Explainer, error) {
+	c, err := p.connect()
+	if err != nil {
+		return nil, err
+	}
+	o := explain.Options{Objects: objects.NewReader(c.api, explain.LabelsByIndex), Namespace: p.gantryNamespace, Now: c.clock.now, FastestAnswer: c.clock.fastestAnswer, ShowProgress: p.showProgress}
+	if p.isLive {
+		o.FetchPage = func(ctx context.Context, pod, path string) ([]byte, error) {
+			return portforward.FetchPage(ctx, c.config, portforward.Page{Namespace: p.gantryNamespace, Pod: pod, Port: speakerPort, Path: path})
+		}
+	}
+	return explain.NewExplainer(o), nil
+}
+
+// speakerPort is the port of a speaker with its health checks and its routes.
+const speakerPort = 7474
+
+// answerRepeatedly answers once, or with --watch until ctx ends: each time with new objects.
+func (p *program) answerRepeatedly(ctx context.Context, answer func(context.Context, *explain.Explainer) error) error {
+	for {
+		e, err := p.newExplainer()
+		if err != nil {
+			return err
+		}
+		if p.isRepeated && p.isTerminal(p.Out) {
+			fmt.Fprint(p.Out, "\x1b[H\x1b[2J") // the cursor to the top, and nothing below it
+		}
+		p.result = report.Well
+		if err := answer(ctx, e); err != nil || !p.isRepeated {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(watchInterval):
+		}
+	}
+}
+
+// watchInterval is the time between two answers with --watch.
+const watchInterval = 2 * time.Second
+
+// showProgress says what takes long, if somebody waits at a terminal.
+func (p *program) showProgress(text string) {
+	if p.isTerminal(p.ErrOut) {
+		fmt.Fprintln(p.ErrOut, text+" ...")
+	}
+}
+
+// newPrinter returns the printer for the flags.
+func (p *program) newPrinter() (*report.Printer, error) {
+	f, err := report.ParseFormat(p.output)
+	if err != nil {
+		return nil, err
+	}
+	_, noColor := p.LookupVariable("NO_COLOR")
+	return &report.Printer{Out: p.Out, Format: f, HasColor: !noColor && p.isTerminal(p.Out) && enableColors(p.Out)}, nil
+}
+
+// isTerminal reports whether somebody reads what is written.
+func (p *program) isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	term, _ := p.LookupVariable("TERM")
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && term != "dumb"
+}
+
+// recordResult keeps the worst result.
+func (p *program) recordResult(r report.Result) {
+	if p.result == report.Well || p.result == report.Unknown && r == report.NotWell {
+		p.result = r
+	}
+}
+
+// printReport prints an answer, and keeps its result.
+func (p *program) printReport(r *report.Report) error {
+	printer, err := p.newPrinter()
+	if err != nil {
+		return err
+	}
+	p.recordResult(r.Result)
+	return printer.PrintReport(r)
+}
+
+// describeError makes one line of an error.
+func (p *program) describeError(err error) string {
+	text := strings.Join(strings.Fields(err.Error()), " ")
+	switch {
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	case objects.IsUnreachable(err):
+		return "the cluster cannot be reached: " + text
+	}
+	return text
+}

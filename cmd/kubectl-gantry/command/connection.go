@@ -1,0 +1,115 @@
+package command
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
+	"github.com/gantry-lb/gantry/internal/configuration"
+)
+
+// requestTimeout bounds a request unless the user gives --request-timeout: an API server that does
+// not answer is a fault to report.
+const requestTimeout = 20 * time.Second
+
+// connection is a connection to a cluster.
+type connection struct {
+	api    client.WithWatch
+	config *rest.Config
+	clock  *serverClock
+}
+
+// connect prepares a connection from the flags and the kubeconfig. It sends no request.
+func (p *program) connect() (*connection, error) {
+	config, err := p.cluster.ToRESTConfig()
+	if err != nil {
+		return nil, fmt.Errorf("reading the kubeconfig: %w", err)
+	}
+	config = rest.CopyConfig(config)
+	config.QPS = -1 // a few requests, all at once
+	if config.Timeout == 0 {
+		config.Timeout = requestTimeout
+	}
+	config.WarningHandler = rest.NoWarnings{}
+	clock := &serverClock{local: p.Now}
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return &clockReader{next, clock} })
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		return nil, err
+	}
+	api, err := client.NewWithWatch(config, client.Options{Scheme: scheme, Mapper: configuration.NewOfflineRESTMapper(scheme, objects.MoreAPIGroups...)})
+	if err != nil {
+		return nil, fmt.Errorf("connecting to the cluster: %w", err)
+	}
+	return &connection{api, config, clock}, nil
+}
+
+// serverClock is the clock of the API server: that of the user's machine may be wrong. It also
+// knows how fast the API server answers.
+type serverClock struct {
+	local func() time.Time
+
+	mu            sync.Mutex // guards all that follows
+	aheadInterval time.Duration
+	// shortestDelay is that of the fastest answer; 0 before the first one.
+	shortestDelay time.Duration
+}
+
+// recordDelay records how long an answer took.
+func (c *serverClock) recordDelay(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.shortestDelay == 0 || d < c.shortestDelay {
+		c.shortestDelay = d
+	}
+}
+
+// fastestAnswer returns how long the fastest answer took.
+func (c *serverClock) fastestAnswer() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.shortestDelay
+}
+
+// now returns the time of the API server, to a second.
+func (c *serverClock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.local().Add(c.aheadInterval)
+}
+
+// setTime takes the time from a response.
+func (c *serverClock) setTime(date string) {
+	t, err := http.ParseTime(date)
+	if err != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// Less than this is the resolution of the header and the time of the answer.
+	if aheadInterval := t.Sub(c.local()); aheadInterval.Abs() > 2*time.Second {
+		c.aheadInterval = aheadInterval
+	}
+}
+
+// clockReader reads the time of the API server from its responses.
+type clockReader struct {
+	next  http.RoundTripper
+	clock *serverClock
+}
+
+// RoundTrip implements http.RoundTripper.
+func (r *clockReader) RoundTrip(q *http.Request) (*http.Response, error) {
+	begun := r.clock.local()
+	response, err := r.next.RoundTrip(q)
+	if err == nil {
+		r.clock.recordDelay(r.clock.local().Sub(begun))
+		r.clock.setTime(response.Header.Get("Date"))
+	}
+	return response, err
+}

@@ -1,0 +1,83 @@
+package command
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/explain"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
+)
+
+// newExplainCommand returns the command explain.
+func (p *program) newExplainCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "explain", Short: "say why something works or does not",
+		Long: "explain says in its first line whether something works, and why not. Then it lists what has to hold, from the choice of a pool to the wire.",
+	}
+	service := p.newExplainSubject([]string{"service", "services", "svc"}, "say whether a Service works, and why not", func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error) {
+		namespace, err := p.readNamespace()
+		if err != nil {
+			return nil, err
+		}
+		if in, only, found := strings.Cut(name, "/"); found { // as the tables write it
+			namespace, name = in, only
+		}
+		return e.ExplainService(ctx, client.ObjectKey{Namespace: namespace, Name: name})
+	})
+	service.Flags().BoolVar(&p.isLive, "live", false, "also ask the speakers themselves, by port-forward: which routes each router gets")
+	c.AddCommand(service)
+	for _, subject := range []struct {
+		spellings []string
+		short     string
+		answer    func(*explain.Explainer, context.Context, string) (*report.Report, error)
+	}{
+		{[]string{"node", "nodes", "no"}, "say whether a node can announce, and what it announces", (*explain.Explainer).ExplainNode},
+		{[]string{"pool", "pools", "ipaddresspool", "ipaddresspools", "ipap"}, "say whether a pool can serve, and how full it is", (*explain.Explainer).ExplainPool},
+		{[]string{"peer", "peers", "bgppeer", "bgppeers", "bgpp"}, "say whether the sessions with a router are established", (*explain.Explainer).ExplainPeer},
+		{[]string{"advertisement", "advertisements", "l2advertisement", "bgpadvertisement", "l2adv", "bgpadv"}, "say what an advertisement advertises", (*explain.Explainer).ExplainAdvertisement},
+		{[]string{"address", "addresses"}, "say who has an address, and whether a Service may get it", (*explain.Explainer).ExplainAddress},
+	} {
+		c.AddCommand(p.newExplainSubject(subject.spellings, subject.short, func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error) {
+			return subject.answer(e, ctx, name)
+		}))
+	}
+	return c
+}
+
+// completeName returns the names that the shell suggests. Only the first argument is a name.
+func (p *program) completeName(ctx context.Context, kind string, argumentCount int) []cobra.Completion {
+	namespace, err := p.readNamespace()
+	if err != nil || argumentCount > 0 {
+		return nil
+	}
+	e, err := p.newExplainer()
+	if err != nil {
+		return nil
+	}
+	return e.ListNames(ctx, kind, namespace)
+}
+
+// explainFunction answers a question about one object.
+type explainFunction func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error)
+
+// newExplainSubject returns a subcommand of explain. It has several names, as kinds have.
+func (p *program) newExplainSubject(spellings []string, short string, answer explainFunction) *cobra.Command {
+	return &cobra.Command{
+		Use: spellings[0] + " NAME", Aliases: spellings[1:], Short: short, Args: cobra.ExactArgs(1),
+		ValidArgsFunction: func(c *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return p.completeName(c.Context(), spellings[0], len(args)), cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			return p.answerRepeatedly(c.Context(), func(ctx context.Context, e *explain.Explainer) error {
+				r, err := answer(ctx, e, args[0])
+				if err != nil {
+					return err
+				}
+				return p.printReport(r)
+			})
+		},
+	}
+}

@@ -1,0 +1,250 @@
+package explain
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
+	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// readUsage returns what the pools have left. All Services are listed only if the controller has
+// not decided about this one, or refuses it for a reason that names others.
+func (c *serviceCase) readUsage(ctx context.Context) (*allocate.Ledger, map[string]usage, error) {
+	ledger := allocate.NewLedger()
+	ledger.UseSnapshot(c.config.Snapshot)
+	usages := map[string]usage{}
+	var pools v1beta1.IPAddressPoolList
+	if err := c.objects.List(ctx, &pools, client.InNamespace(c.namespace)); err != nil {
+		return nil, nil, err
+	}
+	for i := range pools.Items {
+		s := &pools.Items[i].Status
+		usages[pools.Items[i].Name] = usage{s.AssignedIPv4+s.AssignedIPv6+s.AvailableIPv4+s.AvailableIPv6 > 0, s.AssignedIPv4 + s.AssignedIPv6, s.AvailableIPv4, s.AvailableIPv6}
+	}
+	if len(c.view.AssignedAddresses) > 0 || c.addressCondition != nil {
+		return ledger, usages, nil
+	}
+	return ledger, usages, c.fillLedger(ctx, ledger, c.installation.loadBalancerClass)
+}
+
+// fillLedger records in the Ledger what every Service has, and what is withheld.
+func (e *Explainer) fillLedger(ctx context.Context, ledger *allocate.Ledger, class string) error {
+	ledger.AdvanceTime(e.now())
+	e.showProgress("reading all Services")
+	if err := e.objects.ListAll(ctx, objects.ListRequest{List: &corev1.ServiceList{}}); err != nil {
+		return err
+	}
+	var all corev1.ServiceList // from memory
+	if err := e.objects.List(ctx, &all); err != nil {
+		return err
+	}
+	for i := range all.Items {
+		v := view.FromService(&all.Items[i])
+		if v.IsLoadBalancer && v.LoadBalancerClass == class && len(v.AssignedAddresses) > 0 {
+			ledger.CommitAssignment(&v, v.AssignedAddresses, v.RecordedPool)
+		}
+	}
+	var withheld v1alpha1.AddressLedger
+	if err := e.objects.Get(ctx, client.ObjectKey{Namespace: e.namespace, Name: names.WithheldLedger}, &withheld); err != nil {
+		return client.IgnoreNotFound(ignoreForbidden(err))
+	}
+	for _, w := range withheld.Spec.Withheld {
+		if a, err := netip.ParseAddr(w.Address); err == nil {
+			ledger.WithholdAddress(allocate.WithheldAddress{
+				Address: a, Reason: names.Reason(w.Reason), ServiceThatMayHoldIt: view.ObjectKey{Namespace: w.Namespace, Name: w.Name},
+				WithheldUntil: w.Until.Time, ReservationOrForeignHost: w.By,
+			})
+		}
+	}
+	return nil
+}
+
+// undecidedTimeout is how long a controller may take for a new Service before that is a fault.
+const undecidedTimeout = 10 * time.Second
+
+// explainUndecided says what a Service without any decision would get.
+func (c *serviceCase) explainUndecided(ctx context.Context) (cause, error) {
+	age := c.now().Sub(c.service.CreationTimestamp.Time).Round(time.Second)
+	if c.config == nil {
+		return cause{names.Explain("", "no address: no controller has decided yet, %s after the Service was created", age), report.Unknown}, nil
+	}
+	ledger := allocate.NewLedger()
+	ledger.UseSnapshot(c.config.Snapshot)
+	if err := c.fillLedger(ctx, ledger, c.installation.loadBalancerClass); err != nil {
+		return cause{}, err
+	}
+	d := allocate.DecideAssignment(&c.view, ledger, c.config.Snapshot)
+	if len(d.Addresses) == 0 {
+		why := c.enrichAddressReason(ctx, d.Explanation)
+		return notWell(why.Reason, "no address: %s", why.Text), nil
+	}
+	if age < undecidedTimeout {
+		return cause{names.Explain("", "no address yet: the Service is new, and should get %s", view.JoinAddresses(d.Addresses)), report.Unknown}, nil
+	}
+	return notWell(names.ReasonNoController, "no address after %s: it should get %s, and the controller does not write it: look at the log of %s", age, view.JoinAddresses(d.Addresses), leaderPod(c.installation)), nil
+}
+
+// enrichAddressReason adds what the controller does not see: near names, pools in other namespaces,
+// counts.
+func (c *serviceCase) enrichAddressReason(ctx context.Context, why names.Explanation) names.Explanation {
+	switch why.Reason {
+	case names.ReasonPoolNotFound, names.ReasonNoPools:
+		return c.enrichMissingPool(ctx, why)
+	case names.ReasonPoolExhausted:
+		return c.enrichExhaustion(ctx, why)
+	}
+	return why
+}
+
+func (c *serviceCase) enrichMissingPool(ctx context.Context, why names.Explanation) names.Explanation {
+	var everywhere v1beta1.IPAddressPoolList
+	if err := c.objects.List(ctx, &everywhere); err == nil {
+		for i := range everywhere.Items {
+			p := &everywhere.Items[i]
+			if p.Namespace != c.namespace && (why.Reason == names.ReasonNoPools || p.Name == c.view.RequestedPool) {
+				return names.Explain(names.ReasonPoolElsewhere, "IPAddressPool %s is in namespace %s, and only those in %s count: create it there", p.Name, p.Namespace, c.namespace)
+			}
+		}
+	}
+	if c.config == nil || why.Reason == names.ReasonNoPools {
+		return c.enrichByWebhook(ctx, why)
+	}
+	var known []string
+	for _, p := range c.config.Snapshot.Pools {
+		known = append(known, p.Name)
+	}
+	if near := nearNames(c.view.RequestedPool, known); len(near) > 0 {
+		why.Text += "; did you mean " + strings.Join(near, " or ") + "?"
+		return why
+	}
+	return c.enrichByWebhook(ctx, why)
+}
+
+// enrichByWebhook adds to the absence of an object that the API server refuses to create it.
+func (c *serviceCase) enrichByWebhook(ctx context.Context, why names.Explanation) names.Explanation {
+	down := c.explainWebhooks(ctx)
+	if !down.IsSet() {
+		return why
+	}
+	return names.Explain(down.Reason, "%s; and %s", why.Text, down.Text)
+}
+
+// enrichExhaustion adds how full the pools are that the Service may use.
+func (c *serviceCase) enrichExhaustion(ctx context.Context, why names.Explanation) names.Explanation {
+	if c.config == nil {
+		return why
+	}
+	var pools v1beta1.IPAddressPoolList
+	if err := c.objects.List(ctx, &pools, client.InNamespace(c.namespace)); err != nil {
+		return why
+	}
+	var full []string
+	for i := range pools.Items {
+		p := &pools.Items[i]
+		if c.view.RequestedPool != "" && p.Name != c.view.RequestedPool || c.view.RequestedPool == "" && p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign {
+			continue
+		}
+		s := &p.Status
+		in := s.AssignedIPv4 + s.AssignedIPv6
+		full = append(full, fmt.Sprintf("%s has %d of %d addresses in use", p.Name, in, in+s.AvailableIPv4+s.AvailableIPv6))
+	}
+	if len(full) > 0 {
+		why.Text += " (" + joinSome(full, maxListed) + ")"
+	}
+	return why
+}
+
+// enrichAnnouncementReason adds what the controller does not see: speakers that went silent all at
+// once, advertisements in other namespaces.
+func (c *serviceCase) enrichAnnouncementReason(ctx context.Context, why names.Explanation) names.Explanation {
+	switch why.Reason {
+	case names.ReasonNoSpeaker:
+		why.Text += "; " + c.explainSpeakers(ctx)
+	case names.ReasonNotAnnounced:
+		if silent := c.silentSpeakers(); len(silent) > 0 {
+			return c.explainSilence(ctx, silent)
+		}
+	case names.ReasonForeignClaim:
+		why = c.explainConflict(ctx, why)
+	case names.ReasonNoEndpoints:
+		why.Text += c.describeAbsentEndpoints(ctx)
+	case names.ReasonNoAdvertisement:
+		if other := c.findAdvertisementElsewhere(ctx); other != "" {
+			why.Text += "; " + other
+			return why
+		}
+		why = c.enrichByWebhook(ctx, why)
+	}
+	if c.installation.controllerFault.IsSet() {
+		why.Text += "; " + c.installation.controllerFault.Text
+	}
+	return why
+}
+
+// silentTimeout is how old the status of a speaker is at least when the speaker is silent. A
+// speaker writes it once a minute.
+const silentTimeout = 150 * time.Second
+
+// silentSpeakers are the nodes whose speakers have not written for long, although nobody found them
+// dead: there may be nobody left to find out.
+func (c *serviceCase) silentSpeakers() []string {
+	var out []string
+	d := c.installation.speaker
+	noneReady := d != nil && d.Status.DesiredNumberScheduled > 0 && d.Status.NumberReady == 0
+	for node, s := range c.installation.speakers {
+		if noneReady || s.LastSeen != nil && c.now().Sub(s.LastSeen.Time) > silentTimeout {
+			out = append(out, node)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (c *serviceCase) explainSilence(ctx context.Context, silent []string) names.Explanation {
+	return names.Explain(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinSome(silent, maxListed), c.explainSpeakers(ctx))
+}
+
+// explainStaleReports says that all who report to announce the Service are silent.
+func (c *serviceCase) explainStaleReports(ctx context.Context) names.Explanation {
+	silent := c.silentSpeakers()
+	isSilent := func(node string) bool { return slices.Contains(silent, node) }
+	for i := range c.finding.Layer2Reports {
+		if !isSilent(c.finding.Layer2Reports[i].Status.Node) {
+			return names.Explanation{}
+		}
+	}
+	for _, s := range c.finding.Sessions {
+		if !s.Fault.IsSet() && !isSilent(s.Node) {
+			return names.Explanation{}
+		}
+	}
+	return c.explainSilence(ctx, silent)
+}
+
+// findAdvertisementElsewhere names an advertisement that does not count, because it is in another
+// namespace.
+func (c *serviceCase) findAdvertisementElsewhere(ctx context.Context) string {
+	var l2 v1beta1.L2AdvertisementList
+	if err := c.objects.List(ctx, &l2); err != nil {
+		return ""
+	}
+	for i := range l2.Items {
+		if l2.Items[i].Namespace != c.namespace {
+			return fmt.Sprintf("L2Advertisement %s is in namespace %s, where it does not count", l2.Items[i].Name, l2.Items[i].Namespace)
+		}
+	}
+	return ""
+}

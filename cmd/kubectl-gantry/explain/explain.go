@@ -1,0 +1,173 @@
+// Package explain answers why something works or does not: it puts the objects of the API server
+// before the decision code of the controller (packages snapshot, allocate, advertise and
+// announcedcondition), and orders what that code says. It has no rule of its own about what Gantry
+// does, and it writes nothing.
+package explain
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
+	"github.com/gantry-lb/gantry/controller/announcedcondition"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+)
+
+// Explainer answers questions. Use NewExplainer to create it.
+type Explainer struct {
+	objects *objects.Reader
+	// namespace has the objects of Gantry.
+	namespace string
+	now       func() time.Time
+	// showProgress is called before a reading that may take long.
+	showProgress func(string)
+	// fetchPage is nil if the speakers are not to be asked.
+	fetchPage PageFetcher
+	// fastestAnswer may be nil.
+	fastestAnswer func() time.Duration
+	installation  *installation // nil before it is read
+}
+
+// Options are the settings of an Explainer.
+type Options struct {
+	Objects   *objects.Reader
+	Namespace string
+	// Now returns the time of the API server: the clock of the user may be wrong.
+	Now          func() time.Time
+	ShowProgress func(string)
+	// FetchPage asks a speaker itself; nil if none is to be asked.
+	FetchPage PageFetcher
+	// FastestAnswer returns how long the fastest answer of the API server took; it may be nil.
+	FastestAnswer func() time.Duration
+}
+
+// NewExplainer returns an Explainer.
+func NewExplainer(o Options) *Explainer {
+	return &Explainer{objects: o.Objects, namespace: o.Namespace, now: o.Now, showProgress: o.ShowProgress, fetchPage: o.FetchPage, fastestAnswer: o.FastestAnswer}
+}
+
+// configurationKinds are the kinds that make up the configuration, without Secrets: few users may
+// read those.
+func (e *Explainer) configurationKinds() []objects.ListRequest {
+	return []objects.ListRequest{
+		{List: &v1beta1.IPAddressPoolList{}, Namespace: e.namespace},
+		{List: &v1beta1.L2AdvertisementList{}, Namespace: e.namespace},
+		{List: &v1beta1.BGPAdvertisementList{}, Namespace: e.namespace},
+		{List: &v1beta2.BGPPeerList{}, Namespace: e.namespace},
+		{List: &v1beta1.BFDProfileList{}, Namespace: e.namespace},
+		{List: &v1beta1.CommunityList{}, Namespace: e.namespace},
+		{List: &v1alpha1.AddressReservationList{}, Namespace: e.namespace},
+		{List: newMetadataList("NodeList")},
+		{List: newMetadataList("NamespaceList")},
+	}
+}
+
+// stateKinds are the kinds in which controller and speakers report about the whole installation.
+func (e *Explainer) stateKinds() []objects.ListRequest {
+	return append(e.workloadKinds(),
+		objects.ListRequest{List: &v1alpha1.SpeakerStatusList{}, Namespace: e.namespace},
+		objects.ListRequest{List: &v1alpha1.BGPSessionList{}, Namespace: e.namespace})
+}
+
+func newMetadataList(kind string) *metav1.PartialObjectMetadataList {
+	list := &metav1.PartialObjectMetadataList{}
+	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind))
+	return list
+}
+
+// essentialResources are those without which the decisions of the controller cannot be repeated.
+var essentialResources = []string{
+	"ipaddresspools.metallb.io", "l2advertisements.metallb.io", "bgpadvertisements.metallb.io", "bgppeers.metallb.io", "nodes",
+	"speakerstatuses.gantry.dev", "servicel2statuses.metallb.io", "bgpsessions.gantry.dev", "servicebgpstatuses.metallb.io", "endpointslices.discovery.k8s.io",
+}
+
+// seesAllEssentials reports whether no essential kind was refused so far.
+func (e *Explainer) seesAllEssentials() bool {
+	return !slices.ContainsFunc(essentialResources, e.objects.LacksRightTo)
+}
+
+// readConfiguration builds the Snapshot from what was listed.
+func (e *Explainer) readConfiguration(ctx context.Context) (*configurationreader.Configuration, error) {
+	if err := e.listPasswords(ctx); err != nil {
+		return nil, err
+	}
+	o, err := configurationreader.ReadAllObjects(ctx, e.objects, e.scope())
+	if err != nil {
+		return nil, err
+	}
+	o.Secrets = append(o.Secrets, e.unreadableSecrets(&o)...)
+	config := &configurationreader.Configuration{Nodes: o.Nodes}
+	config.Snapshot, config.Problems = snapshot.BuildSnapshot(o)
+	return config, nil
+}
+
+// listPasswords lists the Secrets, if a BGPPeer names one.
+func (e *Explainer) listPasswords(ctx context.Context) error {
+	var peers v1beta2.BGPPeerList
+	if err := e.objects.List(ctx, &peers, client.InNamespace(e.namespace)); err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(peers.Items, func(p v1beta2.BGPPeer) bool { return p.Spec.PasswordSecret.Name != "" }) {
+		e.objects.KeepEmptyList(&corev1.SecretList{}, e.namespace)
+		return nil
+	}
+	return e.objects.ListAll(ctx, objects.ListRequest{List: &corev1.SecretList{}, Namespace: e.namespace, Fields: fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))})
+}
+
+// unreadableSecrets stand for Secrets that the user may not read: they are assumed to be as they
+// should.
+func (e *Explainer) unreadableSecrets(o *snapshot.Objects) []snapshot.BasicAuthSecret {
+	if !e.objects.LacksRightTo("secrets") {
+		return nil
+	}
+	var out []snapshot.BasicAuthSecret
+	for i := range o.BGPPeers {
+		if name := o.BGPPeers[i].Spec.PasswordSecret.Name; name != "" {
+			out = append(out, snapshot.BasicAuthSecret{Name: name, Password: "unknown", HasPassword: true})
+		}
+	}
+	return out
+}
+
+// newAnnouncementExplainer makes the Reader answer like the cache of the controller.
+func (e *Explainer) newAnnouncementExplainer(ctx context.Context) (*announcedcondition.Explainer, error) {
+	scope := e.scope()
+	if err := announcedcondition.RegisterIndexes(ctx, e.objects, scope); err != nil {
+		return nil, err
+	}
+	return announcedcondition.NewExplainer(e.objects, scope), nil
+}
+
+// complete adds to a report what does not depend on its subject.
+func (e *Explainer) complete(r *report.Report) *report.Report {
+	for _, m := range e.objects.MissingRights() {
+		r.MissingRights = append(r.MissingRights, m.String())
+	}
+	if r.Documentation == "" && r.Reason != "" && r.Result != report.Well {
+		r.Documentation = documentationOf(r.Reason)
+	}
+	return r
+}
+
+// joinSome joins the first elements, and says how many more there are.
+func joinSome(all []string, limit int) string {
+	if len(all) <= limit {
+		return strings.Join(all, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(all[:limit], ", "), len(all)-limit)
+}
+
+const maxListed = 6

@@ -1,0 +1,392 @@
+package explain
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
+	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/internal/advertise"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// addPoolGates says of each pool whether it can serve the Service.
+func (c *serviceCase) addPoolGates(ctx context.Context) error {
+	if c.config == nil {
+		c.addGate("pools", report.Unknown, names.Explanation{Text: "you may not read them"})
+		return nil
+	}
+	ledger, usages, err := c.readUsage(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range allocate.ExplainPools(&c.view, ledger, c.config.Snapshot) {
+		name, why, u := "pool "+p.Pool.Name, p.Explanation, usages[p.Pool.Name]
+		switch {
+		case p.Pool.Name == c.view.RecordedPool && len(c.view.AssignedAddresses) > 0:
+			c.addGate(name, report.Well, names.Explanation{Text: "gave " + view.JoinAddresses(c.view.AssignedAddresses) + u.describe()})
+		case why.IsSet():
+			c.addDetail(name, report.NotWell, why)
+		case !u.hasFreeAddressFor(&c.view):
+			c.addGate(name, report.NotWell, names.Explanation{Reason: names.ReasonPoolExhausted, Text: "has no free address of a needed family" + u.describe()})
+		case !p.IsTried && c.view.RequestedPool != "":
+			c.addDetail(name, report.Well, names.Explanation{Text: "is not the pool that the Service names" + u.describe()})
+		case !p.IsTried:
+			c.addDetail(name, report.NotWell, names.Explanation{Reason: names.ReasonNoEligiblePool, Text: "has autoAssign false: only Services that name it get its addresses" + u.describe()})
+		default:
+			c.addDetail(name, report.Well, names.Explanation{Text: "is open to the Service" + u.describe()})
+		}
+	}
+	return nil
+}
+
+// usage is what the status of a pool says.
+type usage struct {
+	isKnown                            bool
+	assigned, availableV4, availableV6 int64
+}
+
+func (u usage) describe() string {
+	if !u.isKnown {
+		return ""
+	}
+	return fmt.Sprintf(" (%d in use, %d free)", u.assigned, u.availableV4+u.availableV6)
+}
+
+// hasFreeAddressFor reports whether a family that the Service needs is free, as far as is known.
+func (u usage) hasFreeAddressFor(v *view.Service) bool {
+	if !u.isKnown || v.SharingKey != "" {
+		return true
+	}
+	for _, a := range v.ClusterIPs {
+		if a.Is4() && u.availableV4 > 0 || !a.Is4() && u.availableV6 > 0 {
+			return true
+		}
+	}
+	return len(v.ClusterIPs) == 0
+}
+
+// addAnnouncementGates says which advertisements, endpoints, nodes and sessions carry the Service.
+func (c *serviceCase) addAnnouncementGates() {
+	if len(c.view.AssignedAddresses) == 0 {
+		return
+	}
+	if c.finding == nil {
+		c.addGate("announcement", report.Unknown, names.Explanation{Text: "you may not read what the speakers report"})
+		return
+	}
+	c.addAdvertisementGate()
+	e := &c.finding.Endpoints
+	if e.AnyServing {
+		var on []string
+		for i, n := range e.ServingNodes {
+			on = append(on, fmt.Sprintf("%d on %s", e.ServingCounts[i], n))
+		}
+		c.addGate("endpoints", report.Well, names.Explanation{Text: cmp.Or(joinSome(on, maxListed), "serve outside of the nodes")})
+	} else {
+		c.addGate("endpoints", report.NotWell, names.Explain(names.ReasonNoEndpoints, "none can serve (selector %s)", cmp.Or(c.view.PodSelector, "empty")))
+	}
+	c.addNodeGates()
+	c.addSessionGates()
+}
+
+// addAdvertisementGate names the advertisements that cover the Service.
+func (c *serviceCase) addAdvertisementGate() {
+	svc := advertise.FromView(&c.view)
+	if why := advertise.Explain(c.config.Snapshot, &svc, c.config.Nodes); why.IsSet() {
+		c.addGate("advertisements", report.NotWell, why)
+		return
+	}
+	var all []string
+	layer2, _ := advertise.Layer2(c.config.Snapshot, &svc)
+	for _, ad := range layer2.Ads {
+		all = append(all, "L2Advertisement "+ad.Name)
+	}
+	bgp, _ := advertise.BGP(c.config.Snapshot, &svc)
+	for _, b := range bgp {
+		all = append(all, "BGPAdvertisement "+b.Ad.Name)
+	}
+	c.addGate("advertisements", report.Well, names.Explanation{Text: joinSome(all, maxListed)})
+}
+
+// addNodeGates says of each node what it does for the Service. Nodes with the same fault share a
+// line.
+func (c *serviceCase) addNodeGates() {
+	var faults []names.Explanation
+	nodesByFault := map[names.Explanation][]string{}
+	for i := range c.finding.Nodes {
+		n := &c.finding.Nodes[i]
+		if fault := n.Fault(); fault.IsSet() {
+			if nodesByFault[fault] == nil {
+				faults = append(faults, fault)
+			}
+			nodesByFault[fault] = append(nodesByFault[fault], n.Node)
+			continue
+		}
+		held := c.describeReport(n.Node)
+		switch {
+		case held != "":
+			c.addGate("node "+n.Node, report.Well, names.Explanation{Text: held})
+		case n.ByLayer2 && !n.Layer2.IsSet():
+			c.addDetail("node "+n.Node, report.Well, names.Explanation{Text: "may answer ARP and NDP; another node holds the address"})
+		default:
+			c.addDetail("node "+n.Node, report.Well, names.Explanation{Text: "routes to " + joinSome(n.Peers, maxListed)})
+		}
+		if n.ByLayer2 && n.Layer2.IsSet() {
+			c.addDetail("node "+n.Node+" by layer 2", report.NotWell, n.Layer2)
+		}
+	}
+	for _, fault := range faults {
+		c.addGate("node "+joinSome(nodesByFault[fault], maxListed), report.NotWell, fault)
+	}
+}
+
+// describeReport says what the node reports to answer for; empty if nothing.
+func (c *serviceCase) describeReport(node string) string {
+	for i := range c.finding.Layer2Reports {
+		r := &c.finding.Layer2Reports[i]
+		if r.Status.Node != node {
+			continue
+		}
+		addresses := view.JoinAddresses(c.view.AssignedAddresses)
+		if r.Status.Gantry != nil {
+			addresses = strings.Join(r.Status.Gantry.Addresses, ", ")
+		}
+		var links []string
+		for _, l := range r.Status.Interfaces {
+			links = append(links, l.Name)
+		}
+		if s := c.installation.speakers[node]; len(links) == 0 && s != nil {
+			links = s.UsableLinks
+		}
+		return fmt.Sprintf("answers for %s on %s since %s", addresses, cmp.Or(strings.Join(links, ", "), "all links"), describeTime(&r.CreationTimestamp))
+	}
+	return ""
+}
+
+func describeTime(t *metav1.Time) string {
+	if t == nil || t.IsZero() {
+		return "an unknown time"
+	}
+	return t.UTC().Format(time.DateTime) + " UTC"
+}
+
+// describeHolders names the nodes that answer, as the end of a sentence.
+func (c *serviceCase) describeHolders() string {
+	carrying := 0
+	for _, s := range c.finding.Sessions {
+		if !s.Fault.IsSet() {
+			carrying++
+		}
+	}
+	text := ""
+	if on := c.answeringNodes(); len(on) > 0 {
+		text += "; " + joinSome(on, maxListed) + " answers"
+	}
+	if carrying > 0 {
+		text += fmt.Sprintf("; %d of %d sessions carry it", carrying, len(c.finding.Sessions))
+	}
+	return text
+}
+
+// addSessionGates says of each session whether the router has the routes.
+func (c *serviceCase) addSessionGates() {
+	for _, f := range c.finding.Sessions {
+		name := fmt.Sprintf("session of %s with %s", f.Node, f.Peer)
+		if f.Fault.IsSet() {
+			c.addGate(name, report.NotWell, f.Fault)
+			continue
+		}
+		s := c.sessionOf(f.Node, f.Peer)
+		if s == nil {
+			continue
+		}
+		text := fmt.Sprintf("%s has the routes, %d prefixes in all, established since %s", s.Address, s.Prefixes, describeTime(s.Since))
+		if s.BFD != "" {
+			text += ", BFD " + s.BFD
+		}
+		c.addDetail(name, report.Well, names.Explanation{Text: text})
+	}
+}
+
+func (c *serviceCase) sessionOf(node, peer string) *v1alpha1.BGPSessionStatus {
+	for i := range c.sessions {
+		if s := &c.sessions[i].Status; s.Node == node && s.Peer == peer {
+			return s
+		}
+	}
+	return nil
+}
+
+// secondaryRules find what is wrong with a Service all of whose addresses are announced, the most
+// urgent first.
+var secondaryRules = []func(*serviceCase, context.Context) names.Explanation{
+	withoutReading((*serviceCase).explainUnfitNode),
+	withoutReading((*serviceCase).explainFaultySession),
+	withoutReading((*serviceCase).explainKeptAddress),
+	(*serviceCase).explainUnservedPort,
+	withoutReading((*serviceCase).explainMisspelling),
+	withoutReading((*serviceCase).explainUnwatchedPath),
+	withoutReading((*serviceCase).explainBlockedGossip),
+	withoutReading((*serviceCase).explainSlowAPIServer),
+	withoutReading((*serviceCase).explainLostController),
+	withoutReading((*serviceCase).explainFaultyObject),
+}
+
+// withoutReading makes a rule of one that reads nothing more.
+func withoutReading(rule func(*serviceCase) names.Explanation) func(*serviceCase, context.Context) names.Explanation {
+	return func(c *serviceCase, _ context.Context) names.Explanation { return rule(c) }
+}
+
+// explainUnfitNode names a node that announces the Service although something speaks against it:
+// kube-proxy or the kubelet on it is silent, and no other node can serve instead.
+func (c *serviceCase) explainUnfitNode() names.Explanation {
+	for _, node := range c.announcingNodes() {
+		s := c.installation.speakers[node]
+		if s == nil {
+			continue
+		}
+		if f := meta.FindStatusCondition(s.Conditions, names.ConditionFit); f != nil && f.Status == metav1.ConditionFalse {
+			return names.Explain(names.Reason(f.Reason), "%s, which announces it, is not fit: %s", node, f.Message)
+		}
+	}
+	return names.Explanation{}
+}
+
+// answeringNodes returns the nodes that answer for an address by layer 2, sorted.
+func (c *serviceCase) answeringNodes() []string {
+	var out []string
+	for i := range c.finding.Layer2Reports {
+		out = append(out, c.finding.Layer2Reports[i].Status.Node)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// announcingNodes returns the nodes that answer for an address or whose session carries the
+// Service, sorted.
+func (c *serviceCase) announcingNodes() []string {
+	out := c.answeringNodes()
+	for i := range c.finding.Sessions {
+		if f := &c.finding.Sessions[i]; !f.Fault.IsSet() {
+			out = append(out, f.Node)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func (c *serviceCase) explainFaultySession() names.Explanation {
+	faulty := 0
+	var first *names.Explanation
+	var at string
+	for i := range c.finding.Sessions {
+		if f := &c.finding.Sessions[i]; f.Fault.IsSet() {
+			if faulty++; first == nil {
+				first, at = &f.Fault, f.Peer+" on "+f.Node
+			}
+		}
+	}
+	if first == nil {
+		return names.Explanation{}
+	}
+	return names.Explain(first.Reason, "%d of %d BGP sessions do not carry it: %s: %s", faulty, len(c.finding.Sessions), at, first.Text)
+}
+
+// explainKeptAddress says why the controller would not give this address today.
+func (c *serviceCase) explainKeptAddress() names.Explanation {
+	a := c.addressCondition
+	if a == nil || a.Reason == string(names.ReasonAssigned) {
+		return names.Explanation{}
+	}
+	return names.Explanation{Reason: names.Reason(a.Reason), Text: a.Message}
+}
+
+func (c *serviceCase) explainMisspelling() names.Explanation {
+	unknown := view.ExplainUnknownAnnotations(c.service)
+	if len(unknown) == 0 {
+		return names.Explanation{}
+	}
+	return names.Explanation{Reason: names.ReasonUnknownAnnotation, Text: unknown[0]}
+}
+
+// explainUnwatchedPath names a session that carries the Service and whose path BFD should watch and
+// does not.
+func (c *serviceCase) explainUnwatchedPath() names.Explanation {
+	for _, f := range c.finding.Sessions {
+		s := c.sessionOf(f.Node, f.Peer)
+		if s == nil {
+			continue
+		}
+		if watched := meta.FindStatusCondition(s.Conditions, names.ConditionPathWatched); watched != nil && watched.Status == metav1.ConditionFalse {
+			return names.Explain(names.Reason(watched.Reason), "the path to %s from %s is not watched by BFD: %s", f.Peer, f.Node, watched.Message)
+		}
+	}
+	return names.Explanation{}
+}
+
+// explainBlockedGossip names a node that may hold an address and does not hear others.
+func (c *serviceCase) explainBlockedGossip() names.Explanation {
+	for i := range c.finding.Nodes {
+		n := &c.finding.Nodes[i]
+		s := c.installation.speakers[n.Node]
+		if s == nil || !n.ByLayer2 || n.Layer2.IsSet() {
+			continue
+		}
+		if g := meta.FindStatusCondition(s.Conditions, names.ConditionGossip); g != nil && g.Status == metav1.ConditionFalse {
+			return names.Explain(names.Reason(g.Reason), "a failover takes longer: the speaker of %s: %s", n.Node, g.Message)
+		}
+	}
+	return names.Explanation{}
+}
+
+func (c *serviceCase) explainLostController() names.Explanation {
+	f := c.installation.controllerFault
+	if !f.IsSet() {
+		return f
+	}
+	return names.Explain(f.Reason, "changes are not carried out: %s", f.Text)
+}
+
+// explainFaultyObject names an object that covers the Service and is not valid.
+func (c *serviceCase) explainFaultyObject() names.Explanation {
+	svc := advertise.FromView(&c.view)
+	involved := map[string]bool{"IPAddressPool " + c.view.RecordedPool: true}
+	layer2, _ := advertise.Layer2(c.config.Snapshot, &svc)
+	for _, ad := range layer2.Ads {
+		involved["L2Advertisement "+ad.Name] = true
+	}
+	bgp, _ := advertise.BGP(c.config.Snapshot, &svc)
+	for _, b := range bgp {
+		involved["BGPAdvertisement "+b.Ad.Name] = true
+	}
+	for _, s := range c.finding.Sessions {
+		involved["BGPPeer "+s.Peer] = true
+	}
+	for _, p := range c.config.Problems {
+		if involved[p.Object.Kind+" "+p.Object.Name] && !p.IsOnlyAdvice() {
+			return names.Explain(p.Reason, "the %s %s has a fault: %s", p.Object.Kind, p.Object.Name, p.Text)
+		}
+	}
+	return names.Explanation{}
+}
+
+// describePods names the Pods of a selector for an advice.
+func describePods(s *corev1.Service) string {
+	var out []string
+	for k, v := range s.Spec.Selector {
+		out = append(out, k+"="+v)
+	}
+	slices.Sort(out)
+	return strings.Join(out, ",")
+}

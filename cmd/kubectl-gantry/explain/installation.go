@@ -1,0 +1,267 @@
+package explain
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
+	"github.com/gantry-lb/gantry/internal/configuration"
+)
+
+// workloadKinds are the kinds of the workloads of Gantry.
+func (e *Explainer) workloadKinds() []objects.ListRequest {
+	return []objects.ListRequest{
+		{List: &appsv1.DeploymentList{}, Namespace: e.namespace},
+		{List: &appsv1.DaemonSetList{}, Namespace: e.namespace},
+		{List: &coordinationv1.LeaseList{}, Namespace: e.namespace},
+	}
+}
+
+// installation is what is known of the programs of Gantry.
+type installation struct {
+	controller *appsv1.Deployment // nil if there is none
+	speaker    *appsv1.DaemonSet  // nil if there is none
+	leader     *coordinationv1.Lease
+	// loadBalancerClass is the class that the controller serves.
+	loadBalancerClass string
+	// isWithoutBGP is set if the programs read no kinds of BGP.
+	isWithoutBGP bool
+	// controllerFault is why no controller works; empty if one does, or if that is unknown.
+	controllerFault names.Explanation
+	// metalLB is a workload of MetalLB in the same namespace; empty if there is none.
+	metalLB string
+	// speakers are the states of the speakers by node.
+	speakers map[string]*v1alpha1.SpeakerStatusStatus
+}
+
+// lateRenewalTimeout is how old the last renewal of the Lease is at least when no controller leads.
+// A controller renews it twice a second, and leads no more 6 s after the last renewal. A second is
+// the resolution of the API server's clock.
+const lateRenewalTimeout = 8 * time.Second
+
+// readInstallation reads the workloads of Gantry and the states of its speakers, once.
+func (e *Explainer) readInstallation(ctx context.Context) (*installation, error) {
+	if e.installation == nil {
+		read, err := e.readWorkloads(ctx)
+		if err != nil {
+			return nil, err
+		}
+		e.installation = read
+	}
+	return e.installation, nil
+}
+
+func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
+	out := &installation{speakers: map[string]*v1alpha1.SpeakerStatusStatus{}}
+	var deployments appsv1.DeploymentList
+	var daemonSets appsv1.DaemonSetList
+	var leases coordinationv1.LeaseList
+	var speakers v1alpha1.SpeakerStatusList
+	for _, list := range []client.ObjectList{&deployments, &daemonSets, &leases, &speakers} {
+		if err := e.objects.List(ctx, list, client.InNamespace(e.namespace)); err != nil {
+			return nil, err
+		}
+	}
+	for i := range deployments.Items {
+		if isComponent(deployments.Items[i].Labels, names.ComponentController) {
+			out.controller = &deployments.Items[i]
+		}
+	}
+	for i := range daemonSets.Items {
+		if isComponent(daemonSets.Items[i].Labels, names.ComponentSpeaker) {
+			out.speaker = &daemonSets.Items[i]
+		}
+	}
+	for i := range leases.Items {
+		if leases.Items[i].Name == names.LeaderLease {
+			out.leader = &leases.Items[i]
+		}
+	}
+	for i := range speakers.Items {
+		out.speakers[speakers.Items[i].Name] = &speakers.Items[i].Status
+	}
+	out.metalLB = metalLBWorkload(&deployments, &daemonSets)
+	if out.controller != nil {
+		out.loadBalancerClass = readFlag(&out.controller.Spec.Template.Spec, "load-balancer-class")
+		out.isWithoutBGP = readFlag(&out.controller.Spec.Template.Spec, "bgp") == "disabled"
+	}
+	if !e.objects.LacksRightTo("leases.coordination.k8s.io") && !e.objects.LacksRightTo("deployments.apps") {
+		out.controllerFault = out.explainController(e.now(), e.namespace)
+	}
+	if d := out.controller; out.controllerFault.IsSet() && d != nil && (d.Spec.Replicas == nil || *d.Spec.Replicas > 0) {
+		if text := e.explainWorkload(ctx, workload{d.Name, names.ComponentController, d.Spec.Template.Spec.ServiceAccountName}); text != "" {
+			out.controllerFault.Text += ": " + text
+		}
+	}
+	return out, nil
+}
+
+// scope is the part of the configuration that Gantry reads.
+func (e *Explainer) scope() configuration.ConfigurationScope {
+	return configuration.ConfigurationScope{Namespace: e.namespace, WithoutBGPKinds: e.installation != nil && e.installation.isWithoutBGP}
+}
+
+func isComponent(l map[string]string, component string) bool {
+	want := labels.Set{names.LabelAppName: names.AppName, names.LabelComponent: component}
+	return labels.SelectorFromSet(want).Matches(labels.Set(l))
+}
+
+// readFlag returns the value of a flag of a program in a Pod: from its arguments, or from the
+// environment variable of the same name.
+func readFlag(p *corev1.PodSpec, flag string) string {
+	variable := "GANTRY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+	for i := range p.Containers {
+		c := &p.Containers[i]
+		all := slices.Concat(c.Command, c.Args)
+		for j, a := range all {
+			if value, ok := strings.CutPrefix(a, "--"+flag+"="); ok {
+				return value
+			}
+			if a == "--"+flag && j+1 < len(all) {
+				return all[j+1]
+			}
+		}
+		for _, v := range c.Env {
+			if v.Name == variable {
+				return v.Value
+			}
+		}
+	}
+	return ""
+}
+
+// explainController says why no controller works.
+func (i *installation) explainController(now time.Time, namespace string) names.Explanation {
+	var since string
+	switch l := i.leader; {
+	case l == nil:
+		since = "the Lease " + names.LeaderLease + " does not exist"
+	case l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == "":
+		since = "nobody holds the Lease " + names.LeaderLease
+	case l.Spec.RenewTime != nil && now.Sub(l.Spec.RenewTime.Time) > lateRenewalTimeout:
+		since = fmt.Sprintf("the Lease %s was last renewed at %s", names.LeaderLease, l.Spec.RenewTime.UTC().Format(time.TimeOnly))
+	default:
+		return names.Explanation{}
+	}
+	if i.controller == nil {
+		return names.Explain(names.ReasonNoController, "no controller leads: there is no Deployment of the controller in namespace %s, and %s", namespace, since)
+	}
+	want := int32(1)
+	if i.controller.Spec.Replicas != nil {
+		want = *i.controller.Spec.Replicas
+	}
+	return names.Explain(names.ReasonNoController, "no controller leads: Deployment %s has %d of %d Pods ready, and %s", i.controller.Name, i.controller.Status.ReadyReplicas, want, since)
+}
+
+// explainAbsence says that Gantry is not installed, if so.
+func (e *Explainer) explainAbsence(ctx context.Context) names.Explanation {
+	hasMetalLBKinds := !e.objects.IsKindAbsent(&v1beta1.IPAddressPoolList{})
+	hasOwnKinds := !e.objects.IsKindAbsent(&v1alpha1.SpeakerStatusList{})
+	switch {
+	case !hasMetalLBKinds && !hasOwnKinds:
+		return names.Explain(names.ReasonNotInstalled, "Gantry is not installed in this cluster: it knows neither IPAddressPools nor SpeakerStatuses")
+	case !hasOwnKinds && e.runsMetalLB(ctx):
+		return names.Explain(names.ReasonNotInstalled, "MetalLB runs in this cluster, and not Gantry: this command explains only Gantry")
+	case !hasOwnKinds:
+		return names.Explain(names.ReasonNotInstalled, "Gantry is not installed in this cluster: its kinds (gantry.dev) are missing, although MetalLB's kinds are there")
+	}
+	return e.explainOtherNamespace(ctx)
+}
+
+// explainOtherNamespace says that Gantry runs in another namespace, if so. Then nothing of it is in
+// this one.
+func (e *Explainer) explainOtherNamespace(ctx context.Context) names.Explanation {
+	i, err := e.readInstallation(ctx)
+	if err != nil || i.controller != nil || i.speaker != nil || len(i.speakers) > 0 {
+		return names.Explanation{}
+	}
+	var everywhere v1alpha1.SpeakerStatusList
+	if err := e.objects.List(ctx, &everywhere); err != nil || len(everywhere.Items) == 0 {
+		return names.Explanation{}
+	}
+	other := everywhere.Items[0].Namespace
+	return names.Explain(names.ReasonNotInstalled, "Gantry is not in namespace %s, but in %s: add --gantry-namespace %s", e.namespace, other, other)
+}
+
+// runsMetalLB reports whether a Deployment or DaemonSet in the namespace is MetalLB's.
+func (e *Explainer) runsMetalLB(ctx context.Context) bool {
+	var daemonSets appsv1.DaemonSetList
+	if err := e.objects.List(ctx, &daemonSets, client.InNamespace(e.namespace)); err != nil {
+		return false
+	}
+	return slices.ContainsFunc(daemonSets.Items, func(d appsv1.DaemonSet) bool {
+		return isMetalLB(d.Labels)
+	})
+}
+
+// explainSpeakers says why speakers are missing, as far as their DaemonSet and its Pods tell.
+func (e *Explainer) explainSpeakers(ctx context.Context) string {
+	d := e.installation.speaker
+	if d == nil {
+		return "there is no DaemonSet of the speaker"
+	}
+	text := fmt.Sprintf("DaemonSet %s covers %d nodes", d.Name, d.Status.DesiredNumberScheduled)
+	if d.Status.NumberReady < d.Status.DesiredNumberScheduled {
+		text = fmt.Sprintf("DaemonSet %s has %d of %d Pods ready", d.Name, d.Status.NumberReady, d.Status.DesiredNumberScheduled)
+	}
+	if why := e.explainWorkload(ctx, workload{d.Name, names.ComponentSpeaker, d.Spec.Template.Spec.ServiceAccountName}); why != "" {
+		text += ": " + why
+	}
+	return text
+}
+
+// conflictingHosts are the Ethernet addresses of the hosts that answer for one of the addresses
+// without holding it, sorted.
+func (i *installation) conflictingHosts(addresses []netip.Addr) []string {
+	var out []string
+	for _, s := range i.speakers {
+		for _, f := range s.Conflicts {
+			if a, err := netip.ParseAddr(f.Address); err == nil && slices.Contains(addresses, a) {
+				out = append(out, f.MAC)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// nodeOfMAC is the node that has a link with the Ethernet address; "" if it is none of the cluster.
+func (i *installation) nodeOfMAC(mac string) string {
+	for _, node := range slices.Sorted(maps.Keys(i.speakers)) {
+		if slices.ContainsFunc(i.speakers[node].Links, func(l v1alpha1.SpeakerLink) bool { return l.MAC != "" && l.MAC == mac }) {
+			return node
+		}
+	}
+	return ""
+}
+
+// addressesOfHost counts the addresses for which the host answers without holding them.
+func (i *installation) addressesOfHost(mac string) int {
+	addresses := map[string]bool{}
+	for _, s := range i.speakers {
+		for _, f := range s.Conflicts {
+			addresses[f.Address] = addresses[f.Address] || f.MAC == mac
+		}
+	}
+	n := 0
+	for _, isOfHost := range addresses {
+		if isOfHost {
+			n++
+		}
+	}
+	return n
+}

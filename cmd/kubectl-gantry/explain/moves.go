@@ -1,0 +1,100 @@
+package explain
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
+)
+
+// knownMoves returns the moves that the speakers remember, the newest first. unknownBefore is the
+// time before which moves were forgotten; nil if none were.
+func (i *installation) knownMoves() (newestFirst []v1alpha1.AddressMove, unknownBefore *metav1.Time) {
+	for _, node := range slices.Sorted(maps.Keys(i.speakers)) {
+		moves := i.speakers[node].Moves
+		newestFirst = append(newestFirst, moves...)
+		if len(moves) < v1alpha1.MaxMoves {
+			continue
+		}
+		if oldest := &moves[len(moves)-1].At; unknownBefore == nil || unknownBefore.Before(oldest) {
+			unknownBefore = oldest
+		}
+	}
+	slices.SortStableFunc(newestFirst, func(x, y v1alpha1.AddressMove) int { return y.At.Compare(x.At.Time) })
+	return newestFirst, unknownBefore
+}
+
+// ListMoves lists which address moved from which node to which, the newest first.
+func (e *Explainer) ListMoves(ctx context.Context) (*report.Listing, error) {
+	l, o, err := e.newListing(ctx, withoutServices, "at", "address", "service", "from", "to", "cause", "nobody answered for")
+	if err != nil || o == nil {
+		return l, err
+	}
+	all, unknownBefore := e.installation.knownMoves()
+	for _, m := range all {
+		l.Rows = append(l.Rows, []string{describeTime(&m.At), m.Address, cmp.Or(m.Service, "none"), cmp.Or(m.From, "none"), cmp.Or(m.To, "none"), m.Cause, describeDuration(m.Duration)})
+	}
+	switch {
+	case unknownBefore != nil:
+		l.Title = fmt.Sprintf("each speaker remembers its last %d moves: of those before %s some are unknown", v1alpha1.MaxMoves, describeTime(unknownBefore))
+	case len(all) == 0:
+		l.Title = "no speaker remembers that an address moved"
+	}
+	return l, nil
+}
+
+func describeDuration(d *metav1.Duration) string {
+	if d == nil {
+		return "unknown"
+	}
+	return d.Duration.String()
+}
+
+// maxMovesOfAddress is how many moves an explanation of an address has.
+const maxMovesOfAddress = 3
+
+// addMoveGates says how an address came to where it is.
+func (c *subjectCase) addMoveGates(address string) {
+	all, unknownBefore := c.installation.knownMoves()
+	count := 0
+	for _, m := range all {
+		if m.Address != address {
+			continue
+		}
+		if count++; count > maxMovesOfAddress {
+			return
+		}
+		c.addGate("move", report.Well, names.Explanation{Text: describeMove(&m)})
+	}
+	switch {
+	case unknownBefore != nil && count < maxMovesOfAddress:
+		c.addGate("move", report.Well, names.Explanation{Text: fmt.Sprintf("earlier ones are unknown: each speaker remembers its last %d", v1alpha1.MaxMoves)})
+	case count == 0:
+		c.addGate("move", report.Well, names.Explanation{Text: "none is known"})
+	}
+}
+
+func describeMove(m *v1alpha1.AddressMove) string {
+	var text strings.Builder
+	switch {
+	case m.From == "":
+		fmt.Fprintf(&text, "%s took it", m.To)
+	case m.To == "":
+		fmt.Fprintf(&text, "%s gave it up, and no node took it", m.From)
+	default:
+		fmt.Fprintf(&text, "from %s to %s", m.From, m.To)
+	}
+	fmt.Fprintf(&text, " at %s, %s", describeTime(&m.At), m.Cause)
+	if m.Duration != nil {
+		fmt.Fprintf(&text, ", after nobody had answered for %s", m.Duration.Duration)
+	}
+	return text.String()
+}

@@ -1,0 +1,223 @@
+package explain
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+)
+
+// isMetalLB reports whether labels are those of a workload of MetalLB.
+func isMetalLB(labels map[string]string) bool {
+	return labels["app"] == "metallb" || labels[names.LabelAppName] == "metallb"
+}
+
+// explainMetalLB says that MetalLB runs in Gantry's namespace too.
+func (i *installation) explainMetalLB() names.Explanation {
+	if i.metalLB == "" || i.controller == nil && i.speaker == nil {
+		return names.Explanation{}
+	}
+	return names.Explain(names.ReasonOtherController, "MetalLB (%s) runs beside Gantry, and both serve the same Services: uninstall one of them", i.metalLB)
+}
+
+// explainOtherWriter says that another program writes the addresses of the Service. The API server
+// records who wrote which field.
+func (c *serviceCase) explainOtherWriter() names.Explanation {
+	if why := c.installation.explainMetalLB(); why.IsSet() {
+		return why
+	}
+	var own time.Time
+	var other *metav1.ManagedFieldsEntry
+	for i := range c.service.ManagedFields {
+		f := &c.service.ManagedFields[i]
+		if f.FieldsV1 == nil || f.Time == nil || f.Subresource != "status" {
+			continue
+		}
+		switch fields := f.FieldsV1.GetRawBytes(); {
+		case bytes.Contains(fields, []byte(names.ConditionAddressAssigned)):
+			own = f.Time.Time
+		case bytes.Contains(fields, []byte(`"f:loadBalancer"`)) && !strings.HasPrefix(f.Manager, "kubectl"):
+			other = f
+		}
+	}
+	// One that served the Service before Gantry did, or that wrote once, is no fault.
+	if other == nil || own.IsZero() || other.Time.Time.Before(own.Add(-sameTimeTimeout)) || c.now().Sub(other.Time.Time) > rivalTimeout {
+		return names.Explanation{}
+	}
+	return names.Explain(names.ReasonOtherController, "another program writes its addresses too: %s did at %s: let only one serve it, by spec.loadBalancerClass for example", other.Manager, describeTime(other.Time))
+}
+
+const (
+	// sameTimeTimeout is how long before Gantry's last write another one counts as a rival's.
+	// Gantry answers a rival within seconds.
+	sameTimeTimeout = time.Minute
+	// rivalTimeout is how long a rival is quiet at least when it has stopped: it writes as often as
+	// Gantry does.
+	rivalTimeout = 10 * time.Minute
+)
+
+// explainSecondInstallation says that a second Gantry runs in another namespace.
+func (e *Explainer) explainSecondInstallation(ctx context.Context) names.Explanation {
+	var everywhere v1alpha1.SpeakerStatusList
+	if err := e.objects.List(ctx, &everywhere); err != nil {
+		return names.Explanation{}
+	}
+	for i := range everywhere.Items {
+		if n := everywhere.Items[i].Namespace; n != e.namespace {
+			return names.Explain(names.ReasonOtherController, "another Gantry is in namespace %s: uninstall one of them, or give each one its own --load-balancer-class, and delete the SpeakerStatuses of one that is gone", n)
+		}
+	}
+	return names.Explanation{}
+}
+
+// explainWebhooks says that the API server refuses changes of the configuration, because nobody
+// answers a webhook that it has to ask.
+func (e *Explainer) explainWebhooks(ctx context.Context) names.Explanation {
+	var all admissionv1.ValidatingWebhookConfigurationList
+	if err := e.objects.List(ctx, &all); err != nil {
+		return names.Explanation{}
+	}
+	for i := range all.Items {
+		for j := range all.Items[i].Webhooks {
+			w := &all.Items[i].Webhooks[j]
+			service := w.ClientConfig.Service
+			if service == nil || w.FailurePolicy != nil && *w.FailurePolicy == admissionv1.Ignore || !slices.ContainsFunc(w.Rules, isAboutConfiguration) {
+				continue
+			}
+			if why := e.explainSilentWebhook(ctx, all.Items[i].Name, &w.ClientConfig); why.IsSet() {
+				return why
+			}
+		}
+	}
+	return names.Explanation{}
+}
+
+// isAboutConfiguration reports whether the API server asks a webhook about objects of MetalLB's or
+// Gantry's API.
+func isAboutConfiguration(r admissionv1.RuleWithOperations) bool {
+	return slices.Contains(r.APIGroups, "*") || slices.Contains(r.APIGroups, v1beta1.GroupVersion.Group) || slices.Contains(r.APIGroups, v1alpha1.GroupVersion.Group)
+}
+
+// explainSilentWebhook says why a webhook cannot answer.
+func (e *Explainer) explainSilentWebhook(ctx context.Context, configuration string, config *admissionv1.WebhookClientConfig) names.Explanation {
+	s := config.Service
+	var ofService discoveryv1.EndpointSliceList
+	if err := e.objects.List(ctx, &ofService, client.InNamespace(s.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: s.Name}); err != nil || e.objects.LacksRightTo("endpointslices.discovery.k8s.io") {
+		return names.Explanation{}
+	}
+	isReady := func(p discoveryv1.Endpoint) bool { return p.Conditions.Ready == nil || *p.Conditions.Ready }
+	switch hasEndpoint := slices.ContainsFunc(ofService.Items, func(o discoveryv1.EndpointSlice) bool { return slices.ContainsFunc(o.Endpoints, isReady) }); {
+	case !hasEndpoint:
+		return names.Explain(names.ReasonWebhookDown, "the API server refuses changes of the configuration: Service %s/%s of ValidatingWebhookConfiguration %s has no endpoint", s.Namespace, s.Name, configuration)
+	case len(config.CABundle) == 0:
+		return names.Explain(names.ReasonWebhookDown, "the API server refuses changes of the configuration: ValidatingWebhookConfiguration %s has no caBundle for Service %s/%s: the controller writes it, unless --webhook-mode is disabled", configuration, s.Namespace, s.Name)
+	}
+	return names.Explanation{}
+}
+
+// explainSlowAPIServer says that every answer of the API server took long.
+func (e *Explainer) explainSlowAPIServer() names.Explanation {
+	if e.fastestAnswer == nil {
+		return names.Explanation{}
+	}
+	fastest := e.fastestAnswer()
+	if fastest < slowAnswerTimeout {
+		return names.Explanation{}
+	}
+	return names.Explain(names.ReasonSlowAPIServer, "the API server is slow: its fastest answer took %.1f s: look at its load and that of etcd", fastest.Seconds())
+}
+
+// slowAnswerTimeout is what the fastest answer of a healthy API server stays below. Kubernetes
+// itself aims at a second for 99 percent of the requests about single objects.
+const slowAnswerTimeout = time.Second
+
+// kubeProxyConfigMap has the configuration of kube-proxy, as kubeadm installs it.
+var kubeProxyConfigMap = client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: "kube-proxy"}
+
+// lacksStrictARP reports whether kube-proxy is configured for ipvs without strictARP: then the
+// kernel of every node answers for every address.
+func (e *Explainer) lacksStrictARP(ctx context.Context) bool {
+	var config corev1.ConfigMap
+	if err := e.objects.Get(ctx, kubeProxyConfigMap, &config); err != nil {
+		return false
+	}
+	for _, text := range config.Data {
+		isSet := map[string]bool{}
+		for line := range strings.Lines(text) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+			isSet[key+":"+strings.Trim(value, ` "'`)] = true
+		}
+		if isSet["mode:ipvs"] {
+			return !isSet["strictARP:true"]
+		}
+	}
+	return false
+}
+
+// explainStrictARP says that kube-proxy lacks strictARP.
+func (e *Explainer) explainStrictARP(ctx context.Context) names.Explanation {
+	if !e.lacksStrictARP(ctx) {
+		return names.Explanation{}
+	}
+	return names.Explain(names.ReasonStrayAnswer, "kube-proxy runs in mode ipvs without strictARP, so that the kernel of every node answers for every address: set ipvs.strictARP to true in ConfigMap %s, and restart kube-proxy", kubeProxyConfigMap)
+}
+
+// minProxyAddresses is for how many addresses one host answers that seems to do proxy ARP.
+const minProxyAddresses = 3
+
+// explainConflict says more about a host that answers for an address of the Service: it may be a
+// node, or answer for everything.
+func (c *serviceCase) explainConflict(ctx context.Context, why names.Explanation) names.Explanation {
+	for _, mac := range c.installation.conflictingHosts(c.view.AssignedAddresses) {
+		if node := c.installation.nodeOfMAC(mac); node != "" {
+			if strict := c.explainStrictARP(ctx); strict.IsSet() {
+				return names.Explain(strict.Reason, "%s (%s) answers for it and does not hold it: %s", node, mac, strict.Text)
+			}
+			return names.Explain(names.ReasonStrayAnswer, "%s (%s) answers for it and does not hold it: look there for the address on an interface, for proxy ARP, and for kube-proxy in mode ipvs without strictARP", node, mac)
+		}
+		if n := c.installation.addressesOfHost(mac); n >= minProxyAddresses {
+			return names.Explain(names.ReasonForeignClaim, "a host outside of the cluster (%s) answers for %d addresses, as proxy ARP does: turn proxy ARP off there", mac, n)
+		}
+	}
+	return why
+}
+
+// timeOfEvent is when an event happened the last time.
+func timeOfEvent(o *corev1.Event) *metav1.Time {
+	switch {
+	case o.Series != nil:
+		return &metav1.Time{Time: o.Series.LastObservedTime.Time}
+	case !o.LastTimestamp.IsZero():
+		return &o.LastTimestamp
+	case !o.EventTime.IsZero():
+		return &metav1.Time{Time: o.EventTime.Time}
+	}
+	return &o.CreationTimestamp
+}
+
+// metalLBWorkload names a workload of MetalLB in the lists that runs; "" if there is none.
+func metalLBWorkload(deployments *appsv1.DeploymentList, daemonSets *appsv1.DaemonSetList) string {
+	for i := range deployments.Items {
+		if isMetalLB(deployments.Items[i].Labels) && deployments.Items[i].Status.Replicas > 0 {
+			return "Deployment " + deployments.Items[i].Name
+		}
+	}
+	for i := range daemonSets.Items {
+		if isMetalLB(daemonSets.Items[i].Labels) && daemonSets.Items[i].Status.DesiredNumberScheduled > 0 {
+			return "DaemonSet " + daemonSets.Items[i].Name
+		}
+	}
+	return ""
+}

@@ -1,0 +1,116 @@
+package explain
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
+)
+
+// routerManifests are a BGPPeer with an established session from node1, and a pool for it.
+const routerManifests = `
+apiVersion: metallb.io/v1beta2
+kind: BGPPeer
+metadata: {name: tor, namespace: metallb-system}
+spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1, nodeSelectors: [{matchLabels: {kubernetes.io/hostname: node1}}]}
+---
+apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: routed, namespace: metallb-system}
+spec: {ipAddressPools: [first-pool]}
+---
+apiVersion: gantry.dev/v1alpha1
+kind: BGPSession
+metadata: {name: tor.node1, namespace: metallb-system, labels: {gantry.dev/peer: tor}}
+status:
+  node: node1
+  peer: tor
+  address: 192.168.0.1:179
+  state: Established
+  families: [ipv4-unicast]
+  prefixes: 1
+  conditions: [{type: gantry.dev/Established, status: "True", reason: Established, message: "", lastTransitionTime: "2026-03-01T11:00:00Z"}]
+---
+apiVersion: metallb.io/v1beta1
+kind: ServiceBGPStatus
+metadata: {name: default.web.node1, namespace: metallb-system, labels: {metallb.io/node: node1, metallb.io/service-name: web, metallb.io/service-namespace: default}}
+status: {node: node1, serviceName: web, serviceNamespace: default, peers: [tor]}
+---
+`
+
+const lostSession = `status: "False", reason: NoAnswer, message: the router does not answer`
+
+// question asks about something, and says what the first line has to be.
+type question struct {
+	name   string
+	ask    func(*Explainer, context.Context) (*report.Report, error)
+	edits  []edit
+	result report.Result
+	want   string
+}
+
+func about(ask func(*Explainer, context.Context, string) (*report.Report, error), name string) func(*Explainer, context.Context) (*report.Report, error) {
+	return func(e *Explainer, ctx context.Context) (*report.Report, error) { return ask(e, ctx, name) }
+}
+
+var questions = []question{
+	{name: "all is well", ask: (*Explainer).ExplainInstallation, result: report.Well, want: "Gantry is well: 2 speakers, 1 pool, 1 announced Service"},
+	{name: "no controller", ask: (*Explainer).ExplainInstallation, edits: []edit{{"11:59:59.000000Z", "11:58:00.000000Z"}}, result: report.NotWell, want: "Gantry is not well: controller: no controller leads"},
+	{name: "a lost session", ask: (*Explainer).ExplainInstallation, edits: []edit{{`status: "True", reason: Established, message: ""`, lostSession}}, result: report.NotWell, want: "session of node1 with tor: the router does not answer [NoAnswer]"},
+	{name: "a full pool", ask: (*Explainer).ExplainInstallation, edits: []edit{{"availableIPv4: 1", "availableIPv4: 0"}}, result: report.NotWell, want: "pool first-pool: it is full"},
+	{name: "a Service without address", ask: (*Explainer).ExplainInstallation, edits: withoutAddress("PoolExhausted", "x"), result: report.NotWell, want: "kubectl gantry explain service default/web [PoolExhausted]"},
+	{name: "a node", ask: about((*Explainer).ExplainNode, "node1"), result: report.Well, want: "node1: its speaker runs, and it can announce on eth0"},
+	{name: "a misspelt node", ask: about((*Explainer).ExplainNode, "nod1"), result: report.Unknown, want: "there is no Node nod1: did you mean node1?"},
+	{name: "an excluded node", ask: about((*Explainer).ExplainNode, "node1"), edits: []edit{{"kubernetes.io/hostname: node1}", "kubernetes.io/hostname: node1, node.kubernetes.io/exclude-from-external-load-balancers: x}"}}, result: report.NotWell, want: "[NodeExcluded]"},
+	{name: "a node without speaker", ask: about((*Explainer).ExplainNode, "node1"), edits: []edit{{"kind: SpeakerStatus\nmetadata: {name: node1", "kind: SpeakerStatus\nmetadata: {name: node3"}}, result: report.NotWell, want: "node1: speaker: no speaker runs there"},
+	{name: "a pool", ask: about((*Explainer).ExplainPool, "first-pool"), result: report.Well, want: "first-pool: 1 address in use, 1 free"},
+	{name: "a misspelt pool", ask: about((*Explainer).ExplainPool, "frist-pool"), result: report.Unknown, want: "did you mean first-pool?"},
+	{name: "a pool that is full", ask: about((*Explainer).ExplainPool, "first-pool"), edits: []edit{{"availableIPv4: 1", "availableIPv4: 0"}}, result: report.NotWell, want: "it is full: 1 address in use"},
+	{name: "a peer", ask: about((*Explainer).ExplainPeer, "tor"), result: report.Well, want: "tor: 1 of 1 sessions are established"},
+	{name: "a silent peer", ask: about((*Explainer).ExplainPeer, "tor"), edits: []edit{{`status: "True", reason: Established, message: ""`, lostSession}}, result: report.NotWell, want: "tor: session of node1: the router does not answer [NoAnswer]"},
+	{name: "an advertisement", ask: about((*Explainer).ExplainAdvertisement, "example"), result: report.Well, want: "example: the L2Advertisement advertises first-pool"},
+	{name: "an advertisement by BGP", ask: about((*Explainer).ExplainAdvertisement, "routed"), result: report.Well, want: "routed: the BGPAdvertisement advertises first-pool"},
+	{name: "an address in use", ask: about((*Explainer).ExplainAddress, "192.168.0.201"), result: report.Well, want: "192.168.0.201: default/web has it, from pool first-pool"},
+	{name: "a free address", ask: about((*Explainer).ExplainAddress, "192.168.0.202"), result: report.Well, want: "192.168.0.202: no Service has it, and one may get it, from pool first-pool"},
+	{name: "an address outside of the pools", ask: about((*Explainer).ExplainAddress, "192.168.0.9"), result: report.NotWell, want: "no pool contains 192.168.0.9"},
+	{name: "no address", ask: about((*Explainer).ExplainAddress, "192.168.0.900"), result: report.Unknown, want: "is no address"},
+}
+
+func TestAnswersAboutOtherSubjects(t *testing.T) {
+	for _, q := range questions {
+		t.Run(q.name, func(t *testing.T) {
+			manifests := installationManifests + webManifests + routerManifests
+			for _, e := range q.edits {
+				manifests = replaceIn(t, manifests, e.old, e.now)
+			}
+			r, err := q.ask(newTestExplainer(newTestAPI(t, manifests).Build()), t.Context())
+			if err != nil || r.Result != q.result || !strings.Contains(r.FirstLine(), q.want) {
+				t.Errorf("%+v, %v, want %s: %s", r, err, q.result, q.want)
+			}
+		})
+	}
+}
+
+func TestListings(t *testing.T) {
+	for name, c := range map[string]struct {
+		list Lister
+		want []string // texts of the first row
+	}{
+		"pools":    {(*Explainer).ListPools, []string{"first-pool", "1", "192.168.0.202-192.168.0.202", "yes"}},
+		"holders":  {(*Explainer).ListHolders, []string{"node1", "192.168.0.201", "default/web"}},
+		"peers":    {(*Explainer).ListPeers, []string{"tor", "node1", "Established"}},
+		"services": {func(e *Explainer, ctx context.Context) (*report.Listing, error) { return e.ListServices(ctx, "") }, []string{"default", "web", "192.168.0.201", "Announced"}},
+	} {
+		l, err := c.list(newTestExplainer(newTestAPI(t, installationManifests+webManifests+routerManifests).Build()), t.Context())
+		if err != nil || len(l.Rows) != 1 || l.Result != report.Well {
+			t.Errorf("%s: %+v, %v", name, l, err)
+			continue
+		}
+		for _, want := range c.want {
+			if !strings.Contains(strings.Join(l.Rows[0], "|"), want) {
+				t.Errorf("%s: %q has no %q", name, l.Rows[0], want)
+			}
+		}
+	}
+}

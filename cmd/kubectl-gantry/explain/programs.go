@@ -1,0 +1,143 @@
+package explain
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+)
+
+// workload is a Deployment or DaemonSet of Gantry.
+type workload struct {
+	name, component, account string
+}
+
+// explainWorkload says why the Pods of a workload are missing, do not run, or do nothing. It
+// returns "" if that is not known.
+func (e *Explainer) explainWorkload(ctx context.Context, w workload) string {
+	var pods corev1.PodList
+	err := e.objects.List(ctx, &pods, client.InNamespace(e.namespace), client.MatchingLabels{names.LabelAppName: names.AppName, names.LabelComponent: w.component})
+	if err != nil {
+		return ""
+	}
+	if len(pods.Items) > 0 {
+		// A program without rights may end again and again.
+		if text := e.explainDeniedRights(ctx, w); text != "" {
+			return text
+		}
+	}
+	for i := range pods.Items {
+		if text := explainPod(&pods.Items[i]); text != "" {
+			return text
+		}
+	}
+	return e.explainRefusedPods(ctx, w)
+}
+
+// explainPod says why a Pod does not run; "" if it runs.
+func explainPod(p *corev1.Pod) string {
+	at := "Pod " + p.Name
+	if p.Spec.NodeName != "" {
+		at += " on " + p.Spec.NodeName
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
+			return fmt.Sprintf("%s gets no node: %s", at, shorten(c.Message))
+		}
+	}
+	for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+		ended := c.LastTerminationState.Terminated
+		switch waiting := c.State.Waiting; {
+		case waiting != nil && ended != nil:
+			return fmt.Sprintf("%s ends again and again (%s), the last time with exit code %d: look at its log (kubectl -n %s logs %s --previous)", at, waiting.Reason, ended.ExitCode, p.Namespace, p.Name)
+		case waiting != nil && waiting.Reason != "ContainerCreating" && waiting.Reason != "PodInitializing":
+			return fmt.Sprintf("%s does not start: %s: %s", at, waiting.Reason, shorten(waiting.Message))
+		}
+	}
+	return ""
+}
+
+// explainRefusedPods quotes the newest event that says why the Pods of a workload cannot be
+// created: because of PodSecurity or a quota, for example.
+func (e *Explainer) explainRefusedPods(ctx context.Context, w workload) string {
+	var events corev1.EventList
+	if err := e.objects.List(ctx, &events, client.InNamespace(e.namespace), client.MatchingFields{"reason": "FailedCreate"}); err != nil {
+		return ""
+	}
+	var newest *corev1.Event
+	for i := range events.Items {
+		o := &events.Items[i]
+		// The Pods of a Deployment belong to a ReplicaSet, whose name continues its own.
+		isAbout := o.InvolvedObject.Name == w.name || strings.HasPrefix(o.InvolvedObject.Name, w.name+"-")
+		if isAbout && (newest == nil || timeOfEvent(newest).Before(timeOfEvent(o))) {
+			newest = o
+		}
+	}
+	if newest == nil {
+		return ""
+	}
+	_, refusal, isRefused := strings.Cut(newest.Message, " is forbidden: ")
+	if !isRefused {
+		return "its Pods cannot be created: " + shorten(newest.Message)
+	}
+	text := "the API server refuses its Pods: " + shorten(refusal)
+	if strings.Contains(refusal, "violates PodSecurity") {
+		text += fmt.Sprintf(": give namespace %s the label %s=privileged", e.namespace, labelPodSecurity)
+	}
+	return text
+}
+
+// labelPodSecurity is the label of a namespace that says which Pods it admits.
+const labelPodSecurity = "pod-security.kubernetes.io/enforce"
+
+// explainDeniedRights says which right the programs of a workload lack. Without RBAC of their own,
+// they run and do nothing.
+func (e *Explainer) explainDeniedRights(ctx context.Context, w workload) string {
+	pools, speakers := v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group
+	needed := []authorizationv1.ResourceAttributes{
+		{Verb: "list", Resource: "services"},
+		{Verb: "list", Group: pools, Resource: "ipaddresspools", Namespace: e.namespace},
+	}
+	if w.component == names.ComponentController {
+		needed = append(needed,
+			authorizationv1.ResourceAttributes{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Name: names.LeaderLease, Namespace: e.namespace},
+			authorizationv1.ResourceAttributes{Verb: "patch", Resource: "services", Subresource: "status"})
+	} else {
+		needed = append(needed, authorizationv1.ResourceAttributes{Verb: "patch", Group: speakers, Resource: "speakerstatuses", Subresource: "status", Namespace: e.namespace})
+	}
+	for _, right := range needed {
+		if !e.objects.IsDenied(ctx, client.ObjectKey{Namespace: e.namespace, Name: w.account}, right) {
+			continue
+		}
+		resource := right.Resource
+		if right.Subresource != "" {
+			resource += "/" + right.Subresource
+		}
+		return fmt.Sprintf("its ServiceAccount %s may not %s %s: %s", cmp.Or(w.account, "default"), right.Verb, resource, applyRBACText)
+	}
+	return ""
+}
+
+// applyRBACText says what to do about a right that a program of Gantry lacks.
+const applyRBACText = "apply the RBAC of the installation again"
+
+// maxQuotedLetters bounds what is quoted of a text of Kubernetes.
+const maxQuotedLetters = 240
+
+// shorten returns the beginning of a long text.
+func shorten(text string) string {
+	text = strings.TrimSuffix(strings.Join(strings.Fields(text), " "), ".")
+	if len(text) <= maxQuotedLetters {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxQuotedLetters], "") + " ..."
+}

@@ -1,0 +1,142 @@
+package explain
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// documentationPage is where the Reasons are explained.
+const documentationPage = "https://github.com/gantry-lb/gantry/blob/main/docs/reasons.md"
+
+// sectionByReason are the sections of the page; a Reason without one is in the first.
+var sectionByReason = map[names.Reason]string{}
+
+func init() {
+	for section, reasons := range map[string][]names.Reason{
+		"a-services-address": {
+			names.ReasonNoPools, names.ReasonPoolNotFound, names.ReasonPoolNotAllowed, names.ReasonNoEligiblePool, names.ReasonPoolExhausted, names.ReasonAddressInUse,
+			names.ReasonSharingKeyDiffers, names.ReasonPortConflict, names.ReasonTrafficPolicyConflict, names.ReasonQuotaExceeded, names.ReasonAddressReserved, names.ReasonCoolingDown,
+			names.ReasonQuarantined, names.ReasonProbing, names.ReasonAddressNotInPool, names.ReasonAddressRetired, names.ReasonInvalidRequest, names.ReasonFamilyMismatch, names.ReasonNoClusterIP, names.ReasonWriteFailed,
+		},
+		"a-services-announcement": {
+			names.ReasonForeignClaim, names.ReasonAddressOutsidePools, names.ReasonNoAdvertisement, names.ReasonNoPeers, names.ReasonNoSession, names.ReasonNoEndpoints,
+			names.ReasonNoLocalEndpoints, names.ReasonServiceProxyNotReady, names.ReasonServiceProxySilent, names.ReasonServiceProxyStarting, names.ReasonKubeletSilent, names.ReasonLinkSilent, names.ReasonNodeExcluded, names.ReasonNodeNetworkUnavailable, names.ReasonNodeLeaving, names.ReasonNoSpeaker,
+			names.ReasonNoLinks, names.ReasonSharedWithServiceSelector, names.ReasonNotAnnounced, names.ReasonNotLoadBalancer,
+		},
+		"what-only-kubectl-gantry-says": {names.ReasonNoController, names.ReasonNotInstalled, names.ReasonPoolElsewhere, names.ReasonUnknownAnnotation, names.ReasonOtherController, names.ReasonWebhookDown, names.ReasonSlowAPIServer},
+	} {
+		for _, r := range reasons {
+			sectionByReason[r] = section
+		}
+	}
+}
+
+// documentationOf is the place that explains a Reason.
+func documentationOf(r names.Reason) string {
+	if section := sectionByReason[r]; section != "" {
+		return documentationPage + "#" + section
+	}
+	return documentationPage
+}
+
+// suggestRepair returns the commands, or the lines of YAML, that mend the cause.
+func (c *serviceCase) suggestRepair(why names.Explanation) []string {
+	n, service := c.namespace, "-n "+c.key.Namespace
+	switch why.Reason {
+	case names.ReasonNoPools, names.ReasonPoolElsewhere:
+		return manifest("v1beta1", "IPAddressPool", n, "first-pool", "addresses: [192.0.2.10-192.0.2.99]  # free addresses of your network")
+	case names.ReasonPoolNotFound, names.ReasonPoolNotAllowed, names.ReasonNoEligiblePool:
+		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=%s", service, c.key.Name, names.AnnotationPool, c.anyUsefulPool())}
+	case names.ReasonUnknownAnnotation:
+		return []string{fmt.Sprintf("kubectl %s annotate service %s WRONG- RIGHT=VALUE  # the two keys are in the first line", service, c.key.Name)}
+	case names.ReasonPoolExhausted:
+		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # add a range to spec.addresses", n, c.anyUsefulPool())}
+	case names.ReasonQuotaExceeded:
+		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.quota", n, c.anyUsefulPool()), fmt.Sprintf("kubectl %s get services  # delete one that is not needed", service)}
+	case names.ReasonInvalidRequest, names.ReasonAddressInUse, names.ReasonAddressReserved, names.ReasonQuarantined, names.ReasonCoolingDown, names.ReasonAddressRetired, names.ReasonFamilyMismatch:
+		return []string{fmt.Sprintf("kubectl %s annotate service %s %s-  # or ask for another address", service, c.key.Name, names.AnnotationLoadBalancerIPs)}
+	case names.ReasonSharingKeyDiffers:
+		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=KEY  # the key of the other Service", service, c.key.Name, names.AnnotationSharing)}
+	case names.ReasonPortConflict, names.ReasonTrafficPolicyConflict, names.ReasonNoEndpoints, names.ReasonNoClusterIP, names.ReasonNotLoadBalancer:
+		return c.suggestEditOfService(why.Reason)
+	case names.ReasonNoAdvertisement:
+		return manifest("v1beta1", "L2Advertisement", n, c.view.RecordedPool, fmt.Sprintf("ipAddressPools: [%s]", c.view.RecordedPool))
+	}
+	return c.suggestRepairOfInstallation(why)
+}
+
+// suggestEditOfService returns what to edit in the Service itself.
+func (c *serviceCase) suggestEditOfService(r names.Reason) []string {
+	edit := fmt.Sprintf("kubectl -n %s edit service %s", c.key.Namespace, c.key.Name)
+	if r == names.ReasonNoEndpoints {
+		return []string{fmt.Sprintf("kubectl -n %s get pods -l %s  # are there any, and are they ready?", c.key.Namespace, describePods(c.service)), edit + "  # spec.selector"}
+	}
+	return []string{edit}
+}
+
+// suggestRepairOfInstallation returns what to do about nodes, sessions and the programs of Gantry.
+func (c *serviceCase) suggestRepairOfInstallation(why names.Explanation) []string {
+	n := c.namespace
+	switch {
+	case strings.Contains(why.Text, labelPodSecurity):
+		return []string{fmt.Sprintf("kubectl label namespace %s --overwrite %s=privileged", n, labelPodSecurity)}
+	case strings.Contains(why.Text, applyRBACText):
+		return []string{"kubectl apply -f config/rbac  # or helm upgrade, as Gantry was installed"}
+	}
+	switch why.Reason {
+	case names.ReasonOtherController:
+		return []string{"kubectl get deployments,daemonsets -A  # which of them serves Services of type LoadBalancer?", fmt.Sprintf("kubectl -n %s get service %s -o yaml --show-managed-fields  # who writes status.loadBalancer?", c.key.Namespace, c.key.Name)}
+	case names.ReasonWebhookDown:
+		return []string{fmt.Sprintf("kubectl -n %s get pods,endpointslices", n), "kubectl delete validatingwebhookconfiguration NAME  # only if nothing uses it any more"}
+	case names.ReasonServiceProxySilent, names.ReasonServiceProxyStarting:
+		return []string{"kubectl -n kube-system get pods -o wide -l k8s-app=kube-proxy", "curl -sS http://127.0.0.1:10256/healthz  # on the node in the first line"}
+	case names.ReasonKubeletSilent:
+		return []string{"systemctl status kubelet  # on the node in the first line"}
+	case names.ReasonSlowAPIServer:
+		return []string{"kubectl get --raw '/readyz?verbose'", "kubectl -n kube-system get pods -o wide  # the API server and etcd"}
+	case names.ReasonStrayAnswer:
+		return []string{"ip address  # on the node in the first line: does an interface have the address?", fmt.Sprintf("kubectl -n %s edit configmap %s  # ipvs.strictARP: true", kubeProxyConfigMap.Namespace, kubeProxyConfigMap.Name)}
+	case names.ReasonNodeExcluded:
+		return []string{fmt.Sprintf("kubectl label node NODE %s-", names.LabelExcludeNode)}
+	case names.ReasonNodeLeaving:
+		return []string{fmt.Sprintf("kubectl annotate node NODE %s-  # when the node is ready again", names.AnnotationDrainNodeAddresses)}
+	case names.ReasonNoSpeaker, names.ReasonNotAnnounced, names.ReasonServiceProxyNotReady:
+		return []string{fmt.Sprintf("kubectl -n %s get pods -o wide -l %s=%s", n, names.LabelComponent, names.ComponentSpeaker), fmt.Sprintf("kubectl -n %s describe daemonset gantry-speaker", n)}
+	case names.ReasonNoController:
+		return []string{fmt.Sprintf("kubectl -n %s get pods -l %s=%s", n, names.LabelComponent, names.ComponentController), fmt.Sprintf("kubectl -n %s describe deployment gantry-controller", n)}
+	case names.ReasonForeignClaim:
+		return []string{"ip neigh show ADDRESS  # on a host of the network: who has it?", fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.exclude", n, c.view.RecordedPool)}
+	case names.ReasonNoPeers:
+		return []string{fmt.Sprintf("kubectl -n %s get bgppeers,bgpadvertisements", n)}
+	}
+	if len(c.view.AssignedAddresses) > 0 && c.finding != nil && len(c.finding.Sessions) > 0 {
+		peer := c.finding.Sessions[0].Peer
+		return []string{fmt.Sprintf("kubectl -n %s get bgpsessions -o wide", n), fmt.Sprintf("kubectl -n %s edit bgppeer %s", n, peer)}
+	}
+	return []string{fmt.Sprintf("kubectl -n %s describe service %s", c.key.Namespace, c.key.Name)}
+}
+
+// anyUsefulPool names a pool for an example.
+func (c *serviceCase) anyUsefulPool() string {
+	if c.config != nil {
+		var known []string
+		for _, p := range c.config.Snapshot.Pools {
+			known = append(known, p.Name)
+			if p.Name == c.view.RequestedPool {
+				return p.Name
+			}
+		}
+		if near := nearNames(c.view.RequestedPool, known); len(near) > 0 {
+			return near[0]
+		}
+	}
+	return "POOL"
+}
+
+// manifest returns the lines of a manifest of a metallb.io kind.
+func manifest(version, kind, namespace, name, spec string) []string {
+	text := fmt.Sprintf("apiVersion: metallb.io/%s\nkind: %s\nmetadata: {name: %s, namespace: %s}\nspec:\n  %s", version, kind, name, namespace, spec)
+	return append([]string{"kubectl apply -f - <<EOF"}, append(strings.Split(text, "\n"), "EOF")...)
+}

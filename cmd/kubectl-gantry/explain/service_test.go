@@ -1,0 +1,169 @@
+package explain
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
+)
+
+// edit replaces one text of the manifests by another.
+type edit struct{ old, now string }
+
+// withoutAddress is the Service before it has an address, with the decision of the controller.
+func withoutAddress(reason names.Reason, text string) []edit {
+	return []edit{
+		{"  loadBalancer: {ingress: [{ip: 192.168.0.201}]}\n", ""},
+		{`status: "True", reason: Assigned, message: 'assigned 192.168.0.201 from pool "first-pool"'`, `status: "False", reason: ` + string(reason) + `, message: '` + text + `'`},
+		{`  - {type: gantry.dev/AllocatedFromPool, status: "True", reason: Assigned, message: first-pool, lastTransitionTime: "2026-03-01T11:00:00Z"}` + "\n", ""},
+		{`  - {type: gantry.dev/Announced, status: "True", reason: Announced, message: announced by layer 2, lastTransitionTime: "2026-03-01T11:00:00Z"}` + "\n", ""},
+	}
+}
+
+// undecided is the Service before the controller has seen it.
+var undecided = append(withoutAddress("X", "x"),
+	edit{`  - {type: gantry.dev/AddressAssigned, status: "False", reason: X, message: 'x', lastTransitionTime: "2026-03-01T11:00:00Z"}` + "\n", ""},
+	edit{"status:\n  conditions:\n---", "---"})
+
+var notAnswering = edit{"metallb.io/service-name: web, metallb.io", "metallb.io/service-name: other, metallb.io"}
+
+func withAnnotation(key, value string) edit {
+	return edit{"metadata: {name: web, namespace: default,", "metadata: {name: web, namespace: default, annotations: {" + key + ": " + value + "},"}
+}
+
+// serviceFault is a fault of the Service default/web, and what the first line says about it.
+type serviceFault struct {
+	name     string
+	edits    []edit
+	more     string // manifests
+	reason   names.Reason
+	contains string
+	repair   string // a part of the commands that mend it; optional
+}
+
+var serviceFaults = []serviceFault{
+	{name: "a full pool", edits: append(withoutAddress(names.ReasonPoolExhausted, "no free address in (first-pool)"), edit{"assignedIPv4: 1, assignedIPv6: 0, availableIPv4: 1", "assignedIPv4: 2, assignedIPv6: 0, availableIPv4: 0"}),
+		reason: names.ReasonPoolExhausted, contains: "first-pool has 2 of 2 addresses in use"},
+	{name: "a misspelt pool", edits: append(withoutAddress(names.ReasonPoolNotFound, `no IPAddressPool "frist-pool" exists`), withAnnotation(names.AnnotationPool, "frist-pool")),
+		reason: names.ReasonPoolNotFound, contains: "did you mean first-pool?"},
+	{name: "a pool in another namespace", edits: append(withoutAddress(names.ReasonPoolNotFound, `no IPAddressPool "dmz" exists`), withAnnotation(names.AnnotationPool, "dmz")),
+		more:   "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: dmz, namespace: default}\nspec: {addresses: [192.168.9.0/24]}\n---\n",
+		reason: names.ReasonPoolElsewhere, contains: "IPAddressPool dmz is in namespace default"},
+	{name: "a misspelt annotation", edits: append(withoutAddress(names.ReasonNoEligiblePool, "no pool is open"), withAnnotation("metallb.io/adress-pool", "first-pool")),
+		reason: names.ReasonUnknownAnnotation, contains: "did you mean metallb.io/address-pool?"},
+	{name: "a misspelt annotation of a Service that works", edits: []edit{withAnnotation("metallb.io/adress-pool", "second")},
+		reason: names.ReasonUnknownAnnotation, contains: "is announced, but the annotation metallb.io/adress-pool"},
+	{name: "no controller", edits: append(undecided[:len(undecided):len(undecided)], edit{"11:59:59.000000Z", "11:58:00.000000Z"}, edit{"replicas: 2, readyReplicas: 2", "replicas: 2"}),
+		reason: names.ReasonNoController, contains: "Deployment gantry-controller has 0 of 2 Pods ready, and the Lease gantry-controller was last renewed at 11:58:00"},
+	{name: "a controller that does nothing", edits: undecided, reason: names.ReasonNoController, contains: "it should get 192.168.0.201, and the controller does not write it: look at the log of gantry-controller-1"},
+	{name: "no decision, and a full pool", edits: append(undecided[:len(undecided):len(undecided)], edit{"192.168.0.201-192.168.0.202", "192.168.0.201/32"}),
+		more: `apiVersion: v1
+kind: Service
+metadata: {name: first, namespace: default}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.11, clusterIPs: [10.96.0.11], ports: [{port: 80}]}
+status: {loadBalancer: {ingress: [{ip: 192.168.0.201}]}}
+---
+`, reason: names.ReasonPoolExhausted, contains: "first-pool"},
+	{name: "another type", edits: []edit{{"type: LoadBalancer, clusterIP: 10.96.0.10", "type: ClusterIP, clusterIP: 10.96.0.10"}}, reason: names.ReasonNotLoadBalancer, contains: "its type is ClusterIP"},
+	{name: "another class", edits: append(undecided[:len(undecided):len(undecided)], edit{"type: LoadBalancer, clusterIP: 10.96.0.10", "type: LoadBalancer, loadBalancerClass: example.com/other, clusterIP: 10.96.0.10"}),
+		reason: names.ReasonNotLoadBalancer, contains: `its loadBalancerClass is "example.com/other"`},
+	{name: "no advertisement", edits: []edit{notAnswering, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [other]}"}}, reason: names.ReasonNoAdvertisement, contains: `selects pool "first-pool"`},
+	{name: "no endpoints", edits: []edit{notAnswering, {"conditions: {ready: true}", "conditions: {ready: false}"}}, reason: names.ReasonNoEndpoints, contains: "192.168.0.201 is not announced: no endpoint"},
+	{name: "every node excluded", edits: []edit{notAnswering, {"kubernetes.io/hostname: node1", names.LabelExcludeNode + `: ""`}, {"kubernetes.io/hostname: node2", names.LabelExcludeNode + `: ""`}},
+		reason: names.ReasonNodeExcluded, contains: names.LabelExcludeNode},
+	{name: "dead speakers", edits: []edit{{`status: "True", reason: SpeakerRuns`, `status: "False", reason: NoSpeaker`}, {`status: "True", reason: SpeakerRuns`, `status: "False", reason: NoSpeaker`}, {"numberReady: 2", "numberReady: 0"}},
+		reason: names.ReasonNoSpeaker, contains: "DaemonSet gantry-speaker has 0 of 2 Pods ready"},
+	{name: "speakers that nobody found dead", edits: []edit{notAnswering, {"11:59:30Z", "11:40:30Z"}, {"11:59:30Z", "11:40:30Z"}},
+		reason: names.ReasonNoSpeaker, contains: "the speakers of node1, node2 are silent"},
+	{name: "a report of speakers that do not run", edits: []edit{{"numberReady: 2", "numberReady: 0"}},
+		reason: names.ReasonNoSpeaker, contains: "192.168.0.201 is not announced: the speakers of node1, node2 are silent: DaemonSet gantry-speaker has 0 of 2 Pods ready"},
+	{name: "blocked gossip", edits: []edit{{"  conditions: [{type: gantry.dev/Ready", "  conditions: [{type: gantry.dev/GossipComplete, status: \"False\", reason: GossipBlocked, message: it does not hear node2, lastTransitionTime: \"2026-03-01T11:00:00Z\"}, {type: gantry.dev/Ready"}},
+		reason: names.ReasonGossipBlocked, contains: "it does not hear node2"},
+	{name: "a foreign host", edits: []edit{{"gantry: {addresses: [192.168.0.201]}", `gantry: {addresses: [192.168.0.201], conflicts: [{address: 192.168.0.201, mac: "02:00:00:00:00:01", since: "2026-03-01T11:00:00Z"}]}`}},
+		reason: names.ReasonForeignClaim, contains: "02:00:00:00:00:01"},
+	{name: "a retired address", edits: []edit{{`status: "True", reason: Assigned, message: 'assigned 192.168.0.201 from pool "first-pool"'`, `status: "True", reason: AddressRetired, message: 'pool first-pool retires 192.168.0.201'`}},
+		reason: names.ReasonAddressRetired, contains: "pool first-pool retires"},
+	{name: "a faulty pool", edits: []edit{{"addresses: [192.168.0.201-192.168.0.202]", "addresses: [192.168.0.201-192.168.0.202, 10.0.0.300]"}}, reason: names.ReasonInvalidAddress, contains: "10.0.0.300"},
+}
+
+func TestExplainServiceNamesTheCause(t *testing.T) {
+	for _, f := range slices.Concat(serviceFaults, surroundingFaults) {
+		t.Run(f.name, func(t *testing.T) {
+			manifests := installationManifests + webManifests
+			for _, e := range f.edits {
+				manifests = replaceIn(t, manifests, e.old, e.now)
+			}
+			r := explainTestService(t, manifests+f.more)
+			if r.Result != report.NotWell || r.Reason != f.reason || !strings.Contains(r.FirstLine(), f.contains) || !strings.HasPrefix(r.FirstLine(), "default/web: ") {
+				t.Errorf("%s: %s\n%+v\nwant %s: %s", r.Result, r.FirstLine(), r.Gates, f.reason, f.contains)
+			}
+			if !strings.Contains(strings.Join(r.Repair, "\n"), f.repair) {
+				t.Errorf("the repair is %q, want %q", r.Repair, f.repair)
+			}
+			if last := r.Answer[len(r.Answer)-1]; last == '.' || strings.Contains(r.FirstLine(), "\n") {
+				t.Errorf("%q is not one line without a full stop", r.FirstLine())
+			}
+			if len(r.Repair) == 0 || r.Documentation == "" {
+				t.Errorf("%s has no repair (%q) or no page (%q)", r.FirstLine(), r.Repair, r.Documentation)
+			}
+		})
+	}
+}
+
+func TestExplainServiceThatWorks(t *testing.T) {
+	r := explainTestService(t, installationManifests+webManifests)
+	if want := "default/web: 192.168.0.201 from pool first-pool is announced by layer 2; node1 answers [Announced]"; r.Result != report.Well || r.FirstLine() != want {
+		t.Errorf("%s: %s, want %s", r.Result, r.FirstLine(), want)
+	}
+	for _, g := range r.Gates {
+		if g.Result != report.Well {
+			t.Errorf("the gate %+v is not passed", g)
+		}
+	}
+}
+
+// TestExplainServiceOfOlderGantry reads objects that lack newer fields and conditions.
+func TestExplainServiceOfOlderGantry(t *testing.T) {
+	manifests := installationManifests + webManifests
+	for _, e := range []edit{
+		{`  - {type: gantry.dev/AllocatedFromPool, status: "True", reason: Assigned, message: first-pool, lastTransitionTime: "2026-03-01T11:00:00Z"}` + "\n", ""},
+		{`  lastSeen: "2026-03-01T11:59:30Z"` + "\n", ""}, {`  lastSeen: "2026-03-01T11:59:30Z"` + "\n", ""},
+		{`  conditions: [{type: gantry.dev/Ready, status: "True", reason: SpeakerRuns, message: "", lastTransitionTime: "2026-03-01T11:00:00Z"}]` + "\n", ""},
+		{", gantry: {addresses: [192.168.0.201]}", ""},
+	} {
+		manifests = replaceIn(t, manifests, e.old, e.now)
+	}
+	r := explainTestService(t, manifests)
+	if want := "default/web: 192.168.0.201 is announced by layer 2; node1 answers [Announced]"; r.Result != report.Well || r.FirstLine() != want {
+		t.Errorf("%s: %s, want %s", r.Result, r.FirstLine(), want)
+	}
+}
+
+func TestGantryInAnotherNamespaceIsFound(t *testing.T) {
+	r := explainTestService(t, strings.ReplaceAll(installationManifests, "namespace: metallb-system", "namespace: network")+webManifests)
+	if r.Result != report.NotWell || r.Reason != names.ReasonNotInstalled || !strings.Contains(r.Answer, "add --gantry-namespace network") {
+		t.Errorf("%s: %s", r.Result, r.FirstLine())
+	}
+}
+
+func TestListNames(t *testing.T) {
+	e := newTestExplainer(newTestAPI(t, installationManifests+webManifests+routerManifests).Build())
+	for kind, want := range map[string]string{"service": "web", "node": "node1 node2", "pool": "first-pool", "peer": "tor", "advertisement": "example routed", "address": ""} {
+		if got := strings.Join(e.ListNames(t.Context(), kind, "default"), " "); got != want {
+			t.Errorf("the names of the kind %s are %q, want %q", kind, got, want)
+		}
+	}
+}
+
+func TestExplainUnknownService(t *testing.T) {
+	for name, want := range map[string]string{"wbe": "there is no Service default/wbe: did you mean web?", "unlike": "there is no Service default/unlike"} {
+		r, err := newTestExplainer(newTestAPI(t, installationManifests+webManifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: name})
+		if err != nil || r.Result != report.Unknown || r.FirstLine() != want {
+			t.Errorf("%v, %v, want %s", r, err, want)
+		}
+	}
+}

@@ -1,0 +1,20 @@
+// Command kubectl-gantry says whether Gantry and its Services work, and why not. kubectl runs it as
+// "kubectl gantry"; it also runs alone. It only reads, with the rights of the user.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/command"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	status := command.RunProgram(ctx, command.Environment{ProgramPath: os.Args[0], Args: os.Args[1:], Out: os.Stdout, ErrOut: os.Stderr, Now: time.Now, LookupVariable: os.LookupEnv})
+	stop()
+	os.Exit(status)
+}

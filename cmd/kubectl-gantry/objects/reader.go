@@ -1,0 +1,324 @@
+// Package objects reads what kubectl gantry needs from the API server, with the rights of the user.
+// What has been listed once is served from memory, so that the decisions of the controller read it
+// like their own cache. It decides nothing, and writes nothing.
+package objects
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
+)
+
+// MissingRight is a verb on a resource that the user may not use.
+type MissingRight struct {
+	Verb, Resource, Namespace string
+}
+
+// String names the verb and the resource.
+func (m MissingRight) String() string {
+	if m.Namespace == "" {
+		return m.Verb + " " + m.Resource
+	}
+	return m.Verb + " " + m.Resource + " in namespace " + m.Namespace
+}
+
+// LabelsByIndex translates the value of an index into labels, which the API server knows.
+type LabelsByIndex map[string]func(value string) map[string]string
+
+// Reader reads from the API server, and from what was listed before. Any goroutine may call its
+// methods. Use NewReader to create it.
+type Reader struct {
+	api           client.WithWatch
+	labelsByIndex LabelsByIndex
+
+	mu sync.Mutex // guards all that follows
+	// listed has each kind that was listed as a whole, by its listKey.
+	listed        map[string][]client.Object
+	valuesByIndex map[string]client.IndexerFunc
+	missingRights map[MissingRight]struct{}
+	absentKinds   map[string]bool
+}
+
+// NewReader returns a Reader that has nothing listed.
+func NewReader(api client.WithWatch, labelsByIndex LabelsByIndex) *Reader {
+	return &Reader{
+		api: api, labelsByIndex: labelsByIndex, listed: map[string][]client.Object{}, valuesByIndex: map[string]client.IndexerFunc{},
+		missingRights: map[MissingRight]struct{}{}, absentKinds: map[string]bool{},
+	}
+}
+
+// IndexField implements client.FieldIndexer.
+func (r *Reader) IndexField(_ context.Context, o client.Object, field string, values client.IndexerFunc) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.valuesByIndex[reflect.TypeOf(o).Elem().Name()+"."+field] = values
+	return nil
+}
+
+// MissingRights returns the rights that the user lacked so far, sorted.
+func (r *Reader) MissingRights() []MissingRight {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(r.missingRights), func(x, y MissingRight) int { return strings.Compare(x.String(), y.String()) })
+}
+
+// LacksRightTo reports whether the user was refused to list or get objects of the resource.
+func (r *Reader) LacksRightTo(resource string) bool {
+	return slices.ContainsFunc(r.MissingRights(), func(m MissingRight) bool { return m.Resource == resource })
+}
+
+// IsKindAbsent reports whether the API server does not know the kind of the list.
+func (r *Reader) IsKindAbsent(list client.ObjectList) bool {
+	kind, err := r.kindOf(list)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return err == nil && r.absentKinds[kind.itemKind]
+}
+
+// listedKind names the kind of a list.
+type listedKind struct{ itemKind, resource string }
+
+func (r *Reader) kindOf(o runtime.Object) (listedKind, error) {
+	gvk, err := apiutil.GVKForObject(o, r.api.Scheme())
+	if err != nil {
+		return listedKind{}, err
+	}
+	gvk.Kind = strings.TrimSuffix(gvk.Kind, "List")
+	mapping, err := r.api.RESTMapper().RESTMapping(gvk.GroupKind(), gvk.Version)
+	if err != nil {
+		return listedKind{}, err
+	}
+	resource := mapping.Resource.Resource
+	if mapping.Resource.Group != "" {
+		resource += "." + mapping.Resource.Group
+	}
+	return listedKind{gvk.Kind, resource}, nil
+}
+
+// ListRequest asks for all objects of a kind in a namespace, or in all of them.
+type ListRequest struct {
+	List      client.ObjectList
+	Namespace string
+	// Fields limits the list; nil for all. If they are an index, the list answers only for the same
+	// value of this index.
+	Fields fields.Selector
+}
+
+// ListAll lists the kinds at the same time, and keeps them. A missing right or an absent kind is no
+// error: the kind then has no objects.
+func (r *Reader) ListAll(ctx context.Context, requests ...ListRequest) error {
+	errs := make([]error, len(requests))
+	var all sync.WaitGroup
+	for i, q := range requests {
+		all.Go(func() { errs[i] = r.listOne(ctx, q) })
+	}
+	all.Wait()
+	return firstTelling(errs)
+}
+
+// firstTelling returns the error to show. Many requests fail for the same cause.
+func firstTelling(errs []error) error {
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, context.Canceled) {
+			return err
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Reader) listOne(ctx context.Context, q ListRequest) error {
+	kind, err := r.kindOf(q.List)
+	if err != nil {
+		return err
+	}
+	key := listKey(kind, q.Namespace)
+	byField, byLabel := r.translateIndex(q.Fields, nil)
+	if byLabel != nil {
+		key += "?" + q.Fields.String()
+	}
+	r.mu.Lock()
+	_, known := r.listed[key]
+	r.mu.Unlock()
+	if known {
+		return nil
+	}
+	err = r.api.List(ctx, q.List, &client.ListOptions{Namespace: q.Namespace, FieldSelector: byField, LabelSelector: byLabel})
+	if err = r.noteRefusal(err, kind, "list", q.Namespace); err != nil {
+		return err
+	}
+	items, err := extractObjects(q.List)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.listed[key] = items
+	return nil
+}
+
+// KeepEmptyList answers for the kind from now on that there are no objects, without asking.
+func (r *Reader) KeepEmptyList(list client.ObjectList, namespace string) {
+	kind, err := r.kindOf(list)
+	if err != nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.listed[listKey(kind, namespace)] = nil
+}
+
+func listKey(kind listedKind, namespace string) string { return kind.resource + "/" + namespace }
+
+// noteRefusal records a missing right or an absent kind, and returns other errors.
+func (r *Reader) noteRefusal(err error, kind listedKind, verb, namespace string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case err == nil:
+		return nil
+	case apierrors.IsForbidden(err):
+		r.missingRights[MissingRight{verb, kind.resource, namespace}] = struct{}{}
+		return nil
+	case meta.IsNoMatchError(err) || apierrors.IsNotFound(err):
+		r.absentKinds[kind.itemKind] = true
+		return nil
+	}
+	return fmt.Errorf("reading the %s: %w", kind.resource, err)
+}
+
+func extractObjects(list client.ObjectList) ([]client.Object, error) {
+	raw, err := meta.ExtractList(list)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]client.Object, 0, len(raw))
+	for _, o := range raw {
+		object, ok := o.(client.Object)
+		if !ok {
+			return nil, fmt.Errorf("%T is no object with metadata", o)
+		}
+		out = append(out, object)
+	}
+	return out, nil
+}
+
+// Get implements client.Reader. An object whose kind was listed comes from memory.
+func (r *Reader) Get(ctx context.Context, key client.ObjectKey, into client.Object, opts ...client.GetOption) error {
+	kind, err := r.kindOf(into)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	items, known := r.listed[listKey(kind, key.Namespace)]
+	r.mu.Unlock()
+	if known {
+		for _, o := range items {
+			if client.ObjectKeyFromObject(o) == key {
+				reflect.ValueOf(into).Elem().Set(reflect.ValueOf(o).Elem())
+				return nil
+			}
+		}
+		return apierrors.NewNotFound(r.groupResource(kind), key.Name)
+	}
+	err = r.api.Get(ctx, key, into, opts...)
+	if apierrors.IsForbidden(err) {
+		_ = r.noteRefusal(err, kind, "get", key.Namespace)
+	}
+	return err
+}
+
+// List implements client.Reader. A kind that was listed comes from memory. Another one comes from
+// the API server, selected by labels: it knows no indexes.
+func (r *Reader) List(ctx context.Context, into client.ObjectList, opts ...client.ListOption) error {
+	var o client.ListOptions
+	o.ApplyOptions(opts)
+	kind, err := r.kindOf(into)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	items, known := r.listed[listKey(kind, o.Namespace)]
+	if !known && o.FieldSelector != nil {
+		if items, known = r.listed[listKey(kind, o.Namespace)+"?"+o.FieldSelector.String()]; known {
+			o.FieldSelector = nil
+		}
+	}
+	r.mu.Unlock()
+	if !known {
+		o.FieldSelector, o.LabelSelector = r.translateIndex(o.FieldSelector, o.LabelSelector)
+		err = r.api.List(ctx, into, &o)
+		return r.noteRefusal(err, kind, "list", o.Namespace)
+	}
+	return r.selectListed(kind, items, &o, into)
+}
+
+// selectListed copies those of the items that the options select.
+func (r *Reader) selectListed(kind listedKind, items []client.Object, o *client.ListOptions, into client.ObjectList) error {
+	var out []runtime.Object
+	for _, item := range items {
+		if o.LabelSelector != nil && !o.LabelSelector.Matches(labels.Set(item.GetLabels())) {
+			continue
+		}
+		if o.FieldSelector != nil && !r.matchesIndex(kind, item, o.FieldSelector.Requirements()) {
+			continue
+		}
+		out = append(out, item)
+		if o.Limit > 0 && int64(len(out)) == o.Limit {
+			break
+		}
+	}
+	return meta.SetList(into, out)
+}
+
+func (r *Reader) matchesIndex(kind listedKind, o client.Object, requirements fields.Requirements) bool {
+	for _, q := range requirements {
+		r.mu.Lock()
+		values := r.valuesByIndex[kind.itemKind+"."+q.Field]
+		r.mu.Unlock()
+		if values == nil || !slices.Contains(values(o), q.Value) {
+			return false
+		}
+	}
+	return true
+}
+
+// translateIndex replaces the value of an index by labels. Other fields go to the API server.
+func (r *Reader) translateIndex(field fields.Selector, byLabel labels.Selector) (fields.Selector, labels.Selector) {
+	if field == nil || field.Empty() {
+		return field, byLabel
+	}
+	for _, q := range field.Requirements() {
+		if translate := r.labelsByIndex[q.Field]; translate != nil {
+			return nil, labels.SelectorFromSet(translate(q.Value))
+		}
+	}
+	return field, byLabel
+}
+
+func (r *Reader) groupResource(kind listedKind) (out schema.GroupResource) {
+	out.Resource, out.Group, _ = strings.Cut(kind.resource, ".")
+	return out
+}
+
+// IsUnreachable reports whether an error says that no API server answers.
+func IsUnreachable(err error) bool {
+	var network net.Error
+	var address *url.Error
+	return errors.As(err, &network) || errors.As(err, &address) || errors.Is(err, context.DeadlineExceeded) || apierrors.IsServiceUnavailable(err)
+}

@@ -1,0 +1,171 @@
+// Package report has the answers of kubectl gantry as values, and prints them. It knows no cluster.
+package report
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// Result says whether the subject of a Report works.
+type Result string
+
+// The results. Each has an exit status of its own.
+const (
+	Well    Result = "Well"
+	NotWell Result = "NotWell"
+	Unknown Result = "Unknown"
+)
+
+// ExitStatus is 0 if the subject works, 1 if it does not, and 2 if that could not be told.
+func (r Result) ExitStatus() int {
+	switch r {
+	case Well:
+		return 0
+	case NotWell:
+		return 1
+	}
+	return 2
+}
+
+// Gate is one of the conditions that have to hold, from the choice of a pool to the wire.
+type Gate struct {
+	Name   string       `json:"name"`
+	Result Result       `json:"result"`
+	Reason names.Reason `json:"reason,omitempty"`
+	Text   string       `json:"text,omitempty"`
+	// IsDetail means that the gate is only printed by -o wide, unless it is not passed.
+	IsDetail bool `json:"-"`
+}
+
+// Report is the answer to one question.
+type Report struct {
+	// Subject is what the Report is about, such as "service default/web".
+	Subject string       `json:"subject"`
+	Result  Result       `json:"result"`
+	Reason  names.Reason `json:"reason,omitempty"`
+	// Answer is one sentence.
+	Answer string `json:"answer"`
+	Gates  []Gate `json:"gates,omitempty"`
+	// Repair has the commands, or the lines of YAML, that mend what is wrong.
+	Repair []string `json:"repair,omitempty"`
+	// Documentation is the page that explains the Reason.
+	Documentation string `json:"documentation,omitempty"`
+	// MissingRights are rights that the user lacks, so that some gates are unknown.
+	MissingRights []string `json:"missingRights,omitempty"`
+}
+
+// FirstLine is the answer with its Reason.
+func (r *Report) FirstLine() string {
+	if r.Reason == "" {
+		return r.Answer
+	}
+	return fmt.Sprintf("%s [%s]", r.Answer, r.Reason)
+}
+
+// Format says how reports are printed.
+type Format string
+
+// The formats.
+const (
+	Table Format = "table"
+	Wide  Format = "wide"
+	JSON  Format = "json"
+	YAML  Format = "yaml"
+)
+
+// ParseFormat reads the value of the flag -o.
+func ParseFormat(text string) (Format, error) {
+	switch f := Format(text); f {
+	case "":
+		return Table, nil
+	case Table, Wide, JSON, YAML:
+		return f, nil
+	}
+	return "", fmt.Errorf("-o %s: the formats are table, wide, json and yaml", text)
+}
+
+// Printer prints to one output.
+type Printer struct {
+	Out    io.Writer
+	Format Format
+	// HasColor is set for a terminal.
+	HasColor bool
+}
+
+// The codes of colours on a terminal.
+const (
+	green, red, yellow, bold = "32", "31", "33", "1"
+)
+
+func (p *Printer) colored(code, text string) string {
+	if !p.HasColor {
+		return text
+	}
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+// mark is the sign before a gate.
+func (p *Printer) mark(r Result) string {
+	switch r {
+	case Well:
+		return p.colored(green, "✓")
+	case NotWell:
+		return p.colored(red, "✗")
+	}
+	return p.colored(yellow, "?")
+}
+
+// PrintReport prints one Report.
+func (p *Printer) PrintReport(r *Report) error {
+	if p.Format == JSON || p.Format == YAML {
+		return p.PrintObject(r)
+	}
+	var b strings.Builder
+	b.WriteString(p.colored(bold, r.FirstLine()) + "\n")
+	for _, g := range r.Gates {
+		if g.IsDetail && p.Format != Wide && g.Result == Well {
+			continue
+		}
+		fmt.Fprintf(&b, "  %s %s", p.mark(g.Result), g.Name)
+		if g.Text != "" {
+			b.WriteString(": " + g.Text)
+		}
+		if g.Reason != "" && !strings.Contains(g.Text, "("+string(g.Reason)+")") {
+			fmt.Fprintf(&b, " (%s)", g.Reason)
+		}
+		b.WriteByte('\n')
+	}
+	if len(r.Repair) > 0 {
+		b.WriteString("To mend it:\n")
+		for _, line := range r.Repair {
+			b.WriteString("  " + line + "\n")
+		}
+	}
+	if r.Documentation != "" {
+		b.WriteString("See " + r.Documentation + "\n")
+	}
+	if len(r.MissingRights) > 0 {
+		fmt.Fprintf(&b, "Not seen, because you have no right to: %s\n", strings.Join(r.MissingRights, "; "))
+	}
+	_, err := io.WriteString(p.Out, b.String())
+	return err
+}
+
+// PrintObject prints a value as JSON or YAML.
+func (p *Printer) PrintObject(o any) error {
+	text, err := json.MarshalIndent(o, "", "  ")
+	if err == nil && p.Format == YAML {
+		text, err = yaml.JSONToYAML(text)
+	}
+	if err != nil {
+		return fmt.Errorf("encoding the output: %w", err)
+	}
+	_, err = fmt.Fprintln(p.Out, strings.TrimSuffix(string(text), "\n"))
+	return err
+}

@@ -1,0 +1,257 @@
+package announcedcondition
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
+	"github.com/gantry-lb/gantry/internal/advertise"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// stateReader reads from the cache what is known of a Service's nodes, sessions and endpoints.
+type stateReader struct {
+	client          client.Reader
+	namespace       string
+	withoutBGPKinds bool
+}
+
+// The names of the indexes by which Services are explained: see RegisterIndexes.
+const (
+	ReportsByServiceIndex        = "service"
+	ReportsByNodeIndex           = "node"
+	EndpointSlicesByServiceIndex = "endpoints"
+	SessionsByNodeAndPeerIndex   = "session"
+)
+
+// readReports reads what living speakers report about the Service. wanted are the sessions that
+// should carry it.
+func (r *stateReader) readReports(ctx context.Context, v *view.Service, wanted []advertise.WantedSession) (*speakerReports, error) {
+	match := []client.ListOption{client.InNamespace(r.namespace), client.MatchingFields{ReportsByServiceIndex: v.Key.String()}}
+	var l2 v1beta1.ServiceL2StatusList
+	if err := r.client.List(ctx, &l2, match...); err != nil {
+		return nil, fmt.Errorf("reading the speakers' reports about Service %s: %w", v.Key, err)
+	}
+	out := &speakerReports{}
+	for i := range l2.Items {
+		// without a node, the status is not written yet: it comes after the object
+		if node := l2.Items[i].Status.Node; node != "" && !r.isSpeakerDead(ctx, node) {
+			out.layer2Statuses = append(out.layer2Statuses, l2.Items[i])
+		}
+	}
+	if r.withoutBGPKinds {
+		return out, nil
+	}
+	var bgp v1beta1.ServiceBGPStatusList
+	if err := r.client.List(ctx, &bgp, match...); err != nil {
+		return nil, fmt.Errorf("reading the speakers' reports about Service %s: %w", v.Key, err)
+	}
+	peersByNode := map[string][]string{}
+	for i := range bgp.Items {
+		s := &bgp.Items[i].Status
+		peersByNode[s.Node] = s.Peers
+		for _, p := range s.Peers { // the configuration that was read may be older than the report
+			isSame := func(w advertise.WantedSession) bool { return w.Node == s.Node && w.Peer == p }
+			if !slices.ContainsFunc(wanted, isSame) {
+				wanted = append(wanted, advertise.WantedSession{Node: s.Node, Peer: p, Addresses: v.AssignedAddresses})
+			}
+		}
+	}
+	for _, w := range wanted {
+		s, err := r.readSession(ctx, w, slices.Contains(peersByNode[w.Node], w.Peer))
+		if err != nil {
+			return nil, err
+		}
+		out.sessions = append(out.sessions, s)
+	}
+	return out, nil
+}
+
+// readSession reads whether a session carries the Service. isReported says that the speaker reports
+// so.
+func (r *stateReader) readSession(ctx context.Context, w advertise.WantedSession, isReported bool) (sessionReport, error) {
+	out := sessionReport{node: w.Node, peer: w.Peer, addresses: w.Addresses}
+	var list v1alpha1.BGPSessionList
+	match := client.MatchingFields{SessionsByNodeAndPeerIndex: sessionIndexValue(w.Node, w.Peer)}
+	if err := r.client.List(ctx, &list, client.InNamespace(r.namespace), match); err != nil {
+		return out, fmt.Errorf("reading the session of %s on node %s: %w", w.Peer, w.Node, err)
+	}
+	speaker := r.readSpeaker(ctx, w.Node)
+	switch {
+	case isDead(speaker):
+		out.fault = names.Explain(names.ReasonNoSpeaker, "no speaker runs there")
+		return out, nil
+	case len(list.Items) == 0:
+		out.fault = names.Explain(names.ReasonNoSession, "its speaker has not reported the session yet")
+		return out, nil
+	}
+	s := &list.Items[0].Status
+	out.carriesIPv4, out.carriesIPv6 = slices.Contains(s.Families, ipv4Unicast), slices.Contains(s.Families, ipv6Unicast)
+	if c := meta.FindStatusCondition(s.Conditions, names.ConditionEstablished); c != nil && c.Status != metav1.ConditionTrue {
+		out.carriesIPv4, out.carriesIPv6 = false, false
+		out.fault = names.Explanation{Reason: names.Reason(c.Reason), Text: c.Message}
+		return out, nil
+	}
+	out.fault = faultOfEstablishedSession(&out, s, speaker)
+	if isReported || out.fault.IsSet() || !r.reportsServices(ctx, w.Node, speaker) {
+		return out, nil
+	}
+	out.carriesIPv4, out.carriesIPv6 = false, false
+	out.fault = names.Explain(names.ReasonNoSession, "the session is established, and the router does not have the route yet")
+	return out, nil
+}
+
+// The names of the families in a BGPSession.
+const ipv4Unicast, ipv6Unicast = "ipv4-unicast", "ipv6-unicast"
+
+// faultOfEstablishedSession returns why an established session carries none of its addresses.
+func faultOfEstablishedSession(session *sessionReport, s *v1alpha1.BGPSessionStatus, speaker *v1alpha1.SpeakerStatusStatus) names.Explanation {
+	if slices.ContainsFunc(session.addresses, session.carriesAddress) {
+		return names.Explanation{}
+	}
+	if why := faultOfSpeaker(speaker); speaker != nil && why.IsSet() {
+		return why // the node has withdrawn its routes
+	}
+	if c := meta.FindStatusCondition(s.Conditions, names.ConditionRoutesAnnounced); c != nil && c.Status != metav1.ConditionTrue {
+		return names.Explanation{Reason: names.Reason(c.Reason), Text: c.Message}
+	}
+	return names.Explain(names.ReasonFamilyNotCarried, "the session carries only routes of %s: activate the other address family for this neighbour on the router, and set dualStackAddressFamily", strings.Join(s.Families, ", "))
+}
+
+// reportsServices reports whether the node says which Services it announces by BGP: none, or those
+// of its ServiceBGPStatus objects. A node with very many Services writes none of these: its
+// sessions are then all that is known.
+func (r *stateReader) reportsServices(ctx context.Context, node string, speaker *v1alpha1.SpeakerStatusStatus) bool {
+	if speaker != nil && speaker.LastSeen != nil && speaker.Routes == 0 {
+		return true
+	}
+	var list v1beta1.ServiceBGPStatusList
+	err := r.client.List(ctx, &list, client.InNamespace(r.namespace), client.MatchingFields{ReportsByNodeIndex: node}, client.Limit(1))
+	return err == nil && len(list.Items) > 0
+}
+
+// isSpeakerDead reports whether a living speaker has found the speaker of the node dead.
+func (r *stateReader) isSpeakerDead(ctx context.Context, node string) bool {
+	return isDead(r.readSpeaker(ctx, node))
+}
+
+func isDead(s *v1alpha1.SpeakerStatusStatus) bool {
+	return s != nil && meta.IsStatusConditionFalse(s.Conditions, names.ConditionReady)
+}
+
+// readSpeaker reads the SpeakerStatus of a node; nil if there is none.
+func (r *stateReader) readSpeaker(ctx context.Context, node string) *v1alpha1.SpeakerStatusStatus {
+	var s v1alpha1.SpeakerStatus
+	if err := r.client.Get(ctx, client.ObjectKey{Namespace: r.namespace, Name: node}, &s); err != nil {
+		return nil
+	}
+	return &s.Status
+}
+
+// readEndpoints reads the endpoints of the Service.
+func (r *stateReader) readEndpoints(ctx context.Context, key view.ObjectKey) (view.Endpoints, error) {
+	var slices discoveryv1.EndpointSliceList
+	match := client.MatchingFields{EndpointSlicesByServiceIndex: key.Name}
+	if err := r.client.List(ctx, &slices, client.InNamespace(key.Namespace), match); err != nil {
+		return view.Endpoints{}, fmt.Errorf("reading the endpoints of Service %s: %w", key, err)
+	}
+	return view.MergedEndpointsOfSlices(key, slices.Items), nil
+}
+
+// readSpeakers reads the SpeakerStatus of every node.
+func (r *stateReader) readSpeakers(ctx context.Context) (map[string]*v1alpha1.SpeakerStatusStatus, error) {
+	var list v1alpha1.SpeakerStatusList
+	if err := r.client.List(ctx, &list, client.InNamespace(r.namespace)); err != nil {
+		return nil, fmt.Errorf("reading the state of the speakers: %w", err)
+	}
+	out := make(map[string]*v1alpha1.SpeakerStatusStatus, len(list.Items))
+	for i := range list.Items {
+		out[list.Items[i].Name] = &list.Items[i].Status
+	}
+	return out, nil
+}
+
+// newNodeStates returns what is known of each node that may announce the Service.
+func newNodeStates(config *configurationreader.Configuration, v *view.Service, e *view.Endpoints, speakers map[string]*v1alpha1.SpeakerStatusStatus, sessions []sessionReport) []advertise.NodeState {
+	out := make([]advertise.NodeState, 0, len(config.Nodes))
+	for _, labels := range config.Nodes {
+		n := advertise.NodeState{NodeLabels: labels, HasEndpoints: slices.Contains(e.ServingNodes, labels.Name), SessionFaultByPeer: map[string]names.Explanation{}}
+		s := speakers[labels.Name]
+		n.Fault = faultOfSpeaker(s)
+		if s != nil {
+			n.IsProxyBehind = slices.Contains(s.AwaitingProxy, v.Key.String())
+			n.Layer2Fault = faultOfLayer2(s)
+			if s.LastSeen != nil { // an older speaker has no list of its usable links
+				n.UsableInterfaces = append([]string{}, s.UsableLinks...)
+			}
+		}
+		for _, session := range sessions {
+			if session.node == labels.Name && session.fault.IsSet() {
+				n.SessionFaultByPeer[session.peer] = session.fault
+			}
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// faultOfSpeaker returns why the node of a speaker announces nothing at all.
+func faultOfSpeaker(s *v1alpha1.SpeakerStatusStatus) names.Explanation {
+	const look = "look at its Pod, and whether the DaemonSet gantry-speaker covers the node"
+	switch {
+	case s == nil:
+		return names.Explain(names.ReasonNoSpeaker, "no speaker runs there: %s", look)
+	case isDead(s):
+		return names.Explain(names.ReasonNoSpeaker, "its speaker is gone or silent: %s", look)
+	case s.Unavailable == string(names.ReasonNodeLeaving):
+		return names.Explain(names.ReasonNodeLeaving, "the node is being drained (annotation %s), shut down or taken out of service", names.AnnotationDrainNodeAddresses)
+	case s.Unavailable == string(names.ReasonNodeNetworkUnavailable):
+		return names.Explain(names.ReasonNodeNetworkUnavailable, "its condition NetworkUnavailable is True: repair the network of the node")
+	case s.Unavailable == string(names.ReasonNodeExcluded):
+		return names.Explain(names.ReasonNodeExcluded, "it has the label %s: remove it", names.LabelExcludeNode)
+	}
+	return names.Explanation{}
+}
+
+// faultOfLayer2 returns why the node of a speaker announces nothing by layer 2.
+func faultOfLayer2(s *v1alpha1.SpeakerStatusStatus) names.Explanation {
+	c := meta.FindStatusCondition(s.Conditions, names.ConditionLayer2Usable)
+	if c == nil || c.Status != metav1.ConditionFalse {
+		return names.Explanation{}
+	}
+	return names.Explanation{Reason: names.Reason(c.Reason), Text: c.Message}
+}
+
+// explainForeignHost says which foreign host answers for one of the addresses, so that no node
+// takes it.
+func explainForeignHost(speakers map[string]*v1alpha1.SpeakerStatusStatus, addresses []netip.Addr) names.Explanation {
+	var found []v1alpha1.SpeakerConflict
+	for _, s := range speakers {
+		if isDead(s) {
+			continue // what it reported last is not so any more
+		}
+		for _, c := range s.Conflicts {
+			if a, err := netip.ParseAddr(c.Address); err == nil && slices.Contains(addresses, a) {
+				found = append(found, c)
+			}
+		}
+	}
+	if len(found) == 0 {
+		return names.Explanation{}
+	}
+	first := slices.MinFunc(found, func(x, y v1alpha1.SpeakerConflict) int { return strings.Compare(x.Address+x.MAC, y.Address+y.MAC) })
+	return names.Explain(names.ReasonForeignClaim, "no node takes %s, since a host outside of the cluster (%s) answers for it: remove the address from that host, or exclude it from the pool", first.Address, first.MAC)
+}
+
+func sessionIndexValue(node, peer string) string { return node + "/" + peer }

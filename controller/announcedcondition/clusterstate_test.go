@@ -1,0 +1,193 @@
+package announcedcondition
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
+)
+
+// createDualStackService creates the Service dual with an address of each family. The IPv6 address
+// is in the pool six. The peer tor carries both families.
+func (h *writerHarness) createDualStackService(endpoints ...discoveryv1.AddressType) {
+	h.t.Helper()
+	h.create(&v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "six"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []string{"2001:db8::/124"}}})
+	var tor v1beta2.BGPPeer
+	if err := h.api.Get(h.t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: "tor"}, &tor); err != nil {
+		h.t.Fatal(err)
+	}
+	tor.Spec.DualStackAddressFamily = true
+	if err := h.api.Update(h.t.Context(), &tor); err != nil {
+		h.t.Fatal(err)
+	}
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "dual"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
+	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.5"}, {IP: "2001:db8::5"}}
+	h.create(s)
+	node := "node1"
+	for _, family := range endpoints {
+		h.create(&discoveryv1.EndpointSlice{
+			ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "dual-" + strings.ToLower(string(family)), Labels: map[string]string{discoveryv1.LabelServiceName: "dual"}},
+			AddressType: family, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, NodeName: &node}},
+		})
+	}
+}
+
+// setCarriedFamilies writes that the session with tor is established and carries these families.
+func (h *writerHarness) setCarriedFamilies(node string, withheld names.Explanation, families ...string) {
+	h.t.Helper()
+	h.setSession(node, names.Explanation{})
+	o := &v1alpha1.BGPSession{}
+	if err := h.api.Get(h.t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: "tor." + node}, o); err != nil {
+		h.t.Fatal(err)
+	}
+	o.Status.Families = families
+	if withheld.IsSet() {
+		o.Status.Conditions = append(o.Status.Conditions, metav1.Condition{Type: names.ConditionRoutesAnnounced, Status: metav1.ConditionFalse, Reason: string(withheld.Reason), Message: withheld.Text})
+	}
+	if err := h.api.Status().Update(h.t.Context(), o); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// editSpeaker changes the SpeakerStatus of a node.
+func (h *writerHarness) editSpeaker(node string, edit func(s *v1alpha1.SpeakerStatusStatus)) {
+	h.t.Helper()
+	var o v1alpha1.SpeakerStatus
+	if err := h.api.Get(h.t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: node}, &o); err != nil {
+		h.t.Fatal(err)
+	}
+	edit(&o.Status)
+	if err := h.api.Status().Update(h.t.Context(), &o); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// TestBGPAnnouncesEachAddressForItself checks a Service with two addresses of which routers have
+// one.
+func TestBGPAnnouncesEachAddressForItself(t *testing.T) {
+	const ipv4, ipv6 = discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6
+	for name, tt := range map[string]struct {
+		advertisedPools []string
+		endpoints       []discoveryv1.AddressType
+		families        []string
+		withheld        names.Explanation
+		reason          names.Reason
+		text            string
+	}{
+		"the router accepts one family": {
+			endpoints: []discoveryv1.AddressType{ipv4, ipv6}, families: []string{ipv4Unicast}, withheld: names.Explain(names.ReasonFamilyNotCarried, "activate IPv6"),
+			reason: names.ReasonNoSession, text: "192.0.2.5: announced by BGP; 2001:db8::5: 0 of 2 BGP sessions carry the Service: tor on node1: activate IPv6 (FamilyNotCarried)",
+		},
+		"the advertisement has one of the pools": {
+			advertisedPools: []string{"first"}, endpoints: []discoveryv1.AddressType{ipv4, ipv6}, families: []string{ipv4Unicast, ipv6Unicast},
+			reason: names.ReasonNoAdvertisement, text: "192.0.2.5: announced by BGP; 2001:db8::5: no L2Advertisement or BGPAdvertisement",
+		},
+		"the endpoints have one family": {
+			endpoints: []discoveryv1.AddressType{ipv4}, families: []string{ipv4Unicast, ipv6Unicast},
+			reason: names.ReasonNoEndpoints, text: "192.0.2.5: announced by BGP; 2001:db8::5: no endpoint of the Service has an IPv6 address",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newWriterHarness(t)
+			h.createDualStackService(tt.endpoints...)
+			ad := &v1beta1.BGPAdvertisement{}
+			if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: "first"}, ad); err != nil {
+				t.Fatal(err)
+			}
+			ad.Spec.IPAddressPools = tt.advertisedPools
+			if err := h.api.Update(t.Context(), ad); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := h.reader.ReadNow(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for _, node := range []string{"node1", "node2"} {
+				h.setCarriedFamilies(node, tt.withheld, tt.families...)
+			}
+			h.expect(name, h.reconcile("dual", time.Minute), metav1.ConditionFalse, tt.reason, tt.text)
+		})
+	}
+}
+
+// TestSessionOfALeavingNodeSaysSo checks the text about a session that stays established while its
+// node withdraws the routes.
+func TestSessionOfALeavingNodeSaysSo(t *testing.T) {
+	h := newWriterHarness(t)
+	h.setSession("node1", names.Explanation{})
+	h.reportRoutes("node1")
+	h.setCarriedFamilies("node2", names.Explanation{})
+	h.editSpeaker("node2", func(s *v1alpha1.SpeakerStatusStatus) { s.Unavailable, s.Routes = string(names.ReasonNodeLeaving), 0 })
+	c := h.reconcile("web", time.Minute)
+	h.expect("one of two nodes leaves", c, metav1.ConditionTrue, names.ReasonAnnounced, "on 1 of 2 BGP sessions: not on tor on node2: the node is being drained")
+}
+
+// TestEstablishedSessionOfANodeWithoutRoutesDoesNotCount checks a node that reports no Service at
+// all: its SpeakerStatus says whether it has routes.
+func TestEstablishedSessionOfANodeWithoutRoutesDoesNotCount(t *testing.T) {
+	h := newWriterHarness(t)
+	for _, node := range []string{"node1", "node2"} {
+		h.setSession(node, names.Explanation{})
+		h.editSpeaker(node, func(s *v1alpha1.SpeakerStatusStatus) { s.Routes = 0 })
+	}
+	c := h.reconcile("web", time.Minute)
+	h.expect("no node has a route", c, metav1.ConditionFalse, names.ReasonNoSession, "the router does not have the route yet")
+	h.editSpeaker("node1", func(s *v1alpha1.SpeakerStatusStatus) { s.Routes = 600 })
+	c = h.reconcile("web", time.Minute)
+	h.expect("a node has too many routes to list them", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
+	before := &v1alpha1.SpeakerStatus{}
+	after := before.DeepCopy()
+	if after.Status.Routes = 1; !isSpeakerChangeRelevant(before, after) {
+		t.Error("the first route of a node does not count as a change")
+	}
+	if before.Status.Routes = 2; isSpeakerChangeRelevant(before, after) {
+		t.Error("each route of a node counts as a change")
+	}
+}
+
+// TestReportWithoutStatusDoesNotCount checks a report that was created, and whose status follows.
+func TestReportWithoutStatusDoesNotCount(t *testing.T) {
+	h := newWriterHarness(t)
+	h.create(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "all"}})
+	if _, err := h.reader.ReadNow(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	status := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "default.web.node1", Labels: map[string]string{
+		names.LabelServiceStatusNode: "node1", names.LabelServiceName: "web", names.LabelServiceNamespace: "default",
+	}}}
+	h.create(status)
+	if c := h.reconcile("web", time.Second); c.Status != "" {
+		t.Errorf("a report without status is enough for the condition %s: %s", c.Status, c.Message)
+	}
+	status.Status = v1beta1.ServiceL2StatusStatus{Node: "node1", ServiceName: "web", ServiceNamespace: "default", Gantry: &v1beta1.ServiceL2StatusGantry{Addresses: []string{"192.0.2.1"}}}
+	if err := h.api.Status().Update(t.Context(), status); err != nil {
+		t.Fatal(err)
+	}
+	h.expect("the status is written", h.reconcile("web", time.Second), metav1.ConditionTrue, names.ReasonAnnounced, "announced by layer 2")
+	if h.serviceWrites != 1 {
+		t.Errorf("the Service was written %d times, want 1", h.serviceWrites)
+	}
+}
+
+// TestConflictOfADeadSpeakerIsNoCause checks a conflict that a speaker reported before it died.
+func TestConflictOfADeadSpeakerIsNoCause(t *testing.T) {
+	h := newWriterHarness(t)
+	h.setSession("node1", refused)
+	h.setSession("node2", refused)
+	h.editSpeaker("node2", func(s *v1alpha1.SpeakerStatusStatus) {
+		s.Conflicts = []v1alpha1.SpeakerConflict{{Address: "192.0.2.1", MAC: "02:00:00:00:00:99", Since: metav1.NewTime(h.now)}}
+	})
+	h.expect("a living speaker", h.reconcile("web", time.Minute), metav1.ConditionFalse, names.ReasonForeignClaim, "02:00:00:00:00:99")
+	h.editSpeaker("node2", func(s *v1alpha1.SpeakerStatusStatus) {
+		s.Conditions = []metav1.Condition{{Type: names.ConditionReady, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSpeaker)}}
+	})
+	h.expect("a dead one", h.reconcile("web", time.Minute), metav1.ConditionFalse, names.ReasonNoSession, "tor on node1: it expects another AS number")
+}

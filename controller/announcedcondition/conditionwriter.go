@@ -1,0 +1,359 @@
+// Package announcedcondition writes the condition gantry.dev/Announced on Services, and repeats the
+// Warning about a Service while its fault lasts. Package advertise has the rules that say why no
+// node announces a Service.
+package announcedcondition
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
+	"github.com/gantry-lb/gantry/controller/events"
+	"github.com/gantry-lb/gantry/internal/advertise"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// Options are the settings of a ConditionWriter.
+type Options struct {
+	Client client.Client
+	// Scope says where the speakers' reports are, and whether BGP is part of them.
+	Scope configuration.ConfigurationScope
+	// ConfigurationReader publishes the configuration.
+	ConfigurationReader *configurationreader.Reader
+	// LoadBalancerClass is the class that is served.
+	LoadBalancerClass string
+	// Now returns the time.
+	Now func() time.Time
+	// RecordSeriesEvent creates an event about a Service, or counts it once more if it exists. kind
+	// is Normal or Warning.
+	RecordSeriesEvent func(ctx context.Context, about *corev1.Service, kind, reason, text string)
+}
+
+// ConditionWriter writes the condition gantry.dev/Announced on Services. It is True while each
+// address of the Service is announced: by a living node that answers for it, or over an established
+// session. Its reason differs while a foreign host claims an address. Otherwise it is False with
+// the most telling reason. A Service is written when the status or the Reason changes. A text that
+// changes under one Reason is written too, but only 5 of these in a second over all Services. Use
+// NewConditionWriter to create it.
+type ConditionWriter struct {
+	Options
+
+	state  stateReader
+	faults *faultMemory // of Services that are not announced
+	// announcedFaults are Services that are announced, and that some clients do not reach.
+	announcedFaults *faultMemory
+	// addressFaults are Services that get no address, requestFaults those that keep an address and
+	// do not get the one that they ask for. texts are Services whose text is to be written.
+	addressFaults, requestFaults, texts *faultMemory
+}
+
+const (
+	// missingReportTimeout is how long a report may be missing before the condition becomes False:
+	// a report that is replaced is missing for an instant.
+	missingReportTimeout = 1200 * time.Millisecond
+	// maxRecheckInterval is how often the reason is determined again while no node announces. It is
+	// shorter at first, while a manifest may still be in the process of being applied.
+	maxRecheckInterval = 30 * time.Second
+)
+
+// NewConditionWriter returns a ConditionWriter to register with a manager.
+func NewConditionWriter(o Options) *ConditionWriter {
+	var pacer slotPacer
+	return &ConditionWriter{
+		Options: o, faults: newFaultMemory(&pacer), announcedFaults: newFaultMemory(&pacer), addressFaults: newFaultMemory(&pacer), requestFaults: newFaultMemory(&pacer), texts: newFaultMemory(&pacer),
+		state: stateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds},
+	}
+}
+
+// Reconcile brings the condition of one Service in line with what is known.
+func (r *ConditionWriter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	var s corev1.Service
+	if err := r.Client.Get(ctx, req.NamespacedName, &s); err != nil {
+		r.forgetService(req.NamespacedName)
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	v := view.FromService(&s)
+	if !v.IsLoadBalancer || v.LoadBalancerClass != r.LoadBalancerClass {
+		r.forgetService(req.NamespacedName)
+		return ctrl.Result{}, nil // the worker removes the condition together with the addresses
+	}
+	if len(v.AssignedAddresses) == 0 {
+		r.faults.forgetFault(req.NamespacedName)
+		r.requestFaults.forgetFault(req.NamespacedName)
+		return r.remindOfMissingAddress(ctx, &s), nil
+	}
+	r.addressFaults.forgetFault(req.NamespacedName)
+	result, err := r.reconcileAnnouncement(ctx, &s, &v)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	return lookAgainWithin(result, r.remindOfRefusedRequest(ctx, &s)), nil
+}
+
+// reconcileAnnouncement brings the condition of a Service with addresses in line with what is
+// known.
+func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.Service, v *view.Service) (ctrl.Result, error) {
+	key := client.ObjectKeyFromObject(s)
+	config, _ := r.ConfigurationReader.LatestConfiguration()
+	if config == nil {
+		return ctrl.Result{}, errors.New("the configuration has not been read yet")
+	}
+	endpoints, reports, err := r.state.readService(ctx, config, v)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	found := reports.findReach(v.AssignedAddresses)
+	c := metav1.Condition{Type: names.ConditionAnnounced, ObservedGeneration: s.Generation}
+	if len(found.missing) == 0 {
+		before := meta.FindStatusCondition(s.Status.Conditions, c.Type)
+		recovers := before != nil && before.Reason == string(names.ReasonNoSession)
+		reason, text := reports.describeAnnouncement(&found, !recovers)
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(reason), text
+		if recovers {
+			// the text about the sessions follows
+			r.texts.recordWarning(key, r.Now())
+			result, err := r.writeAnnouncedCondition(ctx, s, c)
+			return lookAgainWithin(result, minTextChangeInterval), err
+		}
+		return r.writeAnnouncedCondition(ctx, s, c)
+	}
+	since := r.faults.recordFault(key, r.Now())
+	if wait := missingReportTimeout - r.Now().Sub(since); wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, nil
+	}
+	why, err := r.state.explainUnannounced(ctx, config, v, &found, endpoints, reports)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(why.Reason), describeMissing(&found, why)
+	again, err := r.writeAnnouncedCondition(ctx, s, c)
+	recheck := min(max(r.Now().Sub(since), missingReportTimeout), maxRecheckInterval)
+	again = lookAgainWithin(again, recheck)
+	return again, err
+}
+
+// remindOfMissingAddress repeats the Warning about a Service that gets no address.
+func (r *ConditionWriter) remindOfMissingAddress(ctx context.Context, s *corev1.Service) ctrl.Result {
+	key := client.ObjectKeyFromObject(s)
+	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
+	if c == nil || c.Status != metav1.ConditionFalse || c.Reason == string(names.ReasonProbing) {
+		r.addressFaults.forgetFault(key)
+		return ctrl.Result{}
+	}
+	now := r.Now()
+	if now.Sub(c.LastTransitionTime.Time) < freshFaultAge { // the worker has sent the Warning
+		r.addressFaults.recordWarning(key, now)
+	}
+	wait := r.addressFaults.untilReminder(key, now)
+	r.addressFaults.recordReason(key, c.Reason)
+	if wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}
+	}
+	r.addressFaults.recordWarning(key, now)
+	r.recordCondition(ctx, s, corev1.EventTypeWarning, names.EventAllocationFailed, c)
+	return ctrl.Result{RequeueAfter: remindInterval}
+}
+
+// remindOfRefusedRequest repeats the Warning about a Service that keeps its addresses, and does not
+// get those that it asks for. It returns when to look again, or 0.
+func (r *ConditionWriter) remindOfRefusedRequest(ctx context.Context, s *corev1.Service) time.Duration {
+	key, now := client.ObjectKeyFromObject(s), r.Now()
+	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
+	if c == nil || !isRequestRefused(names.Reason(c.Reason)) {
+		r.requestFaults.forgetFault(key)
+		return 0
+	}
+	if !r.requestFaults.hasFault(key) {
+		// The worker has sent the Warning, or a former leader has within the last remindInterval.
+		r.requestFaults.recordWarning(key, now)
+	}
+	if wait := r.requestFaults.untilReminder(key, now); wait > 0 {
+		return wait
+	}
+	r.requestFaults.recordWarning(key, now)
+	r.recordCondition(ctx, s, corev1.EventTypeWarning, names.EventAllocationFailed, c)
+	return remindInterval
+}
+
+// isRequestRefused reports whether the Reason of a Service with addresses is a Warning.
+func isRequestRefused(reason names.Reason) bool {
+	switch reason {
+	// with the last two, another address is under way
+	case names.ReasonAssigned, names.ReasonProbing, names.ReasonAddressRetired:
+		return false
+	}
+	return true
+}
+
+// forgetService removes a Service that is not served any more.
+func (r *ConditionWriter) forgetService(key client.ObjectKey) {
+	for _, m := range []*faultMemory{r.faults, r.announcedFaults, r.addressFaults, r.requestFaults, r.texts} {
+		m.forgetFault(key)
+	}
+}
+
+// ForecastUnannouncedCondition returns the condition of a Service that is about to get its first
+// addresses, if it is certain that no speaker will announce them. It is written together with the
+// addresses, so that a Service that waits for an advertisement or for Pods costs one write instead
+// of two. A wrong forecast is corrected like any other change.
+func (r *ConditionWriter) ForecastUnannouncedCondition(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
+	var none metav1.Condition
+	// A change may bring the advertisement: it may have been applied together with the Service.
+	if r.ConfigurationReader.HasUnreadChange() {
+		return none, false
+	}
+	config, _ := r.ConfigurationReader.LatestConfiguration()
+	if config == nil || meta.FindStatusCondition(s.Status.Conditions, names.ConditionAnnounced) != nil {
+		return none, false
+	}
+	v := view.FromService(s)
+	v.AssignedAddresses = assigned
+	endpoints, reports, err := r.state.readService(ctx, config, &v)
+	if err != nil || len(reports.findReach(assigned).announced) > 0 {
+		return none, false
+	}
+	svc := advertise.FromView(&v)
+	why := advertise.Explain(config.Snapshot, &svc, config.Nodes)
+	if !why.IsSet() && !endpoints.AnyServing {
+		why = noEndpoints()
+	}
+	// The pool may be newer than the snapshot.
+	if !why.IsSet() || why.Reason == names.ReasonAddressOutsidePools {
+		return none, false
+	}
+	return metav1.Condition{
+		Type: names.ConditionAnnounced, Status: metav1.ConditionFalse, Reason: string(why.Reason), Message: why.Text, ObservedGeneration: s.Generation,
+	}, true
+}
+
+// eventKindForUnannounced returns the type of the event, given the condition before. A Service that
+// was not announced before may still be on its way: its Pods start, and then the speakers announce.
+func eventKindForUnannounced(before *metav1.Condition, reason names.Reason) string {
+	isFirst := before == nil || before.Status == metav1.ConditionFalse
+	if isFirst && (reason == names.ReasonNoEndpoints || reason == names.ReasonNotAnnounced) {
+		return corev1.EventTypeNormal
+	}
+	return corev1.EventTypeWarning
+}
+
+// writeAnnouncedCondition writes the condition if it has to change, and sends the events. It
+// returns when to look again.
+func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1.Service, c metav1.Condition) (ctrl.Result, error) {
+	key, now := client.ObjectKeyFromObject(s), r.Now()
+	before := meta.FindStatusCondition(s.Status.Conditions, c.Type)
+	sameWord := before != nil && before.Status == c.Status && before.Reason == c.Reason
+	if sameWord && before.Message != c.Message {
+		if wait := r.texts.untilTextChange(key, now); wait > 0 {
+			return ctrl.Result{RequeueAfter: wait}, nil
+		}
+	}
+	after := s.DeepCopy()
+	if meta.SetStatusCondition(&after.Status.Conditions, c) {
+		base := client.MergeFromWithOptions(s, client.MergeFromWithOptimisticLock{})
+		err := r.Client.Status().Patch(ctx, after, base)
+		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+			return ctrl.Result{}, nil // the newer object causes its own request
+		}
+		if err != nil {
+			return ctrl.Result{}, fmt.Errorf("writing the condition %s of Service %s: %w", c.Type, key, err)
+		}
+	}
+	written := meta.FindStatusCondition(after.Status.Conditions, c.Type)
+	if c.Status == metav1.ConditionTrue {
+		r.faults.forgetFault(key)
+		if before != nil && before.Status == metav1.ConditionFalse {
+			r.reportRecovery(ctx, s, before, written)
+		}
+		return r.remindOfAnnouncedFault(ctx, s, before, written), nil
+	}
+	r.announcedFaults.forgetFault(key)
+	return r.remindOfFault(ctx, s, before, written), nil
+}
+
+// lookAgainWithin makes the result look at the Service again after d or earlier. A d of 0 changes
+// nothing.
+func lookAgainWithin(result ctrl.Result, d time.Duration) ctrl.Result {
+	if d > 0 && (result.RequeueAfter == 0 || d < result.RequeueAfter) {
+		result.RequeueAfter = d
+	}
+	return result
+}
+
+// reportRecovery sends the event that the Service is announced again.
+func (r *ConditionWriter) reportRecovery(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) {
+	lasted := r.Now().Sub(before.LastTransitionTime.Time).Round(time.Second)
+	text := fmt.Sprintf("%s: %s; for %s it was not (%s)", after.Reason, after.Message, lasted, before.Reason)
+	r.RecordSeriesEvent(ctx, s, corev1.EventTypeNormal, names.EventAnnounced, events.TruncateNote(text))
+}
+
+// remindOfAnnouncedFault sends the Warnings about a Service that is announced, and that some
+// clients do not reach: the Reason is not Announced. It sends an event when that is over.
+func (r *ConditionWriter) remindOfAnnouncedFault(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) ctrl.Result {
+	key, now := client.ObjectKeyFromObject(s), r.Now()
+	if after.Reason == string(names.ReasonAnnounced) {
+		if before != nil && before.Status == metav1.ConditionTrue && before.Reason != after.Reason {
+			text := fmt.Sprintf("%s: %s; %s is over", after.Reason, after.Message, before.Reason)
+			r.RecordSeriesEvent(ctx, s, corev1.EventTypeNormal, names.EventAnnounced, events.TruncateNote(text))
+		}
+		r.announcedFaults.forgetFault(key)
+		return ctrl.Result{}
+	}
+	isNew := before == nil || before.Reason != after.Reason
+	if !isNew {
+		if wait := r.announcedFaults.untilReminder(key, now); wait > 0 {
+			return ctrl.Result{RequeueAfter: wait}
+		}
+	}
+	r.announcedFaults.recordWarning(key, now)
+	// The speaker that hears the foreign host sends the first Warning, with what it heard.
+	if !isNew || after.Reason != string(names.ReasonForeignClaim) {
+		r.recordCondition(ctx, s, corev1.EventTypeWarning, names.EventAnnounceFailed, after)
+	}
+	return ctrl.Result{RequeueAfter: remindInterval}
+}
+
+// remindOfFault sends the Warning about a fault: at once if it is new or says something new,
+// otherwise when the next reminder is due.
+func (r *ConditionWriter) remindOfFault(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) ctrl.Result {
+	key, now := client.ObjectKeyFromObject(s), r.Now()
+	r.faults.recordReason(key, after.Reason)
+	isNew := before == nil || before.Status != after.Status || before.Reason != after.Reason || before.Message != after.Message
+	if !isNew {
+		wait := r.faults.untilReminder(key, now)
+		// A condition that was written with the first address has no Warning yet.
+		isBorn := isFresh(after, now) && !r.faults.hasWarned(key)
+		if wait > 0 && !isBorn {
+			return ctrl.Result{RequeueAfter: wait}
+		}
+	}
+	if kind := eventKindForUnannounced(before, names.Reason(after.Reason)); kind == corev1.EventTypeNormal && (isNew || isFresh(after, now)) {
+		r.faults.recordNotice(key, now)
+		r.recordCondition(ctx, s, kind, names.EventAnnounceFailed, after)
+		return ctrl.Result{RequeueAfter: freshFaultAge}
+	}
+	r.faults.recordWarning(key, now)
+	r.recordCondition(ctx, s, corev1.EventTypeWarning, names.EventAnnounceFailed, after)
+	return ctrl.Result{RequeueAfter: remindInterval}
+}
+
+// isFresh reports whether the condition has just got its status.
+func isFresh(c *metav1.Condition, now time.Time) bool {
+	return now.Sub(c.LastTransitionTime.Time) < freshFaultAge
+}
+
+// recordCondition sends an event with the Reason and the text of a condition.
+func (r *ConditionWriter) recordCondition(ctx context.Context, s *corev1.Service, kind, reason string, c *metav1.Condition) {
+	r.RecordSeriesEvent(ctx, s, kind, reason, events.TruncateNote(c.Reason+": "+c.Message))
+}

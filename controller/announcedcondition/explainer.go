@@ -1,0 +1,143 @@
+package announcedcondition
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
+	"github.com/gantry-lb/gantry/internal/advertise"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// readService reads the endpoints of a Service and what speakers report about it.
+func (r *stateReader) readService(ctx context.Context, config *configurationreader.Configuration, v *view.Service) (*view.Endpoints, *speakerReports, error) {
+	endpoints, err := r.readEndpoints(ctx, v.Key)
+	if err != nil {
+		return nil, nil, err
+	}
+	local := advertise.LocalPolicy(v.HasLocalTrafficPolicy)
+	svc := advertise.FromView(v)
+	wanted := advertise.WantedSessions(config.Snapshot, &svc, config.Nodes, func(node string, a netip.Addr) bool {
+		return endpoints.ServesFamilyOf(a) && (!bool(local) || endpoints.OfFamily(a).CanServeOn(node))
+	})
+	reports, err := r.readReports(ctx, v, wanted)
+	return &endpoints, reports, err
+}
+
+// explainUnannounced says why nobody announces the addresses of v that are missing. endpoints and
+// reports are those of the whole Service.
+func (r *stateReader) explainUnannounced(ctx context.Context, config *configurationreader.Configuration, v *view.Service, found *reach, endpoints *view.Endpoints, reports *speakerReports) (names.Explanation, error) {
+	if len(found.announced) > 0 {
+		// A session may carry another address: its fault is that of the missing ones alone.
+		missing := *v
+		missing.AssignedAddresses, v = found.missing, &missing
+		var err error
+		if endpoints, reports, err = r.readService(ctx, config, v); err != nil {
+			return names.Explanation{}, err
+		}
+	}
+	svc := advertise.FromView(v)
+	if why := advertise.Explain(config.Snapshot, &svc, config.Nodes); why.IsSet() {
+		return why, nil
+	}
+	if !endpoints.AnyServing {
+		return noEndpoints(), nil
+	}
+	if !slices.ContainsFunc(v.AssignedAddresses, endpoints.ServesFamilyOf) {
+		return noEndpointsOfFamily(v.AssignedAddresses[0]), nil
+	}
+	if one := v.AssignedAddresses[0]; !slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return a.Is4() != one.Is4() }) {
+		served := endpoints.OfFamily(one)
+		endpoints = &served
+	}
+	speakers, err := r.readSpeakers(ctx)
+	if err != nil {
+		return names.Explanation{}, err
+	}
+	if why := explainForeignHost(speakers, v.AssignedAddresses); why.IsSet() {
+		return why, nil
+	}
+	nodes := newNodeStates(config, v, endpoints, speakers, reports.sessions)
+	if why := advertise.ExplainNodes(config.Snapshot, &svc, nodes, advertise.LocalPolicy(v.HasLocalTrafficPolicy)); why.IsSet() {
+		return why, nil
+	}
+	return names.Explain(names.ReasonNotAnnounced, "nodes may announce the Service, and none reports that it does: look at the logs of the speakers (kubectl -n %s logs daemonset/gantry-speaker)", r.namespace), nil
+}
+
+func noEndpoints() names.Explanation {
+	return names.Explain(names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready")
+}
+
+// noEndpointsOfFamily is about addresses of one family, while another family has endpoints.
+func noEndpointsOfFamily(a netip.Addr) names.Explanation {
+	return names.Explain(names.ReasonNoEndpoints, "no endpoint of the Service has an %s address: check spec.ipFamilies and the families of its Pods", ipfamily.FamilyOf(a))
+}
+
+// Explainer says how a Service is announced, in the words of the condition, and what each node and
+// each session has to do with it. It writes nothing. Use NewExplainer to create it.
+type Explainer struct{ state stateReader }
+
+// NewExplainer returns an Explainer. The reader has the indexes of RegisterIndexes.
+func NewExplainer(reader client.Reader, scope configuration.ConfigurationScope) *Explainer {
+	return &Explainer{stateReader{client: reader, namespace: scope.Namespace, withoutBGPKinds: scope.WithoutBGPKinds}}
+}
+
+// AnnouncementFinding is what an Explainer found out about a Service.
+type AnnouncementFinding struct {
+	// Explanation is the Reason and the text of the condition gantry.dev/Announced.
+	names.Explanation
+	// AnnouncedAddresses and MissingAddresses are the addresses that somebody announces, and those
+	// that nobody does.
+	AnnouncedAddresses, MissingAddresses []netip.Addr
+	Endpoints                            view.Endpoints
+	Nodes                                []advertise.NodeExplanation
+	// Layer2Reports are those of living speakers.
+	Layer2Reports []v1beta1.ServiceL2Status
+	Sessions      []SessionFinding
+}
+
+// SessionFinding is a BGP session that should carry a Service. Fault is zero if it carries all.
+type SessionFinding struct {
+	Node, Peer string
+	Fault      names.Explanation
+}
+
+// ExplainService says how the addresses of a Service are announced. Only the fields Snapshot and
+// Nodes of the configuration count.
+func (e *Explainer) ExplainService(ctx context.Context, config *configurationreader.Configuration, v *view.Service) (*AnnouncementFinding, error) {
+	endpoints, reports, err := e.state.readService(ctx, config, v)
+	if err != nil {
+		return nil, err
+	}
+	speakers, err := e.state.readSpeakers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found := reports.findReach(v.AssignedAddresses)
+	out := &AnnouncementFinding{AnnouncedAddresses: found.announced, MissingAddresses: found.missing, Endpoints: *endpoints, Layer2Reports: reports.layer2Statuses}
+	for _, s := range reports.sessions {
+		out.Sessions = append(out.Sessions, SessionFinding{s.node, s.peer, s.fault})
+	}
+	svc := advertise.FromView(v)
+	states := newNodeStates(config, v, endpoints, speakers, reports.sessions)
+	out.Nodes = advertise.ExplainEachNode(config.Snapshot, &svc, states, advertise.LocalPolicy(v.HasLocalTrafficPolicy))
+	if len(found.missing) == 0 {
+		out.Reason, out.Text = reports.describeAnnouncement(&found, true)
+		return out, nil
+	}
+	why, err := e.state.explainUnannounced(ctx, config, v, &found, endpoints, reports)
+	out.Explanation = names.Explanation{Reason: why.Reason, Text: describeMissing(&found, why)}
+	return out, err
+}
+
+// ExplainSpeaker says why the node of a speaker announces nothing at all; nothing is set if it may.
+// A nil status stands for a node without speaker.
+func ExplainSpeaker(s *v1alpha1.SpeakerStatusStatus) names.Explanation { return faultOfSpeaker(s) }

@@ -1,0 +1,185 @@
+package announcedcondition
+
+import (
+	"sync"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+const (
+	// remindInterval is how often the Warning of a lasting fault is repeated: events last an hour.
+	remindInterval = 30 * time.Minute
+	// minReminderInterval is the time between two reminders, over all Services: 5 in a second.
+	minReminderInterval = 200 * time.Millisecond
+	// minTextChangeInterval is the time between two writes of one Service in which only the text
+	// changes.
+	minTextChangeInterval = 5 * time.Second
+	// freshFaultAge is how old the condition of a fault may be whose first Warning is sent at once.
+	freshFaultAge = 15 * time.Second
+)
+
+// serviceFault is what is remembered of a Service that is not announced as it should be.
+type serviceFault struct {
+	since time.Time
+	// warnedAt is when the last Warning was sent, or the last text was written; zero if that was
+	// not in this process.
+	warnedAt time.Time
+	// slotAt is when the next reminder or text may be written; zero without a reservation.
+	slotAt time.Time
+	// reason is the last Reason that was written.
+	reason string
+}
+
+// slotPacer gives out the slots in which writes that are not urgent may happen. Any goroutine may
+// use it.
+type slotPacer struct {
+	mu         sync.Mutex // guards nextSlotAt
+	nextSlotAt time.Time
+}
+
+// reserveSlot returns the time of the next free slot that is not before earliest.
+func (p *slotPacer) reserveSlot(earliest time.Time) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	slot := p.nextSlotAt
+	if slot.Before(earliest) {
+		slot = earliest
+	}
+	p.nextSlotAt = slot.Add(minReminderInterval)
+	return slot
+}
+
+// faultMemory remembers the Services with a fault of one kind. Any goroutine may use it.
+type faultMemory struct {
+	pacer *slotPacer
+
+	mu             sync.Mutex // guards faultByService
+	faultByService map[client.ObjectKey]*serviceFault
+}
+
+func newFaultMemory(p *slotPacer) *faultMemory {
+	return &faultMemory{pacer: p, faultByService: map[client.ObjectKey]*serviceFault{}}
+}
+
+// forgetFault removes a Service.
+func (m *faultMemory) forgetFault(key client.ObjectKey) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.faultByService, key)
+}
+
+// recordFault adds a Service, and returns since when it has a fault.
+func (m *faultMemory) recordFault(key client.ObjectKey, now time.Time) (since time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.faultOf(key, now).since
+}
+
+func (m *faultMemory) faultOf(key client.ObjectKey, now time.Time) *serviceFault {
+	f := m.faultByService[key]
+	if f == nil {
+		f = &serviceFault{since: now}
+		m.faultByService[key] = f
+	}
+	return f
+}
+
+// recordWarning records that a Warning was sent.
+func (m *faultMemory) recordWarning(key client.ObjectKey, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.faultOf(key, now)
+	f.warnedAt, f.slotAt = now, time.Time{}
+}
+
+// recordNotice records that an event was sent which is no Warning yet: the first Warning is due
+// when the fault is not fresh any more.
+func (m *faultMemory) recordNotice(key client.ObjectKey, now time.Time) {
+	m.recordWarning(key, now.Add(freshFaultAge-remindInterval))
+}
+
+// untilReminder returns how long to wait before the next reminder about the Service.
+func (m *faultMemory) untilReminder(key client.ObjectKey, now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.untilSlot(m.faultOf(key, now), remindInterval, now)
+}
+
+// untilTextChange returns how long to wait before a text that changed under one Reason may be
+// written. The caller writes it if that is 0.
+func (m *faultMemory) untilTextChange(key client.ObjectKey, now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.faultOf(key, now)
+	wait := m.untilSlot(f, minTextChangeInterval, now)
+	if wait == 0 {
+		f.warnedAt = now
+	}
+	return wait
+}
+
+// untilSlot reserves a slot for the Service, at least interval after the last one, unless it has
+// one. It returns 0 and ends the reservation once the slot has come.
+func (m *faultMemory) untilSlot(f *serviceFault, interval time.Duration, now time.Time) time.Duration {
+	if wait := interval - now.Sub(f.warnedAt); !f.warnedAt.IsZero() && wait > 0 {
+		return wait
+	}
+	if f.slotAt.IsZero() {
+		f.slotAt = m.pacer.reserveSlot(now)
+	}
+	if wait := f.slotAt.Sub(now); wait > 0 {
+		return wait
+	}
+	f.slotAt = time.Time{}
+	return 0
+}
+
+// hasWarned reports whether a Warning about the Service was sent.
+func (m *faultMemory) hasWarned(key client.ObjectKey) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.faultByService[key]
+	return f != nil && !f.warnedAt.IsZero()
+}
+
+// faultyServices returns the Services with a fault.
+func (m *faultMemory) faultyServices() []client.ObjectKey {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]client.ObjectKey, 0, len(m.faultByService))
+	for k := range m.faultByService {
+		out = append(out, k)
+	}
+	return out
+}
+
+// recordReason records the Reason of a Service with a fault.
+func (m *faultMemory) recordReason(key client.ObjectKey, reason string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if f := m.faultByService[key]; f != nil {
+		f.reason = reason
+	}
+}
+
+// countByReason counts the Services by Reason.
+func (m *faultMemory) countByReason() map[string]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := map[string]int{}
+	for _, f := range m.faultByService {
+		if f.reason != "" {
+			out[f.reason]++
+		}
+	}
+	return out
+}
+
+// hasFault reports whether the Service has a fault.
+func (m *faultMemory) hasFault(key client.ObjectKey) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, known := m.faultByService[key]
+	return known
+}

@@ -1,0 +1,238 @@
+package announcedcondition
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	workers "sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
+)
+
+// requestQueue has the Services to look at.
+type requestQueue = workqueue.TypedRateLimitingInterface[ctrl.Request]
+
+// stateChangeDelay gathers changes of sessions and speakers that come together: a router that dies
+// ends a session on each node.
+const stateChangeDelay = 300 * time.Millisecond
+
+// RegisterController registers the reconciler.
+func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manager) error {
+	if err := RegisterIndexes(ctx, mgr.GetFieldIndexer(), r.Scope); err != nil {
+		return err
+	}
+	reported := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []ctrl.Request {
+		return []ctrl.Request{{NamespacedName: serviceOfSpeakerReport(o)}}
+	})
+	b := ctrl.NewControllerManagedBy(mgr).Named("announced").For(&corev1.Service{}).
+		WithOptions(workers.Options{MaxConcurrentReconciles: 4}).
+		Watches(&v1alpha1.SpeakerStatus{}, r.stateChangeHandler(isSpeakerChangeRelevant)).
+		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(r.faultyServiceOfSlice)).
+		WatchesRawSource(source.Func(r.followConfiguration))
+	if !r.Scope.WithoutBGPKinds {
+		b = b.Watches(&v1alpha1.BGPSession{}, r.stateChangeHandler(isSessionChangeRelevant))
+	}
+	for _, report := range r.Scope.SpeakerReportKinds() {
+		b = b.Watches(report, reported)
+	}
+	if err := b.Complete(r); err != nil {
+		return fmt.Errorf("setting up the condition %s: %w", names.ConditionAnnounced, err)
+	}
+	return nil
+}
+
+// RegisterIndexes adds the indexes by which a ConditionWriter and an Explainer read.
+func RegisterIndexes(ctx context.Context, indexer client.FieldIndexer, scope configuration.ConfigurationScope) error {
+	for _, report := range scope.SpeakerReportKinds() {
+		byService := func(o client.Object) []string { return []string{serviceOfSpeakerReport(o).String()} }
+		if err := indexer.IndexField(ctx, report, ReportsByServiceIndex, byService); err != nil {
+			return fmt.Errorf("indexing the speakers' reports: %w", err)
+		}
+		byNode := func(o client.Object) []string { return []string{o.GetLabels()[names.LabelServiceStatusNode]} }
+		if err := indexer.IndexField(ctx, report, ReportsByNodeIndex, byNode); err != nil {
+			return fmt.Errorf("indexing the speakers' reports: %w", err)
+		}
+	}
+	byName := func(o client.Object) []string { return []string{o.GetLabels()[discoveryv1.LabelServiceName]} }
+	if err := indexer.IndexField(ctx, &discoveryv1.EndpointSlice{}, EndpointSlicesByServiceIndex, byName); err != nil {
+		return fmt.Errorf("indexing the endpoints: %w", err)
+	}
+	if scope.WithoutBGPKinds {
+		return nil
+	}
+	byPeer := func(o client.Object) []string {
+		s, ok := o.(*v1alpha1.BGPSession)
+		if !ok {
+			return nil
+		}
+		return []string{sessionIndexValue(s.Status.Node, s.Status.Peer)}
+	}
+	if err := indexer.IndexField(ctx, &v1alpha1.BGPSession{}, SessionsByNodeAndPeerIndex, byPeer); err != nil {
+		return fmt.Errorf("indexing the BGP sessions: %w", err)
+	}
+	return nil
+}
+
+// CacheKinds are the kinds in Gantry's namespace that a ConditionWriter reads.
+func CacheKinds(scope configuration.ConfigurationScope) []client.Object {
+	out := append(scope.SpeakerReportKinds(), &v1alpha1.SpeakerStatus{})
+	if !scope.WithoutBGPKinds {
+		out = append(out, &v1alpha1.BGPSession{})
+	}
+	return out
+}
+
+// serviceOfSpeakerReport returns the Service that a speaker's report is about.
+func serviceOfSpeakerReport(o client.Object) client.ObjectKey {
+	l := o.GetLabels()
+	return client.ObjectKey{Namespace: l[names.LabelServiceNamespace], Name: l[names.LabelServiceName]}
+}
+
+// faultyServiceOfSlice returns the Service of an EndpointSlice if the Service has a fault. Others
+// follow the speakers' reports.
+func (r *ConditionWriter) faultyServiceOfSlice(_ context.Context, o client.Object) []ctrl.Request {
+	key := client.ObjectKey{Namespace: o.GetNamespace(), Name: o.GetLabels()[discoveryv1.LabelServiceName]}
+	if !r.faults.hasFault(key) {
+		return nil
+	}
+	return []ctrl.Request{{NamespacedName: key}}
+}
+
+// followConfiguration looks at the Services with a fault after each reading of the configuration.
+func (r *ConditionWriter) followConfiguration(ctx context.Context, queue requestQueue) error {
+	published := r.ConfigurationReader.Subscribe()
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-published:
+				r.addFaultyServices(queue)
+			}
+		}
+	}()
+	return nil
+}
+
+func (r *ConditionWriter) addFaultyServices(queue requestQueue) {
+	for _, k := range r.faults.faultyServices() {
+		queue.AddAfter(ctrl.Request{NamespacedName: k}, stateChangeDelay)
+	}
+}
+
+// stateChangeHandler looks at the Services of a node after a change of its speaker or one of its
+// sessions, and at the Services with a fault.
+func (r *ConditionWriter) stateChangeHandler(isRelevant func(before, after client.Object) bool) handler.EventHandler {
+	look := func(ctx context.Context, o client.Object, queue requestQueue) {
+		r.addFaultyServices(queue)
+		for _, k := range r.servicesOfNode(ctx, nodeOf(o)) {
+			queue.AddAfter(ctrl.Request{NamespacedName: k}, stateChangeDelay)
+		}
+	}
+	return handler.Funcs{
+		CreateFunc: func(ctx context.Context, e event.CreateEvent, q requestQueue) {
+			if !e.IsInInitialList { // each Service has its own request at the start
+				look(ctx, e.Object, q)
+			}
+		},
+		DeleteFunc: func(ctx context.Context, e event.DeleteEvent, q requestQueue) { look(ctx, e.Object, q) },
+		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q requestQueue) {
+			if isRelevant(e.ObjectOld, e.ObjectNew) {
+				look(ctx, e.ObjectNew, q)
+			}
+		},
+	}
+}
+
+// nodeOf returns the node of a SpeakerStatus or BGPSession.
+func nodeOf(o client.Object) string {
+	if s, ok := o.(*v1alpha1.BGPSession); ok {
+		return s.Status.Node
+	}
+	return o.GetName()
+}
+
+// servicesOfNode returns the Services that the node reports to announce. A node with very many
+// Services reports none by BGP: then it returns all Services.
+func (r *ConditionWriter) servicesOfNode(ctx context.Context, node string) []client.ObjectKey {
+	var out []client.ObjectKey
+	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{ReportsByNodeIndex: node}}
+	var l2 v1beta1.ServiceL2StatusList
+	if err := r.Client.List(ctx, &l2, match...); err == nil {
+		for i := range l2.Items {
+			out = append(out, serviceOfSpeakerReport(&l2.Items[i]))
+		}
+	}
+	if r.Scope.WithoutBGPKinds {
+		return out
+	}
+	var bgp v1beta1.ServiceBGPStatusList
+	if err := r.Client.List(ctx, &bgp, match...); err == nil {
+		for i := range bgp.Items {
+			out = append(out, serviceOfSpeakerReport(&bgp.Items[i]))
+		}
+	}
+	if len(bgp.Items) > 0 {
+		return out
+	}
+	var all corev1.ServiceList
+	if err := r.Client.List(ctx, &all); err == nil {
+		for i := range all.Items {
+			if all.Items[i].Spec.Type == corev1.ServiceTypeLoadBalancer {
+				out = append(out, client.ObjectKeyFromObject(&all.Items[i]))
+			}
+		}
+	}
+	return out
+}
+
+// isSpeakerChangeRelevant reports whether a SpeakerStatus changed in what decides about Services.
+func isSpeakerChangeRelevant(before, after client.Object) bool {
+	x, ok1 := before.(*v1alpha1.SpeakerStatus)
+	y, ok2 := after.(*v1alpha1.SpeakerStatus)
+	if !ok1 || !ok2 {
+		return true
+	}
+	a, b := &x.Status, &y.Status
+	return a.Unavailable != b.Unavailable || (a.Routes == 0) != (b.Routes == 0) || !slices.Equal(a.UsableLinks, b.UsableLinks) || !slices.Equal(a.Conflicts, b.Conflicts) ||
+		!slices.Equal(a.AwaitingProxy, b.AwaitingProxy) ||
+		conditionWord(a.Conditions, names.ConditionReady) != conditionWord(b.Conditions, names.ConditionReady) ||
+		conditionWord(a.Conditions, names.ConditionLayer2Usable) != conditionWord(b.Conditions, names.ConditionLayer2Usable)
+}
+
+// isSessionChangeRelevant reports whether a BGPSession changed in what decides about Services.
+func isSessionChangeRelevant(before, after client.Object) bool {
+	x, ok1 := before.(*v1alpha1.BGPSession)
+	y, ok2 := after.(*v1alpha1.BGPSession)
+	if !ok1 || !ok2 {
+		return true
+	}
+	a, b := &x.Status, &y.Status
+	return !slices.Equal(a.Families, b.Families) ||
+		conditionWord(a.Conditions, names.ConditionEstablished) != conditionWord(b.Conditions, names.ConditionEstablished) ||
+		conditionWord(a.Conditions, names.ConditionRoutesAnnounced) != conditionWord(b.Conditions, names.ConditionRoutesAnnounced)
+}
+
+// conditionWord returns the status, the Reason and the text of a condition.
+func conditionWord(all []metav1.Condition, kind string) string {
+	c := meta.FindStatusCondition(all, kind)
+	if c == nil {
+		return ""
+	}
+	return string(c.Status) + c.Reason + c.Message
+}

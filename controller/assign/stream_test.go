@@ -1,0 +1,90 @@
+package assign
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gantry-lb/gantry/controller/assign/apitest"
+)
+
+// serviceStream is Services that come one after the other, and an API server that takes the same
+// time for each write.
+type serviceStream struct {
+	gap, write time.Duration
+}
+
+// run creates n Services. It returns how long the last-served one waited for its address, counted
+// from its creation, and how often the AddressLedger was written.
+func (v serviceStream) run(t *testing.T, n int) (longest time.Duration, ledgerWrites int) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		c := startController(t, s, func(what string) apitest.Delivery {
+			if what == "watch" {
+				return apitest.Delivery{}
+			}
+			return apitest.Delivery{RequestDelay: v.write / 2, AnswerDelay: v.write / 2}
+		}, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		time.Sleep(time.Minute)
+		before := s.CountWriteRequestsOfKind("ledger")
+		created := map[string]time.Time{}
+		for i := 0; i < n || len(created) > 0; i++ {
+			if name := fmt.Sprint("s", i); i < n {
+				s.CreateService(newLoadBalancer(name))
+				created[name] = time.Now()
+			}
+			for left := v.gap; left > 0; left -= 500 * time.Microsecond {
+				time.Sleep(500 * time.Microsecond)
+				synctest.Wait()
+				for name, at := range created {
+					if firstAddress(s.ServiceByKey(serviceKey(name))).IsValid() {
+						longest = max(longest, time.Since(at))
+						delete(created, name)
+					}
+				}
+			}
+		}
+		ledgerWrites = s.CountWriteRequestsOfKind("ledger") - before
+	})
+	return longest, ledgerWrites
+}
+
+// TestNoServiceWaitsForAClock creates Services at different rates. One that comes when nothing is
+// under way has its address after its two writes. Any other one waits at most for the write of the
+// AddressLedger and the status writes that were under way when it came.
+func TestNoServiceWaitsForAClock(t *testing.T) {
+	const write, watchStep = 4 * time.Millisecond, 500 * time.Microsecond
+	for _, tc := range []struct {
+		gap  time.Duration
+		most time.Duration
+	}{
+		{time.Second, 2 * write}, {100 * time.Millisecond, 2 * write}, {25 * time.Millisecond, 2 * write}, {10 * time.Millisecond, 2 * write},
+		{3 * time.Millisecond, 4 * write}, {500 * time.Microsecond, 4 * write},
+	} {
+		if longest, _ := (serviceStream{tc.gap, write}).run(t, 120); longest > tc.most+watchStep {
+			t.Errorf("one Service every %s: it takes up to %s until it has its address, want at most %s", tc.gap, longest, tc.most)
+		}
+	}
+}
+
+// TestStreamOfServicesSharesLedgerWrites has Services that come nearly alone, but faster than their
+// writes end. Those that come during the two writes of a batch share the next write of the
+// AddressLedger.
+func TestStreamOfServicesSharesLedgerWrites(t *testing.T) {
+	const n = 200
+	for perSecond, write := range map[int]time.Duration{
+		20: 90 * time.Millisecond, 30: 60 * time.Millisecond, 40: 45 * time.Millisecond, 100: 18 * time.Millisecond, 1000: 4 * time.Millisecond,
+	} {
+		v := serviceStream{time.Second / time.Duration(perSecond), write}
+		longest, writes := v.run(t, n)
+		if writes*10 > n*3 {
+			t.Errorf("%d Services a second, %s for each write: %d writes of the AddressLedger for %d Services, more than 0.3 each", perSecond, write, writes, n)
+		}
+		if longest > 4*write+time.Millisecond {
+			t.Errorf("%d Services a second, %s for each write: one waited %s for its address, want at most four writes", perSecond, write, longest)
+		}
+	}
+}

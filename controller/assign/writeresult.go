@@ -1,0 +1,119 @@
+package assign
+
+import (
+	"context"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/pendingwrites"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// commitDecidedWriteToLedger records that a Service holds exactly what was decided.
+func (r *ServiceWorker) commitDecidedWriteToLedger(w *serviceStatusWriteTask) {
+	if len(w.decision.AddressesToProbe) > 0 { // nothing is assigned yet
+		return
+	}
+	// its status was wiped
+	if len(w.decision.Addresses) == 0 && w.decision.Reason == names.ReasonWriteFailed {
+		r.ledger.CommitAssignment(&w.service, w.assignmentBefore.Addresses, w.assignmentBefore.PoolOfFirstAddress)
+		return
+	}
+	r.ledger.CommitAssignment(&w.service, w.decision.Addresses, w.poolToRecord)
+	if slices.Equal(w.assignmentBefore.Addresses, w.decision.Addresses) {
+		return
+	}
+	r.configurationStatusWriter.needsComparison = true
+}
+
+// handleServiceWriteResult handles the result of a write.
+func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceStatusWriteTask, o writeOutcome, now *corev1.Service, err error) {
+	k, base := w.service.Key, w.serviceBefore.ResourceVersion
+	rec := r.recordByService[k]
+	r.Metrics.statusWritesByOutcome.WithLabelValues(o.String()).Inc()
+	r.ledgerWriter.recordStatusWriteAnswer(w, r.Now())
+	// The write stays in flight and its assignment pending until the result is known.
+	if o == outcomeMaybeWritten {
+		w.mayBeWrittenByEarlierAttempt, w.errorAnswered = true, apierrors.IsInternalError(err)
+		r.ledger.AssumeWritten(k)
+		rec.consecutiveFailures++
+		w.failedAttempts++
+		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
+		r.apiTaskQueue.enqueueWriteAt(w, r.Now().Add(retryDelay(rec.consecutiveFailures)))
+		r.workQueue.wakeWorkerAfter(retryDelay(rec.consecutiveFailures))
+		return
+	}
+	r.workerState.recordAttempt(r.Now(), phaseWriting, true)
+	if o == outcomeRefused {
+		r.ledgerWriter.pendingWrites.ClosePendingOfRefusedStatusWrite(k, base)
+	} else {
+		r.ledgerWriter.pendingWrites.ClosePendingWithBase(k, base)
+	}
+	r.endWriteInFlightOfService(k)
+	if now != nil {
+		rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(now.ResourceVersion))
+	}
+	if o == outcomeWritten && !w.clearsStatusOfUnservedService {
+		rec.updateWaitingSince(w.decision.Addresses, r.Now(), r.Metrics.firstAssignmentDelayHistogram)
+	}
+	if o == outcomeWritten && !w.clearsStatusOfUnservedService && !w.onlyChangesResourceVersion {
+		r.reportDecision(w)
+	}
+	if w.ledgerBuildNumber != r.ledgerBuildNumber { // the Ledger has been rebuilt since
+		r.workQueue.addChanged(k)
+		return
+	}
+	switch o {
+	case outcomeWritten:
+		if w.clearsStatusOfUnservedService && w.onlyChangesResourceVersion {
+			r.workQueue.addChanged(k)
+			return
+		}
+		if w.clearsStatusOfUnservedService {
+			r.releaseService(k, "the Service is no longer a LoadBalancer of this class")
+			return
+		}
+		r.commitDecidedWriteToLedger(w)
+		// The status reports the failure, and the assignment is repeated.
+		if w.decision.Reason == names.ReasonWriteFailed {
+			rec.refusedVersion = now.ResourceVersion
+			return
+		}
+		rec.consecutiveFailures = 0
+	case outcomeServiceGone:
+		r.releaseService(k, "the Service was deleted")
+	case outcomeConflict: // another writer changed the Service: its current content counts
+		r.revertLedgerToServiceStatus(w, now)
+		r.workQueue.addChanged(k)
+	case outcomeRefused:
+		rec.consecutiveFailures++
+		rec.refusedVersion, rec.retryAt = base, r.Now().Add(retryDelay(rec.consecutiveFailures))
+		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
+		r.revertLedgerToServiceStatus(w, w.serviceBefore)
+		r.workQueue.addChangedAfter(k, retryDelay(rec.consecutiveFailures))
+	}
+}
+
+// revertLedgerToServiceStatus records that a Service holds what its status says and what another
+// controller's write may still bring, and nothing that was decided for it.
+func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, now *corev1.Service) {
+	if w.clearsStatusOfUnservedService { // nothing was decided
+		return
+	}
+	v := view.FromService(now)
+	if hasSharingConflict(r.ledger, &v) {
+		r.startSharingCheck(&v)
+		return
+	}
+	after := unionAddresses(v.AssignedAddresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, now.ResourceVersion))
+	pool := v.RecordedPool
+	// A Service whose status was cleared keeps its addresses.
+	if len(v.AssignedAddresses) == 0 {
+		after, pool = unionAddresses(w.assignmentBefore.Addresses, after), w.assignmentBefore.PoolOfFirstAddress
+	}
+	r.ledger.CommitAssignment(&v, after, pool)
+	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
+}

@@ -1,0 +1,95 @@
+package gossipkey
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+var testStart = time.Unix(1e9, 0)
+
+func TestNoSpeakerGetsMessagesWithUnknownKey(t *testing.T) {
+	s := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{names.AnnotationRotateGossipKey: ""}},
+		Data:       map[string][]byte{names.GossipKeySecretEntry: []byte("the first key")},
+	}
+	// Two speakers: one follows each step at once, the other one a step later.
+	accepts := func(s *corev1.Secret, key []byte) bool {
+		for _, k := range s.Data {
+			if bytes.Equal(k, key) {
+				return true
+			}
+		}
+		return false
+	}
+	steps := 0
+	for at := time.Duration(0); at < time.Hour; at += rotationCheckInterval {
+		before := s.DeepCopy()
+		if applyRotationStep(s, fmt.Appendf(nil, "a new key of step %d", steps), 0, testStart.Add(at)) == "" {
+			continue
+		}
+		steps++
+		if !accepts(before, s.Data[names.GossipKeySecretEntry]) || !accepts(s, before.Data[names.GossipKeySecretEntry]) {
+			t.Errorf("step %d leads from %q to %q", steps, before.Data, s.Data)
+		}
+	}
+	if _, isRequested := s.Annotations[names.AnnotationRotateGossipKey]; steps != 3 || len(s.Data) != 1 || isRequested || string(s.Data[names.GossipKeySecretEntry]) != "a new key of step 0" {
+		t.Errorf("after %d steps the Secret has %q and %q", steps, s.Data, s.Annotations)
+	}
+}
+
+func TestKeyIsRotatedPeriodically(t *testing.T) {
+	s := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(testStart)},
+		Data:       map[string][]byte{names.GossipKeySecretEntry: []byte("the first key")},
+	}
+	steps := 0
+	for at := time.Duration(0); at < 25*time.Hour; at += rotationCheckInterval {
+		if applyRotationStep(s, []byte("a new key"), 12*time.Hour, testStart.Add(at)) != "" {
+			steps++
+		}
+	}
+	if steps != 6 {
+		t.Errorf("%d steps in 25 hours with an interval of 12 hours, want 6", steps)
+	}
+	if step := applyRotationStep(s, nil, 0, testStart.Add(1000*time.Hour)); step != "" {
+		t.Errorf("without an interval and a request: %s", step)
+	}
+}
+
+func TestRequestedRotationIsWritten(t *testing.T) {
+	c := fake.NewClientBuilder().Build()
+	k := NewKeeper(Options{Client: c, Reader: c, Log: slog.New(slog.DiscardHandler), Namespace: names.Namespace, Now: func() time.Time { return testStart }})
+	if err := k.createSecret(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	read := func() *corev1.Secret {
+		var s corev1.Secret
+		if err := c.Get(t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: names.GossipSecret}, &s); err != nil {
+			t.Fatal(err)
+		}
+		return &s
+	}
+	s := read()
+	s.Annotations = map[string]string{names.AnnotationRotateGossipKey: "now"}
+	if err := c.Update(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second step is not due
+		if err := k.advanceRotation(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now := read(); len(now.Data[names.GossipNextKeySecretEntry]) != 32 || !bytes.Equal(now.Data[names.GossipKeySecretEntry], s.Data[names.GossipKeySecretEntry]) {
+		t.Errorf("the Secret has %q", now.Data)
+	}
+}

@@ -1,0 +1,196 @@
+package pendingwrites
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+func newPending(name, base string, addresses ...string) PendingStatusWrite {
+	i := PendingStatusWrite{Service: view.ObjectKey{Namespace: "default", Name: name}, BaseResourceVersion: base}
+	for _, a := range addresses {
+		i.Addresses = append(i.Addresses, netip.MustParseAddr(a))
+	}
+	return i
+}
+
+func wantPending(t *testing.T, what string, got []PendingStatusWrite, want ...PendingStatusWrite) {
+	t.Helper()
+	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateEmpty()); d != "" {
+		t.Errorf("%s (-want +got):\n%s", what, d)
+	}
+}
+
+func TestPendingStaysUntilItIsClosed(t *testing.T) {
+	f := NewSet([]PendingStatusWrite{newPending("arrived", "1", "192.0.2.1"), newPending("deleted", "2", "192.0.2.2"), newPending("under-way", "3", "192.0.2.3")})
+	versions := map[string]string{"arrived": "9", "under-way": "3"}
+	left := f.RemoveClosedPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k.Name]; return v, ok })
+	wantPending(t, "after reading the Services", left, newPending("under-way", "3", "192.0.2.3"))
+
+	batch := []PendingStatusWrite{newPending("new", "7", "192.0.2.1")}
+	wantPending(t, "the next object", f.MergedPendingWithBatch(batch), newPending("new", "7", "192.0.2.1"), newPending("under-way", "3", "192.0.2.3"))
+	wantPending(t, "before it is written", f.MergedPendingWithBatch(nil), newPending("under-way", "3", "192.0.2.3"))
+	f.RecordBatchWrittenToObject(batch)
+	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "new"}, "6")
+	if f.CountPending() != 2 {
+		t.Error("a pending assignment on another base was closed too")
+	}
+	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "new"}, "7")
+	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "under-way"}, "")
+	wantPending(t, "when all is settled", f.MergedPendingWithBatch(nil))
+}
+
+func TestPendingAddressesOfSameBaseAreMerged(t *testing.T) {
+	f := NewSet([]PendingStatusWrite{newPending("s", "3", "192.0.2.1")})
+	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "3", "192.0.2.2")})
+	wantPending(t, "two writes on one base", f.MergedPendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "4", "192.0.2.5")})
+	wantPending(t, "on a later base the older cannot arrive", f.MergedPendingWithBatch(nil), newPending("s", "4", "192.0.2.5"))
+}
+
+func serviceKey(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
+
+func TestRefusedWriteKeepsAddressesOfOtherController(t *testing.T) {
+	theirs, ours := newPending("s", "3", "192.0.2.1"), newPending("s", "3", "192.0.2.2")
+	f := NewSet([]PendingStatusWrite{theirs})
+	if f.ObjectContainsPending(theirs) {
+		t.Error("a write relies on an object that only another controller has written: that one may remove the assignment")
+	}
+	f.RecordBatchWrittenToObject(nil)
+	if !f.ObjectContainsPending(theirs) || f.ObjectContainsPending(ours) || f.ObjectContainsPending(newPending("s", "4", "192.0.2.1")) || f.ObjectContainsPending(newPending("other", "3")) {
+		t.Error("a write needs no further pending assignment just where the object shows its base and all of its addresses")
+	}
+	f.RecordBatchWrittenToObject([]PendingStatusWrite{ours})
+	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "2")
+	wantPending(t, "a refusal on another base", f.MergedPendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "3")
+	wantPending(t, "after our write was refused", f.MergedPendingWithBatch(nil), theirs)
+
+	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "4", "192.0.2.3")})
+	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "4")
+	wantPending(t, "on a later base theirs cannot arrive", f.MergedPendingWithBatch(nil))
+}
+
+func TestLaterVersionClosesAPendingAssignment(t *testing.T) {
+	f := NewSet([]PendingStatusWrite{newPending("s", "10", "192.0.2.1"), newPending("behind", "10", "192.0.2.2")})
+	left := f.RemoveClosedPending(func(k view.ObjectKey) (string, bool) {
+		return map[string]string{"s": "10", "behind": "9"}[k.Name], true
+	})
+	wantPending(t, "a list that is older than a pending assignment ends none", left, newPending("behind", "10", "192.0.2.2"), newPending("s", "10", "192.0.2.1"))
+	f.ClosePendingWithOlderBase(serviceKey("s"), "9")
+	for _, version := range []string{"9", "10"} {
+		if got := f.PendingAddressesOfService(serviceKey("s"), version); len(got) != 1 {
+			t.Errorf("a Service of version %s may still get %v, want the address on base 10", version, got)
+		}
+	}
+	if got := f.PendingAddressesOfService(serviceKey("s"), "11"); len(got) > 0 || !f.HasPendingForService(serviceKey("s")) {
+		t.Errorf("a Service of version 11 may still get %v, want nothing", got)
+	}
+	f.ClosePendingWithOlderBase(serviceKey("s"), "11")
+	if f.HasPendingForService(serviceKey("s")) || f.CountPending() != 1 {
+		t.Error("what is pending on an older base was not ended")
+	}
+}
+
+// TestPendingSurvivesDeletedOrReplacedLedgerObject reads an object that is empty, or that has an
+// entry on another base, after the first one was lost.
+func TestPendingSurvivesDeletedOrReplacedLedgerObject(t *testing.T) {
+	k := view.ObjectKey{Namespace: "default", Name: "s"}
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	mine := PendingStatusWrite{Service: k, BaseResourceVersion: "5", Addresses: []netip.Addr{a}}
+	for name, tc := range map[string]struct {
+		object []PendingStatusWrite
+		want   []netip.Addr
+	}{
+		"empty":        {want: []netip.Addr{a}},
+		"as it was":    {object: []PendingStatusWrite{mine}, want: []netip.Addr{a}},
+		"later base":   {object: []PendingStatusWrite{{Service: k, BaseResourceVersion: "7", Addresses: []netip.Addr{b}}}, want: []netip.Addr{b}},
+		"earlier base": {object: []PendingStatusWrite{{Service: k, BaseResourceVersion: "4", Addresses: []netip.Addr{b}}}, want: []netip.Addr{a}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := NewSet(tc.object)
+			f.KeepPendingOfEarlierSet(NewSet([]PendingStatusWrite{mine}))
+			if got := f.PendingAddressesOfService(k, "4"); !slices.Equal(got, tc.want) {
+				t.Errorf("%v is pending, want %v", got, tc.want)
+			}
+			if f.ObjectContainsPending(mine) {
+				t.Error("a write relies on the object before this controller has written it")
+			}
+			f.RecordBatchWrittenToObject(nil)
+			if got, want := f.ObjectContainsPending(mine), slices.Contains(tc.want, a); got != want {
+				t.Errorf("after another write the object shows it: %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+// TestVersionsThatAreNoNumbers: a version that cannot be compared closes an assignment when it
+// differs from the base.
+func TestVersionsThatAreNoNumbers(t *testing.T) {
+	for version, want := range map[string]int{"base": 1, "other": 0, "12": 0, "": 0} {
+		f := NewSet([]PendingStatusWrite{newPending("s", "base", "192.0.2.1")})
+		if got := f.PendingAddressesOfService(serviceKey("s"), version); len(got) != want {
+			t.Errorf("a Service of version %q may still get %v, want %d addresses", version, got, want)
+		}
+		if f.ClosePendingWithOlderBase(serviceKey("s"), version); f.CountPending() != want {
+			t.Errorf("after version %q %d assignments are pending, want %d", version, f.CountPending(), want)
+		}
+	}
+	for text, want := range map[string]uint64{"1": 1, "18446744073709551615": 1<<64 - 1, "18446744073709551616": 0, "-1": 0, "1a": 0, "": 0} {
+		if got := ParseResourceVersion(text); got != want {
+			t.Errorf("the resourceVersion %q is %d, want %d", text, got, want)
+		}
+	}
+}
+
+func TestLaterBaseOfAPendingAssignment(t *testing.T) {
+	f := NewSet([]PendingStatusWrite{newPending("s", "10", "192.0.2.1")})
+	for version, want := range map[string]bool{"9": true, "10": false, "11": false} {
+		if got := f.HasPendingOnLaterResourceVersion(serviceKey("s"), version); got != want {
+			t.Errorf("the assignment is on a later base than %s: %v, want %v", version, got, want)
+		}
+	}
+	if f.HasPendingOnLaterResourceVersion(serviceKey("other"), "9") {
+		t.Error("a Service without a pending assignment has a later base")
+	}
+}
+
+// TestOmittedPendingStaysOpen leaves out the entries of earlier writes. Their addresses stay
+// pending, also when the object is read again, until each is closed or written again.
+func TestOmittedPendingStaysOpen(t *testing.T) {
+	first, second, third := newPending("first", "3", "192.0.2.1"), newPending("second", "4", "192.0.2.2"), newPending("third", "5", "192.0.2.3")
+	f := NewSet([]PendingStatusWrite{first, second})
+	batch := []PendingStatusWrite{third}
+	wantPending(t, "an object with the batch only", f.PendingOfBatchOnly(batch), third)
+	f.OmitAllFromObjectExcept(batch)
+	f.RecordBatchWrittenToObject(batch)
+	wantPending(t, "the open assignments", f.OpenPending(), first, second, third)
+	wantPending(t, "the next object", f.MergedPendingWithBatch(nil), third)
+	if f.CountOmittedFromObject() != 2 || f.ObjectContainsPending(first) || !f.ObjectContainsPending(third) {
+		t.Error("the object should lack the first two, and have the third")
+	}
+	again := NewSet([]PendingStatusWrite{third})
+	again.KeepPendingOfEarlierSet(f)
+	wantPending(t, "the open assignments after reading the object", again.OpenPending(), first, second, third)
+	wantPending(t, "the next object after reading it", again.MergedPendingWithBatch(nil), third)
+	again.RecordBatchWrittenToObject(nil)
+	if again.CountOmittedFromObject() != 2 || again.ObjectContainsPending(first) || !again.ObjectContainsPending(third) {
+		t.Error("after reading the object it should lack the first two, and have the third")
+	}
+	f.ClosePendingWithBase(serviceKey("first"), "3")
+	wantPending(t, "when the first is closed", f.OpenPending(), second, third)
+	f.RecordBatchWrittenToObject([]PendingStatusWrite{second})
+	wantPending(t, "when the second is written again", f.MergedPendingWithBatch(nil), second, third)
+	if f.CountOmittedFromObject() != 0 {
+		t.Error("nothing is left out any more")
+	}
+	if f.OmitFromObject(serviceKey("other")) || !f.OmitFromObject(serviceKey("third")) || f.OmitFromObject(serviceKey("third")) {
+		t.Error("only an open assignment can be left out, and once")
+	}
+	wantPending(t, "when the third is left out", f.MergedPendingWithBatch(nil), second)
+}

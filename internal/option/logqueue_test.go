@@ -1,0 +1,52 @@
+package option
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// stalledReader is a reader of a log that stops reading until it is released.
+type stalledReader struct {
+	released chan struct{}
+	mu       sync.Mutex
+	text     bytes.Buffer
+}
+
+func (r *stalledReader) Write(b []byte) (int, error) {
+	<-r.released
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.Write(b)
+}
+
+func TestAStalledReaderOfTheLogBlocksNobody(t *testing.T) {
+	r := &stalledReader{released: make(chan struct{})}
+	q := NewLogQueue(r)
+	log := (&CommonOptions{LogLevel: "info"}).NewLogger(q)
+	const lines = queuedLogLineLimit + 100
+	for range lines { // blocks for ever if a line waits for the reader
+		log.Info("a line")
+	}
+	dropped := q.DroppedLineCount()
+	if dropped < 99 || dropped > 100 {
+		t.Errorf("%d lines were dropped of %d, want those above the limit", dropped, lines)
+	}
+	close(r.released)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	q.Flush(ctx)
+	log.Info("the last line")
+	q.Flush(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if got := strings.Count(r.text.String(), `"a line"`); got != lines-int(dropped) {
+		t.Errorf("%d lines were written, want %d", got, lines-int(dropped))
+	}
+	if !strings.Contains(r.text.String(), "log lines were dropped") || !strings.Contains(r.text.String(), "the last line") {
+		t.Error("the log does not say that lines were dropped, or does not go on")
+	}
+}

@@ -1,0 +1,302 @@
+package udp_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/speaker/bfd"
+	"github.com/gantry-lb/gantry/speaker/bfd/session"
+	"github.com/gantry-lb/gantry/test/lab/netns"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// The sessions of BenchmarkHundredSessions, and how long each side of the comparison is measured.
+const (
+	benchmarkSessionCount = 100
+	benchmarkEchoCount    = 10
+	benchmarkWindow       = 5 * time.Second
+	// maxCPURatio is how much processor time the engines may take, as a multiple of a bare loop.
+	maxCPURatio = 2
+)
+
+// BenchmarkHundredSessions compares the processor time of two engines with 100 sessions of 3 x 50
+// ms with that of a bare loop that sends and receives as many packets. Ten sessions use echo
+// packets as well, for which the engine looks up the neighbour again and again.
+func BenchmarkHundredSessions(b *testing.B) {
+	for _, neighbours := range []int{0, 5000} {
+		b.Run(fmt.Sprintf("neighbours=%d", neighbours), func(b *testing.B) {
+			h := newCPUHarness(b, neighbours)
+			for b.Loop() {
+				engines, packets := h.measureEngines(b)
+				bare, barePackets := h.measureBareLoop(b, packets)
+				perPacket := engines.Seconds() / float64(packets)
+				ratio := perPacket / (bare.Seconds() / float64(barePackets))
+				b.ReportMetric(ratio, "times-bare")
+				b.ReportMetric(1e6*perPacket, "us/packet")
+				b.ReportMetric(float64(packets)/benchmarkWindow.Seconds(), "packets/s")
+				b.ReportMetric(0, "ns/op")
+				if ratio > maxCPURatio {
+					b.Errorf("the engines took %s of processor time for %d packets, the bare loop %s for %d: %.2f times as much for each, more than %d", engines, packets, bare, barePackets, ratio, maxCPURatio)
+				}
+			}
+		})
+	}
+}
+
+// cpuHarness is a node and a router with many addresses.
+type cpuHarness struct{ node, far netns.Path }
+
+func newCPUHarness(b *testing.B, neighbours int) *cpuHarness {
+	b.Helper()
+	if m := router.MissingPrerequisite(router.FRR); m != "" {
+		b.Skip(m)
+	}
+	network, err := router.NewHarness(router.HarnessOptions{Nodes: 1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(network.DeleteNamespaces)
+	h := &cpuHarness{network.Host("node1"), network.Host("router")}
+	err = h.far.RunInside(func() error {
+		for i := range benchmarkSessionCount {
+			if err := netns.AddAddress("eth0", netip.PrefixFrom(benchmarkAddress(i), 24)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for _, host := range []netns.Path{h.node, h.far} {
+		if err == nil {
+			err = host.RunInside(func() error { return addPermanentNeighbours(neighbours) })
+		}
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return h
+}
+
+// benchmarkAddress returns the router's address of a session.
+func benchmarkAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 168, 0, byte(101 + i)}) }
+
+// addPermanentNeighbours fills the neighbour table of eth0.
+func addPermanentNeighbours(n int) error {
+	link, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	for i := range n {
+		err := netlink.NeighAdd(&netlink.Neigh{
+			LinkIndex: link.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT,
+			IP: net.IPv4(10, 200, byte(i>>8), byte(i)), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, byte(i >> 8), byte(i)},
+		})
+		if err != nil {
+			return fmt.Errorf("adding a neighbour: %w", err)
+		}
+	}
+	return nil
+}
+
+// measureEngines runs the sessions between two engines, and returns the processor time and the
+// number of packets that both sent.
+func (h *cpuHarness) measureEngines(b *testing.B) (cpu time.Duration, packets uint64) {
+	b.Helper()
+	var nodeSessions, farSessions []bfd.SessionConfig
+	for i := range benchmarkSessionCount {
+		p := fastProfile()
+		p.EchoMode = i < benchmarkEchoCount
+		nodeSessions = append(nodeSessions, bfd.SessionConfig{SessionKey: bfd.SessionKey{Peer: benchmarkAddress(i)}, Profile: p})
+		farSessions = append(farSessions, bfd.SessionConfig{SessionKey: bfd.SessionKey{Peer: nodeIPv4, LocalAddress: benchmarkAddress(i)}, Profile: p})
+	}
+	ctx, stop := context.WithCancel(b.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer stop()
+	start := func(host netns.Path, seed uint64, sessions []bfd.SessionConfig) *bfd.Engine {
+		e := bfd.NewEngine(&hostTransport{Transport: newTransport(b), host: host}, time.Now, seed)
+		e.SetSessions(sessions)
+		running.Go(func() {
+			if err := e.Run(ctx); err != nil {
+				b.Errorf("the engine ended: %v", err)
+			}
+		})
+		return e
+	}
+	engines := []*bfd.Engine{start(h.node, 1, nodeSessions), start(h.far, 2, farSessions)}
+	awaitSteadySessions(b, engines)
+	before := countSentPackets(engines)
+	cpu = measureProcessorTime(b, func() { time.Sleep(benchmarkWindow) })
+	packets = countSentPackets(engines) - before
+	for _, s := range engines[0].Status() {
+		if s.State != session.Up || s.DownEvents > 0 {
+			b.Errorf("the session with %s is %s and went down %d times", s.Peer, s.State, s.DownEvents)
+		}
+	}
+	return cpu, packets
+}
+
+// hostTransport opens the sockets of a Transport on a host. The engine runs in an ordinary
+// goroutine as in the speaker, not on a thread of its own in the namespace of the host.
+type hostTransport struct {
+	bfd.Transport
+	host       netns.Path
+	hasReadOne bool // so that the names of the links are known
+}
+
+func (h *hostTransport) Receive() (d bfd.ReceivedDatagram, ok bool) {
+	if h.hasReadOne {
+		return h.Transport.Receive()
+	}
+	_ = h.host.RunInside(func() error {
+		d, ok = h.Transport.Receive()
+		return nil
+	})
+	h.hasReadOne = ok
+	return d, ok
+}
+
+func (h *hostTransport) OpenSender(k bfd.SessionKey, discriminator uint32) bfd.Sender {
+	return &hostSender{Sender: h.Transport.OpenSender(k, discriminator), host: h.host}
+}
+
+// hostSender opens its sockets on a host.
+type hostSender struct {
+	bfd.Sender
+	host             netns.Path
+	isOpen, echoOpen bool
+}
+
+// ReopenLostSockets looks at the host again if echo packets are sent, as their path may change.
+func (s *hostSender) ReopenLostSockets() error {
+	if s.isOpen && !s.echoOpen {
+		return s.Sender.ReopenLostSockets()
+	}
+	err := s.host.RunInside(s.Sender.ReopenLostSockets)
+	s.isOpen = err == nil
+	return err
+}
+
+func (s *hostSender) SendEcho(payload []byte) error {
+	if s.echoOpen && s.Sender.SendEcho(payload) == nil {
+		return nil
+	}
+	err := s.host.RunInside(func() error { return s.Sender.SendEcho(payload) })
+	s.echoOpen = err == nil
+	return err
+}
+
+// awaitSteadySessions waits until all sessions are Up, and no Poll Sequence is under way.
+func awaitSteadySessions(b *testing.B, engines []*bfd.Engine) {
+	b.Helper()
+	deadline := time.After(waitTimeout)
+	for {
+		steady := 0
+		var other bfd.Status
+		for _, e := range engines {
+			for _, s := range e.Status() {
+				if s.State == session.Up && !s.IsPolling && (!s.EchoMode || s.EchoReturned > 0) {
+					steady++
+				} else {
+					other = s
+				}
+			}
+		}
+		if steady == len(engines)*benchmarkSessionCount {
+			return
+		}
+		select {
+		case <-deadline:
+			b.Fatalf("%d sessions are Up; one is %+v", steady, other)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func countSentPackets(engines []*bfd.Engine) (n uint64) {
+	for _, e := range engines {
+		for _, s := range e.Status() {
+			n += s.ControlSent + s.EchoSent
+		}
+	}
+	return n
+}
+
+// measureProcessorTime returns the processor time that the process takes for f.
+func measureProcessorTime(b *testing.B, f func()) time.Duration {
+	b.Helper()
+	used := func() time.Duration {
+		var u unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+			b.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	before := used()
+	f()
+	return used() - before
+}
+
+// measureBareLoop sends packets at the rate at which the engines sent them, half of them from each
+// side, and returns the processor time and the number of packets. It does less than BFD has to do:
+// it has one socket and one timer on each side, no filter, and no packets that return.
+func (h *cpuHarness) measureBareLoop(b *testing.B, wanted uint64) (cpu time.Duration, packets uint64) {
+	b.Helper()
+	const port = 3799
+	open := func(host netns.Path, address netip.Addr) *net.UDPConn {
+		c, err := host.ListenPacket("udp4", net.JoinHostPort(address.String(), strconv.Itoa(port)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { c.Close() })
+		return c.(*net.UDPConn)
+	}
+	node, far := open(h.node, nodeIPv4), open(h.far, routerIPv4)
+	var received atomic.Uint64
+	for _, c := range []*net.UDPConn{node, far} {
+		go func() {
+			buffer := make([]byte, 512)
+			for {
+				if _, _, err := c.ReadFromUDPAddrPort(buffer); err != nil {
+					return
+				}
+				received.Add(1)
+			}
+		}()
+	}
+	cpu = measureProcessorTime(b, func() {
+		var sending sync.WaitGroup
+		sending.Go(func() { sendEvenly(b, node, netip.AddrPortFrom(routerIPv4, port), wanted/2) })
+		sending.Go(func() { sendEvenly(b, far, netip.AddrPortFrom(nodeIPv4, port), wanted/2) })
+		sending.Wait()
+	})
+	node.Close()
+	far.Close()
+	if got := received.Load(); got < wanted*9/10 {
+		b.Errorf("the bare loop received %d of %d packets", got, wanted)
+	}
+	return cpu, wanted / 2 * 2
+}
+
+// sendEvenly sends packets of the length of a BFD packet, spread evenly over the window.
+func sendEvenly(b *testing.B, c *net.UDPConn, to netip.AddrPort, count uint64) {
+	packet, interval := make([]byte, 24), benchmarkWindow/time.Duration(count)
+	next := time.Now()
+	for range count {
+		if _, err := c.WriteToUDPAddrPort(packet, to); err != nil {
+			b.Errorf("the bare loop: %v", err)
+			return
+		}
+		next = next.Add(interval)
+		time.Sleep(time.Until(next))
+	}
+}

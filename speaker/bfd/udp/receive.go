@@ -1,0 +1,143 @@
+package udp
+
+import (
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-lb/gantry/speaker/bfd"
+)
+
+const (
+	// receiveBatchSize is how many datagrams one system call reads at most.
+	receiveBatchSize = 32
+	// maxReadDatagramBytes is how much of a datagram is read, in bytes: a
+	// packet with the largest authentication section is shorter.
+	maxReadDatagramBytes = 512
+	// ancillaryBufferBytes is the room for the ancillary data of a datagram, in bytes.
+	ancillaryBufferBytes = 128
+)
+
+// receiver is a receiving socket.
+type receiver struct {
+	fd int
+	// decodeFunc returns a datagram of the socket. If the datagram is malformed, fields are
+	// missing that no accepted datagram lacks.
+	decodeFunc func(m receivedMessage) bfd.ReceivedDatagram
+}
+
+// receivedMessage is a datagram and what the kernel says about it. It is valid until the next
+// readFrom of its batch.
+type receivedMessage struct{ payload, sourceAddress, ancillaryData []byte }
+
+// addReceiver waits for datagrams on a non-blocking socket. It takes ownership of the socket.
+func (t *Transport) addReceiver(fd int, decode func(m receivedMessage) bfd.ReceivedDatagram) (*receiver, error) {
+	if err := t.waiter.add(fd); err != nil {
+		_ = unix.Close(fd) // nothing was received
+		return nil, fmt.Errorf("waiting for BFD packets: %w", err)
+	}
+	r := &receiver{fd, decode}
+	t.receivers = append(t.receivers, r)
+	return r, nil
+}
+
+// closeReceiver closes the socket. Its unread datagrams are lost.
+func (t *Transport) closeReceiver(r *receiver) {
+	isClosed := func(o *receiver) bool { return o == r }
+	t.receivers = slices.DeleteFunc(t.receivers, isClosed)
+	t.readableReceivers = slices.DeleteFunc(t.readableReceivers, isClosed)
+	if t.batchReceiver == r {
+		t.batch.discardRest()
+	}
+	t.waiter.remove(r.fd)
+	_ = unix.Close(r.fd)
+}
+
+// Receive returns the next datagram. It reads the sockets in turn.
+func (t *Transport) Receive() (bfd.ReceivedDatagram, bool) {
+	for {
+		if m, ok := t.batch.next(); ok {
+			return t.batchReceiver.decodeFunc(m), true
+		}
+		if len(t.readableReceivers) == 0 {
+			return bfd.ReceivedDatagram{}, false
+		}
+		r := t.readableReceivers[0]
+		t.readableReceivers = slices.Delete(t.readableReceivers, 0, 1)
+		t.batchReceiver = r
+		if t.batch.readFrom(r.fd) == receiveBatchSize { // there may be more
+			t.readableReceivers = append(t.readableReceivers, r)
+		}
+	}
+}
+
+// receiveBatch has the datagrams that one system call read (recvmmsg). Make it with
+// newReceiveBatch.
+type receiveBatch struct {
+	nextIndex, count int
+	messages         [receiveBatchSize]mmsghdr
+	vectors          [receiveBatchSize]unix.Iovec
+	payloads         [receiveBatchSize][maxReadDatagramBytes]byte
+	sourceAddresses  [receiveBatchSize][unix.SizeofSockaddrInet6]byte
+	ancillaryData    [receiveBatchSize][ancillaryBufferBytes]byte
+}
+
+// mmsghdr is the kernel's struct mmsghdr.
+type mmsghdr struct {
+	header        unix.Msghdr
+	receivedBytes uint32
+}
+
+func newReceiveBatch() *receiveBatch {
+	b := &receiveBatch{}
+	for i := range b.messages {
+		h := &b.messages[i].header
+		b.vectors[i].Base = &b.payloads[i][0]
+		b.vectors[i].SetLen(maxReadDatagramBytes)
+		h.Iov = &b.vectors[i]
+		h.SetIovlen(1)
+		h.Name, h.Control = &b.sourceAddresses[i][0], &b.ancillaryData[i][0]
+		b.resetLengths(i)
+	}
+	return b
+}
+
+// resetLengths gives the kernel the whole room for a datagram again.
+func (b *receiveBatch) resetLengths(i int) {
+	h := &b.messages[i].header
+	h.Namelen = unix.SizeofSockaddrInet6
+	h.SetControllen(ancillaryBufferBytes)
+}
+
+// readFrom reads the datagrams that wait in a socket, and returns their number. After an error
+// there are none.
+func (b *receiveBatch) readFrom(fd int) int {
+	for i := range b.messages[:b.count] { // those that the kernel filled
+		b.resetLengths(i)
+	}
+	b.nextIndex = 0
+	b.count = receiveNow(fd, b.messages[:])
+	return b.count
+}
+
+// hasNext reports whether next returns a datagram.
+func (b *receiveBatch) hasNext() bool { return b.nextIndex < b.count }
+
+// next returns the next datagram.
+func (b *receiveBatch) next() (receivedMessage, bool) {
+	if !b.hasNext() {
+		return receivedMessage{}, false
+	}
+	i := b.nextIndex
+	b.nextIndex++
+	m := &b.messages[i]
+	return receivedMessage{
+		payload:       b.payloads[i][:m.receivedBytes],
+		sourceAddress: b.sourceAddresses[i][:min(m.header.Namelen, unix.SizeofSockaddrInet6)],
+		ancillaryData: b.ancillaryData[i][:m.header.Controllen],
+	}, true
+}
+
+// discardRest drops the datagrams that next has not returned.
+func (b *receiveBatch) discardRest() { b.nextIndex = b.count }

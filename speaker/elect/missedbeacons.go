@@ -1,0 +1,39 @@
+package elect
+
+import "time"
+
+// missedBeacons counts the beacons that watched members should have sent and that this node did not
+// receive. The zero value has counted none.
+type missedBeacons struct {
+	total uint64
+	// countedByMember has what is counted of the present silence of a member.
+	countedByMember map[string]uint64
+}
+
+// countGap counts the beacons between two that arrived. What was counted while the member was
+// silent is not counted again.
+func (m *missedBeacons) countGap(member string, lastSeq, seq uint64) {
+	if missed := seq - lastSeq - 1; lastSeq != 0 && missed > m.countedByMember[member] {
+		m.total += missed - m.countedByMember[member]
+	}
+	delete(m.countedByMember, member)
+}
+
+// countSilence counts the beacons that a silent member should have sent so far.
+func (m *missedBeacons) countSilence(member string, silence, interval time.Duration) {
+	due := uint64(silence / interval)
+	if due <= m.countedByMember[member] {
+		return
+	}
+	if m.countedByMember == nil {
+		m.countedByMember = map[string]uint64{}
+	}
+	m.total += due - m.countedByMember[member]
+	m.countedByMember[member] = due
+}
+
+// forgetMember forgets the silence of a member that is gone.
+func (m *missedBeacons) forgetMember(member string) { delete(m.countedByMember, member) }
+
+// CountMissedBeacons returns how many beacons of watched members did not arrive at the node of m.
+func CountMissedBeacons(m *Machine) uint64 { return m.liveness.missed.total }

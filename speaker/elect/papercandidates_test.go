@@ -1,0 +1,42 @@
+package elect
+
+import (
+	"testing"
+	"time"
+)
+
+// Many candidates cannot take an address, for a reason that the others do not know.
+func TestCandidatesThatCannotTakeAnAddressDelayItShortly(t *testing.T) {
+	for _, nodes := range []int{8, 20, 100} {
+		if nodes > 20 && testing.Short() {
+			continue
+		}
+		w := newHarness(t, 1, nodes, 10)
+		w.onlyAble = map[string]bool{}
+		for _, n := range w.nodeNames[:3] {
+			w.onlyAble[n] = true
+		}
+		w.startAll()
+		holder := w.requireOneHolderEach(6*time.Second, "start")
+		w.killSpeaker(holder)
+		w.requireOneHolderEach(2*time.Second, "its death")
+	}
+}
+
+// A starting speaker has nothing to do until it may take addresses.
+func TestAStartingMachineIsNotSteppedForNothing(t *testing.T) {
+	w := newHarness(t, 1, 2, 1)
+	w.startProcessOutsideGossip(w.nodeNames[0])
+	w.startProcessOutsideGossip(w.nodeNames[1])
+	w.deliverMembers()
+	w.deliverBids() // no states are exchanged
+	m, steps := w.nodesByName[w.nodeNames[0]].machine, 0
+	w.runSimulationFor(4*time.Second, nil)
+	for end := w.now.Add(500 * time.Millisecond); w.now.Before(end); steps++ {
+		w.now = m.NextDeadline()
+		m.Step(w.now, TimePassed{})
+	}
+	if m.acquisitionsAllowed || steps > 100 {
+		t.Errorf("the machine is stepped %d times in half a second, want a few beacons (acquisitions allowed: %v)", steps, m.acquisitionsAllowed)
+	}
+}

@@ -1,0 +1,51 @@
+package elect
+
+import "time"
+
+// transmitMessage delivers a message unless it is lost.
+func (w *harness) transmitMessage(n *simNode, e SendMessage) {
+	to := w.nodesByName[e.To]
+	if !w.canGossip(n.name, e.To) || w.deafNodes[e.To] || w.random.Float64() < w.messageLossRate {
+		return
+	}
+	m := to.machine
+	w.scheduleEvent(time.Duration(w.random.Int63n(int64(w.maxMessageDelay))), func() {
+		if to.machine == m {
+			w.stepNode(to, MessageReceived{From: n.name, Payload: e.Payload})
+		}
+	})
+}
+
+// simBulkMessageLimit is how many bulk messages wait on a node, as in package members.
+const simBulkMessageLimit = 1 << 15
+
+// queueMessage queues a message for a node that sends a limited number of them in a millisecond,
+// urgent ones first.
+func (w *harness) queueMessage(n *simNode, e SendMessage) {
+	switch {
+	case e.IsUrgent:
+		n.urgentMessages = append(n.urgentMessages, e)
+	case len(n.bulkMessages) < simBulkMessageLimit:
+		n.bulkMessages = append(n.bulkMessages, e)
+	}
+	if !n.isSending {
+		n.isSending = true
+		w.scheduleEvent(0, func() { w.sendQueuedMessages(n) })
+	}
+}
+
+func (w *harness) sendQueuedMessages(n *simNode) {
+	for range w.messagesPerMillisecond {
+		switch {
+		case len(n.urgentMessages) > 0:
+			w.transmitMessage(n, n.urgentMessages[0])
+			n.urgentMessages = n.urgentMessages[1:]
+		case len(n.bulkMessages) > 0:
+			w.transmitMessage(n, n.bulkMessages[0])
+			n.bulkMessages = n.bulkMessages[1:]
+		}
+	}
+	if n.isSending = len(n.urgentMessages)+len(n.bulkMessages) > 0; n.isSending {
+		w.scheduleEvent(time.Millisecond, func() { w.sendQueuedMessages(n) })
+	}
+}

@@ -1,0 +1,180 @@
+package elect
+
+import (
+	"encoding/hex"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
+)
+
+// The messages of commit 4ed98b1, which has version 2 of the wire format. Node b sends them to node
+// a. A speaker of that version must be able to work together with this one.
+var version2Messages = map[string]string{
+	"beacon":    "020102020002",
+	"ack":       "0202010100",
+	"claims":    "02030304c0000201016202050010" + "20010db8000000000000000000000001016202ac0200" + "04c00002020163030201",
+	"state":     "02030304c0000201016202050104c000020201630302011020010db8000000000000000000000001016202ac0201",
+	"suspicion": "020401630302c801",
+	"offer":     "02050104c00002090161000600",
+	"refusal":   "02060104c00002090162000100",
+	"delta":     "02080102230104c00002010162020500",
+}
+
+// machineBesideVersion2 is node a, which knows the members b and c. They publish the given version.
+func machineBesideVersion2(t *testing.T, format byte) *Machine {
+	t.Helper()
+	m := NewMachine("a", 1, DefaultTiming(), testStart)
+	bid := intent.Bid{
+		Address: netip.MustParseAddr("192.0.2.9"), OwnLinkIndexes: []int{1},
+		Candidates: intent.NewCandidates(map[string]int{"a": 0, "b": 0}),
+	}
+	m.Step(testStart, BidsChanged{Bids: []intent.Bid{bid}}, MembersChanged{facts.MemberSet{Members: []facts.Member{
+		{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 2, MessageFormat: format}, {Name: "c", RunNonce: 3, MessageFormat: format},
+	}}})
+	return m
+}
+
+func version2Message(t *testing.T, name string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(version2Messages[name])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestMessagesOfTheVersionBeforeAreRead(t *testing.T) {
+	receive := func(t *testing.T, name string) (*Machine, []Effect) {
+		m := machineBesideVersion2(t, 0)
+		return m, m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: version2Message(t, name)})
+	}
+	holderOf := func(m *Machine, ip string) string {
+		for _, h := range m.Holders() {
+			if h.Address == netip.MustParseAddr(ip) {
+				return h.Node
+			}
+		}
+		return ""
+	}
+	t.Run("beacon", func(t *testing.T) {
+		m, effects := receive(t, "beacon")
+		if kinds := sentKinds(effects, "b"); !slices.Contains(kinds, kindBeaconAck) {
+			t.Errorf("the answer to the beacon has the kinds %v, want an acknowledgement", kinds)
+		}
+		if h := m.liveness.recordsByMember["b"]; h == nil || !h.lastHeardAt.Equal(testStart.Add(60*time.Millisecond)) {
+			t.Errorf("the beacon is not heard: %+v", h)
+		}
+	})
+	t.Run("acknowledgement", func(t *testing.T) {
+		m := machineBesideVersion2(t, 0)
+		m.Step(testStart.Add(50*time.Millisecond), TimePassed{})
+		m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: version2Message(t, "ack")})
+		if m.lease.lastConfirmedAt.IsZero() {
+			t.Error("the acknowledgement does not confirm the lease")
+		}
+	})
+	t.Run("claims", func(t *testing.T) {
+		if m, _ := receive(t, "claims"); holderOf(m, "192.0.2.1") != "b" || holderOf(m, "2001:db8::1") != "b" {
+			t.Errorf("the holders are %+v", m.Holders())
+		}
+	})
+	t.Run("full state", func(t *testing.T) {
+		m := machineBesideVersion2(t, 0)
+		m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{version2Message(t, "state")})
+		if len(m.Claims()) != 3 || !m.acquisitionsAllowed {
+			t.Errorf("the claims are %+v, acquisitions allowed: %v", m.Claims(), m.acquisitionsAllowed)
+		}
+	})
+	t.Run("suspicion", func(t *testing.T) {
+		m, _ := receive(t, "suspicion")
+		if m.liveness.witnessNoncesBySilentNode["c"]["b"] != 3 || !m.liveness.isConnectedWitness("c", "b") {
+			t.Error("the report of the silent node is not read")
+		}
+	})
+	t.Run("offer", func(t *testing.T) {
+		m := machineBesideVersion2(t, 0)
+		m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{version2Message(t, "state")})
+		effects := m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: version2Message(t, "offer")})
+		if holderOf(m, "192.0.2.9") != "a" || !slices.Contains(sentKinds(effects, "b"), kindClaims) {
+			t.Errorf("the offer is not taken: %+v", m.Holders())
+		}
+	})
+	t.Run("delta", func(t *testing.T) {
+		m := machineBesideVersion2(t, 0)
+		m.requestSync("b")
+		m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: version2Message(t, "delta")})
+		if holderOf(m, "192.0.2.1") != "b" {
+			t.Errorf("the holders are %+v", m.Holders())
+		}
+	})
+}
+
+// sentKinds returns the kinds of the messages to a member.
+func sentKinds(effects []Effect, to string) []byte {
+	var out []byte
+	for _, e := range effects {
+		if s, ok := e.(SendMessage); ok && s.To == to {
+			out = append(out, s.Payload[1])
+		}
+	}
+	return out
+}
+
+func TestTheVersionThatAllMembersReadIsSent(t *testing.T) {
+	for format, want := range map[byte]byte{0: 2, 2: 2, 3: 3, 9: NewestMessageFormat} {
+		m := machineBesideVersion2(t, format)
+		var sent []byte
+		for _, e := range m.Step(testStart.Add(250*time.Millisecond), TimePassed{}) {
+			if s, ok := e.(SendMessage); ok {
+				sent = append(sent, s.Payload[0])
+			}
+		}
+		if len(sent) == 0 || slices.ContainsFunc(sent, func(v byte) bool { return v != want }) {
+			t.Errorf("beside members that read version %d, messages have the versions %v, want %d", format, sent, want)
+		}
+		if state := m.EncodeAllClaims(); state[0] != 2 {
+			t.Errorf("the full state has version %d: a node that joins may read only version 2", state[0])
+		}
+	}
+}
+
+// What version 2 must be able to read is encoded byte by byte as commit 4ed98b1 encodes it.
+func TestMessagesForTheVersionBeforeAreWrittenAsItWritesThem(t *testing.T) {
+	m := NewMachine("b", 2, DefaultTiming(), testStart)
+	m.Step(testStart, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 2}, {Name: "c", RunNonce: 3}}}})
+	first := func(effects []Effect) string {
+		for _, e := range effects {
+			if s, ok := e.(SendMessage); ok && s.To == "a" {
+				return hex.EncodeToString(s.Payload)
+			}
+		}
+		return ""
+	}
+	if got := first(m.Step(testStart.Add(50*time.Millisecond), TimePassed{})); got != version2Messages["beacon"] {
+		t.Errorf("the beacon is %s, want %s", got, version2Messages["beacon"])
+	}
+	beacon := []byte{2, kindBeacon, 1, 1, 0, flagAckRequested}
+	if got := first(m.Step(testStart.Add(51*time.Millisecond), MessageReceived{From: "a", Payload: beacon})); got != version2Messages["ack"] {
+		t.Errorf("the acknowledgement is %s, want %s", got, version2Messages["ack"])
+	}
+	offer := appendClaims(encodeMessageHeader(oldestMessageFormat, kindOffer), []Claim{{Address: netip.MustParseAddr("192.0.2.9"), Holder: "a", Epoch: 6}})
+	if got := hex.EncodeToString(offer); got != version2Messages["offer"] {
+		t.Errorf("the offer is %s, want %s", got, version2Messages["offer"])
+	}
+	refused := MessageReceived{From: "a", Payload: appendClaims(encodeMessageHeader(oldestMessageFormat, kindOffer),
+		[]Claim{{Address: netip.MustParseAddr("192.0.2.9"), Holder: "b", Epoch: 1}})}
+	if got := first(m.Step(testStart.Add(52*time.Millisecond), refused)); got != version2Messages["refusal"] {
+		t.Errorf("the refusal is %s, want %s", got, version2Messages["refusal"])
+	}
+	h := &beaconRecord{memberNonce: 3, isSilent: true, lastHeardAt: m.now.Add(-200 * time.Millisecond)}
+	m.liveness.addConnectedWitness("c", "b")
+	m.outbox.beginStep()
+	m.liveness.broadcastSuspicion("c", h, m.stepFacts(), &m.outbox)
+	if got := first(m.outbox.orderedEffects(nil)); got != version2Messages["suspicion"] {
+		t.Errorf("the report of a silent node is %s, want %s", got, version2Messages["suspicion"])
+	}
+}

@@ -1,0 +1,122 @@
+package facts
+
+import (
+	"hash/fnv"
+	"net/netip"
+	"slices"
+)
+
+// NodeLinks describe the links of a node as far as other nodes need it to judge whether the node
+// can answer for an address. They are immutable.
+type NodeLinks struct {
+	// RawSocketsDenied is set when the node may not open raw sockets, so that it can answer for no
+	// address.
+	RawSocketsDenied bool
+	// IsIncomplete is set when there was no room for all links.
+	IsIncomplete bool
+	// HasIPv4 is set when a link of the node has an IPv4 address.
+	HasIPv4 bool
+	Links   []DescribedLink
+}
+
+// DescribedLink is one link in NodeLinks.
+type DescribedLink struct {
+	// NameHash is the LinkNameHash of the name.
+	NameHash uint32
+	// IsDown is set when the link is down or without carrier.
+	IsDown bool
+	// IsVirtualRouter is set when the Ethernet address belongs to a virtual router.
+	IsVirtualRouter bool
+	// CannotSendIPv4 and CannotSendIPv6 are set when the node cannot answer for the family there.
+	CannotSendIPv4, CannotSendIPv6 bool
+	// Subnets are the subnets of the link, sorted, without link-local ones and those of one
+	// address.
+	Subnets []netip.Prefix
+}
+
+// linkNameHashMask keeps a hash within 3 bytes.
+const linkNameHashMask = 1<<24 - 1
+
+// LinkNameHash is the hash of the name of a link that nodes publish. Two names with the same hash
+// cost time only: a node may wait for another one that cannot answer.
+func LinkNameHash(name string) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(name))
+	sum := h.Sum32()
+	return (sum ^ sum>>24) & linkNameHashMask
+}
+
+// DescribeLinks describes the links of this node: the usable ones, and those that are down.
+func DescribeLinks(usable, down LinkSet) *NodeLinks {
+	out := &NodeLinks{}
+	for _, l := range slices.Concat(usable, down) {
+		d := DescribedLink{
+			NameHash: LinkNameHash(l.Name), IsDown: l.IsDown, IsVirtualRouter: l.HasVirtualRouterMAC(),
+			CannotSendIPv4: l.CannotSendIPv4, CannotSendIPv6: l.CannotSendIPv6 || !l.hasIPv6Address(),
+		}
+		for _, p := range l.AddressesWithPrefixLength {
+			out.HasIPv4 = out.HasIPv4 || p.Addr().Is4()
+			if !p.Addr().IsLinkLocalUnicast() && !p.IsSingleIP() {
+				d.Subnets = append(d.Subnets, p.Masked())
+			}
+		}
+		slices.SortFunc(d.Subnets, netip.Prefix.Compare)
+		d.Subnets = slices.Compact(d.Subnets)
+		out.Links = append(out.Links, d)
+	}
+	return out
+}
+
+// hasIPv6Address reports whether the link has an IPv6 address; a link-local one is enough. Without
+// one the kernel drops what arrives on the link for an IPv6 address.
+func (l Link) hasIPv6Address() bool {
+	return slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Addr().Is6() })
+}
+
+// HasVirtualRouterMAC reports whether the Ethernet address of the link belongs to a virtual router
+// (RFC 9568 section 7.3). Several nodes may have a link with this address, on the segment of
+// another link.
+func (l Link) HasVirtualRouterMAC() bool {
+	return l.MAC[0] == 0 && l.MAC[1] == 0 && l.MAC[2] == 0x5e && l.MAC[3] == 0 && (l.MAC[4] == 1 || l.MAC[4] == 2)
+}
+
+// CanSendFamilyOf reports whether the node can answer for the address on the link.
+func (d DescribedLink) CanSendFamilyOf(a netip.Addr) bool {
+	if a.Is4() {
+		return !d.CannotSendIPv4
+	}
+	return !d.CannotSendIPv6
+}
+
+// HasName reports whether the link may have this name.
+func (d DescribedLink) HasName(name string) bool { return LinkNameHash(name) == d.NameHash }
+
+// HasVirtualRouterMAC reports whether the Ethernet address belongs to a virtual router.
+func (d DescribedLink) HasVirtualRouterMAC() bool { return d.IsVirtualRouter }
+
+// CoversAddress reports whether a subnet of the link covers the address.
+func (d DescribedLink) CoversAddress(a netip.Addr) bool {
+	return slices.ContainsFunc(d.Subnets, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// Equal reports whether both describe the same.
+func (n *NodeLinks) Equal(o *NodeLinks) bool {
+	if n == nil || o == nil {
+		return n == o
+	}
+	return n.RawSocketsDenied == o.RawSocketsDenied && n.IsIncomplete == o.IsIncomplete && n.HasIPv4 == o.HasIPv4 &&
+		slices.EqualFunc(n.Links, o.Links, func(x, y DescribedLink) bool {
+			return x.NameHash == y.NameHash && x.IsDown == y.IsDown && x.IsVirtualRouter == y.IsVirtualRouter &&
+				x.CannotSendIPv4 == y.CannotSendIPv4 && x.CannotSendIPv6 == y.CannotSendIPv6 && slices.Equal(x.Subnets, y.Subnets)
+		})
+}
+
+// PublishedNode is what a member tells all others about its node.
+type PublishedNode struct {
+	// LinkMACs are the Ethernet addresses of its usable links, the most important ones first.
+	LinkMACs []MAC
+	// MessageFormat is the highest version of the messages between speakers that it reads.
+	MessageFormat byte
+	// Links are nil until they are known.
+	Links *NodeLinks
+}

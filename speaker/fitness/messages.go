@@ -1,0 +1,124 @@
+package fitness
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// messageMark is the first byte of a message of this package. Messages of the election begin with
+// their version, which is low.
+const messageMark = 0xf1
+
+// flagDoubtful is the flag of a doubtful node.
+const flagDoubtful = 1
+
+const (
+	// RepeatInterval is how often an unfit node tells the other members so. A fit node is silent.
+	RepeatInterval = 5 * time.Second
+	// entryLifetimeTimeout is how long a message counts: three may be lost.
+	entryLifetimeTimeout = 3*RepeatInterval + time.Second
+	// fitRepeats is how often a node says that it is fit again.
+	fitRepeats = 3
+	// maxSilentPrefixesInMessage keeps a message within one datagram.
+	maxSilentPrefixesInMessage = 32
+)
+
+// IsMessage reports whether a message of another member is for this package.
+func IsMessage(payload []byte) bool { return len(payload) > 0 && payload[0] == messageMark }
+
+// encodeFitness encodes a message.
+func encodeFitness(f facts.Fitness) []byte {
+	flags := byte(0)
+	if f.IsDoubtful {
+		flags = flagDoubtful
+	}
+	b := append([]byte{messageMark, flags, byte(len(f.NodeFault))}, f.NodeFault...)
+	for _, p := range f.SilentPrefixes[:min(len(f.SilentPrefixes), maxSilentPrefixesInMessage)] {
+		raw, err := p.MarshalBinary()
+		if err != nil {
+			continue
+		}
+		b = append(append(b, byte(len(raw))), raw...)
+	}
+	return b
+}
+
+// decodeFitness decodes a message. What cannot be read is left out.
+func decodeFitness(b []byte) (facts.Fitness, bool) {
+	var f facts.Fitness
+	const header = 3
+	if len(b) < header || len(b) < header+int(b[2]) {
+		return f, false
+	}
+	f.IsDoubtful, f.NodeFault = b[1]&flagDoubtful > 0, string(b[header:header+int(b[2])])
+	for b = b[header+int(b[2]):]; len(b) > 0 && len(b) > int(b[0]); b = b[1+int(b[0]):] {
+		var p netip.Prefix
+		if p.UnmarshalBinary(b[1:1+int(b[0])]) == nil && p.IsValid() {
+			f.SilentPrefixes = append(f.SilentPrefixes, p)
+		}
+	}
+	return f, true
+}
+
+// Announcer decides when this node tells the other members how fit it is.
+type Announcer struct {
+	lastFitness facts.Fitness
+	lastSentAt  time.Time
+	repeatsLeft int
+}
+
+// NextMessage returns the message that is due, nil if there is none.
+func (a *Announcer) NextMessage(f facts.Fitness, now time.Time) []byte {
+	if !f.Equal(a.lastFitness) {
+		a.lastFitness, a.repeatsLeft = f, fitRepeats
+	} else if now.Sub(a.lastSentAt) < RepeatInterval {
+		return nil
+	}
+	if f.Equal(facts.Fitness{}) {
+		if a.repeatsLeft == 0 {
+			return nil
+		}
+		a.repeatsLeft--
+	}
+	a.lastSentAt = now
+	return encodeFitness(f)
+}
+
+// Table has the unfit and the doubtful nodes among the other members. It belongs to one goroutine.
+type Table struct{ entryByNode map[string]tableEntry }
+
+type tableEntry struct {
+	fitness facts.Fitness
+	endsAt  time.Time
+}
+
+// NewTable returns a Table in which every node is fit.
+func NewTable() *Table { return &Table{entryByNode: map[string]tableEntry{}} }
+
+// RecordMessage records what a member says of itself.
+func (t *Table) RecordMessage(from string, payload []byte, now time.Time) {
+	f, ok := decodeFitness(payload)
+	switch {
+	case !ok:
+	case f.Equal(facts.Fitness{}):
+		delete(t.entryByNode, from)
+	default:
+		t.entryByNode[from] = tableEntry{f, now.Add(entryLifetimeTimeout)}
+	}
+}
+
+// UnfitMembers returns the unfit and the doubtful ones of the members.
+func (t *Table) UnfitMembers(members []string, now time.Time) map[string]facts.Fitness {
+	maps.DeleteFunc(t.entryByNode, func(node string, e tableEntry) bool {
+		return !now.Before(e.endsAt) || !slices.Contains(members, node)
+	})
+	out := make(map[string]facts.Fitness, len(t.entryByNode))
+	for n, e := range t.entryByNode {
+		out[n] = e.fitness
+	}
+	return out
+}

@@ -1,0 +1,202 @@
+package members
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// The metadata of a member has at most 512 bytes, which memberlist carries. It begins with the
+// nonce. Groups of 6 bytes follow. A group that begins with extensionMark has 5 bytes of the
+// extension, and each other group is an Ethernet address. A speaker that does not know the
+// extension takes such a group for an Ethernet address that no host has, since the mark has the
+// bit of group addresses.
+//
+// The extension: version of messages, flags, then the links. A link: flags with the number of
+// subnets, hash of the name in 3 bytes, subnets. A subnet: number of bits, for IPv6 plus
+// ipv6BitsOffset, and as many bytes of the address as these bits need.
+const (
+	nonceSize          = 8
+	metadataGroupSize  = 6
+	extensionMark      = 0xff
+	extensionGroupSize = metadataGroupSize - 1
+	linkHeaderSize     = 4
+	ipv6BitsOffset     = 64
+	// maxMetadataGroups leaves some bytes for what is no group.
+	maxMetadataGroups = (memberlist.MetaMaxSize-nonceSize)/metadataGroupSize - 1
+)
+
+// maxPublishedMACs is how many Ethernet addresses a member publishes. macsBeforeLinks of them have
+// room in any case; the links come before the others.
+const (
+	maxPublishedMACs = 64
+	macsBeforeLinks  = 40
+)
+
+// The flags of the extension, and those of a link.
+const (
+	flagHasLinks = 1 << iota
+	flagRawSocketsDenied
+	flagIncomplete
+	flagHasIPv4
+)
+
+const (
+	flagLinkDown = 1 << iota
+	flagLinkVirtualRouter
+	flagLinkWithoutIPv4
+	flagLinkWithoutIPv6
+	// subnetCountShift is the place of the number of subnets, of which there are maxSubnetsPerLink
+	// at most.
+	subnetCountShift  = 4
+	maxSubnetsPerLink = 15
+)
+
+// EncodeMetadata encodes what a member publishes.
+func EncodeMetadata(nonce uint64, p facts.PublishedNode) []byte {
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, memberlist.MetaMaxSize), nonce)
+	groupsLeft := maxMetadataGroups
+	macs := p.LinkMACs[:min(len(p.LinkMACs), maxPublishedMACs)]
+	first := macs[:min(len(macs), macsBeforeLinks)]
+	extension := encodeExtension(p, (groupsLeft-len(first))*extensionGroupSize)
+	for len(extension)%extensionGroupSize != 0 {
+		extension = append(extension, 0)
+	}
+	for i := 0; i < len(extension); i += extensionGroupSize {
+		b = append(append(b, extensionMark), extension[i:i+extensionGroupSize]...)
+	}
+	for _, mac := range macs {
+		if len(b) >= nonceSize+maxMetadataGroups*metadataGroupSize {
+			break
+		}
+		b = append(b, mac[:]...)
+	}
+	return b
+}
+
+// encodeExtension encodes as many links as fit into size bytes.
+func encodeExtension(p facts.PublishedNode, size int) []byte {
+	b := []byte{p.MessageFormat, 0, 0}
+	if p.Links == nil {
+		return b
+	}
+	flags := byte(flagHasLinks)
+	if p.Links.RawSocketsDenied {
+		flags |= flagRawSocketsDenied
+	}
+	if p.Links.HasIPv4 {
+		flags |= flagHasIPv4
+	}
+	incomplete := p.Links.IsIncomplete
+	for _, l := range p.Links.Links {
+		e, whole := encodeDescribedLink(l)
+		if len(b)+len(e) > size || b[2] == 255 {
+			incomplete = true
+			continue
+		}
+		incomplete = incomplete || !whole
+		b = append(b, e...)
+		b[2]++
+	}
+	if incomplete {
+		flags |= flagIncomplete
+	}
+	b[1] = flags
+	return b
+}
+
+func encodeDescribedLink(l facts.DescribedLink) (b []byte, whole bool) {
+	var flags byte
+	for flag, set := range map[byte]bool{
+		flagLinkDown: l.IsDown, flagLinkVirtualRouter: l.IsVirtualRouter,
+		flagLinkWithoutIPv4: l.CannotSendIPv4, flagLinkWithoutIPv6: l.CannotSendIPv6,
+	} {
+		if set {
+			flags |= flag
+		}
+	}
+	subnets := l.Subnets[:min(len(l.Subnets), maxSubnetsPerLink)]
+	b = append(b, flags|byte(len(subnets))<<subnetCountShift, byte(l.NameHash>>16), byte(l.NameHash>>8), byte(l.NameHash))
+	for _, p := range subnets {
+		bits := byte(p.Bits())
+		if p.Addr().Is6() {
+			bits += ipv6BitsOffset
+		}
+		b = append(append(b, bits), p.Masked().Addr().AsSlice()[:(p.Bits()+7)/8]...)
+	}
+	return b, len(subnets) == len(l.Subnets)
+}
+
+// decodeMetadata returns what a member published. It ignores what it does not know.
+func decodeMetadata(b []byte) (nonce uint64, p facts.PublishedNode) {
+	if len(b) < nonceSize {
+		return 0, p
+	}
+	nonce = binary.BigEndian.Uint64(b)
+	var extension []byte
+	for b = b[nonceSize:]; len(b) >= metadataGroupSize; b = b[metadataGroupSize:] {
+		if b[0] == extensionMark {
+			extension = append(extension, b[1:metadataGroupSize]...)
+			continue
+		}
+		p.LinkMACs = append(p.LinkMACs, facts.MAC(b[:metadataGroupSize]))
+	}
+	if len(extension) < 3 {
+		return nonce, p
+	}
+	p.MessageFormat = extension[0]
+	if flags := extension[1]; flags&flagHasLinks != 0 {
+		p.Links = &facts.NodeLinks{
+			RawSocketsDenied: flags&flagRawSocketsDenied != 0, IsIncomplete: flags&flagIncomplete != 0, HasIPv4: flags&flagHasIPv4 != 0,
+		}
+		decodeDescribedLinks(extension[3:], int(extension[2]), p.Links)
+	}
+	return nonce, p
+}
+
+// decodeDescribedLinks reads the given number of links. If the bytes are malformed, the links count
+// as incomplete.
+func decodeDescribedLinks(b []byte, count int, into *facts.NodeLinks) {
+	for range count {
+		if len(b) < linkHeaderSize {
+			into.IsIncomplete = true
+			return
+		}
+		flags := b[0]
+		l := facts.DescribedLink{
+			NameHash: uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]),
+			IsDown:   flags&flagLinkDown != 0, IsVirtualRouter: flags&flagLinkVirtualRouter != 0,
+			CannotSendIPv4: flags&flagLinkWithoutIPv4 != 0, CannotSendIPv6: flags&flagLinkWithoutIPv6 != 0,
+		}
+		b = b[linkHeaderSize:]
+		for range flags >> subnetCountShift {
+			p, rest, ok := decodeSubnet(b)
+			if !ok {
+				into.IsIncomplete = true
+				return
+			}
+			l.Subnets, b = append(l.Subnets, p), rest
+		}
+		into.Links = append(into.Links, l)
+	}
+}
+
+func decodeSubnet(b []byte) (p netip.Prefix, rest []byte, ok bool) {
+	if len(b) == 0 {
+		return p, nil, false
+	}
+	bits, address := int(b[0]), make([]byte, 4)
+	if bits >= ipv6BitsOffset {
+		bits, address = bits-ipv6BitsOffset, make([]byte, 16)
+	}
+	size := (bits + 7) / 8
+	if size > len(address) || len(b) < 1+size {
+		return p, nil, false
+	}
+	copy(address, b[1:1+size])
+	a, _ := netip.AddrFromSlice(address)
+	return netip.PrefixFrom(a, bits).Masked(), b[1+size:], true
+}

@@ -1,0 +1,156 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/advertise"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+// SetNodeLinks sets what the other nodes say about their links. A node without an entry counts as
+// able to answer for every address.
+func (p *Planner) SetNodeLinks(byNode map[string]*facts.NodeLinks) {
+	for name, n := range byNode {
+		if !n.Equal(p.inputs.NodeLinks[name]) {
+			p.mustReplanAll = true
+		}
+	}
+	for name := range p.inputs.NodeLinks {
+		if _, still := byNode[name]; !still {
+			p.mustReplanAll = true
+		}
+	}
+	p.inputs.NodeLinks = byNode
+}
+
+// linksOfNode returns what is known of the links of a node; nil if nothing is.
+func (p *Planner) linksOfNode(name string) *facts.NodeLinks {
+	if name == p.inputs.SelfNode {
+		if p.ownLinks == nil {
+			p.ownLinks = facts.DescribeLinks(p.inputs.UsableLinks, p.inputs.DownLinks)
+			p.ownLinks.RawSocketsDenied = p.inputs.RawSocketsDenied
+		}
+		return p.ownLinks
+	}
+	return p.inputs.NodeLinks[name]
+}
+
+// allSubnets returns the subnets of all nodes, sorted, each once.
+func (p *Planner) allSubnets() []netip.Prefix {
+	if p.subnetsOfNodes != nil {
+		return p.subnetsOfNodes
+	}
+	p.subnetsOfNodes = []netip.Prefix{}
+	for name := range p.inputs.Nodes {
+		if n := p.linksOfNode(name); n != nil {
+			for _, l := range n.Links {
+				p.subnetsOfNodes = append(p.subnetsOfNodes, l.Subnets...)
+			}
+		}
+	}
+	slices.SortFunc(p.subnetsOfNodes, netip.Prefix.Compare)
+	p.subnetsOfNodes = slices.Compact(p.subnetsOfNodes)
+	return p.subnetsOfNodes
+}
+
+// subnetsKey is the same for addresses of one family that are in the same subnets. The nodes that
+// can answer for one of them can answer for all.
+func (p *Planner) subnetsKey(a netip.Addr) string {
+	var key strings.Builder
+	fmt.Fprintf(&key, "%t", a.Is4())
+	for i, subnet := range p.allSubnets() {
+		if subnet.Contains(a) {
+			key.WriteByte(',')
+			key.WriteString(strconv.Itoa(i))
+		}
+	}
+	return key.String()
+}
+
+// ableNodesFor returns the admitted nodes that can answer for Addresses[i] of the coverage, as far
+// as their links are known. They are shared by all addresses in the same subnets.
+func (p *Planner) ableNodesFor(coverage *advertise.Layer2Coverage, i int) *nodesAdmittedByAds {
+	a, ads := coverage.Addresses[i], coverage.AdsOfAddress(i)
+	key := coverage.NodesKey() + "|"
+	for _, ad := range ads {
+		key += ad.Name + "/"
+	}
+	key += "|" + p.subnetsKey(a)
+	if f := p.admittedNodesByAds[key]; f != nil {
+		return f
+	}
+	admitted, reach := p.admittedNodesFor(coverage), p.subnetReach(ads, a)
+	f := &nodesAdmittedByAds{scoreByNode: make(map[string]int, len(admitted.scoreByNode)), exclusionReasonOfSelf: admitted.exclusionReasonOfSelf}
+	for name, score := range admitted.scoreByNode {
+		node := p.inputs.Nodes[name]
+		if name == p.inputs.SelfNode || canNodeAnswer(ads, &node, a, p.linksOfNode(name), reach) {
+			f.scoreByNode[name] = score
+		}
+	}
+	p.admittedNodesByAds[key] = f
+	return f
+}
+
+// subnetReach says whether a node that the advertisements select has a link into the subnet of the
+// address, even if that link is down or the node may not announce now.
+func (p *Planner) subnetReach(ads []*snapshot.L2Advertisement, a netip.Addr) advertise.SubnetReach {
+	for name, node := range p.inputs.Nodes {
+		n := p.linksOfNode(name)
+		if n == nil || !advertise.SelectsNode(ads, &node) {
+			continue
+		}
+		covers := func(l facts.DescribedLink) bool { return !l.IsVirtualRouter && l.CoversAddress(a) }
+		if slices.ContainsFunc(n.Links, covers) {
+			return advertise.SomeNodeReachesSubnet
+		}
+	}
+	return advertise.NoNodeReachesSubnet
+}
+
+// canNodeAnswer reports whether another node can answer for the address, as far as its links are
+// known.
+func canNodeAnswer(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, n *facts.NodeLinks, reach advertise.SubnetReach) bool {
+	switch {
+	case n == nil:
+		return true
+	case n.RawSocketsDenied || (a.Is4() && !hasIPv4(node, n)):
+		return false
+	case n.IsIncomplete:
+		return true
+	}
+	return slices.ContainsFunc(n.Links, func(l facts.DescribedLink) bool {
+		return !l.IsDown && l.CanSendFamilyOf(a) && advertise.CanUseLink(ads, node, l, a, reach)
+	})
+}
+
+// hasIPv4 reports whether the node may have an IPv4 address. It may have one on a link that is not
+// usable, such as the loopback.
+func hasIPv4(node *view.Node, n *facts.NodeLinks) bool {
+	return n.HasIPv4 || len(node.InternalAddresses) == 0 || slices.ContainsFunc(node.InternalAddresses, netip.Addr.Is4)
+}
+
+// answeringLinks returns this node's links for an address, or why it has none.
+func (p *Planner) answeringLinks(ads []*snapshot.L2Advertisement, a netip.Addr) ([]int, names.Reason) {
+	self, own := p.inputs.Nodes[p.inputs.SelfNode], p.linksOfNode(p.inputs.SelfNode)
+	links := advertise.Links(ads, &self, a, p.inputs.UsableLinks, p.subnetReach(ads, a))
+	hasFamily := (a.Is4() && hasIPv4(&self, own)) || slices.ContainsFunc(own.Links, func(l facts.DescribedLink) bool { return a.Is6() && l.CanSendFamilyOf(a) })
+	covers := func(l facts.DescribedLink) bool { return l.IsDown && l.CoversAddress(a) }
+	switch {
+	case len(links) > 0 && hasFamily:
+		return links, names.ReasonNotHolder
+	case p.inputs.RawSocketsDenied:
+		return nil, names.ReasonRawSocketDenied
+	case len(links) == 0 && slices.ContainsFunc(own.Links, covers):
+		return nil, names.ReasonLinkDown
+	case !hasFamily && len(p.inputs.UsableLinks) > 0:
+		return nil, names.ReasonNoAddressFamily
+	}
+	return nil, names.ReasonNoLinks
+}

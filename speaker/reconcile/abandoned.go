@@ -1,0 +1,86 @@
+package reconcile
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/status"
+)
+
+const (
+	// silentMemberTimeout is how long the election must have declared a member dead until this
+	// node writes so. The gossip takes some 10 s to give it up.
+	silentMemberTimeout = 2 * time.Second
+	// abandonedStatusDelay is how long after the loss of a member its ServiceL2Statuses are
+	// removed. A speaker that lives and cannot be reached has corrected its SpeakerStatus by then.
+	abandonedStatusDelay = ownStatusCheckDelay + 2*time.Second
+)
+
+// silentMembers are members of the gossip that the election has declared dead, and since when.
+type silentMembers map[string]time.Time
+
+// withoutSilentMembers returns the members of the Status that live. nextCheckIn is when to ask
+// again, and 0 if nothing is open.
+func (m silentMembers) withoutSilentMembers(s agent.Status, now time.Time) (living []string, nextCheckIn time.Duration) {
+	maps.DeleteFunc(m, func(name string, _ time.Time) bool { return !slices.Contains(s.SilentMemberNames, name) })
+	for _, name := range s.SilentMemberNames {
+		if _, known := m[name]; !known {
+			m[name] = now
+		}
+	}
+	for _, name := range s.MemberNames {
+		since, silent := m[name]
+		if age := now.Sub(since); silent && age < silentMemberTimeout {
+			nextCheckIn = max(nextCheckIn, silentMemberTimeout-age)
+		} else if silent {
+			continue
+		}
+		living = append(living, name)
+	}
+	return living, nextCheckIn
+}
+
+// abandonedStatuses returns the names of the ServiceL2Statuses whose nodes have no living speaker.
+// Of all speakers, only the next one in the circle of names removes them.
+func (w *StatusWriter) abandonedStatuses(ctx context.Context, have []status.ExistingServiceL2Status) (remove []string) {
+	now, isAbandoned := w.options.Now(), map[string]bool{w.options.Self: false}
+	for _, o := range have {
+		abandoned, known := isAbandoned[o.Node]
+		if !known {
+			abandoned = w.isNodeAbandoned(ctx, o.Node, now)
+			isAbandoned[o.Node] = abandoned
+		}
+		if abandoned {
+			remove = append(remove, o.ExistingObjectName)
+		}
+	}
+	return remove
+}
+
+// isNodeAbandoned reports whether this node has to remove what the speaker of another node wrote.
+func (w *StatusWriter) isNodeAbandoned(ctx context.Context, node string, now time.Time) bool {
+	if node == "" || slices.Contains(w.missing.members, node) || nextInCircle(w.missing.members, node) != w.options.Self {
+		return false
+	}
+	n, known := w.missing.checkByName[node]
+	if !known { // nobody saw it go: its speaker may be about to join
+		w.missing.addMissingNode(node, now)
+		return false
+	}
+	if n.isUnreachable || now.Sub(n.missingSince) < abandonedStatusDelay {
+		return false
+	}
+	return !w.doesSpeakerSayThatItRuns(ctx, node)
+}
+
+// hasStatusesOfMissingNodes reports whether a ServiceL2Status is of a node without a living
+// speaker.
+func (w *StatusWriter) hasStatusesOfMissingNodes(ctx context.Context) bool {
+	have, err := w.listServiceL2Statuses(ctx)
+	return err == nil && slices.ContainsFunc(have, func(o status.ExistingServiceL2Status) bool {
+		return o.Node != "" && !slices.Contains(w.missing.members, o.Node) && !w.missing.checkByName[o.Node].isUnreachable
+	})
+}

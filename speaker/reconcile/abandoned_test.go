@@ -1,0 +1,84 @@
+package reconcile
+
+import (
+	"log/slog"
+	"slices"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/status"
+)
+
+// Each of the living speakers looks at the objects of a dead one, of one that only the gossip does
+// not reach, and of a node that was deleted before they started.
+func TestOneNodeRemovesTheObjectsOfDeadNodes(t *testing.T) {
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(1_700_000_000, 0)
+	speaker := func(node string, ready metav1.ConditionStatus) *v1alpha1.SpeakerStatus {
+		return &v1alpha1.SpeakerStatus{
+			ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: node},
+			Status:     v1alpha1.SpeakerStatusStatus{LastSeen: &metav1.Time{Time: now}, Conditions: []metav1.Condition{{Type: names.ConditionReady, Status: ready}}},
+		}
+	}
+	api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(
+		speaker("a", metav1.ConditionTrue), speaker("d", metav1.ConditionTrue), speaker("dead", metav1.ConditionFalse), speaker("unreachable", metav1.ConditionTrue),
+	).Build()
+	var have []status.ExistingServiceL2Status
+	for _, node := range []string{"a", "d", "dead", "deleted", "unreachable"} {
+		e := status.ExistingServiceL2Status{ExistingObjectName: node + "-object"}
+		e.Node, e.Service = node, view.ObjectKey{Namespace: "default", Name: "web"}
+		have = append(have, e)
+	}
+	removedBy := map[string]int{}
+	living := []string{"a", "d", "x"}
+	for _, self := range living {
+		w := NewStatusWriter(StatusWriterOptions{Client: api, LiveReader: api, Events: events.NewFakeRecorder(8), Log: slog.New(slog.DiscardHandler), Self: self, Namespace: names.Namespace, Now: func() time.Time { return now }})
+		w.missing.observeMembers([]string{"a", "d", "dead", "unreachable", "x"}, self, now)
+		w.missing.observeMembers(living, self, now)
+		if first := w.abandonedStatuses(t.Context(), have); len(first) > 0 {
+			t.Errorf("%s removes %v at once: a speaker that lives could not object", self, first)
+		}
+		w.options.Now = func() time.Time { return now.Add(abandonedStatusDelay) }
+		for _, name := range w.abandonedStatuses(t.Context(), have) {
+			removedBy[name]++
+		}
+	}
+	if len(removedBy) != 2 || removedBy["dead-object"] != 1 || removedBy["deleted-object"] != 1 {
+		t.Errorf("the objects are removed as often as %v, want those of the dead and the deleted node, once each", removedBy)
+	}
+}
+
+func TestAMemberThatTheElectionDeclaredDeadIsSoonGone(t *testing.T) {
+	start := time.Unix(1_700_000_000, 0)
+	s := agent.Status{MemberNames: []string{"a", "b", "c"}, SilentMemberNames: []string{"b"}}
+	m := silentMembers{}
+	for _, c := range []struct {
+		after  time.Duration
+		living []string
+		check  time.Duration
+	}{
+		{0, []string{"a", "b", "c"}, silentMemberTimeout},
+		{time.Second, []string{"a", "b", "c"}, silentMemberTimeout - time.Second},
+		{silentMemberTimeout, []string{"a", "c"}, 0},
+	} {
+		if living, check := m.withoutSilentMembers(s, start.Add(c.after)); !slices.Equal(living, c.living) || check != c.check {
+			t.Errorf("after %v %v live, and the next check is in %v; want %v and %v", c.after, living, check, c.living, c.check)
+		}
+	}
+	s.SilentMemberNames = nil
+	if living, _ := m.withoutSilentMembers(s, start.Add(time.Minute)); len(living) != 3 || len(m) > 0 {
+		t.Errorf("%v live after the member was heard again", living)
+	}
+}

@@ -1,0 +1,35 @@
+package reconcile
+
+import (
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/agent"
+)
+
+// reportRequestedNodeFaults sends an event about each Service that asks for a node which cannot
+// hold its addresses. Only the holder sends it, once for each cause.
+func (w *StatusWriter) reportRequestedNodeFaults(s agent.Status) {
+	reported := map[view.ObjectKey]string{}
+	for v := range s.Plan.Layer2Verdicts.All() {
+		isHeld := func(a netip.Addr) bool {
+			_, held := slices.BinarySearchFunc(s.HeldAddresses, a, netip.Addr.Compare)
+			return held
+		}
+		if !v.HolderFault.IsSet() || !slices.ContainsFunc(v.Addresses, isHeld) {
+			continue
+		}
+		reported[v.Service] = v.HolderFault.Text
+		svc := w.options.ServiceReference(v.Service)
+		if svc == nil || w.reportedHolderFaults[v.Service] == v.HolderFault.Text {
+			continue
+		}
+		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventHolderUnavailable, "Announce",
+			"announcing from node %q instead of the requested one: %s", w.options.Self, v.HolderFault.Text)
+	}
+	w.reportedHolderFaults = reported
+}

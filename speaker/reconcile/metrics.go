@@ -1,0 +1,89 @@
+package reconcile
+
+import (
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/view"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/status"
+)
+
+// The names of the protocols in events and metrics.
+const (
+	protocolLayer2 = "layer2"
+	protocolBGP    = "bgp"
+)
+
+// AnnouncedMetrics is the metric for what the node announces. Register it. The zero
+// value announces nothing.
+type AnnouncedMetrics struct {
+	nodeName string
+	// bgpSessions has the sessions: only what an established one carries is announced. It is nil
+	// without BGP.
+	bgpSessions  SessionSource
+	latestStatus atomic.Pointer[agent.Status]
+	// memberCount is the number of living speakers, unreachableCount that of speakers that run and
+	// cannot be reached, conflictCount that of claims of foreign hosts.
+	memberCount, unreachableCount, conflictCount atomic.Int64
+}
+
+// NewAnnouncedMetrics returns the metric of a node with these BGP sessions.
+func NewAnnouncedMetrics(node string, sessions SessionSource) *AnnouncedMetrics {
+	return &AnnouncedMetrics{nodeName: node, bgpSessions: sessions}
+}
+
+var _ prometheus.Collector = (*AnnouncedMetrics)(nil)
+
+// The name and the labels are those of existing dashboards for this API.
+var announcedMetric = prometheus.NewDesc("metallb_speaker_announced", "Addresses of Services that this node announces.",
+	[]string{"service", "protocol", "node", "ip"}, nil)
+
+var (
+	membersMetric     = prometheus.NewDesc("gantry_speaker_members", "Speakers that take part in the gossip, as this one sees it, itself included.", nil, nil)
+	unreachableMetric = prometheus.NewDesc("gantry_speaker_unreachable_nodes", "Nodes whose speakers run, and with which this one cannot exchange gossip.", nil, nil)
+	conflictsMetric   = prometheus.NewDesc("gantry_speaker_foreign_claims", "Claims of foreign hosts to addresses that this node holds or wants to take.", nil, nil)
+)
+
+// observeStatus takes the agent's Status. The metric does not wait until the API server has
+// accepted what follows from it.
+func (a *AnnouncedMetrics) observeStatus(s agent.Status) { a.latestStatus.Store(&s) }
+
+// Describe implements prometheus.Collector.
+func (a *AnnouncedMetrics) Describe(c chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{announcedMetric, membersMetric, unreachableMetric, conflictsMetric} {
+		c <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
+	now := a.latestStatus.Load()
+	if now == nil {
+		return
+	}
+	for d, n := range map[*prometheus.Desc]*atomic.Int64{membersMetric: &a.memberCount, unreachableMetric: &a.unreachableCount, conflictsMetric: &a.conflictCount} {
+		c <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n.Load()))
+	}
+	emit := func(service view.ObjectKey, protocol string, addresses []netip.Addr) {
+		for _, ip := range addresses {
+			c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, 1, service.String(), protocol, a.nodeName, ip.String())
+		}
+	}
+	in := status.StatusInputs{Self: a.nodeName, Plan: now.Plan, HeldBindings: now.HeldBindings, Conflicts: &status.Conflicts{}}
+	for _, h := range status.BuildHeldServices(in) {
+		emit(h.Service, protocolLayer2, h.Addresses)
+	}
+	if a.bgpSessions == nil || now.Plan.NodeLeaving { // a leaving node withdraws its routes
+		return
+	}
+	carriedByPeer := familiesCarriedByPeer(a.bgpSessions.Status())
+	for v := range now.Plan.BGPVerdicts.All() {
+		if v.Reason == names.ReasonAnnounced {
+			emit(v.Service, protocolBGP, status.AddressesWithRoute(v, carriedByPeer))
+		}
+	}
+}

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/test/cluster"
+	"github.com/gantry-lb/gantry/test/lab"
+)
+
+// The size of the cluster in which a Service is explained, and the limit: twice the time of
+// kubectl get, and this.
+const (
+	explainedServiceCount   = 10000
+	explanationCount        = 15
+	maxMoreThanTwiceTimeout = 150 * time.Millisecond
+)
+
+// measureExplanation measures how long kubectl gantry explain takes for one of 10,000 Services,
+// beside kubectl get.
+func measureExplanation(ctx context.Context, dir string) error {
+	s, err := startOneNodeWithRoomyPool(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	const namespace, service = "explained", "s05000"
+	if _, err := createServicesAndMeasureAssignment(ctx, s, namespace, "", explainedServiceCount); err != nil {
+		return err
+	}
+	explain := []string{filepath.Join(lab.RepositoryRoot(), "bin", "kubectl-gantry"), "-n", namespace, "explain", "service", service}
+	get := []string{filepath.Join(s.ControlPlaneProgramsDir(), "kubectl"), "-n", namespace, "get", "service", service, "-o", "yaml"}
+	var explained, got []time.Duration
+	for range explanationCount {
+		explained, got = append(explained, timeCommand(ctx, s, explain)), append(got, timeCommand(ctx, s, get))
+	}
+	slices.Sort(explained)
+	slices.Sort(got)
+	e, g := explained[explanationCount/2], got[explanationCount/2]
+	limit := 2*g + maxMoreThanTwiceTimeout
+	fmt.Printf("%-64s %d ms\n%-64s %d ms\n", fmt.Sprintf("kubectl gantry explain service, one of %d, median of %d", explainedServiceCount, explanationCount), e.Milliseconds(), "baseline: kubectl get service -o yaml", g.Milliseconds())
+	fmt.Printf("  limit: twice the baseline and %d ms: %d ms\n", maxMoreThanTwiceTimeout.Milliseconds(), limit.Milliseconds())
+	if e > limit {
+		return fmt.Errorf("an explanation takes %s, more than %s", e, limit)
+	}
+	return nil
+}
+
+// timeCommand returns how long a command takes. Its exit status does not count: a Service without
+// advertisement is not well.
+func timeCommand(ctx context.Context, s *cluster.Cluster, args []string) time.Duration {
+	begun := time.Now()
+	cmd := exec.CommandContext(ctx, args[0], append(args[1:], "--kubeconfig", s.Kubeconfig())...)
+	_ = cmd.Run()
+	return time.Since(begun)
+}

@@ -1,0 +1,95 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/cluster"
+)
+
+// testBlockedGossip blocks the gossip between the two nodes in several ways. The SpeakerStatus of
+// both nodes has to name the other node and what is blocked, and so have an event about each Node
+// and the metrics. At the end nothing of it is left.
+func (h *faultHarness) testBlockedGossip(ctx context.Context, t *testing.T) {
+	unblock := func(ctx context.Context) {
+		for _, n := range []string{"node1", "node2"} {
+			failOnError(t, h.UnblockPorts(ctx, n))
+		}
+	}
+	t.Cleanup(func() { unblock(context.WithoutCancel(ctx)) })
+	missed := h.readSpeakerMetric(ctx, t, "node2", "gantry_speaker_missed_beacons_total")
+	block := func(protocols ...string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			return h.BlockGossipOneWay(ctx, []string{"node1"}, []string{"node2"}, protocols...)
+		}
+	}
+	for _, tc := range []struct {
+		name  string
+		block func(context.Context) error
+		text  string // follows the name of the other node
+	}{
+		{"UDP from node1 to node2", block("udp"), " (UDP),"},
+		{"TCP from node1 to node2", block("tcp"), " (TCP),"},
+		{"all in both directions", func(ctx context.Context) error { return h.BlockGossip(ctx, []string{"node1"}, []string{"node2"}) }, ","},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			unblock(ctx)
+			failOnError(t, tc.block(ctx))
+			for node, other := range map[string]string{"node1": "node2", "node2": "node1"} {
+				o := &objectCondition{"speakerstatuses", node, names.ConditionGossip}
+				failOnError(t, h.awaitObjectFault(ctx, o, names.ReasonGossipBlocked, "the speakers of "+other))
+				// A busy node may lose the other member for a while. Which protocol is blocked
+				// is known once that member is back.
+				failOnError(t, h.awaitObjectFault(ctx, o, names.ReasonGossipBlocked, "the speakers of "+other+tc.text))
+				failOnError(t, h.awaitNodeEvent(ctx, node, "Warning", "the speakers of "+other+tc.text))
+			}
+			h.recordSeenReason(string(names.ReasonGossipBlocked))
+		})
+	}
+	for _, node := range []string{"node1", "node2"} {
+		if n := h.readSpeakerMetric(ctx, t, node, "gantry_speaker_unreachable_nodes"); n != 1 {
+			t.Errorf("the speaker of %s counts %v unreachable nodes, want 1", node, n)
+		}
+	}
+	if now := h.readSpeakerMetric(ctx, t, "node2", "gantry_speaker_missed_beacons_total"); now <= missed {
+		t.Errorf("node2 missed %v beacons of node1 before the block and %v after it", missed, now)
+	}
+	unblock(ctx)
+	for _, node := range []string{"node1", "node2"} {
+		failOnError(t, h.awaitObjectRepaired(ctx, &objectCondition{"speakerstatuses", node, names.ConditionGossip}))
+		failOnError(t, h.awaitNodeEvent(ctx, node, "Normal", "works again"))
+	}
+	for _, s := range []string{"web", "routed"} {
+		failOnError(t, h.awaitAnnounced(ctx, s))
+	}
+}
+
+// awaitNodeEvent waits for an event about the gossip of a Node.
+func (h *faultHarness) awaitNodeEvent(ctx context.Context, node, kind, text string) error {
+	return cluster.AwaitNoError(ctx, "the event about "+node, func(ctx context.Context) error {
+		out, err := h.RunKubectl(ctx, "", "get", "events", "--all-namespaces", "--field-selector", "involvedObject.kind=Node,involvedObject.name="+node+",type="+kind+",reason="+names.EventGossipBlocked)
+		if err == nil && !strings.Contains(out, text) {
+			err = fmt.Errorf("%q is not in these:\n%s", text, out)
+		}
+		return err
+	})
+}
+
+// readSpeakerMetric reads the value of a metric without labels from the speaker of a node.
+func (h *faultHarness) readSpeakerMetric(ctx context.Context, t *testing.T, node, name string) float64 {
+	t.Helper()
+	text, err := h.FetchURLFromHost(ctx, node, "http://127.0.0.1:7473/metrics")
+	failOnError(t, err)
+	m := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindStringSubmatch(text)
+	if m == nil {
+		t.Fatalf("the speaker of %s has no metric %s", node, name)
+	}
+	v, err := strconv.ParseFloat(m[1], 64)
+	failOnError(t, err)
+	return v
+}

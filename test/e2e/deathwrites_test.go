@@ -1,0 +1,254 @@
+//go:build deathwrites
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/test/cluster"
+	"github.com/gantry-lb/gantry/test/lab"
+	"github.com/gantry-lb/gantry/test/lab/router"
+)
+
+// deathWritesHarness is a cluster with many Services, of which kube-proxy writes no rules.
+type deathWritesHarness struct {
+	*cluster.Cluster
+	t               *testing.T
+	nodes, services int
+}
+
+const (
+	deathWritesPool = `apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: many, namespace: metallb-system}
+spec: {addresses: [198.51.0.0/21]}
+---
+`
+	deathWritesBGP = `apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: many, namespace: metallb-system}
+spec: {ipAddressPools: [many]}
+---
+`
+	deathWritesLayer2 = `apiVersion: metallb.io/v1beta1
+kind: L2Advertisement
+metadata: {name: many, namespace: metallb-system}
+spec: {ipAddressPools: [many]}
+---
+`
+	// deathWritesTimeout bounds one change of all Services.
+	deathWritesTimeout = 3 * time.Minute
+)
+
+// init gives the tests of this file more time: `make deaths` alone runs them.
+func init() { extraLabTimeout = 10 * time.Minute }
+
+// newDeathWritesHarness starts a cluster in which every Service has an address and no
+// advertisement.
+func newDeathWritesHarness(t *testing.T) (context.Context, *deathWritesHarness) {
+	t.Helper()
+	const nodes, services = 10, 1000
+	ctx, s := startLabWithGantry(t, lab.Options{Nodes: nodes})
+	h := &deathWritesHarness{Cluster: s, t: t, nodes: nodes, services: services}
+	failOnError(t, s.ApplyManifests(ctx, webDeploymentManifest+deathWritesPool))
+	all, _ := newServices("many", services)
+	for _, svc := range all { // kube-proxy ignores them
+		svc.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "nobody"}
+		svc.Spec.Selector = map[string]string{"app": "web"}
+	}
+	_, err := s.CreateServices(ctx, 8, all)
+	failOnError(t, err)
+	h.awaitAllAnnounced(ctx, metav1.ConditionFalse)
+	return ctx, h
+}
+
+// TestDeathOfARouterCostsFewWrites counts the writes to the API server when the only router dies
+// and returns.
+func TestDeathOfARouterCostsFewWrites(t *testing.T) {
+	if m := router.MissingPrerequisite(router.FRR); m != "" {
+		t.Skip(m)
+	}
+	ctx, h := newDeathWritesHarness(t)
+	tor := h.Router("router", router.FRR)
+	failOnError(t, tor.Start(ctx, readFRRConfigFromDocs(t)))
+	// The advertisement comes last: a speaker with more than 500 Services writes no
+	// ServiceBGPStatus, and with fewer it would write thousands of them before.
+	failOnError(t, h.ApplyManifests(ctx, faultPeerManifest("")+deathWritesBGP))
+	h.awaitAllAnnounced(ctx, metav1.ConditionTrue)
+	h.countWritesOf(ctx, func() {}) // until the sessions of all nodes are written
+
+	died := h.countWritesOf(ctx, func() {
+		failOnError(t, tor.Stop(ctx))
+		h.awaitAllAnnounced(ctx, metav1.ConditionFalse)
+	})
+	returned := h.countWritesOf(ctx, func() {
+		failOnError(t, tor.Restart(ctx))
+		h.awaitAllAnnounced(ctx, metav1.ConditionTrue)
+	})
+	for what, w := range map[string]cluster.RequestCountsByResource{"death": died, "return": returned} {
+		t.Logf("the %s of the only router cost these writes: %v", what, w)
+		// One change of a Reason is one write. The sessions come one after the other within ten
+		// seconds, and 5 texts in a second may follow them.
+		h.expectAtMost("the "+what+" of the router", w, map[string]int{
+			"services/status": h.services + 50, "events": h.services + 50,
+			"bgpsessions/status": 6 * h.nodes, "bgppeers/status": h.nodes + 2,
+		})
+	}
+}
+
+// TestDeathOfANodeCostsFewWrites counts the writes to the API server when a node dies that holds
+// its share of the addresses.
+func TestDeathOfANodeCostsFewWrites(t *testing.T) {
+	ctx, h := newDeathWritesHarness(t)
+	failOnError(t, h.ApplyManifests(ctx, deathWritesLayer2))
+	victim := h.chooseNodeWithoutController(ctx)
+	held := 0
+	awaitAllHeld := func(what, without string) {
+		h.awaitLong(ctx, what, func(ctx context.Context) error {
+			byNode, err := h.countHeldByNode(ctx)
+			held = byNode[victim]
+			delete(byNode, without)
+			if sum := sumOfValues(byNode); err == nil && sum != h.services {
+				err = fmt.Errorf("%d of %d addresses are held", sum, h.services)
+			}
+			return err
+		})
+	}
+	awaitAllHeld("all addresses to be held", "")
+	heldBefore := held
+	h.awaitAllAnnounced(ctx, metav1.ConditionTrue)
+	h.countWritesOf(ctx, func() {})
+	dead := h.countWritesOf(ctx, func() {
+		failOnError(t, h.KillNode(ctx, victim))
+		awaitAllHeld("the other nodes to hold all addresses", victim)
+	})
+	t.Logf("the death of a node that held %d of %d addresses cost these writes: %v", heldBefore, h.services, dead)
+	taken := heldBefore + heldBefore/4 // two nodes may take an address, one after the other
+	h.expectAtMost("the death of the node", dead, map[string]int{
+		"services/status": h.nodes, "servicel2statuses": 2*taken + h.nodes, "servicel2statuses/status": taken + h.nodes,
+		"events": taken + 10*h.nodes, "speakerstatuses/status": 6 * h.nodes,
+	})
+}
+
+// chooseNodeWithoutController returns a node on which no controller runs, nor the Pod of the
+// Services.
+func (h *deathWritesHarness) chooseNodeWithoutController(ctx context.Context) string {
+	h.t.Helper()
+	used, err := h.RunKubectl(ctx, "", "-n", names.Namespace, "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "jsonpath={.items[*].spec.nodeName}")
+	failOnError(h.t, err)
+	for i := h.nodes; i > 1; i-- {
+		if name := fmt.Sprintf("node%d", i); !slices.Contains(strings.Fields(used), name) {
+			return name
+		}
+	}
+	h.t.Fatalf("controllers run on every node: %s", used)
+	return ""
+}
+
+func sumOfValues(m map[string]int) (sum int) {
+	for _, n := range m {
+		sum += n
+	}
+	return sum
+}
+
+// expectAtMost fails if more of these writes were counted.
+func (h *deathWritesHarness) expectAtMost(what string, got cluster.RequestCountsByResource, limits map[string]int) {
+	h.t.Helper()
+	for _, resource := range slices.Sorted(maps.Keys(limits)) {
+		if got[resource] > limits[resource] {
+			h.t.Errorf("%s cost %d writes of %s, want at most %d", what, got[resource], resource, limits[resource])
+		}
+	}
+}
+
+// countWritesOf counts the writes of a change, until three seconds pass without one that it could
+// have caused.
+func (h *deathWritesHarness) countWritesOf(ctx context.Context, change func()) cluster.RequestCountsByResource {
+	h.t.Helper()
+	before, err := h.CountWrites(ctx)
+	failOnError(h.t, err)
+	change()
+	var last, latest cluster.RequestCountsByResource
+	quietSince := time.Now()
+	h.awaitLong(ctx, "the end of the writes", func(ctx context.Context) error {
+		now, err := h.CountWrites(ctx)
+		if err != nil {
+			return err
+		}
+		counted := now.SubtractEarlierCounts(before)
+		for _, ofCluster := range []string{"leases", "nodes/status", "pods/status", "endpointslices", "subjectaccessreviews", "tokenreviews"} {
+			delete(counted, ofCluster)
+		}
+		if sumOfValues(counted) != sumOfValues(last) {
+			latest = counted.SubtractEarlierCounts(last)
+			last, quietSince = counted, time.Now()
+		}
+		if quiet := time.Since(quietSince); quiet < 3*time.Second {
+			return fmt.Errorf("the last writes were %s ago: %v, of %v in all", quiet, latest, last)
+		}
+		return nil
+	})
+	return last
+}
+
+// awaitLong waits until check returns nil, for longer than the other tests wait.
+func (h *deathWritesHarness) awaitLong(ctx context.Context, what string, check func(context.Context) error) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, deathWritesTimeout)
+	defer cancel()
+	for err := check(ctx); err != nil; err = check(ctx) {
+		select {
+		case <-ctx.Done():
+			h.t.Fatalf("waiting for %s: %v", what, err)
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+}
+
+// awaitAllAnnounced waits until the condition Announced of every Service has this status.
+func (h *deathWritesHarness) awaitAllAnnounced(ctx context.Context, want metav1.ConditionStatus) {
+	h.t.Helper()
+	h.awaitLong(ctx, "Announced="+string(want)+" on all Services", func(ctx context.Context) error {
+		var list corev1.ServiceList
+		if err := h.API.List(ctx, &list, client.InNamespace("default"), client.MatchingLabels{"service.kubernetes.io/service-proxy-name": "nobody"}); err != nil {
+			return err
+		}
+		n := 0
+		for i := range list.Items {
+			if meta.IsStatusConditionPresentAndEqual(list.Items[i].Status.Conditions, names.ConditionAnnounced, want) {
+				n++
+			}
+		}
+		if n != h.services {
+			return fmt.Errorf("it is so on %d of %d", n, h.services)
+		}
+		return nil
+	})
+}
+
+// countHeldByNode counts the ServiceL2Statuses by node.
+func (h *deathWritesHarness) countHeldByNode(ctx context.Context) (map[string]int, error) {
+	var list v1beta1.ServiceL2StatusList
+	if err := h.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
+		return nil, err
+	}
+	out := map[string]int{}
+	for i := range list.Items {
+		out[list.Items[i].Labels[names.LabelServiceStatusNode]]++
+	}
+	return out, nil
+}

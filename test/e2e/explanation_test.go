@@ -1,0 +1,231 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/test/cluster"
+	"github.com/gantry-lb/gantry/test/lab"
+)
+
+// The exit statuses of kubectl gantry.
+const (
+	exitWell    = 0
+	exitNotWell = 1
+	exitUnknown = 2
+)
+
+// runKubectlGantry runs kubectl gantry as the cluster's administrator, and returns what it prints
+// and its exit status.
+func runKubectlGantry(ctx context.Context, s *cluster.Cluster, args ...string) (string, int, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(lab.RepositoryRoot(), "bin", "kubectl-gantry"), append([]string{"--kubeconfig", s.Kubeconfig()}, args...)...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return out.String(), exit.ExitCode(), nil
+	}
+	return out.String(), 0, err
+}
+
+// expectExplanation waits until the first line of kubectl gantry explain names the cause of the
+// fault.
+func (h *faultHarness) expectExplanation(ctx context.Context, t *testing.T, f fault) {
+	t.Helper()
+	failOnError(t, h.awaitExplanation(ctx, f.service, exitNotWell, f.text, "["))
+}
+
+// expectHealthyExplanation waits until kubectl gantry explain finds the Service well.
+func (h *faultHarness) expectHealthyExplanation(ctx context.Context, t *testing.T, service string) {
+	t.Helper()
+	failOnError(t, h.awaitExplanation(ctx, service, exitWell, "announced by", "[Announced]"))
+}
+
+// awaitExplanation waits until kubectl gantry explain exits with the status, and its first line has
+// the texts.
+func (h *faultHarness) awaitExplanation(ctx context.Context, service string, wantStatus int, texts ...string) error {
+	return awaitExplanation(ctx, h.Cluster, []string{"service", service}, wantStatus, texts...)
+}
+
+// awaitExplanation waits until kubectl gantry explain exits with the status, and its first line has
+// the texts.
+func awaitExplanation(ctx context.Context, s *cluster.Cluster, subject []string, wantStatus int, texts ...string) error {
+	return cluster.AwaitNoError(ctx, "the explanation of "+strings.Join(subject, " "), func(ctx context.Context) error {
+		out, status, err := runKubectlGantry(ctx, s, append([]string{"explain"}, subject...)...)
+		if err != nil {
+			return err
+		}
+		first, _, _ := strings.Cut(out, "\n")
+		for _, text := range texts {
+			if status != wantStatus || !strings.Contains(first, text) {
+				return fmt.Errorf("kubectl gantry exits with %d, want %d, and its first line should have %q:\n%s", status, wantStatus, text, out)
+			}
+		}
+		return nil
+	})
+}
+
+// explanationFault is a fault of one Service that only kubectl gantry explain has to name in its
+// first line. repair undoes the edit; without both, the Service stays broken.
+type explanationFault struct {
+	name, service string
+	manifests     string
+	edit, repair  func(ctx context.Context) error
+	reason        names.Reason
+	text          string
+}
+
+// explanationFaultPools are the pools and reservations of explanationFaults.
+var explanationFaultPools = strings.Replace(faultPoolManifest("limited", "192.168.0.171-192.168.0.175", "spec: {ipAddressPools: [limited]}"), "autoAssign: false", "autoAssign: false, gantry: {quota: {perNamespace: 1}}", 1) +
+	strings.Replace(faultPoolManifest("gapped", "192.168.0.176-192.168.0.189", "spec: {ipAddressPools: [gapped]}"), "autoAssign: false", "autoAssign: false, gantry: {exclude: [192.168.0.177]}", 1) +
+	faultPoolManifest("sixth", "fd00:a9::1-fd00:a9::9", "") + bgpAdvertisementManifest("sixth", "ipAddressPools: [sixth]") +
+	"apiVersion: gantry.dev/v1alpha1\nkind: AddressReservation\nmetadata: {name: kept, namespace: metallb-system}\nspec: {service: {namespace: default, name: somebody}, addresses: [192.168.0.178]}\n---\n" +
+	serviceManifest("limited-first", "metallb.io/address-pool: limited", "") +
+	serviceManifest("policy-first", `metallb.io/loadBalancerIPs: 192.168.0.179, metallb.io/allow-shared-ip: policy`, "")
+
+// explanationFaults are faults of Services of their own.
+var explanationFaults = []explanationFault{
+	{name: "a misspelt annotation", service: "misspelt-key", manifests: serviceManifest("misspelt-key", "metallb.io/adress-pool: tiny", ""), reason: names.ReasonUnknownAnnotation, text: "the annotation metallb.io/adress-pool is unknown and ignored: did you mean metallb.io/address-pool?"},
+	{name: "another class", service: "other-class", manifests: serviceManifest("other-class", "", "loadBalancerClass: example.com/other"), reason: names.ReasonNotLoadBalancer, text: `its loadBalancerClass is "example.com/other"`},
+	{name: "another type", service: "other-type", manifests: strings.Replace(serviceManifest("other-type", "", ""), "type: LoadBalancer", "type: ClusterIP", 1), reason: names.ReasonNotLoadBalancer, text: "its type is ClusterIP"},
+	{name: "a quota", service: "limited", manifests: serviceManifest("limited", "metallb.io/address-pool: limited", ""), reason: names.ReasonQuotaExceeded, text: "namespace default has reached its quota"},
+	{name: "a reservation", service: "reserved", manifests: serviceManifest("reserved", "metallb.io/loadBalancerIPs: 192.168.0.178", ""), reason: names.ReasonAddressReserved, text: `192.168.0.178 is reserved for Service default/somebody by AddressReservation "kept"`},
+	{name: "an excluded address", service: "excluded", manifests: serviceManifest("excluded", "metallb.io/loadBalancerIPs: 192.168.0.177", ""), reason: names.ReasonAddressNotInPool, text: `pool "gapped" excludes the requested 192.168.0.177`},
+	{name: "a pool and an address of another", service: "contradiction", manifests: serviceManifest("contradiction", "metallb.io/loadBalancerIPs: 192.168.0.176, metallb.io/address-pool: limited", ""), reason: names.ReasonInvalidRequest, text: `belongs to pool "gapped"`},
+	{name: "another traffic policy on a shared address", service: "policy", manifests: strings.Replace(serviceManifest("policy", "metallb.io/loadBalancerIPs: 192.168.0.179, metallb.io/allow-shared-ip: policy", "externalTrafficPolicy: Local"), "port: 80", "port: 81", 1), reason: names.ReasonTrafficPolicyConflict, text: "192.168.0.179 is held by Service default/policy-first"},
+	{name: "an address of the other family", service: "family", manifests: serviceManifest("family", `metallb.io/loadBalancerIPs: "fd00:a9::2"`, ""), reason: names.ReasonFamilyMismatch, text: "fd00:a9::2"},
+	{name: "an IPv6 address on an IPv4 session", service: "sixth", manifests: serviceManifest("sixth", "metallb.io/address-pool: sixth", "ipFamilies: [IPv6]"), reason: names.ReasonNoPeers, text: "for the family of the address"},
+}
+
+// clusterFaults are faults of the router's peer and of the controller.
+func (h *faultHarness) clusterFaults() []explanationFault {
+	patchPeer := func(patch string) func(context.Context) error {
+		return h.kubectl("-n", names.Namespace, "patch", "bgppeer", "tor", "--type=merge", "-p", patch)
+	}
+	scale := func(replicas string) func(context.Context) error {
+		return h.kubectl("-n", names.Namespace, "scale", "deployment", "gantry-controller", "--replicas="+replicas)
+	}
+	return []explanationFault{
+		{name: "BFD on one side", service: "routed", manifests: "apiVersion: metallb.io/v1beta1\nkind: BFDProfile\nmetadata: {name: slow, namespace: metallb-system}\nspec: {}\n---\n",
+			edit: patchPeer(`{"spec":{"bfdProfile":"slow"}}`), repair: patchPeer(`{"spec":{"bfdProfile":""}}`), reason: names.ReasonBFDDown, text: "is not watched by BFD"},
+		{name: "an advertisement of a missing pool", service: "routed", edit: h.kubectl("-n", names.Namespace, "patch", "bgpadvertisement", "routed", "--type=merge", "-p", `{"spec":{"ipAddressPools":["routde"]}}`),
+			repair: h.kubectl("-n", names.Namespace, "patch", "bgpadvertisement", "routed", "--type=merge", "-p", `{"spec":{"ipAddressPools":["routed"]}}`), reason: names.ReasonNoAdvertisement, text: `selects pool "routed"`},
+		{name: "PodSecurity refuses the speakers", service: "web", edit: h.steps(
+			h.kubectl("label", "namespace", names.Namespace, "--overwrite", "pod-security.kubernetes.io/enforce=baseline"),
+			h.kubectl("-n", names.Namespace, "delete", "pods", "--wait=false", "-l", "app.kubernetes.io/component=speaker")),
+			repair: h.steps(h.kubectl("label", "namespace", names.Namespace, "--overwrite", "pod-security.kubernetes.io/enforce=privileged"), h.kubectl("-n", names.Namespace, "rollout", "restart", "daemonset/gantry-speaker"), h.AwaitRollout),
+			reason: names.ReasonNoSpeaker, text: `the API server refuses its Pods: violates PodSecurity "baseline:latest"`},
+		{name: "the controllers have no RBAC", service: "web", edit: h.kubectl("-n", names.Namespace, "delete", "rolebinding", "gantry-controller"),
+			repair: h.kubectl("apply", "-f", filepath.Join(lab.RepositoryRoot(), "config", "rbac", "controller.yaml")), reason: names.ReasonNoController, text: "its ServiceAccount gantry-controller may not list ipaddresspools"},
+		{name: "a slow API server", service: "web", edit: func(ctx context.Context) error { return h.DelayAPI(ctx, 1100*time.Millisecond) },
+			repair: func(ctx context.Context) error { return h.DelayAPI(ctx, 0) }, reason: names.ReasonSlowAPIServer, text: "the API server is slow: its fastest answer took"},
+		{name: "a webhook without endpoints", service: "unborn", manifests: deadWebhookManifest + serviceManifest("unborn", "metallb.io/address-pool: unborn", ""), edit: func(context.Context) error { return nil },
+			repair: h.steps(h.kubectl("delete", "validatingwebhookconfiguration", "gantry-webhook"), func(ctx context.Context) error {
+				return h.ApplyManifests(ctx, faultPoolManifest("unborn", "192.168.0.195", "spec: {ipAddressPools: [unborn]}"))
+			}), reason: names.ReasonWebhookDown, text: "Service metallb-system/gantry-webhook of ValidatingWebhookConfiguration gantry-webhook has no endpoint"},
+		{name: "no controller", service: "late", edit: func(ctx context.Context) error {
+			if err := scale("0")(ctx); err != nil {
+				return err
+			}
+			return h.ApplyManifests(ctx, serviceManifest("late", "", ""))
+		}, repair: scale("2"), reason: names.ReasonNoController, text: "Deployment gantry-controller has 0 of 0 Pods ready"},
+	}
+}
+
+// deadWebhookManifest is a webhook that the API server asks about pools, and that nobody answers.
+const deadWebhookManifest = `apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: {name: gantry-webhook}
+webhooks:
+- name: ipaddresspoolvalidationwebhook.metallb.io
+  admissionReviewVersions: [v1]
+  sideEffects: None
+  failurePolicy: Fail
+  timeoutSeconds: 1
+  clientConfig: {service: {name: gantry-webhook, namespace: metallb-system, path: /validate}}
+  rules: [{apiGroups: [metallb.io], apiVersions: [v1beta1], resources: [ipaddresspools], operations: [CREATE, UPDATE]}]
+---
+`
+
+// steps returns a function that runs the functions one after the other.
+func (h *faultHarness) steps(all ...func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for _, step := range all {
+			if err := step(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// healthyServices are Services of many kinds that work.
+var healthyServices = map[string]string{
+	"well-local": serviceManifest("well-local", "", "externalTrafficPolicy: Local"), "well-asked": serviceManifest("well-asked", "metallb.io/loadBalancerIPs: 192.168.0.233", ""),
+	"well-named": serviceManifest("well-named", "metallb.io/address-pool: gapped", ""), "well-old": serviceManifest("well-old", "metallb.universe.tf/address-pool: gapped", ""),
+	"well-shared":  serviceManifest("well-shared", "metallb.io/loadBalancerIPs: 192.168.0.231, metallb.io/allow-shared-ip: well", ""),
+	"well-sharing": strings.Replace(serviceManifest("well-sharing", "metallb.io/loadBalancerIPs: 192.168.0.231, metallb.io/allow-shared-ip: well", ""), "port: 80", "port: 81", 1),
+	"well-routed":  serviceManifest("well-routed", "metallb.io/address-pool: routed", ""), "well-routed-local": serviceManifest("well-routed-local", "metallb.io/address-pool: routed", "externalTrafficPolicy: Local"),
+	"well-without-node-ports": serviceManifest("well-without-node-ports", "", "allocateLoadBalancerNodePorts: false"), "well-two": serviceManifest("well-two", "gantry.dev/address-count: \"2\"", ""),
+}
+
+// testExplanations makes faults that only an explanation has to name, and explains Services that
+// work.
+func (h *faultHarness) testExplanations(ctx context.Context, t *testing.T) {
+	failOnError(t, h.ApplyManifests(ctx, explanationFaultPools))
+	manifests := ""
+	for _, f := range explanationFaults {
+		manifests += f.manifests
+	}
+	for _, m := range healthyServices {
+		manifests += m
+	}
+	failOnError(t, h.ApplyManifests(ctx, manifests))
+	for name := range healthyServices {
+		if err := h.awaitExplanation(ctx, name, exitWell, "announced by", "[Announced]"); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, f := range explanationFaults {
+		t.Run(f.name, func(t *testing.T) {
+			failOnError(t, h.awaitExplanation(ctx, f.service, exitNotWell, f.text, "["+string(f.reason)+"]"))
+		})
+	}
+	for _, f := range h.clusterFaults() {
+		t.Run(f.name, func(t *testing.T) {
+			if f.manifests != "" {
+				failOnError(t, h.ApplyManifests(ctx, f.manifests))
+			}
+			failOnError(t, f.edit(ctx))
+			failOnError(t, h.awaitExplanation(ctx, f.service, exitNotWell, f.text, "["+string(f.reason)+"]"))
+			failOnError(t, f.repair(ctx))
+			h.expectHealthyExplanation(ctx, t, f.service)
+		})
+	}
+	out, status, err := runKubectlGantry(ctx, h.Cluster, "explain", "service", "well-locla")
+	if err != nil || status != exitUnknown || !strings.Contains(out, "there is no Service default/well-locla: did you mean well-local") {
+		t.Errorf("an unknown name: %d, %v, %s", status, err, out)
+	}
+	out, status, err = runKubectlGantry(ctx, h.Cluster, "status")
+	if err != nil || status != exitNotWell || !strings.Contains(out, "kubectl gantry explain service default/") {
+		t.Errorf("status: %d, %v, %s", status, err, out)
+	}
+	for _, command := range []string{"pools", "holders", "peers", "services", "moves"} {
+		out, status, err := runKubectlGantry(ctx, h.Cluster, command, "-o", "json")
+		if err != nil || status == exitUnknown || !strings.Contains(out, `"items"`) {
+			t.Errorf("%s: %d, %v, %s", command, status, err, out)
+		}
+		if command == "moves" && !strings.Contains(out, `"to": "node`) {
+			t.Errorf("no speaker remembers that it took an address: %s", out)
+		}
+	}
+}

@@ -1,0 +1,138 @@
+package policy
+
+import (
+	"go/ast"
+	"go/token"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+)
+
+// libraryMetrics are metrics in alerts that a library exports, with their labels.
+var libraryMetrics = map[string][]string{"leader_election_master_status": {"name"}}
+
+// targetLabels are the labels that Prometheus adds to each metric of a Pod.
+var targetLabels = []string{"namespace", "pod"}
+
+// promQLWords are the words of an expression that are neither a metric nor a label.
+var promQLWords = map[string]bool{"and": true, "or": true, "unless": true, "by": true, "without": true, "on": true, "sum": true, "max": true, "min": true, "increase": true, "rate": true, "absent": true}
+
+// TestAlertsUseExistingMetrics compares the expressions and texts of the alerts with the metrics
+// and labels in the code. An alert for a metric that does not exist never fires.
+func TestAlertsUseExistingMetrics(t *testing.T) {
+	metrics := declaredMetrics(t)
+	for name, labels := range libraryMetrics {
+		metrics[name] = labels
+	}
+	alerts := readAlerts(t)
+	for _, a := range alerts {
+		known := map[string]bool{}
+		for _, l := range targetLabels {
+			known[l] = true
+		}
+		for l := range a.Labels {
+			known[l] = true
+		}
+		words := regexp.MustCompile(`"[^"]*"|\[[^\]]*\]`).ReplaceAllString(a.Expression, "")
+		var others []string
+		for _, w := range regexp.MustCompile(`[A-Za-z_][A-Za-z0-9_]*`).FindAllString(words, -1) {
+			labels, isMetric := metrics[w]
+			switch {
+			case isMetric:
+				for _, l := range labels {
+					known[l] = true
+				}
+			case !promQLWords[w]:
+				others = append(others, w)
+			}
+		}
+		for _, w := range others {
+			if !known[w] {
+				t.Errorf("alert %s: %s in %q is neither a metric of the programs nor a label of one", a.Name, w, a.Expression)
+			}
+		}
+		for _, m := range regexp.MustCompile(`\$labels\.([a-z_]+)`).FindAllStringSubmatch(a.Annotations["summary"]+a.Annotations["description"], -1) {
+			if !known[m[1]] {
+				t.Errorf("alert %s: its text has the label %s, which %q does not have", a.Name, m[1], a.Expression)
+			}
+		}
+	}
+}
+
+// alert is a rule of Prometheus.
+type alert struct {
+	Name        string            `json:"alert"`
+	Expression  string            `json:"expr"`
+	Labels      map[string]string `json:"labels"`
+	Annotations map[string]string `json:"annotations"`
+}
+
+func readAlerts(t *testing.T) []alert {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(repositoryRoot, "config", "components", "prometheus", "rules.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rules struct {
+		Spec struct {
+			Groups []struct {
+				Rules []alert `json:"rules"`
+			} `json:"groups"`
+		} `json:"spec"`
+	}
+	if err := yaml.Unmarshal(text, &rules); err != nil {
+		t.Fatal(err)
+	}
+	var out []alert
+	for _, g := range rules.Spec.Groups {
+		out = append(out, g.Rules...)
+	}
+	if len(out) == 0 {
+		t.Fatal("there is no alert: this test looks in the wrong place")
+	}
+	return out
+}
+
+// declaredMetrics returns the names of the metrics in the code, each with its possible labels: the
+// words of its declaration, and those of the lists of labels in its package.
+func declaredMetrics(t *testing.T) map[string][]string {
+	t.Helper()
+	isName := regexp.MustCompile(`^(metallb|gantry)_[a-z0-9_]+$`)
+	isWord := regexp.MustCompile(`^[a-z0-9_]+$`)
+	out, wordsByDirectory, namesByDirectory := map[string][]string{}, map[string][]string{}, map[string][]string{}
+	for _, f := range productFiles(t) {
+		if !slices.Contains(f.importPaths(), "github.com/prometheus/client_golang/prometheus") {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			lit, ok := n.(*ast.BasicLit)
+			if !ok || lit.Kind != token.STRING {
+				return true
+			}
+			switch text, _ := strconv.Unquote(lit.Value); {
+			case isName.MatchString(text):
+				namesByDirectory[f.dir] = append(namesByDirectory[f.dir], text)
+			case isWord.MatchString(text):
+				wordsByDirectory[f.dir] = append(wordsByDirectory[f.dir], text)
+			}
+			return true
+		})
+	}
+	for dir, names := range namesByDirectory {
+		for _, name := range names {
+			out[name] = wordsByDirectory[dir]
+			if strings.HasSuffix(name, "_") { // the beginning of several names
+				for _, w := range wordsByDirectory[dir] {
+					out[name+w] = wordsByDirectory[dir]
+				}
+			}
+		}
+	}
+	return out
+}
