@@ -25,8 +25,8 @@ const absenceText = "; the Service waited "
 // describeWait says how long the Service waited because no controller led. It is empty if another
 // leader already knew the Service.
 func (a LeaderAbsence) describeWait(s *corev1.Service) string {
-	created := s.CreationTimestamp.Time
-	if a.Since.IsZero() || created.Before(a.Since) || hasOurStatusOrAnnotations(s) {
+	created := s.CreationTimestamp.Time // in whole seconds, rounded down
+	if a.Since.IsZero() || created.Before(a.Since.Truncate(time.Second)) || hasOurStatusOrAnnotations(s) {
 		return ""
 	}
 	wait := a.Until.Sub(created).Round(time.Second)

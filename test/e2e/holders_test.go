@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -9,6 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 )
@@ -209,17 +214,36 @@ func (h *holdersHarness) testPausedHolderGivesUp(ctx context.Context, t *testing
 	}
 }
 
+// testShortPausesMoveNoAddress pauses a holder ten times for about 100 ms. On a busy machine the
+// speakers may also wait for a processor, and then a pause is longer than the test wants. So one
+// round of three without a move is enough. A speaker that does not bear such pauses fails in each.
 func (h *holdersHarness) testShortPausesMoveNoAddress(ctx context.Context, t *testing.T) {
-	before := h.awaitBothHolders(ctx, t)
-	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
-	for range 10 {
-		failOnError(t, h.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGSTOP))
-		<-time.After(80 * time.Millisecond) // plus the time that the lab needs for the signal
-		failOnError(t, h.SignalProgram(ctx, before[0], "gantry-speaker", syscall.SIGCONT))
-		w.awaitAnswers(ctx, t, 30)
-	}
-	w.stopAndCollectNeighborAnswers(t)
-	if now := h.awaitBothHolders(ctx, t); !slices.Equal(now, before) {
-		t.Errorf("short pauses moved the addresses from %v to %v", before, now)
+	for round := 1; ; round++ {
+		var list v1beta1.ServiceL2StatusList
+		failOnError(t, h.API.List(ctx, &list, client.MatchingLabels{names.LabelServiceName: "echo"}))
+		if len(list.Items) == 0 {
+			t.Fatal("no node announces the Service")
+		}
+		holder := list.Items[0].Status.Node
+		w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
+		for range 10 {
+			failOnError(t, h.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
+			<-time.After(80 * time.Millisecond) // plus the time that the lab needs for the signal
+			failOnError(t, h.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGCONT))
+			w.awaitAnswers(ctx, t, 30)
+		}
+		var moved []string
+		for a, answers := range w.stopAndCollectNeighborAnswers(t) {
+			if macs := answeringMACs(answers); len(macs) != 1 {
+				moved = append(moved, fmt.Sprintf("%v answered for %s", macs, a))
+			}
+		}
+		switch {
+		case len(moved) == 0:
+			return
+		case round == 3:
+			t.Fatalf("short pauses of %s moved addresses: %q", holder, moved)
+		}
+		t.Logf("round %d, %s paused: %q", round, holder, moved)
 	}
 }
