@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -57,6 +58,8 @@ type ConditionWriter struct {
 	// addressFaults are Services that get no address, requestFaults those that keep an address and
 	// do not get the one that they ask for. texts are Services whose text is to be written.
 	addressFaults, requestFaults, texts *faultMemory
+	// notices bounds the events about new Services that are not announced yet.
+	notices *rate.Limiter
 }
 
 const (
@@ -73,7 +76,8 @@ func NewConditionWriter(o Options) *ConditionWriter {
 	var pacer slotPacer
 	return &ConditionWriter{
 		Options: o, faults: newFaultMemory(&pacer), announcedFaults: newFaultMemory(&pacer), addressFaults: newFaultMemory(&pacer), requestFaults: newFaultMemory(&pacer), texts: newFaultMemory(&pacer),
-		state: stateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds},
+		notices: rate.NewLimiter(noticesPerSecond, noticeBurst),
+		state:   stateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds},
 	}
 }
 
@@ -340,7 +344,9 @@ func (r *ConditionWriter) remindOfFault(ctx context.Context, s *corev1.Service, 
 	}
 	if kind := eventKindForUnannounced(before, names.Reason(after.Reason)); kind == corev1.EventTypeNormal && (isNew || isFresh(after, now)) {
 		r.faults.recordNotice(key, now)
-		r.recordCondition(ctx, s, kind, names.EventAnnounceFailed, after)
+		if r.notices.AllowN(now, 1) {
+			r.recordCondition(ctx, s, kind, names.EventAnnounceFailed, after)
+		}
 		return ctrl.Result{RequeueAfter: freshFaultAge}
 	}
 	r.faults.recordWarning(key, now)

@@ -394,6 +394,50 @@ func TestServiceThatIsBornUnannouncedGetsItsWarning(t *testing.T) {
 	}
 }
 
+// TestCrowdOfUnannouncedServicesGetsFewEventsAtOnce has Services that were written together with
+// their condition, all at the same time. The Pods of most are there soon. The others get a Warning.
+func TestCrowdOfUnannouncedServicesGetsFewEventsAtOnce(t *testing.T) {
+	h := newWriterHarness(t)
+	look := func(i int) time.Duration {
+		r, err := h.writer.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: "default", Name: fmt.Sprint("crowd", i)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.RequeueAfter
+	}
+	const n = 30
+	for i := range n {
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("crowd", i)}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
+		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: fmt.Sprintf("192.0.2.%d", 10+i)}}
+		c, certain := h.writer.ForecastUnannouncedCondition(t.Context(), s, []netip.Addr{netip.MustParseAddr(s.Status.LoadBalancer.Ingress[0].IP)})
+		if !certain {
+			t.Fatal("the forecast is not certain")
+		}
+		c.LastTransitionTime = metav1.NewTime(h.now)
+		s.Status.Conditions = []metav1.Condition{c}
+		h.create(s)
+		look(i)
+	}
+	h.now = h.now.Add(missingReportTimeout)
+	for i := range n {
+		look(i)
+	}
+	if got := h.countEvents("Normal announceFailed NoEndpoints: "); got != noticeBurst {
+		t.Errorf("%d events at once, want %d", got, noticeBurst)
+	}
+	for range 60 {
+		h.now = h.now.Add(time.Second)
+		for i := range n {
+			look(i)
+		}
+	}
+	for i := range n {
+		if got := h.countEvents(fmt.Sprintf("crowd%d Warning announceFailed NoEndpoints: ", i)); got != 1 {
+			t.Errorf("%d Warnings about Service %d a minute later, want 1", got, i)
+		}
+	}
+}
+
 // TestServiceWithoutAddressIsWarnedAboutAgain checks the Warning of the other condition.
 func TestServiceWithoutAddressIsWarnedAboutAgain(t *testing.T) {
 	h := newWriterHarness(t)

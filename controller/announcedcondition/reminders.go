@@ -17,6 +17,10 @@ const (
 	minTextChangeInterval = 5 * time.Second
 	// freshFaultAge is how old the condition of a fault may be whose first Warning is sent at once.
 	freshFaultAge = 15 * time.Second
+	// noticesPerSecond and noticeBurst bound the events about new Services that are not announced
+	// yet. A crowd of Services gets no more: most are announced soon, and the others get a Warning.
+	noticesPerSecond = 5
+	noticeBurst      = 10
 )
 
 // serviceFault is what is remembered of a Service that is not announced as it should be.

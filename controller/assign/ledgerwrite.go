@@ -24,6 +24,11 @@ const (
 	// unfinished then for each write of the batch.
 	minWritesOfOverlappingSwap    = 16
 	unfinishedTasksPerStagedWrite = 2
+	// minWritesToShareSwaps is how many Services must come during one swap before the next swap
+	// waits for the status writes of the last batch. If fewer than minWritesToKeepSharingSwaps come
+	// until these are answered, no swap waits any more.
+	minWritesToShareSwaps       = 2
+	minWritesToKeepSharingSwaps = 3
 	// taskProgressTimeout is when unfinished requests count as stuck.
 	taskProgressTimeout = 200 * time.Millisecond
 	// maxPendingAssignments and maxPendingBytes bound the open pending assignments, so that one
@@ -37,10 +42,10 @@ const (
 )
 
 // startLedgerSwapIfDue writes the pending assignments of writesAwaitingLedgerEntry into the
-// AddressLedger. A batch is what was staged while the last swap and the status writes of its batch
-// were under way. So a single Service is served at once, and those that come faster than they can
-// be written share a swap. No swap waits for a clock unless the API server refused a request or
-// does not answer.
+// AddressLedger. A batch is what was staged while the last swap was under way, and also the status
+// writes of its batch if Services come fast. So a Service that comes alone is served at once, and
+// those that come faster than they can be written share a swap. No swap waits for a clock unless
+// the API server refused a request or does not answer.
 func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	j := &r.ledgerWriter
 	if j.swapInFlight {
@@ -75,13 +80,19 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 
 // largerBatchDelay is how long the next swap may wait because status writes of the last batch have
 // no answer yet. A swap costs the API server as much as the write of a status, so more Services
-// should share it. The result of each write wakes the worker. A batch that is large already starts
-// at once, and so does any batch when the last one makes no progress.
+// should share it. The result of each write wakes the worker. Services that come one by one do not
+// wait. A batch that is large already starts at once, and so does any batch when the last one makes
+// no progress.
 func (j *ledgerWriter) largerBatchDelay(now time.Time, q *apiTaskQueue) time.Duration {
 	staged := min(len(j.writesAwaitingLedgerEntry), maxWritesPerSwap)
+	if j.unansweredWritesOfLastBatch == 0 {
+		j.sharesSwaps = staged >= minWritesToKeepSharingSwaps
+		return 0
+	}
+	j.sharesSwaps = j.sharesSwaps || staged >= minWritesToShareSwaps
 	mustBeSmall := j.maxWritesWhileFindingRefused > 0 || j.mustOmitEarlierEntries || j.canOnlyWriteRefused()
 	isLarge := staged >= minWritesOfOverlappingSwap && staged*unfinishedTasksPerStagedWrite >= q.countUnfinishedTasks()
-	if mustBeSmall || isLarge || j.unansweredWritesOfLastBatch == 0 {
+	if mustBeSmall || isLarge || !j.sharesSwaps {
 		return 0
 	}
 	return j.lastBatchProgress.Add(taskProgressTimeout).Sub(now)

@@ -321,6 +321,8 @@ type ledgerWriter struct {
 	// writes was answered last.
 	unansweredWritesOfLastBatch, batchNumber int
 	lastBatchProgress                        time.Time
+	// sharesSwaps says that Services come so fast that several should share a swap.
+	sharesSwaps bool
 	// swapInFlight says that a write of the object has not ended.
 	swapInFlight bool
 	// lastSwapStart is when the last swap began.

@@ -70,6 +70,15 @@ func TestNoServiceWaitsForAClock(t *testing.T) {
 	}
 }
 
+// TestServicesThatComeOneByOneDoNotWaitForOthers has Services that come after the swap of the one
+// before and before the end of its status write. None waits for that.
+func TestServicesThatComeOneByOneDoNotWaitForOthers(t *testing.T) {
+	const write, watchStep = 15 * time.Millisecond, 500 * time.Microsecond
+	if longest, _ := (serviceStream{25 * time.Millisecond, write}).run(t, 120); longest > 2*write+watchStep {
+		t.Errorf("it takes up to %s until a Service has its address, want the time of its two writes, %s", longest, 2*write)
+	}
+}
+
 // TestStreamOfServicesSharesLedgerWrites has Services that come nearly alone, but faster than their
 // writes end. Those that come during the two writes of a batch share the next write of the
 // AddressLedger.
