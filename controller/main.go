@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -177,6 +178,7 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	for _, report := range announcedcondition.CacheKinds(o.ConfigurationScope()) {
 		watched[report] = cache.ByObject{Namespaces: own.Namespaces, UnsafeDisableDeepCopy: &shared}
 	}
+	watched[&corev1.Pod{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.Namespace: {LabelSelector: labels.SelectorFromSet(announcedcondition.SpeakerPodLabels())}}, Transform: announcedcondition.CompactPod}
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are never modified, so that they need not be copied.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: assign.CompactService, UnsafeDisableDeepCopy: &shared}

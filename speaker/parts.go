@@ -56,10 +56,10 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
 		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, GossipPathFaults: member.PathFaults, Now: time.Now, Metrics: announced,
-		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(),
+		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(), WithoutBGPKinds: o.ConfigurationScope().WithoutBGPKinds,
 	})
 	bgpStatus := reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
-		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: bgpEngine, Log: log, Now: time.Now,
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: bgpEngine, Log: log, Now: time.Now,
 		Self: o.NodeName, Namespace: o.Namespace, ServiceBGPStatusLimit: o.ServiceBGPStatusLimit(),
 		ServiceReference: services.ServiceReference, PodOwnerReferences: layer2Status.PodOwnerReferences,
 	})

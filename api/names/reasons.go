@@ -232,6 +232,9 @@ const (
 const (
 	// ReasonEstablished: the session with the router is established.
 	ReasonEstablished Reason = "Established"
+	// ReasonFlapping: the session is established, and ended and returned again and again before.
+	// Until it has lasted for a while, no Service counts as announced over it.
+	ReasonFlapping Reason = "Flapping"
 	// ReasonNoSession: the session is not established, and no other Reason fits or is known yet. On
 	// a Service: no established session carries its routes.
 	ReasonNoSession Reason = "NoSession"

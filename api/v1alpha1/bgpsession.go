@@ -14,8 +14,9 @@ type BGPSessionStatus struct {
 	// +optional
 	Address string `json:"address,omitempty"`
 	// State of the session (RFC 4271, section 8.2.2). Of a session that is not established, a state
-	// that lasts less than 30 s is not shown. Example: Established.
-	// +kubebuilder:validation:Enum=Idle;Connect;Active;OpenSent;OpenConfirm;Established
+	// that lasts less than 30 s is not shown. It is Unknown if the speaker of the node is dead.
+	// Example: Established.
+	// +kubebuilder:validation:Enum=Idle;Connect;Active;OpenSent;OpenConfirm;Established;Unknown
 	// +optional
 	State string `json:"state,omitempty"`
 	// Since is when the session was established, or when it ended. Example: 2026-11-29T08:30:00Z.
@@ -49,7 +50,8 @@ type BGPSessionStatus struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// BGPSession is the session between one node and one BGPPeer. The node's speaker writes it.
+// BGPSession is the session between one node and one BGPPeer. The node's speaker writes it. If that
+// speaker is dead, another one does.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

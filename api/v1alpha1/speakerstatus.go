@@ -1,6 +1,11 @@
 package v1alpha1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
 
 // SpeakerStatusStatus is the state of one node's speaker.
 type SpeakerStatusStatus struct {
@@ -61,6 +66,11 @@ type SpeakerStatusStatus struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
+// IsDead reports whether a living speaker has found this one dead. A nil status is of no speaker.
+func (s *SpeakerStatusStatus) IsDead() bool {
+	return s != nil && meta.IsStatusConditionFalse(s.Conditions, names.ConditionReady)
+}
+
 // SpeakerConflict is a foreign host that answers for an address.
 type SpeakerConflict struct {
 	// Address for which the host answers. Example: 192.0.2.10.
@@ -114,6 +124,16 @@ type SpeakerLink struct {
 	// MAC is the hardware address in the answers. Example: 02:00:5e:10:00:01.
 	// +optional
 	MAC string `json:"mac,omitempty"`
+	// Families are the address families for which the node can answer on the link: IPv4, IPv6.
+	// Example: ["IPv4"].
+	// +listType=atomic
+	// +optional
+	Families []string `json:"families,omitempty"`
+	// Subnets of the link, sorted, without link-local ones. It has at most 16 entries. Example:
+	// ["192.0.2.0/24"].
+	// +listType=atomic
+	// +optional
+	Subnets []string `json:"subnets,omitempty"`
 }
 
 // SpeakerStatus is the state of a node's speaker. The speaker writes it; it is named after the

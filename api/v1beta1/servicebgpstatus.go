@@ -20,6 +20,19 @@ type ServiceBGPStatusStatus struct {
 	// established and carries the family of an address. The names are sorted. Example: ["tor"].
 	// +optional
 	Peers []string `json:"peers,omitempty"`
+	// Gantry holds status fields that only Gantry has.
+	// +optional
+	Gantry *ServiceBGPStatusGantry `json:"gantry,omitempty"`
+}
+
+// ServiceBGPStatusGantry gives details of what the node announces.
+type ServiceBGPStatusGantry struct {
+	// DrainingPeers are those of the peers whose routers are about to lose the routes:
+	// externalTrafficPolicy is Local, and the last endpoints on the node terminate. The routes are
+	// marked with GRACEFUL_SHUTDOWN until then. The names are sorted. Example: ["tor"].
+	// +listType=atomic
+	// +optional
+	DrainingPeers []string `json:"drainingPeers,omitempty"`
 }
 
 // ServiceBGPStatus says that a node announces a Service by BGP. Speakers write one for each node
@@ -32,6 +45,7 @@ type ServiceBGPStatusStatus struct {
 // +kubebuilder:printcolumn:name="Service Name",type=string,JSONPath=`.status.serviceName`
 // +kubebuilder:printcolumn:name="Service Namespace",type=string,JSONPath=`.status.serviceNamespace`
 // +kubebuilder:printcolumn:name="Peers",type=string,JSONPath=`.status.peers`
+// +kubebuilder:printcolumn:name="Draining",type=string,JSONPath=`.status.gantry.drainingPeers`,priority=10
 type ServiceBGPStatus struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/internal/advertise"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -25,6 +26,7 @@ type stateReader struct {
 	client          client.Reader
 	namespace       string
 	withoutBGPKinds bool
+	readSilence     func(context.Context) speakerSilence
 }
 
 // The names of the indexes by which Services are explained: see RegisterIndexes.
@@ -46,7 +48,7 @@ func (r *stateReader) readReports(ctx context.Context, v *view.Service, wanted [
 	out := &speakerReports{}
 	for i := range l2.Items {
 		// without a node, the status is not written yet: it comes after the object
-		if node := l2.Items[i].Status.Node; node != "" && !r.isSpeakerDead(ctx, node) {
+		if node := l2.Items[i].Status.Node; node != "" && !r.readSpeaker(ctx, node).IsDead() {
 			out.layer2Statuses = append(out.layer2Statuses, l2.Items[i])
 		}
 	}
@@ -89,7 +91,7 @@ func (r *stateReader) readSession(ctx context.Context, w advertise.WantedSession
 	}
 	speaker := r.readSpeaker(ctx, w.Node)
 	switch {
-	case isDead(speaker):
+	case speaker.IsDead():
 		out.fault = names.Explain(names.ReasonNoSpeaker, "no speaker runs there")
 		return out, nil
 	case len(list.Items) == 0:
@@ -103,7 +105,15 @@ func (r *stateReader) readSession(ctx context.Context, w advertise.WantedSession
 		out.fault = names.Explanation{Reason: names.Reason(c.Reason), Text: c.Message}
 		return out, nil
 	}
-	out.fault = faultOfEstablishedSession(&out, s, speaker)
+	if c := meta.FindStatusCondition(s.Conditions, names.ConditionEstablished); c != nil && c.Reason == string(names.ReasonFlapping) {
+		out.carriesIPv4, out.carriesIPv6 = false, false
+		out.fault = names.Explanation{Reason: names.ReasonFlapping, Text: c.Message}
+		return out, nil
+	}
+	out.familyFault = faultOfFamily(s, speaker)
+	if !slices.ContainsFunc(out.addresses, out.carriesAddress) {
+		out.fault = out.familyFault
+	}
 	if isReported || out.fault.IsSet() || !r.reportsServices(ctx, w.Node, speaker) {
 		return out, nil
 	}
@@ -115,11 +125,8 @@ func (r *stateReader) readSession(ctx context.Context, w advertise.WantedSession
 // The names of the families in a BGPSession.
 const ipv4Unicast, ipv6Unicast = "ipv4-unicast", "ipv6-unicast"
 
-// faultOfEstablishedSession returns why an established session carries none of its addresses.
-func faultOfEstablishedSession(session *sessionReport, s *v1alpha1.BGPSessionStatus, speaker *v1alpha1.SpeakerStatusStatus) names.Explanation {
-	if slices.ContainsFunc(session.addresses, session.carriesAddress) {
-		return names.Explanation{}
-	}
+// faultOfFamily returns why an established session does not carry a family that it does not carry.
+func faultOfFamily(s *v1alpha1.BGPSessionStatus, speaker *v1alpha1.SpeakerStatusStatus) names.Explanation {
 	if why := faultOfSpeaker(speaker); speaker != nil && why.IsSet() {
 		return why // the node has withdrawn its routes
 	}
@@ -139,15 +146,6 @@ func (r *stateReader) reportsServices(ctx context.Context, node string, speaker 
 	var list v1beta1.ServiceBGPStatusList
 	err := r.client.List(ctx, &list, client.InNamespace(r.namespace), client.MatchingFields{ReportsByNodeIndex: node}, client.Limit(1))
 	return err == nil && len(list.Items) > 0
-}
-
-// isSpeakerDead reports whether a living speaker has found the speaker of the node dead.
-func (r *stateReader) isSpeakerDead(ctx context.Context, node string) bool {
-	return isDead(r.readSpeaker(ctx, node))
-}
-
-func isDead(s *v1alpha1.SpeakerStatusStatus) bool {
-	return s != nil && meta.IsStatusConditionFalse(s.Conditions, names.ConditionReady)
 }
 
 // readSpeaker reads the SpeakerStatus of a node; nil if there is none.
@@ -192,9 +190,7 @@ func newNodeStates(config *configurationreader.Configuration, v *view.Service, e
 		if s != nil {
 			n.IsProxyBehind = slices.Contains(s.AwaitingProxy, v.Key.String())
 			n.Layer2Fault = faultOfLayer2(s)
-			if s.LastSeen != nil { // an older speaker has no list of its usable links
-				n.UsableInterfaces = append([]string{}, s.UsableLinks...)
-			}
+			n.Links = linkStatesOf(s)
 		}
 		for _, session := range sessions {
 			if session.node == labels.Name && session.fault.IsSet() {
@@ -212,7 +208,7 @@ func faultOfSpeaker(s *v1alpha1.SpeakerStatusStatus) names.Explanation {
 	switch {
 	case s == nil:
 		return names.Explain(names.ReasonNoSpeaker, "no speaker runs there: %s", look)
-	case isDead(s):
+	case s.IsDead():
 		return names.Explain(names.ReasonNoSpeaker, "its speaker is gone or silent: %s", look)
 	case s.Unavailable == string(names.ReasonNodeLeaving):
 		return names.Explain(names.ReasonNodeLeaving, "the node is being drained (annotation %s), shut down or taken out of service", names.AnnotationDrainNodeAddresses)
@@ -233,25 +229,67 @@ func faultOfLayer2(s *v1alpha1.SpeakerStatusStatus) names.Explanation {
 	return names.Explanation{Reason: names.Reason(c.Reason), Text: c.Message}
 }
 
-// explainForeignHost says which foreign host answers for one of the addresses, so that no node
-// takes it.
-func explainForeignHost(speakers map[string]*v1alpha1.SpeakerStatusStatus, addresses []netip.Addr) names.Explanation {
-	var found []v1alpha1.SpeakerConflict
+// linkStatesOf returns the links of a node that are usable, or only down; nil if its speaker, which
+// may be an older one, does not describe them.
+func linkStatesOf(s *v1alpha1.SpeakerStatusStatus) []advertise.LinkState {
+	if !slices.ContainsFunc(s.Links, func(l v1alpha1.SpeakerLink) bool { return len(l.Families)+len(l.Subnets) > 0 }) {
+		return nil
+	}
+	out := []advertise.LinkState{}
+	for _, l := range s.Links {
+		switch names.Reason(l.Reason) {
+		case names.ReasonLinkExcluded, names.ReasonLinkMember, names.ReasonLinkNoEthernet:
+			continue
+		}
+		state := advertise.LinkState{Name: l.Name, IsDown: l.Reason == string(names.ReasonLinkDown), IsVirtualRouter: isVirtualRouterMAC(l.MAC)}
+		for _, f := range []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
+			if slices.Contains(l.Families, f.String()) {
+				state.Families = append(state.Families, f)
+			}
+		}
+		for _, text := range l.Subnets {
+			if p, err := netip.ParsePrefix(text); err == nil {
+				state.Subnets = append(state.Subnets, p)
+			}
+		}
+		out = append(out, state)
+	}
+	return out
+}
+
+// isVirtualRouterMAC reports whether an Ethernet address is that of a virtual router (RFC 9568
+// section 7.3).
+func isVirtualRouterMAC(mac string) bool {
+	return strings.HasPrefix(mac, "00:00:5e:00:01:") || strings.HasPrefix(mac, "00:00:5e:00:02:")
+}
+
+// ConflictsOf returns what living speakers report about foreign hosts that answer for one of the
+// addresses, sorted by address and Ethernet address. What a dead one reported last is not so any
+// more.
+func ConflictsOf(speakers map[string]*v1alpha1.SpeakerStatusStatus, addresses []netip.Addr) []v1alpha1.SpeakerConflict {
+	var out []v1alpha1.SpeakerConflict
 	for _, s := range speakers {
-		if isDead(s) {
-			continue // what it reported last is not so any more
+		if s.IsDead() {
+			continue
 		}
 		for _, c := range s.Conflicts {
 			if a, err := netip.ParseAddr(c.Address); err == nil && slices.Contains(addresses, a) {
-				found = append(found, c)
+				out = append(out, c)
 			}
 		}
 	}
+	slices.SortFunc(out, func(x, y v1alpha1.SpeakerConflict) int { return strings.Compare(x.Address+x.MAC, y.Address+y.MAC) })
+	return out
+}
+
+// explainForeignHost says which foreign host answers for one of the addresses, so that no node
+// takes it.
+func explainForeignHost(speakers map[string]*v1alpha1.SpeakerStatusStatus, addresses []netip.Addr) names.Explanation {
+	found := ConflictsOf(speakers, addresses)
 	if len(found) == 0 {
 		return names.Explanation{}
 	}
-	first := slices.MinFunc(found, func(x, y v1alpha1.SpeakerConflict) int { return strings.Compare(x.Address+x.MAC, y.Address+y.MAC) })
-	return names.Explain(names.ReasonForeignClaim, "no node takes %s, since a host outside of the cluster (%s) answers for it: remove the address from that host, or exclude it from the pool", first.Address, first.MAC)
+	return names.Explain(names.ReasonForeignClaim, "no node takes %s, since a host outside of the cluster (%s) answers for it: remove the address from that host, or exclude it from the pool", found[0].Address, found[0].MAC)
 }
 
 func sessionIndexValue(node, peer string) string { return node + "/" + peer }

@@ -44,10 +44,10 @@ type Options struct {
 
 // ConditionWriter writes the condition gantry.dev/Announced on Services. It is True while each
 // address of the Service is announced: by a living node that answers for it, or over an established
-// session. Its reason differs while a foreign host claims an address. Otherwise it is False with
-// the most telling reason. A Service is written when the status or the Reason changes. A text that
-// changes under one Reason is written too, but only 5 of these in a second over all Services. Use
-// NewConditionWriter to create it.
+// session. Its reason differs while a foreign host claims an address. It is Unknown while no
+// speaker runs that could tell. Otherwise it is False with the most telling reason. A Service is
+// written when the status or the Reason changes. A text that changes under one Reason is written
+// too, but only 5 of these in a second over all Services. Use NewConditionWriter to create it.
 type ConditionWriter struct {
 	Options
 
@@ -77,7 +77,9 @@ func NewConditionWriter(o Options) *ConditionWriter {
 	return &ConditionWriter{
 		Options: o, faults: newFaultMemory(&pacer), announcedFaults: newFaultMemory(&pacer), addressFaults: newFaultMemory(&pacer), requestFaults: newFaultMemory(&pacer), texts: newFaultMemory(&pacer),
 		notices: rate.NewLimiter(noticesPerSecond, noticeBurst),
-		state:   stateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds},
+		state: stateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds, readSilence: func(ctx context.Context) speakerSilence {
+			return readSilence(ctx, o.Client, o.Scope.Namespace, o.Now())
+		}},
 	}
 }
 
@@ -120,6 +122,12 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 	}
 	found := reports.findReach(v.AssignedAddresses)
 	c := metav1.Condition{Type: names.ConditionAnnounced, ObservedGeneration: s.Generation}
+	silence := r.state.readSilence(ctx)
+	if len(found.announced) > 0 && silence.IsSet() {
+		r.faults.recordFault(key, r.Now())
+		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, string(silence.Reason), silence.Text
+		return r.writeAnnouncedCondition(ctx, s, c)
+	}
 	if len(found.missing) == 0 {
 		before := meta.FindStatusCondition(s.Status.Conditions, c.Type)
 		recovers := before != nil && before.Reason == string(names.ReasonNoSession)
@@ -131,7 +139,8 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 			result, err := r.writeAnnouncedCondition(ctx, s, c)
 			return lookAgainWithin(result, minTextChangeInterval), err
 		}
-		return r.writeAnnouncedCondition(ctx, s, c)
+		result, err := r.writeAnnouncedCondition(ctx, s, c)
+		return lookAgainWithin(result, silence.lookAgainDelay), err
 	}
 	since := r.faults.recordFault(key, r.Now())
 	if wait := missingReportTimeout - r.Now().Sub(since); wait > 0 {
@@ -156,24 +165,34 @@ func (r *ConditionWriter) remindOfMissingAddress(ctx context.Context, s *corev1.
 		r.addressFaults.forgetFault(key)
 		return ctrl.Result{}
 	}
-	now := r.Now()
-	if now.Sub(c.LastTransitionTime.Time) < freshFaultAge { // the worker has sent the Warning
-		r.addressFaults.recordWarning(key, now)
+	if isFresh(c, r.Now()) { // the worker has sent the Warning
+		r.addressFaults.recordWarning(key, r.Now())
 	}
-	wait := r.addressFaults.untilReminder(key, now)
+	again := r.remind(ctx, s, r.addressFaults, names.EventAllocationFailed, c)
 	r.addressFaults.recordReason(key, c.Reason)
-	if wait > 0 {
-		return ctrl.Result{RequeueAfter: wait}
+	return ctrl.Result{RequeueAfter: again}
+}
+
+// remind repeats the Warning with the text of the condition when the next reminder is due. It
+// returns when to look again.
+func (r *ConditionWriter) remind(ctx context.Context, s *corev1.Service, m *faultMemory, event string, c *metav1.Condition) time.Duration {
+	if wait := m.untilReminder(client.ObjectKeyFromObject(s), r.Now()); wait > 0 {
+		return wait
 	}
-	r.addressFaults.recordWarning(key, now)
-	r.recordCondition(ctx, s, corev1.EventTypeWarning, names.EventAllocationFailed, c)
-	return ctrl.Result{RequeueAfter: remindInterval}
+	return r.warn(ctx, s, m, event, c)
+}
+
+// warn sends the Warning with the text of the condition. It returns when to look again.
+func (r *ConditionWriter) warn(ctx context.Context, s *corev1.Service, m *faultMemory, event string, c *metav1.Condition) time.Duration {
+	m.recordWarning(client.ObjectKeyFromObject(s), r.Now())
+	r.recordCondition(ctx, s, corev1.EventTypeWarning, event, c)
+	return remindInterval
 }
 
 // remindOfRefusedRequest repeats the Warning about a Service that keeps its addresses, and does not
 // get those that it asks for. It returns when to look again, or 0.
 func (r *ConditionWriter) remindOfRefusedRequest(ctx context.Context, s *corev1.Service) time.Duration {
-	key, now := client.ObjectKeyFromObject(s), r.Now()
+	key := client.ObjectKeyFromObject(s)
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
 	if c == nil || !isRequestRefused(names.Reason(c.Reason)) {
 		r.requestFaults.forgetFault(key)
@@ -181,14 +200,9 @@ func (r *ConditionWriter) remindOfRefusedRequest(ctx context.Context, s *corev1.
 	}
 	if !r.requestFaults.hasFault(key) {
 		// The worker has sent the Warning, or a former leader has within the last remindInterval.
-		r.requestFaults.recordWarning(key, now)
+		r.requestFaults.recordWarning(key, r.Now())
 	}
-	if wait := r.requestFaults.untilReminder(key, now); wait > 0 {
-		return wait
-	}
-	r.requestFaults.recordWarning(key, now)
-	r.recordCondition(ctx, s, corev1.EventTypeWarning, names.EventAllocationFailed, c)
-	return remindInterval
+	return r.remind(ctx, s, r.requestFaults, names.EventAllocationFailed, c)
 }
 
 // isRequestRefused reports whether the Reason of a Service with addresses is a Warning.
@@ -277,7 +291,7 @@ func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1
 	written := meta.FindStatusCondition(after.Status.Conditions, c.Type)
 	if c.Status == metav1.ConditionTrue {
 		r.faults.forgetFault(key)
-		if before != nil && before.Status == metav1.ConditionFalse {
+		if before != nil && before.Status != metav1.ConditionTrue {
 			r.reportRecovery(ctx, s, before, written)
 		}
 		return r.remindOfAnnouncedFault(ctx, s, before, written), nil
@@ -305,7 +319,7 @@ func (r *ConditionWriter) reportRecovery(ctx context.Context, s *corev1.Service,
 // remindOfAnnouncedFault sends the Warnings about a Service that is announced, and that some
 // clients do not reach: the Reason is not Announced. It sends an event when that is over.
 func (r *ConditionWriter) remindOfAnnouncedFault(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) ctrl.Result {
-	key, now := client.ObjectKeyFromObject(s), r.Now()
+	key := client.ObjectKeyFromObject(s)
 	if after.Reason == string(names.ReasonAnnounced) {
 		if before != nil && before.Status == metav1.ConditionTrue && before.Reason != after.Reason {
 			text := fmt.Sprintf("%s: %s; %s is over", after.Reason, after.Message, before.Reason)
@@ -315,17 +329,15 @@ func (r *ConditionWriter) remindOfAnnouncedFault(ctx context.Context, s *corev1.
 		return ctrl.Result{}
 	}
 	isNew := before == nil || before.Reason != after.Reason
-	if !isNew {
-		if wait := r.announcedFaults.untilReminder(key, now); wait > 0 {
-			return ctrl.Result{RequeueAfter: wait}
-		}
+	switch {
+	case isNew && after.Reason == string(names.ReasonForeignClaim):
+		// The speaker that hears the foreign host sends the first Warning, with what it heard.
+		r.announcedFaults.recordWarning(key, r.Now())
+		return ctrl.Result{RequeueAfter: remindInterval}
+	case isNew:
+		return ctrl.Result{RequeueAfter: r.warn(ctx, s, r.announcedFaults, names.EventAnnounceFailed, after)}
 	}
-	r.announcedFaults.recordWarning(key, now)
-	// The speaker that hears the foreign host sends the first Warning, with what it heard.
-	if !isNew || after.Reason != string(names.ReasonForeignClaim) {
-		r.recordCondition(ctx, s, corev1.EventTypeWarning, names.EventAnnounceFailed, after)
-	}
-	return ctrl.Result{RequeueAfter: remindInterval}
+	return ctrl.Result{RequeueAfter: r.remind(ctx, s, r.announcedFaults, names.EventAnnounceFailed, after)}
 }
 
 // remindOfFault sends the Warning about a fault: at once if it is new or says something new,
@@ -349,9 +361,7 @@ func (r *ConditionWriter) remindOfFault(ctx context.Context, s *corev1.Service, 
 		}
 		return ctrl.Result{RequeueAfter: freshFaultAge}
 	}
-	r.faults.recordWarning(key, now)
-	r.recordCondition(ctx, s, corev1.EventTypeWarning, names.EventAnnounceFailed, after)
-	return ctrl.Result{RequeueAfter: remindInterval}
+	return ctrl.Result{RequeueAfter: r.warn(ctx, s, r.faults, names.EventAnnounceFailed, after)}
 }
 
 // isFresh reports whether the condition has just got its status.

@@ -35,14 +35,12 @@ func (r *stateReader) readService(ctx context.Context, config *configurationread
 // explainUnannounced says why nobody announces the addresses of v that are missing. endpoints and
 // reports are those of the whole Service.
 func (r *stateReader) explainUnannounced(ctx context.Context, config *configurationreader.Configuration, v *view.Service, found *reach, endpoints *view.Endpoints, reports *speakerReports) (names.Explanation, error) {
+	sessions := reports.sessions
 	if len(found.announced) > 0 {
 		// A session may carry another address: its fault is that of the missing ones alone.
 		missing := *v
 		missing.AssignedAddresses, v = found.missing, &missing
-		var err error
-		if endpoints, reports, err = r.readService(ctx, config, v); err != nil {
-			return names.Explanation{}, err
-		}
+		sessions = limitSessions(sessions, found.missing)
 	}
 	svc := advertise.FromView(v)
 	if why := advertise.Explain(config.Snapshot, &svc, config.Nodes); why.IsSet() {
@@ -62,12 +60,19 @@ func (r *stateReader) explainUnannounced(ctx context.Context, config *configurat
 	if err != nil {
 		return names.Explanation{}, err
 	}
+	silence := r.readSilence(ctx)
+	if silence.IsSet() {
+		return silence.Explanation, nil
+	}
 	if why := explainForeignHost(speakers, v.AssignedAddresses); why.IsSet() {
 		return why, nil
 	}
-	nodes := newNodeStates(config, v, endpoints, speakers, reports.sessions)
+	nodes := newNodeStates(config, v, endpoints, speakers, sessions)
 	if why := advertise.ExplainNodes(config.Snapshot, &svc, nodes, advertise.LocalPolicy(v.HasLocalTrafficPolicy)); why.IsSet() {
 		return why, nil
+	}
+	if silence.hasNoPods {
+		return names.Explain(names.ReasonNoSpeaker, "nodes may announce the Service, and none reports that it does: there is no Pod of a speaker in namespace %s: look at the DaemonSet gantry-speaker", r.namespace), nil
 	}
 	return names.Explain(names.ReasonNotAnnounced, "nodes may announce the Service, and none reports that it does: look at the logs of the speakers (kubectl -n %s logs daemonset/gantry-speaker)", r.namespace), nil
 }
@@ -85,9 +90,11 @@ func noEndpointsOfFamily(a netip.Addr) names.Explanation {
 // each session has to do with it. It writes nothing. Use NewExplainer to create it.
 type Explainer struct{ state stateReader }
 
-// NewExplainer returns an Explainer. The reader has the indexes of RegisterIndexes.
+// NewExplainer returns an Explainer. The reader has the indexes of RegisterIndexes. It reads no
+// Pods: the caller knows whether speakers run.
 func NewExplainer(reader client.Reader, scope configuration.ConfigurationScope) *Explainer {
-	return &Explainer{stateReader{client: reader, namespace: scope.Namespace, withoutBGPKinds: scope.WithoutBGPKinds}}
+	readSilence := func(context.Context) speakerSilence { return speakerSilence{} }
+	return &Explainer{stateReader{client: reader, namespace: scope.Namespace, withoutBGPKinds: scope.WithoutBGPKinds, readSilence: readSilence}}
 }
 
 // AnnouncementFinding is what an Explainer found out about a Service.

@@ -26,13 +26,30 @@ type sessionReport struct {
 	addresses []netip.Addr
 	// carriesIPv4 and carriesIPv6 mean that the router has the Service's route of that family.
 	carriesIPv4, carriesIPv6 bool
-	// fault is why the session does not carry a family. It is zero if it carries all.
-	fault names.Explanation
+	// fault is why the session carries none of the addresses. It is zero if it carries one.
+	// familyFault is why it does not carry a family that it does not carry.
+	fault, familyFault names.Explanation
 }
 
 // carriesAddress reports whether the router has the route to the address.
 func (s *sessionReport) carriesAddress(a netip.Addr) bool {
 	return slices.Contains(s.addresses, a) && (a.Is4() && s.carriesIPv4 || !a.Is4() && s.carriesIPv6)
+}
+
+// limitSessions returns what the sessions are for some of the addresses that they should carry.
+func limitSessions(all []sessionReport, addresses []netip.Addr) []sessionReport {
+	var out []sessionReport
+	for _, s := range all {
+		s.addresses = slices.DeleteFunc(slices.Clone(s.addresses), func(a netip.Addr) bool { return !slices.Contains(addresses, a) })
+		if len(s.addresses) == 0 {
+			continue
+		}
+		if !s.fault.IsSet() && !slices.ContainsFunc(s.addresses, s.carriesAddress) {
+			s.fault = s.familyFault
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 // reach says how clients reach a Service.

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
@@ -42,6 +43,7 @@ func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manag
 	b := ctrl.NewControllerManagedBy(mgr).Named("announced").For(&corev1.Service{}).
 		WithOptions(workers.Options{MaxConcurrentReconciles: 4}).
 		Watches(&v1alpha1.SpeakerStatus{}, r.stateChangeHandler(isSpeakerChangeRelevant)).
+		Watches(&corev1.Pod{}, r.speakerPodHandler()).
 		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(r.faultyServiceOfSlice)).
 		WatchesRawSource(source.Func(r.followConfiguration))
 	if !r.Scope.WithoutBGPKinds {
@@ -88,7 +90,8 @@ func RegisterIndexes(ctx context.Context, indexer client.FieldIndexer, scope con
 	return nil
 }
 
-// CacheKinds are the kinds in Gantry's namespace that a ConditionWriter reads.
+// CacheKinds are the kinds in Gantry's namespace that a ConditionWriter reads, besides the Pods of
+// the speakers.
 func CacheKinds(scope configuration.ConfigurationScope) []client.Object {
 	out := append(scope.SpeakerReportKinds(), &v1alpha1.SpeakerStatus{})
 	if !scope.WithoutBGPKinds {
@@ -190,12 +193,19 @@ func (r *ConditionWriter) servicesOfNode(ctx context.Context, node string) []cli
 	if len(bgp.Items) > 0 {
 		return out
 	}
+	return append(out, r.allServices(ctx)...)
+}
+
+// allServices returns all Services of type LoadBalancer.
+func (r *ConditionWriter) allServices(ctx context.Context) []client.ObjectKey {
+	var out []client.ObjectKey
 	var all corev1.ServiceList
-	if err := r.Client.List(ctx, &all); err == nil {
-		for i := range all.Items {
-			if all.Items[i].Spec.Type == corev1.ServiceTypeLoadBalancer {
-				out = append(out, client.ObjectKeyFromObject(&all.Items[i]))
-			}
+	if err := r.Client.List(ctx, &all); err != nil {
+		return nil
+	}
+	for i := range all.Items {
+		if all.Items[i].Spec.Type == corev1.ServiceTypeLoadBalancer {
+			out = append(out, client.ObjectKeyFromObject(&all.Items[i]))
 		}
 	}
 	return out
@@ -209,7 +219,7 @@ func isSpeakerChangeRelevant(before, after client.Object) bool {
 		return true
 	}
 	a, b := &x.Status, &y.Status
-	return a.Unavailable != b.Unavailable || (a.Routes == 0) != (b.Routes == 0) || !slices.Equal(a.UsableLinks, b.UsableLinks) || !slices.Equal(a.Conflicts, b.Conflicts) ||
+	return a.Unavailable != b.Unavailable || (a.Routes == 0) != (b.Routes == 0) || !equality.Semantic.DeepEqual(a.Links, b.Links) || !slices.Equal(a.Conflicts, b.Conflicts) ||
 		!slices.Equal(a.AwaitingProxy, b.AwaitingProxy) ||
 		conditionWord(a.Conditions, names.ConditionReady) != conditionWord(b.Conditions, names.ConditionReady) ||
 		conditionWord(a.Conditions, names.ConditionLayer2Usable) != conditionWord(b.Conditions, names.ConditionLayer2Usable)

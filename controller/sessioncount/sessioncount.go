@@ -65,7 +65,9 @@ func (r *SessionCounter) RegisterController(mgr ctrl.Manager) error {
 		}).
 		Watches(&v1alpha1.SpeakerStatus{}, handler.Funcs{
 			UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) {
-				if isSpeakerDead(e.ObjectOld) != isSpeakerDead(e.ObjectNew) {
+				before, ok1 := e.ObjectOld.(*v1alpha1.SpeakerStatus)
+				after, ok2 := e.ObjectNew.(*v1alpha1.SpeakerStatus)
+				if ok1 && ok2 && before.Status.IsDead() != after.Status.IsDead() {
 					addSessionsOfNode(ctx, e.ObjectNew.GetName(), q)
 				}
 			},
@@ -74,12 +76,6 @@ func (r *SessionCounter) RegisterController(mgr ctrl.Manager) error {
 		return fmt.Errorf("setting up the counts of sessions: %w", err)
 	}
 	return nil
-}
-
-// isSpeakerDead reports whether a living speaker has found this one dead.
-func isSpeakerDead(o client.Object) bool {
-	s, ok := o.(*v1alpha1.SpeakerStatus)
-	return ok && meta.IsStatusConditionFalse(s.Status.Conditions, names.ConditionReady)
 }
 
 // Reconcile writes the count of one BGPPeer if it changed.
@@ -98,7 +94,7 @@ func (r *SessionCounter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	}
 	deadNodes := map[string]bool{}
 	for i := range speakers.Items {
-		deadNodes[speakers.Items[i].Name] = isSpeakerDead(&speakers.Items[i])
+		deadNodes[speakers.Items[i].Name] = speakers.Items[i].Status.IsDead()
 	}
 	count := countSessions(sessions.Items, p.Name, deadNodes)
 	if p.Status.Gantry != nil && p.Status.Gantry.Sessions == count {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -66,6 +67,44 @@ func appendLinksOfSubnet[L Link](out []int, a netip.Addr, links []L, reach Subne
 		}
 	}
 	return out
+}
+
+// LinksOfNode are the links of a node, as far as they decide whether it can answer for an address.
+type LinksOfNode[L Link] struct {
+	// Usable are those on which frames can be sent, Down those that are down or without carrier.
+	Usable, Down []L
+	// HasFamily means that the node has an address of the family of the address.
+	HasFamily bool
+	// AreRawSocketsDenied means that the node can send no frame at all.
+	AreRawSocketsDenied bool
+}
+
+// AnsweringLinks returns the indexes of the links of a node on which it can answer for the address,
+// or why there is none.
+func AnsweringLinks[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, n LinksOfNode[L], reach SubnetReach) ([]int, names.Reason) {
+	links := Links(ads, node, a, n.Usable, reach)
+	switch {
+	case len(links) > 0 && n.HasFamily:
+		return links, ""
+	case n.AreRawSocketsDenied:
+		return nil, names.ReasonRawSocketDenied
+	case len(links) == 0 && slices.ContainsFunc(n.Down, func(l L) bool { return l.CoversAddress(a) }):
+		return nil, names.ReasonLinkDown
+	case !n.HasFamily && len(n.Usable) > 0:
+		return nil, names.ReasonNoAddressFamily
+	}
+	return nil, names.ReasonNoLinks
+}
+
+// SegmentLink is a link that may be in the subnet of an address.
+type SegmentLink interface {
+	CoversAddress(netip.Addr) bool
+	HasVirtualRouterMAC() bool
+}
+
+// ReachesSubnet says whether one of the links is in the subnet of the address, even if it is down.
+func ReachesSubnet[L SegmentLink](links []L, a netip.Addr) bool {
+	return slices.ContainsFunc(links, func(l L) bool { return !l.HasVirtualRouterMAC() && l.CoversAddress(a) })
 }
 
 // OtherNodesLink is a link of another node, as far as that node describes it.

@@ -18,8 +18,8 @@ type NodeState struct {
 	Fault names.Explanation
 	// Layer2Fault is why the node announces nothing by layer 2. It is zero if it may.
 	Layer2Fault names.Explanation
-	// UsableInterfaces are the names of the usable links. It is nil if they are not known.
-	UsableInterfaces []string
+	// Links are the links that are usable, or only down. It is nil if they are not known.
+	Links []LinkState
 	// HasEndpoints says that an endpoint of the Service serves on the node. IsProxyBehind says that
 	// kube-proxy on the node does not know it yet.
 	HasEndpoints, IsProxyBehind bool
@@ -39,8 +39,9 @@ type nodeFault struct {
 
 // reasonsByWeight are the reasons of nodes, the most telling first.
 var reasonsByWeight = []names.Reason{
-	names.ReasonRawSocketDenied, names.ReasonNoLinks, names.ReasonNoSession, names.ReasonNodeNetworkUnavailable, names.ReasonNodeLeaving,
-	names.ReasonNodeExcluded, names.ReasonNoSpeaker, names.ReasonServiceProxyNotReady, names.ReasonNoPeers, names.ReasonNoLocalEndpoints, names.ReasonNoAdvertisement,
+	names.ReasonRawSocketDenied, names.ReasonLinkDown, names.ReasonNoSession, names.ReasonNodeNetworkUnavailable, names.ReasonNodeLeaving,
+	names.ReasonNodeExcluded, names.ReasonNoSpeaker, names.ReasonServiceProxyNotReady, names.ReasonNoAddressFamily, names.ReasonNoLinks, names.ReasonNoPeers,
+	names.ReasonNoLocalEndpoints, names.ReasonNoAdvertisement,
 }
 
 // ExplainNodes says for a Service that is announced by no node what keeps each node from it. Its
@@ -48,7 +49,7 @@ var reasonsByWeight = []names.Reason{
 // least one node should announce the Service. Explain has to come first: it explains what is wrong
 // with the advertisements themselves.
 func ExplainNodes(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalPolicy) names.Explanation {
-	coverage := newNodeCoverage(s, svc)
+	coverage := newNodeCoverage(s, svc, nodes)
 	var faults []nodeFault
 	var sessionTexts []string
 	for i := range nodes {
@@ -103,7 +104,7 @@ func (e *NodeExplanation) fault() names.Explanation {
 
 // ExplainEachNode says for each node what ExplainNodes says for all of them.
 func ExplainEachNode(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalPolicy) []NodeExplanation {
-	coverage := newNodeCoverage(s, svc)
+	coverage := newNodeCoverage(s, svc, nodes)
 	out := make([]NodeExplanation, 0, len(nodes))
 	for i := range nodes {
 		out = append(out, explainNode(&nodes[i], coverage, local))
@@ -117,12 +118,22 @@ type nodeCoverage struct {
 	layer2       Layer2Coverage
 	layer2Reason names.Reason
 	bgp          []BGPCoverage
+	// reaches has the SubnetReach of each of the addresses of layer2.
+	reaches []SubnetReach
 }
 
-func newNodeCoverage(s *snapshot.Snapshot, svc *Service) *nodeCoverage {
+func newNodeCoverage(s *snapshot.Snapshot, svc *Service, nodes []NodeState) *nodeCoverage {
 	layer2, layer2Reason := Layer2(s, svc)
 	bgp, _ := BGP(s, svc)
-	return &nodeCoverage{s, layer2, layer2Reason, bgp}
+	out := &nodeCoverage{snapshot: s, layer2: layer2, layer2Reason: layer2Reason, bgp: bgp}
+	for i, a := range layer2.Addresses {
+		ads := layer2.AdsOfAddress(i)
+		reaches := func(n NodeState) bool {
+			return SelectsNode(ads, &view.Node{Name: n.Name, Labels: n.Labels}) && ReachesSubnet(n.Links, a)
+		}
+		out.reaches = append(out.reaches, SubnetReach(slices.ContainsFunc(nodes, reaches)))
+	}
+	return out
 }
 
 // explainNode says by which protocols the node should announce the Service, and why not.
@@ -136,7 +147,7 @@ func explainNode(n *NodeState, c *nodeCoverage, local LocalPolicy) NodeExplanati
 		return out
 	}
 	if out.ByLayer2 {
-		out.Layer2 = n.layer2Fault(c.layer2.Ads, &node)
+		out.Layer2 = n.layer2Fault(c, &node)
 	}
 	if out.ByBGP {
 		out.Peers = PeerNames(own, c.snapshot.Peers, &node)
@@ -160,26 +171,6 @@ func (n *NodeState) faultBeforeProtocols(node *view.Node, isSelected bool, local
 		return names.Explain(names.ReasonServiceProxyNotReady, "kube-proxy there does not know the endpoints of the Service yet: look at kube-proxy")
 	}
 	return names.Explanation{}
-}
-
-// layer2Fault returns why the node does not answer ARP and NDP for the Service.
-func (n *NodeState) layer2Fault(ads []*snapshot.L2Advertisement, node *view.Node) names.Explanation {
-	if n.Layer2Fault.IsSet() || n.UsableInterfaces == nil {
-		return n.Layer2Fault
-	}
-	var wanted []string
-	for _, ad := range ads {
-		if !selectsNode(ad.NodeSelectors, node) {
-			continue
-		}
-		if len(ad.Interfaces) == 0 || slices.ContainsFunc(ad.Interfaces, func(i string) bool { return slices.Contains(n.UsableInterfaces, i) }) {
-			return names.Explanation{}
-		}
-		wanted = append(wanted, ad.Interfaces...)
-	}
-	slices.Sort(wanted)
-	return names.Explain(names.ReasonNoLinks, "the L2Advertisements limit the Service to links with exactly the names %s, and the usable links are %s: correct spec.interfaces, or repair the link",
-		strings.Join(slices.Compact(wanted), ", "), cmp.Or(strings.Join(n.UsableInterfaces, ", "), "none"))
 }
 
 // sessionFaults returns why no session of the node carries the Service, and a text for each session

@@ -1,10 +1,12 @@
 package advertise
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
@@ -12,9 +14,28 @@ import (
 func (e *example) states() []NodeState {
 	var out []NodeState
 	for _, n := range e.nodes {
-		out = append(out, NodeState{NodeLabels: n, UsableInterfaces: []string{"eth0"}})
+		out = append(out, NodeState{NodeLabels: n, Links: []LinkState{linkInSubnet("eth0")}})
 	}
 	return out
+}
+
+// linkInSubnet returns a usable link in the subnet of the address of the example.
+func linkInSubnet(name string) LinkState {
+	return LinkState{Name: name, Families: []ipfamily.Family{ipfamily.IPv4}, Subnets: []netip.Prefix{netip.PrefixFrom(fourAddress, 24).Masked()}}
+}
+
+// linkElsewhere returns a usable link in another subnet.
+func linkElsewhere(name string) LinkState {
+	l := linkInSubnet(name)
+	l.Subnets = []netip.Prefix{netip.MustParsePrefix("172.31.0.0/16")}
+	return l
+}
+
+// downLink returns a link in the subnet of the example without carrier.
+func downLink(name string) LinkState {
+	l := linkInSubnet(name)
+	l.IsDown = true
+	return l
 }
 
 var silentRouter = names.Explain(names.ReasonNoAnswer, "the router does not answer")
@@ -61,7 +82,7 @@ var nodeExplanationCases = map[string]struct {
 	"no usable interface of two advertisements": {edit: func(e *example, n []NodeState) {
 		e.answer(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth9", "bond0"} }, "four")
 		e.answer(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"bond0"} }, "four", "six")
-		n[0].UsableInterfaces = []string{}
+		n[0].Links = []LinkState{}
 	}, want: names.ReasonNoLinks, texts: []string{"names bond0, eth9, and the usable links are eth0", "a: the L2Advertisements limit", "the usable links are none"}},
 	"an advertisement without limit is enough": {edit: func(e *example, _ []NodeState) {
 		e.answer(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth7"} }, "four")
@@ -69,6 +90,55 @@ var nodeExplanationCases = map[string]struct {
 	}},
 	"one interface of two is enough": {edit: func(e *example, _ []NodeState) {
 		e.answer(func(ad *snapshot.L2Advertisement) { ad.Interfaces = []string{"eth0", "eth7"} }, "four")
+	}},
+	"the link of every node is down": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		for i := range n {
+			n[i].Links = []LinkState{linkElsewhere("eth0"), downLink("eth1")}
+		}
+	}, want: names.ReasonLinkDown, texts: []string{"a, b, c: its link eth1 in the subnet of " + fourAddress.String() + " is down"}},
+	"the only link of every node is down": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		for i := range n {
+			n[i].Links, n[i].Layer2Fault = []LinkState{downLink("eth1")}, names.Explain(names.ReasonNoLinks, "no link is usable")
+		}
+	}, want: names.ReasonLinkDown, texts: []string{"a, b, c: its link eth1"}},
+	"no node has a usable link": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		for i := range n {
+			n[i].Links, n[i].Layer2Fault = []LinkState{}, names.Explain(names.ReasonNoLinks, "no link is usable")
+		}
+	}, want: names.ReasonNoLinks, texts: []string{"a, b, c: no link is usable"}},
+	"only a node that leaves is in the subnet": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		n[1].Links, n[2].Links = []LinkState{linkElsewhere("eth0")}, []LinkState{linkElsewhere("eth0")}
+		n[0].Fault = names.Explain(names.ReasonNodeLeaving, "it is leaving")
+	}, want: names.ReasonNodeLeaving, texts: []string{"a: it is leaving; b, c: none of its usable links (eth0) is in the subnet of " + fourAddress.String()}},
+	"no node is in the subnet": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		for i := range n {
+			n[i].Links = []LinkState{linkElsewhere("eth0")}
+		}
+	}},
+	"no node has an address of the family": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		for i := range n {
+			n[i].Links = []LinkState{{Name: "eth0", Families: []ipfamily.Family{ipfamily.IPv6}}}
+		}
+	}, want: names.ReasonNoAddressFamily, texts: []string{"a, b, c: it has no IPv4 address"}},
+	"one address of two families can be answered": {edit: func(e *example, _ []NodeState) {
+		e.both()
+		e.answer(nil, "four", "six")
+	}},
+	"raw sockets are denied": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		for i := range n {
+			n[i].Links, n[i].Layer2Fault = []LinkState{downLink("eth1")}, names.Explain(names.ReasonRawSocketDenied, "the capability is missing")
+		}
+	}, want: names.ReasonRawSocketDenied, texts: []string{"a, b, c: the capability is missing"}},
+	"a speaker that says nothing about its links": {edit: func(e *example, n []NodeState) {
+		e.answer(nil, "four")
+		n[0].Links = nil
 	}},
 	"no session": {edit: func(e *example, n []NodeState) {
 		e.route(nil, "four")

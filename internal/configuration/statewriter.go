@@ -131,6 +131,25 @@ func (s StateWriter) WriteState(ctx context.Context, c client.Client, problems [
 	return nil
 }
 
+// WriteUnknown writes into the object that nobody knows whether the component understands the
+// configuration: it does not run any more, as the text says. A missing object stays missing.
+func (s StateWriter) WriteUnknown(ctx context.Context, reader client.Reader, c client.Client, text string) error {
+	var o v1beta1.ConfigurationState
+	err := reader.Get(ctx, client.ObjectKey{Namespace: s.Namespace, Name: s.ObjectName()}, &o)
+	if err == nil {
+		before := o.DeepCopy()
+		o.Status = v1beta1.ConfigurationStateStatus{Result: v1beta1.ConfigurationUnknown, Conditions: o.Status.Conditions}
+		meta.SetStatusCondition(&o.Status.Conditions, metav1.Condition{
+			Type: s.conditionType(), Status: metav1.ConditionUnknown, Reason: string(names.ReasonNoSpeaker), Message: text, ObservedGeneration: o.Generation,
+		})
+		err = c.Status().Patch(ctx, &o, client.MergeFrom(before))
+	}
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("writing ConfigurationState %q: %w", s.ObjectName(), err)
+	}
+	return nil
+}
+
 func areStatusesEqual(a, b v1beta1.ConfigurationStateStatus) bool {
 	return a.Result == b.Result && a.ErrorSummary == b.ErrorSummary && slices.Equal(a.Conditions, b.Conditions)
 }

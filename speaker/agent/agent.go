@@ -120,6 +120,8 @@ type Status struct {
 	HeldBindings []intent.Binding
 	// UsableLinks are the node's usable links. They show which families cannot be sent on them.
 	UsableLinks facts.LinkSet
+	// DownLinks are the links that are down or without carrier.
+	DownLinks facts.LinkSet
 	// SendFaultByLinkIndex says which family cannot be sent on a link and why, by the index of the
 	// link.
 	SendFaultByLinkIndex map[int]string

@@ -301,6 +301,7 @@ func (a *Agent) buildStatus() Status {
 		Holders:              a.electionMachine.Holders(),
 		HeldAddresses:        held,
 		UsableLinks:          a.portFaults.linksWithUnusableFamiliesMarked(a.nodeLinks),
+		DownLinks:            a.downLinks,
 		SendFaultByLinkIndex: a.portFaults.faultByLinkIndex(),
 		MemberNames:          a.liveMemberNames,
 		SilentMemberNames:    a.silentMemberNames,

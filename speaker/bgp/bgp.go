@@ -148,6 +148,12 @@ type PeerSessionStatus struct {
 	BFDState string
 	// BFDFault is why the BFD session does not run as configured; otherwise zero.
 	BFDFault names.Explanation
+	// ConfiguredAt is when the configuration last asked for a session that differs from the one
+	// before.
+	ConfiguredAt time.Time
+	// DrainingPrefixes are routes of an established session whose last endpoints on this node
+	// terminate. DrainedPrefixes are those that were withdrawn for this reason.
+	DrainingPrefixes, DrainedPrefixes []netip.Prefix
 	// NotConnectingReason is why the speaker does not try to connect, or rejects the router; empty
 	// otherwise.
 	NotConnectingReason names.Reason

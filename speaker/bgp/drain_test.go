@@ -64,8 +64,11 @@ func TestRouteOfTerminatingEndpointsIsDrained(t *testing.T) {
 		}
 	}
 	awaitNoError(t, "no route is missing", func() error {
-		if st := s.peerStatus("tor2"); st.WithheldRouteReason.IsSet() || st.WantedRouteCount != 1 || st.AnnouncedRouteCount != 1 {
+		if st := s.peerStatus("tor2"); st.WithheldRouteReason.IsSet() || st.WantedRouteCount != 1 || st.AnnouncedRouteCount != 1 || fmt.Sprint(st.DrainingPrefixes, st.DrainedPrefixes) != "[] ["+servicePrefix+"]" {
 			return fmt.Errorf("%+v", st)
+		}
+		if st := s.peerStatus("tor"); fmt.Sprint(st.DrainingPrefixes, st.DrainedPrefixes) != "["+servicePrefix+"] []" {
+			return fmt.Errorf("of the peer with the longer delay: %+v", st)
 		}
 		return nil
 	})

@@ -185,6 +185,20 @@ func (p *peerRoutes) withdrawDrained(rules *announcementRules, now time.Time) (n
 	return next
 }
 
+// listDraining returns the prefixes whose last endpoints on this node terminate: those that are
+// still announced, and those that were withdrawn for this reason.
+func (p *peerRoutes) listDraining() (draining, drained []netip.Prefix) {
+	for prefix := range p.drainingByPrefix {
+		switch w, withheld := p.withheldByPrefix[prefix]; {
+		case !withheld:
+			draining = append(draining, prefix)
+		case w.reason == names.ReasonEndpointsTerminating:
+			drained = append(drained, prefix)
+		}
+	}
+	return draining, drained
+}
+
 // wantedCount returns how many routes the router should have.
 func (p *peerRoutes) wantedCount() int {
 	return p.adjRIBOut.RouteCount() + len(p.withheldByPrefix) - p.expectedCount

@@ -188,6 +188,7 @@ func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
 	}
 	switch {
 	case first:
+		w.status.ConfiguredAt = w.engine.options.Now()
 		w.retryTimer.Reset(0)
 	case !w.canKeepSession(&previous.peer, &o.peer):
 		w.log.Info("the peer's configuration changed; reconnecting")
@@ -201,6 +202,7 @@ func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
 			w.endSession()
 		}
 		w.failedAttemptCount, w.lastNotification, w.capabilities = 0, nil, capabilityFallback{}
+		w.status.ConfiguredAt = w.engine.options.Now()
 		w.retryTimer.Reset(0)
 	case previous.peer.Password != o.peer.Password && !o.peer.Blocked.IsSet():
 		w.changePassword()
@@ -364,7 +366,16 @@ func (w *worker) recordEstablished() {
 	w.status.EstablishedCount++
 	w.status.Families, w.status.RouterASN, w.status.HoldTime, w.status.RouterKeepsRoutesOverRestart = a.CommonFamilies, a.RemoteOpen.ASN, a.HoldTime, a.GracefulRestart
 	w.enterState(Established)
-	w.log.Info("the session is established", "router", w.status.RouterAddress, "asn", a.RemoteOpen.ASN, "families", fmt.Sprint(a.CommonFamilies), "routes", w.routes.adjRIBOut.RouteCount())
+	w.log.Info("the session is established", "router", w.status.RouterAddress, "asn", a.RemoteOpen.ASN, "families", namesOfFamilies(a.CommonFamilies), "routes", w.routes.adjRIBOut.RouteCount())
+}
+
+// namesOfFamilies returns the names of the families, as the log shows them.
+func namesOfFamilies(all []message.AFI) []string {
+	var out []string
+	for _, f := range all {
+		out = append(out, f.String())
+	}
+	return out
 }
 
 func (w *worker) enterState(s State) {
@@ -382,6 +393,7 @@ func (w *worker) enterState(s State) {
 func (w *worker) reportStatus() {
 	w.status.RouterAddress = netip.AddrPortFrom(w.currentDesiredState.peer.Address, w.currentDesiredState.peer.Port)
 	w.status.AnnouncedRouteCount, w.status.CarriedFamilies = 0, nil
+	w.status.DrainingPrefixes, w.status.DrainedPrefixes = nil, nil
 	w.status.NotConnectingReason, w.status.WithheldRouteReason = w.currentDesiredState.peer.Blocked.Reason, names.Explanation{}
 	w.status.WantedRouteCount = w.routes.wantedCount()
 	if w.status.NotConnectingReason == "" {
@@ -392,6 +404,7 @@ func (w *worker) reportStatus() {
 		w.status.AnnouncedRouteCount = w.routes.adjRIBOut.RouteCount()
 		w.status.WithheldRouteReason = w.routes.explainWithheld()
 		w.status.CarriedFamilies = w.carriedFamilies()
+		w.status.DrainingPrefixes, w.status.DrainedPrefixes = w.routes.listDraining()
 	}
 	w.engine.recordStatus(w.status)
 }

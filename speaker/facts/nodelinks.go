@@ -54,17 +54,34 @@ func DescribeLinks(usable, down LinkSet) *NodeLinks {
 			NameHash: LinkNameHash(l.Name), IsDown: l.IsDown, IsVirtualRouter: l.HasVirtualRouterMAC(),
 			CannotSendIPv4: l.CannotSendIPv4, CannotSendIPv6: l.CannotSendIPv6 || !l.hasIPv6Address(),
 		}
-		for _, p := range l.AddressesWithPrefixLength {
-			out.HasIPv4 = out.HasIPv4 || p.Addr().Is4()
-			if !p.Addr().IsLinkLocalUnicast() && !p.IsSingleIP() {
-				d.Subnets = append(d.Subnets, p.Masked())
-			}
-		}
-		slices.SortFunc(d.Subnets, netip.Prefix.Compare)
-		d.Subnets = slices.Compact(d.Subnets)
+		out.HasIPv4 = out.HasIPv4 || slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Addr().Is4() })
+		d.Subnets = l.Subnets()
 		out.Links = append(out.Links, d)
 	}
 	return out
+}
+
+// Subnets returns the subnets of the link, sorted, without link-local ones and those of one
+// address.
+func (l Link) Subnets() []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range l.AddressesWithPrefixLength {
+		if !p.Addr().IsLinkLocalUnicast() && !p.IsSingleIP() {
+			out = append(out, p.Masked())
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+// HasFamilyOf reports whether the node has an address of the family of a. It may have an IPv4
+// address on a link that is not usable, such as the loopback: nodeAddresses are those that
+// Kubernetes knows of.
+func (n *NodeLinks) HasFamilyOf(a netip.Addr, nodeAddresses []netip.Addr) bool {
+	if a.Is4() {
+		return n.HasIPv4 || len(nodeAddresses) == 0 || slices.ContainsFunc(nodeAddresses, netip.Addr.Is4)
+	}
+	return slices.ContainsFunc(n.Links, func(l DescribedLink) bool { return l.CanSendFamilyOf(a) })
 }
 
 // hasIPv6Address reports whether the link has an IPv6 address; a link-local one is enough. Without

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -106,8 +107,7 @@ func (p *Planner) subnetReach(ads []*snapshot.L2Advertisement, a netip.Addr) adv
 		if n == nil || !advertise.SelectsNode(ads, &node) {
 			continue
 		}
-		covers := func(l facts.DescribedLink) bool { return !l.IsVirtualRouter && l.CoversAddress(a) }
-		if slices.ContainsFunc(n.Links, covers) {
+		if advertise.ReachesSubnet(n.Links, a) {
 			return advertise.SomeNodeReachesSubnet
 		}
 	}
@@ -120,7 +120,7 @@ func canNodeAnswer(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Add
 	switch {
 	case n == nil:
 		return true
-	case n.RawSocketsDenied || (a.Is4() && !hasIPv4(node, n)):
+	case n.RawSocketsDenied || (a.Is4() && !n.HasFamilyOf(a, node.InternalAddresses)):
 		return false
 	case n.IsIncomplete:
 		return true
@@ -130,27 +130,12 @@ func canNodeAnswer(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Add
 	})
 }
 
-// hasIPv4 reports whether the node may have an IPv4 address. It may have one on a link that is not
-// usable, such as the loopback.
-func hasIPv4(node *view.Node, n *facts.NodeLinks) bool {
-	return n.HasIPv4 || len(node.InternalAddresses) == 0 || slices.ContainsFunc(node.InternalAddresses, netip.Addr.Is4)
-}
-
 // answeringLinks returns this node's links for an address, or why it has none.
 func (p *Planner) answeringLinks(ads []*snapshot.L2Advertisement, a netip.Addr) ([]int, names.Reason) {
 	self, own := p.inputs.Nodes[p.inputs.SelfNode], p.linksOfNode(p.inputs.SelfNode)
-	links := advertise.Links(ads, &self, a, p.inputs.UsableLinks, p.subnetReach(ads, a))
-	hasFamily := (a.Is4() && hasIPv4(&self, own)) || slices.ContainsFunc(own.Links, func(l facts.DescribedLink) bool { return a.Is6() && l.CanSendFamilyOf(a) })
-	covers := func(l facts.DescribedLink) bool { return l.IsDown && l.CoversAddress(a) }
-	switch {
-	case len(links) > 0 && hasFamily:
-		return links, names.ReasonNotHolder
-	case p.inputs.RawSocketsDenied:
-		return nil, names.ReasonRawSocketDenied
-	case len(links) == 0 && slices.ContainsFunc(own.Links, covers):
-		return nil, names.ReasonLinkDown
-	case !hasFamily && len(p.inputs.UsableLinks) > 0:
-		return nil, names.ReasonNoAddressFamily
-	}
-	return nil, names.ReasonNoLinks
+	links, reason := advertise.AnsweringLinks(ads, &self, a, advertise.LinksOfNode[facts.Link]{
+		Usable: p.inputs.UsableLinks, Down: p.inputs.DownLinks,
+		HasFamily: own.HasFamilyOf(a, self.InternalAddresses), AreRawSocketsDenied: p.inputs.RawSocketsDenied,
+	}, p.subnetReach(ads, a))
+	return links, cmp.Or(reason, names.ReasonNotHolder)
 }

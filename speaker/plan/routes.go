@@ -22,6 +22,9 @@ type BGPVerdict struct {
 	// unless Reason is ReasonAnnounced.
 	Peers  []string
 	Reason names.Reason
+	// EndpointsTerminating is set if externalTrafficPolicy is Local and no endpoint on this node is
+	// ready any more, while some still serve.
+	EndpointsTerminating bool
 }
 
 // gracefulRestartKeepRoutesTimeout is how long routers keep the routes while the speaker restarts
@@ -224,6 +227,7 @@ func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node)
 	if hasLocalEndpoints && r.service.hasLocalTrafficPolicy {
 		out.localServingEndpointCount = int(here.servingCount)
 		out.endpointsTerminating = !here.hasReadyEndpoint
+		out.verdict.EndpointsTerminating = out.endpointsTerminating
 	}
 	if reason != "" {
 		return out

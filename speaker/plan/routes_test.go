@@ -201,6 +201,11 @@ func TestRouteOfTerminatingEndpoints(t *testing.T) {
 			if len(p.Routes) != 1 || p.Routes[0].EndpointsTerminating != c.want || !slices.Equal(p.Routes[0].AdvertisementNames, []string{"all"}) {
 				t.Errorf("the routes are %+v", p.Routes)
 			}
+			for v := range p.BGPVerdicts.All() {
+				if v.EndpointsTerminating != c.want {
+					t.Errorf("the verdict is %+v", v)
+				}
+			}
 		})
 	}
 }

@@ -12,7 +12,9 @@ import (
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -38,16 +40,20 @@ type SessionSource interface {
 type BGPStatusWriter struct {
 	options BGPStatusWriterOptions
 
-	latestPlan           *latest.Value[plan.Plan]
+	latestPlan *latest.Value[plan.Plan]
+	// sessionSpoiled wakes the writer when another speaker wrote that this one is dead.
+	sessionSpoiled *latest.Wake
+
+	// Run owns the fields below.
 	isServiceLimitLogged bool // that the limit is exceeded
-	// lookAgainDelay is the delay after which the state of a session has to be shown if it is still
-	// the same, 0 if there is no such session.
-	lookAgainDelay time.Duration
+	sessionReturns       status.SessionReturns
 }
 
 // BGPStatusWriterOptions are what a BGPStatusWriter needs.
 type BGPStatusWriterOptions struct {
-	Client   client.Client
+	Client client.Client
+	// Cache may be nil. Without it the writer does not notice what others write.
+	Cache    cache.Cache
 	Events   events.EventRecorder
 	Sessions SessionSource
 	Log      *slog.Logger
@@ -69,14 +75,36 @@ const sessionChangeCoalesceDelay = 200 * time.Millisecond
 
 // NewBGPStatusWriter returns a BGPStatusWriter that writes nothing before Run.
 func NewBGPStatusWriter(o BGPStatusWriterOptions) *BGPStatusWriter {
-	return &BGPStatusWriter{options: o, latestPlan: latest.NewValue[plan.Plan]()}
+	return &BGPStatusWriter{options: o, latestPlan: latest.NewValue[plan.Plan](), sessionSpoiled: latest.NewWake()}
 }
 
 // ObserveStatus takes the agent's Status and returns at once.
 func (w *BGPStatusWriter) ObserveStatus(s agent.Status) { w.latestPlan.Put(s.Plan) }
 
+// watchSessions wakes the writer when another speaker wrote into a BGPSession of this node that
+// this speaker is dead. It does not wait for the API server.
+func (w *BGPStatusWriter) watchSessions(ctx context.Context) error {
+	if w.options.Cache == nil {
+		return nil
+	}
+	informer, err := w.options.Cache.GetInformer(ctx, &v1alpha1.BGPSession{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watching BGPSessions: %w", err)
+	}
+	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{UpdateFunc: func(_, o any) {
+		s, ok := o.(*v1alpha1.BGPSession)
+		if ok && s.Status.Node == w.options.Self && meta.IsStatusConditionPresentAndEqual(s.Status.Conditions, names.ConditionEstablished, metav1.ConditionUnknown) {
+			w.sessionSpoiled.Signal()
+		}
+	}})
+	return err
+}
+
 // Run writes until ctx ends.
 func (w *BGPStatusWriter) Run(ctx context.Context) error {
+	if err := w.watchSessions(ctx); err != nil {
+		return err
+	}
 	var p plan.Plan
 	var known bool // a Plan came: without one, nothing may be removed
 	timer := time.NewTimer(time.Hour)
@@ -97,38 +125,78 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 			scheduleWrite()
 		case <-w.options.Sessions.StatusChanged():
 			scheduleWrite()
+		case <-w.sessionSpoiled.C():
+			scheduleWrite()
 		case <-timer.C:
 			isWriteDue = false
 			if !known {
 				continue
 			}
-			w.lookAgainDelay = 0
-			if err := w.writeStatus(ctx, p); err != nil && ctx.Err() == nil {
+			lookAgain, err := w.writeStatus(ctx, p)
+			if err != nil && ctx.Err() == nil {
 				w.options.Log.Warn("writing the BGP status; trying again", "error", err)
 				timer.Reset(writeRetryDelay)
-			} else if w.lookAgainDelay > 0 {
-				timer.Reset(w.lookAgainDelay)
+			} else if lookAgain > 0 {
+				timer.Reset(lookAgain)
 			}
 		}
 	}
 }
 
-// writeStatus writes the sessions first: there are few of them, and they say what routers have.
-func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) error {
+// writeStatus writes the sessions first: there are few of them, and they say what routers have. It
+// returns when to look again although nothing changed, or 0.
+func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) (lookAgain time.Duration, err error) {
 	sessions := w.options.Sessions.Status()
-	if err := w.writeBGPSessions(ctx, sessions); err != nil {
-		return err
+	heldBack, lookAgain := w.observeReturns(sessions)
+	carried := routesCarriedByPeer(sessions)
+	for peer := range heldBack {
+		delete(carried, peer)
 	}
-	return w.writeServiceBGPStatuses(ctx, p, familiesCarriedByPeer(sessions))
+	lookAgainForState, err := w.writeBGPSessions(ctx, sessions, heldBack)
+	if err != nil {
+		return 0, err
+	}
+	return earlierDelay(lookAgain, lookAgainForState), w.writeServiceBGPStatuses(ctx, p, carried)
 }
 
-// familiesCarriedByPeer returns what the established sessions carry.
-func familiesCarriedByPeer(sessions []bgp.PeerSessionStatus) map[string]status.CarriedFamilies {
-	out := make(map[string]status.CarriedFamilies, len(sessions))
+// earlierDelay returns the shorter one of two delays, of which 0 stands for none.
+func earlierDelay(x, y time.Duration) time.Duration {
+	if x == 0 || y > 0 && y < x {
+		return y
+	}
+	return x
+}
+
+// observeReturns returns why established sessions do not count yet, by peer, and when to look
+// again.
+func (w *BGPStatusWriter) observeReturns(sessions []bgp.PeerSessionStatus) (heldBack map[string]names.Explanation, lookAgain time.Duration) {
+	heldBack = map[string]names.Explanation{}
+	var peers []string
 	for i := range sessions {
-		f := sessions[i].CarriedFamilies
-		if len(f) > 0 {
-			out[sessions[i].PeerName] = status.CarriedFamilies{IPv4: slices.Contains(f, message.FamilyIPv4), IPv6: slices.Contains(f, message.FamilyIPv6)}
+		s := &sessions[i]
+		peers = append(peers, s.PeerName)
+		observed := status.ObservedSession{Peer: s.PeerName, EstablishedCount: s.EstablishedCount, ConfiguredAt: s.ConfiguredAt}
+		if s.State == bgp.Established {
+			observed.EstablishedSince = s.UpOrDownSince
+		}
+		why, wait := w.sessionReturns.ObserveSession(observed, w.options.Now())
+		if lookAgain = earlierDelay(lookAgain, wait); why.IsSet() {
+			heldBack[s.PeerName] = why
+		}
+	}
+	w.sessionReturns.ForgetOtherPeers(peers)
+	return heldBack, lookAgain
+}
+
+// routesCarriedByPeer returns what the established sessions carry.
+func routesCarriedByPeer(sessions []bgp.PeerSessionStatus) map[string]status.CarriedRoutes {
+	out := make(map[string]status.CarriedRoutes, len(sessions))
+	for i := range sessions {
+		s := &sessions[i]
+		if f := s.CarriedFamilies; len(f) > 0 {
+			out[s.PeerName] = status.CarriedRoutes{
+				IPv4: slices.Contains(f, message.FamilyIPv4), IPv6: slices.Contains(f, message.FamilyIPv6), Draining: s.DrainingPrefixes, Drained: s.DrainedPrefixes,
+			}
 		}
 	}
 	return out
@@ -136,7 +204,7 @@ func familiesCarriedByPeer(sessions []bgp.PeerSessionStatus) map[string]status.C
 
 // writeServiceBGPStatuses writes and removes ServiceBGPStatus objects of this node, so that they
 // say which routers have the Services of the Plan.
-func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Plan, carriedByPeer map[string]status.CarriedFamilies) error {
+func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Plan, carriedByPeer map[string]status.CarriedRoutes) error {
 	want, all := status.ListBGPAnnouncements(p, carriedByPeer, w.options.ServiceBGPStatusLimit)
 	if all > w.options.ServiceBGPStatusLimit {
 		if !w.isServiceLimitLogged && w.options.ServiceBGPStatusLimit > 0 {
@@ -159,7 +227,11 @@ func (w *BGPStatusWriter) writeServiceBGPStatuses(ctx context.Context, p plan.Pl
 			obsolete = append(obsolete, list.Items[i].Name)
 			continue
 		}
-		have = append(have, status.BGPAnnouncement{Service: k, Peers: s.Peers})
+		a := status.BGPAnnouncement{Service: k, Peers: s.Peers}
+		if s.Gantry != nil {
+			a.DrainingPeers = s.Gantry.DrainingPeers
+		}
+		have = append(have, a)
 	}
 	write, remove := status.DiffBGPAnnouncements(want, have)
 	for _, k := range remove {
@@ -200,9 +272,14 @@ func (w *BGPStatusWriter) writeServiceBGPStatus(ctx context.Context, a status.BG
 	if err := w.options.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
 		return fmt.Errorf("creating ServiceBGPStatus %q: %w", o.Name, err)
 	}
-	base := client.MergeFrom(o.DeepCopy())
+	// A created object has no status, one that exists may have a list that is to be removed.
+	base := o.DeepCopy()
+	base.Status.Gantry = &v1beta1.ServiceBGPStatusGantry{}
 	o.Status = v1beta1.ServiceBGPStatusStatus{Node: w.options.Self, ServiceName: a.Service.Name, ServiceNamespace: a.Service.Namespace, Peers: a.Peers}
-	if err := w.options.Client.Status().Patch(ctx, o, base); err != nil {
+	if len(a.DrainingPeers) > 0 {
+		o.Status.Gantry = &v1beta1.ServiceBGPStatusGantry{DrainingPeers: a.DrainingPeers}
+	}
+	if err := w.options.Client.Status().Patch(ctx, o, client.MergeFrom(base)); err != nil {
 		return fmt.Errorf("writing ServiceBGPStatus %q: %w", o.Name, err)
 	}
 	return nil
@@ -218,11 +295,13 @@ func (w *BGPStatusWriter) sendAnnouncedEvent(a status.BGPAnnouncement) {
 		"announcing from node %q with protocol %q", w.options.Self, "bgp")
 }
 
-// writeBGPSessions writes and removes BGPSession objects of this node as the sessions are.
-func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context, sessions []bgp.PeerSessionStatus) error {
+// writeBGPSessions writes and removes BGPSession objects of this node as the sessions are. heldBack
+// are those that do not count yet. It returns when the state of one has to be shown if it is still
+// the same, or 0.
+func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context, sessions []bgp.PeerSessionStatus, heldBack map[string]names.Explanation) (lookAgain time.Duration, err error) {
 	var list v1alpha1.BGPSessionList
 	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace), client.MatchingLabels{names.LabelServiceStatusNode: w.options.Self}); err != nil {
-		return fmt.Errorf("listing BGPSessions: %w", err)
+		return 0, fmt.Errorf("listing BGPSessions: %w", err)
 	}
 	stale := map[string]*v1alpha1.BGPSession{}
 	for i := range list.Items {
@@ -232,35 +311,36 @@ func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context, sessions []bgp.P
 		name := status.BGPSessionName(w.options.Self, s.PeerName)
 		o := stale[name]
 		delete(stale, name)
-		if err := w.writeBGPSession(ctx, name, o, s); err != nil {
-			return err
+		wait, err := w.writeBGPSession(ctx, o, s, heldBack[s.PeerName])
+		if err != nil {
+			return 0, err
 		}
+		lookAgain = earlierDelay(lookAgain, wait)
 	}
 	for _, o := range stale {
 		if err := w.options.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("removing BGPSession %q: %w", o.Name, err)
+			return 0, fmt.Errorf("removing BGPSession %q: %w", o.Name, err)
 		}
 	}
-	return nil
+	return lookAgain, nil
 }
 
-func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v1alpha1.BGPSession, s bgp.PeerSessionStatus) error {
+// writeBGPSession writes one session. o is the object as it is; nil if there is none.
+func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, o *v1alpha1.BGPSession, s bgp.PeerSessionStatus, heldBack names.Explanation) (lookAgain time.Duration, err error) {
+	name := status.BGPSessionName(w.options.Self, s.PeerName)
 	if o == nil {
 		o = &v1alpha1.BGPSession{}
 		o.Namespace, o.Name = w.options.Namespace, name
 		o.Labels = map[string]string{names.LabelServiceStatusNode: w.options.Self, names.LabelPeer: truncateLabelValue(s.PeerName)}
 		o.OwnerReferences = w.options.PodOwnerReferences(ctx)
 		if err := w.options.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
-			return fmt.Errorf("creating BGPSession %q: %w", name, err)
+			return 0, fmt.Errorf("creating BGPSession %q: %w", name, err)
 		}
 	}
 	o = o.DeepCopy()
 	base := client.MergeFrom(o.DeepCopy())
 	since := metav1.NewTime(s.UpOrDownSince.Truncate(time.Second))
 	shown, lookAgain := status.ShownSessionState(o.Status.State, string(s.State), s.StateSince, w.options.Now())
-	if lookAgain > 0 && (w.lookAgainDelay == 0 || lookAgain < w.lookAgainDelay) {
-		w.lookAgainDelay = lookAgain
-	}
 	want := v1alpha1.BGPSessionStatus{
 		Node: w.options.Self, Peer: s.PeerName, State: shown, Since: &since,
 		Prefixes: int32(s.AnnouncedRouteCount), BFD: s.BFDState, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions),
@@ -273,7 +353,7 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v
 		want.LastErrorTime, want.LastErrorIsOver = &at, s.State == bgp.Established
 	}
 	state := status.BGPSessionState{
-		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastErrorText: s.LastError, LastErrorReason: s.LastErrorReason, Withheld: s.WithheldRouteReason,
+		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastErrorText: s.LastError, LastErrorReason: s.LastErrorReason, Withheld: s.WithheldRouteReason, HeldBack: heldBack,
 	}
 	meta.SetStatusCondition(&want.Conditions, status.BuildEstablishedCondition(state))
 	if c, ok := status.BuildRoutesAnnouncedCondition(state); ok {
@@ -292,11 +372,11 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, name string, o *v
 		meta.RemoveStatusCondition(&want.Conditions, names.ConditionPathWatched)
 	}
 	if apiequality.Semantic.DeepEqual(o.Status, want) {
-		return nil
+		return lookAgain, nil
 	}
 	o.Status = want
 	if err := w.options.Client.Status().Patch(ctx, o, base); err != nil {
-		return fmt.Errorf("writing BGPSession %q: %w", name, err)
+		return 0, fmt.Errorf("writing BGPSession %q: %w", name, err)
 	}
-	return nil
+	return lookAgain, nil
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 	"github.com/gantry-lb/gantry/speaker/plan"
 	"github.com/gantry-lb/gantry/speaker/reconcile"
+	"github.com/gantry-lb/gantry/speaker/status"
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
@@ -86,7 +87,7 @@ func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
 		h.create(t, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: k}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}})
 	}
 	h.writer = reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
-		Client: mgr.GetClient(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: h.sessions, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: h.sessions, Log: slog.New(slog.DiscardHandler), Now: time.Now,
 		Self: selfNode, Namespace: names.Namespace, ServiceBGPStatusLimit: 2, PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil },
 		ServiceReference: newServiceReference(t, h.api),
 	})
@@ -224,6 +225,8 @@ func (h *bgpStatusHarness) testBGPSessions(t *testing.T) {
 	h.sessions.setStates(up, down)
 	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
 	up.WithheldRouteReason = names.Explanation{}
+	h.markSessionAsDead(t, "tor1.node1") // by a speaker that took this one for dead
+	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
 	up.State, up.AnnouncedRouteCount, up.LastError = bgp.Active, 0, "the router closed the connection"
 	h.sessions.setStates(up)
 	blocked := bgp.PeerSessionStatus{PeerName: "tor2", State: bgp.Idle, StateSince: time.Unix(1e9, 0), NotConnectingReason: names.ReasonUnknownSecret, LastError: "no Secret"}
@@ -231,6 +234,28 @@ func (h *bgpStatusHarness) testBGPSessions(t *testing.T) {
 	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Active NoSession [] 0 the router closed the connection", "node1 tor2  Idle UnknownSecret [] 0 no Secret")
 	h.sessions.setStates()
 	h.awaitSessions(t)
+}
+
+// markSessionAsDead writes that the speaker of a session is dead, and waits until that is
+// corrected.
+func (h *bgpStatusHarness) markSessionAsDead(t *testing.T, name string) {
+	t.Helper()
+	var o v1alpha1.BGPSession
+	if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: name}, &o); err != nil {
+		t.Fatal(err)
+	}
+	base := client.MergeFrom(o.DeepCopy())
+	o.Status = status.UnknownSessionStatus(o.Status, "it is dead", time.Now())
+	if err := h.api.Status().Patch(t.Context(), &o, base); err != nil {
+		t.Fatal(err)
+	}
+	marked := o.ResourceVersion
+	awaitLines(t, "the session of a speaker that runs", []string{"corrected"}, func() ([]string, error) {
+		if err := h.api.Get(t.Context(), client.ObjectKeyFromObject(&o), &o); err != nil || o.ResourceVersion == marked {
+			return nil, err
+		}
+		return []string{"corrected"}, nil
+	})
 }
 
 // awaitLines waits until the lines that read returns are those wanted, in any order.

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -28,12 +30,108 @@ import (
 )
 
 // oneChangingSession is an established session that reports a change whenever the test says so.
-type oneChangingSession struct{ changed *latest.Wake }
+type oneChangingSession struct {
+	changed *latest.Wake
+
+	mu               sync.Mutex // guards all that follows
+	establishedCount int
+	isDown           bool
+	changedAt        time.Time
+}
 
 func (s *oneChangingSession) StatusChanged() <-chan struct{} { return s.changed.C() }
 
 func (s *oneChangingSession) Status() []bgp.PeerSessionStatus {
-	return []bgp.PeerSessionStatus{{PeerName: "tor", State: bgp.Established, StateSince: time.Now(), CarriedFamilies: []message.AFI{message.FamilyIPv4}}}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := bgp.PeerSessionStatus{PeerName: "tor", State: bgp.Established, StateSince: time.Now(), UpOrDownSince: s.changedAt, EstablishedCount: s.establishedCount, CarriedFamilies: []message.AFI{message.FamilyIPv4}}
+	if s.isDown {
+		out.State, out.CarriedFamilies = bgp.Idle, nil
+	}
+	return []bgp.PeerSessionStatus{out}
+}
+
+// setDown ends the session or establishes it again.
+func (s *oneChangingSession) setDown(down bool) {
+	s.mu.Lock()
+	if s.isDown, s.changedAt = down, time.Now(); !down {
+		s.establishedCount++
+	}
+	s.mu.Unlock()
+	s.changed.Signal()
+}
+
+// newBGPVerdicts returns verdicts on n Services that are announced to tor.
+func newBGPVerdicts(n int) plan.Plan {
+	var all []*plan.BGPVerdict
+	for i := range n {
+		all = append(all, &plan.BGPVerdict{
+			Service:   view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("web-%03d", i)},
+			Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Peers: []string{"tor"}, Reason: names.ReasonAnnounced,
+		})
+	}
+	return plan.Plan{BGPVerdicts: plan.NewSortedList(all...)}
+}
+
+// countServiceBGPStatuses counts the Services that the node reports.
+func countServiceBGPStatuses(t *testing.T, api client.Client) int {
+	t.Helper()
+	var list v1beta1.ServiceBGPStatusList
+	if err := api.List(t.Context(), &list); err != nil {
+		t.Fatal(err)
+	}
+	return len(list.Items)
+}
+
+// TestFlappingSessionCostsFewWritesOfServices ends and establishes a session again and again, and
+// looks at how often the reports about the Services are written.
+func TestFlappingSessionCostsFewWritesOfServices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const services = 20
+		w, api, sessions := runBGPStatusWriter(t, 0)
+		w.ObserveStatus(agent.Status{Plan: newBGPVerdicts(services)})
+		time.Sleep(time.Second)
+		changes, reported := 0, countServiceBGPStatuses(t, api)
+		if reported != services {
+			t.Fatalf("%d Services are reported, want %d", reported, services)
+		}
+		look := func() {
+			time.Sleep(time.Second)
+			if n := countServiceBGPStatuses(t, api); n != reported {
+				reported, changes = n, changes+1
+			}
+		}
+		for range 20 {
+			sessions.setDown(true)
+			if look(); reported != 0 {
+				t.Errorf("%d Services are reported while the session is down", reported)
+			}
+			sessions.setDown(false)
+			for range 4 {
+				look()
+			}
+		}
+		if changes > 3 { // the session ends, returns and ends
+			t.Errorf("the reports changed %d times in 100 s, want at most 3", changes)
+		}
+		var session v1alpha1.BGPSession
+		if err := api.Get(t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: "tor.node1"}, &session); err != nil {
+			t.Fatal(err)
+		}
+		if c := meta.FindStatusCondition(session.Status.Conditions, names.ConditionEstablished); c == nil || c.Status != metav1.ConditionTrue || c.Reason != string(names.ReasonFlapping) {
+			t.Errorf("the session says %+v, want that it is established and flaps", c)
+		}
+		time.Sleep(time.Minute)
+		if n := countServiceBGPStatuses(t, api); n != services {
+			t.Errorf("%d Services are reported a minute after the last change, want %d", n, services)
+		}
+		if err := api.Get(t.Context(), client.ObjectKeyFromObject(&session), &session); err != nil {
+			t.Fatal(err)
+		}
+		if c := meta.FindStatusCondition(session.Status.Conditions, names.ConditionEstablished); c == nil || c.Reason != string(names.ReasonEstablished) {
+			t.Errorf("a minute after the last change the session says %+v", c)
+		}
+	})
 }
 
 // runBGPStatusWriter runs a writer whose API server needs this long to create an object. It must be
@@ -49,7 +147,7 @@ func runBGPStatusWriter(t *testing.T, creationDelay time.Duration) (*BGPStatusWr
 			time.Sleep(creationDelay)
 			return c.Create(ctx, o, opts...)
 		}}).Build()
-	sessions := &oneChangingSession{latest.NewWake()}
+	sessions := &oneChangingSession{changed: latest.NewWake(), establishedCount: 1}
 	w := NewBGPStatusWriter(BGPStatusWriterOptions{
 		Client: api, Sessions: sessions, Log: slog.New(slog.DiscardHandler), Now: time.Now, Self: "node1", Namespace: names.Namespace, ServiceBGPStatusLimit: 500,
 		PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil }, ServiceReference: func(view.ObjectKey) *corev1.Service { return nil },
@@ -81,18 +179,11 @@ func TestBGPStatusIsWrittenWhileSessionsChangeAllTheTime(t *testing.T) {
 func TestManyServiceBGPStatusesAreWrittenAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, api, _ := runBGPStatusWriter(t, 50*time.Millisecond)
-		var all []*plan.BGPVerdict
-		for i := range 400 {
-			all = append(all, &plan.BGPVerdict{
-				Service:   view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("web-%03d", i)},
-				Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Peers: []string{"tor"}, Reason: names.ReasonAnnounced,
-			})
-		}
-		w.ObserveStatus(agent.Status{Plan: plan.Plan{BGPVerdicts: plan.NewSortedList(all...)}})
+		const services = 400
+		w.ObserveStatus(agent.Status{Plan: newBGPVerdicts(services)})
 		time.Sleep(2 * time.Second)
-		var list v1beta1.ServiceBGPStatusList
-		if err := api.List(t.Context(), &list); err != nil || len(list.Items) != len(all) {
-			t.Errorf("%d Services are reported after two seconds, want %d (%v)", len(list.Items), len(all), err)
+		if n := countServiceBGPStatuses(t, api); n != services {
+			t.Errorf("%d Services are reported after two seconds, want %d", n, services)
 		}
 	})
 }

@@ -23,7 +23,9 @@ type ConfigurationWriter struct {
 	options ConfigurationWriterOptions
 
 	latestProblems *latest.Value[[]snapshot.Problem]
-	objectDeleted  *latest.Wake
+	// objectSpoiled wakes the writer when somebody deleted the object, or wrote that this speaker
+	// is dead.
+	objectSpoiled *latest.Wake
 }
 
 // ConfigurationWriterOptions are what a ConfigurationWriter needs.
@@ -37,7 +39,7 @@ type ConfigurationWriterOptions struct {
 // NewConfigurationWriter returns a ConfigurationWriter that writes nothing before Run.
 func NewConfigurationWriter(o ConfigurationWriterOptions) *ConfigurationWriter {
 	return &ConfigurationWriter{
-		options: o, latestProblems: latest.NewValue[[]snapshot.Problem](), objectDeleted: latest.NewWake(),
+		options: o, latestProblems: latest.NewValue[[]snapshot.Problem](), objectSpoiled: latest.NewWake(),
 	}
 }
 
@@ -46,7 +48,8 @@ func (w *ConfigurationWriter) ObserveProblems(problems []snapshot.Problem) {
 	w.latestProblems.Put(problems)
 }
 
-// Run writes until ctx ends. It creates the object again if a user deletes it.
+// Run writes until ctx ends. It creates the object again if a user deletes it, and corrects it if
+// another speaker took this one for dead.
 func (w *ConfigurationWriter) Run(ctx context.Context) error {
 	informer, err := w.options.Cache.GetInformer(ctx, &v1beta1.ConfigurationState{})
 	if err != nil {
@@ -54,10 +57,15 @@ func (w *ConfigurationWriter) Run(ctx context.Context) error {
 	}
 	deleted := func(o any) {
 		if s, ok := lastKnownObject(o).(*v1beta1.ConfigurationState); ok && s.Name == w.options.State.ObjectName() {
-			w.objectDeleted.Signal()
+			w.objectSpoiled.Signal()
 		}
 	}
-	if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{DeleteFunc: deleted}); err != nil {
+	updated := func(_, o any) {
+		if s, ok := o.(*v1beta1.ConfigurationState); ok && s.Name == w.options.State.ObjectName() && s.Status.Result == v1beta1.ConfigurationUnknown {
+			w.objectSpoiled.Signal()
+		}
+	}
+	if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{DeleteFunc: deleted, UpdateFunc: updated}); err != nil {
 		return err
 	}
 	var node corev1.Node
@@ -73,7 +81,7 @@ func (w *ConfigurationWriter) Run(ctx context.Context) error {
 			return nil
 		case problems = <-w.latestProblems.C():
 			known = true
-		case <-w.objectDeleted.C():
+		case <-w.objectSpoiled.C():
 		case <-retry:
 		}
 		if retry = nil; !known {

@@ -43,6 +43,8 @@ type missingNode struct {
 	checkAt       time.Time
 	checkCount    int
 	isUnreachable bool
+	// isMarked means that this speaker has corrected what the speaker of the node wrote last.
+	isMarked bool
 }
 
 // missingNodes has the nodes whose speakers are missing. The zero value has none.
@@ -64,7 +66,7 @@ func (w *StatusWriter) observeMembers(ctx context.Context, members []string) (is
 func (w *StatusWriter) forgetWrittenStatusIfMarkedDead(ctx context.Context) {
 	var s v1alpha1.SpeakerStatus
 	err := w.options.LiveReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: w.options.Self}, &s)
-	if err == nil && meta.IsStatusConditionFalse(s.Status.Conditions, names.ConditionReady) {
+	if err == nil && s.Status.IsDead() {
 		w.speakerStatusWrittenAt = time.Time{}
 	}
 }

@@ -74,6 +74,8 @@ type StatusWriterOptions struct {
 	// Self is this node, Pod is this speaker's Pod or empty, Namespace is that of the objects, and
 	// Version is that of the speaker.
 	Self, Pod, Namespace, Version string
+	// WithoutBGPKinds means that the kinds of BGP are not read or written.
+	WithoutBGPKinds bool
 }
 
 const (
@@ -190,6 +192,7 @@ func (w *StatusWriter) recheckWithoutEvent(ctx context.Context, s agent.Status) 
 	changed := w.conflicts.ForgetExpired(now)
 	w.recordAwaitedProxies(s)
 	w.missing.observeNodes(w.nodesWithSpeakerPod(ctx), now)
+	w.markAbandonedNodes(ctx)
 	if w.checkMissingNodes(ctx) || now.Sub(w.speakerStatusWrittenAt) >= lastSeenInterval {
 		changed = true
 	}
@@ -220,7 +223,7 @@ func (w *StatusWriter) recordAwaitedProxies(s agent.Status) {
 
 func (w *StatusWriter) statusInputs(s agent.Status) status.StatusInputs {
 	in := status.StatusInputs{
-		Self: w.options.Self, Plan: s.Plan, HeldBindings: s.HeldBindings, UsableLinks: s.UsableLinks, SkippedLinks: w.options.SkippedLinks(), SendFaultByLinkIndex: s.SendFaultByLinkIndex, RawSocketDenialText: s.RawSocketDenialText,
+		Self: w.options.Self, Plan: s.Plan, HeldBindings: s.HeldBindings, UsableLinks: s.UsableLinks, DownLinks: s.DownLinks, SkippedLinks: w.options.SkippedLinks(), SendFaultByLinkIndex: s.SendFaultByLinkIndex, RawSocketDenialText: s.RawSocketDenialText,
 		Conflicts: &w.conflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version,
 	}
 	in.UnreachableNodes, in.BlockedProtocolByNode = w.unreachableNodes()

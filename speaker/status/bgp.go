@@ -9,9 +9,11 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/internal/view"
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
@@ -21,24 +23,49 @@ type BGPAnnouncement struct {
 	Service view.ObjectKey
 	// Peers are the names of the BGPPeers whose routers have a route, sorted.
 	Peers []string
+	// DrainingPeers are those of them whose routers are about to lose the routes, sorted.
+	DrainingPeers []string
 }
 
-// CarriedFamilies says of which families an established session carries routes.
-type CarriedFamilies struct{ IPv4, IPv6 bool }
-
-// carriesAny reports whether the session carries the route of one of the addresses.
-func (c CarriedFamilies) carriesAny(addresses []netip.Addr) bool {
-	return slices.ContainsFunc(addresses, func(a netip.Addr) bool { return c.CarriesFamilyOf(a) })
+func (a BGPAnnouncement) equal(o BGPAnnouncement) bool {
+	return slices.Equal(a.Peers, o.Peers) && slices.Equal(a.DrainingPeers, o.DrainingPeers)
 }
 
-// CarriesFamilyOf reports whether the session carries routes of the address's family.
-func (c CarriedFamilies) CarriesFamilyOf(a netip.Addr) bool {
-	return a.Is4() && c.IPv4 || !a.Is4() && c.IPv6
+// CarriedRoutes says which routes an established session carries.
+type CarriedRoutes struct {
+	// IPv4 and IPv6 mean that the session carries routes of the family.
+	IPv4, IPv6 bool
+	// Draining are routes that the session is about to lose, since the last endpoints on this node
+	// terminate. Drained are those that it has lost for this reason.
+	Draining, Drained []netip.Prefix
+}
+
+// carriesAddress reports whether the session carries the verdict's route to the address.
+func (c *CarriedRoutes) carriesAddress(v *plan.BGPVerdict, a netip.Addr) bool {
+	if a.Is4() && !c.IPv4 || !a.Is4() && !c.IPv6 {
+		return false
+	}
+	return !v.EndpointsTerminating || !containsAddress(c.Drained, a)
+}
+
+func containsAddress(all []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(all, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// isDraining reports whether the session is about to lose every route that it carries for the
+// verdict.
+func (c *CarriedRoutes) isDraining(v *plan.BGPVerdict) bool {
+	return v.EndpointsTerminating && !slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool {
+		return c.carriesAddress(v, a) && !containsAddress(c.Draining, a)
+	})
 }
 
 // PeersWithRoute returns those of the verdict's peers whose routers have a route to the Service.
-func PeersWithRoute(v *plan.BGPVerdict, carriedByPeer map[string]CarriedFamilies) []string {
-	missing := func(peer string) bool { return !carriedByPeer[peer].carriesAny(v.Addresses) }
+func PeersWithRoute(v *plan.BGPVerdict, carriedByPeer map[string]CarriedRoutes) []string {
+	missing := func(peer string) bool {
+		c := carriedByPeer[peer]
+		return !slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool { return c.carriesAddress(v, a) })
+	}
 	if !slices.ContainsFunc(v.Peers, missing) {
 		return v.Peers // as usual: it is shared
 	}
@@ -46,10 +73,14 @@ func PeersWithRoute(v *plan.BGPVerdict, carriedByPeer map[string]CarriedFamilies
 }
 
 // AddressesWithRoute returns the addresses of the Service to which a router has a route.
-func AddressesWithRoute(v *plan.BGPVerdict, carriedByPeer map[string]CarriedFamilies) []netip.Addr {
+func AddressesWithRoute(v *plan.BGPVerdict, carriedByPeer map[string]CarriedRoutes) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range v.Addresses {
-		if slices.ContainsFunc(v.Peers, func(peer string) bool { return carriedByPeer[peer].CarriesFamilyOf(a) }) {
+		carries := func(peer string) bool {
+			c := carriedByPeer[peer]
+			return c.carriesAddress(v, a)
+		}
+		if slices.ContainsFunc(v.Peers, carries) {
 			out = append(out, a)
 		}
 	}
@@ -74,8 +105,9 @@ type BGPSessionState struct {
 	NotConnectingReason names.Reason
 	LastErrorText       string
 	LastErrorReason     names.Reason
-	// Withheld is why an established session does not carry all routes, or zero.
-	Withheld names.Explanation
+	// Withheld is why an established session does not carry all routes, or zero. HeldBack is why an
+	// established session does not count yet, or zero.
+	Withheld, HeldBack names.Explanation
 }
 
 // BuildRoutesAnnouncedCondition returns whether a router gets every route that it should. There is
@@ -98,6 +130,8 @@ func BuildRoutesAnnouncedCondition(s BGPSessionState) (metav1.Condition, bool) {
 func BuildEstablishedCondition(s BGPSessionState) metav1.Condition {
 	c := metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSession), Message: s.LastErrorText}
 	switch {
+	case s.Established && s.HeldBack.IsSet():
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(s.HeldBack.Reason), s.HeldBack.Text
 	case s.Established:
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(names.ReasonEstablished), "the session is established"
 	case s.NotConnectingReason != "":
@@ -158,7 +192,7 @@ func joinObjectName(parts ...string) string {
 // sorted by Service, and the number of Services in the Plan. A Service without a session that
 // carries it is left out. A leaving node announces nothing. Above the limit it returns only the
 // number.
-func ListBGPAnnouncements(p plan.Plan, carriedByPeer map[string]CarriedFamilies, limit int) (out []BGPAnnouncement, all int) {
+func ListBGPAnnouncements(p plan.Plan, carriedByPeer map[string]CarriedRoutes, limit int) (out []BGPAnnouncement, all int) {
 	if p.NodeLeaving {
 		return nil, 0
 	}
@@ -174,9 +208,16 @@ func ListBGPAnnouncements(p plan.Plan, carriedByPeer map[string]CarriedFamilies,
 		if v.Reason != names.ReasonAnnounced {
 			continue
 		}
-		if peers := PeersWithRoute(v, carriedByPeer); len(peers) > 0 {
-			out = append(out, BGPAnnouncement{v.Service, peers})
+		a := BGPAnnouncement{Service: v.Service, Peers: PeersWithRoute(v, carriedByPeer)}
+		if len(a.Peers) == 0 {
+			continue
 		}
+		for _, peer := range a.Peers {
+			if c := carriedByPeer[peer]; c.isDraining(v) {
+				a.DrainingPeers = append(a.DrainingPeers, peer)
+			}
+		}
+		out = append(out, a)
 	}
 	return out, all
 }
@@ -184,12 +225,12 @@ func ListBGPAnnouncements(p plan.Plan, carriedByPeer map[string]CarriedFamilies,
 // DiffBGPAnnouncements compares the wanted announcements with the existing ones. It returns those
 // to write, and the Services whose announcement has to be removed.
 func DiffBGPAnnouncements(want, have []BGPAnnouncement) (write []BGPAnnouncement, remove []view.ObjectKey) {
-	existing := make(map[view.ObjectKey][]string, len(have))
+	existing := make(map[view.ObjectKey]BGPAnnouncement, len(have))
 	for _, a := range have {
-		existing[a.Service] = a.Peers
+		existing[a.Service] = a
 	}
 	for _, a := range want {
-		if peers, ok := existing[a.Service]; !ok || !slices.Equal(peers, a.Peers) {
+		if before, ok := existing[a.Service]; !ok || !a.equal(before) {
 			write = append(write, a)
 		}
 		delete(existing, a.Service)
@@ -206,12 +247,30 @@ func DiffBGPAnnouncements(want, have []BGPAnnouncement) (write []BGPAnnouncement
 // delay between attempts is 10 s, unless the BGPPeer says otherwise.
 const minShownStateInterval = 30 * time.Second
 
+// unknownState is the state of a session whose speaker is dead.
+const unknownState = "Unknown"
+
+// UnknownSessionStatus returns what a living speaker writes about a session of a dead one. text
+// says who is dead.
+func UnknownSessionStatus(last v1alpha1.BGPSessionStatus, text string, now time.Time) v1alpha1.BGPSessionStatus {
+	since := metav1.NewTime(now.Truncate(time.Second))
+	out := v1alpha1.BGPSessionStatus{
+		Node: last.Node, Peer: last.Peer, Address: last.Address, State: unknownState, Since: &since,
+		LastError: last.LastError, LastErrorTime: last.LastErrorTime, LastErrorIsOver: last.LastErrorIsOver,
+		Conditions: slices.Clone(last.Conditions),
+	}
+	meta.SetStatusCondition(&out.Conditions, metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionUnknown, Reason: string(names.ReasonNoSpeaker), Message: text})
+	meta.RemoveStatusCondition(&out.Conditions, names.ConditionRoutesAnnounced)
+	meta.RemoveStatusCondition(&out.Conditions, names.ConditionPathWatched)
+	return out
+}
+
 // ShownSessionState returns the state to show of a session (RFC 4271, section 8.2.2), given the one
 // that is shown, empty if none is, and since when it is in the current one. It also returns when to
 // look again, or 0. So a router that is down costs no write for each attempt to connect.
 func ShownSessionState(shown, current string, currentSince, now time.Time) (state string, lookAgain time.Duration) {
 	const established = "Established"
-	if shown == "" || shown == current || shown == established || current == established {
+	if shown == "" || shown == unknownState || shown == current || shown == established || current == established {
 		return current, 0
 	}
 	if wait := minShownStateInterval - now.Sub(currentSince); wait > 0 {

@@ -93,17 +93,17 @@ func TestBGPAnnouncementsAreListedAndCompared(t *testing.T) {
 		&plan.BGPVerdict{Service: key("b"), Addresses: addresses, Reason: names.ReasonNoEndpoints},
 		&plan.BGPVerdict{Service: key("c"), Addresses: addresses, Peers: []string{"tor1"}, Reason: names.ReasonAnnounced},
 	)}
-	both := status.CarriedFamilies{IPv4: true, IPv6: true}
-	sessions := map[string]status.CarriedFamilies{"tor1": both, "tor2": both}
-	want := []status.BGPAnnouncement{{key("a"), []string{"tor1", "tor2"}}, {key("c"), []string{"tor1"}}}
+	both := status.CarriedRoutes{IPv4: true, IPv6: true}
+	sessions := map[string]status.CarriedRoutes{"tor1": both, "tor2": both}
+	want := []status.BGPAnnouncement{{Service: key("a"), Peers: []string{"tor1", "tor2"}}, {Service: key("c"), Peers: []string{"tor1"}}}
 	if got, all := status.ListBGPAnnouncements(p, sessions, 2); all != 2 || !reflect.DeepEqual(got, want) {
 		t.Errorf("they are %+v, want %+v", got, want)
 	}
 	if got, all := status.ListBGPAnnouncements(p, sessions, 1); all != 2 || got != nil {
 		t.Errorf("above the limit they are %+v of %d", got, all)
 	}
-	sessions["tor1"] = status.CarriedFamilies{IPv6: true}
-	if got, _ := status.ListBGPAnnouncements(p, sessions, 2); !reflect.DeepEqual(got, []status.BGPAnnouncement{{key("a"), []string{"tor2"}}}) {
+	sessions["tor1"] = status.CarriedRoutes{IPv6: true}
+	if got, _ := status.ListBGPAnnouncements(p, sessions, 2); !reflect.DeepEqual(got, []status.BGPAnnouncement{{Service: key("a"), Peers: []string{"tor2"}}}) {
 		t.Errorf("with one session that carries only IPv6 they are %+v", got)
 	}
 	if got := status.AddressesWithRoute(&plan.BGPVerdict{Addresses: append(addresses, netip.MustParseAddr("fd00::1")), Peers: []string{"tor1"}}, sessions); len(got) != 1 || got[0].Is4() {
@@ -113,7 +113,7 @@ func TestBGPAnnouncementsAreListedAndCompared(t *testing.T) {
 	if got, all := status.ListBGPAnnouncements(p, sessions, 2); len(got)+all > 0 {
 		t.Errorf("a node that leaves announces %+v", got)
 	}
-	have := []status.BGPAnnouncement{{key("a"), []string{"tor1"}}, {key("b"), []string{"tor1"}}, {key("c"), []string{"tor1"}}}
+	have := []status.BGPAnnouncement{{Service: key("a"), Peers: []string{"tor1"}}, {Service: key("b"), Peers: []string{"tor1"}}, {Service: key("c"), Peers: []string{"tor1"}}}
 	write, remove := status.DiffBGPAnnouncements(want, have)
 	if !reflect.DeepEqual(write, want[:1]) || !reflect.DeepEqual(remove, []view.ObjectKey{key("b")}) {
 		t.Errorf("write %+v and remove %v", write, remove)
@@ -133,6 +133,43 @@ func TestBGPAnnouncementsAreListedAndCompared(t *testing.T) {
 		t.Error("two objects have one name")
 	}
 }
+
+// TestDrainingRoutesAreReported checks a Service whose last endpoints on the node terminate: one
+// router still has its route, one has lost it, and one has a route for it that other endpoints
+// serve.
+func TestDrainingRoutesAreReported(t *testing.T) {
+	prefix, around := netip.MustParsePrefix("192.0.2.10/32"), netip.MustParsePrefix("198.51.100.0/24")
+	v := &plan.BGPVerdict{
+		Service: view.ObjectKey{Namespace: "default", Name: "web"}, Addresses: []netip.Addr{prefix.Addr()},
+		Peers: []string{"drained", "draining", "serving"}, Reason: names.ReasonAnnounced, EndpointsTerminating: true,
+	}
+	sessions := map[string]status.CarriedRoutes{
+		"drained": {IPv4: true, Drained: []netip.Prefix{around, prefix}}, "draining": {IPv4: true, Draining: []netip.Prefix{around, prefix}}, "serving": {IPv4: true, Draining: []netip.Prefix{around}},
+	}
+	list := func() status.BGPAnnouncement {
+		t.Helper()
+		got, _ := status.ListBGPAnnouncements(plan.Plan{BGPVerdicts: plan.NewSortedList(v)}, sessions, 9)
+		if len(got) != 1 {
+			t.Fatalf("%d Services are announced, want 1", len(got))
+		}
+		return got[0]
+	}
+	want := status.BGPAnnouncement{Service: v.Service, Peers: []string{"draining", "serving"}, DrainingPeers: []string{"draining"}}
+	draining := list()
+	if !reflect.DeepEqual(draining, want) {
+		t.Errorf("the report is %+v, want %+v", draining, want)
+	}
+	v.EndpointsTerminating = false
+	if got := list(); len(got.Peers) != 3 || len(got.DrainingPeers) > 0 {
+		t.Errorf("with a ready endpoint the report is %+v", got)
+	}
+	served := draining
+	if served.DrainingPeers = nil; len(first(status.DiffBGPAnnouncements([]status.BGPAnnouncement{served}, []status.BGPAnnouncement{draining}))) != 1 {
+		t.Error("the end of a drain is not written")
+	}
+}
+
+func first(write []status.BGPAnnouncement, _ []view.ObjectKey) []status.BGPAnnouncement { return write }
 
 // TestStatesOfAttemptsAreNotShown plays a router that is down for ten minutes: a reader of the
 // BGPSession sees when the session ended, and not each step of each attempt to connect.

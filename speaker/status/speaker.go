@@ -2,6 +2,7 @@ package status
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
@@ -56,12 +58,17 @@ func readyCondition() metav1.Condition {
 	return metav1.Condition{Type: names.ConditionReady, Status: metav1.ConditionTrue, Reason: string(names.ReasonSpeakerRuns), Message: "the speaker runs"}
 }
 
+// DeadSpeakerText says that the speaker of a node is dead, and who found it so.
+func DeadSpeakerText(node, witness string) string {
+	return fmt.Sprintf("the speaker of node %s has left, or is silent, as the speaker of node %s sees it: look at its Pod and at the node", node, witness)
+}
+
 // DeadSpeakerStatus is what a living speaker writes about a dead one: it holds nothing and
 // announces nothing.
 func DeadSpeakerStatus(node, witness string, now time.Time) v1alpha1.SpeakerStatusStatus {
 	return v1alpha1.SpeakerStatusStatus{Conditions: []metav1.Condition{{
 		Type: names.ConditionReady, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSpeaker), LastTransitionTime: metav1.NewTime(now),
-		Message: fmt.Sprintf("the speaker of node %s has left, or is silent, as the speaker of node %s sees it: look at its Pod and at the node", node, witness),
+		Message: DeadSpeakerText(node, witness),
 	}}}
 }
 
@@ -94,8 +101,10 @@ func GossipBlockedText(nodes []string, protocolByNode map[string]string) string 
 // and go with each Pod.
 func listSpeakerLinks(in StatusInputs) []v1alpha1.SpeakerLink {
 	var out []v1alpha1.SpeakerLink
+	all := facts.DescribeLinks(in.UsableLinks, in.DownLinks)
 	for _, l := range in.UsableLinks {
-		link := v1alpha1.SpeakerLink{Name: l.Name, Usable: !l.CannotSendIPv4 && !l.CannotSendIPv6, MAC: l.MAC.String()}
+		link := describeSpeakerLink(l, all, in.Plan.NodeInternalIPs)
+		link.Usable = !l.CannotSendIPv4 && !l.CannotSendIPv6
 		if !link.Usable {
 			link.Reason, link.Message = string(names.ReasonPortFailed), in.SendFaultByLinkIndex[l.Index]
 			if in.RawSocketDenialText != "" {
@@ -105,13 +114,36 @@ func listSpeakerLinks(in StatusInputs) []v1alpha1.SpeakerLink {
 		out = append(out, link)
 	}
 	for _, s := range in.SkippedLinks {
-		if why, ok := reasonBySkipReason[s.Reason]; ok {
-			out = append(out, v1alpha1.SpeakerLink{Name: s.Name, Reason: string(why)})
+		why, ok := reasonBySkipReason[s.Reason]
+		if !ok {
+			continue
 		}
+		link := v1alpha1.SpeakerLink{Name: s.Name}
+		if i := slices.IndexFunc(in.DownLinks, func(l facts.Link) bool { return l.Name == s.Name }); i >= 0 {
+			link = describeSpeakerLink(in.DownLinks[i], all, in.Plan.NodeInternalIPs)
+		}
+		link.Reason = string(why)
+		out = append(out, link)
 	}
 	slices.SortFunc(out, func(x, y v1alpha1.SpeakerLink) int { return strings.Compare(x.Name, y.Name) })
 	// the two lists may be of different times
 	return slices.CompactFunc(out, func(x, y v1alpha1.SpeakerLink) bool { return x.Name == y.Name })
+}
+
+// describeSpeakerLink says for which addresses the node could answer on the link. nodeAddresses are
+// those of the node that Kubernetes knows of.
+func describeSpeakerLink(l facts.Link, all *facts.NodeLinks, nodeAddresses []netip.Addr) v1alpha1.SpeakerLink {
+	out := v1alpha1.SpeakerLink{Name: l.Name, MAC: l.MAC.String()}
+	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if l.CanSendFamilyOf(a) && all.HasFamilyOf(a, nodeAddresses) {
+			out.Families = append(out.Families, ipfamily.FamilyOf(a).String())
+		}
+	}
+	subnets := l.Subnets()
+	for _, p := range subnets[:min(len(subnets), maxListedInStatus)] {
+		out.Subnets = append(out.Subnets, p.String())
+	}
+	return out
 }
 
 func layer2UsableCondition(in StatusInputs) metav1.Condition {

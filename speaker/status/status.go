@@ -63,9 +63,10 @@ type StatusInputs struct {
 	Plan          plan.Plan
 	// HeldBindings are the addresses for which this node answers.
 	HeldBindings []intent.Binding
-	// UsableLinks are the usable links of the node, SkippedLinks the others.
-	UsableLinks  facts.LinkSet
-	SkippedLinks []facts.SkippedLink
+	// UsableLinks are the usable links of the node, SkippedLinks the others. DownLinks are those of
+	// the others that only are down or without carrier.
+	UsableLinks, DownLinks facts.LinkSet
+	SkippedLinks           []facts.SkippedLink
 	// SendFaultByLinkIndex has what cannot be sent on a link and why, by the index of the link.
 	SendFaultByLinkIndex map[int]string
 	// UnreachableNodes are the nodes whose speakers run, and with which this one cannot exchange

@@ -197,6 +197,37 @@ func speakerCondition(in StatusInputs, kind string) metav1.Condition {
 	return metav1.Condition{}
 }
 
+// TestSpeakerStatusDescribesSubnets checks what tells others for which addresses a node could
+// answer.
+func TestSpeakerStatusDescribesSubnets(t *testing.T) {
+	link := func(index int, name string, addresses ...string) facts.Link {
+		l := facts.Link{Index: index, Name: name, MAC: facts.MAC{2, 0, 0, 0, 0, byte(index)}}
+		for _, a := range addresses {
+			l.AddressesWithPrefixLength = append(l.AddressesWithPrefixLength, netip.MustParsePrefix(a))
+		}
+		return l
+	}
+	down := link(4, "eth2", "198.51.100.2/25", "198.51.100.3/25")
+	down.IsDown = true
+	in := exampleInputs()
+	in.UsableLinks = facts.LinkSet{link(2, "eth0", "192.0.2.2/24", "fe80::2/64", "192.0.2.3/32"), link(3, "eth1", "fd00::2/64")}
+	in.DownLinks, in.SkippedLinks = facts.LinkSet{down}, []facts.SkippedLink{{Name: "eth2", Reason: facts.SkippedDownOrNoCarrier}}
+	describe := func() (lines []string) {
+		for _, l := range BuildSpeakerStatus(in).Links {
+			lines = append(lines, fmt.Sprint(l.Name, " ", l.Reason, l.Families, l.Subnets))
+		}
+		return lines
+	}
+	if diff := cmp.Diff([]string{"eth0 [IPv4 IPv6] [192.0.2.0/24]", "eth1 [IPv4 IPv6] [fd00::/64]", "eth2 LinkDown[IPv4] [198.51.100.0/25]"}, describe()); diff != "" {
+		t.Errorf("links (-want +got)\n%s", diff)
+	}
+	in.UsableLinks, in.DownLinks, in.SkippedLinks = in.UsableLinks[1:], nil, nil
+	in.Plan.NodeInternalIPs = []netip.Addr{netip.MustParseAddr("2001:db8::1")}
+	if diff := cmp.Diff([]string{"eth1 [IPv6] [fd00::/64]"}, describe()); diff != "" {
+		t.Errorf("links of a node without IPv4 (-want +got)\n%s", diff)
+	}
+}
+
 func TestBuildSpeakerStatus(t *testing.T) {
 	in := exampleInputs(intent.Binding{Address: heldIPv4, LinkIndexes: []int{2}})
 	in.UsableLinks = slices.Clone(exampleLinks)
@@ -214,6 +245,9 @@ func TestBuildSpeakerStatus(t *testing.T) {
 	want := []string{"br-port false LinkMember", "eth0 true", "eth1 false PortFailed opening NDP socket on \"eth1\": no buffers", "eth2 false LinkDown", "storage0 false LinkExcluded", "tap0 false LinkNoEthernet"}
 	if diff := cmp.Diff(want, lines); diff != "" || s.Held != 1 || !slices.Equal(s.Unreachable, []string{"b"}) {
 		t.Errorf("held %d, unreachable %v, links (-want +got)\n%s", s.Held, s.Unreachable, diff)
+	}
+	if l := s.Links[0]; l.Families != nil || l.Subnets != nil {
+		t.Errorf("a link that is no candidate is described by %+v", l)
 	}
 	if c := speakerCondition(in, names.ConditionLayer2Usable); c.Status != metav1.ConditionTrue || c.Reason != string(names.ReasonUsable) {
 		t.Errorf("the condition is %+v", c)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -224,21 +223,6 @@ func (e *Explainer) explainSpeakers(ctx context.Context) string {
 	return text
 }
 
-// conflictingHosts are the Ethernet addresses of the hosts that answer for one of the addresses
-// without holding it, sorted.
-func (i *installation) conflictingHosts(addresses []netip.Addr) []string {
-	var out []string
-	for _, s := range i.speakers {
-		for _, f := range s.Conflicts {
-			if a, err := netip.ParseAddr(f.Address); err == nil && slices.Contains(addresses, a) {
-				out = append(out, f.MAC)
-			}
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}
-
 // nodeOfMAC is the node that has a link with the Ethernet address; "" if it is none of the cluster.
 func (i *installation) nodeOfMAC(mac string) string {
 	for _, node := range slices.Sorted(maps.Keys(i.speakers)) {
@@ -253,6 +237,9 @@ func (i *installation) nodeOfMAC(mac string) string {
 func (i *installation) addressesOfHost(mac string) int {
 	addresses := map[string]bool{}
 	for _, s := range i.speakers {
+		if s.IsDead() {
+			continue
+		}
 		for _, f := range s.Conflicts {
 			addresses[f.Address] = addresses[f.Address] || f.MAC == mac
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/controller/announcedcondition"
 )
 
 // isMetalLB reports whether labels are those of a workload of MetalLB.
@@ -180,7 +181,8 @@ const minProxyAddresses = 3
 // explainConflict says more about a host that answers for an address of the Service: it may be a
 // node, or answer for everything.
 func (c *serviceCase) explainConflict(ctx context.Context, why names.Explanation) names.Explanation {
-	for _, mac := range c.installation.conflictingHosts(c.view.AssignedAddresses) {
+	for _, f := range announcedcondition.ConflictsOf(c.installation.speakers, c.view.AssignedAddresses) {
+		mac := f.MAC
 		if node := c.installation.nodeOfMAC(mac); node != "" {
 			if strict := c.explainStrictARP(ctx); strict.IsSet() {
 				return names.Explain(strict.Reason, "%s (%s) answers for it and does not hold it: %s", node, mac, strict.Text)

@@ -1,0 +1,110 @@
+package announcedcondition
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+// A living speaker writes that another one is dead. If all are dead, nobody does: then the Pods of
+// the speakers tell it, and what the speakers wrote last means nothing any more.
+
+// silentSpeakersTimeout is how long no Pod of a speaker may be ready: a container that fails is
+// started again within a second or two.
+const silentSpeakersTimeout = 5 * time.Second
+
+// SpeakerPodLabels select the Pods of the speakers.
+func SpeakerPodLabels() map[string]string {
+	return map[string]string{names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker}
+}
+
+// CompactPod reduces the Pod of a speaker in the cache to whether it is ready.
+func CompactPod(o any) (any, error) {
+	if p, ok := o.(*corev1.Pod); ok {
+		p.ObjectMeta = metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion, Labels: p.Labels, CreationTimestamp: p.CreationTimestamp}
+		p.Spec = corev1.PodSpec{}
+		p.Status = corev1.PodStatus{Conditions: slices.DeleteFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type != corev1.PodReady })}
+	}
+	return o, nil
+}
+
+// speakerSilence says whether anybody can tell what is announced.
+type speakerSilence struct {
+	// Explanation is set while no Pod of a speaker is ready.
+	names.Explanation
+	// hasNoPods means that there are no such Pods. Then the reports vanished with them, or the
+	// speakers run outside of Pods.
+	hasNoPods bool
+	// lookAgainDelay is when to ask again, if no Pod has been ready for less than
+	// silentSpeakersTimeout; otherwise 0.
+	lookAgainDelay time.Duration
+}
+
+// readSilence reads whether a speaker is ready.
+func readSilence(ctx context.Context, r client.Reader, namespace string, now time.Time) speakerSilence {
+	var pods corev1.PodList
+	err := r.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels(SpeakerPodLabels()))
+	if err != nil || len(pods.Items) == 0 {
+		return speakerSilence{hasNoPods: err == nil}
+	}
+	var since time.Time
+	for i := range pods.Items {
+		isReady, changed := readinessOf(&pods.Items[i])
+		if isReady {
+			return speakerSilence{}
+		}
+		if changed.After(since) {
+			since = changed
+		}
+	}
+	if wait := silentSpeakersTimeout - now.Sub(since); wait > 0 {
+		return speakerSilence{lookAgainDelay: min(wait, silentSpeakersTimeout)}
+	}
+	return speakerSilence{Explanation: names.Explain(names.ReasonNoSpeaker, "no speaker runs on any node, so that nobody knows whether the addresses are still announced: look at the Pods of the DaemonSet gantry-speaker, and at the nodes")}
+}
+
+// readinessOf returns whether a Pod is ready, and since when.
+func readinessOf(p *corev1.Pod) (isReady bool, since time.Time) {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue, c.LastTransitionTime.Time
+		}
+	}
+	return false, p.CreationTimestamp.Time
+}
+
+// speakerPodHandler looks at all Services when no Pod of a speaker is ready any more, and at those
+// with a fault when one is ready again.
+func (r *ConditionWriter) speakerPodHandler() handler.EventHandler {
+	look := func(ctx context.Context, queue requestQueue) {
+		r.addFaultyServices(queue)
+		if silence := r.state.readSilence(ctx); silence.lookAgainDelay > 0 {
+			for _, k := range r.allServices(ctx) {
+				queue.AddAfter(ctrl.Request{NamespacedName: k}, silence.lookAgainDelay)
+			}
+		}
+	}
+	return handler.Funcs{
+		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q requestQueue) {
+			before, ok1 := e.ObjectOld.(*corev1.Pod)
+			after, ok2 := e.ObjectNew.(*corev1.Pod)
+			if !ok1 || !ok2 {
+				return
+			}
+			was, _ := readinessOf(before)
+			if is, _ := readinessOf(after); is != was {
+				look(ctx, q)
+			}
+		},
+		DeleteFunc: func(ctx context.Context, _ event.DeleteEvent, q requestQueue) { look(ctx, q) },
+	}
+}

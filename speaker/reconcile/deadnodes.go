@@ -1,0 +1,89 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/speaker/status"
+)
+
+// markAbandonedNodes corrects once what the speakers of dead nodes wrote last. An error is only
+// logged, and the next check tries again.
+func (w *StatusWriter) markAbandonedNodes(ctx context.Context) {
+	now := w.options.Now()
+	for name, n := range w.missing.checkByName {
+		if n.isMarked || !w.isNodeAbandoned(ctx, name, now) {
+			continue
+		}
+		if err := w.markAbandonedNode(ctx, name); err != nil {
+			if ctx.Err() == nil {
+				w.options.Log.Warn("correcting what a dead speaker wrote; trying again", "node", name, "error", err)
+			}
+			continue
+		}
+		n.isMarked = true
+		w.missing.checkByName[name] = n
+	}
+}
+
+// markAbandonedNode writes that nobody knows the sessions and the configuration of the node, and
+// removes what says that it announces Services.
+func (w *StatusWriter) markAbandonedNode(ctx context.Context, node string) error {
+	text := status.DeadSpeakerText(node, w.options.Self)
+	state := configuration.StateWriter{ReportingComponent: names.ComponentSpeaker, Node: node, Namespace: w.options.Namespace}
+	err := state.WriteUnknown(ctx, w.options.LiveReader, w.options.Client, text)
+	if w.options.WithoutBGPKinds {
+		return err
+	}
+	return errors.Join(err, w.markSessionsOfDeadNode(ctx, node, text), w.removeBGPStatusesOfNode(ctx, node))
+}
+
+// markSessionsOfDeadNode writes that the state of the node's BGP sessions is unknown.
+func (w *StatusWriter) markSessionsOfDeadNode(ctx context.Context, node, text string) error {
+	var sessions v1alpha1.BGPSessionList
+	if err := w.options.LiveReader.List(ctx, &sessions, w.objectsOfNode(node)...); err != nil {
+		return fmt.Errorf("listing the BGPSessions of node %s: %w", node, err)
+	}
+	var errs []error
+	for i := range sessions.Items {
+		o := &sessions.Items[i]
+		base := client.MergeFrom(o.DeepCopy())
+		o.Status = status.UnknownSessionStatus(o.Status, text, w.options.Now())
+		if err := w.options.Client.Status().Patch(ctx, o, base); client.IgnoreNotFound(err) != nil {
+			errs = append(errs, fmt.Errorf("writing BGPSession %q: %w", o.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeBGPStatusesOfNode removes the ServiceBGPStatuses of a dead node.
+func (w *StatusWriter) removeBGPStatusesOfNode(ctx context.Context, node string) error {
+	var list v1beta1.ServiceBGPStatusList
+	if err := w.options.LiveReader.List(ctx, &list, w.objectsOfNode(node)...); err != nil {
+		return fmt.Errorf("listing the ServiceBGPStatuses of node %s: %w", node, err)
+	}
+	var g errgroup.Group // continues after an error
+	g.SetLimit(concurrentWritesLimit)
+	for i := range list.Items {
+		g.Go(func() error {
+			if err := w.options.Client.Delete(ctx, &list.Items[i]); client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("removing ServiceBGPStatus %q: %w", list.Items[i].Name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// objectsOfNode select what the speaker of a node wrote.
+func (w *StatusWriter) objectsOfNode(node string) []client.ListOption {
+	return []client.ListOption{client.InNamespace(w.options.Namespace), client.MatchingLabels{names.LabelServiceStatusNode: node}}
+}

@@ -1,0 +1,87 @@
+package status
+
+import (
+	"slices"
+	"time"
+
+	"github.com/gantry-lb/gantry/api/names"
+)
+
+const (
+	// returnMemoryInterval is for how long the return of a session counts.
+	returnMemoryInterval = 5 * time.Minute
+	// firstHoldBackDelay is how long a session must last after its second return within
+	// returnMemoryInterval. The delay doubles with each further return, up to
+	// maxHoldBackDelay. The first return costs no delay: routers are restarted.
+	firstHoldBackDelay = 10 * time.Second
+	maxHoldBackDelay   = 40 * time.Second
+)
+
+// SessionReturns remembers which sessions ended and returned lately. A session that does so again
+// and again is held back: it counts for no Service until it has lasted for a while. So a session
+// that flaps does not cost some writes for each Service each time. The zero value remembers
+// nothing.
+type SessionReturns struct {
+	historyByPeer map[string]*sessionHistory
+}
+
+type sessionHistory struct {
+	establishedCount int
+	configuredAt     time.Time
+	returnedAt       []time.Time
+}
+
+// ObservedSession is what SessionReturns needs of a session.
+type ObservedSession struct {
+	Peer string
+	// EstablishedCount is how often it was established, EstablishedSince since when it is, or zero.
+	EstablishedCount int
+	EstablishedSince time.Time
+	// ConfiguredAt is when the configuration last asked for another session: what was before does
+	// not count.
+	ConfiguredAt time.Time
+}
+
+// ObserveSession takes the state of a session. It returns why the session is held back and for how
+// long, and nothing if it is not.
+func (r *SessionReturns) ObserveSession(s ObservedSession, now time.Time) (why names.Explanation, heldBackFor time.Duration) {
+	h := r.historyByPeer[s.Peer]
+	if h == nil || s.EstablishedCount < h.establishedCount || !s.ConfiguredAt.Equal(h.configuredAt) {
+		if r.historyByPeer == nil {
+			r.historyByPeer = map[string]*sessionHistory{}
+		}
+		h = &sessionHistory{establishedCount: s.EstablishedCount, configuredAt: s.ConfiguredAt}
+		r.historyByPeer[s.Peer] = h
+	}
+	for range max(s.EstablishedCount, 1) - max(h.establishedCount, 1) {
+		h.returnedAt = append(h.returnedAt, now)
+	}
+	h.establishedCount = s.EstablishedCount
+	h.returnedAt = slices.DeleteFunc(h.returnedAt, func(at time.Time) bool { return now.Sub(at) >= returnMemoryInterval })
+	if s.EstablishedSince.IsZero() {
+		return names.Explanation{}, 0
+	}
+	delay := holdBackDelay(len(h.returnedAt))
+	heldBackFor = s.EstablishedSince.Add(delay).Sub(now)
+	if heldBackFor <= 0 {
+		return names.Explanation{}, 0
+	}
+	return names.Explain(names.ReasonFlapping, "the session is established, and returned %d times within the last %d minutes: it counts again when it has lasted %d s; look at the path, the hold time and BFD", len(h.returnedAt), int(returnMemoryInterval.Minutes()), int(delay.Seconds())), heldBackFor
+}
+
+// ForgetOtherPeers forgets the sessions that do not exist any more.
+func (r *SessionReturns) ForgetOtherPeers(peers []string) {
+	for peer := range r.historyByPeer {
+		if !slices.Contains(peers, peer) {
+			delete(r.historyByPeer, peer)
+		}
+	}
+}
+
+// holdBackDelay returns how long a session must last that returned so often.
+func holdBackDelay(returns int) time.Duration {
+	if returns < 2 {
+		return 0
+	}
+	return min(firstHoldBackDelay<<min(returns-2, 8), maxHoldBackDelay)
+}
