@@ -205,7 +205,7 @@ func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 // Service may share, or a free one, as the pool's order says.
 func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Family) bool {
 	st := src.forFamily(f)
-	free, ok := d.nextFreePickablePosition(st)
+	free, ok := d.nextFreePositionUnusedByDecision(st)
 	for at := range d.shareablePositions(st) {
 		if ok && at > free && st.prefersLowest() {
 			break
@@ -227,9 +227,9 @@ func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Fam
 	return true
 }
 
-// nextFreePickablePosition returns the next free position that is pickable. Few addresses are
+// nextFreePositionUnusedByDecision returns the next free position that is pickable. Few addresses are
 // unpickable, so that as many steps are enough.
-func (d *decider) nextFreePickablePosition(st *familyPool) (uint64, bool) {
+func (d *decider) nextFreePositionUnusedByDecision(st *familyPool) (uint64, bool) {
 	from := st.searchStartByAssignmentOrder(d.service.Key)
 	at, ok := st.nextFreePositionWithWrap(from)
 	for range len(d.pickedAddresses) + len(d.service.AddressesToExchange) {

@@ -29,7 +29,7 @@ func (d *decider) pickSharedSet(src *poolEntry) bool {
 		return false
 	}
 	st := src.ipv4Pool
-	free, ok := d.nextFreePickablePosition(st)
+	free, ok := d.nextFreePositionUnusedByDecision(st)
 	for at := range d.shareablePositions(st) {
 		if ok && at > free && st.prefersLowest() {
 			return false

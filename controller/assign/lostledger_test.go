@@ -152,9 +152,9 @@ func TestLedgerOfOtherClusterDoesNotBlockService(t *testing.T) {
 	})
 }
 
-// TestServiceWithWipedStatusKeepsAddressDespiteRefusal clears a status, and makes the API server
+// TestServiceWithWipedStatusKeepsAddressWhileRepairIsRefused clears a status, and makes the API server
 // refuse its repair for a while. The Service keeps the address.
-func TestServiceWithWipedStatusKeepsAddressDespiteRefusal(t *testing.T) {
+func TestServiceWithWipedStatusKeepsAddressWhileRepairIsRefused(t *testing.T) {
 	for _, refused := range []string{"status", "ledger"} {
 		t.Run(refused, func(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {

@@ -60,7 +60,7 @@ func longestStall(all [phaseCount]phaseActivity, now time.Time, last func(phaseA
 	return stalled, longest
 }
 
-func lastSuccess(a phaseActivity) time.Time { return a.lastSuccessEnd }
+func lastSuccessOf(a phaseActivity) time.Time { return a.lastSuccessEnd }
 
 func lastAttempt(a phaseActivity) time.Time { return a.lastAttemptEnd }
 
@@ -74,7 +74,7 @@ func errorForStall(p workPhase, stall, timeout time.Duration) error {
 
 // checkReadiness says why a worker is not ready: it has work and makes no progress.
 func checkReadiness(all [phaseCount]phaseActivity, now time.Time) error {
-	p, stall := longestStall(all, now, lastSuccess)
+	p, stall := longestStall(all, now, lastSuccessOf)
 	return errorForStall(p, stall, noProgressReadinessTimeout)
 }
 
@@ -167,7 +167,7 @@ func (r *ServiceWorker) Collectors() []prometheus.Collector {
 			Name: "gantry_controller_no_progress_seconds", Help: "For how long there has been work without progress. Work that waits only because the API server refuses single Services does not count.",
 		}, func() float64 {
 			all, _, _ := r.workerState.readState()
-			_, stall := longestStall(all, r.Now(), lastSuccess)
+			_, stall := longestStall(all, r.Now(), lastSuccessOf)
 			return stall.Seconds()
 		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{

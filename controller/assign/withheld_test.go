@@ -62,9 +62,9 @@ func TestCooldownSurvivesARestart(t *testing.T) {
 	})
 }
 
-// startControllerWithServices starts a controller whose pool has a cool-down, and waits until n
+// startControllerAndCreateServices starts a controller whose pool has a cool-down, and waits until n
 // Services have addresses.
-func startControllerWithServices(t *testing.T, n int) (*apitest.Server, *runningController) {
+func startControllerAndCreateServices(t *testing.T, n int) (*apitest.Server, *runningController) {
 	t.Helper()
 	s := apitest.NewServer(nil)
 	s.SetPool("p", coolingPoolSpec("10.0.0.0/16"))
@@ -81,7 +81,7 @@ func startControllerWithServices(t *testing.T, n int) (*apitest.Server, *running
 func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const n = 1000
-		s, c := startControllerWithServices(t, n)
+		s, c := startControllerAndCreateServices(t, n)
 		defer c.stopAndWait()
 		for i := range n {
 			s.DeleteService(serviceKey("s" + strconv.Itoa(i)))
@@ -102,7 +102,7 @@ func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 func TestLargeWithheldLedgerIsWrittenLessOften(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const n = 2048
-		s, c := startControllerWithServices(t, n)
+		s, c := startControllerAndCreateServices(t, n)
 		defer c.stopAndWait()
 		for i := range n {
 			s.DeleteService(serviceKey("s" + strconv.Itoa(i)))

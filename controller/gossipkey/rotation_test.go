@@ -66,7 +66,7 @@ func TestKeyIsRotatedPeriodically(t *testing.T) {
 	}
 }
 
-func TestRequestedRotationIsWritten(t *testing.T) {
+func TestRequestedRotationFirstAddsTheNextKey(t *testing.T) {
 	c := fake.NewClientBuilder().Build()
 	k := NewKeeper(Options{Client: c, Reader: c, Log: slog.New(slog.DiscardHandler), Namespace: names.Namespace, Now: func() time.Time { return testStart }})
 	if err := k.createSecret(t.Context()); err != nil {

@@ -291,7 +291,7 @@ func (b *snapshotBuilder) resolvePassword(o ObjectReference, p *Peer, in *v1beta
 	p.Password = in.Password
 	name := in.PasswordSecret.Name
 	if name == "" {
-		b.reportLineBreakInPassword(o, "spec.password", "it", in.Password)
+		b.reportTrailingLineBreakInPassword(o, "spec.password", "it", in.Password)
 		return
 	}
 	const field = "spec.passwordSecret"
@@ -306,13 +306,13 @@ func (b *snapshotBuilder) resolvePassword(o ObjectReference, p *Peer, in *v1beta
 		b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the %d bytes that TCP MD5 allows: shorten it", field, name, maxPasswordBytes)
 	default:
 		p.Password = objects.Secrets[i].Password
-		b.reportLineBreakInPassword(o, field, fmt.Sprintf("the password in Secret %q", name), p.Password)
+		b.reportTrailingLineBreakInPassword(o, field, fmt.Sprintf("the password in Secret %q", name), p.Password)
 	}
 }
 
-// reportLineBreakInPassword reports a password with a line break at its end. No router has one, so
+// reportTrailingLineBreakInPassword reports a password with a line break at its end. No router has one, so
 // that it is a mistake of the tool that wrote the Secret, and the router would never answer.
-func (b *snapshotBuilder) reportLineBreakInPassword(o ObjectReference, field, what, password string) {
+func (b *snapshotBuilder) reportTrailingLineBreakInPassword(o ObjectReference, field, what, password string) {
 	if strings.HasSuffix(password, "\n") || strings.HasSuffix(password, "\r") {
 		b.reportProblem(o, field, names.ReasonUnknownSecret, "%s: %s ends with a line break, which belongs to the password then: remove the line break, for example with \"printf %%s\" instead of \"echo\"", field, what)
 	}

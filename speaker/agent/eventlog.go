@@ -21,7 +21,7 @@ type eventLog struct {
 	log *slog.Logger
 	// servicesByAddress is nil until the present plan is needed.
 	servicesByAddress  map[netip.Addr]string
-	loggedAtByConflict map[conflictOfHost]time.Time
+	loggedAtByConflict map[answeringHost]time.Time
 	// conflictLinesSince is the start of the present second, conflictLines how many lines about
 	// conflicts it has.
 	conflictLinesSince time.Time
@@ -41,8 +41,8 @@ func (l *eventLog) hasRoomForConflictLine(now time.Time) bool {
 	return l.conflictLines <= maxConflictLinesPerSecond
 }
 
-// conflictOfHost is a host that answers for an address.
-type conflictOfHost struct {
+// answeringHost is a host that answers for an address.
+type answeringHost struct {
 	address netip.Addr
 	mac     facts.MAC
 }
@@ -54,7 +54,7 @@ func (l *eventLog) forgetPlan() { l.servicesByAddress = nil }
 func (l *eventLog) logEvent(e elect.Event, p *plan.Plan, now time.Time) {
 	pairs := []any{"address", e.Address, "service", l.servicesOf(e.Address, p), "reason", eventReason(e)}
 	if e.IsAnswerOfAnotherHost() {
-		c := conflictOfHost{e.Address, e.AnsweringMAC}
+		c := answeringHost{e.Address, e.AnsweringMAC}
 		if last, known := l.loggedAtByConflict[c]; known && now.Sub(last) < repeatedConflictLogInterval {
 			return
 		}
@@ -96,7 +96,7 @@ func (l *eventLog) logLinks(before, now facts.LinkSet) {
 // forgetOldConflicts bounds the memory for conflicts that are over.
 func (l *eventLog) forgetOldConflicts(now time.Time) {
 	if l.loggedAtByConflict == nil {
-		l.loggedAtByConflict = map[conflictOfHost]time.Time{}
+		l.loggedAtByConflict = map[answeringHost]time.Time{}
 	}
 	for c, at := range l.loggedAtByConflict {
 		if now.Sub(at) >= repeatedConflictLogInterval {

@@ -108,7 +108,7 @@ func (a *Agent) checkFitness() {
 	if !own.Equal(facts.Fitness{}) {
 		known.UnfitNodes[a.options.NodeName] = own
 	}
-	if !known.EqualsFitness(f.passedToPlanner) {
+	if !known.Equal(f.passedToPlanner) {
 		f.passedToPlanner = known
 		a.nodeFitness.Put(known)
 	}

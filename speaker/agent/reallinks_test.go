@@ -122,15 +122,15 @@ func (m *realLinksHarness) connectNewNodeLink(name string) facts.MAC {
 		return errors.Join(err, err2, netlink.LinkSetMaster(p, bridge))
 	})
 	var mac facts.MAC
-	m.editNodeLink(name, func(l netlink.Link) error {
+	m.changeLinkInNodeNamespace(name, func(l netlink.Link) error {
 		mac = facts.MAC(l.Attrs().HardwareAddr)
 		return nil
 	})
 	return mac
 }
 
-// editNodeLink changes a link of the node.
-func (m *realLinksHarness) editNodeLink(name string, f func(netlink.Link) error) {
+// changeLinkInNodeNamespace changes a link of the node.
+func (m *realLinksHarness) changeLinkInNodeNamespace(name string, f func(netlink.Link) error) {
 	m.t.Helper()
 	m.nodeNamespace.MustRunInside(func() error {
 		l, err := netlink.LinkByName(name)
@@ -199,15 +199,15 @@ func TestAddressesFollowRealLinks(t *testing.T) {
 	m.awaitAnswersFrom("no subnet covers the address: every link is used", eth0, eth1)
 	m.nodeNamespace.AddAddressToLink("eth0", "192.168.0.11/24")
 	m.awaitAnswersFrom("one link gets an address whose subnet does", eth0)
-	m.editNodeLink("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan7") })
+	m.changeLinkInNodeNamespace("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan7") })
 	m.awaitAnswersFrom("it is renamed", eth0)
-	m.editNodeLink("lan7", netlink.LinkDel)
+	m.changeLinkInNodeNamespace("lan7", netlink.LinkDel)
 	m.awaitAnswersFrom("it vanishes", eth1)
 	again := m.connectNewNodeLink("eth0")
 	m.nodeNamespace.AddAddressToLink("eth0", "192.168.0.11/24")
 	m.awaitAnswersFrom("a link of its first name comes", again)
 	m.awaitAnnouncementFrom("a link of its first name comes", again)
-	m.editNodeLink("eth0", func(l netlink.Link) error { return netlink.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 0x77}) })
+	m.changeLinkInNodeNamespace("eth0", func(l netlink.Link) error { return netlink.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 0x77}) })
 	m.awaitAnswersFrom("it gets another Ethernet address", facts.MAC{2, 0, 0, 0, 0, 0x77})
 	m.awaitAnnouncementFrom("it gets another Ethernet address", facts.MAC{2, 0, 0, 0, 0, 0x77})
 }

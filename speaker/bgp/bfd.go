@@ -22,8 +22,8 @@ type BFDEngine interface {
 	StatusChanged() <-chan struct{}
 }
 
-// bfdPaths are the paths that BFD watches. The maps are keyed by the peers' names.
-type bfdPaths struct {
+// bfdOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the peers' names.
+type bfdOfPeers struct {
 	peersOfLastUpdate  []intent.Peer
 	bfdKeyByPeerName   map[string]bfd.SessionKey
 	bfdFaultByPeerName map[string]names.Explanation
@@ -51,8 +51,8 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 		keys[p.Name] = s.SessionKey
 	}
 	e.mu.Lock()
-	changed := !maps.Equal(e.bfdPaths.bfdKeyByPeerName, keys) || !maps.Equal(e.bfdPaths.bfdFaultByPeerName, faults)
-	e.bfdPaths = bfdPaths{peers, keys, faults}
+	changed := !maps.Equal(e.bfdOfPeers.bfdKeyByPeerName, keys) || !maps.Equal(e.bfdOfPeers.bfdFaultByPeerName, faults)
+	e.bfdOfPeers = bfdOfPeers{peers, keys, faults}
 	e.mu.Unlock()
 	if changed {
 		e.statusChanged.Signal()
@@ -96,7 +96,7 @@ func bfdPathState(all []bfd.Status, k bfd.SessionKey) (state string, fault names
 // isBFDPathUp reports whether the BFD session of a peer's path is Up.
 func (e *Engine) isBFDPathUp(peer string) bool {
 	e.mu.Lock()
-	k, ok := e.bfdPaths.bfdKeyByPeerName[peer]
+	k, ok := e.bfdOfPeers.bfdKeyByPeerName[peer]
 	e.mu.Unlock()
 	state, _ := bfdPathState(e.options.BFD.Status(), k)
 	return ok && state == "Up"

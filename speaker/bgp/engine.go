@@ -57,9 +57,9 @@ type Engine struct {
 	workerListRequests chan chan<- []*worker
 	statusChanged      *latest.Wake
 
-	mu           sync.Mutex // guards statusByPeer and bfdPaths
+	mu           sync.Mutex // guards statusByPeer and bfdOfPeers
 	statusByPeer map[string]PeerSessionStatus
-	bfdPaths     bfdPaths
+	bfdOfPeers   bfdOfPeers
 
 	// Only Run uses the following fields.
 	currentDesiredState  Desired       // the latest value from Set
@@ -108,9 +108,9 @@ func (e *Engine) Status() []PeerSessionStatus {
 	out := make([]PeerSessionStatus, 0, len(e.statusByPeer))
 	for _, s := range e.statusByPeer {
 		s.Messages = s.messageCounter.currentCounts()
-		if k, ok := e.bfdPaths.bfdKeyByPeerName[s.PeerName]; ok {
+		if k, ok := e.bfdOfPeers.bfdKeyByPeerName[s.PeerName]; ok {
 			s.BFDState, s.BFDFault = bfdPathState(paths, k)
-			if f, ok := e.bfdPaths.bfdFaultByPeerName[s.PeerName]; ok {
+			if f, ok := e.bfdOfPeers.bfdFaultByPeerName[s.PeerName]; ok {
 				s.BFDFault = f
 			}
 		}

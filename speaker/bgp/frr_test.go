@@ -127,7 +127,7 @@ var frrCases = map[string]frrSessionCase{
 // router at the same time. FRR is configured as its manual shows.
 func TestSessionsWithFRR(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(frrCases)})
-	redirectPort1179(t, b)
+	redirectPort1179To179(t, b)
 	var lines, families []string
 	names := slices.Sorted(maps.Keys(frrCases))
 	at := map[string]nodeOfSessionCase{}

@@ -299,8 +299,8 @@ func waitForNoRoute(t *testing.T, r *router.Router, prefix string) {
 	})
 }
 
-// redirectPort1179 makes the router accept BGP on port 1179 as well.
-func redirectPort1179(t *testing.T, b *router.Harness) {
+// redirectPort1179To179 makes the router accept BGP on port 1179 as well.
+func redirectPort1179To179(t *testing.T, b *router.Harness) {
 	t.Helper()
 	err := b.Host("router").RunInside(func() error {
 		out, err := exec.Command("nft", "add table ip t; add chain ip t c { type nat hook prerouting priority -100; }; add rule ip t c tcp dport 1179 redirect to :179").CombinedOutput()

@@ -43,9 +43,9 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 			}
 			want("the link is up", 1)
 			b.holdNewAddressUntilAnnounced(b.heldIP)
-			b.editNodeLink(netlink.LinkSetDown)
+			b.changeLinkInNodeNamespace(netlink.LinkSetDown)
 			want("the link is down", 0)
-			b.editNodeLink(netlink.LinkSetUp)
+			b.changeLinkInNodeNamespace(netlink.LinkSetUp)
 			want("the link is up again", 1)
 			b.discardHeardFrames()
 			b.awaitClientFrame("the link is up again", b.gratuitousReplyFrom(b.link.MAC, b.heldIP))
@@ -60,17 +60,17 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 func TestPortReopensAfterLinkFlap(t *testing.T) {
 	b := newVethHarness(t, ipv4TestAddresses)
 	b.holdNewAddressUntilAnnounced(b.heldIP)
-	b.editNodeLink(netlink.LinkSetDown)
+	b.changeLinkInNodeNamespace(netlink.LinkSetDown)
 	if r := awaitReport[layer2.PortFailed](b, "the link is down"); r.IsPermissionDenied() || !errors.Is(r.Err, layer2.ErrLinkDownOrGone) || r.Link.Index != b.link.Index {
 		t.Fatalf("the report is %+v, want that the link is gone", r)
 	}
-	b.editNodeLink(netlink.LinkSetUp)
+	b.changeLinkInNodeNamespace(netlink.LinkSetUp)
 	b.discardHeardFrames()
 	b.awaitClientFrame("the link is up", b.gratuitousReplyFrom(b.link.MAC, b.heldIP))
 }
 
-// editNodeLink changes the node's end of the veth pair.
-func (b *harness) editNodeLink(f func(netlink.Link) error) {
+// changeLinkInNodeNamespace changes the node's end of the veth pair.
+func (b *harness) changeLinkInNodeNamespace(f func(netlink.Link) error) {
 	b.t.Helper()
 	b.nodeNamespace.MustRunInside(func() error {
 		l, err := netlink.LinkByIndex(b.link.Index)

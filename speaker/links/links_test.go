@@ -91,8 +91,8 @@ func (b *harness) awaitDownLink(name string, subnet netip.Prefix) {
 	}
 }
 
-// editNodeLink changes a link of the node.
-func (b *harness) editNodeLink(name string, f func(netlink.Link) error) {
+// changeLinkInNodeNamespace changes a link of the node.
+func (b *harness) changeLinkInNodeNamespace(name string, f func(netlink.Link) error) {
 	b.t.Helper()
 	b.nodeNamespace.MustRunInside(func() error {
 		l, err := netlink.LinkByName(name)
@@ -132,29 +132,29 @@ func TestLinkChangesAreDelivered(t *testing.T) {
 	six := netip.MustParsePrefix("fd00:a8::11/64")
 	b.awaitLinks("it gets an IPv6 address", func(s facts.LinkSet) bool { return len(s) == 1 && slices.Contains(s[0].AddressesWithPrefixLength, six) })
 	gateway := netip.MustParseAddr("192.168.0.1")
-	b.editNodeLink("eth0", func(l netlink.Link) error {
+	b.changeLinkInNodeNamespace("eth0", func(l netlink.Link) error {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: gateway.AsSlice()})
 	})
 	b.awaitLinks("it gets a gateway", func(s facts.LinkSet) bool {
 		return len(s) == 1 && slices.Equal(s[0].DefaultGateways, []netip.Addr{gateway})
 	})
 	mac := facts.MAC{2, 0, 0, 0, 0, 1}
-	b.editNodeLink("eth0", func(l netlink.Link) error {
+	b.changeLinkInNodeNamespace("eth0", func(l netlink.Link) error {
 		return netlink.NeighAdd(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: gateway.AsSlice(), HardwareAddr: mac[:], State: netlink.NUD_PERMANENT})
 	})
 	b.nodeNamespace.AddAddressToLink("eth0", "192.168.0.12/24") // neighbours cause no event
 	b.awaitLinks("the gateway's Ethernet address is known", func(s facts.LinkSet) bool {
 		return len(s) == 1 && slices.Equal(s[0].GatewaysWithKnownMAC, []facts.Neighbour{{Address: gateway, MAC: mac}})
 	})
-	b.editNodeLink("eth0", netlink.LinkSetDown)
+	b.changeLinkInNodeNamespace("eth0", netlink.LinkSetDown)
 	b.awaitDownLink("eth0", prefix)
-	b.editNodeLink("eth0", netlink.LinkSetUp)
+	b.changeLinkInNodeNamespace("eth0", netlink.LinkSetUp)
 	b.awaitLinks("it comes up", hasLinkNames("eth0"))
-	b.editNodeLink("eth0", func(l netlink.Link) error {
+	b.changeLinkInNodeNamespace("eth0", func(l netlink.Link) error {
 		return netlink.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 0x77})
 	})
 	b.awaitLinks("its Ethernet address changes", func(s facts.LinkSet) bool { return len(s) == 1 && s[0].MAC[5] == 0x77 })
-	b.editNodeLink("eth0", netlink.LinkDel)
+	b.changeLinkInNodeNamespace("eth0", netlink.LinkDel)
 	b.awaitLinks("it is deleted", hasLinkNames())
 }
 
@@ -187,7 +187,7 @@ func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
 	})
 	// A backup is a gateway, too, but not a preferred one.
 	backup := netip.MustParseAddr("10.1.0.99")
-	b.editNodeLink("eth0", func(l netlink.Link) error {
+	b.changeLinkInNodeNamespace("eth0", func(l netlink.Link) error {
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: backup.AsSlice(), Priority: 100})
 	})
 	b.awaitLinks("the backup is known as one", func(s facts.LinkSet) bool {
@@ -290,8 +290,8 @@ func TestSkippedLinksHaveTheirReason(t *testing.T) {
 	for _, name := range []string{"eth0", "port0", "noarp0", "veth12", "down0"} {
 		b.nodeNamespace.AddVethPair(name, b.neighbourNamespace, name)
 	}
-	b.editNodeLink("noarp0", netlink.LinkSetARPOff)
-	b.editNodeLink("down0", netlink.LinkSetDown)
+	b.changeLinkInNodeNamespace("noarp0", netlink.LinkSetARPOff)
+	b.changeLinkInNodeNamespace("down0", netlink.LinkSetDown)
 	b.nodeNamespace.MustRunInside(func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "br0"
@@ -314,7 +314,7 @@ func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
 	b := newHarness(t)
 	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
 	index := b.awaitLinks("a link is added", hasLinkNames("eth0"))[0].Index
-	b.editNodeLink("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan0") })
+	b.changeLinkInNodeNamespace("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan0") })
 	if s := b.awaitLinks("it is renamed", hasLinkNames("lan0")); s[0].Index != index {
 		t.Errorf("the index is %d, want %d still", s[0].Index, index)
 	}
@@ -353,10 +353,10 @@ func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
 					return errors.Join(err, netlink.LinkSetDown(member), netlink.LinkSetMaster(member, l), netlink.LinkSetUp(member))
 				})
 			}
-			b.editNodeLink("stacked0", netlink.LinkSetUp)
+			b.changeLinkInNodeNamespace("stacked0", netlink.LinkSetUp)
 			b.awaitLinks("the link on top is used", hasLinkNames(want...))
-			b.editNodeLink("stacked0", netlink.LinkDel)
-			b.editNodeLink("lan0", netlink.LinkSetUp)
+			b.changeLinkInNodeNamespace("stacked0", netlink.LinkDel)
+			b.changeLinkInNodeNamespace("lan0", netlink.LinkSetUp)
 			b.awaitLinks("it is gone", hasLinkNames("lan0"))
 		})
 	}

@@ -76,7 +76,7 @@ func (l SortedList[T]) withEdits(changed, gone []T, compare func(x, y T) int) So
 			without, _ = slices.BinarySearchFunc(gone, next, compare)
 		}
 		if of+without > 0 {
-			part = mergeSortedEdits(part, changed[:of], gone[:without], compare)
+			part = applySortedEdits(part, changed[:of], gone[:without], compare)
 			changed, gone = changed[of:], gone[without:]
 		}
 		out.appendPart(part)

@@ -101,10 +101,10 @@ type BidDelta struct {
 	AddressesWithoutBid []netip.Addr
 }
 
-// mergeSortedEdits returns a new sorted list with the changed elements inserted or replaced, and
+// applySortedEdits returns a new sorted list with the changed elements inserted or replaced, and
 // the gone ones deleted. All three lists are sorted. It copies the elements between edits in
 // blocks, so that one change in a long list costs little.
-func mergeSortedEdits[T any](old, changed, gone []T, compare func(x, y T) int) []T {
+func applySortedEdits[T any](old, changed, gone []T, compare func(x, y T) int) []T {
 	out := make([]T, 0, len(old)+len(changed))
 	for len(changed)+len(gone) > 0 {
 		var e T

@@ -33,7 +33,7 @@ func (f *ClusterFeed) newServiceFollower(ctx context.Context) *objectFollower[*v
 		onAdd:        set,
 		onUpdate:     set,
 		onDelete:     func(v *view.Service) { f.postChanges(ctx, f.appendServiceRemoval(nil, v.Key)) },
-		onReplace:    func(all []*view.Service) { f.postAllServices(ctx, all) },
+		onReplace:    func(all []*view.Service) { f.postReplacedServices(ctx, all) },
 		syncedSignal: make(chan struct{}),
 	}
 }
@@ -54,9 +54,9 @@ func (f *ClusterFeed) appendServiceRemoval(out []agent.PlannerInputChange, k vie
 	return append(out, agent.NewServiceRemovedChange(k))
 }
 
-// postAllServices posts all existing Services, and removes those that were deleted
+// postReplacedServices posts all existing Services, and removes those that were deleted
 // without an event.
-func (f *ClusterFeed) postAllServices(ctx context.Context, all []*view.Service) {
+func (f *ClusterFeed) postReplacedServices(ctx context.Context, all []*view.Service) {
 	gone := f.options.Services.copyUIDs()
 	var out []agent.PlannerInputChange
 	for i, v := range all {

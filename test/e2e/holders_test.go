@@ -18,8 +18,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// dualStackDashboardPoolManifest is a pool of both families with its advertisement.
-var dualStackDashboardPoolManifest = strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::201-fd00:a8::233\n", 1)
+// dualStackPoolAndL2AdvertisementManifest is a pool of both families with its advertisement.
+var dualStackPoolAndL2AdvertisementManifest = strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "  - 192.168.0.201-192.168.0.233\n", "  - 192.168.0.201-192.168.0.233\n  - fd00:a8::201-fd00:a8::233\n", 1)
 
 func withRequiredDualStack(echo string) string {
 	return strings.Replace(echo, "  type: LoadBalancer\n", "  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n", 1)
@@ -123,7 +123,7 @@ func newHoldersHarness(t *testing.T) (context.Context, *holdersHarness) {
 	t.Helper()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, Families: lab.DualStack})
 	h := &holdersHarness{Cluster: s}
-	failOnError(t, s.ApplyManifests(ctx, dualStackDashboardPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, dualStackPoolAndL2AdvertisementManifest))
 	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.UDPEchoServiceManifest("echo", "node4"))))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	failOnError(t, err)

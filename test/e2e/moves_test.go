@@ -42,7 +42,7 @@ func dualStackUDPAndTCPEchoManifest(name string) string {
 
 func testMovesLoseNothing(t *testing.T, mode string) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, ProxyMode: mode, Families: lab.DualStack})
-	failOnError(t, s.ApplyManifests(ctx, dualStackDashboardPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, dualStackPoolAndL2AdvertisementManifest))
 	failOnError(t, s.ApplyManifests(ctx, dualStackUDPAndTCPEchoManifest("echo")))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	failOnError(t, err)

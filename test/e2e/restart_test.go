@@ -43,7 +43,7 @@ func newOutageHarness(t *testing.T) (context.Context, *outageHarness) {
 	t.Helper()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, Families: lab.DualStack})
 	o := &outageHarness{Cluster: s, tor: s.Router("router", router.FRR), nodes: []string{"node1", "node2", "node3"}}
-	failOnError(t, s.ApplyManifests(ctx, dualStackDashboardPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, dualStackPoolAndL2AdvertisementManifest))
 	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.UDPEchoServiceManifest("echo", "node4"))))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	failOnError(t, err)

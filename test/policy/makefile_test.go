@@ -41,14 +41,14 @@ func TestMakefileNamesExistingTests(t *testing.T) {
 }
 
 var (
-	runNamePattern      = regexp.MustCompile(`-run[ =](Test\w+)`)
-	runDirectoryPattern = regexp.MustCompile(` \./([\w/]+)`)
+	testNamePattern      = regexp.MustCompile(`-run[ =](Test\w+)`)
+	testDirectoryPattern = regexp.MustCompile(` \./([\w/]+)`)
 )
 
 // testInMakefileLine returns the test that a line of the Makefile runs, and its directory. They are
 // empty if the line runs none by its name.
 func testInMakefileLine(line string) (name, dir string) {
-	n, d := runNamePattern.FindStringSubmatch(line), runDirectoryPattern.FindStringSubmatch(line)
+	n, d := testNamePattern.FindStringSubmatch(line), testDirectoryPattern.FindStringSubmatch(line)
 	if n == nil || d == nil {
 		return "", ""
 	}
