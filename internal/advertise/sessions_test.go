@@ -1,0 +1,157 @@
+package advertise
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/snapshot"
+	"github.com/gantry-lb/gantry/internal/view"
+)
+
+// TestWantedSessionsFollowAdvertisementsNodesAndEndpoints checks which sessions should carry which
+// addresses, each written as "node peer: addresses".
+func TestWantedSessionsFollowAdvertisementsNodesAndEndpoints(t *testing.T) {
+	dualStackPeer := func(e *example, name string, nodes ...labels.Selector) {
+		e.peer(name, nodes...)
+		e.snapshot.Peers[len(e.snapshot.Peers)-1].DualStack = true
+	}
+	for name, tc := range map[string]struct {
+		edit func(*example)
+		// silentNode serves no address, because it has no endpoint.
+		silentNode string
+		want       []string
+	}{
+		"no advertisement": {edit: func(e *example) { e.peer("x") }},
+		"no peer":          {edit: func(e *example) { e.route(nil, "four") }},
+		"each node":        {edit: func(e *example) { e.peer("x"); e.route(nil, "four") }, want: []string{"a x: four", "b x: four", "c x: four"}},
+		"an excluded node": {edit: func(e *example) { e.peer("x"); e.route(nil, "four"); e.exclude(1) }, want: []string{"a x: four", "c x: four"}},
+		"a node without endpoints": {edit: func(e *example) { e.peer("x"); e.route(nil, "four") }, silentNode: "c",
+			want: []string{"a x: four", "b x: four"}},
+		"an advertisement of one node": {edit: func(e *example) { e.peer("x"); e.route(routeFrom("b"), "four") }, want: []string{"b x: four"}},
+		"a peer of one node": {edit: func(e *example) { e.peer("x"); e.peer("y", selectLabel("name", "c")); e.route(nil, "four") },
+			want: []string{"a x: four", "b x: four", "c x: four", "c y: four"}},
+		"an advertisement for one peer": {edit: func(e *example) {
+			e.peer("x")
+			e.peer("y")
+			e.route(func(ad *snapshot.BGPAdvertisement) { ad.Peers = []string{"y"} }, "four")
+		}, want: []string{"a y: four", "b y: four", "c y: four"}},
+		"two advertisements with one address each": {edit: func(e *example) {
+			e.both()
+			dualStackPeer(e, "x", selectLabel("name", "a"))
+			e.route(nil, "four")
+			e.route(nil, "six")
+			e.route(nil, "four", "six")
+		}, want: []string{"a x: four six"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newExample()
+			tc.edit(e)
+			var got []string
+			for _, w := range WantedSessions(&e.snapshot, &e.service, e.nodes, func(node string, _ netip.Addr) bool { return node != tc.silentNode }) {
+				text := w.Node + " " + w.Peer + ":"
+				for _, a := range w.Addresses {
+					text += map[netip.Addr]string{fourAddress: " four", sixAddress: " six"}[a]
+				}
+				got = append(got, text)
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("the sessions are %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+// TestWantedSessionsLeaveOutAddressesWithoutEndpoints has endpoints of one family only.
+func TestWantedSessionsLeaveOutAddressesWithoutEndpoints(t *testing.T) {
+	e := newExample()
+	e.both()
+	e.peer("x", selectLabel("name", "a"))
+	e.snapshot.Peers[0].DualStack = true
+	e.route(nil, "four", "six")
+	got := WantedSessions(&e.snapshot, &e.service, e.nodes, func(_ string, a netip.Addr) bool { return a == sixAddress })
+	if want := []WantedSession{{"a", "x", []netip.Addr{sixAddress}}}; fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("the sessions are %v, want %v", got, want)
+	}
+}
+
+// TestExplainEachNodeAgreesWithExplainNodes compares the explanation of all nodes with that of each.
+func TestExplainEachNodeAgreesWithExplainNodes(t *testing.T) {
+	for name, tc := range nodeExplanationCases {
+		t.Run(name, func(t *testing.T) {
+			e := newExample()
+			nodes := e.states()
+			tc.edit(e, nodes)
+			all := ExplainNodes(&e.snapshot, &e.service, nodes, tc.local)
+			each := ExplainEachNode(&e.snapshot, &e.service, nodes, tc.local)
+			if len(each) != len(nodes) {
+				t.Fatalf("%d nodes are explained, want %d", len(each), len(nodes))
+			}
+			var reasons []names.Reason
+			for i := range each {
+				if f := each[i].Fault(); f.IsSet() == each[i].IsAnnouncing() {
+					t.Errorf("node %s announces the Service: %v, and its fault is %v", each[i].Node, each[i].IsAnnouncing(), f)
+				}
+				reasons = append(reasons, each[i].Fault().Reason)
+			}
+			if all.IsSet() == slices.Contains(reasons, "") || all.IsSet() && !slices.Contains(reasons, all.Reason) {
+				t.Errorf("the reasons of the nodes are %q, and all together %q", reasons, all.Reason)
+			}
+		})
+	}
+}
+
+// farLink is a link of another node, as far as this one knows it.
+type farLink struct {
+	name           string
+	covers, shared bool
+}
+
+func (l farLink) HasName(n string) bool         { return l.name == n }
+func (l farLink) CoversAddress(netip.Addr) bool { return l.covers }
+func (l farLink) HasVirtualRouterMAC() bool     { return l.shared }
+
+func TestCanUseLinkOfAnotherNode(t *testing.T) {
+	node := &view.Node{Name: "a", Labels: map[string]string{"name": "a"}}
+	anyLink, onlyBond := &snapshot.L2Advertisement{}, &snapshot.L2Advertisement{Interfaces: []string{"bond0"}}
+	otherNode := &snapshot.L2Advertisement{NodeSelectors: []labels.Selector{selectLabel("name", "b")}}
+	for _, tc := range []struct {
+		what  string
+		ads   []*snapshot.L2Advertisement
+		link  farLink
+		reach SubnetReach
+		want  bool
+	}{
+		{"a link in the subnet", []*snapshot.L2Advertisement{anyLink}, farLink{name: "eth0", covers: true}, SomeNodeReachesSubnet, true},
+		{"a link elsewhere, while another node is in the subnet", []*snapshot.L2Advertisement{anyLink}, farLink{name: "eth0"}, SomeNodeReachesSubnet, false},
+		{"a link elsewhere, like all others", []*snapshot.L2Advertisement{anyLink}, farLink{name: "eth0"}, NoNodeReachesSubnet, true},
+		{"a virtual router's link", []*snapshot.L2Advertisement{anyLink}, farLink{name: "vrrp1", covers: true, shared: true}, SomeNodeReachesSubnet, false},
+		{"a virtual router's link that is named", []*snapshot.L2Advertisement{onlyBond}, farLink{name: "bond0", covers: true, shared: true}, SomeNodeReachesSubnet, true},
+		{"a link that is not named", []*snapshot.L2Advertisement{onlyBond}, farLink{name: "eth0", covers: true}, SomeNodeReachesSubnet, false},
+		{"one advertisement of two", []*snapshot.L2Advertisement{onlyBond, anyLink}, farLink{name: "eth0", covers: true}, SomeNodeReachesSubnet, true},
+		{"an advertisement for another node", []*snapshot.L2Advertisement{otherNode}, farLink{name: "eth0", covers: true}, SomeNodeReachesSubnet, false},
+		{"no advertisement", nil, farLink{name: "eth0", covers: true}, NoNodeReachesSubnet, false},
+	} {
+		if got := CanUseLink(tc.ads, node, tc.link, fourAddress, tc.reach); got != tc.want {
+			t.Errorf("%s: it can be used: %v, want %v", tc.what, got, tc.want)
+		}
+	}
+}
+
+// TestFaultsOfNodesWithoutPeers has a cluster without nodes, and a node without peers.
+func TestFaultsOfNodesWithoutPeers(t *testing.T) {
+	e := newExample()
+	e.route(nil, "four")
+	if got := ExplainNodes(&e.snapshot, &e.service, nil, false); got.IsSet() {
+		t.Errorf("without nodes the explanation is %v, want none", got)
+	}
+	got := ExplainNodes(&e.snapshot, &e.service, e.states(), false)
+	if got.Reason != names.ReasonNoPeers || !strings.Contains(got.Text, "no BGPPeer") {
+		t.Errorf("without peers the explanation is %v, want %s", got, names.ReasonNoPeers)
+	}
+}
