@@ -56,6 +56,35 @@ func sortContainerEnvironmentAndPorts(o *unstructured.Unstructured) {
 	}
 }
 
+// TestProbesWaitOnABusyNode: the kubelet gives up a probe after one second by default. On a node
+// that is busy it would restart a program that only waits for a processor.
+func TestProbesWaitOnABusyNode(t *testing.T) {
+	skipWithoutHelmAndKustomize(t)
+	text, err := RenderKustomize(t.Context(), "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := SplitObjects(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	probes := 0
+	for _, o := range objects {
+		containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
+		for _, c := range containers {
+			for _, kind := range []string{"livenessProbe", "readinessProbe"} {
+				probes++
+				if n, _, _ := unstructured.NestedFloat64(c.(map[string]any), kind, "timeoutSeconds"); n < 5 {
+					t.Errorf("the %s of %s %s gives up after %v s, want at least 5", kind, o.GetKind(), o.GetName(), max(n, 1))
+				}
+			}
+		}
+	}
+	if probes != 4 {
+		t.Errorf("the manifests have %d probes, want two of each program", probes)
+	}
+}
+
 func TestHelmChartRendersSameAsKustomize(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	for overlay, values := range EquivalentHelmValuesByKustomizeOverlay {
