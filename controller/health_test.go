@@ -16,17 +16,13 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
 // freeListenAddress returns an address on which no process listens.
 func freeListenAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return net.JoinHostPort("127.0.0.1", apiserver.FindFreeTCPPort(t))
 }
 
 // getHealthStatusCodeOrZero returns the status code of a health check; 0 without an answer.

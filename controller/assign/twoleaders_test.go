@@ -86,7 +86,7 @@ func testTwoLeadersAssignNoAddressTwice(ctx context.Context, t *testing.T, confi
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	for {
 		var list corev1.ServiceList

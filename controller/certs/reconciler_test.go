@@ -74,7 +74,7 @@ func readCertificateServedBy(k *certs.WebhookCertificateReconciler) (*x509.Certi
 // awaitNoError calls check until it returns nil.
 func awaitNoError(t *testing.T, what string, check func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for {
 		err := check()

@@ -45,7 +45,7 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Start(ctx) }()
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		if n, _ := testutil.GatherAndCount(registry); n == 8 {
 			break
 		}

@@ -35,7 +35,7 @@ func newReader(t *testing.T, c client.Client, scope configuration.ConfigurationS
 
 func readNow(t *testing.T, r *configurationreader.Reader) {
 	t.Helper()
-	ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	if _, err := r.ReadNow(ctx); err != nil {
 		t.Fatal(err)

@@ -36,7 +36,7 @@ func TestAStalledReaderOfTheLogBlocksNobody(t *testing.T) {
 		t.Errorf("%d lines were dropped of %d, want those above the limit", dropped, lines)
 	}
 	close(r.released)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	q.Flush(ctx)
 	log.Info("the last line")

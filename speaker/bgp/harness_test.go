@@ -197,7 +197,7 @@ func (s *testSpeaker) waitForError(peer, text string) {
 // awaitNoError waits until check succeeds.
 func awaitNoError(t testing.TB, what string, check func() error) {
 	t.Helper()
-	deadline := time.After(40 * time.Second)
+	deadline := time.After(90 * time.Second)
 	for {
 		err := check()
 		if err == nil {

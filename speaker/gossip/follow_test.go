@@ -21,7 +21,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/checkpoint"
 )
 
-const testAwaitTimeout = 20 * time.Second
+const testAwaitTimeout = time.Minute
 
 // openMember returns a member on loopback, whose keys are in a Secret.
 func openMember(t *testing.T, secret *corev1.Secret) (*LocalMember, *checkpoint.Store) {

@@ -20,10 +20,20 @@ func serveAt(t *testing.T, address string, handler http.HandlerFunc) uint16 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &httptest.Server{Listener: listener, Config: &http.Server{Handler: handler, ReadHeaderTimeout: time.Second}}
+	s := &httptest.Server{Listener: listener, Config: &http.Server{Handler: handler, ReadHeaderTimeout: testRequestTimeout}}
 	s.Start()
 	t.Cleanup(s.Close)
 	return netip.MustParseAddrPort(listener.Addr().String()).Port()
+}
+
+// testRequestTimeout is for a machine that is busy.
+const testRequestTimeout = time.Minute
+
+// newPatientClient returns the client of the speaker, which waits longer.
+func newPatientClient() *http.Client {
+	client := newHTTPClient()
+	client.Timeout = testRequestTimeout
+	return client
 }
 
 // kubeProxyBody is the body that kube-proxy sends for a Service.
@@ -58,7 +68,7 @@ func TestAnswers(t *testing.T) {
 				_, _ = fmt.Fprint(w, tt.body)
 			})
 			c := intent.HealthCheck{Namespace: "default", Name: "web", Port: port, IPv4: netip.MustParseAddr("127.0.0.1")}
-			if got := askFamilies(t.Context(), newHTTPClient(), c); got != tt.want {
+			if got := askFamilies(t.Context(), newPatientClient(), c); got != tt.want {
 				t.Errorf("the answer counts as %d, want %d", got, tt.want)
 			}
 		})
@@ -83,12 +93,12 @@ func TestAddressesOfTheProxy(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := intent.HealthCheck{Namespace: "default", Name: "web", Port: serveAt(t, tt.listensOn, knows), IPv4: tt.ipv4, IPv6: tt.ipv6}
-			if got := askFamilies(t.Context(), newHTTPClient(), c); got != tt.want {
+			if got := askFamilies(t.Context(), newPatientClient(), c); got != tt.want {
 				t.Errorf("the answer counts as %d, want %d", got, tt.want)
 			}
 		})
 	}
-	if got := askFamilies(t.Context(), newHTTPClient(), intent.HealthCheck{IPv4: loopback}); got != answerNone {
+	if got := askFamilies(t.Context(), newPatientClient(), intent.HealthCheck{IPv4: loopback}); got != answerNone {
 		t.Errorf("a Service without the port: the answer counts as %d", got)
 	}
 }
@@ -99,7 +109,7 @@ func TestASlowProxyIsNotSilent(t *testing.T) {
 	port := serveAt(t, "127.0.0.1", func(http.ResponseWriter, *http.Request) { <-stop })
 	defer close(stop)
 	client := newHTTPClient()
-	client.Timeout = 50 * time.Millisecond
+	client.Timeout = requestTimeout / 2
 	c := intent.HealthCheck{Namespace: "default", Name: "web", Port: port, IPv4: netip.MustParseAddr("127.0.0.1")}
 	if got := askFamilies(context.Background(), client, c); got != answerLate {
 		t.Errorf("the answer counts as %d, want %d", got, answerLate)

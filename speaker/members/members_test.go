@@ -14,7 +14,7 @@ import (
 )
 
 // testAwaitTimeout bounds each wait of these tests.
-const testAwaitTimeout = 20 * time.Second
+const testAwaitTimeout = time.Minute
 
 // startMember starts a member on loopback that knows the addresses of others.
 func startMember(t *testing.T, name string, key string, seeds ...string) (*Members, context.CancelFunc) {

@@ -261,7 +261,7 @@ func (h *bgpStatusHarness) markSessionAsDead(t *testing.T, name string) {
 // awaitLines waits until the lines that read returns are those wanted, in any order.
 func awaitLines(t *testing.T, what string, want []string, read func() ([]string, error)) {
 	t.Helper()
-	deadline := time.After(40 * time.Second)
+	deadline := time.After(90 * time.Second)
 	for {
 		got, err := read()
 		slices.Sort(got)

@@ -33,6 +33,9 @@ type Options struct {
 	QueriedAddressCount  int // how many addresses are queried, in turn
 	QueriesPerSecond     int // questions a second
 	Duration             time.Duration
+	// MaxOpenQueries is how many queries may be without an answer; 0 means any number. The queries
+	// are slower while the limit is reached.
+	MaxOpenQueries int
 }
 
 // Outcome is the result of a flood.
@@ -190,8 +193,8 @@ func (c *Harness) AssignAddressesToAnsweringKernel() error {
 }
 
 // waitForLateAnswersTimeout is how long SendQueriesAndMeasureAnswers waits for answers after the
-// last query.
-const waitForLateAnswersTimeout = 300 * time.Millisecond
+// last query, if not all have come.
+const waitForLateAnswersTimeout = 3 * time.Second
 
 // SendQueriesAndMeasureAnswers queries all addresses in turn and returns the outcome.
 func (c *Harness) SendQueriesAndMeasureAnswers(ctx context.Context) (Outcome, error) {
@@ -207,14 +210,15 @@ func (c *Harness) SendQueriesAndMeasureAnswers(ctx context.Context) (Outcome, er
 	asked := make([]atomic.Int64, c.options.QueriedAddressCount)
 	begun := time.Now()
 	var o Outcome
+	var answered atomic.Int64
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		_ = port.ReceiveFrames(func(f layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
 			if i := c.indexOfQueriedAddress(f.SenderIP); i < len(asked) && f.Operation == layer2.Reply && f.EthernetDestination == c.queryingLink.MAC {
 				if at := asked[i].Swap(0); at > 0 {
-					o.AnsweredQueryCount++
 					o.Latencies = append(o.Latencies, time.Since(begun)-time.Duration(at))
+					answered.Add(1)
 				}
 			}
 			return layer2.ARPOrNDPFrame{}, false
@@ -222,13 +226,16 @@ func (c *Harness) SendQueriesAndMeasureAnswers(ctx context.Context) (Outcome, er
 	}()
 	before, err := readOwnAndKernelProcessorTime()
 	if err == nil {
-		o.SentQueryCount, err = c.sendAtRate(ctx, port, begun, asked)
+		o.SentQueryCount, err = c.sendAtRate(ctx, port, begun, asked, &answered)
 	}
 	after, err2 := readOwnAndKernelProcessorTime()
-	time.Sleep(waitForLateAnswersTimeout)
+	for waiting := time.Now(); int(answered.Load()) < o.SentQueryCount && time.Since(waiting) < waitForLateAnswersTimeout; {
+		time.Sleep(time.Millisecond)
+	}
 	o.ProcessorTimeOfBothSides, o.FramesDroppedByQuerier = after-before, port.LostFrameCount()
 	port.Close()
 	<-done
+	o.AnsweredQueryCount = int(answered.Load())
 	slices.Sort(o.Latencies)
 	if err == nil {
 		err = err2
@@ -242,7 +249,10 @@ func (c *Harness) indexOfQueriedAddress(a netip.Addr) int {
 }
 
 // sendAtRate sends queries at a constant rate, those of one millisecond together.
-func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64) (int, error) {
+func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64, answered *atomic.Int64) (int, error) {
+	isLimitReached := func(sent int) bool {
+		return c.options.MaxOpenQueries > 0 && sent-int(answered.Load()) >= c.options.MaxOpenQueries
+	}
 	frames := make([]layer2.ARPOrNDPFrame, c.options.QueriedAddressCount)
 	for i := range frames {
 		a := c.queriedAddressAtIndex(i)
@@ -264,7 +274,7 @@ func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.T
 			return sent, ctx.Err()
 		case <-tick.C:
 		}
-		for due := min(int(time.Since(begun).Seconds()*float64(c.options.QueriesPerSecond)), total); sent < due; sent++ {
+		for due := min(int(time.Since(begun).Seconds()*float64(c.options.QueriesPerSecond)), total); sent < due && !isLimitReached(sent); sent++ {
 			i := sent % len(frames)
 			asked[i].Store(int64(time.Since(begun)))
 			if err := port.WriteFrame(frames[i]); err != nil {

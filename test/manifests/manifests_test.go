@@ -65,7 +65,7 @@ import (
 )
 
 // awaitTimeout limits the wait for the controller.
-const awaitTimeout = time.Minute
+const awaitTimeout = 3 * time.Minute
 
 // expectation is one line at the head of a document.
 type expectation struct{ outcomeKeyword, objectKindAndName, expectedReason, expectedTextPart string }

@@ -62,7 +62,7 @@ func (h *policyHarness) createInNamespace(o client.Object, namespace string) err
 // takes a moment to see a policy.
 func (h *policyHarness) awaitRefusal(namespace, words string) {
 	h.Helper()
-	ctx, cancel := context.WithTimeout(h.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(h.Context(), awaitTimeout)
 	defer cancel()
 	for {
 		err := h.createInNamespace(newConfigurationObjects()[0], namespace)

@@ -61,7 +61,6 @@ func TestEchoWithFRR(t *testing.T) {
 		}
 		return err
 	})
-	before := b.engine.Status()[0].DownEvents
 	if err := b.Host("router").RunInside(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "0") }); err != nil {
 		t.Fatal(err)
 	}
@@ -69,9 +68,14 @@ func TestEchoWithFRR(t *testing.T) {
 	b.waitForEvent("control packets bring it up again", routerIPv4, isUpEvent)
 	b.awaitNoError("the fault that echo packets do not return is reported", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
-			return s.Fault.Reason == names.ReasonEchoUnsupported && s.State == session.Up && s.DownEvents == before+1
+			return s.Fault.Reason == names.ReasonEchoUnsupported && s.State == session.Up
 		})
 	})
+	for _, v := range b.takeQueuedEvents() { // a busy machine may end the session for another cause
+		if v.Cause == session.CauseEchoFailed {
+			t.Errorf("echo packets end the session again although they are known not to return: %+v", v)
+		}
+	}
 	if err := b.Host("router").RunInside(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "1") }); err != nil {
 		t.Fatal(err)
 	}

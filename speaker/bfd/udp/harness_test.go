@@ -26,7 +26,7 @@ var (
 
 // waitTimeout bounds every wait: a session that is not Up
 // sends once a second, and the machine may be busy.
-const waitTimeout = 30 * time.Second
+const waitTimeout = 90 * time.Second
 
 // harness is a node with our engine and other hosts of the lab network.
 type harness struct {
