@@ -79,7 +79,7 @@ func (s *Cluster) InstallGantry(ctx context.Context) error {
 // AwaitRollout waits until all of Gantry's Pods are ready and of the latest version.
 func (s *Cluster) AwaitRollout(ctx context.Context) error {
 	for _, w := range []string{"deployment/gantry-controller", "daemonset/gantry-speaker"} {
-		if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=60s", w); err != nil {
+		if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=5m", w); err != nil {
 			return err
 		}
 	}
@@ -92,10 +92,12 @@ func (s *Cluster) ApplyManifests(ctx context.Context, manifests string) error {
 	return err
 }
 
-// longestWaitTimeout limits every wait, and pollInterval is the time between two checks.
+// longestWaitTimeout limits every wait: on a busy machine a kubectl command alone may take several
+// seconds. pollInterval is the time between two checks, and fetchTimeout limits one HTTP request.
 const (
-	longestWaitTimeout = 30 * time.Second
+	longestWaitTimeout = 90 * time.Second
 	pollInterval       = 20 * time.Millisecond
+	fetchTimeout       = 5 * time.Second
 )
 
 // AwaitNoError calls check until it returns nil. The error has the name of what was awaited and the
@@ -160,7 +162,7 @@ func (s *Cluster) AwaitSingleAnnouncingNode(ctx context.Context, service, not st
 
 // FetchURLFromHost gets a URL from a host of the lab, over a new connection.
 func (s *Cluster) FetchURLFromHost(ctx context.Context, host, url string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	c := http.Client{Transport: &http.Transport{DialContext: s.NamespaceOfHost(host).Dial, DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

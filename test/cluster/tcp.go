@@ -31,8 +31,9 @@ func (s *Cluster) StartTCPStream(ctx context.Context, host, address string, rate
 	})
 }
 
-// tcpRequestTimeout limits one request. The kernel repeats a SYN after one second and after three.
-const tcpRequestTimeout = 5 * time.Second
+// tcpRequestTimeout limits one request. The kernel repeats a SYN after one second and after three,
+// and on a busy machine the answer may be late.
+const tcpRequestTimeout = 15 * time.Second
 
 // exchangeLineOverNewTCPConnection sends one request and waits for the answer.
 func (s *Cluster) exchangeLineOverNewTCPConnection(ctx context.Context, host, address string, seq int) error {

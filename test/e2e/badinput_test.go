@@ -109,11 +109,13 @@ func testFullPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	_, err := s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "patch", "svc", "tekton-dashboard", "-p", `{"spec":{"type":"ClusterIP"}}`)
 	failOnError(t, err)
 	awaitAssignedReason(ctx, t, s, "second", names.ReasonAssigned)
-	first, err := s.GetService(ctx, "tekton-pipelines", "tekton-dashboard")
-	failOnError(t, err)
-	if len(first.Status.LoadBalancer.Ingress) > 0 {
-		t.Errorf("a ClusterIP Service keeps the address %v", first.Status.LoadBalancer.Ingress)
-	}
+	failOnError(t, cluster.AwaitNoError(ctx, "a ClusterIP Service without an address", func(ctx context.Context) error {
+		first, err := s.GetService(ctx, "tekton-pipelines", "tekton-dashboard")
+		if err == nil && len(first.Status.LoadBalancer.Ingress) > 0 {
+			err = fmt.Errorf("it keeps the address %v", first.Status.LoadBalancer.Ingress)
+		}
+		return err
+	}))
 	_, err = s.FetchURLUntilSuccess(ctx, "client", "http://192.168.0.201:9097/")
 	failOnError(t, err)
 }
@@ -124,7 +126,7 @@ func testNoRawSocket(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "patch", "daemonset", "gantry-speaker", "-p",
 			`{"spec":{"template":{"spec":{"containers":[{"name":"speaker","securityContext":{"capabilities":{"add":`+caps+`}}}]}}}}`)
 		failOnError(t, err)
-		_, err = s.RunKubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker")
+		_, err = s.RunKubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=5m", "daemonset/gantry-speaker")
 		failOnError(t, err)
 	}
 	patch("[]")

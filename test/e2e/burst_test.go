@@ -71,7 +71,7 @@ func (b *burstHarness) scaleControllers(ctx context.Context, n int) {
 	b.t.Helper()
 	_, err := b.RunKubectl(ctx, "", "-n", names.Namespace, "scale", "deployment/gantry-controller", fmt.Sprint("--replicas=", n))
 	failOnError(b.t, err)
-	b.awaitNoError(ctx, 2*time.Minute, func() error {
+	b.awaitNoError(ctx, 6*time.Minute, func() error {
 		var pods corev1.PodList
 		if err := b.API.List(ctx, &pods, client.InNamespace(names.Namespace), client.MatchingLabels{"app.kubernetes.io/component": "controller"}); err != nil {
 			return err
@@ -192,11 +192,11 @@ func TestBurstSurvivesLeaderLoss(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
 	b := newBurstHarness(ctx, t, s, 4600)
 	c, begun := b.startAndApplyPool(ctx, false)
-	b.awaitServedServices(ctx, c, len(b.services)/10, 2*time.Minute)
+	b.awaitServedServices(ctx, c, len(b.services)/10, 6*time.Minute)
 	b.endLeader(ctx, c, syscall.SIGTERM)
-	b.awaitServedServices(ctx, c, len(b.services)/2, 2*time.Minute)
+	b.awaitServedServices(ctx, c, len(b.services)/2, 6*time.Minute)
 	b.endLeader(ctx, c, syscall.SIGKILL)
-	b.awaitServedServices(ctx, c, len(b.services), 2*time.Minute)
+	b.awaitServedServices(ctx, c, len(b.services), 6*time.Minute)
 	t.Logf("all Services have an address after %s", time.Since(begun).Round(time.Millisecond))
 	for _, f := range c.DoubleOrLostAddressTexts() {
 		t.Error(f)

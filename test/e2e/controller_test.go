@@ -32,7 +32,7 @@ func TestRestartKeepsAddresses(t *testing.T) {
 	// The first address is free when the new controllers start, and it is lower than the others.
 	_, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "scale", "deployment", "gantry-controller", "--replicas=0")
 	failOnError(t, err)
-	_, err = s.RunKubectl(ctx, "", "-n", "metallb-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=controller", "--timeout=30s")
+	_, err = s.RunKubectl(ctx, "", "-n", "metallb-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=controller", "--timeout=3m")
 	failOnError(t, err)
 	_, err = s.RunKubectl(ctx, "", "delete", "svc", "first")
 	failOnError(t, err)

@@ -49,7 +49,7 @@ func testIngressController(ctx context.Context, t *testing.T, s *cluster.Cluster
 			// like a line in the hosts file
 			return s.NamespaceOfHost("client").Dial(ctx, network, net.JoinHostPort(address.String(), port))
 		}
-		c := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
+		c := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 			DialContext: resolve, TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true,
 		}}
 		r, err := c.Get(scheme + "://" + name + "/about")

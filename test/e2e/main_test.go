@@ -27,6 +27,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// labTimeout limits the life of a lab. The longest test takes four minutes on two idle cores.
+const labTimeout = 25 * time.Minute
+
 // extraLabTimeout is how much longer a lab may run than those of most tests.
 var extraLabTimeout time.Duration
 
@@ -49,7 +52,7 @@ func startLabWithoutGantry(t *testing.T, o lab.Options) (context.Context, *clust
 			t.Skip("bin/" + b + " is not built: make build")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute+readSoakInterval(t)+extraTimeoutForLongBurstRun()+extraLabTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), labTimeout+readSoakInterval(t)+extraTimeoutForLongBurstRun()+extraLabTimeout)
 	t.Cleanup(cancel)
 	o.Dir, o.Progress = filepath.Join(t.TempDir(), "lab"), os.Stderr
 	s, err := cluster.StartLabWithoutGantry(ctx, o)

@@ -32,11 +32,11 @@ unshare --user --map-root-user --net --mount true || exit 77
 trap 'bin/lab down' EXIT
 bin/lab up --nodes 2 --bin-dir "$ROOM/repository/bin"
 bin/lab kubectl apply -k config/default >/dev/null
-bin/lab kubectl -n metallb-system rollout status --timeout=60s deployment/gantry-controller daemonset/gantry-speaker
+bin/lab kubectl -n metallb-system rollout status --timeout=5m deployment/gantry-controller daemonset/gantry-speaker
 echo "$MANIFESTS" | bin/lab kubectl apply -f - >/dev/null
-bin/lab kubectl -n tekton-pipelines wait --timeout=60s --for=jsonpath='{.status.loadBalancer.ingress[0].ip}'=192.168.0.201 service/tekton-dashboard
-bin/lab kubectl -n tekton-pipelines rollout status --timeout=60s deployment/tekton-dashboard
-for i in 1 2 3 4 5 6 7 8 9 10; do
+bin/lab kubectl -n tekton-pipelines wait --timeout=3m --for=jsonpath='{.status.loadBalancer.ingress[0].ip}'=192.168.0.201 service/tekton-dashboard
+bin/lab kubectl -n tekton-pipelines rollout status --timeout=5m deployment/tekton-dashboard
+for i in $(seq 60); do
 	bin/lab shell client bash -c 'exec 3<>/dev/tcp/192.168.0.201/9097 && echo hello >&3 && head -1 <&3' && exit 0
 	sleep 0.5
 done

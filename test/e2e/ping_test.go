@@ -49,7 +49,7 @@ func wantPingAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 			}
 			return nil
 		}))
-		n, heard := sendPings(t, s, a, 5, 10*time.Second)
+		n, heard := sendPings(t, s, a, 5, 30*time.Second)
 		if n != 5 {
 			t.Errorf("%d of 5 pings of %s were answered: %v", n, a, heard)
 		}

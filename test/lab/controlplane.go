@@ -63,7 +63,7 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 	client := http.Client{Transport: &http.Transport{
 		// used only for the readiness check, on loopback
 		DialContext: ns.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
-	}, Timeout: 2 * time.Second}
+	}, Timeout: 10 * time.Second}
 	err = api.retryUntilNoErrorOrProcessEnds(ctx, func(ctx context.Context) error { return checkStatusOK(ctx, &client, "https://127.0.0.1:6444/readyz") })
 	if err != nil {
 		return err
@@ -162,7 +162,7 @@ func (s *supervisor) awaitNode(ctx context.Context, name string) error {
 				return fmt.Errorf("node %s still has the taint %s", name, t.Key)
 			}
 		}
-		short, cancel := context.WithTimeout(ctx, time.Second)
+		short, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		c, err := s.hostByName[name].namespace.Dial(short, "tcp", "10.96.0.1:443")
 		if err != nil {

@@ -95,7 +95,7 @@ func runSupervisor(text string) error {
 	if err != nil {
 		return fmt.Errorf("opening the control socket: %w", err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(s.serveControl), ReadHeaderTimeout: time.Second}
+	server := &http.Server{Handler: http.HandlerFunc(s.serveControl), ReadHeaderTimeout: processStopTimeout}
 	go func() { _ = server.Serve(control) }()
 	if err := os.WriteFile(filepath.Join(s.options.Dir, "ready"), nil, 0o644); err != nil {
 		return err
@@ -194,10 +194,10 @@ func (s *supervisor) startLab(ctx context.Context) error {
 }
 
 // labStartTimeout limits the start of a lab, and processStopTimeout the wait for processes of a
-// node to end.
+// node to end. Both are for a machine that is busy with something else.
 const (
-	labStartTimeout    = 2 * time.Minute
-	processStopTimeout = 10 * time.Second
+	labStartTimeout    = 5 * time.Minute
+	processStopTimeout = time.Minute
 )
 
 func (s *supervisor) logDir() string { return filepath.Join(s.options.Dir, "logs") }

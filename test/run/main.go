@@ -20,6 +20,10 @@ import (
 // slowTestSeconds is the duration from which a passed test has a line of its own.
 const slowTestSeconds = 30
 
+// packageTimeout ends a package that hangs. The end-to-end tests take 25 minutes on two idle cores,
+// and several times as long on a machine that is busy with something else.
+const packageTimeout = 2 * time.Hour
+
 // goTestEvent is a line of go test -json.
 type goTestEvent struct {
 	Action, Package, Test, Output string
@@ -110,7 +114,7 @@ func (t *testTally) runGoTest(packages []string, flags ...string) {
 	if len(packages) == 0 {
 		return
 	}
-	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=40m"}, flags, t.goTestFlagsForUserNamespace, packages)
+	args := slices.Concat([]string{"test", "-json", "-count=1", "-timeout=" + packageTimeout.String()}, flags, t.goTestFlagsForUserNamespace, packages)
 	cmd := exec.Command("go", args...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

@@ -109,7 +109,7 @@ func MissingPrerequisite(k Kind) string {
 }
 
 // routerStartTimeout limits the start of one daemon, which takes 0.1 s on an idle machine.
-const routerStartTimeout = 30 * time.Second
+const routerStartTimeout = 90 * time.Second
 
 // Start starts a router and returns when its configuration is in effect. A line that it does not
 // understand is an error that names the line.
@@ -294,7 +294,7 @@ func (r *Router) StopDaemonsInOrder() {
 }
 
 // routerStopTimeout limits how long a daemon may take to end after SIGTERM.
-const routerStopTimeout = 5 * time.Second
+const routerStopTimeout = 20 * time.Second
 
 // awaitDaemonsEnd waits until the daemons with these names, or all, have ended.
 func (r *Router) awaitDaemonsEnd(limit time.Duration, names ...string) bool {
