@@ -227,8 +227,8 @@ func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Fam
 	return true
 }
 
-// nextFreePositionUnusedByDecision returns the next free position that is pickable. Few addresses are
-// unpickable, so that as many steps are enough.
+// nextFreePositionUnusedByDecision returns the next free position that is pickable. Few addresses
+// are unpickable, so that as many steps are enough.
 func (d *decider) nextFreePositionUnusedByDecision(st *familyPool) (uint64, bool) {
 	from := st.searchStartByAssignmentOrder(d.service.Key)
 	at, ok := st.nextFreePositionWithWrap(from)

@@ -152,8 +152,8 @@ func TestLedgerOfOtherClusterDoesNotBlockService(t *testing.T) {
 	})
 }
 
-// TestServiceWithWipedStatusKeepsAddressWhileRepairIsRefused clears a status, and makes the API server
-// refuse its repair for a while. The Service keeps the address.
+// TestServiceWithWipedStatusKeepsAddressWhileRepairIsRefused clears a status, and makes the API
+// server refuse its repair for a while. The Service keeps the address.
 func TestServiceWithWipedStatusKeepsAddressWhileRepairIsRefused(t *testing.T) {
 	for _, refused := range []string{"status", "ledger"} {
 		t.Run(refused, func(t *testing.T) {

@@ -62,8 +62,8 @@ func TestCooldownSurvivesARestart(t *testing.T) {
 	})
 }
 
-// startControllerAndCreateServices starts a controller whose pool has a cool-down, and waits until n
-// Services have addresses.
+// startControllerAndCreateServices starts a controller whose pool has a cool-down, and waits until
+// n Services have addresses.
 func startControllerAndCreateServices(t *testing.T, n int) (*apitest.Server, *runningController) {
 	t.Helper()
 	s := apitest.NewServer(nil)

@@ -80,7 +80,8 @@ func TestWantedSessionsLeaveOutAddressesWithoutEndpoints(t *testing.T) {
 	}
 }
 
-// TestExplainEachNodeAgreesWithExplainNodes compares the explanation of all nodes with that of each.
+// TestExplainEachNodeAgreesWithExplainNodes compares the explanation of all nodes with that of
+// each.
 func TestExplainEachNodeAgreesWithExplainNodes(t *testing.T) {
 	for name, tc := range nodeExplanationCases {
 		t.Run(name, func(t *testing.T) {

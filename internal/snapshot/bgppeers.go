@@ -310,8 +310,9 @@ func (b *snapshotBuilder) resolvePassword(o ObjectReference, p *Peer, in *v1beta
 	}
 }
 
-// reportTrailingLineBreakInPassword reports a password with a line break at its end. No router has one, so
-// that it is a mistake of the tool that wrote the Secret, and the router would never answer.
+// reportTrailingLineBreakInPassword reports a password with a line break at its end. No router has
+// one, so that it is a mistake of the tool that wrote the Secret, and the router would never
+// answer.
 func (b *snapshotBuilder) reportTrailingLineBreakInPassword(o ObjectReference, field, what, password string) {
 	if strings.HasSuffix(password, "\n") || strings.HasSuffix(password, "\r") {
 		b.reportProblem(o, field, names.ReasonUnknownSecret, "%s: %s ends with a line break, which belongs to the password then: remove the line break, for example with \"printf %%s\" instead of \"echo\"", field, what)

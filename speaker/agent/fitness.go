@@ -108,7 +108,7 @@ func (a *Agent) checkFitness() {
 	if !own.Equal(facts.Fitness{}) {
 		known.UnfitNodes[a.options.NodeName] = own
 	}
-	if !known.Equal(f.passedToPlanner) {
+	if !known.EqualsFitness(f.passedToPlanner) {
 		f.passedToPlanner = known
 		a.nodeFitness.Put(known)
 	}

@@ -22,7 +22,8 @@ type BFDEngine interface {
 	StatusChanged() <-chan struct{}
 }
 
-// bfdOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the peers' names.
+// bfdOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the peers'
+// names.
 type bfdOfPeers struct {
 	peersOfLastUpdate  []intent.Peer
 	bfdKeyByPeerName   map[string]bfd.SessionKey

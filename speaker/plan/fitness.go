@@ -25,8 +25,8 @@ type NodeFitness struct {
 	LiveMembers []string
 }
 
-// Equal reports whether both say the same.
-func (f NodeFitness) Equal(o NodeFitness) bool {
+// EqualsFitness reports whether both say the same.
+func (f NodeFitness) EqualsFitness(o NodeFitness) bool {
 	if len(f.UnfitNodes) != len(o.UnfitNodes) || !slices.Equal(f.LiveMembers, o.LiveMembers) {
 		return false
 	}
@@ -40,7 +40,7 @@ func (f NodeFitness) Equal(o NodeFitness) bool {
 
 // SetNodeFitness replaces what is known of the fitness of the nodes.
 func (p *Planner) SetNodeFitness(f NodeFitness) {
-	if p.inputs.NodeFitness.Equal(f) {
+	if p.inputs.NodeFitness.EqualsFitness(f) {
 		return
 	}
 	wasAnyUnfit := p.hasUnfitNodes()
