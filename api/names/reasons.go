@@ -212,7 +212,8 @@ const (
 	// ReasonNodeLabel: a node lacks the label from which a BGPPeer takes an AS number, or the label
 	// has no such number.
 	ReasonNodeLabel Reason = "NodeLabel"
-	// ReasonInvalidTimer: the timers of a BGPPeer contradict each other or are out of range.
+	// ReasonInvalidTimer: the timers of a BGPPeer contradict each other, are out of range or have
+	// no effect.
 	ReasonInvalidTimer Reason = "InvalidTimer"
 	// ReasonDuplicatePeer: two BGPPeers connect to one router, which cannot tell their sessions
 	// apart; only the older one connects.

@@ -100,6 +100,8 @@ func TestPeerWithMissingReferenceIsNotServed(t *testing.T) {
 		"a password whose bytes are too many": {spec: v1beta2.BGPPeerSpec{Password: strings.Repeat("é", 41)}, reason: names.ReasonUnknownSecret},
 		"a next hop that is no address":       {spec: v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"eth0"}}}, reason: names.ReasonInvalidAddress},
 		"a link-local next hop":               {spec: v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"fe80::1"}}}, reason: names.ReasonInvalidAddress},
+		"a next hop in two notations":         {spec: v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"::ffff:192.0.2.1"}}}, reason: names.ReasonInvalidAddress},
+		"a next hop of many hosts":            {spec: v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"255.255.255.255"}}}, reason: names.ReasonInvalidAddress},
 		"two next hops of one family":         {spec: v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"192.0.2.1", "192.0.2.0/24"}}}, reason: names.ReasonInvalidAddress},
 		"next hops of both families":          {spec: v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"192.0.2.1", "2001:db8::/64"}}}, served: true},
 		"no host's address":                   {spec: v1beta2.BGPPeerSpec{PeerAddress: "0.0.0.0"}, reason: names.ReasonInvalidAddress},
@@ -235,6 +237,7 @@ func TestAggregateWiderThanPoolIsReported(t *testing.T) {
 		"a range counts by its widest":   {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(26)}, want: "the prefix 3.3.3.0/26 also contains addresses beside the range 3.3.3.2-3.3.3.254", isServed: true},
 		"a range of whole aggregates":    {entry: "3.3.3.64-3.3.3.191", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(26)}},
 		"shorter than a range's widest":  {entry: "3.3.3.2-3.3.3.254", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(25)}, want: "invalid aggregation length 25: prefix 26"},
+		"IPv6 beyond a range":            {entry: "2001:db8::40-2001:db8::ff", spec: v1beta1.BGPAdvertisementSpec{AggregationLengthV6: int32Pointer(121)}, want: "spec.aggregationLengthV6: the prefix 2001:db8::/121 also contains addresses beside", isServed: true},
 		"IPv6":                           {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLengthV6: int32Pointer(48)}, want: "spec.aggregationLengthV6: invalid aggregation length 48: prefix 64"},
 		"the length of the other family": {entry: "2001:db8::/64", spec: v1beta1.BGPAdvertisementSpec{AggregationLength: int32Pointer(8)}},
 	}
@@ -430,9 +433,42 @@ func TestPasswordWithLineBreakIsReported(t *testing.T) {
 	}
 }
 
+// TestPeerExtensionWithoutEffectIsReported checks fields that need another field.
+func TestPeerExtensionWithoutEffectIsReported(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spec v1beta2.BGPPeerSpec
+		want string // in the Problem; empty for none
+	}{
+		"a next hop of a family that the session lacks": {
+			v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"192.0.2.0/24", "2001:db8::/64"}}},
+			"spec.gantry.nextHops: 2001:db8::/64 has no effect, since the session carries no IPv6 routes",
+		},
+		"the same at an IPv6 router": {
+			v1beta2.BGPPeerSpec{PeerAddress: "2001:db8::1", Gantry: &v1beta2.PeerExtension{NextHops: []string{"192.0.2.7"}}},
+			"spec.gantry.nextHops: 192.0.2.7/32 has no effect, since the session carries no IPv4 routes",
+		},
+		"both families": {v1beta2.BGPPeerSpec{DualStackAddressFamily: true, Gantry: &v1beta2.PeerExtension{NextHops: []string{"192.0.2.7", "2001:db8::7"}}}, ""},
+		"a restart time without graceful restart": {
+			v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{RestartTime: durationOfSeconds(60)}},
+			"spec.gantry.restartTime: it has no effect without enableGracefulRestart",
+		},
+		"a restart time with it": {v1beta2.BGPPeerSpec{EnableGracefulRestart: true, Gantry: &v1beta2.PeerExtension{RestartTime: durationOfSeconds(60)}}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}})
+			if p := s.PeerByName("p"); p.FirstFault != nil {
+				t.Errorf("the peer is not served: %v", p.FirstFault)
+			}
+			if tc.want == "" && len(problems) > 0 || tc.want != "" && (len(problems) != 1 || !strings.Contains(problems[0].Text, tc.want)) {
+				t.Errorf("the problems are %v, want %q", problems, tc.want)
+			}
+		})
+	}
+}
+
 func TestPeerExtensionIsParsed(t *testing.T) {
 	extension := &v1beta2.PeerExtension{DrainDelay: durationOfSeconds(0), RestartTime: durationOfSeconds(300), BFDStrict: true, NextHops: []string{"192.0.2.0/24"}}
-	s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, v1beta2.BGPPeerSpec{Gantry: extension})}})
+	s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, v1beta2.BGPPeerSpec{EnableGracefulRestart: true, Gantry: extension})}})
 	p := s.PeerByName("p")
 	if !p.HasDrainDelay || p.DrainDelay != 0 || p.RestartTime != 300*time.Second || !p.BFDStrict || p.NextHopIPv4.String() != "192.0.2.0/24" {
 		t.Errorf("the peer is %+v", p)

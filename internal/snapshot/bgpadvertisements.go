@@ -119,10 +119,7 @@ func (b *snapshotBuilder) reportDuplicateSelectors(o ObjectReference, field stri
 func (b *snapshotBuilder) isAggregateWithinPool(o ObjectReference, ad *BGPAdvertisement, p *Pool) bool {
 	for _, r := range p.Ranges {
 		if bits, length := r.widestPrefix().Bits(), ad.prefixLengthFor(r.First); bits > length {
-			field := "spec.aggregationLength"
-			if r.First.Is6() {
-				field = "spec.aggregationLengthV6"
-			}
+			field := aggregationLengthField(r)
 			b.currentObjectServableForSomePools = true
 			b.reportProblemAndMarkBroken(o, field, names.ReasonAggregationLength,
 				"%s: invalid aggregation length %d: prefix %d in this pool is more specific than the aggregation length for addresses %s of pool %q: write at least %d, or remove the pool",
@@ -147,11 +144,20 @@ func (b *snapshotBuilder) reportAggregateBeyondRange(o ObjectReference, ad *BGPA
 		if !end.outside.IsValid() || !prefix.Contains(end.outside) || isInPool(end.outside) {
 			continue
 		}
-		b.reportProblem(o, "spec.aggregationLength", names.ReasonAggregationLength,
-			"spec.aggregationLength: the prefix %s also contains addresses beside the range %s of pool %q, so that routers send their traffic to the nodes: start and end the range at a multiple of the prefix, or write a longer aggregationLength",
-			prefix, r, p.Name)
+		field := aggregationLengthField(r)
+		b.reportProblem(o, field, names.ReasonAggregationLength,
+			"%s: the prefix %s also contains addresses beside the range %s of pool %q, so that routers send their traffic to the nodes: start and end the range at a multiple of the prefix, or write a larger length",
+			field, prefix, r, p.Name)
 		return
 	}
+}
+
+// aggregationLengthField is the field with the length of the announced prefixes of a range.
+func aggregationLengthField(r Range) string {
+	if r.First.Is6() {
+		return "spec.aggregationLengthV6"
+	}
+	return "spec.aggregationLength"
 }
 
 // prefixLengthFor is the length of the announced prefix for an address.

@@ -143,6 +143,9 @@ func (b *snapshotBuilder) parsePeerExtension(o ObjectReference, p *Peer, in *v1b
 	p.RestartTime, p.BFDStrict = durationOrZero(in.RestartTime), in.BFDStrict
 	p.DrainDelay, p.HasDrainDelay = durationOrZero(in.DrainDelay), in.DrainDelay != nil
 	b.parseNextHops(o, p, in.NextHops)
+	if in.RestartTime != nil && !p.GracefulRestart {
+		b.reportProblem(o, "spec.gantry.restartTime", names.ReasonInvalidTimer, "spec.gantry.restartTime: it has no effect without enableGracefulRestart: set that, or remove restartTime")
+	}
 	if in.BFDStrict && p.BFD == nil {
 		b.reportProblem(o, "spec.gantry.bfdStrict", names.ReasonUnknownBFDProfile, "spec.gantry.bfdStrict: it has no effect without bfdProfile: set bfdProfile, or remove bfdStrict")
 	}
@@ -173,7 +176,7 @@ func (b *snapshotBuilder) parseNextHops(o ObjectReference, p *Peer, in []string)
 			prefix, err = netip.PrefixFrom(a, a.BitLen()), addressErr
 		}
 		a := prefix.Addr()
-		if err != nil || a.Zone() != "" || a.IsUnspecified() && prefix.IsSingleIP() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		if err != nil || a.Zone() != "" || a.IsUnspecified() && prefix.IsSingleIP() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.Is4In6() || a == limitedBroadcast {
 			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %q cannot be a next hop: write an address such as 192.0.2.1, or a network such as 192.0.2.0/24 that contains an address of each node", field, text)
 			continue
 		}
@@ -185,6 +188,9 @@ func (b *snapshotBuilder) parseNextHops(o ObjectReference, p *Peer, in []string)
 			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: it has two entries of the family of %q: write one", field, text)
 		}
 		*target = prefix.Masked()
+		if family := ipfamily.FamilyOf(a); !p.CarriesFamily(family) {
+			b.reportProblem(o, field, names.ReasonInvalidAddress, "%s: %s has no effect, since the session carries no %s routes: set dualStackAddressFamily, or remove it", field, prefix.Masked(), family)
+		}
 	}
 }
 
@@ -221,10 +227,13 @@ func (b *snapshotBuilder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) 
 	return p
 }
 
+// limitedBroadcast is the address of all hosts of a link (RFC 919 section 7).
+var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 // checkPeerAddresses reports addresses that no router can have, and link-local ones without a link.
 func (b *snapshotBuilder) checkPeerAddresses(o ObjectReference, p *Peer) {
 	for field, a := range map[string]netip.Addr{"spec.peerAddress": p.Address, "spec.sourceAddress": p.SourceAddress} {
-		if a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		if a.IsUnspecified() || a.IsMulticast() || a == limitedBroadcast {
 			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %s cannot be the address of a host: write one such as 192.0.2.1", field, a)
 		}
 	}

@@ -40,6 +40,8 @@ type Negotiated struct {
 	KeepaliveInterval time.Duration
 	// ExtendedNextHop allows IPv6 next hops for IPv4 routes (RFC 8950).
 	ExtendedNextHop bool
+	// FourOctetASN makes AS paths have numbers of four octets (RFC 6793 section 4.1).
+	FourOctetASN bool
 	// LinkLocalNextHop allows a link-local next hop in 16 octets
 	// (draft-ietf-idr-linklocal-capability).
 	LinkLocalNextHop bool

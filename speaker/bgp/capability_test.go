@@ -76,11 +76,13 @@ func TestRefusedCapabilitiesAreLeftOut(t *testing.T) {
 			}
 			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 			r.awaitRoute(t, servicePrefix, "")
+			opens := r.receivedOpens()
+			last := opens[len(opens)-1]
+			r.wantASNsAsOffered(t, last)
 			if st := s.peerStatus("tor"); !strings.Contains(st.LastError, tc.says) {
 				t.Errorf("the status says %q, want %q", st.LastError, tc.says)
 			}
-			opens := r.receivedOpens()
-			if last := opens[len(opens)-1]; tc.want != nil && !tc.want(last) {
+			if tc.want != nil && !tc.want(last) {
 				t.Errorf("the last OPEN has %v", last.Capabilities())
 			}
 			p.HoldTime = 30 * time.Second

@@ -127,6 +127,37 @@ func TestDrainedNodeStaysAtLowPreferenceForTheDelay(t *testing.T) {
 	}
 }
 
+// TestEditsDuringADrainCount edits the delay while routes drain: it counts from the start of the
+// drain. No edit here resets the session, nor does a restartTime without graceful restart.
+func TestEditsDuringADrainCount(t *testing.T) {
+	for name, drain := range map[string]func(*bgp.Desired){
+		"the node is drained": func(d *bgp.Desired) { d.NodeLeaving = true },
+		"endpoints terminate": func(d *bgp.Desired) {
+			d.Routes = exampleRoutes(servicePrefix)
+			d.Routes[0].EndpointsTerminating = true
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMemoryTransport()
+			r := m.addRouter(t, "192.0.2.1", nil)
+			s := startMemorySpeaker(t, m)
+			d := bgp.Desired{Peers: []intent.Peer{memoryPeer(drainAfter(time.Hour))}, Routes: exampleRoutes(servicePrefix)}
+			s.SetDesiredState(d)
+			r.awaitRoute(t, servicePrefix, "")
+			drain(&d)
+			s.SetDesiredState(d)
+			r.awaitRoute(t, servicePrefix, gracefulShutdownText)
+			d.Peers = []intent.Peer{memoryPeer(drainAfter(0), func(p *intent.Peer) { p.RestartTime = time.Minute })}
+			s.SetDesiredState(d)
+			r.awaitNoRoute(t, servicePrefix)
+			if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.State != bgp.Established || len(r.receivedOpens()) != 1 {
+				t.Errorf("an edit reset the session: %+v", st)
+			}
+		})
+	}
+}
+
 // TestRemovedPeerIsDrained checks that a router learns to use other paths before a peer that is
 // deleted takes its routes away.
 func TestRemovedPeerIsDrained(t *testing.T) {

@@ -1,6 +1,7 @@
 package bgp_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -161,6 +162,7 @@ type scriptedRouter struct {
 	opens         []message.OpenMessage
 	events        []string // routes and withdrawals in their order
 	notifications []*message.Notification
+	lastRoutes    []byte            // the latest UPDATE with routes
 	routes        map[string]string // attributes by prefix
 	conn          net.Conn          // the latest
 }
@@ -341,6 +343,9 @@ func (r *scriptedRouter) recordUpdate(m []byte) {
 		}
 	}
 	slices.Sort(words)
+	if len(reached) > 0 {
+		r.lastRoutes = slices.Clone(m)
+	}
 	for _, p := range gone {
 		r.events = append(r.events, "-"+p)
 		delete(r.routes, p)
@@ -410,6 +415,22 @@ func (r *scriptedRouter) awaitRoute(t testing.TB, prefix, text string) {
 		}
 		return nil
 	})
+}
+
+// wantASNsAsOffered checks the AS path of the latest routes, which has one number: it has four
+// octets only if the speaker's OPEN offered them, and two otherwise.
+func (r *scriptedRouter) wantASNsAsOffered(t *testing.T, o message.OpenMessage) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	const typeASPath, sequence, segmentHeader = 2, 2, 2
+	_, rest, found := bytes.Cut(r.lastRoutes, []byte{0x40, typeASPath})
+	if !found || rest[1] != sequence || rest[2] != 1 {
+		t.Fatalf("the UPDATE %x has no AS path with one number", r.lastRoutes)
+	}
+	if octets := int(rest[0]) - segmentHeader; (octets == 4) != o.SupportsFourOctetASN {
+		t.Errorf("the AS path has a number of %d octets after an OPEN with %v", octets, o.Capabilities())
+	}
 }
 
 func (r *scriptedRouter) awaitNoRoute(t *testing.T, prefix string) {

@@ -255,11 +255,12 @@ func (m *memoryTransport) passiveConnect(t *testing.T, device, from string, r *s
 func passive(p *intent.Peer) { p.Passive = true }
 
 // TestPassivePeersOnLinksWithOneLinkLocalAddress checks that each connection reaches the peer of
-// its own link, and that one refused key harms only its peer.
+// its own link, also if the link belongs to a VRF, and that one refused key harms only its peer.
 func TestPassivePeersOnLinksWithOneLinkLocalAddress(t *testing.T) {
 	m := newMemoryTransport()
 	m.localIP = netip.MustParseAddr("fe80::11")
 	first, second, third := m.addRouter(t, "fe80::1%eth0", nil), m.addRouter(t, "fe80::1%eth1", nil), m.addRouter(t, "192.0.2.3", nil)
+	fourth := m.addRouter(t, "fe80::1%eth2", nil)
 	m.setAddresses("fe80::11/64 eth0", "fe80::11/64 eth1", "2001:db8:1::11/64 eth0", "2001:db8:2::11/64 eth1", "10.1.0.11/24 eth2 vrf=red")
 	m.refusedPasswords[netip.MustParseAddr("192.0.2.9")] = errors.New("no TCP MD5 in this kernel")
 	var d bgp.Desired
@@ -267,7 +268,10 @@ func TestPassivePeersOnLinksWithOneLinkLocalAddress(t *testing.T) {
 		"eth0":    func(p *intent.Peer) { p.Address, p.Device = netip.MustParseAddr("fe80::1%eth0"), "eth0" },
 		"eth1":    func(p *intent.Peer) { p.Address, p.Device = netip.MustParseAddr("fe80::1%eth1"), "eth1" },
 		"refused": func(p *intent.Peer) { p.Address, p.Password = netip.MustParseAddr("192.0.2.9"), "secret" },
-		"vrf":     func(p *intent.Peer) { p.Address, p.Device = netip.MustParseAddr("192.0.2.3"), "red" },
+		"link in a VRF": func(p *intent.Peer) {
+			p.Address, p.Device, p.SourceAddress = netip.MustParseAddr("fe80::1%eth2"), "eth2", netip.MustParseAddr("fe80::11")
+		},
+		"vrf": func(p *intent.Peer) { p.Address, p.Device = netip.MustParseAddr("192.0.2.3"), "red" },
 	} {
 		p := memoryPeer(passive, dualStack, edit)
 		p.Name = name
@@ -282,6 +286,9 @@ func TestPassivePeersOnLinksWithOneLinkLocalAddress(t *testing.T) {
 	first.awaitRoute(t, servicePrefixIPv6, "2001:db8:1::11")
 	m.passiveConnect(t, "red", "192.0.2.3", third)
 	s.waitForEstablished("vrf")
+	m.localIP = netip.MustParseAddr("fe80::11%eth2")
+	m.passiveConnect(t, "red", "fe80::1%eth2", fourth)
+	s.waitForEstablished("link in a VRF")
 	s.waitForError("refused", "no TCP MD5 in this kernel")
 	stranger := m.passiveConnect(t, "", "192.0.2.3", nil) // the peer of this address is in the VRF
 	if _, err := stranger.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {

@@ -127,6 +127,7 @@ func negotiate(p *intent.Peer, local, remote message.OpenMessage) (Negotiated, e
 	n.HoldTime = time.Duration(min(local.HoldSeconds, remote.HoldSeconds)) * time.Second
 	n.KeepaliveInterval = keepaliveInterval(p, n.HoldTime)
 	n.ExtendedNextHop = local.SupportsExtendedNextHop && remote.SupportsExtendedNextHop
+	n.FourOctetASN = local.SupportsFourOctetASN && remote.SupportsFourOctetASN
 	n.LinkLocalNextHop = local.SupportsLinkLocalNextHop && remote.SupportsLinkLocalNextHop
 	n.GracefulRestart = local.GracefulRestart != nil && remote.GracefulRestart != nil
 	n.GracefulNotification = n.GracefulRestart && remote.GracefulRestart.GracefulNotification

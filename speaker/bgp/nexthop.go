@@ -88,7 +88,8 @@ func chooseNextHops(in *nextHopInputs) sessionNextHops {
 	if linkLocal := in.chooseLinkLocal(link); in.localAddress.Is6() && in.localAddress.IsLinkLocalUnicast() || !out.ipv6.IsValid() {
 		out.ipv6LinkLocal = linkLocal
 	}
-	if out.ipv4.IsValid() && in.allowsIPv6ForIPv4 && !in.peer.NextHopIPv4.IsValid() && (in.peer.Unnumbered || ipv4Rank > rankOfSubnetAddressOnLink) {
+	hasIPv6 := out.ipv6.IsValid() || out.ipv6LinkLocal.IsValid()
+	if out.ipv4.IsValid() && in.allowsIPv6ForIPv4 && hasIPv6 && !in.peer.NextHopIPv4.IsValid() && (in.peer.Unnumbered || ipv4Rank > rankOfSubnetAddressOnLink) {
 		out.ipv4 = netip.Addr{} // the address of the session's own link is reachable
 	}
 	return out
@@ -133,7 +134,7 @@ func (in *nextHopInputs) chooseForFamily(f ipfamily.Family, link, vrf string) (n
 	for i := range in.nodeAddresses {
 		a := &in.nodeAddresses[i]
 		known = known || a.Prefix.Addr() == in.localAddress.WithZone("")
-		if ipfamily.FamilyOf(a.Prefix.Addr()) != f || a.Prefix.Addr().IsLinkLocalUnicast() || !a.canBeNextHop() || a.VRFName != vrf {
+		if ipfamily.FamilyOf(a.Prefix.Addr()) != f || in.isOtherLinkLocal(a.Prefix.Addr()) || !a.canBeNextHop() || a.VRFName != vrf {
 			continue
 		}
 		rank := in.rankAddress(a, link)
@@ -148,10 +149,16 @@ func (in *nextHopInputs) chooseForFamily(f ipfamily.Family, link, vrf string) (n
 		}
 	}
 	local := in.localAddress.WithZone("")
-	if !best.IsValid() && !known && !configured.IsValid() && ipfamily.FamilyOf(local) == f && !local.IsLinkLocalUnicast() && !local.IsLoopback() {
+	if !best.IsValid() && !known && !configured.IsValid() && ipfamily.FamilyOf(local) == f && !in.isOtherLinkLocal(local) && !local.IsLoopback() {
 		return local, rankOfSessionAddress // the addresses could not be read, or are older
 	}
 	return best, bestRank
+}
+
+// isOtherLinkLocal reports whether an address is link-local, and is no next hop on its own. The one
+// of a session over IPv4 is: the router reaches it, and it needs no zone.
+func (in *nextHopInputs) isOtherLinkLocal(a netip.Addr) bool {
+	return a.IsLinkLocalUnicast() && (a.Is6() || a != in.localAddress)
 }
 
 // rankAddress returns the rank of an address that can be a next hop.

@@ -86,6 +86,17 @@ func nextHopCases() []nextHopCase {
 			ipv4:      "10.255.0.11",
 		},
 		{
+			name: "only temporary addresses, and a router on the link", local: "2001:db8:1::4", router: "2001:db8:1::1", routerOpen: extended,
+			addresses: []string{"2001:db8:1::4/64 eth0 temporary", "2001:db8:1::5/64 eth0 temporary", "fe80::11/64 eth0"},
+			ipv4:      "fe80::11 fe80::11", ipv6: "fe80::11 fe80::11",
+		},
+		{
+			name: "IPv4 keeps its next hop where no IPv6 address can be one", local: "2001:db8:1::4", router: "2001:db8:77::1", routerOpen: extended,
+			edit: func(p *intent.Peer) { p.Multihop = true }, internalIPs: []string{"192.0.2.11"},
+			addresses: []string{"2001:db8:1::4/64 eth0 temporary", "192.0.2.11/24 eth1", "fe80::11/64 eth0"},
+			ipv4:      "192.0.2.11",
+		},
+		{
 			name: "a session from a temporary address", local: "2001:db8:1::4", router: "2001:db8:1::1",
 			addresses: []string{"2001:db8:1::4/64 eth0 temporary", "2001:db8:1::11/64 eth0", "192.0.2.11/24 eth0"},
 			ipv4:      "192.0.2.11", ipv6: "2001:db8:1::11",
@@ -102,6 +113,12 @@ func nextHopCasesOfOtherSessions() []nextHopCase {
 			name: "a session in a VRF", local: "192.0.2.11", router: "192.0.2.1", edit: func(p *intent.Peer) { p.Device = "red" },
 			addresses: []string{"2001:db8:1::11/64 eth0", "192.0.2.11/24 eth0", "2001:db8:2::11/64 eth1 vrf=red", "192.0.2.11/24 eth1 vrf=red"},
 			ipv4:      "192.0.2.11", ipv6: "2001:db8:2::11",
+		},
+		{
+			name: "an IPv4 session over link-local addresses", local: "169.254.0.2", router: "169.254.0.1",
+			internalIPs: []string{"10.9.0.11"},
+			addresses:   []string{"169.254.0.2/30 eth0", "10.9.0.11/24 eth1", "169.254.7.7/16 eth2"},
+			ipv4:        "169.254.0.2",
 		},
 		{
 			name: "a link-local session gets both addresses", local: "fe80::11", router: "fe80::1%eth0", routerOpen: extended,

@@ -93,13 +93,9 @@ func (e *Engine) listenForPassivePeers(ctx context.Context, peers []intent.Peer)
 	return peers
 }
 
-// vrfOfPeer returns the VRF of a peer's session; empty without one.
-func (e *Engine) vrfOfPeer(p *intent.Peer) string {
-	if slices.ContainsFunc(e.nodeAddresses, func(a NodeAddress) bool { return p.Device != "" && a.VRFName == p.Device }) {
-		return p.Device
-	}
-	return ""
-}
+// vrfOfPeer returns the VRF of a peer's session, which the peer names, or to which its link
+// belongs; empty without one.
+func (e *Engine) vrfOfPeer(p *intent.Peer) string { return vrfOfDevice(e.nodeAddresses, p.Device) }
 
 // listen listens in a VRF unless it does already.
 func (l *passiveListeners) listen(ctx context.Context, t Transport, vrf string) error {
@@ -167,7 +163,7 @@ func (l *passiveListeners) closeUnwanted(wanted map[string]bool) {
 func (e *Engine) assignPassiveConnection(c passiveConnection) {
 	for i := range e.currentDesiredState.Peers {
 		p := &e.currentDesiredState.Peers[i]
-		if !p.Passive || p.Blocked.IsSet() || e.vrfOfPeer(p) != c.vrf || !e.isRouterOfPeer(p, c.RemoteIP()) || p.SourceAddress.IsValid() && p.SourceAddress != c.LocalIP() {
+		if !p.Passive || p.Blocked.IsSet() || e.vrfOfPeer(p) != c.vrf || !e.isRouterOfPeer(p, c.RemoteIP()) || p.SourceAddress.IsValid() && p.SourceAddress != c.LocalIP().WithZone("") {
 			continue
 		}
 		if w, ok := e.workerByPeer[p.Name]; ok {

@@ -27,6 +27,12 @@ type announcementRules struct {
 	drainDelay time.Duration
 }
 
+// equal reports whether both decide each route alike.
+func (a *announcementRules) equal(b *announcementRules) bool {
+	return a.shutdownPhase == b.shutdownPhase && a.nextHops == b.nextHops && slices.Equal(a.families, b.families) &&
+		a.localASN == b.localASN && a.bfdHoldsBack == b.bfdHoldsBack && a.drainDelay == b.drainDelay
+}
+
 // decideAttributes returns the attributes with which a route is announced. The Reason is not empty
 // if the route is withheld. drainEnd is when the route's endpoints end; zero if they do not.
 func (a *announcementRules) decideAttributes(r *intent.Route, drainEnd, now time.Time) (PathAttributes, names.Reason) {
@@ -75,7 +81,7 @@ func (r withheldRoute) isExpected() bool {
 // drainingRoute is a route whose last endpoints on this node terminate.
 type drainingRoute struct {
 	route *intent.Route
-	end   time.Time
+	start time.Time
 }
 
 // peerRoutes are the routes of one peer. Each is in the AdjRIBOut or withheld. Only the worker uses
@@ -127,11 +133,11 @@ func (p *peerRoutes) drainEndOf(r *intent.Route, rules *announcementRules, now t
 	}
 	d, ok := p.drainingByPrefix[r.Prefix]
 	if !ok {
-		d.end = now.Add(rules.drainDelay)
+		d.start = now
 	}
 	d.route = r
 	p.drainingByPrefix[r.Prefix] = d
-	return d.end
+	return d.start.Add(rules.drainDelay)
 }
 
 // replaceRoutes sets all routes.
@@ -173,13 +179,13 @@ func (p *peerRoutes) withdrawDrained(rules *announcementRules, now time.Time) (n
 	p.adjRIBOut.mu.Lock()
 	defer p.adjRIBOut.mu.Unlock()
 	for prefix, d := range p.drainingByPrefix {
-		switch {
-		case !now.Before(d.end):
+		switch end := d.start.Add(rules.drainDelay); {
+		case !now.Before(end):
 			if _, withheld := p.withheldByPrefix[prefix]; !withheld {
 				p.setRouteLocked(prefix, d.route, rules, now)
 			}
-		case next.IsZero() || d.end.Before(next):
-			next = d.end
+		case next.IsZero() || end.Before(next):
+			next = end
 		}
 	}
 	return next
@@ -238,9 +244,15 @@ func explainWithheldRoute(w withheldRoute) names.Explanation {
 	return names.Explain(names.ReasonNoSession, "no session with the router is established")
 }
 
-// updateAdjRIBOut decides all routes again.
+// updateAdjRIBOut decides all routes again if their rules have changed, and otherwise those that
+// changed. Most changes of a node's addresses, such as those of Pods' links, change no rule.
 func (w *worker) updateAdjRIBOut() {
 	rules := w.currentRules()
+	if w.lastRules != nil && w.lastRules.equal(&rules) {
+		w.applyRouteChanges()
+		return
+	}
+	w.lastRules = &rules
 	w.routes.replaceRoutes(w.routeInbox.takeRoutesOfPeer(w.peerName), &rules, w.engine.options.Now())
 	w.scheduleDrainEnd()
 }

@@ -97,6 +97,25 @@ func BenchmarkOneOfTenThousandRoutesChanges(b *testing.B) {
 	}
 }
 
+// TestUnrelatedEditDecidesNoRouteAgain changes addresses of the node that no session uses, as each
+// Pod that starts does with its link. What that allocates does not depend on the number of routes.
+func TestUnrelatedEditDecidesNoRouteAgain(t *testing.T) {
+	const routes, edits, most = 10000, 20, 30
+	h := newScaleHarness(t, 1, routes)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for i := range edits {
+		h.desired.NodeInternalIPs = []netip.Addr{netip.AddrFrom4([4]byte{10, 9, 9, byte(i)})}
+		h.changeOneRoute(t)
+	}
+	runtime.ReadMemStats(&after)
+	each := (after.TotalAlloc - before.TotalAlloc) / edits / routes
+	t.Logf("%d bytes for each route", each)
+	if each > most {
+		t.Errorf("an edit allocates %d bytes for each route, more than %d", each, most)
+	}
+}
+
 // TestPeerAtRestUsesLittleMemory measures the memory of established sessions without traffic, less
 // that of the test's routers.
 func TestPeerAtRestUsesLittleMemory(t *testing.T) {

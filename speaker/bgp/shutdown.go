@@ -68,7 +68,15 @@ func (w *worker) setLeaving(leaving bool) {
 	default:
 		w.log.Info("the node is leaving: announcing its routes with GRACEFUL_SHUTDOWN, then withdrawing them", "routes", w.routes.adjRIBOut.RouteCount())
 		w.shutdown.phase, w.shutdown.markedAt = routesMarkedForShutdown, w.engine.options.Now()
-		w.shutdown.timer.Reset(drainDelayOfPeer(&w.currentDesiredState.peer))
+	}
+	w.applyDrainDelay()
+}
+
+// applyDrainDelay sets the time of the withdrawal of a leaving node's routes. The delay counts from
+// the start of the drain, also after an edit.
+func (w *worker) applyDrainDelay() {
+	if w.shutdown.phase == routesMarkedForShutdown {
+		w.shutdown.timer.Reset(drainDelayOfPeer(&w.currentDesiredState.peer) - w.engine.options.Now().Sub(w.shutdown.markedAt))
 	}
 }
 

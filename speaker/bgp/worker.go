@@ -47,6 +47,7 @@ type worker struct {
 	currentDesiredState    desiredPeerState // the latest
 	status                 PeerSessionStatus
 	routes                 *peerRoutes
+	lastRules              *announcementRules // by which all routes were decided; nil before
 	session                *session
 	routerConfirmedSession <-chan struct{} // of session; nil once it was handled
 	nextHops               sessionNextHops // of session, or the last one
@@ -212,6 +213,7 @@ func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
 		w.retryTimer.Reset(0)
 	}
 	w.applyTimerEdits(&previous.peer)
+	w.applyDrainDelay()
 	if w.session != nil {
 		w.updateNextHops(w.session.routerConn, w.session.negotiated)
 	}
@@ -225,6 +227,9 @@ func needSameOpenAndConnection(a, b *intent.Peer) bool {
 		p.Password, p.Blocked, p.BFD, p.MaxReconnectDelay, p.KeepaliveTime = "", names.Explanation{}, nil, 0, 0
 		p.NextHopIPv4, p.NextHopIPv6 = netip.Prefix{}, netip.Prefix{}
 		p.DrainDelay, p.HasDrainDelay, p.BFDStrict = 0, false, false
+		if !p.GracefulRestart {
+			p.RestartTime = 0 // the OPEN does not have it
+		}
 	}
 	return x == y
 }

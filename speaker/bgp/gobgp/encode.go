@@ -17,16 +17,15 @@ type updateEncoder struct {
 	localASN uint32 // our AS number on this session
 	// isRouterInOtherAS is true if the router is in another AS.
 	isRouterInOtherAS bool
-	// routerSupportsFourOctetASN is true if the router supports AS numbers of four octets (RFC
-	// 6793).
-	routerSupportsFourOctetASN bool
-	negotiatedFamilies         []message.AFI
+	// usesFourOctetASN is true if both sides support AS numbers of four octets (RFC 6793).
+	usesFourOctetASN   bool
+	negotiatedFamilies []message.AFI
 	// allowsLinkLocalOnly is true if the router takes a link-local next hop in 16 octets.
 	allowsLinkLocalOnly bool
 }
 
 func newUpdateEncoder(n bgp.Negotiated, asn uint32) *updateEncoder {
-	return &updateEncoder{localASN: asn, isRouterInOtherAS: n.RemoteOpen.ASN != asn, routerSupportsFourOctetASN: n.RemoteOpen.SupportsFourOctetASN, negotiatedFamilies: n.CommonFamilies, allowsLinkLocalOnly: n.LinkLocalNextHop}
+	return &updateEncoder{localASN: asn, isRouterInOtherAS: n.RemoteOpen.ASN != asn, usesFourOctetASN: n.FourOctetASN, negotiatedFamilies: n.CommonFamilies, allowsLinkLocalOnly: n.LinkLocalNextHop}
 }
 
 const (
@@ -206,7 +205,7 @@ func (e *updateEncoder) buildASPathAttribute(t *bgp.PathAttributes) []packet.Pat
 	times := 1 + int(t.PrependCount)
 	const sequence = packet.BGP_ASPATH_ATTR_TYPE_SEQ
 	wide := packet.NewAs4PathParam(sequence, slices.Repeat([]uint32{e.localASN}, times))
-	if e.routerSupportsFourOctetASN {
+	if e.usesFourOctetASN {
 		return []packet.PathAttributeInterface{packet.NewPathAttributeAsPath([]packet.AsPathParamInterface{wide})}
 	}
 	narrow := packet.NewAsPathParam(sequence, slices.Repeat([]uint16{message.TwoOctetASN(e.localASN)}, times))

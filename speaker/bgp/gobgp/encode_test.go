@@ -17,7 +17,7 @@ import (
 
 // exampleNegotiatedSession returns the result of the OPENs with a router of an AS number.
 func exampleNegotiatedSession(asn uint32, edit func(*bgp.Negotiated)) bgp.Negotiated {
-	a := bgp.Negotiated{RemoteOpen: message.OpenMessage{ASN: asn, SupportsFourOctetASN: true}, CommonFamilies: []message.AFI{message.FamilyIPv4, message.FamilyIPv6}}
+	a := bgp.Negotiated{FourOctetASN: true, RemoteOpen: message.OpenMessage{ASN: asn}, CommonFamilies: []message.AFI{message.FamilyIPv4, message.FamilyIPv6}}
 	if edit != nil {
 		edit(&a)
 	}
@@ -112,9 +112,9 @@ func TestUpdatesDecodeAsExpected(t *testing.T) {
 		"IPv4 with an IPv6 next hop": {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 and fe80::1 {Origin: i} {AsPath: 64512}"},
 		"a four-octet AS number":     {large, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 4200000000} {Nexthop: 10.0.0.1}"},
 		"a four-octet AS number for a router that supports two octets": {
-			large, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.SupportsFourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 23456} {Nexthop: 10.0.0.1} 4200000000",
+			large, 65000, func(a *bgp.Negotiated) { a.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 23456} {Nexthop: 10.0.0.1} 4200000000",
 		},
-		"a two-octet AS number for such a router": {64512, 65000, func(a *bgp.Negotiated) { a.RemoteOpen.SupportsFourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
+		"a two-octet AS number for such a router": {64512, 65000, func(a *bgp.Negotiated) { a.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
 		"every community": {
 			64512, 65000, nil, v4,
 			bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{Communities: []uint32{1<<16 | 2}, LargeCommunities: [][3]uint32{{1, 2, 3}}, ExtendedCommunities: [][8]byte{{0, 2, 0, 1, 0, 0, 0, 2}}}},

@@ -32,6 +32,17 @@ func TestOpenRoundTrip(t *testing.T) {
 	}
 }
 
+// TestGracefulRestartWithoutMultiprotocol checks that a router also keeps the IPv4 routes of a
+// session without the multiprotocol capability.
+func TestGracefulRestartWithoutMultiprotocol(t *testing.T) {
+	o := openWithAllCapabilities()
+	o.Families, o.GracefulRestart.ForwardingKeptByFamily = nil, map[AFI]bool{FamilyIPv4: true}
+	got, err := DecodeOpen(BodyOf(o.Encode()))
+	if err != nil || !reflect.DeepEqual(got.GracefulRestart, o.GracefulRestart) {
+		t.Errorf("the router reads %+v (%v)", got.GracefulRestart, err)
+	}
+}
+
 func TestInvalidOpenIsExplained(t *testing.T) {
 	for name, c := range map[string]struct {
 		body    string // in hexadecimal digits

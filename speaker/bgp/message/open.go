@@ -110,7 +110,7 @@ func (o *OpenMessage) Encode() []byte {
 		add(capLinkLocal, nil)
 	}
 	if g := o.GracefulRestart; g != nil {
-		add(capGracefulRestart, g.encodeCapabilityValue(o.Families))
+		add(capGracefulRestart, g.encodeCapabilityValue())
 	}
 	if o.SupportsFourOctetASN {
 		add(capFourOctetASN, binary.BigEndian.AppendUint32(nil, o.ASN))
@@ -125,7 +125,9 @@ func (o *OpenMessage) Encode() []byte {
 	return encodeMessage(TypeOpen, append(body, params...))
 }
 
-func (g *GracefulRestartCapability) encodeCapabilityValue(order []AFI) []byte {
+// encodeCapabilityValue returns the value of the capability. It names IPv4 also in an OPEN without
+// the multiprotocol capability, since the session carries IPv4 routes then.
+func (g *GracefulRestartCapability) encodeCapabilityValue() []byte {
 	flags := g.RestartSeconds & 0x0fff
 	if g.SenderHasRestarted {
 		flags |= 0x8000
@@ -134,7 +136,7 @@ func (g *GracefulRestartCapability) encodeCapabilityValue(order []AFI) []byte {
 		flags |= 0x4000
 	}
 	out := binary.BigEndian.AppendUint16(nil, flags)
-	for _, f := range order {
+	for _, f := range []AFI{FamilyIPv4, FamilyIPv6} {
 		forwarding, ok := g.ForwardingKeptByFamily[f]
 		if !ok {
 			continue
