@@ -42,20 +42,20 @@ type parts struct {
 // objects, the agent, and the feed.
 func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember, store *checkpoint.Store, o options.Options, log *slog.Logger) (*parts, error) {
 	watcher := links.NewWatcher(options.NewExclusionReader(o.ExcludeInterfacesFile), log)
-	layer2Engine := newLayer2Engine(o)
+	layer2Engine, bfdRequests := newLayer2Engine(o), udp.NewOverhearer()
 	bfdEngine, err := udp.NewEngine(time.Now, member.RunNonce())
 	if err != nil {
 		return nil, err
 	}
 	bgpEngine := bgp.NewEngine(bgp.Options{
-		NodeName: o.NodeName, UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: tcp.Transport{}, Now: time.Now, BFD: bfdEngine, Log: log,
+		NodeName: o.NodeName, UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: tcp.Transport{}, Now: time.Now, BFD: bfdEngine, BFDRequests: bfdRequests, Log: log,
 		FirstRunSinceBoot: store.IsFirstRunSinceBoot(),
 	})
 	mgr.ServeRoutes(func(ctx context.Context) any { return bgpEngine.RIBs(ctx) })
 	services, announced, problemGauges := reconcile.NewServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
-		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, GossipPathFaults: member.PathFaults, Now: time.Now, Metrics: announced,
+		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, GossipPathFaults: member.PathFaults, GossipAddressesWithOtherKey: member.AddressesWithOtherKey, GossipKeyFile: o.GossipKeyFile, Now: time.Now, Metrics: announced,
 		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(), WithoutBGPKinds: o.ConfigurationScope().WithoutBGPKinds,
 	})
 	bgpStatus := reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
@@ -88,7 +88,7 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	p := &parts{
 		agent: a, bgpEngine: bgpEngine,
 		local: []func(context.Context) error{
-			bfdEngine.Run, bgpEngine.Run, layer2Engine.Run, a.Run, watcher.Run, member.Run, healthChecks.Run, proxyWatcher.Run,
+			bfdEngine.Run, bfdRequests.Run, bgpEngine.Run, layer2Engine.Run, a.Run, watcher.Run, member.Run, healthChecks.Run, proxyWatcher.Run,
 		},
 		cluster: []func(context.Context) error{feed.Run, layer2Status.Run, configurationState.Run, addressProbes.Run},
 	}

@@ -150,6 +150,8 @@ const (
 	ReasonGossipComplete Reason = "GossipComplete"
 	// ReasonGossipBlocked: the speaker cannot exchange gossip with another one that lives.
 	ReasonGossipBlocked Reason = "GossipBlocked"
+	// ReasonGossipKeyDiffers: another speaker that lives encrypts its gossip with another key.
+	ReasonGossipKeyDiffers Reason = "GossipKeyDiffers"
 	// ReasonFit: nothing speaks against the node as one that serves addresses.
 	ReasonFit Reason = "Fit"
 	// ReasonUncontested: no foreign host claims an address that the node holds.
@@ -304,6 +306,8 @@ const (
 	// ReasonBFDTTLTooLow: the neighbour's packets cross more routers than minimumTtl allows, or
 	// leave it with a TTL below 255.
 	ReasonBFDTTLTooLow Reason = "BFDTTLTooLow"
+	// ReasonBFDNotConfigured: the router asks for a BFD session, and the BGPPeer has no profile.
+	ReasonBFDNotConfigured Reason = "BFDNotConfigured"
 	// ReasonBFDPortInUse: another program on the node has the UDP port of BFD.
 	ReasonBFDPortInUse Reason = "BFDPortInUse"
 	// ReasonBFDUnsent: BFD packets cannot be sent, because the link is gone or there is no route.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -22,12 +23,20 @@ type BFDEngine interface {
 	StatusChanged() <-chan struct{}
 }
 
-// bfdOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the peers'
-// names.
+// BFDRequestFinder finds routers that ask for a BFD session. *udp.Overhearer implements it.
+type BFDRequestFinder interface {
+	SetRouters(routers []netip.Addr)
+	HeardRouters() <-chan []netip.Addr
+}
+
+// bfdOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the names of
+// the peers.
 type bfdOfPeers struct {
 	peersOfLastUpdate  []intent.Peer
 	bfdKeyByPeerName   map[string]bfd.SessionKey
 	bfdFaultByPeerName map[string]names.Explanation
+	// routersAskingForBFD are routers of peers without BFD that send BFD packets.
+	routersAskingForBFD []netip.Addr
 }
 
 // updateBFDSessions sets one BFD session for each path with a BFD profile. Two peers
@@ -53,8 +62,9 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 	}
 	e.mu.Lock()
 	changed := !maps.Equal(e.bfdOfPeers.bfdKeyByPeerName, keys) || !maps.Equal(e.bfdOfPeers.bfdFaultByPeerName, faults)
-	e.bfdOfPeers = bfdOfPeers{peers, keys, faults}
+	e.bfdOfPeers.peersOfLastUpdate, e.bfdOfPeers.bfdKeyByPeerName, e.bfdOfPeers.bfdFaultByPeerName = peers, keys, faults
 	e.mu.Unlock()
+	e.listenToRoutersWithoutBFD(peers)
 	if changed {
 		e.statusChanged.Signal()
 	}
@@ -62,6 +72,40 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 		e.lastSetBFDSessions = sessions
 		e.options.BFD.SetSessions(sessions)
 	}
+}
+
+// listenToRoutersWithoutBFD finds out whether the routers of peers without BFD profile ask for BFD.
+func (e *Engine) listenToRoutersWithoutBFD(peers []intent.Peer) {
+	if e.options.BFDRequests == nil {
+		return
+	}
+	var routers []netip.Addr
+	for i := range peers {
+		if p := &peers[i]; p.BFD == nil && p.Address.IsValid() {
+			routers = append(routers, p.Address.WithZone(""))
+		}
+	}
+	slices.SortFunc(routers, netip.Addr.Compare)
+	if routers = slices.Compact(routers); !slices.Equal(routers, e.routersWithoutBFD) {
+		e.routersWithoutBFD = routers
+		e.options.BFDRequests.SetRouters(routers)
+	}
+}
+
+// heardRouters delivers the routers that ask for BFD; never without a BFDRequestFinder.
+func (e *Engine) heardRouters() <-chan []netip.Addr {
+	if e.options.BFDRequests == nil {
+		return nil
+	}
+	return e.options.BFDRequests.HeardRouters()
+}
+
+// recordRoutersAskingForBFD takes the routers that ask for BFD.
+func (e *Engine) recordRoutersAskingForBFD(routers []netip.Addr) {
+	e.mu.Lock()
+	e.bfdOfPeers.routersAskingForBFD = routers
+	e.mu.Unlock()
+	e.statusChanged.Signal()
 }
 
 // newBFDSession returns the BFD session of a peer. A peer that may be several hops

@@ -16,7 +16,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// Options configure an Engine. All fields are required.
+// Options configure an Engine. All fields are required, but for BFDRequests.
 type Options struct {
 	// NodeName is this node's name. The router ID is derived from it where nothing else gives one.
 	NodeName string
@@ -31,7 +31,10 @@ type Options struct {
 	Now func() time.Time
 	// BFD watches the paths to peers with a BFD profile. Only this Engine sets its sessions.
 	BFD BFDEngine
-	Log *slog.Logger
+	// BFDRequests finds routers that ask for a BFD session although their peer has no BFD profile;
+	// nil to find none.
+	BFDRequests BFDRequestFinder
+	Log         *slog.Logger
 }
 
 // Desired is the desired state of all sessions.
@@ -72,6 +75,7 @@ type Engine struct {
 	goroutines           sync.WaitGroup
 	peerNamesByBFDPath   map[bfd.SessionKey][]string // names of the peers on each path with BFD
 	lastSetBFDSessions   []bfd.SessionConfig         // the sessions last set
+	routersWithoutBFD    []netip.Addr                // to which the BFDRequestFinder listens
 	loggedFaultByBFDPath map[bfd.SessionKey]names.Explanation
 }
 
@@ -113,6 +117,8 @@ func (e *Engine) Status() []PeerSessionStatus {
 			if f, ok := e.bfdOfPeers.bfdFaultByPeerName[s.PeerName]; ok {
 				s.BFDFault = f
 			}
+		} else if slices.Contains(e.bfdOfPeers.routersAskingForBFD, s.RouterAddress.Addr().WithZone("")) {
+			s.BFDFault = names.Explain(names.ReasonBFDNotConfigured, "the router sends BFD packets, and BGPPeer %s has no bfdProfile: set one, or turn BFD off for this neighbour there", s.PeerName)
 		}
 		out = append(out, s)
 	}
@@ -176,6 +182,8 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-e.options.BFD.StatusChanged():
 			e.logBFDFaults()
 			e.statusChanged.Signal()
+		case routers := <-e.heardRouters():
+			e.recordRoutersAskingForBFD(routers)
 		case <-e.addressesChanged.C():
 			addressCheck.Reset(addressChangeDelay)
 		case <-addressCheck.C:

@@ -44,6 +44,8 @@ func (n receivedNotification) configurationAdvice() string {
 		return "raise the limit for this neighbour there, or announce fewer prefixes by a shorter aggregationLength"
 	case [2]uint8{message.CodeCease, message.CeaseCollision}:
 		return "it has another session with this node: from a second BGPPeer with its address, or an old one whose end it has not noticed yet"
+	case [2]uint8{message.CodeCease, message.CeaseBFDDown}:
+		return "it watches the path by BFD: set bfdProfile here too, let UDP 3784 and 4784 pass, or turn BFD off for this neighbour there"
 	case [2]uint8{message.CodeCease, message.CeaseDeconfigured}, [2]uint8{message.CodeCease, message.CeaseRejected}:
 		return "is this node configured as a neighbour there, and not blocked by a limit or after an earlier error?"
 	}

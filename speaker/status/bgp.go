@@ -146,7 +146,7 @@ func BuildEstablishedCondition(s BGPSessionState) metav1.Condition {
 
 // BuildPathWatchedCondition returns whether BFD watches a path. There is no condition without BFD.
 func BuildPathWatchedCondition(p BFDPathState) (metav1.Condition, bool) {
-	if p.State == "" {
+	if p.State == "" && p.FaultReason == "" {
 		return metav1.Condition{}, false
 	}
 	c := metav1.Condition{
