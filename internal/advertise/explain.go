@@ -136,6 +136,31 @@ func (f *nobodyAnnounces) listAds() string {
 	return "the " + joinLimitedBy(" and the ", out, maxNodesInText, "advertisements")
 }
 
+// listBGPAds names the BGPAdvertisements that cover the Service.
+func (f *nobodyAnnounces) listBGPAds() string {
+	var out []string
+	for _, c := range f.bgp {
+		out = append(out, c.Ad.Name)
+	}
+	return joinLimitedBy(", ", out, maxNodesInText, "advertisements")
+}
+
+// listNamedPeers names the peers of these BGPAdvertisements, as a part of a sentence.
+func (f *nobodyAnnounces) listNamedPeers() string {
+	var out []string
+	for _, c := range f.bgp {
+		for _, p := range c.Ad.Peers {
+			if !slices.Contains(out, p) {
+				out = append(out, p)
+			}
+		}
+	}
+	if len(out) == 0 {
+		return ""
+	}
+	return ", and none has the name " + joinLimitedBy(" or ", out, maxNodesInText, "names")
+}
+
 // quotePools lists the pools of the Service.
 func (f *nobodyAnnounces) quotePools() string {
 	var out []string
@@ -179,9 +204,9 @@ func (f *nobodyAnnounces) noPeer() names.Explanation {
 		return slices.ContainsFunc(f.bgp, func(c BGPCoverage) bool { return c.AdmitsPeer(p.Name) })
 	}
 	if !slices.ContainsFunc(f.snapshot.Peers, exists) {
-		return names.Explain(names.ReasonNoPeers, "the BGPAdvertisements that select the Service have no BGPPeer to announce it to: create one%s, or correct their spec.peers", f.inNamespaceRead())
+		return names.Explain(names.ReasonNoPeers, "the BGPAdvertisements that select the Service (%s) have no BGPPeer to announce it to%s: create one%s, or correct their spec.peers", f.listBGPAds(), f.listNamedPeers(), f.inNamespaceRead())
 	}
-	return names.Explanation{Reason: names.ReasonNoPeers, Text: "the BGPAdvertisements that select the Service have no BGPPeer on a node that they select, for the family of the address: correct the nodeSelectors of both, or create a BGPPeer with an address of this family"}
+	return names.Explanation{Reason: names.ReasonNoPeers, Text: "the BGPAdvertisements that select the Service (" + f.listBGPAds() + ") have no BGPPeer on a node that they select, for the family of the address: correct the nodeSelectors of both, or create a BGPPeer with an address of this family"}
 }
 
 func (f *nobodyAnnounces) contradictingAds() names.Explanation {

@@ -35,12 +35,31 @@ func annotationDomain(key string) string {
 // maxUnknownAnnotations bounds how many unknown annotations are named.
 const maxUnknownAnnotations = 3
 
+// isProbablyOurs reports whether a domain is one of ours, or differs from one in one letter or in
+// the order of the letters. The domain metal3.io differs in two, and is another project's.
+func isProbablyOurs(domain string) bool {
+	return slices.ContainsFunc(ServiceAnnotationDomains, func(own string) bool {
+		return own == domain || EditDistance(own, domain) == 1 || HaveSameLetters(own, domain)
+	})
+}
+
+// HaveSameLetters reports whether the texts differ only in the order of their letters.
+func HaveSameLetters(a, b string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	x, y := []byte(a), []byte(b)
+	slices.Sort(x)
+	slices.Sort(y)
+	return slices.Equal(x, y)
+}
+
 // ExplainUnknownAnnotations returns a sentence for each annotation of the Service that is in one of
-// our domains and that nothing reads, sorted. It is probably misspelt.
+// our domains, or almost, and that nothing reads, sorted. It is probably misspelt.
 func ExplainUnknownAnnotations(s *corev1.Service) []string {
 	var unknown []string
 	for key := range s.Annotations {
-		if slices.Contains(ServiceAnnotationDomains, annotationDomain(key)) && !slices.Contains(knownAnnotations, key) {
+		if isProbablyOurs(annotationDomain(key)) && !slices.Contains(knownAnnotations, key) {
 			unknown = append(unknown, key)
 		}
 	}

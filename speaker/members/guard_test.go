@@ -22,7 +22,7 @@ var loopback = netip.MustParseAddr("127.0.0.1")
 // newTestTransport returns a transport on loopback.
 func newTestTransport(t *testing.T) *guardedTransport {
 	t.Helper()
-	g, err := newGuardedTransport(loopback, 0, log.New(io.Discard, "", 0))
+	g, err := newGuardedTransport(loopback, 0, nil, log.New(io.Discard, "", 0))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 
 	"github.com/hashicorp/memberlist"
@@ -60,18 +61,20 @@ func (m *Members) SetGossipKeys(keys [][]byte) error {
 // setAllowedSources admits messages from the seeds, the members and this node itself. Without any
 // seed it admits all. The caller holds mu.
 func (m *Members) setAllowedSources() {
-	allowed := map[netip.Addr]struct{}{}
+	allowed, members := map[netip.Addr]struct{}{}, map[netip.Addr]struct{}{}
 	for _, s := range m.allSeeds {
 		if a, ok := parseSeedAddress(s); ok {
 			allowed[a] = struct{}{}
 		}
 	}
-	if len(allowed) > 0 {
-		for _, n := range m.memberlistNodeByName {
-			if a, ok := netip.AddrFromSlice(n.Addr); ok {
-				allowed[a.Unmap()] = struct{}{}
-			}
+	for _, n := range m.memberlistNodeByName {
+		if a, ok := netip.AddrFromSlice(n.Addr); ok {
+			members[a.Unmap()] = struct{}{}
 		}
+	}
+	m.transport.setMemberSources(members)
+	if len(allowed) > 0 {
+		maps.Copy(allowed, members)
 		allowed[m.listenAddress.Addr()] = struct{}{}
 	}
 	m.transport.setAllowedSources(allowed)

@@ -132,7 +132,7 @@ func New(o Options) (*Members, error) {
 	c.DeadNodeReclaimTime = time.Second
 	c.HandoffQueueDepth = 8192
 	c.Logger = log.New(memberlistLogWriter{o.Log}, "", 0)
-	m.transport, err = newGuardedTransport(o.BindAddress, o.BindPort, c.Logger)
+	m.transport, err = newGuardedTransport(o.BindAddress, o.BindPort, keyring, c.Logger)
 	if err == nil {
 		c.Transport = m.transport
 		c.BindPort = m.transport.GetAutoBindPort()

@@ -4,7 +4,9 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -143,4 +145,55 @@ gantry_gossip_dropped_total{queue="states"} 0
 	if err := testutil.CollectAndCompare(m, strings.NewReader(expected)); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestASpeakerWithAnotherKeyIsNoticed has two speakers on addresses of their own, as on two nodes:
+// each knows that the other one has another key, until it has the same.
+func TestASpeakerWithAnotherKeyIsNoticed(t *testing.T) {
+	first, second := []byte("the first key, 16 bytes or more"), []byte("the second key, 16 bytes or more")
+	addresses := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")}
+	var all []*Members
+	for i, key := range [][]byte{first, second} {
+		m, err := New(Options{
+			NodeName: []string{"a", "b"}[i], RunNonce: uint64(i + 1), BindAddress: addresses[i], GossipKeys: [][]byte{key}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, m)
+	}
+	a, b := all[0], all[1]
+	a.SetSeeds([]string{b.ListenAddress().String()})
+	b.SetSeeds([]string{a.ListenAddress().String()})
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	for _, m := range all {
+		running.Go(func() {
+			if err := m.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	defer running.Wait()
+	defer stop()
+	awaitOtherKeys := func(m *Members, want ...netip.Addr) {
+		t.Helper()
+		for deadline := time.Now().Add(testAwaitTimeout); ; time.Sleep(20 * time.Millisecond) {
+			got := m.AddressesWithOtherKey()
+			if slices.Equal(got, want) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s finds another key at %v, want %v", m.options.NodeName, got, want)
+			}
+		}
+	}
+	awaitOtherKeys(a, addresses[1])
+	awaitOtherKeys(b, addresses[0])
+	if err := b.SetGossipKeys([][]byte{first}); err != nil {
+		t.Fatal(err)
+	}
+	awaitMembers(t, a, "b", func(set facts.MemberSet) bool { return set.HasMember("b") })
+	awaitOtherKeys(a)
+	awaitOtherKeys(b)
 }

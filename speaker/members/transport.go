@@ -31,11 +31,15 @@ type guardedTransport struct {
 	localAddress net.IP
 	// allowedSources are the addresses of other speakers; nil or empty allows all.
 	allowedSources atomic.Pointer[map[netip.Addr]struct{}]
-	packets        chan *memberlist.Packet
-	streams        chan net.Conn
-	stopped        chan struct{}
-	stopOnce       sync.Once
-	copiers        sync.WaitGroup
+	// memberSources are the addresses of the other members: their keys are right.
+	memberSources atomic.Pointer[map[netip.Addr]struct{}]
+	keyring       *memberlist.Keyring
+	otherKeys     otherKeyRecord
+	packets       chan *memberlist.Packet
+	streams       chan net.Conn
+	stopped       chan struct{}
+	stopOnce      sync.Once
+	copiers       sync.WaitGroup
 
 	mu                  sync.Mutex // guards openStreamsBySource and openStreamCount
 	openStreamsBySource map[netip.Addr]int
@@ -43,9 +47,9 @@ type guardedTransport struct {
 }
 
 // newGuardedTransport opens the sockets.
-func newGuardedTransport(address netip.Addr, port int, logger *log.Logger) (*guardedTransport, error) {
+func newGuardedTransport(address netip.Addr, port int, keyring *memberlist.Keyring, logger *log.Logger) (*guardedTransport, error) {
 	t := &guardedTransport{
-		localAddress: address.AsSlice(), packets: make(chan *memberlist.Packet), streams: make(chan net.Conn),
+		localAddress: address.AsSlice(), keyring: keyring, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn),
 		stopped: make(chan struct{}), openStreamsBySource: map[netip.Addr]int{},
 	}
 	var err error
@@ -61,6 +65,23 @@ func newGuardedTransport(address netip.Addr, port int, logger *log.Logger) (*gua
 // setAllowedSources replaces the addresses of other speakers.
 func (t *guardedTransport) setAllowedSources(addresses map[netip.Addr]struct{}) {
 	t.allowedSources.Store(&addresses)
+}
+
+// setMemberSources replaces the addresses of the other members.
+func (t *guardedTransport) setMemberSources(addresses map[netip.Addr]struct{}) {
+	t.memberSources.Store(&addresses)
+}
+
+// recordKey records whether a known speaker that is no member has another key. Without known
+// speakers it records nothing, since anybody could fill the record.
+func (t *guardedTransport) recordKey(source netip.Addr, p *memberlist.Packet) {
+	allowed, members := t.allowedSources.Load(), t.memberSources.Load()
+	if allowed == nil || len(*allowed) == 0 || members == nil {
+		return
+	}
+	if _, isMember := (*members)[source]; !isMember {
+		t.otherKeys.recordMessage(source, hasOtherKey(p.Buf, t.keyring), p.Timestamp)
+	}
 }
 
 func (t *guardedTransport) isAllowed(source netip.Addr) bool {
@@ -93,9 +114,11 @@ func (t *guardedTransport) copyPackets() {
 		case <-t.stopped:
 			return
 		case p := <-t.NetTransport.PacketCh():
-			if !t.isAllowed(sourceAddress(p.From)) {
+			source := sourceAddress(p.From)
+			if !t.isAllowed(source) {
 				continue
 			}
+			t.recordKey(source, p)
 			select {
 			case t.packets <- p:
 			case <-t.stopped:

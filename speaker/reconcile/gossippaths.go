@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,12 +21,10 @@ func (w *StatusWriter) pathFaults() []members.PathFault {
 	return w.options.GossipPathFaults()
 }
 
-// unreachableNodes returns the nodes whose speakers run and with which gossip is blocked, sorted:
-// those that the gossip or the election has lost, and members to which a path is blocked.
-// protocolByNode has those of them with which only UDP or only TCP is blocked.
-func (w *StatusWriter) unreachableNodes() (nodes []string, protocolByNode map[string]string) {
-	nodes = w.missing.unreachable()
-	protocolByNode = map[string]string{}
+// gossipState returns the nodes whose speakers run and with which gossip fails: those that the
+// gossip or the election has lost, and members to which a path is blocked.
+func (w *StatusWriter) gossipState() status.GossipState {
+	nodes, protocolByNode := w.missing.unreachable(), map[string]string{}
 	for _, f := range w.pathFaults() {
 		// The election loses a member whose datagrams do not arrive, while the gossip still has it.
 		isMissing := slices.Contains(nodes, f.NodeName)
@@ -43,41 +42,57 @@ func (w *StatusWriter) unreachableNodes() (nodes []string, protocolByNode map[st
 		}
 	}
 	slices.Sort(nodes)
-	return nodes, protocolByNode
+	return status.GossipState{
+		UnreachableNodes: nodes, BlockedProtocolByNode: protocolByNode, NodesWithOtherKey: w.missing.withOtherKey(),
+		Namespace: w.options.Namespace, KeyFile: w.options.GossipKeyFile,
+	}
 }
 
-// reportGossip sends an event about this Node when gossip with other nodes is blocked, when these
+// hasOtherKey reports whether messages with another gossip key come from an address of the node.
+func (w *StatusWriter) hasOtherKey(ctx context.Context, name string) bool {
+	if w.options.GossipAddressesWithOtherKey == nil {
+		return false
+	}
+	sources := w.options.GossipAddressesWithOtherKey()
+	var node corev1.Node
+	if len(sources) == 0 || w.options.Client.Get(ctx, client.ObjectKey{Name: name}, &node) != nil {
+		return false
+	}
+	return slices.ContainsFunc(node.Status.Addresses, func(n corev1.NodeAddress) bool {
+		a, err := netip.ParseAddr(n.Address)
+		return err == nil && n.Type == corev1.NodeInternalIP && slices.Contains(sources, a.Unmap())
+	})
+}
+
+// reportGossip sends an event about this Node when gossip with other nodes fails, when these
 // are other nodes than before, and when that is over.
 func (w *StatusWriter) reportGossip(ctx context.Context) {
-	nodes, protocolByNode := w.unreachableNodes()
-	text := ""
-	if len(nodes) > 0 {
-		text = status.GossipBlockedText(nodes, protocolByNode)
-	}
-	if text == w.lastReportedGossipFault {
+	state := w.gossipState()
+	why := state.Explain()
+	if why.Text == w.lastReportedGossipFault {
 		return
 	}
 	node := &corev1.Node{}
 	if err := w.options.Client.Get(ctx, client.ObjectKey{Name: w.options.Self}, node); err != nil {
 		return
 	}
-	w.lastReportedGossipFault = text
-	if text == "" {
+	w.lastReportedGossipFault = why.Text
+	if !why.IsSet() {
 		w.options.Log.Info("gossip with every speaker that runs works again")
 		w.options.Events.Eventf(node, nil, corev1.EventTypeNormal, names.EventGossipBlocked, "GossipComplete", "gossip with every speaker that runs works again")
 		return
 	}
-	w.options.Log.Warn(text, "reason", names.ReasonGossipBlocked)
-	w.options.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventGossipBlocked, gossipEventAction(nodes, protocolByNode), "%s", text)
+	w.options.Log.Warn(why.Text, "reason", why.Reason)
+	w.options.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventGossipBlocked, gossipEventAction(why.Reason, &state), "%s", why.Text)
 }
 
-// gossipEventAction returns the action of the event about blocked gossip. It differs with what is
-// blocked, since the API shows only the first of similar events.
-func gossipEventAction(nodes []string, protocolByNode map[string]string) string {
+// gossipEventAction returns the action of the event about gossip that fails. It differs with what
+// fails, since the API shows only the first of similar events.
+func gossipEventAction(reason names.Reason, g *status.GossipState) string {
 	const maxActionLetters = 128 // of the API
-	action := "GossipBlocked"
-	for _, n := range nodes {
-		action += " " + n + protocolByNode[n]
+	action := string(reason)
+	for _, n := range g.UnreachableNodes {
+		action += " " + n + g.BlockedProtocolByNode[n]
 	}
 	return action[:min(len(action), maxActionLetters)]
 }

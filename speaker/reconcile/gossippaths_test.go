@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/speaker/agent"
 	"github.com/gantry-lb/gantry/speaker/facts"
@@ -75,8 +77,54 @@ func TestProtocolOfASilentMemberIsNamed(t *testing.T) {
 	})
 	w.missing.observeMembers([]string{"self"}, "self", time.Now())
 	w.missing.checkByName = map[string]missingNode{"other": {isUnreachable: true}}
-	nodes, protocolByNode := w.unreachableNodes()
-	if !slices.Equal(nodes, []string{"other"}) || protocolByNode["other"] != "UDP" {
-		t.Errorf("%v are unreachable, by these protocols alone: %v, want other by UDP", nodes, protocolByNode)
+	g := w.gossipState()
+	if !slices.Equal(g.UnreachableNodes, []string{"other"}) || g.BlockedProtocolByNode["other"] != "UDP" {
+		t.Errorf("%v are unreachable, by these protocols alone: %v, want other by UDP", g.UnreachableNodes, g.BlockedProtocolByNode)
+	}
+}
+
+// TestOtherKeyIsReported has a speaker that runs, is no member, and sends messages with another
+// key. Both the condition and the event name its node and the Secret.
+func TestOtherKeyIsReported(t *testing.T) {
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := metav1.Now()
+	other := &v1alpha1.SpeakerStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "other"}, Status: v1alpha1.SpeakerStatusStatus{
+		LastSeen: &now, Conditions: []metav1.Condition{{Type: names.ConditionReady, Status: metav1.ConditionTrue, Reason: string(names.ReasonSpeakerRuns)}},
+	}}
+	address := netip.MustParseAddr("192.0.2.12")
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "other"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address.String()}}}}
+	api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "self"}}, node, other).Build()
+	recorder := events.NewFakeRecorder(8)
+	sources := []netip.Addr{address}
+	later := time.Now()
+	w := NewStatusWriter(StatusWriterOptions{
+		Client: api, LiveReader: api, Events: recorder, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.Namespace, Now: func() time.Time { return later },
+		SkippedLinks: func() []facts.SkippedLink { return nil }, GossipAddressesWithOtherKey: func() []netip.Addr { return sources }, GossipKeyFile: "/etc/key",
+	})
+	w.missing.observeMembers([]string{"self"}, "self", later)
+	w.missing.observeNodes([]string{"other"}, later)
+	for _, c := range []struct {
+		sources []netip.Addr
+		reason  names.Reason
+		text    string
+	}{
+		{sources, names.ReasonGossipKeyDiffers, `the speakers of other have another gossip key than this one: let all speakers use the entry "key" of the Secret metallb-system/gantry-gossip; this one has its key from the file /etc/key (--gossip-key-file)`},
+		{nil, names.ReasonGossipBlocked, "gossip is blocked with the speakers of other, although they run"},
+	} {
+		sources, later = c.sources, later.Add(gossipCheckDelay)
+		if !w.checkMissingNodes(t.Context()) {
+			t.Error("the result did not change")
+		}
+		s := status.BuildSpeakerStatus(w.statusInputs(agent.Status{}))
+		g := meta.FindStatusCondition(s.Conditions, names.ConditionGossip)
+		if g.Status != metav1.ConditionFalse || g.Reason != string(c.reason) || !strings.Contains(g.Message, c.text) || !slices.Equal(s.Unreachable, []string{"other"}) {
+			t.Errorf("the condition is %+v, want %s: %s", g, c.reason, c.text)
+		}
+		if got := <-recorder.Events; !strings.Contains(got, c.text) {
+			t.Errorf("the event is %q, want %q", got, c.text)
+		}
 	}
 }

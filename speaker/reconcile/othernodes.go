@@ -44,7 +44,8 @@ type missingNode struct {
 	checkCount    int
 	isUnreachable bool
 	// isMarked means that this speaker has corrected what the speaker of the node wrote last.
-	isMarked bool
+	isMarked    bool
+	hasOtherKey bool // and is unreachable for that reason
 }
 
 // missingNodes has the nodes whose speakers are missing. The zero value has none.
@@ -119,6 +120,18 @@ func (m *missingNodes) unreachable() []string {
 	return out
 }
 
+// withOtherKey returns those of the unreachable nodes that use another gossip key, sorted.
+func (m *missingNodes) withOtherKey() []string {
+	var out []string
+	for name, n := range m.checkByName {
+		if n.isUnreachable && n.hasOtherKey {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // nextInCircle returns the name that follows the given one in the sorted names, which form a
 // circle.
 func nextInCircle(sorted []string, name string) string {
@@ -176,13 +189,14 @@ func (w *StatusWriter) checkMissingNodes(ctx context.Context) (changed bool) {
 		if now.Before(n.checkAt) {
 			continue
 		}
-		before := n.isUnreachable
+		before := n
 		n.isUnreachable, n.checkAt = w.doesSpeakerSayThatItRuns(ctx, name), now.Add(gossipRecheckInterval)
 		if n.checkCount++; n.checkCount < earlyGossipChecks {
 			n.checkAt = now.Add(gossipCheckDelay)
 		}
+		n.hasOtherKey = n.isUnreachable && w.hasOtherKey(ctx, name)
 		w.missing.checkByName[name] = n
-		if before != n.isUnreachable {
+		if before.isUnreachable != n.isUnreachable || before.hasOtherKey != n.hasOtherKey {
 			changed = true
 		}
 	}

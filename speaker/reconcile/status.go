@@ -67,6 +67,10 @@ type StatusWriterOptions struct {
 	SkippedLinks func() []facts.SkippedLink
 	// GossipPathFaults returns the members with which gossip is blocked; it may be nil.
 	GossipPathFaults func() []members.PathFault
+	// GossipAddressesWithOtherKey returns the addresses of speakers with another gossip key; it may
+	// be nil. GossipKeyFile is the file with the key of this one; empty for the Secret.
+	GossipAddressesWithOtherKey func() []netip.Addr
+	GossipKeyFile               string
 	// Now is the clock.
 	Now func() time.Time
 	// Metrics gets what this node announces.
@@ -226,7 +230,7 @@ func (w *StatusWriter) statusInputs(s agent.Status) status.StatusInputs {
 		Self: w.options.Self, Plan: s.Plan, HeldBindings: s.HeldBindings, UsableLinks: s.UsableLinks, DownLinks: s.DownLinks, SkippedLinks: w.options.SkippedLinks(), SendFaultByLinkIndex: s.SendFaultByLinkIndex, RawSocketDenialText: s.RawSocketDenialText,
 		Conflicts: &w.conflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version,
 	}
-	in.UnreachableNodes, in.BlockedProtocolByNode = w.unreachableNodes()
+	in.Gossip = w.gossipState()
 	for k, since := range w.awaitingProxySince {
 		if w.options.Now().Sub(since) >= reportedProxyDelay {
 			in.AwaitingProxy = append(in.AwaitingProxy, k)
@@ -327,7 +331,7 @@ func (w *StatusWriter) sendElectionEventOfService(k view.ObjectKey, n elect.Even
 func (w *StatusWriter) writeStatus(ctx context.Context, in status.StatusInputs) error {
 	want := status.BuildHeldServices(in)
 	w.options.Metrics.memberCount.Store(int64(len(w.missing.members)))
-	w.options.Metrics.unreachableCount.Store(int64(len(in.UnreachableNodes)))
+	w.options.Metrics.unreachableCount.Store(int64(len(in.Gossip.UnreachableNodes)))
 	w.options.Metrics.conflictCount.Store(int64(len(w.conflicts.All()) + len(w.acquireConflicts.All())))
 	have, err := w.listServiceL2Statuses(ctx)
 	if err != nil {

@@ -32,8 +32,8 @@ func BuildSpeakerStatus(in StatusInputs) v1alpha1.SpeakerStatusStatus {
 	}
 	out := v1alpha1.SpeakerStatusStatus{
 		Node: in.Self, Version: in.Version, Routes: int32(routes), Held: int32(len(in.HeldBindings)), Links: listSpeakerLinks(in),
-		Unavailable: string(in.Plan.NodeUnavailable), Unreachable: in.UnreachableNodes[:min(len(in.UnreachableNodes), maxListedInStatus)],
-		Conditions: []metav1.Condition{readyCondition(), layer2UsableCondition(in), uncontestedCondition(in), gossipCondition(in), fitCondition(in)},
+		Unavailable: string(in.Plan.NodeUnavailable), Unreachable: in.Gossip.UnreachableNodes[:min(len(in.Gossip.UnreachableNodes), maxListedInStatus)],
+		Conditions: []metav1.Condition{readyCondition(), layer2UsableCondition(in), uncontestedCondition(in), gossipCondition(&in.Gossip), fitCondition(in)},
 	}
 	for _, l := range out.Links {
 		if l.Usable {
@@ -70,31 +70,6 @@ func DeadSpeakerStatus(node, witness string, now time.Time) v1alpha1.SpeakerStat
 		Type: names.ConditionReady, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSpeaker), LastTransitionTime: metav1.NewTime(now),
 		Message: DeadSpeakerText(node, witness),
 	}}}
-}
-
-// gossipCondition says whether the speaker exchanges gossip with every living speaker.
-func gossipCondition(in StatusInputs) metav1.Condition {
-	if len(in.UnreachableNodes) == 0 {
-		return metav1.Condition{Type: names.ConditionGossip, Status: metav1.ConditionTrue, Reason: string(names.ReasonGossipComplete), Message: "the speaker exchanges gossip with every other one that runs"}
-	}
-	return metav1.Condition{Type: names.ConditionGossip, Status: metav1.ConditionFalse, Reason: string(names.ReasonGossipBlocked), Message: GossipBlockedText(in.UnreachableNodes, in.BlockedProtocolByNode)}
-}
-
-// GossipBlockedText says with which nodes gossip is blocked, and what to do. protocolByNode has the
-// nodes with which only one protocol is blocked.
-func GossipBlockedText(nodes []string, protocolByNode map[string]string) string {
-	var said []string
-	for _, n := range nodes[:min(len(nodes), maxConflictsNamedInMessage)] {
-		if p := protocolByNode[n]; p != "" {
-			n += " (" + p + ")"
-		}
-		said = append(said, n)
-	}
-	text := strings.Join(said, ", ")
-	if more := len(nodes) - maxConflictsNamedInMessage; more > 0 {
-		text += fmt.Sprintf(" and %d more", more)
-	}
-	return fmt.Sprintf("gossip is blocked with the speakers of %s, although they run: let TCP and UDP of the gossip port pass between the nodes in both directions, and let all speakers use the key of the Secret %s", text, names.GossipSecret)
 }
 
 // listSpeakerLinks lists the node's links except those of container networks, which come

@@ -69,11 +69,7 @@ type StatusInputs struct {
 	SkippedLinks           []facts.SkippedLink
 	// SendFaultByLinkIndex has what cannot be sent on a link and why, by the index of the link.
 	SendFaultByLinkIndex map[int]string
-	// UnreachableNodes are the nodes whose speakers run, and with which this one cannot exchange
-	// gossip, sorted.
-	UnreachableNodes []string
-	// BlockedProtocolByNode has UDP or TCP for those of them with which only that is blocked.
-	BlockedProtocolByNode map[string]string
+	Gossip               GossipState
 	// AwaitingProxy are the Services with endpoints here that kube-proxy does not know yet, sorted.
 	AwaitingProxy []view.ObjectKey
 	// RawSocketDenialText is why raw sockets are not permitted; empty if they are.

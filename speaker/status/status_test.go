@@ -32,7 +32,7 @@ var (
 // which shares the first.
 func exampleInputs(bindings ...intent.Binding) StatusInputs {
 	return StatusInputs{
-		Self: "a", UsableLinks: exampleLinks, UnreachableNodes: []string{"b"}, HeldBindings: bindings,
+		Self: "a", UsableLinks: exampleLinks, Gossip: GossipState{UnreachableNodes: []string{"b"}}, HeldBindings: bindings,
 		Plan: plan.Plan{Layer2Verdicts: plan.NewSortedList(
 			&plan.Layer2Verdict{Service: webServiceKey, Addresses: []netip.Addr{heldIPv6, heldIPv4}}, &plan.Layer2Verdict{Service: dnsServiceKey, Addresses: []netip.Addr{heldIPv4}},
 		)},

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gantry-lb/gantry/test/cluster"
@@ -34,6 +35,10 @@ func measureExplanation(ctx context.Context, dir string) error {
 	}
 	explain := []string{filepath.Join(lab.RepositoryRoot(), "bin", "kubectl-gantry"), "-n", namespace, "explain", "service", service}
 	get := []string{filepath.Join(s.ControlPlaneProgramsDir(), "kubectl"), "-n", namespace, "get", "service", service, "-o", "yaml"}
+	out, err := exec.CommandContext(ctx, explain[0], append(explain[1:], "--kubeconfig", s.Kubeconfig())...).Output()
+	if !strings.HasPrefix(string(out), namespace+"/"+service+": ") {
+		return fmt.Errorf("kubectl gantry explain says %q, and ends with %v", out, err)
+	}
 	var explained, got []time.Duration
 	for range explanationCount {
 		explained, got = append(explained, timeCommand(ctx, s, explain)), append(got, timeCommand(ctx, s, get))

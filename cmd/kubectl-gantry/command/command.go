@@ -3,6 +3,7 @@
 package command
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,8 @@ type program struct {
 	isLive, isRepeated bool
 	// result is the worst of what was answered.
 	result report.Result
+	// answerText is the answer that is being made.
+	answerText bytes.Buffer
 }
 
 // RunProgram runs the command of the arguments, and returns the exit status: 0 if all is well, 1 if
@@ -90,6 +93,7 @@ func (p *program) newRootCommand() *cobra.Command {
 	p.cluster.AddFlags(flags)
 	flags.StringVar(&p.gantryNamespace, "gantry-namespace", names.Namespace, "the namespace of Gantry's own objects")
 	flags.StringVarP(&p.output, "output", "o", "table", "table, wide, json or yaml")
+	flags.BoolVarP(&p.isEveryNamespace, "all-namespaces", "A", false, "look at the Services of all namespaces; everything else has only one")
 	flags.BoolVarP(&p.isRepeated, "watch", "w", false, "draw the answer again every two seconds")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(p.newExplainCommand(), p.newStatusCommand())
@@ -115,19 +119,16 @@ func (p *program) newExplainer() (*explain.Explainer, error) {
 // speakerPort is the port of a speaker with its health checks and its routes.
 const speakerPort = 7474
 
-// answerRepeatedly answers once, or with --watch until ctx ends: each time with new objects.
+// answerRepeatedly answers once, or with --watch until ctx ends: each time with new objects. With
+// --watch, an error is one of the answers: the API server may return.
 func (p *program) answerRepeatedly(ctx context.Context, answer func(context.Context, *explain.Explainer) error) error {
+	if !p.isRepeated {
+		return p.answerOnce(ctx, answer)
+	}
 	for {
-		e, err := p.newExplainer()
-		if err != nil {
-			return err
-		}
-		if p.isRepeated && p.isTerminal(p.Out) {
-			fmt.Fprint(p.Out, "\x1b[H\x1b[2J") // the cursor to the top, and nothing below it
-		}
-		p.result = report.Well
-		if err := answer(ctx, e); err != nil || !p.isRepeated {
-			return err
+		if err := p.answerOnce(ctx, answer); err != nil && ctx.Err() == nil {
+			p.result = report.Unknown
+			fmt.Fprintln(p.ErrOut, p.describeError(err))
 		}
 		select {
 		case <-ctx.Done():
@@ -135,6 +136,26 @@ func (p *program) answerRepeatedly(ctx context.Context, answer func(context.Cont
 		case <-time.After(watchInterval):
 		}
 	}
+}
+
+// answerOnce reads new objects, and writes the answer as a whole.
+func (p *program) answerOnce(ctx context.Context, answer func(context.Context, *explain.Explainer) error) error {
+	e, err := p.newExplainer()
+	if err != nil {
+		return err
+	}
+	result := p.result
+	p.result = report.Well
+	p.answerText.Reset()
+	if err := answer(ctx, e); err != nil {
+		p.result = result
+		return err
+	}
+	if p.isRepeated && p.isTerminal(p.Out) {
+		fmt.Fprint(p.Out, "\x1b[H\x1b[2J") // the cursor to the top, and nothing below it
+	}
+	_, err = p.Out.Write(p.answerText.Bytes())
+	return err
 }
 
 // watchInterval is the time between two answers with --watch.
@@ -154,7 +175,7 @@ func (p *program) newPrinter() (*report.Printer, error) {
 		return nil, err
 	}
 	_, noColor := p.LookupVariable("NO_COLOR")
-	return &report.Printer{Out: p.Out, Format: f, HasColor: !noColor && p.isTerminal(p.Out) && enableColors(p.Out)}, nil
+	return &report.Printer{Out: &p.answerText, Format: f, HasColor: !noColor && p.isTerminal(p.Out) && enableColors(p.Out)}, nil
 }
 
 // isTerminal reports whether somebody reads what is written.

@@ -35,7 +35,6 @@ func (p *program) newListingCommands() []*cobra.Command {
 		}
 		return e.ListServices(ctx, namespace)
 	})
-	services.Flags().BoolVarP(&p.isEveryNamespace, "all-namespaces", "A", false, "the Services of all namespaces")
 	return []*cobra.Command{
 		services, p.newRoutesCommand(),
 		p.newListingCommand("pools", "list the pools: use, free addresses, largest free range", (*explain.Explainer).ListPools),

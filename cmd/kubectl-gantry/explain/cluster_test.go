@@ -26,6 +26,10 @@ kind: Namespace
 metadata: {name: metallb-system}
 ---
 apiVersion: v1
+kind: Namespace
+metadata: {name: default}
+---
+apiVersion: v1
 kind: Node
 metadata: {name: node1, labels: {kubernetes.io/hostname: node1}}
 ---

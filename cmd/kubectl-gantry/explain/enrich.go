@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -14,9 +15,12 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
+	"github.com/gantry-lb/gantry/api/v1beta2"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -105,8 +109,25 @@ func (c *serviceCase) enrichAddressReason(ctx context.Context, why names.Explana
 		return c.enrichMissingPool(ctx, why)
 	case names.ReasonPoolExhausted:
 		return c.enrichExhaustion(ctx, why)
+	case names.ReasonNoEligiblePool:
+		if c.config != nil {
+			why.Text += describeClosedPools(c.config.Snapshot.Pools)
+		}
 	}
 	return why
+}
+
+// describeClosedPools says of each pool why it is not open to a Service, as the end of a sentence.
+func describeClosedPools(pools []*snapshot.Pool) string {
+	var closed []string
+	for _, p := range pools {
+		if !p.AutoAssign {
+			closed = append(closed, p.Name+" has autoAssign false")
+		} else {
+			closed = append(closed, "the serviceAllocation of "+p.Name+" does not admit it")
+		}
+	}
+	return " (" + joinSome(closed, maxListed) + ")"
 }
 
 func (c *serviceCase) enrichMissingPool(ctx context.Context, why names.Explanation) names.Explanation {
@@ -157,14 +178,31 @@ func (c *serviceCase) enrichExhaustion(ctx context.Context, why names.Explanatio
 		if c.view.RequestedPool != "" && p.Name != c.view.RequestedPool || c.view.RequestedPool == "" && p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign {
 			continue
 		}
-		s := &p.Status
-		in := s.AssignedIPv4 + s.AssignedIPv6
-		full = append(full, fmt.Sprintf("%s has %d of %d addresses in use", p.Name, in, in+s.AvailableIPv4+s.AvailableIPv6))
+		full = append(full, p.Name+" has "+describeUse(&p.Status, c.view.ClusterIPs))
 	}
 	if len(full) > 0 {
 		why.Text += " (" + joinSome(full, maxListed) + ")"
 	}
 	return why
+}
+
+// describeUse says how many addresses of the families of the cluster IPs are in use.
+func describeUse(s *v1beta1.IPAddressPoolStatus, clusterIPs []netip.Addr) string {
+	var out []string
+	for _, f := range []struct {
+		family          ipfamily.Family
+		assigned, total int64
+	}{
+		{ipfamily.IPv4, s.AssignedIPv4, s.AssignedIPv4 + s.AvailableIPv4}, {ipfamily.IPv6, s.AssignedIPv6, s.AssignedIPv6 + s.AvailableIPv6},
+	} {
+		switch isNeeded := slices.ContainsFunc(clusterIPs, func(a netip.Addr) bool { return ipfamily.FamilyOf(a) == f.family }); {
+		case isNeeded && f.total == 0:
+			out = append(out, fmt.Sprintf("no %s addresses", f.family))
+		case isNeeded:
+			out = append(out, fmt.Sprintf("%d of %d %s addresses in use", f.assigned, f.total, f.family))
+		}
+	}
+	return strings.Join(out, " and ")
 }
 
 // enrichAnnouncementReason adds what the controller does not see: speakers that went silent all at
@@ -179,12 +217,13 @@ func (c *serviceCase) enrichAnnouncementReason(ctx context.Context, why names.Ex
 		}
 	case names.ReasonForeignClaim:
 		why = c.explainConflict(ctx, why)
+	case names.ReasonNoSession:
+		why.Text += c.describeSecretOfOtherType(ctx)
 	case names.ReasonNoEndpoints:
 		why.Text += c.describeAbsentEndpoints(ctx)
 	case names.ReasonNoAdvertisement:
-		if other := c.findAdvertisementElsewhere(ctx); other != "" {
+		if other := cmp.Or(describeFaultyAdvertisement(c.config.Problems), c.findAdvertisementElsewhere(ctx)); other != "" {
 			why.Text += "; " + other
-			return why
 		}
 		why = c.enrichByWebhook(ctx, why)
 	}
@@ -192,6 +231,27 @@ func (c *serviceCase) enrichAnnouncementReason(ctx context.Context, why names.Ex
 		why.Text += "; " + c.installation.controllerFault.Text
 	}
 	return why
+}
+
+// describeSecretOfOtherType says that the Secret of a BGPPeer exists and is of the wrong type, as
+// the end of a sentence. The others list only Secrets of the right type.
+func (c *serviceCase) describeSecretOfOtherType(ctx context.Context) string {
+	var peers v1beta2.BGPPeerList
+	if err := c.objects.List(ctx, &peers, client.InNamespace(c.namespace)); err != nil {
+		return ""
+	}
+	for _, s := range c.finding.Sessions {
+		at := slices.IndexFunc(peers.Items, func(p v1beta2.BGPPeer) bool { return p.Name == s.Peer })
+		if s.Fault.Reason != names.ReasonUnknownSecret || at < 0 {
+			continue
+		}
+		var secret corev1.Secret
+		err := c.objects.GetFromServer(ctx, client.ObjectKey{Namespace: c.namespace, Name: peers.Items[at].Spec.PasswordSecret.Name}, &secret)
+		if err == nil && secret.Type != corev1.SecretTypeBasicAuth {
+			return fmt.Sprintf("; Secret %s exists, and is of type %s: create it again with the type %s", secret.Name, secret.Type, corev1.SecretTypeBasicAuth)
+		}
+	}
+	return ""
 }
 
 // silentTimeout is how old the status of a speaker is at least when the speaker is silent. A
@@ -232,6 +292,17 @@ func (c *serviceCase) explainStaleReports(ctx context.Context) names.Explanation
 		}
 	}
 	return c.explainSilence(ctx, silent)
+}
+
+// describeFaultyAdvertisement names an advertisement that is not read as it is written: the pool of
+// the Service may be misspelt there, for example.
+func describeFaultyAdvertisement(problems []snapshot.Problem) string {
+	for _, p := range problems {
+		if strings.HasSuffix(p.Object.Kind, "Advertisement") && !p.IsOnlyAdvice() {
+			return fmt.Sprintf("%s %s has a fault: %s", p.Object.Kind, p.Object.Name, p.Text)
+		}
+	}
+	return ""
 }
 
 // findAdvertisementElsewhere names an advertisement that does not count, because it is in another

@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 	"github.com/gantry-lb/gantry/controller/allocate"
 	"github.com/gantry-lb/gantry/internal/advertise"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
@@ -234,10 +235,11 @@ var secondaryRules = []func(*serviceCase, context.Context) names.Explanation{
 	withoutReading((*serviceCase).explainUnfitNode),
 	withoutReading((*serviceCase).explainFaultySession),
 	withoutReading((*serviceCase).explainKeptAddress),
+	withoutReading((*serviceCase).explainLeftPool),
 	(*serviceCase).explainUnservedPort,
 	withoutReading((*serviceCase).explainMisspelling),
 	withoutReading((*serviceCase).explainUnwatchedPath),
-	withoutReading((*serviceCase).explainBlockedGossip),
+	withoutReading((*serviceCase).explainFaultyGossip),
 	withoutReading((*serviceCase).explainSlowAPIServer),
 	withoutReading((*serviceCase).explainLostController),
 	withoutReading((*serviceCase).explainFaultyObject),
@@ -312,6 +314,28 @@ func (c *serviceCase) explainKeptAddress() names.Explanation {
 	return names.Explanation{Reason: names.Reason(a.Reason), Text: a.Message}
 }
 
+// explainLeftPool says that the pool was edited, and does not have an address any more that the
+// Service keeps.
+func (c *serviceCase) explainLeftPool() names.Explanation {
+	pool := c.config.Snapshot.PoolByName(c.view.RecordedPool)
+	for _, a := range c.view.AssignedAddresses {
+		lost := ""
+		switch {
+		case c.config.Snapshot.PoolOfEachAddress("", a) == nil:
+			lost = fmt.Sprintf("IPAddressPool %s does not contain %s any more", c.view.RecordedPool, a)
+		case pool != nil && pool.CoversAddress(a) && !pool.CanAssign(a):
+			lost = fmt.Sprintf("IPAddressPool %s excludes %s by now", pool.Name, a)
+		default:
+			continue
+		}
+		if fault := explainFaultOf(c.config.Problems, map[string]bool{"IPAddressPool " + c.view.RecordedPool: true}); fault.IsSet() {
+			return fault
+		}
+		return names.Explain(names.ReasonAddressNotInPool, "%s, and the Service keeps it: add it to the pool again, or let the Service have another one by the annotation %s=%s", lost, names.AnnotationAddressesToRelease, a)
+	}
+	return names.Explanation{}
+}
+
 func (c *serviceCase) explainMisspelling() names.Explanation {
 	unknown := view.ExplainUnknownAnnotations(c.service)
 	if len(unknown) == 0 {
@@ -330,21 +354,6 @@ func (c *serviceCase) explainUnwatchedPath() names.Explanation {
 		}
 		if watched := meta.FindStatusCondition(s.Conditions, names.ConditionPathWatched); watched != nil && watched.Status == metav1.ConditionFalse {
 			return names.Explain(names.Reason(watched.Reason), "the path to %s from %s is not watched by BFD: %s", f.Peer, f.Node, watched.Message)
-		}
-	}
-	return names.Explanation{}
-}
-
-// explainBlockedGossip names a node that may hold an address and does not hear others.
-func (c *serviceCase) explainBlockedGossip() names.Explanation {
-	for i := range c.finding.Nodes {
-		n := &c.finding.Nodes[i]
-		s := c.installation.speakers[n.Node]
-		if s == nil || !n.ByLayer2 || n.Layer2.IsSet() {
-			continue
-		}
-		if g := meta.FindStatusCondition(s.Conditions, names.ConditionGossip); g != nil && g.Status == metav1.ConditionFalse {
-			return names.Explain(names.Reason(g.Reason), "a failover takes longer: the speaker of %s: %s", n.Node, g.Message)
 		}
 	}
 	return names.Explanation{}
@@ -373,7 +382,12 @@ func (c *serviceCase) explainFaultyObject() names.Explanation {
 	for _, s := range c.finding.Sessions {
 		involved["BGPPeer "+s.Peer] = true
 	}
-	for _, p := range c.config.Problems {
+	return explainFaultOf(c.config.Problems, involved)
+}
+
+// explainFaultOf says what is wrong with the first of these objects that has a fault.
+func explainFaultOf(problems []snapshot.Problem, involved map[string]bool) names.Explanation {
+	for _, p := range problems {
 		if involved[p.Object.Kind+" "+p.Object.Name] && !p.IsOnlyAdvice() {
 			return names.Explain(p.Reason, "the %s %s has a fault: %s", p.Object.Kind, p.Object.Name, p.Text)
 		}

@@ -200,7 +200,9 @@ func (e *Explainer) ListHolders(ctx context.Context) (*report.Listing, error) {
 	for _, node := range slices.Sorted(maps.Keys(countByNode)) {
 		spread = append(spread, fmt.Sprintf("%s answers for %d", node, countByNode[node]))
 	}
-	l.Title = joinSome(spread, maxListed)
+	if l.Title = joinSome(spread, maxListed); l.Title == "" {
+		l.Title = "no speaker has ever run, so that no node answers for an address"
+	}
 	return l, nil
 }
 

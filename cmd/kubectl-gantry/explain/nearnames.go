@@ -60,7 +60,7 @@ func nearNames(name string, known []string) []string {
 	var found []near
 	for _, k := range known {
 		d := view.EditDistance(name, k)
-		if d <= max(1, len(name)/3) || haveSameLetters(name, k) || len(name) > 2 && strings.Contains(k, name) || len(k) > 2 && strings.Contains(name, k) {
+		if d <= max(1, len(name)/3) || view.HaveSameLetters(name, k) || len(name) > 2 && strings.Contains(k, name) || len(k) > 2 && strings.Contains(name, k) {
 			found = append(found, near{k, d})
 		}
 	}
@@ -75,14 +75,6 @@ func nearNames(name string, known []string) []string {
 		out = append(out, n.name)
 	}
 	return out
-}
-
-// haveSameLetters reports whether the names differ only in the order of their letters.
-func haveSameLetters(a, b string) bool {
-	x, y := []byte(a), []byte(b)
-	slices.Sort(x)
-	slices.Sort(y)
-	return slices.Equal(x, y)
 }
 
 // ignoreForbidden returns nil for a missing right, which is recorded elsewhere.

@@ -184,6 +184,9 @@ func (c *serviceCase) explainConflict(ctx context.Context, why names.Explanation
 	for _, f := range announcedcondition.ConflictsOf(c.installation.speakers, c.view.AssignedAddresses) {
 		mac := f.MAC
 		if node := c.installation.nodeOfMAC(mac); node != "" {
+			if gossip := c.explainGossip(node); gossip.IsSet() {
+				return names.Explain(gossip.Reason, "%s (%s) answers for it too, and does not hear the other speakers: %s", node, mac, gossip.Text)
+			}
 			if strict := c.explainStrictARP(ctx); strict.IsSet() {
 				return names.Explain(strict.Reason, "%s (%s) answers for it and does not hold it: %s", node, mac, strict.Text)
 			}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // documentationPage is where the Reasons are explained.
@@ -25,6 +26,7 @@ func init() {
 			names.ReasonNoLocalEndpoints, names.ReasonServiceProxyNotReady, names.ReasonServiceProxySilent, names.ReasonServiceProxyStarting, names.ReasonKubeletSilent, names.ReasonLinkSilent, names.ReasonNodeExcluded, names.ReasonNodeNetworkUnavailable, names.ReasonNodeLeaving, names.ReasonNoSpeaker,
 			names.ReasonNoLinks, names.ReasonSharedWithServiceSelector, names.ReasonNotAnnounced, names.ReasonNotLoadBalancer,
 		},
+		"a-node-and-its-links":          {names.ReasonGossipBlocked, names.ReasonGossipKeyDiffers},
 		"what-only-kubectl-gantry-says": {names.ReasonNoController, names.ReasonNotInstalled, names.ReasonPoolElsewhere, names.ReasonUnknownAnnotation, names.ReasonOtherController, names.ReasonWebhookDown, names.ReasonSlowAPIServer},
 	} {
 		for _, r := range reasons {
@@ -55,8 +57,8 @@ func (c *serviceCase) suggestRepair(why names.Explanation) []string {
 		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # add a range to spec.addresses", n, c.anyUsefulPool())}
 	case names.ReasonQuotaExceeded:
 		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.quota", n, c.anyUsefulPool()), fmt.Sprintf("kubectl %s get services  # delete one that is not needed", service)}
-	case names.ReasonInvalidRequest, names.ReasonAddressInUse, names.ReasonAddressReserved, names.ReasonQuarantined, names.ReasonCoolingDown, names.ReasonAddressRetired, names.ReasonFamilyMismatch:
-		return []string{fmt.Sprintf("kubectl %s annotate service %s %s-  # or ask for another address", service, c.key.Name, names.AnnotationLoadBalancerIPs)}
+	case names.ReasonInvalidRequest, names.ReasonAddressInUse, names.ReasonAddressReserved, names.ReasonQuarantined, names.ReasonCoolingDown, names.ReasonAddressRetired, names.ReasonFamilyMismatch, names.ReasonAddressNotInPool:
+		return []string{c.suggestOtherRequest()}
 	case names.ReasonSharingKeyDiffers:
 		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=KEY  # the key of the other Service", service, c.key.Name, names.AnnotationSharing)}
 	case names.ReasonPortConflict, names.ReasonTrafficPolicyConflict, names.ReasonNoEndpoints, names.ReasonNoClusterIP, names.ReasonNotLoadBalancer:
@@ -65,6 +67,17 @@ func (c *serviceCase) suggestRepair(why names.Explanation) []string {
 		return manifest("v1beta1", "L2Advertisement", n, c.view.RecordedPool, fmt.Sprintf("ipAddressPools: [%s]", c.view.RecordedPool))
 	}
 	return c.suggestRepairOfInstallation(why)
+}
+
+// suggestOtherRequest returns the command that takes back the request for an address.
+func (c *serviceCase) suggestOtherRequest() string {
+	if c.service.Spec.LoadBalancerIP != "" {
+		return fmt.Sprintf("kubectl -n %s edit service %s  # spec.loadBalancerIP", c.key.Namespace, c.key.Name)
+	}
+	if len(c.view.RequestedAddresses) == 0 && len(c.view.AssignedAddresses) > 0 {
+		return fmt.Sprintf("kubectl -n %s annotate service %s %s=%s  # it gets another one first", c.key.Namespace, c.key.Name, names.AnnotationAddressesToRelease, view.JoinAddresses(c.view.AssignedAddresses))
+	}
+	return fmt.Sprintf("kubectl -n %s annotate service %s %s-  # or ask for another address", c.key.Namespace, c.key.Name, names.AnnotationLoadBalancerIPs)
 }
 
 // suggestEditOfService returns what to edit in the Service itself.
@@ -108,6 +121,10 @@ func (c *serviceCase) suggestRepairOfInstallation(why names.Explanation) []strin
 		return []string{fmt.Sprintf("kubectl -n %s get pods -l %s=%s", n, names.LabelComponent, names.ComponentController), fmt.Sprintf("kubectl -n %s describe deployment gantry-controller", n)}
 	case names.ReasonForeignClaim:
 		return []string{"ip neigh show ADDRESS  # on a host of the network: who has it?", fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.exclude", n, c.view.RecordedPool)}
+	case names.ReasonGossipKeyDiffers:
+		return []string{fmt.Sprintf("kubectl -n %s rollout restart daemonset gantry-speaker  # each reads Secret %s again", n, names.GossipSecret), fmt.Sprintf("kubectl -n %s get daemonset gantry-speaker -o yaml  # --gossip-key-file: the same key on each node?", n)}
+	case names.ReasonGossipBlocked:
+		return []string{fmt.Sprintf("kubectl -n %s get speakerstatuses  # UNREACHABLE: between which nodes?", n), "nc -vz NODE 7946; nc -vzu NODE 7946  # from the other node, in both directions"}
 	case names.ReasonNoPeers:
 		return []string{fmt.Sprintf("kubectl -n %s get bgppeers,bgpadvertisements", n)}
 	}

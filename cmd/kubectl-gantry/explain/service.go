@@ -41,7 +41,15 @@ type serviceCase struct {
 }
 
 // ExplainService says whether a Service works, and why not.
+// Without a namespace it finds the Service in any of them.
 func (e *Explainer) ExplainService(ctx context.Context, key client.ObjectKey) (*report.Report, error) {
+	if key.Namespace == "" {
+		namespaces := e.namespacesWithService(ctx, key.Name)
+		if len(namespaces) != 1 {
+			return e.reportSeveralServices(key.Name, namespaces), nil
+		}
+		key.Namespace = namespaces[0]
+	}
 	c := &serviceCase{Explainer: e, key: key, service: &corev1.Service{}}
 	out := &report.Report{Subject: "service " + c.name(), Result: report.NotWell}
 	found, err := c.readObjects(ctx)
@@ -106,6 +114,10 @@ func (e *Explainer) reportMissingService(ctx context.Context, out *report.Report
 		return out
 	}
 	out.Answer = fmt.Sprintf("there is no Service %s", key)
+	if absent := e.explainMissingNamespace(ctx, key.Namespace); absent != "" {
+		out.Answer += ": " + absent
+		return out
+	}
 	var all corev1.ServiceList
 	if err := e.objects.List(ctx, &all, client.InNamespace(key.Namespace)); err != nil {
 		return out
@@ -118,11 +130,54 @@ func (e *Explainer) reportMissingService(ctx context.Context, out *report.Report
 		out.Answer += ": did you mean " + strings.Join(near, " or ") + "?"
 		return out
 	}
-	var elsewhere corev1.ServiceList
-	if err := e.objects.List(ctx, &elsewhere, client.MatchingFields{"metadata.name": key.Name}); err == nil && len(elsewhere.Items) > 0 {
-		out.Answer += fmt.Sprintf(": namespace %s has one of that name", elsewhere.Items[0].Namespace)
+	if elsewhere := e.namespacesWithService(ctx, key.Name); len(elsewhere) > 0 {
+		out.Answer += fmt.Sprintf(": namespace %s has one of that name", elsewhere[0])
 	}
 	return out
+}
+
+// namespacesWithService returns the namespaces that have a Service of the name.
+func (e *Explainer) namespacesWithService(ctx context.Context, name string) []string {
+	var all corev1.ServiceList
+	if err := e.objects.List(ctx, &all, client.MatchingFields{"metadata.name": name}); err != nil {
+		return nil
+	}
+	return namesOf(all.Items, func(s corev1.Service) string { return s.Namespace })
+}
+
+// reportSeveralServices says that no namespace or several ones have a Service of the name.
+func (e *Explainer) reportSeveralServices(name string, namespaces []string) *report.Report {
+	out := &report.Report{Subject: "service " + name, Result: report.Unknown}
+	switch {
+	case e.objects.LacksRightTo("services"):
+		out.Answer = "you have no right to list services in all namespaces: name one with -n"
+	case len(namespaces) == 0:
+		out.Answer = fmt.Sprintf("no namespace has a Service %s", name)
+	default:
+		out.Answer = fmt.Sprintf("the namespaces %s have a Service %s: name one with -n", joinSome(namespaces, maxListed), name)
+	}
+	return e.complete(out)
+}
+
+// explainMissingNamespace says that there is no such namespace; "" if there is one, or if the user
+// may not list them.
+func (e *Explainer) explainMissingNamespace(ctx context.Context, name string) string {
+	all := newMetadataList("NamespaceList")
+	if err := e.objects.List(ctx, all); err != nil || len(all.Items) == 0 {
+		return ""
+	}
+	var known []string
+	for i := range all.Items {
+		known = append(known, all.Items[i].Name)
+	}
+	if slices.Contains(known, name) {
+		return ""
+	}
+	text := "there is no namespace " + name
+	if near := nearNames(name, known); len(near) > 0 {
+		text += "; did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return text
 }
 
 // cause is the answer: the first gate that is not passed, in the order of a person who repairs.
@@ -174,10 +229,18 @@ func (c *serviceCase) explainOtherOwner() names.Explanation {
 	case deleted != nil:
 		return names.Explanation{Text: fmt.Sprintf("it is being deleted since %s: its finalizers (%s) have to be removed by those who set them", describeTime(deleted), joinSome(c.service.Finalizers, maxListed))}
 	case !c.view.IsLoadBalancer:
-		return names.Explain(names.ReasonNotLoadBalancer, "its type is %s, and only Services of type LoadBalancer get an address: set spec.type", c.service.Spec.Type)
+		text := fmt.Sprintf("its type is %s, and only Services of type LoadBalancer get an address: set spec.type", c.service.Spec.Type)
+		if len(c.service.Spec.ExternalIPs) > 0 {
+			text += "; nobody announces spec.externalIPs"
+		}
+		return names.Explanation{Reason: names.ReasonNotLoadBalancer, Text: text}
 	case c.view.LoadBalancerClass != c.installation.loadBalancerClass && c.addressCondition == nil:
-		return names.Explain(names.ReasonNotLoadBalancer, "its loadBalancerClass is %q, and Gantry serves %s: another program has to serve it, or create the Service again with the right class",
-			c.view.LoadBalancerClass, describeClass(c.installation.loadBalancerClass))
+		has := fmt.Sprintf("its loadBalancerClass is %q", c.view.LoadBalancerClass)
+		if c.view.LoadBalancerClass == "" {
+			has = "it has no loadBalancerClass"
+		}
+		return names.Explain(names.ReasonNotLoadBalancer, "%s, and Gantry serves %s: another program has to serve it, or create the Service again with the right class",
+			has, describeClass(c.installation.loadBalancerClass))
 	}
 	return names.Explanation{}
 }
@@ -248,6 +311,14 @@ func (c *serviceCase) addRequestGates() {
 	if len(asks) > 0 {
 		c.addGate("request", report.Well, names.Explanation{Text: "asks for " + strings.Join(asks, ", ")})
 	}
+}
+
+// describeClients says that kube-proxy admits only some clients, as the end of a sentence.
+func describeClients(s *corev1.Service) string {
+	if ranges := s.Spec.LoadBalancerSourceRanges; len(ranges) > 0 {
+		return "; only clients of " + joinSome(ranges, maxListed) + " are admitted"
+	}
+	return ""
 }
 
 // addClientGate says that kube-proxy admits only some clients.
@@ -345,7 +416,7 @@ func (c *serviceCase) explainAnnouncement(ctx context.Context) (cause, error) {
 			return notWell(why.Reason, "%s is announced, but %s", has, why.Text), nil
 		}
 	}
-	return cause{names.Explain(names.ReasonAnnounced, "%s%s is %s%s", has, c.fromPool(), f.Text, c.describeHolders()), report.Well}, nil
+	return cause{names.Explain(names.ReasonAnnounced, "%s%s is %s%s%s", has, c.fromPool(), f.Text, c.describeHolders(), describeClients(c.service)), report.Well}, nil
 }
 
 // fromPool names the pool of the addresses.

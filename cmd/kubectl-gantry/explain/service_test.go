@@ -47,7 +47,7 @@ type serviceFault struct {
 
 var serviceFaults = []serviceFault{
 	{name: "a full pool", edits: append(withoutAddress(names.ReasonPoolExhausted, "no free address in (first-pool)"), edit{"assignedIPv4: 1, assignedIPv6: 0, availableIPv4: 1", "assignedIPv4: 2, assignedIPv6: 0, availableIPv4: 0"}),
-		reason: names.ReasonPoolExhausted, contains: "first-pool has 2 of 2 addresses in use"},
+		reason: names.ReasonPoolExhausted, contains: "first-pool has 2 of 2 IPv4 addresses in use"},
 	{name: "a misspelt pool", edits: append(withoutAddress(names.ReasonPoolNotFound, `no IPAddressPool "frist-pool" exists`), withAnnotation(names.AnnotationPool, "frist-pool")),
 		reason: names.ReasonPoolNotFound, contains: "did you mean first-pool?"},
 	{name: "a pool in another namespace", edits: append(withoutAddress(names.ReasonPoolNotFound, `no IPAddressPool "dmz" exists`), withAnnotation(names.AnnotationPool, "dmz")),
@@ -91,7 +91,7 @@ status: {loadBalancer: {ingress: [{ip: 192.168.0.201}]}}
 }
 
 func TestExplainServiceNamesTheCause(t *testing.T) {
-	for _, f := range slices.Concat(serviceFaults, surroundingFaults) {
+	for _, f := range slices.Concat(serviceFaults, surroundingFaults, listedFaults, strangerFaults) {
 		t.Run(f.name, func(t *testing.T) {
 			manifests := installationManifests + webManifests
 			for _, e := range f.edits {

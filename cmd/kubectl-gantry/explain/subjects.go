@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/labels"
+
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
@@ -318,11 +320,14 @@ func (e *Explainer) ExplainAdvertisement(ctx context.Context, name string) (*rep
 	var pools []string
 	switch i, j := slices.Index(layer2, name), slices.Index(bgp, name); {
 	case i >= 0:
-		pools = s.L2Advertisements[i].Pools
+		ad := s.L2Advertisements[i]
+		pools = ad.Pools
 		c.addObjectGates()
+		c.addNodesOfAdvertisement(ad.NodeSelectors, ad.Interfaces)
 	case j >= 0:
 		c.kind, pools = "BGPAdvertisement", s.BGPAdvertisements[j].Pools
 		c.addObjectGates()
+		c.addNodesOfAdvertisement(s.BGPAdvertisements[j].NodeSelectors, nil)
 		c.addPeersOfAdvertisement(s.BGPAdvertisements[j])
 	default:
 		return c.reportMissing(ctx, slices.Concat(layer2, bgp)), nil
@@ -333,6 +338,31 @@ func (e *Explainer) ExplainAdvertisement(ctx context.Context, name string) (*rep
 		c.addGate("pools", report.Well, names.Explanation{Text: joinSome(pools, maxListed)})
 	}
 	return c.finish(fmt.Sprintf("the %s advertises %s", c.kind, joinSome(pools, maxListed))), nil
+}
+
+// addNodesOfAdvertisement says on which nodes the advertisement counts, and whether they have its
+// interfaces. Without any interface it counts on all links.
+func (c *subjectCase) addNodesOfAdvertisement(selectors []labels.Selector, interfaces []string) {
+	var selected, linked []string
+	for _, n := range c.config.Nodes {
+		if !snapshot.AnySelectorMatches(selectors, labels.Set(n.Labels)) {
+			continue
+		}
+		selected = append(selected, n.Name)
+		s := c.installation.speakers[n.Name]
+		isUsable := func(name string) bool { return s != nil && slices.Contains(s.UsableLinks, name) }
+		if len(interfaces) == 0 || slices.ContainsFunc(interfaces, isUsable) {
+			linked = append(linked, n.Name)
+		}
+	}
+	switch {
+	case len(selected) == 0:
+		c.addGate("nodes", report.NotWell, names.Explain(names.ReasonNoAdvertisement, "its nodeSelectors match no node: correct them, or label a node"))
+	case len(linked) == 0:
+		c.addGate("nodes", report.NotWell, names.Explain(names.ReasonNoLinks, "none of its interfaces (%s) is a usable link of %s: correct spec.interfaces", joinSome(interfaces, maxListed), joinSome(selected, maxListed)))
+	default:
+		c.addGate("nodes", report.Well, names.Explanation{Text: joinSome(linked, maxListed)})
+	}
 }
 
 // addPeersOfAdvertisement says to which routers the advertisement goes.

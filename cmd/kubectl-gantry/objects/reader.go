@@ -236,7 +236,20 @@ func (r *Reader) Get(ctx context.Context, key client.ObjectKey, into client.Obje
 		}
 		return apierrors.NewNotFound(r.groupResource(kind), key.Name)
 	}
-	err = r.api.Get(ctx, key, into, opts...)
+	return r.getFromServer(ctx, kind, key, into, opts...)
+}
+
+// GetFromServer reads one object although its kind may have been listed in part.
+func (r *Reader) GetFromServer(ctx context.Context, key client.ObjectKey, into client.Object) error {
+	kind, err := r.kindOf(into)
+	if err != nil {
+		return err
+	}
+	return r.getFromServer(ctx, kind, key, into)
+}
+
+func (r *Reader) getFromServer(ctx context.Context, kind listedKind, key client.ObjectKey, into client.Object, opts ...client.GetOption) error {
+	err := r.api.Get(ctx, key, into, opts...)
 	if apierrors.IsForbidden(err) {
 		_ = r.noteRefusal(err, kind, "get", key.Namespace)
 	}

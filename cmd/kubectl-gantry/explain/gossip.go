@@ -1,0 +1,89 @@
+package explain
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+)
+
+// faultyGossip returns the condition of a speaker that cannot exchange gossip with another one; nil
+// if it can.
+func faultyGossip(s *v1alpha1.SpeakerStatusStatus) *metav1.Condition {
+	if s == nil {
+		return nil
+	}
+	if c := meta.FindStatusCondition(s.Conditions, names.ConditionGossip); c != nil && c.Status == metav1.ConditionFalse {
+		return c
+	}
+	return nil
+}
+
+// explainGossip says why the speaker of a node does not exchange gossip with others.
+func (e *Explainer) explainGossip(node string) names.Explanation {
+	g := faultyGossip(e.installation.speakers[node])
+	switch {
+	case g == nil:
+		return names.Explanation{}
+	case names.Reason(g.Reason) == names.ReasonGossipKeyDiffers:
+		return e.explainGossipKey()
+	}
+	return names.Explain(names.Reason(g.Reason), "the speaker of %s: %s", node, g.Message)
+}
+
+// explainGossipKey says which speakers have another gossip key than the others: those that most
+// others name. Between two halves nobody can say which one is right.
+func (e *Explainer) explainGossipKey() names.Explanation {
+	othersByNode := map[string][]string{}
+	for _, node := range slices.Sorted(maps.Keys(e.installation.speakers)) {
+		s := e.installation.speakers[node]
+		if g := faultyGossip(s); g == nil || names.Reason(g.Reason) != names.ReasonGossipKeyDiffers {
+			continue
+		}
+		for _, other := range s.Unreachable {
+			othersByNode[other] = append(othersByNode[other], node)
+		}
+	}
+	most := 0
+	for _, others := range othersByNode {
+		most = max(most, len(others))
+	}
+	var odd, rest []string
+	for _, node := range slices.Sorted(maps.Keys(othersByNode)) {
+		if len(othersByNode[node]) == most {
+			odd = append(odd, node)
+		} else {
+			rest = append(rest, node)
+		}
+	}
+	text := fmt.Sprintf("the speaker of %s has another gossip key than those of %s", joinSome(odd, maxListed), joinSome(rest, maxListed))
+	if len(rest) == 0 {
+		text = fmt.Sprintf("the speakers of %s have different gossip keys", joinSome(odd, maxListed))
+	}
+	text += fmt.Sprintf(": let all use the entry %q of Secret %s/%s", names.GossipKeySecretEntry, e.namespace, names.GossipSecret)
+	if d := e.installation.speaker; d != nil {
+		if file := readFlag(&d.Spec.Template.Spec, "gossip-key-file"); file != "" {
+			text += fmt.Sprintf("; DaemonSet %s lets each read its key from the file %s (--gossip-key-file)", d.Name, file)
+		}
+	}
+	return names.Explanation{Reason: names.ReasonGossipKeyDiffers, Text: text}
+}
+
+// explainFaultyGossip names a node that may hold an address and does not hear others.
+func (c *serviceCase) explainFaultyGossip() names.Explanation {
+	for i := range c.finding.Nodes {
+		n := &c.finding.Nodes[i]
+		if !n.ByLayer2 || n.Layer2.IsSet() {
+			continue
+		}
+		if why := c.explainGossip(n.Node); why.IsSet() {
+			return names.Explain(why.Reason, "a failover takes longer: %s", why.Text)
+		}
+	}
+	return names.Explanation{}
+}
