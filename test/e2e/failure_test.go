@@ -3,10 +3,12 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/test/cluster"
 	"github.com/gantry-lb/gantry/test/lab"
 )
@@ -15,7 +17,7 @@ import (
 // sends 200 requests per second. The backend stays on its node.
 func TestAddressMovesWithoutLongLoss(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4})
-	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
+	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest+"---\n"+faultPeerManifest("")))
 	failOnError(t, s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node4")))
 	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
 	failOnError(t, err)
@@ -57,7 +59,9 @@ func TestAddressMovesWithoutLongLoss(t *testing.T) {
 		holder = awaitNewHolder(ctx, t, s, old)
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 200))
 		stream.Stop()
+		failOnError(t, awaitReportsOfNode(ctx, s, old, "Unknown Unknown"))
 		failOnError(t, s.ReviveNode(ctx, old))
+		failOnError(t, awaitReportsOfNode(ctx, s, old, "Valid Idle", "Valid Connect", "Valid Active"))
 	})
 	t.Run("a resumed process does not answer any more", func(t *testing.T) {
 		stream := startUDPStream(ctx, t, s, target)
@@ -71,6 +75,22 @@ func TestAddressMovesWithoutLongLoss(t *testing.T) {
 		if still, err := s.AwaitSingleAnnouncingNode(ctx, "echo", ""); err != nil || still != holder {
 			t.Errorf("after %s was resumed the address is at %s (%v), want it to stay at %s", old, still, err, holder)
 		}
+	})
+}
+
+// awaitReportsOfNode waits until the ConfigurationState of a node and its session with a router
+// that does not exist say one of these.
+func awaitReportsOfNode(ctx context.Context, s *cluster.Cluster, node string, want ...string) error {
+	return cluster.AwaitNoError(ctx, "the reports of "+node, func(ctx context.Context) error {
+		result, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "get", "configurationstate", "speaker-"+node, "-o", "jsonpath={.status.result}")
+		if err != nil {
+			return err
+		}
+		state, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "get", "bgpsession", "tor."+node, "-o", "jsonpath={.status.state}")
+		if err == nil && !slices.Contains(want, result+" "+state) {
+			err = fmt.Errorf("they say %s and %s, want %q", result, state, want)
+		}
+		return err
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -148,6 +149,38 @@ func (h *faultHarness) expectNoFaultLeft(ctx context.Context, t *testing.T) {
 		}
 		return nil
 	}))
+}
+
+// testNoSpeaker stops both speakers at once, so that none is left to say that the other one is
+// dead. The Services say that nobody knows whether they are announced, and work when the speakers
+// continue.
+func (h *faultHarness) testNoSpeaker(ctx context.Context, t *testing.T) {
+	signal := func(s syscall.Signal) {
+		for _, node := range []string{"node1", "node2"} {
+			failOnError(t, h.SignalProgram(ctx, node, "gantry-speaker", s))
+		}
+	}
+	signal(syscall.SIGSTOP)
+	t.Cleanup(func() { signal(syscall.SIGCONT) })
+	failOnError(t, cluster.AwaitNoError(ctx, "the kubelets to notice", func(ctx context.Context) error {
+		ready, err := h.RunKubectl(ctx, "", "-n", names.Namespace, "get", "pods", "-l", names.LabelComponent+"="+names.ComponentSpeaker, "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		if err == nil && ready != "False False" {
+			err = fmt.Errorf("the Pods of the speakers are ready: %s", ready)
+		}
+		return err
+	}))
+	for _, service := range []string{"web", "routed"} {
+		failOnError(t, awaitAnnouncedCondition(ctx, h.Cluster, service, "Unknown", names.ReasonNoSpeaker))
+		text, err := h.describe(ctx, service)
+		if err != nil || !strings.Contains(text, "NoSpeaker: no speaker runs on any node") {
+			t.Errorf("kubectl describe does not say that no speaker runs (%v):\n%s", err, text)
+		}
+	}
+	signal(syscall.SIGCONT)
+	for _, service := range []string{"web", "routed"} {
+		failOnError(t, h.awaitAnnounced(ctx, service))
+		failOnError(t, cluster.AwaitNoError(ctx, "the end of all that says that no speaker runs", func(ctx context.Context) error { return h.checkRecovery(ctx, service) }))
+	}
 }
 
 // testNoController creates a Service while no controller runs. The Lease shows that, and the next

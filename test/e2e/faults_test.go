@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -57,7 +58,7 @@ type faultHarness struct {
 	seenReasons map[string]bool
 }
 
-// TestDescribeServiceNamesTheCause makes more than 30 faults, one after the other. kubectl describe
+// TestDescribeServiceNamesTheCause makes more than 35 faults, one after the other. kubectl describe
 // service has to name the cause, and so has the condition, within 10 s. After the repair the
 // Service works, its newest event is no Warning, and no condition of it is False. Faults with
 // Services of their own happen all at once.
@@ -92,6 +93,7 @@ func TestDescribeServiceNamesTheCause(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) { h.testFaultAndRepair(ctx, t, f) })
 	}
 	t.Run("blocked gossip", func(t *testing.T) { h.testBlockedGossip(ctx, t) })
+	t.Run("no speaker", func(t *testing.T) { h.testNoSpeaker(ctx, t) })
 	t.Run("no controller", func(t *testing.T) { h.testNoController(ctx, t) })
 	t.Run("nothing is left", func(t *testing.T) { h.expectNoFaultLeft(ctx, t) })
 	t.Run("explained", func(t *testing.T) { h.testExplanations(ctx, t) })
@@ -264,6 +266,26 @@ func (h *faultHarness) nodeFaults() []fault {
 			manifests: faultPoolManifest("taken", "192.168.0.240", "spec: {ipAddressPools: [taken]}"),
 			repair: func(context.Context) error {
 				return h.RunOnHost("client", "ip", "address", "del", "192.168.0.240/32", "dev", "eth0")
+			}},
+		{name: "the link of the Pod's node is down", service: "racked", reason: names.ReasonLinkDown, text: "node1: its link rack0 in the subnet of 198.18.7.10 is down",
+			manifests: faultPoolManifest("racked", "198.18.7.10", faultL2Spec("racked", "")),
+			edit: func(ctx context.Context) error {
+				// The carrier of rack0 on node1 is missing: the other end is down.
+				for node, commands := range map[string][]string{
+					"node1": {"link add rack0 type veth peer name rack1", "address add 198.18.7.1/24 dev rack0", "link set rack0 up"},
+					"node2": {"link add rack0 type veth peer name rack1", "address add 198.18.7.2/24 dev rack0", "link set rack0 up", "link set rack1 up"},
+				} {
+					for _, c := range commands {
+						if err := h.RunOnHost(node, "ip", strings.Fields(c)...); err != nil {
+							return err
+						}
+					}
+				}
+				return h.ApplyManifests(ctx, serviceManifest("racked", `metallb.io/address-pool: racked`, "externalTrafficPolicy: Local"))
+			},
+			// Without any link in the subnet, each link may have the address.
+			repair: func(context.Context) error {
+				return errors.Join(h.RunOnHost("node1", "ip", "link", "del", "rack0"), h.RunOnHost("node2", "ip", "link", "del", "rack0"))
 			}},
 		{name: "the Pods are gone", service: "web", reason: names.ReasonNoEndpoints, text: "no endpoint of the Service can serve",
 			edit: h.kubectl("scale", "deployment", "web", "--replicas=0"), repair: h.kubectl("scale", "deployment", "web", "--replicas=1")},
