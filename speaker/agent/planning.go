@@ -90,7 +90,7 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 		case f := <-a.nodeFitness.C():
 			p.SetNodeFitness(f)
 		}
-		if in.clusterSynced {
+		if in.clusterSynced && p.NeedsUpdate() {
 			next.mergeDelta(p.Update())
 			next.plan, next.snapshot = p.Plan(), p.Snapshot()
 			a.options.BGP.SetDesiredState(desiredBGPOfPlan(next.plan))

@@ -181,6 +181,10 @@ const (
 	RawSocketsDenied    RawSocketPermission = true
 )
 
+// NeedsUpdate reports whether anything has changed since the last Update that could change the
+// Plan. Many events change none of it, such as a new condition of a Service.
+func (p *Planner) NeedsUpdate() bool { return p.mustReplanAll || len(p.servicesToDecideAgain) > 0 }
+
 // Update decides what changed since the last call.
 func (p *Planner) Update() BidDelta {
 	all := p.mustReplanAll
