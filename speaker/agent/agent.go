@@ -63,6 +63,8 @@ type HealthChecks interface {
 // GossipMembership carries messages between the speakers. No method blocks.
 type GossipMembership interface {
 	SendMessage(to string, payload []byte)
+	// SendDirectedMessage sends a message after those of SendMessage.
+	SendDirectedMessage(to string, payload []byte)
 	// SendBulkMessage sends a message after all others.
 	SendBulkMessage(to string, payload []byte)
 	SetFullExchangeState(state []byte)
@@ -215,6 +217,12 @@ func (a *Agent) PostChanges(ctx context.Context, changes ...PlannerInputChange) 
 // none.
 func (a *Agent) RequestHandover() { a.handoverRequests.Signal() }
 
+// IsElectionLate reports whether the election of this node runs late, so that other work has to
+// wait.
+func (a *Agent) IsElectionLate() bool {
+	return time.Duration(a.metrics.electionDelay.Load()) > a.options.Timing.BeaconInterval
+}
+
 // HandoverDone is closed when nothing is held any more after RequestHandover.
 func (a *Agent) HandoverDone() <-chan struct{} { return a.handoverDone }
 
@@ -334,11 +342,19 @@ func (a *Agent) extendDeadlineAndPublishChanges() {
 }
 
 // minStatusInterval bounds how often a Status is built. The cost is proportional to the number of
-// Services; with 10,000 of them the interval is 100 ms.
+// Services; with 10,000 of them the interval is 100 ms. An election that runs late goes first.
 func (a *Agent) minStatusInterval() time.Duration {
 	services := max(a.plan.Bids.Len(), a.plan.Layer2Verdicts.Len(), a.plan.BGPVerdicts.Len())
-	return time.Duration(services) * 10 * time.Microsecond
+	interval := time.Duration(services) * 10 * time.Microsecond
+	if a.IsElectionLate() {
+		return max(interval, lateStatusInterval)
+	}
+	return interval
 }
+
+// lateStatusInterval is the time between two Statuses while the election runs late: what
+// follows from each of them makes the node busier.
+const lateStatusInterval = 500 * time.Millisecond
 
 // gossipStateEncodingInterval bounds how often the full state is encoded for push/pull. The cost is
 // proportional to the number of addresses. A new claim does not wait for it: it is sent at once.

@@ -33,6 +33,7 @@ func (a *Agent) stepElection(in []elect.Input) {
 	}
 	a.passHeldAddressesToEngine(&u)
 	a.metrics.missedBeaconCount.Store(elect.CountMissedBeacons(a.electionMachine))
+	a.metrics.electionDelay.Store(int64(elect.ReportRecentDelay(a.electionMachine)))
 	a.gossipStateChanged = a.gossipStateChanged || len(in) > 0
 }
 
@@ -83,9 +84,12 @@ func (a *Agent) passHeldAddressesToEngine(u *layer2EngineUpdate) {
 func (a *Agent) performElectionEffect(e elect.Effect) {
 	switch e := e.(type) {
 	case elect.SendMessage:
-		if e.IsUrgent {
+		switch e.Priority {
+		case elect.PriorityUrgent:
 			a.options.Members.SendMessage(e.To, e.Payload)
-		} else {
+		case elect.PriorityDirected:
+			a.options.Members.SendDirectedMessage(e.To, e.Payload)
+		default:
 			a.options.Members.SendBulkMessage(e.To, e.Payload)
 		}
 	case elect.AcquireProbe:

@@ -298,13 +298,34 @@ type syncRequest struct {
 // syncRequests are the requests without a full answer. One that is older than its timeout counts as
 // lost.
 type syncRequests struct {
-	lastID       uint64
-	requestsByID map[uint64]syncRequest
+	lastID         uint64
+	requestsByID   map[uint64]syncRequest
+	lastIDByMember map[string]uint64
+	// lastSentAtByMember is when the last request to each member was sent.
+	lastSentAtByMember map[string]time.Time
+}
+
+func newSyncRequests() syncRequests {
+	return syncRequests{requestsByID: map[uint64]syncRequest{}, lastIDByMember: map[string]uint64{}, lastSentAtByMember: map[string]time.Time{}}
+}
+
+// hasRecentRequest reports whether a request to the member with at least the given ID is so recent
+// that another one adds nothing: its answer has all claims of the member. One conflict about each
+// of a thousand addresses must not cost a thousand answers.
+func (s *syncRequests) hasRecentRequest(member string, firstValidID uint64, f stepFacts) bool {
+	id, known := s.lastIDByMember[member]
+	if !known || id < firstValidID {
+		return false
+	}
+	age := f.now.Sub(s.lastSentAtByMember[member])
+	_, unanswered := s.requestsByID[id]
+	return age < f.timing.BeaconInterval || unanswered && age < f.timing.ReachabilityProbeInterval+f.extraDelay()
 }
 
 // beginRequest returns the ID of a new request to a member.
 func (s *syncRequests) beginRequest(member string, now time.Time, timeout time.Duration) uint64 {
 	s.lastID++
+	s.lastIDByMember[member], s.lastSentAtByMember[member] = s.lastID, now
 	s.requestsByID[s.lastID] = syncRequest{member: member, sentAt: now, receivedBuckets: map[uint64]bool{}}
 	maps.DeleteFunc(s.requestsByID, func(_ uint64, r syncRequest) bool { return now.Sub(r.sentAt) > timeout })
 	return s.lastID
@@ -324,8 +345,12 @@ func (s *syncRequests) requestSync(to string, claims *claimBuckets, f stepFacts,
 	out.sendMessage(to, b)
 }
 
-// requestSync asks a member for the claims that this node does not know.
+// requestSync asks a member for the claims that this node does not know, unless it has just done
+// so.
 func (m *Machine) requestSync(to string) {
+	if m.syncRequests.hasRecentRequest(to, m.lease.firstValidSyncID, m.stepFacts()) {
+		return
+	}
 	m.syncRequests.requestSync(to, &m.claimBuckets, m.stepFacts(), &m.outbox)
 }
 
@@ -344,12 +369,12 @@ func (t *claimBuckets) answerSyncRequest(to string, r *messageReader, out *outbo
 	}
 	prefix := binary.AppendUvarint(binary.AppendUvarint(out.beginMessage(kindSyncDelta), id), uint64(len(differ)))
 	if len(differ) == 0 {
-		out.sendMessage(to, prefix)
+		out.sendDirectedMessage(to, prefix)
 		return
 	}
 	for _, i := range differ {
 		b := binary.AppendUvarint(slices.Clone(prefix), uint64(i))
-		out.sendMessage(to, appendClaims(b, t[i].sortedClaims()))
+		out.sendDirectedMessage(to, appendClaims(b, t[i].sortedClaims()))
 	}
 }
 

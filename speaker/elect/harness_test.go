@@ -38,6 +38,7 @@ type harness struct {
 	removedHostMAC         facts.MAC
 	deafNodes              map[string]bool // no message reaches them
 	messagesPerMillisecond int
+	processors             *busyProcessors // nil: a step takes no time
 	messageCount           int
 	acquireProbeCount      int
 	openProbes             []*simProbe
@@ -96,8 +97,13 @@ type simNode struct {
 	// addresses that it does not hold.
 	isProxyLate bool
 	// messages that the node has not sent yet
-	urgentMessages, bulkMessages []SendMessage
-	isSending                    bool
+	urgentMessages, directedMessages, bulkMessages []SendMessage
+	isSending                                      bool
+	isLeaseExpired                                 bool // after the last step
+	// acquire probes in the present batch, when it is sent, and results of one time
+	probesInBatch  int
+	probeBatchAt   time.Time
+	finishedProbes []Input
 }
 
 func newHarness(t testing.TB, seed int64, n, addresses int) *harness {
@@ -289,16 +295,25 @@ func (w *harness) stepNode(n *simNode, inputs ...Input) {
 		n.inputsWhilePaused = append(n.inputsWhilePaused, inputs...)
 		return
 	}
-	expired := n.machine.lease.isExpired
-	for _, e := range n.machine.Step(w.now, inputs...) {
+	if w.processors != nil {
+		w.processors.stepNode(n, inputs)
+		return
+	}
+	w.finishStep(n, n.machine.Step(w.now, inputs...))
+}
+
+// finishStep performs the effects of a step.
+func (w *harness) finishStep(n *simNode, effects []Effect) {
+	for _, e := range effects {
 		if _, send := e.(SendMessage); w.logEffects && !send {
 			w.t.Logf("%v %s: %T%+v", w.now.Sub(time.Unix(1000, 0)), n.name, e, e)
 		}
 		w.performEffect(n, e)
 	}
-	if w.logEffects && expired != n.machine.lease.isExpired {
-		w.t.Logf("%v %s: lease expired: %v", w.now.Sub(time.Unix(1000, 0)), n.name, !expired)
+	if w.logEffects && n.isLeaseExpired != n.machine.lease.isExpired {
+		w.t.Logf("%v %s: lease expired: %v", w.now.Sub(time.Unix(1000, 0)), n.name, n.machine.lease.isExpired)
 	}
+	n.isLeaseExpired = n.machine.lease.isExpired
 	n.answerDeadline = n.machine.LeaseDeadline(w.now)
 	n.timerID++
 	id, m := n.timerID, n.machine
@@ -334,25 +349,7 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 		}
 		w.transmitMessage(n, e)
 	case AcquireProbe:
-		q := &simProbe{prober: n, address: e.Address}
-		w.acquireProbeCount++
-		w.openProbes = append(w.openProbes, q)
-		for i := range e.FramesPerLink { // collect answers while the probe is open
-			w.scheduleEvent(time.Duration(i)*e.FrameInterval+time.Millisecond, func() {
-				q.answeringMACs = append(q.answeringMACs, w.macsAnsweringOnLAN(n, e)...)
-				for _, o := range w.openProbes {
-					if o.prober != n && o.address == e.Address && w.canHearOnLAN(o.prober.name, n.name) {
-						o.rivalProberMACs = append(o.rivalProberMACs, n.mac)
-					}
-				}
-			})
-		}
-		later(time.Duration(e.FramesPerLink)*e.FrameInterval, n, func() Input {
-			w.openProbes = slices.DeleteFunc(w.openProbes, func(o *simProbe) bool { return o == q })
-			return ProbeFinished{facts.ProbeResult{
-				ID: e.ID, Address: e.Address, AnsweringMACs: q.answeringMACs, RivalProberMACs: q.rivalProberMACs,
-			}}
-		})
+		w.performAcquireProbe(n, e)
 	case ReachabilityProbe:
 		r := facts.ProbeResult{ID: e.ID}
 		wait := time.Duration(e.FramesPerTarget) * e.FrameInterval
@@ -371,52 +368,6 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 			}
 		}
 	}
-}
-
-// deliverAnnouncementOnLAN delivers the announcement of an address to all on the segment.
-func (w *harness) deliverAnnouncementOnLAN(n *simNode, a netip.Addr) {
-	w.scheduleEvent(100*time.Microsecond, func() {
-		if !w.isAnswering(n, a) {
-			return
-		}
-		for _, q := range w.openProbes {
-			if q.prober != n && q.address == a && w.canHearOnLAN(q.prober.name, n.name) {
-				q.answeringMACs = append(q.answeringMACs, n.mac)
-			}
-		}
-		for _, name := range w.nodeNames {
-			if o := w.nodesByName[name]; o != n && o.heldAddresses[a] && w.canHearOnLAN(name, n.name) {
-				w.stepNode(o, ConflictDetected{facts.Conflict{Address: a, ForeignMAC: n.mac, LinkIndex: 1}})
-			}
-		}
-	})
-}
-
-// isIsolatedOnLAN reports whether the node hears neither the gateway nor another node on the
-// segment.
-func (w *harness) isIsolatedOnLAN(name string) bool {
-	return w.lanPartitionByNode[name] != 0 && !slices.ContainsFunc(w.nodeNames, func(o string) bool {
-		return o != name && w.canHearOnLAN(name, o)
-	})
-}
-
-// macsAnsweringOnLAN returns the answers to a request of a probe.
-func (w *harness) macsAnsweringOnLAN(from *simNode, e AcquireProbe) []facts.MAC {
-	var out []facts.MAC
-	toAll := e.TargetMAC == facts.MAC{}
-	for _, name := range w.nodeNames {
-		n := w.nodesByName[name]
-		if n != from && w.isAnswering(n, e.Address) && w.canHearOnLAN(name, from.name) && (toAll || e.TargetMAC == n.mac) {
-			out = append(out, n.mac)
-		}
-	}
-	if e.TargetMAC != (facts.MAC{}) && e.TargetMAC == w.removedHostMAC {
-		out = append(out, e.TargetMAC)
-	}
-	if mac, answers := w.fabricAnswer[e.Address]; answers && toAll && mac != from.mac {
-		out = append(out, mac)
-	}
-	return out
 }
 
 // isAnswering reports whether the node would answer for the address now.

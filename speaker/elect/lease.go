@@ -127,7 +127,7 @@ func (l *lease) tryRegainLease(f stepFacts, heldCount int, o *leaseOutcome) {
 		o.isRegained = true
 		l.nothingElseAnswers = f.now.Sub(l.lastConfirmedAt) >= f.timing.LeaseConfirmationTimeout
 	case l.recheckRunning && f.now.Sub(l.recheckStartedAt) < recheckTimeout: // wait for the results
-	case f.now.Sub(l.expiredAt) >= f.timing.UnconfirmedBeforeReachabilityProbeDelay:
+	case f.now.Sub(l.expiredAt) >= f.timing.UnconfirmedBeforeReachabilityProbeDelay+f.extraDelay():
 		l.recheckRunning, l.recheckStartedAt, l.addressesLeftToRecheck = true, f.now, heldCount
 		o.rechecksAddresses = true
 	}

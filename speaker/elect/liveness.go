@@ -35,7 +35,12 @@ type livenessWatch struct {
 	// silent node that each of them reports.
 	witnessNoncesBySilentNode map[string]map[string]uint64
 	deadRunNonceByNode        map[string]uint64 // nonce of the run that ended
-	leavingNodes              map[string]bool
+	// suspectedSinceByNode is when the first of these witnesses reported the node.
+	// confirmationDelayByNode is how long they must report it, after it was declared dead by
+	// mistake.
+	suspectedSinceByNode    map[string]time.Time
+	confirmationDelayByNode map[string]*recentDelay
+	leavingNodes            map[string]bool
 	// connectedWitnesses holds, by silent node, the witnesses with an answer from a gateway or
 	// another node. They are not cut off themselves.
 	connectedWitnesses map[string]map[string]bool
@@ -49,13 +54,18 @@ type livenessWatch struct {
 	lastReceivedAt time.Time
 	// claimsChangedAt is when this node last learnt of another claim, or made one.
 	claimsChangedAt time.Time
+	ownDelay        recentDelay // of the steps of this node
 }
 
 // beaconRecord is what this node heard from one member.
 type beaconRecord struct {
 	memberNonce, lastSeq uint64
 	lastHeardAt          time.Time
-	isSilent             bool
+	// beaconHeardAt is when the beacon with lastSeq arrived; zero if this node was paused since.
+	// beaconDelay is how late the member's beacons come.
+	beaconHeardAt time.Time
+	beaconDelay   recentDelay
+	isSilent      bool
 	// silenceReportedAt is when this node last reported the silence to the others. retractionsLeft
 	// is how often it will still report the end of the silence.
 	silenceReportedAt  time.Time
@@ -69,6 +79,7 @@ func newLivenessWatch() livenessWatch {
 		recordsByMember: map[string]*beaconRecord{}, witnessNoncesBySilentNode: map[string]map[string]uint64{},
 		deadRunNonceByNode: map[string]uint64{}, leavingNodes: map[string]bool{},
 		connectedWitnesses: map[string]map[string]bool{}, lastSeenByNode: map[string]time.Time{},
+		suspectedSinceByNode: map[string]time.Time{}, confirmationDelayByNode: map[string]*recentDelay{},
 	}
 }
 
@@ -84,7 +95,7 @@ func (w *livenessWatch) lastSeenAt(n string) time.Time { return w.lastSeenByNode
 func (w *livenessWatch) restartSilenceTimers(now time.Time) {
 	w.lastReceivedAt = now
 	for _, h := range w.recordsByMember {
-		h.lastHeardAt = now
+		h.lastHeardAt, h.beaconHeardAt = now, time.Time{}
 	}
 }
 
@@ -100,6 +111,8 @@ func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 			w.missed.forgetMember(n)
 		}
 	}
+	maps.DeleteFunc(w.confirmationDelayByNode, func(n string, _ *recentDelay) bool { _, ok := members[n]; return !ok })
+	maps.DeleteFunc(w.suspectedSinceByNode, func(n string, _ time.Time) bool { _, ok := members[n]; return !ok })
 	// a witness that left cannot retract its report
 	for n, by := range w.witnessNoncesBySilentNode {
 		maps.DeleteFunc(by, func(w string, _ uint64) bool { _, ok := members[w]; return !ok })
@@ -263,6 +276,7 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts,
 	}
 	if slices.Contains(w.membersWatchedBySelf, from) {
 		w.missed.countGap(from, h.lastSeq, seq)
+		h.recordBeaconDelay(seq, f)
 	}
 	h.lastSeq = seq
 	w.leavingNodes[from] = flags&flagLeaving != 0
@@ -275,7 +289,7 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts,
 		b = binary.AppendUvarint(b, seq)
 		out.sendMessage(from, binary.AppendUvarint(b, f.claimsDigest))
 	}
-	if h.syncIfDigestDiffers(digest, f) {
+	if h.syncIfDigestDiffers(digest, w.extraDelayFor(from, f), f) {
 		o.membersToSync = append(o.membersToSync, from)
 	}
 	return o
@@ -305,7 +319,7 @@ func (w *livenessWatch) handleAck(
 
 // syncIfDigestDiffers reports whether to ask the member for its claims, because its digest differs
 // for some time: a message was lost.
-func (h *beaconRecord) syncIfDigestDiffers(digest uint64, f stepFacts) bool {
+func (h *beaconRecord) syncIfDigestDiffers(digest uint64, extraDelay time.Duration, f stepFacts) bool {
 	if digest == f.claimsDigest {
 		h.digestDiffersSince = time.Time{}
 		return false
@@ -313,8 +327,8 @@ func (h *beaconRecord) syncIfDigestDiffers(digest uint64, f stepFacts) bool {
 	if h.digestDiffersSince.IsZero() {
 		h.digestDiffersSince = f.now
 	}
-	if f.now.Sub(h.digestDiffersSince) < 2*f.timing.BeaconInterval ||
-		f.now.Sub(h.syncRequestedAt) < f.timing.SilenceTimeout {
+	if f.now.Sub(h.digestDiffersSince) < 2*f.timing.BeaconInterval+extraDelay ||
+		f.now.Sub(h.syncRequestedAt) < f.timing.SilenceTimeout+extraDelay {
 		return false
 	}
 	h.syncRequestedAt = f.now
@@ -329,7 +343,7 @@ func (w *livenessWatch) detectSilence(f stepFacts, out *outbox) watchOutcome {
 		if h == nil {
 			continue
 		}
-		if !h.isSilent && f.now.Sub(h.lastHeardAt) >= f.timing.SilenceTimeout {
+		if !h.isSilent && f.now.Sub(h.lastHeardAt) >= w.silenceTimeoutOf(n, f) {
 			h.isSilent = true
 			h.silenceReportedAt = time.Time{}
 		}
@@ -373,7 +387,7 @@ func (w *livenessWatch) nextDeadline(f stepFacts) time.Time {
 	next := w.lastBeaconAt.Add(f.timing.BeaconInterval)
 	for _, n := range w.membersWatchedBySelf {
 		if h := w.recordsByMember[n]; h != nil && !h.isSilent {
-			if t := h.lastHeardAt.Add(f.timing.SilenceTimeout); t.Before(next) {
+			if t := h.lastHeardAt.Add(w.silenceTimeoutOf(n, f)); t.Before(next) {
 				next = t
 			}
 		}

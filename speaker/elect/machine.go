@@ -78,7 +78,7 @@ func NewMachine(self string, nonce uint64, timing Timing, now time.Time) *Machin
 		membership:               membership{self: self, membersChangedAt: now, nodesByMAC: map[facts.MAC]string{}},
 		liveness:                 newLivenessWatch(),
 		lastSyncAnswerByMember:   map[string]time.Time{},
-		syncRequests:             syncRequests{requestsByID: map[uint64]syncRequest{}},
+		syncRequests:             newSyncRequests(),
 		probes:                   pendingProbes{probesByID: map[uint64]pendingProbe{}},
 	}
 	m.applyMembers(facts.MemberSet{})
@@ -88,6 +88,7 @@ func NewMachine(self string, nonce uint64, timing Timing, now time.Time) *Machin
 // Step processes facts that become known at one time. It returns what has to be done, in order.
 func (m *Machine) Step(now time.Time, inputs ...Input) []Effect {
 	m.outbox.beginStep()
+	recordOwnDelay(m, now)
 	m.detectProcessPause(now)
 	m.now = now
 	for _, in := range inputs {
@@ -105,12 +106,14 @@ type stepFacts struct {
 	members      *membership
 	nonce        uint64 // of this process
 	claimsDigest uint64
-	leaving      bool // this node hands over all addresses
+	leaving      bool          // this node hands over all addresses
+	ownDelay     time.Duration // how late this node ran of late; see congestion.go
 }
 
 func (m *Machine) stepFacts() stepFacts {
 	return stepFacts{
 		now: m.now, timing: &m.timing, members: &m.membership, nonce: m.nonce, claimsDigest: m.claimsDigest, leaving: m.handoverRequested,
+		ownDelay: m.liveness.ownDelay.remaining(m.now),
 	}
 }
 
@@ -136,7 +139,11 @@ func (m *Machine) applyInput(in Input) {
 	}
 }
 
-// performDueWork does all work whose time has come.
+// dueAddressesPerStep bounds the addresses that one step works on, so that beacons and the messages
+// of others do not wait for thousands. The next step continues.
+const dueAddressesPerStep = 128
+
+// performDueWork does the work whose time has come.
 func (m *Machine) performDueWork() {
 	m.allowAcquisitions()
 	if m.liveness.sendDueBeacon(m.stepFacts(), &m.outbox) {
@@ -146,11 +153,15 @@ func (m *Machine) performDueWork() {
 	m.applyWatchOutcome(m.liveness.detectSilence(m.stepFacts(), &m.outbox))
 	m.maintainLease()
 	m.beginAcquisitions()
-	for a := m.dueAddresses.takeDueAddress(m.now); a != nil; a = m.dueAddresses.takeDueAddress(m.now) {
+	for range dueAddressesPerStep {
+		a := m.dueAddresses.takeDueAddress(m.now)
+		if a == nil {
+			break
+		}
 		switch {
 		case a.acquisition != nil:
 			a.acquisition.isProbing = true
-			m.probes.probeAddress(a, m.stepFacts(), &m.outbox)
+			m.probes.probeAddress(a, stepFactsForProbe(m, a), &m.outbox)
 			// in case that the probe's result is lost
 			m.dueAddresses.scheduleAddress(a, m.now.Add(10*m.timing.StartupWithoutMembersDelay))
 		case a.move != nil:
@@ -206,6 +217,9 @@ func (m *Machine) NextDeadline() time.Time {
 		earlier(m.stepFacts().acquisitionsAllowedAt(m.startedAt))
 	}
 	earlier(m.dueAddresses.nextDueAt())
+	if len(m.addressesToAcquire) > 0 { // the last step had too many
+		earlier(m.now)
+	}
 	return laterTime(next, m.now.Add(time.Millisecond))
 }
 
@@ -233,6 +247,7 @@ func (m *Machine) applyBids(in BidsChanged) {
 			// without links it answers on the old ones until another node takes over
 			m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: b.OwnLinkIndexes}})
 		}
+		m.updateGroupCounts(a) // the address is offered to the new candidates
 		m.reconcileAddress(a)
 	}
 }

@@ -46,7 +46,7 @@ func (m *Machine) offerAddress(a *addressState, to string) {
 	v.offeredEpoch = max(v.offeredEpoch, a.highestKnownClaim.Epoch) + 1
 	v.target = to
 	v.triedNodes = append(v.triedNodes, to)
-	m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout))
+	m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout+m.liveness.extraDelayFor(to, m.stepFacts())))
 	m.outbox.queueClaim(kindOffer, to, Claim{Address: a.ip, Holder: to, Epoch: v.offeredEpoch})
 	m.updateGroupCounts(a) // place the next address as if this one had moved
 }

@@ -11,6 +11,7 @@ type outbox struct {
 	claimsByBatch     map[claimBatchKey][]Claim
 	claimBatchOrder   []claimBatchKey // order of claimsByBatch
 	messages          []SendMessage   // urgent ones
+	directedMessages  []SendMessage   // claims for one member
 	bulkMessages      []SendMessage   // claims for all members
 	otherEffects      []Effect
 	handoverFinished  bool
@@ -54,10 +55,10 @@ func (o *outbox) orderedEffects(members []string) []Effect {
 	o.sendClaims(o.claimsToBroadcast, members)
 	for _, b := range o.claimBatchOrder {
 		for chunk := range slices.Chunk(o.claimsByBatch[b], claimsPerMessage) {
-			o.sendMessage(b.receiver, appendClaims(o.beginMessage(b.kind), chunk))
+			o.sendDirectedMessage(b.receiver, appendClaims(o.beginMessage(b.kind), chunk))
 		}
 	}
-	for _, s := range slices.Concat(o.messages, o.bulkMessages) {
+	for _, s := range slices.Concat(o.messages, o.directedMessages, o.bulkMessages) {
 		out = append(out, s)
 	}
 	out = append(out, o.otherEffects...)
@@ -87,7 +88,12 @@ func (o *outbox) repeatNewClaims(members []string) {
 }
 
 func (o *outbox) sendMessage(to string, payload []byte) {
-	o.messages = append(o.messages, SendMessage{To: to, Payload: payload, IsUrgent: true})
+	o.messages = append(o.messages, SendMessage{To: to, Payload: payload, Priority: PriorityUrgent})
+}
+
+// sendDirectedMessage sends claims that one member waits for.
+func (o *outbox) sendDirectedMessage(to string, payload []byte) {
+	o.directedMessages = append(o.directedMessages, SendMessage{To: to, Payload: payload, Priority: PriorityDirected})
 }
 
 // sendClaims sends claims to the members, one member after the other.

@@ -57,7 +57,7 @@ func TestPendingProbesCountEachResultOnce(t *testing.T) {
 }
 
 func TestSyncRequestsForgetLostOnes(t *testing.T) {
-	s := syncRequests{requestsByID: map[uint64]syncRequest{}}
+	s := newSyncRequests()
 	lost := s.beginRequest("b", testStart, time.Second)
 	late := s.beginRequest("c", testStart.Add(2*time.Second), time.Second)
 	if _, kept := s.requestsByID[lost]; kept || late <= lost {

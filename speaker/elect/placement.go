@@ -126,9 +126,12 @@ func (m *Machine) rankCandidates(a *addressState, also func(string) bool) []rank
 	if a.group == nil {
 		return nil
 	}
-	return a.group.rankCandidates(a, m.addressesByIP, func(node string) bool {
-		return (m.isAlive(node) || also(node)) && !m.liveness.leavingNodes[node] && (node != m.self || !m.handoverRequested)
-	})
+	return a.group.rankCandidates(a, m.addressesByIP, func(node string) bool { return mayTakeAddresses(m, node, also) })
+}
+
+// mayTakeAddresses reports whether a candidate could take an address now.
+func mayTakeAddresses(m *Machine, node string, also func(string) bool) bool {
+	return (m.isAlive(node) || also(node)) && !m.liveness.leavingNodes[node] && (node != m.self || !m.handoverRequested)
 }
 
 // rankCandidates ranks the nodes that may take an address of the group, the best first.
@@ -164,6 +167,13 @@ func (g *candidateGroup) rankCandidates(
 // must not take every address.
 const startupDelaysToLeaveRoomForOthers = 4
 
+// comparisonsPerStep and minAcquisitionsPerStep bound how many candidates one step compares, and so
+// how long beacons wait: some milliseconds. The next step continues.
+const (
+	comparisonsPerStep     = 1 << 16
+	minAcquisitionsPerStep = 64
+)
+
 // beginAcquisitions starts the acquisitions of addresses without a holder, in an order that is the
 // same on all nodes. Each node computes which node should take which address. The lower its own
 // rank, the longer it waits.
@@ -175,11 +185,15 @@ func (m *Machine) beginAcquisitions() {
 	for a := range m.addressesToAcquire {
 		list = append(list, a)
 	}
-	clear(m.addressesToAcquire)
 	slices.SortFunc(list, func(x, y *addressState) int { return x.ip.Compare(y.ip) })
+	list = list[:min(len(list), max(minAcquisitionsPerStep, comparisonsPerStep/len(m.memberNames)))]
 	cold := m.now.Before(m.startedAt.Add(startupDelaysToLeaveRoomForOthers * m.timing.StartupWithoutMembersDelay))
 	absent := func(n string) bool { _, ok := m.membersByName[n]; return cold && !ok }
+	// what others do about the address is late here, too
+	extraDelay := m.stepFacts().extraDelay()
+	ranking := acquireRanking{isAbsent: absent, candidatesByGroup: map[*candidateGroup]groupCandidates{}}
 	for _, a := range list {
+		delete(m.addressesToAcquire, a)
 		if a.isHeld || a.acquisition != nil || !a.canServe(m.self) || m.isLiveClaim(a.highestKnownClaim) {
 			continue
 		}
@@ -187,31 +201,17 @@ func (m *Machine) beginAcquisitions() {
 		if c := a.highestKnownClaim; c.Epoch > 0 && !c.Released {
 			a.acquisition.takeReason, a.acquisition.previousHolderSeenAt = reasonHolderGone, m.liveness.lastSeenAt(c.Holder)
 		}
-		ranked := m.rankCandidates(a, absent)
-		if len(ranked) > 0 {
-			a.acquisition.expectedTaker = ranked[0].node
-		}
+		var standing ownStanding
+		standing, a.acquisition.expectedTaker = ranking.rankSelf(m, a)
 		m.updateGroupCounts(a)
-		m.dueAddresses.scheduleAddress(a, m.now.Add(delayBeforeProbe(ranked, m.self, absent, &m.timing)))
+		m.dueAddresses.scheduleAddress(a, m.now.Add(extraDelay+standing.delayBeforeProbe(m.timing.withPerRankDelay(extraDelay))))
 	}
 }
 
-// delayBeforeProbe is how long this node leaves the address to better candidates before it probes.
-// It waits once for all that are not members yet, and some time for each of the others.
-func delayBeforeProbe(ranked []rankedCandidate, self string, isAbsent func(string) bool, timing *Timing) time.Duration {
-	rank := 0
-	wait := time.Duration(0)
-	for _, s := range ranked {
-		switch {
-		case s.node == self:
-			return wait + delayOfRank(rank, timing)
-		case isAbsent(s.node):
-			wait = timing.StartupWithoutMembersDelay
-		default:
-			rank++
-		}
-	}
-	return wait + delayOfRank(rank, timing)
+// withPerRankDelay returns the durations with an additional delay for each rank.
+func (t Timing) withPerRankDelay(extraDelay time.Duration) *Timing {
+	t.PerRankAcquireDelay += extraDelay
+	return &t
 }
 
 // ranksWithOwnDelay is how many candidates wait for each better one. It takes as many faulty
@@ -234,7 +234,7 @@ func delayOfRank(rank int, timing *Timing) time.Duration {
 // moves a few at a time, and none while members come or go.
 func (m *Machine) rebalanceHeldAddresses() {
 	if !m.acquisitionsAllowed || m.handoverRequested || m.now.Sub(m.lastRebalanceAt) < m.timing.RebalanceInterval ||
-		m.now.Sub(m.membersChangedAt) < m.timing.RebalanceAfterMemberChangeDelay {
+		m.now.Sub(m.membersChangedAt) < m.timing.RebalanceAfterMemberChangeDelay || m.stepFacts().extraDelay() > 0 {
 		return
 	}
 	m.lastRebalanceAt = m.now

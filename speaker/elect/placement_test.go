@@ -54,7 +54,11 @@ func TestGroupRanksCandidatesByPreferenceThenRoom(t *testing.T) {
 
 func TestBetterCandidatesProbeFirst(t *testing.T) {
 	timing := DefaultTiming()
-	ranked := []rankedCandidate{{node: "a"}, {node: "b"}, {node: "c"}}
+	g := &candidateGroup{
+		candidates:   &intent.Candidates{Nodes: []string{"a", "b", "c"}, PreferenceScores: []int{3, 2, 1}},
+		addressCount: 9, countByNode: map[string]int{},
+	}
+	address := &addressState{ip: netip.MustParseAddr("192.0.2.1"), group: g}
 	for name, c := range map[string]struct {
 		self   string
 		absent string
@@ -65,8 +69,19 @@ func TestBetterCandidatesProbeFirst(t *testing.T) {
 		"a candidate that is not a member yet gets more time":   {"c", "a", timing.StartupWithoutMembersDelay + timing.PerRankAcquireDelay},
 		"a worse candidate that is not a member delays nothing": {"b", "c", timing.PerRankAcquireDelay},
 	} {
-		if got := delayBeforeProbe(ranked, c.self, func(n string) bool { return n == c.absent }, &timing); got != c.want {
-			t.Errorf("%s: the delay is %v, want %v", name, got, c.want)
+		m := NewMachine(c.self, 1, timing, testStart)
+		m.outbox.beginStep()
+		var set facts.MemberSet
+		for _, n := range g.candidates.Nodes {
+			if n != c.absent {
+				set.Members = append(set.Members, facts.Member{Name: n, RunNonce: 1})
+			}
+		}
+		m.applyMembers(set)
+		ranking := acquireRanking{isAbsent: func(n string) bool { return n == c.absent }, candidatesByGroup: map[*candidateGroup]groupCandidates{}}
+		standing, first := ranking.rankSelf(m, address)
+		if got := standing.delayBeforeProbe(&timing); got != c.want || first != "a" {
+			t.Errorf("%s: the delay is %v and the first candidate %s, want %v and a", name, got, first, c.want)
 		}
 	}
 }
@@ -100,17 +115,17 @@ func TestSyncAnswerHasOnlyBucketsThatDiffer(t *testing.T) {
 		}
 	}
 	ask := func(asked *claimBuckets) *messageReader {
-		s := syncRequests{requestsByID: map[uint64]syncRequest{}}
+		s := newSyncRequests()
 		out := outbox{messageFormat: NewestMessageFormat}
 		timing := DefaultTiming()
 		s.requestSync("a", &theirs, stepFacts{now: testStart, timing: &timing}, &out)
 		_, request := parseMessageHeader(out.messages[0].Payload)
 		out.beginStep()
 		asked.answerSyncRequest("b", request, &out)
-		if len(out.messages) != 1 {
-			t.Fatalf("a request is answered with %d messages, want 1", len(out.messages))
+		if len(out.directedMessages) != 1 {
+			t.Fatalf("a request is answered with %d messages, want 1", len(out.directedMessages))
 		}
-		_, r := parseMessageHeader(out.messages[0].Payload)
+		_, r := parseMessageHeader(out.directedMessages[0].Payload)
 		r.readUvarint()
 		return r
 	}

@@ -33,9 +33,17 @@ func (m *Machine) writeModelState(w io.Writer) {
 	for _, n := range slices.Sorted(maps.Keys(m.liveness.recordsByMember)) {
 		h := *m.liveness.recordsByMember[n]
 		fmt.Fprint(w, n, h.lastSeq, since(h.lastHeardAt), h.isSilent, since(h.silenceReportedAt), h.retractionsLeft)
+		fmt.Fprint(w, since(h.beaconHeardAt), h.beaconDelay.remaining(m.now), since(h.beaconDelay.observedAt))
 		fmt.Fprint(w, since(h.digestDiffersSince), since(h.syncRequestedAt), since(m.lastSyncAnswerByMember[n]))
 	}
 	fmt.Fprint(w, m.liveness.witnessNoncesBySilentNode, m.liveness.deadRunNonceByNode, m.liveness.leavingNodes)
+	for _, n := range slices.Sorted(maps.Keys(m.liveness.confirmationDelayByNode)) {
+		fmt.Fprint(w, n, m.liveness.confirmationDelay(n, m.stepFacts()), since(m.liveness.confirmationDelayByNode[n].observedAt))
+	}
+	for _, n := range slices.Sorted(maps.Keys(m.liveness.witnessNoncesBySilentNode)) {
+		fmt.Fprint(w, since(m.liveness.suspectedSinceByNode[n]))
+	}
+	fmt.Fprint(w, m.liveness.ownDelay.remaining(m.now), since(m.liveness.ownDelay.observedAt))
 	fmt.Fprint(w, since(m.liveness.lastReceivedAt), since(m.liveness.claimsChangedAt))
 	fmt.Fprint(w, m.liveness.connectedWitnesses, len(m.syncRequests.requestsByID))
 }

@@ -23,8 +23,10 @@ const simBulkMessageLimit = 1 << 15
 // urgent ones first.
 func (w *harness) queueMessage(n *simNode, e SendMessage) {
 	switch {
-	case e.IsUrgent:
+	case e.Priority == PriorityUrgent:
 		n.urgentMessages = append(n.urgentMessages, e)
+	case e.Priority == PriorityDirected:
+		n.directedMessages = append(n.directedMessages, e)
 	case len(n.bulkMessages) < simBulkMessageLimit:
 		n.bulkMessages = append(n.bulkMessages, e)
 	}
@@ -40,12 +42,15 @@ func (w *harness) sendQueuedMessages(n *simNode) {
 		case len(n.urgentMessages) > 0:
 			w.transmitMessage(n, n.urgentMessages[0])
 			n.urgentMessages = n.urgentMessages[1:]
+		case len(n.directedMessages) > 0:
+			w.transmitMessage(n, n.directedMessages[0])
+			n.directedMessages = n.directedMessages[1:]
 		case len(n.bulkMessages) > 0:
 			w.transmitMessage(n, n.bulkMessages[0])
 			n.bulkMessages = n.bulkMessages[1:]
 		}
 	}
-	if n.isSending = len(n.urgentMessages)+len(n.bulkMessages) > 0; n.isSending {
+	if n.isSending = len(n.urgentMessages)+len(n.directedMessages)+len(n.bulkMessages) > 0; n.isSending {
 		w.scheduleEvent(time.Millisecond, func() { w.sendQueuedMessages(n) })
 	}
 }

@@ -61,7 +61,7 @@ func (w *livenessWatch) recordTestimony(n, by string, nonce uint64, silent bool,
 		return len(w.witnessNoncesBySilentNode[n]) == 0 && w.declareAlive(n, f)
 	}
 	if w.witnessNoncesBySilentNode[n] == nil {
-		w.witnessNoncesBySilentNode[n] = map[string]uint64{}
+		w.witnessNoncesBySilentNode[n], w.suspectedSinceByNode[n] = map[string]uint64{}, f.now
 	}
 	w.witnessNoncesBySilentNode[n][by] = nonce
 	return w.judgeSilence(n, f)
@@ -75,6 +75,7 @@ func (w *livenessWatch) declareAlive(n string, f stepFacts) bool {
 	delete(w.connectedWitnesses, n)
 	delete(w.lastSeenByNode, n)
 	if was {
+		w.recordFalseDeath(n, f)
 		w.adoptUnwatchedNodes(f)
 	}
 	return was
@@ -94,7 +95,7 @@ func (w *livenessWatch) judgeSilence(n string, f stepFacts) bool {
 		if votes[nonce] < watchersPerMember && !(w.isConnectedWitness(n, witness) && w.isOnlyWitness(n, witness, f.members)) {
 			continue
 		}
-		if w.isDeclaredDead(n, nonce) {
+		if w.isDeclaredDead(n, nonce) || f.now.Sub(w.suspectedSinceByNode[n]) < w.confirmationDelay(n, f) {
 			return false
 		}
 		w.deadRunNonceByNode[n] = nonce

@@ -71,12 +71,22 @@ type DropAddress struct{ Address netip.Addr }
 // RepeatAnnouncement announces an address again that this node already answers for.
 type RepeatAnnouncement struct{ Address netip.Addr }
 
-// SendMessage sends a message to one member. It may be lost. An urgent one goes before all others.
+// SendMessage sends a message to one member. It may be lost.
 type SendMessage struct {
 	To       string
 	Payload  []byte
-	IsUrgent bool
+	Priority Priority
 }
+
+// Priority says which messages go before others.
+type Priority int
+
+// The priorities. Signs of life go first, so that no number of claims delays them.
+const (
+	PriorityBulk     Priority = iota // claims for all members
+	PriorityDirected                 // claims that one member waits for
+	PriorityUrgent                   // who lives
+)
 
 // AcquireProbe asks on the segment whether a host answers for the address (RFC 5227 section 2.1).
 type AcquireProbe struct {

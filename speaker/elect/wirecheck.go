@@ -33,7 +33,7 @@ func confirmAnswerOfDeadNode(m *Machine, p pendingProbe, r *facts.ProbeResult) b
 	if !isWaiting || len(r.AnsweringMACs) == 0 || slices.ContainsFunc(r.AnsweringMACs, func(mac facts.MAC) bool { return !isOfGoneNode(mac) }) {
 		return false
 	}
-	m.probes.probeAddressAt(a, r.AnsweringMACs[0], m.stepFacts(), &m.outbox)
+	m.probes.probeAddressAt(a, r.AnsweringMACs[0], stepFactsForProbe(m, a), &m.outbox)
 	return true
 }
 

@@ -80,10 +80,10 @@ type Members struct {
 	memberSets                                   *latest.Value[facts.MemberSet]
 	urgentReceivedMessages, bulkReceivedMessages *latest.BoundedQueue[Message]
 	receivedFullStates                           *latest.BoundedQueue[[]byte]
-	// urgentMessages go before bulkMessages.
-	urgentMessages, bulkMessages *latest.BoundedQueue[outgoingMessage]
-	contactSeedsSignal           *latest.Wake
-	metadataChanges              *latest.Wake
+	// urgentMessages go before directedMessages, and these before bulkMessages.
+	urgentMessages, directedMessages, bulkMessages *latest.BoundedQueue[outgoingMessage]
+	contactSeedsSignal                             *latest.Wake
+	metadataChanges                                *latest.Wake
 	// strangersToJoin are the addresses of greetings from nodes that are not members.
 	strangersToJoin *latest.BoundedQueue[string]
 	// pathMessages are checks and answers of others, pathChecksToAnswer the checks among them.
@@ -101,6 +101,7 @@ func New(o Options) (*Members, error) {
 		bulkReceivedMessages:   latest.NewBoundedQueue[Message](4096),
 		receivedFullStates:     latest.NewBoundedQueue[[]byte](16),
 		urgentMessages:         latest.NewBoundedQueue[outgoingMessage](4096),
+		directedMessages:       latest.NewBoundedQueue[outgoingMessage](4096),
 		bulkMessages:           latest.NewBoundedQueue[outgoingMessage](bulkMessageLimit),
 		contactSeedsSignal:     latest.NewWake(),
 		metadataChanges:        latest.NewWake(),
@@ -201,9 +202,15 @@ func (m *Members) PublishOwnNode(p facts.PublishedNode) {
 	}
 }
 
-// SendMessage sends a message to one member, before all bulk messages. It may be lost.
+// SendMessage sends a message to one member, before all others. It may be lost.
 func (m *Members) SendMessage(to string, payload []byte) {
 	m.urgentMessages.PutIfRoom(outgoingMessage{to, payload})
+}
+
+// SendDirectedMessage sends a message to one member, after those of SendMessage and before bulk
+// messages. It may be lost.
+func (m *Members) SendDirectedMessage(to string, payload []byte) {
+	m.directedMessages.PutIfRoom(outgoingMessage{to, payload})
 }
 
 // bulkMessageLimit bounds how many bulk messages wait: 5,000 new claims for 200 members. They share
@@ -225,19 +232,7 @@ func (m *Members) Run(ctx context.Context) error {
 	parts.Go(func() { m.checkPathsForever(ctx) })
 	parts.Go(func() { m.answerPathChecks(ctx) })
 	for ctx.Err() == nil {
-		select {
-		case msg := <-m.urgentMessages.C():
-			m.transmitMessage(msg)
-			continue
-		default:
-		}
-		select {
-		case <-ctx.Done():
-		case msg := <-m.urgentMessages.C():
-			m.transmitMessage(msg)
-		case msg := <-m.bulkMessages.C():
-			m.transmitMessage(msg)
-		}
+		m.transmitNextMessage(ctx)
 	}
 	parts.Wait()
 	if err := m.memberlist.Leave(500 * time.Millisecond); err != nil {
@@ -247,6 +242,35 @@ func (m *Members) Run(ctx context.Context) error {
 		return fmt.Errorf("closing the gossip sockets: %w", err)
 	}
 	return nil
+}
+
+// transmitNextMessage waits for a message and sends it. If several wait, it sends the one that goes
+// before the others.
+func (m *Members) transmitNextMessage(ctx context.Context) {
+	select {
+	case msg := <-m.urgentMessages.C():
+		m.transmitMessage(msg)
+		return
+	default:
+	}
+	select {
+	case msg := <-m.urgentMessages.C():
+		m.transmitMessage(msg)
+		return
+	case msg := <-m.directedMessages.C():
+		m.transmitMessage(msg)
+		return
+	default:
+	}
+	select {
+	case <-ctx.Done():
+	case msg := <-m.urgentMessages.C():
+		m.transmitMessage(msg)
+	case msg := <-m.directedMessages.C():
+		m.transmitMessage(msg)
+	case msg := <-m.bulkMessages.C():
+		m.transmitMessage(msg)
+	}
 }
 
 // publishMetadata publishes this node's metadata after each change. It has a goroutine of its own,

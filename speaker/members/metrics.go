@@ -15,7 +15,7 @@ func (m *Members) Describe(c chan<- *prometheus.Desc) { c <- droppedMetric }
 // Collect is part of prometheus.Collector.
 func (m *Members) Collect(c chan<- prometheus.Metric) {
 	for queue, n := range map[string]uint64{
-		"sent": m.urgentMessages.DroppedCount(), "claims": m.bulkMessages.DroppedCount(), "states": m.receivedFullStates.DroppedCount(),
+		"sent": m.urgentMessages.DroppedCount(), "claims": m.directedMessages.DroppedCount() + m.bulkMessages.DroppedCount(), "states": m.receivedFullStates.DroppedCount(),
 		"received": m.urgentReceivedMessages.DroppedCount() + m.bulkReceivedMessages.DroppedCount(),
 	} {
 		c <- prometheus.MustNewConstMetric(droppedMetric, prometheus.CounterValue, float64(n), queue)

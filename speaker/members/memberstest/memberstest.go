@@ -113,6 +113,9 @@ func (m *FakeMember) SendMessage(to string, payload []byte) {
 	}
 }
 
+// SendDirectedMessage sends a message like SendMessage.
+func (m *FakeMember) SendDirectedMessage(to string, payload []byte) { m.SendMessage(to, payload) }
+
 // SendBulkMessage sends a message like SendMessage.
 func (m *FakeMember) SendBulkMessage(to string, payload []byte) { m.SendMessage(to, payload) }
 

@@ -1,0 +1,84 @@
+package elect
+
+import (
+	"testing"
+	"time"
+
+	"github.com/gantry-lb/gantry/speaker/facts"
+)
+
+func TestRecentDelayFades(t *testing.T) {
+	var d recentDelay
+	now := testStart
+	for _, c := range []struct {
+		passedDelay, observedDelay, want time.Duration
+	}{
+		{0, 100 * time.Millisecond, 100 * time.Millisecond},
+		{time.Second, 40 * time.Millisecond, 100 * time.Millisecond}, // the longer one counts
+		{recentDelayHalvingInterval, 60 * time.Millisecond, 60 * time.Millisecond},
+		{time.Second, time.Hour, maxRecordedDelay},
+		{2 * recentDelayHalvingInterval, -time.Second, maxRecordedDelay / 4},
+	} {
+		now = now.Add(c.passedDelay)
+		if d.recordDelay(c.observedDelay, now); d.remaining(now) != c.want {
+			t.Errorf("%v later, after a delay of %v, %v remain, want %v", c.passedDelay, c.observedDelay, d.remaining(now), c.want)
+		}
+	}
+}
+
+func TestLateBeaconsMakeTheirWatcherPatient(t *testing.T) {
+	w, f := newTestWatch("b", "c")
+	var out outbox
+	beaconAfter := func(passedDelay time.Duration, seq uint64) {
+		f.now = f.now.Add(passedDelay)
+		w.handleBeacon("b", encodeTestBeacon(seq, f.claimsDigest, 0), f, &out)
+	}
+	beaconAfter(0, 1)
+	beaconAfter(f.timing.BeaconInterval, 2)
+	beaconAfter(4*f.timing.BeaconInterval, 6) // three were lost
+	beaconAfter(2*f.timing.BeaconInterval, 7) // late by one interval
+	if got := w.silenceTimeoutOf("b", f); got != f.timing.SilenceTimeout {
+		t.Errorf("with lost beacons and short delays the silence timeout is %v, want the usual %v", got, f.timing.SilenceTimeout)
+	}
+	beaconAfter(5*f.timing.BeaconInterval, 8)
+	if got, want := w.silenceTimeoutOf("b", f), 13*f.timing.BeaconInterval; got != want {
+		t.Errorf("after a delay of four beacon intervals the silence timeout is %v, want %v", got, want)
+	}
+	if got := w.silenceTimeoutOf("c", f); got != f.timing.SilenceTimeout {
+		t.Errorf("the silence timeout of a member that is in time is %v, want %v", got, f.timing.SilenceTimeout)
+	}
+	f.now = f.now.Add(10 * f.timing.BeaconInterval)
+	if o := w.detectSilence(f, &out); len(o.nodesToProbe) > 0 {
+		t.Errorf("%v is called silent although it was late before", o.nodesToProbe)
+	}
+	f.now = f.now.Add(3 * f.timing.BeaconInterval)
+	if o := w.detectSilence(f, &out); len(o.nodesToProbe) != 1 {
+		t.Errorf("after a silence that is longer than any delay %v is called silent, want b", o.nodesToProbe)
+	}
+}
+
+// A node that runs late itself has not listened in that time.
+func TestOwnDelayIsNoSilenceOfOthers(t *testing.T) {
+	m := NewMachine("a", 1, DefaultTiming(), testStart)
+	m.Step(testStart, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 7}}}})
+	beacon := func(seq byte) MessageReceived {
+		return MessageReceived{From: "b", Payload: []byte{NewestMessageFormat, kindBeacon, 7, seq, 0, 0}}
+	}
+	now := testStart.Add(10 * time.Millisecond)
+	m.Step(now, beacon(1))
+	now = m.NextDeadline().Add(180 * time.Millisecond)
+	m.Step(now, TimePassed{})
+	if h := m.liveness.recordsByMember["b"]; h.isSilent {
+		t.Error("a node that was late by 180 ms calls another one silent")
+	}
+	m.Step(now, beacon(2))
+	if got := m.liveness.recordsByMember["b"].beaconDelay.remaining(now); got > 0 {
+		t.Errorf("the own delay counts as one of the other node, of %v", got)
+	}
+	if got := ReportRecentDelay(m); got != 180*time.Millisecond {
+		t.Errorf("the node reports a delay of %v, want 180 ms", got)
+	}
+	if m.stepFacts().extraDelay() == 0 {
+		t.Error("a node that runs late is not more patient")
+	}
+}
