@@ -53,15 +53,15 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	})
 	mgr.ServeRoutes(func(ctx context.Context) any { return bgpEngine.RIBs(ctx) })
 	services, announced, problemGauges := reconcile.NewServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
+	var a *agent.Agent
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
 		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, GossipPathFaults: member.PathFaults, GossipAddressesWithOtherKey: member.AddressesWithOtherKey, GossipKeyFile: o.GossipKeyFile, Now: time.Now, Metrics: announced,
-		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(), WithoutBGPKinds: o.ConfigurationScope().WithoutBGPKinds,
+		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(), WithoutBGPKinds: o.ConfigurationScope().WithoutBGPKinds, IsNodeBusy: func() bool { return a.IsElectionLate() },
 	})
 	bgpStatus := reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: bgpEngine, Log: log, Now: time.Now,
-		Self: o.NodeName, Namespace: o.Namespace, ServiceBGPStatusLimit: o.ServiceBGPStatusLimit(),
-		ServiceReference: services.ServiceReference, PodOwnerReferences: layer2Status.PodOwnerReferences,
+		Self: o.NodeName, Namespace: o.Namespace, ServiceBGPStatusLimit: o.ServiceBGPStatusLimit(), ServiceReference: services.ServiceReference, PodOwnerReferences: layer2Status.PodOwnerReferences,
 	})
 	configurationState := reconcile.NewConfigurationWriter(reconcile.ConfigurationWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
@@ -69,7 +69,7 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	})
 	addressProbes := reconcile.NewProbeWriter(reconcile.ProbeWriterOptions{Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace, Now: time.Now})
 	healthChecks, proxyWatcher := healthcheck.NewPoller(time.Now, log), healthcheck.NewProxyWatcher(o.ProxyHealthAddress)
-	a := agent.New(agent.Options{
+	a = agent.New(agent.Options{
 		NodeName: o.NodeName, RunNonce: member.RunNonce(), LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
 		Layer2: layer2Engine, BGP: bgpEngine, Members: member, LinkSets: watcher.LinkSets(), HealthChecks: healthChecks,
 		ProxyChecks: proxyWatcher.Answers(), ServiceProxy: o.ServiceProxy(time.Now()), Now: time.Now, Log: log,

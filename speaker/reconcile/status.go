@@ -37,6 +37,7 @@ type StatusWriter struct {
 
 	latestStatus           *latest.Value[agent.Status]
 	serviceL2StatusChanged *latest.Wake // appeared, changed or vanished
+	recentWrites           recentWrites
 
 	// Run owns the fields below.
 	conflicts                status.Conflicts // about held addresses
@@ -65,6 +66,8 @@ type StatusWriterOptions struct {
 	ServiceReference func(view.ObjectKey) *corev1.Service
 	// SkippedLinks returns the links that are not usable, with the reasons.
 	SkippedLinks func() []facts.SkippedLink
+	// IsNodeBusy reports whether the election of this node runs late.
+	IsNodeBusy func() bool
 	// GossipPathFaults returns the members with which gossip is blocked; it may be nil.
 	GossipPathFaults func() []members.PathFault
 	// GossipAddressesWithOtherKey returns the addresses of speakers with another gossip key; it may
@@ -91,6 +94,12 @@ const (
 	// concurrentWritesLimit bounds how many objects are written at once. A node that takes over
 	// thousands of addresses would need minutes to write them one by one.
 	concurrentWritesLimit = 16
+	// concurrentWritesLimitWhenBusy is the limit while the election runs late: signs of life go
+	// before statuses.
+	concurrentWritesLimitWhenBusy = 1
+	// statusChangeDelay is how long after a change of a ServiceL2Status Run compares all of them
+	// with what this node holds. A takeover changes hundreds, and every speaker sees each change.
+	statusChangeDelay = 300 * time.Millisecond
 	// reportedProxyDelay is how long kube-proxy may take before its delay is reported.
 	reportedProxyDelay = 3 * time.Second
 )
@@ -119,9 +128,20 @@ func (w *StatusWriter) watchServiceL2Statuses(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watching ServiceL2Statuses: %w", err)
 	}
-	wake := func(any) { w.serviceL2StatusChanged.Signal() }
+	observe := func(object any) {
+		if o, ok := object.(*v1beta1.ServiceL2Status); ok {
+			w.recentWrites.observeObject(o)
+		}
+		w.serviceL2StatusChanged.Signal()
+	}
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc: wake, UpdateFunc: func(_, o any) { wake(o) }, DeleteFunc: wake,
+		AddFunc: observe, UpdateFunc: func(_, o any) { observe(o) },
+		DeleteFunc: func(object any) {
+			if name, err := toolscache.DeletionHandlingObjectToName(object); err == nil {
+				w.recentWrites.forgetWrite(name.Name)
+			}
+			w.serviceL2StatusChanged.Signal()
+		},
 	})
 	return err
 }
@@ -148,6 +168,9 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 	ownCheck.Stop()
 	silentCheck := time.NewTimer(time.Hour)
 	silentCheck.Stop()
+	comparison := time.NewTimer(time.Hour)
+	comparison.Stop()
+	isComparisonDue := false
 	observeMembers := func() {
 		living, nextCheckIn := w.silent.withoutSilentMembers(s, w.options.Now())
 		if w.observeMembers(ctx, living) {
@@ -169,6 +192,13 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 			w.reportRawSocketDenial(ctx, s)
 			w.reportRequestedNodeFaults(s)
 		case <-w.serviceL2StatusChanged.C():
+			if !isComparisonDue {
+				isComparisonDue = true
+				comparison.Reset(statusChangeDelay)
+			}
+			continue
+		case <-comparison.C:
+			isComparisonDue = false
 		case <-silentCheck.C:
 			observeMembers()
 		case <-retry.C:
@@ -337,28 +367,58 @@ func (w *StatusWriter) writeStatus(ctx context.Context, in status.StatusInputs) 
 	if err != nil {
 		return err
 	}
+	have = w.recentWrites.addTo(have, w.options.Now())
 	write, remove := status.DiffServiceL2Statuses(w.options.Self, want, have)
 	remove = append(remove, w.abandonedStatuses(ctx, have)...)
 	slices.Sort(remove)
 	remove = slices.Compact(remove)
-	var g errgroup.Group // continues after an error: a refused object must not block others
-	g.SetLimit(concurrentWritesLimit)
+	var writes []func() error
 	if len(write) > 0 {
 		owner := w.PodOwnerReferences(ctx)
 		for _, a := range write {
-			g.Go(func() error { return w.writeServiceL2Status(ctx, a, owner) })
+			writes = append(writes, func() error { return w.writeServiceL2Status(ctx, a, owner) })
 		}
 	}
 	for _, name := range remove {
-		g.Go(func() error {
-			o := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: w.options.Namespace, Name: name}}
-			if err := w.options.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
-				return fmt.Errorf("removing ServiceL2Status %q: %w", name, err)
-			}
-			return nil
-		})
+		writes = append(writes, func() error { return w.removeServiceL2Status(ctx, name) })
 	}
-	return errors.Join(g.Wait(), w.writeSpeakerStatus(ctx, status.BuildSpeakerStatus(in)))
+	return errors.Join(w.performWrites(writes), w.writeSpeakerStatus(ctx, status.BuildSpeakerStatus(in)))
+}
+
+// performWrites performs writes, some at once, and one after the other while the node is busy. It
+// leaves the rest to a newer Status that waits: that one may not need them any more.
+func (w *StatusWriter) performWrites(writes []func() error) error {
+	var errs []error
+	for chunk := range slices.Chunk(writes, concurrentWritesLimit) {
+		var g errgroup.Group // continues after an error: a refused object must not block others
+		if g.SetLimit(concurrentWritesLimit); w.options.IsNodeBusy != nil && w.options.IsNodeBusy() {
+			g.SetLimit(concurrentWritesLimitWhenBusy)
+		}
+		for _, write := range chunk {
+			g.Go(write)
+		}
+		errs = append(errs, g.Wait())
+		if len(w.latestStatus.C()) > 0 && errors.Join(errs...) == nil {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeServiceL2Status removes the object with the name.
+func (w *StatusWriter) removeServiceL2Status(ctx context.Context, name string) error {
+	w.recentWrites.recordWrite(recentWrite{
+		entry: status.ExistingServiceL2Status{ExistingObjectName: name}, isRemoval: true, writtenAt: w.options.Now(),
+	})
+	o := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: w.options.Namespace, Name: name}}
+	err := w.options.Client.Delete(ctx, o)
+	if err != nil {
+		w.recentWrites.forgetWrite(name)
+	}
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("removing ServiceL2Status %q: %w", name, err)
+	}
+	return nil
 }
 
 // listServiceL2Statuses returns every existing entry.
@@ -392,7 +452,14 @@ func (w *StatusWriter) writeServiceL2Status(ctx context.Context, a status.HeldSe
 		},
 		Status: a.ToAPI(),
 	}
-	return applyObjectAndStatus(ctx, w.options.Client, o)
+	w.recentWrites.recordWrite(recentWrite{writtenAt: w.options.Now(), entry: status.ExistingServiceL2Status{
+		Layer2Announcement: a.Layer2Announcement, ExistingObjectName: o.Name, Status: o.Status,
+	}})
+	err := applyObjectAndStatus(ctx, w.options.Client, o)
+	if err != nil {
+		w.recentWrites.forgetWrite(o.Name)
+	}
+	return err
 }
 
 // truncateLabelValue shortens a name to the limit of a label value, 63 characters. Service names
