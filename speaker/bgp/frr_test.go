@@ -96,8 +96,16 @@ var frrCases = map[string]frrSessionCase{
 		},
 	},
 	"without multiprotocol": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 dont-capability-negotiate", editPeer: func(p *intent.Peer) { p.NoMultiprotocol = true }},
-	"a password":            {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 password s3cret", editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
-	"TTL security":          {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ttl-security hops 1", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
+	"a four-octet AS number with a router that offers two octets": {
+		frrNeighbourConfig: "neighbor NODE4 remote-as 4200000001\n neighbor NODE4 dont-capability-negotiate", editPeer: func(p *intent.Peer) { p.LocalASN = 4200000001 },
+		checkRoute: func(t *testing.T, h nodeOfSessionCase, _ bgp.PeerSessionStatus, p frrPath) {
+			if p.ASPath.String != "23456" {
+				t.Errorf("the AS path is %s, want the number that stands for one of four octets", p.ASPath.String)
+			}
+		},
+	},
+	"a password":   {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 password s3cret", editPeer: func(p *intent.Peer) { p.Password = "s3cret" }},
+	"TTL security": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ttl-security hops 1", editPeer: func(p *intent.Peer) { p.MaxHops = 1 }},
 	"several hops": {
 		frrNeighbourConfig: "neighbor NODE4 remote-as 64512\n neighbor NODE4 ebgp-multihop 3\n neighbor NODE4 update-source 10.99.0.1",
 		editPeer:           func(p *intent.Peer) { p.Address, p.Multihop = netip.MustParseAddr("10.99.0.1"), true },

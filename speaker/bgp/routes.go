@@ -231,7 +231,7 @@ func explainWithheldRoute(w withheldRoute) names.Explanation {
 	case names.ReasonFamilyNotCarried:
 		return names.Explain(w.reason, "the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", prefix, family)
 	case names.ReasonNoNextHop:
-		return names.Explain(w.reason, "the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, set gantry.nextHops of the BGPPeer, or remove dualStackAddressFamily", prefix, family)
+		return names.Explain(w.reason, "the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, set or correct gantry.nextHops of the BGPPeer, or remove dualStackAddressFamily", prefix, family)
 	case names.ReasonBFDDown:
 		return names.Explain(w.reason, "the router does not get %s: gantry.bfdStrict is set and the BFD session is not Up: enable BFD on the router, and check the path", prefix)
 	case names.ReasonTooManyCommunities:
