@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // lanLinkName is the name of a host's link to the LAN.
@@ -92,12 +94,22 @@ func (s *Cluster) DeleteNeighborEntriesRepeatedly(ctx context.Context, host stri
 		defer t.Stop()
 		for ctx.Err() == nil {
 			<-t.C
-			for _, a := range addresses {
-				// An entry that does not exist cannot be deleted, which is fine.
-				_ = s.runOnHost(host, "", "ip", "neigh", "del", a.String(), "dev", lanLinkName)
-			}
+			// An entry that does not exist cannot be deleted, which is fine.
+			_ = s.NamespaceOfHost(host).RunInside(func() error { return deleteNeighborEntries(addresses) })
 		}
 	}()
+}
+
+// deleteNeighborEntries deletes the neighbor entries of the addresses in the current namespace.
+func deleteNeighborEntries(addresses []netip.Addr) error {
+	link, err := netlink.LinkByName(lanLinkName)
+	if err != nil {
+		return err
+	}
+	for _, a := range addresses {
+		err = errors.Join(err, netlink.NeighDel(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: a.AsSlice()}))
+	}
+	return err
 }
 
 // HostMAC returns the Ethernet address of a host's link to the LAN, in the form of

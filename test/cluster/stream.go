@@ -2,11 +2,15 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
 // Stream is a client in the lab that sends requests at a constant rate and records the answers.
@@ -41,8 +45,13 @@ func newRequestStreamRecord(ctx context.Context) (*Stream, context.Context) {
 	return &Stream{stop: stop, stoppedSignal: make(chan struct{}), isAnsweredBySequenceNumber: map[int]bool{}}, ctx
 }
 
-// lateStreamAnswerTimeout is how long the stream waits for answers after the last request.
-const lateStreamAnswerTimeout = 300 * time.Millisecond
+// lateStreamAnswerTimeout is how long a stream waits after its last request while no further answer
+// comes. On a busy machine each process on the way may wait for a processor.
+const lateStreamAnswerTimeout = 3 * time.Second
+
+// StopSending ends the requests. It does not wait for answers, so it is for callers that need no
+// result.
+func (s *Stream) StopSending() { s.stop() }
 
 // Stop ends the requests, waits for late answers and returns the result.
 func (s *Stream) Stop() StreamResult {
@@ -96,15 +105,16 @@ func (s *Cluster) StartUDPStream(ctx context.Context, host, address string, rate
 	if err != nil {
 		return nil, fmt.Errorf("opening a socket on %s: %w", host, err)
 	}
+	netns.EnlargeReceiveBuffer(c)
 	st, ctx := newRequestStreamRecord(ctx)
 	go func() {
 		b := make([]byte, 512)
 		for {
 			n, err := c.Read(b)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
 			if n == 0 && err != nil {
-				if ctx.Err() != nil {
-					return
-				}
 				continue // a temporary "connection refused": the request counts as lost
 			}
 			text, _, _ := strings.Cut(strings.TrimPrefix(string(b[:n]), "seq="), " ")
@@ -117,23 +127,40 @@ func (s *Cluster) StartUDPStream(ctx context.Context, host, address string, rate
 		defer close(st.stoppedSignal)
 		defer c.Close()
 		st.sendRequests(ctx, rate, func(seq int) { fmt.Fprint(c, seq) })
-		time.Sleep(lateStreamAnswerTimeout)
+		st.awaitLateAnswers()
 	}()
 	return st, nil
+}
+
+// awaitLateAnswers returns when every request is answered, or when no further answer comes.
+func (s *Stream) awaitLateAnswers() {
+	for last, changed := s.CountAnswers(), time.Now(); time.Since(changed) < lateStreamAnswerTimeout; time.Sleep(pollInterval) {
+		s.mu.Lock()
+		answered, sent := len(s.isAnsweredBySequenceNumber), s.sentCount
+		s.mu.Unlock()
+		if answered == sent {
+			return
+		}
+		if answered != last {
+			last, changed = answered, time.Now()
+		}
+	}
 }
 
 // SendUDPUntilAnswered sends a datagram from a new socket again and again until one is answered. If
 // the first datagram of a socket reaches a node before kube-proxy has set its rules, the kernel
 // keeps a connection without translation for that socket, and none of its datagrams is ever
-// answered.
+// answered. Each socket waits longer than the one before it, for a machine that is busy.
 func (s *Cluster) SendUDPUntilAnswered(ctx context.Context, host, address string) error {
+	timeout := 200 * time.Millisecond
 	return AwaitNoError(ctx, "an answer from "+address+" to "+host, func(ctx context.Context) error {
+		timeout += 100 * time.Millisecond
 		c, err := s.NamespaceOfHost(host).Dial(ctx, "udp", address)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(lateStreamAnswerTimeout)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
 			return err
 		}
 		if _, err := fmt.Fprint(c, 0); err != nil {

@@ -14,16 +14,17 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// bfdManifest has BFD profiles, and for each router a BGPPeer that refers to one.
+// bfdManifest has BFD profiles, and for each router a BGPPeer that refers to one. The detection
+// time of three seconds is for a busy machine, on which a router may wait for a processor.
 const bfdManifest = `apiVersion: metallb.io/v1beta1
 kind: BFDProfile
 metadata: {name: fast, namespace: metallb-system}
-spec: {receiveInterval: 200, transmitInterval: 200, detectMultiplier: 3}
+spec: {receiveInterval: 200, transmitInterval: 200, detectMultiplier: 15}
 ---
 apiVersion: metallb.io/v1beta1
 kind: BFDProfile
 metadata: {name: other, namespace: metallb-system}
-spec: {receiveInterval: 200, transmitInterval: 200, echoMode: true}
+spec: {receiveInterval: 200, transmitInterval: 200, detectMultiplier: 15, echoMode: true, echoInterval: 200}
 ---
 apiVersion: metallb.io/v1beta2
 kind: BGPPeer
@@ -45,7 +46,7 @@ bfd
  profile node
   receive-interval 200
   transmit-interval 200
-  detect-multiplier 3
+  detect-multiplier 15
  exit
 exit
 `
@@ -54,7 +55,7 @@ exit
 const birdBFDConfig = `router id 192.168.0.2;
 protocol device { scan time 1; }
 protocol kernel { merge paths on; ipv4 { export all; import none; }; }
-protocol bfd { interface "eth0" { min rx interval 200 ms; min tx interval 200 ms; multiplier 3; }; }
+protocol bfd { interface "eth0" { min rx interval 200 ms; min tx interval 200 ms; multiplier 15; }; }
 template bgp node { local as 65000; bfd on; error wait time 1, 5; ipv4 { import all; export none; }; }
 protocol bgp node1 from node { neighbor 192.168.0.11 as 64512; }
 protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
@@ -100,7 +101,7 @@ func TestBFDWithFRRAndBIRD(t *testing.T) {
 		failOnError(t, s.CutCableKeepingCarrier(ctx, "node1"))
 		cut := time.Now()
 		all(t, "192.168.0.12")
-		if took := time.Since(cut); took > 30*time.Second {
+		if took := time.Since(cut); took > 60*time.Second {
 			t.Errorf("that took %s: the hold time is 90 s", took)
 		}
 		failOnError(t, s.PlugCable(ctx, "node1"))
@@ -109,16 +110,16 @@ func TestBFDWithFRRAndBIRD(t *testing.T) {
 	t.Run("a changed profile is negotiated without a new session", func(t *testing.T) {
 		awaitBGPSessionBFDStates(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 		before := describeSessionStarts(ctx, t, tor)
-		failOnError(t, s.ApplyManifests(ctx, strings.Replace(bfdManifest, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 3", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 5", 1)))
+		failOnError(t, s.ApplyManifests(ctx, strings.Replace(bfdManifest, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 15", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 20", 1)))
 		failOnError(t, cluster.AwaitNoError(ctx, "the new intervals in FRR", func(ctx context.Context) error {
 			return checkBFDPeers(ctx, tor, func(p frrBFDPeerState) bool {
-				return p.Status == "up" && p.RemoteReceiveIntervalMillis == 400 && p.RemoteTransmitIntervalMillis == 500 && p.RemoteDetectMultiplier == 5
+				return p.Status == "up" && p.RemoteReceiveIntervalMillis == 400 && p.RemoteTransmitIntervalMillis == 500 && p.RemoteDetectMultiplier == 20
 			})
 		}))
 		failOnError(t, s.ApplyManifests(ctx, bfdManifest))
 		failOnError(t, cluster.AwaitNoError(ctx, "the old intervals in FRR", func(ctx context.Context) error {
 			return checkBFDPeers(ctx, tor, func(p frrBFDPeerState) bool {
-				return p.Status == "up" && p.RemoteReceiveIntervalMillis == 200 && p.RemoteTransmitIntervalMillis == 200 && p.RemoteDetectMultiplier == 3
+				return p.Status == "up" && p.RemoteReceiveIntervalMillis == 200 && p.RemoteTransmitIntervalMillis == 200 && p.RemoteDetectMultiplier == 15
 			})
 		}))
 		if after := describeSessionStarts(ctx, t, tor); after != before {
@@ -160,10 +161,17 @@ func checkBFDPeers(ctx context.Context, tor *lab.Router, want func(frrBFDPeerSta
 	if err := json.Unmarshal(out, &peers); err != nil {
 		return err
 	}
+	shown := 0
 	for _, p := range peers {
-		if p.Peer != "192.168.0.13" && !want(p) {
+		if p.Peer == "192.168.0.13" {
+			continue
+		}
+		if shown++; !want(p) {
 			return fmt.Errorf("it shows %+v", p)
 		}
+	}
+	if shown != 2 {
+		return fmt.Errorf("it shows %d nodes, want 2", shown)
 	}
 	return nil
 }

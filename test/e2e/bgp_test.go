@@ -171,15 +171,15 @@ func (b *bgpHarness) testLocalTrafficPolicyRoutesToPodNode(ctx context.Context, 
 	_, err := b.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Local"}}`)
 	failOnError(t, err)
 	awaitNextHops(ctx, t, b.Cluster, b.vip, "192.168.0.13")
-	b.startFarStream(ctx, t).Stop()
+	b.startFarStream(ctx, t).StopSending()
 	_, err = b.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Cluster"}}`)
 	failOnError(t, err)
 	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
 }
 
 // testLocalRolloutLosesNoRequest moves the only Pod of a Service from node to node. The old Pod
-// serves for two seconds after SIGTERM, and the router has the routes of both nodes meanwhile: that
-// of the old node with GRACEFUL_SHUTDOWN.
+// still serves for some seconds after SIGTERM, and the router has the routes of both nodes
+// meanwhile: that of the old node with GRACEFUL_SHUTDOWN.
 func (b *bgpHarness) testLocalRolloutLosesNoRequest(ctx context.Context, t *testing.T) {
 	failOnError(t, b.ApplyManifests(ctx, localTrafficManifest))
 	address, err := b.AwaitFirstServiceAddress(ctx, "default", "local")
@@ -189,13 +189,14 @@ func (b *bgpHarness) testLocalRolloutLosesNoRequest(ctx context.Context, t *test
 	stream, err := b.StartUDPStream(ctx, "far", netip.AddrPortFrom(address, 7000).String(), 500)
 	failOnError(t, err)
 	failOnError(t, stream.AwaitMoreAnswers(ctx, 100))
-	stream.Stop() // requests before the Service works for the first time may be lost
+	stream.StopSending() // requests before the Service works for the first time may be lost
 	stream, err = b.StartUDPStream(ctx, "far", netip.AddrPortFrom(address, 7000).String(), 500)
 	failOnError(t, err)
 	for _, node := range []string{"node2", "node1"} {
 		failOnError(t, b.ApplyManifests(ctx, strings.Replace(localTrafficManifest, "nodeName: node1", "nodeName: "+node, 1)))
 		awaitNextHops(ctx, t, b.Cluster, vip, map[string]string{"node1": b.nodeAddresses[0], "node2": b.nodeAddresses[1]}[node])
-		failOnError(t, stream.AwaitMoreAnswers(ctx, 2000)) // until the old Pod is gone
+		failOnError(t, awaitOnlyPodOn(ctx, b.Cluster, "local", node))
+		failOnError(t, stream.AwaitMoreAnswers(ctx, 250))
 	}
 	if o := stream.Stop(); o.LostCount > 0 {
 		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)

@@ -51,14 +51,17 @@ func (h *faultHarness) testBlockedGossip(ctx context.Context, t *testing.T) {
 			h.recordSeenReason(string(names.ReasonGossipBlocked))
 		})
 	}
-	for _, node := range []string{"node1", "node2"} {
-		if n := h.readSpeakerMetric(ctx, t, node, "gantry_speaker_unreachable_nodes"); n != 1 {
-			t.Errorf("the speaker of %s counts %v unreachable nodes, want 1", node, n)
+	failOnError(t, cluster.AwaitNoError(ctx, "the metrics of the blocked gossip", func(ctx context.Context) error {
+		for _, node := range []string{"node1", "node2"} {
+			if n := h.readSpeakerMetric(ctx, t, node, "gantry_speaker_unreachable_nodes"); n != 1 {
+				return fmt.Errorf("the speaker of %s counts %v unreachable nodes, want 1", node, n)
+			}
 		}
-	}
-	if now := h.readSpeakerMetric(ctx, t, "node2", "gantry_speaker_missed_beacons_total"); now <= missed {
-		t.Errorf("node2 missed %v beacons of node1 before the block and %v after it", missed, now)
-	}
+		if now := h.readSpeakerMetric(ctx, t, "node2", "gantry_speaker_missed_beacons_total"); now <= missed {
+			return fmt.Errorf("node2 missed %v beacons of node1 before the block and %v after it", missed, now)
+		}
+		return nil
+	}))
 	unblock(ctx)
 	for _, node := range []string{"node1", "node2"} {
 		failOnError(t, h.awaitObjectRepaired(ctx, &objectCondition{"speakerstatuses", node, names.ConditionGossip}))
@@ -83,7 +86,7 @@ func (h *faultHarness) awaitNodeEvent(ctx context.Context, node, kind, text stri
 // readSpeakerMetric reads the value of a metric without labels from the speaker of a node.
 func (h *faultHarness) readSpeakerMetric(ctx context.Context, t *testing.T, node, name string) float64 {
 	t.Helper()
-	text, err := h.FetchURLFromHost(ctx, node, "http://127.0.0.1:7473/metrics")
+	text, err := h.FetchURLUntilSuccess(ctx, node, "http://127.0.0.1:7473/metrics")
 	failOnError(t, err)
 	m := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindStringSubmatch(text)
 	if m == nil {

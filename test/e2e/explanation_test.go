@@ -211,21 +211,26 @@ func (h *faultHarness) testExplanations(ctx context.Context, t *testing.T) {
 			h.expectHealthyExplanation(ctx, t, f.service)
 		})
 	}
-	out, status, err := runKubectlGantry(ctx, h.Cluster, "explain", "service", "well-locla")
-	if err != nil || status != exitUnknown || !strings.Contains(out, "there is no Service default/well-locla: did you mean well-local") {
-		t.Errorf("an unknown name: %d, %v, %s", status, err, out)
-	}
-	out, status, err = runKubectlGantry(ctx, h.Cluster, "status")
-	if err != nil || status != exitNotWell || !strings.Contains(out, "kubectl gantry explain service default/") {
-		t.Errorf("status: %d, %v, %s", status, err, out)
-	}
+	h.awaitCommand(ctx, t, func(status int) bool { return status == exitUnknown }, "there is no Service default/well-locla: did you mean well-local", "explain", "service", "well-locla")
+	h.awaitCommand(ctx, t, func(status int) bool { return status == exitNotWell }, "kubectl gantry explain service default/", "status")
 	for _, command := range []string{"pools", "holders", "peers", "services", "moves"} {
-		out, status, err := runKubectlGantry(ctx, h.Cluster, command, "-o", "json")
-		if err != nil || status == exitUnknown || !strings.Contains(out, `"items"`) {
-			t.Errorf("%s: %d, %v, %s", command, status, err, out)
+		want := `"items"`
+		if command == "moves" { // the speakers remember that they took addresses
+			want = `"to": "node`
 		}
-		if command == "moves" && !strings.Contains(out, `"to": "node`) {
-			t.Errorf("no speaker remembers that it took an address: %s", out)
-		}
+		h.awaitCommand(ctx, t, func(status int) bool { return status != exitUnknown }, want, command, "-o", "json")
 	}
+}
+
+// awaitCommand waits until kubectl gantry with the arguments exits with a wanted status and prints
+// the text.
+func (h *faultHarness) awaitCommand(ctx context.Context, t *testing.T, wantStatus func(int) bool, text string, args ...string) {
+	t.Helper()
+	failOnError(t, cluster.AwaitNoError(ctx, "kubectl gantry "+strings.Join(args, " "), func(ctx context.Context) error {
+		out, status, err := runKubectlGantry(ctx, h.Cluster, args...)
+		if err == nil && (!wantStatus(status) || !strings.Contains(out, text)) {
+			err = fmt.Errorf("it exits with %d, and %q should be in\n%s", status, text, out)
+		}
+		return err
+	}))
 }

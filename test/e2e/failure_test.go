@@ -47,7 +47,7 @@ func TestAddressMovesWithoutLongLoss(t *testing.T) {
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 200))
 		failOnError(t, s.PlugCable(ctx, old))
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 400))
-		stream.Stop()
+		stream.StopSending()
 		if still, err := s.AwaitSingleAnnouncingNode(ctx, "echo", ""); err != nil || still != holder {
 			t.Errorf("after %s is back the address is at %s (%v), want it to stay at %s", old, still, err, holder)
 		}
@@ -58,7 +58,7 @@ func TestAddressMovesWithoutLongLoss(t *testing.T) {
 		failOnError(t, s.KillNode(ctx, old))
 		holder = awaitNewHolder(ctx, t, s, old)
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 200))
-		stream.Stop()
+		stream.StopSending()
 		failOnError(t, awaitReportsOfNode(ctx, s, old, "Unknown Unknown"))
 		failOnError(t, s.ReviveNode(ctx, old))
 		failOnError(t, awaitReportsOfNode(ctx, s, old, "Valid Idle", "Valid Connect", "Valid Active"))
@@ -71,7 +71,7 @@ func TestAddressMovesWithoutLongLoss(t *testing.T) {
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 200))
 		failOnError(t, s.SignalProgram(ctx, old, "gantry-speaker", syscall.SIGCONT))
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 200))
-		stream.Stop()
+		stream.StopSending()
 		if still, err := s.AwaitSingleAnnouncingNode(ctx, "echo", ""); err != nil || still != holder {
 			t.Errorf("after %s was resumed the address is at %s (%v), want it to stay at %s", old, still, err, holder)
 		}

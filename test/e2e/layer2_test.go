@@ -134,14 +134,19 @@ func awaitHolderOf(ctx context.Context, t *testing.T, s *cluster.Cluster, a neti
 // holder is reachable (Neighbor Unreachability Detection, RFC 4861 section 7.3) while it sends
 // requests to the Service. The holder has to answer these unicast solicitations.
 func testHolderAnswersUnicastSolicitations(ctx context.Context, t *testing.T, s *cluster.Cluster, six netip.Addr) {
-	failOnError(t, s.NamespaceOfHost("client").RunInside(func() error {
-		for key, value := range map[string]string{"base_reachable_time_ms": "300", "delay_first_probe_time": "1", "gc_stale_time": "1"} {
-			if err := netns.SetSysctl("net/ipv6/neigh/eth0/"+key, value); err != nil {
-				return err
+	setNeighborTimers := func(values map[string]string) {
+		failOnError(t, s.NamespaceOfHost("client").RunInside(func() error {
+			for key, value := range values {
+				if err := netns.SetSysctl("net/ipv6/neigh/eth0/"+key, value); err != nil {
+					return err
+				}
 			}
-		}
-		return nil
-	}))
+			return nil
+		}))
+	}
+	setNeighborTimers(map[string]string{"base_reachable_time_ms": "300", "delay_first_probe_time": "1", "gc_stale_time": "1"})
+	// With the timers of the kernel, a client does not check its neighbor during a takeover.
+	defer setNeighborTimers(map[string]string{"base_reachable_time_ms": "30000", "delay_first_probe_time": "5", "gc_stale_time": "60"})
 	holder := awaitHolderOf(ctx, t, s, six).Status.Node
 	var checks, answers atomic.Int64
 	var client frameListener
@@ -237,8 +242,7 @@ func testForeignHostClaimingAddressIsReported(ctx context.Context, t *testing.T,
 		t.Errorf("the holder changed from %s to %s", before.Status.Node, after.Status.Node)
 	}
 	// the client knows the right node
-	stream := startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String())
-	stream.Stop()
+	startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).StopSending()
 }
 
 // checkConflictReported returns an error unless the event, the ServiceL2Status, the conditions and
@@ -261,6 +265,9 @@ func checkConflictReported(ctx context.Context, s *cluster.Cluster, node string,
 	}
 	found = false
 	for _, e := range entries.Items {
+		if e.Status.Gantry == nil { // the status is written after the object
+			continue
+		}
 		for _, c := range e.Status.Gantry.Conflicts {
 			found = found || (c.Address == a.String() && c.MAC == mac.String())
 		}

@@ -77,12 +77,10 @@ func testAssignmentAfterSignalToLeader(ctx context.Context, t *testing.T, s *clu
 	failOnError(t, s.API.Create(ctx, cluster.NewService("default", name, "")))
 	given, err := c.AwaitAssignmentTimes(ctx, name)
 	failOnError(t, err)
-	next, _ := awaitLeader(ctx, t, s, "")
+	// A busy machine may let the leader assign the address before it notices the signal.
+	next, _ := awaitLeader(ctx, t, s, identity)
 	l, err := readLeaderLease(ctx, s)
 	failOnError(t, err)
-	if next == identity {
-		t.Errorf("%s still leads", identity)
-	}
 	took, term := given[0].Sub(begun), time.Duration(*l.Spec.LeaseDurationSeconds)*time.Second
 	t.Logf("%s after %s %s assigned an address (the lease lasts %s)", took.Round(time.Millisecond), sig, next, term)
 	if sig == syscall.SIGTERM && took >= term {
@@ -143,6 +141,10 @@ func testAPIWritesPerService(ctx context.Context, t *testing.T, s *cluster.Clust
 	_, err = c.AwaitAssignmentTimes(ctx, serviceNames[0])
 	failOnError(t, err)
 	failOnError(t, cluster.AwaitNoError(ctx, "the event of the first Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, serviceNames[:1]) }))
+	// Each request takes as long as in a real cluster, so that Services gather during a write,
+	// however busy this machine is.
+	failOnError(t, s.DelayAPI(ctx, 50*time.Millisecond))
+	defer func() { failOnError(t, s.DelayAPI(ctx, 0)) }()
 	begun := time.Now()
 	before, err := s.CountWrites(ctx)
 	failOnError(t, err)
@@ -158,7 +160,7 @@ func testAPIWritesPerService(ctx context.Context, t *testing.T, s *cluster.Clust
 		t.Errorf("%d status writes for %d Services", w["services/status"], n-1)
 	}
 	// A batch is what gathered during the last write of the AddressLedger and the status writes of
-	// its batch: about three Services when eight are created at once. A few more writes remove
+	// its batch: about eight Services when eight are created at once. A few more writes remove
 	// closed entries. The pool: one write per second.
 	seconds := int(time.Since(begun).Seconds()) + 1
 	if most := n/2 + seconds/5 + 1; w["addressledgers"] > most {

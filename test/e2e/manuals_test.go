@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -84,23 +85,25 @@ func createNamespaceAndKubectlFunc(ctx context.Context, t *testing.T, s *cluster
 	}
 }
 
-// findAnsweringPods sends n requests, each over a new connection, and returns the Pods that
-// answered. A request without an answer is an error.
+// findAnsweringPods sends n requests, some at a time and each over a new connection, and returns
+// the Pods that answered. A request without an answer is an error.
 func findAnsweringPods(ctx context.Context, s *cluster.Cluster, host, url string, n int) ([]string, error) {
-	var pods []string
-	for range n {
-		body, err := s.FetchURLFromHost(ctx, host, url)
-		if err != nil {
-			return nil, err
-		}
-		_, pod, _ := strings.Cut(body, "pod: ")
-		pod, _, _ = strings.Cut(pod, "\n")
-		if !slices.Contains(pods, pod) {
-			pods = append(pods, pod)
-		}
+	pods := make([]string, n)
+	requests, ctx := errgroup.WithContext(ctx)
+	requests.SetLimit(8)
+	for i := range n {
+		requests.Go(func() error {
+			body, err := s.FetchURLFromHost(ctx, host, url)
+			_, pod, _ := strings.Cut(body, "pod: ")
+			pods[i], _, _ = strings.Cut(pod, "\n")
+			return err
+		})
+	}
+	if err := requests.Wait(); err != nil {
+		return nil, err
 	}
 	slices.Sort(pods)
-	return pods, nil
+	return slices.Compact(pods), nil
 }
 
 // requestsToFindAllPods is the number of requests that find all Pods of a Service. If three
@@ -156,7 +159,7 @@ func testUnreadyPodsAreWithdrawn(ctx context.Context, t *testing.T, s *cluster.C
 	address, err := s.AwaitFirstServiceAddress(ctx, "readiness", "nginx-service")
 	failOnError(t, err)
 	url := fmt.Sprintf("http://%s/", address)
-	kubectl("", "rollout", "status", "deployment/nginx-deployment", "--timeout=30s")
+	kubectl("", "rollout", "status", "deployment/nginx-deployment", "--timeout=5m")
 	pods := strings.Fields(kubectl("", "get", "pods", "-l", "app=nginx", "-o", "jsonpath={.items[*].metadata.name}"))
 	slices.Sort(pods)
 	awaitAnsweringPods(ctx, t, s, url, pods)
@@ -239,22 +242,40 @@ func testFixedClusterIP(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "affinity")
 	kubectl(readManual(t, "002-webapp.yaml"), "apply", "-f", "-")
-	// Long enough for forty requests, short enough to wait for.
+	const affinityTimeout = 3 * time.Second // short enough to wait for
 	kubectl("", "patch", "service", "webapp", "-p",
-		`{"spec":{"type":"LoadBalancer","sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":2}}}}`)
+		fmt.Sprintf(`{"spec":{"type":"LoadBalancer","sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":%d}}}}`, int(affinityTimeout.Seconds())))
 	address, err := s.AwaitFirstServiceAddress(ctx, "affinity", "webapp")
 	failOnError(t, err)
 	url := fmt.Sprintf("http://%s:8080/", address)
-	kubectl("", "rollout", "status", "deployment/webapp", "--timeout=30s")
+	kubectl("", "rollout", "status", "deployment/webapp", "--timeout=5m")
 	_, err = s.FetchURLUntilSuccess(ctx, "client", url)
 	failOnError(t, err)
-	first, err := findAnsweringPods(ctx, s, "client", url, requestsToFindAllPods)
-	failOnError(t, err)
-	if len(first) != 1 {
+	var first []string
+	failOnError(t, cluster.AwaitNoError(ctx, "forty requests without a long pause", func(ctx context.Context) error {
+		var longest time.Duration
+		first = nil
+		for range requestsToFindAllPods {
+			begun := time.Now()
+			pod, err := findAnsweringPods(ctx, s, "client", url, 1)
+			if err != nil {
+				return err
+			}
+			first, longest = append(first, pod...), max(longest, time.Since(begun))
+		}
+		// Otherwise kube-proxy may have forgotten the client meanwhile.
+		if longest > affinityTimeout/2 {
+			return fmt.Errorf("one request took %s", longest)
+		}
+		return nil
+	}))
+	slices.Sort(first)
+	if first = slices.Compact(first); len(first) != 1 {
 		t.Errorf("one client was answered by %v, want one Pod", first)
 	}
 	failOnError(t, cluster.AwaitNoError(ctx, "another Pod after the affinity timeout", func(ctx context.Context) error {
-		<-time.After(2200 * time.Millisecond) // the client sends nothing for this time
+		// The client sends nothing for this time.
+		<-time.After(affinityTimeout + 200*time.Millisecond)
 		next, err := findAnsweringPods(ctx, s, "client", url, 1)
 		if err == nil && next[0] == first[0] {
 			err = fmt.Errorf("%s still answers", next[0])
@@ -291,7 +312,7 @@ spec:
 	stream, err := s.StartUDPStream(ctx, "client", target, 50)
 	failOnError(t, err)
 	failOnError(t, stream.AwaitMoreAnswers(ctx, 10))
-	stream.Stop()
+	stream.StopSending()
 }
 
 func testManualEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) {

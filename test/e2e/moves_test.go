@@ -59,7 +59,7 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 	t.Run("a rollout of the speakers", func(t *testing.T) {
 		f := startRequestStreams(ctx, t, s, 500, addresses...)
 		m.kubectl(ctx, "-n", "metallb-system", "set", "env", "daemonset/gantry-speaker", enablePingAnswersEnvironment)
-		m.kubectl(ctx, "-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker")
+		m.kubectl(ctx, "-n", "metallb-system", "rollout", "status", "--timeout=5m", "daemonset/gantry-speaker")
 		f.awaitMoreAnswers(ctx, t)
 		f.checkLossless(t, 4, "every speaker was replaced")
 	})
@@ -142,13 +142,20 @@ func (m *moveHarness) nodeLeaveCases(ctx context.Context) map[string]nodeLeaveCa
 				kubectl("-n", "metallb-system", "delete", "pod", "--wait=false", "-l", "app.kubernetes.io/component=speaker", "--field-selector", "spec.nodeName="+n)
 			},
 			func(string) {
-				kubectl("-n", "metallb-system", "rollout", "status", "--timeout=60s", "daemonset/gantry-speaker")
+				kubectl("-n", "metallb-system", "rollout", "status", "--timeout=5m", "daemonset/gantry-speaker")
 			},
 		},
 	}
 }
 
 func (m *moveHarness) testNodeLeaves(ctx context.Context, t *testing.T, c nodeLeaveCase) {
+	checkWithoutDelay(t, func() []string { return m.moveAndReturn(ctx, t, c) })
+}
+
+// moveAndReturn lets the holders leave and come back. It returns what the speakers did wrong. A
+// lost request fails the test.
+func (m *moveHarness) moveAndReturn(ctx context.Context, t *testing.T, c nodeLeaveCase) (faults []string) {
+	t.Helper()
 	holders := awaitHoldersByAddress(ctx, t, m.Cluster, m.addresses, nil)
 	before := readMoveCounts(ctx, t, m.Cluster)
 	f := startRequestStreams(ctx, t, m.Cluster, 500, m.addresses...)
@@ -158,15 +165,17 @@ func (m *moveHarness) testNodeLeaves(ctx context.Context, t *testing.T, c nodeLe
 	}
 	next := awaitHoldersByAddress(ctx, t, m.Cluster, m.addresses, leaving)
 	f.awaitMoreAnswers(ctx, t)
-	checkHandedOver(ctx, t, m.Cluster, before, leaving)
+	now := readMoveCounts(ctx, t, m.Cluster)
 	for _, n := range leaving {
 		c.back(n)
 	}
 	f.awaitMoreAnswers(ctx, t)
 	f.checkLossless(t, 1, fmt.Sprintf("%v handed the addresses over to %v", holders, next))
+	faults = findMovesNotHandedOver(before, now, leaving)
 	if still := awaitHoldersByAddress(ctx, t, m.Cluster, m.addresses, nil); !maps.Equal(still, next) {
-		t.Errorf("%v are back, and the addresses moved from %v to %v", leaving, next, still)
+		faults = append(faults, fmt.Sprintf("%v are back, and the addresses moved from %v to %v", leaving, next, still))
 	}
+	return faults
 }
 
 // awaitHoldersByAddress waits until each address has one holder that is not in not, and returns the
@@ -206,25 +215,26 @@ func readMoveCounts(ctx context.Context, t *testing.T, s *cluster.Cluster) map[s
 	return out
 }
 
-// checkHandedOver checks the metrics of the moves since before: the addresses were handed over, and
-// no node was declared dead. It ignores the nodes in left, whose speakers may have been restarted.
-func checkHandedOver(ctx context.Context, t *testing.T, s *cluster.Cluster, before map[string]map[string]int, left []string) {
-	t.Helper()
+// findMovesNotHandedOver returns what is wrong with the metrics of the moves between two times:
+// both addresses should be handed over, and no node declared dead. It ignores the nodes in left,
+// whose speakers may have been restarted.
+func findMovesNotHandedOver(before, after map[string]map[string]int, left []string) (faults []string) {
 	handed := 0
-	for node, now := range readMoveCounts(ctx, t, s) {
+	for node, now := range after {
 		if slices.Contains(left, node) {
 			continue
 		}
 		handed += now["Taken HandedOver"] - before[node]["Taken HandedOver"]
 		for _, reason := range []string{"Taken HolderGone", "Taken Unheld"} {
 			if n := now[reason] - before[node][reason]; n > 0 {
-				t.Errorf("%s counts %d moves as %q", node, n, reason)
+				faults = append(faults, fmt.Sprintf("%s counts %d moves as %q", node, n, reason))
 			}
 		}
 	}
 	if handed < 2 {
-		t.Errorf("%d moves are counted as Taken HandedOver, want both addresses", handed)
+		faults = append(faults, fmt.Sprintf("%d moves are counted as Taken HandedOver, want both addresses", handed))
 	}
+	return faults
 }
 
 // requestStreams are the requests of a client to addresses, over UDP and TCP to each.
@@ -366,6 +376,9 @@ func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addres
 	f.checkLossless(t, 1, "addresses were rebalanced")
 }
 
+// localTrafficManifest is a Service with the traffic policy Local and its only Pod. The Pod still
+// serves for six seconds after SIGTERM. By then every node and router must have learnt of the next
+// Pod, which takes long if each program on the way waits for a processor.
 const localTrafficManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: local}
@@ -373,10 +386,12 @@ spec:
   replicas: 1
   selector: {matchLabels: {app: local}}
   template:
-    metadata: {labels: {app: local}}
+    metadata:
+      labels: {app: local}
+      annotations: {lab.gantry.dev/shutdown-delay: 6s}
     spec:
       nodeName: node1
-      terminationGracePeriodSeconds: 10
+      terminationGracePeriodSeconds: 20
       containers:
       - name: echo
         image: echo
@@ -396,15 +411,31 @@ spec:
   - {name: connections, port: 7000, protocol: TCP}
 `
 
-// testLocalTrafficMoves replaces the only Pod of a Service by one on another node. The old Pod
-// serves for two seconds after SIGTERM.
+// awaitOnlyPodOn waits until the only Pod with the label app runs on the node, and none is left
+// that is being deleted.
+func awaitOnlyPodOn(ctx context.Context, s *cluster.Cluster, app, node string) error {
+	return cluster.AwaitNoError(ctx, "the end of the old Pod", func(ctx context.Context) error {
+		var pods corev1.PodList
+		if err := s.API.List(ctx, &pods, client.InNamespace("default"), client.MatchingLabels{"app": app}); err != nil {
+			return err
+		}
+		for i := range pods.Items {
+			if p := &pods.Items[i]; p.Spec.NodeName != node || p.DeletionTimestamp != nil {
+				return fmt.Errorf("%s on %s is there", p.Name, p.Spec.NodeName)
+			}
+		}
+		return nil
+	})
+}
+
+// testLocalTrafficMoves replaces the only Pod of a Service by one on another node.
 func testLocalTrafficMoves(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	local := withRequiredDualStack(localTrafficManifest)
 	failOnError(t, s.ApplyManifests(ctx, local))
 	addresses, err := s.AwaitServiceAddressCount(ctx, "default", "local", 2)
 	failOnError(t, err)
 	for _, stream := range startRequestStreams(ctx, t, s, 500, addresses...) {
-		stream.Stop() // requests before the Service works for the first time may be lost
+		stream.StopSending() // requests before the Service works for the first time may be lost
 	}
 	f := startRequestStreams(ctx, t, s, 500, addresses...)
 	for _, node := range []string{"node2", "node3"} {
@@ -417,9 +448,8 @@ func testLocalTrafficMoves(ctx context.Context, t *testing.T, s *cluster.Cluster
 				return nil
 			}))
 		}
-		for range 5 { // until the old Pod is gone
-			f.awaitMoreAnswers(ctx, t)
-		}
+		failOnError(t, awaitOnlyPodOn(ctx, s, "local", node))
+		f.awaitMoreAnswers(ctx, t)
 	}
 	f.checkLossless(t, 2, "the Pod moved from node to node")
 	_, err = s.RunKubectl(ctx, "", "delete", "--wait=false", "deployment/local", "service/local")

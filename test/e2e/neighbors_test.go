@@ -91,7 +91,7 @@ func testAnnouncementByWrongNode(ctx context.Context, t *testing.T, s *cluster.C
 	if now := awaitHolderOf(ctx, t, s, four).Status.Node; now != holder {
 		t.Errorf("the holder changed from %s to %s", holder, now)
 	}
-	startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).Stop()
+	startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).StopSending()
 }
 
 // testHolderChangesMAC changes the Ethernet address of the holder's link, as a bond does when it
@@ -122,7 +122,7 @@ func testHolderChangesMAC(ctx context.Context, t *testing.T, s *cluster.Cluster,
 		return nil
 	}))
 	failOnError(t, stream.AwaitMoreAnswers(ctx, 100))
-	stream.Stop()
+	stream.StopSending()
 	if now := awaitHolderOf(ctx, t, s, four).Status.Node; now != holder {
 		t.Errorf("the holder changed from %s to %s", holder, now)
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,7 +34,7 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 		checkServiceAccountMayList(ctx, t, s, "gantry-speaker", "secrets", "yes")
 		checkNoEndpointsReported(ctx, t, s)
 		runKubectl(ctx, t, s, "", "-n", names.Namespace, "delete", "bgppeer", "router")
-		runKubectl(ctx, t, s, "", "-n", names.Namespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=30s")
+		runKubectl(ctx, t, s, "", "-n", names.Namespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=3m")
 		runKubectl(ctx, t, s, text, "delete", "-f", "-")
 		checkNothingIsLeft(ctx, t, s)
 	})
@@ -157,7 +158,7 @@ func checkFirstService(ctx context.Context, t *testing.T, s *cluster.Cluster, se
 func checkNoEndpointsReported(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	t.Helper()
 	runKubectl(ctx, t, s, "", "create", "service", "loadbalancer", "unserved", "--tcp=80")
-	runKubectl(ctx, t, s, "", "wait", "service/unserved", "--for=condition="+names.ConditionAnnounced+"=False", "--timeout=30s")
+	runKubectl(ctx, t, s, "", "wait", "service/unserved", "--for=condition="+names.ConditionAnnounced+"=False", "--timeout=3m")
 	runKubectl(ctx, t, s, "", "delete", "service", "unserved")
 }
 
@@ -189,10 +190,14 @@ func checkNothingIsLeft(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 // namespace.
 func checkServiceAccountMayList(ctx context.Context, t *testing.T, s *cluster.Cluster, account, resource, want string) {
 	t.Helper()
-	out, _ := s.RunKubectl(ctx, "", "auth", "can-i", "list", resource, "-n", names.Namespace, "--as=system:serviceaccount:"+names.Namespace+":"+account)
-	if strings.TrimSpace(out) != want {
-		t.Errorf("may %s list %s: %s, want %s", account, resource, out, want)
-	}
+	// The API server sees a Role some time after it was written.
+	failOnError(t, cluster.AwaitNoError(ctx, "the rights of "+account, func(ctx context.Context) error {
+		out, _ := s.RunKubectl(ctx, "", "auth", "can-i", "list", resource, "-n", names.Namespace, "--as=system:serviceaccount:"+names.Namespace+":"+account)
+		if strings.TrimSpace(out) != want {
+			return fmt.Errorf("may %s list %s: %s, want %s", account, resource, out, want)
+		}
+		return nil
+	}))
 }
 
 func checkLayer2Only(ctx context.Context, t *testing.T, s *cluster.Cluster) {
@@ -205,24 +210,29 @@ func checkLayer2Only(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for component, port := range map[string]string{"controller": "7472", "speaker": "7473"} {
 		runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "servicemonitor", "gantry-"+component)
-		out := runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "endpointslices", "-l", "app.kubernetes.io/component="+component,
-			"-o", `jsonpath={range .items[*].endpoints[*]}{.addresses[0]}{"\n"}{end}`)
-		endpoints := strings.Fields(out)
-		if len(endpoints) != 2 {
-			t.Errorf("the metrics of the %s have the endpoints %v, want two", component, endpoints)
-		}
-		loaded := 0
-		for _, e := range endpoints {
-			text, err := s.FetchURLUntilSuccess(ctx, "client", "http://"+e+":"+port+"/metrics")
-			failOnError(t, err)
-			if strings.Contains(text, "\nmetallb_k8s_client_config_loaded_bool 1\n") {
-				loaded++
+		// The EndpointSlices follow the Pods.
+		failOnError(t, cluster.AwaitNoError(ctx, "the metrics of the "+component, func(ctx context.Context) error {
+			out, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "get", "endpointslices", "-l", "app.kubernetes.io/component="+component,
+				"-o", `jsonpath={range .items[*].endpoints[*]}{.addresses[0]}{"\n"}{end}`)
+			if err != nil {
+				return err
 			}
-		}
-		// Only the leader of the controllers has a configuration, and every speaker has one.
-		if want := map[string]int{"controller": 1, "speaker": 2}[component]; loaded != want {
-			t.Errorf("%d instances of %s report a loaded configuration, want %d", loaded, component, want)
-		}
+			endpoints, loaded := strings.Fields(out), 0
+			for _, e := range endpoints {
+				text, err := s.FetchURLFromHost(ctx, "client", "http://"+e+":"+port+"/metrics")
+				if err != nil {
+					return err
+				}
+				if strings.Contains(text, "\nmetallb_k8s_client_config_loaded_bool 1\n") {
+					loaded++
+				}
+			}
+			// Only the leader of the controllers has a configuration, and every speaker has one.
+			if want := map[string]int{"controller": 1, "speaker": 2}[component]; loaded != want || len(endpoints) != 2 {
+				return fmt.Errorf("the endpoints are %v, want two; %d report a loaded configuration, want %d", endpoints, loaded, want)
+			}
+			return nil
+		}))
 	}
 	runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "prometheusrule", "gantry")
 }
@@ -230,6 +240,14 @@ func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster
 // checkWebhookRefusals checks that the webhook denies objects that contradict existing ones.
 func checkWebhookRefusals(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	overlapping := strings.Replace(strings.Split(cluster.FirstPoolAndL2AdvertisementManifest, "---")[0], "first-pool", "second-pool", 1)
+	// The API server sees the webhook's configuration some time after it was written.
+	failOnError(t, cluster.AwaitNoError(ctx, "the webhook", func(ctx context.Context) error {
+		_, err := s.RunKubectl(ctx, overlapping, "apply", "--dry-run=server", "-f", "-")
+		if err == nil || !strings.Contains(err.Error(), "denied the request") {
+			return fmt.Errorf("a pool that overlaps another gives %v", err)
+		}
+		return nil
+	}))
 	err := s.ApplyManifests(ctx, overlapping)
 	if err == nil || !strings.Contains(err.Error(), "denied the request") || !strings.Contains(err.Error(), "first-pool") {
 		t.Errorf("a pool that overlaps another gives %v, want an error with the name of the other", err)

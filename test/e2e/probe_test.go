@@ -60,7 +60,7 @@ func testAddressProbe(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		t.Errorf("the Service has %v, want %v: the others are in use", got, want)
 	}
 	for _, a := range got {
-		startUDPStream(ctx, t, s, netip.AddrPortFrom(a, 7000).String()).Stop()
+		startUDPStream(ctx, t, s, netip.AddrPortFrom(a, 7000).String()).StopSending()
 	}
 	failOnError(t, cluster.AwaitNoError(ctx, "the reports of the used addresses", func(ctx context.Context) error {
 		return checkQuarantineReported(ctx, s, "192.168.0.240", "192.168.0.241", "fd00:a8::400")

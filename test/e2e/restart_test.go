@@ -139,13 +139,13 @@ func (o *outageHarness) testAPIServerComesBack(ctx context.Context, t *testing.T
 	failOnError(t, err)
 	// kube-proxy retries once a minute after a long outage of the API server, and is late on a busy
 	// machine.
-	for range 6 {
+	for range 3 {
 		if err = stream.AwaitMoreAnswers(ctx, 50); err == nil {
 			break
 		}
 	}
 	failOnError(t, err)
-	stream.Stop()
+	stream.StopSending()
 	_, err = o.RunKubectl(ctx, "", "delete", "service", "echo")
 	failOnError(t, err)
 	failOnError(t, cluster.AwaitNoError(ctx, "the release of the addresses", func(context.Context) error {

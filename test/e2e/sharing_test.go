@@ -33,7 +33,7 @@ func TestSharingRightToggledRapidlyHarmsNoOthers(t *testing.T) {
 	lost := 0
 	var tenant errgroup.Group
 	tenant.Go(func() error {
-		for n := range 60 {
+		for n := range 600 {
 			o := &corev1.Service{}
 			o.Namespace, o.Name = "default", "b"
 			patch := fmt.Sprintf(`[{"op": "replace", "path": "/spec/ports/0/port", "value": %d}]`, 80+n%2)
@@ -44,6 +44,10 @@ func TestSharingRightToggledRapidlyHarmsNoOthers(t *testing.T) {
 				lost++
 			}
 			time.Sleep(100 * time.Millisecond) // ten times a second
+			// On a busy machine the controller may miss many edits. The last one lets both share.
+			if n >= 59 && n%2 == 1 && lost > 0 {
+				break
+			}
 		}
 		return nil
 	})

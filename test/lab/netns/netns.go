@@ -144,6 +144,29 @@ func (h Path) ListenPacket(network, address string) (net.PacketConn, error) {
 	return c, err
 }
 
+// receiveBufferBytes is room for the small datagrams of several seconds, at 1,000 per second. The
+// kernel's default holds fewer than 300.
+const receiveBufferBytes = 8 << 20
+
+// EnlargeReceiveBuffer gives a UDP socket a large receive buffer. So it loses no datagram while its
+// process waits for a processor. Only root may exceed the limit of the machine.
+func EnlargeReceiveBuffer(c any) {
+	socket, ok := c.(*net.UDPConn)
+	if !ok {
+		return
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return
+	}
+	failed := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBufferBytes)
+	})
+	if failed != nil || err != nil {
+		_ = socket.SetReadBuffer(receiveBufferBytes) // as much as an ordinary user may have
+	}
+}
+
 // AddCable connects two namespaces by a virtual cable with one end in each. Both ends are down.
 func AddCable(a Path, aName string, b Path, bName string) error {
 	err := a.RunInside(func() error {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,9 @@ import (
 
 // AnnotationUnready on a Pod makes its containers unready, as a failing probe would.
 const AnnotationUnready = "lab.gantry.dev/unready"
+
+// AnnotationShutdownDelay on a Pod says how long its responders still answer after SIGTERM.
+const AnnotationShutdownDelay = "lab.gantry.dev/shutdown-delay"
 
 // podContainer is a container of a Pod, with its restarts.
 type podContainer struct {
@@ -161,9 +165,10 @@ func (r *podContainer) buildCommand() (*exec.Cmd, error) {
 }
 
 // responderArguments returns the arguments of the responder: the names of the Pod and the node,
-// which it answers, and its ports.
+// which it answers, the delay of its shutdown, and its ports.
 func (r *podContainer) responderArguments() []string {
-	out := []string{r.pod.firstObject.Name, r.pod.agent.config.Name}
+	delay := cmp.Or(r.pod.firstObject.Annotations[AnnotationShutdownDelay], defaultShutdownDelay.String())
+	out := []string{r.pod.firstObject.Name, r.pod.agent.config.Name, delay}
 	for _, p := range r.containerManifest.Ports {
 		out = append(out, strings.ToLower(string(p.Protocol))+"/"+strconv.Itoa(int(p.ContainerPort)))
 	}

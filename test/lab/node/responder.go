@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
 // responderArg and containerArg as the first argument make the program a responder or a container.
@@ -35,17 +37,22 @@ func RunAsContainerIfRequested() {
 	}
 }
 
-// responderShutdownDelay is how long a responder still answers after SIGTERM, as a server does that
+// defaultShutdownDelay is how long a responder still answers after SIGTERM, as a server does that
 // finishes its requests.
-const responderShutdownDelay = 2 * time.Second
+const defaultShutdownDelay = 2 * time.Second
 
 // runResponder answers on each port until SIGTERM. The arguments are the names of the Pod and the
-// node, and the ports.
+// node, the delay of the shutdown, and the ports.
 func runResponder(args []string) {
+	shutdownDelay, err := time.ParseDuration(args[2])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "lab: responder: reading %s: %v\n", AnnotationShutdownDelay, err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	identity := "pod: " + args[0] + "\nnode: " + args[1]
-	for _, p := range args[2:] {
+	for _, p := range args[3:] {
 		proto, port, _ := strings.Cut(p, "/")
 		var err error
 		switch proto {
@@ -60,7 +67,7 @@ func runResponder(args []string) {
 		}
 	}
 	<-ctx.Done()
-	time.Sleep(responderShutdownDelay)
+	time.Sleep(shutdownDelay)
 }
 
 // serveTCP answers an HTTP request with the names of the Pod and the node, and any other line with
@@ -117,6 +124,7 @@ func serveUDP(identity, port string) error {
 	if err != nil {
 		return err
 	}
+	netns.EnlargeReceiveBuffer(c)
 	go func() {
 		b := make([]byte, 2048)
 		for {
