@@ -1,10 +1,12 @@
 package elect
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
 func TestRecentDelayFades(t *testing.T) {
@@ -80,5 +82,43 @@ func TestOwnDelayIsNoSilenceOfOthers(t *testing.T) {
 	}
 	if m.stepFacts().extraDelay() == 0 {
 		t.Error("a node that runs late is not more patient")
+	}
+}
+
+// Another member answers for all addresses that this node holds. One request for its claims is
+// enough: its answer has them all.
+func TestManyConflictsWithAMemberCostOneSyncRequest(t *testing.T) {
+	mac := facts.MAC{2, 0, 0, 0, 0, 9}
+	m := NewMachine("a", 1, DefaultTiming(), testStart)
+	m.Step(testStart, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 7, LinkMACs: []facts.MAC{mac}}}}})
+	m.outbox.beginStep()
+	var conflicts []Input
+	ip := netip.MustParseAddr("192.0.2.1")
+	for range 100 {
+		a := m.ensureAddressState(ip)
+		a.bid = intent.Bid{Address: ip, OwnLinkIndexes: []int{1}, Candidates: intent.NewCandidates(map[string]int{"a": 0, "b": 0})}
+		m.takeAddress(a, 1, reasonUnheld)
+		conflicts = append(conflicts, ConflictDetected{facts.Conflict{Address: ip, ForeignMAC: mac, LinkIndex: 1}})
+		ip = ip.Next()
+	}
+	countRequests := func(now time.Time) (count int) {
+		for _, e := range m.Step(now, conflicts...) {
+			if s, ok := e.(SendMessage); ok && s.Payload[1] == kindSyncRequest {
+				count++
+			}
+		}
+		return count
+	}
+	if got := countRequests(testStart.Add(10 * time.Millisecond)); got != 1 {
+		t.Errorf("100 conflicts cost %d sync requests, want 1", got)
+	}
+	if got := countRequests(testStart.Add(50 * time.Millisecond)); got != 0 {
+		t.Errorf("while the request is under way %d others are sent, want none", got)
+	}
+	for passed := 60 * time.Millisecond; passed < 190*time.Millisecond; passed += 10 * time.Millisecond {
+		m.Step(testStart.Add(passed), TimePassed{})
+	}
+	if got := countRequests(testStart.Add(190 * time.Millisecond)); got != 1 {
+		t.Errorf("after a request that was lost %d are sent, want 1", got)
 	}
 }
