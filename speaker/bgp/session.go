@@ -16,6 +16,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/latest"
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
+	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
 // session relays messages between the router and the UpdateGenerator after
@@ -364,6 +365,16 @@ func explainMissingRouterOpen(err error) error {
 		return sessionFault{names.ReasonRefusedByRouter, errors.New("the router closed the connection before its OPEN: is this node configured as a neighbour there?")}
 	}
 	return err
+}
+
+// adviseOnTTLSecurity adds to the silence of a router that TTL security may be the cause: the
+// kernel drops what the router sends with a lower TTL, but for the start of the connection.
+func adviseOnTTLSecurity(p *intent.Peer, err error) error {
+	var n *message.Notification
+	if p.MaxHops == 0 || !errors.As(err, &n) || n.Code != message.CodeHoldTimerExpired {
+		return err
+	}
+	return fmt.Errorf("%w: does the router use TTL security too (ttlSecurityHops)?", err)
 }
 
 // rejectRouterOpen sends the router a NOTIFICATION, if err is one, and returns the error for the

@@ -306,7 +306,7 @@ func (w *worker) connectAndExchangeOpens(ctx context.Context, settings openSetti
 	a, err := exchangeOpens(c, &w.counter, local, func(remote message.OpenMessage) (Negotiated, error) { return negotiate(settings.peer, local, remote) })
 	if err != nil {
 		go closeConnectionWithoutReset(c, true)
-		return attemptResult{err: err}
+		return attemptResult{err: adviseOnTTLSecurity(settings.peer, err)}
 	}
 	return attemptResult{conn: c, negotiated: a}
 }

@@ -69,6 +69,7 @@ func testNoPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		}
 		return err
 	}))
+	failOnError(t, awaitExplanation(ctx, s, []string{"service", "tekton-pipelines/tekton-dashboard"}, exitNotWell, "no address: no IPAddressPool exists in namespace metallb-system", "["+string(names.ReasonNoPools)+"]"))
 	pool, _, _ := strings.Cut(cluster.FirstPoolAndL2AdvertisementManifest, "---")
 	failOnError(t, s.ApplyManifests(ctx, pool))
 	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -103,6 +104,8 @@ var explanationFaults = []explanationFault{
 	{name: "a pool and an address of another", service: "contradiction", manifests: serviceManifest("contradiction", "metallb.io/loadBalancerIPs: 192.168.0.176, metallb.io/address-pool: limited", ""), reason: names.ReasonInvalidRequest, text: `belongs to pool "gapped"`},
 	{name: "another traffic policy on a shared address", service: "policy", manifests: strings.Replace(serviceManifest("policy", "metallb.io/loadBalancerIPs: 192.168.0.179, metallb.io/allow-shared-ip: policy", "externalTrafficPolicy: Local"), "port: 80", "port: 81", 1), reason: names.ReasonTrafficPolicyConflict, text: "192.168.0.179 is held by Service default/policy-first"},
 	{name: "an address of the other family", service: "family", manifests: serviceManifest("family", `metallb.io/loadBalancerIPs: "fd00:a9::2"`, ""), reason: names.ReasonFamilyMismatch, text: "fd00:a9::2"},
+	{name: "loadBalancerIP outside of the pools", service: "old-field", manifests: serviceManifest("old-field", "", "loadBalancerIP: 10.9.9.9"), reason: names.ReasonAddressNotInPool, text: "no pool contains the requested 10.9.9.9"},
+	{name: "a domain of annotations that is misspelt", service: "misspelt-domain", manifests: serviceManifest("misspelt-domain", "metalb.io/address-pool: tiny", ""), reason: names.ReasonUnknownAnnotation, text: "the annotation metalb.io/address-pool is unknown and ignored: did you mean metallb.io/address-pool?"},
 	{name: "an IPv6 address on an IPv4 session", service: "sixth", manifests: serviceManifest("sixth", "metallb.io/address-pool: sixth", "ipFamilies: [IPv6]"), reason: names.ReasonNoPeers, text: "for the family of the address"},
 }
 
@@ -114,11 +117,38 @@ func (h *faultHarness) clusterFaults() []explanationFault {
 	scale := func(replicas string) func(context.Context) error {
 		return h.kubectl("-n", names.Namespace, "scale", "deployment", "gantry-controller", "--replicas="+replicas)
 	}
+	replacePeer := func(more string) func(context.Context) error {
+		return h.steps(h.kubectl("-n", names.Namespace, "delete", "bgppeer", "tor"), func(ctx context.Context) error { return h.ApplyManifests(ctx, faultPeerManifest(more)) })
+	}
+	patchPool := func(address string) func(context.Context) error {
+		return h.kubectl("-n", names.Namespace, "patch", "ipaddresspool", "edited", "--type=merge", "-p", `{"spec":{"addresses":["`+address+`"]}}`)
+	}
 	return []explanationFault{
 		{name: "BFD on one side", service: "routed", manifests: "apiVersion: metallb.io/v1beta1\nkind: BFDProfile\nmetadata: {name: slow, namespace: metallb-system}\nspec: {}\n---\n",
 			edit: patchPeer(`{"spec":{"bfdProfile":"slow"}}`), repair: patchPeer(`{"spec":{"bfdProfile":""}}`), reason: names.ReasonBFDDown, text: "is not watched by BFD"},
+		{name: "BFD on the router's side only", service: "routed", edit: func(ctx context.Context) error {
+			return h.tor.ChangeRunningConfig(ctx, "router bgp 65000\n neighbor nodes bfd\n")
+		},
+			repair: func(ctx context.Context) error {
+				return h.tor.ChangeRunningConfig(ctx, "router bgp 65000\n no neighbor nodes bfd\n")
+			},
+			reason: names.ReasonBFDNotConfigured, text: "the router sends BFD packets, and BGPPeer tor has no bfdProfile"},
 		{name: "an advertisement of a missing pool", service: "routed", edit: h.kubectl("-n", names.Namespace, "patch", "bgpadvertisement", "routed", "--type=merge", "-p", `{"spec":{"ipAddressPools":["routde"]}}`),
 			repair: h.kubectl("-n", names.Namespace, "patch", "bgpadvertisement", "routed", "--type=merge", "-p", `{"spec":{"ipAddressPools":["routed"]}}`), reason: names.ReasonNoAdvertisement, text: `selects pool "routed"`},
+		{name: "a Secret of another type", service: "routed", manifests: "apiVersion: v1\nkind: Secret\nmetadata: {name: opaque, namespace: metallb-system}\nstringData: {password: x}\n---\n", edit: replacePeer(", passwordSecret: {name: opaque}"), repair: replacePeer(""),
+			reason: names.ReasonNoSession, text: "(UnknownSecret); Secret opaque exists, and is of type Opaque"},
+		{name: "TTL security on one side", service: "routed", edit: replacePeer(", gantry: {ttlSecurityHops: 1}"), repair: replacePeer(""), reason: names.ReasonNoSession, text: "it sent no OPEN within 20s: does the router use TTL security too (ttlSecurityHops)?"},
+		{name: "a dead link of the only Pod's node", service: "local", manifests: localServiceManifest, edit: func(ctx context.Context) error { return h.CutCable(ctx, "node1") },
+			repair: func(ctx context.Context) error { return h.PlugCable(ctx, "node1") }, reason: names.ReasonNoSpeaker, text: "node1: its speaker is gone or silent"},
+		{name: "kube-proxy is dead", service: "web", edit: h.signalProxies(syscall.SIGSTOP), repair: h.signalProxies(syscall.SIGCONT), reason: names.ReasonServiceProxySilent, text: "which announces it, is not fit: kube-proxy"},
+		{name: "a pool that is edited under a Service", service: "edited", manifests: faultPoolManifest("edited", "192.168.0.198", "spec: {ipAddressPools: [edited]}") + serviceManifest("edited", "metallb.io/address-pool: edited", ""), edit: h.steps(
+			func(ctx context.Context) error { return h.awaitAnnounced(ctx, "edited") }, patchPool("192.168.0.199")),
+			repair: patchPool("192.168.0.198"), reason: names.ReasonAddressNotInPool, text: "is announced, but no pool contains 192.168.0.198; the Service keeps it"},
+		{name: "another program writes the addresses", service: "edited", edit: func(ctx context.Context) error {
+			return h.kubectl("patch", "service", "edited", "--subresource=status", "--field-manager=kube-vip", "--type=merge", "-p", `{"status":{"loadBalancer":{"ingress":[{"ip":"10.99.0.1"}]}}}`)(ctx)
+		}, repair: h.steps(h.kubectl("delete", "service", "edited"), func(ctx context.Context) error {
+			return h.ApplyManifests(ctx, serviceManifest("edited", "metallb.io/address-pool: edited", ""))
+		}), reason: names.ReasonOtherController, text: "another program writes its addresses too: kube-vip did at"},
 		{name: "PodSecurity refuses the speakers", service: "web", edit: h.steps(
 			h.kubectl("label", "namespace", names.Namespace, "--overwrite", "pod-security.kubernetes.io/enforce=baseline"),
 			h.kubectl("-n", names.Namespace, "delete", "pods", "--wait=false", "-l", "app.kubernetes.io/component=speaker")),
@@ -138,6 +168,13 @@ func (h *faultHarness) clusterFaults() []explanationFault {
 			}
 			return h.ApplyManifests(ctx, serviceManifest("late", "", ""))
 		}, repair: scale("2"), reason: names.ReasonNoController, text: "Deployment gantry-controller has 0 of 0 Pods ready"},
+	}
+}
+
+// signalProxies sends a signal to kube-proxy on both nodes.
+func (h *faultHarness) signalProxies(s syscall.Signal) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return errors.Join(h.SignalProgram(ctx, "node1", "kube-proxy", s), h.SignalProgram(ctx, "node2", "kube-proxy", s))
 	}
 }
 

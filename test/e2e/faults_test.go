@@ -99,6 +99,7 @@ func TestDescribeServiceNamesTheCause(t *testing.T) {
 	}
 	t.Run("blocked gossip", func(t *testing.T) { h.testBlockedGossip(ctx, t) })
 	t.Run("no speaker", func(t *testing.T) { h.testNoSpeaker(ctx, t) })
+	t.Run("another gossip key", func(t *testing.T) { h.testOtherGossipKey(ctx, t) })
 	t.Run("no controller", func(t *testing.T) { h.testNoController(ctx, t) })
 	t.Run("nothing is left", func(t *testing.T) { h.expectNoFaultLeft(ctx, t) })
 	t.Run("explained", func(t *testing.T) { h.testExplanations(ctx, t) })

@@ -27,6 +27,7 @@ func (h *faultHarness) testReservedAddresses(ctx context.Context, t *testing.T) 
 			}
 			return err
 		}))
+		failOnError(t, h.awaitExplanation(ctx, service, exitNotWell, address+" is announced by layer 2, but "+address+" is the "+service+" address of the subnet", "["+string(names.ReasonBroadcastAddress)+"]"))
 		out, err := h.RunKubectl(ctx, "", "delete", "service", service)
 		if err != nil || !strings.Contains(out, "deleted") {
 			t.Errorf("deleting %s: %s, %v", service, out, err)
