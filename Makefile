@@ -99,7 +99,7 @@ histories: ## run 200,000 random histories of two controllers at the same time, 
 
 soak: deps build ## keep every core busy for ten minutes of BFD at 3 x 50 ms, and for ten of a cluster in which no node may seem dead; SOAK=1m makes it one minute each
 	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestSessionsWithFRRStayUpUnderCPULoad ./speaker/bfd/udp
-	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestNoFalseTakeover ./test/e2e
+	SOAK=$(or $(SOAK),10m) go test -count=1 -timeout=2h -v -run TestNoFalseTakeoverUnderCPULoad ./test/e2e
 
 image: packages-tools ## write dist/image.tar for docker load, podman load or kind load; needs no container engine
 	CGO_ENABLED=0 GOOS=linux go build -ldflags='-s -w' -o dist/image/ ./controller ./speaker

@@ -131,7 +131,7 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, leaderAbsence func() a
 	}
 	networks := clusternetwork.NewReader(clusternetwork.Options{LiveReader: mgr.GetAPIReader(), Log: log})
 	reader := configurationreader.NewReader(configurationreader.Options{
-		ReadObjects: networks.AddAddresses(func(ctx context.Context) (snapshot.Objects, error) {
+		ReadObjects: networks.WrapReadWithClusterAddresses(func(ctx context.Context) (snapshot.Objects, error) {
 			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
 		}),
 		Log: log, RecordProblems: gauges.RecordLoadedConfiguration,
@@ -182,7 +182,7 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are never modified, so that they need not be copied.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: assign.CompactService, UnsafeDisableDeepCopy: &shared}
-	watched[&corev1.Node{}] = cache.ByObject{Transform: clusternetwork.CompactNode, UnsafeDisableDeepCopy: &shared}
+	watched[&corev1.Node{}] = cache.ByObject{Transform: clusternetwork.StripUnreadNodeFields, UnsafeDisableDeepCopy: &shared}
 	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: announcedcondition.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{
 		Scheme:                        scheme,

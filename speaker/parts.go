@@ -41,7 +41,7 @@ type parts struct {
 // newParts creates the parts, each after those that it uses: the engines, the writers of status
 // objects, the agent, and the feed.
 func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember, store *checkpoint.Store, o options.Options, log *slog.Logger) (*parts, error) {
-	watcher := links.NewWatcher(options.NewExclusionReader(o.ExcludeInterfacesFile), log)
+	watcher := links.NewWatcher(options.NewExcludedInterfacesReader(o.ExcludeInterfacesFile), log)
 	layer2Engine, bfdRequests := newLayer2Engine(o), udp.NewOverhearer()
 	bfdEngine, err := udp.NewEngine(time.Now, member.RunNonce())
 	if err != nil {
@@ -51,7 +51,7 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 		NodeName: o.NodeName, UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: tcp.Transport{}, Now: time.Now, BFD: bfdEngine, BFDRequests: bfdRequests, Log: log,
 		FirstRunSinceBoot: store.IsFirstRunSinceBoot(),
 	})
-	mgr.ServeRoutes(func(ctx context.Context) any { return bgpEngine.RIBs(ctx) })
+	mgr.ServeAnnouncedRoutes(func(ctx context.Context) any { return bgpEngine.RIBs(ctx) })
 	services, announced, problemGauges := reconcile.NewServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
 	var a *agent.Agent
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{

@@ -36,7 +36,7 @@ func runSpeaker(ctx context.Context, o options.Options, log *slog.Logger) error 
 	store := checkpoint.NewStore(o.StateDir, log)
 	member, err := gossip.Open(ctx, gossip.Options{
 		NodeName: o.NodeName, Namespace: o.Namespace, BindAddress: o.GossipBindAddress, BindPort: o.GossipBindPort,
-		KeyFile: o.GossipKeyFile, API: mgr.WatchClient(), ClusterAddress: gossip.ClusterAddressOfPod(), Store: store, Scope: o.ConfigurationScope(), Log: log,
+		KeyFile: o.GossipKeyFile, API: mgr.WatchClient(), ClusterAddress: gossip.APIServerServiceAddress(), Store: store, Scope: o.ConfigurationScope(), Log: log,
 	})
 	if err != nil || ctx.Err() != nil {
 		stop()
@@ -58,7 +58,7 @@ func runSpeaker(ctx context.Context, o options.Options, log *slog.Logger) error 
 		for _, run := range p.cluster {
 			g.Go(func() error { return run(running) })
 		}
-		return member.Follow(running)
+		return member.FollowKeysAndNodeAddress(running)
 	})
 	g.Go(func() error {
 		defer stop()

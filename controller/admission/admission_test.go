@@ -63,7 +63,7 @@ func sendRequest(t *testing.T, r objectReader, op admissionv1.Operation, kind st
 
 // An edit that mends a part of a faulty pool is admitted, although the other faults move in the
 // list or concern another partner.
-func TestEditThatMendsAPartIsAdmitted(t *testing.T) {
+func TestEditThatFixesOneOfManyFaultsIsAdmitted(t *testing.T) {
 	tests := map[string]struct {
 		before []v1beta1.IPAddressPool
 		after  v1beta1.IPAddressPool

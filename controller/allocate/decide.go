@@ -124,7 +124,7 @@ func (d *decider) decideFromNamedPool() Decision {
 	}
 	switch {
 	case src == nil:
-		return d.decideToKeepAssignment(names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %s exists%s: create it there, or correct the annotation %s", names.Quote(d.service.RequestedPool), d.currentPoolIndex.inNamespaceRead(), names.AnnotationPool))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %s exists%s: create it there, or correct the annotation %s", names.Quote(d.service.RequestedPool), d.currentPoolIndex.namespacePhraseForPools(), names.AnnotationPool))
 	case !poolAdmits(src.pool, d.service):
 		return d.decideToKeepAssignment(names.Explain(names.ReasonPoolNotAllowed, poolDoesNotAdmitServiceFormat, src.pool.Name))
 	}
@@ -142,7 +142,7 @@ func (d *decider) decideFromCandidatePools() Decision {
 	}
 	switch {
 	case len(d.currentPoolIndex.poolEntryByName) == 0:
-		return d.decideToKeepAssignment(names.Explain(names.ReasonNoPools, "no IPAddressPool exists%s: create one there", d.currentPoolIndex.inNamespaceRead()))
+		return d.decideToKeepAssignment(names.Explain(names.ReasonNoPools, "no IPAddressPool exists%s: create one there", d.currentPoolIndex.namespacePhraseForPools()))
 	case len(pinned)+len(open) == 0:
 		return d.decideToKeepAssignment(names.Explain(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for other Services; name a pool with the annotation %s", names.AnnotationPool))
 	}
@@ -276,7 +276,7 @@ func (d *decider) explainPoolViolation() names.Explanation {
 		src := d.currentPoolIndex.poolEntryCovering(addressFromNetip(a))
 		switch {
 		case src == nil:
-			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + "; the Service keeps it: put it back into a pool" + d.currentPoolIndex.ofNamespaceRead() + ", or exchange it with the annotation " + names.AnnotationAddressesToRelease}
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + "; the Service keeps it: put it back into a pool" + d.currentPoolIndex.shortNamespacePhraseForPools() + ", or exchange it with the annotation " + names.AnnotationAddressesToRelease}
 		case src.pool.IsRetired(a):
 			return names.Explanation{Reason: names.ReasonAddressRetired, Text: "pool " + src.pool.Name + " retires " + a.String() + "; the Service keeps it until it is its turn to get another one and one is free"}
 		case src.pool.LeavesOut(a):

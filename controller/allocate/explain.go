@@ -27,7 +27,7 @@ func (d *decider) findPoolOfRequestedAddress(a netip.Addr) (*poolEntry, names.Ex
 		if outer != nil {
 			return nil, names.Explain(names.ReasonAddressNotInPool, "pool %q excludes the requested %s, by gantry.exclude or avoidBuggyIPs: ask for another address", outer.pool.Name, a)
 		}
-		return nil, names.Explain(names.ReasonAddressNotInPool, "no pool contains the requested %s: ask for an address of a pool%s, or add it to one", a, d.currentPoolIndex.ofNamespaceRead())
+		return nil, names.Explain(names.ReasonAddressNotInPool, "no pool contains the requested %s: ask for an address of a pool%s, or add it to one", a, d.currentPoolIndex.shortNamespacePhraseForPools())
 	}
 	if d.service.RequestedPool != "" && d.service.RequestedPool != src.pool.Name {
 		return nil, names.Explain(names.ReasonInvalidRequest, "the requested %s belongs to pool %q, but the annotation %s asks for pool %q: remove one of the two",
@@ -107,7 +107,7 @@ func (d *decider) decideToKeepAssignment(why names.Explanation) Decision {
 	out := Decision{Addresses: d.stillHoldableAssignmentBefore.Addresses, Explanation: why, DecideAgainWhenAddressesFree: true}
 	if len(d.stillHoldableAssignmentBefore.Addresses) > 0 {
 		out.Text += fmt.Sprintf("; the Service keeps %s", view.JoinAddresses(d.stillHoldableAssignmentBefore.Addresses))
-		out.PoolOfFirstAddress, out.PoolsOfAllAddressesIfSeveral, _ = d.poolsOfAddressesAndSentence(out.Addresses)
+		out.PoolOfFirstAddress, out.PoolsOfAllAddressesIfSeveral, _ = d.describePoolsOfAddresses(out.Addresses)
 	}
 	return out
 }
@@ -115,15 +115,15 @@ func (d *decider) decideToKeepAssignment(why names.Explanation) Decision {
 func (d *decider) newAssignedDecision(addresses []netip.Addr) Decision {
 	out := Decision{Addresses: addresses}
 	out.Reason = names.ReasonAssigned
-	out.PoolOfFirstAddress, out.PoolsOfAllAddressesIfSeveral, out.Text = d.poolsOfAddressesAndSentence(addresses)
+	out.PoolOfFirstAddress, out.PoolsOfAllAddressesIfSeveral, out.Text = d.describePoolsOfAddresses(addresses)
 	return out
 }
 
-// poolsOfAddressesAndSentence returns the pools of the addresses, and a sentence about them. An
+// describePoolsOfAddresses returns the pools of the addresses, and a sentence about them. An
 // address that no pool covers belongs to the pool that it came from. So does an address that the
 // Service got from the pool it names: otherwise a later change of the pools would look like a
 // change of the Service.
-func (d *decider) poolsOfAddressesAndSentence(addresses []netip.Addr) (pool string, pools []string, text string) {
+func (d *decider) describePoolsOfAddresses(addresses []netip.Addr) (pool string, pools []string, text string) {
 	room := make([]byte, 0, 96)
 	room = append(room, "assigned "...)
 	for i, a := range addresses {

@@ -57,8 +57,8 @@ func (w *harness) advanceTime(d time.Duration) {
 	w.ledger.AdvanceTime(w.currentTime)
 }
 
-// serveService edits a Service, decides, and carries the Decision out.
-func (w *harness) serveService(name string, edits ...func(*view.Service)) Decision {
+// editServiceAndCarryOutDecision edits a Service, decides, and carries the Decision out.
+func (w *harness) editServiceAndCarryOutDecision(name string, edits ...func(*view.Service)) Decision {
 	w.Helper()
 	s := w.lastServiceByName[name]
 	if s == nil {

@@ -85,7 +85,7 @@ func (h *randomHistoryTest) runStep() {
 	switch what := h.drawOneOf("what", "serve", "serve", "serve", "edit", "delete", "pools", "restart", "later", "reserve"); what {
 	case "serve", "edit":
 		mine = name
-		h.serveRandom(name, what == "edit")
+		h.createOrEditRandomService(name, what == "edit")
 	case "delete":
 		mine = name
 		if w.lastServiceByName[name] != nil {
@@ -98,14 +98,14 @@ func (h *randomHistoryTest) runStep() {
 	case "later":
 		w.advanceTime(40 * time.Second)
 	case "reserve":
-		h.reserveRandom()
+		h.setRandomReservation()
 	}
 	for _, n := range []string{"a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4"} {
 		if n == mine || w.lastServiceByName[n] == nil {
 			continue
 		}
 		from, _ := w.ledger.AssignmentOf(w.lastServiceByName[n].Key)
-		w.serveService(n)
+		w.editServiceAndCarryOutDecision(n)
 		for _, a := range before[n] {
 			if !slices.Contains(w.statusAddressesByService[n], a) && !h.wantsToExchangeAddress(w.lastServiceByName[n], a, from.PoolOfFirstAddress) {
 				h.Fatalf("%s had %v, and has %v without asking", n, before[n], w.statusAddressesByService[n])
@@ -119,8 +119,8 @@ func (h *randomHistoryTest) wantsToExchangeAddress(s *view.Service, a netip.Addr
 	return len(s.RequestedAddresses) > 0 && !slices.Contains(s.RequestedAddresses, a) || slices.Contains(s.AddressesToExchange, a) || s.RequestedPool != "" && s.RequestedPool != from
 }
 
-// serveRandom creates a Service, or edits it.
-func (h *randomHistoryTest) serveRandom(name string, edit bool) {
+// createOrEditRandomService creates a Service, or edits it.
+func (h *randomHistoryTest) createOrEditRandomService(name string, edit bool) {
 	var edits []func(*view.Service)
 	if h.harness.lastServiceByName[name] == nil {
 		edits = append(edits, inNamespace(name[:1]), withAddressCount(rapid.IntRange(1, 2).Draw(h.T, "count")))
@@ -151,10 +151,10 @@ func (h *randomHistoryTest) serveRandom(name string, edit bool) {
 			edits = append(edits, withAddressesToRelease())
 		}
 	}
-	h.harness.serveService(name, edits...)
+	h.harness.editServiceAndCarryOutDecision(name, edits...)
 }
 
-func (h *randomHistoryTest) reserveRandom() {
+func (h *randomHistoryTest) setRandomReservation() {
 	r := &snapshot.Reservation{Name: "r", Service: view.ObjectKey{Namespace: "a", Name: "a1"}}
 	switch h.drawOneOf("reservation", "none", "address", "pool", "follows") {
 	case "none":

@@ -115,13 +115,13 @@ func (l *Ledger) HoldersOfAddress(a netip.Addr) []view.ObjectKey {
 	return out
 }
 
-// FreedVersion changes when something may have become free for a waiting Service: an address, or a
-// part of its namespace's quota.
-func (l *Ledger) FreedVersion() uint64 { return l.freedVersion }
+// FreedAddressesVersion changes when something may have become free for a waiting Service: an
+// address, or a part of its namespace's quota.
+func (l *Ledger) FreedAddressesVersion() uint64 { return l.freedVersion }
 
-// SharingVersion changes when a Service with a sharing key may find an address that it could not
-// share before.
-func (l *Ledger) SharingVersion() uint64 { return l.sharingVersion }
+// ShareableAddressesVersion changes when a Service with a sharing key may find an address that it
+// could not share before.
+func (l *Ledger) ShareableAddressesVersion() uint64 { return l.sharingVersion }
 
 // HoldUntilWritten records that the Service holds exactly these addresses, although the new ones
 // are not in its status yet. If they are released before they were written, nobody used them, and
@@ -143,8 +143,8 @@ func (l *Ledger) HoldUntilWritten(s *view.Service, addresses []netip.Addr, pool 
 	}
 }
 
-// AssumeWritten records that the status of the Service may show all that it holds.
-func (l *Ledger) AssumeWritten(k view.ObjectKey) {
+// AssumeAddressesWritten records that the status of the Service may show all that it holds.
+func (l *Ledger) AssumeAddressesWritten(k view.ObjectKey) {
 	if id, known := l.findRecord(k); known {
 		delete(l.addressesNotWrittenByRecordID, id)
 	}

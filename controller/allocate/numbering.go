@@ -102,13 +102,13 @@ func newAddressNumbering(p *snapshot.Pool, f ipfamily.Family) addressNumbering {
 	return l
 }
 
-// The addresses of a /24 that are not skipped are .1 to .254. countPositionsBelowOffsetWithoutBuggy
-// counts them below n; offsetOfPositionWithoutBuggy is its inverse.
-func countPositionsBelowOffsetWithoutBuggy(n uint64) uint64 {
+// The addresses of a /24 that are not skipped are .1 to .254. countNonBuggyIPsBelowOffset
+// counts them below n; offsetOfNonBuggyIP is its inverse.
+func countNonBuggyIPsBelowOffset(n uint64) uint64 {
 	return n/256*254 + min(max(n%256, 1)-1, 254)
 }
 
-func offsetOfPositionWithoutBuggy(n uint64) uint64 { return n/254*256 + n%254 + 1 }
+func offsetOfNonBuggyIP(n uint64) uint64 { return n/254*256 + n%254 + 1 }
 
 // countSpanPositions returns how many positions the span has.
 func (l *addressNumbering) countSpanPositions(s addressSpan) uint64 {
@@ -116,7 +116,7 @@ func (l *addressNumbering) countSpanPositions(s addressSpan) uint64 {
 		n := s.last.distanceFrom(s.first)
 		return n + min(1, ^n)
 	}
-	return countPositionsBelowOffsetWithoutBuggy(s.last.lowBits-ipv4MappedPrefix+1) - countPositionsBelowOffsetWithoutBuggy(s.first.lowBits-ipv4MappedPrefix)
+	return countNonBuggyIPsBelowOffset(s.last.lowBits-ipv4MappedPrefix+1) - countNonBuggyIPsBelowOffset(s.first.lowBits-ipv4MappedPrefix)
 }
 
 // positionOfAddress returns the position of a, if the pool may give it.
@@ -133,7 +133,7 @@ func (l *addressNumbering) positionOfAddress(a address) (uint64, bool) {
 	case last == 0 || last == 255:
 		return 0, false
 	default:
-		at = countPositionsBelowOffsetWithoutBuggy(a.lowBits-ipv4MappedPrefix) - countPositionsBelowOffsetWithoutBuggy(s.first.lowBits-ipv4MappedPrefix)
+		at = countNonBuggyIPsBelowOffset(a.lowBits-ipv4MappedPrefix) - countNonBuggyIPsBelowOffset(s.first.lowBits-ipv4MappedPrefix)
 	}
 	if at >= l.positionCount-s.firstPosition {
 		return 0, false
@@ -146,7 +146,7 @@ func (l *addressNumbering) addressAtPosition(at uint64) address {
 	i := sort.Search(len(l.spansByPosition), func(i int) bool { return at < l.spansByPosition[i].firstPosition }) - 1
 	s := l.spansByPosition[i]
 	if l.skipsDotZeroAndDot255 {
-		return address{0, ipv4MappedPrefix + offsetOfPositionWithoutBuggy(countPositionsBelowOffsetWithoutBuggy(s.first.lowBits-ipv4MappedPrefix)+at-s.firstPosition)}
+		return address{0, ipv4MappedPrefix + offsetOfNonBuggyIP(countNonBuggyIPsBelowOffset(s.first.lowBits-ipv4MappedPrefix)+at-s.firstPosition)}
 	}
 	return s.first.addOffset(at - s.firstPosition)
 }

@@ -58,9 +58,9 @@ func (d *decider) pickAddressOfEachMissingFamily(pinned, open []*poolEntry) bool
 	case !lacks4 && !lacks6:
 		return true
 	case !lacks4:
-		return d.pickRestOfSharedSet(ipfamily.IPv6) || d.pickAddressOfFamily(ipfamily.IPv6, pinned, open) || d.isOneFamilyEnough()
+		return d.pickOtherAddressOfCoHolder(ipfamily.IPv6) || d.pickAddressOfFamily(ipfamily.IPv6, pinned, open) || d.isOneFamilyEnough()
 	case !lacks6:
-		return d.pickRestOfSharedSet(ipfamily.IPv4) || d.pickAddressOfFamily(ipfamily.IPv4, pinned, open) || d.isOneFamilyEnough()
+		return d.pickOtherAddressOfCoHolder(ipfamily.IPv4) || d.pickAddressOfFamily(ipfamily.IPv4, pinned, open) || d.isOneFamilyEnough()
 	// It has two cluster IPs, but only the first family counts.
 	case d.service.FamilyPolicy == view.SingleStack:
 		return d.pickAddressOfFamily(first, pinned, open) || d.pickAddressOfFamily(second, pinned, open)
@@ -70,7 +70,7 @@ func (d *decider) pickAddressOfEachMissingFamily(pinned, open []*poolEntry) bool
 	}
 	d.exhaustedPools, d.exhaustedFamilies = nil, nil
 	var one, other bool
-	both := d.pickTwoSharingNoPart(func() bool {
+	both := d.pickAddressPairSharedWholeOrNot(func() bool {
 		one, other = d.pickAddressOfFamily(first, pinned, open), d.pickAddressOfFamily(second, pinned, open)
 		return one && other
 	})
@@ -86,10 +86,10 @@ func (d *decider) isOneFamilyEnough() bool {
 func (d *decider) pickBothFamilies(from []*poolEntry) bool {
 	for _, src := range from {
 		n := len(d.pickedAddresses)
-		if d.pickSharedSet(src) {
+		if d.pickBothAddressesOfOneHolder(src) {
 			return true
 		}
-		if d.pickTwoSharingNoPart(func() bool {
+		if d.pickAddressPairSharedWholeOrNot(func() bool {
 			return d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv4) && d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv6)
 		}) {
 			return true
@@ -207,10 +207,10 @@ func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Fam
 	st := src.forFamily(f)
 	free, ok := d.nextFreePositionUnusedByDecision(st)
 	for at := range d.shareablePositions(st) {
-		if ok && at > free && st.prefersLowest() {
+		if ok && at > free && st.assignsLowestAddressFirst() {
 			break
 		}
-		if a := st.assignableNumbering.addressAtPosition(at); !d.isPickedKeptOrToBeReleased(a) && d.isWithinQuota(st, a) && !d.wouldSplitSharedSet(a) {
+		if a := st.assignableNumbering.addressAtPosition(at); !d.isPickedKeptOrToBeReleased(a) && d.isWithinQuota(st, a) && !d.wouldShareOnlyOneFamilyOfHolders(a) {
 			d.pickedAddresses = append(d.pickedAddresses, pickedAddress{a, src})
 			return true
 		}

@@ -56,9 +56,9 @@ func (s *familyPool) hasQuotaFor(namespace string, n int) bool {
 	return !ok || s.heldCountByNamespace[namespace]+n <= limit
 }
 
-// prefersLowest says whether the lowest address is given next, whether it is free or shared.
-// Otherwise a shared one comes before all free ones.
-func (s *familyPool) prefersLowest() bool {
+// assignsLowestAddressFirst says whether the lowest address is given next, whether it is free or
+// shared. Otherwise a shared one comes before all free ones.
+func (s *familyPool) assignsLowestAddressFirst() bool {
 	return s.pool.AssignmentOrder == snapshot.OrderLowest || s.pool.AssignmentOrder == ""
 }
 
@@ -224,16 +224,16 @@ func (l *Ledger) indexPoolsOfSnapshot(snap *snapshot.Snapshot) *poolIndex {
 	return m
 }
 
-// inNamespaceRead names the namespace whose pools are read, as a part of a sentence.
-func (m *poolIndex) inNamespaceRead() string {
+// namespacePhraseForPools names the namespace whose pools are read, as a part of a sentence.
+func (m *poolIndex) namespacePhraseForPools() string {
 	if m.snapshot == nil || m.snapshot.Namespace == "" {
 		return ""
 	}
 	return " in namespace " + m.snapshot.Namespace + ", the only one that Gantry reads"
 }
 
-// ofNamespaceRead is the same, shorter.
-func (m *poolIndex) ofNamespaceRead() string {
+// shortNamespacePhraseForPools is the same, shorter.
+func (m *poolIndex) shortNamespacePhraseForPools() string {
 	if m.snapshot == nil || m.snapshot.Namespace == "" {
 		return ""
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestCheckpointKeepsWhatEndsLast stores the withheld addresses for a restart.
-func TestCheckpointKeepsWhatEndsLast(t *testing.T) {
+// TestCheckpointKeepsLongestWithheld stores the withheld addresses for a restart.
+func TestCheckpointKeepsLongestWithheld(t *testing.T) {
 	w := newHarness(t, newPool(t, "a", "192.0.2.0/29"))
 	entry := func(address string, reason names.Reason, d time.Duration) WithheldAddress {
 		return WithheldAddress{Address: netip.MustParseAddr(address), Reason: reason, WithheldUntil: w.currentTime.Add(d)}
@@ -49,13 +49,13 @@ func TestCheckpointKeepsWhatEndsLast(t *testing.T) {
 	}
 }
 
-func TestHoldersOfASharedAddress(t *testing.T) {
+func TestLedgerListsHoldersOfSharedAddress(t *testing.T) {
 	w := newHarness(t, newPool(t, "a", "192.0.2.1/32"))
 	address := netip.MustParseAddr("192.0.2.1")
-	w.wantDecision(w.serveService("web", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
-	w.wantDecision(w.serveService("dns", withSharingKey("k", 53)), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("web", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("dns", withSharingKey("k", 53)), "192.0.2.1", names.ReasonAssigned)
 	web, dns := w.lastServiceByName["web"], w.lastServiceByName["dns"]
-	w.serveService("waits")
+	w.editServiceAndCarryOutDecision("waits")
 	if got := w.ledger.ServicesHoldingAddresses(); !slices.Equal(got, []view.ObjectKey{dns.Key, web.Key}) {
 		t.Errorf("%v hold addresses, want dns and web", got)
 	}
@@ -95,11 +95,11 @@ func newSharingService(name string, port uint16) *view.Service {
 	return s
 }
 
-// TestReleasedAddressIsFreeInTheNewPools: the pools change, then a Service goes.
-func TestReleasedAddressIsFreeInTheNewPools(t *testing.T) {
+// TestReleaseFollowsRulesOfEditedPool: the pools change, then a Service goes.
+func TestReleaseFollowsRulesOfEditedPool(t *testing.T) {
 	old := newPool(t, "a", "192.0.2.1/32")
 	w := newHarness(t, old)
-	w.wantDecision(w.serveService("web"), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("web"), "192.0.2.1", names.ReasonAssigned)
 	next := editPool(old, withCooldown(time.Minute))
 	w.setPools(next)
 	w.ledger.UseSnapshot(w.snapshot)

@@ -43,7 +43,7 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 	}
 	src := m.poolEntryByName[r.PoolToChooseFrom]
 	if src == nil {
-		return Decision{Explanation: names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %q exists%s: create it there, or correct the name", r.PoolToChooseFrom, m.inNamespaceRead())}
+		return Decision{Explanation: names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %q exists%s: create it there, or correct the name", r.PoolToChooseFrom, m.namespacePhraseForPools())}
 	}
 	s := &view.Service{Key: r.Service, RequestedPool: r.PoolToChooseFrom}
 	d := decider{service: s, ledger: l, currentPoolIndex: m, needsIPv4: src.ipv4Pool.assignableNumbering.positionCount > 0, needsIPv6: src.ipv6Pool.assignableNumbering.positionCount > 0, wantedPerFamily: 1, stillHoldableAssignmentBefore: held}

@@ -34,8 +34,8 @@ func TestSharingRules(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := newHarness(t, newPool(t, "a", "192.0.2.0/29"))
-			w.wantDecision(w.serveService("first", tc.first...), "192.0.2.0", names.ReasonAssigned)
-			d := w.serveService("second", append(tc.second, withRequestedAddresses("192.0.2.0"))...)
+			w.wantDecision(w.editServiceAndCarryOutDecision("first", tc.first...), "192.0.2.0", names.ReasonAssigned)
+			d := w.editServiceAndCarryOutDecision("second", append(tc.second, withRequestedAddresses("192.0.2.0"))...)
 			if tc.want == names.ReasonAssigned {
 				w.wantDecision(d, "192.0.2.0", names.ReasonAssigned)
 				return
@@ -43,20 +43,20 @@ func TestSharingRules(t *testing.T) {
 			w.wantDecision(d, "", tc.want, "192.0.2.0 is held by Service default/first", tc.words)
 			// If the choice is free, it gets the same address when it may share it, and the next
 			// one otherwise.
-			w.wantDecision(w.serveService("second", withRequestedAddresses()), "192.0.2.1", names.ReasonAssigned)
+			w.wantDecision(w.editServiceAndCarryOutDecision("second", withRequestedAddresses()), "192.0.2.1", names.ReasonAssigned)
 		})
 	}
 }
 
 func TestServiceThatMayNoLongerShareLosesTheAddress(t *testing.T) {
 	w := newHarness(t, newPool(t, "a", "192.0.2.0/29"))
-	w.serveService("first", withSharingKey("k", 80))
-	w.wantDecision(w.serveService("second", withSharingKey("k", 81)), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("second", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
-	w.wantDecision(w.serveService("first"), "192.0.2.0", names.ReasonAssigned)
+	w.editServiceAndCarryOutDecision("first", withSharingKey("k", 80))
+	w.wantDecision(w.editServiceAndCarryOutDecision("second", withSharingKey("k", 81)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("second", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("first"), "192.0.2.0", names.ReasonAssigned)
 	// The only holder may change its sharing.
-	w.wantDecision(w.serveService("first", withSharingKey("m", 443)), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("third", withSharingKey("m", 80)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("first", withSharingKey("m", 443)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("third", withSharingKey("m", 80)), "192.0.2.0", names.ReasonAssigned)
 }
 
 func TestFamilyPolicies(t *testing.T) {
@@ -91,7 +91,7 @@ func TestFamilyPolicies(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := newHarness(t, tc.pools...)
-			d := w.serveService("s", tc.edits...)
+			d := w.editServiceAndCarryOutDecision("s", tc.edits...)
 			w.wantDecision(d, tc.want, tc.reason)
 			if !slices.Equal(d.PoolsOfAllAddressesIfSeveral, tc.pools2) || (len(d.PoolsOfAllAddressesIfSeveral) > 0 && d.PoolOfFirstAddress != d.PoolsOfAllAddressesIfSeveral[0]) {
 				t.Errorf("the pools are %q, %q; want %q", d.PoolOfFirstAddress, d.PoolsOfAllAddressesIfSeveral, tc.pools2)
@@ -100,7 +100,7 @@ func TestFamilyPolicies(t *testing.T) {
 				t.Errorf("it waits for more: %v, want %v", d.DecideAgainWhenAddressesFree, tc.waits)
 			}
 			w.restartController()
-			if again := w.serveService("s"); !slices.Equal(again.Addresses, d.Addresses) {
+			if again := w.editServiceAndCarryOutDecision("s"); !slices.Equal(again.Addresses, d.Addresses) {
 				t.Errorf("after a restart it has %v, want %v", again.Addresses, d.Addresses)
 			}
 		})
@@ -110,25 +110,25 @@ func TestFamilyPolicies(t *testing.T) {
 func TestOtherFamilyIsAddedWhenAvailable(t *testing.T) {
 	v4, more := newPool(t, "four", "192.0.2.0/30"), newPool(t, "more", "192.0.2.8", "fd00:1::1")
 	w := newHarness(t, v4)
-	w.wantDecision(w.serveService("s", withDualStack(view.PreferDualStack)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withDualStack(view.PreferDualStack)), "192.0.2.0", names.ReasonAssigned)
 	w.setPools(v4, more)
-	w.serveService("other", withSingleStackIPv6)
-	if d := w.serveService("s"); !d.DecideAgainWhenAddressesFree || view.JoinAddresses(d.Addresses) != "192.0.2.0" {
+	w.editServiceAndCarryOutDecision("other", withSingleStackIPv6)
+	if d := w.editServiceAndCarryOutDecision("s"); !d.DecideAgainWhenAddressesFree || view.JoinAddresses(d.Addresses) != "192.0.2.0" {
 		t.Errorf("while the other family is used up: %+v", d)
 	}
 	w.deleteService("other")
-	d := w.serveService("s")
+	d := w.editServiceAndCarryOutDecision("s")
 	w.wantDecision(d, "192.0.2.0, fd00:1::1", names.ReasonAssigned, "from the pools four, more")
 	if d.DecideAgainWhenAddressesFree || d.PoolOfFirstAddress != "four" || !slices.Equal(d.PoolsOfAllAddressesIfSeveral, []string{"four", "more"}) {
 		t.Errorf("complete: %+v", d)
 	}
 	// Its own pool comes first when it has the family.
 	w = newHarness(t, newPool(t, "four", "192.0.2.0/30"))
-	w.serveService("s", withDualStack(view.PreferDualStack))
+	w.editServiceAndCarryOutDecision("s", withDualStack(view.PreferDualStack))
 	w.setPools(newPool(t, "a-six", "fd00:9::/126"), newPool(t, "four", "192.0.2.0/30", "fd00:1::/126"))
-	w.wantDecision(w.serveService("s"), "192.0.2.0, fd00:1::", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.0, fd00:1::", names.ReasonAssigned)
 	// A Service that drops a family loses only that address.
-	w.wantDecision(w.serveService("s", func(s *view.Service) { s.ClusterIPs, s.FamilyPolicy = s.ClusterIPs[:1], view.SingleStack }), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", func(s *view.Service) { s.ClusterIPs, s.FamilyPolicy = s.ClusterIPs[:1], view.SingleStack }), "192.0.2.0", names.ReasonAssigned)
 }
 
 func TestPoolPriority(t *testing.T) {
@@ -164,7 +164,7 @@ func TestPoolPriority(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := newHarness(t, tc.pools...)
-			w.wantDecision(w.serveService("s", tc.edits...), tc.want, tc.reason)
+			w.wantDecision(w.editServiceAndCarryOutDecision("s", tc.edits...), tc.want, tc.reason)
 		})
 	}
 }
@@ -172,7 +172,7 @@ func TestPoolPriority(t *testing.T) {
 func TestAssignmentOrders(t *testing.T) {
 	take := func(w *harness, names ...string) (out []string) {
 		for _, n := range names {
-			out = append(out, view.JoinAddresses(w.serveService(n).Addresses))
+			out = append(out, view.JoinAddresses(w.editServiceAndCarryOutDecision(n).Addresses))
 		}
 		return out
 	}
@@ -185,7 +185,7 @@ func TestAssignmentOrders(t *testing.T) {
 	t.Run("lowest, without what is excluded", func(t *testing.T) {
 		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.8-192.0.2.10", "192.0.2.0/30"), excludingRanges(t, "192.0.2.9", "192.0.2.1-192.0.2.2")))
 		check(t, take(w, "a", "b", "c", "d"), "192.0.2.8", "192.0.2.10", "192.0.2.0", "192.0.2.3")
-		w.wantDecision(w.serveService("e"), "", names.ReasonPoolExhausted)
+		w.wantDecision(w.editServiceAndCarryOutDecision("e"), "", names.ReasonPoolExhausted)
 		w.deleteService("b")
 		check(t, take(w, "e"), "192.0.2.10")
 	})
@@ -195,12 +195,12 @@ func TestAssignmentOrders(t *testing.T) {
 		w.deleteService("a")
 		w.deleteService("b")
 		check(t, take(w, "c", "d", "e", "f"), "192.0.2.2", "192.0.2.3", "192.0.2.0", "192.0.2.1")
-		w.wantDecision(w.serveService("g"), "", names.ReasonPoolExhausted)
+		w.wantDecision(w.editServiceAndCarryOutDecision("g"), "", names.ReasonPoolExhausted)
 	})
 	t.Run("hash, the same name has the same address", func(t *testing.T) {
 		fill := func(w *harness) {
 			for i := range 40 {
-				w.serveService("other-" + strconv.Itoa(i))
+				w.editServiceAndCarryOutDecision("other-" + strconv.Itoa(i))
 			}
 		}
 		first := newHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withAssignmentOrder(snapshot.OrderHash)))
@@ -222,23 +222,23 @@ func TestAssignmentOrders(t *testing.T) {
 
 func TestSeveralAddresses(t *testing.T) {
 	w := newHarness(t, newPool(t, "a", "192.0.2.0-192.0.2.1", "fd00:1::/126"), newPool(t, "b", "198.51.100.0/30"))
-	w.wantDecision(w.serveService("s", withAddressCount(2)), "192.0.2.0, 192.0.2.1", names.ReasonAssigned)
-	d := w.serveService("s", withAddressCount(3))
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressCount(2)), "192.0.2.0, 192.0.2.1", names.ReasonAssigned)
+	d := w.editServiceAndCarryOutDecision("s", withAddressCount(3))
 	w.wantDecision(d, "192.0.2.0, 192.0.2.1, 198.51.100.0", names.ReasonAssigned, "from the pools a, b")
-	w.wantDecision(w.serveService("s", withAddressCount(1)), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("two", withAddressCount(2), withDualStack(view.RequireDualStack)), "192.0.2.1, 198.51.100.0, fd00:1::, fd00:1::1", names.ReasonAssigned)
-	d = w.serveService("many", withAddressCount(8))
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressCount(1)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("two", withAddressCount(2), withDualStack(view.RequireDualStack)), "192.0.2.1, 198.51.100.0, fd00:1::, fd00:1::1", names.ReasonAssigned)
+	d = w.editServiceAndCarryOutDecision("many", withAddressCount(8))
 	w.wantDecision(d, "198.51.100.1, 198.51.100.2, 198.51.100.3", names.ReasonPoolExhausted, "fewer than the 8")
 	if !d.DecideAgainWhenAddressesFree {
 		t.Error("it does not wait for the others")
 	}
 	w.deleteService("two")
-	w.wantDecision(w.serveService("many"), "198.51.100.1, 198.51.100.2, 198.51.100.3, 198.51.100.0, 192.0.2.1", names.ReasonPoolExhausted)
-	w.wantDecision(w.serveService("many", withAddressCount(2), withRequestedAddresses("198.51.100.1", "192.0.2.1")), "198.51.100.1, 192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("many"), "198.51.100.1, 198.51.100.2, 198.51.100.3, 198.51.100.0, 192.0.2.1", names.ReasonPoolExhausted)
+	w.wantDecision(w.editServiceAndCarryOutDecision("many", withAddressCount(2), withRequestedAddresses("198.51.100.1", "192.0.2.1")), "198.51.100.1, 192.0.2.1", names.ReasonAssigned)
 }
 
 // A request that cannot be fulfilled has a text with each way out.
-func TestTextsNameTheWayOut(t *testing.T) {
+func TestRefusalTextsSayWhatToDo(t *testing.T) {
 	dual := withDualStack(view.PreferDualStack)
 	tests := map[string]struct {
 		edits []func(*view.Service)
@@ -254,7 +254,7 @@ func TestTextsNameTheWayOut(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			w := newHarness(t)
-			w.wantDecision(w.serveService("s", tc.edits...), "", tc.want, tc.words...)
+			w.wantDecision(w.editServiceAndCarryOutDecision("s", tc.edits...), "", tc.want, tc.words...)
 		})
 	}
 }
@@ -264,11 +264,11 @@ func TestTextsNameTheWayOut(t *testing.T) {
 func TestTextsQuoteShortPartsOfLongRequests(t *testing.T) {
 	long := strings.Repeat("x", 1<<17)
 	w := newHarness(t, newPool(t, "a", "192.0.2.1"))
-	w.serveService("first", withSharingKey(long, 80))
+	w.editServiceAndCarryOutDecision("first", withSharingKey(long, 80))
 	for name, edits := range map[string][]func(*view.Service){
 		"key": {withSharingKey("m"+long, 81)}, "pool": {withRequestedPool(long)}, "address": {withSharingKey("k", 81), withRequestedAddresses("192.0.2.1")},
 	} {
-		if d := w.serveService(name, edits...); len(d.Addresses) > 0 || len(d.Text) > 1000 {
+		if d := w.editServiceAndCarryOutDecision(name, edits...); len(d.Addresses) > 0 || len(d.Text) > 1000 {
 			t.Errorf("%s: %v with a text of %d bytes", name, d.Addresses, len(d.Text))
 		}
 	}

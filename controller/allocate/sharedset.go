@@ -22,16 +22,16 @@ func (d *decider) shareablePositions(st *familyPool) iter.Seq[uint64] {
 	return st.sharedPositionsByRequirement[d.sharing.requirementsToShare].allWithFreePorts(d.sharing.ports)
 }
 
-// pickSharedSet picks both addresses of one holder, the IPv4 address from this pool. In a pool that
-// gives the lowest address first, a lower free one is better.
-func (d *decider) pickSharedSet(src *poolEntry) bool {
+// pickBothAddressesOfOneHolder picks both addresses of one holder, the IPv4 address from this pool.
+// In a pool that gives the lowest address first, a lower free one is better.
+func (d *decider) pickBothAddressesOfOneHolder(src *poolEntry) bool {
 	if d.sharing == nil {
 		return false
 	}
 	st := src.ipv4Pool
 	free, ok := d.nextFreePositionUnusedByDecision(st)
 	for at := range d.shareablePositions(st) {
-		if ok && at > free && st.prefersLowest() {
+		if ok && at > free && st.assignsLowestAddressFirst() {
 			return false
 		}
 		a := st.assignableNumbering.addressAtPosition(at)
@@ -46,9 +46,9 @@ func (d *decider) pickSharedSet(src *poolEntry) bool {
 	return false
 }
 
-// pickRestOfSharedSet picks an address of the family that another Service holds together with one
-// that this Service has already.
-func (d *decider) pickRestOfSharedSet(f ipfamily.Family) bool {
+// pickOtherAddressOfCoHolder picks an address of the family that another Service holds together
+// with one that this Service has already.
+func (d *decider) pickOtherAddressOfCoHolder(f ipfamily.Family) bool {
 	if d.sharing == nil {
 		return false
 	}
@@ -94,10 +94,10 @@ func (d *decider) otherHolders(a address) []int32 {
 	return out
 }
 
-// pickTwoSharingNoPart lets pick choose an address of each family. For a Service with a sharing key
-// it first tries without the addresses of Services that have one family only: two addresses that
-// nobody has are better than one that is shared and one that is not.
-func (d *decider) pickTwoSharingNoPart(pick func() bool) bool {
+// pickAddressPairSharedWholeOrNot lets pick choose an address of each family. For a Service with a
+// sharing key it first tries without the addresses of Services that have one family only: two
+// addresses that nobody has are better than one that is shared and one that is not.
+func (d *decider) pickAddressPairSharedWholeOrNot(pick func() bool) bool {
 	if d.sharing == nil {
 		return pick()
 	}
@@ -113,9 +113,9 @@ func (d *decider) pickTwoSharingNoPart(pick func() bool) bool {
 	return pick()
 }
 
-// wouldSplitSharedSet says whether each holder of a also has an address of the other family, which
-// this Service needs too and does not get.
-func (d *decider) wouldSplitSharedSet(a address) bool {
+// wouldShareOnlyOneFamilyOfHolders says whether each holder of a also has an address of the other
+// family, which this Service needs too and does not get.
+func (d *decider) wouldShareOnlyOneFamilyOfHolders(a address) bool {
 	other := otherFamily(a.family())
 	if !d.needsFamily(other) || d.service.FamilyPolicy == view.SingleStack {
 		return false
@@ -149,9 +149,9 @@ func (d *decider) decidedAddresses() []address {
 	return out
 }
 
-// maxAddressesOfSharingPool bounds the pools whose holders are all looked at. A larger pool where
-// each holder has another key is exhausted, and not a pool for one group of Services.
-const maxAddressesOfSharingPool = 16
+// maxPoolAddressesForHolderScan bounds the pools whose holders are all looked at. A larger pool
+// where each holder has another key is exhausted, and not a pool for one group of Services.
+const maxPoolAddressesForHolderScan = 16
 
 // explainSharingObstacle says what keeps a Service with a sharing key from sharing an address of
 // the exhausted pools. It returns zero when they have no address that it could share but for one
@@ -161,7 +161,7 @@ func (d *decider) explainSharingObstacle() names.Explanation {
 		return names.Explanation{}
 	}
 	for _, st := range d.exhaustedFamilies {
-		for _, a := range st.addressesToExplain(d.sharing) {
+		for _, a := range st.almostShareableAddresses(d.sharing) {
 			for _, b := range append([]address{a}, d.addressesOfCoHolders(a, otherFamily(st.family))...) {
 				if c := d.ledger.explainSharingConflict(b, d.service.Key, d.sharing); c.IsSet() {
 					return names.Explain(c.Reason, "no address is free in the pools open to this Service (%s), and %s %s: add addresses, or %s",
@@ -173,10 +173,10 @@ func (d *decider) explainSharingObstacle() names.Explanation {
 	return names.Explanation{}
 }
 
-// addressesToExplain returns the addresses that a Service could nearly share, the nearest first:
-// the lowest ones that are held with its key. If there are none, a small pool where every address
-// is shared with other keys counts.
-func (s *familyPool) addressesToExplain(sh *sharingProperties) []address {
+// almostShareableAddresses returns the addresses that a Service could nearly share, the nearest
+// first: the lowest ones that are held with its key. If there are none, a small pool where every
+// address is shared with other keys counts.
+func (s *familyPool) almostShareableAddresses(sh *sharingProperties) []address {
 	var out []address
 	addLowest := func(r requirementsToShare) {
 		if on := s.sharedPositionsByRequirement[r]; on != nil {
@@ -189,7 +189,7 @@ func (s *familyPool) addressesToExplain(sh *sharingProperties) []address {
 			addLowest(requirementsToShare{sh.sharingKey, selector})
 		}
 	}
-	if n := s.assignableNumbering.positionCount; n > 0 && n <= maxAddressesOfSharingPool && len(out) == 0 && s.countSharedPositions() == n {
+	if n := s.assignableNumbering.positionCount; n > 0 && n <= maxPoolAddressesForHolderScan && len(out) == 0 && s.countSharedPositions() == n {
 		out = append(out, s.assignableNumbering.addressAtPosition(0))
 	}
 	return out

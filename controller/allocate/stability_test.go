@@ -48,18 +48,18 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			before := p("a", "192.0.2.0/24")
 			w := newHarness(t, before)
-			w.wantDecision(w.serveService("s", tc.edits...), "192.0.2.0", names.ReasonAssigned)
+			w.wantDecision(w.editServiceAndCarryOutDecision("s", tc.edits...), "192.0.2.0", names.ReasonAssigned)
 			w.setPools(tc.after...)
 			for range 2 {
-				w.wantDecision(w.serveService("s"), "192.0.2.0", tc.reason, tc.words)
+				w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.0", tc.reason, tc.words)
 				w.restartController()
 			}
-			if d := w.serveService("other"); view.JoinAddresses(d.Addresses) == "192.0.2.0" {
+			if d := w.editServiceAndCarryOutDecision("other"); view.JoinAddresses(d.Addresses) == "192.0.2.0" {
 				t.Errorf("another Service was given the address too: %s", d.Text)
 			}
 			// Once the pool is restored, so is everything else.
 			w.setPools(before)
-			w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAssigned)
+			w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.0", names.ReasonAssigned)
 		})
 	}
 }
@@ -67,27 +67,27 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 func TestServiceEditMovesItsAddress(t *testing.T) {
 	a, b := newPool(t, "a", "192.0.2.0/30"), newPool(t, "b", "198.51.100.0/30")
 	w := newHarness(t, a, b)
-	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withRequestedPool("b")), "198.51.100.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withRequestedPool("nowhere")), "198.51.100.0", names.ReasonPoolNotFound, "keeps 198.51.100.0")
-	w.wantDecision(w.serveService("s", withRequestedPool("")), "198.51.100.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withRequestedAddresses("192.0.2.3")), "192.0.2.3", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withRequestedAddresses("203.0.113.1")), "192.0.2.3", names.ReasonAddressNotInPool)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withRequestedPool("b")), "198.51.100.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withRequestedPool("nowhere")), "198.51.100.0", names.ReasonPoolNotFound, "keeps 198.51.100.0")
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withRequestedPool("")), "198.51.100.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withRequestedAddresses("192.0.2.3")), "192.0.2.3", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withRequestedAddresses("203.0.113.1")), "192.0.2.3", names.ReasonAddressNotInPool)
 	// What was not available is assigned once it is.
 	w.setPools(a, b, newPool(t, "c", "203.0.113.0/30"))
-	w.wantDecision(w.serveService("s"), "203.0.113.1", names.ReasonAssigned)
-	w.wantDecision(w.serveService("next"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "203.0.113.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("next"), "192.0.2.0", names.ReasonAssigned)
 }
 
 func TestOldAddressStaysUntilTheNewOneIsWritten(t *testing.T) {
 	w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
-	w.serveService("s")
+	w.editServiceAndCarryOutDecision("s")
 	s := w.lastServiceByName["s"]
 	s.AddressesToExchange = parseAddresses("192.0.2.0")
 	d := DecideAssignment(s, w.ledger, w.snapshot)
 	w.wantDecision(d, "192.0.2.1", names.ReasonAssigned)
 	w.holdOldAndNewUntilWritten(s, d)
-	w.wantDecision(w.serveService("other"), "192.0.2.2", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.2", names.ReasonAssigned)
 	if got := w.ledger.HoldersOfAddress(netip.MustParseAddr("192.0.2.0")); len(got) != 1 {
 		t.Errorf("the old address is held by %v before the new one is written", got)
 	}
@@ -96,93 +96,93 @@ func TestOldAddressStaysUntilTheNewOneIsWritten(t *testing.T) {
 	w.wantDecision(DecideAssignment(s, w.ledger, w.snapshot), "192.0.2.1", names.ReasonAssigned)
 	// The Service withdraws its request: the new address is free again.
 	s.AddressesToExchange = nil
-	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("third"), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("third"), "192.0.2.1", names.ReasonAssigned)
 }
 
-func TestReleasedAddressIsExchanged(t *testing.T) {
+func TestAddressToReleaseIsExchanged(t *testing.T) {
 	w := newHarness(t, newPool(t, "a", "192.0.2.0/30", "fd00:1::/126"))
-	w.wantDecision(w.serveService("s", withDualStack(view.RequireDualStack)), "192.0.2.0, fd00:1::", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0")), "192.0.2.1, fd00:1::", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withDualStack(view.RequireDualStack)), "192.0.2.0, fd00:1::", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0")), "192.0.2.1, fd00:1::", names.ReasonAssigned)
 	// The annotation may stay.
-	w.wantDecision(w.serveService("s"), "192.0.2.1, fd00:1::", names.ReasonAssigned)
-	w.wantDecision(w.serveService("other"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.1, fd00:1::", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.0", names.ReasonAssigned)
 	w.deleteService("other")
-	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0", "192.0.2.1")), "192.0.2.2, fd00:1::", names.ReasonAssigned)
-	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.2"), withRequestedAddresses("192.0.2.2", "fd00:1::")), "192.0.2.2, fd00:1::", names.ReasonInvalidRequest, "remove one of the two")
-	w.serveService("s", withRequestedAddresses())
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0", "192.0.2.1")), "192.0.2.2, fd00:1::", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.2"), withRequestedAddresses("192.0.2.2", "fd00:1::")), "192.0.2.2, fd00:1::", names.ReasonInvalidRequest, "remove one of the two")
+	w.editServiceAndCarryOutDecision("s", withRequestedAddresses())
 
 	// An address that cannot be exchanged is kept.
 	w = newHarness(t, newPool(t, "a", "192.0.2.0"))
-	w.serveService("s")
-	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0")), "192.0.2.0", names.ReasonPoolExhausted, "keeps 192.0.2.0")
+	w.editServiceAndCarryOutDecision("s")
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0")), "192.0.2.0", names.ReasonPoolExhausted, "keeps 192.0.2.0")
 	// An address that its pool no longer contains is exchanged within the pool that the Service
 	// names.
-	w.serveService("s", withAddressesToRelease(), withRequestedPool("a"))
+	w.editServiceAndCarryOutDecision("s", withAddressesToRelease(), withRequestedPool("a"))
 	w.setPools(newPool(t, "a", "192.0.2.8/30"))
-	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAddressNotInPool)
-	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0")), "192.0.2.8", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.0", names.ReasonAddressNotInPool)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0")), "192.0.2.8", names.ReasonAssigned)
 }
 
 func TestQuotas(t *testing.T) {
 	a := editPool(newPool(t, "a", "192.0.2.0/29", "fd00:1::/125"), withQuota(1, map[string]int{"big": 2, "none": 0}))
 	w := newHarness(t, a)
-	w.wantDecision(w.serveService("one"), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("two"), "", names.ReasonQuotaExceeded, "namespace default", "(a)")
-	w.wantDecision(w.serveService("two", withRequestedAddresses("192.0.2.5")), "", names.ReasonQuotaExceeded, `pool "a"`)
+	w.wantDecision(w.editServiceAndCarryOutDecision("one"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("two"), "", names.ReasonQuotaExceeded, "namespace default", "(a)")
+	w.wantDecision(w.editServiceAndCarryOutDecision("two", withRequestedAddresses("192.0.2.5")), "", names.ReasonQuotaExceeded, `pool "a"`)
 	// Each family for itself.
-	w.wantDecision(w.serveService("six", withSingleStackIPv6), "fd00:1::", names.ReasonAssigned)
-	w.wantDecision(w.serveService("big-1", inNamespace("big")), "192.0.2.1", names.ReasonAssigned)
-	w.wantDecision(w.serveService("big-2", inNamespace("big"), withAddressCount(2)), "192.0.2.2", names.ReasonQuotaExceeded, "fewer than the 2")
-	w.wantDecision(w.serveService("nobody", inNamespace("none")), "", names.ReasonQuotaExceeded)
+	w.wantDecision(w.editServiceAndCarryOutDecision("six", withSingleStackIPv6), "fd00:1::", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("big-1", inNamespace("big")), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("big-2", inNamespace("big"), withAddressCount(2)), "192.0.2.2", names.ReasonQuotaExceeded, "fewer than the 2")
+	w.wantDecision(w.editServiceAndCarryOutDecision("nobody", inNamespace("none")), "", names.ReasonQuotaExceeded)
 	w.restartController()
-	w.wantDecision(w.serveService("two", withRequestedAddresses()), "", names.ReasonQuotaExceeded)
+	w.wantDecision(w.editServiceAndCarryOutDecision("two", withRequestedAddresses()), "", names.ReasonQuotaExceeded)
 	// Another pool is tried before the shortage is reported.
 	w.setPools(a, newPool(t, "b", "198.51.100.0/30"))
-	w.wantDecision(w.serveService("two"), "198.51.100.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("two"), "198.51.100.0", names.ReasonAssigned)
 	w.deleteService("one")
-	w.wantDecision(w.serveService("three"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("three"), "192.0.2.0", names.ReasonAssigned)
 
 	// An address that is shared within a namespace counts once per namespace.
 	w = newHarness(t, editPool(newPool(t, "a", "192.0.2.0/29"), withQuota(1, nil)))
-	w.serveService("one", withSharingKey("k", 1))
-	w.wantDecision(w.serveService("two", withSharingKey("k", 2)), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("three", withSharingKey("k", 3), withRequestedAddresses("192.0.2.0")), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("elsewhere", inNamespace("other"), withSharingKey("k", 4)), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("further", inNamespace("other")), "", names.ReasonQuotaExceeded)
+	w.editServiceAndCarryOutDecision("one", withSharingKey("k", 1))
+	w.wantDecision(w.editServiceAndCarryOutDecision("two", withSharingKey("k", 2)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("three", withSharingKey("k", 3), withRequestedAddresses("192.0.2.0")), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("elsewhere", inNamespace("other"), withSharingKey("k", 4)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("further", inNamespace("other")), "", names.ReasonQuotaExceeded)
 	w.deleteService("one")
 	w.deleteService("two")
-	w.wantDecision(w.serveService("four"), "", names.ReasonQuotaExceeded)
+	w.wantDecision(w.editServiceAndCarryOutDecision("four"), "", names.ReasonQuotaExceeded)
 	w.deleteService("three")
-	w.wantDecision(w.serveService("four"), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("four"), "192.0.2.1", names.ReasonAssigned)
 }
 
 func TestCooldown(t *testing.T) {
 	w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/31"), withCooldown(time.Minute)))
-	w.serveService("one")
-	w.serveService("two")
+	w.editServiceAndCarryOutDecision("one")
+	w.editServiceAndCarryOutDecision("two")
 	w.deleteService("one")
-	w.wantDecision(w.serveService("three"), "", names.ReasonPoolExhausted)
-	w.wantDecision(w.serveService("three", withRequestedAddresses("192.0.2.0")), "", names.ReasonCoolingDown, "default/one", "2026-01-01T00:01:00Z")
+	w.wantDecision(w.editServiceAndCarryOutDecision("three"), "", names.ReasonPoolExhausted)
+	w.wantDecision(w.editServiceAndCarryOutDecision("three", withRequestedAddresses("192.0.2.0")), "", names.ReasonCoolingDown, "default/one", "2026-01-01T00:01:00Z")
 	// A Service of the same name may have it at once.
-	w.wantDecision(w.serveService("one"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("one"), "192.0.2.0", names.ReasonAssigned)
 	w.deleteService("one")
 	w.restartController()
-	w.wantDecision(w.serveService("three", withRequestedAddresses()), "", names.ReasonPoolExhausted)
+	w.wantDecision(w.editServiceAndCarryOutDecision("three", withRequestedAddresses()), "", names.ReasonPoolExhausted)
 	if _, next := w.ledger.AdvanceTime(w.currentTime); !next.Equal(w.currentTime.Add(time.Minute)) {
 		t.Errorf("the Ledger wants to be called at %s, want in a minute", next)
 	}
 	w.advanceTime(59 * time.Second)
-	w.wantDecision(w.serveService("three"), "", names.ReasonPoolExhausted)
+	w.wantDecision(w.editServiceAndCarryOutDecision("three"), "", names.ReasonPoolExhausted)
 	if freed, next := w.ledger.AdvanceTime(w.currentTime.Add(time.Second)); len(freed) != 1 || !next.IsZero() {
 		t.Errorf("after the cool-down %v is free, and it waits until %s", freed, next)
 	}
-	w.wantDecision(w.serveService("three"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("three"), "192.0.2.0", names.ReasonAssigned)
 	// A move also starts a cool-down.
 	w.deleteService("two")
 	w.advanceTime(time.Hour)
-	w.wantDecision(w.serveService("three", withAddressesToRelease("192.0.2.0")), "192.0.2.1", names.ReasonAssigned)
-	w.wantDecision(w.serveService("four"), "", names.ReasonPoolExhausted)
+	w.wantDecision(w.editServiceAndCarryOutDecision("three", withAddressesToRelease("192.0.2.0")), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("four"), "", names.ReasonPoolExhausted)
 }
 
 func TestReservations(t *testing.T) {
@@ -193,28 +193,28 @@ func TestReservations(t *testing.T) {
 		if d := w.setReservations(r); d.Reason != names.ReasonReserved {
 			t.Errorf("the reservation is %s: %s", d.Reason, d.Text)
 		}
-		w.wantDecision(w.serveService("other"), "198.51.100.1", names.ReasonAssigned)
-		w.wantDecision(w.serveService("other", withRequestedAddresses("192.0.2.0")), "198.51.100.1", names.ReasonAddressReserved, `default/web by AddressReservation "r" until 2026-01-01T01:00:00Z`)
-		w.wantDecision(w.serveService("web"), "192.0.2.0", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("other"), "198.51.100.1", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("other", withRequestedAddresses("192.0.2.0")), "198.51.100.1", names.ReasonAddressReserved, `default/web by AddressReservation "r" until 2026-01-01T01:00:00Z`)
+		w.wantDecision(w.editServiceAndCarryOutDecision("web"), "192.0.2.0", names.ReasonAssigned)
 		w.deleteService("web")
 		w.restartController()
-		w.wantDecision(w.serveService("other"), "198.51.100.1", names.ReasonAddressReserved)
+		w.wantDecision(w.editServiceAndCarryOutDecision("other"), "198.51.100.1", names.ReasonAddressReserved)
 		w.advanceTime(time.Hour)
-		w.wantDecision(w.serveService("other"), "192.0.2.0", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.0", names.ReasonAssigned)
 		if d := w.setReservations(r); d.Reason != names.ReasonExpired {
 			t.Errorf("after its time the reservation is %s: %s", d.Reason, d.Text)
 		}
 	})
 	t.Run("of an address that another Service holds", func(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
-		w.serveService("other")
+		w.editServiceAndCarryOutDecision("other")
 		if d := w.setReservations(&snapshot.Reservation{Name: "r", Service: web, Addresses: parseAddresses("192.0.2.0")}); d.Reason != names.ReasonAddressInUse {
 			t.Errorf("the reservation is %s: %s", d.Reason, d.Text)
 		}
-		w.wantDecision(w.serveService("other"), "192.0.2.0", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.0", names.ReasonAssigned)
 		w.deleteService("other")
-		w.wantDecision(w.serveService("third"), "192.0.2.1", names.ReasonAssigned)
-		w.wantDecision(w.serveService("web"), "192.0.2.0", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("third"), "192.0.2.1", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("web"), "192.0.2.0", names.ReasonAssigned)
 	})
 	t.Run("of a pool, ahead of the Service", func(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"), newPool(t, "b", "198.51.100.0/30", "fd00:1::/126"))
@@ -222,8 +222,8 @@ func TestReservations(t *testing.T) {
 		if d := w.setReservations(r); view.JoinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
 			t.Errorf("it keeps %v, %s: %s", d.Addresses, d.Reason, d.Text)
 		}
-		w.wantDecision(w.serveService("other", withRequestedPool("b")), "198.51.100.1", names.ReasonAssigned)
-		w.wantDecision(w.serveService("web", withDualStack(view.RequireDualStack)), "198.51.100.0, fd00:1::", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("other", withRequestedPool("b")), "198.51.100.1", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("web", withDualStack(view.RequireDualStack)), "198.51.100.0, fd00:1::", names.ReasonAssigned)
 		if d := w.setReservations(r); view.JoinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
 			t.Errorf("later it keeps %v", d.Addresses)
 		}
@@ -237,59 +237,59 @@ func TestReservations(t *testing.T) {
 		if d := w.setReservations(r); d.Reason != names.ReasonNoAddress {
 			t.Errorf("without a Service it is %s: %s", d.Reason, d.Text)
 		}
-		w.serveService("web")
+		w.editServiceAndCarryOutDecision("web")
 		w.setReservations(r)
 		w.deleteService("web")
-		w.wantDecision(w.serveService("other"), "192.0.2.1", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.1", names.ReasonAssigned)
 		w.restartController()
 		w.setReservations(r) // the status lags behind
-		w.wantDecision(w.serveService("third"), "192.0.2.2", names.ReasonAssigned)
-		w.wantDecision(w.serveService("web"), "192.0.2.0", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("third"), "192.0.2.2", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("web"), "192.0.2.0", names.ReasonAssigned)
 		w.deleteService("web")
 		w.setReservations() // and the reservation is gone
-		w.wantDecision(w.serveService("fourth"), "192.0.2.0", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("fourth"), "192.0.2.0", names.ReasonAssigned)
 	})
 	t.Run("what the status says is kept from the start", func(t *testing.T) {
 		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
 		w.snapshot.Reservations = []*snapshot.Reservation{{Name: "r", Service: web, StatusAddresses: parseAddresses("192.0.2.0")}}
-		w.wantDecision(w.serveService("other"), "192.0.2.1", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.1", names.ReasonAssigned)
 	})
 }
 
 func TestAddressIsProbedBeforeAssignment(t *testing.T) {
 	w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withProbe))
-	d := w.serveService("s")
+	d := w.editServiceAndCarryOutDecision("s")
 	w.wantDecision(d, "", names.ReasonProbing, "192.0.2.0")
 	if view.JoinAddresses(d.AddressesToProbe) != "192.0.2.0" || len(w.ledger.WithheldAddressesAwaitingProbe()) != 1 {
 		t.Fatalf("proposed is %v, the Ledger has %v", d.AddressesToProbe, w.ledger.WithheldAddressesAwaitingProbe())
 	}
-	w.wantDecision(w.serveService("other"), "", names.ReasonProbing, "192.0.2.1")
+	w.wantDecision(w.editServiceAndCarryOutDecision("other"), "", names.ReasonProbing, "192.0.2.1")
 	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.0")[0])
 	w.ledger.QuarantineAddressAfterProbeAnswer(parseAddresses("192.0.2.1")[0], "02:00:00:00:00:01")
-	w.wantDecision(w.serveService("s"), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.serveService("other"), "", names.ReasonProbing, "192.0.2.2")
+	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("other"), "", names.ReasonProbing, "192.0.2.2")
 	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.2")[0])
-	w.wantDecision(w.serveService("other"), "192.0.2.2", names.ReasonAssigned)
-	w.wantDecision(w.serveService("third", withRequestedAddresses("192.0.2.1")), "", names.ReasonQuarantined, "02:00:00:00:00:01 answered", "until 2026-01-01T01:00:00Z")
+	w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.2", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("third", withRequestedAddresses("192.0.2.1")), "", names.ReasonQuarantined, "02:00:00:00:00:01 answered", "until 2026-01-01T01:00:00Z")
 	if len(w.ledger.WithheldAddressesAwaitingProbe()) != 0 {
 		t.Errorf("still proposed: %v", w.ledger.WithheldAddressesAwaitingProbe())
 	}
 	w.restartController()
-	w.wantDecision(w.serveService("third"), "", names.ReasonQuarantined)
+	w.wantDecision(w.editServiceAndCarryOutDecision("third"), "", names.ReasonQuarantined)
 	w.advanceTime(time.Hour)
-	w.wantDecision(w.serveService("third"), "", names.ReasonProbing)
+	w.wantDecision(w.editServiceAndCarryOutDecision("third"), "", names.ReasonProbing)
 	// A proposal that its Service no longer needs is free again.
 	w.deleteService("third")
-	w.wantDecision(w.serveService("fourth"), "", names.ReasonProbing, "192.0.2.1")
+	w.wantDecision(w.editServiceAndCarryOutDecision("fourth"), "", names.ReasonProbing, "192.0.2.1")
 	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.1")[0])
 	// A move keeps the old address while the new one is probed.
-	w.wantDecision(w.serveService("s", withAddressesToRelease("192.0.2.0")), "192.0.2.0", names.ReasonProbing, "192.0.2.3", "keeps 192.0.2.0")
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0")), "192.0.2.0", names.ReasonProbing, "192.0.2.3", "keeps 192.0.2.0")
 	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.3")[0])
-	w.wantDecision(w.serveService("s"), "192.0.2.3", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.3", names.ReasonAssigned)
 	// A shared address needs no probe: our Services use it already.
-	w.serveService("fourth")
-	w.wantDecision(w.serveService("fourth", withSharingKey("k", 1)), "192.0.2.1", names.ReasonAssigned)
-	w.wantDecision(w.serveService("fifth", withSharingKey("k", 2), withRequestedAddresses("192.0.2.1")), "192.0.2.1", names.ReasonAssigned)
+	w.editServiceAndCarryOutDecision("fourth")
+	w.wantDecision(w.editServiceAndCarryOutDecision("fourth", withSharingKey("k", 1)), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("fifth", withSharingKey("k", 2), withRequestedAddresses("192.0.2.1")), "192.0.2.1", names.ReasonAssigned)
 }
 
 func TestPoolUsage(t *testing.T) {
@@ -302,11 +302,11 @@ func TestPoolUsage(t *testing.T) {
 	}
 	const most = 1<<63 - 1
 	check(PoolUsage{AvailableIPv4: 7, AvailableIPv6: most})
-	w.serveService("one", withSharingKey("k", 1))
-	w.serveService("two", withSharingKey("k", 2))
-	w.serveService("three", withSingleStackIPv6)
+	w.editServiceAndCarryOutDecision("one", withSharingKey("k", 1))
+	w.editServiceAndCarryOutDecision("two", withSharingKey("k", 2))
+	w.editServiceAndCarryOutDecision("three", withSingleStackIPv6)
 	check(PoolUsage{AssignedIPv4: 1, AssignedIPv6: 1, AvailableIPv4: 6, AvailableIPv6: most - 1})
-	w.serveService("four")
+	w.editServiceAndCarryOutDecision("four")
 	w.deleteService("four")
 	check(PoolUsage{AssignedIPv4: 1, AssignedIPv6: 1, AvailableIPv4: 5, AvailableIPv6: most - 1})
 	w.setPools(editPool(newPool(t, "a", "192.0.2.0/30"), excludingRanges(t, "192.0.2.0")))
@@ -331,9 +331,9 @@ func TestOlderReservationKeepsTheAddress(t *testing.T) {
 		w.setReservations(young, old)
 		check(old, names.ReasonReserved, "192.0.2.0", "")
 		check(young, names.ReasonAddressInUse, "192.0.2.1", `AddressReservation "b", which is older, keeps 192.0.2.0 for Service default/for-b`)
-		w.wantDecision(w.serveService("for-a", withRequestedAddresses("192.0.2.0")), "", names.ReasonAddressReserved, `"b"`)
-		w.wantDecision(w.serveService("for-b", withRequestedAddresses("192.0.2.0")), "192.0.2.0", names.ReasonAssigned)
-		w.wantDecision(w.serveService("for-a", withRequestedAddresses("192.0.2.1")), "192.0.2.1", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("for-a", withRequestedAddresses("192.0.2.0")), "", names.ReasonAddressReserved, `"b"`)
+		w.wantDecision(w.editServiceAndCarryOutDecision("for-b", withRequestedAddresses("192.0.2.0")), "192.0.2.0", names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("for-a", withRequestedAddresses("192.0.2.1")), "192.0.2.1", names.ReasonAssigned)
 		w.deleteService("for-a")
 		w.deleteService("for-b")
 		w.restartController()
@@ -342,7 +342,7 @@ func TestOlderReservationKeepsTheAddress(t *testing.T) {
 	old.ExpiresAt = w.currentTime.Add(time.Hour)
 	w.setReservations(young, old)
 	w.advanceTime(time.Hour)
-	w.wantDecision(w.serveService("other", withRequestedAddresses("192.0.2.0")), "", names.ReasonAddressReserved, `"a"`)
+	w.wantDecision(w.editServiceAndCarryOutDecision("other", withRequestedAddresses("192.0.2.0")), "", names.ReasonAddressReserved, `"a"`)
 	check(young, names.ReasonReserved, "192.0.2.0, 192.0.2.1", "")
 	check(old, names.ReasonExpired, "", "")
 	// Two reservations for one Service do not clash.
@@ -363,19 +363,19 @@ func TestOnlyWrittenAddressesCoolDown(t *testing.T) {
 	s, d := decide("gone")
 	w.ledger.HoldUntilWritten(s, d.Addresses, "a")
 	w.ledger.ReleaseService(s.Key)
-	w.wantDecision(w.serveService("next"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("next"), "192.0.2.0", names.ReasonAssigned)
 	s, d = decide("conflict")
 	w.ledger.HoldUntilWritten(s, d.Addresses, "a")
 	w.ledger.CommitAssignment(s, nil, "")
-	w.wantDecision(w.serveService("then"), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("then"), "192.0.2.1", names.ReasonAssigned)
 	// The write may have arrived.
 	s, d = decide("unclear")
 	w.ledger.HoldUntilWritten(s, d.Addresses, "a")
-	w.ledger.AssumeWritten(s.Key)
+	w.ledger.AssumeAddressesWritten(s.Key)
 	w.ledger.ReleaseService(s.Key)
-	w.wantDecision(w.serveService("last"), "192.0.2.3", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("last"), "192.0.2.3", names.ReasonAssigned)
 	w.deleteService("next")
-	w.wantDecision(w.serveService("none"), "", names.ReasonPoolExhausted)
+	w.wantDecision(w.editServiceAndCarryOutDecision("none"), "", names.ReasonPoolExhausted)
 }
 
 func TestRoundRobinContinuesAfterAPoolEdit(t *testing.T) {
@@ -384,13 +384,13 @@ func TestRoundRobinContinuesAfterAPoolEdit(t *testing.T) {
 	}
 	w := newHarness(t, p("192.0.2.0/29"))
 	for _, name := range []string{"a", "b", "c"} {
-		w.serveService(name)
+		w.editServiceAndCarryOutDecision(name)
 		w.deleteService(name)
 	}
 	w.setPools(p("198.51.100.0/31", "192.0.2.0/29"))
-	w.wantDecision(w.serveService("d"), "192.0.2.3", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("d"), "192.0.2.3", names.ReasonAssigned)
 	w.setPools(p("198.51.100.0/31"))
-	w.wantDecision(w.serveService("e"), "198.51.100.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("e"), "198.51.100.0", names.ReasonAssigned)
 }
 
 // A pool may contain addresses that mean something else everywhere. Those are never assigned, and
@@ -407,17 +407,17 @@ func TestAddressesOfASpecialPurposeAreNeverAssigned(t *testing.T) {
 		if strings.Contains(entry, ":") {
 			family = withSingleStackIPv6
 		}
-		w.wantDecision(w.serveService("s", family), tc.want, names.ReasonAssigned)
-		w.wantDecision(w.serveService("t", family, withRequestedAddresses(tc.refused)), "", names.ReasonAddressNotInPool)
+		w.wantDecision(w.editServiceAndCarryOutDecision("s", family), tc.want, names.ReasonAssigned)
+		w.wantDecision(w.editServiceAndCarryOutDecision("t", family, withRequestedAddresses(tc.refused)), "", names.ReasonAddressNotInPool)
 	}
 }
 
 // IPv4 addresses are numbers inside the IPv6 range ::/0, and belong to their own pool all the same.
-func TestAllOfIPv6BesideAnIPv4Pool(t *testing.T) {
+func TestPoolOfAllIPv6HasNoIPv4Address(t *testing.T) {
 	w := newHarness(t, newPool(t, "four", "192.0.2.0/30"), newPool(t, "six", "::/0"))
-	w.wantDecision(w.serveService("a", withSingleStackIPv6, withRequestedAddresses("fd00::1")), "fd00::1", names.ReasonAssigned)
-	w.wantDecision(w.serveService("b", withSingleStackIPv6, withRequestedAddresses("fd00::1")), "", names.ReasonAddressInUse)
-	w.wantDecision(w.serveService("c"), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("a", withSingleStackIPv6, withRequestedAddresses("fd00::1")), "fd00::1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("b", withSingleStackIPv6, withRequestedAddresses("fd00::1")), "", names.ReasonAddressInUse)
+	w.wantDecision(w.editServiceAndCarryOutDecision("c"), "192.0.2.0", names.ReasonAssigned)
 	if u := w.ledger.UsageOfPool(w.snapshot.Pools[1], w.snapshot); u.AssignedIPv6 != 1 || u.AssignedIPv4+u.AvailableIPv4 != 0 {
 		t.Errorf("the usage of the IPv6 pool is %+v", u)
 	}

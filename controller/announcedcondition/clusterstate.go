@@ -114,7 +114,7 @@ func (r *stateReader) readSession(ctx context.Context, w advertise.WantedSession
 	if !slices.ContainsFunc(out.addresses, out.carriesAddress) {
 		out.fault = out.familyFault
 	}
-	if isReported || out.fault.IsSet() || !r.reportsServices(ctx, w.Node, speaker) {
+	if isReported || out.fault.IsSet() || !r.reportsBGPAnnouncedServices(ctx, w.Node, speaker) {
 		return out, nil
 	}
 	out.carriesIPv4, out.carriesIPv6 = false, false
@@ -136,10 +136,10 @@ func faultOfFamily(s *v1alpha1.BGPSessionStatus, speaker *v1alpha1.SpeakerStatus
 	return names.Explain(names.ReasonFamilyNotCarried, "the session carries only routes of %s: activate the other address family for this neighbour on the router, and set dualStackAddressFamily", strings.Join(s.Families, ", "))
 }
 
-// reportsServices reports whether the node says which Services it announces by BGP: none, or those
-// of its ServiceBGPStatus objects. A node with very many Services writes none of these: its
-// sessions are then all that is known.
-func (r *stateReader) reportsServices(ctx context.Context, node string, speaker *v1alpha1.SpeakerStatusStatus) bool {
+// reportsBGPAnnouncedServices reports whether the node says which Services it announces by BGP:
+// none, or those of its ServiceBGPStatus objects. A node with very many Services writes none of
+// these: its sessions are then all that is known.
+func (r *stateReader) reportsBGPAnnouncedServices(ctx context.Context, node string, speaker *v1alpha1.SpeakerStatusStatus) bool {
 	if speaker != nil && speaker.LastSeen != nil && speaker.Routes == 0 {
 		return true
 	}
@@ -164,7 +164,7 @@ func (r *stateReader) readEndpoints(ctx context.Context, key view.ObjectKey) (vi
 	if err := r.client.List(ctx, &slices, client.InNamespace(key.Namespace), match); err != nil {
 		return view.Endpoints{}, fmt.Errorf("reading the endpoints of Service %s: %w", key, err)
 	}
-	return view.MergedEndpointsOfSlices(key, slices.Items), nil
+	return view.FromEndpointSlices(key, slices.Items), nil
 }
 
 // readSpeakers reads the SpeakerStatus of every node.
@@ -263,10 +263,10 @@ func isVirtualRouterMAC(mac string) bool {
 	return strings.HasPrefix(mac, "00:00:5e:00:01:") || strings.HasPrefix(mac, "00:00:5e:00:02:")
 }
 
-// ConflictsOf returns what living speakers report about foreign hosts that answer for one of the
-// addresses, sorted by address and Ethernet address. What a dead one reported last is not so any
-// more.
-func ConflictsOf(speakers map[string]*v1alpha1.SpeakerStatusStatus, addresses []netip.Addr) []v1alpha1.SpeakerConflict {
+// FindReportedAddressConflicts returns what living speakers report about foreign hosts that answer
+// for one of the addresses, sorted by address and Ethernet address. What a dead one reported last
+// is not so any more.
+func FindReportedAddressConflicts(speakers map[string]*v1alpha1.SpeakerStatusStatus, addresses []netip.Addr) []v1alpha1.SpeakerConflict {
 	var out []v1alpha1.SpeakerConflict
 	for _, s := range speakers {
 		if s.IsDead() {
@@ -285,7 +285,7 @@ func ConflictsOf(speakers map[string]*v1alpha1.SpeakerStatusStatus, addresses []
 // explainForeignHost says which foreign host answers for one of the addresses, so that no node
 // takes it.
 func explainForeignHost(speakers map[string]*v1alpha1.SpeakerStatusStatus, addresses []netip.Addr) names.Explanation {
-	found := ConflictsOf(speakers, addresses)
+	found := FindReportedAddressConflicts(speakers, addresses)
 	if len(found) == 0 {
 		return names.Explanation{}
 	}

@@ -118,9 +118,9 @@ func TestBGPAnnouncesEachAddressForItself(t *testing.T) {
 	}
 }
 
-// TestSessionOfALeavingNodeSaysSo checks the text about a session that stays established while its
-// node withdraws the routes.
-func TestSessionOfALeavingNodeSaysSo(t *testing.T) {
+// TestConditionNamesSessionOfLeavingNode checks the text about a session that stays established
+// while its node withdraws the routes.
+func TestConditionNamesSessionOfLeavingNode(t *testing.T) {
 	h := newWriterHarness(t)
 	h.setSession("node1", names.Explanation{})
 	h.reportRoutes("node1")
@@ -177,11 +177,12 @@ func TestReportWithoutStatusDoesNotCount(t *testing.T) {
 	}
 }
 
-// TestConflictOfADeadSpeakerIsNoCause checks a conflict that a speaker reported before it died.
-func TestConflictOfADeadSpeakerIsNoCause(t *testing.T) {
+// TestConflictReportedByDeadSpeakerIsIgnored checks a conflict that a speaker reported before it
+// died.
+func TestConflictReportedByDeadSpeakerIsIgnored(t *testing.T) {
 	h := newWriterHarness(t)
-	h.setSession("node1", refused)
-	h.setSession("node2", refused)
+	h.setSession("node1", wrongASNumberFault)
+	h.setSession("node2", wrongASNumberFault)
 	h.editSpeaker("node2", func(s *v1alpha1.SpeakerStatusStatus) {
 		s.Conflicts = []v1alpha1.SpeakerConflict{{Address: "192.0.2.1", MAC: "02:00:00:00:00:99", Since: metav1.NewTime(h.now)}}
 	})

@@ -76,7 +76,7 @@ func NewConditionWriter(o Options) *ConditionWriter {
 	var pacer slotPacer
 	return &ConditionWriter{
 		Options: o, faults: newFaultMemory(&pacer), announcedFaults: newFaultMemory(&pacer), addressFaults: newFaultMemory(&pacer), requestFaults: newFaultMemory(&pacer), texts: newFaultMemory(&pacer),
-		notices: rate.NewLimiter(noticesPerSecond, noticeBurst),
+		notices: rate.NewLimiter(unannouncedEventsPerSecond, unannouncedEventBurst),
 		state: stateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds, readSilence: func(ctx context.Context) speakerSilence {
 			return readSilence(ctx, o.Client, o.Scope.Namespace, o.Now())
 		}},
@@ -105,7 +105,7 @@ func (r *ConditionWriter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	return lookAgainWithin(result, r.remindOfRefusedRequest(ctx, &s)), nil
+	return limitRequeueDelay(result, r.remindOfRefusedRequest(ctx, &s)), nil
 }
 
 // reconcileAnnouncement brings the condition of a Service with addresses in line with what is
@@ -120,7 +120,7 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	found := reports.findReach(v.AssignedAddresses)
+	found := reports.findHowAddressesAreAnnounced(v.AssignedAddresses)
 	c := metav1.Condition{Type: names.ConditionAnnounced, ObservedGeneration: s.Generation}
 	silence := r.state.readSilence(ctx)
 	if len(found.announced) > 0 && silence.IsSet() {
@@ -137,10 +137,10 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 			// the text about the sessions follows
 			r.texts.recordWarning(key, r.Now())
 			result, err := r.writeAnnouncedCondition(ctx, s, c)
-			return lookAgainWithin(result, minTextChangeInterval), err
+			return limitRequeueDelay(result, minTextChangeInterval), err
 		}
 		result, err := r.writeAnnouncedCondition(ctx, s, c)
-		return lookAgainWithin(result, silence.lookAgainDelay), err
+		return limitRequeueDelay(result, silence.lookAgainDelay), err
 	}
 	since := r.faults.recordFault(key, r.Now())
 	if wait := missingReportTimeout - r.Now().Sub(since); wait > 0 {
@@ -150,10 +150,10 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(why.Reason), describeMissing(&found, why)
+	c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(why.Reason), describeUnannouncedAddresses(&found, why)
 	again, err := r.writeAnnouncedCondition(ctx, s, c)
 	recheck := min(max(r.Now().Sub(since), missingReportTimeout), maxRecheckInterval)
-	again = lookAgainWithin(again, recheck)
+	again = limitRequeueDelay(again, recheck)
 	return again, err
 }
 
@@ -168,25 +168,25 @@ func (r *ConditionWriter) remindOfMissingAddress(ctx context.Context, s *corev1.
 	if isFresh(c, r.Now()) { // the worker has sent the Warning
 		r.addressFaults.recordWarning(key, r.Now())
 	}
-	again := r.remind(ctx, s, r.addressFaults, names.EventAllocationFailed, c)
+	again := r.repeatWarningIfDue(ctx, s, r.addressFaults, names.EventAllocationFailed, c)
 	r.addressFaults.recordReason(key, c.Reason)
 	return ctrl.Result{RequeueAfter: again}
 }
 
-// remind repeats the Warning with the text of the condition when the next reminder is due. It
-// returns when to look again.
-func (r *ConditionWriter) remind(ctx context.Context, s *corev1.Service, m *faultMemory, event string, c *metav1.Condition) time.Duration {
-	if wait := m.untilReminder(client.ObjectKeyFromObject(s), r.Now()); wait > 0 {
+// repeatWarningIfDue repeats the Warning with the text of the condition when the next reminder is
+// due. It returns when to look again.
+func (r *ConditionWriter) repeatWarningIfDue(ctx context.Context, s *corev1.Service, m *faultMemory, event string, c *metav1.Condition) time.Duration {
+	if wait := m.delayUntilReminder(client.ObjectKeyFromObject(s), r.Now()); wait > 0 {
 		return wait
 	}
-	return r.warn(ctx, s, m, event, c)
+	return r.sendWarningEvent(ctx, s, m, event, c)
 }
 
-// warn sends the Warning with the text of the condition. It returns when to look again.
-func (r *ConditionWriter) warn(ctx context.Context, s *corev1.Service, m *faultMemory, event string, c *metav1.Condition) time.Duration {
+// sendWarningEvent sends the Warning with the text of the condition. It returns when to look again.
+func (r *ConditionWriter) sendWarningEvent(ctx context.Context, s *corev1.Service, m *faultMemory, event string, c *metav1.Condition) time.Duration {
 	m.recordWarning(client.ObjectKeyFromObject(s), r.Now())
-	r.recordCondition(ctx, s, corev1.EventTypeWarning, event, c)
-	return remindInterval
+	r.sendEventOfCondition(ctx, s, corev1.EventTypeWarning, event, c)
+	return faultWarningRepeatInterval
 }
 
 // remindOfRefusedRequest repeats the Warning about a Service that keeps its addresses, and does not
@@ -199,10 +199,11 @@ func (r *ConditionWriter) remindOfRefusedRequest(ctx context.Context, s *corev1.
 		return 0
 	}
 	if !r.requestFaults.hasFault(key) {
-		// The worker has sent the Warning, or a former leader has within the last remindInterval.
+		// The worker has sent the Warning, or a former leader has within the last
+		// faultWarningRepeatInterval.
 		r.requestFaults.recordWarning(key, r.Now())
 	}
-	return r.remind(ctx, s, r.requestFaults, names.EventAllocationFailed, c)
+	return r.repeatWarningIfDue(ctx, s, r.requestFaults, names.EventAllocationFailed, c)
 }
 
 // isRequestRefused reports whether the Reason of a Service with addresses is a Warning.
@@ -239,13 +240,13 @@ func (r *ConditionWriter) ForecastUnannouncedCondition(ctx context.Context, s *c
 	v := view.FromService(s)
 	v.AssignedAddresses = assigned
 	endpoints, reports, err := r.state.readService(ctx, config, &v)
-	if err != nil || len(reports.findReach(assigned).announced) > 0 {
+	if err != nil || len(reports.findHowAddressesAreAnnounced(assigned).announced) > 0 {
 		return none, false
 	}
-	svc := advertise.FromView(&v)
+	svc := advertise.ServiceFromView(&v)
 	why := advertise.Explain(config.Snapshot, &svc, config.Nodes)
 	if !why.IsSet() && !endpoints.AnyServing {
-		why = noEndpoints()
+		why = explainNoEndpoints()
 	}
 	// The pool may be newer than the snapshot.
 	if !why.IsSet() || why.Reason == names.ReasonAddressOutsidePools {
@@ -273,7 +274,7 @@ func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1
 	before := meta.FindStatusCondition(s.Status.Conditions, c.Type)
 	sameWord := before != nil && before.Status == c.Status && before.Reason == c.Reason
 	if sameWord && before.Message != c.Message {
-		if wait := r.texts.untilTextChange(key, now); wait > 0 {
+		if wait := r.texts.delayUntilTextChange(key, now); wait > 0 {
 			return ctrl.Result{RequeueAfter: wait}, nil
 		}
 	}
@@ -292,33 +293,33 @@ func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1
 	if c.Status == metav1.ConditionTrue {
 		r.faults.forgetFault(key)
 		if before != nil && before.Status != metav1.ConditionTrue {
-			r.reportRecovery(ctx, s, before, written)
+			r.sendRecoveryEvent(ctx, s, before, written)
 		}
-		return r.remindOfAnnouncedFault(ctx, s, before, written), nil
+		return r.remindOfFaultDespiteAnnouncement(ctx, s, before, written), nil
 	}
 	r.announcedFaults.forgetFault(key)
 	return r.remindOfFault(ctx, s, before, written), nil
 }
 
-// lookAgainWithin makes the result look at the Service again after d or earlier. A d of 0 changes
+// limitRequeueDelay makes the result look at the Service again after d or earlier. A d of 0 changes
 // nothing.
-func lookAgainWithin(result ctrl.Result, d time.Duration) ctrl.Result {
+func limitRequeueDelay(result ctrl.Result, d time.Duration) ctrl.Result {
 	if d > 0 && (result.RequeueAfter == 0 || d < result.RequeueAfter) {
 		result.RequeueAfter = d
 	}
 	return result
 }
 
-// reportRecovery sends the event that the Service is announced again.
-func (r *ConditionWriter) reportRecovery(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) {
+// sendRecoveryEvent sends the event that the Service is announced again.
+func (r *ConditionWriter) sendRecoveryEvent(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) {
 	lasted := r.Now().Sub(before.LastTransitionTime.Time).Round(time.Second)
 	text := fmt.Sprintf("%s: %s; for %s it was not (%s)", after.Reason, after.Message, lasted, before.Reason)
 	r.RecordSeriesEvent(ctx, s, corev1.EventTypeNormal, names.EventAnnounced, events.TruncateNote(text))
 }
 
-// remindOfAnnouncedFault sends the Warnings about a Service that is announced, and that some
-// clients do not reach: the Reason is not Announced. It sends an event when that is over.
-func (r *ConditionWriter) remindOfAnnouncedFault(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) ctrl.Result {
+// remindOfFaultDespiteAnnouncement sends the Warnings about a Service that is announced, and that
+// some clients do not reach: the Reason is not Announced. It sends an event when that is over.
+func (r *ConditionWriter) remindOfFaultDespiteAnnouncement(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) ctrl.Result {
 	key := client.ObjectKeyFromObject(s)
 	if after.Reason == string(names.ReasonAnnounced) {
 		if before != nil && before.Status == metav1.ConditionTrue && before.Reason != after.Reason {
@@ -333,11 +334,11 @@ func (r *ConditionWriter) remindOfAnnouncedFault(ctx context.Context, s *corev1.
 	case isNew && after.Reason == string(names.ReasonForeignClaim):
 		// The speaker that hears the foreign host sends the first Warning, with what it heard.
 		r.announcedFaults.recordWarning(key, r.Now())
-		return ctrl.Result{RequeueAfter: remindInterval}
+		return ctrl.Result{RequeueAfter: faultWarningRepeatInterval}
 	case isNew:
-		return ctrl.Result{RequeueAfter: r.warn(ctx, s, r.announcedFaults, names.EventAnnounceFailed, after)}
+		return ctrl.Result{RequeueAfter: r.sendWarningEvent(ctx, s, r.announcedFaults, names.EventAnnounceFailed, after)}
 	}
-	return ctrl.Result{RequeueAfter: r.remind(ctx, s, r.announcedFaults, names.EventAnnounceFailed, after)}
+	return ctrl.Result{RequeueAfter: r.repeatWarningIfDue(ctx, s, r.announcedFaults, names.EventAnnounceFailed, after)}
 }
 
 // remindOfFault sends the Warning about a fault: at once if it is new or says something new,
@@ -347,7 +348,7 @@ func (r *ConditionWriter) remindOfFault(ctx context.Context, s *corev1.Service, 
 	r.faults.recordReason(key, after.Reason)
 	isNew := before == nil || before.Status != after.Status || before.Reason != after.Reason || before.Message != after.Message
 	if !isNew {
-		wait := r.faults.untilReminder(key, now)
+		wait := r.faults.delayUntilReminder(key, now)
 		// A condition that was written with the first address has no Warning yet.
 		isBorn := isFresh(after, now) && !r.faults.hasWarned(key)
 		if wait > 0 && !isBorn {
@@ -355,13 +356,13 @@ func (r *ConditionWriter) remindOfFault(ctx context.Context, s *corev1.Service, 
 		}
 	}
 	if kind := eventKindForUnannounced(before, names.Reason(after.Reason)); kind == corev1.EventTypeNormal && (isNew || isFresh(after, now)) {
-		r.faults.recordNotice(key, now)
+		r.faults.recordNormalEvent(key, now)
 		if r.notices.AllowN(now, 1) {
-			r.recordCondition(ctx, s, kind, names.EventAnnounceFailed, after)
+			r.sendEventOfCondition(ctx, s, kind, names.EventAnnounceFailed, after)
 		}
 		return ctrl.Result{RequeueAfter: freshFaultAge}
 	}
-	return ctrl.Result{RequeueAfter: r.warn(ctx, s, r.faults, names.EventAnnounceFailed, after)}
+	return ctrl.Result{RequeueAfter: r.sendWarningEvent(ctx, s, r.faults, names.EventAnnounceFailed, after)}
 }
 
 // isFresh reports whether the condition has just got its status.
@@ -369,7 +370,7 @@ func isFresh(c *metav1.Condition, now time.Time) bool {
 	return now.Sub(c.LastTransitionTime.Time) < freshFaultAge
 }
 
-// recordCondition sends an event with the Reason and the text of a condition.
-func (r *ConditionWriter) recordCondition(ctx context.Context, s *corev1.Service, kind, reason string, c *metav1.Condition) {
+// sendEventOfCondition sends an event with the Reason and the text of a condition.
+func (r *ConditionWriter) sendEventOfCondition(ctx context.Context, s *corev1.Service, kind, reason string, c *metav1.Condition) {
 	r.RecordSeriesEvent(ctx, s, kind, reason, events.TruncateNote(c.Reason+": "+c.Message))
 }

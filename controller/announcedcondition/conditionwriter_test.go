@@ -196,14 +196,14 @@ func (h *writerHarness) countEvents(text string) int {
 	return n
 }
 
-var refused = names.Explain(names.ReasonWrongASNumber, "it expects another AS number")
+var wrongASNumberFault = names.Explain(names.ReasonWrongASNumber, "it expects another AS number")
 
 // TestServiceIsAnnouncedOnlyOverEstablishedSessions checks what the condition says while sessions
 // come and go, and how often the Service is written.
 func TestServiceIsAnnouncedOnlyOverEstablishedSessions(t *testing.T) {
 	h := newWriterHarness(t)
-	h.setSession("node1", refused)
-	h.setSession("node2", refused)
+	h.setSession("node1", wrongASNumberFault)
+	h.setSession("node2", wrongASNumberFault)
 	c := h.reconcile("web", 3*time.Second)
 	h.expect("no session", c, metav1.ConditionFalse, names.ReasonNoSession, "0 of 2 BGP sessions carry the Service: tor on node1: it expects another AS number (WrongASNumber)")
 	h.setSession("node1", names.Explanation{})
@@ -242,8 +242,8 @@ func TestServiceIsAnnouncedOnlyOverEstablishedSessions(t *testing.T) {
 // do.
 func TestReturnOfARouterIsOneWrite(t *testing.T) {
 	h := newWriterHarness(t)
-	h.setSession("node1", refused)
-	h.setSession("node2", refused)
+	h.setSession("node1", wrongASNumberFault)
+	h.setSession("node2", wrongASNumberFault)
 	h.reconcile("web", 3*time.Second)
 	before := h.serviceWrites
 	for _, node := range []string{"node1", "node2"} {
@@ -300,8 +300,8 @@ func TestAnAddressWithoutEndpointsOfItsFamilyIsExplained(t *testing.T) {
 // TestWarningsAreRepeated checks when the Warning about an unannounced Service is sent.
 func TestWarningsAreRepeated(t *testing.T) {
 	h := newWriterHarness(t)
-	h.setSession("node1", refused)
-	h.setSession("node2", refused)
+	h.setSession("node1", wrongASNumberFault)
+	h.setSession("node2", wrongASNumberFault)
 	h.reconcile("web", 10*time.Minute)
 	if n := h.countEvents("Warning announceFailed NoSession: "); n != 1 {
 		t.Fatalf("%d Warnings in the first minutes, want 1: %q", n, h.sentEvents)
@@ -422,8 +422,8 @@ func TestCrowdOfUnannouncedServicesGetsFewEventsAtOnce(t *testing.T) {
 	for i := range n {
 		look(i)
 	}
-	if got := h.countEvents("Normal announceFailed NoEndpoints: "); got != noticeBurst {
-		t.Errorf("%d events at once, want %d", got, noticeBurst)
+	if got := h.countEvents("Normal announceFailed NoEndpoints: "); got != unannouncedEventBurst {
+		t.Errorf("%d events at once, want %d", got, unannouncedEventBurst)
 	}
 	for range 60 {
 		h.now = h.now.Add(time.Second)
@@ -464,9 +464,9 @@ func TestRemindersArePaced(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	var last time.Duration
 	for i := range 50 {
-		last = m.untilReminder(client.ObjectKey{Name: fmt.Sprint(i)}, now)
+		last = m.delayUntilReminder(client.ObjectKey{Name: fmt.Sprint(i)}, now)
 	}
-	if want := 49 * minReminderInterval; last != want {
+	if want := 49 * minOverallReminderInterval; last != want {
 		t.Errorf("the reminder of the 50th Service comes after %s, want %s", last, want)
 	}
 }

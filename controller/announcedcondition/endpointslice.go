@@ -20,7 +20,7 @@ func CompactEndpointSlice(o any) (any, error) {
 		var able []discoveryv1.Endpoint
 		for _, e := range s.Endpoints {
 			onSameNode := func(other discoveryv1.Endpoint) bool { return nodeNameOf(other) == nodeNameOf(e) }
-			canServe := view.MergedEndpointsOfSlices(view.ObjectKey{}, []discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{e}}}).AnyServing
+			canServe := view.FromEndpointSlices(view.ObjectKey{}, []discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{e}}}).AnyServing
 			if canServe && !slices.ContainsFunc(able, onSameNode) {
 				node := view.InternString(nodeNameOf(e))
 				able = append(able, discoveryv1.Endpoint{Addresses: e.Addresses[:1:1], Conditions: e.Conditions, NodeName: &node})

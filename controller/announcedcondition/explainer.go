@@ -23,8 +23,8 @@ func (r *stateReader) readService(ctx context.Context, config *configurationread
 	if err != nil {
 		return nil, nil, err
 	}
-	local := advertise.LocalPolicy(v.HasLocalTrafficPolicy)
-	svc := advertise.FromView(v)
+	local := advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy)
+	svc := advertise.ServiceFromView(v)
 	wanted := advertise.WantedSessions(config.Snapshot, &svc, config.Nodes, func(node string, a netip.Addr) bool {
 		return endpoints.ServesFamilyOf(a) && (!bool(local) || endpoints.OfFamily(a).CanServeOn(node))
 	})
@@ -40,17 +40,17 @@ func (r *stateReader) explainUnannounced(ctx context.Context, config *configurat
 		// A session may carry another address: its fault is that of the missing ones alone.
 		missing := *v
 		missing.AssignedAddresses, v = found.missing, &missing
-		sessions = limitSessions(sessions, found.missing)
+		sessions = restrictSessionsToAddresses(sessions, found.missing)
 	}
-	svc := advertise.FromView(v)
+	svc := advertise.ServiceFromView(v)
 	if why := advertise.Explain(config.Snapshot, &svc, config.Nodes); why.IsSet() {
 		return why, nil
 	}
 	if !endpoints.AnyServing {
-		return noEndpoints(), nil
+		return explainNoEndpoints(), nil
 	}
 	if !slices.ContainsFunc(v.AssignedAddresses, endpoints.ServesFamilyOf) {
-		return noEndpointsOfFamily(v.AssignedAddresses[0]), nil
+		return explainNoEndpointsOfFamily(v.AssignedAddresses[0]), nil
 	}
 	if one := v.AssignedAddresses[0]; !slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return a.Is4() != one.Is4() }) {
 		served := endpoints.OfFamily(one)
@@ -68,7 +68,7 @@ func (r *stateReader) explainUnannounced(ctx context.Context, config *configurat
 		return why, nil
 	}
 	nodes := newNodeStates(config, v, endpoints, speakers, sessions)
-	if why := advertise.ExplainNodes(config.Snapshot, &svc, nodes, advertise.LocalPolicy(v.HasLocalTrafficPolicy)); why.IsSet() {
+	if why := advertise.ExplainNodes(config.Snapshot, &svc, nodes, advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy)); why.IsSet() {
 		return why, nil
 	}
 	if silence.hasNoPods {
@@ -77,12 +77,12 @@ func (r *stateReader) explainUnannounced(ctx context.Context, config *configurat
 	return names.Explain(names.ReasonNotAnnounced, "nodes may announce the Service, and none reports that it does: look at the logs of the speakers (kubectl -n %s logs daemonset/gantry-speaker)", r.namespace), nil
 }
 
-func noEndpoints() names.Explanation {
+func explainNoEndpoints() names.Explanation {
 	return names.Explain(names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready")
 }
 
-// noEndpointsOfFamily is about addresses of one family, while another family has endpoints.
-func noEndpointsOfFamily(a netip.Addr) names.Explanation {
+// explainNoEndpointsOfFamily is about addresses of one family, while another family has endpoints.
+func explainNoEndpointsOfFamily(a netip.Addr) names.Explanation {
 	return names.Explain(names.ReasonNoEndpoints, "no endpoint of the Service has an %s address: check spec.ipFamilies and the families of its Pods", ipfamily.FamilyOf(a))
 }
 
@@ -128,20 +128,20 @@ func (e *Explainer) ExplainService(ctx context.Context, config *configurationrea
 	if err != nil {
 		return nil, err
 	}
-	found := reports.findReach(v.AssignedAddresses)
+	found := reports.findHowAddressesAreAnnounced(v.AssignedAddresses)
 	out := &AnnouncementFinding{AnnouncedAddresses: found.announced, MissingAddresses: found.missing, Endpoints: *endpoints, Layer2Reports: reports.layer2Statuses}
 	for _, s := range reports.sessions {
 		out.Sessions = append(out.Sessions, SessionFinding{s.node, s.peer, s.fault})
 	}
-	svc := advertise.FromView(v)
+	svc := advertise.ServiceFromView(v)
 	states := newNodeStates(config, v, endpoints, speakers, reports.sessions)
-	out.Nodes = advertise.ExplainEachNode(config.Snapshot, &svc, states, advertise.LocalPolicy(v.HasLocalTrafficPolicy))
+	out.Nodes = advertise.ExplainEachNode(config.Snapshot, &svc, states, advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy))
 	if len(found.missing) == 0 {
 		out.Reason, out.Text = reports.describeAnnouncement(&found, true)
 		return out, nil
 	}
 	why, err := e.state.explainUnannounced(ctx, config, v, &found, endpoints, reports)
-	out.Explanation = names.Explanation{Reason: why.Reason, Text: describeMissing(&found, why)}
+	out.Explanation = names.Explanation{Reason: why.Reason, Text: describeUnannouncedAddresses(&found, why)}
 	return out, err
 }
 

@@ -44,8 +44,9 @@ func newLinkedNode(g *rand.Rand, i int) linkedNode {
 	return n
 }
 
-// planOf returns what the planner of one of the nodes decides, and what its speaker writes.
-func planOf(self linkedNode, nodes []linkedNode, s *snapshot.Snapshot, v *view.Service) (names.Reason, *v1alpha1.SpeakerStatusStatus) {
+// planAnnouncementOnNode returns what the planner of one of the nodes decides, and what its speaker
+// writes.
+func planAnnouncementOnNode(self linkedNode, nodes []linkedNode, s *snapshot.Snapshot, v *view.Service) (names.Reason, *v1alpha1.SpeakerStatusStatus) {
 	in := plan.Inputs{
 		SelfNode: self.Name, Snapshot: s, Services: map[view.ObjectKey]view.Service{v.Key: *v}, Nodes: map[string]view.Node{},
 		Endpoints: map[view.ObjectKey]view.Endpoints{v.Key: {Service: v.Key, AnyServing: true}}, NodeLinks: map[string]*facts.NodeLinks{},
@@ -90,9 +91,9 @@ func TestLinkFaultsAreWhatPlannersDecide(t *testing.T) {
 		}
 		reasons, speakers := map[string]names.Reason{}, map[string]*v1alpha1.SpeakerStatusStatus{}
 		for _, n := range nodes {
-			reasons[n.Name], speakers[n.Name] = planOf(n, nodes, s, &v)
+			reasons[n.Name], speakers[n.Name] = planAnnouncementOnNode(n, nodes, s, &v)
 		}
-		svc := advertise.FromView(&v)
+		svc := advertise.ServiceFromView(&v)
 		states := newNodeStates(config, &v, &view.Endpoints{AnyServing: true}, speakers, nil)
 		for i, e := range advertise.ExplainEachNode(s, &svc, states, false) {
 			want := reasons[e.Node]

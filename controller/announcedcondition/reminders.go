@@ -8,19 +8,22 @@ import (
 )
 
 const (
-	// remindInterval is how often the Warning of a lasting fault is repeated: events last an hour.
-	remindInterval = 30 * time.Minute
-	// minReminderInterval is the time between two reminders, over all Services: 5 in a second.
-	minReminderInterval = 200 * time.Millisecond
+	// faultWarningRepeatInterval is how often the Warning of a lasting fault is repeated: events
+	// last an hour.
+	faultWarningRepeatInterval = 30 * time.Minute
+	// minOverallReminderInterval is the time between two reminders, over all Services: 5 in a
+	// second.
+	minOverallReminderInterval = 200 * time.Millisecond
 	// minTextChangeInterval is the time between two writes of one Service in which only the text
 	// changes.
 	minTextChangeInterval = 5 * time.Second
 	// freshFaultAge is how old the condition of a fault may be whose first Warning is sent at once.
 	freshFaultAge = 15 * time.Second
-	// noticesPerSecond and noticeBurst bound the events about new Services that are not announced
-	// yet. A crowd of Services gets no more: most are announced soon, and the others get a Warning.
-	noticesPerSecond = 5
-	noticeBurst      = 10
+	// unannouncedEventsPerSecond and unannouncedEventBurst bound the events about new Services that
+	// are not announced yet. A crowd of Services gets no more: most are announced soon, and the
+	// others get a Warning.
+	unannouncedEventsPerSecond = 5
+	unannouncedEventBurst      = 10
 )
 
 // serviceFault is what is remembered of a Service that is not announced as it should be.
@@ -50,7 +53,7 @@ func (p *slotPacer) reserveSlot(earliest time.Time) time.Time {
 	if slot.Before(earliest) {
 		slot = earliest
 	}
-	p.nextSlotAt = slot.Add(minReminderInterval)
+	p.nextSlotAt = slot.Add(minOverallReminderInterval)
 	return slot
 }
 
@@ -97,35 +100,35 @@ func (m *faultMemory) recordWarning(key client.ObjectKey, now time.Time) {
 	f.warnedAt, f.slotAt = now, time.Time{}
 }
 
-// recordNotice records that an event was sent which is no Warning yet: the first Warning is due
-// when the fault is not fresh any more.
-func (m *faultMemory) recordNotice(key client.ObjectKey, now time.Time) {
-	m.recordWarning(key, now.Add(freshFaultAge-remindInterval))
+// recordNormalEvent records that an event was sent which is no Warning yet: the first Warning is
+// due when the fault is not fresh any more.
+func (m *faultMemory) recordNormalEvent(key client.ObjectKey, now time.Time) {
+	m.recordWarning(key, now.Add(freshFaultAge-faultWarningRepeatInterval))
 }
 
-// untilReminder returns how long to wait before the next reminder about the Service.
-func (m *faultMemory) untilReminder(key client.ObjectKey, now time.Time) time.Duration {
+// delayUntilReminder returns how long to wait before the next reminder about the Service.
+func (m *faultMemory) delayUntilReminder(key client.ObjectKey, now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.untilSlot(m.faultOf(key, now), remindInterval, now)
+	return m.delayUntilReservedSlot(m.faultOf(key, now), faultWarningRepeatInterval, now)
 }
 
-// untilTextChange returns how long to wait before a text that changed under one Reason may be
+// delayUntilTextChange returns how long to wait before a text that changed under one Reason may be
 // written. The caller writes it if that is 0.
-func (m *faultMemory) untilTextChange(key client.ObjectKey, now time.Time) time.Duration {
+func (m *faultMemory) delayUntilTextChange(key client.ObjectKey, now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f := m.faultOf(key, now)
-	wait := m.untilSlot(f, minTextChangeInterval, now)
+	wait := m.delayUntilReservedSlot(f, minTextChangeInterval, now)
 	if wait == 0 {
 		f.warnedAt = now
 	}
 	return wait
 }
 
-// untilSlot reserves a slot for the Service, at least interval after the last one, unless it has
-// one. It returns 0 and ends the reservation once the slot has come.
-func (m *faultMemory) untilSlot(f *serviceFault, interval time.Duration, now time.Time) time.Duration {
+// delayUntilReservedSlot reserves a slot for the Service, at least interval after the last one,
+// unless it has one. It returns 0 and ends the reservation once the slot has come.
+func (m *faultMemory) delayUntilReservedSlot(f *serviceFault, interval time.Duration, now time.Time) time.Duration {
 	if wait := interval - now.Sub(f.warnedAt); !f.warnedAt.IsZero() && wait > 0 {
 		return wait
 	}

@@ -36,8 +36,9 @@ func (s *sessionReport) carriesAddress(a netip.Addr) bool {
 	return slices.Contains(s.addresses, a) && (a.Is4() && s.carriesIPv4 || !a.Is4() && s.carriesIPv6)
 }
 
-// limitSessions returns what the sessions are for some of the addresses that they should carry.
-func limitSessions(all []sessionReport, addresses []netip.Addr) []sessionReport {
+// restrictSessionsToAddresses returns what the sessions are for some of the addresses that they
+// should carry.
+func restrictSessionsToAddresses(all []sessionReport, addresses []netip.Addr) []sessionReport {
 	var out []sessionReport
 	for _, s := range all {
 		s.addresses = slices.DeleteFunc(slices.Clone(s.addresses), func(a netip.Addr) bool { return !slices.Contains(addresses, a) })
@@ -60,8 +61,8 @@ type reach struct {
 	byBGP              bool
 }
 
-// findReach returns how each of the addresses is announced.
-func (r *speakerReports) findReach(addresses []netip.Addr) reach {
+// findHowAddressesAreAnnounced returns how each of the addresses is announced.
+func (r *speakerReports) findHowAddressesAreAnnounced(addresses []netip.Addr) reach {
 	var out reach
 	for _, a := range addresses {
 		layer2 := slices.ContainsFunc(r.layer2Statuses, func(s v1beta1.ServiceL2Status) bool { return announcesAddress(&s.Status, a) })
@@ -161,8 +162,8 @@ func (r *speakerReports) describeReservedAddresses() []string {
 	return slices.Compact(out)
 }
 
-// describeMissing says which addresses are announced and which are not, and why.
-func describeMissing(found *reach, why names.Explanation) string {
+// describeUnannouncedAddresses says which addresses are announced and which are not, and why.
+func describeUnannouncedAddresses(found *reach, why names.Explanation) string {
 	if len(found.announced) == 0 {
 		return why.Text
 	}

@@ -68,7 +68,7 @@ func TestAnnouncementText(t *testing.T) {
 			names.ReasonBroadcastAddress, "192.168.0.201 is the network address of the subnet 192.168.0.201/30"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			found := tt.reports.findReach([]netip.Addr{address})
+			found := tt.reports.findHowAddressesAreAnnounced([]netip.Addr{address})
 			if len(found.missing) > 0 {
 				t.Fatalf("%v counts as not announced", found.missing)
 			}
@@ -96,7 +96,7 @@ func TestEachAddressNeedsItsOwnAnnouncement(t *testing.T) {
 		"layer 2 has one address, BGP the other": {speakerReports{layer2Statuses: []v1beta1.ServiceL2Status{onlyFour}, sessions: []sessionReport{{addresses: both, carriesIPv6: true}}}, nil},
 		"nobody announces":                       {speakerReports{}, []netip.Addr{four, six}},
 	} {
-		if found := tt.reports.findReach(both); !slices.Equal(found.missing, tt.missing) {
+		if found := tt.reports.findHowAddressesAreAnnounced(both); !slices.Equal(found.missing, tt.missing) {
 			t.Errorf("%s: %v count as not announced, want %v", name, found.missing, tt.missing)
 		}
 	}

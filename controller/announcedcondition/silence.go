@@ -86,7 +86,7 @@ func readinessOf(p *corev1.Pod) (isReady bool, since time.Time) {
 // with a fault when one is ready again.
 func (r *ConditionWriter) speakerPodHandler() handler.EventHandler {
 	look := func(ctx context.Context, queue requestQueue) {
-		r.addFaultyServices(queue)
+		r.enqueueFaultyServices(queue)
 		if silence := r.state.readSilence(ctx); silence.lookAgainDelay > 0 {
 			for _, k := range r.allServices(ctx) {
 				queue.AddAfter(ctrl.Request{NamespacedName: k}, silence.lookAgainDelay)

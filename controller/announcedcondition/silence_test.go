@@ -24,8 +24,8 @@ func (h *writerHarness) setSpeakerPod(node string, ready corev1.ConditionStatus)
 	}
 }
 
-// TestNobodyKnowsWhatDeadSpeakersAnnounced kills all speakers at once: no living one can say so.
-func TestNobodyKnowsWhatDeadSpeakersAnnounced(t *testing.T) {
+// TestConditionIsUnknownWithoutSpeakers kills all speakers at once: no living one can say so.
+func TestConditionIsUnknownWithoutSpeakers(t *testing.T) {
 	h := newWriterHarness(t)
 	for _, node := range []string{"node1", "node2"} {
 		h.setSpeakerPod(node, corev1.ConditionTrue)

@@ -125,14 +125,14 @@ func (r *ConditionWriter) followConfiguration(ctx context.Context, queue request
 			case <-ctx.Done():
 				return
 			case <-published:
-				r.addFaultyServices(queue)
+				r.enqueueFaultyServices(queue)
 			}
 		}
 	}()
 	return nil
 }
 
-func (r *ConditionWriter) addFaultyServices(queue requestQueue) {
+func (r *ConditionWriter) enqueueFaultyServices(queue requestQueue) {
 	for _, k := range r.faults.faultyServices() {
 		queue.AddAfter(ctrl.Request{NamespacedName: k}, stateChangeDelay)
 	}
@@ -142,7 +142,7 @@ func (r *ConditionWriter) addFaultyServices(queue requestQueue) {
 // sessions, and at the Services with a fault.
 func (r *ConditionWriter) stateChangeHandler(isRelevant func(before, after client.Object) bool) handler.EventHandler {
 	look := func(ctx context.Context, o client.Object, queue requestQueue) {
-		r.addFaultyServices(queue)
+		r.enqueueFaultyServices(queue)
 		for _, k := range r.servicesOfNode(ctx, nodeOf(o)) {
 			queue.AddAfter(ctrl.Request{NamespacedName: k}, stateChangeDelay)
 		}
@@ -221,8 +221,8 @@ func isSpeakerChangeRelevant(before, after client.Object) bool {
 	a, b := &x.Status, &y.Status
 	return a.Unavailable != b.Unavailable || (a.Routes == 0) != (b.Routes == 0) || !equality.Semantic.DeepEqual(a.Links, b.Links) || !slices.Equal(a.Conflicts, b.Conflicts) ||
 		!slices.Equal(a.AwaitingProxy, b.AwaitingProxy) ||
-		conditionWord(a.Conditions, names.ConditionReady) != conditionWord(b.Conditions, names.ConditionReady) ||
-		conditionWord(a.Conditions, names.ConditionLayer2Usable) != conditionWord(b.Conditions, names.ConditionLayer2Usable)
+		conditionFingerprint(a.Conditions, names.ConditionReady) != conditionFingerprint(b.Conditions, names.ConditionReady) ||
+		conditionFingerprint(a.Conditions, names.ConditionLayer2Usable) != conditionFingerprint(b.Conditions, names.ConditionLayer2Usable)
 }
 
 // isSessionChangeRelevant reports whether a BGPSession changed in what decides about Services.
@@ -234,12 +234,12 @@ func isSessionChangeRelevant(before, after client.Object) bool {
 	}
 	a, b := &x.Status, &y.Status
 	return !slices.Equal(a.Families, b.Families) ||
-		conditionWord(a.Conditions, names.ConditionEstablished) != conditionWord(b.Conditions, names.ConditionEstablished) ||
-		conditionWord(a.Conditions, names.ConditionRoutesAnnounced) != conditionWord(b.Conditions, names.ConditionRoutesAnnounced)
+		conditionFingerprint(a.Conditions, names.ConditionEstablished) != conditionFingerprint(b.Conditions, names.ConditionEstablished) ||
+		conditionFingerprint(a.Conditions, names.ConditionRoutesAnnounced) != conditionFingerprint(b.Conditions, names.ConditionRoutesAnnounced)
 }
 
-// conditionWord returns the status, the Reason and the text of a condition.
-func conditionWord(all []metav1.Condition, kind string) string {
+// conditionFingerprint returns the status, the Reason and the text of a condition.
+func conditionFingerprint(all []metav1.Condition, kind string) string {
 	c := meta.FindStatusCondition(all, kind)
 	if c == nil {
 		return ""

@@ -99,7 +99,7 @@ func testBumpedResourceVersion(ctx context.Context, t *testing.T, direct client.
 	if err := direct.Create(ctx, o); err != nil {
 		t.Fatal(err)
 	}
-	c := unlistedWritesCloser{
+	c := unrecordedWritesInvalidator{
 		ServiceWorkerOptions: ServiceWorkerOptions{API: api, Now: time.Now, Log: slog.New(slog.DiscardHandler)},
 		isServed:             func(v *view.Service) bool { return v.IsLoadBalancer }, recordOutcome: func(writeOutcome) {}, closed: map[view.ObjectKey]struct{}{},
 	}

@@ -54,8 +54,8 @@ func (g *doubleAssignmentDetector) countAssignedAddresses() int {
 	return len(g.serviceNameByAddress)
 }
 
-// newBusyDelivery delivers each write in 40 ms, like an API server on two cores.
-func newBusyDelivery(what string) apitest.Delivery {
+// newSlowAPIServerDelivery delivers each write in 40 ms, like an API server on two cores.
+func newSlowAPIServerDelivery(what string) apitest.Delivery {
 	if what == "watch" || what == "read" {
 		return apitest.Delivery{}
 	}
@@ -80,7 +80,7 @@ func (b burstScenario) runBurstAndMeasure(t *testing.T, undisturbed time.Duratio
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
 		s.DropServiceChangesSeenByAll()
-		c := startTestControllerWithMaxPending(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "first"}, b.maxPending)
+		c := startTestControllerWithMaxPending(t, s, newSlowAPIServerDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "first"}, b.maxPending)
 		synctest.Wait()
 		time.Sleep(time.Minute) // each has said by then that there is no pool
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
@@ -93,7 +93,7 @@ func (b burstScenario) runBurstAndMeasure(t *testing.T, undisturbed time.Duratio
 			} else {
 				c.stopAndWait()
 			}
-			c = startTestControllerWithMaxPending(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "second"}, b.maxPending)
+			c = startTestControllerWithMaxPending(t, s, newSlowAPIServerDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "second"}, b.maxPending)
 		}
 		for g.countAssignedAddresses() < b.serviceCount && time.Since(begun) < time.Hour {
 			time.Sleep(100 * time.Millisecond)
@@ -247,22 +247,23 @@ func TestFullAddressLedgerIsLoggedOnce(t *testing.T) {
 	})
 }
 
-// startBurst starts a controller when a number of Services wait for a busy API server.
-func startBurst(t *testing.T, serviceCount int) (*apitest.Server, *runningController) {
+// startControllerWithWaitingServices starts a controller when a number of Services wait for a busy
+// API server.
+func startControllerWithWaitingServices(t *testing.T, serviceCount int) (*apitest.Server, *runningController) {
 	t.Helper()
 	s := apitest.NewServer(nil)
 	s.SetPool("p", poolSpec("10.0.0.0/16"))
 	for i := range serviceCount {
 		s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 	}
-	return s, startController(t, s, newBusyDelivery, ServiceWorkerOptions{})
+	return s, startController(t, s, newSlowAPIServerDelivery, ServiceWorkerOptions{})
 }
 
 // TestAddressLedgerStaysSmallInABurst has many more Services than are written in a second. The
 // AddressLedger shows the next ones only, since each of its writes costs as much as it is large.
 func TestAddressLedgerStaysSmallInABurst(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
-		s, c := startBurst(t, 4000)
+		s, c := startControllerWithWaitingServices(t, 4000)
 		defer c.stopAndWait()
 		most := 0
 		for range 60 {
@@ -319,13 +320,13 @@ func TestEachWriteOfTheAddressLedgerIsBelow128KB(t *testing.T) {
 	})
 }
 
-// TestFailingTrimDelaysNoAddress makes the API server fail at every write of the AddressLedger that
-// brings no pending assignment.
-func TestFailingTrimDelaysNoAddress(t *testing.T) {
+// TestFailingLedgerTrimDelaysNoAddress makes the API server fail at every write of the
+// AddressLedger that brings no pending assignment.
+func TestFailingLedgerTrimDelaysNoAddress(t *testing.T) {
 	for name, err := range map[string]error{"failed": apierrors.NewInternalError(errors.New("no")), "refused": errRefusedByTest} {
 		t.Run(name, func(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
-				s, c := startBurst(t, 200)
+				s, c := startControllerWithWaitingServices(t, 200)
 				defer c.stopAndWait()
 				for !c.IsLedgerLoaded() {
 					time.Sleep(time.Millisecond)
@@ -352,7 +353,7 @@ func TestFailingTrimDelaysNoAddress(t *testing.T) {
 // written again.
 func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
-		s, c := startBurst(t, 200)
+		s, c := startControllerWithWaitingServices(t, 200)
 		defer c.stopAndWait()
 		time.Sleep(2 * time.Second)
 		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n < closedEntriesForLedgerTrim {
@@ -376,7 +377,7 @@ func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
 // TestStoppingLeaderFinishesPendingAssignments stops the leader while many writes wait.
 func TestStoppingLeaderFinishesPendingAssignments(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
-		s, c := startBurst(t, 200)
+		s, c := startControllerWithWaitingServices(t, 200)
 		synctest.Wait()
 		for len(s.LedgerByName(names.AddressLedger).Spec.Pending) < 100 {
 			time.Sleep(time.Millisecond)

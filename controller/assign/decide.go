@@ -27,7 +27,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	s, err := r.API.ReadCachedService(ctx, l.ObjectKey)
 	if err != nil {
 		r.logFailure(l.ObjectKey, err, maxRetryDelay)
-		r.workQueue.addChangedAfter(l.ObjectKey, maxRetryDelay)
+		r.workQueue.addChangedServiceAfter(l.ObjectKey, maxRetryDelay)
 		return
 	}
 	switch {
@@ -72,7 +72,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 		r.startSharingCheck(&v)
 		return
 	}
-	r.carryOutDecision(ctx, s, &v, r.decideOnTurn(&v))
+	r.carryOutDecision(ctx, s, &v, r.decideServiceOnRetirementTurn(&v))
 }
 
 // confirmServiceGoneOrForeign asks the API server itself about a Service before its addresses are
@@ -89,10 +89,10 @@ func (r *ServiceWorker) handleConfirmResult(c *confirmServiceGoneTask, now *core
 	case err != nil:
 		rec.consecutiveFailures++
 		r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
-		r.workQueue.addChangedAfter(c.service, retryDelay(rec.consecutiveFailures))
+		r.workQueue.addChangedServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
 		return
 	case c.ledgerBuildNumber != r.ledgerBuildNumber:
-		r.workQueue.addChanged(c.service)
+		r.workQueue.addChangedServices(c.service)
 		return
 	case now == nil || now.UID != rec.uid:
 		r.releaseService(c.service, "the Service was deleted")
@@ -104,13 +104,13 @@ func (r *ServiceWorker) handleConfirmResult(c *confirmServiceGoneTask, now *core
 		r.Log.Warn("the AddressLedger has a resourceVersion that the Service never had; is it from a backup? The entry is ignored", "ledger", r.ledgerLogName(), "service", c.service.String())
 		r.ledgerWriter.pendingWrites.ClosePendingWithBase(c.service, "")
 		rec.newestVersion = pendingwrites.ParseResourceVersion(now.ResourceVersion)
-		r.workQueue.addChanged(c.service)
+		r.workQueue.addChangedServices(c.service)
 	}
 	v := view.FromService(now)
 	switch {
 	case r.isServiceOurs(&v) || hasOurStatusOrAnnotations(now):
 	case len(r.ledgerWriter.pendingWrites.PendingAddressesOfService(c.service, now.ResourceVersion)) > 0:
-		r.workQueue.addChangedAfter(c.service, firstRetryDelay) // a write may still arrive
+		r.workQueue.addChangedServiceAfter(c.service, firstRetryDelay) // a write may still arrive
 	default:
 		r.releaseService(c.service, "the Service is no longer a LoadBalancer of this class")
 	}
@@ -123,7 +123,7 @@ func (r *ServiceWorker) endWriteInFlightOfService(k view.ObjectKey) *serviceReco
 	rec.writeInFlight = false
 	if rec.changedDuringWrite {
 		rec.changedDuringWrite = false
-		r.workQueue.addChanged(k)
+		r.workQueue.addChangedServices(k)
 	}
 	return rec
 }
@@ -166,7 +166,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 	for _, text := range view.ExplainUnknownAnnotations(s) {
 		d.Text += "; " + text
 	}
-	d.Text = withRecordedWait(s, d.Reason, d.Text)
+	d.Text = keepLeaderAbsenceText(s, d.Reason, d.Text)
 	if r.LeaderAbsence != nil {
 		d.Text += r.LeaderAbsence().describeWait(s)
 	}
@@ -192,7 +192,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 	}
 	if r.recordByService[v.Key].countWriteAndCheckContended(r.Now()) {
 		r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
-		r.workQueue.addChangedAfter(v.Key, contendedWriteDelay)
+		r.workQueue.addChangedServiceAfter(v.Key, contendedWriteDelay)
 		return
 	}
 	if len(d.Addresses) > 0 && r.PredictUnannouncedCondition != nil {

@@ -61,7 +61,7 @@ func (d *deferredEvents) recordDueEvents(now time.Time, hasOtherWork func() bool
 	}
 	if !due.After(now) {
 		n := min(len(d.waiting), maxEventsPerTurn)
-		d.recordFirst(n)
+		d.recordFirstEvents(n)
 		d.lastTurn, due = now, now.Add(eventTurnInterval)
 	}
 	if len(d.waiting) > 0 {
@@ -69,8 +69,8 @@ func (d *deferredEvents) recordDueEvents(now time.Time, hasOtherWork func() bool
 	}
 }
 
-// recordFirst records the first n events.
-func (d *deferredEvents) recordFirst(n int) {
+// recordFirstEvents records the first n events.
+func (d *deferredEvents) recordFirstEvents(n int) {
 	for _, e := range d.waiting[:n] {
 		d.recordEvent(e.about, e.kind, e.reason, e.text)
 	}

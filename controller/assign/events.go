@@ -34,7 +34,7 @@ func (r *ServiceWorker) reportDecision(w *serviceStatusWriteTask) {
 	for _, text := range view.ExplainUnknownAnnotations(w.serviceBefore) {
 		r.RecordEvent(w.serviceBefore, corev1.EventTypeWarning, names.EventUnknownAnnotation, text)
 	}
-	for _, m := range deprecatedAnnotations(w.serviceBefore) {
+	for _, m := range describeDeprecatedAnnotations(w.serviceBefore) {
 		r.deferredEvents.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
 	}
 	if kind == corev1.EventTypeWarning { // an operator searches for what was refused
@@ -76,8 +76,8 @@ func describeLostAddresses(before, after *corev1.Service) string {
 	return strings.Join(lost, ", ")
 }
 
-// deprecatedAnnotations returns a sentence for each annotation in its older spelling.
-func deprecatedAnnotations(s *corev1.Service) []string {
+// describeDeprecatedAnnotations returns a sentence for each annotation in its older spelling.
+func describeDeprecatedAnnotations(s *corev1.Service) []string {
 	var said []string
 	for _, pair := range [][2]string{
 		{names.AnnotationPoolOld, names.AnnotationPool},

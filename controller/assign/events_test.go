@@ -96,7 +96,7 @@ func TestEventsDelayNoAddress(t *testing.T) {
 			s := apitest.NewServer(nil)
 			s.SetPool("p", poolSpec("10.0.0.0/16"))
 			recorder := &eventRecorder{}
-			c := startController(t, s, newBusyDelivery, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
+			c := startController(t, s, newSlowAPIServerDelivery, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 			time.Sleep(time.Minute)
 			for i := range n {
 				s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
@@ -124,7 +124,7 @@ func TestEventsComeWhileThereIsAlwaysWork(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
 		recorder := &eventRecorder{}
-		c := startController(t, s, newBusyDelivery, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
+		c := startController(t, s, newSlowAPIServerDelivery, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		for i := range 6000 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))

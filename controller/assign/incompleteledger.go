@@ -20,14 +20,14 @@ import (
 // resourceVersion that their Service still has. So each Service gets another one before the
 // addresses in use are read.
 
-// unlistedWritesTimeout is how long a Service may prevent that, for example because a webhook of
-// the cluster fails for it. It is longer than an API server lets any request take (60 s by
-// default).
-const unlistedWritesTimeout = 75 * time.Second
+// invalidateUnrecordedWritesTimeout is how long a Service may prevent that, for example because a
+// webhook of the cluster fails for it. It is longer than an API server lets any request take (60 s
+// by default).
+const invalidateUnrecordedWritesTimeout = 75 * time.Second
 
-// unlistedWritesCloser is how far the work for one incomplete AddressLedger is. A large cluster
-// needs more than one attempt.
-type unlistedWritesCloser struct {
+// unrecordedWritesInvalidator is how far the work for one incomplete AddressLedger is. A large
+// cluster needs more than one attempt.
+type unrecordedWritesInvalidator struct {
 	ServiceWorkerOptions
 	isServed func(*view.Service) bool
 	// recordOutcome counts a write. It is called from many goroutines.
@@ -41,14 +41,14 @@ type unlistedWritesCloser struct {
 
 // completeLedger makes an incomplete AddressLedger complete, and returns it. One whose unlisted
 // writes are this controller's own stays as it is.
-func (c *unlistedWritesCloser) completeLedger(ctx context.Context, object, known *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+func (c *unrecordedWritesInvalidator) completeLedger(ctx context.Context, object, known *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
 	if !object.Spec.Incomplete || known != nil && known.ResourceVersion == object.ResourceVersion {
 		return object, nil
 	}
 	if c.ledgerVersion != object.ResourceVersion {
 		c.ledgerVersion, c.begun, c.closed = object.ResourceVersion, c.Now(), map[view.ObjectKey]struct{}{}
 	}
-	if err := c.closeUnlistedWrites(ctx); err != nil {
+	if err := c.invalidateUnrecordedWrites(ctx); err != nil {
 		return nil, err
 	}
 	complete := object.DeepCopy()
@@ -64,9 +64,9 @@ func (c *unlistedWritesCloser) completeLedger(ctx context.Context, object, known
 	return written, err
 }
 
-// closeUnlistedWrites gives each Service that this controller serves another resourceVersion. If no
-// Service has a status of a controller, none has ever worked here.
-func (c *unlistedWritesCloser) closeUnlistedWrites(ctx context.Context) error {
+// invalidateUnrecordedWrites gives each Service that this controller serves another
+// resourceVersion. If no Service has a status of a controller, none has ever worked here.
+func (c *unrecordedWritesInvalidator) invalidateUnrecordedWrites(ctx context.Context) error {
 	var open []*corev1.Service
 	isFirstStart := true
 	err := c.API.ForEachLiveService(ctx, func(s *corev1.Service) {
@@ -90,17 +90,17 @@ func (c *unlistedWritesCloser) closeUnlistedWrites(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("giving %d Services another resourceVersion, because the AddressLedger is incomplete: %w", len(open), ctx.Err())
 	case err == nil:
-	case c.Now().Sub(c.begun) < unlistedWritesTimeout:
+	case c.Now().Sub(c.begun) < invalidateUnrecordedWritesTimeout:
 		return fmt.Errorf("%d Services do not get another resourceVersion, which is needed because the AddressLedger is incomplete: %w", failed, err)
 	default:
-		c.Log.Error("Services do not get another resourceVersion, although the AddressLedger is incomplete; earlier writes to them have probably ended", "services", failed, "error", err, "duration", unlistedWritesTimeout)
+		c.Log.Error("Services do not get another resourceVersion, although the AddressLedger is incomplete; earlier writes to them have probably ended", "services", failed, "error", err, "duration", invalidateUnrecordedWritesTimeout)
 	}
 	return nil
 }
 
 // bumpResourceVersions writes the Services in parallel, and returns how many of them failed with
 // the last error. A Service that has changed has another resourceVersion already.
-func (c *unlistedWritesCloser) bumpResourceVersions(ctx context.Context, all []*corev1.Service) (failed int, last error) {
+func (c *unrecordedWritesInvalidator) bumpResourceVersions(ctx context.Context, all []*corev1.Service) (failed int, last error) {
 	var mu sync.Mutex // guards the results and the closed Services
 	var g errgroup.Group
 	g.SetLimit(maxTasksInFlight)

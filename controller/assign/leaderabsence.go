@@ -15,12 +15,12 @@ import (
 // led before.
 type LeaderAbsence struct{ Since, Until time.Time }
 
-// minReportedAbsenceTimeout is how long a Service must have waited for a leader before its text
-// says so. A planned change of leaders takes about a second.
-const minReportedAbsenceTimeout = 3 * time.Second
+// minReportedLeaderAbsenceTimeout is how long a Service must have waited for a leader before its
+// text says so. A planned change of leaders takes about a second.
+const minReportedLeaderAbsenceTimeout = 3 * time.Second
 
-// absenceText begins what the text of a Service says about the absence of a leader.
-const absenceText = "; the Service waited "
+// leaderAbsenceTextPrefix begins what the text of a Service says about the absence of a leader.
+const leaderAbsenceTextPrefix = "; the Service waited "
 
 // describeWait says how long the Service waited because no controller led. It is empty if another
 // leader already knew the Service.
@@ -30,18 +30,18 @@ func (a LeaderAbsence) describeWait(s *corev1.Service) string {
 		return ""
 	}
 	wait := a.Until.Sub(created).Round(time.Second)
-	if wait < minReportedAbsenceTimeout {
+	if wait < minReportedLeaderAbsenceTimeout {
 		return ""
 	}
-	return fmt.Sprintf("%s%s, since no controller led from %s to %s: look at the Deployment gantry-controller", absenceText, wait,
+	return fmt.Sprintf("%s%s, since no controller led from %s to %s: look at the Deployment gantry-controller", leaderAbsenceTextPrefix, wait,
 		a.Since.UTC().Format(time.TimeOnly), a.Until.UTC().Format(time.TimeOnly))
 }
 
-// withRecordedWait returns the text of a Decision. It keeps what the condition of the Service says
-// about the absence of a leader, so that a later Decision with the same text writes nothing.
-func withRecordedWait(s *corev1.Service, reason names.Reason, text string) string {
+// keepLeaderAbsenceText returns the text of a Decision. It keeps what the condition of the Service
+// says about the absence of a leader, so that a later Decision with the same text writes nothing.
+func keepLeaderAbsenceText(s *corev1.Service, reason names.Reason, text string) string {
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
-	if c != nil && c.Reason == string(reason) && strings.HasPrefix(c.Message, text+absenceText) {
+	if c != nil && c.Reason == string(reason) && strings.HasPrefix(c.Message, text+leaderAbsenceTextPrefix) {
 		return c.Message
 	}
 	return text

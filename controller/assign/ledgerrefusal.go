@@ -19,10 +19,10 @@ import (
 // is found, and other Services do not wait.
 
 const (
-	// maxRefusalsBurst is how many new entries in a row may be refused before the writes slow down.
-	// By then the refusal probably concerns the controller and not an entry, for example because
-	// its RBAC rules do not allow the write.
-	maxRefusalsBurst = 64
+	// maxRefusedEntriesBeforeSlowdown is how many new entries in a row may be refused before the
+	// writes slow down. By then the refusal probably concerns the controller and not an entry, for
+	// example because its RBAC rules do not allow the write.
+	maxRefusedEntriesBeforeSlowdown = 64
 	// ledgerSwapAfterRefusalInterval is the shortest time between two writes then, and between two
 	// writes of entries that were refused before.
 	ledgerSwapAfterRefusalInterval = time.Second
@@ -64,7 +64,7 @@ func (j *ledgerWriter) canOnlyWriteRefused() bool {
 
 // refusalDelay is how long the next swap must wait because of refusals.
 func (j *ledgerWriter) refusalDelay(now time.Time) time.Duration {
-	if j.refusalsInARow <= maxRefusalsBurst && !j.canOnlyWriteRefused() {
+	if j.refusalsInARow <= maxRefusedEntriesBeforeSlowdown && !j.canOnlyWriteRefused() {
 		return 0
 	}
 	return j.lastRefusalTime.Add(ledgerSwapAfterRefusalInterval).Sub(now)
@@ -86,7 +86,7 @@ func (r *ServiceWorker) recordAcceptedBatch(batch []*serviceStatusWriteTask) {
 // the entry of an earlier write, which was accepted at its time and whose outcome is open: a new
 // policy refuses it, for example. So a single write is tried without the earlier entries before it
 // is given up.
-func (r *ServiceWorker) splitRefusedBatch(s *ledgerSwap, err error) {
+func (r *ServiceWorker) splitRefusedBatch(s *ledgerSwapTask, err error) {
 	j, batch := &r.ledgerWriter, s.writes
 	if n := len(batch); n > 1 {
 		j.writesAwaitingLedgerEntry, j.maxWritesWhileFindingRefused = append(batch, j.writesAwaitingLedgerEntry...), n/2
@@ -103,9 +103,9 @@ func (r *ServiceWorker) splitRefusedBatch(s *ledgerSwap, err error) {
 	r.abandonWriteRefusedByLedger(batch[0], err)
 }
 
-// failuresBeforeOmission is after how many failures in a row an entry may be left out: about three
-// seconds.
-const failuresBeforeOmission = 6
+// writeFailuresBeforeEntryOmission is after how many failures in a row an entry may be left out:
+// about three seconds.
+const writeFailuresBeforeEntryOmission = 6
 
 // omitEntriesOfFailingWrites makes room in a full AddressLedger: it leaves out the entries of those
 // writes that the API server answers with an internal error again and again, because a webhook for
@@ -113,7 +113,7 @@ const failuresBeforeOmission = 6
 func (j *ledgerWriter) omitEntriesOfFailingWrites(awaitingRetry []*serviceStatusWriteTask) bool {
 	isAny := false
 	for _, w := range awaitingRetry {
-		if w.errorAnswered && w.failedAttempts >= failuresBeforeOmission && j.pendingWrites.OmitFromObject(w.service.Key) {
+		if w.errorAnswered && w.failedAttempts >= writeFailuresBeforeEntryOmission && j.pendingWrites.OmitFromObject(w.service.Key) {
 			isAny = true
 		}
 	}
@@ -136,7 +136,7 @@ func (r *ServiceWorker) abandonWriteRefusedByLedger(w *serviceStatusWriteTask, e
 	wait := retryDelay(rec.consecutiveFailures)
 	rec.refusedVersion, rec.retryAt = w.serviceBefore.ResourceVersion, r.Now().Add(wait)
 	r.logFailure(w.service.Key, err, wait)
-	r.workQueue.addChangedAfter(w.service.Key, wait)
+	r.workQueue.addChangedServiceAfter(w.service.Key, wait)
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 
 	text := err.Error()

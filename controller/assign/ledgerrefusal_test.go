@@ -17,8 +17,8 @@ import (
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
 )
 
-// refuseServices refuses an AddressLedger with an entry of one of the Services.
-func refuseServices(services ...string) func(*v1alpha1.AddressLedger) error {
+// refuseLedgerEntriesOfServices refuses an AddressLedger with an entry of one of the Services.
+func refuseLedgerEntriesOfServices(services ...string) func(*v1alpha1.AddressLedger) error {
 	return func(l *v1alpha1.AddressLedger) error {
 		for _, p := range l.Spec.Pending {
 			if len(services) == 0 || slices.Contains(services, p.Name) {
@@ -37,12 +37,12 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 		bad := []string{"s17", "s18", "s150"}
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
-		s.RefuseLedgerWrites(refuseServices(bad...))
+		s.RefuseLedgerWrites(refuseLedgerEntriesOfServices(bad...))
 		recorder := &eventRecorder{}
 		for i := range 200 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
+		c := startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		time.Sleep(10 * time.Second)
 		for i := range 200 {
@@ -92,11 +92,11 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 func TestRefusedEarlierEntryDelaysNoOtherService(t *testing.T) {
 	for _, isLeaderLost := range []bool{false, true} {
 		t.Run(fmt.Sprint("leader lost: ", isLeaderLost), func(t *testing.T) {
-			o := newOracle()
+			o := newAssignmentOracle()
 			runWithFakeTime(t, func(t *testing.T) {
 				s := apitest.NewServer(o.checkServiceChange)
 				s.SetPool("p", poolSpec("10.0.0.0/24"))
-				c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "first"})
+				c := startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "first"})
 				s.CreateService(newLoadBalancer("before"))
 				time.Sleep(10 * time.Second)
 				s.RefuseServiceWrites(func(o *corev1.Service) error {
@@ -107,7 +107,7 @@ func TestRefusedEarlierEntryDelaysNoOtherService(t *testing.T) {
 				})
 				s.CreateService(newLoadBalancer("x"))
 				time.Sleep(time.Second)
-				s.RefuseLedgerWrites(refuseServices("x"))
+				s.RefuseLedgerWrites(refuseLedgerEntriesOfServices("x"))
 				wantServed := func(name string, within time.Duration) {
 					t.Helper()
 					s.CreateService(newLoadBalancer(name))
@@ -121,8 +121,8 @@ func TestRefusedEarlierEntryDelaysNoOtherService(t *testing.T) {
 				}
 				if isLeaderLost {
 					c.killAndWait(func() bool { return true })
-					c = startController(t, s, newPromptDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "second"})
-					wantServed("next", 2*unlistedWritesTimeout)
+					c = startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "second"})
+					wantServed("next", 2*invalidateUnrecordedWritesTimeout)
 				}
 				wantServed("last", 2*time.Second)
 				s.RefuseServiceWrites(nil)
@@ -149,7 +149,7 @@ func TestRefusedEarlierEntryDelaysNoOtherService(t *testing.T) {
 // Services with an internal error, because a webhook for their namespace fails. Their pending
 // assignments stay open, and would fill the AddressLedger. Other Services are served all the same.
 func TestFailingWritesDoNotFillTheAddressLedger(t *testing.T) {
-	o := newOracle()
+	o := newAssignmentOracle()
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(o.checkServiceChange)
 		s.SetPool("p", poolSpec("10.0.0.0/24"))
@@ -159,7 +159,7 @@ func TestFailingWritesDoNotFillTheAddressLedger(t *testing.T) {
 			}
 			return nil
 		})
-		c := startTestControllerWithMaxPending(t, s, newPromptDelivery, ServiceWorkerOptions{}, 8)
+		c := startTestControllerWithMaxPending(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{}, 8)
 		defer c.stopAndWait()
 		time.Sleep(10 * time.Second)
 		for i := range 40 {
@@ -203,8 +203,8 @@ func TestRefusedEntryDoesNotFillTheAddressLedger(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/24"))
-		s.RefuseLedgerWrites(refuseServices("x"))
-		c := startTestControllerWithMaxPending(t, s, newPromptDelivery, ServiceWorkerOptions{}, 1)
+		s.RefuseLedgerWrites(refuseLedgerEntriesOfServices("x"))
+		c := startTestControllerWithMaxPending(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{}, 1)
 		defer c.stopAndWait()
 		s.CreateService(newLoadBalancer("x"))
 		time.Sleep(10 * time.Second)
@@ -229,11 +229,11 @@ func TestRefusedLedgerWritesSlowDownAndRecover(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
-		s.RefuseLedgerWrites(refuseServices())
+		s.RefuseLedgerWrites(refuseLedgerEntriesOfServices())
 		for i := range 100 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
+		c := startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Minute)
 		// the first term is the search for each entry

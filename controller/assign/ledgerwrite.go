@@ -24,11 +24,11 @@ const (
 	// unfinished then for each write of the batch.
 	minWritesOfOverlappingSwap    = 16
 	unfinishedTasksPerStagedWrite = 2
-	// minWritesToShareSwaps is how many Services must come during one swap before the next swap
-	// waits for the status writes of the last batch. If fewer than minWritesToKeepSharingSwaps come
-	// until these are answered, no swap waits any more.
-	minWritesToShareSwaps       = 2
-	minWritesToKeepSharingSwaps = 3
+	// minWritesToStartBatchingSwaps is how many Services must come during one swap before the next
+	// swap waits for the status writes of the last batch. If fewer than
+	// minWritesToKeepBatchingSwaps come until these are answered, no swap waits any more.
+	minWritesToStartBatchingSwaps = 2
+	minWritesToKeepBatchingSwaps  = 3
 	// taskProgressTimeout is when unfinished requests count as stuck.
 	taskProgressTimeout = 200 * time.Millisecond
 	// maxPendingAssignments and maxPendingBytes bound the open pending assignments, so that one
@@ -86,10 +86,10 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 func (j *ledgerWriter) largerBatchDelay(now time.Time, q *apiTaskQueue) time.Duration {
 	staged := min(len(j.writesAwaitingLedgerEntry), maxWritesPerSwap)
 	if j.unansweredWritesOfLastBatch == 0 {
-		j.sharesSwaps = staged >= minWritesToKeepSharingSwaps
+		j.sharesSwaps = staged >= minWritesToKeepBatchingSwaps
 		return 0
 	}
-	j.sharesSwaps = j.sharesSwaps || staged >= minWritesToShareSwaps
+	j.sharesSwaps = j.sharesSwaps || staged >= minWritesToStartBatchingSwaps
 	mustBeSmall := j.maxWritesWhileFindingRefused > 0 || j.mustOmitEarlierEntries || j.canOnlyWriteRefused()
 	isLarge := staged >= minWritesOfOverlappingSwap && staged*unfinishedTasksPerStagedWrite >= q.countUnfinishedTasks()
 	if mustBeSmall || isLarge || !j.sharesSwaps {
@@ -121,8 +121,8 @@ func (j *ledgerWriter) startStatusWritesOfBatch(batch []*serviceStatusWriteTask,
 func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceStatusWriteTask) {
 	j := &r.ledgerWriter
 	j.writesInSwap = len(batch)
-	s := &ledgerSwap{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
-	entries, all := pendingEntriesOfWrites(batch), j.pendingWrites.MergedPendingWithBatch
+	s := &ledgerSwapTask{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
+	entries, all := pendingEntriesOfWrites(batch), j.pendingWrites.MergePendingWithBatch
 	if s.omitsEarlierEntries = j.mustOmitEarlierEntries && len(batch) > 0; s.omitsEarlierEntries {
 		all, j.mustOmitEarlierEntries = j.pendingWrites.PendingOfBatchOnly, false
 	}
@@ -176,7 +176,7 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 // remainingRoom returns how many more Services the object may have, and how many more bytes.
 func (j *ledgerWriter) remainingRoom() (services, bytes int) {
 	services, bytes = j.maxPendingServices+j.pendingWrites.CountOmittedFromObject()-j.pendingWrites.CountPending(), maxPendingBytes
-	for _, i := range j.pendingWrites.MergedPendingWithBatch(nil) {
+	for _, i := range j.pendingWrites.MergePendingWithBatch(nil) {
 		bytes -= encodedSizeOfPending(i)
 	}
 	return services, bytes
@@ -228,8 +228,8 @@ func (w *serviceStatusWriteTask) pendingEntry() pendingwrites.PendingStatusWrite
 	return pendingwrites.PendingStatusWrite{Service: w.service.Key, BaseResourceVersion: w.serviceBefore.ResourceVersion, Addresses: w.decision.Addresses}
 }
 
-// ledgerSwap writes the AddressLedger for a batch.
-type ledgerSwap struct {
+// ledgerSwapTask writes the AddressLedger for a batch.
+type ledgerSwapTask struct {
 	writes       []*serviceStatusWriteTask
 	ledgerObject *v1alpha1.AddressLedger
 	// omitsEarlierEntries says that the object has the entries of the batch only.
@@ -237,7 +237,7 @@ type ledgerSwap struct {
 }
 
 // runTask implements apiRequestTask.
-func (s *ledgerSwap) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
+func (s *ledgerSwapTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	now, err := api.CompareAndSwapLedger(ctx, s.ledgerObject)
 	return func(_ context.Context, r *ServiceWorker) { r.handleLedgerSwapResult(s, now, err) }
 }
@@ -246,7 +246,7 @@ func (s *ledgerSwap) runTask(ctx context.Context, api WorkerAPI) taskResultHandl
 // If another controller has written or deleted the AddressLedger, everything is read and decided
 // again. A swap with an unknown result is repeated on the same base: if it had succeeded, that is
 // refused. An entry that the API server refuses permanently is found and left out.
-func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwap, now *v1alpha1.AddressLedger, err error) {
+func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwapTask, now *v1alpha1.AddressLedger, err error) {
 	j := &r.ledgerWriter
 	j.swapInFlight, j.writesInSwap = false, 0
 	if err == nil {
@@ -275,7 +275,7 @@ func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwap, now *v1alpha1.Addr
 	if isLost {
 		r.Log.Info("another controller assigned addresses, or the AddressLedger is new", "ledger", r.ledgerLogName(), "error", err)
 		for _, w := range j.writesAwaitingLedgerEntry {
-			r.workQueue.addChanged(w.service.Key)
+			r.workQueue.addChangedServices(w.service.Key)
 		}
 		cause := reloadCauseLedgerChanged
 		if apierrors.IsNotFound(err) {

@@ -51,7 +51,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	}
 	object, err := r.API.ReadOrCreateLedger(ctx, names.AddressLedger)
 	if err == nil {
-		object, err = r.unlistedWritesCloser.completeLedger(ctx, object, r.ledgerWriter.ledgerObject)
+		object, err = r.unrecordedWritesInvalidator.completeLedger(ctx, object, r.ledgerWriter.ledgerObject)
 	}
 	if err != nil {
 		return err
@@ -74,7 +74,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	shown := map[view.ObjectKey]struct{}{} // the Services with a pending assignment
 	// those of them that this controller does not serve
 	unserved := map[view.ObjectKey]*corev1.Service{}
-	for _, i := range open.OpenPending() {
+	for _, i := range open.ListOpenPending() {
 		shown[i.Service] = struct{}{}
 	}
 	err = r.API.ForEachLiveService(ctx, func(s *corev1.Service) {
@@ -84,7 +84,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 		}
 		if !r.isServiceOurs(&v) {
 			if hasOurStatusOrAnnotations(s) {
-				r.workQueue.addAffected(v.Key)
+				r.workQueue.addAffectedServices(v.Key)
 			}
 			if _, in := shown[v.Key]; in {
 				unserved[v.Key] = s
@@ -95,7 +95,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 		if len(v.AssignedAddresses) == 0 {
 			seen[v.Key].waitingSince = s.CreationTimestamp.Time
 		}
-		claimants = append(claimants, loadedServiceOf(&v))
+		claimants = append(claimants, toMinimalLoadedService(&v))
 	})
 	if err != nil {
 		return err
@@ -113,11 +113,11 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	r.ledger = r.withheldCheckpoint.restoreLedger(memory, r.ledger, r.Now())
 	r.configuration, r.ledgerBuildNumber = config, r.ledgerBuildNumber+1
 	r.ledger.UseSnapshot(config.Snapshot)
-	r.retirement.usePools(config.Snapshot.Pools)
+	r.retirement.updateRetiringPools(config.Snapshot.Pools)
 	r.ledgerWriter.pendingWrites, r.ledgerWriter.ledgerObject = open, object
 	r.adoptRecords(seen)
 	r.recordAllAddressesInLedger(claimants, left)
-	r.seenFreedVersion, r.seenSharingVersion = r.ledger.FreedVersion(), r.ledger.SharingVersion()
+	r.seenFreedVersion, r.seenSharingVersion = r.ledger.FreedAddressesVersion(), r.ledger.ShareableAddressesVersion()
 	r.workQueue.markProbesChanged()
 	r.Log.Info("the addresses in use have been read", "services", len(claimants), "pools", len(config.Snapshot.Pools), "pending", len(left))
 	return nil
@@ -162,7 +162,7 @@ type minimalLoadedService struct {
 	viewForSharingCheck *view.Service
 }
 
-func loadedServiceOf(v *view.Service) minimalLoadedService {
+func toMinimalLoadedService(v *view.Service) minimalLoadedService {
 	c := minimalLoadedService{ObjectKey: view.ObjectKey{Namespace: view.InternString(v.Key.Namespace), Name: v.Key.Name}, createdUnix: v.CreatedUnixSeconds, statusAddresses: v.AssignedAddresses, recordedPool: view.InternString(v.RecordedPool)}
 	if v.SharingKey != "" {
 		c.viewForSharingCheck = &view.Service{SharingKey: v.SharingKey, Ports: v.Ports, HasLocalTrafficPolicy: v.HasLocalTrafficPolicy, PodSelector: v.PodSelector}
@@ -174,7 +174,7 @@ func loadedServiceOf(v *view.Service) minimalLoadedService {
 // its class was served. It holds only what that assignment may still bring.
 func loadedUnservedService(s *corev1.Service) minimalLoadedService {
 	v := view.FromService(s)
-	c := loadedServiceOf(&v)
+	c := toMinimalLoadedService(&v)
 	c.statusAddresses = nil
 	return c
 }
@@ -208,9 +208,9 @@ func (r *ServiceWorker) recordAllAddressesInLedger(all []minimalLoadedService, l
 	for i := range all {
 		c := &all[i]
 		if len(c.statusAddresses) == 0 || len(intents[c.ObjectKey]) > 0 {
-			r.workQueue.addChanged(c.ObjectKey)
+			r.workQueue.addChangedServices(c.ObjectKey)
 		} else {
-			r.workQueue.addAffected(c.ObjectKey)
+			r.workQueue.addAffectedServices(c.ObjectKey)
 		}
 		v := c.toService()
 		recordStatusAddresses(r.ledger, &v, c.statusAddresses)

@@ -89,7 +89,7 @@ func deleteLedgerOfDeadLeader(t *testing.T, s *apitest.Server, nextLife time.Dur
 	s.DeleteAllLedgers()
 	setAutoAssign(false)
 	if nextLife > 0 {
-		c = startController(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "third"})
+		c = startController(t, s, newSlowAPIServerDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "third"})
 		time.Sleep(nextLife)
 		c.killAndWait(func() bool { return false })
 	}
@@ -98,7 +98,7 @@ func deleteLedgerOfDeadLeader(t *testing.T, s *apitest.Server, nextLife time.Dur
 		o.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: fmt.Sprint("10.0.0.", i)}
 		s.CreateService(o)
 	}
-	c = startController(t, s, newBusyDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "fourth"})
+	c = startController(t, s, newSlowAPIServerDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "fourth"})
 	time.Sleep(time.Minute)
 	for i := range 20 {
 		wantAddress(t, s, fmt.Sprint("late", i), fmt.Sprint("10.0.0.", i), names.ReasonAssigned)
@@ -140,7 +140,7 @@ func TestLedgerOfOtherClusterDoesNotBlockService(t *testing.T) {
 		s.SetPool("p", poolSpec("10.0.0.0/24"))
 		s.CreateService(newLoadBalancer("s"))
 		writePendingAsOtherController(t, apitest.NewClient(s, nil), newPendingAssignment("s", "987654321", parseAddresses("10.0.0.7")...))
-		c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
+		c := startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(10 * time.Minute)
 		if o := s.ServiceByKey(serviceKey("s")); !firstAddress(o).IsValid() {
@@ -176,7 +176,7 @@ func TestServiceWithWipedStatusKeepsAddressWhileRepairIsRefused(t *testing.T) {
 						return nil
 					})
 				case "ledger":
-					s.RefuseLedgerWrites(refuseServices("s"))
+					s.RefuseLedgerWrites(refuseLedgerEntriesOfServices("s"))
 				}
 				s.EditService(serviceKey("s"), func(o *corev1.Service) { o.Status.LoadBalancer.Ingress = nil })
 				time.Sleep(time.Minute)
@@ -196,7 +196,7 @@ func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
 	setDefaultRapidCheckCount(t, "200")
 	rapid.Check(t, func(rt *rapid.T) {
 		h := historyGenerator().Draw(rt, "history")
-		o := newOracle()
+		o := newAssignmentOracle()
 		var leaks []string
 		runWithFakeTime(t, func(t *testing.T) {
 			w := newHarness(t, o, h.seed)

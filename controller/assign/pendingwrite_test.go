@@ -17,7 +17,7 @@ import (
 // not arrived. The next leader decides differently, and its own write takes longer. Meanwhile a new
 // Service could get the address.
 func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
-	o := newOracle()
+	o := newAssignmentOracle()
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(o.checkServiceChange)
 		s.SetPool("p4", poolSpec("192.0.2.0/30"))
@@ -90,7 +90,7 @@ func TestAddressDroppedFromAStatusGoesToAWaitingService(t *testing.T) {
 // this controller, for which the assignment would do as well, has begun.
 func TestNoWriteReliesOnTheAssignmentOfAnotherController(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
-		s := apitest.NewServer(newOracle().checkServiceChange)
+		s := apitest.NewServer(newAssignmentOracle().checkServiceChange)
 		s.SetPool("p", poolSpec("192.0.2.0/31"))
 		s.CreateService(newLoadBalancer("d"))
 		other := apitest.NewClient(s, nil)
@@ -128,7 +128,7 @@ func TestNoWriteReliesOnTheAssignmentOfAnotherController(t *testing.T) {
 func TestPendingWriteOfOtherClassIsNotGivenAway(t *testing.T) {
 	for name, delay := range map[string]time.Duration{"the write comes early": 100 * time.Millisecond, "the write comes late": 8 * time.Second} {
 		t.Run(name, func(t *testing.T) {
-			o := newOracle()
+			o := newAssignmentOracle()
 			runWithFakeTime(t, func(t *testing.T) {
 				s := apitest.NewServer(o.checkServiceChange)
 				s.SetPool("p", poolSpec("192.0.2.0/31"))

@@ -30,13 +30,13 @@ func (r *ServiceWorker) applyConfiguration() bool {
 		return !changeWaits
 	}
 	r.configuration = now
-	r.retirement.usePools(now.Snapshot.Pools)
+	r.retirement.updateRetiringPools(now.Snapshot.Pools)
 	r.configurationStatusWriter.needsComparison = true
 	if reflect.DeepEqual(before.Snapshot.Pools, now.Snapshot.Pools) && reflect.DeepEqual(before.Snapshot.Reservations, now.Snapshot.Reservations) {
 		return true // for example a namespace that no pool selects
 	}
 	r.retryWaitingServices = true
-	r.workQueue.addAffected(r.ledger.ServicesHoldingAddresses()...)
+	r.workQueue.addAffectedServices(r.ledger.ServicesHoldingAddresses()...)
 	return true
 }
 
@@ -111,7 +111,7 @@ func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l 
 	u := l.UsageOfPool(parsed, config.Snapshot)
 	after := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.AssignedIPv4, AssignedIPv6: u.AssignedIPv6, AvailableIPv4: u.AvailableIPv4, AvailableIPv6: u.AvailableIPv6,
-		Gantry: &v1beta1.PoolStatusExtension{LiftedWithheld: parsed.LiftRequest, Retire: retiring.statusOfPool(parsed, l, config.Snapshot)},
+		Gantry: &v1beta1.PoolStatusExtension{LiftedWithheld: parsed.LiftRequest, Retire: retiring.retirementStatusOfPool(parsed, l, config.Snapshot)},
 	}
 	conditions := &after.Gantry.Conditions
 	if p.Status.Gantry != nil {
@@ -127,31 +127,31 @@ func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l 
 	}
 	p = p.DeepCopy()
 	p.Status = after
-	c.startStatusWrite(&configurationStatusWrite{"a pool", "pool", p.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdatePoolStatus(ctx, p) }})
+	c.startStatusWrite(&configurationStatusWriteTask{"a pool", "pool", p.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdatePoolStatus(ctx, p) }})
 }
 
-// configurationStatusWrite writes the status of one configuration object.
-type configurationStatusWrite struct {
+// configurationStatusWriteTask writes the status of one configuration object.
+type configurationStatusWriteTask struct {
 	// For the log: an article and a noun, the log key of the name, and the name of the object.
 	description, logKey, objectName string
 	updateStatus                    func(ctx context.Context, api WorkerAPI) error
 }
 
 // startStatusWrite starts it.
-func (c *configurationStatusWriter) startStatusWrite(w *configurationStatusWrite) {
+func (c *configurationStatusWriter) startStatusWrite(w *configurationStatusWriteTask) {
 	c.writesInFlightCount++
 	c.apiTaskQueue.enqueueTask(w)
 }
 
 // runTask implements apiRequestTask. After a conflict the object, which was just edited, is
 // compared again.
-func (w *configurationStatusWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
+func (w *configurationStatusWriteTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	err := w.updateStatus(ctx, api)
 	return func(_ context.Context, r *ServiceWorker) { r.configurationStatusWriter.handleStatusWriteResult(w, err) }
 }
 
 // handleStatusWriteResult handles the result of a write.
-func (c *configurationStatusWriter) handleStatusWriteResult(w *configurationStatusWrite, err error) {
+func (c *configurationStatusWriter) handleStatusWriteResult(w *configurationStatusWriteTask, err error) {
 	c.writesInFlightCount--
 	if err == nil || apierrors.IsNotFound(err) {
 		return

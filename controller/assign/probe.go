@@ -32,11 +32,11 @@ type addressProber struct {
 	workQueue    *workQueue
 	apiTaskQueue *apiTaskQueue
 
-	openProbeByAddress map[netip.Addr]*openProbe
+	openProbeByAddress map[netip.Addr]*unansweredProbe
 }
 
-// openProbe is the probe of one address.
-type openProbe struct {
+// unansweredProbe is the probe of one address.
+type unansweredProbe struct {
 	service view.ObjectKey
 	// objectUID is that of the object; a result in an object with another uid is old.
 	objectUID types.UID
@@ -68,7 +68,7 @@ func (p *addressProber) createAndDeleteProbes(ctx context.Context, now time.Time
 	for a, w := range proposed {
 		probe := p.openProbeByAddress[a]
 		if probe == nil {
-			probe = &openProbe{service: w.ServiceThatMayHoldIt}
+			probe = &unansweredProbe{service: w.ServiceThatMayHoldIt}
 			p.openProbeByAddress[a] = probe
 		}
 		old := probe.objectUID != "" && now.Sub(probe.createdAt) >= probeRetryInterval
@@ -76,14 +76,14 @@ func (p *addressProber) createAndDeleteProbes(ctx context.Context, now time.Time
 			continue
 		}
 		probe.service, probe.writeInFlight, probe.objectUID = w.ServiceThatMayHoldIt, true, ""
-		p.apiTaskQueue.enqueueTask(&probeWrite{address: a, objectToCreateOrNil: newAddressProbe(a, w.ServiceThatMayHoldIt, config)})
+		p.apiTaskQueue.enqueueTask(&probeWriteTask{address: a, objectToCreateOrNil: newAddressProbe(a, w.ServiceThatMayHoldIt, config)})
 	}
 	for a, probe := range p.openProbeByAddress {
 		if _, wanted := proposed[a]; wanted || probe.writeInFlight || now.Before(probe.retryAt) {
 			continue
 		}
 		probe.writeInFlight = true
-		p.apiTaskQueue.enqueueTask(&probeWrite{address: a})
+		p.apiTaskQueue.enqueueTask(&probeWriteTask{address: a})
 	}
 }
 
@@ -117,15 +117,15 @@ func (p *addressProber) readProbeAnswers(ctx context.Context, l *allocate.Ledger
 		probe := p.openProbeByAddress[a]
 		switch {
 		case probe == nil:
-			p.openProbeByAddress[a] = &openProbe{writeInFlight: true}
-			p.apiTaskQueue.enqueueTask(&probeWrite{address: a})
+			p.openProbeByAddress[a] = &unansweredProbe{writeInFlight: true}
+			p.apiTaskQueue.enqueueTask(&probeWriteTask{address: a})
 		case probe.writeInFlight || probe.objectUID != o.UID:
 		case o.Status.Outcome == v1alpha1.ProbeOutcomeSilent:
 			l.RecordUnansweredAcquireProbe(a)
-			p.workQueue.addChanged(probe.service)
+			p.workQueue.addChangedServices(probe.service)
 		case o.Status.Outcome == v1alpha1.ProbeOutcomeAnswered:
 			if p.quarantineAddress(ctx, l, a, o) {
-				p.workQueue.addChanged(probe.service)
+				p.workQueue.addChangedServices(probe.service)
 			}
 		}
 	}
@@ -148,14 +148,14 @@ func (p *addressProber) quarantineAddress(ctx context.Context, l *allocate.Ledge
 	return true
 }
 
-// probeWrite creates an AddressProbe, or deletes it if objectToCreateOrNil is nil.
-type probeWrite struct {
+// probeWriteTask creates an AddressProbe, or deletes it if objectToCreateOrNil is nil.
+type probeWriteTask struct {
 	address             netip.Addr
 	objectToCreateOrNil *v1alpha1.AddressProbe
 }
 
 // runTask implements apiRequestTask.
-func (w *probeWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
+func (w *probeWriteTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	var now *v1alpha1.AddressProbe
 	var err error
 	if w.objectToCreateOrNil == nil {
@@ -169,7 +169,7 @@ func (w *probeWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandl
 }
 
 // handleProbeWriteResult handles the result of a write.
-func (p *addressProber) handleProbeWriteResult(w *probeWrite, object *v1alpha1.AddressProbe, now time.Time, err error) {
+func (p *addressProber) handleProbeWriteResult(w *probeWriteTask, object *v1alpha1.AddressProbe, now time.Time, err error) {
 	probe := p.openProbeByAddress[w.address]
 	probe.writeInFlight = false
 	switch {

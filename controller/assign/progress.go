@@ -60,9 +60,9 @@ func longestStall(all [phaseCount]phaseActivity, now time.Time, last func(phaseA
 	return stalled, longest
 }
 
-func lastSuccessOf(a phaseActivity) time.Time { return a.lastSuccessEnd }
+func getLastSuccessEnd(a phaseActivity) time.Time { return a.lastSuccessEnd }
 
-func lastAttempt(a phaseActivity) time.Time { return a.lastAttemptEnd }
+func getLastAttemptEnd(a phaseActivity) time.Time { return a.lastAttemptEnd }
 
 // errorForStall returns an error for a stall that is longer than the timeout.
 func errorForStall(p workPhase, stall, timeout time.Duration) error {
@@ -74,13 +74,13 @@ func errorForStall(p workPhase, stall, timeout time.Duration) error {
 
 // checkReadiness says why a worker is not ready: it has work and makes no progress.
 func checkReadiness(all [phaseCount]phaseActivity, now time.Time) error {
-	p, stall := longestStall(all, now, lastSuccessOf)
+	p, stall := longestStall(all, now, getLastSuccessEnd)
 	return errorForStall(p, stall, noProgressReadinessTimeout)
 }
 
 // checkLiveness says why a worker should be restarted: it has work and makes no attempt.
 func checkLiveness(all [phaseCount]phaseActivity, now time.Time) error {
-	p, stall := longestStall(all, now, lastAttempt)
+	p, stall := longestStall(all, now, getLastAttemptEnd)
 	return errorForStall(p, stall, noAttemptLivenessTimeout)
 }
 
@@ -108,11 +108,11 @@ func (s *observableWorkerState) setBusyPhases(now time.Time, busy [phaseCount]bo
 	}
 }
 
-// hasCommonWork says whether there are writes that do not concern single Services only. If the API
-// server refuses one Service or answers its write with an error, it serves the others; the reason
-// is in the log and in the Service's condition. More than maxRefusalsBurst of them concern the
-// controller.
-func (r *ServiceWorker) hasCommonWork() bool {
+// hasWorkBeyondSingleServices says whether there are writes that do not concern single Services
+// only. If the API server refuses one Service or answers its write with an error, it serves the
+// others; the reason is in the log and in the Service's condition. More than
+// maxRefusedEntriesBeforeSlowdown of them concern the controller.
+func (r *ServiceWorker) hasWorkBeyondSingleServices() bool {
 	j, answered := &r.ledgerWriter, 0
 	for _, w := range r.apiTaskQueue.writesAwaitingRetryTime {
 		if !w.errorAnswered {
@@ -120,8 +120,8 @@ func (r *ServiceWorker) hasCommonWork() bool {
 		}
 		answered++
 	}
-	return r.apiTaskQueue.countUnfinishedTasks() > 0 || answered > maxRefusalsBurst || !j.allStagedWritesWereRefused() ||
-		len(j.writesAwaitingLedgerEntry) > 0 && j.refusalsInARow > maxRefusalsBurst
+	return r.apiTaskQueue.countUnfinishedTasks() > 0 || answered > maxRefusedEntriesBeforeSlowdown || !j.allStagedWritesWereRefused() ||
+		len(j.writesAwaitingLedgerEntry) > 0 && j.refusalsInARow > maxRefusedEntriesBeforeSlowdown
 }
 
 // recordAttempt records that an attempt ended, and whether it succeeded.
@@ -167,7 +167,7 @@ func (r *ServiceWorker) Collectors() []prometheus.Collector {
 			Name: "gantry_controller_no_progress_seconds", Help: "For how long there has been work without progress. Work that waits only because the API server refuses single Services does not count.",
 		}, func() float64 {
 			all, _, _ := r.workerState.readState()
-			_, stall := longestStall(all, r.Now(), lastSuccessOf)
+			_, stall := longestStall(all, r.Now(), getLastSuccessEnd)
 			return stall.Seconds()
 		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{

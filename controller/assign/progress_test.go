@@ -93,7 +93,7 @@ func TestLeaderWithoutAnswersIsNotReady(t *testing.T) {
 // makes the API server fail at the write of one, and looks at the readiness again and again.
 func TestRefusedServicesDoNotMakeALeaderUnready(t *testing.T) {
 	for name, refuse := range map[string]func(*apitest.Server){
-		"the AddressLedger with their entries is refused": func(s *apitest.Server) { s.RefuseLedgerWrites(refuseServices()) },
+		"the AddressLedger with their entries is refused": func(s *apitest.Server) { s.RefuseLedgerWrites(refuseLedgerEntriesOfServices()) },
 		"their status is refused": func(s *apitest.Server) {
 			s.RefuseServiceWrites(func(*corev1.Service) error { return errRefusedByTest })
 		},
@@ -106,7 +106,7 @@ func TestRefusedServicesDoNotMakeALeaderUnready(t *testing.T) {
 				s := apitest.NewServer(nil)
 				s.SetPool("p", poolSpec("10.0.0.0/24"))
 				refuse(s)
-				c := startController(t, s, newBusyDelivery, ServiceWorkerOptions{})
+				c := startController(t, s, newSlowAPIServerDelivery, ServiceWorkerOptions{})
 				defer c.stopAndWait()
 				for i := range 30 {
 					s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))

@@ -58,5 +58,5 @@ func (c *configurationStatusWriter) applyReservationAndWriteStatus(o *v1alpha1.A
 	}
 	o = o.DeepCopy()
 	o.Status = after
-	c.startStatusWrite(&configurationStatusWrite{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdateReservationStatus(ctx, o) }})
+	c.startStatusWrite(&configurationStatusWriteTask{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdateReservationStatus(ctx, o) }})
 }

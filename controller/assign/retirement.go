@@ -40,8 +40,8 @@ type poolRetirement struct {
 	isDone bool
 }
 
-// usePools takes over the pools of a new configuration. Each pool keeps its pace.
-func (r *retirement) usePools(pools []*snapshot.Pool) {
+// updateRetiringPools takes over the pools of a new configuration. Each pool keeps its pace.
+func (r *retirement) updateRetiringPools(pools []*snapshot.Pool) {
 	before := r.stateByPool
 	r.stateByPool = map[string]*poolRetirement{}
 	for _, p := range pools {
@@ -90,7 +90,7 @@ func (r *retirement) startDueTurnOfPool(state *poolRetirement, now time.Time, l 
 			r.servicesOnTurn = map[view.ObjectKey]struct{}{}
 		}
 		r.servicesOnTurn[k] = struct{}{}
-		r.workQueue.addAffected(k)
+		r.workQueue.addAffectedServices(k)
 		state.nextTurn = now.Add(state.pool.Retirement.MoveInterval)
 	}
 	next := state.nextTurn
@@ -100,9 +100,9 @@ func (r *retirement) startDueTurnOfPool(state *poolRetirement, now time.Time, l 
 	r.timer.wakeWorkerAt(next, now, r.workQueue)
 }
 
-// decideOnTurn decides about a Service. If it is its turn to give up retired addresses, it gets
-// others, if there are as many. It keeps its turn until those are written.
-func (r *ServiceWorker) decideOnTurn(v *view.Service) allocate.Decision {
+// decideServiceOnRetirementTurn decides about a Service. If it is its turn to give up retired
+// addresses, it gets others, if there are as many. It keeps its turn until those are written.
+func (r *ServiceWorker) decideServiceOnRetirementTurn(v *view.Service) allocate.Decision {
 	snap := r.configuration.Snapshot
 	if _, onTurn := r.retirement.servicesOnTurn[v.Key]; !onTurn {
 		return allocate.DecideAssignment(v, r.ledger, snap)
@@ -126,8 +126,8 @@ func (r *ServiceWorker) decideOnTurn(v *view.Service) allocate.Decision {
 	return d
 }
 
-// statusOfPool returns the progress of a pool; nil when it retires nothing.
-func (r *retirement) statusOfPool(p *snapshot.Pool, l *allocate.Ledger, snap *snapshot.Snapshot) *v1beta1.PoolRetirementStatus {
+// retirementStatusOfPool returns the progress of a pool; nil when it retires nothing.
+func (r *retirement) retirementStatusOfPool(p *snapshot.Pool, l *allocate.Ledger, snap *snapshot.Snapshot) *v1beta1.PoolRetirementStatus {
 	if p.Retirement == nil {
 		return nil
 	}

@@ -16,10 +16,10 @@ import (
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
 )
 
-// lossDetector records each Service that has no address after it had one.
-type lossDetector struct{ losses []string }
+// lostAddressDetector records each Service that has no address after it had one.
+type lostAddressDetector struct{ losses []string }
 
-func (d *lossDetector) recordServiceChange(before, after *corev1.Service) {
+func (d *lostAddressDetector) recordServiceChange(before, after *corev1.Service) {
 	if before != nil && after != nil && len(ingressAddresses(before)) > 0 && len(ingressAddresses(after)) == 0 {
 		d.losses = append(d.losses, after.Name)
 	}
@@ -66,7 +66,7 @@ func wantRetirement(t *testing.T, p *v1beta1.IPAddressPool, left, without int32)
 // and none is without an address meanwhile.
 func TestRetiredPoolGivesItsServicesOtherAddresses(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
-		d := &lossDetector{}
+		d := &lostAddressDetector{}
 		s := apitest.NewServer(d.recordServiceChange)
 		s.SetPool("old", poolSpec("192.0.2.0/28"))
 		recorder := &eventRecorder{}
@@ -123,7 +123,7 @@ func TestRetiredPoolGivesItsServicesOtherAddresses(t *testing.T) {
 // address for three Services, and one Service requests its own.
 func TestServicesStayWithoutAnotherAddress(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
-		d := &lossDetector{}
+		d := &lostAddressDetector{}
 		s := apitest.NewServer(d.recordServiceChange)
 		s.SetPool("p", poolSpec("192.0.2.0/30"))
 		c := startController(t, s, nil, ServiceWorkerOptions{})

@@ -92,7 +92,7 @@ type ServiceWorker struct {
 	seenFreedVersion, seenSharingVersion uint64
 	apiTaskQueue                         *apiTaskQueue
 	ledgerWriter                         ledgerWriter
-	unlistedWritesCloser                 unlistedWritesCloser
+	unrecordedWritesInvalidator          unrecordedWritesInvalidator
 	withheldCheckpoint                   withheldCheckpoint
 	addressProber                        addressProber
 	configurationStatusWriter            configurationStatusWriter
@@ -154,12 +154,12 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 		reloadCause:                    reloadCauseStart,
 		ledgerWriter:                   ledgerWriter{maxPendingServices: maxPendingAssignments},
 		withheldCheckpoint:             withheldCheckpoint{log: o.Log, workQueue: queue, apiTaskQueue: tasks, namespace: o.Namespace, writerIdentity: o.LedgerWriterIdentity},
-		addressProber:                  addressProber{api: o.API, log: o.Log, recordEvent: o.RecordEvent, workQueue: queue, apiTaskQueue: tasks, openProbeByAddress: map[netip.Addr]*openProbe{}},
+		addressProber:                  addressProber{api: o.API, log: o.Log, recordEvent: o.RecordEvent, workQueue: queue, apiTaskQueue: tasks, openProbeByAddress: map[netip.Addr]*unansweredProbe{}},
 		retirement:                     retirement{workQueue: queue},
 		deferredEvents:                 deferredEvents{recordEvent: o.RecordEvent, workQueue: queue},
 		configurationStatusWriter:      configurationStatusWriter{api: o.API, log: o.Log, workQueue: queue, apiTaskQueue: tasks},
 	}
-	r.unlistedWritesCloser = unlistedWritesCloser{ServiceWorkerOptions: o, isServed: r.isServiceOurs, recordOutcome: func(out writeOutcome) {
+	r.unrecordedWritesInvalidator = unrecordedWritesInvalidator{ServiceWorkerOptions: o, isServed: r.isServiceOurs, recordOutcome: func(out writeOutcome) {
 		o.Metrics.statusWritesByOutcome.WithLabelValues(out.String()).Inc()
 		r.workerState.recordAttempt(o.Now(), phaseLoading, out == outcomeWritten)
 	}}
@@ -175,7 +175,7 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 	tasks, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	published := r.ConfigurationReader.Subscribe()
-	r.workQueue.startAccepting()
+	r.workQueue.startAcceptingServices()
 	r.workQueue.wakeWorker()
 	for ctx.Err() == nil {
 		r.publishState()
@@ -191,7 +191,7 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 		r.awaitWork(ctx, tasks, published)
 	}
 	r.drainTasks(tasks, cancel)
-	r.deferredEvents.recordFirst(len(r.deferredEvents.waiting))
+	r.deferredEvents.recordFirstEvents(len(r.deferredEvents.waiting))
 	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{}, 0)
 	return nil
 }
@@ -233,7 +233,7 @@ func (r *ServiceWorker) publishState() {
 	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{
 		phaseLoading:  !r.ledgerLoaded.Load(),
 		phaseDeciding: r.ledgerLoaded.Load() && !r.workQueue.isEmpty(),
-		phaseWriting:  r.hasCommonWork(),
+		phaseWriting:  r.hasWorkBeyondSingleServices(),
 	}, open)
 }
 
@@ -259,7 +259,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	if len(letters) > 0 {
 		r.workerState.recordAttempt(r.Now(), phaseDeciding, true)
 	}
-	r.queueWaiting()
+	r.queueServicesWaitingForAddress()
 	r.retirement.startDueTurns(r.Now(), r.ledger, r.configuration.Snapshot)
 	r.addressProber.createAndDeleteProbes(ctx, r.Now(), r.ledger, r.configuration)
 	r.startLedgerSwapIfDue(ctx)

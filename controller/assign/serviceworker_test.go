@@ -120,7 +120,7 @@ func TestRestartWritesNothing(t *testing.T) {
 	})
 }
 
-func TestEditsOfAService(t *testing.T) {
+func TestAddressFollowsEditsOfAService(t *testing.T) {
 	edit := func(f func(*corev1.Service)) func(*apitest.Server) {
 		return func(s *apitest.Server) { s.EditService(serviceKey("a"), f) }
 	}

@@ -47,7 +47,7 @@ func (r *ServiceWorker) RegisterWorker(ctx context.Context, mgr manager.Manager)
 func (b *workQueue) serviceEventHandler() cache.ResourceEventHandler {
 	add := func(o any) {
 		if s, ok := o.(*corev1.Service); ok {
-			b.addChanged(view.ObjectKey{Namespace: s.Namespace, Name: s.Name})
+			b.addChangedServices(view.ObjectKey{Namespace: s.Namespace, Name: s.Name})
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
@@ -58,7 +58,7 @@ func (b *workQueue) serviceEventHandler() cache.ResourceEventHandler {
 				o = unknown.Obj
 			}
 			if s, ok := o.(*corev1.Service); ok {
-				b.addDeleted(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
+				b.addDeletedService(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
 			}
 		},
 	}
@@ -78,11 +78,11 @@ func (b *workQueue) poolEventHandler() cache.ResourceEventHandler {
 
 // NotifyServiceChanged reports that a Service is new or has changed. It may be called from any
 // goroutine, like NotifyServiceDeleted and NotifyProbesChanged.
-func (r *ServiceWorker) NotifyServiceChanged(k view.ObjectKey) { r.workQueue.addChanged(k) }
+func (r *ServiceWorker) NotifyServiceChanged(k view.ObjectKey) { r.workQueue.addChangedServices(k) }
 
 // NotifyServiceDeleted reports that this Service was deleted.
 func (r *ServiceWorker) NotifyServiceDeleted(s *corev1.Service) {
-	r.workQueue.addDeleted(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
+	r.workQueue.addDeletedService(view.ObjectKey{Namespace: s.Namespace, Name: s.Name}, s.UID)
 }
 
 // NotifyProbesChanged reports that AddressProbes changed.

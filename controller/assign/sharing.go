@@ -67,7 +67,7 @@ func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
 	rec := r.endWriteInFlightOfService(c.service)
 	rec.consecutiveFailures++
 	r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
-	r.workQueue.addChangedAfter(c.service, retryDelay(rec.consecutiveFailures))
+	r.workQueue.addChangedServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
 }
 
 // handleSharingCheckResult handles the answers of a check. An answer from before the Ledger was
@@ -76,7 +76,7 @@ func (r *ServiceWorker) handleSharingCheckResult(c *sharingCheckTask, live map[v
 	rec, s := r.endWriteInFlightOfService(c.service), live[c.service]
 	switch {
 	case c.ledgerBuildNumber != r.ledgerBuildNumber:
-		r.workQueue.addChanged(c.service)
+		r.workQueue.addChangedServices(c.service)
 		return
 	case s == nil || s.UID != rec.uid:
 		r.releaseService(c.service, "the Service is gone")
@@ -85,7 +85,7 @@ func (r *ServiceWorker) handleSharingCheckResult(c *sharingCheckTask, live map[v
 	rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(s.ResourceVersion))
 	h := &liveServiceView{view.FromService(s), s.ResourceVersion}
 	if !r.isServiceOurs(&h.Service) { // its status is cleared when the cache shows the same
-		r.workQueue.addChanged(c.service)
+		r.workQueue.addChangedServices(c.service)
 		return
 	}
 	holders := map[view.ObjectKey]*liveServiceView{}
@@ -107,7 +107,7 @@ func (r *ServiceWorker) handleSharingCheckResult(c *sharingCheckTask, live map[v
 		return
 	}
 	rec.inconclusiveSharingChecks, rec.consecutiveFailures = 0, 0
-	r.workQueue.addChanged(c.service)
+	r.workQueue.addChangedServices(c.service)
 }
 
 // recordLiveServiceUnlessBusy updates a holder from the API server and returns it. It returns nil
@@ -120,12 +120,12 @@ func (r *ServiceWorker) recordLiveServiceUnlessBusy(k view.ObjectKey, s *corev1.
 		return nil
 	case s == nil || s.UID != rec.uid:
 		r.releaseService(k, "the Service is gone")
-		r.workQueue.addChanged(k)
+		r.workQueue.addChangedServices(k)
 		return nil
 	}
 	h := &liveServiceView{view.FromService(s), s.ResourceVersion}
 	rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(h.resourceVersion))
-	r.workQueue.addChanged(k)
+	r.workQueue.addChangedServices(k)
 	if !r.isServiceOurs(&h.Service) {
 		return nil
 	}
@@ -159,11 +159,11 @@ func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 	}
 }
 
-// queueWaiting queues the Services that wait for what has changed in the Ledger since the last
-// call: all of them, or only those that may share an address. Users can change a right to share as
-// often as they like, and most Services do not share.
-func (r *ServiceWorker) queueWaiting() {
-	freed, sharing := r.ledger.FreedVersion(), r.ledger.SharingVersion()
+// queueServicesWaitingForAddress queues the Services that wait for what has changed in the Ledger
+// since the last call: all of them, or only those that may share an address. Users can change a
+// right to share as often as they like, and most Services do not share.
+func (r *ServiceWorker) queueServicesWaitingForAddress() {
+	freed, sharing := r.ledger.FreedAddressesVersion(), r.ledger.ShareableAddressesVersion()
 	all := r.retryWaitingServices || freed != r.seenFreedVersion
 	if !all && sharing == r.seenSharingVersion {
 		return
@@ -176,7 +176,7 @@ func (r *ServiceWorker) queueWaiting() {
 			return rec == nil || !rec.wantsToShare
 		})
 	}
-	r.workQueue.addAffected(keys...)
+	r.workQueue.addAffectedServices(keys...)
 }
 
 // hasLostAllContestedAddresses says whether the Service has lost each address with conflicting
@@ -236,11 +236,11 @@ func isOnlyConflict(l *allocate.Ledger, k view.ObjectKey, h *view.Service) bool 
 func (r *ServiceWorker) scheduleSharingCheckOrReload(rec *serviceRecord, k view.ObjectKey) {
 	rec.inconclusiveSharingChecks++
 	if rec.inconclusiveSharingChecks < maxInconclusiveSharingChecks {
-		r.workQueue.addChangedAfter(k, retryDelay(rec.inconclusiveSharingChecks))
+		r.workQueue.addChangedServiceAfter(k, retryDelay(rec.inconclusiveSharingChecks))
 		return
 	}
 	if wait := r.lastSharingReload.Add(sharingReloadInterval).Sub(r.Now()); wait > 0 {
-		r.workQueue.addChangedAfter(k, wait)
+		r.workQueue.addChangedServiceAfter(k, wait)
 		return
 	}
 	r.lastSharingReload = r.Now()

@@ -125,9 +125,9 @@ func TestBrokenSharingRightCausesNoList(t *testing.T) {
 	for name, tc := range sharingBreaches() {
 		t.Run(name, func(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
-				s := apitest.NewServer(newOracle().checkServiceChange)
+				s := apitest.NewServer(newAssignmentOracle().checkServiceChange)
 				s.SetPool("p", poolSpec("192.0.2.0/28", "fd00::/120"))
-				c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
+				c := startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{})
 				defer c.stopAndWait()
 				time.Sleep(5 * time.Second)
 				for _, o := range tc.services {
@@ -166,8 +166,8 @@ func TestBrokenSharingRightCausesNoList(t *testing.T) {
 	}
 }
 
-// newPromptDelivery is the delivery of a nearby API server.
-func newPromptDelivery(what string) apitest.Delivery {
+// newFastAPIServerDelivery is the delivery of a nearby API server.
+func newFastAPIServerDelivery(what string) apitest.Delivery {
 	switch what {
 	case "list": // it has many Services
 		return apitest.Delivery{RequestDelay: time.Millisecond, AnswerDelay: 2 * time.Second}
@@ -199,7 +199,7 @@ func TestRepeatedSharingEditsDelayNoOtherService(t *testing.T) {
 		for i := range 20_000 {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
+		c := startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(2 * time.Minute)
 		if n := s.CountServiceReads("list"); n != 2 { // once because the AddressLedger is new
@@ -256,9 +256,9 @@ func TestSharingServicesEditedTogether(t *testing.T) {
 	for _, first := range []string{"a", "b"} {
 		t.Run(first+" first", func(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
-				s := apitest.NewServer(newOracle().checkServiceChange)
+				s := apitest.NewServer(newAssignmentOracle().checkServiceChange)
 				s.SetPool("p", poolSpec("192.0.2.0/28"))
-				c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
+				c := startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{})
 				defer c.stopAndWait()
 				time.Sleep(5 * time.Second)
 				ports := map[string]int32{"a": 80, "b": 81}
@@ -294,7 +294,7 @@ func TestAddressLostByItsHolder(t *testing.T) {
 			if what == "watch" && slow.Load() {
 				return apitest.Delivery{AnswerDelay: 300 * time.Millisecond}
 			}
-			return newPromptDelivery(what)
+			return newFastAPIServerDelivery(what)
 		}, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Second)
@@ -326,7 +326,7 @@ func TestUnclearSharingReloadsAtMostEvery30Seconds(t *testing.T) {
 		const pairs = 4
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/24"))
-		c := startController(t, s, newPromptDelivery, ServiceWorkerOptions{})
+		c := startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Second)
 		for i := range pairs {

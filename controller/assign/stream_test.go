@@ -9,15 +9,15 @@ import (
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
 )
 
-// serviceStream is Services that come one after the other, and an API server that takes the same
-// time for each write.
-type serviceStream struct {
+// sequentialServiceCreation is Services that come one after the other, and an API server that takes
+// the same time for each write.
+type sequentialServiceCreation struct {
 	gap, write time.Duration
 }
 
 // run creates n Services. It returns how long the last-served one waited for its address, counted
 // from its creation, and how often the AddressLedger was written.
-func (v serviceStream) run(t *testing.T, n int) (longest time.Duration, ledgerWrites int) {
+func (v sequentialServiceCreation) run(t *testing.T, n int) (longest time.Duration, ledgerWrites int) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
@@ -52,10 +52,10 @@ func (v serviceStream) run(t *testing.T, n int) (longest time.Duration, ledgerWr
 	return longest, ledgerWrites
 }
 
-// TestNoServiceWaitsForAClock creates Services at different rates. One that comes when nothing is
+// TestNoServiceWaitsForATimer creates Services at different rates. One that comes when nothing is
 // under way has its address after its two writes. Any other one waits at most for the write of the
 // AddressLedger and the status writes that were under way when it came.
-func TestNoServiceWaitsForAClock(t *testing.T) {
+func TestNoServiceWaitsForATimer(t *testing.T) {
 	const write, watchStep = 4 * time.Millisecond, 500 * time.Microsecond
 	for _, tc := range []struct {
 		gap  time.Duration
@@ -64,7 +64,7 @@ func TestNoServiceWaitsForAClock(t *testing.T) {
 		{time.Second, 2 * write}, {100 * time.Millisecond, 2 * write}, {25 * time.Millisecond, 2 * write}, {10 * time.Millisecond, 2 * write},
 		{3 * time.Millisecond, 4 * write}, {500 * time.Microsecond, 4 * write},
 	} {
-		if longest, _ := (serviceStream{tc.gap, write}).run(t, 120); longest > tc.most+watchStep {
+		if longest, _ := (sequentialServiceCreation{tc.gap, write}).run(t, 120); longest > tc.most+watchStep {
 			t.Errorf("one Service every %s: it takes up to %s until it has its address, want at most %s", tc.gap, longest, tc.most)
 		}
 	}
@@ -74,7 +74,7 @@ func TestNoServiceWaitsForAClock(t *testing.T) {
 // before and before the end of its status write. None waits for that.
 func TestServicesThatComeOneByOneDoNotWaitForOthers(t *testing.T) {
 	const write, watchStep = 15 * time.Millisecond, 500 * time.Microsecond
-	if longest, _ := (serviceStream{25 * time.Millisecond, write}).run(t, 120); longest > 2*write+watchStep {
+	if longest, _ := (sequentialServiceCreation{25 * time.Millisecond, write}).run(t, 120); longest > 2*write+watchStep {
 		t.Errorf("it takes up to %s until a Service has its address, want the time of its two writes, %s", longest, 2*write)
 	}
 }
@@ -87,7 +87,7 @@ func TestStreamOfServicesSharesLedgerWrites(t *testing.T) {
 	for perSecond, write := range map[int]time.Duration{
 		20: 90 * time.Millisecond, 30: 60 * time.Millisecond, 40: 45 * time.Millisecond, 100: 18 * time.Millisecond, 1000: 4 * time.Millisecond,
 	} {
-		v := serviceStream{time.Second / time.Duration(perSecond), write}
+		v := sequentialServiceCreation{time.Second / time.Duration(perSecond), write}
 		longest, writes := v.run(t, n)
 		if writes*10 > n*3 {
 			t.Errorf("%d Services a second, %s for each write: %d writes of the AddressLedger for %d Services, more than 0.3 each", perSecond, write, writes, n)

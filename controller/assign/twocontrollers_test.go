@@ -30,7 +30,7 @@ type assignmentOracle struct {
 	faults                     []string
 }
 
-func newOracle() *assignmentOracle {
+func newAssignmentOracle() *assignmentOracle {
 	return &assignmentOracle{serviceByKey: map[view.ObjectKey]*corev1.Service{}, isAddressChangeAllowed: map[view.ObjectKey]bool{}, sharingKeysWithEditedPorts: map[string]bool{}}
 }
 
@@ -119,7 +119,7 @@ func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
 	setDefaultRapidCheckCount(t, "400")
 	rapid.Check(t, func(rt *rapid.T) {
 		h := historyGenerator().Draw(rt, "history")
-		o := newOracle()
+		o := newAssignmentOracle()
 		var leaks []string
 		runWithFakeTime(t, func(t *testing.T) {
 			w := newHarness(t, o, h.seed)

@@ -23,8 +23,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// runAsLeader runs a controller without leader election until the test ends.
-func runAsLeader(t *testing.T, config *rest.Config, scheme *runtime.Scheme, identity string) {
+// runWithoutLeaderElection runs a controller without leader election until the test ends.
+func runWithoutLeaderElection(t *testing.T, config *rest.Config, scheme *runtime.Scheme, identity string) {
 	t.Helper()
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"},
@@ -71,7 +71,7 @@ func testTwoLeadersAssignNoAddressTwice(ctx context.Context, t *testing.T, confi
 		t.Fatal(err)
 	}
 	for _, identity := range []string{"one", "two"} {
-		runAsLeader(t, config, direct.Scheme(), identity)
+		runWithoutLeaderElection(t, config, direct.Scheme(), identity)
 	}
 	const n = 100
 	var g errgroup.Group

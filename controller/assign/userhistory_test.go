@@ -76,8 +76,8 @@ func (c *randomNetwork) nextDelivery(what string) apitest.Delivery {
 	return w
 }
 
-// requestLands says whether a request arrives whose sender was killed.
-func (c *randomNetwork) requestLands() bool {
+// arrivesAfterSenderWasKilled says whether a request arrives whose sender was killed.
+func (c *randomNetwork) arrivesAfterSenderWasKilled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.rand.IntN(2) == 0
@@ -258,9 +258,9 @@ func (w *harness) changeAddressRequestOfService(s historyStep) {
 	}
 }
 
-// changeRefusals lets the API server refuse what concerns one Service, as a policy or a webhook of
-// the cluster does, or allows all.
-func (w *harness) changeRefusals(s historyStep) {
+// changeAPIServerRefusals lets the API server refuse what concerns one Service, as a policy or a
+// webhook of the cluster does, or allows all.
+func (w *harness) changeAPIServerRefusals(s historyStep) {
 	name := fmt.Sprint("s", s.targetIndex)
 	refuse := func(err error) {
 		w.server.RefuseServiceWrites(func(o *corev1.Service) error {
@@ -272,7 +272,7 @@ func (w *harness) changeRefusals(s historyStep) {
 	}
 	switch s.action {
 	case "refuse entry":
-		w.server.RefuseLedgerWrites(refuseServices(name))
+		w.server.RefuseLedgerWrites(refuseLedgerEntriesOfServices(name))
 	case "refuse status":
 		refuse(errRefusedByTest)
 	case "fail status":
@@ -307,11 +307,11 @@ func (w *harness) runStep(s historyStep) {
 		c.stopAndWait()
 		w.controllers[s.targetIndex%2] = nil
 	case c != nil && s.action == "kill": // its sent requests may arrive
-		c.killAndWait(w.network.requestLands)
+		c.killAndWait(w.network.arrivesAfterSenderWasKilled)
 		w.controllers[s.targetIndex%2] = nil
 	default:
 		w.changeAddressRequestOfService(s)
-		w.changeRefusals(s)
+		w.changeAPIServerRefusals(s)
 	}
 	time.Sleep(s.delayAfter)
 }
@@ -322,7 +322,7 @@ func (w *harness) recoverAndWait() {
 	w.network.isReliable = true
 	w.network.mu.Unlock()
 	w.setUsualPools("")
-	w.changeRefusals(historyStep{action: "allow"})
+	w.changeAPIServerRefusals(historyStep{action: "allow"})
 	for i := range w.controllers {
 		w.runStep(historyStep{action: "start", targetIndex: i})
 		w.runStep(historyStep{action: "resume", targetIndex: i})
@@ -375,7 +375,7 @@ func (w *harness) findFinalFaults() []string {
 		if len(v.RequestedAddresses)+len(v.AddressesToExchange) > 0 || v.RequestedPool != "" {
 			continue // it may wait for an address of another Service
 		}
-		out = append(out, findWaitingFaults(&v, s, has, free)...)
+		out = append(out, describeUnassignedFreeAddresses(&v, s, has, free)...)
 	}
 	return append(out, w.findUnallowedSharing()...)
 }
@@ -397,8 +397,8 @@ func (w *harness) findUnallowedSharing() []string {
 	return out
 }
 
-// findWaitingFaults says which addresses a Service lacks although they are free.
-func findWaitingFaults(v *view.Service, s *corev1.Service, has map[ipfamily.Family]int, free map[ipfamily.Family][]netip.Addr) []string {
+// describeUnassignedFreeAddresses says which addresses a Service lacks although they are free.
+func describeUnassignedFreeAddresses(v *view.Service, s *corev1.Service, has map[ipfamily.Family]int, free map[ipfamily.Family][]netip.Addr) []string {
 	var lacks []ipfamily.Family
 	for _, f := range v.ClusterIPFamilies() {
 		if has[f] == 0 {

@@ -89,7 +89,7 @@ func (m *withheldCheckpoint) saveIfChanged(now time.Time, l *allocate.Ledger, le
 		}
 		return
 	}
-	w := &withheldWrite{ledgerObject: m.ledgerObject.DeepCopy(), checkpointVersion: l.CheckpointVersion(), ledgerBuildNumber: ledgerBuildNumber}
+	w := &withheldAddressesWriteTask{ledgerObject: m.ledgerObject.DeepCopy(), checkpointVersion: l.CheckpointVersion(), ledgerBuildNumber: ledgerBuildNumber}
 	w.ledgerObject.Spec.Writer, w.ledgerObject.Spec.Withheld = m.writerIdentity, nil
 	for _, e := range l.CheckpointEntries(maxWithheldEntries) {
 		w.ledgerObject.Spec.Withheld = append(w.ledgerObject.Spec.Withheld, v1alpha1.WithheldAddress{
@@ -102,8 +102,8 @@ func (m *withheldCheckpoint) saveIfChanged(now time.Time, l *allocate.Ledger, le
 	m.apiTaskQueue.enqueueTask(w)
 }
 
-// withheldWrite writes the withheld addresses.
-type withheldWrite struct {
+// withheldAddressesWriteTask writes the withheld addresses.
+type withheldAddressesWriteTask struct {
 	ledgerObject      *v1alpha1.AddressLedger
 	checkpointVersion uint64
 	ledgerBuildNumber int
@@ -111,7 +111,7 @@ type withheldWrite struct {
 
 // runTask implements apiRequestTask. After a conflict the next attempt overwrites the newest
 // object: the current leader knows more than the previous one.
-func (w *withheldWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
+func (w *withheldAddressesWriteTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	now, err := api.CompareAndSwapLedger(ctx, w.ledgerObject)
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		if read, again := api.ReadOrCreateLedger(ctx, names.WithheldLedger); again == nil {
@@ -126,7 +126,7 @@ func (w *withheldWrite) runTask(ctx context.Context, api WorkerAPI) taskResultHa
 // handleSaveResult handles the result of a write. object is the newest known one, or nil.
 // ledgerBuildNumber is that of the current Ledger: if it was rebuilt since, its CheckpointVersion
 // cannot be compared with the one that was written.
-func (m *withheldCheckpoint) handleSaveResult(w *withheldWrite, object *v1alpha1.AddressLedger, ledgerBuildNumber int, err error) {
+func (m *withheldCheckpoint) handleSaveResult(w *withheldAddressesWriteTask, object *v1alpha1.AddressLedger, ledgerBuildNumber int, err error) {
 	m.writeInFlight = false
 	if object != nil {
 		m.ledgerObject = object

@@ -13,8 +13,8 @@ import (
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
 )
 
-// coolingPoolSpec returns a pool with a cool-down of an hour.
-func coolingPoolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
+// cooldownPoolSpec returns a pool with a cool-down of an hour.
+func cooldownPoolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
 	p := poolSpec(addresses...)
 	p.Gantry = &v1beta1.PoolExtension{Cooldown: &metav1.Duration{Duration: time.Hour}}
 	return p
@@ -23,7 +23,7 @@ func coolingPoolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
 func TestCooldownSurvivesARestart(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
-		s.SetPool("p", coolingPoolSpec("192.0.2.0/30"))
+		s.SetPool("p", cooldownPoolSpec("192.0.2.0/30"))
 		c := startController(t, s, nil, ServiceWorkerOptions{})
 		for _, name := range []string{"a", "b"} {
 			s.CreateService(newLoadBalancer(name))
@@ -67,7 +67,7 @@ func TestCooldownSurvivesARestart(t *testing.T) {
 func startControllerAndCreateServices(t *testing.T, n int) (*apitest.Server, *runningController) {
 	t.Helper()
 	s := apitest.NewServer(nil)
-	s.SetPool("p", coolingPoolSpec("10.0.0.0/16"))
+	s.SetPool("p", cooldownPoolSpec("10.0.0.0/16"))
 	c := startController(t, s, nil, ServiceWorkerOptions{})
 	for i := range n {
 		s.CreateService(newLoadBalancer("s" + strconv.Itoa(i)))
@@ -136,7 +136,7 @@ func TestLostWithheldLedgerLosesOnlyItsEntries(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
 				s := apitest.NewServer(nil)
-				s.SetPool("p", coolingPoolSpec("192.0.2.0/30"))
+				s.SetPool("p", cooldownPoolSpec("192.0.2.0/30"))
 				c := startController(t, s, nil, ServiceWorkerOptions{})
 				defer c.stopAndWait()
 				for _, name := range []string{"a", "b"} {

@@ -125,8 +125,8 @@ func TestMetricsShowAStuckWorker(t *testing.T) {
 	})
 }
 
-// TestFailedReadingIsNoReload fails to read all Services for a while.
-func TestFailedReadingIsNoReload(t *testing.T) {
+// TestFailedLoadIsNotCountedAsReload fails to read all Services for a while.
+func TestFailedLoadIsNotCountedAsReload(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		var away atomic.Bool
@@ -148,9 +148,9 @@ func TestFailedReadingIsNoReload(t *testing.T) {
 	})
 }
 
-// TestLostAnswerIsNotALongWait loses the answer of the first write of an address. Much later a user
-// clears the status, and the address is written again.
-func TestLostAnswerIsNotALongWait(t *testing.T) {
+// TestLostAnswerIsNotALongAssignmentDelay loses the answer of the first write of an address. Much
+// later a user clears the status, and the address is written again.
+func TestLostAnswerIsNotALongAssignmentDelay(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/24"))

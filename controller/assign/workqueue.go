@@ -11,8 +11,8 @@ import (
 )
 
 // workQueue collects what the worker has to do, each Service once however often it changed. It may
-// be used from any goroutine. It accepts Services only after startAccepting, because a controller
-// that is not the leader has nothing to do.
+// be used from any goroutine. It accepts Services only after startAcceptingServices, because a
+// controller that is not the leader has nothing to do.
 type workQueue struct {
 	wakeSignal *latest.Wake // of the worker
 
@@ -60,7 +60,7 @@ func newWorkQueue() *workQueue {
 	return &workQueue{wakeSignal: latest.NewWake(), deletedUIDs: map[view.ObjectKey]types.UID{}}
 }
 
-func (b *workQueue) startAccepting() {
+func (b *workQueue) startAcceptingServices() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.accepting = true
@@ -83,13 +83,13 @@ func (t *wakeTimer) wakeWorkerAt(due, now time.Time, b *workQueue) {
 	}
 }
 
-// addChangedAfter adds a Service after d, as one that changed.
-func (b *workQueue) addChangedAfter(k view.ObjectKey, d time.Duration) {
-	time.AfterFunc(d, func() { b.addChanged(k) })
+// addChangedServiceAfter adds a Service after d, as one that changed.
+func (b *workQueue) addChangedServiceAfter(k view.ObjectKey, d time.Duration) {
+	time.AfterFunc(d, func() { b.addChangedServices(k) })
 }
 
-// addChanged adds Services that changed.
-func (b *workQueue) addChanged(keys ...view.ObjectKey) {
+// addChangedServices adds Services that changed.
+func (b *workQueue) addChangedServices(keys ...view.ObjectKey) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.accepting {
@@ -101,8 +101,8 @@ func (b *workQueue) addChanged(keys ...view.ObjectKey) {
 	b.wakeWorker()
 }
 
-// addAffected adds Services that may be affected by a change elsewhere.
-func (b *workQueue) addAffected(keys ...view.ObjectKey) {
+// addAffectedServices adds Services that may be affected by a change elsewhere.
+func (b *workQueue) addAffectedServices(keys ...view.ObjectKey) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, k := range keys {
@@ -111,8 +111,8 @@ func (b *workQueue) addAffected(keys ...view.ObjectKey) {
 	b.wakeWorker()
 }
 
-// addDeleted adds a deleted Service by its UID: another Service may already have its name.
-func (b *workQueue) addDeleted(k view.ObjectKey, uid types.UID) {
+// addDeletedService adds a deleted Service by its UID: another Service may already have its name.
+func (b *workQueue) addDeletedService(k view.ObjectKey, uid types.UID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.accepting {

@@ -38,7 +38,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 	// The write stays in flight and its assignment pending until the result is known.
 	if o == outcomeMaybeWritten {
 		w.mayBeWrittenByEarlierAttempt, w.errorAnswered = true, apierrors.IsInternalError(err)
-		r.ledger.AssumeWritten(k)
+		r.ledger.AssumeAddressesWritten(k)
 		rec.consecutiveFailures++
 		w.failedAttempts++
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
@@ -63,13 +63,13 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		r.reportDecision(w)
 	}
 	if w.ledgerBuildNumber != r.ledgerBuildNumber { // the Ledger has been rebuilt since
-		r.workQueue.addChanged(k)
+		r.workQueue.addChangedServices(k)
 		return
 	}
 	switch o {
 	case outcomeWritten:
 		if w.clearsStatusOfUnservedService && w.onlyChangesResourceVersion {
-			r.workQueue.addChanged(k)
+			r.workQueue.addChangedServices(k)
 			return
 		}
 		if w.clearsStatusOfUnservedService {
@@ -87,13 +87,13 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		r.releaseService(k, "the Service was deleted")
 	case outcomeConflict: // another writer changed the Service: its current content counts
 		r.revertLedgerToServiceStatus(w, now)
-		r.workQueue.addChanged(k)
+		r.workQueue.addChangedServices(k)
 	case outcomeRefused:
 		rec.consecutiveFailures++
 		rec.refusedVersion, rec.retryAt = base, r.Now().Add(retryDelay(rec.consecutiveFailures))
 		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.revertLedgerToServiceStatus(w, w.serviceBefore)
-		r.workQueue.addChangedAfter(k, retryDelay(rec.consecutiveFailures))
+		r.workQueue.addChangedServiceAfter(k, retryDelay(rec.consecutiveFailures))
 	}
 }
 

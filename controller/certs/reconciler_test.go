@@ -32,9 +32,9 @@ var testWebhookObjectNames = certs.WebhookObjectNames{
 	Namespace: names.Namespace, ServiceName: names.WebhookService, CertificateSecretName: names.WebhookSecret, ValidatingWebhookConfigurationName: names.WebhookConfiguration,
 }
 
-// startCertificateKeeper runs a Keeper in a manager of its own, as a controller that is not the
+// startCertificateReconciler runs a Keeper in a manager of its own, as a controller that is not the
 // leader does.
-func startCertificateKeeper(t *testing.T, rc *rest.Config, now func() time.Time) *certs.WebhookCertificateReconciler {
+func startCertificateReconciler(t *testing.T, rc *rest.Config, now func() time.Time) *certs.WebhookCertificateReconciler {
 	t.Helper()
 	skipValidation := true
 	mgr, err := ctrl.NewManager(rc, ctrl.Options{
@@ -149,7 +149,7 @@ func TestAllControllersServeSameTrustedCertificate(t *testing.T) {
 	if err := api.Create(ctx, newWebhookConfiguration()); err != nil {
 		t.Fatal(err)
 	}
-	a, b := startCertificateKeeper(t, rc, now), startCertificateKeeper(t, rc, now)
+	a, b := startCertificateReconciler(t, rc, now), startCertificateReconciler(t, rc, now)
 	var cert *x509.Certificate
 	awaitAgreement := func(what string, not *x509.Certificate) {
 		t.Helper()

@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	// serviceNetworksInterval is how often the ServiceCIDRs are read. They hardly ever change.
-	serviceNetworksInterval = 5 * time.Minute
+	// serviceCIDRReadInterval is how often the ServiceCIDRs are read. They hardly ever change.
+	serviceCIDRReadInterval = 5 * time.Minute
 	// failedReadRetryDelay is how long to wait after a failed reading.
 	failedReadRetryDelay = 10 * time.Second
 )
@@ -68,8 +68,9 @@ func (r *Reader) LatestAddresses() []snapshot.ClusterAddress {
 	return out
 }
 
-// AddAddresses returns a function that reads the same objects and adds the addresses.
-func (r *Reader) AddAddresses(read func(context.Context) (snapshot.Objects, error)) func(context.Context) (snapshot.Objects, error) {
+// WrapReadWithClusterAddresses returns a function that reads the same objects and adds the
+// addresses.
+func (r *Reader) WrapReadWithClusterAddresses(read func(context.Context) (snapshot.Objects, error)) func(context.Context) (snapshot.Objects, error) {
 	return func(ctx context.Context) (snapshot.Objects, error) {
 		o, err := read(ctx)
 		o.ClusterAddresses = r.LatestAddresses()
@@ -94,8 +95,8 @@ func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, notify
 	return nil
 }
 
-// CompactNode removes from a Node in the cache what this package does not read.
-func CompactNode(o any) (any, error) {
+// StripUnreadNodeFields removes from a Node in the cache what this package does not read.
+func StripUnreadNodeFields(o any) (any, error) {
 	n, ok := o.(*corev1.Node)
 	if !ok {
 		return o, nil
@@ -173,7 +174,7 @@ func (*Reader) NeedLeaderElection() bool { return false }
 // Start reads the ServiceCIDRs until ctx ends.
 func (r *Reader) Start(ctx context.Context) error {
 	for {
-		wait := serviceNetworksInterval
+		wait := serviceCIDRReadInterval
 		if err := r.readServiceNetworks(ctx); err != nil && ctx.Err() == nil {
 			r.Log.Info("reading the Service networks; pools with their addresses are not reported meanwhile", "error", err, "again", failedReadRetryDelay)
 			wait = failedReadRetryDelay

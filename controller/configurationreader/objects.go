@@ -90,7 +90,7 @@ func (r *Reader) namespaceEventHandler() cache.ResourceEventHandler {
 			o = unknown.Obj
 		}
 		n, ok := o.(client.Object)
-		if !ok || r.mayNamespaceCount(func(c *Configuration) bool { return slices.Contains(c.matchNamespaceSelectors(n.GetLabels()), true) }) {
+		if !ok || r.mayNamespaceChangeConfiguration(func(c *Configuration) bool { return slices.Contains(c.matchNamespaceSelectors(n.GetLabels()), true) }) {
 			r.NotifyChanged()
 		}
 	}
@@ -102,7 +102,7 @@ func (r *Reader) namespaceEventHandler() cache.ResourceEventHandler {
 			if ok1 && ok2 && maps.Equal(before.GetLabels(), after.GetLabels()) {
 				return
 			}
-			if !ok1 || !ok2 || r.mayNamespaceCount(func(c *Configuration) bool {
+			if !ok1 || !ok2 || r.mayNamespaceChangeConfiguration(func(c *Configuration) bool {
 				return !slices.Equal(c.matchNamespaceSelectors(before.GetLabels()), c.matchNamespaceSelectors(after.GetLabels()))
 			}) {
 				r.NotifyChanged()
@@ -111,9 +111,10 @@ func (r *Reader) namespaceEventHandler() cache.ResourceEventHandler {
 	}
 }
 
-// mayNamespaceCount reports whether a change of a Namespace counts by the published configuration.
-// It does while another change waits to be read, because that one may bring a new selector.
-func (r *Reader) mayNamespaceCount(counts func(*Configuration) bool) bool {
+// mayNamespaceChangeConfiguration reports whether a change of a Namespace counts by the published
+// configuration. It does while another change waits to be read, because that one may bring a new
+// selector.
+func (r *Reader) mayNamespaceChangeConfiguration(counts func(*Configuration) bool) bool {
 	// The order matters: what is published has all changes that were read before.
 	if r.HasUnreadChange() {
 		return true

@@ -127,9 +127,9 @@ func TestEditsInQuickSuccessionAreOneReading(t *testing.T) {
 	})
 }
 
-// TestChangeDuringTheDelayWaits edits an object right after a reading. The change waits until it is
-// read, and the subscriber wakes then.
-func TestChangeDuringTheDelayWaits(t *testing.T) {
+// TestChangeDuringCollectDelayIsReadLater edits an object right after a reading. The change waits
+// until it is read, and the subscriber wakes then.
+func TestChangeDuringCollectDelayIsReadLater(t *testing.T) {
 	runReader(t, func(t *testing.T, h *harness) {
 		published := h.Subscribe()
 		<-published
@@ -144,9 +144,9 @@ func TestChangeDuringTheDelayWaits(t *testing.T) {
 	})
 }
 
-// TestOnlyWhatDecidesAssignmentsWaits edits an advertisement or a pool right after a reading: only
-// the pool's edit is a change that an assignment must wait for.
-func TestOnlyWhatDecidesAssignmentsWaits(t *testing.T) {
+// TestOnlyAssignmentChangesCountAsUnread edits an advertisement or a pool right after a reading:
+// only the pool's edit is a change that an assignment must wait for.
+func TestOnlyAssignmentChangesCountAsUnread(t *testing.T) {
 	runReader(t, func(t *testing.T, h *harness) {
 		h.NotifyAnnouncementChanged()
 		synctest.Wait()
@@ -258,7 +258,7 @@ func TestLastGoodStateStaysInForce(t *testing.T) {
 	})
 }
 
-func TestConfigurationKnowsWhatIsNewer(t *testing.T) {
+func TestIsUpToDateWithDetectsNewerObject(t *testing.T) {
 	runReader(t, func(t *testing.T, h *harness) {
 		c, _ := h.LatestConfiguration()
 		for name, tt := range map[string]struct {

@@ -53,7 +53,7 @@ func (r *SeriesRecorder) RecordSeriesEvent(ctx context.Context, about *corev1.Se
 
 func (r *SeriesRecorder) writeEvent(ctx context.Context, about *corev1.Service, kind, reason, text string) error {
 	now := metav1.NewMicroTime(r.options.Now())
-	key := client.ObjectKey{Namespace: about.Namespace, Name: seriesName(about, kind, reason, text)}
+	key := client.ObjectKey{Namespace: about.Namespace, Name: eventNameOfSeries(about, kind, reason, text)}
 	e := &eventsv1.Event{
 		ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name},
 		EventTime:  now, ReportingController: names.ControllerEventSource, ReportingInstance: r.instance,
@@ -75,8 +75,9 @@ func (r *SeriesRecorder) writeEvent(ctx context.Context, about *corev1.Service, 
 	return r.options.Client.Patch(ctx, e, base)
 }
 
-// seriesName returns the name of the event. It is the same for equal events about one Service.
-func seriesName(about *corev1.Service, kind, reason, text string) string {
+// eventNameOfSeries returns the name of the event. It is the same for equal events about one
+// Service.
+func eventNameOfSeries(about *corev1.Service, kind, reason, text string) string {
 	sum := sha256.Sum256([]byte(fmt.Sprintf("%s/%s/%s/%s", about.UID, kind, reason, text)))
 	return about.Name + "." + hex.EncodeToString(sum[:8])
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-var testStart = time.Unix(1e9, 0)
+var testStartTime = time.Unix(1e9, 0)
 
 func TestNoSpeakerGetsMessagesWithUnknownKey(t *testing.T) {
 	s := &corev1.Secret{
@@ -34,7 +34,7 @@ func TestNoSpeakerGetsMessagesWithUnknownKey(t *testing.T) {
 	steps := 0
 	for at := time.Duration(0); at < time.Hour; at += rotationCheckInterval {
 		before := s.DeepCopy()
-		if applyRotationStep(s, fmt.Appendf(nil, "a new key of step %d", steps), 0, testStart.Add(at)) == "" {
+		if applyRotationStep(s, fmt.Appendf(nil, "a new key of step %d", steps), 0, testStartTime.Add(at)) == "" {
 			continue
 		}
 		steps++
@@ -49,26 +49,26 @@ func TestNoSpeakerGetsMessagesWithUnknownKey(t *testing.T) {
 
 func TestKeyIsRotatedPeriodically(t *testing.T) {
 	s := &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(testStart)},
+		ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(testStartTime)},
 		Data:       map[string][]byte{names.GossipKeySecretEntry: []byte("the first key")},
 	}
 	steps := 0
 	for at := time.Duration(0); at < 25*time.Hour; at += rotationCheckInterval {
-		if applyRotationStep(s, []byte("a new key"), 12*time.Hour, testStart.Add(at)) != "" {
+		if applyRotationStep(s, []byte("a new key"), 12*time.Hour, testStartTime.Add(at)) != "" {
 			steps++
 		}
 	}
 	if steps != 6 {
 		t.Errorf("%d steps in 25 hours with an interval of 12 hours, want 6", steps)
 	}
-	if step := applyRotationStep(s, nil, 0, testStart.Add(1000*time.Hour)); step != "" {
+	if step := applyRotationStep(s, nil, 0, testStartTime.Add(1000*time.Hour)); step != "" {
 		t.Errorf("without an interval and a request: %s", step)
 	}
 }
 
 func TestRequestedRotationFirstAddsTheNextKey(t *testing.T) {
 	c := fake.NewClientBuilder().Build()
-	k := NewKeeper(Options{Client: c, Reader: c, Log: slog.New(slog.DiscardHandler), Namespace: names.Namespace, Now: func() time.Time { return testStart }})
+	k := NewKeeper(Options{Client: c, Reader: c, Log: slog.New(slog.DiscardHandler), Namespace: names.Namespace, Now: func() time.Time { return testStartTime }})
 	if err := k.createSecret(t.Context()); err != nil {
 		t.Fatal(err)
 	}

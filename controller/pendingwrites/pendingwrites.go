@@ -96,13 +96,13 @@ func (f *Set) RemoveClosedPending(version func(view.ObjectKey) (string, bool)) [
 			f.removePending(k)
 		}
 	}
-	return f.OpenPending()
+	return f.ListOpenPending()
 }
 
-// OpenPending returns the open assignments, sorted by Service.
-func (f *Set) OpenPending() []PendingStatusWrite { return sortedPending(f.pendingByService) }
+// ListOpenPending returns the open assignments, sorted by Service.
+func (f *Set) ListOpenPending() []PendingStatusWrite { return sortPendingByService(f.pendingByService) }
 
-func sortedPending(all map[view.ObjectKey]PendingStatusWrite) []PendingStatusWrite {
+func sortPendingByService(all map[view.ObjectKey]PendingStatusWrite) []PendingStatusWrite {
 	out := slices.Collect(maps.Values(all))
 	slices.SortFunc(out, func(a, b PendingStatusWrite) int { return a.Service.Compare(b.Service) })
 	return out
@@ -155,16 +155,16 @@ func (f *Set) HasPendingForService(k view.ObjectKey) bool {
 	return ok
 }
 
-// MergedPendingWithBatch returns what the object should contain when the assignments of a batch are
+// MergePendingWithBatch returns what the object should contain when the assignments of a batch are
 // added to the open ones, sorted by Service, without those that it leaves out. The Set changes
 // only with RecordBatchWrittenToObject.
-func (f *Set) MergedPendingWithBatch(batch []PendingStatusWrite) []PendingStatusWrite {
+func (f *Set) MergePendingWithBatch(batch []PendingStatusWrite) []PendingStatusWrite {
 	all := maps.Clone(f.pendingByService)
 	for k := range f.servicesOmittedFromObject {
 		delete(all, k)
 	}
 	f.mergeBatchInto(all, batch)
-	return sortedPending(all)
+	return sortPendingByService(all)
 }
 
 // PendingOfBatchOnly returns the assignments of a batch, merged with the open ones of the same
@@ -172,7 +172,7 @@ func (f *Set) MergedPendingWithBatch(batch []PendingStatusWrite) []PendingStatus
 func (f *Set) PendingOfBatchOnly(batch []PendingStatusWrite) []PendingStatusWrite {
 	all := make(map[view.ObjectKey]PendingStatusWrite, len(batch))
 	f.mergeBatchInto(all, batch)
-	return sortedPending(all)
+	return sortPendingByService(all)
 }
 
 func (f *Set) mergeBatchInto(all map[view.ObjectKey]PendingStatusWrite, batch []PendingStatusWrite) {

@@ -33,8 +33,8 @@ func TestPendingStaysUntilItIsClosed(t *testing.T) {
 	wantPending(t, "after reading the Services", left, newPending("under-way", "3", "192.0.2.3"))
 
 	batch := []PendingStatusWrite{newPending("new", "7", "192.0.2.1")}
-	wantPending(t, "the next object", f.MergedPendingWithBatch(batch), newPending("new", "7", "192.0.2.1"), newPending("under-way", "3", "192.0.2.3"))
-	wantPending(t, "before it is written", f.MergedPendingWithBatch(nil), newPending("under-way", "3", "192.0.2.3"))
+	wantPending(t, "the next object", f.MergePendingWithBatch(batch), newPending("new", "7", "192.0.2.1"), newPending("under-way", "3", "192.0.2.3"))
+	wantPending(t, "before it is written", f.MergePendingWithBatch(nil), newPending("under-way", "3", "192.0.2.3"))
 	f.RecordBatchWrittenToObject(batch)
 	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "new"}, "6")
 	if f.CountPending() != 2 {
@@ -42,15 +42,15 @@ func TestPendingStaysUntilItIsClosed(t *testing.T) {
 	}
 	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "new"}, "7")
 	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "under-way"}, "")
-	wantPending(t, "when all is settled", f.MergedPendingWithBatch(nil))
+	wantPending(t, "when all is settled", f.MergePendingWithBatch(nil))
 }
 
 func TestPendingAddressesOfSameBaseAreMerged(t *testing.T) {
 	f := NewSet([]PendingStatusWrite{newPending("s", "3", "192.0.2.1")})
 	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "3", "192.0.2.2")})
-	wantPending(t, "two writes on one base", f.MergedPendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	wantPending(t, "two writes on one base", f.MergePendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
 	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "4", "192.0.2.5")})
-	wantPending(t, "on a later base the older cannot arrive", f.MergedPendingWithBatch(nil), newPending("s", "4", "192.0.2.5"))
+	wantPending(t, "on a later base the older cannot arrive", f.MergePendingWithBatch(nil), newPending("s", "4", "192.0.2.5"))
 }
 
 func serviceKey(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
@@ -67,13 +67,13 @@ func TestRefusedWriteKeepsAddressesOfOtherController(t *testing.T) {
 	}
 	f.RecordBatchWrittenToObject([]PendingStatusWrite{ours})
 	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "2")
-	wantPending(t, "a refusal on another base", f.MergedPendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	wantPending(t, "a refusal on another base", f.MergePendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
 	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "3")
-	wantPending(t, "after our write was refused", f.MergedPendingWithBatch(nil), theirs)
+	wantPending(t, "after our write was refused", f.MergePendingWithBatch(nil), theirs)
 
 	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "4", "192.0.2.3")})
 	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "4")
-	wantPending(t, "on a later base theirs cannot arrive", f.MergedPendingWithBatch(nil))
+	wantPending(t, "on a later base theirs cannot arrive", f.MergePendingWithBatch(nil))
 }
 
 func TestLaterVersionClosesAPendingAssignment(t *testing.T) {
@@ -129,9 +129,9 @@ func TestPendingSurvivesDeletedOrReplacedLedgerObject(t *testing.T) {
 	}
 }
 
-// TestVersionsThatAreNoNumbers: a version that cannot be compared closes an assignment when it
-// differs from the base.
-func TestVersionsThatAreNoNumbers(t *testing.T) {
+// TestOtherNonNumericVersionClosesPending: a version that cannot be compared closes an assignment
+// when it differs from the base.
+func TestOtherNonNumericVersionClosesPending(t *testing.T) {
 	for version, want := range map[string]int{"base": 1, "other": 0, "12": 0, "": 0} {
 		f := NewSet([]PendingStatusWrite{newPending("s", "base", "192.0.2.1")})
 		if got := f.PendingAddressesOfService(serviceKey("s"), version); len(got) != want {
@@ -148,7 +148,7 @@ func TestVersionsThatAreNoNumbers(t *testing.T) {
 	}
 }
 
-func TestLaterBaseOfAPendingAssignment(t *testing.T) {
+func TestPendingOnLaterVersionIsRecognized(t *testing.T) {
 	f := NewSet([]PendingStatusWrite{newPending("s", "10", "192.0.2.1")})
 	for version, want := range map[string]bool{"9": true, "10": false, "11": false} {
 		if got := f.HasPendingOnLaterResourceVersion(serviceKey("s"), version); got != want {
@@ -169,28 +169,28 @@ func TestOmittedPendingStaysOpen(t *testing.T) {
 	wantPending(t, "an object with the batch only", f.PendingOfBatchOnly(batch), third)
 	f.OmitAllFromObjectExcept(batch)
 	f.RecordBatchWrittenToObject(batch)
-	wantPending(t, "the open assignments", f.OpenPending(), first, second, third)
-	wantPending(t, "the next object", f.MergedPendingWithBatch(nil), third)
+	wantPending(t, "the open assignments", f.ListOpenPending(), first, second, third)
+	wantPending(t, "the next object", f.MergePendingWithBatch(nil), third)
 	if f.CountOmittedFromObject() != 2 || f.ObjectContainsPending(first) || !f.ObjectContainsPending(third) {
 		t.Error("the object should lack the first two, and have the third")
 	}
 	again := NewSet([]PendingStatusWrite{third})
 	again.KeepPendingOfEarlierSet(f)
-	wantPending(t, "the open assignments after reading the object", again.OpenPending(), first, second, third)
-	wantPending(t, "the next object after reading it", again.MergedPendingWithBatch(nil), third)
+	wantPending(t, "the open assignments after reading the object", again.ListOpenPending(), first, second, third)
+	wantPending(t, "the next object after reading it", again.MergePendingWithBatch(nil), third)
 	again.RecordBatchWrittenToObject(nil)
 	if again.CountOmittedFromObject() != 2 || again.ObjectContainsPending(first) || !again.ObjectContainsPending(third) {
 		t.Error("after reading the object it should lack the first two, and have the third")
 	}
 	f.ClosePendingWithBase(serviceKey("first"), "3")
-	wantPending(t, "when the first is closed", f.OpenPending(), second, third)
+	wantPending(t, "when the first is closed", f.ListOpenPending(), second, third)
 	f.RecordBatchWrittenToObject([]PendingStatusWrite{second})
-	wantPending(t, "when the second is written again", f.MergedPendingWithBatch(nil), second, third)
+	wantPending(t, "when the second is written again", f.MergePendingWithBatch(nil), second, third)
 	if f.CountOmittedFromObject() != 0 {
 		t.Error("nothing is left out any more")
 	}
 	if f.OmitFromObject(serviceKey("other")) || !f.OmitFromObject(serviceKey("third")) || f.OmitFromObject(serviceKey("third")) {
 		t.Error("only an open assignment can be left out, and once")
 	}
-	wantPending(t, "when the third is left out", f.MergedPendingWithBatch(nil), second)
+	wantPending(t, "when the third is left out", f.MergePendingWithBatch(nil), second)
 }

@@ -20,9 +20,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
-// countDelay gathers changes that come together: a router that dies ends a session on each node,
-// and costs one write.
-const countDelay = time.Second
+// sessionCountCoalesceDelay gathers changes that come together: a router that dies ends a session
+// on each node, and costs one write.
+const sessionCountCoalesceDelay = time.Second
 
 // SessionCounter writes the counts. Use NewSessionCounter to create it.
 type SessionCounter struct {
@@ -43,7 +43,7 @@ func (r *SessionCounter) RegisterController(mgr ctrl.Manager) error {
 	type queue = workqueue.TypedRateLimitingInterface[ctrl.Request]
 	add := func(o client.Object, q queue) {
 		if s, ok := o.(*v1alpha1.BGPSession); ok && s.Status.Peer != "" {
-			q.AddAfter(ctrl.Request{NamespacedName: client.ObjectKey{Namespace: r.scope.Namespace, Name: s.Status.Peer}}, countDelay)
+			q.AddAfter(ctrl.Request{NamespacedName: client.ObjectKey{Namespace: r.scope.Namespace, Name: s.Status.Peer}}, sessionCountCoalesceDelay)
 		}
 	}
 	addSessionsOfNode := func(ctx context.Context, node string, q queue) {

@@ -52,7 +52,7 @@ func (r *ConditionWriter) RegisterController(mgr ctrl.Manager) error {
 	whole := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []ctrl.Request { return []ctrl.Request{all} })
 	published := r.ConfigurationReader.Subscribe()
 	b := ctrl.NewControllerManagedBy(mgr).Named("configuration").
-		Watches(&v1beta1.ConfigurationState{}, whole, builder.WithPredicates(nameMatches(names.ComponentController))).
+		Watches(&v1beta1.ConfigurationState{}, whole, builder.WithPredicates(newNamePredicate(names.ComponentController))).
 		WatchesRawSource(source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
 			go func() {
 				for {
@@ -75,8 +75,8 @@ func (r *ConditionWriter) RegisterController(mgr ctrl.Manager) error {
 	return nil
 }
 
-// nameMatches accepts events about objects with that name.
-func nameMatches(name string) predicate.Predicate {
+// newNamePredicate accepts events about objects with that name.
+func newNamePredicate(name string) predicate.Predicate {
 	return predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetName() == name })
 }
 

@@ -20,8 +20,8 @@ import (
 // nodes.
 type clusterGenerator struct{ *rand.Rand }
 
-// oftenNone returns selectors of a value of a label, or often none.
-func (g clusterGenerator) oftenNone(key string) []labels.Selector {
+// chooseFewSelectors returns selectors of a value of a label, or often none.
+func (g clusterGenerator) chooseFewSelectors(key string) []labels.Selector {
 	var out []labels.Selector
 	for range max(0, g.IntN(4)-1) {
 		out = append(out, labels.SelectorFromSet(labels.Set{key: fmt.Sprint(g.IntN(3))}))
@@ -29,7 +29,7 @@ func (g clusterGenerator) oftenNone(key string) []labels.Selector {
 	return out
 }
 
-func (g clusterGenerator) chooseSome(from ...string) []string {
+func (g clusterGenerator) chooseRandomSubset(from ...string) []string {
 	var out []string
 	for _, x := range from {
 		if g.IntN(2) == 0 {
@@ -47,7 +47,7 @@ func (g clusterGenerator) newSnapshot() *snapshot.Snapshot {
 	}
 	for i := range g.IntN(3) {
 		s.L2Advertisements = append(s.L2Advertisements, &snapshot.L2Advertisement{
-			Name: fmt.Sprint("l2-", i), Pools: g.chooseSome(poolNames...), NodeSelectors: g.oftenNone("rack"), ServiceSelectors: g.oftenNone("app"),
+			Name: fmt.Sprint("l2-", i), Pools: g.chooseRandomSubset(poolNames...), NodeSelectors: g.chooseFewSelectors("rack"), ServiceSelectors: g.chooseFewSelectors("app"),
 		})
 	}
 	for i := range g.IntN(4) {
@@ -56,7 +56,7 @@ func (g clusterGenerator) newSnapshot() *snapshot.Snapshot {
 	for i := range g.IntN(3) {
 		p := &snapshot.Peer{
 			Name: fmt.Sprint("peer-", i), Address: netip.MustParseAddr(fmt.Sprint("198.51.100.", i+1)), Port: 179, DualStack: g.IntN(4) == 0,
-			NodeSelectors: g.oftenNone("rack"),
+			NodeSelectors: g.chooseFewSelectors("rack"),
 		}
 		if g.IntN(4) == 0 {
 			p.Address = netip.MustParseAddr(fmt.Sprint("2001:db8::", i+1))
@@ -68,11 +68,11 @@ func (g clusterGenerator) newSnapshot() *snapshot.Snapshot {
 
 func (g clusterGenerator) newBGPAdvertisement(i int) *snapshot.BGPAdvertisement {
 	ad := &snapshot.BGPAdvertisement{
-		Name: fmt.Sprint("bgp-", i), Pools: g.chooseSome(poolNames...), NodeSelectors: g.oftenNone("rack"), ServiceSelectors: g.oftenNone("app"),
+		Name: fmt.Sprint("bgp-", i), Pools: g.chooseRandomSubset(poolNames...), NodeSelectors: g.chooseFewSelectors("rack"), ServiceSelectors: g.chooseFewSelectors("app"),
 		PrefixLengthIPv4: 32 - g.IntN(2), PrefixLengthIPv6: 128, LocalPref: uint32(g.IntN(4) / 3),
 	}
 	if g.IntN(2) == 0 {
-		ad.Peers = g.chooseSome("peer-0", "peer-1")
+		ad.Peers = g.chooseRandomSubset("peer-0", "peer-1")
 	}
 	if g.IntN(2) == 0 {
 		for j := range 200 + 150*g.IntN(2) {
@@ -114,9 +114,9 @@ func (g clusterGenerator) newNodes() []snapshot.NodeLabels {
 	return out
 }
 
-// plansAnnouncement says whether the planner of a node lets it announce the Service. Endpoints,
-// links and raw sockets are in order.
-func plansAnnouncement(s *snapshot.Snapshot, v view.Service, nodes []snapshot.NodeLabels, self string) bool {
+// plannerAnnouncesService says whether the planner of a node lets it announce the Service.
+// Endpoints, links and raw sockets are in order.
+func plannerAnnouncesService(s *snapshot.Snapshot, v view.Service, nodes []snapshot.NodeLabels, self string) bool {
 	in := plan.Inputs{
 		SelfNode: self, Snapshot: s, Services: map[view.ObjectKey]view.Service{v.Key: v}, Nodes: map[string]view.Node{},
 		Endpoints:   map[view.ObjectKey]view.Endpoints{v.Key: {Service: v.Key, AnyServing: true}},
@@ -144,13 +144,13 @@ func TestExplanationIsWhatSpeakersDo(t *testing.T) {
 		g := clusterGenerator{rand.New(rand.NewPCG(seed, 0))}
 		s, v, nodes := g.newSnapshot(), g.newService(), g.newNodes()
 		s.IgnoresExcludeLabel = g.IntN(4) == 0
-		svc := advertise.FromView(&v)
+		svc := advertise.ServiceFromView(&v)
 		why := advertise.Explain(s, &svc, nodes)
 		reason := why.Reason
 		counts[reason]++
 		announcing := ""
 		for _, n := range nodes {
-			if plansAnnouncement(s, v, nodes, n.Name) {
+			if plannerAnnouncesService(s, v, nodes, n.Name) {
 				announcing = n.Name
 			}
 		}

@@ -29,7 +29,7 @@ func (c BGPCoverage) AdmitsPeer(name string) bool {
 // BGP returns the BGPAdvertisements that cover the Service on any node, in the order of the
 // Snapshot. The reason is empty if there is one.
 func BGP(s *snapshot.Snapshot, svc *Service) ([]BGPCoverage, names.Reason) {
-	pools, reason := poolOfEachAddress(s, svc)
+	pools, reason := findPoolOfEachAddress(s, svc)
 	if reason != "" {
 		return nil, reason
 	}
@@ -55,11 +55,11 @@ func BGP(s *snapshot.Snapshot, svc *Service) ([]BGPCoverage, names.Reason) {
 	return out, ""
 }
 
-// OnNode returns the advertisements that select the node. The reason is empty if the node may
-// announce by them. A leaving or excluded node still may: the BGP engine withdraws its routes in
-// order.
-func OnNode(coverage []BGPCoverage, n *view.Node) ([]BGPCoverage, names.Reason) {
-	own := selectNodeAds(coverage, n)
+// BGPAdvertisementsOnNode returns the advertisements that select the node. The reason is empty if
+// the node may announce by them. A leaving or excluded node still may: the BGP engine withdraws its
+// routes in order.
+func BGPAdvertisementsOnNode(coverage []BGPCoverage, n *view.Node) ([]BGPCoverage, names.Reason) {
+	own := adsSelectingNode(coverage, n)
 	switch {
 	case len(own) == 0:
 		return nil, names.ReasonNoAdvertisement
@@ -73,8 +73,8 @@ func OnNode(coverage []BGPCoverage, n *view.Node) ([]BGPCoverage, names.Reason) 
 	return own, ""
 }
 
-// selectNodeAds returns the advertisements that select the node.
-func selectNodeAds(coverage []BGPCoverage, n *view.Node) []BGPCoverage {
+// adsSelectingNode returns the advertisements that select the node.
+func adsSelectingNode(coverage []BGPCoverage, n *view.Node) []BGPCoverage {
 	for i, c := range coverage {
 		if selectsNode(c.Ad.NodeSelectors, n) {
 			continue

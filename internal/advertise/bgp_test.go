@@ -24,7 +24,7 @@ func describeCoverage(coverage []BGPCoverage) string {
 	return strings.Join(out, " ")
 }
 
-func TestRoutesOfANode(t *testing.T) {
+func TestWhichBGPAdvertisementsNodeUses(t *testing.T) {
 	for name, c := range map[string]struct {
 		edit func(*example)
 		node view.Node
@@ -38,19 +38,25 @@ func TestRoutesOfANode(t *testing.T) {
 		"only those of the node": {edit: func(e *example) {
 			e.both()
 			e.route(nil, "four")
-			e.route(routeFrom("b"), "six")
-			e.route(routeFrom("a"), "four", "six")
+			e.route(selectBGPNodeByName("b"), "six")
+			e.route(selectBGPNodeByName("a"), "four", "six")
 		}, ads: "bgp-four[192.0.2.1] bgp-four-six[192.0.2.1 fd00:1::1]"},
-		"none for the node": {edit: func(e *example) { e.route(routeFrom("b"), "four") }, want: names.ReasonNoAdvertisement},
+		"none for the node": {edit: func(e *example) { e.route(selectBGPNodeByName("b"), "four") }, want: names.ReasonNoAdvertisement},
 		"a leaving and excluded node withdraws its routes itself": {edit: func(e *example) { e.route(nil, "four") },
 			node: view.Node{IsLeaving: true, IsExcluded: true}, ads: "bgp-four[192.0.2.1]"},
 		"a node without network": {edit: func(e *example) { e.route(nil, "four") },
 			node: view.Node{NetworkUnavailable: true}, want: names.ReasonNodeNetworkUnavailable},
-		"a contradiction counts before the node's network": {edit: func(e *example) { e.route(preferTo("x", 1), "four"); e.route(preferTo("x", 2), "four") },
+		"a contradiction counts before the node's network": {edit: func(e *example) {
+			e.route(setLocalPrefForPeer("x", 1), "four")
+			e.route(setLocalPrefForPeer("x", 2), "four")
+		},
 			node: view.Node{NetworkUnavailable: true}, want: names.ReasonConflictingAdvertisements},
-		"a contradiction with an advertisement for all peers": {edit: func(e *example) { e.route(preferTo("x", 1), "four"); e.route(nil, "four") },
+		"a contradiction with an advertisement for all peers": {edit: func(e *example) { e.route(setLocalPrefForPeer("x", 1), "four"); e.route(nil, "four") },
 			want: names.ReasonConflictingAdvertisements},
-		"two preferences for two peers": {edit: func(e *example) { e.route(preferTo("x", 1), "four"); e.route(preferTo("y", 2), "four") },
+		"two preferences for two peers": {edit: func(e *example) {
+			e.route(setLocalPrefForPeer("x", 1), "four")
+			e.route(setLocalPrefForPeer("y", 2), "four")
+		},
 			ads: "bgp-four[192.0.2.1] bgp-four[192.0.2.1]"},
 	} {
 		e := newExample()
@@ -60,7 +66,7 @@ func TestRoutesOfANode(t *testing.T) {
 		}
 		coverage, reason := BGP(&e.snapshot, &e.service)
 		if reason == "" {
-			coverage, reason = OnNode(coverage, &c.node)
+			coverage, reason = BGPAdvertisementsOnNode(coverage, &c.node)
 		}
 		if got := describeCoverage(coverage); got != c.ads || reason != c.want {
 			t.Errorf("%s: the node announces %q, reason %q; want %q, %q", name, got, reason, c.ads, c.want)
@@ -91,7 +97,7 @@ func TestCommunityLimit(t *testing.T) {
 		}
 	}
 	toPeer := func(peer string, edit func(*snapshot.BGPAdvertisement)) func(*snapshot.BGPAdvertisement) {
-		return func(ad *snapshot.BGPAdvertisement) { edit(ad); routeTo(peer)(ad) }
+		return func(ad *snapshot.BGPAdvertisement) { edit(ad); selectBGPPeerByName(peer)(ad) }
 	}
 	for name, c := range map[string]struct {
 		edits []func(*snapshot.BGPAdvertisement)
@@ -116,27 +122,27 @@ func TestCommunityLimit(t *testing.T) {
 			e.route(edit, "four")
 		}
 		coverage, _ := BGP(&e.snapshot, &e.service)
-		if _, got := OnNode(coverage, &view.Node{}); got != c.want {
+		if _, got := BGPAdvertisementsOnNode(coverage, &view.Node{}); got != c.want {
 			t.Errorf("%s: the reason is %q, want %q", name, got, c.want)
 		}
 	}
 }
 
-func TestPeersOfANode(t *testing.T) {
+func TestWhichPeersOfNodeGetRoute(t *testing.T) {
 	for name, c := range map[string]struct {
 		edit func(*example)
 		want []string
 	}{
 		"all peers":              {func(e *example) { e.route(nil, "four"); e.peer("x"); e.peer("y") }, []string{"x", "y"}},
-		"the named peer":         {func(e *example) { e.route(routeTo("y"), "four"); e.peer("x"); e.peer("y") }, []string{"y"}},
+		"the named peer":         {func(e *example) { e.route(selectBGPPeerByName("y"), "four"); e.peer("x"); e.peer("y") }, []string{"y"}},
 		"only those of the node": {func(e *example) { e.route(nil, "four"); e.peer("x", selectLabel("name", "b")); e.peer("y") }, []string{"y"}},
 		"a peer that carries the other family": {func(e *example) {
-			e.service.Addresses = []netip.Addr{sixAddress}
+			e.service.Addresses = []netip.Addr{exampleIPv6Address}
 			e.route(nil, "six")
 			e.peer("x")
 		}, nil},
 		"a peer that carries both families": {func(e *example) {
-			e.service.Addresses = []netip.Addr{sixAddress}
+			e.service.Addresses = []netip.Addr{exampleIPv6Address}
 			e.route(nil, "six")
 			e.peer("x")
 			e.snapshot.Peers[0].DualStack = true
@@ -166,8 +172,8 @@ func TestPeersOfANode(t *testing.T) {
 
 func TestCoveragesAreEqual(t *testing.T) {
 	ad := &snapshot.BGPAdvertisement{}
-	x := BGPCoverage{ad, []netip.Addr{fourAddress}}
-	if !x.Equal(BGPCoverage{ad, []netip.Addr{fourAddress}}) || x.Equal(BGPCoverage{ad, nil}) || x.Equal(BGPCoverage{&snapshot.BGPAdvertisement{}, x.Addresses}) {
+	x := BGPCoverage{ad, []netip.Addr{exampleIPv4Address}}
+	if !x.Equal(BGPCoverage{ad, []netip.Addr{exampleIPv4Address}}) || x.Equal(BGPCoverage{ad, nil}) || x.Equal(BGPCoverage{&snapshot.BGPAdvertisement{}, x.Addresses}) {
 		t.Error("coverages are equal if advertisement and addresses are")
 	}
 }

@@ -13,15 +13,15 @@ import (
 
 // explanationRules are the rules of Explain, in order. The first one that fails is the explanation.
 // Each returns why no node announces the Service, or nothing if that is not the cause.
-var explanationRules = []func(*nobodyAnnounces) names.Explanation{
-	(*nobodyAnnounces).addressOutsidePools,
-	(*nobodyAnnounces).noAdvertisement,
-	(*nobodyAnnounces).sharedWithServiceSelector,
-	(*nobodyAnnounces).everySelectedNodeExcluded,
-	(*nobodyAnnounces).noNodeSelected,
-	(*nobodyAnnounces).noPeer,
-	(*nobodyAnnounces).contradictingAds,
-	(*nobodyAnnounces).noNodeForAllAddresses,
+var explanationRules = []func(*unannouncedService) names.Explanation{
+	(*unannouncedService).explainAddressOutsidePools,
+	(*unannouncedService).explainNoAdvertisement,
+	(*unannouncedService).explainSharedWithServiceSelector,
+	(*unannouncedService).explainAllSelectedNodesExcluded,
+	(*unannouncedService).explainNoNodeSelected,
+	(*unannouncedService).explainNoPeer,
+	(*unannouncedService).explainContradictingAds,
+	(*unannouncedService).explainNoNodeForAllAddresses,
 }
 
 // Explain says which advertisement, selector or peer keeps every node from announcing the Service,
@@ -29,7 +29,7 @@ var explanationRules = []func(*nobodyAnnounces) names.Explanation{
 // its links, its sessions or the endpoints can then be the cause. Explain uses only the labels of
 // the nodes.
 func Explain(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLabels) names.Explanation {
-	f := &nobodyAnnounces{snapshot: s, service: svc}
+	f := &unannouncedService{snapshot: s, service: svc}
 	f.layer2, f.layer2Reason = Layer2(s, svc)
 	f.bgp, _ = BGP(s, svc)
 	for i := range nodes {
@@ -37,7 +37,7 @@ func Explain(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLabels) na
 		if f.mayAnnounce(&n) {
 			return names.Explanation{}
 		}
-		f.countNode(&n)
+		f.recordAdsSelectingNode(&n)
 	}
 	for _, rule := range explanationRules {
 		if why := rule(f); why.IsSet() {
@@ -47,8 +47,8 @@ func Explain(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLabels) na
 	return names.Explanation{}
 }
 
-// nobodyAnnounces is what is known of a Service that no node announces.
-type nobodyAnnounces struct {
+// unannouncedService is what is known of a Service that no node announces.
+type unannouncedService struct {
 	snapshot *snapshot.Snapshot
 	service  *Service
 	// layer2 and bgp are the advertisements that cover the Service on any node.
@@ -66,20 +66,21 @@ type nobodyAnnounces struct {
 }
 
 // mayAnnounce says whether the node may announce the Service.
-func (f *nobodyAnnounces) mayAnnounce(n *view.Node) bool {
+func (f *unannouncedService) mayAnnounce(n *view.Node) bool {
 	if n.IsExcluded {
 		return false
 	}
 	if f.layer2Reason == "" && f.layer2.NodeExclusionReason(n) == "" {
 		return true
 	}
-	own, reason := OnNode(f.bgp, n)
+	own, reason := BGPAdvertisementsOnNode(f.bgp, n)
 	return reason == "" && len(PeerNames(own, f.snapshot.Peers, n)) > 0
 }
 
-// countNode records what the advertisements say about a node that does not announce the Service.
-func (f *nobodyAnnounces) countNode(n *view.Node) {
-	own := selectNodeAds(f.bgp, n)
+// recordAdsSelectingNode records what the advertisements say about a node that does not announce
+// the Service.
+func (f *unannouncedService) recordAdsSelectingNode(n *view.Node) {
+	own := adsSelectingNode(f.bgp, n)
 	switch {
 	case len(own) == 0 && !anyL2AdSelectsNode(f.layer2.Ads, n):
 		return
@@ -93,31 +94,31 @@ func (f *nobodyAnnounces) countNode(n *view.Node) {
 	}
 	f.routedNode = true
 	f.hasPeer = f.hasPeer || len(PeerNames(own, f.snapshot.Peers, n)) > 0
-	if _, reason := OnNode(own, n); reason != "" && f.contradicting == nil {
+	if _, reason := BGPAdvertisementsOnNode(own, n); reason != "" && f.contradicting == nil {
 		f.contradicting = own
 	}
 }
 
-func (f *nobodyAnnounces) addressOutsidePools() names.Explanation {
+func (f *unannouncedService) explainAddressOutsidePools() names.Explanation {
 	for _, a := range f.service.Addresses {
 		if f.snapshot.PoolOfEachAddress(f.service.RecordedPool, a) == nil {
 			return names.Explain(names.ReasonAddressOutsidePools,
-				"the address %s is in no IPAddressPool%s: add it to one, or release it", a, f.inNamespaceRead())
+				"the address %s is in no IPAddressPool%s: add it to one, or release it", a, f.namespacePhrase())
 		}
 	}
 	return names.Explanation{}
 }
 
-func (f *nobodyAnnounces) noAdvertisement() names.Explanation {
+func (f *unannouncedService) explainNoAdvertisement() names.Explanation {
 	if len(f.layer2.Ads)+len(f.bgp) > 0 {
 		return names.Explanation{}
 	}
 	return names.Explain(names.ReasonNoAdvertisement,
-		"no L2Advertisement or BGPAdvertisement%s selects pool %s and this Service: create one there", f.inNamespaceRead(), f.quotePools())
+		"no L2Advertisement or BGPAdvertisement%s selects pool %s and this Service: create one there", f.namespacePhrase(), f.quotePools())
 }
 
-// inNamespaceRead names the namespace whose objects are read, as a part of a sentence.
-func (f *nobodyAnnounces) inNamespaceRead() string {
+// namespacePhrase names the namespace whose objects are read, as a part of a sentence.
+func (f *unannouncedService) namespacePhrase() string {
 	if f.snapshot == nil || f.snapshot.Namespace == "" {
 		return ""
 	}
@@ -125,7 +126,7 @@ func (f *nobodyAnnounces) inNamespaceRead() string {
 }
 
 // listAds names the advertisements that cover the Service.
-func (f *nobodyAnnounces) listAds() string {
+func (f *unannouncedService) listAds() string {
 	var out []string
 	for _, ad := range f.layer2.Ads {
 		out = append(out, fmt.Sprintf("L2Advertisement %q", ad.Name))
@@ -137,7 +138,7 @@ func (f *nobodyAnnounces) listAds() string {
 }
 
 // listBGPAds names the BGPAdvertisements that cover the Service.
-func (f *nobodyAnnounces) listBGPAds() string {
+func (f *unannouncedService) listBGPAds() string {
 	var out []string
 	for _, c := range f.bgp {
 		out = append(out, c.Ad.Name)
@@ -146,7 +147,7 @@ func (f *nobodyAnnounces) listBGPAds() string {
 }
 
 // listNamedPeers names the peers of these BGPAdvertisements, as a part of a sentence.
-func (f *nobodyAnnounces) listNamedPeers() string {
+func (f *unannouncedService) listNamedPeers() string {
 	var out []string
 	for _, c := range f.bgp {
 		for _, p := range c.Ad.Peers {
@@ -162,7 +163,7 @@ func (f *nobodyAnnounces) listNamedPeers() string {
 }
 
 // quotePools lists the pools of the Service.
-func (f *nobodyAnnounces) quotePools() string {
+func (f *unannouncedService) quotePools() string {
 	var out []string
 	for _, p := range f.snapshot.PoolOfEachAddress(f.service.RecordedPool, f.service.Addresses...) {
 		if name := strconv.Quote(p.Name); !slices.Contains(out, name) {
@@ -172,7 +173,7 @@ func (f *nobodyAnnounces) quotePools() string {
 	return strings.Join(out, " or ")
 }
 
-func (f *nobodyAnnounces) sharedWithServiceSelector() names.Explanation {
+func (f *unannouncedService) explainSharedWithServiceSelector() names.Explanation {
 	if f.layer2Reason != names.ReasonSharedWithServiceSelector {
 		return names.Explanation{}
 	}
@@ -182,21 +183,21 @@ func (f *nobodyAnnounces) sharedWithServiceSelector() names.Explanation {
 		names.AnnotationSharing, f.layer2.Ads[i].Name)
 }
 
-func (f *nobodyAnnounces) everySelectedNodeExcluded() names.Explanation {
+func (f *unannouncedService) explainAllSelectedNodesExcluded() names.Explanation {
 	if f.selectsNode || !f.excludesNode {
 		return names.Explanation{}
 	}
 	return names.Explanation{Reason: names.ReasonNodeExcluded, Text: "every node that the advertisements select has the label " + names.LabelExcludeNode + ": remove it from one of them"}
 }
 
-func (f *nobodyAnnounces) noNodeSelected() names.Explanation {
+func (f *unannouncedService) explainNoNodeSelected() names.Explanation {
 	if f.selectsNode {
 		return names.Explanation{}
 	}
 	return names.Explanation{Reason: names.ReasonNoAdvertisement, Text: fmt.Sprintf("the nodeSelectors of %s match no node: correct them, or label a node", f.listAds())}
 }
 
-func (f *nobodyAnnounces) noPeer() names.Explanation {
+func (f *unannouncedService) explainNoPeer() names.Explanation {
 	if !f.routedNode || f.hasPeer {
 		return names.Explanation{}
 	}
@@ -204,12 +205,12 @@ func (f *nobodyAnnounces) noPeer() names.Explanation {
 		return slices.ContainsFunc(f.bgp, func(c BGPCoverage) bool { return c.AdmitsPeer(p.Name) })
 	}
 	if !slices.ContainsFunc(f.snapshot.Peers, exists) {
-		return names.Explain(names.ReasonNoPeers, "the BGPAdvertisements that select the Service (%s) have no BGPPeer to announce it to%s: create one%s, or correct their spec.peers", f.listBGPAds(), f.listNamedPeers(), f.inNamespaceRead())
+		return names.Explain(names.ReasonNoPeers, "the BGPAdvertisements that select the Service (%s) have no BGPPeer to announce it to%s: create one%s, or correct their spec.peers", f.listBGPAds(), f.listNamedPeers(), f.namespacePhrase())
 	}
 	return names.Explanation{Reason: names.ReasonNoPeers, Text: "the BGPAdvertisements that select the Service (" + f.listBGPAds() + ") have no BGPPeer on a node that they select, for the family of the address: correct the nodeSelectors of both, or create a BGPPeer with an address of this family"}
 }
 
-func (f *nobodyAnnounces) contradictingAds() names.Explanation {
+func (f *unannouncedService) explainContradictingAds() names.Explanation {
 	if two := findLocalPrefConflict(f.contradicting); two != nil {
 		return names.Explain(names.ReasonConflictingAdvertisements,
 			"the BGPAdvertisements %q and %q both select the Service, with a localPref of %d and of %d: write the same value in both, or separate them by serviceSelectors, peers or nodeSelectors",
@@ -222,8 +223,8 @@ func (f *nobodyAnnounces) contradictingAds() names.Explanation {
 	return names.Explanation{}
 }
 
-// noNodeForAllAddresses is the last rule: addresses in several pools, whose advertisements select
-// different nodes.
-func (f *nobodyAnnounces) noNodeForAllAddresses() names.Explanation {
+// explainNoNodeForAllAddresses is the last rule: addresses in several pools, whose advertisements
+// select different nodes.
+func (f *unannouncedService) explainNoNodeForAllAddresses() names.Explanation {
 	return names.Explanation{Reason: names.ReasonNoAdvertisement, Text: "no node is selected by the L2Advertisements of all addresses of the Service, which are in different pools: let the nodeSelectors have a node in common"}
 }

@@ -13,8 +13,8 @@ import (
 )
 
 var (
-	fourAddress = netip.MustParseAddr("192.0.2.1")
-	sixAddress  = netip.MustParseAddr("fd00:1::1")
+	exampleIPv4Address = netip.MustParseAddr("192.0.2.1")
+	exampleIPv6Address = netip.MustParseAddr("fd00:1::1")
 )
 
 // example is a Service with one address in the pool "four", and three nodes with the label "name".
@@ -25,10 +25,10 @@ type example struct {
 }
 
 func newExample() *example {
-	e := &example{service: Service{Labels: labels.Set{"app": "web"}, Addresses: []netip.Addr{fourAddress}}}
+	e := &example{service: Service{Labels: labels.Set{"app": "web"}, Addresses: []netip.Addr{exampleIPv4Address}}}
 	e.snapshot.Pools = []*snapshot.Pool{
-		{Name: "four", Ranges: []snapshot.Range{{First: fourAddress, Last: fourAddress}}},
-		{Name: "six", Ranges: []snapshot.Range{{First: sixAddress, Last: sixAddress}}},
+		{Name: "four", Ranges: []snapshot.Range{{First: exampleIPv4Address, Last: exampleIPv4Address}}},
+		{Name: "six", Ranges: []snapshot.Range{{First: exampleIPv6Address, Last: exampleIPv6Address}}},
 	}
 	for _, name := range []string{"a", "b", "c"} {
 		e.nodes = append(e.nodes, snapshot.NodeLabels{Name: name, Labels: map[string]string{"name": name}})
@@ -60,7 +60,7 @@ func (e *example) peer(name string, nodes ...labels.Selector) {
 }
 
 // both gives the Service a second address, of the pool "six".
-func (e *example) both() { e.service.Addresses = append(e.service.Addresses, sixAddress) }
+func (e *example) both() { e.service.Addresses = append(e.service.Addresses, exampleIPv6Address) }
 
 func (e *example) exclude(nodes ...int) {
 	for _, i := range nodes {
@@ -72,21 +72,21 @@ func selectLabel(key, value string) labels.Selector {
 	return labels.SelectorFromSet(labels.Set{key: value})
 }
 
-func answerOn(node string) func(*snapshot.L2Advertisement) {
+func selectL2NodeByName(node string) func(*snapshot.L2Advertisement) {
 	return func(ad *snapshot.L2Advertisement) { ad.NodeSelectors = []labels.Selector{selectLabel("name", node)} }
 }
 
-func routeFrom(node string) func(*snapshot.BGPAdvertisement) {
+func selectBGPNodeByName(node string) func(*snapshot.BGPAdvertisement) {
 	return func(ad *snapshot.BGPAdvertisement) {
 		ad.NodeSelectors = []labels.Selector{selectLabel("name", node)}
 	}
 }
 
-func routeTo(peer string) func(*snapshot.BGPAdvertisement) {
+func selectBGPPeerByName(peer string) func(*snapshot.BGPAdvertisement) {
 	return func(ad *snapshot.BGPAdvertisement) { ad.Peers = []string{peer} }
 }
 
-func preferTo(peer string, n uint32) func(*snapshot.BGPAdvertisement) {
+func setLocalPrefForPeer(peer string, n uint32) func(*snapshot.BGPAdvertisement) {
 	return func(ad *snapshot.BGPAdvertisement) { ad.LocalPref, ad.Peers = n, []string{peer} }
 }
 
@@ -99,7 +99,7 @@ var explanationCases = map[string]struct {
 }{
 	"an L2Advertisement without limits": {edit: func(e *example) { e.answer(nil, "four") }},
 	"a BGPAdvertisement and a BGPPeer":  {edit: func(e *example) { e.route(nil, "four"); e.peer("x") }},
-	"one node is enough":                {edit: func(e *example) { e.answer(answerOn("c"), "four"); e.exclude(0, 1) }},
+	"one node is enough":                {edit: func(e *example) { e.answer(selectL2NodeByName("c"), "four"); e.exclude(0, 1) }},
 	"every node is excluded, and the label does not count": {edit: func(e *example) {
 		e.answer(nil, "four")
 		e.exclude(0, 1, 2)
@@ -111,7 +111,7 @@ var explanationCases = map[string]struct {
 		e.service.Addresses, e.service.RecordedPool = []netip.Addr{netip.MustParseAddr("203.0.113.1")}, "four"
 	}},
 	"the second protocol stands in for the first": {edit: func(e *example) {
-		e.answer(answerOn("none"), "four")
+		e.answer(selectL2NodeByName("none"), "four")
 		e.route(nil, "four")
 		e.peer("x")
 	}},
@@ -132,54 +132,57 @@ var explanationCases = map[string]struct {
 		e.service.HasSharingKey = true
 		e.answer(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "web")} }, "four")
 	}, want: names.ReasonSharedWithServiceSelector, text: `the L2Advertisement "l2-four" has serviceSelectors`},
-	"every selected node is excluded": {edit: func(e *example) { e.answer(answerOn("a"), "four"); e.exclude(0) },
+	"every selected node is excluded": {edit: func(e *example) { e.answer(selectL2NodeByName("a"), "four"); e.exclude(0) },
 		want: names.ReasonNodeExcluded, text: names.LabelExcludeNode},
 	"every node that gets routes is excluded": {edit: func(e *example) { e.route(nil, "four"); e.peer("x"); e.exclude(0, 1, 2) },
 		want: names.ReasonNodeExcluded, text: "remove it from one of them"},
-	"node selectors that match no node": {edit: func(e *example) { e.answer(answerOn("none"), "four"); e.route(routeFrom("none"), "four") },
+	"node selectors that match no node": {edit: func(e *example) {
+		e.answer(selectL2NodeByName("none"), "four")
+		e.route(selectBGPNodeByName("none"), "four")
+	},
 		want: names.ReasonNoAdvertisement, text: "match no node"},
 	"no node at all": {edit: func(e *example) { e.answer(nil, "four"); e.nodes = nil },
 		want: names.ReasonNoAdvertisement, text: "match no node"},
 	"no BGPPeer": {edit: func(e *example) { e.route(nil, "four") },
 		want: names.ReasonNoPeers, text: "create one, or correct their spec.peers"},
-	"only BGPPeers of other names": {edit: func(e *example) { e.route(routeTo("y"), "four"); e.peer("x") },
+	"only BGPPeers of other names": {edit: func(e *example) { e.route(selectBGPPeerByName("y"), "four"); e.peer("x") },
 		want: names.ReasonNoPeers, text: "create one, or correct their spec.peers"},
-	"only BGPPeers of other nodes": {edit: func(e *example) { e.route(routeFrom("a"), "four"); e.peer("x", selectLabel("name", "b")) },
+	"only BGPPeers of other nodes": {edit: func(e *example) { e.route(selectBGPNodeByName("a"), "four"); e.peer("x", selectLabel("name", "b")) },
 		want: names.ReasonNoPeers, text: "no BGPPeer on a node that they select"},
 	"only BGPPeers of another family": {edit: func(e *example) {
-		e.service.Addresses = []netip.Addr{sixAddress}
+		e.service.Addresses = []netip.Addr{exampleIPv6Address}
 		e.route(nil, "six")
 		e.peer("x")
 	}, want: names.ReasonNoPeers, text: "for the family of the address"},
-	"no BGPPeer, and an L2Advertisement for no node": {edit: func(e *example) { e.answer(answerOn("none"), "four"); e.route(nil, "four") },
+	"no BGPPeer, and an L2Advertisement for no node": {edit: func(e *example) { e.answer(selectL2NodeByName("none"), "four"); e.route(nil, "four") },
 		want: names.ReasonNoPeers, text: "no BGPPeer to announce it to"},
 	"a contradiction beside an L2Advertisement for no node": {edit: func(e *example) {
-		e.answer(answerOn("none"), "four")
-		e.route(preferTo("x", 7), "four")
-		e.route(preferTo("x", 8), "four", "six")
+		e.answer(selectL2NodeByName("none"), "four")
+		e.route(setLocalPrefForPeer("x", 7), "four")
+		e.route(setLocalPrefForPeer("x", 8), "four", "six")
 		e.peer("x")
 	}, want: names.ReasonConflictingAdvertisements, text: `"bgp-four" and "bgp-four-six"`},
 	"two preferences for addresses of two pools": {edit: func(e *example) {
 		e.both()
-		e.route(preferTo("x", 7), "four")
-		e.route(preferTo("x", 8), "six")
+		e.route(setLocalPrefForPeer("x", 7), "four")
+		e.route(setLocalPrefForPeer("x", 8), "six")
 		e.peer("x")
 	}},
 	"two preferences, and a node with only one of them": {edit: func(e *example) {
-		e.route(preferTo("x", 7), "four")
-		e.route(func(ad *snapshot.BGPAdvertisement) { preferTo("x", 8)(ad); routeFrom("a")(ad) }, "four")
+		e.route(setLocalPrefForPeer("x", 7), "four")
+		e.route(func(ad *snapshot.BGPAdvertisement) { setLocalPrefForPeer("x", 8)(ad); selectBGPNodeByName("a")(ad) }, "four")
 		e.peer("x")
 	}},
 	"two preferences, and the other node is excluded": {edit: func(e *example) {
-		e.route(preferTo("x", 7), "four")
-		e.route(func(ad *snapshot.BGPAdvertisement) { preferTo("x", 8)(ad); routeFrom("a")(ad) }, "four")
+		e.route(setLocalPrefForPeer("x", 7), "four")
+		e.route(func(ad *snapshot.BGPAdvertisement) { setLocalPrefForPeer("x", 8)(ad); selectBGPNodeByName("a")(ad) }, "four")
 		e.peer("x")
 		e.exclude(1, 2)
 	}, want: names.ReasonConflictingAdvertisements, text: "with a localPref of 7 and of 8"},
 	"addresses of two pools that are announced on different nodes": {edit: func(e *example) {
 		e.both()
-		e.answer(answerOn("a"), "four")
-		e.answer(answerOn("b"), "six")
+		e.answer(selectL2NodeByName("a"), "four")
+		e.answer(selectL2NodeByName("b"), "six")
 	}, want: names.ReasonNoAdvertisement, text: "let the nodeSelectors have a node in common"},
 }
 
@@ -200,12 +203,12 @@ func TestExplanation(t *testing.T) {
 	}
 }
 
-func TestWithoutConfiguration(t *testing.T) {
+func TestRulesAcceptMissingSnapshot(t *testing.T) {
 	e := newExample()
 	if got := Explain(nil, &e.service, e.nodes).Reason; got != names.ReasonAddressOutsidePools {
 		t.Errorf("the reason is %q, want %q", got, names.ReasonAddressOutsidePools)
 	}
-	if ads := Layer2OfPool(nil, "four"); len(ads) > 0 {
+	if ads := L2AdvertisementsOfPool(nil, "four"); len(ads) > 0 {
 		t.Errorf("pool four has the advertisements %v, want none", ads)
 	}
 	if _, reason := Layer2(nil, &Service{}); reason != names.ReasonNoAddress {
@@ -213,10 +216,10 @@ func TestWithoutConfiguration(t *testing.T) {
 	}
 }
 
-func TestServiceOfAView(t *testing.T) {
-	got := FromView(&view.Service{
+func TestServiceFromViewKeepsUsedFields(t *testing.T) {
+	got := ServiceFromView(&view.Service{
 		Labels: map[string]string{"app": "web"}, RecordedPool: "four",
-		AssignedAddresses: []netip.Addr{fourAddress}, HasSharingAnnotation: true,
+		AssignedAddresses: []netip.Addr{exampleIPv4Address}, HasSharingAnnotation: true,
 	})
 	if got.Labels.Get("app") != "web" || got.RecordedPool != "four" || len(got.Addresses) != 1 || !got.HasSharingKey {
 		t.Errorf("the Service is %+v", got)

@@ -28,7 +28,7 @@ type Layer2Coverage struct {
 // least some nodes announce it, as far as the Service is concerned.
 func Layer2(s *snapshot.Snapshot, svc *Service) (Layer2Coverage, names.Reason) {
 	c := Layer2Coverage{Addresses: svc.Addresses}
-	pools, reason := poolOfEachAddress(s, svc)
+	pools, reason := findPoolOfEachAddress(s, svc)
 	if reason != "" {
 		return c, reason
 	}
@@ -64,8 +64,9 @@ func selectL2Ads(s *snapshot.Snapshot, pools []*snapshot.Pool, svc *Service) []*
 
 func hasServiceSelector(ad *snapshot.L2Advertisement) bool { return len(ad.ServiceSelectors) > 0 }
 
-// Layer2OfPool returns the L2Advertisements that name the pool, whichever Services they select.
-func Layer2OfPool(s *snapshot.Snapshot, pool string) []*snapshot.L2Advertisement {
+// L2AdvertisementsOfPool returns the L2Advertisements that name the pool, whichever Services they
+// select.
+func L2AdvertisementsOfPool(s *snapshot.Snapshot, pool string) []*snapshot.L2Advertisement {
 	if s == nil {
 		return nil
 	}
@@ -86,8 +87,8 @@ func (c *Layer2Coverage) AdsOfAddress(i int) []*snapshot.L2Advertisement {
 	return c.adsByAddress[i]
 }
 
-// NodesKey is the same for coverages that admit the same nodes with the same scores.
-func (c *Layer2Coverage) NodesKey() string {
+// AdmittedNodesKey is the same for coverages that admit the same nodes with the same scores.
+func (c *Layer2Coverage) AdmittedNodesKey() string {
 	if len(c.Ads) == 1 {
 		return c.Ads[0].Name
 	}

@@ -23,15 +23,15 @@ func TestNodesThatMayAnswer(t *testing.T) {
 		"without network": {func(e *example) { e.answer(nil, "four") },
 			view.Node{NetworkUnavailable: true, IsExcluded: true, IsLeaving: true}, names.ReasonNodeNetworkUnavailable},
 		"excluded":       {func(e *example) { e.answer(nil, "four") }, view.Node{IsExcluded: true, IsLeaving: true}, names.ReasonNodeExcluded},
-		"leaving":        {func(e *example) { e.answer(answerOn("b"), "four") }, view.Node{IsLeaving: true}, names.ReasonNodeLeaving},
-		"not selected":   {func(e *example) { e.answer(answerOn("b"), "four") }, node("a"), names.ReasonNoAdvertisement},
-		"one of two ads": {func(e *example) { e.answer(answerOn("a"), "four"); e.answer(answerOn("b"), "four") }, node("b"), ""},
-		"selected for one address of two pools": {func(e *example) { e.both(); e.answer(nil, "four"); e.answer(answerOn("b"), "six") },
+		"leaving":        {func(e *example) { e.answer(selectL2NodeByName("b"), "four") }, view.Node{IsLeaving: true}, names.ReasonNodeLeaving},
+		"not selected":   {func(e *example) { e.answer(selectL2NodeByName("b"), "four") }, node("a"), names.ReasonNoAdvertisement},
+		"one of two ads": {func(e *example) { e.answer(selectL2NodeByName("a"), "four"); e.answer(selectL2NodeByName("b"), "four") }, node("b"), ""},
+		"selected for one address of two pools": {func(e *example) { e.both(); e.answer(nil, "four"); e.answer(selectL2NodeByName("b"), "six") },
 			node("a"), names.ReasonNoAdvertisement},
-		"selected for both addresses":                  {func(e *example) { e.both(); e.answer(nil, "four"); e.answer(answerOn("b"), "six") }, node("b"), ""},
-		"the other address has no advertisement":       {func(e *example) { e.both(); e.answer(answerOn("a"), "four") }, node("a"), ""},
-		"one advertisement of both pools selects it":   {func(e *example) { e.both(); e.answer(answerOn("a"), "four", "six") }, node("a"), ""},
-		"the advertisement of another pool selects it": {func(e *example) { e.answer(answerOn("b"), "four"); e.answer(answerOn("a"), "six") }, node("a"), names.ReasonNoAdvertisement},
+		"selected for both addresses":                  {func(e *example) { e.both(); e.answer(nil, "four"); e.answer(selectL2NodeByName("b"), "six") }, node("b"), ""},
+		"the other address has no advertisement":       {func(e *example) { e.both(); e.answer(selectL2NodeByName("a"), "four") }, node("a"), ""},
+		"one advertisement of both pools selects it":   {func(e *example) { e.both(); e.answer(selectL2NodeByName("a"), "four", "six") }, node("a"), ""},
+		"the advertisement of another pool selects it": {func(e *example) { e.answer(selectL2NodeByName("b"), "four"); e.answer(selectL2NodeByName("a"), "six") }, node("a"), names.ReasonNoAdvertisement},
 	} {
 		e := newExample()
 		c.edit(e)
@@ -51,7 +51,7 @@ func TestPreferencesCountWhereTheAdvertisementSelects(t *testing.T) {
 	}
 	e.answer(prefer(1, labels.Everything()), "four")
 	e.answer(func(ad *snapshot.L2Advertisement) {
-		answerOn("b")(ad)
+		selectL2NodeByName("b")(ad)
 		prefer(10, labels.Everything())(ad)
 		ad.Rebalance = true
 	}, "four")
@@ -74,7 +74,7 @@ func TestPreferencesCountWhereTheAdvertisementSelects(t *testing.T) {
 
 // Services with the same key are planned once for all. So coverages that admit different nodes need
 // different keys.
-func TestNodesKeyTellsCoveragesApart(t *testing.T) {
+func TestAdmittedNodesKeyDiffersByNodes(t *testing.T) {
 	keys := map[string]string{}
 	for name, edit := range map[string]func(*example){
 		"one address, one advertisement": func(e *example) {},
@@ -98,7 +98,7 @@ func TestNodesKeyTellsCoveragesApart(t *testing.T) {
 		e.answer(nil, "four")
 		edit(e)
 		coverage, _ := Layer2(&e.snapshot, &e.service)
-		key := coverage.NodesKey()
+		key := coverage.AdmittedNodesKey()
 		if other, taken := keys[key]; taken {
 			t.Errorf("%q and %q have the same key %q", name, other, key)
 		}
@@ -123,12 +123,12 @@ func (l exampleLink) CoversAddress(a netip.Addr) bool {
 	return slices.ContainsFunc(l.subnets, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-func TestLinksOfAnAddress(t *testing.T) {
+func TestLinksOnWhichAddressIsAnnounced(t *testing.T) {
 	on := func(interfaces ...string) *snapshot.L2Advertisement {
 		return &snapshot.L2Advertisement{Interfaces: interfaces}
 	}
 	elsewhere := on("eth1")
-	answerOn("b")(elsewhere)
+	selectL2NodeByName("b")(elsewhere)
 	for name, c := range map[string]struct {
 		ads     []*snapshot.L2Advertisement
 		edit    func([]exampleLink)
@@ -161,7 +161,7 @@ func TestLinksOfAnAddress(t *testing.T) {
 		if c.anyNode {
 			node = nil
 		}
-		if got := Links(c.ads, node, fourAddress, links, c.reach); !slices.Equal(got, c.want) {
+		if got := Links(c.ads, node, exampleIPv4Address, links, c.reach); !slices.Equal(got, c.want) {
 			t.Errorf("%s: the links are %v, want %v", name, got, c.want)
 		}
 	}
@@ -172,7 +172,7 @@ func TestAdvertisementsOfEachAddress(t *testing.T) {
 	e.both()
 	e.answer(nil, "six")
 	coverage, _ := Layer2(&e.snapshot, &e.service)
-	if !slices.Equal(coverage.Addresses, []netip.Addr{sixAddress}) || coverage.AdsOfAddress(0)[0].Name != "l2-six" {
+	if !slices.Equal(coverage.Addresses, []netip.Addr{exampleIPv6Address}) || coverage.AdsOfAddress(0)[0].Name != "l2-six" {
 		t.Errorf("%v are covered by %v, want the second address by its own", coverage.Addresses, coverage.Ads)
 	}
 	e.snapshot.L2Advertisements[0].Pools = []string{"four"}
@@ -181,7 +181,7 @@ func TestAdvertisementsOfEachAddress(t *testing.T) {
 	if len(coverage.Addresses) != 1 || len(coverage.AdsOfAddress(0)) != 1 {
 		t.Errorf("%v are covered by %v", coverage.Addresses, coverage.Ads)
 	}
-	if ads := Layer2OfPool(&e.snapshot, "four"); len(ads) != 1 || len(Layer2OfPool(&e.snapshot, "six")) > 0 {
+	if ads := L2AdvertisementsOfPool(&e.snapshot, "four"); len(ads) != 1 || len(L2AdvertisementsOfPool(&e.snapshot, "six")) > 0 {
 		t.Errorf("pool four has the advertisements %v", ads)
 	}
 }

@@ -27,8 +27,8 @@ type NodeState struct {
 	SessionFaultByPeer map[string]names.Explanation
 }
 
-// LocalPolicy says whether only nodes with an endpoint announce the Service.
-type LocalPolicy bool
+// LocalTrafficPolicy says whether only nodes with an endpoint announce the Service.
+type LocalTrafficPolicy bool
 
 // nodeFault is why one node does not announce the Service.
 type nodeFault struct {
@@ -37,8 +37,8 @@ type nodeFault struct {
 	names.Explanation
 }
 
-// reasonsByWeight are the reasons of nodes, the most telling first.
-var reasonsByWeight = []names.Reason{
+// nodeReasonsMostTellingFirst are the reasons of nodes, the most telling first.
+var nodeReasonsMostTellingFirst = []names.Reason{
 	names.ReasonRawSocketDenied, names.ReasonLinkDown, names.ReasonNoSession, names.ReasonNodeNetworkUnavailable, names.ReasonNodeLeaving,
 	names.ReasonNodeExcluded, names.ReasonNoSpeaker, names.ReasonServiceProxyNotReady, names.ReasonNoAddressFamily, names.ReasonNoLinks, names.ReasonNoPeers,
 	names.ReasonNoLocalEndpoints, names.ReasonNoAdvertisement,
@@ -48,7 +48,7 @@ var reasonsByWeight = []names.Reason{
 // Reason is the most telling one: that of a node with endpoints comes first. Nothing is set if at
 // least one node should announce the Service. Explain has to come first: it explains what is wrong
 // with the advertisements themselves.
-func ExplainNodes(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalPolicy) names.Explanation {
+func ExplainNodes(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalTrafficPolicy) names.Explanation {
 	coverage := newNodeCoverage(s, svc, nodes)
 	var faults []nodeFault
 	var sessionTexts []string
@@ -103,7 +103,7 @@ func (e *NodeExplanation) fault() names.Explanation {
 }
 
 // ExplainEachNode says for each node what ExplainNodes says for all of them.
-func ExplainEachNode(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalPolicy) []NodeExplanation {
+func ExplainEachNode(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalTrafficPolicy) []NodeExplanation {
 	coverage := newNodeCoverage(s, svc, nodes)
 	out := make([]NodeExplanation, 0, len(nodes))
 	for i := range nodes {
@@ -137,11 +137,11 @@ func newNodeCoverage(s *snapshot.Snapshot, svc *Service, nodes []NodeState) *nod
 }
 
 // explainNode says by which protocols the node should announce the Service, and why not.
-func explainNode(n *NodeState, c *nodeCoverage, local LocalPolicy) NodeExplanation {
+func explainNode(n *NodeState, c *nodeCoverage, local LocalTrafficPolicy) NodeExplanation {
 	node := view.Node{Name: n.Name, Labels: n.Labels, IsExcluded: isNodeExcluded(c.snapshot, n.Labels)}
-	own := selectNodeAds(c.bgp, &node)
+	own := adsSelectingNode(c.bgp, &node)
 	out := NodeExplanation{Node: n.Name, ByLayer2: c.layer2Reason == "" && c.layer2.selectsNode(&node), ByBGP: len(own) > 0}
-	out.beforeProtocols = n.faultBeforeProtocols(&node, out.ByLayer2 || out.ByBGP, local)
+	out.beforeProtocols = n.faultForEveryProtocol(&node, out.ByLayer2 || out.ByBGP, local)
 	if out.beforeProtocols.IsSet() {
 		out.Layer2, out.BGP = out.beforeProtocols, out.beforeProtocols
 		return out
@@ -156,8 +156,8 @@ func explainNode(n *NodeState, c *nodeCoverage, local LocalPolicy) NodeExplanati
 	return out
 }
 
-// faultBeforeProtocols returns why the node announces the Service by no protocol.
-func (n *NodeState) faultBeforeProtocols(node *view.Node, isSelected bool, local LocalPolicy) names.Explanation {
+// faultForEveryProtocol returns why the node announces the Service by no protocol.
+func (n *NodeState) faultForEveryProtocol(node *view.Node, isSelected bool, local LocalTrafficPolicy) names.Explanation {
 	switch {
 	case !isSelected:
 		return names.Explain(names.ReasonNoAdvertisement, "no advertisement of the Service selects the node")
@@ -196,17 +196,17 @@ const (
 )
 
 // combineNodeFaults makes one sentence of the faults of all nodes.
-func combineNodeFaults(faults []nodeFault, sessionTexts []string, local LocalPolicy) names.Explanation {
+func combineNodeFaults(faults []nodeFault, sessionTexts []string, local LocalTrafficPolicy) names.Explanation {
 	if len(faults) == 0 {
 		return names.Explanation{}
 	}
 	weight := func(f nodeFault) int {
-		w := slices.Index(reasonsByWeight, f.Reason)
+		w := slices.Index(nodeReasonsMostTellingFirst, f.Reason)
 		if w < 0 {
 			w = 0 // a reason that few know of
 		}
 		if bool(local) && !f.hasEndpoints && f.Reason != names.ReasonNoLocalEndpoints {
-			w += len(reasonsByWeight)
+			w += len(nodeReasonsMostTellingFirst)
 		}
 		return w
 	}

@@ -21,7 +21,7 @@ func (e *example) states() []NodeState {
 
 // linkInSubnet returns a usable link in the subnet of the address of the example.
 func linkInSubnet(name string) LinkState {
-	return LinkState{Name: name, Families: []ipfamily.Family{ipfamily.IPv4}, Subnets: []netip.Prefix{netip.PrefixFrom(fourAddress, 24).Masked()}}
+	return LinkState{Name: name, Families: []ipfamily.Family{ipfamily.IPv4}, Subnets: []netip.Prefix{netip.PrefixFrom(exampleIPv4Address, 24).Masked()}}
 }
 
 // linkElsewhere returns a usable link in another subnet.
@@ -43,7 +43,7 @@ var silentRouter = names.Explain(names.ReasonNoAnswer, "the router does not answ
 // nodeExplanationCases are states of the nodes, with the Reason and the texts that a user reads.
 var nodeExplanationCases = map[string]struct {
 	edit  func(*example, []NodeState)
-	local LocalPolicy
+	local LocalTrafficPolicy
 	want  names.Reason
 	texts []string
 }{
@@ -65,7 +65,7 @@ var nodeExplanationCases = map[string]struct {
 		n[1].HasEndpoints = true
 	}, local: true, want: names.ReasonNodeExcluded, texts: []string{"externalTrafficPolicy is Local", "b: it has the label " + names.LabelExcludeNode, "a, c: no endpoint"}},
 	"the node with endpoints is not selected": {edit: func(e *example, n []NodeState) {
-		e.answer(answerOn("a"), "four")
+		e.answer(selectL2NodeByName("a"), "four")
 		n[1].HasEndpoints = true
 	}, local: true, want: names.ReasonNoLocalEndpoints, texts: []string{"a: no endpoint of the Service serves there; b, c: no advertisement of the Service selects the node"}},
 	"no endpoint on a selected node, another one leaves": {edit: func(e *example, n []NodeState) {
@@ -96,7 +96,7 @@ var nodeExplanationCases = map[string]struct {
 		for i := range n {
 			n[i].Links = []LinkState{linkElsewhere("eth0"), downLink("eth1")}
 		}
-	}, want: names.ReasonLinkDown, texts: []string{"a, b, c: its link eth1 in the subnet of " + fourAddress.String() + " is down"}},
+	}, want: names.ReasonLinkDown, texts: []string{"a, b, c: its link eth1 in the subnet of " + exampleIPv4Address.String() + " is down"}},
 	"the only link of every node is down": {edit: func(e *example, n []NodeState) {
 		e.answer(nil, "four")
 		for i := range n {
@@ -113,7 +113,7 @@ var nodeExplanationCases = map[string]struct {
 		e.answer(nil, "four")
 		n[1].Links, n[2].Links = []LinkState{linkElsewhere("eth0")}, []LinkState{linkElsewhere("eth0")}
 		n[0].Fault = names.Explain(names.ReasonNodeLeaving, "it is leaving")
-	}, want: names.ReasonNodeLeaving, texts: []string{"a: it is leaving; b, c: none of its usable links (eth0) is in the subnet of " + fourAddress.String()}},
+	}, want: names.ReasonNodeLeaving, texts: []string{"a: it is leaving; b, c: none of its usable links (eth0) is in the subnet of " + exampleIPv4Address.String()}},
 	"no node is in the subnet": {edit: func(e *example, n []NodeState) {
 		e.answer(nil, "four")
 		for i := range n {

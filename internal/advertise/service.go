@@ -3,9 +3,10 @@
 // with it, so that the explanation of a Service is what speakers do. The package is pure: it has no
 // client and no clock, and knows no endpoints.
 //
-// The rules in order: every address is in a pool (poolOfEachAddress); an advertisement names the
-// pool and selects the Service (Layer2, BGP); it selects the node (NodeExclusionReason, OnNode); a
-// link or a peer is left (Links, PeerNames). Explain applies all of them to every node.
+// The rules in order: every address is in a pool (findPoolOfEachAddress); an advertisement names
+// the pool and selects the Service (Layer2, BGP); it selects the node (NodeExclusionReason,
+// BGPAdvertisementsOnNode); a link or a peer is left (Links, PeerNames). Explain applies all of
+// them to every node.
 package advertise
 
 import (
@@ -28,16 +29,17 @@ type Service struct {
 	HasSharingKey bool
 }
 
-// FromView returns the fields of a Service that the rules use.
-func FromView(v *view.Service) Service {
+// ServiceFromView returns the fields of a Service that the rules use.
+func ServiceFromView(v *view.Service) Service {
 	return Service{
 		Labels: labels.Set(v.Labels), RecordedPool: v.RecordedPool, Addresses: v.AssignedAddresses,
 		HasSharingKey: v.HasSharingAnnotation,
 	}
 }
 
-// poolOfEachAddress returns the pool of each address. The reason is empty if every address has one.
-func poolOfEachAddress(s *snapshot.Snapshot, svc *Service) ([]*snapshot.Pool, names.Reason) {
+// findPoolOfEachAddress returns the pool of each address. The reason is empty if every address has
+// one.
+func findPoolOfEachAddress(s *snapshot.Snapshot, svc *Service) ([]*snapshot.Pool, names.Reason) {
 	if len(svc.Addresses) == 0 {
 		return nil, names.ReasonNoAddress
 	}

@@ -28,7 +28,7 @@ func WantedSessions(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLab
 		if isNodeExcluded(s, n.Labels) {
 			continue
 		}
-		own, reason := OnNode(coverage, &n)
+		own, reason := BGPAdvertisementsOnNode(coverage, &n)
 		if reason != "" {
 			continue
 		}

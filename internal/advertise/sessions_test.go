@@ -33,7 +33,7 @@ func TestWantedSessionsFollowAdvertisementsNodesAndEndpoints(t *testing.T) {
 		"an excluded node": {edit: func(e *example) { e.peer("x"); e.route(nil, "four"); e.exclude(1) }, want: []string{"a x: four", "c x: four"}},
 		"a node without endpoints": {edit: func(e *example) { e.peer("x"); e.route(nil, "four") }, silentNode: "c",
 			want: []string{"a x: four", "b x: four"}},
-		"an advertisement of one node": {edit: func(e *example) { e.peer("x"); e.route(routeFrom("b"), "four") }, want: []string{"b x: four"}},
+		"an advertisement of one node": {edit: func(e *example) { e.peer("x"); e.route(selectBGPNodeByName("b"), "four") }, want: []string{"b x: four"}},
 		"a peer of one node": {edit: func(e *example) { e.peer("x"); e.peer("y", selectLabel("name", "c")); e.route(nil, "four") },
 			want: []string{"a x: four", "b x: four", "c x: four", "c y: four"}},
 		"an advertisement for one peer": {edit: func(e *example) {
@@ -56,7 +56,7 @@ func TestWantedSessionsFollowAdvertisementsNodesAndEndpoints(t *testing.T) {
 			for _, w := range WantedSessions(&e.snapshot, &e.service, e.nodes, func(node string, _ netip.Addr) bool { return node != tc.silentNode }) {
 				text := w.Node + " " + w.Peer + ":"
 				for _, a := range w.Addresses {
-					text += map[netip.Addr]string{fourAddress: " four", sixAddress: " six"}[a]
+					text += map[netip.Addr]string{exampleIPv4Address: " four", exampleIPv6Address: " six"}[a]
 				}
 				got = append(got, text)
 			}
@@ -74,8 +74,8 @@ func TestWantedSessionsLeaveOutAddressesWithoutEndpoints(t *testing.T) {
 	e.peer("x", selectLabel("name", "a"))
 	e.snapshot.Peers[0].DualStack = true
 	e.route(nil, "four", "six")
-	got := WantedSessions(&e.snapshot, &e.service, e.nodes, func(_ string, a netip.Addr) bool { return a == sixAddress })
-	if want := []WantedSession{{"a", "x", []netip.Addr{sixAddress}}}; fmt.Sprint(got) != fmt.Sprint(want) {
+	got := WantedSessions(&e.snapshot, &e.service, e.nodes, func(_ string, a netip.Addr) bool { return a == exampleIPv6Address })
+	if want := []WantedSession{{"a", "x", []netip.Addr{exampleIPv6Address}}}; fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("the sessions are %v, want %v", got, want)
 	}
 }
@@ -138,7 +138,7 @@ func TestCanUseLinkOfAnotherNode(t *testing.T) {
 		{"an advertisement for another node", []*snapshot.L2Advertisement{otherNode}, farLink{name: "eth0", covers: true}, SomeNodeReachesSubnet, false},
 		{"no advertisement", nil, farLink{name: "eth0", covers: true}, NoNodeReachesSubnet, false},
 	} {
-		if got := CanUseLink(tc.ads, node, tc.link, fourAddress, tc.reach); got != tc.want {
+		if got := CanUseLink(tc.ads, node, tc.link, exampleIPv4Address, tc.reach); got != tc.want {
 			t.Errorf("%s: it can be used: %v, want %v", tc.what, got, tc.want)
 		}
 	}

@@ -74,16 +74,16 @@ func (s StateWriter) BuildConfigurationStateStatus(before v1beta1.ConfigurationS
 		Type: s.conditionType(), Status: metav1.ConditionTrue, Reason: string(names.ReasonReconciled), Message: "the whole configuration is understood",
 	}
 	if len(texts) > 0 {
-		after.Result, after.ErrorSummary = v1beta1.ConfigurationInvalid, SummarizeTexts(texts, "\n", "see the conditions of the objects")
+		after.Result, after.ErrorSummary = v1beta1.ConfigurationInvalid, JoinTextsWithinStatusLimit(texts, "\n", "see the conditions of the objects")
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(names.ReasonConfigurationError), after.ErrorSummary
 	}
 	meta.SetStatusCondition(&after.Conditions, c)
 	return after
 }
 
-// SummarizeTexts joins texts into one that fits into a status. The first text is always in it,
-// shortened if it is too long. Texts that do not fit are counted, followed by the advice.
-func SummarizeTexts(texts []string, separator, advice string) string {
+// JoinTextsWithinStatusLimit joins texts into one that fits into a status. The first text is always
+// in it, shortened if it is too long. Texts that do not fit are counted, followed by the advice.
+func JoinTextsWithinStatusLimit(texts []string, separator, advice string) string {
 	var b strings.Builder
 	for i, t := range texts {
 		if i == 0 && len(t) > maxSummaryBytesInStatus {
@@ -131,9 +131,9 @@ func (s StateWriter) WriteState(ctx context.Context, c client.Client, problems [
 	return nil
 }
 
-// WriteUnknown writes into the object that nobody knows whether the component understands the
+// WriteUnknownState writes into the object that nobody knows whether the component understands the
 // configuration: it does not run any more, as the text says. A missing object stays missing.
-func (s StateWriter) WriteUnknown(ctx context.Context, reader client.Reader, c client.Client, text string) error {
+func (s StateWriter) WriteUnknownState(ctx context.Context, reader client.Reader, c client.Client, text string) error {
 	var o v1beta1.ConfigurationState
 	err := reader.Get(ctx, client.ObjectKey{Namespace: s.Namespace, Name: s.ObjectName()}, &o)
 	if err == nil {

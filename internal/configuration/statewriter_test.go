@@ -23,13 +23,13 @@ func TestSummaryFitsIntoAStatus(t *testing.T) {
 		"one that is long": {in: []string{strings.Repeat("é", 40000), many[0]}, first: "éé", last: "…; and 1 more: look there"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := SummarizeTexts(tc.in, "; ", "look there")
+			got := JoinTextsWithinStatusLimit(tc.in, "; ", "look there")
 			if len(got) > maxSummaryBytesInStatus+100 || !utf8.ValidString(got) || !strings.HasPrefix(got, tc.first) || !strings.HasSuffix(got, tc.last) {
 				t.Errorf("%d bytes, %.80q to %q; want %.80q to %q", len(got), got, got[max(0, len(got)-80):], tc.first, tc.last)
 			}
 		})
 	}
-	if got, said := SummarizeTexts(many, "; ", "look there"), strings.Count(SummarizeTexts(many, "; ", ""), "spec.addresses"); !strings.Contains(got, fmt.Sprintf("; and %d more", 512-said)) {
+	if got, said := JoinTextsWithinStatusLimit(many, "; ", "look there"), strings.Count(JoinTextsWithinStatusLimit(many, "; ", ""), "spec.addresses"); !strings.Contains(got, fmt.Sprintf("; and %d more", 512-said)) {
 		t.Errorf("%d are listed, and it ends with %q", said, got[len(got)-80:])
 	}
 }

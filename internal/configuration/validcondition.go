@@ -24,7 +24,7 @@ func NewValidCondition(o snapshot.ObjectReference, generation int64, problems []
 		texts = append(texts, p.Text)
 	}
 	if len(texts) > 0 {
-		cond.Message = SummarizeTexts(texts, "; ", "they are listed once these are corrected")
+		cond.Message = JoinTextsWithinStatusLimit(texts, "; ", "they are listed once these are corrected")
 	}
 	return cond
 }

@@ -9,14 +9,14 @@ import (
 	"time"
 )
 
-// stalledReader is a reader of a log that stops reading until it is released.
-type stalledReader struct {
+// stallingLogWriter is a reader of a log that stops reading until it is released.
+type stallingLogWriter struct {
 	released chan struct{}
 	mu       sync.Mutex
 	text     bytes.Buffer
 }
 
-func (r *stalledReader) Write(b []byte) (int, error) {
+func (r *stallingLogWriter) Write(b []byte) (int, error) {
 	<-r.released
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -24,7 +24,7 @@ func (r *stalledReader) Write(b []byte) (int, error) {
 }
 
 func TestAStalledReaderOfTheLogBlocksNobody(t *testing.T) {
-	r := &stalledReader{released: make(chan struct{})}
+	r := &stallingLogWriter{released: make(chan struct{})}
 	q := NewLogQueue(r)
 	log := (&CommonOptions{LogLevel: "info"}).NewLogger(q)
 	const lines = queuedLogLineLimit + 100

@@ -58,8 +58,8 @@ func (b *snapshotBuilder) parsePoolExtension(o ObjectReference, pool, before *Po
 	b.parseRetirement(o, pool, before, in.Retire)
 }
 
-// defaultServicesPerMinute is the CRD's default.
-const defaultServicesPerMinute = 60
+// defaultRetiredServicesPerMinute is the CRD's default.
+const defaultRetiredServicesPerMinute = 60
 
 // parseRetirement reads spec.gantry.retire of a pool. With an entry that cannot be read, what was
 // retired before stays in force: no further Service gives up an address by mistake.
@@ -69,7 +69,7 @@ func (b *snapshotBuilder) parseRetirement(o ObjectReference, pool, before *Pool,
 	}
 	perMinute := int64(in.ServicesPerMinute)
 	if perMinute <= 0 {
-		perMinute = defaultServicesPerMinute
+		perMinute = defaultRetiredServicesPerMinute
 	}
 	retired := &Retirement{WholePool: len(in.Addresses) == 0, MoveInterval: time.Minute / time.Duration(perMinute)}
 	b.currentObjectUnservable = false

@@ -80,9 +80,9 @@ func TestOneSortFindsWhetherAnyEntriesOverlap(t *testing.T) {
 	}
 }
 
-// TestRangesWithoutUseAreFoundByTheirAddresses compares the purpose of each range at the edges of
+// TestPurposeOfSpecialRangeEqualsFullSearch compares the purpose of each range at the edges of
 // those that cannot serve with a search through all of them.
-func TestRangesWithoutUseAreFoundByTheirAddresses(t *testing.T) {
+func TestPurposeOfSpecialRangeEqualsFullSearch(t *testing.T) {
 	for _, n := range unservableRanges {
 		for _, r := range []Range{n.Range, {n.First, n.First}, {n.Last, n.Last}, {n.First.Prev(), n.First}, {n.Last, n.Last.Next()}, {n.First.Prev(), n.First.Prev()}, {n.Last.Next(), n.Last.Next()}} {
 			if !r.First.IsValid() || !r.Last.IsValid() {
@@ -123,8 +123,8 @@ func TestBuildCostIsInProportionToTheEntries(t *testing.T) {
 			reading, building := time.Hour, time.Hour
 			// The shortest of many times is the one that nothing else on the machine disturbs.
 			for round := 0; round < 20 && (round < 3 || float64(building) > most/2*float64(reading)); round++ {
-				reading = min(reading, measureDuration(func() { readEntriesOnce(t, o.Pools) }))
-				building = min(building, measureDuration(func() {
+				reading = min(reading, measureCPUTime(func() { readEntriesOnce(t, o.Pools) }))
+				building = min(building, measureCPUTime(func() {
 					if _, problems := BuildSnapshot(o); len(problems) > 0 {
 						t.Fatal(problems[0])
 					}
@@ -139,8 +139,8 @@ func TestBuildCostIsInProportionToTheEntries(t *testing.T) {
 	}
 }
 
-// measureDuration returns the processor time of the process, which other programs disturb least.
-func measureDuration(do func()) time.Duration {
+// measureCPUTime returns the processor time of the process, which other programs disturb least.
+func measureCPUTime(do func()) time.Duration {
 	begun := readCPUTime()
 	do()
 	return readCPUTime() - begun

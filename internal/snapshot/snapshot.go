@@ -274,13 +274,13 @@ type Fault struct {
 	subject string
 }
 
-// indexInField matches the index of a list entry in a field or text.
-var indexInField = regexp.MustCompile(`\[[0-9]+\]`)
+// listIndexPattern matches the index of a list entry in a field or text.
+var listIndexPattern = regexp.MustCompile(`\[[0-9]+\]`)
 
 // Fault returns what identifies the Problem: neither the position of the entry in its list, nor the
 // other entry that it overlaps.
 func (p Problem) Fault() Fault {
-	subject, _, _ := strings.Cut(indexInField.ReplaceAllString(p.Text, "[]"), " "+overlapText)
+	subject, _, _ := strings.Cut(listIndexPattern.ReplaceAllString(p.Text, "[]"), " "+overlapText)
 	return Fault{p.Object, p.Reason, subject}
 }
 

@@ -58,8 +58,8 @@ func FromEndpointSlice(s *discoveryv1.EndpointSlice) EndpointSlice {
 	return out
 }
 
-// MergedEndpointsOfSlices converts all EndpointSlices of one Service into one value.
-func MergedEndpointsOfSlices(service ObjectKey, all []discoveryv1.EndpointSlice) Endpoints {
+// FromEndpointSlices converts all EndpointSlices of one Service into one value.
+func FromEndpointSlices(service ObjectKey, all []discoveryv1.EndpointSlice) Endpoints {
 	views := make([]EndpointSlice, 0, len(all))
 	for i := range all {
 		views = append(views, FromEndpointSlice(&all[i]))
@@ -91,15 +91,15 @@ func MergeEndpointSliceViews(service ObjectKey, all []EndpointSlice) Endpoints {
 	for _, n := range e.ServingNodes {
 		e.ServingCounts = append(e.ServingCounts, slices.Max(slices.Collect(maps.Values(counts[n]))))
 	}
-	e.missingFamilies(counts, families)
+	e.recordMissingFamilies(counts, families)
 	slices.Sort(e.ReadyNodes)
 	e.ReadyNodes = slices.Compact(e.ReadyNodes)
 	return e
 }
 
-// missingFamilies records which families the endpoints do not serve, and on which nodes. A slice
-// without the family in its type says nothing.
-func (e *Endpoints) missingFamilies(counts map[string]map[discoveryv1.AddressType]int, found map[discoveryv1.AddressType]bool) {
+// recordMissingFamilies records which families the endpoints do not serve, and on which nodes. A
+// slice without the family in its type says nothing.
+func (e *Endpoints) recordMissingFamilies(counts map[string]map[discoveryv1.AddressType]int, found map[discoveryv1.AddressType]bool) {
 	hasIPv4, hasIPv6 := found[discoveryv1.AddressTypeIPv4], found[discoveryv1.AddressTypeIPv6]
 	if !hasIPv4 && !hasIPv6 {
 		return

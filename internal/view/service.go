@@ -23,7 +23,7 @@ func FromService(s *corev1.Service) Service {
 		HasLocalTrafficPolicy: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		HealthCheckNodePort:   uint16(s.Spec.HealthCheckNodePort),
 		PodSelector:           labels.Set(s.Spec.Selector).String(),
-		RecordedPool:          readAllocationRecord(s),
+		RecordedPool:          readRecordedFirstAddressOrigin(s),
 		RequestedHolder:       strings.TrimSpace(s.Annotations[names.AnnotationHolder]),
 		CreatedUnixSeconds:    s.CreationTimestamp.Unix(),
 		Generation:            s.Generation,
@@ -45,9 +45,9 @@ func FromService(s *corev1.Service) Service {
 	return v
 }
 
-// readAllocationRecord returns the pool of the first address. The annotation with the same content
-// does not count, because the owner of the Service can edit it.
-func readAllocationRecord(s *corev1.Service) string {
+// readRecordedFirstAddressOrigin returns the pool of the first address. The annotation with the
+// same content does not count, because the owner of the Service can edit it.
+func readRecordedFirstAddressOrigin(s *corev1.Service) string {
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAllocatedFromPool)
 	if c == nil {
 		return ""

@@ -11,8 +11,8 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// annotationsToRequest are the annotations of a Service that its owner writes.
-var annotationsToRequest = []string{
+// annotationsWrittenByOwner are the annotations of a Service that its owner writes.
+var annotationsWrittenByOwner = []string{
 	names.AnnotationPool, names.AnnotationLoadBalancerIPs, names.AnnotationSharing, names.AnnotationAddressesPerFamily, names.AnnotationAddressesToRelease, names.AnnotationHolder,
 }
 
@@ -20,14 +20,14 @@ var annotationsToRequest = []string{
 // versions of the metallb.io API before that group had its name.
 var knownAnnotations = append([]string{
 	names.AnnotationPoolOld, names.AnnotationLoadBalancerIPsOld, names.AnnotationSharingOld,
-	names.AnnotationAllocatedFromPool, names.AnnotationAllocatedFromSeveralPools, annotationDomain(names.AnnotationPoolOld) + "/ip-allocated-from-pool",
-}, annotationsToRequest...)
+	names.AnnotationAllocatedFromPool, names.AnnotationAllocatedFromSeveralPools, parseAnnotationDomain(names.AnnotationPoolOld) + "/ip-allocated-from-pool",
+}, annotationsWrittenByOwner...)
 
 // ServiceAnnotationDomains are the domains of the annotations that have a meaning here.
-var ServiceAnnotationDomains = []string{annotationDomain(names.AnnotationPool), annotationDomain(names.AnnotationPoolOld), annotationDomain(names.AnnotationAddressesToRelease)}
+var ServiceAnnotationDomains = []string{parseAnnotationDomain(names.AnnotationPool), parseAnnotationDomain(names.AnnotationPoolOld), parseAnnotationDomain(names.AnnotationAddressesToRelease)}
 
-// annotationDomain is the part before the slash.
-func annotationDomain(key string) string {
+// parseAnnotationDomain is the part before the slash.
+func parseAnnotationDomain(key string) string {
 	d, _, _ := strings.Cut(key, "/")
 	return d
 }
@@ -59,21 +59,22 @@ func HaveSameLetters(a, b string) bool {
 func ExplainUnknownAnnotations(s *corev1.Service) []string {
 	var unknown []string
 	for key := range s.Annotations {
-		if isProbablyOurs(annotationDomain(key)) && !slices.Contains(knownAnnotations, key) {
+		if isProbablyOurs(parseAnnotationDomain(key)) && !slices.Contains(knownAnnotations, key) {
 			unknown = append(unknown, key)
 		}
 	}
 	slices.Sort(unknown)
 	var out []string
 	for _, key := range unknown[:min(len(unknown), maxUnknownAnnotations)] {
-		out = append(out, fmt.Sprintf("the annotation %s is unknown and ignored: did you mean %s?", key, nearestAnnotation(key)))
+		out = append(out, fmt.Sprintf("the annotation %s is unknown and ignored: did you mean %s?", key, findNearestAnnotation(key)))
 	}
 	return out
 }
 
-// nearestAnnotation returns the annotation that the owner of a Service probably meant: the one that
-// has most words in common with the key, and among those the one with fewest different letters.
-func nearestAnnotation(key string) string {
+// findNearestAnnotation returns the annotation that the owner of a Service probably meant: the one
+// that has most words in common with the key, and among those the one with fewest different
+// letters.
+func findNearestAnnotation(key string) string {
 	words := wordsOfAnnotation(key)
 	nearness := func(known string) int {
 		n := 0
@@ -84,7 +85,7 @@ func nearestAnnotation(key string) string {
 		}
 		return n
 	}
-	return slices.MinFunc(annotationsToRequest, func(x, y string) int {
+	return slices.MinFunc(annotationsWrittenByOwner, func(x, y string) int {
 		if d := nearness(y) - nearness(x); d != 0 {
 			return d
 		}

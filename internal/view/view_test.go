@@ -60,7 +60,7 @@ func TestServingEndpoints(t *testing.T) {
 		return discoveryv1.Endpoint{Addresses: []string{"10.0.0.1"}, NodeName: node(n), Conditions: c}
 	}
 	key := ObjectKey{"default", "s"}
-	e := MergedEndpointsOfSlices(key, []discoveryv1.EndpointSlice{
+	e := FromEndpointSlices(key, []discoveryv1.EndpointSlice{
 		{Endpoints: []discoveryv1.Endpoint{
 			endpoint("unknown", discoveryv1.EndpointConditions{}),
 			endpoint("ready", discoveryv1.EndpointConditions{Ready: &yes}),

@@ -93,8 +93,8 @@ func TestHeldAddressIsNotProbed(t *testing.T) {
 	})
 }
 
-// TestApplyChangesReportsTheWholeState: only the mark says that the state is complete.
-func TestApplyChangesReportsTheWholeState(t *testing.T) {
+// TestApplyChangesReportsClusterSyncedMark: only the mark says that the state is complete.
+func TestApplyChangesReportsClusterSyncedMark(t *testing.T) {
 	p := plan.NewPlanner(plan.Inputs{SelfNode: "node1"})
 	if ApplyChangesToPlanner(p, exampleSnapshotChange(), exampleServiceChange(), exampleEndpointsChange()) {
 		t.Error("the state counts as complete without the mark")

@@ -198,7 +198,7 @@ func New(o Options) *Agent {
 		},
 		addressByKnownMember: map[string]netip.Addr{},
 		reachabilityProbes: reachabilityProbes{
-			openProbeByElectionProbeID: map[uint64]*openReachabilityProbe{}, electionProbeIDBySentProbeID: map[uint64]uint64{},
+			openProbeByElectionProbeID: map[uint64]*pendingReachabilityProbe{}, electionProbeIDBySentProbeID: map[uint64]uint64{},
 		},
 		heldBindingByAddress: map[netip.Addr]intent.Binding{},
 	}
@@ -252,7 +252,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.eventLog.forgetPlan()
 			a.plan, a.statusChanged, a.addressProbes.snapshot = p.plan, true, p.snapshot
 			a.replaceRestoredBids(p)
-			in = append(in, p.electionInput())
+			in = append(in, p.toBidsChanged())
 		case links := <-a.options.LinkSets:
 			a.updateLinks(links)
 		case set := <-a.options.Members.MemberSets():

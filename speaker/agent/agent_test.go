@@ -63,7 +63,7 @@ func TestAMoveWaitsForTheServiceProxy(t *testing.T) {
 				c.speakerByName[n].PostChanges(c.t.Context(), change)
 			}
 		}
-		post(NewServiceSetChange(view.Service{
+		post(NewServiceUpsertedChange(view.Service{
 			Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceIPv4, serviceIPv6},
 			HasLocalTrafficPolicy: true, HealthCheckNodePort: 30000,
 		}))
@@ -73,10 +73,10 @@ func TestAMoveWaitsForTheServiceProxy(t *testing.T) {
 		}
 		next := c.speakerByName["node1"]
 		for _, change := range []PlannerInputChange{
-			NewEndpointsSetChange(view.Endpoints{
+			NewEndpointsReplacedChange(view.Endpoints{
 				Service: serviceKey, AnyServing: true, ServingNodes: []string{"node1", "node4"}, ReadyNodes: []string{"node1", "node4"},
 			}),
-			NewEndpointsSetChange(view.Endpoints{ // the Pod on node4 ends
+			NewEndpointsReplacedChange(view.Endpoints{ // the Pod on node4 ends
 				Service: serviceKey, AnyServing: true, ServingNodes: []string{"node1", "node4"}, ReadyNodes: []string{"node1"},
 			}),
 		} {
@@ -152,7 +152,7 @@ func TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster(t *testing.T) 
 		if h := c.requireOneAnsweringSpeaker(serviceIPv4); h != again {
 			t.Fatalf("%s holds the address, want the speaker with the checkpoint", h.name)
 		}
-		for _, part := range []PlannerInputChange{exampleSnapshotChange(), exampleServiceChange(), NewNodeSetChange(view.Node{Name: "node1"})} {
+		for _, part := range []PlannerInputChange{exampleSnapshotChange(), exampleServiceChange(), NewNodeUpsertedChange(view.Node{Name: "node1"})} {
 			// no endpoints yet
 			again.PostChanges(c.t.Context(), part)
 			gap, order := c.measureLongestAnswerGap(serviceIPv4, time.Second)
@@ -235,7 +235,7 @@ func TestAnExcludedNodeHandsOverWithoutAGap(t *testing.T) {
 	runInSyncedCluster(t, func(c *harness) {
 		old := c.requireOneAnsweringSpeaker(serviceIPv4)
 		for _, s := range c.speakerByName {
-			s.PostChanges(c.t.Context(), NewNodeSetChange(view.Node{Name: old.name, IsExcluded: true}))
+			s.PostChanges(c.t.Context(), NewNodeUpsertedChange(view.Node{Name: old.name, IsExcluded: true}))
 		}
 		gap, order := c.measureLongestAnswerGap(serviceIPv4, time.Second)
 		if gap > 2*time.Millisecond || order[len(order)-1] == old.name {
@@ -243,7 +243,7 @@ func TestAnExcludedNodeHandsOverWithoutAGap(t *testing.T) {
 		}
 		next := c.requireOneAnsweringSpeaker(serviceIPv4)
 		for _, s := range c.speakerByName {
-			s.PostChanges(c.t.Context(), NewNodeSetChange(view.Node{Name: old.name}))
+			s.PostChanges(c.t.Context(), NewNodeUpsertedChange(view.Node{Name: old.name}))
 		}
 		if _, order := c.measureLongestAnswerGap(serviceIPv4, 5*time.Second); !slices.Equal(order, []string{next.name}) {
 			t.Errorf("%v answered after the node was included again, want %s to keep the address", order, next.name)

@@ -17,8 +17,8 @@ func ApplyChangesToPlanner(p *plan.Planner, changes ...PlannerInputChange) (sync
 	return in.clusterSynced
 }
 
-// NewServiceSetChange adds or replaces a Service.
-func NewServiceSetChange(s view.Service) PlannerInputChange {
+// NewServiceUpsertedChange adds or replaces a Service.
+func NewServiceUpsertedChange(s view.Service) PlannerInputChange {
 	return func(in *plannerEditor) { in.SetService(s) }
 }
 
@@ -27,14 +27,14 @@ func NewServiceRemovedChange(k view.ObjectKey) PlannerInputChange {
 	return func(in *plannerEditor) { in.RemoveService(k) }
 }
 
-// NewEndpointsSetChange replaces the endpoints of a Service. Without any endpoints it removes the
-// entry.
-func NewEndpointsSetChange(e view.Endpoints) PlannerInputChange {
+// NewEndpointsReplacedChange replaces the endpoints of a Service. Without any endpoints it removes
+// the entry.
+func NewEndpointsReplacedChange(e view.Endpoints) PlannerInputChange {
 	return func(in *plannerEditor) { in.SetEndpoints(e) }
 }
 
-// NewNodeSetChange adds or replaces a node.
-func NewNodeSetChange(n view.Node) PlannerInputChange {
+// NewNodeUpsertedChange adds or replaces a node.
+func NewNodeUpsertedChange(n view.Node) PlannerInputChange {
 	return func(in *plannerEditor) { in.SetNode(n) }
 }
 
@@ -43,8 +43,8 @@ func NewNodeRemovedChange(name string) PlannerInputChange {
 	return func(in *plannerEditor) { in.RemoveNode(name) }
 }
 
-// NewSnapshotSetChange replaces the configuration.
-func NewSnapshotSetChange(s *snapshot.Snapshot) PlannerInputChange {
+// NewSnapshotReplacedChange replaces the configuration.
+func NewSnapshotReplacedChange(s *snapshot.Snapshot) PlannerInputChange {
 	return func(in *plannerEditor) { in.SetSnapshot(s) }
 }
 

@@ -99,9 +99,9 @@ func (a *Agent) replaceRestoredBids(p planUpdate) {
 	a.checkpoint.hasFirstPlan, a.checkpoint.changedSinceSave, a.checkpoint.restoredBids = true, true, nil
 }
 
-// restoredRoutesDue fires when routers have to get the routes of the checkpoint. It is nil when
-// there are none.
-func (a *Agent) restoredRoutesDue() <-chan time.Time {
+// startRestoredRoutesTimer fires when routers have to get the routes of the checkpoint. It is nil
+// when there are none.
+func (a *Agent) startRestoredRoutesTimer() <-chan time.Time {
 	if c := a.options.RestoreFrom; c == nil || len(c.DesiredBGP.Peers) == 0 {
 		return nil
 	}

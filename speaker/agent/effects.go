@@ -142,13 +142,13 @@ func AppendElectionEvent(waiting []elect.Event, e elect.Event) []elect.Event {
 // several probes on the segment.
 type reachabilityProbes struct {
 	lastSentProbeID              uint64
-	openProbeByElectionProbeID   map[uint64]*openReachabilityProbe // by the election's ID
-	electionProbeIDBySentProbeID map[uint64]uint64                 // by the ID on the segment
+	openProbeByElectionProbeID   map[uint64]*pendingReachabilityProbe // by the election's ID
+	electionProbeIDBySentProbeID map[uint64]uint64                    // by the ID on the segment
 	// index of the member that is probed first
 	firstProbedMemberIndex int
 }
 
-type openReachabilityProbe struct{ sentProbesWithoutResult int }
+type pendingReachabilityProbe struct{ sentProbesWithoutResult int }
 
 // reachabilityProbeIDBase keeps the IDs of reachability probes apart from those of acquire probes.
 const reachabilityProbeIDBase = 1 << 63
@@ -182,7 +182,7 @@ func (a *Agent) sendReachabilityProbes(e elect.ReachabilityProbe) {
 		a.stepElection([]elect.Input{elect.ProbeFinished{Result: r}})
 		return
 	}
-	a.reachabilityProbes.openProbeByElectionProbeID[e.ID] = &openReachabilityProbe{sentProbesWithoutResult: len(targets)}
+	a.reachabilityProbes.openProbeByElectionProbeID[e.ID] = &pendingReachabilityProbe{sentProbesWithoutResult: len(targets)}
 	for _, p := range targets {
 		a.reachabilityProbes.lastSentProbeID++
 		p.ID = reachabilityProbeIDBase + a.reachabilityProbes.lastSentProbeID
@@ -304,7 +304,7 @@ func (a *Agent) buildStatus() Status {
 		Plan:                 a.plan,
 		Holders:              a.electionMachine.Holders(),
 		HeldAddresses:        held,
-		UsableLinks:          a.portFaults.linksWithUnusableFamiliesMarked(a.nodeLinks),
+		UsableLinks:          a.portFaults.markUnusableFamiliesOfLinks(a.nodeLinks),
 		DownLinks:            a.downLinks,
 		SendFaultByLinkIndex: a.portFaults.faultByLinkIndex(),
 		MemberNames:          a.liveMemberNames,

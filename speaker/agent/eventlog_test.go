@@ -15,9 +15,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// TestLogOfMovesAndConflicts checks that a line about a move names everything, and that a host that
-// keeps answering is a warning, once a minute.
-func TestLogOfMovesAndConflicts(t *testing.T) {
+// TestMoveAndRepeatedConflictAreLogged checks that a line about a move names everything, and that a
+// host that keeps answering is a warning, once a minute.
+func TestMoveAndRepeatedConflictAreLogged(t *testing.T) {
 	var out bytes.Buffer
 	l := eventLog{log: slog.New(slog.NewTextHandler(&out, nil))}
 	address, now := netip.MustParseAddr("192.0.2.1"), time.Unix(1_700_000_000, 0)

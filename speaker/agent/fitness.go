@@ -15,9 +15,9 @@ import (
 
 // fitnessState is what this node knows of its own fitness and of that of the others.
 type fitnessState struct {
-	judge     *fitness.Judge
-	announcer fitness.Announcer
-	others    *fitness.Table
+	judge          *fitness.Judge
+	memberNotifier fitness.MemberNotifier
+	others         *fitness.Table
 	// passedToPlanner is what the planner knows. mustCheck is set after an input that may change
 	// it.
 	passedToPlanner plan.NodeFitness
@@ -65,7 +65,7 @@ const (
 
 // receiveMessage passes a message of another member on to the part that it is for.
 func (a *Agent) receiveMessage(in []elect.Input, m members.Message) []elect.Input {
-	if fitness.IsMessage(m.Payload) {
+	if fitness.IsFitnessMessage(m.Payload) {
 		a.fitness.others.RecordMessage(m.SenderName, m.Payload, a.options.Now())
 		a.fitness.mustCheck = true
 		return in
@@ -97,7 +97,7 @@ func (a *Agent) checkFitness() {
 	}
 	f.mustCheck, f.lastCheckedAt = false, now
 	own := f.judge.JudgeFitness(now)
-	if message := f.announcer.NextMessage(own, now); message != nil {
+	if message := f.memberNotifier.NextMessage(own, now); message != nil {
 		for _, n := range a.liveMemberNames {
 			if n != a.options.NodeName {
 				a.options.Members.SendMessage(n, message)
@@ -128,7 +128,7 @@ func (a *Agent) probeLinksIfDue(now time.Time) {
 	for _, l := range a.nodeLinks {
 		wasAnswered, known := s.wasAnsweredByLink[l.Index]
 		targets, count := a.neighboursOnLink(&l), 1
-		if held := a.heldByOthersOnLink(&l, holders); len(held) > 0 && (len(targets) == 0 || known && !wasAnswered) {
+		if held := a.addressesHeldByOtherNodesOnLink(&l, holders); len(held) > 0 && (len(targets) == 0 || known && !wasAnswered) {
 			targets = append(targets, held[s.firstTarget%len(held)])
 		}
 		if len(targets) == 0 {
@@ -172,8 +172,9 @@ func (a *Agent) neighboursOnLink(l *facts.Link) []netip.Addr {
 	return out
 }
 
-// heldByOthersOnLink returns the addresses in the subnets of the link that other nodes hold.
-func (a *Agent) heldByOthersOnLink(l *facts.Link, holders []elect.Holder) []netip.Addr {
+// addressesHeldByOtherNodesOnLink returns the addresses in the subnets of the link that other nodes
+// hold.
+func (a *Agent) addressesHeldByOtherNodesOnLink(l *facts.Link, holders []elect.Holder) []netip.Addr {
 	var out []netip.Addr
 	for _, h := range holders {
 		if h.Node != a.options.NodeName && h.IsAlive && l.CoversAddress(h.Address) {

@@ -40,10 +40,10 @@ var (
 // nodeNames are the nodes of the cluster. Each has a speaker.
 var nodeNames = []string{"node1", "node2", "node3", "node4"}
 
-// discardBGP ignores what is announced by BGP.
-type discardBGP struct{}
+// discardingBGPEngine ignores what is announced by BGP.
+type discardingBGPEngine struct{}
 
-func (discardBGP) SetDesiredState(bgp.Desired) {}
+func (discardingBGPEngine) SetDesiredState(bgp.Desired) {}
 
 // harness is a cluster on a segment in memory, with a client that sends requests for the addresses
 // of a Service. It runs in a synctest bubble.
@@ -69,7 +69,7 @@ type testSpeaker struct {
 	gossipMember        *memberstest.FakeMember
 	link                facts.Link
 	linkSetsToAgent     chan facts.LinkSet
-	proxy               *serviceProxy
+	proxy               *fakeServiceProxy
 	proxyChecks         chan bool // whether the service proxy answered
 	lastSavedCheckpoint *Checkpoint
 	questions           chan []probing.Question
@@ -81,23 +81,23 @@ type testSpeaker struct {
 	answers            []probing.Answer
 }
 
-// serviceProxy answers the health checks of one node.
-type serviceProxy struct {
+// fakeServiceProxy answers the health checks of one node.
+type fakeServiceProxy struct {
 	results chan []facts.HealthCheckResult
 	mu      sync.Mutex // guards checks
 	checks  []intent.HealthCheck
 }
 
-func (p *serviceProxy) SetChecks(checks []intent.HealthCheck) {
+func (p *fakeServiceProxy) SetChecks(checks []intent.HealthCheck) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.checks = checks
 }
 
-func (p *serviceProxy) Results() <-chan []facts.HealthCheckResult { return p.results }
+func (p *fakeServiceProxy) Results() <-chan []facts.HealthCheckResult { return p.results }
 
 // answerChecks gives one outcome to all present health checks, and returns how many there are.
-func (p *serviceProxy) answerChecks(outcome facts.HealthCheckOutcome) int {
+func (p *fakeServiceProxy) answerChecks(outcome facts.HealthCheckOutcome) int {
 	p.mu.Lock()
 	var out []facts.HealthCheckResult
 	for _, c := range p.checks {
@@ -182,10 +182,10 @@ func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *testSpeaker
 	nonce := uint64(time.Now().UnixNano()) + uint64(number)
 	s.gossipMember = c.gossip.Join(name, address, nonce)
 	s.proxyChecks = make(chan bool)
-	s.proxy = &serviceProxy{results: make(chan []facts.HealthCheckResult)}
+	s.proxy = &fakeServiceProxy{results: make(chan []facts.HealthCheckResult)}
 	engine := layer2.NewEngine(s.lanHost, time.Now)
 	s.Agent = New(Options{
-		NodeName: name, RunNonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, HealthChecks: s.proxy, Members: s.gossipMember, LinkSets: s.linkSetsToAgent,
+		NodeName: name, RunNonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardingBGPEngine{}, HealthChecks: s.proxy, Members: s.gossipMember, LinkSets: s.linkSetsToAgent,
 		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, RestoreFrom: checkpoint,
 		ProxyChecks: s.proxyChecks, ServiceProxy: fitness.ProxyOptions{IsWatched: true, SilenceTimeout: fitness.DefaultProxySilenceTimeout},
 		ProbeQuestions: s.questions, ObserveProbeAnswer: s.observeProbeAnswer,
@@ -236,7 +236,7 @@ func (s *testSpeaker) lastStatusAndAllEvents() (Status, []elect.Event) {
 
 // exampleSnapshotChange has a pool of both families that every node announces.
 func exampleSnapshotChange() PlannerInputChange {
-	return NewSnapshotSetChange(&snapshot.Snapshot{
+	return NewSnapshotReplacedChange(&snapshot.Snapshot{
 		Pools: []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{
 			{First: serviceIPv4, Last: serviceIPv4.Next()}, {First: serviceIPv6, Last: serviceIPv6.Next()},
 		}}},
@@ -245,13 +245,13 @@ func exampleSnapshotChange() PlannerInputChange {
 }
 
 func exampleServiceChange() PlannerInputChange {
-	return NewServiceSetChange(view.Service{
+	return NewServiceUpsertedChange(view.Service{
 		Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceIPv4, serviceIPv6},
 	})
 }
 
 func exampleEndpointsChange() PlannerInputChange {
-	return NewEndpointsSetChange(view.Endpoints{
+	return NewEndpointsReplacedChange(view.Endpoints{
 		Service: serviceKey, AnyServing: true, ServingNodes: []string{"node4"}, ReadyNodes: []string{"node4"},
 	})
 }
@@ -260,7 +260,7 @@ func exampleEndpointsChange() PlannerInputChange {
 func (c *harness) postClusterState(name string) {
 	all := []PlannerInputChange{exampleSnapshotChange(), exampleServiceChange(), exampleEndpointsChange()}
 	for _, n := range nodeNames {
-		all = append(all, NewNodeSetChange(view.Node{Name: n}))
+		all = append(all, NewNodeUpsertedChange(view.Node{Name: n}))
 	}
 	c.speakerByName[name].PostChanges(c.t.Context(), append(all, NewClusterSyncedChange())...)
 }

@@ -12,7 +12,7 @@ import (
 // publishOwnNode publishes the links of this node to the other speakers, if they changed.
 func (a *Agent) publishOwnNode(links plannerLinks) {
 	p := facts.PublishedNode{
-		LinkMACs: macsByImportance(a.nodeLinks), MessageFormat: elect.NewestMessageFormat,
+		LinkMACs: gatewayLinkMACsFirst(a.nodeLinks), MessageFormat: elect.NewestMessageFormat,
 		Links: facts.DescribeLinks(links.links, links.downLinks),
 	}
 	p.Links.RawSocketsDenied = bool(links.rawSocketPermission)
@@ -26,10 +26,10 @@ func (a *Agent) publishOwnNode(links plannerLinks) {
 	a.options.Members.PublishOwnNode(p)
 }
 
-// macsByImportance returns the Ethernet addresses of the links, each once: first those of links
+// gatewayLinkMACsFirst returns the Ethernet addresses of the links, each once: first those of links
 // with a default gateway, then those of links with an address. There may be no room for all of
 // them.
-func macsByImportance(links facts.LinkSet) []facts.MAC {
+func gatewayLinkMACsFirst(links facts.LinkSet) []facts.MAC {
 	importance := func(l facts.Link) int {
 		switch {
 		case len(l.DefaultGateways) > 0:

@@ -42,7 +42,7 @@ func (p *planUpdate) mergeDelta(d plan.BidDelta) {
 	}
 }
 
-func (p planUpdate) electionInput() elect.BidsChanged {
+func (p planUpdate) toBidsChanged() elect.BidsChanged {
 	var out elect.BidsChanged
 	for _, b := range p.changedBids {
 		out.Bids = append(out.Bids, b)
@@ -58,7 +58,7 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 	in := plannerEditor{Planner: p}
 	next := newPlanUpdate()
 	var out chan planUpdate // nil while there is no update
-	restoreRoutes := a.restoredRoutesDue()
+	restoreRoutes := a.startRestoredRoutesTimer()
 	for {
 		select {
 		case <-ctx.Done():

@@ -42,8 +42,8 @@ func (p *portFaults) forgetGoneLinks(links facts.LinkSet) {
 	maps.DeleteFunc(p.denialReasonByPort, isGone)
 }
 
-// linksWithUnusableFamiliesMarked marks each link with the families that cannot be sent on it.
-func (p *portFaults) linksWithUnusableFamiliesMarked(links facts.LinkSet) facts.LinkSet {
+// markUnusableFamiliesOfLinks marks each link with the families that cannot be sent on it.
+func (p *portFaults) markUnusableFamiliesOfLinks(links facts.LinkSet) facts.LinkSet {
 	out := make(facts.LinkSet, 0, len(links))
 	for _, l := range links {
 		_, l.CannotSendIPv4 = p.openErrorByPort[portID{l.Index, ipfamily.IPv4}]
@@ -73,7 +73,7 @@ func (p *portFaults) faultByLinkIndex() map[int]string {
 // toPlannerLinks returns the links on which frames can be sent.
 func (p *portFaults) toPlannerLinks(links facts.LinkSet) plannerLinks {
 	var out plannerLinks
-	for _, l := range p.linksWithUnusableFamiliesMarked(links) {
+	for _, l := range p.markUnusableFamiliesOfLinks(links) {
 		if !l.CannotSendIPv4 || !l.CannotSendIPv6 {
 			out.links = append(out.links, l)
 		}

@@ -46,7 +46,7 @@ func newRealLinksHarness(t *testing.T) *realLinksHarness {
 	watcher := links.NewWatcher(func() ([]string, error) { return links.DefaultExcludePatterns, nil }, slog.New(slog.DiscardHandler))
 	engine := layer2.NewEngine(wire.PacketSocketOpener{}, time.Now)
 	agent := New(Options{
-		NodeName: "node1", RunNonce: 1, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardBGP{}, HealthChecks: &serviceProxy{}, LinkSets: watcher.LinkSets(),
+		NodeName: "node1", RunNonce: 1, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardingBGPEngine{}, HealthChecks: &fakeServiceProxy{}, LinkSets: watcher.LinkSets(),
 		Members: memberstest.NewFakeGossip().Join("node1", netip.MustParseAddr("192.168.0.11"), 1),
 		Now:     time.Now, Log: slog.New(slog.DiscardHandler),
 	})
@@ -64,7 +64,7 @@ func newRealLinksHarness(t *testing.T) *realLinksHarness {
 		cancel()
 		parts.Wait()
 	})
-	agent.PostChanges(ctx, exampleSnapshotChange(), exampleServiceChange(), exampleEndpointsChange(), NewNodeSetChange(view.Node{Name: "node1"}), NewClusterSyncedChange())
+	agent.PostChanges(ctx, exampleSnapshotChange(), exampleServiceChange(), exampleEndpointsChange(), NewNodeUpsertedChange(view.Node{Name: "node1"}), NewClusterSyncedChange())
 	return m
 }
 

@@ -12,7 +12,7 @@ import (
 // requestHolder tells all speakers that the Service asks for a node.
 func (c *harness) requestHolder(node string) {
 	for _, s := range c.speakerByName {
-		s.PostChanges(c.t.Context(), NewServiceSetChange(view.Service{
+		s.PostChanges(c.t.Context(), NewServiceUpsertedChange(view.Service{
 			Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceIPv4, serviceIPv6}, RequestedHolder: node,
 		}))
 	}

@@ -112,23 +112,23 @@ func (s SessionConfig) Validate() names.Explanation {
 	return names.Explanation{}
 }
 
-// echoFault says why the session cannot send the configured echo packets.
-func (s SessionConfig) echoFault() names.Explanation {
+// explainEchoFault says why the session cannot send the configured echo packets.
+func (s SessionConfig) explainEchoFault() names.Explanation {
 	if s.EchoMode && s.Multihop {
 		return names.Explain(names.ReasonEchoUnsupported, "echo packets do not return from %s, which is several hops away (RFC 5883 section 3): only control packets watch the path; set echoMode: false in the profile, or use another profile", s.Peer)
 	}
 	return names.Explanation{}
 }
 
-// machineConfig returns the configuration of the session's state machine.
-func (s SessionConfig) machineConfig() session.Config {
+// toStateMachineConfig returns the configuration of the session's state machine.
+func (s SessionConfig) toStateMachineConfig() session.Config {
 	c := session.Config{
 		DesiredMinTxInterval:  s.TransmitInterval,
 		RequiredMinRxInterval: s.ReceiveInterval,
 		DetectMultiplier:      s.DetectMultiplier,
 		Passive:               s.Passive,
 	}
-	if s.EchoMode && !s.echoFault().IsSet() {
+	if s.EchoMode && !s.explainEchoFault().IsSet() {
 		c.EchoInterval = s.EchoInterval
 	}
 	return c

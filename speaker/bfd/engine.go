@@ -152,7 +152,7 @@ func (e *Engine) receiveDatagrams() {
 		}
 		s, p, discarded := e.findSessionOfDatagram(d)
 		if discarded == session.NotDiscarded {
-			discarded = s.stepMachine(e, e.now(), session.PacketReceived{Packet: p}).DiscardReason
+			discarded = s.stepStateMachine(e, e.now(), session.PacketReceived{Packet: p}).DiscardReason
 		}
 		if s != nil {
 			s.recordReceivedDatagram(d, discarded)
@@ -201,7 +201,7 @@ func (e *Engine) stepDueSessions(now time.Time) {
 			e.receiveDatagrams()
 			continue
 		}
-		s.stepMachine(e, now, session.TimePassed{})
+		s.stepStateMachine(e, now, session.TimePassed{})
 	}
 }
 
@@ -239,7 +239,7 @@ func (e *Engine) reconcileSessions(sessions []SessionConfig) {
 	for key, running := range e.sessionsByKey {
 		if !wanted[key] && running.isConfigured {
 			running.isConfigured = false
-			running.stepMachine(e, e.now(), session.StopRequested{})
+			running.stepStateMachine(e, e.now(), session.StopRequested{})
 		}
 	}
 	e.publishedSessionStates.Store(&records)
@@ -252,7 +252,7 @@ func (e *Engine) ensureSession(desired SessionConfig) *runningSession {
 	if !exists {
 		s = &runningSession{key: desired.SessionKey, discriminator: e.newDiscriminator(), echoSecret: e.random.Uint64()}
 		s.sender = e.transport.OpenSender(desired.SessionKey, s.discriminator)
-		s.machine = session.NewMachine(s.discriminator, desired.machineConfig(), e.jitter, e.now())
+		s.machine = session.NewMachine(s.discriminator, desired.toStateMachineConfig(), e.jitter, e.now())
 		e.sessionsByKey[desired.SessionKey], e.sessionsByDiscriminator[s.discriminator] = s, s
 		s.updateDeadline(e.deadlines)
 	}
@@ -262,12 +262,12 @@ func (e *Engine) ensureSession(desired SessionConfig) *runningSession {
 	if s.profile != desired.Profile {
 		s.profile = desired.Profile
 		if exists {
-			s.stepMachine(e, e.now(), session.ConfigChanged{Config: desired.machineConfig()})
+			s.stepStateMachine(e, e.now(), session.ConfigChanged{Config: desired.toStateMachineConfig()})
 		}
 	}
 	s.publishedState.desiredSession.Store(&desired)
 	if !s.isConfigured && exists {
-		s.stepMachine(e, e.now(), session.StartRequested{})
+		s.stepStateMachine(e, e.now(), session.StartRequested{})
 	}
 	s.isConfigured = true
 	s.reopenLostSockets()

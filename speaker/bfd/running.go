@@ -36,8 +36,8 @@ type runningSession struct {
 	lastRejectedTTL uint8
 }
 
-// stepMachine steps the state machine, sends its packets and reports its change of state.
-func (s *runningSession) stepMachine(e *Engine, now time.Time, in session.Input) session.Output {
+// stepStateMachine steps the state machine, sends its packets and reports its change of state.
+func (s *runningSession) stepStateMachine(e *Engine, now time.Time, in session.Input) session.Output {
 	out := s.machine.Step(now, in)
 	for _, p := range out.Packets {
 		e.sendBuffer = p.Append(e.sendBuffer[:0])
@@ -138,7 +138,7 @@ func (s *runningSession) currentFault(v session.MachineView) names.Explanation {
 	case v.NoEchoReturned:
 		return names.Explain(names.ReasonEchoUnsupported, "%s offers to return echo packets but does not: only control packets watch the path", s.key)
 	}
-	return SessionConfig{s.key, s.profile}.echoFault()
+	return SessionConfig{s.key, s.profile}.explainEchoFault()
 }
 
 // echoPayloadBytes is the length of an echo packet's payload, in bytes: discriminator and secret.
@@ -164,5 +164,5 @@ func (e *Engine) handleReturnedEcho(d ReceivedDatagram) {
 		return
 	}
 	s.publishedState.counters.echoReturned.Add(1)
-	s.stepMachine(e, e.now(), session.EchoReturned{})
+	s.stepStateMachine(e, e.now(), session.EchoReturned{})
 }

@@ -29,9 +29,9 @@ type BFDRequestFinder interface {
 	HeardRouters() <-chan []netip.Addr
 }
 
-// bfdOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the names of
-// the peers.
-type bfdOfPeers struct {
+// bfdRequestsOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the
+// names of the peers.
+type bfdRequestsOfPeers struct {
 	peersOfLastUpdate  []intent.Peer
 	bfdKeyByPeerName   map[string]bfd.SessionKey
 	bfdFaultByPeerName map[string]names.Explanation
@@ -61,8 +61,8 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 		keys[p.Name] = s.SessionKey
 	}
 	e.mu.Lock()
-	changed := !maps.Equal(e.bfdOfPeers.bfdKeyByPeerName, keys) || !maps.Equal(e.bfdOfPeers.bfdFaultByPeerName, faults)
-	e.bfdOfPeers.peersOfLastUpdate, e.bfdOfPeers.bfdKeyByPeerName, e.bfdOfPeers.bfdFaultByPeerName = peers, keys, faults
+	changed := !maps.Equal(e.bfdRequestsOfPeers.bfdKeyByPeerName, keys) || !maps.Equal(e.bfdRequestsOfPeers.bfdFaultByPeerName, faults)
+	e.bfdRequestsOfPeers.peersOfLastUpdate, e.bfdRequestsOfPeers.bfdKeyByPeerName, e.bfdRequestsOfPeers.bfdFaultByPeerName = peers, keys, faults
 	e.mu.Unlock()
 	e.listenToRoutersWithoutBFD(peers)
 	if changed {
@@ -103,7 +103,7 @@ func (e *Engine) heardRouters() <-chan []netip.Addr {
 // recordRoutersAskingForBFD takes the routers that ask for BFD.
 func (e *Engine) recordRoutersAskingForBFD(routers []netip.Addr) {
 	e.mu.Lock()
-	e.bfdOfPeers.routersAskingForBFD = routers
+	e.bfdRequestsOfPeers.routersAskingForBFD = routers
 	e.mu.Unlock()
 	e.statusChanged.Signal()
 }
@@ -141,7 +141,7 @@ func bfdPathState(all []bfd.Status, k bfd.SessionKey) (state string, fault names
 // isBFDPathUp reports whether the BFD session of a peer's path is Up.
 func (e *Engine) isBFDPathUp(peer string) bool {
 	e.mu.Lock()
-	k, ok := e.bfdOfPeers.bfdKeyByPeerName[peer]
+	k, ok := e.bfdRequestsOfPeers.bfdKeyByPeerName[peer]
 	e.mu.Unlock()
 	state, _ := bfdPathState(e.options.BFD.Status(), k)
 	return ok && state == "Up"
@@ -193,15 +193,15 @@ func (w *worker) handleBFDEvent(v bfd.Event) {
 // Times after the start of a BGP session. FRR deletes its BFD session and starts it again when a
 // BGP session is established, and signals Down for that. The path works: BGP has just used it.
 const (
-	// newSessionBFDRestartInterval is how long after the start a router may do so.
-	newSessionBFDRestartInterval = 2 * time.Second
+	// toleratedBFDRestartInterval is how long after the start a router may do so.
+	toleratedBFDRestartInterval = 2 * time.Second
 	// bfdRecoveryTimeout is how long the BFD session may take to be Up again.
 	bfdRecoveryTimeout = 3 * time.Second
 )
 
 // isSessionNew reports whether the session has started just now.
 func (w *worker) isSessionNew() bool {
-	return w.engine.options.Now().Sub(w.status.StateSince) < newSessionBFDRestartInterval
+	return w.engine.options.Now().Sub(w.status.StateSince) < toleratedBFDRestartInterval
 }
 
 // endSessionForBFD ends the session because the path has failed.

@@ -81,7 +81,7 @@ func testRestartedRouter(t *testing.T, endsSession bool) {
 		}
 		s.bfd.change(state, e)
 	}
-	p := memoryPeer(func(p *intent.Peer) { p.BFD = &intent.BFD{Multiplier: 3} })
+	p := scriptedRouterPeer(func(p *intent.Peer) { p.BFD = &intent.BFD{Multiplier: 3} })
 	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	signalBFD(session.Up)

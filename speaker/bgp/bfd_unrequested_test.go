@@ -41,7 +41,7 @@ func (f *scriptedRequestFinder) HeardRouters() <-chan []netip.Addr { return f.he
 func TestRouterThatAsksForBFDIsAFault(t *testing.T) {
 	f := &scriptedRequestFinder{heard: make(chan []netip.Addr)}
 	s := startMemorySpeaker(t, newMemoryTransport(), func(o *bgp.Options) { o.BFDRequests = f })
-	peers := []intent.Peer{memoryPeer(), memoryPeer()}
+	peers := []intent.Peer{scriptedRouterPeer(), scriptedRouterPeer()}
 	peers[0].Name, peers[0].Address, peers[0].BFD = "watched", netip.MustParseAddr("192.0.2.1"), fastBFD()
 	peers[1].Name, peers[1].Address = "unwatched", netip.MustParseAddr("192.0.2.2")
 	expect := func(what string, listensTo []netip.Addr, reason names.Reason) {
@@ -77,6 +77,6 @@ func TestRouterThatRequiresBFD(t *testing.T) {
 		return message.NewCeaseNotification(message.CeaseBFDDown, "").Encode(), false
 	}
 	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}})
 	s.waitForError("tor", "BFD down: it watches the path by BFD: set bfdProfile here too")
 }

@@ -70,7 +70,7 @@ func TestRefusedCapabilitiesAreLeftOut(t *testing.T) {
 				return accept(o)
 			}
 			s := startMemorySpeaker(t, m)
-			p := memoryPeer(all)
+			p := scriptedRouterPeer(all)
 			if tc.edit != nil {
 				tc.edit(&p)
 			}
@@ -114,7 +114,7 @@ func TestRefusedCapabilitiesAreTriedAgainAfterAnHour(t *testing.T) {
 	s := startMemorySpeaker(t, m, func(o *bgp.Options) {
 		o.Now = func() time.Time { return time.Now().Add(time.Duration(moved.Load())) }
 	})
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	r.awaitRoute(t, servicePrefix, "")
 	isOld.Store(false)
 	moved.Store(int64(61 * time.Minute))
@@ -140,7 +140,7 @@ func TestRouterThatRequiresACapability(t *testing.T) {
 		return (&message.Notification{Code: message.CodeOpenMessageError, Subcode: 7, Data: []byte{9, 1, 3}}).Encode(), false
 	}
 	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "it requires a capability that this speaker did not offer: BGP role (9)")
 }
 
@@ -151,7 +151,7 @@ func TestExtendedNextHopIsOfferedOnlyOverIPv6(t *testing.T) {
 		m.localIP = netip.MustParseAddr(local)
 		r := m.addRouter(t, "192.0.2.1", nil)
 		s := startMemorySpeaker(t, m)
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer(dualStack)}})
+		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(dualStack)}})
 		s.waitForEstablished("tor")
 		if got := r.receivedOpens()[0].SupportsExtendedNextHop; got != want {
 			t.Errorf("over %s the OPEN has the capability: %t", local, got)
@@ -159,14 +159,14 @@ func TestExtendedNextHopIsOfferedOnlyOverIPv6(t *testing.T) {
 	}
 }
 
-// TestForwardingStateAfterABoot checks that routers drop the routes of a node that has booted, and
-// keep those of a speaker that has only restarted. It concerns the first session.
-func TestForwardingStateAfterABoot(t *testing.T) {
+// TestRoutersDropRoutesOfBootedNode checks that routers drop the routes of a node that has booted,
+// and keep those of a speaker that has only restarted. It concerns the first session.
+func TestRoutersDropRoutesOfBootedNode(t *testing.T) {
 	for _, booted := range []bool{true, false} {
 		m := newMemoryTransport()
 		r := m.addRouter(t, "192.0.2.1", nil)
 		s := startMemorySpeaker(t, m, func(o *bgp.Options) { o.FirstRunSinceBoot = booted })
-		p := memoryPeer(func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, 300*time.Second })
+		p := scriptedRouterPeer(func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, 300*time.Second })
 		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 		s.waitForEstablished("tor")
 		first := r.receivedOpens()[0].GracefulRestart

@@ -36,7 +36,7 @@ func TestRouteOfTerminatingEndpointsIsDrained(t *testing.T) {
 	slow, fast := m.addRouter(t, "192.0.2.1", nil), m.addRouter(t, "192.0.2.2", nil)
 	s := startMemorySpeaker(t, m)
 	d := bgp.Desired{Peers: []intent.Peer{
-		memoryPeer(), memoryPeer(drainAfter(time.Second), func(p *intent.Peer) { p.Name, p.Address = "tor2", m.routerAddress(fast) }),
+		scriptedRouterPeer(), scriptedRouterPeer(drainAfter(time.Second), func(p *intent.Peer) { p.Name, p.Address = "tor2", m.routerAddress(fast) }),
 	}}
 	set := func(list []*intent.Route) {
 		for _, r := range list {
@@ -102,7 +102,7 @@ func TestDrainedNodeStaysAtLowPreferenceForTheDelay(t *testing.T) {
 			m := newMemoryTransport()
 			r := m.addRouter(t, "192.0.2.1", nil)
 			s := startMemorySpeaker(t, m)
-			d := bgp.Desired{Peers: []intent.Peer{memoryPeer(tc.edit)}, Routes: exampleRoutes(servicePrefix)}
+			d := bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(tc.edit)}, Routes: exampleRoutes(servicePrefix)}
 			s.SetDesiredState(d)
 			r.awaitRoute(t, servicePrefix, "")
 			d.NodeLeaving = true
@@ -142,13 +142,13 @@ func TestEditsDuringADrainCount(t *testing.T) {
 			m := newMemoryTransport()
 			r := m.addRouter(t, "192.0.2.1", nil)
 			s := startMemorySpeaker(t, m)
-			d := bgp.Desired{Peers: []intent.Peer{memoryPeer(drainAfter(time.Hour))}, Routes: exampleRoutes(servicePrefix)}
+			d := bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(drainAfter(time.Hour))}, Routes: exampleRoutes(servicePrefix)}
 			s.SetDesiredState(d)
 			r.awaitRoute(t, servicePrefix, "")
 			drain(&d)
 			s.SetDesiredState(d)
 			r.awaitRoute(t, servicePrefix, gracefulShutdownText)
-			d.Peers = []intent.Peer{memoryPeer(drainAfter(0), func(p *intent.Peer) { p.RestartTime = time.Minute })}
+			d.Peers = []intent.Peer{scriptedRouterPeer(drainAfter(0), func(p *intent.Peer) { p.RestartTime = time.Minute })}
 			s.SetDesiredState(d)
 			r.awaitNoRoute(t, servicePrefix)
 			if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.State != bgp.Established || len(r.receivedOpens()) != 1 {
@@ -164,7 +164,7 @@ func TestRemovedPeerIsDrained(t *testing.T) {
 	m := newMemoryTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
 	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	r.awaitRoute(t, servicePrefix, "")
 	s.SetDesiredState(bgp.Desired{})
 	r.awaitRoute(t, servicePrefix, gracefulShutdownText)
@@ -179,13 +179,13 @@ func TestRemovedPeerIsDrained(t *testing.T) {
 	}
 }
 
-// TestBFDStrict checks that a router gets routes only while the BFD session is Up, and that BGP
-// does not connect again and again while it is Down.
-func TestBFDStrict(t *testing.T) {
+// TestBFDStrictHoldsRoutesUntilBFDIsUp checks that a router gets routes only while the BFD session
+// is Up, and that BGP does not connect again and again while it is Down.
+func TestBFDStrictHoldsRoutesUntilBFDIsUp(t *testing.T) {
 	m := newMemoryTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
 	s := startMemorySpeaker(t, m)
-	p := memoryPeer(func(p *intent.Peer) { p.BFDStrict, p.BFD = true, &intent.BFD{Multiplier: 3} })
+	p := scriptedRouterPeer(func(p *intent.Peer) { p.BFDStrict, p.BFD = true, &intent.BFD{Multiplier: 3} })
 	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	awaitNoError(t, "the status says that BFD is missing", func() error {
@@ -228,7 +228,7 @@ func TestRouterThatRestartsBFDWithTheSession(t *testing.T) {
 	m := newMemoryTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
 	s := startMemorySpeaker(t, m)
-	p := memoryPeer(func(p *intent.Peer) { p.BFD = &intent.BFD{Multiplier: 3} })
+	p := scriptedRouterPeer(func(p *intent.Peer) { p.BFD = &intent.BFD{Multiplier: 3} })
 	key := bfd.SessionKey{Peer: netip.MustParseAddr("192.0.2.1")}
 	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
@@ -264,10 +264,10 @@ func TestRIBSaysWhatIsAnnouncedAndWhy(t *testing.T) {
 	r := m.addRouter(t, "192.0.2.1", func(o *message.OpenMessage) { o.ASN = 64512 })
 	s := startMemorySpeaker(t, m)
 	d := bgp.Desired{
-		Peers:  []intent.Peer{memoryPeer(dualStack, func(p *intent.Peer) { p.PeerASN = 64512 })},
+		Peers:  []intent.Peer{scriptedRouterPeer(dualStack, func(p *intent.Peer) { p.PeerASN = 64512 })},
 		Routes: exampleRoutes(servicePrefix, servicePrefixIPv6),
 	}
-	d.Peers = append(d.Peers, memoryPeer(func(p *intent.Peer) {
+	d.Peers = append(d.Peers, scriptedRouterPeer(func(p *intent.Peer) {
 		p.Name, p.LocalASN, p.Blocked = "blocked", 0, names.Explain(names.ReasonNodeLabel, "no label")
 	}))
 	d.Routes[0].AdvertisementNames = []string{"all", "backup"}

@@ -60,9 +60,9 @@ type Engine struct {
 	workerListRequests chan chan<- []*worker
 	statusChanged      *latest.Wake
 
-	mu           sync.Mutex // guards statusByPeer and bfdOfPeers
-	statusByPeer map[string]PeerSessionStatus
-	bfdOfPeers   bfdOfPeers
+	mu                 sync.Mutex // guards statusByPeer and bfdRequestsOfPeers
+	statusByPeer       map[string]PeerSessionStatus
+	bfdRequestsOfPeers bfdRequestsOfPeers
 
 	// Only Run uses the following fields.
 	currentDesiredState  Desired       // the latest value from Set
@@ -112,12 +112,12 @@ func (e *Engine) Status() []PeerSessionStatus {
 	out := make([]PeerSessionStatus, 0, len(e.statusByPeer))
 	for _, s := range e.statusByPeer {
 		s.Messages = s.messageCounter.currentCounts()
-		if k, ok := e.bfdOfPeers.bfdKeyByPeerName[s.PeerName]; ok {
+		if k, ok := e.bfdRequestsOfPeers.bfdKeyByPeerName[s.PeerName]; ok {
 			s.BFDState, s.BFDFault = bfdPathState(paths, k)
-			if f, ok := e.bfdOfPeers.bfdFaultByPeerName[s.PeerName]; ok {
+			if f, ok := e.bfdRequestsOfPeers.bfdFaultByPeerName[s.PeerName]; ok {
 				s.BFDFault = f
 			}
-		} else if slices.Contains(e.bfdOfPeers.routersAskingForBFD, s.RouterAddress.Addr().WithZone("")) {
+		} else if slices.Contains(e.bfdRequestsOfPeers.routersAskingForBFD, s.RouterAddress.Addr().WithZone("")) {
 			s.BFDFault = names.Explain(names.ReasonBFDNotConfigured, "the router sends BFD packets, and BGPPeer %s has no bfdProfile: set one, or turn BFD off for this neighbour there", s.PeerName)
 		}
 		out = append(out, s)
@@ -168,7 +168,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 			e.applyDesiredState(ctx, d)
 		case s := <-e.routerSearchResults:
-			if e.recordDiscovery(s); !stopped {
+			if e.recordRouterSearchResult(s); !stopped {
 				e.applyDesiredState(ctx, e.currentDesiredState)
 			}
 		case c := <-e.passiveListeners.connections:

@@ -17,10 +17,10 @@ func TestLeavingNodeAnnouncesNothingAtItsStart(t *testing.T) {
 	m := newMemoryTransport()
 	first, second := m.addRouter(t, "192.0.2.1", nil), m.addRouter(t, "192.0.2.2", nil)
 	s := startMemorySpeaker(t, m)
-	d := bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true}
+	d := bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true}
 	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
-	added := memoryPeer(func(p *intent.Peer) { p.Name, p.Address = "tor2", m.routerAddress(second) })
+	added := scriptedRouterPeer(func(p *intent.Peer) { p.Name, p.Address = "tor2", m.routerAddress(second) })
 	d.Peers = append(slices.Clone(d.Peers), added)
 	d.Routes = []*intent.Route{{Prefix: d.Routes[0].Prefix, PeerNames: []string{"tor", "tor2"}}}
 	s.SetDesiredState(d)
@@ -46,12 +46,12 @@ func TestLeavingNodeAnnouncesNothingAtItsStart(t *testing.T) {
 	}
 }
 
-// TestNodeThatStaysAgainAnnouncesItsRoutes checks the way back.
-func TestNodeThatStaysAgainAnnouncesItsRoutes(t *testing.T) {
+// TestNodeNoLongerLeavingAnnouncesAgain checks the way back.
+func TestNodeNoLongerLeavingAnnouncesAgain(t *testing.T) {
 	m := newMemoryTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
 	s := startMemorySpeaker(t, m)
-	d := bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true}
+	d := bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true}
 	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
 	d.NodeLeaving = false
@@ -68,7 +68,7 @@ func TestStopOfALeavingNodeWithdrawsItsRoutes(t *testing.T) {
 	})
 	s := startMemorySpeaker(t, m)
 	d := bgp.Desired{
-		Peers:  []intent.Peer{memoryPeer(func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, time.Minute })},
+		Peers:  []intent.Peer{scriptedRouterPeer(func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, time.Minute })},
 		Routes: exampleRoutes(servicePrefix),
 	}
 	s.SetDesiredState(d)

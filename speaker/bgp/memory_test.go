@@ -443,8 +443,8 @@ func (r *scriptedRouter) awaitNoRoute(t *testing.T, prefix string) {
 	})
 }
 
-// memoryPeer is the peer of a scripted router at 192.0.2.1.
-func memoryPeer(edits ...func(*intent.Peer)) intent.Peer {
+// scriptedRouterPeer is the peer of a scripted router at 192.0.2.1.
+func scriptedRouterPeer(edits ...func(*intent.Peer)) intent.Peer {
 	p := exampleExternalPeer()
 	p.Address = netip.MustParseAddr("192.0.2.1")
 	for _, edit := range edits {

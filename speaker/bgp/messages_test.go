@@ -18,20 +18,20 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// routeRefresh returns a ROUTE-REFRESH.
-func routeRefresh(afi, subtype, safi byte) []byte {
+// newRouteRefreshMessage returns a ROUTE-REFRESH.
+func newRouteRefreshMessage(afi, subtype, safi byte) []byte {
 	m := message.EncodeKeepalive()
 	m[17], m[18] = 23, byte(message.TypeRouteRefresh)
 	return append(m, 0, afi, subtype, safi)
 }
 
-// TestEveryRefreshIsAnswered sends requests close to each other. Policies of the router that change
-// between them apply to all routes.
-func TestEveryRefreshIsAnswered(t *testing.T) {
+// TestEveryRouteRefreshIsAnswered sends requests close to each other. Policies of the router that
+// change between them apply to all routes.
+func TestEveryRouteRefreshIsAnswered(t *testing.T) {
 	m := newMemoryTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
 	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	r.awaitRoute(t, servicePrefix, "")
 	awaitEvents := func(n int) {
 		t.Helper()
@@ -43,22 +43,24 @@ func TestEveryRefreshIsAnswered(t *testing.T) {
 		})
 	}
 	// these ask for nothing of ours
-	r.send(t, append(append(routeRefresh(1, 0, 128), routeRefresh(1, 1, 1)...), routeRefresh(2, 0, 1)...))
-	r.send(t, routeRefresh(1, 0, 1))
+	r.send(t, append(append(newRouteRefreshMessage(1, 0, 128), newRouteRefreshMessage(1, 1, 1)...), newRouteRefreshMessage(2, 0, 1)...))
+	r.send(t, newRouteRefreshMessage(1, 0, 1))
 	awaitEvents(2)
-	r.send(t, append(routeRefresh(1, 0, 1), routeRefresh(1, 0, 1)...)) // both get one answer
+	// Both get one answer.
+	r.send(t, append(newRouteRefreshMessage(1, 0, 1), newRouteRefreshMessage(1, 0, 1)...))
 	awaitEvents(3)
-	r.send(t, routeRefresh(1, 0, 1))
+	r.send(t, newRouteRefreshMessage(1, 0, 1))
 	awaitEvents(4)
 }
 
-// TestRouterID checks that a node has one router ID for all routers, which every router takes.
-func TestRouterID(t *testing.T) {
+// TestAllRoutersGetTheSameRouterID checks that a node has one router ID for all routers, which
+// every router takes.
+func TestAllRoutersGetTheSameRouterID(t *testing.T) {
 	openOf := func(t *testing.T, node string, d bgp.Desired) message.OpenMessage {
 		m := newMemoryTransport()
 		r := m.addRouter(t, "192.0.2.1", nil)
 		s := startMemorySpeaker(t, m, func(o *bgp.Options) { o.NodeName = node })
-		d.Peers = []intent.Peer{memoryPeer()}
+		d.Peers = []intent.Peer{scriptedRouterPeer()}
 		s.SetDesiredState(d)
 		s.waitForEstablished("tor")
 		return r.receivedOpens()[0]
@@ -87,7 +89,7 @@ func TestRouterWithOtherFamiliesOnly(t *testing.T) {
 	m := newMemoryTransport()
 	r := m.addRouter(t, "192.0.2.1", func(o *message.OpenMessage) { o.Families = []message.AFI{25} })
 	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "neither IPv4 nor IPv6 unicast")
 	if st := s.peerStatus("tor"); st.NotConnectingReason != names.ReasonFamilyNotCarried {
 		t.Errorf("the reason is %q", st.NotConnectingReason)
@@ -100,19 +102,19 @@ func TestRouterWithOtherFamiliesOnly(t *testing.T) {
 	}
 }
 
-// TestRouterWithTwoOctetNumbers peers with a number of four octets.
-func TestRouterWithTwoOctetNumbers(t *testing.T) {
+// TestTwoOctetASNRouterGetsASTrans peers with a number of four octets.
+func TestTwoOctetASNRouterGetsASTrans(t *testing.T) {
 	m := newMemoryTransport()
 	r := m.addRouter(t, "192.0.2.1", func(o *message.OpenMessage) { o.SupportsFourOctetASN = false })
 	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer(func(p *intent.Peer) { p.LocalASN = 4200000000 })}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(func(p *intent.Peer) { p.LocalASN = 4200000000 })}, Routes: exampleRoutes(servicePrefix)})
 	r.awaitRoute(t, servicePrefix, "{AsPath: 23456}")
 }
 
-// TestEditThatLeavesARouterRemovesItsRoutes moves a peer to another router and checks that the old
+// TestOldRouterLosesRoutesWhenPeerMoves moves a peer to another router and checks that the old
 // one is asked to remove the routes at once, although graceful restart is agreed. An edit that
 // keeps the router lets it keep them.
-func TestEditThatLeavesARouterRemovesItsRoutes(t *testing.T) {
+func TestOldRouterLosesRoutesWhenPeerMoves(t *testing.T) {
 	graceful := func(o *message.OpenMessage) {
 		o.GracefulRestart = &message.GracefulRestartCapability{GracefulNotification: true, ForwardingKeptByFamily: map[message.AFI]bool{}}
 	}
@@ -135,9 +137,9 @@ func TestEditThatLeavesARouterRemovesItsRoutes(t *testing.T) {
 			r := m.addRouter(t, "192.0.2.1", graceful)
 			m.addRouter(t, "192.0.2.2", graceful)
 			s := startMemorySpeaker(t, m)
-			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer(base)}, Routes: exampleRoutes(servicePrefix)})
+			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(base)}, Routes: exampleRoutes(servicePrefix)})
 			r.awaitRoute(t, servicePrefix, "")
-			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer(base, tc.edit)}, Routes: exampleRoutes(servicePrefix)})
+			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(base, tc.edit)}, Routes: exampleRoutes(servicePrefix)})
 			awaitNoError(t, "the router gets a Cease", func() error {
 				n := r.receivedNotifications()
 				if len(n) == 0 {
@@ -158,7 +160,7 @@ func TestConnectionAfterANotificationIsClosed(t *testing.T) {
 	m := newMemoryTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
 	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	r.awaitRoute(t, servicePrefix, "")
 	r.mu.Lock()
 	c := r.conn
@@ -206,7 +208,7 @@ func TestRouterWithoutAKeepaliveIsGivenUp(t *testing.T) {
 					return answer, keep
 				}
 				s := startMemorySpeaker(t, v.memoryTransport, func(o *bgp.Options) { o.Transport = v })
-				s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{memoryPeer()}, Routes: exampleRoutes(servicePrefix)})
+				s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 				time.Sleep(2 * time.Minute)
 				if n := v.router.receivedNotifications(); len(n) == 0 || n[0].Code != message.CodeHoldTimerExpired {
 					t.Errorf("the router got %v, want that the hold timer expired", n)
@@ -219,8 +221,9 @@ func TestRouterWithoutAKeepaliveIsGivenUp(t *testing.T) {
 	}
 }
 
-// passiveConnect opens a connection from a router to the speaker, and plays the router on it.
-func (m *memoryTransport) passiveConnect(t *testing.T, device, from string, r *scriptedRouter) net.Conn {
+// connectToSpeakerAsRouter opens a connection from a router to the speaker, and plays the router on
+// it.
+func (m *memoryTransport) connectToSpeakerAsRouter(t *testing.T, device, from string, r *scriptedRouter) net.Conn {
 	t.Helper()
 	var l *memoryListener
 	awaitNoError(t, "the speaker listens in "+device, func() error {
@@ -273,33 +276,34 @@ func TestPassivePeersOnLinksWithOneLinkLocalAddress(t *testing.T) {
 		},
 		"vrf": func(p *intent.Peer) { p.Address, p.Device = netip.MustParseAddr("192.0.2.3"), "red" },
 	} {
-		p := memoryPeer(passive, dualStack, edit)
+		p := scriptedRouterPeer(passive, dualStack, edit)
 		p.Name = name
 		d.Peers = append(d.Peers, p)
 	}
 	d.Routes = []*intent.Route{{Prefix: netip.MustParsePrefix(servicePrefixIPv6), PeerNames: []string{"eth0", "eth1", "vrf"}}}
 	s := startMemorySpeaker(t, m)
 	s.SetDesiredState(d)
-	m.passiveConnect(t, "", "fe80::1%eth1", second)
+	m.connectToSpeakerAsRouter(t, "", "fe80::1%eth1", second)
 	second.awaitRoute(t, servicePrefixIPv6, "2001:db8:2::11")
-	m.passiveConnect(t, "", "fe80::1%eth0", first)
+	m.connectToSpeakerAsRouter(t, "", "fe80::1%eth0", first)
 	first.awaitRoute(t, servicePrefixIPv6, "2001:db8:1::11")
-	m.passiveConnect(t, "red", "192.0.2.3", third)
+	m.connectToSpeakerAsRouter(t, "red", "192.0.2.3", third)
 	s.waitForEstablished("vrf")
 	m.localIP = netip.MustParseAddr("fe80::11%eth2")
-	m.passiveConnect(t, "red", "fe80::1%eth2", fourth)
+	m.connectToSpeakerAsRouter(t, "red", "fe80::1%eth2", fourth)
 	s.waitForEstablished("link in a VRF")
 	s.waitForError("refused", "no TCP MD5 in this kernel")
-	stranger := m.passiveConnect(t, "", "192.0.2.3", nil) // the peer of this address is in the VRF
+	// The peer of this address is in the VRF.
+	stranger := m.connectToSpeakerAsRouter(t, "", "192.0.2.3", nil)
 	if _, err := stranger.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the stranger's connection: %v", err)
 	}
 }
 
-// TestSecondConnectionOfARouter checks that a connection without an OPEN does not end a session.
-// With graceful restart one with an OPEN replaces the session of a router that has restarted, but
-// not if the router only helps others to restart.
-func TestSecondConnectionOfARouter(t *testing.T) {
+// TestOnlyRestartedRouterReplacesSession checks that a connection without an OPEN does not end a
+// session. With graceful restart one with an OPEN replaces the session of a router that has
+// restarted, but not if the router only helps others to restart.
+func TestOnlyRestartedRouterReplacesSession(t *testing.T) {
 	for name, tc := range map[string]struct {
 		families map[message.AFI]bool
 		replaced bool
@@ -315,19 +319,19 @@ func TestSecondConnectionOfARouter(t *testing.T) {
 			})
 			s := startMemorySpeaker(t, m)
 			d := bgp.Desired{
-				Peers:  []intent.Peer{memoryPeer(passive, func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, time.Minute })},
+				Peers:  []intent.Peer{scriptedRouterPeer(passive, func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, time.Minute })},
 				Routes: exampleRoutes(servicePrefix),
 			}
 			s.SetDesiredState(d)
-			m.passiveConnect(t, "", "192.0.2.1", r)
+			m.connectToSpeakerAsRouter(t, "", "192.0.2.1", r)
 			r.awaitRoute(t, servicePrefix, "")
-			m.passiveConnect(t, "", "192.0.2.1", nil).Close()
+			m.connectToSpeakerAsRouter(t, "", "192.0.2.1", nil).Close()
 			if tc.replaced {
 				awaitNoError(t, "a new session replaces the first", func() error {
 					if st := s.peerStatus("tor"); st.EstablishedCount > 1 || st.State != bgp.Established {
 						t.Fatalf("the connection without an OPEN ended the session: %+v", st)
 					}
-					m.passiveConnect(t, "", "192.0.2.1", r)
+					m.connectToSpeakerAsRouter(t, "", "192.0.2.1", r)
 					time.Sleep(20 * time.Millisecond)
 					if st := s.peerStatus("tor"); st.EstablishedCount < 2 {
 						return fmt.Errorf("%+v", st)
@@ -336,7 +340,7 @@ func TestSecondConnectionOfARouter(t *testing.T) {
 				})
 				return
 			}
-			c := m.passiveConnect(t, "", "192.0.2.1", nil)
+			c := m.connectToSpeakerAsRouter(t, "", "192.0.2.1", nil)
 			if got, err := message.ReadMessage(c, make([]byte, message.MaxMessageLength)); err != nil || message.TypeOf(got) != message.TypeNotification {
 				t.Errorf("the second connection got %v, %v", got, err)
 			}

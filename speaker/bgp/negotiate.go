@@ -47,8 +47,8 @@ func chooseRouterID(configured netip.Addr, nodeInternalIPs []netip.Addr, node st
 	return netip.AddrFrom4([4]byte{first, byte(s >> 16), byte(s >> 8), byte(s)})
 }
 
-// openSettings are what our OPEN depends on.
-type openSettings struct {
+// openMessageInputs are what our OPEN depends on.
+type openMessageInputs struct {
 	peer     *intent.Peer
 	routerID netip.Addr
 	// restarted is true while routers may still keep routes from before this process.
@@ -62,7 +62,7 @@ type openSettings struct {
 }
 
 // buildOpen returns our OPEN.
-func buildOpen(s *openSettings) message.OpenMessage {
+func buildOpen(s *openMessageInputs) message.OpenMessage {
 	p := s.peer
 	o := message.OpenMessage{
 		ASN:                  p.LocalASN,

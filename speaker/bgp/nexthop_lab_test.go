@@ -17,8 +17,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// runIP runs the program ip on a host.
-func runIP(t *testing.T, h netns.Path, arguments string) string {
+// runIPCommand runs the program ip on a host.
+func runIPCommand(t *testing.T, h netns.Path, arguments string) string {
 	t.Helper()
 	var out []byte
 	err := h.RunInside(func() (err error) {
@@ -52,7 +52,7 @@ func TestNextHopsOfAKernelWithManyAddresses(t *testing.T) {
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, fmt.Sprintf(frrActivateIPv6Template, "192.168.0.11"))})
 	node := b.Host("node1")
 	for _, a := range []string{"fd00:a8::dead/64 dev eth0 preferred_lft 0 nodad", "fd00:a8::100/128 dev eth0 nodad", "fd00:ff::11/128 dev lo"} {
-		runIP(t, node, "address add "+a)
+		runIPCommand(t, node, "address add "+a)
 	}
 	s := startSpeaker(t, node)
 	p := exampleExternalPeer()
@@ -61,11 +61,11 @@ func TestNextHopsOfAKernelWithManyAddresses(t *testing.T) {
 	s.SetDesiredState(d)
 	awaitFRRNextHop(t, frr, servicePrefixIPv6, "fd00:a8::b")
 	awaitFRRNextHop(t, frr, servicePrefix, "192.168.0.11")
-	runIP(t, node, "address del fd00:a8::b/64 dev eth0")
-	runIP(t, node, "address add fd00:a8::c/64 dev eth0") // after the check for a duplicate
+	runIPCommand(t, node, "address del fd00:a8::b/64 dev eth0")
+	runIPCommand(t, node, "address add fd00:a8::c/64 dev eth0") // after the check for a duplicate
 	awaitFRRNextHop(t, frr, servicePrefixIPv6, "fd00:a8::c")
-	runIP(t, node, "address change fd00:a8::c/64 dev eth0 preferred_lft 0 valid_lft 600")
-	runIP(t, node, "address add fd00:a8::d/64 dev eth0 nodad")
+	runIPCommand(t, node, "address change fd00:a8::c/64 dev eth0 preferred_lft 0 valid_lft 600")
+	runIPCommand(t, node, "address add fd00:a8::d/64 dev eth0 nodad")
 	awaitFRRNextHop(t, frr, servicePrefixIPv6, "fd00:a8::d")
 	if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.WithheldRouteReason.IsSet() {
 		t.Errorf("%+v", st)
@@ -77,8 +77,8 @@ func TestNextHopsOfAKernelWithManyAddresses(t *testing.T) {
 func TestSessionFromTheLoopbackHasNoLoopbackNextHop(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	node, far := b.Host("node1"), b.Host("router")
-	runIP(t, node, "address add fd00:ff::11/128 dev lo nodad")
-	runIP(t, far, "-6 route add fd00:ff::11/128 via fd00:a8::b")
+	runIPCommand(t, node, "address add fd00:ff::11/128 dev lo nodad")
+	runIPCommand(t, far, "-6 route add fd00:ff::11/128 via fd00:a8::b")
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: far, ConfigText: buildFRRConfig("neighbor fd00:ff::11 remote-as 64512\n neighbor fd00:ff::11 ebgp-multihop 2", " address-family ipv6 unicast\n  neighbor fd00:ff::11 activate\n exit-address-family")})
 	s := startSpeaker(t, node)
 	p := exampleExternalPeer()
@@ -120,7 +120,7 @@ func TestExcludedNodeNeverEntersTheRoutersTable(t *testing.T) {
 func TestBIRDTakesLinkLocalNextHops(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	node, far := b.Host("node1"), b.Host("router")
-	runIP(t, node, "address del fd00:a8::b/64 dev eth0")
+	runIPCommand(t, node, "address del fd00:a8::b/64 dev eth0")
 	nodeAddress, routerAddress := linkLocalAddress(t, node), linkLocalAddress(t, far)
 	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: far, ConfigText: fmt.Sprintf(`router id 192.168.0.1;
 protocol device {}
@@ -139,7 +139,7 @@ protocol bgp node1 { local as 65000; neighbor %s%%eth0 as 64512; ipv4 { import a
 // linkLocalAddress returns the link-local address of a host's eth0.
 func linkLocalAddress(t *testing.T, h netns.Path) netip.Addr {
 	t.Helper()
-	for _, word := range strings.Fields(runIP(t, h, "-6 address show dev eth0 scope link")) {
+	for _, word := range strings.Fields(runIPCommand(t, h, "-6 address show dev eth0 scope link")) {
 		if p, err := netip.ParsePrefix(word); err == nil {
 			return p.Addr()
 		}
@@ -177,11 +177,11 @@ func watchRouteLosses(t *testing.T, h netns.Path, prefix string) (stop func() in
 	}
 }
 
-// TestRouterRestartsWithBFD restarts FRR. A stopping FRR may signal BFD Down before it closes the
-// BGP session, and the speaker then ends this session. FRR 8.4 starts its BFD session again with
-// the new BGP session, and may then end the BGP session once. The speaker ends no new session. SOAK
-// is how long the router must keep the route afterwards.
-func TestRouterRestartsWithBFD(t *testing.T) {
+// TestRoutesReturnAfterFRRRestartWithBFD restarts FRR. A stopping FRR may signal BFD Down before it
+// closes the BGP session, and the speaker then ends this session. FRR 8.4 starts its BFD session
+// again with the new BGP session, and may then end the BGP session once. The speaker ends no new
+// session. SOAK is how long the router must keep the route afterwards.
+func TestRoutesReturnAfterFRRRestartWithBFD(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	s := startSpeaker(t, b.Host("node1"))

@@ -168,7 +168,7 @@ func TestNextHopsOfASession(t *testing.T) {
 			m.setAddresses(tc.addresses...)
 			m.routersOnLink["eth0"] = netip.MustParseAddr(tc.router)
 			s := startMemorySpeaker(t, m)
-			p := memoryPeer(dualStack, func(p *intent.Peer) { p.Address = netip.MustParseAddr(tc.router) })
+			p := scriptedRouterPeer(dualStack, func(p *intent.Peer) { p.Address = netip.MustParseAddr(tc.router) })
 			if tc.edit != nil {
 				tc.edit(&p)
 			}
@@ -198,7 +198,7 @@ func TestNextHopsFollowTheAddresses(t *testing.T) {
 	r := m.addRouter(t, "192.0.2.1", nil)
 	m.setAddresses("192.0.2.11/24 eth0")
 	s := startMemorySpeaker(t, m)
-	d := bgp.Desired{Peers: []intent.Peer{memoryPeer(dualStack)}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)}
+	d := bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(dualStack)}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)}
 	s.SetDesiredState(d)
 	r.awaitRoute(t, servicePrefix, "")
 	awaitReason := func(want names.Reason) {
@@ -234,7 +234,7 @@ func TestNextHopsFollowTheAddresses(t *testing.T) {
 		}
 		awaitReason(step.reason)
 	}
-	d.Peers = []intent.Peer{memoryPeer(dualStack, func(p *intent.Peer) { p.NextHopIPv6 = netip.MustParsePrefix("2001:db8:1::99/128") })}
+	d.Peers = []intent.Peer{scriptedRouterPeer(dualStack, func(p *intent.Peer) { p.NextHopIPv6 = netip.MustParsePrefix("2001:db8:1::99/128") })}
 	s.SetDesiredState(d)
 	r.awaitRoute(t, servicePrefixIPv6, "{Nexthop: 2001:db8:1::99}")
 	if st := s.peerStatus("tor"); st.EstablishedCount != 1 {

@@ -208,7 +208,7 @@ func (w *worker) acceptConnection(c Conn) {
 		w.retryTimer.Stop()
 		w.enterState(Connect)
 	}
-	w.startAttempt(func(context.Context) (Conn, error) { return c, c.SetTTLAndMinReceivedTTL(o.TTL, o.MinReceivedTTL) })
+	w.startConnectAttempt(func(context.Context) (Conn, error) { return c, c.SetTTLAndMinReceivedTTL(o.TTL, o.MinReceivedTTL) })
 }
 
 // routerMayRestartGracefully reports whether the router keeps routes over a restart of its own. A

@@ -52,14 +52,14 @@ func (e *Engine) keepEstablishedAddresses(peers []intent.Peer) []intent.Peer {
 		if p := &peers[i]; p.Address.IsValid() || p.Unnumbered {
 			continue
 		}
-		k := slices.IndexFunc(e.bfdOfPeers.peersOfLastUpdate, func(q intent.Peer) bool { return q.Name == peers[i].Name && q.Address.IsValid() })
+		k := slices.IndexFunc(e.bfdRequestsOfPeers.peersOfLastUpdate, func(q intent.Peer) bool { return q.Name == peers[i].Name && q.Address.IsValid() })
 		if k < 0 || e.sessionState(peers[i].Name) != Established {
 			continue
 		}
 		if !cloned {
 			peers, cloned = slices.Clone(peers), true
 		}
-		peers[i].Address, peers[i].BFD = e.bfdOfPeers.peersOfLastUpdate[k].Address, e.bfdOfPeers.peersOfLastUpdate[k].BFD
+		peers[i].Address, peers[i].BFD = e.bfdRequestsOfPeers.peersOfLastUpdate[k].Address, e.bfdRequestsOfPeers.peersOfLastUpdate[k].BFD
 	}
 	return peers
 }

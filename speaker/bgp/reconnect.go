@@ -28,11 +28,11 @@ func (w *worker) endSession() {
 	w.bfdRecoveryTimer.Stop()
 	err := w.session.endReason
 	w.session, w.routerConfirmedSession = nil, nil
-	w.recordAttemptFailure(err)
+	w.recordConnectFailure(err)
 }
 
-// recordAttemptFailure records why there is no session and schedules the next attempt.
-func (w *worker) recordAttemptFailure(err error) {
+// recordConnectFailure records why there is no session and schedules the next attempt.
+func (w *worker) recordConnectFailure(err error) {
 	w.failureReason = ""
 	if rejection := (openRejection{}); errors.As(err, &rejection) {
 		w.failureReason = rejection.reason

@@ -78,9 +78,9 @@ func (e *Engine) startRouterSearch(ctx context.Context, device string) *routerSe
 	return r
 }
 
-// recordDiscovery stores the result of a search. A known router stays
+// recordRouterSearchResult stores the result of a search. A known router stays
 // when its link fails: the session then ends by itself.
-func (e *Engine) recordDiscovery(s routerSearchResult) {
+func (e *Engine) recordRouterSearchResult(s routerSearchResult) {
 	s.search.lastError = s.err
 	if s.err != nil {
 		e.options.Log.Warn("looking for an unnumbered router", "error", s.err)

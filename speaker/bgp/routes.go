@@ -73,8 +73,8 @@ type withheldRoute struct {
 	reason names.Reason
 }
 
-// isExpected reports whether the router should not have the route either.
-func (r withheldRoute) isExpected() bool {
+// isWithheldOnPurpose reports whether the router should not have the route either.
+func (r withheldRoute) isWithheldOnPurpose() bool {
 	return r.reason == names.ReasonNodeLeaving || r.reason == names.ReasonEndpointsTerminating
 }
 
@@ -102,7 +102,7 @@ func newPeerRoutes() *peerRoutes {
 func (p *peerRoutes) setRouteLocked(prefix netip.Prefix, r *intent.Route, rules *announcementRules, now time.Time) {
 	if old, ok := p.withheldByPrefix[prefix]; ok {
 		delete(p.withheldByPrefix, prefix)
-		if old.isExpected() {
+		if old.isWithheldOnPurpose() {
 			p.expectedCount--
 		}
 	}
@@ -119,7 +119,7 @@ func (p *peerRoutes) setRouteLocked(prefix netip.Prefix, r *intent.Route, rules 
 	p.adjRIBOut.setRouteLocked(prefix, nil)
 	w := withheldRoute{r, reason}
 	p.withheldByPrefix[prefix] = w
-	if w.isExpected() {
+	if w.isWithheldOnPurpose() {
 		p.expectedCount++
 	}
 }
@@ -217,7 +217,7 @@ func (p *peerRoutes) explainWithheld() names.Explanation {
 	}
 	var first withheldRoute
 	for _, w := range p.withheldByPrefix {
-		if !w.isExpected() && (first.route == nil || w.route.Prefix.Compare(first.route.Prefix) < 0) {
+		if !w.isWithheldOnPurpose() && (first.route == nil || w.route.Prefix.Compare(first.route.Prefix) < 0) {
 			first = w
 		}
 	}

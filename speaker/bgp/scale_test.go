@@ -34,7 +34,7 @@ func newScaleHarness(tb testing.TB, peers, routes int) *scaleHarness {
 			r.parked = tb.Context().Done()
 		}
 		h.routers = append(h.routers, r)
-		p := memoryPeer()
+		p := scriptedRouterPeer()
 		p.Name, p.Address = fmt.Sprintf("tor%d", i), address
 		names = append(names, p.Name)
 		h.desired.Peers = append(h.desired.Peers, p)
@@ -75,8 +75,9 @@ func (h *scaleHarness) changeOneRoute(tb testing.TB) {
 	}
 }
 
-// maxPeerCostRatio is how much longer a change of one route may take with 200 peers than with one.
-const maxPeerCostRatio = 5
+// maxRouteChangeCostRatio is how much longer a change of one route may take with 200 peers than
+// with one.
+const maxRouteChangeCostRatio = 5
 
 // BenchmarkOneOfTenThousandRoutesChanges measures how a change of one route depends on the number
 // of peers. It fails if the change costs more than what it touches.
@@ -92,8 +93,8 @@ func BenchmarkOneOfTenThousandRoutesChanges(b *testing.B) {
 		})
 	}
 	one, many := perChange[1], perChange[200]
-	if one > 0 && many > maxPeerCostRatio*one {
-		b.Errorf("a change takes %.0f us with 200 peers and %.0f us with one: %.1f times as long, more than %d", 1e6*many, 1e6*one, many/one, maxPeerCostRatio)
+	if one > 0 && many > maxRouteChangeCostRatio*one {
+		b.Errorf("a change takes %.0f us with 200 peers and %.0f us with one: %.1f times as long, more than %d", 1e6*many, 1e6*one, many/one, maxRouteChangeCostRatio)
 	}
 }
 
@@ -128,7 +129,7 @@ func TestPeerAtRestUsesLittleMemory(t *testing.T) {
 		return int64(m.HeapInuse + m.StackInuse)
 	}
 	before := used()
-	connectParkedRouters(t, peers)
+	connectRoutersWithoutSpeaker(t, peers)
 	ofRouters := used() - before
 	before = used()
 	h := newScaleHarness(t, peers, 1)
@@ -148,8 +149,8 @@ func TestPeerAtRestUsesLittleMemory(t *testing.T) {
 	runtime.KeepAlive(h)
 }
 
-// connectParkedRouters connects to as many routers without a speaker.
-func connectParkedRouters(t *testing.T, n int) {
+// connectRoutersWithoutSpeaker connects to as many routers without a speaker.
+func connectRoutersWithoutSpeaker(t *testing.T, n int) {
 	m := newMemoryTransport()
 	open := message.OpenMessage{ASN: 64512, RouterID: netip.MustParseAddr("192.0.2.11")}
 	for i := range n {

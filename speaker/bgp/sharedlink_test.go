@@ -68,7 +68,7 @@ func TestNodesOnOneLinkDoNotTakeEachOtherForTheRouter(t *testing.T) {
 func TestFRRTakesLinkLocalNextHops(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	node := b.Host("node1")
-	runIP(t, node, "address del fd00:a8::b/64 dev eth0")
+	runIPCommand(t, node, "address del fd00:a8::b/64 dev eth0")
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})
 	s := startSpeaker(t, node)
 	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{unnumberedPeer("eth0")}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)})

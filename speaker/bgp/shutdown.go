@@ -89,7 +89,7 @@ func (w *worker) withdrawForShutdown() {
 
 // stopSession ends the session in order before the worker ends.
 func (w *worker) stopSession(o desiredPeerState) {
-	w.abortAttempt()
+	w.abortConnectAttempt()
 	if o.peerRemoved {
 		defer w.engine.removeStatus(w)
 	}
@@ -122,18 +122,18 @@ func (w *worker) withdrawInSteps(s *session) bool {
 	}
 	if w.shutdown.phase == routesMarkedForShutdown {
 		left := stopDelayOfPeer(&w.currentDesiredState.peer) - now.Sub(w.shutdown.markedAt)
-		if w.routes.adjRIBOut.RouteCount() > 0 && !w.waitInSession(s, left) {
+		if w.routes.adjRIBOut.RouteCount() > 0 && !w.waitUnlessSessionEnds(s, left) {
 			return false
 		}
 		w.shutdown.phase = routesWithdrawnForShutdown
 		w.updateAdjRIBOut()
-		return w.waitInSession(s, closeAfterWithdrawalDelay)
+		return w.waitUnlessSessionEnds(s, closeAfterWithdrawalDelay)
 	}
 	return true
 }
 
-// waitInSession waits. It returns false if the session ends meanwhile.
-func (w *worker) waitInSession(s *session, delay time.Duration) bool {
+// waitUnlessSessionEnds waits. It returns false if the session ends meanwhile.
+func (w *worker) waitUnlessSessionEnds(s *session, delay time.Duration) bool {
 	select {
 	case <-time.After(delay):
 		return true

@@ -14,9 +14,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// TestBFDOfAPeerInAVRF checks that only the links of the peer's own VRF make an internal router one
-// on a link, although networks of several VRFs may overlap.
-func TestBFDOfAPeerInAVRF(t *testing.T) {
+// TestBFDIsSingleHopOnlyInPeersOwnVRF checks that only the links of the peer's own VRF make an
+// internal router one on a link, although networks of several VRFs may overlap.
+func TestBFDIsSingleHopOnlyInPeersOwnVRF(t *testing.T) {
 	for name, tc := range map[string]struct {
 		router, device string
 		multihop       bool
@@ -31,7 +31,7 @@ func TestBFDOfAPeerInAVRF(t *testing.T) {
 			m := newMemoryTransport()
 			m.setAddresses("10.1.0.11/24 eth0", "10.2.0.11/24 eth1 vrf=red")
 			s := startMemorySpeaker(t, m)
-			p := memoryPeer(func(p *intent.Peer) {
+			p := scriptedRouterPeer(func(p *intent.Peer) {
 				p.Address, p.Device, p.LocalASN, p.BFD = netip.MustParseAddr(tc.router), tc.device, 65000, &intent.BFD{Multiplier: 3}
 			})
 			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}})

@@ -53,7 +53,8 @@ type worker struct {
 	nextHops               sessionNextHops // of session, or the last one
 	sessionFamilies        []message.AFI   // of session, or the last one
 
-	attemptResults      <-chan attemptResult // result of the attempt under way; nil without one
+	// attemptResults has the result of the attempt under way; nil without one.
+	attemptResults      <-chan connectAttemptResult
 	cancelAttempt       context.CancelFunc
 	failedAttemptCount  int
 	capabilities        capabilityFallback
@@ -66,8 +67,8 @@ type worker struct {
 	noSessionSinceStart bool // no session was established since the process started
 }
 
-// attemptResult is the result of an attempt to connect.
-type attemptResult struct {
+// connectAttemptResult is the result of an attempt to connect.
+type connectAttemptResult struct {
 	conn       Conn
 	negotiated Negotiated
 	err        error
@@ -155,7 +156,7 @@ func (w *worker) run(ctx context.Context) {
 
 // closeConnections ends the attempt and closes a waiting connection.
 func (w *worker) closeConnections() {
-	w.abortAttempt()
+	w.abortConnectAttempt()
 	select {
 	case c := <-w.incomingConnections:
 		c.Close()
@@ -164,8 +165,8 @@ func (w *worker) closeConnections() {
 	close(w.done)
 }
 
-// abortAttempt cancels the attempt under way.
-func (w *worker) abortAttempt() {
+// abortConnectAttempt cancels the attempt under way.
+func (w *worker) abortConnectAttempt() {
 	if w.attemptResults == nil {
 		return
 	}
@@ -193,10 +194,10 @@ func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
 		w.retryTimer.Reset(0)
 	case !w.canKeepSession(&previous.peer, &o.peer):
 		w.log.Info("the peer's configuration changed; reconnecting")
-		w.abortAttempt()
+		w.abortConnectAttempt()
 		if w.session != nil {
 			cease := message.NewCeaseNotification(message.CeaseConfigChange, "")
-			if leavesRouter(&previous.peer, &o.peer) {
+			if editLeavesOldRouter(&previous.peer, &o.peer) {
 				cease = w.wrapInHardResetIfNeeded(cease)
 			}
 			w.session.endWithNotification(fmt.Errorf("the peer's configuration changed"), cease)
@@ -208,7 +209,7 @@ func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
 	case previous.peer.Password != o.peer.Password && !o.peer.Blocked.IsSet():
 		w.changePassword()
 	case previous.peer.Blocked != o.peer.Blocked && w.session == nil:
-		w.abortAttempt()
+		w.abortConnectAttempt()
 		w.failedAttemptCount = 0
 		w.retryTimer.Reset(0)
 	}
@@ -234,16 +235,16 @@ func needSameOpenAndConnection(a, b *intent.Peer) bool {
 	return x == y
 }
 
-// leavesRouter reports whether an edit leaves the router for good: no session with it follows, so
-// that it must not keep the routes.
-func leavesRouter(previous, next *intent.Peer) bool {
+// editLeavesOldRouter reports whether an edit leaves the router for good: no session with it
+// follows, so that it must not keep the routes.
+func editLeavesOldRouter(previous, next *intent.Peer) bool {
 	return previous.Address != next.Address || previous.Port != next.Port || previous.Device != next.Device || next.Blocked.IsSet()
 }
 
 // changePassword sets the new password on the open connection, or restarts the attempt under way.
 func (w *worker) changePassword() {
 	if w.session == nil {
-		w.abortAttempt()
+		w.abortConnectAttempt()
 		w.failedAttemptCount = 0
 		w.retryTimer.Reset(0)
 		return
@@ -262,23 +263,23 @@ func (w *worker) connectToRouter() {
 	case w.session != nil || w.attemptResults != nil:
 		return
 	case p.Blocked.IsSet():
-		w.recordAttemptFailure(errors.New(p.Blocked.Text))
+		w.recordConnectFailure(errors.New(p.Blocked.Text))
 		return
 	case p.Passive:
 		w.enterState(Active)
 		return
 	}
 	w.enterState(Connect)
-	w.startAttempt(func(ctx context.Context) (Conn, error) { return w.engine.options.Transport.Dial(ctx, dialOptions(&p)) })
+	w.startConnectAttempt(func(ctx context.Context) (Conn, error) { return w.engine.options.Transport.Dial(ctx, dialOptions(&p)) })
 }
 
-// startAttempt starts an attempt on the connection that connect returns.
-func (w *worker) startAttempt(connect func(context.Context) (Conn, error)) {
+// startConnectAttempt starts an attempt on the connection that connect returns.
+func (w *worker) startConnectAttempt(connect func(context.Context) (Conn, error)) {
 	p := w.currentDesiredState.peer
 	ctx, cancel := context.WithCancel(w.ctx)
-	result := make(chan attemptResult, 1)
+	result := make(chan connectAttemptResult, 1)
 	w.attemptResults, w.cancelAttempt = result, cancel
-	settings := openSettings{
+	settings := openMessageInputs{
 		peer: &p, routerID: chooseRouterID(p.RouterID, w.currentDesiredState.nodeInternalIPs, w.engine.options.NodeName),
 		restarted: w.noSessionSinceStart, forwardingLost: w.noSessionSinceStart && w.engine.options.FirstRunSinceBoot,
 		omitted: w.capabilities.omittedAt(w.engine.options.Now()),
@@ -291,13 +292,13 @@ func (w *worker) startAttempt(connect func(context.Context) (Conn, error)) {
 
 // connectAndExchangeOpens connects and exchanges the OPENs. It runs on its
 // own goroutine and uses only the counter of the worker.
-func (w *worker) connectAndExchangeOpens(ctx context.Context, settings openSettings, connect func(context.Context) (Conn, error)) attemptResult {
+func (w *worker) connectAndExchangeOpens(ctx context.Context, settings openMessageInputs, connect func(context.Context) (Conn, error)) connectAttemptResult {
 	c, err := connect(ctx)
 	if err != nil {
 		if c != nil {
 			c.Close()
 		}
-		return attemptResult{err: err}
+		return connectAttemptResult{err: err}
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
@@ -306,9 +307,9 @@ func (w *worker) connectAndExchangeOpens(ctx context.Context, settings openSetti
 	a, err := exchangeOpens(c, &w.counter, local, func(remote message.OpenMessage) (Negotiated, error) { return negotiate(settings.peer, local, remote) })
 	if err != nil {
 		go closeConnectionWithoutReset(c, true)
-		return attemptResult{err: adviseOnTTLSecurity(settings.peer, err)}
+		return connectAttemptResult{err: adviseOnTTLSecurity(settings.peer, err)}
 	}
-	return attemptResult{conn: c, negotiated: a}
+	return connectAttemptResult{conn: c, negotiated: a}
 }
 
 // dialOptions returns where and how to connect to a peer.
@@ -324,13 +325,13 @@ func dialOptions(p *intent.Peer) DialOptions {
 }
 
 // startSession starts the session after a successful attempt.
-func (w *worker) startSession(a attemptResult) {
+func (w *worker) startSession(a connectAttemptResult) {
 	switch {
 	case a.err != nil && w.session != nil: // a second connection, which the router did not use
 		w.log.Debug("a second connection of the router failed", "error", a.err)
 		return
 	case a.err != nil:
-		w.recordAttemptFailure(a.err)
+		w.recordConnectFailure(a.err)
 		return
 	case w.session != nil:
 		w.session.endWithNotification(errRouterRestarted, nil)

@@ -67,7 +67,7 @@ func (m *Machine) handleProbeResult(r facts.ProbeResult) {
 	case !ok:
 	case p.addressToProbe == nil && len(r.AnsweringMACs) == 0:
 	case p.silentNode != "":
-		m.applyWatchOutcome(m.liveness.recordOwnConnection(p.silentNode, m.stepFacts(), &m.outbox))
+		m.applyLivenessOutcome(m.liveness.recordOwnConnection(p.silentNode, m.stepFacts(), &m.outbox))
 	case p.addressToProbe == nil:
 		m.lease.handleReachabilityProbeResult(p.sentAt, m.now, m.syncRequests.nextRequestID())
 	case confirmAnswerOfDeadNode(m, p, &r):
@@ -93,7 +93,7 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 		m.handleUnclaimedAnswer(a, c, r.AnsweringMACs[0])
 	default:
 		if len(r.AnsweringMACs) > 0 && a.bid.WireCheck == intent.WireCheckWarn {
-			m.outbox.emitEffect(conflictEvent(a, r.AnsweringMACs[0], "another host (%s) answers for %s, which this node takes all the same (wireCheck: Warn)"))
+			m.outbox.emitEffect(newConflictEvent(a, r.AnsweringMACs[0], "another host (%s) answers for %s, which this node takes all the same (wireCheck: Warn)"))
 		}
 		if mac, found := m.firstUnknownMAC(r.RivalProberMACs); found {
 			// the host is about to use the address (RFC 5227 section 2.1.1)
@@ -121,15 +121,15 @@ func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisitionAttempt, 
 	switch {
 	case !known:
 		// not at once: it may be a node that this one does not know yet
-		if c.answeredProbeCount == 2 && isReporterOf(m, c) {
-			m.outbox.emitEffect(conflictEvent(a, mac, "a host outside of the cluster (%s) answers for %s"))
+		if c.answeredProbeCount == 2 && isObstacleReporter(m, c) {
+			m.outbox.emitEffect(newConflictEvent(a, mac, "a host outside of the cluster (%s) answers for %s"))
 		}
 	case !member: // it holds the address, and only the gossip does not reach it
 		reportObstacle(m, a, c, owner, mac)
 	case a.highestKnownClaim.Holder != owner && c.answeredProbeCount >= strayAnswersBeforeTakingAddress &&
 		// a sync showed that it claims nothing
 		m.lastSyncAnswerByMember[owner].After(c.firstAnswerAt):
-		m.outbox.emitEffect(strayAnswerEvent(a, owner, mac))
+		m.outbox.emitEffect(newStrayAnswerEvent(a, owner, mac))
 		m.takeAddress(a, a.highestKnownClaim.Epoch+1, c.takeReason)
 	default: // its claim may be on the way
 		m.requestSync(owner)
@@ -156,7 +156,7 @@ var clauseByReason = map[names.Reason]string{
 
 // takeAddress starts to hold the address.
 func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason) {
-	e := takenEvent(a, m.self, reason, m.now)
+	e := newAddressTakenEvent(a, m.self, reason, m.now)
 	m.endAcquisition(a)
 	a.isHeld = true
 	m.heldAddresses[a] = struct{}{}
@@ -197,7 +197,7 @@ func (m *Machine) stopAnswering(a *addressState, reason names.Reason) {
 	a.endMove(&m.dueAddresses)
 	m.updateGroupCounts(a)
 	m.outbox.emitAddressEffect(DropAddress{a.ip})
-	m.outbox.emitEffect(givenUpEvent(a, m.self, reason))
+	m.outbox.emitEffect(newAddressGivenUpEvent(a, m.self, reason))
 }
 
 // handleConflict processes an answer of another host for an address that this node holds.
@@ -215,7 +215,7 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 	switch {
 	case !known:
 		m.outbox.emitEffect(RejoinGossip{}) // it may be a member that this node lost
-		m.outbox.emitEffect(conflictEvent(a, c.ForeignMAC, "another host (%s) answers for %s, which this node holds"))
+		m.outbox.emitEffect(newConflictEvent(a, c.ForeignMAC, "another host (%s) answers for %s, which this node holds"))
 	case isNodeGone(m, owner): // the network may answer for it
 		if member {
 			exchangeClaims(m, a, owner)
@@ -231,7 +231,7 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 			exchangeClaims(m, a, owner)
 			return
 		}
-		m.outbox.emitEffect(strayAnswerEvent(a, owner, c.ForeignMAC))
+		m.outbox.emitEffect(newStrayAnswerEvent(a, owner, c.ForeignMAC))
 	}
 }
 
@@ -241,7 +241,7 @@ func judgeLivingRival(m *Machine, a *addressState, owner string, mac facts.MAC) 
 	case m.lease.isExpired: // this node was the one that was away
 		m.yieldAddress(a)
 	case !a.bid.IsCandidate(owner): // an earlier node
-		m.outbox.emitEffect(conflictEvent(a, mac, "another host (%s) answers for %s, which this node holds"))
+		m.outbox.emitEffect(newConflictEvent(a, mac, "another host (%s) answers for %s, which this node holds"))
 	case rendezvousWeight(a.ip, owner) > rendezvousWeight(a.ip, m.self):
 		m.yieldAddress(a)
 	default:
@@ -256,9 +256,9 @@ func exchangeClaims(m *Machine, a *addressState, with string) {
 	m.requestSync(with)
 }
 
-// takenEvent reports that this node holds the address now. It reads the acquisition, which must not
-// have ended yet.
-func takenEvent(a *addressState, self string, reason names.Reason, now time.Time) Event {
+// newAddressTakenEvent reports that this node holds the address now. It reads the acquisition,
+// which must not have ended yet.
+func newAddressTakenEvent(a *addressState, self string, reason names.Reason, now time.Time) Event {
 	e := Event{Kind: EventAddressTaken, Address: a.ip, Reason: reason,
 		Text: fmt.Sprintf("%s is now held by node %s: %s", a.ip, self, clauseByReason[reason])}
 	if reason != reasonUnheld && a.highestKnownClaim.Holder != self {
@@ -270,21 +270,21 @@ func takenEvent(a *addressState, self string, reason names.Reason, now time.Time
 	return e
 }
 
-func givenUpEvent(a *addressState, self string, reason names.Reason) Event {
+func newAddressGivenUpEvent(a *addressState, self string, reason names.Reason) Event {
 	return Event{Kind: EventAddressGivenUp, Address: a.ip, Reason: reason,
 		Text: fmt.Sprintf("%s is no longer held by node %s: %s", a.ip, self, clauseByReason[reason])}
 }
 
-// conflictEvent reports another host; format describes what the Ethernet address %s does with the
-// address %s.
-func conflictEvent(a *addressState, mac facts.MAC, format string) Event {
+// newConflictEvent reports another host; format describes what the Ethernet address %s does with
+// the address %s.
+func newConflictEvent(a *addressState, mac facts.MAC, format string) Event {
 	return Event{
 		Kind: EventForeignHostAnswers, Address: a.ip, AnsweringMAC: mac,
 		Text: fmt.Sprintf(format, mac, a.ip) + ": remove the address from that host or from the pool",
 	}
 }
 
-func strayAnswerEvent(a *addressState, node string, mac facts.MAC) Event {
+func newStrayAnswerEvent(a *addressState, node string, mac facts.MAC) Event {
 	return Event{
 		Kind: EventStrayAnswer, Address: a.ip, AnsweringMAC: mac,
 		Text: fmt.Sprintf("node %s (%s) answers for %s without holding it: ", node, mac, a.ip) +

@@ -61,8 +61,9 @@ func (a *addressState) canServe(self string) bool {
 	return a.bid.IsCandidate(self) && len(a.bid.OwnLinkIndexes) > 0
 }
 
-// holdsSibling reports whether the node holds another address of the same Service, or is about to.
-func (a *addressState) holdsSibling(addressesByIP map[netip.Addr]*addressState, node string) bool {
+// holdsOtherAddressOfService reports whether the node holds another address of the same Service, or
+// is about to.
+func (a *addressState) holdsOtherAddressOfService(addressesByIP map[netip.Addr]*addressState, node string) bool {
 	return slices.ContainsFunc(a.bid.SiblingAddresses, func(ip netip.Addr) bool {
 		b := addressesByIP[ip]
 		return b != nil && b.countedForNode == node

@@ -115,7 +115,7 @@ func (m *Machine) mergeReceivedClaim(from string, c Claim) {
 func (m *Machine) acceptClaim(a *addressState, c Claim) {
 	switch {
 	case a.isHeld && (c.Released || c.Holder == m.self):
-		m.claimAgainAbove(a, c)
+		m.claimAgainWithHigherEpoch(a, c)
 	case a.isHeld && !m.isLiveClaim(c):
 		m.deferOrphanClaim(a, c)
 		return
@@ -133,8 +133,8 @@ func (m *Machine) acceptClaim(a *addressState, c Claim) {
 	m.reconcileAddress(a)
 }
 
-// claimAgainAbove claims a held address again, above a claim that is not binding.
-func (m *Machine) claimAgainAbove(a *addressState, c Claim) {
+// claimAgainWithHigherEpoch claims a held address again, above a claim that is not binding.
+func (m *Machine) claimAgainWithHigherEpoch(a *addressState, c Claim) {
 	a.forgetOrphanClaim(m.addressesWithOrphanClaim, &m.dueAddresses)
 	m.recordClaim(a, c)
 	m.claimAddress(a, c.Epoch+1)
@@ -169,7 +169,7 @@ func (m *Machine) resolveOrphanClaim(a *addressState) {
 	case m.isLiveClaim(c):
 		m.acceptClaim(a, c)
 	case m.now.Sub(a.orphanSince) >= orphanClaimHolderTimeout || a.move != nil:
-		m.claimAgainAbove(a, c)
+		m.claimAgainWithHigherEpoch(a, c)
 	}
 }
 
@@ -177,7 +177,7 @@ func (m *Machine) resolveOrphanClaim(a *addressState) {
 // move.
 func (m *Machine) overruleOrphanClaim(a *addressState) {
 	if a.orphanClaim.Epoch > 0 {
-		m.claimAgainAbove(a, a.orphanClaim)
+		m.claimAgainWithHigherEpoch(a, a.orphanClaim)
 	}
 }
 
@@ -191,17 +191,17 @@ func (m *Machine) receiveMessage(from string, payload []byte) {
 	m.liveness.lastReceivedAt = m.now
 	switch kind {
 	case kindBeacon:
-		m.applyWatchOutcome(m.liveness.handleBeacon(from, r, m.stepFacts(), &m.outbox))
+		m.applyLivenessOutcome(m.liveness.handleBeacon(from, r, m.stepFacts(), &m.outbox))
 	case kindBeaconAck:
 		sent, outcome := m.liveness.handleAck(from, r, m.stepFacts(), m.lease.lastConfirmedAt)
-		m.applyWatchOutcome(outcome)
+		m.applyLivenessOutcome(outcome)
 		m.lease.recordConfirmation(sent)
 	case kindClaims:
 		for _, c := range r.readClaims() {
 			m.mergeReceivedClaim(from, c)
 		}
 	case kindSuspicion:
-		m.applyWatchOutcome(m.liveness.handleSuspicion(from, r, m.stepFacts()))
+		m.applyLivenessOutcome(m.liveness.handleSuspicion(from, r, m.stepFacts()))
 	case kindOffer:
 		m.handleOffers(from, r.readClaims())
 	case kindRefusal:
@@ -407,7 +407,7 @@ func (m *Machine) mergeSyncDelta(from string, r *messageReader) {
 	if uint64(len(e.receivedBuckets)) >= n {
 		delete(m.syncRequests.requestsByID, id)
 		m.lastSyncAnswerByMember[from] = m.now
-		m.applyWatchOutcome(m.liveness.recordSyncAnswer(from, m.stepFacts(), &m.outbox))
+		m.applyLivenessOutcome(m.liveness.recordSyncAnswer(from, m.stepFacts(), &m.outbox))
 		m.fullStateReceived = true
 		if m.lease.finishSync(id, e.sentAt, m.now) {
 			m.outbox.repeatAnnouncements(m.heldAddresses)

@@ -58,10 +58,10 @@ const (
 	flagAckRequested // the receiver has to acknowledge the beacon
 )
 
-// claimsPerMessage keeps a message within one datagram of an Ethernet segment. A claim takes up to
-// 36 bytes with node names of 12 bytes; memberlist adds encryption and headers. With longer names
-// the datagram is fragmented.
-const claimsPerMessage = 32
+// maxClaimsPerMessage keeps a message within one datagram of an Ethernet segment. A claim takes up
+// to 36 bytes with node names of 12 bytes; memberlist adds encryption and headers. With longer
+// names the datagram is fragmented.
+const maxClaimsPerMessage = 32
 
 // claimBucketCount is the number of buckets that the claims are divided into, so that two members
 // find their differences. All digests fit into one datagram. With 10,000 addresses a bucket has 40

@@ -29,7 +29,7 @@ func TestRecentDelayFades(t *testing.T) {
 }
 
 func TestLateBeaconsMakeTheirWatcherPatient(t *testing.T) {
-	w, f := newTestWatch("b", "c")
+	w, f := newTestLivenessWatch("b", "c")
 	var out outbox
 	beaconAfter := func(passedDelay time.Duration, seq uint64) {
 		f.now = f.now.Add(passedDelay)

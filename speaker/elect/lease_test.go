@@ -11,7 +11,7 @@ import (
 // newTestLease returns the lease of a node that has just taken its first address, and the facts of
 // that step.
 func newTestLease() (*lease, stepFacts) {
-	_, f := newTestWatch("b")
+	_, f := newTestLivenessWatch("b")
 	l := &lease{}
 	l.startWithFirstAddress(f.now, 1)
 	return l, f

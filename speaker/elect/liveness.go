@@ -131,14 +131,14 @@ func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 	}
 }
 
-// watchOutcome is what the owner of the watch has to do after a call.
-type watchOutcome struct {
+// livenessOutcome is what the owner of the watch has to do after a call.
+type livenessOutcome struct {
 	changedNodes  []string // declared dead or alive: reconcile the addresses that they hold
 	nodesToProbe  []string // silent nodes: a reachability probe shows whether this node is cut off
 	membersToSync []string // members with other claims: send them sync requests
 }
 
-func (o *watchOutcome) addChangedNode(n string, hasChanged bool) {
+func (o *livenessOutcome) addChangedNode(n string, hasChanged bool) {
 	if hasChanged {
 		o.changedNodes = append(o.changedNodes, n)
 	}
@@ -192,10 +192,10 @@ func (w *livenessWatch) adoptUnwatchedNodes(f stepFacts) {
 	}
 }
 
-// syncWithAdoptedNodes returns the adopted nodes that a sync request is due to. Each living node
-// answers them.
-func (w *livenessWatch) syncWithAdoptedNodes(f stepFacts) watchOutcome {
-	var o watchOutcome
+// findAdoptedNodesDueForSync returns the adopted nodes that a sync request is due to. Each living
+// node answers them.
+func (w *livenessWatch) findAdoptedNodesDueForSync(f stepFacts) livenessOutcome {
+	var o livenessOutcome
 	for _, n := range w.adoptedNodes {
 		if h := w.recordsByMember[n]; h != nil && f.now.Sub(h.syncRequestedAt) >= f.timing.BeaconInterval {
 			h.syncRequestedAt = f.now
@@ -220,8 +220,8 @@ func (w *livenessWatch) recordSignOfLife(n string, f stepFacts, out *outbox) boo
 }
 
 // recordSyncAnswer records that a member sent all its claims. Any report of its death is wrong.
-func (w *livenessWatch) recordSyncAnswer(from string, f stepFacts, out *outbox) watchOutcome {
-	var o watchOutcome
+func (w *livenessWatch) recordSyncAnswer(from string, f stepFacts, out *outbox) livenessOutcome {
+	var o livenessOutcome
 	o.addChangedNode(from, w.recordSignOfLife(from, f, out))
 	o.addChangedNode(from, w.declareAlive(from, f))
 	return o
@@ -257,8 +257,8 @@ func (w *livenessWatch) sendBeacon(names []string, f stepFacts, out *outbox) {
 }
 
 // handleBeacon processes a beacon.
-func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts, out *outbox) watchOutcome {
-	var o watchOutcome
+func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts, out *outbox) livenessOutcome {
+	var o livenessOutcome
 	nonce, seq, digest, flags := r.readUvarint(), r.readUvarint(), r.readUvarint(), r.readByte()
 	if r.err != nil {
 		return o
@@ -289,7 +289,7 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts,
 		b = binary.AppendUvarint(b, seq)
 		out.sendMessage(from, binary.AppendUvarint(b, f.claimsDigest))
 	}
-	if h.syncIfDigestDiffers(digest, w.extraDelayFor(from, f), f) {
+	if h.shouldSyncForDigest(digest, w.extraDelayFor(from, f), f) {
 		o.membersToSync = append(o.membersToSync, from)
 	}
 	return o
@@ -301,7 +301,7 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts,
 // here shows the pause.
 func (w *livenessWatch) handleAck(
 	from string, r *messageReader, f stepFacts, confirmedAt time.Time,
-) (sent time.Time, o watchOutcome) {
+) (sent time.Time, o livenessOutcome) {
 	nonce, seq, digest := r.readUvarint(), r.readUvarint(), r.readUvarint()
 	if r.err != nil || nonce != f.nonce || seq > w.beaconSeq || w.beaconSeq-seq >= uint64(len(w.beaconSendTimesBySequence)) {
 		return time.Time{}, o
@@ -317,9 +317,9 @@ func (w *livenessWatch) handleAck(
 	return time.Time{}, o
 }
 
-// syncIfDigestDiffers reports whether to ask the member for its claims, because its digest differs
+// shouldSyncForDigest reports whether to ask the member for its claims, because its digest differs
 // for some time: a message was lost.
-func (h *beaconRecord) syncIfDigestDiffers(digest uint64, extraDelay time.Duration, f stepFacts) bool {
+func (h *beaconRecord) shouldSyncForDigest(digest uint64, extraDelay time.Duration, f stepFacts) bool {
 	if digest == f.claimsDigest {
 		h.digestDiffersSince = time.Time{}
 		return false
@@ -336,8 +336,8 @@ func (h *beaconRecord) syncIfDigestDiffers(digest uint64, extraDelay time.Durati
 }
 
 // detectSilence detects the silence of watched nodes and reports it.
-func (w *livenessWatch) detectSilence(f stepFacts, out *outbox) watchOutcome {
-	var o watchOutcome
+func (w *livenessWatch) detectSilence(f stepFacts, out *outbox) livenessOutcome {
+	var o livenessOutcome
 	for _, n := range slices.Concat(w.membersWatchedBySelf, w.adoptedNodes) {
 		h := w.recordsByMember[n]
 		if h == nil {
@@ -367,8 +367,8 @@ func (w *livenessWatch) detectSilence(f stepFacts, out *outbox) watchOutcome {
 
 // recordOwnConnection records that a gateway or another node answered this node while the given
 // node was silent: this node is not cut off.
-func (w *livenessWatch) recordOwnConnection(n string, f stepFacts, out *outbox) watchOutcome {
-	var o watchOutcome
+func (w *livenessWatch) recordOwnConnection(n string, f stepFacts, out *outbox) livenessOutcome {
+	var o livenessOutcome
 	h := w.recordsByMember[n]
 	if h != nil && h.isSilent && !w.isConnectedWitness(n, f.members.self) {
 		w.addConnectedWitness(n, f.members.self)

@@ -149,8 +149,8 @@ func (m *Machine) performDueWork() {
 	if m.liveness.sendDueBeacon(m.stepFacts(), &m.outbox) {
 		m.outbox.repeatNewClaims(m.claimReceivers)
 	}
-	m.applyWatchOutcome(m.liveness.syncWithAdoptedNodes(m.stepFacts()))
-	m.applyWatchOutcome(m.liveness.detectSilence(m.stepFacts(), &m.outbox))
+	m.applyLivenessOutcome(m.liveness.findAdoptedNodesDueForSync(m.stepFacts()))
+	m.applyLivenessOutcome(m.liveness.detectSilence(m.stepFacts(), &m.outbox))
 	m.maintainLease()
 	m.beginAcquisitions()
 	for range dueAddressesPerStep {
@@ -279,8 +279,8 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 	}
 }
 
-// applyWatchOutcome does what the watch asks for.
-func (m *Machine) applyWatchOutcome(o watchOutcome) {
+// applyLivenessOutcome does what the watch asks for.
+func (m *Machine) applyLivenessOutcome(o livenessOutcome) {
 	changed := o.changedNodes
 	if slices.ContainsFunc(changed, func(n string) bool { return !m.isAlive(n) }) {
 		changed = append(changed, m.liveness.judgeSilentNodes(m.stepFacts())...)

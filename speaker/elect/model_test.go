@@ -30,8 +30,8 @@ var maxRunsPerModelScenario = func() int {
 	return 150
 }()
 
-// maxRuns returns maxRunsPerModelScenario, or less in a short run of the tests.
-func maxRuns() int {
+// chooseMaxModelRuns returns maxRunsPerModelScenario, or less in a short run of the tests.
+func chooseMaxModelRuns() int {
 	if testing.Short() {
 		return 20
 	}

@@ -9,7 +9,7 @@ import (
 
 // One node is deaf: it sends, and no message reaches it. All others hear each other. No living node
 // is called dead, and nobody asks the segment for an address that is held.
-func TestADeafNodeHarmsNobody(t *testing.T) {
+func TestNodeThatReceivesNothingDisturbsNoOthers(t *testing.T) {
 	for _, nodes := range []int{4, 5, 6} {
 		for seed := range int64(5) {
 			w := newHarness(t, seed, nodes, 40)
@@ -47,7 +47,7 @@ func TestTwoNeighboursInTheRingDieTogether(t *testing.T) {
 }
 
 // A watcher gets a member to watch again that it watched a while ago.
-func TestAWatcherWaitsForTheFirstBeaconOfAnOldAcquaintance(t *testing.T) {
+func TestMemberWatchedAgainIsNotSilentAtOnce(t *testing.T) {
 	m := NewMachine("a", 1, DefaultTiming(), testStart)
 	all := []facts.Member{{Name: "a", RunNonce: 1}}
 	for i, n := range []string{"b", "c", "d", "e"} {

@@ -33,7 +33,7 @@ const claimRepeatCount = 2
 
 // repeatedClaimLimit bounds how many new claims of one step are repeated. A member that lacks some
 // of more claims finds them by the digests in beacons.
-const repeatedClaimLimit = 10 * claimsPerMessage
+const repeatedClaimLimit = 10 * maxClaimsPerMessage
 
 // beginStep drops the effects of the last step.
 func (o *outbox) beginStep() {
@@ -54,7 +54,7 @@ func (o *outbox) orderedEffects(members []string) []Effect {
 	}
 	o.sendClaims(o.claimsToBroadcast, members)
 	for _, b := range o.claimBatchOrder {
-		for chunk := range slices.Chunk(o.claimsByBatch[b], claimsPerMessage) {
+		for chunk := range slices.Chunk(o.claimsByBatch[b], maxClaimsPerMessage) {
 			o.sendDirectedMessage(b.receiver, appendClaims(o.beginMessage(b.kind), chunk))
 		}
 	}
@@ -99,7 +99,7 @@ func (o *outbox) sendDirectedMessage(to string, payload []byte) {
 // sendClaims sends claims to the members, one member after the other.
 func (o *outbox) sendClaims(claims []Claim, members []string) {
 	var payloads [][]byte
-	for chunk := range slices.Chunk(claims, claimsPerMessage) {
+	for chunk := range slices.Chunk(claims, maxClaimsPerMessage) {
 		payloads = append(payloads, appendClaims(o.beginMessage(kindClaims), chunk))
 	}
 	for _, n := range members {

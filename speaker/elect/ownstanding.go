@@ -55,7 +55,7 @@ func (r *acquireRanking) rankSelf(m *Machine, a *addressState) (own ownStanding,
 	complete := func(s rankedCandidate) rankedCandidate {
 		s.weight = rendezvousWeight(a.ip, s.node)
 		s.holdsItsShareOfGroup = a.group.countByNode[s.node] >= most
-		s.holdsSibling = a.holdsSibling(m.addressesByIP, s.node)
+		s.holdsOtherAddressOfService = a.holdsOtherAddressOfService(m.addressesByIP, s.node)
 		return s
 	}
 	var self, best rankedCandidate

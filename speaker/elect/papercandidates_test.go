@@ -6,7 +6,7 @@ import (
 )
 
 // Many candidates cannot take an address, for a reason that the others do not know.
-func TestCandidatesThatCannotTakeAnAddressDelayItShortly(t *testing.T) {
+func TestUnableCandidatesDelayTakeoverShortly(t *testing.T) {
 	for _, nodes := range []int{8, 20, 100} {
 		if nodes > 20 && testing.Short() {
 			continue

@@ -90,11 +90,11 @@ func maxAddressesPerNode(total, n int) int {
 
 // rankedCandidate is what ranks a node as holder of an address.
 type rankedCandidate struct {
-	node                 string
-	score                int
-	holdsItsShareOfGroup bool // it holds its share of the group
-	holdsSibling         bool // it holds another address of the same Service
-	weight               uint64
+	node                       string
+	score                      int
+	holdsItsShareOfGroup       bool // it holds its share of the group
+	holdsOtherAddressOfService bool // it holds another address of the same Service
+	weight                     uint64
 }
 
 // compareRank orders nodes, the best first. The criteria, in order: preference; room in its share;
@@ -104,7 +104,7 @@ func (s rankedCandidate) compareRank(o rankedCandidate) int {
 	return cmp.Or(
 		cmp.Compare(o.score, s.score),
 		compareFalseFirst(s.holdsItsShareOfGroup, o.holdsItsShareOfGroup),
-		compareFalseFirst(s.holdsSibling, o.holdsSibling),
+		compareFalseFirst(s.holdsOtherAddressOfService, o.holdsOtherAddressOfService),
 		cmp.Compare(o.weight, s.weight),
 		cmp.Compare(s.node, o.node),
 	)
@@ -156,16 +156,16 @@ func (g *candidateGroup) rankCandidates(
 	most := maxAddressesPerNode(g.addressCount, n)
 	for i := range out {
 		out[i].holdsItsShareOfGroup = g.countByNode[out[i].node] >= most
-		out[i].holdsSibling = a.holdsSibling(addressesByIP, out[i].node)
+		out[i].holdsOtherAddressOfService = a.holdsOtherAddressOfService(addressesByIP, out[i].node)
 	}
 	slices.SortFunc(out, rankedCandidate.compareRank)
 	return out
 }
 
-// startupDelaysToLeaveRoomForOthers times StartupWithoutMembersDelay is how long a starting speaker
+// roomForAbsentNodesDelayFactor times StartupWithoutMembersDelay is how long a starting speaker
 // leaves room for nodes that are not members yet. When a whole cluster starts, the first speaker
 // must not take every address.
-const startupDelaysToLeaveRoomForOthers = 4
+const roomForAbsentNodesDelayFactor = 4
 
 // comparisonsPerStep and minAcquisitionsPerStep bound how many candidates one step compares, and so
 // how long beacons wait: some milliseconds. The next step continues.
@@ -187,7 +187,7 @@ func (m *Machine) beginAcquisitions() {
 	}
 	slices.SortFunc(list, func(x, y *addressState) int { return x.ip.Compare(y.ip) })
 	list = list[:min(len(list), max(minAcquisitionsPerStep, comparisonsPerStep/len(m.memberNames)))]
-	cold := m.now.Before(m.startedAt.Add(startupDelaysToLeaveRoomForOthers * m.timing.StartupWithoutMembersDelay))
+	cold := m.now.Before(m.startedAt.Add(roomForAbsentNodesDelayFactor * m.timing.StartupWithoutMembersDelay))
 	absent := func(n string) bool { _, ok := m.membersByName[n]; return cold && !ok }
 	// what others do about the address is late here, too
 	extraDelay := m.stepFacts().extraDelay()

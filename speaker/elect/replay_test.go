@@ -7,8 +7,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// beaconOf returns the first beacon that a run of a node sends to another one.
-func beaconOf(t *testing.T, node string, nonce uint64, to string, at time.Time) []byte {
+// captureFirstBeacon returns the first beacon that a run of a node sends to another one.
+func captureFirstBeacon(t *testing.T, node string, nonce uint64, to string, at time.Time) []byte {
 	t.Helper()
 	m := NewMachine(node, nonce, DefaultTiming(), at)
 	m.Step(at, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: node, RunNonce: nonce}, {Name: to, RunNonce: 9}}}})
@@ -25,7 +25,7 @@ func beaconOf(t *testing.T, node string, nonce uint64, to string, at time.Time) 
 // must not keep it alive.
 func TestBeaconOfFormerRunIsNoSignOfLife(t *testing.T) {
 	start := time.Unix(1e9, 0)
-	former, present := beaconOf(t, "a", 1, "b", start), beaconOf(t, "a", 2, "b", start)
+	former, present := captureFirstBeacon(t, "a", 1, "b", start), captureFirstBeacon(t, "a", 2, "b", start)
 	b := NewMachine("b", 9, DefaultTiming(), start)
 	b.Step(start, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", RunNonce: 2}, {Name: "b", RunNonce: 9}}}}, MessageReceived{From: "a", Payload: present})
 	heardAt := func() time.Time { return b.liveness.recordsByMember["a"].lastHeardAt }

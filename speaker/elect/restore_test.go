@@ -102,14 +102,14 @@ type soleMachine struct {
 func newSoleMachine() *soleMachine {
 	s := &soleMachine{Machine: NewMachine("a", 1, DefaultTiming(), testStart), now: testStart}
 	s.step(MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", RunNonce: 1, LinkMACs: []facts.MAC{{1}}}}, HasExchangedFullState: true}})
-	s.offerLinks(1)
+	s.bidOnLinks(1)
 	return s
 }
 
 func (s *soleMachine) step(in Input) { s.effects = s.Step(s.now, in) }
 
-// offerLinks bids for the first address on the links.
-func (s *soleMachine) offerLinks(links ...int) {
+// bidOnLinks bids for the first address on the links.
+func (s *soleMachine) bidOnLinks(links ...int) {
 	s.step(BidsChanged{Bids: []intent.Bid{{Address: firstIP, Candidates: intent.NewCandidates(map[string]int{"a": 0}), OwnLinkIndexes: links}}})
 }
 
@@ -216,11 +216,11 @@ func TestHolderReportsAForeignHost(t *testing.T) {
 
 func TestHeldAddressFollowsItsLinks(t *testing.T) {
 	s := newSoleHolder(t)
-	s.offerLinks(1, 2)
+	s.bidOnLinks(1, 2)
 	if e, ok := findEffect[HoldAddress](s); !ok || !slices.Equal(e.Binding.LinkIndexes, []int{1, 2}) {
 		t.Errorf("the effects are %+v, want that the node answers on the links 1 and 2", s.effects)
 	}
-	s.offerLinks(1, 2)
+	s.bidOnLinks(1, 2)
 	if e, ok := findEffect[HoldAddress](s); ok {
 		t.Errorf("the links are the same, and the node answers again: %+v", e)
 	}

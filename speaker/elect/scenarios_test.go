@@ -61,36 +61,36 @@ type modelScenario struct {
 	maxHolderChangesPerAddress int
 }
 
-// faultOnAnyNode applies the fault to a chosen node.
-func faultOnAnyNode(f func(w *modelRun, n *modelNode)) func(*modelRun) {
+// injectFaultOnChosenNode applies the fault to a chosen node.
+func injectFaultOnChosenNode(f func(w *modelRun, n *modelNode)) func(*modelRun) {
 	return func(w *modelRun) { f(w, w.nodes[w.choiceSource.choose(3)]) }
 }
 
 var modelScenarios = map[string]modelScenario{
 	"all start at once": {choiceSlots: 40, maxHolderChangesPerAddress: 1},
-	"a node dies": {startsWithHolders: true, choiceSlots: 60, maxHolderChangesPerAddress: 2, injectFault: faultOnAnyNode(func(_ *modelRun, n *modelNode) {
+	"a node dies": {startsWithHolders: true, choiceSlots: 60, maxHolderChangesPerAddress: 2, injectFault: injectFaultOnChosenNode(func(_ *modelRun, n *modelNode) {
 		n.machine, n.heldAddresses = nil, nil
 	})},
-	"a speaker stops": {startsWithHolders: true, choiceSlots: 40, maxHolderChangesPerAddress: 2, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
+	"a speaker stops": {startsWithHolders: true, choiceSlots: 40, maxHolderChangesPerAddress: 2, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		n.leaving = true
 		w.stepNode(n, HandoverRequested{})
 	})},
-	"a speaker stops and another one dies": {startsWithHolders: true, choiceSlots: 60, maxHolderChangesPerAddress: 4, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
+	"a speaker stops and another one dies": {startsWithHolders: true, choiceSlots: 60, maxHolderChangesPerAddress: 4, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		n.leaving = true
 		w.stepNode(n, HandoverRequested{})
 		other := w.nodes[(n.id+1+w.choiceSource.choose(2))%3]
 		other.machine, other.heldAddresses = nil, nil
 	})},
-	"a process is paused": {startsWithHolders: true, choiceSlots: 90, maxHolderChangesPerAddress: 2, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
+	"a process is paused": {startsWithHolders: true, choiceSlots: 90, maxHolderChangesPerAddress: 2, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		n.pausedUntilSlot = w.currentSlot + []int{9, 21, 27, 30, 35, 60}[w.choiceSource.choose(6)]
 	})},
-	"gossip is blocked and the segment is not": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 1, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
+	"gossip is blocked and the segment is not": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 1, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		w.gossipPartitionByNode[n.id] = 1
 	}), repairFault: func(w *modelRun) { w.gossipPartitionByNode = [3]int{} }},
-	"a node is deaf": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 1, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
+	"a node is deaf": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 1, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		w.isDeaf[n.id] = true
 	}), repairFault: func(w *modelRun) { w.isDeaf = [3]bool{} }},
-	"the LAN is cut": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 3, injectFault: faultOnAnyNode(func(w *modelRun, n *modelNode) {
+	"the LAN is cut": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 3, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		w.gossipPartitionByNode[n.id], w.lanPartitionByNode[n.id] = 1, 1
 	}), repairFault: func(w *modelRun) { w.gossipPartitionByNode, w.lanPartitionByNode = [3]int{}, [3]int{} }},
 }
@@ -100,7 +100,7 @@ func TestAllModelRunsKeepOneAnswererPerEpoch(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c, seen, runs := &exhaustiveChooser{}, map[uint64]bool{}, 0
-			for more := true; more && (maxRuns() == 0 || runs < maxRuns()); more = c.nextPath() {
+			for more := true; more && (chooseMaxModelRuns() == 0 || runs < chooseMaxModelRuns()); more = c.nextPath() {
 				s.runOnce(t, c, seen)
 				runs++
 			}

@@ -133,8 +133,9 @@ func TestWithoutRebalanceHoldersKeepTheirAddresses(t *testing.T) {
 	}
 }
 
-// TestSiblingsHaveDifferentHolders: the loss of one node does not cost all addresses of a Service.
-func TestSiblingsHaveDifferentHolders(t *testing.T) {
+// TestAddressesOfOneServiceHaveDifferentHolders: the loss of one node does not cost all addresses
+// of a Service.
+func TestAddressesOfOneServiceHaveDifferentHolders(t *testing.T) {
 	for seed := range int64(20) {
 		w := newHarness(t, seed, 4, 8)
 		w.addressesPerService = 2

@@ -30,8 +30,8 @@ func (w *livenessWatch) broadcastSuspicion(n string, h *beaconRecord, f stepFact
 }
 
 // handleSuspicion processes the report of another member.
-func (w *livenessWatch) handleSuspicion(from string, r *messageReader, f stepFacts) watchOutcome {
-	var o watchOutcome
+func (w *livenessWatch) handleSuspicion(from string, r *messageReader, f stepFacts) livenessOutcome {
+	var o livenessOutcome
 	n, nonce, said, age := r.readString(), r.readUvarint(), r.readByte(), r.readUvarint()
 	silent := said != suspicionRetracted
 	if r.format >= 3 && r.readByte()&flagWitnessIsDeaf != 0 {

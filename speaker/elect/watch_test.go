@@ -9,9 +9,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// newTestWatch returns the watch of node a in a cluster with the given other nodes, and the facts
-// of a step at the start.
-func newTestWatch(others ...string) (*livenessWatch, stepFacts) {
+// newTestLivenessWatch returns the watch of node a in a cluster with the given other nodes, and the
+// facts of a step at the start.
+func newTestLivenessWatch(others ...string) (*livenessWatch, stepFacts) {
 	timing := DefaultTiming()
 	members := &membership{self: "a", nodesByMAC: map[facts.MAC]string{}}
 	var set facts.MemberSet
@@ -33,8 +33,8 @@ func encodeTestBeacon(seq, digest uint64, flags byte) *messageReader {
 	return r
 }
 
-// receivers are the members that the messages of an outbox go to, sorted.
-func receivers(o *outbox) []string {
+// sortedMessageReceivers are the members that the messages of an outbox go to, sorted.
+func sortedMessageReceivers(o *outbox) []string {
 	var out []string
 	for _, m := range o.messages {
 		out = append(out, m.To)
@@ -43,8 +43,8 @@ func receivers(o *outbox) []string {
 	return out
 }
 
-func TestWatchReportsASilentMember(t *testing.T) {
-	w, f := newTestWatch("b", "c")
+func TestLivenessWatchReportsSilentMember(t *testing.T) {
+	w, f := newTestLivenessWatch("b", "c")
 	var out outbox
 	w.handleBeacon("b", encodeTestBeacon(1, f.claimsDigest, 0), f, &out)
 	f.now = testStart.Add(f.timing.SilenceTimeout - time.Millisecond)
@@ -55,7 +55,7 @@ func TestWatchReportsASilentMember(t *testing.T) {
 	if o := w.detectSilence(f, &out); !slices.Equal(o.nodesToProbe, []string{"b"}) {
 		t.Errorf("after a silence this node checks its own connection because of %v, want b", o.nodesToProbe)
 	}
-	if got := receivers(&out); !slices.Equal(got, []string{"c"}) {
+	if got := sortedMessageReceivers(&out); !slices.Equal(got, []string{"c"}) {
 		t.Errorf("the silence of b is reported to %v, want the only other member c", got)
 	}
 	if w.isDeclaredDead("b", 7) {
@@ -66,13 +66,13 @@ func TestWatchReportsASilentMember(t *testing.T) {
 	}
 	out.beginStep()
 	w.handleBeacon("b", encodeTestBeacon(2, f.claimsDigest, 0), f, &out)
-	if got := receivers(&out); !slices.Equal(got, []string{"c"}) {
+	if got := sortedMessageReceivers(&out); !slices.Equal(got, []string{"c"}) {
 		t.Errorf("the end of the silence is reported to %v, want c", got)
 	}
 }
 
-func TestWatchCountsMissedBeacons(t *testing.T) {
-	w, f := newTestWatch("b")
+func TestLivenessWatchCountsMissedBeacons(t *testing.T) {
+	w, f := newTestLivenessWatch("b")
 	var out outbox
 	expect := func(what string, want uint64) {
 		t.Helper()
@@ -97,9 +97,9 @@ func TestWatchCountsMissedBeacons(t *testing.T) {
 	expect("a late beacon", 11)
 }
 
-func TestWatchDeclaresDeadAndAliveAgain(t *testing.T) {
-	w, f := newTestWatch("b", "c", "d")
-	report := func(from string, said byte) watchOutcome {
+func TestLivenessWatchDeclaresDeadAndAliveAgain(t *testing.T) {
+	w, f := newTestLivenessWatch("b", "c", "d")
+	report := func(from string, said byte) livenessOutcome {
 		_, r := parseMessageHeader(encodeSuspicionMessage("d", 7, said))
 		return w.handleSuspicion(from, r, f)
 	}
@@ -120,8 +120,8 @@ func TestWatchDeclaresDeadAndAliveAgain(t *testing.T) {
 	}
 }
 
-func TestWatchAdoptsANodeWhoseWatchersAreDead(t *testing.T) {
-	w, f := newTestWatch("b", "c", "d")
+func TestLivenessWatchAdoptsNodeWithDeadWatchers(t *testing.T) {
+	w, f := newTestLivenessWatch("b", "c", "d")
 	var node string // this node is not among its watchers
 	var watchers []string
 	for _, n := range f.members.otherMembers {
@@ -130,28 +130,28 @@ func TestWatchAdoptsANodeWhoseWatchersAreDead(t *testing.T) {
 		}
 	}
 	for _, n := range watchers {
-		if o := w.syncWithAdoptedNodes(f); len(o.membersToSync) != 0 {
+		if o := w.findAdoptedNodesDueForSync(f); len(o.membersToSync) != 0 {
 			t.Errorf("this node asks %v, though a watcher of it is alive", o.membersToSync)
 		}
 		for _, witness := range f.members.otherMembers {
 			w.recordTestimony(n, witness, 7, true, f)
 		}
 	}
-	if o := w.syncWithAdoptedNodes(f); !slices.Equal(o.membersToSync, []string{node}) {
+	if o := w.findAdoptedNodesDueForSync(f); !slices.Equal(o.membersToSync, []string{node}) {
 		t.Errorf("this node asks %v in place of the dead watchers, want %s", o.membersToSync, node)
 	}
-	if o := w.syncWithAdoptedNodes(f); len(o.membersToSync) != 0 {
+	if o := w.findAdoptedNodesDueForSync(f); len(o.membersToSync) != 0 {
 		t.Errorf("this node asks %v again before the next beacon is due", o.membersToSync)
 	}
 	w.declareAlive(watchers[0], f)
 	f.now = f.now.Add(f.timing.BeaconInterval)
-	if o := w.syncWithAdoptedNodes(f); len(o.membersToSync) != 0 {
+	if o := w.findAdoptedNodesDueForSync(f); len(o.membersToSync) != 0 {
 		t.Errorf("this node asks %v, though a watcher of it is alive again", o.membersToSync)
 	}
 }
 
-func TestWatchAsksForClaimsIfTheDigestStaysDifferent(t *testing.T) {
-	w, f := newTestWatch("b")
+func TestLivenessWatchSyncsIfDigestStaysDifferent(t *testing.T) {
+	w, f := newTestLivenessWatch("b")
 	var out outbox
 	beacon := func(seq, digest uint64) []string {
 		return w.handleBeacon("b", encodeTestBeacon(seq, digest, flagAckRequested), f, &out).membersToSync
@@ -159,7 +159,7 @@ func TestWatchAsksForClaimsIfTheDigestStaysDifferent(t *testing.T) {
 	if got := beacon(1, 9); len(got) != 0 {
 		t.Errorf("the first beacon with another digest makes this node ask %v: the claims may be on the way", got)
 	}
-	if got := receivers(&out); !slices.Equal(got, []string{"b"}) {
+	if got := sortedMessageReceivers(&out); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("the beacon is acknowledged to %v, want b", got)
 	}
 	f.now = f.now.Add(2 * f.timing.BeaconInterval)
@@ -174,18 +174,18 @@ func TestWatchAsksForClaimsIfTheDigestStaysDifferent(t *testing.T) {
 	}
 }
 
-func TestWatchSendsBeaconsAndReadsTheirAcknowledgements(t *testing.T) {
-	w, f := newTestWatch("b")
+func TestLivenessWatchSendsBeaconsAndReadsAcks(t *testing.T) {
+	w, f := newTestLivenessWatch("b")
 	var out outbox
 	w.sendDueBeacon(f, &out)
 	w.sendDueBeacon(f, &out)
-	if got := receivers(&out); !slices.Equal(got, []string{"b"}) {
+	if got := sortedMessageReceivers(&out); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("in one interval beacons go to %v, want b once", got)
 	}
 	if next := w.nextDeadline(f); !next.Equal(testStart.Add(f.timing.BeaconInterval)) {
 		t.Errorf("the next deadline is %v, want the next beacon", next)
 	}
-	acknowledge := func(nonce, digest uint64, confirmedAt time.Time) (time.Time, watchOutcome) {
+	acknowledge := func(nonce, digest uint64, confirmedAt time.Time) (time.Time, livenessOutcome) {
 		b := binary.AppendUvarint(encodeMessageHeader(NewestMessageFormat, kindBeaconAck), nonce)
 		_, r := parseMessageHeader(binary.AppendUvarint(binary.AppendUvarint(b, w.beaconSeq), digest))
 		return w.handleAck("b", r, f, confirmedAt)

@@ -22,7 +22,7 @@ func isNodeGone(m *Machine, n string) bool { return n != m.self && !m.isAlive(n)
 func confirmAnswerOfDeadNode(m *Machine, p pendingProbe, r *facts.ProbeResult) bool {
 	if p.confirmedMAC != (facts.MAC{}) {
 		if !slices.Contains(r.AnsweringMACs, p.confirmedMAC) {
-			reportAnswerOfNetwork(m, p.addressToProbe, p.confirmedMAC)
+			reportAnswerForGoneNode(m, p.addressToProbe, p.confirmedMAC)
 		}
 		r.AnsweringMACs = slices.DeleteFunc(slices.Clone(r.AnsweringMACs), func(mac facts.MAC) bool { return mac != p.confirmedMAC })
 		return false
@@ -60,8 +60,8 @@ func judgeConfirmedConflict(m *Machine, a *addressState, mac facts.MAC, r facts.
 	}
 }
 
-// reportAnswerOfNetwork reports that something answers for a node that is gone.
-func reportAnswerOfNetwork(m *Machine, a *addressState, mac facts.MAC) {
+// reportAnswerForGoneNode reports that something answers for a node that is gone.
+func reportAnswerForGoneNode(m *Machine, a *addressState, mac facts.MAC) {
 	owner, _ := m.nodeOfMAC(mac)
 	m.outbox.emitEffect(Event{
 		Kind: EventStrayAnswer, Address: a.ip, AnsweringMAC: mac,
@@ -70,9 +70,9 @@ func reportAnswerOfNetwork(m *Machine, a *addressState, mac facts.MAC) {
 	})
 }
 
-// isReporterOf reports whether this node tells users what keeps an address from being taken: one of
-// many candidates is enough.
-func isReporterOf(m *Machine, c *acquisitionAttempt) bool {
+// isObstacleReporter reports whether this node tells users what keeps an address from being taken:
+// one of many candidates is enough.
+func isObstacleReporter(m *Machine, c *acquisitionAttempt) bool {
 	return c.expectedTaker == m.self || !m.isAlive(c.expectedTaker)
 }
 
@@ -82,7 +82,7 @@ const obstacleReportDelay = time.Second
 
 // reportObstacle reports a node that keeps the address from being taken, once.
 func reportObstacle(m *Machine, a *addressState, c *acquisitionAttempt, owner string, mac facts.MAC) {
-	if c.isObstacleReported || !isReporterOf(m, c) || m.now.Sub(c.firstAnswerAt) < obstacleReportDelay {
+	if c.isObstacleReported || !isObstacleReporter(m, c) || m.now.Sub(c.firstAnswerAt) < obstacleReportDelay {
 		return
 	}
 	c.isObstacleReported = true

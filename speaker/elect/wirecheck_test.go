@@ -9,8 +9,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// answerForEverybody lets the network answer for all addresses with the Ethernet address of a node.
-func (w *harness) answerForEverybody(node string) {
+// answerAllAddressesWithMACOf lets the network answer for all addresses with the Ethernet address
+// of a node.
+func (w *harness) answerAllAddressesWithMACOf(node string) {
 	w.fabricAnswer = map[netip.Addr]facts.MAC{}
 	for _, a := range w.addresses {
 		w.fabricAnswer[a] = w.nodesByName[node].mac
@@ -18,12 +19,12 @@ func (w *harness) answerForEverybody(node string) {
 }
 
 // The network goes on to answer for a dead holder.
-func TestTheNetworkAnswersForADeadHolder(t *testing.T) {
+func TestProxyARPForDeadHolderPreventsNoTakeover(t *testing.T) {
 	for seed := range int64(5) {
 		w := newHarness(t, seed, 5, 10)
 		w.startAll()
 		old := w.requireOneHolderEach(6*time.Second, "start")
-		w.answerForEverybody(old)
+		w.answerAllAddressesWithMACOf(old)
 		w.killSpeaker(old)
 		w.requireOneHolderEach(700*time.Millisecond, "the death of "+old)
 		if w.eventCounts[EventStrayAnswer] == 0 {
@@ -45,7 +46,7 @@ func TestALivingHolderDoesNotYieldToADeadNode(t *testing.T) {
 		}
 		w.killSpeaker(dead)
 		w.runSimulationFor(time.Second, nil)
-		w.answerForEverybody(dead)
+		w.answerAllAddressesWithMACOf(dead)
 		w.addressTakeCount = 0
 		for range 40 {
 			for _, n := range w.nodesByName {
@@ -63,7 +64,7 @@ func TestALivingHolderDoesNotYieldToADeadNode(t *testing.T) {
 }
 
 // A host outside of the cluster answers for an address that no node holds.
-func TestWireCheckSaysWhatAnAnswerDoes(t *testing.T) {
+func TestWireCheckDecidesIfForeignHostKeepsAddress(t *testing.T) {
 	for name, c := range map[string]struct {
 		check  intent.WireCheck
 		taken  bool

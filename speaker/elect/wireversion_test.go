@@ -13,7 +13,7 @@ import (
 
 // The messages of commit 4ed98b1, which has version 2 of the wire format. Node b sends them to node
 // a. A speaker of that version must be able to work together with this one.
-var version2Messages = map[string]string{
+var hexOfVersion2MessageByName = map[string]string{
 	"beacon":    "020102020002",
 	"ack":       "0202010100",
 	"claims":    "02030304c0000201016202050010" + "20010db8000000000000000000000001016202ac0200" + "04c00002020163030201",
@@ -24,8 +24,9 @@ var version2Messages = map[string]string{
 	"delta":     "02080102230104c00002010162020500",
 }
 
-// machineBesideVersion2 is node a, which knows the members b and c. They publish the given version.
-func machineBesideVersion2(t *testing.T, format byte) *Machine {
+// newMachineAmongVersion2Members is node a, which knows the members b and c. They publish the given
+// version.
+func newMachineAmongVersion2Members(t *testing.T, format byte) *Machine {
 	t.Helper()
 	m := NewMachine("a", 1, DefaultTiming(), testStart)
 	bid := intent.Bid{
@@ -38,19 +39,19 @@ func machineBesideVersion2(t *testing.T, format byte) *Machine {
 	return m
 }
 
-func version2Message(t *testing.T, name string) []byte {
+func decodeVersion2Message(t *testing.T, name string) []byte {
 	t.Helper()
-	b, err := hex.DecodeString(version2Messages[name])
+	b, err := hex.DecodeString(hexOfVersion2MessageByName[name])
 	if err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
 
-func TestMessagesOfTheVersionBeforeAreRead(t *testing.T) {
+func TestPreviousMessageFormatIsDecoded(t *testing.T) {
 	receive := func(t *testing.T, name string) (*Machine, []Effect) {
-		m := machineBesideVersion2(t, 0)
-		return m, m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: version2Message(t, name)})
+		m := newMachineAmongVersion2Members(t, 0)
+		return m, m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: decodeVersion2Message(t, name)})
 	}
 	holderOf := func(m *Machine, ip string) string {
 		for _, h := range m.Holders() {
@@ -70,9 +71,9 @@ func TestMessagesOfTheVersionBeforeAreRead(t *testing.T) {
 		}
 	})
 	t.Run("acknowledgement", func(t *testing.T) {
-		m := machineBesideVersion2(t, 0)
+		m := newMachineAmongVersion2Members(t, 0)
 		m.Step(testStart.Add(50*time.Millisecond), TimePassed{})
-		m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: version2Message(t, "ack")})
+		m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: decodeVersion2Message(t, "ack")})
 		if m.lease.lastConfirmedAt.IsZero() {
 			t.Error("the acknowledgement does not confirm the lease")
 		}
@@ -83,8 +84,8 @@ func TestMessagesOfTheVersionBeforeAreRead(t *testing.T) {
 		}
 	})
 	t.Run("full state", func(t *testing.T) {
-		m := machineBesideVersion2(t, 0)
-		m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{version2Message(t, "state")})
+		m := newMachineAmongVersion2Members(t, 0)
+		m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{decodeVersion2Message(t, "state")})
 		if len(m.Claims()) != 3 || !m.acquisitionsAllowed {
 			t.Errorf("the claims are %+v, acquisitions allowed: %v", m.Claims(), m.acquisitionsAllowed)
 		}
@@ -96,17 +97,17 @@ func TestMessagesOfTheVersionBeforeAreRead(t *testing.T) {
 		}
 	})
 	t.Run("offer", func(t *testing.T) {
-		m := machineBesideVersion2(t, 0)
-		m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{version2Message(t, "state")})
-		effects := m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: version2Message(t, "offer")})
+		m := newMachineAmongVersion2Members(t, 0)
+		m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{decodeVersion2Message(t, "state")})
+		effects := m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: decodeVersion2Message(t, "offer")})
 		if holderOf(m, "192.0.2.9") != "a" || !slices.Contains(sentKinds(effects, "b"), kindClaims) {
 			t.Errorf("the offer is not taken: %+v", m.Holders())
 		}
 	})
 	t.Run("delta", func(t *testing.T) {
-		m := machineBesideVersion2(t, 0)
+		m := newMachineAmongVersion2Members(t, 0)
 		m.requestSync("b")
-		m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: version2Message(t, "delta")})
+		m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: decodeVersion2Message(t, "delta")})
 		if holderOf(m, "192.0.2.1") != "b" {
 			t.Errorf("the holders are %+v", m.Holders())
 		}
@@ -124,9 +125,9 @@ func sentKinds(effects []Effect, to string) []byte {
 	return out
 }
 
-func TestTheVersionThatAllMembersReadIsSent(t *testing.T) {
+func TestNewestCommonMessageFormatIsSent(t *testing.T) {
 	for format, want := range map[byte]byte{0: 2, 2: 2, 3: 3, 9: NewestMessageFormat} {
-		m := machineBesideVersion2(t, format)
+		m := newMachineAmongVersion2Members(t, format)
 		var sent []byte
 		for _, e := range m.Step(testStart.Add(250*time.Millisecond), TimePassed{}) {
 			if s, ok := e.(SendMessage); ok {
@@ -143,7 +144,7 @@ func TestTheVersionThatAllMembersReadIsSent(t *testing.T) {
 }
 
 // What version 2 must be able to read is encoded byte by byte as commit 4ed98b1 encodes it.
-func TestMessagesForTheVersionBeforeAreWrittenAsItWritesThem(t *testing.T) {
+func TestPreviousMessageFormatIsEncodedExactly(t *testing.T) {
 	m := NewMachine("b", 2, DefaultTiming(), testStart)
 	m.Step(testStart, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 2}, {Name: "c", RunNonce: 3}}}})
 	first := func(effects []Effect) string {
@@ -154,27 +155,27 @@ func TestMessagesForTheVersionBeforeAreWrittenAsItWritesThem(t *testing.T) {
 		}
 		return ""
 	}
-	if got := first(m.Step(testStart.Add(50*time.Millisecond), TimePassed{})); got != version2Messages["beacon"] {
-		t.Errorf("the beacon is %s, want %s", got, version2Messages["beacon"])
+	if got := first(m.Step(testStart.Add(50*time.Millisecond), TimePassed{})); got != hexOfVersion2MessageByName["beacon"] {
+		t.Errorf("the beacon is %s, want %s", got, hexOfVersion2MessageByName["beacon"])
 	}
 	beacon := []byte{2, kindBeacon, 1, 1, 0, flagAckRequested}
-	if got := first(m.Step(testStart.Add(51*time.Millisecond), MessageReceived{From: "a", Payload: beacon})); got != version2Messages["ack"] {
-		t.Errorf("the acknowledgement is %s, want %s", got, version2Messages["ack"])
+	if got := first(m.Step(testStart.Add(51*time.Millisecond), MessageReceived{From: "a", Payload: beacon})); got != hexOfVersion2MessageByName["ack"] {
+		t.Errorf("the acknowledgement is %s, want %s", got, hexOfVersion2MessageByName["ack"])
 	}
 	offer := appendClaims(encodeMessageHeader(oldestMessageFormat, kindOffer), []Claim{{Address: netip.MustParseAddr("192.0.2.9"), Holder: "a", Epoch: 6}})
-	if got := hex.EncodeToString(offer); got != version2Messages["offer"] {
-		t.Errorf("the offer is %s, want %s", got, version2Messages["offer"])
+	if got := hex.EncodeToString(offer); got != hexOfVersion2MessageByName["offer"] {
+		t.Errorf("the offer is %s, want %s", got, hexOfVersion2MessageByName["offer"])
 	}
 	refused := MessageReceived{From: "a", Payload: appendClaims(encodeMessageHeader(oldestMessageFormat, kindOffer),
 		[]Claim{{Address: netip.MustParseAddr("192.0.2.9"), Holder: "b", Epoch: 1}})}
-	if got := first(m.Step(testStart.Add(52*time.Millisecond), refused)); got != version2Messages["refusal"] {
-		t.Errorf("the refusal is %s, want %s", got, version2Messages["refusal"])
+	if got := first(m.Step(testStart.Add(52*time.Millisecond), refused)); got != hexOfVersion2MessageByName["refusal"] {
+		t.Errorf("the refusal is %s, want %s", got, hexOfVersion2MessageByName["refusal"])
 	}
 	h := &beaconRecord{memberNonce: 3, isSilent: true, lastHeardAt: m.now.Add(-200 * time.Millisecond)}
 	m.liveness.addConnectedWitness("c", "b")
 	m.outbox.beginStep()
 	m.liveness.broadcastSuspicion("c", h, m.stepFacts(), &m.outbox)
-	if got := first(m.outbox.orderedEffects(nil)); got != version2Messages["suspicion"] {
-		t.Errorf("the report of a silent node is %s, want %s", got, version2Messages["suspicion"])
+	if got := first(m.outbox.orderedEffects(nil)); got != hexOfVersion2MessageByName["suspicion"] {
+		t.Errorf("the report of a silent node is %s, want %s", got, hexOfVersion2MessageByName["suspicion"])
 	}
 }

@@ -26,7 +26,7 @@ func (f Fitness) Equal(o Fitness) bool {
 	return f.NodeFault == o.NodeFault && f.IsDoubtful == o.IsDoubtful && slices.Equal(f.SilentPrefixes, o.SilentPrefixes)
 }
 
-// IsSilentAt reports whether the address is in one of the SilentPrefixes.
-func (f Fitness) IsSilentAt(a netip.Addr) bool {
+// IsOnSilentSubnet reports whether the address is in one of the SilentPrefixes.
+func (f Fitness) IsOnSilentSubnet(a netip.Addr) bool {
 	return slices.ContainsFunc(f.SilentPrefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }

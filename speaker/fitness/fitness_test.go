@@ -54,14 +54,14 @@ func TestLinkWithoutAnswersIsSilent(t *testing.T) {
 	link := facts.Link{Index: 3, AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("192.0.2.5/24"), netip.MustParsePrefix("fe80::1/64")}}
 	j := NewJudge(ProxyOptions{})
 	silentAt := func(at time.Duration) bool {
-		return j.JudgeFitness(testStart.Add(at)).IsSilentAt(netip.MustParseAddr("192.0.2.200"))
+		return j.JudgeFitness(testStart.Add(at)).IsOnSilentSubnet(netip.MustParseAddr("192.0.2.200"))
 	}
 	j.RecordLinkSilence(link, testStart)
 	j.RecordLinkSilence(link, testStart.Add(10*time.Second))
 	if silentAt(19 * time.Second) {
 		t.Error("the link is silent after less than the timeout")
 	}
-	if !silentAt(20*time.Second) || j.JudgeFitness(testStart.Add(time.Hour)).IsSilentAt(netip.MustParseAddr("198.51.100.1")) {
+	if !silentAt(20*time.Second) || j.JudgeFitness(testStart.Add(time.Hour)).IsOnSilentSubnet(netip.MustParseAddr("198.51.100.1")) {
 		t.Error("the subnet of the link is not silent, or another one is")
 	}
 	j.RecordLinkAnswer(3)
@@ -75,8 +75,8 @@ func TestLinkWithoutAnswersIsSilent(t *testing.T) {
 	}
 }
 
-// TestPauseIsNoSilence: a process that was paused has not asked meanwhile.
-func TestPauseIsNoSilence(t *testing.T) {
+// TestProcessPauseDoesNotMakeNodeUnfit: a process that was paused has not asked meanwhile.
+func TestProcessPauseDoesNotMakeNodeUnfit(t *testing.T) {
 	j := NewJudge(ProxyOptions{IsWatched: true, SilenceTimeout: 30 * time.Second})
 	j.RecordProxyAnswer()
 	if f := j.JudgeFitness(testStart.Add(time.Hour)); !f.IsFit() {
@@ -87,14 +87,14 @@ func TestPauseIsNoSilence(t *testing.T) {
 // TestMembersLearnFitness passes the messages of one node to the table of another one.
 func TestMembersLearnFitness(t *testing.T) {
 	unfit := facts.Fitness{IsDoubtful: true, NodeFault: string(names.ReasonServiceProxySilent), SilentPrefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
-	var a Announcer
+	var a MemberNotifier
 	table, members := NewTable(), []string{"a", "b"}
 	sent := 0
 	pass := func(from, until time.Duration, f facts.Fitness) map[string]facts.Fitness {
 		for at := from; at < until; at += time.Second {
 			if m := a.NextMessage(f, testStart.Add(at)); m != nil {
 				sent++
-				if !IsMessage(m) {
+				if !IsFitnessMessage(m) {
 					t.Fatalf("%x is no message", m)
 				}
 				table.RecordMessage("a", m, testStart.Add(at))
@@ -119,6 +119,6 @@ func TestMembersLearnFitness(t *testing.T) {
 	if got := table.UnfitMembers([]string{"b"}, testStart.Add(4*time.Minute+7*time.Second)); len(got) > 0 {
 		t.Errorf("a node that is no member is in the table: %v", got)
 	}
-	table.RecordMessage("a", []byte{messageMark, 200}, testStart)
-	table.RecordMessage("a", []byte{messageMark}, testStart)
+	table.RecordMessage("a", []byte{fitnessMessageFirstByte, 200}, testStart)
+	table.RecordMessage("a", []byte{fitnessMessageFirstByte}, testStart)
 }

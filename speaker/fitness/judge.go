@@ -25,8 +25,8 @@ const (
 	// linkSilenceTimeout is how long no neighbour must have answered on a link after a first round
 	// of probes without an answer: two further rounds.
 	linkSilenceTimeout = 2 * LinkProbeInterval
-	// doubtDelay is how long after its last answer a service proxy is doubtful.
-	doubtDelay = 3 * time.Second
+	// proxyDoubtfulDelay is how long after its last answer a service proxy is doubtful.
+	proxyDoubtfulDelay = 3 * time.Second
 	// LinkProbeInterval is the time between two rounds of probes on a link.
 	LinkProbeInterval = 10 * time.Second
 )
@@ -103,7 +103,7 @@ func (j *Judge) ForgetLinksExcept(indexes []int) {
 func (j *Judge) JudgeFitness(now time.Time) facts.Fitness {
 	f := facts.Fitness{NodeFault: string(j.judgeProxy(now))}
 	// before the service proxy of a node has answered, its silence says nothing
-	f.IsDoubtful = j.proxy.IsWatched && j.proxy.HasAnsweredThisBoot && !j.proxySilentSince.IsZero() && now.Sub(j.proxySilentSince) >= doubtDelay
+	f.IsDoubtful = j.proxy.IsWatched && j.proxy.HasAnsweredThisBoot && !j.proxySilentSince.IsZero() && now.Sub(j.proxySilentSince) >= proxyDoubtfulDelay
 	for _, l := range j.linkByIndex {
 		f.IsDoubtful = true
 		if now.Sub(l.silentSince) >= linkSilenceTimeout {

@@ -9,26 +9,29 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// messageMark is the first byte of a message of this package. Messages of the election begin with
-// their version, which is low.
-const messageMark = 0xf1
+// fitnessMessageFirstByte is the first byte of a message of this package. Messages of the election
+// begin with their version, which is low.
+const fitnessMessageFirstByte = 0xf1
 
 // flagDoubtful is the flag of a doubtful node.
 const flagDoubtful = 1
 
 const (
-	// RepeatInterval is how often an unfit node tells the other members so. A fit node is silent.
-	RepeatInterval = 5 * time.Second
-	// entryLifetimeTimeout is how long a message counts: three may be lost.
-	entryLifetimeTimeout = 3*RepeatInterval + time.Second
-	// fitRepeats is how often a node says that it is fit again.
-	fitRepeats = 3
+	// UnfitMessageRepeatInterval is how often an unfit node tells the other members so. A fit node
+	// is silent.
+	UnfitMessageRepeatInterval = 5 * time.Second
+	// unfitEntryTimeout is how long a message counts: three may be lost.
+	unfitEntryTimeout = 3*UnfitMessageRepeatInterval + time.Second
+	// fitMessageRepeatCount is how often a node says that it is fit again.
+	fitMessageRepeatCount = 3
 	// maxSilentPrefixesInMessage keeps a message within one datagram.
 	maxSilentPrefixesInMessage = 32
 )
 
-// IsMessage reports whether a message of another member is for this package.
-func IsMessage(payload []byte) bool { return len(payload) > 0 && payload[0] == messageMark }
+// IsFitnessMessage reports whether a message of another member is for this package.
+func IsFitnessMessage(payload []byte) bool {
+	return len(payload) > 0 && payload[0] == fitnessMessageFirstByte
+}
 
 // encodeFitness encodes a message.
 func encodeFitness(f facts.Fitness) []byte {
@@ -36,7 +39,7 @@ func encodeFitness(f facts.Fitness) []byte {
 	if f.IsDoubtful {
 		flags = flagDoubtful
 	}
-	b := append([]byte{messageMark, flags, byte(len(f.NodeFault))}, f.NodeFault...)
+	b := append([]byte{fitnessMessageFirstByte, flags, byte(len(f.NodeFault))}, f.NodeFault...)
 	for _, p := range f.SilentPrefixes[:min(len(f.SilentPrefixes), maxSilentPrefixesInMessage)] {
 		raw, err := p.MarshalBinary()
 		if err != nil {
@@ -64,18 +67,18 @@ func decodeFitness(b []byte) (facts.Fitness, bool) {
 	return f, true
 }
 
-// Announcer decides when this node tells the other members how fit it is.
-type Announcer struct {
+// MemberNotifier decides when this node tells the other members how fit it is.
+type MemberNotifier struct {
 	lastFitness facts.Fitness
 	lastSentAt  time.Time
 	repeatsLeft int
 }
 
 // NextMessage returns the message that is due, nil if there is none.
-func (a *Announcer) NextMessage(f facts.Fitness, now time.Time) []byte {
+func (a *MemberNotifier) NextMessage(f facts.Fitness, now time.Time) []byte {
 	if !f.Equal(a.lastFitness) {
-		a.lastFitness, a.repeatsLeft = f, fitRepeats
-	} else if now.Sub(a.lastSentAt) < RepeatInterval {
+		a.lastFitness, a.repeatsLeft = f, fitMessageRepeatCount
+	} else if now.Sub(a.lastSentAt) < UnfitMessageRepeatInterval {
 		return nil
 	}
 	if f.Equal(facts.Fitness{}) {
@@ -107,7 +110,7 @@ func (t *Table) RecordMessage(from string, payload []byte, now time.Time) {
 	case f.Equal(facts.Fitness{}):
 		delete(t.entryByNode, from)
 	default:
-		t.entryByNode[from] = tableEntry{f, now.Add(entryLifetimeTimeout)}
+		t.entryByNode[from] = tableEntry{f, now.Add(unfitEntryTimeout)}
 	}
 }
 

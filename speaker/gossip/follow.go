@@ -21,9 +21,10 @@ func (m *LocalMember) ObserveNodeAddresses(internal []netip.Addr) {
 	m.addressChanges.Put(internal)
 }
 
-// Follow follows the gossip keys and the address of this node until ctx ends. It fails if the
-// address changes: the speaker has to start again to bind its sockets to the other one.
-func (m *LocalMember) Follow(ctx context.Context) error {
+// FollowKeysAndNodeAddress follows the gossip keys and the address of this node until ctx ends. It
+// fails if the address changes: the speaker has to start again to bind its sockets to the other
+// one.
+func (m *LocalMember) FollowKeysAndNodeAddress(ctx context.Context) error {
 	keys := make(chan [][]byte)
 	go m.watchKeys(ctx, keys)
 	for {
@@ -33,15 +34,15 @@ func (m *LocalMember) Follow(ctx context.Context) error {
 		case k := <-keys:
 			m.applyKeys(k)
 		case internal := <-m.addressChanges.C():
-			if err := m.checkAddress(internal); err != nil {
+			if err := m.errorIfNodeAddressChanged(internal); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// checkAddress says whether the gossip address is still that of the node.
-func (m *LocalMember) checkAddress(internal []netip.Addr) error {
+// errorIfNodeAddressChanged says whether the gossip address is still that of the node.
+func (m *LocalMember) errorIfNodeAddressChanged(internal []netip.Addr) error {
 	now := m.options.chooseAddress(internal)
 	if m.options.BindAddress != "" || !now.IsValid() || now == m.ListenAddress().Addr() {
 		return nil

@@ -59,7 +59,7 @@ func TestChangedKeysAreUsedAndSaved(t *testing.T) {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: names.GossipSecret}, Data: map[string][]byte{names.GossipKeySecretEntry: first}}
 	m, store := openMember(t, secret)
 	runUntilCleanup(t, m.Run)
-	runUntilCleanup(t, m.Follow)
+	runUntilCleanup(t, m.FollowKeysAndNodeAddress)
 	runUntilCleanup(t, store.Run)
 	m.SaveCheckpoint(agent.Checkpoint{})
 	secret.Data = map[string][]byte{names.GossipKeySecretEntry: second, names.GossipPreviousKeySecretEntry: first}
@@ -86,7 +86,7 @@ func TestChangedNodeAddressEndsSpeaker(t *testing.T) {
 	m, _ := openMember(t, secret)
 	runUntilCleanup(t, m.Run)
 	ended := make(chan error, 1)
-	go func() { ended <- m.Follow(t.Context()) }()
+	go func() { ended <- m.FollowKeysAndNodeAddress(t.Context()) }()
 	m.ObserveNodeAddresses([]netip.Addr{netip.MustParseAddr("127.0.0.1")})
 	m.ObserveNodeAddresses(nil)
 	m.ObserveNodeAddresses([]netip.Addr{netip.MustParseAddr("192.0.2.9")})

@@ -96,9 +96,9 @@ func (o *Options) chooseAddress(internal []netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// ClusterAddressOfPod returns the address of the API server's Service, whose family is the first
-// one of the cluster. It is invalid outside of a Pod.
-func ClusterAddressOfPod() netip.Addr {
+// APIServerServiceAddress returns the address of the API server's Service, whose family is the
+// first one of the cluster. It is invalid outside of a Pod.
+func APIServerServiceAddress() netip.Addr {
 	a, err := netip.ParseAddr(os.Getenv("KUBERNETES_SERVICE_HOST"))
 	if err != nil {
 		return netip.Addr{}

@@ -84,7 +84,7 @@ func TestTheKeyComesFromTheFileOrTheSecret(t *testing.T) {
 	}
 }
 
-func TestTheAddressIsTheOptionOrThatOfTheNode(t *testing.T) {
+func TestGossipAddressIsOptionOrNodeAddress(t *testing.T) {
 	internal := []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n1"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.7"}}
 	dual := []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "2001:db8::7"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.7"}}
 	for name, tt := range map[string]struct {

@@ -68,7 +68,7 @@ func (p *Poller) Run(ctx context.Context) error {
 		if running < maxRunningRequests && !now.Before(nextStartAt) {
 			if c, ok := queue.takeDue(now); ok {
 				running++
-				nextStartAt = now.Add(requestInterval)
+				nextStartAt = now.Add(minCheckStartInterval)
 				requests.Go(func() { finished <- finishedRequest{c, p.ask(ctx, c)} })
 			}
 		}
@@ -95,7 +95,7 @@ func (p *Poller) Run(ctx context.Context) error {
 				wasSilenceLogged = true
 				p.log.Info("no service proxy answers on the health check port of a Service: addresses with"+
 					" externalTrafficPolicy Local move after a fixed delay",
-					"service", r.Namespace+"/"+r.Name, "port", f.check.Port, "duration", silenceTimeout)
+					"service", r.Namespace+"/"+r.Name, "port", f.check.Port, "duration", proxySilenceTimeout)
 			}
 		case out <- unread:
 			unread = nil

@@ -10,13 +10,13 @@ import (
 
 // checkQueue decides when to ask about which Service, and what the answers mean.
 type checkQueue struct {
-	pollByID map[uint64]*poll
+	pollByID map[uint64]*checkState
 	// due has the polls by the time at which they are due, then by age.
-	due *priorityqueue.Queue[*poll]
+	due *priorityqueue.Queue[*checkState]
 }
 
-// poll is the state of one health check.
-type poll struct {
+// checkState is the state of one health check.
+type checkState struct {
 	check             intent.HealthCheck
 	firstDueAt        time.Time
 	lastProxyAnswerAt time.Time // zero if nothing has answered
@@ -29,12 +29,12 @@ type poll struct {
 }
 
 func newCheckQueue() *checkQueue {
-	return &checkQueue{pollByID: map[uint64]*poll{}, due: priorityqueue.NewQueue(func(x, y *poll) bool {
+	return &checkQueue{pollByID: map[uint64]*checkState{}, due: priorityqueue.NewQueue(func(x, y *checkState) bool {
 		if !x.dueAt.Equal(y.dueAt) {
 			return x.dueAt.Before(y.dueAt)
 		}
 		return x.check.ID < y.check.ID
-	}, func(o *poll) *priorityqueue.Position { return &o.position })}
+	}, func(o *checkState) *priorityqueue.Position { return &o.position })}
 }
 
 // setChecks replaces the health checks. New ones are due at once.
@@ -43,7 +43,7 @@ func (q *checkQueue) setChecks(checks []intent.HealthCheck, now time.Time) {
 	for _, c := range checks {
 		wanted[c.ID] = struct{}{}
 		if q.pollByID[c.ID] == nil {
-			o := &poll{check: c, dueAt: now, retryInterval: firstRetryInterval}
+			o := &checkState{check: c, dueAt: now, retryInterval: firstRetryInterval}
 			q.pollByID[c.ID] = o
 			q.due.Insert(o)
 		}
@@ -92,7 +92,7 @@ func (q *checkQueue) recordAnswer(c intent.HealthCheck, a answer, now time.Time)
 		o.lastOutcome = outcome
 	}
 	if !o.isFinal() {
-		if now.Sub(o.firstDueAt) > quickRetryDelay {
+		if now.Sub(o.firstDueAt) > quickRetriesTimeout {
 			o.retryInterval = min(2*o.retryInterval, lastRetryInterval)
 		}
 		o.dueAt = now.Add(o.retryInterval)
@@ -102,12 +102,12 @@ func (q *checkQueue) recordAnswer(c intent.HealthCheck, a answer, now time.Time)
 }
 
 // isFinal says whether the last outcome needs no further request.
-func (o *poll) isFinal() bool {
+func (o *checkState) isFinal() bool {
 	return o.lastOutcome == facts.EndpointsKnown || o.lastOutcome == facts.ProxySilent
 }
 
 // judgeAnswer returns the outcome of an answer; zero if it says nothing yet.
-func (o *poll) judgeAnswer(a answer, now time.Time) facts.HealthCheckOutcome {
+func (o *checkState) judgeAnswer(a answer, now time.Time) facts.HealthCheckOutcome {
 	switch a {
 	case answerKnown:
 		return facts.EndpointsKnown
@@ -118,9 +118,9 @@ func (o *poll) judgeAnswer(a answer, now time.Time) facts.HealthCheckOutcome {
 		o.lastProxyAnswerAt = now
 		return 0
 	}
-	since, timeout := o.firstDueAt, silenceTimeout
+	since, timeout := o.firstDueAt, proxySilenceTimeout
 	if !o.lastProxyAnswerAt.IsZero() {
-		since, timeout = o.lastProxyAnswerAt, restartTimeout
+		since, timeout = o.lastProxyAnswerAt, restartedProxySilenceTimeout
 	}
 	if now.Sub(since) >= timeout {
 		return facts.ProxySilent

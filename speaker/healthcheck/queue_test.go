@@ -71,8 +71,9 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
-// TestRequestsBecomeRare counts the requests about a Service that the proxy never learns of.
-func TestRequestsBecomeRare(t *testing.T) {
+// TestChecksBecomeRareWithoutEndpoints counts the requests about a Service that the proxy never
+// learns of.
+func TestChecksBecomeRareWithoutEndpoints(t *testing.T) {
 	q := newQueueWithOneCheck()
 	unknown := func(time.Duration) answer { return answerUnknown }
 	first, _ := answerUntil(q, 0, time.Second, unknown)

@@ -75,9 +75,9 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// TestAddressesOfTheProxy: the proxy may listen on the address of the node or on loopback. Each
-// family has to know the endpoint.
-func TestAddressesOfTheProxy(t *testing.T) {
+// TestProxyIsAskedAtNodeIPAndLoopback: the proxy may listen on the address of the node or on
+// loopback. Each family has to know the endpoint.
+func TestProxyIsAskedAtNodeIPAndLoopback(t *testing.T) {
 	knows := func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, kubeProxyBody("web", 1)) }
 	nodeAddress, loopback := netip.MustParseAddr("127.0.0.7"), netip.MustParseAddr("127.0.0.1")
 	for name, tt := range map[string]struct {

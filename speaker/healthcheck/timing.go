@@ -9,17 +9,19 @@ const (
 	// firstRetryInterval is the time between two requests about a Service at first. A planned move
 	// waits for the answer.
 	firstRetryInterval = 50 * time.Millisecond
-	// quickRetryDelay is how long it stays so. Then the interval doubles, up to lastRetryInterval.
-	quickRetryDelay   = 3 * time.Second
-	lastRetryInterval = time.Second
-	// silenceTimeout is how long after the first request nothing must have answered before the
+	// quickRetriesTimeout is how long it stays so. Then the interval doubles, up to
+	// lastRetryInterval.
+	quickRetriesTimeout = 3 * time.Second
+	lastRetryInterval   = time.Second
+	// proxySilenceTimeout is how long after the first request nothing must have answered before the
 	// proxy counts as one that does not answer health checks. A kube-proxy of the usual
 	// configuration writes its rules about once a second.
-	silenceTimeout = 1200 * time.Millisecond
-	// restartTimeout is the same for a port that has answered before: a proxy may restart.
-	restartTimeout = 30 * time.Second
+	proxySilenceTimeout = 1200 * time.Millisecond
+	// restartedProxySilenceTimeout is the same for a port that has answered before: a proxy may
+	// restart.
+	restartedProxySilenceTimeout = 30 * time.Second
 )
 
-// requestInterval is the least time between the starts of two health checks. So many of them at
-// once, as after a start, take a fraction of one CPU.
-const requestInterval = 2 * time.Millisecond
+// minCheckStartInterval is the least time between the starts of two health checks. So many of them
+// at once, as after a start, take a fraction of one CPU.
+const minCheckStartInterval = 2 * time.Millisecond

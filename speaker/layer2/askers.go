@@ -89,7 +89,7 @@ func (e *Engine) scheduleNotices(a netip.Addr, l facts.Link) {
 
 // sendDueNotices sends the notices that are due, and returns when the next one is due.
 func (e *Engine) sendDueNotices(now time.Time) time.Time {
-	due, next := e.notices.Advance(now)
+	due, next := e.notices.TakeDue(now)
 	for _, n := range due {
 		e.sendNotice(n)
 	}

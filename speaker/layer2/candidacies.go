@@ -69,20 +69,21 @@ func (e *Engine) applyCandidacies() {
 			if p := e.ports[key]; p == nil {
 				e.openPortIfNeeded(key) // joins the groups too
 			} else if !slices.Contains(before, l) {
-				e.joinGroup(p, a)
+				e.joinSolicitedNodeGroup(p, a)
 			}
 		}
 	}
 }
 
-// joinCandidateGroups joins the groups of all candidate addresses on a newly opened port.
-func (e *Engine) joinCandidateGroups(p *linkPort) {
+// joinSolicitedNodeGroupsOfCandidates joins the groups of all candidate addresses on a newly opened
+// port.
+func (e *Engine) joinSolicitedNodeGroupsOfCandidates(p *linkPort) {
 	if p.key.family != ipfamily.IPv6 {
 		return
 	}
 	for a, links := range e.candidateLinksByIPv6Address {
 		if slices.Contains(links, p.link.Index) {
-			e.joinGroup(p, a)
+			e.joinSolicitedNodeGroup(p, a)
 		}
 	}
 }

@@ -46,12 +46,12 @@ func TestRecentAskersReceiveNotices(t *testing.T) {
 			simulateWithOptions(t, c, func(s simulation) {
 				s.setCandidacies(s.heldIP, s.unheldIP)
 				synctest.Wait()
-				long, elsewhere := s.requestFor(s.heldIP), s.requestFor(s.unheldIP)
+				long, elsewhere := s.newClientRequest(s.heldIP), s.newClientRequest(s.unheldIP)
 				long.SenderIP, long.SenderMAC = late[ipfamily.FamilyOf(s.heldIP)], facts.MAC{2, 0, 0, 0, 0, 0x62}
 				elsewhere.SenderIP, elsewhere.SenderMAC = late[ipfamily.FamilyOf(s.heldIP)].Next(), facts.MAC{2, 0, 0, 0, 0, 0x63}
 				s.sendFrame(long)
 				time.Sleep(time.Hour)
-				s.sendFrame(s.requestFor(s.heldIP))
+				s.sendFrame(s.newClientRequest(s.heldIP))
 				s.sendFrame(elsewhere)
 				synctest.Wait()
 				s.lan.TakeSentFrames()
@@ -71,7 +71,7 @@ func TestAskersOfAnEarlierHoldReceiveNotices(t *testing.T) {
 		t.Run(family, func(t *testing.T) {
 			simulateWithOptions(t, c, func(s simulation) {
 				s.holdNewAddressUntilAnnounced(s.heldIP)
-				s.sendFrame(s.requestFor(s.heldIP))
+				s.sendFrame(s.newClientRequest(s.heldIP))
 				s.awaitClientFrame("the address is held", s.expectedReplyToClient(s.heldIP))
 				time.Sleep(2 * time.Minute)
 				s.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
@@ -137,7 +137,7 @@ func TestCandidacyAdmitsRequestsForIPv6(t *testing.T) {
 			simulateWithOptions(t, ipv6TestAddresses, func(s simulation) {
 				tt.do(s)
 				synctest.Wait()
-				s.sendFrame(s.requestFor(s.heldIP))
+				s.sendFrame(s.newClientRequest(s.heldIP))
 				time.Sleep(10 * time.Second)
 				s.lan.TakeSentFrames()
 				s.holdNewAddressUntilAnnounced(s.heldIP)
@@ -163,7 +163,7 @@ func TestNoticesArePaced(t *testing.T) {
 				s.setCandidacies(all...)
 				synctest.Wait()
 				for _, a := range all {
-					s.sendFrame(s.requestFor(a))
+					s.sendFrame(s.newClientRequest(a))
 					time.Sleep(2 * time.Millisecond) // the limit of remembered requests per second
 				}
 				s.lan.TakeSentFrames()

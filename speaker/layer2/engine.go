@@ -245,7 +245,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			// First the links: the caller sets them first, and select takes any ready case.
 			// A new address is announced once, to the gateways known at that moment.
 			e.applyPendingLinks()
-			e.updateHoldings(bindings)
+			e.applyNewBindings(bindings)
 		case links := <-e.linkSets.C():
 			e.applyLinks(links)
 		case addresses := <-e.repeatAnnouncementRequests.C():
@@ -297,8 +297,8 @@ func (e *Engine) runDueWork(now time.Time) time.Duration {
 	return max(next.Sub(now), 0)
 }
 
-// updateHoldings applies new bindings. It announces each address on each link that is new for it.
-func (e *Engine) updateHoldings(bindings []intent.Binding) {
+// applyNewBindings applies new bindings. It announces each address on each link that is new for it.
+func (e *Engine) applyNewBindings(bindings []intent.Binding) {
 	before, held := e.heldAddressByIP, make(map[netip.Addr]heldAddress, len(bindings))
 	for _, b := range bindings {
 		h := heldAddress{b.LinkIndexes, before[b.Address].counters}
@@ -339,7 +339,7 @@ func (e *Engine) startAnsweringOnLinks(a netip.Addr, links []int) {
 	for _, l := range links {
 		key := portKey{l, ipfamily.FamilyOf(a)}
 		if p := e.ports[key]; p != nil {
-			e.joinGroup(p, a)
+			e.joinSolicitedNodeGroup(p, a)
 		} else {
 			e.openPortIfNeeded(key)
 		}

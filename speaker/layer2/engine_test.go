@@ -46,7 +46,7 @@ func simulateWithOptions(t *testing.T, c testAddresses, f func(s simulation), op
 
 func TestScenariosInMemory(t *testing.T) {
 	for family, c := range addressesByFamily {
-		for name, scenario := range scenariosForEveryWire {
+		for name, scenario := range scenariosForEveryPortOpener {
 			t.Run(family+": "+name, func(t *testing.T) {
 				simulateWithOptions(t, c, func(s simulation) { scenario(s.harness) })
 			})
@@ -171,7 +171,7 @@ func TestDeniedPortIsReportedOnceAndRetried(t *testing.T) {
 		s.nodeHost.SetErrorOfOpenPort(nil)
 		time.Sleep(10 * time.Second)
 		awaitReport[layer2.PortOpened](s.harness, "the port is opened later")
-		s.sendFrame(s.requestFor(heldIPv4))
+		s.sendFrame(s.newClientRequest(heldIPv4))
 		s.awaitClientFrame("the port works", s.expectedReplyToClient(heldIPv4))
 	})
 }
@@ -228,7 +228,7 @@ func TestFloodOfForgedConflictsIsBounded(t *testing.T) {
 			t.Fatalf("%d reports wait", n)
 		}
 		s.discardHeardFrames()
-		s.sendFrame(s.requestFor(heldIPv4))
+		s.sendFrame(s.newClientRequest(heldIPv4))
 		s.awaitClientFrame("the address is still answered for", s.expectedReplyToClient(heldIPv4))
 	})
 }
@@ -241,7 +241,7 @@ func TestAddressIsAnsweredOnItsLinksOnly(t *testing.T) {
 		s.engine.ApplyBindings([]intent.Binding{{Address: heldIPv4, LinkIndexes: []int{second.Index}}}, time.Now().Add(time.Hour))
 		time.Sleep(10 * time.Second)
 		s.discardHeardFrames()
-		s.sendFrame(s.requestFor(heldIPv4))
+		s.sendFrame(s.newClientRequest(heldIPv4))
 		time.Sleep(time.Second)
 		if n := len(s.framesHeardByClient); n != 1 {
 			t.Fatalf("%d answers, want one", n)
@@ -326,7 +326,7 @@ func TestInvalidProbeDoesNotHarmThePort(t *testing.T) {
 			t.Fatalf("the result is %+v, want that it was not sent", r)
 		}
 		s.holdNewAddressUntilAnnounced(heldIPv4)
-		s.sendFrame(s.requestFor(heldIPv4))
+		s.sendFrame(s.newClientRequest(heldIPv4))
 		s.awaitClientFrame("the port works", s.expectedReplyToClient(heldIPv4))
 	})
 }

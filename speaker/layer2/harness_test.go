@@ -101,8 +101,8 @@ func (b *harness) holdNewAddressUntilAnnounced(a netip.Addr) {
 	b.awaitClientFrame("the address is announced", b.gratuitousReplyFrom(b.link.MAC, a))
 }
 
-// requestFor returns the client's request for an address.
-func (b *harness) requestFor(a netip.Addr) layer2.ARPOrNDPFrame {
+// newClientRequest returns the client's request for an address.
+func (b *harness) newClientRequest(a netip.Addr) layer2.ARPOrNDPFrame {
 	return layer2.ARPOrNDPFrame{
 		EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: b.clientMAC, Operation: layer2.Request,
 		SenderMAC: b.clientMAC, SenderIP: b.clientIP, TargetIP: a,
@@ -212,25 +212,25 @@ func awaitReport[T any](b *harness, sentence string) T {
 // machine.
 const answerableProbeInterval = time.Second
 
-// scenariosForEveryWire must pass on every kind of Wire.
-var scenariosForEveryWire = map[string]func(b *harness){
+// scenariosForEveryPortOpener must pass on every kind of Wire.
+var scenariosForEveryPortOpener = map[string]func(b *harness){
 	"a held address is answered for, another is not": func(b *harness) {
 		b.holdNewAddressUntilAnnounced(b.heldIP)
-		b.sendFrame(b.requestFor(b.heldIP))
+		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.awaitClientFrame("a request for the held address", b.expectedReplyToClient(b.heldIP))
-		b.sendFrame(b.requestFor(b.unheldIP))
+		b.sendFrame(b.newClientRequest(b.unheldIP))
 		b.requireClientSilence("a request for another address", b.unheldIP)
 	},
 	"a request to the link's own MAC is answered": func(b *harness) {
 		b.holdNewAddressUntilAnnounced(b.heldIP)
-		f := b.requestFor(b.heldIP)
+		f := b.newClientRequest(b.heldIP)
 		f.EthernetDestination = b.link.MAC
 		b.sendFrame(f)
 		b.awaitClientFrame("a neighbour sends a unicast request", b.expectedReplyToClient(b.heldIP))
 	},
 	"a host that wants the address for itself learns that it is taken": func(b *harness) {
 		b.holdNewAddressUntilAnnounced(b.heldIP)
-		f := b.requestFor(b.heldIP)
+		f := b.newClientRequest(b.heldIP)
 		f.SenderIP = b.unspecifiedAddress()
 		b.sendFrame(f)
 		// an IPv6 prober has no address to answer to
@@ -243,22 +243,22 @@ var scenariosForEveryWire = map[string]func(b *harness){
 	},
 	"nothing is answered before the send deadline is set": func(b *harness) {
 		b.engine.ApplyBindings([]intent.Binding{{Address: b.heldIP, LinkIndexes: []int{b.link.Index}}}, time.Time{})
-		b.sendFrame(b.requestFor(b.heldIP))
+		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.requireClientSilence("no send deadline was set", b.heldIP)
 		// sets the deadline; the first address is not held any more
 		b.holdNewAddressUntilAnnounced(b.unheldIP)
 		b.holdNewAddressUntilAnnounced(b.heldIP)
-		b.sendFrame(b.requestFor(b.heldIP))
+		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.awaitClientFrame("the send deadline is in the future", b.expectedReplyToClient(b.heldIP))
 		b.engine.SetSendDeadline(time.Time{})
-		b.sendFrame(b.requestFor(b.heldIP))
+		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.requireClientSilence("sending is forbidden again", b.heldIP)
 	},
 	"answers end at the send deadline": func(b *harness) {
 		b.holdNewAddressUntilAnnounced(b.heldIP)
 		b.engine.SetSendDeadline(time.Now().Add(50 * time.Millisecond))
 		<-time.After(60 * time.Millisecond)
-		b.sendFrame(b.requestFor(b.heldIP))
+		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.requireClientSilence("the send deadline is past", b.heldIP)
 	},
 	"a new address is announced in the forms of its family": func(b *harness) {
@@ -273,13 +273,13 @@ var scenariosForEveryWire = map[string]func(b *harness){
 	},
 	"an address that is given up is not answered for": func(b *harness) {
 		b.holdNewAddressUntilAnnounced(b.heldIP)
-		b.sendFrame(b.requestFor(b.heldIP))
+		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.awaitClientFrame("the address is held", b.expectedReplyToClient(b.heldIP))
 		b.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
 		for len(b.engine.CountersByAddress()) > 0 { // until the engine has applied it
 			<-time.After(5 * time.Millisecond)
 		}
-		b.sendFrame(b.requestFor(b.heldIP))
+		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.requireClientSilence("the address is given up", b.heldIP)
 	},
 	"a probe reports the host that answers": func(b *harness) {
@@ -327,7 +327,7 @@ var scenariosForEveryWire = map[string]func(b *harness){
 			EthernetDestination: layer2.RequestDestinationMAC(b.heldIP), EthernetSource: b.link.MAC, Operation: layer2.Request,
 			SenderMAC: b.link.MAC, SenderIP: b.unspecifiedAddress(), TargetIP: b.heldIP,
 		})
-		rival := b.requestFor(b.heldIP)
+		rival := b.newClientRequest(b.heldIP)
 		rival.SenderIP = b.unspecifiedAddress()
 		b.sendFrame(rival)
 		r := awaitReport[facts.ProbeResult](b, "the probe ends")
@@ -349,7 +349,7 @@ var scenariosForEveryWire = map[string]func(b *harness){
 	},
 	"a foreign host that claims a held address is reported": func(b *harness) {
 		b.holdNewAddressUntilAnnounced(b.heldIP)
-		b.sendFrame(b.requestFor(b.heldIP))
+		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.awaitClientFrame("the address is held", b.expectedReplyToClient(b.heldIP))
 		b.sendFrame(b.gratuitousReplyFrom(foreignMAC, b.heldIP))
 		want := facts.Conflict{Address: b.heldIP, ForeignMAC: foreignMAC, LinkIndex: b.link.Index}

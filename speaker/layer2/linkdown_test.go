@@ -49,7 +49,7 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 			want("the link is up again", 1)
 			b.discardHeardFrames()
 			b.awaitClientFrame("the link is up again", b.gratuitousReplyFrom(b.link.MAC, b.heldIP))
-			b.sendFrame(b.requestFor(b.heldIP))
+			b.sendFrame(b.newClientRequest(b.heldIP))
 			b.awaitClientFrame("a request for the address", b.expectedReplyToClient(b.heldIP))
 		})
 	}

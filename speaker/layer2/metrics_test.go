@@ -20,11 +20,11 @@ func TestFramesOfHeldAddressAreCounted(t *testing.T) {
 		s.holdAddresses(heldIPv4, unheldIPv4)
 		time.Sleep(10 * time.Second)
 		for range 3 {
-			s.sendFrame(s.requestFor(heldIPv4))
+			s.sendFrame(s.newClientRequest(heldIPv4))
 		}
 		synctest.Wait()
 		s.engine.SetSendDeadline(time.Time{})
-		s.sendFrame(s.requestFor(heldIPv4))
+		s.sendFrame(s.newClientRequest(heldIPv4))
 		synctest.Wait()
 		want := map[netip.Addr]layer2.AddressCounters{heldIPv4: {RequestsReceived: 4, RepliesSent: 3, AnnouncementsSent: 14}, unheldIPv4: {AnnouncementsSent: 14}}
 		if got := s.engine.CountersByAddress(); !maps.Equal(got, want) {

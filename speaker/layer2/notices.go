@@ -23,7 +23,7 @@ const (
 )
 
 // noticeQueue decides when each unicast notice is sent. It reads no clock and sends nothing. Call
-// Advance at the time that the last call returned, and after scheduleNotices. The zero value is
+// TakeDue at the time that the last call returned, and after scheduleNotices. The zero value is
 // empty.
 type noticeQueue struct {
 	firstNotices, repeatedNotices []unicastNotice // each sorted by time
@@ -41,9 +41,9 @@ func (q *noticeQueue) scheduleNotices(g AddressOnLink, targets []facts.Neighbour
 	}
 }
 
-// Advance returns the notices that are due, at most noticeBatchSize of them each
+// TakeDue returns the notices that are due, at most noticeBatchSize of them each
 // announcementBatchInterval, and the time of the next call, which is zero when no notice is left.
-func (q *noticeQueue) Advance(now time.Time) (due []unicastNotice, next time.Time) {
+func (q *noticeQueue) TakeDue(now time.Time) (due []unicastNotice, next time.Time) {
 	if now.Before(q.nextBatchAt) {
 		return nil, q.nextBatchAt
 	}

@@ -196,7 +196,7 @@ func TestPingResponderFailureDoesNotAffectThePort(t *testing.T) {
 		if n := len(s.engine.Reports()); n != 0 {
 			t.Errorf("%d reports", n)
 		}
-		s.sendFrame(s.requestFor(heldIPv4))
+		s.sendFrame(s.newClientRequest(heldIPv4))
 		s.awaitClientFrame("the port works", s.expectedReplyToClient(heldIPv4))
 	}, layer2.WithPingResponders(broken))
 	broken.mu.Lock()

@@ -122,19 +122,20 @@ func (e *Engine) openPort(p *linkPort) {
 	e.publishResponderTable()
 	p.pingRetryAt = time.Time{}
 	e.openPingResponder(p)
-	e.joinCandidateGroups(p)
+	e.joinSolicitedNodeGroupsOfCandidates(p)
 	e.reports.Put(PortOpened{Link: p.link, Family: p.key.family})
 	for a, h := range e.heldAddressByIP {
 		if ipfamily.FamilyOf(a) == p.key.family && slices.Contains(h.linkIndexes, p.link.Index) {
-			e.joinGroup(p, a)
+			e.joinSolicitedNodeGroup(p, a)
 			e.schedule.StartBurst(a, p.link.Index, e.now())
 			e.scheduleNotices(a, p.link)
 		}
 	}
 }
 
-// joinGroup joins the group of the address on the port, so that the port receives requests for it.
-func (e *Engine) joinGroup(p *linkPort, a netip.Addr) {
+// joinSolicitedNodeGroup joins the group of the address on the port, so that the port receives
+// requests for it.
+func (e *Engine) joinSolicitedNodeGroup(p *linkPort, a netip.Addr) {
 	if p.openedPort == nil {
 		return
 	}

@@ -75,9 +75,9 @@ func (q *probeQueue) endProbe(r *runningProbe) {
 	}
 }
 
-// Advance returns the probes that are due, the oldest first, and the time of the next call, which
+// TakeDue returns the probes that are due, the oldest first, and the time of the next call, which
 // is zero when no probe is left. A returned probe is finished, or has to be sent on its links.
-func (q *probeQueue) Advance(now time.Time) (due []*runningProbe, next time.Time) {
+func (q *probeQueue) TakeDue(now time.Time) (due []*runningProbe, next time.Time) {
 	room := probeBatchSize
 	if now.Before(q.nextBatchAt) {
 		room = 0

@@ -41,15 +41,15 @@ func (i *waitingProbeQueue) takePendingProbes() []Probe {
 // beginProbe begins a Probe.
 func (e *Engine) beginProbe(p Probe) {
 	if replaced := e.probes.beginProbe(p, e.now()); replaced != nil {
-		leaveProbeGroups(replaced)
+		leaveSolicitedNodeGroupsOfProbe(replaced)
 	}
 	for _, l := range p.LinkIndexes {
 		e.openPortIfNeeded(portKey{l, ipfamily.FamilyOf(p.Address)})
 	}
 }
 
-// leaveProbeGroups leaves the groups that a probe joined.
-func leaveProbeGroups(q *runningProbe) {
+// leaveSolicitedNodeGroupsOfProbe leaves the groups that a probe joined.
+func leaveSolicitedNodeGroupsOfProbe(q *runningProbe) {
 	for _, p := range q.joinedPorts {
 		p.LeaveGroupOfAddress(q.Address)
 	}
@@ -61,10 +61,10 @@ func (e *Engine) advanceProbes(now time.Time) time.Time {
 	if e.probes.refreshProbedAddresses() { // before the first frame, which may be answered at once
 		e.publishResponderTable()
 	}
-	steps, next := e.probes.Advance(now)
+	steps, next := e.probes.TakeDue(now)
 	for _, q := range steps {
 		if q.isFinished {
-			leaveProbeGroups(q)
+			leaveSolicitedNodeGroupsOfProbe(q)
 			e.reports.Put(q.result())
 			continue
 		}

@@ -8,8 +8,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// queueStart is when the tests of the queues start, in virtual time.
-var queueStart = time.Unix(1000, 0)
+// queueTestStartTime is when the tests of the queues start, in virtual time.
+var queueTestStartTime = time.Unix(1000, 0)
 
 // wantCount fails if a queue returned another number of entries than the sentence promises.
 func wantCount[T any](t *testing.T, sentence string, got []T, want int) {
@@ -36,33 +36,33 @@ func TestProbeQueueAsksAndReports(t *testing.T) {
 	host := facts.MAC{2, 0, 0, 0, 0, 9}
 	q := newProbeQueue()
 	p := queueProbe(1, ProbeKindAcquire)
-	if replaced := q.beginProbe(p, queueStart); replaced != nil {
+	if replaced := q.beginProbe(p, queueTestStartTime); replaced != nil {
 		t.Error("the first probe replaces another one")
 	}
 	if !q.refreshProbedAddresses() || q.refreshProbedAddresses() {
 		t.Error("a new probe changes the probed addresses once")
 	}
-	due, next := q.Advance(queueStart)
+	due, next := q.TakeDue(queueTestStartTime)
 	wantCount(t, "the first attempt is due at once", due, 1)
-	wantTime(t, "after the first attempt", next, queueStart.Add(p.FrameInterval))
-	due, _ = q.Advance(queueStart.Add(p.FrameInterval / 2))
+	wantTime(t, "after the first attempt", next, queueTestStartTime.Add(p.FrameInterval))
+	due, _ = q.TakeDue(queueTestStartTime.Add(p.FrameInterval / 2))
 	wantCount(t, "nothing is due between two attempts", due, 0)
-	due, next = q.Advance(queueStart.Add(p.FrameInterval))
+	due, next = q.TakeDue(queueTestStartTime.Add(p.FrameInterval))
 	wantCount(t, "the second attempt follows one interval later", due, 1)
-	due, next = q.Advance(next)
+	due, next = q.TakeDue(next)
 	wantCount(t, "the result follows one interval after the last attempt", due, 1)
 	wantTime(t, "after the last probe", next, time.Time{})
 	if r := due[0]; !r.isFinished || !r.result().NoFrameSent || len(r.result().AnsweringMACs) > 0 {
 		t.Errorf("a probe that no link sent has the result %+v, want NotSent and no answer", r.result())
 	}
 
-	q.beginProbe(p, queueStart)
-	q.Advance(queueStart)
+	q.beginProbe(p, queueTestStartTime)
+	q.TakeDue(queueTestStartTime)
 	q.recordRival(p.Address, host)
 	if !q.recordAnswer(p.Address, host) || q.recordAnswer(p.Address, host) {
 		t.Error("the first answer of a host finishes a probe, and a repeated one does not count")
 	}
-	due, _ = q.Advance(queueStart.Add(time.Millisecond))
+	due, _ = q.TakeDue(queueTestStartTime.Add(time.Millisecond))
 	wantCount(t, "an answered probe is finished at once", due, 1)
 	if r := due[0].result(); len(r.AnsweringMACs) != 1 || len(r.RivalProberMACs) != 1 {
 		t.Errorf("the result lists %v and %v, want the host as answer and as rival", r.AnsweringMACs, r.RivalProberMACs)
@@ -78,44 +78,44 @@ func TestProbeQueueAsksAndReports(t *testing.T) {
 func TestProbeQueueReplacesProbeWithTheSameID(t *testing.T) {
 	q := newProbeQueue()
 	p := queueProbe(1, ProbeKindAcquire)
-	q.beginProbe(p, queueStart)
-	if replaced := q.beginProbe(p, queueStart); replaced == nil || !replaced.isFinished {
+	q.beginProbe(p, queueTestStartTime)
+	if replaced := q.beginProbe(p, queueTestStartTime); replaced == nil || !replaced.isFinished {
 		t.Error("a second probe with the same ID does not end the first")
 	}
-	due, _ := q.Advance(queueStart)
+	due, _ := q.TakeDue(queueTestStartTime)
 	wantCount(t, "only the second probe is left", due, 1)
 }
 
 func TestProbeQueuePacesAcquireProbes(t *testing.T) {
 	q := newProbeQueue()
 	for id := range uint64(probeBatchSize + 5) {
-		q.beginProbe(queueProbe(id, ProbeKindAcquire), queueStart)
+		q.beginProbe(queueProbe(id, ProbeKindAcquire), queueTestStartTime)
 	}
-	q.beginProbe(queueProbe(200, ProbeKindReachability), queueStart)
-	due, next := q.Advance(queueStart)
+	q.beginProbe(queueProbe(200, ProbeKindReachability), queueTestStartTime)
+	due, next := q.TakeDue(queueTestStartTime)
 	wantCount(t, "one batch of acquire probes and the reachability probe", due, probeBatchSize+1)
-	wantTime(t, "the next batch", next, queueStart.Add(announcementBatchInterval))
-	due, _ = q.Advance(queueStart.Add(announcementBatchInterval / 2))
+	wantTime(t, "the next batch", next, queueTestStartTime.Add(announcementBatchInterval))
+	due, _ = q.TakeDue(queueTestStartTime.Add(announcementBatchInterval / 2))
 	wantCount(t, "no acquire probe before the next batch", due, 0)
-	due, _ = q.Advance(next)
+	due, _ = q.TakeDue(next)
 	wantCount(t, "the rest in the next batch", due, 5)
 }
 
 func TestNoticeQueueSendsEachNoticeTwice(t *testing.T) {
 	var q noticeQueue
 	targets := make([]facts.Neighbour, noticeBatchSize+1)
-	q.scheduleNotices(AddressOnLink{netip.MustParseAddr("192.0.2.1"), 1}, targets, queueStart)
-	due, next := q.Advance(queueStart)
+	q.scheduleNotices(AddressOnLink{netip.MustParseAddr("192.0.2.1"), 1}, targets, queueTestStartTime)
+	due, next := q.TakeDue(queueTestStartTime)
 	wantCount(t, "the first batch is full", due, noticeBatchSize)
-	wantTime(t, "after a full batch", next, queueStart.Add(announcementBatchInterval))
-	due, _ = q.Advance(queueStart)
+	wantTime(t, "after a full batch", next, queueTestStartTime.Add(announcementBatchInterval))
+	due, _ = q.TakeDue(queueTestStartTime)
 	wantCount(t, "nothing is sent between two batches", due, 0)
-	due, next = q.Advance(next)
+	due, next = q.TakeDue(next)
 	wantCount(t, "the rest follows in the next batch", due, 1)
-	wantTime(t, "the repetition", next, queueStart.Add(secondUnicastNoticeDelay))
-	due, next = q.Advance(next)
+	wantTime(t, "the repetition", next, queueTestStartTime.Add(secondUnicastNoticeDelay))
+	due, next = q.TakeDue(next)
 	wantCount(t, "the notices are repeated, one batch first", due, noticeBatchSize)
-	due, next = q.Advance(next)
+	due, next = q.TakeDue(next)
 	wantCount(t, "the last repetition", due, 1)
 	wantTime(t, "no notice is left", next, time.Time{})
 }
@@ -137,11 +137,11 @@ func TestConflictLimiter(t *testing.T) {
 		{"the claim of another host is", 2, conflictReportInterval - 1, reportDue},
 		{"a claim after the interval is reported again", 1, conflictReportInterval, reportDue},
 	} {
-		if got := c.admitReport(keyOf(step.host), queueStart.Add(step.after)); got != step.want {
+		if got := c.admitReport(keyOf(step.host), queueTestStartTime.Add(step.after)); got != step.want {
 			t.Errorf("%s: got outcome %d, want %d", step.sentence, got, step.want)
 		}
 	}
-	flood := queueStart.Add(time.Minute)
+	flood := queueTestStartTime.Add(time.Minute)
 	for host := range maxRememberedConflicts {
 		c.admitReport(keyOf(host), flood)
 	}
@@ -152,10 +152,10 @@ func TestConflictLimiter(t *testing.T) {
 		t.Errorf("a claim after the flood has outcome %d, want it reported", got)
 	}
 
-	if !c.admitDefence(a, queueStart) || c.admitDefence(a, queueStart.Add(defendInterval-1)) {
+	if !c.admitDefence(a, queueTestStartTime) || c.admitDefence(a, queueTestStartTime.Add(defendInterval-1)) {
 		t.Error("an address is defended once in DEFEND_INTERVAL (RFC 5227 section 2.4)")
 	}
-	if c.forgetAddress(a); !c.admitDefence(a, queueStart.Add(time.Second)) {
+	if c.forgetAddress(a); !c.admitDefence(a, queueTestStartTime.Add(time.Second)) {
 		t.Error("an address that is held again is not defended")
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2"
 )
 
-var testStart = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+var testStartTime = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // collectAnnouncementTimes calls Advance whenever it is due, and returns when each announcement was
 // due, in milliseconds.
@@ -22,7 +22,7 @@ func collectAnnouncementTimes(t *testing.T, s *layer2.AnnouncementSchedule, from
 	for now := from; !now.After(to); {
 		due, next := s.TakeDueAnnouncements(now)
 		for _, g := range due {
-			out[g] = append(out[g], now.Sub(testStart).Milliseconds())
+			out[g] = append(out[g], now.Sub(testStartTime).Milliseconds())
 		}
 		if next.IsZero() {
 			break
@@ -44,19 +44,19 @@ func TestScheduleAnnouncesEachAddressInABurst(t *testing.T) {
 		want map[layer2.AddressOnLink][]int64
 	}{
 		"nothing is due before the first start": {func(*layer2.AnnouncementSchedule) {}, time.Hour, nil},
-		"a burst":                               {func(s *layer2.AnnouncementSchedule) { s.StartBurst(heldIPv4, 2, testStart) }, 10 * time.Second, map[layer2.AddressOnLink][]int64{a: burst}},
+		"a burst":                               {func(s *layer2.AnnouncementSchedule) { s.StartBurst(heldIPv4, 2, testStartTime) }, 10 * time.Second, map[layer2.AddressOnLink][]int64{a: burst}},
 		"a burst on each of two links": {func(s *layer2.AnnouncementSchedule) {
-			s.StartBurst(heldIPv4, 2, testStart)
-			s.StartBurst(heldIPv4, 3, testStart)
+			s.StartBurst(heldIPv4, 2, testStartTime)
+			s.StartBurst(heldIPv4, 3, testStartTime)
 		}, 10 * time.Second, map[layer2.AddressOnLink][]int64{a: burst, b: burst}},
-		"nothing is announced after the burst without a refresh interval": {func(s *layer2.AnnouncementSchedule) { s.StartBurst(heldIPv4, 2, testStart) }, time.Hour, map[layer2.AddressOnLink][]int64{a: burst}},
+		"nothing is announced after the burst without a refresh interval": {func(s *layer2.AnnouncementSchedule) { s.StartBurst(heldIPv4, 2, testStartTime) }, time.Hour, map[layer2.AddressOnLink][]int64{a: burst}},
 		"started twice is one burst": {func(s *layer2.AnnouncementSchedule) {
-			s.StartBurst(heldIPv4, 2, testStart)
-			s.StartBurst(heldIPv4, 2, testStart)
+			s.StartBurst(heldIPv4, 2, testStartTime)
+			s.StartBurst(heldIPv4, 2, testStartTime)
 		}, 10 * time.Second, map[layer2.AddressOnLink][]int64{a: burst}},
 		"removed from one of its links": {func(s *layer2.AnnouncementSchedule) {
-			s.StartBurst(heldIPv4, 2, testStart)
-			s.StartBurst(heldIPv4, 3, testStart)
+			s.StartBurst(heldIPv4, 2, testStartTime)
+			s.StartBurst(heldIPv4, 3, testStartTime)
 			s.RemoveAddressOnLink(heldIPv4, 2)
 			s.RemoveAddressOnLink(unheldIPv4, 2)
 		}, 10 * time.Second, map[layer2.AddressOnLink][]int64{b: burst}},
@@ -65,7 +65,7 @@ func TestScheduleAnnouncesEachAddressInABurst(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := layer2.NewAnnouncementSchedule(0)
 			tt.do(s)
-			if got := collectAnnouncementTimes(t, s, testStart, testStart.Add(tt.to)); !maps.EqualFunc(got, tt.want, slices.Equal) {
+			if got := collectAnnouncementTimes(t, s, testStartTime, testStartTime.Add(tt.to)); !maps.EqualFunc(got, tt.want, slices.Equal) {
 				t.Errorf("due at %v ms, want %v", got, tt.want)
 			}
 		})
@@ -77,10 +77,10 @@ func TestRefreshesAreSpread(t *testing.T) {
 	const n, every = 1000, 2 * time.Minute
 	s := layer2.NewAnnouncementSchedule(every)
 	for i := range n {
-		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStart)
+		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStartTime)
 	}
-	burst := testStart.Add(10 * time.Second)
-	collectAnnouncementTimes(t, s, testStart, burst)
+	burst := testStartTime.Add(10 * time.Second)
+	collectAnnouncementTimes(t, s, testStartTime, burst)
 	seconds := map[int64]int{}
 	for _, at := range collectAnnouncementTimes(t, s, burst, burst.Add(5*every)) {
 		if len(at) < 4 || len(at) > 5 {
@@ -104,10 +104,10 @@ func TestRefreshesAreSpread(t *testing.T) {
 func TestNewAddressIsAnnouncedBeforeRepetitions(t *testing.T) {
 	s := layer2.NewAnnouncementSchedule(0)
 	for i := range 5000 {
-		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStart)
+		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStartTime)
 	}
-	late := testStart.Add(1500 * time.Millisecond)
-	collectAnnouncementTimes(t, s, testStart, late)
+	late := testStartTime.Add(1500 * time.Millisecond)
+	collectAnnouncementTimes(t, s, testStartTime, late)
 	s.StartBurst(heldIPv4, 2, late)
 	for wait := late; ; {
 		due, next := s.TakeDueAnnouncements(wait)
@@ -125,7 +125,7 @@ func TestNewAddressIsAnnouncedBeforeRepetitions(t *testing.T) {
 // are never too many at once, nor any sooner again than the burst allows.
 func TestScheduleProperties(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		s, now := layer2.NewAnnouncementSchedule(2*time.Minute), testStart
+		s, now := layer2.NewAnnouncementSchedule(2*time.Minute), testStartTime
 		scheduled := map[layer2.AddressOnLink]time.Time{} // when the burst was started last
 		last := map[layer2.AddressOnLink]time.Time{}
 		sent := map[layer2.AddressOnLink]bool{}
@@ -188,9 +188,9 @@ func TestScheduleProperties(t *testing.T) {
 func BenchmarkSchedule(b *testing.B) {
 	s := layer2.NewAnnouncementSchedule(2 * time.Minute)
 	for i := range 10000 {
-		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStart)
+		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStartTime)
 	}
-	now := testStart
+	now := testStartTime
 	b.ReportAllocs()
 	for b.Loop() {
 		_, now = s.TakeDueAnnouncements(now)

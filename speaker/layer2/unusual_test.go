@@ -169,7 +169,7 @@ func TestUnusualRequests(t *testing.T) {
 					o := unusualSender{b, b.clientIP.Next()}
 					b.discardHeardFrames()
 					send(c.buildFrame(o))
-					b.sendFrame(b.requestFor(b.heldIP))
+					b.sendFrame(b.newClientRequest(b.heldIP))
 					if got := b.hearsOtherReplyBefore(b.expectedReplyToClient(b.heldIP)); got != c.wantsAnswer {
 						t.Errorf("it is answered: %v, want %v", got, c.wantsAnswer)
 					}

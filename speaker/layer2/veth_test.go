@@ -68,7 +68,7 @@ func linkByName(name string) (facts.Link, error) {
 
 func TestScenariosOnVeth(t *testing.T) {
 	for family, c := range addressesByFamily {
-		for name, scenario := range scenariosForEveryWire {
+		for name, scenario := range scenariosForEveryPortOpener {
 			t.Run(family+": "+name, func(t *testing.T) {
 				t.Parallel()
 				scenario(newVethHarness(t, c))
@@ -77,8 +77,8 @@ func TestScenariosOnVeth(t *testing.T) {
 	}
 }
 
-// addStackedLinkByKind put a link named lan0 on top of eth0.
-var addStackedLinkByKind = map[string]func(eth0 netlink.Link) error{
+// stackedLinkAddersByKind put a link named lan0 on top of eth0.
+var stackedLinkAddersByKind = map[string]func(eth0 netlink.Link) error{
 	"bridge": func(eth0 netlink.Link) error {
 		bridge := &netlink.Bridge{LinkAttrs: netlinkAttributesWithName("lan0")}
 		return errors.Join(netlink.LinkAdd(bridge), netlink.LinkSetMaster(eth0, bridge), netlink.LinkSetUp(bridge))
@@ -108,7 +108,7 @@ func netlinkAttributesWithName(name string) netlink.LinkAttrs {
 
 // A link on top of a veth link behaves like the veth link.
 func TestScenariosOnStackedLinks(t *testing.T) {
-	for kind, stack := range addStackedLinkByKind {
+	for kind, stack := range stackedLinkAddersByKind {
 		t.Run(kind, func(t *testing.T) {
 			if errors.Is(addStackedLink(netnstest.NewNamespace(t), netnstest.NewNamespace(t), stack), unix.EOPNOTSUPP) {
 				t.Skipf("this kernel has no %s", kind)
@@ -120,7 +120,7 @@ func TestScenariosOnStackedLinks(t *testing.T) {
 				} {
 					t.Run(family+": "+name, func(t *testing.T) {
 						t.Parallel()
-						scenariosForEveryWire[name](newStackedLinkHarness(t, kind, stack, c))
+						scenariosForEveryPortOpener[name](newStackedLinkHarness(t, kind, stack, c))
 					})
 				}
 			}
@@ -162,12 +162,12 @@ func addStackedLink(room, peer *netnstest.Namespace, stack func(netlink.Link) er
 func BenchmarkAnswerOverVeth(b *testing.B) {
 	bed := newVethHarness(b, ipv4TestAddresses)
 	bed.holdNewAddressUntilAnnounced(heldIPv4)
-	bed.sendFrame(bed.requestFor(heldIPv4))
+	bed.sendFrame(bed.newClientRequest(heldIPv4))
 	bed.awaitClientFrame("the address is held", bed.expectedReplyToClient(heldIPv4))
 	want := bed.expectedReplyToClient(heldIPv4)
 	b.ReportAllocs()
 	for b.Loop() {
-		bed.sendFrame(bed.requestFor(heldIPv4))
+		bed.sendFrame(bed.newClientRequest(heldIPv4))
 		for f := range bed.framesHeardByClient {
 			if f == want {
 				break

@@ -13,19 +13,19 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
 )
 
-// blockingWire is a Wire whose ports block the engine: once blocked is closed, Write returns only
-// after unblocked is closed. The readers answer meanwhile.
-type blockingWire struct {
+// openerOfBlockingPorts is a Wire whose ports block the engine: once blocked is closed, Write
+// returns only after unblocked is closed. The readers answer meanwhile.
+type openerOfBlockingPorts struct {
 	layer2.PortOpener
 	blocked, unblocked chan struct{}
 }
 
 type blockingPort struct {
 	layer2.Port
-	wire *blockingWire
+	wire *openerOfBlockingPorts
 }
 
-func (w *blockingWire) OpenPort(l facts.Link, f ipfamily.Family) (layer2.Port, error) {
+func (w *openerOfBlockingPorts) OpenPort(l facts.Link, f ipfamily.Family) (layer2.Port, error) {
 	p, err := w.PortOpener.OpenPort(l, f)
 	return blockingPort{p, w}, err
 }
@@ -47,7 +47,7 @@ func TestAWithdrawnAddressIsSilentAtOnce(t *testing.T) {
 		t.Run(family, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				lan := layer2test.NewLAN()
-				w := &blockingWire{lan.AddHost("node1"), make(chan struct{}), make(chan struct{})}
+				w := &openerOfBlockingPorts{lan.AddHost("node1"), make(chan struct{}), make(chan struct{})}
 				mac := facts.MAC{2, 0, 0, 0, 0, 0x64}
 				client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, ipfamily.FamilyOf(c.heldIP))
 				if err != nil {
@@ -70,9 +70,9 @@ func TestAWithdrawnAddressIsSilentAtOnce(t *testing.T) {
 				b.engine.SetSendDeadline(time.Time{})
 
 				b.holdAddresses(b.unheldIP)
-				b.sendFrame(b.requestFor(b.heldIP))
+				b.sendFrame(b.newClientRequest(b.heldIP))
 				b.requireClientSilence("the address is given up", b.heldIP)
-				b.sendFrame(b.requestFor(b.unheldIP))
+				b.sendFrame(b.newClientRequest(b.unheldIP))
 				b.awaitClientFrame("the other address is still held", b.expectedReplyToClient(b.unheldIP))
 
 				unblock()

@@ -12,21 +12,21 @@ const (
 
 // gatewayCache has the default gateways as last read.
 type gatewayCache struct {
-	read func() (defaultGatewaysOfLinks, error)
+	read func() (defaultGatewaysByLink, error)
 	now  func() time.Time
 
-	gateways      defaultGatewaysOfLinks
+	gateways      defaultGatewaysByLink
 	readAt        time.Time     // zero if they were never read
 	lastReadDelay time.Duration // how long the last reading took
 	isStale       bool          // an event came that is not considered yet
 }
 
-// noteEvent records that a route, an address or a link changed.
-func (c *gatewayCache) noteEvent() { c.isStale = true }
+// markRoutesChanged records that a route, an address or a link changed.
+func (c *gatewayCache) markRoutesChanged() { c.isStale = true }
 
 // currentGateways returns the gateways. It reads them after an event, and from time to time, but
 // not too often if that takes long.
-func (c *gatewayCache) currentGateways() (defaultGatewaysOfLinks, error) {
+func (c *gatewayCache) currentGateways() (defaultGatewaysByLink, error) {
 	age := c.now().Sub(c.readAt)
 	isTooSoon := age < gatewayReadCostFactor*c.lastReadDelay
 	if !c.readAt.IsZero() && (isTooSoon || !c.isStale && age < gatewayReadInterval) {

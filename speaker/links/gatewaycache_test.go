@@ -17,19 +17,19 @@ func TestRoutesAreReadSeldomUnlessTheyChange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			now, readings := time.Unix(1e9, 0), 0
-			c := &gatewayCache{now: func() time.Time { return now }, read: func() (defaultGatewaysOfLinks, error) {
+			c := &gatewayCache{now: func() time.Time { return now }, read: func() (defaultGatewaysByLink, error) {
 				readings++
 				now = now.Add(tt.cost)
-				return defaultGatewaysOfLinks{}, nil
+				return defaultGatewaysByLink{}, nil
 			}}
 			for range 120 {
 				if tt.hasEvents {
-					c.noteEvent()
+					c.markRoutesChanged()
 				}
 				if _, err := c.currentGateways(); err != nil {
 					t.Fatal(err)
 				}
-				now = now.Add(readWithoutEventInterval)
+				now = now.Add(periodicLinkReadInterval)
 			}
 			if readings > tt.atMost || readings < tt.atLeast {
 				t.Errorf("the routes were read %d times, want %d to %d", readings, tt.atLeast, tt.atMost)
@@ -40,14 +40,14 @@ func TestRoutesAreReadSeldomUnlessTheyChange(t *testing.T) {
 
 func TestChangeOfRoutesIsReadAlthoughReadingTakesLong(t *testing.T) {
 	now, readings := time.Unix(1e9, 0), 0
-	c := &gatewayCache{now: func() time.Time { return now }, read: func() (defaultGatewaysOfLinks, error) {
+	c := &gatewayCache{now: func() time.Time { return now }, read: func() (defaultGatewaysByLink, error) {
 		readings++
 		now = now.Add(time.Second)
-		return defaultGatewaysOfLinks{}, nil
+		return defaultGatewaysByLink{}, nil
 	}}
 	for _, wait := range []time.Duration{0, time.Second, 10 * time.Second} {
 		now = now.Add(wait)
-		c.noteEvent()
+		c.markRoutesChanged()
 		if _, err := c.currentGateways(); err != nil {
 			t.Fatal(err)
 		}

@@ -1,6 +1,6 @@
 // Package links watches the network interfaces of the node and delivers the usable ones, and those
 // that are down, as immutable LinkSets. After each netlink event, and each
-// readWithoutEventInterval, it reads the whole state again, so that a lost event does no harm. It
+// periodicLinkReadInterval, it reads the whole state again, so that a lost event does no harm. It
 // changes nothing on the node.
 package links
 
@@ -35,9 +35,9 @@ var DefaultExcludePatterns = []string{
 const (
 	// eventCoalesceDelay is how long events are gathered: an interface that comes up sends several.
 	eventCoalesceDelay = 5 * time.Millisecond
-	// readWithoutEventInterval is how often the interfaces and the patterns are read without an
+	// periodicLinkReadInterval is how often the interfaces and the patterns are read without an
 	// event.
-	readWithoutEventInterval = 5 * time.Second
+	periodicLinkReadInterval = 5 * time.Second
 	// failedReadRetryDelay is the delay after the interfaces could not be read.
 	failedReadRetryDelay = time.Second
 	// resubscribeDelay is the delay after netlink failed.
@@ -156,7 +156,7 @@ func (w *Watcher) watchUntilNetlinkFails(ctx context.Context, last *facts.LinkSe
 		case <-changed:
 			// The events of this delay are gathered. It is not extended, however many events come.
 			changed = nil
-			w.gateways.noteEvent()
+			w.gateways.markRoutesChanged()
 			timer.Reset(eventCoalesceDelay)
 		case <-timer.C:
 			changed = e.eventReceived.C()
@@ -174,11 +174,11 @@ func (w *Watcher) deliverLinks(last *facts.LinkSet) time.Duration {
 		return failedReadRetryDelay
 	}
 	if *last != nil && reflect.DeepEqual(*last, set) {
-		return readWithoutEventInterval
+		return periodicLinkReadInterval
 	}
 	*last = set
 	w.linkSets.Put(set)
-	return readWithoutEventInterval
+	return periodicLinkReadInterval
 }
 
 // indexesOfVRFs returns the indexes of the VRF devices. ARP and NDP of a port of a VRF work on the
@@ -271,13 +271,13 @@ func readLinkPrefixes(l netlink.Link) ([]netip.Prefix, error) {
 	return out, err
 }
 
-// defaultGatewaysOfLinks are the next hops of the default routes by link index, sorted.
-type defaultGatewaysOfLinks struct{ allByLinkIndex, lowestMetricByLinkIndex map[int][]netip.Addr }
+// defaultGatewaysByLink are the next hops of the default routes by link index, sorted.
+type defaultGatewaysByLink struct{ allByLinkIndex, lowestMetricByLinkIndex map[int][]netip.Addr }
 
 // readDefaultGateways returns the next hops of all default routes, including routes
 // with several next hops.
-func readDefaultGateways() (defaultGatewaysOfLinks, error) {
-	out := defaultGatewaysOfLinks{map[int][]netip.Addr{}, map[int][]netip.Addr{}}
+func readDefaultGateways() (defaultGatewaysByLink, error) {
+	out := defaultGatewaysByLink{map[int][]netip.Addr{}, map[int][]netip.Addr{}}
 	type hop struct {
 		link, metric int
 		address      netip.Addr

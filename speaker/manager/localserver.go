@@ -24,8 +24,8 @@ type localServer struct {
 // localRequestTimeout bounds the reading of a request and the writing of its answer.
 const localRequestTimeout = 10 * time.Second
 
-// addTo lets the manager run the server. Nothing is served at an empty address or at "0".
-func (s *localServer) addTo(mgr manager.Manager, address string) error {
+// addToManager lets the manager run the server. Nothing is served at an empty address or at "0".
+func (s *localServer) addToManager(mgr manager.Manager, address string) error {
 	if address == "" || address == "0" {
 		return nil
 	}

@@ -63,11 +63,11 @@ func New(o options.Options, log *slog.Logger) (*ControllerRuntimeManager, error)
 		readyChecks:    map[string]healthz.Checker{"synced": m.checkReady},
 		describeRoutes: m.describeRoutes,
 	}
-	return m, server.addTo(mgr, o.HealthProbeBindAddress)
+	return m, server.addToManager(mgr, o.HealthProbeBindAddress)
 }
 
-// ServeRoutes serves what describe returns as JSON at the address of the health checks.
-func (m *ControllerRuntimeManager) ServeRoutes(describe func(context.Context) any) {
+// ServeAnnouncedRoutes serves what describe returns as JSON at the address of the health checks.
+func (m *ControllerRuntimeManager) ServeAnnouncedRoutes(describe func(context.Context) any) {
 	m.routes.Store(&describe)
 }
 
@@ -112,13 +112,13 @@ func newControllerRuntimeManager(config *rest.Config, o options.Options) (ctrl.M
 		GracefulShutdownTimeout: &grace,
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
-			ByObject:         cachedObjects(o),
+			ByObject:         buildCacheSelection(o),
 		},
 	})
 }
 
-// cachedObjects returns the kinds that the cache holds, and which objects of each.
-func cachedObjects(o options.Options) map[client.Object]cache.ByObject {
+// buildCacheSelection returns the kinds that the cache holds, and which objects of each.
+func buildCacheSelection(o options.Options) map[client.Object]cache.ByObject {
 	cached := o.ConfigurationScope().CacheOptionsByObject()
 	speakers := labels.SelectorFromSet(labels.Set{
 		names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker,

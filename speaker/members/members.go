@@ -228,7 +228,7 @@ func (m *Members) Run(ctx context.Context) error {
 	parts.Go(func() { m.joinMissingSeedsForever(ctx) })
 	parts.Go(func() { m.publishMetadata(ctx) })
 	parts.Go(func() { m.greetMissingSeedsForever(ctx) })
-	parts.Go(func() { m.joinStrangers(ctx) })
+	parts.Go(func() { m.joinSendersOfGreetings(ctx) })
 	parts.Go(func() { m.checkPathsForever(ctx) })
 	parts.Go(func() { m.answerPathChecks(ctx) })
 	for ctx.Err() == nil {
@@ -372,9 +372,9 @@ func (m *Members) handleGreeting(address string) {
 	}
 }
 
-// joinStrangers joins strangers one after the other. They sent a greeting a moment ago, so the
-// attempt does not block for long.
-func (m *Members) joinStrangers(ctx context.Context) {
+// joinSendersOfGreetings joins strangers one after the other. They sent a greeting a moment ago, so
+// the attempt does not block for long.
+func (m *Members) joinSendersOfGreetings(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():

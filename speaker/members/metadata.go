@@ -10,30 +10,30 @@ import (
 )
 
 // The metadata of a member has at most 512 bytes, which memberlist carries. It begins with the
-// nonce. Groups of 6 bytes follow. A group that begins with extensionMark has 5 bytes of the
-// extension, and each other group is an Ethernet address. A speaker that does not know the
-// extension takes such a group for an Ethernet address that no host has, since the mark has the
-// bit of group addresses.
+// nonce. Groups of 6 bytes follow. A group that begins with metadataExtensionMarker has 5 bytes of
+// the extension, and each other group is an Ethernet address. A speaker that does not know the
+// extension takes such a group for an Ethernet address that no host has, since the mark has the bit
+// of group addresses.
 //
 // The extension: version of messages, flags, then the links. A link: flags with the number of
 // subnets, hash of the name in 3 bytes, subnets. A subnet: number of bits, for IPv6 plus
 // ipv6BitsOffset, and as many bytes of the address as these bits need.
 const (
-	nonceSize          = 8
-	metadataGroupSize  = 6
-	extensionMark      = 0xff
-	extensionGroupSize = metadataGroupSize - 1
-	linkHeaderSize     = 4
-	ipv6BitsOffset     = 64
+	nonceSize                  = 8
+	metadataGroupSize          = 6
+	metadataExtensionMarker    = 0xff
+	metadataExtensionGroupSize = metadataGroupSize - 1
+	linkHeaderSize             = 4
+	ipv6BitsOffset             = 64
 	// maxMetadataGroups leaves some bytes for what is no group.
 	maxMetadataGroups = (memberlist.MetaMaxSize-nonceSize)/metadataGroupSize - 1
 )
 
-// maxPublishedMACs is how many Ethernet addresses a member publishes. macsBeforeLinks of them have
-// room in any case; the links come before the others.
+// maxPublishedMACs is how many Ethernet addresses a member publishes. minMACsPublishedWithLinks of
+// them have room in any case; the links come before the others.
 const (
-	maxPublishedMACs = 64
-	macsBeforeLinks  = 40
+	maxPublishedMACs          = 64
+	minMACsPublishedWithLinks = 40
 )
 
 // The flags of the extension, and those of a link.
@@ -60,13 +60,13 @@ func EncodeMetadata(nonce uint64, p facts.PublishedNode) []byte {
 	b := binary.BigEndian.AppendUint64(make([]byte, 0, memberlist.MetaMaxSize), nonce)
 	groupsLeft := maxMetadataGroups
 	macs := p.LinkMACs[:min(len(p.LinkMACs), maxPublishedMACs)]
-	first := macs[:min(len(macs), macsBeforeLinks)]
-	extension := encodeExtension(p, (groupsLeft-len(first))*extensionGroupSize)
-	for len(extension)%extensionGroupSize != 0 {
+	first := macs[:min(len(macs), minMACsPublishedWithLinks)]
+	extension := encodeExtension(p, (groupsLeft-len(first))*metadataExtensionGroupSize)
+	for len(extension)%metadataExtensionGroupSize != 0 {
 		extension = append(extension, 0)
 	}
-	for i := 0; i < len(extension); i += extensionGroupSize {
-		b = append(append(b, extensionMark), extension[i:i+extensionGroupSize]...)
+	for i := 0; i < len(extension); i += metadataExtensionGroupSize {
+		b = append(append(b, metadataExtensionMarker), extension[i:i+metadataExtensionGroupSize]...)
 	}
 	for _, mac := range macs {
 		if len(b) >= nonceSize+maxMetadataGroups*metadataGroupSize {
@@ -138,7 +138,7 @@ func decodeMetadata(b []byte) (nonce uint64, p facts.PublishedNode) {
 	nonce = binary.BigEndian.Uint64(b)
 	var extension []byte
 	for b = b[nonceSize:]; len(b) >= metadataGroupSize; b = b[metadataGroupSize:] {
-		if b[0] == extensionMark {
+		if b[0] == metadataExtensionMarker {
 			extension = append(extension, b[1:metadataGroupSize]...)
 			continue
 		}

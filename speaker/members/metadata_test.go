@@ -47,9 +47,9 @@ func TestMetadataStaysWithinItsLimit(t *testing.T) {
 		t.Fatalf("the metadata has %d bytes, memberlist carries %d", len(b), memberlist.MetaMaxSize)
 	}
 	_, got := decodeMetadata(b)
-	if len(got.LinkMACs) < macsBeforeLinks || len(got.Links.Links) < 10 || !got.Links.IsIncomplete {
+	if len(got.LinkMACs) < minMACsPublishedWithLinks || len(got.Links.Links) < 10 || !got.Links.IsIncomplete {
 		t.Errorf("%d Ethernet addresses and %d links of 200 are published, incomplete: %v, want at least %d and 10, and incomplete",
-			len(got.LinkMACs), len(got.Links.Links), got.Links.IsIncomplete, macsBeforeLinks)
+			len(got.LinkMACs), len(got.Links.Links), got.Links.IsIncomplete, minMACsPublishedWithLinks)
 	}
 	if !reflect.DeepEqual(got.LinkMACs[0], want.LinkMACs[0]) || !reflect.DeepEqual(got.Links.Links[0], want.Links.Links[0]) {
 		t.Error("the most important ones are not published first")

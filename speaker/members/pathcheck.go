@@ -86,8 +86,8 @@ func (r *pathRecord) hasFailed() bool {
 	return !r.udpFailedSince.IsZero() || !r.tcpFailedSince.IsZero()
 }
 
-// ownFlags returns what this node finds blocked.
-func (r *pathRecord) ownFlags(now time.Time) (flags byte) {
+// blockedProtocolFlags returns what this node finds blocked.
+func (r *pathRecord) blockedProtocolFlags(now time.Time) (flags byte) {
 	isSilent := !r.udpFailedSince.IsZero() && !r.tcpFailedSince.IsZero()
 	hasLasted := func(since time.Time) bool {
 		delay := pathFaultDelay
@@ -142,7 +142,7 @@ func (c *pathChecks) beginCheck(name string, now time.Time) pathMessage {
 	}
 	c.lastSequence++
 	r.awaitedSequence = c.lastSequence
-	return pathMessage{kind: kindPathCheck, flags: r.ownFlags(now), sequence: c.lastSequence}
+	return pathMessage{kind: kindPathCheck, flags: r.blockedProtocolFlags(now), sequence: c.lastSequence}
 }
 
 // recordMessage takes a check or an answer of another member.
@@ -177,7 +177,7 @@ func (c *pathChecks) listFaults(names []string, now time.Time) []PathFault {
 			delete(c.recordByName, name)
 			continue
 		}
-		flags := r.ownFlags(now)
+		flags := r.blockedProtocolFlags(now)
 		if now.Before(r.reportedUntil) {
 			flags |= r.reportedFlags
 		}
@@ -226,7 +226,7 @@ func (m *Members) checkPathsForever(ctx context.Context) {
 			p := checks.beginCheck(name, m.options.Now())
 			p.sender = m.options.NodeName
 			m.sendPathMessage(&nodes[i], p)
-			go m.connectOnce(ctx, &nodes[i], connections)
+			go m.checkTCPPathToMember(ctx, &nodes[i], connections)
 		}
 		faults := checks.listFaults(names, m.options.Now())
 		m.pathFaults.Store(&faults)
@@ -254,8 +254,8 @@ func (m *Members) sendPathMessage(to *memberlist.Node, p pathMessage) {
 	}
 }
 
-// connectOnce opens a TCP connection to the gossip port of a member, and closes it.
-func (m *Members) connectOnce(ctx context.Context, n *memberlist.Node, results chan<- connectionResult) {
+// checkTCPPathToMember opens a TCP connection to the gossip port of a member, and closes it.
+func (m *Members) checkTCPPathToMember(ctx context.Context, n *memberlist.Node, results chan<- connectionResult) {
 	a, _ := netip.AddrFromSlice(n.Addr)
 	dialer := net.Dialer{Timeout: pathCheckInterval}
 	c, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(a.Unmap(), n.Port).String())

@@ -57,8 +57,8 @@ func newGuardedTransport(address netip.Addr, port int, keyring *memberlist.Keyri
 	if err != nil {
 		return nil, err
 	}
-	t.copiers.Go(t.copyPackets)
-	t.copiers.Go(t.copyStreams)
+	t.copiers.Go(t.forwardAllowedPackets)
+	t.copiers.Go(t.forwardAllowedStreams)
 	return t, nil
 }
 
@@ -108,7 +108,7 @@ func (t *guardedTransport) PacketCh() <-chan *memberlist.Packet { return t.packe
 // StreamCh delivers the connections of other speakers.
 func (t *guardedTransport) StreamCh() <-chan net.Conn { return t.streams }
 
-func (t *guardedTransport) copyPackets() {
+func (t *guardedTransport) forwardAllowedPackets() {
 	for {
 		select {
 		case <-t.stopped:
@@ -127,7 +127,7 @@ func (t *guardedTransport) copyPackets() {
 	}
 }
 
-func (t *guardedTransport) copyStreams() {
+func (t *guardedTransport) forwardAllowedStreams() {
 	for {
 		select {
 		case <-t.stopped:

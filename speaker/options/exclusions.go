@@ -16,9 +16,9 @@ type excludedInterfacesFile struct {
 	InterfaceNamePatterns []string `json:"announcedInterfacesToExclude"`
 }
 
-// NewExclusionReader returns a function that reads the file of --exclude-interfaces-file. If there
-// is no file it returns the default.
-func NewExclusionReader(path string) links.ExcludePatternsFunc {
+// NewExcludedInterfacesReader returns a function that reads the file of --exclude-interfaces-file.
+// If there is no file it returns the default.
+func NewExcludedInterfacesReader(path string) links.ExcludePatternsFunc {
 	return func() ([]string, error) {
 		text, err := os.ReadFile(path)
 		if path == "" || errors.Is(err, fs.ErrNotExist) {

@@ -62,7 +62,7 @@ func ParseOptions(args []string, lookup func(string) (string, bool)) (Options, e
 	if err := o.validateLayer2AndBGP(); err != nil {
 		return o, err
 	}
-	if err := errors.Join(o.validateNodeAndGossip(), o.validateReadiness()); err != nil {
+	if err := errors.Join(o.validateNodeAndGossip(), o.validateProxyAndKubeletHealth()); err != nil {
 		return o, err
 	}
 	return o, o.ValidateValues()
@@ -117,7 +117,7 @@ func (o *Options) validateLayer2AndBGP() error {
 // minProxySilenceTimeout is several times the interval of the health checks.
 const minProxySilenceTimeout = 5 * time.Second
 
-func (o *Options) validateReadiness() error {
+func (o *Options) validateProxyAndKubeletHealth() error {
 	var address, silence, kubelet error
 	if _, _, err := net.SplitHostPort(o.ProxyHealthAddress); o.ProxyHealthAddress != "" && err != nil {
 		address = option.InvalidOptionError("kube-proxy-health-address", o.ProxyHealthAddress, "write ADDRESS:PORT, or leave it empty")

@@ -13,7 +13,7 @@ import (
 
 func TestExcludedInterfacesAreReadAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "excludel2.yaml")
-	exclude := NewExclusionReader(path)
+	exclude := NewExcludedInterfacesReader(path)
 	if got, err := exclude(); err != nil || !slices.Equal(got, links.DefaultExcludePatterns) {
 		t.Fatalf("without a file: %v (%v), want the default", got, err)
 	}

@@ -41,7 +41,7 @@ type addressDecision struct {
 func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdict, *layer2Decision) {
 	s := r.service
 	v := &Layer2Verdict{Service: k, Addresses: s.assignedAddresses}
-	svc := s.toAdvertise()
+	svc := s.toAdvertiseService()
 	coverage, reason := advertise.Layer2(p.inputs.Snapshot, &svc)
 	// an address without an advertisement for its own pool is not announced
 	v.Addresses = coverage.Addresses
@@ -51,7 +51,7 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 	if v.Reason = reason; reason != "" {
 		return v, nil
 	}
-	d := &layer2Decision{byAddress: map[netip.Addr]addressDecision{}, mayRebalance: coverage.MayRebalance(), wireCheck: wireCheckOf(&coverage)}
+	d := &layer2Decision{byAddress: map[netip.Addr]addressDecision{}, mayRebalance: coverage.MayRebalance(), wireCheck: toIntentWireCheck(&coverage)}
 	for i, a := range coverage.Addresses {
 		one := p.decideAddress(k, r, &coverage, i)
 		p.leaveOutUnfitNodes(a, &one)
@@ -76,7 +76,7 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 	return v, d
 }
 
-func wireCheckOf(c *advertise.Layer2Coverage) intent.WireCheck {
+func toIntentWireCheck(c *advertise.Layer2Coverage) intent.WireCheck {
 	switch c.WireCheck() {
 	case snapshot.WireCheckOff:
 		return intent.WireCheckOff
@@ -92,7 +92,7 @@ func (p *Planner) decideAddress(k view.ObjectKey, r *serviceRecord, coverage *ad
 	if !r.endpoints.servesFamilyOf(a) {
 		return addressDecision{reason: names.ReasonNoEndpoints}
 	}
-	f := p.ableNodesFor(coverage, i)
+	f := p.nodesAbleToAnswerFor(coverage, i)
 	out := addressDecision{reason: f.exclusionReasonOfSelf}
 	var local []string
 	if r.service.hasLocalTrafficPolicy {
@@ -133,7 +133,7 @@ type nodesAdmittedByAds struct {
 
 // admittedNodesFor returns the nodes that the advertisements admit.
 func (p *Planner) admittedNodesFor(coverage *advertise.Layer2Coverage) *nodesAdmittedByAds {
-	key := coverage.NodesKey()
+	key := coverage.AdmittedNodesKey()
 	f := p.admittedNodesByAds[key]
 	if f != nil {
 		return f

@@ -75,7 +75,7 @@ func (p *Planner) unfitReason(n *view.Node, addresses []netip.Addr) names.Reason
 		return names.Reason(f.NodeFault)
 	case n.IsKubeletSilent:
 		return names.ReasonKubeletSilent
-	case slices.ContainsFunc(addresses, f.IsSilentAt):
+	case slices.ContainsFunc(addresses, f.IsOnSilentSubnet):
 		return names.ReasonLinkSilent
 	}
 	return ""
@@ -118,16 +118,16 @@ func (p *Planner) leaveOutUnfitNodes(a netip.Addr, d *addressDecision) {
 
 // candidatesWithout returns the candidates without some nodes.
 func (p *Planner) candidatesWithout(all *intent.Candidates, nodes []string) *intent.Candidates {
-	return p.editedCandidates(all, "without "+strings.Join(nodes, " "), func(scores map[string]int) {
+	return p.candidatesWithEditedScores(all, "without "+strings.Join(nodes, " "), func(scores map[string]int) {
 		for _, n := range nodes {
 			delete(scores, n)
 		}
 	})
 }
 
-// editedCandidates returns the candidates after an edit of the scores. Bids with the same
+// candidatesWithEditedScores returns the candidates after an edit of the scores. Bids with the same
 // candidates and the same edit share the result.
-func (p *Planner) editedCandidates(all *intent.Candidates, nameOfEdit string, edit func(scores map[string]int)) *intent.Candidates {
+func (p *Planner) candidatesWithEditedScores(all *intent.Candidates, nameOfEdit string, edit func(scores map[string]int)) *intent.Candidates {
 	key := fmt.Sprint(all.ContentHash, " ", nameOfEdit)
 	if c := p.candidatesByEdit[key]; c != nil {
 		return c
@@ -156,13 +156,13 @@ func (p *Planner) unfitReasonForRoutes(r *serviceRecord, coverage []advertise.BG
 	}
 	for _, name := range p.inputs.NodeFitness.LiveMembers {
 		n, known := p.inputs.Nodes[name]
-		if !known || unavailableReason(&n) != "" || p.unfitReason(&n, nil) != "" || p.inputs.NodeFitness.UnfitNodes[name].IsDoubtful {
+		if !known || reasonNodeAnnouncesNothing(&n) != "" || p.unfitReason(&n, nil) != "" || p.inputs.NodeFitness.UnfitNodes[name].IsDoubtful {
 			continue
 		}
 		if _, any := r.endpoints.endpointsOnNode(name); r.service.hasLocalTrafficPolicy && !any {
 			continue
 		}
-		ads, fault := advertise.OnNode(coverage, &n)
+		ads, fault := advertise.BGPAdvertisementsOnNode(coverage, &n)
 		if fault == "" && len(advertise.PeerNames(ads, p.inputs.Snapshot.Peers, &n)) > 0 {
 			return reason
 		}

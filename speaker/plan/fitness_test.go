@@ -97,7 +97,7 @@ func TestUnfitNodeAnnouncesNoRouteWhileFitNodeDoes(t *testing.T) {
 	}
 }
 
-func TestMembersCountOnlyWhileSomeNodeIsUnfit(t *testing.T) {
+func TestLiveMembersMatterOnlyIfNodeIsUnfit(t *testing.T) {
 	p := NewPlanner(exampleInputs())
 	p.Update()
 	p.SetNodeFitness(NodeFitness{LiveMembers: []string{"a", "b"}})

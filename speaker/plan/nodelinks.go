@@ -75,11 +75,11 @@ func (p *Planner) subnetsKey(a netip.Addr) string {
 	return key.String()
 }
 
-// ableNodesFor returns the admitted nodes that can answer for Addresses[i] of the coverage, as far
-// as their links are known. They are shared by all addresses in the same subnets.
-func (p *Planner) ableNodesFor(coverage *advertise.Layer2Coverage, i int) *nodesAdmittedByAds {
+// nodesAbleToAnswerFor returns the admitted nodes that can answer for Addresses[i] of the coverage,
+// as far as their links are known. They are shared by all addresses in the same subnets.
+func (p *Planner) nodesAbleToAnswerFor(coverage *advertise.Layer2Coverage, i int) *nodesAdmittedByAds {
 	a, ads := coverage.Addresses[i], coverage.AdsOfAddress(i)
-	key := coverage.NodesKey() + "|"
+	key := coverage.AdmittedNodesKey() + "|"
 	for _, ad := range ads {
 		key += ad.Name + "/"
 	}
@@ -87,7 +87,7 @@ func (p *Planner) ableNodesFor(coverage *advertise.Layer2Coverage, i int) *nodes
 	if f := p.admittedNodesByAds[key]; f != nil {
 		return f
 	}
-	admitted, reach := p.admittedNodesFor(coverage), p.subnetReach(ads, a)
+	admitted, reach := p.admittedNodesFor(coverage), p.findSubnetReach(ads, a)
 	f := &nodesAdmittedByAds{scoreByNode: make(map[string]int, len(admitted.scoreByNode)), exclusionReasonOfSelf: admitted.exclusionReasonOfSelf}
 	for name, score := range admitted.scoreByNode {
 		node := p.inputs.Nodes[name]
@@ -99,9 +99,9 @@ func (p *Planner) ableNodesFor(coverage *advertise.Layer2Coverage, i int) *nodes
 	return f
 }
 
-// subnetReach says whether a node that the advertisements select has a link into the subnet of the
-// address, even if that link is down or the node may not announce now.
-func (p *Planner) subnetReach(ads []*snapshot.L2Advertisement, a netip.Addr) advertise.SubnetReach {
+// findSubnetReach says whether a node that the advertisements select has a link into the subnet of
+// the address, even if that link is down or the node may not announce now.
+func (p *Planner) findSubnetReach(ads []*snapshot.L2Advertisement, a netip.Addr) advertise.SubnetReach {
 	for name, node := range p.inputs.Nodes {
 		n := p.linksOfNode(name)
 		if n == nil || !advertise.SelectsNode(ads, &node) {
@@ -136,6 +136,6 @@ func (p *Planner) answeringLinks(ads []*snapshot.L2Advertisement, a netip.Addr) 
 	links, reason := advertise.AnsweringLinks(ads, &self, a, advertise.LinksOfNode[facts.Link]{
 		Usable: p.inputs.UsableLinks, Down: p.inputs.DownLinks,
 		HasFamily: own.HasFamilyOf(a, self.InternalAddresses), AreRawSocketsDenied: p.inputs.RawSocketsDenied,
-	}, p.subnetReach(ads, a))
+	}, p.findSubnetReach(ads, a))
 	return links, cmp.Or(reason, names.ReasonNotHolder)
 }

@@ -57,7 +57,7 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 				s.L2Advertisements = []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}, NodeSelectors: selectNodeByName(node.Draw(t, "selected"))}}
 				p.SetSnapshot(&s)
 			case 8:
-				givesOutcome(facts.HealthCheckOutcome(rapid.IntRange(1, 3).Draw(t, "outcome")))(p)
+				answerHealthCheck(facts.HealthCheckOutcome(rapid.IntRange(1, 3).Draw(t, "outcome")))(p)
 			}
 			var d BidDelta
 			if p.NeedsUpdate() { // without a need the plan stays right
@@ -115,7 +115,7 @@ func haveEqualLayer2Plans(x, y Plan) bool {
 
 // Once endpoints are ready elsewhere, the node is no candidate, although its
 // terminating endpoints still serve.
-func TestTerminatingEndpointsHaveAGrace(t *testing.T) {
+func TestNodeStaysCandidateUntilOthersReady(t *testing.T) {
 	in := exampleInputs()
 	editService(func(s *view.Service) { s.HasLocalTrafficPolicy = true })(&in)
 	for _, c := range []struct {

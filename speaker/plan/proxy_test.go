@@ -12,9 +12,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// localInputs are those of node a. The Service has the policy Local, and is announced by both
-// protocols.
-func localInputs() Inputs {
+// localTrafficPolicyInputs are those of node a. The Service has the policy Local, and is announced
+// by both protocols.
+func localTrafficPolicyInputs() Inputs {
 	in := exampleInputs()
 	editService(func(s *view.Service) { s.HasLocalTrafficPolicy, s.HealthCheckNodePort = true, 30000 })(&in)
 	editNode("a", func(n *view.Node) { n.InternalAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.10")} })(&in)
@@ -23,8 +23,8 @@ func localInputs() Inputs {
 	return in
 }
 
-// onNodes returns endpoints of the Service on nodes, those in ready are ready.
-func onNodes(serving, ready []string) view.Endpoints {
+// newEndpointsOnNodes returns endpoints of the Service on nodes, those in ready are ready.
+func newEndpointsOnNodes(serving, ready []string) view.Endpoints {
 	return view.Endpoints{Service: webServiceKey, AnyServing: len(serving) > 0, ServingNodes: serving, ReadyNodes: ready}
 }
 
@@ -38,8 +38,8 @@ type proxyStep struct {
 	inGrace    bool
 }
 
-// givesOutcome answers the present health check.
-func givesOutcome(outcome facts.HealthCheckOutcome) func(p *Planner) {
+// answerHealthCheck answers the present health check.
+func answerHealthCheck(outcome facts.HealthCheckOutcome) func(p *Planner) {
 	return func(p *Planner) {
 		for _, c := range p.Plan().HealthChecks {
 			p.SetHealthCheckResult(facts.HealthCheckResult{ID: c.ID, Namespace: c.Namespace, Name: c.Name, Outcome: outcome})
@@ -47,48 +47,48 @@ func givesOutcome(outcome facts.HealthCheckOutcome) func(p *Planner) {
 	}
 }
 
-func setsEndpoints(serving, ready []string) func(p *Planner) {
-	return func(p *Planner) { p.SetEndpoints(onNodes(serving, ready)) }
+func replaceEndpoints(serving, ready []string) func(p *Planner) {
+	return func(p *Planner) { p.SetEndpoints(newEndpointsOnNodes(serving, ready)) }
 }
 
 func TestAnnouncementsWaitForTheServiceProxy(t *testing.T) {
 	const late, other, announced, none = names.ReasonServiceProxyNotReady, names.ReasonNotHolder, names.ReasonAnnounced, names.ReasonNoLocalEndpoints
 	a, b, both := []string{"a"}, []string{"b"}, []string{"a", "b"}
-	elsewhere := proxyStep{setsEndpoints(b, b), none, none, false, false, false}
-	arrives := proxyStep{setsEndpoints(both, both), late, late, true, false, false}
-	known := proxyStep{givesOutcome(facts.EndpointsKnown), other, announced, false, true, false}
+	elsewhere := proxyStep{replaceEndpoints(b, b), none, none, false, false, false}
+	arrives := proxyStep{replaceEndpoints(both, both), late, late, true, false, false}
+	known := proxyStep{answerHealthCheck(facts.EndpointsKnown), other, announced, false, true, false}
 	for name, steps := range map[string][]proxyStep{
 		"the proxy knows the endpoint": {elsewhere, arrives, known},
-		"the proxy knows it later":     {elsewhere, arrives, {givesOutcome(facts.EndpointsUnknown), late, late, true, false, false}, known},
-		"the proxy is silent":          {elsewhere, arrives, {givesOutcome(facts.ProxySilent), other, announced, false, true, false}},
+		"the proxy knows it later":     {elsewhere, arrives, {answerHealthCheck(facts.EndpointsUnknown), late, late, true, false, false}, known},
+		"the proxy is silent":          {elsewhere, arrives, {answerHealthCheck(facts.ProxySilent), other, announced, false, true, false}},
 		"the endpoint ends": {
 			elsewhere, arrives, known,
-			{setsEndpoints(both, b), none, announced, false, false, true},
+			{replaceEndpoints(both, b), none, announced, false, false, true},
 			elsewhere, arrives,
 		},
 		"a second endpoint starts while the first ends": {
 			elsewhere, arrives, known,
-			{setsEndpoints(both, b), none, announced, false, false, true},
-			{setsEndpoints(both, both), other, announced, false, true, false},
+			{replaceEndpoints(both, b), none, announced, false, false, true},
+			{replaceEndpoints(both, both), other, announced, false, true, false},
 		},
 		"the endpoints here were there at the start": {
-			{setsEndpoints(a, a), other, announced, true, true, false},
+			{replaceEndpoints(a, a), other, announced, true, true, false},
 			known,
 		},
 		"the proxy has lost the endpoints at the start": {
-			{setsEndpoints(a, a), other, announced, true, true, false},
-			{givesOutcome(facts.EndpointsUnknown), late, late, true, false, false},
+			{replaceEndpoints(a, a), other, announced, true, true, false},
+			{answerHealthCheck(facts.EndpointsUnknown), late, late, true, false, false},
 		},
 		"no endpoint is ready on any node": {
 			elsewhere,
-			{setsEndpoints(a, nil), other, announced, false, true, false},
+			{replaceEndpoints(a, nil), other, announced, false, true, false},
 		},
 		"a Service becomes Local": {
 			{func(p *Planner) {
-				p.SetEndpoints(onNodes(b, b))
+				p.SetEndpoints(newEndpointsOnNodes(b, b))
 				setServicePolicy(p, view.Service{})
 			}, other, announced, false, true, false},
-			{setsEndpoints(both, both), other, announced, false, true, false},
+			{replaceEndpoints(both, both), other, announced, false, true, false},
 			{func(p *Planner) {
 				setServicePolicy(p, view.Service{HasLocalTrafficPolicy: true, HealthCheckNodePort: 30000})
 			}, other, announced, true, true, false},
@@ -96,15 +96,15 @@ func TestAnnouncementsWaitForTheServiceProxy(t *testing.T) {
 		"a Service gets its address late": {
 			elsewhere,
 			{func(p *Planner) {
-				s := localInputs().Services[webServiceKey]
+				s := localTrafficPolicyInputs().Services[webServiceKey]
 				s.AssignedAddresses = nil
 				p.SetService(s)
-				p.SetEndpoints(onNodes(both, both))
+				p.SetEndpoints(newEndpointsOnNodes(both, both))
 				p.Update()
 				if checks := p.Plan().HealthChecks; len(checks) > 0 {
 					t.Errorf("the health checks of a Service without an address are %v", checks)
 				}
-				p.SetService(localInputs().Services[webServiceKey])
+				p.SetService(localTrafficPolicyInputs().Services[webServiceKey])
 			}, late, late, true, false, false},
 			known,
 		},
@@ -120,7 +120,7 @@ func TestAnnouncementsWaitForTheServiceProxy(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			in := localInputs()
+			in := localTrafficPolicyInputs()
 			in.Endpoints = nil
 			p := NewPlanner(in)
 			for i, step := range steps {
@@ -134,7 +134,7 @@ func TestAnnouncementsWaitForTheServiceProxy(t *testing.T) {
 
 // setServicePolicy replaces the traffic policy of the Service.
 func setServicePolicy(p *Planner, policy view.Service) {
-	s := localInputs().Services[webServiceKey]
+	s := localTrafficPolicyInputs().Services[webServiceKey]
 	s.HasLocalTrafficPolicy, s.HealthCheckNodePort = policy.HasLocalTrafficPolicy, policy.HealthCheckNodePort
 	p.SetService(s)
 }
@@ -160,8 +160,8 @@ func checkProxyStep(t *testing.T, i int, got Plan, want proxyStep) {
 // TestHealthChecksNameAddressesOfTheNode asks at the node's own address, and at loopback if it has
 // none of the family.
 func TestHealthChecksNameAddressesOfTheNode(t *testing.T) {
-	in := localInputs()
-	in.Endpoints[webServiceKey] = onNodes([]string{"a"}, []string{"a"})
+	in := localTrafficPolicyInputs()
+	in.Endpoints[webServiceKey] = newEndpointsOnNodes([]string{"a"}, []string{"a"})
 	editService(func(s *view.Service) {
 		s.AssignedAddresses = append(s.AssignedAddresses, netip.MustParseAddr("2001:db8::1"))
 	})(&in)
@@ -176,14 +176,14 @@ func TestHealthChecksNameAddressesOfTheNode(t *testing.T) {
 // TestLateResultsAreIgnored: the result of an earlier health check of a Service comes after its
 // endpoints have ended and returned.
 func TestLateResultsAreIgnored(t *testing.T) {
-	in := localInputs()
-	in.Endpoints[webServiceKey] = onNodes([]string{"b"}, []string{"b"})
+	in := localTrafficPolicyInputs()
+	in.Endpoints[webServiceKey] = newEndpointsOnNodes([]string{"b"}, []string{"b"})
 	p := NewPlanner(in)
 	p.Update()
 	var earlier []intent.HealthCheck
 	for range 2 {
 		for _, node := range []string{"b", "a"} {
-			p.SetEndpoints(onNodes([]string{node}, []string{node}))
+			p.SetEndpoints(newEndpointsOnNodes([]string{node}, []string{node}))
 			p.Update()
 		}
 		if earlier == nil {
@@ -199,14 +199,14 @@ func TestLateResultsAreIgnored(t *testing.T) {
 
 // TestASecondServiceDoesNotMoveASharedAddress adds a Service to an address that this node holds.
 func TestASecondServiceDoesNotMoveASharedAddress(t *testing.T) {
-	in := localInputs()
+	in := localTrafficPolicyInputs()
 	editService(func(s *view.Service) { s.HasSharingAnnotation = true })(&in)
-	in.Endpoints[webServiceKey] = onNodes([]string{"a", "b"}, []string{"a", "b"})
+	in.Endpoints[webServiceKey] = newEndpointsOnNodes([]string{"a", "b"}, []string{"a", "b"})
 	p := NewPlanner(in)
 	p.Update()
 	second := in.Services[webServiceKey]
 	second.Key.Name = "second"
-	e := onNodes([]string{"a", "b"}, []string{"a", "b"})
+	e := newEndpointsOnNodes([]string{"a", "b"}, []string{"a", "b"})
 	e.Service = second.Key
 	p.SetService(second)
 	p.SetEndpoints(e)

@@ -46,8 +46,8 @@ func (s *serviceFacts) equal(o *serviceFacts) bool {
 	return s.recordedPool == o.recordedPool && s.hasLocalTrafficPolicy == o.hasLocalTrafficPolicy && s.hasSharingKey == o.hasSharingKey && s.healthCheckNodePort == o.healthCheckNodePort && s.requestedHolder == o.requestedHolder && slices.Equal(s.assignedAddresses, o.assignedAddresses) && slices.Equal(s.labels, o.labels)
 }
 
-// toAdvertise returns the fields that decide which advertisements cover the Service.
-func (s *serviceFacts) toAdvertise() advertise.Service {
+// toAdvertiseService returns the fields that decide which advertisements cover the Service.
+func (s *serviceFacts) toAdvertiseService() advertise.Service {
 	return advertise.Service{
 		Labels: s.labels, RecordedPool: s.recordedPool, Addresses: s.assignedAddresses, HasSharingKey: s.hasSharingKey,
 	}

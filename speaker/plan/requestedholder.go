@@ -19,7 +19,7 @@ func (p *Planner) preferRequestedNode(node string, coverage *advertise.Layer2Cov
 	fault := p.faultOfRequestedNode(node, coverage, i, d)
 	if d.candidates.HasNode(node) {
 		d.canMoveToRequestedNode = true
-		d.candidates = p.editedCandidates(d.candidates, "prefer "+node, func(scores map[string]int) { scores[node] += requestedNodeScore })
+		d.candidates = p.candidatesWithEditedScores(d.candidates, "prefer "+node, func(scores map[string]int) { scores[node] += requestedNodeScore })
 	}
 	return fault
 }
@@ -40,7 +40,7 @@ func (p *Planner) faultOfRequestedNode(node string, coverage *advertise.Layer2Co
 		reason = d.reason
 	default:
 		reason = coverage.NodeExclusionReason(&n)
-		if _, isAble := p.ableNodesFor(coverage, i).scoreByNode[node]; reason == "" && !isAble {
+		if _, isAble := p.nodesAbleToAnswerFor(coverage, i).scoreByNode[node]; reason == "" && !isAble {
 			reason = names.ReasonNoLinks
 		}
 		if reason == "" {

@@ -68,7 +68,7 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 			}
 		}
 		p.plan.NodeLeaving, p.plan.NodeInternalIPs = self.IsLeaving || self.IsExcluded, self.InternalAddresses
-		p.plan.NodeUnavailable, p.plan.NodeUnfit = unavailableReason(&self), p.unfitReasonOfSelf(&self)
+		p.plan.NodeUnavailable, p.plan.NodeUnfit = reasonNodeAnnouncesNothing(&self), p.unfitReasonOfSelf(&self)
 	}
 	var verdicts, gone []*BGPVerdict
 	touched := map[netip.Prefix]struct{}{}
@@ -103,8 +103,8 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 	p.rebuildRoutes(touched)
 }
 
-// unavailableReason returns why a node announces nothing at all; empty if it may announce.
-func unavailableReason(n *view.Node) names.Reason {
+// reasonNodeAnnouncesNothing returns why a node announces nothing at all; empty if it may announce.
+func reasonNodeAnnouncesNothing(n *view.Node) names.Reason {
 	switch {
 	case n.NetworkUnavailable:
 		return names.ReasonNodeNetworkUnavailable
@@ -205,11 +205,11 @@ func allAddresses(all []netip.Addr, match func(netip.Addr) bool) bool {
 // decideBGP applies the rules in order to one Service. A leaving node still announces: the BGP
 // engine withdraws its routes in order.
 func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node) *serviceRouteContribution {
-	svc := r.service.toAdvertise()
+	svc := r.service.toAdvertiseService()
 	coverage, reason := advertise.BGP(p.inputs.Snapshot, &svc)
 	ads := coverage
 	if reason == "" {
-		ads, reason = advertise.OnNode(coverage, self)
+		ads, reason = advertise.BGPAdvertisementsOnNode(coverage, self)
 	}
 	here, hasLocalEndpoints := r.endpoints.endpointsOnNode(p.inputs.SelfNode)
 	switch {

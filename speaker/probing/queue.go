@@ -26,20 +26,20 @@ const (
 )
 
 const (
-	// perNodeTurnDelay is how long each node waits for the node before it. A probe and its
-	// answer through the API take less. nodeOutsideSubnetExtraDelay is added on nodes without a
+	// perPrecedingNodeDelay is how long each node waits for the node before it. A probe and
+	// its answer through the API take less. nodeOutsideSubnetExtraDelay is added on nodes without a
 	// link in the subnet of the address.
-	perNodeTurnDelay            = time.Second
+	perPrecedingNodeDelay       = time.Second
 	nodeOutsideSubnetExtraDelay = 3 * time.Second
-	// maxNodeTurnsToWait bounds the delay in a large cluster.
-	maxNodeTurnsToWait = 10
+	// maxPrecedingNodesToWaitFor bounds the delay in a large cluster.
+	maxPrecedingNodesToWaitFor = 10
 	// unsentOrDoubtfulProbeRetryDelay is the delay after a probe that could not be sent, or whose
 	// answer is doubtful.
 	unsentOrDoubtfulProbeRetryDelay = time.Second
-	// memberAnswersBeforeTheyCount is how often one of our own nodes has to answer for an address
+	// minAnswersOfOwnNodeToCount is how often one of our own nodes has to answer for an address
 	// that none of them holds, before the answer counts. A node may be behind for a moment, or the
 	// address may be configured on the node.
-	memberAnswersBeforeTheyCount = 3
+	minAnswersOfOwnNodeToCount = 3
 )
 
 // Question is an address to probe. ID tells it from another question about the same address.
@@ -77,14 +77,14 @@ type ProbingState struct {
 
 // QuestionQueue has the open questions. The zero value has none. It belongs to one goroutine.
 type QuestionQueue struct {
-	openQuestionByID map[string]*openQuestion
+	openQuestionByID map[string]*unansweredQuestion
 	// openQuestionByProbeID finds the question of a Probe by its number, which is never used again.
-	openQuestionByProbeID map[uint64]*openQuestion
+	openQuestionByProbeID map[uint64]*unansweredQuestion
 	lastProbeID           uint64
 	undeliveredAnswers    []Answer
 }
 
-type openQuestion struct {
+type unansweredQuestion struct {
 	Question
 	dueAt                        time.Time
 	isProbing                    bool
@@ -95,11 +95,11 @@ type openQuestion struct {
 // SetQuestions replaces the open questions. A question that was answered is not probed again.
 func (d *QuestionQueue) SetQuestions(questions []Question, w ProbingState, now time.Time) {
 	before := d.openQuestionByID
-	d.openQuestionByID = make(map[string]*openQuestion, len(questions))
+	d.openQuestionByID = make(map[string]*unansweredQuestion, len(questions))
 	for _, q := range questions {
 		o := before[q.ID]
 		if o == nil {
-			o = &openQuestion{Question: q, dueAt: now.Add(firstProbeDelay(q, w))}
+			o = &unansweredQuestion{Question: q, dueAt: now.Add(firstProbeDelay(q, w))}
 		}
 		d.openQuestionByID[q.ID] = o
 	}
@@ -124,7 +124,7 @@ func (d *QuestionQueue) TakeDueProbesAndNewAnswers(w ProbingState, now time.Time
 			o.dueAt = now.Add(unsentOrDoubtfulProbeRetryDelay)
 		default:
 			if d.openQuestionByProbeID == nil {
-				d.openQuestionByProbeID = map[uint64]*openQuestion{}
+				d.openQuestionByProbeID = map[uint64]*unansweredQuestion{}
 			}
 			d.lastProbeID++
 			d.openQuestionByProbeID[d.lastProbeID], o.isProbing = o, true
@@ -151,7 +151,7 @@ func (d *QuestionQueue) RecordProbeResult(r facts.ProbeResult, w ProbingState, n
 	case r.NoFrameSent:
 		o.dueAt = now.Add(unsentOrDoubtfulProbeRetryDelay)
 	case len(ours) > 0:
-		if o.probesAnsweredByMembersCount++; o.probesAnsweredByMembersCount >= memberAnswersBeforeTheyCount {
+		if o.probesAnsweredByMembersCount++; o.probesAnsweredByMembersCount >= minAnswersOfOwnNodeToCount {
 			d.finishQuestion(o, formatMACs(ours))
 			return
 		}
@@ -177,7 +177,7 @@ func (d *QuestionQueue) HasDueWork(now time.Time) bool {
 	return len(d.undeliveredAnswers) > 0 || !next.IsZero() && !next.After(now)
 }
 
-func (d *QuestionQueue) finishQuestion(o *openQuestion, by string) {
+func (d *QuestionQueue) finishQuestion(o *unansweredQuestion, by string) {
 	o.isFinished = true
 	d.undeliveredAnswers = append(d.undeliveredAnswers, Answer{o.Question, by})
 }
@@ -223,7 +223,7 @@ func firstProbeDelay(q Question, w ProbingState) time.Duration {
 		return cmp.Or(cmp.Compare(nodeOrderHashForAddress(x.Name, q.Address), nodeOrderHashForAddress(y.Name, q.Address)), cmp.Compare(x.Name, y.Name))
 	})
 	before := slices.IndexFunc(order, func(m facts.Member) bool { return m.Name == w.Self })
-	out := time.Duration(min(max(before, 0), maxNodeTurnsToWait)) * perNodeTurnDelay
+	out := time.Duration(min(max(before, 0), maxPrecedingNodesToWaitFor)) * perPrecedingNodeDelay
 	if _, _, near := linksToProbe(q, w); !near {
 		out += nodeOutsideSubnetExtraDelay
 	}
@@ -248,7 +248,7 @@ func linksToProbe(q Question, w ProbingState) (links []int, own string, near boo
 			return nil, l.MAC.String(), true
 		}
 	}
-	ads := advertise.Layer2OfPool(w.Snapshot, q.Pool)
+	ads := advertise.L2AdvertisementsOfPool(w.Snapshot, q.Pool)
 	if len(ads) == 0 {
 		ads = []*snapshot.L2Advertisement{{}} // as if one without limits were to come
 	}

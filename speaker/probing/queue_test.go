@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	testStart               = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	testStartTime           = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	questionAddress         = netip.MustParseAddr("192.0.2.10")
 	exampleQuestion         = Question{ID: "q", Address: questionAddress, Pool: "p"}
 	noAddressIsHeldByMember = func(netip.Addr) bool { return false }
@@ -36,13 +36,13 @@ func TestNodesProbeOneAfterAnother(t *testing.T) {
 	var first []time.Duration
 	for _, self := range []string{"a", "b", "c"} {
 		var d QuestionQueue
-		d.SetQuestions([]Question{exampleQuestion}, exampleState(self), testStart)
-		first = append(first, d.NextDueTime().Sub(testStart))
-		if probes, _ := d.TakeDueProbesAndNewAnswers(exampleState(self), testStart.Add(time.Minute)); len(probes) != 1 || !slices.Equal(probes[0].LinkIndexes, []int{2}) {
+		d.SetQuestions([]Question{exampleQuestion}, exampleState(self), testStartTime)
+		first = append(first, d.NextDueTime().Sub(testStartTime))
+		if probes, _ := d.TakeDueProbesAndNewAnswers(exampleState(self), testStartTime.Add(time.Minute)); len(probes) != 1 || !slices.Equal(probes[0].LinkIndexes, []int{2}) {
 			t.Errorf("node %s probes %+v, want the link of the subnet", self, probes)
 		}
-		d.SetQuestions(nil, exampleState(self), testStart)
-		if probes, answers := d.TakeDueProbesAndNewAnswers(exampleState(self), testStart.Add(time.Hour)); len(probes)+len(answers) > 0 || !d.NextDueTime().IsZero() {
+		d.SetQuestions(nil, exampleState(self), testStartTime)
+		if probes, answers := d.TakeDueProbesAndNewAnswers(exampleState(self), testStartTime.Add(time.Hour)); len(probes)+len(answers) > 0 || !d.NextDueTime().IsZero() {
 			t.Errorf("a closed question is still probed: %v %v", probes, answers)
 		}
 	}
@@ -81,11 +81,11 @@ func TestProbeGoesToTheLinksOfTheAddress(t *testing.T) {
 				tc.edit(&w)
 			}
 			var d QuestionQueue
-			d.SetQuestions([]Question{exampleQuestion}, w, testStart)
-			if far := d.NextDueTime().Sub(testStart) >= nodeOutsideSubnetExtraDelay; far != tc.far {
-				t.Errorf("it probes after %s", d.NextDueTime().Sub(testStart))
+			d.SetQuestions([]Question{exampleQuestion}, w, testStartTime)
+			if far := d.NextDueTime().Sub(testStartTime) >= nodeOutsideSubnetExtraDelay; far != tc.far {
+				t.Errorf("it probes after %s", d.NextDueTime().Sub(testStartTime))
 			}
-			probes, answers := d.TakeDueProbesAndNewAnswers(w, testStart.Add(nodeOutsideSubnetExtraDelay))
+			probes, answers := d.TakeDueProbesAndNewAnswers(w, testStartTime.Add(nodeOutsideSubnetExtraDelay))
 			if len(answers) > 0 {
 				t.Errorf("it is answered without a probe: %v", answers)
 			}
@@ -125,8 +125,8 @@ func TestAnswerFromProbeResults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := exampleState("a")
 			var d QuestionQueue
-			d.SetQuestions([]Question{exampleQuestion}, w, testStart)
-			now := testStart
+			d.SetQuestions([]Question{exampleQuestion}, w, testStartTime)
+			now := testStartTime
 			var answers []Answer
 			for _, r := range tc.results {
 				now = now.Add(time.Minute)
@@ -159,8 +159,8 @@ func TestAddressConfiguredOnNodeIsAnsweredWithoutProbe(t *testing.T) {
 	w := exampleState("a")
 	own := Question{ID: "own", Address: netip.MustParseAddr("192.0.2.1")}
 	var d QuestionQueue
-	d.SetQuestions([]Question{own}, w, testStart)
-	probes, answers := d.TakeDueProbesAndNewAnswers(w, testStart.Add(time.Minute))
+	d.SetQuestions([]Question{own}, w, testStartTime)
+	probes, answers := d.TakeDueProbesAndNewAnswers(w, testStartTime.Add(time.Minute))
 	if len(probes) > 0 || len(answers) != 1 || answers[0].AnsweringMACs != numberedMAC(1).String() {
 		t.Errorf("it probes %v and answers %v", probes, answers)
 	}

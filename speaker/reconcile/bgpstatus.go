@@ -46,7 +46,7 @@ type BGPStatusWriter struct {
 
 	// Run owns the fields below.
 	isServiceLimitLogged bool // that the limit is exceeded
-	sessionReturns       status.SessionReturns
+	sessionFlapDamper    status.SessionFlapDamper
 }
 
 // BGPStatusWriterOptions are what a BGPStatusWriter needs.
@@ -147,7 +147,7 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 // returns when to look again although nothing changed, or 0.
 func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) (lookAgain time.Duration, err error) {
 	sessions := w.options.Sessions.Status()
-	heldBack, lookAgain := w.observeReturns(sessions)
+	heldBack, lookAgain := w.explainSessionsNotCountingYet(sessions)
 	carried := routesCarriedByPeer(sessions)
 	for peer := range heldBack {
 		delete(carried, peer)
@@ -167,9 +167,9 @@ func earlierDelay(x, y time.Duration) time.Duration {
 	return x
 }
 
-// observeReturns returns why established sessions do not count yet, by peer, and when to look
-// again.
-func (w *BGPStatusWriter) observeReturns(sessions []bgp.PeerSessionStatus) (heldBack map[string]names.Explanation, lookAgain time.Duration) {
+// explainSessionsNotCountingYet returns why established sessions do not count yet, by peer, and
+// when to look again.
+func (w *BGPStatusWriter) explainSessionsNotCountingYet(sessions []bgp.PeerSessionStatus) (heldBack map[string]names.Explanation, lookAgain time.Duration) {
 	heldBack = map[string]names.Explanation{}
 	var peers []string
 	for i := range sessions {
@@ -179,12 +179,12 @@ func (w *BGPStatusWriter) observeReturns(sessions []bgp.PeerSessionStatus) (held
 		if s.State == bgp.Established {
 			observed.EstablishedSince = s.UpOrDownSince
 		}
-		why, wait := w.sessionReturns.ObserveSession(observed, w.options.Now())
+		why, wait := w.sessionFlapDamper.ObserveSession(observed, w.options.Now())
 		if lookAgain = earlierDelay(lookAgain, wait); why.IsSet() {
 			heldBack[s.PeerName] = why
 		}
 	}
-	w.sessionReturns.ForgetOtherPeers(peers)
+	w.sessionFlapDamper.ForgetOtherPeers(peers)
 	return heldBack, lookAgain
 }
 

@@ -39,7 +39,7 @@ func (w *StatusWriter) markAbandonedNodes(ctx context.Context) {
 func (w *StatusWriter) markAbandonedNode(ctx context.Context, node string) error {
 	text := status.DeadSpeakerText(node, w.options.Self)
 	state := configuration.StateWriter{ReportingComponent: names.ComponentSpeaker, Node: node, Namespace: w.options.Namespace}
-	err := state.WriteUnknown(ctx, w.options.LiveReader, w.options.Client, text)
+	err := state.WriteUnknownState(ctx, w.options.LiveReader, w.options.Client, text)
 	if w.options.WithoutBGPKinds {
 		return err
 	}
@@ -49,7 +49,7 @@ func (w *StatusWriter) markAbandonedNode(ctx context.Context, node string) error
 // markSessionsOfDeadNode writes that the state of the node's BGP sessions is unknown.
 func (w *StatusWriter) markSessionsOfDeadNode(ctx context.Context, node, text string) error {
 	var sessions v1alpha1.BGPSessionList
-	if err := w.options.LiveReader.List(ctx, &sessions, w.objectsOfNode(node)...); err != nil {
+	if err := w.options.LiveReader.List(ctx, &sessions, w.selectObjectsOfNode(node)...); err != nil {
 		return fmt.Errorf("listing the BGPSessions of node %s: %w", node, err)
 	}
 	var errs []error
@@ -67,7 +67,7 @@ func (w *StatusWriter) markSessionsOfDeadNode(ctx context.Context, node, text st
 // removeBGPStatusesOfNode removes the ServiceBGPStatuses of a dead node.
 func (w *StatusWriter) removeBGPStatusesOfNode(ctx context.Context, node string) error {
 	var list v1beta1.ServiceBGPStatusList
-	if err := w.options.LiveReader.List(ctx, &list, w.objectsOfNode(node)...); err != nil {
+	if err := w.options.LiveReader.List(ctx, &list, w.selectObjectsOfNode(node)...); err != nil {
 		return fmt.Errorf("listing the ServiceBGPStatuses of node %s: %w", node, err)
 	}
 	var g errgroup.Group // continues after an error
@@ -83,7 +83,7 @@ func (w *StatusWriter) removeBGPStatusesOfNode(ctx context.Context, node string)
 	return g.Wait()
 }
 
-// objectsOfNode select what the speaker of a node wrote.
-func (w *StatusWriter) objectsOfNode(node string) []client.ListOption {
+// selectObjectsOfNode select what the speaker of a node wrote.
+func (w *StatusWriter) selectObjectsOfNode(node string) []client.ListOption {
 	return []client.ListOption{client.InNamespace(w.options.Namespace), client.MatchingLabels{names.LabelServiceStatusNode: node}}
 }

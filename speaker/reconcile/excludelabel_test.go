@@ -11,16 +11,16 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// discardedSeeds takes seeds and does nothing.
-type discardedSeeds struct{}
+// discardingSeedSetter takes seeds and does nothing.
+type discardingSeedSetter struct{}
 
-func (discardedSeeds) SetSeeds([]string) {}
+func (discardingSeedSetter) SetSeeds([]string) {}
 
 func TestExcludeLabelCountsUnlessItIsIgnored(t *testing.T) {
 	for _, isIgnored := range []bool{false, true} {
 		p := &recordingPlanner{Planner: plan.NewPlanner(plan.Inputs{})}
 		f := NewClusterFeed(ClusterFeedOptions{
-			Agent: p, Services: NewServiceIndex(), Seeds: discardedSeeds{}, Scope: configuration.ConfigurationScope{IgnoreExcludeLabel: isIgnored},
+			Agent: p, Services: NewServiceIndex(), Seeds: discardingSeedSetter{}, Scope: configuration.ConfigurationScope{IgnoreExcludeLabel: isIgnored},
 		})
 		f.setNode(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{names.LabelExcludeNode: ""}}})
 		if got := p.Inputs().Nodes["a"]; got.IsExcluded == isIgnored {

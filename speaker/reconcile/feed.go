@@ -192,7 +192,7 @@ func (f *ClusterFeed) setNode(ctx context.Context, o any) {
 	f.labelsByNode[n.Name] = n.Labels
 	f.mu.Unlock()
 	f.updateGossipSeeds()
-	f.options.Agent.PostChanges(ctx, agent.NewNodeSetChange(v))
+	f.options.Agent.PostChanges(ctx, agent.NewNodeUpsertedChange(v))
 	if !known || !maps.Equal(before, n.Labels) {
 		f.rebuildSnapshot(ctx, nil)
 	}
@@ -283,6 +283,6 @@ func (f *ClusterFeed) rebuildSnapshot(ctx context.Context, _ any) {
 	o.PreviousSnapshot = f.lastSnapshot
 	s, problems := snapshot.BuildSnapshot(o)
 	f.lastSnapshot = s
-	f.options.Agent.PostChanges(ctx, agent.NewSnapshotSetChange(s))
+	f.options.Agent.PostChanges(ctx, agent.NewSnapshotReplacedChange(s))
 	f.options.ObserveProblems(problems)
 }

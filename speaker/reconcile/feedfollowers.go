@@ -44,7 +44,7 @@ func (f *ClusterFeed) appendServiceChange(out []agent.PlannerInputChange, v *vie
 		return f.appendServiceRemoval(out, v.Key)
 	}
 	f.options.Services.setServiceUID(v.Key, types.UID(v.UID))
-	return append(out, agent.NewServiceSetChange(*v))
+	return append(out, agent.NewServiceUpsertedChange(*v))
 }
 
 func (f *ClusterFeed) appendServiceRemoval(out []agent.PlannerInputChange, k view.ObjectKey) []agent.PlannerInputChange {
@@ -153,7 +153,7 @@ func (f *ClusterFeed) endpointChanges(services ...view.ObjectKey) []agent.Planne
 	var out []agent.PlannerInputChange
 	for i, k := range services {
 		if k.Name != "" && !slices.Contains(services[:i], k) {
-			out = append(out, agent.NewEndpointsSetChange(view.MergeEndpointSliceViews(k, f.endpointSlicesByService[k])))
+			out = append(out, agent.NewEndpointsReplacedChange(view.MergeEndpointSliceViews(k, f.endpointSlicesByService[k])))
 		}
 	}
 	return out
@@ -174,7 +174,7 @@ func (f *ClusterFeed) replaceEndpointSlices(ctx context.Context, all []*view.End
 	for chunk := range slices.Chunk(slices.Collect(maps.Keys(f.endpointSlicesByService)), changesPerPost) {
 		var out []agent.PlannerInputChange
 		for _, k := range chunk {
-			out = append(out, agent.NewEndpointsSetChange(view.MergeEndpointSliceViews(k, f.endpointSlicesByService[k])))
+			out = append(out, agent.NewEndpointsReplacedChange(view.MergeEndpointSliceViews(k, f.endpointSlicesByService[k])))
 		}
 		f.postChanges(ctx, out)
 	}

@@ -83,7 +83,7 @@ func passToFollower(t *testing.T, give func(any) error, objects ...any) {
 	}
 }
 
-func TestServiceMirrorFollowsServices(t *testing.T) {
+func TestServiceFollowerFollowsServices(t *testing.T) {
 	p, services, _, f := newFeedWithFollowers(t, plan.Inputs{})
 	a := netip.MustParseAddr("192.0.2.1")
 	has := func(want ...string) {

@@ -13,8 +13,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
-// pathFaults returns what the checks of the gossip's paths found.
-func (w *StatusWriter) pathFaults() []members.PathFault {
+// gossipPathFaults returns what the checks of the gossip's paths found.
+func (w *StatusWriter) gossipPathFaults() []members.PathFault {
 	if w.options.GossipPathFaults == nil {
 		return nil
 	}
@@ -25,7 +25,7 @@ func (w *StatusWriter) pathFaults() []members.PathFault {
 // gossip or the election has lost, and members to which a path is blocked.
 func (w *StatusWriter) gossipState() status.GossipState {
 	nodes, protocolByNode := w.missing.unreachable(), map[string]string{}
-	for _, f := range w.pathFaults() {
+	for _, f := range w.gossipPathFaults() {
 		// The election loses a member whose datagrams do not arrive, while the gossip still has it.
 		isMissing := slices.Contains(nodes, f.NodeName)
 		if !isMissing && !slices.Contains(w.missing.members, f.NodeName) {
@@ -64,9 +64,9 @@ func (w *StatusWriter) hasOtherKey(ctx context.Context, name string) bool {
 	})
 }
 
-// reportGossip sends an event about this Node when gossip with other nodes fails, when these
+// reportBlockedGossip sends an event about this Node when gossip with other nodes fails, when these
 // are other nodes than before, and when that is over.
-func (w *StatusWriter) reportGossip(ctx context.Context) {
+func (w *StatusWriter) reportBlockedGossip(ctx context.Context) {
 	state := w.gossipState()
 	why := state.Explain()
 	if why.Text == w.lastReportedGossipFault {

@@ -52,9 +52,9 @@ func TestBlockedPathIsReported(t *testing.T) {
 	} {
 		faults = tc.faults
 		for range 2 { // the second time nothing is new
-			w.reportGossip(t.Context())
+			w.reportBlockedGossip(t.Context())
 		}
-		s := status.BuildSpeakerStatus(w.statusInputs(agent.Status{}))
+		s := status.BuildSpeakerStatus(w.collectStatusInputs(agent.Status{}))
 		if c := meta.FindStatusCondition(s.Conditions, names.ConditionGossip); !strings.Contains(c.Message, tc.condition) || !slices.Equal(s.Unreachable, tc.unreachable) {
 			t.Errorf("%+v: the condition says %q, and %v are unreachable, want %q and %v", tc.faults, c.Message, s.Unreachable, tc.condition, tc.unreachable)
 		}
@@ -114,11 +114,11 @@ func TestOtherKeyIsReported(t *testing.T) {
 		{sources, names.ReasonGossipKeyDiffers, `the speakers of other have another gossip key than this one: let all speakers use the entry "key" of the Secret metallb-system/gantry-gossip; this one has its key from the file /etc/key (--gossip-key-file)`},
 		{nil, names.ReasonGossipBlocked, "gossip is blocked with the speakers of other, although they run"},
 	} {
-		sources, later = c.sources, later.Add(gossipCheckDelay)
+		sources, later = c.sources, later.Add(vanishedSpeakerCheckDelay)
 		if !w.checkMissingNodes(t.Context()) {
 			t.Error("the result did not change")
 		}
-		s := status.BuildSpeakerStatus(w.statusInputs(agent.Status{}))
+		s := status.BuildSpeakerStatus(w.collectStatusInputs(agent.Status{}))
 		g := meta.FindStatusCondition(s.Conditions, names.ConditionGossip)
 		if g.Status != metav1.ConditionFalse || g.Reason != string(c.reason) || !strings.Contains(g.Message, c.text) || !slices.Equal(s.Unreachable, []string{"other"}) {
 			t.Errorf("the condition is %+v, want %s: %s", g, c.reason, c.text)

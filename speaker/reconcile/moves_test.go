@@ -21,9 +21,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
-// TestMovesAreWrittenWithWhatIsDueAnyway records moves of a node whose earlier speaker has written
+// TestMovesCauseNoWriteOfTheirOwn records moves of a node whose earlier speaker has written
 // one. A move alone costs no write.
-func TestMovesAreWrittenWithWhatIsDueAnyway(t *testing.T) {
+func TestMovesCauseNoWriteOfTheirOwn(t *testing.T) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)

@@ -21,20 +21,20 @@ const (
 	lastSeenInterval = time.Minute
 	// staleSpeakerTimeout is how old lastSeen may be of a speaker that lives.
 	staleSpeakerTimeout = lastSeenInterval*2 + 30*time.Second
-	// gossipCheckDelay is how long a speaker that vanished from the gossip may take to be reported
-	// as dead. After that, a speaker that still says that it runs is unreachable.
-	gossipCheckDelay = 5 * time.Second
+	// vanishedSpeakerCheckDelay is how long a speaker that vanished from the gossip may take to be
+	// reported as dead. After that, a speaker that still says that it runs is unreachable.
+	vanishedSpeakerCheckDelay = 5 * time.Second
 	// ownStatusCheckDelay is how long after the loss of a member a speaker checks whether another
 	// one has written that this one is dead. That happens when gossip between the two is blocked.
 	ownStatusCheckDelay = time.Second
-	// gossipRecheckInterval is the time between two checks of a node that stays missing, after the
-	// first earlyGossipChecks. Earlier checks follow each other sooner: a speaker that another one
-	// has reported as dead may need some seconds until it corrects that.
-	gossipRecheckInterval = 30 * time.Second
-	earlyGossipChecks     = 5
-	// deadSpeakerWriter is the field owner of what a living speaker writes about a dead one. It
+	// missingNodeRecheckInterval is the time between two checks of a node that stays missing, after
+	// the first earlyMissingNodeCheckCount. Earlier checks follow each other sooner: a speaker that
+	// another one has reported as dead may need some seconds until it corrects that.
+	missingNodeRecheckInterval = 30 * time.Second
+	earlyMissingNodeCheckCount = 5
+	// deadSpeakerFieldOwner is the field owner of what a living speaker writes about a dead one. It
 	// differs from that of the speaker itself, so that neither removes the fields of the other.
-	deadSpeakerWriter = names.SpeakerEventSource + "-witness"
+	deadSpeakerFieldOwner = names.SpeakerEventSource + "-witness"
 )
 
 // missingNode is a node whose speaker is not, or no longer, a member of the gossip.
@@ -58,7 +58,7 @@ type missingNodes struct {
 func (w *StatusWriter) observeMembers(ctx context.Context, members []string) (isOneGone bool) {
 	isOneGone = slices.ContainsFunc(w.missing.members, func(name string) bool { return !slices.Contains(members, name) })
 	w.markDeadSpeakers(ctx, w.missing.observeMembers(members, w.options.Self, w.options.Now()))
-	w.reportGossip(ctx)
+	w.reportBlockedGossip(ctx)
 	return isOneGone
 }
 
@@ -105,7 +105,7 @@ func (m *missingNodes) addMissingNode(name string, now time.Time) {
 	if m.checkByName == nil {
 		m.checkByName = map[string]missingNode{}
 	}
-	m.checkByName[name] = missingNode{missingSince: now, checkAt: now.Add(gossipCheckDelay)}
+	m.checkByName[name] = missingNode{missingSince: now, checkAt: now.Add(vanishedSpeakerCheckDelay)}
 }
 
 // unreachable returns the nodes whose speakers run and cannot be reached, sorted.
@@ -165,20 +165,20 @@ func (w *StatusWriter) nodesWithSpeakerPod(ctx context.Context) []string {
 func (w *StatusWriter) markDeadSpeakers(ctx context.Context, nodes []string) {
 	for _, node := range nodes {
 		s := status.DeadSpeakerStatus(node, w.options.Self, w.options.Now())
-		err := w.applyStatusAsWitness(ctx, node, s)
+		err := w.applyStatusOfDeadSpeaker(ctx, node, s)
 		if err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
 			w.options.Log.Warn("writing that a speaker is gone", "node", node, "error", err)
 		}
 	}
 }
 
-func (w *StatusWriter) applyStatusAsWitness(ctx context.Context, node string, s v1alpha1.SpeakerStatusStatus) error {
+func (w *StatusWriter) applyStatusOfDeadSpeaker(ctx context.Context, node string, s v1alpha1.SpeakerStatusStatus) error {
 	o := &v1alpha1.SpeakerStatus{
 		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "SpeakerStatus"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.options.Namespace, Name: node},
 		Status:     s,
 	}
-	return applyStatus(ctx, w.options.Client, o, deadSpeakerWriter)
+	return applyStatus(ctx, w.options.Client, o, deadSpeakerFieldOwner)
 }
 
 // checkMissingNodes finds out which missing speakers run all the same: gossip with them is blocked.
@@ -190,9 +190,9 @@ func (w *StatusWriter) checkMissingNodes(ctx context.Context) (changed bool) {
 			continue
 		}
 		before := n
-		n.isUnreachable, n.checkAt = w.doesSpeakerSayThatItRuns(ctx, name), now.Add(gossipRecheckInterval)
-		if n.checkCount++; n.checkCount < earlyGossipChecks {
-			n.checkAt = now.Add(gossipCheckDelay)
+		n.isUnreachable, n.checkAt = w.doesSpeakerSayThatItRuns(ctx, name), now.Add(missingNodeRecheckInterval)
+		if n.checkCount++; n.checkCount < earlyMissingNodeCheckCount {
+			n.checkAt = now.Add(vanishedSpeakerCheckDelay)
 		}
 		n.hasOtherKey = n.isUnreachable && w.hasOtherKey(ctx, name)
 		w.missing.checkByName[name] = n
@@ -200,7 +200,7 @@ func (w *StatusWriter) checkMissingNodes(ctx context.Context) (changed bool) {
 			changed = true
 		}
 	}
-	w.reportGossip(ctx)
+	w.reportBlockedGossip(ctx)
 	return changed
 }
 

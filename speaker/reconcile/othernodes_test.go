@@ -18,9 +18,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
-// TestOneNodeWritesAboutADeadSpeaker lets each speaker of a cluster vanish, as all others see it:
+// TestExactlyOneNodeMarksDeadSpeaker lets each speaker of a cluster vanish, as all others see it:
 // exactly one of them writes about it.
-func TestOneNodeWritesAboutADeadSpeaker(t *testing.T) {
+func TestExactlyOneNodeMarksDeadSpeaker(t *testing.T) {
 	all := []string{"a", "b", "c", "d"}
 	for _, dead := range all {
 		var writers []string
@@ -69,7 +69,7 @@ func TestBlockedGossipIsToldFromADeadSpeaker(t *testing.T) {
 	if w.checkMissingNodes(t.Context()) {
 		t.Error("speakers that have just vanished count as unreachable")
 	}
-	now = now.Add(gossipCheckDelay)
+	now = now.Add(vanishedSpeakerCheckDelay)
 	w.options.Now = func() time.Time { return now }
 	if !w.checkMissingNodes(t.Context()) || !slices.Equal(w.missing.unreachable(), []string{"blocked"}) {
 		t.Errorf("%v are unreachable, want only the one that says that it runs", w.missing.unreachable())
@@ -86,7 +86,7 @@ func TestBlockedGossipIsToldFromADeadSpeaker(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.missing.observeNodes([]string{"late"}, now)
-	now = now.Add(gossipCheckDelay)
+	now = now.Add(vanishedSpeakerCheckDelay)
 	if w.checkMissingNodes(t.Context()); !slices.Equal(w.missing.unreachable(), []string{"late"}) {
 		t.Errorf("%v are unreachable, want the one that was never a member", w.missing.unreachable())
 	}

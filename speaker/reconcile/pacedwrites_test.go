@@ -17,8 +17,8 @@ func TestABusyNodeWritesOneStatusAtATime(t *testing.T) {
 		wantAtOnce    int64
 		wantWrites    int64
 	}{
-		"a node with time":                        {false, 0, concurrentWritesLimit, 3 * concurrentWritesLimit},
-		"a busy node":                             {true, 0, concurrentWritesLimitWhenBusy, 3 * concurrentWritesLimit},
+		"a node with time": {false, 0, concurrentWritesLimit, 3 * concurrentWritesLimit},
+		"a busy node":      {true, 0, concurrentWritesLimitWhenBusy, 3 * concurrentWritesLimit},
 		"a newer status replaces what is not yet": {false, 1, concurrentWritesLimit, concurrentWritesLimit},
 	} {
 		t.Run(name, func(t *testing.T) {

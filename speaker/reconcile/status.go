@@ -100,8 +100,8 @@ const (
 	// statusChangeDelay is how long after a change of a ServiceL2Status Run compares all of them
 	// with what this node holds. A takeover changes hundreds, and every speaker sees each change.
 	statusChangeDelay = 300 * time.Millisecond
-	// reportedProxyDelay is how long kube-proxy may take before its delay is reported.
-	reportedProxyDelay = 3 * time.Second
+	// slowProxyReportDelay is how long kube-proxy may take before its delay is reported.
+	slowProxyReportDelay = 3 * time.Second
 )
 
 // NewStatusWriter returns a StatusWriter that writes nothing before Run.
@@ -212,7 +212,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 		if !observed {
 			continue
 		}
-		if err := w.writeStatus(ctx, w.statusInputs(s)); err != nil && ctx.Err() == nil {
+		if err := w.writeStatus(ctx, w.collectStatusInputs(s)); err != nil && ctx.Err() == nil {
 			w.options.Log.Warn("writing the status; trying again", "error", err)
 			retry.Reset(writeRetryDelay)
 		}
@@ -230,7 +230,7 @@ func (w *StatusWriter) recheckWithoutEvent(ctx context.Context, s agent.Status) 
 	if w.checkMissingNodes(ctx) || now.Sub(w.speakerStatusWrittenAt) >= lastSeenInterval {
 		changed = true
 	}
-	return changed || w.hasStatusesOfMissingNodes(ctx) || w.writtenSpeakerStatus == nil || !w.isAsWritten(status.BuildSpeakerStatus(w.statusInputs(s)))
+	return changed || w.hasStatusesOfMissingNodes(ctx) || w.writtenSpeakerStatus == nil || !w.isAsWritten(status.BuildSpeakerStatus(w.collectStatusInputs(s)))
 }
 
 // recordAwaitedProxies records since when Services wait for kube-proxy of this node.
@@ -255,14 +255,14 @@ func (w *StatusWriter) recordAwaitedProxies(s agent.Status) {
 	w.awaitingProxySince = waiting
 }
 
-func (w *StatusWriter) statusInputs(s agent.Status) status.StatusInputs {
+func (w *StatusWriter) collectStatusInputs(s agent.Status) status.StatusInputs {
 	in := status.StatusInputs{
 		Self: w.options.Self, Plan: s.Plan, HeldBindings: s.HeldBindings, UsableLinks: s.UsableLinks, DownLinks: s.DownLinks, SkippedLinks: w.options.SkippedLinks(), SendFaultByLinkIndex: s.SendFaultByLinkIndex, RawSocketDenialText: s.RawSocketDenialText,
 		Conflicts: &w.conflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version,
 	}
 	in.Gossip = w.gossipState()
 	for k, since := range w.awaitingProxySince {
-		if w.options.Now().Sub(since) >= reportedProxyDelay {
+		if w.options.Now().Sub(since) >= slowProxyReportDelay {
 			in.AwaitingProxy = append(in.AwaitingProxy, k)
 		}
 	}
@@ -291,7 +291,7 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 		held[a] = true
 	}
 	w.conflicts.ForgetAddressesNotHeld(held)
-	wanted := w.wantedAddresses(s)
+	wanted := w.unheldAddressesNodeMayHold(s)
 	w.acquireConflicts.ForgetAddressesNotHeld(wanted)
 	if len(s.NewElectionEvents) == 0 {
 		return
@@ -316,9 +316,9 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 	}
 }
 
-// wantedAddresses returns the addresses that this node may hold and that no node holds. It returns
-// none if there is no conflict that could be about one.
-func (w *StatusWriter) wantedAddresses(s agent.Status) map[netip.Addr]bool {
+// unheldAddressesNodeMayHold returns the addresses that this node may hold and that no node holds.
+// It returns none if there is no conflict that could be about one.
+func (w *StatusWriter) unheldAddressesNodeMayHold(s agent.Status) map[netip.Addr]bool {
 	isConflict := func(n elect.Event) bool { return n.Kind == elect.EventForeignHostAnswers }
 	if len(w.acquireConflicts.All()) == 0 && !slices.ContainsFunc(s.NewElectionEvents, isConflict) {
 		return nil

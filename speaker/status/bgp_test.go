@@ -171,9 +171,9 @@ func TestDrainingRoutesAreReported(t *testing.T) {
 
 func first(write []status.BGPAnnouncement, _ []view.ObjectKey) []status.BGPAnnouncement { return write }
 
-// TestStatesOfAttemptsAreNotShown plays a router that is down for ten minutes: a reader of the
-// BGPSession sees when the session ended, and not each step of each attempt to connect.
-func TestStatesOfAttemptsAreNotShown(t *testing.T) {
+// TestShortLivedSessionStatesAreNotShown plays a router that is down for ten minutes: a reader of
+// the BGPSession sees when the session ended, and not each step of each attempt to connect.
+func TestShortLivedSessionStatesAreNotShown(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	shown, changes := "Established", 0
 	show := func(current string, since, at time.Time) time.Duration {

@@ -14,8 +14,8 @@ var textByUnfitReason = map[names.Reason]string{
 	names.ReasonLinkSilent:           "no neighbour answers on a link that has carrier: look at the cable, the switch and the VLAN. Other nodes serve the addresses of this link",
 }
 
-// fitCondition says whether other nodes should serve addresses rather than this one.
-func fitCondition(in StatusInputs) metav1.Condition {
+// buildFitCondition says whether other nodes should serve addresses rather than this one.
+func buildFitCondition(in StatusInputs) metav1.Condition {
 	reason := in.Plan.NodeUnfit
 	if reason == "" {
 		return metav1.Condition{Type: names.ConditionFit, Status: metav1.ConditionTrue, Reason: string(names.ReasonFit), Message: "nothing speaks against the node as one that serves addresses"}

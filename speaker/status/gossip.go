@@ -23,8 +23,8 @@ type GossipState struct {
 	Namespace, KeyFile string
 }
 
-// gossipCondition says whether the speaker exchanges gossip with every living speaker.
-func gossipCondition(g *GossipState) metav1.Condition {
+// buildGossipCondition says whether the speaker exchanges gossip with every living speaker.
+func buildGossipCondition(g *GossipState) metav1.Condition {
 	if why := g.Explain(); why.IsSet() {
 		return metav1.Condition{Type: names.ConditionGossip, Status: metav1.ConditionFalse, Reason: string(why.Reason), Message: why.Text}
 	}

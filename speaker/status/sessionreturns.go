@@ -8,20 +8,20 @@ import (
 )
 
 const (
-	// returnMemoryInterval is for how long the return of a session counts.
-	returnMemoryInterval = 5 * time.Minute
+	// flapMemoryInterval is for how long the return of a session counts.
+	flapMemoryInterval = 5 * time.Minute
 	// firstHoldBackDelay is how long a session must last after its second return within
-	// returnMemoryInterval. The delay doubles with each further return, up to
+	// flapMemoryInterval. The delay doubles with each further return, up to
 	// maxHoldBackDelay. The first return costs no delay: routers are restarted.
 	firstHoldBackDelay = 10 * time.Second
 	maxHoldBackDelay   = 40 * time.Second
 )
 
-// SessionReturns remembers which sessions ended and returned lately. A session that does so again
-// and again is held back: it counts for no Service until it has lasted for a while. So a session
-// that flaps does not cost some writes for each Service each time. The zero value remembers
+// SessionFlapDamper remembers which sessions ended and returned lately. A session that does so
+// again and again is held back: it counts for no Service until it has lasted for a while. So a
+// session that flaps does not cost some writes for each Service each time. The zero value remembers
 // nothing.
-type SessionReturns struct {
+type SessionFlapDamper struct {
 	historyByPeer map[string]*sessionHistory
 }
 
@@ -31,7 +31,7 @@ type sessionHistory struct {
 	returnedAt       []time.Time
 }
 
-// ObservedSession is what SessionReturns needs of a session.
+// ObservedSession is what SessionFlapDamper needs of a session.
 type ObservedSession struct {
 	Peer string
 	// EstablishedCount is how often it was established, EstablishedSince since when it is, or zero.
@@ -44,7 +44,7 @@ type ObservedSession struct {
 
 // ObserveSession takes the state of a session. It returns why the session is held back and for how
 // long, and nothing if it is not.
-func (r *SessionReturns) ObserveSession(s ObservedSession, now time.Time) (why names.Explanation, heldBackFor time.Duration) {
+func (r *SessionFlapDamper) ObserveSession(s ObservedSession, now time.Time) (why names.Explanation, heldBackFor time.Duration) {
 	h := r.historyByPeer[s.Peer]
 	if h == nil || s.EstablishedCount < h.establishedCount || !s.ConfiguredAt.Equal(h.configuredAt) {
 		if r.historyByPeer == nil {
@@ -57,7 +57,7 @@ func (r *SessionReturns) ObserveSession(s ObservedSession, now time.Time) (why n
 		h.returnedAt = append(h.returnedAt, now)
 	}
 	h.establishedCount = s.EstablishedCount
-	h.returnedAt = slices.DeleteFunc(h.returnedAt, func(at time.Time) bool { return now.Sub(at) >= returnMemoryInterval })
+	h.returnedAt = slices.DeleteFunc(h.returnedAt, func(at time.Time) bool { return now.Sub(at) >= flapMemoryInterval })
 	if s.EstablishedSince.IsZero() {
 		return names.Explanation{}, 0
 	}
@@ -66,11 +66,11 @@ func (r *SessionReturns) ObserveSession(s ObservedSession, now time.Time) (why n
 	if heldBackFor <= 0 {
 		return names.Explanation{}, 0
 	}
-	return names.Explain(names.ReasonFlapping, "the session is established, and returned %d times within the last %d minutes: it counts again when it has lasted %d s; look at the path, the hold time and BFD", len(h.returnedAt), int(returnMemoryInterval.Minutes()), int(delay.Seconds())), heldBackFor
+	return names.Explain(names.ReasonFlapping, "the session is established, and returned %d times within the last %d minutes: it counts again when it has lasted %d s; look at the path, the hold time and BFD", len(h.returnedAt), int(flapMemoryInterval.Minutes()), int(delay.Seconds())), heldBackFor
 }
 
 // ForgetOtherPeers forgets the sessions that do not exist any more.
-func (r *SessionReturns) ForgetOtherPeers(peers []string) {
+func (r *SessionFlapDamper) ForgetOtherPeers(peers []string) {
 	for peer := range r.historyByPeer {
 		if !slices.Contains(peers, peer) {
 			delete(r.historyByPeer, peer)

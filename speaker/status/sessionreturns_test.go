@@ -10,7 +10,7 @@ import (
 // TestFlappingSessionIsHeldBack plays sessions that end and return.
 func TestFlappingSessionIsHeldBack(t *testing.T) {
 	start := time.Unix(1e9, 0)
-	var r SessionReturns
+	var r SessionFlapDamper
 	count := 0
 	end := func(at time.Duration) {
 		if why, wait := r.ObserveSession(ObservedSession{Peer: "tor", EstablishedCount: count}, start.Add(at)); why.IsSet() || wait > 0 {

@@ -33,7 +33,7 @@ func BuildSpeakerStatus(in StatusInputs) v1alpha1.SpeakerStatusStatus {
 	out := v1alpha1.SpeakerStatusStatus{
 		Node: in.Self, Version: in.Version, Routes: int32(routes), Held: int32(len(in.HeldBindings)), Links: listSpeakerLinks(in),
 		Unavailable: string(in.Plan.NodeUnavailable), Unreachable: in.Gossip.UnreachableNodes[:min(len(in.Gossip.UnreachableNodes), maxListedInStatus)],
-		Conditions: []metav1.Condition{readyCondition(), layer2UsableCondition(in), uncontestedCondition(in), gossipCondition(&in.Gossip), fitCondition(in)},
+		Conditions: []metav1.Condition{buildReadyCondition(), buildLayer2UsableCondition(in), buildUncontestedCondition(in), buildGossipCondition(&in.Gossip), buildFitCondition(in)},
 	}
 	for _, l := range out.Links {
 		if l.Usable {
@@ -53,8 +53,9 @@ func BuildSpeakerStatus(in StatusInputs) v1alpha1.SpeakerStatusStatus {
 // maxListedInStatus bounds the lists of a SpeakerStatus, so that it stays small.
 const maxListedInStatus = 16
 
-// readyCondition says that this speaker lives. Another speaker replaces it when this one is dead.
-func readyCondition() metav1.Condition {
+// buildReadyCondition says that this speaker lives. Another speaker replaces it when this one is
+// dead.
+func buildReadyCondition() metav1.Condition {
 	return metav1.Condition{Type: names.ConditionReady, Status: metav1.ConditionTrue, Reason: string(names.ReasonSpeakerRuns), Message: "the speaker runs"}
 }
 
@@ -121,7 +122,7 @@ func describeSpeakerLink(l facts.Link, all *facts.NodeLinks, nodeAddresses []net
 	return out
 }
 
-func layer2UsableCondition(in StatusInputs) metav1.Condition {
+func buildLayer2UsableCondition(in StatusInputs) metav1.Condition {
 	c := metav1.Condition{Type: names.ConditionLayer2Usable, Status: metav1.ConditionFalse}
 	n := 0
 	for _, l := range in.UsableLinks {
@@ -143,7 +144,7 @@ func layer2UsableCondition(in StatusInputs) metav1.Condition {
 // maxConflictsNamedInMessage is how many conflicts a message names.
 const maxConflictsNamedInMessage = 5
 
-func uncontestedCondition(in StatusInputs) metav1.Condition {
+func buildUncontestedCondition(in StatusInputs) metav1.Condition {
 	all := in.Conflicts.All()
 	if len(all) == 0 {
 		return metav1.Condition{

@@ -160,7 +160,7 @@ func createServicesAndMeasureAssignment(ctx context.Context, s *cluster.Cluster,
 	if err != nil {
 		return g, err
 	}
-	if f := c.DoubleOrLostAddressTexts(); len(f) > 0 {
+	if f := c.DescribeDoubleOrLostAddresses(); len(f) > 0 {
 		return g, fmt.Errorf("addresses of %s: %v", namespace, f)
 	}
 	// the last events and the status of the pool follow within one second, other conditions of a

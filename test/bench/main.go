@@ -42,8 +42,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	work := runBenchmarks
-	if len(os.Args) == 3 && stepByArg[os.Args[1]] != nil {
-		work = func(ctx context.Context, args []string) error { return stepByArg[args[0]](ctx, args[1]) }
+	if len(os.Args) == 3 && childProcessMainByArg[os.Args[1]] != nil {
+		work = func(ctx context.Context, args []string) error { return childProcessMainByArg[args[0]](ctx, args[1]) }
 	}
 	if err := work(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -35,8 +35,8 @@ const (
 	assignAllChildProcessArg, controllerStartChildProcessArg = "scale-fill", "scale-start"
 )
 
-// stepByArg are the functions of the child processes, by argument.
-var stepByArg = map[string]func(ctx context.Context, file string) error{assignAllChildProcessArg: measureAssigningAllServices, controllerStartChildProcessArg: measureControllerStartWithServices}
+// childProcessMainByArg are the functions of the child processes, by argument.
+var childProcessMainByArg = map[string]func(ctx context.Context, file string) error{assignAllChildProcessArg: measureAssigningAllServices, controllerStartChildProcessArg: measureControllerStartWithServices}
 
 // measureControllerWithManyServices starts the real worker with 100,000 Services and 1,000 pools,
 // on an API in memory.

@@ -84,7 +84,7 @@ func measureTakeoverAfterCut(ctx context.Context, addresses int, onlyFirst bool)
 	if onlyFirst {
 		for i := range takeoverNodeCount {
 			for _, a := range c.agents {
-				a.PostChanges(ctx, agent.NewNodeSetChange(view.Node{Name: nodeName(i)}))
+				a.PostChanges(ctx, agent.NewNodeUpsertedChange(view.Node{Name: nodeName(i)}))
 			}
 		}
 	}
@@ -260,18 +260,18 @@ func (c *takeoverHarness) recordFirstAnnouncementTimes(ctx context.Context, host
 func (c *takeoverHarness) configureSpeakersWithServices(ctx context.Context, addresses int, onlyFirst bool) map[netip.Addr]bool {
 	first := netip.MustParseAddr("10.1.0.1")
 	all := map[netip.Addr]bool{}
-	changes := []agent.PlannerInputChange{agent.NewSnapshotSetChange(&snapshot.Snapshot{
+	changes := []agent.PlannerInputChange{agent.NewSnapshotReplacedChange(&snapshot.Snapshot{
 		Pools:            []*snapshot.Pool{{Name: "p", Ranges: []snapshot.Range{{First: first, Last: netip.MustParseAddr("10.1.254.255")}}}},
 		L2Advertisements: []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}}},
 	})}
 	for i := range takeoverNodeCount {
-		changes = append(changes, agent.NewNodeSetChange(view.Node{Name: nodeName(i), IsExcluded: onlyFirst && i > 0}))
+		changes = append(changes, agent.NewNodeUpsertedChange(view.Node{Name: nodeName(i), IsExcluded: onlyFirst && i > 0}))
 	}
 	a := first
 	for i := range addresses {
 		k := view.ObjectKey{Namespace: "default", Name: fmt.Sprintf("service-%05d", i)}
-		changes = append(changes, agent.NewServiceSetChange(view.Service{Key: k, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{a}}),
-			agent.NewEndpointsSetChange(view.Endpoints{Service: k, AnyServing: true, ServingNodes: []string{nodeName(1)}, ReadyNodes: []string{nodeName(1)}}))
+		changes = append(changes, agent.NewServiceUpsertedChange(view.Service{Key: k, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{a}}),
+			agent.NewEndpointsReplacedChange(view.Endpoints{Service: k, AnyServing: true, ServingNodes: []string{nodeName(1)}, ReadyNodes: []string{nodeName(1)}}))
 		all[a] = true
 		a = a.Next()
 	}

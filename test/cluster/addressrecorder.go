@@ -147,8 +147,8 @@ func (c *AddressRecorder) CountServicesWithAddress() int {
 	return len(c.serviceByAddress)
 }
 
-// DoubleOrLostAddressTexts returns all violations so far.
-func (c *AddressRecorder) DoubleOrLostAddressTexts() []string {
+// DescribeDoubleOrLostAddresses returns all violations so far.
+func (c *AddressRecorder) DescribeDoubleOrLostAddresses() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.doubleOrLostAddressTexts)

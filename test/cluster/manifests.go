@@ -24,9 +24,9 @@ spec:
   - first-pool
 `
 
-// DashboardServiceAndDeploymentManifest is a Service of type LoadBalancer in a namespace of its
+// ExampleServiceAndDeploymentManifest is a Service of type LoadBalancer in a namespace of its
 // own, and the Deployment behind it.
-const DashboardServiceAndDeploymentManifest = `apiVersion: v1
+const ExampleServiceAndDeploymentManifest = `apiVersion: v1
 kind: Namespace
 metadata:
   name: tekton-pipelines

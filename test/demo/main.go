@@ -64,7 +64,7 @@ func runDemo(ctx context.Context) error {
 		return err
 	}
 	printHeading("applying a pool, an advertisement and a Service")
-	if err := s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest+"---\n"+cluster.DashboardServiceAndDeploymentManifest); err != nil {
+	if err := s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest+"---\n"+cluster.ExampleServiceAndDeploymentManifest); err != nil {
 		return err
 	}
 	address, err := s.AwaitFirstServiceAddress(ctx, "tekton-pipelines", "tekton-dashboard")

@@ -127,14 +127,15 @@ func newAttributesHarness(t *testing.T) (context.Context, *attributesHarness) {
 // both families.
 func TestRouteAttributesReachRouters(t *testing.T) {
 	ctx, h := newAttributesHarness(t)
-	t.Run("ipv4", func(t *testing.T) { h.testFamily(ctx, t, h.addresses[0], 26) })
-	t.Run("ipv6", func(t *testing.T) { h.testFamily(ctx, t, h.addresses[1], 80) })
+	t.Run("ipv4", func(t *testing.T) { h.testRouteAttributesOfFamily(ctx, t, h.addresses[0], 26) })
+	t.Run("ipv6", func(t *testing.T) { h.testRouteAttributesOfFamily(ctx, t, h.addresses[1], 80) })
 	t.Run("edits reset no session", func(t *testing.T) { h.testAttributeEditsResetNoSession(ctx, t) })
 	t.Run("conflicting advertisements announce nothing, and the Service reports it", func(t *testing.T) { h.testConflictingAdvertisements(ctx, t) })
 }
 
-// testFamily checks the host route of an address, and the route of the aggregated prefix.
-func (h *attributesHarness) testFamily(ctx context.Context, t *testing.T, a netip.Addr, aggregationLength int) {
+// testRouteAttributesOfFamily checks the host route of an address, and the route of the aggregated
+// prefix.
+func (h *attributesHarness) testRouteAttributesOfFamily(ctx context.Context, t *testing.T, a netip.Addr, aggregationLength int) {
 	host, network := netip.PrefixFrom(a, a.BitLen()), netip.PrefixFrom(a, aggregationLength).Masked()
 	awaitRouteAttributes(ctx, t, h.tor, host, h.carried)
 	awaitRouteAttributes(ctx, t, h.tor, network, routeAttributes{asPath: "64512", communities: "64512:8"})

@@ -20,10 +20,10 @@ import (
 func TestUserMistakesAreReportedAndCorrectable(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
 	t.Run("a malformed range is rejected with its text", func(t *testing.T) { testMalformedRange(ctx, t, s) })
-	t.Run("a Service reports that there is no pool, and recovers", func(t *testing.T) { testNoPool(ctx, t, s) })
+	t.Run("a Service reports that there is no pool, and recovers", func(t *testing.T) { testNoPoolIsReported(ctx, t, s) })
 	t.Run("an advertisement reports an unknown pool, and recovers", func(t *testing.T) { testUnknownPool(ctx, t, s) })
 	t.Run("a Service reports that the pool is full, and recovers when an address is free", func(t *testing.T) { testFullPool(ctx, t, s) })
-	t.Run("a speaker reports that it lacks NET_RAW, and recovers", func(t *testing.T) { testNoRawSocket(ctx, t, s) })
+	t.Run("a speaker reports that it lacks NET_RAW, and recovers", func(t *testing.T) { testDeniedRawSocketIsReported(ctx, t, s) })
 }
 
 func testMalformedRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
@@ -59,8 +59,8 @@ func awaitAssignedReason(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 	}))
 }
 
-func testNoPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	failOnError(t, s.ApplyManifests(ctx, cluster.DashboardServiceAndDeploymentManifest))
+func testNoPoolIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	failOnError(t, s.ApplyManifests(ctx, cluster.ExampleServiceAndDeploymentManifest))
 	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonNoPools)
 	failOnError(t, cluster.AwaitNoError(ctx, "an event", func(ctx context.Context) error {
 		out, err := s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "get", "events", "--field-selector", "reason=AllocationFailed", "-o", "wide")
@@ -103,7 +103,7 @@ func testUnknownPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 
 func testFullPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "192.168.0.201-192.168.0.233", "192.168.0.201", 1)))
-	second := strings.ReplaceAll(cluster.DashboardServiceAndDeploymentManifest[strings.LastIndex(cluster.DashboardServiceAndDeploymentManifest, "---"):], "  name: tekton-dashboard", "  name: second")
+	second := strings.ReplaceAll(cluster.ExampleServiceAndDeploymentManifest[strings.LastIndex(cluster.ExampleServiceAndDeploymentManifest, "---"):], "  name: tekton-dashboard", "  name: second")
 	failOnError(t, s.ApplyManifests(ctx, second))
 	awaitAssignedReason(ctx, t, s, "second", names.ReasonPoolExhausted)
 	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
@@ -121,7 +121,7 @@ func testFullPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	failOnError(t, err)
 }
 
-func testNoRawSocket(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testDeniedRawSocketIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	patch := func(caps string) {
 		t.Helper()
 		_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "patch", "daemonset", "gantry-speaker", "-p",

@@ -198,7 +198,7 @@ func TestBurstSurvivesLeaderLoss(t *testing.T) {
 	b.endLeader(ctx, c, syscall.SIGKILL)
 	b.awaitServedServices(ctx, c, len(b.services), 6*time.Minute)
 	t.Logf("all Services have an address after %s", time.Since(begun).Round(time.Millisecond))
-	for _, f := range c.DoubleOrLostAddressTexts() {
+	for _, f := range c.DescribeDoubleOrLostAddresses() {
 		t.Error(f)
 	}
 }
@@ -228,7 +228,7 @@ func testTenBursts(t *testing.T) {
 		if limit := time.Duration(slowdown * float64(undisturbed+extraTimeoutForLeaderLoss)); took > limit {
 			t.Errorf("round %d took %s, more than %s: %s plus %s, on a machine %.2f times as slow", i+1, took, limit, undisturbed, extraTimeoutForLeaderLoss, slowdown)
 		}
-		for _, f := range c.DoubleOrLostAddressTexts() {
+		for _, f := range c.DescribeDoubleOrLostAddresses() {
 			t.Error(f)
 		}
 		end()

@@ -15,10 +15,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// TestRestartKeepsAddresses ends all controllers at once while one Service waits for an address,
-// and deletes another Service. After the restart the waiting Service gets the free address, and no
-// other address moves.
-func TestRestartKeepsAddresses(t *testing.T) {
+// TestControllerRestartKeepsAddresses ends all controllers at once while one Service waits for an
+// address, and deletes another Service. After the restart the waiting Service gets the free
+// address, and no other address moves.
+func TestControllerRestartKeepsAddresses(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 1})
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "192.168.0.201-192.168.0.233", "192.168.0.201-192.168.0.203", 1)))
 	for _, name := range []string{"first", "second", "third", "waits"} {
@@ -96,12 +96,12 @@ func testRetiredRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}
 	// one text for each change of an address
 	failOnError(t, cluster.AwaitNoError(ctx, "the watch", func(context.Context) error {
-		if n := len(recorder.DoubleOrLostAddressTexts()); n < 3 {
+		if n := len(recorder.DescribeDoubleOrLostAddresses()); n < 3 {
 			return fmt.Errorf("it has shown %d changes, want 3", n)
 		}
 		return nil
 	}))
-	for _, text := range recorder.DoubleOrLostAddressTexts() {
+	for _, text := range recorder.DescribeDoubleOrLostAddresses() {
 		if !strings.Contains(text, `now has "192.168.0.21`) {
 			t.Error(text)
 		}

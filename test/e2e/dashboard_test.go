@@ -19,7 +19,7 @@ func TestFirstService(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3, ProxyMode: mode})
 			failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
-			failOnError(t, s.ApplyManifests(ctx, cluster.DashboardServiceAndDeploymentManifest))
+			failOnError(t, s.ApplyManifests(ctx, cluster.ExampleServiceAndDeploymentManifest))
 			failOnError(t, s.ApplyManifests(ctx, externalNameManifest))
 			checkDashboard(ctx, t, s)
 			testWithoutNodePorts(ctx, t, s)
@@ -79,7 +79,7 @@ func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 func testWithoutNodePorts(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	_, err := s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "delete", "svc", "tekton-dashboard")
 	failOnError(t, err)
-	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.DashboardServiceAndDeploymentManifest, "  type: LoadBalancer", "  allocateLoadBalancerNodePorts: false\n  type: LoadBalancer", 1)))
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.ExampleServiceAndDeploymentManifest, "  type: LoadBalancer", "  allocateLoadBalancerNodePorts: false\n  type: LoadBalancer", 1)))
 	address, err := s.AwaitFirstServiceAddress(ctx, "tekton-pipelines", "tekton-dashboard")
 	failOnError(t, err)
 	if address.String() != "192.168.0.201" {

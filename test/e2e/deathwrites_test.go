@@ -23,47 +23,47 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// deathWritesHarness is a cluster with many Services, of which kube-proxy writes no rules.
-type deathWritesHarness struct {
+// writeCountHarness is a cluster with many Services, of which kube-proxy writes no rules.
+type writeCountHarness struct {
 	*cluster.Cluster
 	t               *testing.T
 	nodes, services int
 }
 
 const (
-	deathWritesPool = `apiVersion: metallb.io/v1beta1
+	writeCountPoolManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: many, namespace: metallb-system}
 spec: {addresses: [198.51.0.0/21]}
 ---
 `
-	deathWritesBGP = `apiVersion: metallb.io/v1beta1
+	writeCountBGPAdvertisementManifest = `apiVersion: metallb.io/v1beta1
 kind: BGPAdvertisement
 metadata: {name: many, namespace: metallb-system}
 spec: {ipAddressPools: [many]}
 ---
 `
-	deathWritesLayer2 = `apiVersion: metallb.io/v1beta1
+	writeCountL2AdvertisementManifest = `apiVersion: metallb.io/v1beta1
 kind: L2Advertisement
 metadata: {name: many, namespace: metallb-system}
 spec: {ipAddressPools: [many]}
 ---
 `
-	// deathWritesTimeout bounds one change of all Services.
-	deathWritesTimeout = 3 * time.Minute
+	// writeCountTimeout bounds one change of all Services.
+	writeCountTimeout = 3 * time.Minute
 )
 
 // init gives the tests of this file more time: `make deaths` alone runs them.
 func init() { extraLabTimeout = 10 * time.Minute }
 
-// newDeathWritesHarness starts a cluster in which every Service has an address and no
+// newWriteCountHarness starts a cluster in which every Service has an address and no
 // advertisement.
-func newDeathWritesHarness(t *testing.T) (context.Context, *deathWritesHarness) {
+func newWriteCountHarness(t *testing.T) (context.Context, *writeCountHarness) {
 	t.Helper()
 	const nodes, services = 10, 1000
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: nodes})
-	h := &deathWritesHarness{Cluster: s, t: t, nodes: nodes, services: services}
-	failOnError(t, s.ApplyManifests(ctx, webDeploymentManifest+deathWritesPool))
+	h := &writeCountHarness{Cluster: s, t: t, nodes: nodes, services: services}
+	failOnError(t, s.ApplyManifests(ctx, webDeploymentManifest+writeCountPoolManifest))
 	all, _ := newServices("many", services)
 	for _, svc := range all { // kube-proxy ignores them
 		svc.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "nobody"}
@@ -81,12 +81,12 @@ func TestDeathOfARouterCostsFewWrites(t *testing.T) {
 	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
 	}
-	ctx, h := newDeathWritesHarness(t)
+	ctx, h := newWriteCountHarness(t)
 	tor := h.Router("router", router.FRR)
 	failOnError(t, tor.Start(ctx, readFRRConfigFromDocs(t)))
 	// The advertisement comes last: a speaker with more than 500 Services writes no
 	// ServiceBGPStatus, and with fewer it would write thousands of them before.
-	failOnError(t, h.ApplyManifests(ctx, faultPeerManifest("")+deathWritesBGP))
+	failOnError(t, h.ApplyManifests(ctx, faultPeerManifest("")+writeCountBGPAdvertisementManifest))
 	h.awaitAllAnnounced(ctx, metav1.ConditionTrue)
 	h.countWritesOf(ctx, func() {}) // until the sessions of all nodes are written
 
@@ -102,7 +102,7 @@ func TestDeathOfARouterCostsFewWrites(t *testing.T) {
 		t.Logf("the %s of the only router cost these writes: %v", what, w)
 		// One change of a Reason is one write. The sessions come one after the other within ten
 		// seconds, and 5 texts in a second may follow them.
-		h.expectAtMost("the "+what+" of the router", w, map[string]int{
+		h.expectWritesAtMost("the "+what+" of the router", w, map[string]int{
 			"services/status": h.services + 50, "events": h.services + 50,
 			"bgpsessions/status": 6 * h.nodes, "bgppeers/status": h.nodes + 2,
 		})
@@ -112,8 +112,8 @@ func TestDeathOfARouterCostsFewWrites(t *testing.T) {
 // TestDeathOfANodeCostsFewWrites counts the writes to the API server when a node dies that holds
 // its share of the addresses.
 func TestDeathOfANodeCostsFewWrites(t *testing.T) {
-	ctx, h := newDeathWritesHarness(t)
-	failOnError(t, h.ApplyManifests(ctx, deathWritesLayer2))
+	ctx, h := newWriteCountHarness(t)
+	failOnError(t, h.ApplyManifests(ctx, writeCountL2AdvertisementManifest))
 	victim := h.chooseNodeWithoutController(ctx)
 	held := 0
 	awaitAllHeld := func(what, without string) {
@@ -137,7 +137,7 @@ func TestDeathOfANodeCostsFewWrites(t *testing.T) {
 	})
 	t.Logf("the death of a node that held %d of %d addresses cost these writes: %v", heldBefore, h.services, dead)
 	taken := heldBefore + heldBefore/4 // two nodes may take an address, one after the other
-	h.expectAtMost("the death of the node", dead, map[string]int{
+	h.expectWritesAtMost("the death of the node", dead, map[string]int{
 		"services/status": h.nodes, "servicel2statuses": 2*taken + h.nodes, "servicel2statuses/status": taken + h.nodes,
 		"events": taken + 10*h.nodes, "speakerstatuses/status": 6 * h.nodes,
 	})
@@ -145,7 +145,7 @@ func TestDeathOfANodeCostsFewWrites(t *testing.T) {
 
 // chooseNodeWithoutController returns a node on which no controller runs, nor the Pod of the
 // Services.
-func (h *deathWritesHarness) chooseNodeWithoutController(ctx context.Context) string {
+func (h *writeCountHarness) chooseNodeWithoutController(ctx context.Context) string {
 	h.t.Helper()
 	used, err := h.RunKubectl(ctx, "", "-n", names.Namespace, "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "jsonpath={.items[*].spec.nodeName}")
 	failOnError(h.t, err)
@@ -165,8 +165,8 @@ func sumOfValues(m map[string]int) (sum int) {
 	return sum
 }
 
-// expectAtMost fails if more of these writes were counted.
-func (h *deathWritesHarness) expectAtMost(what string, got cluster.RequestCountsByResource, limits map[string]int) {
+// expectWritesAtMost fails if more of these writes were counted.
+func (h *writeCountHarness) expectWritesAtMost(what string, got cluster.RequestCountsByResource, limits map[string]int) {
 	h.t.Helper()
 	for _, resource := range slices.Sorted(maps.Keys(limits)) {
 		if got[resource] > limits[resource] {
@@ -177,7 +177,7 @@ func (h *deathWritesHarness) expectAtMost(what string, got cluster.RequestCounts
 
 // countWritesOf counts the writes of a change, until three seconds pass without one that it could
 // have caused.
-func (h *deathWritesHarness) countWritesOf(ctx context.Context, change func()) cluster.RequestCountsByResource {
+func (h *writeCountHarness) countWritesOf(ctx context.Context, change func()) cluster.RequestCountsByResource {
 	h.t.Helper()
 	before, err := h.CountWrites(ctx)
 	failOnError(h.t, err)
@@ -206,9 +206,9 @@ func (h *deathWritesHarness) countWritesOf(ctx context.Context, change func()) c
 }
 
 // awaitLong waits until check returns nil, for longer than the other tests wait.
-func (h *deathWritesHarness) awaitLong(ctx context.Context, what string, check func(context.Context) error) {
+func (h *writeCountHarness) awaitLong(ctx context.Context, what string, check func(context.Context) error) {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, deathWritesTimeout)
+	ctx, cancel := context.WithTimeout(ctx, writeCountTimeout)
 	defer cancel()
 	for err := check(ctx); err != nil; err = check(ctx) {
 		select {
@@ -220,7 +220,7 @@ func (h *deathWritesHarness) awaitLong(ctx context.Context, what string, check f
 }
 
 // awaitAllAnnounced waits until the condition Announced of every Service has this status.
-func (h *deathWritesHarness) awaitAllAnnounced(ctx context.Context, want metav1.ConditionStatus) {
+func (h *writeCountHarness) awaitAllAnnounced(ctx context.Context, want metav1.ConditionStatus) {
 	h.t.Helper()
 	h.awaitLong(ctx, "Announced="+string(want)+" on all Services", func(ctx context.Context) error {
 		var list corev1.ServiceList
@@ -241,7 +241,7 @@ func (h *deathWritesHarness) awaitAllAnnounced(ctx context.Context, want metav1.
 }
 
 // countHeldByNode counts the ServiceL2Statuses by node.
-func (h *deathWritesHarness) countHeldByNode(ctx context.Context) (map[string]int, error) {
+func (h *writeCountHarness) countHeldByNode(ctx context.Context) (map[string]int, error) {
 	var list v1beta1.ServiceL2StatusList
 	if err := h.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
 		return nil, err

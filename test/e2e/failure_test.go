@@ -115,7 +115,7 @@ func awaitNewHolder(ctx context.Context, t *testing.T, s *cluster.Cluster, old s
 func TestLocalTrafficPolicy(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3})
 	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
-	local := strings.Replace(cluster.DashboardServiceAndDeploymentManifest, "  type: LoadBalancer", "  externalTrafficPolicy: Local\n  type: LoadBalancer", 1)
+	local := strings.Replace(cluster.ExampleServiceAndDeploymentManifest, "  type: LoadBalancer", "  externalTrafficPolicy: Local\n  type: LoadBalancer", 1)
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(local, "replicas: 3", "replicas: 1", 1)))
 	body, err := s.FetchURLUntilSuccess(ctx, "client", "http://192.168.0.201:9097/")
 	failOnError(t, err)

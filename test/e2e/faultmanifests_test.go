@@ -68,9 +68,9 @@ spec:
 ---
 `
 
-// faultBaseManifests are what works before any fault: Pods on node1, a Service by layer 2, one by
+// healthyBaseManifests are what works before any fault: Pods on node1, a Service by layer 2, one by
 // BGP.
-var faultBaseManifests = cluster.FirstPoolAndL2AdvertisementManifest + "---\n" + webDeploymentManifest + faultPeerManifest("") + faultPoolManifest("routed", "198.51.100.0/24", "") + bgpAdvertisementManifest("routed", "ipAddressPools: [routed]") +
+var healthyBaseManifests = cluster.FirstPoolAndL2AdvertisementManifest + "---\n" + webDeploymentManifest + faultPeerManifest("") + faultPoolManifest("routed", "198.51.100.0/24", "") + bgpAdvertisementManifest("routed", "ipAddressPools: [routed]") +
 	serviceManifest("web", "", "") + serviceManifest("routed", "metallb.io/address-pool: routed", "")
 
 // localServiceManifest is a Service with the traffic policy Local.
@@ -107,8 +107,8 @@ func faultReservationManifest(service string) string {
 	return fmt.Sprintf("apiVersion: gantry.dev/v1alpha1\nkind: AddressReservation\nmetadata: {name: for-another, namespace: metallb-system}\nspec: {service: {namespace: default, name: %s}, addresses: [192.168.0.228]}\n---\n", service)
 }
 
-// onPort returns the manifest of a Service on another port.
-func onPort(manifest string, port int) string {
+// withServicePort returns the manifest of a Service on another port.
+func withServicePort(manifest string, port int) string {
 	return strings.Replace(manifest, "port: 80,", fmt.Sprintf("port: %d,", port), 1)
 }
 
@@ -127,12 +127,12 @@ var configurationFaults = []fault{
 	{name: "an address in use", service: "busy", reason: names.ReasonAddressInUse, text: "192.168.0.232", manifests: serviceManifest("busy", "metallb.io/loadBalancerIPs: 192.168.0.232", ""),
 		repairManifests: serviceManifest("busy", "metallb.io/loadBalancerIPs: 192.168.0.229", "")},
 	{name: "another sharing key", service: "other-key", reason: names.ReasonSharingKeyDiffers, text: "192.168.0.232", manifests: serviceManifest("other-key", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: two", ""),
-		repairManifests: onPort(serviceManifest("other-key", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", ""), 81)},
+		repairManifests: withServicePort(serviceManifest("other-key", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", ""), 81)},
 	{name: "the same port on a shared address", service: "same-port", reason: names.ReasonPortConflict, text: "192.168.0.232", manifests: serviceManifest("same-port", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", ""),
-		repairManifests: onPort(serviceManifest("same-port", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", ""), 82)},
+		repairManifests: withServicePort(serviceManifest("same-port", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", ""), 82)},
 	{name: "another traffic policy on a shared address", service: "other-policy", reason: names.ReasonTrafficPolicyConflict, text: "192.168.0.232",
-		manifests:       onPort(serviceManifest("other-policy", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", "externalTrafficPolicy: Local"), 83),
-		repairManifests: onPort(serviceManifest("other-policy", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", "externalTrafficPolicy: Cluster"), 83)},
+		manifests:       withServicePort(serviceManifest("other-policy", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", "externalTrafficPolicy: Local"), 83),
+		repairManifests: withServicePort(serviceManifest("other-policy", "metallb.io/loadBalancerIPs: 192.168.0.232, metallb.io/allow-shared-ip: one", "externalTrafficPolicy: Cluster"), 83)},
 	{name: "a quota that is used up", service: "rationed", reason: names.ReasonQuotaExceeded, text: "rationed", manifests: serviceManifest("rationed", "metallb.io/address-pool: rationed", ""),
 		repairManifests: faultQuotaManifest(2, "")},
 	{name: "an address that is kept for another Service", service: "late-comer", reason: names.ReasonAddressReserved, text: "192.168.0.228", manifests: serviceManifest("late-comer", "metallb.io/loadBalancerIPs: 192.168.0.228", ""),

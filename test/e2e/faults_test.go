@@ -74,10 +74,10 @@ func TestDescribeServiceNamesTheCause(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2, Families: lab.DualStack})
 	h := &faultHarness{Cluster: s, tor: s.Router("router", router.FRR), seenReasons: map[string]bool{}}
 	failOnError(t, h.tor.Start(ctx, readFRRConfigFromDocs(t)))
-	failOnError(t, s.ApplyManifests(ctx, faultBaseManifests))
+	failOnError(t, s.ApplyManifests(ctx, healthyBaseManifests))
 	failOnError(t, h.awaitAnnounced(ctx, "web"))
 	failOnError(t, h.awaitAnnounced(ctx, "routed"))
-	t.Run("columns", func(t *testing.T) { h.testColumns(ctx, t) })
+	t.Run("columns", func(t *testing.T) { h.testKubectlGetColumns(ctx, t) })
 	t.Run("addresses that the subnet reserves", func(t *testing.T) { h.testReservedAddresses(ctx, t) })
 	t.Run("of one Service", func(t *testing.T) {
 		failOnError(t, s.ApplyManifests(ctx, configurationFaultPools))
@@ -226,8 +226,8 @@ func (h *faultHarness) expectDocumentedReasons(t *testing.T) {
 	}
 }
 
-// testColumns checks what kubectl get shows of the two Services.
-func (h *faultHarness) testColumns(ctx context.Context, t *testing.T) {
+// testKubectlGetColumns checks what kubectl get shows of the two Services.
+func (h *faultHarness) testKubectlGetColumns(ctx context.Context, t *testing.T) {
 	for kind, want := range map[string]string{
 		"ipap":     `first-pool +.*True +Valid`,
 		"l2adv":    `example +.*True +Valid`,

@@ -93,16 +93,16 @@ func answeringMACs(answers []cluster.NeighborAnswer) []string {
 	return out
 }
 
-// answersInTurn returns the first answer of each series of answers from one node.
-func answersInTurn(answers []cluster.NeighborAnswer) []cluster.NeighborAnswer {
+// firstAnswerOfEachSeries returns the first answer of each series of answers from one node.
+func firstAnswerOfEachSeries(answers []cluster.NeighborAnswer) []cluster.NeighborAnswer {
 	return slices.CompactFunc(slices.Clone(answers), func(x, y cluster.NeighborAnswer) bool { return x.MAC == y.MAC })
 }
 
-// withoutFrameInFlight removes the first frame that a paused node sent after its pause. The pause
-// may begin between the check of the send deadline and the system call that sends the frame. The
-// speaker cannot notice that, and without further capabilities no socket option makes the kernel
-// drop a late frame. So one such frame is possible in each pause, and no second one.
-func withoutFrameInFlight(answers []cluster.NeighborAnswer, mac string, continued time.Time) []cluster.NeighborAnswer {
+// withoutFirstFrameAfterPause removes the first frame that a paused node sent after its pause. The
+// pause may begin between the check of the send deadline and the system call that sends the frame.
+// The speaker cannot notice that, and without further capabilities no socket option makes the
+// kernel drop a late frame. So one such frame is possible in each pause, and no second one.
+func withoutFirstFrameAfterPause(answers []cluster.NeighborAnswer, mac string, continued time.Time) []cluster.NeighborAnswer {
 	i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.MAC == mac && x.CapturedAt.After(continued) })
 	if i < 0 {
 		return answers
@@ -206,10 +206,10 @@ func (h *holdersHarness) testPausedHolderGivesUp(ctx context.Context, t *testing
 	w.awaitAnswers(ctx, t, 100)
 	inFlight := 1
 	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
-		order := answersInTurn(answers)
+		order := firstAnswerOfEachSeries(answers)
 		if len(order) > 2 && inFlight > 0 {
 			inFlight--
-			order = answersInTurn(withoutFrameInFlight(answers, mac, continued))
+			order = firstAnswerOfEachSeries(withoutFirstFrameAfterPause(answers, mac, continued))
 		}
 		if len(order) > 2 {
 			t.Errorf("the answers for %s came from %v in turn, want the old holder and then the new one", a, order)

@@ -32,7 +32,7 @@ func testIngressController(ctx context.Context, t *testing.T, s *cluster.Cluster
 	if _, err := os.Stat("/usr/sbin/nginx"); err != nil {
 		t.Skip("nginx is missing: apt-get install nginx-light")
 	}
-	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.DashboardServiceAndDeploymentManifest, "type: LoadBalancer", "type: ClusterIP", 1)))
+	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.ExampleServiceAndDeploymentManifest, "type: LoadBalancer", "type: ClusterIP", 1)))
 	failOnError(t, s.ApplyManifests(ctx, readManual(t, "004-ingress.yaml")))
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "ingress-nginx")
 	roots := createCertificate(ctx, t, s, "tekton.k8s.local")

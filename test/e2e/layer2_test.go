@@ -94,7 +94,7 @@ func TestLayer2BesideOtherHostsOnLAN(t *testing.T) {
 	t.Run("an address that another host uses is not assigned", func(t *testing.T) { testAddressProbe(ctx, t, s) })
 	t.Run("the holder defends the address against a foreign host", func(t *testing.T) { testForeignHostClaimingAddressIsReported(ctx, t, s, four) })
 	t.Run("another host detects the address as a duplicate", func(t *testing.T) { testHolderDefendsAddressInDAD(ctx, t, s, six) })
-	t.Run("an event reports another node that announces the address", func(t *testing.T) { testAnnouncementByWrongNode(ctx, t, s, four) })
+	t.Run("an event reports another node that announces the address", func(t *testing.T) { testStrayAnnouncementIsReported(ctx, t, s, four) })
 	t.Run("a changed Ethernet address of the holder is announced", func(t *testing.T) { testHolderChangesMAC(ctx, t, s, four) })
 	t.Run("one node answers after a link has flapped", func(t *testing.T) { testRepeatedShortCableCuts(ctx, t, s, four) })
 	t.Run("renaming a link loses no request", func(t *testing.T) { testLinkRenamed(ctx, t, s, four, six) })

@@ -106,7 +106,7 @@ func TestLeaderChangesKeepAddresses(t *testing.T) {
 	t.Run("the other controller continues when the leader is killed", func(t *testing.T) { testAssignmentAfterSignalToLeader(ctx, t, s, c, syscall.SIGKILL, "kill") })
 	t.Run("a paused leader assigns nothing twice when it resumes", func(t *testing.T) { testResumedLeaderAssignsNoAddressTwice(ctx, t, s, c) })
 	t.Run("a slow and a stopped API server", func(t *testing.T) { testEditsWhileAPIServerIsSlow(ctx, t, s, c) })
-	for _, f := range c.DoubleOrLostAddressTexts() {
+	for _, f := range c.DescribeDoubleOrLostAddresses() {
 		t.Error(f)
 	}
 	now := readResourceVersions(ctx, t, s)
@@ -140,7 +140,7 @@ func testAPIWritesPerService(ctx context.Context, t *testing.T, s *cluster.Clust
 	failOnError(t, err)
 	_, err = c.AwaitAssignmentTimes(ctx, serviceNames[0])
 	failOnError(t, err)
-	failOnError(t, cluster.AwaitNoError(ctx, "the event of the first Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, serviceNames[:1]) }))
+	failOnError(t, cluster.AwaitNoError(ctx, "the event of the first Service", func(ctx context.Context) error { return checkOneControllerEventPerService(ctx, s, serviceNames[:1]) }))
 	// Each request takes as long as in a real cluster, so that Services gather during a write,
 	// however busy this machine is.
 	failOnError(t, s.DelayAPI(ctx, 50*time.Millisecond))
@@ -152,7 +152,7 @@ func testAPIWritesPerService(ctx context.Context, t *testing.T, s *cluster.Clust
 	failOnError(t, err)
 	_, err = c.AwaitAssignmentTimes(ctx, serviceNames...)
 	failOnError(t, err)
-	failOnError(t, cluster.AwaitNoError(ctx, "one event for each Service", func(ctx context.Context) error { return checkOneEventEach(ctx, s, serviceNames) }))
+	failOnError(t, cluster.AwaitNoError(ctx, "one event for each Service", func(ctx context.Context) error { return checkOneControllerEventPerService(ctx, s, serviceNames) }))
 	now, err := s.CountWrites(ctx)
 	failOnError(t, err)
 	w := now.SubtractEarlierCounts(before)
@@ -176,9 +176,9 @@ func testAPIWritesPerService(ctx context.Context, t *testing.T, s *cluster.Clust
 // writes events of its own for Services.
 var controllerEventReasons = []string{names.EventAllocated, names.EventAllocationFailed, names.EventLoadBalancerFailed, names.EventClearAssignment, names.EventAdditionalAssignFailed}
 
-// checkOneEventEach returns an error unless the controller has written exactly one event for each
-// Service.
-func checkOneEventEach(ctx context.Context, s *cluster.Cluster, serviceNames []string) error {
+// checkOneControllerEventPerService returns an error unless the controller has written exactly one
+// event for each Service.
+func checkOneControllerEventPerService(ctx context.Context, s *cluster.Cluster, serviceNames []string) error {
 	var list corev1.EventList
 	if err := s.API.List(ctx, &list, client.InNamespace("default")); err != nil {
 		return err

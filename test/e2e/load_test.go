@@ -28,8 +28,9 @@ func readSoakInterval(t *testing.T) time.Duration {
 	return d
 }
 
-// TestNoFalseTakeover keeps every processor busy. No living holder may be declared dead.
-func TestNoFalseTakeover(t *testing.T) {
+// TestNoFalseTakeoverUnderCPULoad keeps every processor busy. No living holder may be declared
+// dead.
+func TestNoFalseTakeoverUnderCPULoad(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4})
 	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
 	const services = 8

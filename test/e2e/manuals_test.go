@@ -41,7 +41,7 @@ func TestServiceManifestsOfManualsWork(t *testing.T) {
 		{"a headless Service is not changed", testHeadlessService},
 		{"a Service keeps its fixed cluster IP", testFixedClusterIP},
 		{"session affinity keeps a client with one Pod", testSessionAffinity},
-		{"one port serves TCP and UDP", testBothProtocols},
+		{"one port serves TCP and UDP", testTCPAndUDPOnOnePort},
 		{"a Service without a selector uses manual endpoints", testManualEndpoints},
 		{"a Service of kubectl expose is reachable", testKubectlExpose},
 		{"a Service in JSON keeps its NodePort", testLoadBalancerAnswersOnNodePorts},
@@ -284,7 +284,7 @@ func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 	}))
 }
 
-func testBothProtocols(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testTCPAndUDPOnOnePort(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "dns")
 	kubectl(responderManifest("dns", "app: dns", "TCP/53", "UDP/53"), "apply", "-f", "-")
 	kubectl(`apiVersion: v1

@@ -22,12 +22,12 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// TestMovesLoseNothing moves the addresses of a Service in each planned way. Meanwhile a client
-// sends requests to both addresses, 500 per second over UDP and 50 per second over TCP. None may be
-// lost.
-func TestMovesLoseNothing(t *testing.T) {
+// TestPlannedMovesLoseNoRequest moves the addresses of a Service in each planned way. Meanwhile a
+// client sends requests to both addresses, 500 per second over UDP and 50 per second over TCP. None
+// may be lost.
+func TestPlannedMovesLoseNoRequest(t *testing.T) {
 	for _, mode := range []string{lab.KubeProxyNFTables, lab.KubeProxyIPTables} {
-		t.Run(mode, func(t *testing.T) { testMovesLoseNothing(t, mode) })
+		t.Run(mode, func(t *testing.T) { testPlannedMovesInProxyMode(t, mode) })
 	}
 }
 
@@ -40,7 +40,7 @@ func dualStackUDPAndTCPEchoManifest(name string) string {
 	).Replace(cluster.UDPEchoServiceManifest(name, "node4")))
 }
 
-func testMovesLoseNothing(t *testing.T, mode string) {
+func testPlannedMovesInProxyMode(t *testing.T, mode string) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, ProxyMode: mode, Families: lab.DualStack})
 	failOnError(t, s.ApplyManifests(ctx, dualStackPoolAndL2AdvertisementManifest))
 	failOnError(t, s.ApplyManifests(ctx, dualStackUDPAndTCPEchoManifest("echo")))
@@ -53,9 +53,9 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 
 	m := &moveHarness{Cluster: s, t: t, addresses: addresses}
 	for name, c := range m.nodeLeaveCases(ctx) {
-		t.Run(name, func(t *testing.T) { m.testNodeLeaves(ctx, t, c) })
+		t.Run(name, func(t *testing.T) { m.testLeavingNodeHandsOverAddresses(ctx, t, c) })
 	}
-	wantNoPingAnswer(t, s, addresses...)
+	requireNoPingAnswer(t, s, addresses...)
 	t.Run("a rollout of the speakers", func(t *testing.T) {
 		f := startRequestStreams(ctx, t, s, 500, addresses...)
 		m.kubectl(ctx, "-n", "metallb-system", "set", "env", "daemonset/gantry-speaker", enablePingAnswersEnvironment)
@@ -63,7 +63,7 @@ func testMovesLoseNothing(t *testing.T, mode string) {
 		f.awaitMoreAnswers(ctx, t)
 		f.checkLossless(t, 4, "every speaker was replaced")
 	})
-	t.Run("the new speakers answer pings", func(t *testing.T) { wantPingAnswers(ctx, t, s, addresses...) })
+	t.Run("the new speakers answer pings", func(t *testing.T) { requirePingAnswers(ctx, t, s, addresses...) })
 	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { testLocalTrafficMoves(ctx, t, s) })
 	// after the rollout, because a rebalance waits until no member has changed for ten seconds
 	t.Run("a rebalance", func(t *testing.T) {
@@ -148,7 +148,7 @@ func (m *moveHarness) nodeLeaveCases(ctx context.Context) map[string]nodeLeaveCa
 	}
 }
 
-func (m *moveHarness) testNodeLeaves(ctx context.Context, t *testing.T, c nodeLeaveCase) {
+func (m *moveHarness) testLeavingNodeHandsOverAddresses(ctx context.Context, t *testing.T, c nodeLeaveCase) {
 	checkWithoutDelay(t, func() []string { return m.moveAndReturn(ctx, t, c) })
 }
 

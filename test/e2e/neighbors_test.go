@@ -59,9 +59,9 @@ func testHolderDefendsAddressInDAD(ctx context.Context, t *testing.T, s *cluster
 	}))
 }
 
-// testAnnouncementByWrongNode sends an announcement of the address from a node that does not hold
-// it. The kernel does so with kube-proxy in ipvs mode without strictARP.
-func testAnnouncementByWrongNode(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
+// testStrayAnnouncementIsReported sends an announcement of the address from a node that does not
+// hold it. The kernel does so with kube-proxy in ipvs mode without strictARP.
+func testStrayAnnouncementIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	holder := awaitHolderOf(ctx, t, s, four).Status.Node
 	stray := "node1"
 	if stray == holder {

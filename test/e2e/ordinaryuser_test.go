@@ -69,7 +69,7 @@ func TestLabForOrdinaryUser(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", mountFilesForUserNobodyScript)
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(directory, "home"), "LAB_KUBE=" + filepath.Join(directory, "kube"), "LAB_DIR=" + filepath.Join(directory, "lab"),
-		"ROOM=" + directory, "KUBE=" + kube, "REPOSITORY=" + lab.RepositoryRoot(), "STEPS=" + firstDemoStepsScript, "MANIFESTS=" + cluster.FirstPoolAndL2AdvertisementManifest + "---\n" + cluster.DashboardServiceAndDeploymentManifest,
+		"ROOM=" + directory, "KUBE=" + kube, "REPOSITORY=" + lab.RepositoryRoot(), "STEPS=" + firstDemoStepsScript, "MANIFESTS=" + cluster.FirstPoolAndL2AdvertisementManifest + "---\n" + cluster.ExampleServiceAndDeploymentManifest,
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }

@@ -39,7 +39,7 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 		checkNothingIsLeft(ctx, t, s)
 	})
 	for overlay, check := range map[string]func(context.Context, *testing.T, *cluster.Cluster){
-		"l2-only": checkLayer2Only, "prometheus": checkMetricsEndpoints, "webhook": checkWebhookRefusals,
+		"l2-only": checkNoAccessToSecrets, "prometheus": checkMetricsEndpoints, "webhook": checkWebhookRefusals,
 	} {
 		t.Run("config/"+overlay, func(t *testing.T) {
 			dir := filepath.Join(lab.RepositoryRoot(), "config", overlay)
@@ -200,7 +200,7 @@ func checkServiceAccountMayList(ctx context.Context, t *testing.T, s *cluster.Cl
 	}))
 }
 
-func checkLayer2Only(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func checkNoAccessToSecrets(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	checkServiceAccountMayList(ctx, t, s, "gantry-speaker", "secrets", "no")
 	checkServiceAccountMayList(ctx, t, s, "gantry-controller", "secrets", "no")
 }

@@ -21,17 +21,17 @@ import (
 // testPingAnswersOnlyWithSetting checks that speakers do not answer pings by default, and that they
 // do with the setting.
 func testPingAnswersOnlyWithSetting(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
-	wantNoPingAnswer(t, s, addresses...)
+	requireNoPingAnswer(t, s, addresses...)
 	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", enablePingAnswersEnvironment)
 	failOnError(t, err)
 	failOnError(t, s.AwaitRollout(ctx))
-	wantPingAnswers(ctx, t, s, addresses...)
+	requirePingAnswers(ctx, t, s, addresses...)
 }
 
 // enablePingAnswersEnvironment turns answers to pings on.
 const enablePingAnswersEnvironment = "GANTRY_LAYER2_ANSWER_PING=true"
 
-func wantNoPingAnswer(t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
+func requireNoPingAnswer(t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	t.Helper()
 	for _, a := range addresses {
 		if n, heard := sendPings(t, s, a, 1, time.Second); n > 0 {
@@ -40,7 +40,7 @@ func wantNoPingAnswer(t *testing.T, s *cluster.Cluster, addresses ...netip.Addr)
 	}
 }
 
-func wantPingAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
+func requirePingAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	t.Helper()
 	for _, a := range addresses {
 		failOnError(t, cluster.AwaitNoError(ctx, "an answer to a ping of "+a.String(), func(context.Context) error {

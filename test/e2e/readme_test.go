@@ -24,9 +24,9 @@ var fencedBlockPattern = regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
 
 var manifestFileNamePattern = regexp.MustCompile("`([\\w-]+\\.yaml)`:\\s*$")
 
-// readClusterSection returns the code blocks of the README's section on real clusters, by
-// subsection.
-func readClusterSection(t *testing.T) map[string][]readmeBlock {
+// readRealClusterSectionOfReadme returns the code blocks of the README's section on real clusters,
+// by subsection.
+func readRealClusterSectionOfReadme(t *testing.T) map[string][]readmeBlock {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(lab.RepositoryRoot(), "README.md"))
 	failOnError(t, err)
@@ -100,7 +100,7 @@ func TestReadmeOnRealCluster(t *testing.T) {
 			t.Skip(m)
 		}
 	}
-	parts := readClusterSection(t)
+	parts := readRealClusterSectionOfReadme(t)
 	install, remove := parts["Install"], parts["Uninstall"]
 	if len(install) != 3 || len(remove) != 2 {
 		t.Fatalf("%d ways to install and %d to uninstall, want Helm and kustomize, and the wait after both", len(install)-1, len(remove))

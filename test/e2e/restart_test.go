@@ -58,10 +58,10 @@ func newOutageHarness(t *testing.T) (context.Context, *outageHarness) {
 	return ctx, o
 }
 
-// TestAPIServerUnreachable stops the API server. Announced addresses have to stay announced, a dead
-// holder is replaced, and speakers that all restart resume what they announced before. Each
-// scenario begins where the one before it ends.
-func TestAPIServerUnreachable(t *testing.T) {
+// TestAnnouncementsSurviveAPIServerOutage stops the API server. Announced addresses have to stay
+// announced, a dead holder is replaced, and speakers that all restart resume what they announced
+// before. Each scenario begins where the one before it ends.
+func TestAnnouncementsSurviveAPIServerOutage(t *testing.T) {
 	ctx, o := newOutageHarness(t)
 	t.Run("all speakers restart", func(t *testing.T) { o.testAllSpeakersRestart(ctx, t) })
 	t.Run("a dead holder is replaced", func(t *testing.T) { o.testDeadHolderIsReplaced(ctx, t) })

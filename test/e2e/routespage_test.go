@@ -53,11 +53,11 @@ func (b *bgpHarness) testRoutesPageThroughPortForward(ctx context.Context, t *te
 		}
 		return nil
 	}))
-	b.testLiveAnswers(ctx, t)
+	b.testKubectlGantryAsksSpeakers(ctx, t)
 }
 
-// readerManifest is a user that may read everything, and forward no port.
-const readerManifest = `apiVersion: rbac.authorization.k8s.io/v1
+// readOnlyUserManifest is a user that may read everything, and forward no port.
+const readOnlyUserManifest = `apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: reader}
 rules: [{apiGroups: ["*"], resources: ["*"], verbs: [get, list]}]
@@ -69,10 +69,10 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: reader}
 subjects: [{kind: User, name: reader}]
 `
 
-// testLiveAnswers lets kubectl gantry ask the speakers, as the administrator and as a user without
-// the right to. The peer silent has no session.
-func (b *bgpHarness) testLiveAnswers(ctx context.Context, t *testing.T) {
-	failOnError(t, b.ApplyManifests(ctx, readerManifest))
+// testKubectlGantryAsksSpeakers lets kubectl gantry ask the speakers, as the administrator and as a
+// user without the right to. The peer silent has no session.
+func (b *bgpHarness) testKubectlGantryAsksSpeakers(ctx context.Context, t *testing.T) {
+	failOnError(t, b.ApplyManifests(ctx, readOnlyUserManifest))
 	const noRight = "you have no right to create pods/portforward in namespace metallb-system"
 	route := b.vip.String()
 	for _, c := range []struct {

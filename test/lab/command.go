@@ -49,7 +49,7 @@ func RunCommandLine() {
 	}
 	for _, c := range root.Commands() { // the commands that need a running lab
 		if c.Name() != "up" && c.Name() != holdLabInBackgroundArg && c.Name() != "build-kube" && c.Name() != "kubeconfig" {
-			c.PreRunE = func(*cobra.Command, []string) error { return joinNamespaces(dir()) }
+			c.PreRunE = func(*cobra.Command, []string) error { return enterLabNamespaces(dir()) }
 		}
 	}
 	root.AddCommand(insideCommand())

@@ -118,9 +118,9 @@ func checkStatusOK(ctx context.Context, c *http.Client, url string) error {
 	return nil
 }
 
-// startProxy runs kube-proxy on a node. The configuration turns its conntrack limits off: they
+// startKubeProxy runs kube-proxy on a node. The configuration turns its conntrack limits off: they
 // would change those of the machine.
-func (s *supervisor) startProxy(h *host) error {
+func (s *supervisor) startKubeProxy(h *host) error {
 	config := fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: %s
@@ -140,8 +140,8 @@ conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 	return err
 }
 
-// awaitNode waits until the node is Ready and the API server can be reached from it.
-func (s *supervisor) awaitNode(ctx context.Context, name string) error {
+// awaitNodeReady waits until the node is Ready and the API server can be reached from it.
+func (s *supervisor) awaitNodeReady(ctx context.Context, name string) error {
 	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(s.options.Dir, "credentials", "admin.kubeconfig"))
 	if err != nil {
 		return err

@@ -205,7 +205,7 @@ func (s *supervisor) logDir() string { return filepath.Join(s.options.Dir, "logs
 // startNode starts kube-proxy and the agent of a node, and waits until the node is Ready.
 func (s *supervisor) startNode(ctx context.Context, name string) error {
 	h := s.hostByName[name]
-	if err := s.startProxy(h); err != nil {
+	if err := s.startKubeProxy(h); err != nil {
 		return err
 	}
 	rest, err := clientcmd.BuildConfigFromFlags("", filepath.Join(s.options.Dir, "credentials", "node.kubeconfig"))
@@ -231,7 +231,7 @@ func (s *supervisor) startNode(ctx context.Context, name string) error {
 			s.log.Error("the node's agent ended", "node", name, "error", err)
 		}
 	}()
-	return s.awaitNode(ctx, name)
+	return s.awaitNodeReady(ctx, name)
 }
 
 // killNode simulates a power failure of a node.

@@ -58,9 +58,9 @@ func userNamespaceRefusal() string {
 		strings.TrimSpace(string(out)+" ("+err.Error()+")")
 }
 
-// joinNamespaces moves the process of an ordinary user into the namespaces of the lab in dir, where
-// the API server is.
-func joinNamespaces(dir string) error {
+// enterLabNamespaces moves the process of an ordinary user into the namespaces of the lab in dir,
+// where the API server is.
+func enterLabNamespaces(dir string) error {
 	holder := readPIDFile(dir, "holder")
 	if os.Geteuid() == 0 || holder == 0 || !isRunning(dir) {
 		return nil

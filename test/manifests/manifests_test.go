@@ -320,7 +320,7 @@ func (b *harness) isExpectationMet(ctx context.Context, e expectation) (bool, st
 	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: name}, o); err != nil {
 		return false, err.Error()
 	}
-	c := validCondition(o)
+	c := findValidCondition(o)
 	if c == nil || c.ObservedGeneration != o.GetGeneration() {
 		return false, describeCondition(c)
 	}
@@ -383,8 +383,8 @@ func (b *harness) isPoolCountsExpectationMet(ctx context.Context, e expectation)
 	return strings.TrimSpace(got) == e.expectedTextPart, got
 }
 
-// validCondition returns the condition gantry.dev/Valid of an object, or nil.
-func validCondition(o *unstructured.Unstructured) *metav1.Condition {
+// findValidCondition returns the condition gantry.dev/Valid of an object, or nil.
+func findValidCondition(o *unstructured.Unstructured) *metav1.Condition {
 	list, _, _ := unstructured.NestedSlice(o.Object, "status", "gantry", "conditions")
 	text, _ := json.Marshal(list)
 	var conditions []metav1.Condition

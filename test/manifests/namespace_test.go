@@ -19,14 +19,14 @@ import (
 	"github.com/gantry-lb/gantry/test/packages"
 )
 
-// policyHarness is an API server with the policy for namespaces.
-type policyHarness struct {
+// namespacePolicyHarness is an API server with the policy for namespaces.
+type namespacePolicyHarness struct {
 	*testing.T
 	apiClient client.Client
 }
 
 // installPolicyOf replaces the policy by the one in rendered manifests.
-func (h *policyHarness) installPolicyOf(manifests string) {
+func (h *namespacePolicyHarness) installPolicyOf(manifests string) {
 	h.Helper()
 	objects, err := packages.SplitObjects(manifests)
 	if err != nil {
@@ -52,7 +52,7 @@ func (h *policyHarness) installPolicyOf(manifests string) {
 }
 
 // createInNamespace creates an object in a namespace as a trial that stores nothing.
-func (h *policyHarness) createInNamespace(o client.Object, namespace string) error {
+func (h *namespacePolicyHarness) createInNamespace(o client.Object, namespace string) error {
 	o = o.DeepCopyObject().(client.Object)
 	o.SetNamespace(namespace)
 	return h.apiClient.Create(h.Context(), o, client.DryRunAll)
@@ -60,7 +60,7 @@ func (h *policyHarness) createInNamespace(o client.Object, namespace string) err
 
 // awaitRefusal waits until objects in the namespace are refused with the words: the API server
 // takes a moment to see a policy.
-func (h *policyHarness) awaitRefusal(namespace, words string) {
+func (h *namespacePolicyHarness) awaitRefusal(namespace, words string) {
 	h.Helper()
 	ctx, cancel := context.WithTimeout(h.Context(), awaitTimeout)
 	defer cancel()
@@ -93,7 +93,7 @@ func newConfigurationObjects() []client.Object {
 }
 
 // checkNamespaces checks in which namespaces objects of each kind are accepted.
-func (h *policyHarness) checkNamespaces(accepted, refused []string, words string) {
+func (h *namespacePolicyHarness) checkNamespaces(accepted, refused []string, words string) {
 	h.Helper()
 	for _, o := range newConfigurationObjects() {
 		for _, namespace := range refused {
@@ -123,7 +123,7 @@ func TestObjectsInOtherNamespacesAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &policyHarness{T: t, apiClient: c}
+	h := &namespacePolicyHarness{T: t, apiClient: c}
 	for _, namespace := range []string{"elsewhere", "second"} {
 		ns := &corev1.Namespace{}
 		ns.Name = namespace
@@ -151,7 +151,7 @@ func TestObjectsInOtherNamespacesAreRefused(t *testing.T) {
 }
 
 // An object that was there before the policy can still be labelled and deleted, but not changed.
-func TestObjectsFromBeforeThePolicy(t *testing.T) {
+func TestObjectsOlderThanPolicyCanBeDeleted(t *testing.T) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
@@ -160,7 +160,7 @@ func TestObjectsFromBeforeThePolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &policyHarness{T: t, apiClient: c}
+	h := &namespacePolicyHarness{T: t, apiClient: c}
 	h.awaitRefusal("default", "must be created in metallb-system namespace")
 	// Without its parameter the policy allows everything.
 	parameter := &corev1.ConfigMap{}

@@ -20,7 +20,7 @@ var selectorPlaces = []struct{ place, because string }{
 	{"cmd/kubectl-gantry/explain", "Interfaces of a report"},
 }
 
-const selectorsBecause = "the explanation of a Service is what speakers do only as long as one package matches advertisements: call internal/advertise"
+const selectorRuleReason = "the explanation of a Service is what speakers do only as long as one package matches advertisements: call internal/advertise"
 
 func TestAdvertisementsAreMatchedInOnePackage(t *testing.T) {
 	used := map[string]bool{}
@@ -31,7 +31,7 @@ func TestAdvertisementsAreMatchedInOnePackage(t *testing.T) {
 		for _, field := range findSelectorFields(f.ast) {
 			i := slices.IndexFunc(selectorPlaces, func(p struct{ place, because string }) bool { return isInOrBelow(f.path, p.place) })
 			if i < 0 {
-				t.Errorf("%s uses %s: %s", f.fileAndLineOf(field.Pos()), field.Sel.Name, selectorsBecause)
+				t.Errorf("%s uses %s: %s", f.fileAndLineOf(field.Pos()), field.Sel.Name, selectorRuleReason)
 				continue
 			}
 			used[selectorPlaces[i].place] = true

@@ -85,7 +85,7 @@ func isNonBlockingSelect(s *ast.SelectStmt) bool {
 	return neverWaits && (sends || forgets && doesNothing)
 }
 
-func TestNonBlockingSendsHaveOneHome(t *testing.T) {
+func TestOnlyLatestPackageSendsWithoutBlocking(t *testing.T) {
 	exceptions := newExceptionList(
 		exception{"speaker/layer2/respond.go", "the channel blocks for some events and drops others"},
 		exception{"speaker/bgp/passive.go", "a connection that one worker has no room for goes to the next one"},
@@ -104,7 +104,7 @@ func TestNonBlockingSendsHaveOneHome(t *testing.T) {
 	exceptions.reportUnused(t)
 }
 
-func TestLatestTypesComeFromTheirConstructors(t *testing.T) {
+func TestLatestPackageTypesAreUsedByPointer(t *testing.T) {
 	types := map[string]bool{"latest.Value": true, "latest.Wake": true, "latest.BoundedQueue": true}
 	for _, f := range parseSources(t) {
 		pointers := map[ast.Expr]bool{}
@@ -126,7 +126,7 @@ func TestLatestTypesComeFromTheirConstructors(t *testing.T) {
 	}
 }
 
-func TestConstructorsReturnReadyParts(t *testing.T) {
+func TestNoTypeHasInitMethod(t *testing.T) {
 	for _, f := range productFiles(t) {
 		for _, d := range f.ast.Decls {
 			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv != nil && strings.EqualFold(fn.Name.Name, "init") {
@@ -136,7 +136,7 @@ func TestConstructorsReturnReadyParts(t *testing.T) {
 	}
 }
 
-func TestThereIsOneAddressFamily(t *testing.T) {
+func TestOnlyIPFamilyPackageDeclaresFamily(t *testing.T) {
 	for _, f := range parseSources(t) {
 		if f.dir == "internal/ipfamily" {
 			continue
@@ -185,7 +185,7 @@ func flattenFieldTypes(l *ast.FieldList) []ast.Expr {
 	return out
 }
 
-func TestAReasonAndItsTextAreOneValue(t *testing.T) {
+func TestReasonAndTextAreNotReturnedApart(t *testing.T) {
 	exceptions := newExceptionList(
 		exception{"controller/announcedcondition", "a condition of the API has the two apart"},
 	)

@@ -26,7 +26,7 @@ func logKeysOf(n ast.Node) []logKey {
 	var arguments []ast.Expr
 	switch n := n.(type) {
 	case *ast.CallExpr:
-		if f, ok := n.Fun.(*ast.Ident); ok && f.Name == "append" && len(n.Args) > 1 && strings.HasSuffix(nameAtEnd(n.Args[0]), "pairs") {
+		if f, ok := n.Fun.(*ast.Ident); ok && f.Name == "append" && len(n.Args) > 1 && strings.HasSuffix(lastIdentifierOf(n.Args[0]), "pairs") {
 			arguments = n.Args[1:]
 			break
 		}
@@ -35,7 +35,7 @@ func logKeysOf(n ast.Node) []logKey {
 			return nil
 		}
 		before, isLevel := logLevels[f.Sel.Name]
-		receiver := nameAtEnd(f.X)
+		receiver := lastIdentifierOf(f.X)
 		isLogger := receiver == "log" || receiver == "Log" || receiver == "slog" || f.Sel.Name == "LogStart"
 		if !isLevel || !isLogger || len(n.Args) < before {
 			return nil
@@ -43,7 +43,7 @@ func logKeysOf(n ast.Node) []logKey {
 		arguments = n.Args[before:]
 	case *ast.CompositeLit:
 		a, ok := n.Type.(*ast.ArrayType)
-		if !ok || nameAtEnd(a.Elt) != "any" {
+		if !ok || lastIdentifierOf(a.Elt) != "any" {
 			return nil
 		}
 		arguments = n.Elts
@@ -58,15 +58,15 @@ func logKeysOf(n ast.Node) []logKey {
 	return out
 }
 
-// nameAtEnd returns the last name of a selector, call or identifier.
-func nameAtEnd(e ast.Expr) string {
+// lastIdentifierOf returns the last name of a selector, call or identifier.
+func lastIdentifierOf(e ast.Expr) string {
 	switch e := e.(type) {
 	case *ast.Ident:
 		return e.Name
 	case *ast.SelectorExpr:
 		return e.Sel.Name
 	case *ast.CallExpr:
-		return nameAtEnd(e.Fun)
+		return lastIdentifierOf(e.Fun)
 	}
 	return ""
 }
@@ -123,7 +123,7 @@ func TestLogKeysAreDocumented(t *testing.T) {
 // faultOfLogValue says what is wrong with the value of a key: a reason is a word of api/names, and
 // an error is always below the key error.
 func faultOfLogValue(k logKey) string {
-	end := nameAtEnd(k.value)
+	end := lastIdentifierOf(k.value)
 	isError := strings.HasPrefix(strings.ToLower(end), "err") || strings.HasSuffix(end, "Err") || strings.HasSuffix(end, "Error")
 	switch {
 	case k.name == "reason" && !strings.Contains(end, "Reason"):

@@ -12,16 +12,16 @@ const (
 	maxFieldLines = 30
 )
 
-// receiverRules are the limits on types with state, and why.
-var receiverRules = struct{ methods, fieldLines string }{
+// statefulTypeAdvice are the limits on types with state, and why.
+var statefulTypeAdvice = struct{ methods, fieldLines string }{
 	methods: "a type with so many methods is a package without boundaries: give a part of its state to a type of its own",
 	fieldLines: "any of its methods may change any of its fields, so a reader has to know them all: " +
 		"group the fields that change together in a type of their own",
 }
 
-// largeReceivers are the types that may have more methods, how many, and why. The number only goes
-// down. Delete an entry when its type is split.
-var largeReceivers = map[string]struct {
+// largeStatefulTypes are the types that may have more methods, how many, and why. The number only
+// goes down. Delete an entry when its type is split.
+var largeStatefulTypes = map[string]struct {
 	methods int
 	because string
 }{}
@@ -35,7 +35,7 @@ type statefulType struct {
 	place     string
 }
 
-func TestReceiversStaySmall(t *testing.T) {
+func TestStatefulTypesStaySmall(t *testing.T) {
 	types := map[string]*statefulType{} // by directory and name
 	ensure := func(f sourceFile, name string) *statefulType {
 		key := f.dir + "." + name
@@ -81,21 +81,21 @@ func TestReceiversStaySmall(t *testing.T) {
 			changing++
 		}
 		limitMethods, limitFields := maxMethods, maxFieldLines
-		if e, listed := largeReceivers[key]; listed {
+		if e, listed := largeStatefulTypes[key]; listed {
 			if r.methodCount <= maxMethods {
 				t.Errorf("%s has %d methods, no more than %d: delete it from largeReceivers", key, r.methodCount, maxMethods)
 			}
 			limitMethods = e.methods
 		}
 		if r.methodCount > limitMethods {
-			t.Errorf("%s: %s has %d methods, more than %d: %s", r.place, key, r.methodCount, limitMethods, receiverRules.methods)
+			t.Errorf("%s: %s has %d methods, more than %d: %s", r.place, key, r.methodCount, limitMethods, statefulTypeAdvice.methods)
 		}
 		if r.changedBy != "" && r.fieldLines > limitFields {
 			t.Errorf("%s: %s has %d field lines, more than %d, and %s changes it: %s",
-				r.place, key, r.fieldLines, limitFields, r.changedBy, receiverRules.fieldLines)
+				r.place, key, r.fieldLines, limitFields, r.changedBy, statefulTypeAdvice.fieldLines)
 		}
 	}
-	for key := range largeReceivers {
+	for key := range largeStatefulTypes {
 		if types[key] == nil {
 			t.Errorf("largeReceivers lists %s, which does not exist: delete it", key)
 		}

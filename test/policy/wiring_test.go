@@ -29,9 +29,9 @@ func TestMainPackagesAreLists(t *testing.T) {
 	}
 }
 
-// partTypes returns the part types of product code as "directory.Type". A part is a type that works
-// in a goroutine of its own: it has a method Run or Start with a context.
-func partTypes(t *testing.T) map[string]bool {
+// findRunnableTypes returns the part types of product code as "directory.Type". A part is a type
+// that works in a goroutine of its own: it has a method Run or Start with a context.
+func findRunnableTypes(t *testing.T) map[string]bool {
 	t.Helper()
 	out := map[string]bool{}
 	visitProductFunctions(t, func(f sourceFile, fn *ast.FuncDecl) {
@@ -162,8 +162,8 @@ func (n *partVariableFinder) assignedField(e ast.Expr) string {
 	return owner + "." + field.Sel.Name
 }
 
-func TestPartsAreNotCompletedAfterwards(t *testing.T) {
-	parts := partTypes(t)
+func TestNoFieldOfPartIsSetAfterConstruction(t *testing.T) {
+	parts := findRunnableTypes(t)
 	made := constructors(t, parts)
 	if len(parts) < 10 || len(made) < 10 {
 		t.Fatalf("%d parts and %d constructors: this test looks in the wrong place", len(parts), len(made))

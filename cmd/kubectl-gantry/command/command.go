@@ -107,7 +107,7 @@ func (p *program) newExplainer() (*explain.Explainer, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := explain.Options{Objects: objects.NewReader(c.api, explain.LabelsByIndex), Namespace: p.gantryNamespace, Now: c.clock.now, FastestAnswer: c.clock.fastestAnswer, ShowProgress: p.showProgress}
+	o := explain.Options{Objects: objects.NewReader(c.api, explain.LabelsByIndex), Namespace: p.gantryNamespace, Now: c.clock.now, FastestAnswer: c.clock.shortestResponseDelay, ShowProgress: p.showProgress}
 	if p.isLive {
 		o.FetchPage = func(ctx context.Context, pod, path string) ([]byte, error) {
 			return portforward.FetchPage(ctx, c.config, portforward.Page{Namespace: p.gantryNamespace, Pod: pod, Port: speakerPort, Path: path})
@@ -212,7 +212,7 @@ func (p *program) describeError(err error) string {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return "interrupted"
-	case objects.IsUnreachable(err):
+	case objects.IsAPIServerUnreachable(err):
 		return "the cluster cannot be reached: " + text
 	}
 	return text

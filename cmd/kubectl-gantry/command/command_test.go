@@ -52,8 +52,8 @@ func TestWrongUsageIsOneLine(t *testing.T) {
 	}
 }
 
-// TestUserWithoutAnyRight is refused everything, and is told what.
-func TestUserWithoutAnyRight(t *testing.T) {
+// TestUserWithoutRightsIsToldWhatIsRefused is refused everything, and is told what.
+func TestUserWithoutRightsIsToldWhatIsRefused(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusForbidden)
@@ -89,7 +89,7 @@ func TestAllServicesAreReadAsProtobuf(t *testing.T) {
 	}
 }
 
-func TestServerClockCorrectsTheLocalOne(t *testing.T) {
+func TestDateHeaderCorrectsLocalClock(t *testing.T) {
 	local := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	c := &serverClock{local: func() time.Time { return local }}
 	for _, step := range []struct {
@@ -136,8 +136,8 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// TestFastestAnswerIsThatOfTheServer measures answers with a clock that the server turns.
-func TestFastestAnswerIsThatOfTheServer(t *testing.T) {
+// TestFastestResponseDelayIsRecorded measures answers with a clock that the server turns.
+func TestFastestResponseDelayIsRecorded(t *testing.T) {
 	var mu sync.Mutex
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	delays := []time.Duration{3 * time.Second, 2 * time.Second, 4 * time.Second}
@@ -153,7 +153,7 @@ func TestFastestAnswerIsThatOfTheServer(t *testing.T) {
 		defer mu.Unlock()
 		return now
 	}}
-	if got := clock.fastestAnswer(); got != 0 {
+	if got := clock.shortestResponseDelay(); got != 0 {
 		t.Errorf("before any answer the fastest took %s", got)
 	}
 	for range len(delays) {
@@ -161,13 +161,13 @@ func TestFastestAnswerIsThatOfTheServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		response, err := (&clockReader{http.DefaultTransport, clock}).RoundTrip(request)
+		response, err := (&dateHeaderReader{http.DefaultTransport, clock}).RoundTrip(request)
 		if err != nil {
 			t.Fatal(err)
 		}
 		response.Body.Close()
 	}
-	if got := clock.fastestAnswer(); got != 2*time.Second {
+	if got := clock.shortestResponseDelay(); got != 2*time.Second {
 		t.Errorf("the fastest answer took %s, want 2s", got)
 	}
 }

@@ -37,12 +37,12 @@ func (p *program) connect() (*connection, error) {
 	}
 	config.WarningHandler = rest.NoWarnings{}
 	clock := &serverClock{local: p.Now}
-	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return &clockReader{next, clock} })
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return &dateHeaderReader{next, clock} })
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		return nil, err
 	}
-	api, err := client.NewWithWatch(config, client.Options{Scheme: scheme, Mapper: configuration.NewOfflineRESTMapper(scheme, objects.MoreAPIGroups...)})
+	api, err := client.NewWithWatch(config, client.Options{Scheme: scheme, Mapper: configuration.NewOfflineRESTMapper(scheme, objects.PluginOnlyAPIGroups...)})
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the cluster: %w", err)
 	}
@@ -69,8 +69,8 @@ func (c *serverClock) recordDelay(d time.Duration) {
 	}
 }
 
-// fastestAnswer returns how long the fastest answer took.
-func (c *serverClock) fastestAnswer() time.Duration {
+// shortestResponseDelay returns how long the fastest answer took.
+func (c *serverClock) shortestResponseDelay() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.shortestDelay
@@ -97,14 +97,14 @@ func (c *serverClock) setTime(date string) {
 	}
 }
 
-// clockReader reads the time of the API server from its responses.
-type clockReader struct {
+// dateHeaderReader reads the time of the API server from its responses.
+type dateHeaderReader struct {
 	next  http.RoundTripper
 	clock *serverClock
 }
 
 // RoundTrip implements http.RoundTripper.
-func (r *clockReader) RoundTrip(q *http.Request) (*http.Response, error) {
+func (r *dateHeaderReader) RoundTrip(q *http.Request) (*http.Response, error) {
 	begun := r.clock.local()
 	response, err := r.next.RoundTrip(q)
 	if err == nil {

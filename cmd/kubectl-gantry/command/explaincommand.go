@@ -57,14 +57,14 @@ func (p *program) completeName(ctx context.Context, kind string, argumentCount i
 	if err != nil {
 		return nil
 	}
-	return e.ListNames(ctx, kind, namespace)
+	return e.ListNamesForCompletion(ctx, kind, namespace)
 }
 
-// explainFunction answers a question about one object.
-type explainFunction func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error)
+// objectExplainer answers a question about one object.
+type objectExplainer func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error)
 
 // newExplainSubject returns a subcommand of explain. It has several names, as kinds have.
-func (p *program) newExplainSubject(spellings []string, short string, answer explainFunction) *cobra.Command {
+func (p *program) newExplainSubject(spellings []string, short string, answer objectExplainer) *cobra.Command {
 	return &cobra.Command{
 		Use: spellings[0] + " NAME", Aliases: spellings[1:], Short: short, Args: cobra.ExactArgs(1),
 		ValidArgsFunction: func(c *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {

@@ -45,10 +45,10 @@ func (e *Explainer) ExplainAddress(ctx context.Context, text string) (*report.Re
 		}
 	}
 	if len(holders) > 0 {
-		c.addGate("Services", report.Well, names.Explanation{Text: joinSome(holders, maxListed) + " has it"})
-		return c.finish(joinSome(holders, maxListed) + " has it" + c.poolOfAddress(address)), nil
+		c.addGate("Services", report.Well, names.Explanation{Text: joinFirstElements(holders, maxListedElements) + " has it"})
+		return c.finish(joinFirstElements(holders, maxListedElements) + " has it" + c.describePoolOfAddress(address)), nil
 	}
-	why, err := c.explainRequestOf(ctx, address)
+	why, err := c.explainRequestForAddress(ctx, address)
 	if err != nil {
 		return nil, err
 	}
@@ -56,12 +56,12 @@ func (e *Explainer) ExplainAddress(ctx context.Context, text string) (*report.Re
 		c.addGate("use", report.NotWell, why)
 		return c.finish(""), nil
 	}
-	c.addGate("use", report.Well, names.Explanation{Text: "a Service may get it" + c.poolOfAddress(address)})
-	return c.finish("no Service has it, and one may get it" + c.poolOfAddress(address)), nil
+	c.addGate("use", report.Well, names.Explanation{Text: "a Service may get it" + c.describePoolOfAddress(address)})
+	return c.finish("no Service has it, and one may get it" + c.describePoolOfAddress(address)), nil
 }
 
-// poolOfAddress names the pool of an address, as the end of a sentence.
-func (c *subjectCase) poolOfAddress(a netip.Addr) string {
+// describePoolOfAddress names the pool of an address, as the end of a sentence.
+func (c *objectDiagnosis) describePoolOfAddress(a netip.Addr) string {
 	if pools := c.config.Snapshot.PoolOfEachAddress("", a); len(pools) == 1 {
 		return ", from pool " + pools[0].Name
 	}
@@ -69,7 +69,7 @@ func (c *subjectCase) poolOfAddress(a netip.Addr) string {
 }
 
 // servicesWithAddress returns the Services whose status has the address.
-func (c *subjectCase) servicesWithAddress(a netip.Addr) []string {
+func (c *objectDiagnosis) servicesWithAddress(a netip.Addr) []string {
 	var out []string
 	for i := range c.services {
 		if v := view.FromService(&c.services[i]); slices.Contains(v.AssignedAddresses, a) {
@@ -80,7 +80,7 @@ func (c *subjectCase) servicesWithAddress(a netip.Addr) []string {
 }
 
 // addAnsweringNodes says which nodes answer for the address.
-func (c *subjectCase) addAnsweringNodes(ctx context.Context, a netip.Addr) error {
+func (c *objectDiagnosis) addAnsweringNodes(ctx context.Context, a netip.Addr) error {
 	var reports v1beta1.ServiceL2StatusList
 	if err := c.objects.List(ctx, &reports, client.InNamespace(c.namespace)); err != nil {
 		return err
@@ -96,8 +96,8 @@ func (c *subjectCase) addAnsweringNodes(ctx context.Context, a netip.Addr) error
 	return nil
 }
 
-// explainRequestOf says whether a new Service that requests the address would get it.
-func (c *subjectCase) explainRequestOf(ctx context.Context, a netip.Addr) (names.Explanation, error) {
+// explainRequestForAddress says whether a new Service that requests the address would get it.
+func (c *objectDiagnosis) explainRequestForAddress(ctx context.Context, a netip.Addr) (names.Explanation, error) {
 	ledger := allocate.NewLedger()
 	ledger.UseSnapshot(c.config.Snapshot)
 	if err := c.fillLedger(ctx, ledger, c.installation.loadBalancerClass); err != nil {
@@ -114,7 +114,7 @@ func (c *subjectCase) explainRequestOf(ctx context.Context, a netip.Addr) (names
 }
 
 // anyAdmittedNamespace is a namespace whose Services the pool of the address admits.
-func (c *subjectCase) anyAdmittedNamespace(a netip.Addr) string {
+func (c *objectDiagnosis) anyAdmittedNamespace(a netip.Addr) string {
 	if pools := c.config.Snapshot.PoolOfEachAddress("", a); len(pools) == 1 && pools[0].ServiceAllocation != nil && len(pools[0].ServiceAllocation.Namespaces) > 0 {
 		return pools[0].ServiceAllocation.Namespaces[0]
 	}

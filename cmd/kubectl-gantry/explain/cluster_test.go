@@ -86,8 +86,8 @@ spec: {ipAddressPools: [first-pool]}
 ---
 `
 
-// webManifests are a Service that works, with an endpoint on node1.
-const webManifests = `
+// workingServiceManifests are a Service that works, with an endpoint on node1.
+const workingServiceManifests = `
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: default, creationTimestamp: "2026-03-01T11:00:00Z"}
@@ -143,7 +143,7 @@ func newTestAPI(t *testing.T, manifests string) *fake.ClientBuilder {
 		t.Fatal(err)
 	}
 	return fake.NewClientBuilder().WithScheme(scheme).WithObjects(decodeManifests(t, manifests)...).
-		WithRESTMapper(configuration.NewOfflineRESTMapper(scheme, objects.MoreAPIGroups...)).
+		WithRESTMapper(configuration.NewOfflineRESTMapper(scheme, objects.PluginOnlyAPIGroups...)).
 		WithReturnManagedFields().
 		WithIndex(&corev1.Secret{}, "type", func(o client.Object) []string { return []string{string(o.(*corev1.Secret).Type)} }).
 		WithIndex(&corev1.Event{}, "reason", func(o client.Object) []string { return []string{o.(*corev1.Event).Reason} }).

@@ -14,7 +14,7 @@ import (
 )
 
 // readEndpointSlices returns the EndpointSlices of the Service, which were listed before.
-func (c *serviceCase) readEndpointSlices(ctx context.Context) []discoveryv1.EndpointSlice {
+func (c *serviceDiagnosis) readEndpointSlices(ctx context.Context) []discoveryv1.EndpointSlice {
 	var all discoveryv1.EndpointSliceList
 	if err := c.objects.List(ctx, &all, client.InNamespace(c.key.Namespace), client.MatchingFields{announcedcondition.EndpointSlicesByServiceIndex: c.key.Name}); err != nil {
 		return nil
@@ -23,7 +23,7 @@ func (c *serviceCase) readEndpointSlices(ctx context.Context) []discoveryv1.Endp
 }
 
 // describeAbsentEndpoints says whether there are Pods at all, as the end of a sentence.
-func (c *serviceCase) describeAbsentEndpoints(ctx context.Context) string {
+func (c *serviceDiagnosis) describeAbsentEndpoints(ctx context.Context) string {
 	if len(c.service.Spec.Selector) == 0 {
 		return "; the Service has no selector, so that somebody has to write its EndpointSlices"
 	}
@@ -40,12 +40,12 @@ func (c *serviceCase) describeAbsentEndpoints(ctx context.Context) string {
 	if len(pods) == 0 {
 		return fmt.Sprintf("; the selector %s matches no Pod that has an address", describePods(c.service))
 	}
-	return fmt.Sprintf("; the selector %s matches %s, and none is ready", describePods(c.service), countOf(len(pods), "Pod"))
+	return fmt.Sprintf("; the selector %s matches %s, and none is ready", describePods(c.service), formatCount(len(pods), "Pod"))
 }
 
 // explainUnservedPort names a port of the Service that no endpoint serves: its Pods have no port of
 // the name in targetPort.
-func (c *serviceCase) explainUnservedPort(ctx context.Context) names.Explanation {
+func (c *serviceDiagnosis) explainUnservedPort(ctx context.Context) names.Explanation {
 	all := c.readEndpointSlices(ctx)
 	if len(c.service.Spec.Selector) == 0 || !slices.ContainsFunc(all, func(s discoveryv1.EndpointSlice) bool { return len(s.Endpoints) > 0 }) {
 		return names.Explanation{}

@@ -24,9 +24,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// readUsage returns what the pools have left. All Services are listed only if the controller has
-// not decided about this one, or refuses it for a reason that names others.
-func (c *serviceCase) readUsage(ctx context.Context) (*allocate.Ledger, map[string]usage, error) {
+// readPoolUsage returns what the pools have left. All Services are listed only if the controller
+// has not decided about this one, or refuses it for a reason that names others.
+func (c *serviceDiagnosis) readPoolUsage(ctx context.Context) (*allocate.Ledger, map[string]usage, error) {
 	ledger := allocate.NewLedger()
 	ledger.UseSnapshot(c.config.Snapshot)
 	usages := map[string]usage{}
@@ -76,11 +76,12 @@ func (e *Explainer) fillLedger(ctx context.Context, ledger *allocate.Ledger, cla
 	return nil
 }
 
-// undecidedTimeout is how long a controller may take for a new Service before that is a fault.
-const undecidedTimeout = 10 * time.Second
+// addressDecisionTimeout is how long a controller may take for a new Service before that is a
+// fault.
+const addressDecisionTimeout = 10 * time.Second
 
 // explainUndecided says what a Service without any decision would get.
-func (c *serviceCase) explainUndecided(ctx context.Context) (cause, error) {
+func (c *serviceDiagnosis) explainUndecided(ctx context.Context) (cause, error) {
 	age := c.now().Sub(c.service.CreationTimestamp.Time).Round(time.Second)
 	if c.config == nil {
 		return cause{names.Explain("", "no address: no controller has decided yet, %s after the Service was created", age), report.Unknown}, nil
@@ -95,20 +96,20 @@ func (c *serviceCase) explainUndecided(ctx context.Context) (cause, error) {
 		why := c.enrichAddressReason(ctx, d.Explanation)
 		return notWell(why.Reason, "no address: %s", why.Text), nil
 	}
-	if age < undecidedTimeout {
+	if age < addressDecisionTimeout {
 		return cause{names.Explain("", "no address yet: the Service is new, and should get %s", view.JoinAddresses(d.Addresses)), report.Unknown}, nil
 	}
-	return notWell(names.ReasonNoController, "no address after %s: it should get %s, and the controller does not write it: look at the log of %s", age, view.JoinAddresses(d.Addresses), leaderPod(c.installation)), nil
+	return notWell(names.ReasonNoController, "no address after %s: it should get %s, and the controller does not write it: look at the log of %s", age, view.JoinAddresses(d.Addresses), findLeaderPod(c.installation)), nil
 }
 
 // enrichAddressReason adds what the controller does not see: near names, pools in other namespaces,
 // counts.
-func (c *serviceCase) enrichAddressReason(ctx context.Context, why names.Explanation) names.Explanation {
+func (c *serviceDiagnosis) enrichAddressReason(ctx context.Context, why names.Explanation) names.Explanation {
 	switch why.Reason {
 	case names.ReasonPoolNotFound, names.ReasonNoPools:
 		return c.enrichMissingPool(ctx, why)
 	case names.ReasonPoolExhausted:
-		return c.enrichExhaustion(ctx, why)
+		return c.enrichWithPoolUsage(ctx, why)
 	case names.ReasonNoEligiblePool:
 		if c.config != nil {
 			why.Text += describeClosedPools(c.config.Snapshot.Pools)
@@ -127,10 +128,10 @@ func describeClosedPools(pools []*snapshot.Pool) string {
 			closed = append(closed, "the serviceAllocation of "+p.Name+" does not admit it")
 		}
 	}
-	return " (" + joinSome(closed, maxListed) + ")"
+	return " (" + joinFirstElements(closed, maxListedElements) + ")"
 }
 
-func (c *serviceCase) enrichMissingPool(ctx context.Context, why names.Explanation) names.Explanation {
+func (c *serviceDiagnosis) enrichMissingPool(ctx context.Context, why names.Explanation) names.Explanation {
 	var everywhere v1beta1.IPAddressPoolList
 	if err := c.objects.List(ctx, &everywhere); err == nil {
 		for i := range everywhere.Items {
@@ -141,21 +142,22 @@ func (c *serviceCase) enrichMissingPool(ctx context.Context, why names.Explanati
 		}
 	}
 	if c.config == nil || why.Reason == names.ReasonNoPools {
-		return c.enrichByWebhook(ctx, why)
+		return c.enrichWithWebhookRefusal(ctx, why)
 	}
 	var known []string
 	for _, p := range c.config.Snapshot.Pools {
 		known = append(known, p.Name)
 	}
-	if near := nearNames(c.view.RequestedPool, known); len(near) > 0 {
+	if near := findSimilarNames(c.view.RequestedPool, known); len(near) > 0 {
 		why.Text += "; did you mean " + strings.Join(near, " or ") + "?"
 		return why
 	}
-	return c.enrichByWebhook(ctx, why)
+	return c.enrichWithWebhookRefusal(ctx, why)
 }
 
-// enrichByWebhook adds to the absence of an object that the API server refuses to create it.
-func (c *serviceCase) enrichByWebhook(ctx context.Context, why names.Explanation) names.Explanation {
+// enrichWithWebhookRefusal adds to the absence of an object that the API server refuses to create
+// it.
+func (c *serviceDiagnosis) enrichWithWebhookRefusal(ctx context.Context, why names.Explanation) names.Explanation {
 	down := c.explainWebhooks(ctx)
 	if !down.IsSet() {
 		return why
@@ -163,8 +165,8 @@ func (c *serviceCase) enrichByWebhook(ctx context.Context, why names.Explanation
 	return names.Explain(down.Reason, "%s; and %s", why.Text, down.Text)
 }
 
-// enrichExhaustion adds how full the pools are that the Service may use.
-func (c *serviceCase) enrichExhaustion(ctx context.Context, why names.Explanation) names.Explanation {
+// enrichWithPoolUsage adds how full the pools are that the Service may use.
+func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Explanation) names.Explanation {
 	if c.config == nil {
 		return why
 	}
@@ -181,7 +183,7 @@ func (c *serviceCase) enrichExhaustion(ctx context.Context, why names.Explanatio
 		full = append(full, p.Name+" has "+describeUse(&p.Status, c.view.ClusterIPs))
 	}
 	if len(full) > 0 {
-		why.Text += " (" + joinSome(full, maxListed) + ")"
+		why.Text += " (" + joinFirstElements(full, maxListedElements) + ")"
 	}
 	return why
 }
@@ -207,13 +209,13 @@ func describeUse(s *v1beta1.IPAddressPoolStatus, clusterIPs []netip.Addr) string
 
 // enrichAnnouncementReason adds what the controller does not see: speakers that went silent all at
 // once, advertisements in other namespaces.
-func (c *serviceCase) enrichAnnouncementReason(ctx context.Context, why names.Explanation) names.Explanation {
+func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, why names.Explanation) names.Explanation {
 	switch why.Reason {
 	case names.ReasonNoSpeaker:
 		why.Text += "; " + c.explainSpeakers(ctx)
 	case names.ReasonNotAnnounced:
-		if silent := c.silentSpeakers(); len(silent) > 0 {
-			return c.explainSilence(ctx, silent)
+		if silent := c.findSilentSpeakers(); len(silent) > 0 {
+			return c.explainSilentSpeakers(ctx, silent)
 		}
 	case names.ReasonForeignClaim:
 		why = c.explainConflict(ctx, why)
@@ -225,7 +227,7 @@ func (c *serviceCase) enrichAnnouncementReason(ctx context.Context, why names.Ex
 		if other := cmp.Or(describeFaultyAdvertisement(c.config.Problems), c.findAdvertisementElsewhere(ctx)); other != "" {
 			why.Text += "; " + other
 		}
-		why = c.enrichByWebhook(ctx, why)
+		why = c.enrichWithWebhookRefusal(ctx, why)
 	}
 	if c.installation.controllerFault.IsSet() {
 		why.Text += "; " + c.installation.controllerFault.Text
@@ -235,7 +237,7 @@ func (c *serviceCase) enrichAnnouncementReason(ctx context.Context, why names.Ex
 
 // describeSecretOfOtherType says that the Secret of a BGPPeer exists and is of the wrong type, as
 // the end of a sentence. The others list only Secrets of the right type.
-func (c *serviceCase) describeSecretOfOtherType(ctx context.Context) string {
+func (c *serviceDiagnosis) describeSecretOfOtherType(ctx context.Context) string {
 	var peers v1beta2.BGPPeerList
 	if err := c.objects.List(ctx, &peers, client.InNamespace(c.namespace)); err != nil {
 		return ""
@@ -254,18 +256,18 @@ func (c *serviceCase) describeSecretOfOtherType(ctx context.Context) string {
 	return ""
 }
 
-// silentTimeout is how old the status of a speaker is at least when the speaker is silent. A
+// silentSpeakerTimeout is how old the status of a speaker is at least when the speaker is silent. A
 // speaker writes it once a minute.
-const silentTimeout = 150 * time.Second
+const silentSpeakerTimeout = 150 * time.Second
 
-// silentSpeakers are the nodes whose speakers have not written for long, although nobody found them
-// dead: there may be nobody left to find out.
-func (c *serviceCase) silentSpeakers() []string {
+// findSilentSpeakers are the nodes whose speakers have not written for long, although nobody found
+// them dead: there may be nobody left to find out.
+func (c *serviceDiagnosis) findSilentSpeakers() []string {
 	var out []string
 	d := c.installation.speaker
 	noneReady := d != nil && d.Status.DesiredNumberScheduled > 0 && d.Status.NumberReady == 0
 	for node, s := range c.installation.speakers {
-		if noneReady || s.LastSeen != nil && c.now().Sub(s.LastSeen.Time) > silentTimeout {
+		if noneReady || s.LastSeen != nil && c.now().Sub(s.LastSeen.Time) > silentSpeakerTimeout {
 			out = append(out, node)
 		}
 	}
@@ -273,13 +275,13 @@ func (c *serviceCase) silentSpeakers() []string {
 	return out
 }
 
-func (c *serviceCase) explainSilence(ctx context.Context, silent []string) names.Explanation {
-	return names.Explain(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinSome(silent, maxListed), c.explainSpeakers(ctx))
+func (c *serviceDiagnosis) explainSilentSpeakers(ctx context.Context, silent []string) names.Explanation {
+	return names.Explain(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), c.explainSpeakers(ctx))
 }
 
 // explainStaleReports says that all who report to announce the Service are silent.
-func (c *serviceCase) explainStaleReports(ctx context.Context) names.Explanation {
-	silent := c.silentSpeakers()
+func (c *serviceDiagnosis) explainStaleReports(ctx context.Context) names.Explanation {
+	silent := c.findSilentSpeakers()
 	isSilent := func(node string) bool { return slices.Contains(silent, node) }
 	for i := range c.finding.Layer2Reports {
 		if !isSilent(c.finding.Layer2Reports[i].Status.Node) {
@@ -291,7 +293,7 @@ func (c *serviceCase) explainStaleReports(ctx context.Context) names.Explanation
 			return names.Explanation{}
 		}
 	}
-	return c.explainSilence(ctx, silent)
+	return c.explainSilentSpeakers(ctx, silent)
 }
 
 // describeFaultyAdvertisement names an advertisement that is not read as it is written: the pool of
@@ -307,7 +309,7 @@ func describeFaultyAdvertisement(problems []snapshot.Problem) string {
 
 // findAdvertisementElsewhere names an advertisement that does not count, because it is in another
 // namespace.
-func (c *serviceCase) findAdvertisementElsewhere(ctx context.Context) string {
+func (c *serviceDiagnosis) findAdvertisementElsewhere(ctx context.Context) string {
 	var l2 v1beta1.L2AdvertisementList
 	if err := c.objects.List(ctx, &l2); err != nil {
 		return ""

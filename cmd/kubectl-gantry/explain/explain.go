@@ -94,8 +94,8 @@ var essentialResources = []string{
 	"speakerstatuses.gantry.dev", "servicel2statuses.metallb.io", "bgpsessions.gantry.dev", "servicebgpstatuses.metallb.io", "endpointslices.discovery.k8s.io",
 }
 
-// seesAllEssentials reports whether no essential kind was refused so far.
-func (e *Explainer) seesAllEssentials() bool {
+// mayListEssentialResources reports whether no essential kind was refused so far.
+func (e *Explainer) mayListEssentialResources() bool {
 	return !slices.ContainsFunc(essentialResources, e.objects.LacksRightTo)
 }
 
@@ -108,7 +108,7 @@ func (e *Explainer) readConfiguration(ctx context.Context) (*configurationreader
 	if err != nil {
 		return nil, err
 	}
-	o.Secrets = append(o.Secrets, e.unreadableSecrets(&o)...)
+	o.Secrets = append(o.Secrets, e.substituteUnreadableSecrets(&o)...)
 	config := &configurationreader.Configuration{Nodes: o.Nodes}
 	config.Snapshot, config.Problems = snapshot.BuildSnapshot(o)
 	return config, nil
@@ -121,15 +121,15 @@ func (e *Explainer) listPasswords(ctx context.Context) error {
 		return err
 	}
 	if !slices.ContainsFunc(peers.Items, func(p v1beta2.BGPPeer) bool { return p.Spec.PasswordSecret.Name != "" }) {
-		e.objects.KeepEmptyList(&corev1.SecretList{}, e.namespace)
+		e.objects.AssumeNoObjectsOfKind(&corev1.SecretList{}, e.namespace)
 		return nil
 	}
 	return e.objects.ListAll(ctx, objects.ListRequest{List: &corev1.SecretList{}, Namespace: e.namespace, Fields: fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))})
 }
 
-// unreadableSecrets stand for Secrets that the user may not read: they are assumed to be as they
-// should.
-func (e *Explainer) unreadableSecrets(o *snapshot.Objects) []snapshot.BasicAuthSecret {
+// substituteUnreadableSecrets stand for Secrets that the user may not read: they are assumed to be
+// as they should.
+func (e *Explainer) substituteUnreadableSecrets(o *snapshot.Objects) []snapshot.BasicAuthSecret {
 	if !e.objects.LacksRightTo("secrets") {
 		return nil
 	}
@@ -162,12 +162,12 @@ func (e *Explainer) complete(r *report.Report) *report.Report {
 	return r
 }
 
-// joinSome joins the first elements, and says how many more there are.
-func joinSome(all []string, limit int) string {
+// joinFirstElements joins the first elements, and says how many more there are.
+func joinFirstElements(all []string, limit int) string {
 	if len(all) <= limit {
 		return strings.Join(all, ", ")
 	}
 	return fmt.Sprintf("%s and %d more", strings.Join(all[:limit], ", "), len(all)-limit)
 }
 
-const maxListed = 6
+const maxListedElements = 6

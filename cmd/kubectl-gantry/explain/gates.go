@@ -22,12 +22,12 @@ import (
 )
 
 // addPoolGates says of each pool whether it can serve the Service.
-func (c *serviceCase) addPoolGates(ctx context.Context) error {
+func (c *serviceDiagnosis) addPoolGates(ctx context.Context) error {
 	if c.config == nil {
 		c.addGate("pools", report.Unknown, names.Explanation{Text: "you may not read them"})
 		return nil
 	}
-	ledger, usages, err := c.readUsage(ctx)
+	ledger, usages, err := c.readPoolUsage(ctx)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (u usage) hasFreeAddressFor(v *view.Service) bool {
 }
 
 // addAnnouncementGates says which advertisements, endpoints, nodes and sessions carry the Service.
-func (c *serviceCase) addAnnouncementGates() {
+func (c *serviceDiagnosis) addAnnouncementGates() {
 	if len(c.view.AssignedAddresses) == 0 {
 		return
 	}
@@ -93,7 +93,7 @@ func (c *serviceCase) addAnnouncementGates() {
 		for i, n := range e.ServingNodes {
 			on = append(on, fmt.Sprintf("%d on %s", e.ServingCounts[i], n))
 		}
-		c.addGate("endpoints", report.Well, names.Explanation{Text: cmp.Or(joinSome(on, maxListed), "serve outside of the nodes")})
+		c.addGate("endpoints", report.Well, names.Explanation{Text: cmp.Or(joinFirstElements(on, maxListedElements), "serve outside of the nodes")})
 	} else {
 		c.addGate("endpoints", report.NotWell, names.Explain(names.ReasonNoEndpoints, "none can serve (selector %s)", cmp.Or(c.view.PodSelector, "empty")))
 	}
@@ -102,8 +102,8 @@ func (c *serviceCase) addAnnouncementGates() {
 }
 
 // addAdvertisementGate names the advertisements that cover the Service.
-func (c *serviceCase) addAdvertisementGate() {
-	svc := advertise.FromView(&c.view)
+func (c *serviceDiagnosis) addAdvertisementGate() {
+	svc := advertise.ServiceFromView(&c.view)
 	if why := advertise.Explain(c.config.Snapshot, &svc, c.config.Nodes); why.IsSet() {
 		c.addGate("advertisements", report.NotWell, why)
 		return
@@ -117,12 +117,12 @@ func (c *serviceCase) addAdvertisementGate() {
 	for _, b := range bgp {
 		all = append(all, "BGPAdvertisement "+b.Ad.Name)
 	}
-	c.addGate("advertisements", report.Well, names.Explanation{Text: joinSome(all, maxListed)})
+	c.addGate("advertisements", report.Well, names.Explanation{Text: joinFirstElements(all, maxListedElements)})
 }
 
 // addNodeGates says of each node what it does for the Service. Nodes with the same fault share a
 // line.
-func (c *serviceCase) addNodeGates() {
+func (c *serviceDiagnosis) addNodeGates() {
 	var faults []names.Explanation
 	nodesByFault := map[names.Explanation][]string{}
 	for i := range c.finding.Nodes {
@@ -141,19 +141,19 @@ func (c *serviceCase) addNodeGates() {
 		case n.ByLayer2 && !n.Layer2.IsSet():
 			c.addDetail("node "+n.Node, report.Well, names.Explanation{Text: "may answer ARP and NDP; another node holds the address"})
 		default:
-			c.addDetail("node "+n.Node, report.Well, names.Explanation{Text: "routes to " + joinSome(n.Peers, maxListed)})
+			c.addDetail("node "+n.Node, report.Well, names.Explanation{Text: "routes to " + joinFirstElements(n.Peers, maxListedElements)})
 		}
 		if n.ByLayer2 && n.Layer2.IsSet() {
 			c.addDetail("node "+n.Node+" by layer 2", report.NotWell, n.Layer2)
 		}
 	}
 	for _, fault := range faults {
-		c.addGate("node "+joinSome(nodesByFault[fault], maxListed), report.NotWell, fault)
+		c.addGate("node "+joinFirstElements(nodesByFault[fault], maxListedElements), report.NotWell, fault)
 	}
 }
 
 // describeReport says what the node reports to answer for; empty if nothing.
-func (c *serviceCase) describeReport(node string) string {
+func (c *serviceDiagnosis) describeReport(node string) string {
 	for i := range c.finding.Layer2Reports {
 		r := &c.finding.Layer2Reports[i]
 		if r.Status.Node != node {
@@ -183,7 +183,7 @@ func describeTime(t *metav1.Time) string {
 }
 
 // describeHolders names the nodes that answer, as the end of a sentence.
-func (c *serviceCase) describeHolders() string {
+func (c *serviceDiagnosis) describeHolders() string {
 	carrying := 0
 	for _, s := range c.finding.Sessions {
 		if !s.Fault.IsSet() {
@@ -192,7 +192,7 @@ func (c *serviceCase) describeHolders() string {
 	}
 	text := ""
 	if on := c.answeringNodes(); len(on) > 0 {
-		text += "; " + joinSome(on, maxListed) + " answers"
+		text += "; " + joinFirstElements(on, maxListedElements) + " answers"
 	}
 	if carrying > 0 {
 		text += fmt.Sprintf("; %d of %d sessions carry it", carrying, len(c.finding.Sessions))
@@ -201,7 +201,7 @@ func (c *serviceCase) describeHolders() string {
 }
 
 // addSessionGates says of each session whether the router has the routes.
-func (c *serviceCase) addSessionGates() {
+func (c *serviceDiagnosis) addSessionGates() {
 	for _, f := range c.finding.Sessions {
 		name := fmt.Sprintf("session of %s with %s", f.Node, f.Peer)
 		if f.Fault.IsSet() {
@@ -220,7 +220,7 @@ func (c *serviceCase) addSessionGates() {
 	}
 }
 
-func (c *serviceCase) sessionOf(node, peer string) *v1alpha1.BGPSessionStatus {
+func (c *serviceDiagnosis) sessionOf(node, peer string) *v1alpha1.BGPSessionStatus {
 	for i := range c.sessions {
 		if s := &c.sessions[i].Status; s.Node == node && s.Peer == peer {
 			return s
@@ -229,30 +229,30 @@ func (c *serviceCase) sessionOf(node, peer string) *v1alpha1.BGPSessionStatus {
 	return nil
 }
 
-// secondaryRules find what is wrong with a Service all of whose addresses are announced, the most
-// urgent first.
-var secondaryRules = []func(*serviceCase, context.Context) names.Explanation{
-	withoutReading((*serviceCase).explainUnfitNode),
-	withoutReading((*serviceCase).explainFaultySession),
-	withoutReading((*serviceCase).explainKeptAddress),
-	withoutReading((*serviceCase).explainLeftPool),
-	(*serviceCase).explainUnservedPort,
-	withoutReading((*serviceCase).explainMisspelling),
-	withoutReading((*serviceCase).explainUnwatchedPath),
-	withoutReading((*serviceCase).explainFaultyGossip),
-	withoutReading((*serviceCase).explainSlowAPIServer),
-	withoutReading((*serviceCase).explainLostController),
-	withoutReading((*serviceCase).explainFaultyObject),
+// faultRulesOfAnnouncedService find what is wrong with a Service all of whose addresses are
+// announced, the most urgent first.
+var faultRulesOfAnnouncedService = []func(*serviceDiagnosis, context.Context) names.Explanation{
+	ruleWithoutAPIReads((*serviceDiagnosis).explainUnfitNode),
+	ruleWithoutAPIReads((*serviceDiagnosis).explainFaultySession),
+	ruleWithoutAPIReads((*serviceDiagnosis).explainAddressNoLongerAllowed),
+	ruleWithoutAPIReads((*serviceDiagnosis).explainLeftPool),
+	(*serviceDiagnosis).explainUnservedPort,
+	ruleWithoutAPIReads((*serviceDiagnosis).explainMisspelledAnnotation),
+	ruleWithoutAPIReads((*serviceDiagnosis).explainSessionWithoutBFD),
+	ruleWithoutAPIReads((*serviceDiagnosis).explainFaultyGossip),
+	ruleWithoutAPIReads((*serviceDiagnosis).explainSlowAPIServer),
+	ruleWithoutAPIReads((*serviceDiagnosis).explainLostController),
+	ruleWithoutAPIReads((*serviceDiagnosis).explainFaultyObject),
 }
 
-// withoutReading makes a rule of one that reads nothing more.
-func withoutReading(rule func(*serviceCase) names.Explanation) func(*serviceCase, context.Context) names.Explanation {
-	return func(c *serviceCase, _ context.Context) names.Explanation { return rule(c) }
+// ruleWithoutAPIReads makes a rule of one that reads nothing more.
+func ruleWithoutAPIReads(rule func(*serviceDiagnosis) names.Explanation) func(*serviceDiagnosis, context.Context) names.Explanation {
+	return func(c *serviceDiagnosis, _ context.Context) names.Explanation { return rule(c) }
 }
 
 // explainUnfitNode names a node that announces the Service although something speaks against it:
 // kube-proxy or the kubelet on it is silent, and no other node can serve instead.
-func (c *serviceCase) explainUnfitNode() names.Explanation {
+func (c *serviceDiagnosis) explainUnfitNode() names.Explanation {
 	for _, node := range c.announcingNodes() {
 		s := c.installation.speakers[node]
 		if s == nil {
@@ -266,7 +266,7 @@ func (c *serviceCase) explainUnfitNode() names.Explanation {
 }
 
 // answeringNodes returns the nodes that answer for an address by layer 2, sorted.
-func (c *serviceCase) answeringNodes() []string {
+func (c *serviceDiagnosis) answeringNodes() []string {
 	var out []string
 	for i := range c.finding.Layer2Reports {
 		out = append(out, c.finding.Layer2Reports[i].Status.Node)
@@ -277,7 +277,7 @@ func (c *serviceCase) answeringNodes() []string {
 
 // announcingNodes returns the nodes that answer for an address or whose session carries the
 // Service, sorted.
-func (c *serviceCase) announcingNodes() []string {
+func (c *serviceDiagnosis) announcingNodes() []string {
 	out := c.answeringNodes()
 	for i := range c.finding.Sessions {
 		if f := &c.finding.Sessions[i]; !f.Fault.IsSet() {
@@ -288,7 +288,7 @@ func (c *serviceCase) announcingNodes() []string {
 	return slices.Compact(out)
 }
 
-func (c *serviceCase) explainFaultySession() names.Explanation {
+func (c *serviceDiagnosis) explainFaultySession() names.Explanation {
 	faulty := 0
 	var first *names.Explanation
 	var at string
@@ -305,8 +305,8 @@ func (c *serviceCase) explainFaultySession() names.Explanation {
 	return names.Explain(first.Reason, "%d of %d BGP sessions do not carry it: %s: %s", faulty, len(c.finding.Sessions), at, first.Text)
 }
 
-// explainKeptAddress says why the controller would not give this address today.
-func (c *serviceCase) explainKeptAddress() names.Explanation {
+// explainAddressNoLongerAllowed says why the controller would not give this address today.
+func (c *serviceDiagnosis) explainAddressNoLongerAllowed() names.Explanation {
 	a := c.addressCondition
 	if a == nil || a.Reason == string(names.ReasonAssigned) {
 		return names.Explanation{}
@@ -316,7 +316,7 @@ func (c *serviceCase) explainKeptAddress() names.Explanation {
 
 // explainLeftPool says that the pool was edited, and does not have an address any more that the
 // Service keeps.
-func (c *serviceCase) explainLeftPool() names.Explanation {
+func (c *serviceDiagnosis) explainLeftPool() names.Explanation {
 	pool := c.config.Snapshot.PoolByName(c.view.RecordedPool)
 	for _, a := range c.view.AssignedAddresses {
 		lost := ""
@@ -336,7 +336,7 @@ func (c *serviceCase) explainLeftPool() names.Explanation {
 	return names.Explanation{}
 }
 
-func (c *serviceCase) explainMisspelling() names.Explanation {
+func (c *serviceDiagnosis) explainMisspelledAnnotation() names.Explanation {
 	unknown := view.ExplainUnknownAnnotations(c.service)
 	if len(unknown) == 0 {
 		return names.Explanation{}
@@ -344,9 +344,9 @@ func (c *serviceCase) explainMisspelling() names.Explanation {
 	return names.Explanation{Reason: names.ReasonUnknownAnnotation, Text: unknown[0]}
 }
 
-// explainUnwatchedPath names a session that carries the Service and whose path BFD should watch and
-// does not.
-func (c *serviceCase) explainUnwatchedPath() names.Explanation {
+// explainSessionWithoutBFD names a session that carries the Service and whose path BFD should watch
+// and does not.
+func (c *serviceDiagnosis) explainSessionWithoutBFD() names.Explanation {
 	for _, f := range c.finding.Sessions {
 		s := c.sessionOf(f.Node, f.Peer)
 		if s == nil {
@@ -359,7 +359,7 @@ func (c *serviceCase) explainUnwatchedPath() names.Explanation {
 	return names.Explanation{}
 }
 
-func (c *serviceCase) explainLostController() names.Explanation {
+func (c *serviceDiagnosis) explainLostController() names.Explanation {
 	f := c.installation.controllerFault
 	if !f.IsSet() {
 		return f
@@ -368,8 +368,8 @@ func (c *serviceCase) explainLostController() names.Explanation {
 }
 
 // explainFaultyObject names an object that covers the Service and is not valid.
-func (c *serviceCase) explainFaultyObject() names.Explanation {
-	svc := advertise.FromView(&c.view)
+func (c *serviceDiagnosis) explainFaultyObject() names.Explanation {
+	svc := advertise.ServiceFromView(&c.view)
 	involved := map[string]bool{"IPAddressPool " + c.view.RecordedPool: true}
 	layer2, _ := advertise.Layer2(c.config.Snapshot, &svc)
 	for _, ad := range layer2.Ads {

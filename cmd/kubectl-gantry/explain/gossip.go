@@ -61,9 +61,9 @@ func (e *Explainer) explainGossipKey() names.Explanation {
 			rest = append(rest, node)
 		}
 	}
-	text := fmt.Sprintf("the speaker of %s has another gossip key than those of %s", joinSome(odd, maxListed), joinSome(rest, maxListed))
+	text := fmt.Sprintf("the speaker of %s has another gossip key than those of %s", joinFirstElements(odd, maxListedElements), joinFirstElements(rest, maxListedElements))
 	if len(rest) == 0 {
-		text = fmt.Sprintf("the speakers of %s have different gossip keys", joinSome(odd, maxListed))
+		text = fmt.Sprintf("the speakers of %s have different gossip keys", joinFirstElements(odd, maxListedElements))
 	}
 	text += fmt.Sprintf(": let all use the entry %q of Secret %s/%s", names.GossipKeySecretEntry, e.namespace, names.GossipSecret)
 	if d := e.installation.speaker; d != nil {
@@ -75,7 +75,7 @@ func (e *Explainer) explainGossipKey() names.Explanation {
 }
 
 // explainFaultyGossip names a node that may hold an address and does not hear others.
-func (c *serviceCase) explainFaultyGossip() names.Explanation {
+func (c *serviceDiagnosis) explainFaultyGossip() names.Explanation {
 	for i := range c.finding.Nodes {
 		n := &c.finding.Nodes[i]
 		if !n.ByLayer2 || n.Layer2.IsSet() {

@@ -47,10 +47,10 @@ type installation struct {
 	speakers map[string]*v1alpha1.SpeakerStatusStatus
 }
 
-// lateRenewalTimeout is how old the last renewal of the Lease is at least when no controller leads.
-// A controller renews it twice a second, and leads no more 6 s after the last renewal. A second is
-// the resolution of the API server's clock.
-const lateRenewalTimeout = 8 * time.Second
+// leaderLeaseRenewalTimeout is how old the last renewal of the Lease is at least when no controller
+// leads. A controller renews it twice a second, and leads no more 6 s after the last renewal. A
+// second is the resolution of the API server's clock.
+const leaderLeaseRenewalTimeout = 8 * time.Second
 
 // readInstallation reads the workloads of Gantry and the states of its speakers, once.
 func (e *Explainer) readInstallation(ctx context.Context) (*installation, error) {
@@ -93,7 +93,7 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 	for i := range speakers.Items {
 		out.speakers[speakers.Items[i].Name] = &speakers.Items[i].Status
 	}
-	out.metalLB = metalLBWorkload(&deployments, &daemonSets)
+	out.metalLB = findMetalLBWorkload(&deployments, &daemonSets)
 	if out.controller != nil {
 		out.loadBalancerClass = readFlag(&out.controller.Spec.Template.Spec, "load-balancer-class")
 		out.isWithoutBGP = readFlag(&out.controller.Spec.Template.Spec, "bgp") == "disabled"
@@ -151,7 +151,7 @@ func (i *installation) explainController(now time.Time, namespace string) names.
 		since = "the Lease " + names.LeaderLease + " does not exist"
 	case l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == "":
 		since = "nobody holds the Lease " + names.LeaderLease
-	case l.Spec.RenewTime != nil && now.Sub(l.Spec.RenewTime.Time) > lateRenewalTimeout:
+	case l.Spec.RenewTime != nil && now.Sub(l.Spec.RenewTime.Time) > leaderLeaseRenewalTimeout:
 		since = fmt.Sprintf("the Lease %s was last renewed at %s", names.LeaderLease, l.Spec.RenewTime.UTC().Format(time.TimeOnly))
 	default:
 		return names.Explanation{}
@@ -166,8 +166,8 @@ func (i *installation) explainController(now time.Time, namespace string) names.
 	return names.Explain(names.ReasonNoController, "no controller leads: Deployment %s has %d of %d Pods ready, and %s", i.controller.Name, i.controller.Status.ReadyReplicas, want, since)
 }
 
-// explainAbsence says that Gantry is not installed, if so.
-func (e *Explainer) explainAbsence(ctx context.Context) names.Explanation {
+// explainMissingInstallation says that Gantry is not installed, if so.
+func (e *Explainer) explainMissingInstallation(ctx context.Context) names.Explanation {
 	hasMetalLBKinds := !e.objects.IsKindAbsent(&v1beta1.IPAddressPoolList{})
 	hasOwnKinds := !e.objects.IsKindAbsent(&v1alpha1.SpeakerStatusList{})
 	switch {
@@ -223,8 +223,9 @@ func (e *Explainer) explainSpeakers(ctx context.Context) string {
 	return text
 }
 
-// nodeOfMAC is the node that has a link with the Ethernet address; "" if it is none of the cluster.
-func (i *installation) nodeOfMAC(mac string) string {
+// findNodeWithMAC is the node that has a link with the Ethernet address; "" if it is none of the
+// cluster.
+func (i *installation) findNodeWithMAC(mac string) string {
 	for _, node := range slices.Sorted(maps.Keys(i.speakers)) {
 		if slices.ContainsFunc(i.speakers[node].Links, func(l v1alpha1.SpeakerLink) bool { return l.MAC != "" && l.MAC == mac }) {
 			return node
@@ -233,8 +234,9 @@ func (i *installation) nodeOfMAC(mac string) string {
 	return ""
 }
 
-// addressesOfHost counts the addresses for which the host answers without holding them.
-func (i *installation) addressesOfHost(mac string) int {
+// countAddressesAnsweredByHost counts the addresses for which the host answers without holding
+// them.
+func (i *installation) countAddressesAnsweredByHost(mac string) int {
 	addresses := map[string]bool{}
 	for _, s := range i.speakers {
 		if s.IsDead() {

@@ -47,7 +47,7 @@ func (e *Explainer) ListPools(ctx context.Context) (*report.Listing, error) {
 		return l, err
 	}
 	l.WideColumns = 1
-	used := o.usedAddresses()
+	used := o.listUsedAddresses()
 	for i := range o.pools {
 		p := &o.pools[i]
 		s := &p.Status
@@ -55,7 +55,7 @@ func (e *Explainer) ListPools(ctx context.Context) (*report.Listing, error) {
 		valid := "unknown"
 		largest := "unknown"
 		if o.config != nil {
-			valid = o.validityOf("IPAddressPool", p.Name)
+			valid = o.describeValidity("IPAddressPool", p.Name)
 			if parsed := o.config.Snapshot.PoolByName(p.Name); parsed != nil {
 				largest = largestFreeBlock(parsed, used)
 			}
@@ -71,8 +71,8 @@ func (e *Explainer) ListPools(ctx context.Context) (*report.Listing, error) {
 	return l, nil
 }
 
-// validityOf is "yes", or the Reason of the first fault of the object.
-func (o *overview) validityOf(kind, name string) string {
+// describeValidity is "yes", or the Reason of the first fault of the object.
+func (o *overview) describeValidity(kind, name string) string {
 	for _, p := range o.config.Problems {
 		if p.Object.Kind == kind && p.Object.Name == name {
 			return string(p.Reason)
@@ -81,8 +81,8 @@ func (o *overview) validityOf(kind, name string) string {
 	return "yes"
 }
 
-// usedAddresses are the addresses that Services have, sorted.
-func (o *overview) usedAddresses() []netip.Addr {
+// listUsedAddresses are the addresses that Services have, sorted.
+func (o *overview) listUsedAddresses() []netip.Addr {
 	var out []netip.Addr
 	for i := range o.services {
 		v := view.FromService(&o.services[i])
@@ -127,10 +127,10 @@ func largerBlock(a, b snapshot.Range) snapshot.Range {
 
 // compareSizes compares how many addresses two ranges have.
 func compareSizes(a, b snapshot.Range) int {
-	return cmp.Compare(sizeOf(a), sizeOf(b))
+	return cmp.Compare(countAddresses(a), countAddresses(b))
 }
 
-func sizeOf(r snapshot.Range) float64 {
+func countAddresses(r snapshot.Range) float64 {
 	size := 0.0
 	first, last := r.First.As16(), r.Last.As16()
 	for i := range first {
@@ -200,7 +200,7 @@ func (e *Explainer) ListHolders(ctx context.Context) (*report.Listing, error) {
 	for _, node := range slices.Sorted(maps.Keys(countByNode)) {
 		spread = append(spread, fmt.Sprintf("%s answers for %d", node, countByNode[node]))
 	}
-	if l.Title = joinSome(spread, maxListed); l.Title == "" {
+	if l.Title = joinFirstElements(spread, maxListedElements); l.Title == "" {
 		l.Title = "no speaker has ever run, so that no node answers for an address"
 	}
 	return l, nil

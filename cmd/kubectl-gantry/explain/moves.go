@@ -15,9 +15,9 @@ import (
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
-// knownMoves returns the moves that the speakers remember, the newest first. unknownBefore is the
-// time before which moves were forgotten; nil if none were.
-func (i *installation) knownMoves() (newestFirst []v1alpha1.AddressMove, unknownBefore *metav1.Time) {
+// rememberedAddressMoves returns the moves that the speakers remember, the newest first.
+// unknownBefore is the time before which moves were forgotten; nil if none were.
+func (i *installation) rememberedAddressMoves() (newestFirst []v1alpha1.AddressMove, unknownBefore *metav1.Time) {
 	for _, node := range slices.Sorted(maps.Keys(i.speakers)) {
 		moves := i.speakers[node].Moves
 		newestFirst = append(newestFirst, moves...)
@@ -38,7 +38,7 @@ func (e *Explainer) ListMoves(ctx context.Context) (*report.Listing, error) {
 	if err != nil || o == nil {
 		return l, err
 	}
-	all, unknownBefore := e.installation.knownMoves()
+	all, unknownBefore := e.installation.rememberedAddressMoves()
 	for _, m := range all {
 		l.Rows = append(l.Rows, []string{describeTime(&m.At), m.Address, cmp.Or(m.Service, "none"), cmp.Or(m.From, "none"), cmp.Or(m.To, "none"), m.Cause, describeDuration(m.Duration)})
 	}
@@ -62,8 +62,8 @@ func describeDuration(d *metav1.Duration) string {
 const maxMovesOfAddress = 3
 
 // addMoveGates says how an address came to where it is.
-func (c *subjectCase) addMoveGates(address string) {
-	all, unknownBefore := c.installation.knownMoves()
+func (c *objectDiagnosis) addMoveGates(address string) {
+	all, unknownBefore := c.installation.rememberedAddressMoves()
 	count := 0
 	for _, m := range all {
 		if m.Address != address {

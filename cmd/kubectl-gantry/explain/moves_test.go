@@ -9,10 +9,11 @@ import (
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
-// movedManifests are a Service whose address node1 took from node2, which had taken it first.
-func movedManifests(t *testing.T) string {
+// movedAddressManifests are a Service whose address node1 took from node2, which had taken it
+// first.
+func movedAddressManifests(t *testing.T) string {
 	t.Helper()
-	return replaceAll(t, installationManifests+webManifests, []edit{
+	return replaceAll(t, installationManifests+workingServiceManifests, []edit{
 		{"  node: node1\n", `  node: node1
   moves: [{at: "2026-03-01T11:30:00Z", address: 192.168.0.201, service: default/web, from: node2, to: node1, cause: HolderGone, duration: 212ms}, {at: "2026-03-01T11:10:00Z", address: 192.168.0.202, from: node1, cause: NobodyServes}]
 `},
@@ -30,7 +31,7 @@ func withManyMoves(t *testing.T, manifests string) string {
 }
 
 func TestListMoves(t *testing.T) {
-	l, err := newTestExplainer(newTestAPI(t, movedManifests(t)).Build()).ListMoves(t.Context())
+	l, err := newTestExplainer(newTestAPI(t, movedAddressManifests(t)).Build()).ListMoves(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,8 +44,8 @@ func TestListMoves(t *testing.T) {
 		t.Errorf("%+v, want %q", l, want)
 	}
 	for manifests, want := range map[string]string{
-		withManyMoves(t, movedManifests(t)):  "each speaker remembers its last 32 moves: of those before ",
-		installationManifests + webManifests: "no speaker remembers that an address moved",
+		withManyMoves(t, movedAddressManifests(t)):      "each speaker remembers its last 32 moves: of those before ",
+		installationManifests + workingServiceManifests: "no speaker remembers that an address moved",
 	} {
 		l, err := newTestExplainer(newTestAPI(t, manifests).Build()).ListMoves(t.Context())
 		if err != nil || !strings.HasPrefix(l.Title, want) {
@@ -58,9 +59,9 @@ func TestExplainAddressShowsItsMoves(t *testing.T) {
 		manifests string
 		want      []string
 	}{
-		"two moves":       {movedManifests(t), []string{"from node2 to node1 at 2026-03-01 11:30:00 UTC, HolderGone, after nobody had answered for 212ms", "node2 took it at 2026-03-01 11:20:00 UTC, Unheld"}},
-		"no move":         {installationManifests + webManifests, []string{"none is known"}},
-		"forgotten moves": {withManyMoves(t, movedManifests(t)), []string{"from node2 to node1 at 2026-03-01 11:30:00 UTC, HolderGone, after nobody had answered for 212ms", "node2 took it at 2026-03-01 11:20:00 UTC, Unheld", "earlier ones are unknown: each speaker remembers its last 32"}},
+		"two moves":       {movedAddressManifests(t), []string{"from node2 to node1 at 2026-03-01 11:30:00 UTC, HolderGone, after nobody had answered for 212ms", "node2 took it at 2026-03-01 11:20:00 UTC, Unheld"}},
+		"no move":         {installationManifests + workingServiceManifests, []string{"none is known"}},
+		"forgotten moves": {withManyMoves(t, movedAddressManifests(t)), []string{"from node2 to node1 at 2026-03-01 11:30:00 UTC, HolderGone, after nobody had answered for 212ms", "node2 took it at 2026-03-01 11:20:00 UTC, Unheld", "earlier ones are unknown: each speaker remembers its last 32"}},
 	} {
 		r, err := newTestExplainer(newTestAPI(t, c.manifests).Build()).ExplainAddress(t.Context(), "192.168.0.201")
 		if err != nil || r.Result != report.Well {

@@ -16,9 +16,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// ListNames returns the names of what can be explained, to complete what a user types: of the kind
-// service, node, pool, peer or advertisement. It returns none if they cannot be read.
-func (e *Explainer) ListNames(ctx context.Context, kind, namespace string) []string {
+// ListNamesForCompletion returns the names of what can be explained, to complete what a user types:
+// of the kind service, node, pool, peer or advertisement. It returns none if they cannot be read.
+func (e *Explainer) ListNamesForCompletion(ctx context.Context, kind, namespace string) []string {
 	var lists []client.ObjectList
 	switch kind {
 	case "service":
@@ -47,12 +47,12 @@ func (e *Explainer) ListNames(ctx context.Context, kind, namespace string) []str
 	return out
 }
 
-// maxNearNames is how many near names are suggested.
-const maxNearNames = 3
+// maxSimilarNames is how many near names are suggested.
+const maxSimilarNames = 3
 
-// nearNames returns the known names that somebody may have meant: those with few different letters,
-// and those that contain the name or are contained in it. The nearest comes first.
-func nearNames(name string, known []string) []string {
+// findSimilarNames returns the known names that somebody may have meant: those with few different
+// letters, and those that contain the name or are contained in it. The nearest comes first.
+func findSimilarNames(name string, known []string) []string {
 	type near struct {
 		name     string
 		distance int
@@ -71,7 +71,7 @@ func nearNames(name string, known []string) []string {
 		return strings.Compare(x.name, y.name)
 	})
 	var out []string
-	for _, n := range found[:min(len(found), maxNearNames)] {
+	for _, n := range found[:min(len(found), maxSimilarNames)] {
 		out = append(out, n.name)
 	}
 	return out

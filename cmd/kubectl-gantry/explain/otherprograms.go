@@ -35,7 +35,7 @@ func (i *installation) explainMetalLB() names.Explanation {
 
 // explainOtherWriter says that another program writes the addresses of the Service. The API server
 // records who wrote which field.
-func (c *serviceCase) explainOtherWriter() names.Explanation {
+func (c *serviceDiagnosis) explainOtherWriter() names.Explanation {
 	if why := c.installation.explainMetalLB(); why.IsSet() {
 		return why
 	}
@@ -54,19 +54,19 @@ func (c *serviceCase) explainOtherWriter() names.Explanation {
 		}
 	}
 	// One that served the Service before Gantry did, or that wrote once, is no fault.
-	if other == nil || own.IsZero() || other.Time.Time.Before(own.Add(-sameTimeTimeout)) || c.now().Sub(other.Time.Time) > rivalTimeout {
+	if other == nil || own.IsZero() || other.Time.Time.Before(own.Add(-maxRivalWriteInterval)) || c.now().Sub(other.Time.Time) > rivalWriterStoppedTimeout {
 		return names.Explanation{}
 	}
 	return names.Explain(names.ReasonOtherController, "another program writes its addresses too: %s did at %s: let only one serve it, by spec.loadBalancerClass for example", other.Manager, describeTime(other.Time))
 }
 
 const (
-	// sameTimeTimeout is how long before Gantry's last write another one counts as a rival's.
+	// maxRivalWriteInterval is how long before Gantry's last write another one counts as a rival's.
 	// Gantry answers a rival within seconds.
-	sameTimeTimeout = time.Minute
-	// rivalTimeout is how long a rival is quiet at least when it has stopped: it writes as often as
-	// Gantry does.
-	rivalTimeout = 10 * time.Minute
+	maxRivalWriteInterval = time.Minute
+	// rivalWriterStoppedTimeout is how long a rival is quiet at least when it has stopped: it
+	// writes as often as Gantry does.
+	rivalWriterStoppedTimeout = 10 * time.Minute
 )
 
 // explainSecondInstallation says that a second Gantry runs in another namespace.
@@ -94,7 +94,7 @@ func (e *Explainer) explainWebhooks(ctx context.Context) names.Explanation {
 		for j := range all.Items[i].Webhooks {
 			w := &all.Items[i].Webhooks[j]
 			service := w.ClientConfig.Service
-			if service == nil || w.FailurePolicy != nil && *w.FailurePolicy == admissionv1.Ignore || !slices.ContainsFunc(w.Rules, isAboutConfiguration) {
+			if service == nil || w.FailurePolicy != nil && *w.FailurePolicy == admissionv1.Ignore || !slices.ContainsFunc(w.Rules, isWebhookForConfiguration) {
 				continue
 			}
 			if why := e.explainSilentWebhook(ctx, all.Items[i].Name, &w.ClientConfig); why.IsSet() {
@@ -105,9 +105,9 @@ func (e *Explainer) explainWebhooks(ctx context.Context) names.Explanation {
 	return names.Explanation{}
 }
 
-// isAboutConfiguration reports whether the API server asks a webhook about objects of MetalLB's or
-// Gantry's API.
-func isAboutConfiguration(r admissionv1.RuleWithOperations) bool {
+// isWebhookForConfiguration reports whether the API server asks a webhook about objects of
+// MetalLB's or Gantry's API.
+func isWebhookForConfiguration(r admissionv1.RuleWithOperations) bool {
 	return slices.Contains(r.APIGroups, "*") || slices.Contains(r.APIGroups, v1beta1.GroupVersion.Group) || slices.Contains(r.APIGroups, v1alpha1.GroupVersion.Group)
 }
 
@@ -175,15 +175,15 @@ func (e *Explainer) explainStrictARP(ctx context.Context) names.Explanation {
 	return names.Explain(names.ReasonStrayAnswer, "kube-proxy runs in mode ipvs without strictARP, so that the kernel of every node answers for every address: set ipvs.strictARP to true in ConfigMap %s, and restart kube-proxy", kubeProxyConfigMap)
 }
 
-// minProxyAddresses is for how many addresses one host answers that seems to do proxy ARP.
-const minProxyAddresses = 3
+// minAddressesOfARPProxy is for how many addresses one host answers that seems to do proxy ARP.
+const minAddressesOfARPProxy = 3
 
 // explainConflict says more about a host that answers for an address of the Service: it may be a
 // node, or answer for everything.
-func (c *serviceCase) explainConflict(ctx context.Context, why names.Explanation) names.Explanation {
-	for _, f := range announcedcondition.ConflictsOf(c.installation.speakers, c.view.AssignedAddresses) {
+func (c *serviceDiagnosis) explainConflict(ctx context.Context, why names.Explanation) names.Explanation {
+	for _, f := range announcedcondition.FindReportedAddressConflicts(c.installation.speakers, c.view.AssignedAddresses) {
 		mac := f.MAC
-		if node := c.installation.nodeOfMAC(mac); node != "" {
+		if node := c.installation.findNodeWithMAC(mac); node != "" {
 			if gossip := c.explainGossip(node); gossip.IsSet() {
 				return names.Explain(gossip.Reason, "%s (%s) answers for it too, and does not hear the other speakers: %s", node, mac, gossip.Text)
 			}
@@ -192,7 +192,7 @@ func (c *serviceCase) explainConflict(ctx context.Context, why names.Explanation
 			}
 			return names.Explain(names.ReasonStrayAnswer, "%s (%s) answers for it and does not hold it: look there for the address on an interface, for proxy ARP, and for kube-proxy in mode ipvs without strictARP", node, mac)
 		}
-		if n := c.installation.addressesOfHost(mac); n >= minProxyAddresses {
+		if n := c.installation.countAddressesAnsweredByHost(mac); n >= minAddressesOfARPProxy {
 			return names.Explain(names.ReasonForeignClaim, "a host outside of the cluster (%s) answers for %d addresses, as proxy ARP does: turn proxy ARP off there", mac, n)
 		}
 	}
@@ -212,8 +212,8 @@ func timeOfEvent(o *corev1.Event) *metav1.Time {
 	return &o.CreationTimestamp
 }
 
-// metalLBWorkload names a workload of MetalLB in the lists that runs; "" if there is none.
-func metalLBWorkload(deployments *appsv1.DeploymentList, daemonSets *appsv1.DaemonSetList) string {
+// findMetalLBWorkload names a workload of MetalLB in the lists that runs; "" if there is none.
+func findMetalLBWorkload(deployments *appsv1.DeploymentList, daemonSets *appsv1.DaemonSetList) string {
 	for i := range deployments.Items {
 		if isMetalLB(deployments.Items[i].Labels) && deployments.Items[i].Status.Replicas > 0 {
 			return "Deployment " + deployments.Items[i].Name

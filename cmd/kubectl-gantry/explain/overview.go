@@ -47,7 +47,7 @@ func (e *Explainer) readOverview(ctx context.Context, scope overviewScope) (*ove
 	if err := e.objects.ListAll(ctx, requests...); err != nil {
 		return nil, names.Explanation{}, err
 	}
-	if absent := e.explainAbsence(ctx); absent.IsSet() {
+	if absent := e.explainMissingInstallation(ctx); absent.IsSet() {
 		return nil, absent, nil
 	}
 	o := &overview{Explainer: e}
@@ -68,17 +68,17 @@ func (e *Explainer) readOverview(ctx context.Context, scope overviewScope) (*ove
 	}
 	o.pools, o.sessions = pools.Items, sessions.Items
 	for i := range services.Items {
-		if s := &services.Items[i]; s.Spec.Type == corev1.ServiceTypeLoadBalancer && classOf(s) == o.installation.loadBalancerClass {
+		if s := &services.Items[i]; s.Spec.Type == corev1.ServiceTypeLoadBalancer && readLoadBalancerClass(s) == o.installation.loadBalancerClass {
 			o.services = append(o.services, *s)
 		}
 	}
-	if e.seesAllEssentials() {
+	if e.mayListEssentialResources() {
 		o.config, err = e.readConfiguration(ctx)
 	}
 	return o, names.Explanation{}, err
 }
 
-func classOf(s *corev1.Service) string {
+func readLoadBalancerClass(s *corev1.Service) string {
 	if s.Spec.LoadBalancerClass == nil {
 		return ""
 	}
@@ -113,8 +113,8 @@ func (e *Explainer) ExplainInstallation(ctx context.Context) (*report.Report, er
 	return e.complete(out), nil
 }
 
-// countOf is a number with its noun.
-func countOf(n int, noun string) string {
+// formatCount is a number with its noun.
+func formatCount(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
 	}
@@ -145,7 +145,7 @@ func (o *overview) answer(out *report.Report) {
 	case first.Result == report.Unknown:
 		out.Result, out.Answer = report.Unknown, "nothing wrong is seen, but you may not see everything"
 	default:
-		out.Result, out.Answer = report.Well, fmt.Sprintf("Gantry is well: %s, %s, %s", countOf(len(o.installation.speakers), "speaker"), countOf(len(o.pools), "pool"), countOf(len(o.services), "announced Service"))
+		out.Result, out.Answer = report.Well, fmt.Sprintf("Gantry is well: %s, %s, %s", formatCount(len(o.installation.speakers), "speaker"), formatCount(len(o.pools), "pool"), formatCount(len(o.services), "announced Service"))
 	}
 }
 
@@ -156,7 +156,7 @@ func (o *overview) addControllerGate() {
 	case o.installation.leader == nil:
 		o.addGate("controller", report.Unknown, names.Explanation{Text: "you may not see whether one leads"})
 	default:
-		o.addGate("controller", report.Well, names.Explanation{Text: "Pod " + leaderPod(o.installation) + " leads"})
+		o.addGate("controller", report.Well, names.Explanation{Text: "Pod " + findLeaderPod(o.installation) + " leads"})
 	}
 }
 
@@ -199,7 +199,7 @@ func (o *overview) addSpeakerGates(ctx context.Context) {
 		return strings.Compare(string(x.Reason)+x.Text, string(y.Reason)+y.Text)
 	})
 	for _, f := range faults {
-		o.addGate("speaker of "+joinSome(nodesByFault[f], maxListed), report.NotWell, f)
+		o.addGate("speaker of "+joinFirstElements(nodesByFault[f], maxListedElements), report.NotWell, f)
 	}
 	if len(faults) == 0 && len(o.installation.speakers) > 0 {
 		o.addGate("speakers", report.Well, names.Explanation{Text: fmt.Sprintf("%d run", len(o.installation.speakers))})
@@ -213,7 +213,7 @@ func (o *overview) faultsOfSpeaker(node string) []names.Explanation {
 	if f := announcedcondition.ExplainSpeaker(s); f.IsSet() {
 		return append(out, f)
 	}
-	if s.LastSeen != nil && o.now().Sub(s.LastSeen.Time) > silentTimeout {
+	if s.LastSeen != nil && o.now().Sub(s.LastSeen.Time) > silentSpeakerTimeout {
 		return append(out, names.Explain(names.ReasonNoSpeaker, "it is silent since %s", describeTime(s.LastSeen)))
 	}
 	for _, kind := range []string{names.ConditionFit, names.ConditionLayer2Usable, names.ConditionGossip, names.ConditionUncontested} {
@@ -257,10 +257,10 @@ func (o *overview) addServiceGates() {
 	}
 	for _, r := range slices.Sorted(maps.Keys(servicesByReason)) {
 		all := servicesByReason[r]
-		o.addGate("Services", report.NotWell, names.Explain(r, "%s not announced: %s: kubectl gantry explain service %s", countOf(len(all), "Service"), joinSome(all, maxListed), all[0]))
+		o.addGate("Services", report.NotWell, names.Explain(r, "%s not announced: %s: kubectl gantry explain service %s", formatCount(len(all), "Service"), joinFirstElements(all, maxListedElements), all[0]))
 	}
 	if len(servicesByReason) == 0 {
-		o.addGate("Services", report.Well, names.Explanation{Text: countOf(len(o.services), "Service") + " of type LoadBalancer, all announced"})
+		o.addGate("Services", report.Well, names.Explanation{Text: formatCount(len(o.services), "Service") + " of type LoadBalancer, all announced"})
 	}
 }
 
@@ -310,7 +310,7 @@ func (o *overview) addPoolGates() {
 		}
 	}
 	if full == 0 {
-		o.addGate("pools", report.Well, names.Explanation{Text: countOf(len(o.pools), "pool") + " with free addresses"})
+		o.addGate("pools", report.Well, names.Explanation{Text: formatCount(len(o.pools), "pool") + " with free addresses"})
 	}
 }
 

@@ -79,10 +79,10 @@ var questions = []question{
 	{name: "no address", ask: about((*Explainer).ExplainAddress, "192.168.0.900"), result: report.Unknown, want: "is no address"},
 }
 
-func TestAnswersAboutOtherSubjects(t *testing.T) {
+func TestExplainObjectsOtherThanServices(t *testing.T) {
 	for _, q := range questions {
 		t.Run(q.name, func(t *testing.T) {
-			manifests := installationManifests + webManifests + routerManifests
+			manifests := installationManifests + workingServiceManifests + routerManifests
 			for _, e := range q.edits {
 				manifests = replaceIn(t, manifests, e.old, e.now)
 			}
@@ -104,7 +104,7 @@ func TestListings(t *testing.T) {
 		"peers":    {(*Explainer).ListPeers, []string{"tor", "node1", "Established"}},
 		"services": {func(e *Explainer, ctx context.Context) (*report.Listing, error) { return e.ListServices(ctx, "") }, []string{"default", "web", "192.168.0.201", "Announced"}},
 	} {
-		l, err := c.list(newTestExplainer(newTestAPI(t, installationManifests+webManifests+routerManifests).Build()), t.Context())
+		l, err := c.list(newTestExplainer(newTestAPI(t, installationManifests+workingServiceManifests+routerManifests).Build()), t.Context())
 		if err != nil || len(l.Rows) != 1 || l.Result != report.Well {
 			t.Errorf("%s: %+v, %v", name, l, err)
 			continue

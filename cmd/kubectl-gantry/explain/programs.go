@@ -115,7 +115,7 @@ func (e *Explainer) explainDeniedRights(ctx context.Context, w workload) string 
 		needed = append(needed, authorizationv1.ResourceAttributes{Verb: "patch", Group: speakers, Resource: "speakerstatuses", Subresource: "status", Namespace: e.namespace})
 	}
 	for _, right := range needed {
-		if !e.objects.IsDenied(ctx, client.ObjectKey{Namespace: e.namespace, Name: w.account}, right) {
+		if !e.objects.IsServiceAccountDenied(ctx, client.ObjectKey{Namespace: e.namespace, Name: w.account}, right) {
 			continue
 		}
 		resource := right.Resource

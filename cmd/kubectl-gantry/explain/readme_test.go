@@ -13,8 +13,8 @@ const readmePath = "../../../README.md"
 // TestReadmeShowsWhatTheCommandsPrint makes the two examples of the README: a Service whose Pods
 // are gone. With GANTRY_UPDATE_README=1 it writes them.
 func TestReadmeShowsWhatTheCommandsPrint(t *testing.T) {
-	manifests := installationManifests + webManifests
-	for _, e := range []edit{notAnswering, {"conditions: {ready: true}", "conditions: {ready: false}"},
+	manifests := installationManifests + workingServiceManifests
+	for _, e := range []edit{noAnsweringNodeEdit, {"conditions: {ready: true}", "conditions: {ready: false}"},
 		{`status: "True", reason: Announced, message: announced by layer 2`, `status: "False", reason: NoEndpoints, message: "no endpoint of the Service can serve: check its selector and whether its Pods are ready"`}} {
 		manifests = replaceIn(t, manifests, e.old, e.now)
 	}

@@ -44,19 +44,19 @@ func documentationOf(r names.Reason) string {
 }
 
 // suggestRepair returns the commands, or the lines of YAML, that mend the cause.
-func (c *serviceCase) suggestRepair(why names.Explanation) []string {
+func (c *serviceDiagnosis) suggestRepair(why names.Explanation) []string {
 	n, service := c.namespace, "-n "+c.key.Namespace
 	switch why.Reason {
 	case names.ReasonNoPools, names.ReasonPoolElsewhere:
 		return manifest("v1beta1", "IPAddressPool", n, "first-pool", "addresses: [192.0.2.10-192.0.2.99]  # free addresses of your network")
 	case names.ReasonPoolNotFound, names.ReasonPoolNotAllowed, names.ReasonNoEligiblePool:
-		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=%s", service, c.key.Name, names.AnnotationPool, c.anyUsefulPool())}
+		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=%s", service, c.key.Name, names.AnnotationPool, c.examplePoolName())}
 	case names.ReasonUnknownAnnotation:
 		return []string{fmt.Sprintf("kubectl %s annotate service %s WRONG- RIGHT=VALUE  # the two keys are in the first line", service, c.key.Name)}
 	case names.ReasonPoolExhausted:
-		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # add a range to spec.addresses", n, c.anyUsefulPool())}
+		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # add a range to spec.addresses", n, c.examplePoolName())}
 	case names.ReasonQuotaExceeded:
-		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.quota", n, c.anyUsefulPool()), fmt.Sprintf("kubectl %s get services  # delete one that is not needed", service)}
+		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.quota", n, c.examplePoolName()), fmt.Sprintf("kubectl %s get services  # delete one that is not needed", service)}
 	case names.ReasonInvalidRequest, names.ReasonAddressInUse, names.ReasonAddressReserved, names.ReasonQuarantined, names.ReasonCoolingDown, names.ReasonAddressRetired, names.ReasonFamilyMismatch, names.ReasonAddressNotInPool:
 		return []string{c.suggestOtherRequest()}
 	case names.ReasonSharingKeyDiffers:
@@ -70,7 +70,7 @@ func (c *serviceCase) suggestRepair(why names.Explanation) []string {
 }
 
 // suggestOtherRequest returns the command that takes back the request for an address.
-func (c *serviceCase) suggestOtherRequest() string {
+func (c *serviceDiagnosis) suggestOtherRequest() string {
 	if c.service.Spec.LoadBalancerIP != "" {
 		return fmt.Sprintf("kubectl -n %s edit service %s  # spec.loadBalancerIP", c.key.Namespace, c.key.Name)
 	}
@@ -81,7 +81,7 @@ func (c *serviceCase) suggestOtherRequest() string {
 }
 
 // suggestEditOfService returns what to edit in the Service itself.
-func (c *serviceCase) suggestEditOfService(r names.Reason) []string {
+func (c *serviceDiagnosis) suggestEditOfService(r names.Reason) []string {
 	edit := fmt.Sprintf("kubectl -n %s edit service %s", c.key.Namespace, c.key.Name)
 	if r == names.ReasonNoEndpoints {
 		return []string{fmt.Sprintf("kubectl -n %s get pods -l %s  # are there any, and are they ready?", c.key.Namespace, describePods(c.service)), edit + "  # spec.selector"}
@@ -90,7 +90,7 @@ func (c *serviceCase) suggestEditOfService(r names.Reason) []string {
 }
 
 // suggestRepairOfInstallation returns what to do about nodes, sessions and the programs of Gantry.
-func (c *serviceCase) suggestRepairOfInstallation(why names.Explanation) []string {
+func (c *serviceDiagnosis) suggestRepairOfInstallation(why names.Explanation) []string {
 	n := c.namespace
 	switch {
 	case strings.Contains(why.Text, labelPodSecurity):
@@ -135,8 +135,8 @@ func (c *serviceCase) suggestRepairOfInstallation(why names.Explanation) []strin
 	return []string{fmt.Sprintf("kubectl -n %s describe service %s", c.key.Namespace, c.key.Name)}
 }
 
-// anyUsefulPool names a pool for an example.
-func (c *serviceCase) anyUsefulPool() string {
+// examplePoolName names a pool for an example.
+func (c *serviceDiagnosis) examplePoolName() string {
 	if c.config != nil {
 		var known []string
 		for _, p := range c.config.Snapshot.Pools {
@@ -145,7 +145,7 @@ func (c *serviceCase) anyUsefulPool() string {
 				return p.Name
 			}
 		}
-		if near := nearNames(c.view.RequestedPool, known); len(near) > 0 {
+		if near := findSimilarNames(c.view.RequestedPool, known); len(near) > 0 {
 			return near[0]
 		}
 	}

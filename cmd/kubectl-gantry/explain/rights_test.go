@@ -48,7 +48,7 @@ func refuseAllBut(allowed ...string) func(string) error {
 // TestExplainServiceWithoutRights lets a user see a Service and nothing else: the conditions of the
 // Service answer.
 func TestExplainServiceWithoutRights(t *testing.T) {
-	manifests := installationManifests + webManifests
+	manifests := installationManifests + workingServiceManifests
 	broken := manifests
 	for _, e := range withoutAddress(names.ReasonPoolExhausted, "no free address in (first-pool)") {
 		broken = replaceIn(t, broken, e.old, e.now)
@@ -86,9 +86,9 @@ func TestClusterWithoutGantryIsRecognized(t *testing.T) {
 		name, manifests, want string
 		refused               func(string) error
 	}{
-		{"nothing", webManifests, "Gantry is not installed", absent("own", "metallb")},
-		{"MetalLB", webManifests + metalLB, "MetalLB runs in this cluster, and not Gantry", absent("own")},
-		{"left kinds", webManifests, "its kinds (gantry.dev) are missing", absent("own")},
+		{"nothing", workingServiceManifests, "Gantry is not installed", absent("own", "metallb")},
+		{"MetalLB", workingServiceManifests + metalLB, "MetalLB runs in this cluster, and not Gantry", absent("own")},
+		{"left kinds", workingServiceManifests, "its kinds (gantry.dev) are missing", absent("own")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := newTestExplainer(refuseLists(t, c.manifests, c.refused))
@@ -111,10 +111,10 @@ func TestAllServicesAreListedOnlyIfNeeded(t *testing.T) {
 		manifests string
 		want      int
 	}{
-		"announced":   {installationManifests + webManifests, 0},
-		"unannounced": {replaceAll(t, installationManifests+webManifests, []edit{notAnswering}), 0},
-		"refused":     {replaceAll(t, installationManifests+webManifests, withoutAddress(names.ReasonPoolExhausted, "no free address in (first-pool)")), 0},
-		"undecided":   {replaceAll(t, installationManifests+webManifests, undecided), 1},
+		"announced":   {installationManifests + workingServiceManifests, 0},
+		"unannounced": {replaceAll(t, installationManifests+workingServiceManifests, []edit{noAnsweringNodeEdit}), 0},
+		"refused":     {replaceAll(t, installationManifests+workingServiceManifests, withoutAddress(names.ReasonPoolExhausted, "no free address in (first-pool)")), 0},
+		"undecided":   {replaceAll(t, installationManifests+workingServiceManifests, undecided), 1},
 	} {
 		listed := 0
 		e := newTestExplainer(refuseLists(t, c.manifests, func(kind string) error {

@@ -59,7 +59,7 @@ func (e *Explainer) readRoutes(ctx context.Context, node string) ([]rib.Peer, er
 		return nil, fmt.Errorf("you have no right to list pods in namespace %s", e.namespace)
 	}
 	if known := slices.Sorted(maps.Keys(e.installation.speakers)); len(known) > 0 && !slices.Contains(known, node) {
-		if near := nearNames(node, known); len(near) > 0 {
+		if near := findSimilarNames(node, known); len(near) > 0 {
 			return nil, fmt.Errorf("no speaker has ever run on a node %s: did you mean %s?", node, strings.Join(near, " or "))
 		}
 	}
@@ -107,11 +107,11 @@ func (e *Explainer) ListRoutes(ctx context.Context, node string) (*report.Listin
 	return l, nil
 }
 
-// maxLiveNodes bounds how many speakers are asked about one Service.
-const maxLiveNodes = 16
+// maxSpeakersAskedPerService bounds how many speakers are asked about one Service.
+const maxSpeakersAskedPerService = 16
 
-// addLiveGates says what the speakers themselves say about the routes of the Service.
-func (c *serviceCase) addLiveGates(ctx context.Context) {
+// addRouteGatesFromSpeakers says what the speakers themselves say about the routes of the Service.
+func (c *serviceDiagnosis) addRouteGatesFromSpeakers(ctx context.Context) {
 	if c.fetchPage == nil || c.finding == nil {
 		return
 	}
@@ -121,7 +121,7 @@ func (c *serviceCase) addLiveGates(ctx context.Context) {
 	}
 	var asked []string
 	for _, s := range c.finding.Sessions {
-		if slices.Contains(asked, s.Node) || len(asked) == maxLiveNodes {
+		if slices.Contains(asked, s.Node) || len(asked) == maxSpeakersAskedPerService {
 			continue
 		}
 		asked = append(asked, s.Node)
@@ -134,13 +134,13 @@ func (c *serviceCase) addLiveGates(ctx context.Context) {
 			continue
 		}
 		for _, p := range all {
-			c.addLiveGate(s.Node, &p)
+			c.addRouteGateOfRouter(s.Node, &p)
 		}
 	}
 }
 
-// addLiveGate says which routes of the Service a router gets.
-func (c *serviceCase) addLiveGate(node string, p *rib.Peer) {
+// addRouteGateOfRouter says which routes of the Service a router gets.
+func (c *serviceDiagnosis) addRouteGateOfRouter(node string, p *rib.Peer) {
 	name := fmt.Sprintf("live routes of %s to %s", node, p.Peer)
 	for _, r := range p.Routes {
 		if !slices.ContainsFunc(c.view.AssignedAddresses, r.Prefix.Contains) {

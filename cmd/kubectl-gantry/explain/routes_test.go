@@ -20,8 +20,8 @@ const routesPage = `[{"peer": "tor", "router": "192.168.0.1:179", "state": "Esta
 
 const runningSpeaker = "{phase: Running}"
 
-// newLiveExplainer returns an Explainer whose speakers answer with a page or an error.
-func newLiveExplainer(t *testing.T, manifests, page string, err error) *Explainer {
+// newExplainerWithSpeakerPages returns an Explainer whose speakers answer with a page or an error.
+func newExplainerWithSpeakerPages(t *testing.T, manifests, page string, err error) *Explainer {
 	t.Helper()
 	e := newTestExplainer(newTestAPI(t, manifests).Build())
 	e.fetchPage = func(_ context.Context, pod, path string) ([]byte, error) {
@@ -34,7 +34,7 @@ func newLiveExplainer(t *testing.T, manifests, page string, err error) *Explaine
 }
 
 func TestListRoutes(t *testing.T) {
-	manifests := installationManifests + webManifests + routerManifests
+	manifests := installationManifests + workingServiceManifests + routerManifests
 	speaker := podManifest("speaker", runningSpeaker)
 	for name, c := range map[string]struct {
 		manifests, page, node string
@@ -50,7 +50,7 @@ func TestListRoutes(t *testing.T) {
 		"a broken page":     {manifests + speaker, "<html>", "node1", nil, report.Unknown, "reading the routes of node node1"},
 		"a speaker is lost": {manifests + speaker, "", "node1", errors.New("lost connection to pod"), report.Unknown, "lost connection to pod"},
 	} {
-		l, err := newLiveExplainer(t, c.manifests, c.page, c.err).ListRoutes(t.Context(), c.node)
+		l, err := newExplainerWithSpeakerPages(t, c.manifests, c.page, c.err).ListRoutes(t.Context(), c.node)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -65,10 +65,10 @@ func TestListRoutes(t *testing.T) {
 	}
 }
 
-// TestExplainServiceLive asks the speakers about a Service. What they do not answer changes nothing
-// in the first line.
-func TestExplainServiceLive(t *testing.T) {
-	routed := installationManifests + webManifests + routerManifests + podManifest("speaker", runningSpeaker)
+// TestExplainServiceShowsSpeakerRoutes asks the speakers about a Service. What they do not answer
+// changes nothing in the first line.
+func TestExplainServiceShowsSpeakerRoutes(t *testing.T) {
+	routed := installationManifests + workingServiceManifests + routerManifests + podManifest("speaker", runningSpeaker)
 	for name, c := range map[string]struct {
 		manifests string
 		err       error
@@ -76,9 +76,9 @@ func TestExplainServiceLive(t *testing.T) {
 	}{
 		"a route":   {routed, nil, report.Gate{Name: "live routes of node1 to tor", Result: report.Well, Text: "192.168.0.201/32, next hop 2001:db8::11 and fe80::11, localPref 200, med 7, prepend 2, communities 64512:1 64512:1:2, by routed"}},
 		"no right":  {routed, errors.New("pods is forbidden"), report.Gate{Name: "live routes of node1", Result: report.Unknown, Text: "you have no right to create pods/portforward in namespace metallb-system"}},
-		"no router": {installationManifests + webManifests, nil, report.Gate{Name: "live routes", Result: report.Well, Text: "no BGP session should carry the Service, so no speaker is asked"}},
+		"no router": {installationManifests + workingServiceManifests, nil, report.Gate{Name: "live routes", Result: report.Well, Text: "no BGP session should carry the Service, so no speaker is asked"}},
 	} {
-		r, err := newLiveExplainer(t, c.manifests, routesPage, c.err).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
+		r, err := newExplainerWithSpeakerPages(t, c.manifests, routesPage, c.err).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
 		if err != nil || r.Result != report.Well {
 			t.Errorf("%s: %v, %+v", name, err, r)
 			continue
@@ -93,9 +93,9 @@ func TestExplainServiceLive(t *testing.T) {
 	}
 }
 
-// TestLiveAnswersNeedRightsOnPods refuses to list Pods.
-func TestLiveAnswersNeedRightsOnPods(t *testing.T) {
-	api := refuseLists(t, installationManifests+webManifests+routerManifests, func(kind string) error {
+// TestRoutesFromSpeakersNeedRightsOnPods refuses to list Pods.
+func TestRoutesFromSpeakersNeedRightsOnPods(t *testing.T) {
+	api := refuseLists(t, installationManifests+workingServiceManifests+routerManifests, func(kind string) error {
 		if kind == "Pod" {
 			return refuseAllBut()(kind)
 		}

@@ -24,8 +24,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// serviceCase is all that is known of one Service.
-type serviceCase struct {
+// serviceDiagnosis is all that is known of one Service.
+type serviceDiagnosis struct {
 	*Explainer
 	key     client.ObjectKey
 	service *corev1.Service
@@ -50,13 +50,13 @@ func (e *Explainer) ExplainService(ctx context.Context, key client.ObjectKey) (*
 		}
 		key.Namespace = namespaces[0]
 	}
-	c := &serviceCase{Explainer: e, key: key, service: &corev1.Service{}}
+	c := &serviceDiagnosis{Explainer: e, key: key, service: &corev1.Service{}}
 	out := &report.Report{Subject: "service " + c.name(), Result: report.NotWell}
 	found, err := c.readObjects(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if absent := e.explainAbsence(ctx); absent.IsSet() {
+	if absent := e.explainMissingInstallation(ctx); absent.IsSet() {
 		out.Reason, out.Answer = absent.Reason, absent.Text
 		return e.complete(out), nil
 	}
@@ -75,11 +75,11 @@ func (e *Explainer) ExplainService(ctx context.Context, key client.ObjectKey) (*
 	return e.complete(out), nil
 }
 
-func (c *serviceCase) name() string { return c.key.Namespace + "/" + c.key.Name }
+func (c *serviceDiagnosis) name() string { return c.key.Namespace + "/" + c.key.Name }
 
 // readObjects reads the Service and all kinds at the same time. It returns false if there is no
 // such Service.
-func (c *serviceCase) readObjects(ctx context.Context) (bool, error) {
+func (c *serviceDiagnosis) readObjects(ctx context.Context) (bool, error) {
 	read := make(chan error, 1)
 	go func() { read <- c.objects.Get(ctx, c.key, c.service) }()
 	err := c.objects.ListAll(ctx, slices.Concat(c.configurationKinds(), c.stateKinds(), c.reportKinds())...)
@@ -97,7 +97,7 @@ func (c *serviceCase) readObjects(ctx context.Context) (bool, error) {
 }
 
 // reportKinds are the reports about the Service, and its endpoints.
-func (c *serviceCase) reportKinds() []objects.ListRequest {
+func (c *serviceDiagnosis) reportKinds() []objects.ListRequest {
 	ofService := fields.OneTermEqualSelector(announcedcondition.ReportsByServiceIndex, c.name())
 	return []objects.ListRequest{
 		{List: &v1beta1.ServiceL2StatusList{}, Namespace: c.namespace, Fields: ofService},
@@ -126,7 +126,7 @@ func (e *Explainer) reportMissingService(ctx context.Context, out *report.Report
 	for i := range all.Items {
 		known = append(known, all.Items[i].Name)
 	}
-	if near := nearNames(key.Name, known); len(near) > 0 {
+	if near := findSimilarNames(key.Name, known); len(near) > 0 {
 		out.Answer += ": did you mean " + strings.Join(near, " or ") + "?"
 		return out
 	}
@@ -154,7 +154,7 @@ func (e *Explainer) reportSeveralServices(name string, namespaces []string) *rep
 	case len(namespaces) == 0:
 		out.Answer = fmt.Sprintf("no namespace has a Service %s", name)
 	default:
-		out.Answer = fmt.Sprintf("the namespaces %s have a Service %s: name one with -n", joinSome(namespaces, maxListed), name)
+		out.Answer = fmt.Sprintf("the namespaces %s have a Service %s: name one with -n", joinFirstElements(namespaces, maxListedElements), name)
 	}
 	return e.complete(out)
 }
@@ -174,7 +174,7 @@ func (e *Explainer) explainMissingNamespace(ctx context.Context, name string) st
 		return ""
 	}
 	text := "there is no namespace " + name
-	if near := nearNames(name, known); len(near) > 0 {
+	if near := findSimilarNames(name, known); len(near) > 0 {
 		text += "; did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return text
@@ -191,7 +191,7 @@ func notWell(reason names.Reason, format string, args ...any) cause {
 }
 
 // findCause passes all gates, and returns the answer.
-func (c *serviceCase) findCause(ctx context.Context) (cause, error) {
+func (c *serviceDiagnosis) findCause(ctx context.Context) (cause, error) {
 	var err error
 	c.view = view.FromService(c.service)
 	c.addressCondition = meta.FindStatusCondition(c.service.Status.Conditions, names.ConditionAddressAssigned)
@@ -201,7 +201,7 @@ func (c *serviceCase) findCause(ctx context.Context) (cause, error) {
 	if other := c.explainOtherOwner(); other.IsSet() {
 		return cause{other, report.NotWell}, nil
 	}
-	if err := c.consultRules(ctx); err != nil {
+	if err := c.runControllerRules(ctx); err != nil {
 		return cause{}, err
 	}
 	c.addRequestGates()
@@ -211,7 +211,7 @@ func (c *serviceCase) findCause(ctx context.Context) (cause, error) {
 	c.addAddressGate()
 	c.addAnnouncementGates()
 	c.addClientGate()
-	c.addLiveGates(ctx)
+	c.addRouteGatesFromSpeakers(ctx)
 	c.addInstallationGates()
 	if rival := c.explainOtherWriter(); rival.IsSet() {
 		c.addGate("other controllers", report.NotWell, rival)
@@ -224,10 +224,10 @@ func (c *serviceCase) findCause(ctx context.Context) (cause, error) {
 }
 
 // explainOtherOwner says that the Service is none of Gantry's.
-func (c *serviceCase) explainOtherOwner() names.Explanation {
+func (c *serviceDiagnosis) explainOtherOwner() names.Explanation {
 	switch deleted := c.service.DeletionTimestamp; {
 	case deleted != nil:
-		return names.Explanation{Text: fmt.Sprintf("it is being deleted since %s: its finalizers (%s) have to be removed by those who set them", describeTime(deleted), joinSome(c.service.Finalizers, maxListed))}
+		return names.Explanation{Text: fmt.Sprintf("it is being deleted since %s: its finalizers (%s) have to be removed by those who set them", describeTime(deleted), joinFirstElements(c.service.Finalizers, maxListedElements))}
 	case !c.view.IsLoadBalancer:
 		text := fmt.Sprintf("its type is %s, and only Services of type LoadBalancer get an address: set spec.type", c.service.Spec.Type)
 		if len(c.service.Spec.ExternalIPs) > 0 {
@@ -252,9 +252,10 @@ func describeClass(class string) string {
 	return fmt.Sprintf("only the class %q", class)
 }
 
-// consultRules asks the decision code of the controller, if the user may read what it needs.
-func (c *serviceCase) consultRules(ctx context.Context) error {
-	if !c.seesAllEssentials() {
+// runControllerRules asks the decision code of the controller, if the user may read what it
+// needs.
+func (c *serviceDiagnosis) runControllerRules(ctx context.Context) error {
+	if !c.mayListEssentialResources() {
 		return nil
 	}
 	config, err := c.readConfiguration(ctx)
@@ -274,23 +275,24 @@ func (c *serviceCase) consultRules(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.seesAllEssentials() { // the reports and the endpoints may have been refused meanwhile
+	// The reports and the endpoints may have been refused meanwhile.
+	if c.mayListEssentialResources() {
 		c.config, c.finding = config, finding
 	}
 	return nil
 }
 
-func (c *serviceCase) addGate(name string, result report.Result, why names.Explanation) {
+func (c *serviceDiagnosis) addGate(name string, result report.Result, why names.Explanation) {
 	c.gates = append(c.gates, report.Gate{Name: name, Result: result, Reason: why.Reason, Text: why.Text})
 }
 
-func (c *serviceCase) addDetail(name string, result report.Result, why names.Explanation) {
+func (c *serviceDiagnosis) addDetail(name string, result report.Result, why names.Explanation) {
 	c.addGate(name, result, why)
 	c.gates[len(c.gates)-1].IsDetail = true
 }
 
 // addRequestGates says whether the annotations of the Service can be read.
-func (c *serviceCase) addRequestGates() {
+func (c *serviceDiagnosis) addRequestGates() {
 	for _, text := range view.ExplainUnknownAnnotations(c.service) {
 		c.addGate("annotations", report.NotWell, names.Explanation{Reason: names.ReasonUnknownAnnotation, Text: text})
 	}
@@ -316,20 +318,20 @@ func (c *serviceCase) addRequestGates() {
 // describeClients says that kube-proxy admits only some clients, as the end of a sentence.
 func describeClients(s *corev1.Service) string {
 	if ranges := s.Spec.LoadBalancerSourceRanges; len(ranges) > 0 {
-		return "; only clients of " + joinSome(ranges, maxListed) + " are admitted"
+		return "; only clients of " + joinFirstElements(ranges, maxListedElements) + " are admitted"
 	}
 	return ""
 }
 
 // addClientGate says that kube-proxy admits only some clients.
-func (c *serviceCase) addClientGate() {
+func (c *serviceDiagnosis) addClientGate() {
 	if ranges := c.service.Spec.LoadBalancerSourceRanges; len(ranges) > 0 {
-		c.addGate("clients", report.Well, names.Explanation{Text: "only those of " + joinSome(ranges, maxListed) + " (spec.loadBalancerSourceRanges)"})
+		c.addGate("clients", report.Well, names.Explanation{Text: "only those of " + joinFirstElements(ranges, maxListedElements) + " (spec.loadBalancerSourceRanges)"})
 	}
 }
 
 // addAddressGate says what the controller decided.
-func (c *serviceCase) addAddressGate() {
+func (c *serviceDiagnosis) addAddressGate() {
 	a := c.addressCondition
 	switch {
 	case a == nil && len(c.view.AssignedAddresses) == 0:
@@ -344,19 +346,19 @@ func (c *serviceCase) addAddressGate() {
 }
 
 // addInstallationGates says whether the controller works.
-func (c *serviceCase) addInstallationGates() {
+func (c *serviceDiagnosis) addInstallationGates() {
 	switch f := c.installation.controllerFault; {
 	case f.IsSet():
 		c.addGate("controller", report.NotWell, f)
 	case c.installation.leader == nil:
 		c.addGate("controller", report.Unknown, names.Explanation{Text: "you may not see whether one leads"})
 	default:
-		c.addGate("controller", report.Well, names.Explanation{Text: "Pod " + leaderPod(c.installation) + " leads"})
+		c.addGate("controller", report.Well, names.Explanation{Text: "Pod " + findLeaderPod(c.installation) + " leads"})
 	}
 }
 
-// leaderPod is the Pod that holds the Lease.
-func leaderPod(i *installation) string {
+// findLeaderPod is the Pod that holds the Lease.
+func findLeaderPod(i *installation) string {
 	if i.leader == nil || i.leader.Spec.HolderIdentity == nil {
 		return ""
 	}
@@ -365,7 +367,7 @@ func leaderPod(i *installation) string {
 }
 
 // explainNoAddress says why the Service has no address.
-func (c *serviceCase) explainNoAddress(ctx context.Context) (cause, error) {
+func (c *serviceDiagnosis) explainNoAddress(ctx context.Context) (cause, error) {
 	unknown := view.ExplainUnknownAnnotations(c.service)
 	a := c.addressCondition
 	switch slow := c.explainSlowAPIServer(); {
@@ -389,7 +391,7 @@ func mayComeFromAnnotation(r names.Reason) bool {
 }
 
 // explainAnnouncement says whether the addresses of the Service are announced, and why not.
-func (c *serviceCase) explainAnnouncement(ctx context.Context) (cause, error) {
+func (c *serviceDiagnosis) explainAnnouncement(ctx context.Context) (cause, error) {
 	has := view.JoinAddresses(c.view.AssignedAddresses)
 	if c.finding == nil {
 		return c.explainFromConditions(has), nil
@@ -411,16 +413,16 @@ func (c *serviceCase) explainAnnouncement(ctx context.Context) (cause, error) {
 		}
 		return notWell(f.Reason, "%s is %s", has, f.Text), nil
 	}
-	for _, rule := range secondaryRules {
+	for _, rule := range faultRulesOfAnnouncedService {
 		if why := rule(c, ctx); why.IsSet() {
 			return notWell(why.Reason, "%s is announced, but %s", has, why.Text), nil
 		}
 	}
-	return cause{names.Explain(names.ReasonAnnounced, "%s%s is %s%s%s", has, c.fromPool(), f.Text, c.describeHolders(), describeClients(c.service)), report.Well}, nil
+	return cause{names.Explain(names.ReasonAnnounced, "%s%s is %s%s%s", has, c.describePoolsOfService(), f.Text, c.describeHolders(), describeClients(c.service)), report.Well}, nil
 }
 
-// fromPool names the pool of the addresses.
-func (c *serviceCase) fromPool() string {
+// describePoolsOfService names the pool of the addresses.
+func (c *serviceDiagnosis) describePoolsOfService() string {
 	if c.view.RecordedPool == "" {
 		return ""
 	}
@@ -428,7 +430,7 @@ func (c *serviceCase) fromPool() string {
 }
 
 // explainFromConditions answers with the conditions of the Service alone.
-func (c *serviceCase) explainFromConditions(has string) cause {
+func (c *serviceDiagnosis) explainFromConditions(has string) cause {
 	a := meta.FindStatusCondition(c.service.Status.Conditions, names.ConditionAnnounced)
 	switch {
 	case a == nil:

@@ -29,7 +29,7 @@ var undecided = append(withoutAddress("X", "x"),
 	edit{`  - {type: gantry.dev/AddressAssigned, status: "False", reason: X, message: 'x', lastTransitionTime: "2026-03-01T11:00:00Z"}` + "\n", ""},
 	edit{"status:\n  conditions:\n---", "---"})
 
-var notAnswering = edit{"metallb.io/service-name: web, metallb.io", "metallb.io/service-name: other, metallb.io"}
+var noAnsweringNodeEdit = edit{"metallb.io/service-name: web, metallb.io", "metallb.io/service-name: other, metallb.io"}
 
 func withAnnotation(key, value string) edit {
 	return edit{"metadata: {name: web, namespace: default,", "metadata: {name: web, namespace: default, annotations: {" + key + ": " + value + "},"}
@@ -71,13 +71,13 @@ status: {loadBalancer: {ingress: [{ip: 192.168.0.201}]}}
 	{name: "another type", edits: []edit{{"type: LoadBalancer, clusterIP: 10.96.0.10", "type: ClusterIP, clusterIP: 10.96.0.10"}}, reason: names.ReasonNotLoadBalancer, contains: "its type is ClusterIP"},
 	{name: "another class", edits: append(undecided[:len(undecided):len(undecided)], edit{"type: LoadBalancer, clusterIP: 10.96.0.10", "type: LoadBalancer, loadBalancerClass: example.com/other, clusterIP: 10.96.0.10"}),
 		reason: names.ReasonNotLoadBalancer, contains: `its loadBalancerClass is "example.com/other"`},
-	{name: "no advertisement", edits: []edit{notAnswering, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [other]}"}}, reason: names.ReasonNoAdvertisement, contains: `selects pool "first-pool"`},
-	{name: "no endpoints", edits: []edit{notAnswering, {"conditions: {ready: true}", "conditions: {ready: false}"}}, reason: names.ReasonNoEndpoints, contains: "192.168.0.201 is not announced: no endpoint"},
-	{name: "every node excluded", edits: []edit{notAnswering, {"kubernetes.io/hostname: node1", names.LabelExcludeNode + `: ""`}, {"kubernetes.io/hostname: node2", names.LabelExcludeNode + `: ""`}},
+	{name: "no advertisement", edits: []edit{noAnsweringNodeEdit, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [other]}"}}, reason: names.ReasonNoAdvertisement, contains: `selects pool "first-pool"`},
+	{name: "no endpoints", edits: []edit{noAnsweringNodeEdit, {"conditions: {ready: true}", "conditions: {ready: false}"}}, reason: names.ReasonNoEndpoints, contains: "192.168.0.201 is not announced: no endpoint"},
+	{name: "every node excluded", edits: []edit{noAnsweringNodeEdit, {"kubernetes.io/hostname: node1", names.LabelExcludeNode + `: ""`}, {"kubernetes.io/hostname: node2", names.LabelExcludeNode + `: ""`}},
 		reason: names.ReasonNodeExcluded, contains: names.LabelExcludeNode},
 	{name: "dead speakers", edits: []edit{{`status: "True", reason: SpeakerRuns`, `status: "False", reason: NoSpeaker`}, {`status: "True", reason: SpeakerRuns`, `status: "False", reason: NoSpeaker`}, {"numberReady: 2", "numberReady: 0"}},
 		reason: names.ReasonNoSpeaker, contains: "DaemonSet gantry-speaker has 0 of 2 Pods ready"},
-	{name: "speakers that nobody found dead", edits: []edit{notAnswering, {"11:59:30Z", "11:40:30Z"}, {"11:59:30Z", "11:40:30Z"}},
+	{name: "speakers that nobody found dead", edits: []edit{noAnsweringNodeEdit, {"11:59:30Z", "11:40:30Z"}, {"11:59:30Z", "11:40:30Z"}},
 		reason: names.ReasonNoSpeaker, contains: "the speakers of node1, node2 are silent"},
 	{name: "a report of speakers that do not run", edits: []edit{{"numberReady: 2", "numberReady: 0"}},
 		reason: names.ReasonNoSpeaker, contains: "192.168.0.201 is not announced: the speakers of node1, node2 are silent: DaemonSet gantry-speaker has 0 of 2 Pods ready"},
@@ -93,7 +93,7 @@ status: {loadBalancer: {ingress: [{ip: 192.168.0.201}]}}
 func TestExplainServiceNamesTheCause(t *testing.T) {
 	for _, f := range slices.Concat(serviceFaults, surroundingFaults, listedFaults, strangerFaults) {
 		t.Run(f.name, func(t *testing.T) {
-			manifests := installationManifests + webManifests
+			manifests := installationManifests + workingServiceManifests
 			for _, e := range f.edits {
 				manifests = replaceIn(t, manifests, e.old, e.now)
 			}
@@ -115,7 +115,7 @@ func TestExplainServiceNamesTheCause(t *testing.T) {
 }
 
 func TestExplainServiceThatWorks(t *testing.T) {
-	r := explainTestService(t, installationManifests+webManifests)
+	r := explainTestService(t, installationManifests+workingServiceManifests)
 	if want := "default/web: 192.168.0.201 from pool first-pool is announced by layer 2; node1 answers [Announced]"; r.Result != report.Well || r.FirstLine() != want {
 		t.Errorf("%s: %s, want %s", r.Result, r.FirstLine(), want)
 	}
@@ -128,7 +128,7 @@ func TestExplainServiceThatWorks(t *testing.T) {
 
 // TestExplainServiceOfOlderGantry reads objects that lack newer fields and conditions.
 func TestExplainServiceOfOlderGantry(t *testing.T) {
-	manifests := installationManifests + webManifests
+	manifests := installationManifests + workingServiceManifests
 	for _, e := range []edit{
 		{`  - {type: gantry.dev/AllocatedFromPool, status: "True", reason: Assigned, message: first-pool, lastTransitionTime: "2026-03-01T11:00:00Z"}` + "\n", ""},
 		{`  lastSeen: "2026-03-01T11:59:30Z"` + "\n", ""}, {`  lastSeen: "2026-03-01T11:59:30Z"` + "\n", ""},
@@ -144,16 +144,16 @@ func TestExplainServiceOfOlderGantry(t *testing.T) {
 }
 
 func TestGantryInAnotherNamespaceIsFound(t *testing.T) {
-	r := explainTestService(t, strings.ReplaceAll(installationManifests, "namespace: metallb-system", "namespace: network")+webManifests)
+	r := explainTestService(t, strings.ReplaceAll(installationManifests, "namespace: metallb-system", "namespace: network")+workingServiceManifests)
 	if r.Result != report.NotWell || r.Reason != names.ReasonNotInstalled || !strings.Contains(r.Answer, "add --gantry-namespace network") {
 		t.Errorf("%s: %s", r.Result, r.FirstLine())
 	}
 }
 
-func TestListNames(t *testing.T) {
-	e := newTestExplainer(newTestAPI(t, installationManifests+webManifests+routerManifests).Build())
+func TestListNamesForCompletion(t *testing.T) {
+	e := newTestExplainer(newTestAPI(t, installationManifests+workingServiceManifests+routerManifests).Build())
 	for kind, want := range map[string]string{"service": "web", "node": "node1 node2", "pool": "first-pool", "peer": "tor", "advertisement": "example routed", "address": ""} {
-		if got := strings.Join(e.ListNames(t.Context(), kind, "default"), " "); got != want {
+		if got := strings.Join(e.ListNamesForCompletion(t.Context(), kind, "default"), " "); got != want {
 			t.Errorf("the names of the kind %s are %q, want %q", kind, got, want)
 		}
 	}
@@ -161,7 +161,7 @@ func TestListNames(t *testing.T) {
 
 func TestExplainUnknownService(t *testing.T) {
 	for name, want := range map[string]string{"wbe": "there is no Service default/wbe: did you mean web?", "unlike": "there is no Service default/unlike"} {
-		r, err := newTestExplainer(newTestAPI(t, installationManifests+webManifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: name})
+		r, err := newTestExplainer(newTestAPI(t, installationManifests+workingServiceManifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: name})
 		if err != nil || r.Result != report.Unknown || r.FirstLine() != want {
 			t.Errorf("%v, %v, want %s", r, err, want)
 		}

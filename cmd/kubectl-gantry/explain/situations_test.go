@@ -22,7 +22,7 @@ func withSpec(fields string) edit {
 }
 
 // withoutLayer2 lets the L2Advertisement cover nothing, so that only routers get the Service.
-var withoutLayer2 = []edit{notAnswering, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [first-pool], nodeSelectors: [{matchLabels: {none: none}}]}"}}
+var withoutLayer2 = []edit{noAnsweringNodeEdit, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [first-pool], nodeSelectors: [{matchLabels: {none: none}}]}"}}
 
 // withGossip gives the speaker of node 1 or 2 a condition about its gossip.
 func withGossip(node int, unreachable string, reason names.Reason, message string) []edit {
@@ -70,13 +70,13 @@ var listedFaults = []serviceFault{
 		reason: names.ReasonGossipKeyDiffers, contains: `is announced, but a failover takes longer: the speaker of node3 has another gossip key than those of node1, node2: let all use the entry "key" of Secret metallb-system/gantry-gossip`, repair: "rollout restart daemonset gantry-speaker"},
 	{name: "two nodes have different gossip keys, from files", edits: slices.Concat(withGossip(1, "node2", names.ReasonGossipKeyDiffers, "x"), withGossip(2, "node1", names.ReasonGossipKeyDiffers, "x"), []edit{{"containers: [{name: speaker}]", "containers: [{name: speaker, args: [--gossip-key-file=/etc/key]}]"}}),
 		reason: names.ReasonGossipKeyDiffers, contains: `the speakers of node1, node2 have different gossip keys: let all use the entry "key" of Secret metallb-system/gantry-gossip; DaemonSet gantry-speaker lets each read its key from the file /etc/key`},
-	{name: "a node with another gossip key answers too", edits: slices.Concat(withGossip(2, "node1", names.ReasonGossipKeyDiffers, "x"), contested(strayMAC), []edit{linkOfNode2}),
+	{name: "a node with another gossip key answers too", edits: slices.Concat(withGossip(2, "node1", names.ReasonGossipKeyDiffers, "x"), newForeignAnswerEdits(strayMAC), []edit{foreignMACOnNode2Edit}),
 		reason: names.ReasonGossipKeyDiffers, contains: "node2 (" + strayMAC + ") answers for it too, and does not hear the other speakers"},
 	{name: "gossip is blocked in one direction", edits: withGossip(1, "node2", names.ReasonGossipBlocked, "gossip is blocked with the speakers of node2 (UDP), although they run"),
 		reason: names.ReasonGossipBlocked, contains: "the speaker of node1: gossip is blocked with the speakers of node2 (UDP)", repair: "nc -vz NODE 7946"},
-	{name: "a dead link on each node", edits: []edit{notAnswering, {"usableLinks: [eth0]\n  conditions: [", "usableLinks: []\n  conditions: [{type: gantry.dev/Layer2Usable, status: \"False\", reason: NoLinks, message: 'no link is usable: eth0 is down', lastTransitionTime: \"2026-03-01T11:00:00Z\"}, "}, {"usableLinks: [eth0]\n  conditions: [", "usableLinks: []\n  conditions: [{type: gantry.dev/Layer2Usable, status: \"False\", reason: NoLinks, message: 'no link is usable: eth0 is down', lastTransitionTime: \"2026-03-01T11:00:00Z\"}, "}},
+	{name: "a dead link on each node", edits: []edit{noAnsweringNodeEdit, {"usableLinks: [eth0]\n  conditions: [", "usableLinks: []\n  conditions: [{type: gantry.dev/Layer2Usable, status: \"False\", reason: NoLinks, message: 'no link is usable: eth0 is down', lastTransitionTime: \"2026-03-01T11:00:00Z\"}, "}, {"usableLinks: [eth0]\n  conditions: [", "usableLinks: []\n  conditions: [{type: gantry.dev/Layer2Usable, status: \"False\", reason: NoLinks, message: 'no link is usable: eth0 is down', lastTransitionTime: \"2026-03-01T11:00:00Z\"}, "}},
 		reason: names.ReasonNoLinks, contains: "192.168.0.201 is not announced: no node announces it: node1, node2: no link is usable: eth0 is down"},
-	{name: "a link that receives nothing", edits: []edit{{unfitNode1.old, strings.Replace(strings.Replace(unfitNode1.now, "ServiceProxySilent", "LinkSilent", 1), "kube-proxy on the node does not answer its health check any more: look at kube-proxy", "the link eth0 receives nothing", 1)}},
+	{name: "a link that receives nothing", edits: []edit{{silentKubeProxyOnNode1Edit.old, strings.Replace(strings.Replace(silentKubeProxyOnNode1Edit.now, "ServiceProxySilent", "LinkSilent", 1), "kube-proxy on the node does not answer its health check any more: look at kube-proxy", "the link eth0 receives nothing", 1)}},
 		reason: names.ReasonLinkSilent, contains: "node1, which announces it, is not fit: the link eth0 receives nothing"},
 	{name: "a network address", edits: []edit{{"gantry: {addresses: [192.168.0.201]}", "gantry: {addresses: [192.168.0.201], reservedAddresses: [{address: 192.168.0.201, subnet: 192.168.0.201/30}]}"}},
 		reason: names.ReasonBroadcastAddress, contains: "192.168.0.201 is the network address of the subnet"},
@@ -88,7 +88,7 @@ var listedFaults = []serviceFault{
 		reason: names.ReasonAddressNotInPool, contains: "is announced, but IPAddressPool first-pool does not contain 192.168.0.201 any more, and the Service keeps it: add it to the pool again, or let the Service have another one by the annotation gantry.dev/release-address=192.168.0.201"},
 	{name: "the pool excludes the address by now", edits: []edit{{"addresses: [192.168.0.201-192.168.0.202]", "addresses: [192.168.0.201-192.168.0.202], gantry: {exclude: [192.168.0.201]}"}},
 		reason: names.ReasonAddressNotInPool, contains: "IPAddressPool first-pool excludes 192.168.0.201 by now"},
-	{name: "the pool lost the address of the Service", edits: []edit{notAnswering, {"addresses: [192.168.0.201-192.168.0.202]", "addresses: [192.168.7.0/24]"}, {`  - {type: gantry.dev/AllocatedFromPool, status: "True", reason: Assigned, message: first-pool, lastTransitionTime: "2026-03-01T11:00:00Z"}` + "\n", ""}},
+	{name: "the pool lost the address of the Service", edits: []edit{noAnsweringNodeEdit, {"addresses: [192.168.0.201-192.168.0.202]", "addresses: [192.168.7.0/24]"}, {`  - {type: gantry.dev/AllocatedFromPool, status: "True", reason: Assigned, message: first-pool, lastTransitionTime: "2026-03-01T11:00:00Z"}` + "\n", ""}},
 		reason: names.ReasonAddressOutsidePools, contains: "the address 192.168.0.201 is in no IPAddressPool in namespace metallb-system"},
 }
 
@@ -115,21 +115,21 @@ var strangerFaults = []serviceFault{
 	{name: "a family that no pool has", edits: undecidedWith(edit{"clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10]", "clusterIP: 'fd00:96::a', clusterIPs: ['fd00:96::a'], ipFamilies: [IPv6]"}),
 		reason: names.ReasonPoolExhausted, contains: "first-pool has no IPv6 addresses", repair: "add a range to spec.addresses"},
 	{name: "both families, and the cluster has one", edits: undecidedWith(withSpec("ipFamilyPolicy: RequireDualStack")), reason: names.ReasonFamilyMismatch, contains: "ipFamilyPolicy is RequireDualStack, but the Service has cluster IPs of one family only"},
-	{name: "an interface that no node has", edits: []edit{notAnswering, withLink, withLink, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [first-pool], interfaces: [eht0]}"}}, reason: names.ReasonNoLinks, contains: "eht0"},
-	{name: "a misspelt nodeSelector", edits: []edit{notAnswering, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [first-pool], nodeSelectors: [{matchLabels: {kubernetes.io/hostnme: node1}}]}"}}, reason: names.ReasonNoAdvertisement, contains: `the nodeSelectors of the L2Advertisement "example" match no node`},
-	{name: "two advertisements of other pools", edits: []edit{notAnswering, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [second-pool]}"}},
+	{name: "an interface that no node has", edits: []edit{noAnsweringNodeEdit, withLink, withLink, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [first-pool], interfaces: [eht0]}"}}, reason: names.ReasonNoLinks, contains: "eht0"},
+	{name: "a misspelt nodeSelector", edits: []edit{noAnsweringNodeEdit, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [first-pool], nodeSelectors: [{matchLabels: {kubernetes.io/hostnme: node1}}]}"}}, reason: names.ReasonNoAdvertisement, contains: `the nodeSelectors of the L2Advertisement "example" match no node`},
+	{name: "two advertisements of other pools", edits: []edit{noAnsweringNodeEdit, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [second-pool]}"}},
 		more:   "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: second-pool, namespace: metallb-system}\nspec: {addresses: [10.7.0.0/24]}\n---\napiVersion: metallb.io/v1beta1\nkind: BGPAdvertisement\nmetadata: {name: other, namespace: metallb-system}\nspec: {ipAddressPools: [second-pool]}\n---\n",
 		reason: names.ReasonNoAdvertisement, contains: `selects pool "first-pool" and this Service`},
-	{name: "an advertisement of a misspelt pool", edits: []edit{notAnswering, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [frist-pool]}"}}, reason: names.ReasonNoAdvertisement, contains: `L2Advertisement example has a fault: spec.ipAddressPools[0]: no IPAddressPool "frist-pool" exists`},
-	{name: "an advertisement in another namespace", edits: []edit{notAnswering, {"kind: L2Advertisement\nmetadata: {name: example, namespace: metallb-system}", "kind: L2Advertisement\nmetadata: {name: example, namespace: default}"}}, reason: names.ReasonNoAdvertisement, contains: "L2Advertisement example is in namespace default, where it does not count"},
+	{name: "an advertisement of a misspelt pool", edits: []edit{noAnsweringNodeEdit, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [frist-pool]}"}}, reason: names.ReasonNoAdvertisement, contains: `L2Advertisement example has a fault: spec.ipAddressPools[0]: no IPAddressPool "frist-pool" exists`},
+	{name: "an advertisement in another namespace", edits: []edit{noAnsweringNodeEdit, {"kind: L2Advertisement\nmetadata: {name: example, namespace: metallb-system}", "kind: L2Advertisement\nmetadata: {name: example, namespace: default}"}}, reason: names.ReasonNoAdvertisement, contains: "L2Advertisement example is in namespace default, where it does not count"},
 	{name: "pools that are closed", edits: undecidedWith(edit{"spec: {addresses: [192.168.0.201-192.168.0.202]}", "spec: {addresses: [192.168.0.201-192.168.0.202], autoAssign: false}"}), reason: names.ReasonNoEligiblePool, contains: "(first-pool has autoAssign false)"},
 	{name: "a pool for another namespace", edits: undecidedWith(edit{"spec: {addresses: [192.168.0.201-192.168.0.202]}", "spec: {addresses: [192.168.0.201-192.168.0.202], serviceAllocation: {namespaces: [shop]}}"}), reason: names.ReasonNoEligiblePool, contains: "the serviceAllocation of first-pool does not admit it"},
 	{name: "external addresses", edits: []edit{{"spec: {type: LoadBalancer, clusterIP", "spec: {type: ClusterIP, externalIPs: [192.168.0.201], clusterIP"}}, reason: names.ReasonNotLoadBalancer, contains: "its type is ClusterIP, and only Services of type LoadBalancer get an address: set spec.type; nobody announces spec.externalIPs"},
 	{name: "no class, and Gantry serves one", edits: undecidedWith(edit{"command: [/controller]", "command: [/controller, --load-balancer-class=example.com/lan]"}), reason: names.ReasonNotLoadBalancer, contains: `it has no loadBalancerClass, and Gantry serves only the class "example.com/lan"`},
-	{name: "a speaker on the only Pod's node that ends again and again", edits: []edit{notAnswering, withSpec("externalTrafficPolicy: Local"), {`status: "True", reason: SpeakerRuns`, `status: "False", reason: NoSpeaker`}, {"numberReady: 2", "numberReady: 1"}},
+	{name: "a speaker on the only Pod's node that ends again and again", edits: []edit{noAnsweringNodeEdit, withSpec("externalTrafficPolicy: Local"), {`status: "True", reason: SpeakerRuns`, `status: "False", reason: NoSpeaker`}, {"numberReady: 2", "numberReady: 1"}},
 		more:   podManifest("speaker", `{phase: Running, containerStatuses: [{name: speaker, image: x, imageID: "", ready: false, restartCount: 7, lastState: {terminated: {exitCode: 2}}, state: {waiting: {reason: CrashLoopBackOff}}}]}`),
 		reason: names.ReasonNoSpeaker, contains: "node1: its speaker is gone or silent"},
-	{name: "endpoints that all terminate", edits: []edit{notAnswering, {"conditions: {ready: true}", "conditions: {ready: false, serving: false, terminating: true}"}}, reason: names.ReasonNoEndpoints, contains: "no endpoint of the Service can serve"},
+	{name: "endpoints that all terminate", edits: []edit{noAnsweringNodeEdit, {"conditions: {ready: true}", "conditions: {ready: false, serving: false, terminating: true}"}}, reason: names.ReasonNoEndpoints, contains: "no endpoint of the Service can serve"},
 	{name: "two pools with the same addresses", edits: []edit{{"metadata: {name: first-pool, namespace: metallb-system}", "metadata: {name: first-pool, namespace: metallb-system, creationTimestamp: \"2026-03-01T11:00:00Z\"}"}},
 		more:   "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: older, namespace: metallb-system, creationTimestamp: \"2026-03-01T10:00:00Z\"}\nspec: {addresses: [192.168.0.202-192.168.0.209]}\n---\n",
 		reason: names.ReasonOverlap, contains: "the IPAddressPool first-pool has a fault"},
@@ -156,7 +156,7 @@ func TestFaultsOfRoutesAreNamed(t *testing.T) {
 				f.edits = []edit{noEstablishedSession(f.reason, f.contains), {"peers: [tor]", "peers: []"}}
 				f.contains, f.reason = "0 of 1 BGP sessions carry the Service", names.ReasonNoSession
 			}
-			manifests := replaceAll(t, installationManifests+webManifests+routerManifests, slices.Concat(withoutLayer2, f.edits))
+			manifests := replaceAll(t, installationManifests+workingServiceManifests+routerManifests, slices.Concat(withoutLayer2, f.edits))
 			r := explainTestService(t, manifests+f.more)
 			if r.Result != report.NotWell || r.Reason != f.reason || !strings.Contains(r.FirstLine(), f.contains) || len(r.Repair) == 0 {
 				t.Errorf("%s: %s\n%+v\nwant %s: %s", r.Result, r.FirstLine(), r.Gates, f.reason, f.contains)
@@ -179,7 +179,7 @@ func TestHarmlessPeculiarities(t *testing.T) {
 		"the class that Gantry serves": {edits: []edit{{"command: [/controller]", "command: [/controller, --load-balancer-class=example.com/lan]"}, withSpec("loadBalancerClass: example.com/lan")}},
 		"annotations of others":        {edits: []edit{withAnnotation("example.com/address-pool", "other")}},
 	} {
-		r := explainTestService(t, replaceAll(t, installationManifests+webManifests, c.edits)+c.more)
+		r := explainTestService(t, replaceAll(t, installationManifests+workingServiceManifests, c.edits)+c.more)
 		if r.Result != report.Well || !strings.Contains(r.FirstLine(), "192.168.0.201 from pool first-pool is announced by layer 2; node1 answers"+c.want) {
 			t.Errorf("%s: %s: %s", name, r.Result, r.FirstLine())
 		}
@@ -188,7 +188,7 @@ func TestHarmlessPeculiarities(t *testing.T) {
 
 // TestUnknownNamespaceIsNamed asks for a Service in a namespace that does not exist.
 func TestUnknownNamespaceIsNamed(t *testing.T) {
-	r, err := newTestExplainer(newTestAPI(t, installationManifests+webManifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "defualt", Name: "web"})
+	r, err := newTestExplainer(newTestAPI(t, installationManifests+workingServiceManifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "defualt", Name: "web"})
 	if want := "there is no Service defualt/web: there is no namespace defualt; did you mean default?"; err != nil || r.Result != report.Unknown || r.FirstLine() != want {
 		t.Errorf("%v, %+v, want %s", err, r, want)
 	}
@@ -196,11 +196,11 @@ func TestUnknownNamespaceIsNamed(t *testing.T) {
 
 // TestServiceOfAnyNamespace asks for a Service without its namespace.
 func TestServiceOfAnyNamespace(t *testing.T) {
-	second := strings.Replace(strings.SplitN(webManifests, "---", 2)[0], "namespace: default", "namespace: shop", 1) + "---\n"
+	second := strings.Replace(strings.SplitN(workingServiceManifests, "---", 2)[0], "namespace: default", "namespace: shop", 1) + "---\n"
 	for _, c := range []struct{ manifests, name, want string }{
-		{installationManifests + webManifests, "web", "default/web: 192.168.0.201 from pool first-pool is announced by layer 2; node1 answers [Announced]"},
-		{installationManifests + webManifests + second, "web", "the namespaces default, shop have a Service web: name one with -n"},
-		{installationManifests + webManifests, "wbe", "no namespace has a Service wbe"},
+		{installationManifests + workingServiceManifests, "web", "default/web: 192.168.0.201 from pool first-pool is announced by layer 2; node1 answers [Announced]"},
+		{installationManifests + workingServiceManifests + second, "web", "the namespaces default, shop have a Service web: name one with -n"},
+		{installationManifests + workingServiceManifests, "wbe", "no namespace has a Service wbe"},
 	} {
 		r, err := newTestExplainer(newTestAPI(t, c.manifests).Build()).ExplainService(t.Context(), client.ObjectKey{Name: c.name})
 		if err != nil || r.FirstLine() != c.want {

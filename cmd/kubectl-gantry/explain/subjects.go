@@ -18,8 +18,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// subjectCase is what is known of an object other than a Service.
-type subjectCase struct {
+// objectDiagnosis is what is known of an object other than a Service.
+type objectDiagnosis struct {
 	*overview
 	kind, name string
 	report     *report.Report
@@ -27,7 +27,7 @@ type subjectCase struct {
 
 // newSubject reads the whole installation for a question about one object. The case is nil if the
 // report is complete already: there is no Gantry.
-func (e *Explainer) newSubject(ctx context.Context, kind, name string, scope overviewScope) (*subjectCase, *report.Report, error) {
+func (e *Explainer) newSubject(ctx context.Context, kind, name string, scope overviewScope) (*objectDiagnosis, *report.Report, error) {
 	out := &report.Report{Subject: kind + " " + name, Result: report.NotWell}
 	o, absent, err := e.readOverview(ctx, scope)
 	if err != nil {
@@ -37,22 +37,22 @@ func (e *Explainer) newSubject(ctx context.Context, kind, name string, scope ove
 		out.Reason, out.Answer = absent.Reason, absent.Text
 		return nil, e.complete(out), nil
 	}
-	return &subjectCase{o, kind, name, out}, out, nil
+	return &objectDiagnosis{o, kind, name, out}, out, nil
 }
 
 // reportMissing says that there is no such object, and which have near names.
-func (c *subjectCase) reportMissing(ctx context.Context, known []string) *report.Report {
+func (c *objectDiagnosis) reportMissing(ctx context.Context, known []string) *report.Report {
 	c.report.Result = report.Unknown
 	c.report.Answer = fmt.Sprintf("there is no %s %s in namespace %s", c.kind, c.name, c.namespace)
 	if c.kind == "Node" {
 		c.report.Answer = "there is no Node " + c.name
 	}
-	switch near := nearNames(c.name, known); {
+	switch near := findSimilarNames(c.name, known); {
 	case len(near) > 0:
 		c.report.Answer += ": did you mean " + strings.Join(near, " or ") + "?"
 	case len(known) > 0:
 		slices.Sort(known)
-		c.report.Answer += ": there are " + joinSome(known, maxListed)
+		c.report.Answer += ": there are " + joinFirstElements(known, maxListedElements)
 	}
 	if down := c.explainWebhooks(ctx); down.IsSet() && c.kind != "Node" {
 		c.report.Reason, c.report.Answer = down.Reason, c.report.Answer+"; "+down.Text
@@ -61,7 +61,7 @@ func (c *subjectCase) reportMissing(ctx context.Context, known []string) *report
 }
 
 // finish makes the first line: the first gate that is not passed, or that all is well.
-func (c *subjectCase) finish(well string) *report.Report {
+func (c *objectDiagnosis) finish(well string) *report.Report {
 	c.report.Gates = c.gates
 	prefix := c.name + ": "
 	for _, wanted := range []report.Result{report.NotWell, report.Unknown} {
@@ -77,7 +77,7 @@ func (c *subjectCase) finish(well string) *report.Report {
 }
 
 // addObjectGates lists the faults of the object itself.
-func (c *subjectCase) addObjectGates() {
+func (c *objectDiagnosis) addObjectGates() {
 	if c.config == nil {
 		c.addGate("object", report.Unknown, names.Explanation{Text: "you may not read all of the configuration"})
 		return
@@ -145,7 +145,7 @@ func (e *Explainer) ExplainNode(ctx context.Context, name string) (*report.Repor
 	return c.finish(fmt.Sprintf("its speaker runs, and it can announce on %s", cmp.Or(strings.Join(usableLinksOf(c, name), ", "), "no link"))), nil
 }
 
-func usableLinksOf(c *subjectCase, node string) []string {
+func usableLinksOf(c *objectDiagnosis, node string) []string {
 	if s := c.installation.speakers[node]; s != nil {
 		return s.UsableLinks
 	}
@@ -153,7 +153,7 @@ func usableLinksOf(c *subjectCase, node string) []string {
 }
 
 // addLinkGates says which links of a node are usable.
-func (c *subjectCase) addLinkGates(usable []string, node string) {
+func (c *objectDiagnosis) addLinkGates(usable []string, node string) {
 	if len(usable) > 0 {
 		c.addGate("links", report.Well, names.Explanation{Text: strings.Join(usable, ", ")})
 	}
@@ -193,7 +193,7 @@ func (e *Explainer) ExplainPool(ctx context.Context, name string) (*report.Repor
 	c.addObjectGates()
 	s := &pool.Status
 	in, free := s.AssignedIPv4+s.AssignedIPv6, s.AvailableIPv4+s.AvailableIPv6
-	use := fmt.Sprintf("%s in use, %d free", countOf(int(in), "address"), free)
+	use := fmt.Sprintf("%s in use, %d free", formatCount(int(in), "address"), free)
 	if in > 0 && free == 0 {
 		c.addGate("addresses", report.NotWell, names.Explain(names.ReasonPoolExhausted, "it is full: %s: add a range to spec.addresses", use))
 	} else {
@@ -205,7 +205,7 @@ func (e *Explainer) ExplainPool(ctx context.Context, name string) (*report.Repor
 }
 
 // addAdvertisersOfPool names the advertisements that select the pool.
-func (c *subjectCase) addAdvertisersOfPool() {
+func (c *objectDiagnosis) addAdvertisersOfPool() {
 	if c.config == nil {
 		return
 	}
@@ -224,11 +224,11 @@ func (c *subjectCase) addAdvertisersOfPool() {
 		c.addGate("advertisements", report.NotWell, names.Explain(names.ReasonNoAdvertisement, "no L2Advertisement or BGPAdvertisement selects it: create one"))
 		return
 	}
-	c.addGate("advertisements", report.Well, names.Explanation{Text: joinSome(all, maxListed)})
+	c.addGate("advertisements", report.Well, names.Explanation{Text: joinFirstElements(all, maxListedElements)})
 }
 
 // addWaitingServices names the Services that ask for the pool and get no address.
-func (c *subjectCase) addWaitingServices() {
+func (c *objectDiagnosis) addWaitingServices() {
 	var waiting []string
 	for i := range c.services {
 		s := &c.services[i]
@@ -238,12 +238,12 @@ func (c *subjectCase) addWaitingServices() {
 		}
 	}
 	if len(waiting) > 0 {
-		c.addGate("Services", report.NotWell, names.Explanation{Text: fmt.Sprintf("%d name it and have no address: %s", len(waiting), joinSome(waiting, maxListed))})
+		c.addGate("Services", report.NotWell, names.Explanation{Text: fmt.Sprintf("%d name it and have no address: %s", len(waiting), joinFirstElements(waiting, maxListedElements))})
 	}
 }
 
 // addSessionGate says how a session is.
-func (c *subjectCase) addSessionGate(name string, s *v1alpha1.BGPSessionStatus) {
+func (c *objectDiagnosis) addSessionGate(name string, s *v1alpha1.BGPSessionStatus) {
 	if f := faultOfSession(s); f.IsSet() {
 		c.addGate(name, report.NotWell, f)
 		return
@@ -335,14 +335,14 @@ func (e *Explainer) ExplainAdvertisement(ctx context.Context, name string) (*rep
 	if len(pools) == 0 {
 		c.addGate("pools", report.NotWell, names.Explain(names.ReasonUnknownPool, "it selects no IPAddressPool"))
 	} else {
-		c.addGate("pools", report.Well, names.Explanation{Text: joinSome(pools, maxListed)})
+		c.addGate("pools", report.Well, names.Explanation{Text: joinFirstElements(pools, maxListedElements)})
 	}
-	return c.finish(fmt.Sprintf("the %s advertises %s", c.kind, joinSome(pools, maxListed))), nil
+	return c.finish(fmt.Sprintf("the %s advertises %s", c.kind, joinFirstElements(pools, maxListedElements))), nil
 }
 
 // addNodesOfAdvertisement says on which nodes the advertisement counts, and whether they have its
 // interfaces. Without any interface it counts on all links.
-func (c *subjectCase) addNodesOfAdvertisement(selectors []labels.Selector, interfaces []string) {
+func (c *objectDiagnosis) addNodesOfAdvertisement(selectors []labels.Selector, interfaces []string) {
 	var selected, linked []string
 	for _, n := range c.config.Nodes {
 		if !snapshot.AnySelectorMatches(selectors, labels.Set(n.Labels)) {
@@ -359,14 +359,14 @@ func (c *subjectCase) addNodesOfAdvertisement(selectors []labels.Selector, inter
 	case len(selected) == 0:
 		c.addGate("nodes", report.NotWell, names.Explain(names.ReasonNoAdvertisement, "its nodeSelectors match no node: correct them, or label a node"))
 	case len(linked) == 0:
-		c.addGate("nodes", report.NotWell, names.Explain(names.ReasonNoLinks, "none of its interfaces (%s) is a usable link of %s: correct spec.interfaces", joinSome(interfaces, maxListed), joinSome(selected, maxListed)))
+		c.addGate("nodes", report.NotWell, names.Explain(names.ReasonNoLinks, "none of its interfaces (%s) is a usable link of %s: correct spec.interfaces", joinFirstElements(interfaces, maxListedElements), joinFirstElements(selected, maxListedElements)))
 	default:
-		c.addGate("nodes", report.Well, names.Explanation{Text: joinSome(linked, maxListed)})
+		c.addGate("nodes", report.Well, names.Explanation{Text: joinFirstElements(linked, maxListedElements)})
 	}
 }
 
 // addPeersOfAdvertisement says to which routers the advertisement goes.
-func (c *subjectCase) addPeersOfAdvertisement(ad *snapshot.BGPAdvertisement) {
+func (c *objectDiagnosis) addPeersOfAdvertisement(ad *snapshot.BGPAdvertisement) {
 	var all []string
 	for _, p := range c.config.Snapshot.Peers {
 		if len(ad.Peers) == 0 || slices.Contains(ad.Peers, p.Name) {
@@ -377,5 +377,5 @@ func (c *subjectCase) addPeersOfAdvertisement(ad *snapshot.BGPAdvertisement) {
 		c.addGate("peers", report.NotWell, names.Explain(names.ReasonNoPeers, "no BGPPeer gets it: create one, or correct spec.peers"))
 		return
 	}
-	c.addGate("peers", report.Well, names.Explanation{Text: joinSome(all, maxListed)})
+	c.addGate("peers", report.Well, names.Explanation{Text: joinFirstElements(all, maxListedElements)})
 }

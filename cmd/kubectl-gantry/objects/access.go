@@ -8,13 +8,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// MoreAPIGroups are the API groups of the kinds that kubectl gantry reads, and the two other
+// PluginOnlyAPIGroups are the API groups of the kinds that kubectl gantry reads, and the two other
 // programs do not.
-var MoreAPIGroups = []string{"apps", "coordination.k8s.io", "admissionregistration.k8s.io", "authorization.k8s.io"}
+var PluginOnlyAPIGroups = []string{"apps", "coordination.k8s.io", "admissionregistration.k8s.io", "authorization.k8s.io"}
 
-// IsDenied reports whether a ServiceAccount lacks a right. It is false if the user may not ask. The
-// API server answers the question, and does not store it.
-func (r *Reader) IsDenied(ctx context.Context, account client.ObjectKey, right authorizationv1.ResourceAttributes) bool {
+// IsServiceAccountDenied reports whether a ServiceAccount lacks a right. It is false if the user
+// may not ask. The API server answers the question, and does not store it.
+func (r *Reader) IsServiceAccountDenied(ctx context.Context, account client.ObjectKey, right authorizationv1.ResourceAttributes) bool {
 	question := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User:               "system:serviceaccount:" + account.Namespace + ":" + account.Name,
 		Groups:             []string{"system:serviceaccounts", "system:serviceaccounts:" + account.Namespace, "system:authenticated"},
@@ -22,7 +22,7 @@ func (r *Reader) IsDenied(ctx context.Context, account client.ObjectKey, right a
 	}}
 	err := r.api.Create(ctx, question)
 	if apierrors.IsForbidden(err) {
-		_ = r.noteRefusal(err, listedKind{resource: "subjectaccessreviews.authorization.k8s.io"}, "create", "")
+		_ = r.recordMissingRightOrKind(err, listedKind{resource: "subjectaccessreviews.authorization.k8s.io"}, "create", "")
 	}
 	return err == nil && !question.Status.Allowed
 }

@@ -48,7 +48,7 @@ type Reader struct {
 	labelsByIndex LabelsByIndex
 
 	mu sync.Mutex // guards all that follows
-	// listed has each kind that was listed as a whole, by its listKey.
+	// listed has each kind that was listed as a whole, by its listedKindCacheKey.
 	listed        map[string][]client.Object
 	valuesByIndex map[string]client.IndexerFunc
 	missingRights map[MissingRight]struct{}
@@ -126,14 +126,14 @@ func (r *Reader) ListAll(ctx context.Context, requests ...ListRequest) error {
 	errs := make([]error, len(requests))
 	var all sync.WaitGroup
 	for i, q := range requests {
-		all.Go(func() { errs[i] = r.listOne(ctx, q) })
+		all.Go(func() { errs[i] = r.listAndCacheObjects(ctx, q) })
 	}
 	all.Wait()
-	return firstTelling(errs)
+	return chooseErrorToShow(errs)
 }
 
-// firstTelling returns the error to show. Many requests fail for the same cause.
-func firstTelling(errs []error) error {
+// chooseErrorToShow returns the error to show. Many requests fail for the same cause.
+func chooseErrorToShow(errs []error) error {
 	for _, err := range errs {
 		if err != nil && !errors.Is(err, context.Canceled) {
 			return err
@@ -142,13 +142,13 @@ func firstTelling(errs []error) error {
 	return errors.Join(errs...)
 }
 
-func (r *Reader) listOne(ctx context.Context, q ListRequest) error {
+func (r *Reader) listAndCacheObjects(ctx context.Context, q ListRequest) error {
 	kind, err := r.kindOf(q.List)
 	if err != nil {
 		return err
 	}
-	key := listKey(kind, q.Namespace)
-	byField, byLabel := r.translateIndex(q.Fields, nil)
+	key := listedKindCacheKey(kind, q.Namespace)
+	byField, byLabel := r.replaceIndexFieldByLabels(q.Fields, nil)
 	if byLabel != nil {
 		key += "?" + q.Fields.String()
 	}
@@ -159,7 +159,7 @@ func (r *Reader) listOne(ctx context.Context, q ListRequest) error {
 		return nil
 	}
 	err = r.api.List(ctx, q.List, &client.ListOptions{Namespace: q.Namespace, FieldSelector: byField, LabelSelector: byLabel})
-	if err = r.noteRefusal(err, kind, "list", q.Namespace); err != nil {
+	if err = r.recordMissingRightOrKind(err, kind, "list", q.Namespace); err != nil {
 		return err
 	}
 	items, err := extractObjects(q.List)
@@ -172,21 +172,23 @@ func (r *Reader) listOne(ctx context.Context, q ListRequest) error {
 	return nil
 }
 
-// KeepEmptyList answers for the kind from now on that there are no objects, without asking.
-func (r *Reader) KeepEmptyList(list client.ObjectList, namespace string) {
+// AssumeNoObjectsOfKind answers for the kind from now on that there are no objects, without asking.
+func (r *Reader) AssumeNoObjectsOfKind(list client.ObjectList, namespace string) {
 	kind, err := r.kindOf(list)
 	if err != nil {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.listed[listKey(kind, namespace)] = nil
+	r.listed[listedKindCacheKey(kind, namespace)] = nil
 }
 
-func listKey(kind listedKind, namespace string) string { return kind.resource + "/" + namespace }
+func listedKindCacheKey(kind listedKind, namespace string) string {
+	return kind.resource + "/" + namespace
+}
 
-// noteRefusal records a missing right or an absent kind, and returns other errors.
-func (r *Reader) noteRefusal(err error, kind listedKind, verb, namespace string) error {
+// recordMissingRightOrKind records a missing right or an absent kind, and returns other errors.
+func (r *Reader) recordMissingRightOrKind(err error, kind listedKind, verb, namespace string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -225,7 +227,7 @@ func (r *Reader) Get(ctx context.Context, key client.ObjectKey, into client.Obje
 		return err
 	}
 	r.mu.Lock()
-	items, known := r.listed[listKey(kind, key.Namespace)]
+	items, known := r.listed[listedKindCacheKey(kind, key.Namespace)]
 	r.mu.Unlock()
 	if known {
 		for _, o := range items {
@@ -251,7 +253,7 @@ func (r *Reader) GetFromServer(ctx context.Context, key client.ObjectKey, into c
 func (r *Reader) getFromServer(ctx context.Context, kind listedKind, key client.ObjectKey, into client.Object, opts ...client.GetOption) error {
 	err := r.api.Get(ctx, key, into, opts...)
 	if apierrors.IsForbidden(err) {
-		_ = r.noteRefusal(err, kind, "get", key.Namespace)
+		_ = r.recordMissingRightOrKind(err, kind, "get", key.Namespace)
 	}
 	return err
 }
@@ -266,17 +268,17 @@ func (r *Reader) List(ctx context.Context, into client.ObjectList, opts ...clien
 		return err
 	}
 	r.mu.Lock()
-	items, known := r.listed[listKey(kind, o.Namespace)]
+	items, known := r.listed[listedKindCacheKey(kind, o.Namespace)]
 	if !known && o.FieldSelector != nil {
-		if items, known = r.listed[listKey(kind, o.Namespace)+"?"+o.FieldSelector.String()]; known {
+		if items, known = r.listed[listedKindCacheKey(kind, o.Namespace)+"?"+o.FieldSelector.String()]; known {
 			o.FieldSelector = nil
 		}
 	}
 	r.mu.Unlock()
 	if !known {
-		o.FieldSelector, o.LabelSelector = r.translateIndex(o.FieldSelector, o.LabelSelector)
+		o.FieldSelector, o.LabelSelector = r.replaceIndexFieldByLabels(o.FieldSelector, o.LabelSelector)
 		err = r.api.List(ctx, into, &o)
-		return r.noteRefusal(err, kind, "list", o.Namespace)
+		return r.recordMissingRightOrKind(err, kind, "list", o.Namespace)
 	}
 	return r.selectListed(kind, items, &o, into)
 }
@@ -311,8 +313,9 @@ func (r *Reader) matchesIndex(kind listedKind, o client.Object, requirements fie
 	return true
 }
 
-// translateIndex replaces the value of an index by labels. Other fields go to the API server.
-func (r *Reader) translateIndex(field fields.Selector, byLabel labels.Selector) (fields.Selector, labels.Selector) {
+// replaceIndexFieldByLabels replaces the value of an index by labels. Other fields go to the API
+// server.
+func (r *Reader) replaceIndexFieldByLabels(field fields.Selector, byLabel labels.Selector) (fields.Selector, labels.Selector) {
 	if field == nil || field.Empty() {
 		return field, byLabel
 	}
@@ -329,8 +332,8 @@ func (r *Reader) groupResource(kind listedKind) (out schema.GroupResource) {
 	return out
 }
 
-// IsUnreachable reports whether an error says that no API server answers.
-func IsUnreachable(err error) bool {
+// IsAPIServerUnreachable reports whether an error says that no API server answers.
+func IsAPIServerUnreachable(err error) bool {
 	var network net.Error
 	var address *url.Error
 	return errors.As(err, &network) || errors.As(err, &address) || errors.Is(err, context.DeadlineExceeded) || apierrors.IsServiceUnavailable(err)

@@ -134,8 +134,8 @@ func (c *Client) KillProcess(lands func() bool) {
 	c.doesSentRequestLandAfterKill = lands
 }
 
-// requestLandsFuncOfKill returns the argument of KillProcess, nil before the call.
-func (c *Client) requestLandsFuncOfKill() func() bool {
+// requestArrivalFuncAfterKill returns the argument of KillProcess, nil before the call.
+func (c *Client) requestArrivalFuncAfterKill() func() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.doesSentRequestLandAfterKill
@@ -168,7 +168,7 @@ func (c *Client) deliverRequest(ctx context.Context, what string, do func() erro
 	if err := c.waitForDelayAndResume(ctx, 0); err != nil {
 		return err
 	}
-	if c.requestLandsFuncOfKill() != nil {
+	if c.requestArrivalFuncAfterKill() != nil {
 		return ErrConnectionLost
 	}
 	w := c.deliveryOfNextRequest(what)
@@ -177,7 +177,7 @@ func (c *Client) deliverRequest(ctx context.Context, what string, do func() erro
 		if w.RequestDelay > 0 {
 			<-time.After(w.RequestDelay)
 		}
-		if lands := c.requestLandsFuncOfKill(); w.RequestLost || lands != nil && !lands() {
+		if lands := c.requestArrivalFuncAfterKill(); w.RequestLost || lands != nil && !lands() {
 			answer <- ErrConnectionLost
 			return
 		}

@@ -2,9 +2,9 @@ package session
 
 import "time"
 
-// echoFunction is the Echo function (RFC 5880 section 6.8.9): packets addressed to ourselves
+// echoState is the Echo function (RFC 5880 section 6.8.9): packets addressed to ourselves
 // that the neighbour's forwarding plane returns. Its zero value does nothing.
-type echoFunction struct {
+type echoState struct {
 	nextEchoAt time.Time // when the next packet is due
 	interval   time.Duration
 	// lastReturnAt is when the last packet returned. Before the first return, silence means that
@@ -16,7 +16,7 @@ type echoFunction struct {
 // sendDueEcho requests an echo packet when one is due.
 func (m *Machine) sendDueEcho() {
 	if m.config.EchoInterval <= 0 || m.state != Up || m.remote.requiredMinEchoRxInterval == 0 {
-		m.echo = echoFunction{}
+		m.echo = echoState{}
 		return
 	}
 	e := &m.echo
@@ -33,7 +33,7 @@ func (m *Machine) sendDueEcho() {
 }
 
 // recordEchoReturn records that an echo packet returned.
-func (e *echoFunction) recordEchoReturn(now time.Time) {
+func (e *echoState) recordEchoReturn(now time.Time) {
 	if e.interval > 0 {
 		e.lastReturnAt = now
 	}
@@ -41,7 +41,7 @@ func (e *echoFunction) recordEchoReturn(now time.Time) {
 
 // detectionDeadline returns when silence means that the path
 // has failed; zero if echo packets do not watch it.
-func (e *echoFunction) detectionDeadline(multiplier uint8) time.Time {
+func (e *echoState) detectionDeadline(multiplier uint8) time.Time {
 	if e.lastReturnAt.IsZero() {
 		return time.Time{}
 	}
@@ -53,6 +53,6 @@ func (e *echoFunction) detectionDeadline(multiplier uint8) time.Time {
 const echoesSentBeforeReportedLost = 10
 
 // hasNoEchoReturned reports whether echo packets are sent and none has returned.
-func (e *echoFunction) hasNoEchoReturned() bool {
+func (e *echoState) hasNoEchoReturned() bool {
 	return e.lastReturnAt.IsZero() && e.sentEchoCount >= echoesSentBeforeReportedLost
 }

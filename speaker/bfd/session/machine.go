@@ -64,7 +64,7 @@ type Machine struct {
 	nextPeriodicPacketAt      time.Time     // of the next periodic packet; zero without one
 	scheduledPacketTxInterval time.Duration // with which nextPeriodicPacketAt was computed
 	adminDownPacketsLeft      int           // AdminDown packets still to be sent
-	echo                      echoFunction
+	echo                      echoState
 }
 
 // remoteState is what the neighbour's last packet said.
@@ -191,7 +191,7 @@ func (m *Machine) updateStateFromPacket(p Packet) {
 func (m *Machine) enterState(s State, d Diagnostic, c Cause) {
 	m.output.StateChange = &StateChange{From: m.state, To: s, Cause: c, RemoteDiagnostic: m.remote.diagnostic}
 	m.state, m.diagnostic, m.stateSince = s, d, m.now
-	m.echo = echoFunction{}
+	m.echo = echoState{}
 }
 
 // takeDownIfDetectionTimePassed acts when the Detection Time of control or echo packets has

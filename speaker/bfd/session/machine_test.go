@@ -308,7 +308,7 @@ func TestNeighbourLimitsTransmitRate(t *testing.T) {
 	}
 }
 
-func TestNeighbourInDemandMode(t *testing.T) {
+func TestNeighbourInDemandModeGetsNoPeriodicPackets(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	demand := session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Demand: true, DesiredMinTxInterval: 10 * time.Second}
@@ -398,7 +398,7 @@ func TestShutdownWithoutNeighbourEndsAtOnce(t *testing.T) {
 	}
 }
 
-func TestNeighbourRestart(t *testing.T) {
+func TestNeighbourRestartTakesSessionDown(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	k.receivePacket(session.Packet{State: session.Down, MyDiscriminator: 99, DesiredMinTxInterval: time.Second})

@@ -66,9 +66,9 @@ func TestInvalidPacketsAreDiscardedWithTheirReason(t *testing.T) {
 	}
 }
 
-// FuzzParse checks that Parse does not panic and that an
+// FuzzParsePacket checks that Parse does not panic and that an
 // accepted packet is encoded and decoded without change.
-func FuzzParse(f *testing.F) {
+func FuzzParsePacket(f *testing.F) {
 	f.Add(decodeHex(f, validPacketHex))
 	f.Add(decodeHex(f, "20440318"+"00000001"+"00000000"+"000f4240"+"000f4240"+"0000c350"))
 	f.Add(decodeHex(f, "2046031c"+"00000001"+"00000000"+"000f4240"+"000f4240"+"00000000"+"01040178"))

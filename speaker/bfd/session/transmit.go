@@ -15,9 +15,9 @@ func (m *Machine) buildCurrentPacket() Packet {
 	return p
 }
 
-// sendPermissions reports whether a single packet may be sent and whether
+// mayTransmitOnceAndPeriodically reports whether a single packet may be sent and whether
 // periodic packets may be sent (RFC 5880 section 6.8.7).
-func (m *Machine) sendPermissions() (once, periodic bool) {
+func (m *Machine) mayTransmitOnceAndPeriodically() (once, periodic bool) {
 	r := m.remote
 	switch {
 	case m.state == AdminDown:
@@ -42,7 +42,7 @@ func (m *Machine) transmitInterval() time.Duration {
 
 // sendDuePacket sends the periodic packet when it is due, or an early one when its content changed.
 func (m *Machine) sendDuePacket() {
-	once, periodic := m.sendPermissions()
+	once, periodic := m.mayTransmitOnceAndPeriodically()
 	interval := m.transmitInterval()
 	switch {
 	case !periodic:

@@ -56,7 +56,7 @@ func (s *sender) SendEcho(payload []byte) error {
 	}
 	e := s.echo
 	e.packetBuffer = appendEchoPacket(e.packetBuffer[:0], e.path.localAddress, s.sourcePort, payload)
-	if err := sendNow(e.socket.fd, e.packetBuffer, unsafe.Pointer(&e.destinationAddress), unix.SizeofSockaddrLinklayer); err != nil {
+	if err := sendNonBlocking(e.socket.fd, e.packetBuffer, unsafe.Pointer(&e.destinationAddress), unix.SizeofSockaddrLinklayer); err != nil {
 		s.transport.forgetEchoSocket(e.socket)
 		s.closeEchoSender()
 		return fmt.Errorf("sending an echo packet through %s: %w", s.key, err)

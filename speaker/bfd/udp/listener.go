@@ -93,7 +93,7 @@ func (t *Transport) configureListener(fd int, l *listener, key listenerKey) (int
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1, "IPV6_RECVPKTINFO"},
 		}
 	}
-	if err := setOptions(fd, options); err != nil {
+	if err := setSocketOptions(fd, options); err != nil {
 		return 0, err
 	}
 	// Without it the smaller buffer only loses packets of a flood sooner.
@@ -125,10 +125,10 @@ func (t *Transport) allowPortSharing(fd int, key listenerKey) error {
 		if other.ipv6 != key.ipv6 || other.multihop != key.multihop || l.receiver == nil {
 			continue
 		}
-		if err := setOptions(l.fd, reuse); err != nil {
+		if err := setSocketOptions(l.fd, reuse); err != nil {
 			return err
 		}
-		if err := setOptions(fd, reuse); err != nil {
+		if err := setSocketOptions(fd, reuse); err != nil {
 			return err
 		}
 	}

@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// receiveBatchSize is how many datagrams one system call reads at most.
-	receiveBatchSize = 32
+	// datagramBatchSize is how many datagrams one system call reads at most.
+	datagramBatchSize = 32
 	// maxReadDatagramBytes is how much of a datagram is read, in bytes: a
 	// packet with the largest authentication section is shorter.
 	maxReadDatagramBytes = 512
@@ -66,21 +66,21 @@ func (t *Transport) Receive() (bfd.ReceivedDatagram, bool) {
 		r := t.readableReceivers[0]
 		t.readableReceivers = slices.Delete(t.readableReceivers, 0, 1)
 		t.batchReceiver = r
-		if t.batch.readFrom(r.fd) == receiveBatchSize { // there may be more
+		if t.batch.readFrom(r.fd) == datagramBatchSize { // there may be more
 			t.readableReceivers = append(t.readableReceivers, r)
 		}
 	}
 }
 
-// receiveBatch has the datagrams that one system call read (recvmmsg). Make it with
-// newReceiveBatch.
-type receiveBatch struct {
+// datagramBatch has the datagrams that one system call read (recvmmsg). Make it with
+// newDatagramBatch.
+type datagramBatch struct {
 	nextIndex, count int
-	messages         [receiveBatchSize]mmsghdr
-	vectors          [receiveBatchSize]unix.Iovec
-	payloads         [receiveBatchSize][maxReadDatagramBytes]byte
-	sourceAddresses  [receiveBatchSize][unix.SizeofSockaddrInet6]byte
-	ancillaryData    [receiveBatchSize][ancillaryBufferBytes]byte
+	messages         [datagramBatchSize]mmsghdr
+	vectors          [datagramBatchSize]unix.Iovec
+	payloads         [datagramBatchSize][maxReadDatagramBytes]byte
+	sourceAddresses  [datagramBatchSize][unix.SizeofSockaddrInet6]byte
+	ancillaryData    [datagramBatchSize][ancillaryBufferBytes]byte
 }
 
 // mmsghdr is the kernel's struct mmsghdr.
@@ -89,8 +89,8 @@ type mmsghdr struct {
 	receivedBytes uint32
 }
 
-func newReceiveBatch() *receiveBatch {
-	b := &receiveBatch{}
+func newDatagramBatch() *datagramBatch {
+	b := &datagramBatch{}
 	for i := range b.messages {
 		h := &b.messages[i].header
 		b.vectors[i].Base = &b.payloads[i][0]
@@ -104,7 +104,7 @@ func newReceiveBatch() *receiveBatch {
 }
 
 // resetLengths gives the kernel the whole room for a datagram again.
-func (b *receiveBatch) resetLengths(i int) {
+func (b *datagramBatch) resetLengths(i int) {
 	h := &b.messages[i].header
 	h.Namelen = unix.SizeofSockaddrInet6
 	h.SetControllen(ancillaryBufferBytes)
@@ -112,20 +112,20 @@ func (b *receiveBatch) resetLengths(i int) {
 
 // readFrom reads the datagrams that wait in a socket, and returns their number. After an error
 // there are none.
-func (b *receiveBatch) readFrom(fd int) int {
+func (b *datagramBatch) readFrom(fd int) int {
 	for i := range b.messages[:b.count] { // those that the kernel filled
 		b.resetLengths(i)
 	}
 	b.nextIndex = 0
-	b.count = receiveNow(fd, b.messages[:])
+	b.count = receiveNonBlocking(fd, b.messages[:])
 	return b.count
 }
 
 // hasNext reports whether next returns a datagram.
-func (b *receiveBatch) hasNext() bool { return b.nextIndex < b.count }
+func (b *datagramBatch) hasNext() bool { return b.nextIndex < b.count }
 
 // next returns the next datagram.
-func (b *receiveBatch) next() (receivedMessage, bool) {
+func (b *datagramBatch) next() (receivedMessage, bool) {
 	if !b.hasNext() {
 		return receivedMessage{}, false
 	}
@@ -140,4 +140,4 @@ func (b *receiveBatch) next() (receivedMessage, bool) {
 }
 
 // discardRest drops the datagrams that next has not returned.
-func (b *receiveBatch) discardRest() { b.nextIndex = b.count }
+func (b *datagramBatch) discardRest() { b.nextIndex = b.count }

@@ -116,7 +116,7 @@ func (s *sender) setControlSocketOptionsAndBind(fd int, v6 bool) (int, error) {
 			{unix.IPPROTO_IPV6, unix.IPV6_TCLASS, networkControl, "IPV6_TCLASS"},
 		}
 	}
-	if err := setOptions(fd, options); err != nil {
+	if err := setSocketOptions(fd, options); err != nil {
 		return 0, err
 	}
 	// The socket receives nothing.
@@ -147,7 +147,7 @@ func (s *sender) SendControl(packet []byte) error {
 			return err
 		}
 	}
-	err := sendNow(s.fd, packet, unsafe.Pointer(&s.peerAddress.bytes), s.peerAddress.length)
+	err := sendNonBlocking(s.fd, packet, unsafe.Pointer(&s.peerAddress.bytes), s.peerAddress.length)
 	if err == nil {
 		return nil
 	}

@@ -40,8 +40,9 @@ func newRawSockaddr(a netip.Addr, port uint16, link int) *rawSockaddr {
 	return s
 }
 
-// sendNow sends a datagram, which is not empty. If there is no room for it, it returns an error.
-func sendNow(fd int, datagram []byte, to unsafe.Pointer, toLength uintptr) error {
+// sendNonBlocking sends a datagram, which is not empty. If there is no room for it, it returns an
+// error.
+func sendNonBlocking(fd int, datagram []byte, to unsafe.Pointer, toLength uintptr) error {
 	_, _, code := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&datagram[0])), uintptr(len(datagram)), unix.MSG_DONTWAIT, uintptr(to), toLength)
 	if code != 0 {
 		return code
@@ -49,8 +50,8 @@ func sendNow(fd int, datagram []byte, to unsafe.Pointer, toLength uintptr) error
 	return nil
 }
 
-// receiveNow reads datagrams that wait in a socket into messages, and returns their number.
-func receiveNow(fd int, messages []mmsghdr) int {
+// receiveNonBlocking reads datagrams that wait in a socket into messages, and returns their number.
+func receiveNonBlocking(fd int, messages []mmsghdr) int {
 	n, _, code := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&messages[0])), uintptr(len(messages)), unix.MSG_DONTWAIT, 0, 0)
 	if code != 0 {
 		return 0 // as if none had arrived: after a lasting error the socket is opened again
@@ -72,8 +73,8 @@ func setTimer(timerFD int, value unix.ItimerSpec) {
 	_, _, _ = unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, uintptr(timerFD), 0, uintptr(unsafe.Pointer(&value)), 0, 0, 0)
 }
 
-// resetCounter makes the file of a timer or an event wait for the next one.
-func resetCounter(fd int) {
+// resetTimerOrEventFile makes the file of a timer or an event wait for the next one.
+func resetTimerOrEventFile(fd int) {
 	var count [8]byte
 	_, _, _ = unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&count[0])), uintptr(len(count)))
 }

@@ -36,7 +36,7 @@ type Transport struct {
 	waiter            *waiter
 	receivers         []*receiver
 	readableReceivers []*receiver // have a datagram, by the last Wait; read in turn
-	batch             *receiveBatch
+	batch             *datagramBatch
 	batchReceiver     *receiver // that the batch was read from
 	listenersByKey    map[listenerKey]*listener
 	echoSocketsByKey  map[echoSocketKey]*echoSocket
@@ -55,7 +55,7 @@ func NewTransport() (*Transport, error) {
 	}
 	return &Transport{
 		waiter:           w,
-		batch:            newReceiveBatch(),
+		batch:            newDatagramBatch(),
 		listenersByKey:   map[listenerKey]*listener{},
 		echoSocketsByKey: map[echoSocketKey]*echoSocket{},
 		openSenders:      map[*sender]struct{}{},
@@ -173,8 +173,8 @@ type socketOption struct {
 	description                        string
 }
 
-// setOptions sets options. Its error names the option.
-func setOptions(fd int, options []socketOption) error {
+// setSocketOptions sets options. Its error names the option.
+func setSocketOptions(fd int, options []socketOption) error {
 	for _, o := range options {
 		if err := unix.SetsockoptInt(fd, o.protocolLevel, o.optionNumber, o.value); err != nil {
 			return fmt.Errorf("setting %s: %w", o.description, err)

@@ -101,9 +101,9 @@ func (w *waiter) poll() bool {
 		switch fd := int(e.Fd); fd {
 		case w.timerFD:
 			w.timerDeadline = time.Time{}
-			resetCounter(fd)
+			resetTimerOrEventFile(fd)
 		case w.eventFD:
-			resetCounter(fd)
+			resetTimerOrEventFile(fd)
 		}
 	}
 	return w.readyCount > 0

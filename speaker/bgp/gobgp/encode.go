@@ -134,7 +134,7 @@ func (e *updateEncoder) encodeUpdate(group []bgp.RouteChange, attributes []packe
 	// In the order of their types, but multiprotocol routes first: a router finds them so even if
 	// another attribute is faulty (RFC 7606 section 5.1).
 	slices.SortFunc(attributes, func(x, y packet.PathAttributeInterface) int {
-		return cmp.Or(-cmp.Compare(multiprotocolRank(x), multiprotocolRank(y)), cmp.Compare(x.GetType(), y.GetType()))
+		return cmp.Or(-cmp.Compare(sortRankOfPathAttribute(x), sortRankOfPathAttribute(y)), cmp.Compare(x.GetType(), y.GetType()))
 	})
 	m, err := packet.NewBGPUpdateMessage(withdrawn, attributes, plain).Serialize()
 	if err != nil {
@@ -143,7 +143,7 @@ func (e *updateEncoder) encodeUpdate(group []bgp.RouteChange, attributes []packe
 	return m, nil
 }
 
-func multiprotocolRank(a packet.PathAttributeInterface) int {
+func sortRankOfPathAttribute(a packet.PathAttributeInterface) int {
 	if t := a.GetType(); t == packet.BGP_ATTR_TYPE_MP_REACH_NLRI || t == packet.BGP_ATTR_TYPE_MP_UNREACH_NLRI {
 		return 1
 	}

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-func openWithAllCapabilities() OpenMessage {
+func exampleOpenWithAllCapabilities() OpenMessage {
 	return OpenMessage{
 		ASN: 4200000001, HoldSeconds: 90, RouterID: netip.MustParseAddr("10.0.0.1"), Families: []AFI{FamilyIPv4, FamilyIPv6}, SupportsFourOctetASN: true, SupportsRouteRefresh: true, SupportsExtendedNextHop: true, SupportsLinkLocalNextHop: true,
 		GracefulRestart: &GracefulRestartCapability{SenderHasRestarted: true, GracefulNotification: true, RestartSeconds: 120, ForwardingKeptByFamily: map[AFI]bool{FamilyIPv4: true, FamilyIPv6: true}},
@@ -20,7 +20,7 @@ func openWithAllCapabilities() OpenMessage {
 
 func TestOpenRoundTrip(t *testing.T) {
 	plain := OpenMessage{ASN: 64512, HoldSeconds: 0, RouterID: netip.MustParseAddr("192.0.2.1")}
-	for name, o := range map[string]OpenMessage{"all capabilities": openWithAllCapabilities(), "no capability": plain} {
+	for name, o := range map[string]OpenMessage{"all capabilities": exampleOpenWithAllCapabilities(), "no capability": plain} {
 		o.HasMultiprotocol = len(o.Families) > 0
 		m, err := ReadMessage(bytes.NewReader(o.Encode()), make([]byte, MaxMessageLength))
 		if err != nil {
@@ -35,7 +35,7 @@ func TestOpenRoundTrip(t *testing.T) {
 // TestGracefulRestartWithoutMultiprotocol checks that a router also keeps the IPv4 routes of a
 // session without the multiprotocol capability.
 func TestGracefulRestartWithoutMultiprotocol(t *testing.T) {
-	o := openWithAllCapabilities()
+	o := exampleOpenWithAllCapabilities()
 	o.Families, o.GracefulRestart.ForwardingKeptByFamily = nil, map[AFI]bool{FamilyIPv4: true}
 	got, err := DecodeOpen(BodyOf(o.Encode()))
 	if err != nil || !reflect.DeepEqual(got.GracefulRestart, o.GracefulRestart) {
@@ -130,10 +130,10 @@ func TestReaderTakesMessagesOfAllLengths(t *testing.T) {
 	}
 }
 
-// FuzzRead reads arbitrary bytes as messages. ReadMessage must not panic, read
+// FuzzReadMessage reads arbitrary bytes as messages. ReadMessage must not panic, read
 // beyond a message, or return a message that its type does not allow.
-func FuzzRead(f *testing.F) {
-	o := openWithAllCapabilities()
+func FuzzReadMessage(f *testing.F) {
+	o := exampleOpenWithAllCapabilities()
 	f.Add(o.Encode())
 	f.Add(EncodeKeepalive())
 	f.Add(NewCeaseNotification(CeaseShutdown, "text").AsHardReset().Encode())

@@ -42,8 +42,8 @@ func (Transport) Dial(ctx context.Context, o bgp.DialOptions) (bgp.Conn, error) 
 	return &conn{TCPConn: c.(*net.TCPConn), remoteIP: o.RouterAddress.Addr()}, nil
 }
 
-// isOnAnyLink reports whether the address belongs to a network of one of this node's links.
-func isOnAnyLink(a netip.Addr) bool {
+// isInSubnetOfAnyLink reports whether the address belongs to a network of one of this node's links.
+func isInSubnetOfAnyLink(a netip.Addr) bool {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return false
@@ -63,7 +63,7 @@ func explainDialError(err error, o bgp.DialOptions) error {
 		return fmt.Errorf("connecting to %s: this node has no link or VRF %q: create it (a VRF needs a kernel with VRF support), or correct the BGPPeer: %w", o.RouterAddress, o.BindDevice, err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL) && o.LocalAddress.IsValid():
 		return fmt.Errorf("connecting from %s: no interface of this node has that address: correct sourceAddress, or remove it: %w", o.LocalAddress, err)
-	case isRouterUnreachable(err) && o.TTL == 1 && !isOnAnyLink(o.RouterAddress.Addr()):
+	case isRouterUnreachable(err) && o.TTL == 1 && !isInSubnetOfAnyLink(o.RouterAddress.Addr()):
 		return fmt.Errorf("connecting to %s: no interface of this node has a network with that address, and an external router must be on a link of the node unless ebgpMultiHop is true: set it if the router is several hops away: %w", o.RouterAddress, err)
 	case isDialTimeout(err):
 		what := "is the router up, and does it allow this node?"
@@ -72,23 +72,23 @@ func explainDialError(err error, o bgp.DialOptions) error {
 		} else {
 			what += " Does it require a password?"
 		}
-		return fmt.Errorf("connecting to %s: no answer within %s: %s%w", o.RouterAddress, dialTimeout, what, silentError{err})
+		return fmt.Errorf("connecting to %s: no answer within %s: %s%w", o.RouterAddress, dialTimeout, what, errorWithHiddenCause{err})
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("connecting to %s: refused: does BGP run there, with this node as a neighbour?%w", o.RouterAddress, silentError{err})
+		return fmt.Errorf("connecting to %s: refused: does BGP run there, with this node as a neighbour?%w", o.RouterAddress, errorWithHiddenCause{err})
 	case isRouterUnreachable(err):
 		return fmt.Errorf("connecting to %s: no host answers for this address: correct peerAddress, or repair the path to the router: %w", o.RouterAddress, err)
 	}
 	return fmt.Errorf("connecting to %s: %w", o.RouterAddress, err)
 }
 
-// silentError keeps an error for errors.Is where its text would say nothing new.
-type silentError struct{ cause error }
+// errorWithHiddenCause keeps an error for errors.Is where its text would say nothing new.
+type errorWithHiddenCause struct{ cause error }
 
 // Error implements error.
-func (silentError) Error() string { return "" }
+func (errorWithHiddenCause) Error() string { return "" }
 
 // Unwrap returns the error.
-func (e silentError) Unwrap() error { return e.cause }
+func (e errorWithHiddenCause) Unwrap() error { return e.cause }
 
 // isDialTimeout reports whether the router did not answer. The net package has two such errors.
 func isDialTimeout(err error) bool {

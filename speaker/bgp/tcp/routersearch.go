@@ -154,12 +154,12 @@ func (f *ndpRouterFinder) recordRouter(from netip.Addr, now time.Time) {
 }
 
 func (f *ndpRouterFinder) sendOwnRouterAdvertisement() error {
-	return f.sendNDPMessage(&ndp.RouterAdvertisement{Options: append(f.ownMACOptions(), speakerOption())}, allNodesGroup)
+	return f.sendNDPMessage(&ndp.RouterAdvertisement{Options: append(f.ownMACOptions(), speakerMarkerNDPOption())}, allNodesGroup)
 }
 
-// speakerOption marks the advertisements of a speaker, so that the nodes on a link do not take each
-// other for the router. Its type is one for experiments (RFC 4727 section 6.2).
-func speakerOption() ndp.Option {
+// speakerMarkerNDPOption marks the advertisements of a speaker, so that the nodes on a link do not
+// take each other for the router. Its type is one for experiments (RFC 4727 section 6.2).
+func speakerMarkerNDPOption() ndp.Option {
 	return &ndp.RawOption{Type: 253, Length: 1, Value: []byte("gantry")}
 }
 

@@ -25,7 +25,7 @@ type snoopingSwitchHarness struct {
 	port                           layer2.Port
 }
 
-func newHarness(t *testing.T) *snoopingSwitchHarness {
+func newSnoopingSwitchHarness(t *testing.T) *snoopingSwitchHarness {
 	l := &snoopingSwitchHarness{t: t, nodeNamespace: netnstest.NewNamespace(t), switchNamespace: netnstest.NewNamespace(t)}
 	l.nodeNamespace.AddVethPair("eth0", l.switchNamespace, "port0")
 	l.switchNamespace.MustRunInside(func() error {
@@ -116,7 +116,7 @@ func (l *snoopingSwitchHarness) isAllMulticast() (all bool) {
 // The switch knows every group, even when there are more than maxGroupsJoinedThroughKernel. Only
 // then the card receives all multicast packets.
 func TestSnoopingSwitchKnowsEveryGroup(t *testing.T) {
-	l := newHarness(t)
+	l := newSnoopingSwitchHarness(t)
 	const few, many = maxGroupsJoinedThroughKernel / 2, 3 * maxGroupsJoinedThroughKernel
 	for i := range few {
 		if err := l.port.JoinGroupOfAddress(numberedAddress(i)); err != nil {
@@ -148,7 +148,7 @@ func TestSnoopingSwitchKnowsEveryGroup(t *testing.T) {
 
 // A switch that was restarted sends a query and learns every group again.
 func TestMLDQueryIsAnswered(t *testing.T) {
-	l := newHarness(t)
+	l := newSnoopingSwitchHarness(t)
 	const many = maxGroupsJoinedThroughKernel + 100
 	for i := range many {
 		if err := l.port.JoinGroupOfAddress(numberedAddress(i)); err != nil {

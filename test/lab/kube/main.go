@@ -27,14 +27,14 @@ import (
 // mainFuncByProgramName maps the name of each program to what runs it and ends the process.
 var mainFuncByProgramName = map[string]func(){
 	"etcd":                    func() { etcdmain.Main(os.Args) },
-	"kube-apiserver":          func() { runCobra(apiserver.NewAPIServerCommand()) },
-	"kube-controller-manager": func() { runCobra(controllermanager.NewControllerManagerCommand()) },
-	"kube-scheduler":          func() { runCobra(scheduler.NewSchedulerCommand()) },
-	"kube-proxy":              func() { runCobra(proxy.NewProxyCommand()) },
-	"kubectl":                 func() { runCobra(kubectl.NewDefaultKubectlCommand()) },
+	"kube-apiserver":          func() { runCobraCommandAndExit(apiserver.NewAPIServerCommand()) },
+	"kube-controller-manager": func() { runCobraCommandAndExit(controllermanager.NewControllerManagerCommand()) },
+	"kube-scheduler":          func() { runCobraCommandAndExit(scheduler.NewSchedulerCommand()) },
+	"kube-proxy":              func() { runCobraCommandAndExit(proxy.NewProxyCommand()) },
+	"kubectl":                 func() { runCobraCommandAndExit(kubectl.NewDefaultKubectlCommand()) },
 }
 
-func runCobra(c *cobra.Command) { os.Exit(cli.Run(c)) }
+func runCobraCommandAndExit(c *cobra.Command) { os.Exit(cli.Run(c)) }
 
 func main() {
 	name := filepath.Base(os.Args[0])

@@ -39,7 +39,7 @@ func NewNamed(name string) (Path, error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
-		if err := unix.Mount(threadNamespace(), string(h), "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(namespacePathOfThread(), string(h), "", unix.MS_BIND, ""); err != nil {
 			return err
 		}
 		return SetLinkUp("lo")
@@ -64,7 +64,7 @@ func NewUnnamed() (h Path, release func(), err error) {
 		if err := SetLinkUp("lo"); err != nil {
 			return err
 		}
-		fd, err = unix.Open(threadNamespace(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		fd, err = unix.Open(namespacePathOfThread(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		return err
 	})
 	if err != nil {
@@ -73,7 +73,7 @@ func NewUnnamed() (h Path, release func(), err error) {
 	return Path(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)), func() { unix.Close(fd) }, nil
 }
 
-func threadNamespace() string { return fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()) }
+func namespacePathOfThread() string { return fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()) }
 
 // The main goroutine keeps the main thread, which cannot end with a goroutine. If Do used it, the
 // whole process would seem to be in that namespace, for example in /proc/PID/ns.
@@ -188,12 +188,12 @@ func AddCable(a Path, aName string, b Path, bName string) error {
 // The functions below act on the namespace of the calling thread: call them inside Do.
 
 // SetLinkUp brings a link up.
-func SetLinkUp(link string) error { return changeLink(link, netlink.LinkSetUp) }
+func SetLinkUp(link string) error { return applyNetlinkFunction(link, netlink.LinkSetUp) }
 
 // SetLinkDown takes a link down. The other end of its cable loses the carrier.
-func SetLinkDown(link string) error { return changeLink(link, netlink.LinkSetDown) }
+func SetLinkDown(link string) error { return applyNetlinkFunction(link, netlink.LinkSetDown) }
 
-func changeLink(link string, f func(netlink.Link) error) error {
+func applyNetlinkFunction(link string, f func(netlink.Link) error) error {
 	l, err := netlink.LinkByName(link)
 	if err != nil {
 		return fmt.Errorf("finding link %q: %w", link, err)
@@ -233,7 +233,7 @@ func AddBridge(name string) error {
 
 // AttachLinkToBridge makes the link a port of the bridge. An empty name removes it from its bridge.
 func AttachLinkToBridge(link, bridge string) error {
-	return changeLink(link, func(l netlink.Link) error {
+	return applyNetlinkFunction(link, func(l netlink.Link) error {
 		if bridge == "" {
 			return netlink.LinkSetNoMaster(l)
 		}
@@ -248,7 +248,7 @@ func AttachLinkToBridge(link, bridge string) error {
 // AddAddress adds an address to the link. An IPv6 address is usable immediately, without Duplicate
 // Address Detection.
 func AddAddress(link string, p netip.Prefix) error {
-	return changeLink(link, func(l netlink.Link) error {
+	return applyNetlinkFunction(link, func(l netlink.Link) error {
 		a := &netlink.Addr{IPNet: toIPNet(p)}
 		if p.Addr().Is6() {
 			a.Flags = unix.IFA_F_NODAD
@@ -259,7 +259,7 @@ func AddAddress(link string, p netip.Prefix) error {
 
 // AddRoute adds a route for the prefix through the link, via the next hop if that is valid.
 func AddRoute(link string, p netip.Prefix, via netip.Addr) error {
-	return changeLink(link, func(l netlink.Link) error {
+	return applyNetlinkFunction(link, func(l netlink.Link) error {
 		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: toIPNet(p)}
 		if via.IsValid() {
 			r.Gw = via.AsSlice()

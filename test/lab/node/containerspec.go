@@ -178,7 +178,7 @@ func execAsContainerProcess(text string) error {
 		return fmt.Errorf("mounting the service account: %w", err)
 	}
 	if len(s.Mounts) > 0 {
-		if err := enterRoot(s.Mounts); err != nil {
+		if err := enterContainerRoot(s.Mounts); err != nil {
 			return err
 		}
 	}

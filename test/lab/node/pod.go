@@ -94,7 +94,7 @@ func (a *Agent) killPodOfDeletedObject(uid types.UID) {
 // runUntilDone runs the Pod until its context ends.
 func (p *pod) runUntilDone() {
 	defer p.cleanUp()
-	if err := p.agent.retryUntilDone(p.ctx, func(context.Context) error { return p.connectNetwork() }); err != nil {
+	if err := p.agent.retryUntilDone(p.ctx, func(context.Context) error { return p.createPodNetworkNamespace() }); err != nil {
 		for _, r := range p.containers { // none of them has been started
 			close(r.endedSignal)
 		}
@@ -122,8 +122,9 @@ func (p *pod) writeStatusAfterEachChange() {
 
 func (p *pod) requestStatusUpdate() { p.statusWriteRequests.Signal() }
 
-// connectNetwork creates the Pod's network namespace, with an address and a route to its node.
-func (p *pod) connectNetwork() error {
+// createPodNetworkNamespace creates the Pod's network namespace, with an address and a route to its
+// node.
+func (p *pod) createPodNetworkNamespace() error {
 	a := p.agent
 	addresses, err := p.assignAddresses()
 	if p.firstObject.Spec.HostNetwork || err != nil {

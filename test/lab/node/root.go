@@ -12,9 +12,9 @@ import (
 // containerRootDir is the root directory of a container. Only the container's own mounts show it.
 const containerRootDir = "/run/lab-root"
 
-// enterRoot changes the root directory of the calling process to one that shows the machine's files
-// and the volumes. It creates nothing in the machine's own directories.
-func enterRoot(volumes []volumeMount) error {
+// enterContainerRoot changes the root directory of the calling process to one that shows the
+// machine's files and the volumes. It creates nothing in the machine's own directories.
+func enterContainerRoot(volumes []volumeMount) error {
 	if err := os.MkdirAll(containerRootDir, 0o755); err != nil {
 		return err
 	}

@@ -229,7 +229,7 @@ func startRoutersAndHang() {
 	select {}
 }
 
-func TestRoutersEndWithTheirProgram(t *testing.T) {
+func TestRouterDaemonsEndWhenProgramIsKilled(t *testing.T) {
 	newTestHarness(t, HarnessOptions{})
 	cmd := exec.Command("/proc/self/exe", "__abandon")
 	out, err := cmd.StdoutPipe()
