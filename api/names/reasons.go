@@ -162,7 +162,8 @@ const (
 	// ReasonBroadcastAddress: a node announces an address that is the network or the broadcast
 	// address of its subnet, so that hosts of the subnet cannot connect to it.
 	ReasonBroadcastAddress Reason = "BroadcastAddress"
-	// ReasonStrayAnswer: the node of another speaker answers for an address without holding it.
+	// ReasonStrayAnswer: the node of another speaker answers for an address without holding it, or
+	// the network answers for a dead node.
 	ReasonStrayAnswer Reason = "StrayAnswer"
 )
 

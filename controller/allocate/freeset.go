@@ -68,7 +68,7 @@ func (s *freeSet) markFree(at uint64) {
 	}
 }
 
-// nextFreePositionWithWrap returns the lowest free position that is not below from.
+// nextFreePosition returns the lowest free position that is not below from.
 func (s *freeSet) nextFreePosition(from uint64) (uint64, bool) {
 	at := s.lowestUnsetBitOnLevelFrom(0, max(from, s.allBelowAreTaken))
 	if at >= s.positionCount {

@@ -83,7 +83,7 @@ func (h *recordIDsByAddressTable) newHolderList() int32 {
 	return int32(len(h.recordIDListsOfSharedAddresses) - 1)
 }
 
-// removeRecordAsHolder removes a record from the holders of an address and returns the others.
+// removeHolder removes a record from the holders of an address and returns the others.
 func (h *recordIDsByAddressTable) removeHolder(a address, id int32, room *[1]int32) []int32 {
 	at, ok := h.findSlot(a)
 	switch {

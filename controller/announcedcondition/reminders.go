@@ -80,10 +80,12 @@ func (m *faultMemory) forgetFault(key client.ObjectKey) {
 func (m *faultMemory) recordFault(key client.ObjectKey, now time.Time) (since time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.faultOf(key, now).since
+	return m.findOrCreateFault(key, now).since
 }
 
-func (m *faultMemory) faultOf(key client.ObjectKey, now time.Time) *serviceFault {
+// findOrCreateFault returns the fault of the Service, which begins now if there is none. The caller
+// holds mu.
+func (m *faultMemory) findOrCreateFault(key client.ObjectKey, now time.Time) *serviceFault {
 	f := m.faultByService[key]
 	if f == nil {
 		f = &serviceFault{since: now}
@@ -96,7 +98,7 @@ func (m *faultMemory) faultOf(key client.ObjectKey, now time.Time) *serviceFault
 func (m *faultMemory) recordWarning(key client.ObjectKey, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	f := m.faultOf(key, now)
+	f := m.findOrCreateFault(key, now)
 	f.warnedAt, f.slotAt = now, time.Time{}
 }
 
@@ -110,7 +112,7 @@ func (m *faultMemory) recordNormalEvent(key client.ObjectKey, now time.Time) {
 func (m *faultMemory) delayUntilReminder(key client.ObjectKey, now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.delayUntilReservedSlot(m.faultOf(key, now), faultWarningRepeatInterval, now)
+	return m.delayUntilReservedSlot(m.findOrCreateFault(key, now), faultWarningRepeatInterval, now)
 }
 
 // delayUntilTextChange returns how long to wait before a text that changed under one Reason may be
@@ -118,7 +120,7 @@ func (m *faultMemory) delayUntilReminder(key client.ObjectKey, now time.Time) ti
 func (m *faultMemory) delayUntilTextChange(key client.ObjectKey, now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	f := m.faultOf(key, now)
+	f := m.findOrCreateFault(key, now)
 	wait := m.delayUntilReservedSlot(f, minTextChangeInterval, now)
 	if wait == 0 {
 		f.warnedAt = now

@@ -51,9 +51,9 @@ func TestConditionIsUnknownWithoutSpeakers(t *testing.T) {
 	}
 }
 
-// TestUnannouncedServiceNamesTheMissingSpeakers checks a Service that nobody reports to announce,
+// TestUnannouncedServiceSaysThatNoSpeakerRuns checks a Service that nobody reports to announce,
 // while no speaker runs.
-func TestUnannouncedServiceNamesTheMissingSpeakers(t *testing.T) {
+func TestUnannouncedServiceSaysThatNoSpeakerRuns(t *testing.T) {
 	h := newWriterHarness(t)
 	h.setSpeakerPod("node1", corev1.ConditionFalse)
 	h.expect("no speaker runs", h.reconcile("web", time.Minute), metav1.ConditionFalse, names.ReasonNoSpeaker, "no speaker runs on any node")

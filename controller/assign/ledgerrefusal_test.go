@@ -196,10 +196,10 @@ func TestFailingWritesDoNotFillTheAddressLedger(t *testing.T) {
 	}
 }
 
-// TestRefusedEntryDoesNotFillTheAddressLedger has room for one open assignment, which another
+// TestFormerlyRefusedAssignmentLeavesRoomForOthers has room for one open assignment, which another
 // controller has recorded for a Service whose entry was refused before. It is written all the same,
 // so that other Services get room.
-func TestRefusedEntryDoesNotFillTheAddressLedger(t *testing.T) {
+func TestFormerlyRefusedAssignmentLeavesRoomForOthers(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/24"))

@@ -74,7 +74,7 @@ type ServiceWorker struct {
 	// mustAwaitReading says that a change of the configuration waits to be read.
 	mustAwaitReading bool
 	recordByService  map[view.ObjectKey]*serviceRecord
-	// waitingServicesByReason do not have all that they ask for.
+	// waitingServices do not have all that they ask for.
 	waitingServices waitingServices
 	// servicesWithContestedAddresses have an address that another Service seemed to hold. They are
 	// the last to get their addresses when the Ledger is built.

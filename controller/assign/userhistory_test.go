@@ -123,7 +123,7 @@ type harness struct {
 	server      *apitest.Server
 	network     *randomNetwork
 	controllers [2]*runningController
-	// maxPendingServices is how many pending assignments a controller keeps open.
+	// maxPending is how many pending assignments a controller keeps open.
 	maxPending int
 	// recordRetiredRanges tells the oracle what a pool retires.
 	recordRetiredRanges func(entries []string)

@@ -80,7 +80,7 @@ func (o writeOutcome) String() string {
 	return "Unknown"
 }
 
-// waitingServicesByReason are the Services that do not have all that they ask for, by reason, with
+// waitingServices are the Services that do not have all that they ask for, by reason, with
 // their metric.
 type waitingServices struct {
 	reasonByService map[view.ObjectKey]names.Reason

@@ -62,7 +62,7 @@ type Pool struct {
 	AddressesToLift []Range
 	LiftRequest     string
 	// ExcludedRanges are in Ranges but never given; retired ranges are among them. A Service that
-	// holds such an address keeps it.
+	// holds such an address keeps it, unless it is retired.
 	ExcludedRanges []Range
 	// AssignmentOrder says which free address is given next.
 	AssignmentOrder AssignmentOrder

@@ -45,7 +45,7 @@ type Negotiated struct {
 	// LinkLocalNextHop allows a link-local next hop in 16 octets
 	// (draft-ietf-idr-linklocal-capability).
 	LinkLocalNextHop bool
-	// RouterKeepsRoutesOverRestart is true when both sides support it (RFC 4724).
+	// GracefulRestart is true when both sides support it (RFC 4724).
 	GracefulRestart bool
 	// GracefulNotification is true when routes are also kept after a NOTIFICATION (RFC 8538).
 	GracefulNotification bool

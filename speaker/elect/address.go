@@ -56,7 +56,7 @@ func (m *Machine) ensureAddressState(ip netip.Addr) *addressState {
 	return a
 }
 
-// hasServingEndpoint reports whether this node can hold the address.
+// canServe reports whether this node can hold the address.
 func (a *addressState) canServe(self string) bool {
 	return a.bid.IsCandidate(self) && len(a.bid.OwnLinkIndexes) > 0
 }

@@ -123,7 +123,7 @@ func (l *lease) tryRegainLease(f stepFacts, heldCount int, o *leaseOutcome) {
 	recheckTimeout := 2*f.timing.StartupWithoutMembersDelay + time.Duration(heldCount)*extraRecheckPerAddressDelay
 	switch {
 	case l.recheckRunning && l.addressesLeftToRecheck <= 0:
-		l.regainLease(f.now)
+		l.markRegained(f.now)
 		o.isRegained = true
 		l.nothingElseAnswers = f.now.Sub(l.lastConfirmedAt) >= f.timing.LeaseConfirmationTimeout
 	case l.recheckRunning && f.now.Sub(l.recheckStartedAt) < recheckTimeout: // wait for the results
@@ -157,8 +157,8 @@ func (l *lease) handleRecheckResult(a *addressState, r facts.ProbeResult, now ti
 	return len(r.AnsweringMACs) > 0
 }
 
-// regainLease lets this node answer again.
-func (l *lease) regainLease(now time.Time) {
+// markRegained lets this node answer again.
+func (l *lease) markRegained(now time.Time) {
 	l.isExpired, l.recheckRunning = false, false
 	l.lastProbeAt = now
 }
@@ -167,7 +167,7 @@ func (l *lease) regainLease(now time.Time) {
 // reports whether this node may answer again.
 func (l *lease) finishSync(id uint64, sent, now time.Time) (isRegained bool) {
 	if l.isExpired && id >= l.firstValidSyncID {
-		l.regainLease(now)
+		l.markRegained(now)
 		isRegained = true
 	}
 	l.recordConfirmation(sent)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -132,9 +133,11 @@ func (m *LocalMember) queryAPIWithOptionalTimeout(ctx context.Context, f func(co
 	return f(ctx)
 }
 
-// isAPIUnreachable reports whether the error is not an answer of the API server.
+// isAPIUnreachable reports whether the error is that of a request to the API server, and not its
+// answer.
 func isAPIUnreachable(err error) bool {
-	return apierrors.ReasonForError(err) == metav1.StatusReasonUnknown
+	var request apiRequestError
+	return errors.As(err, &request) && apierrors.ReasonForError(request) == metav1.StatusReasonUnknown
 }
 
 // RestoredCheckpoint returns the saved checkpoint, nil without one. With BGP disabled it omits the

@@ -17,6 +17,12 @@ import (
 // minKeyBytes is the length of the shortest key that is used.
 const minKeyBytes = 16
 
+// apiRequestError is the error of a request to the API server.
+type apiRequestError struct{ error }
+
+// Unwrap returns the error of the client.
+func (e apiRequestError) Unwrap() error { return e.error }
+
 // readKeys reads the gossip keys from their file or their Secret. The first one encrypts.
 func (o *Options) readKeys(ctx context.Context) ([][]byte, error) {
 	if o.KeyFile != "" {
@@ -24,7 +30,7 @@ func (o *Options) readKeys(ctx context.Context) ([][]byte, error) {
 	}
 	var s corev1.Secret
 	if err := o.API.Get(ctx, client.ObjectKey{Namespace: o.Namespace, Name: names.GossipSecret}, &s); err != nil {
-		return nil, fmt.Errorf("reading the gossip key, which the controller creates: %w", err)
+		return nil, fmt.Errorf("reading the gossip key, which the controller creates: %w", apiRequestError{err})
 	}
 	return keysOfSecret(&s)
 }
@@ -73,7 +79,7 @@ func (o *Options) findAddress(ctx context.Context) (netip.Addr, error) {
 	var n corev1.Node
 	if err := o.API.Get(ctx, client.ObjectKey{Name: o.NodeName}, &n); err != nil {
 		return netip.Addr{}, fmt.Errorf("reading the address of node %q (or set --gossip-bind-address): %w",
-			o.NodeName, err)
+			o.NodeName, apiRequestError{err})
 	}
 	if a := o.chooseAddress(view.FromNode(&n).InternalAddresses); a.IsValid() {
 		return a, nil

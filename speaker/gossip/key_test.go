@@ -3,7 +3,9 @@ package gossip
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +13,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -111,6 +114,45 @@ func TestGossipAddressIsOptionOrNodeAddress(t *testing.T) {
 			wantText(t, err, tt.err)
 			if err == nil && got.String() != tt.want {
 				t.Errorf("the address is %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// failingReader fails each request with the same error.
+type failingReader struct {
+	client.WithWatch
+	err error
+}
+
+func (r *failingReader) Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error {
+	return r.err
+}
+
+// TestOnlyAnUnreachableAPIServerCounts has causes for which a saved key must not be used: the user
+// has to correct them.
+func TestOnlyAnUnreachableAPIServerCounts(t *testing.T) {
+	refused := &url.Error{Op: "Get", URL: "https://10.96.0.1:443/api", Err: errors.New("connection refused")}
+	short := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(short, []byte("short"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		options Options
+		want    bool
+	}{
+		"a refused connection": {Options{API: &failingReader{err: refused}}, true},
+		"an expired time":      {Options{API: &failingReader{err: context.DeadlineExceeded}}, true},
+		"a missing Secret":     {Options{API: &failingReader{err: apierrors.NewNotFound(corev1.Resource("secrets"), "gantry-gossip")}}, false},
+		"a missing right":      {Options{API: &failingReader{err: apierrors.NewForbidden(corev1.Resource("secrets"), "gantry-gossip", nil)}}, false},
+		"a Secret without key": {Options{API: &oneObjectReader{}}, false},
+		"a missing key file":   {Options{KeyFile: filepath.Join(t.TempDir(), "absent")}, false},
+		"a short key file":     {Options{KeyFile: short}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := tc.options.readKeys(t.Context())
+			if got := isAPIUnreachable(err); got != tc.want {
+				t.Errorf("the API server counts as unreachable: %v, want %v, for the error %v", got, tc.want, err)
 			}
 		})
 	}

@@ -95,7 +95,7 @@ func (b Bid) Equal(o Bid) bool {
 // applies.
 type Binding struct {
 	Address netip.Addr
-	// OwnLinkIndexes are link indexes, sorted.
+	// LinkIndexes are link indexes, sorted.
 	LinkIndexes []int
 }
 

@@ -40,10 +40,10 @@ type PortOpener interface {
 // Port sends and receives frames of one family on one link.
 type Port interface {
 	// ReceiveFrames calls handle for each frame and sends the answer that handle returns. It calls
-	// isSendingAllowed right before it sends, and drops the answers if they came too late; nil
+	// isBeforeSendDeadline right before it sends, and drops the answers if they came too late; nil
 	// allows all. It ends when the port fails or is closed, and returns the reason. It is called
 	// once. It does not return frames that this node sent.
-	ReceiveFrames(handle func(ARPOrNDPFrame) (answer ARPOrNDPFrame, ok bool), isSendingAllowed func() bool) error
+	ReceiveFrames(handle func(ARPOrNDPFrame) (answer ARPOrNDPFrame, ok bool), isBeforeSendDeadline func() bool) error
 	// WriteFrame sends a frame. It never blocks: it returns ErrNotSent instead. Two calls
 	// must not overlap.
 	WriteFrame(f ARPOrNDPFrame) error
@@ -389,12 +389,12 @@ func (e *Engine) sendAnnouncement(g AddressOnLink) {
 	}
 }
 
-// isSendingAllowed says whether the deadline is not past. Any goroutine may call it.
-func (e *Engine) isSendingAllowed() bool { return !e.sendDeadline.isPast(e.now()) }
+// isBeforeSendDeadline says whether the deadline is not past. Any goroutine may call it.
+func (e *Engine) isBeforeSendDeadline() bool { return !e.sendDeadline.isPast(e.now()) }
 
 // maySendFor says whether frames for the address may be sent now. Any goroutine may call it.
 func (e *Engine) maySendFor(a netip.Addr) bool {
-	if !e.isSendingAllowed() {
+	if !e.isBeforeSendDeadline() {
 		return false
 	}
 	_, bound := (*e.boundAddresses.Load())[a]

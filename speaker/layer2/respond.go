@@ -70,7 +70,7 @@ func (e *Engine) answerAndPassOnFrames(socket Port, key portKey, generation uint
 		}
 		h.counters.repliesSent.Add(1)
 		return answer, true
-	}, e.isSendingAllowed)
+	}, e.isBeforeSendDeadline)
 	e.readerEvents <- readerEvent{linkAndFamily: key, socketGeneration: generation, err: err}
 }
 

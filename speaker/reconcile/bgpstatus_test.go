@@ -225,7 +225,8 @@ func (h *bgpStatusHarness) testBGPSessions(t *testing.T) {
 	h.sessions.setStates(up, down)
 	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
 	up.WithheldRouteReason = names.Explanation{}
-	h.markSessionAsDead(t, "tor1.node1") // by a speaker that took this one for dead
+	// By a speaker that takes this one for dead.
+	h.writeSpeakerDeadAndAwaitCorrection(t, "tor1.node1")
 	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
 	up.State, up.AnnouncedRouteCount, up.LastError = bgp.Active, 0, "the router closed the connection"
 	h.sessions.setStates(up)
@@ -236,9 +237,9 @@ func (h *bgpStatusHarness) testBGPSessions(t *testing.T) {
 	h.awaitSessions(t)
 }
 
-// markSessionAsDead writes that the speaker of a session is dead, and waits until that is
-// corrected.
-func (h *bgpStatusHarness) markSessionAsDead(t *testing.T, name string) {
+// writeSpeakerDeadAndAwaitCorrection writes that the speaker of a session is dead, and waits until
+// that is corrected.
+func (h *bgpStatusHarness) writeSpeakerDeadAndAwaitCorrection(t *testing.T, name string) {
 	t.Helper()
 	var o v1alpha1.BGPSession
 	if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: name}, &o); err != nil {

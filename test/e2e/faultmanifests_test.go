@@ -81,8 +81,8 @@ func faultL2Spec(pool, more string) string {
 	return "spec: {ipAddressPools: [" + pool + "]" + more + "}"
 }
 
-// configurationFaultPools are the pools of configurationFaults.
-var configurationFaultPools = faultPoolManifest("tiny", "192.168.0.150", faultL2Spec("tiny", "")) +
+// configurationFaultPrerequisites are what the faulty Services of configurationFaults need.
+var configurationFaultPrerequisites = faultPoolManifest("tiny", "192.168.0.150", faultL2Spec("tiny", "")) +
 	faultPoolManifest("bare", "192.168.0.151", "") +
 	faultPoolManifest("edge", "192.168.0.152", faultL2Spec("edge", ", nodeSelectors: [{matchLabels: {rack: edge}}]")) +
 	faultPoolManifest("cabled", "192.168.0.153", faultL2Spec("cabled", ", interfaces: [eth77]")) +

@@ -80,7 +80,7 @@ func TestDescribeServiceNamesTheCause(t *testing.T) {
 	t.Run("columns", func(t *testing.T) { h.testKubectlGetColumns(ctx, t) })
 	t.Run("addresses that the subnet reserves", func(t *testing.T) { h.testReservedAddresses(ctx, t) })
 	t.Run("of one Service", func(t *testing.T) {
-		failOnError(t, s.ApplyManifests(ctx, configurationFaultPools))
+		failOnError(t, s.ApplyManifests(ctx, configurationFaultPrerequisites))
 		var all []string
 		for _, f := range configurationFaults {
 			all = append(all, f.manifests)

@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// selectorFields are the fields of advertisements that package advertise matches with Services,
-// nodes and links.
-var selectorFields = []string{"NodeSelectors", "ServiceSelectors", "Preferences", "Interfaces"}
+// advertisementMatchFields are the fields of advertisements that package advertise matches with
+// Services, nodes and links.
+var advertisementMatchFields = []string{"NodeSelectors", "ServiceSelectors", "Preferences", "Interfaces"}
 
 // selectorPlaces are the packages and files that may use these fields, and why.
 var selectorPlaces = []struct{ place, because string }{
@@ -48,7 +48,7 @@ func TestAdvertisementsAreMatchedInOnePackage(t *testing.T) {
 func findSelectorFields(file *ast.File) []*ast.SelectorExpr {
 	var out []*ast.SelectorExpr
 	ast.Inspect(file, func(n ast.Node) bool {
-		if sel, ok := n.(*ast.SelectorExpr); ok && slices.Contains(selectorFields, sel.Sel.Name) {
+		if sel, ok := n.(*ast.SelectorExpr); ok && slices.Contains(advertisementMatchFields, sel.Sel.Name) {
 			out = append(out, sel)
 		}
 		return true

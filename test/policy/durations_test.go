@@ -38,7 +38,7 @@ func TestDurationNamesEndInTimeoutIntervalOrDelay(t *testing.T) {
 	check := func(f sourceFile, name *ast.Ident, what string) {
 		known[f.dir+" "+name.Name] = true
 		if !isDurationName(name.Name) {
-			t.Errorf("%s:%d: %s %s is a duration: its name ends in Timeout, Interval or Delay, or has a reason in durationNames",
+			t.Errorf("%s:%d: %s %s is a duration: its name ends in Timeout, Interval or Delay, or has a reason in reasonByExceptionalDurationName",
 				f.path, f.lineOf(name.Pos()), what, name.Name)
 		}
 	}

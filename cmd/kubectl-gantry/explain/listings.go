@@ -127,10 +127,11 @@ func largerBlock(a, b snapshot.Range) snapshot.Range {
 
 // compareSizes compares how many addresses two ranges have.
 func compareSizes(a, b snapshot.Range) int {
-	return cmp.Compare(countAddresses(a), countAddresses(b))
+	return cmp.Compare(addressSpan(a), addressSpan(b))
 }
 
-func countAddresses(r snapshot.Range) float64 {
+// addressSpan is how far the ends of a range are apart: one less than its number of addresses.
+func addressSpan(r snapshot.Range) float64 {
 	size := 0.0
 	first, last := r.First.As16(), r.Last.As16()
 	for i := range first {

@@ -72,7 +72,7 @@ type OpenMessage struct {
 	// SupportsLinkLocalNextHop is the capability for link-local next hops in 16 octets
 	// (draft-ietf-idr-linklocal-capability).
 	SupportsLinkLocalNextHop bool
-	// GracefulRestartCapability is nil without the capability.
+	// GracefulRestart is nil without the capability.
 	GracefulRestart *GracefulRestartCapability
 }
 

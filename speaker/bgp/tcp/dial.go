@@ -155,7 +155,7 @@ type conn struct {
 	remoteIP netip.Addr
 }
 
-// SetRouterPassword changes the key of the open connection. Segments with the previous key
+// SetPassword changes the key of the open connection. Segments with the previous key
 // are lost until the router changes its own key; TCP sends them again.
 func (c *conn) SetPassword(password string) error {
 	raw, err := c.SyscallConn()

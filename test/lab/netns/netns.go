@@ -185,7 +185,7 @@ func AddCable(a Path, aName string, b Path, bName string) error {
 	return nil
 }
 
-// The functions below act on the namespace of the calling thread: call them inside Do.
+// The functions below act on the namespace of the calling thread: call them inside RunInside.
 
 // SetLinkUp brings a link up.
 func SetLinkUp(link string) error { return applyNetlinkFunction(link, netlink.LinkSetUp) }
