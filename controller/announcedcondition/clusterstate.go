@@ -100,14 +100,10 @@ func (r *stateReader) readSession(ctx context.Context, w advertise.WantedSession
 	}
 	s := &list.Items[0].Status
 	out.carriesIPv4, out.carriesIPv6 = slices.Contains(s.Families, ipv4Unicast), slices.Contains(s.Families, ipv6Unicast)
-	if c := meta.FindStatusCondition(s.Conditions, names.ConditionEstablished); c != nil && c.Status != metav1.ConditionTrue {
+	c := meta.FindStatusCondition(s.Conditions, names.ConditionEstablished)
+	if c != nil && (c.Status != metav1.ConditionTrue || c.Reason == string(names.ReasonFlapping)) {
 		out.carriesIPv4, out.carriesIPv6 = false, false
 		out.fault = names.Explanation{Reason: names.Reason(c.Reason), Text: c.Message}
-		return out, nil
-	}
-	if c := meta.FindStatusCondition(s.Conditions, names.ConditionEstablished); c != nil && c.Reason == string(names.ReasonFlapping) {
-		out.carriesIPv4, out.carriesIPv6 = false, false
-		out.fault = names.Explanation{Reason: names.ReasonFlapping, Text: c.Message}
 		return out, nil
 	}
 	out.familyFault = faultOfFamily(s, speaker)

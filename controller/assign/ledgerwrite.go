@@ -61,6 +61,7 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	now := r.Now()
+	j.updateSwapSharing()
 	if wait := max(j.failureDelay(now), j.refusalDelay(now), j.largerBatchDelay(now, r.apiTaskQueue)); wait > 0 {
 		j.swapTimer.wakeWorkerAt(now.Add(wait), now, r.workQueue)
 		return
@@ -78,6 +79,17 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 	r.startLedgerWrite(ctx, batch)
 }
 
+// updateSwapSharing decides by the writes that wait now whether Services come so fast that several
+// should share a swap.
+func (j *ledgerWriter) updateSwapSharing() {
+	staged := len(j.writesAwaitingLedgerEntry)
+	if j.unansweredWritesOfLastBatch == 0 {
+		j.sharesSwaps = staged >= minWritesToKeepBatchingSwaps
+	} else if staged >= minWritesToStartBatchingSwaps {
+		j.sharesSwaps = true
+	}
+}
+
 // largerBatchDelay is how long the next swap may wait because status writes of the last batch have
 // no answer yet. A swap costs the API server as much as the write of a status, so more Services
 // should share it. The result of each write wakes the worker. Services that come one by one do not
@@ -85,14 +97,9 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 // no progress.
 func (j *ledgerWriter) largerBatchDelay(now time.Time, q *apiTaskQueue) time.Duration {
 	staged := min(len(j.writesAwaitingLedgerEntry), maxWritesPerSwap)
-	if j.unansweredWritesOfLastBatch == 0 {
-		j.sharesSwaps = staged >= minWritesToKeepBatchingSwaps
-		return 0
-	}
-	j.sharesSwaps = j.sharesSwaps || staged >= minWritesToStartBatchingSwaps
 	mustBeSmall := j.maxWritesWhileFindingRefused > 0 || j.mustOmitEarlierEntries || j.canOnlyWriteRefused()
 	isLarge := staged >= minWritesOfOverlappingSwap && staged*unfinishedTasksPerStagedWrite >= q.countUnfinishedTasks()
-	if mustBeSmall || isLarge || !j.sharesSwaps {
+	if mustBeSmall || isLarge || !j.sharesSwaps || j.unansweredWritesOfLastBatch == 0 {
 		return 0
 	}
 	return j.lastBatchProgress.Add(taskProgressTimeout).Sub(now)

@@ -110,21 +110,19 @@ func (m *missingNodes) addMissingNode(name string, now time.Time) {
 
 // unreachable returns the nodes whose speakers run and cannot be reached, sorted.
 func (m *missingNodes) unreachable() []string {
-	var out []string
-	for name, n := range m.checkByName {
-		if n.isUnreachable {
-			out = append(out, name)
-		}
-	}
-	slices.Sort(out)
-	return out
+	return m.selectNames(func(n missingNode) bool { return n.isUnreachable })
 }
 
 // withOtherKey returns those of the unreachable nodes that use another gossip key, sorted.
 func (m *missingNodes) withOtherKey() []string {
+	return m.selectNames(func(n missingNode) bool { return n.isUnreachable && n.hasOtherKey })
+}
+
+// selectNames returns the names of the nodes for which isSelected is true, sorted.
+func (m *missingNodes) selectNames(isSelected func(missingNode) bool) []string {
 	var out []string
 	for name, n := range m.checkByName {
-		if n.isUnreachable && n.hasOtherKey {
+		if isSelected(n) {
 			out = append(out, name)
 		}
 	}
