@@ -67,8 +67,7 @@ current: ## fail if generated files were not current; they are afterwards
 	test "$$before" = "$$(find api config -type f | sort | xargs sha256sum)" || { echo 'generated files were not current; they are now: commit them'; exit 1; }
 
 generate: ## generate the deepcopy functions and the CRDs
-	$(TOOL) controller-gen object paths=./api/...
-	$(TOOL) controller-gen crd paths=./api/... output:crd:dir=config/crd/bases
+	$(TOOL) controller-gen object crd paths=./api/... output:crd:dir=config/crd/bases
 
 verify: generate ## fail if generated files differ from the committed ones
 	git diff --exit-code -- api config
