@@ -116,7 +116,7 @@ func TestNoHealthListenerWhenAddressIsOff(t *testing.T) {
 	}
 }
 
-func TestHealthCheckAddressInUse(t *testing.T) {
+func TestHealthCheckAddressInUseIsAnError(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -52,7 +52,7 @@ type options struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	option.SetGCPercentUnlessGOGC(50)
+	option.SetGCPercentAndStopMemProfile(50)
 	o, err := parseOptions(os.Args[1:], option.LookupProcessEnvironmentVariable)
 	if errors.Is(err, pflag.ErrHelp) {
 		return
@@ -112,7 +112,7 @@ func runController(ctx context.Context, o options) error {
 	if err != nil {
 		return fmt.Errorf("setting up: %w", err)
 	}
-	if err := registerParts(ctx, mgr, lock.LeaderAbsence, o, log); err != nil {
+	if err := registerControllersAndRunnables(ctx, mgr, lock.LeaderAbsence, o, log); err != nil {
 		return err
 	}
 	if err := registerWebhook(mgr, o, keeper); err != nil {
@@ -121,9 +121,9 @@ func runController(ctx context.Context, o options) error {
 	return mgr.Start(ctx)
 }
 
-// registerParts creates the parts of the controller and registers them with mgr. All but the Reader
-// of the configuration run only on the leader.
-func registerParts(ctx context.Context, mgr ctrl.Manager, leaderAbsence func() assign.LeaderAbsence, o options, log *slog.Logger) error {
+// registerControllersAndRunnables creates the parts of the controller and registers them with mgr.
+// All but the Reader of the configuration run only on the leader.
+func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, leaderAbsence func() assign.LeaderAbsence, o options, log *slog.Logger) error {
 	scope, gauges, recordEvent := o.ConfigurationScope(), &configuration.LoadMetrics{}, events.NewRecorder(mgr.GetEventRecorder(names.ControllerEventSource)).RecordEvent
 	identity, err := newProcessIdentity()
 	if err != nil {
@@ -131,7 +131,7 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, leaderAbsence func() a
 	}
 	networks := clusternetwork.NewReader(clusternetwork.Options{LiveReader: mgr.GetAPIReader(), Log: log})
 	reader := configurationreader.NewReader(configurationreader.Options{
-		ReadObjects: networks.WrapReadWithClusterAddresses(func(ctx context.Context) (snapshot.Objects, error) {
+		ReadObjects: networks.WrapReadWithClusterAddresses(func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
 			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
 		}),
 		Log: log, RecordProblems: gauges.RecordLoadedConfiguration,
@@ -143,17 +143,17 @@ func registerParts(ctx context.Context, mgr ctrl.Manager, leaderAbsence func() a
 	worker := assign.NewServiceWorker(assign.ServiceWorkerOptions{
 		API:                 &assign.ClientBackedAPI{CachedClient: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: o.Namespace},
 		ConfigurationReader: reader, Now: time.Now, Log: log, RecordEvent: recordEvent,
-		PredictUnannouncedCondition: announcedWriter.ForecastUnannouncedCondition, LeaderAbsence: leaderAbsence,
+		PredictUnannouncedCondition: announcedWriter.PredictUnannouncedCondition, LeaderAbsence: leaderAbsence,
 		Namespace: o.Namespace, LoadBalancerClass: o.LoadBalancerClass, LedgerWriterIdentity: identity,
 	})
 	return errors.Join(
 		sessioncount.NewSessionCounter(mgr.GetClient(), scope).RegisterController(mgr),
 		reader.RegisterReader(ctx, mgr, scope),
-		networks.RegisterReader(ctx, mgr, reader.NotifyChanged),
+		networks.RegisterReader(ctx, mgr, reader.NotifyAllocationObjectChanged),
 		worker.RegisterWorker(ctx, mgr),
 		announcedWriter.RegisterController(ctx, mgr),
 		validWriter.RegisterController(mgr),
-		mgr.Add(gossipkey.NewKeeper(gossipkey.Options{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Log: log, Namespace: o.Namespace, Flags: o.GossipKey, Now: time.Now})),
+		mgr.Add(gossipkey.NewKeyRotator(gossipkey.Options{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Log: log, Namespace: o.Namespace, Flags: o.GossipKey, Now: time.Now})),
 		mgr.Add(poolmetrics.NewCollector(poolmetrics.Options{
 			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry, ExtraCollectors: append(worker.Collectors(), gauges, announcedWriter),
 		})),
@@ -182,7 +182,7 @@ func newManagerOptions(o *options, scheme *runtime.Scheme) ctrl.Options {
 	watched[&v1beta1.ConfigurationState{}], watched[&v1alpha1.AddressReservation{}], watched[&v1alpha1.AddressProbe{}] = own, own, own
 	// Cached Services are never modified, so that they need not be copied.
 	watched[&corev1.Service{}] = cache.ByObject{Transform: assign.CompactService, UnsafeDisableDeepCopy: &shared}
-	watched[&corev1.Node{}] = cache.ByObject{Transform: clusternetwork.StripUnreadNodeFields, UnsafeDisableDeepCopy: &shared}
+	watched[&corev1.Node{}] = cache.ByObject{Transform: clusternetwork.CompactNode, UnsafeDisableDeepCopy: &shared}
 	watched[&discoveryv1.EndpointSlice{}] = cache.ByObject{Transform: announcedcondition.CompactEndpointSlice, UnsafeDisableDeepCopy: &shared}
 	return ctrl.Options{
 		Scheme:                        scheme,

@@ -28,7 +28,7 @@ import (
 // interruptibleTCPRelay is the connection to the API server, which can be interrupted.
 type interruptibleTCPRelay struct {
 	net.Listener
-	target string
+	targetAddress string
 
 	mu                 sync.Mutex // guards all that follows
 	refusesConnections bool
@@ -42,7 +42,7 @@ func (r *interruptibleTCPRelay) acceptConnections() {
 		if err != nil {
 			return
 		}
-		out, err := net.Dial("tcp", r.target)
+		out, err := net.Dial("tcp", r.targetAddress)
 		if err != nil || !r.trackConnectionPairUnlessInterrupted(in, out) {
 			_ = in.Close()
 			continue
@@ -144,7 +144,7 @@ func TestRestartedControllerAssignsAfterAPIServerOutage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	way := &interruptibleTCPRelay{Listener: l, target: strings.TrimPrefix(config.Host, "https://")}
+	way := &interruptibleTCPRelay{Listener: l, targetAddress: strings.TrimPrefix(config.Host, "https://")}
 	go way.acceptConnections()
 	defer l.Close()
 	kubeconfig := writeKubeconfigWithServerAddress(t, dir, config, l.Addr().String())
@@ -156,7 +156,7 @@ func TestRestartedControllerAssignsAfterAPIServerOutage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "p"}}
+	pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "p"}}
 	pool.Spec.Addresses = []string{"198.51.100.0/24"}
 	if err := c.Create(t.Context(), pool); err != nil {
 		t.Fatal(err)

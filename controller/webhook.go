@@ -69,5 +69,5 @@ func registerWebhook(mgr ctrl.Manager, o options, keeper *certs.WebhookCertifica
 		return nil
 	}
 	admission.RegisterWebhookHandlers(mgr.GetWebhookServer(), &admission.ConfigurationValidator{Reader: mgr.GetClient(), ConfigurationScope: o.ConfigurationScope(), CreationTimeOfNewObject: time.Now})
-	return errors.Join(keeper.RegisterController(mgr), mgr.AddReadyzCheck("webhook", keeper.CheckTrustedCertificateIsStored), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
+	return errors.Join(keeper.RegisterController(mgr), mgr.AddReadyzCheck("webhook", keeper.CheckTrustedCertificateIsServed), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
 }

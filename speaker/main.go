@@ -25,7 +25,7 @@ const garbageCollectionPercent = 30
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	option.SetGCPercentUnlessGOGC(garbageCollectionPercent)
+	option.SetGCPercentAndStopMemProfile(garbageCollectionPercent)
 	o, err := options.ParseOptions(os.Args[1:], option.LookupProcessEnvironmentVariable)
 	if errors.Is(err, pflag.ErrHelp) {
 		return

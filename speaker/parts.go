@@ -34,52 +34,52 @@ import (
 type parts struct {
 	agent     *agent.Agent
 	bgpEngine *bgp.Engine
-	// local are the parts that need only this node, cluster those that need the API server.
-	local, cluster []func(context.Context) error
+	// Parts that need only this node, and those that need the API server.
+	runFuncsWithoutAPIServer, runFuncsNeedingAPIServer []func(context.Context) error
 }
 
 // newParts creates the parts, each after those that it uses: the engines, the writers of status
 // objects, the agent, and the feed.
 func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember, store *checkpoint.Store, o options.Options, log *slog.Logger) (*parts, error) {
 	watcher := links.NewWatcher(options.NewExcludedInterfacesReader(o.ExcludeInterfacesFile), log)
-	layer2Engine, bfdRequests := newLayer2Engine(o), udp.NewOverhearer()
-	bfdEngine, err := udp.NewEngine(time.Now, member.RunNonce())
+	layer2Engine, bfdRequests := newLayer2Engine(o), udp.NewBFDRequestSniffer()
+	bfdEngine, err := udp.NewBFDEngine(time.Now, member.RunNonce())
 	if err != nil {
 		return nil, err
 	}
 	bgpEngine := bgp.NewEngine(bgp.Options{
-		NodeName: o.NodeName, UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: tcp.Transport{}, Now: time.Now, BFD: bfdEngine, BFDRequests: bfdRequests, Log: log,
+		NodeName: o.NodeName, UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: tcp.Transport{}, Now: time.Now, BFDEngine: bfdEngine, BFDRequestSniffer: bfdRequests, Log: log,
 		FirstRunSinceBoot: store.IsFirstRunSinceBoot(),
 	})
 	mgr.ServeAnnouncedRoutes(func(ctx context.Context) any { return bgpEngine.RIBs(ctx) })
-	services, announced, problemGauges := reconcile.NewServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
+	services, announced, problemGauges := reconcile.NewServiceUIDIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
 	var a *agent.Agent
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
-		Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
-		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, GossipPathFaults: member.PathFaults, GossipAddressesWithOtherKey: member.AddressesWithOtherKey, GossipKeyFile: o.GossipKeyFile, Now: time.Now, Metrics: announced,
-		Self: o.NodeName, Pod: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(), WithoutBGPKinds: o.ConfigurationScope().WithoutBGPKinds, IsNodeBusy: func() bool { return a.IsElectionLate() },
+		Client: mgr.GetClient(), UncachedReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
+		ServiceReference: services.ServiceReference, SkippedLinks: watcher.SkippedLinks, GossipPathFaults: member.PathFaults, GossipAddressesWithOtherKey: member.AddressesWithUnknownGossipKey, GossipKeyFile: o.GossipKeyFile, Now: time.Now, Metrics: announced,
+		Self: o.NodeName, PodName: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(), WithoutBGPKinds: o.ConfigurationScope().WithoutBGPKinds, IsElectionLate: func() bool { return a.IsElectionLate() },
 	})
 	bgpStatus := reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: bgpEngine, Log: log, Now: time.Now,
 		Self: o.NodeName, Namespace: o.Namespace, ServiceBGPStatusLimit: o.ServiceBGPStatusLimit(), ServiceReference: services.ServiceReference, PodOwnerReferences: layer2Status.PodOwnerReferences,
 	})
-	configurationState := reconcile.NewConfigurationWriter(reconcile.ConfigurationWriterOptions{
+	configurationState := reconcile.NewConfigurationStateWriter(reconcile.ConfigurationStateWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log,
-		State: configuration.StateWriter{ReportingComponent: names.ComponentSpeaker, Node: o.NodeName, Namespace: o.Namespace},
+		StateWriter: configuration.StateWriter{ReportingComponent: names.ComponentSpeaker, Node: o.NodeName, Namespace: o.Namespace},
 	})
-	addressProbes := reconcile.NewProbeWriter(reconcile.ProbeWriterOptions{Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace, Now: time.Now})
+	addressProbes := reconcile.NewAddressProbeWriter(reconcile.AddressProbeWriterOptions{Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace, Now: time.Now})
 	healthChecks, proxyWatcher := healthcheck.NewPoller(time.Now, log), healthcheck.NewProxyWatcher(o.ProxyHealthAddress)
 	a = agent.New(agent.Options{
 		NodeName: o.NodeName, RunNonce: member.RunNonce(), LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
 		Layer2: layer2Engine, BGP: bgpEngine, Members: member, LinkSets: watcher.LinkSets(), HealthChecks: healthChecks,
-		ProxyChecks: proxyWatcher.Answers(), ServiceProxy: o.ServiceProxy(time.Now()), Now: time.Now, Log: log,
+		ServiceProxyAnswers: proxyWatcher.Answers(), ServiceProxy: o.ServiceProxyOptions(time.Now()), Now: time.Now, Log: log,
 		ObserveStatus:  func(s agent.Status) { layer2Status.ObserveStatus(s); bgpStatus.ObserveStatus(s) },
 		ProbeQuestions: addressProbes.Questions(), ObserveProbeAnswer: addressProbes.ObserveAnswer,
 		SaveCheckpoint: member.SaveCheckpoint, RestoreFrom: member.RestoredCheckpoint(),
 	})
 	feed := reconcile.NewClusterFeed(reconcile.ClusterFeedOptions{
 		Cache: mgr.GetCache(), WatchClient: mgr.WatchClient(), Services: services, Agent: a, Seeds: member, Log: log,
-		Self: o.NodeName, Scope: o.ConfigurationScope(), LeaveSilentKubelets: o.SilentKubelet == "Leave", ObserveOwnAddresses: member.ObserveNodeAddresses, ObserveSynced: mgr.MarkReady,
+		Self: o.NodeName, Scope: o.ConfigurationScope(), TreatSilentKubeletAsUnfit: o.SilentKubeletPolicy == "Leave", ObserveOwnAddresses: member.SetObservedNodeAddresses, ObserveSynced: mgr.MarkReady,
 		ObserveProblems: func(p []snapshot.Problem) {
 			problemGauges.RecordLoadedConfiguration(p)
 			configurationState.ObserveProblems(p)
@@ -87,19 +87,19 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	})
 	p := &parts{
 		agent: a, bgpEngine: bgpEngine,
-		local: []func(context.Context) error{
+		runFuncsWithoutAPIServer: []func(context.Context) error{
 			bfdEngine.Run, bfdRequests.Run, bgpEngine.Run, layer2Engine.Run, a.Run, watcher.Run, member.Run, healthChecks.Run, proxyWatcher.Run,
 		},
-		cluster: []func(context.Context) error{feed.Run, layer2Status.Run, configurationState.Run, addressProbes.Run},
+		runFuncsNeedingAPIServer: []func(context.Context) error{feed.Run, layer2Status.Run, configurationState.Run, addressProbes.Run},
 	}
 	if !o.ConfigurationScope().WithoutBGPKinds { // without BGP its engines get nothing to do
-		p.local = append(p.local, bgpStatus.Run)
+		p.runFuncsWithoutAPIServer = append(p.runFuncsWithoutAPIServer, bgpStatus.Run)
 	}
 	return p, registerMetrics(bfdEngine, bgpEngine, layer2Engine, member.Members, a, announced, problemGauges)
 }
 
 func newLayer2Engine(o options.Options) *layer2.Engine {
-	engineOptions := []layer2.Option{layer2.WithRefreshInterval(o.RefreshInterval)}
+	engineOptions := []layer2.Option{layer2.WithAnnouncementRefreshInterval(o.AnnouncementRefreshInterval)}
 	if o.AnswerPing {
 		engineOptions = append(engineOptions, layer2.WithPingResponders(wire.PacketSocketOpener{}))
 	}

@@ -34,9 +34,9 @@ func runSpeaker(ctx context.Context, o options.Options, log *slog.Logger) error 
 	g, running := errgroup.WithContext(running)
 	g.Go(func() error { return mgr.Start(running) })
 	store := checkpoint.NewStore(o.StateDir, log)
-	member, err := gossip.Open(ctx, gossip.Options{
+	member, err := gossip.OpenLocalMember(ctx, gossip.Options{
 		NodeName: o.NodeName, Namespace: o.Namespace, BindAddress: o.GossipBindAddress, BindPort: o.GossipBindPort,
-		KeyFile: o.GossipKeyFile, API: mgr.WatchClient(), ClusterAddress: gossip.APIServerServiceAddress(), Store: store, Scope: o.ConfigurationScope(), Log: log,
+		KeyFile: o.GossipKeyFile, API: mgr.WatchClient(), AddressOfClusterFirstFamily: gossip.APIServerServiceAddress(), CheckpointStore: store, ConfigurationScope: o.ConfigurationScope(), Log: log,
 	})
 	if err != nil || ctx.Err() != nil {
 		stop()
@@ -46,16 +46,16 @@ func runSpeaker(ctx context.Context, o options.Options, log *slog.Logger) error 
 	if err != nil {
 		return err
 	}
-	for _, run := range append(p.local, store.Run) {
+	for _, run := range append(p.runFuncsWithoutAPIServer, store.Run) {
 		g.Go(func() error { return run(running) })
 	}
 	// The parts that use the API server start once it serves our kinds. Until then the speaker
 	// serves its checkpoint.
 	g.Go(func() error {
-		if err := mgr.AwaitKinds(running); err != nil || running.Err() != nil {
+		if err := mgr.AwaitKindsServed(running); err != nil || running.Err() != nil {
 			return err
 		}
-		for _, run := range p.cluster {
+		for _, run := range p.runFuncsNeedingAPIServer {
 			g.Go(func() error { return run(running) })
 		}
 		return member.FollowKeysAndNodeAddress(running)

@@ -13,8 +13,8 @@ type Explanation struct {
 	Text   string
 }
 
-// Explain returns an Explanation with a formatted text.
-func Explain(r Reason, format string, args ...any) Explanation {
+// NewExplanation returns an Explanation with a formatted text.
+func NewExplanation(r Reason, format string, args ...any) Explanation {
 	return Explanation{r, fmt.Sprintf(format, args...)}
 }
 
@@ -22,8 +22,8 @@ func Explain(r Reason, format string, args ...any) Explanation {
 // its text ends up in conditions, events and logs.
 const maxQuotedBytes = 100
 
-// Quote returns a user's text in quotes, cut when it is long.
-func Quote(text string) string {
+// QuoteShortened returns a user's text in quotes, cut when it is long.
+func QuoteShortened(text string) string {
 	if len(text) > maxQuotedBytes {
 		return strconv.Quote(strings.ToValidUTF8(text[:maxQuotedBytes], "")) + "…"
 	}

@@ -5,14 +5,16 @@ package names
 
 // The workloads and objects of an installation.
 const (
-	// Namespace is the default namespace, the one in existing manifests.
-	Namespace = "metallb-system"
+	// DefaultNamespace is the default namespace, the one in existing manifests.
+	DefaultNamespace = "metallb-system"
 	// LeaderLease is the Lease with which the controllers elect a leader.
 	LeaderLease = "gantry-controller"
-	// AddressLedger names the object that keeps two controllers from giving one address twice.
-	AddressLedger = "gantry-controller"
-	// WithheldLedger names the object that stores which addresses cool down or are in quarantine.
-	WithheldLedger = "gantry-withheld"
+	// PendingAssignmentsLedger names the object that keeps two controllers from giving one address
+	// twice.
+	PendingAssignmentsLedger = "gantry-controller"
+	// WithheldAddressesLedger names the object that stores which addresses cool down or are in
+	// quarantine.
+	WithheldAddressesLedger = "gantry-withheld"
 	// GossipSecret holds the key that encrypts and authenticates the gossip between speakers. The
 	// controller creates it.
 	GossipSecret = "gantry-gossip"
@@ -47,12 +49,12 @@ const (
 // Annotations of the metallb.io API. Each key that users write has an older spelling, which counts
 // when the newer one is absent.
 const (
-	AnnotationPool               = "metallb.io/address-pool"
-	AnnotationPoolOld            = "metallb.universe.tf/address-pool"
+	AnnotationRequestedPool      = "metallb.io/address-pool"
+	AnnotationRequestedPoolOld   = "metallb.universe.tf/address-pool"
 	AnnotationLoadBalancerIPs    = "metallb.io/loadBalancerIPs"
 	AnnotationLoadBalancerIPsOld = "metallb.universe.tf/loadBalancerIPs"
-	AnnotationSharing            = "metallb.io/allow-shared-ip"
-	AnnotationSharingOld         = "metallb.universe.tf/allow-shared-ip"
+	AnnotationSharingKey         = "metallb.io/allow-shared-ip"
+	AnnotationSharingKeyOld      = "metallb.universe.tf/allow-shared-ip"
 	// AnnotationAllocatedFromPool is written on a Service with its addresses: the name of their
 	// pool. It is for people and other programs. Nothing here reads it, because the owner of a
 	// Service can edit it: see ConditionAllocatedFromPool.
@@ -67,12 +69,12 @@ const (
 	AnnotationAllocatedFromSeveralPools = "gantry.dev/ip-allocated-from-pools"
 	// AnnotationAddressesPerFamily asks for this many addresses of each family, 1 to 16.
 	AnnotationAddressesPerFamily = "gantry.dev/address-count"
-	// AnnotationAddressesToRelease lists addresses, separated by commas, that the Service wants to
+	// AnnotationAddressesToExchange lists addresses, separated by commas, that the Service wants to
 	// exchange for others. Addresses that it does not hold are ignored, so that the annotation may
 	// stay.
-	AnnotationAddressesToRelease = "gantry.dev/release-address"
-	// AnnotationHolder names the node that should answer ARP and NDP for the addresses.
-	AnnotationHolder = "gantry.dev/holder"
+	AnnotationAddressesToExchange = "gantry.dev/release-address"
+	// AnnotationRequestedHolder names the node that should answer ARP and NDP for the addresses.
+	AnnotationRequestedHolder = "gantry.dev/holder"
 )
 
 // AnnotationLiftWithheld on an IPAddressPool ends the cool-down and the quarantine of addresses of
@@ -86,17 +88,17 @@ const (
 	LabelServiceStatusNode           = "metallb.io/node"
 	LabelServiceName                 = "metallb.io/service-name"
 	LabelServiceNamespace            = "metallb.io/service-namespace"
-	// LabelPeer on a BGPSession is the name of its BGPPeer.
-	LabelPeer = "gantry.dev/peer"
+	// LabelBGPPeerOfSession on a BGPSession is the name of its BGPPeer.
+	LabelBGPPeerOfSession = "gantry.dev/peer"
 )
 
 // Labels and taints of Kubernetes that decide whether a node may announce.
 const (
 	LabelExcludeNode  = "node.kubernetes.io/exclude-from-external-load-balancers"
 	TaintOutOfService = "node.kubernetes.io/out-of-service"
-	// AnnotationDrainNodeAddresses on a Node makes its speaker hand its addresses over and take no
+	// AnnotationDrainNode on a Node makes its speaker hand its addresses over and take no
 	// new ones.
-	AnnotationDrainNodeAddresses = "gantry.dev/drain"
+	AnnotationDrainNode = "gantry.dev/drain"
 )
 
 // Condition types.
@@ -110,40 +112,41 @@ const (
 	// ConditionAnnounced on a Service: each of its addresses is announced, by a node that answers
 	// for it or over an established session.
 	ConditionAnnounced = "gantry.dev/Announced"
-	// ConditionRetired on an IPAddressPool with spec.gantry.retire: no Service holds a retired
-	// address any more.
-	ConditionRetired = "gantry.dev/Retired"
-	// ConditionReserved on an AddressReservation: its addresses are reserved for its Service.
-	ConditionReserved = "gantry.dev/Reserved"
-	// ConditionReady on a SpeakerStatus: the speaker lives. Another speaker sets it to False when
-	// this one is dead.
-	ConditionReady = "gantry.dev/Ready"
-	// ConditionGossip on a SpeakerStatus: the speaker exchanges gossip with every other living
-	// speaker.
-	ConditionGossip = "gantry.dev/GossipComplete"
+	// ConditionPoolRetirementDone on an IPAddressPool with spec.gantry.retire: no Service holds a
+	// retired address any more.
+	ConditionPoolRetirementDone = "gantry.dev/Retired"
+	// ConditionReservationEffective on an AddressReservation: its addresses are reserved for its
+	// Service.
+	ConditionReservationEffective = "gantry.dev/Reserved"
+	// ConditionSpeakerReady on a SpeakerStatus: the speaker lives. Another speaker sets it to False
+	// when this one is dead.
+	ConditionSpeakerReady = "gantry.dev/Ready"
+	// ConditionGossipComplete on a SpeakerStatus: the speaker exchanges gossip with every other
+	// living speaker.
+	ConditionGossipComplete = "gantry.dev/GossipComplete"
 	// ConditionLayer2Usable on a SpeakerStatus: the node can answer for addresses on some link.
 	ConditionLayer2Usable = "gantry.dev/Layer2Usable"
-	// ConditionFit on a SpeakerStatus: the node serves addresses as well as any other. Other nodes
-	// serve the addresses of an unfit node, as far as they can.
-	ConditionFit = "gantry.dev/Fit"
-	// ConditionUncontested on a SpeakerStatus: no foreign host claims an address that the node
-	// holds.
-	ConditionUncontested = "gantry.dev/AddressesUncontested"
+	// ConditionNodeFit on a SpeakerStatus: the node serves addresses as well as any other. Other
+	// nodes serve the addresses of an unfit node, as far as they can.
+	ConditionNodeFit = "gantry.dev/Fit"
+	// ConditionAddressesUncontested on a SpeakerStatus: no foreign host claims an address that the
+	// node holds.
+	ConditionAddressesUncontested = "gantry.dev/AddressesUncontested"
 	// ConditionEstablished on a BGPSession: the session with the router is established.
 	ConditionEstablished = "gantry.dev/Established"
 	// ConditionRoutesAnnounced on an established BGPSession: the router gets every route that it
 	// should get.
 	ConditionRoutesAnnounced = "gantry.dev/RoutesAnnounced"
-	// ConditionPathWatched on a BGPSession whose peer has a bfdProfile: BFD watches the path as the
-	// profile says.
-	ConditionPathWatched = "gantry.dev/PathWatched"
+	// ConditionBFDWatchesPath on a BGPSession whose peer has a bfdProfile: BFD watches the path as
+	// the profile says.
+	ConditionBFDWatchesPath = "gantry.dev/PathWatched"
 	// ConditionValid on configuration objects: the object is understood and every object that it
 	// names exists.
 	ConditionValid = "gantry.dev/Valid"
-	// ConditionPoolsValid is the controller's, ConditionConfigurationValid a speaker's condition on
-	// a ConfigurationState: the whole configuration is understood.
-	ConditionPoolsValid         = "poolReconcilerValid"
-	ConditionConfigurationValid = "configReconcilerValid"
+	// ConditionControllerConfigValid is the controller's, ConditionSpeakerConfigValid a speaker's
+	// condition on a ConfigurationState: the whole configuration is understood.
+	ConditionControllerConfigValid = "poolReconcilerValid"
+	ConditionSpeakerConfigValid    = "configReconcilerValid"
 )
 
 // Event reasons that the metallb.io API fixes; users filter on them.
@@ -168,8 +171,8 @@ const (
 	EventAnnounceFailed = "announceFailed"
 	// EventAnnounced: a Service that was not announced is announced again.
 	EventAnnounced = "announced"
-	// EventHolderUnavailable: the node that a Service asks for cannot hold its addresses.
-	EventHolderUnavailable = "holderUnavailable"
+	// EventRequestedHolderUnavailable: the node that a Service asks for cannot hold its addresses.
+	EventRequestedHolderUnavailable = "holderUnavailable"
 	// EventGossipBlocked: the speaker of a Node cannot exchange gossip with another living speaker.
 	EventGossipBlocked = "gossipBlocked"
 )

@@ -95,8 +95,8 @@ const (
 	// ReasonServiceProxyNotReady: externalTrafficPolicy is Local, and kube-proxy on this node has
 	// not written the rules for the endpoints here yet.
 	ReasonServiceProxyNotReady Reason = "ServiceProxyNotReady"
-	// ReasonHolderUnavailable: the annotation AnnotationHolder names a node that cannot hold the
-	// addresses.
+	// ReasonHolderUnavailable: the annotation AnnotationRequestedHolder names a node that cannot
+	// hold the addresses.
 	ReasonHolderUnavailable Reason = "HolderUnavailable"
 	// ReasonServiceProxySilent: kube-proxy on the node has answered its health check since the boot
 	// of the node, and does not answer any more. Another node serves.

@@ -68,7 +68,7 @@ type SpeakerStatusStatus struct {
 
 // IsDead reports whether a living speaker has found this one dead. A nil status is of no speaker.
 func (s *SpeakerStatusStatus) IsDead() bool {
-	return s != nil && meta.IsStatusConditionFalse(s.Conditions, names.ConditionReady)
+	return s != nil && meta.IsStatusConditionFalse(s.Conditions, names.ConditionSpeakerReady)
 }
 
 // SpeakerConflict is a foreign host that answers for an address.
@@ -81,8 +81,8 @@ type SpeakerConflict struct {
 	Since metav1.Time `json:"since"`
 }
 
-// MaxMoves is how many moves a SpeakerStatus has at most.
-const MaxMoves = 32
+// MaxMovesInSpeakerStatus is how many moves a SpeakerStatus has at most.
+const MaxMovesInSpeakerStatus = 32
 
 // AddressMove is a change of the node that answers for an address.
 type AddressMove struct {

@@ -41,7 +41,7 @@ func testInvalidBGPPeerExtensionsAreRefused(t *testing.T, c client.Client) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := &v1beta2.BGPPeer{Spec: tc.in}
-			p.Namespace, p.GenerateName = names.Namespace, "peer-"
+			p.Namespace, p.GenerateName = names.DefaultNamespace, "peer-"
 			if tc.want != nil {
 				checkCreationIsRefusedWithTexts(t, c, p, tc.want...)
 				return
@@ -67,7 +67,7 @@ func testInvalidBGPAdvertisementExtensionsAreRefused(t *testing.T, c client.Clie
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := &v1beta1.BGPAdvertisement{Spec: v1beta1.BGPAdvertisementSpec{Gantry: &tc.in}}
-			a.Namespace, a.GenerateName = names.Namespace, "ad-"
+			a.Namespace, a.GenerateName = names.DefaultNamespace, "ad-"
 			if tc.want != nil {
 				checkCreationIsRefusedWithTexts(t, c, a, tc.want...)
 				return
@@ -83,7 +83,7 @@ func testInvalidBGPAdvertisementExtensionsAreRefused(t *testing.T, c client.Clie
 	} {
 		t.Run("the alias of "+value, func(t *testing.T) {
 			o := &v1beta1.Community{Spec: v1beta1.CommunitySpec{Gantry: &v1beta1.CommunityExtension{Extended: []v1beta1.ExtendedCommunityAlias{{Name: "a", Value: value}}}}}
-			o.Namespace, o.GenerateName = names.Namespace, "c-"
+			o.Namespace, o.GenerateName = names.DefaultNamespace, "c-"
 			if want != "" {
 				checkCreationIsRefusedWithTexts(t, c, o, want)
 				return

@@ -63,7 +63,7 @@ func testInvalidPoolExtensionsAreRefused(t *testing.T, c client.Client) {
 			if err := c.Create(context.Background(), p); err != nil {
 				t.Fatal(err)
 			}
-			if _, problems := snapshot.BuildSnapshot(snapshot.Objects{Pools: []v1beta1.IPAddressPool{*p}}); len(problems) > 0 {
+			if _, problems := snapshot.BuildSnapshot(snapshot.ConfigurationObjects{Pools: []v1beta1.IPAddressPool{*p}}); len(problems) > 0 {
 				t.Errorf("it is accepted, but the controller says %v", problems)
 			}
 		})
@@ -73,7 +73,7 @@ func testInvalidPoolExtensionsAreRefused(t *testing.T, c client.Client) {
 func testInvalidReservationsAreRefused(t *testing.T, c client.Client) {
 	in := func(edit func(*v1alpha1.AddressReservationSpec)) *v1alpha1.AddressReservation {
 		r := &v1alpha1.AddressReservation{Spec: v1alpha1.AddressReservationSpec{Service: v1alpha1.ServiceReference{Namespace: "shop", Name: "web"}}}
-		r.Namespace, r.GenerateName = names.Namespace, "r-"
+		r.Namespace, r.GenerateName = names.DefaultNamespace, "r-"
 		edit(&r.Spec)
 		return r
 	}

@@ -39,7 +39,7 @@ func testLargeObjectsAreAccepted(t *testing.T, c client.Client) {
 	}
 	for kind, o := range map[string]client.Object{"IPAddressPool": pool, "Community": community, "BGPAdvertisement": ad} {
 		t.Run(kind, func(t *testing.T) {
-			o.SetNamespace(names.Namespace)
+			o.SetNamespace(names.DefaultNamespace)
 			o.SetName("created")
 			if err := c.Create(t.Context(), o.DeepCopyObject().(client.Object)); err != nil {
 				t.Errorf("creating it: %.500v", err)

@@ -48,13 +48,13 @@ func TestCRDValidationRules(t *testing.T) {
 
 func newPool(entries ...string) *v1beta1.IPAddressPool {
 	p := &v1beta1.IPAddressPool{Spec: v1beta1.IPAddressPoolSpec{Addresses: entries}}
-	p.Namespace, p.GenerateName = names.Namespace, "pool-"
+	p.Namespace, p.GenerateName = names.DefaultNamespace, "pool-"
 	return p
 }
 
 func newL2Advertisement(spec v1beta1.L2AdvertisementSpec) *v1beta1.L2Advertisement {
 	a := &v1beta1.L2Advertisement{Spec: spec}
-	a.Namespace, a.GenerateName = names.Namespace, "ad-"
+	a.Namespace, a.GenerateName = names.DefaultNamespace, "ad-"
 	return a
 }
 
@@ -141,7 +141,7 @@ func testValidPoolAddressesAreAcceptedAndParsed(t *testing.T, c client.Client) {
 			if err := c.Create(context.Background(), p); err != nil {
 				t.Fatal(err)
 			}
-			s, problems := snapshot.BuildSnapshot(snapshot.Objects{Pools: []v1beta1.IPAddressPool{*p}})
+			s, problems := snapshot.BuildSnapshot(snapshot.ConfigurationObjects{Pools: []v1beta1.IPAddressPool{*p}})
 			if len(problems) > 0 || len(s.Pools) != 1 {
 				t.Errorf("%q is accepted, but the controller says %v", entry, problems)
 			}
@@ -152,7 +152,7 @@ func testValidPoolAddressesAreAcceptedAndParsed(t *testing.T, c client.Client) {
 		if err := c.Create(context.Background(), p); err != nil {
 			t.Fatal(err)
 		}
-		_, problems := snapshot.BuildSnapshot(snapshot.Objects{Pools: []v1beta1.IPAddressPool{*p}})
+		_, problems := snapshot.BuildSnapshot(snapshot.ConfigurationObjects{Pools: []v1beta1.IPAddressPool{*p}})
 		if len(problems) != 1 || problems[0].Reason != names.ReasonInvalidAddress || !strings.Contains(problems[0].Text, "192.0.2.9-192.0.2.1") {
 			t.Errorf("the problems are %v, want one that quotes the range", problems)
 		}

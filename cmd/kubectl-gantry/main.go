@@ -14,7 +14,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	status := command.RunProgram(ctx, command.Environment{ProgramPath: os.Args[0], Args: os.Args[1:], Out: os.Stdout, ErrOut: os.Stderr, Now: time.Now, LookupVariable: os.LookupEnv})
+	status := command.RunProgram(ctx, command.ProcessEnvironment{ProgramPath: os.Args[0], Args: os.Args[1:], Out: os.Stdout, ErrOut: os.Stderr, Now: time.Now, LookupVariable: os.LookupEnv})
 	stop()
 	os.Exit(status)
 }

@@ -71,7 +71,7 @@ func (v *ConfigurationValidator) Handle(ctx context.Context, req admission.Reque
 	return admitCreateOrUpdate(snapshot.ObjectReference{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
 }
 
-func (v *ConfigurationValidator) readConfigurationObjects(ctx context.Context) (snapshot.Objects, error) {
+func (v *ConfigurationValidator) readConfigurationObjects(ctx context.Context) (snapshot.ConfigurationObjects, error) {
 	o, err := v.ConfigurationScope.ReadObjects(ctx, v.Reader)
 	if err != nil {
 		return o, err
@@ -84,14 +84,14 @@ func (v *ConfigurationValidator) readConfigurationObjects(ctx context.Context) (
 // warns of references to objects that do not exist yet.
 func admitCreateOrUpdate(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
 	var refused, warnings []string
-	old := map[snapshot.Fault]int{}
+	old := map[snapshot.ProblemIdentity]int{}
 	for _, p := range before {
-		old[p.Fault()]++
+		old[p.Identity()]++
 	}
 	for _, p := range after {
-		old[p.Fault()]--
+		old[p.Identity()]--
 		switch {
-		case old[p.Fault()] >= 0:
+		case old[p.Identity()] >= 0:
 		case p.IsDanglingReference() || p.IsOnlyAdvice():
 			if p.Object == self {
 				warnings = append(warnings, p.Text)
@@ -111,7 +111,7 @@ func admitCreateOrUpdate(self snapshot.ObjectReference, before, after []snapshot
 
 // admitDeletion refuses to delete a BFDProfile that a BGPPeer uses. Everything else may be
 // deleted; conditions report what is missing then.
-func admitDeletion(kind, name string, o *snapshot.Objects) admission.Response {
+func admitDeletion(kind, name string, o *snapshot.ConfigurationObjects) admission.Response {
 	if kind != "BFDProfile" {
 		return admission.Allowed("")
 	}
@@ -124,7 +124,7 @@ func admitDeletion(kind, name string, o *snapshot.Objects) admission.Response {
 }
 
 // insertAdmissionObject adds the object of the request to the others, as if it were admitted.
-func (v *ConfigurationValidator) insertAdmissionObject(req admission.Request, o *snapshot.Objects) error {
+func (v *ConfigurationValidator) insertAdmissionObject(req admission.Request, o *snapshot.ConfigurationObjects) error {
 	now := metav1.NewTime(v.CreationTimeOfNewObject())
 	switch req.Kind.Kind {
 	case "IPAddressPool":

@@ -48,8 +48,8 @@ func newPool(name string, entries ...string) v1beta1.IPAddressPool {
 	return p
 }
 
-// sendRequest sends a request to the webhook, which sees the objects of the reader.
-func sendRequest(t *testing.T, r objectReader, op admissionv1.Operation, kind string, o client.Object) admission.Response {
+// sendAdmissionRequest sends a request to the webhook, which sees the objects of the reader.
+func sendAdmissionRequest(t *testing.T, r objectReader, op admissionv1.Operation, kind string, o client.Object) admission.Response {
 	t.Helper()
 	raw, err := json.Marshal(o)
 	if err != nil {
@@ -90,7 +90,7 @@ func TestEditThatFixesOneOfManyFaultsIsAdmitted(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			r := sendRequest(t, objectReader{pools: tc.before}, admissionv1.Update, "IPAddressPool", &tc.after)
+			r := sendAdmissionRequest(t, objectReader{pools: tc.before}, admissionv1.Update, "IPAddressPool", &tc.after)
 			switch {
 			case r.Allowed != (tc.refuse == ""):
 				t.Errorf("allowed is %v: %v", r.Allowed, r.Result)
@@ -103,14 +103,14 @@ func TestEditThatFixesOneOfManyFaultsIsAdmitted(t *testing.T) {
 
 // A BFDProfile in another namespace is read by nobody, so that its deletion must not be refused:
 // the namespace could not be deleted either.
-func TestDeletionInAnotherNamespaceIsAdmitted(t *testing.T) {
+func TestBFDProfileDeletionInOtherNamespaceIsAdmitted(t *testing.T) {
 	peer := v1beta2.BGPPeer{Spec: v1beta2.BGPPeerSpec{BFDProfile: "fast"}}
 	peer.Namespace, peer.Name = "metallb-system", "router"
 	profile := &v1beta1.BFDProfile{}
 	profile.Name = "fast"
 	for namespace, want := range map[string]bool{"metallb-system": false, "elsewhere": true} {
 		profile.Namespace = namespace
-		if r := sendRequest(t, objectReader{peers: []v1beta2.BGPPeer{peer}}, admissionv1.Delete, "BFDProfile", profile); r.Allowed != want {
+		if r := sendAdmissionRequest(t, objectReader{peers: []v1beta2.BGPPeer{peer}}, admissionv1.Delete, "BFDProfile", profile); r.Allowed != want {
 			t.Errorf("in namespace %s: allowed is %v: %v", namespace, r.Allowed, r.Result)
 		}
 	}

@@ -68,8 +68,8 @@ func withSharingKey(key string, port uint16) func(*view.Service) {
 	}
 }
 
-// newReservedPool returns a pool that is used only when a Service names it or its address.
-func newReservedPool(t *testing.T) *snapshot.Pool {
+// newPoolWithoutAutoAssign returns a pool that is used only when a Service names it or its address.
+func newPoolWithoutAutoAssign(t *testing.T) *snapshot.Pool {
 	p := newPool(t, "reserved", "192.0.2.64/30")
 	p.AutoAssign = false
 	return p
@@ -86,24 +86,24 @@ func newPinnedPool(t *testing.T, name string, priority int, namespace, entry str
 }
 
 type decideCase struct {
-	pools      func(t *testing.T) []*snapshot.Pool
-	before     []*view.Service // served first, in this order
-	service    *view.Service
-	want       string
-	wantReason names.Reason
-	wantText   string
+	pools                  func(t *testing.T) []*snapshot.Pool
+	servicesAssignedBefore []*view.Service // served first, in this order
+	service                *view.Service
+	wantAddresses          string
+	wantReason             names.Reason
+	wantText               string
 }
 
 var decideCases = map[string]decideCase{
 	"the first address of the first entry is given first": {
 		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.8/29")} },
-		service: newService("s"), want: "192.0.2.8", wantReason: names.ReasonAssigned,
+		service: newService("s"), wantAddresses: "192.0.2.8", wantReason: names.ReasonAssigned,
 	},
 	"entries are used in their order, not by size": {
 		pools: func(t *testing.T) []*snapshot.Pool {
 			return []*snapshot.Pool{newPool(t, "a", "192.0.2.200-192.0.2.201", "192.0.2.1")}
 		},
-		service: newService("s"), want: "192.0.2.200", wantReason: names.ReasonAssigned,
+		service: newService("s"), wantAddresses: "192.0.2.200", wantReason: names.ReasonAssigned,
 	},
 	"addresses that end in 0 and 255 are passed over where the pool says so": {
 		pools: func(t *testing.T) []*snapshot.Pool {
@@ -111,29 +111,29 @@ var decideCases = map[string]decideCase{
 			p.AvoidBuggyIPs = true
 			return []*snapshot.Pool{p}
 		},
-		service: newService("s"), want: "192.0.3.1", wantReason: names.ReasonAssigned,
+		service: newService("s"), wantAddresses: "192.0.3.1", wantReason: names.ReasonAssigned,
 	},
 	"without pools the Reason is NoPools": {
 		pools:   func(*testing.T) []*snapshot.Pool { return nil },
 		service: newService("s"), wantReason: names.ReasonNoPools, wantText: "no IPAddressPool exists",
 	},
 	"a reserved pool is not used unasked": {
-		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newReservedPool(t)} },
+		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPoolWithoutAutoAssign(t)} },
 		service: newService("s"), wantReason: names.ReasonNoEligiblePool,
 	},
 	"a reserved pool is used when named": {
-		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newReservedPool(t)} },
-		service: newService("s", withRequestedPool("reserved")), want: "192.0.2.64", wantReason: names.ReasonAssigned,
+		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPoolWithoutAutoAssign(t)} },
+		service: newService("s", withRequestedPool("reserved")), wantAddresses: "192.0.2.64", wantReason: names.ReasonAssigned,
 	},
 	"a pool that does not exist is named in the answer": {
-		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newReservedPool(t)} },
+		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPoolWithoutAutoAssign(t)} },
 		service: newService("s", withRequestedPool("nowhere")), wantReason: names.ReasonPoolNotFound, wantText: `"nowhere"`,
 	},
 	"a pinned pool of a better priority comes before open ones": {
 		pools: func(t *testing.T) []*snapshot.Pool {
 			return []*snapshot.Pool{newPool(t, "a", "192.0.2.1"), newPinnedPool(t, "b", 0, "", "192.0.2.2"), newPinnedPool(t, "c", 7, "default", "192.0.2.3")}
 		},
-		service: newService("s"), want: "192.0.2.3", wantReason: names.ReasonAssigned,
+		service: newService("s"), wantAddresses: "192.0.2.3", wantReason: names.ReasonAssigned,
 	},
 	"a pool pinned to another namespace is never used": {
 		pools: func(t *testing.T) []*snapshot.Pool {
@@ -142,46 +142,46 @@ var decideCases = map[string]decideCase{
 		service: newService("s", withRequestedPool("b")), wantReason: names.ReasonPoolNotAllowed,
 	},
 	"an address that is asked for is given, of a reserved pool too": {
-		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newReservedPool(t)} },
-		service: newService("s", withRequestedAddresses("192.0.2.66")), want: "192.0.2.66", wantReason: names.ReasonAssigned,
+		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPoolWithoutAutoAssign(t)} },
+		service: newService("s", withRequestedAddresses("192.0.2.66")), wantAddresses: "192.0.2.66", wantReason: names.ReasonAssigned,
 	},
 	"an address in use is refused with its holder's name": {
-		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
-		before:  []*view.Service{newService("first")},
-		service: newService("s", withRequestedAddresses("192.0.2.1")), wantReason: names.ReasonAddressInUse, wantText: "default/first",
+		pools:                  func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
+		servicesAssignedBefore: []*view.Service{newService("first")},
+		service:                newService("s", withRequestedAddresses("192.0.2.1")), wantReason: names.ReasonAddressInUse, wantText: "default/first",
 	},
 	"an address of the wrong family is refused": {
 		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "fd00:1::/120")} },
 		service: newService("s", withRequestedAddresses("fd00:1::1")), wantReason: names.ReasonFamilyMismatch,
 	},
 	"Services with one key and other ports share the lowest address": {
-		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1-192.0.2.2")} },
-		before:  []*view.Service{newService("first", withSharingKey("k", 80))},
-		service: newService("s", withSharingKey("k", 443)), want: "192.0.2.1", wantReason: names.ReasonAssigned,
+		pools:                  func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1-192.0.2.2")} },
+		servicesAssignedBefore: []*view.Service{newService("first", withSharingKey("k", 80))},
+		service:                newService("s", withSharingKey("k", 443)), wantAddresses: "192.0.2.1", wantReason: names.ReasonAssigned,
 	},
 	"Services with one key and one port do not": {
-		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1-192.0.2.2")} },
-		before:  []*view.Service{newService("first", withSharingKey("k", 80))},
-		service: newService("s", withSharingKey("k", 80)), want: "192.0.2.2", wantReason: names.ReasonAssigned,
+		pools:                  func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1-192.0.2.2")} },
+		servicesAssignedBefore: []*view.Service{newService("first", withSharingKey("k", 80))},
+		service:                newService("s", withSharingKey("k", 80)), wantAddresses: "192.0.2.2", wantReason: names.ReasonAssigned,
 	},
 	"both families come from one pool": {
 		pools: func(t *testing.T) []*snapshot.Pool {
 			return []*snapshot.Pool{newPool(t, "a", "192.0.2.1"), newPool(t, "b", "192.0.2.9", "fd00:1::1")}
 		},
-		service: newService("s", withDualStack(view.RequireDualStack)), want: "192.0.2.9 fd00:1::1", wantReason: names.ReasonAssigned,
+		service: newService("s", withDualStack(view.RequireDualStack)), wantAddresses: "192.0.2.9 fd00:1::1", wantReason: names.ReasonAssigned,
 	},
 	"one family is enough for PreferDualStack": {
 		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
-		service: newService("s", withDualStack(view.PreferDualStack)), want: "192.0.2.1", wantReason: names.ReasonAssigned,
+		service: newService("s", withDualStack(view.PreferDualStack)), wantAddresses: "192.0.2.1", wantReason: names.ReasonAssigned,
 	},
 	"one family is not enough for RequireDualStack": {
 		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
 		service: newService("s", withDualStack(view.RequireDualStack)), wantReason: names.ReasonPoolExhausted,
 	},
 	"a full pool is named": {
-		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
-		before:  []*view.Service{newService("first")},
-		service: newService("s"), wantReason: names.ReasonPoolExhausted, wantText: "(a)",
+		pools:                  func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
+		servicesAssignedBefore: []*view.Service{newService("first")},
+		service:                newService("s"), wantReason: names.ReasonPoolExhausted, wantText: "(a)",
 	},
 	"a headless Service gets nothing": {
 		pools:   func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1")} },
@@ -194,13 +194,13 @@ func TestDecideAssignmentOfNewService(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			snap := &snapshot.Snapshot{Pools: tc.pools(t)}
 			l := NewLedger()
-			for _, s := range tc.before {
+			for _, s := range tc.servicesAssignedBefore {
 				d := DecideAssignment(s, l, snap)
 				l.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 			}
 			d := DecideAssignment(tc.service, l, snap)
-			if got := strings.ReplaceAll(view.JoinAddresses(d.Addresses), ",", ""); got != tc.want || d.Reason != tc.wantReason || !strings.Contains(d.Text, tc.wantText) {
-				t.Errorf("got %q, %s: %s; want %q, %s with %q", got, d.Reason, d.Text, tc.want, tc.wantReason, tc.wantText)
+			if got := strings.ReplaceAll(view.JoinAddresses(d.Addresses), ",", ""); got != tc.wantAddresses || d.Reason != tc.wantReason || !strings.Contains(d.Text, tc.wantText) {
+				t.Errorf("got %q, %s: %s; want %q, %s with %q", got, d.Reason, d.Text, tc.wantAddresses, tc.wantReason, tc.wantText)
 			}
 		})
 	}

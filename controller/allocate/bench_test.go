@@ -36,9 +36,9 @@ func decideAndCommitAssignment(tb testing.TB, s *view.Service, l *Ledger, snap *
 	return d
 }
 
-// BenchmarkAssignAndReleaseAtDifferentFills decides, commits and releases for one more Service at
+// BenchmarkAssignAndReleaseAtPoolFillLevels decides, commits and releases for one more Service at
 // different fills. The time must not grow with the fill, nor with pools that do not match.
-func BenchmarkAssignAndReleaseAtDifferentFills(b *testing.B) {
+func BenchmarkAssignAndReleaseAtPoolFillLevels(b *testing.B) {
 	others := func(to *snapshot.Snapshot, n int) {
 		for i := range n {
 			p := newPool(b, fmt.Sprintf("other-%04d", i), fmt.Sprintf("172.%d.%d.0/24", 16+i/256, i%256))

@@ -98,7 +98,7 @@ func anyOfLabelsRequiredBySelector(s labels.Selector) (needed []labelPair, possi
 	return nil, possible
 }
 
-func (c *candidatePools) clearPinnedCache() {
+func (c *candidatePools) resetCachedAllocationPools() {
 	c.cachedAllocationPoolsByNamespace = map[string][]*poolEntry{}
 }
 

@@ -48,16 +48,16 @@ type decider struct {
 	wantedPerFamily      int
 	// pickedAddresses are the addresses that this decision adds.
 	pickedAddresses []pickedAddress
-	// exhaustedPools had no free address, exhaustedFamilies are their families without one. In
+	// exhaustedPools had no free address, exhaustedFamilyPools are their families without one. In
 	// overQuotaPools the namespace has reached its quota.
 	exhaustedPools, overQuotaPools []*poolEntry
-	exhaustedFamilies              []*familyPool
+	exhaustedFamilyPools           []*familyPool
 	// candidates are the pools that may give an address, in their order: the pinned and the open
 	// ones.
 	candidates [2][]*poolEntry
-	// sharesOnlyWithBothFamilies is set while no address of a Service with one family may be
+	// skipsSingleFamilyHolders is set while no address of a Service with one family may be
 	// picked.
-	sharesOnlyWithBothFamilies bool
+	skipsSingleFamilyHolders bool
 }
 
 // pickedAddress is an address that a decision adds.
@@ -82,7 +82,7 @@ func newDecider(s *view.Service, l *Ledger, index *poolIndex) decider {
 func DecideAssignment(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decision {
 	d := newDecider(s, l, l.indexPoolsOfSnapshot(snap))
 	if !d.needsIPv4 && !d.needsIPv6 {
-		return Decision{Explanation: names.Explain(names.ReasonNoClusterIP, "the Service has no cluster IP: headless Services cannot be of type LoadBalancer")}
+		return Decision{Explanation: names.NewExplanation(names.ReasonNoClusterIP, "the Service has no cluster IP: headless Services cannot be of type LoadBalancer")}
 	}
 	if held, ok := l.AssignmentOf(s.Key); ok {
 		d.stillHoldableAssignmentBefore = held
@@ -93,7 +93,7 @@ func DecideAssignment(s *view.Service, l *Ledger, snap *snapshot.Snapshot) Decis
 	case s.InvalidRequestText != "":
 		return d.decideToKeepAssignment(names.Explanation{Reason: names.ReasonInvalidRequest, Text: s.InvalidRequestText})
 	case s.FamilyPolicy == view.RequireDualStack && !(d.needsIPv4 && d.needsIPv6):
-		return d.decideToKeepAssignment(names.Explain(names.ReasonFamilyMismatch, "ipFamilyPolicy is RequireDualStack, but the Service has cluster IPs of one family only"))
+		return d.decideToKeepAssignment(names.NewExplanation(names.ReasonFamilyMismatch, "ipFamilyPolicy is RequireDualStack, but the Service has cluster IPs of one family only"))
 	case len(s.RequestedAddresses) > 0:
 		return d.decideRequestedAddresses()
 	}
@@ -120,13 +120,13 @@ func (d *decider) needsFamily(f ipfamily.Family) bool {
 func (d *decider) decideFromNamedPool() Decision {
 	src := d.currentPoolIndex.poolEntryByName[d.service.RequestedPool]
 	if d.stillHoldableAssignmentBefore.PoolOfFirstAddress != d.service.RequestedPool && src != nil {
-		d.keptAddresses = slices.DeleteFunc(d.keptAddresses, func(a netip.Addr) bool { return d.currentPoolIndex.poolEntryAssigning(addressFromNetip(a)) != src })
+		d.keptAddresses = slices.DeleteFunc(d.keptAddresses, func(a netip.Addr) bool { return d.currentPoolIndex.poolEntryThatCanAssign(addressFromNetip(a)) != src })
 	}
 	switch {
 	case src == nil:
-		return d.decideToKeepAssignment(names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %s exists%s: create it there, or correct the annotation %s", names.Quote(d.service.RequestedPool), d.currentPoolIndex.namespacePhraseForPools(), names.AnnotationPool))
+		return d.decideToKeepAssignment(names.NewExplanation(names.ReasonPoolNotFound, "no IPAddressPool %s exists%s: create it there, or correct the annotation %s", names.QuoteShortened(d.service.RequestedPool), d.currentPoolIndex.namespacePhraseForPools(), names.AnnotationRequestedPool))
 	case !poolAdmits(src.pool, d.service):
-		return d.decideToKeepAssignment(names.Explain(names.ReasonPoolNotAllowed, poolDoesNotAdmitServiceFormat, src.pool.Name))
+		return d.decideToKeepAssignment(names.NewExplanation(names.ReasonPoolNotAllowed, poolDoesNotAdmitServiceFormat, src.pool.Name))
 	}
 	if !d.pickMissingAddresses([]*poolEntry{src}, nil) {
 		return d.decideToKeepAssignment(d.explainShortage())
@@ -142,9 +142,9 @@ func (d *decider) decideFromCandidatePools() Decision {
 	}
 	switch {
 	case len(d.currentPoolIndex.poolEntryByName) == 0:
-		return d.decideToKeepAssignment(names.Explain(names.ReasonNoPools, "no IPAddressPool exists%s: create one there", d.currentPoolIndex.namespacePhraseForPools()))
+		return d.decideToKeepAssignment(names.NewExplanation(names.ReasonNoPools, "no IPAddressPool exists%s: create one there", d.currentPoolIndex.namespacePhraseForPools()))
 	case len(pinned)+len(open) == 0:
-		return d.decideToKeepAssignment(names.Explain(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for other Services; name a pool with the annotation %s", names.AnnotationPool))
+		return d.decideToKeepAssignment(names.NewExplanation(names.ReasonNoEligiblePool, "no pool is open to this Service: each has autoAssign false or a serviceAllocation for other Services; name a pool with the annotation %s", names.AnnotationRequestedPool))
 	}
 	return d.decideToKeepAssignment(d.explainShortage())
 }
@@ -160,11 +160,11 @@ func (d *decider) decideRequestedAddresses() Decision {
 			v6++
 		}
 		if slices.Contains(d.service.AddressesToExchange, a) {
-			return d.decideToKeepAssignment(names.Explain(names.ReasonInvalidRequest, "the Service requests %s and releases it with the annotation %s: remove one of the two", a, names.AnnotationAddressesToRelease))
+			return d.decideToKeepAssignment(names.NewExplanation(names.ReasonInvalidRequest, "the Service requests %s and releases it with the annotation %s: remove one of the two", a, names.AnnotationAddressesToExchange))
 		}
 	}
 	if (v4 > 0) != d.needsIPv4 || (v6 > 0) != d.needsIPv6 || v4 > d.wantedPerFamily || v6 > d.wantedPerFamily {
-		return d.decideToKeepAssignment(names.Explain(names.ReasonFamilyMismatch, "the requested %s does not match the families of the Service's cluster IPs (%s): %s", view.JoinAddresses(want), view.JoinAddresses(d.service.ClusterIPs), d.adviceForFamilies(v4, v6)))
+		return d.decideToKeepAssignment(names.NewExplanation(names.ReasonFamilyMismatch, "the requested %s does not match the families of the Service's cluster IPs (%s): %s", view.JoinAddresses(want), view.JoinAddresses(d.service.ClusterIPs), d.adviseOnRequestedFamilies(v4, v6)))
 	}
 	d.keptAddresses = nil
 	for _, a := range want {
@@ -186,8 +186,9 @@ func (d *decider) decideRequestedAddresses() Decision {
 	return d.newAssignedDecision(slices.Clone(want))
 }
 
-// adviceForFamilies says what a Service can do that requests this many addresses of each family.
-func (d *decider) adviceForFamilies(v4, v6 int) string {
+// adviseOnRequestedFamilies says what a Service can do that requests this many addresses of each
+// family.
+func (d *decider) adviseOnRequestedFamilies(v4, v6 int) string {
 	has := map[bool]string{true: "IPv4", false: "IPv6"}
 	switch {
 	case v4 > d.wantedPerFamily || v6 > d.wantedPerFamily:
@@ -214,7 +215,7 @@ func (d *decider) decisionFromKeptAndPicked() Decision {
 	}
 	if (n4 > 0 && n4 < d.wantedPerFamily) || (n6 > 0 && n6 < d.wantedPerFamily) {
 		shortage := d.explainShortage()
-		out.Explanation = names.Explain(shortage.Reason, "assigned %s, fewer than the %d of each family that the annotation %s asks for: %s",
+		out.Explanation = names.NewExplanation(shortage.Reason, "assigned %s, fewer than the %d of each family that the annotation %s asks for: %s",
 			view.JoinAddresses(out.Addresses), d.wantedPerFamily, names.AnnotationAddressesPerFamily, shortage.Text)
 		out.DecideAgainWhenAddressesFree = true
 	}
@@ -237,7 +238,7 @@ func (d *decider) decideToProbePickedAddresses() (Decision, bool) {
 	for _, p := range d.pickedAddresses {
 		proposed = append(proposed, p.address.toNetip())
 	}
-	out := d.decideToKeepAssignment(names.Explain(names.ReasonProbing, "checking whether a host already uses %s; a speaker with a link to the segment answers", view.JoinAddresses(proposed)))
+	out := d.decideToKeepAssignment(names.NewExplanation(names.ReasonProbing, "checking whether a host already uses %s; a speaker with a link to the segment answers", view.JoinAddresses(proposed)))
 	out.AddressesToProbe = proposed
 	return out, true
 }
@@ -276,15 +277,15 @@ func (d *decider) explainPoolViolation() names.Explanation {
 		src := d.currentPoolIndex.poolEntryCovering(addressFromNetip(a))
 		switch {
 		case src == nil:
-			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + "; the Service keeps it: put it back into a pool" + d.currentPoolIndex.shortNamespacePhraseForPools() + ", or exchange it with the annotation " + names.AnnotationAddressesToRelease}
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + "; the Service keeps it: put it back into a pool" + d.currentPoolIndex.shortNamespacePhraseForPools() + ", or exchange it with the annotation " + names.AnnotationAddressesToExchange}
 		case src.pool.IsRetired(a):
 			return names.Explanation{Reason: names.ReasonAddressRetired, Text: "pool " + src.pool.Name + " retires " + a.String() + "; the Service keeps it until it is its turn to get another one and one is free"}
-		case src.pool.LeavesOut(a):
-			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + src.pool.Name + " excludes " + a.String() + "; the Service keeps it: exchange it with the annotation " + names.AnnotationAddressesToRelease}
+		case src.pool.NeverAssigns(a):
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + src.pool.Name + " excludes " + a.String() + "; the Service keeps it: exchange it with the annotation " + names.AnnotationAddressesToExchange}
 		case d.service.RequestedPool != "" && src.pool.Name != d.service.RequestedPool:
-			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + d.service.RequestedPool + " does not contain " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationAddressesToRelease}
+			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + d.service.RequestedPool + " does not contain " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationAddressesToExchange}
 		case !poolAdmits(src.pool, d.service):
-			return names.Explanation{Reason: names.ReasonPoolNotAllowed, Text: "the serviceAllocation of pool " + src.pool.Name + " does not admit this Service; it keeps " + a.String() + ": exchange it with the annotation " + names.AnnotationAddressesToRelease}
+			return names.Explanation{Reason: names.ReasonPoolNotAllowed, Text: "the serviceAllocation of pool " + src.pool.Name + " does not admit this Service; it keeps " + a.String() + ": exchange it with the annotation " + names.AnnotationAddressesToExchange}
 		}
 	}
 	return names.Explanation{}

@@ -18,35 +18,35 @@ const poolDoesNotAdmitServiceFormat = "pool %q does not admit this Service: ask 
 // have it. For an address that the Service already holds, only its pool is checked.
 func (d *decider) findPoolOfRequestedAddress(a netip.Addr) (*poolEntry, names.Explanation) {
 	at := addressFromNetip(a)
-	src := d.currentPoolIndex.poolEntryAssigning(at)
+	src := d.currentPoolIndex.poolEntryThatCanAssign(at)
 	if src == nil {
 		outer := d.currentPoolIndex.poolEntryCovering(at)
 		if outer != nil && outer.pool.IsRetired(a) {
-			return nil, names.Explain(names.ReasonAddressRetired, "pool %q retires the requested %s: ask for another address", outer.pool.Name, a)
+			return nil, names.NewExplanation(names.ReasonAddressRetired, "pool %q retires the requested %s: ask for another address", outer.pool.Name, a)
 		}
 		if outer != nil {
-			return nil, names.Explain(names.ReasonAddressNotInPool, "pool %q excludes the requested %s, by gantry.exclude or avoidBuggyIPs: ask for another address", outer.pool.Name, a)
+			return nil, names.NewExplanation(names.ReasonAddressNotInPool, "pool %q excludes the requested %s, by gantry.exclude or avoidBuggyIPs: ask for another address", outer.pool.Name, a)
 		}
-		return nil, names.Explain(names.ReasonAddressNotInPool, "no pool contains the requested %s: ask for an address of a pool%s, or add it to one", a, d.currentPoolIndex.shortNamespacePhraseForPools())
+		return nil, names.NewExplanation(names.ReasonAddressNotInPool, "no pool contains the requested %s: ask for an address of a pool%s, or add it to one", a, d.currentPoolIndex.shortNamespacePhraseForPools())
 	}
 	if d.service.RequestedPool != "" && d.service.RequestedPool != src.pool.Name {
-		return nil, names.Explain(names.ReasonInvalidRequest, "the requested %s belongs to pool %q, but the annotation %s asks for pool %q: remove one of the two",
-			a, src.pool.Name, names.AnnotationPool, d.service.RequestedPool)
+		return nil, names.NewExplanation(names.ReasonInvalidRequest, "the requested %s belongs to pool %q, but the annotation %s asks for pool %q: remove one of the two",
+			a, src.pool.Name, names.AnnotationRequestedPool, d.service.RequestedPool)
 	}
 	if !poolAdmits(src.pool, d.service) {
-		return nil, names.Explain(names.ReasonPoolNotAllowed, poolDoesNotAdmitServiceFormat, src.pool.Name)
+		return nil, names.NewExplanation(names.ReasonPoolNotAllowed, poolDoesNotAdmitServiceFormat, src.pool.Name)
 	}
 	if slices.Contains(d.stillHoldableAssignmentBefore.Addresses, a) {
 		return src, names.Explanation{}
 	}
 	if c := d.ledger.explainSharingConflict(at, d.service.Key, d.sharing); c.IsSet() {
-		return nil, names.Explain(c.Reason, "the requested %s %s: ask for another address, or %s", a, c.Text, c.advice)
+		return nil, names.NewExplanation(c.Reason, "the requested %s %s: ask for another address, or %s", a, c.Text, c.advice)
 	}
 	if w, blocked := d.ledger.entryWithholdingAddress(at, d.service.Key); blocked && !d.ledger.isAddressHeld(at) {
-		return nil, names.Explain(w.Reason, "the requested %s %s", a, w.describeReason())
+		return nil, names.NewExplanation(w.Reason, "the requested %s %s", a, w.describeReason())
 	}
 	if !d.isWithinQuota(src.forFamily(at.family()), at) {
-		return nil, names.Explain(names.ReasonQuotaExceeded, "namespace %s has reached its quota of pool %q: raise the quota or release addresses", d.service.Key.Namespace, src.pool.Name)
+		return nil, names.NewExplanation(names.ReasonQuotaExceeded, "namespace %s has reached its quota of pool %q: raise the quota or release addresses", d.service.Key.Namespace, src.pool.Name)
 	}
 	return src, names.Explanation{}
 }
@@ -174,12 +174,12 @@ func joinPoolNames(from []*poolEntry) string {
 // explainShortage says why pickMissingAddresses did not find all addresses.
 func (d *decider) explainShortage() names.Explanation {
 	if len(d.overQuotaPools) > 0 {
-		return names.Explain(names.ReasonQuotaExceeded, "namespace %s has reached its quota in the pools open to this Service (%s): raise the quota or release addresses",
+		return names.NewExplanation(names.ReasonQuotaExceeded, "namespace %s has reached its quota in the pools open to this Service (%s): raise the quota or release addresses",
 			d.service.Key.Namespace, joinPoolNames(d.overQuotaPools))
 	}
 	if why := d.explainSharingObstacle(); why.IsSet() {
 		return why
 	}
-	return names.Explain(names.ReasonPoolExhausted, "no free address of the needed family in the pools open to this Service (%s): add addresses or release some",
+	return names.NewExplanation(names.ReasonPoolExhausted, "no free address of the needed family in the pools open to this Service (%s): add addresses or release some",
 		joinPoolNames(d.exhaustedPools))
 }

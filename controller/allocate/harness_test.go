@@ -15,8 +15,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// harness is a Ledger with its pools and Services. It carries decisions out as the controller does.
-type harness struct {
+// ledgerHarness is a Ledger with its pools and Services. It carries decisions out as the controller
+// does.
+type ledgerHarness struct {
 	*testing.T
 	ledger            *Ledger
 	snapshot          *snapshot.Snapshot
@@ -26,15 +27,15 @@ type harness struct {
 	statusAddressesByService map[string][]netip.Addr
 }
 
-func newHarness(t *testing.T, pools ...*snapshot.Pool) *harness {
-	w := &harness{T: t, ledger: NewLedger(), lastServiceByName: map[string]*view.Service{}, statusAddressesByService: map[string][]netip.Addr{}, currentTime: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
+func newLedgerHarness(t *testing.T, pools ...*snapshot.Pool) *ledgerHarness {
+	w := &ledgerHarness{T: t, ledger: NewLedger(), lastServiceByName: map[string]*view.Service{}, statusAddressesByService: map[string][]netip.Addr{}, currentTime: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
 	w.ledger.AdvanceTime(w.currentTime)
 	w.setPools(pools...)
 	return w
 }
 
 // setPools replaces the pools.
-func (w *harness) setPools(pools ...*snapshot.Pool) {
+func (w *ledgerHarness) setPools(pools ...*snapshot.Pool) {
 	next := &snapshot.Snapshot{Namespace: "metallb-system", Pools: pools}
 	if w.snapshot != nil {
 		next.Reservations = w.snapshot.Reservations
@@ -43,7 +44,7 @@ func (w *harness) setPools(pools ...*snapshot.Pool) {
 }
 
 // setReservations replaces the reservations and decides what they keep.
-func (w *harness) setReservations(all ...*snapshot.Reservation) (last Decision) {
+func (w *ledgerHarness) setReservations(all ...*snapshot.Reservation) (last Decision) {
 	w.snapshot = &snapshot.Snapshot{Pools: w.snapshot.Pools, Reservations: all}
 	for _, r := range all {
 		last = DecideReservation(r, w.ledger, w.snapshot)
@@ -52,13 +53,13 @@ func (w *harness) setReservations(all ...*snapshot.Reservation) (last Decision) 
 	return last
 }
 
-func (w *harness) advanceTime(d time.Duration) {
+func (w *ledgerHarness) advanceTime(d time.Duration) {
 	w.currentTime = w.currentTime.Add(d)
 	w.ledger.AdvanceTime(w.currentTime)
 }
 
 // editServiceAndCarryOutDecision edits a Service, decides, and carries the Decision out.
-func (w *harness) editServiceAndCarryOutDecision(name string, edits ...func(*view.Service)) Decision {
+func (w *ledgerHarness) editServiceAndCarryOutDecision(name string, edits ...func(*view.Service)) Decision {
 	w.Helper()
 	s := w.lastServiceByName[name]
 	if s == nil {
@@ -84,7 +85,7 @@ func equalDecisions(a, b Decision) bool {
 }
 
 // carryOutDecision does what the controller does with a Decision.
-func (w *harness) carryOutDecision(s *view.Service, d Decision) {
+func (w *ledgerHarness) carryOutDecision(s *view.Service, d Decision) {
 	w.Helper()
 	if len(d.AddressesToProbe) > 0 {
 		w.ledger.WithholdAddressesUntilProbed(s.Key, d.AddressesToProbe)
@@ -99,7 +100,7 @@ func (w *harness) carryOutDecision(s *view.Service, d Decision) {
 
 // holdOldAndNewUntilWritten records that a Service holds its old and its new addresses until the
 // new ones are written, as the controller does.
-func (w *harness) holdOldAndNewUntilWritten(s *view.Service, d Decision) {
+func (w *ledgerHarness) holdOldAndNewUntilWritten(s *view.Service, d Decision) {
 	held, _ := w.ledger.AssignmentOf(s.Key)
 	both := slices.Clone(held.Addresses)
 	for _, a := range d.Addresses {
@@ -110,14 +111,14 @@ func (w *harness) holdOldAndNewUntilWritten(s *view.Service, d Decision) {
 	w.ledger.HoldUntilWritten(s, both, d.PoolOfFirstAddress)
 }
 
-func (w *harness) deleteService(name string) {
+func (w *ledgerHarness) deleteService(name string) {
 	w.ledger.ReleaseService(w.lastServiceByName[name].Key)
 	delete(w.lastServiceByName, name)
 	delete(w.statusAddressesByService, name)
 }
 
 // restartController builds a new Ledger from what is written, as a controller does at its start.
-func (w *harness) restartController() {
+func (w *ledgerHarness) restartController() {
 	memory := w.ledger.AllWithheldAddresses()
 	pools := map[string]string{}
 	for n, s := range w.lastServiceByName {
@@ -138,7 +139,7 @@ func (w *harness) restartController() {
 
 // wantDecision checks a Decision: its addresses ("A, B" or empty), its Reason, and words of its
 // sentence.
-func (w *harness) wantDecision(d Decision, addresses string, reason names.Reason, words ...string) {
+func (w *ledgerHarness) wantDecision(d Decision, addresses string, reason names.Reason, words ...string) {
 	w.Helper()
 	if view.JoinAddresses(d.Addresses) != addresses || d.Reason != reason {
 		w.Errorf("got %q, %s: %s; want %q, %s", view.JoinAddresses(d.Addresses), d.Reason, d.Text, addresses, reason)
@@ -170,7 +171,7 @@ func withLabel(key, value string) func(*view.Service) {
 	return func(s *view.Service) { s.Labels = map[string]string{key: value} }
 }
 
-func withAddressCount(n int) func(*view.Service) {
+func withAddressesPerFamily(n int) func(*view.Service) {
 	return func(s *view.Service) { s.RequestedAddressesPerFamily = n }
 }
 
@@ -232,6 +233,6 @@ func withQuota(n int, namespaces map[string]int) func(*snapshot.Pool) {
 	}
 }
 
-func withProbe(p *snapshot.Pool) {
-	p.AcquireProbe = &snapshot.ProbeSettings{QuarantineDelay: time.Hour}
+func withAcquireProbe(p *snapshot.Pool) {
+	p.AcquireProbe = &snapshot.AcquireProbeSettings{QuarantineDelay: time.Hour}
 }

@@ -14,16 +14,16 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestRandomHistories creates, edits and deletes Services, pools and reservations, lets time pass
-// and restarts the controller. After each step a slow oracle looks at every address and checks that
-// no address is held twice, none is taken by the acts of others, none is lost, and the next one
-// assigned is the lowest free one.
-func TestRandomHistories(t *testing.T) {
+// TestRandomEventsKeepLedgerInvariants creates, edits and deletes Services, pools and reservations,
+// lets time pass and restarts the controller. After each step a slow oracle looks at every address
+// and checks that no address is held twice, none is taken by the acts of others, none is lost, and
+// the next one assigned is the lowest free one.
+func TestRandomEventsKeepLedgerInvariants(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		h := &randomHistoryTest{T: rt, harness: newHarness(t)}
-		h.drawPools("0")
+		h := &randomHistoryTest{T: rt, harness: newLedgerHarness(t)}
+		h.setRandomPools("0")
 		for range rapid.IntRange(5, 40).Draw(rt, "steps") {
-			h.runStep()
+			h.runRandomStep()
 			h.checkInvariants()
 		}
 	})
@@ -32,7 +32,7 @@ func TestRandomHistories(t *testing.T) {
 // randomHistoryTest drives a harness at random.
 type randomHistoryTest struct {
 	*rapid.T
-	harness *harness
+	harness *ledgerHarness
 }
 
 func (h *randomHistoryTest) drawOneOf(label string, of ...string) string {
@@ -46,8 +46,8 @@ var possibleRangesByPool = map[string][][]string{
 	"1": {{"198.51.100.254-198.51.101.3"}, {"fd00:2::-fd00:2::5"}, {"198.51.101.0/29", "fd00:2::/127"}},
 }
 
-// drawPools replaces the pools by random variants of those that are named.
-func (h *randomHistoryTest) drawPools(pools ...string) {
+// setRandomPools replaces the pools by random variants of those that are named.
+func (h *randomHistoryTest) setRandomPools(pools ...string) {
 	var out []*snapshot.Pool
 	for _, name := range pools {
 		all := possibleRangesByPool[name]
@@ -72,9 +72,9 @@ func (h *randomHistoryTest) drawPools(pools ...string) {
 	h.harness.setPools(out...)
 }
 
-// runStep does one thing, and then serves all unrelated Services again: they must keep what they
-// have.
-func (h *randomHistoryTest) runStep() {
+// runRandomStep does one thing, and then serves all unrelated Services again: they must keep what
+// they have.
+func (h *randomHistoryTest) runRandomStep() {
 	w := h.harness
 	name := h.drawOneOf("service", "a1", "a2", "a3", "a4", "b1", "b2", "b3", "b4")
 	before := map[string][]netip.Addr{}
@@ -92,7 +92,7 @@ func (h *randomHistoryTest) runStep() {
 			w.deleteService(name)
 		}
 	case "pools":
-		h.drawPools([][]string{{"0", "1"}, {"0"}, {"1"}, {}}[rapid.IntRange(0, 3).Draw(h.T, "pools")]...)
+		h.setRandomPools([][]string{{"0", "1"}, {"0"}, {"1"}, {}}[rapid.IntRange(0, 3).Draw(h.T, "pools")]...)
 	case "restart":
 		w.restartController()
 	case "later":
@@ -123,7 +123,7 @@ func (h *randomHistoryTest) wantsToExchangeAddress(s *view.Service, a netip.Addr
 func (h *randomHistoryTest) createOrEditRandomService(name string, edit bool) {
 	var edits []func(*view.Service)
 	if h.harness.lastServiceByName[name] == nil {
-		edits = append(edits, inNamespace(name[:1]), withAddressCount(rapid.IntRange(1, 2).Draw(h.T, "count")))
+		edits = append(edits, inNamespace(name[:1]), withAddressesPerFamily(rapid.IntRange(1, 2).Draw(h.T, "count")))
 		switch h.drawOneOf("families", "4", "4", "6", "prefer", "require") {
 		case "6":
 			edits = append(edits, withSingleStackIPv6)

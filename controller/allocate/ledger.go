@@ -50,31 +50,32 @@ type Ledger struct {
 	poolNameByID                    []string
 	poolIDByName                    map[string]uint32
 
-	// recordIDTable finds a record by its Service.
-	recordIDTable   recordIDHashTable
-	serviceHashSeed maphash.Seed
-	holderTable     recordIDsByAddressTable
+	// recordIDByServiceTable finds a record by its Service.
+	recordIDByServiceTable recordIDHashTable
+	serviceHashSeed        maphash.Seed
+	holderTable            recordIDsByAddressTable
 	// withheldEntriesByAddress and withheldAddressesByService are the withheld addresses, by
 	// address and by the Service that may have them.
 	withheldEntriesByAddress   map[address][]WithheldAddress
 	withheldAddressesByService map[view.ObjectKey][]address
 	// reservedAddressesByReservation are the addresses that each reservation keeps.
 	reservedAddressesByReservation map[string]map[address]struct{}
-	// checkpointVersion counts the changes of the entries that must survive a restart.
-	checkpointVersion uint64
+	// withheldCheckpointVersion counts the changes of the entries that must survive a restart.
+	withheldCheckpointVersion uint64
 	// probingEntryCount counts the entries with ReasonProbing.
 	probingEntryCount int
 	// withholdDeadlines are ordered by time.
 	withholdDeadlines []withholdDeadline
 	// addressesNotWrittenByRecordID are those that no status of the Service can show yet.
 	addressesNotWrittenByRecordID map[int32][]address
-	// freedVersion counts what may serve a waiting Service: addresses became free, or a namespace
-	// has fewer. sharingVersion counts what may serve a waiting Service with a sharing key.
-	freedVersion, sharingVersion uint64
+	// freedAddressesVersion counts what may serve a waiting Service: addresses became free, or a
+	// namespace has fewer. shareableAddressesVersion counts what may serve a waiting Service with a
+	// sharing key.
+	freedAddressesVersion, shareableAddressesVersion uint64
 	// reservationByName are the reservations of the Snapshot.
 	reservationByName map[string]*snapshot.Reservation
-	// followingReservationByService are the reservations that take over what their Service held.
-	followingReservationByService map[view.ObjectKey]*snapshot.Reservation
+	// takeoverReservationByService are the reservations that take over what their Service held.
+	takeoverReservationByService map[view.ObjectKey]*snapshot.Reservation
 
 	currentPoolIndex *poolIndex
 }
@@ -91,7 +92,7 @@ func NewLedger() *Ledger {
 
 // AssignmentOf returns what the Service holds.
 func (l *Ledger) AssignmentOf(k view.ObjectKey) (Assignment, bool) {
-	id, ok := l.findRecord(k)
+	id, ok := l.findRecordID(k)
 	if !ok {
 		return Assignment{}, false
 	}
@@ -117,25 +118,25 @@ func (l *Ledger) HoldersOfAddress(a netip.Addr) []view.ObjectKey {
 
 // FreedAddressesVersion changes when something may have become free for a waiting Service: an
 // address, or a part of its namespace's quota.
-func (l *Ledger) FreedAddressesVersion() uint64 { return l.freedVersion }
+func (l *Ledger) FreedAddressesVersion() uint64 { return l.freedAddressesVersion }
 
 // ShareableAddressesVersion changes when a Service with a sharing key may find an address that it
 // could not share before.
-func (l *Ledger) ShareableAddressesVersion() uint64 { return l.sharingVersion }
+func (l *Ledger) ShareableAddressesVersion() uint64 { return l.shareableAddressesVersion }
 
 // HoldUntilWritten records that the Service holds exactly these addresses, although the new ones
 // are not in its status yet. If they are released before they were written, nobody used them, and
 // they do not cool down.
 func (l *Ledger) HoldUntilWritten(s *view.Service, addresses []netip.Addr, pool string) {
 	var before []address
-	if id, known := l.findRecord(s.Key); known {
+	if id, known := l.findRecordID(s.Key); known {
 		before = l.appendRecordAddresses(id, nil)
 		for _, a := range l.addressesNotWrittenByRecordID[id] {
 			before = slices.DeleteFunc(before, func(b address) bool { return a == b })
 		}
 	}
 	l.CommitAssignment(s, addresses, pool)
-	id, _ := l.findRecord(s.Key)
+	id, _ := l.findRecordID(s.Key)
 	for _, a := range addresses {
 		if n := addressFromNetip(a); !slices.Contains(before, n) {
 			l.addressesNotWrittenByRecordID[id] = append(l.addressesNotWrittenByRecordID[id], n)
@@ -145,7 +146,7 @@ func (l *Ledger) HoldUntilWritten(s *view.Service, addresses []netip.Addr, pool 
 
 // AssumeAddressesWritten records that the status of the Service may show all that it holds.
 func (l *Ledger) AssumeAddressesWritten(k view.ObjectKey) {
-	if id, known := l.findRecord(k); known {
+	if id, known := l.findRecordID(k); known {
 		delete(l.addressesNotWrittenByRecordID, id)
 	}
 }
@@ -161,7 +162,7 @@ func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool 
 	for _, a := range addresses {
 		now = append(now, addressFromNetip(a))
 	}
-	id, known := l.findRecord(s.Key)
+	id, known := l.findRecordID(s.Key)
 	sh := sharingPropertiesOf(s)
 	if known {
 		old = l.appendRecordAddresses(id, old)
@@ -196,7 +197,7 @@ func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool 
 // these may not be free yet: they cool down or are reserved.
 func (l *Ledger) ReleaseService(k view.ObjectKey) []netip.Addr {
 	l.removeProbingEntriesOfService(k)
-	id, ok := l.findRecord(k)
+	id, ok := l.findRecordID(k)
 	if !ok {
 		return nil
 	}
@@ -207,7 +208,7 @@ func (l *Ledger) ReleaseService(k view.ObjectKey) []netip.Addr {
 			continue
 		}
 		freed = append(freed, a.toNetip())
-		if r := l.followingReservationByService[k]; r != nil && !r.HasExpired(l.currentTime) {
+		if r := l.takeoverReservationByService[k]; r != nil && !r.HasExpired(l.currentTime) {
 			l.WithholdAddress(WithheldAddress{Address: a.toNetip(), ServiceThatMayHoldIt: k, Reason: names.ReasonAddressReserved, WithheldUntil: r.ExpiresAt, ReservationOrForeignHost: r.Name})
 		}
 	}
@@ -217,7 +218,7 @@ func (l *Ledger) ReleaseService(k view.ObjectKey) []netip.Addr {
 
 // ServicesHoldingAddresses returns every Service that holds an address, sorted.
 func (l *Ledger) ServicesHoldingAddresses() []view.ObjectKey {
-	out := make([]view.ObjectKey, 0, l.recordIDTable.count)
+	out := make([]view.ObjectKey, 0, l.recordIDByServiceTable.count)
 	for _, c := range l.recordChunks {
 		for i := range c {
 			if c[i].addressCount > 0 {
@@ -229,9 +230,9 @@ func (l *Ledger) ServicesHoldingAddresses() []view.ObjectKey {
 	return out
 }
 
-// CanServiceHold says whether the Service may hold a as far as other Services are concerned: no
-// other Service holds it, or all holders can share it with this one.
-func (l *Ledger) CanServiceHold(a netip.Addr, s *view.Service) bool {
+// CanShareWithHolders says whether the Service may hold a as far as other Services are concerned:
+// no other Service holds it, or all holders can share it with this one.
+func (l *Ledger) CanShareWithHolders(a netip.Addr, s *view.Service) bool {
 	return !l.explainSharingConflict(addressFromNetip(a), s.Key, sharingPropertiesOf(s)).IsSet()
 }
 
@@ -267,9 +268,9 @@ func (l *Ledger) UsageOfPool(p *snapshot.Pool, snap *snapshot.Snapshot) PoolUsag
 	if src == nil {
 		return PoolUsage{}
 	}
-	v4, v6 := p.CountAddresses()
+	v4, v6 := p.CountAssignableAddresses()
 	free := func(size int64, s *familyPool) int64 {
-		return max(size-int64(min(s.freeSet.takenCount, uint64(size))), 0)
+		return max(size-int64(min(s.takenPositionTree.takenCount, uint64(size))), 0)
 	}
 	return PoolUsage{src.ipv4Pool.heldAddressCount, src.ipv6Pool.heldAddressCount, free(v4, src.ipv4Pool), free(v6, src.ipv6Pool)}
 }
@@ -309,18 +310,18 @@ func (l *Ledger) countHeldAddressInFamilyPool(st *familyPool, a address, id int3
 		st.heldCountByNamespace[r.service.Namespace]++
 	}
 	if at, ok = st.assignableNumbering.positionOfAddress(a); ok {
-		st.freeSet.markTaken(at)
+		st.takenPositionTree.markTaken(at)
 		st.addSharer(at, r.sharing)
 	}
 	return at, ok
 }
 
-// countRelease counts that a Service released an address that this many others still hold.
-func (l *Ledger) countRelease(others int) {
+// bumpVersionsOnRelease counts that a Service released an address that this many others still hold.
+func (l *Ledger) bumpVersionsOnRelease(others int) {
 	if others == 0 {
-		l.freedVersion++
+		l.freedAddressesVersion++
 	} else {
-		l.sharingVersion++
+		l.shareableAddressesVersion++
 	}
 }
 
@@ -338,14 +339,14 @@ func (l *Ledger) firstRecordInNamespace(namespace string, ids []int32) int32 {
 func (l *Ledger) removeRecordAsHolder(id int32, a address) bool {
 	var room [1]int32
 	rest := l.holderTable.removeHolder(a, id, &room)
-	l.countRelease(len(rest))
+	l.bumpVersionsOnRelease(len(rest))
 	st := l.currentPoolIndex.familyPoolCovering(a)
 	if st == nil {
 		return len(rest) == 0
 	}
 	r := l.recordAt(id)
 	if ns := r.service.Namespace; st.heldCountByNamespace != nil && l.firstRecordInNamespace(ns, rest) < 0 {
-		l.freedVersion++
+		l.freedAddressesVersion++
 		if st.heldCountByNamespace[ns]--; st.heldCountByNamespace[ns] <= 0 {
 			delete(st.heldCountByNamespace, ns)
 		}
@@ -362,7 +363,7 @@ func (l *Ledger) removeRecordAsHolder(id int32, a address) bool {
 		l.WithholdAddress(WithheldAddress{Address: a.toNetip(), ServiceThatMayHoldIt: r.service, Reason: names.ReasonCoolingDown, WithheldUntil: l.currentTime.Add(st.pool.CooldownDelay)})
 	}
 	if placed && len(l.withheldEntriesByAddress[a]) == 0 {
-		st.freeSet.markFree(at)
+		st.takenPositionTree.markFree(at)
 	}
 	return true
 }

@@ -63,8 +63,8 @@ const maxAddressPositions = 1 << 63
 // it gives them: range by range, each from its lowest address, without excluded and skipped
 // addresses.
 type addressNumbering struct {
-	spansByPosition       []addressSpan // by position
-	spansByAddress        []addressSpan // by address
+	spansSortedByPosition []addressSpan // by position
+	spansSortedByAddress  []addressSpan // by address
 	positionCount         uint64
 	skipsDotZeroAndDot255 bool
 }
@@ -86,14 +86,14 @@ func newAddressNumbering(p *snapshot.Pool, f ipfamily.Family) addressNumbering {
 		if n == 0 {
 			continue
 		}
-		l.spansByPosition = append(l.spansByPosition, s)
+		l.spansSortedByPosition = append(l.spansSortedByPosition, s)
 		l.positionCount = min(l.positionCount+min(n, maxAddressPositions), maxAddressPositions)
 		if l.positionCount == maxAddressPositions {
 			break
 		}
 	}
-	l.spansByAddress = slices.Clone(l.spansByPosition)
-	slices.SortFunc(l.spansByAddress, func(x, y addressSpan) int {
+	l.spansSortedByAddress = slices.Clone(l.spansSortedByPosition)
+	slices.SortFunc(l.spansSortedByAddress, func(x, y addressSpan) int {
 		if x.first.isBelow(y.first) {
 			return -1
 		}
@@ -121,11 +121,11 @@ func (l *addressNumbering) countSpanPositions(s addressSpan) uint64 {
 
 // positionOfAddress returns the position of a, if the pool may give it.
 func (l *addressNumbering) positionOfAddress(a address) (uint64, bool) {
-	i := sort.Search(len(l.spansByAddress), func(i int) bool { return a.isBelow(l.spansByAddress[i].first) }) - 1
-	if i < 0 || l.spansByAddress[i].last.isBelow(a) {
+	i := sort.Search(len(l.spansSortedByAddress), func(i int) bool { return a.isBelow(l.spansSortedByAddress[i].first) }) - 1
+	if i < 0 || l.spansSortedByAddress[i].last.isBelow(a) {
 		return 0, false
 	}
-	s := l.spansByAddress[i]
+	s := l.spansSortedByAddress[i]
 	var at uint64
 	switch last := a.lowBits & 255; {
 	case !l.skipsDotZeroAndDot255:
@@ -143,8 +143,8 @@ func (l *addressNumbering) positionOfAddress(a address) (uint64, bool) {
 
 // addressAtPosition returns the address at the position.
 func (l *addressNumbering) addressAtPosition(at uint64) address {
-	i := sort.Search(len(l.spansByPosition), func(i int) bool { return at < l.spansByPosition[i].firstPosition }) - 1
-	s := l.spansByPosition[i]
+	i := sort.Search(len(l.spansSortedByPosition), func(i int) bool { return at < l.spansSortedByPosition[i].firstPosition }) - 1
+	s := l.spansSortedByPosition[i]
 	if l.skipsDotZeroAndDot255 {
 		return address{0, ipv4MappedPrefix + offsetOfNonBuggyIP(countNonBuggyIPsBelowOffset(s.first.lowBits-ipv4MappedPrefix)+at-s.firstPosition)}
 	}

@@ -68,9 +68,9 @@ func (d *decider) pickAddressOfEachMissingFamily(pinned, open []*poolEntry) bool
 	if d.pickBothFamilies(pinned) || d.pickBothFamilies(open) {
 		return true
 	}
-	d.exhaustedPools, d.exhaustedFamilies = nil, nil
+	d.exhaustedPools, d.exhaustedFamilyPools = nil, nil
 	var one, other bool
-	both := d.pickAddressPairSharedWholeOrNot(func() bool {
+	both := d.pickPairPreferablySharedWhole(func() bool {
 		one, other = d.pickAddressOfFamily(first, pinned, open), d.pickAddressOfFamily(second, pinned, open)
 		return one && other
 	})
@@ -89,7 +89,7 @@ func (d *decider) pickBothFamilies(from []*poolEntry) bool {
 		if d.pickBothAddressesOfOneHolder(src) {
 			return true
 		}
-		if d.pickAddressPairSharedWholeOrNot(func() bool {
+		if d.pickPairPreferablySharedWhole(func() bool {
 			return d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv4) && d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv6)
 		}) {
 			return true
@@ -107,7 +107,7 @@ func (d *decider) pickAddressOfFamily(f ipfamily.Family, pinned, open []*poolEnt
 	}
 	own := func(src *poolEntry) bool {
 		return slices.ContainsFunc(d.pickedAddresses, func(p pickedAddress) bool { return p.poolEntry == src }) ||
-			slices.ContainsFunc(d.keptAddresses, func(a netip.Addr) bool { return d.currentPoolIndex.poolEntryAssigning(addressFromNetip(a)) == src })
+			slices.ContainsFunc(d.keptAddresses, func(a netip.Addr) bool { return d.currentPoolIndex.poolEntryThatCanAssign(addressFromNetip(a)) == src })
 	}
 	if len(d.pickedAddresses)+len(d.keptAddresses) > 0 {
 		for _, from := range [...][]*poolEntry{pinned, open} {
@@ -150,7 +150,7 @@ func (d *decider) pickAddressWithheldForService(f ipfamily.Family, named bool) b
 		if a.family() != f || d.isPickedKeptOrToBeReleased(a) {
 			continue
 		}
-		src := d.currentPoolIndex.poolEntryAssigning(a)
+		src := d.currentPoolIndex.poolEntryThatCanAssign(a)
 		if src == nil || !poolAdmits(src.pool, d.service) || named && src.pool.Name != d.service.RequestedPool {
 			continue
 		}
@@ -217,7 +217,7 @@ func (d *decider) pickSharedOrFreeAddressFromPool(src *poolEntry, f ipfamily.Fam
 	}
 	switch {
 	case !ok:
-		d.exhaustedPools, d.exhaustedFamilies = append(d.exhaustedPools, src), append(d.exhaustedFamilies, st)
+		d.exhaustedPools, d.exhaustedFamilyPools = append(d.exhaustedPools, src), append(d.exhaustedFamilyPools, st)
 		return false
 	case !d.isWithinQuota(st, address{}):
 		d.overQuotaPools = append(d.overQuotaPools, src)

@@ -11,9 +11,9 @@ import (
 // PoolExplanation says why one pool can give a Service what it needs, or why not.
 type PoolExplanation struct {
 	Pool *snapshot.Pool
-	// IsTried says that the pool is one of those from which the Service gets its addresses: the one
-	// that it names, or one that is open to it.
-	IsTried bool
+	// IsCandidate says that the pool is one of those from which the Service gets its addresses: the
+	// one that it names, or one that is open to it.
+	IsCandidate bool
 	// Explanation is why the pool cannot give all addresses. It is zero if it can.
 	names.Explanation
 }

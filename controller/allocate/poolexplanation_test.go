@@ -46,7 +46,7 @@ func TestExplainPools(t *testing.T) {
 			t.Fatalf("%d pools, want %d", len(got), len(want))
 		}
 		for i, g := range got {
-			if now := (answer{g.Pool.Name, g.IsTried, g.Reason}); now != want[i] {
+			if now := (answer{g.Pool.Name, g.IsCandidate, g.Reason}); now != want[i] {
 				t.Errorf("%+v (%s), want %+v", now, g.Text, want[i])
 			}
 		}

@@ -16,7 +16,7 @@ type familyPool struct {
 	pool                *snapshot.Pool
 	family              ipfamily.Family
 	assignableNumbering addressNumbering
-	freeSet             *freeSet
+	takenPositionTree   *takenPositionTree
 	// heldAddressCount counts the different addresses in the Pool's Ranges that Services hold,
 	// excluded and avoided ones included.
 	heldAddressCount int64
@@ -31,7 +31,7 @@ type familyPool struct {
 
 func newFamilyPool(p *snapshot.Pool, f ipfamily.Family) *familyPool {
 	s := &familyPool{pool: p, family: f, assignableNumbering: newAddressNumbering(p, f), sharedPositionsByRequirement: map[requirementsToShare]*sharedPositionsOfGroup{}, podSelectorsBySharingKey: map[string][]string{}}
-	s.freeSet = newFreeSet(s.assignableNumbering.positionCount)
+	s.takenPositionTree = newTakenPositionTree(s.assignableNumbering.positionCount)
 	if p.Quota != nil {
 		s.heldCountByNamespace = map[string]int{}
 	}
@@ -78,7 +78,7 @@ func (s *familyPool) searchStartByAssignmentOrder(k view.ObjectKey) uint64 {
 	case s.pool.AssignmentOrder == snapshot.OrderRoundRobin:
 		return s.nextRoundRobinPosition
 	case s.pool.AssignmentOrder == snapshot.OrderHash && s.assignableNumbering.positionCount > 0:
-		return hashServiceName(k) % s.assignableNumbering.positionCount
+		return stableHashOfServiceName(k) % s.assignableNumbering.positionCount
 	}
 	return 0
 }
@@ -86,9 +86,9 @@ func (s *familyPool) searchStartByAssignmentOrder(k view.ObjectKey) uint64 {
 // nextFreePositionWithWrap returns the next free position, from the given one to the end and then
 // from the start.
 func (s *familyPool) nextFreePositionWithWrap(from uint64) (uint64, bool) {
-	at, ok := s.freeSet.nextFreePosition(from)
+	at, ok := s.takenPositionTree.nextFreePosition(from)
 	if !ok && from > 0 {
-		at, ok = s.freeSet.nextFreePosition(0)
+		at, ok = s.takenPositionTree.nextFreePosition(0)
 	}
 	return at, ok
 }
@@ -127,10 +127,10 @@ func (s *familyPool) removeSharer(at uint64, sh *sharingProperties, isLast bool)
 	}
 }
 
-// hashServiceName is FNV-1a (64 bits) over the name of a Service, with a final mix so that upper
-// and lower bits are equally good. It must be the same in every process and version, because
+// stableHashOfServiceName is FNV-1a (64 bits) over the name of a Service, with a final mix so that
+// upper and lower bits are equally good. It must be the same in every process and version, because
 // Services get their old address back by it.
-func hashServiceName(k view.ObjectKey) uint64 {
+func stableHashOfServiceName(k view.ObjectKey) uint64 {
 	f := fnv.New64a()
 	f.Write([]byte(k.String()))
 	h := f.Sum64()
@@ -207,7 +207,7 @@ func (l *Ledger) indexPoolsOfSnapshot(snap *snapshot.Snapshot) *poolIndex {
 			*to = append(*to, rangeEntry{addressFromNetip(r.First), addressFromNetip(r.Last), src})
 		}
 	}
-	m.candidatePools.clearPinnedCache()
+	m.candidatePools.resetCachedAllocationPools()
 	for _, all := range [...][]rangeEntry{m.ipv4RangeEntries, m.ipv6RangeEntries} {
 		slices.SortFunc(all, func(x, y rangeEntry) int {
 			if x.first.isBelow(y.first) {
@@ -245,7 +245,7 @@ func (l *Ledger) markHeldAndWithheldTaken(fresh map[*familyPool]bool) {
 	for a := range l.withheldEntriesByAddress {
 		if st := l.currentPoolIndex.familyPoolCovering(a); fresh[st] {
 			if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
-				st.freeSet.markTaken(at)
+				st.takenPositionTree.markTaken(at)
 			}
 		}
 	}
@@ -284,10 +284,10 @@ func (m *poolIndex) familyPoolCovering(a address) *familyPool {
 	return nil
 }
 
-// poolEntryAssigning returns the pool that may give the address, nil when none may.
-func (m *poolIndex) poolEntryAssigning(a address) *poolEntry {
+// poolEntryThatCanAssign returns the pool that may give the address, nil when none may.
+func (m *poolIndex) poolEntryThatCanAssign(a address) *poolEntry {
 	src := m.poolEntryCovering(a)
-	if src == nil || src.pool.LeavesOut(a.toNetip()) {
+	if src == nil || src.pool.NeverAssigns(a.toNetip()) {
 		return nil
 	}
 	return src

@@ -12,7 +12,7 @@ import (
 
 // TestCheckpointKeepsLongestWithheld stores the withheld addresses for a restart.
 func TestCheckpointKeepsLongestWithheld(t *testing.T) {
-	w := newHarness(t, newPool(t, "a", "192.0.2.0/29"))
+	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/29"))
 	entry := func(address string, reason names.Reason, d time.Duration) WithheldAddress {
 		return WithheldAddress{Address: netip.MustParseAddr(address), Reason: reason, WithheldUntil: w.currentTime.Add(d)}
 	}
@@ -21,36 +21,36 @@ func TestCheckpointKeepsLongestWithheld(t *testing.T) {
 	third := entry("192.0.2.3", names.ReasonCoolingDown, 2*time.Minute)
 	reserved := entry("192.0.2.4", names.ReasonAddressReserved, time.Hour)
 	for _, e := range []WithheldAddress{third, first, second} {
-		before := w.ledger.CheckpointVersion()
-		if w.ledger.WithholdAddress(e); w.ledger.CheckpointVersion() == before {
+		before := w.ledger.WithheldCheckpointVersion()
+		if w.ledger.WithholdAddress(e); w.ledger.WithheldCheckpointVersion() == before {
 			t.Errorf("the version does not change with %+v", e)
 		}
 	}
-	before := w.ledger.CheckpointVersion()
+	before := w.ledger.WithheldCheckpointVersion()
 	w.ledger.WithholdAddress(reserved)
 	w.ledger.WithholdAddress(first)
 	w.ledger.WithholdAddress(entry("192.0.2.5", names.ReasonCoolingDown, 0)) // is over
-	if got := w.ledger.CheckpointVersion(); got != before {
+	if got := w.ledger.WithheldCheckpointVersion(); got != before {
 		t.Errorf("the version changes from %d to %d, and the entries do not", before, got)
 	}
 	for limit, want := range map[int][]WithheldAddress{
 		4: {first, second, third}, 3: {first, second, third}, 2: {first, third}, 1: {first}, 0: {},
 	} {
-		if got := w.ledger.CheckpointEntries(limit); !slices.Equal(got, want) {
+		if got := w.ledger.WithheldCheckpointEntries(limit); !slices.Equal(got, want) {
 			t.Errorf("at most %d entries: %+v, want %+v", limit, got, want)
 		}
 	}
 	w.advanceTime(time.Minute)
-	if got, want := w.ledger.CheckpointEntries(4), []WithheldAddress{first, third}; !slices.Equal(got, want) {
+	if got, want := w.ledger.WithheldCheckpointEntries(4), []WithheldAddress{first, third}; !slices.Equal(got, want) {
 		t.Errorf("after a minute: %+v, want %+v", got, want)
 	}
-	if w.ledger.CheckpointVersion() == before {
+	if w.ledger.WithheldCheckpointVersion() == before {
 		t.Error("an entry has ended, and the version is the same")
 	}
 }
 
 func TestLedgerListsHoldersOfSharedAddress(t *testing.T) {
-	w := newHarness(t, newPool(t, "a", "192.0.2.1/32"))
+	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.1/32"))
 	address := netip.MustParseAddr("192.0.2.1")
 	w.wantDecision(w.editServiceAndCarryOutDecision("web", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("dns", withSharingKey("k", 53)), "192.0.2.1", names.ReasonAssigned)
@@ -72,11 +72,11 @@ func TestLedgerListsHoldersOfSharedAddress(t *testing.T) {
 		if got := w.ledger.ConflictingHolders(address, c.service); !slices.Equal(got, c.conflicts) {
 			t.Errorf("%s: the address is in conflict with %v, want %v", name, got, c.conflicts)
 		}
-		if got, want := w.ledger.CanServiceHold(address, c.service), len(c.conflicts) == 0; got != want {
+		if got, want := w.ledger.CanShareWithHolders(address, c.service), len(c.conflicts) == 0; got != want {
 			t.Errorf("%s: the Service may hold the address: %v, want %v", name, got, want)
 		}
 	}
-	if !w.ledger.CanServiceHold(netip.MustParseAddr("192.0.2.2"), newService("api")) {
+	if !w.ledger.CanShareWithHolders(netip.MustParseAddr("192.0.2.2"), newService("api")) {
 		t.Error("a Service may not hold an address without a holder")
 	}
 	if !CanShareAddress(web, dns) || CanShareAddress(web, newSharingService("api", 80)) || CanShareAddress(web, newService("api")) {
@@ -95,10 +95,10 @@ func newSharingService(name string, port uint16) *view.Service {
 	return s
 }
 
-// TestReleaseFollowsRulesOfEditedPool: the pools change, then a Service goes.
-func TestReleaseFollowsRulesOfEditedPool(t *testing.T) {
+// TestReleasedAddressCoolsDownByEditedPool: the pools change, then a Service goes.
+func TestReleasedAddressCoolsDownByEditedPool(t *testing.T) {
 	old := newPool(t, "a", "192.0.2.1/32")
-	w := newHarness(t, old)
+	w := newLedgerHarness(t, old)
 	w.wantDecision(w.editServiceAndCarryOutDecision("web"), "192.0.2.1", names.ReasonAssigned)
 	next := editPool(old, withCooldown(time.Minute))
 	w.setPools(next)

@@ -10,19 +10,19 @@ func (l *Ledger) recordAt(id int32) *assignmentRecord {
 	return &l.recordChunks[id/recordsPerChunk][id%recordsPerChunk]
 }
 
-// hashService is the hash with which the record of a Service is found. It has a random seed, so
-// that no user can choose colliding names.
-func (l *Ledger) hashService(k view.ObjectKey) uint32 {
+// seededHashOfService is the hash with which the record of a Service is found. It has a random
+// seed, so that no user can choose colliding names.
+func (l *Ledger) seededHashOfService(k view.ObjectKey) uint32 {
 	return uint32(maphash.String(l.serviceHashSeed, k.Name) + maphash.String(l.serviceHashSeed, k.Namespace)*31)
 }
 
-// findRecord returns the record of the Service.
-func (l *Ledger) findRecord(k view.ObjectKey) (int32, bool) {
-	at, ok := l.recordIDTable.findEntry(l.hashService(k), func(id uint32) bool { return l.recordAt(int32(id)).service == k })
+// findRecordID returns the record of the Service.
+func (l *Ledger) findRecordID(k view.ObjectKey) (int32, bool) {
+	at, ok := l.recordIDByServiceTable.findEntry(l.seededHashOfService(k), func(id uint32) bool { return l.recordAt(int32(id)).service == k })
 	if !ok {
 		return 0, false
 	}
-	return int32(l.recordIDTable.slots[at].recordIDPlusOne - 1), true
+	return int32(l.recordIDByServiceTable.slots[at].recordIDPlusOne - 1), true
 }
 
 // createRecord creates a record for a Service that has none.
@@ -37,14 +37,14 @@ func (l *Ledger) createRecord(k view.ObjectKey) int32 {
 		l.recordCount++
 	}
 	l.recordAt(id).service = k
-	l.recordIDTable.addEntry(l.hashService(k), uint32(id))
+	l.recordIDByServiceTable.addEntry(l.seededHashOfService(k), uint32(id))
 	return id
 }
 
 // deleteRecord deletes a record that holds nothing any more.
 func (l *Ledger) deleteRecord(id int32) {
-	at, _ := l.recordIDTable.findEntry(l.hashService(l.recordAt(id).service), func(o uint32) bool { return int32(o) == id })
-	l.recordIDTable.removeEntry(at)
+	at, _ := l.recordIDByServiceTable.findEntry(l.seededHashOfService(l.recordAt(id).service), func(o uint32) bool { return int32(o) == id })
+	l.recordIDByServiceTable.removeEntry(at)
 	delete(l.addressesBeyondSecondByRecordID, id)
 	delete(l.addressesNotWrittenByRecordID, id)
 	*l.recordAt(id) = assignmentRecord{}
@@ -111,7 +111,7 @@ func (l *Ledger) changeSharingProperties(id int32, held []address, sh *sharingPr
 	}
 	r.sharing = sh
 	if len(held) > 0 {
-		l.sharingVersion++
+		l.shareableAddressesVersion++
 	}
 }
 

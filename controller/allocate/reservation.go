@@ -21,15 +21,15 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 	kept := l.reservedAddresses(r.Name)
 	switch {
 	case r.HasExpired(l.currentTime):
-		return Decision{Explanation: names.Explain(names.ReasonExpired, "the reservation has expired: addresses without a holder are free")}
+		return Decision{Explanation: names.NewExplanation(names.ReasonExpired, "the reservation has expired: addresses without a holder are free")}
 	case len(r.Addresses) > 0:
-		if d, clash := l.decideBesideOlderReservations(r); clash {
+		if d, clash := l.decideIfOlderReservationsClash(r); clash {
 			return d
 		}
 		for _, a := range r.Addresses {
 			for _, k := range l.HoldersOfAddress(a) {
 				if k != r.Service {
-					return Decision{Addresses: r.Addresses, Explanation: names.Explain(names.ReasonAddressInUse, "%s is held by Service %s; the reservation takes effect when that Service releases it", a, k)}
+					return Decision{Addresses: r.Addresses, Explanation: names.NewExplanation(names.ReasonAddressInUse, "%s is held by Service %s; the reservation takes effect when that Service releases it", a, k)}
 				}
 			}
 		}
@@ -39,11 +39,11 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 	case len(kept) > 0:
 		return newReservedDecision(r, kept)
 	case r.KeepsAddressesOfDeletedService():
-		return Decision{Explanation: names.Explain(names.ReasonNoAddress, "Service %s holds no address yet", r.Service)}
+		return Decision{Explanation: names.NewExplanation(names.ReasonNoAddress, "Service %s holds no address yet", r.Service)}
 	}
 	src := m.poolEntryByName[r.PoolToChooseFrom]
 	if src == nil {
-		return Decision{Explanation: names.Explain(names.ReasonPoolNotFound, "no IPAddressPool %q exists%s: create it there, or correct the name", r.PoolToChooseFrom, m.namespacePhraseForPools())}
+		return Decision{Explanation: names.NewExplanation(names.ReasonPoolNotFound, "no IPAddressPool %q exists%s: create it there, or correct the name", r.PoolToChooseFrom, m.namespacePhraseForPools())}
 	}
 	s := &view.Service{Key: r.Service, RequestedPool: r.PoolToChooseFrom}
 	d := decider{service: s, ledger: l, currentPoolIndex: m, needsIPv4: src.ipv4Pool.assignableNumbering.positionCount > 0, needsIPv6: src.ipv6Pool.assignableNumbering.positionCount > 0, wantedPerFamily: 1, stillHoldableAssignmentBefore: held}
@@ -57,12 +57,12 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 }
 
 func newReservedDecision(r *snapshot.Reservation, addresses []netip.Addr) Decision {
-	return Decision{Addresses: addresses, PoolOfFirstAddress: r.PoolToChooseFrom, Explanation: names.Explain(names.ReasonReserved, "%s is kept for Service %s", view.JoinAddresses(addresses), r.Service)}
+	return Decision{Addresses: addresses, PoolOfFirstAddress: r.PoolToChooseFrom, Explanation: names.NewExplanation(names.ReasonReserved, "%s is kept for Service %s", view.JoinAddresses(addresses), r.Service)}
 }
 
-// decideBesideOlderReservations decides about a reservation of which older ones for other Services
+// decideIfOlderReservationsClash decides about a reservation of which older ones for other Services
 // keep an address.
-func (l *Ledger) decideBesideOlderReservations(r *snapshot.Reservation) (d Decision, clash bool) {
+func (l *Ledger) decideIfOlderReservationsClash(r *snapshot.Reservation) (d Decision, clash bool) {
 	for _, a := range r.Addresses {
 		older := l.olderReservationOf(a, r)
 		switch {
@@ -70,7 +70,7 @@ func (l *Ledger) decideBesideOlderReservations(r *snapshot.Reservation) (d Decis
 			d.Addresses = append(d.Addresses, a)
 		case !clash:
 			clash = true
-			d.Explanation = names.Explain(names.ReasonAddressInUse, "AddressReservation %q, which is older, keeps %s for Service %s: remove the address from one of the two", older.Name, a, older.Service)
+			d.Explanation = names.NewExplanation(names.ReasonAddressInUse, "AddressReservation %q, which is older, keeps %s for Service %s: remove the address from one of the two", older.Name, a, older.Service)
 		}
 	}
 	return d, clash
@@ -124,7 +124,7 @@ func (l *Ledger) reservedAddresses(name string) []netip.Addr {
 // Snapshot may be older.
 func (l *Ledger) applyReservations(snap *snapshot.Snapshot) {
 	l.reservationByName = map[string]*snapshot.Reservation{}
-	l.followingReservationByService = map[view.ObjectKey]*snapshot.Reservation{}
+	l.takeoverReservationByService = map[view.ObjectKey]*snapshot.Reservation{}
 	if snap != nil {
 		for _, r := range snap.Reservations {
 			if !r.HasExpired(l.currentTime) {
@@ -145,7 +145,7 @@ func (l *Ledger) applyReservations(snap *snapshot.Snapshot) {
 	})
 	for _, r := range oldestFirst {
 		if r.KeepsAddressesOfDeletedService() {
-			l.followingReservationByService[r.Service] = r
+			l.takeoverReservationByService[r.Service] = r
 		}
 		kept := l.reservedAddresses(r.Name)
 		switch {

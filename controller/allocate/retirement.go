@@ -61,7 +61,7 @@ func DecideAssignmentWithoutRetired(s *view.Service, l *Ledger, snap *snapshot.S
 func (l *Ledger) LiftWithheldAddresses(p *snapshot.Pool) []netip.Addr {
 	var freed []netip.Addr
 	for _, w := range l.AllWithheldAddresses() {
-		isNamed := slices.ContainsFunc(p.AddressesToLift, func(r snapshot.Range) bool { return r.Contains(w.Address) })
+		isNamed := slices.ContainsFunc(p.WithheldAddressesToFree, func(r snapshot.Range) bool { return r.Contains(w.Address) })
 		if w.mustSurviveRestart() && isNamed && p.CoversAddress(w.Address) &&
 			l.removeWithheldEntriesAndFreeAddress(addressFromNetip(w.Address), WithheldAddress.mustSurviveRestart) {
 			freed = append(freed, w.Address)

@@ -33,7 +33,7 @@ func TestSharingRules(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := newHarness(t, newPool(t, "a", "192.0.2.0/29"))
+			w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/29"))
 			w.wantDecision(w.editServiceAndCarryOutDecision("first", tc.first...), "192.0.2.0", names.ReasonAssigned)
 			d := w.editServiceAndCarryOutDecision("second", append(tc.second, withRequestedAddresses("192.0.2.0"))...)
 			if tc.want == names.ReasonAssigned {
@@ -49,7 +49,7 @@ func TestSharingRules(t *testing.T) {
 }
 
 func TestServiceThatMayNoLongerShareLosesTheAddress(t *testing.T) {
-	w := newHarness(t, newPool(t, "a", "192.0.2.0/29"))
+	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/29"))
 	w.editServiceAndCarryOutDecision("first", withSharingKey("k", 80))
 	w.wantDecision(w.editServiceAndCarryOutDecision("second", withSharingKey("k", 81)), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("second", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
@@ -59,7 +59,7 @@ func TestServiceThatMayNoLongerShareLosesTheAddress(t *testing.T) {
 	w.wantDecision(w.editServiceAndCarryOutDecision("third", withSharingKey("m", 80)), "192.0.2.0", names.ReasonAssigned)
 }
 
-func TestFamilyPolicies(t *testing.T) {
+func TestIPFamilyPolicies(t *testing.T) {
 	v4, v6 := func() *snapshot.Pool { return newPool(t, "four", "192.0.2.0/30") }, func() *snapshot.Pool { return newPool(t, "six", "fd00:1::/126") }
 	both := func() *snapshot.Pool { return newPool(t, "z-both", "198.51.100.0/30", "fd00:2::/126") }
 	one := func() *snapshot.Pool { return newPool(t, "one", "192.0.2.9", "fd00:3::9") }
@@ -90,7 +90,7 @@ func TestFamilyPolicies(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := newHarness(t, tc.pools...)
+			w := newLedgerHarness(t, tc.pools...)
 			d := w.editServiceAndCarryOutDecision("s", tc.edits...)
 			w.wantDecision(d, tc.want, tc.reason)
 			if !slices.Equal(d.PoolsOfAllAddressesIfSeveral, tc.pools2) || (len(d.PoolsOfAllAddressesIfSeveral) > 0 && d.PoolOfFirstAddress != d.PoolsOfAllAddressesIfSeveral[0]) {
@@ -109,7 +109,7 @@ func TestFamilyPolicies(t *testing.T) {
 
 func TestOtherFamilyIsAddedWhenAvailable(t *testing.T) {
 	v4, more := newPool(t, "four", "192.0.2.0/30"), newPool(t, "more", "192.0.2.8", "fd00:1::1")
-	w := newHarness(t, v4)
+	w := newLedgerHarness(t, v4)
 	w.wantDecision(w.editServiceAndCarryOutDecision("s", withDualStack(view.PreferDualStack)), "192.0.2.0", names.ReasonAssigned)
 	w.setPools(v4, more)
 	w.editServiceAndCarryOutDecision("other", withSingleStackIPv6)
@@ -123,7 +123,7 @@ func TestOtherFamilyIsAddedWhenAvailable(t *testing.T) {
 		t.Errorf("complete: %+v", d)
 	}
 	// Its own pool comes first when it has the family.
-	w = newHarness(t, newPool(t, "four", "192.0.2.0/30"))
+	w = newLedgerHarness(t, newPool(t, "four", "192.0.2.0/30"))
 	w.editServiceAndCarryOutDecision("s", withDualStack(view.PreferDualStack))
 	w.setPools(newPool(t, "a-six", "fd00:9::/126"), newPool(t, "four", "192.0.2.0/30", "fd00:1::/126"))
 	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.0, fd00:1::", names.ReasonAssigned)
@@ -163,14 +163,14 @@ func TestPoolPriority(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := newHarness(t, tc.pools...)
+			w := newLedgerHarness(t, tc.pools...)
 			w.wantDecision(w.editServiceAndCarryOutDecision("s", tc.edits...), tc.want, tc.reason)
 		})
 	}
 }
 
 func TestAssignmentOrders(t *testing.T) {
-	take := func(w *harness, names ...string) (out []string) {
+	take := func(w *ledgerHarness, names ...string) (out []string) {
 		for _, n := range names {
 			out = append(out, view.JoinAddresses(w.editServiceAndCarryOutDecision(n).Addresses))
 		}
@@ -183,14 +183,14 @@ func TestAssignmentOrders(t *testing.T) {
 		}
 	}
 	t.Run("lowest, without what is excluded", func(t *testing.T) {
-		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.8-192.0.2.10", "192.0.2.0/30"), excludingRanges(t, "192.0.2.9", "192.0.2.1-192.0.2.2")))
+		w := newLedgerHarness(t, editPool(newPool(t, "a", "192.0.2.8-192.0.2.10", "192.0.2.0/30"), excludingRanges(t, "192.0.2.9", "192.0.2.1-192.0.2.2")))
 		check(t, take(w, "a", "b", "c", "d"), "192.0.2.8", "192.0.2.10", "192.0.2.0", "192.0.2.3")
 		w.wantDecision(w.editServiceAndCarryOutDecision("e"), "", names.ReasonPoolExhausted)
 		w.deleteService("b")
 		check(t, take(w, "e"), "192.0.2.10")
 	})
 	t.Run("round robin", func(t *testing.T) {
-		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withAssignmentOrder(snapshot.OrderRoundRobin)))
+		w := newLedgerHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withAssignmentOrder(snapshot.OrderRoundRobin)))
 		check(t, take(w, "a", "b"), "192.0.2.0", "192.0.2.1")
 		w.deleteService("a")
 		w.deleteService("b")
@@ -198,14 +198,14 @@ func TestAssignmentOrders(t *testing.T) {
 		w.wantDecision(w.editServiceAndCarryOutDecision("g"), "", names.ReasonPoolExhausted)
 	})
 	t.Run("hash, the same name has the same address", func(t *testing.T) {
-		fill := func(w *harness) {
+		fill := func(w *ledgerHarness) {
 			for i := range 40 {
 				w.editServiceAndCarryOutDecision("other-" + strconv.Itoa(i))
 			}
 		}
-		first := newHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withAssignmentOrder(snapshot.OrderHash)))
+		first := newLedgerHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withAssignmentOrder(snapshot.OrderHash)))
 		a := take(first, "web", "api")
-		second := newHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withAssignmentOrder(snapshot.OrderHash)))
+		second := newLedgerHarness(t, editPool(newPool(t, "a", "10.0.0.0/16"), withAssignmentOrder(snapshot.OrderHash)))
 		fill(second)
 		check(t, take(second, "api", "web"), a[1], a[0])
 		second.deleteService("web")
@@ -213,28 +213,28 @@ func TestAssignmentOrders(t *testing.T) {
 		check(t, take(second, "web"), a[0])
 	})
 	t.Run("hash, to the last address", func(t *testing.T) {
-		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/29"), withAssignmentOrder(snapshot.OrderHash)))
+		w := newLedgerHarness(t, editPool(newPool(t, "a", "192.0.2.0/29"), withAssignmentOrder(snapshot.OrderHash)))
 		got := take(w, "a", "b", "c", "d", "e", "f", "g", "h")
 		slices.Sort(got)
 		check(t, got, "192.0.2.0", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.6", "192.0.2.7")
 	})
 }
 
-func TestSeveralAddresses(t *testing.T) {
-	w := newHarness(t, newPool(t, "a", "192.0.2.0-192.0.2.1", "fd00:1::/126"), newPool(t, "b", "198.51.100.0/30"))
-	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressCount(2)), "192.0.2.0, 192.0.2.1", names.ReasonAssigned)
-	d := w.editServiceAndCarryOutDecision("s", withAddressCount(3))
+func TestServiceGetsSeveralAddressesPerFamily(t *testing.T) {
+	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0-192.0.2.1", "fd00:1::/126"), newPool(t, "b", "198.51.100.0/30"))
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesPerFamily(2)), "192.0.2.0, 192.0.2.1", names.ReasonAssigned)
+	d := w.editServiceAndCarryOutDecision("s", withAddressesPerFamily(3))
 	w.wantDecision(d, "192.0.2.0, 192.0.2.1, 198.51.100.0", names.ReasonAssigned, "from the pools a, b")
-	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressCount(1)), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.editServiceAndCarryOutDecision("two", withAddressCount(2), withDualStack(view.RequireDualStack)), "192.0.2.1, 198.51.100.0, fd00:1::, fd00:1::1", names.ReasonAssigned)
-	d = w.editServiceAndCarryOutDecision("many", withAddressCount(8))
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesPerFamily(1)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("two", withAddressesPerFamily(2), withDualStack(view.RequireDualStack)), "192.0.2.1, 198.51.100.0, fd00:1::, fd00:1::1", names.ReasonAssigned)
+	d = w.editServiceAndCarryOutDecision("many", withAddressesPerFamily(8))
 	w.wantDecision(d, "198.51.100.1, 198.51.100.2, 198.51.100.3", names.ReasonPoolExhausted, "fewer than the 8")
 	if !d.DecideAgainWhenAddressesFree {
 		t.Error("it does not wait for the others")
 	}
 	w.deleteService("two")
 	w.wantDecision(w.editServiceAndCarryOutDecision("many"), "198.51.100.1, 198.51.100.2, 198.51.100.3, 198.51.100.0, 192.0.2.1", names.ReasonPoolExhausted)
-	w.wantDecision(w.editServiceAndCarryOutDecision("many", withAddressCount(2), withRequestedAddresses("198.51.100.1", "192.0.2.1")), "198.51.100.1, 192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("many", withAddressesPerFamily(2), withRequestedAddresses("198.51.100.1", "192.0.2.1")), "198.51.100.1, 192.0.2.1", names.ReasonAssigned)
 }
 
 // A request that cannot be fulfilled has a text with each way out.
@@ -253,7 +253,7 @@ func TestRefusalTextsSayWhatToDo(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := newHarness(t)
+			w := newLedgerHarness(t)
 			w.wantDecision(w.editServiceAndCarryOutDecision("s", tc.edits...), "", tc.want, tc.words...)
 		})
 	}
@@ -263,7 +263,7 @@ func TestRefusalTextsSayWhatToDo(t *testing.T) {
 // the own Service nor of another one.
 func TestTextsQuoteShortPartsOfLongRequests(t *testing.T) {
 	long := strings.Repeat("x", 1<<17)
-	w := newHarness(t, newPool(t, "a", "192.0.2.1"))
+	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.1"))
 	w.editServiceAndCarryOutDecision("first", withSharingKey(long, 80))
 	for name, edits := range map[string][]func(*view.Service){
 		"key": {withSharingKey("m"+long, 81)}, "pool": {withRequestedPool(long)}, "address": {withSharingKey("k", 81), withRequestedAddresses("192.0.2.1")},

@@ -19,7 +19,7 @@ func (d *decider) shareablePositions(st *familyPool) iter.Seq[uint64] {
 	if d.sharing == nil {
 		return func(func(uint64) bool) {}
 	}
-	return st.sharedPositionsByRequirement[d.sharing.requirementsToShare].allWithFreePorts(d.sharing.ports)
+	return st.sharedPositionsByRequirement[d.sharing.requirementsToShare].positionsWithFreePorts(d.sharing.ports)
 }
 
 // pickBothAddressesOfOneHolder picks both addresses of one holder, the IPv4 address from this pool.
@@ -58,7 +58,7 @@ func (d *decider) pickOtherAddressOfCoHolder(f ipfamily.Family) bool {
 // pickAddressOfCoHolders picks an address of the family that a holder of a has.
 func (d *decider) pickAddressOfCoHolders(a address, f ipfamily.Family) bool {
 	for _, b := range d.addressesOfCoHolders(a, f) {
-		src := d.currentPoolIndex.poolEntryAssigning(b)
+		src := d.currentPoolIndex.poolEntryThatCanAssign(b)
 		switch {
 		case src == nil || !slices.Contains(d.candidates[0], src) && !slices.Contains(d.candidates[1], src):
 		case d.isPickedKeptOrToBeReleased(b) || !d.isWithinQuota(src.forFamily(f), b):
@@ -94,22 +94,22 @@ func (d *decider) otherHolders(a address) []int32 {
 	return out
 }
 
-// pickAddressPairSharedWholeOrNot lets pick choose an address of each family. For a Service with a
+// pickPairPreferablySharedWhole lets pick choose an address of each family. For a Service with a
 // sharing key it first tries without the addresses of Services that have one family only: two
 // addresses that nobody has are better than one that is shared and one that is not.
-func (d *decider) pickAddressPairSharedWholeOrNot(pick func() bool) bool {
+func (d *decider) pickPairPreferablySharedWhole(pick func() bool) bool {
 	if d.sharing == nil {
 		return pick()
 	}
-	picked, exhausted, families, overQuota := len(d.pickedAddresses), len(d.exhaustedPools), len(d.exhaustedFamilies), len(d.overQuotaPools)
-	d.sharesOnlyWithBothFamilies = true
+	picked, exhausted, families, overQuota := len(d.pickedAddresses), len(d.exhaustedPools), len(d.exhaustedFamilyPools), len(d.overQuotaPools)
+	d.skipsSingleFamilyHolders = true
 	done := pick()
-	d.sharesOnlyWithBothFamilies = false
+	d.skipsSingleFamilyHolders = false
 	if done {
 		return true
 	}
 	d.pickedAddresses, d.exhaustedPools = d.pickedAddresses[:picked], d.exhaustedPools[:exhausted]
-	d.exhaustedFamilies, d.overQuotaPools = d.exhaustedFamilies[:families], d.overQuotaPools[:overQuota]
+	d.exhaustedFamilyPools, d.overQuotaPools = d.exhaustedFamilyPools[:families], d.overQuotaPools[:overQuota]
 	return pick()
 }
 
@@ -124,7 +124,7 @@ func (d *decider) wouldShareOnlyOneFamilyOfHolders(a address) bool {
 	isWhole := func(id int32) bool {
 		var room [2]address
 		all := slices.DeleteFunc(d.ledger.appendRecordAddresses(id, room[:0]), func(b address) bool { return b.family() != other })
-		return len(all) == 0 && !d.sharesOnlyWithBothFamilies || slices.ContainsFunc(all, func(b address) bool { return slices.Contains(has, b) })
+		return len(all) == 0 && !d.skipsSingleFamilyHolders || slices.ContainsFunc(all, func(b address) bool { return slices.Contains(has, b) })
 	}
 	holders := d.otherHolders(a)
 	return len(holders) > 0 && !slices.ContainsFunc(holders, isWhole)
@@ -160,11 +160,11 @@ func (d *decider) explainSharingObstacle() names.Explanation {
 	if d.sharing == nil {
 		return names.Explanation{}
 	}
-	for _, st := range d.exhaustedFamilies {
+	for _, st := range d.exhaustedFamilyPools {
 		for _, a := range st.almostShareableAddresses(d.sharing) {
 			for _, b := range append([]address{a}, d.addressesOfCoHolders(a, otherFamily(st.family))...) {
 				if c := d.ledger.explainSharingConflict(b, d.service.Key, d.sharing); c.IsSet() {
-					return names.Explain(c.Reason, "no address is free in the pools open to this Service (%s), and %s %s: add addresses, or %s",
+					return names.NewExplanation(c.Reason, "no address is free in the pools open to this Service (%s), and %s %s: add addresses, or %s",
 						joinPoolNames(d.exhaustedPools), b.toNetip(), c.Text, c.advice)
 				}
 			}

@@ -58,14 +58,14 @@ type sharingConflict struct {
 }
 
 // adviceToSetSharingKey says what to do about a missing key.
-const adviceToSetSharingKey = "give both the annotation " + names.AnnotationSharing + " with one value"
+const adviceToSetSharingKey = "give both the annotation " + names.AnnotationSharingKey + " with one value"
 
 // explainConflictWith says why two Services may not share an address. It returns zero when they
 // may. Both must have the same sharing key, use different ports, and have their traffic handled
 // alike: by Pods on any node, or by the same Pods on the node where it arrives.
 func (a *sharingProperties) explainConflictWith(b *sharingProperties) sharingConflict {
 	conflict := func(r names.Reason, advice, format string, args ...any) sharingConflict {
-		return sharingConflict{names.Explain(r, format, args...), advice}
+		return sharingConflict{names.NewExplanation(r, format, args...), advice}
 	}
 	switch {
 	case a == nil:
@@ -73,7 +73,7 @@ func (a *sharingProperties) explainConflictWith(b *sharingProperties) sharingCon
 	case b == nil:
 		return conflict(names.ReasonAddressInUse, adviceToSetSharingKey, "that Service has no sharing key")
 	case a.sharingKey != b.sharingKey:
-		return conflict(names.ReasonSharingKeyDiffers, "write the same key", "its sharing key is %s, not %s", names.Quote(b.sharingKey), names.Quote(a.sharingKey))
+		return conflict(names.ReasonSharingKeyDiffers, "write the same key", "its sharing key is %s, not %s", names.QuoteShortened(b.sharingKey), names.QuoteShortened(a.sharingKey))
 	case a.podSelector != b.podSelector && a.hasLocalTrafficPolicy && b.hasLocalTrafficPolicy:
 		return conflict(names.ReasonTrafficPolicyConflict, "select the same Pods", "both have externalTrafficPolicy Local and their selectors differ")
 	case a.podSelector != b.podSelector:
@@ -112,9 +112,9 @@ func (s *sharedPositionsOfGroup) removePortsOfHolder(at uint64, ports []view.Por
 	}
 }
 
-// allWithFreePorts returns the positions where none of the ports is used, in ascending order. It is
-// empty for a nil group.
-func (s *sharedPositionsOfGroup) allWithFreePorts(ports []view.Port) iter.Seq[uint64] {
+// positionsWithFreePorts returns the positions where none of the ports is used, in ascending order.
+// It is empty for a nil group.
+func (s *sharedPositionsOfGroup) positionsWithFreePorts(ports []view.Port) iter.Seq[uint64] {
 	return func(yield func(uint64) bool) {
 		if s == nil {
 			return

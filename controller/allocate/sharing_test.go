@@ -43,7 +43,7 @@ func TestSharingConflictIsNamedWhenNoAddressIsFree(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			for _, named := range []string{"", "a"} {
-				w := newHarness(t, newPool(t, "a", "192.0.2.1"))
+				w := newLedgerHarness(t, newPool(t, "a", "192.0.2.1"))
 				w.editServiceAndCarryOutDecision("first", tc.first...)
 				w.wantDecision(w.editServiceAndCarryOutDecision("second", append(tc.second, withRequestedPool(named))...), "", tc.want, tc.words...)
 			}
@@ -52,8 +52,8 @@ func TestSharingConflictIsNamedWhenNoAddressIsFree(t *testing.T) {
 }
 
 // In a large pool that is full, the key of some other Service is no reason.
-func TestOtherSharingKeyIsNoReasonInFullPool(t *testing.T) {
-	w := newHarness(t, newPool(t, "a", "192.0.2.0/31"))
+func TestFullPoolIsExhaustedDespiteOtherSharingKey(t *testing.T) {
+	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/31"))
 	w.editServiceAndCarryOutDecision("first", withSharingKey("k", 80))
 	w.editServiceAndCarryOutDecision("second")
 	w.wantDecision(w.editServiceAndCarryOutDecision("third", withSharingKey("m", 81)), "", names.ReasonPoolExhausted)
@@ -62,7 +62,7 @@ func TestOtherSharingKeyIsNoReasonInFullPool(t *testing.T) {
 // The key of a Service in another namespace is a secret of its owner: with the key, anybody could
 // share the address.
 func TestSharingKeyOfAnotherNamespaceIsNotTold(t *testing.T) {
-	w := newHarness(t, newPool(t, "a", "192.0.2.1"))
+	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.1"))
 	w.editServiceAndCarryOutDecision("first", withSharingKey("secret", 80))
 	for _, edits := range [][]func(*view.Service){nil, {withRequestedAddresses("192.0.2.1")}} {
 		d := w.editServiceAndCarryOutDecision("second", append(edits, inNamespace("other"), withSharingKey("m", 81))...)
@@ -70,32 +70,32 @@ func TestSharingKeyOfAnotherNamespaceIsNotTold(t *testing.T) {
 	}
 }
 
-func TestDualStackServicesShareWholeSets(t *testing.T) {
+func TestDualStackServicesShareBothAddressesOrNone(t *testing.T) {
 	dual := func(key string, port uint16) []func(*view.Service) {
 		return []func(*view.Service){withDualStack(view.RequireDualStack), withSharingKey(key, port)}
 	}
-	onSet := func(w *harness) {
+	onSet := func(w *ledgerHarness) {
 		w.wantDecision(w.editServiceAndCarryOutDecision("first", append(dual("k", 80), withRequestedAddresses("192.0.2.11", "fd00:1::d5"))...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
 	}
 	t.Run("both addresses of a holder", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "a", "192.0.2.11", "fd00:1::d0/124"))
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.11", "fd00:1::d0/124"))
 		onSet(w)
 		w.wantDecision(w.editServiceAndCarryOutDecision("second", dual("k", 443)...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
 		w.wantDecision(w.editServiceAndCarryOutDecision("third", append(dual("k", 8080), withRequestedPool("a"))...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
 	})
 	t.Run("of two pools", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "four", "192.0.2.11"), newPool(t, "six", "fd00:1::d0/124"))
+		w := newLedgerHarness(t, newPool(t, "four", "192.0.2.11"), newPool(t, "six", "fd00:1::d0/124"))
 		onSet(w)
 		w.wantDecision(w.editServiceAndCarryOutDecision("second", dual("k", 443)...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
 	})
 	t.Run("two that nobody has, when these are lower", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "a", "192.0.2.10-192.0.2.11", "fd00:1::d0/124"))
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.10-192.0.2.11", "fd00:1::d0/124"))
 		onSet(w)
 		w.wantDecision(w.editServiceAndCarryOutDecision("second", dual("k", 443)...), "192.0.2.10, fd00:1::d0", names.ReasonAssigned)
 		w.wantDecision(w.editServiceAndCarryOutDecision("third", dual("k", 443)...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
 	})
 	t.Run("neither, when one cannot be shared", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "a", "192.0.2.11-192.0.2.12", "fd00:1::d0/124"))
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.11-192.0.2.12", "fd00:1::d0/124"))
 		onSet(w)
 		w.wantDecision(w.editServiceAndCarryOutDecision("six", withSingleStackIPv6, withSharingKey("k", 443), withRequestedAddresses("fd00:1::d5")), "fd00:1::d5", names.ReasonAssigned)
 		w.wantDecision(w.editServiceAndCarryOutDecision("second", dual("k", 443)...), "192.0.2.12, fd00:1::d0", names.ReasonAssigned)
@@ -103,18 +103,18 @@ func TestDualStackServicesShareWholeSets(t *testing.T) {
 		w.wantDecision(w.editServiceAndCarryOutDecision("fourth", dual("k", 443)...), "", names.ReasonPortConflict, "fd00:1::d5 is held by Service default/six")
 	})
 	t.Run("a Service that becomes dual-stack joins the rest of the set", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "a", "192.0.2.11", "fd00:1::d0/124"))
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.11", "fd00:1::d0/124"))
 		onSet(w)
 		w.wantDecision(w.editServiceAndCarryOutDecision("second", withSharingKey("k", 443)), "192.0.2.11", names.ReasonAssigned)
 		w.wantDecision(w.editServiceAndCarryOutDecision("second", withDualStack(view.PreferDualStack)), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
 	})
 	t.Run("a holder of one family is a whole set too", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "a", "192.0.2.11", "fd00:1::d0/124"))
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.11", "fd00:1::d0/124"))
 		w.editServiceAndCarryOutDecision("first", withSharingKey("k", 80))
 		w.wantDecision(w.editServiceAndCarryOutDecision("second", dual("k", 443)...), "192.0.2.11, fd00:1::d0", names.ReasonAssigned)
 	})
 	t.Run("a whole set of one Service before a part of another one", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "a", "192.0.2.10-192.0.2.12", "fd00:1::d0/124"))
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.10-192.0.2.12", "fd00:1::d0/124"))
 		onSet(w)
 		w.wantDecision(w.editServiceAndCarryOutDecision("four", withSharingKey("k", 53), withRequestedAddresses("192.0.2.10")), "192.0.2.10", names.ReasonAssigned)
 		w.wantDecision(w.editServiceAndCarryOutDecision("second", dual("k", 443)...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)
@@ -123,7 +123,7 @@ func TestDualStackServicesShareWholeSets(t *testing.T) {
 		for _, pools := range [][]*snapshot.Pool{
 			{newPool(t, "a", "192.0.2.10-192.0.2.12", "fd00:1::d0/124")}, {newPool(t, "four", "192.0.2.10-192.0.2.12"), newPool(t, "six", "fd00:1::d0/124")},
 		} {
-			w := newHarness(t, pools...)
+			w := newLedgerHarness(t, pools...)
 			w.editServiceAndCarryOutDecision("four", withSharingKey("k", 80))
 			w.wantDecision(w.editServiceAndCarryOutDecision("six", withSingleStackIPv6, withSharingKey("k", 80)), "fd00:1::d0", names.ReasonAssigned)
 			w.wantDecision(w.editServiceAndCarryOutDecision("second", dual("k", 443)...), "192.0.2.11, fd00:1::d1", names.ReasonAssigned)
@@ -131,7 +131,7 @@ func TestDualStackServicesShareWholeSets(t *testing.T) {
 		}
 	})
 	t.Run("the set of the one that may be shared", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "a", "192.0.2.11-192.0.2.12", "fd00:1::d0/124"))
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.11-192.0.2.12", "fd00:1::d0/124"))
 		onSet(w)
 		w.wantDecision(w.editServiceAndCarryOutDecision("second", dual("k", 80)...), "192.0.2.12, fd00:1::d0", names.ReasonAssigned)
 		w.wantDecision(w.editServiceAndCarryOutDecision("third", append(dual("k", 443), withRequestedAddresses("192.0.2.11", "fd00:1::d5"))...), "192.0.2.11, fd00:1::d5", names.ReasonAssigned)

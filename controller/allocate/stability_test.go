@@ -11,9 +11,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestPoolEditsMoveNoAddress assigns an address, edits the pools, and decides again: at once, and
-// after a restart.
-func TestPoolEditsMoveNoAddress(t *testing.T) {
+// TestPoolEditsChangeNoAssignedAddress assigns an address, edits the pools, and decides again: at
+// once, and after a restart.
+func TestPoolEditsChangeNoAssignedAddress(t *testing.T) {
 	p := func(name, entry string, edits ...func(*snapshot.Pool)) *snapshot.Pool {
 		return editPool(newPool(t, name, entry), edits...)
 	}
@@ -47,7 +47,7 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			before := p("a", "192.0.2.0/24")
-			w := newHarness(t, before)
+			w := newLedgerHarness(t, before)
 			w.wantDecision(w.editServiceAndCarryOutDecision("s", tc.edits...), "192.0.2.0", names.ReasonAssigned)
 			w.setPools(tc.after...)
 			for range 2 {
@@ -64,9 +64,9 @@ func TestPoolEditsMoveNoAddress(t *testing.T) {
 	}
 }
 
-func TestServiceEditMovesItsAddress(t *testing.T) {
+func TestEditedRequestChangesAddressOfService(t *testing.T) {
 	a, b := newPool(t, "a", "192.0.2.0/30"), newPool(t, "b", "198.51.100.0/30")
-	w := newHarness(t, a, b)
+	w := newLedgerHarness(t, a, b)
 	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("s", withRequestedPool("b")), "198.51.100.0", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("s", withRequestedPool("nowhere")), "198.51.100.0", names.ReasonPoolNotFound, "keeps 198.51.100.0")
@@ -79,8 +79,8 @@ func TestServiceEditMovesItsAddress(t *testing.T) {
 	w.wantDecision(w.editServiceAndCarryOutDecision("next"), "192.0.2.0", names.ReasonAssigned)
 }
 
-func TestOldAddressStaysUntilTheNewOneIsWritten(t *testing.T) {
-	w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
+func TestOldAddressIsHeldUntilNewOneIsWritten(t *testing.T) {
+	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/30"))
 	w.editServiceAndCarryOutDecision("s")
 	s := w.lastServiceByName["s"]
 	s.AddressesToExchange = parseAddresses("192.0.2.0")
@@ -100,8 +100,8 @@ func TestOldAddressStaysUntilTheNewOneIsWritten(t *testing.T) {
 	w.wantDecision(w.editServiceAndCarryOutDecision("third"), "192.0.2.1", names.ReasonAssigned)
 }
 
-func TestAddressToReleaseIsExchanged(t *testing.T) {
-	w := newHarness(t, newPool(t, "a", "192.0.2.0/30", "fd00:1::/126"))
+func TestReleaseAnnotationExchangesAddress(t *testing.T) {
+	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/30", "fd00:1::/126"))
 	w.wantDecision(w.editServiceAndCarryOutDecision("s", withDualStack(view.RequireDualStack)), "192.0.2.0, fd00:1::", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0")), "192.0.2.1, fd00:1::", names.ReasonAssigned)
 	// The annotation may stay.
@@ -113,7 +113,7 @@ func TestAddressToReleaseIsExchanged(t *testing.T) {
 	w.editServiceAndCarryOutDecision("s", withRequestedAddresses())
 
 	// An address that cannot be exchanged is kept.
-	w = newHarness(t, newPool(t, "a", "192.0.2.0"))
+	w = newLedgerHarness(t, newPool(t, "a", "192.0.2.0"))
 	w.editServiceAndCarryOutDecision("s")
 	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0")), "192.0.2.0", names.ReasonPoolExhausted, "keeps 192.0.2.0")
 	// An address that its pool no longer contains is exchanged within the pool that the Service
@@ -126,14 +126,14 @@ func TestAddressToReleaseIsExchanged(t *testing.T) {
 
 func TestQuotas(t *testing.T) {
 	a := editPool(newPool(t, "a", "192.0.2.0/29", "fd00:1::/125"), withQuota(1, map[string]int{"big": 2, "none": 0}))
-	w := newHarness(t, a)
+	w := newLedgerHarness(t, a)
 	w.wantDecision(w.editServiceAndCarryOutDecision("one"), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("two"), "", names.ReasonQuotaExceeded, "namespace default", "(a)")
 	w.wantDecision(w.editServiceAndCarryOutDecision("two", withRequestedAddresses("192.0.2.5")), "", names.ReasonQuotaExceeded, `pool "a"`)
 	// Each family for itself.
 	w.wantDecision(w.editServiceAndCarryOutDecision("six", withSingleStackIPv6), "fd00:1::", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("big-1", inNamespace("big")), "192.0.2.1", names.ReasonAssigned)
-	w.wantDecision(w.editServiceAndCarryOutDecision("big-2", inNamespace("big"), withAddressCount(2)), "192.0.2.2", names.ReasonQuotaExceeded, "fewer than the 2")
+	w.wantDecision(w.editServiceAndCarryOutDecision("big-2", inNamespace("big"), withAddressesPerFamily(2)), "192.0.2.2", names.ReasonQuotaExceeded, "fewer than the 2")
 	w.wantDecision(w.editServiceAndCarryOutDecision("nobody", inNamespace("none")), "", names.ReasonQuotaExceeded)
 	w.restartController()
 	w.wantDecision(w.editServiceAndCarryOutDecision("two", withRequestedAddresses()), "", names.ReasonQuotaExceeded)
@@ -144,7 +144,7 @@ func TestQuotas(t *testing.T) {
 	w.wantDecision(w.editServiceAndCarryOutDecision("three"), "192.0.2.0", names.ReasonAssigned)
 
 	// An address that is shared within a namespace counts once per namespace.
-	w = newHarness(t, editPool(newPool(t, "a", "192.0.2.0/29"), withQuota(1, nil)))
+	w = newLedgerHarness(t, editPool(newPool(t, "a", "192.0.2.0/29"), withQuota(1, nil)))
 	w.editServiceAndCarryOutDecision("one", withSharingKey("k", 1))
 	w.wantDecision(w.editServiceAndCarryOutDecision("two", withSharingKey("k", 2)), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("three", withSharingKey("k", 3), withRequestedAddresses("192.0.2.0")), "192.0.2.0", names.ReasonAssigned)
@@ -157,8 +157,8 @@ func TestQuotas(t *testing.T) {
 	w.wantDecision(w.editServiceAndCarryOutDecision("four"), "192.0.2.1", names.ReasonAssigned)
 }
 
-func TestCooldown(t *testing.T) {
-	w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/31"), withCooldown(time.Minute)))
+func TestReleasedAddressCoolsDownBeforeReuse(t *testing.T) {
+	w := newLedgerHarness(t, editPool(newPool(t, "a", "192.0.2.0/31"), withCooldown(time.Minute)))
 	w.editServiceAndCarryOutDecision("one")
 	w.editServiceAndCarryOutDecision("two")
 	w.deleteService("one")
@@ -188,7 +188,7 @@ func TestCooldown(t *testing.T) {
 func TestReservations(t *testing.T) {
 	web := view.ObjectKey{Namespace: "default", Name: "web"}
 	t.Run("by address", func(t *testing.T) {
-		w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withoutAutoAssign), newPool(t, "b", "198.51.100.0/30"))
+		w := newLedgerHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withoutAutoAssign), newPool(t, "b", "198.51.100.0/30"))
 		r := &snapshot.Reservation{Name: "r", Service: web, Addresses: parseAddresses("192.0.2.0", "198.51.100.0"), ExpiresAt: w.currentTime.Add(time.Hour)}
 		if d := w.setReservations(r); d.Reason != names.ReasonReserved {
 			t.Errorf("the reservation is %s: %s", d.Reason, d.Text)
@@ -206,7 +206,7 @@ func TestReservations(t *testing.T) {
 		}
 	})
 	t.Run("of an address that another Service holds", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/30"))
 		w.editServiceAndCarryOutDecision("other")
 		if d := w.setReservations(&snapshot.Reservation{Name: "r", Service: web, Addresses: parseAddresses("192.0.2.0")}); d.Reason != names.ReasonAddressInUse {
 			t.Errorf("the reservation is %s: %s", d.Reason, d.Text)
@@ -217,7 +217,7 @@ func TestReservations(t *testing.T) {
 		w.wantDecision(w.editServiceAndCarryOutDecision("web"), "192.0.2.0", names.ReasonAssigned)
 	})
 	t.Run("of a pool, ahead of the Service", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"), newPool(t, "b", "198.51.100.0/30", "fd00:1::/126"))
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/30"), newPool(t, "b", "198.51.100.0/30", "fd00:1::/126"))
 		r := &snapshot.Reservation{Name: "r", Service: web, PoolToChooseFrom: "b"}
 		if d := w.setReservations(r); view.JoinAddresses(d.Addresses) != "198.51.100.0, fd00:1::" {
 			t.Errorf("it keeps %v, %s: %s", d.Addresses, d.Reason, d.Text)
@@ -232,7 +232,7 @@ func TestReservations(t *testing.T) {
 		}
 	})
 	t.Run("of what a Service had", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/30"))
 		r := &snapshot.Reservation{Name: "r", Service: web}
 		if d := w.setReservations(r); d.Reason != names.ReasonNoAddress {
 			t.Errorf("without a Service it is %s: %s", d.Reason, d.Text)
@@ -250,14 +250,14 @@ func TestReservations(t *testing.T) {
 		w.wantDecision(w.editServiceAndCarryOutDecision("fourth"), "192.0.2.0", names.ReasonAssigned)
 	})
 	t.Run("what the status says is kept from the start", func(t *testing.T) {
-		w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
+		w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/30"))
 		w.snapshot.Reservations = []*snapshot.Reservation{{Name: "r", Service: web, StatusAddresses: parseAddresses("192.0.2.0")}}
 		w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.1", names.ReasonAssigned)
 	})
 }
 
 func TestAddressIsProbedBeforeAssignment(t *testing.T) {
-	w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withProbe))
+	w := newLedgerHarness(t, editPool(newPool(t, "a", "192.0.2.0/30"), withAcquireProbe))
 	d := w.editServiceAndCarryOutDecision("s")
 	w.wantDecision(d, "", names.ReasonProbing, "192.0.2.0")
 	if view.JoinAddresses(d.AddressesToProbe) != "192.0.2.0" || len(w.ledger.WithheldAddressesAwaitingProbe()) != 1 {
@@ -292,8 +292,8 @@ func TestAddressIsProbedBeforeAssignment(t *testing.T) {
 	w.wantDecision(w.editServiceAndCarryOutDecision("fifth", withSharingKey("k", 2), withRequestedAddresses("192.0.2.1")), "192.0.2.1", names.ReasonAssigned)
 }
 
-func TestPoolUsage(t *testing.T) {
-	w := newHarness(t, editPool(newPool(t, "a", "192.0.2.0/29", "fd00::/32"), withCooldown(time.Minute), excludingRanges(t, "192.0.2.7")))
+func TestPoolUsageCountsAssignedAndAvailable(t *testing.T) {
+	w := newLedgerHarness(t, editPool(newPool(t, "a", "192.0.2.0/29", "fd00::/32"), withCooldown(time.Minute), excludingRanges(t, "192.0.2.7")))
 	check := func(want PoolUsage) {
 		t.Helper()
 		if got := w.ledger.UsageOfPool(w.snapshot.Pools[0], w.snapshot); got != want {
@@ -315,7 +315,7 @@ func TestPoolUsage(t *testing.T) {
 
 // If two reservations name one address, the older one keeps it, and the other one says so.
 func TestOlderReservationKeepsTheAddress(t *testing.T) {
-	w := newHarness(t, newPool(t, "a", "192.0.2.0/30"))
+	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/30"))
 	reservation := func(name string, age time.Duration, addresses ...string) *snapshot.Reservation {
 		return &snapshot.Reservation{Name: name, Service: view.ObjectKey{Namespace: "default", Name: "for-" + name}, Addresses: parseAddresses(addresses...), CreatedAt: w.currentTime.Add(-age)}
 	}
@@ -355,7 +355,7 @@ func TestOlderReservationKeepsTheAddress(t *testing.T) {
 // An address that no status ever showed was used by nobody, so that nothing has to cool down.
 func TestOnlyWrittenAddressesCoolDown(t *testing.T) {
 	p := editPool(newPool(t, "a", "192.0.2.0/30"), withCooldown(time.Minute))
-	w := newHarness(t, p)
+	w := newLedgerHarness(t, p)
 	decide := func(name string) (*view.Service, Decision) {
 		s := newService(name)
 		return s, DecideAssignment(s, w.ledger, w.snapshot)
@@ -382,7 +382,7 @@ func TestRoundRobinContinuesAfterAPoolEdit(t *testing.T) {
 	p := func(entries ...string) *snapshot.Pool {
 		return editPool(newPool(t, "a", entries...), withAssignmentOrder(snapshot.OrderRoundRobin))
 	}
-	w := newHarness(t, p("192.0.2.0/29"))
+	w := newLedgerHarness(t, p("192.0.2.0/29"))
 	for _, name := range []string{"a", "b", "c"} {
 		w.editServiceAndCarryOutDecision(name)
 		w.deleteService(name)
@@ -402,7 +402,7 @@ func TestAddressesOfASpecialPurposeAreNeverAssigned(t *testing.T) {
 		"::/0":                      {"::2", "fe80::1"},
 		"fe7f::-fec0::":             {"fe7f::", "fe80::"},
 	} {
-		w := newHarness(t, newPool(t, "a", entry))
+		w := newLedgerHarness(t, newPool(t, "a", entry))
 		family := func(s *view.Service) {}
 		if strings.Contains(entry, ":") {
 			family = withSingleStackIPv6
@@ -414,7 +414,7 @@ func TestAddressesOfASpecialPurposeAreNeverAssigned(t *testing.T) {
 
 // IPv4 addresses are numbers inside the IPv6 range ::/0, and belong to their own pool all the same.
 func TestPoolOfAllIPv6HasNoIPv4Address(t *testing.T) {
-	w := newHarness(t, newPool(t, "four", "192.0.2.0/30"), newPool(t, "six", "::/0"))
+	w := newLedgerHarness(t, newPool(t, "four", "192.0.2.0/30"), newPool(t, "six", "::/0"))
 	w.wantDecision(w.editServiceAndCarryOutDecision("a", withSingleStackIPv6, withRequestedAddresses("fd00::1")), "fd00::1", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("b", withSingleStackIPv6, withRequestedAddresses("fd00::1")), "", names.ReasonAddressInUse)
 	w.wantDecision(w.editServiceAndCarryOutDecision("c"), "192.0.2.0", names.ReasonAssigned)

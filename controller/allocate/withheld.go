@@ -28,9 +28,9 @@ type WithheldAddress struct {
 	AcquireProbeUnanswered bool
 }
 
-// isReplacedBy says whether two entries have the same cause, so that the newer one replaces the
+// hasSameCause says whether two entries have the same cause, so that the newer one replaces the
 // older.
-func (w WithheldAddress) isReplacedBy(o WithheldAddress) bool {
+func (w WithheldAddress) hasSameCause(o WithheldAddress) bool {
 	return w.Reason == o.Reason && (w.Reason != names.ReasonAddressReserved || w.ReservationOrForeignHost == o.ReservationOrForeignHost)
 }
 
@@ -43,10 +43,10 @@ func (w WithheldAddress) mustSurviveRestart() bool {
 // withholdDeadline is when an entry may end. The deadline of an entry that ended earlier is
 // ignored.
 type withholdDeadline struct {
-	expiresAt  time.Time
-	address    address
-	reason     names.Reason
-	withheldBy string
+	expiresAt                time.Time
+	address                  address
+	reason                   names.Reason
+	reservationOrForeignHost string
 }
 
 // addWithholdDeadline inserts a deadline after those that end no later. Nearly all go to the end,
@@ -68,7 +68,7 @@ func (l *Ledger) AdvanceTime(now time.Time) (freed []netip.Addr, next time.Time)
 		d := l.withholdDeadlines[0]
 		l.withholdDeadlines = l.withholdDeadlines[1:]
 		over := func(w WithheldAddress) bool {
-			return w.Reason == d.reason && w.ReservationOrForeignHost == d.withheldBy && !w.WithheldUntil.IsZero() && !w.WithheldUntil.After(l.currentTime)
+			return w.Reason == d.reason && w.ReservationOrForeignHost == d.reservationOrForeignHost && !w.WithheldUntil.IsZero() && !w.WithheldUntil.After(l.currentTime)
 		}
 		reservationsEnded = reservationsEnded || d.reason == names.ReasonAddressReserved
 		if l.removeWithheldEntriesAndFreeAddress(d.address, over) {
@@ -85,12 +85,12 @@ func (l *Ledger) AdvanceTime(now time.Time) (freed []netip.Addr, next time.Time)
 	return freed, next
 }
 
-// CheckpointVersion changes whenever CheckpointEntries does.
-func (l *Ledger) CheckpointVersion() uint64 { return l.checkpointVersion }
+// WithheldCheckpointVersion changes whenever WithheldCheckpointEntries does.
+func (l *Ledger) WithheldCheckpointVersion() uint64 { return l.withheldCheckpointVersion }
 
-// CheckpointEntries returns the entries to give to WithholdAddress after a restart, sorted. If
-// there are more than limit, those that end soonest are left out.
-func (l *Ledger) CheckpointEntries(limit int) []WithheldAddress {
+// WithheldCheckpointEntries returns the entries to give to WithholdAddress after a restart, sorted.
+// If there are more than limit, those that end soonest are left out.
+func (l *Ledger) WithheldCheckpointEntries(limit int) []WithheldAddress {
 	all := slices.DeleteFunc(l.AllWithheldAddresses(), func(w WithheldAddress) bool { return !w.mustSurviveRestart() })
 	if len(all) <= limit {
 		return all
@@ -125,15 +125,15 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 	if slices.Contains(l.withheldEntriesByAddress[a], w) {
 		return
 	}
-	if l.removeWithheldEntries(a, w.isReplacedBy) > 0 {
-		l.freedVersion++
+	if l.removeWithheldEntries(a, w.hasSameCause) > 0 {
+		l.freedAddressesVersion++
 	}
 	l.withheldEntriesByAddress[a] = append(l.withheldEntriesByAddress[a], w)
 	if w.Reason == names.ReasonProbing {
 		l.probingEntryCount++
 	}
 	if w.mustSurviveRestart() {
-		l.checkpointVersion++
+		l.withheldCheckpointVersion++
 	}
 	if w.Reason == names.ReasonAddressReserved {
 		if l.reservedAddressesByReservation[w.ReservationOrForeignHost] == nil {
@@ -149,7 +149,7 @@ func (l *Ledger) WithholdAddress(w WithheldAddress) {
 	}
 	if st := l.currentPoolIndex.familyPoolCovering(a); st != nil {
 		if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
-			st.freeSet.markTaken(at)
+			st.takenPositionTree.markTaken(at)
 		}
 	}
 }
@@ -168,7 +168,7 @@ func (l *Ledger) removeWithheldEntries(a address, match func(WithheldAddress) bo
 			l.probingEntryCount--
 		}
 		if w.mustSurviveRestart() {
-			l.checkpointVersion++
+			l.withheldCheckpointVersion++
 		}
 		if w.Reason == names.ReasonAddressReserved {
 			if delete(l.reservedAddressesByReservation[w.ReservationOrForeignHost], a); len(l.reservedAddressesByReservation[w.ReservationOrForeignHost]) == 0 {
@@ -199,14 +199,14 @@ func (l *Ledger) removeWithheldEntriesAndFreeAddress(a address, match func(Withh
 		return false
 	}
 	if removed > 0 { // another Service may be the next in turn
-		l.freedVersion++
+		l.freedAddressesVersion++
 	}
 	if len(l.withheldEntriesByAddress[a]) > 0 {
 		return false
 	}
 	if st := l.currentPoolIndex.familyPoolCovering(a); st != nil {
 		if at, ok := st.assignableNumbering.positionOfAddress(a); ok {
-			st.freeSet.markFree(at)
+			st.takenPositionTree.markFree(at)
 		}
 	}
 	return true

@@ -23,10 +23,10 @@ import (
 
 // stateReader reads from the cache what is known of a Service's nodes, sessions and endpoints.
 type stateReader struct {
-	client          client.Reader
-	namespace       string
-	withoutBGPKinds bool
-	readSilence     func(context.Context) speakerSilence
+	client             client.Reader
+	namespace          string
+	withoutBGPKinds    bool
+	readSpeakerAbsence func(context.Context) speakerAbsence
 }
 
 // The names of the indexes by which Services are explained: see RegisterIndexes.
@@ -39,7 +39,7 @@ const (
 
 // readReports reads what living speakers report about the Service. wanted are the sessions that
 // should carry it.
-func (r *stateReader) readReports(ctx context.Context, v *view.Service, wanted []advertise.WantedSession) (*speakerReports, error) {
+func (r *stateReader) readReports(ctx context.Context, v *view.Service, wanted []advertise.SessionToCarryService) (*speakerReports, error) {
 	match := []client.ListOption{client.InNamespace(r.namespace), client.MatchingFields{ReportsByServiceIndex: v.Key.String()}}
 	var l2 v1beta1.ServiceL2StatusList
 	if err := r.client.List(ctx, &l2, match...); err != nil {
@@ -48,7 +48,7 @@ func (r *stateReader) readReports(ctx context.Context, v *view.Service, wanted [
 	out := &speakerReports{}
 	for i := range l2.Items {
 		// without a node, the status is not written yet: it comes after the object
-		if node := l2.Items[i].Status.Node; node != "" && !r.readSpeaker(ctx, node).IsDead() {
+		if node := l2.Items[i].Status.Node; node != "" && !r.readSpeakerStatus(ctx, node).IsDead() {
 			out.layer2Statuses = append(out.layer2Statuses, l2.Items[i])
 		}
 	}
@@ -64,14 +64,14 @@ func (r *stateReader) readReports(ctx context.Context, v *view.Service, wanted [
 		s := &bgp.Items[i].Status
 		peersByNode[s.Node] = s.Peers
 		for _, p := range s.Peers { // the configuration that was read may be older than the report
-			isSame := func(w advertise.WantedSession) bool { return w.Node == s.Node && w.Peer == p }
+			isSame := func(w advertise.SessionToCarryService) bool { return w.Node == s.Node && w.Peer == p }
 			if !slices.ContainsFunc(wanted, isSame) {
-				wanted = append(wanted, advertise.WantedSession{Node: s.Node, Peer: p, Addresses: v.AssignedAddresses})
+				wanted = append(wanted, advertise.SessionToCarryService{Node: s.Node, Peer: p, Addresses: v.AssignedAddresses})
 			}
 		}
 	}
 	for _, w := range wanted {
-		s, err := r.readSession(ctx, w, slices.Contains(peersByNode[w.Node], w.Peer))
+		s, err := r.readSessionReport(ctx, w, slices.Contains(peersByNode[w.Node], w.Peer))
 		if err != nil {
 			return nil, err
 		}
@@ -80,22 +80,22 @@ func (r *stateReader) readReports(ctx context.Context, v *view.Service, wanted [
 	return out, nil
 }
 
-// readSession reads whether a session carries the Service. isReported says that the speaker reports
-// so.
-func (r *stateReader) readSession(ctx context.Context, w advertise.WantedSession, isReported bool) (sessionReport, error) {
-	out := sessionReport{node: w.Node, peer: w.Peer, addresses: w.Addresses}
+// readSessionReport reads whether a session carries the Service. isReported says that the speaker
+// reports so.
+func (r *stateReader) readSessionReport(ctx context.Context, w advertise.SessionToCarryService, isReported bool) (sessionReport, error) {
+	out := sessionReport{node: w.Node, peer: w.Peer, wantedAddresses: w.Addresses}
 	var list v1alpha1.BGPSessionList
 	match := client.MatchingFields{SessionsByNodeAndPeerIndex: sessionIndexValue(w.Node, w.Peer)}
 	if err := r.client.List(ctx, &list, client.InNamespace(r.namespace), match); err != nil {
 		return out, fmt.Errorf("reading the session of %s on node %s: %w", w.Peer, w.Node, err)
 	}
-	speaker := r.readSpeaker(ctx, w.Node)
+	speaker := r.readSpeakerStatus(ctx, w.Node)
 	switch {
 	case speaker.IsDead():
-		out.fault = names.Explain(names.ReasonNoSpeaker, "no speaker runs there")
+		out.fault = names.NewExplanation(names.ReasonNoSpeaker, "no speaker runs there")
 		return out, nil
 	case len(list.Items) == 0:
-		out.fault = names.Explain(names.ReasonNoSession, "its speaker has not reported the session yet")
+		out.fault = names.NewExplanation(names.ReasonNoSession, "its speaker has not reported the session yet")
 		return out, nil
 	}
 	s := &list.Items[0].Status
@@ -106,30 +106,31 @@ func (r *stateReader) readSession(ctx context.Context, w advertise.WantedSession
 		out.fault = names.Explanation{Reason: names.Reason(c.Reason), Text: c.Message}
 		return out, nil
 	}
-	out.familyFault = faultOfFamily(s, speaker)
-	if !slices.ContainsFunc(out.addresses, out.carriesAddress) {
+	out.familyFault = explainFamilyNotCarried(s, speaker)
+	if !slices.ContainsFunc(out.wantedAddresses, out.carriesAddress) {
 		out.fault = out.familyFault
 	}
 	if isReported || out.fault.IsSet() || !r.reportsBGPAnnouncedServices(ctx, w.Node, speaker) {
 		return out, nil
 	}
 	out.carriesIPv4, out.carriesIPv6 = false, false
-	out.fault = names.Explain(names.ReasonNoSession, "the session is established, and the router does not have the route yet")
+	out.fault = names.NewExplanation(names.ReasonNoSession, "the session is established, and the router does not have the route yet")
 	return out, nil
 }
 
 // The names of the families in a BGPSession.
 const ipv4Unicast, ipv6Unicast = "ipv4-unicast", "ipv6-unicast"
 
-// faultOfFamily returns why an established session does not carry a family that it does not carry.
-func faultOfFamily(s *v1alpha1.BGPSessionStatus, speaker *v1alpha1.SpeakerStatusStatus) names.Explanation {
+// explainFamilyNotCarried returns why an established session does not carry a family that it does
+// not carry.
+func explainFamilyNotCarried(s *v1alpha1.BGPSessionStatus, speaker *v1alpha1.SpeakerStatusStatus) names.Explanation {
 	if why := faultOfSpeaker(speaker); speaker != nil && why.IsSet() {
 		return why // the node has withdrawn its routes
 	}
 	if c := meta.FindStatusCondition(s.Conditions, names.ConditionRoutesAnnounced); c != nil && c.Status != metav1.ConditionTrue {
 		return names.Explanation{Reason: names.Reason(c.Reason), Text: c.Message}
 	}
-	return names.Explain(names.ReasonFamilyNotCarried, "the session carries only routes of %s: activate the other address family for this neighbour on the router, and set dualStackAddressFamily", strings.Join(s.Families, ", "))
+	return names.NewExplanation(names.ReasonFamilyNotCarried, "the session carries only routes of %s: activate the other address family for this neighbour on the router, and set dualStackAddressFamily", strings.Join(s.Families, ", "))
 }
 
 // reportsBGPAnnouncedServices reports whether the node says which Services it announces by BGP:
@@ -144,8 +145,8 @@ func (r *stateReader) reportsBGPAnnouncedServices(ctx context.Context, node stri
 	return err == nil && len(list.Items) > 0
 }
 
-// readSpeaker reads the SpeakerStatus of a node; nil if there is none.
-func (r *stateReader) readSpeaker(ctx context.Context, node string) *v1alpha1.SpeakerStatusStatus {
+// readSpeakerStatus reads the SpeakerStatus of a node; nil if there is none.
+func (r *stateReader) readSpeakerStatus(ctx context.Context, node string) *v1alpha1.SpeakerStatusStatus {
 	var s v1alpha1.SpeakerStatus
 	if err := r.client.Get(ctx, client.ObjectKey{Namespace: r.namespace, Name: node}, &s); err != nil {
 		return nil
@@ -163,8 +164,8 @@ func (r *stateReader) readEndpoints(ctx context.Context, key view.ObjectKey) (vi
 	return view.FromEndpointSlices(key, slices.Items), nil
 }
 
-// readSpeakers reads the SpeakerStatus of every node.
-func (r *stateReader) readSpeakers(ctx context.Context) (map[string]*v1alpha1.SpeakerStatusStatus, error) {
+// readSpeakerStatusByNode reads the SpeakerStatus of every node.
+func (r *stateReader) readSpeakerStatusByNode(ctx context.Context) (map[string]*v1alpha1.SpeakerStatusStatus, error) {
 	var list v1alpha1.SpeakerStatusList
 	if err := r.client.List(ctx, &list, client.InNamespace(r.namespace)); err != nil {
 		return nil, fmt.Errorf("reading the state of the speakers: %w", err)
@@ -203,15 +204,15 @@ func faultOfSpeaker(s *v1alpha1.SpeakerStatusStatus) names.Explanation {
 	const look = "look at its Pod, and whether the DaemonSet gantry-speaker covers the node"
 	switch {
 	case s == nil:
-		return names.Explain(names.ReasonNoSpeaker, "no speaker runs there: %s", look)
+		return names.NewExplanation(names.ReasonNoSpeaker, "no speaker runs there: %s", look)
 	case s.IsDead():
-		return names.Explain(names.ReasonNoSpeaker, "its speaker is gone or silent: %s", look)
+		return names.NewExplanation(names.ReasonNoSpeaker, "its speaker is gone or silent: %s", look)
 	case s.Unavailable == string(names.ReasonNodeLeaving):
-		return names.Explain(names.ReasonNodeLeaving, "the node is being drained (annotation %s), shut down or taken out of service", names.AnnotationDrainNodeAddresses)
+		return names.NewExplanation(names.ReasonNodeLeaving, "the node is being drained (annotation %s), shut down or taken out of service", names.AnnotationDrainNode)
 	case s.Unavailable == string(names.ReasonNodeNetworkUnavailable):
-		return names.Explain(names.ReasonNodeNetworkUnavailable, "its condition NetworkUnavailable is True: repair the network of the node")
+		return names.NewExplanation(names.ReasonNodeNetworkUnavailable, "its condition NetworkUnavailable is True: repair the network of the node")
 	case s.Unavailable == string(names.ReasonNodeExcluded):
-		return names.Explain(names.ReasonNodeExcluded, "it has the label %s: remove it", names.LabelExcludeNode)
+		return names.NewExplanation(names.ReasonNodeExcluded, "it has the label %s: remove it", names.LabelExcludeNode)
 	}
 	return names.Explanation{}
 }
@@ -285,7 +286,7 @@ func explainForeignHost(speakers map[string]*v1alpha1.SpeakerStatusStatus, addre
 	if len(found) == 0 {
 		return names.Explanation{}
 	}
-	return names.Explain(names.ReasonForeignClaim, "no node takes %s, since a host outside of the cluster (%s) answers for it: remove the address from that host, or exclude it from the pool", found[0].Address, found[0].MAC)
+	return names.NewExplanation(names.ReasonForeignClaim, "no node takes %s, since a host outside of the cluster (%s) answers for it: remove the address from that host, or exclude it from the pool", found[0].Address, found[0].MAC)
 }
 
 func sessionIndexValue(node, peer string) string { return node + "/" + peer }

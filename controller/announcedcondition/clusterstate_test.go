@@ -20,9 +20,9 @@ import (
 // is in the pool six. The peer tor carries both families.
 func (h *writerHarness) createDualStackService(endpoints ...discoveryv1.AddressType) {
 	h.t.Helper()
-	h.create(&v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "six"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []string{"2001:db8::/124"}}})
+	h.createObject(&v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "six"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []string{"2001:db8::/124"}}})
 	var tor v1beta2.BGPPeer
-	if err := h.api.Get(h.t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: "tor"}, &tor); err != nil {
+	if err := h.api.Get(h.t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: "tor"}, &tor); err != nil {
 		h.t.Fatal(err)
 	}
 	tor.Spec.DualStackAddressFamily = true
@@ -31,10 +31,10 @@ func (h *writerHarness) createDualStackService(endpoints ...discoveryv1.AddressT
 	}
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "dual"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
 	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.5"}, {IP: "2001:db8::5"}}
-	h.create(s)
+	h.createObject(s)
 	node := "node1"
 	for _, family := range endpoints {
-		h.create(&discoveryv1.EndpointSlice{
+		h.createObject(&discoveryv1.EndpointSlice{
 			ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "dual-" + strings.ToLower(string(family)), Labels: map[string]string{discoveryv1.LabelServiceName: "dual"}},
 			AddressType: family, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, NodeName: &node}},
 		})
@@ -44,9 +44,9 @@ func (h *writerHarness) createDualStackService(endpoints ...discoveryv1.AddressT
 // setCarriedFamilies writes that the session with tor is established and carries these families.
 func (h *writerHarness) setCarriedFamilies(node string, withheld names.Explanation, families ...string) {
 	h.t.Helper()
-	h.setSession(node, names.Explanation{})
+	h.setSessionWithTor(node, names.Explanation{})
 	o := &v1alpha1.BGPSession{}
-	if err := h.api.Get(h.t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: "tor." + node}, o); err != nil {
+	if err := h.api.Get(h.t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: "tor." + node}, o); err != nil {
 		h.t.Fatal(err)
 	}
 	o.Status.Families = families
@@ -58,11 +58,11 @@ func (h *writerHarness) setCarriedFamilies(node string, withheld names.Explanati
 	}
 }
 
-// editSpeaker changes the SpeakerStatus of a node.
-func (h *writerHarness) editSpeaker(node string, edit func(s *v1alpha1.SpeakerStatusStatus)) {
+// editSpeakerStatus changes the SpeakerStatus of a node.
+func (h *writerHarness) editSpeakerStatus(node string, edit func(s *v1alpha1.SpeakerStatusStatus)) {
 	h.t.Helper()
 	var o v1alpha1.SpeakerStatus
-	if err := h.api.Get(h.t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: node}, &o); err != nil {
+	if err := h.api.Get(h.t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: node}, &o); err != nil {
 		h.t.Fatal(err)
 	}
 	edit(&o.Status)
@@ -71,9 +71,9 @@ func (h *writerHarness) editSpeaker(node string, edit func(s *v1alpha1.SpeakerSt
 	}
 }
 
-// TestBGPAnnouncesEachAddressForItself checks a Service with two addresses of which routers have
-// one.
-func TestBGPAnnouncesEachAddressForItself(t *testing.T) {
+// TestConditionExplainsAddressMissingFromBGP checks a Service with two addresses of which routers
+// have one.
+func TestConditionExplainsAddressMissingFromBGP(t *testing.T) {
 	const ipv4, ipv6 = discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6
 	for name, tt := range map[string]struct {
 		advertisedPools []string
@@ -84,7 +84,7 @@ func TestBGPAnnouncesEachAddressForItself(t *testing.T) {
 		text            string
 	}{
 		"the router accepts one family": {
-			endpoints: []discoveryv1.AddressType{ipv4, ipv6}, families: []string{ipv4Unicast}, withheld: names.Explain(names.ReasonFamilyNotCarried, "activate IPv6"),
+			endpoints: []discoveryv1.AddressType{ipv4, ipv6}, families: []string{ipv4Unicast}, withheld: names.NewExplanation(names.ReasonFamilyNotCarried, "activate IPv6"),
 			reason: names.ReasonNoSession, text: "192.0.2.5: announced by BGP; 2001:db8::5: 0 of 2 BGP sessions carry the Service: tor on node1: activate IPv6 (FamilyNotCarried)",
 		},
 		"the advertisement has one of the pools": {
@@ -100,7 +100,7 @@ func TestBGPAnnouncesEachAddressForItself(t *testing.T) {
 			h := newWriterHarness(t)
 			h.createDualStackService(tt.endpoints...)
 			ad := &v1beta1.BGPAdvertisement{}
-			if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: "first"}, ad); err != nil {
+			if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: "first"}, ad); err != nil {
 				t.Fatal(err)
 			}
 			ad.Spec.IPAddressPools = tt.advertisedPools
@@ -113,7 +113,7 @@ func TestBGPAnnouncesEachAddressForItself(t *testing.T) {
 			for _, node := range []string{"node1", "node2"} {
 				h.setCarriedFamilies(node, tt.withheld, tt.families...)
 			}
-			h.expect(name, h.reconcile("dual", time.Minute), metav1.ConditionFalse, tt.reason, tt.text)
+			h.expectCondition(name, h.reconcileFor("dual", time.Minute), metav1.ConditionFalse, tt.reason, tt.text)
 		})
 	}
 }
@@ -122,12 +122,12 @@ func TestBGPAnnouncesEachAddressForItself(t *testing.T) {
 // while its node withdraws the routes.
 func TestConditionNamesSessionOfLeavingNode(t *testing.T) {
 	h := newWriterHarness(t)
-	h.setSession("node1", names.Explanation{})
-	h.reportRoutes("node1")
+	h.setSessionWithTor("node1", names.Explanation{})
+	h.reportRoutesOfServiceWeb("node1")
 	h.setCarriedFamilies("node2", names.Explanation{})
-	h.editSpeaker("node2", func(s *v1alpha1.SpeakerStatusStatus) { s.Unavailable, s.Routes = string(names.ReasonNodeLeaving), 0 })
-	c := h.reconcile("web", time.Minute)
-	h.expect("one of two nodes leaves", c, metav1.ConditionTrue, names.ReasonAnnounced, "on 1 of 2 BGP sessions: not on tor on node2: the node is being drained")
+	h.editSpeakerStatus("node2", func(s *v1alpha1.SpeakerStatusStatus) { s.Unavailable, s.Routes = string(names.ReasonNodeLeaving), 0 })
+	c := h.reconcileFor("web", time.Minute)
+	h.expectCondition("one of two nodes leaves", c, metav1.ConditionTrue, names.ReasonAnnounced, "on 1 of 2 BGP sessions: not on tor on node2: the node is being drained")
 }
 
 // TestEstablishedSessionOfANodeWithoutRoutesDoesNotCount checks a node that reports no Service at
@@ -135,14 +135,14 @@ func TestConditionNamesSessionOfLeavingNode(t *testing.T) {
 func TestEstablishedSessionOfANodeWithoutRoutesDoesNotCount(t *testing.T) {
 	h := newWriterHarness(t)
 	for _, node := range []string{"node1", "node2"} {
-		h.setSession(node, names.Explanation{})
-		h.editSpeaker(node, func(s *v1alpha1.SpeakerStatusStatus) { s.Routes = 0 })
+		h.setSessionWithTor(node, names.Explanation{})
+		h.editSpeakerStatus(node, func(s *v1alpha1.SpeakerStatusStatus) { s.Routes = 0 })
 	}
-	c := h.reconcile("web", time.Minute)
-	h.expect("no node has a route", c, metav1.ConditionFalse, names.ReasonNoSession, "the router does not have the route yet")
-	h.editSpeaker("node1", func(s *v1alpha1.SpeakerStatusStatus) { s.Routes = 600 })
-	c = h.reconcile("web", time.Minute)
-	h.expect("a node has too many routes to list them", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
+	c := h.reconcileFor("web", time.Minute)
+	h.expectCondition("no node has a route", c, metav1.ConditionFalse, names.ReasonNoSession, "the router does not have the route yet")
+	h.editSpeakerStatus("node1", func(s *v1alpha1.SpeakerStatusStatus) { s.Routes = 600 })
+	c = h.reconcileFor("web", time.Minute)
+	h.expectCondition("a node has too many routes to list them", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
 	before := &v1alpha1.SpeakerStatus{}
 	after := before.DeepCopy()
 	if after.Status.Routes = 1; !isSpeakerChangeRelevant(before, after) {
@@ -153,25 +153,26 @@ func TestEstablishedSessionOfANodeWithoutRoutesDoesNotCount(t *testing.T) {
 	}
 }
 
-// TestReportWithoutStatusDoesNotCount checks a report that was created, and whose status follows.
-func TestReportWithoutStatusDoesNotCount(t *testing.T) {
+// TestL2ReportWithoutStatusAnnouncesNothing checks a report that was created, and whose status
+// follows.
+func TestL2ReportWithoutStatusAnnouncesNothing(t *testing.T) {
 	h := newWriterHarness(t)
-	h.create(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "all"}})
+	h.createObject(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "all"}})
 	if _, err := h.reader.ReadNow(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	status := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "default.web.node1", Labels: map[string]string{
+	status := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "default.web.node1", Labels: map[string]string{
 		names.LabelServiceStatusNode: "node1", names.LabelServiceName: "web", names.LabelServiceNamespace: "default",
 	}}}
-	h.create(status)
-	if c := h.reconcile("web", time.Second); c.Status != "" {
+	h.createObject(status)
+	if c := h.reconcileFor("web", time.Second); c.Status != "" {
 		t.Errorf("a report without status is enough for the condition %s: %s", c.Status, c.Message)
 	}
 	status.Status = v1beta1.ServiceL2StatusStatus{Node: "node1", ServiceName: "web", ServiceNamespace: "default", Gantry: &v1beta1.ServiceL2StatusGantry{Addresses: []string{"192.0.2.1"}}}
 	if err := h.api.Status().Update(t.Context(), status); err != nil {
 		t.Fatal(err)
 	}
-	h.expect("the status is written", h.reconcile("web", time.Second), metav1.ConditionTrue, names.ReasonAnnounced, "announced by layer 2")
+	h.expectCondition("the status is written", h.reconcileFor("web", time.Second), metav1.ConditionTrue, names.ReasonAnnounced, "announced by layer 2")
 	if h.serviceWrites != 1 {
 		t.Errorf("the Service was written %d times, want 1", h.serviceWrites)
 	}
@@ -181,14 +182,14 @@ func TestReportWithoutStatusDoesNotCount(t *testing.T) {
 // died.
 func TestConflictReportedByDeadSpeakerIsIgnored(t *testing.T) {
 	h := newWriterHarness(t)
-	h.setSession("node1", wrongASNumberFault)
-	h.setSession("node2", wrongASNumberFault)
-	h.editSpeaker("node2", func(s *v1alpha1.SpeakerStatusStatus) {
+	h.setSessionWithTor("node1", wrongASNumberFault)
+	h.setSessionWithTor("node2", wrongASNumberFault)
+	h.editSpeakerStatus("node2", func(s *v1alpha1.SpeakerStatusStatus) {
 		s.Conflicts = []v1alpha1.SpeakerConflict{{Address: "192.0.2.1", MAC: "02:00:00:00:00:99", Since: metav1.NewTime(h.now)}}
 	})
-	h.expect("a living speaker", h.reconcile("web", time.Minute), metav1.ConditionFalse, names.ReasonForeignClaim, "02:00:00:00:00:99")
-	h.editSpeaker("node2", func(s *v1alpha1.SpeakerStatusStatus) {
-		s.Conditions = []metav1.Condition{{Type: names.ConditionReady, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSpeaker)}}
+	h.expectCondition("a living speaker", h.reconcileFor("web", time.Minute), metav1.ConditionFalse, names.ReasonForeignClaim, "02:00:00:00:00:99")
+	h.editSpeakerStatus("node2", func(s *v1alpha1.SpeakerStatusStatus) {
+		s.Conditions = []metav1.Condition{{Type: names.ConditionSpeakerReady, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSpeaker)}}
 	})
-	h.expect("a dead one", h.reconcile("web", time.Minute), metav1.ConditionFalse, names.ReasonNoSession, "tor on node1: it expects another AS number")
+	h.expectCondition("a dead one", h.reconcileFor("web", time.Minute), metav1.ConditionFalse, names.ReasonNoSession, "tor on node1: it expects another AS number")
 }

@@ -51,34 +51,37 @@ type Options struct {
 type ConditionWriter struct {
 	Options
 
-	state  stateReader
-	faults *faultMemory // of Services that are not announced
-	// announcedFaults are Services that are announced, and that some clients do not reach.
-	announcedFaults *faultMemory
-	// addressFaults are Services that get no address, requestFaults those that keep an address and
-	// do not get the one that they ask for. texts are Services whose text is to be written.
-	addressFaults, requestFaults, texts *faultMemory
-	// notices bounds the events about new Services that are not announced yet.
-	notices *rate.Limiter
+	stateReader       stateReader
+	unannouncedFaults *faultMemory // of Services that are not announced
+	// faultsDespiteAnnouncement are Services that are announced, and that some clients do not
+	// reach.
+	faultsDespiteAnnouncement *faultMemory
+	// missingAddressFaults are Services that get no address, refusedRequestFaults those that keep
+	// an address and do not get the one that they ask for. texts are Services whose text is to be
+	// written.
+	missingAddressFaults, refusedRequestFaults, delayedTextChanges *faultMemory
+	// unannouncedEventLimiter bounds the events about new Services that are not announced yet.
+	unannouncedEventLimiter *rate.Limiter
 }
 
 const (
 	// missingReportTimeout is how long a report may be missing before the condition becomes False:
 	// a report that is replaced is missing for an instant.
 	missingReportTimeout = 1200 * time.Millisecond
-	// maxRecheckInterval is how often the reason is determined again while no node announces. It is
-	// shorter at first, while a manifest may still be in the process of being applied.
-	maxRecheckInterval = 30 * time.Second
+	// maxUnannouncedRecheckInterval is how often the reason is determined again while no node
+	// announces. It is shorter at first, while a manifest may still be in the process of being
+	// applied.
+	maxUnannouncedRecheckInterval = 30 * time.Second
 )
 
 // NewConditionWriter returns a ConditionWriter to register with a manager.
 func NewConditionWriter(o Options) *ConditionWriter {
-	var pacer slotPacer
+	var pacer writeSlotPacer
 	return &ConditionWriter{
-		Options: o, faults: newFaultMemory(&pacer), announcedFaults: newFaultMemory(&pacer), addressFaults: newFaultMemory(&pacer), requestFaults: newFaultMemory(&pacer), texts: newFaultMemory(&pacer),
-		notices: rate.NewLimiter(unannouncedEventsPerSecond, unannouncedEventBurst),
-		state: stateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds, readSilence: func(ctx context.Context) speakerSilence {
-			return readSilence(ctx, o.Client, o.Scope.Namespace, o.Now())
+		Options: o, unannouncedFaults: newFaultMemory(&pacer), faultsDespiteAnnouncement: newFaultMemory(&pacer), missingAddressFaults: newFaultMemory(&pacer), refusedRequestFaults: newFaultMemory(&pacer), delayedTextChanges: newFaultMemory(&pacer),
+		unannouncedEventLimiter: rate.NewLimiter(unannouncedEventsPerSecond, unannouncedEventBurst),
+		stateReader: stateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds, readSpeakerAbsence: func(ctx context.Context) speakerAbsence {
+			return readSpeakerAbsence(ctx, o.Client, o.Scope.Namespace, o.Now())
 		}},
 	}
 }
@@ -96,11 +99,11 @@ func (r *ConditionWriter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl
 		return ctrl.Result{}, nil // the worker removes the condition together with the addresses
 	}
 	if len(v.AssignedAddresses) == 0 {
-		r.faults.forgetFault(req.NamespacedName)
-		r.requestFaults.forgetFault(req.NamespacedName)
+		r.unannouncedFaults.forgetFault(req.NamespacedName)
+		r.refusedRequestFaults.forgetFault(req.NamespacedName)
 		return r.remindOfMissingAddress(ctx, &s), nil
 	}
-	r.addressFaults.forgetFault(req.NamespacedName)
+	r.missingAddressFaults.forgetFault(req.NamespacedName)
 	result, err := r.reconcileAnnouncement(ctx, &s, &v)
 	if err != nil {
 		return ctrl.Result{}, err
@@ -116,43 +119,43 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 	if config == nil {
 		return ctrl.Result{}, errors.New("the configuration has not been read yet")
 	}
-	endpoints, reports, err := r.state.readService(ctx, config, v)
+	endpoints, reports, err := r.stateReader.readEndpointsAndReports(ctx, config, v)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	found := reports.findHowAddressesAreAnnounced(v.AssignedAddresses)
+	found := reports.summarizeAnnouncement(v.AssignedAddresses)
 	c := metav1.Condition{Type: names.ConditionAnnounced, ObservedGeneration: s.Generation}
-	silence := r.state.readSilence(ctx)
-	if len(found.announced) > 0 && silence.IsSet() {
-		r.faults.recordFault(key, r.Now())
+	silence := r.stateReader.readSpeakerAbsence(ctx)
+	if len(found.announcedAddresses) > 0 && silence.IsSet() {
+		r.unannouncedFaults.recordFault(key, r.Now())
 		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, string(silence.Reason), silence.Text
 		return r.writeAnnouncedCondition(ctx, s, c)
 	}
-	if len(found.missing) == 0 {
+	if len(found.unannouncedAddresses) == 0 {
 		before := meta.FindStatusCondition(s.Status.Conditions, c.Type)
 		recovers := before != nil && before.Reason == string(names.ReasonNoSession)
 		reason, text := reports.describeAnnouncement(&found, !recovers)
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(reason), text
 		if recovers {
 			// the text about the sessions follows
-			r.texts.recordWarning(key, r.Now())
+			r.delayedTextChanges.recordWarning(key, r.Now())
 			result, err := r.writeAnnouncedCondition(ctx, s, c)
 			return limitRequeueDelay(result, minTextChangeInterval), err
 		}
 		result, err := r.writeAnnouncedCondition(ctx, s, c)
 		return limitRequeueDelay(result, silence.lookAgainDelay), err
 	}
-	since := r.faults.recordFault(key, r.Now())
+	since := r.unannouncedFaults.recordFault(key, r.Now())
 	if wait := missingReportTimeout - r.Now().Sub(since); wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
-	why, err := r.state.explainUnannounced(ctx, config, v, &found, endpoints, reports)
+	why, err := r.stateReader.explainUnannounced(ctx, config, v, &found, endpoints, reports)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
 	c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(why.Reason), describeUnannouncedAddresses(&found, why)
 	again, err := r.writeAnnouncedCondition(ctx, s, c)
-	recheck := min(max(r.Now().Sub(since), missingReportTimeout), maxRecheckInterval)
+	recheck := min(max(r.Now().Sub(since), missingReportTimeout), maxUnannouncedRecheckInterval)
 	again = limitRequeueDelay(again, recheck)
 	return again, err
 }
@@ -162,14 +165,14 @@ func (r *ConditionWriter) remindOfMissingAddress(ctx context.Context, s *corev1.
 	key := client.ObjectKeyFromObject(s)
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
 	if c == nil || c.Status != metav1.ConditionFalse || c.Reason == string(names.ReasonProbing) {
-		r.addressFaults.forgetFault(key)
+		r.missingAddressFaults.forgetFault(key)
 		return ctrl.Result{}
 	}
-	if isFresh(c, r.Now()) { // the worker has sent the Warning
-		r.addressFaults.recordWarning(key, r.Now())
+	if isConditionFresh(c, r.Now()) { // the worker has sent the Warning
+		r.missingAddressFaults.recordWarning(key, r.Now())
 	}
-	again := r.repeatWarningIfDue(ctx, s, r.addressFaults, names.EventAllocationFailed, c)
-	r.addressFaults.recordReason(key, c.Reason)
+	again := r.repeatWarningIfDue(ctx, s, r.missingAddressFaults, names.EventAllocationFailed, c)
+	r.missingAddressFaults.recordReason(key, c.Reason)
 	return ctrl.Result{RequeueAfter: again}
 }
 
@@ -195,15 +198,15 @@ func (r *ConditionWriter) remindOfRefusedRequest(ctx context.Context, s *corev1.
 	key := client.ObjectKeyFromObject(s)
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
 	if c == nil || !isRequestRefused(names.Reason(c.Reason)) {
-		r.requestFaults.forgetFault(key)
+		r.refusedRequestFaults.forgetFault(key)
 		return 0
 	}
-	if !r.requestFaults.hasFault(key) {
+	if !r.refusedRequestFaults.hasFault(key) {
 		// The worker has sent the Warning, or a former leader has within the last
 		// faultWarningRepeatInterval.
-		r.requestFaults.recordWarning(key, r.Now())
+		r.refusedRequestFaults.recordWarning(key, r.Now())
 	}
-	return r.repeatWarningIfDue(ctx, s, r.requestFaults, names.EventAllocationFailed, c)
+	return r.repeatWarningIfDue(ctx, s, r.refusedRequestFaults, names.EventAllocationFailed, c)
 }
 
 // isRequestRefused reports whether the Reason of a Service with addresses is a Warning.
@@ -218,16 +221,16 @@ func isRequestRefused(reason names.Reason) bool {
 
 // forgetService removes a Service that is not served any more.
 func (r *ConditionWriter) forgetService(key client.ObjectKey) {
-	for _, m := range []*faultMemory{r.faults, r.announcedFaults, r.addressFaults, r.requestFaults, r.texts} {
+	for _, m := range []*faultMemory{r.unannouncedFaults, r.faultsDespiteAnnouncement, r.missingAddressFaults, r.refusedRequestFaults, r.delayedTextChanges} {
 		m.forgetFault(key)
 	}
 }
 
-// ForecastUnannouncedCondition returns the condition of a Service that is about to get its first
+// PredictUnannouncedCondition returns the condition of a Service that is about to get its first
 // addresses, if it is certain that no speaker will announce them. It is written together with the
 // addresses, so that a Service that waits for an advertisement or for Pods costs one write instead
 // of two. A wrong forecast is corrected like any other change.
-func (r *ConditionWriter) ForecastUnannouncedCondition(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
+func (r *ConditionWriter) PredictUnannouncedCondition(ctx context.Context, s *corev1.Service, assigned []netip.Addr) (metav1.Condition, bool) {
 	var none metav1.Condition
 	// A change may bring the advertisement: it may have been applied together with the Service.
 	if r.ConfigurationReader.HasUnreadChange() {
@@ -239,12 +242,12 @@ func (r *ConditionWriter) ForecastUnannouncedCondition(ctx context.Context, s *c
 	}
 	v := view.FromService(s)
 	v.AssignedAddresses = assigned
-	endpoints, reports, err := r.state.readService(ctx, config, &v)
-	if err != nil || len(reports.findHowAddressesAreAnnounced(assigned).announced) > 0 {
+	endpoints, reports, err := r.stateReader.readEndpointsAndReports(ctx, config, &v)
+	if err != nil || len(reports.summarizeAnnouncement(assigned).announcedAddresses) > 0 {
 		return none, false
 	}
 	svc := advertise.ServiceFromView(&v)
-	why := advertise.Explain(config.Snapshot, &svc, config.Nodes)
+	why := advertise.ExplainUnannouncedService(config.Snapshot, &svc, config.Nodes)
 	if !why.IsSet() && !endpoints.AnyServing {
 		why = explainNoEndpoints()
 	}
@@ -274,7 +277,7 @@ func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1
 	before := meta.FindStatusCondition(s.Status.Conditions, c.Type)
 	sameWord := before != nil && before.Status == c.Status && before.Reason == c.Reason
 	if sameWord && before.Message != c.Message {
-		if wait := r.texts.delayUntilTextChange(key, now); wait > 0 {
+		if wait := r.delayedTextChanges.delayUntilTextChange(key, now); wait > 0 {
 			return ctrl.Result{RequeueAfter: wait}, nil
 		}
 	}
@@ -291,14 +294,14 @@ func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1
 	}
 	written := meta.FindStatusCondition(after.Status.Conditions, c.Type)
 	if c.Status == metav1.ConditionTrue {
-		r.faults.forgetFault(key)
+		r.unannouncedFaults.forgetFault(key)
 		if before != nil && before.Status != metav1.ConditionTrue {
 			r.sendRecoveryEvent(ctx, s, before, written)
 		}
-		return r.remindOfFaultDespiteAnnouncement(ctx, s, before, written), nil
+		return r.warnOrRemindDespiteAnnouncement(ctx, s, before, written), nil
 	}
-	r.announcedFaults.forgetFault(key)
-	return r.remindOfFault(ctx, s, before, written), nil
+	r.faultsDespiteAnnouncement.forgetFault(key)
+	return r.warnOrRemindOfUnannounced(ctx, s, before, written), nil
 }
 
 // limitRequeueDelay makes the result look at the Service again after d or earlier. A d of 0 changes
@@ -317,56 +320,56 @@ func (r *ConditionWriter) sendRecoveryEvent(ctx context.Context, s *corev1.Servi
 	r.RecordSeriesEvent(ctx, s, corev1.EventTypeNormal, names.EventAnnounced, events.TruncateNote(text))
 }
 
-// remindOfFaultDespiteAnnouncement sends the Warnings about a Service that is announced, and that
+// warnOrRemindDespiteAnnouncement sends the Warnings about a Service that is announced, and that
 // some clients do not reach: the Reason is not Announced. It sends an event when that is over.
-func (r *ConditionWriter) remindOfFaultDespiteAnnouncement(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) ctrl.Result {
+func (r *ConditionWriter) warnOrRemindDespiteAnnouncement(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) ctrl.Result {
 	key := client.ObjectKeyFromObject(s)
 	if after.Reason == string(names.ReasonAnnounced) {
 		if before != nil && before.Status == metav1.ConditionTrue && before.Reason != after.Reason {
 			text := fmt.Sprintf("%s: %s; %s is over", after.Reason, after.Message, before.Reason)
 			r.RecordSeriesEvent(ctx, s, corev1.EventTypeNormal, names.EventAnnounced, events.TruncateNote(text))
 		}
-		r.announcedFaults.forgetFault(key)
+		r.faultsDespiteAnnouncement.forgetFault(key)
 		return ctrl.Result{}
 	}
 	isNew := before == nil || before.Reason != after.Reason
 	switch {
 	case isNew && after.Reason == string(names.ReasonForeignClaim):
 		// The speaker that hears the foreign host sends the first Warning, with what it heard.
-		r.announcedFaults.recordWarning(key, r.Now())
+		r.faultsDespiteAnnouncement.recordWarning(key, r.Now())
 		return ctrl.Result{RequeueAfter: faultWarningRepeatInterval}
 	case isNew:
-		return ctrl.Result{RequeueAfter: r.sendWarningEvent(ctx, s, r.announcedFaults, names.EventAnnounceFailed, after)}
+		return ctrl.Result{RequeueAfter: r.sendWarningEvent(ctx, s, r.faultsDespiteAnnouncement, names.EventAnnounceFailed, after)}
 	}
-	return ctrl.Result{RequeueAfter: r.repeatWarningIfDue(ctx, s, r.announcedFaults, names.EventAnnounceFailed, after)}
+	return ctrl.Result{RequeueAfter: r.repeatWarningIfDue(ctx, s, r.faultsDespiteAnnouncement, names.EventAnnounceFailed, after)}
 }
 
-// remindOfFault sends the Warning about a fault: at once if it is new or says something new,
-// otherwise when the next reminder is due.
-func (r *ConditionWriter) remindOfFault(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) ctrl.Result {
+// warnOrRemindOfUnannounced sends the Warning about a fault: at once if it is new or says something
+// new, otherwise when the next reminder is due.
+func (r *ConditionWriter) warnOrRemindOfUnannounced(ctx context.Context, s *corev1.Service, before, after *metav1.Condition) ctrl.Result {
 	key, now := client.ObjectKeyFromObject(s), r.Now()
-	r.faults.recordReason(key, after.Reason)
+	r.unannouncedFaults.recordReason(key, after.Reason)
 	isNew := before == nil || before.Status != after.Status || before.Reason != after.Reason || before.Message != after.Message
 	if !isNew {
-		wait := r.faults.delayUntilReminder(key, now)
+		wait := r.unannouncedFaults.delayUntilReminder(key, now)
 		// A condition that was written with the first address has no Warning yet.
-		isBorn := isFresh(after, now) && !r.faults.hasWarned(key)
+		isBorn := isConditionFresh(after, now) && !r.unannouncedFaults.hasWarned(key)
 		if wait > 0 && !isBorn {
 			return ctrl.Result{RequeueAfter: wait}
 		}
 	}
-	if kind := eventKindForUnannounced(before, names.Reason(after.Reason)); kind == corev1.EventTypeNormal && (isNew || isFresh(after, now)) {
-		r.faults.recordNormalEvent(key, now)
-		if r.notices.AllowN(now, 1) {
+	if kind := eventKindForUnannounced(before, names.Reason(after.Reason)); kind == corev1.EventTypeNormal && (isNew || isConditionFresh(after, now)) {
+		r.unannouncedFaults.recordNormalEvent(key, now)
+		if r.unannouncedEventLimiter.AllowN(now, 1) {
 			r.sendEventOfCondition(ctx, s, kind, names.EventAnnounceFailed, after)
 		}
 		return ctrl.Result{RequeueAfter: freshFaultAge}
 	}
-	return ctrl.Result{RequeueAfter: r.sendWarningEvent(ctx, s, r.faults, names.EventAnnounceFailed, after)}
+	return ctrl.Result{RequeueAfter: r.sendWarningEvent(ctx, s, r.unannouncedFaults, names.EventAnnounceFailed, after)}
 }
 
-// isFresh reports whether the condition has just got its status.
-func isFresh(c *metav1.Condition, now time.Time) bool {
+// isConditionFresh reports whether the condition has just got its status.
+func isConditionFresh(c *metav1.Condition, now time.Time) bool {
 	return now.Sub(c.LastTransitionTime.Time) < freshFaultAge
 }
 

@@ -47,7 +47,7 @@ func newWriterHarness(t *testing.T) *writerHarness {
 		t.Fatal(err)
 	}
 	h := &writerHarness{t: t, now: time.Unix(1_700_000_000, 0)}
-	scope := configuration.ConfigurationScope{Namespace: names.Namespace}
+	scope := configuration.ConfigurationScope{Namespace: names.DefaultNamespace}
 	b := fake.NewClientBuilder().WithScheme(scheme).
 		WithStatusSubresource(&corev1.Service{}, &v1alpha1.SpeakerStatus{}, &v1alpha1.BGPSession{}, &v1beta1.ServiceBGPStatus{}, &v1beta1.ServiceL2Status{}).
 		WithInterceptorFuncs(interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
@@ -67,36 +67,36 @@ func newWriterHarness(t *testing.T) *writerHarness {
 		})
 	h.api = b.Build()
 	h.reader = configurationreader.NewReader(configurationreader.Options{
-		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
+		ReadObjects: func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
 			return configurationreader.ReadAllObjects(ctx, h.api, scope)
 		}, Log: slog.New(slog.DiscardHandler),
 	})
 	go func() { _ = h.reader.Start(t.Context()) }()
 	h.restartController()
-	h.createCluster()
+	h.createPoolPeerNodesAndService()
 	return h
 }
 
 // restartController replaces the ConditionWriter, which forgets everything.
 func (h *writerHarness) restartController() {
 	h.writer = NewConditionWriter(Options{
-		Client: h.api, Scope: configuration.ConfigurationScope{Namespace: names.Namespace}, ConfigurationReader: h.reader, Now: func() time.Time { return h.now },
+		Client: h.api, Scope: configuration.ConfigurationScope{Namespace: names.DefaultNamespace}, ConfigurationReader: h.reader, Now: func() time.Time { return h.now },
 		RecordSeriesEvent: func(_ context.Context, s *corev1.Service, kind, reason, text string) {
 			h.sentEvents = append(h.sentEvents, fmt.Sprintf("%s %s %s %s", s.Name, kind, reason, text))
 		},
 	})
 }
 
-func (h *writerHarness) createCluster() {
+func (h *writerHarness) createPoolPeerNodesAndService() {
 	object := func(name string) metav1.ObjectMeta {
-		return metav1.ObjectMeta{Namespace: names.Namespace, Name: name}
+		return metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: name}
 	}
-	h.create(&v1beta1.IPAddressPool{ObjectMeta: object("first"), Spec: v1beta1.IPAddressPoolSpec{Addresses: []string{"192.0.2.0/24"}}})
-	h.create(&v1beta1.BGPAdvertisement{ObjectMeta: object("first")})
-	h.create(&v1beta2.BGPPeer{ObjectMeta: object("tor"), Spec: v1beta2.BGPPeerSpec{MyASN: 64512, PeerASN: 64513, PeerAddress: "192.0.2.254"}})
+	h.createObject(&v1beta1.IPAddressPool{ObjectMeta: object("first"), Spec: v1beta1.IPAddressPoolSpec{Addresses: []string{"192.0.2.0/24"}}})
+	h.createObject(&v1beta1.BGPAdvertisement{ObjectMeta: object("first")})
+	h.createObject(&v1beta2.BGPPeer{ObjectMeta: object("tor"), Spec: v1beta2.BGPPeerSpec{MyASN: 64512, PeerASN: 64513, PeerAddress: "192.0.2.254"}})
 	for _, node := range []string{"node1", "node2"} {
-		h.create(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}})
-		h.create(&v1alpha1.SpeakerStatus{ObjectMeta: object(node), Status: v1alpha1.SpeakerStatusStatus{Node: node, LastSeen: &metav1.Time{Time: h.now}, UsableLinks: []string{"eth0"}, Routes: 600}})
+		h.createObject(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}})
+		h.createObject(&v1alpha1.SpeakerStatus{ObjectMeta: object(node), Status: v1alpha1.SpeakerStatusStatus{Node: node, LastSeen: &metav1.Time{Time: h.now}, UsableLinks: []string{"eth0"}, Routes: 600}})
 	}
 	h.createService("web")
 	if _, err := h.reader.ReadNow(h.t.Context()); err != nil {
@@ -109,26 +109,27 @@ func (h *writerHarness) createService(name string) {
 	o := metav1.ObjectMeta{Namespace: "default", Name: name, CreationTimestamp: metav1.NewTime(h.now)}
 	s := &corev1.Service{ObjectMeta: o, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
 	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1"}}
-	h.create(s)
+	h.createObject(s)
 	node := "node1"
 	o.Labels = map[string]string{discoveryv1.LabelServiceName: name}
-	h.create(&discoveryv1.EndpointSlice{ObjectMeta: o, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, NodeName: &node}}})
+	h.createObject(&discoveryv1.EndpointSlice{ObjectMeta: o, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, NodeName: &node}}})
 }
 
-func (h *writerHarness) create(o client.Object) {
+func (h *writerHarness) createObject(o client.Object) {
 	h.t.Helper()
 	if err := h.api.Create(h.t.Context(), o); err != nil {
 		h.t.Fatal(err)
 	}
 }
 
-// setSession writes the state of the session with tor; an empty fault means that it is established.
-func (h *writerHarness) setSession(node string, fault names.Explanation) {
+// setSessionWithTor writes the state of the session with tor; an empty fault means that it is
+// established.
+func (h *writerHarness) setSessionWithTor(node string, fault names.Explanation) {
 	h.t.Helper()
-	o := &v1alpha1.BGPSession{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "tor." + node}}
+	o := &v1alpha1.BGPSession{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "tor." + node}}
 	if err := h.api.Get(h.t.Context(), client.ObjectKeyFromObject(o), o); err != nil {
 		o.Status.Node, o.Status.Peer = node, "tor"
-		h.create(o)
+		h.createObject(o)
 	}
 	c := metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionTrue, Reason: string(names.ReasonEstablished)}
 	o.Status = v1alpha1.BGPSessionStatus{Node: node, Peer: "tor", Families: []string{ipv4Unicast}}
@@ -142,18 +143,18 @@ func (h *writerHarness) setSession(node string, fault names.Explanation) {
 	}
 }
 
-// reportRoutes writes that the routers of the node have the Service web.
-func (h *writerHarness) reportRoutes(node string) {
-	h.create(&v1beta1.ServiceBGPStatus{
-		ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "default.web." + node, Labels: map[string]string{
+// reportRoutesOfServiceWeb writes that the routers of the node have the Service web.
+func (h *writerHarness) reportRoutesOfServiceWeb(node string) {
+	h.createObject(&v1beta1.ServiceBGPStatus{
+		ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "default.web." + node, Labels: map[string]string{
 			names.LabelServiceStatusNode: node, names.LabelServiceName: "web", names.LabelServiceNamespace: "default",
 		}},
 		Status: v1beta1.ServiceBGPStatusStatus{Node: node, ServiceName: "web", ServiceNamespace: "default", Peers: []string{"tor"}},
 	})
 }
 
-// reconcile looks at the Service again and again, for that long.
-func (h *writerHarness) reconcile(service string, during time.Duration) metav1.Condition {
+// reconcileFor looks at the Service again and again, for that long.
+func (h *writerHarness) reconcileFor(service string, during time.Duration) metav1.Condition {
 	h.t.Helper()
 	end := h.now.Add(during)
 	for {
@@ -177,8 +178,8 @@ func (h *writerHarness) reconcile(service string, during time.Duration) metav1.C
 	return metav1.Condition{}
 }
 
-// expect compares a condition.
-func (h *writerHarness) expect(what string, c metav1.Condition, status metav1.ConditionStatus, reason names.Reason, text string) {
+// expectCondition compares a condition.
+func (h *writerHarness) expectCondition(what string, c metav1.Condition, status metav1.ConditionStatus, reason names.Reason, text string) {
 	h.t.Helper()
 	if c.Status != status || c.Reason != string(reason) || !strings.Contains(c.Message, text) {
 		h.t.Errorf("%s: the condition is %s, %s: %q; want %s, %s: %q", what, c.Status, c.Reason, c.Message, status, reason, text)
@@ -196,40 +197,40 @@ func (h *writerHarness) countEvents(text string) int {
 	return n
 }
 
-var wrongASNumberFault = names.Explain(names.ReasonWrongASNumber, "it expects another AS number")
+var wrongASNumberFault = names.NewExplanation(names.ReasonWrongASNumber, "it expects another AS number")
 
 // TestServiceIsAnnouncedOnlyOverEstablishedSessions checks what the condition says while sessions
 // come and go, and how often the Service is written.
 func TestServiceIsAnnouncedOnlyOverEstablishedSessions(t *testing.T) {
 	h := newWriterHarness(t)
-	h.setSession("node1", wrongASNumberFault)
-	h.setSession("node2", wrongASNumberFault)
-	c := h.reconcile("web", 3*time.Second)
-	h.expect("no session", c, metav1.ConditionFalse, names.ReasonNoSession, "0 of 2 BGP sessions carry the Service: tor on node1: it expects another AS number (WrongASNumber)")
-	h.setSession("node1", names.Explanation{})
-	h.reportRoutes("node1")
+	h.setSessionWithTor("node1", wrongASNumberFault)
+	h.setSessionWithTor("node2", wrongASNumberFault)
+	c := h.reconcileFor("web", 3*time.Second)
+	h.expectCondition("no session", c, metav1.ConditionFalse, names.ReasonNoSession, "0 of 2 BGP sessions carry the Service: tor on node1: it expects another AS number (WrongASNumber)")
+	h.setSessionWithTor("node1", names.Explanation{})
+	h.reportRoutesOfServiceWeb("node1")
 	writes := h.serviceWrites
-	c = h.reconcile("web", time.Second)
-	if h.expect("the first session of two", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP"); strings.Contains(c.Message, "node2") {
+	c = h.reconcileFor("web", time.Second)
+	if h.expectCondition("the first session of two", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP"); strings.Contains(c.Message, "node2") {
 		t.Errorf("the first text has the session that may still come: %q", c.Message)
 	}
-	c = h.reconcile("web", 5*time.Second)
-	h.expect("one session of two", c, metav1.ConditionTrue, names.ReasonAnnounced, "on 1 of 2 BGP sessions: not on tor on node2")
+	c = h.reconcileFor("web", 5*time.Second)
+	h.expectCondition("one session of two", c, metav1.ConditionTrue, names.ReasonAnnounced, "on 1 of 2 BGP sessions: not on tor on node2")
 	if n := h.serviceWrites - writes; n != 2 {
 		t.Errorf("the return of one session of two cost %d writes, want 2", n)
 	}
-	h.setSession("node2", names.Explanation{})
-	h.reportRoutes("node2")
+	h.setSessionWithTor("node2", names.Explanation{})
+	h.reportRoutesOfServiceWeb("node2")
 	before := h.serviceWrites
-	h.reconcile("web", time.Millisecond)
-	h.setSession("node1", names.Explain(names.ReasonConnectionLost, "it is gone"))
-	h.setSession("node2", names.Explanation{})
-	if h.reconcile("web", time.Millisecond); h.serviceWrites > before+1 {
+	h.reconcileFor("web", time.Millisecond)
+	h.setSessionWithTor("node1", names.NewExplanation(names.ReasonConnectionLost, "it is gone"))
+	h.setSessionWithTor("node2", names.Explanation{})
+	if h.reconcileFor("web", time.Millisecond); h.serviceWrites > before+1 {
 		t.Errorf("%d writes although a session is established all the time", h.serviceWrites-before)
 	}
-	h.setSession("node2", names.Explain(names.ReasonConnectionLost, "it is gone"))
-	c = h.reconcile("web", 3*time.Second)
-	h.expect("the last session is gone", c, metav1.ConditionFalse, names.ReasonNoSession, "0 of 2 BGP sessions")
+	h.setSessionWithTor("node2", names.NewExplanation(names.ReasonConnectionLost, "it is gone"))
+	c = h.reconcileFor("web", 3*time.Second)
+	h.expectCondition("the last session is gone", c, metav1.ConditionFalse, names.ReasonNoSession, "0 of 2 BGP sessions")
 	if n := testutil.CollectAndCount(h.writer, "gantry_services_not_announced"); n != 1 {
 		t.Errorf("%d reasons are counted, want 1", n)
 	}
@@ -238,21 +239,21 @@ func TestServiceIsAnnouncedOnlyOverEstablishedSessions(t *testing.T) {
 	}
 }
 
-// TestReturnOfARouterIsOneWrite lets the sessions come one after the other, as those of many nodes
-// do.
-func TestReturnOfARouterIsOneWrite(t *testing.T) {
+// TestReturningRouterCausesOneWriteOfService lets the sessions come one after the other, as those
+// of many nodes do.
+func TestReturningRouterCausesOneWriteOfService(t *testing.T) {
 	h := newWriterHarness(t)
-	h.setSession("node1", wrongASNumberFault)
-	h.setSession("node2", wrongASNumberFault)
-	h.reconcile("web", 3*time.Second)
+	h.setSessionWithTor("node1", wrongASNumberFault)
+	h.setSessionWithTor("node2", wrongASNumberFault)
+	h.reconcileFor("web", 3*time.Second)
 	before := h.serviceWrites
 	for _, node := range []string{"node1", "node2"} {
-		h.setSession(node, names.Explanation{})
-		h.reportRoutes(node)
-		h.reconcile("web", 3*time.Second)
+		h.setSessionWithTor(node, names.Explanation{})
+		h.reportRoutesOfServiceWeb(node)
+		h.reconcileFor("web", 3*time.Second)
 	}
-	c := h.reconcile("web", time.Minute)
-	h.expect("all sessions", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
+	c := h.reconcileFor("web", time.Minute)
+	h.expectCondition("all sessions", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
 	if n := h.serviceWrites - before; n != 1 || strings.Contains(c.Message, "sessions") {
 		t.Errorf("the return of the router cost %d writes, want 1; the text is %q", n, c.Message)
 	}
@@ -262,30 +263,30 @@ func TestReturnOfARouterIsOneWrite(t *testing.T) {
 // node's reports do not have the Service.
 func TestEstablishedSessionWithoutRouteDoesNotCount(t *testing.T) {
 	h := newWriterHarness(t)
-	h.setSession("node1", names.Explanation{})
-	c := h.reconcile("web", 3*time.Second)
-	h.expect("a node without any report", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
+	h.setSessionWithTor("node1", names.Explanation{})
+	c := h.reconcileFor("web", 3*time.Second)
+	h.expectCondition("a node without any report", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
 	h.createService("other")
-	h.reportRoutes("node1")
-	c = h.reconcile("other", 3*time.Second)
-	h.expect("a node that reports another Service", c, metav1.ConditionFalse, names.ReasonNoSession, "the router does not have the route yet")
+	h.reportRoutesOfServiceWeb("node1")
+	c = h.reconcileFor("other", 3*time.Second)
+	h.expectCondition("a node that reports another Service", c, metav1.ConditionFalse, names.ReasonNoSession, "the router does not have the route yet")
 }
 
 // A dual-stack Service may have endpoints of one family only. The condition speaks of each address.
 func TestAnAddressWithoutEndpointsOfItsFamilyIsExplained(t *testing.T) {
 	h := newWriterHarness(t)
-	pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "six"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []string{"2001:db8::/124"}}}
-	h.create(pool)
-	h.create(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "all"}})
+	pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "six"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []string{"2001:db8::/124"}}}
+	h.createObject(pool)
+	h.createObject(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "all"}})
 	o := metav1.ObjectMeta{Namespace: "default", Name: "dual", CreationTimestamp: metav1.NewTime(h.now)}
 	s := &corev1.Service{ObjectMeta: o, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
 	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.5"}, {IP: "2001:db8::5"}}
-	h.create(s)
+	h.createObject(s)
 	node := "node1"
 	o.Labels = map[string]string{discoveryv1.LabelServiceName: "dual"}
-	h.create(&discoveryv1.EndpointSlice{ObjectMeta: o, AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, NodeName: &node}}})
-	h.create(&v1beta1.ServiceL2Status{
-		ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "l2-dual", Labels: map[string]string{
+	h.createObject(&discoveryv1.EndpointSlice{ObjectMeta: o, AddressType: discoveryv1.AddressTypeIPv4, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, NodeName: &node}}})
+	h.createObject(&v1beta1.ServiceL2Status{
+		ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "l2-dual", Labels: map[string]string{
 			names.LabelServiceStatusNode: node, names.LabelServiceName: "dual", names.LabelServiceNamespace: "default",
 		}},
 		Status: v1beta1.ServiceL2StatusStatus{Node: node, ServiceName: "dual", ServiceNamespace: "default", Gantry: &v1beta1.ServiceL2StatusGantry{Addresses: []string{"192.0.2.5"}}},
@@ -293,42 +294,43 @@ func TestAnAddressWithoutEndpointsOfItsFamilyIsExplained(t *testing.T) {
 	if _, err := h.reader.ReadNow(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	c := h.reconcile("dual", time.Minute)
-	h.expect("IPv4 endpoints only", c, metav1.ConditionFalse, names.ReasonNoEndpoints, "192.0.2.5: announced by layer 2; 2001:db8::5: no endpoint of the Service has an IPv6 address")
+	c := h.reconcileFor("dual", time.Minute)
+	h.expectCondition("IPv4 endpoints only", c, metav1.ConditionFalse, names.ReasonNoEndpoints, "192.0.2.5: announced by layer 2; 2001:db8::5: no endpoint of the Service has an IPv6 address")
 }
 
-// TestWarningsAreRepeated checks when the Warning about an unannounced Service is sent.
-func TestWarningsAreRepeated(t *testing.T) {
+// TestWarningOfUnannouncedServiceIsRepeated checks when the Warning about an unannounced Service is
+// sent.
+func TestWarningOfUnannouncedServiceIsRepeated(t *testing.T) {
 	h := newWriterHarness(t)
-	h.setSession("node1", wrongASNumberFault)
-	h.setSession("node2", wrongASNumberFault)
-	h.reconcile("web", 10*time.Minute)
+	h.setSessionWithTor("node1", wrongASNumberFault)
+	h.setSessionWithTor("node2", wrongASNumberFault)
+	h.reconcileFor("web", 10*time.Minute)
 	if n := h.countEvents("Warning announceFailed NoSession: "); n != 1 {
 		t.Fatalf("%d Warnings in the first minutes, want 1: %q", n, h.sentEvents)
 	}
-	h.reconcile("web", 30*time.Minute)
+	h.reconcileFor("web", 30*time.Minute)
 	if n := h.countEvents("Warning announceFailed NoSession: "); n != 2 {
 		t.Errorf("%d Warnings after 40 minutes, want 2", n)
 	}
 	h.restartController()
-	h.reconcile("web", 5*time.Second)
+	h.reconcileFor("web", 5*time.Second)
 	if n := h.countEvents("Warning announceFailed NoSession: "); n != 3 {
 		t.Errorf("%d Warnings after a restart of the controller, want 3", n)
 	}
-	h.setSession("node1", names.Explain(names.ReasonNoAnswer, "it is silent"))
-	h.reconcile("web", time.Minute)
+	h.setSessionWithTor("node1", names.NewExplanation(names.ReasonNoAnswer, "it is silent"))
+	h.reconcileFor("web", time.Minute)
 	if n := h.countEvents("it is silent"); n != 1 {
 		t.Errorf("%d Warnings with the new text, want 1: %q", n, h.sentEvents)
 	}
 }
 
-// TestWarningsOfAnAnnouncedServiceAreRepeated checks the Warnings while a foreign host claims an
+// TestForeignHostWarningsAreRepeated checks the Warnings while a foreign host claims an
 // address that a node answers for. The speaker sends the first one.
-func TestWarningsOfAnAnnouncedServiceAreRepeated(t *testing.T) {
+func TestForeignHostWarningsAreRepeated(t *testing.T) {
 	h := newWriterHarness(t)
 	h.createService("claimed")
 	status := &v1beta1.ServiceL2Status{
-		ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "l2-claimed", Labels: map[string]string{
+		ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "l2-claimed", Labels: map[string]string{
 			names.LabelServiceStatusNode: "node1", names.LabelServiceName: "claimed", names.LabelServiceNamespace: "default",
 		}},
 		Status: v1beta1.ServiceL2StatusStatus{Node: "node1", ServiceName: "claimed", ServiceNamespace: "default"},
@@ -339,33 +341,33 @@ func TestWarningsOfAnAnnouncedServiceAreRepeated(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	h.create(status)
+	h.createObject(status)
 	setConflicts(v1beta1.AddressConflict{Address: "192.0.2.1", MAC: "02:00:00:00:00:99", Since: metav1.NewTime(h.now)})
 	const warning = "Warning announceFailed ForeignClaim: "
-	c := h.reconcile("claimed", 10*time.Minute)
-	h.expect("a foreign host claims the address", c, metav1.ConditionTrue, names.ReasonForeignClaim, "02:00:00:00:00:99")
+	c := h.reconcileFor("claimed", 10*time.Minute)
+	h.expectCondition("a foreign host claims the address", c, metav1.ConditionTrue, names.ReasonForeignClaim, "02:00:00:00:00:99")
 	if n := h.countEvents(warning); n != 0 {
 		t.Errorf("%d Warnings in the first minutes, want that of the speaker alone: %q", n, h.sentEvents)
 	}
-	h.reconcile("claimed", 30*time.Minute)
+	h.reconcileFor("claimed", 30*time.Minute)
 	if n := h.countEvents(warning); n != 1 {
 		t.Errorf("%d Warnings after 40 minutes, want 1: %q", n, h.sentEvents)
 	}
 	h.restartController()
-	h.reconcile("claimed", 5*time.Second)
+	h.reconcileFor("claimed", 5*time.Second)
 	if n := h.countEvents(warning); n != 2 {
 		t.Errorf("%d Warnings after a restart of the controller, want 2: %q", n, h.sentEvents)
 	}
 	setConflicts()
-	h.reconcile("claimed", time.Hour)
+	h.reconcileFor("claimed", time.Hour)
 	if n := h.countEvents("Normal announced Announced: announced by layer 2; ForeignClaim is over"); n != 1 || h.countEvents(warning) != 2 {
 		t.Errorf("%d events say that it is over, want 1, and no further Warning: %q", n, h.sentEvents)
 	}
 }
 
-// TestServiceThatIsBornUnannouncedGetsItsWarning checks a condition that was written together with
+// TestServiceUnannouncedFromTheStartGetsWarning checks a condition that was written together with
 // the address.
-func TestServiceThatIsBornUnannouncedGetsItsWarning(t *testing.T) {
+func TestServiceUnannouncedFromTheStartGetsWarning(t *testing.T) {
 	h := newWriterHarness(t)
 	if err := h.api.DeleteAllOf(t.Context(), &discoveryv1.EndpointSlice{}, client.InNamespace("default")); err != nil {
 		t.Fatal(err)
@@ -374,7 +376,7 @@ func TestServiceThatIsBornUnannouncedGetsItsWarning(t *testing.T) {
 	if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"}, &s); err != nil {
 		t.Fatal(err)
 	}
-	c, certain := h.writer.ForecastUnannouncedCondition(t.Context(), &s, []netip.Addr{netip.MustParseAddr("192.0.2.1")})
+	c, certain := h.writer.PredictUnannouncedCondition(t.Context(), &s, []netip.Addr{netip.MustParseAddr("192.0.2.1")})
 	if !certain {
 		t.Fatal("the forecast is not certain")
 	}
@@ -384,19 +386,19 @@ func TestServiceThatIsBornUnannouncedGetsItsWarning(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.serviceWrites = 0
-	h.reconcile("web", 5*time.Second)
+	h.reconcileFor("web", 5*time.Second)
 	if n := h.countEvents("Normal announceFailed NoEndpoints: "); n != 1 || h.serviceWrites > 0 {
 		t.Errorf("%d events and %d writes, want 1 and none: %q", n, h.serviceWrites, h.sentEvents)
 	}
-	h.reconcile("web", time.Minute) // its Pods do not come
+	h.reconcileFor("web", time.Minute) // its Pods do not come
 	if n := h.countEvents("Warning announceFailed NoEndpoints: "); n != 1 || h.serviceWrites > 0 {
 		t.Errorf("%d Warnings and %d writes, want 1 and none: %q", n, h.serviceWrites, h.sentEvents)
 	}
 }
 
-// TestCrowdOfUnannouncedServicesGetsFewEventsAtOnce has Services that were written together with
+// TestWarningEventsOfManyServicesArePaced has Services that were written together with
 // their condition, all at the same time. The Pods of most are there soon. The others get a Warning.
-func TestCrowdOfUnannouncedServicesGetsFewEventsAtOnce(t *testing.T) {
+func TestWarningEventsOfManyServicesArePaced(t *testing.T) {
 	h := newWriterHarness(t)
 	look := func(i int) time.Duration {
 		r, err := h.writer.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: "default", Name: fmt.Sprint("crowd", i)}})
@@ -409,13 +411,13 @@ func TestCrowdOfUnannouncedServicesGetsFewEventsAtOnce(t *testing.T) {
 	for i := range n {
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("crowd", i)}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: fmt.Sprintf("192.0.2.%d", 10+i)}}
-		c, certain := h.writer.ForecastUnannouncedCondition(t.Context(), s, []netip.Addr{netip.MustParseAddr(s.Status.LoadBalancer.Ingress[0].IP)})
+		c, certain := h.writer.PredictUnannouncedCondition(t.Context(), s, []netip.Addr{netip.MustParseAddr(s.Status.LoadBalancer.Ingress[0].IP)})
 		if !certain {
 			t.Fatal("the forecast is not certain")
 		}
 		c.LastTransitionTime = metav1.NewTime(h.now)
 		s.Status.Conditions = []metav1.Condition{c}
-		h.create(s)
+		h.createObject(s)
 		look(i)
 	}
 	h.now = h.now.Add(missingReportTimeout)
@@ -438,8 +440,8 @@ func TestCrowdOfUnannouncedServicesGetsFewEventsAtOnce(t *testing.T) {
 	}
 }
 
-// TestServiceWithoutAddressIsWarnedAboutAgain checks the Warning of the other condition.
-func TestServiceWithoutAddressIsWarnedAboutAgain(t *testing.T) {
+// TestWarningOfMissingAddressIsRepeated checks the Warning of the other condition.
+func TestWarningOfMissingAddressIsRepeated(t *testing.T) {
 	h := newWriterHarness(t)
 	var s corev1.Service
 	if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"}, &s); err != nil {
@@ -449,17 +451,18 @@ func TestServiceWithoutAddressIsWarnedAboutAgain(t *testing.T) {
 	if err := h.api.Status().Update(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
-	if h.reconcile("web", 10*time.Minute); len(h.sentEvents) != 0 {
+	if h.reconcileFor("web", 10*time.Minute); len(h.sentEvents) != 0 {
 		t.Errorf("the first Warning is that of the worker, and there is %q", h.sentEvents)
 	}
-	if h.reconcile("web", 30*time.Minute); h.countEvents("Warning AllocationFailed PoolExhausted: it is full") != 1 {
+	if h.reconcileFor("web", 30*time.Minute); h.countEvents("Warning AllocationFailed PoolExhausted: it is full") != 1 {
 		t.Errorf("the Warning is not repeated: %q", h.sentEvents)
 	}
 }
 
-// TestRemindersArePaced checks that many Services share the slots of their reminders.
-func TestRemindersArePaced(t *testing.T) {
-	var pacer slotPacer
+// TestWarningRemindersAreSpacedOverServices checks that many Services share the slots of their
+// reminders.
+func TestWarningRemindersAreSpacedOverServices(t *testing.T) {
+	var pacer writeSlotPacer
 	m := newFaultMemory(&pacer)
 	now := time.Unix(1_700_000_000, 0)
 	var last time.Duration

@@ -19,10 +19,10 @@ func CompactEndpointSlice(o any) (any, error) {
 		s.Ports = nil
 		var able []discoveryv1.Endpoint
 		for _, e := range s.Endpoints {
-			onSameNode := func(other discoveryv1.Endpoint) bool { return nodeNameOf(other) == nodeNameOf(e) }
+			onSameNode := func(other discoveryv1.Endpoint) bool { return nodeNameOfEndpoint(other) == nodeNameOfEndpoint(e) }
 			canServe := view.FromEndpointSlices(view.ObjectKey{}, []discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{e}}}).AnyServing
 			if canServe && !slices.ContainsFunc(able, onSameNode) {
-				node := view.InternString(nodeNameOf(e))
+				node := view.InternString(nodeNameOfEndpoint(e))
 				able = append(able, discoveryv1.Endpoint{Addresses: e.Addresses[:1:1], Conditions: e.Conditions, NodeName: &node})
 			}
 		}
@@ -31,8 +31,8 @@ func CompactEndpointSlice(o any) (any, error) {
 	return o, nil
 }
 
-// nodeNameOf returns the node of an endpoint; empty if it is unknown.
-func nodeNameOf(e discoveryv1.Endpoint) string {
+// nodeNameOfEndpoint returns the node of an endpoint; empty if it is unknown.
+func nodeNameOfEndpoint(e discoveryv1.Endpoint) string {
 	if e.NodeName == nil {
 		return ""
 	}

@@ -11,7 +11,7 @@ import (
 
 // A new Service whose Pods or speakers are not that far yet needs no warning. A Service that was
 // announced, or that lacks a part of the configuration, does.
-func TestUnannouncedIsWarningOnlyForFaults(t *testing.T) {
+func TestEventTypeForUnannouncedService(t *testing.T) {
 	announced := &metav1.Condition{Status: metav1.ConditionTrue, Reason: string(names.ReasonAnnounced)}
 	silent := &metav1.Condition{Status: metav1.ConditionFalse, Reason: string(names.ReasonNoEndpoints)}
 	for _, tc := range []struct {

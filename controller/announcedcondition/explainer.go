@@ -17,16 +17,16 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// readService reads the endpoints of a Service and what speakers report about it.
-func (r *stateReader) readService(ctx context.Context, config *configurationreader.Configuration, v *view.Service) (*view.Endpoints, *speakerReports, error) {
+// readEndpointsAndReports reads the endpoints of a Service and what speakers report about it.
+func (r *stateReader) readEndpointsAndReports(ctx context.Context, config *configurationreader.Configuration, v *view.Service) (*view.Endpoints, *speakerReports, error) {
 	endpoints, err := r.readEndpoints(ctx, v.Key)
 	if err != nil {
 		return nil, nil, err
 	}
 	local := advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy)
 	svc := advertise.ServiceFromView(v)
-	wanted := advertise.WantedSessions(config.Snapshot, &svc, config.Nodes, func(node string, a netip.Addr) bool {
-		return endpoints.ServesFamilyOf(a) && (!bool(local) || endpoints.OfFamily(a).CanServeOn(node))
+	wanted := advertise.SessionsToCarryService(config.Snapshot, &svc, config.Nodes, func(node string, a netip.Addr) bool {
+		return endpoints.ServesFamilyOf(a) && (!bool(local) || endpoints.RestrictToFamilyOf(a).CanServeOn(node))
 	})
 	reports, err := r.readReports(ctx, v, wanted)
 	return &endpoints, reports, err
@@ -34,16 +34,16 @@ func (r *stateReader) readService(ctx context.Context, config *configurationread
 
 // explainUnannounced says why nobody announces the addresses of v that are missing. endpoints and
 // reports are those of the whole Service.
-func (r *stateReader) explainUnannounced(ctx context.Context, config *configurationreader.Configuration, v *view.Service, found *reach, endpoints *view.Endpoints, reports *speakerReports) (names.Explanation, error) {
+func (r *stateReader) explainUnannounced(ctx context.Context, config *configurationreader.Configuration, v *view.Service, found *announcementSummary, endpoints *view.Endpoints, reports *speakerReports) (names.Explanation, error) {
 	sessions := reports.sessions
-	if len(found.announced) > 0 {
+	if len(found.announcedAddresses) > 0 {
 		// A session may carry another address: its fault is that of the missing ones alone.
 		missing := *v
-		missing.AssignedAddresses, v = found.missing, &missing
-		sessions = restrictSessionsToAddresses(sessions, found.missing)
+		missing.AssignedAddresses, v = found.unannouncedAddresses, &missing
+		sessions = restrictSessionsToAddresses(sessions, found.unannouncedAddresses)
 	}
 	svc := advertise.ServiceFromView(v)
-	if why := advertise.Explain(config.Snapshot, &svc, config.Nodes); why.IsSet() {
+	if why := advertise.ExplainUnannouncedService(config.Snapshot, &svc, config.Nodes); why.IsSet() {
 		return why, nil
 	}
 	if !endpoints.AnyServing {
@@ -53,14 +53,14 @@ func (r *stateReader) explainUnannounced(ctx context.Context, config *configurat
 		return explainNoEndpointsOfFamily(v.AssignedAddresses[0]), nil
 	}
 	if one := v.AssignedAddresses[0]; !slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return a.Is4() != one.Is4() }) {
-		served := endpoints.OfFamily(one)
+		served := endpoints.RestrictToFamilyOf(one)
 		endpoints = &served
 	}
-	speakers, err := r.readSpeakers(ctx)
+	speakers, err := r.readSpeakerStatusByNode(ctx)
 	if err != nil {
 		return names.Explanation{}, err
 	}
-	silence := r.readSilence(ctx)
+	silence := r.readSpeakerAbsence(ctx)
 	if silence.IsSet() {
 		return silence.Explanation, nil
 	}
@@ -68,33 +68,33 @@ func (r *stateReader) explainUnannounced(ctx context.Context, config *configurat
 		return why, nil
 	}
 	nodes := newNodeStates(config, v, endpoints, speakers, sessions)
-	if why := advertise.ExplainNodes(config.Snapshot, &svc, nodes, advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy)); why.IsSet() {
+	if why := advertise.ExplainNodesNotAnnouncing(config.Snapshot, &svc, nodes, advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy)); why.IsSet() {
 		return why, nil
 	}
 	if silence.hasNoPods {
-		return names.Explain(names.ReasonNoSpeaker, "nodes may announce the Service, and none reports that it does: there is no Pod of a speaker in namespace %s: look at the DaemonSet gantry-speaker", r.namespace), nil
+		return names.NewExplanation(names.ReasonNoSpeaker, "nodes may announce the Service, and none reports that it does: there is no Pod of a speaker in namespace %s: look at the DaemonSet gantry-speaker", r.namespace), nil
 	}
-	return names.Explain(names.ReasonNotAnnounced, "nodes may announce the Service, and none reports that it does: look at the logs of the speakers (kubectl -n %s logs daemonset/gantry-speaker)", r.namespace), nil
+	return names.NewExplanation(names.ReasonNotAnnounced, "nodes may announce the Service, and none reports that it does: look at the logs of the speakers (kubectl -n %s logs daemonset/gantry-speaker)", r.namespace), nil
 }
 
 func explainNoEndpoints() names.Explanation {
-	return names.Explain(names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready")
+	return names.NewExplanation(names.ReasonNoEndpoints, "no endpoint of the Service can serve: check its selector and whether its Pods are ready")
 }
 
 // explainNoEndpointsOfFamily is about addresses of one family, while another family has endpoints.
 func explainNoEndpointsOfFamily(a netip.Addr) names.Explanation {
-	return names.Explain(names.ReasonNoEndpoints, "no endpoint of the Service has an %s address: check spec.ipFamilies and the families of its Pods", ipfamily.FamilyOf(a))
+	return names.NewExplanation(names.ReasonNoEndpoints, "no endpoint of the Service has an %s address: check spec.ipFamilies and the families of its Pods", ipfamily.FamilyOf(a))
 }
 
 // Explainer says how a Service is announced, in the words of the condition, and what each node and
 // each session has to do with it. It writes nothing. Use NewExplainer to create it.
-type Explainer struct{ state stateReader }
+type Explainer struct{ stateReader stateReader }
 
 // NewExplainer returns an Explainer. The reader has the indexes of RegisterIndexes. It reads no
 // Pods: the caller knows whether speakers run.
 func NewExplainer(reader client.Reader, scope configuration.ConfigurationScope) *Explainer {
-	readSilence := func(context.Context) speakerSilence { return speakerSilence{} }
-	return &Explainer{stateReader{client: reader, namespace: scope.Namespace, withoutBGPKinds: scope.WithoutBGPKinds, readSilence: readSilence}}
+	readSilence := func(context.Context) speakerAbsence { return speakerAbsence{} }
+	return &Explainer{stateReader{client: reader, namespace: scope.Namespace, withoutBGPKinds: scope.WithoutBGPKinds, readSpeakerAbsence: readSilence}}
 }
 
 // AnnouncementFinding is what an Explainer found out about a Service.
@@ -120,31 +120,31 @@ type SessionFinding struct {
 // ExplainService says how the addresses of a Service are announced. Only the fields Snapshot and
 // Nodes of the configuration count.
 func (e *Explainer) ExplainService(ctx context.Context, config *configurationreader.Configuration, v *view.Service) (*AnnouncementFinding, error) {
-	endpoints, reports, err := e.state.readService(ctx, config, v)
+	endpoints, reports, err := e.stateReader.readEndpointsAndReports(ctx, config, v)
 	if err != nil {
 		return nil, err
 	}
-	speakers, err := e.state.readSpeakers(ctx)
+	speakers, err := e.stateReader.readSpeakerStatusByNode(ctx)
 	if err != nil {
 		return nil, err
 	}
-	found := reports.findHowAddressesAreAnnounced(v.AssignedAddresses)
-	out := &AnnouncementFinding{AnnouncedAddresses: found.announced, MissingAddresses: found.missing, Endpoints: *endpoints, Layer2Reports: reports.layer2Statuses}
+	found := reports.summarizeAnnouncement(v.AssignedAddresses)
+	out := &AnnouncementFinding{AnnouncedAddresses: found.announcedAddresses, MissingAddresses: found.unannouncedAddresses, Endpoints: *endpoints, Layer2Reports: reports.layer2Statuses}
 	for _, s := range reports.sessions {
 		out.Sessions = append(out.Sessions, SessionFinding{s.node, s.peer, s.fault})
 	}
 	svc := advertise.ServiceFromView(v)
 	states := newNodeStates(config, v, endpoints, speakers, reports.sessions)
-	out.Nodes = advertise.ExplainEachNode(config.Snapshot, &svc, states, advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy))
-	if len(found.missing) == 0 {
+	out.Nodes = advertise.ExplainAnnouncementPerNode(config.Snapshot, &svc, states, advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy))
+	if len(found.unannouncedAddresses) == 0 {
 		out.Reason, out.Text = reports.describeAnnouncement(&found, true)
 		return out, nil
 	}
-	why, err := e.state.explainUnannounced(ctx, config, v, &found, endpoints, reports)
+	why, err := e.stateReader.explainUnannounced(ctx, config, v, &found, endpoints, reports)
 	out.Explanation = names.Explanation{Reason: why.Reason, Text: describeUnannouncedAddresses(&found, why)}
 	return out, err
 }
 
-// ExplainSpeaker says why the node of a speaker announces nothing at all; nothing is set if it may.
-// A nil status stands for a node without speaker.
-func ExplainSpeaker(s *v1alpha1.SpeakerStatusStatus) names.Explanation { return faultOfSpeaker(s) }
+// ExplainSpeakerFault says why the node of a speaker announces nothing at all; nothing is set if it
+// may. A nil status stands for a node without speaker.
+func ExplainSpeakerFault(s *v1alpha1.SpeakerStatusStatus) names.Explanation { return faultOfSpeaker(s) }

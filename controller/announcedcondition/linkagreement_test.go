@@ -20,7 +20,7 @@ import (
 // linkedNode is a node with links, as its speaker sees them.
 type linkedNode struct {
 	view.Node
-	usable, down facts.LinkSet
+	usableLinks, downLinks facts.LinkSet
 }
 
 // newLinkedNode returns a node with up to three links in up to two subnets each.
@@ -36,9 +36,9 @@ func newLinkedNode(g *rand.Rand, i int) linkedNode {
 			l.AddressesWithPrefixLength = append(l.AddressesWithPrefixLength, netip.MustParsePrefix(subnets[g.IntN(len(subnets))]))
 		}
 		if l.IsDown {
-			n.down = append(n.down, l)
+			n.downLinks = append(n.downLinks, l)
 		} else {
-			n.usable = append(n.usable, l)
+			n.usableLinks = append(n.usableLinks, l)
 		}
 	}
 	return n
@@ -49,18 +49,18 @@ func newLinkedNode(g *rand.Rand, i int) linkedNode {
 func planAnnouncementOnNode(self linkedNode, nodes []linkedNode, s *snapshot.Snapshot, v *view.Service) (names.Reason, *v1alpha1.SpeakerStatusStatus) {
 	in := plan.Inputs{
 		SelfNode: self.Name, Snapshot: s, Services: map[view.ObjectKey]view.Service{v.Key: *v}, Nodes: map[string]view.Node{},
-		Endpoints: map[view.ObjectKey]view.Endpoints{v.Key: {Service: v.Key, AnyServing: true}}, NodeLinks: map[string]*facts.NodeLinks{},
-		UsableLinks: self.usable, DownLinks: self.down,
+		Endpoints: map[view.ObjectKey]view.Endpoints{v.Key: {Service: v.Key, AnyServing: true}}, PublishedLinksByNode: map[string]*facts.PublishedLinks{},
+		UsableLinks: self.usableLinks, DownLinks: self.downLinks,
 	}
 	for _, n := range nodes {
 		if in.Nodes[n.Name] = n.Node; n.Name != self.Name {
-			in.NodeLinks[n.Name] = facts.DescribeLinks(n.usable, n.down)
+			in.PublishedLinksByNode[n.Name] = facts.NewPublishedLinks(n.usableLinks, n.downLinks)
 		}
 	}
 	p := plan.NewPlanner(in)
 	p.Update()
-	out := status.StatusInputs{Self: self.Name, Plan: p.Plan(), UsableLinks: self.usable, DownLinks: self.down, Conflicts: &status.Conflicts{}, AcquireConflicts: &status.Conflicts{}}
-	for _, l := range self.down {
+	out := status.StatusInputs{Self: self.Name, Plan: p.Plan(), UsableLinks: self.usableLinks, DownLinks: self.downLinks, Conflicts: &status.Conflicts{}, AcquireConflicts: &status.Conflicts{}}
+	for _, l := range self.downLinks {
 		out.SkippedLinks = append(out.SkippedLinks, facts.SkippedLink{Name: l.Name, Reason: facts.SkippedDownOrNoCarrier})
 	}
 	written := status.BuildSpeakerStatus(out)
@@ -70,9 +70,9 @@ func planAnnouncementOnNode(self linkedNode, nodes []linkedNode, s *snapshot.Sna
 	return "", &written
 }
 
-// TestLinkFaultsAreWhatPlannersDecide compares what the controller makes of the SpeakerStatuses
-// with the decisions of the speakers that wrote them.
-func TestLinkFaultsAreWhatPlannersDecide(t *testing.T) {
+// TestControllerAndSpeakerPlannerAgreeOnLinkFaults compares what the controller makes of the
+// SpeakerStatuses with the decisions of the speakers that wrote them.
+func TestControllerAndSpeakerPlannerAgreeOnLinkFaults(t *testing.T) {
 	counts := map[names.Reason]int{}
 	for seed := range uint64(4000) {
 		g := rand.New(rand.NewPCG(seed, 0))
@@ -95,7 +95,7 @@ func TestLinkFaultsAreWhatPlannersDecide(t *testing.T) {
 		}
 		svc := advertise.ServiceFromView(&v)
 		states := newNodeStates(config, &v, &view.Endpoints{AnyServing: true}, speakers, nil)
-		for i, e := range advertise.ExplainEachNode(s, &svc, states, false) {
+		for i, e := range advertise.ExplainAnnouncementPerNode(s, &svc, states, false) {
 			want := reasons[e.Node]
 			if want == names.ReasonNotHolder {
 				want = ""
@@ -103,11 +103,11 @@ func TestLinkFaultsAreWhatPlannersDecide(t *testing.T) {
 			counts[want]++
 			// A node without any address looks like an older speaker, which does not describe its
 			// links.
-			if states[i].Links == nil && len(nodes[i].usable) > 0 {
+			if states[i].Links == nil && len(nodes[i].usableLinks) > 0 {
 				continue
 			}
-			if e.Layer2.Reason != want {
-				t.Fatalf("cluster %d: the planner of %s decides %q for %s, and the controller says %q (%s)\n%+v", seed, e.Node, want, address, e.Layer2.Reason, e.Layer2.Text, nodes)
+			if e.Layer2Fault.Reason != want {
+				t.Fatalf("cluster %d: the planner of %s decides %q for %s, and the controller says %q (%s)\n%+v", seed, e.Node, want, address, e.Layer2Fault.Reason, e.Layer2Fault.Text, nodes)
 			}
 		}
 	}

@@ -17,7 +17,7 @@ func (r *ConditionWriter) Describe(c chan<- *prometheus.Desc) {
 
 // Collect is part of prometheus.Collector.
 func (r *ConditionWriter) Collect(c chan<- prometheus.Metric) {
-	for d, m := range map[*prometheus.Desc]*faultMemory{notAnnouncedMetric: r.faults, noAddressMetric: r.addressFaults} {
+	for d, m := range map[*prometheus.Desc]*faultMemory{notAnnouncedMetric: r.unannouncedFaults, noAddressMetric: r.missingAddressFaults} {
 		for reason, n := range m.countByReason() {
 			c <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), reason)
 		}

@@ -29,24 +29,25 @@ const (
 // serviceFault is what is remembered of a Service that is not announced as it should be.
 type serviceFault struct {
 	since time.Time
-	// warnedAt is when the last Warning was sent, or the last text was written; zero if that was
-	// not in this process.
-	warnedAt time.Time
-	// slotAt is when the next reminder or text may be written; zero without a reservation.
-	slotAt time.Time
+	// lastWarningOrTextTime is when the last Warning was sent, or the last text was written; zero
+	// if that was not in this process.
+	lastWarningOrTextTime time.Time
+	// reservedSlotTime is when the next reminder or text may be written; zero without a
+	// reservation.
+	reservedSlotTime time.Time
 	// reason is the last Reason that was written.
 	reason string
 }
 
-// slotPacer gives out the slots in which writes that are not urgent may happen. Any goroutine may
-// use it.
-type slotPacer struct {
+// writeSlotPacer gives out the slots in which writes that are not urgent may happen. Any goroutine
+// may use it.
+type writeSlotPacer struct {
 	mu         sync.Mutex // guards nextSlotAt
 	nextSlotAt time.Time
 }
 
 // reserveSlot returns the time of the next free slot that is not before earliest.
-func (p *slotPacer) reserveSlot(earliest time.Time) time.Time {
+func (p *writeSlotPacer) reserveSlot(earliest time.Time) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	slot := p.nextSlotAt
@@ -59,13 +60,13 @@ func (p *slotPacer) reserveSlot(earliest time.Time) time.Time {
 
 // faultMemory remembers the Services with a fault of one kind. Any goroutine may use it.
 type faultMemory struct {
-	pacer *slotPacer
+	pacer *writeSlotPacer
 
 	mu             sync.Mutex // guards faultByService
 	faultByService map[client.ObjectKey]*serviceFault
 }
 
-func newFaultMemory(p *slotPacer) *faultMemory {
+func newFaultMemory(p *writeSlotPacer) *faultMemory {
 	return &faultMemory{pacer: p, faultByService: map[client.ObjectKey]*serviceFault{}}
 }
 
@@ -99,7 +100,7 @@ func (m *faultMemory) recordWarning(key client.ObjectKey, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f := m.findOrCreateFault(key, now)
-	f.warnedAt, f.slotAt = now, time.Time{}
+	f.lastWarningOrTextTime, f.reservedSlotTime = now, time.Time{}
 }
 
 // recordNormalEvent records that an event was sent which is no Warning yet: the first Warning is
@@ -123,7 +124,7 @@ func (m *faultMemory) delayUntilTextChange(key client.ObjectKey, now time.Time) 
 	f := m.findOrCreateFault(key, now)
 	wait := m.delayUntilReservedSlot(f, minTextChangeInterval, now)
 	if wait == 0 {
-		f.warnedAt = now
+		f.lastWarningOrTextTime = now
 	}
 	return wait
 }
@@ -131,16 +132,16 @@ func (m *faultMemory) delayUntilTextChange(key client.ObjectKey, now time.Time) 
 // delayUntilReservedSlot reserves a slot for the Service, at least interval after the last one,
 // unless it has one. It returns 0 and ends the reservation once the slot has come.
 func (m *faultMemory) delayUntilReservedSlot(f *serviceFault, interval time.Duration, now time.Time) time.Duration {
-	if wait := interval - now.Sub(f.warnedAt); !f.warnedAt.IsZero() && wait > 0 {
+	if wait := interval - now.Sub(f.lastWarningOrTextTime); !f.lastWarningOrTextTime.IsZero() && wait > 0 {
 		return wait
 	}
-	if f.slotAt.IsZero() {
-		f.slotAt = m.pacer.reserveSlot(now)
+	if f.reservedSlotTime.IsZero() {
+		f.reservedSlotTime = m.pacer.reserveSlot(now)
 	}
-	if wait := f.slotAt.Sub(now); wait > 0 {
+	if wait := f.reservedSlotTime.Sub(now); wait > 0 {
 		return wait
 	}
-	f.slotAt = time.Time{}
+	f.reservedSlotTime = time.Time{}
 	return 0
 }
 
@@ -149,11 +150,11 @@ func (m *faultMemory) hasWarned(key client.ObjectKey) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f := m.faultByService[key]
-	return f != nil && !f.warnedAt.IsZero()
+	return f != nil && !f.lastWarningOrTextTime.IsZero()
 }
 
-// faultyServices returns the Services with a fault.
-func (m *faultMemory) faultyServices() []client.ObjectKey {
+// servicesWithFault returns the Services with a fault.
+func (m *faultMemory) servicesWithFault() []client.ObjectKey {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out := make([]client.ObjectKey, 0, len(m.faultByService))

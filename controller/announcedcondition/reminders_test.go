@@ -12,12 +12,12 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// TestRefusedRequestIsWarnedAboutAgain checks a Service that keeps its address because it does not
+// TestWarningOfRefusedRequestIsRepeated checks a Service that keeps its address because it does not
 // get the one that it asks for.
-func TestRefusedRequestIsWarnedAboutAgain(t *testing.T) {
+func TestWarningOfRefusedRequestIsRepeated(t *testing.T) {
 	h := newWriterHarness(t)
-	h.setSession("node1", names.Explanation{})
-	h.reportRoutes("node1")
+	h.setSessionWithTor("node1", names.Explanation{})
+	h.reportRoutesOfServiceWeb("node1")
 	var s corev1.Service
 	setReason := func(reason names.Reason) {
 		t.Helper()
@@ -31,17 +31,17 @@ func TestRefusedRequestIsWarnedAboutAgain(t *testing.T) {
 	}
 	const warning = "Warning AllocationFailed AddressInUse: it has another owner"
 	setReason(names.ReasonAddressInUse)
-	if h.reconcile("web", 10*time.Minute); h.countEvents(warning) != 0 {
+	if h.reconcileFor("web", 10*time.Minute); h.countEvents(warning) != 0 {
 		t.Errorf("the first Warning is that of the worker, and there is %q", h.sentEvents)
 	}
-	if h.reconcile("web", time.Hour); h.countEvents(warning) != 2 {
+	if h.reconcileFor("web", time.Hour); h.countEvents(warning) != 2 {
 		t.Errorf("there are %d Warnings after 70 minutes, want 2 besides the first: %q", h.countEvents(warning), h.sentEvents)
 	}
 	if n := testutil.CollectAndCount(h.writer, "gantry_services_without_address"); n != 0 {
 		t.Error("the Service counts as one without an address")
 	}
 	setReason(names.ReasonAssigned)
-	if h.reconcile("web", time.Hour); h.countEvents(warning) != 2 {
+	if h.reconcileFor("web", time.Hour); h.countEvents(warning) != 2 {
 		t.Errorf("the Warning is repeated after the end of the fault: %q", h.sentEvents)
 	}
 }

@@ -22,8 +22,8 @@ type speakerReports struct {
 // sessionReport is a BGP session that should carry a Service.
 type sessionReport struct {
 	node, peer string
-	// addresses are those of the Service that the session should carry.
-	addresses []netip.Addr
+	// wantedAddresses are those of the Service that the session should carry.
+	wantedAddresses []netip.Addr
 	// carriesIPv4 and carriesIPv6 mean that the router has the Service's route of that family.
 	carriesIPv4, carriesIPv6 bool
 	// fault is why the session carries none of the addresses. It is zero if it carries one.
@@ -33,7 +33,7 @@ type sessionReport struct {
 
 // carriesAddress reports whether the router has the route to the address.
 func (s *sessionReport) carriesAddress(a netip.Addr) bool {
-	return slices.Contains(s.addresses, a) && (a.Is4() && s.carriesIPv4 || !a.Is4() && s.carriesIPv6)
+	return slices.Contains(s.wantedAddresses, a) && (a.Is4() && s.carriesIPv4 || !a.Is4() && s.carriesIPv6)
 }
 
 // restrictSessionsToAddresses returns what the sessions are for some of the addresses that they
@@ -41,11 +41,11 @@ func (s *sessionReport) carriesAddress(a netip.Addr) bool {
 func restrictSessionsToAddresses(all []sessionReport, addresses []netip.Addr) []sessionReport {
 	var out []sessionReport
 	for _, s := range all {
-		s.addresses = slices.DeleteFunc(slices.Clone(s.addresses), func(a netip.Addr) bool { return !slices.Contains(addresses, a) })
-		if len(s.addresses) == 0 {
+		s.wantedAddresses = slices.DeleteFunc(slices.Clone(s.wantedAddresses), func(a netip.Addr) bool { return !slices.Contains(addresses, a) })
+		if len(s.wantedAddresses) == 0 {
 			continue
 		}
-		if !s.fault.IsSet() && !slices.ContainsFunc(s.addresses, s.carriesAddress) {
+		if !s.fault.IsSet() && !slices.ContainsFunc(s.wantedAddresses, s.carriesAddress) {
 			s.fault = s.familyFault
 		}
 		out = append(out, s)
@@ -53,25 +53,26 @@ func restrictSessionsToAddresses(all []sessionReport, addresses []netip.Addr) []
 	return out
 }
 
-// reach says how clients reach a Service.
-type reach struct {
-	// announced and missing are the addresses that somebody announces, and those that nobody does.
-	announced, missing []netip.Addr
-	byLayer2           bool
-	byBGP              bool
+// announcementSummary says how clients reach a Service.
+type announcementSummary struct {
+	// announcedAddresses and missing are the addresses that somebody announces, and those that
+	// nobody does.
+	announcedAddresses, unannouncedAddresses []netip.Addr
+	byLayer2                                 bool
+	byBGP                                    bool
 }
 
-// findHowAddressesAreAnnounced returns how each of the addresses is announced.
-func (r *speakerReports) findHowAddressesAreAnnounced(addresses []netip.Addr) reach {
-	var out reach
+// summarizeAnnouncement returns how each of the addresses is announced.
+func (r *speakerReports) summarizeAnnouncement(addresses []netip.Addr) announcementSummary {
+	var out announcementSummary
 	for _, a := range addresses {
 		layer2 := slices.ContainsFunc(r.layer2Statuses, func(s v1beta1.ServiceL2Status) bool { return announcesAddress(&s.Status, a) })
 		bgp := slices.ContainsFunc(r.sessions, func(s sessionReport) bool { return s.carriesAddress(a) })
 		out.byLayer2, out.byBGP = out.byLayer2 || layer2, out.byBGP || bgp
 		if layer2 || bgp {
-			out.announced = append(out.announced, a)
+			out.announcedAddresses = append(out.announcedAddresses, a)
 		} else {
-			out.missing = append(out.missing, a)
+			out.unannouncedAddresses = append(out.unannouncedAddresses, a)
 		}
 	}
 	return out
@@ -87,13 +88,13 @@ func announcesAddress(s *v1beta1.ServiceL2StatusStatus, a netip.Addr) bool {
 // carry it if withSessions is set, and which foreign hosts claim its addresses. It names no node of
 // layer 2, so that a failover changes nothing. A router that returns gets its sessions one after
 // the other within seconds: the first text does not count them, so that it need not be corrected.
-func (r *speakerReports) describeAnnouncement(found *reach, withSessions bool) (names.Reason, string) {
+func (r *speakerReports) describeAnnouncement(found *announcementSummary, withSessions bool) (names.Reason, string) {
 	text := describeProtocols(found)
 	if faulty := r.faultySessions(); withSessions && found.byBGP && len(faulty) > 0 {
 		first := faulty[0]
 		text += fmt.Sprintf(", on %d of %d BGP sessions: not on %s on %s: %s (%s)", len(r.sessions)-len(faulty), len(r.sessions), first.peer, first.node, first.fault.Text, first.fault.Reason)
 	}
-	contested, reserved := r.contestedAddresses(), r.describeReservedAddresses()
+	contested, reserved := r.describeForeignHosts(), r.describeBroadcastAddresses()
 	switch {
 	case len(contested)+len(reserved) == 0:
 		return names.ReasonAnnounced, text
@@ -105,7 +106,7 @@ func (r *speakerReports) describeAnnouncement(found *reach, withSessions bool) (
 		text, strings.Join(contested, ", and "))
 }
 
-func describeProtocols(found *reach) string {
+func describeProtocols(found *announcementSummary) string {
 	var protocols []string
 	if found.byLayer2 {
 		protocols = append(protocols, "layer 2")
@@ -121,10 +122,10 @@ func (r *speakerReports) faultySessions() []sessionReport {
 	return slices.DeleteFunc(slices.Clone(r.sessions), func(s sessionReport) bool { return !s.fault.IsSet() })
 }
 
-// contestedAddresses lists the addresses that foreign hosts claim, each with the Ethernet address
+// describeForeignHosts lists the addresses that foreign hosts claim, each with the Ethernet address
 // of the oldest claim: an attacker who changes the Ethernet address in each frame does not cause a
 // write each time.
-func (r *speakerReports) contestedAddresses() []string {
+func (r *speakerReports) describeForeignHosts() []string {
 	var all []v1beta1.AddressConflict
 	for _, s := range r.layer2Statuses {
 		if s.Status.Gantry != nil {
@@ -142,9 +143,9 @@ func (r *speakerReports) contestedAddresses() []string {
 	return out
 }
 
-// describeReservedAddresses says which addresses are the network or the broadcast address of a
+// describeBroadcastAddresses says which addresses are the network or the broadcast address of a
 // subnet, each once.
-func (r *speakerReports) describeReservedAddresses() []string {
+func (r *speakerReports) describeBroadcastAddresses() []string {
 	var out []string
 	for _, s := range r.layer2Statuses {
 		if s.Status.Gantry == nil {
@@ -163,9 +164,9 @@ func (r *speakerReports) describeReservedAddresses() []string {
 }
 
 // describeUnannouncedAddresses says which addresses are announced and which are not, and why.
-func describeUnannouncedAddresses(found *reach, why names.Explanation) string {
-	if len(found.announced) == 0 {
+func describeUnannouncedAddresses(found *announcementSummary, why names.Explanation) string {
+	if len(found.announcedAddresses) == 0 {
 		return why.Text
 	}
-	return fmt.Sprintf("%s: %s; %s: %s", view.JoinAddresses(found.announced), describeProtocols(found), view.JoinAddresses(found.missing), why.Text)
+	return fmt.Sprintf("%s: %s; %s: %s", view.JoinAddresses(found.announcedAddresses), describeProtocols(found), view.JoinAddresses(found.unannouncedAddresses), why.Text)
 }

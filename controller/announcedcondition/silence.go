@@ -18,9 +18,9 @@ import (
 // A living speaker writes that another one is dead. If all are dead, nobody does: then the Pods of
 // the speakers tell it, and what the speakers wrote last means nothing any more.
 
-// silentSpeakersTimeout is how long no Pod of a speaker may be ready: a container that fails is
+// noReadySpeakerPodTimeout is how long no Pod of a speaker may be ready: a container that fails is
 // started again within a second or two.
-const silentSpeakersTimeout = 5 * time.Second
+const noReadySpeakerPodTimeout = 5 * time.Second
 
 // SpeakerPodLabels select the Pods of the speakers.
 func SpeakerPodLabels() map[string]string {
@@ -37,43 +37,43 @@ func CompactPod(o any) (any, error) {
 	return o, nil
 }
 
-// speakerSilence says whether anybody can tell what is announced.
-type speakerSilence struct {
+// speakerAbsence says whether anybody can tell what is announced.
+type speakerAbsence struct {
 	// Explanation is set while no Pod of a speaker is ready.
 	names.Explanation
 	// hasNoPods means that there are no such Pods. Then the reports vanished with them, or the
 	// speakers run outside of Pods.
 	hasNoPods bool
 	// lookAgainDelay is when to ask again, if no Pod has been ready for less than
-	// silentSpeakersTimeout; otherwise 0.
+	// noReadySpeakerPodTimeout; otherwise 0.
 	lookAgainDelay time.Duration
 }
 
-// readSilence reads whether a speaker is ready.
-func readSilence(ctx context.Context, r client.Reader, namespace string, now time.Time) speakerSilence {
+// readSpeakerAbsence reads whether a speaker is ready.
+func readSpeakerAbsence(ctx context.Context, r client.Reader, namespace string, now time.Time) speakerAbsence {
 	var pods corev1.PodList
 	err := r.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels(SpeakerPodLabels()))
 	if err != nil || len(pods.Items) == 0 {
-		return speakerSilence{hasNoPods: err == nil}
+		return speakerAbsence{hasNoPods: err == nil}
 	}
 	var since time.Time
 	for i := range pods.Items {
-		isReady, changed := readinessOf(&pods.Items[i])
+		isReady, changed := podReadinessAndSince(&pods.Items[i])
 		if isReady {
-			return speakerSilence{}
+			return speakerAbsence{}
 		}
 		if changed.After(since) {
 			since = changed
 		}
 	}
-	if wait := silentSpeakersTimeout - now.Sub(since); wait > 0 {
-		return speakerSilence{lookAgainDelay: min(wait, silentSpeakersTimeout)}
+	if wait := noReadySpeakerPodTimeout - now.Sub(since); wait > 0 {
+		return speakerAbsence{lookAgainDelay: min(wait, noReadySpeakerPodTimeout)}
 	}
-	return speakerSilence{Explanation: names.Explain(names.ReasonNoSpeaker, "no speaker runs on any node, so that nobody knows whether the addresses are still announced: look at the Pods of the DaemonSet gantry-speaker, and at the nodes")}
+	return speakerAbsence{Explanation: names.NewExplanation(names.ReasonNoSpeaker, "no speaker runs on any node, so that nobody knows whether the addresses are still announced: look at the Pods of the DaemonSet gantry-speaker, and at the nodes")}
 }
 
-// readinessOf returns whether a Pod is ready, and since when.
-func readinessOf(p *corev1.Pod) (isReady bool, since time.Time) {
+// podReadinessAndSince returns whether a Pod is ready, and since when.
+func podReadinessAndSince(p *corev1.Pod) (isReady bool, since time.Time) {
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady {
 			return c.Status == corev1.ConditionTrue, c.LastTransitionTime.Time
@@ -86,8 +86,8 @@ func readinessOf(p *corev1.Pod) (isReady bool, since time.Time) {
 // with a fault when one is ready again.
 func (r *ConditionWriter) speakerPodHandler() handler.EventHandler {
 	look := func(ctx context.Context, queue requestQueue) {
-		r.enqueueFaultyServices(queue)
-		if silence := r.state.readSilence(ctx); silence.lookAgainDelay > 0 {
+		r.enqueueUnannouncedServices(queue)
+		if silence := r.stateReader.readSpeakerAbsence(ctx); silence.lookAgainDelay > 0 {
 			for _, k := range r.allServices(ctx) {
 				queue.AddAfter(ctrl.Request{NamespacedName: k}, silence.lookAgainDelay)
 			}
@@ -100,8 +100,8 @@ func (r *ConditionWriter) speakerPodHandler() handler.EventHandler {
 			if !ok1 || !ok2 {
 				return
 			}
-			was, _ := readinessOf(before)
-			if is, _ := readinessOf(after); is != was {
+			was, _ := podReadinessAndSince(before)
+			if is, _ := podReadinessAndSince(after); is != was {
 				look(ctx, q)
 			}
 		},

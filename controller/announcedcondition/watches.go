@@ -28,9 +28,9 @@ import (
 // requestQueue has the Services to look at.
 type requestQueue = workqueue.TypedRateLimitingInterface[ctrl.Request]
 
-// stateChangeDelay gathers changes of sessions and speakers that come together: a router that dies
-// ends a session on each node.
-const stateChangeDelay = 300 * time.Millisecond
+// stateChangeCollectDelay gathers changes of sessions and speakers that come together: a router
+// that dies ends a session on each node.
+const stateChangeCollectDelay = 300 * time.Millisecond
 
 // RegisterController registers the reconciler.
 func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manager) error {
@@ -42,12 +42,12 @@ func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manag
 	})
 	b := ctrl.NewControllerManagedBy(mgr).Named("announced").For(&corev1.Service{}).
 		WithOptions(workers.Options{MaxConcurrentReconciles: 4}).
-		Watches(&v1alpha1.SpeakerStatus{}, r.stateChangeHandler(isSpeakerChangeRelevant)).
+		Watches(&v1alpha1.SpeakerStatus{}, r.speakerOrSessionEventHandler(isSpeakerChangeRelevant)).
 		Watches(&corev1.Pod{}, r.speakerPodHandler()).
-		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(r.faultyServiceOfSlice)).
-		WatchesRawSource(source.Func(r.followConfiguration))
+		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(r.unannouncedServiceOfSlice)).
+		WatchesRawSource(source.Func(r.enqueueOnConfigurationRead))
 	if !r.Scope.WithoutBGPKinds {
-		b = b.Watches(&v1alpha1.BGPSession{}, r.stateChangeHandler(isSessionChangeRelevant))
+		b = b.Watches(&v1alpha1.BGPSession{}, r.speakerOrSessionEventHandler(isSessionChangeRelevant))
 	}
 	for _, report := range r.Scope.SpeakerReportKinds() {
 		b = b.Watches(report, reported)
@@ -106,18 +106,19 @@ func serviceOfSpeakerReport(o client.Object) client.ObjectKey {
 	return client.ObjectKey{Namespace: l[names.LabelServiceNamespace], Name: l[names.LabelServiceName]}
 }
 
-// faultyServiceOfSlice returns the Service of an EndpointSlice if the Service has a fault. Others
-// follow the speakers' reports.
-func (r *ConditionWriter) faultyServiceOfSlice(_ context.Context, o client.Object) []ctrl.Request {
+// unannouncedServiceOfSlice returns the Service of an EndpointSlice if the Service has a fault.
+// Others follow the speakers' reports.
+func (r *ConditionWriter) unannouncedServiceOfSlice(_ context.Context, o client.Object) []ctrl.Request {
 	key := client.ObjectKey{Namespace: o.GetNamespace(), Name: o.GetLabels()[discoveryv1.LabelServiceName]}
-	if !r.faults.hasFault(key) {
+	if !r.unannouncedFaults.hasFault(key) {
 		return nil
 	}
 	return []ctrl.Request{{NamespacedName: key}}
 }
 
-// followConfiguration looks at the Services with a fault after each reading of the configuration.
-func (r *ConditionWriter) followConfiguration(ctx context.Context, queue requestQueue) error {
+// enqueueOnConfigurationRead looks at the Services with a fault after each reading of the
+// configuration.
+func (r *ConditionWriter) enqueueOnConfigurationRead(ctx context.Context, queue requestQueue) error {
 	published := r.ConfigurationReader.Subscribe()
 	go func() {
 		for {
@@ -125,26 +126,26 @@ func (r *ConditionWriter) followConfiguration(ctx context.Context, queue request
 			case <-ctx.Done():
 				return
 			case <-published:
-				r.enqueueFaultyServices(queue)
+				r.enqueueUnannouncedServices(queue)
 			}
 		}
 	}()
 	return nil
 }
 
-func (r *ConditionWriter) enqueueFaultyServices(queue requestQueue) {
-	for _, k := range r.faults.faultyServices() {
-		queue.AddAfter(ctrl.Request{NamespacedName: k}, stateChangeDelay)
+func (r *ConditionWriter) enqueueUnannouncedServices(queue requestQueue) {
+	for _, k := range r.unannouncedFaults.servicesWithFault() {
+		queue.AddAfter(ctrl.Request{NamespacedName: k}, stateChangeCollectDelay)
 	}
 }
 
-// stateChangeHandler looks at the Services of a node after a change of its speaker or one of its
-// sessions, and at the Services with a fault.
-func (r *ConditionWriter) stateChangeHandler(isRelevant func(before, after client.Object) bool) handler.EventHandler {
+// speakerOrSessionEventHandler looks at the Services of a node after a change of its speaker or one
+// of its sessions, and at the Services with a fault.
+func (r *ConditionWriter) speakerOrSessionEventHandler(isRelevant func(before, after client.Object) bool) handler.EventHandler {
 	look := func(ctx context.Context, o client.Object, queue requestQueue) {
-		r.enqueueFaultyServices(queue)
-		for _, k := range r.servicesOfNode(ctx, nodeOf(o)) {
-			queue.AddAfter(ctrl.Request{NamespacedName: k}, stateChangeDelay)
+		r.enqueueUnannouncedServices(queue)
+		for _, k := range r.servicesOfNode(ctx, nodeOfSpeakerOrSession(o)) {
+			queue.AddAfter(ctrl.Request{NamespacedName: k}, stateChangeCollectDelay)
 		}
 	}
 	return handler.Funcs{
@@ -162,8 +163,8 @@ func (r *ConditionWriter) stateChangeHandler(isRelevant func(before, after clien
 	}
 }
 
-// nodeOf returns the node of a SpeakerStatus or BGPSession.
-func nodeOf(o client.Object) string {
+// nodeOfSpeakerOrSession returns the node of a SpeakerStatus or BGPSession.
+func nodeOfSpeakerOrSession(o client.Object) string {
 	if s, ok := o.(*v1alpha1.BGPSession); ok {
 		return s.Status.Node
 	}
@@ -221,7 +222,7 @@ func isSpeakerChangeRelevant(before, after client.Object) bool {
 	a, b := &x.Status, &y.Status
 	return a.Unavailable != b.Unavailable || (a.Routes == 0) != (b.Routes == 0) || !equality.Semantic.DeepEqual(a.Links, b.Links) || !slices.Equal(a.Conflicts, b.Conflicts) ||
 		!slices.Equal(a.AwaitingProxy, b.AwaitingProxy) ||
-		conditionFingerprint(a.Conditions, names.ConditionReady) != conditionFingerprint(b.Conditions, names.ConditionReady) ||
+		conditionFingerprint(a.Conditions, names.ConditionSpeakerReady) != conditionFingerprint(b.Conditions, names.ConditionSpeakerReady) ||
 		conditionFingerprint(a.Conditions, names.ConditionLayer2Usable) != conditionFingerprint(b.Conditions, names.ConditionLayer2Usable)
 }
 

@@ -19,7 +19,7 @@ import (
 )
 
 // WorkerAPI is what the worker needs of the API server. Results of ReadCachedService and
-// ReadPoolsReservationsAndNamespaces may be old and must not be modified. Results of
+// ReadCachedPoolsAndReservations may be old and must not be modified. Results of
 // ReadLiveService and ForEachLiveService were true at the time of the call. Package apitest has one
 // in memory.
 type WorkerAPI interface {
@@ -29,8 +29,8 @@ type WorkerAPI interface {
 	ReadLiveService(context.Context, view.ObjectKey) (*corev1.Service, error)
 	// ForEachLiveService calls visit for every Service, all as of one moment.
 	ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error
-	// ReadPoolsReservationsAndNamespaces returns the pools and the reservations, with their status.
-	ReadPoolsReservationsAndNamespaces(context.Context) (snapshot.Objects, error)
+	// ReadCachedPoolsAndReservations returns the pools and the reservations, with their status.
+	ReadCachedPoolsAndReservations(context.Context) (snapshot.ConfigurationObjects, error)
 	// PatchServiceStatus writes the difference in status and annotations, and returns the Service
 	// as written. The API server refuses it as a conflict when the Service is not at the
 	// resourceVersion of before.
@@ -110,17 +110,17 @@ func (c *ClientBackedAPI) ForEachLiveService(ctx context.Context, visit func(*co
 	}
 }
 
-// ReadPoolsReservationsAndNamespaces implements API.
-func (c *ClientBackedAPI) ReadPoolsReservationsAndNamespaces(ctx context.Context) (snapshot.Objects, error) {
+// ReadCachedPoolsAndReservations implements API.
+func (c *ClientBackedAPI) ReadCachedPoolsAndReservations(ctx context.Context) (snapshot.ConfigurationObjects, error) {
 	var pools v1beta1.IPAddressPoolList
 	if err := c.CachedClient.List(ctx, &pools, client.InNamespace(c.Namespace)); err != nil {
-		return snapshot.Objects{}, fmt.Errorf("reading the pools: %w", err)
+		return snapshot.ConfigurationObjects{}, fmt.Errorf("reading the pools: %w", err)
 	}
 	var reservations v1alpha1.AddressReservationList
 	if err := c.CachedClient.List(ctx, &reservations, client.InNamespace(c.Namespace)); err != nil {
-		return snapshot.Objects{}, fmt.Errorf("reading the reservations: %w", err)
+		return snapshot.ConfigurationObjects{}, fmt.Errorf("reading the reservations: %w", err)
 	}
-	return snapshot.Objects{Namespace: c.Namespace, Pools: pools.Items, Reservations: reservations.Items}, nil
+	return snapshot.ConfigurationObjects{Namespace: c.Namespace, Pools: pools.Items, Reservations: reservations.Items}, nil
 }
 
 // PatchServiceStatus implements API. It uses the status subresource, which accepts annotations too.
@@ -227,7 +227,7 @@ func (c *ClientBackedAPI) ReadOrCreateLedger(ctx context.Context, name string) (
 	key := client.ObjectKey{Namespace: c.Namespace, Name: name}
 	err := c.LiveReader.Get(ctx, key, l)
 	if apierrors.IsNotFound(err) {
-		l.Namespace, l.Name, l.Spec.Incomplete = key.Namespace, key.Name, name == names.AddressLedger
+		l.Namespace, l.Name, l.Spec.Incomplete = key.Namespace, key.Name, name == names.PendingAssignmentsLedger
 		// Another controller was faster.
 		if err = c.CachedClient.Create(ctx, l); apierrors.IsAlreadyExists(err) {
 			err = c.LiveReader.Get(ctx, key, l)

@@ -33,11 +33,11 @@ func TestWorkerWritesOnRealAPIServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: names.Namespace}}
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: names.DefaultNamespace}}
 	if err := direct.Create(ctx, namespace); client.IgnoreAlreadyExists(err) != nil {
 		t.Fatal(err)
 	}
-	api := &ClientBackedAPI{CachedClient: direct, LiveReader: direct, Namespace: names.Namespace}
+	api := &ClientBackedAPI{CachedClient: direct, LiveReader: direct, Namespace: names.DefaultNamespace}
 	t.Run("a Service", func(t *testing.T) { testServiceWrites(ctx, t, direct, api) })
 	t.Run("the AddressLedger", func(t *testing.T) { testLedgerWrites(ctx, t, direct, api) })
 	t.Run("another resourceVersion", func(t *testing.T) { testBumpedResourceVersion(ctx, t, direct, api) })
@@ -69,12 +69,12 @@ func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, 
 		return s.(*corev1.Service)
 	}
 	first, before := live(), cached()
-	given := withDecidedStatus(before, allocate.Decision{Addresses: parseAddresses("192.0.2.1"), Explanation: names.Explain(names.ReasonAssigned, "assigned")}, "p")
+	given := withDecidedStatus(before, allocate.Decision{Addresses: parseAddresses("192.0.2.1"), Explanation: names.NewExplanation(names.ReasonAssigned, "assigned")}, "p")
 	written, err := api.PatchServiceStatus(ctx, before, given)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := firstAddress(written); a.String() != "192.0.2.1" || written.Annotations[names.AnnotationAllocatedFromPool] != "p" || assignedReason(written) != names.ReasonAssigned {
+	if a := firstAddress(written); a.String() != "192.0.2.1" || written.Annotations[names.AnnotationAllocatedFromPool] != "p" || addressAssignedConditionReason(written) != names.ReasonAssigned {
 		t.Errorf("it was written as %v %v", written.Annotations, written.Status)
 	}
 	if _, err := api.PatchServiceStatus(ctx, before, given); !apierrors.IsConflict(err) {
@@ -101,7 +101,7 @@ func testBumpedResourceVersion(ctx context.Context, t *testing.T, direct client.
 	}
 	c := unrecordedWritesInvalidator{
 		ServiceWorkerOptions: ServiceWorkerOptions{API: api, Now: time.Now, Log: slog.New(slog.DiscardHandler)},
-		isServed:             func(v *view.Service) bool { return v.IsLoadBalancer }, recordOutcome: func(writeOutcome) {}, closed: map[view.ObjectKey]struct{}{},
+		isServed:             func(v *view.Service) bool { return v.IsLoadBalancer }, recordOutcome: func(writeOutcome) {}, invalidatedServices: map[view.ObjectKey]struct{}{},
 	}
 	for range 2 {
 		var now corev1.Service
@@ -129,11 +129,11 @@ func testBumpedResourceVersion(ctx context.Context, t *testing.T, direct client.
 }
 
 func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClientBackedAPI) {
-	l, err := api.ReadOrCreateLedger(ctx, names.AddressLedger)
+	l, err := api.ReadOrCreateLedger(ctx, names.PendingAssignmentsLedger)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := api.ReadOrCreateLedger(ctx, names.AddressLedger)
+	again, err := api.ReadOrCreateLedger(ctx, names.PendingAssignmentsLedger)
 	if err != nil || again.UID != l.UID {
 		t.Fatalf("a second controller made another one: %v", err)
 	}
@@ -160,7 +160,7 @@ func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, a
 	if _, err := api.CompareAndSwapLedger(ctx, l); !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		t.Errorf("a swap of what was deleted ends with %v, want not found or a conflict", err)
 	}
-	if l, err = api.ReadOrCreateLedger(ctx, names.AddressLedger); err != nil || l.Spec.Writer != "" || !l.Spec.Incomplete {
+	if l, err = api.ReadOrCreateLedger(ctx, names.PendingAssignmentsLedger); err != nil || l.Spec.Writer != "" || !l.Spec.Incomplete {
 		t.Errorf("the deleted object is created again as %+v: %v", l, err)
 	}
 }

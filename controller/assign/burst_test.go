@@ -84,7 +84,7 @@ func (b burstScenario) runBurstAndMeasure(t *testing.T, undisturbed time.Duratio
 		synctest.Wait()
 		time.Sleep(time.Minute) // each has said by then that there is no pool
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
-		c.ConfigurationReader.NotifyChanged()
+		c.ConfigurationReader.NotifyAllocationObjectChanged()
 		begun := time.Now()
 		if b.leaderLostAtPercentOfBurst > 0 {
 			time.Sleep(undisturbed * time.Duration(b.leaderLostAtPercentOfBurst) / 100)
@@ -167,10 +167,10 @@ func TestNextLeaderWritesPendingAssignments(t *testing.T) {
 	}
 }
 
-// TestForeignPendingAssignmentIsClosed has a pending assignment with an address that the Service
+// TestPendingAssignmentOfLostPoolIsClosed has a pending assignment with an address that the Service
 // should not get any more, because its pool has changed since. The write may still arrive, so that
 // no other Service gets the address before this one has another resourceVersion.
-func TestForeignPendingAssignmentIsClosed(t *testing.T) {
+func TestPendingAssignmentOfLostPoolIsClosed(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/24"))
@@ -268,11 +268,11 @@ func TestAddressLedgerStaysSmallInABurst(t *testing.T) {
 		most := 0
 		for range 60 {
 			time.Sleep(100 * time.Millisecond)
-			if l := s.LedgerByName(names.AddressLedger); l != nil {
+			if l := s.LedgerByName(names.PendingAssignmentsLedger); l != nil {
 				most = max(most, len(l.Spec.Pending))
 			}
 		}
-		if limit := maxReadyWritesBeforeSwap + maxWritesPerSwap + 2*maxTasksInFlight; most > limit {
+		if limit := maxQueuedTasksToStartSwap + maxWritesPerSwap + 2*maxTasksInFlight; most > limit {
 			t.Errorf("the AddressLedger shows %d pending assignments, want at most %d", most, limit)
 		}
 		for _, o := range s.AllServices() {
@@ -338,7 +338,7 @@ func TestFailingLedgerTrimDelaysNoAddress(t *testing.T) {
 					return nil
 				})
 				time.Sleep(10*time.Minute + time.Second)
-				if n := s.CountRefusedServiceWrites(); n < 2 || n > 60 {
+				if n := s.CountRefusedWrites(); n < 2 || n > 60 {
 					t.Errorf("it was tried %d times in 10 minutes", n)
 				}
 				s.CreateService(newLoadBalancer("late"))
@@ -356,11 +356,11 @@ func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
 		s, c := startControllerWithWaitingServices(t, 200)
 		defer c.stopAndWait()
 		time.Sleep(2 * time.Second)
-		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n < closedEntriesForLedgerTrim {
+		if n := len(s.LedgerByName(names.PendingAssignmentsLedger).Spec.Pending); n < closedEntriesForLedgerTrim {
 			t.Fatalf("after the burst the AddressLedger shows %d pending assignments, too few for this test", n)
 		}
 		time.Sleep(2 * ledgerTrimDelay)
-		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n != 0 {
+		if n := len(s.LedgerByName(names.PendingAssignmentsLedger).Spec.Pending); n != 0 {
 			t.Errorf("the AddressLedger shows %d pending assignments when none is open", n)
 		}
 		writes := s.CountWriteRequestsOfKind("ledger")
@@ -379,10 +379,10 @@ func TestStoppingLeaderFinishesPendingAssignments(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s, c := startControllerWithWaitingServices(t, 200)
 		synctest.Wait()
-		for len(s.LedgerByName(names.AddressLedger).Spec.Pending) < 100 {
+		for len(s.LedgerByName(names.PendingAssignmentsLedger).Spec.Pending) < 100 {
 			time.Sleep(time.Millisecond)
 		}
-		shown := s.LedgerByName(names.AddressLedger).Spec.Pending
+		shown := s.LedgerByName(names.PendingAssignmentsLedger).Spec.Pending
 		begun := time.Now()
 		c.stopAndWait()
 		if took := time.Since(begun); took > drainTasksTimeout {

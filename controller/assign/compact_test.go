@@ -14,25 +14,25 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestStrippedCachedServiceHasSameView compares the view of a Service before and after
+// TestCompactedServiceHasSameView compares the view of a Service before and after
 // CompactService.
-func TestStrippedCachedServiceHasSameView(t *testing.T) {
+func TestCompactedServiceHasSameView(t *testing.T) {
 	prefer, class := corev1.IPFamilyPolicyPreferDualStack, "example.com/class"
 	tests := map[string]func(*corev1.Service){
 		"plain": func(*corev1.Service) {},
 		"that asks in older words": func(o *corev1.Service) {
-			o.Annotations = map[string]string{names.AnnotationPoolOld: "p", names.AnnotationLoadBalancerIPsOld: "192.0.2.1", "example.com/other": "x"}
+			o.Annotations = map[string]string{names.AnnotationRequestedPoolOld: "p", names.AnnotationLoadBalancerIPsOld: "192.0.2.1", "example.com/other": "x"}
 		},
 		"that asks in newer words": func(o *corev1.Service) {
-			o.Annotations = map[string]string{names.AnnotationAddressesPerFamily: "2", names.AnnotationAddressesToRelease: "192.0.2.1", names.AnnotationAllocatedFromPool: "p"}
+			o.Annotations = map[string]string{names.AnnotationAddressesPerFamily: "2", names.AnnotationAddressesToExchange: "192.0.2.1", names.AnnotationAllocatedFromPool: "p"}
 		},
 		"that shares": func(o *corev1.Service) {
-			o.Annotations = map[string]string{names.AnnotationSharing: "key"}
+			o.Annotations = map[string]string{names.AnnotationSharingKey: "key"}
 			o.Spec.Selector = map[string]string{"a": "b"}
 			o.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 		},
 		"that shares in older words": func(o *corev1.Service) {
-			o.Annotations = map[string]string{names.AnnotationSharingOld: "key"}
+			o.Annotations = map[string]string{names.AnnotationSharingKeyOld: "key"}
 			o.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster
 		},
 		"of both families and a class, with labels and an address on wish": func(o *corev1.Service) {

@@ -26,7 +26,7 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	}
 	s, err := r.API.ReadCachedService(ctx, l.ObjectKey)
 	if err != nil {
-		r.logFailure(l.ObjectKey, err, maxRetryDelay)
+		r.logServiceFailure(l.ObjectKey, err, maxRetryDelay)
 		r.workQueue.addChangedServiceAfter(l.ObjectKey, maxRetryDelay)
 		return
 	}
@@ -37,31 +37,31 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 		r.releaseService(l.ObjectKey, "the Service was deleted")
 		return
 	case s == nil:
-		r.confirmServiceGoneOrForeign(l.ObjectKey, rec)
+		r.confirmServiceGoneOrUnserved(l.ObjectKey, rec)
 		return
-	case rec != nil && pendingwrites.ParseResourceVersion(s.ResourceVersion) < rec.newestVersion:
+	case rec != nil && pendingwrites.ParseResourceVersion(s.ResourceVersion) < rec.newestResourceVersion:
 		// The cache is behind; its next event queues the Service again. Or the AddressLedger is
 		// from a backup, with a resourceVersion that this API server has never issued: ask the API
 		// server.
 		if r.ledgerWriter.pendingWrites.HasPendingOnLaterResourceVersion(l.ObjectKey, s.ResourceVersion) {
-			r.confirmServiceGoneOrForeign(l.ObjectKey, rec)
+			r.confirmServiceGoneOrUnserved(l.ObjectKey, rec)
 		}
 		return
 	case rec != nil && rec.uid != s.UID:
 		r.releaseService(l.ObjectKey, "the Service was deleted and created again with the same name")
 		rec = nil
 	}
-	if rec != nil && rec.refusedVersion == s.ResourceVersion && r.Now().Before(rec.retryAt) {
+	if rec != nil && rec.refusedResourceVersion == s.ResourceVersion && r.Now().Before(rec.retryAt) {
 		return // a timer runs
 	}
 	r.ledgerWriter.pendingWrites.ClosePendingWithOlderBase(l.ObjectKey, s.ResourceVersion)
 	v := view.FromService(s)
 	if !r.isServiceOurs(&v) {
-		r.clearServiceStatus(s, &v)
+		r.clearStatusOfUnservedService(s, &v)
 		return
 	}
 	if rec == nil {
-		rec = &serviceRecord{uid: s.UID, newestVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, r.Now())}
+		rec = &serviceRecord{uid: s.UID, newestResourceVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion), waitingSince: firstAddressWaitStart(s, r.Now())}
 		r.recordByService[l.ObjectKey] = rec
 	}
 	if len(v.AssignedAddresses) > 0 { // by a write with an unknown result, for example
@@ -72,23 +72,24 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 		r.startSharingCheck(&v)
 		return
 	}
-	r.carryOutDecision(ctx, s, &v, r.decideServiceOnRetirementTurn(&v))
+	r.carryOutDecision(ctx, s, &v, r.decideConsideringRetirement(&v))
 }
 
-// confirmServiceGoneOrForeign asks the API server itself about a Service before its addresses are
+// confirmServiceGoneOrUnserved asks the API server itself about a Service before its addresses are
 // released.
-func (r *ServiceWorker) confirmServiceGoneOrForeign(k view.ObjectKey, rec *serviceRecord) {
+func (r *ServiceWorker) confirmServiceGoneOrUnserved(k view.ObjectKey, rec *serviceRecord) {
 	rec.writeInFlight = true
-	r.apiTaskQueue.enqueueTask(&confirmServiceGoneTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
+	r.apiTaskQueue.enqueueTask(&confirmGoneOrUnservedTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
 }
 
-// handleConfirmResult handles the answer. An answer from before the Ledger was rebuilt is ignored.
-func (r *ServiceWorker) handleConfirmResult(c *confirmServiceGoneTask, now *corev1.Service, err error) {
+// handleGoneOrUnservedAnswer handles the answer. An answer from before the Ledger was rebuilt is
+// ignored.
+func (r *ServiceWorker) handleGoneOrUnservedAnswer(c *confirmGoneOrUnservedTask, now *corev1.Service, err error) {
 	rec := r.endWriteInFlightOfService(c.service)
 	switch {
 	case err != nil:
 		rec.consecutiveFailures++
-		r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
+		r.logServiceFailure(c.service, err, retryDelay(rec.consecutiveFailures))
 		r.workQueue.addChangedServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
 		return
 	case c.ledgerBuildNumber != r.ledgerBuildNumber:
@@ -99,11 +100,11 @@ func (r *ServiceWorker) handleConfirmResult(c *confirmServiceGoneTask, now *core
 		return
 	}
 	rec.consecutiveFailures = 0
-	rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(now.ResourceVersion))
+	rec.newestResourceVersion = max(rec.newestResourceVersion, pendingwrites.ParseResourceVersion(now.ResourceVersion))
 	if r.ledgerWriter.pendingWrites.HasPendingOnLaterResourceVersion(c.service, now.ResourceVersion) {
 		r.Log.Warn("the AddressLedger has a resourceVersion that the Service never had; is it from a backup? The entry is ignored", "ledger", r.ledgerLogName(), "service", c.service.String())
 		r.ledgerWriter.pendingWrites.ClosePendingWithBase(c.service, "")
-		rec.newestVersion = pendingwrites.ParseResourceVersion(now.ResourceVersion)
+		rec.newestResourceVersion = pendingwrites.ParseResourceVersion(now.ResourceVersion)
 		r.workQueue.addChangedServices(c.service)
 	}
 	v := view.FromService(now)
@@ -134,7 +135,7 @@ func (r *ServiceWorker) endWriteInFlightOfService(k view.ObjectKey) *serviceReco
 // It returns false when the Ledger has another holder and so may be wrong: the API server is read
 // before any Service loses an address. A status for which the Ledger was built or checked is right.
 func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *serviceRecord, baseVersion string) bool {
-	if hasSharingConflict(r.ledger, v) && pendingwrites.ParseResourceVersion(baseVersion) > rec.confirmedResourceVersion {
+	if hasSharingConflict(r.ledger, v) && pendingwrites.ParseResourceVersion(baseVersion) > rec.resourceVersionMatchingLedger {
 		return false
 	}
 	held, _ := r.ledger.AssignmentOf(v.Key)
@@ -145,7 +146,7 @@ func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *servi
 	addresses = unionAddresses(addresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, baseVersion))
 	// If no pool has the addresses any more, only the annotation says from which pool they are.
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
-		recordStatusAddresses(r.ledger, v, addresses)
+		commitHoldableAddresses(r.ledger, v, addresses)
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
 			r.configurationStatusWriter.needsComparison = true
 		}
@@ -156,7 +157,7 @@ func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *servi
 // hasSharingConflict says whether the status has an address that another Service holds without a
 // right to share.
 func hasSharingConflict(l *allocate.Ledger, v *view.Service) bool {
-	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !l.CanServiceHold(a, v) })
+	return slices.ContainsFunc(v.AssignedAddresses, func(a netip.Addr) bool { return !l.CanShareWithHolders(a, v) })
 }
 
 // carryOutDecision commits a Decision and starts its write. The Ledger comes first, so that no
@@ -204,7 +205,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 		r.ledger.HoldUntilWritten(v, unionAddresses(w.assignmentBefore.Addresses, d.Addresses), w.poolToRecord)
 	}
 	r.recordByService[v.Key].writeInFlight = true
-	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.pendingWrites.ObjectContainsPending(w.pendingEntry()) {
+	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.pendingWrites.AddressLedgerContainsPending(w.pendingEntry()) {
 		r.stageWriteUntilInAddressLedger(w)
 		return
 	}
@@ -233,25 +234,25 @@ func (r *ServiceWorker) mayForeignWriteStillArrive(w *serviceStatusWriteTask) bo
 // A Service that must be written more often than this is contended: another writer undoes our
 // writes within milliseconds, which would load the API server.
 const (
-	maxWritesBeforeContended = 20
-	contendedCountInterval   = 10 * time.Second
-	contendedWriteDelay      = 2 * time.Second
+	maxWritesBeforeContended    = 20
+	contentionDetectionInterval = 10 * time.Second
+	contendedWriteDelay         = 2 * time.Second
 )
 
 // countWriteAndCheckContended counts a write, and says whether it must wait.
 func (r *serviceRecord) countWriteAndCheckContended(now time.Time) bool {
-	if now.Sub(r.recentWritesSince) > contendedCountInterval {
-		r.recentWritesSince, r.recentWrites = now, 0
+	if now.Sub(r.recentWritesSince) > contentionDetectionInterval {
+		r.recentWritesSince, r.recentWriteCount = now, 0
 	}
-	r.recentWrites++
-	return r.recentWrites > maxWritesBeforeContended
+	r.recentWriteCount++
+	return r.recentWriteCount > maxWritesBeforeContended
 }
 
 // releaseService releases what a Service held, and lets waiting Services try again.
 func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	r.waitingServices.removeService(k)
 	delete(r.recordByService, k)
-	delete(r.retirement.servicesOnTurn, k)
+	delete(r.retirementScheduler.servicesToGiveUpRetired, k)
 	r.ledgerWriter.pendingWrites.ClosePendingWithBase(k, "")
 	if freed := r.ledger.ReleaseService(k); len(freed) > 0 {
 		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "cause", why)
@@ -259,11 +260,11 @@ func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	}
 }
 
-// clearServiceStatus removes our status from a Service that this controller does not serve. If the
-// Service has another class, only what it held from us is removed. One that never was ours is not
-// touched. While a write of another controller may still arrive, the first write only prevents
-// that.
-func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
+// clearStatusOfUnservedService removes our status from a Service that this controller does not
+// serve. If the Service has another class, only what it held from us is removed. One that never was
+// ours is not touched. While a write of another controller may still arrive, the first write only
+// prevents that.
+func (r *ServiceWorker) clearStatusOfUnservedService(s *corev1.Service, v *view.Service) {
 	rec := r.recordByService[v.Key]
 	if rec == nil && (v.IsLoadBalancer || !hasOurStatusOrAnnotations(s)) {
 		return
@@ -272,7 +273,7 @@ func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 	w.assignmentBefore, _ = r.ledger.AssignmentOf(v.Key)
 	w.serviceAfter = withoutOurStatus(s, w.assignmentBefore.Addresses)
 	if rec == nil {
-		rec = &serviceRecord{uid: s.UID, newestVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion)}
+		rec = &serviceRecord{uid: s.UID, newestResourceVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion)}
 		r.recordByService[v.Key] = rec
 	}
 	switch {
@@ -280,7 +281,7 @@ func (r *ServiceWorker) clearServiceStatus(s *corev1.Service, v *view.Service) {
 		w.serviceAfter, w.onlyChangesResourceVersion = withBumpedCondition(s, names.ReasonNotLoadBalancer, r.Now()), true
 	case areStatusAndAnnotationsEqual(s, w.serviceAfter):
 		// There is nothing to write that would confirm it.
-		r.confirmServiceGoneOrForeign(v.Key, rec)
+		r.confirmServiceGoneOrUnserved(v.Key, rec)
 		return
 	}
 	rec.writeInFlight = true

@@ -18,24 +18,24 @@ import (
 func (r *ServiceWorker) reportDecision(w *serviceStatusWriteTask) {
 	d := w.decision
 	if lost := describeLostAddresses(w.serviceBefore, w.serviceAfter); lost != "" {
-		r.deferredEvents.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeNormal, names.EventClearAssignment, events.TruncateNote("given up: "+lost))
+		r.deferredEventQueue.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeNormal, names.EventClearAssignment, events.TruncateNote("given up: "+lost))
 	}
 	if d.Reason == names.ReasonProbing { // the result of the probe is reported
 		r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 		return
 	}
-	kind, reason := eventForDecision(&w.service, d)
-	r.deferredEvents.addEvent(r.Now(), w.serviceBefore, kind, reason, events.TruncateNote(string(d.Reason)+": "+d.Text))
+	kind, reason := eventTypeAndReasonForDecision(&w.service, d)
+	r.deferredEventQueue.addEvent(r.Now(), w.serviceBefore, kind, reason, events.TruncateNote(string(d.Reason)+": "+d.Text))
 	// it prefers to have the other family too
 	if d.Reason == names.ReasonAssigned && d.DecideAgainWhenAddressesFree {
-		r.deferredEvents.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
+		r.deferredEventQueue.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeNormal, names.EventAdditionalAssignFailed,
 			"no pool that is open to the Service has a free address of the other family: the Service gets one once there is")
 	}
 	for _, text := range view.ExplainUnknownAnnotations(w.serviceBefore) {
 		r.RecordEvent(w.serviceBefore, corev1.EventTypeWarning, names.EventUnknownAnnotation, text)
 	}
 	for _, m := range describeDeprecatedAnnotations(w.serviceBefore) {
-		r.deferredEvents.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
+		r.deferredEventQueue.addEvent(r.Now(), w.serviceBefore, corev1.EventTypeWarning, names.EventDeprecatedAnnotation, m)
 	}
 	if kind == corev1.EventTypeWarning { // an operator searches for what was refused
 		r.Log.Warn(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
@@ -44,9 +44,9 @@ func (r *ServiceWorker) reportDecision(w *serviceStatusWriteTask) {
 	r.Log.Info(d.Text, "service", w.service.Key.String(), "reason", d.Reason)
 }
 
-// eventForDecision returns the type of the event for a Decision, and its reason as defined by the
-// metallb.io API.
-func eventForDecision(v *view.Service, d allocate.Decision) (kind, reason string) {
+// eventTypeAndReasonForDecision returns the type of the event for a Decision, and its reason as
+// defined by the metallb.io API.
+func eventTypeAndReasonForDecision(v *view.Service, d allocate.Decision) (kind, reason string) {
 	switch {
 	case d.Reason == names.ReasonNoClusterIP:
 		return corev1.EventTypeWarning, names.EventNoClusterIPs
@@ -80,9 +80,9 @@ func describeLostAddresses(before, after *corev1.Service) string {
 func describeDeprecatedAnnotations(s *corev1.Service) []string {
 	var said []string
 	for _, pair := range [][2]string{
-		{names.AnnotationPoolOld, names.AnnotationPool},
+		{names.AnnotationRequestedPoolOld, names.AnnotationRequestedPool},
 		{names.AnnotationLoadBalancerIPsOld, names.AnnotationLoadBalancerIPs},
-		{names.AnnotationSharingOld, names.AnnotationSharing},
+		{names.AnnotationSharingKeyOld, names.AnnotationSharingKey},
 	} {
 		if _, ok := s.Annotations[pair[0]]; ok {
 			said = append(said, fmt.Sprintf("the annotation %s is an older spelling: write %s", pair[0], pair[1]))

@@ -28,7 +28,7 @@ func TestEventReasons(t *testing.T) {
 		c := startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		defer c.stopAndWait()
 		old := newLoadBalancer("old")
-		old.Annotations = map[string]string{names.AnnotationPoolOld: "p"}
+		old.Annotations = map[string]string{names.AnnotationRequestedPoolOld: "p"}
 		malformed := newLoadBalancer("malformed")
 		malformed.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.x"}
 		both := newLoadBalancer("both")
@@ -46,7 +46,7 @@ func TestEventReasons(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		s.EditService(serviceKey("moving"), func(o *corev1.Service) {
-			o.Annotations[names.AnnotationPool] = "q"
+			o.Annotations[names.AnnotationRequestedPool] = "q"
 		})
 		time.Sleep(3 * time.Second)
 		for name, want := range map[string][]string{
@@ -118,8 +118,8 @@ func TestEventsDelayNoAddress(t *testing.T) {
 	}
 }
 
-// TestEventsComeWhileThereIsAlwaysWork creates a Service every 10 ms for a minute.
-func TestEventsComeWhileThereIsAlwaysWork(t *testing.T) {
+// TestDeferredEventsAreRecordedDespiteConstantWork creates a Service every 10 ms for a minute.
+func TestDeferredEventsAreRecordedDespiteConstantWork(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))

@@ -64,27 +64,27 @@ func startController(t *testing.T, server *apitest.Server, weather func(string) 
 func startTestControllerWithMaxPending(t *testing.T, server *apitest.Server, weather func(string) apitest.Delivery, o ServiceWorkerOptions, bound int) *runningController {
 	t.Helper()
 	c := &runningController{client: apitest.NewClient(server, weather)}
-	o.API, o.Namespace, o.Now = c.client, names.Namespace, time.Now
+	o.API, o.Namespace, o.Now = c.client, names.DefaultNamespace, time.Now
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.RecordEvent == nil {
 		o.RecordEvent = (&eventRecorder{}).recordEvent
 	}
-	o.ConfigurationReader = configurationreader.NewReader(configurationreader.Options{ReadObjects: c.client.ReadPoolsReservationsAndNamespaces, Log: o.Log})
+	o.ConfigurationReader = configurationreader.NewReader(configurationreader.Options{ReadObjects: c.client.ReadCachedPoolsAndReservations, Log: o.Log})
 	c.ServiceWorker = NewServiceWorker(o)
 	c.ledgerWriter.maxPendingServices = bound
 	var ctx context.Context
 	ctx, c.stop = context.WithCancel(context.Background())
 	c.wg.Go(func() { _ = c.ConfigurationReader.Start(ctx) })
 	c.wg.Go(func() { _ = c.Run(ctx) })
-	c.wg.Go(func() { c.client.FeedCache(ctx, c.ServiceWorker) })
+	c.wg.Go(func() { c.client.RunCacheUpdates(ctx, c.ServiceWorker) })
 	return c
 }
 
 // stopAndWait stops a controller and waits for it.
 func (c *runningController) stopAndWait() {
-	c.client.ResumeRequests()
+	c.client.ResumeProcess()
 	c.stop()
 	c.wg.Wait()
 }
@@ -129,8 +129,8 @@ func firstAddress(s *corev1.Service) netip.Addr {
 	return netip.MustParseAddr(s.Status.LoadBalancer.Ingress[0].IP)
 }
 
-// assignedReason returns the reason of the condition gantry.dev/AddressAssigned.
-func assignedReason(s *corev1.Service) names.Reason {
+// addressAssignedConditionReason returns the reason of the condition gantry.dev/AddressAssigned.
+func addressAssignedConditionReason(s *corev1.Service) names.Reason {
 	if c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned); c != nil {
 		return names.Reason(c.Reason)
 	}
@@ -148,8 +148,8 @@ func wantAddress(t *testing.T, s *apitest.Server, name, addr string, why names.R
 	if a := firstAddress(o); a.IsValid() {
 		got = a.String()
 	}
-	if got != addr || assignedReason(o) != why {
-		t.Errorf("Service %s has the address %q for the reason %q, want %q for %q: %v", name, got, assignedReason(o), addr, why, o.Status.Conditions)
+	if got != addr || addressAssignedConditionReason(o) != why {
+		t.Errorf("Service %s has the address %q for the reason %q, want %q for %q: %v", name, got, addressAssignedConditionReason(o), addr, why, o.Status.Conditions)
 	}
 }
 
@@ -181,7 +181,7 @@ func newPendingAssignment(name, base string, addresses ...netip.Addr) v1alpha1.P
 // does.
 func writePendingAsOtherController(t *testing.T, c *apitest.Client, pending ...v1alpha1.PendingAssignment) {
 	t.Helper()
-	l, err := c.ReadOrCreateLedger(t.Context(), names.AddressLedger)
+	l, err := c.ReadOrCreateLedger(t.Context(), names.PendingAssignmentsLedger)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,21 +32,22 @@ type unrecordedWritesInvalidator struct {
 	isServed func(*view.Service) bool
 	// recordOutcome counts a write. It is called from many goroutines.
 	recordOutcome func(writeOutcome)
-	// ledgerVersion is the resourceVersion of that AddressLedger, begun when it was first read.
-	ledgerVersion string
-	begun         time.Time
-	// closed are the Services without an unlisted write.
-	closed map[view.ObjectKey]struct{}
+	// ledgerResourceVersion is the resourceVersion of that AddressLedger, begun when it was first
+	// read.
+	ledgerResourceVersion string
+	firstReadAt           time.Time
+	// invalidatedServices are the Services without an unlisted write.
+	invalidatedServices map[view.ObjectKey]struct{}
 }
 
-// completeLedger makes an incomplete AddressLedger complete, and returns it. One whose unlisted
-// writes are this controller's own stays as it is.
-func (c *unrecordedWritesInvalidator) completeLedger(ctx context.Context, object, known *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
+// ensureLedgerIsComplete makes an incomplete AddressLedger complete, and returns it. One whose
+// unlisted writes are this controller's own stays as it is.
+func (c *unrecordedWritesInvalidator) ensureLedgerIsComplete(ctx context.Context, object, known *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
 	if !object.Spec.Incomplete || known != nil && known.ResourceVersion == object.ResourceVersion {
 		return object, nil
 	}
-	if c.ledgerVersion != object.ResourceVersion {
-		c.ledgerVersion, c.begun, c.closed = object.ResourceVersion, c.Now(), map[view.ObjectKey]struct{}{}
+	if c.ledgerResourceVersion != object.ResourceVersion {
+		c.ledgerResourceVersion, c.firstReadAt, c.invalidatedServices = object.ResourceVersion, c.Now(), map[view.ObjectKey]struct{}{}
 	}
 	if err := c.invalidateUnrecordedWrites(ctx); err != nil {
 		return nil, err
@@ -55,11 +56,11 @@ func (c *unrecordedWritesInvalidator) completeLedger(ctx context.Context, object
 	complete.Spec.Writer, complete.Spec.Incomplete = c.LedgerWriterIdentity, false
 	written, err := c.API.CompareAndSwapLedger(ctx, complete)
 	if isPermanentRefusal(err) { // the next pending assignment is refused too, and reported
-		c.Log.Error("writing the AddressLedger failed", "ledger", c.Namespace+"/"+names.AddressLedger, "error", err)
+		c.Log.Error("writing the AddressLedger failed", "ledger", c.Namespace+"/"+names.PendingAssignmentsLedger, "error", err)
 		return object, nil
 	}
 	if err == nil {
-		c.ledgerVersion, c.closed = "", nil
+		c.ledgerResourceVersion, c.invalidatedServices = "", nil
 	}
 	return written, err
 }
@@ -74,7 +75,7 @@ func (c *unrecordedWritesInvalidator) invalidateUnrecordedWrites(ctx context.Con
 		isFirstStart = isFirstStart && meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned) == nil
 		v := view.FromService(s)
 		// No more than is needed is copied, because there may be many.
-		if _, done := c.closed[v.Key]; c.isServed(&v) && !done {
+		if _, done := c.invalidatedServices[v.Key]; c.isServed(&v) && !done {
 			open = append(open, &corev1.Service{
 				ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion, Generation: s.Generation},
 				Status:     *s.Status.DeepCopy(),
@@ -84,13 +85,13 @@ func (c *unrecordedWritesInvalidator) invalidateUnrecordedWrites(ctx context.Con
 	if err != nil || isFirstStart {
 		return err
 	}
-	c.Log.Info("the AddressLedger is new or incomplete; each Service gets another resourceVersion before an address is assigned", "ledger", c.Namespace+"/"+names.AddressLedger, "services", len(open))
+	c.Log.Info("the AddressLedger is new or incomplete; each Service gets another resourceVersion before an address is assigned", "ledger", c.Namespace+"/"+names.PendingAssignmentsLedger, "services", len(open))
 	failed, err := c.bumpResourceVersions(ctx, open)
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("giving %d Services another resourceVersion, because the AddressLedger is incomplete: %w", len(open), ctx.Err())
 	case err == nil:
-	case c.Now().Sub(c.begun) < invalidateUnrecordedWritesTimeout:
+	case c.Now().Sub(c.firstReadAt) < invalidateUnrecordedWritesTimeout:
 		return fmt.Errorf("%d Services do not get another resourceVersion, which is needed because the AddressLedger is incomplete: %w", failed, err)
 	default:
 		c.Log.Error("Services do not get another resourceVersion, although the AddressLedger is incomplete; earlier writes to them have probably ended", "services", failed, "error", err, "duration", invalidateUnrecordedWritesTimeout)
@@ -115,7 +116,7 @@ func (c *unrecordedWritesInvalidator) bumpResourceVersions(ctx context.Context, 
 			c.recordOutcome(o)
 			switch o {
 			case outcomeWritten, outcomeConflict, outcomeServiceGone:
-				c.closed[view.ObjectKey{Namespace: s.Namespace, Name: s.Name}] = struct{}{}
+				c.invalidatedServices[view.ObjectKey{Namespace: s.Namespace, Name: s.Name}] = struct{}{}
 			case outcomeRefused, outcomeMaybeWritten:
 				failed, last = failed+1, err
 			}

@@ -15,9 +15,9 @@ import (
 // led before.
 type LeaderAbsence struct{ Since, Until time.Time }
 
-// minReportedLeaderAbsenceTimeout is how long a Service must have waited for a leader before its
+// minReportedWaitForLeaderDelay is how long a Service must have waited for a leader before its
 // text says so. A planned change of leaders takes about a second.
-const minReportedLeaderAbsenceTimeout = 3 * time.Second
+const minReportedWaitForLeaderDelay = 3 * time.Second
 
 // leaderAbsenceTextPrefix begins what the text of a Service says about the absence of a leader.
 const leaderAbsenceTextPrefix = "; the Service waited "
@@ -30,7 +30,7 @@ func (a LeaderAbsence) describeWait(s *corev1.Service) string {
 		return ""
 	}
 	wait := a.Until.Sub(created).Round(time.Second)
-	if wait < minReportedLeaderAbsenceTimeout {
+	if wait < minReportedWaitForLeaderDelay {
 		return ""
 	}
 	return fmt.Sprintf("%s%s, since no controller led from %s to %s: look at the Deployment gantry-controller", leaderAbsenceTextPrefix, wait,

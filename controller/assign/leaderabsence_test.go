@@ -62,9 +62,9 @@ func TestServiceSaysThatItWaitedForALeader(t *testing.T) {
 	})
 }
 
-// TestServiceCreatedInTheSecondOfTheLastRenewal has a creation time that the API server rounded
+// TestWaitTextOfServiceCreatedInSecondOfLastRenewal has a creation time that the API server rounded
 // down to before the last renewal of the Lease.
-func TestServiceCreatedInTheSecondOfTheLastRenewal(t *testing.T) {
+func TestWaitTextOfServiceCreatedInSecondOfLastRenewal(t *testing.T) {
 	second := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	absence := LeaderAbsence{Since: second.Add(300 * time.Millisecond), Until: second.Add(10 * time.Second)}
 	for created, want := range map[time.Time]bool{second: true, second.Add(-time.Second): false} {

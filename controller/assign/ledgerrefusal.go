@@ -82,11 +82,11 @@ func (r *ServiceWorker) recordAcceptedBatch(batch []*serviceStatusWriteTask) {
 	}
 }
 
-// splitRefusedBatch handles a batch that the API server refused permanently. The cause can also be
-// the entry of an earlier write, which was accepted at its time and whose outcome is open: a new
-// policy refuses it, for example. So a single write is tried without the earlier entries before it
-// is given up.
-func (r *ServiceWorker) splitRefusedBatch(s *ledgerSwapTask, err error) {
+// handleRefusedLedgerBatch handles a batch that the API server refused permanently. The cause can
+// also be the entry of an earlier write, which was accepted at its time and whose outcome is open:
+// a new policy refuses it, for example. So a single write is tried without the earlier entries
+// before it is given up.
+func (r *ServiceWorker) handleRefusedLedgerBatch(s *ledgerSwapTask, err error) {
 	j, batch := &r.ledgerWriter, s.writes
 	if n := len(batch); n > 1 {
 		j.writesAwaitingLedgerEntry, j.maxWritesWhileFindingRefused = append(batch, j.writesAwaitingLedgerEntry...), n/2
@@ -113,7 +113,7 @@ const writeFailuresBeforeEntryOmission = 6
 func (j *ledgerWriter) omitEntriesOfFailingWrites(awaitingRetry []*serviceStatusWriteTask) bool {
 	isAny := false
 	for _, w := range awaitingRetry {
-		if w.errorAnswered && w.failedAttempts >= writeFailuresBeforeEntryOmission && j.pendingWrites.OmitFromObject(w.service.Key) {
+		if w.lastAnswerWasInternalError && w.attemptsWithUnknownResult >= writeFailuresBeforeEntryOmission && j.pendingWrites.OmitFromAddressLedger(w.service.Key) {
 			isAny = true
 		}
 	}
@@ -123,7 +123,7 @@ func (j *ledgerWriter) omitEntriesOfFailingWrites(awaitingRetry []*serviceStatus
 // logOmittedEntries logs why the AddressLedger lacks entries.
 func (r *ServiceWorker) logOmittedEntries(why string) {
 	r.Log.Warn(why+": these are left out until their writes are answered, and the AddressLedger is marked as incomplete",
-		"ledger", r.ledgerLogName(), "omitted", r.ledgerWriter.pendingWrites.CountOmittedFromObject())
+		"ledger", r.ledgerLogName(), "omitted", r.ledgerWriter.pendingWrites.CountOmittedFromAddressLedger())
 }
 
 // abandonWriteRefusedByLedger drops the decision for a Service, because the AddressLedger does not
@@ -134,8 +134,8 @@ func (r *ServiceWorker) abandonWriteRefusedByLedger(w *serviceStatusWriteTask, e
 	rec.consecutiveFailures++
 	rec.ledgerEntryRefused = true
 	wait := retryDelay(rec.consecutiveFailures)
-	rec.refusedVersion, rec.retryAt = w.serviceBefore.ResourceVersion, r.Now().Add(wait)
-	r.logFailure(w.service.Key, err, wait)
+	rec.refusedResourceVersion, rec.retryAt = w.serviceBefore.ResourceVersion, r.Now().Add(wait)
+	r.logServiceFailure(w.service.Key, err, wait)
 	r.workQueue.addChangedServiceAfter(w.service.Key, wait)
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)
 
@@ -145,7 +145,7 @@ func (r *ServiceWorker) abandonWriteRefusedByLedger(w *serviceStatusWriteTask, e
 	}
 	d := allocate.Decision{
 		Addresses: w.service.AssignedAddresses, PoolOfFirstAddress: w.service.RecordedPool, DecideAgainWhenAddressesFree: true,
-		Explanation: names.Explain(names.ReasonWriteFailed, "the API server refuses the pending assignment of this Service: %s: "+
+		Explanation: names.NewExplanation(names.ReasonWriteFailed, "the API server refuses the pending assignment of this Service: %s: "+
 			"change the Service's request, or the policy that refuses it; the assignment is repeated later", text),
 	}
 	if c := meta.FindStatusCondition(w.serviceBefore.Status.Conditions, names.ConditionAllocatedFromPool); c != nil && strings.Contains(c.Message, ",") {

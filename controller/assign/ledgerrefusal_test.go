@@ -53,8 +53,8 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 				if !firstAddress(o).IsValid() {
 					t.Errorf("Service %s has no address: %v", name, o.Status.Conditions)
 				}
-			case firstAddress(o).IsValid() || assignedReason(o) != names.ReasonWriteFailed:
-				t.Errorf("Service %s has %v for the reason %q, want none for WriteFailed", name, ingressAddresses(o), assignedReason(o))
+			case firstAddress(o).IsValid() || addressAssignedConditionReason(o) != names.ReasonWriteFailed:
+				t.Errorf("Service %s has %v for the reason %q, want none for WriteFailed", name, ingressAddresses(o), addressAssignedConditionReason(o))
 			case len(recorder.eventsOf(name)) != 1 || !strings.Contains(recorder.eventsOf(name)[0], "Warning AllocationFailed WriteFailed: "):
 				t.Errorf("the events of %s are %q", name, recorder.eventsOf(name))
 			}
@@ -68,9 +68,9 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 				t.Errorf("Service %s has no address after %s", name, time.Since(begun))
 			}
 		}
-		refused := s.CountRefusedServiceWrites()
+		refused := s.CountRefusedWrites()
 		time.Sleep(10 * time.Minute)
-		if n := s.CountRefusedServiceWrites() - refused; n > 3*25 {
+		if n := s.CountRefusedWrites() - refused; n > 3*25 {
 			t.Errorf("what is refused was tried %d times in 10 minutes", n)
 		}
 		if n := s.CountWriteRequestsOfKind("service") - before; n > 20 {
@@ -79,7 +79,7 @@ func TestRefusedPendingAssignmentDelaysNoOtherService(t *testing.T) {
 		s.RefuseLedgerWrites(nil)
 		time.Sleep(maxRetryDelay + time.Second)
 		for _, name := range bad {
-			if o := s.ServiceByKey(serviceKey(name)); !firstAddress(o).IsValid() || assignedReason(o) != names.ReasonAssigned {
+			if o := s.ServiceByKey(serviceKey(name)); !firstAddress(o).IsValid() || addressAssignedConditionReason(o) != names.ReasonAssigned {
 				t.Errorf("Service %s is not served when it is allowed: %v", name, o.Status.Conditions)
 			}
 		}
@@ -133,7 +133,7 @@ func TestRefusedEarlierEntryDelaysNoOtherService(t *testing.T) {
 					t.Errorf("the refused Service is not served in the end: %v", o.Status.Conditions)
 				}
 				wantServed("after", 2*time.Second)
-				if l := s.LedgerByName(names.AddressLedger); l.Spec.Incomplete {
+				if l := s.LedgerByName(names.PendingAssignmentsLedger); l.Spec.Incomplete {
 					t.Error("the AddressLedger stays incomplete when all writes are answered")
 				}
 				c.stopAndWait()
@@ -175,7 +175,7 @@ func TestFailingWritesDoNotFillTheAddressLedger(t *testing.T) {
 				t.Errorf("Service %s has no address after 10 s: %v", o.Name, o.Status.Conditions)
 			}
 		}
-		if n := len(s.LedgerByName(names.AddressLedger).Spec.Pending); n > 8 {
+		if n := len(s.LedgerByName(names.PendingAssignmentsLedger).Spec.Pending); n > 8 {
 			t.Errorf("the AddressLedger has %d entries, more than 8", n)
 		}
 		s.RefuseServiceWrites(nil)
@@ -187,7 +187,7 @@ func TestFailingWritesDoNotFillTheAddressLedger(t *testing.T) {
 				t.Errorf("Service %s has no address in the end: %v", o.Name, o.Status.Conditions)
 			}
 		}
-		if s.LedgerByName(names.AddressLedger).Spec.Incomplete {
+		if s.LedgerByName(names.PendingAssignmentsLedger).Spec.Incomplete {
 			t.Error("the AddressLedger stays incomplete when all writes are answered")
 		}
 	})
@@ -196,10 +196,10 @@ func TestFailingWritesDoNotFillTheAddressLedger(t *testing.T) {
 	}
 }
 
-// TestFormerlyRefusedAssignmentLeavesRoomForOthers has room for one open assignment, which another
-// controller has recorded for a Service whose entry was refused before. It is written all the same,
-// so that other Services get room.
-func TestFormerlyRefusedAssignmentLeavesRoomForOthers(t *testing.T) {
+// TestOnceRefusedForeignAssignmentIsWrittenToFreeRoom has room for one open assignment, which
+// another controller has recorded for a Service whose entry was refused before. It is written all
+// the same, so that other Services get room.
+func TestOnceRefusedForeignAssignmentIsWrittenToFreeRoom(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/24"))
@@ -237,7 +237,7 @@ func TestRefusedLedgerWritesSlowDownAndRecover(t *testing.T) {
 		defer c.stopAndWait()
 		time.Sleep(5 * time.Minute)
 		// the first term is the search for each entry
-		if n := s.CountRefusedServiceWrites(); n > 2*100+5*60 {
+		if n := s.CountRefusedWrites(); n > 2*100+5*60 {
 			t.Errorf("the AddressLedger was written %d times in 5 minutes", n)
 		}
 		if c.CheckReady(time.Now()) == nil {

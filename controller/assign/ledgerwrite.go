@@ -14,23 +14,23 @@ import (
 const (
 	// maxWritesPerSwap bounds the Services of one swap.
 	maxWritesPerSwap = 256
-	// maxReadyWritesBeforeSwap is how many writes may be ready when a swap begins. These keep the
+	// maxQueuedTasksToStartSwap is how many writes may be ready when a swap begins. These keep the
 	// API server busy meanwhile. With more, the object only grows: each swap costs the API server
 	// the whole object, and the next leader finds more pending assignments.
-	maxReadyWritesBeforeSwap = maxTasksInFlight
-	// minWritesOfOverlappingSwap is how many writes a batch needs so that its swap does not wait
+	maxQueuedTasksToStartSwap = maxTasksInFlight
+	// minWritesToSwapWithoutWaiting is how many writes a batch needs so that its swap does not wait
 	// for the status writes of the last batch: with so many, the swap is less than a tenth of what
-	// the API server has to do for them. unfinishedTasksPerStagedWrite is how many requests may be
+	// the API server has to do for them. maxUnfinishedTasksPerWrite is how many requests may be
 	// unfinished then for each write of the batch.
-	minWritesOfOverlappingSwap    = 16
-	unfinishedTasksPerStagedWrite = 2
+	minWritesToSwapWithoutWaiting = 16
+	maxUnfinishedTasksPerWrite    = 2
 	// minWritesToStartBatchingSwaps is how many Services must come during one swap before the next
 	// swap waits for the status writes of the last batch. If fewer than
 	// minWritesToKeepBatchingSwaps come until these are answered, no swap waits any more.
 	minWritesToStartBatchingSwaps = 2
 	minWritesToKeepBatchingSwaps  = 3
-	// taskProgressTimeout is when unfinished requests count as stuck.
-	taskProgressTimeout = 200 * time.Millisecond
+	// lastBatchAnswerTimeout is when unfinished requests count as stuck.
+	lastBatchAnswerTimeout = 200 * time.Millisecond
 	// maxPendingAssignments and maxPendingBytes bound the open pending assignments, so that one
 	// write of the object has less than 128 KB.
 	maxPendingAssignments = 1024
@@ -57,11 +57,11 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	// the result of each write wakes the worker
-	if len(r.apiTaskQueue.tasksAwaitingFreeSlot) > maxReadyWritesBeforeSwap {
+	if len(r.apiTaskQueue.tasksAwaitingFreeSlot) > maxQueuedTasksToStartSwap {
 		return
 	}
 	now := r.Now()
-	j.updateSwapSharing()
+	j.updateIsBatchingSwaps()
 	if wait := max(j.failureDelay(now), j.refusalDelay(now), j.largerBatchDelay(now, r.apiTaskQueue)); wait > 0 {
 		j.swapTimer.wakeWorkerAt(now.Add(wait), now, r.workQueue)
 		return
@@ -76,17 +76,17 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		r.reportLedgerFull()
 		return
 	}
-	r.startLedgerWrite(ctx, batch)
+	r.startLedgerSwap(ctx, batch)
 }
 
-// updateSwapSharing decides by the writes that wait now whether Services come so fast that several
-// should share a swap.
-func (j *ledgerWriter) updateSwapSharing() {
+// updateIsBatchingSwaps decides by the writes that wait now whether Services come so fast that
+// several should share a swap.
+func (j *ledgerWriter) updateIsBatchingSwaps() {
 	staged := len(j.writesAwaitingLedgerEntry)
 	if j.unansweredWritesOfLastBatch == 0 {
-		j.sharesSwaps = staged >= minWritesToKeepBatchingSwaps
+		j.isBatchingSwaps = staged >= minWritesToKeepBatchingSwaps
 	} else if staged >= minWritesToStartBatchingSwaps {
-		j.sharesSwaps = true
+		j.isBatchingSwaps = true
 	}
 }
 
@@ -98,34 +98,34 @@ func (j *ledgerWriter) updateSwapSharing() {
 func (j *ledgerWriter) largerBatchDelay(now time.Time, q *apiTaskQueue) time.Duration {
 	staged := min(len(j.writesAwaitingLedgerEntry), maxWritesPerSwap)
 	mustBeSmall := j.maxWritesWhileFindingRefused > 0 || j.mustOmitEarlierEntries || j.canOnlyWriteRefused()
-	isLarge := staged >= minWritesOfOverlappingSwap && staged*unfinishedTasksPerStagedWrite >= q.countUnfinishedTasks()
-	if mustBeSmall || isLarge || !j.sharesSwaps || j.unansweredWritesOfLastBatch == 0 {
+	isLarge := staged >= minWritesToSwapWithoutWaiting && staged*maxUnfinishedTasksPerWrite >= q.countUnfinishedTasks()
+	if mustBeSmall || isLarge || !j.isBatchingSwaps || j.unansweredWritesOfLastBatch == 0 {
 		return 0
 	}
-	return j.lastBatchProgress.Add(taskProgressTimeout).Sub(now)
+	return j.lastBatchAnswerTime.Add(lastBatchAnswerTimeout).Sub(now)
 }
 
 // recordStatusWriteAnswer counts the first answer, or the lack of one, to a status write.
 func (j *ledgerWriter) recordStatusWriteAnswer(w *serviceStatusWriteTask, now time.Time) {
-	if w.awaitsFirstAnswerOfBatch != 0 && w.awaitsFirstAnswerOfBatch == j.batchNumber {
+	if w.batchNumberUntilFirstAnswer != 0 && w.batchNumberUntilFirstAnswer == j.batchNumber {
 		j.unansweredWritesOfLastBatch--
-		j.lastBatchProgress = now
+		j.lastBatchAnswerTime = now
 	}
-	w.awaitsFirstAnswerOfBatch = 0
+	w.batchNumberUntilFirstAnswer = 0
 }
 
 // startStatusWritesOfBatch makes the writes of a batch begin, whose assignments are in the object.
 func (j *ledgerWriter) startStatusWritesOfBatch(batch []*serviceStatusWriteTask, q *apiTaskQueue, now time.Time) {
 	j.batchNumber++
-	j.unansweredWritesOfLastBatch, j.lastBatchProgress = len(batch), now
+	j.unansweredWritesOfLastBatch, j.lastBatchAnswerTime = len(batch), now
 	for _, w := range batch {
-		w.awaitsFirstAnswerOfBatch = j.batchNumber
+		w.batchNumberUntilFirstAnswer = j.batchNumber
 		q.enqueueTask(w)
 	}
 }
 
-// startLedgerWrite writes the AddressLedger with the pending assignments of a batch.
-func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceStatusWriteTask) {
+// startLedgerSwap writes the AddressLedger with the pending assignments of a batch.
+func (r *ServiceWorker) startLedgerSwap(ctx context.Context, batch []*serviceStatusWriteTask) {
 	j := &r.ledgerWriter
 	j.writesInSwap = len(batch)
 	s := &ledgerSwapTask{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
@@ -134,7 +134,7 @@ func (r *ServiceWorker) startLedgerWrite(ctx context.Context, batch []*serviceSt
 		all, j.mustOmitEarlierEntries = j.pendingWrites.PendingOfBatchOnly, false
 	}
 	spec := &s.ledgerObject.Spec
-	spec.Writer, spec.Pending, spec.Incomplete = r.LedgerWriterIdentity, encodePendingEntries(all(entries)), s.omitsEarlierEntries || j.pendingWrites.CountOmittedFromObject() > 0
+	spec.Writer, spec.Pending, spec.Incomplete = r.LedgerWriterIdentity, encodePendingEntries(all(entries)), s.omitsEarlierEntries || j.pendingWrites.CountOmittedFromAddressLedger() > 0
 	j.swapInFlight, j.lastSwapStart = true, r.Now()
 	r.apiTaskQueue.startTask(ctx, s)
 }
@@ -182,7 +182,7 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 
 // remainingRoom returns how many more Services the object may have, and how many more bytes.
 func (j *ledgerWriter) remainingRoom() (services, bytes int) {
-	services, bytes = j.maxPendingServices+j.pendingWrites.CountOmittedFromObject()-j.pendingWrites.CountPending(), maxPendingBytes
+	services, bytes = j.maxPendingServices+j.pendingWrites.CountOmittedFromAddressLedger()-j.pendingWrites.CountPending(), maxPendingBytes
 	for _, i := range j.pendingWrites.MergePendingWithBatch(nil) {
 		bytes -= encodedSizeOfPending(i)
 	}
@@ -210,7 +210,7 @@ func (r *ServiceWorker) removeClosedEntriesWhenIdle(ctx context.Context) {
 		j.trimTimer.wakeWorkerAt(due, now, r.workQueue)
 		return
 	}
-	r.startLedgerWrite(ctx, nil)
+	r.startLedgerSwap(ctx, nil)
 }
 
 // failureDelay is how long the next swap must wait because the last ones failed.
@@ -261,10 +261,10 @@ func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwapTask, now *v1alpha1.
 		j.consecutiveFailures, j.trimFailures, j.ledgerObject = 0, 0, now
 		r.workerState.recordAttempt(r.Now(), phaseWriting, true)
 		if s.omitsEarlierEntries {
-			j.pendingWrites.OmitAllFromObjectExcept(pendingEntriesOfWrites(s.writes))
+			j.pendingWrites.OmitAllFromAddressLedgerExcept(pendingEntriesOfWrites(s.writes))
 			r.logOmittedEntries("the API server refuses the AddressLedger with entries that it has already")
 		}
-		j.pendingWrites.RecordBatchWrittenToObject(pendingEntriesOfWrites(s.writes))
+		j.pendingWrites.RecordBatchInAddressLedger(pendingEntriesOfWrites(s.writes))
 		j.startStatusWritesOfBatch(s.writes, r.apiTaskQueue, r.Now())
 		return
 	}
@@ -275,7 +275,7 @@ func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwapTask, now *v1alpha1.
 		r.Log.Warn("writing the AddressLedger without closed assignments failed", "ledger", r.ledgerLogName(), "error", err, "again", max(ledgerTrimDelay, retryDelay(j.trimFailures)))
 		return
 	case isPermanentRefusal(err) && !isLost:
-		r.splitRefusedBatch(s, err)
+		r.handleRefusedLedgerBatch(s, err)
 		return
 	}
 	j.writesAwaitingLedgerEntry = append(s.writes, j.writesAwaitingLedgerEntry...)

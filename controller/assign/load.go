@@ -49,14 +49,14 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	object, err := r.API.ReadOrCreateLedger(ctx, names.AddressLedger)
+	object, err := r.API.ReadOrCreateLedger(ctx, names.PendingAssignmentsLedger)
 	if err == nil {
-		object, err = r.unrecordedWritesInvalidator.completeLedger(ctx, object, r.ledgerWriter.ledgerObject)
+		object, err = r.unrecordedWritesInvalidator.ensureLedgerIsComplete(ctx, object, r.ledgerWriter.ledgerObject)
 	}
 	if err != nil {
 		return err
 	}
-	memory, err := r.API.ReadOrCreateLedger(ctx, names.WithheldLedger)
+	memory, err := r.API.ReadOrCreateLedger(ctx, names.WithheldAddressesLedger)
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 			}
 			return
 		}
-		seen[v.Key] = &serviceRecord{uid: s.UID, newestVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion), confirmedResourceVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion)}
+		seen[v.Key] = &serviceRecord{uid: s.UID, newestResourceVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion), resourceVersionMatchingLedger: pendingwrites.ParseResourceVersion(s.ResourceVersion)}
 		if len(v.AssignedAddresses) == 0 {
 			seen[v.Key].waitingSince = s.CreationTimestamp.Time
 		}
@@ -103,30 +103,30 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	left := open.RemoveClosedPending(func(k view.ObjectKey) (string, bool) { v, ok := versions[k]; return v, ok })
 	for _, i := range left {
 		if s := unserved[i.Service]; s != nil {
-			seen[i.Service], claimants = &serviceRecord{uid: s.UID, newestVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion)}, append(claimants, loadedUnservedService(s))
+			seen[i.Service], claimants = &serviceRecord{uid: s.UID, newestResourceVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion)}, append(claimants, toMinimalUnservedService(s))
 		}
 		// A list may be older than what another controller saw.
 		if rec := seen[i.Service]; rec != nil {
-			rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(i.BaseResourceVersion))
+			rec.newestResourceVersion = max(rec.newestResourceVersion, pendingwrites.ParseResourceVersion(i.BaseResourceVersion))
 		}
 	}
-	r.ledger = r.withheldCheckpoint.restoreLedger(memory, r.ledger, r.Now())
+	r.ledger = r.withheldCheckpoint.newLedgerWithWithheldAddresses(memory, r.ledger, r.Now())
 	r.configuration, r.ledgerBuildNumber = config, r.ledgerBuildNumber+1
 	r.ledger.UseSnapshot(config.Snapshot)
-	r.retirement.updateRetiringPools(config.Snapshot.Pools)
+	r.retirementScheduler.updateRetiringPools(config.Snapshot.Pools)
 	r.ledgerWriter.pendingWrites, r.ledgerWriter.ledgerObject = open, object
-	r.adoptRecords(seen)
+	r.replaceServiceRecords(seen)
 	r.recordAllAddressesInLedger(claimants, left)
-	r.seenFreedVersion, r.seenSharingVersion = r.ledger.FreedAddressesVersion(), r.ledger.ShareableAddressesVersion()
+	r.seenFreedAddressesVersion, r.seenShareableAddressesVersion = r.ledger.FreedAddressesVersion(), r.ledger.ShareableAddressesVersion()
 	r.workQueue.markProbesChanged()
 	r.Log.Info("the addresses in use have been read", "services", len(claimants), "pools", len(config.Snapshot.Pools), "pending", len(left))
 	return nil
 }
 
-// adoptRecords replaces the records of the Services. Writes that wait for the AddressLedger are
-// decided again. Writes in flight continue, since their pending assignments are among those that
-// were read.
-func (r *ServiceWorker) adoptRecords(seen map[view.ObjectKey]*serviceRecord) {
+// replaceServiceRecords replaces the records of the Services. Writes that wait for the
+// AddressLedger are decided again. Writes in flight continue, since their pending assignments are
+// among those that were read.
+func (r *ServiceWorker) replaceServiceRecords(seen map[view.ObjectKey]*serviceRecord) {
 	for _, w := range r.ledgerWriter.writesAwaitingLedgerEntry {
 		r.recordByService[w.service.Key].writeInFlight = false
 	}
@@ -136,7 +136,7 @@ func (r *ServiceWorker) adoptRecords(seen map[view.ObjectKey]*serviceRecord) {
 		case now != nil:
 			now.writeInFlight, now.changedDuringWrite, now.consecutiveFailures = old.writeInFlight, old.changedDuringWrite, old.consecutiveFailures
 			if old.uid == now.uid {
-				now.newestVersion, now.ledgerEntryRefused = max(now.newestVersion, old.newestVersion), old.ledgerEntryRefused
+				now.newestResourceVersion, now.ledgerEntryRefused = max(now.newestResourceVersion, old.newestResourceVersion), old.ledgerEntryRefused
 				if !old.waitingSince.IsZero() && !now.waitingSince.IsZero() {
 					now.waitingSince = old.waitingSince
 				}
@@ -170,9 +170,9 @@ func toMinimalLoadedService(v *view.Service) minimalLoadedService {
 	return c
 }
 
-// loadedUnservedService is a Service of another class whose pending assignment is from a time when
-// its class was served. It holds only what that assignment may still bring.
-func loadedUnservedService(s *corev1.Service) minimalLoadedService {
+// toMinimalUnservedService is a Service of another class whose pending assignment is from a time
+// when its class was served. It holds only what that assignment may still bring.
+func toMinimalUnservedService(s *corev1.Service) minimalLoadedService {
 	v := view.FromService(s)
 	c := toMinimalLoadedService(&v)
 	c.statusAddresses = nil
@@ -213,21 +213,21 @@ func (r *ServiceWorker) recordAllAddressesInLedger(all []minimalLoadedService, l
 			r.workQueue.addAffectedServices(c.ObjectKey)
 		}
 		v := c.toService()
-		recordStatusAddresses(r.ledger, &v, c.statusAddresses)
+		commitHoldableAddresses(r.ledger, &v, c.statusAddresses)
 	}
 	for i := range all {
 		if c := &all[i]; len(intents[c.ObjectKey]) > 0 {
 			v := c.toService()
-			recordStatusAddresses(r.ledger, &v, unionAddresses(c.statusAddresses, intents[c.ObjectKey]))
+			commitHoldableAddresses(r.ledger, &v, unionAddresses(c.statusAddresses, intents[c.ObjectKey]))
 		}
 	}
 	clear(r.servicesWithContestedAddresses)
 }
 
-// recordStatusAddresses records that a Service holds these addresses, without those that it cannot
-// hold because of other holders.
-func recordStatusAddresses(l *allocate.Ledger, v *view.Service, addresses []netip.Addr) {
-	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !l.CanServiceHold(a, v) })
+// commitHoldableAddresses records that a Service holds these addresses, without those that it
+// cannot hold because of other holders.
+func commitHoldableAddresses(l *allocate.Ledger, v *view.Service, addresses []netip.Addr) {
+	free := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !l.CanShareWithHolders(a, v) })
 	if len(free) > 0 {
 		l.CommitAssignment(v, free, v.RecordedPool)
 	}
@@ -271,4 +271,6 @@ func (r *ServiceWorker) isServiceOurs(v *view.Service) bool {
 }
 
 // ledgerLogName is the name of the AddressLedger in messages.
-func (r *ServiceWorker) ledgerLogName() string { return r.Namespace + "/" + names.AddressLedger }
+func (r *ServiceWorker) ledgerLogName() string {
+	return r.Namespace + "/" + names.PendingAssignmentsLedger
+}

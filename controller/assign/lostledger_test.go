@@ -55,7 +55,9 @@ func TestDeletedAddressLedgerOfDeadLeaderGivesNoAddressTwice(t *testing.T) {
 	for name, nextLife := range map[string]time.Duration{"the next leader lives": 0, "the next leader is killed at once": 20 * time.Millisecond, "the next leader is killed later": time.Second} {
 		t.Run(name, func(t *testing.T) {
 			g := &doubleAssignmentDetector{serviceNameByAddress: map[netip.Addr]string{}}
-			runWithFakeTime(t, func(t *testing.T) { deleteLedgerOfDeadLeader(t, apitest.NewServer(g.recordServiceChange), nextLife) })
+			runWithFakeTime(t, func(t *testing.T) {
+				testDeletedLedgerOfKilledLeader(t, apitest.NewServer(g.recordServiceChange), nextLife)
+			})
 			for _, f := range g.doubleAssignmentTexts {
 				t.Error(f)
 			}
@@ -63,7 +65,7 @@ func TestDeletedAddressLedgerOfDeadLeaderGivesNoAddressTwice(t *testing.T) {
 	}
 }
 
-func deleteLedgerOfDeadLeader(t *testing.T, s *apitest.Server, nextLife time.Duration) {
+func testDeletedLedgerOfKilledLeader(t *testing.T, s *apitest.Server, nextLife time.Duration) {
 	t.Helper()
 	setAutoAssign := func(is bool) {
 		spec := poolSpec("10.0.0.0/24")
@@ -106,7 +108,7 @@ func deleteLedgerOfDeadLeader(t *testing.T, s *apitest.Server, nextLife time.Dur
 			t.Errorf("s%d was given %s by a write of the dead leader", i, a)
 		}
 	}
-	if s.LedgerByName(names.AddressLedger).Spec.Incomplete {
+	if s.LedgerByName(names.PendingAssignmentsLedger).Spec.Incomplete {
 		t.Error("the AddressLedger stays incomplete")
 	}
 	c.stopAndWait()
@@ -195,11 +197,11 @@ func TestServiceWithWipedStatusKeepsAddressWhileRepairIsRefused(t *testing.T) {
 func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
 	setDefaultRapidCheckCount(t, "200")
 	rapid.Check(t, func(rt *rapid.T) {
-		h := historyGenerator().Draw(rt, "history")
+		h := userHistoryGenerator().Draw(rt, "history")
 		o := newAssignmentOracle()
 		var leaks []string
 		runWithFakeTime(t, func(t *testing.T) {
-			w := newHarness(t, o, h.seed)
+			w := newTwoControllerHarness(t, o, h.seed)
 			// Its status shows that a controller has worked here.
 			w.server.CreateService(newLoadBalancer("first"))
 			for s := w.server.ServiceByKey(serviceKey("first")); !hasOurStatusOrAnnotations(s); s = w.server.ServiceByKey(serviceKey("first")) {
@@ -209,9 +211,9 @@ func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
 				if i%4 == 3 {
 					w.server.DeleteAllLedgers()
 				}
-				w.runStep(s)
+				w.runHistoryStep(s)
 			}
-			w.recoverAndWait()
+			w.repairFaultsAndAwaitQuiet()
 			leaks = w.findFinalFaults()
 			for _, c := range w.controllers {
 				c.stopAndWait()

@@ -22,7 +22,7 @@ func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
 		s := apitest.NewServer(o.checkServiceChange)
 		s.SetPool("p4", poolSpec("192.0.2.0/30"))
 		s.SetPool("p6", poolSpec("fd00:1::/126"))
-		w := &harness{server: s}
+		w := &twoControllerHarness{server: s}
 		d := w.newService(1)
 		d.Name = "d"
 		d.Status.LoadBalancer.Ingress = ingressEntriesOfAddresses("192.0.2.0")
@@ -84,18 +84,18 @@ func TestAddressDroppedFromAStatusGoesToAWaitingService(t *testing.T) {
 	})
 }
 
-// TestNoWriteReliesOnTheAssignmentOfAnotherController has a pending assignment of another
+// TestNoWriteReliesOnPendingAssignmentOfOtherController has a pending assignment of another
 // controller that still works. When the API server refuses its write, that one removes the
 // assignment and gives the address to another Service. It must not be able to do so once a write of
 // this controller, for which the assignment would do as well, has begun.
-func TestNoWriteReliesOnTheAssignmentOfAnotherController(t *testing.T) {
+func TestNoWriteReliesOnPendingAssignmentOfOtherController(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(newAssignmentOracle().checkServiceChange)
 		s.SetPool("p", poolSpec("192.0.2.0/31"))
 		s.CreateService(newLoadBalancer("d"))
 		other := apitest.NewClient(s, nil)
 		writePendingAsOtherController(t, other, newPendingAssignment("d", s.ServiceByKey(serviceKey("d")).ResourceVersion, parseAddresses("192.0.2.0")...))
-		known, err := other.ReadOrCreateLedger(t.Context(), names.AddressLedger)
+		known, err := other.ReadOrCreateLedger(t.Context(), names.PendingAssignmentsLedger)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -121,11 +121,11 @@ func TestNoWriteReliesOnTheAssignmentOfAnotherController(t *testing.T) {
 	})
 }
 
-// TestPendingWriteOfOtherClassIsNotGivenAway changes the class that the controllers serve while a
-// write for a Service of the previous class has not arrived. No Service of the new class gets the
+// TestAddressPendingForOtherClassIsNotGivenAway changes the class that the controllers serve while
+// a write for a Service of the previous class has not arrived. No Service of the new class gets the
 // address before that write is settled. Afterwards the Service of the previous class has nothing of
 // ours, and the address is free.
-func TestPendingWriteOfOtherClassIsNotGivenAway(t *testing.T) {
+func TestAddressPendingForOtherClassIsNotGivenAway(t *testing.T) {
 	for name, delay := range map[string]time.Duration{"the write comes early": 100 * time.Millisecond, "the write comes late": 8 * time.Second} {
 		t.Run(name, func(t *testing.T) {
 			o := newAssignmentOracle()

@@ -30,18 +30,18 @@ func (r *ServiceWorker) applyConfiguration() bool {
 		return !changeWaits
 	}
 	r.configuration = now
-	r.retirement.updateRetiringPools(now.Snapshot.Pools)
+	r.retirementScheduler.updateRetiringPools(now.Snapshot.Pools)
 	r.configurationStatusWriter.needsComparison = true
 	if reflect.DeepEqual(before.Snapshot.Pools, now.Snapshot.Pools) && reflect.DeepEqual(before.Snapshot.Reservations, now.Snapshot.Reservations) {
 		return true // for example a namespace that no pool selects
 	}
-	r.retryWaitingServices = true
+	r.mustQueueWaitingServices = true
 	r.workQueue.addAffectedServices(r.ledger.ServicesHoldingAddresses()...)
 	return true
 }
 
-// poolStatusInterval bounds how often the status of a pool is written.
-const poolStatusInterval = 2 * time.Second
+// minPoolStatusWriteInterval bounds how often the status of a pool is written.
+const minPoolStatusWriteInterval = 2 * time.Second
 
 // configurationStatusWriter owns when the status of pools and reservations is compared and written.
 // The worker calls it once per turn, after its decisions, and with the result of each write. All
@@ -64,21 +64,21 @@ type configurationStatusWriter struct {
 // writeChangedStatuses writes the counters and conditions of pools and reservations that are wrong.
 // It also carries out the annotation that ends cool-downs and quarantines, because the status says
 // which value of it was carried out. It returns true when an address became free by that.
-func (c *configurationStatusWriter) writeChangedStatuses(ctx context.Context, now time.Time, l *allocate.Ledger, config *configurationreader.Configuration, retiring *retirement) (freed bool) {
+func (c *configurationStatusWriter) writeChangedStatuses(ctx context.Context, now time.Time, l *allocate.Ledger, config *configurationreader.Configuration, retiring *retirementScheduler) (freed bool) {
 	c.needsComparison = c.workQueue.takeConfigurationStatusChanged() || c.needsComparison
 	if !c.needsComparison || c.writesInFlightCount > 0 {
 		return false
 	}
-	if wait := c.lastComparedAt.Add(poolStatusInterval).Sub(now); wait > 0 {
+	if wait := c.lastComparedAt.Add(minPoolStatusWriteInterval).Sub(now); wait > 0 {
 		if !c.writeTimerSet {
 			c.writeTimerSet = true
 			c.workQueue.wakeWorkerAfter(wait)
 		}
 		return false
 	}
-	o, err := c.api.ReadPoolsReservationsAndNamespaces(ctx)
+	o, err := c.api.ReadCachedPoolsAndReservations(ctx)
 	if err != nil {
-		c.log.Error("reading the pools", "error", err, "again", poolStatusInterval)
+		c.log.Error("reading the pools", "error", err, "again", minPoolStatusWriteInterval)
 	}
 	c.needsComparison, c.writeTimerSet, c.lastComparedAt = err != nil, false, now
 	for i := range o.Pools {
@@ -95,15 +95,15 @@ func (c *configurationStatusWriter) writeChangedStatuses(ctx context.Context, no
 // if its value is new. It returns true when an address became free.
 func (c *configurationStatusWriter) liftWithheldAddresses(p *v1beta1.IPAddressPool, l *allocate.Ledger, snap *snapshot.Snapshot) bool {
 	parsed := snap.PoolByName(p.Name)
-	if parsed == nil || parsed.LiftRequest == "" || p.Status.Gantry != nil && p.Status.Gantry.LiftedWithheld == parsed.LiftRequest {
+	if parsed == nil || parsed.LiftWithheldValue == "" || p.Status.Gantry != nil && p.Status.Gantry.LiftedWithheld == parsed.LiftWithheldValue {
 		return false
 	}
 	freed := l.LiftWithheldAddresses(parsed)
-	c.log.Info("the cool-down and the quarantine of addresses end by the annotation of their pool", "pool", p.Name, "value", parsed.LiftRequest, "addresses", freed)
+	c.log.Info("the cool-down and the quarantine of addresses end by the annotation of their pool", "pool", p.Name, "value", parsed.LiftWithheldValue, "addresses", freed)
 	return len(freed) > 0
 }
 
-func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l *allocate.Ledger, config *configurationreader.Configuration, retiring *retirement) {
+func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l *allocate.Ledger, config *configurationreader.Configuration, retiring *retirementScheduler) {
 	parsed := config.Snapshot.PoolByName(p.Name)
 	if parsed == nil { // newer than the configuration that was read: the next one has it
 		return
@@ -111,7 +111,7 @@ func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l 
 	u := l.UsageOfPool(parsed, config.Snapshot)
 	after := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.AssignedIPv4, AssignedIPv6: u.AssignedIPv6, AvailableIPv4: u.AvailableIPv4, AvailableIPv6: u.AvailableIPv6,
-		Gantry: &v1beta1.PoolStatusExtension{LiftedWithheld: parsed.LiftRequest, Retire: retiring.retirementStatusOfPool(parsed, l, config.Snapshot)},
+		Gantry: &v1beta1.PoolStatusExtension{LiftedWithheld: parsed.LiftWithheldValue, Retire: retiring.retirementStatusOfPool(parsed, l, config.Snapshot)},
 	}
 	conditions := &after.Gantry.Conditions
 	if p.Status.Gantry != nil {
@@ -133,8 +133,8 @@ func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l 
 // configurationStatusWriteTask writes the status of one configuration object.
 type configurationStatusWriteTask struct {
 	// For the log: an article and a noun, the log key of the name, and the name of the object.
-	description, logKey, objectName string
-	updateStatus                    func(ctx context.Context, api WorkerAPI) error
+	objectKindForLog, logKey, objectName string
+	updateStatus                         func(ctx context.Context, api WorkerAPI) error
 }
 
 // startStatusWrite starts it.
@@ -158,6 +158,6 @@ func (c *configurationStatusWriter) handleStatusWriteResult(w *configurationStat
 	}
 	c.needsComparison = true
 	if !apierrors.IsConflict(err) {
-		c.log.Error("writing the status of "+w.description, w.logKey, w.objectName, "error", err, "reason", names.ReasonWriteFailed, "again", poolStatusInterval)
+		c.log.Error("writing the status of "+w.objectKindForLog, w.logKey, w.objectName, "error", err, "reason", names.ReasonWriteFailed, "again", minPoolStatusWriteInterval)
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 // The conditions of a pool and a reservation say which generation they are about. Until an edit is
 // read, they are about the one before, also when the counts are written meanwhile.
-func TestConditionsAreAboutTheGenerationThatWasRead(t *testing.T) {
+func TestPoolConditionsHaveObservedGenerationThatWasRead(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/30"))
@@ -26,7 +26,7 @@ func TestConditionsAreAboutTheGenerationThatWasRead(t *testing.T) {
 			if got := meta.FindStatusCondition(p.Status.Gantry.Conditions, names.ConditionValid); got == nil || got.ObservedGeneration != generation || p.Status.AssignedIPv4 != assigned {
 				t.Errorf("the condition is %+v with %d addresses assigned, want generation %d and %d", got, p.Status.AssignedIPv4, generation, assigned)
 			}
-			for _, kind := range []string{names.ConditionValid, names.ConditionReserved} {
+			for _, kind := range []string{names.ConditionValid, names.ConditionReservationEffective} {
 				if got := meta.FindStatusCondition(s.ReservationByName("r").Status.Conditions, kind); got == nil || got.ObservedGeneration != generation {
 					t.Errorf("the reservation's condition is %+v, want generation %d", got, generation)
 				}
@@ -39,7 +39,7 @@ func TestConditionsAreAboutTheGenerationThatWasRead(t *testing.T) {
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(5 * time.Second)
 		check(1, 1)
-		c.ConfigurationReader.NotifyChanged()
+		c.ConfigurationReader.NotifyAllocationObjectChanged()
 		time.Sleep(5 * time.Second)
 		check(2, 1)
 	})

@@ -18,9 +18,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// probeRetryInterval is when an unanswered AddressProbe is created again, since it may have been
-// deleted.
-const probeRetryInterval = 30 * time.Second
+// probeRecreationInterval is when an unanswered AddressProbe is created again, since it may have
+// been deleted.
+const probeRecreationInterval = 30 * time.Second
 
 // addressProber owns the AddressProbes that this controller has created. The worker calls it once
 // per turn, after its decisions, and with the result of each write. All its methods run on the
@@ -71,7 +71,7 @@ func (p *addressProber) createAndDeleteProbes(ctx context.Context, now time.Time
 			probe = &unansweredProbe{service: w.ServiceThatMayHoldIt}
 			p.openProbeByAddress[a] = probe
 		}
-		old := probe.objectUID != "" && now.Sub(probe.createdAt) >= probeRetryInterval
+		old := probe.objectUID != "" && now.Sub(probe.createdAt) >= probeRecreationInterval
 		if probe.writeInFlight || now.Before(probe.retryAt) || probe.objectUID != "" && probe.service == w.ServiceThatMayHoldIt && !old {
 			continue
 		}
@@ -185,6 +185,6 @@ func (p *addressProber) handleProbeWriteResult(w *probeWriteTask, object *v1alph
 	default:
 		probe.objectUID, probe.createdAt, probe.consecutiveFailures, probe.retryAt = object.UID, now, 0, time.Time{}
 		p.workQueue.markProbesChanged() // the result may have arrived before this answer
-		p.workQueue.wakeWorkerAfter(probeRetryInterval)
+		p.workQueue.wakeWorkerAfter(probeRecreationInterval)
 	}
 }

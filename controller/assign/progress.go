@@ -108,14 +108,14 @@ func (s *observableWorkerState) setBusyPhases(now time.Time, busy [phaseCount]bo
 	}
 }
 
-// hasWorkBeyondSingleServices says whether there are writes that do not concern single Services
+// hasWritesBesidesRefusedServices says whether there are writes that do not concern single Services
 // only. If the API server refuses one Service or answers its write with an error, it serves the
 // others; the reason is in the log and in the Service's condition. More than
 // maxRefusedEntriesBeforeSlowdown of them concern the controller.
-func (r *ServiceWorker) hasWorkBeyondSingleServices() bool {
+func (r *ServiceWorker) hasWritesBesidesRefusedServices() bool {
 	j, answered := &r.ledgerWriter, 0
 	for _, w := range r.apiTaskQueue.writesAwaitingRetryTime {
-		if !w.errorAnswered {
+		if !w.lastAnswerWasInternalError {
 			return true
 		}
 		answered++

@@ -52,8 +52,9 @@ func TestWorkerWithoutProgressIsNotReady(t *testing.T) {
 	}
 }
 
-// TestLeaderWithoutAnswersIsNotReady loses every write of one kind, and then lets them arrive.
-func TestLeaderWithoutAnswersIsNotReady(t *testing.T) {
+// TestLeaderWithUnansweredWritesIsNotReady loses every write of one kind, and then lets them
+// arrive.
+func TestLeaderWithUnansweredWritesIsNotReady(t *testing.T) {
 	for _, lost := range []string{"ledger", "service"} {
 		t.Run(lost, func(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {

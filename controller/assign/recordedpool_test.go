@@ -15,7 +15,7 @@ import (
 
 // A user edits the annotations that the controller writes. They get their right value again, and
 // have no effect, neither on the running controller nor on one that starts.
-func TestEditedPoolAnnotationsHaveNoEffect(t *testing.T) {
+func TestEditedPoolAnnotationsOfServiceAreRestored(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("a", poolSpec("192.0.2.0/30"))
@@ -49,7 +49,7 @@ func TestEditedPoolAnnotationsHaveNoEffect(t *testing.T) {
 		check("192.0.2.0", names.ReasonAssigned, "a")
 		// Its pool goes. The other pool must not take the address over.
 		s.SetPool("a", poolSpec("203.0.113.0/30"))
-		c.ConfigurationReader.NotifyChanged()
+		c.ConfigurationReader.NotifyAllocationObjectChanged()
 		time.Sleep(2 * time.Second)
 		forge()
 		check("192.0.2.0", names.ReasonAddressNotInPool, "a")
@@ -58,7 +58,7 @@ func TestEditedPoolAnnotationsHaveNoEffect(t *testing.T) {
 		forge()
 		check("192.0.2.0", names.ReasonAddressNotInPool, "a")
 		// It asks for the other pool, and gets an address of that one.
-		forge(names.AnnotationPool)
+		forge(names.AnnotationRequestedPool)
 		check("198.51.100.0", names.ReasonAssigned, "b")
 	})
 }

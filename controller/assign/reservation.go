@@ -45,7 +45,7 @@ func (c *configurationStatusWriter) applyReservationAndWriteStatus(o *v1alpha1.A
 		after.Addresses = append(after.Addresses, a.String())
 	}
 	cond := metav1.Condition{
-		Type: names.ConditionReserved, Status: metav1.ConditionTrue, ObservedGeneration: o.Generation, Reason: string(d.Reason), Message: d.Text,
+		Type: names.ConditionReservationEffective, Status: metav1.ConditionTrue, ObservedGeneration: o.Generation, Reason: string(d.Reason), Message: d.Text,
 	}
 	if d.Reason != names.ReasonReserved {
 		cond.Status = metav1.ConditionFalse

@@ -16,15 +16,15 @@ import (
 // retirementRoundInterval is how long Services that got no other address wait for their next turn.
 const retirementRoundInterval = 30 * time.Second
 
-// retirement decides whose turn it is to give up retired addresses. Each pool has its own pace. The
-// worker calls it once per turn. All its methods run on the worker's goroutine.
-type retirement struct {
+// retirementScheduler decides whose turn it is to give up retired addresses. Each pool has its own
+// pace. The worker calls it once per turn. All its methods run on the worker's goroutine.
+type retirementScheduler struct {
 	workQueue *workQueue
 	// stateByPool has the pools that retire addresses.
 	stateByPool map[string]*poolRetirement
-	// servicesOnTurn may give up their retired addresses now.
-	servicesOnTurn map[view.ObjectKey]struct{}
-	timer          wakeTimer
+	// servicesToGiveUpRetired may give up their retired addresses now.
+	servicesToGiveUpRetired map[view.ObjectKey]struct{}
+	timer                   wakeTimer
 }
 
 // poolRetirement is the progress of one pool.
@@ -41,7 +41,7 @@ type poolRetirement struct {
 }
 
 // updateRetiringPools takes over the pools of a new configuration. Each pool keeps its pace.
-func (r *retirement) updateRetiringPools(pools []*snapshot.Pool) {
+func (r *retirementScheduler) updateRetiringPools(pools []*snapshot.Pool) {
 	before := r.stateByPool
 	r.stateByPool = map[string]*poolRetirement{}
 	for _, p := range pools {
@@ -57,18 +57,18 @@ func (r *retirement) updateRetiringPools(pools []*snapshot.Pool) {
 		r.stateByPool[p.Name] = state
 	}
 	if len(r.stateByPool) == 0 {
-		r.servicesOnTurn = nil
+		r.servicesToGiveUpRetired = nil
 	}
 }
 
 // startDueTurns gives each Service whose turn has come to the worker.
-func (r *retirement) startDueTurns(now time.Time, l *allocate.Ledger, snap *snapshot.Snapshot) {
+func (r *retirementScheduler) startDueTurns(now time.Time, l *allocate.Ledger, snap *snapshot.Snapshot) {
 	for _, state := range r.stateByPool {
 		r.startDueTurnOfPool(state, now, l, snap)
 	}
 }
 
-func (r *retirement) startDueTurnOfPool(state *poolRetirement, now time.Time, l *allocate.Ledger, snap *snapshot.Snapshot) {
+func (r *retirementScheduler) startDueTurnOfPool(state *poolRetirement, now time.Time, l *allocate.Ledger, snap *snapshot.Snapshot) {
 	if state.isDone {
 		return
 	}
@@ -86,12 +86,12 @@ func (r *retirement) startDueTurnOfPool(state *poolRetirement, now time.Time, l 
 		if len(l.RetiredAddresses(held.Addresses, snap)) == 0 {
 			continue // it was deleted, or its owner was faster
 		}
-		if r.servicesOnTurn == nil {
-			r.servicesOnTurn = map[view.ObjectKey]struct{}{}
+		if r.servicesToGiveUpRetired == nil {
+			r.servicesToGiveUpRetired = map[view.ObjectKey]struct{}{}
 		}
-		r.servicesOnTurn[k] = struct{}{}
+		r.servicesToGiveUpRetired[k] = struct{}{}
 		r.workQueue.addAffectedServices(k)
-		state.nextTurn = now.Add(state.pool.Retirement.MoveInterval)
+		state.nextTurn = now.Add(state.pool.Retirement.ServiceReassignInterval)
 	}
 	next := state.nextTurn
 	if len(state.servicesAwaitingTurn) == 0 {
@@ -100,22 +100,22 @@ func (r *retirement) startDueTurnOfPool(state *poolRetirement, now time.Time, l 
 	r.timer.wakeWorkerAt(next, now, r.workQueue)
 }
 
-// decideServiceOnRetirementTurn decides about a Service. If it is its turn to give up retired
+// decideConsideringRetirement decides about a Service. If it is its turn to give up retired
 // addresses, it gets others, if there are as many. It keeps its turn until those are written.
-func (r *ServiceWorker) decideServiceOnRetirementTurn(v *view.Service) allocate.Decision {
+func (r *ServiceWorker) decideConsideringRetirement(v *view.Service) allocate.Decision {
 	snap := r.configuration.Snapshot
-	if _, onTurn := r.retirement.servicesOnTurn[v.Key]; !onTurn {
+	if _, onTurn := r.retirementScheduler.servicesToGiveUpRetired[v.Key]; !onTurn {
 		return allocate.DecideAssignment(v, r.ledger, snap)
 	}
 	held, _ := r.ledger.AssignmentOf(v.Key)
 	retired := r.ledger.RetiredAddresses(held.Addresses, snap)
 	d, moved := allocate.DecideAssignmentWithoutRetired(v, r.ledger, snap)
 	if !moved {
-		delete(r.retirement.servicesOnTurn, v.Key)
+		delete(r.retirementScheduler.servicesToGiveUpRetired, v.Key)
 		r.configurationStatusWriter.needsComparison = true
 	}
 	for _, p := range snap.PoolOfEachAddress(held.PoolOfFirstAddress, retired...) {
-		switch state := r.retirement.stateByPool[p.Name]; {
+		switch state := r.retirementScheduler.stateByPool[p.Name]; {
 		case state == nil:
 		case moved:
 			delete(state.servicesWithoutOtherAddress, v.Key)
@@ -127,7 +127,7 @@ func (r *ServiceWorker) decideServiceOnRetirementTurn(v *view.Service) allocate.
 }
 
 // retirementStatusOfPool returns the progress of a pool; nil when it retires nothing.
-func (r *retirement) retirementStatusOfPool(p *snapshot.Pool, l *allocate.Ledger, snap *snapshot.Snapshot) *v1beta1.PoolRetirementStatus {
+func (r *retirementScheduler) retirementStatusOfPool(p *snapshot.Pool, l *allocate.Ledger, snap *snapshot.Snapshot) *v1beta1.PoolRetirementStatus {
 	if p.Retirement == nil {
 		return nil
 	}
@@ -148,11 +148,11 @@ func (r *retirement) retirementStatusOfPool(p *snapshot.Pool, l *allocate.Ledger
 // retires nothing.
 func setRetiredCondition(conditions *[]metav1.Condition, generation int64, s *v1beta1.PoolRetirementStatus) {
 	if s == nil {
-		meta.RemoveStatusCondition(conditions, names.ConditionRetired)
+		meta.RemoveStatusCondition(conditions, names.ConditionPoolRetirementDone)
 		return
 	}
 	c := metav1.Condition{
-		Type: names.ConditionRetired, Status: metav1.ConditionTrue, ObservedGeneration: generation,
+		Type: names.ConditionPoolRetirementDone, Status: metav1.ConditionTrue, ObservedGeneration: generation,
 		Reason: string(names.ReasonRetired), Message: "no Service holds a retired address",
 	}
 	if s.ServicesLeft > 0 {

@@ -17,11 +17,11 @@ import (
 )
 
 // lostAddressDetector records each Service that has no address after it had one.
-type lostAddressDetector struct{ losses []string }
+type lostAddressDetector struct{ servicesThatLostAddress []string }
 
 func (d *lostAddressDetector) recordServiceChange(before, after *corev1.Service) {
 	if before != nil && after != nil && len(ingressAddresses(before)) > 0 && len(ingressAddresses(after)) == 0 {
-		d.losses = append(d.losses, after.Name)
+		d.servicesThatLostAddress = append(d.servicesThatLostAddress, after.Name)
 	}
 }
 
@@ -30,7 +30,7 @@ func setPoolRetirement(s *apitest.Server, c *runningController, pool string, r *
 	spec := s.PoolByName(pool).Spec
 	spec.Gantry = &v1beta1.PoolExtension{Retire: r}
 	s.SetPool(pool, spec)
-	c.ConfigurationReader.NotifyChanged()
+	c.ConfigurationReader.NotifyAllocationObjectChanged()
 }
 
 func countServicesWithAddressIn(s *apitest.Server, prefix string) int {
@@ -43,8 +43,8 @@ func countServicesWithAddressIn(s *apitest.Server, prefix string) int {
 	return n
 }
 
-// wantRetirement checks the progress in the status of a pool.
-func wantRetirement(t *testing.T, p *v1beta1.IPAddressPool, left, without int32) {
+// checkRetirementStatusOfPool checks the progress in the status of a pool.
+func checkRetirementStatusOfPool(t *testing.T, p *v1beta1.IPAddressPool, left, without int32) {
 	t.Helper()
 	g, pool, condition := p.Status.Gantry, p.Name, metav1.ConditionFalse
 	if left == 0 {
@@ -56,7 +56,7 @@ func wantRetirement(t *testing.T, p *v1beta1.IPAddressPool, left, without int32)
 	if g.Retire.ServicesLeft != left || g.Retire.ServicesWithoutOtherAddress != without {
 		t.Errorf("pool %s has the progress %+v, want %d left, %d of them without another address", pool, *g.Retire, left, without)
 	}
-	if c := meta.FindStatusCondition(g.Conditions, names.ConditionRetired); c == nil || c.Status != condition {
+	if c := meta.FindStatusCondition(g.Conditions, names.ConditionPoolRetirementDone); c == nil || c.Status != condition {
 		t.Errorf("pool %s has the condition %+v, want %s", pool, c, condition)
 	}
 }
@@ -76,14 +76,14 @@ func TestRetiredPoolGivesItsServicesOtherAddresses(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		s.SetPool("young", poolSpec("198.51.100.0/28"))
-		c.ConfigurationReader.NotifyChanged()
+		c.ConfigurationReader.NotifyAllocationObjectChanged()
 		time.Sleep(time.Minute)
 		if n := countServicesWithAddressIn(s, "192.0.2."); n != 6 {
 			t.Fatalf("%d Services have an address of the old pool before it is retired, want 6", n)
 		}
 		setPoolRetirement(s, c, "old", &v1beta1.PoolRetirement{ServicesPerMinute: 6})
 		time.Sleep(5 * time.Second)
-		wantRetirement(t, s.PoolByName("old"), 5, 0)
+		checkRetirementStatusOfPool(t, s.PoolByName("old"), 5, 0)
 		for moved := 1; moved <= 3; moved++ {
 			if n := countServicesWithAddressIn(s, "198.51.100."); n != moved {
 				t.Errorf("%d Services have moved after %d turns", n, moved)
@@ -103,14 +103,14 @@ func TestRetiredPoolGivesItsServicesOtherAddresses(t *testing.T) {
 		if n := countServicesWithAddressIn(s, "198.51.100."); n != 7 {
 			t.Errorf("%d of 7 Services have an address of the other pool at the end", n)
 		}
-		wantRetirement(t, s.PoolByName("old"), 0, 0)
+		checkRetirementStatusOfPool(t, s.PoolByName("old"), 0, 0)
 		writes := s.CountWriteRequestsOfKind("service") + s.CountWriteRequestsOfKind("pool")
 		time.Sleep(time.Hour)
 		if n := s.CountWriteRequestsOfKind("service") + s.CountWriteRequestsOfKind("pool") - writes; n != 0 {
 			t.Errorf("%d writes when all is done", n)
 		}
-		if len(d.losses) > 0 {
-			t.Errorf("without an address meanwhile: %v", d.losses)
+		if len(d.servicesThatLostAddress) > 0 {
+			t.Errorf("without an address meanwhile: %v", d.servicesThatLostAddress)
 		}
 		// What is under way is no Warning.
 		if e := strings.Join(recorder.eventsOf("s5"), "; "); strings.Contains(e, "Warning") || !strings.Contains(e, "Normal addressRetired AddressRetired: ") {
@@ -119,9 +119,9 @@ func TestRetiredPoolGivesItsServicesOtherAddresses(t *testing.T) {
 	})
 }
 
-// TestServicesStayWithoutAnotherAddress retires a range of the only pool. There is one other
-// address for three Services, and one Service requests its own.
-func TestServicesStayWithoutAnotherAddress(t *testing.T) {
+// TestServicesKeepRetiredAddressWithoutReplacement retires a range of the only pool. There is one
+// other address for three Services, and one Service requests its own.
+func TestServicesKeepRetiredAddressWithoutReplacement(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		d := &lostAddressDetector{}
 		s := apitest.NewServer(d.recordServiceChange)
@@ -142,7 +142,7 @@ func TestServicesStayWithoutAnotherAddress(t *testing.T) {
 		wantAddress(t, s, "s0", "192.0.2.0", names.ReasonAddressRetired)
 		wantAddress(t, s, "s1", "192.0.2.3", names.ReasonAssigned)
 		wantAddress(t, s, "s2", "192.0.2.2", names.ReasonAddressRetired)
-		wantRetirement(t, s.PoolByName("p"), 2, 2)
+		checkRetirementStatusOfPool(t, s.PoolByName("p"), 2, 2)
 		writes := s.CountWriteRequestsOfKind("service") + s.CountWriteRequestsOfKind("pool")
 		time.Sleep(time.Hour)
 		if n := s.CountWriteRequestsOfKind("service") + s.CountWriteRequestsOfKind("pool") - writes; n != 0 {
@@ -151,15 +151,15 @@ func TestServicesStayWithoutAnotherAddress(t *testing.T) {
 		s.DeleteService(serviceKey("s1"))
 		time.Sleep(2 * time.Minute)
 		wantAddress(t, s, "s2", "192.0.2.3", names.ReasonAssigned)
-		wantRetirement(t, s.PoolByName("p"), 1, 1)
-		if len(d.losses) > 0 {
-			t.Errorf("without an address meanwhile: %v", d.losses)
+		checkRetirementStatusOfPool(t, s.PoolByName("p"), 1, 1)
+		if len(d.servicesThatLostAddress) > 0 {
+			t.Errorf("without an address meanwhile: %v", d.servicesThatLostAddress)
 		}
 	})
 }
 
-// TestRetirementThatEndsMovesNothingFurther ends it after the first Service.
-func TestRetirementThatEndsMovesNothingFurther(t *testing.T) {
+// TestEndedRetirementChangesNoFurtherService ends it after the first Service.
+func TestEndedRetirementChangesNoFurtherService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("old", poolSpec("192.0.2.0/28"))
@@ -178,11 +178,11 @@ func TestRetirementThatEndsMovesNothingFurther(t *testing.T) {
 			t.Errorf("%d Services have moved, want one", n)
 		}
 		for _, o := range s.AllServices() {
-			if r := assignedReason(o); r != names.ReasonAssigned {
+			if r := addressAssignedConditionReason(o); r != names.ReasonAssigned {
 				t.Errorf("Service %s has the reason %s", o.Name, r)
 			}
 		}
-		if g := s.PoolByName("old").Status.Gantry; g.Retire != nil || meta.FindStatusCondition(g.Conditions, names.ConditionRetired) != nil {
+		if g := s.PoolByName("old").Status.Gantry; g.Retire != nil || meta.FindStatusCondition(g.Conditions, names.ConditionPoolRetirementDone) != nil {
 			t.Errorf("the status of the pool has progress still: %+v", g)
 		}
 	})
@@ -214,7 +214,7 @@ func TestAnnotationOfAPoolEndsItsCooldowns(t *testing.T) {
 		wantAddress(t, s, "waits", "", names.ReasonPoolExhausted)
 		annotate := func(value string) {
 			s.AnnotatePool("p", names.AnnotationLiftWithheld, value)
-			c.ConfigurationReader.NotifyChanged()
+			c.ConfigurationReader.NotifyAllocationObjectChanged()
 			time.Sleep(10 * time.Second)
 		}
 		annotate("192.0.2.1, 203.0.113.0/24")

@@ -24,9 +24,9 @@ func (r retiredRanges) contains(a netip.Addr) bool {
 	return slices.ContainsFunc(r, func(x snapshot.Range) bool { return x.Contains(a) })
 }
 
-// isRetirement says whether the Service only gave up retired addresses, each for another one of its
-// family, in one write.
-func (r retiredRanges) isRetirement(lost netip.Addr, before, after *corev1.Service) bool {
+// isExchangeOfRetiredAddress says whether the Service only gave up retired addresses, each for
+// another one of its family, in one write.
+func (r retiredRanges) isExchangeOfRetiredAddress(lost netip.Addr, before, after *corev1.Service) bool {
 	countOfFamily := func(s *corev1.Service) int {
 		return len(slices.DeleteFunc(ingressAddresses(s), func(a netip.Addr) bool { return ipfamily.FamilyOf(a) != ipfamily.FamilyOf(lost) }))
 	}
@@ -34,7 +34,7 @@ func (r retiredRanges) isRetirement(lost netip.Addr, before, after *corev1.Servi
 }
 
 // retirePool edits what a pool retires: nothing, the whole pool, or one of its entries.
-func (w *harness) retirePool(s historyStep) {
+func (w *twoControllerHarness) retirePool(s historyStep) {
 	name := []string{"p", "p6", "q"}[s.targetIndex%3]
 	spec := *w.server.PoolByName(name).Spec.DeepCopy()
 	spec.Gantry.Retire = nil
@@ -51,9 +51,9 @@ func (w *harness) retirePool(s historyStep) {
 	w.notifyConfigurationChanged()
 }
 
-// retirePoolAndWait retires the whole pool q at the end, and returns the Services that hold one of
-// its addresses although they could have others.
-func (w *harness) retirePoolAndWait() []string {
+// retirePoolAndFindFaults retires the whole pool q at the end, and returns the Services that hold
+// one of its addresses although they could have others.
+func (w *twoControllerHarness) retirePoolAndFindFaults() []string {
 	w.retirePool(historyStep{targetIndex: 2, actionVariant: 3})
 	time.Sleep(10 * time.Minute)
 	synctest.Wait()
@@ -82,7 +82,7 @@ func (w *harness) retirePoolAndWait() []string {
 		hasOneOfEach := len(v.AssignedAddresses) == len(v.ClusterIPFamilies())
 		// The other address may have left its pool, or the pool may have been edited: that is told
 		// first.
-		reason := assignedReason(s)
+		reason := addressAssignedConditionReason(s)
 		if len(held) > 0 && hasOneOfEach && reason != names.ReasonAddressRetired && reason != names.ReasonAddressNotInPool {
 			out = append(out, fmt.Sprintf("%s holds %v, which are retired, for the reason %s", s.Name, held, reason))
 		}

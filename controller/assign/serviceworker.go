@@ -71,9 +71,9 @@ type ServiceWorker struct {
 	ledgerBuildNumber int
 	// configuration is what the decisions use; nil until the Ledger is first loaded.
 	configuration *configurationreader.Configuration
-	// mustAwaitReading says that a change of the configuration waits to be read.
-	mustAwaitReading bool
-	recordByService  map[view.ObjectKey]*serviceRecord
+	// mustAwaitConfigurationRead says that a change of the configuration waits to be read.
+	mustAwaitConfigurationRead bool
+	recordByService            map[view.ObjectKey]*serviceRecord
 	// waitingServices do not have all that they ask for.
 	waitingServices waitingServices
 	// servicesWithContestedAddresses have an address that another Service seemed to hold. They are
@@ -85,20 +85,20 @@ type ServiceWorker struct {
 	lastSharingReload time.Time
 	// nextWithheldDeadline is when the next entry of a withheld address ends.
 	nextWithheldDeadline time.Time
-	// retryWaitingServices queues all waitingServices.
-	retryWaitingServices bool
-	// seenFreedVersion and seenSharingVersion are the versions of the Ledger for which the waiting
-	// Services were last queued.
-	seenFreedVersion, seenSharingVersion uint64
-	apiTaskQueue                         *apiTaskQueue
-	ledgerWriter                         ledgerWriter
-	unrecordedWritesInvalidator          unrecordedWritesInvalidator
-	withheldCheckpoint                   withheldCheckpoint
-	addressProber                        addressProber
-	configurationStatusWriter            configurationStatusWriter
-	deferredEvents                       deferredEvents
-	retirement                           retirement
-	consecutiveLoadFailures              int // in a row
+	// mustQueueWaitingServices queues all waitingServices.
+	mustQueueWaitingServices bool
+	// seenFreedAddressesVersion and seenShareableAddressesVersion are the versions of the Ledger
+	// for which the waiting Services were last queued.
+	seenFreedAddressesVersion, seenShareableAddressesVersion uint64
+	apiTaskQueue                                             *apiTaskQueue
+	ledgerWriter                                             ledgerWriter
+	unrecordedWritesInvalidator                              unrecordedWritesInvalidator
+	withheldCheckpoint                                       withheldCheckpoint
+	addressProber                                            addressProber
+	configurationStatusWriter                                configurationStatusWriter
+	deferredEventQueue                                       deferredEventQueue
+	retirementScheduler                                      retirementScheduler
+	consecutiveLoadFailures                                  int // in a row
 
 	workerState observableWorkerState
 }
@@ -106,12 +106,12 @@ type ServiceWorker struct {
 // serviceRecord is what the worker knows of a Service that it serves or served.
 type serviceRecord struct {
 	uid types.UID
-	// newestVersion is the newest known resourceVersion. An older cached object is ignored, because
-	// a newer one is on its way.
-	newestVersion uint64
-	// confirmedResourceVersion is the resourceVersion with which the Ledger was built, or for which
-	// the API server confirmed what the Ledger has of its addresses; 0 when it came later.
-	confirmedResourceVersion uint64
+	// newestResourceVersion is the newest known resourceVersion. An older cached object is ignored,
+	// because a newer one is on its way.
+	newestResourceVersion uint64
+	// resourceVersionMatchingLedger is the resourceVersion with which the Ledger was built, or for
+	// which the API server confirmed what the Ledger has of its addresses; 0 when it came later.
+	resourceVersionMatchingLedger uint64
 	// inconclusiveSharingChecks counts the checks of its right to share in a row that had no
 	// result.
 	inconclusiveSharingChecks int
@@ -120,17 +120,17 @@ type serviceRecord struct {
 	writeInFlight, changedDuringWrite bool
 	consecutiveFailures               int // in a row
 	// A write that the API server refused is not repeated before retryAt, unless the Service has
-	// another resourceVersion than refusedVersion by then.
-	refusedVersion string
-	retryAt        time.Time
+	// another resourceVersion than refusedResourceVersion by then.
+	refusedResourceVersion string
+	retryAt                time.Time
 	// ledgerEntryRefused says that the API server refused the AddressLedger with an entry of this
 	// Service when it was last tried.
 	ledgerEntryRefused bool
 	// waitingSince is since when the Service has waited for its first address; zero when it has
 	// one.
 	waitingSince time.Time
-	// recentWrites counts the writes since recentWritesSince.
-	recentWrites      int
+	// recentWriteCount counts the writes since recentWritesSince.
+	recentWriteCount  int
 	recentWritesSince time.Time
 	// wantsToShare says that the Service had a sharing key when it was last decided.
 	wantsToShare bool
@@ -155,8 +155,8 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 		ledgerWriter:                   ledgerWriter{maxPendingServices: maxPendingAssignments},
 		withheldCheckpoint:             withheldCheckpoint{log: o.Log, workQueue: queue, apiTaskQueue: tasks, namespace: o.Namespace, writerIdentity: o.LedgerWriterIdentity},
 		addressProber:                  addressProber{api: o.API, log: o.Log, recordEvent: o.RecordEvent, workQueue: queue, apiTaskQueue: tasks, openProbeByAddress: map[netip.Addr]*unansweredProbe{}},
-		retirement:                     retirement{workQueue: queue},
-		deferredEvents:                 deferredEvents{recordEvent: o.RecordEvent, workQueue: queue},
+		retirementScheduler:            retirementScheduler{workQueue: queue},
+		deferredEventQueue:             deferredEventQueue{recordEvent: o.RecordEvent, workQueue: queue},
 		configurationStatusWriter:      configurationStatusWriter{api: o.API, log: o.Log, workQueue: queue, apiTaskQueue: tasks},
 	}
 	r.unrecordedWritesInvalidator = unrecordedWritesInvalidator{ServiceWorkerOptions: o, isServed: r.isServiceOurs, recordOutcome: func(out writeOutcome) {
@@ -187,11 +187,11 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 			r.runOnce(tasks)
 		}
 		r.publishState()
-		r.updateWorkMetrics()
+		r.updateUnfinishedWorkGauge()
 		r.awaitWork(ctx, tasks, published)
 	}
 	r.drainTasks(tasks, cancel)
-	r.deferredEvents.recordFirstEvents(len(r.deferredEvents.waiting))
+	r.deferredEventQueue.recordFirstEvents(len(r.deferredEventQueue.queuedEvents))
 	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{}, 0)
 	return nil
 }
@@ -213,7 +213,7 @@ func (r *ServiceWorker) drainTasks(ctx context.Context, cancel func()) {
 		}
 		select {
 		case f := <-r.apiTaskQueue.taskResults:
-			r.applyResult(ctx, f)
+			r.runTaskResultHandler(ctx, f)
 		case <-end.C:
 			cancel()
 			for ; r.apiTaskQueue.tasksInFlightCount > 0; r.apiTaskQueue.tasksInFlightCount-- {
@@ -233,7 +233,7 @@ func (r *ServiceWorker) publishState() {
 	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{
 		phaseLoading:  !r.ledgerLoaded.Load(),
 		phaseDeciding: r.ledgerLoaded.Load() && !r.workQueue.isEmpty(),
-		phaseWriting:  r.hasWorkBeyondSingleServices(),
+		phaseWriting:  r.hasWritesBesidesRefusedServices(),
 	}, open)
 }
 
@@ -241,7 +241,7 @@ func (r *ServiceWorker) publishState() {
 func (r *ServiceWorker) runOnce(ctx context.Context) {
 	r.advanceLedgerTime()
 	looks := maxServicesDecidedPerTurn
-	if r.mustAwaitReading = !r.applyConfiguration(); r.mustAwaitReading {
+	if r.mustAwaitConfigurationRead = !r.applyConfiguration(); r.mustAwaitConfigurationRead {
 		looks = 0
 	}
 	letters := r.workQueue.takeItems(looks)
@@ -260,22 +260,22 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 		r.workerState.recordAttempt(r.Now(), phaseDeciding, true)
 	}
 	r.queueServicesWaitingForAddress()
-	r.retirement.startDueTurns(r.Now(), r.ledger, r.configuration.Snapshot)
+	r.retirementScheduler.startDueTurns(r.Now(), r.ledger, r.configuration.Snapshot)
 	r.addressProber.createAndDeleteProbes(ctx, r.Now(), r.ledger, r.configuration)
 	r.startLedgerSwapIfDue(ctx)
 	r.withheldCheckpoint.saveIfChanged(r.Now(), r.ledger, r.ledgerBuildNumber)
-	if r.configurationStatusWriter.writeChangedStatuses(ctx, r.Now(), r.ledger, r.configuration, &r.retirement) {
-		r.retryWaitingServices = true
+	if r.configurationStatusWriter.writeChangedStatuses(ctx, r.Now(), r.ledger, r.configuration, &r.retirementScheduler) {
+		r.mustQueueWaitingServices = true
 		r.workQueue.wakeWorker()
 	}
 	r.apiTaskQueue.dispatchTasks(ctx, r.Now())
-	r.deferredEvents.recordDueEvents(r.Now(), r.hasServiceWork)
+	r.deferredEventQueue.recordDueEvents(r.Now(), r.hasServiceWork)
 	r.advanceLedgerTime()
 }
 
 // awaitWork waits until there is work, and handles the results of tasks.
 func (r *ServiceWorker) awaitWork(ctx, tasks context.Context, published <-chan struct{}) {
-	if !r.workQueue.isEmpty() && r.ledgerLoaded.Load() && !r.mustAwaitReading {
+	if !r.workQueue.isEmpty() && r.ledgerLoaded.Load() && !r.mustAwaitConfigurationRead {
 		r.workQueue.wakeWorker()
 	}
 	if !r.ledgerLoaded.Load() {
@@ -287,21 +287,21 @@ func (r *ServiceWorker) awaitWork(ctx, tasks context.Context, published <-chan s
 	case <-r.workQueue.wakeSignal.C():
 	case <-published:
 	case f := <-r.apiTaskQueue.taskResults:
-		r.applyResult(tasks, f)
+		r.runTaskResultHandler(tasks, f)
 	}
 	for {
 		select {
 		case f := <-r.apiTaskQueue.taskResults:
-			r.applyResult(tasks, f)
+			r.runTaskResultHandler(tasks, f)
 		default:
 			return
 		}
 	}
 }
 
-func (r *ServiceWorker) applyResult(ctx context.Context, f taskResultHandler) {
+func (r *ServiceWorker) runTaskResultHandler(ctx context.Context, f taskResultHandler) {
 	r.apiTaskQueue.tasksInFlightCount--
-	r.apiTaskQueue.lastProgress = r.Now()
+	r.apiTaskQueue.lastTaskStartOrEnd = r.Now()
 	r.workerState.recordAttempt(r.Now(), phaseWriting, false)
 	f(ctx, r)
 }
@@ -317,12 +317,12 @@ type ledgerWriter struct {
 	maxPendingServices int
 	fullLedgerLogged   bool
 	// unansweredWritesOfLastBatch counts the status writes of the last batch without a first
-	// answer. batchNumber is the number of that batch, and lastBatchProgress is when one of its
+	// answer. batchNumber is the number of that batch, and lastBatchAnswerTime is when one of its
 	// writes was answered last.
 	unansweredWritesOfLastBatch, batchNumber int
-	lastBatchProgress                        time.Time
-	// sharesSwaps says that Services come so fast that several should share a swap.
-	sharesSwaps bool
+	lastBatchAnswerTime                      time.Time
+	// isBatchingSwaps says that Services come so fast that several should share a swap.
+	isBatchingSwaps bool
 	// swapInFlight says that a write of the object has not ended.
 	swapInFlight bool
 	// lastSwapStart is when the last swap began.
@@ -345,8 +345,8 @@ type ledgerWriter struct {
 	lastRefusalTime time.Time
 }
 
-// logFailure logs what failed for a Service and when it is repeated.
-func (r *ServiceWorker) logFailure(k view.ObjectKey, err error, wait time.Duration) {
+// logServiceFailure logs what failed for a Service and when it is repeated.
+func (r *ServiceWorker) logServiceFailure(k view.ObjectKey, err error, wait time.Duration) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}

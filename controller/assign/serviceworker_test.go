@@ -93,7 +93,7 @@ func TestHangingWritesDelayNoOtherService(t *testing.T) {
 	})
 }
 
-func TestRestartWritesNothing(t *testing.T) {
+func TestRestartWritesNoUnchangedService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/29"))
@@ -120,7 +120,7 @@ func TestRestartWritesNothing(t *testing.T) {
 	})
 }
 
-func TestAddressFollowsEditsOfAService(t *testing.T) {
+func TestServiceEditsChangeOrFreeAddress(t *testing.T) {
 	edit := func(f func(*corev1.Service)) func(*apitest.Server) {
 		return func(s *apitest.Server) { s.EditService(serviceKey("a"), f) }
 	}
@@ -210,7 +210,7 @@ func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "", names.ReasonNoPools)
 		s.SetPool("p", poolSpec("192.0.2.1/32"))
-		c.ConfigurationReader.NotifyChanged()
+		c.ConfigurationReader.NotifyAllocationObjectChanged()
 		s.CreateService(newLoadBalancer("b"))
 		time.Sleep(time.Second)
 		holder, waits := "a", "b"
@@ -222,7 +222,7 @@ func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 		time.Sleep(time.Second)
 		wantAddress(t, s, waits, "192.0.2.1", names.ReasonAssigned)
 		s.SetPool("p", poolSpec("192.0.2.9/32"))
-		c.ConfigurationReader.NotifyChanged()
+		c.ConfigurationReader.NotifyAllocationObjectChanged()
 		time.Sleep(3 * time.Second)
 		wantAddress(t, s, waits, "192.0.2.1", names.ReasonAddressNotInPool)
 		if e := recorder.eventsOf("a"); !strings.HasPrefix(e[0], "Warning AllocationFailed NoPools: ") {
@@ -258,7 +258,7 @@ func TestRefusedWriteDelaysNoOtherService(t *testing.T) {
 			}
 		}
 		time.Sleep(10 * time.Minute)
-		if n := s.CountRefusedServiceWrites(); n > 40 {
+		if n := s.CountRefusedWrites(); n > 40 {
 			t.Errorf("what is refused was tried %d times in 10 minutes", n)
 		}
 		if e := recorder.eventsOf("refused"); len(e) > 0 {
@@ -284,7 +284,7 @@ func TestPoolsAppliedWithAServiceAreUsed(t *testing.T) {
 				p := poolSpec(fmt.Sprintf("192.0.2.%d/32", i))
 				p.AllocateTo = &v1beta1.ServiceAllocation{Priority: 2 - i}
 				s.SetPool(name, p)
-				c.ConfigurationReader.NotifyChanged()
+				c.ConfigurationReader.NotifyAllocationObjectChanged()
 				time.Sleep(gap)
 			}
 			s.CreateService(newLoadBalancer("a"))

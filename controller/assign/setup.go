@@ -23,8 +23,8 @@ func (r *ServiceWorker) RegisterWorker(ctx context.Context, mgr manager.Manager)
 		handler cache.ResourceEventHandler
 	}{
 		{&corev1.Service{}, r.workQueue.serviceEventHandler()},
-		{&v1beta1.IPAddressPool{}, r.workQueue.poolEventHandler()},
-		{&v1alpha1.AddressReservation{}, r.workQueue.poolEventHandler()},
+		{&v1beta1.IPAddressPool{}, r.workQueue.configurationStatusEventHandler()},
+		{&v1alpha1.AddressReservation{}, r.workQueue.configurationStatusEventHandler()},
 		{&v1alpha1.AddressProbe{}, r.workQueue.probeEventHandler()},
 	}
 	for _, f := range feeds {
@@ -70,9 +70,10 @@ func (b *workQueue) probeEventHandler() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
 }
 
-// poolEventHandler reports updates of pools and reservations to the worker: others may have written
-// a status that is wrong. The Reader of the configuration reports all other changes.
-func (b *workQueue) poolEventHandler() cache.ResourceEventHandler {
+// configurationStatusEventHandler reports updates of pools and reservations to the worker: others
+// may have written a status that is wrong. The Reader of the configuration reports all other
+// changes.
+func (b *workQueue) configurationStatusEventHandler() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(_, _ any) { b.markConfigurationStatusChanged() }}
 }
 

@@ -24,9 +24,9 @@ const (
 	// maxInconclusiveSharingChecks is how many checks in a row may have no result before all
 	// Services are read. With the delays between them that takes about six seconds.
 	maxInconclusiveSharingChecks = 7
-	// sharingReloadInterval is the shortest time between two readings of all Services for this
+	// minSharingReloadInterval is the shortest time between two readings of all Services for this
 	// cause.
-	sharingReloadInterval = 30 * time.Second
+	minSharingReloadInterval = 30 * time.Second
 )
 
 // sharingCheckTask reads a Service whose status shows addresses of other holders, and one of the
@@ -66,7 +66,7 @@ func (c *sharingCheckTask) runTask(ctx context.Context, api WorkerAPI) taskResul
 func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
 	rec := r.endWriteInFlightOfService(c.service)
 	rec.consecutiveFailures++
-	r.logFailure(c.service, err, retryDelay(rec.consecutiveFailures))
+	r.logServiceFailure(c.service, err, retryDelay(rec.consecutiveFailures))
 	r.workQueue.addChangedServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
 }
 
@@ -82,7 +82,7 @@ func (r *ServiceWorker) handleSharingCheckResult(c *sharingCheckTask, live map[v
 		r.releaseService(c.service, "the Service is gone")
 		return
 	}
-	rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(s.ResourceVersion))
+	rec.newestResourceVersion = max(rec.newestResourceVersion, pendingwrites.ParseResourceVersion(s.ResourceVersion))
 	h := &liveServiceView{view.FromService(s), s.ResourceVersion}
 	if !r.isServiceOurs(&h.Service) { // its status is cleared when the cache shows the same
 		r.workQueue.addChangedServices(c.service)
@@ -97,11 +97,11 @@ func (r *ServiceWorker) handleSharingCheckResult(c *sharingCheckTask, live map[v
 	switch {
 	case !hasSharingConflict(r.ledger, &h.Service):
 		r.recordStatusAndPendingAddresses(h)
-	case r.swapAddressesOfEditedSharers(h, holders):
+	case r.recordJointlyEditedSharers(h, holders):
 	case hasLostAllContestedAddresses(r.ledger, &h.Service, holders):
 		r.Log.Info("a Service may no longer share an address that it has", "service", h.Key.String(), "addresses", h.AssignedAddresses)
 		r.recordStatusAndPendingAddresses(h)
-		rec.confirmedResourceVersion = pendingwrites.ParseResourceVersion(h.resourceVersion)
+		rec.resourceVersionMatchingLedger = pendingwrites.ParseResourceVersion(h.resourceVersion)
 	default:
 		r.scheduleSharingCheckOrReload(rec, h.Key)
 		return
@@ -124,7 +124,7 @@ func (r *ServiceWorker) recordLiveServiceUnlessBusy(k view.ObjectKey, s *corev1.
 		return nil
 	}
 	h := &liveServiceView{view.FromService(s), s.ResourceVersion}
-	rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(h.resourceVersion))
+	rec.newestResourceVersion = max(rec.newestResourceVersion, pendingwrites.ParseResourceVersion(h.resourceVersion))
 	r.workQueue.addChangedServices(k)
 	if !r.isServiceOurs(&h.Service) {
 		return nil
@@ -147,7 +147,7 @@ type liveServiceView struct {
 func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 	before, _ := r.ledger.AssignmentOf(h.Key)
 	now := slices.DeleteFunc(unionAddresses(h.AssignedAddresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(h.Key, h.resourceVersion)), func(a netip.Addr) bool {
-		return !r.ledger.CanServiceHold(a, &h.Service)
+		return !r.ledger.CanShareWithHolders(a, &h.Service)
 	})
 	r.ledger.CommitAssignment(&h.Service, now, h.RecordedPool)
 	for _, a := range before.Addresses {
@@ -164,11 +164,11 @@ func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 // right to share as often as they like, and most Services do not share.
 func (r *ServiceWorker) queueServicesWaitingForAddress() {
 	freed, sharing := r.ledger.FreedAddressesVersion(), r.ledger.ShareableAddressesVersion()
-	all := r.retryWaitingServices || freed != r.seenFreedVersion
-	if !all && sharing == r.seenSharingVersion {
+	all := r.mustQueueWaitingServices || freed != r.seenFreedAddressesVersion
+	if !all && sharing == r.seenShareableAddressesVersion {
 		return
 	}
-	r.retryWaitingServices, r.seenFreedVersion, r.seenSharingVersion = false, freed, sharing
+	r.mustQueueWaitingServices, r.seenFreedAddressesVersion, r.seenShareableAddressesVersion = false, freed, sharing
 	keys := sortedKeys(r.waitingServices.reasonByService)
 	if !all {
 		keys = slices.DeleteFunc(keys, func(k view.ObjectKey) bool {
@@ -195,15 +195,15 @@ func hasLostAllContestedAddresses(l *allocate.Ledger, v *view.Service, holders m
 	return true
 }
 
-// swapAddressesOfEditedSharers handles Services that were all edited so that they may share again,
+// recordJointlyEditedSharers handles Services that were all edited so that they may share again,
 // while the Ledger still has the previous state of each, which conflicts with the others. It
 // returns false and changes nothing in other cases.
-func (r *ServiceWorker) swapAddressesOfEditedSharers(h *liveServiceView, holders map[view.ObjectKey]*liveServiceView) bool {
+func (r *ServiceWorker) recordJointlyEditedSharers(h *liveServiceView, holders map[view.ObjectKey]*liveServiceView) bool {
 	var edited []*liveServiceView
 	for _, a := range h.AssignedAddresses {
 		for _, k := range r.ledger.ConflictingHolders(a, &h.Service) {
 			other := holders[k]
-			if other == nil || len(other.AssignedAddresses) == 0 || !allocate.CanShareAddress(&h.Service, &other.Service) || !isOnlyConflict(r.ledger, h.Key, &other.Service) {
+			if other == nil || len(other.AssignedAddresses) == 0 || !allocate.CanShareAddress(&h.Service, &other.Service) || !isOnlyConflictingService(r.ledger, h.Key, &other.Service) {
 				return false
 			}
 			edited = append(edited, other)
@@ -224,8 +224,9 @@ func (r *ServiceWorker) swapAddressesOfEditedSharers(h *liveServiceView, holders
 	return true
 }
 
-// isOnlyConflict says whether no other Service than k conflicts with what the Service shows.
-func isOnlyConflict(l *allocate.Ledger, k view.ObjectKey, h *view.Service) bool {
+// isOnlyConflictingService says whether no other Service than k conflicts with what the Service
+// shows.
+func isOnlyConflictingService(l *allocate.Ledger, k view.ObjectKey, h *view.Service) bool {
 	return !slices.ContainsFunc(h.AssignedAddresses, func(a netip.Addr) bool {
 		return slices.ContainsFunc(l.ConflictingHolders(a, h), func(rival view.ObjectKey) bool { return rival != k })
 	})
@@ -239,21 +240,21 @@ func (r *ServiceWorker) scheduleSharingCheckOrReload(rec *serviceRecord, k view.
 		r.workQueue.addChangedServiceAfter(k, retryDelay(rec.inconclusiveSharingChecks))
 		return
 	}
-	if wait := r.lastSharingReload.Add(sharingReloadInterval).Sub(r.Now()); wait > 0 {
+	if wait := r.lastSharingReload.Add(minSharingReloadInterval).Sub(r.Now()); wait > 0 {
 		r.workQueue.addChangedServiceAfter(k, wait)
 		return
 	}
 	r.lastSharingReload = r.Now()
 	r.servicesWithContestedAddresses[k] = struct{}{}
-	r.requireReload(reloadCauseSharing)
+	r.requireReload(reloadCauseSharingUnclear)
 }
 
 // Causes of a reading of all Services, as in the metric gantry_controller_reloads_total.
 const (
-	reloadCauseStart         = "Start"
-	reloadCauseSharing       = "SharingUnclear"
-	reloadCauseLedgerChanged = "LedgerChanged"
-	reloadCauseLedgerDeleted = "LedgerDeleted"
+	reloadCauseStart          = "Start"
+	reloadCauseSharingUnclear = "SharingUnclear"
+	reloadCauseLedgerChanged  = "LedgerChanged"
+	reloadCauseLedgerDeleted  = "LedgerDeleted"
 )
 
 // requireReload makes the worker read all Services before it decides anything else.

@@ -20,7 +20,7 @@ import (
 // newSharer returns a Service that requests the addresses and may share them.
 func newSharer(name string, port int32, addresses string) *corev1.Service {
 	s := newLoadBalancer(name)
-	s.Annotations = map[string]string{names.AnnotationSharing: "k", names.AnnotationLoadBalancerIPs: addresses}
+	s.Annotations = map[string]string{names.AnnotationSharingKey: "k", names.AnnotationLoadBalancerIPs: addresses}
 	s.Spec.Ports[0].Port = port
 	s.Spec.Selector = map[string]string{"app": "web"}
 	return s
@@ -36,8 +36,8 @@ func newDualStackSharer(name string, port int32, addresses string) *corev1.Servi
 	return s
 }
 
-// withLocalPolicy sets externalTrafficPolicy Local.
-func withLocalPolicy(s *corev1.Service) *corev1.Service {
+// withLocalTrafficPolicy sets externalTrafficPolicy Local.
+func withLocalTrafficPolicy(s *corev1.Service) *corev1.Service {
 	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 	return s
 }
@@ -88,25 +88,25 @@ func sharingBreaches() map[string]sharingBreach {
 		},
 		"the sharing key": {
 			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b",
-			changeAnnotation(names.AnnotationSharing, "other"), changeAnnotation(names.AnnotationSharing, "k"), names.ReasonSharingKeyDiffers,
+			changeAnnotation(names.AnnotationSharingKey, "other"), changeAnnotation(names.AnnotationSharingKey, "k"), names.ReasonSharingKeyDiffers,
 		},
 		"no sharing key": {
 			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b",
-			func(s *corev1.Service) { delete(s.Annotations, names.AnnotationSharing) }, changeAnnotation(names.AnnotationSharing, "k"), names.ReasonAddressInUse,
+			func(s *corev1.Service) { delete(s.Annotations, names.AnnotationSharingKey) }, changeAnnotation(names.AnnotationSharingKey, "k"), names.ReasonAddressInUse,
 		},
 		"the traffic policy": {
 			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b",
 			policyEdit(corev1.ServiceExternalTrafficPolicyLocal), policyEdit(corev1.ServiceExternalTrafficPolicyCluster), names.ReasonTrafficPolicyConflict,
 		},
 		"the selector": {
-			[]*corev1.Service{withLocalPolicy(newSharer("a", 80, one)), withLocalPolicy(newSharer("b", 81, one))}, "b",
+			[]*corev1.Service{withLocalTrafficPolicy(newSharer("a", 80, one)), withLocalTrafficPolicy(newSharer("b", 81, one))}, "b",
 			selectorEdit("db"), selectorEdit("web"), names.ReasonTrafficPolicyConflict,
 		},
 		"a port among many on the address": {
 			crowd, "s07", changePort(83), changePort(87), names.ReasonPortConflict,
 		},
 		"the key among many on the address": {
-			crowd, "s07", changeAnnotation(names.AnnotationSharing, "other"), changeAnnotation(names.AnnotationSharing, "k"), names.ReasonSharingKeyDiffers,
+			crowd, "s07", changeAnnotation(names.AnnotationSharingKey, "other"), changeAnnotation(names.AnnotationSharingKey, "k"), names.ReasonSharingKeyDiffers,
 		},
 		"a port on both families": {
 			[]*corev1.Service{newDualStackSharer("a", 80, dual), newDualStackSharer("b", 81, dual)}, "b", changePort(80), changePort(81), names.ReasonPortConflict,
@@ -118,10 +118,10 @@ func sharingBreaches() map[string]sharingBreach {
 	}
 }
 
-// TestBrokenSharingRightCausesNoList edits a Service again and again so that it may not share its
-// address, and back. The edited Service loses the address, the others keep theirs, it has the
-// address again in the end, and the controller never lists all Services.
-func TestBrokenSharingRightCausesNoList(t *testing.T) {
+// TestBrokenSharingRightDoesNotListAllServices edits a Service again and again so that it may not
+// share its address, and back. The edited Service loses the address, the others keep theirs, it has
+// the address again in the end, and the controller never lists all Services.
+func TestBrokenSharingRightDoesNotListAllServices(t *testing.T) {
 	for name, tc := range sharingBreaches() {
 		t.Run(name, func(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
@@ -142,8 +142,8 @@ func TestBrokenSharingRightCausesNoList(t *testing.T) {
 				for range 3 {
 					s.EditService(serviceKey(tc.editedService), tc.breakRight)
 					time.Sleep(3 * time.Second)
-					if e := s.ServiceByKey(serviceKey(tc.editedService)); firstAddress(e).IsValid() || assignedReason(e) != tc.wantReason {
-						t.Errorf("%s has %v for the reason %q, want none for %q", e.Name, ingressAddresses(e), assignedReason(e), tc.wantReason)
+					if e := s.ServiceByKey(serviceKey(tc.editedService)); firstAddress(e).IsValid() || addressAssignedConditionReason(e) != tc.wantReason {
+						t.Errorf("%s has %v for the reason %q, want none for %q", e.Name, ingressAddresses(e), addressAssignedConditionReason(e), tc.wantReason)
 					}
 					checkServiceAddressesExcept(t, s, want, tc.editedService)
 					s.EditService(serviceKey(tc.editedService), tc.restoreRight)
@@ -205,7 +205,7 @@ func TestRepeatedSharingEditsDelayNoOtherService(t *testing.T) {
 		if n := s.CountServiceReads("list"); n != 2 { // once because the AddressLedger is new
 			t.Fatalf("all Services were read %d times at the start", n)
 		}
-		calm := medianAssignmentDelay(t, s, "calm")
+		calm := measureMedianAssignmentDelay(t, s, "calm")
 		toggling := make(chan struct{})
 		done := make(chan struct{})
 		go func() {
@@ -219,7 +219,7 @@ func TestRepeatedSharingEditsDelayNoOtherService(t *testing.T) {
 				}
 			}
 		}()
-		busy := medianAssignmentDelay(t, s, "busy")
+		busy := measureMedianAssignmentDelay(t, s, "busy")
 		close(toggling)
 		<-done
 		if 2*busy > 3*calm {
@@ -231,9 +231,9 @@ func TestRepeatedSharingEditsDelayNoOtherService(t *testing.T) {
 	})
 }
 
-// medianAssignmentDelay creates Services one after the other, and returns the median time until one
-// has its address.
-func medianAssignmentDelay(t *testing.T, s *apitest.Server, what string) time.Duration {
+// measureMedianAssignmentDelay creates Services one after the other, and returns the median time
+// until one has its address.
+func measureMedianAssignmentDelay(t *testing.T, s *apitest.Server, what string) time.Duration {
 	t.Helper()
 	var all []time.Duration
 	for i := range 101 {
@@ -249,10 +249,10 @@ func medianAssignmentDelay(t *testing.T, s *apitest.Server, what string) time.Du
 	return all[len(all)/2]
 }
 
-// TestSharingServicesEditedTogether exchanges the ports of two Services that share an address while
-// the controller's cache is behind. Neither loses the address, and the controller does not list all
-// Services.
-func TestSharingServicesEditedTogether(t *testing.T) {
+// TestSharersThatExchangePortsKeepSharedAddress exchanges the ports of two Services that share an
+// address while the controller's cache is behind. Neither loses the address, and the controller
+// does not list all Services.
+func TestSharersThatExchangePortsKeepSharedAddress(t *testing.T) {
 	for _, first := range []string{"a", "b"} {
 		t.Run(first+" first", func(t *testing.T) {
 			runWithFakeTime(t, func(t *testing.T) {
@@ -283,9 +283,9 @@ func TestSharingServicesEditedTogether(t *testing.T) {
 	}
 }
 
-// TestAddressLostByItsHolder writes an address into a Service's status right after another Service
-// lost it: the controller's cache is behind, and it believes the API server.
-func TestAddressLostByItsHolder(t *testing.T) {
+// TestAddressWrittenToStatusRightAfterHolderLostIt writes an address into a Service's status right
+// after another Service lost it: the controller's cache is behind, and it believes the API server.
+func TestAddressWrittenToStatusRightAfterHolderLostIt(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/28"))
@@ -363,7 +363,7 @@ func TestUnclearSharingReloadsAtMostEvery30Seconds(t *testing.T) {
 		}
 		time.Sleep(2 * time.Minute)
 		checkServiceAddressesExcept(t, s, want, "")
-		if n := s.CountServiceReads("list") - lists; n < 1 || n > 1+int((pairs*14*time.Second+2*time.Minute)/sharingReloadInterval) || n > pairs {
+		if n := s.CountServiceReads("list") - lists; n < 1 || n > 1+int((pairs*14*time.Second+2*time.Minute)/minSharingReloadInterval) || n > pairs {
 			t.Errorf("all Services were read %d times", n)
 		}
 		if n := gatherMetrics(t, c.ServiceWorker)[`gantry_controller_reloads_total{cause="SharingUnclear"}`]; int(n) != s.CountServiceReads("list")-lists {

@@ -12,12 +12,12 @@ import (
 // sequentialServiceCreation is Services that come one after the other, and an API server that takes
 // the same time for each write.
 type sequentialServiceCreation struct {
-	gap, write time.Duration
+	creationInterval, apiWriteDelay time.Duration
 }
 
-// run creates n Services. It returns how long the last-served one waited for its address, counted
-// from its creation, and how often the AddressLedger was written.
-func (v sequentialServiceCreation) run(t *testing.T, n int) (longest time.Duration, ledgerWrites int) {
+// measureLongestWaitAndWrites creates n Services. It returns how long the last-served one waited
+// for its address, counted from its creation, and how often the AddressLedger was written.
+func (v sequentialServiceCreation) measureLongestWaitAndWrites(t *testing.T, n int) (longest time.Duration, ledgerWrites int) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/16"))
@@ -25,7 +25,7 @@ func (v sequentialServiceCreation) run(t *testing.T, n int) (longest time.Durati
 			if what == "watch" {
 				return apitest.Delivery{}
 			}
-			return apitest.Delivery{RequestDelay: v.write / 2, AnswerDelay: v.write / 2}
+			return apitest.Delivery{RequestDelay: v.apiWriteDelay / 2, AnswerDelay: v.apiWriteDelay / 2}
 		}, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Minute)
@@ -36,7 +36,7 @@ func (v sequentialServiceCreation) run(t *testing.T, n int) (longest time.Durati
 				s.CreateService(newLoadBalancer(name))
 				created[name] = time.Now()
 			}
-			for left := v.gap; left > 0; left -= 500 * time.Microsecond {
+			for left := v.creationInterval; left > 0; left -= 500 * time.Microsecond {
 				time.Sleep(500 * time.Microsecond)
 				synctest.Wait()
 				for name, at := range created {
@@ -52,10 +52,10 @@ func (v sequentialServiceCreation) run(t *testing.T, n int) (longest time.Durati
 	return longest, ledgerWrites
 }
 
-// TestNoServiceWaitsForATimer creates Services at different rates. One that comes when nothing is
-// under way has its address after its two writes. Any other one waits at most for the write of the
-// AddressLedger and the status writes that were under way when it came.
-func TestNoServiceWaitsForATimer(t *testing.T) {
+// TestAssignmentWaitsOnlyForEarlierWrites creates Services at different rates. One that comes when
+// nothing is under way has its address after its two writes. Any other one waits at most for the
+// write of the AddressLedger and the status writes that were under way when it came.
+func TestAssignmentWaitsOnlyForEarlierWrites(t *testing.T) {
 	const write, watchStep = 4 * time.Millisecond, 500 * time.Microsecond
 	for _, tc := range []struct {
 		gap  time.Duration
@@ -64,17 +64,17 @@ func TestNoServiceWaitsForATimer(t *testing.T) {
 		{time.Second, 2 * write}, {100 * time.Millisecond, 2 * write}, {25 * time.Millisecond, 2 * write}, {10 * time.Millisecond, 2 * write},
 		{3 * time.Millisecond, 4 * write}, {500 * time.Microsecond, 4 * write},
 	} {
-		if longest, _ := (sequentialServiceCreation{tc.gap, write}).run(t, 120); longest > tc.most+watchStep {
+		if longest, _ := (sequentialServiceCreation{tc.gap, write}).measureLongestWaitAndWrites(t, 120); longest > tc.most+watchStep {
 			t.Errorf("one Service every %s: it takes up to %s until it has its address, want at most %s", tc.gap, longest, tc.most)
 		}
 	}
 }
 
-// TestServicesThatComeOneByOneDoNotWaitForOthers has Services that come after the swap of the one
+// TestSequentialServicesDoNotAwaitStatusWrites has Services that come after the swap of the one
 // before and before the end of its status write. None waits for that.
-func TestServicesThatComeOneByOneDoNotWaitForOthers(t *testing.T) {
+func TestSequentialServicesDoNotAwaitStatusWrites(t *testing.T) {
 	const write, watchStep = 15 * time.Millisecond, 500 * time.Microsecond
-	if longest, _ := (sequentialServiceCreation{25 * time.Millisecond, write}).run(t, 120); longest > 2*write+watchStep {
+	if longest, _ := (sequentialServiceCreation{25 * time.Millisecond, write}).measureLongestWaitAndWrites(t, 120); longest > 2*write+watchStep {
 		t.Errorf("it takes up to %s until a Service has its address, want the time of its two writes, %s", longest, 2*write)
 	}
 }
@@ -88,7 +88,7 @@ func TestStreamOfServicesSharesLedgerWrites(t *testing.T) {
 		20: 90 * time.Millisecond, 30: 60 * time.Millisecond, 40: 45 * time.Millisecond, 100: 18 * time.Millisecond, 1000: 4 * time.Millisecond,
 	} {
 		v := sequentialServiceCreation{time.Second / time.Duration(perSecond), write}
-		longest, writes := v.run(t, n)
+		longest, writes := v.measureLongestWaitAndWrites(t, n)
 		if writes*10 > n*3 {
 			t.Errorf("%d Services a second, %s for each write: %d writes of the AddressLedger for %d Services, more than 0.3 each", perSecond, write, writes, n)
 		}

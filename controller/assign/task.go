@@ -51,8 +51,8 @@ type apiTaskQueue struct {
 	tasksAwaitingFreeSlot   []apiRequestTask
 	writesAwaitingRetryTime []*serviceStatusWriteTask
 	tasksInFlightCount      int
-	// lastProgress is when a task last began or ended.
-	lastProgress time.Time
+	// lastTaskStartOrEnd is when a task last began or ended.
+	lastTaskStartOrEnd time.Time
 }
 
 func newAPITaskQueue(api WorkerAPI) *apiTaskQueue {
@@ -94,7 +94,7 @@ func (q *apiTaskQueue) dispatchTasks(ctx context.Context, now time.Time) {
 		q.tasksAwaitingFreeSlot[0] = nil
 		q.tasksAwaitingFreeSlot = q.tasksAwaitingFreeSlot[1:]
 		q.startTask(ctx, t)
-		q.lastProgress = now
+		q.lastTaskStartOrEnd = now
 	}
 }
 
@@ -156,16 +156,17 @@ type serviceStatusWriteTask struct {
 	// when the next one is due.
 	mayBeWrittenByEarlierAttempt bool
 	retryAt                      time.Time
-	// errorAnswered says that the API server answered the last attempt with an internal error.
-	errorAnswered bool
-	// failedAttempts counts the attempts without a known result.
-	failedAttempts int
+	// lastAnswerWasInternalError says that the API server answered the last attempt with an
+	// internal error.
+	lastAnswerWasInternalError bool
+	// attemptsWithUnknownResult counts the attempts without a known result.
+	attemptsWithUnknownResult int
 	// ledgerEntryRefused says that the AddressLedger was refused with its entry when that was last
 	// tried.
 	ledgerEntryRefused bool
-	// awaitsFirstAnswerOfBatch is the number of its batch until its first attempt has ended; 0 for
-	// a write that needs no entry in the AddressLedger.
-	awaitsFirstAnswerOfBatch int
+	// batchNumberUntilFirstAnswer is the number of its batch until its first attempt has ended; 0
+	// for a write that needs no entry in the AddressLedger.
+	batchNumberUntilFirstAnswer int
 	// clearsStatusOfUnservedService says that this controller does not serve the Service any more.
 	clearsStatusOfUnservedService, onlyChangesResourceVersion bool
 }
@@ -176,51 +177,51 @@ type serviceStatusWriteTask struct {
 func (w *serviceStatusWriteTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	if w.mayBeWrittenByEarlierAttempt {
 		if now, err := api.ReadLiveService(ctx, w.service.Key); err != nil || now == nil || now.ResourceVersion != w.serviceBefore.ResourceVersion {
-			return w.changedResult(now, err)
+			return w.resultForChangedService(now, err)
 		}
 	}
 	now, err := api.PatchServiceStatus(ctx, w.serviceBefore, w.serviceAfter)
 	o := outcomeOfError(err)
 	switch {
 	case o == outcomeConflict:
-		return w.changedResult(api.ReadLiveService(ctx, w.service.Key))
+		return w.resultForChangedService(api.ReadLiveService(ctx, w.service.Key))
 	case o == outcomeRefused && w.mayBeWrittenByEarlierAttempt:
 		o = outcomeMaybeWritten
 	}
-	return w.newResult(o, now, err)
+	return w.newResultHandler(o, now, err)
 }
 
-// changedResult is the result when the Service has changed: its current content counts.
-func (w *serviceStatusWriteTask) changedResult(now *corev1.Service, err error) taskResultHandler {
+// resultForChangedService is the result when the Service has changed: its current content counts.
+func (w *serviceStatusWriteTask) resultForChangedService(now *corev1.Service, err error) taskResultHandler {
 	switch {
 	case err != nil:
-		return w.newResult(outcomeMaybeWritten, nil, err)
+		return w.newResultHandler(outcomeMaybeWritten, nil, err)
 	case now == nil || now.UID != w.serviceBefore.UID:
-		return w.newResult(outcomeServiceGone, nil, nil)
+		return w.newResultHandler(outcomeServiceGone, nil, nil)
 	// Refused for no visible reason: read it again.
 	case now.ResourceVersion == w.serviceBefore.ResourceVersion:
-		return w.newResult(outcomeMaybeWritten, nil, errConflictThoughServiceUnchanged)
+		return w.newResultHandler(outcomeMaybeWritten, nil, errConflictThoughServiceUnchanged)
 	}
-	return w.newResult(outcomeConflict, now, nil)
+	return w.newResultHandler(outcomeConflict, now, nil)
 }
 
 // errConflictThoughServiceUnchanged says that a write was refused as a conflict although the
 // Service has not changed.
 var errConflictThoughServiceUnchanged = errors.New("the API server refuses the write as a conflict, though the Service has not changed")
 
-func (w *serviceStatusWriteTask) newResult(o writeOutcome, now *corev1.Service, err error) taskResultHandler {
+func (w *serviceStatusWriteTask) newResultHandler(o writeOutcome, now *corev1.Service, err error) taskResultHandler {
 	return func(ctx context.Context, r *ServiceWorker) { r.handleServiceWriteResult(ctx, w, o, now, err) }
 }
 
-// confirmServiceGoneTask asks the API server whether a Service that is missing in the cache, or not
-// ours there, really is, before its addresses are released.
-type confirmServiceGoneTask struct {
+// confirmGoneOrUnservedTask asks the API server whether a Service that is missing in the cache, or
+// not ours there, really is, before its addresses are released.
+type confirmGoneOrUnservedTask struct {
 	service           view.ObjectKey
 	ledgerBuildNumber int
 }
 
 // runTask implements apiRequestTask.
-func (c *confirmServiceGoneTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
+func (c *confirmGoneOrUnservedTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	now, err := api.ReadLiveService(ctx, c.service)
-	return func(_ context.Context, r *ServiceWorker) { r.handleConfirmResult(c, now, err) }
+	return func(_ context.Context, r *ServiceWorker) { r.handleGoneOrUnservedAnswer(c, now, err) }
 }

@@ -26,7 +26,7 @@ type assignmentOracle struct {
 	// sharingKeysWithEditedPorts holds the sharing keys of Services whose ports were edited. A
 	// controller may learn late which of them may share, so the oracle judges them only at the end.
 	sharingKeysWithEditedPorts map[string]bool
-	retired                    retiredRanges
+	retiredRanges              retiredRanges
 	faults                     []string
 }
 
@@ -39,7 +39,7 @@ func (o *assignmentOracle) recordRetiredRanges(entries []string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, text := range entries {
-		o.retired = append(o.retired, parseTestRange(text))
+		o.retiredRanges = append(o.retiredRanges, parseTestRange(text))
 	}
 }
 
@@ -55,8 +55,8 @@ func ingressAddresses(s *corev1.Service) []netip.Addr {
 
 // maySharePerOracle is the right to share, for Services of policy Cluster with one port each.
 func maySharePerOracle(a, b *corev1.Service) bool {
-	k := a.Annotations[names.AnnotationSharing]
-	return k != "" && k == b.Annotations[names.AnnotationSharing] && a.Spec.Ports[0].Port != b.Spec.Ports[0].Port
+	k := a.Annotations[names.AnnotationSharingKey]
+	return k != "" && k == b.Annotations[names.AnnotationSharingKey] && a.Spec.Ports[0].Port != b.Spec.Ports[0].Port
 }
 
 // userAnnotations returns a Service's annotations without ours.
@@ -82,7 +82,7 @@ func (o *assignmentOracle) checkServiceChange(before, after *corev1.Service) {
 	if before != nil && (!reflect.DeepEqual(before.Spec, after.Spec) || !maps.Equal(userAnnotations(before), userAnnotations(after))) {
 		// until it is created again: a controller may notice late
 		o.isAddressChangeAllowed[k] = true
-		if shared := after.Annotations[names.AnnotationSharing]; shared != "" && !reflect.DeepEqual(before.Spec.Ports, after.Spec.Ports) {
+		if shared := after.Annotations[names.AnnotationSharingKey]; shared != "" && !reflect.DeepEqual(before.Spec.Ports, after.Spec.Ports) {
 			o.sharingKeysWithEditedPorts[shared] = true
 		}
 		return
@@ -98,7 +98,7 @@ func (o *assignmentOracle) checkServiceChange(before, after *corev1.Service) {
 		}
 	}
 	for _, a := range ingressAddresses(before) {
-		if !o.isAddressChangeAllowed[k] && !o.haveSharingKeyWithEditedPorts(after, after) && !slices.Contains(ingressAddresses(after), a) && !o.retired.isRetirement(a, before, after) {
+		if !o.isAddressChangeAllowed[k] && !o.haveSharingKeyWithEditedPorts(after, after) && !slices.Contains(ingressAddresses(after), a) && !o.retiredRanges.isExchangeOfRetiredAddress(a, before, after) {
 			o.faults = append(o.faults, fmt.Sprintf("%s was taken from %s without a reason: %v", a, k, after.Status.Conditions))
 		}
 	}
@@ -107,8 +107,8 @@ func (o *assignmentOracle) checkServiceChange(before, after *corev1.Service) {
 // haveSharingKeyWithEditedPorts says whether two Services have one sharing key, among whose
 // Services ports were edited.
 func (o *assignmentOracle) haveSharingKeyWithEditedPorts(a, b *corev1.Service) bool {
-	k := a.Annotations[names.AnnotationSharing]
-	return o.sharingKeysWithEditedPorts[k] && k == b.Annotations[names.AnnotationSharing]
+	k := a.Annotations[names.AnnotationSharingKey]
+	return o.sharingKeysWithEditedPorts[k] && k == b.Annotations[names.AnnotationSharingKey]
 }
 
 // TestTwoControllersNeverGiveOneAddressTwice runs two controllers at once with slow and faulty
@@ -118,16 +118,16 @@ func (o *assignmentOracle) haveSharingKeyWithEditedPorts(a, b *corev1.Service) b
 func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
 	setDefaultRapidCheckCount(t, "400")
 	rapid.Check(t, func(rt *rapid.T) {
-		h := historyGenerator().Draw(rt, "history")
+		h := userHistoryGenerator().Draw(rt, "history")
 		o := newAssignmentOracle()
 		var leaks []string
 		runWithFakeTime(t, func(t *testing.T) {
-			w := newHarness(t, o, h.seed)
+			w := newTwoControllerHarness(t, o, h.seed)
 			for _, s := range h.steps {
-				w.runStep(s)
+				w.runHistoryStep(s)
 			}
-			w.recoverAndWait()
-			leaks = append(w.findFinalFaults(), w.retirePoolAndWait()...)
+			w.repairFaultsAndAwaitQuiet()
+			leaks = append(w.findFinalFaults(), w.retirePoolAndFindFaults()...)
 			writes := w.server.CountWriteRequestsOfKind("service") + w.server.CountWriteRequestsOfKind("ledger") + w.server.CountWriteRequestsOfKind("pool")
 			time.Sleep(5 * time.Minute)
 			if n := w.server.CountWriteRequestsOfKind("service") + w.server.CountWriteRequestsOfKind("ledger") + w.server.CountWriteRequestsOfKind("pool") - writes; n > 0 {

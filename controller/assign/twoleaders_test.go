@@ -23,8 +23,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// runWithoutLeaderElection runs a controller without leader election until the test ends.
-func runWithoutLeaderElection(t *testing.T, config *rest.Config, scheme *runtime.Scheme, identity string) {
+// runControllerWithoutElection runs a controller without leader election until the test ends.
+func runControllerWithoutElection(t *testing.T, config *rest.Config, scheme *runtime.Scheme, identity string) {
 	t.Helper()
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme, Metrics: metricsserver.Options{BindAddress: "0"},
@@ -34,9 +34,9 @@ func runWithoutLeaderElection(t *testing.T, config *rest.Config, scheme *runtime
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	scope := configuration.ConfigurationScope{Namespace: names.Namespace, WithoutBGPKinds: true}
+	scope := configuration.ConfigurationScope{Namespace: names.DefaultNamespace, WithoutBGPKinds: true}
 	reader := configurationreader.NewReader(configurationreader.Options{
-		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
+		ReadObjects: func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
 			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
 		},
 		Log: slog.New(slog.DiscardHandler),
@@ -46,8 +46,8 @@ func runWithoutLeaderElection(t *testing.T, config *rest.Config, scheme *runtime
 	}
 	r := NewServiceWorker(ServiceWorkerOptions{
 		ConfigurationReader: reader,
-		API:                 &ClientBackedAPI{CachedClient: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.Namespace}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
-		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.Namespace, LedgerWriterIdentity: identity,
+		API:                 &ClientBackedAPI{CachedClient: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Namespace: names.DefaultNamespace}, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		RecordEvent: (&eventRecorder{}).recordEvent, Namespace: names.DefaultNamespace, LedgerWriterIdentity: identity,
 	})
 	if err := r.RegisterWorker(ctx, mgr); err != nil {
 		t.Fatal(err)
@@ -66,12 +66,12 @@ func runWithoutLeaderElection(t *testing.T, config *rest.Config, scheme *runtime
 // Services: each Service gets one address, and no two get the same.
 func testTwoLeadersAssignNoAddressTwice(ctx context.Context, t *testing.T, config *rest.Config, direct client.Client) {
 	p := &v1beta1.IPAddressPool{Spec: poolSpec("198.18.0.0/24")}
-	p.Namespace, p.Name = names.Namespace, "p"
+	p.Namespace, p.Name = names.DefaultNamespace, "p"
 	if err := direct.Create(ctx, p); err != nil {
 		t.Fatal(err)
 	}
 	for _, identity := range []string{"one", "two"} {
-		runWithoutLeaderElection(t, config, direct.Scheme(), identity)
+		runControllerWithoutElection(t, config, direct.Scheme(), identity)
 	}
 	const n = 100
 	var g errgroup.Group

@@ -97,7 +97,7 @@ type historyStep struct {
 	actionVariant int
 }
 
-func historyGenerator() *rapid.Generator[userHistory] {
+func userHistoryGenerator() *rapid.Generator[userHistory] {
 	// Each act is as frequent as it is listed here.
 	deeds := []string{
 		"create", "create", "create", "create", "create", "create", "delete", "delete", "delete", "ask", "no longer ask", "ask a pool",
@@ -117,8 +117,8 @@ func historyGenerator() *rapid.Generator[userHistory] {
 	})
 }
 
-// harness is a server with two controllers, neither of which knows whether it leads.
-type harness struct {
+// twoControllerHarness is a server with two controllers, neither of which knows whether it leads.
+type twoControllerHarness struct {
 	t           *testing.T
 	server      *apitest.Server
 	network     *randomNetwork
@@ -129,13 +129,13 @@ type harness struct {
 	recordRetiredRanges func(entries []string)
 }
 
-// newHarness sets the pools and starts two controllers.
-func newHarness(t *testing.T, o *assignmentOracle, seed uint64) *harness {
-	w := &harness{t: t, server: apitest.NewServer(o.checkServiceChange), network: newRandomNetwork(seed), recordRetiredRanges: o.recordRetiredRanges}
+// newTwoControllerHarness sets the pools and starts two controllers.
+func newTwoControllerHarness(t *testing.T, o *assignmentOracle, seed uint64) *twoControllerHarness {
+	w := &twoControllerHarness{t: t, server: apitest.NewServer(o.checkServiceChange), network: newRandomNetwork(seed), recordRetiredRanges: o.recordRetiredRanges}
 	w.maxPending = []int{1, 3, maxPendingAssignments}[w.network.rand.IntN(3)]
-	w.setUsualPools(assignmentOrderNames[w.network.rand.IntN(len(assignmentOrderNames))])
-	w.runStep(historyStep{action: "start", targetIndex: 0})
-	w.runStep(historyStep{action: "start", targetIndex: 1})
+	w.setInitialPools(assignmentOrderNames[w.network.rand.IntN(len(assignmentOrderNames))])
+	w.runHistoryStep(historyStep{action: "start", targetIndex: 0})
+	w.runHistoryStep(historyStep{action: "start", targetIndex: 1})
 	return w
 }
 
@@ -150,8 +150,8 @@ var possibleRangesByPool = map[string][][]string{
 // assignmentOrderNames are the orders in which a pool assigns its addresses.
 var assignmentOrderNames = []string{"Lowest", "RoundRobin", "Hash"}
 
-// setUsualPools sets the pools of the start and the end.
-func (w *harness) setUsualPools(order string) {
+// setInitialPools sets the pools of the start and the end.
+func (w *twoControllerHarness) setInitialPools(order string) {
 	for name, edits := range possibleRangesByPool {
 		spec := poolSpec(edits[0]...)
 		spec.Gantry = &v1beta1.PoolExtension{Order: order}
@@ -172,11 +172,11 @@ func editedPoolSpec(s historyStep) (name string, spec v1beta1.IPAddressPoolSpec)
 
 // newService returns the i-th Service. Of four, one has IPv4, two have both families and one has
 // IPv6. The last four share keys, two of them with a conflicting port.
-func (w *harness) newService(i int) *corev1.Service {
+func (w *twoControllerHarness) newService(i int) *corev1.Service {
 	s := newLoadBalancer(fmt.Sprint("s", i))
 	s.Spec.Ports[0].Port = int32(80 + i/2%2)
 	if i >= 4 {
-		s.Annotations = map[string]string{names.AnnotationSharing: fmt.Sprint("key", i/7)}
+		s.Annotations = map[string]string{names.AnnotationSharingKey: fmt.Sprint("key", i/7)}
 	}
 	policy := corev1.IPFamilyPolicyPreferDualStack
 	switch i % 4 {
@@ -193,17 +193,17 @@ func (w *harness) newService(i int) *corev1.Service {
 	return s
 }
 
-func (w *harness) notifyConfigurationChanged() {
+func (w *twoControllerHarness) notifyConfigurationChanged() {
 	for _, c := range w.controllers {
 		if c != nil {
-			c.ConfigurationReader.NotifyChanged()
+			c.ConfigurationReader.NotifyAllocationObjectChanged()
 		}
 	}
 }
 
 // setAnnotation sets an annotation of a Service as its user does, or removes it if the text is
 // empty.
-func (w *harness) setAnnotation(k view.ObjectKey, name, text string) {
+func (w *twoControllerHarness) setAnnotation(k view.ObjectKey, name, text string) {
 	w.server.EditService(k, func(o *corev1.Service) {
 		delete(o.Annotations, name)
 		if text == "" {
@@ -230,7 +230,7 @@ func addressesToRequest(o *corev1.Service, choice int) string {
 }
 
 // changeAddressRequestOfService changes what a Service asks for.
-func (w *harness) changeAddressRequestOfService(s historyStep) {
+func (w *twoControllerHarness) changeAddressRequestOfService(s historyStep) {
 	k := serviceKey(fmt.Sprint("s", s.targetIndex))
 	o := w.server.ServiceByKey(k)
 	if o == nil {
@@ -242,10 +242,10 @@ func (w *harness) changeAddressRequestOfService(s historyStep) {
 	case "no longer ask":
 		w.setAnnotation(k, names.AnnotationLoadBalancerIPs, "")
 	case "ask a pool":
-		w.setAnnotation(k, names.AnnotationPool, []string{"", "p", "q"}[s.actionVariant%3])
+		w.setAnnotation(k, names.AnnotationRequestedPool, []string{"", "p", "q"}[s.actionVariant%3])
 	case "release":
 		if a := ingressAddresses(o); len(a) > 0 {
-			w.setAnnotation(k, names.AnnotationAddressesToRelease, a[s.actionVariant%len(a)].String())
+			w.setAnnotation(k, names.AnnotationAddressesToExchange, a[s.actionVariant%len(a)].String())
 		}
 	case "count":
 		w.setAnnotation(k, names.AnnotationAddressesPerFamily, []string{"", "2"}[s.actionVariant%2])
@@ -260,7 +260,7 @@ func (w *harness) changeAddressRequestOfService(s historyStep) {
 
 // changeAPIServerRefusals lets the API server refuse what concerns one Service, as a policy or a
 // webhook of the cluster does, or allows all.
-func (w *harness) changeAPIServerRefusals(s historyStep) {
+func (w *twoControllerHarness) changeAPIServerRefusals(s historyStep) {
 	name := fmt.Sprint("s", s.targetIndex)
 	refuse := func(err error) {
 		w.server.RefuseServiceWrites(func(o *corev1.Service) error {
@@ -283,7 +283,7 @@ func (w *harness) changeAPIServerRefusals(s historyStep) {
 	}
 }
 
-func (w *harness) runStep(s historyStep) {
+func (w *twoControllerHarness) runHistoryStep(s historyStep) {
 	c := w.controllers[s.targetIndex%2]
 	switch {
 	case s.action == "create":
@@ -300,9 +300,9 @@ func (w *harness) runStep(s historyStep) {
 			w.controllers[s.targetIndex%2] = startTestControllerWithMaxPending(w.t, w.server, w.network.nextDelivery, ServiceWorkerOptions{LedgerWriterIdentity: fmt.Sprint("controller", s.targetIndex%2)}, w.maxPending)
 		}
 	case c != nil && s.action == "pause":
-		c.client.PauseRequests()
+		c.client.PauseProcess()
 	case c != nil && s.action == "resume":
-		c.client.ResumeRequests()
+		c.client.ResumeProcess()
 	case c != nil && s.action == "crash": // its sent requests arrive
 		c.stopAndWait()
 		w.controllers[s.targetIndex%2] = nil
@@ -316,16 +316,16 @@ func (w *harness) runStep(s historyStep) {
 	time.Sleep(s.delayAfter)
 }
 
-// recoverAndWait repairs everything, and waits until nothing changes any more.
-func (w *harness) recoverAndWait() {
+// repairFaultsAndAwaitQuiet repairs everything, and waits until nothing changes any more.
+func (w *twoControllerHarness) repairFaultsAndAwaitQuiet() {
 	w.network.mu.Lock()
 	w.network.isReliable = true
 	w.network.mu.Unlock()
-	w.setUsualPools("")
+	w.setInitialPools("")
 	w.changeAPIServerRefusals(historyStep{action: "allow"})
 	for i := range w.controllers {
-		w.runStep(historyStep{action: "start", targetIndex: i})
-		w.runStep(historyStep{action: "resume", targetIndex: i})
+		w.runHistoryStep(historyStep{action: "start", targetIndex: i})
+		w.runHistoryStep(historyStep{action: "resume", targetIndex: i})
 	}
 	w.notifyConfigurationChanged()
 	time.Sleep(5 * time.Minute)
@@ -333,7 +333,7 @@ func (w *harness) recoverAndWait() {
 }
 
 // freeAddresses returns the addresses of the usual pools without a holder, by family.
-func (w *harness) freeAddresses() map[ipfamily.Family][]netip.Addr {
+func (w *twoControllerHarness) freeAddresses() map[ipfamily.Family][]netip.Addr {
 	taken := map[netip.Addr]bool{}
 	for _, s := range w.server.AllServices() {
 		for _, a := range ingressAddresses(s) {
@@ -354,7 +354,7 @@ func (w *harness) freeAddresses() map[ipfamily.Family][]netip.Addr {
 
 // findFinalFaults returns the faults in the final state: every Service must have one address of
 // each of its families, unless it requests something else or no address is available to it.
-func (w *harness) findFinalFaults() []string {
+func (w *twoControllerHarness) findFinalFaults() []string {
 	var out []string
 	free := w.freeAddresses()
 	for _, s := range w.server.AllServices() {
@@ -382,7 +382,7 @@ func (w *harness) findFinalFaults() []string {
 
 // findUnallowedSharing returns the addresses that Services have at the end without a right to share
 // them.
-func (w *harness) findUnallowedSharing() []string {
+func (w *twoControllerHarness) findUnallowedSharing() []string {
 	var out []string
 	all := w.server.AllServices()
 	for i, x := range all {
@@ -410,9 +410,9 @@ func describeUnassignedFreeAddresses(v *view.Service, s *corev1.Service, has map
 	}
 	var out []string
 	// a Service that wants to share may be told what keeps it from sharing
-	isNoRoom := assignedReason(s) == names.ReasonPoolExhausted || v.SharingKey != "" && assignedReason(s) == names.ReasonPortConflict
+	isNoRoom := addressAssignedConditionReason(s) == names.ReasonPoolExhausted || v.SharingKey != "" && addressAssignedConditionReason(s) == names.ReasonPortConflict
 	if len(v.AssignedAddresses) == 0 && !isNoRoom {
-		out = append(out, fmt.Sprintf("%s has no address, for the reason %q", s.Name, assignedReason(s)))
+		out = append(out, fmt.Sprintf("%s has no address, for the reason %q", s.Name, addressAssignedConditionReason(s)))
 	}
 	had := func(f ipfamily.Family) bool { return len(free[f]) > 0 }
 	if v.FamilyPolicy == view.RequireDualStack && slices.ContainsFunc(lacks, had) && len(lacks) > 1 {

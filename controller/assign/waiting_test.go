@@ -31,7 +31,7 @@ func TestFirstSharingKeyOfTheHolderServesAWaitingService(t *testing.T) {
 		time.Sleep(time.Second)
 		wantAddress(t, s, "b", "", names.ReasonPoolExhausted)
 		s.EditService(serviceKey("a"), func(o *corev1.Service) {
-			o.Annotations[names.AnnotationSharing], o.Spec.Selector = "k", b.Spec.Selector
+			o.Annotations[names.AnnotationSharingKey], o.Spec.Selector = "k", b.Spec.Selector
 		})
 		time.Sleep(time.Second)
 		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
@@ -40,7 +40,7 @@ func TestFirstSharingKeyOfTheHolderServesAWaitingService(t *testing.T) {
 }
 
 // A reservation that follows its Service lets go of the old address when the Service has moved.
-func TestReservationThatFollowsAMoveServesAWaitingService(t *testing.T) {
+func TestReservationFreesOldAddressWhenServiceGetsAnother(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/31"))
@@ -54,7 +54,7 @@ func TestReservationThatFollowsAMoveServesAWaitingService(t *testing.T) {
 		s.CreateService(waits)
 		time.Sleep(5 * time.Second)
 		wantAddress(t, s, "waits", "", names.ReasonAddressInUse)
-		s.EditService(serviceKey("a"), func(o *corev1.Service) { o.Annotations[names.AnnotationAddressesToRelease] = "192.0.2.0" })
+		s.EditService(serviceKey("a"), func(o *corev1.Service) { o.Annotations[names.AnnotationAddressesToExchange] = "192.0.2.0" })
 		time.Sleep(10 * time.Second)
 		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
 		wantAddress(t, s, "waits", "192.0.2.0", names.ReasonAssigned)
@@ -63,11 +63,11 @@ func TestReservationThatFollowsAMoveServesAWaitingService(t *testing.T) {
 
 // randomEdit is an edit of a Service or of the pools.
 type randomEdit struct {
-	what           string
-	service, value int
+	action              string
+	serviceIndex, value int
 }
 
-func randomEdits() *rapid.Generator[[]randomEdit] {
+func randomEditsGenerator() *rapid.Generator[[]randomEdit] {
 	what := []string{"create", "create", "create", "create", "delete", "key", "key", "key", "port", "port", "policy", "selector", "ask", "ask", "release", "count", "pool", "pin", "dual", "quota", "reserve", "type", "retire", "label", "limits", "limits", "lift", "status"}
 	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) randomEdit {
 		return randomEdit{rapid.SampledFrom(what).Draw(t, "what"), rapid.IntRange(0, 6).Draw(t, "service"), rapid.IntRange(0, 5).Draw(t, "value")}
@@ -76,18 +76,18 @@ func randomEdits() *rapid.Generator[[]randomEdit] {
 
 // apply carries the edit out.
 func (e randomEdit) apply(s *apitest.Server, c *runningController) {
-	k := serviceKey(fmt.Sprint("s", e.service))
+	k := serviceKey(fmt.Sprint("s", e.serviceIndex))
 	annotate := func(key, value string) {
 		s.EditService(k, func(o *corev1.Service) { metav1.SetMetaDataAnnotation(&o.ObjectMeta, key, value) })
 	}
 	spec := func(f func(*corev1.ServiceSpec)) { s.EditService(k, func(o *corev1.Service) { f(&o.Spec) }) }
-	switch e.what {
+	switch e.action {
 	case "create":
 		s.CreateService(newLoadBalancer(k.Name))
 	case "delete":
 		s.DeleteService(k)
 	case "key":
-		annotate(names.AnnotationSharing, []string{"", "k", "k", "k", "m", ""}[e.value])
+		annotate(names.AnnotationSharingKey, []string{"", "k", "k", "k", "m", ""}[e.value])
 	case "port":
 		spec(func(o *corev1.ServiceSpec) { o.Ports[0].Port = int32(80 + e.value%3) })
 	case "policy":
@@ -99,7 +99,7 @@ func (e randomEdit) apply(s *apitest.Server, c *runningController) {
 	case "ask":
 		annotate(names.AnnotationLoadBalancerIPs, []string{"", "192.0.2.0", "192.0.2.1", "192.0.2.9", "192.0.2.0,fd00:1::", ""}[e.value])
 	case "release":
-		annotate(names.AnnotationAddressesToRelease, []string{"192.0.2.0", "192.0.2.1", "192.0.2.2", "fd00:1::", "fd00:1::1", "192.0.2.9"}[e.value])
+		annotate(names.AnnotationAddressesToExchange, []string{"192.0.2.0", "192.0.2.1", "192.0.2.2", "fd00:1::", "fd00:1::1", "192.0.2.9"}[e.value])
 	case "count":
 		annotate(names.AnnotationAddressesPerFamily, fmt.Sprint(1+e.value%2))
 	case "dual":
@@ -113,7 +113,7 @@ func (e randomEdit) apply(s *apitest.Server, c *runningController) {
 	case "status":
 		s.EditService(k, func(o *corev1.Service) { o.Status = corev1.ServiceStatus{} })
 	case "limits":
-		s.SetPool("q", limitedPoolSpec(e.value))
+		s.SetPool("q", poolSpecWithRestriction(e.value))
 	case "lift":
 		if s.PoolByName("q") == nil {
 			return
@@ -124,7 +124,7 @@ func (e randomEdit) apply(s *apitest.Server, c *runningController) {
 			o.Type = []corev1.ServiceType{corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeClusterIP}[e.value%2]
 		})
 	case "pin":
-		annotate(names.AnnotationPool, []string{"", "p", "q", "", "p", "none"}[e.value])
+		annotate(names.AnnotationRequestedPool, []string{"", "p", "q", "", "p", "none"}[e.value])
 	case "pool":
 		s.SetPool("p", poolSpec([][]string{{"192.0.2.0/31", "fd00:1::/127"}, {"192.0.2.0/30"}, {"192.0.2.0/32", "fd00:1::/128"}}[e.value%3]...))
 	case "quota":
@@ -146,13 +146,13 @@ func (e randomEdit) apply(s *apitest.Server, c *runningController) {
 		}
 		s.SetReservation("r", r)
 	}
-	if slices.Contains([]string{"pool", "quota", "reserve", "retire", "limits", "lift"}, e.what) {
-		c.ConfigurationReader.NotifyChanged()
+	if slices.Contains([]string{"pool", "quota", "reserve", "retire", "limits", "lift"}, e.action) {
+		c.ConfigurationReader.NotifyAllocationObjectChanged()
 	}
 }
 
-// limitedPoolSpec returns the spec of pool q with one of the limits that a pool may have.
-func limitedPoolSpec(choice int) v1beta1.IPAddressPoolSpec {
+// poolSpecWithRestriction returns the spec of pool q with one of the limits that a pool may have.
+func poolSpecWithRestriction(choice int) v1beta1.IPAddressPoolSpec {
 	p := poolSpec("192.0.2.8/31", "fd00:1::8/127")
 	p.Gantry = &v1beta1.PoolExtension{}
 	switch no := false; choice {
@@ -175,10 +175,10 @@ func limitedPoolSpec(choice int) v1beta1.IPAddressPoolSpec {
 // After any edits, a controller that starts decides nothing that the running one has not decided.
 // Otherwise a Service would wait for something that is there, until somebody restarts the
 // controller.
-func TestNothingIsLeftForARestartToDecide(t *testing.T) {
+func TestRestartAfterRandomEditsDecidesNothingNew(t *testing.T) {
 	setDefaultRapidCheckCount(t, "300")
 	rapid.Check(t, func(rt *rapid.T) {
-		edits := randomEdits().Draw(rt, "edits")
+		edits := randomEditsGenerator().Draw(rt, "edits")
 		runWithFakeTime(t, func(t *testing.T) {
 			s := apitest.NewServer(nil)
 			s.SetPool("p", poolSpec("192.0.2.0/31", "fd00:1::/127"))

@@ -22,10 +22,10 @@ const (
 	// withheldSaveInterval bounds how often it is written. A cool-down that began less than this
 	// before a crash is lost. With many entries the interval is longer, see withheldSaveDelay.
 	withheldSaveInterval = time.Second
-	// withheldEntriesPerInterval is how many entries make the interval longer by
+	// withheldEntriesPerSaveInterval is how many entries make the interval longer by
 	// withheldSaveInterval: about 32 KB, so that the AddressLedger costs etcd at most 32 KB a
 	// second.
-	withheldEntriesPerInterval = 128
+	withheldEntriesPerSaveInterval = 128
 )
 
 // withheldCheckpoint owns the AddressLedger object that stores the withheld addresses. The worker
@@ -39,32 +39,32 @@ type withheldCheckpoint struct {
 	namespace, writerIdentity string
 
 	ledgerObject *v1alpha1.AddressLedger
-	// writtenVersion is the Ledger's CheckpointVersion that the object has.
-	writtenVersion uint64
-	lastWrite      time.Time
-	writeInFlight  bool
-	saveTimerSet   bool // a timer runs
+	// writtenCheckpointVersion is the Ledger's WithheldCheckpointVersion that the object has.
+	writtenCheckpointVersion uint64
+	lastWrite                time.Time
+	writeInFlight            bool
+	saveTimerSet             bool // a timer runs
 }
 
-// restoreLedger returns a new Ledger that has only the withheld addresses: those in the object,
-// and those of the Ledger before, which may be newer, unless it is nil. An invalid entry is
-// ignored, because it only withholds an address.
-func (m *withheldCheckpoint) restoreLedger(object *v1alpha1.AddressLedger, before *allocate.Ledger, now time.Time) *allocate.Ledger {
+// newLedgerWithWithheldAddresses returns a new Ledger that has only the withheld addresses: those
+// in the object, and those of the Ledger before, which may be newer, unless it is nil. An invalid
+// entry is ignored, because it only withholds an address.
+func (m *withheldCheckpoint) newLedgerWithWithheldAddresses(object *v1alpha1.AddressLedger, before *allocate.Ledger, now time.Time) *allocate.Ledger {
 	l := allocate.NewLedger()
 	l.AdvanceTime(now)
 	for _, w := range object.Spec.Withheld {
 		a, err := netip.ParseAddr(w.Address)
 		if err != nil {
-			m.log.Error("an entry of a withheld address is invalid and ignored", "ledger", m.namespace+"/"+names.WithheldLedger, "error", err)
+			m.log.Error("an entry of a withheld address is invalid and ignored", "ledger", m.namespace+"/"+names.WithheldAddressesLedger, "error", err)
 			continue
 		}
 		l.WithholdAddress(allocate.WithheldAddress{
 			Address: a, Reason: names.Reason(w.Reason), ServiceThatMayHoldIt: view.ObjectKey{Namespace: w.Namespace, Name: w.Name}, WithheldUntil: w.Until.Time, ReservationOrForeignHost: w.By,
 		})
 	}
-	m.ledgerObject, m.writtenVersion = object, l.CheckpointVersion()
+	m.ledgerObject, m.writtenCheckpointVersion = object, l.WithheldCheckpointVersion()
 	if before != nil {
-		for _, w := range before.CheckpointEntries(maxWithheldEntries) {
+		for _, w := range before.WithheldCheckpointEntries(maxWithheldEntries) {
 			l.WithholdAddress(w)
 		}
 	}
@@ -73,13 +73,13 @@ func (m *withheldCheckpoint) restoreLedger(object *v1alpha1.AddressLedger, befor
 
 // withheldSaveDelay is the shortest time between two writes of an object with this many entries.
 func withheldSaveDelay(entries int) time.Duration {
-	return withheldSaveInterval * time.Duration(max(1, entries/withheldEntriesPerInterval))
+	return withheldSaveInterval * time.Duration(max(1, entries/withheldEntriesPerSaveInterval))
 }
 
 // saveIfChanged writes the withheld addresses of a Ledger if they have changed. ledgerBuildNumber
 // is that of the Ledger.
 func (m *withheldCheckpoint) saveIfChanged(now time.Time, l *allocate.Ledger, ledgerBuildNumber int) {
-	if m.writeInFlight || m.writtenVersion == l.CheckpointVersion() {
+	if m.writeInFlight || m.writtenCheckpointVersion == l.WithheldCheckpointVersion() {
 		return
 	}
 	if wait := m.lastWrite.Add(withheldSaveDelay(len(m.ledgerObject.Spec.Withheld))).Sub(now); wait > 0 {
@@ -89,9 +89,9 @@ func (m *withheldCheckpoint) saveIfChanged(now time.Time, l *allocate.Ledger, le
 		}
 		return
 	}
-	w := &withheldAddressesWriteTask{ledgerObject: m.ledgerObject.DeepCopy(), checkpointVersion: l.CheckpointVersion(), ledgerBuildNumber: ledgerBuildNumber}
+	w := &withheldAddressesWriteTask{ledgerObject: m.ledgerObject.DeepCopy(), checkpointVersion: l.WithheldCheckpointVersion(), ledgerBuildNumber: ledgerBuildNumber}
 	w.ledgerObject.Spec.Writer, w.ledgerObject.Spec.Withheld = m.writerIdentity, nil
-	for _, e := range l.CheckpointEntries(maxWithheldEntries) {
+	for _, e := range l.WithheldCheckpointEntries(maxWithheldEntries) {
 		w.ledgerObject.Spec.Withheld = append(w.ledgerObject.Spec.Withheld, v1alpha1.WithheldAddress{
 			Address: e.Address.String(), Reason: string(e.Reason), Namespace: e.ServiceThatMayHoldIt.Namespace, Name: e.ServiceThatMayHoldIt.Name,
 			// The API has no fractions of a second.
@@ -114,7 +114,7 @@ type withheldAddressesWriteTask struct {
 func (w *withheldAddressesWriteTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	now, err := api.CompareAndSwapLedger(ctx, w.ledgerObject)
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		if read, again := api.ReadOrCreateLedger(ctx, names.WithheldLedger); again == nil {
+		if read, again := api.ReadOrCreateLedger(ctx, names.WithheldAddressesLedger); again == nil {
 			now = read
 		}
 	}
@@ -124,18 +124,18 @@ func (w *withheldAddressesWriteTask) runTask(ctx context.Context, api WorkerAPI)
 }
 
 // handleSaveResult handles the result of a write. object is the newest known one, or nil.
-// ledgerBuildNumber is that of the current Ledger: if it was rebuilt since, its CheckpointVersion
-// cannot be compared with the one that was written.
+// ledgerBuildNumber is that of the current Ledger: if it was rebuilt since, its
+// WithheldCheckpointVersion cannot be compared with the one that was written.
 func (m *withheldCheckpoint) handleSaveResult(w *withheldAddressesWriteTask, object *v1alpha1.AddressLedger, ledgerBuildNumber int, err error) {
 	m.writeInFlight = false
 	if object != nil {
 		m.ledgerObject = object
 	}
 	if err == nil && w.ledgerBuildNumber == ledgerBuildNumber {
-		m.writtenVersion = w.checkpointVersion
+		m.writtenCheckpointVersion = w.checkpointVersion
 	}
 	if err != nil {
-		m.log.Error("writing the withheld addresses failed", "ledger", m.namespace+"/"+names.WithheldLedger, "error", err, "reason", names.ReasonWriteFailed, "again", withheldSaveInterval)
+		m.log.Error("writing the withheld addresses failed", "ledger", m.namespace+"/"+names.WithheldAddressesLedger, "error", err, "reason", names.ReasonWriteFailed, "again", withheldSaveInterval)
 		m.workQueue.wakeWorkerAfter(withheldSaveInterval)
 	}
 }

@@ -32,7 +32,7 @@ func TestCooldownSurvivesARestart(t *testing.T) {
 		s.DeleteService(serviceKey("a"))
 		time.Sleep(2 * time.Second)
 		c.stopAndWait()
-		l := s.LedgerByName(names.WithheldLedger)
+		l := s.LedgerByName(names.WithheldAddressesLedger)
 		if l == nil || len(l.Spec.Withheld) != 1 || l.Spec.Withheld[0].Address != "192.0.2.0" || l.Spec.Withheld[0].Name != "a" {
 			t.Fatalf("the object says %+v", l)
 		}
@@ -55,16 +55,16 @@ func TestCooldownSurvivesARestart(t *testing.T) {
 		wantAddress(t, s, "f", "", names.ReasonPoolExhausted)
 		time.Sleep(time.Hour)
 		wantAddress(t, s, "f", "192.0.2.0", names.ReasonAssigned)
-		if l := s.LedgerByName(names.WithheldLedger); len(l.Spec.Withheld) != 0 {
+		if l := s.LedgerByName(names.WithheldAddressesLedger); len(l.Spec.Withheld) != 0 {
 			t.Errorf("after it is over the object says %+v", l.Spec.Withheld)
 		}
 		c.stopAndWait()
 	})
 }
 
-// startControllerAndCreateServices starts a controller whose pool has a cool-down, and waits until
+// startControllerWithCooldownPool starts a controller whose pool has a cool-down, and waits until
 // n Services have addresses.
-func startControllerAndCreateServices(t *testing.T, n int) (*apitest.Server, *runningController) {
+func startControllerWithCooldownPool(t *testing.T, n int) (*apitest.Server, *runningController) {
 	t.Helper()
 	s := apitest.NewServer(nil)
 	s.SetPool("p", cooldownPoolSpec("10.0.0.0/16"))
@@ -81,14 +81,14 @@ func startControllerAndCreateServices(t *testing.T, n int) (*apitest.Server, *ru
 func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const n = 1000
-		s, c := startControllerAndCreateServices(t, n)
+		s, c := startControllerWithCooldownPool(t, n)
 		defer c.stopAndWait()
 		for i := range n {
 			s.DeleteService(serviceKey("s" + strconv.Itoa(i)))
 			time.Sleep(time.Millisecond)
 		}
 		time.Sleep(5 * time.Second)
-		if l := s.LedgerByName(names.WithheldLedger); len(l.Spec.Withheld) != n {
+		if l := s.LedgerByName(names.WithheldAddressesLedger); len(l.Spec.Withheld) != n {
 			t.Errorf("%d addresses are remembered, want %d", len(l.Spec.Withheld), n)
 		}
 		if w := s.CountWriteRequestsOfKind("withheld"); w > 4 {
@@ -102,7 +102,7 @@ func TestManyCooldownsAreSavedInFewWrites(t *testing.T) {
 func TestLargeWithheldLedgerIsWrittenLessOften(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		const n = 2048
-		s, c := startControllerAndCreateServices(t, n)
+		s, c := startControllerWithCooldownPool(t, n)
 		defer c.stopAndWait()
 		for i := range n {
 			s.DeleteService(serviceKey("s" + strconv.Itoa(i)))
@@ -119,7 +119,7 @@ func TestLargeWithheldLedgerIsWrittenLessOften(t *testing.T) {
 			t.Errorf("%d writes of 2,048 entries within 160 s, want one in 16 s", w)
 		}
 		time.Sleep(time.Minute)
-		if l := s.LedgerByName(names.WithheldLedger); len(l.Spec.Withheld) != n+160 {
+		if l := s.LedgerByName(names.WithheldAddressesLedger); len(l.Spec.Withheld) != n+160 {
 			t.Errorf("%d addresses are remembered, want %d", len(l.Spec.Withheld), n+160)
 		}
 	})
@@ -151,7 +151,7 @@ func TestLostWithheldLedgerLosesOnlyItsEntries(t *testing.T) {
 				s.CreateService(newLoadBalancer("c"))
 				time.Sleep(5 * time.Second)
 				wantAddress(t, s, "c", "192.0.2.2", names.ReasonAssigned)
-				if l := s.LedgerByName(names.WithheldLedger); l == nil || len(l.Spec.Withheld) != 2 {
+				if l := s.LedgerByName(names.WithheldAddressesLedger); l == nil || len(l.Spec.Withheld) != 2 {
 					t.Errorf("the object says %+v", l)
 				}
 			})

@@ -56,8 +56,8 @@ func (m *WorkerMetrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.unfinishedWorkByState, m.statusWritesByOutcome, m.reloadsByCause, m.failedReloadsByCause, m.waitingServicesByReason, m.firstAssignmentDelayHistogram}
 }
 
-// updateWorkMetrics counts the unfinished work.
-func (r *ServiceWorker) updateWorkMetrics() {
+// updateUnfinishedWorkGauge counts the unfinished work.
+func (r *ServiceWorker) updateUnfinishedWorkGauge() {
 	for state, n := range map[string]int{
 		"Staged": len(r.ledgerWriter.writesAwaitingLedgerEntry) + r.ledgerWriter.writesInSwap, "Queued": len(r.apiTaskQueue.tasksAwaitingFreeSlot) + len(r.apiTaskQueue.writesAwaitingRetryTime), "Running": r.apiTaskQueue.tasksInFlightCount,
 	} {
@@ -109,9 +109,9 @@ func (p *waitingServices) addToReasonGauge(reason names.Reason, n float64) {
 	}
 }
 
-// maxAgeOfNewServiceDelay is the age up to which a Service seen for the first time counts as new.
+// maxNewServiceAge is the age up to which a Service seen for the first time counts as new.
 // An older one probably became a LoadBalancer later and has waited since then.
-const maxAgeOfNewServiceDelay = 10 * time.Minute
+const maxNewServiceAge = 10 * time.Minute
 
 // firstAddressWaitStart is since when a Service seen for the first time has waited for an address;
 // zero when it has one. The API stores the creation in whole seconds, so that in the first second
@@ -121,15 +121,15 @@ func firstAddressWaitStart(s *corev1.Service, now time.Time) time.Time {
 	switch age := now.Sub(created); {
 	case len(s.Status.LoadBalancer.Ingress) > 0:
 		return time.Time{}
-	case age < time.Second, age > maxAgeOfNewServiceDelay:
+	case age < time.Second, age > maxNewServiceAge:
 		return now
 	}
 	return created
 }
 
-// updateWaitingSince measures how long a Service waited when its first address is written, and
+// trackFirstAddressWait measures how long a Service waited when its first address is written, and
 // starts again when it has lost its last one.
-func (r *serviceRecord) updateWaitingSince(written []netip.Addr, now time.Time, firstAssignmentDelay prometheus.Observer) {
+func (r *serviceRecord) trackFirstAddressWait(written []netip.Addr, now time.Time, firstAssignmentDelay prometheus.Observer) {
 	switch {
 	case len(written) == 0 && r.waitingSince.IsZero():
 		r.waitingSince = now

@@ -51,9 +51,9 @@ func wantMetrics(t *testing.T, r *ServiceWorker, when string, want map[string]fl
 	}
 }
 
-// TestWorkerMetrics checks them without a pool, after a deleted AddressLedger, and after a refused
-// write.
-func TestWorkerMetrics(t *testing.T) {
+// TestServiceWorkerMetrics checks them without a pool, after a deleted AddressLedger, and after a
+// refused write.
+func TestServiceWorkerMetrics(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		c := startController(t, s, nil, ServiceWorkerOptions{})
@@ -68,7 +68,7 @@ func TestWorkerMetrics(t *testing.T) {
 			`gantry_controller_work{state="Staged"}`: 0, `gantry_controller_work{state="Running"}`: 0, "gantry_controller_unseen_services": 0,
 		})
 		s.SetPool("p", poolSpec("10.0.0.0/24"))
-		c.ConfigurationReader.NotifyChanged()
+		c.ConfigurationReader.NotifyAllocationObjectChanged()
 		time.Sleep(time.Minute)
 		wantMetrics(t, c.ServiceWorker, "with a pool", map[string]float64{
 			`gantry_controller_pending_services{reason="NoPools"}`: 0, "gantry_controller_assignment_seconds_count": 10, `gantry_controller_work{state="Staged"}`: 0,
@@ -148,9 +148,9 @@ func TestFailedLoadIsNotCountedAsReload(t *testing.T) {
 	})
 }
 
-// TestLostAnswerIsNotALongAssignmentDelay loses the answer of the first write of an address. Much
-// later a user clears the status, and the address is written again.
-func TestLostAnswerIsNotALongAssignmentDelay(t *testing.T) {
+// TestLostAnswerDoesNotProlongMeasuredAssignmentDelay loses the answer of the first write of an
+// address. Much later a user clears the status, and the address is written again.
+func TestLostAnswerDoesNotProlongMeasuredAssignmentDelay(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("10.0.0.0/24"))

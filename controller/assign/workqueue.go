@@ -16,8 +16,8 @@ import (
 type workQueue struct {
 	wakeSignal *latest.Wake // of the worker
 
-	mu        sync.Mutex // guards all that follows
-	accepting bool
+	mu                  sync.Mutex // guards all that follows
+	isAcceptingServices bool
 	// changedServices have changed. affectedServices may be affected by a change elsewhere. Changed
 	// ones come first, so that a new Service does not wait behind all the others.
 	changedServices, affectedServices serviceQueue
@@ -63,7 +63,7 @@ func newWorkQueue() *workQueue {
 func (b *workQueue) startAcceptingServices() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.accepting = true
+	b.isAcceptingServices = true
 }
 
 // wakeWorker makes the worker check for work.
@@ -73,12 +73,12 @@ func (b *workQueue) wakeWorker() { b.wakeSignal.Signal() }
 func (b *workQueue) wakeWorkerAfter(d time.Duration) { time.AfterFunc(d, b.wakeWorker) }
 
 // wakeTimer is when the last timer of one part of the worker ends. The zero value is none.
-type wakeTimer struct{ until time.Time }
+type wakeTimer struct{ firesAt time.Time }
 
 // wakeWorkerAt makes the worker check for work at due, unless a timer of the part ends before.
 func (t *wakeTimer) wakeWorkerAt(due, now time.Time, b *workQueue) {
-	if !t.until.After(now) || due.Before(t.until) {
-		t.until = due
+	if !t.firesAt.After(now) || due.Before(t.firesAt) {
+		t.firesAt = due
 		b.wakeWorkerAfter(due.Sub(now))
 	}
 }
@@ -92,7 +92,7 @@ func (b *workQueue) addChangedServiceAfter(k view.ObjectKey, d time.Duration) {
 func (b *workQueue) addChangedServices(keys ...view.ObjectKey) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.accepting {
+	if !b.isAcceptingServices {
 		return
 	}
 	for _, k := range keys {
@@ -115,7 +115,7 @@ func (b *workQueue) addAffectedServices(keys ...view.ObjectKey) {
 func (b *workQueue) addDeletedService(k view.ObjectKey, uid types.UID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.accepting {
+	if !b.isAcceptingServices {
 		return
 	}
 	b.deletedUIDs[k] = uid

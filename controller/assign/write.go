@@ -27,7 +27,7 @@ func withDecidedStatus(s *corev1.Service, d allocate.Decision, pool string) *cor
 		after.Status.LoadBalancer.Ingress = append(after.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String(), IPMode: &ingressIPModeVIP})
 	}
 	keepUnchangedIngress(s, after)
-	recordPools(after, d, pool)
+	setPoolAnnotationsAndCondition(after, d, pool)
 	c := metav1.Condition{
 		Type: names.ConditionAddressAssigned, Status: metav1.ConditionTrue, ObservedGeneration: s.Generation,
 		Reason: string(d.Reason), Message: d.Text,
@@ -41,9 +41,9 @@ func withDecidedStatus(s *corev1.Service, d allocate.Decision, pool string) *cor
 	return after
 }
 
-// recordPools writes the pools of the addresses: into annotations, which other programs read, and
-// into a condition, which the owner of the Service cannot edit.
-func recordPools(after *corev1.Service, d allocate.Decision, pool string) {
+// setPoolAnnotationsAndCondition writes the pools of the addresses: into annotations, which other
+// programs read, and into a condition, which the owner of the Service cannot edit.
+func setPoolAnnotationsAndCondition(after *corev1.Service, d allocate.Decision, pool string) {
 	all := strings.Join(d.PoolsOfAllAddressesIfSeveral, ",")
 	delete(after.Annotations, names.AnnotationAllocatedFromPool)
 	delete(after.Annotations, names.AnnotationAllocatedFromSeveralPools)

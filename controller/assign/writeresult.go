@@ -37,11 +37,11 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 	r.ledgerWriter.recordStatusWriteAnswer(w, r.Now())
 	// The write stays in flight and its assignment pending until the result is known.
 	if o == outcomeMaybeWritten {
-		w.mayBeWrittenByEarlierAttempt, w.errorAnswered = true, apierrors.IsInternalError(err)
+		w.mayBeWrittenByEarlierAttempt, w.lastAnswerWasInternalError = true, apierrors.IsInternalError(err)
 		r.ledger.AssumeAddressesWritten(k)
 		rec.consecutiveFailures++
-		w.failedAttempts++
-		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
+		w.attemptsWithUnknownResult++
+		r.logServiceFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.apiTaskQueue.enqueueWriteAt(w, r.Now().Add(retryDelay(rec.consecutiveFailures)))
 		r.workQueue.wakeWorkerAfter(retryDelay(rec.consecutiveFailures))
 		return
@@ -54,10 +54,10 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 	}
 	r.endWriteInFlightOfService(k)
 	if now != nil {
-		rec.newestVersion = max(rec.newestVersion, pendingwrites.ParseResourceVersion(now.ResourceVersion))
+		rec.newestResourceVersion = max(rec.newestResourceVersion, pendingwrites.ParseResourceVersion(now.ResourceVersion))
 	}
 	if o == outcomeWritten && !w.clearsStatusOfUnservedService {
-		rec.updateWaitingSince(w.decision.Addresses, r.Now(), r.Metrics.firstAssignmentDelayHistogram)
+		rec.trackFirstAddressWait(w.decision.Addresses, r.Now(), r.Metrics.firstAssignmentDelayHistogram)
 	}
 	if o == outcomeWritten && !w.clearsStatusOfUnservedService && !w.onlyChangesResourceVersion {
 		r.reportDecision(w)
@@ -79,7 +79,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		r.commitDecidedWriteToLedger(w)
 		// The status reports the failure, and the assignment is repeated.
 		if w.decision.Reason == names.ReasonWriteFailed {
-			rec.refusedVersion = now.ResourceVersion
+			rec.refusedResourceVersion = now.ResourceVersion
 			return
 		}
 		rec.consecutiveFailures = 0
@@ -90,8 +90,8 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		r.workQueue.addChangedServices(k)
 	case outcomeRefused:
 		rec.consecutiveFailures++
-		rec.refusedVersion, rec.retryAt = base, r.Now().Add(retryDelay(rec.consecutiveFailures))
-		r.logFailure(k, err, retryDelay(rec.consecutiveFailures))
+		rec.refusedResourceVersion, rec.retryAt = base, r.Now().Add(retryDelay(rec.consecutiveFailures))
+		r.logServiceFailure(k, err, retryDelay(rec.consecutiveFailures))
 		r.revertLedgerToServiceStatus(w, w.serviceBefore)
 		r.workQueue.addChangedServiceAfter(k, retryDelay(rec.consecutiveFailures))
 	}

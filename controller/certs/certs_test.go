@@ -11,7 +11,7 @@ import (
 
 var (
 	testServerDNSNames = []string{"gantry-webhook.metallb-system.svc"}
-	testStart          = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	testStartTime      = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
 const oneDay = 24 * time.Hour
@@ -42,9 +42,9 @@ func checkClientTrustsServingCertificate(t *testing.T, now time.Time, bundle []b
 }
 
 func TestSoundCertificateIsKept(t *testing.T) {
-	data, state := renewSecretDataAndCheckTrust(t, testStart, nil)
+	data, state := renewSecretDataAndCheckTrust(t, testStartTime, nil)
 	for _, after := range []time.Duration{0, oneDay, 59 * oneDay} {
-		again, same := renewSecretDataAndCheckTrust(t, testStart.Add(after), data)
+		again, same := renewSecretDataAndCheckTrust(t, testStartTime.Add(after), data)
 		if !bytes.Equal(again[corev1.TLSCertKey], data[corev1.TLSCertKey]) || !same.NextRenewalTime.Equal(state.NextRenewalTime) {
 			t.Errorf("after %v a sound certificate was replaced", after)
 		}
@@ -52,7 +52,7 @@ func TestSoundCertificateIsKept(t *testing.T) {
 }
 
 func TestRenewalComesBeforeExpiry(t *testing.T) {
-	data, state := renewSecretDataAndCheckTrust(t, testStart, nil)
+	data, state := renewSecretDataAndCheckTrust(t, testStartTime, nil)
 	if left := state.Certificate.Leaf.NotAfter.Sub(state.NextRenewalTime); left < 20*oneDay {
 		t.Errorf("the certificate is renewed %v before its end: a controller that is down for that long breaks the webhook", left)
 	}
@@ -67,9 +67,9 @@ func TestRenewalComesBeforeExpiry(t *testing.T) {
 }
 
 func TestOldAndNewCAAreTrustedDuringRenewal(t *testing.T) {
-	data, before := renewSecretDataAndCheckTrust(t, testStart, nil)
+	data, before := renewSecretDataAndCheckTrust(t, testStartTime, nil)
 	first := before.TrustedCABundlePEM
-	for now := testStart; now.Before(testStart.Add(20 * 365 * oneDay)); now = now.Add(30 * oneDay) {
+	for now := testStartTime; now.Before(testStartTime.Add(20 * 365 * oneDay)); now = now.Add(30 * oneDay) {
 		var next ParsedCertificateSecret
 		data, next = renewSecretDataAndCheckTrust(t, now, data)
 		// Another controller may still serve the previous certificate, and the API server may have
@@ -86,8 +86,8 @@ func TestOldAndNewCAAreTrustedDuringRenewal(t *testing.T) {
 }
 
 func TestDamagedCertificateIsReplaced(t *testing.T) {
-	sound, state := renewSecretDataAndCheckTrust(t, testStart, nil)
-	other, _ := renewSecretDataAndCheckTrust(t, testStart, nil)
+	sound, state := renewSecretDataAndCheckTrust(t, testStartTime, nil)
+	other, _ := renewSecretDataAndCheckTrust(t, testStartTime, nil)
 	for name, damage := range map[string]func(map[string][]byte){
 		"no CA":                   func(d map[string][]byte) { delete(d, caBundleSecretEntry) },
 		"no key of the CA":        func(d map[string][]byte) { delete(d, caPrivateKeySecretEntry) },
@@ -107,12 +107,12 @@ func TestDamagedCertificateIsReplaced(t *testing.T) {
 			data[k] = v
 		}
 		damage(data)
-		_, next := renewSecretDataAndCheckTrust(t, testStart, data)
+		_, next := renewSecretDataAndCheckTrust(t, testStartTime, data)
 		if next.Certificate.Leaf.Equal(state.Certificate.Leaf) {
 			t.Errorf("%s: the certificate was kept", name)
 		}
 	}
-	_, next, err := RenewCertificateSecretData(testStart, sound, []string{"another.name.svc"})
+	_, next, err := RenewCertificateSecretData(testStartTime, sound, []string{"another.name.svc"})
 	if err != nil || next.Certificate.Leaf.VerifyHostname("another.name.svc") != nil {
 		t.Errorf("for another name the certificate is %v, %v", next.Certificate.Leaf.DNSNames, err)
 	}

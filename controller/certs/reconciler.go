@@ -189,9 +189,9 @@ func (k *WebhookCertificateReconciler) ServeCurrentCertificate(c *tls.Config) {
 	}
 }
 
-// CheckTrustedCertificateIsStored says whether the API server can call the webhook; it is a
+// CheckTrustedCertificateIsServed says whether the API server can call the webhook; it is a
 // readiness check.
-func (k *WebhookCertificateReconciler) CheckTrustedCertificateIsStored(*http.Request) error {
+func (k *WebhookCertificateReconciler) CheckTrustedCertificateIsServed(*http.Request) error {
 	if k.servingCertificateOnceTrusted.Load() == nil {
 		return errNoCertificateTrustedByAPIServer
 	}

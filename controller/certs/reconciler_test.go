@@ -29,7 +29,7 @@ import (
 )
 
 var testWebhookObjectNames = certs.WebhookObjectNames{
-	Namespace: names.Namespace, ServiceName: names.WebhookService, CertificateSecretName: names.WebhookSecret, ValidatingWebhookConfigurationName: names.WebhookConfiguration,
+	Namespace: names.DefaultNamespace, ServiceName: names.WebhookService, CertificateSecretName: names.WebhookSecret, ValidatingWebhookConfigurationName: names.WebhookConfiguration,
 }
 
 // startCertificateReconciler runs a Keeper in a manager of its own, as a controller that is not the
@@ -128,7 +128,7 @@ func newWebhookConfiguration() *admissionv1.ValidatingWebhookConfiguration {
 	for _, name := range []string{"first.metallb.io", "second.metallb.io"} {
 		c.Webhooks = append(c.Webhooks, admissionv1.ValidatingWebhook{
 			Name: name, AdmissionReviewVersions: []string{"v1"}, SideEffects: &none, FailurePolicy: &ignore,
-			ClientConfig: admissionv1.WebhookClientConfig{Service: &admissionv1.ServiceReference{Name: names.WebhookService, Namespace: names.Namespace}},
+			ClientConfig: admissionv1.WebhookClientConfig{Service: &admissionv1.ServiceReference{Name: names.WebhookService, Namespace: names.DefaultNamespace}},
 		})
 	}
 	return c
@@ -160,13 +160,13 @@ func TestAllControllersServeSameTrustedCertificate(t *testing.T) {
 			}
 			return err
 		})
-		if err := errors.Join(a.CheckTrustedCertificateIsStored(nil), b.CheckTrustedCertificateIsStored(nil)); err != nil {
+		if err := errors.Join(a.CheckTrustedCertificateIsServed(nil), b.CheckTrustedCertificateIsServed(nil)); err != nil {
 			t.Errorf("after %s: %v", what, err)
 		}
 	}
 	awaitAgreement("the first certificate", nil)
 
-	if err := api.Delete(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: names.WebhookSecret}}); err != nil {
+	if err := api.Delete(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: names.WebhookSecret}}); err != nil {
 		t.Fatal(err)
 	}
 	awaitAgreement("a certificate after the Secret was deleted", cert)
@@ -189,7 +189,7 @@ func TestAllControllersServeSameTrustedCertificate(t *testing.T) {
 	later.Store(int64(70 * 24 * time.Hour))
 	// The timer for the renewal is weeks away; any event makes the Keeper look at the clock.
 	var s corev1.Secret
-	if err := api.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.WebhookSecret}, &s); err != nil {
+	if err := api.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: names.WebhookSecret}, &s); err != nil {
 		t.Fatal(err)
 	}
 	before := bytes.Clone(s.Data["ca.crt"])
@@ -198,7 +198,7 @@ func TestAllControllersServeSameTrustedCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitAgreement("a new certificate after 70 days", cert)
-	if err := api.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.WebhookSecret}, &s); err != nil || !bytes.Equal(s.Data["ca.crt"], before) {
+	if err := api.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: names.WebhookSecret}, &s); err != nil || !bytes.Equal(s.Data["ca.crt"], before) {
 		t.Errorf("the CA changed together with the certificate (%v)", err)
 	}
 }

@@ -40,25 +40,25 @@ type Options struct {
 	Log        *slog.Logger
 }
 
-// Reader knows the addresses that the cluster uses. Any goroutine may call LatestAddresses. Use
-// NewReader to create it.
+// Reader knows the addresses that the cluster uses. Any goroutine may call LatestClusterAddresses.
+// Use NewReader to create it.
 type Reader struct {
 	Options
 	// notifyChanged is called when the addresses have changed.
 	notifyChanged func()
 
 	mu              sync.Mutex // guards all that follows
-	addressesByNode map[string][]snapshot.ClusterAddress
-	serviceNetworks []snapshot.ClusterAddress
+	addressesByNode map[string][]snapshot.ClusterAddressRange
+	serviceNetworks []snapshot.ClusterAddressRange
 }
 
 // NewReader returns a Reader that knows no address yet.
 func NewReader(o Options) *Reader {
-	return &Reader{Options: o, addressesByNode: map[string][]snapshot.ClusterAddress{}}
+	return &Reader{Options: o, addressesByNode: map[string][]snapshot.ClusterAddressRange{}}
 }
 
-// LatestAddresses returns the addresses that are known now.
-func (r *Reader) LatestAddresses() []snapshot.ClusterAddress {
+// LatestClusterAddresses returns the addresses that are known now.
+func (r *Reader) LatestClusterAddresses() []snapshot.ClusterAddressRange {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out := slices.Clone(r.serviceNetworks)
@@ -70,10 +70,10 @@ func (r *Reader) LatestAddresses() []snapshot.ClusterAddress {
 
 // WrapReadWithClusterAddresses returns a function that reads the same objects and adds the
 // addresses.
-func (r *Reader) WrapReadWithClusterAddresses(read func(context.Context) (snapshot.Objects, error)) func(context.Context) (snapshot.Objects, error) {
-	return func(ctx context.Context) (snapshot.Objects, error) {
+func (r *Reader) WrapReadWithClusterAddresses(read func(context.Context) (snapshot.ConfigurationObjects, error)) func(context.Context) (snapshot.ConfigurationObjects, error) {
+	return func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
 		o, err := read(ctx)
-		o.ClusterAddresses = r.LatestAddresses()
+		o.ClusterAddresses = r.LatestClusterAddresses()
 		return o, err
 	}
 }
@@ -95,8 +95,8 @@ func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, notify
 	return nil
 }
 
-// StripUnreadNodeFields removes from a Node in the cache what this package does not read.
-func StripUnreadNodeFields(o any) (any, error) {
+// CompactNode removes from a Node in the cache what this package does not read.
+func CompactNode(o any) (any, error) {
 	n, ok := o.(*corev1.Node)
 	if !ok {
 		return o, nil
@@ -111,7 +111,7 @@ func StripUnreadNodeFields(o any) (any, error) {
 func (r *Reader) nodeEventHandler() cache.ResourceEventHandler {
 	set := func(o any) {
 		if n, ok := o.(*corev1.Node); ok {
-			r.setAddressesOfNode(n.Name, AddressesOfNode(n))
+			r.setAddressesOfNode(n.Name, AddressesAndPodNetworksOfNode(n))
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
@@ -127,7 +127,7 @@ func (r *Reader) nodeEventHandler() cache.ResourceEventHandler {
 	}
 }
 
-func (r *Reader) setAddressesOfNode(name string, now []snapshot.ClusterAddress) {
+func (r *Reader) setAddressesOfNode(name string, now []snapshot.ClusterAddressRange) {
 	r.mu.Lock()
 	same := slices.Equal(r.addressesByNode[name], now)
 	if r.addressesByNode[name] = now; len(now) == 0 {
@@ -139,9 +139,9 @@ func (r *Reader) setAddressesOfNode(name string, now []snapshot.ClusterAddress) 
 	}
 }
 
-// AddressesOfNode returns the addresses of a node and its Pod networks.
-func AddressesOfNode(n *corev1.Node) []snapshot.ClusterAddress {
-	var out []snapshot.ClusterAddress
+// AddressesAndPodNetworksOfNode returns the addresses of a node and its Pod networks.
+func AddressesAndPodNetworksOfNode(n *corev1.Node) []snapshot.ClusterAddressRange {
+	var out []snapshot.ClusterAddressRange
 	for _, a := range n.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP {
 			out = appendParsedNetwork(out, a.Address, "the address of node "+n.Name)
@@ -158,9 +158,9 @@ func AddressesOfNode(n *corev1.Node) []snapshot.ClusterAddress {
 }
 
 // appendParsedNetwork appends an address or CIDR. A text that is neither is left out.
-func appendParsedNetwork(to []snapshot.ClusterAddress, text, use string) []snapshot.ClusterAddress {
+func appendParsedNetwork(to []snapshot.ClusterAddressRange, text, use string) []snapshot.ClusterAddressRange {
 	parsed, err := snapshot.ParseRange(text)
-	a := snapshot.ClusterAddress{Range: parsed, Use: use}
+	a := snapshot.ClusterAddressRange{Range: parsed, Use: use}
 	if err != nil || slices.Contains(to, a) { // many nodes list one address twice
 		return to
 	}
@@ -194,7 +194,7 @@ func (r *Reader) readServiceNetworks(ctx context.Context) error {
 	if err != nil && !meta.IsNoMatchError(err) && !apierrors.IsNotFound(err) {
 		return err
 	}
-	var now []snapshot.ClusterAddress
+	var now []snapshot.ClusterAddressRange
 	for i := range list.Items {
 		for _, text := range list.Items[i].Spec.CIDRs {
 			if _, err := netip.ParsePrefix(text); err == nil {

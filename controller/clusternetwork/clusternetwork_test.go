@@ -44,7 +44,7 @@ func newNode(name string, addresses []string, podCIDRs ...string) *corev1.Node {
 	return n
 }
 
-func TestAddressesOfTheCluster(t *testing.T) {
+func TestClusterAddressesOfNodesAndServiceCIDRs(t *testing.T) {
 	changes := 0
 	api := &serviceCIDRReader{}
 	r := NewReader(Options{LiveReader: api, Log: slog.New(slog.DiscardHandler)})
@@ -53,7 +53,7 @@ func TestAddressesOfTheCluster(t *testing.T) {
 	check := func(wantChanges int, want ...string) {
 		t.Helper()
 		var got []string
-		for _, a := range r.LatestAddresses() {
+		for _, a := range r.LatestClusterAddresses() {
 			got = append(got, fmt.Sprintf("%s-%s is %s", a.First, a.Last, a.Use))
 		}
 		slices.Sort(got)
@@ -62,7 +62,7 @@ func TestAddressesOfTheCluster(t *testing.T) {
 			t.Errorf("after %d changes, want %d, there are %q, want %q", changes, wantChanges, got, want)
 		}
 	}
-	compact, err := StripUnreadNodeFields(newNode("a", []string{"192.0.2.10", "fd00::a"}, "10.244.0.0/24"))
+	compact, err := CompactNode(newNode("a", []string{"192.0.2.10", "fd00::a"}, "10.244.0.0/24"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ import (
 )
 
 // ReadAllObjects reads all objects that make up the configuration of the controller.
-func ReadAllObjects(ctx context.Context, c client.Reader, scope configuration.ConfigurationScope) (snapshot.Objects, error) {
+func ReadAllObjects(ctx context.Context, c client.Reader, scope configuration.ConfigurationScope) (snapshot.ConfigurationObjects, error) {
 	o, err := scope.ReadObjects(ctx, c)
 	if err != nil {
 		return o, err
@@ -43,13 +43,13 @@ func ReadAllObjects(ctx context.Context, c client.Reader, scope configuration.Co
 func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, scope configuration.ConfigurationScope) error {
 	handlers := map[client.Object]cache.ResourceEventHandler{
 		configuration.NewMetadataObject("Namespace"): r.namespaceEventHandler(),
-		configuration.NewMetadataObject("Node"):      newEventHandler(r.NotifyAnnouncementChanged),
-		&v1alpha1.AddressReservation{}:               newEventHandler(r.NotifyChanged),
+		configuration.NewMetadataObject("Node"):      newConfigurationEventHandler(r.NotifyAnnouncementObjectChanged),
+		&v1alpha1.AddressReservation{}:               newConfigurationEventHandler(r.NotifyAllocationObjectChanged),
 	}
 	for _, o := range scope.WatchedKinds() {
-		handlers[o] = newEventHandler(r.NotifyAnnouncementChanged)
+		handlers[o] = newConfigurationEventHandler(r.NotifyAnnouncementObjectChanged)
 		if _, pool := o.(*v1beta1.IPAddressPool); pool {
-			handlers[o] = newEventHandler(r.NotifyChanged)
+			handlers[o] = newConfigurationEventHandler(r.NotifyAllocationObjectChanged)
 		}
 	}
 	for o, handler := range handlers {
@@ -68,8 +68,8 @@ func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, scope 
 	return nil
 }
 
-// newEventHandler calls notify for each change that may change the configuration.
-func newEventHandler(notify func()) cache.ResourceEventHandler {
+// newConfigurationEventHandler calls notify for each change that may change the configuration.
+func newConfigurationEventHandler(notify func()) cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { notify() }, DeleteFunc: func(any) { notify() },
 		UpdateFunc: func(o, n any) {
@@ -91,7 +91,7 @@ func (r *Reader) namespaceEventHandler() cache.ResourceEventHandler {
 		}
 		n, ok := o.(client.Object)
 		if !ok || r.mayNamespaceChangeConfiguration(func(c *Configuration) bool { return slices.Contains(c.matchNamespaceSelectors(n.GetLabels()), true) }) {
-			r.NotifyChanged()
+			r.NotifyAllocationObjectChanged()
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
@@ -105,7 +105,7 @@ func (r *Reader) namespaceEventHandler() cache.ResourceEventHandler {
 			if !ok1 || !ok2 || r.mayNamespaceChangeConfiguration(func(c *Configuration) bool {
 				return !slices.Equal(c.matchNamespaceSelectors(before.GetLabels()), c.matchNamespaceSelectors(after.GetLabels()))
 			}) {
-				r.NotifyChanged()
+				r.NotifyAllocationObjectChanged()
 			}
 		},
 	}
@@ -119,7 +119,7 @@ func (r *Reader) mayNamespaceChangeConfiguration(counts func(*Configuration) boo
 	if r.HasUnreadChange() {
 		return true
 	}
-	c := r.published.Load()
+	c := r.publishedConfiguration.Load()
 	return c == nil || counts(c)
 }
 
@@ -137,7 +137,7 @@ func mayUpdateChangeConfiguration(before, after client.Object) bool {
 	return isSecret && before.GetResourceVersion() != after.GetResourceVersion()
 }
 
-func generationsOf(o *snapshot.Objects) map[types.UID]int64 {
+func generationsByUID(o *snapshot.ConfigurationObjects) map[types.UID]int64 {
 	out := map[types.UID]int64{}
 	addGenerations(out, o.Pools)
 	addGenerations(out, o.Reservations)

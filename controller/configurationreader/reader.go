@@ -60,7 +60,7 @@ const (
 // Options are the settings of a Reader.
 type Options struct {
 	// ReadObjects reads all configuration objects.
-	ReadObjects func(context.Context) (snapshot.Objects, error)
+	ReadObjects func(context.Context) (snapshot.ConfigurationObjects, error)
 	Log         *slog.Logger
 	// RecordProblems is called with the Problems of every reading; it may be nil.
 	RecordProblems func([]snapshot.Problem)
@@ -70,13 +70,13 @@ type Options struct {
 // call the other methods. Use NewReader to create it.
 type Reader struct {
 	Options
-	published atomic.Pointer[Configuration]
-	// changes counts all changes of objects, assignmentChanges those that may decide which Service
-	// gets which address.
-	changes, assignmentChanges changeCounter
-	changeWake                 *latest.Wake
-	// immediateReads are requests for a reading. Each gets the error of the reading.
-	immediateReads chan chan error
+	publishedConfiguration atomic.Pointer[Configuration]
+	// allChanges counts all changes of objects, assignmentChanges those that may decide which
+	// Service gets which address.
+	allChanges, assignmentChanges changeCounter
+	changeWake                    *latest.Wake
+	// immediateReadRequests are requests for a reading. Each gets the error of the reading.
+	immediateReadRequests chan chan error
 
 	mu          sync.Mutex // guards all that follows
 	subscribers []*latest.Wake
@@ -96,22 +96,22 @@ func (c *changeCounter) hasUnreadChange() bool {
 
 // NewReader returns a Reader that has nothing published.
 func NewReader(o Options) *Reader {
-	r := &Reader{Options: o, changeWake: latest.NewWake(), immediateReads: make(chan chan error)}
-	r.NotifyChanged() // nothing has been read yet
+	r := &Reader{Options: o, changeWake: latest.NewWake(), immediateReadRequests: make(chan chan error)}
+	r.NotifyAllocationObjectChanged() // nothing has been read yet
 	return r
 }
 
-// NotifyChanged reports that an object changed that may decide which Service gets which address: a
-// pool, a reservation, or a Namespace that a pool selects.
-func (r *Reader) NotifyChanged() {
+// NotifyAllocationObjectChanged reports that an object changed that may decide which Service gets
+// which address: a pool, a reservation, or a Namespace that a pool selects.
+func (r *Reader) NotifyAllocationObjectChanged() {
 	r.assignmentChanges.count.Add(1)
-	r.NotifyAnnouncementChanged()
+	r.NotifyAnnouncementObjectChanged()
 }
 
-// NotifyAnnouncementChanged reports that another object changed, such as an advertisement, a
+// NotifyAnnouncementObjectChanged reports that another object changed, such as an advertisement, a
 // BGPPeer, a Secret or a Node. No assignment waits until that is read.
-func (r *Reader) NotifyAnnouncementChanged() {
-	r.changes.count.Add(1)
+func (r *Reader) NotifyAnnouncementObjectChanged() {
+	r.allChanges.count.Add(1)
 	r.changeWake.Signal()
 }
 
@@ -131,11 +131,11 @@ func (r *Reader) Subscribe() <-chan struct{} {
 func (r *Reader) LatestConfiguration() (latest *Configuration, changeWaits bool) {
 	// The order matters: what is published has all changes that were read before.
 	changeWaits = r.assignmentChanges.hasUnreadChange()
-	return r.published.Load(), changeWaits
+	return r.publishedConfiguration.Load(), changeWaits
 }
 
 // HasUnreadChange reports whether any change waits to be read.
-func (r *Reader) HasUnreadChange() bool { return r.changes.hasUnreadChange() }
+func (r *Reader) HasUnreadChange() bool { return r.allChanges.hasUnreadChange() }
 
 // ReadNow reads the configuration, publishes and returns it. It works only while Start runs.
 func (r *Reader) ReadNow(ctx context.Context) (*Configuration, error) {
@@ -143,13 +143,13 @@ func (r *Reader) ReadNow(ctx context.Context) (*Configuration, error) {
 	select {
 	case <-ctx.Done():
 		return nil, ctx.Err()
-	case r.immediateReads <- reply:
+	case r.immediateReadRequests <- reply:
 	}
 	select {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case err := <-reply:
-		return r.published.Load(), err
+		return r.publishedConfiguration.Load(), err
 	}
 }
 
@@ -174,7 +174,7 @@ func (r *Reader) Start(ctx context.Context) error {
 			continue
 		case <-changed:
 		case <-retry:
-		case reply = <-r.immediateReads:
+		case reply = <-r.immediateReadRequests:
 		}
 		err := r.readAndPublish(ctx)
 		collected, retry = time.After(EditCollectDelay), nil
@@ -189,17 +189,17 @@ func (r *Reader) Start(ctx context.Context) error {
 
 // readAndPublish reads all objects once. An object that an edit broke keeps its last good state.
 func (r *Reader) readAndPublish(ctx context.Context) error {
-	all, ofAssignment := r.changes.count.Load(), r.assignmentChanges.count.Load()
+	all, ofAssignment := r.allChanges.count.Load(), r.assignmentChanges.count.Load()
 	o, err := r.ReadObjects(ctx)
 	if err == nil {
-		if before := r.published.Load(); before != nil {
+		if before := r.publishedConfiguration.Load(); before != nil {
 			o.PreviousSnapshot = before.Snapshot
 		}
-		r.publishObjects(o)
+		r.buildAndPublishConfiguration(o)
 	} else if ctx.Err() == nil {
 		r.Log.Error("reading the configuration; the last one that was read stays in force", "error", err, "again", failedReadRetryDelay)
 	}
-	r.changes.countAtLastReading.Store(all)
+	r.allChanges.countAtLastReading.Store(all)
 	r.assignmentChanges.countAtLastReading.Store(ofAssignment)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -209,8 +209,8 @@ func (r *Reader) readAndPublish(ctx context.Context) error {
 	return err
 }
 
-func (r *Reader) publishObjects(o snapshot.Objects) {
-	c := &Configuration{Nodes: o.Nodes, generationByUID: generationsOf(&o)}
+func (r *Reader) buildAndPublishConfiguration(o snapshot.ConfigurationObjects) {
+	c := &Configuration{Nodes: o.Nodes, generationByUID: generationsByUID(&o)}
 	c.Snapshot, c.Problems = snapshot.BuildSnapshot(o)
 	for _, p := range c.Problems {
 		r.Log.Debug("configuration problem", "object", p.Object.Kind+"/"+p.Object.Name, "reason", p.Reason, "cause", p.Text)
@@ -218,5 +218,5 @@ func (r *Reader) publishObjects(o snapshot.Objects) {
 	if r.RecordProblems != nil {
 		r.RecordProblems(c.Problems)
 	}
-	r.published.Store(c)
+	r.publishedConfiguration.Store(c)
 }

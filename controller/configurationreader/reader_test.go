@@ -20,8 +20,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// harness is a running Reader with the objects that it reads.
-type harness struct {
+// readerHarness is a running Reader with the objects that it reads.
+type readerHarness struct {
 	*Reader
 	mu        sync.Mutex // guards all that follows
 	pools     []v1beta1.IPAddressPool
@@ -29,15 +29,15 @@ type harness struct {
 	readCount int
 }
 
-func (h *harness) readObjects(context.Context) (snapshot.Objects, error) {
+func (h *readerHarness) readObjects(context.Context) (snapshot.ConfigurationObjects, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.readCount++
-	return snapshot.Objects{Pools: h.pools}, h.readError
+	return snapshot.ConfigurationObjects{Pools: h.pools}, h.readError
 }
 
 // setPool replaces all pools by one, without a notification.
-func (h *harness) setPool(generation int64, addresses ...string) {
+func (h *readerHarness) setPool(generation int64, addresses ...string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	p := v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "u", Generation: generation}}
@@ -45,22 +45,22 @@ func (h *harness) setPool(generation int64, addresses ...string) {
 	h.pools = []v1beta1.IPAddressPool{p}
 }
 
-func (h *harness) setReadError(err error) {
+func (h *readerHarness) setReadError(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.readError = err
 }
 
-func (h *harness) countReads() int {
+func (h *readerHarness) countReads() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.readCount
 }
 
-func (h *harness) countChanges() int64 { return h.assignmentChanges.count.Load() }
+func (h *readerHarness) countAssignmentChanges() int64 { return h.assignmentChanges.count.Load() }
 
-// selectNamespaces makes the pool select the Namespaces of a team, or none.
-func (h *harness) selectNamespaces(selects bool) {
+// setPoolNamespaceSelector makes the pool select the Namespaces of a team, or none.
+func (h *readerHarness) setPoolNamespaceSelector(selects bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	p := *h.pools[0].DeepCopy()
@@ -71,8 +71,8 @@ func (h *harness) selectNamespaces(selects bool) {
 	h.pools = []v1beta1.IPAddressPool{p}
 }
 
-// wantPool checks which addresses are published, and whether a change waits.
-func (h *harness) wantPool(t *testing.T, text string, waits bool) {
+// checkPublishedPool checks which addresses are published, and whether a change waits.
+func (h *readerHarness) checkPublishedPool(t *testing.T, text string, waits bool) {
 	t.Helper()
 	c, changeWaits := h.LatestConfiguration()
 	if changeWaits != waits {
@@ -87,14 +87,14 @@ func (h *harness) wantPool(t *testing.T, text string, waits bool) {
 	}
 }
 
-// runReader runs f with a Reader and fake time.
-func runReader(t *testing.T, f func(*testing.T, *harness)) {
+// runWithReaderHarness runs f with a Reader and fake time.
+func runWithReaderHarness(t *testing.T, f func(*testing.T, *readerHarness)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		h := &harness{}
+		h := &readerHarness{}
 		h.Reader = NewReader(Options{ReadObjects: h.readObjects, Log: slog.New(slog.DiscardHandler)})
 		h.setPool(1, "192.0.2.0/30")
-		h.wantPool(t, "", true)
+		h.checkPublishedPool(t, "", true)
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() {
@@ -102,7 +102,7 @@ func runReader(t *testing.T, f func(*testing.T, *harness)) {
 			_ = h.Start(ctx)
 		}()
 		time.Sleep(time.Second)
-		h.wantPool(t, "192.0.2.0/30", false)
+		h.checkPublishedPool(t, "192.0.2.0/30", false)
 		f(t, h)
 		stop()
 		<-ended
@@ -110,17 +110,17 @@ func runReader(t *testing.T, f func(*testing.T, *harness)) {
 }
 
 func TestEditsInQuickSuccessionAreOneReading(t *testing.T) {
-	runReader(t, func(t *testing.T, h *harness) {
+	runWithReaderHarness(t, func(t *testing.T, h *readerHarness) {
 		before := h.countReads()
 		for i := range 100 {
 			h.setPool(int64(i+2), "198.51.100.0/30")
-			h.NotifyChanged()
+			h.NotifyAllocationObjectChanged()
 			if _, waits := h.LatestConfiguration(); !waits {
 				t.Fatal("a change does not wait though it was not read")
 			}
 		}
 		time.Sleep(time.Second)
-		h.wantPool(t, "198.51.100.0/30", false)
+		h.checkPublishedPool(t, "198.51.100.0/30", false)
 		if n := h.countReads() - before; n < 1 || n > 2 {
 			t.Errorf("100 edits at once cause %d readings, want one or two", n)
 		}
@@ -130,46 +130,46 @@ func TestEditsInQuickSuccessionAreOneReading(t *testing.T) {
 // TestChangeDuringCollectDelayIsReadLater edits an object right after a reading. The change waits
 // until it is read, and the subscriber wakes then.
 func TestChangeDuringCollectDelayIsReadLater(t *testing.T) {
-	runReader(t, func(t *testing.T, h *harness) {
+	runWithReaderHarness(t, func(t *testing.T, h *readerHarness) {
 		published := h.Subscribe()
 		<-published
-		h.NotifyChanged()
+		h.NotifyAllocationObjectChanged()
 		<-published
 		h.setPool(2, "198.51.100.0/30")
-		h.NotifyChanged()
+		h.NotifyAllocationObjectChanged()
 		synctest.Wait()
-		h.wantPool(t, "192.0.2.0/30", true)
+		h.checkPublishedPool(t, "192.0.2.0/30", true)
 		<-published
-		h.wantPool(t, "198.51.100.0/30", false)
+		h.checkPublishedPool(t, "198.51.100.0/30", false)
 	})
 }
 
 // TestOnlyAssignmentChangesCountAsUnread edits an advertisement or a pool right after a reading:
 // only the pool's edit is a change that an assignment must wait for.
 func TestOnlyAssignmentChangesCountAsUnread(t *testing.T) {
-	runReader(t, func(t *testing.T, h *harness) {
-		h.NotifyAnnouncementChanged()
+	runWithReaderHarness(t, func(t *testing.T, h *readerHarness) {
+		h.NotifyAnnouncementObjectChanged()
 		synctest.Wait()
-		h.NotifyAnnouncementChanged()
+		h.NotifyAnnouncementObjectChanged()
 		synctest.Wait()
-		h.wantPool(t, "192.0.2.0/30", false)
+		h.checkPublishedPool(t, "192.0.2.0/30", false)
 		if !h.HasUnreadChange() {
 			t.Error("the advertisement's edit is no change that waits to be read")
 		}
-		h.NotifyChanged()
-		h.wantPool(t, "192.0.2.0/30", true)
+		h.NotifyAllocationObjectChanged()
+		h.checkPublishedPool(t, "192.0.2.0/30", true)
 		time.Sleep(time.Second)
-		h.wantPool(t, "192.0.2.0/30", false)
+		h.checkPublishedPool(t, "192.0.2.0/30", false)
 		if h.HasUnreadChange() {
 			t.Error("a change waits still after a second")
 		}
 	})
 }
 
-// TestOnlySelectedNamespacesAreRead creates, labels and deletes Namespaces. Those that no pool
+// TestOnlySelectedNamespacesCauseReading creates, labels and deletes Namespaces. Those that no pool
 // selects cause no reading.
-func TestOnlySelectedNamespacesAreRead(t *testing.T) {
-	runReader(t, func(t *testing.T, h *harness) {
+func TestOnlySelectedNamespacesCauseReading(t *testing.T) {
+	runWithReaderHarness(t, func(t *testing.T, h *readerHarness) {
 		namespace := func(labels map[string]string) client.Object {
 			n := configuration.NewMetadataObject("Namespace")
 			n.Labels = labels
@@ -192,8 +192,8 @@ func TestOnlySelectedNamespacesAreRead(t *testing.T) {
 			{"one of the team is deleted", func() { handler.OnDelete(cache.DeletedFinalStateUnknown{Obj: selected}) }, 0, 1},
 		} {
 			for selects, want := range map[bool]int{false: step.readings, true: step.selected} {
-				h.selectNamespaces(selects)
-				h.NotifyChanged()
+				h.setPoolNamespaceSelector(selects)
+				h.NotifyAllocationObjectChanged()
 				time.Sleep(time.Second)
 				before := h.countReads()
 				step.change()
@@ -206,23 +206,23 @@ func TestOnlySelectedNamespacesAreRead(t *testing.T) {
 	})
 }
 
-// TestNamespaceChangeIsReadWhileAPoolWaits labels a Namespace while a pool that may select it has
-// not been read yet.
-func TestNamespaceChangeIsReadWhileAPoolWaits(t *testing.T) {
-	runReader(t, func(t *testing.T, h *harness) {
-		h.NotifyChanged()
+// TestNamespaceChangeCountsWhilePoolEditIsUnread labels a Namespace while a pool that may select it
+// has not been read yet.
+func TestNamespaceChangeCountsWhilePoolEditIsUnread(t *testing.T) {
+	runWithReaderHarness(t, func(t *testing.T, h *readerHarness) {
+		h.NotifyAllocationObjectChanged()
 		synctest.Wait()
-		h.NotifyChanged() // the delay after the last reading runs
-		before := h.countChanges()
+		h.NotifyAllocationObjectChanged() // the delay after the last reading runs
+		before := h.countAssignmentChanges()
 		h.namespaceEventHandler().OnAdd(configuration.NewMetadataObject("Namespace"), false)
-		if h.countChanges() == before {
+		if h.countAssignmentChanges() == before {
 			t.Error("the Namespace is no change, although the pool that waits may select it")
 		}
 	})
 }
 
 func TestReadNowHasEveryEarlierEdit(t *testing.T) {
-	runReader(t, func(t *testing.T, h *harness) {
+	runWithReaderHarness(t, func(t *testing.T, h *readerHarness) {
 		// The second edit comes within the delay after the first reading.
 		for i, want := range []string{"198.51.100.0/30", "203.0.113.0/30"} {
 			h.setPool(int64(i+2), want)
@@ -238,28 +238,28 @@ func TestReadNowHasEveryEarlierEdit(t *testing.T) {
 	})
 }
 
-func TestLastGoodStateStaysInForce(t *testing.T) {
-	runReader(t, func(t *testing.T, h *harness) {
+func TestInvalidEditKeepsLastGoodConfiguration(t *testing.T) {
+	runWithReaderHarness(t, func(t *testing.T, h *readerHarness) {
 		h.setPool(2, "nonsense")
-		h.NotifyChanged()
+		h.NotifyAllocationObjectChanged()
 		time.Sleep(time.Second)
-		h.wantPool(t, "192.0.2.0/30", false)
+		h.checkPublishedPool(t, "192.0.2.0/30", false)
 		if c, _ := h.LatestConfiguration(); len(c.Problems) != 1 {
 			t.Errorf("the Problems are %v, want the invalid entry", c.Problems)
 		}
 		h.setReadError(errors.New("no"))
 		h.setPool(3, "198.51.100.0/30")
-		h.NotifyChanged()
+		h.NotifyAllocationObjectChanged()
 		time.Sleep(time.Second)
-		h.wantPool(t, "192.0.2.0/30", false) // what cannot be read stops nothing
+		h.checkPublishedPool(t, "192.0.2.0/30", false) // what cannot be read stops nothing
 		h.setReadError(nil)
 		time.Sleep(time.Second)
-		h.wantPool(t, "198.51.100.0/30", false)
+		h.checkPublishedPool(t, "198.51.100.0/30", false)
 	})
 }
 
 func TestIsUpToDateWithDetectsNewerObject(t *testing.T) {
-	runReader(t, func(t *testing.T, h *harness) {
+	runWithReaderHarness(t, func(t *testing.T, h *readerHarness) {
 		c, _ := h.LatestConfiguration()
 		for name, tt := range map[string]struct {
 			meta metav1.ObjectMeta
@@ -276,8 +276,8 @@ func TestIsUpToDateWithDetectsNewerObject(t *testing.T) {
 	})
 }
 
-// TestOnlyEditsAreChanges sends updates of objects as a cache does.
-func TestOnlyEditsAreChanges(t *testing.T) {
+// TestOnlyRelevantUpdatesChangeConfiguration sends updates of objects as a cache does.
+func TestOnlyRelevantUpdatesChangeConfiguration(t *testing.T) {
 	meta := metav1.ObjectMeta{UID: "u", Generation: 1, ResourceVersion: "1", Labels: map[string]string{"a": "1"}}
 	pool := func(edit func(*metav1.ObjectMeta)) client.Object {
 		o := &v1beta1.IPAddressPool{ObjectMeta: *meta.DeepCopy()}

@@ -21,8 +21,8 @@ import (
 // SeriesRecorder creates events about Services. It writes an event that it repeats as a series of
 // one object, however long the time between two of them is. Use NewSeriesRecorder to create it.
 type SeriesRecorder struct {
-	options  SeriesRecorderOptions
-	instance string
+	options           SeriesRecorderOptions
+	reportingInstance string
 }
 
 // SeriesRecorderOptions are what a SeriesRecorder needs.
@@ -40,23 +40,23 @@ func NewSeriesRecorder(o SeriesRecorderOptions) *SeriesRecorder {
 	if err != nil || host == "" {
 		host = names.ControllerEventSource
 	}
-	return &SeriesRecorder{options: o, instance: host}
+	return &SeriesRecorder{options: o, reportingInstance: host}
 }
 
 // RecordSeriesEvent creates an event about a Service, or counts it once more if it exists. kind is
 // Normal or Warning. An error is only logged: the condition of the Service says the same.
 func (r *SeriesRecorder) RecordSeriesEvent(ctx context.Context, about *corev1.Service, kind, reason, text string) {
-	if err := r.writeEvent(ctx, about, kind, reason, text); err != nil && ctx.Err() == nil {
+	if err := r.createOrCountEvent(ctx, about, kind, reason, text); err != nil && ctx.Err() == nil {
 		r.options.Log.Info("an event was not written", "service", about.Namespace+"/"+about.Name, "error", err)
 	}
 }
 
-func (r *SeriesRecorder) writeEvent(ctx context.Context, about *corev1.Service, kind, reason, text string) error {
+func (r *SeriesRecorder) createOrCountEvent(ctx context.Context, about *corev1.Service, kind, reason, text string) error {
 	now := metav1.NewMicroTime(r.options.Now())
 	key := client.ObjectKey{Namespace: about.Namespace, Name: eventNameOfSeries(about, kind, reason, text)}
 	e := &eventsv1.Event{
 		ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name},
-		EventTime:  now, ReportingController: names.ControllerEventSource, ReportingInstance: r.instance,
+		EventTime:  now, ReportingController: names.ControllerEventSource, ReportingInstance: r.reportingInstance,
 		Action: actionForText(text), Reason: reason, Type: kind, Note: text,
 		Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Service", Namespace: about.Namespace, Name: about.Name, UID: about.UID},
 	}

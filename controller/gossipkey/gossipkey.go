@@ -21,22 +21,22 @@ type Options struct {
 	Client    client.Client
 	Log       *slog.Logger
 	Namespace string
-	// Reader reads the Secret without a cache.
-	Reader client.Reader
+	// LiveReader reads the Secret without a cache.
+	LiveReader client.Reader
 	Flags
 	// Now reads the clock.
 	Now func() time.Time
 }
 
-// Keeper creates and rotates the gossip key of the speakers. Use NewKeeper to create it.
-type Keeper struct{ Options }
+// KeyRotator creates and rotates the gossip key of the speakers. Use NewKeyRotator to create it.
+type KeyRotator struct{ Options }
 
-// NewKeeper returns a Keeper for a manager to start.
-func NewKeeper(o Options) *Keeper { return &Keeper{o} }
+// NewKeyRotator returns a Keeper for a manager to start.
+func NewKeyRotator(o Options) *KeyRotator { return &KeyRotator{o} }
 
 // Start creates the Secret unless it exists, and then rotates its key until ctx ends.
-func (g *Keeper) Start(ctx context.Context) error {
-	if err := g.createSecret(ctx); err != nil {
+func (g *KeyRotator) Start(ctx context.Context) error {
+	if err := g.ensureSecretExists(ctx); err != nil {
 		return err
 	}
 	lastError := ""
@@ -53,9 +53,9 @@ func (g *Keeper) Start(ctx context.Context) error {
 	return nil
 }
 
-// createSecret creates the Secret, and returns when it exists. It never overwrites the Secret:
-// speakers with different keys cannot talk to each other.
-func (g *Keeper) createSecret(ctx context.Context) error {
+// ensureSecretExists creates the Secret, and returns when it exists. It never overwrites the
+// Secret: speakers with different keys cannot talk to each other.
+func (g *KeyRotator) ensureSecretExists(ctx context.Context) error {
 	key := make([]byte, 32)
 	if _, err := rand.Read(key); err != nil {
 		return fmt.Errorf("creating a gossip key: %w", err)

@@ -45,16 +45,16 @@ const (
 // keys of the Secret, and encrypt with one of them. So no speaker gets a message that it cannot
 // read: the new key is accepted everywhere before a speaker encrypts with it, and the old one until
 // no speaker does.
-func (g *Keeper) advanceRotation(ctx context.Context) error {
+func (g *KeyRotator) advanceRotation(ctx context.Context) error {
 	var s corev1.Secret
-	if err := g.Reader.Get(ctx, client.ObjectKey{Namespace: g.Namespace, Name: names.GossipSecret}, &s); err != nil {
+	if err := g.LiveReader.Get(ctx, client.ObjectKey{Namespace: g.Namespace, Name: names.GossipSecret}, &s); err != nil {
 		return fmt.Errorf("reading the Secret: %w", err)
 	}
 	newKey := make([]byte, 32)
 	if _, err := rand.Read(newKey); err != nil {
 		return fmt.Errorf("creating a gossip key: %w", err)
 	}
-	step := applyRotationStep(&s, newKey, g.RotationInterval, g.Now())
+	step := applyDueRotationStep(&s, newKey, g.RotationInterval, g.Now())
 	if step == "" {
 		return nil
 	}
@@ -65,9 +65,9 @@ func (g *Keeper) advanceRotation(ctx context.Context) error {
 	return nil
 }
 
-// applyRotationStep edits the Secret by the step that is due, and says which one that is. It is
+// applyDueRotationStep edits the Secret by the step that is due, and says which one that is. It is
 // empty if none is due.
-func applyRotationStep(s *corev1.Secret, newKey []byte, interval time.Duration, now time.Time) string {
+func applyDueRotationStep(s *corev1.Secret, newKey []byte, interval time.Duration, now time.Time) string {
 	changedAt := s.CreationTimestamp.Time
 	if t, err := time.Parse(time.RFC3339, s.Annotations[names.AnnotationGossipKeyChangedAt]); err == nil {
 		changedAt = t

@@ -34,7 +34,7 @@ func TestNoSpeakerGetsMessagesWithUnknownKey(t *testing.T) {
 	steps := 0
 	for at := time.Duration(0); at < time.Hour; at += rotationCheckInterval {
 		before := s.DeepCopy()
-		if applyRotationStep(s, fmt.Appendf(nil, "a new key of step %d", steps), 0, testStartTime.Add(at)) == "" {
+		if applyDueRotationStep(s, fmt.Appendf(nil, "a new key of step %d", steps), 0, testStartTime.Add(at)) == "" {
 			continue
 		}
 		steps++
@@ -54,27 +54,27 @@ func TestKeyIsRotatedPeriodically(t *testing.T) {
 	}
 	steps := 0
 	for at := time.Duration(0); at < 25*time.Hour; at += rotationCheckInterval {
-		if applyRotationStep(s, []byte("a new key"), 12*time.Hour, testStartTime.Add(at)) != "" {
+		if applyDueRotationStep(s, []byte("a new key"), 12*time.Hour, testStartTime.Add(at)) != "" {
 			steps++
 		}
 	}
 	if steps != 6 {
 		t.Errorf("%d steps in 25 hours with an interval of 12 hours, want 6", steps)
 	}
-	if step := applyRotationStep(s, nil, 0, testStartTime.Add(1000*time.Hour)); step != "" {
+	if step := applyDueRotationStep(s, nil, 0, testStartTime.Add(1000*time.Hour)); step != "" {
 		t.Errorf("without an interval and a request: %s", step)
 	}
 }
 
 func TestRequestedRotationFirstAddsTheNextKey(t *testing.T) {
 	c := fake.NewClientBuilder().Build()
-	k := NewKeeper(Options{Client: c, Reader: c, Log: slog.New(slog.DiscardHandler), Namespace: names.Namespace, Now: func() time.Time { return testStartTime }})
-	if err := k.createSecret(t.Context()); err != nil {
+	k := NewKeyRotator(Options{Client: c, LiveReader: c, Log: slog.New(slog.DiscardHandler), Namespace: names.DefaultNamespace, Now: func() time.Time { return testStartTime }})
+	if err := k.ensureSecretExists(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	read := func() *corev1.Secret {
 		var s corev1.Secret
-		if err := c.Get(t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: names.GossipSecret}, &s); err != nil {
+		if err := c.Get(t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: names.GossipSecret}, &s); err != nil {
 			t.Fatal(err)
 		}
 		return &s

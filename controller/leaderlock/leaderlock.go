@@ -66,10 +66,10 @@ func NewLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, namespace s
 type Lock struct {
 	resourcelock.Interface
 
-	mu              sync.Mutex // guards all that follows
-	renewedByOthers time.Time
-	isHeld          bool
-	absence         assign.LeaderAbsence
+	mu                  sync.Mutex // guards all that follows
+	lastRenewalByOthers time.Time
+	isHeld              bool
+	leaderAbsence       assign.LeaderAbsence
 }
 
 // Get returns the record and its encoded form, with takeoverBeforeLeaseExpiryInterval subtracted
@@ -80,7 +80,7 @@ func (l *Lock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []b
 		return record, raw, err
 	}
 	l.mu.Lock()
-	l.renewedByOthers, l.isHeld = record.RenewTime.Time, false
+	l.lastRenewalByOthers, l.isHeld = record.RenewTime.Time, false
 	l.mu.Unlock()
 	record.LeaseDurationSeconds = max(record.LeaseDurationSeconds-int(takeoverBeforeLeaseExpiryInterval/time.Second), 1)
 	return record, raw, nil
@@ -93,8 +93,8 @@ func (l *Lock) Update(ctx context.Context, record resourcelock.LeaderElectionRec
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.isHeld && !l.renewedByOthers.IsZero() {
-		l.absence = assign.LeaderAbsence{Since: l.renewedByOthers, Until: record.RenewTime.Time}
+	if !l.isHeld && !l.lastRenewalByOthers.IsZero() {
+		l.leaderAbsence = assign.LeaderAbsence{Since: l.lastRenewalByOthers, Until: record.RenewTime.Time}
 	}
 	l.isHeld = true
 	return nil
@@ -104,5 +104,5 @@ func (l *Lock) Update(ctx context.Context, record resourcelock.LeaderElectionRec
 func (l *Lock) LeaderAbsence() assign.LeaderAbsence {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.absence
+	return l.leaderAbsence
 }

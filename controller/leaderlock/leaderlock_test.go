@@ -112,8 +112,8 @@ func (s *leaseServer) serveRequest(ctx context.Context, do func() error) error {
 	}
 }
 
-// setBehavior changes how the server answers from now on.
-func (s *leaseServer) setBehavior(answerDelay time.Duration, hangs bool) {
+// setAnswerDelayAndHanging changes how the server answers from now on.
+func (s *leaseServer) setAnswerDelayAndHanging(answerDelay time.Duration, hangs bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answerDelay, s.hangs = answerDelay, hangs
@@ -125,7 +125,7 @@ type leaseClient struct {
 	server      *leaseServer
 	name        string
 	seenVersion int
-	killed      context.Context
+	killContext context.Context
 }
 
 func (c *leaseClient) Identity() string   { return c.name }
@@ -144,8 +144,8 @@ func (c *leaseClient) Get(ctx context.Context) (r *resourcelock.LeaderElectionRe
 
 func (c *leaseClient) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
 	return c.server.serveRequest(ctx, func() error {
-		if c.killed.Err() != nil {
-			return c.killed.Err()
+		if c.killContext.Err() != nil {
+			return c.killContext.Err()
 		}
 		if c.seenVersion != c.server.version {
 			return errors.New("the object has been modified")
@@ -162,7 +162,7 @@ func runElection(t *testing.T, s *leaseServer, name string, leads chan<- string)
 	t.Helper()
 	ctx, kill := context.WithCancel(klog.NewContext(t.Context(), logr.Discard()))
 	e, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock:          &Lock{Interface: &leaseClient{server: s, name: name, killed: ctx}},
+		Lock:          &Lock{Interface: &leaseClient{server: s, name: name, killContext: ctx}},
 		LeaseDuration: LeaseTimeout, RenewDeadline: RenewTimeout, RetryPeriod: RetryInterval,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) { leads <- name },
@@ -193,12 +193,12 @@ func TestSlowAPIServerEndsNoLeadership(t *testing.T) {
 		}
 		defer time.Sleep(time.Minute) // until both have ended
 		defer runElection(t, s, "second", leads)()
-		s.setBehavior(2*time.Second, false)
+		s.setAnswerDelayAndHanging(2*time.Second, false)
 		time.Sleep(time.Hour)
 		for range 1000 {
-			s.setBehavior(100*time.Millisecond, true)
+			s.setAnswerDelayAndHanging(100*time.Millisecond, true)
 			time.Sleep(RetryInterval + 100*time.Millisecond) // for one request
-			s.setBehavior(100*time.Millisecond, false)
+			s.setAnswerDelayAndHanging(100*time.Millisecond, false)
 			time.Sleep(10*time.Second + 77*time.Millisecond)
 		}
 		if len(leads) > 0 {

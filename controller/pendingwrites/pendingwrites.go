@@ -62,13 +62,13 @@ type Set struct {
 	// object when it was read. While the base is the same, a write by another controller may bring
 	// them.
 	otherPendingAddressesByService map[view.ObjectKey][]netip.Addr
-	// mustWriteObjectFirst says that no write may rely on the object before this controller has
-	// written it: something is pending that it does not show, or another controller wrote it and
-	// may remove an assignment when its own write is refused.
-	mustWriteObjectFirst bool
-	// servicesOmittedFromObject have an open assignment that the object leaves out, because the API
-	// server refuses the object with it.
-	servicesOmittedFromObject map[view.ObjectKey]struct{}
+	// mustWriteAddressLedgerFirst says that no write may rely on the object before this controller
+	// has written it: something is pending that it does not show, or another controller wrote it
+	// and may remove an assignment when its own write is refused.
+	mustWriteAddressLedgerFirst bool
+	// servicesNotInAddressLedger have an open assignment that the object leaves out, because the
+	// API server refuses the object with it.
+	servicesNotInAddressLedger map[view.ObjectKey]struct{}
 }
 
 // NewSet returns the Set for an object with these assignments. Call it when the object has been
@@ -77,10 +77,10 @@ func NewSet(intents []PendingStatusWrite) *Set {
 	f := &Set{
 		pendingByService:               make(map[view.ObjectKey]PendingStatusWrite, len(intents)),
 		otherPendingAddressesByService: make(map[view.ObjectKey][]netip.Addr, len(intents)),
-		servicesOmittedFromObject:      map[view.ObjectKey]struct{}{},
+		servicesNotInAddressLedger:     map[view.ObjectKey]struct{}{},
 	}
-	f.RecordBatchWrittenToObject(intents)
-	f.mustWriteObjectFirst = true
+	f.RecordBatchInAddressLedger(intents)
+	f.mustWriteAddressLedgerFirst = true
 	for k, i := range f.pendingByService {
 		f.otherPendingAddressesByService[k] = i.Addresses
 	}
@@ -137,15 +137,15 @@ func (f *Set) PendingAddressesOfService(k view.ObjectKey, version string) []neti
 	return nil
 }
 
-// ObjectContainsPending says whether the object has an assignment on the same base with all of
-// these addresses, so that they may be written without another one. This controller must have
+// AddressLedgerContainsPending says whether the object has an assignment on the same base with all
+// of these addresses, so that they may be written without another one. This controller must have
 // written the object: then another one can remove nothing before it has read the object again.
-func (f *Set) ObjectContainsPending(i PendingStatusWrite) bool {
+func (f *Set) AddressLedgerContainsPending(i PendingStatusWrite) bool {
 	has, ok := f.pendingByService[i.Service]
-	if _, omitted := f.servicesOmittedFromObject[i.Service]; omitted {
+	if _, omitted := f.servicesNotInAddressLedger[i.Service]; omitted {
 		return false
 	}
-	return ok && !f.mustWriteObjectFirst && has.BaseResourceVersion == i.BaseResourceVersion && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
+	return ok && !f.mustWriteAddressLedgerFirst && has.BaseResourceVersion == i.BaseResourceVersion && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
 }
 
 // HasPendingForService says whether the Service has an open assignment on any base. Another one of
@@ -157,10 +157,10 @@ func (f *Set) HasPendingForService(k view.ObjectKey) bool {
 
 // MergePendingWithBatch returns what the object should contain when the assignments of a batch are
 // added to the open ones, sorted by Service, without those that it leaves out. The Set changes
-// only with RecordBatchWrittenToObject.
+// only with RecordBatchInAddressLedger.
 func (f *Set) MergePendingWithBatch(batch []PendingStatusWrite) []PendingStatusWrite {
 	all := maps.Clone(f.pendingByService)
-	for k := range f.servicesOmittedFromObject {
+	for k := range f.servicesNotInAddressLedger {
 		delete(all, k)
 	}
 	f.mergeBatchInto(all, batch)
@@ -181,31 +181,31 @@ func (f *Set) mergeBatchInto(all map[view.ObjectKey]PendingStatusWrite, batch []
 	}
 }
 
-// OmitFromObject records that the object leaves out the open assignment of the Service, and says
-// whether it did not before.
-func (f *Set) OmitFromObject(k view.ObjectKey) bool {
+// OmitFromAddressLedger records that the object leaves out the open assignment of the Service, and
+// says whether it did not before.
+func (f *Set) OmitFromAddressLedger(k view.ObjectKey) bool {
 	_, open := f.pendingByService[k]
-	_, omitted := f.servicesOmittedFromObject[k]
+	_, omitted := f.servicesNotInAddressLedger[k]
 	if !open || omitted {
 		return false
 	}
-	f.servicesOmittedFromObject[k] = struct{}{}
+	f.servicesNotInAddressLedger[k] = struct{}{}
 	return true
 }
 
-// OmitAllFromObjectExcept records that the object leaves out all open assignments of other Services
-// than those of the batch. They are left out until they are closed.
-func (f *Set) OmitAllFromObjectExcept(batch []PendingStatusWrite) {
+// OmitAllFromAddressLedgerExcept records that the object leaves out all open assignments of other
+// Services than those of the batch. They are left out until they are closed.
+func (f *Set) OmitAllFromAddressLedgerExcept(batch []PendingStatusWrite) {
 	for k := range f.pendingByService {
 		if !slices.ContainsFunc(batch, func(i PendingStatusWrite) bool { return i.Service == k }) {
-			f.servicesOmittedFromObject[k] = struct{}{}
+			f.servicesNotInAddressLedger[k] = struct{}{}
 		}
 	}
 }
 
-// CountOmittedFromObject counts the open assignments that the object leaves out. It is incomplete
-// while there is one.
-func (f *Set) CountOmittedFromObject() int { return len(f.servicesOmittedFromObject) }
+// CountOmittedFromAddressLedger counts the open assignments that the object leaves out. It is
+// incomplete while there is one.
+func (f *Set) CountOmittedFromAddressLedger() int { return len(f.servicesNotInAddressLedger) }
 
 // mergePendingOfSameService merges an older and a newer assignment of one Service. On another base
 // the older write cannot succeed any more; on the same base both may.
@@ -234,9 +234,9 @@ func (f *Set) KeepPendingOfEarlierSet(before *Set) {
 		merged := i
 		if ok {
 			merged = mergePendingOfSameService(has, i)
-		} else if _, omitted := before.servicesOmittedFromObject[k]; omitted {
+		} else if _, omitted := before.servicesNotInAddressLedger[k]; omitted {
 			f.pendingByService[k], f.otherPendingAddressesByService[k] = merged, merged.Addresses
-			f.servicesOmittedFromObject[k] = struct{}{}
+			f.servicesNotInAddressLedger[k] = struct{}{}
 			continue
 		}
 		f.pendingByService[k], f.otherPendingAddressesByService[k] = merged, merged.Addresses
@@ -250,15 +250,15 @@ func (f *Set) HasPendingOnLaterResourceVersion(k view.ObjectKey, version string)
 	return ok && isLaterVersion(i.BaseResourceVersion, version)
 }
 
-// RecordBatchWrittenToObject records that the object now contains the assignments of a batch.
-func (f *Set) RecordBatchWrittenToObject(batch []PendingStatusWrite) {
-	f.mustWriteObjectFirst = false
+// RecordBatchInAddressLedger records that the object now contains the assignments of a batch.
+func (f *Set) RecordBatchInAddressLedger(batch []PendingStatusWrite) {
+	f.mustWriteAddressLedgerFirst = false
 	for _, i := range batch {
 		if f.pendingByService[i.Service].BaseResourceVersion != i.BaseResourceVersion {
 			delete(f.otherPendingAddressesByService, i.Service)
 		}
 		f.pendingByService[i.Service] = mergePendingOfSameService(f.pendingByService[i.Service], i)
-		delete(f.servicesOmittedFromObject, i.Service)
+		delete(f.servicesNotInAddressLedger, i.Service)
 	}
 }
 
@@ -296,7 +296,7 @@ func (f *Set) ClosePendingWithOlderBase(k view.ObjectKey, version string) {
 func (f *Set) removePending(k view.ObjectKey) {
 	delete(f.pendingByService, k)
 	delete(f.otherPendingAddressesByService, k)
-	delete(f.servicesOmittedFromObject, k)
+	delete(f.servicesNotInAddressLedger, k)
 }
 
 // CountPending counts the open assignments.

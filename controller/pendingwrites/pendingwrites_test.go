@@ -35,7 +35,7 @@ func TestPendingStaysUntilItIsClosed(t *testing.T) {
 	batch := []PendingStatusWrite{newPending("new", "7", "192.0.2.1")}
 	wantPending(t, "the next object", f.MergePendingWithBatch(batch), newPending("new", "7", "192.0.2.1"), newPending("under-way", "3", "192.0.2.3"))
 	wantPending(t, "before it is written", f.MergePendingWithBatch(nil), newPending("under-way", "3", "192.0.2.3"))
-	f.RecordBatchWrittenToObject(batch)
+	f.RecordBatchInAddressLedger(batch)
 	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "new"}, "6")
 	if f.CountPending() != 2 {
 		t.Error("a pending assignment on another base was closed too")
@@ -47,9 +47,9 @@ func TestPendingStaysUntilItIsClosed(t *testing.T) {
 
 func TestPendingAddressesOfSameBaseAreMerged(t *testing.T) {
 	f := NewSet([]PendingStatusWrite{newPending("s", "3", "192.0.2.1")})
-	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "3", "192.0.2.2")})
+	f.RecordBatchInAddressLedger([]PendingStatusWrite{newPending("s", "3", "192.0.2.2")})
 	wantPending(t, "two writes on one base", f.MergePendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
-	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "4", "192.0.2.5")})
+	f.RecordBatchInAddressLedger([]PendingStatusWrite{newPending("s", "4", "192.0.2.5")})
 	wantPending(t, "on a later base the older cannot arrive", f.MergePendingWithBatch(nil), newPending("s", "4", "192.0.2.5"))
 }
 
@@ -58,20 +58,20 @@ func serviceKey(name string) view.ObjectKey { return view.ObjectKey{Namespace: "
 func TestRefusedWriteKeepsAddressesOfOtherController(t *testing.T) {
 	theirs, ours := newPending("s", "3", "192.0.2.1"), newPending("s", "3", "192.0.2.2")
 	f := NewSet([]PendingStatusWrite{theirs})
-	if f.ObjectContainsPending(theirs) {
+	if f.AddressLedgerContainsPending(theirs) {
 		t.Error("a write relies on an object that only another controller has written: that one may remove the assignment")
 	}
-	f.RecordBatchWrittenToObject(nil)
-	if !f.ObjectContainsPending(theirs) || f.ObjectContainsPending(ours) || f.ObjectContainsPending(newPending("s", "4", "192.0.2.1")) || f.ObjectContainsPending(newPending("other", "3")) {
+	f.RecordBatchInAddressLedger(nil)
+	if !f.AddressLedgerContainsPending(theirs) || f.AddressLedgerContainsPending(ours) || f.AddressLedgerContainsPending(newPending("s", "4", "192.0.2.1")) || f.AddressLedgerContainsPending(newPending("other", "3")) {
 		t.Error("a write needs no further pending assignment just where the object shows its base and all of its addresses")
 	}
-	f.RecordBatchWrittenToObject([]PendingStatusWrite{ours})
+	f.RecordBatchInAddressLedger([]PendingStatusWrite{ours})
 	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "2")
 	wantPending(t, "a refusal on another base", f.MergePendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
 	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "3")
 	wantPending(t, "after our write was refused", f.MergePendingWithBatch(nil), theirs)
 
-	f.RecordBatchWrittenToObject([]PendingStatusWrite{newPending("s", "4", "192.0.2.3")})
+	f.RecordBatchInAddressLedger([]PendingStatusWrite{newPending("s", "4", "192.0.2.3")})
 	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "4")
 	wantPending(t, "on a later base theirs cannot arrive", f.MergePendingWithBatch(nil))
 }
@@ -118,11 +118,11 @@ func TestPendingSurvivesDeletedOrReplacedLedgerObject(t *testing.T) {
 			if got := f.PendingAddressesOfService(k, "4"); !slices.Equal(got, tc.want) {
 				t.Errorf("%v is pending, want %v", got, tc.want)
 			}
-			if f.ObjectContainsPending(mine) {
+			if f.AddressLedgerContainsPending(mine) {
 				t.Error("a write relies on the object before this controller has written it")
 			}
-			f.RecordBatchWrittenToObject(nil)
-			if got, want := f.ObjectContainsPending(mine), slices.Contains(tc.want, a); got != want {
+			f.RecordBatchInAddressLedger(nil)
+			if got, want := f.AddressLedgerContainsPending(mine), slices.Contains(tc.want, a); got != want {
 				t.Errorf("after another write the object shows it: %v, want %v", got, want)
 			}
 		})
@@ -167,29 +167,29 @@ func TestOmittedPendingStaysOpen(t *testing.T) {
 	f := NewSet([]PendingStatusWrite{first, second})
 	batch := []PendingStatusWrite{third}
 	wantPending(t, "an object with the batch only", f.PendingOfBatchOnly(batch), third)
-	f.OmitAllFromObjectExcept(batch)
-	f.RecordBatchWrittenToObject(batch)
+	f.OmitAllFromAddressLedgerExcept(batch)
+	f.RecordBatchInAddressLedger(batch)
 	wantPending(t, "the open assignments", f.ListOpenPending(), first, second, third)
 	wantPending(t, "the next object", f.MergePendingWithBatch(nil), third)
-	if f.CountOmittedFromObject() != 2 || f.ObjectContainsPending(first) || !f.ObjectContainsPending(third) {
+	if f.CountOmittedFromAddressLedger() != 2 || f.AddressLedgerContainsPending(first) || !f.AddressLedgerContainsPending(third) {
 		t.Error("the object should lack the first two, and have the third")
 	}
 	again := NewSet([]PendingStatusWrite{third})
 	again.KeepPendingOfEarlierSet(f)
 	wantPending(t, "the open assignments after reading the object", again.ListOpenPending(), first, second, third)
 	wantPending(t, "the next object after reading it", again.MergePendingWithBatch(nil), third)
-	again.RecordBatchWrittenToObject(nil)
-	if again.CountOmittedFromObject() != 2 || again.ObjectContainsPending(first) || !again.ObjectContainsPending(third) {
+	again.RecordBatchInAddressLedger(nil)
+	if again.CountOmittedFromAddressLedger() != 2 || again.AddressLedgerContainsPending(first) || !again.AddressLedgerContainsPending(third) {
 		t.Error("after reading the object it should lack the first two, and have the third")
 	}
 	f.ClosePendingWithBase(serviceKey("first"), "3")
 	wantPending(t, "when the first is closed", f.ListOpenPending(), second, third)
-	f.RecordBatchWrittenToObject([]PendingStatusWrite{second})
+	f.RecordBatchInAddressLedger([]PendingStatusWrite{second})
 	wantPending(t, "when the second is written again", f.MergePendingWithBatch(nil), second, third)
-	if f.CountOmittedFromObject() != 0 {
+	if f.CountOmittedFromAddressLedger() != 0 {
 		t.Error("nothing is left out any more")
 	}
-	if f.OmitFromObject(serviceKey("other")) || !f.OmitFromObject(serviceKey("third")) || f.OmitFromObject(serviceKey("third")) {
+	if f.OmitFromAddressLedger(serviceKey("other")) || !f.OmitFromAddressLedger(serviceKey("third")) || f.OmitFromAddressLedger(serviceKey("third")) {
 		t.Error("only an open assignment can be left out, and once")
 	}
 	wantPending(t, "when the third is left out", f.MergePendingWithBatch(nil), second)

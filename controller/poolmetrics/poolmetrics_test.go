@@ -26,13 +26,13 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 		t.Fatal(err)
 	}
 	pool := &v1beta1.IPAddressPool{}
-	pool.Namespace, pool.Name = names.Namespace, "dual"
+	pool.Namespace, pool.Name = names.DefaultNamespace, "dual"
 	pool.Status.AssignedIPv4, pool.Status.AssignedIPv6, pool.Status.AvailableIPv6 = 4, 1, 1<<63-2
 	other := pool.DeepCopy()
 	other.Namespace = "elsewhere"
 	registry, gauges := prometheus.NewPedanticRegistry(), &configuration.LoadMetrics{}
 	m := NewCollector(Options{
-		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other).Build(), Namespace: names.Namespace,
+		Reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(pool, other).Build(), Namespace: names.DefaultNamespace,
 		Log: slog.New(slog.DiscardHandler), Registry: registry, ExtraCollectors: []prometheus.Collector{gauges},
 	})
 	none := func() {

@@ -96,7 +96,7 @@ func (r *SessionCounter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	for i := range speakers.Items {
 		deadNodes[speakers.Items[i].Name] = speakers.Items[i].Status.IsDead()
 	}
-	count := countSessions(sessions.Items, p.Name, deadNodes)
+	count := formatEstablishedSessionCount(sessions.Items, p.Name, deadNodes)
 	if p.Status.Gantry != nil && p.Status.Gantry.Sessions == count {
 		return ctrl.Result{}, nil
 	}
@@ -111,9 +111,9 @@ func (r *SessionCounter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	return ctrl.Result{}, nil
 }
 
-// countSessions returns how many sessions of the peer are established, of how many. Those of dead
-// nodes are not, whatever their speakers wrote last.
-func countSessions(sessions []v1alpha1.BGPSession, peer string, deadNodes map[string]bool) string {
+// formatEstablishedSessionCount returns how many sessions of the peer are established, of how many.
+// Those of dead nodes are not, whatever their speakers wrote last.
+func formatEstablishedSessionCount(sessions []v1alpha1.BGPSession, peer string, deadNodes map[string]bool) string {
 	established, all := 0, 0
 	for i := range sessions {
 		if sessions[i].Status.Peer != peer {

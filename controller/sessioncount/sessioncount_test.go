@@ -23,22 +23,22 @@ func TestPeerShowsHowManySessionsAreEstablished(t *testing.T) {
 	}
 	session := func(peer, node string, established metav1.ConditionStatus) *v1alpha1.BGPSession {
 		return &v1alpha1.BGPSession{
-			ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: peer + "." + node},
+			ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: peer + "." + node},
 			Status:     v1alpha1.BGPSessionStatus{Peer: peer, Node: node, Conditions: []metav1.Condition{{Type: names.ConditionEstablished, Status: established}}},
 		}
 	}
 	peer := &v1beta2.BGPPeer{
-		ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "tor"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "tor"},
 		Status:     v1beta2.BGPPeerStatus{Gantry: &v1beta2.ObjectStatus{Conditions: []metav1.Condition{{Type: names.ConditionValid, Status: metav1.ConditionTrue}}}},
 	}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(peer).
 		WithObjects(peer, session("tor", "node1", metav1.ConditionTrue), session("tor", "node2", metav1.ConditionFalse), session("other", "node1", metav1.ConditionTrue),
 			session("tor", "dead", metav1.ConditionTrue), &v1alpha1.SpeakerStatus{
-				ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "dead"},
-				Status:     v1alpha1.SpeakerStatusStatus{Conditions: []metav1.Condition{{Type: names.ConditionReady, Status: metav1.ConditionFalse}}},
+				ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "dead"},
+				Status:     v1alpha1.SpeakerStatusStatus{Conditions: []metav1.Condition{{Type: names.ConditionSpeakerReady, Status: metav1.ConditionFalse}}},
 			}).Build()
 	key := client.ObjectKeyFromObject(peer)
-	if _, err := NewSessionCounter(c, configuration.ConfigurationScope{Namespace: names.Namespace}).Reconcile(t.Context(), ctrl.Request{NamespacedName: key}); err != nil {
+	if _, err := NewSessionCounter(c, configuration.ConfigurationScope{Namespace: names.DefaultNamespace}).Reconcile(t.Context(), ctrl.Request{NamespacedName: key}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Get(t.Context(), key, peer); err != nil {

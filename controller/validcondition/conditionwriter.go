@@ -110,23 +110,23 @@ type conditionedObject struct {
 
 // conditionedObjects returns the objects with conditions that this reconciler writes. They are
 // copies, because objects from a cache must not be modified.
-func conditionedObjects(o *snapshot.Objects) []conditionedObject {
+func conditionedObjects(o *snapshot.ConfigurationObjects) []conditionedObject {
 	var out []conditionedObject
 	for i := range o.L2Advertisements {
 		x := o.L2Advertisements[i].DeepCopy()
-		out = append(out, conditionedObject{x, "L2Advertisement", func() *[]metav1.Condition { return conditionsOf(&x.Status.Gantry) }})
+		out = append(out, conditionedObject{x, "L2Advertisement", func() *[]metav1.Condition { return ensureStatusConditions(&x.Status.Gantry) }})
 	}
 	for i := range o.BGPAdvertisements {
 		x := o.BGPAdvertisements[i].DeepCopy()
-		out = append(out, conditionedObject{x, "BGPAdvertisement", func() *[]metav1.Condition { return conditionsOf(&x.Status.Gantry) }})
+		out = append(out, conditionedObject{x, "BGPAdvertisement", func() *[]metav1.Condition { return ensureStatusConditions(&x.Status.Gantry) }})
 	}
 	for i := range o.BFDProfiles {
 		x := o.BFDProfiles[i].DeepCopy()
-		out = append(out, conditionedObject{x, "BFDProfile", func() *[]metav1.Condition { return conditionsOf(&x.Status.Gantry) }})
+		out = append(out, conditionedObject{x, "BFDProfile", func() *[]metav1.Condition { return ensureStatusConditions(&x.Status.Gantry) }})
 	}
 	for i := range o.Communities {
 		x := o.Communities[i].DeepCopy()
-		out = append(out, conditionedObject{x, "Community", func() *[]metav1.Condition { return conditionsOf(&x.Status.Gantry) }})
+		out = append(out, conditionedObject{x, "Community", func() *[]metav1.Condition { return ensureStatusConditions(&x.Status.Gantry) }})
 	}
 	for i := range o.BGPPeers {
 		x := o.BGPPeers[i].DeepCopy()
@@ -140,8 +140,8 @@ func conditionedObjects(o *snapshot.Objects) []conditionedObject {
 	return out
 }
 
-// conditionsOf returns the conditions. It creates the status if it is missing.
-func conditionsOf(s **v1beta1.ObjectStatus) *[]metav1.Condition {
+// ensureStatusConditions returns the conditions. It creates the status if it is missing.
+func ensureStatusConditions(s **v1beta1.ObjectStatus) *[]metav1.Condition {
 	if *s == nil {
 		*s = &v1beta1.ObjectStatus{}
 	}

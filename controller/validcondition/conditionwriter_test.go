@@ -19,21 +19,21 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// newReader returns a Reader that runs and has read all objects of the API server.
-func newReader(t *testing.T, c client.Client, scope configuration.ConfigurationScope) *configurationreader.Reader {
+// newRunningReader returns a Reader that runs and has read all objects of the API server.
+func newRunningReader(t *testing.T, c client.Client, scope configuration.ConfigurationScope) *configurationreader.Reader {
 	t.Helper()
 	r := configurationreader.NewReader(configurationreader.Options{
-		ReadObjects: func(ctx context.Context) (snapshot.Objects, error) {
+		ReadObjects: func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
 			return configurationreader.ReadAllObjects(ctx, c, scope)
 		},
 		Log: slog.New(slog.DiscardHandler),
 	})
 	go func() { _ = r.Start(t.Context()) }()
-	readNow(t, r)
+	readConfigurationNow(t, r)
 	return r
 }
 
-func readNow(t *testing.T, r *configurationreader.Reader) {
+func readConfigurationNow(t *testing.T, r *configurationreader.Reader) {
 	t.Helper()
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
@@ -42,18 +42,18 @@ func readNow(t *testing.T, r *configurationreader.Reader) {
 	}
 }
 
-// TestConditionIsOfTheGenerationThatWasRead edits an advertisement. Its condition says nothing of
-// the edit until the edit was read.
-func TestConditionIsOfTheGenerationThatWasRead(t *testing.T) {
+// TestValidConditionObservesGenerationThatWasRead edits an advertisement. Its condition says
+// nothing of the edit until the edit was read.
+func TestValidConditionObservesGenerationThatWasRead(t *testing.T) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ad := &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "ad", UID: "u", Generation: 1}}
+	ad := &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "ad", UID: "u", Generation: 1}}
 	ad.Spec.IPAddressPools = []string{"missing"}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(ad).WithStatusSubresource(ad, &v1beta1.ConfigurationState{}).Build()
-	scope := configuration.ConfigurationScope{Namespace: names.Namespace}
-	w := NewConditionWriter(Options{Client: c, Log: slog.New(slog.DiscardHandler), Scope: scope, ConfigurationReader: newReader(t, c, scope)})
+	scope := configuration.ConfigurationScope{Namespace: names.DefaultNamespace}
+	w := NewConditionWriter(Options{Client: c, Log: slog.New(slog.DiscardHandler), Scope: scope, ConfigurationReader: newRunningReader(t, c, scope)})
 	wantCondition := func(reason names.Reason, generation int64) {
 		t.Helper()
 		if _, err := w.Reconcile(t.Context(), ctrl.Request{}); err != nil {
@@ -76,6 +76,6 @@ func TestConditionIsOfTheGenerationThatWasRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCondition(names.ReasonUnknownPool, 1)
-	readNow(t, w.ConfigurationReader)
+	readConfigurationNow(t, w.ConfigurationReader)
 	wantCondition(names.ReasonValid, 2)
 }

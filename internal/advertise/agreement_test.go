@@ -85,11 +85,11 @@ func (g clusterGenerator) newBGPAdvertisement(i int) *snapshot.BGPAdvertisement 
 var (
 	poolNames     = []string{"p", "q", "six"}
 	poolAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("192.0.2.20"), netip.MustParseAddr("fd00:1::1")}
-	webKey        = view.ObjectKey{Namespace: "default", Name: "web"}
+	webServiceKey = view.ObjectKey{Namespace: "default", Name: "web"}
 )
 
 func (g clusterGenerator) newService() view.Service {
-	v := view.Service{Key: webKey, IsLoadBalancer: true, Labels: map[string]string{"app": fmt.Sprint(g.IntN(3))}, HasSharingAnnotation: g.IntN(4) == 0}
+	v := view.Service{Key: webServiceKey, IsLoadBalancer: true, Labels: map[string]string{"app": fmt.Sprint(g.IntN(3))}, HasSharingAnnotation: g.IntN(4) == 0}
 	for _, a := range poolAddresses {
 		if g.IntN(2) == 0 {
 			v.AssignedAddresses = append(v.AssignedAddresses, a)
@@ -137,15 +137,15 @@ func plannerAnnouncesService(s *snapshot.Snapshot, v view.Service, nodes []snaps
 	return len(p.Plan().Routes) > 0 && !p.Plan().NodeLeaving
 }
 
-// TestExplanationIsWhatSpeakersDo compares the controller with the planners of all nodes.
-func TestExplanationIsWhatSpeakersDo(t *testing.T) {
+// TestExplainAgreesWithSpeakerPlanners compares the controller with the planners of all nodes.
+func TestExplainAgreesWithSpeakerPlanners(t *testing.T) {
 	counts := map[names.Reason]int{}
 	for seed := range uint64(5000) {
 		g := clusterGenerator{rand.New(rand.NewPCG(seed, 0))}
 		s, v, nodes := g.newSnapshot(), g.newService(), g.newNodes()
 		s.IgnoresExcludeLabel = g.IntN(4) == 0
 		svc := advertise.ServiceFromView(&v)
-		why := advertise.Explain(s, &svc, nodes)
+		why := advertise.ExplainUnannouncedService(s, &svc, nodes)
 		reason := why.Reason
 		counts[reason]++
 		announcing := ""

@@ -26,9 +26,9 @@ func (c BGPCoverage) AdmitsPeer(name string) bool {
 	return len(c.Ad.Peers) == 0 || slices.Contains(c.Ad.Peers, name)
 }
 
-// BGP returns the BGPAdvertisements that cover the Service on any node, in the order of the
-// Snapshot. The reason is empty if there is one.
-func BGP(s *snapshot.Snapshot, svc *Service) ([]BGPCoverage, names.Reason) {
+// BGPAdsCoveringService returns the BGPAdvertisements that cover the Service on any node, in the
+// order of the Snapshot. The reason is empty if there is one.
+func BGPAdsCoveringService(s *snapshot.Snapshot, svc *Service) ([]BGPCoverage, names.Reason) {
 	pools, reason := findPoolOfEachAddress(s, svc)
 	if reason != "" {
 		return nil, reason
@@ -55,17 +55,17 @@ func BGP(s *snapshot.Snapshot, svc *Service) ([]BGPCoverage, names.Reason) {
 	return out, ""
 }
 
-// BGPAdvertisementsOnNode returns the advertisements that select the node. The reason is empty if
+// BGPAdsUsableOnNode returns the advertisements that select the node. The reason is empty if
 // the node may announce by them. A leaving or excluded node still may: the BGP engine withdraws its
 // routes in order.
-func BGPAdvertisementsOnNode(coverage []BGPCoverage, n *view.Node) ([]BGPCoverage, names.Reason) {
+func BGPAdsUsableOnNode(coverage []BGPCoverage, n *view.Node) ([]BGPCoverage, names.Reason) {
 	own := adsSelectingNode(coverage, n)
 	switch {
 	case len(own) == 0:
 		return nil, names.ReasonNoAdvertisement
 	case findLocalPrefConflict(own) != nil:
 		return nil, names.ReasonConflictingAdvertisements
-	case findCommunityExcess(own) != nil:
+	case findAdOverCommunityLimit(own) != nil:
 		return nil, names.ReasonTooManyCommunities
 	case n.NetworkUnavailable:
 		return nil, names.ReasonNodeNetworkUnavailable
@@ -76,12 +76,12 @@ func BGPAdvertisementsOnNode(coverage []BGPCoverage, n *view.Node) ([]BGPCoverag
 // adsSelectingNode returns the advertisements that select the node.
 func adsSelectingNode(coverage []BGPCoverage, n *view.Node) []BGPCoverage {
 	for i, c := range coverage {
-		if selectsNode(c.Ad.NodeSelectors, n) {
+		if anyNodeSelectorMatches(c.Ad.NodeSelectors, n) {
 			continue
 		}
 		out := slices.Clone(coverage[:i])
 		for _, c := range coverage[i+1:] {
-			if selectsNode(c.Ad.NodeSelectors, n) {
+			if anyNodeSelectorMatches(c.Ad.NodeSelectors, n) {
 				out = append(out, c)
 			}
 		}
@@ -90,14 +90,14 @@ func adsSelectingNode(coverage []BGPCoverage, n *view.Node) []BGPCoverage {
 	return coverage // as usual: it is shared, since copies for each Service would cost time
 }
 
-// PeerNames returns the names of the BGPPeers of the node that get a route, in the order of peers.
-// It does not know whether the node can connect to them: a faulty one counts, since its fault is a
-// Problem of its own.
-func PeerNames(coverage []BGPCoverage, peers []*snapshot.Peer, n *view.Node) []string {
+// NamesOfPeersGettingRoute returns the names of the BGPPeers of the node that get a route, in the
+// order of peers. It does not know whether the node can connect to them: a faulty one counts, since
+// its fault is a Problem of its own.
+func NamesOfPeersGettingRoute(coverage []BGPCoverage, peers []*snapshot.Peer, n *view.Node) []string {
 	var out []string
 	for _, p := range peers {
 		announces := func(c BGPCoverage) bool {
-			carries := func(a netip.Addr) bool { return p.FirstFault != nil || p.CarriesFamily(ipfamily.FamilyOf(a)) }
+			carries := func(a netip.Addr) bool { return p.FirstProblem != nil || p.CarriesFamily(ipfamily.FamilyOf(a)) }
 			return c.AdmitsPeer(p.Name) && slices.ContainsFunc(c.Addresses, carries)
 		}
 		if p.SelectsNode(n.Labels) && slices.ContainsFunc(coverage, announces) {
@@ -130,27 +130,27 @@ func havePrefixInCommon(x, y BGPCoverage) bool {
 	})
 }
 
-// MaxCommunityBytes is how many bytes of communities a route may have: a standard one takes 4, an
-// extended one 8, a large one 12. A message has at most 4096 bytes (RFC 4271, section 4.1), and
-// everything else in an UPDATE needs less than the rest.
-const MaxCommunityBytes = 3800
+// MaxCommunityBytesPerRoute is how many bytes of communities a route may have: a standard one takes
+// 4, an extended one 8, a large one 12. A message has at most 4096 bytes (RFC 4271, section 4.1),
+// and everything else in an UPDATE needs less than the rest.
+const MaxCommunityBytesPerRoute = 3800
 
-// findCommunityExcess returns an advertisement of a route with more communities than a message can
-// carry. Such a route is not announced at all: with some communities missing, routers might pass it
-// on to where it must not go. It returns nil if there is none.
-func findCommunityExcess(coverage []BGPCoverage) *snapshot.BGPAdvertisement {
+// findAdOverCommunityLimit returns an advertisement of a route with more communities than a message
+// can carry. Such a route is not announced at all: with some communities missing, routers might
+// pass it on to where it must not go. It returns nil if there is none.
+func findAdOverCommunityLimit(coverage []BGPCoverage) *snapshot.BGPAdvertisement {
 	all := 0
 	for _, c := range coverage {
 		all += len(c.Ad.Communities) + len(c.Ad.ExtendedCommunities)
 	}
-	if all <= MaxCommunityBytes/12 { // the usual case: these fit whatever their kind is
+	if all <= MaxCommunityBytesPerRoute/12 { // the usual case: these fit whatever their kind is
 		return nil
 	}
 	for _, c := range coverage {
 		// the empty name is any peer that no advertisement names
 		for _, peer := range append([]string{""}, c.Ad.Peers...) {
 			for _, a := range c.Addresses {
-				if countCommunityBytes(coverage, peer, c.Ad.AnnouncedPrefix(a)) > MaxCommunityBytes {
+				if countCommunityBytes(coverage, peer, c.Ad.AnnouncedPrefix(a)) > MaxCommunityBytesPerRoute {
 					return c.Ad
 				}
 			}

@@ -11,7 +11,7 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-func TestConflictingAdvertisementsOfAService(t *testing.T) {
+func TestConflictingBGPAdsOfAService(t *testing.T) {
 	host := func(name string, edit func(*snapshot.BGPAdvertisement)) *snapshot.BGPAdvertisement {
 		ad := &snapshot.BGPAdvertisement{Name: name, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128}
 		if edit != nil {
@@ -58,7 +58,7 @@ func TestConflictingAdvertisementsOfAService(t *testing.T) {
 			ad.Pools = []string{"p"}
 		}
 		s := &snapshot.Snapshot{Pools: pools, Peers: peers, BGPAdvertisements: c.ads}
-		got := Explain(s, &Service{Labels: labels.Set{}, Addresses: addresses}, nodes)
+		got := ExplainUnannouncedService(s, &Service{Labels: labels.Set{}, Addresses: addresses}, nodes)
 		if got.Reason != c.want || !strings.Contains(got.Text, c.text) {
 			t.Errorf("%s: %s, %q; want %s with %q", name, got.Reason, got.Text, c.want, c.text)
 		}

@@ -24,17 +24,17 @@ var explanationRules = []func(*unannouncedService) names.Explanation{
 	(*unannouncedService).explainNoNodeForAllAddresses,
 }
 
-// Explain says which advertisement, selector or peer keeps every node from announcing the Service,
-// and what to do. Nothing is set if at least one node may announce it: only the node itself,
-// its links, its sessions or the endpoints can then be the cause. Explain uses only the labels of
-// the nodes.
-func Explain(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLabels) names.Explanation {
+// ExplainUnannouncedService says which advertisement, selector or peer keeps every node from
+// announcing the Service, and what to do. Nothing is set if at least one node may announce it: only
+// the node itself, its links, its sessions or the endpoints can then be the cause. Explain uses
+// only the labels of the nodes.
+func ExplainUnannouncedService(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLabels) names.Explanation {
 	f := &unannouncedService{snapshot: s, service: svc}
-	f.layer2, f.layer2Reason = Layer2(s, svc)
-	f.bgp, _ = BGP(s, svc)
+	f.layer2, f.layer2Reason = L2AdsCoveringService(s, svc)
+	f.bgp, _ = BGPAdsCoveringService(s, svc)
 	for i := range nodes {
 		n := view.Node{Name: nodes[i].Name, Labels: nodes[i].Labels, IsExcluded: isNodeExcluded(s, nodes[i].Labels)}
-		if f.mayAnnounce(&n) {
+		if f.mayNodeAnnounce(&n) {
 			return names.Explanation{}
 		}
 		f.recordAdsSelectingNode(&n)
@@ -55,26 +55,27 @@ type unannouncedService struct {
 	layer2       Layer2Coverage
 	layer2Reason names.Reason
 	bgp          []BGPCoverage
-	// selectsNode means that an advertisement selects a node, excludesNode that it selects an
-	// excluded one.
-	selectsNode, excludesNode bool
-	// routedNode means that a BGPAdvertisement selects a node; hasPeer that the node has a BGPPeer.
-	routedNode, hasPeer bool
-	// contradicting are the BGPAdvertisements of the first node on which they contradict each
+	// selectsNodeForAllAddresses means that an advertisement selects a node,
+	// anyExcludedNodeSelected that it selects an excluded one.
+	anyNodeSelected, anyExcludedNodeSelected bool
+	// anyNodeSelectedByBGPAd means that a BGPAdvertisement selects a node; anyPeerGetsRoute that
+	// the node has a BGPPeer.
+	anyNodeSelectedByBGPAd, anyPeerGetsRoute bool
+	// conflictingBGPAds are the BGPAdvertisements of the first node on which they contradict each
 	// other.
-	contradicting []BGPCoverage
+	conflictingBGPAds []BGPCoverage
 }
 
-// mayAnnounce says whether the node may announce the Service.
-func (f *unannouncedService) mayAnnounce(n *view.Node) bool {
+// mayNodeAnnounce says whether the node may announce the Service.
+func (f *unannouncedService) mayNodeAnnounce(n *view.Node) bool {
 	if n.IsExcluded {
 		return false
 	}
 	if f.layer2Reason == "" && f.layer2.NodeExclusionReason(n) == "" {
 		return true
 	}
-	own, reason := BGPAdvertisementsOnNode(f.bgp, n)
-	return reason == "" && len(PeerNames(own, f.snapshot.Peers, n)) > 0
+	own, reason := BGPAdsUsableOnNode(f.bgp, n)
+	return reason == "" && len(NamesOfPeersGettingRoute(own, f.snapshot.Peers, n)) > 0
 }
 
 // recordAdsSelectingNode records what the advertisements say about a node that does not announce
@@ -85,24 +86,24 @@ func (f *unannouncedService) recordAdsSelectingNode(n *view.Node) {
 	case len(own) == 0 && !anyL2AdSelectsNode(f.layer2.Ads, n):
 		return
 	case n.IsExcluded:
-		f.excludesNode = true
+		f.anyExcludedNodeSelected = true
 		return
 	}
-	f.selectsNode = true
+	f.anyNodeSelected = true
 	if len(own) == 0 {
 		return
 	}
-	f.routedNode = true
-	f.hasPeer = f.hasPeer || len(PeerNames(own, f.snapshot.Peers, n)) > 0
-	if _, reason := BGPAdvertisementsOnNode(own, n); reason != "" && f.contradicting == nil {
-		f.contradicting = own
+	f.anyNodeSelectedByBGPAd = true
+	f.anyPeerGetsRoute = f.anyPeerGetsRoute || len(NamesOfPeersGettingRoute(own, f.snapshot.Peers, n)) > 0
+	if _, reason := BGPAdsUsableOnNode(own, n); reason != "" && f.conflictingBGPAds == nil {
+		f.conflictingBGPAds = own
 	}
 }
 
 func (f *unannouncedService) explainAddressOutsidePools() names.Explanation {
 	for _, a := range f.service.Addresses {
 		if f.snapshot.PoolOfEachAddress(f.service.RecordedPool, a) == nil {
-			return names.Explain(names.ReasonAddressOutsidePools,
+			return names.NewExplanation(names.ReasonAddressOutsidePools,
 				"the address %s is in no IPAddressPool%s: add it to one, or release it", a, f.namespacePhrase())
 		}
 	}
@@ -113,7 +114,7 @@ func (f *unannouncedService) explainNoAdvertisement() names.Explanation {
 	if len(f.layer2.Ads)+len(f.bgp) > 0 {
 		return names.Explanation{}
 	}
-	return names.Explain(names.ReasonNoAdvertisement,
+	return names.NewExplanation(names.ReasonNoAdvertisement,
 		"no L2Advertisement or BGPAdvertisement%s selects pool %s and this Service: create one there", f.namespacePhrase(), f.quotePools())
 }
 
@@ -178,46 +179,46 @@ func (f *unannouncedService) explainSharedWithServiceSelector() names.Explanatio
 		return names.Explanation{}
 	}
 	i := slices.IndexFunc(f.layer2.Ads, hasServiceSelector)
-	return names.Explain(names.ReasonSharedWithServiceSelector,
+	return names.NewExplanation(names.ReasonSharedWithServiceSelector,
 		"the Service may share its address (annotation %s), and the L2Advertisement %q has serviceSelectors, which might separate the Services of the address: select by pool instead",
-		names.AnnotationSharing, f.layer2.Ads[i].Name)
+		names.AnnotationSharingKey, f.layer2.Ads[i].Name)
 }
 
 func (f *unannouncedService) explainAllSelectedNodesExcluded() names.Explanation {
-	if f.selectsNode || !f.excludesNode {
+	if f.anyNodeSelected || !f.anyExcludedNodeSelected {
 		return names.Explanation{}
 	}
 	return names.Explanation{Reason: names.ReasonNodeExcluded, Text: "every node that the advertisements select has the label " + names.LabelExcludeNode + ": remove it from one of them"}
 }
 
 func (f *unannouncedService) explainNoNodeSelected() names.Explanation {
-	if f.selectsNode {
+	if f.anyNodeSelected {
 		return names.Explanation{}
 	}
 	return names.Explanation{Reason: names.ReasonNoAdvertisement, Text: fmt.Sprintf("the nodeSelectors of %s match no node: correct them, or label a node", f.listAds())}
 }
 
 func (f *unannouncedService) explainNoPeer() names.Explanation {
-	if !f.routedNode || f.hasPeer {
+	if !f.anyNodeSelectedByBGPAd || f.anyPeerGetsRoute {
 		return names.Explanation{}
 	}
 	exists := func(p *snapshot.Peer) bool {
 		return slices.ContainsFunc(f.bgp, func(c BGPCoverage) bool { return c.AdmitsPeer(p.Name) })
 	}
 	if !slices.ContainsFunc(f.snapshot.Peers, exists) {
-		return names.Explain(names.ReasonNoPeers, "the BGPAdvertisements that select the Service (%s) have no BGPPeer to announce it to%s: create one%s, or correct their spec.peers", f.listBGPAds(), f.listNamedPeers(), f.namespacePhrase())
+		return names.NewExplanation(names.ReasonNoPeers, "the BGPAdvertisements that select the Service (%s) have no BGPPeer to announce it to%s: create one%s, or correct their spec.peers", f.listBGPAds(), f.listNamedPeers(), f.namespacePhrase())
 	}
 	return names.Explanation{Reason: names.ReasonNoPeers, Text: "the BGPAdvertisements that select the Service (" + f.listBGPAds() + ") have no BGPPeer on a node that they select, for the family of the address: correct the nodeSelectors of both, or create a BGPPeer with an address of this family"}
 }
 
 func (f *unannouncedService) explainContradictingAds() names.Explanation {
-	if two := findLocalPrefConflict(f.contradicting); two != nil {
-		return names.Explain(names.ReasonConflictingAdvertisements,
+	if two := findLocalPrefConflict(f.conflictingBGPAds); two != nil {
+		return names.NewExplanation(names.ReasonConflictingAdvertisements,
 			"the BGPAdvertisements %q and %q both select the Service, with a localPref of %d and of %d: write the same value in both, or separate them by serviceSelectors, peers or nodeSelectors",
 			two[0].Name, two[1].Name, two[0].LocalPref, two[1].LocalPref)
 	}
-	if ad := findCommunityExcess(f.contradicting); ad != nil {
-		return names.Explain(names.ReasonTooManyCommunities,
+	if ad := findAdOverCommunityLimit(f.conflictingBGPAds); ad != nil {
+		return names.NewExplanation(names.ReasonTooManyCommunities,
 			"the BGPAdvertisements that select the Service, %q among them, have more communities in total than a route can carry: remove some, or separate them by peers", ad.Name)
 	}
 	return names.Explanation{}

@@ -17,15 +17,16 @@ var (
 	exampleIPv6Address = netip.MustParseAddr("fd00:1::1")
 )
 
-// example is a Service with one address in the pool "four", and three nodes with the label "name".
-type example struct {
+// exampleCluster is a Service with one address in the pool "four", and three nodes with the label
+// "name".
+type exampleCluster struct {
 	snapshot snapshot.Snapshot
 	service  Service
 	nodes    []snapshot.NodeLabels
 }
 
-func newExample() *example {
-	e := &example{service: Service{Labels: labels.Set{"app": "web"}, Addresses: []netip.Addr{exampleIPv4Address}}}
+func newExample() *exampleCluster {
+	e := &exampleCluster{service: Service{Labels: labels.Set{"app": "web"}, Addresses: []netip.Addr{exampleIPv4Address}}}
 	e.snapshot.Pools = []*snapshot.Pool{
 		{Name: "four", Ranges: []snapshot.Range{{First: exampleIPv4Address, Last: exampleIPv4Address}}},
 		{Name: "six", Ranges: []snapshot.Range{{First: exampleIPv6Address, Last: exampleIPv6Address}}},
@@ -36,8 +37,8 @@ func newExample() *example {
 	return e
 }
 
-// answer adds an L2Advertisement of the pools.
-func (e *example) answer(edit func(*snapshot.L2Advertisement), pools ...string) {
+// addL2Advertisement adds an L2Advertisement of the pools.
+func (e *exampleCluster) addL2Advertisement(edit func(*snapshot.L2Advertisement), pools ...string) {
 	ad := &snapshot.L2Advertisement{Name: "l2-" + strings.Join(pools, "-"), Pools: pools}
 	if edit != nil {
 		edit(ad)
@@ -45,8 +46,8 @@ func (e *example) answer(edit func(*snapshot.L2Advertisement), pools ...string) 
 	e.snapshot.L2Advertisements = append(e.snapshot.L2Advertisements, ad)
 }
 
-// route adds a BGPAdvertisement of the pools.
-func (e *example) route(edit func(*snapshot.BGPAdvertisement), pools ...string) {
+// addBGPAdvertisement adds a BGPAdvertisement of the pools.
+func (e *exampleCluster) addBGPAdvertisement(edit func(*snapshot.BGPAdvertisement), pools ...string) {
 	ad := &snapshot.BGPAdvertisement{Name: "bgp-" + strings.Join(pools, "-"), Pools: pools, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128}
 	if edit != nil {
 		edit(ad)
@@ -54,35 +55,39 @@ func (e *example) route(edit func(*snapshot.BGPAdvertisement), pools ...string) 
 	e.snapshot.BGPAdvertisements = append(e.snapshot.BGPAdvertisements, ad)
 }
 
-// peer adds a BGPPeer with an IPv4 address.
-func (e *example) peer(name string, nodes ...labels.Selector) {
+// addBGPPeer adds a BGPPeer with an IPv4 address.
+func (e *exampleCluster) addBGPPeer(name string, nodes ...labels.Selector) {
 	e.snapshot.Peers = append(e.snapshot.Peers, &snapshot.Peer{Name: name, Address: netip.MustParseAddr("192.0.2.254"), NodeSelectors: nodes})
 }
 
-// both gives the Service a second address, of the pool "six".
-func (e *example) both() { e.service.Addresses = append(e.service.Addresses, exampleIPv6Address) }
+// addIPv6Address gives the Service a second address, of the pool "six".
+func (e *exampleCluster) addIPv6Address() {
+	e.service.Addresses = append(e.service.Addresses, exampleIPv6Address)
+}
 
-func (e *example) exclude(nodes ...int) {
+func (e *exampleCluster) excludeNodes(nodes ...int) {
 	for _, i := range nodes {
 		e.nodes[i].Labels[names.LabelExcludeNode] = ""
 	}
 }
 
-func selectLabel(key, value string) labels.Selector {
+func newLabelSelector(key, value string) labels.Selector {
 	return labels.SelectorFromSet(labels.Set{key: value})
 }
 
-func selectL2NodeByName(node string) func(*snapshot.L2Advertisement) {
-	return func(ad *snapshot.L2Advertisement) { ad.NodeSelectors = []labels.Selector{selectLabel("name", node)} }
-}
-
-func selectBGPNodeByName(node string) func(*snapshot.BGPAdvertisement) {
-	return func(ad *snapshot.BGPAdvertisement) {
-		ad.NodeSelectors = []labels.Selector{selectLabel("name", node)}
+func limitL2AdToNode(node string) func(*snapshot.L2Advertisement) {
+	return func(ad *snapshot.L2Advertisement) {
+		ad.NodeSelectors = []labels.Selector{newLabelSelector("name", node)}
 	}
 }
 
-func selectBGPPeerByName(peer string) func(*snapshot.BGPAdvertisement) {
+func limitBGPAdToNode(node string) func(*snapshot.BGPAdvertisement) {
+	return func(ad *snapshot.BGPAdvertisement) {
+		ad.NodeSelectors = []labels.Selector{newLabelSelector("name", node)}
+	}
+}
+
+func limitBGPAdToPeer(peer string) func(*snapshot.BGPAdvertisement) {
 	return func(ad *snapshot.BGPAdvertisement) { ad.Peers = []string{peer} }
 }
 
@@ -93,105 +98,121 @@ func setLocalPrefForPeer(peer string, n uint32) func(*snapshot.BGPAdvertisement)
 // explanationCases are configurations with the reason why an address is not announced; no reason
 // when it is.
 var explanationCases = map[string]struct {
-	edit func(*example)
+	edit func(*exampleCluster)
 	want names.Reason
 	text string
 }{
-	"an L2Advertisement without limits": {edit: func(e *example) { e.answer(nil, "four") }},
-	"a BGPAdvertisement and a BGPPeer":  {edit: func(e *example) { e.route(nil, "four"); e.peer("x") }},
-	"one node is enough":                {edit: func(e *example) { e.answer(selectL2NodeByName("c"), "four"); e.exclude(0, 1) }},
-	"every node is excluded, and the label does not count": {edit: func(e *example) {
-		e.answer(nil, "four")
-		e.exclude(0, 1, 2)
+	"an L2Advertisement without limits": {edit: func(e *exampleCluster) { e.addL2Advertisement(nil, "four") }},
+	"a BGPAdvertisement and a BGPPeer":  {edit: func(e *exampleCluster) { e.addBGPAdvertisement(nil, "four"); e.addBGPPeer("x") }},
+	"one node is enough":                {edit: func(e *exampleCluster) { e.addL2Advertisement(limitL2AdToNode("c"), "four"); e.excludeNodes(0, 1) }},
+	"every node is excluded, and the label does not count": {edit: func(e *exampleCluster) {
+		e.addL2Advertisement(nil, "four")
+		e.excludeNodes(0, 1, 2)
 		e.snapshot.IgnoresExcludeLabel = true
 	}},
-	"one address of two is enough": {edit: func(e *example) { e.both(); e.answer(nil, "four") }},
-	"an address outside of its pool that the Service keeps": {edit: func(e *example) {
-		e.answer(nil, "four")
+	"one address of two is enough": {edit: func(e *exampleCluster) { e.addIPv6Address(); e.addL2Advertisement(nil, "four") }},
+	"an address outside of its pool that the Service keeps": {edit: func(e *exampleCluster) {
+		e.addL2Advertisement(nil, "four")
 		e.service.Addresses, e.service.RecordedPool = []netip.Addr{netip.MustParseAddr("203.0.113.1")}, "four"
 	}},
-	"the second protocol stands in for the first": {edit: func(e *example) {
-		e.answer(selectL2NodeByName("none"), "four")
-		e.route(nil, "four")
-		e.peer("x")
+	"the second protocol stands in for the first": {edit: func(e *exampleCluster) {
+		e.addL2Advertisement(limitL2AdToNode("none"), "four")
+		e.addBGPAdvertisement(nil, "four")
+		e.addBGPPeer("x")
 	}},
 
-	"an address of no pool": {edit: func(e *example) {
-		e.answer(nil, "four")
+	"an address of no pool": {edit: func(e *exampleCluster) {
+		e.addL2Advertisement(nil, "four")
 		e.service.Addresses = append(e.service.Addresses, netip.MustParseAddr("203.0.113.1"))
 	}, want: names.ReasonAddressOutsidePools, text: "the address 203.0.113.1 is in no IPAddressPool"},
-	"no advertisement": {edit: func(e *example) { e.both() },
+	"no advertisement": {edit: func(e *exampleCluster) { e.addIPv6Address() },
 		want: names.ReasonNoAdvertisement, text: `selects pool "four" or "six" and this Service`},
-	"advertisements of another pool": {edit: func(e *example) { e.answer(nil, "six"); e.route(nil, "six") },
+	"advertisements of another pool": {edit: func(e *exampleCluster) { e.addL2Advertisement(nil, "six"); e.addBGPAdvertisement(nil, "six") },
 		want: names.ReasonNoAdvertisement, text: `selects pool "four" and this Service`},
-	"advertisements for other Services": {edit: func(e *example) {
-		e.answer(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "db")} }, "four")
-		e.route(func(ad *snapshot.BGPAdvertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "db")} }, "four")
+	"advertisements for other Services": {edit: func(e *exampleCluster) {
+		e.addL2Advertisement(func(ad *snapshot.L2Advertisement) {
+			ad.ServiceSelectors = []labels.Selector{newLabelSelector("app", "db")}
+		}, "four")
+		e.addBGPAdvertisement(func(ad *snapshot.BGPAdvertisement) {
+			ad.ServiceSelectors = []labels.Selector{newLabelSelector("app", "db")}
+		}, "four")
 	}, want: names.ReasonNoAdvertisement, text: "create one"},
-	"a shared address and a service selector": {edit: func(e *example) {
+	"a shared address and a service selector": {edit: func(e *exampleCluster) {
 		e.service.HasSharingKey = true
-		e.answer(func(ad *snapshot.L2Advertisement) { ad.ServiceSelectors = []labels.Selector{selectLabel("app", "web")} }, "four")
+		e.addL2Advertisement(func(ad *snapshot.L2Advertisement) {
+			ad.ServiceSelectors = []labels.Selector{newLabelSelector("app", "web")}
+		}, "four")
 	}, want: names.ReasonSharedWithServiceSelector, text: `the L2Advertisement "l2-four" has serviceSelectors`},
-	"every selected node is excluded": {edit: func(e *example) { e.answer(selectL2NodeByName("a"), "four"); e.exclude(0) },
+	"every selected node is excluded": {edit: func(e *exampleCluster) { e.addL2Advertisement(limitL2AdToNode("a"), "four"); e.excludeNodes(0) },
 		want: names.ReasonNodeExcluded, text: names.LabelExcludeNode},
-	"every node that gets routes is excluded": {edit: func(e *example) { e.route(nil, "four"); e.peer("x"); e.exclude(0, 1, 2) },
+	"every node that gets routes is excluded": {edit: func(e *exampleCluster) {
+		e.addBGPAdvertisement(nil, "four")
+		e.addBGPPeer("x")
+		e.excludeNodes(0, 1, 2)
+	},
 		want: names.ReasonNodeExcluded, text: "remove it from one of them"},
-	"node selectors that match no node": {edit: func(e *example) {
-		e.answer(selectL2NodeByName("none"), "four")
-		e.route(selectBGPNodeByName("none"), "four")
+	"node selectors that match no node": {edit: func(e *exampleCluster) {
+		e.addL2Advertisement(limitL2AdToNode("none"), "four")
+		e.addBGPAdvertisement(limitBGPAdToNode("none"), "four")
 	},
 		want: names.ReasonNoAdvertisement, text: "match no node"},
-	"no node at all": {edit: func(e *example) { e.answer(nil, "four"); e.nodes = nil },
+	"no node at all": {edit: func(e *exampleCluster) { e.addL2Advertisement(nil, "four"); e.nodes = nil },
 		want: names.ReasonNoAdvertisement, text: "match no node"},
-	"no BGPPeer": {edit: func(e *example) { e.route(nil, "four") },
+	"no BGPPeer": {edit: func(e *exampleCluster) { e.addBGPAdvertisement(nil, "four") },
 		want: names.ReasonNoPeers, text: "create one, or correct their spec.peers"},
-	"only BGPPeers of other names": {edit: func(e *example) { e.route(selectBGPPeerByName("y"), "four"); e.peer("x") },
+	"only BGPPeers of other names": {edit: func(e *exampleCluster) { e.addBGPAdvertisement(limitBGPAdToPeer("y"), "four"); e.addBGPPeer("x") },
 		want: names.ReasonNoPeers, text: "create one, or correct their spec.peers"},
-	"only BGPPeers of other nodes": {edit: func(e *example) { e.route(selectBGPNodeByName("a"), "four"); e.peer("x", selectLabel("name", "b")) },
+	"only BGPPeers of other nodes": {edit: func(e *exampleCluster) {
+		e.addBGPAdvertisement(limitBGPAdToNode("a"), "four")
+		e.addBGPPeer("x", newLabelSelector("name", "b"))
+	},
 		want: names.ReasonNoPeers, text: "no BGPPeer on a node that they select"},
-	"only BGPPeers of another family": {edit: func(e *example) {
+	"only BGPPeers of another family": {edit: func(e *exampleCluster) {
 		e.service.Addresses = []netip.Addr{exampleIPv6Address}
-		e.route(nil, "six")
-		e.peer("x")
+		e.addBGPAdvertisement(nil, "six")
+		e.addBGPPeer("x")
 	}, want: names.ReasonNoPeers, text: "for the family of the address"},
-	"no BGPPeer, and an L2Advertisement for no node": {edit: func(e *example) { e.answer(selectL2NodeByName("none"), "four"); e.route(nil, "four") },
+	"no BGPPeer, and an L2Advertisement for no node": {edit: func(e *exampleCluster) {
+		e.addL2Advertisement(limitL2AdToNode("none"), "four")
+		e.addBGPAdvertisement(nil, "four")
+	},
 		want: names.ReasonNoPeers, text: "no BGPPeer to announce it to"},
-	"a contradiction beside an L2Advertisement for no node": {edit: func(e *example) {
-		e.answer(selectL2NodeByName("none"), "four")
-		e.route(setLocalPrefForPeer("x", 7), "four")
-		e.route(setLocalPrefForPeer("x", 8), "four", "six")
-		e.peer("x")
+	"a contradiction beside an L2Advertisement for no node": {edit: func(e *exampleCluster) {
+		e.addL2Advertisement(limitL2AdToNode("none"), "four")
+		e.addBGPAdvertisement(setLocalPrefForPeer("x", 7), "four")
+		e.addBGPAdvertisement(setLocalPrefForPeer("x", 8), "four", "six")
+		e.addBGPPeer("x")
 	}, want: names.ReasonConflictingAdvertisements, text: `"bgp-four" and "bgp-four-six"`},
-	"two preferences for addresses of two pools": {edit: func(e *example) {
-		e.both()
-		e.route(setLocalPrefForPeer("x", 7), "four")
-		e.route(setLocalPrefForPeer("x", 8), "six")
-		e.peer("x")
+	"two preferences for addresses of two pools": {edit: func(e *exampleCluster) {
+		e.addIPv6Address()
+		e.addBGPAdvertisement(setLocalPrefForPeer("x", 7), "four")
+		e.addBGPAdvertisement(setLocalPrefForPeer("x", 8), "six")
+		e.addBGPPeer("x")
 	}},
-	"two preferences, and a node with only one of them": {edit: func(e *example) {
-		e.route(setLocalPrefForPeer("x", 7), "four")
-		e.route(func(ad *snapshot.BGPAdvertisement) { setLocalPrefForPeer("x", 8)(ad); selectBGPNodeByName("a")(ad) }, "four")
-		e.peer("x")
+	"two preferences, and a node with only one of them": {edit: func(e *exampleCluster) {
+		e.addBGPAdvertisement(setLocalPrefForPeer("x", 7), "four")
+		e.addBGPAdvertisement(func(ad *snapshot.BGPAdvertisement) { setLocalPrefForPeer("x", 8)(ad); limitBGPAdToNode("a")(ad) }, "four")
+		e.addBGPPeer("x")
 	}},
-	"two preferences, and the other node is excluded": {edit: func(e *example) {
-		e.route(setLocalPrefForPeer("x", 7), "four")
-		e.route(func(ad *snapshot.BGPAdvertisement) { setLocalPrefForPeer("x", 8)(ad); selectBGPNodeByName("a")(ad) }, "four")
-		e.peer("x")
-		e.exclude(1, 2)
+	"two preferences, and the other node is excluded": {edit: func(e *exampleCluster) {
+		e.addBGPAdvertisement(setLocalPrefForPeer("x", 7), "four")
+		e.addBGPAdvertisement(func(ad *snapshot.BGPAdvertisement) { setLocalPrefForPeer("x", 8)(ad); limitBGPAdToNode("a")(ad) }, "four")
+		e.addBGPPeer("x")
+		e.excludeNodes(1, 2)
 	}, want: names.ReasonConflictingAdvertisements, text: "with a localPref of 7 and of 8"},
-	"addresses of two pools that are announced on different nodes": {edit: func(e *example) {
-		e.both()
-		e.answer(selectL2NodeByName("a"), "four")
-		e.answer(selectL2NodeByName("b"), "six")
+	"addresses of two pools that are announced on different nodes": {edit: func(e *exampleCluster) {
+		e.addIPv6Address()
+		e.addL2Advertisement(limitL2AdToNode("a"), "four")
+		e.addL2Advertisement(limitL2AdToNode("b"), "six")
 	}, want: names.ReasonNoAdvertisement, text: "let the nodeSelectors have a node in common"},
 }
 
-func TestExplanation(t *testing.T) {
+func TestExplainUnannouncedService(t *testing.T) {
 	for name, c := range explanationCases {
 		t.Run(name, func(t *testing.T) {
 			e := newExample()
 			c.edit(e)
-			why := Explain(&e.snapshot, &e.service, e.nodes)
+			why := ExplainUnannouncedService(&e.snapshot, &e.service, e.nodes)
 			got, text := why.Reason, why.Text
 			if got != c.want || !strings.Contains(text, c.text) {
 				t.Errorf("the condition says %q, %q; want %q with %q", got, text, c.want, c.text)
@@ -203,15 +224,15 @@ func TestExplanation(t *testing.T) {
 	}
 }
 
-func TestRulesAcceptMissingSnapshot(t *testing.T) {
+func TestExplainAndCoverageAcceptNilSnapshot(t *testing.T) {
 	e := newExample()
-	if got := Explain(nil, &e.service, e.nodes).Reason; got != names.ReasonAddressOutsidePools {
+	if got := ExplainUnannouncedService(nil, &e.service, e.nodes).Reason; got != names.ReasonAddressOutsidePools {
 		t.Errorf("the reason is %q, want %q", got, names.ReasonAddressOutsidePools)
 	}
 	if ads := L2AdvertisementsOfPool(nil, "four"); len(ads) > 0 {
 		t.Errorf("pool four has the advertisements %v, want none", ads)
 	}
-	if _, reason := Layer2(nil, &Service{}); reason != names.ReasonNoAddress {
+	if _, reason := L2AdsCoveringService(nil, &Service{}); reason != names.ReasonNoAddress {
 		t.Errorf("without an address the reason is %q, want %q", reason, names.ReasonNoAddress)
 	}
 }

@@ -24,9 +24,9 @@ type Layer2Coverage struct {
 	adsByAddress [][]*snapshot.L2Advertisement
 }
 
-// Layer2 returns the L2Advertisements that cover the Service. The reason is empty if they let at
-// least some nodes announce it, as far as the Service is concerned.
-func Layer2(s *snapshot.Snapshot, svc *Service) (Layer2Coverage, names.Reason) {
+// L2AdsCoveringService returns the L2Advertisements that cover the Service. The reason is empty if
+// they let at least some nodes announce it, as far as the Service is concerned.
+func L2AdsCoveringService(s *snapshot.Snapshot, svc *Service) (Layer2Coverage, names.Reason) {
 	c := Layer2Coverage{Addresses: svc.Addresses}
 	pools, reason := findPoolOfEachAddress(s, svc)
 	if reason != "" {
@@ -118,13 +118,13 @@ func (c *Layer2Coverage) NodeExclusionReason(n *view.Node) names.Reason {
 		return names.ReasonNodeExcluded
 	case n.IsLeaving:
 		return names.ReasonNodeLeaving
-	case !c.selectsNode(n):
+	case !c.selectsNodeForAllAddresses(n):
 		return names.ReasonNoAdvertisement
 	}
 	return ""
 }
 
-func (c *Layer2Coverage) selectsNode(n *view.Node) bool {
+func (c *Layer2Coverage) selectsNodeForAllAddresses(n *view.Node) bool {
 	for i := range c.adsByAddress {
 		if !anyL2AdSelectsNode(c.adsByAddress[i], n) {
 			return false
@@ -134,7 +134,7 @@ func (c *Layer2Coverage) selectsNode(n *view.Node) bool {
 }
 
 func anyL2AdSelectsNode(ads []*snapshot.L2Advertisement, n *view.Node) bool {
-	return slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool { return selectsNode(ad.NodeSelectors, n) })
+	return slices.ContainsFunc(ads, func(ad *snapshot.L2Advertisement) bool { return anyNodeSelectorMatches(ad.NodeSelectors, n) })
 }
 
 // PreferenceScore sums the weights of the preferences that match the node, over the advertisements
@@ -142,7 +142,7 @@ func anyL2AdSelectsNode(ads []*snapshot.L2Advertisement, n *view.Node) bool {
 func (c *Layer2Coverage) PreferenceScore(n *view.Node) int {
 	sum := 0
 	for _, ad := range c.Ads {
-		if !selectsNode(ad.NodeSelectors, n) {
+		if !anyNodeSelectorMatches(ad.NodeSelectors, n) {
 			continue
 		}
 		for _, p := range ad.Preferences {
@@ -154,8 +154,8 @@ func (c *Layer2Coverage) PreferenceScore(n *view.Node) int {
 	return sum
 }
 
-// WireCheck is the strictest of the advertisements.
-func (c *Layer2Coverage) WireCheck() snapshot.WireCheck {
+// StrictestWireCheck is the strictest of the advertisements.
+func (c *Layer2Coverage) StrictestWireCheck() snapshot.WireCheck {
 	var strictest snapshot.WireCheck
 	for _, ad := range c.Ads {
 		strictest = max(strictest, ad.WireCheck)

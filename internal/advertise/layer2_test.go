@@ -12,52 +12,66 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-func TestNodesThatMayAnswer(t *testing.T) {
+func TestNodeExclusionReasonOfL2Ads(t *testing.T) {
 	node := func(name string) view.Node { return view.Node{Name: name, Labels: map[string]string{"name": name}} }
 	for name, c := range map[string]struct {
-		edit func(*example)
+		edit func(*exampleCluster)
 		node view.Node
 		want names.Reason
 	}{
-		"without limits": {func(e *example) { e.answer(nil, "four") }, node("a"), ""},
-		"without network": {func(e *example) { e.answer(nil, "four") },
+		"without limits": {func(e *exampleCluster) { e.addL2Advertisement(nil, "four") }, node("a"), ""},
+		"without network": {func(e *exampleCluster) { e.addL2Advertisement(nil, "four") },
 			view.Node{NetworkUnavailable: true, IsExcluded: true, IsLeaving: true}, names.ReasonNodeNetworkUnavailable},
-		"excluded":       {func(e *example) { e.answer(nil, "four") }, view.Node{IsExcluded: true, IsLeaving: true}, names.ReasonNodeExcluded},
-		"leaving":        {func(e *example) { e.answer(selectL2NodeByName("b"), "four") }, view.Node{IsLeaving: true}, names.ReasonNodeLeaving},
-		"not selected":   {func(e *example) { e.answer(selectL2NodeByName("b"), "four") }, node("a"), names.ReasonNoAdvertisement},
-		"one of two ads": {func(e *example) { e.answer(selectL2NodeByName("a"), "four"); e.answer(selectL2NodeByName("b"), "four") }, node("b"), ""},
-		"selected for one address of two pools": {func(e *example) { e.both(); e.answer(nil, "four"); e.answer(selectL2NodeByName("b"), "six") },
+		"excluded":     {func(e *exampleCluster) { e.addL2Advertisement(nil, "four") }, view.Node{IsExcluded: true, IsLeaving: true}, names.ReasonNodeExcluded},
+		"leaving":      {func(e *exampleCluster) { e.addL2Advertisement(limitL2AdToNode("b"), "four") }, view.Node{IsLeaving: true}, names.ReasonNodeLeaving},
+		"not selected": {func(e *exampleCluster) { e.addL2Advertisement(limitL2AdToNode("b"), "four") }, node("a"), names.ReasonNoAdvertisement},
+		"one of two ads": {func(e *exampleCluster) {
+			e.addL2Advertisement(limitL2AdToNode("a"), "four")
+			e.addL2Advertisement(limitL2AdToNode("b"), "four")
+		}, node("b"), ""},
+		"selected for one address of two pools": {func(e *exampleCluster) {
+			e.addIPv6Address()
+			e.addL2Advertisement(nil, "four")
+			e.addL2Advertisement(limitL2AdToNode("b"), "six")
+		},
 			node("a"), names.ReasonNoAdvertisement},
-		"selected for both addresses":                  {func(e *example) { e.both(); e.answer(nil, "four"); e.answer(selectL2NodeByName("b"), "six") }, node("b"), ""},
-		"the other address has no advertisement":       {func(e *example) { e.both(); e.answer(selectL2NodeByName("a"), "four") }, node("a"), ""},
-		"one advertisement of both pools selects it":   {func(e *example) { e.both(); e.answer(selectL2NodeByName("a"), "four", "six") }, node("a"), ""},
-		"the advertisement of another pool selects it": {func(e *example) { e.answer(selectL2NodeByName("b"), "four"); e.answer(selectL2NodeByName("a"), "six") }, node("a"), names.ReasonNoAdvertisement},
+		"selected for both addresses": {func(e *exampleCluster) {
+			e.addIPv6Address()
+			e.addL2Advertisement(nil, "four")
+			e.addL2Advertisement(limitL2AdToNode("b"), "six")
+		}, node("b"), ""},
+		"the other address has no advertisement":     {func(e *exampleCluster) { e.addIPv6Address(); e.addL2Advertisement(limitL2AdToNode("a"), "four") }, node("a"), ""},
+		"one advertisement of both pools selects it": {func(e *exampleCluster) { e.addIPv6Address(); e.addL2Advertisement(limitL2AdToNode("a"), "four", "six") }, node("a"), ""},
+		"the advertisement of another pool selects it": {func(e *exampleCluster) {
+			e.addL2Advertisement(limitL2AdToNode("b"), "four")
+			e.addL2Advertisement(limitL2AdToNode("a"), "six")
+		}, node("a"), names.ReasonNoAdvertisement},
 	} {
 		e := newExample()
 		c.edit(e)
-		coverage, _ := Layer2(&e.snapshot, &e.service)
+		coverage, _ := L2AdsCoveringService(&e.snapshot, &e.service)
 		if got := coverage.NodeExclusionReason(&c.node); got != c.want {
 			t.Errorf("%s: the node is refused with %q, want %q", name, got, c.want)
 		}
 	}
 }
 
-func TestPreferencesCountWhereTheAdvertisementSelects(t *testing.T) {
+func TestPreferenceScoreCountsOnlyAdsSelectingNode(t *testing.T) {
 	e := newExample()
 	prefer := func(weight int, s labels.Selector) func(*snapshot.L2Advertisement) {
 		return func(ad *snapshot.L2Advertisement) {
 			ad.Preferences = append(ad.Preferences, snapshot.NodePreference{Weight: weight, NodeSelector: s})
 		}
 	}
-	e.answer(prefer(1, labels.Everything()), "four")
-	e.answer(func(ad *snapshot.L2Advertisement) {
-		selectL2NodeByName("b")(ad)
+	e.addL2Advertisement(prefer(1, labels.Everything()), "four")
+	e.addL2Advertisement(func(ad *snapshot.L2Advertisement) {
+		limitL2AdToNode("b")(ad)
 		prefer(10, labels.Everything())(ad)
 		ad.Rebalance = true
 	}, "four")
-	e.answer(prefer(100, selectLabel("name", "a")), "four")
-	e.answer(prefer(50, labels.Everything()), "six")
-	coverage, _ := Layer2(&e.snapshot, &e.service)
+	e.addL2Advertisement(prefer(100, newLabelSelector("name", "a")), "four")
+	e.addL2Advertisement(prefer(50, labels.Everything()), "six")
+	coverage, _ := L2AdsCoveringService(&e.snapshot, &e.service)
 	for i, want := range []int{101, 11, 1} {
 		n := view.Node{Labels: e.nodes[i].Labels}
 		if got := coverage.PreferenceScore(&n); got != want {
@@ -76,28 +90,28 @@ func TestPreferencesCountWhereTheAdvertisementSelects(t *testing.T) {
 // different keys.
 func TestAdmittedNodesKeyDiffersByNodes(t *testing.T) {
 	keys := map[string]string{}
-	for name, edit := range map[string]func(*example){
-		"one address, one advertisement": func(e *example) {},
-		"one address, two advertisements": func(e *example) {
-			e.answer(func(ad *snapshot.L2Advertisement) { ad.Name = "more" }, "four")
+	for name, edit := range map[string]func(*exampleCluster){
+		"one address, one advertisement": func(e *exampleCluster) {},
+		"one address, two advertisements": func(e *exampleCluster) {
+			e.addL2Advertisement(func(ad *snapshot.L2Advertisement) { ad.Name = "more" }, "four")
 		},
-		"each address has its own advertisement": func(e *example) { e.both(); e.answer(nil, "six") },
-		"one advertisement for both addresses, one for one": func(e *example) {
-			e.both()
-			e.answer(nil, "six")
+		"each address has its own advertisement": func(e *exampleCluster) { e.addIPv6Address(); e.addL2Advertisement(nil, "six") },
+		"one advertisement for both addresses, one for one": func(e *exampleCluster) {
+			e.addIPv6Address()
+			e.addL2Advertisement(nil, "six")
 			e.snapshot.L2Advertisements[0].Pools = []string{"four", "six"}
 		},
-		"both advertisements for both addresses": func(e *example) {
-			e.both()
-			e.answer(nil, "six")
+		"both advertisements for both addresses": func(e *exampleCluster) {
+			e.addIPv6Address()
+			e.addL2Advertisement(nil, "six")
 			e.snapshot.L2Advertisements[0].Pools = []string{"four", "six"}
 			e.snapshot.L2Advertisements[1].Pools = []string{"four", "six"}
 		},
 	} {
 		e := newExample()
-		e.answer(nil, "four")
+		e.addL2Advertisement(nil, "four")
 		edit(e)
-		coverage, _ := Layer2(&e.snapshot, &e.service)
+		coverage, _ := L2AdsCoveringService(&e.snapshot, &e.service)
 		key := coverage.AdmittedNodesKey()
 		if other, taken := keys[key]; taken {
 			t.Errorf("%q and %q have the same key %q", name, other, key)
@@ -128,7 +142,7 @@ func TestLinksOnWhichAddressIsAnnounced(t *testing.T) {
 		return &snapshot.L2Advertisement{Interfaces: interfaces}
 	}
 	elsewhere := on("eth1")
-	selectL2NodeByName("b")(elsewhere)
+	limitL2AdToNode("b")(elsewhere)
 	for name, c := range map[string]struct {
 		ads     []*snapshot.L2Advertisement
 		edit    func([]exampleLink)
@@ -161,7 +175,7 @@ func TestLinksOnWhichAddressIsAnnounced(t *testing.T) {
 		if c.anyNode {
 			node = nil
 		}
-		if got := Links(c.ads, node, exampleIPv4Address, links, c.reach); !slices.Equal(got, c.want) {
+		if got := AnnouncingLinkIndexes(c.ads, node, exampleIPv4Address, links, c.reach); !slices.Equal(got, c.want) {
 			t.Errorf("%s: the links are %v, want %v", name, got, c.want)
 		}
 	}
@@ -169,15 +183,15 @@ func TestLinksOnWhichAddressIsAnnounced(t *testing.T) {
 
 func TestAdvertisementsOfEachAddress(t *testing.T) {
 	e := newExample()
-	e.both()
-	e.answer(nil, "six")
-	coverage, _ := Layer2(&e.snapshot, &e.service)
+	e.addIPv6Address()
+	e.addL2Advertisement(nil, "six")
+	coverage, _ := L2AdsCoveringService(&e.snapshot, &e.service)
 	if !slices.Equal(coverage.Addresses, []netip.Addr{exampleIPv6Address}) || coverage.AdsOfAddress(0)[0].Name != "l2-six" {
 		t.Errorf("%v are covered by %v, want the second address by its own", coverage.Addresses, coverage.Ads)
 	}
 	e.snapshot.L2Advertisements[0].Pools = []string{"four"}
 	e.service.Addresses = e.service.Addresses[:1]
-	coverage, _ = Layer2(&e.snapshot, &e.service)
+	coverage, _ = L2AdsCoveringService(&e.snapshot, &e.service)
 	if len(coverage.Addresses) != 1 || len(coverage.AdsOfAddress(0)) != 1 {
 		t.Errorf("%v are covered by %v", coverage.Addresses, coverage.Ads)
 	}

@@ -32,16 +32,16 @@ const (
 	SomeNodeReachesSubnet SubnetReach = true
 )
 
-// Links returns the indexes of the links of a node on which the address is announced, sorted: those
-// that the advertisements for this node name. If an advertisement names none, it adds the links
-// whose subnet covers the address. If no node has such a link, it adds every usable link, because
-// an address outside all subnets may still be routed to the segment. A link of a virtual router
-// counts only if it is named: several nodes may have one on one segment. Without a node, all
-// advertisements count.
-func Links[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, links []L, reach SubnetReach) []int {
+// AnnouncingLinkIndexes returns the indexes of the links of a node on which the address is
+// announced, sorted: those that the advertisements for this node name. If an advertisement names
+// none, it adds the links whose subnet covers the address. If no node has such a link, it adds
+// every usable link, because an address outside all subnets may still be routed to the segment. A
+// link of a virtual router counts only if it is named: several nodes may have one on one segment.
+// Without a node, all advertisements count.
+func AnnouncingLinkIndexes[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, links []L, reach SubnetReach) []int {
 	var out []int
 	for _, ad := range ads {
-		if node != nil && !selectsNode(ad.NodeSelectors, node) {
+		if node != nil && !anyNodeSelectorMatches(ad.NodeSelectors, node) {
 			continue
 		}
 		if len(ad.Interfaces) == 0 {
@@ -71,10 +71,11 @@ func appendLinksOfSubnet[L Link](out []int, a netip.Addr, links []L, reach Subne
 
 // LinksOfNode are the links of a node, as far as they decide whether it can answer for an address.
 type LinksOfNode[L Link] struct {
-	// Usable are those on which frames can be sent, Down those that are down or without carrier.
-	Usable, Down []L
-	// HasFamily means that the node has an address of the family of the address.
-	HasFamily bool
+	// UsableLinks are those on which frames can be sent, DownLinks those that are down or without
+	// carrier.
+	UsableLinks, DownLinks []L
+	// HasAddressOfFamily means that the node has an address of the family of the address.
+	HasAddressOfFamily bool
 	// AreRawSocketsDenied means that the node can send no frame at all.
 	AreRawSocketsDenied bool
 }
@@ -82,15 +83,15 @@ type LinksOfNode[L Link] struct {
 // AnsweringLinks returns the indexes of the links of a node on which it can answer for the address,
 // or why there is none.
 func AnsweringLinks[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, n LinksOfNode[L], reach SubnetReach) ([]int, names.Reason) {
-	links := Links(ads, node, a, n.Usable, reach)
+	links := AnnouncingLinkIndexes(ads, node, a, n.UsableLinks, reach)
 	switch {
-	case len(links) > 0 && n.HasFamily:
+	case len(links) > 0 && n.HasAddressOfFamily:
 		return links, ""
 	case n.AreRawSocketsDenied:
 		return nil, names.ReasonRawSocketDenied
-	case len(links) == 0 && slices.ContainsFunc(n.Down, func(l L) bool { return l.CoversAddress(a) }):
+	case len(links) == 0 && slices.ContainsFunc(n.DownLinks, func(l L) bool { return l.CoversAddress(a) }):
 		return nil, names.ReasonLinkDown
-	case !n.HasFamily && len(n.Usable) > 0:
+	case !n.HasAddressOfFamily && len(n.UsableLinks) > 0:
 		return nil, names.ReasonNoAddressFamily
 	}
 	return nil, names.ReasonNoLinks
@@ -102,8 +103,9 @@ type SegmentLink interface {
 	HasVirtualRouterMAC() bool
 }
 
-// ReachesSubnet says whether one of the links is in the subnet of the address, even if it is down.
-func ReachesSubnet[L SegmentLink](links []L, a netip.Addr) bool {
+// AnyLinkCoversAddress says whether one of the links is in the subnet of the address, even if it is
+// down.
+func AnyLinkCoversAddress[L SegmentLink](links []L, a netip.Addr) bool {
 	return slices.ContainsFunc(links, func(l L) bool { return !l.HasVirtualRouterMAC() && l.CoversAddress(a) })
 }
 
@@ -115,11 +117,12 @@ type OtherNodesLink interface {
 	HasVirtualRouterMAC() bool
 }
 
-// CanUseLink says whether the advertisements let another node announce the address on its link.
-func CanUseLink(ads []*snapshot.L2Advertisement, node *view.Node, l OtherNodesLink, a netip.Addr, reach SubnetReach) bool {
+// AdsAdmitLinkOfOtherNode says whether the advertisements let another node announce the address on
+// its link.
+func AdsAdmitLinkOfOtherNode(ads []*snapshot.L2Advertisement, node *view.Node, l OtherNodesLink, a netip.Addr, reach SubnetReach) bool {
 	for _, ad := range ads {
 		switch {
-		case !selectsNode(ad.NodeSelectors, node):
+		case !anyNodeSelectorMatches(ad.NodeSelectors, node):
 		case len(ad.Interfaces) > 0:
 			if slices.ContainsFunc(ad.Interfaces, l.HasName) {
 				return true
@@ -131,7 +134,7 @@ func CanUseLink(ads []*snapshot.L2Advertisement, node *view.Node, l OtherNodesLi
 	return false
 }
 
-// SelectsNode says whether one of the advertisements selects the node.
-func SelectsNode(ads []*snapshot.L2Advertisement, node *view.Node) bool {
+// AnyL2AdSelectsNode says whether one of the advertisements selects the node.
+func AnyL2AdSelectsNode(ads []*snapshot.L2Advertisement, node *view.Node) bool {
 	return anyL2AdSelectsNode(ads, node)
 }

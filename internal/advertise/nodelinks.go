@@ -52,7 +52,7 @@ func (n *NodeState) layer2Fault(c *nodeCoverage, node *view.Node) names.Explanat
 	}
 	var first names.Explanation
 	for i, a := range c.layer2.Addresses {
-		why := n.linkFault(c.layer2.AdsOfAddress(i), node, a, c.reaches[i])
+		why := n.linkFault(c.layer2.AdsOfAddress(i), node, a, c.subnetReachByAddress[i])
 		if !why.IsSet() {
 			return n.Layer2Fault
 		}
@@ -66,32 +66,32 @@ func (n *NodeState) layer2Fault(c *nodeCoverage, node *view.Node) names.Explanat
 
 // linkFault returns why the node cannot answer for the address: what its speaker decides.
 func (n *NodeState) linkFault(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, reach SubnetReach) names.Explanation {
-	links := LinksOfNode[LinkState]{HasFamily: slices.ContainsFunc(n.Links, func(l LinkState) bool { return l.CanSendFamilyOf(a) })}
+	links := LinksOfNode[LinkState]{HasAddressOfFamily: slices.ContainsFunc(n.Links, func(l LinkState) bool { return l.CanSendFamilyOf(a) })}
 	var usable, downInSubnet []string
 	for _, l := range n.Links {
 		if l.IsDown {
-			links.Down = append(links.Down, l)
+			links.DownLinks = append(links.DownLinks, l)
 			if l.CoversAddress(a) {
 				downInSubnet = append(downInSubnet, l.Name)
 			}
 			continue
 		}
-		links.Usable, usable = append(links.Usable, l), append(usable, l.Name)
+		links.UsableLinks, usable = append(links.UsableLinks, l), append(usable, l.Name)
 	}
 	_, reason := AnsweringLinks(ads, node, a, links, reach)
 	switch reason {
 	case "":
 		return names.Explanation{}
 	case names.ReasonLinkDown:
-		return names.Explain(reason, "its link %s in the subnet of %s is down or has no carrier: repair the link", strings.Join(downInSubnet, ", "), a)
+		return names.NewExplanation(reason, "its link %s in the subnet of %s is down or has no carrier: repair the link", strings.Join(downInSubnet, ", "), a)
 	case names.ReasonNoAddressFamily:
-		return names.Explain(reason, "it has no %s address on a usable link, so that it cannot answer for %s: give it one", ipfamily.FamilyOf(a), a)
+		return names.NewExplanation(reason, "it has no %s address on a usable link, so that it cannot answer for %s: give it one", ipfamily.FamilyOf(a), a)
 	}
 	allUsable := cmp.Or(strings.Join(usable, ", "), "none")
 	if wanted := interfacesOfAds(ads, node); len(wanted) > 0 {
-		return names.Explain(reason, "the L2Advertisements limit the Service to links with exactly the names %s, and the usable links are %s: correct spec.interfaces, or repair the link", strings.Join(wanted, ", "), allUsable)
+		return names.NewExplanation(reason, "the L2Advertisements limit the Service to links with exactly the names %s, and the usable links are %s: correct spec.interfaces, or repair the link", strings.Join(wanted, ", "), allUsable)
 	}
-	return names.Explain(reason, "none of its usable links (%s) is in the subnet of %s, and only nodes with such a link answer: give the node one, or name the links in spec.interfaces of the L2Advertisement", allUsable, a)
+	return names.NewExplanation(reason, "none of its usable links (%s) is in the subnet of %s, and only nodes with such a link answer: give the node one, or name the links in spec.interfaces of the L2Advertisement", allUsable, a)
 }
 
 // interfacesOfAds returns the interfaces to which the advertisements limit the node, sorted; none
@@ -100,7 +100,7 @@ func interfacesOfAds(ads []*snapshot.L2Advertisement, node *view.Node) []string 
 	var out []string
 	for _, ad := range ads {
 		switch {
-		case !selectsNode(ad.NodeSelectors, node):
+		case !anyNodeSelectorMatches(ad.NodeSelectors, node):
 		case len(ad.Interfaces) == 0:
 			return nil
 		default:

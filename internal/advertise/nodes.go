@@ -44,11 +44,11 @@ var nodeReasonsMostTellingFirst = []names.Reason{
 	names.ReasonNoLocalEndpoints, names.ReasonNoAdvertisement,
 }
 
-// ExplainNodes says for a Service that is announced by no node what keeps each node from it. Its
-// Reason is the most telling one: that of a node with endpoints comes first. Nothing is set if at
-// least one node should announce the Service. Explain has to come first: it explains what is wrong
-// with the advertisements themselves.
-func ExplainNodes(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalTrafficPolicy) names.Explanation {
+// ExplainNodesNotAnnouncing says for a Service that is announced by no node what keeps each node
+// from it. Its Reason is the most telling one: that of a node with endpoints comes first. Nothing
+// is set if at least one node should announce the Service. Explain has to come first: it explains
+// what is wrong with the advertisements themselves.
+func ExplainNodesNotAnnouncing(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalTrafficPolicy) names.Explanation {
 	coverage := newNodeCoverage(s, svc, nodes)
 	var faults []nodeFault
 	var sessionTexts []string
@@ -58,7 +58,7 @@ func ExplainNodes(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local L
 			return names.Explanation{}
 		}
 		sessionTexts = append(sessionTexts, e.sessionTexts...)
-		faults = append(faults, nodeFault{e.Node, nodes[i].HasEndpoints, e.fault()})
+		faults = append(faults, nodeFault{e.Node, nodes[i].HasEndpoints, e.firstFault()})
 	}
 	return combineNodeFaults(faults, sessionTexts, local)
 }
@@ -67,21 +67,21 @@ func ExplainNodes(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local L
 // others.
 type NodeExplanation struct {
 	Node string
-	// ByLayer2 and ByBGP say that advertisements of this kind select the node.
-	ByLayer2, ByBGP bool
-	// Layer2 and BGP are why the node does not announce the Service by the protocol although an
-	// advertisement selects it. They are zero if it should.
-	Layer2, BGP names.Explanation
+	// IsSelectedByL2Ad and IsSelectedByBGPAd say that advertisements of this kind select the node.
+	IsSelectedByL2Ad, IsSelectedByBGPAd bool
+	// Layer2Fault and BGPFault are why the node does not announce the Service by the protocol
+	// although an advertisement selects it. They are zero if it should.
+	Layer2Fault, BGPFault names.Explanation
 	// Peers are the BGPPeers whose routers should get the Service from the node.
 	Peers []string
 
-	beforeProtocols names.Explanation
-	sessionTexts    []string
+	faultForEveryProtocol names.Explanation
+	sessionTexts          []string
 }
 
 // IsAnnouncing says whether the node should announce the Service by one of the protocols.
 func (e *NodeExplanation) IsAnnouncing() bool {
-	return e.ByLayer2 && !e.Layer2.IsSet() || e.ByBGP && !e.BGP.IsSet()
+	return e.IsSelectedByL2Ad && !e.Layer2Fault.IsSet() || e.IsSelectedByBGPAd && !e.BGPFault.IsSet()
 }
 
 // Fault is why the node announces the Service by no protocol; it is zero if it should.
@@ -89,21 +89,22 @@ func (e *NodeExplanation) Fault() names.Explanation {
 	if e.IsAnnouncing() {
 		return names.Explanation{}
 	}
-	return e.fault()
+	return e.firstFault()
 }
 
-func (e *NodeExplanation) fault() names.Explanation {
+func (e *NodeExplanation) firstFault() names.Explanation {
 	switch {
-	case e.beforeProtocols.IsSet():
-		return e.beforeProtocols
-	case e.Layer2.IsSet():
-		return e.Layer2
+	case e.faultForEveryProtocol.IsSet():
+		return e.faultForEveryProtocol
+	case e.Layer2Fault.IsSet():
+		return e.Layer2Fault
 	}
-	return e.BGP
+	return e.BGPFault
 }
 
-// ExplainEachNode says for each node what ExplainNodes says for all of them.
-func ExplainEachNode(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalTrafficPolicy) []NodeExplanation {
+// ExplainAnnouncementPerNode says for each node what ExplainNodesNotAnnouncing says for all of
+// them.
+func ExplainAnnouncementPerNode(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalTrafficPolicy) []NodeExplanation {
 	coverage := newNodeCoverage(s, svc, nodes)
 	out := make([]NodeExplanation, 0, len(nodes))
 	for i := range nodes {
@@ -118,20 +119,20 @@ type nodeCoverage struct {
 	layer2       Layer2Coverage
 	layer2Reason names.Reason
 	bgp          []BGPCoverage
-	// reaches has the SubnetReach of each of the addresses of layer2.
-	reaches []SubnetReach
+	// subnetReachByAddress has the SubnetReach of each of the addresses of layer2.
+	subnetReachByAddress []SubnetReach
 }
 
 func newNodeCoverage(s *snapshot.Snapshot, svc *Service, nodes []NodeState) *nodeCoverage {
-	layer2, layer2Reason := Layer2(s, svc)
-	bgp, _ := BGP(s, svc)
+	layer2, layer2Reason := L2AdsCoveringService(s, svc)
+	bgp, _ := BGPAdsCoveringService(s, svc)
 	out := &nodeCoverage{snapshot: s, layer2: layer2, layer2Reason: layer2Reason, bgp: bgp}
 	for i, a := range layer2.Addresses {
 		ads := layer2.AdsOfAddress(i)
 		reaches := func(n NodeState) bool {
-			return SelectsNode(ads, &view.Node{Name: n.Name, Labels: n.Labels}) && ReachesSubnet(n.Links, a)
+			return AnyL2AdSelectsNode(ads, &view.Node{Name: n.Name, Labels: n.Labels}) && AnyLinkCoversAddress(n.Links, a)
 		}
-		out.reaches = append(out.reaches, SubnetReach(slices.ContainsFunc(nodes, reaches)))
+		out.subnetReachByAddress = append(out.subnetReachByAddress, SubnetReach(slices.ContainsFunc(nodes, reaches)))
 	}
 	return out
 }
@@ -140,18 +141,18 @@ func newNodeCoverage(s *snapshot.Snapshot, svc *Service, nodes []NodeState) *nod
 func explainNode(n *NodeState, c *nodeCoverage, local LocalTrafficPolicy) NodeExplanation {
 	node := view.Node{Name: n.Name, Labels: n.Labels, IsExcluded: isNodeExcluded(c.snapshot, n.Labels)}
 	own := adsSelectingNode(c.bgp, &node)
-	out := NodeExplanation{Node: n.Name, ByLayer2: c.layer2Reason == "" && c.layer2.selectsNode(&node), ByBGP: len(own) > 0}
-	out.beforeProtocols = n.faultForEveryProtocol(&node, out.ByLayer2 || out.ByBGP, local)
-	if out.beforeProtocols.IsSet() {
-		out.Layer2, out.BGP = out.beforeProtocols, out.beforeProtocols
+	out := NodeExplanation{Node: n.Name, IsSelectedByL2Ad: c.layer2Reason == "" && c.layer2.selectsNodeForAllAddresses(&node), IsSelectedByBGPAd: len(own) > 0}
+	out.faultForEveryProtocol = n.faultForEveryProtocol(&node, out.IsSelectedByL2Ad || out.IsSelectedByBGPAd, local)
+	if out.faultForEveryProtocol.IsSet() {
+		out.Layer2Fault, out.BGPFault = out.faultForEveryProtocol, out.faultForEveryProtocol
 		return out
 	}
-	if out.ByLayer2 {
-		out.Layer2 = n.layer2Fault(c, &node)
+	if out.IsSelectedByL2Ad {
+		out.Layer2Fault = n.layer2Fault(c, &node)
 	}
-	if out.ByBGP {
-		out.Peers = PeerNames(own, c.snapshot.Peers, &node)
-		out.BGP, out.sessionTexts = n.sessionFaults(out.Peers)
+	if out.IsSelectedByBGPAd {
+		out.Peers = NamesOfPeersGettingRoute(own, c.snapshot.Peers, &node)
+		out.BGPFault, out.sessionTexts = n.sessionFaults(out.Peers)
 	}
 	return out
 }
@@ -160,15 +161,15 @@ func explainNode(n *NodeState, c *nodeCoverage, local LocalTrafficPolicy) NodeEx
 func (n *NodeState) faultForEveryProtocol(node *view.Node, isSelected bool, local LocalTrafficPolicy) names.Explanation {
 	switch {
 	case !isSelected:
-		return names.Explain(names.ReasonNoAdvertisement, "no advertisement of the Service selects the node")
+		return names.NewExplanation(names.ReasonNoAdvertisement, "no advertisement of the Service selects the node")
 	case bool(local) && !n.HasEndpoints:
-		return names.Explain(names.ReasonNoLocalEndpoints, "no endpoint of the Service serves there")
+		return names.NewExplanation(names.ReasonNoLocalEndpoints, "no endpoint of the Service serves there")
 	case node.IsExcluded:
-		return names.Explain(names.ReasonNodeExcluded, "it has the label %s: remove it", names.LabelExcludeNode)
+		return names.NewExplanation(names.ReasonNodeExcluded, "it has the label %s: remove it", names.LabelExcludeNode)
 	case n.Fault.IsSet():
 		return n.Fault
 	case bool(local) && n.IsProxyBehind:
-		return names.Explain(names.ReasonServiceProxyNotReady, "kube-proxy there does not know the endpoints of the Service yet: look at kube-proxy")
+		return names.NewExplanation(names.ReasonServiceProxyNotReady, "kube-proxy there does not know the endpoints of the Service yet: look at kube-proxy")
 	}
 	return names.Explanation{}
 }
@@ -177,7 +178,7 @@ func (n *NodeState) faultForEveryProtocol(node *view.Node, isSelected bool, loca
 // that should and does not. No reason is returned if one of them carries it.
 func (n *NodeState) sessionFaults(peers []string) (why names.Explanation, texts []string) {
 	if len(peers) == 0 {
-		return names.Explain(names.ReasonNoPeers, "no BGPPeer that the BGPAdvertisements name selects the node and carries the family"), nil
+		return names.NewExplanation(names.ReasonNoPeers, "no BGPPeer that the BGPAdvertisements name selects the node and carries the family"), nil
 	}
 	for _, p := range peers {
 		fault, faulty := n.SessionFaultByPeer[p]
@@ -186,7 +187,7 @@ func (n *NodeState) sessionFaults(peers []string) (why names.Explanation, texts 
 		}
 		texts = append(texts, fmt.Sprintf("%s on %s: %s (%s)", p, n.Name, fault.Text, fault.Reason))
 	}
-	return names.Explain(names.ReasonNoSession, "none of its BGP sessions carries the Service"), texts
+	return names.NewExplanation(names.ReasonNoSession, "none of its BGP sessions carries the Service"), texts
 }
 
 const (

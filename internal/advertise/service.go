@@ -5,8 +5,8 @@
 //
 // The rules in order: every address is in a pool (findPoolOfEachAddress); an advertisement names
 // the pool and selects the Service (Layer2, BGP); it selects the node (NodeExclusionReason,
-// BGPAdvertisementsOnNode); a link or a peer is left (Links, PeerNames). Explain applies all of
-// them to every node.
+// BGPAdsUsableOnNode); a link or a peer is left (Links, NamesOfPeersGettingRoute). Explain applies
+// all of them to every node.
 package advertise
 
 import (
@@ -60,7 +60,7 @@ func isNodeExcluded(s *snapshot.Snapshot, labels map[string]string) bool {
 	return (s == nil || !s.IgnoresExcludeLabel) && view.IsExcludedByLabels(labels)
 }
 
-// selectsNode says whether one of the nodeSelectors matches the node.
-func selectsNode(nodeSelectors []labels.Selector, n *view.Node) bool {
+// selectsNodeForAllAddresses says whether one of the nodeSelectors matches the node.
+func anyNodeSelectorMatches(nodeSelectors []labels.Selector, n *view.Node) bool {
 	return snapshot.AnySelectorMatches(nodeSelectors, labels.Set(n.Labels))
 }

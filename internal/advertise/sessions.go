@@ -8,37 +8,37 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// WantedSession is a BGP session that should carry addresses of a Service.
-type WantedSession struct {
+// SessionToCarryService is a BGP session that should carry addresses of a Service.
+type SessionToCarryService struct {
 	Node, Peer string
 	Addresses  []netip.Addr
 }
 
-// WantedSessions returns the sessions that should carry the Service, as far as the advertisements,
-// the labels of the nodes and the endpoints say. isServed says whether a node may announce an
-// address because of its endpoints.
-func WantedSessions(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLabels, isServed func(node string, a netip.Addr) bool) []WantedSession {
-	coverage, reason := BGP(s, svc)
+// SessionsToCarryService returns the sessions that should carry the Service, as far as the
+// advertisements, the labels of the nodes and the endpoints say. isServed says whether a node may
+// announce an address because of its endpoints.
+func SessionsToCarryService(s *snapshot.Snapshot, svc *Service, nodes []snapshot.NodeLabels, isServed func(node string, a netip.Addr) bool) []SessionToCarryService {
+	coverage, reason := BGPAdsCoveringService(s, svc)
 	if reason != "" {
 		return nil
 	}
-	var out []WantedSession
+	var out []SessionToCarryService
 	for i := range nodes {
 		n := view.Node{Name: nodes[i].Name, Labels: nodes[i].Labels}
 		if isNodeExcluded(s, n.Labels) {
 			continue
 		}
-		own, reason := BGPAdvertisementsOnNode(coverage, &n)
+		own, reason := BGPAdsUsableOnNode(coverage, &n)
 		if reason != "" {
 			continue
 		}
-		for _, p := range PeerNames(own, s.Peers, &n) {
+		for _, p := range NamesOfPeersGettingRoute(own, s.Peers, &n) {
 			addresses := addressesForPeer(own, p)
 			if isMissing := func(a netip.Addr) bool { return !isServed(n.Name, a) }; slices.ContainsFunc(addresses, isMissing) {
 				addresses = slices.DeleteFunc(slices.Clone(addresses), isMissing)
 			}
 			if len(addresses) > 0 {
-				out = append(out, WantedSession{n.Name, p, addresses})
+				out = append(out, SessionToCarryService{n.Name, p, addresses})
 			}
 		}
 	}

@@ -14,46 +14,50 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// TestWantedSessionsFollowAdvertisementsNodesAndEndpoints checks which sessions should carry which
+// TestSessionsToCarryServiceFollowAdsNodesEndpoints checks which sessions should carry which
 // addresses, each written as "node peer: addresses".
-func TestWantedSessionsFollowAdvertisementsNodesAndEndpoints(t *testing.T) {
-	dualStackPeer := func(e *example, name string, nodes ...labels.Selector) {
-		e.peer(name, nodes...)
+func TestSessionsToCarryServiceFollowAdsNodesEndpoints(t *testing.T) {
+	dualStackPeer := func(e *exampleCluster, name string, nodes ...labels.Selector) {
+		e.addBGPPeer(name, nodes...)
 		e.snapshot.Peers[len(e.snapshot.Peers)-1].DualStack = true
 	}
 	for name, tc := range map[string]struct {
-		edit func(*example)
+		edit func(*exampleCluster)
 		// silentNode serves no address, because it has no endpoint.
 		silentNode string
 		want       []string
 	}{
-		"no advertisement": {edit: func(e *example) { e.peer("x") }},
-		"no peer":          {edit: func(e *example) { e.route(nil, "four") }},
-		"each node":        {edit: func(e *example) { e.peer("x"); e.route(nil, "four") }, want: []string{"a x: four", "b x: four", "c x: four"}},
-		"an excluded node": {edit: func(e *example) { e.peer("x"); e.route(nil, "four"); e.exclude(1) }, want: []string{"a x: four", "c x: four"}},
-		"a node without endpoints": {edit: func(e *example) { e.peer("x"); e.route(nil, "four") }, silentNode: "c",
+		"no advertisement": {edit: func(e *exampleCluster) { e.addBGPPeer("x") }},
+		"no peer":          {edit: func(e *exampleCluster) { e.addBGPAdvertisement(nil, "four") }},
+		"each node":        {edit: func(e *exampleCluster) { e.addBGPPeer("x"); e.addBGPAdvertisement(nil, "four") }, want: []string{"a x: four", "b x: four", "c x: four"}},
+		"an excluded node": {edit: func(e *exampleCluster) { e.addBGPPeer("x"); e.addBGPAdvertisement(nil, "four"); e.excludeNodes(1) }, want: []string{"a x: four", "c x: four"}},
+		"a node without endpoints": {edit: func(e *exampleCluster) { e.addBGPPeer("x"); e.addBGPAdvertisement(nil, "four") }, silentNode: "c",
 			want: []string{"a x: four", "b x: four"}},
-		"an advertisement of one node": {edit: func(e *example) { e.peer("x"); e.route(selectBGPNodeByName("b"), "four") }, want: []string{"b x: four"}},
-		"a peer of one node": {edit: func(e *example) { e.peer("x"); e.peer("y", selectLabel("name", "c")); e.route(nil, "four") },
+		"an advertisement of one node": {edit: func(e *exampleCluster) { e.addBGPPeer("x"); e.addBGPAdvertisement(limitBGPAdToNode("b"), "four") }, want: []string{"b x: four"}},
+		"a peer of one node": {edit: func(e *exampleCluster) {
+			e.addBGPPeer("x")
+			e.addBGPPeer("y", newLabelSelector("name", "c"))
+			e.addBGPAdvertisement(nil, "four")
+		},
 			want: []string{"a x: four", "b x: four", "c x: four", "c y: four"}},
-		"an advertisement for one peer": {edit: func(e *example) {
-			e.peer("x")
-			e.peer("y")
-			e.route(func(ad *snapshot.BGPAdvertisement) { ad.Peers = []string{"y"} }, "four")
+		"an advertisement for one peer": {edit: func(e *exampleCluster) {
+			e.addBGPPeer("x")
+			e.addBGPPeer("y")
+			e.addBGPAdvertisement(func(ad *snapshot.BGPAdvertisement) { ad.Peers = []string{"y"} }, "four")
 		}, want: []string{"a y: four", "b y: four", "c y: four"}},
-		"two advertisements with one address each": {edit: func(e *example) {
-			e.both()
-			dualStackPeer(e, "x", selectLabel("name", "a"))
-			e.route(nil, "four")
-			e.route(nil, "six")
-			e.route(nil, "four", "six")
+		"two advertisements with one address each": {edit: func(e *exampleCluster) {
+			e.addIPv6Address()
+			dualStackPeer(e, "x", newLabelSelector("name", "a"))
+			e.addBGPAdvertisement(nil, "four")
+			e.addBGPAdvertisement(nil, "six")
+			e.addBGPAdvertisement(nil, "four", "six")
 		}, want: []string{"a x: four six"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newExample()
 			tc.edit(e)
 			var got []string
-			for _, w := range WantedSessions(&e.snapshot, &e.service, e.nodes, func(node string, _ netip.Addr) bool { return node != tc.silentNode }) {
+			for _, w := range SessionsToCarryService(&e.snapshot, &e.service, e.nodes, func(node string, _ netip.Addr) bool { return node != tc.silentNode }) {
 				text := w.Node + " " + w.Peer + ":"
 				for _, a := range w.Addresses {
 					text += map[netip.Addr]string{exampleIPv4Address: " four", exampleIPv6Address: " six"}[a]
@@ -67,29 +71,29 @@ func TestWantedSessionsFollowAdvertisementsNodesAndEndpoints(t *testing.T) {
 	}
 }
 
-// TestWantedSessionsLeaveOutAddressesWithoutEndpoints has endpoints of one family only.
-func TestWantedSessionsLeaveOutAddressesWithoutEndpoints(t *testing.T) {
+// TestSessionsLeaveOutAddressesWithoutEndpoints has endpoints of one family only.
+func TestSessionsLeaveOutAddressesWithoutEndpoints(t *testing.T) {
 	e := newExample()
-	e.both()
-	e.peer("x", selectLabel("name", "a"))
+	e.addIPv6Address()
+	e.addBGPPeer("x", newLabelSelector("name", "a"))
 	e.snapshot.Peers[0].DualStack = true
-	e.route(nil, "four", "six")
-	got := WantedSessions(&e.snapshot, &e.service, e.nodes, func(_ string, a netip.Addr) bool { return a == exampleIPv6Address })
-	if want := []WantedSession{{"a", "x", []netip.Addr{exampleIPv6Address}}}; fmt.Sprint(got) != fmt.Sprint(want) {
+	e.addBGPAdvertisement(nil, "four", "six")
+	got := SessionsToCarryService(&e.snapshot, &e.service, e.nodes, func(_ string, a netip.Addr) bool { return a == exampleIPv6Address })
+	if want := []SessionToCarryService{{"a", "x", []netip.Addr{exampleIPv6Address}}}; fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("the sessions are %v, want %v", got, want)
 	}
 }
 
-// TestExplainEachNodeAgreesWithExplainNodes compares the explanation of all nodes with that of
+// TestPerNodeExplanationsAgreeWithJointOne compares the explanation of all nodes with that of
 // each.
-func TestExplainEachNodeAgreesWithExplainNodes(t *testing.T) {
+func TestPerNodeExplanationsAgreeWithJointOne(t *testing.T) {
 	for name, tc := range nodeExplanationCases {
 		t.Run(name, func(t *testing.T) {
 			e := newExample()
-			nodes := e.states()
+			nodes := e.nodeStates()
 			tc.edit(e, nodes)
-			all := ExplainNodes(&e.snapshot, &e.service, nodes, tc.local)
-			each := ExplainEachNode(&e.snapshot, &e.service, nodes, tc.local)
+			all := ExplainNodesNotAnnouncing(&e.snapshot, &e.service, nodes, tc.local)
+			each := ExplainAnnouncementPerNode(&e.snapshot, &e.service, nodes, tc.local)
 			if len(each) != len(nodes) {
 				t.Fatalf("%d nodes are explained, want %d", len(each), len(nodes))
 			}
@@ -107,38 +111,38 @@ func TestExplainEachNodeAgreesWithExplainNodes(t *testing.T) {
 	}
 }
 
-// farLink is a link of another node, as far as this one knows it.
-type farLink struct {
-	name           string
-	covers, shared bool
+// fakeOtherNodesLink is a link of another node, as far as this one knows it.
+type fakeOtherNodesLink struct {
+	name                               string
+	coversAddress, hasVirtualRouterMAC bool
 }
 
-func (l farLink) HasName(n string) bool         { return l.name == n }
-func (l farLink) CoversAddress(netip.Addr) bool { return l.covers }
-func (l farLink) HasVirtualRouterMAC() bool     { return l.shared }
+func (l fakeOtherNodesLink) HasName(n string) bool         { return l.name == n }
+func (l fakeOtherNodesLink) CoversAddress(netip.Addr) bool { return l.coversAddress }
+func (l fakeOtherNodesLink) HasVirtualRouterMAC() bool     { return l.hasVirtualRouterMAC }
 
-func TestCanUseLinkOfAnotherNode(t *testing.T) {
+func TestAdsAdmitLinkOfOtherNode(t *testing.T) {
 	node := &view.Node{Name: "a", Labels: map[string]string{"name": "a"}}
 	anyLink, onlyBond := &snapshot.L2Advertisement{}, &snapshot.L2Advertisement{Interfaces: []string{"bond0"}}
-	otherNode := &snapshot.L2Advertisement{NodeSelectors: []labels.Selector{selectLabel("name", "b")}}
+	otherNode := &snapshot.L2Advertisement{NodeSelectors: []labels.Selector{newLabelSelector("name", "b")}}
 	for _, tc := range []struct {
 		what  string
 		ads   []*snapshot.L2Advertisement
-		link  farLink
+		link  fakeOtherNodesLink
 		reach SubnetReach
 		want  bool
 	}{
-		{"a link in the subnet", []*snapshot.L2Advertisement{anyLink}, farLink{name: "eth0", covers: true}, SomeNodeReachesSubnet, true},
-		{"a link elsewhere, while another node is in the subnet", []*snapshot.L2Advertisement{anyLink}, farLink{name: "eth0"}, SomeNodeReachesSubnet, false},
-		{"a link elsewhere, like all others", []*snapshot.L2Advertisement{anyLink}, farLink{name: "eth0"}, NoNodeReachesSubnet, true},
-		{"a virtual router's link", []*snapshot.L2Advertisement{anyLink}, farLink{name: "vrrp1", covers: true, shared: true}, SomeNodeReachesSubnet, false},
-		{"a virtual router's link that is named", []*snapshot.L2Advertisement{onlyBond}, farLink{name: "bond0", covers: true, shared: true}, SomeNodeReachesSubnet, true},
-		{"a link that is not named", []*snapshot.L2Advertisement{onlyBond}, farLink{name: "eth0", covers: true}, SomeNodeReachesSubnet, false},
-		{"one advertisement of two", []*snapshot.L2Advertisement{onlyBond, anyLink}, farLink{name: "eth0", covers: true}, SomeNodeReachesSubnet, true},
-		{"an advertisement for another node", []*snapshot.L2Advertisement{otherNode}, farLink{name: "eth0", covers: true}, SomeNodeReachesSubnet, false},
-		{"no advertisement", nil, farLink{name: "eth0", covers: true}, NoNodeReachesSubnet, false},
+		{"a link in the subnet", []*snapshot.L2Advertisement{anyLink}, fakeOtherNodesLink{name: "eth0", coversAddress: true}, SomeNodeReachesSubnet, true},
+		{"a link elsewhere, while another node is in the subnet", []*snapshot.L2Advertisement{anyLink}, fakeOtherNodesLink{name: "eth0"}, SomeNodeReachesSubnet, false},
+		{"a link elsewhere, like all others", []*snapshot.L2Advertisement{anyLink}, fakeOtherNodesLink{name: "eth0"}, NoNodeReachesSubnet, true},
+		{"a virtual router's link", []*snapshot.L2Advertisement{anyLink}, fakeOtherNodesLink{name: "vrrp1", coversAddress: true, hasVirtualRouterMAC: true}, SomeNodeReachesSubnet, false},
+		{"a virtual router's link that is named", []*snapshot.L2Advertisement{onlyBond}, fakeOtherNodesLink{name: "bond0", coversAddress: true, hasVirtualRouterMAC: true}, SomeNodeReachesSubnet, true},
+		{"a link that is not named", []*snapshot.L2Advertisement{onlyBond}, fakeOtherNodesLink{name: "eth0", coversAddress: true}, SomeNodeReachesSubnet, false},
+		{"one advertisement of two", []*snapshot.L2Advertisement{onlyBond, anyLink}, fakeOtherNodesLink{name: "eth0", coversAddress: true}, SomeNodeReachesSubnet, true},
+		{"an advertisement for another node", []*snapshot.L2Advertisement{otherNode}, fakeOtherNodesLink{name: "eth0", coversAddress: true}, SomeNodeReachesSubnet, false},
+		{"no advertisement", nil, fakeOtherNodesLink{name: "eth0", coversAddress: true}, NoNodeReachesSubnet, false},
 	} {
-		if got := CanUseLink(tc.ads, node, tc.link, exampleIPv4Address, tc.reach); got != tc.want {
+		if got := AdsAdmitLinkOfOtherNode(tc.ads, node, tc.link, exampleIPv4Address, tc.reach); got != tc.want {
 			t.Errorf("%s: it can be used: %v, want %v", tc.what, got, tc.want)
 		}
 	}
@@ -147,11 +151,11 @@ func TestCanUseLinkOfAnotherNode(t *testing.T) {
 // TestFaultsOfNodesWithoutPeers has a cluster without nodes, and a node without peers.
 func TestFaultsOfNodesWithoutPeers(t *testing.T) {
 	e := newExample()
-	e.route(nil, "four")
-	if got := ExplainNodes(&e.snapshot, &e.service, nil, false); got.IsSet() {
+	e.addBGPAdvertisement(nil, "four")
+	if got := ExplainNodesNotAnnouncing(&e.snapshot, &e.service, nil, false); got.IsSet() {
 		t.Errorf("without nodes the explanation is %v, want none", got)
 	}
-	got := ExplainNodes(&e.snapshot, &e.service, e.states(), false)
+	got := ExplainNodesNotAnnouncing(&e.snapshot, &e.service, e.nodeStates(), false)
 	if got.Reason != names.ReasonNoPeers || !strings.Contains(got.Text, "no BGPPeer") {
 		t.Errorf("without peers the explanation is %v, want %s", got, names.ReasonNoPeers)
 	}

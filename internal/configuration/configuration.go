@@ -131,7 +131,7 @@ func keepOnlyPassword(o any) (any, error) {
 }
 
 // ReadObjects reads every configuration object of the scope, except for Nodes and Namespaces.
-func (s ConfigurationScope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.Objects, error) {
+func (s ConfigurationScope) ReadObjects(ctx context.Context, c client.Reader) (snapshot.ConfigurationObjects, error) {
 	var (
 		pools       v1beta1.IPAddressPoolList
 		l2Ads       v1beta1.L2AdvertisementList
@@ -147,10 +147,10 @@ func (s ConfigurationScope) ReadObjects(ctx context.Context, c client.Reader) (s
 	}
 	for _, list := range lists {
 		if err := c.List(ctx, list, client.InNamespace(s.Namespace)); err != nil {
-			return snapshot.Objects{}, fmt.Errorf("reading the configuration: %w", err)
+			return snapshot.ConfigurationObjects{}, fmt.Errorf("reading the configuration: %w", err)
 		}
 	}
-	o := snapshot.Objects{
+	o := snapshot.ConfigurationObjects{
 		Namespace: s.Namespace, IgnoreExcludeLabel: s.IgnoreExcludeLabel,
 		Pools: pools.Items, L2Advertisements: l2Ads.Items, BGPAdvertisements: bgpAds.Items,
 		BGPPeers: peers.Items, BFDProfiles: profiles.Items, Communities: communities.Items,

@@ -36,9 +36,9 @@ func (s StateWriter) ObjectName() string {
 
 func (s StateWriter) conditionType() string {
 	if s.ReportingComponent == names.ComponentController {
-		return names.ConditionPoolsValid
+		return names.ConditionControllerConfigValid
 	}
-	return names.ConditionConfigurationValid
+	return names.ConditionSpeakerConfigValid
 }
 
 func (s StateWriter) objectLabels() map[string]string {

@@ -71,8 +71,8 @@ func NewBoundedQueue[T any](limit int) *BoundedQueue[T] {
 	return &BoundedQueue[T]{c: make(chan T, max(limit, 1))}
 }
 
-// Put appends v. A full queue drops its oldest value.
-func (q *BoundedQueue[T]) Put(v T) {
+// PutDroppingOldest appends v. A full queue drops its oldest value.
+func (q *BoundedQueue[T]) PutDroppingOldest(v T) {
 	for {
 		select {
 		case q.c <- v:

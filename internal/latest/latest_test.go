@@ -8,8 +8,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/latest"
 )
 
-// wantEmpty fails if c has a value.
-func wantEmpty[T any](t *testing.T, c <-chan T) {
+// requireEmptyChannel fails if c has a value.
+func requireEmptyChannel[T any](t *testing.T, c <-chan T) {
 	t.Helper()
 	select {
 	case v := <-c:
@@ -18,8 +18,8 @@ func wantEmpty[T any](t *testing.T, c <-chan T) {
 	}
 }
 
-// received returns what waits in c.
-func received[T any](c <-chan T) (out []T) {
+// drainChannel returns what waits in c.
+func drainChannel[T any](c <-chan T) (out []T) {
 	for {
 		select {
 		case v := <-c:
@@ -32,21 +32,21 @@ func received[T any](c <-chan T) (out []T) {
 
 func TestANewerValueReplacesTheOlderOne(t *testing.T) {
 	v := latest.NewValue[string]()
-	wantEmpty(t, v.C())
+	requireEmptyChannel(t, v.C())
 	v.Put("first")
 	v.Put("second")
 	v.Put("third")
 	if got := <-v.C(); got != "third" {
 		t.Errorf("received %q, want the latest value", got)
 	}
-	wantEmpty(t, v.C())
+	requireEmptyChannel(t, v.C())
 	v.Put("fourth")
 	if got := <-v.C(); got != "fourth" {
 		t.Errorf("received %q, want the value that was put after the last one was received", got)
 	}
 }
 
-func TestAMergedValueLosesNothing(t *testing.T) {
+func TestPutMergesWithUnreceivedValue(t *testing.T) {
 	v := latest.NewMergedValue(func(older, newer []int) []int {
 		return append(slices.Clone(older), newer...)
 	})
@@ -98,7 +98,7 @@ func TestPutNeverBlocks(t *testing.T) {
 	putAll(sum.Put)
 	close(stop)
 	<-ended
-	for _, n := range received(sum.C()) {
+	for _, n := range drainChannel(sum.C()) {
 		total += n
 	}
 	if total != goroutines*puts {
@@ -106,9 +106,9 @@ func TestPutNeverBlocks(t *testing.T) {
 	}
 
 	q := latest.NewBoundedQueue[int](16)
-	putAll(q.Put)
+	putAll(q.PutDroppingOldest)
 	putAll(func(n int) { q.PutIfRoom(n) })
-	waiting := len(received(q.C()))
+	waiting := len(drainChannel(q.C()))
 	if got := waiting + int(q.DroppedCount()); waiting != 16 || got != 2*goroutines*puts {
 		t.Errorf("the queue has %d values and dropped %d, want 16, and together all %d", waiting, q.DroppedCount(), 2*goroutines*puts)
 	}
@@ -135,16 +135,16 @@ func TestTheLastValueAlwaysArrives(t *testing.T) {
 	<-done
 }
 
-func TestAWakeIsRememberedOnce(t *testing.T) {
+func TestSeveralSignalsWakeReaderOnce(t *testing.T) {
 	w := latest.NewWake()
-	wantEmpty(t, w.C())
+	requireEmptyChannel(t, w.C())
 	w.Signal()
 	w.Signal()
-	if n := len(received(w.C())); n != 1 {
+	if n := len(drainChannel(w.C())); n != 1 {
 		t.Errorf("two signals woke the reader %d times, want 1", n)
 	}
 	w.Signal()
-	if n := len(received(w.C())); n != 1 {
+	if n := len(drainChannel(w.C())); n != 1 {
 		t.Errorf("a signal after the first wake-up woke the reader %d times, want 1", n)
 	}
 }
@@ -152,9 +152,9 @@ func TestAWakeIsRememberedOnce(t *testing.T) {
 func TestAFullQueueDropsTheOldest(t *testing.T) {
 	q := latest.NewBoundedQueue[int](3)
 	for n := range 5 {
-		q.Put(n)
+		q.PutDroppingOldest(n)
 	}
-	if got := received(q.C()); !slices.Equal(got, []int{2, 3, 4}) || q.DroppedCount() != 2 {
+	if got := drainChannel(q.C()); !slices.Equal(got, []int{2, 3, 4}) || q.DroppedCount() != 2 {
 		t.Errorf("the queue has %v and dropped %d, want the newest three, in order, and 2", got, q.DroppedCount())
 	}
 }
@@ -166,15 +166,15 @@ func TestAFullQueueRefusesWithPutIfRoom(t *testing.T) {
 			t.Errorf("value %d of a queue for 3: %v says whether it was taken", n, got)
 		}
 	}
-	if got := received(q.C()); !slices.Equal(got, []int{0, 1, 2}) || q.DroppedCount() != 2 {
+	if got := drainChannel(q.C()); !slices.Equal(got, []int{0, 1, 2}) || q.DroppedCount() != 2 {
 		t.Errorf("the queue has %v and dropped %d, want the first three, in order, and 2", got, q.DroppedCount())
 	}
 }
 
 func TestQueueWithLimitZeroHasRoomForOne(t *testing.T) {
 	q := latest.NewBoundedQueue[int](0)
-	q.Put(1)
-	if got := received(q.C()); !slices.Equal(got, []int{1}) {
+	q.PutDroppingOldest(1)
+	if got := drainChannel(q.C()); !slices.Equal(got, []int{1}) {
 		t.Errorf("the queue has %v, want the value that was put", got)
 	}
 }

@@ -55,17 +55,17 @@ func SetLibraryLoggers(running context.Context, log *slog.Logger) {
 // shown at debug: it is about their insides. When running has ended, their errors are too: an
 // orderly stop interrupts what they do.
 func NewLibraryLogHandler(running context.Context, h slog.Handler) slog.Handler {
-	return libraryLogHandler{Handler: h, running: running}
+	return libraryLogHandler{Handler: h, runContext: running}
 }
 
 type libraryLogHandler struct {
 	slog.Handler
-	running context.Context
+	runContext context.Context
 }
 
-// shownLevel returns the level at which a record is shown.
-func (h libraryLogHandler) shownLevel(level slog.Level) slog.Level {
-	if level < slog.LevelWarn || h.running.Err() != nil {
+// effectiveLogLevel returns the level at which a record is shown.
+func (h libraryLogHandler) effectiveLogLevel(level slog.Level) slog.Level {
+	if level < slog.LevelWarn || h.runContext.Err() != nil {
 		return min(level, slog.LevelDebug)
 	}
 	return level
@@ -73,21 +73,21 @@ func (h libraryLogHandler) shownLevel(level slog.Level) slog.Level {
 
 // Enabled implements slog.Handler.
 func (h libraryLogHandler) Enabled(ctx context.Context, level slog.Level) bool {
-	return h.Handler.Enabled(ctx, h.shownLevel(level))
+	return h.Handler.Enabled(ctx, h.effectiveLogLevel(level))
 }
 
 // Handle implements slog.Handler.
 func (h libraryLogHandler) Handle(ctx context.Context, r slog.Record) error {
-	r.Level = h.shownLevel(r.Level)
+	r.Level = h.effectiveLogLevel(r.Level)
 	return h.Handler.Handle(ctx, r)
 }
 
 // WithAttrs implements slog.Handler.
 func (h libraryLogHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return libraryLogHandler{h.Handler.WithAttrs(attrs), h.running}
+	return libraryLogHandler{h.Handler.WithAttrs(attrs), h.runContext}
 }
 
 // WithGroup implements slog.Handler.
 func (h libraryLogHandler) WithGroup(name string) slog.Handler {
-	return libraryLogHandler{h.Handler.WithGroup(name), h.running}
+	return libraryLogHandler{h.Handler.WithGroup(name), h.runContext}
 }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestInfoLogHidesInternals checks what is shown at the level info.
-func TestInfoLogHidesInternals(t *testing.T) {
+// TestLibraryLogsBelowWarnAreHiddenAtInfo checks what is shown at the level info.
+func TestLibraryLogsBelowWarnAreHiddenAtInfo(t *testing.T) {
 	var out bytes.Buffer
 	o := CommonOptions{LogLevel: "info", Namespace: "metallb-system"}
 	log := o.NewLogger(&out)

@@ -19,8 +19,8 @@ const queuedLogLineLimit = 8192
 // runtime is restarted. The goroutine that answers for addresses must not wait for that. Lines
 // without room are dropped and counted. Use NewLogQueue to create it.
 type LogQueue struct {
-	lines   *latest.BoundedQueue[[]byte]
-	pending atomic.Int64 // lines that are not written yet
+	lines              *latest.BoundedQueue[[]byte]
+	unwrittenLineCount atomic.Int64 // lines that are not written yet
 }
 
 // NewLogQueue returns a LogQueue that writes to w until the program ends.
@@ -32,9 +32,9 @@ func NewLogQueue(w io.Writer) *LogQueue {
 
 // Write queues one line. It implements io.Writer and returns no error.
 func (q *LogQueue) Write(line []byte) (int, error) {
-	q.pending.Add(1)
+	q.unwrittenLineCount.Add(1)
 	if !q.lines.PutIfRoom(slices.Clone(line)) {
-		q.pending.Add(-1)
+		q.unwrittenLineCount.Add(-1)
 	}
 	return len(line), nil
 }
@@ -47,7 +47,7 @@ func (q *LogQueue) writeLines(w io.Writer) {
 	reported := uint64(0)
 	for line := range q.lines.C() {
 		_, _ = w.Write(line)
-		q.pending.Add(-1)
+		q.unwrittenLineCount.Add(-1)
 		if dropped := q.lines.DroppedCount(); dropped != reported && len(q.lines.C()) == 0 {
 			_, _ = fmt.Fprintf(w, `{"level":"WARN","msg":"%d log lines were dropped, because nobody read the log"}`+"\n", dropped-reported)
 			reported = dropped
@@ -62,7 +62,7 @@ const flushPollInterval = 5 * time.Millisecond
 func (q *LogQueue) Flush(ctx context.Context) {
 	poll := time.NewTicker(flushPollInterval)
 	defer poll.Stop()
-	for q.pending.Load() > 0 {
+	for q.unwrittenLineCount.Load() > 0 {
 		select {
 		case <-ctx.Done():
 			return

@@ -23,7 +23,7 @@ func (r *stallingLogWriter) Write(b []byte) (int, error) {
 	return r.text.Write(b)
 }
 
-func TestAStalledReaderOfTheLogBlocksNobody(t *testing.T) {
+func TestLogQueueDoesNotBlockOnStalledWriter(t *testing.T) {
 	r := &stallingLogWriter{released: make(chan struct{})}
 	q := NewLogQueue(r)
 	log := (&CommonOptions{LogLevel: "info"}).NewLogger(q)

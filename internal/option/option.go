@@ -37,7 +37,7 @@ type CommonOptions struct {
 // DeclareFlags declares the flags; metrics and health are the default addresses to listen on.
 func (c *CommonOptions) DeclareFlags(fs *pflag.FlagSet, metrics, health string) {
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "path of a kubeconfig; empty uses the Pod's service account")
-	fs.StringVar(&c.Namespace, "namespace", names.Namespace, "namespace of Gantry's own objects and of its configuration")
+	fs.StringVar(&c.Namespace, "namespace", names.DefaultNamespace, "namespace of Gantry's own objects and of its configuration")
 	fs.StringVar(&c.LoadBalancerClass, "load-balancer-class", "", "serve only Services with this spec.loadBalancerClass; empty serves those without one")
 	fs.StringVar(&c.MetricsBindAddress, "metrics-bind-address", metrics, "address:port of the metrics; 0 turns them off")
 	fs.StringVar(&c.HealthProbeBindAddress, "health-probe-bind-address", health, "address:port of /healthz and /readyz; 0 turns them off")

@@ -43,7 +43,7 @@ func mustParseOptions(t *testing.T, environment map[string]string, args ...strin
 
 func TestFlagsWithTheEnvironmentAsFallback(t *testing.T) {
 	defaults := CommonOptions{
-		Namespace: names.Namespace, MetricsBindAddress: ":7472", HealthProbeBindAddress: ":7473", LogLevel: "info", BGPMode: "enabled",
+		Namespace: names.DefaultNamespace, MetricsBindAddress: ":7472", HealthProbeBindAddress: ":7473", LogLevel: "info", BGPMode: "enabled",
 	}
 	with := func(edit func(*CommonOptions)) CommonOptions {
 		c := defaults
@@ -82,7 +82,7 @@ func TestFlagsWithTheEnvironmentAsFallback(t *testing.T) {
 	}
 }
 
-func TestCommandLinesThatAreRefused(t *testing.T) {
+func TestUnparsableCommandLinesAreRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		environment map[string]string
 		args        []string
@@ -118,7 +118,7 @@ func checkErrorParts(t *testing.T, err error, parts ...string) {
 	}
 }
 
-func TestValuesThatAreRefused(t *testing.T) {
+func TestInvalidOptionValuesAreRefused(t *testing.T) {
 	for arg, want := range map[string][]string{
 		"--namespace=":                         {"--namespace", "GANTRY_NAMESPACE", `""`, "name the namespace"},
 		"--log-level=verbose":                  {"--log-level", "GANTRY_LOG_LEVEL", `"verbose"`, "debug, info"},
@@ -135,7 +135,7 @@ func TestValuesThatAreRefused(t *testing.T) {
 	}
 }
 
-func TestValuesThatAreAccepted(t *testing.T) {
+func TestValidOptionValuesAreAccepted(t *testing.T) {
 	for _, args := range [][]string{
 		nil,
 		{"--log-level=all"},
@@ -193,7 +193,7 @@ func TestLogShowsDurationsInSeconds(t *testing.T) {
 	}
 }
 
-func TestConfigurationScope(t *testing.T) {
+func TestConfigurationScopeFollowsFlags(t *testing.T) {
 	for arg, want := range map[string]configuration.ConfigurationScope{
 		"--bgp=enabled":  {Namespace: "lb"},
 		"--bgp=disabled": {Namespace: "lb", WithoutBGPKinds: true},
@@ -239,7 +239,7 @@ func TestLoadRESTConfig(t *testing.T) {
 	checkErrorParts(t, err, "reading how to reach the API server", "--kubeconfig", path, "no such file")
 }
 
-func TestOutsideOfAPodTheKubeconfigIsMissing(t *testing.T) {
+func TestLoadRESTConfigFailsOutsidePodWithoutKubeconfig(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	t.Setenv("KUBERNETES_SERVICE_PORT", "")
 	_, err := mustParseOptions(t, nil).LoadRESTConfig()
@@ -256,18 +256,18 @@ func TestLookupEnvironmentVariable(t *testing.T) {
 	}
 }
 
-func TestLimitHeapGarbage(t *testing.T) {
+func TestSetGCPercentAndStopMemProfile(t *testing.T) {
 	earlier := debug.SetGCPercent(100)
 	t.Cleanup(func() { debug.SetGCPercent(earlier) })
 	t.Setenv("GOGC", "100")
-	SetGCPercentUnlessGOGC(20)
+	SetGCPercentAndStopMemProfile(20)
 	if got := debug.SetGCPercent(100); got != 100 {
 		t.Errorf("GOGC is set, and the percentage is %d, want the user's 100", got)
 	}
 	if err := os.Unsetenv("GOGC"); err != nil {
 		t.Fatal(err)
 	}
-	SetGCPercentUnlessGOGC(20)
+	SetGCPercentAndStopMemProfile(20)
 	if got := debug.SetGCPercent(100); got != 20 {
 		t.Errorf("the percentage is %d, want 20", got)
 	}
@@ -276,14 +276,14 @@ func TestLimitHeapGarbage(t *testing.T) {
 // fakeDiscovery is an API server that lists the resources of one group and version. The lists
 // follow one another; the last one stays. An empty list is a group that is not installed.
 type fakeDiscovery struct {
-	lists           []string
-	lastRequestPath string // of the last request
+	resourceListResponses []string
+	lastRequestPath       string // of the last request
 }
 
 func (d *fakeDiscovery) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	list := d.lists[0]
-	if d.lastRequestPath = r.URL.Path; len(d.lists) > 1 {
-		d.lists = d.lists[1:]
+	list := d.resourceListResponses[0]
+	if d.lastRequestPath = r.URL.Path; len(d.resourceListResponses) > 1 {
+		d.resourceListResponses = d.resourceListResponses[1:]
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if list == "" {
@@ -297,8 +297,8 @@ func (d *fakeDiscovery) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(`{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"metallb.io/v1beta1","resources":[` + strings.Join(resources, ",") + `]}`))
 }
 
-func TestAwaitResources(t *testing.T) {
-	d := &fakeDiscovery{lists: []string{"", "ipaddresspools", "ipaddresspools", "ipaddresspools communities"}}
+func TestAwaitCRDResourcesServed(t *testing.T) {
+	d := &fakeDiscovery{resourceListResponses: []string{"", "ipaddresspools", "ipaddresspools", "ipaddresspools communities"}}
 	server := httptest.NewServer(d)
 	defer server.Close()
 	var out bytes.Buffer
@@ -306,8 +306,8 @@ func TestAwaitResources(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(d.lists) != 1 || d.lastRequestPath != "/apis/metallb.io/v1beta1" {
-		t.Errorf("the wait ends %d answers too early, after asking for %s", len(d.lists)-1, d.lastRequestPath)
+	if len(d.resourceListResponses) != 1 || d.lastRequestPath != "/apis/metallb.io/v1beta1" {
+		t.Errorf("the wait ends %d answers too early, after asking for %s", len(d.resourceListResponses)-1, d.lastRequestPath)
 	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 	if len(lines) != 2 || !strings.Contains(lines[0], "metallb.io/v1beta1: ") || !strings.Contains(lines[1], `"missing":"communities.metallb.io/v1beta1"`) {
@@ -320,8 +320,8 @@ func TestAwaitResources(t *testing.T) {
 	}
 }
 
-func TestAwaitResourcesEndsWithItsContext(t *testing.T) {
-	server := httptest.NewServer(&fakeDiscovery{lists: []string{""}})
+func TestAwaitCRDResourcesEndsWithContext(t *testing.T) {
+	server := httptest.NewServer(&fakeDiscovery{resourceListResponses: []string{""}})
 	defer server.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -330,7 +330,7 @@ func TestAwaitResourcesEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func TestAwaitResourcesWithoutAnyPossibleRequest(t *testing.T) {
+func TestAwaitCRDResourcesFailsIfNoRequestPossible(t *testing.T) {
 	err := AwaitCRDResourcesServed(t.Context(), &rest.Config{Host: "://"}, slog.New(slog.DiscardHandler), "communities")
 	checkErrorParts(t, err, "asking which kinds the API server serves")
 }

@@ -6,10 +6,10 @@ import "container/heap"
 
 // Position is the place of an item in a Queue. The zero value means that the item is in none. Each
 // item has one, which only the Queue changes. An item can be in one Queue at a time.
-type Position struct{ oneBased int }
+type Position struct{ oneBasedHeapIndex int }
 
 // IsQueued says whether the item is in a Queue.
-func (p Position) IsQueued() bool { return p.oneBased > 0 }
+func (p Position) IsQueued() bool { return p.oneBasedHeapIndex > 0 }
 
 // Queue holds items by their order. Insert and Remove cost the logarithm of the number of items.
 // Two items that are equal in the order come in any order, but in the same one in each run.
@@ -37,7 +37,7 @@ func (q *Queue[T]) First() (T, bool) {
 // after each change of the item that affects the order.
 func (q *Queue[T]) Insert(x T) {
 	if p := q.heap.positionOf(x); p.IsQueued() {
-		heap.Fix(&q.heap, p.oneBased-1)
+		heap.Fix(&q.heap, p.oneBasedHeapIndex-1)
 		return
 	}
 	heap.Push(&q.heap, x)
@@ -46,7 +46,7 @@ func (q *Queue[T]) Insert(x T) {
 // Remove removes an item, if the Queue has it.
 func (q *Queue[T]) Remove(x T) {
 	if p := q.heap.positionOf(x); p.IsQueued() {
-		heap.Remove(&q.heap, p.oneBased-1)
+		heap.Remove(&q.heap, p.oneBasedHeapIndex-1)
 	}
 }
 
@@ -66,13 +66,13 @@ func (h *itemHeap[T]) Less(i, j int) bool { return h.isBefore(h.items[i], h.item
 // Swap exchanges two items.
 func (h *itemHeap[T]) Swap(i, j int) {
 	h.items[i], h.items[j] = h.items[j], h.items[i]
-	h.positionOf(h.items[i]).oneBased, h.positionOf(h.items[j]).oneBased = i+1, j+1
+	h.positionOf(h.items[i]).oneBasedHeapIndex, h.positionOf(h.items[j]).oneBasedHeapIndex = i+1, j+1
 }
 
 // Push appends an item.
 func (h *itemHeap[T]) Push(x any) {
 	h.items = append(h.items, x.(T))
-	h.positionOf(x.(T)).oneBased = len(h.items)
+	h.positionOf(x.(T)).oneBasedHeapIndex = len(h.items)
 }
 
 // Pop removes the last item.

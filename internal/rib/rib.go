@@ -8,14 +8,15 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// PagePath is the path of the page.
-const PagePath = "/bgp/routes"
+// RoutesPagePath is the path of the page.
+const RoutesPagePath = "/bgp/routes"
 
-// Peer is what one peer gets: the routes of its Adj-RIB-Out, and those that are withheld from it.
-type Peer struct {
-	Peer          string  `json:"peer"`
+// PeerRIB is what one peer gets: the routes of its Adj-RIB-Out, and those that are withheld from
+// it.
+type PeerRIB struct {
+	PeerName      string  `json:"peer"`
 	RouterAddress string  `json:"router"`
-	State         string  `json:"state"`
+	SessionState  string  `json:"state"`
 	Routes        []Route `json:"routes"`
 }
 
@@ -38,7 +39,7 @@ type Attributes struct {
 	LinkLocalNextHop    string   `json:"linkLocalNextHop,omitempty"`
 	LocalPref           uint32   `json:"localPref,omitempty"`
 	MED                 *uint32  `json:"med,omitempty"`
-	ASPathPrepend       uint8    `json:"asPathPrepend,omitempty"`
+	ASPathPrependCount  uint8    `json:"asPathPrepend,omitempty"`
 	Communities         []string `json:"communities,omitempty"`
 	LargeCommunities    []string `json:"largeCommunities,omitempty"`
 	ExtendedCommunities []string `json:"extendedCommunities,omitempty"`

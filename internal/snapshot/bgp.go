@@ -14,9 +14,9 @@ import (
 // Peer is a parsed BGPPeer with all its references resolved. One value serves every node.
 type Peer struct {
 	Name string
-	// FirstFault is why no node may peer; nil when nodes may. Only Name and NodeSelectors of a
+	// FirstProblem is why no node may peer; nil when nodes may. Only Name and NodeSelectors of a
 	// faulty Peer are valid.
-	FirstFault *Problem
+	FirstProblem *Problem
 	// OlderPeersWithSameSession are the names of older peers with the same session as far as the
 	// router can see. On nodes that have one of them this peer does not connect.
 	OlderPeersWithSameSession []string

@@ -47,8 +47,8 @@ func selectorForLabel(key, value string) []metav1.LabelSelector {
 	return []metav1.LabelSelector{{MatchLabels: map[string]string{key: value}}}
 }
 
-// reasonsOfKind lists the Reasons of Problems about objects of one kind.
-func reasonsOfKind(problems []Problem, kind string) []names.Reason {
+// problemReasonsOfKind lists the Reasons of Problems about objects of one kind.
+func problemReasonsOfKind(problems []Problem, kind string) []names.Reason {
 	var out []names.Reason
 	for _, p := range problems {
 		if p.Object.Kind == kind {
@@ -58,7 +58,7 @@ func reasonsOfKind(problems []Problem, kind string) []names.Reason {
 	return out
 }
 
-func TestMissingTimersAreDerived(t *testing.T) {
+func TestMissingBGPTimersAreDerived(t *testing.T) {
 	tests := map[string]struct {
 		spec            v1beta2.BGPPeerSpec
 		hold, keepalive time.Duration
@@ -72,7 +72,7 @@ func TestMissingTimersAreDerived(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}})
+			s, problems := BuildSnapshot(ConfigurationObjects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}})
 			if len(problems) > 0 {
 				t.Fatal(problems)
 			}
@@ -87,15 +87,15 @@ func TestPeerWithMissingReferenceIsNotServed(t *testing.T) {
 	secret := v1beta2.BGPPeerSpec{PasswordSecret: v1beta2.SecretReference{Name: "key"}}
 	tests := map[string]struct {
 		spec   v1beta2.BGPPeerSpec
-		o      Objects
+		o      ConfigurationObjects
 		reason names.Reason
 		served bool
 	}{
 		"a Secret that is not there":          {spec: secret, reason: names.ReasonUnknownSecret},
-		"a Secret without the entry":          {spec: secret, o: Objects{Secrets: []BasicAuthSecret{{Name: "key"}}}, reason: names.ReasonUnknownSecret},
-		"a Secret with an empty password":     {spec: secret, o: Objects{Secrets: []BasicAuthSecret{{Name: "key", HasPassword: true}}}, reason: names.ReasonUnknownSecret},
-		"a password that is too long":         {spec: secret, o: Objects{Secrets: []BasicAuthSecret{{Name: "key", HasPassword: true, Password: strings.Repeat("x", 81)}}}, reason: names.ReasonUnknownSecret},
-		"a Secret with a password":            {spec: secret, o: Objects{Secrets: []BasicAuthSecret{{Name: "key", HasPassword: true, Password: "s"}}}, served: true},
+		"a Secret without the entry":          {spec: secret, o: ConfigurationObjects{Secrets: []BasicAuthSecret{{Name: "key"}}}, reason: names.ReasonUnknownSecret},
+		"a Secret with an empty password":     {spec: secret, o: ConfigurationObjects{Secrets: []BasicAuthSecret{{Name: "key", HasPassword: true}}}, reason: names.ReasonUnknownSecret},
+		"a password that is too long":         {spec: secret, o: ConfigurationObjects{Secrets: []BasicAuthSecret{{Name: "key", HasPassword: true, Password: strings.Repeat("x", 81)}}}, reason: names.ReasonUnknownSecret},
+		"a Secret with a password":            {spec: secret, o: ConfigurationObjects{Secrets: []BasicAuthSecret{{Name: "key", HasPassword: true, Password: "s"}}}, served: true},
 		"a BFDProfile that is not there":      {spec: v1beta2.BGPPeerSpec{BFDProfile: "fast"}, reason: names.ReasonUnknownBFDProfile},
 		"a password whose bytes are too many": {spec: v1beta2.BGPPeerSpec{Password: strings.Repeat("é", 41)}, reason: names.ReasonUnknownSecret},
 		"a next hop that is no address":       {spec: v1beta2.BGPPeerSpec{Gantry: &v1beta2.PeerExtension{NextHops: []string{"eth0"}}}, reason: names.ReasonInvalidAddress},
@@ -116,20 +116,20 @@ func TestPeerWithMissingReferenceIsNotServed(t *testing.T) {
 			tc.o.BGPPeers = []v1beta2.BGPPeer{newPeer("p", 0, tc.spec), newPeer("sound", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})}
 			s, problems := BuildSnapshot(tc.o)
 			p, sound := s.PeerByName("p"), s.PeerByName("sound")
-			if p == nil || sound == nil || sound.FirstFault != nil || (p.FirstFault == nil) != tc.served || p.FirstFault != nil && p.FirstFault.Reason != tc.reason {
+			if p == nil || sound == nil || sound.FirstProblem != nil || (p.FirstProblem == nil) != tc.served || p.FirstProblem != nil && p.FirstProblem.Reason != tc.reason {
 				t.Errorf("the peer is %+v, the sound one %+v", p, sound)
 			}
-			if got := reasonsOfKind(problems, "BGPPeer"); !tc.served && !reflect.DeepEqual(got, []names.Reason{tc.reason}) {
+			if got := problemReasonsOfKind(problems, "BGPPeer"); !tc.served && !reflect.DeepEqual(got, []names.Reason{tc.reason}) {
 				t.Errorf("the problems are %v, want %s", got, tc.reason)
 			}
 			// What was served before is served unchanged.
 			tc.o.PreviousSnapshot = &Snapshot{Peers: []*Peer{{Name: "p", Password: "old"}}}
-			if s, _ := BuildSnapshot(tc.o); !tc.served && (s.PeerByName("p").FirstFault != nil || s.PeerByName("p").Password != "old") {
+			if s, _ := BuildSnapshot(tc.o); !tc.served && (s.PeerByName("p").FirstProblem != nil || s.PeerByName("p").Password != "old") {
 				t.Error("the last good state of the peer was lost")
 			}
 			// A faulty state is no last good state.
 			tc.o.PreviousSnapshot = s
-			if s, _ := BuildSnapshot(tc.o); (s.PeerByName("p").FirstFault == nil) != tc.served {
+			if s, _ := BuildSnapshot(tc.o); (s.PeerByName("p").FirstProblem == nil) != tc.served {
 				t.Errorf("after a second Build the peer is %+v", s.PeerByName("p"))
 			}
 		})
@@ -150,8 +150,8 @@ func TestUnsupportedEchoModeIsReportedAndThePeerServed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.spec.BFDProfile = "echo"
-			s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}, BFDProfiles: profiles})
-			if got := reasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
+			s, problems := BuildSnapshot(ConfigurationObjects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}, BFDProfiles: profiles})
+			if got := problemReasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("the problems are %v, want %v", problems, tc.want)
 			}
 			if got := s.PeerByName("p"); got == nil || got.BFD == nil {
@@ -174,8 +174,8 @@ func TestYoungerPeerWithSameSessionIsReported(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("younger", 0, tc.younger), newPeer("older", time.Hour, v1beta2.BGPPeerSpec{})}, Nodes: tc.nodes})
-			if got := reasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
+			s, problems := BuildSnapshot(ConfigurationObjects{BGPPeers: []v1beta2.BGPPeer{newPeer("younger", 0, tc.younger), newPeer("older", time.Hour, v1beta2.BGPPeerSpec{})}, Nodes: tc.nodes})
+			if got := problemReasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("the problems are %v, want %v", problems, tc.want)
 			}
 			if len(s.Peers) != 2 || len(s.PeerByName("older").OlderPeersWithSameSession) > 0 {
@@ -205,13 +205,13 @@ func TestBFDProfileOfOlderPeerWinsOnSamePath(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.younger.PeerPort = 1179 // a session that the router can tell apart
-			s, problems := BuildSnapshot(Objects{
+			s, problems := BuildSnapshot(ConfigurationObjects{
 				BGPPeers: []v1beta2.BGPPeer{
 					newPeer("a younger", 0, tc.younger), newPeer("older", time.Hour, v1beta2.BGPPeerSpec{BFDProfile: "fast"}),
 				},
 				BFDProfiles: []v1beta1.BFDProfile{profile("fast", 50), profile("fast too", 50), profile("slow", 900)},
 			})
-			if got := reasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
+			if got := problemReasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("the problems are %v, want %v", problems, tc.want)
 			}
 			if b := s.PeerByName("a younger").BFD; (b == nil) != (tc.runs == 0) || b != nil && b.TransmitInterval != tc.runs {
@@ -243,7 +243,7 @@ func TestAggregateWiderThanPoolIsReported(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := BuildSnapshot(Objects{
+			s, problems := BuildSnapshot(ConfigurationObjects{
 				Pools:             []v1beta1.IPAddressPool{newPool("p", 0, tc.entry), newPool("sound", 0, "10.0.0.0/8", "fd00::/8")},
 				BGPAdvertisements: []v1beta1.BGPAdvertisement{newBGPAdvertisement("ad", 0, tc.spec)},
 			})
@@ -279,7 +279,7 @@ func TestConflictingLocalPrefIsReported(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := BuildSnapshot(Objects{
+			s, problems := BuildSnapshot(ConfigurationObjects{
 				Pools:    []v1beta1.IPAddressPool{newPool("p", 0, "192.0.2.0/24")},
 				BGPPeers: []v1beta2.BGPPeer{newPeer("a", 0, v1beta2.BGPPeerSpec{}), newPeer("b", 0, v1beta2.BGPPeerSpec{PeerAddress: "192.0.2.2"})},
 				Nodes:    []NodeLabels{{Name: "n", Labels: map[string]string{"rack": "a"}}},
@@ -288,7 +288,7 @@ func TestConflictingLocalPrefIsReported(t *testing.T) {
 					newBGPAdvertisement("older", time.Hour, v1beta1.BGPAdvertisementSpec{LocalPref: 100, Peers: []string{"a"}}),
 				},
 			})
-			if got := reasonsOfKind(problems, "BGPAdvertisement"); (len(got) > 0) != tc.clash || tc.clash && got[0] != names.ReasonConflictingAdvertisements {
+			if got := problemReasonsOfKind(problems, "BGPAdvertisement"); (len(got) > 0) != tc.clash || tc.clash && got[0] != names.ReasonConflictingAdvertisements {
 				t.Errorf("the problems are %v", problems)
 			}
 			if n := len(s.bgpAdvertisementByName("younger").Pools); (n == 0) != tc.clash || len(s.bgpAdvertisementByName("older").Pools) != 1 {
@@ -304,7 +304,7 @@ func TestCommunityAliases(t *testing.T) {
 		c.Name, c.Namespace, c.CreationTimestamp = name, "metallb-system", metav1.NewTime(time.Unix(1_000_000, 0).Add(-age))
 		return c
 	}
-	o := Objects{
+	o := ConfigurationObjects{
 		Communities: []v1beta1.Community{
 			community("younger", 0, v1beta1.CommunityAlias{Name: "vpn", Value: "1:1"}),
 			community("older", time.Hour, v1beta1.CommunityAlias{Name: "vpn", Value: "64512:7"}, v1beta1.CommunityAlias{Name: "l", Value: "large:1:2:3"}),
@@ -322,10 +322,10 @@ func TestCommunityAliases(t *testing.T) {
 	if s.bgpAdvertisementByName("bad") != nil {
 		t.Error("an advertisement whose community is unknown was served without it")
 	}
-	if got := reasonsOfKind(problems, "Community"); !reflect.DeepEqual(got, []names.Reason{names.ReasonDuplicate}) {
+	if got := problemReasonsOfKind(problems, "Community"); !reflect.DeepEqual(got, []names.Reason{names.ReasonDuplicate}) {
 		t.Errorf("the problems of the aliases are %v", problems)
 	}
-	if got := reasonsOfKind(problems, "BGPAdvertisement"); !reflect.DeepEqual(got, []names.Reason{names.ReasonUnknownCommunity}) {
+	if got := problemReasonsOfKind(problems, "BGPAdvertisement"); !reflect.DeepEqual(got, []names.Reason{names.ReasonUnknownCommunity}) {
 		t.Errorf("the problems of the advertisements are %v", problems)
 	}
 	o.PreviousSnapshot, o.Communities = s, nil
@@ -352,8 +352,8 @@ func TestParseCommunity(t *testing.T) {
 	}
 }
 
-func TestABrokenEditKeepsTheLastGoodState(t *testing.T) {
-	o := Objects{
+func TestBrokenEditKeepsLastGoodStateOfObject(t *testing.T) {
+	o := ConfigurationObjects{
 		Pools: []v1beta1.IPAddressPool{newPool("a", time.Hour, "192.0.2.0/28"), newPool("b", 0, "198.51.100.0/28")},
 		L2Advertisements: []v1beta1.L2Advertisement{newL2Advertisement("ad", v1beta1.L2AdvertisementSpec{
 			IPAddressPools: []string{"a"}, NodeSelectors: selectorForLabel("rack", "a"),
@@ -382,7 +382,7 @@ func TestABrokenEditKeepsTheLastGoodState(t *testing.T) {
 }
 
 func TestTheOrderOfBGPObjectsDoesNotMatter(t *testing.T) {
-	o := Objects{
+	o := ConfigurationObjects{
 		Pools:    []v1beta1.IPAddressPool{newPool("a", 0, "192.0.2.0/28"), newPool("b", 0, "198.51.100.0/24")},
 		BGPPeers: []v1beta2.BGPPeer{newPeer("x", 0, v1beta2.BGPPeerSpec{}), newPeer("y", 0, v1beta2.BGPPeerSpec{}), newPeer("z", 0, v1beta2.BGPPeerSpec{BFDProfile: "no"})},
 		BGPAdvertisements: []v1beta1.BGPAdvertisement{
@@ -417,8 +417,8 @@ func TestPasswordWithLineBreakIsReported(t *testing.T) {
 		"without":     {v1beta2.BGPPeerSpec{Password: "s3cret"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}, Secrets: secrets})
-			if s.PeerByName("p").FirstFault != nil {
+			s, problems := BuildSnapshot(ConfigurationObjects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}, Secrets: secrets})
+			if s.PeerByName("p").FirstProblem != nil {
 				t.Error("the peer is not served")
 			}
 			if tc.want == "" && len(problems) > 0 || tc.want != "" && (len(problems) != 1 || !strings.Contains(problems[0].Text, tc.want)) {
@@ -433,8 +433,8 @@ func TestPasswordWithLineBreakIsReported(t *testing.T) {
 	}
 }
 
-// TestPeerExtensionWithoutEffectIsReported checks fields that need another field.
-func TestPeerExtensionWithoutEffectIsReported(t *testing.T) {
+// TestBGPPeerGantryFieldWithoutEffectIsReported checks fields that need another field.
+func TestBGPPeerGantryFieldWithoutEffectIsReported(t *testing.T) {
 	for name, tc := range map[string]struct {
 		spec v1beta2.BGPPeerSpec
 		want string // in the Problem; empty for none
@@ -455,9 +455,9 @@ func TestPeerExtensionWithoutEffectIsReported(t *testing.T) {
 		"a restart time with it": {v1beta2.BGPPeerSpec{EnableGracefulRestart: true, Gantry: &v1beta2.PeerExtension{RestartTime: durationOfSeconds(60)}}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}})
-			if p := s.PeerByName("p"); p.FirstFault != nil {
-				t.Errorf("the peer is not served: %v", p.FirstFault)
+			s, problems := BuildSnapshot(ConfigurationObjects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, tc.spec)}})
+			if p := s.PeerByName("p"); p.FirstProblem != nil {
+				t.Errorf("the peer is not served: %v", p.FirstProblem)
 			}
 			if tc.want == "" && len(problems) > 0 || tc.want != "" && (len(problems) != 1 || !strings.Contains(problems[0].Text, tc.want)) {
 				t.Errorf("the problems are %v, want %q", problems, tc.want)
@@ -466,9 +466,9 @@ func TestPeerExtensionWithoutEffectIsReported(t *testing.T) {
 	}
 }
 
-func TestPeerExtensionIsParsed(t *testing.T) {
+func TestGantryFieldsOfBGPPeerAreParsed(t *testing.T) {
 	extension := &v1beta2.PeerExtension{DrainDelay: durationOfSeconds(0), RestartTime: durationOfSeconds(300), BFDStrict: true, NextHops: []string{"192.0.2.0/24"}}
-	s, problems := BuildSnapshot(Objects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, v1beta2.BGPPeerSpec{EnableGracefulRestart: true, Gantry: extension})}})
+	s, problems := BuildSnapshot(ConfigurationObjects{BGPPeers: []v1beta2.BGPPeer{newPeer("p", 0, v1beta2.BGPPeerSpec{EnableGracefulRestart: true, Gantry: extension})}})
 	p := s.PeerByName("p")
 	if !p.HasDrainDelay || p.DrainDelay != 0 || p.RestartTime != 300*time.Second || !p.BFDStrict || p.NextHopIPv4.String() != "192.0.2.0/24" {
 		t.Errorf("the peer is %+v", p)

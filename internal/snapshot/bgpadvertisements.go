@@ -17,8 +17,8 @@ import (
 
 // parseBGPAdvertisements parses the BGPAdvertisements, the oldest first. If two contradict each
 // other, the older one stays in force.
-func (b *snapshotBuilder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, o *Objects, pools []*Pool) []*BGPAdvertisement {
-	aliases, extended := b.parseCommunityAliases(o.Communities), b.parseExtendedAliases(o.Communities)
+func (b *snapshotBuilder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, o *ConfigurationObjects, pools []*Pool) []*BGPAdvertisement {
+	aliases, extended := b.parseCommunityAliases(o.Communities), b.parseExtendedCommunityAliases(o.Communities)
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.BGPAdvertisement) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
@@ -31,7 +31,7 @@ func (b *snapshotBuilder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, 
 		b.parseBGPAdvertisementExtension(object, ad, in[i].Spec.Gantry, extended)
 		ad.Pools = slices.DeleteFunc(ad.Pools, func(name string) bool {
 			p := findPoolByName(pools, name)
-			return !b.isAggregateWithinPool(object, ad, p) || !b.hasNoLocalPrefConflict(object, ad, out, o.Nodes, p)
+			return !b.checkAggregateWithinPool(object, ad, p) || !b.checkNoLocalPrefConflict(object, ad, out, o.Nodes, p)
 		})
 		if b.currentObjectUnservable {
 			last := o.PreviousSnapshot.bgpAdvertisementByName(ad.Name)
@@ -48,7 +48,7 @@ func (b *snapshotBuilder) parseBGPAdvertisements(in []v1beta1.BGPAdvertisement, 
 	return out
 }
 
-func (b *snapshotBuilder) parseBGPAdvertisement(o ObjectReference, in *v1beta1.BGPAdvertisement, objects *Objects, pools []*Pool, aliases map[string]Community) *BGPAdvertisement {
+func (b *snapshotBuilder) parseBGPAdvertisement(o ObjectReference, in *v1beta1.BGPAdvertisement, objects *ConfigurationObjects, pools []*Pool, aliases map[string]Community) *BGPAdvertisement {
 	b.currentObjectServableForSomePools = false
 	length := func(p *int32, d int) int {
 		if p == nil {
@@ -85,16 +85,16 @@ func (b *snapshotBuilder) parseBGPAdvertisement(o ObjectReference, in *v1beta1.B
 			b.reportProblem(o, field, names.ReasonUnknownPeer, "%s: no BGPPeer %q exists in namespace %q: create it, or correct the name", field, n, o.Namespace)
 		}
 	}
-	b.reportDuplicates(o, "spec.communities", in.Spec.Communities)
-	b.reportDuplicates(o, "spec.peers", in.Spec.Peers)
-	b.reportDuplicates(o, "spec.ipAddressPools", in.Spec.IPAddressPools)
+	b.reportDuplicateListEntries(o, "spec.communities", in.Spec.Communities)
+	b.reportDuplicateListEntries(o, "spec.peers", in.Spec.Peers)
+	b.reportDuplicateListEntries(o, "spec.ipAddressPools", in.Spec.IPAddressPools)
 	b.reportDuplicateSelectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors)
 	return ad
 }
 
-// reportDuplicates reports the texts that a list has twice. They do no harm, but are seldom
-// intended.
-func (b *snapshotBuilder) reportDuplicates(o ObjectReference, field string, list []string) {
+// reportDuplicateListEntries reports the texts that a list has twice. They do no harm, but are
+// seldom intended.
+func (b *snapshotBuilder) reportDuplicateListEntries(o ObjectReference, field string, list []string) {
 	for i, text := range list {
 		if slices.Contains(list[:i], text) {
 			b.reportProblem(o, field, names.ReasonDuplicate, "%s lists %q twice: remove one", field, text)
@@ -114,9 +114,9 @@ func (b *snapshotBuilder) reportDuplicateSelectors(o ObjectReference, field stri
 	}
 }
 
-// isAggregateWithinPool says whether the announced prefixes lie within the entries of a pool. An
+// checkAggregateWithinPool says whether the announced prefixes lie within the entries of a pool. An
 // aggregate that is wider than an entry would attract traffic for addresses outside of the cluster.
-func (b *snapshotBuilder) isAggregateWithinPool(o ObjectReference, ad *BGPAdvertisement, p *Pool) bool {
+func (b *snapshotBuilder) checkAggregateWithinPool(o ObjectReference, ad *BGPAdvertisement, p *Pool) bool {
 	for _, r := range p.Ranges {
 		if bits, length := r.widestPrefix().Bits(), ad.prefixLengthFor(r.First); bits > length {
 			field := aggregationLengthField(r)
@@ -173,9 +173,9 @@ func (ad *BGPAdvertisement) AnnouncedPrefix(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(a, ad.prefixLengthFor(a)).Masked()
 }
 
-// hasNoLocalPrefConflict says whether no older advertisement gives the same prefixes of a pool
+// checkNoLocalPrefConflict says whether no older advertisement gives the same prefixes of a pool
 // another localPref, at a peer and on a node that both have.
-func (b *snapshotBuilder) hasNoLocalPrefConflict(o ObjectReference, ad *BGPAdvertisement, older []*BGPAdvertisement, nodes []NodeLabels, p *Pool) bool {
+func (b *snapshotBuilder) checkNoLocalPrefConflict(o ObjectReference, ad *BGPAdvertisement, older []*BGPAdvertisement, nodes []NodeLabels, p *Pool) bool {
 	for _, other := range older {
 		if ad.hasLocalPrefConflictWith(other, nodes, p) {
 			b.currentObjectServableForSomePools = true
@@ -225,7 +225,7 @@ func (ad *BGPAdvertisement) copyWithoutPoolsItNoLongerFits(older []*BGPAdvertise
 	out := *ad
 	out.Pools = slices.DeleteFunc(slices.Clone(ad.Pools), func(name string) bool {
 		p := findPoolByName(pools, name)
-		return p == nil || !quiet.isAggregateWithinPool(ObjectReference{}, ad, p) || !quiet.hasNoLocalPrefConflict(ObjectReference{}, ad, older, nodes, p)
+		return p == nil || !quiet.checkAggregateWithinPool(ObjectReference{}, ad, p) || !quiet.checkNoLocalPrefConflict(ObjectReference{}, ad, older, nodes, p)
 	})
 	return &out
 }

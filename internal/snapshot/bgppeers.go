@@ -25,12 +25,12 @@ const (
 	defaultBFDDetectMultiplier         = 3
 	defaultBFDEchoIntervalMillis       = 50
 	defaultBFDMinimumTTL               = 254
-	maxPasswordBytes                   = 80 // the kernel's limit for TCP MD5 keys
+	maxTCPMD5PasswordBytes             = 80 // the kernel's limit for TCP MD5 keys
 )
 
 // parsePeers parses the BGPPeers, the oldest first. A broken one keeps its last good state; one
 // that never had a good state has a Fault.
-func (b *snapshotBuilder) parsePeers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
+func (b *snapshotBuilder) parsePeers(in []v1beta2.BGPPeer, o *ConfigurationObjects) []*Peer {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta2.BGPPeer) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
@@ -51,9 +51,9 @@ func (b *snapshotBuilder) parsePeers(in []v1beta2.BGPPeer, o *Objects) []*Peer {
 		b.parsePeerExtension(object, p, in[i].Spec.Gantry, o.Nodes)
 		if b.currentObjectUnservable {
 			last := o.PreviousSnapshot.PeerByName(p.Name)
-			if last == nil || last.FirstFault != nil {
+			if last == nil || last.FirstProblem != nil {
 				cause := b.currentObjectFirstFault
-				p.FirstFault = &cause
+				p.FirstProblem = &cause
 				out = append(out, p)
 				continue
 			}
@@ -71,7 +71,7 @@ func (b *snapshotBuilder) markDuplicateOfOlderPeers(o ObjectReference, p *Peer, 
 	out := *p
 	out.OlderPeersWithSameSession = nil
 	for _, q := range older {
-		if q.FirstFault != nil || !q.hasSameSession(p) {
+		if q.FirstProblem != nil || !q.hasSameSession(p) {
 			continue
 		}
 		out.OlderPeersWithSameSession = append(out.OlderPeersWithSameSession, q.Name)
@@ -88,7 +88,7 @@ func (b *snapshotBuilder) markDuplicateOfOlderPeers(o ObjectReference, p *Peer, 
 // since there is only one BFD session to an address.
 func (b *snapshotBuilder) useBFDParametersOfOlderPeer(o ObjectReference, p *Peer, older []*Peer, nodes []NodeLabels) *Peer {
 	for _, q := range older {
-		if p.BFD == nil || q.BFD == nil || q.FirstFault != nil || !q.hasSameBFDPath(p) || q.hasSameSession(p) || p.BFD.hasSameParameters(q.BFD) || !haveNodeInCommon(q.NodeSelectors, p.NodeSelectors, nodes) {
+		if p.BFD == nil || q.BFD == nil || q.FirstProblem != nil || !q.hasSameBFDPath(p) || q.hasSameSession(p) || p.BFD.hasSameParameters(q.BFD) || !haveNodeInCommon(q.NodeSelectors, p.NodeSelectors, nodes) {
 			continue
 		}
 		b.reportProblem(o, "spec.bfdProfile", names.ReasonConflictingBFD,
@@ -205,8 +205,8 @@ func (b *snapshotBuilder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) 
 		RouterID:      b.parseOptionalAddress(o, "spec.routerID", in.RouterID),
 	}
 	b.checkPeerAddresses(o, p)
-	if len(in.Password) > maxPasswordBytes {
-		b.reportProblemAndMarkBroken(o, "spec.password", names.ReasonUnknownSecret, "spec.password: it is longer than the %d bytes that TCP MD5 allows: shorten it", maxPasswordBytes)
+	if len(in.Password) > maxTCPMD5PasswordBytes {
+		b.reportProblemAndMarkBroken(o, "spec.password", names.ReasonUnknownSecret, "spec.password: it is longer than the %d bytes that TCP MD5 allows: shorten it", maxTCPMD5PasswordBytes)
 	}
 	if p.Port == 0 {
 		p.Port = defaultPeerPort
@@ -217,7 +217,7 @@ func (b *snapshotBuilder) parsePeer(o ObjectReference, in *v1beta2.BGPPeerSpec) 
 	case v1beta2.DynamicASNExternal:
 		p.DynamicASN = ExternalASN
 	}
-	p.HoldTime, p.KeepaliveInterval = parseTimers(in)
+	p.HoldTime, p.KeepaliveInterval = parseBGPTimers(in)
 	if p.HoldTime != 0 && p.HoldTime < 3*time.Second || p.HoldTime > maxBGPHoldTime {
 		b.reportProblemAndMarkBroken(o, "spec.holdTime", names.ReasonInvalidTimer, "spec.holdTime: %s is out of range: write 0s (never) or 3s to 65535s", p.HoldTime)
 	}
@@ -243,8 +243,8 @@ func (b *snapshotBuilder) checkPeerAddresses(o ObjectReference, p *Peer) {
 	}
 }
 
-// parseTimers derives an unset timer from the other: the hold time is three keepalive intervals.
-func parseTimers(in *v1beta2.BGPPeerSpec) (hold, keepalive time.Duration) {
+// parseBGPTimers derives an unset timer from the other: the hold time is three keepalive intervals.
+func parseBGPTimers(in *v1beta2.BGPPeerSpec) (hold, keepalive time.Duration) {
 	switch {
 	case in.HoldTime != nil && in.KeepaliveTime != nil:
 		hold, keepalive = durationOrZero(in.HoldTime), durationOrZero(in.KeepaliveTime)
@@ -296,7 +296,7 @@ func (b *snapshotBuilder) resolveBFDProfile(o ObjectReference, p *Peer, name str
 
 // resolvePassword sets the password. If the Secret is missing, the password is not empty: the peer
 // waits for the Secret.
-func (b *snapshotBuilder) resolvePassword(o ObjectReference, p *Peer, in *v1beta2.BGPPeerSpec, objects *Objects) {
+func (b *snapshotBuilder) resolvePassword(o ObjectReference, p *Peer, in *v1beta2.BGPPeerSpec, objects *ConfigurationObjects) {
 	p.Password = in.Password
 	name := in.PasswordSecret.Name
 	if name == "" {
@@ -311,8 +311,8 @@ func (b *snapshotBuilder) resolvePassword(o ObjectReference, p *Peer, in *v1beta
 			"%s: no Secret %q of type kubernetes.io/basic-auth exists in namespace %q: create it with the entry \"password\", or correct the name", field, name, o.Namespace)
 	case !objects.Secrets[i].HasPassword || objects.Secrets[i].Password == "":
 		b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownSecret, "%s: the Secret %q has no entry \"password\", or it is empty: write the password there", field, name)
-	case len(objects.Secrets[i].Password) > maxPasswordBytes:
-		b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the %d bytes that TCP MD5 allows: shorten it", field, name, maxPasswordBytes)
+	case len(objects.Secrets[i].Password) > maxTCPMD5PasswordBytes:
+		b.reportProblemAndMarkBroken(o, field, names.ReasonUnknownSecret, "%s: the password in Secret %q is longer than the %d bytes that TCP MD5 allows: shorten it", field, name, maxTCPMD5PasswordBytes)
 	default:
 		p.Password = objects.Secrets[i].Password
 		b.reportTrailingLineBreakInPassword(o, field, fmt.Sprintf("the password in Secret %q", name), p.Password)

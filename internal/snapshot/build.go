@@ -20,8 +20,8 @@ type NamespaceLabels struct {
 	Labels map[string]string
 }
 
-// Objects are the configuration objects as the API server has them, in any order.
-type Objects struct {
+// ConfigurationObjects are the configuration objects as the API server has them, in any order.
+type ConfigurationObjects struct {
 	// Namespace is the only one whose objects are read.
 	Namespace string
 	// IgnoreExcludeLabel sets Snapshot.IgnoresExcludeLabel.
@@ -36,7 +36,7 @@ type Objects struct {
 	Namespaces         []NamespaceLabels
 	Nodes              []NodeLabels
 	// ClusterAddresses are those that the cluster itself uses.
-	ClusterAddresses []ClusterAddress
+	ClusterAddresses []ClusterAddressRange
 	// Secrets are those of type kubernetes.io/basic-auth.
 	Secrets []BasicAuthSecret
 	// PreviousSnapshot is the Snapshot before this one; nil at the start. If an edit breaks an
@@ -68,7 +68,7 @@ func (b *snapshotBuilder) reportProblem(o ObjectReference, field string, reason 
 
 // BuildSnapshot parses the objects. The Snapshot has everything that is sound; a Problem names each
 // fault.
-func BuildSnapshot(o Objects) (*Snapshot, []Problem) {
+func BuildSnapshot(o ConfigurationObjects) (*Snapshot, []Problem) {
 	var b snapshotBuilder
 	s := &Snapshot{Namespace: o.Namespace, IgnoresExcludeLabel: o.IgnoreExcludeLabel, Pools: b.parsePools(o.Pools, o.Namespaces, o.PreviousSnapshot)}
 	b.reportClusterAddresses(o.Pools, s.Pools, o.ClusterAddresses)

@@ -61,7 +61,7 @@ func newL2Advertisement(name string, spec v1beta1.L2AdvertisementSpec) v1beta1.L
 }
 
 func TestFaultyPoolEntryIsSkipped(t *testing.T) {
-	s, problems := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{
+	s, problems := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{
 		newPool("young", 0, "192.0.2.4-192.0.2.9", "nonsense", "198.51.100.1"),
 		newPool("old", time.Hour, "192.0.2.0/29"),
 	}})
@@ -87,7 +87,7 @@ func TestFaultyPoolEntryIsSkipped(t *testing.T) {
 // would then be announced as the older pool says.
 func TestEditOfAnOlderPoolTakesNothingFromAYoungerOne(t *testing.T) {
 	old, young := newPool("old", time.Hour, "10.0.1.0/24"), newPool("young", 0, "10.0.5.0/24")
-	before, problems := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{old, young}})
+	before, problems := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{old, young}})
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
@@ -104,20 +104,20 @@ func TestEditOfAnOlderPoolTakesNothingFromAYoungerOne(t *testing.T) {
 			t.Errorf("the problems are %v", problems)
 		}
 	}
-	s, problems := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{old, young}, PreviousSnapshot: before})
+	s, problems := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{old, young}, PreviousSnapshot: before})
 	check(s, problems, "[10.0.1.0/24]")
-	s, problems = BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{old, young}, PreviousSnapshot: s})
+	s, problems = BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{old, young}, PreviousSnapshot: s})
 	check(s, problems, "[10.0.1.0/24]")
 
 	// A program that starts knows only what the status of the pool says of this edit.
 	old.Status.Gantry = &v1beta1.PoolStatusExtension{ObjectStatus: v1beta1.ObjectStatus{Conditions: []metav1.Condition{{
 		Type: names.ConditionValid, Status: metav1.ConditionFalse, ObservedGeneration: 2, Reason: string(names.ReasonOverlap), Message: problems[0].Text,
 	}}}}
-	s, problems = BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{old, young}})
+	s, problems = BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{old, young}})
 	check(s, problems, "[]")
 
 	// Without the younger pool, the edit takes effect.
-	s, problems = BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{old}, PreviousSnapshot: s})
+	s, problems = BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{old}, PreviousSnapshot: s})
 	if r := s.PoolByName("old").Ranges; fmt.Sprint(r) != "[10.0.0.0/16]" || len(problems) > 0 {
 		t.Errorf("without the younger pool the older one has %v, and the problems are %v", r, problems)
 	}
@@ -126,15 +126,15 @@ func TestEditOfAnOlderPoolTakesNothingFromAYoungerOne(t *testing.T) {
 // Ranges that move from one pool to another in one step belong to the pool that lists them now.
 func TestRangeMovesBetweenPools(t *testing.T) {
 	a, b := newPool("a", time.Hour, "10.0.1.0/24", "10.0.2.0/24"), newPool("b", 0, "10.0.3.0/24")
-	before, _ := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{a, b}})
+	before, _ := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{a, b}})
 	a.Spec.Addresses, b.Spec.Addresses = []string{"10.0.1.0/24", "10.0.3.0/24"}, []string{"10.0.2.0/24"}
-	s, problems := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{a, b}, PreviousSnapshot: before})
+	s, problems := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{a, b}, PreviousSnapshot: before})
 	if got := fmt.Sprint(s.PoolByName("a").Ranges, s.PoolByName("b").Ranges); got != "[10.0.1.0/24 10.0.3.0/24] [10.0.2.0/24]" || len(problems) > 0 {
 		t.Errorf("the pools have %s, and the problems are %v", got, problems)
 	}
 }
 
-func TestAdvertisementsAttachToPools(t *testing.T) {
+func TestPoolsOfL2AdvertisementAreResolved(t *testing.T) {
 	selector := func(name string) []metav1.LabelSelector {
 		return []metav1.LabelSelector{{MatchLabels: map[string]string{"name": name}}}
 	}
@@ -151,7 +151,7 @@ func TestAdvertisementsAttachToPools(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, problems := BuildSnapshot(Objects{
+			s, problems := BuildSnapshot(ConfigurationObjects{
 				Pools:            []v1beta1.IPAddressPool{newPool("b", 0, "192.0.2.1"), newPool("a", 0, "192.0.2.2")},
 				L2Advertisements: []v1beta1.L2Advertisement{newL2Advertisement("ad", tc.spec)},
 			})
@@ -170,7 +170,7 @@ func TestAdvertisementsAttachToPools(t *testing.T) {
 }
 
 func TestTheOrderOfObjectsDoesNotMatter(t *testing.T) {
-	o := Objects{
+	o := ConfigurationObjects{
 		Pools: []v1beta1.IPAddressPool{
 			newPool("a", 0, "192.0.2.0/28", "x"), newPool("b", time.Minute, "192.0.2.8/29"), newPool("c", 0, "192.0.2.12", "198.51.100.0/24"),
 		},
@@ -189,7 +189,7 @@ func TestTheOrderOfObjectsDoesNotMatter(t *testing.T) {
 	}
 }
 
-func TestPoolSize(t *testing.T) {
+func TestCountAssignableAddresses(t *testing.T) {
 	tests := map[string]struct {
 		entries    []string
 		avoid      bool
@@ -206,8 +206,8 @@ func TestPoolSize(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPool("a", 0, tc.entries...)
 			p.Spec.AvoidBuggyIPs = tc.avoid
-			s, _ := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{p}})
-			if v4, v6 := s.PoolByName("a").CountAddresses(); v4 != tc.ipv4 || v6 != tc.ipv6 {
+			s, _ := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{p}})
+			if v4, v6 := s.PoolByName("a").CountAssignableAddresses(); v4 != tc.ipv4 || v6 != tc.ipv6 {
 				t.Errorf("got %d and %d addresses, want %d and %d", v4, v6, tc.ipv4, tc.ipv6)
 			}
 		})

@@ -11,15 +11,15 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// ClusterAddress is a range of addresses that the cluster itself uses, so that a Service with such
-// an address cannot be reached, or the node cannot.
-type ClusterAddress struct {
+// ClusterAddressRange is a range of addresses that the cluster itself uses, so that a Service with
+// such an address cannot be reached, or the node cannot.
+type ClusterAddressRange struct {
 	Range
 	// Use says what for, for example "the address of node a".
 	Use string
 }
 
-func (u ClusterAddress) text() string {
+func (u ClusterAddressRange) text() string {
 	if u.First == u.Last {
 		return u.First.String()
 	}
@@ -31,13 +31,13 @@ const maxClusterAddressesInText = 3
 
 // reportClusterAddresses reports for each pool which of its addresses the cluster uses. They are
 // given all the same: the owner of the pool may know better.
-func (b *snapshotBuilder) reportClusterAddresses(in []v1beta1.IPAddressPool, pools []*Pool, used []ClusterAddress) {
+func (b *snapshotBuilder) reportClusterAddresses(in []v1beta1.IPAddressPool, pools []*Pool, used []ClusterAddressRange) {
 	if len(used) == 0 {
 		return
 	}
 	all := sortedAssignableRanges(pools)
 	found := map[string][]string{}
-	used = slices.SortedFunc(slices.Values(used), func(x, y ClusterAddress) int {
+	used = slices.SortedFunc(slices.Values(used), func(x, y ClusterAddressRange) int {
 		return cmp.Or(x.First.Compare(y.First), x.Last.Compare(y.Last), cmp.Compare(x.Use, y.Use))
 	})
 	for _, u := range used {

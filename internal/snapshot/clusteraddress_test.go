@@ -9,14 +9,14 @@ import (
 )
 
 func TestAddressesThatTheClusterUsesAreReported(t *testing.T) {
-	used := func(text, use string) ClusterAddress {
+	used := func(text, use string) ClusterAddressRange {
 		r, err := ParseRange(text)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return ClusterAddress{r, use}
+		return ClusterAddressRange{r, use}
 	}
-	cluster := []ClusterAddress{
+	cluster := []ClusterAddressRange{
 		used("192.0.2.10", "the address of node a"), used("192.0.2.11", "the address of node b"), used("fd00::a", "the address of node a"),
 		used("10.244.1.0/24", "a Pod network"), used("10.96.0.0/16", "the Service network"),
 	}
@@ -39,7 +39,7 @@ func TestAddressesThatTheClusterUsesAreReported(t *testing.T) {
 			if len(tc.exclude) > 0 {
 				p.Spec.Gantry = &v1beta1.PoolExtension{Exclude: tc.exclude}
 			}
-			s, problems := BuildSnapshot(Objects{Pools: []v1beta1.IPAddressPool{p, newPool("q", 0, "203.0.113.0/24")}, ClusterAddresses: cluster})
+			s, problems := BuildSnapshot(ConfigurationObjects{Pools: []v1beta1.IPAddressPool{p, newPool("q", 0, "203.0.113.0/24")}, ClusterAddresses: cluster})
 			if len(s.PoolByName("p").Ranges) != len(tc.entries) {
 				t.Errorf("the pool has %v, want all of %v", s.PoolByName("p").Ranges, tc.entries)
 			}

@@ -68,9 +68,9 @@ func (c *ExtendedCommunity) encodeAdministratorAndNumber(administrator, number s
 	return true
 }
 
-// parseExtendedAliases returns the extended communities by alias. If two Community objects define
-// one alias, the older one counts.
-func (b *snapshotBuilder) parseExtendedAliases(in []v1beta1.Community) map[string]ExtendedCommunity {
+// parseExtendedCommunityAliases returns the extended communities by alias. If two Community objects
+// define one alias, the older one counts.
+func (b *snapshotBuilder) parseExtendedCommunityAliases(in []v1beta1.Community) map[string]ExtendedCommunity {
 	out, from := map[string]ExtendedCommunity{}, map[string]string{}
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta1.Community) int {

@@ -40,11 +40,11 @@ func FuzzParseExtendedCommunity(f *testing.F) {
 	})
 }
 
-func TestBGPAdvertisementExtension(t *testing.T) {
+func TestGantryFieldsOfBGPAdvertisementAreParsed(t *testing.T) {
 	metric := int64(42)
 	alias := v1beta1.Community{Spec: v1beta1.CommunitySpec{Gantry: &v1beta1.CommunityExtension{Extended: []v1beta1.ExtendedCommunityAlias{{Name: "vpn", Value: "rt:1:2"}}}}}
 	alias.Name = "aliases"
-	o := Objects{
+	o := ConfigurationObjects{
 		Communities: []v1beta1.Community{alias},
 		BGPAdvertisements: []v1beta1.BGPAdvertisement{
 			newBGPAdvertisement("good", 0, v1beta1.BGPAdvertisementSpec{Gantry: &v1beta1.BGPAdvertisementExtension{
@@ -59,7 +59,7 @@ func TestBGPAdvertisementExtension(t *testing.T) {
 	if !good.HasMED || good.MED != 42 || good.ASPathPrepend != 2 || good.LinkBandwidthPerEndpoint != 10 || len(good.ExtendedCommunities) != 2 {
 		t.Errorf("it is %+v", good)
 	}
-	if got := reasonsOfKind(problems, "BGPAdvertisement"); !reflect.DeepEqual(got, []names.Reason{names.ReasonUnknownCommunity, names.ReasonInvalidCommunity}) {
+	if got := problemReasonsOfKind(problems, "BGPAdvertisement"); !reflect.DeepEqual(got, []names.Reason{names.ReasonUnknownCommunity, names.ReasonInvalidCommunity}) {
 		t.Errorf("the problems are %v", problems)
 	}
 }
@@ -75,7 +75,7 @@ func TestNodeLabelsSetASNs(t *testing.T) {
 		}
 		return out
 	}
-	o := Objects{BGPPeers: []v1beta2.BGPPeer{peer}, Nodes: []NodeLabels{{Name: "a", Labels: label("rack/asn", "65001")}, {Name: "b", Labels: label("rack/asn", "65002", "rack/mine", "64600")}}}
+	o := ConfigurationObjects{BGPPeers: []v1beta2.BGPPeer{peer}, Nodes: []NodeLabels{{Name: "a", Labels: label("rack/asn", "65001")}, {Name: "b", Labels: label("rack/asn", "65002", "rack/mine", "64600")}}}
 	s, problems := BuildSnapshot(o)
 	if len(problems) > 0 {
 		t.Fatal(problems)
@@ -90,7 +90,7 @@ func TestNodeLabelsSetASNs(t *testing.T) {
 	} {
 		o.Nodes[0].Labels = bad
 		s, problems := BuildSnapshot(o)
-		if got := reasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, []names.Reason{names.ReasonNodeLabel}) || !strings.Contains(problems[0].Text, `node "a"`) || s.PeerByName("p") == nil {
+		if got := problemReasonsOfKind(problems, "BGPPeer"); !reflect.DeepEqual(got, []names.Reason{names.ReasonNodeLabel}) || !strings.Contains(problems[0].Text, `node "a"`) || s.PeerByName("p") == nil {
 			t.Errorf("%s: the problems are %v", name, problems)
 		}
 	}

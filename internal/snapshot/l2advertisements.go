@@ -41,7 +41,7 @@ func (b *snapshotBuilder) parseL2Advertisement(in *v1beta1.L2Advertisement, pool
 		ServiceSelectors: b.parseSelectors(o, "spec.serviceSelectors", in.Spec.ServiceSelectors),
 		Pools:            b.resolvePools(o, in.Spec.IPAddressPools, in.Spec.IPAddressPoolSelectors, pools),
 	}
-	b.reportDuplicates(o, "spec.ipAddressPools", in.Spec.IPAddressPools)
+	b.reportDuplicateListEntries(o, "spec.ipAddressPools", in.Spec.IPAddressPools)
 	b.reportDuplicateSelectors(o, "spec.nodeSelectors", in.Spec.NodeSelectors)
 	for i := range in.Spec.PreferredNodeSelectors {
 		w := &in.Spec.PreferredNodeSelectors[i]

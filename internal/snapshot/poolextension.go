@@ -33,7 +33,7 @@ func (b *snapshotBuilder) parsePoolExtension(o ObjectReference, pool, before *Po
 		}
 	}
 	if in.Probe != nil {
-		pool.AcquireProbe = &ProbeSettings{QuarantineDelay: defaultQuarantineDelay}
+		pool.AcquireProbe = &AcquireProbeSettings{QuarantineDelay: defaultQuarantineDelay}
 		if in.Probe.Quarantine != nil {
 			pool.AcquireProbe.QuarantineDelay = in.Probe.Quarantine.Duration
 		}
@@ -71,7 +71,7 @@ func (b *snapshotBuilder) parseRetirement(o ObjectReference, pool, before *Pool,
 	if perMinute <= 0 {
 		perMinute = defaultRetiredServicesPerMinute
 	}
-	retired := &Retirement{WholePool: len(in.Addresses) == 0, MoveInterval: time.Minute / time.Duration(perMinute)}
+	retired := &Retirement{WholePool: len(in.Addresses) == 0, ServiceReassignInterval: time.Minute / time.Duration(perMinute)}
 	b.currentObjectUnservable = false
 	for i, text := range in.Addresses {
 		field := fmt.Sprintf("spec.gantry.retire.addresses[%d]", i)
@@ -95,26 +95,26 @@ func (b *snapshotBuilder) parseRetirement(o ObjectReference, pool, before *Pool,
 	}
 }
 
-// parseLiftAnnotation reads the annotation that ends cool-downs and quarantines of a pool.
-func (b *snapshotBuilder) parseLiftAnnotation(o ObjectReference, pool *Pool, text string) {
+// parseLiftWithheldAnnotation reads the annotation that ends cool-downs and quarantines of a pool.
+func (b *snapshotBuilder) parseLiftWithheldAnnotation(o ObjectReference, pool *Pool, text string) {
 	if text = strings.TrimSpace(text); text == "" {
 		return
 	}
-	if text == liftAll {
-		pool.LiftRequest, pool.AddressesToLift = text, slices.Clone(pool.Ranges)
+	if text == liftAllAddressesValue {
+		pool.LiftWithheldValue, pool.WithheldAddressesToFree = text, slices.Clone(pool.Ranges)
 		return
 	}
 	for _, entry := range strings.Split(text, ",") {
 		r, err := ParseRange(strings.TrimSpace(entry))
 		if err != nil {
-			b.reportProblem(o, "metadata.annotations", names.ReasonInvalidAddress, "the annotation %s: %v; or write %s", names.AnnotationLiftWithheld, err, liftAll)
-			pool.AddressesToLift = nil
+			b.reportProblem(o, "metadata.annotations", names.ReasonInvalidAddress, "the annotation %s: %v; or write %s", names.AnnotationLiftWithheld, err, liftAllAddressesValue)
+			pool.WithheldAddressesToFree = nil
 			return
 		}
-		pool.AddressesToLift = append(pool.AddressesToLift, r)
+		pool.WithheldAddressesToFree = append(pool.WithheldAddressesToFree, r)
 	}
-	pool.LiftRequest = text
+	pool.LiftWithheldValue = text
 }
 
-// liftAll as the value of the annotation means all addresses of the pool.
-const liftAll = "all"
+// liftAllAddressesValue as the value of the annotation means all addresses of the pool.
+const liftAllAddressesValue = "all"

@@ -22,7 +22,7 @@ func sortPoolsByPrecedence(pools []parsedPool, last *Snapshot) {
 	for i := range pools {
 		p := pools[i].object
 		if last.PoolByName(p.Name) == nil {
-			isLate[p.Name] = hasOverlapInStatus(p)
+			isLate[p.Name] = doesPoolStatusReportOverlap(p)
 		} else {
 			isLate[p.Name] = had.listsRangeOfAnotherPool(&pools[i])
 		}
@@ -71,11 +71,12 @@ func (all previousRanges) listsRangeOfAnotherPool(p *parsedPool) bool {
 	return false
 }
 
-// hasOverlapInStatus says whether the status of the pool reports an overlap of its current spec.
-func hasOverlapInStatus(p *v1beta1.IPAddressPool) bool {
+// doesPoolStatusReportOverlap says whether the status of the pool reports an overlap of its current
+// spec.
+func doesPoolStatusReportOverlap(p *v1beta1.IPAddressPool) bool {
 	if p.Status.Gantry == nil {
 		return false
 	}
 	c := meta.FindStatusCondition(p.Status.Gantry.Conditions, names.ConditionValid)
-	return c != nil && c.Status == metav1.ConditionFalse && c.ObservedGeneration == p.Generation && strings.Contains(c.Message, overlapText)
+	return c != nil && c.Status == metav1.ConditionFalse && c.ObservedGeneration == p.Generation && strings.Contains(c.Message, overlapProblemText)
 }

@@ -58,10 +58,10 @@ func (b *snapshotBuilder) parsePools(in []v1beta1.IPAddressPool, namespaces []Na
 		if canTakeAllEntries {
 			pool.Ranges = rangesOfEntries(parsed[i].entries)
 		} else {
-			pool.Ranges = b.takeRanges(o, parsed[i].entries, before, takenRanges)
+			pool.Ranges = b.takeRangesForPool(o, parsed[i].entries, before, takenRanges)
 		}
 		b.parsePoolExtension(o, pool, before, p.Spec.Gantry)
-		b.parseLiftAnnotation(o, pool, p.Annotations[names.AnnotationLiftWithheld])
+		b.parseLiftWithheldAnnotation(o, pool, p.Annotations[names.AnnotationLiftWithheld])
 		out = append(out, pool)
 	}
 	slices.SortFunc(out, func(x, y *Pool) int { return cmp.Compare(x.Name, y.Name) })

@@ -50,9 +50,9 @@ func TestRangeIndexFindsEachOverlap(t *testing.T) {
 	}
 }
 
-// TestOneSortFindsWhetherAnyEntriesOverlap has few random entries of both families, and compares
+// TestEntriesDisjointEqualsPairwiseComparison has few random entries of both families, and compares
 // the answer with a comparison of each pair.
-func TestOneSortFindsWhetherAnyEntriesOverlap(t *testing.T) {
+func TestEntriesDisjointEqualsPairwiseComparison(t *testing.T) {
 	random := rand.New(rand.NewSource(1))
 	seen := map[bool]int{}
 	for range 2000 {
@@ -91,7 +91,7 @@ func TestPurposeOfSpecialRangeEqualsFullSearch(t *testing.T) {
 			want := ""
 			for _, o := range unservableRanges {
 				if want == "" && o.Contains(r.First) && o.Contains(r.Last) {
-					want = o.what
+					want = o.purpose
 				}
 			}
 			if got := purposeOfSpecialRange(r); got != want {
@@ -115,7 +115,7 @@ func TestBuildCostIsInProportionToTheEntries(t *testing.T) {
 			if shuffled {
 				rand.New(rand.NewSource(1)).Shuffle(len(texts), func(i, j int) { texts[i], texts[j] = texts[j], texts[i] })
 			}
-			var o Objects
+			var o ConfigurationObjects
 			for chunk := range slices.Chunk(texts, entryCount/poolCount) {
 				o.Pools = append(o.Pools, newPool(fmt.Sprintf("p%05d", len(o.Pools)), 0, chunk...))
 			}
@@ -123,7 +123,7 @@ func TestBuildCostIsInProportionToTheEntries(t *testing.T) {
 			reading, building := time.Hour, time.Hour
 			// The shortest of many times is the one that nothing else on the machine disturbs.
 			for round := 0; round < 20 && (round < 3 || float64(building) > most/2*float64(reading)); round++ {
-				reading = min(reading, measureCPUTime(func() { readEntriesOnce(t, o.Pools) }))
+				reading = min(reading, measureCPUTime(func() { parseEntriesAsBaseline(t, o.Pools) }))
 				building = min(building, measureCPUTime(func() {
 					if _, problems := BuildSnapshot(o); len(problems) > 0 {
 						t.Fatal(problems[0])
@@ -154,8 +154,8 @@ func readCPUTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// readEntriesOnce parses each entry and keeps the result, and does nothing else.
-func readEntriesOnce(t *testing.T, pools []v1beta1.IPAddressPool) []Range {
+// parseEntriesAsBaseline parses each entry and keeps the result, and does nothing else.
+func parseEntriesAsBaseline(t *testing.T, pools []v1beta1.IPAddressPool) []Range {
 	var out []Range
 	for i := range pools {
 		for _, text := range pools[i].Spec.Addresses {

@@ -38,11 +38,11 @@ func rangesOfEntries(entries []parsedEntry) []Range {
 	return out
 }
 
-// takeRanges returns the ranges that a pool gets, and adds them to takenRanges. before is the pool
-// as it was, or nil.
-func (b *snapshotBuilder) takeRanges(o ObjectReference, entries []parsedEntry, before *Pool, takenRanges *rangeIndex) []Range {
+// takeRangesForPool returns the ranges that a pool gets, and adds them to takenRanges. before is
+// the pool as it was, or nil.
+func (b *snapshotBuilder) takeRangesForPool(o ObjectReference, entries []parsedEntry, before *Pool, takenRanges *rangeIndex) []Range {
 	b.currentObjectUnservable = false
-	taken := b.acceptEntries(o, entries, takenRanges)
+	taken := b.rangesOfUsableEntries(o, entries, takenRanges)
 	if b.currentObjectUnservable && before != nil {
 		taken = before.previousRangesWithoutOverlap(takenRanges)
 	}
@@ -54,20 +54,20 @@ func (b *snapshotBuilder) takeRanges(o ObjectReference, entries []parsedEntry, b
 	return out
 }
 
-// acceptEntries returns the ranges of the entries of one pool. It leaves out those that are invalid
-// or overlap takenRanges.
-func (b *snapshotBuilder) acceptEntries(o ObjectReference, entries []parsedEntry, takenRanges *rangeIndex) []poolRange {
+// rangesOfUsableEntries returns the ranges of the entries of one pool. It leaves out those that are
+// invalid or overlap takenRanges.
+func (b *snapshotBuilder) rangesOfUsableEntries(o ObjectReference, entries []parsedEntry, takenRanges *rangeIndex) []poolRange {
 	out := make([]poolRange, 0, len(entries))
 	own := &rangeIndex{}
 	for j := range entries {
 		e := &entries[j]
 		if e.err != nil {
-			field := fieldOfEntry(j)
+			field := addressEntryFieldPath(j)
 			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %v", field, e.err)
 			continue
 		}
 		if e.specialPurpose != "" {
-			field := fieldOfEntry(j)
+			field := addressEntryFieldPath(j)
 			b.reportProblemAndMarkBroken(o, field, names.ReasonInvalidAddress, "%s: %q has %s: write addresses of the nodes' network, or addresses that routers forward to it", field, e.text, e.specialPurpose)
 			continue
 		}
@@ -76,9 +76,9 @@ func (b *snapshotBuilder) acceptEntries(o ObjectReference, entries []parsedEntry
 			t, clash = own.findOverlap(e.Range)
 		}
 		if clash {
-			field := fieldOfEntry(j)
+			field := addressEntryFieldPath(j)
 			b.reportProblemAndMarkBroken(o, field, names.ReasonOverlap, "%s: %q %s %q of pool %q: remove one of them",
-				field, e.text, overlapText, t.entryText, t.poolName)
+				field, e.text, overlapProblemText, t.entryText, t.poolName)
 			continue
 		}
 		accepted := poolRange{e.Range, o.Name, e.text}
@@ -88,11 +88,11 @@ func (b *snapshotBuilder) acceptEntries(o ObjectReference, entries []parsedEntry
 	return out
 }
 
-// fieldOfEntry names an entry of spec.addresses.
-func fieldOfEntry(i int) string { return fmt.Sprintf("spec.addresses[%d]", i) }
+// addressEntryFieldPath names an entry of spec.addresses.
+func addressEntryFieldPath(i int) string { return fmt.Sprintf("spec.addresses[%d]", i) }
 
-// overlapText is the part of an overlap's text that is the same for all.
-const overlapText = "overlaps with already defined CIDR or range"
+// overlapProblemText is the part of an overlap's text that is the same for all.
+const overlapProblemText = "overlaps with already defined CIDR or range"
 
 // previousRangesWithoutOverlap returns the pool's ranges that do not overlap takenRanges.
 func (p *Pool) previousRangesWithoutOverlap(takenRanges *rangeIndex) []poolRange {

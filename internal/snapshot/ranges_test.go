@@ -31,7 +31,7 @@ func FuzzParseRange(f *testing.F) {
 			t.Fatalf("%q gives %s to %s", text, r.First, r.Last)
 		}
 		p := &Pool{Ranges: []Range{r}}
-		v4, v6 := p.CountAddresses()
+		v4, v6 := p.CountAssignableAddresses()
 		own, other := v4, v6
 		if r.First.Is6() {
 			own, other = v6, v4

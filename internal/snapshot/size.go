@@ -5,9 +5,9 @@ import (
 	"math/big"
 )
 
-// CountAddresses counts the addresses of the pool by family, without avoided and excluded ones. A
-// count above math.MaxInt64 is returned as math.MaxInt64.
-func (p *Pool) CountAddresses() (ipv4, ipv6 int64) {
+// CountAssignableAddresses counts the addresses of the pool by family, without avoided and excluded
+// ones. A count above math.MaxInt64 is returned as math.MaxInt64.
+func (p *Pool) CountAssignableAddresses() (ipv4, ipv6 int64) {
 	for _, r := range p.AssignableRanges() {
 		n := r.addressCount()
 		if r.First.Is4() {

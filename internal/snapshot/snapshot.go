@@ -57,10 +57,10 @@ type Pool struct {
 	ServiceAllocation *ServiceAllocation
 	// Retirement is nil when no address of the pool is retired.
 	Retirement *Retirement
-	// AddressesToLift are the addresses whose cool-down and quarantine end once, by the value
-	// LiftRequest of an annotation.
-	AddressesToLift []Range
-	LiftRequest     string
+	// WithheldAddressesToFree are the addresses whose cool-down and quarantine end once, by the
+	// value LiftWithheldValue of an annotation.
+	WithheldAddressesToFree []Range
+	LiftWithheldValue       string
 	// ExcludedRanges are in Ranges but never given; retired ranges are among them. A Service that
 	// holds such an address keeps it, unless it is retired.
 	ExcludedRanges []Range
@@ -71,7 +71,7 @@ type Pool struct {
 	// Quota is nil when a namespace may hold any number of addresses.
 	Quota *NamespaceQuota
 	// AcquireProbe is nil when addresses are given without an acquire probe.
-	AcquireProbe *ProbeSettings
+	AcquireProbe *AcquireProbeSettings
 }
 
 // Retirement says which addresses of a Pool its Services give up.
@@ -79,8 +79,8 @@ type Retirement struct {
 	// Ranges are the retired addresses; with WholePool, all addresses of the Pool are.
 	Ranges    []Range
 	WholePool bool
-	// MoveInterval is the time between two Services that get other addresses.
-	MoveInterval time.Duration
+	// ServiceReassignInterval is the time between two Services that get other addresses.
+	ServiceReassignInterval time.Duration
 }
 
 // IsRetired says whether the pool retires the address, which it covers.
@@ -128,9 +128,9 @@ func (q *NamespaceQuota) LimitForNamespace(namespace string) (n int, ok bool) {
 	return n, n >= 0
 }
 
-// ProbeSettings are the settings of acquire probes: a speaker checks that no host on the segment
-// uses an address before a Service gets it.
-type ProbeSettings struct {
+// AcquireProbeSettings are the settings of acquire probes: a speaker checks that no host on the
+// segment uses an address before a Service gets it.
+type AcquireProbeSettings struct {
 	// QuarantineDelay is how long an address is not given after a host answered for it.
 	QuarantineDelay time.Duration
 }
@@ -155,11 +155,11 @@ func (p *Pool) CoversAddress(a netip.Addr) bool { return anyRangeContains(p.Rang
 
 // CanAssign says whether the pool may give a: it is in a Range, neither avoided nor excluded, and
 // has no special purpose.
-func (p *Pool) CanAssign(a netip.Addr) bool { return p.CoversAddress(a) && !p.LeavesOut(a) }
+func (p *Pool) CanAssign(a netip.Addr) bool { return p.CoversAddress(a) && !p.NeverAssigns(a) }
 
-// LeavesOut says whether the pool never gives a, although it may be in a Range: a is avoided or
+// NeverAssigns says whether the pool never gives a, although it may be in a Range: a is avoided or
 // excluded, has a special purpose, or the whole pool is retired.
-func (p *Pool) LeavesOut(a netip.Addr) bool {
+func (p *Pool) NeverAssigns(a netip.Addr) bool {
 	return p.isWholePoolRetired() || p.AvoidBuggyIPs && IsBuggyIPv4(a) || isSpecialPurpose(a) || anyRangeContains(p.ExcludedRanges, a)
 }
 
@@ -267,21 +267,22 @@ type Problem struct {
 	Text string
 }
 
-// Fault is what stays of a Problem when other entries of its list, or other objects, are edited.
-type Fault struct {
-	Object  ObjectReference
-	Reason  names.Reason
-	subject string
+// ProblemIdentity is what stays of a Problem when other entries of its list, or other objects, are
+// edited.
+type ProblemIdentity struct {
+	Object              ObjectReference
+	Reason              names.Reason
+	textWithoutPosition string
 }
 
 // listIndexPattern matches the index of a list entry in a field or text.
 var listIndexPattern = regexp.MustCompile(`\[[0-9]+\]`)
 
-// Fault returns what identifies the Problem: neither the position of the entry in its list, nor the
-// other entry that it overlaps.
-func (p Problem) Fault() Fault {
-	subject, _, _ := strings.Cut(listIndexPattern.ReplaceAllString(p.Text, "[]"), " "+overlapText)
-	return Fault{p.Object, p.Reason, subject}
+// Identity returns what identifies the Problem: neither the position of the entry in its list, nor
+// the other entry that it overlaps.
+func (p Problem) Identity() ProblemIdentity {
+	subject, _, _ := strings.Cut(listIndexPattern.ReplaceAllString(p.Text, "[]"), " "+overlapProblemText)
+	return ProblemIdentity{p.Object, p.Reason, subject}
 }
 
 // IsOnlyAdvice says whether everything is served as written all the same.

@@ -8,7 +8,7 @@ import (
 // unservableRange is a range of addresses with a purpose of its own.
 type unservableRange struct {
 	Range
-	what string
+	purpose string
 }
 
 // unservableRanges are addresses at which no client can reach a Service, with their purpose
@@ -68,7 +68,7 @@ func purposeOfSpecialRange(r Range) string {
 	}
 	for _, n := range unservableRanges {
 		if n.Contains(r.First) && n.Contains(r.Last) {
-			return n.what
+			return n.purpose
 		}
 	}
 	return ""

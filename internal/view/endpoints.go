@@ -28,8 +28,8 @@ type NodeEndpoints struct {
 	Node string
 	// ServingCount is how many endpoints can serve on the node.
 	ServingCount int
-	// HasReady says that one of them is ready and does not terminate.
-	HasReady bool
+	// HasReadyEndpoint says that one of them is ready and does not terminate.
+	HasReadyEndpoint bool
 }
 
 // FromEndpointSlice converts an EndpointSlice. An endpoint can serve when it has an address and is
@@ -52,7 +52,7 @@ func FromEndpointSlice(s *discoveryv1.EndpointSlice) EndpointSlice {
 		}
 		out.NodeEndpoints[j].ServingCount++
 		if c := e.Conditions; (c.Ready == nil || *c.Ready) && (c.Terminating == nil || !*c.Terminating) {
-			out.NodeEndpoints[j].HasReady = true
+			out.NodeEndpoints[j].HasReadyEndpoint = true
 		}
 	}
 	return out
@@ -82,7 +82,7 @@ func MergeEndpointSliceViews(service ObjectKey, all []EndpointSlice) Endpoints {
 				counts[p.Node] = map[discoveryv1.AddressType]int{}
 			}
 			counts[p.Node][s.AddressType] += p.ServingCount
-			if p.HasReady {
+			if p.HasReadyEndpoint {
 				e.ReadyNodes = append(e.ReadyNodes, p.Node)
 			}
 		}
@@ -126,7 +126,7 @@ const kubeletShutdownMessagePart = "node is shutting down"
 // FromNode converts a node.
 func FromNode(n *corev1.Node) Node {
 	v := Node{Name: n.Name, Labels: n.Labels, IsExcluded: IsExcludedByLabels(n.Labels)}
-	_, v.IsLeaving = n.Annotations[names.AnnotationDrainNodeAddresses]
+	_, v.IsLeaving = n.Annotations[names.AnnotationDrainNode]
 	for _, t := range n.Spec.Taints {
 		v.IsLeaving = v.IsLeaving || t.Key == names.TaintOutOfService
 	}

@@ -11,7 +11,7 @@ import (
 
 // The owner of a Service can edit annotations, and so could announce an address without a pool by
 // the advertisements of any pool.
-func TestPoolInAnnotationsIsNotBelieved(t *testing.T) {
+func TestRecordedPoolIsNotReadFromAnnotations(t *testing.T) {
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{names.AnnotationAllocatedFromPool: "forged", names.AnnotationAllocatedFromSeveralPools: "forged,too"}}}
 	if v := FromService(s); v.RecordedPool != "" {
 		t.Errorf("the recorded pool is %q, as the annotation says", v.RecordedPool)

@@ -26,8 +26,8 @@ func (v *Service) readAddressRequestAnnotations(s *corev1.Service) {
 	if v.InvalidRequestText == "" {
 		v.RequestedAddresses, v.InvalidRequestText = readRequestedAddressesOfService(s, v.RequestedAddressesPerFamily)
 	}
-	if text := strings.TrimSpace(s.Annotations[names.AnnotationAddressesToRelease]); text != "" && v.InvalidRequestText == "" {
-		v.AddressesToExchange, v.InvalidRequestText = ParseAddressList("annotation "+names.AnnotationAddressesToRelease, text)
+	if text := strings.TrimSpace(s.Annotations[names.AnnotationAddressesToExchange]); text != "" && v.InvalidRequestText == "" {
+		v.AddressesToExchange, v.InvalidRequestText = ParseAddressList("annotation "+names.AnnotationAddressesToExchange, text)
 	}
 	if v.InvalidRequestText != "" {
 		v.RequestedAddresses, v.AddressesToExchange = nil, nil
@@ -43,7 +43,7 @@ func readAddressesPerFamilyAnnotation(s *corev1.Service) (int, string) {
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 || n > maxAddressesPerFamily {
-		return 1, fmt.Sprintf("annotation %s: %s is no number from 1 to %d", names.AnnotationAddressesPerFamily, names.Quote(text), maxAddressesPerFamily)
+		return 1, fmt.Sprintf("annotation %s: %s is no number from 1 to %d", names.AnnotationAddressesPerFamily, names.QuoteShortened(text), maxAddressesPerFamily)
 	}
 	return n, ""
 }
@@ -56,7 +56,7 @@ func readRequestedAddressesOfService(s *corev1.Service, n int) ([]netip.Addr, st
 	switch {
 	case list != "" && field != "":
 		return nil, fmt.Sprintf("both the annotation %s (%s) and spec.loadBalancerIP (%s) ask for addresses: keep one of them",
-			names.AnnotationLoadBalancerIPs, names.Quote(list), names.Quote(field))
+			names.AnnotationLoadBalancerIPs, names.QuoteShortened(list), names.QuoteShortened(field))
 	case list == "" && field == "":
 		return nil, ""
 	}
@@ -75,9 +75,9 @@ func readRequestedAddressesOfService(s *corev1.Service, n int) ([]netip.Addr, st
 		}
 		if n == 1 {
 			return nil, fmt.Sprintf("%s: %s asks for two addresses of one family: write at most one IPv4 and one IPv6 address, or say how many with the annotation %s",
-				source, names.Quote(text), names.AnnotationAddressesPerFamily)
+				source, names.QuoteShortened(text), names.AnnotationAddressesPerFamily)
 		}
-		return nil, fmt.Sprintf("%s: %s asks for more than %d addresses of one family, which is the number in the annotation %s", source, names.Quote(text), n, names.AnnotationAddressesPerFamily)
+		return nil, fmt.Sprintf("%s: %s asks for more than %d addresses of one family, which is the number in the annotation %s", source, names.QuoteShortened(text), n, names.AnnotationAddressesPerFamily)
 	}
 	return out, ""
 }
@@ -94,9 +94,9 @@ func ParseAddressList(source, text string) ([]netip.Addr, string) {
 		case len(out) == maxRequestedAddressesOfBothFamilies:
 			return nil, fmt.Sprintf("%s: there are more than %d addresses", source, maxRequestedAddressesOfBothFamilies)
 		case part == "":
-			return nil, fmt.Sprintf("%s: %s has a comma too many: remove it", source, names.Quote(text))
+			return nil, fmt.Sprintf("%s: %s has a comma too many: remove it", source, names.QuoteShortened(text))
 		case err != nil || a.Zone() != "":
-			return nil, fmt.Sprintf("%s: %s is no address: write one IPv4 or IPv6 address, or one of each with a comma between", source, names.Quote(part))
+			return nil, fmt.Sprintf("%s: %s is no address: write one IPv4 or IPv6 address, or one of each with a comma between", source, names.QuoteShortened(part))
 		case slices.Contains(out, a.Unmap()):
 			return nil, fmt.Sprintf("%s: %s is listed twice: remove one", source, a)
 		}

@@ -23,8 +23,8 @@ func FromService(s *corev1.Service) Service {
 		HasLocalTrafficPolicy: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		HealthCheckNodePort:   uint16(s.Spec.HealthCheckNodePort),
 		PodSelector:           labels.Set(s.Spec.Selector).String(),
-		RecordedPool:          readRecordedFirstAddressOrigin(s),
-		RequestedHolder:       strings.TrimSpace(s.Annotations[names.AnnotationHolder]),
+		RecordedPool:          readRecordedPoolOfFirstAddress(s),
+		RequestedHolder:       strings.TrimSpace(s.Annotations[names.AnnotationRequestedHolder]),
 		CreatedUnixSeconds:    s.CreationTimestamp.Unix(),
 		Generation:            s.Generation,
 	}
@@ -39,15 +39,15 @@ func FromService(s *corev1.Service) Service {
 	}
 	v.readClusterIPs(s)
 	v.readAssignedAddressesFromStatus(s)
-	v.RequestedPool, _ = readAnnotationOrOlderSpelling(s, names.AnnotationPool, names.AnnotationPoolOld)
-	v.SharingKey, v.HasSharingAnnotation = readAnnotationOrOlderSpelling(s, names.AnnotationSharing, names.AnnotationSharingOld)
+	v.RequestedPool, _ = readAnnotationOrOlderSpelling(s, names.AnnotationRequestedPool, names.AnnotationRequestedPoolOld)
+	v.SharingKey, v.HasSharingAnnotation = readAnnotationOrOlderSpelling(s, names.AnnotationSharingKey, names.AnnotationSharingKeyOld)
 	v.readAddressRequestAnnotations(s)
 	return v
 }
 
-// readRecordedFirstAddressOrigin returns the pool of the first address. The annotation with the
+// readRecordedPoolOfFirstAddress returns the pool of the first address. The annotation with the
 // same content does not count, because the owner of the Service can edit it.
-func readRecordedFirstAddressOrigin(s *corev1.Service) string {
+func readRecordedPoolOfFirstAddress(s *corev1.Service) string {
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAllocatedFromPool)
 	if c == nil {
 		return ""

@@ -11,20 +11,20 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// annotationsWrittenByOwner are the annotations of a Service that its owner writes.
-var annotationsWrittenByOwner = []string{
-	names.AnnotationPool, names.AnnotationLoadBalancerIPs, names.AnnotationSharing, names.AnnotationAddressesPerFamily, names.AnnotationAddressesToRelease, names.AnnotationHolder,
+// userWrittenServiceAnnotations are the annotations of a Service that its owner writes.
+var userWrittenServiceAnnotations = []string{
+	names.AnnotationRequestedPool, names.AnnotationLoadBalancerIPs, names.AnnotationSharingKey, names.AnnotationAddressesPerFamily, names.AnnotationAddressesToExchange, names.AnnotationRequestedHolder,
 }
 
-// knownAnnotations are all annotations of a Service in our domains. The last one was written by
-// versions of the metallb.io API before that group had its name.
-var knownAnnotations = append([]string{
-	names.AnnotationPoolOld, names.AnnotationLoadBalancerIPsOld, names.AnnotationSharingOld,
-	names.AnnotationAllocatedFromPool, names.AnnotationAllocatedFromSeveralPools, parseAnnotationDomain(names.AnnotationPoolOld) + "/ip-allocated-from-pool",
-}, annotationsWrittenByOwner...)
+// knownServiceAnnotations are all annotations of a Service in our domains. The last one was written
+// by versions of the metallb.io API before that group had its name.
+var knownServiceAnnotations = append([]string{
+	names.AnnotationRequestedPoolOld, names.AnnotationLoadBalancerIPsOld, names.AnnotationSharingKeyOld,
+	names.AnnotationAllocatedFromPool, names.AnnotationAllocatedFromSeveralPools, parseAnnotationDomain(names.AnnotationRequestedPoolOld) + "/ip-allocated-from-pool",
+}, userWrittenServiceAnnotations...)
 
 // ServiceAnnotationDomains are the domains of the annotations that have a meaning here.
-var ServiceAnnotationDomains = []string{parseAnnotationDomain(names.AnnotationPool), parseAnnotationDomain(names.AnnotationPoolOld), parseAnnotationDomain(names.AnnotationAddressesToRelease)}
+var ServiceAnnotationDomains = []string{parseAnnotationDomain(names.AnnotationRequestedPool), parseAnnotationDomain(names.AnnotationRequestedPoolOld), parseAnnotationDomain(names.AnnotationAddressesToExchange)}
 
 // parseAnnotationDomain is the part before the slash.
 func parseAnnotationDomain(key string) string {
@@ -32,19 +32,19 @@ func parseAnnotationDomain(key string) string {
 	return d
 }
 
-// maxUnknownAnnotations bounds how many unknown annotations are named.
-const maxUnknownAnnotations = 3
+// maxReportedUnknownAnnotations bounds how many unknown annotations are named.
+const maxReportedUnknownAnnotations = 3
 
-// isProbablyOurs reports whether a domain is one of ours, or differs from one in one letter or in
-// the order of the letters. The domain metal3.io differs in two, and is another project's.
-func isProbablyOurs(domain string) bool {
+// isSimilarToOurDomain reports whether a domain is one of ours, or differs from one in one letter
+// or in the order of the letters. The domain metal3.io differs in two, and is another project's.
+func isSimilarToOurDomain(domain string) bool {
 	return slices.ContainsFunc(ServiceAnnotationDomains, func(own string) bool {
-		return own == domain || EditDistance(own, domain) == 1 || HaveSameLetters(own, domain)
+		return own == domain || EditDistance(own, domain) == 1 || AreAnagrams(own, domain)
 	})
 }
 
-// HaveSameLetters reports whether the texts differ only in the order of their letters.
-func HaveSameLetters(a, b string) bool {
+// AreAnagrams reports whether the texts differ only in the order of their letters.
+func AreAnagrams(a, b string) bool {
 	if len(a) != len(b) {
 		return false
 	}
@@ -59,13 +59,13 @@ func HaveSameLetters(a, b string) bool {
 func ExplainUnknownAnnotations(s *corev1.Service) []string {
 	var unknown []string
 	for key := range s.Annotations {
-		if isProbablyOurs(parseAnnotationDomain(key)) && !slices.Contains(knownAnnotations, key) {
+		if isSimilarToOurDomain(parseAnnotationDomain(key)) && !slices.Contains(knownServiceAnnotations, key) {
 			unknown = append(unknown, key)
 		}
 	}
 	slices.Sort(unknown)
 	var out []string
-	for _, key := range unknown[:min(len(unknown), maxUnknownAnnotations)] {
+	for _, key := range unknown[:min(len(unknown), maxReportedUnknownAnnotations)] {
 		out = append(out, fmt.Sprintf("the annotation %s is unknown and ignored: did you mean %s?", key, findNearestAnnotation(key)))
 	}
 	return out
@@ -85,7 +85,7 @@ func findNearestAnnotation(key string) string {
 		}
 		return n
 	}
-	return slices.MinFunc(annotationsWrittenByOwner, func(x, y string) int {
+	return slices.MinFunc(userWrittenServiceAnnotations, func(x, y string) int {
 		if d := nearness(y) - nearness(x); d != 0 {
 			return d
 		}

@@ -12,25 +12,25 @@ import (
 
 func TestUnknownAnnotationIsNamedWithTheNearestKnownOne(t *testing.T) {
 	for key, want := range map[string]string{
-		"metallb.io/allow-shared":                 names.AnnotationSharing,
-		"metallb.io/allow-shared-ips":             names.AnnotationSharing,
-		"metallb.universe.tf/pool-name":           names.AnnotationPool,
-		"metallb.universe.tf/addresspool":         names.AnnotationPool,
-		"metallb.io/ip-address-pool":              names.AnnotationPool,
+		"metallb.io/allow-shared":                 names.AnnotationSharingKey,
+		"metallb.io/allow-shared-ips":             names.AnnotationSharingKey,
+		"metallb.universe.tf/pool-name":           names.AnnotationRequestedPool,
+		"metallb.universe.tf/addresspool":         names.AnnotationRequestedPool,
+		"metallb.io/ip-address-pool":              names.AnnotationRequestedPool,
 		"metallb.io/loadBalancerIP":               names.AnnotationLoadBalancerIPs,
 		"metallb.io/load-balancer-ips":            names.AnnotationLoadBalancerIPs,
 		"metallb.io/loadbalancerips":              names.AnnotationLoadBalancerIPs,
-		"gantry.dev/address-pool":                 names.AnnotationPool,
+		"gantry.dev/address-pool":                 names.AnnotationRequestedPool,
 		"gantry.dev/addresses-count":              names.AnnotationAddressesPerFamily,
 		"metallb.io/address-count":                names.AnnotationAddressesPerFamily,
-		"gantry.dev/release-addresses":            names.AnnotationAddressesToRelease,
-		"metalb.io/address-pool":                  names.AnnotationPool,
-		"metallb.oi/allow-shared-ip":              names.AnnotationSharing,
-		"metallb.universe.ft/address-pool":        names.AnnotationPool,
+		"gantry.dev/release-addresses":            names.AnnotationAddressesToExchange,
+		"metalb.io/address-pool":                  names.AnnotationRequestedPool,
+		"metallb.oi/allow-shared-ip":              names.AnnotationSharingKey,
+		"metallb.universe.ft/address-pool":        names.AnnotationRequestedPool,
 		"metal3.io/address-pool":                  "",
 		"kubernetes.io/address-pool":              "",
-		names.AnnotationPool:                      "",
-		names.AnnotationSharingOld:                "",
+		names.AnnotationRequestedPool:             "",
+		names.AnnotationSharingKeyOld:             "",
 		names.AnnotationAllocatedFromPool:         "",
 		names.AnnotationAllocatedFromSeveralPools: "",
 		"example.com/address-pol":                 "",
@@ -51,7 +51,7 @@ func TestUnknownAnnotationIsNamedWithTheNearestKnownOne(t *testing.T) {
 func TestBlanksAroundAnnotationsDoNotCount(t *testing.T) {
 	plain, blanks := &corev1.Service{}, &corev1.Service{}
 	plain.Annotations = map[string]string{
-		names.AnnotationPool: "d", names.AnnotationSharing: "k", names.AnnotationLoadBalancerIPs: "192.0.2.5,fd00::5", names.AnnotationAddressesToRelease: "192.0.2.6", names.AnnotationAddressesPerFamily: "2",
+		names.AnnotationRequestedPool: "d", names.AnnotationSharingKey: "k", names.AnnotationLoadBalancerIPs: "192.0.2.5,fd00::5", names.AnnotationAddressesToExchange: "192.0.2.6", names.AnnotationAddressesPerFamily: "2",
 	}
 	blanks.Annotations = map[string]string{}
 	for key, value := range plain.Annotations {
@@ -71,7 +71,7 @@ func TestBlanksAroundAnnotationsDoNotCount(t *testing.T) {
 	}
 }
 
-func TestFaultsOfAddressRequestsAreNamed(t *testing.T) {
+func TestInvalidRequestTextOfAddressAnnotations(t *testing.T) {
 	for text, want := range map[string]string{
 		"192.0.2.5,":                       `"192.0.2.5," has a comma too many: remove it`,
 		",192.0.2.5":                       "has a comma too many",

@@ -131,8 +131,8 @@ func (e Endpoints) ServesFamilyOf(a netip.Addr) bool {
 	return e.AnyServing && !(a.Is4() && e.NoneServesIPv4) && !(!a.Is4() && e.NoneServesIPv6)
 }
 
-// OfFamily returns the endpoints without the nodes that serve no address of this family.
-func (e Endpoints) OfFamily(a netip.Addr) Endpoints {
+// RestrictToFamilyOf returns the endpoints without the nodes that serve no address of this family.
+func (e Endpoints) RestrictToFamilyOf(a netip.Addr) Endpoints {
 	without := e.NodesWithoutIPv4
 	if !a.Is4() {
 		without = e.NodesWithoutIPv6

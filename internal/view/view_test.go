@@ -53,7 +53,7 @@ func TestHeadlessServicesHaveNoClusterIP(t *testing.T) {
 	}
 }
 
-func TestServingEndpoints(t *testing.T) {
+func TestServingNodesOfEndpointSlices(t *testing.T) {
 	yes, no := true, false
 	node := func(n string) *string { return &n }
 	endpoint := func(n string, c discoveryv1.EndpointConditions) discoveryv1.Endpoint {
@@ -87,7 +87,7 @@ func TestNodeExclusionAndDrainAreRecognized(t *testing.T) {
 		"a plain node":   {edit: func(*corev1.Node) {}},
 		"a cordoned one": {edit: func(n *corev1.Node) { n.Spec.Unschedulable = true }},
 		"the label":      {edit: func(n *corev1.Node) { n.Labels = map[string]string{names.LabelExcludeNode: ""} }, excluded: true},
-		"the annotation": {edit: func(n *corev1.Node) { n.Annotations = map[string]string{names.AnnotationDrainNodeAddresses: ""} }, leaving: true},
+		"the annotation": {edit: func(n *corev1.Node) { n.Annotations = map[string]string{names.AnnotationDrainNode: ""} }, leaving: true},
 		"the taint":      {edit: func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: names.TaintOutOfService}} }, leaving: true},
 		"a network that is not there": {edit: func(n *corev1.Node) {
 			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue}}
@@ -124,9 +124,9 @@ func TestAddressCountAndReleaseAnnotations(t *testing.T) {
 		"none is a fault":        {annotations: map[string]string{names.AnnotationAddressesPerFamily: "0"}, count: 1, wantFault: `"0" is no number from 1 to 16`},
 		"too many are a fault":   {annotations: map[string]string{names.AnnotationAddressesPerFamily: "17"}, count: 1, wantFault: "from 1 to 16"},
 		"a word is a fault":      {annotations: map[string]string{names.AnnotationAddressesPerFamily: "two"}, count: 1, wantFault: `"two"`},
-		"addresses to exchange":  {annotations: map[string]string{names.AnnotationAddressesToRelease: "192.0.2.1, ::ffff:192.0.2.2"}, count: 1, releasing: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}},
-		"one of them unreadable": {annotations: map[string]string{names.AnnotationAddressesToRelease: "192.0.2.1,"}, count: 1, wantFault: names.AnnotationAddressesToRelease},
-		"one of them twice":      {annotations: map[string]string{names.AnnotationAddressesToRelease: "192.0.2.1,192.0.2.1"}, count: 1, wantFault: "twice"},
+		"addresses to exchange":  {annotations: map[string]string{names.AnnotationAddressesToExchange: "192.0.2.1, ::ffff:192.0.2.2"}, count: 1, releasing: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}},
+		"one of them unreadable": {annotations: map[string]string{names.AnnotationAddressesToExchange: "192.0.2.1,"}, count: 1, wantFault: names.AnnotationAddressesToExchange},
+		"one of them twice":      {annotations: map[string]string{names.AnnotationAddressesToExchange: "192.0.2.1,192.0.2.1"}, count: 1, wantFault: "twice"},
 		"more requested than the number": {
 			annotations: map[string]string{names.AnnotationAddressesPerFamily: "2", names.AnnotationLoadBalancerIPs: "192.0.2.1,192.0.2.2,192.0.2.3"}, count: 2, wantFault: "more than 2",
 		},

@@ -50,10 +50,10 @@ func TestAddressProbesReportAnsweringHosts(t *testing.T) {
 		free := probing.Question{ID: "free", Address: serviceIPv4.Next().Next(), Pool: "p"}
 		c.addForeignHost(taken.Address)
 		s := c.speakerByName["node2"]
-		s.questions <- []probing.Question{taken, free}
+		s.probeQuestions <- []probing.Question{taken, free}
 		time.Sleep(30 * time.Second)
 		s.mu.Lock()
-		answers := slices.Clone(s.answers)
+		answers := slices.Clone(s.probeAnswers)
 		s.mu.Unlock()
 		slices.SortFunc(answers, func(x, y probing.Answer) int { return x.Address.Compare(y.Address) })
 		want := []probing.Answer{{Question: taken, AnsweringMACs: foreignMAC.String()}, {Question: free}}
@@ -71,7 +71,7 @@ func TestHeldAddressIsNotProbed(t *testing.T) {
 		for _, s := range c.speakerByName {
 			if s != holder {
 				c.segment.TakeSentFrames()
-				s.questions <- []probing.Question{{ID: "held", Address: serviceIPv4, Pool: "p"}}
+				s.probeQuestions <- []probing.Question{{ID: "held", Address: serviceIPv4, Pool: "p"}}
 				time.Sleep(30 * time.Second)
 				for _, f := range c.segment.TakeSentFrames() {
 					// with a sender address it is the question whether the link is alive
@@ -81,7 +81,7 @@ func TestHeldAddressIsNotProbed(t *testing.T) {
 					}
 				}
 				s.mu.Lock()
-				answers := slices.Clone(s.answers)
+				answers := slices.Clone(s.probeAnswers)
 				s.mu.Unlock()
 				if len(answers) > 0 {
 					c.t.Errorf("%s answers %+v while a member holds the address", s.name, answers)
@@ -93,8 +93,8 @@ func TestHeldAddressIsNotProbed(t *testing.T) {
 	})
 }
 
-// TestApplyChangesReportsClusterSyncedMark: only the mark says that the state is complete.
-func TestApplyChangesReportsClusterSyncedMark(t *testing.T) {
+// TestApplyChangesReportsWhetherClusterIsSynced: only the mark says that the state is complete.
+func TestApplyChangesReportsWhetherClusterIsSynced(t *testing.T) {
 	p := plan.NewPlanner(plan.Inputs{SelfNode: "node1"})
 	if ApplyChangesToPlanner(p, exampleSnapshotChange(), exampleServiceChange(), exampleEndpointsChange()) {
 		t.Error("the state counts as complete without the mark")

@@ -50,11 +50,11 @@ type Layer2Engine interface {
 
 // BGPEngine keeps the sessions with routers. Set returns at once.
 type BGPEngine interface {
-	SetDesiredState(d bgp.Desired)
+	SetDesiredState(d bgp.DesiredState)
 }
 
-// HealthChecks asks the service proxy of this node about Services.
-type HealthChecks interface {
+// HealthCheckPoller asks the service proxy of this node about Services.
+type HealthCheckPoller interface {
 	// SetChecks replaces the health checks. It returns at once.
 	SetChecks(checks []intent.HealthCheck)
 	Results() <-chan []facts.HealthCheckResult
@@ -62,16 +62,16 @@ type HealthChecks interface {
 
 // GossipMembership carries messages between the speakers. No method blocks.
 type GossipMembership interface {
-	SendMessage(to string, payload []byte)
-	// SendDirectedMessage sends a message after those of SendMessage.
-	SendDirectedMessage(to string, payload []byte)
+	SendUrgentMessage(to string, payload []byte)
+	// SendNormalPriorityMessage sends a message after those of SendMessage.
+	SendNormalPriorityMessage(to string, payload []byte)
 	// SendBulkMessage sends a message after all others.
 	SendBulkMessage(to string, payload []byte)
 	SetFullExchangeState(state []byte)
 	PublishOwnNode(p facts.PublishedNode)
 	ContactMissingSeeds()
 	MemberSets() <-chan facts.MemberSet
-	ReceivedMessages() <-chan members.Message
+	ReceivedUrgentMessages() <-chan members.Message
 	ReceivedBulkMessages() <-chan members.Message
 	ReceivedFullStates() <-chan []byte
 }
@@ -87,14 +87,14 @@ type Options struct {
 	Timing            elect.Timing
 	Layer2            Layer2Engine
 	BGP               BGPEngine
-	HealthChecks      HealthChecks
+	HealthChecks      HealthCheckPoller
 	Members           GossipMembership
 	// LinkSets delivers the links of the node, with those that are down.
 	LinkSets <-chan facts.LinkSet
-	// ProxyChecks delivers whether the service proxy of this node answered; nil if it is not asked.
-	// ServiceProxy says what follows.
-	ProxyChecks  <-chan bool
-	ServiceProxy fitness.ProxyOptions
+	// ServiceProxyAnswers delivers whether the service proxy of this node answered; nil if it is
+	// not asked. ServiceProxy says what follows.
+	ServiceProxyAnswers <-chan bool
+	ServiceProxy        fitness.ServiceProxyOptions
 	// Now reads the clock.
 	Now func() time.Time
 	Log *slog.Logger
@@ -139,23 +139,24 @@ type Status struct {
 
 // Agent makes the decisions of this node. Only Run uses its state.
 type Agent struct {
-	options       Options
-	changeBatches chan []PlannerInputChange
-	usableLinks   *latest.Value[plannerLinks]
-	// nodeLinksOfMembers passes what other nodes say about their links to the planner.
-	nodeLinksOfMembers *latest.Value[map[string]*facts.NodeLinks]
-	nodeFitness        *latest.Value[plan.NodeFitness]
-	planUpdates        chan planUpdate
-	handoverRequests   *latest.Wake
-	handoverDone       chan struct{}
-	metrics            electionMetrics
+	options                   Options
+	plannerInputChangeBatches chan []PlannerInputChange
+	linksForPlanner           *latest.Value[plannerLinks]
+	// memberLinksForPlanner passes what other nodes say about their links to the planner.
+	memberLinksForPlanner    *latest.Value[map[string]*facts.PublishedLinks]
+	fitnessOfNodesForPlanner *latest.Value[plan.FitnessOfNodes]
+	planUpdates              chan planUpdate
+	handoverRequests         *latest.Wake
+	handoverDone             chan struct{}
+	metrics                  electionMetrics
 
-	nodeLinks, downLinks facts.LinkSet // the usable ones, and those that are down
-	publishedNode        facts.PublishedNode
-	knownNodeLinks       map[string]*facts.NodeLinks // of current and earlier members
-	portFaults           portFaults
-	liveMemberNames      []string              // of live members, sorted
-	silentMemberNames    []string              // of members that the election declared dead, sorted
+	ownUsableLinks, ownDownLinks facts.LinkSet // the usable ones, and those that are down
+	publishedNode                facts.PublishedNode
+	linksByKnownMember           map[string]*facts.PublishedLinks // of current and earlier members
+	portFaults                   portFaults
+	liveMemberNames              []string // of live members, sorted
+	// of members that the election declared dead, sorted
+	silentMemberNames    []string
 	addressByKnownMember map[string]netip.Addr // of current and earlier members
 	reachabilityProbes   reachabilityProbes
 	electionMachine      *elect.Machine
@@ -182,17 +183,17 @@ func New(o Options) *Agent {
 		o.ObserveProbeAnswer = func(probing.Answer) {}
 	}
 	return &Agent{
-		options:            o,
-		changeBatches:      make(chan []PlannerInputChange, 64),
-		usableLinks:        latest.NewValue[plannerLinks](),
-		nodeLinksOfMembers: latest.NewValue[map[string]*facts.NodeLinks](),
-		nodeFitness:        latest.NewValue[plan.NodeFitness](),
-		fitness:            newFitnessState(o.ServiceProxy, o.RestoreFrom),
-		planUpdates:        make(chan planUpdate),
-		handoverRequests:   latest.NewWake(),
-		handoverDone:       make(chan struct{}),
-		metrics:            newElectionMetrics(),
-		eventLog:           eventLog{log: o.Log},
+		options:                   o,
+		plannerInputChangeBatches: make(chan []PlannerInputChange, 64),
+		linksForPlanner:           latest.NewValue[plannerLinks](),
+		memberLinksForPlanner:     latest.NewValue[map[string]*facts.PublishedLinks](),
+		fitnessOfNodesForPlanner:  latest.NewValue[plan.FitnessOfNodes](),
+		fitness:                   newFitnessState(o.ServiceProxy, o.RestoreFrom),
+		planUpdates:               make(chan planUpdate),
+		handoverRequests:          latest.NewWake(),
+		handoverDone:              make(chan struct{}),
+		metrics:                   newElectionMetrics(),
+		eventLog:                  eventLog{log: o.Log},
 		portFaults: portFaults{
 			denialReasonByPort: map[portID]string{}, openErrorByPort: map[portID]string{},
 		},
@@ -208,7 +209,7 @@ func New(o Options) *Agent {
 // while the planner is busy, until ctx ends.
 func (a *Agent) PostChanges(ctx context.Context, changes ...PlannerInputChange) {
 	select {
-	case a.changeBatches <- changes:
+	case a.plannerInputChangeBatches <- changes:
 	case <-ctx.Done():
 	}
 }
@@ -220,7 +221,7 @@ func (a *Agent) RequestHandover() { a.handoverRequests.Signal() }
 // IsElectionLate reports whether the election of this node runs late, so that other work has to
 // wait.
 func (a *Agent) IsElectionLate() bool {
-	return time.Duration(a.metrics.electionDelay.Load()) > a.options.Timing.BeaconInterval
+	return time.Duration(a.metrics.electionLatenessNanoseconds.Load()) > a.options.Timing.BeaconInterval
 }
 
 // HandoverDone is closed when nothing is held any more after RequestHandover.
@@ -249,19 +250,19 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case p := <-a.planUpdates:
-			a.eventLog.forgetPlan()
+			a.eventLog.clearServicesByAddress()
 			a.plan, a.statusChanged, a.addressProbes.snapshot = p.plan, true, p.snapshot
-			a.replaceRestoredBids(p)
+			a.dropRestoredBidsNotInPlan(p)
 			in = append(in, p.toBidsChanged())
 		case links := <-a.options.LinkSets:
 			a.updateLinks(links)
 		case set := <-a.options.Members.MemberSets():
 			in = append(in, a.updateMembers(set))
-		case m := <-a.options.Members.ReceivedMessages():
-			in = a.receiveMessage(in, m)
+		case m := <-a.options.Members.ReceivedUrgentMessages():
+			in = a.dispatchMemberMessage(in, m)
 		case m := <-a.options.Members.ReceivedBulkMessages():
-			in = a.receiveMessage(in, m)
-		case answered := <-a.options.ProxyChecks:
+			in = a.dispatchMemberMessage(in, m)
+		case answered := <-a.options.ServiceProxyAnswers:
 			a.recordProxyCheck(answered)
 		case s := <-a.options.Members.ReceivedFullStates():
 			in = append(in, elect.RemoteStateReceived{EncodedClaims: s})
@@ -270,15 +271,15 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-a.handoverRequests.C():
 			a.options.Log.Info("handing over all addresses before the speaker stops",
 				"addresses", len(a.heldBindingByAddress))
-			in = append(in, elect.HandoverRequested{})
+			in = append(in, elect.ShutdownHandoverRequested{})
 		case q := <-a.options.ProbeQuestions:
 			a.addressProbes.questionQueue.SetQuestions(q, a.probingState(), a.options.Now())
 		case <-timer.C:
 		}
 		a.stepElection(a.appendPendingInputs(a.appendRestoredBidsUntilFirstPlan(in)))
 		a.runAddressProbes()
-		a.checkFitness()
-		a.extendDeadlineAndPublishChanges()
+		a.publishFitnessChanges()
+		a.extendSendDeadlineAndPublish()
 		timer.Reset(max(a.nextActionDeadline().Sub(a.options.Now()), 0))
 	}
 }
@@ -291,8 +292,8 @@ const maxElectionInputsPerStep = 512
 func (a *Agent) appendPendingInputs(in []elect.Input) []elect.Input {
 	for range maxElectionInputsPerStep {
 		select {
-		case m := <-a.options.Members.ReceivedMessages():
-			in = a.receiveMessage(in, m)
+		case m := <-a.options.Members.ReceivedUrgentMessages():
+			in = a.dispatchMemberMessage(in, m)
 		case r := <-a.options.Layer2.Reports():
 			in = a.handleEngineReport(in, r)
 		default:
@@ -311,7 +312,7 @@ func (a *Agent) appendPendingBulkMessages(in []elect.Input) []elect.Input {
 	for range maxBulkMessagesPerStep {
 		select {
 		case m := <-a.options.Members.ReceivedBulkMessages():
-			in = a.receiveMessage(in, m)
+			in = a.dispatchMemberMessage(in, m)
 		default:
 			return in
 		}
@@ -319,8 +320,8 @@ func (a *Agent) appendPendingBulkMessages(in []elect.Input) []elect.Input {
 	return in
 }
 
-// extendDeadlineAndPublishChanges renews the engine's deadline and publishes what changed.
-func (a *Agent) extendDeadlineAndPublishChanges() {
+// extendSendDeadlineAndPublish renews the engine's deadline and publishes what changed.
+func (a *Agent) extendSendDeadlineAndPublish() {
 	now := a.options.Now()
 	a.options.Layer2.SetSendDeadline(a.electionMachine.LeaseDeadline(now))
 	if a.gossipStateChanged && now.Sub(a.gossipStateSetAt) >= gossipStateEncodingInterval {
@@ -347,14 +348,14 @@ func (a *Agent) minStatusInterval() time.Duration {
 	services := max(a.plan.Bids.Len(), a.plan.Layer2Verdicts.Len(), a.plan.BGPVerdicts.Len())
 	interval := time.Duration(services) * 10 * time.Microsecond
 	if a.IsElectionLate() {
-		return max(interval, lateStatusInterval)
+		return max(interval, lateElectionMinStatusInterval)
 	}
 	return interval
 }
 
-// lateStatusInterval is the time between two Statuses while the election runs late: what
+// lateElectionMinStatusInterval is the time between two Statuses while the election runs late: what
 // follows from each of them makes the node busier.
-const lateStatusInterval = 500 * time.Millisecond
+const lateElectionMinStatusInterval = 500 * time.Millisecond
 
 // gossipStateEncodingInterval bounds how often the full state is encoded for push/pull. The cost is
 // proportional to the number of addresses. A new claim does not wait for it: it is sent at once.

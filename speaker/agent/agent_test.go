@@ -315,18 +315,18 @@ func TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy(t *testing.T) {
 	})
 }
 
-// TestTheNewHolderUpdatesTheClientsOfTheDeadOne: a client asked the dead holder. Only the new
+// TestNewHolderSendsItsMACToClientsOfDeadHolder: a client asked the dead holder. Only the new
 // holder sends it the new Ethernet address.
-func TestTheNewHolderUpdatesTheClientsOfTheDeadOne(t *testing.T) {
+func TestNewHolderSendsItsMACToClientsOfDeadHolder(t *testing.T) {
 	for name, a := range map[string]netip.Addr{"IPv4": serviceIPv4, "IPv6": serviceIPv6} {
 		t.Run(name, func(t *testing.T) {
 			runInSyncedCluster(t, func(c *harness) {
 				dead := c.requireOneAnsweringSpeaker(a) // sends the client's request
-				c.takeFramesHeardByClient()
+				c.takeUnsolicitedFramesToClient()
 				dead.disconnectNode()
 				time.Sleep(5 * time.Second)
 				next, count := "", 0
-				for _, f := range c.takeFramesHeardByClient() {
+				for _, f := range c.takeUnsolicitedFramesToClient() {
 					if f.SenderIP == a {
 						next = c.nodeOfMAC(f.SenderMAC)
 						count++

@@ -22,7 +22,7 @@ type Checkpoint struct {
 	// MemberAddresses are the addresses of the other speakers, sorted.
 	MemberAddresses []netip.Addr
 	// DesiredBGP is what was announced to routers.
-	DesiredBGP bgp.Desired
+	DesiredBGP bgp.DesiredState
 	// ServiceProxyAnswered is set if the service proxy has answered its health check since the node
 	// booted.
 	ServiceProxyAnswered bool
@@ -71,7 +71,7 @@ func (a *Agent) appendRestoredBidsUntilFirstPlan(in []elect.Input) []elect.Input
 	}
 	c.mustPassRestoredBidsToElection = false
 	out := elect.BidsChanged{Bids: slices.Clone(c.restoredBids)}
-	usable := a.portFaults.toPlannerLinks(a.nodeLinks).links
+	usable := a.portFaults.toPlannerLinks(a.ownUsableLinks).links
 	for i := range out.Bids {
 		b := &out.Bids[i]
 		b.OwnLinkIndexes = slices.DeleteFunc(slices.Clone(b.OwnLinkIndexes), func(index int) bool {
@@ -86,9 +86,9 @@ func canLinkAnswerForAddress(links facts.LinkSet, index int, a netip.Addr) bool 
 	return ok && l.CanSendFamilyOf(a)
 }
 
-// replaceRestoredBids replaces the restored bids by those of the first plan: addresses without a
-// bid in the plan are gone.
-func (a *Agent) replaceRestoredBids(p planUpdate) {
+// dropRestoredBidsNotInPlan replaces the restored bids by those of the first plan: addresses
+// without a bid in the plan are gone.
+func (a *Agent) dropRestoredBidsNotInPlan(p planUpdate) {
 	if !a.checkpoint.hasFirstPlan {
 		for _, b := range a.checkpoint.restoredBids {
 			if _, still := p.changedBids[b.Address]; !still {
@@ -117,7 +117,7 @@ func (a *Agent) saveCheckpoint(now time.Time) {
 		return
 	}
 	c.savedAt, c.changedSinceSave, c.savedClaimsDigest = now, false, digest
-	out := Checkpoint{BidsOfLastPlan: a.plan.Bids.Slice(), Claims: a.electionMachine.Claims(), DesiredBGP: desiredBGPOfPlan(a.plan), ServiceProxyAnswered: a.fitness.judge.HasProxyAnswered()}
+	out := Checkpoint{BidsOfLastPlan: a.plan.Bids.Slice(), Claims: a.electionMachine.Claims(), DesiredBGP: desiredBGPOfPlan(a.plan), ServiceProxyAnswered: a.fitness.ownFitnessJudge.HasProxyAnswered()}
 	for name, address := range a.addressByKnownMember {
 		if name != a.options.NodeName && address.IsValid() {
 			out.MemberAddresses = append(out.MemberAddresses, address)

@@ -33,7 +33,7 @@ func (a *Agent) stepElection(in []elect.Input) {
 	}
 	a.passHeldAddressesToEngine(&u)
 	a.metrics.missedBeaconCount.Store(elect.CountMissedBeacons(a.electionMachine))
-	a.metrics.electionDelay.Store(int64(elect.ReportRecentDelay(a.electionMachine)))
+	a.metrics.electionLatenessNanoseconds.Store(int64(elect.LongestRecentStepDelay(a.electionMachine)))
 	a.gossipStateChanged = a.gossipStateChanged || len(in) > 0
 }
 
@@ -86,9 +86,9 @@ func (a *Agent) performElectionEffect(e elect.Effect) {
 	case elect.SendMessage:
 		switch e.Priority {
 		case elect.PriorityUrgent:
-			a.options.Members.SendMessage(e.To, e.Payload)
-		case elect.PriorityDirected:
-			a.options.Members.SendDirectedMessage(e.To, e.Payload)
+			a.options.Members.SendUrgentMessage(e.To, e.Payload)
+		case elect.PriorityNormal:
+			a.options.Members.SendNormalPriorityMessage(e.To, e.Payload)
 		default:
 			a.options.Members.SendBulkMessage(e.To, e.Payload)
 		}
@@ -104,11 +104,11 @@ func (a *Agent) performElectionEffect(e elect.Effect) {
 		if e.IsAnswerOfAnotherHost() { // the engine ignores addresses that it does not hold
 			a.options.Layer2.DefendAddress(e.Address)
 		}
-		a.unreportedEvents = AppendElectionEvent(a.unreportedEvents, e)
+		a.unreportedEvents = AppendEventBoundingConflicts(a.unreportedEvents, e)
 		a.statusChanged = true
 		a.metrics.countEvent(e)
 		a.eventLog.logEvent(e, &a.plan, a.options.Now())
-	case elect.HandoverFinished:
+	case elect.ShutdownHandoverFinished:
 		select {
 		case <-a.handoverDone:
 		default:
@@ -121,9 +121,9 @@ func (a *Agent) performElectionEffect(e elect.Effect) {
 // may send thousands a second.
 const maxUnreportedConflicts = 256
 
-// AppendElectionEvent appends an event to those that are not reported yet. Beyond the bound,
-// answers of other hosts are left out: a host that goes on to answer is reported later.
-func AppendElectionEvent(waiting []elect.Event, e elect.Event) []elect.Event {
+// AppendEventBoundingConflicts appends an event to those that are not reported yet. Beyond the
+// bound, answers of other hosts are left out: a host that goes on to answer is reported later.
+func AppendEventBoundingConflicts(waiting []elect.Event, e elect.Event) []elect.Event {
 	if e.IsAnswerOfAnotherHost() && len(waiting) >= maxUnreportedConflicts {
 		conflicts := 0
 		for _, w := range waiting {
@@ -161,7 +161,7 @@ const maxTargetsOfEachKindPerReachabilityProbe = 3
 // any target the result is that nothing was sent.
 func (a *Agent) sendReachabilityProbes(e elect.ReachabilityProbe) {
 	var targets []layer2.Probe
-	for _, l := range a.nodeLinks {
+	for _, l := range a.ownUsableLinks {
 		for _, g := range l.DefaultGateways[:min(len(l.DefaultGateways), maxTargetsOfEachKindPerReachabilityProbe)] {
 			targets = append(targets, layer2.Probe{Address: g, LinkIndexes: []int{l.Index}})
 		}
@@ -170,7 +170,7 @@ func (a *Agent) sendReachabilityProbes(e elect.ReachabilityProbe) {
 	targets = targets[:gateways]
 	for _, name := range a.otherNodesInReachabilityProbeOrder() {
 		address := a.addressByKnownMember[name]
-		for _, l := range a.nodeLinks {
+		for _, l := range a.ownUsableLinks {
 			onLink := slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Contains(address) })
 			if onLink && len(targets) < gateways+maxTargetsOfEachKindPerReachabilityProbe {
 				targets = append(targets, layer2.Probe{Address: address, LinkIndexes: []int{l.Index}})
@@ -255,11 +255,11 @@ func (a *Agent) handleEngineReport(in []elect.Input, r layer2.Report) []elect.In
 		a.options.Log.Error("layer 2 is not usable on a link",
 			"link", r.Link.Name, "family", r.Family.String(), "error", r.Err)
 		a.statusChanged = true
-		a.publishUsableLinks()
+		a.passOwnLinksToPlannerAndMembers()
 	case layer2.PortOpened:
 		a.portFaults.recordPortOpened(r)
 		a.statusChanged = true
-		a.publishUsableLinks()
+		a.passOwnLinksToPlannerAndMembers()
 	}
 	return in
 }
@@ -273,28 +273,28 @@ func (a *Agent) updateMembers(set facts.MemberSet) elect.Input {
 		a.addressByKnownMember[m.Name] = m.Address
 		a.liveMemberNames = append(a.liveMemberNames, m.Name)
 	}
-	a.updateNodeLinks(set)
+	a.passMemberLinksToPlanner(set)
 	return elect.MembersChanged{MemberSet: set}
 }
 
 // updateLinks stores the links and passes them to the engine.
 func (a *Agent) updateLinks(links facts.LinkSet) {
-	before := a.nodeLinks
-	a.nodeLinks, a.downLinks = links.SplitByState()
-	a.portFaults.forgetGoneLinks(a.nodeLinks)
-	a.options.Layer2.SetLinks(a.nodeLinks)
-	a.eventLog.logLinks(before, a.nodeLinks)
+	before := a.ownUsableLinks
+	a.ownUsableLinks, a.ownDownLinks = links.SplitUsableAndDown()
+	a.portFaults.forgetGoneLinks(a.ownUsableLinks)
+	a.options.Layer2.SetLinks(a.ownUsableLinks)
+	a.eventLog.logLinkChanges(before, a.ownUsableLinks)
 	a.statusChanged = true
-	a.publishUsableLinks()
+	a.passOwnLinksToPlannerAndMembers()
 }
 
-// publishUsableLinks passes the links to the planner. It replaces a value that the planner has not
-// read yet.
-func (a *Agent) publishUsableLinks() {
+// passOwnLinksToPlannerAndMembers passes the links to the planner. It replaces a value that the
+// planner has not read yet.
+func (a *Agent) passOwnLinksToPlannerAndMembers() {
 	a.checkpoint.mustPassRestoredBidsToElection = true
-	links := a.portFaults.toPlannerLinks(a.nodeLinks)
-	links.downLinks = a.downLinks
-	a.usableLinks.Put(links)
+	links := a.portFaults.toPlannerLinks(a.ownUsableLinks)
+	links.downLinks = a.ownDownLinks
+	a.linksForPlanner.Put(links)
 	a.publishOwnNode(links)
 }
 
@@ -304,8 +304,8 @@ func (a *Agent) buildStatus() Status {
 		Plan:                 a.plan,
 		Holders:              a.electionMachine.Holders(),
 		HeldAddresses:        held,
-		UsableLinks:          a.portFaults.markUnusableFamiliesOfLinks(a.nodeLinks),
-		DownLinks:            a.downLinks,
+		UsableLinks:          a.portFaults.markUnusableFamiliesOfLinks(a.ownUsableLinks),
+		DownLinks:            a.ownDownLinks,
 		SendFaultByLinkIndex: a.portFaults.faultByLinkIndex(),
 		MemberNames:          a.liveMemberNames,
 		SilentMemberNames:    a.silentMemberNames,
@@ -314,6 +314,6 @@ func (a *Agent) buildStatus() Status {
 	for _, ip := range held {
 		s.HeldBindings = append(s.HeldBindings, a.heldBindingByAddress[ip])
 	}
-	s.RawSocketDenialText, _ = a.portFaults.findDenialOnAllLinks(a.nodeLinks)
+	s.RawSocketDenialText, _ = a.portFaults.findRawSocketDenialOnAllLinks(a.ownUsableLinks)
 	return s
 }

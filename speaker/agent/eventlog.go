@@ -22,43 +22,43 @@ type eventLog struct {
 	// servicesByAddress is nil until the present plan is needed.
 	servicesByAddress  map[netip.Addr]string
 	loggedAtByConflict map[answeringHost]time.Time
-	// conflictLinesSince is the start of the present second, conflictLines how many lines about
-	// conflicts it has.
-	conflictLinesSince time.Time
-	conflictLines      int
+	// conflictLineSecondStart is the start of the present second, conflictLinesThisSecond how many
+	// lines about conflicts it has.
+	conflictLineSecondStart time.Time
+	conflictLinesThisSecond int
 }
 
 // maxConflictLinesPerSecond bounds the lines about conflicts: a broken host may answer for every
 // address, with another Ethernet address in each frame.
 const maxConflictLinesPerSecond = 20
 
-// hasRoomForConflictLine reports whether another line about a conflict may be logged now.
-func (l *eventLog) hasRoomForConflictLine(now time.Time) bool {
-	if now.Sub(l.conflictLinesSince) >= time.Second {
-		l.conflictLinesSince, l.conflictLines = now, 0
+// countAndAdmitConflictLine reports whether another line about a conflict may be logged now.
+func (l *eventLog) countAndAdmitConflictLine(now time.Time) bool {
+	if now.Sub(l.conflictLineSecondStart) >= time.Second {
+		l.conflictLineSecondStart, l.conflictLinesThisSecond = now, 0
 	}
-	l.conflictLines++
-	return l.conflictLines <= maxConflictLinesPerSecond
+	l.conflictLinesThisSecond++
+	return l.conflictLinesThisSecond <= maxConflictLinesPerSecond
 }
 
 // answeringHost is a host that answers for an address.
 type answeringHost struct {
-	address netip.Addr
-	mac     facts.MAC
+	contestedAddress netip.Addr
+	mac              facts.MAC
 }
 
-// forgetPlan has to be called when there is another plan.
-func (l *eventLog) forgetPlan() { l.servicesByAddress = nil }
+// clearServicesByAddress has to be called when there is another plan.
+func (l *eventLog) clearServicesByAddress() { l.servicesByAddress = nil }
 
 // logEvent logs an event. A host that keeps answering is logged once a minute.
 func (l *eventLog) logEvent(e elect.Event, p *plan.Plan, now time.Time) {
-	pairs := []any{"address", e.Address, "service", l.servicesOf(e.Address, p), "reason", eventReason(e)}
+	pairs := []any{"address", e.Address, "service", l.joinServicesOfAddress(e.Address, p), "reason", eventReason(e)}
 	if e.IsAnswerOfAnotherHost() {
 		c := answeringHost{e.Address, e.AnsweringMAC}
 		if last, known := l.loggedAtByConflict[c]; known && now.Sub(last) < repeatedConflictLogInterval {
 			return
 		}
-		if !l.hasRoomForConflictLine(now) {
+		if !l.countAndAdmitConflictLine(now) {
 			return
 		}
 		l.forgetOldConflicts(now)
@@ -75,9 +75,9 @@ func (l *eventLog) logEvent(e elect.Event, p *plan.Plan, now time.Time) {
 	l.log.Info(e.Text, pairs...)
 }
 
-// logLinks logs which links can no longer be used, and which can be used again. before is nil at
-// the start.
-func (l *eventLog) logLinks(before, now facts.LinkSet) {
+// logLinkChanges logs which links can no longer be used, and which can be used again. before is nil
+// at the start.
+func (l *eventLog) logLinkChanges(before, now facts.LinkSet) {
 	if before == nil {
 		return
 	}
@@ -105,8 +105,8 @@ func (l *eventLog) forgetOldConflicts(now time.Time) {
 	}
 }
 
-// servicesOf returns the Services of an address, separated by commas.
-func (l *eventLog) servicesOf(a netip.Addr, p *plan.Plan) string {
+// joinServicesOfAddress returns the Services of an address, separated by commas.
+func (l *eventLog) joinServicesOfAddress(a netip.Addr, p *plan.Plan) string {
 	if l.servicesByAddress == nil {
 		l.servicesByAddress = map[netip.Addr]string{}
 		for v := range p.Layer2Verdicts.All() {
@@ -123,7 +123,7 @@ func eventReason(e elect.Event) names.Reason {
 	switch e.Kind {
 	case elect.EventForeignHostAnswers:
 		return names.ReasonForeignClaim
-	case elect.EventStrayAnswer:
+	case elect.EventAnswerWithoutClaim:
 		return names.ReasonStrayAnswer
 	}
 	return e.Reason

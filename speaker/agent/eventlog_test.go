@@ -37,7 +37,7 @@ func TestMoveAndRepeatedConflictAreLogged(t *testing.T) {
 	if n := strings.Count(out.String(), "level=WARN"); n != 2 {
 		t.Errorf("%d warnings in 90 seconds, want 2", n)
 	}
-	l.logEvent(elect.Event{Kind: elect.EventStrayAnswer, Address: address, AnsweringMAC: facts.MAC{2}, Text: "a node answers"}, &p, now)
+	l.logEvent(elect.Event{Kind: elect.EventAnswerWithoutClaim, Address: address, AnsweringMAC: facts.MAC{2}, Text: "a node answers"}, &p, now)
 	// as docs/reasons.md has them
 	for _, want := range []string{"reason=ForeignClaim", "reason=StrayAnswer"} {
 		if !strings.Contains(out.String(), want) {
@@ -50,17 +50,17 @@ func TestADeadLinkIsLogged(t *testing.T) {
 	var out strings.Builder
 	l := eventLog{log: slog.New(slog.NewTextHandler(&out, nil))}
 	eth0, eth1 := facts.Link{Index: 1, Name: "eth0"}, facts.Link{Index: 2, Name: "eth1"}
-	l.logLinks(nil, facts.LinkSet{eth0, eth1})
-	l.logLinks(facts.LinkSet{eth0, eth1}, facts.LinkSet{eth0, eth1})
+	l.logLinkChanges(nil, facts.LinkSet{eth0, eth1})
+	l.logLinkChanges(facts.LinkSet{eth0, eth1}, facts.LinkSet{eth0, eth1})
 	if out.Len() > 0 {
 		t.Errorf("links that are there from the start are logged: %s", out.String())
 	}
-	l.logLinks(facts.LinkSet{eth0, eth1}, facts.LinkSet{eth0})
+	l.logLinkChanges(facts.LinkSet{eth0, eth1}, facts.LinkSet{eth0})
 	if got := out.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN") || !strings.Contains(got, "link=eth1 reason=LinkDown") {
 		t.Errorf("the death of eth1 is logged as %q", got)
 	}
 	out.Reset()
-	l.logLinks(facts.LinkSet{eth0}, facts.LinkSet{eth0, eth1})
+	l.logLinkChanges(facts.LinkSet{eth0}, facts.LinkSet{eth0, eth1})
 	if got := out.String(); !strings.Contains(got, "level=INFO") || !strings.Contains(got, "link=eth1") {
 		t.Errorf("the return of eth1 is logged as %q", got)
 	}
@@ -75,12 +75,12 @@ func TestAHostThatFloodsConflictsFillsNeitherLogNorMemory(t *testing.T) {
 	for i := range 10_000 {
 		e := elect.Event{Kind: elect.EventForeignHostAnswers, Address: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), AnsweringMAC: facts.MAC{2, 0, 0, 0, byte(i >> 8), byte(i)}, Text: "another host"}
 		l.logEvent(e, &plan.Plan{}, now)
-		waiting = AppendElectionEvent(waiting, e)
+		waiting = AppendEventBoundingConflicts(waiting, e)
 	}
 	if lines := strings.Count(text.String(), "another host"); lines != maxConflictLinesPerSecond || len(waiting) != maxUnreportedConflicts {
 		t.Errorf("%d lines are logged and %d events wait, want %d and %d", lines, len(waiting), maxConflictLinesPerSecond, maxUnreportedConflicts)
 	}
-	waiting = AppendElectionEvent(waiting, elect.Event{Kind: elect.EventAddressTaken})
+	waiting = AppendEventBoundingConflicts(waiting, elect.Event{Kind: elect.EventAddressTaken})
 	if last := waiting[len(waiting)-1]; last.Kind != elect.EventAddressTaken {
 		t.Error("the flood hides that an address was taken")
 	}

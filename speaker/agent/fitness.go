@@ -15,15 +15,15 @@ import (
 
 // fitnessState is what this node knows of its own fitness and of that of the others.
 type fitnessState struct {
-	judge          *fitness.Judge
-	memberNotifier fitness.MemberNotifier
-	others         *fitness.Table
-	// passedToPlanner is what the planner knows. mustCheck is set after an input that may change
-	// it.
-	passedToPlanner plan.NodeFitness
-	mustCheck       bool
-	lastCheckedAt   time.Time
-	links           linkProbeState
+	ownFitnessJudge       *fitness.Judge
+	memberNotifier        fitness.FitnessNotifier
+	fitnessOfOtherMembers *fitness.UnfitMembersTable
+	// fitnessPassedToPlanner is what the planner knows. mustCheck is set after an input that may
+	// change it.
+	fitnessPassedToPlanner plan.FitnessOfNodes
+	mustCheck              bool
+	lastCheckedAt          time.Time
+	linkProbes             linkProbeState
 }
 
 // linkProbeState are the probes that test whether a link reaches its neighbours.
@@ -32,22 +32,23 @@ type linkProbeState struct {
 	lastProbeID       uint64
 	roundByProbeID    map[uint64]*linkProbeRound
 	wasAnsweredByLink map[int]bool // by link index: whether the last round was answered
-	// firstTarget is where the next round starts in the list of neighbours, since some may be dead.
-	firstTarget int
+	// targetRotationIndex is where the next round starts in the list of neighbours, since some may
+	// be dead.
+	targetRotationIndex int
 }
 
 // linkProbeRound are the probes that were sent on one link at one time.
 type linkProbeRound struct {
-	link                 facts.Link
-	probesWithoutResult  int
-	isAnswered, wasAsked bool
+	link                     facts.Link
+	probesWithoutResult      int
+	isAnswered, hasSentFrame bool
 }
 
-func newFitnessState(o fitness.ProxyOptions, c *Checkpoint) fitnessState {
+func newFitnessState(o fitness.ServiceProxyOptions, c *Checkpoint) fitnessState {
 	o.HasAnsweredThisBoot = o.HasAnsweredThisBoot || c != nil && c.ServiceProxyAnswered
 	return fitnessState{
-		judge: fitness.NewJudge(o), others: fitness.NewTable(),
-		links: linkProbeState{roundByProbeID: map[uint64]*linkProbeRound{}, wasAnsweredByLink: map[int]bool{}},
+		ownFitnessJudge: fitness.NewJudge(o), fitnessOfOtherMembers: fitness.NewUnfitMembersTable(),
+		linkProbes: linkProbeState{roundByProbeID: map[uint64]*linkProbeRound{}, wasAnsweredByLink: map[int]bool{}},
 	}
 }
 
@@ -63,10 +64,10 @@ const (
 	linkProbeFrameInterval  = 30 * time.Millisecond
 )
 
-// receiveMessage passes a message of another member on to the part that it is for.
-func (a *Agent) receiveMessage(in []elect.Input, m members.Message) []elect.Input {
+// dispatchMemberMessage passes a message of another member on to the part that it is for.
+func (a *Agent) dispatchMemberMessage(in []elect.Input, m members.Message) []elect.Input {
 	if fitness.IsFitnessMessage(m.Payload) {
-		a.fitness.others.RecordMessage(m.SenderName, m.Payload, a.options.Now())
+		a.fitness.fitnessOfOtherMembers.RecordMessage(m.SenderName, m.Payload, a.options.Now())
 		a.fitness.mustCheck = true
 		return in
 	}
@@ -75,61 +76,61 @@ func (a *Agent) receiveMessage(in []elect.Input, m members.Message) []elect.Inpu
 
 // recordProxyCheck records whether the service proxy of this node answered.
 func (a *Agent) recordProxyCheck(answered bool) {
-	before := a.fitness.judge.HasProxyAnswered()
+	before := a.fitness.ownFitnessJudge.HasProxyAnswered()
 	if answered {
-		a.fitness.judge.RecordProxyAnswer()
+		a.fitness.ownFitnessJudge.RecordProxyAnswer()
 	} else {
-		a.fitness.judge.RecordProxySilence(a.options.Now())
+		a.fitness.ownFitnessJudge.RecordProxySilence(a.options.Now())
 	}
-	if a.fitness.judge.HasProxyAnswered() != before {
+	if a.fitness.ownFitnessJudge.HasProxyAnswered() != before {
 		a.checkpoint.changedSinceSave = true
 	}
 	a.fitness.mustCheck = true
 }
 
-// checkFitness tells the members and the planner what changed. While a node is unfit, it matters
-// at once which nodes live.
-func (a *Agent) checkFitness() {
+// publishFitnessChanges tells the members and the planner what changed. While a node is unfit, it
+// matters at once which nodes live.
+func (a *Agent) publishFitnessChanges() {
 	f, now := &a.fitness, a.options.Now()
 	a.probeLinksIfDue(now)
-	if !f.mustCheck && len(f.passedToPlanner.UnfitNodes) == 0 && now.Sub(f.lastCheckedAt) < fitnessCheckInterval {
+	if !f.mustCheck && len(f.fitnessPassedToPlanner.UnfitNodes) == 0 && now.Sub(f.lastCheckedAt) < fitnessCheckInterval {
 		return
 	}
 	f.mustCheck, f.lastCheckedAt = false, now
-	own := f.judge.JudgeFitness(now)
-	if message := f.memberNotifier.NextMessage(own, now); message != nil {
+	own := f.ownFitnessJudge.JudgeFitness(now)
+	if message := f.memberNotifier.DueMessage(own, now); message != nil {
 		for _, n := range a.liveMemberNames {
 			if n != a.options.NodeName {
-				a.options.Members.SendMessage(n, message)
+				a.options.Members.SendUrgentMessage(n, message)
 			}
 		}
 	}
-	known := plan.NodeFitness{UnfitNodes: f.others.UnfitMembers(a.liveMemberNames, now), LiveMembers: elect.ListAliveMembers(a.electionMachine)}
+	known := plan.FitnessOfNodes{UnfitNodes: f.fitnessOfOtherMembers.UnfitOrDoubtfulMembers(a.liveMemberNames, now), LiveMembers: elect.ListAliveMembers(a.electionMachine)}
 	if !own.Equal(facts.Fitness{}) {
 		known.UnfitNodes[a.options.NodeName] = own
 	}
-	if !known.EqualsFitness(f.passedToPlanner) {
-		f.passedToPlanner = known
-		a.nodeFitness.Put(known)
+	if !known.EqualsFitness(f.fitnessPassedToPlanner) {
+		f.fitnessPassedToPlanner = known
+		a.fitnessOfNodesForPlanner.Put(known)
 	}
 }
 
 // probeLinksIfDue probes neighbours on each link in turn: gateways and other nodes, and if these
 // are silent, addresses that other nodes hold. A link without any of them is not judged.
 func (a *Agent) probeLinksIfDue(now time.Time) {
-	s := &a.fitness.links
+	s := &a.fitness.linkProbes
 	if now.Sub(s.lastRoundAt) < fitness.LinkProbeInterval {
 		return
 	}
-	s.lastRoundAt, s.firstTarget = now, s.firstTarget+1
+	s.lastRoundAt, s.targetRotationIndex = now, s.targetRotationIndex+1
 	clear(s.roundByProbeID)
 	var judged []int
 	holders := a.electionMachine.Holders()
-	for _, l := range a.nodeLinks {
+	for _, l := range a.ownUsableLinks {
 		wasAnswered, known := s.wasAnsweredByLink[l.Index]
-		targets, count := a.neighboursOnLink(&l), 1
+		targets, count := a.gatewaysAndMembersOnLink(&l), 1
 		if held := a.addressesHeldByOtherNodesOnLink(&l, holders); len(held) > 0 && (len(targets) == 0 || known && !wasAnswered) {
-			targets = append(targets, held[s.firstTarget%len(held)])
+			targets = append(targets, held[s.targetRotationIndex%len(held)])
 		}
 		if len(targets) == 0 {
 			continue
@@ -149,20 +150,20 @@ func (a *Agent) probeLinksIfDue(now time.Time) {
 			})
 		}
 	}
-	a.fitness.judge.ForgetLinksExcept(judged)
+	a.fitness.ownFitnessJudge.ForgetLinksExcept(judged)
 }
 
 // targetIndex returns which of n targets the i-th of count probes asks. A single probe asks another
 // target each time.
 func (s *linkProbeState) targetIndex(count, i, n int) int {
 	if count == 1 {
-		return s.firstTarget % n
+		return s.targetRotationIndex % n
 	}
 	return i
 }
 
-// neighboursOnLink returns the gateways and the other nodes on the link.
-func (a *Agent) neighboursOnLink(l *facts.Link) []netip.Addr {
+// gatewaysAndMembersOnLink returns the gateways and the other nodes on the link.
+func (a *Agent) gatewaysAndMembersOnLink(l *facts.Link) []netip.Addr {
 	out := slices.Clone(l.DefaultGateways)
 	for _, n := range a.liveMemberNames {
 		if address := a.addressByKnownMember[n]; n != a.options.NodeName && l.CoversAddress(address) {
@@ -186,22 +187,22 @@ func (a *Agent) addressesHeldByOtherNodesOnLink(l *facts.Link, holders []elect.H
 
 // recordLinkProbeResult records the result of one probe of a round.
 func (a *Agent) recordLinkProbeResult(r facts.ProbeResult) {
-	s, id := &a.fitness.links, r.ID-linkProbeIDBase
+	s, id := &a.fitness.linkProbes, r.ID-linkProbeIDBase
 	round := s.roundByProbeID[id]
 	if round == nil {
 		return
 	}
 	delete(s.roundByProbeID, id)
-	round.wasAsked = round.wasAsked || !r.NoFrameSent
+	round.hasSentFrame = round.hasSentFrame || !r.NoFrameSent
 	round.isAnswered = round.isAnswered || len(r.AnsweringMACs) > 0
-	if round.probesWithoutResult--; round.probesWithoutResult > 0 || !round.wasAsked {
+	if round.probesWithoutResult--; round.probesWithoutResult > 0 || !round.hasSentFrame {
 		return
 	}
 	s.wasAnsweredByLink[round.link.Index] = round.isAnswered
 	if round.isAnswered {
-		a.fitness.judge.RecordLinkAnswer(round.link.Index)
+		a.fitness.ownFitnessJudge.RecordLinkAnswer(round.link.Index)
 	} else {
-		a.fitness.judge.RecordLinkSilence(round.link, a.options.Now())
+		a.fitness.ownFitnessJudge.RecordUnansweredLinkProbes(round.link, a.options.Now())
 	}
 	a.fitness.mustCheck = true
 }

@@ -43,7 +43,7 @@ var nodeNames = []string{"node1", "node2", "node3", "node4"}
 // discardingBGPEngine ignores what is announced by BGP.
 type discardingBGPEngine struct{}
 
-func (discardingBGPEngine) SetDesiredState(bgp.Desired) {}
+func (discardingBGPEngine) SetDesiredState(bgp.DesiredState) {}
 
 // harness is a cluster on a segment in memory, with a client that sends requests for the addresses
 // of a Service. It runs in a synctest bubble.
@@ -54,11 +54,11 @@ type harness struct {
 	speakerByName map[string]*testSpeaker
 
 	clientPortByFamily map[ipfamily.Family]layer2.Port // of the client
-	// guards answerCountByNode and framesHeardByClient
+	// guards answerCountByNode and unsolicitedFramesToClient
 	mu                sync.Mutex
 	answerCountByNode map[string]int // since the last requestOnceAndListAnswerers
-	// unsolicited frames to the client, since the last takeFramesHeardByClient
-	framesHeardByClient []layer2.ARPOrNDPFrame
+	// unsolicited frames to the client, since the last takeUnsolicitedFramesToClient
+	unsolicitedFramesToClient []layer2.ARPOrNDPFrame
 }
 
 // testSpeaker is an agent with its engine.
@@ -70,15 +70,15 @@ type testSpeaker struct {
 	link                facts.Link
 	linkSetsToAgent     chan facts.LinkSet
 	proxy               *fakeServiceProxy
-	proxyChecks         chan bool // whether the service proxy answered
+	serviceProxyAnswers chan bool // whether the service proxy answered
 	lastSavedCheckpoint *Checkpoint
-	questions           chan []probing.Question
+	probeQuestions      chan []probing.Question
 	stop                func()
 
 	mu                 sync.Mutex // guards the fields below
 	lastObservedStatus Status
 	allElectionEvents  []elect.Event
-	answers            []probing.Answer
+	probeAnswers       []probing.Answer
 }
 
 // fakeServiceProxy answers the health checks of one node.
@@ -101,7 +101,7 @@ func (p *fakeServiceProxy) answerChecks(outcome facts.HealthCheckOutcome) int {
 	p.mu.Lock()
 	var out []facts.HealthCheckResult
 	for _, c := range p.checks {
-		out = append(out, facts.HealthCheckResult{ID: c.ID, Namespace: c.Namespace, Name: c.Name, Outcome: outcome})
+		out = append(out, facts.HealthCheckResult{ID: c.ID, Namespace: c.ServiceNamespace, Name: c.ServiceName, Outcome: outcome})
 	}
 	p.mu.Unlock()
 	p.results <- out
@@ -144,7 +144,7 @@ func (c *harness) openClientPorts() {
 				if f.Operation == layer2.Reply && f.EthernetDestination == clientMAC && !f.Unsolicited {
 					c.answerCountByNode[c.nodeOfMAC(f.SenderMAC)]++
 				} else if f.EthernetDestination == clientMAC {
-					c.framesHeardByClient = append(c.framesHeardByClient, f)
+					c.unsolicitedFramesToClient = append(c.unsolicitedFramesToClient, f)
 				}
 				return layer2.ARPOrNDPFrame{}, false
 			}, nil)
@@ -168,7 +168,7 @@ func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *testSpeaker
 	number := name[len(name)-1] - '0'
 	address := netip.AddrFrom4([4]byte{192, 168, 0, 10 + number})
 	s := &testSpeaker{
-		name: name, linkSetsToAgent: make(chan facts.LinkSet, 8), questions: make(chan []probing.Question),
+		name: name, linkSetsToAgent: make(chan facts.LinkSet, 8), probeQuestions: make(chan []probing.Question),
 		link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, number}, AddressesWithPrefixLength: []netip.Prefix{
 			netip.PrefixFrom(address, 24), netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("fd00:a8::%d", number)), 64),
 		}},
@@ -181,14 +181,14 @@ func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *testSpeaker
 	c.speakerByName[name] = s
 	nonce := uint64(time.Now().UnixNano()) + uint64(number)
 	s.gossipMember = c.gossip.Join(name, address, nonce)
-	s.proxyChecks = make(chan bool)
+	s.serviceProxyAnswers = make(chan bool)
 	s.proxy = &fakeServiceProxy{results: make(chan []facts.HealthCheckResult)}
 	engine := layer2.NewEngine(s.lanHost, time.Now)
 	s.Agent = New(Options{
 		NodeName: name, RunNonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardingBGPEngine{}, HealthChecks: s.proxy, Members: s.gossipMember, LinkSets: s.linkSetsToAgent,
 		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, RestoreFrom: checkpoint,
-		ProxyChecks: s.proxyChecks, ServiceProxy: fitness.ProxyOptions{IsWatched: true, SilenceTimeout: fitness.DefaultProxySilenceTimeout},
-		ProbeQuestions: s.questions, ObserveProbeAnswer: s.observeProbeAnswer,
+		ServiceProxyAnswers: s.serviceProxyAnswers, ServiceProxy: fitness.ServiceProxyOptions{IsHealthCheckUsed: true, SilenceTimeout: fitness.DefaultProxySilenceTimeout},
+		ProbeQuestions: s.probeQuestions, ObserveProbeAnswer: s.observeProbeAnswer,
 		SaveCheckpoint: func(m Checkpoint) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -224,7 +224,7 @@ func (s *testSpeaker) observeStatus(status Status) {
 func (s *testSpeaker) observeProbeAnswer(a probing.Answer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.answers = append(s.answers, a)
+	s.probeAnswers = append(s.probeAnswers, a)
 }
 
 // lastStatusAndAllEvents returns the last Status, and all Events since the start.
@@ -323,13 +323,13 @@ func (c *harness) requireOneAnsweringSpeaker(a netip.Addr) *testSpeaker {
 	return c.speakerByName[who[0]]
 }
 
-// takeFramesHeardByClient returns the frames sent to the client since the last call, without
+// takeUnsolicitedFramesToClient returns the frames sent to the client since the last call, without
 // answers.
-func (c *harness) takeFramesHeardByClient() []layer2.ARPOrNDPFrame {
+func (c *harness) takeUnsolicitedFramesToClient() []layer2.ARPOrNDPFrame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := c.framesHeardByClient
-	c.framesHeardByClient = nil
+	out := c.unsolicitedFramesToClient
+	c.unsolicitedFramesToClient = nil
 	return out
 }
 

@@ -14,23 +14,23 @@ type electionMetrics struct {
 	electionEventsTotal *prometheus.CounterVec
 	takeoverSeconds     prometheus.Histogram
 	// missedBeaconCount is what the election counted.
-	missedBeaconCount *atomic.Uint64
-	missedBeaconTotal prometheus.CounterFunc
-	// electionDelay is how late the election ran of late, in nanoseconds.
-	electionDelay        *atomic.Int64
-	electionDelaySeconds prometheus.GaugeFunc
+	missedBeaconCount   *atomic.Uint64
+	missedBeaconsMetric prometheus.CounterFunc
+	// electionLatenessNanoseconds is how late the election ran of late, in nanoseconds.
+	electionLatenessNanoseconds *atomic.Int64
+	electionLatenessGauge       prometheus.GaugeFunc
 }
 
 func newElectionMetrics() electionMetrics {
 	missed, delay := &atomic.Uint64{}, &atomic.Int64{}
 	return electionMetrics{
-		missedBeaconCount: missed,
-		electionDelay:     delay,
-		electionDelaySeconds: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		missedBeaconCount:           missed,
+		electionLatenessNanoseconds: delay,
+		electionLatenessGauge: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "gantry_speaker_election_delay_seconds",
 			Help: "How late this speaker ran at worst of late. Above 0.05 the node is busy: the speaker waits longer for others, and deaths are noticed later.",
 		}, func() float64 { return time.Duration(delay.Load()).Seconds() }),
-		missedBeaconTotal: prometheus.NewCounterFunc(prometheus.CounterOpts{
+		missedBeaconsMetric: prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "gantry_speaker_missed_beacons_total",
 			Help: "Beacons (signs of life) of watched speakers that did not arrive. A speaker sends 20 a second to each of its two watchers.",
 		}, func() float64 { return float64(missed.Load()) }),
@@ -60,14 +60,14 @@ func (m electionMetrics) countEvent(n elect.Event) {
 func (a *Agent) Describe(c chan<- *prometheus.Desc) {
 	a.metrics.electionEventsTotal.Describe(c)
 	a.metrics.takeoverSeconds.Describe(c)
-	a.metrics.missedBeaconTotal.Describe(c)
-	a.metrics.electionDelaySeconds.Describe(c)
+	a.metrics.missedBeaconsMetric.Describe(c)
+	a.metrics.electionLatenessGauge.Describe(c)
 }
 
 // Collect is part of prometheus.Collector.
 func (a *Agent) Collect(c chan<- prometheus.Metric) {
 	a.metrics.electionEventsTotal.Collect(c)
 	a.metrics.takeoverSeconds.Collect(c)
-	a.metrics.missedBeaconTotal.Collect(c)
-	a.metrics.electionDelaySeconds.Collect(c)
+	a.metrics.missedBeaconsMetric.Collect(c)
+	a.metrics.electionLatenessGauge.Collect(c)
 }

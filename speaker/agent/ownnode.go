@@ -12,8 +12,8 @@ import (
 // publishOwnNode publishes the links of this node to the other speakers, if they changed.
 func (a *Agent) publishOwnNode(links plannerLinks) {
 	p := facts.PublishedNode{
-		LinkMACs: gatewayLinkMACsFirst(a.nodeLinks), MessageFormat: elect.NewestMessageFormat,
-		Links: facts.DescribeLinks(links.links, links.downLinks),
+		LinkMACs: gatewayLinkMACsFirst(a.ownUsableLinks), MaxMessageFormat: elect.NewestMessageFormat,
+		Links: facts.NewPublishedLinks(links.links, links.downLinks),
 	}
 	p.Links.RawSocketsDenied = bool(links.rawSocketPermission)
 	if len(p.LinkMACs) == 0 { // without links the other nodes still know its last addresses
@@ -52,26 +52,26 @@ func gatewayLinkMACsFirst(links facts.LinkSet) []facts.MAC {
 	return out
 }
 
-// updateNodeLinks passes what the members say about their links to the planner, if it changed. The
-// links of a dead node stay known: the candidates for an address do not change while its holder
-// is replaced.
-func (a *Agent) updateNodeLinks(set facts.MemberSet) {
-	known := maps.Clone(a.knownNodeLinks)
+// passMemberLinksToPlanner passes what the members say about their links to the planner, if it
+// changed. The links of a dead node stay known: the candidates for an address do not change while
+// its holder is replaced.
+func (a *Agent) passMemberLinksToPlanner(set facts.MemberSet) {
+	known := maps.Clone(a.linksByKnownMember)
 	if known == nil {
-		known = map[string]*facts.NodeLinks{}
+		known = map[string]*facts.PublishedLinks{}
 	}
 	for _, m := range set.Members {
 		switch {
 		case m.Name == a.options.NodeName:
 		case m.Links != nil:
 			known[m.Name] = m.Links
-		case m.MessageFormat == 0: // a version that says nothing about links
+		case m.MaxMessageFormat == 0: // a version that says nothing about links
 			delete(known, m.Name)
 		}
 	}
-	if maps.EqualFunc(known, a.knownNodeLinks, (*facts.NodeLinks).Equal) {
+	if maps.EqualFunc(known, a.linksByKnownMember, (*facts.PublishedLinks).Equal) {
 		return
 	}
-	a.knownNodeLinks = known
-	a.nodeLinksOfMembers.Put(known)
+	a.linksByKnownMember = known
+	a.memberLinksForPlanner.Put(known)
 }

@@ -73,22 +73,22 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 				a.options.BGP.SetDesiredState(a.options.RestoreFrom.DesiredBGP)
 			}
 			continue
-		case batch := <-a.changeBatches:
+		case batch := <-a.plannerInputChangeBatches:
 			in.applyChanges(batch)
-			for range len(a.changeBatches) { // many changes cost one plan
-				in.applyChanges(<-a.changeBatches)
+			for range len(a.plannerInputChangeBatches) { // many changes cost one plan
+				in.applyChanges(<-a.plannerInputChangeBatches)
 			}
 		case results := <-a.options.HealthChecks.Results():
 			for _, r := range results {
 				p.SetHealthCheckResult(r)
 			}
-		case byNode := <-a.nodeLinksOfMembers.C():
-			p.SetNodeLinks(byNode)
-		case u := <-a.usableLinks.C():
+		case byNode := <-a.memberLinksForPlanner.C():
+			p.SetPublishedLinksOfNodes(byNode)
+		case u := <-a.linksForPlanner.C():
 			p.SetLinks(u.links, u.downLinks)
 			p.SetRawSocketPermission(u.rawSocketPermission)
-		case f := <-a.nodeFitness.C():
-			p.SetNodeFitness(f)
+		case f := <-a.fitnessOfNodesForPlanner.C():
+			p.SetFitnessOfNodes(f)
 		}
 		if in.clusterSynced && p.NeedsUpdate() {
 			next.mergeDelta(p.Update())
@@ -101,8 +101,8 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 }
 
 // desiredBGPOfPlan returns what the plan announces to routers.
-func desiredBGPOfPlan(p plan.Plan) bgp.Desired {
-	return bgp.Desired{Peers: p.Peers, Routes: p.Routes, NodeLeaving: p.NodeLeaving, NodeInternalIPs: p.NodeInternalIPs}
+func desiredBGPOfPlan(p plan.Plan) bgp.DesiredState {
+	return bgp.DesiredState{Peers: p.Peers, Routes: p.Routes, NodeLeaving: p.NodeLeaving, NodeInternalIPs: p.NodeInternalIPs}
 }
 
 // plannerEditor applies Changes to a Planner.

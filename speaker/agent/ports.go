@@ -11,8 +11,8 @@ import (
 
 // portID is a link and a family.
 type portID struct {
-	link   int
-	family ipfamily.Family
+	linkIndex int
+	family    ipfamily.Family
 }
 
 // portFaults are the ports that the layer-2 engine could not open.
@@ -37,7 +37,7 @@ func (p *portFaults) recordPortOpened(r layer2.PortOpened) {
 
 // forgetGoneLinks forgets the faults of links that are gone.
 func (p *portFaults) forgetGoneLinks(links facts.LinkSet) {
-	isGone := func(id portID, _ string) bool { _, ok := links.FindByIndex(id.link); return !ok }
+	isGone := func(id portID, _ string) bool { _, ok := links.FindByIndex(id.linkIndex); return !ok }
 	maps.DeleteFunc(p.openErrorByPort, isGone)
 	maps.DeleteFunc(p.denialReasonByPort, isGone)
 }
@@ -61,10 +61,10 @@ func (p *portFaults) faultByLinkIndex() map[int]string {
 			if id.family != f {
 				continue
 			}
-			if out[id.link] != "" {
-				text = out[id.link] + "; " + text
+			if out[id.linkIndex] != "" {
+				text = out[id.linkIndex] + "; " + text
 			}
-			out[id.link] = text
+			out[id.linkIndex] = text
 		}
 	}
 	return out
@@ -78,13 +78,14 @@ func (p *portFaults) toPlannerLinks(links facts.LinkSet) plannerLinks {
 			out.links = append(out.links, l)
 		}
 	}
-	_, denied := p.findDenialOnAllLinks(links)
+	_, denied := p.findRawSocketDenialOnAllLinks(links)
 	out.rawSocketPermission = plan.RawSocketPermission(denied)
 	return out
 }
 
-// findDenialOnAllLinks reports whether raw sockets of one family are denied on all links, and why.
-func (p *portFaults) findDenialOnAllLinks(links facts.LinkSet) (why string, all bool) {
+// findRawSocketDenialOnAllLinks reports whether raw sockets of one family are denied on all links,
+// and why.
+func (p *portFaults) findRawSocketDenialOnAllLinks(links facts.LinkSet) (why string, all bool) {
 	for _, f := range []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		n := 0
 		for _, l := range links {

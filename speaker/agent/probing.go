@@ -22,7 +22,7 @@ const addressProbeIDBase = 1 << 62
 
 func (a *Agent) probingState() probing.ProbingState {
 	return probing.ProbingState{
-		Self: a.options.NodeName, Snapshot: a.addressProbes.snapshot, Links: a.portFaults.markUnusableFamiliesOfLinks(a.nodeLinks),
+		Self: a.options.NodeName, Snapshot: a.addressProbes.snapshot, Links: a.portFaults.markUnusableFamiliesOfLinks(a.ownUsableLinks),
 		Members: a.addressProbes.members, IsHeldByMember: a.electionMachine.IsClaimed,
 	}
 }

@@ -38,8 +38,8 @@ func TestRequestedNodeTakesTheAddresses(t *testing.T) {
 		time.Sleep(15 * time.Second)
 		now := c.requireOneAnsweringSpeaker(serviceIPv4)
 		status, _ := now.lastStatusAndAllEvents()
-		if v := status.Plan.Layer2Verdicts.Slice()[0]; now.name != requested || v.HolderFault.Reason != names.ReasonHolderUnavailable {
-			t.Errorf("%s holds the address, and says of the requested node: %+v", now.name, v.HolderFault)
+		if v := status.Plan.Layer2Verdicts.Slice()[0]; now.name != requested || v.RequestedHolderFault.Reason != names.ReasonHolderUnavailable {
+			t.Errorf("%s holds the address, and says of the requested node: %+v", now.name, v.RequestedHolderFault)
 		}
 	})
 }
@@ -54,8 +54,8 @@ func TestRequestedNodeThatDiesLosesTheAddresses(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		now := c.requireOneAnsweringSpeaker(serviceIPv4)
 		status, _ := now.lastStatusAndAllEvents()
-		if v := status.Plan.Layer2Verdicts.Slice()[0]; former.name != "node3" || v.HolderFault.Reason != names.ReasonHolderUnavailable {
-			t.Errorf("%s held the address; %s says of the requested node: %+v", former.name, now.name, v.HolderFault)
+		if v := status.Plan.Layer2Verdicts.Slice()[0]; former.name != "node3" || v.RequestedHolderFault.Reason != names.ReasonHolderUnavailable {
+			t.Errorf("%s held the address; %s says of the requested node: %+v", former.name, now.name, v.RequestedHolderFault)
 		}
 	})
 }

@@ -48,7 +48,7 @@ func TestAHolderWithoutItsLinkToTheClientsHandsOver(t *testing.T) {
 }
 
 // What a node says about its links reaches all planners, and stays known when the node dies.
-func TestNodesKnowWhichOthersReachTheClients(t *testing.T) {
+func TestOnlyNodesWithLinkToClientsAreCandidates(t *testing.T) {
 	runInSyncedCluster(t, func(c *harness) {
 		holder := c.requireOneAnsweringSpeaker(serviceIPv4)
 		able := c.otherSpeakers(holder)[0]

@@ -15,8 +15,9 @@ import (
 
 // SessionKey identifies a session. It is comparable.
 type SessionKey struct {
-	// Peer is the neighbour's address, without a zone: Interface has the link of a link-local one.
-	Peer netip.Addr
+	// PeerAddress is the neighbour's address, without a zone: Interface has the link of a
+	// link-local one.
+	PeerAddress netip.Addr
 	// LocalAddress is the only address to send from and to receive
 	// on. If it is invalid, the kernel chooses.
 	LocalAddress netip.Addr
@@ -31,7 +32,7 @@ type SessionKey struct {
 
 // String names the session for logs.
 func (k SessionKey) String() string {
-	s := k.PeerLabel()
+	s := k.PeerMetricLabel()
 	if k.VRF != "" {
 		s += " in VRF " + k.VRF
 	}
@@ -41,13 +42,13 @@ func (k SessionKey) String() string {
 	return s
 }
 
-// PeerLabel is the value of the metrics' label peer: the
+// PeerMetricLabel is the value of the metrics' label peer: the
 // address, with the link if it is link-local.
-func (k SessionKey) PeerLabel() string {
-	if k.Peer.IsLinkLocalUnicast() && k.Interface != "" {
-		return k.Peer.WithZone(k.Interface).String()
+func (k SessionKey) PeerMetricLabel() string {
+	if k.PeerAddress.IsLinkLocalUnicast() && k.Interface != "" {
+		return k.PeerAddress.WithZone(k.Interface).String()
 	}
-	return k.Peer.String()
+	return k.PeerAddress.String()
 }
 
 // Profile has the parameters of a session. The zero value is invalid. The
@@ -88,7 +89,7 @@ type SessionConfig struct {
 // Validate says what makes the session invalid.
 func (s SessionConfig) Validate() names.Explanation {
 	invalid := func(format string, args ...any) names.Explanation {
-		return names.Explain(names.ReasonInvalidBFD, format, args...)
+		return names.NewExplanation(names.ReasonInvalidBFD, format, args...)
 	}
 	for name, d := range map[string]time.Duration{"receive interval": s.ReceiveInterval, "transmit interval": s.TransmitInterval, "echo interval": s.EchoInterval} {
 		if d < minAllowedPacketInterval || d > maxAllowedPacketInterval {
@@ -100,14 +101,14 @@ func (s SessionConfig) Validate() names.Explanation {
 		return invalid("the detect multiplier is %d; it must be from 2 to 255", s.DetectMultiplier)
 	case s.MinimumTTL < 1 || s.MinimumTTL > 254:
 		return invalid("the minimum TTL is %d; it must be from 1 to 254", s.MinimumTTL)
-	case !s.Peer.IsValid() || s.Peer.IsUnspecified() || s.Peer.IsMulticast() || s.Peer.Zone() != "" || s.Peer.Is4In6():
-		return invalid("%s is not a valid neighbour address", s.Peer)
-	case s.Peer.Is6() && s.Peer.IsLinkLocalUnicast() && s.Interface == "":
-		return invalid("the neighbour %s is link-local: set the interface that it is on", s.Peer)
-	case s.LocalAddress.IsValid() && s.LocalAddress.Is4() != s.Peer.Is4():
-		return invalid("the source address %s and the neighbour %s are of different address families", s.LocalAddress, s.Peer)
+	case !s.PeerAddress.IsValid() || s.PeerAddress.IsUnspecified() || s.PeerAddress.IsMulticast() || s.PeerAddress.Zone() != "" || s.PeerAddress.Is4In6():
+		return invalid("%s is not a valid neighbour address", s.PeerAddress)
+	case s.PeerAddress.Is6() && s.PeerAddress.IsLinkLocalUnicast() && s.Interface == "":
+		return invalid("the neighbour %s is link-local: set the interface that it is on", s.PeerAddress)
+	case s.LocalAddress.IsValid() && s.LocalAddress.Is4() != s.PeerAddress.Is4():
+		return invalid("the source address %s and the neighbour %s are of different address families", s.LocalAddress, s.PeerAddress)
 	case s.Multihop && s.Interface != "":
-		return invalid("a multihop session to %s is bound to the interface %s: remove the interface, since routes choose it", s.Peer, s.Interface)
+		return invalid("a multihop session to %s is bound to the interface %s: remove the interface, since routes choose it", s.PeerAddress, s.Interface)
 	}
 	return names.Explanation{}
 }
@@ -115,7 +116,7 @@ func (s SessionConfig) Validate() names.Explanation {
 // explainEchoFault says why the session cannot send the configured echo packets.
 func (s SessionConfig) explainEchoFault() names.Explanation {
 	if s.EchoMode && s.Multihop {
-		return names.Explain(names.ReasonEchoUnsupported, "echo packets do not return from %s, which is several hops away (RFC 5883 section 3): only control packets watch the path; set echoMode: false in the profile, or use another profile", s.Peer)
+		return names.NewExplanation(names.ReasonEchoUnsupported, "echo packets do not return from %s, which is several hops away (RFC 5883 section 3): only control packets watch the path; set echoMode: false in the profile, or use another profile", s.PeerAddress)
 	}
 	return names.Explanation{}
 }
@@ -148,5 +149,5 @@ type Event struct {
 // IsPathFailure reports whether the path has failed, so that routes through it must go. An
 // administrative shutdown on either side says nothing about the path (RFC 5882 section 3.2).
 func (e Event) IsPathFailure() bool {
-	return !e.Up && e.Cause != session.CauseNeighbourAdminDown && e.Cause != session.CauseStoppedLocally
+	return !e.Up && e.Cause != session.CauseNeighbourSignalledAdminDown && e.Cause != session.CauseStoppedLocally
 }

@@ -17,7 +17,7 @@ func newDeadlineQueue() *priorityqueue.Queue[*runningSession] {
 
 // updateDeadline sorts the session in by its next tick. A session without one is left out.
 func (s *runningSession) updateDeadline(queue *priorityqueue.Queue[*runningSession]) {
-	at := s.machine.NextTickDeadline()
+	at := s.machine.NextStepDeadline()
 	if at.IsZero() {
 		queue.Remove(s)
 		return

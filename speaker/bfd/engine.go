@@ -25,10 +25,10 @@ const (
 // Engine runs sessions. Make it with New. Any goroutine may call
 // its methods. All but Run and Stop return at once.
 type Engine struct {
-	transport Transport
-	now       func() time.Time
-	random    *rand.Rand
-	jitter    *session.Jitter
+	transport         Transport
+	now               func() time.Time
+	random            *rand.Rand
+	transmitScheduler *session.TransmitScheduler
 
 	desiredSessions *latest.Value[[]SessionConfig]
 	events          *latest.BoundedQueue[Event]
@@ -41,7 +41,7 @@ type Engine struct {
 	// Only Run uses the following fields.
 	sessionsByKey           map[SessionKey]*runningSession
 	sessionsByDiscriminator map[uint32]*runningSession // ours
-	deadlines               *priorityqueue.Queue[*runningSession]
+	sessionDeadlineQueue    *priorityqueue.Queue[*runningSession]
 	stoppedSessions         []*runningSession // which may be wanted again meanwhile
 	stopWaiters             []chan struct{}   // of Stop
 	nextLostSocketReopenAt  time.Time
@@ -53,18 +53,18 @@ type Engine struct {
 func NewEngine(transport Transport, now func() time.Time, seed uint64) *Engine {
 	random := rand.New(rand.NewPCG(seed, 0))
 	return &Engine{
-		transport:       transport,
-		now:             now,
-		random:          random,
-		jitter:          session.NewJitter(random, now()),
-		desiredSessions: latest.NewValue[[]SessionConfig](),
-		events:          latest.NewBoundedQueue[Event](maxQueuedEvents),
-		statusChanged:   latest.NewWake(),
-		stopRequests:    make(chan chan struct{}, 1),
+		transport:         transport,
+		now:               now,
+		random:            random,
+		transmitScheduler: session.NewTransmitScheduler(random, now()),
+		desiredSessions:   latest.NewValue[[]SessionConfig](),
+		events:            latest.NewBoundedQueue[Event](maxQueuedEvents),
+		statusChanged:     latest.NewWake(),
+		stopRequests:      make(chan chan struct{}, 1),
 
 		sessionsByKey:           map[SessionKey]*runningSession{},
 		sessionsByDiscriminator: map[uint32]*runningSession{},
-		deadlines:               newDeadlineQueue(),
+		sessionDeadlineQueue:    newDeadlineQueue(),
 	}
 }
 
@@ -114,7 +114,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			isEnding = true
 			e.reconcileSessions(nil)
 		}
-		e.takeRequests(isEnding)
+		e.takeSetAndStopRequests(isEnding)
 		e.receiveDatagrams()
 		next := e.processDueTimers()
 		if len(e.sessionsByKey) == 0 && isEnding {
@@ -124,8 +124,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
-// takeRequests takes what SetSessions and Stop requested. An engine that ends starts no session.
-func (e *Engine) takeRequests(isEnding bool) {
+// takeSetAndStopRequests takes what SetSessions and Stop requested. An engine that ends starts no
+// session.
+func (e *Engine) takeSetAndStopRequests(isEnding bool) {
 	for len(e.stopRequests) > 0 {
 		e.stopWaiters = append(e.stopWaiters, <-e.stopRequests)
 	}
@@ -173,7 +174,7 @@ func (e *Engine) processDueTimers() time.Time {
 	e.stepDueSessions(now)
 	e.removeStoppedSessions()
 	next := e.nextLostSocketReopenAt
-	if s, ok := e.deadlines.First(); ok && s.queuedDeadline.Before(next) {
+	if s, ok := e.sessionDeadlineQueue.First(); ok && s.queuedDeadline.Before(next) {
 		next = s.queuedDeadline
 	}
 	if len(e.sessionsByKey) == 0 {
@@ -190,11 +191,11 @@ func (e *Engine) stepDueSessions(now time.Time) {
 	haveReadAll := false
 	// A machine whose deadline stays in the past is stepped again after the next datagrams.
 	for range len(e.sessionsByKey) + 1 {
-		s, ok := e.deadlines.First()
+		s, ok := e.sessionDeadlineQueue.First()
 		if !ok || !s.isDueAt(now) {
 			return
 		}
-		if !haveReadAll && s.machine.IsDetectionDue(now) {
+		if !haveReadAll && s.machine.HasDetectionTimePassed(now) {
 			// The process may not have run between the last read and now.
 			haveReadAll = true
 			e.transport.WaitUntil(now, now)
@@ -209,11 +210,11 @@ func (e *Engine) stepDueSessions(now time.Time) {
 // again.
 func (e *Engine) removeStoppedSessions() {
 	for _, s := range e.stoppedSessions {
-		if s.isConfigured || !s.machine.IsStopped() || e.sessionsByKey[s.key] != s {
+		if s.isDesired || !s.machine.IsStopped() || e.sessionsByKey[s.key] != s {
 			continue
 		}
 		s.sender.Close()
-		e.deadlines.Remove(s)
+		e.sessionDeadlineQueue.Remove(s)
 		delete(e.sessionsByKey, s.key)
 		delete(e.sessionsByDiscriminator, s.discriminator)
 	}
@@ -234,11 +235,11 @@ func (e *Engine) reconcileSessions(sessions []SessionConfig) {
 			continue
 		}
 		wanted[s.SessionKey] = true
-		records = append(records, e.ensureSession(s).publishedState)
+		records = append(records, e.startOrUpdateSession(s).publishedState)
 	}
 	for key, running := range e.sessionsByKey {
-		if !wanted[key] && running.isConfigured {
-			running.isConfigured = false
+		if !wanted[key] && running.isDesired {
+			running.isDesired = false
 			running.stepStateMachine(e, e.now(), session.StopRequested{})
 		}
 	}
@@ -246,17 +247,17 @@ func (e *Engine) reconcileSessions(sessions []SessionConfig) {
 	e.statusChanged.Signal()
 }
 
-// ensureSession starts a session, or updates it if it is running.
-func (e *Engine) ensureSession(desired SessionConfig) *runningSession {
+// startOrUpdateSession starts a session, or updates it if it is running.
+func (e *Engine) startOrUpdateSession(desired SessionConfig) *runningSession {
 	s, exists := e.sessionsByKey[desired.SessionKey]
 	if !exists {
 		s = &runningSession{key: desired.SessionKey, discriminator: e.newDiscriminator(), echoSecret: e.random.Uint64()}
 		s.sender = e.transport.OpenSender(desired.SessionKey, s.discriminator)
-		s.machine = session.NewMachine(s.discriminator, desired.toStateMachineConfig(), e.jitter, e.now())
+		s.machine = session.NewMachine(s.discriminator, desired.toStateMachineConfig(), e.transmitScheduler, e.now())
 		e.sessionsByKey[desired.SessionKey], e.sessionsByDiscriminator[s.discriminator] = s, s
-		s.updateDeadline(e.deadlines)
+		s.updateDeadline(e.sessionDeadlineQueue)
 	}
-	if s.publishedState == nil || !s.isConfigured {
+	if s.publishedState == nil || !s.isDesired {
 		s.publishedState = &publishedSessionState{statusChanged: e.statusChanged}
 	}
 	if s.profile != desired.Profile {
@@ -266,10 +267,10 @@ func (e *Engine) ensureSession(desired SessionConfig) *runningSession {
 		}
 	}
 	s.publishedState.desiredSession.Store(&desired)
-	if !s.isConfigured && exists {
-		s.stepStateMachine(e, e.now(), session.StartRequested{})
+	if !s.isDesired && exists {
+		s.stepStateMachine(e, e.now(), session.RestartRequested{})
 	}
-	s.isConfigured = true
+	s.isDesired = true
 	s.reopenLostSockets()
 	s.publishStateAndFault()
 	return s

@@ -64,11 +64,11 @@ func simulateEnginePair(t *testing.T, f func(p *enginePair)) {
 }
 
 func (p *enginePair) nodeSessionToRouter(profile bfd.Profile) bfd.SessionConfig {
-	return bfd.SessionConfig{SessionKey: bfd.SessionKey{Peer: routerAddress}, Profile: profile}
+	return bfd.SessionConfig{SessionKey: bfd.SessionKey{PeerAddress: routerAddress}, Profile: profile}
 }
 
 func (p *enginePair) routerSessionToNode(profile bfd.Profile) bfd.SessionConfig {
-	return bfd.SessionConfig{SessionKey: bfd.SessionKey{Peer: nodeAddress}, Profile: profile}
+	return bfd.SessionConfig{SessionKey: bfd.SessionKey{PeerAddress: nodeAddress}, Profile: profile}
 }
 
 // bringSessionUp sets both sides and waits until the node reports Up.
@@ -76,7 +76,7 @@ func (p *enginePair) bringSessionUp(profile bfd.Profile) {
 	p.t.Helper()
 	p.nodeEngine.SetSessions([]bfd.SessionConfig{p.nodeSessionToRouter(profile)})
 	p.routerEngine.SetSessions([]bfd.SessionConfig{p.routerSessionToNode(profile)})
-	p.waitForNodeEvent("both sides have a session", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+	p.waitForNodeEvent("both sides have a session", bfd.Event{Up: true, Cause: session.CauseHandshakeProgress})
 }
 
 // waitForNodeEvent waits for the node's next event and checks it.
@@ -88,7 +88,7 @@ func (p *enginePair) waitForNodeEvent(sentence string, want bfd.Event) {
 			p.t.Fatalf("%s: event %+v, want up %v because %q", sentence, v, want.Up, want.Cause)
 		}
 	case <-time.After(time.Minute):
-		p.t.Fatalf("%s: no event; %+v", sentence, p.nodeEngine.Status())
+		p.t.Fatalf("%s: no event; %+v", sentence, p.nodeEngine.SessionStatuses())
 	}
 }
 
@@ -102,9 +102,9 @@ func (p *enginePair) expectNoNodeEvent(sentence string, d time.Duration) {
 	}
 }
 
-func (p *enginePair) nodeStatus() bfd.Status {
+func (p *enginePair) nodeStatus() bfd.SessionStatus {
 	p.t.Helper()
-	all := p.nodeEngine.Status()
+	all := p.nodeEngine.SessionStatuses()
 	if len(all) != 1 {
 		p.t.Fatalf("%d sessions, want one", len(all))
 	}
@@ -125,18 +125,18 @@ func TestCutLinkIsDetectedInTime(t *testing.T) {
 			t.Errorf("noticed after %s, later than the detection time", d)
 		}
 		p.network.SetDelayOrLossFunc(func(netip.Addr, netip.Addr) (time.Duration, bool) { return 0, true })
-		p.waitForNodeEvent("the cable is plugged in again", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForNodeEvent("the cable is plugged in again", bfd.Event{Up: true, Cause: session.CauseHandshakeProgress})
 		if s := p.nodeStatus(); s.UpEvents != 2 || s.DownEvents != 1 || s.ReportedEvents != 3 {
 			t.Errorf("counters %+v, want 2 ups, 1 down, 3 events", s.Counters)
 		}
 	})
 }
 
-func TestOneWayCutIsDetected(t *testing.T) {
+func TestLossInOneDirectionTakesSessionDown(t *testing.T) {
 	simulateEnginePair(t, func(p *enginePair) {
 		p.bringSessionUp(fastProfile())
 		p.network.SetDelayOrLossFunc(func(from, _ netip.Addr) (time.Duration, bool) { return 0, from == routerAddress })
-		p.waitForNodeEvent("the router hears nothing", bfd.Event{Cause: session.CauseNeighbourDown})
+		p.waitForNodeEvent("the router hears nothing", bfd.Event{Cause: session.CauseNeighbourSignalledDown})
 	})
 }
 
@@ -167,33 +167,33 @@ func TestRemovalIsSignalledToNeighbour(t *testing.T) {
 	simulateEnginePair(t, func(p *enginePair) {
 		p.bringSessionUp(fastProfile())
 		p.routerEngine.SetSessions(nil)
-		p.waitForNodeEvent("the router's session is removed", bfd.Event{Cause: session.CauseNeighbourAdminDown})
+		p.waitForNodeEvent("the router's session is removed", bfd.Event{Cause: session.CauseNeighbourSignalledAdminDown})
 		if p.expectNoNodeEvent("no event follows", 10*time.Second); p.nodeStatus().RemoteDiagnostic != session.DiagnosticNone {
 			t.Errorf("the neighbour is gone, but the status says %s", p.nodeStatus().RemoteDiagnostic)
 		}
 		p.routerEngine.SetSessions([]bfd.SessionConfig{p.routerSessionToNode(fastProfile())})
-		p.waitForNodeEvent("it is back", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForNodeEvent("it is back", bfd.Event{Up: true, Cause: session.CauseHandshakeProgress})
 		if err := p.nodeEngine.Stop(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		if s := p.routerEngine.Status()[0]; s.RemoteDiagnostic != session.DiagnosticAdminDown || s.State != session.Down {
+		if s := p.routerEngine.SessionStatuses()[0]; s.RemoteDiagnostic != session.DiagnosticAdminDown || s.State != session.Down {
 			t.Errorf("the router has %s, the node's diagnostic %q; want Down, administratively", s.State, s.RemoteDiagnostic)
 		}
 		if p.fakeHosts[0].OpenSenderCount() != 0 {
 			t.Error("the node has an open sender after Stop")
 		}
 		p.nodeEngine.SetSessions([]bfd.SessionConfig{p.nodeSessionToRouter(fastProfile())})
-		p.waitForNodeEvent("set again after Stop", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForNodeEvent("set again after Stop", bfd.Event{Up: true, Cause: session.CauseHandshakeProgress})
 	})
 }
 
-func TestSessionRemovedAndAddedAtOnce(t *testing.T) {
+func TestSessionReaddedDuringAdminDownComesUp(t *testing.T) {
 	simulateEnginePair(t, func(p *enginePair) {
 		p.bringSessionUp(fastProfile())
 		p.nodeEngine.SetSessions(nil)
 		synctest.Wait()
 		p.nodeEngine.SetSessions([]bfd.SessionConfig{p.nodeSessionToRouter(fastProfile())})
-		p.waitForNodeEvent("set again while AdminDown is signalled", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForNodeEvent("set again while AdminDown is signalled", bfd.Event{Up: true, Cause: session.CauseHandshakeProgress})
 		p.expectNoNodeEvent("it stays up", time.Minute)
 	})
 }
@@ -209,7 +209,7 @@ func TestTwoPassiveSidesStayDown(t *testing.T) {
 			t.Errorf("a passive side sent %d packets", n)
 		}
 		p.routerEngine.SetSessions([]bfd.SessionConfig{p.routerSessionToNode(fastProfile())})
-		p.waitForNodeEvent("one side begins", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForNodeEvent("one side begins", bfd.Event{Up: true, Cause: session.CauseHandshakeProgress})
 	})
 }
 
@@ -217,19 +217,19 @@ func TestEchoDetectsForwardingFailure(t *testing.T) {
 	simulateEnginePair(t, func(p *enginePair) {
 		echo := bfdtest.DefaultProfile()
 		echo.EchoMode = true
-		p.fakeHosts[1].ReturnEchoes()
+		p.fakeHosts[1].EnableEchoReturn()
 		p.bringSessionUp(echo)
 		p.expectNoNodeEvent("echo packets return", time.Minute)
 		if s := p.nodeStatus(); s.EchoReturned < 1000 || s.EchoSent != s.EchoReturned || s.Fault.IsSet() {
 			t.Errorf("%d echo packets sent, %d returned, %v; want at least one in 50 ms and no fault", s.EchoSent, s.EchoReturned, s.Fault)
 		}
-		p.fakeHosts[1].DropEchoes()
+		p.fakeHosts[1].DisableEchoReturn()
 		dropped := time.Now()
 		p.waitForNodeEvent("the forwarding plane fails, the control plane does not", bfd.Event{Cause: session.CauseEchoFailed})
 		if d := time.Since(dropped); d > 150*time.Millisecond {
 			t.Errorf("noticed after %s, want 3 x 50 ms at most", d)
 		}
-		p.waitForNodeEvent("control packets bring it up again", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForNodeEvent("control packets bring it up again", bfd.Event{Up: true, Cause: session.CauseHandshakeProgress})
 		p.expectNoNodeEvent("echo packets never return, which is no failure", time.Minute)
 		if f := p.nodeStatus().Fault; f.Reason != names.ReasonEchoUnsupported {
 			t.Errorf("fault %q, want that echo packets do not return", f)
@@ -243,7 +243,7 @@ func TestEchoUnsupportedIsReported(t *testing.T) {
 		echo.EchoMode = true
 		p.nodeEngine.SetSessions([]bfd.SessionConfig{p.nodeSessionToRouter(echo)})
 		p.routerEngine.SetSessions([]bfd.SessionConfig{p.routerSessionToNode(fastProfile())})
-		p.waitForNodeEvent("the router accepts no echo packets", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForNodeEvent("the router accepts no echo packets", bfd.Event{Up: true, Cause: session.CauseHandshakeProgress})
 		synctest.Wait()
 		if s := p.nodeStatus(); s.Fault.Reason != names.ReasonEchoUnsupported || s.EchoSent != 0 {
 			t.Errorf("fault %+v, %d echo packets sent; want that it accepts none", s.Fault, s.EchoSent)
@@ -252,10 +252,10 @@ func TestEchoUnsupportedIsReported(t *testing.T) {
 	simulateEnginePair(t, func(p *enginePair) {
 		here, there := p.nodeSessionToRouter(fastProfile()), p.routerSessionToNode(fastProfile())
 		here.Multihop, there.Multihop, here.EchoMode = true, true, true
-		p.fakeHosts[1].ReturnEchoes()
+		p.fakeHosts[1].EnableEchoReturn()
 		p.nodeEngine.SetSessions([]bfd.SessionConfig{here})
 		p.routerEngine.SetSessions([]bfd.SessionConfig{there})
-		p.waitForNodeEvent("the router is several hops away", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForNodeEvent("the router is several hops away", bfd.Event{Up: true, Cause: session.CauseHandshakeProgress})
 		if s := p.nodeStatus(); s.Fault.Reason != names.ReasonEchoUnsupported || s.EchoSent != 0 {
 			t.Errorf("fault %+v, %d echo packets sent; want that they do not return", s.Fault, s.EchoSent)
 		}
@@ -288,7 +288,7 @@ func TestSendErrorsAreReported(t *testing.T) {
 			p.bringSessionUp(echo)
 			if reason != names.ReasonEchoUnsupported {
 				p.fakeHosts[0].SetControlSendError(err)
-				p.waitForNodeEvent("nothing can be sent", bfd.Event{Cause: session.CauseNeighbourDown})
+				p.waitForNodeEvent("nothing can be sent", bfd.Event{Cause: session.CauseNeighbourSignalledDown})
 			}
 			time.Sleep(2 * time.Second)
 			if f := p.nodeStatus().Fault; f.Reason != reason || f.Text == "" {
@@ -296,7 +296,7 @@ func TestSendErrorsAreReported(t *testing.T) {
 			}
 			p.fakeHosts[0].SetControlSendError(nil)
 			p.fakeHosts[0].SetEchoSendError(nil)
-			p.fakeHosts[1].ReturnEchoes()
+			p.fakeHosts[1].EnableEchoReturn()
 			time.Sleep(5 * time.Second)
 			if s := p.nodeStatus(); s.State != session.Up || s.Fault.IsSet() {
 				t.Errorf("once it works again: %s with fault %+v", s.State, s.Fault)
@@ -309,7 +309,7 @@ func TestNeighbourWithAuthenticationIsAFault(t *testing.T) {
 	simulateEnginePair(t, func(p *enginePair) {
 		p.nodeEngine.SetSessions([]bfd.SessionConfig{p.nodeSessionToRouter(fastProfile())})
 		synctest.Wait()
-		b := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 7, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}.Append(nil)
+		b := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 7, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}.AppendEncoded(nil)
 		b[1] |= 1 << 2 // the A bit
 		b[3] = 28
 		p.fakeHosts[0].InjectDatagram(bfd.ReceivedDatagram{SourceAddress: routerAddress, DestinationAddress: nodeAddress, TTL: 255, Payload: append(b, 1, 4, 1, 'x')})
@@ -318,7 +318,7 @@ func TestNeighbourWithAuthenticationIsAFault(t *testing.T) {
 			t.Errorf("%s with fault %+v, want Down with the authentication fault", s.State, s.Fault)
 		}
 		p.routerEngine.SetSessions([]bfd.SessionConfig{p.routerSessionToNode(fastProfile())})
-		p.waitForNodeEvent("the router turns authentication off", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+		p.waitForNodeEvent("the router turns authentication off", bfd.Event{Up: true, Cause: session.CauseHandshakeProgress})
 		if f := p.nodeStatus().Fault; f.IsSet() {
 			t.Errorf("fault %+v remains", f)
 		}

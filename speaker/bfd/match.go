@@ -45,7 +45,7 @@ func (e *Engine) findSessionByAddresses(d ReceivedDatagram) *runningSession {
 
 // matchesDatagram reports whether a datagram may belong to the session.
 func (k SessionKey) matchesDatagram(d ReceivedDatagram) bool {
-	return k.Peer == d.SourceAddress && k.Multihop == d.ArrivedOnMultihopPort && k.VRF == d.VRF &&
+	return k.PeerAddress == d.SourceAddress && k.Multihop == d.ArrivedOnMultihopPort && k.VRF == d.VRF &&
 		(k.Interface == "" || k.Interface == d.ArrivalInterface) && (!k.LocalAddress.IsValid() || k.LocalAddress == d.DestinationAddress)
 }
 

@@ -36,7 +36,7 @@ func TestHostileDatagramsCannotChangeASession(t *testing.T) {
 		"bytes that are not BFD": {func(d *bfd.ReceivedDatagram, _ *session.Packet) {
 			d.Payload = []byte("GET / HTTP/1.1\r\nHost: localhost\r\n")
 		}, session.DiscardBadVersion},
-		"Up without our discriminator":  {func(_ *bfd.ReceivedDatagram, p *session.Packet) { p.YourDiscriminator, p.State = 0, session.Up }, session.DiscardStateNeedsYourDiscriminator},
+		"Up without our discriminator":  {func(_ *bfd.ReceivedDatagram, p *session.Packet) { p.YourDiscriminator, p.State = 0, session.Up }, session.DiscardZeroYourDiscriminator},
 		"without its own discriminator": {func(_ *bfd.ReceivedDatagram, p *session.Packet) { p.MyDiscriminator = 0 }, session.DiscardZeroMyDiscriminator},
 	} {
 		simulateEnginePair(t, func(p *enginePair) {
@@ -46,12 +46,12 @@ func TestHostileDatagramsCannotChangeASession(t *testing.T) {
 			o.Interface = "eth0"
 			p.nodeEngine.SetSessions([]bfd.SessionConfig{s})
 			p.routerEngine.SetSessions([]bfd.SessionConfig{o})
-			p.waitForNodeEvent("both sides have a session", bfd.Event{Up: true, Cause: session.CauseNeighbourAnswers})
+			p.waitForNodeEvent("both sides have a session", bfd.Event{Up: true, Cause: session.CauseHandshakeProgress})
 			before := p.nodeEngine.DiscardedPackets()[tc.want]
 			packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, YourDiscriminator: p.nodeStatus().LocalDiscriminator, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
 			d := bfd.ReceivedDatagram{SourceAddress: routerAddress, DestinationAddress: nodeAddress, ArrivalInterface: "eth0", TTL: 255}
 			if tc.forge(&d, &packet); d.Payload == nil {
-				d.Payload = packet.Append(nil)
+				d.Payload = packet.AppendEncoded(nil)
 			}
 			for range 10000 {
 				p.fakeHosts[0].InjectDatagram(d)
@@ -72,7 +72,7 @@ func TestLowTTLOverMultihopIsReported(t *testing.T) {
 		p.nodeEngine.SetSessions([]bfd.SessionConfig{s})
 		synctest.Wait()
 		packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
-		d := bfd.ReceivedDatagram{SourceAddress: routerAddress, DestinationAddress: nodeAddress, ArrivedOnMultihopPort: true, TTL: 253, Payload: packet.Append(nil)}
+		d := bfd.ReceivedDatagram{SourceAddress: routerAddress, DestinationAddress: nodeAddress, ArrivedOnMultihopPort: true, TTL: 253, Payload: packet.AppendEncoded(nil)}
 		p.fakeHosts[0].InjectDatagram(d)
 		synctest.Wait()
 		if s := p.nodeStatus(); s.Fault.Reason != names.ReasonBFDTTLTooLow || s.State != session.Down {
@@ -96,9 +96,9 @@ func TestMostSpecificOfSeveralSessionsGetsThePacket(t *testing.T) {
 		p.nodeEngine.SetSessions([]bfd.SessionConfig{plain, bound})
 		synctest.Wait()
 		packet := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 5, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
-		p.fakeHosts[0].InjectDatagram(bfd.ReceivedDatagram{SourceAddress: routerAddress, DestinationAddress: nodeAddress, ArrivalInterface: "eth1", TTL: 255, Payload: packet.Append(nil)})
+		p.fakeHosts[0].InjectDatagram(bfd.ReceivedDatagram{SourceAddress: routerAddress, DestinationAddress: nodeAddress, ArrivalInterface: "eth1", TTL: 255, Payload: packet.AppendEncoded(nil)})
 		synctest.Wait()
-		if all := p.nodeEngine.Status(); all[0].State != session.Down || all[1].State != session.Init {
+		if all := p.nodeEngine.SessionStatuses(); all[0].State != session.Down || all[1].State != session.Init {
 			t.Errorf("a packet on eth1 brought the session of any link to %s and that of eth1 to %s", all[0].State, all[1].State)
 		}
 	})
@@ -112,11 +112,11 @@ func TestMetricsCountPacketsAndEvents(t *testing.T) {
 		go func() { ended <- e.Run(ctx) }()
 		linkLocal := netip.MustParseAddr("fe80::1")
 		e.SetSessions([]bfd.SessionConfig{
-			{SessionKey: bfd.SessionKey{Peer: linkLocal, Interface: "eth0"}, Profile: fastProfile()},
-			{SessionKey: bfd.SessionKey{Peer: linkLocal, Interface: "eth1"}, Profile: fastProfile()},
-			{SessionKey: bfd.SessionKey{Peer: routerAddress}, Profile: fastProfile()},
-			{SessionKey: bfd.SessionKey{Peer: routerAddress, LocalAddress: nodeAddress}, Profile: fastProfile()},
-			{SessionKey: bfd.SessionKey{Peer: routerAddress, VRF: "red"}, Profile: fastProfile()},
+			{SessionKey: bfd.SessionKey{PeerAddress: linkLocal, Interface: "eth0"}, Profile: fastProfile()},
+			{SessionKey: bfd.SessionKey{PeerAddress: linkLocal, Interface: "eth1"}, Profile: fastProfile()},
+			{SessionKey: bfd.SessionKey{PeerAddress: routerAddress}, Profile: fastProfile()},
+			{SessionKey: bfd.SessionKey{PeerAddress: routerAddress, LocalAddress: nodeAddress}, Profile: fastProfile()},
+			{SessionKey: bfd.SessionKey{PeerAddress: routerAddress, VRF: "red"}, Profile: fastProfile()},
 		})
 		synctest.Wait()
 		r := prometheus.NewPedanticRegistry()

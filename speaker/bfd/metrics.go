@@ -39,16 +39,16 @@ func (e *Engine) DiscardedPackets() map[session.DiscardReason]uint64 {
 // The metrics have the names that existing dashboards for this
 // API use. The configured peers bound the labels.
 var (
-	sessionLabels = []string{"peer", "vrf"}
+	sessionMetricLabelNames = []string{"peer", "vrf"}
 
-	sessionUpMetric        = prometheus.NewDesc("metallb_bfd_session_up", "1 while the BFD session is Up.", sessionLabels, nil)
-	controlInputMetric     = prometheus.NewDesc("metallb_bfd_control_packet_input", "Control packets received.", sessionLabels, nil)
-	controlOutputMetric    = prometheus.NewDesc("metallb_bfd_control_packet_output", "Control packets sent.", sessionLabels, nil)
-	echoInputMetric        = prometheus.NewDesc("metallb_bfd_echo_packet_input", "Echo packets that returned.", sessionLabels, nil)
-	echoOutputMetric       = prometheus.NewDesc("metallb_bfd_echo_packet_output", "Echo packets sent.", sessionLabels, nil)
-	upEventsMetric         = prometheus.NewDesc("metallb_bfd_session_up_events", "How often the BFD session came Up.", sessionLabels, nil)
-	downEventsMetric       = prometheus.NewDesc("metallb_bfd_session_down_events", "How often the BFD session left the state Up.", sessionLabels, nil)
-	reportedEventsMetric   = prometheus.NewDesc("metallb_bfd_zebra_notifications", "Changes of state that were reported to the BGP engine.", sessionLabels, nil)
+	sessionUpMetric        = prometheus.NewDesc("metallb_bfd_session_up", "1 while the BFD session is Up.", sessionMetricLabelNames, nil)
+	controlInputMetric     = prometheus.NewDesc("metallb_bfd_control_packet_input", "Control packets received.", sessionMetricLabelNames, nil)
+	controlOutputMetric    = prometheus.NewDesc("metallb_bfd_control_packet_output", "Control packets sent.", sessionMetricLabelNames, nil)
+	echoInputMetric        = prometheus.NewDesc("metallb_bfd_echo_packet_input", "Echo packets that returned.", sessionMetricLabelNames, nil)
+	echoOutputMetric       = prometheus.NewDesc("metallb_bfd_echo_packet_output", "Echo packets sent.", sessionMetricLabelNames, nil)
+	upEventsMetric         = prometheus.NewDesc("metallb_bfd_session_up_events", "How often the BFD session came Up.", sessionMetricLabelNames, nil)
+	downEventsMetric       = prometheus.NewDesc("metallb_bfd_session_down_events", "How often the BFD session left the state Up.", sessionMetricLabelNames, nil)
+	reportedEventsMetric   = prometheus.NewDesc("metallb_bfd_zebra_notifications", "Changes of state that were reported to the BGP engine.", sessionMetricLabelNames, nil)
 	discardedPacketsMetric = prometheus.NewDesc("gantry_bfd_discarded_packets_total", "Packets that were discarded, by the rule of RFC 5880 section 6.8.6 or of the transport.", []string{"reason"}, nil)
 )
 
@@ -68,8 +68,8 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	type labels struct{ peer, vrf string }
 	sums := map[labels]*Counters{}
 	up := map[labels]float64{}
-	for _, s := range e.Status() {
-		at := labels{s.PeerLabel(), s.VRF}
+	for _, s := range e.SessionStatuses() {
+		at := labels{s.PeerMetricLabel(), s.VRF}
 		n, another := sums[at]
 		if !another {
 			n, up[at] = &Counters{}, 1

@@ -33,20 +33,20 @@ func TestPauseOfTheProcessTakesNoSessionDown(t *testing.T) {
 		}
 		patient := fastProfile() // the router waits for longer than a pause
 		patient.DetectMultiplier = 10
-		node.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: routerAddress}, Profile: patient}})
-		router.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: nodeAddress}, Profile: fastProfile()}})
+		node.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: routerAddress}, Profile: patient}})
+		router.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: nodeAddress}, Profile: fastProfile()}})
 		if v := <-node.Events(); !v.Up {
 			t.Fatalf("the first event is %+v, want Up", v)
 		}
 		time.Sleep(5 * time.Second)
-		if d := node.Status()[0].DetectionTime; d != 150*time.Millisecond {
+		if d := node.SessionStatuses()[0].DetectionTime; d != 150*time.Millisecond {
 			t.Fatalf("the detection time is %s, want less than a pause", d)
 		}
 		for i := range int64(pauses) {
 			callsUntilPause.Store(1 + i%10)
 			time.Sleep(time.Second)
 		}
-		if s := node.Status()[0]; s.DownEvents > 0 {
+		if s := node.SessionStatuses()[0]; s.DownEvents > 0 {
 			t.Errorf("%d of %d pauses took the session down, though packets had arrived", s.DownEvents, pauses)
 		}
 		cancel()

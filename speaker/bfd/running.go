@@ -23,13 +23,13 @@ type runningSession struct {
 	// queuedDeadline and queuePosition are the place in the Engine's queue.
 	queuedDeadline time.Time
 	queuePosition  priorityqueue.Position
-	// isConfigured is false once the session was removed, while AdminDown is signalled to the
+	// isDesired is false once the session was removed, while AdminDown is signalled to the
 	// neighbour.
-	isConfigured bool
-	// lastSendError is why the last control packet was not sent; nil if it was.
-	lastSendError error
-	// lastEchoError is why the last echo packet was not sent; nil if it was.
-	lastEchoError error
+	isDesired bool
+	// lastControlSendError is why the last control packet was not sent; nil if it was.
+	lastControlSendError error
+	// lastEchoSendError is why the last echo packet was not sent; nil if it was.
+	lastEchoSendError error
 	// lastPacketWasAuthenticated is true if the neighbour's last packet was authenticated.
 	lastPacketWasAuthenticated bool
 	// lastRejectedTTL is the TTL of the neighbour's last packet if it was too low, else 0.
@@ -39,19 +39,19 @@ type runningSession struct {
 // stepStateMachine steps the state machine, sends its packets and reports its change of state.
 func (s *runningSession) stepStateMachine(e *Engine, now time.Time, in session.Input) session.Output {
 	out := s.machine.Step(now, in)
-	for _, p := range out.Packets {
-		e.sendBuffer = p.Append(e.sendBuffer[:0])
-		s.recordControlSend(s.sender.SendControl(e.sendBuffer))
+	for _, p := range out.PacketsToSend {
+		e.sendBuffer = p.AppendEncoded(e.sendBuffer[:0])
+		s.recordControlSendResult(s.sender.SendControl(e.sendBuffer))
 	}
-	if out.EchoRequested {
+	if out.MustSendEcho {
 		s.sendEcho(e)
 	}
 	if c := out.StateChange; c != nil {
 		s.reportUpOrDown(e, Event{Key: s.key, Up: c.To == session.Up, Cause: c.Cause, CauseText: describeStateChange(*c), ChangedAt: now}, *c)
 	}
 	s.publishStateAndFault()
-	s.updateDeadline(e.deadlines)
-	if s.machine.IsStopped() && !s.isConfigured {
+	s.updateDeadline(e.sessionDeadlineQueue)
+	if s.machine.IsStopped() && !s.isDesired {
 		e.stoppedSessions = append(e.stoppedSessions, s)
 	}
 	return out
@@ -62,7 +62,7 @@ func (s *runningSession) stepStateMachine(e *Engine, now time.Time, in session.I
 func (s *runningSession) recordReceivedDatagram(d ReceivedDatagram, discarded session.DiscardReason) {
 	isAuthenticated, rejectedTTL := discarded == session.DiscardUnexpectedAuthentication, uint8(0)
 	switch discarded {
-	case session.NotDiscarded, session.DiscardStoppedSession:
+	case session.NotDiscarded, session.DiscardSessionAdminDown:
 		s.publishedState.counters.controlReceived.Add(1)
 	case session.DiscardLowTTL:
 		rejectedTTL = d.TTL
@@ -74,9 +74,9 @@ func (s *runningSession) recordReceivedDatagram(d ReceivedDatagram, discarded se
 	s.publishStateAndFault()
 }
 
-// recordControlSend counts a sent control packet, or stores the error.
-func (s *runningSession) recordControlSend(err error) {
-	if s.lastSendError = err; err == nil {
+// recordControlSendResult counts a sent control packet, or stores the error.
+func (s *runningSession) recordControlSendResult(err error) {
+	if s.lastControlSendError = err; err == nil {
 		s.publishedState.counters.controlSent.Add(1)
 	}
 }
@@ -93,13 +93,13 @@ func (s *runningSession) reportUpOrDown(e *Engine, v Event, c session.StateChang
 	}
 	if c.Cause != session.CauseStoppedLocally {
 		s.publishedState.counters.reportedEvents.Add(1)
-		e.events.Put(v)
+		e.events.PutDroppingOldest(v)
 	}
 }
 
 // describeStateChange says why a session changed, with the neighbour's diagnostic if there is one.
 func describeStateChange(c session.StateChange) string {
-	if c.Cause == session.CauseNeighbourDown && c.RemoteDiagnostic != session.DiagnosticNone {
+	if c.Cause == session.CauseNeighbourSignalledDown && c.RemoteDiagnostic != session.DiagnosticNone {
 		return fmt.Sprintf("%s: %s", c.Cause, c.RemoteDiagnostic)
 	}
 	return c.Cause.String()
@@ -108,35 +108,35 @@ func describeStateChange(c session.StateChange) string {
 // reopenLostSockets opens lost sockets again.
 func (s *runningSession) reopenLostSockets() {
 	if err := s.sender.ReopenLostSockets(); err != nil {
-		s.lastSendError = err
+		s.lastControlSendError = err
 	}
 	s.publishStateAndFault()
 }
 
 // publishStateAndFault publishes the state and the fault.
 func (s *runningSession) publishStateAndFault() {
-	v := s.machine.View()
-	s.publishedState.publishView(v)
+	v := s.machine.Status()
+	s.publishedState.publishMachineStatus(v)
 	s.publishedState.publishFault(s.currentFault(v))
 }
 
 // currentFault returns the most serious fault of the session in a state, or none.
-func (s *runningSession) currentFault(v session.MachineView) names.Explanation {
+func (s *runningSession) currentFault(v session.MachineStatus) names.Explanation {
 	switch {
-	case errors.Is(s.lastSendError, ErrPortInUse):
-		return names.Explanation{Reason: names.ReasonBFDPortInUse, Text: s.lastSendError.Error()}
-	case s.lastSendError != nil:
-		return names.Explain(names.ReasonBFDUnsent, "BFD packets to %s are not sent: %v", s.key, s.lastSendError)
+	case errors.Is(s.lastControlSendError, ErrPortInUse):
+		return names.Explanation{Reason: names.ReasonBFDPortInUse, Text: s.lastControlSendError.Error()}
+	case s.lastControlSendError != nil:
+		return names.NewExplanation(names.ReasonBFDUnsent, "BFD packets to %s are not sent: %v", s.key, s.lastControlSendError)
 	case s.lastPacketWasAuthenticated:
-		return names.Explain(names.ReasonBFDAuthentication, "%s authenticates its BFD packets, which is not supported: disable authentication there", s.key)
+		return names.NewExplanation(names.ReasonBFDAuthentication, "%s authenticates its BFD packets, which is not supported: disable authentication there", s.key)
 	case s.lastRejectedTTL != 0:
-		return names.Explain(names.ReasonBFDTTLTooLow, "packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", s.key, s.lastRejectedTTL, s.profile.MinimumTTL)
-	case s.lastEchoError != nil:
-		return names.Explain(names.ReasonEchoUnsupported, "echo mode does not work with %s: %v", s.key, s.lastEchoError)
+		return names.NewExplanation(names.ReasonBFDTTLTooLow, "packets of %s arrive with a TTL of %d, less than minimumTtl %d: raise the TTL that the router sends with, or lower minimumTtl", s.key, s.lastRejectedTTL, s.profile.MinimumTTL)
+	case s.lastEchoSendError != nil:
+		return names.NewExplanation(names.ReasonEchoUnsupported, "echo mode does not work with %s: %v", s.key, s.lastEchoSendError)
 	case v.NeighbourRefusesEcho:
-		return names.Explain(names.ReasonEchoUnsupported, "%s does not accept echo packets: only control packets watch the path; enable echo mode there too, or disable it here", s.key)
+		return names.NewExplanation(names.ReasonEchoUnsupported, "%s does not accept echo packets: only control packets watch the path; enable echo mode there too, or disable it here", s.key)
 	case v.NoEchoReturned:
-		return names.Explain(names.ReasonEchoUnsupported, "%s offers to return echo packets but does not: only control packets watch the path", s.key)
+		return names.NewExplanation(names.ReasonEchoUnsupported, "%s offers to return echo packets but does not: only control packets watch the path", s.key)
 	}
 	return SessionConfig{s.key, s.profile}.explainEchoFault()
 }
@@ -147,7 +147,7 @@ const echoPayloadBytes = 12
 // sendEcho sends one echo packet.
 func (s *runningSession) sendEcho(e *Engine) {
 	e.sendBuffer = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(e.sendBuffer[:0], s.discriminator), s.echoSecret)
-	if s.lastEchoError = s.sender.SendEcho(e.sendBuffer); s.lastEchoError == nil {
+	if s.lastEchoSendError = s.sender.SendEcho(e.sendBuffer); s.lastEchoSendError == nil {
 		s.publishedState.counters.echoSent.Add(1)
 	}
 }

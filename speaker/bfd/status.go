@@ -8,10 +8,10 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// Status describes a session.
-type Status struct {
+// SessionStatus describes a session.
+type SessionStatus struct {
 	SessionConfig
-	session.MachineView
+	session.MachineStatus
 	Counters
 	// Fault is why the session does not run as configured.
 	Fault names.Explanation
@@ -32,7 +32,7 @@ type Counters struct {
 // publishedSessionState is the part of a session that other goroutines may read.
 type publishedSessionState struct {
 	desiredSession atomic.Pointer[SessionConfig]
-	machineView    atomic.Pointer[session.MachineView]
+	machineStatus  atomic.Pointer[session.MachineStatus]
 	fault          atomic.Pointer[names.Explanation]
 	counters       struct {
 		controlReceived, controlSent, echoReturned, echoSent atomic.Uint64
@@ -46,16 +46,16 @@ type publishedSessionState struct {
 func (e *Engine) newPublishedStateOfInvalidSession(s SessionConfig, f names.Explanation) *publishedSessionState {
 	r := &publishedSessionState{statusChanged: e.statusChanged}
 	r.desiredSession.Store(&s)
-	r.publishView(session.MachineView{State: session.Down})
+	r.publishMachineStatus(session.MachineStatus{State: session.Down})
 	r.publishFault(f)
 	return r
 }
 
-// publishView publishes a view. It allocates only when the view changed.
-func (r *publishedSessionState) publishView(v session.MachineView) {
-	if old := r.machineView.Load(); old == nil || *old != v {
+// publishMachineStatus publishes a view. It allocates only when the view changed.
+func (r *publishedSessionState) publishMachineStatus(v session.MachineStatus) {
+	if old := r.machineStatus.Load(); old == nil || *old != v {
 		changed := v // &v would allocate in every call
-		r.machineView.Store(&changed)
+		r.machineStatus.Store(&changed)
 		r.statusChanged.Signal()
 	}
 }
@@ -63,23 +63,23 @@ func (r *publishedSessionState) publishView(v session.MachineView) {
 // publishFault publishes a fault. It allocates only when the fault changed.
 func (r *publishedSessionState) publishFault(f names.Explanation) {
 	if old := r.fault.Load(); old == nil || *old != f {
-		changed := f // as in publishView
+		changed := f // as in publishMachineStatus
 		r.fault.Store(&changed)
 		r.statusChanged.Signal()
 	}
 }
 
-// Status returns every session of the last applied Set, in its order.
-func (e *Engine) Status() []Status {
+// SessionStatuses returns every session of the last applied Set, in its order.
+func (e *Engine) SessionStatuses() []SessionStatus {
 	records := e.publishedSessionStates.Load()
 	if records == nil {
 		return nil
 	}
-	out := make([]Status, 0, len(*records))
+	out := make([]SessionStatus, 0, len(*records))
 	for _, r := range *records {
 		c := &r.counters
-		out = append(out, Status{
-			SessionConfig: *r.desiredSession.Load(), MachineView: *r.machineView.Load(), Fault: *r.fault.Load(),
+		out = append(out, SessionStatus{
+			SessionConfig: *r.desiredSession.Load(), MachineStatus: *r.machineStatus.Load(), Fault: *r.fault.Load(),
 			Counters: Counters{
 				ControlReceived: c.controlReceived.Load(),
 				ControlSent:     c.controlSent.Load(),

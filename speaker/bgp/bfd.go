@@ -19,19 +19,19 @@ import (
 type BFDEngine interface {
 	SetSessions(sessions []bfd.SessionConfig)
 	Events() <-chan bfd.Event
-	Status() []bfd.Status
+	SessionStatuses() []bfd.SessionStatus
 	StatusChanged() <-chan struct{}
 }
 
-// BFDRequestFinder finds routers that ask for a BFD session. *udp.Overhearer implements it.
-type BFDRequestFinder interface {
-	SetRouters(routers []netip.Addr)
-	HeardRouters() <-chan []netip.Addr
+// BFDRequestSniffer finds routers that ask for a BFD session. *udp.Overhearer implements it.
+type BFDRequestSniffer interface {
+	SetRoutersToSniff(routers []netip.Addr)
+	RoutersAskingForBFD() <-chan []netip.Addr
 }
 
-// bfdRequestsOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the
+// bfdStateOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the
 // names of the peers.
-type bfdRequestsOfPeers struct {
+type bfdStateOfPeers struct {
 	peersOfLastUpdate  []intent.Peer
 	bfdKeyByPeerName   map[string]bfd.SessionKey
 	bfdFaultByPeerName map[string]names.Explanation
@@ -42,7 +42,7 @@ type bfdRequestsOfPeers struct {
 // updateBFDSessions sets one BFD session for each path with a BFD profile. Two peers
 // with one address share a session, since it describes only the path.
 func (e *Engine) updateBFDSessions(peers []intent.Peer) {
-	e.peerNamesByBFDPath = map[bfd.SessionKey][]string{}
+	e.peerNamesByBFDSession = map[bfd.SessionKey][]string{}
 	keys, faults := map[string]bfd.SessionKey{}, map[string]names.Explanation{}
 	first := map[bfd.SessionKey]bfd.SessionConfig{}
 	var sessions []bfd.SessionConfig
@@ -51,32 +51,33 @@ func (e *Engine) updateBFDSessions(peers []intent.Peer) {
 		if p.BFD == nil || !p.Address.IsValid() {
 			continue
 		}
-		s := e.newBFDSession(p)
+		s := e.bfdSessionConfigOfPeer(p)
 		if f, shared := first[s.SessionKey]; !shared {
 			first[s.SessionKey], sessions = s, append(sessions, s)
 		} else if f != s {
-			faults[p.Name] = names.Explain(names.ReasonConflictingBFD, "BFD watches the path to %s with the settings of the BGPPeer %q, and this one has others: use the same bfdProfile in both, or set another sourceAddress in one", s.Peer, e.peerNamesByBFDPath[s.SessionKey][0])
+			faults[p.Name] = names.NewExplanation(names.ReasonConflictingBFD, "BFD watches the path to %s with the settings of the BGPPeer %q, and this one has others: use the same bfdProfile in both, or set another sourceAddress in one", s.PeerAddress, e.peerNamesByBFDSession[s.SessionKey][0])
 		}
-		e.peerNamesByBFDPath[s.SessionKey] = append(e.peerNamesByBFDPath[s.SessionKey], p.Name)
+		e.peerNamesByBFDSession[s.SessionKey] = append(e.peerNamesByBFDSession[s.SessionKey], p.Name)
 		keys[p.Name] = s.SessionKey
 	}
 	e.mu.Lock()
-	changed := !maps.Equal(e.bfdRequestsOfPeers.bfdKeyByPeerName, keys) || !maps.Equal(e.bfdRequestsOfPeers.bfdFaultByPeerName, faults)
-	e.bfdRequestsOfPeers.peersOfLastUpdate, e.bfdRequestsOfPeers.bfdKeyByPeerName, e.bfdRequestsOfPeers.bfdFaultByPeerName = peers, keys, faults
+	changed := !maps.Equal(e.bfdStateOfPeers.bfdKeyByPeerName, keys) || !maps.Equal(e.bfdStateOfPeers.bfdFaultByPeerName, faults)
+	e.bfdStateOfPeers.peersOfLastUpdate, e.bfdStateOfPeers.bfdKeyByPeerName, e.bfdStateOfPeers.bfdFaultByPeerName = peers, keys, faults
 	e.mu.Unlock()
-	e.listenToRoutersWithoutBFD(peers)
+	e.sniffRoutersOfPeersWithoutBFD(peers)
 	if changed {
 		e.statusChanged.Signal()
 	}
 	if !slices.Equal(sessions, e.lastSetBFDSessions) {
 		e.lastSetBFDSessions = sessions
-		e.options.BFD.SetSessions(sessions)
+		e.options.BFDEngine.SetSessions(sessions)
 	}
 }
 
-// listenToRoutersWithoutBFD finds out whether the routers of peers without BFD profile ask for BFD.
-func (e *Engine) listenToRoutersWithoutBFD(peers []intent.Peer) {
-	if e.options.BFDRequests == nil {
+// sniffRoutersOfPeersWithoutBFD finds out whether the routers of peers without BFD profile ask for
+// BFD.
+func (e *Engine) sniffRoutersOfPeersWithoutBFD(peers []intent.Peer) {
+	if e.options.BFDRequestSniffer == nil {
 		return
 	}
 	var routers []netip.Addr
@@ -86,39 +87,39 @@ func (e *Engine) listenToRoutersWithoutBFD(peers []intent.Peer) {
 		}
 	}
 	slices.SortFunc(routers, netip.Addr.Compare)
-	if routers = slices.Compact(routers); !slices.Equal(routers, e.routersWithoutBFD) {
-		e.routersWithoutBFD = routers
-		e.options.BFDRequests.SetRouters(routers)
+	if routers = slices.Compact(routers); !slices.Equal(routers, e.routersOfPeersWithoutBFD) {
+		e.routersOfPeersWithoutBFD = routers
+		e.options.BFDRequestSniffer.SetRoutersToSniff(routers)
 	}
 }
 
-// heardRouters delivers the routers that ask for BFD; never without a BFDRequestFinder.
-func (e *Engine) heardRouters() <-chan []netip.Addr {
-	if e.options.BFDRequests == nil {
+// routersAskingForBFD delivers the routers that ask for BFD; never without a BFDRequestSniffer.
+func (e *Engine) routersAskingForBFD() <-chan []netip.Addr {
+	if e.options.BFDRequestSniffer == nil {
 		return nil
 	}
-	return e.options.BFDRequests.HeardRouters()
+	return e.options.BFDRequestSniffer.RoutersAskingForBFD()
 }
 
 // recordRoutersAskingForBFD takes the routers that ask for BFD.
 func (e *Engine) recordRoutersAskingForBFD(routers []netip.Addr) {
 	e.mu.Lock()
-	e.bfdRequestsOfPeers.routersAskingForBFD = routers
+	e.bfdStateOfPeers.routersAskingForBFD = routers
 	e.mu.Unlock()
 	e.statusChanged.Signal()
 }
 
-// newBFDSession returns the BFD session of a peer. A peer that may be several hops
+// bfdSessionConfigOfPeer returns the BFD session of a peer. A peer that may be several hops
 // away gets a single-hop session if it is on a link of this node.
-func (e *Engine) newBFDSession(p *intent.Peer) bfd.SessionConfig {
+func (e *Engine) bfdSessionConfigOfPeer(p *intent.Peer) bfd.SessionConfig {
 	s := bfd.SessionConfig{
-		SessionKey: bfd.SessionKey{Peer: p.Address.WithZone(""), LocalAddress: p.SourceAddress},
+		SessionKey: bfd.SessionKey{PeerAddress: p.Address.WithZone(""), LocalAddress: p.SourceAddress},
 		Profile: bfd.Profile{
 			ReceiveInterval: p.BFD.ReceiveInterval, TransmitInterval: p.BFD.TransmitInterval, DetectMultiplier: p.BFD.Multiplier, EchoMode: p.BFD.EchoMode,
 			EchoInterval: p.BFD.EchoInterval, Passive: p.BFD.Passive, MinimumTTL: p.BFD.MinTTL,
 		},
 	}
-	s.Multihop = p.Multihop || (!p.IsExternal() || p.MaxHops > 1) && !isAddressOnLink(e.nodeAddresses, p.Device, p.Address)
+	s.Multihop = p.Multihop || (!p.IsExternal() || p.MaxHops > 1) && !isInSubnetOfVRFLink(e.nodeAddresses, p.Device, p.Address)
 	switch {
 	case p.Address.IsLinkLocalUnicast() || p.Unnumbered:
 		s.Interface = cmp.Or(p.Address.Zone(), p.Device)
@@ -128,8 +129,9 @@ func (e *Engine) newBFDSession(p *intent.Peer) bfd.SessionConfig {
 	return s
 }
 
-// bfdPathState returns the state and fault of a path. The state is Down before BFD has started.
-func bfdPathState(all []bfd.Status, k bfd.SessionKey) (state string, fault names.Explanation) {
+// bfdSessionStateAndFault returns the state and fault of a path. The state is Down before BFD has
+// started.
+func bfdSessionStateAndFault(all []bfd.SessionStatus, k bfd.SessionKey) (state string, fault names.Explanation) {
 	for i := range all {
 		if all[i].SessionKey == k {
 			return all[i].State.String(), all[i].Fault
@@ -138,51 +140,51 @@ func bfdPathState(all []bfd.Status, k bfd.SessionKey) (state string, fault names
 	return "Down", names.Explanation{}
 }
 
-// isBFDPathUp reports whether the BFD session of a peer's path is Up.
-func (e *Engine) isBFDPathUp(peer string) bool {
+// isBFDUpForPeer reports whether the BFD session of a peer's path is Up.
+func (e *Engine) isBFDUpForPeer(peer string) bool {
 	e.mu.Lock()
-	k, ok := e.bfdRequestsOfPeers.bfdKeyByPeerName[peer]
+	k, ok := e.bfdStateOfPeers.bfdKeyByPeerName[peer]
 	e.mu.Unlock()
-	state, _ := bfdPathState(e.options.BFD.Status(), k)
+	state, _ := bfdSessionStateAndFault(e.options.BFDEngine.SessionStatuses(), k)
 	return ok && state == "Up"
 }
 
 // logBFDFaults logs each change of a BFD fault.
 func (e *Engine) logBFDFaults() {
-	for _, s := range e.options.BFD.Status() {
-		if old, known := e.loggedFaultByBFDPath[s.SessionKey]; s.Fault != old {
-			e.loggedFaultByBFDPath[s.SessionKey] = s.Fault
+	for _, s := range e.options.BFDEngine.SessionStatuses() {
+		if old, known := e.loggedFaultByBFDSession[s.SessionKey]; s.Fault != old {
+			e.loggedFaultByBFDSession[s.SessionKey] = s.Fault
 			switch {
 			case s.Fault.IsSet():
-				e.options.Log.Warn("BFD does not run as configured", "peers", e.peerNamesByBFDPath[s.SessionKey], "reason", s.Fault.Reason, "cause", s.Fault.Text)
+				e.options.Log.Warn("BFD does not run as configured", "peers", e.peerNamesByBFDSession[s.SessionKey], "reason", s.Fault.Reason, "cause", s.Fault.Text)
 			case known:
-				e.options.Log.Info("BFD runs as configured", "peers", e.peerNamesByBFDPath[s.SessionKey])
+				e.options.Log.Info("BFD runs as configured", "peers", e.peerNamesByBFDSession[s.SessionKey])
 			}
 		}
 	}
-	maps.DeleteFunc(e.loggedFaultByBFDPath, func(k bfd.SessionKey, _ names.Explanation) bool { return e.peerNamesByBFDPath[k] == nil })
+	maps.DeleteFunc(e.loggedFaultByBFDSession, func(k bfd.SessionKey, _ names.Explanation) bool { return e.peerNamesByBFDSession[k] == nil })
 }
 
 // forwardBFDEvent passes an event to the workers of its path.
 func (e *Engine) forwardBFDEvent(v bfd.Event) {
 	e.options.Log.Info("the state of a BFD session changed", "router", v.Key.String(), "up", v.Up, "cause", v.CauseText)
-	for _, name := range e.peerNamesByBFDPath[v.Key] {
+	for _, name := range e.peerNamesByBFDSession[v.Key] {
 		if w, ok := e.workerByPeer[name]; ok {
-			w.bfdEvents.Put(v)
+			w.bfdEvents.PutDroppingOldest(v)
 		}
 	}
 }
 
 // handleBFDEvent ends the session when the path has failed. The
 // NOTIFICATION makes the router remove the routes too (RFC 9384).
-func (w *worker) handleBFDEvent(v bfd.Event) {
+func (w *peerWorker) handleBFDEvent(v bfd.Event) {
 	if w.currentDesiredState.peer.BFDStrict {
 		w.updateAdjRIBOut()
 	}
 	w.bfdRecoveryTimer.Stop()
 	switch {
 	case !v.IsPathFailure() || w.session == nil:
-	case v.Cause == bfdsession.CauseNeighbourDown && w.isSessionNew():
+	case v.Cause == bfdsession.CauseNeighbourSignalledDown && w.isSessionNew():
 		w.log.Info("the router starts its BFD session again with the new BGP session", "within", bfdRecoveryTimeout)
 		w.bfdRecoveryTimer.Reset(bfdRecoveryTimeout)
 	default:
@@ -200,17 +202,17 @@ const (
 )
 
 // isSessionNew reports whether the session has started just now.
-func (w *worker) isSessionNew() bool {
+func (w *peerWorker) isSessionNew() bool {
 	return w.engine.options.Now().Sub(w.status.StateSince) < toleratedBFDRestartInterval
 }
 
 // endSessionForBFD ends the session because the path has failed.
-func (w *worker) endSessionForBFD(cause string) {
+func (w *peerWorker) endSessionForBFD(cause string) {
 	w.session.endWithNotification(sessionFault{names.ReasonBFDDown, fmt.Errorf("BFD: %s", cause)}, w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseBFDDown, "")))
 }
 
-// endSessionWithoutBFDRecovery ends the session whose BFD session did not come Up again.
-func (w *worker) endSessionWithoutBFDRecovery() {
+// endSessionAfterBFDTimeout ends the session whose BFD session did not come Up again.
+func (w *peerWorker) endSessionAfterBFDTimeout() {
 	if w.session != nil {
 		w.endSessionForBFD(fmt.Sprintf("the neighbour signalled down, and the session was not up again within %s", bfdRecoveryTimeout))
 	}

@@ -16,13 +16,13 @@ import (
 func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.MaxReconnectDelay = time.Second
 	set := func(f *intent.BFD) {
 		p.BFD = f
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	}
 	waitForBFD := func(what, want string) {
 		t.Helper()
@@ -32,7 +32,7 @@ func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 			}
 			return nil
 		})
-		waitForRoute(t, frr, servicePrefix)
+		waitForFRRRoute(t, frr, servicePrefix)
 	}
 	configure := func(line string) {
 		t.Helper()
@@ -70,11 +70,11 @@ func TestBFDWithTTLSecurityOverTwoHops(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	neighbour := "neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ttl-security hops 2\n neighbor 192.168.0.11 update-source 10.99.0.2\n neighbor 192.168.0.11 bfd profile fast"
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), ConfigText: buildFRRConfig(neighbour) + frrBFDProfiles})
-	s := startSpeaker(t, b.Host("node1"))
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("far"), ConfigText: buildFRRConfig(neighbour) + frrBFDProfiles})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.Address, p.MaxHops, p.BFD = netip.MustParseAddr("10.99.0.2"), 2, fastBFD()
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	awaitNoError(t, "BFD is up", func() error { return s.checkBFDState("Up") })
 }

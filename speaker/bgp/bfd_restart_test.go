@@ -17,12 +17,12 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// virtualTimeTransport is a memoryTransport without sockets, so that a test runs in virtual time.
+// virtualTimeTransport is a loopbackTransport without sockets, so that a test runs in virtual time.
 // Its router can be stopped.
 type virtualTimeTransport struct {
-	*memoryTransport
-	router    *scriptedRouter
-	reachable bool // guarded by the mutex of memoryTransport
+	*loopbackTransport
+	router            *scriptedRouter
+	isRouterReachable bool // guarded by the mutex of loopbackTransport
 }
 
 // pipeConn is a connection with the addresses of the test.
@@ -39,23 +39,23 @@ func (c pipeConn) LocalIP() netip.Addr                      { return c.local }
 func newVirtualTimeTransport(t *testing.T) *virtualTimeTransport {
 	r := newScriptedRouter(nil)
 	t.Cleanup(r.closeConnection)
-	return &virtualTimeTransport{newMemoryTransport(), r, true}
+	return &virtualTimeTransport{newLoopbackTransport(), r, true}
 }
 
 func (v *virtualTimeTransport) Dial(_ context.Context, o bgp.DialOptions) (bgp.Conn, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.reachable {
+	if !v.isRouterReachable {
 		return nil, fmt.Errorf("the router %s does not answer", o.RouterAddress)
 	}
 	near, far := net.Pipe()
-	go v.router.serve(far)
+	go v.router.serveConnection(far)
 	return pipeConn{near, v.localIP, o.RouterAddress.Addr()}, nil
 }
 
-func (v *virtualTimeTransport) setReachable(reachable bool) {
+func (v *virtualTimeTransport) setRouterReachable(reachable bool) {
 	v.mu.Lock()
-	v.reachable = reachable
+	v.isRouterReachable = reachable
 	v.mu.Unlock()
 }
 
@@ -73,21 +73,21 @@ func TestRestartedRouterWithBFDUpBeforeBGP(t *testing.T) {
 
 func testRestartedRouter(t *testing.T, endsSession bool) {
 	v := newVirtualTimeTransport(t)
-	s := startMemorySpeaker(t, v.memoryTransport, func(o *bgp.Options) { o.Transport = v })
+	s := startLoopbackSpeaker(t, v.loopbackTransport, func(o *bgp.Options) { o.Transport = v })
 	signalBFD := func(state session.State) {
-		e := bfd.Event{Key: bfd.SessionKey{Peer: netip.MustParseAddr("192.0.2.1")}, Up: state == session.Up}
+		e := bfd.Event{Key: bfd.SessionKey{PeerAddress: netip.MustParseAddr("192.0.2.1")}, Up: state == session.Up}
 		if !e.Up {
-			e.Cause = session.CauseNeighbourDown
+			e.Cause = session.CauseNeighbourSignalledDown
 		}
-		s.bfd.change(state, e)
+		s.bfd.setStateAndSendEvent(state, e)
 	}
 	p := scriptedRouterPeer(func(p *intent.Peer) { p.BFD = &intent.BFD{Multiplier: 3} })
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	signalBFD(session.Up)
 	time.Sleep(time.Minute)
 
-	v.setReachable(false)
+	v.setRouterReachable(false)
 	signalBFD(session.Down) // before the router closes the session
 	time.Sleep(1300 * time.Millisecond)
 	if n := v.router.receivedNotifications(); len(n) != 1 || n[0].Subcode != message.CeaseBFDDown {
@@ -95,14 +95,14 @@ func testRestartedRouter(t *testing.T, endsSession bool) {
 	}
 	signalBFD(session.Up)
 	time.Sleep(300 * time.Millisecond)
-	v.setReachable(true)
+	v.setRouterReachable(true)
 	s.waitForEstablished("tor")
 	time.Sleep(6 * time.Millisecond)
 	signalBFD(session.Down)
 	wantSessions := 2
 	if endsSession {
 		wantSessions++
-		v.router.send(t, message.NewCeaseNotification(message.CeaseBFDDown, "").Encode())
+		v.router.sendToSpeaker(t, message.NewCeaseNotification(message.CeaseBFDDown, "").Encode())
 		v.router.closeConnection()
 		synctest.Wait()
 		s.waitForEstablished("tor")
@@ -115,8 +115,8 @@ func testRestartedRouter(t *testing.T, endsSession bool) {
 	if sent, got := st.Messages.Sent.Notifications, v.router.receivedNotifications(); sent != 1 || len(got) != 1 {
 		t.Errorf("the speaker sent %d NOTIFICATIONs, and the router got %v; want only the first", sent, got)
 	}
-	if st.State != bgp.Established || st.EstablishedCount != wantSessions || v.router.route(servicePrefix) == "" {
-		t.Errorf("the router has %q, the session was established %d times, want %d: %+v", v.router.route(servicePrefix), st.EstablishedCount, wantSessions, st)
+	if st.State != bgp.Established || st.EstablishedCount != wantSessions || v.router.attributesOfRoute(servicePrefix) == "" {
+		t.Errorf("the router has %q, the session was established %d times, want %d: %+v", v.router.attributesOfRoute(servicePrefix), st.EstablishedCount, wantSessions, st)
 	}
 	if endsSession && !strings.Contains(st.LastError, "the router ended the session: cease, BFD down") {
 		t.Errorf("the last error is %q, want the router's", st.LastError)

@@ -81,12 +81,14 @@ var bfdCases = map[string]bfdCase{
 	},
 	"FRR, over IPv6": {
 		frrNeighbourConfig: "neighbor NODE6 remote-as 64512\n neighbor NODE6 bfd profile fast", frrAddressFamilyConfigs: fmt.Sprintf(frrActivateIPv6Template, "NODE6"), ipv6: true,
-		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true },
+		editPeer: func(p *intent.Peer) { p.Address, p.CarriesIPv4Routes, p.CarriesIPv6Routes = routerIPv6, false, true },
 	},
 	"BIRD": {birdProtocolConfig: "protocol bgp from node { neighbor NODE4 as 64512; }", editPeer: func(p *intent.Peer) { p.Address = netip.MustParseAddr("192.168.0.2") }},
 	"BIRD, over IPv6": {
 		birdProtocolConfig: "protocol bgp from node6 { neighbor NODE6 as 64512; }", ipv6: true,
-		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = netip.MustParseAddr("fd00:a8::2"), false, true },
+		editPeer: func(p *intent.Peer) {
+			p.Address, p.CarriesIPv4Routes, p.CarriesIPv6Routes = netip.MustParseAddr("fd00:a8::2"), false, true
+		},
 	},
 }
 
@@ -109,8 +111,8 @@ func TestBFDDetectsCutPath(t *testing.T) {
 		bird = append(bird, address.Replace(c.birdProtocolConfig))
 		families = append(families, address.Replace(c.frrAddressFamilyConfigs))
 	}
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(strings.Join(frr, "\n "), families...) + frrBFDProfiles})
-	startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router2"), ConfigText: strings.Join(bird, "\n")})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(strings.Join(frr, "\n "), families...) + frrBFDProfiles})
+	startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.NamespaceOfHost("router2"), ConfigText: strings.Join(bird, "\n")})
 	for _, name := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -139,14 +141,14 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h nodeOfSes
 	}
 	installed := func(want bool) func() error {
 		return func() error {
-			if _, ok, err := b.Host(at).FindRouteToExactPrefix(netip.MustParsePrefix(vip)); err != nil || ok != want {
+			if _, ok, err := b.NamespaceOfHost(at).FindRouteToExactPrefix(netip.MustParsePrefix(vip)); err != nil || ok != want {
 				return fmt.Errorf("route present: %t (%v)", ok, err)
 			}
 			return nil
 		}
 	}
-	s := startSpeaker(t, b.Host(node))
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(vip)})
+	s := startSpeaker(t, b.NamespaceOfHost(node))
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(vip)})
 	for range c.cutCount() {
 		awaitNoError(t, "BFD is up", func() error {
 			if st := s.peerStatus("tor"); st.BFDState != "Up" || st.State != bgp.Established {
@@ -189,7 +191,7 @@ func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h nodeOfSes
 			state   string
 		}{{&slow, "Up"}, {fastBFD(), "Up"}} {
 			p.BFD = step.profile
-			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(vip)})
+			s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(vip)})
 			awaitNoError(t, "BFD is in the wanted state", func() error { return s.checkBFDState(step.state) })
 		}
 		if st := s.peerStatus("tor"); st.EstablishedCount != ups || st.State != bgp.Established {
@@ -211,10 +213,10 @@ func (s *testSpeaker) checkBFDState(want string) error {
 func TestBFDBecomesSingleHopWhenNodeGetsAddress(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	address := func(op string) {
 		t.Helper()
-		err := b.Host("node1").RunInside(func() error {
+		err := b.NamespaceOfHost("node1").RunInside(func() error {
 			if out, err := exec.Command("ip", "address", op, "192.168.0.11/24", "dev", "eth0").CombinedOutput(); err != nil {
 				return fmt.Errorf("%w: %s", err, out)
 			}
@@ -225,10 +227,10 @@ func TestBFDBecomesSingleHopWhenNodeGetsAddress(t *testing.T) {
 		}
 	}
 	address("del")
-	s := startSpeaker(t, b.Host("node1"))
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.LocalASN, p.BFD, p.MaxReconnectDelay = 65000, fastBFD(), time.Second
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	awaitNoError(t, "the BFD fault is reported", func() error {
 		if st := s.peerStatus("tor"); st.BFDState != "Down" || st.BFDFault.Reason != names.ReasonBFDUnsent {
 			return fmt.Errorf("BFD is %s, the fault %+v", st.BFDState, st.BFDFault)
@@ -250,8 +252,8 @@ func TestBFDDownOfRestartingSpeakerKeepsRoutes(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 2, Routers: 2})
 	calm := strings.NewReplacer("100", "300") // a busy machine must not take a path down
 	frr := buildFRRConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 bfd profile fast", " bgp graceful-restart", " neighbor 192.168.0.11 bfd check-control-plane-failure")
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: frr + calm.Replace(frrBFDProfiles)})
-	startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router2"), ConfigText: calm.Replace(birdBFDConfig) + "protocol bgp from node { neighbor 192.168.0.12 as 64512; bfd graceful; }"})
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: frr + calm.Replace(frrBFDProfiles)})
+	startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.NamespaceOfHost("router2"), ConfigText: calm.Replace(birdBFDConfig) + "protocol bgp from node { neighbor 192.168.0.12 as 64512; bfd graceful; }"})
 	for i, at := range []string{"router", "router2"} {
 		t.Run(at, func(t *testing.T) {
 			t.Parallel()
@@ -260,9 +262,9 @@ func TestBFDDownOfRestartingSpeakerKeepsRoutes(t *testing.T) {
 			p.Address = netip.MustParseAddr(fmt.Sprintf("192.168.0.%d", 1+i))
 			p.BFD, p.HoldTime, p.GracefulRestart, p.RestartTime = fastBFD(), 9*time.Second, true, 120*time.Second
 			p.BFD.TransmitInterval, p.BFD.ReceiveInterval, p.BFD.Multiplier = 300*time.Millisecond, 300*time.Millisecond, 3
-			desired := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)}
+			desired := bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)}
 			has := func() bool {
-				_, ok, err := b.Host(at).FindRouteToExactPrefix(netip.MustParsePrefix(servicePrefix))
+				_, ok, err := b.NamespaceOfHost(at).FindRouteToExactPrefix(netip.MustParsePrefix(servicePrefix))
 				return ok && err == nil
 			}
 			up := func(s *testSpeaker) {
@@ -280,7 +282,7 @@ func TestBFDDownOfRestartingSpeakerKeepsRoutes(t *testing.T) {
 					return nil
 				})
 			}
-			s := startSpeaker(t, b.Host(node))
+			s := startSpeaker(t, b.NamespaceOfHost(node))
 			up(s)
 			for _, end := range []func(){func() { s.Stop(t.Context()); s.endEnginesWithoutStop() }, func() { s.endEnginesWithoutStop() }, func() { s.crashEngines() }} {
 				end()
@@ -291,7 +293,7 @@ func TestBFDDownOfRestartingSpeakerKeepsRoutes(t *testing.T) {
 					}
 				}
 				look.Stop()
-				s = startSpeaker(t, b.Host(node))
+				s = startSpeaker(t, b.NamespaceOfHost(node))
 				up(s)
 			}
 		})

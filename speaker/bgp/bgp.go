@@ -20,14 +20,14 @@ const DefaultLocalPref = 100
 
 // UpdateGenerator encodes routes as UPDATEs. Package gobgp implements it.
 type UpdateGenerator interface {
-	// OpenConnectionWithUpdates returns a connection that takes part in the session after the
+	// StartUpdateStream returns a connection that takes part in the session after the
 	// OPENs: reading it gives the messages to send to the router, and the router's messages are
 	// written to it. asn is our AS number. The connection follows the Table until it is closed.
-	OpenConnectionWithUpdates(n Negotiated, asn uint32, t *AdjRIBOut) net.Conn
+	StartUpdateStream(n NegotiatedParameters, asn uint32, t *AdjRIBOut) net.Conn
 }
 
-// Negotiated is the result of the OPENs of both sides (RFC 5492).
-type Negotiated struct {
+// NegotiatedParameters is the result of the OPENs of both sides (RFC 5492).
+type NegotiatedParameters struct {
 	// RemoteOpen is the router's OPEN.
 	RemoteOpen message.OpenMessage
 	// LocalOpen is our OPEN.
@@ -57,14 +57,14 @@ type Transport interface {
 	Dial(ctx context.Context, o DialOptions) (Conn, error)
 	// Listen accepts connections of routers on a TCP port.
 	Listen(ctx context.Context, o ListenOptions) (Listener, error)
-	// FindRouterOnLink reports the link-local address of the router on a link, with the link as
+	// WatchRouterOnLink reports the link-local address of the router on a link, with the link as
 	// zone, and reports it again when it changes. It reports an error while the link cannot be
 	// used. It also advertises this node to the router. It returns when ctx ends.
-	FindRouterOnLink(ctx context.Context, device string, report func(router netip.Addr, err error))
-	// ReadAddresses returns the addresses of this node's links.
-	ReadAddresses() ([]NodeAddress, error)
-	// WatchAddresses calls changed after an address comes, goes or changes, until ctx ends.
-	WatchAddresses(ctx context.Context, changed func())
+	WatchRouterOnLink(ctx context.Context, device string, report func(router netip.Addr, err error))
+	// ReadNodeAddresses returns the addresses of this node's links.
+	ReadNodeAddresses() ([]NodeAddress, error)
+	// WatchNodeAddresses calls changed after an address comes, goes or changes, until ctx ends.
+	WatchNodeAddresses(ctx context.Context, changed func())
 }
 
 // ListenOptions say where to listen.
@@ -130,11 +130,11 @@ type PeerSessionStatus struct {
 	UpOrDownSince time.Time
 	// EstablishedCount is how often the session was established.
 	EstablishedCount int
-	// Families are those of an established session.
-	Families []message.AFI
-	// CarriedFamilies are those of the Families whose routes have a next hop, so that the session
-	// can carry them.
-	CarriedFamilies []message.AFI
+	// NegotiatedFamilies are those of an established session.
+	NegotiatedFamilies []message.AFI
+	// AnnounceableFamilies are those of the Families whose routes have a next hop, so that the
+	// session can carry them.
+	AnnounceableFamilies []message.AFI
 	// WantedRouteCount is how many routes the router should have.
 	WantedRouteCount int
 	// AnnouncedRouteCount is how many routes an established session announces.
@@ -150,9 +150,9 @@ type PeerSessionStatus struct {
 	BFDState string
 	// BFDFault is why the BFD session does not run as configured; otherwise zero.
 	BFDFault names.Explanation
-	// ConfiguredAt is when the configuration last asked for a session that differs from the one
-	// before.
-	ConfiguredAt time.Time
+	// SessionConfigChangedAt is when the configuration last asked for a session that differs from
+	// the one before.
+	SessionConfigChangedAt time.Time
 	// DrainingPrefixes are routes of an established session whose last endpoints on this node
 	// terminate. DrainedPrefixes are those that were withdrawn for this reason.
 	DrainingPrefixes, DrainedPrefixes []netip.Prefix
@@ -179,11 +179,12 @@ type State string
 
 // The states (RFC 4271 section 8.2.2).
 const (
-	Idle        State = "Idle"
-	Connect     State = "Connect"
-	Active      State = "Active"   // waiting for the router to connect
-	OpenSent    State = "OpenSent" // both OPENs were exchanged; waiting for the router's KEEPALIVE
-	Established State = "Established"
+	Idle    State = "Idle"
+	Connect State = "Connect"
+	Active  State = "Active" // waiting for the router to connect
+	// both OPENs were exchanged; waiting for the router's KEEPALIVE
+	OpensExchanged State = "OpenSent"
+	Established    State = "Established"
 )
 
 // MessageCounts are totals since the peer was configured.

@@ -61,10 +61,10 @@ var birdCases = map[string]birdCase{
 	},
 	"over IPv6": {
 		birdProtocolConfig: "neighbor NODE6 as 64512; ipv6 { import all; export none; };", announcesIPv6Route: true,
-		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
+		editPeer: func(p *intent.Peer) { p.Address, p.CarriesIPv4Routes, p.CarriesIPv6Routes = routerIPv6, false, true }, wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
 	},
 	"both families over IPv4": {
-		birdProtocolConfig: "neighbor NODE4 as 64512; ipv4 { import all; export none; }; ipv6 { import all; export none; };", editPeer: func(p *intent.Peer) { p.IPv6 = true }, announcesIPv6Route: true,
+		birdProtocolConfig: "neighbor NODE4 as 64512; ipv4 { import all; export none; }; ipv6 { import all; export none; };", editPeer: func(p *intent.Peer) { p.CarriesIPv6Routes = true }, announcesIPv6Route: true,
 		wantRouteTexts: []string{"BGP.next_hop: NODE6", "via NODE6 on eth0"},
 	},
 	"IPv4 routes of a node that has no IPv4 address": {
@@ -102,10 +102,10 @@ func TestSessionsWithBIRD(t *testing.T) {
 		at[name] = strings.NewReplacer("NODE4", fmt.Sprintf("192.168.0.%d", 11+i), "NODE6", fmt.Sprintf("fd00:a8::%x", 11+i))
 		text += fmt.Sprintf("protocol bgp node%d { local as 65000; %s }\n", i+1, at[name].Replace(birdCases[name].birdProtocolConfig))
 		if birdCases[name].nodeHasOnlyIPv6 {
-			removeAddress(t, b.Host(fmt.Sprintf("node%d", i+1)), fmt.Sprintf("192.168.0.%d/24", 11+i))
+			removeAddress(t, b.NamespaceOfHost(fmt.Sprintf("node%d", i+1)), fmt.Sprintf("192.168.0.%d/24", 11+i))
 		}
 	}
-	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), ConfigText: text})
+	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.NamespaceOfHost("router"), ConfigText: text})
 	for i, name := range names {
 		c := birdCases[name]
 		t.Run(name, func(t *testing.T) {
@@ -117,10 +117,10 @@ func TestSessionsWithBIRD(t *testing.T) {
 			if c.announcesIPv6Route {
 				prefix = fmt.Sprintf("2001:db8::%x/128", 1+i)
 			}
-			s := startSpeaker(t, b.Host(fmt.Sprintf("node%d", 1+i)))
+			s := startSpeaker(t, b.NamespaceOfHost(fmt.Sprintf("node%d", 1+i)))
 			rs := exampleRoutes(prefix)
 			rs[0].Attributes = c.routeAttributes
-			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+			s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: rs})
 			st := s.waitForEstablished("tor")
 			want := []string{fmt.Sprintf("[node%d ", i+1)}
 			for _, w := range c.wantRouteTexts {
@@ -153,19 +153,19 @@ func removeAddress(t *testing.T, h netns.Path, address string) {
 // docs/bgp.md through a crash and a drain.
 func TestDocumentedBIRDConfiguration(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 2})
-	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), ConfigText: readDocumentedConfig(t, "BIRD")})
+	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.NamespaceOfHost("router"), ConfigText: readDocumentedConfig(t, "BIRD")})
 	p := exampleExternalPeer()
-	p.GracefulRestart, p.RestartTime, p.IPv6 = true, 120*time.Second, true
-	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32", "2001:db8::1/128")}
-	s := startSpeaker(t, b.Host("node1"))
+	p.GracefulRestart, p.RestartTime, p.CarriesIPv6Routes = true, 120*time.Second, true
+	d := bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32", "2001:db8::1/128")}
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	s.SetDesiredState(d)
-	if st := s.waitForEstablished("tor"); !st.RouterKeepsRoutesOverRestart || len(st.Families) != 2 {
+	if st := s.waitForEstablished("tor"); !st.RouterKeepsRoutesOverRestart || len(st.NegotiatedFamilies) != 2 {
 		t.Fatalf("graceful restart of both families was not negotiated: %+v", st)
 	}
 	waitForBIRDOutput(t, bird, "show route", servicePrefix, "198.51.100.2/32", "2001:db8::1/128")
 	t.Run("the kernel has the routes", func(t *testing.T) {
 		awaitNoError(t, "the kernel routes the address", func() error {
-			r, ok, err := b.Host("router").FindRouteToExactPrefix(netip.MustParsePrefix(servicePrefix))
+			r, ok, err := b.NamespaceOfHost("router").FindRouteToExactPrefix(netip.MustParsePrefix(servicePrefix))
 			if err != nil || !ok || len(r.NextHops) != 1 || r.NextHops[0].String() != "192.168.0.11" {
 				return fmt.Errorf("%+v, %v", r, err)
 			}
@@ -177,12 +177,12 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 		s.endEnginesWithoutStop()
 		waitForBIRDOutput(t, bird, "show protocols all node1", "Neighbor graceful restart active")
 		waitForBIRDOutput(t, bird, "show route for "+servicePrefix, servicePrefix)
-		s = startSpeaker(whole, b.Host("node1"))
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+		s = startSpeaker(whole, b.NamespaceOfHost("node1"))
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 		waitForBIRDOutput(t, bird, "show route", servicePrefix, "!198.51.100.2/32", "!2001:db8::1/128")
 	})
 	t.Run("a leaving node announces GRACEFUL_SHUTDOWN, then withdraws, then ends the session", func(t *testing.T) {
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true})
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true})
 		waitForBIRDOutput(t, bird, "show route all for "+servicePrefix, "BGP.community: (65535,0)", "BGP.local_pref: 0\n")
 		waitForBIRDOutput(t, bird, "show route", "!"+servicePrefix)
 		s.Stop(t.Context())
@@ -201,20 +201,20 @@ func TestBIRDWithFourOctetASN(t *testing.T) {
 	for i, mine := range []uint32{64512, number} {
 		text += fmt.Sprintf("protocol bgp node%d { local as %d; neighbor 192.168.0.%d as %d; connect delay time 1; connect retry time 1; ipv4 { import all; export none; }; }\n", i+1, uint32(number), 11+i, mine)
 	}
-	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.Host("router"), ConfigText: text})
-	active, passive := startSpeaker(t, b.Host("node1")), startSpeaker(t, b.Host("node2"))
+	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.NamespaceOfHost("router"), ConfigText: text})
+	active, passive := startSpeaker(t, b.NamespaceOfHost("node1")), startSpeaker(t, b.NamespaceOfHost("node2"))
 	p := exampleExternalPeer()
 	p.PeerASN, p.MaxReconnectDelay = number, time.Second
-	active.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	active.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	p.LocalASN, p.Passive = number, true
-	passive.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes("198.51.100.2/32")})
+	passive.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes("198.51.100.2/32")})
 	both := func() {
 		t.Helper()
 		waitForBIRDOutput(t, bird, "show route all for "+servicePrefix, "BGP.as_path: 64512\n")
 		waitForBIRDOutput(t, bird, "show route all for 198.51.100.2/32", "BGP.local_pref: 100")
 	}
 	both()
-	if err := bird.Kill(); err != nil {
+	if err := bird.KillDaemons(); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range []*testSpeaker{active, passive} {
@@ -225,7 +225,7 @@ func TestBIRDWithFourOctetASN(t *testing.T) {
 			return nil
 		})
 	}
-	if err := bird.Restart(t.Context()); err != nil {
+	if err := bird.StartEndedDaemons(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	both()

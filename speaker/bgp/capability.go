@@ -9,8 +9,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bgp/message"
 )
 
-// omittedCapabilitiesTimeout is how long OPENs leave out the capabilities that a router refused.
-const omittedCapabilitiesTimeout = time.Hour
+// refusedCapabilityRetryDelay is how long OPENs leave out the capabilities that a router refused.
+const refusedCapabilityRetryDelay = time.Hour
 
 // capabilityFallback is what OPENs leave out for a router that refuses capabilities (RFC 5492
 // section 3). The zero value leaves out nothing.
@@ -36,7 +36,7 @@ func (f *capabilityFallback) afterRefusal(n *receivedNotification, now time.Time
 	}
 	omitted := slices.Concat(f.omittedAt(now), refused)
 	slices.Sort(omitted)
-	return capabilityFallback{omitted: slices.Compact(omitted), until: now.Add(omittedCapabilitiesTimeout)}
+	return capabilityFallback{omitted: slices.Compact(omitted), until: now.Add(refusedCapabilityRetryDelay)}
 }
 
 // refusedCapabilities returns the optional capabilities of our OPEN that the router refused.
@@ -67,8 +67,8 @@ func (n *receivedNotification) requiredCapabilities() []message.CapabilityCode {
 	return slices.DeleteFunc(message.DecodeCapabilityCodes(n.notification.Data), func(c message.CapabilityCode) bool { return slices.Contains(sent, c) })
 }
 
-// listCapabilities names capabilities.
-func listCapabilities(all []message.CapabilityCode) string {
+// joinCapabilityNames names capabilities.
+func joinCapabilityNames(all []message.CapabilityCode) string {
 	var texts []string
 	for _, c := range all {
 		texts = append(texts, c.String())
@@ -76,11 +76,11 @@ func listCapabilities(all []message.CapabilityCode) string {
 	return strings.Join(texts, ", ")
 }
 
-// describe says what is left out; empty if nothing is.
-func (f *capabilityFallback) describe(now time.Time) string {
+// describeOmitted says what is left out; empty if nothing is.
+func (f *capabilityFallback) describeOmitted(now time.Time) string {
 	omitted := f.omittedAt(now)
 	if len(omitted) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("the speaker connects again without these capabilities for an hour, or until the BGPPeer changes: %s", listCapabilities(omitted))
+	return fmt.Sprintf("the speaker connects again without these capabilities for an hour, or until the BGPPeer changes: %s", joinCapabilityNames(omitted))
 }

@@ -10,20 +10,20 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// TestFRRThatRefusesUnknownCapabilities peers with an FRR that ends a session for a capability
-// which it does not know, here the one for link-local next hops.
-func TestFRRThatRefusesUnknownCapabilities(t *testing.T) {
+// TestSessionWithFRRRefusingUnknownCapability peers with an FRR that ends a session for a
+// capability which it does not know, here the one for link-local next hops.
+func TestSessionWithFRRRefusingUnknownCapability(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(
 		"neighbor fd00:a8::b remote-as 64512\n neighbor fd00:a8::b strict-capability-match",
 		" address-family ipv6 unicast\n  neighbor fd00:a8::b activate\n exit-address-family")})
-	s := startSpeaker(t, b.Host("node1"))
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
-	p.Address, p.IPv6 = netip.MustParseAddr("fd00:a8::1"), true
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)})
+	p.Address, p.CarriesIPv6Routes = netip.MustParseAddr("fd00:a8::1"), true
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)})
 	for _, prefix := range []string{servicePrefix, servicePrefixIPv6} {
-		waitForRoute(t, frr, prefix)
+		waitForFRRRoute(t, frr, prefix)
 	}
 	const says = "without these capabilities for an hour, or until the BGPPeer changes: link-local next hop (77)"
 	if st := s.peerStatus("tor"); !strings.Contains(st.LastError, says) {

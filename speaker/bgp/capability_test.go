@@ -15,9 +15,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// TestRefusedCapabilitiesAreLeftOut lets routers refuse OPENs as old ones do. The speaker connects
-// again without what was refused, but never without what the routes need.
-func TestRefusedCapabilitiesAreLeftOut(t *testing.T) {
+// TestRefusedCapabilitiesAreOmittedFromNextOpen lets routers refuse OPENs as old ones do. The
+// speaker connects again without what was refused, but never without what the routes need.
+func TestRefusedCapabilitiesAreOmittedFromNextOpen(t *testing.T) {
 	refuse := func(subcode uint8, data ...byte) []byte {
 		return (&message.Notification{Code: message.CodeOpenMessageError, Subcode: subcode, Data: data}).Encode()
 	}
@@ -51,7 +51,7 @@ func TestRefusedCapabilitiesAreLeftOut(t *testing.T) {
 			refusal: refuse(7), says: "graceful restart (64)",
 		},
 		"the needed ones stay": {
-			edit:    func(p *intent.Peer) { p.LocalASN, p.IPv6 = 4200000000, true },
+			edit:    func(p *intent.Peer) { p.LocalASN, p.CarriesIPv6Routes = 4200000000, true },
 			takes:   func(o message.OpenMessage) bool { return !o.SupportsRouteRefresh && o.GracefulRestart == nil },
 			refusal: refuse(4),
 			want:    func(o message.OpenMessage) bool { return o.SupportsFourOctetASN && len(o.Families) == 2 },
@@ -60,25 +60,25 @@ func TestRefusedCapabilitiesAreLeftOut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := newMemoryTransport()
+			m := newLoopbackTransport()
 			r := m.addRouter(t, "192.0.2.1", nil)
-			accept := r.answer
-			r.answer = func(o message.OpenMessage) ([]byte, bool) {
+			accept := r.answerOpen
+			r.answerOpen = func(o message.OpenMessage) ([]byte, bool) {
 				if !tc.takes(o) {
 					return tc.refusal, false
 				}
 				return accept(o)
 			}
-			s := startMemorySpeaker(t, m)
+			s := startLoopbackSpeaker(t, m)
 			p := scriptedRouterPeer(all)
 			if tc.edit != nil {
 				tc.edit(&p)
 			}
-			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+			s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 			r.awaitRoute(t, servicePrefix, "")
 			opens := r.receivedOpens()
 			last := opens[len(opens)-1]
-			r.wantASNsAsOffered(t, last)
+			r.checkASNLengthAsOffered(t, last)
 			if st := s.peerStatus("tor"); !strings.Contains(st.LastError, tc.says) {
 				t.Errorf("the status says %q, want %q", st.LastError, tc.says)
 			}
@@ -86,7 +86,7 @@ func TestRefusedCapabilitiesAreLeftOut(t *testing.T) {
 				t.Errorf("the last OPEN has %v", last.Capabilities())
 			}
 			p.HoldTime = 30 * time.Second
-			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+			s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 			awaitNoError(t, "an edit tries all capabilities again", func() error {
 				if now := r.receivedOpens(); len(now) <= len(opens) || !slices.Equal(now[len(opens)].Capabilities(), opens[0].Capabilities()) {
 					return fmt.Errorf("%d OPENs", len(now))
@@ -99,22 +99,22 @@ func TestRefusedCapabilitiesAreLeftOut(t *testing.T) {
 
 // TestRefusedCapabilitiesAreTriedAgainAfterAnHour moves the clock.
 func TestRefusedCapabilitiesAreTriedAgainAfterAnHour(t *testing.T) {
-	m := newMemoryTransport()
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
 	var isOld atomic.Bool
 	isOld.Store(true)
-	accept := r.answer
-	r.answer = func(o message.OpenMessage) ([]byte, bool) {
+	accept := r.answerOpen
+	r.answerOpen = func(o message.OpenMessage) ([]byte, bool) {
 		if isOld.Load() && len(o.Capabilities()) > 0 {
 			return (&message.Notification{Code: message.CodeOpenMessageError, Subcode: 4}).Encode(), false
 		}
 		return accept(o)
 	}
 	var moved atomic.Int64
-	s := startMemorySpeaker(t, m, func(o *bgp.Options) {
+	s := startLoopbackSpeaker(t, m, func(o *bgp.Options) {
 		o.Now = func() time.Time { return time.Now().Add(time.Duration(moved.Load())) }
 	})
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	r.awaitRoute(t, servicePrefix, "")
 	isOld.Store(false)
 	moved.Store(int64(61 * time.Minute))
@@ -132,26 +132,26 @@ func TestRefusedCapabilitiesAreTriedAgainAfterAnHour(t *testing.T) {
 	})
 }
 
-// TestRouterThatRequiresACapability checks that the status names what the router asks for.
-func TestRouterThatRequiresACapability(t *testing.T) {
-	m := newMemoryTransport()
+// TestCapabilityRequiredByRouterIsReported checks that the status names what the router asks for.
+func TestCapabilityRequiredByRouterIsReported(t *testing.T) {
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
-	r.answer = func(message.OpenMessage) ([]byte, bool) {
+	r.answerOpen = func(message.OpenMessage) ([]byte, bool) {
 		return (&message.Notification{Code: message.CodeOpenMessageError, Subcode: 7, Data: []byte{9, 1, 3}}).Encode(), false
 	}
-	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s := startLoopbackSpeaker(t, m)
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "it requires a capability that this speaker did not offer: BGP role (9)")
 }
 
 // TestExtendedNextHopIsOfferedOnlyOverIPv6 checks the OPEN.
 func TestExtendedNextHopIsOfferedOnlyOverIPv6(t *testing.T) {
 	for local, want := range map[string]bool{"192.0.2.11": false, "2001:db8:1::11": true} {
-		m := newMemoryTransport()
+		m := newLoopbackTransport()
 		m.localIP = netip.MustParseAddr(local)
 		r := m.addRouter(t, "192.0.2.1", nil)
-		s := startMemorySpeaker(t, m)
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(dualStack)}})
+		s := startLoopbackSpeaker(t, m)
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer(makeDualStack)}})
 		s.waitForEstablished("tor")
 		if got := r.receivedOpens()[0].SupportsExtendedNextHop; got != want {
 			t.Errorf("over %s the OPEN has the capability: %t", local, got)
@@ -163,11 +163,11 @@ func TestExtendedNextHopIsOfferedOnlyOverIPv6(t *testing.T) {
 // and keep those of a speaker that has only restarted. It concerns the first session.
 func TestRoutersDropRoutesOfBootedNode(t *testing.T) {
 	for _, booted := range []bool{true, false} {
-		m := newMemoryTransport()
+		m := newLoopbackTransport()
 		r := m.addRouter(t, "192.0.2.1", nil)
-		s := startMemorySpeaker(t, m, func(o *bgp.Options) { o.FirstRunSinceBoot = booted })
+		s := startLoopbackSpeaker(t, m, func(o *bgp.Options) { o.FirstRunSinceBoot = booted })
 		p := scriptedRouterPeer(func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, 300*time.Second })
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 		s.waitForEstablished("tor")
 		first := r.receivedOpens()[0].GracefulRestart
 		if !first.SenderHasRestarted || first.ForwardingKeptByFamily[message.FamilyIPv4] == booted || first.RestartSeconds != 300 {

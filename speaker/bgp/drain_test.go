@@ -17,7 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-func drainAfter(delay time.Duration) func(*intent.Peer) {
+func setDrainDelay(delay time.Duration) func(*intent.Peer) {
 	return func(p *intent.Peer) { p.DrainDelay, p.HasDrainDelay = delay, true }
 }
 
@@ -32,11 +32,11 @@ func TestRouteOfTerminatingEndpointsIsDrained(t *testing.T) {
 		out[0].EndpointsTerminating = terminating
 		return out
 	}
-	m := newMemoryTransport()
+	m := newLoopbackTransport()
 	slow, fast := m.addRouter(t, "192.0.2.1", nil), m.addRouter(t, "192.0.2.2", nil)
-	s := startMemorySpeaker(t, m)
-	d := bgp.Desired{Peers: []intent.Peer{
-		scriptedRouterPeer(), scriptedRouterPeer(drainAfter(time.Second), func(p *intent.Peer) { p.Name, p.Address = "tor2", m.routerAddress(fast) }),
+	s := startLoopbackSpeaker(t, m)
+	d := bgp.DesiredState{Peers: []intent.Peer{
+		scriptedRouterPeer(), scriptedRouterPeer(setDrainDelay(time.Second), func(p *intent.Peer) { p.Name, p.Address = "tor2", m.addressOfRouter(fast) }),
 	}}
 	set := func(list []*intent.Route) {
 		for _, r := range list {
@@ -55,11 +55,11 @@ func TestRouteOfTerminatingEndpointsIsDrained(t *testing.T) {
 		r.awaitRoute(t, servicePrefix, gracefulShutdownText)
 	}
 	fast.awaitNoRoute(t, servicePrefix) // after its delay
-	if got := slow.route(servicePrefix); got == "" {
+	if got := slow.attributesOfRoute(servicePrefix); got == "" {
 		t.Error("the route is withdrawn before the delay of its peer")
 	}
 	for _, r := range both {
-		if got := r.route(other); got == "" || got == gracefulShutdownText {
+		if got := r.attributesOfRoute(other); got == "" || got == gracefulShutdownText {
 			t.Errorf("the other route is %q", got)
 		}
 	}
@@ -75,7 +75,7 @@ func TestRouteOfTerminatingEndpointsIsDrained(t *testing.T) {
 	set(routes(false)) // new endpoints are ready
 	for _, r := range both {
 		awaitNoError(t, "the route is as before", func() error {
-			if got := r.route(servicePrefix); got == "" || got != r.route(other) {
+			if got := r.attributesOfRoute(servicePrefix); got == "" || got != r.attributesOfRoute(other) {
 				return fmt.Errorf("it is %q", got)
 			}
 			return nil
@@ -95,14 +95,14 @@ func TestDrainedNodeStaysAtLowPreferenceForTheDelay(t *testing.T) {
 		withdrawn bool // without a stop
 	}{
 		"by default it stays": {func(*intent.Peer) {}, false},
-		"a short delay":       {drainAfter(200 * time.Millisecond), true},
+		"a short delay":       {setDrainDelay(200 * time.Millisecond), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := newMemoryTransport()
+			m := newLoopbackTransport()
 			r := m.addRouter(t, "192.0.2.1", nil)
-			s := startMemorySpeaker(t, m)
-			d := bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(tc.edit)}, Routes: exampleRoutes(servicePrefix)}
+			s := startLoopbackSpeaker(t, m)
+			d := bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer(tc.edit)}, Routes: exampleRoutes(servicePrefix)}
 			s.SetDesiredState(d)
 			r.awaitRoute(t, servicePrefix, "")
 			d.NodeLeaving = true
@@ -112,7 +112,7 @@ func TestDrainedNodeStaysAtLowPreferenceForTheDelay(t *testing.T) {
 			} else {
 				r.awaitRoute(t, servicePrefix, gracefulShutdownText)
 			}
-			if got := r.recordedEvents(); len(got) < 2 || got[1] != "+"+servicePrefix {
+			if got := r.recordedRouteEvents(); len(got) < 2 || got[1] != "+"+servicePrefix {
 				t.Errorf("the router got %v", got)
 			}
 			awaitNoError(t, "only announced routes are wanted", func() error {
@@ -127,28 +127,29 @@ func TestDrainedNodeStaysAtLowPreferenceForTheDelay(t *testing.T) {
 	}
 }
 
-// TestEditsDuringADrainCount edits the delay while routes drain: it counts from the start of the
-// drain. No edit here resets the session, nor does a restartTime without graceful restart.
-func TestEditsDuringADrainCount(t *testing.T) {
-	for name, drain := range map[string]func(*bgp.Desired){
-		"the node is drained": func(d *bgp.Desired) { d.NodeLeaving = true },
-		"endpoints terminate": func(d *bgp.Desired) {
+// TestDrainDelayEditDuringDrainTakesEffect edits the delay while routes drain: it counts from the
+// start of the drain. No edit here resets the session, nor does a restartTime without graceful
+// restart.
+func TestDrainDelayEditDuringDrainTakesEffect(t *testing.T) {
+	for name, drain := range map[string]func(*bgp.DesiredState){
+		"the node is drained": func(d *bgp.DesiredState) { d.NodeLeaving = true },
+		"endpoints terminate": func(d *bgp.DesiredState) {
 			d.Routes = exampleRoutes(servicePrefix)
 			d.Routes[0].EndpointsTerminating = true
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := newMemoryTransport()
+			m := newLoopbackTransport()
 			r := m.addRouter(t, "192.0.2.1", nil)
-			s := startMemorySpeaker(t, m)
-			d := bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(drainAfter(time.Hour))}, Routes: exampleRoutes(servicePrefix)}
+			s := startLoopbackSpeaker(t, m)
+			d := bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer(setDrainDelay(time.Hour))}, Routes: exampleRoutes(servicePrefix)}
 			s.SetDesiredState(d)
 			r.awaitRoute(t, servicePrefix, "")
 			drain(&d)
 			s.SetDesiredState(d)
 			r.awaitRoute(t, servicePrefix, gracefulShutdownText)
-			d.Peers = []intent.Peer{scriptedRouterPeer(drainAfter(0), func(p *intent.Peer) { p.RestartTime = time.Minute })}
+			d.Peers = []intent.Peer{scriptedRouterPeer(setDrainDelay(0), func(p *intent.Peer) { p.RestartTime = time.Minute })}
 			s.SetDesiredState(d)
 			r.awaitNoRoute(t, servicePrefix)
 			if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.State != bgp.Established || len(r.receivedOpens()) != 1 {
@@ -161,12 +162,12 @@ func TestEditsDuringADrainCount(t *testing.T) {
 // TestRemovedPeerIsDrained checks that a router learns to use other paths before a peer that is
 // deleted takes its routes away.
 func TestRemovedPeerIsDrained(t *testing.T) {
-	m := newMemoryTransport()
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
-	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s := startLoopbackSpeaker(t, m)
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	r.awaitRoute(t, servicePrefix, "")
-	s.SetDesiredState(bgp.Desired{})
+	s.SetDesiredState(bgp.DesiredState{})
 	r.awaitRoute(t, servicePrefix, gracefulShutdownText)
 	awaitNoError(t, "the session ends", func() error {
 		if n := r.receivedNotifications(); len(n) != 1 || n[0].Subcode != message.CeaseDeconfigured {
@@ -174,19 +175,19 @@ func TestRemovedPeerIsDrained(t *testing.T) {
 		}
 		return nil
 	})
-	if got := r.recordedEvents(); !slices.Equal(got, []string{"+" + servicePrefix, "+" + servicePrefix, "-" + servicePrefix}) {
+	if got := r.recordedRouteEvents(); !slices.Equal(got, []string{"+" + servicePrefix, "+" + servicePrefix, "-" + servicePrefix}) {
 		t.Errorf("the router got %v", got)
 	}
 }
 
-// TestBFDStrictHoldsRoutesUntilBFDIsUp checks that a router gets routes only while the BFD session
-// is Up, and that BGP does not connect again and again while it is Down.
-func TestBFDStrictHoldsRoutesUntilBFDIsUp(t *testing.T) {
-	m := newMemoryTransport()
+// TestBFDStrictWithholdsRoutesUntilBFDIsUp checks that a router gets routes only while the BFD
+// session is Up, and that BGP does not connect again and again while it is Down.
+func TestBFDStrictWithholdsRoutesUntilBFDIsUp(t *testing.T) {
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
-	s := startMemorySpeaker(t, m)
+	s := startLoopbackSpeaker(t, m)
 	p := scriptedRouterPeer(func(p *intent.Peer) { p.BFDStrict, p.BFD = true, &intent.BFD{Multiplier: 3} })
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	awaitNoError(t, "the status says that BFD is missing", func() error {
 		if st := s.peerStatus("tor"); st.WithheldRouteReason.Reason != names.ReasonBFDDown || st.AnnouncedRouteCount != 0 {
@@ -194,26 +195,26 @@ func TestBFDStrictHoldsRoutesUntilBFDIsUp(t *testing.T) {
 		}
 		return nil
 	})
-	key := bfd.SessionKey{Peer: netip.MustParseAddr("192.0.2.1")}
-	s.bfd.change(session.Up, bfd.Event{Key: key, Up: true})
+	key := bfd.SessionKey{PeerAddress: netip.MustParseAddr("192.0.2.1")}
+	s.bfd.setStateAndSendEvent(session.Up, bfd.Event{Key: key, Up: true})
 	r.awaitRoute(t, servicePrefix, "")
-	s.bfd.change(session.Down, bfd.Event{Key: key, Cause: session.CauseDetectionExpired})
+	s.bfd.setStateAndSendEvent(session.Down, bfd.Event{Key: key, Cause: session.CauseDetectionExpired})
 	awaitNoError(t, "the session ended and is up again", func() error {
 		if st := s.peerStatus("tor"); st.EstablishedCount != 2 || st.State != bgp.Established {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
 	})
-	if st := s.peerStatus("tor"); st.WithheldRouteReason.Reason != names.ReasonBFDDown || r.route(servicePrefix) != "" {
-		t.Errorf("while BFD is Down the router has %q: %+v", r.route(servicePrefix), st)
+	if st := s.peerStatus("tor"); st.WithheldRouteReason.Reason != names.ReasonBFDDown || r.attributesOfRoute(servicePrefix) != "" {
+		t.Errorf("while BFD is Down the router has %q: %+v", r.attributesOfRoute(servicePrefix), st)
 	}
 	if n := len(r.receivedOpens()); n != 2 {
 		t.Errorf("the speaker connected %d times", n)
 	}
-	s.bfd.change(session.Up, bfd.Event{Key: key, Up: true})
+	s.bfd.setStateAndSendEvent(session.Up, bfd.Event{Key: key, Up: true})
 	r.awaitRoute(t, servicePrefix, "")
 	// The route is withdrawn with the end of the session, or by a message just before it.
-	got := r.recordedEvents()
+	got := r.recordedRouteEvents()
 	if len(got) == 3 && got[1] == "-"+servicePrefix {
 		got = slices.Delete(got, 1, 2)
 	}
@@ -222,19 +223,19 @@ func TestBFDStrictHoldsRoutesUntilBFDIsUp(t *testing.T) {
 	}
 }
 
-// TestRouterThatRestartsBFDWithTheSession checks that a new session survives a BFD session that
+// TestNewSessionSurvivesBFDRestartByRouter checks that a new session survives a BFD session that
 // the router starts again, and ends if BFD does not come Up.
-func TestRouterThatRestartsBFDWithTheSession(t *testing.T) {
-	m := newMemoryTransport()
+func TestNewSessionSurvivesBFDRestartByRouter(t *testing.T) {
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
-	s := startMemorySpeaker(t, m)
+	s := startLoopbackSpeaker(t, m)
 	p := scriptedRouterPeer(func(p *intent.Peer) { p.BFD = &intent.BFD{Multiplier: 3} })
-	key := bfd.SessionKey{Peer: netip.MustParseAddr("192.0.2.1")}
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	key := bfd.SessionKey{PeerAddress: netip.MustParseAddr("192.0.2.1")}
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
-	s.bfd.change(session.Down, bfd.Event{Key: key, Cause: session.CauseNeighbourDown})
-	s.bfd.change(session.Up, bfd.Event{Key: key, Up: true})
-	s.bfd.change(session.Down, bfd.Event{Key: key, Cause: session.CauseNeighbourDown})
+	s.bfd.setStateAndSendEvent(session.Down, bfd.Event{Key: key, Cause: session.CauseNeighbourSignalledDown})
+	s.bfd.setStateAndSendEvent(session.Up, bfd.Event{Key: key, Up: true})
+	s.bfd.setStateAndSendEvent(session.Down, bfd.Event{Key: key, Cause: session.CauseNeighbourSignalledDown})
 	if n := len(r.receivedOpens()); n != 1 {
 		t.Errorf("the speaker connected %d times", n)
 	}
@@ -250,8 +251,8 @@ func TestRouterThatRestartsBFDWithTheSession(t *testing.T) {
 	})
 }
 
-// change changes the state of all sessions.
-func (m *memoryBFD) change(state session.State, v bfd.Event) {
+// setStateAndSendEvent changes the state of all sessions.
+func (m *fakeBFDEngine) setStateAndSendEvent(state session.State, v bfd.Event) {
 	m.mu.Lock()
 	m.state = state
 	m.mu.Unlock()
@@ -260,15 +261,15 @@ func (m *memoryBFD) change(state session.State, v bfd.Event) {
 
 // TestRIBSaysWhatIsAnnouncedAndWhy checks the JSON for administrators.
 func TestRIBSaysWhatIsAnnouncedAndWhy(t *testing.T) {
-	m := newMemoryTransport()
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", func(o *message.OpenMessage) { o.ASN = 64512 })
-	s := startMemorySpeaker(t, m)
-	d := bgp.Desired{
-		Peers:  []intent.Peer{scriptedRouterPeer(dualStack, func(p *intent.Peer) { p.PeerASN = 64512 })},
+	s := startLoopbackSpeaker(t, m)
+	d := bgp.DesiredState{
+		Peers:  []intent.Peer{scriptedRouterPeer(makeDualStack, func(p *intent.Peer) { p.PeerASN = 64512 })},
 		Routes: exampleRoutes(servicePrefix, servicePrefixIPv6),
 	}
 	d.Peers = append(d.Peers, scriptedRouterPeer(func(p *intent.Peer) {
-		p.Name, p.LocalASN, p.Blocked = "blocked", 0, names.Explain(names.ReasonNodeLabel, "no label")
+		p.Name, p.LocalASN, p.BlockedExplanation = "blocked", 0, names.NewExplanation(names.ReasonNodeLabel, "no label")
 	}))
 	d.Routes[0].AdvertisementNames = []string{"all", "backup"}
 	d.Routes[0].Communities, d.Routes[0].MED, d.Routes[0].HasMED = []uint32{64512<<16 | 7}, 5, true
@@ -276,10 +277,10 @@ func TestRIBSaysWhatIsAnnouncedAndWhy(t *testing.T) {
 	r.awaitRoute(t, servicePrefix, "")
 	awaitNoError(t, "the RIB is complete", func() error {
 		all := s.RIBs(t.Context())
-		if len(all) != 2 || all[1].State != string(bgp.Established) {
+		if len(all) != 2 || all[1].SessionState != string(bgp.Established) {
 			return fmt.Errorf("%+v", all)
 		}
-		if all[0].Peer != "blocked" || len(all[0].Routes) != 0 {
+		if all[0].PeerName != "blocked" || len(all[0].Routes) != 0 {
 			return fmt.Errorf("%+v", all[0])
 		}
 		if all[1].RouterAddress != "192.0.2.1:179" || len(all[1].Routes) != 2 {
@@ -297,7 +298,7 @@ func TestRIBSaysWhatIsAnnouncedAndWhy(t *testing.T) {
 		}
 		return nil
 	})
-	s.end()
+	s.endEngine()
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	if got := s.RIBs(canceled); len(got) != 0 {

@@ -29,16 +29,16 @@ type Options struct {
 	Transport Transport
 	// Now is the clock.
 	Now func() time.Time
-	// BFD watches the paths to peers with a BFD profile. Only this Engine sets its sessions.
-	BFD BFDEngine
-	// BFDRequests finds routers that ask for a BFD session although their peer has no BFD profile;
-	// nil to find none.
-	BFDRequests BFDRequestFinder
-	Log         *slog.Logger
+	// BFDEngine watches the paths to peers with a BFD profile. Only this Engine sets its sessions.
+	BFDEngine BFDEngine
+	// BFDRequestSniffer finds routers that ask for a BFD session although their peer has no BFD
+	// profile; nil to find none.
+	BFDRequestSniffer BFDRequestSniffer
+	Log               *slog.Logger
 }
 
-// Desired is the desired state of all sessions.
-type Desired struct {
+// DesiredState is the desired state of all sessions.
+type DesiredState struct {
 	// Peers have distinct names.
 	Peers []intent.Peer
 	// Routes have distinct prefixes for each peer. Other Desired values share them: they are
@@ -53,72 +53,72 @@ type Desired struct {
 
 // Engine runs the desired sessions. Make it with New. Any goroutine may call Set, Status and Stop.
 type Engine struct {
-	options      Options
-	desired      *latest.Value[Desired]
-	stopRequests chan chan struct{}
+	options             Options
+	pendingDesiredState *latest.Value[DesiredState]
+	stopRequests        chan chan struct{}
 	// workerListRequests are answered with the workers.
-	workerListRequests chan chan<- []*worker
+	workerListRequests chan chan<- []*peerWorker
 	statusChanged      *latest.Wake
 
-	mu                 sync.Mutex // guards statusByPeer and bfdRequestsOfPeers
-	statusByPeer       map[string]PeerSessionStatus
-	bfdRequestsOfPeers bfdRequestsOfPeers
+	mu              sync.Mutex // guards statusByPeer and bfdStateOfPeers
+	statusByPeer    map[string]PeerSessionStatus
+	bfdStateOfPeers bfdStateOfPeers
 
 	// Only Run uses the following fields.
-	currentDesiredState  Desired       // the latest value from Set
-	nodeAddresses        []NodeAddress // of the node's links
-	addressesChanged     *latest.Wake
-	searchByDevice       map[string]*routerSearch
-	routerSearchResults  chan routerSearchResult
-	passiveListeners     *passiveListeners
-	workerByPeer         map[string]*worker
-	goroutines           sync.WaitGroup
-	peerNamesByBFDPath   map[bfd.SessionKey][]string // names of the peers on each path with BFD
-	lastSetBFDSessions   []bfd.SessionConfig         // the sessions last set
-	routersWithoutBFD    []netip.Addr                // to which the BFDRequestFinder listens
-	loggedFaultByBFDPath map[bfd.SessionKey]names.Explanation
+	currentDesiredState      DesiredState  // the latest value from Set
+	nodeAddresses            []NodeAddress // of the node's links
+	addressesChanged         *latest.Wake
+	routerSearchByDevice     map[string]*routerSearch
+	routerSearchResults      chan routerSearchResult
+	passiveListeners         *passiveListeners
+	workerByPeer             map[string]*peerWorker
+	goroutines               sync.WaitGroup
+	peerNamesByBFDSession    map[bfd.SessionKey][]string // names of the peers on each path with BFD
+	lastSetBFDSessions       []bfd.SessionConfig         // the sessions last set
+	routersOfPeersWithoutBFD []netip.Addr                // to which the BFDRequestSniffer listens
+	loggedFaultByBFDSession  map[bfd.SessionKey]names.Explanation
 }
 
 // NewEngine returns an Engine. It does nothing before Run.
 func NewEngine(o Options) *Engine {
 	return &Engine{
-		options:              o,
-		desired:              latest.NewValue[Desired](),
-		stopRequests:         make(chan chan struct{}),
-		workerListRequests:   make(chan chan<- []*worker),
-		statusChanged:        latest.NewWake(),
-		statusByPeer:         map[string]PeerSessionStatus{},
-		addressesChanged:     latest.NewWake(),
-		searchByDevice:       map[string]*routerSearch{},
-		passiveListeners:     newPassiveListeners(),
-		routerSearchResults:  make(chan routerSearchResult),
-		workerByPeer:         map[string]*worker{},
-		loggedFaultByBFDPath: map[bfd.SessionKey]names.Explanation{},
+		options:                 o,
+		pendingDesiredState:     latest.NewValue[DesiredState](),
+		stopRequests:            make(chan chan struct{}),
+		workerListRequests:      make(chan chan<- []*peerWorker),
+		statusChanged:           latest.NewWake(),
+		statusByPeer:            map[string]PeerSessionStatus{},
+		addressesChanged:        latest.NewWake(),
+		routerSearchByDevice:    map[string]*routerSearch{},
+		passiveListeners:        newPassiveListeners(),
+		routerSearchResults:     make(chan routerSearchResult),
+		workerByPeer:            map[string]*peerWorker{},
+		loggedFaultByBFDSession: map[bfd.SessionKey]names.Explanation{},
 	}
 }
 
 // SetDesiredState declares the desired state and returns at once. Only the latest value
 // counts. The caller must not change the value afterwards.
-func (e *Engine) SetDesiredState(d Desired) { e.desired.Put(d) }
+func (e *Engine) SetDesiredState(d DesiredState) { e.pendingDesiredState.Put(d) }
 
 // StatusChanged is ready to read after a Status changed in more than its message counts.
 func (e *Engine) StatusChanged() <-chan struct{} { return e.statusChanged.C() }
 
-// Status returns the Status of each session, sorted by peer.
-func (e *Engine) Status() []PeerSessionStatus {
+// SessionStatuses returns the Status of each session, sorted by peer.
+func (e *Engine) SessionStatuses() []PeerSessionStatus {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	paths := e.options.BFD.Status()
+	paths := e.options.BFDEngine.SessionStatuses()
 	out := make([]PeerSessionStatus, 0, len(e.statusByPeer))
 	for _, s := range e.statusByPeer {
 		s.Messages = s.messageCounter.currentCounts()
-		if k, ok := e.bfdRequestsOfPeers.bfdKeyByPeerName[s.PeerName]; ok {
-			s.BFDState, s.BFDFault = bfdPathState(paths, k)
-			if f, ok := e.bfdRequestsOfPeers.bfdFaultByPeerName[s.PeerName]; ok {
+		if k, ok := e.bfdStateOfPeers.bfdKeyByPeerName[s.PeerName]; ok {
+			s.BFDState, s.BFDFault = bfdSessionStateAndFault(paths, k)
+			if f, ok := e.bfdStateOfPeers.bfdFaultByPeerName[s.PeerName]; ok {
 				s.BFDFault = f
 			}
-		} else if slices.Contains(e.bfdRequestsOfPeers.routersAskingForBFD, s.RouterAddress.Addr().WithZone("")) {
-			s.BFDFault = names.Explain(names.ReasonBFDNotConfigured, "the router sends BFD packets, and BGPPeer %s has no bfdProfile: set one, or turn BFD off for this neighbour there", s.PeerName)
+		} else if slices.Contains(e.bfdStateOfPeers.routersAskingForBFD, s.RouterAddress.Addr().WithZone("")) {
+			s.BFDFault = names.NewExplanation(names.ReasonBFDNotConfigured, "the router sends BFD packets, and BGPPeer %s has no bfdProfile: set one, or turn BFD off for this neighbour there", s.PeerName)
 		}
 		out = append(out, s)
 	}
@@ -147,9 +147,9 @@ func (e *Engine) Stop(ctx context.Context) {
 // the process would, so that routers keep the routes where graceful restart was negotiated.
 func (e *Engine) Run(ctx context.Context) error {
 	defer e.goroutines.Wait()
-	defer e.passiveListeners.closeUnwanted(nil)
+	defer e.passiveListeners.closeListenersExcept(nil)
 	stopped := false
-	e.goroutines.Go(func() { e.options.Transport.WatchAddresses(ctx, e.addressesChanged.Signal) })
+	e.goroutines.Go(func() { e.options.Transport.WatchNodeAddresses(ctx, e.addressesChanged.Signal) })
 	addressCheck := time.NewTicker(addressCheckInterval)
 	defer addressCheck.Stop()
 	e.readNodeAddresses()
@@ -157,7 +157,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case d := <-e.desired.C():
+		case d := <-e.pendingDesiredState.C():
 			if stopped {
 				continue
 			}
@@ -172,17 +172,17 @@ func (e *Engine) Run(ctx context.Context) error {
 				e.applyDesiredState(ctx, e.currentDesiredState)
 			}
 		case c := <-e.passiveListeners.connections:
-			e.assignPassiveConnection(c)
+			e.passConnectionToPassivePeer(c)
 		case <-e.passiveListeners.retryTimer.C:
 			if !stopped {
 				e.applyDesiredState(ctx, e.currentDesiredState)
 			}
-		case v := <-e.options.BFD.Events():
+		case v := <-e.options.BFDEngine.Events():
 			e.forwardBFDEvent(v)
-		case <-e.options.BFD.StatusChanged():
+		case <-e.options.BFDEngine.StatusChanged():
 			e.logBFDFaults()
 			e.statusChanged.Signal()
-		case routers := <-e.heardRouters():
+		case routers := <-e.routersAskingForBFD():
 			e.recordRoutersAskingForBFD(routers)
 		case <-e.addressesChanged.C():
 			addressCheck.Reset(addressChangeDelay)
@@ -196,13 +196,13 @@ func (e *Engine) Run(ctx context.Context) error {
 		case done := <-e.stopRequests:
 			stopped = true
 			go stopWorkers(done, e.workerByPeer, e.currentDesiredState.NodeLeaving)
-			e.workerByPeer = map[string]*worker{}
+			e.workerByPeer = map[string]*peerWorker{}
 		}
 	}
 }
 
 // stopWorkers stops all workers in parallel.
-func stopWorkers(done chan struct{}, workers map[string]*worker, nodeLeaving bool) {
+func stopWorkers(done chan struct{}, workers map[string]*peerWorker, nodeLeaving bool) {
 	var stopping sync.WaitGroup
 	for _, w := range workers {
 		stopping.Go(func() {
@@ -216,7 +216,7 @@ func stopWorkers(done chan struct{}, workers map[string]*worker, nodeLeaving boo
 
 // passRouteChanges passes the changes of the routes to the workers. The worker of a peer that is
 // removed keeps its routes: it withdraws them in order.
-func (e *Engine) passRouteChanges(d *Desired) {
+func (e *Engine) passRouteChanges(d *DesiredState) {
 	changes := diffRoutesByPeer(e.currentDesiredState.Routes, d.Routes)
 	if changes == nil {
 		return
@@ -229,14 +229,14 @@ func (e *Engine) passRouteChanges(d *Desired) {
 }
 
 // differsOnlyInRoutes reports whether two values have the same peers and the same node.
-func differsOnlyInRoutes(a, b *Desired) bool {
+func differsOnlyInRoutes(a, b *DesiredState) bool {
 	return slices.Equal(a.Peers, b.Peers) && a.NodeLeaving == b.NodeLeaving && slices.Equal(a.NodeInternalIPs, b.NodeInternalIPs)
 }
 
 // applyDesiredState starts, updates and stops workers to match the desired state.
-func (e *Engine) applyDesiredState(ctx context.Context, d Desired) {
+func (e *Engine) applyDesiredState(ctx context.Context, d DesiredState) {
 	e.currentDesiredState = d
-	d.Peers = e.listenForPassivePeers(ctx, e.resolveUnnumberedPeers(ctx, e.keepEstablishedAddresses(d.Peers)))
+	d.Peers = e.listenForPassivePeers(ctx, e.resolveUnnumberedPeers(ctx, e.keepRouterOfEstablishedPeers(d.Peers)))
 	e.updateBFDSessions(d.Peers)
 	configured := map[string]bool{}
 	for _, p := range d.Peers {
@@ -269,7 +269,7 @@ const (
 // readNodeAddresses reads the addresses of the node's links and reports whether they differ from
 // the last ones. It keeps the last ones if they cannot be read.
 func (e *Engine) readNodeAddresses() (changed bool) {
-	addresses, err := e.options.Transport.ReadAddresses()
+	addresses, err := e.options.Transport.ReadNodeAddresses()
 	if err != nil {
 		e.options.Log.Warn("reading the addresses of this node", "error", err)
 		return false
@@ -282,8 +282,8 @@ func (e *Engine) readNodeAddresses() (changed bool) {
 }
 
 // startWorker starts the worker of a new peer.
-func (e *Engine) startWorker(ctx context.Context, p intent.Peer) *worker {
-	w := newWorker(e, p.Name)
+func (e *Engine) startWorker(ctx context.Context, p intent.Peer) *peerWorker {
+	w := newPeerWorker(e, p.Name)
 	e.workerByPeer[p.Name] = w
 	e.goroutines.Go(func() { w.run(ctx) })
 	return w
@@ -298,9 +298,9 @@ func (e *Engine) recordStatus(s PeerSessionStatus) {
 }
 
 // removeStatus drops the Status of a removed peer unless a new worker has taken the name.
-func (e *Engine) removeStatus(w *worker) {
+func (e *Engine) removeStatus(w *peerWorker) {
 	e.mu.Lock()
-	if e.statusByPeer[w.peerName].messageCounter == &w.counter {
+	if e.statusByPeer[w.peerName].messageCounter == &w.messageCounter {
 		delete(e.statusByPeer, w.peerName)
 	}
 	e.mu.Unlock()

@@ -29,7 +29,7 @@ func reasonOfFailure(err error) names.Reason {
 	var network net.Error
 	switch {
 	case errors.As(err, &refusal): // first, since a router says why only once
-		return reasonOfRefusal(refusal.notification)
+		return reasonOfRouterNotification(refusal.notification)
 	case errors.As(err, &fault):
 		return fault.reason
 	case errors.As(err, &own):
@@ -48,8 +48,8 @@ func reasonOfFailure(err error) names.Reason {
 	return names.ReasonNoSession
 }
 
-// reasonOfRefusal returns the Reason for a NOTIFICATION of the router.
-func reasonOfRefusal(n *message.Notification) names.Reason {
+// reasonOfRouterNotification returns the Reason for a NOTIFICATION of the router.
+func reasonOfRouterNotification(n *message.Notification) names.Reason {
 	switch {
 	case n.Code == message.CodeOpenMessageError && n.Subcode == 2:
 		return names.ReasonWrongASNumber

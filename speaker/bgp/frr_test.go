@@ -71,7 +71,7 @@ var frrCases = map[string]frrSessionCase{
 	"the internal number": {frrNeighbourConfig: "neighbor NODE4 remote-as 65000", editPeer: func(p *intent.Peer) { p.LocalASN, p.PeerASN, p.AcceptedASNs = 65000, 0, intent.AcceptInternalASN }},
 	"over IPv6": {
 		frrNeighbourConfig: "neighbor NODE6 remote-as 64512", frrAddressFamilyConfigs: fmt.Sprintf(frrActivateIPv6Template, "NODE6"),
-		editPeer: func(p *intent.Peer) { p.Address, p.IPv4, p.IPv6 = routerIPv6, false, true }, announcesIPv6Routes: true,
+		editPeer: func(p *intent.Peer) { p.Address, p.CarriesIPv4Routes, p.CarriesIPv6Routes = routerIPv6, false, true }, announcesIPv6Routes: true,
 		checkRoute: func(t *testing.T, h nodeOfSessionCase, _ bgp.PeerSessionStatus, p frrPath) {
 			if p.NextHops[0].IP != h.ipv6 {
 				t.Errorf("the next hop is %+v", p.NextHops)
@@ -79,7 +79,7 @@ var frrCases = map[string]frrSessionCase{
 		},
 	},
 	"both families over IPv4": {
-		frrNeighbourConfig: "neighbor NODE4 remote-as 64512", frrAddressFamilyConfigs: fmt.Sprintf(frrActivateIPv6Template, "NODE4"), editPeer: func(p *intent.Peer) { p.IPv6 = true }, announcesIPv4Routes: true, announcesIPv6Routes: true,
+		frrNeighbourConfig: "neighbor NODE4 remote-as 64512", frrAddressFamilyConfigs: fmt.Sprintf(frrActivateIPv6Template, "NODE4"), editPeer: func(p *intent.Peer) { p.CarriesIPv6Routes = true }, announcesIPv4Routes: true, announcesIPv6Routes: true,
 		checkRoute: func(t *testing.T, h nodeOfSessionCase, _ bgp.PeerSessionStatus, p frrPath) {
 			if p.NextHops[0].IP != h.ipv6 {
 				t.Errorf("the IPv6 next hop is %+v", p.NextHops)
@@ -88,7 +88,7 @@ var frrCases = map[string]frrSessionCase{
 	},
 	"both families over IPv6, with the link's IPv4 address as next hop": {
 		frrNeighbourConfig: "neighbor NODE6 remote-as 64512", frrAddressFamilyConfigs: fmt.Sprintf(frrActivateIPv6Template, "NODE6"),
-		editPeer: func(p *intent.Peer) { p.Address, p.IPv6 = routerIPv6, true }, announcesIPv6Routes: true, announcesIPv4Routes: true,
+		editPeer: func(p *intent.Peer) { p.Address, p.CarriesIPv6Routes = routerIPv6, true }, announcesIPv6Routes: true, announcesIPv4Routes: true,
 		checkRoute: func(t *testing.T, h nodeOfSessionCase, _ bgp.PeerSessionStatus, p frrPath) {
 			if p.NextHops[0].IP != h.ipv4 {
 				t.Errorf("the IPv4 next hop is %+v", p.NextHops)
@@ -146,7 +146,7 @@ func TestSessionsWithFRR(t *testing.T) {
 		families = append(families, address.Replace(frrCases[name].frrAddressFamilyConfigs))
 		at[name] = h
 	}
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(strings.Join(lines, "\n "), families...)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(strings.Join(lines, "\n "), families...)})
 	for _, name := range names {
 		c, h := frrCases[name], at[name]
 		t.Run(name, func(t *testing.T) {
@@ -157,7 +157,7 @@ func TestSessionsWithFRR(t *testing.T) {
 			if c.usesNodeSourceAddress {
 				p.SourceAddress = netip.MustParseAddr(h.ipv4)
 			}
-			s := startSpeaker(t, b.Host(fmt.Sprintf("node%d", 1+h.index)))
+			s := startSpeaker(t, b.NamespaceOfHost(fmt.Sprintf("node%d", 1+h.index)))
 			var prefixes []string
 			if c.announcesIPv6Routes {
 				prefixes = append(prefixes, fmt.Sprintf("2001:db8::%x/128", 1+h.index))
@@ -169,11 +169,11 @@ func TestSessionsWithFRR(t *testing.T) {
 			if c.announcesIPv4Routes && p.Address.Is4() {
 				slices.Reverse(prefixes)
 			}
-			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(prefixes...)})
+			s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(prefixes...)})
 			st := s.waitForEstablished("tor")
 			var got frrPath
 			for _, prefix := range prefixes {
-				got = waitForRoute(t, frr, prefix)
+				got = waitForFRRRoute(t, frr, prefix)
 			}
 			if c.checkRoute != nil {
 				c.checkRoute(t, h, st, got)
@@ -184,17 +184,17 @@ func TestSessionsWithFRR(t *testing.T) {
 
 func TestAttributesReachFRR(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	rs := exampleRoutes("198.51.100.1/32", "198.51.100.0/24")
 	rs[0].Attributes = intent.Attributes{
 		MED: 42, HasMED: true, PrependCount: 2, Communities: []uint32{64512<<16 | 7, 0xffffff01}, LargeCommunities: [][3]uint32{{64512, 1, 4294967295}},
 		ExtendedCommunities: [][8]byte{{0x00, 0x02, 0xfc, 0x00, 0, 0, 0, 9}}, // a route target
 	}
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: rs})
 	s.waitForEstablished("tor")
-	got := waitForRoute(t, frr, servicePrefix)
+	got := waitForFRRRoute(t, frr, servicePrefix)
 	want := frrPath{}
 	want.ASPath.String, want.Community.String = "64512 64512 64512", "64512:7 no-export"
 	want.Large.String, want.Extended.String = "64512:1:4294967295", "RT:64512:9"
@@ -202,15 +202,15 @@ func TestAttributesReachFRR(t *testing.T) {
 		got.Extended.String != want.Extended.String || got.MED == nil || *got.MED != 42 {
 		t.Errorf("the router has\n%+v, want\n%+v with MED 42", got, want)
 	}
-	if got := waitForRoute(t, frr, "198.51.100.0/24"); got.Community.String != "" {
+	if got := waitForFRRRoute(t, frr, "198.51.100.0/24"); got.Community.String != "" {
 		t.Errorf("the plain route has communities: %+v", got)
 	}
 	t.Run("a change of attributes is one UPDATE, and no reset", func(t *testing.T) {
 		before := s.peerStatus("tor").Messages.Sent.Updates
 		rs := exampleRoutes("198.51.100.1/32", "198.51.100.0/24")
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: rs})
 		awaitNoError(t, "the communities are removed", func() error {
-			if got := waitForRoute(t, frr, servicePrefix); got.Community.String != "" {
+			if got := waitForFRRRoute(t, frr, servicePrefix); got.Community.String != "" {
 				return fmt.Errorf("%+v", got)
 			}
 			return nil
@@ -220,16 +220,16 @@ func TestAttributesReachFRR(t *testing.T) {
 		}
 	})
 	t.Run("routes of a leaving node are announced with GRACEFUL_SHUTDOWN, then withdrawn", func(t *testing.T) {
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs, NodeLeaving: true})
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: rs, NodeLeaving: true})
 		awaitNoError(t, "the route has the community GRACEFUL_SHUTDOWN", func() error {
-			if got := waitForRoute(t, frr, servicePrefix); !strings.Contains(got.Community.String, "graceful-shutdown") {
+			if got := waitForFRRRoute(t, frr, servicePrefix); !strings.Contains(got.Community.String, "graceful-shutdown") {
 				return fmt.Errorf("%+v", got)
 			}
 			return nil
 		})
-		waitForNoRoute(t, frr, servicePrefix)
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
-		waitForRoute(t, frr, servicePrefix)
+		waitForNoFRRRoute(t, frr, servicePrefix)
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: rs})
+		waitForFRRRoute(t, frr, servicePrefix)
 	})
 }
 
@@ -238,19 +238,19 @@ func TestAttributesReachFRR(t *testing.T) {
 func startInternalRouterWithRoute(t *testing.T, edit func(*intent.Route)) *router.Router {
 	t.Helper()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000")})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000")})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.LocalASN = 65000
 	rs := exampleRoutes(servicePrefix)
 	edit(rs[0])
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: rs})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: rs})
 	return frr
 }
 
 func TestLocalPreferenceReachesInternalRouters(t *testing.T) {
 	frr := startInternalRouterWithRoute(t, func(r *intent.Route) { r.LocalPref = 250 })
-	if got := waitForRoute(t, frr, servicePrefix); got.LocalPref != 250 {
+	if got := waitForFRRRoute(t, frr, servicePrefix); got.LocalPref != 250 {
 		t.Errorf("the router has %+v, want localPref 250", got)
 	}
 }
@@ -259,50 +259,50 @@ func TestLocalPreferenceReachesInternalRouters(t *testing.T) {
 // here and then at the router, as docs/bgp.md says.
 func TestPasswordOfAnOpenSessionCanChange(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.11 password old")})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.11 password old")})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.Password = "wrong"
 	p.HoldTime = 9 * time.Second
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "Is the password the same on both sides?")
 	p.Password = "old"
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
-	waitForRoute(t, frr, servicePrefix)
-	p.Blocked = names.Explanation{Reason: "UnknownSecret", Text: "the Secret is missing"}
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
-	waitForRoute(t, frr, "198.51.100.2/32") // a missing Secret ends no session
-	p.Blocked, p.Password = names.Explanation{}, "new"
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.3/32")})
+	waitForFRRRoute(t, frr, servicePrefix)
+	p.BlockedExplanation = names.Explanation{Reason: "UnknownSecret", Text: "the Secret is missing"}
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
+	waitForFRRRoute(t, frr, "198.51.100.2/32") // a missing Secret ends no session
+	p.BlockedExplanation, p.Password = names.Explanation{}, "new"
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.3/32")})
 	p.Password = "old" // the edit is reverted before the router has it
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.3/32")})
-	waitForRoute(t, frr, "198.51.100.3/32")
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.3/32")})
+	waitForFRRRoute(t, frr, "198.51.100.3/32")
 	if st := s.peerStatus("tor"); st.EstablishedCount != 1 {
 		t.Errorf("the session was established %d times", st.EstablishedCount)
 	}
 	p.Password = "new"
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.4/32")})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.4/32")})
 	if err := frr.ChangeRunningConfig(t.Context(), "router bgp 65000\n neighbor 192.168.0.11 password new\n"); err != nil {
 		t.Fatal(err)
 	}
-	waitForRoute(t, frr, "198.51.100.4/32") // FRR itself resets the session for it
+	waitForFRRRoute(t, frr, "198.51.100.4/32") // FRR itself resets the session for it
 }
 
 // TestResetWithGracefulNotificationKeepsRoutes changes the OPEN, which
 // resets the session. With RFC 8538 the router keeps the routes.
 func TestResetWithGracefulNotificationKeepsRoutes(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart", " bgp graceful-restart notification")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart", " bgp graceful-restart notification")})
 	p := exampleExternalPeer()
 	p.GracefulRestart, p.RestartTime = true, 120*time.Second
-	s := startSpeaker(t, b.Host("node1"))
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
-	waitForRoute(t, frr, servicePrefix)
+	waitForFRRRoute(t, frr, servicePrefix)
 	for i := range 3 {
 		p.HoldTime = time.Duration(60+i) * time.Second // is in the OPEN
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 		awaitNoError(t, "the session is established again", func() error {
 			got := frrPaths(t, frr, servicePrefix)
 			if len(got) == 0 {
@@ -318,29 +318,29 @@ func TestResetWithGracefulNotificationKeepsRoutes(t *testing.T) {
 
 func TestConfigurationErrorsAreExplained(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.PeerASN = 65001
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "its AS number is 65000, and the BGPPeer asks for 65001")
 	p.PeerASN, p.LocalASN = 65000, 64513
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "bad peer AS")
-	p.LocalASN, p.Blocked = 64512, names.Explanation{Reason: "UnknownSecret", Text: "no password"}
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	p.LocalASN, p.BlockedExplanation = 64512, names.Explanation{Reason: "UnknownSecret", Text: "no password"}
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "no password")
 	if st := s.peerStatus("tor"); st.NotConnectingReason != "UnknownSecret" {
 		t.Errorf("the reason is %q", st.NotConnectingReason)
 	}
-	p.Blocked, p.SourceAddress = names.Explanation{}, netip.MustParseAddr("192.0.2.99")
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	p.BlockedExplanation, p.SourceAddress = names.Explanation{}, netip.MustParseAddr("192.0.2.99")
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "no interface of this node has that address")
 	p.SourceAddress, p.Device = netip.Addr{}, "blue"
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", `this node has no link or VRF "blue"`)
 	p.Device = ""
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	if st := s.waitForEstablished("tor"); st.NotConnectingReason != "" {
 		t.Errorf("the reason is still %q", st.NotConnectingReason)
 	}
@@ -350,16 +350,16 @@ func TestConfigurationErrorsAreExplained(t *testing.T) {
 	s.waitForError("tor", "maintenance")
 }
 
-func TestStopWithdrawsRoutes(t *testing.T) {
+func TestSpeakerStopWithdrawsRoutes(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart", " bgp graceful-restart preserve-fw-state")})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart", " bgp graceful-restart preserve-fw-state")})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
-	waitForRoute(t, frr, servicePrefix)
+	waitForFRRRoute(t, frr, servicePrefix)
 	s.Stop(t.Context())
-	waitForNoRoute(t, frr, servicePrefix)
+	waitForNoFRRRoute(t, frr, servicePrefix)
 	out, err := frr.RunShowCommand(t.Context(), "show bgp neighbors 192.168.0.11")
 	if err != nil || !strings.Contains(string(out), "the speaker stops") && !strings.Contains(string(out), "Administrative Shutdown") {
 		t.Errorf("the router does not show why the session ended (%v):\n%s", err, out)
@@ -370,16 +370,16 @@ func TestStopWithdrawsRoutes(t *testing.T) {
 // crashes or leaves.
 func TestRouterKeepsRoutesOverSpeakerRestart(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart")})
 	p := exampleExternalPeer()
 	p.GracefulRestart, p.RestartTime = true, 120*time.Second
-	desired := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")}
-	s := startSpeaker(t, b.Host("node1"))
+	desired := bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")}
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	s.SetDesiredState(desired)
 	if st := s.waitForEstablished("tor"); !st.RouterKeepsRoutesOverRestart {
 		t.Fatalf("graceful restart was not negotiated: %+v", st)
 	}
-	waitForRoute(t, frr, servicePrefix)
+	waitForFRRRoute(t, frr, servicePrefix)
 	for _, how := range []struct {
 		name string
 		end  func(s *testSpeaker)
@@ -394,23 +394,23 @@ func TestRouterKeepsRoutesOverSpeakerRestart(t *testing.T) {
 			}
 			return nil
 		})
-		s = startSpeaker(t, b.Host("node1"))
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+		s = startSpeaker(t, b.NamespaceOfHost("node1"))
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 		s.waitForEstablished("tor")
-		waitForNoRoute(t, frr, "198.51.100.2/32") // the End-of-RIB removes stale routes
-		if got := waitForRoute(t, frr, servicePrefix); got.Stale {
+		waitForNoFRRRoute(t, frr, "198.51.100.2/32") // the End-of-RIB removes stale routes
+		if got := waitForFRRRoute(t, frr, servicePrefix); got.Stale {
 			t.Errorf("%s: the route is stale after the restart: %+v", how.name, got)
 		}
 		s.SetDesiredState(desired)
-		waitForRoute(t, frr, "198.51.100.2/32")
+		waitForFRRRoute(t, frr, "198.51.100.2/32")
 	}
 	leaving := desired
 	leaving.NodeLeaving = true
 	s.SetDesiredState(leaving)
-	waitForNoRoute(t, frr, servicePrefix)
+	waitForNoFRRRoute(t, frr, servicePrefix)
 	s.SetDesiredState(desired)
-	waitForRoute(t, frr, servicePrefix)
+	waitForFRRRoute(t, frr, servicePrefix)
 	s.SetDesiredState(leaving)
 	s.Stop(t.Context())
-	waitForNoRoute(t, frr, servicePrefix)
+	waitForNoFRRRoute(t, frr, servicePrefix)
 }

@@ -24,10 +24,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// hostTransport is the tcp.Transport in the network namespace of a lab host.
-type hostTransport struct{ netns.Path }
+// netnsTransport is the tcp.Transport in the network namespace of a lab host.
+type netnsTransport struct{ netns.Path }
 
-func (n hostTransport) Dial(ctx context.Context, t bgp.DialOptions) (c bgp.Conn, err error) {
+func (n netnsTransport) Dial(ctx context.Context, t bgp.DialOptions) (c bgp.Conn, err error) {
 	err = n.RunInside(func() (err error) {
 		// The runtime caches the links of another namespace by name.
 		if zone := t.RouterAddress.Addr().Zone(); zone != "" {
@@ -43,7 +43,7 @@ func (n hostTransport) Dial(ctx context.Context, t bgp.DialOptions) (c bgp.Conn,
 	return c, err
 }
 
-func (n hostTransport) Listen(ctx context.Context, o bgp.ListenOptions) (l bgp.Listener, err error) {
+func (n netnsTransport) Listen(ctx context.Context, o bgp.ListenOptions) (l bgp.Listener, err error) {
 	err = n.RunInside(func() (err error) {
 		l, err = tcp.Transport{}.Listen(ctx, o)
 		return err
@@ -51,24 +51,24 @@ func (n hostTransport) Listen(ctx context.Context, o bgp.ListenOptions) (l bgp.L
 	return l, err
 }
 
-func (n hostTransport) FindRouterOnLink(ctx context.Context, device string, report func(netip.Addr, error)) {
+func (n netnsTransport) WatchRouterOnLink(ctx context.Context, device string, report func(netip.Addr, error)) {
 	_ = n.RunInside(func() error {
-		tcp.Transport{}.FindRouterOnLink(ctx, device, report)
+		tcp.Transport{}.WatchRouterOnLink(ctx, device, report)
 		return nil
 	})
 }
 
-func (n hostTransport) ReadAddresses() (out []bgp.NodeAddress, err error) {
+func (n netnsTransport) ReadNodeAddresses() (out []bgp.NodeAddress, err error) {
 	err = n.RunInside(func() (err error) {
-		out, err = tcp.Transport{}.ReadAddresses()
+		out, err = tcp.Transport{}.ReadNodeAddresses()
 		return err
 	})
 	return out, err
 }
 
-func (n hostTransport) WatchAddresses(ctx context.Context, changed func()) {
+func (n netnsTransport) WatchNodeAddresses(ctx context.Context, changed func()) {
 	_ = n.RunInside(func() error {
-		tcp.Transport{}.WatchAddresses(ctx, changed)
+		tcp.Transport{}.WatchNodeAddresses(ctx, changed)
 		return nil
 	})
 }
@@ -141,7 +141,7 @@ func startSpeaker(t *testing.T, host netns.Path) *testSpeaker {
 	}
 	transport := &killableTransport{Transport: bfdTransport}
 	bfdEngine := bfd.NewEngine(transport, time.Now, 1)
-	e := bgp.NewEngine(bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: hostTransport{host}, Now: time.Now, BFD: bfdEngine, Log: log})
+	e := bgp.NewEngine(bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: netnsTransport{host}, Now: time.Now, BFDEngine: bfdEngine, Log: log})
 	ctx, cancel := context.WithCancel(t.Context())
 	bfdDone, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -163,7 +163,7 @@ func startSpeaker(t *testing.T, host netns.Path) *testSpeaker {
 
 // peerStatus returns the Status of a peer.
 func (s *testSpeaker) peerStatus(peer string) bgp.PeerSessionStatus {
-	for _, st := range s.Status() {
+	for _, st := range s.SessionStatuses() {
 		if st.PeerName == peer {
 			return st
 		}
@@ -215,7 +215,7 @@ func awaitNoError(t testing.TB, what string, check func() error) {
 func exampleExternalPeer() intent.Peer {
 	return intent.Peer{
 		Name: "tor", Address: netip.MustParseAddr("192.168.0.1"), Port: 179, LocalASN: 64512, PeerASN: 65000,
-		HoldTime: 90 * time.Second, IPv4: true,
+		HoldTime: 90 * time.Second, CarriesIPv4Routes: true,
 	}
 }
 
@@ -273,8 +273,8 @@ func frrPaths(t *testing.T, r *router.Router, prefix string) []frrPath {
 	return table.Paths
 }
 
-// waitForRoute waits until FRR has exactly one valid path to the prefix, and returns it.
-func waitForRoute(t *testing.T, r *router.Router, prefix string) frrPath {
+// waitForFRRRoute waits until FRR has exactly one valid path to the prefix, and returns it.
+func waitForFRRRoute(t *testing.T, r *router.Router, prefix string) frrPath {
 	t.Helper()
 	var p frrPath
 	awaitNoError(t, "the router has "+prefix, func() error {
@@ -288,8 +288,8 @@ func waitForRoute(t *testing.T, r *router.Router, prefix string) frrPath {
 	return p
 }
 
-// waitForNoRoute waits until FRR has no path to the prefix.
-func waitForNoRoute(t *testing.T, r *router.Router, prefix string) {
+// waitForNoFRRRoute waits until FRR has no path to the prefix.
+func waitForNoFRRRoute(t *testing.T, r *router.Router, prefix string) {
 	t.Helper()
 	awaitNoError(t, "the router has no "+prefix, func() error {
 		if all := frrPaths(t, r, prefix); len(all) > 0 {
@@ -302,7 +302,7 @@ func waitForNoRoute(t *testing.T, r *router.Router, prefix string) {
 // redirectPort1179To179 makes the router accept BGP on port 1179 as well.
 func redirectPort1179To179(t *testing.T, b *router.Harness) {
 	t.Helper()
-	err := b.Host("router").RunInside(func() error {
+	err := b.NamespaceOfHost("router").RunInside(func() error {
 		out, err := exec.Command("nft", "add table ip t; add chain ip t c { type nat hook prerouting priority -100; }; add rule ip t c tcp dport 1179 redirect to :179").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)

@@ -85,8 +85,8 @@ const floodMessageCount = 4000
 
 // hostileBehaviour is what a router does on a connection, and what the session's last error says.
 type hostileBehaviour struct {
-	behave func(c net.Conn)
-	want   string // in the last error
+	handleConnection func(c net.Conn)
+	wantErrorText    string // in the last error
 }
 
 // newHostileBehaviours returns the behaviours by name. One of them floods, and reports the end of
@@ -152,16 +152,16 @@ func newHostileBehaviours(t *testing.T, flooded chan<- error) map[string]hostile
 // every kind of misbehaving router at once, and to a good one.
 func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	flooded := make(chan error, 1)
 	behaviours := newHostileBehaviours(t, flooded)
-	s := startSpeaker(t, b.Host("node1"))
-	d := bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: exampleRoutes(servicePrefix)}
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
+	d := bgp.DesiredState{Peers: []intent.Peer{exampleExternalPeer()}, Routes: exampleRoutes(servicePrefix)}
 	rogues := map[string]*hostileRouter{}
 	port := uint16(2000)
 	for name, bad := range behaviours {
 		port++
-		rogues[name] = startHostileRouter(t, b.Host("router"), port, bad.behave)
+		rogues[name] = startHostileRouter(t, b.NamespaceOfHost("router"), port, bad.handleConnection)
 		p := exampleExternalPeer()
 		p.Name, p.Port = name, port
 		d.Peers = append(d.Peers, p)
@@ -173,13 +173,13 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
-	waitForRoute(t, frr, servicePrefix)
+	waitForFRRRoute(t, frr, servicePrefix)
 	for name, bad := range behaviours {
-		if bad.want == "" {
+		if bad.wantErrorText == "" {
 			continue
 		}
 		awaitNoError(t, "the error of the hostile router \""+name+"\" is reported", func() error {
-			if st := s.peerStatus(name); !strings.Contains(st.LastError, bad.want) {
+			if st := s.peerStatus(name); !strings.Contains(st.LastError, bad.wantErrorText) {
 				return fmt.Errorf("it is %s: %q", st.State, st.LastError)
 			}
 			return nil
@@ -212,7 +212,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	}
 	d.Routes = append(d.Routes, exampleRoutes("198.51.100.2/32")...)
 	s.SetDesiredState(d)
-	waitForRoute(t, frr, "198.51.100.2/32")
+	waitForFRRRoute(t, frr, "198.51.100.2/32")
 }
 
 // TestSessionReconnectsAtOnce closes an established session several
@@ -220,7 +220,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 func TestSessionReconnectsAtOnce(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
 	hung := make(chan net.Conn, 16)
-	bad := startHostileRouter(t, b.Host("router"), 2001, func(c net.Conn) {
+	bad := startHostileRouter(t, b.NamespaceOfHost("router"), 2001, func(c net.Conn) {
 		if sendOpenAndKeepalive(c, 90) == nil {
 			hung <- c
 		}
@@ -229,10 +229,10 @@ func TestSessionReconnectsAtOnce(t *testing.T) {
 			return
 		}
 	})
-	s := startSpeaker(t, b.Host("node1"))
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.Port = bad.port
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	for i := range 3 {
 		c := <-hung
 		awaitNoError(t, "the session is up", func() error {

@@ -14,13 +14,13 @@ import (
 // TestLeavingNodeAnnouncesNothingAtItsStart checks that a node which is leaving or excluded when
 // its speaker starts, or when a peer is added, never enters the router's table.
 func TestLeavingNodeAnnouncesNothingAtItsStart(t *testing.T) {
-	m := newMemoryTransport()
+	m := newLoopbackTransport()
 	first, second := m.addRouter(t, "192.0.2.1", nil), m.addRouter(t, "192.0.2.2", nil)
-	s := startMemorySpeaker(t, m)
-	d := bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true}
+	s := startLoopbackSpeaker(t, m)
+	d := bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true}
 	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
-	added := scriptedRouterPeer(func(p *intent.Peer) { p.Name, p.Address = "tor2", m.routerAddress(second) })
+	added := scriptedRouterPeer(func(p *intent.Peer) { p.Name, p.Address = "tor2", m.addressOfRouter(second) })
 	d.Peers = append(slices.Clone(d.Peers), added)
 	d.Routes = []*intent.Route{{Prefix: d.Routes[0].Prefix, PeerNames: []string{"tor", "tor2"}}}
 	s.SetDesiredState(d)
@@ -34,7 +34,7 @@ func TestLeavingNodeAnnouncesNothingAtItsStart(t *testing.T) {
 	})
 	s.Stop(t.Context())
 	for _, r := range []*scriptedRouter{first, second} {
-		if got := r.recordedEvents(); len(got) > 0 {
+		if got := r.recordedRouteEvents(); len(got) > 0 {
 			t.Errorf("the router got %v, want nothing", got)
 		}
 		awaitNoError(t, "the router gets a Cease", func() error {
@@ -48,10 +48,10 @@ func TestLeavingNodeAnnouncesNothingAtItsStart(t *testing.T) {
 
 // TestNodeNoLongerLeavingAnnouncesAgain checks the way back.
 func TestNodeNoLongerLeavingAnnouncesAgain(t *testing.T) {
-	m := newMemoryTransport()
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
-	s := startMemorySpeaker(t, m)
-	d := bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true}
+	s := startLoopbackSpeaker(t, m)
+	d := bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true}
 	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
 	d.NodeLeaving = false
@@ -62,12 +62,12 @@ func TestNodeNoLongerLeavingAnnouncesAgain(t *testing.T) {
 // TestStopOfALeavingNodeWithdrawsItsRoutes checks that the router keeps no routes of a node that
 // starts to leave in the moment in which its speaker stops, although graceful restart is agreed.
 func TestStopOfALeavingNodeWithdrawsItsRoutes(t *testing.T) {
-	m := newMemoryTransport()
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", func(o *message.OpenMessage) {
 		o.GracefulRestart = &message.GracefulRestartCapability{ForwardingKeptByFamily: map[message.AFI]bool{}}
 	})
-	s := startMemorySpeaker(t, m)
-	d := bgp.Desired{
+	s := startLoopbackSpeaker(t, m)
+	d := bgp.DesiredState{
 		Peers:  []intent.Peer{scriptedRouterPeer(func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, time.Minute })},
 		Routes: exampleRoutes(servicePrefix),
 	}

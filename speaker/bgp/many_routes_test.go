@@ -42,12 +42,12 @@ func countRoutesAndUpdatesFromNode(t *testing.T, r *router.Router) (routes, upda
 func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 	const many = 10000
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s.Engine)
 	p := exampleExternalPeer()
-	d := bgp.Desired{Peers: []intent.Peer{p}}
+	d := bgp.DesiredState{Peers: []intent.Peer{p}}
 	for i := range many {
 		d.Routes = append(d.Routes, &intent.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 32), PeerNames: []string{"tor"}})
 	}
@@ -75,7 +75,7 @@ func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 	d.Peers = []intent.Peer{p}
 	d.Routes = append([]*intent.Route{{Prefix: netip.MustParsePrefix(servicePrefix), PeerNames: []string{"tor"}}}, d.Routes...)
 	s.SetDesiredState(d)
-	waitForRoute(t, frr, servicePrefix)
+	waitForFRRRoute(t, frr, servicePrefix)
 	if _, after := countRoutesAndUpdatesFromNode(t, frr); after != before+2 {
 		t.Errorf("two changes of one route each cost %d UPDATEs", after-before)
 	}
@@ -99,16 +99,16 @@ func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 // possible and checks the router's routes at the end.
 func TestRandomEditsKeepSession(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	random := rand.New(rand.NewPCG(7, 9))
 	var want map[string]int // the metric of each route
 	for range 1000 {
 		want = map[string]int{}
-		var d bgp.Desired
+		var d bgp.DesiredState
 		p.MaxReconnectDelay, p.KeepaliveTime = time.Duration(random.IntN(9))*time.Second, time.Duration(random.IntN(9))*time.Second
 		d.Peers = []intent.Peer{p}
 		for i := range 20 {

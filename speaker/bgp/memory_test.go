@@ -24,32 +24,32 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// memoryTransport connects an Engine to routers of the test, over TCP on the loopback. The engine
+// loopbackTransport connects an Engine to routers of the test, over TCP on the loopback. The engine
 // sees the addresses that the test gives both ends.
-type memoryTransport struct {
+type loopbackTransport struct {
 	localIP netip.Addr // of the node, on every session
 
-	mu               sync.Mutex
-	routers          map[netip.Addr]*scriptedRouter
-	addresses        []bgp.NodeAddress
-	addressesChanged func()
-	listeners        map[string]*memoryListener // by device
-	routersOnLink    map[string]netip.Addr
-	refusedPasswords map[netip.Addr]error
+	mu                    sync.Mutex
+	routers               map[netip.Addr]*scriptedRouter
+	nodeAddresses         []bgp.NodeAddress
+	addressesChanged      func()
+	listeners             map[string]*loopbackListener // by device
+	routerByLink          map[string]netip.Addr
+	passwordErrorByRouter map[netip.Addr]error
 }
 
-// memoryConn is a connection with the addresses of the test.
-type memoryConn struct {
+// loopbackConn is a connection with the addresses of the test.
+type loopbackConn struct {
 	*net.TCPConn
 	local, remote netip.Addr
 }
 
-func (memoryConn) SetPassword(string) error                   { return nil }
-func (memoryConn) SetTTLAndMinReceivedTTL(uint8, uint8) error { return nil }
-func (c memoryConn) RemoteIP() netip.Addr                     { return c.remote }
-func (c memoryConn) LocalIP() netip.Addr                      { return c.local }
+func (loopbackConn) SetPassword(string) error                   { return nil }
+func (loopbackConn) SetTTLAndMinReceivedTTL(uint8, uint8) error { return nil }
+func (c loopbackConn) RemoteIP() netip.Addr                     { return c.remote }
+func (c loopbackConn) LocalIP() netip.Addr                      { return c.local }
 
-func (m *memoryTransport) Dial(ctx context.Context, o bgp.DialOptions) (bgp.Conn, error) {
+func (m *loopbackTransport) Dial(ctx context.Context, o bgp.DialOptions) (bgp.Conn, error) {
 	m.mu.Lock()
 	r := m.routers[o.RouterAddress.Addr()]
 	m.mu.Unlock()
@@ -65,31 +65,31 @@ func (m *memoryTransport) Dial(ctx context.Context, o bgp.DialOptions) (bgp.Conn
 	if o.LocalAddress.IsValid() {
 		local = o.LocalAddress
 	}
-	return memoryConn{c.(*net.TCPConn), local, o.RouterAddress.Addr()}, nil
+	return loopbackConn{c.(*net.TCPConn), local, o.RouterAddress.Addr()}, nil
 }
 
-func (m *memoryTransport) ReadAddresses() ([]bgp.NodeAddress, error) {
+func (m *loopbackTransport) ReadNodeAddresses() ([]bgp.NodeAddress, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.Clone(m.addresses), nil
+	return slices.Clone(m.nodeAddresses), nil
 }
 
-func (m *memoryTransport) WatchAddresses(ctx context.Context, changed func()) {
+func (m *loopbackTransport) WatchNodeAddresses(ctx context.Context, changed func()) {
 	m.mu.Lock()
 	m.addressesChanged = changed
 	m.mu.Unlock()
 	<-ctx.Done()
 }
 
-// setAddresses replaces the node's addresses. Each text is an address with its prefix length and a
-// link, such as "192.0.2.11/24 eth0".
-func (m *memoryTransport) setAddresses(texts ...string) {
+// setNodeAddresses replaces the node's addresses. Each text is an address with its prefix length
+// and a link, such as "192.0.2.11/24 eth0".
+func (m *loopbackTransport) setNodeAddresses(texts ...string) {
 	var out []bgp.NodeAddress
 	for _, text := range texts {
-		out = append(out, nodeAddress(text))
+		out = append(out, parseNodeAddress(text))
 	}
 	m.mu.Lock()
-	m.addresses = out
+	m.nodeAddresses = out
 	changed := m.addressesChanged
 	m.mu.Unlock()
 	if changed != nil {
@@ -97,7 +97,7 @@ func (m *memoryTransport) setAddresses(texts ...string) {
 	}
 }
 
-func nodeAddress(text string) bgp.NodeAddress {
+func parseNodeAddress(text string) bgp.NodeAddress {
 	fields := strings.Fields(text)
 	a := bgp.NodeAddress{Prefix: netip.MustParsePrefix(fields[0]), LinkName: fields[1]}
 	for _, f := range fields[2:] {
@@ -112,34 +112,34 @@ func nodeAddress(text string) bgp.NodeAddress {
 	return a
 }
 
-// memoryListener accepts connections of the test.
-type memoryListener struct {
-	transport *memoryTransport
+// loopbackListener accepts connections of the test.
+type loopbackListener struct {
+	transport *loopbackTransport
 	accepted  chan bgp.Conn
 }
 
-func (l *memoryListener) AcceptedConnections() <-chan bgp.Conn { return l.accepted }
-func (l *memoryListener) Close()                               {}
-func (l *memoryListener) SetRouterPassword(router netip.Addr, password string) error {
+func (l *loopbackListener) AcceptedConnections() <-chan bgp.Conn { return l.accepted }
+func (l *loopbackListener) Close()                               {}
+func (l *loopbackListener) SetRouterPassword(router netip.Addr, password string) error {
 	l.transport.mu.Lock()
 	defer l.transport.mu.Unlock()
 	if password == "" {
 		return nil
 	}
-	return l.transport.refusedPasswords[router]
+	return l.transport.passwordErrorByRouter[router]
 }
 
-func (m *memoryTransport) Listen(_ context.Context, o bgp.ListenOptions) (bgp.Listener, error) {
+func (m *loopbackTransport) Listen(_ context.Context, o bgp.ListenOptions) (bgp.Listener, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	l := &memoryListener{m, make(chan bgp.Conn)}
+	l := &loopbackListener{m, make(chan bgp.Conn)}
 	m.listeners[o.BindDevice] = l
 	return l, nil
 }
 
-func (m *memoryTransport) FindRouterOnLink(ctx context.Context, device string, report func(netip.Addr, error)) {
+func (m *loopbackTransport) WatchRouterOnLink(ctx context.Context, device string, report func(netip.Addr, error)) {
 	m.mu.Lock()
-	a := m.routersOnLink[device]
+	a := m.routerByLink[device]
 	m.mu.Unlock()
 	if a.IsValid() {
 		report(a, nil)
@@ -152,69 +152,70 @@ func (m *memoryTransport) FindRouterOnLink(ctx context.Context, device string, r
 // scriptedRouter is a router that a test controls. It records what the speaker sends.
 type scriptedRouter struct {
 	listener net.Listener
-	// answer returns the answer to an OPEN; the router then closes the connection unless keep.
-	answer func(received message.OpenMessage) (answer []byte, keep bool)
+	// answerOpen returns the answer to an OPEN; the router then closes the connection unless keep.
+	answerOpen func(received message.OpenMessage) (answerOpen []byte, keep bool)
 
-	// parked, if not nil, makes the router read nothing after the OPEN until it is closed.
-	parked <-chan struct{}
+	// readsNothingUntil, if not nil, makes the router read nothing after the OPEN until it is
+	// closed.
+	readsNothingUntil <-chan struct{}
 
-	mu            sync.Mutex
-	opens         []message.OpenMessage
-	events        []string // routes and withdrawals in their order
-	notifications []*message.Notification
-	lastRoutes    []byte            // the latest UPDATE with routes
-	routes        map[string]string // attributes by prefix
-	conn          net.Conn          // the latest
+	mu                   sync.Mutex
+	opens                []message.OpenMessage
+	routeEvents          []string // routes and withdrawals in their order
+	notifications        []*message.Notification
+	lastUpdateWithRoutes []byte            // the latest UPDATE with routes
+	attributesByPrefix   map[string]string // attributes by prefix
+	conn                 net.Conn          // the latest
 }
 
-// memorySpeaker is an Engine with a memoryTransport.
-type memorySpeaker struct {
+// loopbackSpeaker is an Engine with a loopbackTransport.
+type loopbackSpeaker struct {
 	*testSpeaker
-	transport *memoryTransport
-	bfd       *memoryBFD
-	end       func()
+	transport *loopbackTransport
+	bfd       *fakeBFDEngine
+	endEngine func()
 }
 
-// memoryBFD is a BFD engine whose events the test makes.
-type memoryBFD struct {
-	mu       sync.Mutex
-	sessions []bfd.SessionConfig
-	state    session.State
-	events   chan bfd.Event
-	changed  chan struct{}
+// fakeBFDEngine is a BFD engine whose events the test makes.
+type fakeBFDEngine struct {
+	mu            sync.Mutex
+	sessions      []bfd.SessionConfig
+	state         session.State
+	events        chan bfd.Event
+	statusChanged chan struct{}
 }
 
-func (m *memoryBFD) SetSessions(s []bfd.SessionConfig) {
+func (m *fakeBFDEngine) SetSessions(s []bfd.SessionConfig) {
 	m.mu.Lock()
 	m.sessions = s
 	m.mu.Unlock()
 }
-func (m *memoryBFD) Events() <-chan bfd.Event       { return m.events }
-func (m *memoryBFD) StatusChanged() <-chan struct{} { return m.changed }
-func (m *memoryBFD) Status() []bfd.Status {
+func (m *fakeBFDEngine) Events() <-chan bfd.Event       { return m.events }
+func (m *fakeBFDEngine) StatusChanged() <-chan struct{} { return m.statusChanged }
+func (m *fakeBFDEngine) SessionStatuses() []bfd.SessionStatus {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var out []bfd.Status
+	var out []bfd.SessionStatus
 	for _, s := range m.sessions {
-		out = append(out, bfd.Status{SessionConfig: s, MachineView: session.MachineView{State: m.state}})
+		out = append(out, bfd.SessionStatus{SessionConfig: s, MachineStatus: session.MachineStatus{State: m.state}})
 	}
 	return out
 }
 
-func newMemoryTransport() *memoryTransport {
-	m := &memoryTransport{
-		localIP: netip.MustParseAddr("192.0.2.11"), routers: map[netip.Addr]*scriptedRouter{}, listeners: map[string]*memoryListener{},
-		routersOnLink: map[string]netip.Addr{}, refusedPasswords: map[netip.Addr]error{},
+func newLoopbackTransport() *loopbackTransport {
+	m := &loopbackTransport{
+		localIP: netip.MustParseAddr("192.0.2.11"), routers: map[netip.Addr]*scriptedRouter{}, listeners: map[string]*loopbackListener{},
+		routerByLink: map[string]netip.Addr{}, passwordErrorByRouter: map[netip.Addr]error{},
 	}
-	m.addresses = []bgp.NodeAddress{nodeAddress("192.0.2.11/24 eth0"), nodeAddress("127.0.0.1/8 lo"), nodeAddress("::1/128 lo")}
+	m.nodeAddresses = []bgp.NodeAddress{parseNodeAddress("192.0.2.11/24 eth0"), parseNodeAddress("127.0.0.1/8 lo"), parseNodeAddress("::1/128 lo")}
 	return m
 }
 
-func startMemorySpeaker(t testing.TB, m *memoryTransport, edits ...func(*bgp.Options)) *memorySpeaker {
+func startLoopbackSpeaker(t testing.TB, m *loopbackTransport, edits ...func(*bgp.Options)) *loopbackSpeaker {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	b := &memoryBFD{events: make(chan bfd.Event), changed: make(chan struct{})}
-	o := bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: m, Now: time.Now, BFD: b, Log: log}
+	b := &fakeBFDEngine{events: make(chan bfd.Event), statusChanged: make(chan struct{})}
+	o := bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: m, Now: time.Now, BFDEngine: b, Log: log}
 	for _, edit := range edits {
 		edit(&o)
 	}
@@ -227,7 +228,7 @@ func startMemorySpeaker(t testing.TB, m *memoryTransport, edits ...func(*bgp.Opt
 	}()
 	end := func() { cancel(); <-done }
 	t.Cleanup(end)
-	return &memorySpeaker{&testSpeaker{Engine: e, t: t}, m, b, end}
+	return &loopbackSpeaker{&testSpeaker{Engine: e, t: t}, m, b, end}
 }
 
 // newScriptedRouter returns a router that accepts the speaker's OPEN with an OPEN of its own.
@@ -239,15 +240,15 @@ func newScriptedRouter(edit func(*message.OpenMessage)) *scriptedRouter {
 	if edit != nil {
 		edit(&open)
 	}
-	r := &scriptedRouter{routes: map[string]string{}}
-	r.answer = func(message.OpenMessage) ([]byte, bool) {
+	r := &scriptedRouter{attributesByPrefix: map[string]string{}}
+	r.answerOpen = func(message.OpenMessage) ([]byte, bool) {
 		return append(open.Encode(), message.EncodeKeepalive()...), true
 	}
 	return r
 }
 
 // addRouter starts a scripted router on a TCP port of the loopback.
-func (m *memoryTransport) addRouter(t testing.TB, address string, edit func(*message.OpenMessage)) *scriptedRouter {
+func (m *loopbackTransport) addRouter(t testing.TB, address string, edit func(*message.OpenMessage)) *scriptedRouter {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -262,7 +263,7 @@ func (m *memoryTransport) addRouter(t testing.TB, address string, edit func(*mes
 			if err != nil {
 				return
 			}
-			go r.serve(c)
+			go r.serveConnection(c)
 		}
 	}()
 	m.mu.Lock()
@@ -271,10 +272,10 @@ func (m *memoryTransport) addRouter(t testing.TB, address string, edit func(*mes
 	return r
 }
 
-func (r *scriptedRouter) serve(c net.Conn) {
+func (r *scriptedRouter) serveConnection(c net.Conn) {
 	defer c.Close()
 	r.mu.Lock()
-	r.conn, r.routes = c, map[string]string{}
+	r.conn, r.attributesByPrefix = c, map[string]string{}
 	r.mu.Unlock()
 	buf := make([]byte, message.MaxMessageLength)
 	for {
@@ -287,14 +288,14 @@ func (r *scriptedRouter) serve(c net.Conn) {
 			o, _ := message.DecodeOpen(message.BodyOf(m))
 			r.mu.Lock()
 			r.opens = append(r.opens, o)
-			answer := r.answer
+			answer := r.answerOpen
 			r.mu.Unlock()
 			b, keep := answer(o)
 			if _, err := c.Write(b); err != nil || !keep {
 				return
 			}
-			if r.parked != nil {
-				<-r.parked
+			if r.readsNothingUntil != nil {
+				<-r.readsNothingUntil
 				return
 			}
 		case message.TypeUpdate:
@@ -312,7 +313,7 @@ func (r *scriptedRouter) recordUpdate(m []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil {
-		r.events = append(r.events, "unreadable: "+err.Error())
+		r.routeEvents = append(r.routeEvents, "unreadable: "+err.Error())
 		return
 	}
 	u := parsed.Body.(*packet.BGPUpdate)
@@ -344,15 +345,15 @@ func (r *scriptedRouter) recordUpdate(m []byte) {
 	}
 	slices.Sort(words)
 	if len(reached) > 0 {
-		r.lastRoutes = slices.Clone(m)
+		r.lastUpdateWithRoutes = slices.Clone(m)
 	}
 	for _, p := range gone {
-		r.events = append(r.events, "-"+p)
-		delete(r.routes, p)
+		r.routeEvents = append(r.routeEvents, "-"+p)
+		delete(r.attributesByPrefix, p)
 	}
 	for _, p := range reached {
-		r.events = append(r.events, "+"+p)
-		r.routes[p] = strings.Join(words, " ")
+		r.routeEvents = append(r.routeEvents, "+"+p)
+		r.attributesByPrefix[p] = strings.Join(words, " ")
 	}
 }
 
@@ -364,8 +365,8 @@ func (r *scriptedRouter) closeConnection() {
 	}
 }
 
-// send sends bytes to the speaker.
-func (r *scriptedRouter) send(t *testing.T, b []byte) {
+// sendToSpeaker sends bytes to the speaker.
+func (r *scriptedRouter) sendToSpeaker(t *testing.T, b []byte) {
 	t.Helper()
 	r.mu.Lock()
 	c := r.conn
@@ -375,23 +376,23 @@ func (r *scriptedRouter) send(t *testing.T, b []byte) {
 	}
 }
 
-func (r *scriptedRouter) recordedEvents() []string {
+func (r *scriptedRouter) recordedRouteEvents() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Clone(r.events)
+	return slices.Clone(r.routeEvents)
 }
 
-func (r *scriptedRouter) eventCount() int {
+func (r *scriptedRouter) routeEventCount() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.events)
+	return len(r.routeEvents)
 }
 
-// route returns the attributes of a prefix that the router has, or an empty text.
-func (r *scriptedRouter) route(prefix string) string {
+// attributesOfRoute returns the attributes of a prefix that the router has, or an empty text.
+func (r *scriptedRouter) attributesOfRoute(prefix string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.routes[prefix]
+	return r.attributesByPrefix[prefix]
 }
 
 func (r *scriptedRouter) receivedOpens() []message.OpenMessage {
@@ -410,23 +411,23 @@ func (r *scriptedRouter) receivedNotifications() []*message.Notification {
 func (r *scriptedRouter) awaitRoute(t testing.TB, prefix, text string) {
 	t.Helper()
 	awaitNoError(t, "the router has "+prefix+" with "+text, func() error {
-		if got := r.route(prefix); got == "" || !strings.Contains(got, text) {
+		if got := r.attributesOfRoute(prefix); got == "" || !strings.Contains(got, text) {
 			return fmt.Errorf("it has %q", got)
 		}
 		return nil
 	})
 }
 
-// wantASNsAsOffered checks the AS path of the latest routes, which has one number: it has four
-// octets only if the speaker's OPEN offered them, and two otherwise.
-func (r *scriptedRouter) wantASNsAsOffered(t *testing.T, o message.OpenMessage) {
+// checkASNLengthAsOffered checks the AS path of the latest routes, which has one number: it has
+// four octets only if the speaker's OPEN offered them, and two otherwise.
+func (r *scriptedRouter) checkASNLengthAsOffered(t *testing.T, o message.OpenMessage) {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	const typeASPath, sequence, segmentHeader = 2, 2, 2
-	_, rest, found := bytes.Cut(r.lastRoutes, []byte{0x40, typeASPath})
+	_, rest, found := bytes.Cut(r.lastUpdateWithRoutes, []byte{0x40, typeASPath})
 	if !found || rest[1] != sequence || rest[2] != 1 {
-		t.Fatalf("the UPDATE %x has no AS path with one number", r.lastRoutes)
+		t.Fatalf("the UPDATE %x has no AS path with one number", r.lastUpdateWithRoutes)
 	}
 	if octets := int(rest[0]) - segmentHeader; (octets == 4) != o.SupportsFourOctetASN {
 		t.Errorf("the AS path has a number of %d octets after an OPEN with %v", octets, o.Capabilities())
@@ -436,7 +437,7 @@ func (r *scriptedRouter) wantASNsAsOffered(t *testing.T, o message.OpenMessage) 
 func (r *scriptedRouter) awaitNoRoute(t *testing.T, prefix string) {
 	t.Helper()
 	awaitNoError(t, "the router has no "+prefix, func() error {
-		if got := r.route(prefix); got != "" {
+		if got := r.attributesOfRoute(prefix); got != "" {
 			return fmt.Errorf("it has %q", got)
 		}
 		return nil
@@ -453,8 +454,8 @@ func scriptedRouterPeer(edits ...func(*intent.Peer)) intent.Peer {
 	return p
 }
 
-// routerAddress returns the address of a router.
-func (m *memoryTransport) routerAddress(r *scriptedRouter) netip.Addr {
+// addressOfRouter returns the address of a router.
+func (m *loopbackTransport) addressOfRouter(r *scriptedRouter) netip.Addr {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for a, other := range m.routers {

@@ -28,38 +28,38 @@ func newRouteRefreshMessage(afi, subtype, safi byte) []byte {
 // TestEveryRouteRefreshIsAnswered sends requests close to each other. Policies of the router that
 // change between them apply to all routes.
 func TestEveryRouteRefreshIsAnswered(t *testing.T) {
-	m := newMemoryTransport()
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
-	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s := startLoopbackSpeaker(t, m)
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	r.awaitRoute(t, servicePrefix, "")
 	awaitEvents := func(n int) {
 		t.Helper()
 		awaitNoError(t, fmt.Sprintf("the route was sent %d times", n), func() error {
-			if got := r.recordedEvents(); len(got) != n {
+			if got := r.recordedRouteEvents(); len(got) != n {
 				return fmt.Errorf("the router got %v", got)
 			}
 			return nil
 		})
 	}
 	// these ask for nothing of ours
-	r.send(t, append(append(newRouteRefreshMessage(1, 0, 128), newRouteRefreshMessage(1, 1, 1)...), newRouteRefreshMessage(2, 0, 1)...))
-	r.send(t, newRouteRefreshMessage(1, 0, 1))
+	r.sendToSpeaker(t, append(append(newRouteRefreshMessage(1, 0, 128), newRouteRefreshMessage(1, 1, 1)...), newRouteRefreshMessage(2, 0, 1)...))
+	r.sendToSpeaker(t, newRouteRefreshMessage(1, 0, 1))
 	awaitEvents(2)
 	// Both get one answer.
-	r.send(t, append(newRouteRefreshMessage(1, 0, 1), newRouteRefreshMessage(1, 0, 1)...))
+	r.sendToSpeaker(t, append(newRouteRefreshMessage(1, 0, 1), newRouteRefreshMessage(1, 0, 1)...))
 	awaitEvents(3)
-	r.send(t, newRouteRefreshMessage(1, 0, 1))
+	r.sendToSpeaker(t, newRouteRefreshMessage(1, 0, 1))
 	awaitEvents(4)
 }
 
 // TestAllRoutersGetTheSameRouterID checks that a node has one router ID for all routers, which
 // every router takes.
 func TestAllRoutersGetTheSameRouterID(t *testing.T) {
-	openOf := func(t *testing.T, node string, d bgp.Desired) message.OpenMessage {
-		m := newMemoryTransport()
+	openOf := func(t *testing.T, node string, d bgp.DesiredState) message.OpenMessage {
+		m := newLoopbackTransport()
 		r := m.addRouter(t, "192.0.2.1", nil)
-		s := startMemorySpeaker(t, m, func(o *bgp.Options) { o.NodeName = node })
+		s := startLoopbackSpeaker(t, m, func(o *bgp.Options) { o.NodeName = node })
 		d.Peers = []intent.Peer{scriptedRouterPeer()}
 		s.SetDesiredState(d)
 		s.waitForEstablished("tor")
@@ -68,7 +68,7 @@ func TestAllRoutersGetTheSameRouterID(t *testing.T) {
 	seen := map[netip.Addr]string{}
 	for i := range 40 {
 		node := fmt.Sprintf("node%d", i+1)
-		id := openOf(t, node, bgp.Desired{NodeInternalIPs: []netip.Addr{netip.MustParseAddr("2001:db8::1")}}).RouterID
+		id := openOf(t, node, bgp.DesiredState{NodeInternalIPs: []netip.Addr{netip.MustParseAddr("2001:db8::1")}}).RouterID
 		if first := id.As4()[0]; first == 0 || first == 127 || first >= 224 {
 			t.Errorf("the router ID of %s is %s, which is no unicast address", node, id)
 		}
@@ -78,18 +78,18 @@ func TestAllRoutersGetTheSameRouterID(t *testing.T) {
 		seen[id] = node
 	}
 	internal := netip.MustParseAddr("10.1.2.3")
-	if id := openOf(t, "node1", bgp.Desired{NodeInternalIPs: []netip.Addr{netip.MustParseAddr("2001:db8::1"), internal}}).RouterID; id != internal {
+	if id := openOf(t, "node1", bgp.DesiredState{NodeInternalIPs: []netip.Addr{netip.MustParseAddr("2001:db8::1"), internal}}).RouterID; id != internal {
 		t.Errorf("the router ID is %s, want the internal address %s", id, internal)
 	}
 }
 
-// TestRouterWithOtherFamiliesOnly checks that a router which carries neither IPv4 nor IPv6 unicast
-// gets no routes, and that the status says so.
-func TestRouterWithOtherFamiliesOnly(t *testing.T) {
-	m := newMemoryTransport()
+// TestRouterWithoutCommonFamilyIsRejected checks that a router which carries neither IPv4 nor IPv6
+// unicast gets no routes, and that the status says so.
+func TestRouterWithoutCommonFamilyIsRejected(t *testing.T) {
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", func(o *message.OpenMessage) { o.Families = []message.AFI{25} })
-	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s := startLoopbackSpeaker(t, m)
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "neither IPv4 nor IPv6 unicast")
 	if st := s.peerStatus("tor"); st.NotConnectingReason != names.ReasonFamilyNotCarried {
 		t.Errorf("the reason is %q", st.NotConnectingReason)
@@ -97,24 +97,24 @@ func TestRouterWithOtherFamiliesOnly(t *testing.T) {
 	if n := r.receivedNotifications(); len(n) == 0 || n[0].Code != message.CodeOpenMessageError || n[0].Subcode != 7 {
 		t.Errorf("the router got %v", n)
 	}
-	if got := r.recordedEvents(); len(got) > 0 {
+	if got := r.recordedRouteEvents(); len(got) > 0 {
 		t.Errorf("the router got %v", got)
 	}
 }
 
 // TestTwoOctetASNRouterGetsASTrans peers with a number of four octets.
 func TestTwoOctetASNRouterGetsASTrans(t *testing.T) {
-	m := newMemoryTransport()
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", func(o *message.OpenMessage) { o.SupportsFourOctetASN = false })
-	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(func(p *intent.Peer) { p.LocalASN = 4200000000 })}, Routes: exampleRoutes(servicePrefix)})
+	s := startLoopbackSpeaker(t, m)
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer(func(p *intent.Peer) { p.LocalASN = 4200000000 })}, Routes: exampleRoutes(servicePrefix)})
 	r.awaitRoute(t, servicePrefix, "{AsPath: 23456}")
 }
 
-// TestOldRouterLosesRoutesWhenPeerMoves moves a peer to another router and checks that the old
+// TestPeerMovedToOtherRouterHardResetsOldOne moves a peer to another router and checks that the old
 // one is asked to remove the routes at once, although graceful restart is agreed. An edit that
 // keeps the router lets it keep them.
-func TestOldRouterLosesRoutesWhenPeerMoves(t *testing.T) {
+func TestPeerMovedToOtherRouterHardResetsOldOne(t *testing.T) {
 	graceful := func(o *message.OpenMessage) {
 		o.GracefulRestart = &message.GracefulRestartCapability{GracefulNotification: true, ForwardingKeptByFamily: map[message.AFI]bool{}}
 	}
@@ -127,19 +127,19 @@ func TestOldRouterLosesRoutesWhenPeerMoves(t *testing.T) {
 		"another port":    {func(p *intent.Peer) { p.Port = 1179 }, true},
 		"another VRF":     {func(p *intent.Peer) { p.Device = "red" }, true},
 		"blocked": {func(p *intent.Peer) {
-			p.LocalASN, p.Blocked = 0, names.Explain(names.ReasonNodeLabel, "the label is gone")
+			p.LocalASN, p.BlockedExplanation = 0, names.NewExplanation(names.ReasonNodeLabel, "the label is gone")
 		}, true},
 		"another hold time": {func(p *intent.Peer) { p.HoldTime = time.Minute }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := newMemoryTransport()
+			m := newLoopbackTransport()
 			r := m.addRouter(t, "192.0.2.1", graceful)
 			m.addRouter(t, "192.0.2.2", graceful)
-			s := startMemorySpeaker(t, m)
-			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(base)}, Routes: exampleRoutes(servicePrefix)})
+			s := startLoopbackSpeaker(t, m)
+			s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer(base)}, Routes: exampleRoutes(servicePrefix)})
 			r.awaitRoute(t, servicePrefix, "")
-			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer(base, tc.edit)}, Routes: exampleRoutes(servicePrefix)})
+			s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer(base, tc.edit)}, Routes: exampleRoutes(servicePrefix)})
 			awaitNoError(t, "the router gets a Cease", func() error {
 				n := r.receivedNotifications()
 				if len(n) == 0 {
@@ -157,15 +157,15 @@ func TestOldRouterLosesRoutesWhenPeerMoves(t *testing.T) {
 // TestConnectionAfterANotificationIsClosed checks that a router that keeps sending after the
 // speaker's NOTIFICATION does not hold the connection.
 func TestConnectionAfterANotificationIsClosed(t *testing.T) {
-	m := newMemoryTransport()
+	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
-	s := startMemorySpeaker(t, m)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
+	s := startLoopbackSpeaker(t, m)
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 	r.awaitRoute(t, servicePrefix, "")
 	r.mu.Lock()
 	c := r.conn
 	r.mu.Unlock()
-	s.SetDesiredState(bgp.Desired{})
+	s.SetDesiredState(bgp.DesiredState{})
 	stop := time.After(20 * time.Second)
 	for {
 		if _, err := c.Write(message.EncodeKeepalive()); err != nil {
@@ -193,22 +193,22 @@ func TestNotificationsOfNewCodesAreNamed(t *testing.T) {
 	}
 }
 
-// TestRouterWithoutAKeepaliveIsGivenUp checks that a router which sends only its OPEN is given up
+// TestSessionEndsWithoutFirstKeepalive checks that a router which sends only its OPEN is given up
 // even without a hold time.
-func TestRouterWithoutAKeepaliveIsGivenUp(t *testing.T) {
+func TestSessionEndsWithoutFirstKeepalive(t *testing.T) {
 	for _, holdSeconds := range []uint16{0, 90} {
 		t.Run(fmt.Sprintf("hold time %d s", holdSeconds), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				v := newVirtualTimeTransport(t)
-				accept := v.router.answer
-				v.router.answer = func(o message.OpenMessage) ([]byte, bool) {
+				accept := v.router.answerOpen
+				v.router.answerOpen = func(o message.OpenMessage) ([]byte, bool) {
 					answer, keep := accept(o)
 					answer = answer[:len(answer)-len(message.EncodeKeepalive())]
 					binary.BigEndian.PutUint16(answer[22:], holdSeconds)
 					return answer, keep
 				}
-				s := startMemorySpeaker(t, v.memoryTransport, func(o *bgp.Options) { o.Transport = v })
-				s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
+				s := startLoopbackSpeaker(t, v.loopbackTransport, func(o *bgp.Options) { o.Transport = v })
+				s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer()}, Routes: exampleRoutes(servicePrefix)})
 				time.Sleep(2 * time.Minute)
 				if n := v.router.receivedNotifications(); len(n) == 0 || n[0].Code != message.CodeHoldTimerExpired {
 					t.Errorf("the router got %v, want that the hold timer expired", n)
@@ -223,9 +223,9 @@ func TestRouterWithoutAKeepaliveIsGivenUp(t *testing.T) {
 
 // connectToSpeakerAsRouter opens a connection from a router to the speaker, and plays the router on
 // it.
-func (m *memoryTransport) connectToSpeakerAsRouter(t *testing.T, device, from string, r *scriptedRouter) net.Conn {
+func (m *loopbackTransport) connectToSpeakerAsRouter(t *testing.T, device, from string, r *scriptedRouter) net.Conn {
 	t.Helper()
-	var l *memoryListener
+	var l *loopbackListener
 	awaitNoError(t, "the speaker listens in "+device, func() error {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -248,25 +248,25 @@ func (m *memoryTransport) connectToSpeakerAsRouter(t *testing.T, device, from st
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { router.Close() })
-	l.accepted <- memoryConn{speaker.(*net.TCPConn), m.localIP, netip.MustParseAddr(from)}
+	l.accepted <- loopbackConn{speaker.(*net.TCPConn), m.localIP, netip.MustParseAddr(from)}
 	if r != nil {
-		go r.serve(router)
+		go r.serveConnection(router)
 	}
 	return router
 }
 
-func passive(p *intent.Peer) { p.Passive = true }
+func makePassive(p *intent.Peer) { p.Passive = true }
 
-// TestPassivePeersOnLinksWithOneLinkLocalAddress checks that each connection reaches the peer of
-// its own link, also if the link belongs to a VRF, and that one refused key harms only its peer.
-func TestPassivePeersOnLinksWithOneLinkLocalAddress(t *testing.T) {
-	m := newMemoryTransport()
+// TestPassivePeersWithSameLinkLocalAddressOnTwoLinks checks that each connection reaches the peer
+// of its own link, also if the link belongs to a VRF, and that one refused key harms only its peer.
+func TestPassivePeersWithSameLinkLocalAddressOnTwoLinks(t *testing.T) {
+	m := newLoopbackTransport()
 	m.localIP = netip.MustParseAddr("fe80::11")
 	first, second, third := m.addRouter(t, "fe80::1%eth0", nil), m.addRouter(t, "fe80::1%eth1", nil), m.addRouter(t, "192.0.2.3", nil)
 	fourth := m.addRouter(t, "fe80::1%eth2", nil)
-	m.setAddresses("fe80::11/64 eth0", "fe80::11/64 eth1", "2001:db8:1::11/64 eth0", "2001:db8:2::11/64 eth1", "10.1.0.11/24 eth2 vrf=red")
-	m.refusedPasswords[netip.MustParseAddr("192.0.2.9")] = errors.New("no TCP MD5 in this kernel")
-	var d bgp.Desired
+	m.setNodeAddresses("fe80::11/64 eth0", "fe80::11/64 eth1", "2001:db8:1::11/64 eth0", "2001:db8:2::11/64 eth1", "10.1.0.11/24 eth2 vrf=red")
+	m.passwordErrorByRouter[netip.MustParseAddr("192.0.2.9")] = errors.New("no TCP MD5 in this kernel")
+	var d bgp.DesiredState
 	for name, edit := range map[string]func(*intent.Peer){
 		"eth0":    func(p *intent.Peer) { p.Address, p.Device = netip.MustParseAddr("fe80::1%eth0"), "eth0" },
 		"eth1":    func(p *intent.Peer) { p.Address, p.Device = netip.MustParseAddr("fe80::1%eth1"), "eth1" },
@@ -276,12 +276,12 @@ func TestPassivePeersOnLinksWithOneLinkLocalAddress(t *testing.T) {
 		},
 		"vrf": func(p *intent.Peer) { p.Address, p.Device = netip.MustParseAddr("192.0.2.3"), "red" },
 	} {
-		p := scriptedRouterPeer(passive, dualStack, edit)
+		p := scriptedRouterPeer(makePassive, makeDualStack, edit)
 		p.Name = name
 		d.Peers = append(d.Peers, p)
 	}
 	d.Routes = []*intent.Route{{Prefix: netip.MustParsePrefix(servicePrefixIPv6), PeerNames: []string{"eth0", "eth1", "vrf"}}}
-	s := startMemorySpeaker(t, m)
+	s := startLoopbackSpeaker(t, m)
 	s.SetDesiredState(d)
 	m.connectToSpeakerAsRouter(t, "", "fe80::1%eth1", second)
 	second.awaitRoute(t, servicePrefixIPv6, "2001:db8:2::11")
@@ -312,14 +312,14 @@ func TestOnlyRestartedRouterReplacesSession(t *testing.T) {
 		"a helper":               {map[message.AFI]bool{}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := newMemoryTransport()
+			m := newLoopbackTransport()
 			r := m.addRouter(t, "192.0.2.1", func(o *message.OpenMessage) {
 				o.Families = []message.AFI{message.FamilyIPv4}
 				o.GracefulRestart = &message.GracefulRestartCapability{ForwardingKeptByFamily: tc.families}
 			})
-			s := startMemorySpeaker(t, m)
-			d := bgp.Desired{
-				Peers:  []intent.Peer{scriptedRouterPeer(passive, func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, time.Minute })},
+			s := startLoopbackSpeaker(t, m)
+			d := bgp.DesiredState{
+				Peers:  []intent.Peer{scriptedRouterPeer(makePassive, func(p *intent.Peer) { p.GracefulRestart, p.RestartTime = true, time.Minute })},
 				Routes: exampleRoutes(servicePrefix),
 			}
 			s.SetDesiredState(d)

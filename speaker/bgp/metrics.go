@@ -5,24 +5,24 @@ import "github.com/prometheus/client_golang/prometheus"
 // The metrics have the names that existing dashboards for this API use. peer is
 // the router's address and port. The configured peers bound the labels.
 var (
-	peerLabels            = []string{"peer"}
-	sessionUpMetric       = prometheus.NewDesc("metallb_bgp_session_up", "1 while the session is established.", peerLabels, nil)
-	announcedRoutesMetric = prometheus.NewDesc("metallb_bgp_announced_prefixes_total", "Prefixes that are announced on the session.", peerLabels, nil)
-	pendingRoutesMetric   = prometheus.NewDesc("metallb_bgp_pending_prefixes_total", "Prefixes that should be announced on the session.", peerLabels, nil)
+	peerMetricLabelNames  = []string{"peer"}
+	sessionUpMetric       = prometheus.NewDesc("metallb_bgp_session_up", "1 while the session is established.", peerMetricLabelNames, nil)
+	announcedRoutesMetric = prometheus.NewDesc("metallb_bgp_announced_prefixes_total", "Prefixes that are announced on the session.", peerMetricLabelNames, nil)
+	wantedRoutesMetric    = prometheus.NewDesc("metallb_bgp_pending_prefixes_total", "Prefixes that should be announced on the session.", peerMetricLabelNames, nil)
 	messageMetrics        = []messageMetric{
-		{prometheus.NewDesc("metallb_bgp_updates_total", "UPDATEs sent.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Sent.Updates }},
-		{prometheus.NewDesc("metallb_bgp_updates_total_received", "UPDATEs received; their routes are dropped.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.Updates }},
-		{prometheus.NewDesc("metallb_bgp_opens_sent", "OPENs sent.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Sent.Opens }},
-		{prometheus.NewDesc("metallb_bgp_opens_received", "OPENs received.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.Opens }},
-		{prometheus.NewDesc("metallb_bgp_notifications_sent", "NOTIFICATIONs sent.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Sent.Notifications }},
-		{prometheus.NewDesc("gantry_bgp_notifications_received_total", "NOTIFICATIONs received.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.Notifications }},
-		{prometheus.NewDesc("metallb_bgp_keepalives_sent", "KEEPALIVEs sent.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Sent.Keepalives }},
-		{prometheus.NewDesc("metallb_bgp_keepalives_received", "KEEPALIVEs received.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.Keepalives }},
-		{prometheus.NewDesc("gantry_bgp_refreshes_received_total", "ROUTE-REFRESHes received: requests of the router to send every route again.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.RouteRefreshes }},
-		{prometheus.NewDesc("metallb_bgp_total_sent", "Messages sent.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Sent.totalMessages() }},
-		{prometheus.NewDesc("metallb_bgp_total_received", "Messages received.", peerLabels, nil), func(c MessageCounts) uint64 { return c.Received.totalMessages() }},
+		{prometheus.NewDesc("metallb_bgp_updates_total", "UPDATEs sent.", peerMetricLabelNames, nil), func(c MessageCounts) uint64 { return c.Sent.Updates }},
+		{prometheus.NewDesc("metallb_bgp_updates_total_received", "UPDATEs received; their routes are dropped.", peerMetricLabelNames, nil), func(c MessageCounts) uint64 { return c.Received.Updates }},
+		{prometheus.NewDesc("metallb_bgp_opens_sent", "OPENs sent.", peerMetricLabelNames, nil), func(c MessageCounts) uint64 { return c.Sent.Opens }},
+		{prometheus.NewDesc("metallb_bgp_opens_received", "OPENs received.", peerMetricLabelNames, nil), func(c MessageCounts) uint64 { return c.Received.Opens }},
+		{prometheus.NewDesc("metallb_bgp_notifications_sent", "NOTIFICATIONs sent.", peerMetricLabelNames, nil), func(c MessageCounts) uint64 { return c.Sent.Notifications }},
+		{prometheus.NewDesc("gantry_bgp_notifications_received_total", "NOTIFICATIONs received.", peerMetricLabelNames, nil), func(c MessageCounts) uint64 { return c.Received.Notifications }},
+		{prometheus.NewDesc("metallb_bgp_keepalives_sent", "KEEPALIVEs sent.", peerMetricLabelNames, nil), func(c MessageCounts) uint64 { return c.Sent.Keepalives }},
+		{prometheus.NewDesc("metallb_bgp_keepalives_received", "KEEPALIVEs received.", peerMetricLabelNames, nil), func(c MessageCounts) uint64 { return c.Received.Keepalives }},
+		{prometheus.NewDesc("gantry_bgp_refreshes_received_total", "ROUTE-REFRESHes received: requests of the router to send every route again.", peerMetricLabelNames, nil), func(c MessageCounts) uint64 { return c.Received.RouteRefreshes }},
+		{prometheus.NewDesc("metallb_bgp_total_sent", "Messages sent.", peerMetricLabelNames, nil), func(c MessageCounts) uint64 { return c.Sent.totalMessages() }},
+		{prometheus.NewDesc("metallb_bgp_total_received", "Messages received.", peerMetricLabelNames, nil), func(c MessageCounts) uint64 { return c.Received.totalMessages() }},
 	}
-	establishedCountMetric = prometheus.NewDesc("gantry_bgp_sessions_established_total", "How often the session was established.", peerLabels, nil)
+	establishedCountMetric = prometheus.NewDesc("gantry_bgp_sessions_established_total", "How often the session was established.", peerMetricLabelNames, nil)
 )
 
 // messageMetric is a metric with its value from the MessageCounts.
@@ -39,7 +39,7 @@ var _ prometheus.Collector = (*Engine)(nil)
 
 // Describe implements prometheus.Collector.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{sessionUpMetric, announcedRoutesMetric, pendingRoutesMetric, establishedCountMetric} {
+	for _, d := range []*prometheus.Desc{sessionUpMetric, announcedRoutesMetric, wantedRoutesMetric, establishedCountMetric} {
 		c <- d
 	}
 	for _, m := range messageMetrics {
@@ -56,7 +56,7 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 		counts                       map[*prometheus.Desc]uint64
 	}
 	all := map[string]*sums{}
-	for _, s := range e.Status() {
+	for _, s := range e.SessionStatuses() {
 		at := all[s.RouterAddress.String()]
 		if at == nil {
 			at = &sums{up: 1, counts: map[*prometheus.Desc]uint64{}}
@@ -75,7 +75,7 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 	for peer, s := range all {
 		c <- prometheus.MustNewConstMetric(sessionUpMetric, prometheus.GaugeValue, s.up, peer)
 		c <- prometheus.MustNewConstMetric(announcedRoutesMetric, prometheus.GaugeValue, float64(s.announced), peer)
-		c <- prometheus.MustNewConstMetric(pendingRoutesMetric, prometheus.GaugeValue, float64(s.pending), peer)
+		c <- prometheus.MustNewConstMetric(wantedRoutesMetric, prometheus.GaugeValue, float64(s.pending), peer)
 		c <- prometheus.MustNewConstMetric(establishedCountMetric, prometheus.CounterValue, float64(s.sessions), peer)
 		for d, n := range s.counts {
 			c <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), peer)

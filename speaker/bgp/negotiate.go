@@ -15,10 +15,10 @@ import (
 // configuredFamilies returns the address families of the peer's configuration.
 func configuredFamilies(p *intent.Peer) []message.AFI {
 	var out []message.AFI
-	if p.IPv4 {
+	if p.CarriesIPv4Routes {
 		out = append(out, message.FamilyIPv4)
 	}
-	if p.IPv6 {
+	if p.CarriesIPv6Routes {
 		out = append(out, message.FamilyIPv6)
 	}
 	return out
@@ -51,14 +51,14 @@ func chooseRouterID(configured netip.Addr, nodeInternalIPs []netip.Addr, node st
 type openMessageInputs struct {
 	peer     *intent.Peer
 	routerID netip.Addr
-	// restarted is true while routers may still keep routes from before this process.
-	restarted bool
+	// speakerHasRestarted is true while routers may still keep routes from before this process.
+	speakerHasRestarted bool
 	// overIPv6 is set if the connection runs over IPv6.
 	overIPv6 bool
 	// forwardingLost is set if the node may have booted since routers kept routes of it.
 	forwardingLost bool
-	// omitted are capabilities that the router refused.
-	omitted []message.CapabilityCode
+	// omittedCapabilities are capabilities that the router refused.
+	omittedCapabilities []message.CapabilityCode
 }
 
 // buildOpen returns our OPEN.
@@ -73,14 +73,15 @@ func buildOpen(s *openMessageInputs) message.OpenMessage {
 	}
 	if !p.NoMultiprotocol {
 		o.Families = configuredFamilies(p)
-		o.SupportsExtendedNextHop = p.IPv4 && s.overIPv6 // over IPv4 the next hop is the session's
+		// over IPv4 the next hop is the session's
+		o.SupportsExtendedNextHop = p.CarriesIPv4Routes && s.overIPv6
 		o.SupportsLinkLocalNextHop = s.overIPv6
 	}
 	if p.GracefulRestart {
 		// Kubernetes forwards while the speaker restarts, so that the F bit is set, but not while
 		// the node boots (RFC 4724 section 4.1).
 		g := &message.GracefulRestartCapability{
-			SenderHasRestarted:     s.restarted,
+			SenderHasRestarted:     s.speakerHasRestarted,
 			GracefulNotification:   true,
 			RestartSeconds:         uint16(min(p.RestartTime/time.Second, 4095)),
 			ForwardingKeptByFamily: map[message.AFI]bool{},
@@ -90,7 +91,7 @@ func buildOpen(s *openMessageInputs) message.OpenMessage {
 		}
 		o.GracefulRestart = g
 	}
-	return o.WithoutCapabilities(s.omitted)
+	return o.WithoutCapabilities(s.omittedCapabilities)
 }
 
 // openRejection is why we reject the router's OPEN.
@@ -102,10 +103,10 @@ type openRejection struct {
 // Unwrap returns the NOTIFICATION.
 func (r openRejection) Unwrap() error { return r.Notification }
 
-// negotiate compares the router's OPEN with the
+// negotiateOpens compares the router's OPEN with the
 // configuration. The error is a *message.Notification.
-func negotiate(p *intent.Peer, local, remote message.OpenMessage) (Negotiated, error) {
-	n := Negotiated{LocalOpen: local, RemoteOpen: remote}
+func negotiateOpens(p *intent.Peer, local, remote message.OpenMessage) (NegotiatedParameters, error) {
+	n := NegotiatedParameters{LocalOpen: local, RemoteOpen: remote}
 	if f := checkRouterASN(p, remote.ASN); f != nil {
 		return n, f
 	}

@@ -39,8 +39,8 @@ type sessionNextHops struct {
 	// ipv6LinkLocal is the link-local address of the session's link. It is set where the router is
 	// on the link, and the session runs over link-local addresses or no other IPv6 address exists.
 	ipv6LinkLocal netip.Addr
-	// allowsIPv6ForIPv4 is set if IPv4 routes may have an IPv6 next hop (RFC 8950).
-	allowsIPv6ForIPv4 bool
+	// allowsIPv6NextHopForIPv4 is set if IPv4 routes may have an IPv6 next hop (RFC 8950).
+	allowsIPv6NextHopForIPv4 bool
 }
 
 // listAddresses returns the valid next hops, for the log.
@@ -61,35 +61,35 @@ type nextHopInputs struct {
 	routerAddress, localAddress netip.Addr
 	nodeAddresses               []NodeAddress
 	nodeInternalIPs             []netip.Addr
-	// allowsIPv6ForIPv4 is set if IPv4 routes may have an IPv6 next hop (RFC 8950).
-	allowsIPv6ForIPv4 bool
+	// allowsIPv6NextHopForIPv4 is set if IPv4 routes may have an IPv6 next hop (RFC 8950).
+	allowsIPv6NextHopForIPv4 bool
 }
 
 // The ranks of addresses as next hops. Lower is better.
 const (
-	rankOfSessionAddress = iota
-	rankOfInternalIPOnLink
-	rankOfSubnetAddressOnLink
-	rankOfInternalIP // on another link
-	rankOfHostPrefix
-	rankOfUnusableAddress
+	nextHopRankSessionAddress = iota
+	nextHopRankInternalIPOnLink
+	nextHopRankSubnetOnLink
+	nextHopRankInternalIP // on another link
+	nextHopRankHostPrefix
+	nextHopRankUnusable
 )
 
 // chooseNextHops returns the next hops of a session.
 func chooseNextHops(in *nextHopInputs) sessionNextHops {
 	link, vrf := in.sessionLink()
-	out := sessionNextHops{allowsIPv6ForIPv4: in.allowsIPv6ForIPv4}
+	out := sessionNextHops{allowsIPv6NextHopForIPv4: in.allowsIPv6NextHopForIPv4}
 	ipv4Rank, ipv6Rank := 0, 0
-	out.ipv4, ipv4Rank = in.chooseForFamily(ipfamily.IPv4, link, vrf)
-	out.ipv6, ipv6Rank = in.chooseForFamily(ipfamily.IPv6, link, vrf)
-	if ipv6Rank > rankOfSubnetAddressOnLink && ipv6Rank != rankOfUnusableAddress && in.localAddress.IsLinkLocalUnicast() {
+	out.ipv4, ipv4Rank = in.chooseGlobalNextHop(ipfamily.IPv4, link, vrf)
+	out.ipv6, ipv6Rank = in.chooseGlobalNextHop(ipfamily.IPv6, link, vrf)
+	if ipv6Rank > nextHopRankSubnetOnLink && ipv6Rank != nextHopRankUnusable && in.localAddress.IsLinkLocalUnicast() {
 		out.ipv6 = netip.Addr{} // the router may have no route to another link
 	}
-	if linkLocal := in.chooseLinkLocal(link); in.localAddress.Is6() && in.localAddress.IsLinkLocalUnicast() || !out.ipv6.IsValid() {
+	if linkLocal := in.chooseLinkLocalNextHop(link); in.localAddress.Is6() && in.localAddress.IsLinkLocalUnicast() || !out.ipv6.IsValid() {
 		out.ipv6LinkLocal = linkLocal
 	}
 	hasIPv6 := out.ipv6.IsValid() || out.ipv6LinkLocal.IsValid()
-	if out.ipv4.IsValid() && in.allowsIPv6ForIPv4 && hasIPv6 && !in.peer.NextHopIPv4.IsValid() && (in.peer.Unnumbered || ipv4Rank > rankOfSubnetAddressOnLink) {
+	if out.ipv4.IsValid() && in.allowsIPv6NextHopForIPv4 && hasIPv6 && !in.peer.NextHopIPv4.IsValid() && (in.peer.Unnumbered || ipv4Rank > nextHopRankSubnetOnLink) {
 		out.ipv4 = netip.Addr{} // the address of the session's own link is reachable
 	}
 	return out
@@ -120,77 +120,77 @@ func (in *nextHopInputs) sessionLink() (link, vrf string) {
 	return link, vrf
 }
 
-// chooseForFamily returns the best global next hop of a family, with its rank.
-func (in *nextHopInputs) chooseForFamily(f ipfamily.Family, link, vrf string) (netip.Addr, int) {
+// chooseGlobalNextHop returns the best global next hop of a family, with its rank.
+func (in *nextHopInputs) chooseGlobalNextHop(f ipfamily.Family, link, vrf string) (netip.Addr, int) {
 	configured := in.peer.NextHopIPv4
 	if f == ipfamily.IPv6 {
 		configured = in.peer.NextHopIPv6
 	}
 	if configured.IsValid() && configured.IsSingleIP() {
-		return configured.Addr(), rankOfSessionAddress
+		return configured.Addr(), nextHopRankSessionAddress
 	}
-	best, bestRank := netip.Addr{}, rankOfUnusableAddress
+	best, bestRank := netip.Addr{}, nextHopRankUnusable
 	known := false
 	for i := range in.nodeAddresses {
 		a := &in.nodeAddresses[i]
 		known = known || a.Prefix.Addr() == in.localAddress.WithZone("")
-		if ipfamily.FamilyOf(a.Prefix.Addr()) != f || in.isOtherLinkLocal(a.Prefix.Addr()) || !a.canBeNextHop() || a.VRFName != vrf {
+		if ipfamily.FamilyOf(a.Prefix.Addr()) != f || in.isUnusableLinkLocal(a.Prefix.Addr()) || !a.canBeNextHop() || a.VRFName != vrf {
 			continue
 		}
-		rank := in.rankAddress(a, link)
+		rank := in.rankAsNextHop(a, link)
 		if configured.IsValid() {
 			if !configured.Contains(a.Prefix.Addr()) {
 				continue
 			}
-			rank = min(rank, rankOfHostPrefix)
+			rank = min(rank, nextHopRankHostPrefix)
 		}
-		if rank < bestRank || rank == bestRank && rank != rankOfUnusableAddress && a.Prefix.Addr().Less(best) {
+		if rank < bestRank || rank == bestRank && rank != nextHopRankUnusable && a.Prefix.Addr().Less(best) {
 			best, bestRank = a.Prefix.Addr(), rank
 		}
 	}
 	local := in.localAddress.WithZone("")
-	if !best.IsValid() && !known && !configured.IsValid() && ipfamily.FamilyOf(local) == f && !in.isOtherLinkLocal(local) && !local.IsLoopback() {
-		return local, rankOfSessionAddress // the addresses could not be read, or are older
+	if !best.IsValid() && !known && !configured.IsValid() && ipfamily.FamilyOf(local) == f && !in.isUnusableLinkLocal(local) && !local.IsLoopback() {
+		return local, nextHopRankSessionAddress // the addresses could not be read, or are older
 	}
 	return best, bestRank
 }
 
-// isOtherLinkLocal reports whether an address is link-local, and is no next hop on its own. The one
-// of a session over IPv4 is: the router reaches it, and it needs no zone.
-func (in *nextHopInputs) isOtherLinkLocal(a netip.Addr) bool {
+// isUnusableLinkLocal reports whether an address is link-local, and is no next hop on its own. The
+// one of a session over IPv4 is: the router reaches it, and it needs no zone.
+func (in *nextHopInputs) isUnusableLinkLocal(a netip.Addr) bool {
 	return a.IsLinkLocalUnicast() && (a.Is6() || a != in.localAddress)
 }
 
-// rankAddress returns the rank of an address that can be a next hop.
-func (in *nextHopInputs) rankAddress(a *NodeAddress, link string) int {
+// rankAsNextHop returns the rank of an address that can be a next hop.
+func (in *nextHopInputs) rankAsNextHop(a *NodeAddress, link string) int {
 	address, onLink := a.Prefix.Addr(), a.LinkName == link
 	switch {
-	case address == in.localAddress && (!a.isHostPrefix() || address == in.peer.SourceAddress || !in.hasSubnetAddress(a)):
-		return rankOfSessionAddress
+	case address == in.localAddress && (!a.isHostPrefix() || address == in.peer.SourceAddress || !in.linkHasSubnetAddress(a)):
+		return nextHopRankSessionAddress
 	case onLink && !a.isHostPrefix() && slices.Contains(in.nodeInternalIPs, address):
-		return rankOfInternalIPOnLink
+		return nextHopRankInternalIPOnLink
 	case onLink && !a.isHostPrefix():
-		return rankOfSubnetAddressOnLink
+		return nextHopRankSubnetOnLink
 	case slices.Contains(in.nodeInternalIPs, address):
-		return rankOfInternalIP
+		return nextHopRankInternalIP
 	case onLink || address == in.localAddress:
-		return rankOfHostPrefix
+		return nextHopRankHostPrefix
 	}
-	return rankOfUnusableAddress
+	return nextHopRankUnusable
 }
 
-// hasSubnetAddress reports whether the link of an address has an address of the family with a
+// linkHasSubnetAddress reports whether the link of an address has an address of the family with a
 // subnet. The one without a subnet may then belong to a service that moves between nodes.
-func (in *nextHopInputs) hasSubnetAddress(a *NodeAddress) bool {
+func (in *nextHopInputs) linkHasSubnetAddress(a *NodeAddress) bool {
 	return slices.ContainsFunc(in.nodeAddresses, func(b NodeAddress) bool {
 		return b.LinkName == a.LinkName && b.Prefix.Addr().Is4() == a.Prefix.Addr().Is4() && !b.isHostPrefix() &&
 			!b.Prefix.Addr().IsLinkLocalUnicast() && b.canBeNextHop()
 	})
 }
 
-// chooseLinkLocal returns the link-local address of the session's link. It is invalid if the router
-// is not on the link.
-func (in *nextHopInputs) chooseLinkLocal(link string) netip.Addr {
+// chooseLinkLocalNextHop returns the link-local address of the session's link. It is invalid if the
+// router is not on the link.
+func (in *nextHopInputs) chooseLinkLocalNextHop(link string) netip.Addr {
 	if in.peer.NextHopIPv6.IsValid() {
 		return netip.Addr{}
 	}
@@ -221,7 +221,7 @@ func (h sessionNextHops) nextHopOfFamily(f message.AFI) (nextHop, linkLocal neti
 	switch {
 	case f == message.FamilyIPv4 && h.ipv4.IsValid():
 		return h.ipv4, netip.Addr{}
-	case f == message.FamilyIPv4 && !h.allowsIPv6ForIPv4:
+	case f == message.FamilyIPv4 && !h.allowsIPv6NextHopForIPv4:
 		return netip.Addr{}, netip.Addr{}
 	case h.ipv6.IsValid():
 		return h.ipv6, h.ipv6LinkLocal
@@ -229,22 +229,22 @@ func (h sessionNextHops) nextHopOfFamily(f message.AFI) (nextHop, linkLocal neti
 	return h.ipv6LinkLocal, netip.Addr{}
 }
 
-// carriedFamilies returns the families of the established session whose routes are announced: they
-// have a next hop, BFD does not hold them back, and a leaving node has not withdrawn them.
-func (w *worker) carriedFamilies() []message.AFI {
+// announceableFamilies returns the families of the established session whose routes are announced:
+// they have a next hop, BFD does not hold them back, and a leaving node has not withdrawn them.
+func (w *peerWorker) announceableFamilies() []message.AFI {
 	var out []message.AFI
-	rules := w.currentRules()
+	rules := w.currentExportRules()
 	for _, f := range rules.families {
-		if nextHop, _ := rules.nextHops.nextHopOfFamily(f); nextHop.IsValid() && !rules.bfdHoldsBack && rules.shutdownPhase != routesWithdrawnForShutdown {
+		if nextHop, _ := rules.nextHops.nextHopOfFamily(f); nextHop.IsValid() && !rules.waitsForBFD && rules.shutdownPhase != routesWithdrawnForShutdown {
 			out = append(out, f)
 		}
 	}
 	return out
 }
 
-// isAddressOnLink reports whether an address belongs to a network of one of the node's links in the
-// VRF of a session.
-func isAddressOnLink(all []NodeAddress, device string, address netip.Addr) bool {
+// isInSubnetOfVRFLink reports whether an address belongs to a network of one of the node's links in
+// the VRF of a session.
+func isInSubnetOfVRFLink(all []NodeAddress, device string, address netip.Addr) bool {
 	vrf := vrfOfDevice(all, device)
 	address = address.WithZone("")
 	return slices.ContainsFunc(all, func(a NodeAddress) bool {

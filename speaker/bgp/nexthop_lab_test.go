@@ -49,15 +49,15 @@ func awaitFRRNextHop(t *testing.T, frr *router.Router, prefix, want string) {
 // next hop, and renumbers it while the session is up.
 func TestNextHopsOfAKernelWithManyAddresses(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, fmt.Sprintf(frrActivateIPv6Template, "192.168.0.11"))})
-	node := b.Host("node1")
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, fmt.Sprintf(frrActivateIPv6Template, "192.168.0.11"))})
+	node := b.NamespaceOfHost("node1")
 	for _, a := range []string{"fd00:a8::dead/64 dev eth0 preferred_lft 0 nodad", "fd00:a8::100/128 dev eth0 nodad", "fd00:ff::11/128 dev lo"} {
 		runIPCommand(t, node, "address add "+a)
 	}
 	s := startSpeaker(t, node)
 	p := exampleExternalPeer()
-	p.IPv6 = true
-	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)}
+	p.CarriesIPv6Routes = true
+	d := bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)}
 	s.SetDesiredState(d)
 	awaitFRRNextHop(t, frr, servicePrefixIPv6, "fd00:a8::b")
 	awaitFRRNextHop(t, frr, servicePrefix, "192.168.0.11")
@@ -76,14 +76,14 @@ func TestNextHopsOfAKernelWithManyAddresses(t *testing.T) {
 // where lo has 127.0.0.1 besides.
 func TestSessionFromTheLoopbackHasNoLoopbackNextHop(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	node, far := b.Host("node1"), b.Host("router")
+	node, far := b.NamespaceOfHost("node1"), b.NamespaceOfHost("router")
 	runIPCommand(t, node, "address add fd00:ff::11/128 dev lo nodad")
 	runIPCommand(t, far, "-6 route add fd00:ff::11/128 via fd00:a8::b")
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: far, ConfigText: buildFRRConfig("neighbor fd00:ff::11 remote-as 64512\n neighbor fd00:ff::11 ebgp-multihop 2", " address-family ipv6 unicast\n  neighbor fd00:ff::11 activate\n exit-address-family")})
 	s := startSpeaker(t, node)
 	p := exampleExternalPeer()
-	p.Address, p.SourceAddress, p.IPv6, p.Multihop = netip.MustParseAddr("fd00:a8::1"), netip.MustParseAddr("fd00:ff::11"), true, true
-	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6), NodeInternalIPs: []netip.Addr{netip.MustParseAddr("192.168.0.11")}}
+	p.Address, p.SourceAddress, p.CarriesIPv6Routes, p.Multihop = netip.MustParseAddr("fd00:a8::1"), netip.MustParseAddr("fd00:ff::11"), true, true
+	d := bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6), NodeInternalIPs: []netip.Addr{netip.MustParseAddr("192.168.0.11")}}
 	s.SetDesiredState(d)
 	awaitFRRNextHop(t, frr, servicePrefixIPv6, "fd00:ff::11")
 	awaitFRRNextHop(t, frr, servicePrefix, "192.168.0.11")
@@ -96,16 +96,16 @@ func TestSessionFromTheLoopbackHasNoLoopbackNextHop(t *testing.T) {
 // a loop.
 func TestPrependedRouteReachesInternalRouters(t *testing.T) {
 	frr := startInternalRouterWithRoute(t, func(r *intent.Route) { r.PrependCount = 2 })
-	waitForRoute(t, frr, servicePrefix)
+	waitForFRRRoute(t, frr, servicePrefix)
 }
 
-// TestExcludedNodeNeverEntersTheRoutersTable starts the speaker of an excluded node twice.
-func TestExcludedNodeNeverEntersTheRoutersTable(t *testing.T) {
+// TestExcludedNodeAnnouncesNoRoutes starts the speaker of an excluded node twice.
+func TestExcludedNodeAnnouncesNoRoutes(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	for range 2 {
-		s := startSpeaker(t, b.Host("node1"))
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true})
+		s := startSpeaker(t, b.NamespaceOfHost("node1"))
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{exampleExternalPeer()}, Routes: exampleRoutes(servicePrefix), NodeLeaving: true})
 		s.waitForEstablished("tor")
 		s.Stop(t.Context())
 		s.endEnginesWithoutStop()
@@ -119,7 +119,7 @@ func TestExcludedNodeNeverEntersTheRoutersTable(t *testing.T) {
 // other IPv6 address.
 func TestBIRDTakesLinkLocalNextHops(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	node, far := b.Host("node1"), b.Host("router")
+	node, far := b.NamespaceOfHost("node1"), b.NamespaceOfHost("router")
 	runIPCommand(t, node, "address del fd00:a8::b/64 dev eth0")
 	nodeAddress, routerAddress := linkLocalAddress(t, node), linkLocalAddress(t, far)
 	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: far, ConfigText: fmt.Sprintf(`router id 192.168.0.1;
@@ -128,8 +128,8 @@ protocol bgp node1 { local as 65000; neighbor %s%%eth0 as 64512; ipv4 { import a
 `, nodeAddress)})
 	s := startSpeaker(t, node)
 	p := exampleExternalPeer()
-	p.Address, p.Device, p.IPv6 = routerAddress.WithZone("eth0"), "eth0", true
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)})
+	p.Address, p.Device, p.CarriesIPv6Routes = routerAddress.WithZone("eth0"), "eth0", true
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)})
 	s.waitForEstablished("tor")
 	waitForBIRDOutput(t, bird, "show route all "+servicePrefixIPv6, "via "+nodeAddress.String()+" on eth0")
 	// The session's link has an IPv4 address, which is the better next hop.
@@ -183,11 +183,11 @@ func watchRouteLosses(t *testing.T, h netns.Path, prefix string) (stop func() in
 // session. SOAK is how long the router must keep the route afterwards.
 func TestRoutesReturnAfterFRRRestartWithBFD(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.BFD, p.MaxReconnectDelay = fastBFD(), time.Second
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	awaitStable := func() bgp.PeerSessionStatus {
 		t.Helper()
 		awaitNoError(t, "BGP and BFD are up, and stay so for two seconds", func() error {
@@ -196,11 +196,11 @@ func TestRoutesReturnAfterFRRRestartWithBFD(t *testing.T) {
 			}
 			return nil
 		})
-		waitForRoute(t, frr, servicePrefix)
+		waitForFRRRoute(t, frr, servicePrefix)
 		return s.peerStatus("tor")
 	}
 	before := awaitStable()
-	stopWatching := watchRouteLosses(t, b.Host("router"), servicePrefix)
+	stopWatching := watchRouteLosses(t, b.NamespaceOfHost("router"), servicePrefix)
 	if err := frr.SignalDaemons(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -214,10 +214,10 @@ func TestRoutesReturnAfterFRRRestartWithBFD(t *testing.T) {
 	if sent := down.Messages.Sent.Notifications - before.Messages.Sent.Notifications; sent > 1 || sent == 1 && down.LastErrorReason != names.ReasonBFDDown {
 		t.Errorf("the speaker sent %d NOTIFICATIONs to the router that stops: %+v", sent, down)
 	}
-	if err := frr.Kill(); err != nil { // what has not ended yet
+	if err := frr.KillDaemons(); err != nil { // what has not ended yet
 		t.Fatal(err)
 	}
-	if err := frr.Restart(t.Context()); err != nil {
+	if err := frr.StartEndedDaemons(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	after := awaitStable()

@@ -37,7 +37,7 @@ func (n receivedNotification) configurationAdvice() string {
 		return fmt.Sprintf("it does not accept a hold time of %d s: set another holdTime", n.sentOpen.HoldSeconds)
 	case [2]uint8{message.CodeOpenMessageError, message.OpenUnsupportedCapability}:
 		if required := n.requiredCapabilities(); len(required) > 0 {
-			return "it requires a capability that this speaker did not offer: " + listCapabilities(required)
+			return "it requires a capability that this speaker did not offer: " + joinCapabilityNames(required)
 		}
 		return fmt.Sprintf("activate the address families of this peer, %v, for this neighbour there", n.sentOpen.Families)
 	case [2]uint8{message.CodeCease, message.CeaseMaxPrefixes}:

@@ -22,9 +22,9 @@ const listenRetryInterval = 5 * time.Second
 // passiveListeners accept the connections of passive peers' routers. A socket without a VRF does
 // not accept connections that arrive in a VRF, so that each VRF has a listener of its own.
 type passiveListeners struct {
-	byDevice    map[string]*passiveListener // the key is a VRF, or empty
-	connections chan passiveConnection      // of all listeners
-	retryTimer  *time.Timer                 // running after a failure
+	listenerByVRF map[string]*passiveListener // the key is a VRF, or empty
+	connections   chan passiveConnection      // of all listeners
+	retryTimer    *time.Timer                 // running after a failure
 }
 
 // passiveListener is the listener of one VRF.
@@ -41,7 +41,7 @@ type passiveConnection struct {
 }
 
 func newPassiveListeners() *passiveListeners {
-	l := &passiveListeners{byDevice: map[string]*passiveListener{}, connections: make(chan passiveConnection), retryTimer: time.NewTimer(time.Hour)}
+	l := &passiveListeners{listenerByVRF: map[string]*passiveListener{}, connections: make(chan passiveConnection), retryTimer: time.NewTimer(time.Hour)}
 	l.retryTimer.Stop()
 	return l
 }
@@ -55,20 +55,20 @@ func (e *Engine) listenForPassivePeers(ctx context.Context, peers []intent.Peer)
 			wanted[e.vrfOfPeer(&peers[i])] = true
 		}
 	}
-	e.passiveListeners.closeUnwanted(wanted)
+	e.passiveListeners.closeListenersExcept(wanted)
 	if len(wanted) == 0 {
 		return peers
 	}
 	peers = slices.Clone(peers)
 	faultByVRF := map[string]error{}
 	for vrf := range wanted {
-		faultByVRF[vrf] = e.passiveListeners.listen(ctx, e.options.Transport, vrf)
+		faultByVRF[vrf] = e.passiveListeners.listenInVRF(ctx, e.options.Transport, vrf)
 	}
 	passwords := map[string]map[netip.Addr]string{}
 	failed := false
 	for i := range peers {
 		p := &peers[i]
-		if !p.Passive || p.Blocked.IsSet() {
+		if !p.Passive || p.BlockedExplanation.IsSet() {
 			continue
 		}
 		vrf := e.vrfOfPeer(p)
@@ -78,13 +78,13 @@ func (e *Engine) listenForPassivePeers(ctx context.Context, peers []intent.Peer)
 				passwords[vrf] = map[netip.Addr]string{}
 			}
 			passwords[vrf][p.Address] = p.Password
-			err = e.passiveListeners.byDevice[vrf].setPassword(p.Address, p.Password)
+			err = e.passiveListeners.listenerByVRF[vrf].setPassword(p.Address, p.Password)
 		}
 		if err != nil {
-			p.Blocked, failed = names.Explanation{Reason: names.ReasonPortUnavailable, Text: err.Error()}, true
+			p.BlockedExplanation, failed = names.Explanation{Reason: names.ReasonPortUnavailable, Text: err.Error()}, true
 		}
 	}
-	for vrf, l := range e.passiveListeners.byDevice {
+	for vrf, l := range e.passiveListeners.listenerByVRF {
 		l.removeOtherPasswords(passwords[vrf])
 	}
 	if failed {
@@ -97,9 +97,9 @@ func (e *Engine) listenForPassivePeers(ctx context.Context, peers []intent.Peer)
 // belongs; empty without one.
 func (e *Engine) vrfOfPeer(p *intent.Peer) string { return vrfOfDevice(e.nodeAddresses, p.Device) }
 
-// listen listens in a VRF unless it does already.
-func (l *passiveListeners) listen(ctx context.Context, t Transport, vrf string) error {
-	if l.byDevice[vrf] != nil {
+// listenInVRF listens in a VRF unless it does already.
+func (l *passiveListeners) listenInVRF(ctx context.Context, t Transport, vrf string) error {
+	if l.listenerByVRF[vrf] != nil {
 		return nil
 	}
 	listener, err := t.Listen(ctx, ListenOptions{Port: passiveListenPort, BindDevice: vrf})
@@ -107,7 +107,7 @@ func (l *passiveListeners) listen(ctx context.Context, t Transport, vrf string) 
 		return err
 	}
 	one := &passiveListener{listener: listener, passwordsByRouter: map[netip.Addr]string{}, closed: make(chan struct{})}
-	l.byDevice[vrf] = one
+	l.listenerByVRF[vrf] = one
 	go func() {
 		for {
 			select {
@@ -147,23 +147,23 @@ func (l *passiveListener) removeOtherPasswords(wanted map[netip.Addr]string) {
 	}
 }
 
-// closeUnwanted closes the listeners of other VRFs than the wanted ones.
-func (l *passiveListeners) closeUnwanted(wanted map[string]bool) {
-	for vrf, one := range l.byDevice {
+// closeListenersExcept closes the listeners of other VRFs than the wanted ones.
+func (l *passiveListeners) closeListenersExcept(wanted map[string]bool) {
+	for vrf, one := range l.listenerByVRF {
 		if !wanted[vrf] {
 			one.listener.Close()
 			close(one.closed)
-			delete(l.byDevice, vrf)
+			delete(l.listenerByVRF, vrf)
 		}
 	}
 }
 
-// assignPassiveConnection passes a connection to the passive peer with that
+// passConnectionToPassivePeer passes a connection to the passive peer with that
 // router. It closes connections from all other addresses.
-func (e *Engine) assignPassiveConnection(c passiveConnection) {
+func (e *Engine) passConnectionToPassivePeer(c passiveConnection) {
 	for i := range e.currentDesiredState.Peers {
 		p := &e.currentDesiredState.Peers[i]
-		if !p.Passive || p.Blocked.IsSet() || e.vrfOfPeer(p) != c.vrf || !e.isRouterOfPeer(p, c.RemoteIP()) || p.SourceAddress.IsValid() && p.SourceAddress != c.LocalIP().WithZone("") {
+		if !p.Passive || p.BlockedExplanation.IsSet() || e.vrfOfPeer(p) != c.vrf || !e.isRouterOfPeer(p, c.RemoteIP()) || p.SourceAddress.IsValid() && p.SourceAddress != c.LocalIP().WithZone("") {
 			continue
 		}
 		if w, ok := e.workerByPeer[p.Name]; ok {
@@ -181,7 +181,7 @@ func (e *Engine) assignPassiveConnection(c passiveConnection) {
 // different links may have the same link-local address.
 func (e *Engine) isRouterOfPeer(p *intent.Peer, remote netip.Addr) bool {
 	address := p.Address
-	if r := e.searchByDevice[p.Device]; p.Unnumbered && r != nil {
+	if r := e.routerSearchByDevice[p.Device]; p.Unnumbered && r != nil {
 		address = r.foundRouterAddress
 	}
 	if address.WithZone("") != remote.WithZone("") {
@@ -191,21 +191,21 @@ func (e *Engine) isRouterOfPeer(p *intent.Peer, remote netip.Addr) bool {
 	return !remote.IsLinkLocalUnicast() || remote.Zone() == "" || link == "" || remote.Zone() == link
 }
 
-// acceptConnection handles a connection that the router opened. An existing session wins, unless
-// graceful restart was negotiated and the router keeps routes over a restart of its own: then a new
-// connection means that the router has restarted (RFC 4724 section 5). The session ends only when
-// the new connection has delivered an OPEN.
-func (w *worker) acceptConnection(c Conn) {
+// handleIncomingConnection handles a connection that the router opened. An existing session wins,
+// unless graceful restart was negotiated and the router keeps routes over a restart of its own:
+// then a new connection means that the router has restarted (RFC 4724 section 5). The session ends
+// only when the new connection has delivered an OPEN.
+func (w *peerWorker) handleIncomingConnection(c Conn) {
 	p := w.currentDesiredState.peer
-	busy := w.attemptResults != nil || w.session != nil && !w.session.negotiated.routerMayRestartGracefully()
-	if !p.Passive || p.Blocked.IsSet() || busy {
+	busy := w.connectAttemptResults != nil || w.session != nil && !w.session.negotiated.routerMayRestartGracefully()
+	if !p.Passive || p.BlockedExplanation.IsSet() || busy {
 		_, _ = c.Write(message.NewCeaseNotification(message.CeaseRejected, "").Encode())
 		go closeConnectionWithoutReset(c, true)
 		return
 	}
 	o := dialOptions(&p)
 	if w.session == nil {
-		w.retryTimer.Stop()
+		w.reconnectTimer.Stop()
 		w.enterState(Connect)
 	}
 	w.startConnectAttempt(func(context.Context) (Conn, error) { return c, c.SetTTLAndMinReceivedTTL(o.TTL, o.MinReceivedTTL) })
@@ -213,9 +213,9 @@ func (w *worker) acceptConnection(c Conn) {
 
 // routerMayRestartGracefully reports whether the router keeps routes over a restart of its own. A
 // router that names no family only helps others to restart.
-func (n *Negotiated) routerMayRestartGracefully() bool {
+func (n *NegotiatedParameters) routerMayRestartGracefully() bool {
 	return n.GracefulRestart && len(n.RemoteOpen.GracefulRestart.ForwardingKeptByFamily) > 0
 }
 
-// errRouterRestarted is why a session ends that a new connection of the router replaces.
-var errRouterRestarted = errors.New("the router opened a new connection")
+// errRouterReconnected is why a session ends that a new connection of the router replaces.
+var errRouterReconnected = errors.New("the router opened a new connection")

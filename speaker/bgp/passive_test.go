@@ -19,7 +19,7 @@ import (
 // unnumberedPeer is a peer whose router is found on a link.
 func unnumberedPeer(device string) intent.Peer {
 	return intent.Peer{
-		Name: "tor", Unnumbered: true, Device: device, Port: 179, LocalASN: 64512, AcceptedASNs: intent.AcceptExternalASN, HoldTime: 9 * time.Second, IPv4: true, IPv6: true,
+		Name: "tor", Unnumbered: true, Device: device, Port: 179, LocalASN: 64512, AcceptedASNs: intent.AcceptExternalASN, HoldTime: 9 * time.Second, CarriesIPv4Routes: true, CarriesIPv6Routes: true,
 	}
 }
 
@@ -42,18 +42,18 @@ func kernelRouteTo(t *testing.T, h netns.Path, address string) string {
 // router advertisements, with the documented configuration.
 func TestUnnumberedPeer(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := unnumberedPeer("eth0")
 	p.BFD = &intent.BFD{TransmitInterval: 100 * time.Millisecond, ReceiveInterval: 100 * time.Millisecond, EchoInterval: 50 * time.Millisecond, Multiplier: 3, MinTTL: 254}
-	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "2001:db8::1/128")}
+	d := bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "2001:db8::1/128")}
 	s.SetDesiredState(d)
 	st := s.waitForEstablished("tor")
 	if a := st.RouterAddress.Addr(); !a.IsLinkLocalUnicast() || a.Zone() != "eth0" || st.RouterASN != 65000 {
 		t.Errorf("the router is %s of AS %d", a, st.RouterASN)
 	}
 	for _, prefix := range []string{servicePrefix, "2001:db8::1/128"} {
-		got := waitForRoute(t, frr, prefix)
+		got := waitForFRRRoute(t, frr, prefix)
 		// They are the global address, and the link-local one, which is used.
 		for _, h := range got.NextHops {
 			if h.Used != netip.MustParseAddr(h.IP).IsLinkLocalUnicast() || len(got.NextHops) != 2 {
@@ -63,7 +63,7 @@ func TestUnnumberedPeer(t *testing.T) {
 	}
 	for _, address := range []string{"198.51.100.1", "2001:db8::1"} {
 		awaitNoError(t, "the router's kernel sends "+address+" to the node", func() error {
-			if out := kernelRouteTo(t, b.Host("router"), address); !strings.Contains(out, "fe80::") || !strings.Contains(out, "dev eth0") {
+			if out := kernelRouteTo(t, b.NamespaceOfHost("router"), address); !strings.Contains(out, "fe80::") || !strings.Contains(out, "dev eth0") {
 				return fmt.Errorf("it says %s", out)
 			}
 			return nil
@@ -78,32 +78,32 @@ func TestUnnumberedPeer(t *testing.T) {
 	t.Run("an edit of the routes resets no session", func(t *testing.T) {
 		d.Routes = append(d.Routes, exampleRoutes("198.51.100.2/32")...)
 		s.SetDesiredState(d)
-		waitForRoute(t, frr, "198.51.100.2/32")
+		waitForFRRRoute(t, frr, "198.51.100.2/32")
 		if st := s.peerStatus("tor"); st.EstablishedCount != 1 {
 			t.Errorf("%+v", st)
 		}
 	})
 	t.Run("a missing link is reported", func(t *testing.T) {
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{unnumberedPeer("eth9")}, Routes: exampleRoutes(servicePrefix)})
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{unnumberedPeer("eth9")}, Routes: exampleRoutes(servicePrefix)})
 		s.waitForError("tor", `this node has no link "eth9"`)
 		if st := s.peerStatus("tor"); st.NotConnectingReason != names.ReasonNoRouter {
 			t.Errorf("the reason is %q", st.NotConnectingReason)
 		}
-		waitForNoRoute(t, frr, servicePrefix)
+		waitForNoFRRRoute(t, frr, servicePrefix)
 		s.SetDesiredState(d)
-		waitForRoute(t, frr, servicePrefix)
+		waitForFRRRoute(t, frr, servicePrefix)
 	})
 }
 
 // TestPassivePeer lets FRR connect to the speaker.
 func TestPassivePeer(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 password s3cret")})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 password s3cret")})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.Passive, p.MaxHops = true, 0
-	d := bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)}
-	other, err := b.Host("node1").Listen("tcp", ":179")
+	d := bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)}
+	other, err := b.NamespaceOfHost("node1").Listen("tcp", ":179")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,14 +121,14 @@ func TestPassivePeer(t *testing.T) {
 	})
 	p.Password = "s3cret"
 	twin := p // which must not get the router's connection
-	twin.Name, twin.Password, twin.Blocked = "again", "other", names.Explanation{Reason: "DuplicatePeer", Text: "the other one is older"}
+	twin.Name, twin.Password, twin.BlockedExplanation = "again", "other", names.Explanation{Reason: "DuplicatePeer", Text: "the other one is older"}
 	d.Peers = []intent.Peer{twin, p, twin}
 	d.Peers[2].Name = "yet again"
 	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
-	waitForRoute(t, frr, servicePrefix)
+	waitForFRRRoute(t, frr, servicePrefix)
 	t.Run("connections from other addresses are closed", func(t *testing.T) {
-		c, err := b.Host("client").Dial(t.Context(), "tcp", "192.168.0.11:179")
+		c, err := b.NamespaceOfHost("client").Dial(t.Context(), "tcp", "192.168.0.11:179")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,7 +151,7 @@ func TestPassivePeer(t *testing.T) {
 			}
 			return nil
 		})
-		waitForRoute(t, frr, servicePrefix)
+		waitForFRRRoute(t, frr, servicePrefix)
 	})
 }
 
@@ -159,17 +159,17 @@ func TestPassivePeer(t *testing.T) {
 // router: from two addresses, as two autonomous systems.
 func TestSeveralPeersAtOneAddress(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	err := b.Host("node1").RunInside(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
+	err := b.NamespaceOfHost("node1").RunInside(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.71 remote-as 64513")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.71 remote-as 64513")})
 	first, second := exampleExternalPeer(), exampleExternalPeer()
 	first.SourceAddress = netip.MustParseAddr("192.168.0.11")
 	second.Name, second.SourceAddress, second.LocalASN, second.RouterID = "again", netip.MustParseAddr("192.168.0.71"), 64513, netip.MustParseAddr("10.0.0.71")
-	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: exampleRoutes(servicePrefix)}
+	d := bgp.DesiredState{Peers: []intent.Peer{first, second}, Routes: exampleRoutes(servicePrefix)}
 	d.Routes[0].PeerNames = []string{"again", "tor"}
-	s := startSpeaker(t, b.Host("node1"))
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
 	s.waitForEstablished("again")
@@ -187,7 +187,7 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 		})
 	}
 	paths("64512 via 192.168.0.11", "64513 via 192.168.0.71")
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{first}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{first}, Routes: exampleRoutes(servicePrefix)})
 	paths("64512 via 192.168.0.11")
 	if st := s.peerStatus("tor"); st.EstablishedCount != 1 {
 		t.Errorf("the session of the remaining peer: %+v", st)
@@ -197,7 +197,7 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 		slow := *first.BFD
 		slow.TransmitInterval = time.Second
 		second.BFD, second.Port = &slow, 1179
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{first, second}, Routes: exampleRoutes(servicePrefix)})
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{first, second}, Routes: exampleRoutes(servicePrefix)})
 		awaitNoError(t, "the other peer reports the conflicting profile", func() error {
 			a, b := s.peerStatus("tor").BFDFault, s.peerStatus("again").BFDFault
 			if a.Reason == names.ReasonConflictingBFD || b.Reason != names.ReasonConflictingBFD || !strings.Contains(b.Text, `the settings of the BGPPeer "tor"`) {
@@ -213,17 +213,17 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 func TestTwoPassivePeersOfOneRouter(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	err := b.Host("node1").RunInside(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
+	err := b.NamespaceOfHost("node1").RunInside(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.71 remote-as 64513\n neighbor 192.168.0.71 timers connect 1\n neighbor 192.168.0.11 timers connect 1")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.71 remote-as 64513\n neighbor 192.168.0.71 timers connect 1\n neighbor 192.168.0.11 timers connect 1")})
 	first, second := exampleExternalPeer(), exampleExternalPeer()
 	first.SourceAddress, first.Passive = netip.MustParseAddr("192.168.0.11"), true
 	second.Name, second.SourceAddress, second.LocalASN, second.Passive = "again", netip.MustParseAddr("192.168.0.71"), 64513, true
-	d := bgp.Desired{Peers: []intent.Peer{first, second}, Routes: exampleRoutes(servicePrefix)}
+	d := bgp.DesiredState{Peers: []intent.Peer{first, second}, Routes: exampleRoutes(servicePrefix)}
 	d.Routes[0].PeerNames = []string{"again", "tor"}
-	s := startSpeaker(t, b.Host("node1"))
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	s.SetDesiredState(d)
 	s.waitForEstablished("tor")
 	s.waitForEstablished("again")

@@ -10,7 +10,7 @@ import (
 
 // canKeepSession reports whether an edit of the peer needs no new session: our OPEN and
 // the connection stay the same, and the router's AS number is still accepted.
-func (w *worker) canKeepSession(previous, next *intent.Peer) bool {
+func (w *peerWorker) canKeepSession(previous, next *intent.Peer) bool {
 	x, y := *previous, *next
 	if w.session != nil && checkRouterASN(&y, w.session.negotiated.RemoteOpen.ASN) == nil {
 		x.PeerASN, x.AcceptedASNs = y.PeerASN, y.AcceptedASNs
@@ -19,47 +19,47 @@ func (w *worker) canKeepSession(previous, next *intent.Peer) bool {
 }
 
 // applyTimerEdits applies edits of the keepalive and connect times, which need no new session.
-func (w *worker) applyTimerEdits(previous *intent.Peer) {
+func (w *peerWorker) applyTimerEdits(previous *intent.Peer) {
 	p := &w.currentDesiredState.peer
 	switch {
 	case w.session != nil && previous.KeepaliveTime != p.KeepaliveTime:
 		w.session.setKeepaliveInterval(keepaliveInterval(p, w.session.negotiated.HoldTime))
-	case w.session == nil && w.attemptResults == nil && previous.MaxReconnectDelay != p.MaxReconnectDelay && previous.Name != "":
+	case w.session == nil && w.connectAttemptResults == nil && previous.MaxReconnectDelay != p.MaxReconnectDelay && previous.Name != "":
 		w.failedAttemptCount = 0
-		w.retryTimer.Reset(0)
+		w.reconnectTimer.Reset(0)
 	}
 }
 
 // addLastNotificationToError adds the router's last NOTIFICATION to an error. A router that refuses
 // a node for some time, such as after too many prefixes, says why once, and then only closes
 // connections.
-func (w *worker) addLastNotificationToError(err error) error {
+func (w *peerWorker) addLastNotificationToError(err error) error {
 	if n := (receivedNotification{}); errors.As(err, &n) {
-		w.lastNotification = &n
+		w.lastReceivedNotification = &n
 		return err
 	}
-	if w.lastNotification == nil || w.currentDesiredState.peer.Blocked.IsSet() {
+	if w.lastReceivedNotification == nil || w.currentDesiredState.peer.BlockedExplanation.IsSet() {
 		return err
 	}
-	return fmt.Errorf("%w (before that, %w)", err, *w.lastNotification)
+	return fmt.Errorf("%w (before that, %w)", err, *w.lastReceivedNotification)
 }
 
-// keepEstablishedAddresses keeps the address of an established session while its router cannot be
-// determined, since a default route is missing for a moment when it is replaced.
-func (e *Engine) keepEstablishedAddresses(peers []intent.Peer) []intent.Peer {
+// keepRouterOfEstablishedPeers keeps the address of an established session while its router cannot
+// be determined, since a default route is missing for a moment when it is replaced.
+func (e *Engine) keepRouterOfEstablishedPeers(peers []intent.Peer) []intent.Peer {
 	cloned := false
 	for i := range peers {
 		if p := &peers[i]; p.Address.IsValid() || p.Unnumbered {
 			continue
 		}
-		k := slices.IndexFunc(e.bfdRequestsOfPeers.peersOfLastUpdate, func(q intent.Peer) bool { return q.Name == peers[i].Name && q.Address.IsValid() })
+		k := slices.IndexFunc(e.bfdStateOfPeers.peersOfLastUpdate, func(q intent.Peer) bool { return q.Name == peers[i].Name && q.Address.IsValid() })
 		if k < 0 || e.sessionState(peers[i].Name) != Established {
 			continue
 		}
 		if !cloned {
 			peers, cloned = slices.Clone(peers), true
 		}
-		peers[i].Address, peers[i].BFD = e.bfdRequestsOfPeers.peersOfLastUpdate[k].Address, e.bfdRequestsOfPeers.peersOfLastUpdate[k].BFD
+		peers[i].Address, peers[i].BFD = e.bfdStateOfPeers.peersOfLastUpdate[k].Address, e.bfdStateOfPeers.peersOfLastUpdate[k].BFD
 	}
 	return peers
 }

@@ -21,23 +21,23 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// TestPeerEditsResetOnlyWhenNeeded edits a BGPPeer with an established session. Only edits
+// TestPeerEditsResetSessionOnlyWhenNeeded edits a BGPPeer with an established session. Only edits
 // that need another OPEN or connection reset it, and every edit takes effect.
-func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
+func TestPeerEditsResetSessionOnlyWhenNeeded(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	set := func(edit func()) (before bgp.PeerSessionStatus) {
 		t.Helper()
 		before = s.peerStatus("tor")
 		edit()
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 		return before
 	}
 	set(func() {})
 	s.waitForEstablished("tor")
-	waitForRoute(t, frr, servicePrefix)
+	waitForFRRRoute(t, frr, servicePrefix)
 	t.Run("the keepalive time", func(t *testing.T) {
 		before := set(func() { p.KeepaliveTime = time.Second })
 		awaitNoError(t, "keepalives are sent once a second", func() error {
@@ -55,8 +55,8 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 		} {
 			set(edit)
 		}
-		s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
-		waitForRoute(t, frr, "198.51.100.2/32")
+		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
+		waitForFRRRoute(t, frr, "198.51.100.2/32")
 		if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.State != bgp.Established {
 			t.Fatalf("the edit reset the session: %+v", st)
 		}
@@ -64,7 +64,7 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 	t.Run("a wrong AS number, and a connectTime without a session", func(t *testing.T) {
 		set(func() { p.PeerASN, p.MaxReconnectDelay = 65001, time.Hour })
 		s.waitForError("tor", "its AS number is 65000, and the BGPPeer asks for 65001")
-		waitForNoRoute(t, frr, servicePrefix)
+		waitForNoFRRRoute(t, frr, servicePrefix)
 		set(func() { p.PeerASN, p.AcceptedASNs = 0, intent.AcceptInternalASN })
 		s.waitForError("tor", "the BGPPeer asks for the internal 64512")
 		if err := frr.ChangeRunningConfig(t.Context(), "router bgp 65000\n no neighbor 192.168.0.11\n"); err != nil {
@@ -77,14 +77,14 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 		}
 		set(func() { p.MaxReconnectDelay = time.Second })
 		s.waitForEstablished("tor")
-		waitForRoute(t, frr, servicePrefix)
+		waitForFRRRoute(t, frr, servicePrefix)
 	})
 	t.Run("the contents of the OPEN", func(t *testing.T) {
 		for _, edit := range []func(){
 			func() { p.HoldTime = 3 * time.Second },
 			func() { p.RouterID = netip.MustParseAddr("10.9.9.9") },
 			func() { p.NoMultiprotocol = true },
-			func() { p.IPv6, p.NoMultiprotocol = true, false },
+			func() { p.CarriesIPv6Routes, p.NoMultiprotocol = true, false },
 		} {
 			before := set(edit)
 			awaitNoError(t, "a new session is established", func() error {
@@ -93,29 +93,29 @@ func TestPeerEditsResetOnlyWhenNeeded(t *testing.T) {
 				}
 				return nil
 			})
-			waitForRoute(t, frr, servicePrefix)
+			waitForFRRRoute(t, frr, servicePrefix)
 		}
 		if st := s.peerStatus("tor"); st.HoldTime != 3*time.Second {
 			t.Errorf("the hold time is %s", st.HoldTime)
 		}
-		if got := waitForRoute(t, frr, servicePrefix); got.Peer.RouterID != "10.9.9.9" {
+		if got := waitForFRRRoute(t, frr, servicePrefix); got.Peer.RouterID != "10.9.9.9" {
 			t.Errorf("the router ID is %s", got.Peer.RouterID)
 		}
 	})
 }
 
-// TestRefusalReasonIsKept exceeds a router's prefix limit. FRR
+// TestRouterRefusalReasonSurvivesRetries exceeds a router's prefix limit. FRR
 // says so once, and then only closes connections.
-func TestRefusalReasonIsKept(t *testing.T) {
+func TestRouterRefusalReasonSurvivesRetries(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " address-family ipv4 unicast", "  neighbor 192.168.0.11 maximum-prefix 2", " exit-address-family")})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " address-family ipv4 unicast", "  neighbor 192.168.0.11 maximum-prefix 2", " exit-address-family")})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.MaxReconnectDelay = time.Second
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
 	s.waitForEstablished("tor")
-	waitForRoute(t, frr, servicePrefix)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32", "198.51.100.4/32", "198.51.100.5/32")})
+	waitForFRRRoute(t, frr, servicePrefix)
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32", "198.51.100.4/32", "198.51.100.5/32")})
 	s.waitForError("tor", "maximum number of prefixes reached, 2 of ipv4-unicast: raise the limit")
 	before := s.peerStatus("tor").Messages
 	awaitNoError(t, "the speaker tries again", func() error {
@@ -131,43 +131,43 @@ func TestRefusalReasonIsKept(t *testing.T) {
 // TestErrorSuggestsEBGPMultiHop connects to a router several hops away without ebgpMultiHop.
 func TestErrorSuggestsEBGPMultiHop(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("far"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ebgp-multihop")})
-	s := startSpeaker(t, b.Host("node1"))
+	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("far"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ebgp-multihop")})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.Address = netip.MustParseAddr("10.99.0.2")
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "ebgpMultiHop")
 	p.Multihop = true
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 }
 
 // TestTwoUnnumberedRouters uses a node with two uplinks to two routers.
 func TestTwoUnnumberedRouters(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1, Routers: 2})
-	if err := netns.AddCable(b.Host("node1"), "up2", b.Host("router2"), "down"); err != nil {
+	if err := netns.AddCable(b.NamespaceOfHost("node1"), "up2", b.NamespaceOfHost("router2"), "down"); err != nil {
 		t.Fatal(err)
 	}
 	for at, link := range map[string]string{"node1": "up2", "router2": "down"} {
-		if err := b.Host(at).RunInside(func() error { return netns.SetLinkUp(link) }); err != nil {
+		if err := b.NamespaceOfHost(at).RunInside(func() error { return netns.SetLinkUp(link) }); err != nil {
 			t.Fatal(err)
 		}
 	}
-	first := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})
-	second := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router2"), ConfigText: strings.NewReplacer("eth0", "down", "192.168.0.1", "192.168.0.2", "65000", "65002").Replace(readDocumentedConfig(t, "FRR, unnumbered"))})
-	s := startSpeaker(t, b.Host("node1"))
+	first := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})
+	second := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router2"), ConfigText: strings.NewReplacer("eth0", "down", "192.168.0.1", "192.168.0.2", "65000", "65002").Replace(readDocumentedConfig(t, "FRR, unnumbered"))})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p, q := unnumberedPeer("eth0"), unnumberedPeer("up2")
 	q.Name = "again"
 	rs := exampleRoutes(servicePrefix, "2001:db8::1/128")
 	for i := range rs {
 		rs[i].PeerNames = []string{"again", "tor"}
 	}
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p, q}, Routes: rs})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p, q}, Routes: rs})
 	s.waitForEstablished("tor")
 	s.waitForEstablished("again")
 	for _, r := range []*router.Router{first, second} {
 		for _, prefix := range []string{servicePrefix, "2001:db8::1/128"} {
-			waitForRoute(t, r, prefix)
+			waitForFRRRoute(t, r, prefix)
 		}
 	}
 }
@@ -176,17 +176,17 @@ func TestTwoUnnumberedRouters(t *testing.T) {
 // with more communities than fit into a message.
 func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	rs := exampleRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32")
 	for i := range 400 {
 		rs[1].LargeCommunities = append(rs[1].LargeCommunities, [3]uint32{64512, 1, uint32(i)})
 	}
 	rs[2].LargeCommunities = rs[1].LargeCommunities[:280]
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: rs})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{exampleExternalPeer()}, Routes: rs})
 	s.waitForEstablished("tor")
-	waitForRoute(t, frr, servicePrefix)
-	waitForRoute(t, frr, "198.51.100.3/32")
+	waitForFRRRoute(t, frr, servicePrefix)
+	waitForFRRRoute(t, frr, "198.51.100.3/32")
 	if got := frrPaths(t, frr, "198.51.100.2/32"); len(got) > 0 {
 		t.Errorf("the router has %+v", got)
 	}
@@ -195,28 +195,28 @@ func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 	}
 	rs = slices.Clone(rs)
 	rs[1] = &intent.Route{Prefix: rs[1].Prefix, PeerNames: rs[1].PeerNames, Attributes: intent.Attributes{LargeCommunities: rs[1].LargeCommunities[:1]}}
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{exampleExternalPeer()}, Routes: rs})
-	waitForRoute(t, frr, "198.51.100.2/32")
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{exampleExternalPeer()}, Routes: rs})
+	waitForFRRRoute(t, frr, "198.51.100.2/32")
 }
 
 // TestSessionSurvivesMissingDefaultGateway removes the gateway's address for a moment, as
 // a replaced default route does. The session with the gateway continues.
 func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p, lost := exampleExternalPeer(), exampleExternalPeer()
 	p.BFD = fastBFD()
-	lost.Address, lost.Blocked = netip.Addr{}, names.Explanation{Reason: "NoGateway", Text: "no default gateway"}
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{lost}, Routes: exampleRoutes(servicePrefix)})
+	lost.Address, lost.BlockedExplanation = netip.Addr{}, names.Explanation{Reason: "NoGateway", Text: "no default gateway"}
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{lost}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForError("tor", "no default gateway")
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	s.waitForEstablished("tor")
 	ups := s.waitForStableSession("tor").EstablishedCount
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{lost}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
-	waitForRoute(t, frr, "198.51.100.2/32")
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{lost}, Routes: exampleRoutes(servicePrefix, "198.51.100.3/32")})
-	waitForRoute(t, frr, "198.51.100.3/32")
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{lost}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32")})
+	waitForFRRRoute(t, frr, "198.51.100.2/32")
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{lost}, Routes: exampleRoutes(servicePrefix, "198.51.100.3/32")})
+	waitForFRRRoute(t, frr, "198.51.100.3/32")
 	if st := s.peerStatus("tor"); st.EstablishedCount != ups || st.State != bgp.Established || st.BFDState != "Up" {
 		t.Errorf("the edit reset the session: %+v", st)
 	}
@@ -235,7 +235,7 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 	forgets, forgotten := make(chan struct{}), make(chan struct{})
 	quiet := make(chan net.Conn)
 	var again atomic.Bool
-	bad := startHostileRouter(t, b.Host("router"), 2001, func(c net.Conn) {
+	bad := startHostileRouter(t, b.NamespaceOfHost("router"), 2001, func(c net.Conn) {
 		if sendOpenAndKeepalive(c, 0) != nil || again.Swap(true) {
 			<-t.Context().Done()
 			return
@@ -259,10 +259,10 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 		c.Close()
 		close(forgotten)
 	})
-	s := startSpeaker(t, b.Host("node1"))
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
 	p.HoldTime, p.Port = 0, bad.port
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	awaitNoError(t, "the router has acknowledged the route", func() error {
 		if st := s.peerStatus("tor"); st.Messages.Received.Keepalives < 2 {
 			return fmt.Errorf("%+v", st)
@@ -291,10 +291,10 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 func TestWithheldRouteHasReason(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
-	s := startSpeaker(t, b.Host("node1"))
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
+	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
-	p.IPv6 = true
+	p.CarriesIPv6Routes = true
 	waitForReason := func(want names.Reason, text string) {
 		t.Helper()
 		awaitNoError(t, fmt.Sprintf("the session has the reason %q", want), func() error {
@@ -304,17 +304,17 @@ func TestWithheldRouteHasReason(t *testing.T) {
 			return nil
 		})
 	}
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "2001:db8::1/128")})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "2001:db8::1/128")})
 	waitForReason(names.ReasonFamilyNotCarried, "2001:db8::1/128: it does not accept routes of ipv6-unicast")
-	waitForRoute(t, frr, servicePrefix)
-	if err := b.Host("node1").RunInside(func() error { return netns.SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1") }); err != nil {
+	waitForFRRRoute(t, frr, servicePrefix)
+	if err := b.NamespaceOfHost("node1").RunInside(func() error { return netns.SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1") }); err != nil {
 		t.Fatal(err)
 	}
 	if err := frr.ChangeRunningConfig(t.Context(), "router bgp 65000\n"+fmt.Sprintf(frrActivateIPv6Template, "192.168.0.11")+"\n"); err != nil {
 		t.Fatal(err)
 	}
 	waitForReason(names.ReasonNoNextHop, "2001:db8::1/128")
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	waitForReason("", "")
 }
 

@@ -10,8 +10,9 @@ import (
 
 // The times between two attempts to connect to a router.
 const (
-	// firstRetryDelay is the delay after the first failure. It doubles with each further failure.
-	firstRetryDelay = 250 * time.Millisecond
+	// firstReconnectDelay is the delay after the first failure. It doubles with each further
+	// failure.
+	firstReconnectDelay = 250 * time.Millisecond
 	// defaultMaxReconnectDelay applies where connectTime is not set.
 	defaultMaxReconnectDelay = 10 * time.Second
 	// minStableSessionInterval is how long a session must be established
@@ -19,29 +20,29 @@ const (
 	minStableSessionInterval = 10 * time.Second
 )
 
-// endSession records the end of the session and schedules the
+// recordSessionEnd records the end of the session and schedules the
 // next attempt: at once after a stable session.
-func (w *worker) endSession() {
+func (w *peerWorker) recordSessionEnd() {
 	if w.status.State == Established && w.engine.options.Now().Sub(w.status.StateSince) >= minStableSessionInterval {
 		w.failedAttemptCount = -1
 	}
 	w.bfdRecoveryTimer.Stop()
 	err := w.session.endReason
 	w.session, w.routerConfirmedSession = nil, nil
-	w.recordConnectFailure(err)
+	w.recordFailureAndScheduleRetry(err)
 }
 
-// recordConnectFailure records why there is no session and schedules the next attempt.
-func (w *worker) recordConnectFailure(err error) {
-	w.failureReason = ""
+// recordFailureAndScheduleRetry records why there is no session and schedules the next attempt.
+func (w *peerWorker) recordFailureAndScheduleRetry(err error) {
+	w.openRejectionReason = ""
 	if rejection := (openRejection{}); errors.As(err, &rejection) {
-		w.failureReason = rejection.reason
+		w.openRejectionReason = rejection.reason
 	}
 	text := w.addLastNotificationToError(err).Error()
 	if n := (receivedNotification{}); errors.As(err, &n) && w.status.State != Established && n.notification.Code == message.CodeOpenMessageError {
 		now := w.engine.options.Now()
-		if w.capabilities = w.capabilities.afterRefusal(&n, now); w.capabilities.describe(now) != "" {
-			text += "; " + w.capabilities.describe(now)
+		if w.capabilityFallback = w.capabilityFallback.afterRefusal(&n, now); w.capabilityFallback.describeOmitted(now) != "" {
+			text += "; " + w.capabilityFallback.describeOmitted(now)
 		}
 	}
 	if text != w.status.LastError || w.status.State == Established {
@@ -50,20 +51,20 @@ func (w *worker) recordConnectFailure(err error) {
 	}
 	w.status.LastErrorReason = reasonOfFailure(err)
 	w.enterState(Idle)
-	w.retryTimer.Reset(retryDelay(w.failedAttemptCount, w.currentDesiredState.peer.MaxReconnectDelay))
+	w.reconnectTimer.Reset(reconnectDelay(w.failedAttemptCount, w.currentDesiredState.peer.MaxReconnectDelay))
 	w.failedAttemptCount++
 }
 
-// retryDelay returns the delay before the next attempt. It doubles with each
+// reconnectDelay returns the delay before the next attempt. It doubles with each
 // failure up to longest. Up to a quarter is subtracted at random, so that the
 // nodes of a rack do not reconnect at the same moment.
-func retryDelay(failures int, longest time.Duration) time.Duration {
+func reconnectDelay(failures int, longest time.Duration) time.Duration {
 	if failures < 0 {
 		return 0
 	}
 	if longest == 0 {
 		longest = defaultMaxReconnectDelay
 	}
-	d := min(firstRetryDelay<<min(failures, 20), longest)
+	d := min(firstReconnectDelay<<min(failures, 20), longest)
 	return d - time.Duration(rand.Int64N(int64(d)/4+1))
 }

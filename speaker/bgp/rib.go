@@ -11,16 +11,16 @@ import (
 )
 
 // RIBs returns what each peer gets, sorted by peer.
-func (e *Engine) RIBs(ctx context.Context) []rib.Peer {
-	reply := make(chan []*worker, 1)
+func (e *Engine) RIBs(ctx context.Context) []rib.PeerRIB {
+	reply := make(chan []*peerWorker, 1)
 	select {
 	case e.workerListRequests <- reply:
 	case <-ctx.Done():
 		return nil
 	}
-	out := []rib.Peer{}
+	out := []rib.PeerRIB{}
 	for _, w := range <-reply {
-		described := make(chan rib.Peer, 1)
+		described := make(chan rib.PeerRIB, 1)
 		select {
 		case w.ribRequests <- described:
 			out = append(out, <-described)
@@ -29,13 +29,13 @@ func (e *Engine) RIBs(ctx context.Context) []rib.Peer {
 			return out
 		}
 	}
-	slices.SortFunc(out, func(x, y rib.Peer) int { return cmp.Compare(x.Peer, y.Peer) })
+	slices.SortFunc(out, func(x, y rib.PeerRIB) int { return cmp.Compare(x.PeerName, y.PeerName) })
 	return out
 }
 
 // describeRIB returns the routes of the peer, sorted by prefix.
-func (w *worker) describeRIB() rib.Peer {
-	out := rib.Peer{Peer: w.peerName, RouterAddress: w.status.RouterAddress.String(), State: string(w.status.State), Routes: []rib.Route{}}
+func (w *peerWorker) describeRIB() rib.PeerRIB {
+	out := rib.PeerRIB{PeerName: w.peerName, RouterAddress: w.status.RouterAddress.String(), SessionState: string(w.status.State), Routes: []rib.Route{}}
 	external := w.currentDesiredState.peer.IsExternal()
 	for _, r := range w.routeInbox.routesOfPeer(w.peerName) {
 		one := rib.Route{Prefix: r.Prefix, Advertisements: r.AdvertisementNames}
@@ -65,7 +65,7 @@ func describeAttributes(a *PathAttributes, external bool) *rib.Attributes {
 		out.MED = &a.MED
 	}
 	if external {
-		out.ASPathPrepend = a.PrependCount
+		out.ASPathPrependCount = a.PrependCount
 	} else {
 		out.LocalPref = cmp.Or(a.LocalPref, DefaultLocalPref)
 	}

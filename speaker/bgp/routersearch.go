@@ -32,10 +32,10 @@ func (e *Engine) resolveUnnumberedPeers(ctx context.Context, peers []intent.Peer
 			wanted[peers[i].Device] = true
 		}
 	}
-	for device, r := range e.searchByDevice {
+	for device, r := range e.routerSearchByDevice {
 		if !wanted[device] {
 			r.cancel()
-			delete(e.searchByDevice, device)
+			delete(e.routerSearchByDevice, device)
 		}
 	}
 	if len(wanted) == 0 {
@@ -47,16 +47,16 @@ func (e *Engine) resolveUnnumberedPeers(ctx context.Context, peers []intent.Peer
 		if !p.Unnumbered {
 			continue
 		}
-		r := e.searchByDevice[p.Device]
+		r := e.routerSearchByDevice[p.Device]
 		if r == nil {
 			r = e.startRouterSearch(ctx, p.Device)
 		}
 		switch p.Address = r.foundRouterAddress; {
-		case r.foundRouterAddress.IsValid() || p.Blocked.IsSet():
+		case r.foundRouterAddress.IsValid() || p.BlockedExplanation.IsSet():
 		case r.lastError != nil:
-			p.Blocked = names.Explanation{Reason: names.ReasonNoRouter, Text: r.lastError.Error()}
+			p.BlockedExplanation = names.Explanation{Reason: names.ReasonNoRouter, Text: r.lastError.Error()}
 		default:
-			p.Blocked = names.Explain(names.ReasonNoRouter, "no router has advertised itself on %s yet: configure this node as an unnumbered neighbour there, or enable router advertisements on the router", p.Device)
+			p.BlockedExplanation = names.NewExplanation(names.ReasonNoRouter, "no router has advertised itself on %s yet: configure this node as an unnumbered neighbour there, or enable router advertisements on the router", p.Device)
 		}
 	}
 	return peers
@@ -66,9 +66,9 @@ func (e *Engine) resolveUnnumberedPeers(ctx context.Context, peers []intent.Peer
 func (e *Engine) startRouterSearch(ctx context.Context, device string) *routerSearch {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &routerSearch{cancel: cancel}
-	e.searchByDevice[device] = r
+	e.routerSearchByDevice[device] = r
 	e.goroutines.Go(func() {
-		e.options.Transport.FindRouterOnLink(ctx, device, func(a netip.Addr, err error) {
+		e.options.Transport.WatchRouterOnLink(ctx, device, func(a netip.Addr, err error) {
 			select {
 			case e.routerSearchResults <- routerSearchResult{r, a, err}:
 			case <-ctx.Done():

@@ -14,28 +14,28 @@ import (
 // gracefulShutdownCommunity is GRACEFUL_SHUTDOWN (RFC 8326 section 3).
 const gracefulShutdownCommunity = 0xffff0000
 
-// announcementRules decide how the routes of a peer are announced now. The value is immutable.
-type announcementRules struct {
-	shutdownPhase routeShutdownPhase
+// exportRules decide how the routes of a peer are announced now. The value is immutable.
+type exportRules struct {
+	shutdownPhase gracefulShutdownPhase
 	nextHops      sessionNextHops
 	// families are those of the session; none before the first one.
 	families []message.AFI
 	localASN uint32
-	// bfdHoldsBack is set if the peer needs a working BFD session and has none.
-	bfdHoldsBack bool
+	// waitsForBFD is set if the peer needs a working BFD session and has none.
+	waitsForBFD bool
 	// drainDelay is how long a route stays whose last endpoints on this node terminate.
 	drainDelay time.Duration
 }
 
 // equal reports whether both decide each route alike.
-func (a *announcementRules) equal(b *announcementRules) bool {
+func (a *exportRules) equal(b *exportRules) bool {
 	return a.shutdownPhase == b.shutdownPhase && a.nextHops == b.nextHops && slices.Equal(a.families, b.families) &&
-		a.localASN == b.localASN && a.bfdHoldsBack == b.bfdHoldsBack && a.drainDelay == b.drainDelay
+		a.localASN == b.localASN && a.waitsForBFD == b.waitsForBFD && a.drainDelay == b.drainDelay
 }
 
-// decideAttributes returns the attributes with which a route is announced. The Reason is not empty
-// if the route is withheld. drainEnd is when the route's endpoints end; zero if they do not.
-func (a *announcementRules) decideAttributes(r *intent.Route, drainEnd, now time.Time) (PathAttributes, names.Reason) {
+// decideAnnouncement returns the attributes with which a route is announced. The Reason is not
+// empty if the route is withheld. drainEnd is when the route's endpoints end; zero if they do not.
+func (a *exportRules) decideAnnouncement(r *intent.Route, drainEnd, now time.Time) (PathAttributes, names.Reason) {
 	t := PathAttributes{Attributes: r.Attributes}
 	family := message.AFIOf(r.Prefix)
 	t.NextHop, t.LinkLocalNextHop = a.nextHops.nextHopOfFamily(family)
@@ -48,17 +48,17 @@ func (a *announcementRules) decideAttributes(r *intent.Route, drainEnd, now time
 		return t, names.ReasonEndpointsTerminating
 	case !slices.Contains(a.families, family):
 		return t, names.ReasonFamilyNotCarried
-	case a.bfdHoldsBack:
+	case a.waitsForBFD:
 		return t, names.ReasonBFDDown
 	case !t.NextHop.IsValid():
 		return t, names.ReasonNoNextHop
 	case r.HasTooManyCommunities():
 		return t, names.ReasonTooManyCommunities
 	}
-	if t.Bandwidth > 0 {
-		t.ExtendedCommunities = append(slices.Clone(t.ExtendedCommunities), encodeLinkBandwidthCommunity(a.localASN, t.Bandwidth))
+	if t.LinkBandwidthBytesPerSecond > 0 {
+		t.ExtendedCommunities = append(slices.Clone(t.ExtendedCommunities), encodeLinkBandwidthCommunity(a.localASN, t.LinkBandwidthBytesPerSecond))
 	}
-	if a.shutdownPhase == routesMarkedForShutdown || !drainEnd.IsZero() {
+	if a.shutdownPhase == routesWithShutdownCommunity || !drainEnd.IsZero() {
 		t.LocalPref = 1 // the lowest preference: 0 means the default
 		t.Communities = append(slices.Clone(t.Communities), gracefulShutdownCommunity)
 		slices.Sort(t.Communities)
@@ -87,10 +87,10 @@ type drainingRoute struct {
 // peerRoutes are the routes of one peer. Each is in the AdjRIBOut or withheld. Only the worker uses
 // it.
 type peerRoutes struct {
-	adjRIBOut        *AdjRIBOut
-	withheldByPrefix map[netip.Prefix]withheldRoute
-	drainingByPrefix map[netip.Prefix]drainingRoute
-	expectedCount    int // of withheld routes that are expected to be withheld
+	adjRIBOut              *AdjRIBOut
+	withheldByPrefix       map[netip.Prefix]withheldRoute
+	drainingByPrefix       map[netip.Prefix]drainingRoute
+	withheldOnPurposeCount int // of withheld routes that are expected to be withheld
 }
 
 func newPeerRoutes() *peerRoutes {
@@ -99,11 +99,11 @@ func newPeerRoutes() *peerRoutes {
 
 // setRouteLocked sets the route of a prefix; nil removes it. The caller has locked the table, so
 // that a subscriber gets many changes at once.
-func (p *peerRoutes) setRouteLocked(prefix netip.Prefix, r *intent.Route, rules *announcementRules, now time.Time) {
+func (p *peerRoutes) setRouteLocked(prefix netip.Prefix, r *intent.Route, rules *exportRules, now time.Time) {
 	if old, ok := p.withheldByPrefix[prefix]; ok {
 		delete(p.withheldByPrefix, prefix)
 		if old.isWithheldOnPurpose() {
-			p.expectedCount--
+			p.withheldOnPurposeCount--
 		}
 	}
 	if r == nil {
@@ -111,7 +111,7 @@ func (p *peerRoutes) setRouteLocked(prefix netip.Prefix, r *intent.Route, rules 
 		p.adjRIBOut.setRouteLocked(prefix, nil)
 		return
 	}
-	attributes, reason := rules.decideAttributes(r, p.drainEndOf(r, rules, now), now)
+	attributes, reason := rules.decideAnnouncement(r, p.updateDrainAndReturnEnd(r, rules, now), now)
 	if reason == "" {
 		p.adjRIBOut.setRouteLocked(prefix, &attributes)
 		return
@@ -120,13 +120,13 @@ func (p *peerRoutes) setRouteLocked(prefix netip.Prefix, r *intent.Route, rules 
 	w := withheldRoute{r, reason}
 	p.withheldByPrefix[prefix] = w
 	if w.isWithheldOnPurpose() {
-		p.expectedCount++
+		p.withheldOnPurposeCount++
 	}
 }
 
-// drainEndOf returns when a route is withdrawn whose last endpoints terminate; zero if they do not.
-// The time starts when the endpoints begin to terminate.
-func (p *peerRoutes) drainEndOf(r *intent.Route, rules *announcementRules, now time.Time) time.Time {
+// updateDrainAndReturnEnd returns when a route is withdrawn whose last endpoints terminate; zero if
+// they do not. The time starts when the endpoints begin to terminate.
+func (p *peerRoutes) updateDrainAndReturnEnd(r *intent.Route, rules *exportRules, now time.Time) time.Time {
 	if !r.EndpointsTerminating {
 		delete(p.drainingByPrefix, r.Prefix)
 		return time.Time{}
@@ -141,7 +141,7 @@ func (p *peerRoutes) drainEndOf(r *intent.Route, rules *announcementRules, now t
 }
 
 // replaceRoutes sets all routes.
-func (p *peerRoutes) replaceRoutes(all []*intent.Route, rules *announcementRules, now time.Time) {
+func (p *peerRoutes) replaceRoutes(all []*intent.Route, rules *exportRules, now time.Time) {
 	p.adjRIBOut.mu.Lock()
 	defer p.adjRIBOut.mu.Unlock()
 	wanted := make(map[netip.Prefix]struct{}, len(all))
@@ -165,7 +165,7 @@ func (p *peerRoutes) replaceRoutes(all []*intent.Route, rules *announcementRules
 }
 
 // applyChanges sets the routes of some prefixes; nil removes one.
-func (p *peerRoutes) applyChanges(changes map[netip.Prefix]*intent.Route, rules *announcementRules, now time.Time) {
+func (p *peerRoutes) applyChanges(changes map[netip.Prefix]*intent.Route, rules *exportRules, now time.Time) {
 	p.adjRIBOut.mu.Lock()
 	defer p.adjRIBOut.mu.Unlock()
 	for prefix, r := range changes {
@@ -173,9 +173,9 @@ func (p *peerRoutes) applyChanges(changes map[netip.Prefix]*intent.Route, rules 
 	}
 }
 
-// withdrawDrained withdraws the routes whose drain has ended. It returns when the next one ends;
-// zero if there is none.
-func (p *peerRoutes) withdrawDrained(rules *announcementRules, now time.Time) (next time.Time) {
+// withdrawDrainedRoutes withdraws the routes whose drain has ended. It returns when the next one
+// ends; zero if there is none.
+func (p *peerRoutes) withdrawDrainedRoutes(rules *exportRules, now time.Time) (next time.Time) {
 	p.adjRIBOut.mu.Lock()
 	defer p.adjRIBOut.mu.Unlock()
 	for prefix, d := range p.drainingByPrefix {
@@ -191,9 +191,9 @@ func (p *peerRoutes) withdrawDrained(rules *announcementRules, now time.Time) (n
 	return next
 }
 
-// listDraining returns the prefixes whose last endpoints on this node terminate: those that are
-// still announced, and those that were withdrawn for this reason.
-func (p *peerRoutes) listDraining() (draining, drained []netip.Prefix) {
+// drainingAndDrainedPrefixes returns the prefixes whose last endpoints on this node terminate:
+// those that are still announced, and those that were withdrawn for this reason.
+func (p *peerRoutes) drainingAndDrainedPrefixes() (draining, drained []netip.Prefix) {
 	for prefix := range p.drainingByPrefix {
 		switch w, withheld := p.withheldByPrefix[prefix]; {
 		case !withheld:
@@ -205,14 +205,14 @@ func (p *peerRoutes) listDraining() (draining, drained []netip.Prefix) {
 	return draining, drained
 }
 
-// wantedCount returns how many routes the router should have.
-func (p *peerRoutes) wantedCount() int {
-	return p.adjRIBOut.RouteCount() + len(p.withheldByPrefix) - p.expectedCount
+// wantedRouteCount returns how many routes the router should have.
+func (p *peerRoutes) wantedRouteCount() int {
+	return p.adjRIBOut.RouteCount() + len(p.withheldByPrefix) - p.withheldOnPurposeCount
 }
 
-// explainWithheld returns why the first route that is missing is not announced.
-func (p *peerRoutes) explainWithheld() names.Explanation {
-	if len(p.withheldByPrefix) == p.expectedCount {
+// explainFirstWithheldRoute returns why the first route that is missing is not announced.
+func (p *peerRoutes) explainFirstWithheldRoute() names.Explanation {
+	if len(p.withheldByPrefix) == p.withheldOnPurposeCount {
 		return names.Explanation{}
 	}
 	var first withheldRoute
@@ -229,58 +229,59 @@ func explainWithheldRoute(w withheldRoute) names.Explanation {
 	prefix, family := w.route.Prefix, message.AFIOf(w.route.Prefix)
 	switch w.reason {
 	case names.ReasonFamilyNotCarried:
-		return names.Explain(w.reason, "the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", prefix, family)
+		return names.NewExplanation(w.reason, "the router does not get %s: it does not accept routes of %s on this session: activate that address family for this neighbour there", prefix, family)
 	case names.ReasonNoNextHop:
-		return names.Explain(w.reason, "the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, set or correct gantry.nextHops of the BGPPeer, or remove dualStackAddressFamily", prefix, family)
+		return names.NewExplanation(w.reason, "the router does not get %s: the link of this session has no address that can be the next hop of %s routes: add one to the node's link, set or correct gantry.nextHops of the BGPPeer, or remove dualStackAddressFamily", prefix, family)
 	case names.ReasonBFDDown:
-		return names.Explain(w.reason, "the router does not get %s: gantry.bfdStrict is set and the BFD session is not Up: enable BFD on the router, and check the path", prefix)
+		return names.NewExplanation(w.reason, "the router does not get %s: gantry.bfdStrict is set and the BFD session is not Up: enable BFD on the router, and check the path", prefix)
 	case names.ReasonTooManyCommunities:
-		return names.Explain(w.reason, "the router does not get %s: it has more communities than fit into a message: remove some from its BGPAdvertisements", prefix)
+		return names.NewExplanation(w.reason, "the router does not get %s: it has more communities than fit into a message: remove some from its BGPAdvertisements", prefix)
 	case names.ReasonNodeLeaving:
-		return names.Explain(w.reason, "the node is leaving or excluded")
+		return names.NewExplanation(w.reason, "the node is leaving or excluded")
 	case names.ReasonEndpointsTerminating:
-		return names.Explain(w.reason, "the last endpoints on this node terminate, and drainDelay has passed")
+		return names.NewExplanation(w.reason, "the last endpoints on this node terminate, and drainDelay has passed")
 	}
-	return names.Explain(names.ReasonNoSession, "no session with the router is established")
+	return names.NewExplanation(names.ReasonNoSession, "no session with the router is established")
 }
 
 // updateAdjRIBOut decides all routes again if their rules have changed, and otherwise those that
 // changed. Most changes of a node's addresses, such as those of Pods' links, change no rule.
-func (w *worker) updateAdjRIBOut() {
-	rules := w.currentRules()
-	if w.lastRules != nil && w.lastRules.equal(&rules) {
+func (w *peerWorker) updateAdjRIBOut() {
+	rules := w.currentExportRules()
+	if w.lastExportRules != nil && w.lastExportRules.equal(&rules) {
 		w.applyRouteChanges()
 		return
 	}
-	w.lastRules = &rules
+	w.lastExportRules = &rules
 	w.routes.replaceRoutes(w.routeInbox.takeRoutesOfPeer(w.peerName), &rules, w.engine.options.Now())
-	w.scheduleDrainEnd()
+	w.withdrawDrainedAndSetTimer()
 }
 
 // applyRouteChanges decides the routes that changed.
-func (w *worker) applyRouteChanges() {
-	rules, now := w.currentRules(), w.engine.options.Now()
+func (w *peerWorker) applyRouteChanges() {
+	rules, now := w.currentExportRules(), w.engine.options.Now()
 	w.routes.applyChanges(w.routeInbox.takeChanges(), &rules, now)
-	w.scheduleDrainEnd()
+	w.withdrawDrainedAndSetTimer()
 }
 
-// scheduleDrainEnd withdraws the routes whose drain has ended, and sets the timer for the next one.
-func (w *worker) scheduleDrainEnd() {
+// withdrawDrainedAndSetTimer withdraws the routes whose drain has ended, and sets the timer for the
+// next one.
+func (w *peerWorker) withdrawDrainedAndSetTimer() {
 	if len(w.routes.drainingByPrefix) == 0 {
 		return
 	}
-	rules, now := w.currentRules(), w.engine.options.Now()
-	if next := w.routes.withdrawDrained(&rules, now); !next.IsZero() {
+	rules, now := w.currentExportRules(), w.engine.options.Now()
+	if next := w.routes.withdrawDrainedRoutes(&rules, now); !next.IsZero() {
 		w.drainTimer.Reset(next.Sub(now))
 	}
 }
 
-// currentRules returns the rules for the routes of the peer.
-func (w *worker) currentRules() announcementRules {
+// currentExportRules returns the rules for the routes of the peer.
+func (w *peerWorker) currentExportRules() exportRules {
 	p := &w.currentDesiredState.peer
-	rules := announcementRules{
-		shutdownPhase: w.shutdown.phase, nextHops: w.nextHops, families: w.sessionFamilies, localASN: p.LocalASN,
-		drainDelay: drainDelayOfPeer(p), bfdHoldsBack: p.BFDStrict && p.BFD != nil && !w.engine.isBFDPathUp(p.Name),
+	rules := exportRules{
+		shutdownPhase: w.routeShutdown.phase, nextHops: w.nextHops, families: w.sessionFamilies, localASN: p.LocalASN,
+		drainDelay: drainDelayOfPeer(p), waitsForBFD: p.BFDStrict && p.BFD != nil && !w.engine.isBFDUpForPeer(p.Name),
 	}
 	return rules
 }

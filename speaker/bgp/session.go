@@ -24,8 +24,8 @@ import (
 type session struct {
 	routerConn             Conn     // to the router
 	updateGeneratorConn    net.Conn // the UpdateGenerator's messages
-	negotiated             Negotiated
-	counter                *messageCounter
+	negotiated             NegotiatedParameters
+	messageCounter         *messageCounter
 	now                    func() time.Time
 	firstKeepaliveReceived chan struct{} // closed at the router's first KEEPALIVE
 	ended                  chan struct{} // closed at the end of the session
@@ -40,10 +40,10 @@ type session struct {
 // Sizes of the buffers of a session, in bytes. Most sessions are at rest, so that larger ones cost
 // more memory than they save system calls.
 const (
-	// sessionBufferBytes is for the messages to the router, once on each side of the relay.
-	sessionBufferBytes = 1 << 12
-	// routerBufferBytes is for the messages of the router. Long ones bypass the buffer.
-	routerBufferBytes = 1 << 9
+	// toRouterBufferBytes is for the messages to the router, once on each side of the relay.
+	toRouterBufferBytes = 1 << 12
+	// fromRouterBufferBytes is for the messages of the router. Long ones bypass the buffer.
+	fromRouterBufferBytes = 1 << 9
 )
 
 // messageCounter counts messages in both directions.
@@ -75,8 +75,8 @@ const (
 	// writeWithoutHoldTimeTimeout ends a session without a hold time when the router does not read
 	// for so long.
 	writeWithoutHoldTimeTimeout = 90 * time.Second
-	// notificationTimeout bounds the sending of the last NOTIFICATION.
-	notificationTimeout = time.Second
+	// sendNotificationTimeout bounds the sending of the last NOTIFICATION.
+	sendNotificationTimeout = time.Second
 	// minRouteRefreshAnswerInterval is the shortest time between two answered ROUTE-REFRESHes of
 	// one family, since each answer sends every route again. A request within it is answered at
 	// its end.
@@ -84,10 +84,10 @@ const (
 )
 
 // startSessionRelay starts a session after the OPENs. updates is the UpdateGenerator's connection.
-func startSessionRelay(conn Conn, updates net.Conn, n Negotiated, counter *messageCounter, now func() time.Time) *session {
+func startSessionRelay(conn Conn, updates net.Conn, n NegotiatedParameters, counter *messageCounter, now func() time.Time) *session {
 	s := &session{
-		routerConn: conn, updateGeneratorConn: updates, negotiated: n, counter: counter, now: now,
-		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, sessionBufferBytes), keepaliveIntervals: latest.NewValue[time.Duration](),
+		routerConn: conn, updateGeneratorConn: updates, negotiated: n, messageCounter: counter, now: now,
+		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, toRouterBufferBytes), keepaliveIntervals: latest.NewValue[time.Duration](),
 	}
 	if k, ok := conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
@@ -143,7 +143,7 @@ func (s *session) writeMessage(t message.MessageType, m []byte, flush bool) erro
 	}
 	s.writeMutex.Lock()
 	_ = s.routerConn.SetWriteDeadline(time.Now().Add(timeout))
-	s.counter.countSent(t)
+	s.messageCounter.countSent(t)
 	_, err := s.writer.Write(m)
 	if err == nil && flush {
 		err = s.writer.Flush()
@@ -164,13 +164,13 @@ func (s *session) endWithNotification(reason error, notification *message.Notifi
 		s.endReason = reason
 		if notification != nil {
 			// The deadline unblocks a writer, and closing the connection one that blocks later.
-			_ = s.routerConn.SetWriteDeadline(time.Now().Add(notificationTimeout))
-			closing := time.AfterFunc(2*notificationTimeout, func() { s.routerConn.Close() })
+			_ = s.routerConn.SetWriteDeadline(time.Now().Add(sendNotificationTimeout))
+			closing := time.AfterFunc(2*sendNotificationTimeout, func() { s.routerConn.Close() })
 			defer closing.Stop()
 			s.writeMutex.Lock()
 			_, _ = s.writer.Write(notification.Encode())
 			if s.writer.Flush() == nil {
-				s.counter.countSent(message.TypeNotification)
+				s.messageCounter.countSent(message.TypeNotification)
 			}
 			s.writeMutex.Unlock()
 		}
@@ -190,7 +190,7 @@ func closeConnectionWithoutReset(c Conn, notified bool) {
 		return
 	}
 	// A reader of the session may set a later deadline.
-	closing := time.AfterFunc(notificationTimeout, func() { c.Close() })
+	closing := time.AfterFunc(sendNotificationTimeout, func() { c.Close() })
 	defer closing.Stop()
 	_, _ = io.Copy(io.Discard, c)
 }
@@ -198,8 +198,8 @@ func closeConnectionWithoutReset(c Conn, notified bool) {
 // relayFromRouter reads the router's messages. It drops
 // UPDATEs, so that a flood of routes costs no memory.
 func (s *session) relayFromRouter() {
-	r := message.NewReader(bufio.NewReaderSize(s.routerConn, routerBufferBytes))
-	refreshes := routeRefreshSchedule{}
+	r := message.NewReader(bufio.NewReaderSize(s.routerConn, fromRouterBufferBytes))
+	refreshes := routeRefreshAnswerTimes{}
 	confirmed := false
 	for {
 		switch {
@@ -212,11 +212,11 @@ func (s *session) relayFromRouter() {
 		}
 		m, err := r.ReadMessage()
 		if err != nil {
-			s.handleReadError(err)
+			s.endForReadError(err)
 			return
 		}
 		t := message.TypeOf(m)
-		s.counter.countReceived(t)
+		s.messageCounter.countReceived(t)
 		switch t {
 		case message.TypeOpen:
 			s.endForProtocolError(&message.Notification{Code: message.CodeFSMError, FaultText: "it sent a second OPEN"})
@@ -236,7 +236,7 @@ func (s *session) relayFromRouter() {
 				close(s.firstKeepaliveReceived)
 			}
 		case message.TypeRouteRefresh:
-			if s.deferRouteRefresh(refreshes, m) {
+			if s.dropOrDeferRouteRefresh(refreshes, m) {
 				continue
 			}
 		}
@@ -251,14 +251,14 @@ func (s *session) relayFromRouter() {
 // session without a hold time.
 const firstKeepaliveWithoutHoldTimeTimeout = receiveOpenTimeout
 
-// routeRefreshSchedule has the time of the latest answer to a ROUTE-REFRESH by family. It may be in
-// the future.
-type routeRefreshSchedule map[message.AFI]time.Time
+// routeRefreshAnswerTimes has the time of the latest answer to a ROUTE-REFRESH by family. It may be
+// in the future.
+type routeRefreshAnswerTimes map[message.AFI]time.Time
 
-// deferRouteRefresh reports whether a ROUTE-REFRESH is not passed on now: it asks for nothing of
-// ours, or an earlier one was answered just before. In the latter case all requests until the end
-// of the interval get one answer then (RFC 2918 section 4).
-func (s *session) deferRouteRefresh(schedule routeRefreshSchedule, m []byte) bool {
+// dropOrDeferRouteRefresh reports whether a ROUTE-REFRESH is not passed on now: it asks for nothing
+// of ours, or an earlier one was answered just before. In the latter case all requests until the
+// end of the interval get one answer then (RFC 2918 section 4).
+func (s *session) dropOrDeferRouteRefresh(schedule routeRefreshAnswerTimes, m []byte) bool {
 	family, ok := message.DecodeRouteRefresh(message.BodyOf(m))
 	if !ok || !slices.Contains(s.negotiated.CommonFamilies, family) {
 		return true
@@ -279,8 +279,8 @@ func (s *session) deferRouteRefresh(schedule routeRefreshSchedule, m []byte) boo
 	return true
 }
 
-// handleReadError ends the session with an explanation of the read error.
-func (s *session) handleReadError(err error) {
+// endForReadError ends the session with an explanation of the read error.
+func (s *session) endForReadError(err error) {
 	var notification *message.Notification
 	switch {
 	case errors.As(err, &notification):
@@ -305,7 +305,7 @@ func (s *session) endForProtocolError(notification *message.Notification) {
 
 // relayToRouter writes the UpdateGenerator's messages to the router.
 func (s *session) relayToRouter() {
-	buffered := bufio.NewReaderSize(s.updateGeneratorConn, sessionBufferBytes)
+	buffered := bufio.NewReaderSize(s.updateGeneratorConn, toRouterBufferBytes)
 	r := message.NewReader(buffered)
 	for {
 		m, err := r.ReadMessage()
@@ -326,27 +326,27 @@ func (s *session) relayToRouter() {
 const receiveOpenTimeout = 20 * time.Second
 
 // exchangeOpens sends our OPEN, reads the router's and checks it.
-func exchangeOpens(c Conn, counter *messageCounter, local message.OpenMessage, check func(remote message.OpenMessage) (Negotiated, error)) (Negotiated, error) {
+func exchangeOpens(c Conn, counter *messageCounter, local message.OpenMessage, check func(remote message.OpenMessage) (NegotiatedParameters, error)) (NegotiatedParameters, error) {
 	_ = c.SetDeadline(time.Now().Add(receiveOpenTimeout))
 	if _, err := c.Write(local.Encode()); err != nil {
-		return Negotiated{}, fmt.Errorf("sending our OPEN: %w", err)
+		return NegotiatedParameters{}, fmt.Errorf("sending our OPEN: %w", err)
 	}
 	counter.countSent(message.TypeOpen)
 	m, err := message.ReadMessage(c, make([]byte, message.MaxMessageLength))
 	if err != nil {
-		return Negotiated{}, rejectRouterOpen(c, counter, explainMissingRouterOpen(err))
+		return NegotiatedParameters{}, rejectRouterOpen(c, counter, explainMissingRouterOpen(err))
 	}
 	counter.countReceived(message.TypeOf(m))
 	switch message.TypeOf(m) {
 	case message.TypeNotification:
-		return Negotiated{}, receivedNotification{"the router refused the session", message.DecodeNotification(message.BodyOf(m)), local}
+		return NegotiatedParameters{}, receivedNotification{"the router refused the session", message.DecodeNotification(message.BodyOf(m)), local}
 	case message.TypeOpen:
 	default:
-		return Negotiated{}, rejectRouterOpen(c, counter, &message.Notification{Code: message.CodeFSMError, Subcode: 1, FaultText: fmt.Sprintf("its first message is %s, not OPEN", message.TypeOf(m))})
+		return NegotiatedParameters{}, rejectRouterOpen(c, counter, &message.Notification{Code: message.CodeFSMError, Subcode: 1, FaultText: fmt.Sprintf("its first message is %s, not OPEN", message.TypeOf(m))})
 	}
 	remote, err := message.DecodeOpen(message.BodyOf(m))
 	if err != nil {
-		return Negotiated{}, rejectRouterOpen(c, counter, err)
+		return NegotiatedParameters{}, rejectRouterOpen(c, counter, err)
 	}
 	negotiated, err := check(remote)
 	if err != nil {
@@ -384,7 +384,7 @@ func rejectRouterOpen(c Conn, counter *messageCounter, err error) error {
 	if !errors.As(err, &notification) {
 		return err
 	}
-	_ = c.SetWriteDeadline(time.Now().Add(notificationTimeout))
+	_ = c.SetWriteDeadline(time.Now().Add(sendNotificationTimeout))
 	if _, e := c.Write(notification.Encode()); e == nil {
 		counter.countSent(message.TypeNotification)
 	}

@@ -18,19 +18,19 @@ import (
 // link. Each hears the advertisements of the other before the router starts. Both use the router.
 func TestNodesOnOneLinkDoNotTakeEachOtherForTheRouter(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 2})
-	far := b.Host("router")
+	far := b.NamespaceOfHost("router")
 	advertisements := countRouterAdvertisements(t, far)
 	var speakers []*testSpeaker
 	for i, name := range []string{"node1", "node2"} {
-		s := startSpeaker(t, b.Host(name))
-		s.SetDesiredState(bgp.Desired{
+		s := startSpeaker(t, b.NamespaceOfHost(name))
+		s.SetDesiredState(bgp.DesiredState{
 			Peers: []intent.Peer{unnumberedPeer("eth0")}, Routes: exampleRoutes(servicePrefix),
 			NodeInternalIPs: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("192.168.0.%d", 11+i))},
 		})
 		speakers = append(speakers, s)
 	}
 	for _, name := range []string{"node1", "node2"} {
-		address := linkLocalAddress(t, b.Host(name))
+		address := linkLocalAddress(t, b.NamespaceOfHost(name))
 		awaitNoError(t, name+" advertises itself on the link", func() error {
 			if n := advertisements(address); n < 3 {
 				return fmt.Errorf("%d advertisements were heard", n)
@@ -67,16 +67,16 @@ func TestNodesOnOneLinkDoNotTakeEachOtherForTheRouter(t *testing.T) {
 // other IPv6 address.
 func TestFRRTakesLinkLocalNextHops(t *testing.T) {
 	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
-	node := b.Host("node1")
+	node := b.NamespaceOfHost("node1")
 	runIPCommand(t, node, "address del fd00:a8::b/64 dev eth0")
-	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.Host("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})
+	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})
 	s := startSpeaker(t, node)
-	s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{unnumberedPeer("eth0")}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)})
+	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{unnumberedPeer("eth0")}, Routes: exampleRoutes(servicePrefix, servicePrefixIPv6)})
 	s.waitForEstablished("tor")
 	want := linkLocalAddress(t, node).String()
 	for _, prefix := range []string{servicePrefix, servicePrefixIPv6} {
 		used := 0
-		for _, h := range waitForRoute(t, frr, prefix).NextHops {
+		for _, h := range waitForFRRRoute(t, frr, prefix).NextHops {
 			if h.Used {
 				used++
 			}

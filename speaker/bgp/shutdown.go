@@ -11,11 +11,11 @@ import (
 // The times between the steps of a shutdown. handoverAtExitTimeout of the speaker must be longer
 // than the longest of both together.
 const (
-	// gracefulShutdownWithdrawalDelay is the time between announcing routes with GRACEFUL_SHUTDOWN
+	// defaultStopWithdrawalDelay is the time between announcing routes with GRACEFUL_SHUTDOWN
 	// and withdrawing them when the speaker stops. The router installs other paths meanwhile (RFC
 	// 8326 section 4.1 asks for the convergence time). maxStopWithdrawalDelay is the longest one.
-	gracefulShutdownWithdrawalDelay = 500 * time.Millisecond
-	maxStopWithdrawalDelay          = 2 * time.Second
+	defaultStopWithdrawalDelay = 500 * time.Millisecond
+	maxStopWithdrawalDelay     = 2 * time.Second
 	// defaultDrainDelay is the same time for a node that is drained and serves on, and for the
 	// routes of endpoints that terminate.
 	defaultDrainDelay = 10 * time.Second
@@ -24,18 +24,18 @@ const (
 	closeAfterWithdrawalDelay = 100 * time.Millisecond
 )
 
-// routeShutdownPhase is the progress of a leaving node's routes.
-type routeShutdownPhase uint8
+// gracefulShutdownPhase is the progress of a leaving node's routes.
+type gracefulShutdownPhase uint8
 
 const (
-	routesNotShuttingDown   routeShutdownPhase = iota
-	routesMarkedForShutdown                    // announced with GRACEFUL_SHUTDOWN
+	routesAnnouncedNormally     gracefulShutdownPhase = iota
+	routesWithShutdownCommunity                       // announced with GRACEFUL_SHUTDOWN
 	routesWithdrawnForShutdown
 )
 
-// routeShutdown is the graceful shutdown of a peer's routes.
-type routeShutdown struct {
-	phase    routeShutdownPhase
+// gracefulRouteShutdown is the graceful shutdown of a peer's routes.
+type gracefulRouteShutdown struct {
+	phase    gracefulShutdownPhase
 	markedAt time.Time
 	timer    *time.Timer // for the withdrawal
 }
@@ -48,47 +48,47 @@ func drainDelayOfPeer(p *intent.Peer) time.Duration {
 	return defaultDrainDelay
 }
 
-// stopDelayOfPeer is how long the routes of a speaker that stops stay.
-func stopDelayOfPeer(p *intent.Peer) time.Duration {
+// stopWithdrawalDelayOfPeer is how long the routes of a speaker that stops stay.
+func stopWithdrawalDelayOfPeer(p *intent.Peer) time.Duration {
 	if p.HasDrainDelay {
 		return min(p.DrainDelay, maxStopWithdrawalDelay)
 	}
-	return gracefulShutdownWithdrawalDelay
+	return defaultStopWithdrawalDelay
 }
 
-// setLeaving starts the graceful shutdown of a leaving node's routes, or cancels it. Without a
-// session the router has no routes, and gets none.
-func (w *worker) setLeaving(leaving bool) {
-	w.shutdown.timer.Stop()
+// startOrCancelShutdown starts the graceful shutdown of a leaving node's routes, or cancels it.
+// Without a session the router has no routes, and gets none.
+func (w *peerWorker) startOrCancelShutdown(leaving bool) {
+	w.routeShutdown.timer.Stop()
 	switch {
 	case !leaving:
-		w.shutdown.phase = routesNotShuttingDown
+		w.routeShutdown.phase = routesAnnouncedNormally
 	case w.session == nil:
-		w.shutdown.phase = routesWithdrawnForShutdown
+		w.routeShutdown.phase = routesWithdrawnForShutdown
 	default:
 		w.log.Info("the node is leaving: announcing its routes with GRACEFUL_SHUTDOWN, then withdrawing them", "routes", w.routes.adjRIBOut.RouteCount())
-		w.shutdown.phase, w.shutdown.markedAt = routesMarkedForShutdown, w.engine.options.Now()
+		w.routeShutdown.phase, w.routeShutdown.markedAt = routesWithShutdownCommunity, w.engine.options.Now()
 	}
-	w.applyDrainDelay()
+	w.resetWithdrawalTimer()
 }
 
-// applyDrainDelay sets the time of the withdrawal of a leaving node's routes. The delay counts from
-// the start of the drain, also after an edit.
-func (w *worker) applyDrainDelay() {
-	if w.shutdown.phase == routesMarkedForShutdown {
-		w.shutdown.timer.Reset(drainDelayOfPeer(&w.currentDesiredState.peer) - w.engine.options.Now().Sub(w.shutdown.markedAt))
+// resetWithdrawalTimer sets the time of the withdrawal of a leaving node's routes. The delay counts
+// from the start of the drain, also after an edit.
+func (w *peerWorker) resetWithdrawalTimer() {
+	if w.routeShutdown.phase == routesWithShutdownCommunity {
+		w.routeShutdown.timer.Reset(drainDelayOfPeer(&w.currentDesiredState.peer) - w.engine.options.Now().Sub(w.routeShutdown.markedAt))
 	}
 }
 
-// withdrawForShutdown withdraws the routes of a leaving node.
-func (w *worker) withdrawForShutdown() {
-	w.shutdown.timer.Stop()
-	w.shutdown.phase = routesWithdrawnForShutdown
+// withdrawRoutesForShutdown withdraws the routes of a leaving node.
+func (w *peerWorker) withdrawRoutesForShutdown() {
+	w.routeShutdown.timer.Stop()
+	w.routeShutdown.phase = routesWithdrawnForShutdown
 	w.updateAdjRIBOut()
 }
 
-// stopSession ends the session in order before the worker ends.
-func (w *worker) stopSession(o desiredPeerState) {
+// endSessionBeforeWorkerStops ends the session in order before the worker ends.
+func (w *peerWorker) endSessionBeforeWorkerStops(o desiredPeerState) {
 	w.abortConnectAttempt()
 	if o.peerRemoved {
 		defer w.engine.removeStatus(w)
@@ -107,25 +107,25 @@ func (w *worker) stopSession(o desiredPeerState) {
 		reason, cease = fmt.Errorf("the peer was removed"), message.NewCeaseNotification(message.CeaseDeconfigured, "")
 	}
 	w.log.Info("withdrawing the routes before the session ends", "router", w.status.RouterAddress, "routes", w.routes.adjRIBOut.RouteCount())
-	if w.withdrawInSteps(s) {
+	if w.withdrawRoutesGracefully(s) {
 		s.endWithNotification(reason, w.wrapInHardResetIfNeeded(cease))
 	}
 }
 
-// withdrawInSteps announces the routes with GRACEFUL_SHUTDOWN and then withdraws them. It returns
-// false if the session ends meanwhile.
-func (w *worker) withdrawInSteps(s *session) bool {
+// withdrawRoutesGracefully announces the routes with GRACEFUL_SHUTDOWN and then withdraws them. It
+// returns false if the session ends meanwhile.
+func (w *peerWorker) withdrawRoutesGracefully(s *session) bool {
 	now := w.engine.options.Now()
-	if w.shutdown.phase == routesNotShuttingDown {
-		w.shutdown.phase, w.shutdown.markedAt = routesMarkedForShutdown, now
+	if w.routeShutdown.phase == routesAnnouncedNormally {
+		w.routeShutdown.phase, w.routeShutdown.markedAt = routesWithShutdownCommunity, now
 		w.updateAdjRIBOut()
 	}
-	if w.shutdown.phase == routesMarkedForShutdown {
-		left := stopDelayOfPeer(&w.currentDesiredState.peer) - now.Sub(w.shutdown.markedAt)
+	if w.routeShutdown.phase == routesWithShutdownCommunity {
+		left := stopWithdrawalDelayOfPeer(&w.currentDesiredState.peer) - now.Sub(w.routeShutdown.markedAt)
 		if w.routes.adjRIBOut.RouteCount() > 0 && !w.waitUnlessSessionEnds(s, left) {
 			return false
 		}
-		w.shutdown.phase = routesWithdrawnForShutdown
+		w.routeShutdown.phase = routesWithdrawnForShutdown
 		w.updateAdjRIBOut()
 		return w.waitUnlessSessionEnds(s, closeAfterWithdrawalDelay)
 	}
@@ -133,7 +133,7 @@ func (w *worker) withdrawInSteps(s *session) bool {
 }
 
 // waitUnlessSessionEnds waits. It returns false if the session ends meanwhile.
-func (w *worker) waitUnlessSessionEnds(s *session, delay time.Duration) bool {
+func (w *peerWorker) waitUnlessSessionEnds(s *session, delay time.Duration) bool {
 	select {
 	case <-time.After(delay):
 		return true
@@ -145,7 +145,7 @@ func (w *worker) waitUnlessSessionEnds(s *session, delay time.Duration) bool {
 
 // wrapInHardResetIfNeeded turns a Cease into a Hard Reset if the router
 // would keep routes after a Cease (RFC 8538).
-func (w *worker) wrapInHardResetIfNeeded(f *message.Notification) *message.Notification {
+func (w *peerWorker) wrapInHardResetIfNeeded(f *message.Notification) *message.Notification {
 	if w.session.negotiated.GracefulNotification {
 		return f.AsHardReset()
 	}

@@ -31,15 +31,16 @@ type RouteChange struct {
 }
 
 // AdjRIBOut holds the routes to announce to one peer: its Adj-RIB-Out (RFC 4271 section 3.2). The
-// peer's worker writes it. The UpdateGenerator, on another goroutine, reads its PendingChanges. A
-// slow session costs no memory, since only the last change of each prefix is kept.
+// peer's worker writes it. The UpdateGenerator, on another goroutine, reads its
+// PendingRouteChanges. A slow session costs no memory, since only the last change of each prefix is
+// kept.
 type AdjRIBOut struct {
-	mu                 sync.Mutex // guards the fields below, and those of PendingChanges
+	mu                 sync.Mutex // guards the fields below, and those of PendingRouteChanges
 	attributesByPrefix map[netip.Prefix]*PathAttributes
 	recentAttributes   []*PathAttributes // the latest ones, for sharing
 	// changesForSubscriber are those that the subscriber has not taken yet; nil without a
 	// subscriber.
-	changesForSubscriber *PendingChanges
+	changesForSubscriber *PendingRouteChanges
 }
 
 // maxRecentAttributes bounds the search for equal attributes.
@@ -98,12 +99,12 @@ func (t *AdjRIBOut) RouteCount() int {
 	return len(t.attributesByPrefix)
 }
 
-// Subscribe returns the PendingChanges of the Table. The first ones are all its routes.
-// A Table has one subscriber: an earlier one gets no more changes.
-func (t *AdjRIBOut) Subscribe() *PendingChanges {
+// SubscribeToChanges returns the PendingRouteChanges of the Table. The first ones are all its
+// routes. A Table has one subscriber: an earlier one gets no more changes.
+func (t *AdjRIBOut) SubscribeToChanges() *PendingRouteChanges {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.changesForSubscriber = &PendingChanges{
+	t.changesForSubscriber = &PendingRouteChanges{
 		adjRIBOut:        t,
 		ready:            latest.NewWake(),
 		changedPrefixes:  map[netip.Prefix]struct{}{},
@@ -113,8 +114,8 @@ func (t *AdjRIBOut) Subscribe() *PendingChanges {
 	return t.changesForSubscriber
 }
 
-// PendingChanges are the changes of a Table since the last TakePending.
-type PendingChanges struct {
+// PendingRouteChanges are the changes of a Table since the last TakeChanges.
+type PendingRouteChanges struct {
 	adjRIBOut        *AdjRIBOut
 	ready            *latest.Wake
 	changedPrefixes  map[netip.Prefix]struct{}
@@ -122,10 +123,10 @@ type PendingChanges struct {
 }
 
 // Ready is ready to read when there may be pending changes.
-func (c *PendingChanges) Ready() <-chan struct{} { return c.ready.C() }
+func (c *PendingRouteChanges) Ready() <-chan struct{} { return c.ready.C() }
 
-// TakePending returns the pending changes, in no order.
-func (c *PendingChanges) TakePending() []RouteChange {
+// TakeChanges returns the pending changes, in no order.
+func (c *PendingRouteChanges) TakeChanges() []RouteChange {
 	c.adjRIBOut.mu.Lock()
 	defer c.adjRIBOut.mu.Unlock()
 	out := make([]RouteChange, 0, len(c.changedPrefixes)+len(c.familiesToResend)*len(c.adjRIBOut.attributesByPrefix)/2)
@@ -146,7 +147,7 @@ func (c *PendingChanges) TakePending() []RouteChange {
 }
 
 // MarkFamilyForResend makes every route of a family pending again (RFC 2918).
-func (c *PendingChanges) MarkFamilyForResend(f message.AFI) {
+func (c *PendingRouteChanges) MarkFamilyForResend(f message.AFI) {
 	c.adjRIBOut.mu.Lock()
 	defer c.adjRIBOut.mu.Unlock()
 	if !slices.Contains(c.familiesToResend, f) {
@@ -155,7 +156,7 @@ func (c *PendingChanges) MarkFamilyForResend(f message.AFI) {
 	c.ready.Signal()
 }
 
-func (c *PendingChanges) markPrefixChanged(p netip.Prefix) {
+func (c *PendingRouteChanges) markPrefixChanged(p netip.Prefix) {
 	if c != nil {
 		c.changedPrefixes[p] = struct{}{}
 		c.ready.Signal()

@@ -54,12 +54,12 @@ func TestPendingChangesAddUpToTheAdjRIBOut(t *testing.T) {
 		setRoutesWithMED(table, prefixes, has)
 	}
 	for range 20 {
-		changes := table.Subscribe()
+		changes := table.SubscribeToChanges()
 		stop, results := make(chan struct{}), make(chan map[netip.Prefix]uint32)
 		go func() {
 			received := map[netip.Prefix]uint32{}
 			take := func() {
-				for _, c := range changes.TakePending() {
+				for _, c := range changes.TakeChanges() {
 					if delete(received, c.Prefix); c.Attributes != nil {
 						received[c.Prefix] = c.Attributes.MED
 					}
@@ -90,10 +90,10 @@ func TestResendMakesAllRoutesOfAFamilyPending(t *testing.T) {
 	prefixes, table := numberedHostPrefixes(4), bgp.NewAdjRIBOut()
 	has := map[netip.Prefix]uint32{prefixes[0]: 1, prefixes[1]: 1, prefixes[2]: 1}
 	setRoutesWithMED(table, prefixes, has)
-	previous := table.Subscribe()
-	changes := table.Subscribe()
-	pending := func(c *bgp.PendingChanges) (out []netip.Prefix) {
-		for _, change := range c.TakePending() {
+	previous := table.SubscribeToChanges()
+	changes := table.SubscribeToChanges()
+	pending := func(c *bgp.PendingRouteChanges) (out []netip.Prefix) {
+		for _, change := range c.TakeChanges() {
 			out = append(out, change.Prefix)
 		}
 		slices.SortFunc(out, netip.Prefix.Compare)
@@ -139,9 +139,9 @@ func TestAdjRIBOutUsesLittleMemoryPerRoute(t *testing.T) {
 	}
 	before := heap()
 	table := bgp.NewAdjRIBOut()
-	changes := table.Subscribe()
+	changes := table.SubscribeToChanges()
 	setRoutesWithMED(table, prefixes, has)
-	if n := len(changes.TakePending()); n != many {
+	if n := len(changes.TakeChanges()); n != many {
 		t.Fatalf("%d routes are pending", n)
 	}
 	each := (int(heap()) - int(before)) / many

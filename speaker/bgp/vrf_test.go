@@ -28,15 +28,15 @@ func TestBFDIsSingleHopOnlyInPeersOwnVRF(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := newMemoryTransport()
-			m.setAddresses("10.1.0.11/24 eth0", "10.2.0.11/24 eth1 vrf=red")
-			s := startMemorySpeaker(t, m)
+			m := newLoopbackTransport()
+			m.setNodeAddresses("10.1.0.11/24 eth0", "10.2.0.11/24 eth1 vrf=red")
+			s := startLoopbackSpeaker(t, m)
 			p := scriptedRouterPeer(func(p *intent.Peer) {
 				p.Address, p.Device, p.LocalASN, p.BFD = netip.MustParseAddr(tc.router), tc.device, 65000, &intent.BFD{Multiplier: 3}
 			})
-			s.SetDesiredState(bgp.Desired{Peers: []intent.Peer{p}})
+			s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}})
 			awaitNoError(t, "a BFD session is wanted", func() error {
-				all := s.bfd.Status()
+				all := s.bfd.SessionStatuses()
 				if len(all) != 1 {
 					return fmt.Errorf("there are %+v", all)
 				}
@@ -58,7 +58,7 @@ func TestListenerOfADeviceTakesOnlyItsConnections(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	listen := func(device string) (bgp.Listener, error) {
-		l, err := hostTransport{b.Host("router")}.Listen(ctx, bgp.ListenOptions{Port: port, BindDevice: device})
+		l, err := netnsTransport{b.NamespaceOfHost("router")}.Listen(ctx, bgp.ListenOptions{Port: port, BindDevice: device})
 		if err == nil {
 			t.Cleanup(l.Close)
 		}
@@ -72,7 +72,7 @@ func TestListenerOfADeviceTakesOnlyItsConnections(t *testing.T) {
 		t.Error("a listener in a VRF that does not exist has no error")
 	}
 	dial := func(host, address string) error {
-		c, err := b.Host(host).Dial(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(port)))
+		c, err := b.NamespaceOfHost(host).Dial(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(port)))
 		if err == nil {
 			t.Cleanup(func() { c.Close() })
 		}

@@ -29,60 +29,60 @@ type desiredPeerState struct {
 	peerRemoved bool
 }
 
-// worker owns one peer: its session and the Table of its
+// peerWorker owns one peer: its session and the Table of its
 // routes. Only run uses the fields from ctx on.
-type worker struct {
+type peerWorker struct {
 	engine              *Engine
 	peerName            string
 	log                 *slog.Logger
-	latestDesiredState  *latest.Value[desiredPeerState]
+	pendingDesiredState *latest.Value[desiredPeerState]
 	routeInbox          *routeInbox
-	ribRequests         chan chan<- rib.Peer
+	ribRequests         chan chan<- rib.PeerRIB
 	bfdEvents           *latest.BoundedQueue[bfd.Event]
 	incomingConnections chan Conn // a connection that the router opened
 	done                chan struct{}
-	counter             messageCounter
+	messageCounter      messageCounter
 
 	ctx                    context.Context
 	currentDesiredState    desiredPeerState // the latest
 	status                 PeerSessionStatus
 	routes                 *peerRoutes
-	lastRules              *announcementRules // by which all routes were decided; nil before
+	lastExportRules        *exportRules // by which all routes were decided; nil before
 	session                *session
 	routerConfirmedSession <-chan struct{} // of session; nil once it was handled
 	nextHops               sessionNextHops // of session, or the last one
 	sessionFamilies        []message.AFI   // of session, or the last one
 
-	// attemptResults has the result of the attempt under way; nil without one.
-	attemptResults      <-chan connectAttemptResult
-	cancelAttempt       context.CancelFunc
-	failedAttemptCount  int
-	capabilities        capabilityFallback
-	failureReason       names.Reason          // of the last failed attempt; often empty
-	lastNotification    *receivedNotification // since the last session; nil without one
-	retryTimer          *time.Timer
-	drainTimer          *time.Timer // for the next route of terminating endpoints
-	bfdRecoveryTimer    *time.Timer // for the BFD session of a new session
-	shutdown            routeShutdown
-	noSessionSinceStart bool // no session was established since the process started
+	// connectAttemptResults has the result of the attempt under way; nil without one.
+	connectAttemptResults    <-chan connectAttemptResult
+	cancelConnectAttempt     context.CancelFunc
+	failedAttemptCount       int
+	capabilityFallback       capabilityFallback
+	openRejectionReason      names.Reason          // of the last failed attempt; often empty
+	lastReceivedNotification *receivedNotification // since the last session; nil without one
+	reconnectTimer           *time.Timer
+	drainTimer               *time.Timer // for the next route of terminating endpoints
+	bfdRecoveryTimer         *time.Timer // for the BFD session of a new session
+	routeShutdown            gracefulRouteShutdown
+	noSessionSinceStart      bool // no session was established since the process started
 }
 
 // connectAttemptResult is the result of an attempt to connect.
 type connectAttemptResult struct {
 	conn       Conn
-	negotiated Negotiated
+	negotiated NegotiatedParameters
 	err        error
 }
 
-func newWorker(e *Engine, name string) *worker {
+func newPeerWorker(e *Engine, name string) *peerWorker {
 	now := e.options.Now()
-	w := &worker{
+	w := &peerWorker{
 		engine:              e,
 		peerName:            name,
 		log:                 e.options.Log.With("peer", name),
-		latestDesiredState:  latest.NewValue[desiredPeerState](),
+		pendingDesiredState: latest.NewValue[desiredPeerState](),
 		routeInbox:          newRouteInbox(),
-		ribRequests:         make(chan chan<- rib.Peer),
+		ribRequests:         make(chan chan<- rib.PeerRIB),
 		bfdEvents:           latest.NewBoundedQueue[bfd.Event](4),
 		incomingConnections: make(chan Conn, 1),
 		done:                make(chan struct{}),
@@ -90,21 +90,21 @@ func newWorker(e *Engine, name string) *worker {
 		routes:              newPeerRoutes(),
 		noSessionSinceStart: true,
 	}
-	w.status.messageCounter = &w.counter
+	w.status.messageCounter = &w.messageCounter
 	return w
 }
 
 // sendDesiredState replaces the pending order. Nothing follows a stop.
-func (w *worker) sendDesiredState(o desiredPeerState) { w.latestDesiredState.Put(o) }
+func (w *peerWorker) sendDesiredState(o desiredPeerState) { w.pendingDesiredState.Put(o) }
 
 // run runs the worker until an order stops it or ctx ends.
-func (w *worker) run(ctx context.Context) {
+func (w *peerWorker) run(ctx context.Context) {
 	w.ctx = ctx
-	for _, timer := range []**time.Timer{&w.retryTimer, &w.shutdown.timer, &w.drainTimer, &w.bfdRecoveryTimer} {
+	for _, timer := range []**time.Timer{&w.reconnectTimer, &w.routeShutdown.timer, &w.drainTimer, &w.bfdRecoveryTimer} {
 		*timer = time.NewTimer(time.Hour)
 		(*timer).Stop()
 	}
-	defer w.closeConnections()
+	defer w.closePendingConnections()
 	first := true
 	for {
 		var ended <-chan struct{}
@@ -117,33 +117,33 @@ func (w *worker) run(ctx context.Context) {
 				w.session.endWithNotification(ctx.Err(), nil)
 			}
 			return
-		case o := <-w.latestDesiredState.C():
+		case o := <-w.pendingDesiredState.C():
 			if o.mustStop {
-				w.stopSession(o)
+				w.endSessionBeforeWorkerStops(o)
 				return
 			}
 			w.applyDesiredState(o, first)
 			first = false
-		case <-w.retryTimer.C:
+		case <-w.reconnectTimer.C:
 			w.connectToRouter()
-		case a := <-w.attemptResults:
-			w.attemptResults = nil
-			w.startSession(a)
+		case a := <-w.connectAttemptResults:
+			w.connectAttemptResults = nil
+			w.handleConnectAttemptResult(a)
 		case <-w.routerConfirmedSession:
 			w.routerConfirmedSession = nil
 			w.recordEstablished()
 		case <-ended:
-			w.endSession()
+			w.recordSessionEnd()
 		case v := <-w.bfdEvents.C():
 			w.handleBFDEvent(v)
 		case c := <-w.incomingConnections:
-			w.acceptConnection(c)
-		case <-w.shutdown.timer.C:
-			w.withdrawForShutdown()
+			w.handleIncomingConnection(c)
+		case <-w.routeShutdown.timer.C:
+			w.withdrawRoutesForShutdown()
 		case <-w.bfdRecoveryTimer.C:
-			w.endSessionWithoutBFDRecovery()
+			w.endSessionAfterBFDTimeout()
 		case <-w.drainTimer.C:
-			w.scheduleDrainEnd()
+			w.withdrawDrainedAndSetTimer()
 		case <-w.routeInbox.ready.C():
 			w.applyRouteChanges()
 		case reply := <-w.ribRequests:
@@ -154,8 +154,8 @@ func (w *worker) run(ctx context.Context) {
 	}
 }
 
-// closeConnections ends the attempt and closes a waiting connection.
-func (w *worker) closeConnections() {
+// closePendingConnections ends the attempt and closes a waiting connection.
+func (w *peerWorker) closePendingConnections() {
 	w.abortConnectAttempt()
 	select {
 	case c := <-w.incomingConnections:
@@ -166,32 +166,32 @@ func (w *worker) closeConnections() {
 }
 
 // abortConnectAttempt cancels the attempt under way.
-func (w *worker) abortConnectAttempt() {
-	if w.attemptResults == nil {
+func (w *peerWorker) abortConnectAttempt() {
+	if w.connectAttemptResults == nil {
 		return
 	}
-	w.cancelAttempt()
-	if a := <-w.attemptResults; a.conn != nil {
+	w.cancelConnectAttempt()
+	if a := <-w.connectAttemptResults; a.conn != nil {
 		a.conn.Close()
 	}
-	w.attemptResults = nil
+	w.connectAttemptResults = nil
 }
 
 // applyDesiredState applies an order. The session is reset only if
 // the edit changes our OPEN or the connection.
-func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
+func (w *peerWorker) applyDesiredState(o desiredPeerState, first bool) {
 	previous := w.currentDesiredState
 	w.currentDesiredState = o
 	switch {
 	case first && o.nodeLeaving:
-		w.shutdown.phase = routesWithdrawnForShutdown // the router has no routes of it yet
+		w.routeShutdown.phase = routesWithdrawnForShutdown // the router has no routes of it yet
 	case o.nodeLeaving != previous.nodeLeaving:
-		w.setLeaving(o.nodeLeaving)
+		w.startOrCancelShutdown(o.nodeLeaving)
 	}
 	switch {
 	case first:
-		w.status.ConfiguredAt = w.engine.options.Now()
-		w.retryTimer.Reset(0)
+		w.status.SessionConfigChangedAt = w.engine.options.Now()
+		w.reconnectTimer.Reset(0)
 	case !w.canKeepSession(&previous.peer, &o.peer):
 		w.log.Info("the peer's configuration changed; reconnecting")
 		w.abortConnectAttempt()
@@ -201,20 +201,20 @@ func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
 				cease = w.wrapInHardResetIfNeeded(cease)
 			}
 			w.session.endWithNotification(fmt.Errorf("the peer's configuration changed"), cease)
-			w.endSession()
+			w.recordSessionEnd()
 		}
-		w.failedAttemptCount, w.lastNotification, w.capabilities = 0, nil, capabilityFallback{}
-		w.status.ConfiguredAt = w.engine.options.Now()
-		w.retryTimer.Reset(0)
-	case previous.peer.Password != o.peer.Password && !o.peer.Blocked.IsSet():
+		w.failedAttemptCount, w.lastReceivedNotification, w.capabilityFallback = 0, nil, capabilityFallback{}
+		w.status.SessionConfigChangedAt = w.engine.options.Now()
+		w.reconnectTimer.Reset(0)
+	case previous.peer.Password != o.peer.Password && !o.peer.BlockedExplanation.IsSet():
 		w.changePassword()
-	case previous.peer.Blocked != o.peer.Blocked && w.session == nil:
+	case previous.peer.BlockedExplanation != o.peer.BlockedExplanation && w.session == nil:
 		w.abortConnectAttempt()
 		w.failedAttemptCount = 0
-		w.retryTimer.Reset(0)
+		w.reconnectTimer.Reset(0)
 	}
 	w.applyTimerEdits(&previous.peer)
-	w.applyDrainDelay()
+	w.resetWithdrawalTimer()
 	if w.session != nil {
 		w.updateNextHops(w.session.routerConn, w.session.negotiated)
 	}
@@ -225,7 +225,7 @@ func (w *worker) applyDesiredState(o desiredPeerState, first bool) {
 func needSameOpenAndConnection(a, b *intent.Peer) bool {
 	x, y := *a, *b
 	for _, p := range []*intent.Peer{&x, &y} {
-		p.Password, p.Blocked, p.BFD, p.MaxReconnectDelay, p.KeepaliveTime = "", names.Explanation{}, nil, 0, 0
+		p.Password, p.BlockedExplanation, p.BFD, p.MaxReconnectDelay, p.KeepaliveTime = "", names.Explanation{}, nil, 0, 0
 		p.NextHopIPv4, p.NextHopIPv6 = netip.Prefix{}, netip.Prefix{}
 		p.DrainDelay, p.HasDrainDelay, p.BFDStrict = 0, false, false
 		if !p.GracefulRestart {
@@ -238,15 +238,15 @@ func needSameOpenAndConnection(a, b *intent.Peer) bool {
 // editLeavesOldRouter reports whether an edit leaves the router for good: no session with it
 // follows, so that it must not keep the routes.
 func editLeavesOldRouter(previous, next *intent.Peer) bool {
-	return previous.Address != next.Address || previous.Port != next.Port || previous.Device != next.Device || next.Blocked.IsSet()
+	return previous.Address != next.Address || previous.Port != next.Port || previous.Device != next.Device || next.BlockedExplanation.IsSet()
 }
 
 // changePassword sets the new password on the open connection, or restarts the attempt under way.
-func (w *worker) changePassword() {
+func (w *peerWorker) changePassword() {
 	if w.session == nil {
 		w.abortConnectAttempt()
 		w.failedAttemptCount = 0
-		w.retryTimer.Reset(0)
+		w.reconnectTimer.Reset(0)
 		return
 	}
 	if err := w.session.routerConn.SetPassword(w.currentDesiredState.peer.Password); err != nil {
@@ -257,13 +257,13 @@ func (w *worker) changePassword() {
 }
 
 // connectToRouter starts an attempt unless a session or an attempt exists or the peer is blocked.
-func (w *worker) connectToRouter() {
+func (w *peerWorker) connectToRouter() {
 	p := w.currentDesiredState.peer
 	switch {
-	case w.session != nil || w.attemptResults != nil:
+	case w.session != nil || w.connectAttemptResults != nil:
 		return
-	case p.Blocked.IsSet():
-		w.recordConnectFailure(errors.New(p.Blocked.Text))
+	case p.BlockedExplanation.IsSet():
+		w.recordFailureAndScheduleRetry(errors.New(p.BlockedExplanation.Text))
 		return
 	case p.Passive:
 		w.enterState(Active)
@@ -274,15 +274,15 @@ func (w *worker) connectToRouter() {
 }
 
 // startConnectAttempt starts an attempt on the connection that connect returns.
-func (w *worker) startConnectAttempt(connect func(context.Context) (Conn, error)) {
+func (w *peerWorker) startConnectAttempt(connect func(context.Context) (Conn, error)) {
 	p := w.currentDesiredState.peer
 	ctx, cancel := context.WithCancel(w.ctx)
 	result := make(chan connectAttemptResult, 1)
-	w.attemptResults, w.cancelAttempt = result, cancel
+	w.connectAttemptResults, w.cancelConnectAttempt = result, cancel
 	settings := openMessageInputs{
 		peer: &p, routerID: chooseRouterID(p.RouterID, w.currentDesiredState.nodeInternalIPs, w.engine.options.NodeName),
-		restarted: w.noSessionSinceStart, forwardingLost: w.noSessionSinceStart && w.engine.options.FirstRunSinceBoot,
-		omitted: w.capabilities.omittedAt(w.engine.options.Now()),
+		speakerHasRestarted: w.noSessionSinceStart, forwardingLost: w.noSessionSinceStart && w.engine.options.FirstRunSinceBoot,
+		omittedCapabilities: w.capabilityFallback.omittedAt(w.engine.options.Now()),
 	}
 	go func() {
 		defer cancel()
@@ -292,7 +292,7 @@ func (w *worker) startConnectAttempt(connect func(context.Context) (Conn, error)
 
 // connectAndExchangeOpens connects and exchanges the OPENs. It runs on its
 // own goroutine and uses only the counter of the worker.
-func (w *worker) connectAndExchangeOpens(ctx context.Context, settings openMessageInputs, connect func(context.Context) (Conn, error)) connectAttemptResult {
+func (w *peerWorker) connectAndExchangeOpens(ctx context.Context, settings openMessageInputs, connect func(context.Context) (Conn, error)) connectAttemptResult {
 	c, err := connect(ctx)
 	if err != nil {
 		if c != nil {
@@ -304,7 +304,9 @@ func (w *worker) connectAndExchangeOpens(ctx context.Context, settings openMessa
 	defer stop()
 	settings.overIPv6 = c.LocalIP().Is6()
 	local := buildOpen(&settings)
-	a, err := exchangeOpens(c, &w.counter, local, func(remote message.OpenMessage) (Negotiated, error) { return negotiate(settings.peer, local, remote) })
+	a, err := exchangeOpens(c, &w.messageCounter, local, func(remote message.OpenMessage) (NegotiatedParameters, error) {
+		return negotiateOpens(settings.peer, local, remote)
+	})
 	if err != nil {
 		go closeConnectionWithoutReset(c, true)
 		return connectAttemptResult{err: adviseOnTTLSecurity(settings.peer, err)}
@@ -324,39 +326,39 @@ func dialOptions(p *intent.Peer) DialOptions {
 	return o
 }
 
-// startSession starts the session after a successful attempt.
-func (w *worker) startSession(a connectAttemptResult) {
+// handleConnectAttemptResult starts the session after a successful attempt.
+func (w *peerWorker) handleConnectAttemptResult(a connectAttemptResult) {
 	switch {
 	case a.err != nil && w.session != nil: // a second connection, which the router did not use
 		w.log.Debug("a second connection of the router failed", "error", a.err)
 		return
 	case a.err != nil:
-		w.recordConnectFailure(a.err)
+		w.recordFailureAndScheduleRetry(a.err)
 		return
 	case w.session != nil:
-		w.session.endWithNotification(errRouterRestarted, nil)
-		w.endSession()
-		w.retryTimer.Stop()
+		w.session.endWithNotification(errRouterReconnected, nil)
+		w.recordSessionEnd()
+		w.reconnectTimer.Stop()
 	}
 	w.updateNextHops(a.conn, a.negotiated)
 	w.sessionFamilies = a.negotiated.CommonFamilies
-	if w.shutdown.phase == routesMarkedForShutdown {
+	if w.routeShutdown.phase == routesWithShutdownCommunity {
 		// The routes of a leaving node do not come back for the rest of the time.
-		w.shutdown.timer.Stop()
-		w.shutdown.phase = routesWithdrawnForShutdown
+		w.routeShutdown.timer.Stop()
+		w.routeShutdown.phase = routesWithdrawnForShutdown
 	}
 	w.updateAdjRIBOut()
-	updates := w.engine.options.UpdateGenerator.OpenConnectionWithUpdates(a.negotiated, w.currentDesiredState.peer.LocalASN, w.routes.adjRIBOut)
-	w.session = startSessionRelay(a.conn, updates, a.negotiated, &w.counter, w.engine.options.Now)
+	updates := w.engine.options.UpdateGenerator.StartUpdateStream(a.negotiated, w.currentDesiredState.peer.LocalASN, w.routes.adjRIBOut)
+	w.session = startSessionRelay(a.conn, updates, a.negotiated, &w.messageCounter, w.engine.options.Now)
 	w.routerConfirmedSession = w.session.firstKeepaliveReceived
-	w.enterState(OpenSent)
+	w.enterState(OpensExchanged)
 }
 
 // updateNextHops chooses the next hops of a session's routes.
-func (w *worker) updateNextHops(c Conn, n Negotiated) {
+func (w *peerWorker) updateNextHops(c Conn, n NegotiatedParameters) {
 	p := w.currentDesiredState.peer
 	now := chooseNextHops(&nextHopInputs{
-		peer: &p, routerAddress: p.Address, localAddress: c.LocalIP(), allowsIPv6ForIPv4: n.ExtendedNextHop,
+		peer: &p, routerAddress: p.Address, localAddress: c.LocalIP(), allowsIPv6NextHopForIPv4: n.ExtendedNextHop,
 		nodeAddresses: w.currentDesiredState.nodeAddresses, nodeInternalIPs: w.currentDesiredState.nodeInternalIPs,
 	})
 	if now != w.nextHops {
@@ -366,11 +368,11 @@ func (w *worker) updateNextHops(c Conn, n Negotiated) {
 }
 
 // recordEstablished records that the router has confirmed the session.
-func (w *worker) recordEstablished() {
+func (w *peerWorker) recordEstablished() {
 	a := w.session.negotiated
-	w.noSessionSinceStart, w.lastNotification = false, nil
+	w.noSessionSinceStart, w.lastReceivedNotification = false, nil
 	w.status.EstablishedCount++
-	w.status.Families, w.status.RouterASN, w.status.HoldTime, w.status.RouterKeepsRoutesOverRestart = a.CommonFamilies, a.RemoteOpen.ASN, a.HoldTime, a.GracefulRestart
+	w.status.NegotiatedFamilies, w.status.RouterASN, w.status.HoldTime, w.status.RouterKeepsRoutesOverRestart = a.CommonFamilies, a.RemoteOpen.ASN, a.HoldTime, a.GracefulRestart
 	w.enterState(Established)
 	w.log.Info("the session is established", "router", w.status.RouterAddress, "asn", a.RemoteOpen.ASN, "families", namesOfFamilies(a.CommonFamilies), "routes", w.routes.adjRIBOut.RouteCount())
 }
@@ -384,7 +386,7 @@ func namesOfFamilies(all []message.AFI) []string {
 	return out
 }
 
-func (w *worker) enterState(s State) {
+func (w *peerWorker) enterState(s State) {
 	if w.status.State == s {
 		return
 	}
@@ -396,21 +398,21 @@ func (w *worker) enterState(s State) {
 }
 
 // reportStatus reports the Status to the Engine.
-func (w *worker) reportStatus() {
+func (w *peerWorker) reportStatus() {
 	w.status.RouterAddress = netip.AddrPortFrom(w.currentDesiredState.peer.Address, w.currentDesiredState.peer.Port)
-	w.status.AnnouncedRouteCount, w.status.CarriedFamilies = 0, nil
+	w.status.AnnouncedRouteCount, w.status.AnnounceableFamilies = 0, nil
 	w.status.DrainingPrefixes, w.status.DrainedPrefixes = nil, nil
-	w.status.NotConnectingReason, w.status.WithheldRouteReason = w.currentDesiredState.peer.Blocked.Reason, names.Explanation{}
-	w.status.WantedRouteCount = w.routes.wantedCount()
+	w.status.NotConnectingReason, w.status.WithheldRouteReason = w.currentDesiredState.peer.BlockedExplanation.Reason, names.Explanation{}
+	w.status.WantedRouteCount = w.routes.wantedRouteCount()
 	if w.status.NotConnectingReason == "" {
-		w.status.NotConnectingReason = w.failureReason
+		w.status.NotConnectingReason = w.openRejectionReason
 	}
 	if w.status.State == Established {
 		w.status.NotConnectingReason = ""
 		w.status.AnnouncedRouteCount = w.routes.adjRIBOut.RouteCount()
-		w.status.WithheldRouteReason = w.routes.explainWithheld()
-		w.status.CarriedFamilies = w.carriedFamilies()
-		w.status.DrainingPrefixes, w.status.DrainedPrefixes = w.routes.listDraining()
+		w.status.WithheldRouteReason = w.routes.explainFirstWithheldRoute()
+		w.status.AnnounceableFamilies = w.announceableFamilies()
+		w.status.DrainingPrefixes, w.status.DrainedPrefixes = w.routes.drainingAndDrainedPrefixes()
 	}
 	w.engine.recordStatus(w.status)
 }

@@ -11,11 +11,11 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// savedPeer is an intent.Peer without its password, which must not be on a disk. Signed is set if
-// the peer has one.
+// savedPeer is an intent.Peer without its password, which must not be on a disk. HasPassword is set
+// if the peer has one.
 type savedPeer struct {
 	intent.Peer
-	Signed bool `json:",omitempty"`
+	HasPassword bool `json:"Signed,omitempty"`
 }
 
 // savedRouteGroup is routes with the same peers and attributes. Thousands of Services share one.
@@ -31,7 +31,7 @@ type savedRouteGroup struct {
 // maxRouteGroupsComparedPerRoute bounds how many groups are compared with each route.
 const maxRouteGroupsComparedPerRoute = 8
 
-func groupRoutesAndStripPasswords(d bgp.Desired) (peers []savedPeer, groups []savedRouteGroup) {
+func groupRoutesAndStripPasswords(d bgp.DesiredState) (peers []savedPeer, groups []savedRouteGroup) {
 	for _, p := range d.Peers {
 		signed := p.Password != ""
 		p.Password = ""
@@ -54,19 +54,19 @@ func groupRoutesAndStripPasswords(d bgp.Desired) (peers []savedPeer, groups []sa
 	return peers, groups
 }
 
-// ungroupRoutesAndBlockSignedPeers returns the peers and routes to resume with. It blocks peers
+// ungroupRoutesBlockPasswordPeers returns the peers and routes to resume with. It blocks peers
 // with a password.
-func ungroupRoutesAndBlockSignedPeers(peers []savedPeer, groups []savedRouteGroup) (bgp.Desired, error) {
-	var d bgp.Desired
+func ungroupRoutesBlockPasswordPeers(peers []savedPeer, groups []savedRouteGroup) (bgp.DesiredState, error) {
+	var d bgp.DesiredState
 	known := map[string]bool{}
 	for _, p := range peers {
 		incomplete := p.Port == 0 || p.LocalASN == 0 || !p.Address.IsValid() && !p.Unnumbered
-		if known[p.Name] || p.Name == "" || !p.Blocked.IsSet() && incomplete {
+		if known[p.Name] || p.Name == "" || !p.BlockedExplanation.IsSet() && incomplete {
 			return d, fmt.Errorf("the entry of BGPPeer %q is invalid", p.Name)
 		}
 		known[p.Name] = true
-		if p.Password = ""; p.Signed && !p.Blocked.IsSet() {
-			p.Blocked = names.Explanation{
+		if p.Password = ""; p.HasPassword && !p.BlockedExplanation.IsSet() {
+			p.BlockedExplanation = names.Explanation{
 				Reason: names.ReasonUnknownSecret,
 				Text: "the speaker started while the API server is unreachable, " +
 					"and passwords are not saved on the node: the session waits for the API server",

@@ -253,7 +253,7 @@ func parseFileContent(text []byte, boot string) (SavedNodeState, error) {
 		}
 	}
 	var err error
-	if s.DesiredBGP, err = ungroupRoutesAndBlockSignedPeers(c.Routers, c.Routes); err != nil {
+	if s.DesiredBGP, err = ungroupRoutesBlockPasswordPeers(c.Routers, c.Routes); err != nil {
 		return SavedNodeState{}, err
 	}
 	s.DesiredBGP.NodeLeaving, s.DesiredBGP.NodeInternalIPs = c.Leaving, c.InternalIPs

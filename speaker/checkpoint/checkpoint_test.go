@@ -33,27 +33,27 @@ func exampleState() SavedNodeState {
 				{Address: b, Holder: "node2", Epoch: 1, Released: true},
 			},
 			MemberAddresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")},
-			DesiredBGP: bgp.Desired{
+			DesiredBGP: bgp.DesiredState{
 				Peers: []intent.Peer{
 					{
-						Name: "blocked", IPv4: true, Blocked: names.Explanation{Reason: "NoGateway", Text: "no gateway"},
+						Name: "blocked", CarriesIPv4Routes: true, BlockedExplanation: names.Explanation{Reason: "NoGateway", Text: "no gateway"},
 					},
 					{
 						Name: "tor", Address: netip.MustParseAddr("10.0.0.254"), Port: 179,
 						LocalASN: 64512, PeerASN: 65000, HoldTime: 90 * time.Second,
-						IPv4: true, IPv6: true, GracefulRestart: true,
+						CarriesIPv4Routes: true, CarriesIPv6Routes: true, GracefulRestart: true,
 						BFD: &intent.BFD{TransmitInterval: time.Second, Multiplier: 3},
 					},
 					{
 						Name: "unnumbered", Unnumbered: true, Device: "eth0", Port: 179,
-						LocalASN: 64512, AcceptedASNs: intent.AcceptExternalASN, IPv6: true,
+						LocalASN: 64512, AcceptedASNs: intent.AcceptExternalASN, CarriesIPv6Routes: true,
 					},
 				},
 				Routes: []*intent.Route{
 					{Prefix: netip.MustParsePrefix("192.0.2.1/32"), PeerNames: []string{"tor"}},
 					{Prefix: netip.MustParsePrefix("192.0.2.2/32"), PeerNames: []string{"tor"}, Attributes: intent.Attributes{
 						LocalPref: 7, MED: 1, HasMED: true, Communities: []uint32{1},
-						LargeCommunities: [][3]uint32{{1, 2, 3}}, ExtendedCommunities: [][8]byte{{1, 2}}, Bandwidth: 9,
+						LargeCommunities: [][3]uint32{{1, 2, 3}}, ExtendedCommunities: [][8]byte{{1, 2}}, LinkBandwidthBytesPerSecond: 9,
 					}},
 					{Prefix: netip.MustParsePrefix("192.0.2.3/32"), PeerNames: []string{"tor"}},
 				},
@@ -83,9 +83,9 @@ func TestASavedStateIsLoaded(t *testing.T) {
 	}
 }
 
-// TestABootIsToldFromARestartOfTheSpeaker checks what a speaker knows at its start: after a boot
+// TestFirstRunSinceBootIsDetected checks what a speaker knows at its start: after a boot
 // routers must not keep the node's routes, since its traffic was lost meanwhile.
-func TestABootIsToldFromARestartOfTheSpeaker(t *testing.T) {
+func TestFirstRunSinceBootIsDetected(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	for name, tc := range map[string]struct {
 		prepare func(s *Store) error // as an earlier speaker did
@@ -118,7 +118,7 @@ func TestABootIsToldFromARestartOfTheSpeaker(t *testing.T) {
 
 // testdata has the file that commit 4ed98b1 writes for exampleState. A speaker that is upgraded
 // while the API server is unreachable finds such a file.
-func TestTheFileOfAnEarlierSpeakerIsLoaded(t *testing.T) {
+func TestFileWrittenByCommit4ed98b1IsLoaded(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("testdata", "speaker-4ed98b1.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -141,8 +141,8 @@ func TestPasswordsAreNotSaved(t *testing.T) {
 		t.Errorf("the password is in the file (%v)", err)
 	}
 	got := s.LoadState("node1").DesiredBGP.Peers[1]
-	if got.Password != "" || got.Blocked.Reason != "UnknownSecret" ||
-		!strings.Contains(got.Blocked.Text, "waits for the API server") {
+	if got.Password != "" || got.BlockedExplanation.Reason != "UnknownSecret" ||
+		!strings.Contains(got.BlockedExplanation.Text, "waits for the API server") {
 		t.Errorf("the peer with the password is %+v, want it to wait for the API server", got)
 	}
 }
@@ -174,9 +174,9 @@ func TestUnusableFilesAreNotLoaded(t *testing.T) {
 	}
 }
 
-// TestFileOfAnEarlierVersionIsLoaded reads a file that an earlier version wrote: an update of the
-// speaker must not lose the checkpoint.
-func TestFileOfAnEarlierVersionIsLoaded(t *testing.T) {
+// TestVersion1FileIsReadAndWrittenUnchanged reads a file that an earlier version wrote: an update
+// of the speaker must not lose the checkpoint.
+func TestVersion1FileIsReadAndWrittenUnchanged(t *testing.T) {
 	want := exampleState()
 	p := &want.DesiredBGP.Peers[1]
 	p.SourceAddress = netip.MustParseAddr("10.0.0.1")
@@ -198,7 +198,7 @@ func TestFileOfAnEarlierVersionIsLoaded(t *testing.T) {
 	}
 }
 
-func FuzzParseContent(f *testing.F) {
+func FuzzParseFileContent(f *testing.F) {
 	good, err := encodeCheckpointFile(exampleState(), "boot")
 	if err != nil {
 		f.Fatal(err)
@@ -226,8 +226,9 @@ func FuzzParseContent(f *testing.F) {
 	})
 }
 
-// TestSeveralKeysAreSaved: while the gossip key is replaced, a speaker needs all of them.
-func TestSeveralKeysAreSaved(t *testing.T) {
+// TestAllGossipKeysAreSavedAndLoaded: while the gossip key is replaced, a speaker needs all of
+// them.
+func TestAllGossipKeysAreSavedAndLoaded(t *testing.T) {
 	s := NewStore(t.TempDir(), slog.New(slog.DiscardHandler))
 	want := exampleState()
 	want.GossipKeys = append(want.GossipKeys, []byte("fedcba9876543210"))

@@ -32,7 +32,7 @@ type acquisitionAttempt struct {
 	firstAnswerAt        time.Time
 	nextProbeDelay       time.Duration
 	takeReason           names.Reason
-	isObstacleReported   bool
+	isBlockReported      bool
 	previousHolderSeenAt time.Time // last sign of life of the previous holder, if known
 }
 
@@ -42,7 +42,7 @@ func (m *Machine) endAcquisition(a *addressState) {
 	if a.acquisition != nil {
 		a.acquisition = nil
 		m.dueAddresses.unscheduleAddress(a)
-		m.updateGroupCounts(a)
+		m.updateAddressGroupCounts(a)
 	}
 }
 
@@ -51,10 +51,10 @@ func (m *Machine) isAlive(n string) bool {
 	return m.liveness.isAlive(n, &m.membership)
 }
 
-// strayAnswersBeforeTakingAddress is how often a member may answer probes without a claim. Then
+// answersWithoutClaimBeforeTaking is how often a member may answer probes without a claim. Then
 // this node takes the address all the same: the kernel of the member answers, not its speaker
 // (proxy ARP, or IPVS without strictARP).
-const strayAnswersBeforeTakingAddress = 3
+const answersWithoutClaimBeforeTaking = 3
 
 // maxProbeRetryDelay bounds the delay between two probes for an address that a host answers for. It
 // is also how long it may take to notice that a holder outside of the gossip is gone.
@@ -62,17 +62,17 @@ const maxProbeRetryDelay = 2 * time.Second
 
 // handleProbeResult processes the result of any probe.
 func (m *Machine) handleProbeResult(r facts.ProbeResult) {
-	p, ok := m.probes.takeProbe(r.ID)
+	p, ok := m.pendingProbes.takeProbe(r.ID)
 	switch {
 	case !ok:
 	case p.addressToProbe == nil && len(r.AnsweringMACs) == 0:
 	case p.silentNode != "":
-		m.applyLivenessOutcome(m.liveness.recordOwnConnection(p.silentNode, m.stepFacts(), &m.outbox))
+		m.performLivenessActions(m.liveness.confirmSelfNotCutOff(p.silentNode, m.stepContext(), &m.outbox))
 	case p.addressToProbe == nil:
 		m.lease.handleReachabilityProbeResult(p.sentAt, m.now, m.syncRequests.nextRequestID())
-	case confirmAnswerOfDeadNode(m, p, &r):
-	case p.confirmedMAC != facts.MAC{} && p.addressToProbe.isHeld && !p.addressToProbe.isRechecking:
-		judgeConfirmedConflict(m, p.addressToProbe, p.confirmedMAC, r)
+	case verifyAnswerByUnicastProbe(m, p, &r):
+	case p.targetMAC != facts.MAC{} && p.addressToProbe.isHeld && !p.addressToProbe.isRechecking:
+		judgeConflictProbeResult(m, p.addressToProbe, p.targetMAC, r)
 	case p.addressToProbe.isRechecking:
 		if m.lease.handleRecheckResult(p.addressToProbe, r, m.now) {
 			m.yieldAddress(p.addressToProbe)
@@ -114,26 +114,26 @@ func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisitionAttempt, 
 	if c.answeredProbeCount++; c.answeredProbeCount == 1 {
 		c.firstAnswerAt = m.now
 	}
-	m.dueAddresses.scheduleAddress(a, m.now.Add(c.jitteredRetryDelay(a.ip, m.self, m.nonce)))
+	m.dueAddresses.scheduleAddress(a, m.now.Add(c.jitteredRetryDelay(a.ip, m.self, m.runNonce)))
 	c.nextProbeDelay = min(2*c.nextProbeDelay, maxProbeRetryDelay)
 	owner, known := m.nodeOfMAC(mac)
 	_, member := m.membersByName[owner]
 	switch {
 	case !known:
 		// not at once: it may be a node that this one does not know yet
-		if c.answeredProbeCount == 2 && isObstacleReporter(m, c) {
+		if c.answeredProbeCount == 2 && shouldReportBlockedAcquisition(m, c) {
 			m.outbox.emitEffect(newConflictEvent(a, mac, "a host outside of the cluster (%s) answers for %s"))
 		}
 	case !member: // it holds the address, and only the gossip does not reach it
-		reportObstacle(m, a, c, owner, mac)
-	case a.highestKnownClaim.Holder != owner && c.answeredProbeCount >= strayAnswersBeforeTakingAddress &&
+		reportBlockedAcquisition(m, a, c, owner, mac)
+	case a.highestKnownClaim.Holder != owner && c.answeredProbeCount >= answersWithoutClaimBeforeTaking &&
 		// a sync showed that it claims nothing
-		m.lastSyncAnswerByMember[owner].After(c.firstAnswerAt):
-		m.outbox.emitEffect(newStrayAnswerEvent(a, owner, mac))
+		m.lastSyncAnswerAtByMember[owner].After(c.firstAnswerAt):
+		m.outbox.emitEffect(newAnswerWithoutClaimEvent(a, owner, mac))
 		m.takeAddress(a, a.highestKnownClaim.Epoch+1, c.takeReason)
 	default: // its claim may be on the way
 		m.requestSync(owner)
-		reportObstacle(m, a, c, owner, mac)
+		reportBlockedAcquisition(m, a, c, owner, mac)
 	}
 }
 
@@ -145,7 +145,7 @@ func (c *acquisitionAttempt) jitteredRetryDelay(ip netip.Addr, self string, nonc
 	return c.nextProbeDelay/2 + time.Duration(h%uint64(c.nextProbeDelay/2))
 }
 
-var clauseByReason = map[names.Reason]string{
+var eventClauseByReason = map[names.Reason]string{
 	reasonUnheld:       "no node held it",
 	reasonHolderGone:   "its holder is gone",
 	reasonHandedOver:   "it was handed over",
@@ -168,7 +168,7 @@ func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason
 
 // claimAddress claims the address for this node and sends the claim to all members.
 func (m *Machine) claimAddress(a *addressState, epoch uint64) {
-	c, former := Claim{Address: a.ip, Holder: m.self, Nonce: m.nonce, Epoch: epoch}, a.highestKnownClaim.Holder
+	c, former := Claim{Address: a.ip, Holder: m.self, Nonce: m.runNonce, Epoch: epoch}, a.highestKnownClaim.Holder
 	m.recordClaim(a, c)
 	if _, ok := m.membersByName[former]; ok && former != m.self {
 		m.outbox.queueClaim(kindClaims, former, c) // first to the node that has to stop answering
@@ -195,7 +195,7 @@ func (m *Machine) stopAnswering(a *addressState, reason names.Reason) {
 	a.isHeld, a.isRechecking = false, false
 	delete(m.heldAddresses, a)
 	a.endMove(&m.dueAddresses)
-	m.updateGroupCounts(a)
+	m.updateAddressGroupCounts(a)
 	m.outbox.emitAddressEffect(DropAddress{a.ip})
 	m.outbox.emitEffect(newAddressGivenUpEvent(a, m.self, reason))
 }
@@ -216,27 +216,28 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 	case !known:
 		m.outbox.emitEffect(RejoinGossip{}) // it may be a member that this node lost
 		m.outbox.emitEffect(newConflictEvent(a, c.ForeignMAC, "another host (%s) answers for %s, which this node holds"))
-	case isNodeGone(m, owner): // the network may answer for it
+	case isNodeDeadOrNoMember(m, owner): // the network may answer for it
 		if member {
-			exchangeClaims(m, a, owner)
+			sendClaimAndRequestSync(m, a, owner)
 		}
-		confirmConflict(m, a, c.ForeignMAC)
+		verifyConflictByUnicastProbe(m, a, c.ForeignMAC)
 	case m.lease.isExpired: // this node was the one that was away
 		m.yieldAddress(a)
 	case member && m.now.Sub(a.claimSentToRivalAt) > 2*maxProbeRetryDelay:
 		a.claimSentToRivalAt = m.now
-		exchangeClaims(m, a, owner)
+		sendClaimAndRequestSync(m, a, owner)
 	case member:
-		if m.now.Sub(a.claimSentToRivalAt) < maxProbeRetryDelay/4 || !m.lastSyncAnswerByMember[owner].After(a.claimSentToRivalAt) {
-			exchangeClaims(m, a, owner)
+		if m.now.Sub(a.claimSentToRivalAt) < maxProbeRetryDelay/4 || !m.lastSyncAnswerAtByMember[owner].After(a.claimSentToRivalAt) {
+			sendClaimAndRequestSync(m, a, owner)
 			return
 		}
-		m.outbox.emitEffect(newStrayAnswerEvent(a, owner, c.ForeignMAC))
+		m.outbox.emitEffect(newAnswerWithoutClaimEvent(a, owner, c.ForeignMAC))
 	}
 }
 
-// judgeLivingRival decides about a held address for which a node outside of the gossip answers.
-func judgeLivingRival(m *Machine, a *addressState, owner string, mac facts.MAC) {
+// resolveConflictOutsideGossip decides about a held address for which a node outside of the gossip
+// answers.
+func resolveConflictOutsideGossip(m *Machine, a *addressState, owner string, mac facts.MAC) {
 	switch {
 	case m.lease.isExpired: // this node was the one that was away
 		m.yieldAddress(a)
@@ -250,8 +251,8 @@ func judgeLivingRival(m *Machine, a *addressState, owner string, mac facts.MAC) 
 	}
 }
 
-// exchangeClaims sends a member the claim to the address and asks it for its claims.
-func exchangeClaims(m *Machine, a *addressState, with string) {
+// sendClaimAndRequestSync sends a member the claim to the address and asks it for its claims.
+func sendClaimAndRequestSync(m *Machine, a *addressState, with string) {
 	m.outbox.queueClaim(kindClaims, with, a.highestKnownClaim)
 	m.requestSync(with)
 }
@@ -260,7 +261,7 @@ func exchangeClaims(m *Machine, a *addressState, with string) {
 // which must not have ended yet.
 func newAddressTakenEvent(a *addressState, self string, reason names.Reason, now time.Time) Event {
 	e := Event{Kind: EventAddressTaken, Address: a.ip, Reason: reason,
-		Text: fmt.Sprintf("%s is now held by node %s: %s", a.ip, self, clauseByReason[reason])}
+		Text: fmt.Sprintf("%s is now held by node %s: %s", a.ip, self, eventClauseByReason[reason])}
 	if reason != reasonUnheld && a.highestKnownClaim.Holder != self {
 		e.FormerHolder = a.highestKnownClaim.Holder
 	}
@@ -272,7 +273,7 @@ func newAddressTakenEvent(a *addressState, self string, reason names.Reason, now
 
 func newAddressGivenUpEvent(a *addressState, self string, reason names.Reason) Event {
 	return Event{Kind: EventAddressGivenUp, Address: a.ip, Reason: reason,
-		Text: fmt.Sprintf("%s is no longer held by node %s: %s", a.ip, self, clauseByReason[reason])}
+		Text: fmt.Sprintf("%s is no longer held by node %s: %s", a.ip, self, eventClauseByReason[reason])}
 }
 
 // newConflictEvent reports another host; format describes what the Ethernet address %s does with
@@ -284,9 +285,9 @@ func newConflictEvent(a *addressState, mac facts.MAC, format string) Event {
 	}
 }
 
-func newStrayAnswerEvent(a *addressState, node string, mac facts.MAC) Event {
+func newAnswerWithoutClaimEvent(a *addressState, node string, mac facts.MAC) Event {
 	return Event{
-		Kind: EventStrayAnswer, Address: a.ip, AnsweringMAC: mac,
+		Kind: EventAnswerWithoutClaim, Address: a.ip, AnsweringMAC: mac,
 		Text: fmt.Sprintf("node %s (%s) answers for %s without holding it: ", node, mac, a.ip) +
 			"check whether one of its interfaces has the address, and check for proxy ARP " +
 			"and for kube-proxy in ipvs mode without strictARP",

@@ -30,16 +30,16 @@ type addressState struct {
 	// claimSentToRivalAt is when this node last sent its claim to another member that also answered
 	// for the address.
 	claimSentToRivalAt time.Time
-	// conflictCheckedAt is when this node last asked whether a host that answers for the held
+	// lastConflictProbeAt is when this node last asked whether a host that answers for the held
 	// address is real; see wirecheck.go.
-	conflictCheckedAt time.Time
+	lastConflictProbeAt time.Time
 	// nextWorkDueAt is when work on the acquisition, the move or the orphan claim continues, if the
 	// address is in the queue of due addresses.
 	nextWorkDueAt time.Time
 	queuePosition priorityqueue.Position
 	// group is the group that counts the address, countedForNode the node it is counted for; see
 	// placement.go.
-	group          *candidateGroup
+	group          *addressGroup
 	countedForNode string
 	// withoutCandidatesSince is the time since which no node may hold the address.
 	withoutCandidatesSince time.Time
@@ -51,7 +51,7 @@ func (m *Machine) ensureAddressState(ip netip.Addr) *addressState {
 	if a == nil {
 		a = &addressState{ip: ip, withoutCandidatesSince: m.now, highestKnownClaim: Claim{Address: ip}}
 		m.addressesByIP[ip] = a
-		m.claimBuckets[bucketIndex(ip)].addAddress(a)
+		m.claimBuckets[claimBucketIndex(ip)].addAddress(a)
 	}
 	return a
 }
@@ -102,12 +102,12 @@ func (a *addressState) forgetOrphanClaim(withOrphanClaim map[*addressState]struc
 // reconcileAddress starts or stops what this node does about the address so that it fits what it
 // knows.
 func (m *Machine) reconcileAddress(a *addressState) {
-	able := a.canServe(m.self) && !m.handoverRequested
+	able := a.canServe(m.self) && !m.shutdownHandoverRequested
 	switch {
 	case a.isHeld && a.bid.Candidates == nil:
 		m.releaseAddress(a, reasonNobodyServes)
-	case a.isHeld && !able && a.bid.InEndpointGracePeriod && !m.handoverRequested:
-		m.beginGraceBeforeMove(a)
+	case a.isHeld && !able && a.bid.InEndpointGracePeriod && !m.shutdownHandoverRequested:
+		m.beginMoveInEndpointGracePeriod(a)
 	case a.isHeld && !able:
 		m.beginMove(a)
 	case a.isHeld:
@@ -119,7 +119,7 @@ func (m *Machine) reconcileAddress(a *addressState) {
 	case a.acquisition == nil:
 		m.addressesToAcquire[a] = struct{}{}
 	}
-	m.updateGroupCounts(a)
+	m.updateAddressGroupCounts(a)
 }
 
 // recordClaim replaces the known claim to the address.
@@ -134,13 +134,13 @@ func (m *Machine) recordClaim(a *addressState, c Claim) {
 	if m.claimsDigest ^= change; change != 0 {
 		m.liveness.claimsChangedAt = m.now
 	}
-	m.claimBuckets[bucketIndex(a.ip)].updateDigest(change)
+	m.claimBuckets[claimBucketIndex(a.ip)].updateDigest(change)
 	a.highestKnownClaim = c
 	if m.addressesByHolder[c.Holder] == nil {
 		m.addressesByHolder[c.Holder] = map[*addressState]struct{}{}
 	}
 	m.addressesByHolder[c.Holder][a] = struct{}{}
-	m.updateGroupCounts(a)
+	m.updateAddressGroupCounts(a)
 }
 
 // isLiveClaim reports whether the claim is binding: its holder is alive and has not restarted since
@@ -150,7 +150,7 @@ func (m *Machine) isLiveClaim(c Claim) bool {
 		return false
 	}
 	if c.Holder == m.self { // not ours: from before a restart, or of an address given up
-		return m.ensureAddressState(c.Address).isHeld && c.Nonce == m.nonce
+		return m.ensureAddressState(c.Address).isHeld && c.Nonce == m.runNonce
 	}
 	n := m.membersByName[c.Holder].RunNonce
 	return n == 0 || n == c.Nonce

@@ -47,8 +47,8 @@ type claimBucket struct {
 // only those that differ.
 type claimBuckets [claimBucketCount]claimBucket
 
-// bucketIndex returns the bucket of the address. It is the same on all nodes.
-func bucketIndex(a netip.Addr) int {
+// claimBucketIndex returns the bucket of the address. It is the same on all nodes.
+func claimBucketIndex(a netip.Addr) int {
 	h := fnv.New64a()
 	b := a.As16()
 	h.Write(b[:])
@@ -122,7 +122,7 @@ func (m *Machine) acceptClaim(a *addressState, c Claim) {
 	case a.isHeld:
 		m.stopAnswering(a, reasonSuperseded)
 		m.recordClaim(a, c)
-	case c.Holder == m.self && c.Nonce == m.nonce && !c.Released:
+	case c.Holder == m.self && c.Nonce == m.runNonce && !c.Released:
 		// released by this node, then forgotten
 		c.Released = true
 		m.recordClaim(a, c)
@@ -191,17 +191,17 @@ func (m *Machine) receiveMessage(from string, payload []byte) {
 	m.liveness.lastReceivedAt = m.now
 	switch kind {
 	case kindBeacon:
-		m.applyLivenessOutcome(m.liveness.handleBeacon(from, r, m.stepFacts(), &m.outbox))
+		m.performLivenessActions(m.liveness.handleBeacon(from, r, m.stepContext(), &m.outbox))
 	case kindBeaconAck:
-		sent, outcome := m.liveness.handleAck(from, r, m.stepFacts(), m.lease.lastConfirmedAt)
-		m.applyLivenessOutcome(outcome)
+		sent, outcome := m.liveness.handleBeaconAck(from, r, m.stepContext(), m.lease.lastConfirmedAt)
+		m.performLivenessActions(outcome)
 		m.lease.recordConfirmation(sent)
 	case kindClaims:
 		for _, c := range r.readClaims() {
 			m.mergeReceivedClaim(from, c)
 		}
 	case kindSuspicion:
-		m.applyLivenessOutcome(m.liveness.handleSuspicion(from, r, m.stepFacts()))
+		m.performLivenessActions(m.liveness.handleSuspicion(from, r, m.stepContext()))
 	case kindOffer:
 		m.handleOffers(from, r.readClaims())
 	case kindRefusal:
@@ -312,14 +312,14 @@ func newSyncRequests() syncRequests {
 // hasRecentRequest reports whether a request to the member with at least the given ID is so recent
 // that another one adds nothing: its answer has all claims of the member. One conflict about each
 // of a thousand addresses must not cost a thousand answers.
-func (s *syncRequests) hasRecentRequest(member string, firstValidID uint64, f stepFacts) bool {
+func (s *syncRequests) hasRecentRequest(member string, firstValidID uint64, f stepContext) bool {
 	id, known := s.lastIDByMember[member]
 	if !known || id < firstValidID {
 		return false
 	}
 	age := f.now.Sub(s.lastSentAtByMember[member])
 	_, unanswered := s.requestsByID[id]
-	return age < f.timing.BeaconInterval || unanswered && age < f.timing.ReachabilityProbeInterval+f.extraDelay()
+	return age < f.timing.BeaconInterval || unanswered && age < f.timing.ReachabilityProbeInterval+f.extraDelayForOwnLateness()
 }
 
 // beginRequest returns the ID of a new request to a member.
@@ -336,22 +336,22 @@ func (s *syncRequests) nextRequestID() uint64 { return s.lastID + 1 }
 
 // requestSync asks a member for all buckets that differ. Afterwards both members know the same
 // claims.
-func (s *syncRequests) requestSync(to string, claims *claimBuckets, f stepFacts, out *outbox) {
+func (s *syncRequests) requestSync(to string, claims *claimBuckets, f stepContext, out *outbox) {
 	id := s.beginRequest(to, f.now, f.timing.StartupWithoutMembersDelay)
 	b := binary.AppendUvarint(out.beginMessage(kindSyncRequest), id)
 	for i := range claims {
 		b = binary.BigEndian.AppendUint32(b, uint32(claims[i].digest))
 	}
-	out.sendMessage(to, b)
+	out.sendUrgentMessage(to, b)
 }
 
 // requestSync asks a member for the claims that this node does not know, unless it has just done
 // so.
 func (m *Machine) requestSync(to string) {
-	if m.syncRequests.hasRecentRequest(to, m.lease.firstValidSyncID, m.stepFacts()) {
+	if m.syncRequests.hasRecentRequest(to, m.lease.firstValidSyncID, m.stepContext()) {
 		return
 	}
-	m.syncRequests.requestSync(to, &m.claimBuckets, m.stepFacts(), &m.outbox)
+	m.syncRequests.requestSync(to, &m.claimBuckets, m.stepContext(), &m.outbox)
 }
 
 // answerSyncRequest sends each bucket that differs as a whole. If none differs, it sends one empty
@@ -369,12 +369,12 @@ func (t *claimBuckets) answerSyncRequest(to string, r *messageReader, out *outbo
 	}
 	prefix := binary.AppendUvarint(binary.AppendUvarint(out.beginMessage(kindSyncDelta), id), uint64(len(differ)))
 	if len(differ) == 0 {
-		out.sendDirectedMessage(to, prefix)
+		out.sendNormalPriorityMessage(to, prefix)
 		return
 	}
 	for _, i := range differ {
 		b := binary.AppendUvarint(slices.Clone(prefix), uint64(i))
-		out.sendDirectedMessage(to, appendClaims(b, t[i].sortedClaims()))
+		out.sendNormalPriorityMessage(to, appendClaims(b, t[i].sortedClaims()))
 	}
 }
 
@@ -406,10 +406,10 @@ func (m *Machine) mergeSyncDelta(from string, r *messageReader) {
 	}
 	if uint64(len(e.receivedBuckets)) >= n {
 		delete(m.syncRequests.requestsByID, id)
-		m.lastSyncAnswerByMember[from] = m.now
-		m.applyLivenessOutcome(m.liveness.recordSyncAnswer(from, m.stepFacts(), &m.outbox))
+		m.lastSyncAnswerAtByMember[from] = m.now
+		m.performLivenessActions(m.liveness.recordSyncAnswer(from, m.stepContext(), &m.outbox))
 		m.fullStateReceived = true
-		if m.lease.finishSync(id, e.sentAt, m.now) {
+		if m.lease.recordFinishedSync(id, e.sentAt, m.now) {
 			m.outbox.repeatAnnouncements(m.heldAddresses)
 		}
 	}

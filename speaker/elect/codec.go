@@ -13,8 +13,8 @@ import (
 //
 // A speaker reads NewestMessageFormat and the version before it. It sends the highest version that
 // all members read, so that a rolling upgrade disturbs no election. Each member publishes in the
-// gossip the highest version that it reads; see messageFormatOfMembers. Version 3 adds a flags byte
-// to the report of a silent node.
+// gossip the highest version that it reads; see newestCommonMessageFormat. Version 3 adds a flags
+// byte to the report of a silent node.
 const (
 	NewestMessageFormat = 3
 	oldestMessageFormat = 2
@@ -26,13 +26,13 @@ func IsUrgentMessage(payload []byte) bool {
 	return len(payload) < 2 || payload[1] != kindClaims
 }
 
-// messageFormatOfMembers returns the highest version that all members read. A member that publishes
-// no version reads the oldest one.
-func messageFormatOfMembers(members map[string]facts.Member, self string) byte {
+// newestCommonMessageFormat returns the highest version that all members read. A member that
+// publishes no version reads the oldest one.
+func newestCommonMessageFormat(members map[string]facts.Member, self string) byte {
 	format := byte(NewestMessageFormat)
 	for name, p := range members {
 		if name != self {
-			format = min(format, max(p.MessageFormat, oldestMessageFormat))
+			format = min(format, max(p.MaxMessageFormat, oldestMessageFormat))
 		}
 	}
 	return format

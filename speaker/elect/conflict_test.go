@@ -12,19 +12,19 @@ import (
 // addresses and never exchange a message, because they have different keys or belong to different
 // clusters. Each address has one holder, and another one after that dies.
 func TestSpeakersWithoutCommonGossipNeverAnswerTogether(t *testing.T) {
-	for seed := range seedsPerProperty() {
-		w := newHarness(t, seed, 2+int(seed%3), 1+int(seed%5))
+	for seed := range seedCountPerTest() {
+		w := newClusterSimulation(t, seed, 2+int(seed%3), 1+int(seed%5))
 		w.gossipPartitionByNode[w.nodeNames[0]] = 1 // from the beginning
-		w.startAll()
+		w.startAllSpeakers()
 		w.runSimulationFor(20*time.Second, w.newTwoHoldersCheck(0))
-		holder := w.requireOneHolderEach(time.Millisecond, "start")
+		holder := w.runThenRequireOneHolderEach(time.Millisecond, "start")
 		w.killSpeaker(holder)
 		w.runSimulationFor(20*time.Second, w.newTwoHoldersCheck(0))
-		w.requireOneHolderEach(time.Millisecond, "the death of "+holder)
+		w.runThenRequireOneHolderEach(time.Millisecond, "the death of "+holder)
 		w.addresses = append(w.addresses, netip.MustParseAddr("192.0.2.200"), netip.MustParseAddr("192.0.2.201"))
 		w.deliverBids() // all learn of a Service at once
 		w.runSimulationFor(20*time.Second, w.newTwoHoldersCheck(0))
-		w.requireOneHolderEach(time.Millisecond, "new addresses")
+		w.runThenRequireOneHolderEach(time.Millisecond, "new addresses")
 		if t.Failed() {
 			t.Fatalf("seed %d", seed)
 		}
@@ -34,10 +34,10 @@ func TestSpeakersWithoutCommonGossipNeverAnswerTogether(t *testing.T) {
 // TestAMemberThatAnswersWithoutAClaimIsReported: the kernel of a node answers for an address that
 // another node holds. The holder reports the node and stays the holder.
 func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
-	for seed := range seedsPerProperty() {
-		w := newHarness(t, seed, 3, 1)
-		w.startAll()
-		holder := w.requireOneHolderEach(6*time.Second, "start")
+	for seed := range seedCountPerTest() {
+		w := newClusterSimulation(t, seed, 3, 1)
+		w.startAllSpeakers()
+		holder := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		taken := w.addressTakeCount
 		for i := range 5 {
 			for _, n := range w.nodeNames {
@@ -47,11 +47,11 @@ func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
 				}
 			}
 			w.runSimulationFor(time.Second, w.newTwoHoldersCheck(0))
-			if reported := w.eventCounts[EventStrayAnswer] > 0; reported != (i > 0) {
+			if reported := w.eventCounts[EventAnswerWithoutClaim] > 0; reported != (i > 0) {
 				t.Fatalf("seed %d: after %d answers the node is reported: %v", seed, i+1, reported)
 			}
 		}
-		if now := w.requireOneHolderEach(time.Millisecond, "claims"); now != holder || w.addressTakeCount != taken {
+		if now := w.runThenRequireOneHolderEach(time.Millisecond, "claims"); now != holder || w.addressTakeCount != taken {
 			t.Errorf("seed %d: the address moved from %s to %s", seed, holder, now)
 		}
 		if n := w.eventCounts[EventForeignHostAnswers]; n > 0 {
@@ -63,9 +63,9 @@ func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
 // TestARemovedNodeThatStillAnswersIsReported: a removed node answers for an address. The holder
 // cannot reach it by gossip, reports it and stays the holder.
 func TestARemovedNodeThatStillAnswersIsReported(t *testing.T) {
-	w := newHarness(t, 1, 4, 1)
-	w.startAll()
-	holder := w.requireOneHolderEach(6*time.Second, "start")
+	w := newClusterSimulation(t, 1, 4, 1)
+	w.startAllSpeakers()
+	holder := w.runThenRequireOneHolderEach(6*time.Second, "start")
 	gone := w.nodeNames[0]
 	if gone == holder {
 		gone = w.nodeNames[1]
@@ -81,7 +81,7 @@ func TestARemovedNodeThatStillAnswersIsReported(t *testing.T) {
 	if w.eventCounts[EventForeignHostAnswers] != 1 {
 		t.Errorf("the other host is reported %d times, want once", w.eventCounts[EventForeignHostAnswers])
 	}
-	if now := w.requireOneHolderEach(time.Second, "the claim"); now != holder {
+	if now := w.runThenRequireOneHolderEach(time.Second, "the claim"); now != holder {
 		t.Errorf("the address moved from %s to %s", holder, now)
 	}
 }
@@ -91,9 +91,9 @@ func TestARemovedNodeThatStillAnswersIsReported(t *testing.T) {
 func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
 	for name, lives := range map[string]bool{"its holder lives": true, "its holder is gone": false} {
 		t.Run(name, func(t *testing.T) {
-			w := newHarness(t, 1, 3, 1)
-			w.startAll()
-			holder := w.requireOneHolderEach(6*time.Second, "start")
+			w := newClusterSimulation(t, 1, 3, 1)
+			w.startAllSpeakers()
+			holder := w.runThenRequireOneHolderEach(6*time.Second, "start")
 			w.gossipPartitionByNode["other"] = 1
 			w.nodesByName["other"] = &simNode{name: "other", mac: facts.MAC{2, 0, 0, 0, 1, 1}, hasServingEndpoint: true}
 			w.nodeNames = append(w.nodeNames, "other")
@@ -108,7 +108,7 @@ func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
 			if !lives {
 				w.nodesByName["other"].machine = nil
 				w.runSimulationFor(orphanClaimHolderTimeout, w.newTwoHoldersCheck(0))
-				if now := w.requireOneHolderEach(time.Millisecond, "the end of the timeout"); now != holder {
+				if now := w.runThenRequireOneHolderEach(time.Millisecond, "the end of the timeout"); now != holder {
 					t.Errorf("%s holds the address, want %s to keep it", now, holder)
 				}
 				if c := w.nodesByName[holder].machine.addressesByIP[w.addresses[0]].highestKnownClaim; c.Epoch <= claim.Epoch {
@@ -124,7 +124,7 @@ func TestAHigherClaimWinsOnlyIfItsHolderLives(t *testing.T) {
 			}
 			w.gossipPartitionByNode["other"] = 0
 			w.deliverMembers()
-			if now := w.requireOneHolderEach(100*time.Millisecond, "the end of the cut"); now != "other" {
+			if now := w.runThenRequireOneHolderEach(100*time.Millisecond, "the end of the cut"); now != "other" {
 				t.Errorf("%s holds the address, want the node with the higher claim", now)
 			}
 		})

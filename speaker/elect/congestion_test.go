@@ -9,31 +9,31 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-func TestRecentDelayFades(t *testing.T) {
-	var d recentDelay
+func TestRecordedDelayHalvesOverTime(t *testing.T) {
+	var d decayingMaxDelay
 	now := testStart
 	for _, c := range []struct {
 		passedDelay, observedDelay, want time.Duration
 	}{
 		{0, 100 * time.Millisecond, 100 * time.Millisecond},
 		{time.Second, 40 * time.Millisecond, 100 * time.Millisecond}, // the longer one counts
-		{recentDelayHalvingInterval, 60 * time.Millisecond, 60 * time.Millisecond},
+		{maxDelayHalvingInterval, 60 * time.Millisecond, 60 * time.Millisecond},
 		{time.Second, time.Hour, maxRecordedDelay},
-		{2 * recentDelayHalvingInterval, -time.Second, maxRecordedDelay / 4},
+		{2 * maxDelayHalvingInterval, -time.Second, maxRecordedDelay / 4},
 	} {
 		now = now.Add(c.passedDelay)
-		if d.recordDelay(c.observedDelay, now); d.remaining(now) != c.want {
-			t.Errorf("%v later, after a delay of %v, %v remain, want %v", c.passedDelay, c.observedDelay, d.remaining(now), c.want)
+		if d.recordDelay(c.observedDelay, now); d.currentDelay(now) != c.want {
+			t.Errorf("%v later, after a delay of %v, %v remain, want %v", c.passedDelay, c.observedDelay, d.currentDelay(now), c.want)
 		}
 	}
 }
 
-func TestLateBeaconsMakeTheirWatcherPatient(t *testing.T) {
+func TestLateBeaconsLengthenSilenceTimeout(t *testing.T) {
 	w, f := newTestLivenessWatch("b", "c")
 	var out outbox
 	beaconAfter := func(passedDelay time.Duration, seq uint64) {
 		f.now = f.now.Add(passedDelay)
-		w.handleBeacon("b", encodeTestBeacon(seq, f.claimsDigest, 0), f, &out)
+		w.handleBeacon("b", newTestBeaconReader(seq, f.claimsDigest, 0), f, &out)
 	}
 	beaconAfter(0, 1)
 	beaconAfter(f.timing.BeaconInterval, 2)
@@ -60,7 +60,7 @@ func TestLateBeaconsMakeTheirWatcherPatient(t *testing.T) {
 }
 
 // A node that runs late itself has not listened in that time.
-func TestOwnDelayIsNoSilenceOfOthers(t *testing.T) {
+func TestOwnStepDelayDoesNotCountAsMemberSilence(t *testing.T) {
 	m := NewMachine("a", 1, DefaultTiming(), testStart)
 	m.Step(testStart, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 7}}}})
 	beacon := func(seq byte) MessageReceived {
@@ -74,13 +74,13 @@ func TestOwnDelayIsNoSilenceOfOthers(t *testing.T) {
 		t.Error("a node that was late by 180 ms calls another one silent")
 	}
 	m.Step(now, beacon(2))
-	if got := m.liveness.recordsByMember["b"].beaconDelay.remaining(now); got > 0 {
+	if got := m.liveness.recordsByMember["b"].beaconDelay.currentDelay(now); got > 0 {
 		t.Errorf("the own delay counts as one of the other node, of %v", got)
 	}
-	if got := ReportRecentDelay(m); got != 180*time.Millisecond {
+	if got := LongestRecentStepDelay(m); got != 180*time.Millisecond {
 		t.Errorf("the node reports a delay of %v, want 180 ms", got)
 	}
-	if m.stepFacts().extraDelay() == 0 {
+	if m.stepContext().extraDelayForOwnLateness() == 0 {
 		t.Error("a node that runs late is not more patient")
 	}
 }

@@ -13,9 +13,10 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// harness is a segment with speakers in virtual time. Each message and each probe is an event in a
-// queue, and a seed decides what is random. Gossip and the segment can be cut separately.
-type harness struct {
+// clusterSimulation is a segment with speakers in virtual time. Each message and each probe is an
+// event in a queue, and a seed decides what is random. Gossip and the segment can be cut
+// separately.
+type clusterSimulation struct {
 	t                     testing.TB
 	random                *rand.Rand
 	now                   time.Time
@@ -28,7 +29,7 @@ type harness struct {
 	addresses             []netip.Addr
 	preferenceScoreByNode map[string]int
 	allowRebalance        bool
-	onlyAble              map[string]bool
+	nodesAbleToServe      map[string]bool
 	addressesPerService   int // so many consecutive addresses belong to one Service
 	// gossipPartitionByNode and lanPartitionByNode are the part of the network that a node is in.
 	// Nodes in the same part reach each other. The gateway is in part 0 of the LAN.
@@ -81,33 +82,33 @@ func (h *simEventQueue) Pop() any {
 
 // simNode is a speaker. It is off when machine is nil.
 type simNode struct {
-	name               string
-	mac                facts.MAC
-	nonce              uint64
-	machine            *Machine
-	heldAddresses      map[netip.Addr]bool
-	answerDeadline     time.Time
-	isPaused           bool
-	inputsWhilePaused  []Input
-	timerID            int
-	handoverFinished   bool
-	hasServingEndpoint bool
-	inGrace            bool
-	// isProxyLate: it is a candidate, and its service proxy does not know the endpoints of the
-	// addresses that it does not hold.
-	isProxyLate bool
-	// messages that the node has not sent yet
-	urgentMessages, directedMessages, bulkMessages []SendMessage
-	isSending                                      bool
-	isLeaseExpired                                 bool // after the last step
+	name                  string
+	mac                   facts.MAC
+	nonce                 uint64
+	machine               *Machine
+	heldAddresses         map[netip.Addr]bool
+	answerDeadline        time.Time
+	isPaused              bool
+	inputsWhilePaused     []Input
+	timerID               int
+	handoverFinished      bool
+	hasServingEndpoint    bool
+	inEndpointGracePeriod bool
+	// isServiceProxyLate: it is a candidate, and its service proxy does not know the endpoints of
+	// the addresses that it does not hold.
+	isServiceProxyLate bool
+	// urgentMessages that the node has not sent yet
+	urgentMessages, normalPriorityMessages, bulkMessages []SendMessage
+	isSending                                            bool
+	isLeaseExpired                                       bool // after the last step
 	// acquire probes in the present batch, when it is sent, and results of one time
 	probesInBatch  int
 	probeBatchAt   time.Time
 	finishedProbes []Input
 }
 
-func newHarness(t testing.TB, seed int64, n, addresses int) *harness {
-	w := &harness{
+func newClusterSimulation(t testing.TB, seed int64, n, addresses int) *clusterSimulation {
+	w := &clusterSimulation{
 		t: t, random: rand.New(rand.NewSource(seed)), now: time.Unix(1000, 0), nodesByName: map[string]*simNode{},
 		gossipPartitionByNode: map[string]int{}, lanPartitionByNode: map[string]int{}, eventCounts: map[string]int{},
 		maxMessageDelay: 3 * time.Millisecond,
@@ -125,13 +126,13 @@ func newHarness(t testing.TB, seed int64, n, addresses int) *harness {
 	return w
 }
 
-func (w *harness) scheduleEvent(d time.Duration, do func()) {
+func (w *clusterSimulation) scheduleEvent(d time.Duration, do func()) {
 	w.scheduledEventCount++
 	heap.Push(&w.eventQueue, simEvent{w.now.Add(d), w.scheduledEventCount, do})
 }
 
-// startAll starts all speakers.
-func (w *harness) startAll() {
+// startAllSpeakers starts all speakers.
+func (w *clusterSimulation) startAllSpeakers() {
 	for _, n := range w.nodeNames {
 		w.startProcessOutsideGossip(n)
 	}
@@ -142,7 +143,7 @@ func (w *harness) startAll() {
 	}
 }
 
-func (w *harness) startProcessOutsideGossip(name string) {
+func (w *clusterSimulation) startProcessOutsideGossip(name string) {
 	n := w.nodesByName[name]
 	*n = simNode{
 		name: name, mac: n.mac, hasServingEndpoint: n.hasServingEndpoint, nonce: w.random.Uint64(),
@@ -152,7 +153,7 @@ func (w *harness) startProcessOutsideGossip(name string) {
 }
 
 // startSpeaker starts a speaker with a new nonce, which joins the gossip.
-func (w *harness) startSpeaker(name string) {
+func (w *clusterSimulation) startSpeaker(name string) {
 	w.startProcessOutsideGossip(name)
 	w.deliverBids()
 	w.deliverMembers()
@@ -165,7 +166,7 @@ func (w *harness) startSpeaker(name string) {
 }
 
 // exchangeStates is a full exchange of state, as after each join.
-func (w *harness) exchangeStates(x, y string) {
+func (w *clusterSimulation) exchangeStates(x, y string) {
 	a, b := w.nodesByName[x], w.nodesByName[y]
 	if a.machine == nil || b.machine == nil || x == y || !w.canGossip(x, y) {
 		return
@@ -176,13 +177,13 @@ func (w *harness) exchangeStates(x, y string) {
 }
 
 // killSpeaker stops a speaker without a message. Gossip notices it 5 s later.
-func (w *harness) killSpeaker(name string) {
+func (w *clusterSimulation) killSpeaker(name string) {
 	w.nodesByName[name].machine, w.nodesByName[name].heldAddresses = nil, nil
 	w.scheduleEvent(5*time.Second, w.deliverMembers)
 }
 
 // deliverMembers delivers the live members to all speakers, as gossip sees them.
-func (w *harness) deliverMembers() {
+func (w *clusterSimulation) deliverMembers() {
 	for _, name := range w.nodeNames {
 		n := w.nodesByName[name]
 		if n.machine == nil {
@@ -199,7 +200,7 @@ func (w *harness) deliverMembers() {
 }
 
 // deliverBids delivers the bids to all speakers.
-func (w *harness) deliverBids() {
+func (w *clusterSimulation) deliverBids() {
 	able := map[string]int{}
 	for _, name := range w.nodeNames {
 		if w.nodesByName[name].hasServingEndpoint {
@@ -220,8 +221,8 @@ func (w *harness) deliverBids() {
 					b.SiblingAddresses = append(b.SiblingAddresses, w.addresses[j])
 				}
 			}
-			b.InEndpointGracePeriod = n.inGrace
-			if n.hasServingEndpoint && (w.onlyAble == nil || w.onlyAble[name]) && (!n.isProxyLate || slices.Contains(w.answeringNodes(a), name)) {
+			b.InEndpointGracePeriod = n.inEndpointGracePeriod
+			if n.hasServingEndpoint && (w.nodesAbleToServe == nil || w.nodesAbleToServe[name]) && (!n.isServiceProxyLate || slices.Contains(w.answeringNodes(a), name)) {
 				b.OwnLinkIndexes = []int{1}
 			}
 			in.Bids = append(in.Bids, b)
@@ -230,16 +231,16 @@ func (w *harness) deliverBids() {
 	}
 }
 
-func (w *harness) canGossip(a, b string) bool {
+func (w *clusterSimulation) canGossip(a, b string) bool {
 	return w.gossipPartitionByNode[a] == w.gossipPartitionByNode[b]
 }
 
-func (w *harness) canHearOnLAN(a, b string) bool {
+func (w *clusterSimulation) canHearOnLAN(a, b string) bool {
 	return w.lanPartitionByNode[a] == w.lanPartitionByNode[b]
 }
 
 // cutOffNodes separates some nodes from all others, in gossip and on the segment.
-func (w *harness) cutOffNodes(part int, names ...string) {
+func (w *clusterSimulation) cutOffNodes(part int, names ...string) {
 	for _, n := range names {
 		w.gossipPartitionByNode[n], w.lanPartitionByNode[n] = part, part
 	}
@@ -247,7 +248,7 @@ func (w *harness) cutOffNodes(part int, names ...string) {
 }
 
 // blockGossipOf separates some nodes from all others in gossip only.
-func (w *harness) blockGossipOf(part int, names ...string) {
+func (w *clusterSimulation) blockGossipOf(part int, names ...string) {
 	for _, n := range names {
 		w.gossipPartitionByNode[n] = part
 	}
@@ -256,7 +257,7 @@ func (w *harness) blockGossipOf(part int, names ...string) {
 
 // healCuts ends all cuts. A while later the nodes exchange their states. Later still all are
 // members again, since a node declared dead has to refute that first.
-func (w *harness) healCuts() {
+func (w *clusterSimulation) healCuts() {
 	w.gossipPartitionByNode, w.lanPartitionByNode = map[string]int{}, map[string]int{}
 	w.scheduleEvent(time.Duration(50+w.random.Intn(350))*time.Millisecond, func() {
 		for i, name := range w.nodeNames {
@@ -268,7 +269,7 @@ func (w *harness) healCuts() {
 
 // pauseSpeaker stops a speaker's process for a while. Its inputs wait. Afterwards they come
 // together or one by one.
-func (w *harness) pauseSpeaker(name string, d time.Duration) {
+func (w *clusterSimulation) pauseSpeaker(name string, d time.Duration) {
 	n := w.nodesByName[name]
 	n.isPaused = true
 	oneByOne := w.random.Intn(2) == 0
@@ -287,7 +288,7 @@ func (w *harness) pauseSpeaker(name string, d time.Duration) {
 }
 
 // stepNode steps a machine and performs its effects.
-func (w *harness) stepNode(n *simNode, inputs ...Input) {
+func (w *clusterSimulation) stepNode(n *simNode, inputs ...Input) {
 	if n.machine == nil {
 		return
 	}
@@ -299,11 +300,11 @@ func (w *harness) stepNode(n *simNode, inputs ...Input) {
 		w.processors.stepNode(n, inputs)
 		return
 	}
-	w.finishStep(n, n.machine.Step(w.now, inputs...))
+	w.performEffectsOfStep(n, n.machine.Step(w.now, inputs...))
 }
 
-// finishStep performs the effects of a step.
-func (w *harness) finishStep(n *simNode, effects []Effect) {
+// performEffectsOfStep performs the effects of a step.
+func (w *clusterSimulation) performEffectsOfStep(n *simNode, effects []Effect) {
 	for _, e := range effects {
 		if _, send := e.(SendMessage); w.logEffects && !send {
 			w.t.Logf("%v %s: %T%+v", w.now.Sub(time.Unix(1000, 0)), n.name, e, e)
@@ -324,7 +325,7 @@ func (w *harness) finishStep(n *simNode, effects []Effect) {
 	})
 }
 
-func (w *harness) performEffect(n *simNode, e Effect) {
+func (w *clusterSimulation) performEffect(n *simNode, e Effect) {
 	later := func(d time.Duration, to *simNode, in func() Input) {
 		m := to.machine
 		w.scheduleEvent(d, func() {
@@ -357,7 +358,7 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 			r.AnsweringMACs, wait = []facts.MAC{{2, 0, 0, 0, 0xff, 0xfe}}, time.Millisecond
 		}
 		later(wait, n, func() Input { return ProbeFinished{r} })
-	case HandoverFinished:
+	case ShutdownHandoverFinished:
 		n.handoverFinished = true
 	case Event:
 		w.eventCounts[e.Kind]++
@@ -371,12 +372,12 @@ func (w *harness) performEffect(n *simNode, e Effect) {
 }
 
 // isAnswering reports whether the node would answer for the address now.
-func (w *harness) isAnswering(n *simNode, a netip.Addr) bool {
+func (w *clusterSimulation) isAnswering(n *simNode, a netip.Addr) bool {
 	return n.machine != nil && n.heldAddresses[a] && !n.isPaused && w.now.Before(n.answerDeadline)
 }
 
 // answeringNodes returns the nodes that would answer for the address now.
-func (w *harness) answeringNodes(a netip.Addr) []string {
+func (w *clusterSimulation) answeringNodes(a netip.Addr) []string {
 	var out []string
 	for _, name := range w.nodeNames {
 		if w.isAnswering(w.nodesByName[name], a) {
@@ -387,7 +388,7 @@ func (w *harness) answeringNodes(a netip.Addr) []string {
 }
 
 // runSimulationFor lets time pass. It calls check after each event.
-func (w *harness) runSimulationFor(d time.Duration, check func()) {
+func (w *clusterSimulation) runSimulationFor(d time.Duration, check func()) {
 	end := w.now.Add(d)
 	for len(w.eventQueue) > 0 && !w.eventQueue[0].at.After(end) {
 		h := heap.Pop(&w.eventQueue).(simEvent)
@@ -400,9 +401,9 @@ func (w *harness) runSimulationFor(d time.Duration, check func()) {
 	w.now = end
 }
 
-// requireOneHolderEach lets time pass, then fails unless exactly one node answers for each address.
-// It returns the holder of the first address.
-func (w *harness) requireOneHolderEach(d time.Duration, what string) string {
+// runThenRequireOneHolderEach lets time pass, then fails unless exactly one node answers for each
+// address. It returns the holder of the first address.
+func (w *clusterSimulation) runThenRequireOneHolderEach(d time.Duration, what string) string {
 	w.t.Helper()
 	w.runSimulationFor(d, nil)
 	first := ""
@@ -420,7 +421,7 @@ func (w *harness) requireOneHolderEach(d time.Duration, what string) string {
 
 // newTwoHoldersCheck returns a check that fails when two nodes that hear each other on the segment
 // both answer for an address for longer than the limit.
-func (w *harness) newTwoHoldersCheck(limit time.Duration) func() {
+func (w *clusterSimulation) newTwoHoldersCheck(limit time.Duration) func() {
 	since := map[netip.Addr]time.Time{}
 	return func() {
 		for _, a := range w.addresses {

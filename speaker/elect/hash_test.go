@@ -5,9 +5,9 @@ import (
 	"testing"
 )
 
-// TestHashesNeverChange protects elections during an upgrade: speakers of all versions must compute
-// the same hashes.
-func TestHashesNeverChange(t *testing.T) {
+// TestRendezvousWeightAndBucketNeverChange protects elections during an upgrade: speakers of all
+// versions must compute the same hashes.
+func TestRendezvousWeightAndBucketNeverChange(t *testing.T) {
 	for _, c := range []struct {
 		address string
 		weight  uint64
@@ -20,7 +20,7 @@ func TestHashesNeverChange(t *testing.T) {
 		if got := rendezvousWeight(a, "node-1"); got != c.weight {
 			t.Errorf("the weight of node-1 for %s is %d, want %d", a, got, c.weight)
 		}
-		if got := bucketIndex(a); got != c.bucket {
+		if got := claimBucketIndex(a); got != c.bucket {
 			t.Errorf("the bucket of %s is %d, want %d", a, got, c.bucket)
 		}
 	}

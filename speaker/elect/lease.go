@@ -32,9 +32,9 @@ type lease struct {
 	recheckRunning         bool
 	recheckStartedAt       time.Time // when it started
 	addressesLeftToRecheck int
-	// nothingElseAnswers is set when nothing else on the segment or in the gossip answers: the
+	// isNodeIsolated is set when nothing else on the segment or in the gossip answers: the
 	// probes found no other holder, and this node answers.
-	nothingElseAnswers bool
+	isNodeIsolated bool
 }
 
 // startWithFirstAddress starts the lease with the first held address. The probe for it has just
@@ -54,7 +54,7 @@ func (l *lease) recordConfirmation(sent time.Time) {
 
 // deadline is until when this node may answer unless it is stepped again before. Others count from
 // the last beacon.
-func (l *lease) deadline(f stepFacts, lastBeaconAt time.Time) time.Time {
+func (l *lease) deadline(f stepContext, lastBeaconAt time.Time) time.Time {
 	if l.isExpired {
 		return time.Time{}
 	}
@@ -62,7 +62,7 @@ func (l *lease) deadline(f stepFacts, lastBeaconAt time.Time) time.Time {
 	if len(f.members.memberNames) > 1 {
 		until = lastBeaconAt.Add(f.timing.LeaseAfterLastBeaconTimeout)
 	}
-	if end := l.lastConfirmedAt.Add(f.timing.LeaseConfirmationTimeout); !l.nothingElseAnswers && end.Before(until) {
+	if end := l.lastConfirmedAt.Add(f.timing.LeaseConfirmationTimeout); !l.isNodeIsolated && end.Before(until) {
 		until = end
 	}
 	return until
@@ -74,11 +74,11 @@ func (l *lease) expireLease(now time.Time, nextSyncID uint64) {
 	*l = lease{isExpired: true, expiredAt: now, lastConfirmedAt: l.lastConfirmedAt, firstValidSyncID: nextSyncID}
 }
 
-// leaseOutcome is what the owner of the lease has to do after a call.
-type leaseOutcome struct {
+// leaseActions is what the owner of the lease has to do after a call.
+type leaseActions struct {
 	reachabilityProbeCount int  // reachability probes to send
-	asksMembers            bool // ask members for their claims
-	rechecksAddresses      bool // probe all held addresses
+	askMembersForClaims    bool // ask members for their claims
+	recheckHeldAddresses   bool // probe all held addresses
 	// isRegained means to announce all held addresses, since hosts may have learnt another holder.
 	isRegained bool
 }
@@ -86,8 +86,8 @@ type leaseOutcome struct {
 // maintainLease asks for reachability probes when acknowledgements are missing, expires the lease
 // when nothing answers, and tries to regain an expired lease. heldCount is the number of held
 // addresses that another node could hold.
-func (l *lease) maintainLease(f stepFacts, heldCount int, nextSyncID uint64) leaseOutcome {
-	var o leaseOutcome
+func (l *lease) maintainLease(f stepContext, heldCount int, nextSyncID uint64) leaseActions {
+	var o leaseActions
 	if heldCount == 0 {
 		*l = lease{lastConfirmedAt: f.now}
 		return o
@@ -101,42 +101,42 @@ func (l *lease) maintainLease(f stepFacts, heldCount int, nextSyncID uint64) lea
 		l.lastProbeAt = f.now
 		o.reachabilityProbeCount++
 	}
-	if !l.nothingElseAnswers && unconfirmed >= f.timing.LeaseConfirmationTimeout {
+	if !l.isNodeIsolated && unconfirmed >= f.timing.LeaseConfirmationTimeout {
 		l.expireLease(f.now, nextSyncID)
 		l.tryRegainLease(f, heldCount, &o)
 	}
 	return o
 }
 
-// extraRecheckPerAddressDelay is the additional time for each probed address. The engine spreads
+// perAddressRecheckTimeout is the additional time for each probed address. The engine spreads
 // probes over time.
-const extraRecheckPerAddressDelay = time.Millisecond
+const perAddressRecheckTimeout = time.Millisecond
 
 // tryRegainLease asks members for their claims. If no member answers, it asks for probes for all
 // held addresses.
-func (l *lease) tryRegainLease(f stepFacts, heldCount int, o *leaseOutcome) {
+func (l *lease) tryRegainLease(f stepContext, heldCount int, o *leaseActions) {
 	if f.now.Sub(l.lastSyncRequestedAt) >= f.timing.ReachabilityProbeInterval {
 		l.lastSyncRequestedAt = f.now
-		o.asksMembers = true
+		o.askMembersForClaims = true
 		o.reachabilityProbeCount++
 	}
-	recheckTimeout := 2*f.timing.StartupWithoutMembersDelay + time.Duration(heldCount)*extraRecheckPerAddressDelay
+	recheckTimeout := 2*f.timing.StartupWithoutMembersDelay + time.Duration(heldCount)*perAddressRecheckTimeout
 	switch {
 	case l.recheckRunning && l.addressesLeftToRecheck <= 0:
 		l.markRegained(f.now)
 		o.isRegained = true
-		l.nothingElseAnswers = f.now.Sub(l.lastConfirmedAt) >= f.timing.LeaseConfirmationTimeout
+		l.isNodeIsolated = f.now.Sub(l.lastConfirmedAt) >= f.timing.LeaseConfirmationTimeout
 	case l.recheckRunning && f.now.Sub(l.recheckStartedAt) < recheckTimeout: // wait for the results
-	case f.now.Sub(l.expiredAt) >= f.timing.UnconfirmedBeforeReachabilityProbeDelay+f.extraDelay():
+	case f.now.Sub(l.expiredAt) >= f.timing.UnconfirmedBeforeReachabilityProbeDelay+f.extraDelayForOwnLateness():
 		l.recheckRunning, l.recheckStartedAt, l.addressesLeftToRecheck = true, f.now, heldCount
-		o.rechecksAddresses = true
+		o.recheckHeldAddresses = true
 	}
 }
 
 // handleReachabilityProbeResult processes an answer to a reachability probe that was sent at the
 // given time.
 func (l *lease) handleReachabilityProbeResult(sent, now time.Time, nextSyncID uint64) {
-	if l.nothingElseAnswers { // no longer: find out what the others did meanwhile
+	if l.isNodeIsolated { // no longer: find out what the others did meanwhile
 		l.expireLease(now, nextSyncID)
 	}
 	l.recordConfirmation(sent)
@@ -163,15 +163,15 @@ func (l *lease) markRegained(now time.Time) {
 	l.lastProbeAt = now
 }
 
-// finishSync records that a member sent all its claims, and that this node knows them now. It
-// reports whether this node may answer again.
-func (l *lease) finishSync(id uint64, sent, now time.Time) (isRegained bool) {
+// recordFinishedSync records that a member sent all its claims, and that this node knows them now.
+// It reports whether this node may answer again.
+func (l *lease) recordFinishedSync(id uint64, sent, now time.Time) (isRegained bool) {
 	if l.isExpired && id >= l.firstValidSyncID {
 		l.markRegained(now)
 		isRegained = true
 	}
 	l.recordConfirmation(sent)
-	l.nothingElseAnswers = false
+	l.isNodeIsolated = false
 	return isRegained
 }
 
@@ -180,7 +180,7 @@ func (m *Machine) hasPossibleRivals() bool {
 	if len(m.heldAddresses) == 0 {
 		return false
 	}
-	return len(m.memberNames) > 1 || m.groupsByKey.haveOtherCandidates(m.self)
+	return len(m.memberNames) > 1 || m.addressGroupsByCandidates.canOthersHoldAddressesOf(m.self)
 }
 
 // LeaseDeadline returns until when this node may answer unless it is stepped again before.
@@ -188,7 +188,7 @@ func (m *Machine) LeaseDeadline(now time.Time) time.Time {
 	if !m.hasPossibleRivals() {
 		return now.Add(time.Second)
 	}
-	return m.lease.deadline(m.stepFacts(), m.liveness.lastBeaconAt)
+	return m.lease.deadline(m.stepContext(), m.liveness.lastBeaconAt)
 }
 
 // detectProcessPause expires the lease if the process did not run for so long that another node may
@@ -200,7 +200,7 @@ func (m *Machine) detectProcessPause(now time.Time) {
 	}
 	m.now, m.resumedAt = now, now
 	m.liveness.restartSilenceTimers(now)
-	m.probes.repeatAddressProbes(&m.dueAddresses, now)
+	m.pendingProbes.restartPendingAcquireProbes(&m.dueAddresses, now)
 	if m.hasPossibleRivals() {
 		m.lease.expireLease(now, m.syncRequests.nextRequestID())
 	}
@@ -218,24 +218,24 @@ func (m *Machine) maintainLease() {
 	if m.hasPossibleRivals() {
 		heldCount = len(m.heldAddresses)
 	}
-	f := m.stepFacts()
+	f := m.stepContext()
 	o := m.lease.maintainLease(f, heldCount, m.syncRequests.nextRequestID())
-	if o.asksMembers {
+	if o.askMembersForClaims {
 		for i := range min(3, len(m.otherMembers)) {
 			// start with another member each time, since some may be dead
 			m.requestSync(m.otherMembers[(int(m.syncRequests.lastID)+i)%len(m.otherMembers)])
 		}
 	}
 	for range o.reachabilityProbeCount {
-		m.probes.probeReachability(pendingProbe{}, f, &m.outbox)
+		m.pendingProbes.probeReachability(pendingProbe{}, f, &m.outbox)
 	}
 	if o.isRegained {
 		m.outbox.repeatAnnouncements(m.heldAddresses)
 	}
-	if o.rechecksAddresses {
+	if o.recheckHeldAddresses {
 		for _, a := range sortedByIP(m.heldAddresses) {
 			a.isRechecking = true
-			m.probes.probeAddress(a, f, &m.outbox)
+			m.pendingProbes.probeAddress(a, f, &m.outbox)
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 
 // newTestLease returns the lease of a node that has just taken its first address, and the facts of
 // that step.
-func newTestLease() (*lease, stepFacts) {
+func newTestLease() (*lease, stepContext) {
 	_, f := newTestLivenessWatch("b")
 	l := &lease{}
 	l.startWithFirstAddress(f.now, 1)
@@ -30,7 +30,7 @@ func TestLeaseExpiresWithoutAnswers(t *testing.T) {
 		t.Errorf("this node may answer until %v, want ConfirmationTimeout after the last confirmation", end)
 	}
 	f.now = testStart.Add(f.timing.LeaseConfirmationTimeout)
-	if o := l.maintainLease(f, 1, 4); !l.isExpired || !o.asksMembers {
+	if o := l.maintainLease(f, 1, 4); !l.isExpired || !o.askMembersForClaims {
 		t.Error("without answers this node goes on to answer, or asks no member for its claims")
 	}
 	if end := l.deadline(f, f.now); !end.IsZero() {
@@ -43,7 +43,7 @@ func TestLeaseStaysWhileAnswersArrive(t *testing.T) {
 	for range 20 {
 		f.now = f.now.Add(f.timing.ReachabilityProbeInterval)
 		l.recordConfirmation(f.now)
-		if o := l.maintainLease(f, 1, 4); l.isExpired || o != (leaseOutcome{}) {
+		if o := l.maintainLease(f, 1, 4); l.isExpired || o != (leaseActions{}) {
 			t.Fatalf("with acknowledgements the lease expires or asks for %+v", o)
 		}
 	}
@@ -52,13 +52,13 @@ func TestLeaseStaysWhileAnswersArrive(t *testing.T) {
 func TestLeaseIsRegainedByASyncAfterThePause(t *testing.T) {
 	l, f := newTestLease()
 	l.expireLease(f.now, 4)
-	if l.finishSync(3, f.now, f.now) || !l.isExpired {
+	if l.recordFinishedSync(3, f.now, f.now) || !l.isExpired {
 		t.Error("an answer to a request from before the pause lets this node answer again")
 	}
-	if !l.finishSync(4, f.now, f.now) || l.isExpired {
+	if !l.recordFinishedSync(4, f.now, f.now) || l.isExpired {
 		t.Error("the claims of a member do not let this node answer again")
 	}
-	if l.finishSync(5, f.now, f.now) {
+	if l.recordFinishedSync(5, f.now, f.now) {
 		t.Error("a lease that is valid is regained once more")
 	}
 }
@@ -68,17 +68,17 @@ func TestLeaseIsRegainedByProbesInIsolation(t *testing.T) {
 	held := &addressState{ip: netip.MustParseAddr("192.0.2.1"), isHeld: true, isRechecking: true}
 	l.expireLease(f.now, 4)
 	f.now = f.now.Add(f.timing.LeaseConfirmationTimeout)
-	if o := l.maintainLease(f, 1, 4); !o.rechecksAddresses {
+	if o := l.maintainLease(f, 1, 4); !o.recheckHeldAddresses {
 		t.Error("when no member answers, the held addresses are not probed")
 	}
 	f.now = f.now.Add(time.Millisecond)
-	if o := l.maintainLease(f, 1, 4); o.rechecksAddresses || o.isRegained {
+	if o := l.maintainLease(f, 1, 4); o.recheckHeldAddresses || o.isRegained {
 		t.Errorf("while the probes run the lease asks for %+v", o)
 	}
 	if l.handleRecheckResult(held, facts.ProbeResult{}, f.now) {
 		t.Error("a probe without an answer shows another holder")
 	}
-	if o := l.maintainLease(f, 1, 4); !o.isRegained || l.isExpired || !l.nothingElseAnswers {
+	if o := l.maintainLease(f, 1, 4); !o.isRegained || l.isExpired || !l.isNodeIsolated {
 		t.Error("after probes without an answer this node does not answer again")
 	}
 	l.handleReachabilityProbeResult(f.now, f.now, 4)

@@ -31,41 +31,41 @@ type livenessWatch struct {
 	// node watches.
 	watchersOfSelf, membersWatchedBySelf []string
 	recordsByMember                      map[string]*beaconRecord
-	// witnessNoncesBySilentNode holds the witnesses of each silent node, with the nonce of the
+	// reportedNoncesBySilentNode holds the witnesses of each silent node, with the nonce of the
 	// silent node that each of them reports.
-	witnessNoncesBySilentNode map[string]map[string]uint64
-	deadRunNonceByNode        map[string]uint64 // nonce of the run that ended
+	reportedNoncesBySilentNode map[string]map[string]uint64
+	deadRunNonceByNode         map[string]uint64 // nonce of the run that ended
 	// suspectedSinceByNode is when the first of these witnesses reported the node.
-	// confirmationDelayByNode is how long they must report it, after it was declared dead by
+	// deathConfirmationDelayByNode is how long they must report it, after it was declared dead by
 	// mistake.
-	suspectedSinceByNode    map[string]time.Time
-	confirmationDelayByNode map[string]*recentDelay
-	leavingNodes            map[string]bool
-	// connectedWitnesses holds, by silent node, the witnesses with an answer from a gateway or
-	// another node. They are not cut off themselves.
-	connectedWitnesses map[string]map[string]bool
+	suspectedSinceByNode         map[string]time.Time
+	deathConfirmationDelayByNode map[string]*decayingMaxDelay
+	leavingNodes                 map[string]bool
+	// connectedWitnessesBySilentNode holds, by silent node, the witnesses with an answer from a
+	// gateway or another node. They are not cut off themselves.
+	connectedWitnessesBySilentNode map[string]map[string]bool
 	// adoptedNodes are nodes whose watchers are all dead. This node asks them in place of the
 	// watchers.
 	adoptedNodes []string
-	// lastSeenByNode is the last sign of life of each silent node.
-	lastSeenByNode map[string]time.Time
-	missed         missedBeacons
+	// lastSeenAtBySilentNode is the last sign of life of each silent node.
+	lastSeenAtBySilentNode map[string]time.Time
+	missed                 missedBeacons
 	// lastReceivedAt is when this node last received a message of any member.
 	lastReceivedAt time.Time
 	// claimsChangedAt is when this node last learnt of another claim, or made one.
 	claimsChangedAt time.Time
-	ownDelay        recentDelay // of the steps of this node
+	ownStepDelay    decayingMaxDelay // of the steps of this node
 }
 
 // beaconRecord is what this node heard from one member.
 type beaconRecord struct {
 	memberNonce, lastSeq uint64
-	lastHeardAt          time.Time
-	// beaconHeardAt is when the beacon with lastSeq arrived; zero if this node was paused since.
-	// beaconDelay is how late the member's beacons come.
-	beaconHeardAt time.Time
-	beaconDelay   recentDelay
-	isSilent      bool
+	lastSignOfLifeAt     time.Time
+	// lastBeaconHeardAt is when the beacon with lastSeq arrived; zero if this node was paused
+	// since. beaconDelay is how late the member's beacons come.
+	lastBeaconHeardAt time.Time
+	beaconDelay       decayingMaxDelay
+	isSilent          bool
 	// silenceReportedAt is when this node last reported the silence to the others. retractionsLeft
 	// is how often it will still report the end of the silence.
 	silenceReportedAt  time.Time
@@ -76,10 +76,10 @@ type beaconRecord struct {
 
 func newLivenessWatch() livenessWatch {
 	return livenessWatch{
-		recordsByMember: map[string]*beaconRecord{}, witnessNoncesBySilentNode: map[string]map[string]uint64{},
+		recordsByMember: map[string]*beaconRecord{}, reportedNoncesBySilentNode: map[string]map[string]uint64{},
 		deadRunNonceByNode: map[string]uint64{}, leavingNodes: map[string]bool{},
-		connectedWitnesses: map[string]map[string]bool{}, lastSeenByNode: map[string]time.Time{},
-		suspectedSinceByNode: map[string]time.Time{}, confirmationDelayByNode: map[string]*recentDelay{},
+		connectedWitnessesBySilentNode: map[string]map[string]bool{}, lastSeenAtBySilentNode: map[string]time.Time{},
+		suspectedSinceByNode: map[string]time.Time{}, deathConfirmationDelayByNode: map[string]*decayingMaxDelay{},
 	}
 }
 
@@ -89,13 +89,13 @@ func (w *livenessWatch) isDeclaredDead(n string, nonce uint64) bool {
 }
 
 // lastSeenAt is when the node was last heard, zero when it is not known.
-func (w *livenessWatch) lastSeenAt(n string) time.Time { return w.lastSeenByNode[n] }
+func (w *livenessWatch) lastSeenAt(n string) time.Time { return w.lastSeenAtBySilentNode[n] }
 
 // restartSilenceTimers counts every silence from now on, because this node itself did not run.
 func (w *livenessWatch) restartSilenceTimers(now time.Time) {
 	w.lastReceivedAt = now
 	for _, h := range w.recordsByMember {
-		h.lastHeardAt, h.beaconHeardAt = now, time.Time{}
+		h.lastSignOfLifeAt, h.lastBeaconHeardAt = now, time.Time{}
 	}
 }
 
@@ -104,43 +104,45 @@ func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 	for n := range w.recordsByMember {
 		if _, ok := members[n]; !ok {
 			delete(w.recordsByMember, n)
-			delete(w.witnessNoncesBySilentNode, n)
+			delete(w.reportedNoncesBySilentNode, n)
 			delete(w.deadRunNonceByNode, n)
 			delete(w.leavingNodes, n)
-			delete(w.connectedWitnesses, n)
+			delete(w.connectedWitnessesBySilentNode, n)
 			w.missed.forgetMember(n)
 		}
 	}
-	maps.DeleteFunc(w.confirmationDelayByNode, func(n string, _ *recentDelay) bool { _, ok := members[n]; return !ok })
+	maps.DeleteFunc(w.deathConfirmationDelayByNode, func(n string, _ *decayingMaxDelay) bool { _, ok := members[n]; return !ok })
 	maps.DeleteFunc(w.suspectedSinceByNode, func(n string, _ time.Time) bool { _, ok := members[n]; return !ok })
 	// a witness that left cannot retract its report
-	for n, by := range w.witnessNoncesBySilentNode {
+	for n, by := range w.reportedNoncesBySilentNode {
 		maps.DeleteFunc(by, func(w string, _ uint64) bool { _, ok := members[w]; return !ok })
-		maps.DeleteFunc(w.connectedWitnesses[n], func(w string, _ bool) bool { _, ok := members[w]; return !ok })
+		maps.DeleteFunc(w.connectedWitnessesBySilentNode[n], func(w string, _ bool) bool { _, ok := members[w]; return !ok })
 		if len(by) == 0 {
-			delete(w.witnessNoncesBySilentNode, n)
+			delete(w.reportedNoncesBySilentNode, n)
 			delete(w.deadRunNonceByNode, n)
-			delete(w.connectedWitnesses, n)
+			delete(w.connectedWitnessesBySilentNode, n)
 		}
 	}
 	for n, nonce := range w.deadRunNonceByNode {
 		if p, ok := members[n]; !ok || (p.RunNonce != 0 && p.RunNonce != nonce) {
 			delete(w.deadRunNonceByNode, n)
-			delete(w.witnessNoncesBySilentNode, n)
+			delete(w.reportedNoncesBySilentNode, n)
 		}
 	}
 }
 
-// livenessOutcome is what the owner of the watch has to do after a call.
-type livenessOutcome struct {
-	changedNodes  []string // declared dead or alive: reconcile the addresses that they hold
-	nodesToProbe  []string // silent nodes: a reachability probe shows whether this node is cut off
+// livenessActions is what the owner of the watch has to do after a call.
+type livenessActions struct {
+	// declared dead or alive: reconcile the addresses that they hold
+	nodesWithChangedLiveness []string
+	// silent nodes: a reachability probe shows whether this node is cut off
+	nodesToProbe  []string
 	membersToSync []string // members with other claims: send them sync requests
 }
 
-func (o *livenessOutcome) addChangedNode(n string, hasChanged bool) {
+func (o *livenessActions) addNodeIfLivenessChanged(n string, hasChanged bool) {
 	if hasChanged {
-		o.changedNodes = append(o.changedNodes, n)
+		o.nodesWithChangedLiveness = append(o.nodesWithChangedLiveness, n)
 	}
 }
 
@@ -151,7 +153,7 @@ func (w *livenessWatch) isAlive(n string, members *membership) bool {
 }
 
 // updateMembers fits the watch to a new set of members.
-func (w *livenessWatch) updateMembers(f stepFacts) {
+func (w *livenessWatch) updateMembers(f stepContext) {
 	w.forgetGoneMembers(f.members.membersByName)
 	w.watchersOfSelf = f.members.ringNeighbours(f.members.self, watchersPerMember)
 	before := w.membersWatchedBySelf
@@ -159,7 +161,7 @@ func (w *livenessWatch) updateMembers(f stepFacts) {
 	for _, n := range w.membersWatchedBySelf {
 		// a member that this node watched earlier had no reason to send beacons here meanwhile
 		if h := w.recordsByMember[n]; h != nil && !slices.Contains(before, n) {
-			h.lastHeardAt = f.now
+			h.lastSignOfLifeAt = f.now
 		}
 	}
 	w.adoptUnwatchedNodes(f)
@@ -167,7 +169,7 @@ func (w *livenessWatch) updateMembers(f stepFacts) {
 
 // adoptUnwatchedNodes finds the nodes whose watchers are all dead and for which this node is among
 // the next living ones. These nodes send this node no beacons. It has to ask them.
-func (w *livenessWatch) adoptUnwatchedNodes(f stepFacts) {
+func (w *livenessWatch) adoptUnwatchedNodes(f stepContext) {
 	w.adoptedNodes = nil
 	if len(w.deadRunNonceByNode) < watchersPerMember {
 		return
@@ -187,15 +189,15 @@ func (w *livenessWatch) adoptUnwatchedNodes(f stepFacts) {
 			w.recordsByMember[n] = &beaconRecord{memberNonce: s.membersByName[n].RunNonce}
 		}
 		if !slices.Contains(w.membersWatchedBySelf, n) { // it did not send to this node until now
-			w.recordsByMember[n].lastHeardAt = f.now
+			w.recordsByMember[n].lastSignOfLifeAt = f.now
 		}
 	}
 }
 
 // findAdoptedNodesDueForSync returns the adopted nodes that a sync request is due to. Each living
 // node answers them.
-func (w *livenessWatch) findAdoptedNodesDueForSync(f stepFacts) livenessOutcome {
-	var o livenessOutcome
+func (w *livenessWatch) findAdoptedNodesDueForSync(f stepContext) livenessActions {
+	var o livenessActions
 	for _, n := range w.adoptedNodes {
 		if h := w.recordsByMember[n]; h != nil && f.now.Sub(h.syncRequestedAt) >= f.timing.BeaconInterval {
 			h.syncRequestedAt = f.now
@@ -206,12 +208,12 @@ func (w *livenessWatch) findAdoptedNodesDueForSync(f stepFacts) livenessOutcome 
 }
 
 // recordSignOfLife records a sign of life. It reports whether the node is declared alive by it.
-func (w *livenessWatch) recordSignOfLife(n string, f stepFacts, out *outbox) bool {
+func (w *livenessWatch) recordSignOfLife(n string, f stepContext, out *outbox) bool {
 	h := w.recordsByMember[n]
 	if h == nil {
 		return false
 	}
-	h.lastHeardAt = f.now
+	h.lastSignOfLifeAt = f.now
 	if !h.isSilent {
 		return false
 	}
@@ -220,16 +222,16 @@ func (w *livenessWatch) recordSignOfLife(n string, f stepFacts, out *outbox) boo
 }
 
 // recordSyncAnswer records that a member sent all its claims. Any report of its death is wrong.
-func (w *livenessWatch) recordSyncAnswer(from string, f stepFacts, out *outbox) livenessOutcome {
-	var o livenessOutcome
-	o.addChangedNode(from, w.recordSignOfLife(from, f, out))
-	o.addChangedNode(from, w.declareAlive(from, f))
+func (w *livenessWatch) recordSyncAnswer(from string, f stepContext, out *outbox) livenessActions {
+	var o livenessActions
+	o.addNodeIfLivenessChanged(from, w.recordSignOfLife(from, f, out))
+	o.addNodeIfLivenessChanged(from, w.declareAlive(from, f))
 	return o
 }
 
 // sendDueBeacon sends the beacon of this node to its watchers when it is due. It reports whether it
 // was.
-func (w *livenessWatch) sendDueBeacon(f stepFacts, out *outbox) bool {
+func (w *livenessWatch) sendDueBeacon(f stepContext, out *outbox) bool {
 	if len(f.members.memberNames) < 2 || f.now.Sub(w.lastBeaconAt) < f.timing.BeaconInterval {
 		return false
 	}
@@ -238,27 +240,27 @@ func (w *livenessWatch) sendDueBeacon(f stepFacts, out *outbox) bool {
 	return true
 }
 
-func (w *livenessWatch) sendBeacon(names []string, f stepFacts, out *outbox) {
+func (w *livenessWatch) sendBeacon(names []string, f stepContext, out *outbox) {
 	w.beaconSeq++
 	w.beaconSendTimesBySequence[w.beaconSeq%uint64(len(w.beaconSendTimesBySequence))] = f.now
 	for i, n := range names {
 		var flags byte
-		if f.leaving {
+		if f.isHandingOverAll {
 			flags |= flagLeaving
 		}
 		if (w.beaconSeq+uint64(i)*beaconsPerAck/watchersPerMember)%beaconsPerAck == 0 {
 			flags |= flagAckRequested
 		}
-		b := binary.AppendUvarint(out.beginMessage(kindBeacon), f.nonce)
+		b := binary.AppendUvarint(out.beginMessage(kindBeacon), f.runNonce)
 		b = binary.AppendUvarint(b, w.beaconSeq)
 		b = binary.AppendUvarint(b, f.claimsDigest)
-		out.sendMessage(n, append(b, flags))
+		out.sendUrgentMessage(n, append(b, flags))
 	}
 }
 
 // handleBeacon processes a beacon.
-func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts, out *outbox) livenessOutcome {
-	var o livenessOutcome
+func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepContext, out *outbox) livenessActions {
+	var o livenessActions
 	nonce, seq, digest, flags := r.readUvarint(), r.readUvarint(), r.readUvarint(), r.readByte()
 	if r.err != nil {
 		return o
@@ -275,35 +277,35 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepFacts,
 		return o
 	}
 	if slices.Contains(w.membersWatchedBySelf, from) {
-		w.missed.countGap(from, h.lastSeq, seq)
+		w.missed.countBeaconsMissedInGap(from, h.lastSeq, seq)
 		h.recordBeaconDelay(seq, f)
 	}
 	h.lastSeq = seq
 	w.leavingNodes[from] = flags&flagLeaving != 0
-	o.addChangedNode(from, w.recordSignOfLife(from, f, out))
-	if _, ok := w.deadRunNonceByNode[from]; ok && len(w.witnessNoncesBySilentNode[from]) == 0 {
-		o.addChangedNode(from, w.declareAlive(from, f))
+	o.addNodeIfLivenessChanged(from, w.recordSignOfLife(from, f, out))
+	if _, ok := w.deadRunNonceByNode[from]; ok && len(w.reportedNoncesBySilentNode[from]) == 0 {
+		o.addNodeIfLivenessChanged(from, w.declareAlive(from, f))
 	}
 	if flags&flagAckRequested != 0 {
 		b := binary.AppendUvarint(out.beginMessage(kindBeaconAck), nonce)
 		b = binary.AppendUvarint(b, seq)
-		out.sendMessage(from, binary.AppendUvarint(b, f.claimsDigest))
+		out.sendUrgentMessage(from, binary.AppendUvarint(b, f.claimsDigest))
 	}
-	if h.shouldSyncForDigest(digest, w.extraDelayFor(from, f), f) {
+	if h.shouldSyncForDigest(digest, w.extraDelayForMember(from, f), f) {
 		o.membersToSync = append(o.membersToSync, from)
 	}
 	return o
 }
 
-// handleAck processes the acknowledgement of a beacon and returns when that beacon was sent. If the
-// watcher knows other claims, and none of this node's was under way just now, this node asks for
-// them first: the time is zero. This node may have been paused by its hypervisor, so that no clock
-// here shows the pause.
-func (w *livenessWatch) handleAck(
-	from string, r *messageReader, f stepFacts, confirmedAt time.Time,
-) (sent time.Time, o livenessOutcome) {
+// handleBeaconAck processes the acknowledgement of a beacon and returns when that beacon was sent.
+// If the watcher knows other claims, and none of this node's was under way just now, this node asks
+// for them first: the time is zero. This node may have been paused by its hypervisor, so that no
+// clock here shows the pause.
+func (w *livenessWatch) handleBeaconAck(
+	from string, r *messageReader, f stepContext, confirmedAt time.Time,
+) (sent time.Time, o livenessActions) {
 	nonce, seq, digest := r.readUvarint(), r.readUvarint(), r.readUvarint()
-	if r.err != nil || nonce != f.nonce || seq > w.beaconSeq || w.beaconSeq-seq >= uint64(len(w.beaconSendTimesBySequence)) {
+	if r.err != nil || nonce != f.runNonce || seq > w.beaconSeq || w.beaconSeq-seq >= uint64(len(w.beaconSendTimesBySequence)) {
 		return time.Time{}, o
 	}
 	sent = w.beaconSendTimesBySequence[seq%uint64(len(w.beaconSendTimesBySequence))]
@@ -319,7 +321,7 @@ func (w *livenessWatch) handleAck(
 
 // shouldSyncForDigest reports whether to ask the member for its claims, because its digest differs
 // for some time: a message was lost.
-func (h *beaconRecord) shouldSyncForDigest(digest uint64, extraDelay time.Duration, f stepFacts) bool {
+func (h *beaconRecord) shouldSyncForDigest(digest uint64, extraDelay time.Duration, f stepContext) bool {
 	if digest == f.claimsDigest {
 		h.digestDiffersSince = time.Time{}
 		return false
@@ -336,25 +338,25 @@ func (h *beaconRecord) shouldSyncForDigest(digest uint64, extraDelay time.Durati
 }
 
 // detectSilence detects the silence of watched nodes and reports it.
-func (w *livenessWatch) detectSilence(f stepFacts, out *outbox) livenessOutcome {
-	var o livenessOutcome
+func (w *livenessWatch) detectSilence(f stepContext, out *outbox) livenessActions {
+	var o livenessActions
 	for _, n := range slices.Concat(w.membersWatchedBySelf, w.adoptedNodes) {
 		h := w.recordsByMember[n]
 		if h == nil {
 			continue
 		}
-		if !h.isSilent && f.now.Sub(h.lastHeardAt) >= w.silenceTimeoutOf(n, f) {
+		if !h.isSilent && f.now.Sub(h.lastSignOfLifeAt) >= w.silenceTimeoutOf(n, f) {
 			h.isSilent = true
 			h.silenceReportedAt = time.Time{}
 		}
 		if h.isSilent && slices.Contains(w.membersWatchedBySelf, n) {
-			w.missed.countSilence(n, f.now.Sub(h.lastHeardAt), f.timing.BeaconInterval)
+			w.missed.countBeaconsMissedInSilence(n, f.now.Sub(h.lastSignOfLifeAt), f.timing.BeaconInterval)
 		}
 		if (!h.isSilent && h.retractionsLeft == 0) || f.now.Sub(h.silenceReportedAt) < 2*f.timing.BeaconInterval {
 			continue
 		}
 		h.silenceReportedAt = f.now // repeat it, since datagrams get lost
-		o.addChangedNode(n, w.broadcastSuspicion(n, h, f, out))
+		o.addNodeIfLivenessChanged(n, w.broadcastSuspicion(n, h, f, out))
 		switch {
 		case !h.isSilent:
 			h.retractionsLeft--
@@ -365,29 +367,29 @@ func (w *livenessWatch) detectSilence(f stepFacts, out *outbox) livenessOutcome 
 	return o
 }
 
-// recordOwnConnection records that a gateway or another node answered this node while the given
+// confirmSelfNotCutOff records that a gateway or another node answered this node while the given
 // node was silent: this node is not cut off.
-func (w *livenessWatch) recordOwnConnection(n string, f stepFacts, out *outbox) livenessOutcome {
-	var o livenessOutcome
+func (w *livenessWatch) confirmSelfNotCutOff(n string, f stepContext, out *outbox) livenessActions {
+	var o livenessActions
 	h := w.recordsByMember[n]
 	if h != nil && h.isSilent && !w.isConnectedWitness(n, f.members.self) {
 		w.addConnectedWitness(n, f.members.self)
 		h.silenceReportedAt = f.now
-		o.addChangedNode(n, w.broadcastSuspicion(n, h, f, out))
+		o.addNodeIfLivenessChanged(n, w.broadcastSuspicion(n, h, f, out))
 	}
 	return o
 }
 
 // nextDeadline is when the next beacon is due or the next watched member will have been silent for
 // too long. It is zero for a node without other members.
-func (w *livenessWatch) nextDeadline(f stepFacts) time.Time {
+func (w *livenessWatch) nextDeadline(f stepContext) time.Time {
 	if len(f.members.memberNames) < 2 {
 		return time.Time{}
 	}
 	next := w.lastBeaconAt.Add(f.timing.BeaconInterval)
 	for _, n := range w.membersWatchedBySelf {
 		if h := w.recordsByMember[n]; h != nil && !h.isSilent {
-			if t := h.lastHeardAt.Add(w.silenceTimeoutOf(n, f)); t.Before(next) {
+			if t := h.lastSignOfLifeAt.Add(w.silenceTimeoutOf(n, f)); t.Before(next) {
 				next = t
 			}
 		}

@@ -28,7 +28,7 @@ func TestTwoWitnessesDeclareANodeDead(t *testing.T) {
 			m := NewMachine("a", 1, DefaultTiming(), testStart)
 			m.Step(testStart, MembersChanged{facts.MemberSet{Members: all, HasExchangedFullState: true}})
 			for i, witness := range []string{"b", "c"} {
-				report := encodeSuspicionMessage("d", c.nonces[i], suspicionUnverified)
+				report := encodeSuspicionMessage("d", c.nonces[i], suspicionFromUncheckedWitness)
 				m.Step(testStart, MessageReceived{From: witness, Payload: report})
 			}
 			m.Step(testStart, MembersChanged{facts.MemberSet{Members: c.after, HasExchangedFullState: true}})
@@ -50,9 +50,9 @@ func TestOneWitnessIsEnoughWhenTheOtherWatcherIsDead(t *testing.T) {
 		said            byte
 		otherDies, dead bool
 	}{
-		"the other watcher hears the node":                        {suspicionVerified, false, false},
-		"the witness may be cut off":                              {suspicionUnverified, true, false},
-		"the witness has an answer and the other watcher is dead": {suspicionVerified, true, true},
+		"the other watcher hears the node":                        {suspicionFromConnectedWitness, false, false},
+		"the witness may be cut off":                              {suspicionFromUncheckedWitness, true, false},
+		"the witness has an answer and the other watcher is dead": {suspicionFromConnectedWitness, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := NewMachine("a", 1, DefaultTiming(), testStart)
@@ -71,7 +71,7 @@ func TestOneWitnessIsEnoughWhenTheOtherWatcherIsDead(t *testing.T) {
 			if c.otherDies {
 				for _, w := range all[1:] {
 					if w.Name != second {
-						say(w.Name, second, suspicionUnverified)
+						say(w.Name, second, suspicionFromUncheckedWitness)
 					}
 				}
 			}

@@ -22,7 +22,7 @@ import (
 
 // Machine is the state of the protocol on one node.
 type Machine struct {
-	nonce     uint64
+	runNonce  uint64
 	timing    Timing
 	startedAt time.Time
 	now       time.Time // time of the current step
@@ -33,12 +33,12 @@ type Machine struct {
 	// addresses with claims, by the claim's holder
 	addressesByHolder map[string]map[*addressState]struct{}
 	// acquisitions to start at the end of the step
-	addressesToAcquire       map[*addressState]struct{}
-	dueAddresses             addressQueue
-	claimBuckets             claimBuckets
-	claimsDigest             uint64 // XOR of the buckets' digests
-	groupsByKey              candidateGroups
-	addressesWithOrphanClaim map[*addressState]struct{}
+	addressesToAcquire        map[*addressState]struct{}
+	dueAddresses              addressQueue
+	claimBuckets              claimBuckets
+	claimsDigest              uint64 // XOR of the buckets' digests
+	addressGroupsByCandidates addressGroups
+	addressesWithOrphanClaim  map[*addressState]struct{}
 	// when forgetAddressesWithoutCandidates last examined a bucket
 	lastSweepAt           time.Time
 	lastForgetSweepBucket int
@@ -47,16 +47,17 @@ type Machine struct {
 	membership
 	liveness livenessWatch
 	lease    lease
-	// lastSyncAnswerByMember is when each member last answered a sync request with all its claims.
-	lastSyncAnswerByMember map[string]time.Time
-	syncRequests           syncRequests
+	// lastSyncAnswerAtByMember is when each member last answered a sync request with all its
+	// claims.
+	lastSyncAnswerAtByMember map[string]time.Time
+	syncRequests             syncRequests
 
-	firstBidsReceived   bool // the first BidsChanged came
-	fullStateReceived   bool // the full state of another member came
-	acquisitionsAllowed bool // see allowAcquisitions
-	handoverRequested   bool // HandoverRequested came
-	handoverReported    bool // HandoverFinished was an effect
-	probes              pendingProbes
+	firstBidsReceived         bool // the first BidsChanged came
+	fullStateReceived         bool // the full state of another member came
+	acquisitionsAllowed       bool // see allowAcquisitionsAfterStartup
+	shutdownHandoverRequested bool // ShutdownHandoverRequested came
+	shutdownHandoverReported  bool // ShutdownHandoverFinished was an effect
+	pendingProbes             pendingProbes
 
 	outbox outbox
 }
@@ -64,22 +65,22 @@ type Machine struct {
 // NewMachine returns a Machine that holds no address.
 func NewMachine(self string, nonce uint64, timing Timing, now time.Time) *Machine {
 	m := &Machine{
-		nonce: nonce, timing: timing, startedAt: now, now: now,
-		addressesByIP:            map[netip.Addr]*addressState{},
-		dueAddresses:             newAddressQueue(),
-		heldAddresses:            map[*addressState]struct{}{},
-		addressesByHolder:        map[string]map[*addressState]struct{}{},
-		addressesToAcquire:       map[*addressState]struct{}{},
-		groupsByKey:              candidateGroups{},
-		outbox:                   outbox{claimRepeatsLeft: map[*addressState]int{}},
-		addressesWithOrphanClaim: map[*addressState]struct{}{},
-		lastSweepAt:              now,
-		lastRebalanceAt:          now,
-		membership:               membership{self: self, membersChangedAt: now, nodesByMAC: map[facts.MAC]string{}},
-		liveness:                 newLivenessWatch(),
-		lastSyncAnswerByMember:   map[string]time.Time{},
-		syncRequests:             newSyncRequests(),
-		probes:                   pendingProbes{probesByID: map[uint64]pendingProbe{}},
+		runNonce: nonce, timing: timing, startedAt: now, now: now,
+		addressesByIP:             map[netip.Addr]*addressState{},
+		dueAddresses:              newAddressQueue(),
+		heldAddresses:             map[*addressState]struct{}{},
+		addressesByHolder:         map[string]map[*addressState]struct{}{},
+		addressesToAcquire:        map[*addressState]struct{}{},
+		addressGroupsByCandidates: addressGroups{},
+		outbox:                    outbox{claimRepeatsLeft: map[*addressState]int{}},
+		addressesWithOrphanClaim:  map[*addressState]struct{}{},
+		lastSweepAt:               now,
+		lastRebalanceAt:           now,
+		membership:                membership{self: self, membersChangedAt: now, nodesByMAC: map[facts.MAC]string{}},
+		liveness:                  newLivenessWatch(),
+		lastSyncAnswerAtByMember:  map[string]time.Time{},
+		syncRequests:              newSyncRequests(),
+		pendingProbes:             pendingProbes{probesByID: map[uint64]pendingProbe{}},
 	}
 	m.applyMembers(facts.MemberSet{})
 	return m
@@ -88,7 +89,7 @@ func NewMachine(self string, nonce uint64, timing Timing, now time.Time) *Machin
 // Step processes facts that become known at one time. It returns what has to be done, in order.
 func (m *Machine) Step(now time.Time, inputs ...Input) []Effect {
 	m.outbox.beginStep()
-	recordOwnDelay(m, now)
+	recordOwnStepDelay(m, now)
 	m.detectProcessPause(now)
 	m.now = now
 	for _, in := range inputs {
@@ -98,22 +99,22 @@ func (m *Machine) Step(now time.Time, inputs ...Input) []Effect {
 	return m.outbox.orderedEffects(m.claimReceivers)
 }
 
-// stepFacts are what the parts of the Machine read in one step besides their own state. The parts
+// stepContext are what the parts of the Machine read in one step besides their own state. The parts
 // do not change them.
-type stepFacts struct {
-	now          time.Time
-	timing       *Timing
-	members      *membership
-	nonce        uint64 // of this process
-	claimsDigest uint64
-	leaving      bool          // this node hands over all addresses
-	ownDelay     time.Duration // how late this node ran of late; see congestion.go
+type stepContext struct {
+	now              time.Time
+	timing           *Timing
+	members          *membership
+	runNonce         uint64 // of this process
+	claimsDigest     uint64
+	isHandingOverAll bool          // this node hands over all addresses
+	ownStepDelay     time.Duration // how late this node ran of late; see congestion.go
 }
 
-func (m *Machine) stepFacts() stepFacts {
-	return stepFacts{
-		now: m.now, timing: &m.timing, members: &m.membership, nonce: m.nonce, claimsDigest: m.claimsDigest, leaving: m.handoverRequested,
-		ownDelay: m.liveness.ownDelay.remaining(m.now),
+func (m *Machine) stepContext() stepContext {
+	return stepContext{
+		now: m.now, timing: &m.timing, members: &m.membership, runNonce: m.runNonce, claimsDigest: m.claimsDigest, isHandingOverAll: m.shutdownHandoverRequested,
+		ownStepDelay: m.liveness.ownStepDelay.currentDelay(m.now),
 	}
 }
 
@@ -133,27 +134,27 @@ func (m *Machine) applyInput(in Input) {
 		m.handleConflict(in.Conflict)
 	case ClaimsRestored:
 		m.restoreClaims(in.Claims)
-	case HandoverRequested:
-		m.beginHandover()
+	case ShutdownHandoverRequested:
+		m.beginShutdownHandover()
 	case TimePassed:
 	}
 }
 
-// dueAddressesPerStep bounds the addresses that one step works on, so that beacons and the messages
-// of others do not wait for thousands. The next step continues.
-const dueAddressesPerStep = 128
+// maxDueAddressesPerStep bounds the addresses that one step works on, so that beacons and the
+// messages of others do not wait for thousands. The next step continues.
+const maxDueAddressesPerStep = 128
 
 // performDueWork does the work whose time has come.
 func (m *Machine) performDueWork() {
-	m.allowAcquisitions()
-	if m.liveness.sendDueBeacon(m.stepFacts(), &m.outbox) {
+	m.allowAcquisitionsAfterStartup()
+	if m.liveness.sendDueBeacon(m.stepContext(), &m.outbox) {
 		m.outbox.repeatNewClaims(m.claimReceivers)
 	}
-	m.applyLivenessOutcome(m.liveness.findAdoptedNodesDueForSync(m.stepFacts()))
-	m.applyLivenessOutcome(m.liveness.detectSilence(m.stepFacts(), &m.outbox))
+	m.performLivenessActions(m.liveness.findAdoptedNodesDueForSync(m.stepContext()))
+	m.performLivenessActions(m.liveness.detectSilence(m.stepContext(), &m.outbox))
 	m.maintainLease()
 	m.beginAcquisitions()
-	for range dueAddressesPerStep {
+	for range maxDueAddressesPerStep {
 		a := m.dueAddresses.takeDueAddress(m.now)
 		if a == nil {
 			break
@@ -161,7 +162,7 @@ func (m *Machine) performDueWork() {
 		switch {
 		case a.acquisition != nil:
 			a.acquisition.isProbing = true
-			m.probes.probeAddress(a, stepFactsForProbe(m, a), &m.outbox)
+			m.pendingProbes.probeAddress(a, stepContextForLateHolder(m, a), &m.outbox)
 			// in case that the probe's result is lost
 			m.dueAddresses.scheduleAddress(a, m.now.Add(10*m.timing.StartupWithoutMembersDelay))
 		case a.move != nil:
@@ -172,21 +173,21 @@ func (m *Machine) performDueWork() {
 	}
 	m.rebalanceHeldAddresses()
 	m.forgetAddressesWithoutCandidates()
-	if m.handoverRequested && !m.handoverReported && len(m.heldAddresses) == 0 {
-		m.handoverReported = true
-		m.outbox.handoverFinished = true
+	if m.shutdownHandoverRequested && !m.shutdownHandoverReported && len(m.heldAddresses) == 0 {
+		m.shutdownHandoverReported = true
+		m.outbox.shutdownHandoverFinished = true
 	}
 }
 
-// allowAcquisitions lifts rule 1: a starting speaker takes no address before a full exchange of
-// state with another member, or before StartupWithoutMembersDelay has passed without reaching one.
-// If members are known but send no state, it waits five times as long at most. It always probes
-// before it takes an address.
-func (m *Machine) allowAcquisitions() {
+// allowAcquisitionsAfterStartup lifts rule 1: a starting speaker takes no address before a full
+// exchange of state with another member, or before StartupWithoutMembersDelay has passed without
+// reaching one. If members are known but send no state, it waits five times as long at most. It
+// always probes before it takes an address.
+func (m *Machine) allowAcquisitionsAfterStartup() {
 	if m.acquisitionsAllowed || !m.firstBidsReceived {
 		return
 	}
-	if m.fullStateReceived || !m.now.Before(m.stepFacts().acquisitionsAllowedAt(m.startedAt)) {
+	if m.fullStateReceived || !m.now.Before(m.stepContext().acquisitionsAllowedAt(m.startedAt)) {
 		m.acquisitionsAllowed = true
 		for _, a := range m.addressesByIP {
 			m.reconcileAddress(a)
@@ -196,7 +197,7 @@ func (m *Machine) allowAcquisitions() {
 
 // acquisitionsAllowedAt is when a starting speaker takes addresses although no member sends a
 // state.
-func (f stepFacts) acquisitionsAllowedAt(startedAt time.Time) time.Time {
+func (f stepContext) acquisitionsAllowedAt(startedAt time.Time) time.Time {
 	wait := f.timing.StartupWithoutMembersDelay
 	if len(f.members.memberNames) > 1 {
 		wait *= 5
@@ -212,9 +213,9 @@ func (m *Machine) NextDeadline() time.Time {
 			next = t
 		}
 	}
-	earlier(m.liveness.nextDeadline(m.stepFacts()))
+	earlier(m.liveness.nextDeadline(m.stepContext()))
 	if !m.acquisitionsAllowed && m.firstBidsReceived {
-		earlier(m.stepFacts().acquisitionsAllowedAt(m.startedAt))
+		earlier(m.stepContext().acquisitionsAllowedAt(m.startedAt))
 	}
 	earlier(m.dueAddresses.nextDueAt())
 	if len(m.addressesToAcquire) > 0 { // the last step had too many
@@ -247,16 +248,16 @@ func (m *Machine) applyBids(in BidsChanged) {
 			// without links it answers on the old ones until another node takes over
 			m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: b.OwnLinkIndexes}})
 		}
-		m.updateGroupCounts(a) // the address is offered to the new candidates
+		m.updateAddressGroupCounts(a) // the address is offered to the new candidates
 		m.reconcileAddress(a)
 	}
 }
 
 // applyMembers processes the set of live members. It always includes this node.
 func (m *Machine) applyMembers(set facts.MemberSet) {
-	old := m.replaceMembers(set, m.nonce)
-	m.outbox.messageFormat = messageFormatOfMembers(m.membersByName, m.self)
-	m.liveness.updateMembers(m.stepFacts())
+	old := m.replaceMembers(set, m.runNonce)
+	m.outbox.messageFormat = newestCommonMessageFormat(m.membersByName, m.self)
+	m.liveness.updateMembers(m.stepContext())
 	m.claimReceivers = m.orderClaimReceivers(m.liveness.watchersOfSelf)
 	mine := sortedByIP(m.heldAddresses)
 	for _, n := range m.memberNames {
@@ -279,17 +280,17 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 	}
 }
 
-// applyLivenessOutcome does what the watch asks for.
-func (m *Machine) applyLivenessOutcome(o livenessOutcome) {
-	changed := o.changedNodes
+// performLivenessActions does what the watch asks for.
+func (m *Machine) performLivenessActions(o livenessActions) {
+	changed := o.nodesWithChangedLiveness
 	if slices.ContainsFunc(changed, func(n string) bool { return !m.isAlive(n) }) {
-		changed = append(changed, m.liveness.judgeSilentNodes(m.stepFacts())...)
+		changed = append(changed, m.liveness.judgeSilentNodes(m.stepContext())...)
 	}
 	for _, n := range changed {
 		m.reconcileAddressesOfHolder(n)
 	}
 	for _, n := range o.nodesToProbe {
-		m.probes.probeReachability(pendingProbe{silentNode: n}, m.stepFacts(), &m.outbox)
+		m.pendingProbes.probeReachability(pendingProbe{silentNode: n}, m.stepContext(), &m.outbox)
 	}
 	for _, n := range o.membersToSync {
 		m.requestSync(n)

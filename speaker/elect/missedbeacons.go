@@ -10,17 +10,17 @@ type missedBeacons struct {
 	countedByMember map[string]uint64
 }
 
-// countGap counts the beacons between two that arrived. What was counted while the member was
-// silent is not counted again.
-func (m *missedBeacons) countGap(member string, lastSeq, seq uint64) {
+// countBeaconsMissedInGap counts the beacons between two that arrived. What was counted while the
+// member was silent is not counted again.
+func (m *missedBeacons) countBeaconsMissedInGap(member string, lastSeq, seq uint64) {
 	if missed := seq - lastSeq - 1; lastSeq != 0 && missed > m.countedByMember[member] {
 		m.total += missed - m.countedByMember[member]
 	}
 	delete(m.countedByMember, member)
 }
 
-// countSilence counts the beacons that a silent member should have sent so far.
-func (m *missedBeacons) countSilence(member string, silence, interval time.Duration) {
+// countBeaconsMissedInSilence counts the beacons that a silent member should have sent so far.
+func (m *missedBeacons) countBeaconsMissedInSilence(member string, silence, interval time.Duration) {
 	due := uint64(silence / interval)
 	if due <= m.countedByMember[member] {
 		return

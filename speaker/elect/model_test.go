@@ -131,9 +131,9 @@ type modelProbe struct {
 
 var modelAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}
 
-func modelName(i int) string { return string(rune('a' + i)) }
+func modelNodeName(i int) string { return string(rune('a' + i)) }
 
-func modelMAC(i int) facts.MAC { return facts.MAC{2, 0, 0, 0, 0, byte(i)} }
+func modelNodeMAC(i int) facts.MAC { return facts.MAC{2, 0, 0, 0, 0, byte(i)} }
 
 func (w *modelRun) currentTime() time.Time {
 	return testStart.Add(time.Duration(w.currentSlot) * modelTimeSlot)
@@ -146,7 +146,7 @@ func (w *modelRun) startNodes() {
 	for i := range 3 {
 		n := &modelNode{
 			id: i, heldAddresses: map[netip.Addr]bool{},
-			machine: NewMachine(modelName(i), uint64(i+1), DefaultTiming(), w.currentTime()),
+			machine: NewMachine(modelNodeName(i), uint64(i+1), DefaultTiming(), w.currentTime()),
 		}
 		w.nodes = append(w.nodes, n)
 	}
@@ -164,7 +164,7 @@ func (w *modelRun) gossipMembersSeenBy(of int) MembersChanged {
 	for i := range 3 {
 		if w.gossipPartitionByNode[i] == w.gossipPartitionByNode[of] && (i == of || len(w.nodes) < 3 || w.nodes[i].machine != nil) {
 			set.Members = append(set.Members, facts.Member{
-				Name: modelName(i), RunNonce: uint64(i + 1), LinkMACs: []facts.MAC{modelMAC(i)},
+				Name: modelNodeName(i), RunNonce: uint64(i + 1), LinkMACs: []facts.MAC{modelNodeMAC(i)},
 			})
 		}
 	}
@@ -217,7 +217,7 @@ func (w *modelRun) performEffect(n *modelNode, e Effect) {
 		w.takeCountByAddress[i]++
 		for _, o := range w.nodes {
 			if o != n && e.Reason != reasonHandedOver && w.isAnswering(o, e.Address) && w.lanPartitionByNode[o.id] == w.lanPartitionByNode[n.id] {
-				w.failRun("%s took %s while %s answered for it", modelName(n.id), e.Address, modelName(o.id))
+				w.failRun("%s took %s while %s answered for it", modelNodeName(n.id), e.Address, modelNodeName(o.id))
 			}
 		}
 	}
@@ -240,12 +240,12 @@ func (w *modelRun) isAnswering(n *modelNode, a netip.Addr) bool {
 func (w *modelRun) deliverAnnouncementToProbersAndHolders(n *modelNode, a netip.Addr) {
 	for _, q := range w.openProbes {
 		if q.proberIndex != n.id && q.address == a && w.lanPartitionByNode[q.proberIndex] == w.lanPartitionByNode[n.id] {
-			q.answeringMACs = append(q.answeringMACs, modelMAC(n.id))
+			q.answeringMACs = append(q.answeringMACs, modelNodeMAC(n.id))
 		}
 	}
 	for _, o := range w.nodes {
 		if o != n && o.heldAddresses[a] && w.lanPartitionByNode[o.id] == w.lanPartitionByNode[n.id] {
-			w.stepNode(o, ConflictDetected{facts.Conflict{Address: a, ForeignMAC: modelMAC(n.id)}})
+			w.stepNode(o, ConflictDetected{facts.Conflict{Address: a, ForeignMAC: modelNodeMAC(n.id)}})
 		}
 	}
 }
@@ -303,7 +303,7 @@ func (w *modelRun) deliverDueMessages() {
 
 func (w *modelRun) deliverMessage(m modelMessage) {
 	if w.gossipPartitionByNode[m.from] == w.gossipPartitionByNode[m.to] && !w.isDeaf[m.to] {
-		w.stepNode(w.nodes[m.to], MessageReceived{From: modelName(m.from), Payload: m.payload})
+		w.stepNode(w.nodes[m.to], MessageReceived{From: modelNodeName(m.from), Payload: m.payload})
 	}
 }
 
@@ -315,12 +315,12 @@ func (w *modelRun) advanceProbes() {
 			if o.id == q.proberIndex || w.lanPartitionByNode[o.id] != w.lanPartitionByNode[q.proberIndex] || !slices.Contains(q.slotsOfProbeFrames, w.currentSlot) {
 				continue
 			}
-			if w.isAnswering(o, q.address) && (q.targetMAC == facts.MAC{} || q.targetMAC == modelMAC(o.id)) {
-				q.answeringMACs = append(q.answeringMACs, modelMAC(o.id))
+			if w.isAnswering(o, q.address) && (q.targetMAC == facts.MAC{} || q.targetMAC == modelNodeMAC(o.id)) {
+				q.answeringMACs = append(q.answeringMACs, modelNodeMAC(o.id))
 			}
 			for _, r := range w.openProbes {
 				if r.proberIndex == o.id && r.address == q.address {
-					r.rivalProberMACs = append(r.rivalProberMACs, modelMAC(q.proberIndex))
+					r.rivalProberMACs = append(r.rivalProberMACs, modelNodeMAC(q.proberIndex))
 				}
 			}
 		}
@@ -348,7 +348,7 @@ func (w *modelRun) checkOneAnswererPerEpoch() {
 			}
 			term := addressInEpoch{a, n.machine.addressesByIP[a].highestKnownClaim.Epoch, w.lanPartitionByNode[n.id]}
 			if other, ok := w.answererByAddressInEpoch[term]; ok && other != n.id {
-				w.failRun("%s and %s answered for %s in epoch %d", modelName(other), modelName(n.id), a, term.epoch)
+				w.failRun("%s and %s answered for %s in epoch %d", modelNodeName(other), modelNodeName(n.id), a, term.epoch)
 			}
 			w.answererByAddressInEpoch[term] = n.id
 		}
@@ -392,7 +392,7 @@ func (w *modelRun) stateFingerprint() uint64 {
 	for _, n := range w.nodes {
 		fmt.Fprint(h, n.pausedUntilSlot, len(n.heldAddresses), n.answerDeadline.UnixNano(), len(n.inbox))
 		if n.machine != nil {
-			n.machine.writeModelState(h)
+			n.machine.writeStateForFingerprint(h)
 		}
 	}
 	for _, m := range w.messages {

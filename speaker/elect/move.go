@@ -11,24 +11,24 @@ type move struct {
 	triedNodes   []string
 	// forRebalance is set when this node can keep the address. The move ends if the target refuses.
 	forRebalance bool
-	// inGrace is set while the endpoints here still serve. Until another node is ready to take the
-	// address, this node keeps it.
-	inGrace bool
+	// inEndpointGracePeriod is set while the endpoints here still serve. Until another node is
+	// ready to take the address, this node keeps it.
+	inEndpointGracePeriod bool
 }
 
-// beginGraceBeforeMove starts a move whose endpoints here still serve. A node with new endpoints
-// refuses the address until its service proxy knows these.
-func (m *Machine) beginGraceBeforeMove(a *addressState) {
+// beginMoveInEndpointGracePeriod starts a move whose endpoints here still serve. A node with new
+// endpoints refuses the address until its service proxy knows these.
+func (m *Machine) beginMoveInEndpointGracePeriod(a *addressState) {
 	if a.move == nil || a.move.forRebalance {
 		m.overruleOrphanClaim(a)
-		a.move = &move{offeredEpoch: a.highestKnownClaim.Epoch, inGrace: true}
+		a.move = &move{offeredEpoch: a.highestKnownClaim.Epoch, inEndpointGracePeriod: true}
 		m.offerToNextCandidate(a)
 	}
 }
 
 // beginMove starts to hand the address over.
 func (m *Machine) beginMove(a *addressState) {
-	if v := a.move; v != nil && !v.forRebalance && !v.inGrace && (v.target == "" || m.isAlive(v.target)) {
+	if v := a.move; v != nil && !v.forRebalance && !v.inEndpointGracePeriod && (v.target == "" || m.isAlive(v.target)) {
 		return
 	}
 	m.overruleOrphanClaim(a)
@@ -46,9 +46,9 @@ func (m *Machine) offerAddress(a *addressState, to string) {
 	v.offeredEpoch = max(v.offeredEpoch, a.highestKnownClaim.Epoch) + 1
 	v.target = to
 	v.triedNodes = append(v.triedNodes, to)
-	m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout+m.liveness.extraDelayFor(to, m.stepFacts())))
+	m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout+m.liveness.extraDelayForMember(to, m.stepContext())))
 	m.outbox.queueClaim(kindOffer, to, Claim{Address: a.ip, Holder: to, Epoch: v.offeredEpoch})
-	m.updateGroupCounts(a) // place the next address as if this one had moved
+	m.updateAddressGroupCounts(a) // place the next address as if this one had moved
 }
 
 // offerToNextCandidate offers the address to the best candidate without an earlier offer. When all
@@ -58,7 +58,7 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 	v := a.move
 	if v.forRebalance {
 		a.endMove(&m.dueAddresses)
-		m.updateGroupCounts(a)
+		m.updateAddressGroupCounts(a)
 		return
 	}
 	for _, s := range m.rankCandidates(a, func(string) bool { return false }) {
@@ -70,15 +70,15 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 	}
 	retryDelay := 2 * m.timing.FirstProbeRetryDelay
 	switch {
-	case v.inGrace:
-		retryDelay = m.timing.GraceOfferInterval
+	case v.inEndpointGracePeriod:
+		retryDelay = m.timing.GracePeriodOfferInterval
 	case !a.canServe(m.self):
 		m.releaseAddress(a, reasonNoTaker)
 		return
 	}
 	v.target, v.triedNodes = "", nil
 	m.dueAddresses.scheduleAddress(a, m.now.Add(retryDelay))
-	m.updateGroupCounts(a)
+	m.updateAddressGroupCounts(a)
 }
 
 // handleOffers takes the offered addresses that this node can serve and refuses the others. Effects
@@ -86,7 +86,7 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 func (m *Machine) handleOffers(from string, claims []Claim) {
 	for _, c := range claims {
 		a := m.ensureAddressState(c.Address)
-		able := a.canServe(m.self) && !m.handoverRequested && m.acquisitionsAllowed && !m.lease.isExpired && !m.mayHaveStaleMessages()
+		able := a.canServe(m.self) && !m.shutdownHandoverRequested && m.acquisitionsAllowed && !m.lease.isExpired && !m.mayHaveStaleMessages()
 		// A delayed offer, for example because of a cut cable, may come from a node that is no
 		// longer the holder.
 		known := a.highestKnownClaim
@@ -109,10 +109,10 @@ func (m *Machine) handleRefusals(from string, claims []Claim) {
 	}
 }
 
-// beginHandover starts to hand over all addresses.
-func (m *Machine) beginHandover() {
-	m.handoverRequested = true
-	m.liveness.sendBeacon(m.otherMembers, m.stepFacts(), &m.outbox)
+// beginShutdownHandover starts to hand over all addresses.
+func (m *Machine) beginShutdownHandover() {
+	m.shutdownHandoverRequested = true
+	m.liveness.sendBeacon(m.otherMembers, m.stepContext(), &m.outbox)
 	for _, a := range sortedByIP(m.heldAddresses) {
 		m.reconcileAddress(a)
 	}

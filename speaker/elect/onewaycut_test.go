@@ -9,12 +9,12 @@ import (
 
 // One node is deaf: it sends, and no message reaches it. All others hear each other. No living node
 // is called dead, and nobody asks the segment for an address that is held.
-func TestNodeThatReceivesNothingDisturbsNoOthers(t *testing.T) {
+func TestNodeReceivingNothingCausesNoDeathsOrProbes(t *testing.T) {
 	for _, nodes := range []int{4, 5, 6} {
 		for seed := range int64(5) {
-			w := newHarness(t, seed, nodes, 40)
-			w.startAll()
-			w.requireOneHolderEach(6*time.Second, "start")
+			w := newClusterSimulation(t, seed, nodes, 40)
+			w.startAllSpeakers()
+			w.runThenRequireOneHolderEach(6*time.Second, "start")
 			deaf := w.nodeNames[int(seed)%nodes]
 			w.deafNodes = map[string]bool{deaf: true}
 			w.acquireProbeCount, w.addressTakeCount = 0, 0
@@ -34,15 +34,15 @@ func TestNodeThatReceivesNothingDisturbsNoOthers(t *testing.T) {
 }
 
 // Two adjacent nodes of the ring die at the same time.
-func TestTwoNeighboursInTheRingDieTogether(t *testing.T) {
+func TestAddressesOfTwoDeadRingNeighboursAreTaken(t *testing.T) {
 	for seed := range int64(5) {
-		w := newHarness(t, seed, 5, 20)
-		w.startAll()
-		w.requireOneHolderEach(6*time.Second, "start")
+		w := newClusterSimulation(t, seed, 5, 20)
+		w.startAllSpeakers()
+		w.runThenRequireOneHolderEach(6*time.Second, "start")
 		ring := w.nodesByName[w.nodeNames[0]].machine.watchRing
 		w.killSpeaker(ring[seed])
 		w.killSpeaker(ring[(seed+1)%5])
-		w.requireOneHolderEach(700*time.Millisecond, "two deaths")
+		w.runThenRequireOneHolderEach(700*time.Millisecond, "two deaths")
 	}
 }
 

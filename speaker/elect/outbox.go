@@ -5,16 +5,18 @@ import "slices"
 // outbox collects the effects of one step, and the new claims that later beacons repeat. Call
 // beginStep before a step and orderedEffects after it.
 type outbox struct {
-	addressEffects    []Effect        // HoldAddress, DropAddress and RepeatAnnouncement, in order
-	claimsToBroadcast []Claim         // claims for all members
-	newlyClaimed      []*addressState // their addresses: the repetitions start after this step
-	claimsByBatch     map[claimBatchKey][]Claim
-	claimBatchOrder   []claimBatchKey // order of claimsByBatch
-	messages          []SendMessage   // urgent ones
-	directedMessages  []SendMessage   // claims for one member
-	bulkMessages      []SendMessage   // claims for all members
-	otherEffects      []Effect
-	handoverFinished  bool
+	// HoldAddress, DropAddress and RepeatAnnouncement, in order
+	addressEffects    []Effect
+	claimsToBroadcast []Claim // claims for all members
+	// their addresses: the repetitions start after this step
+	newlyClaimed             []*addressState
+	claimsByBatch            map[claimBatchKey][]Claim
+	claimBatchOrder          []claimBatchKey // order of claimsByBatch
+	urgentMessages           []SendMessage   // urgent ones
+	normalPriorityMessages   []SendMessage   // claims for one member
+	bulkMessages             []SendMessage   // claims for all members
+	otherEffects             []Effect
+	shutdownHandoverFinished bool
 	// claimRepeatsLeft has the new claims, with the number of repetitions that are left.
 	claimRepeatsLeft map[*addressState]int
 	// messageFormat is the version of the wire format that all members read.
@@ -31,9 +33,9 @@ type claimBatchKey struct {
 // must not leave the previous holder answering.
 const claimRepeatCount = 2
 
-// repeatedClaimLimit bounds how many new claims of one step are repeated. A member that lacks some
-// of more claims finds them by the digests in beacons.
-const repeatedClaimLimit = 10 * maxClaimsPerMessage
+// maxRepeatedClaimsPerStep bounds how many new claims of one step are repeated. A member that lacks
+// some of more claims finds them by the digests in beacons.
+const maxRepeatedClaimsPerStep = 10 * maxClaimsPerMessage
 
 // beginStep drops the effects of the last step.
 func (o *outbox) beginStep() {
@@ -47,7 +49,7 @@ func (o *outbox) beginMessage(kind byte) []byte { return encodeMessageHeader(o.m
 // the messages that make another node stop.
 func (o *outbox) orderedEffects(members []string) []Effect {
 	out := o.addressEffects
-	if len(o.newlyClaimed) <= repeatedClaimLimit {
+	if len(o.newlyClaimed) <= maxRepeatedClaimsPerStep {
 		for _, a := range o.newlyClaimed {
 			o.claimRepeatsLeft[a] = claimRepeatCount
 		}
@@ -55,15 +57,15 @@ func (o *outbox) orderedEffects(members []string) []Effect {
 	o.sendClaims(o.claimsToBroadcast, members)
 	for _, b := range o.claimBatchOrder {
 		for chunk := range slices.Chunk(o.claimsByBatch[b], maxClaimsPerMessage) {
-			o.sendDirectedMessage(b.receiver, appendClaims(o.beginMessage(b.kind), chunk))
+			o.sendNormalPriorityMessage(b.receiver, appendClaims(o.beginMessage(b.kind), chunk))
 		}
 	}
-	for _, s := range slices.Concat(o.messages, o.directedMessages, o.bulkMessages) {
+	for _, s := range slices.Concat(o.urgentMessages, o.normalPriorityMessages, o.bulkMessages) {
 		out = append(out, s)
 	}
 	out = append(out, o.otherEffects...)
-	if o.handoverFinished {
-		out = append(out, HandoverFinished{})
+	if o.shutdownHandoverFinished {
+		out = append(out, ShutdownHandoverFinished{})
 	}
 	return out
 }
@@ -87,13 +89,13 @@ func (o *outbox) repeatNewClaims(members []string) {
 	o.sendClaims(again, members)
 }
 
-func (o *outbox) sendMessage(to string, payload []byte) {
-	o.messages = append(o.messages, SendMessage{To: to, Payload: payload, Priority: PriorityUrgent})
+func (o *outbox) sendUrgentMessage(to string, payload []byte) {
+	o.urgentMessages = append(o.urgentMessages, SendMessage{To: to, Payload: payload, Priority: PriorityUrgent})
 }
 
-// sendDirectedMessage sends claims that one member waits for.
-func (o *outbox) sendDirectedMessage(to string, payload []byte) {
-	o.directedMessages = append(o.directedMessages, SendMessage{To: to, Payload: payload, Priority: PriorityDirected})
+// sendNormalPriorityMessage sends claims that one member waits for.
+func (o *outbox) sendNormalPriorityMessage(to string, payload []byte) {
+	o.normalPriorityMessages = append(o.normalPriorityMessages, SendMessage{To: to, Payload: payload, Priority: PriorityNormal})
 }
 
 // sendClaims sends claims to the members, one member after the other.

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// countFalseDeaths returns a check that counts how often a speaker declares another one dead that
-// lives.
-func (w *harness) countFalseDeaths() (check func(), count *int) {
+// newFalseDeathCounter returns a check that counts how often a speaker declares another one dead
+// that lives.
+func (w *clusterSimulation) newFalseDeathCounter() (check func(), count *int) {
 	count = new(int)
 	before := map[string][]string{}
 	return func() {
@@ -32,15 +32,15 @@ func (w *harness) countFalseDeaths() (check func(), count *int) {
 // Ten speakers share two cores with other programs, and get 1,000 addresses at once. What follows
 // from this makes the machine busier: objects are written, and all speakers read them. Meanwhile
 // one of the speakers dies.
-func TestTakeoversOnABusyMachineCallNobodyDead(t *testing.T) {
-	for seed := range seedsPerProperty() {
-		w := newHarness(t, seed, 10, 1000)
+func TestBusyProcessorsCauseNoFalseDeaths(t *testing.T) {
+	for seed := range seedCountPerTest() {
+		w := newClusterSimulation(t, seed, 10, 1000)
 		addresses := w.addresses
 		w.addresses = nil
-		w.startAll()
+		w.startAllSpeakers()
 		w.runSimulationFor(6*time.Second, nil)
 		w.useBusyProcessors(2, 30+int(seed%3)*10)
-		check, falseDeaths := w.countFalseDeaths()
+		check, falseDeaths := w.newFalseDeathCounter()
 		w.runSimulationFor(5*time.Second, check)
 		w.addresses = addresses
 		w.deliverBids()
@@ -62,7 +62,7 @@ func TestTakeoversOnABusyMachineCallNobodyDead(t *testing.T) {
 
 // requireAnswersWithin lets time pass, and fails unless one node holds each address at the end and
 // has answered meanwhile. On a busy machine the lease of a holder may end for a moment.
-func (w *harness) requireAnswersWithin(d time.Duration, seed int64) {
+func (w *clusterSimulation) requireAnswersWithin(d time.Duration, seed int64) {
 	w.t.Helper()
 	answered := map[netip.Addr]bool{}
 	for end := w.now.Add(d); w.now.Before(end); {
@@ -90,19 +90,19 @@ func (w *harness) requireAnswersWithin(d time.Duration, seed int64) {
 
 // A node takes 5,000 addresses from another one of 100 nodes. The queue of messages sends 25 in a
 // millisecond, as package members does.
-func TestALargeTakeoverReachesTheFormerHolderAtOnce(t *testing.T) {
+func TestFormerHolderLearnsOfLargeTakeoverPromptly(t *testing.T) {
 	if testing.Short() {
 		t.Skip("5,000 addresses on 100 nodes take ten seconds")
 	}
-	w := newHarness(t, 1, 100, 5000)
+	w := newClusterSimulation(t, 1, 100, 5000)
 	w.messagesPerMillisecond = 25
 	former, next := w.nodeNames[10], w.nodeNames[60]
 	for _, name := range w.nodeNames {
 		w.nodesByName[name].hasServingEndpoint = name == former
 	}
-	w.startAll()
-	w.requireOneHolderEach(6*time.Second, "start")
-	check, falseDeaths := w.countFalseDeaths()
+	w.startAllSpeakers()
+	w.runThenRequireOneHolderEach(6*time.Second, "start")
+	check, falseDeaths := w.newFalseDeathCounter()
 	w.nodesByName[former].hasServingEndpoint, w.nodesByName[next].hasServingEndpoint = false, true
 	began := w.now
 	w.deliverBids()
@@ -122,6 +122,6 @@ func TestALargeTakeoverReachesTheFormerHolderAtOnce(t *testing.T) {
 	if *falseDeaths > 0 {
 		t.Errorf("living nodes were declared dead %d times", *falseDeaths)
 	}
-	w.requireOneHolderEach(time.Millisecond, "takeover")
+	w.runThenRequireOneHolderEach(time.Millisecond, "takeover")
 	t.Logf("taken after %v, heard by the former holder after %v", taken, heard)
 }

@@ -2,41 +2,41 @@ package elect
 
 import "time"
 
-// ownStanding is where this node ranks among the candidates for an address.
-type ownStanding struct {
-	betterCount    int  // of members that rank before it
-	isBehindAbsent bool // a candidate that is no member yet ranks before it
+// ownRank is where this node ranks among the candidates for an address.
+type ownRank struct {
+	betterMemberCount int  // of members that rank before it
+	isBehindNonMember bool // a candidate that is no member yet ranks before it
 }
 
 // acquireRanking finds where this node ranks for each address of one step. During a step the nodes
 // that may take an address stay the same. Other than rankCandidates it sorts nothing: the addresses
 // of a large dead node are ranked by all others at the same time.
 type acquireRanking struct {
-	isAbsent          func(string) bool // no member yet
-	candidatesByGroup map[*candidateGroup]groupCandidates
+	isNotYetMember    func(string) bool // no member yet
+	candidatesByGroup map[*addressGroup]eligibleCandidates
 }
 
-// groupCandidates are the candidates of a group that may take an address.
-type groupCandidates struct {
+// eligibleCandidates are the candidates of a group that may take an address.
+type eligibleCandidates struct {
 	nodes     []rankedCandidate // without what depends on the address
 	bestCount int               // how many share the highest score
 }
 
-func (r *acquireRanking) candidatesOf(m *Machine, g *candidateGroup) groupCandidates {
+func (r *acquireRanking) candidatesOf(m *Machine, g *addressGroup) eligibleCandidates {
 	c, known := r.candidatesByGroup[g]
 	if known {
 		return c
 	}
 	best := 0
 	for i, node := range g.candidates.Nodes {
-		if !mayTakeAddresses(m, node, r.isAbsent) {
+		if !mayTakeAddresses(m, node, r.isNotYetMember) {
 			continue
 		}
-		s := rankedCandidate{node: node, score: g.candidates.PreferenceScores[i]}
+		s := rankedCandidate{node: node, preferenceScore: g.candidates.PreferenceScores[i]}
 		switch {
-		case c.bestCount == 0 || s.score > best:
-			best, c.bestCount = s.score, 1
-		case s.score == best:
+		case c.bestCount == 0 || s.preferenceScore > best:
+			best, c.bestCount = s.preferenceScore, 1
+		case s.preferenceScore == best:
 			c.bestCount++
 		}
 		c.nodes = append(c.nodes, s)
@@ -46,15 +46,15 @@ func (r *acquireRanking) candidatesOf(m *Machine, g *candidateGroup) groupCandid
 }
 
 // rankSelf returns where this node ranks for the address, and the node that ranks first.
-func (r *acquireRanking) rankSelf(m *Machine, a *addressState) (own ownStanding, first string) {
+func (r *acquireRanking) rankSelf(m *Machine, a *addressState) (own ownRank, first string) {
 	if a.group == nil {
 		return own, ""
 	}
 	candidates := r.candidatesOf(m, a.group)
 	most := maxAddressesPerNode(a.group.addressCount, candidates.bestCount)
 	complete := func(s rankedCandidate) rankedCandidate {
-		s.weight = rendezvousWeight(a.ip, s.node)
-		s.holdsItsShareOfGroup = a.group.countByNode[s.node] >= most
+		s.rendezvousWeight = rendezvousWeight(a.ip, s.node)
+		s.holdsItsShareOfGroup = a.group.addressCountByNode[s.node] >= most
 		s.holdsOtherAddressOfService = a.holdsOtherAddressOfService(m.addressesByIP, s.node)
 		return s
 	}
@@ -71,10 +71,10 @@ func (r *acquireRanking) rankSelf(m *Machine, a *addressState) (own ownStanding,
 		}
 		switch {
 		case s.node == m.self || self.node != "" && s.compareRank(self) > 0:
-		case r.isAbsent(s.node):
-			own.isBehindAbsent = true
+		case r.isNotYetMember(s.node):
+			own.isBehindNonMember = true
 		default:
-			own.betterCount++
+			own.betterMemberCount++
 		}
 	}
 	return own, best.node
@@ -82,9 +82,9 @@ func (r *acquireRanking) rankSelf(m *Machine, a *addressState) (own ownStanding,
 
 // delayBeforeProbe is how long this node leaves the address to better candidates before it probes.
 // It waits once for all that are not members yet, and some time for each of the others.
-func (s ownStanding) delayBeforeProbe(timing *Timing) time.Duration {
-	if s.isBehindAbsent {
-		return timing.StartupWithoutMembersDelay + delayOfRank(s.betterCount, timing)
+func (s ownRank) delayBeforeProbe(timing *Timing) time.Duration {
+	if s.isBehindNonMember {
+		return timing.StartupWithoutMembersDelay + acquireDelayOfRank(s.betterMemberCount, timing)
 	}
-	return delayOfRank(s.betterCount, timing)
+	return acquireDelayOfRank(s.betterMemberCount, timing)
 }

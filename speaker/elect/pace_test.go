@@ -10,9 +10,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// TestRebalanceIsPacedOverAllGroups: each address has candidates of its own, as with
+// TestRebalanceLimitAppliesToAllGroupsTogether: each address has candidates of its own, as with
 // externalTrafficPolicy Local, and a preferred node is back.
-func TestRebalanceIsPacedOverAllGroups(t *testing.T) {
+func TestRebalanceLimitAppliesToAllGroupsTogether(t *testing.T) {
 	start := time.Unix(1e9, 0)
 	m := NewMachine("a", 1, DefaultTiming(), start)
 	m.outbox.beginStep()

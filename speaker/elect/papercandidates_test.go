@@ -6,26 +6,26 @@ import (
 )
 
 // Many candidates cannot take an address, for a reason that the others do not know.
-func TestUnableCandidatesDelayTakeoverShortly(t *testing.T) {
+func TestUnableCandidatesHardlyDelayTakeover(t *testing.T) {
 	for _, nodes := range []int{8, 20, 100} {
 		if nodes > 20 && testing.Short() {
 			continue
 		}
-		w := newHarness(t, 1, nodes, 10)
-		w.onlyAble = map[string]bool{}
+		w := newClusterSimulation(t, 1, nodes, 10)
+		w.nodesAbleToServe = map[string]bool{}
 		for _, n := range w.nodeNames[:3] {
-			w.onlyAble[n] = true
+			w.nodesAbleToServe[n] = true
 		}
-		w.startAll()
-		holder := w.requireOneHolderEach(6*time.Second, "start")
+		w.startAllSpeakers()
+		holder := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		w.killSpeaker(holder)
-		w.requireOneHolderEach(2*time.Second, "its death")
+		w.runThenRequireOneHolderEach(2*time.Second, "its death")
 	}
 }
 
 // A starting speaker has nothing to do until it may take addresses.
-func TestAStartingMachineIsNotSteppedForNothing(t *testing.T) {
-	w := newHarness(t, 1, 2, 1)
+func TestNextDeadlineDoesNotSpinDuringStartup(t *testing.T) {
+	w := newClusterSimulation(t, 1, 2, 1)
 	w.startProcessOutsideGossip(w.nodeNames[0])
 	w.startProcessOutsideGossip(w.nodeNames[1])
 	w.deliverMembers()

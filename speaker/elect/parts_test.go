@@ -56,7 +56,7 @@ func TestPendingProbesCountEachResultOnce(t *testing.T) {
 	}
 }
 
-func TestSyncRequestsForgetLostOnes(t *testing.T) {
+func TestUnansweredSyncRequestsExpire(t *testing.T) {
 	s := newSyncRequests()
 	lost := s.beginRequest("b", testStart, time.Second)
 	late := s.beginRequest("c", testStart.Add(2*time.Second), time.Second)

@@ -11,11 +11,11 @@ import (
 // is a reachability probe for this node's lease.
 type pendingProbe struct {
 	addressToProbe *addressState
-	// confirmedMAC is set if the probe asks only the host that answered an earlier one; see
+	// targetMAC is set if the probe asks only the host that answered an earlier one; see
 	// wirecheck.go.
-	confirmedMAC facts.MAC
-	silentNode   string
-	sentAt       time.Time
+	targetMAC  facts.MAC
+	silentNode string
+	sentAt     time.Time
 }
 
 // pendingProbes are the probes without a result. Each probe is registered before it is sent and
@@ -46,28 +46,28 @@ func (s *pendingProbes) takeProbe(id uint64) (pendingProbe, bool) {
 }
 
 // probeAddress sends an acquire probe for the address.
-func (s *pendingProbes) probeAddress(a *addressState, f stepFacts, out *outbox) {
-	s.probeAddressAt(a, facts.MAC{}, f, out)
+func (s *pendingProbes) probeAddress(a *addressState, f stepContext, out *outbox) {
+	s.probeAddressAtMAC(a, facts.MAC{}, f, out)
 }
 
-// probeAddressAt asks only one host about the address, or all hosts if the MAC is zero.
-func (s *pendingProbes) probeAddressAt(a *addressState, target facts.MAC, f stepFacts, out *outbox) {
+// probeAddressAtMAC asks only one host about the address, or all hosts if the MAC is zero.
+func (s *pendingProbes) probeAddressAtMAC(a *addressState, target facts.MAC, f stepContext, out *outbox) {
 	out.emitEffect(AcquireProbe{
-		ID: s.registerProbe(pendingProbe{addressToProbe: a, confirmedMAC: target}, f.now), Address: a.ip, LinkIndexes: a.bid.OwnLinkIndexes,
+		ID: s.registerProbe(pendingProbe{addressToProbe: a, targetMAC: target}, f.now), Address: a.ip, LinkIndexes: a.bid.OwnLinkIndexes,
 		FramesPerLink: f.timing.FramesPerProbe, FrameInterval: f.timing.ProbeFrameInterval, TargetMAC: target,
 	})
 }
 
 // probeReachability sends a reachability probe with the given purpose.
-func (s *pendingProbes) probeReachability(p pendingProbe, f stepFacts, out *outbox) {
+func (s *pendingProbes) probeReachability(p pendingProbe, f stepContext, out *outbox) {
 	out.emitEffect(ReachabilityProbe{
 		ID: s.registerProbe(p, f.now), FramesPerTarget: f.timing.FramesPerProbe, FrameInterval: f.timing.ProbeFrameInterval,
 	})
 }
 
-// repeatAddressProbes ignores the results of all probes under way, and schedules the acquire probes
-// again.
-func (s *pendingProbes) repeatAddressProbes(due *addressQueue, now time.Time) {
+// restartPendingAcquireProbes ignores the results of all probes under way, and schedules the
+// acquire probes again.
+func (s *pendingProbes) restartPendingAcquireProbes(due *addressQueue, now time.Time) {
 	for _, p := range s.takeAll() {
 		if a := p.addressToProbe; a != nil && a.acquisition != nil && a.acquisition.isProbing {
 			a.acquisition.isProbing = false

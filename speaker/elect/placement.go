@@ -12,16 +12,16 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// candidateGroup is all addresses with the same candidates and the same preferences. They are
+// addressGroup is all addresses with the same candidates and the same preferences. They are
 // spread evenly over these nodes.
-type candidateGroup struct {
-	candidates   *intent.Candidates
-	addressCount int
-	countByNode  map[string]int // by node: addresses that it holds or is about to take
+type addressGroup struct {
+	candidates         *intent.Candidates
+	addressCount       int
+	addressCountByNode map[string]int // by node: addresses that it holds or is about to take
 }
 
-// updateGroupCounts updates the groups after a change of the address.
-func (m *Machine) updateGroupCounts(a *addressState) {
+// updateAddressGroupCounts updates the groups after a change of the address.
+func (m *Machine) updateAddressGroupCounts(a *addressState) {
 	owner := ""
 	if a.bid.Candidates != nil {
 		switch {
@@ -33,19 +33,19 @@ func (m *Machine) updateGroupCounts(a *addressState) {
 			owner = a.acquisition.expectedTaker
 		}
 	}
-	m.groupsByKey.countAddress(a, owner)
+	m.addressGroupsByCandidates.countAddressForNode(a, owner)
 }
 
-// candidateGroups are the groups that have addresses, by the content hash of their candidates.
-type candidateGroups map[uint64]*candidateGroup
+// addressGroups are the groups that have addresses, by the content hash of their candidates.
+type addressGroups map[uint64]*addressGroup
 
-// countAddress counts the address for a node in the group of its candidates, and no longer where it
-// was counted before. The node is empty while no node holds the address or is about to.
-func (s candidateGroups) countAddress(a *addressState, owner string) {
-	var g *candidateGroup
+// countAddressForNode counts the address for a node in the group of its candidates, and no longer
+// where it was counted before. The node is empty while no node holds the address or is about to.
+func (s addressGroups) countAddressForNode(a *addressState, owner string) {
+	var g *addressGroup
 	if c := a.bid.Candidates; c != nil {
 		if g = s[c.ContentHash]; g == nil {
-			g = &candidateGroup{candidates: c, countByNode: map[string]int{}}
+			g = &addressGroup{candidates: c, addressCountByNode: map[string]int{}}
 			s[c.ContentHash] = g
 		}
 	}
@@ -54,8 +54,8 @@ func (s candidateGroups) countAddress(a *addressState, owner string) {
 	}
 	if old := a.group; old != nil {
 		old.addressCount--
-		if old.countByNode[a.countedForNode]--; old.countByNode[a.countedForNode] == 0 {
-			delete(old.countByNode, a.countedForNode)
+		if old.addressCountByNode[a.countedForNode]--; old.addressCountByNode[a.countedForNode] == 0 {
+			delete(old.addressCountByNode, a.countedForNode)
 		}
 		if old.addressCount == 0 && old != g {
 			delete(s, old.candidates.ContentHash)
@@ -63,16 +63,16 @@ func (s candidateGroups) countAddress(a *addressState, owner string) {
 	}
 	if g != nil {
 		g.addressCount++
-		g.countByNode[owner]++
+		g.addressCountByNode[owner]++
 	}
 	a.group, a.countedForNode = g, owner
 }
 
-// haveOtherCandidates reports whether another node could hold an address that is counted for the
-// given node.
-func (s candidateGroups) haveOtherCandidates(node string) bool {
+// canOthersHoldAddressesOf reports whether another node could hold an address that is counted for
+// the given node.
+func (s addressGroups) canOthersHoldAddressesOf(node string) bool {
 	for _, g := range s {
-		if g.countByNode[node] > 0 && len(g.candidates.Nodes) > 1 {
+		if g.addressCountByNode[node] > 0 && len(g.candidates.Nodes) > 1 {
 			return true
 		}
 	}
@@ -91,10 +91,10 @@ func maxAddressesPerNode(total, n int) int {
 // rankedCandidate is what ranks a node as holder of an address.
 type rankedCandidate struct {
 	node                       string
-	score                      int
+	preferenceScore            int
 	holdsItsShareOfGroup       bool // it holds its share of the group
 	holdsOtherAddressOfService bool // it holds another address of the same Service
-	weight                     uint64
+	rendezvousWeight           uint64
 }
 
 // compareRank orders nodes, the best first. The criteria, in order: preference; room in its share;
@@ -102,10 +102,10 @@ type rankedCandidate struct {
 // its own addresses.
 func (s rankedCandidate) compareRank(o rankedCandidate) int {
 	return cmp.Or(
-		cmp.Compare(o.score, s.score),
+		cmp.Compare(o.preferenceScore, s.preferenceScore),
 		compareFalseFirst(s.holdsItsShareOfGroup, o.holdsItsShareOfGroup),
 		compareFalseFirst(s.holdsOtherAddressOfService, o.holdsOtherAddressOfService),
-		cmp.Compare(o.weight, s.weight),
+		cmp.Compare(o.rendezvousWeight, s.rendezvousWeight),
 		cmp.Compare(s.node, o.node),
 	)
 }
@@ -131,11 +131,11 @@ func (m *Machine) rankCandidates(a *addressState, also func(string) bool) []rank
 
 // mayTakeAddresses reports whether a candidate could take an address now.
 func mayTakeAddresses(m *Machine, node string, also func(string) bool) bool {
-	return (m.isAlive(node) || also(node)) && !m.liveness.leavingNodes[node] && (node != m.self || !m.handoverRequested)
+	return (m.isAlive(node) || also(node)) && !m.liveness.leavingNodes[node] && (node != m.self || !m.shutdownHandoverRequested)
 }
 
 // rankCandidates ranks the nodes that may take an address of the group, the best first.
-func (g *candidateGroup) rankCandidates(
+func (g *addressGroup) rankCandidates(
 	a *addressState, addressesByIP map[netip.Addr]*addressState, mayTake func(string) bool,
 ) []rankedCandidate {
 	var out []rankedCandidate
@@ -144,34 +144,34 @@ func (g *candidateGroup) rankCandidates(
 		if !mayTake(node) {
 			continue
 		}
-		s := rankedCandidate{node: node, score: g.candidates.PreferenceScores[i], weight: rendezvousWeight(a.ip, node)}
+		s := rankedCandidate{node: node, preferenceScore: g.candidates.PreferenceScores[i], rendezvousWeight: rendezvousWeight(a.ip, node)}
 		switch {
-		case len(out) == 0 || s.score > best:
-			best, n = s.score, 1
-		case s.score == best:
+		case len(out) == 0 || s.preferenceScore > best:
+			best, n = s.preferenceScore, 1
+		case s.preferenceScore == best:
 			n++
 		}
 		out = append(out, s)
 	}
 	most := maxAddressesPerNode(g.addressCount, n)
 	for i := range out {
-		out[i].holdsItsShareOfGroup = g.countByNode[out[i].node] >= most
+		out[i].holdsItsShareOfGroup = g.addressCountByNode[out[i].node] >= most
 		out[i].holdsOtherAddressOfService = a.holdsOtherAddressOfService(addressesByIP, out[i].node)
 	}
 	slices.SortFunc(out, rankedCandidate.compareRank)
 	return out
 }
 
-// roomForAbsentNodesDelayFactor times StartupWithoutMembersDelay is how long a starting speaker
+// startupWaitForNonMembersFactor times StartupWithoutMembersDelay is how long a starting speaker
 // leaves room for nodes that are not members yet. When a whole cluster starts, the first speaker
 // must not take every address.
-const roomForAbsentNodesDelayFactor = 4
+const startupWaitForNonMembersFactor = 4
 
-// comparisonsPerStep and minAcquisitionsPerStep bound how many candidates one step compares, and so
-// how long beacons wait: some milliseconds. The next step continues.
+// maxCandidatesComparedPerStep and minAcquisitionsPerStep bound how many candidates one step
+// compares, and so how long beacons wait: some milliseconds. The next step continues.
 const (
-	comparisonsPerStep     = 1 << 16
-	minAcquisitionsPerStep = 64
+	maxCandidatesComparedPerStep = 1 << 16
+	minAcquisitionsPerStep       = 64
 )
 
 // beginAcquisitions starts the acquisitions of addresses without a holder, in an order that is the
@@ -186,12 +186,12 @@ func (m *Machine) beginAcquisitions() {
 		list = append(list, a)
 	}
 	slices.SortFunc(list, func(x, y *addressState) int { return x.ip.Compare(y.ip) })
-	list = list[:min(len(list), max(minAcquisitionsPerStep, comparisonsPerStep/len(m.memberNames)))]
-	cold := m.now.Before(m.startedAt.Add(roomForAbsentNodesDelayFactor * m.timing.StartupWithoutMembersDelay))
+	list = list[:min(len(list), max(minAcquisitionsPerStep, maxCandidatesComparedPerStep/len(m.memberNames)))]
+	cold := m.now.Before(m.startedAt.Add(startupWaitForNonMembersFactor * m.timing.StartupWithoutMembersDelay))
 	absent := func(n string) bool { _, ok := m.membersByName[n]; return cold && !ok }
 	// what others do about the address is late here, too
-	extraDelay := m.stepFacts().extraDelay()
-	ranking := acquireRanking{isAbsent: absent, candidatesByGroup: map[*candidateGroup]groupCandidates{}}
+	extraDelay := m.stepContext().extraDelayForOwnLateness()
+	ranking := acquireRanking{isNotYetMember: absent, candidatesByGroup: map[*addressGroup]eligibleCandidates{}}
 	for _, a := range list {
 		delete(m.addressesToAcquire, a)
 		if a.isHeld || a.acquisition != nil || !a.canServe(m.self) || m.isLiveClaim(a.highestKnownClaim) {
@@ -201,31 +201,31 @@ func (m *Machine) beginAcquisitions() {
 		if c := a.highestKnownClaim; c.Epoch > 0 && !c.Released {
 			a.acquisition.takeReason, a.acquisition.previousHolderSeenAt = reasonHolderGone, m.liveness.lastSeenAt(c.Holder)
 		}
-		var standing ownStanding
+		var standing ownRank
 		standing, a.acquisition.expectedTaker = ranking.rankSelf(m, a)
-		m.updateGroupCounts(a)
-		m.dueAddresses.scheduleAddress(a, m.now.Add(extraDelay+standing.delayBeforeProbe(m.timing.withPerRankDelay(extraDelay))))
+		m.updateAddressGroupCounts(a)
+		m.dueAddresses.scheduleAddress(a, m.now.Add(extraDelay+standing.delayBeforeProbe(m.timing.withExtraPerRankDelay(extraDelay))))
 	}
 }
 
-// withPerRankDelay returns the durations with an additional delay for each rank.
-func (t Timing) withPerRankDelay(extraDelay time.Duration) *Timing {
+// withExtraPerRankDelay returns the durations with an additional delay for each rank.
+func (t Timing) withExtraPerRankDelay(extraDelay time.Duration) *Timing {
 	t.PerRankAcquireDelay += extraDelay
 	return &t
 }
 
-// ranksWithOwnDelay is how many candidates wait for each better one. It takes as many faulty
-// candidates at once to delay an address longer.
-const ranksWithOwnDelay = 4
+// individuallyDelayedRankCount is how many candidates wait for each better one. It takes as many
+// faulty candidates at once to delay an address longer.
+const individuallyDelayedRankCount = 4
 
-// delayOfRank is how long the candidate of a rank leaves an address to the better ones. Each of the
-// first ones waits for all before it. Further ones probe in groups that double in size, so that an
-// address does not wait long if many candidates cannot take it for a reason that others do not
-// know. The candidates of a group that find the address free compare their weights; see
+// acquireDelayOfRank is how long the candidate of a rank leaves an address to the better ones. Each
+// of the first ones waits for all before it. Further ones probe in groups that double in size, so
+// that an address does not wait long if many candidates cannot take it for a reason that others do
+// not know. The candidates of a group that find the address free compare their weights; see
 // isOutrankedByRival.
-func delayOfRank(rank int, timing *Timing) time.Duration {
-	if rank >= ranksWithOwnDelay {
-		rank = ranksWithOwnDelay - 1 + bits.Len(uint(rank-ranksWithOwnDelay+1))
+func acquireDelayOfRank(rank int, timing *Timing) time.Duration {
+	if rank >= individuallyDelayedRankCount {
+		rank = individuallyDelayedRankCount - 1 + bits.Len(uint(rank-individuallyDelayedRankCount+1))
 	}
 	return time.Duration(rank) * timing.PerRankAcquireDelay
 }
@@ -233,12 +233,12 @@ func delayOfRank(rank int, timing *Timing) time.Duration {
 // rebalanceHeldAddresses offers addresses above this node's share to nodes that hold fewer. It
 // moves a few at a time, and none while members come or go.
 func (m *Machine) rebalanceHeldAddresses() {
-	if !m.acquisitionsAllowed || m.handoverRequested || m.now.Sub(m.lastRebalanceAt) < m.timing.RebalanceInterval ||
-		m.now.Sub(m.membersChangedAt) < m.timing.RebalanceAfterMemberChangeDelay || m.stepFacts().extraDelay() > 0 {
+	if !m.acquisitionsAllowed || m.shutdownHandoverRequested || m.now.Sub(m.lastRebalanceAt) < m.timing.RebalanceInterval ||
+		m.now.Sub(m.membersChangedAt) < m.timing.RebalanceAfterMemberChangeDelay || m.stepContext().extraDelayForOwnLateness() > 0 {
 		return
 	}
 	m.lastRebalanceAt = m.now
-	movable, movableCount := map[*candidateGroup][]*addressState{}, 0
+	movable, movableCount := map[*addressGroup][]*addressState{}, 0
 	for a := range m.heldAddresses {
 		if a.move != nil { // the last round is not over
 			return
@@ -251,7 +251,7 @@ func (m *Machine) rebalanceHeldAddresses() {
 	// With externalTrafficPolicy Local, nearly each address has a group of its own. So the limit is
 	// for all groups together.
 	left := 1 + movableCount/50
-	groups := slices.SortedFunc(maps.Keys(movable), func(x, y *candidateGroup) int {
+	groups := slices.SortedFunc(maps.Keys(movable), func(x, y *addressGroup) int {
 		return cmp.Compare(x.candidates.ContentHash, y.candidates.ContentHash)
 	})
 	for i := range groups {
@@ -266,7 +266,7 @@ func (m *Machine) rebalanceHeldAddresses() {
 }
 
 // rebalanceGroup starts at most limit moves of one group, and returns how many it started.
-func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState, limit int) int {
+func (m *Machine) rebalanceGroup(g *addressGroup, list []*addressState, limit int) int {
 	started := 0
 	for _, a := range list {
 		all := m.rankCandidates(a, func(string) bool { return false })
@@ -284,17 +284,17 @@ func (m *Machine) rebalanceGroup(g *candidateGroup, list []*addressState, limit 
 
 // isAboveShare reports whether the node holds more addresses of the group than its share. A node
 // that is not among the most preferred candidates has no share.
-func (g *candidateGroup) isAboveShare(node string, ranked []rankedCandidate) bool {
+func (g *addressGroup) isAboveShare(node string, ranked []rankedCandidate) bool {
 	i := slices.IndexFunc(ranked, func(s rankedCandidate) bool { return s.node == node })
-	return i < 0 || ranked[i].score < ranked[0].score ||
-		g.countByNode[node] > maxAddressesPerNode(g.addressCount, countTopScoredCandidates(ranked))
+	return i < 0 || ranked[i].preferenceScore < ranked[0].preferenceScore ||
+		g.addressCountByNode[node] > maxAddressesPerNode(g.addressCount, countTopScoredCandidates(ranked))
 }
 
 // countTopScoredCandidates returns how many candidates share the highest score.
 func countTopScoredCandidates(all []rankedCandidate) int {
 	n := 0
 	for _, s := range all {
-		if s.score == all[0].score {
+		if s.preferenceScore == all[0].preferenceScore {
 			n++
 		}
 	}

@@ -10,35 +10,35 @@ import (
 )
 
 func TestCandidateGroupsCountAddresses(t *testing.T) {
-	groups := candidateGroups{}
+	groups := addressGroups{}
 	a := &addressState{bid: intent.Bid{Candidates: &intent.Candidates{ContentHash: 1, Nodes: []string{"a", "b"}}}}
-	groups.countAddress(a, "a")
-	groups.countAddress(a, "a")
-	if n := groups[1].countByNode["a"]; n != 1 {
+	groups.countAddressForNode(a, "a")
+	groups.countAddressForNode(a, "a")
+	if n := groups[1].addressCountByNode["a"]; n != 1 {
 		t.Errorf("an address is counted %d times for its holder, want once", n)
 	}
-	if !groups.haveOtherCandidates("a") || groups.haveOtherCandidates("b") {
+	if !groups.canOthersHoldAddressesOf("a") || groups.canOthersHoldAddressesOf("b") {
 		t.Error("only the holder has an address that another node could hold")
 	}
-	groups.countAddress(a, "b")
-	if by := groups[1].countByNode; by["b"] != 1 || len(by) != 1 {
+	groups.countAddressForNode(a, "b")
+	if by := groups[1].addressCountByNode; by["b"] != 1 || len(by) != 1 {
 		t.Errorf("after a move the address is counted for %v, want b", by)
 	}
 	a.bid.Candidates = &intent.Candidates{ContentHash: 2, Nodes: []string{"b"}}
-	groups.countAddress(a, "b")
-	if len(groups) != 1 || groups.haveOtherCandidates("b") {
+	groups.countAddressForNode(a, "b")
+	if len(groups) != 1 || groups.canOthersHoldAddressesOf("b") {
 		t.Errorf("%d groups are left after the candidates of the only address changed, want 1", len(groups))
 	}
 	a.bid.Candidates = nil
-	if groups.countAddress(a, ""); len(groups) != 0 {
+	if groups.countAddressForNode(a, ""); len(groups) != 0 {
 		t.Errorf("%d groups are left without an address", len(groups))
 	}
 }
 
 func TestGroupRanksCandidatesByPreferenceThenRoom(t *testing.T) {
-	g := &candidateGroup{
+	g := &addressGroup{
 		candidates:   &intent.Candidates{Nodes: []string{"a", "b", "c", "d"}, PreferenceScores: []int{1, 1, 0, 9}},
-		addressCount: 4, countByNode: map[string]int{"a": 4},
+		addressCount: 4, addressCountByNode: map[string]int{"a": 4},
 	}
 	address := &addressState{ip: netip.MustParseAddr("192.0.2.1"), group: g}
 	ranked := g.rankCandidates(address, nil, func(n string) bool { return n != "d" })
@@ -54,9 +54,9 @@ func TestGroupRanksCandidatesByPreferenceThenRoom(t *testing.T) {
 
 func TestBetterCandidatesProbeFirst(t *testing.T) {
 	timing := DefaultTiming()
-	g := &candidateGroup{
+	g := &addressGroup{
 		candidates:   &intent.Candidates{Nodes: []string{"a", "b", "c"}, PreferenceScores: []int{3, 2, 1}},
-		addressCount: 9, countByNode: map[string]int{},
+		addressCount: 9, addressCountByNode: map[string]int{},
 	}
 	address := &addressState{ip: netip.MustParseAddr("192.0.2.1"), group: g}
 	for name, c := range map[string]struct {
@@ -78,7 +78,7 @@ func TestBetterCandidatesProbeFirst(t *testing.T) {
 			}
 		}
 		m.applyMembers(set)
-		ranking := acquireRanking{isAbsent: func(n string) bool { return n == c.absent }, candidatesByGroup: map[*candidateGroup]groupCandidates{}}
+		ranking := acquireRanking{isNotYetMember: func(n string) bool { return n == c.absent }, candidatesByGroup: map[*addressGroup]eligibleCandidates{}}
 		standing, first := ranking.rankSelf(m, address)
 		if got := standing.delayBeforeProbe(&timing); got != c.want || first != "a" {
 			t.Errorf("%s: the delay is %v and the first candidate %s, want %v and a", name, got, first, c.want)
@@ -110,28 +110,28 @@ func TestSyncAnswerHasOnlyBucketsThatDiffer(t *testing.T) {
 		a := &addressState{ip: netip.MustParseAddr(ip)}
 		a.highestKnownClaim = Claim{Address: a.ip, Holder: "a", Nonce: 1, Epoch: 1}
 		for _, known := range []*claimBuckets{&mine, &theirs}[:2-i] { // they lack the second claim
-			known[bucketIndex(a.ip)].addAddress(a)
-			known[bucketIndex(a.ip)].updateDigest(a.highestKnownClaim.digestContribution())
+			known[claimBucketIndex(a.ip)].addAddress(a)
+			known[claimBucketIndex(a.ip)].updateDigest(a.highestKnownClaim.digestContribution())
 		}
 	}
 	ask := func(asked *claimBuckets) *messageReader {
 		s := newSyncRequests()
 		out := outbox{messageFormat: NewestMessageFormat}
 		timing := DefaultTiming()
-		s.requestSync("a", &theirs, stepFacts{now: testStart, timing: &timing}, &out)
-		_, request := parseMessageHeader(out.messages[0].Payload)
+		s.requestSync("a", &theirs, stepContext{now: testStart, timing: &timing}, &out)
+		_, request := parseMessageHeader(out.urgentMessages[0].Payload)
 		out.beginStep()
 		asked.answerSyncRequest("b", request, &out)
-		if len(out.directedMessages) != 1 {
-			t.Fatalf("a request is answered with %d messages, want 1", len(out.directedMessages))
+		if len(out.normalPriorityMessages) != 1 {
+			t.Fatalf("a request is answered with %d messages, want 1", len(out.normalPriorityMessages))
 		}
-		_, r := parseMessageHeader(out.directedMessages[0].Payload)
+		_, r := parseMessageHeader(out.normalPriorityMessages[0].Payload)
 		r.readUvarint()
 		return r
 	}
 	r := ask(&mine)
 	if n, bucket, claims := r.readUvarint(), r.readUvarint(), r.readClaims(); n != 1 || len(claims) != 1 ||
-		int(bucket) != bucketIndex(netip.MustParseAddr("192.0.2.2")) {
+		int(bucket) != claimBucketIndex(netip.MustParseAddr("192.0.2.2")) {
 		t.Errorf("the answer has %d buckets and the claims %+v, want the one that the other lacks", n, claims)
 	}
 	if n := ask(&theirs).readUvarint(); n != 0 {

@@ -28,7 +28,7 @@ func TestBeaconOfFormerRunIsNoSignOfLife(t *testing.T) {
 	former, present := captureFirstBeacon(t, "a", 1, "b", start), captureFirstBeacon(t, "a", 2, "b", start)
 	b := NewMachine("b", 9, DefaultTiming(), start)
 	b.Step(start, MembersChanged{facts.MemberSet{Members: []facts.Member{{Name: "a", RunNonce: 2}, {Name: "b", RunNonce: 9}}}}, MessageReceived{From: "a", Payload: present})
-	heardAt := func() time.Time { return b.liveness.recordsByMember["a"].lastHeardAt }
+	heardAt := func() time.Time { return b.liveness.recordsByMember["a"].lastSignOfLifeAt }
 	first := heardAt()
 	for i := range 4 {
 		at := start.Add(time.Duration(i+1) * 50 * time.Millisecond)

@@ -19,7 +19,7 @@ var (
 	secondIP = netip.MustParseAddr("192.0.2.2")
 )
 
-func wantClaims(t *testing.T, what string, m *Machine, want ...Claim) {
+func checkKnownClaims(t *testing.T, what string, m *Machine, want ...Claim) {
 	t.Helper()
 	if d := cmp.Diff(want, m.Claims(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("%s (-want +got):\n%s", what, d)
@@ -33,7 +33,7 @@ func TestCheckpointRestoresClaims(t *testing.T) {
 	m := NewMachine("a", 1, DefaultTiming(), testStart)
 	empty := m.ClaimsDigest()
 	m.Step(testStart, ClaimsRestored{[]Claim{released, held, {Address: netip.MustParseAddr("192.0.2.3"), Holder: "b"}}})
-	wantClaims(t, "the restored claims, in order and without the one of no epoch", m, held, released)
+	checkKnownClaims(t, "the restored claims, in order and without the one of no epoch", m, held, released)
 	full := m.ClaimsDigest()
 	if full == empty {
 		t.Error("the digest does not change with the claims")
@@ -53,9 +53,9 @@ func TestCheckpointRestoresClaims(t *testing.T) {
 	older, newer := held, held
 	older.Epoch, newer.Epoch = 4, 6
 	m.Step(testStart, ClaimsRestored{[]Claim{older}})
-	wantClaims(t, "after an older claim", m, held, released)
+	checkKnownClaims(t, "after an older claim", m, held, released)
 	m.Step(testStart, ClaimsRestored{[]Claim{newer}})
-	wantClaims(t, "after a newer claim", m, newer, released)
+	checkKnownClaims(t, "after a newer claim", m, newer, released)
 
 	next := NewMachine("a", 4, DefaultTiming(), testStart)
 	next.Step(testStart, ClaimsRestored{m.Claims()})
@@ -64,7 +64,7 @@ func TestCheckpointRestoresClaims(t *testing.T) {
 	}
 }
 
-func TestOneClaimOfTwoCountsOnAllNodes(t *testing.T) {
+func TestMergeOrderDoesNotChangeWinningClaim(t *testing.T) {
 	base := Claim{Address: firstIP, Holder: "b", Nonce: 2, Epoch: 5}
 	with := func(edit func(*Claim)) Claim {
 		c := base
@@ -82,7 +82,7 @@ func TestOneClaimOfTwoCountsOnAllNodes(t *testing.T) {
 				for _, claim := range order {
 					m.Step(testStart, RemoteStateReceived{appendClaims(encodeMessageHeader(NewestMessageFormat, kindClaims), []Claim{claim})})
 				}
-				wantClaims(t, "after both claims", m, c.winner)
+				checkKnownClaims(t, "after both claims", m, c.winner)
 			}
 		})
 	}
@@ -141,8 +141,8 @@ func awaitEffect[E Effect](t *testing.T, s *soleMachine) E {
 	panic("unreachable")
 }
 
-// answerProbe finishes a probe of the first address.
-func (s *soleMachine) answerProbe(p AcquireProbe, edit func(*facts.ProbeResult)) {
+// finishProbe finishes a probe of the first address.
+func (s *soleMachine) finishProbe(p AcquireProbe, edit func(*facts.ProbeResult)) {
 	r := facts.ProbeResult{ID: p.ID, Address: p.Address}
 	if edit != nil {
 		edit(&r)
@@ -150,15 +150,15 @@ func (s *soleMachine) answerProbe(p AcquireProbe, edit func(*facts.ProbeResult))
 	s.step(ProbeFinished{r})
 }
 
-func TestProbeThatIsNotSentProvesNothing(t *testing.T) {
+func TestUnsentProbeDoesNotAllowTakingAddress(t *testing.T) {
 	s := newSoleMachine()
 	for range 3 {
-		s.answerProbe(awaitEffect[AcquireProbe](t, s), func(r *facts.ProbeResult) { r.NoFrameSent = true })
+		s.finishProbe(awaitEffect[AcquireProbe](t, s), func(r *facts.ProbeResult) { r.NoFrameSent = true })
 		if e, ok := findEffect[HoldAddress](s); ok {
 			t.Fatalf("the node answers on %+v, although no link could ask", e.Binding)
 		}
 	}
-	s.answerProbe(awaitEffect[AcquireProbe](t, s), nil)
+	s.finishProbe(awaitEffect[AcquireProbe](t, s), nil)
 	if e, ok := findEffect[HoldAddress](s); !ok || e.Binding.Address != firstIP {
 		t.Errorf("the effects are %+v, want that the node takes the address after a silent probe", s.effects)
 	}
@@ -168,7 +168,7 @@ func TestProbeThatIsNotSentProvesNothing(t *testing.T) {
 func newSoleHolder(t *testing.T) *soleMachine {
 	t.Helper()
 	s := newSoleMachine()
-	s.answerProbe(awaitEffect[AcquireProbe](t, s), nil)
+	s.finishProbe(awaitEffect[AcquireProbe](t, s), nil)
 	if e, ok := findEffect[HoldAddress](s); !ok || !slices.Equal(e.Binding.LinkIndexes, []int{1}) {
 		t.Fatalf("the effects are %+v, want that the node answers on link 1", s.effects)
 	}
@@ -179,7 +179,7 @@ func TestForeignHostKeepsItsAddress(t *testing.T) {
 	s := newSoleMachine()
 	reported := 0
 	for range 4 {
-		s.answerProbe(awaitEffect[AcquireProbe](t, s), func(r *facts.ProbeResult) { r.AnsweringMACs = []facts.MAC{{9}} })
+		s.finishProbe(awaitEffect[AcquireProbe](t, s), func(r *facts.ProbeResult) { r.AnsweringMACs = []facts.MAC{{9}} })
 		if e, ok := findEffect[Event](s); ok {
 			reported++
 			if e.Kind != EventForeignHostAnswers || !e.IsAnswerOfAnotherHost() || e.Address != firstIP || e.AnsweringMAC != (facts.MAC{9}) || !strings.Contains(e.Text, "outside of the cluster") {
@@ -214,7 +214,7 @@ func TestHolderReportsAForeignHost(t *testing.T) {
 	}
 }
 
-func TestHeldAddressFollowsItsLinks(t *testing.T) {
+func TestHeldAddressIsReboundWhenBidLinksChange(t *testing.T) {
 	s := newSoleHolder(t)
 	s.bidOnLinks(1, 2)
 	if e, ok := findEffect[HoldAddress](s); !ok || !slices.Equal(e.Binding.LinkIndexes, []int{1, 2}) {
@@ -226,9 +226,9 @@ func TestHeldAddressFollowsItsLinks(t *testing.T) {
 	}
 }
 
-// TestAddressOfNoServiceIsForgotten: the claim is kept at first, so that a healed partition does
-// not bring it back.
-func TestAddressOfNoServiceIsForgotten(t *testing.T) {
+// TestClaimIsForgottenAfterRetentionTimeout: the claim is kept at first, so that a healed partition
+// does not bring it back.
+func TestClaimIsForgottenAfterRetentionTimeout(t *testing.T) {
 	s := newSoleHolder(t)
 	s.step(BidsChanged{AddressesWithoutBid: []netip.Addr{firstIP}})
 	if e, ok := findEffect[DropAddress](s); !ok || e.Address != firstIP {
@@ -246,7 +246,7 @@ func TestAddressOfNoServiceIsForgotten(t *testing.T) {
 		t.Errorf("after half of the time %d claims are known, want both", n)
 	}
 	pass(claimRetentionTimeout + 2*claimBucketCount*time.Second)
-	wantClaims(t, "after the retention timeout", s.Machine)
+	checkKnownClaims(t, "after the retention timeout", s.Machine)
 	if s.ClaimsDigest() != NewMachine("a", 1, DefaultTiming(), testStart).ClaimsDigest() {
 		t.Error("the digest still contains the forgotten claims")
 	}

@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// writeModelState writes all that decides what the Machine does next.
-func (m *Machine) writeModelState(w io.Writer) {
+// writeStateForFingerprint writes all that decides what the Machine does next.
+func (m *Machine) writeStateForFingerprint(w io.Writer) {
 	since := func(t time.Time) time.Duration { return m.now.Sub(t) }
 	for _, ip := range modelAddresses {
 		a := m.addressesByIP[ip]
 		if a == nil {
 			continue
 		}
-		fmt.Fprint(w, a.highestKnownClaim, a.isHeld, a.isRechecking, a.countedForNode, since(a.nextWorkDueAt), a.queuePosition.IsQueued(), a.orphanClaim, since(a.orphanSince), since(a.conflictCheckedAt))
+		fmt.Fprint(w, a.highestKnownClaim, a.isHeld, a.isRechecking, a.countedForNode, since(a.nextWorkDueAt), a.queuePosition.IsQueued(), a.orphanClaim, since(a.orphanSince), since(a.lastConflictProbeAt))
 		if c := a.acquisition; c != nil {
 			fmt.Fprint(w, c.expectedTaker, c.isProbing, c.answeredProbeCount, c.nextProbeDelay, c.takeReason)
 		}
@@ -28,24 +28,24 @@ func (m *Machine) writeModelState(w io.Writer) {
 	}
 	l := m.lease
 	fmt.Fprint(w, l.isExpired, since(l.expiredAt), since(l.lastConfirmedAt), since(l.lastProbeAt))
-	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.addressesLeftToRecheck, l.nothingElseAnswers, m.mayHaveStaleMessages())
-	fmt.Fprint(w, m.memberNames, m.handoverRequested, m.acquisitionsAllowed, since(m.liveness.lastBeaconAt), m.syncRequests.lastID, m.probes.lastProbeID)
+	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.addressesLeftToRecheck, l.isNodeIsolated, m.mayHaveStaleMessages())
+	fmt.Fprint(w, m.memberNames, m.shutdownHandoverRequested, m.acquisitionsAllowed, since(m.liveness.lastBeaconAt), m.syncRequests.lastID, m.pendingProbes.lastProbeID)
 	for _, n := range slices.Sorted(maps.Keys(m.liveness.recordsByMember)) {
 		h := *m.liveness.recordsByMember[n]
-		fmt.Fprint(w, n, h.lastSeq, since(h.lastHeardAt), h.isSilent, since(h.silenceReportedAt), h.retractionsLeft)
-		fmt.Fprint(w, since(h.beaconHeardAt), h.beaconDelay.remaining(m.now), since(h.beaconDelay.observedAt))
-		fmt.Fprint(w, since(h.digestDiffersSince), since(h.syncRequestedAt), since(m.lastSyncAnswerByMember[n]))
+		fmt.Fprint(w, n, h.lastSeq, since(h.lastSignOfLifeAt), h.isSilent, since(h.silenceReportedAt), h.retractionsLeft)
+		fmt.Fprint(w, since(h.lastBeaconHeardAt), h.beaconDelay.currentDelay(m.now), since(h.beaconDelay.observedAt))
+		fmt.Fprint(w, since(h.digestDiffersSince), since(h.syncRequestedAt), since(m.lastSyncAnswerAtByMember[n]))
 	}
-	fmt.Fprint(w, m.liveness.witnessNoncesBySilentNode, m.liveness.deadRunNonceByNode, m.liveness.leavingNodes)
-	for _, n := range slices.Sorted(maps.Keys(m.liveness.confirmationDelayByNode)) {
-		fmt.Fprint(w, n, m.liveness.confirmationDelay(n, m.stepFacts()), since(m.liveness.confirmationDelayByNode[n].observedAt))
+	fmt.Fprint(w, m.liveness.reportedNoncesBySilentNode, m.liveness.deadRunNonceByNode, m.liveness.leavingNodes)
+	for _, n := range slices.Sorted(maps.Keys(m.liveness.deathConfirmationDelayByNode)) {
+		fmt.Fprint(w, n, m.liveness.deathConfirmationDelay(n, m.stepContext()), since(m.liveness.deathConfirmationDelayByNode[n].observedAt))
 	}
-	for _, n := range slices.Sorted(maps.Keys(m.liveness.witnessNoncesBySilentNode)) {
+	for _, n := range slices.Sorted(maps.Keys(m.liveness.reportedNoncesBySilentNode)) {
 		fmt.Fprint(w, since(m.liveness.suspectedSinceByNode[n]))
 	}
-	fmt.Fprint(w, m.liveness.ownDelay.remaining(m.now), since(m.liveness.ownDelay.observedAt))
+	fmt.Fprint(w, m.liveness.ownStepDelay.currentDelay(m.now), since(m.liveness.ownStepDelay.observedAt))
 	fmt.Fprint(w, since(m.liveness.lastReceivedAt), since(m.liveness.claimsChangedAt))
-	fmt.Fprint(w, m.liveness.connectedWitnesses, len(m.syncRequests.requestsByID))
+	fmt.Fprint(w, m.liveness.connectedWitnessesBySilentNode, len(m.syncRequests.requestsByID))
 }
 
 // modelScenario is a fault, and what must be true afterwards.
@@ -73,11 +73,11 @@ var modelScenarios = map[string]modelScenario{
 	})},
 	"a speaker stops": {startsWithHolders: true, choiceSlots: 40, maxHolderChangesPerAddress: 2, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		n.leaving = true
-		w.stepNode(n, HandoverRequested{})
+		w.stepNode(n, ShutdownHandoverRequested{})
 	})},
 	"a speaker stops and another one dies": {startsWithHolders: true, choiceSlots: 60, maxHolderChangesPerAddress: 4, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		n.leaving = true
-		w.stepNode(n, HandoverRequested{})
+		w.stepNode(n, ShutdownHandoverRequested{})
 		other := w.nodes[(n.id+1+w.choiceSource.choose(2))%3]
 		other.machine, other.heldAddresses = nil, nil
 	})},
@@ -134,9 +134,9 @@ func (s modelScenario) runOnce(t *testing.T, c *exhaustiveChooser, seen map[uint
 		var holders []string
 		for _, n := range w.nodes {
 			if w.isAnswering(n, a) {
-				holders = append(holders, modelName(n.id))
+				holders = append(holders, modelNodeName(n.id))
 				if n.leaving {
-					w.failRun("%s stopped and still answers for %s", modelName(n.id), a)
+					w.failRun("%s stopped and still answers for %s", modelNodeName(n.id), a)
 				}
 			}
 		}

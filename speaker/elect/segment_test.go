@@ -14,8 +14,8 @@ const (
 	probeBatchInterval = 10 * time.Millisecond
 )
 
-// nextProbeDelay returns when a node may send its next acquire probe.
-func (w *harness) nextProbeDelay(n *simNode) time.Duration {
+// pacedProbeDelay returns when a node may send its next acquire probe.
+func (w *clusterSimulation) pacedProbeDelay(n *simNode) time.Duration {
 	if n.probesInBatch == probesPerBatch {
 		n.probesInBatch, n.probeBatchAt = 0, n.probeBatchAt.Add(probeBatchInterval)
 	}
@@ -27,8 +27,8 @@ func (w *harness) nextProbeDelay(n *simNode) time.Duration {
 }
 
 // performAcquireProbe collects answers while the probe is open.
-func (w *harness) performAcquireProbe(n *simNode, e AcquireProbe) {
-	q, delay, m := &simProbe{prober: n, address: e.Address}, w.nextProbeDelay(n), n.machine
+func (w *clusterSimulation) performAcquireProbe(n *simNode, e AcquireProbe) {
+	q, delay, m := &simProbe{prober: n, address: e.Address}, w.pacedProbeDelay(n), n.machine
 	w.acquireProbeCount++
 	w.scheduleEvent(delay, func() {
 		w.openProbes = append(w.openProbes, q)
@@ -63,7 +63,7 @@ func (w *harness) performAcquireProbe(n *simNode, e AcquireProbe) {
 
 // deliverProbeFrameOnLAN delivers a request of a probe. On busy processors a node answers when its
 // reader gets a core.
-func (w *harness) deliverProbeFrameOnLAN(n *simNode, q *simProbe, e AcquireProbe) {
+func (w *clusterSimulation) deliverProbeFrameOnLAN(n *simNode, q *simProbe, e AcquireProbe) {
 	if w.processors == nil {
 		q.answeringMACs = append(q.answeringMACs, w.macsAnsweringOnLAN(n, e)...)
 		return
@@ -71,7 +71,7 @@ func (w *harness) deliverProbeFrameOnLAN(n *simNode, q *simProbe, e AcquireProbe
 	for _, name := range w.nodeNames {
 		o := w.nodesByName[name]
 		if o != n && o.heldAddresses[e.Address] {
-			w.processors.addWork(w.processors.readerByNode[o], answerCost, func() {
+			w.processors.addWork(w.processors.probeAnswerTaskByNode[o], probeAnswerCPUTime, func() {
 				if w.isAnswering(o, e.Address) {
 					q.answeringMACs = append(q.answeringMACs, o.mac)
 				}
@@ -81,7 +81,7 @@ func (w *harness) deliverProbeFrameOnLAN(n *simNode, q *simProbe, e AcquireProbe
 }
 
 // deliverAnnouncementOnLAN delivers the announcement of an address to all on the segment.
-func (w *harness) deliverAnnouncementOnLAN(n *simNode, a netip.Addr) {
+func (w *clusterSimulation) deliverAnnouncementOnLAN(n *simNode, a netip.Addr) {
 	w.scheduleEvent(100*time.Microsecond, func() {
 		if !w.isAnswering(n, a) {
 			return
@@ -101,14 +101,14 @@ func (w *harness) deliverAnnouncementOnLAN(n *simNode, a netip.Addr) {
 
 // isIsolatedOnLAN reports whether the node hears neither the gateway nor another node on the
 // segment.
-func (w *harness) isIsolatedOnLAN(name string) bool {
+func (w *clusterSimulation) isIsolatedOnLAN(name string) bool {
 	return w.lanPartitionByNode[name] != 0 && !slices.ContainsFunc(w.nodeNames, func(o string) bool {
 		return o != name && w.canHearOnLAN(name, o)
 	})
 }
 
 // macsAnsweringOnLAN returns the answers to a request of a probe.
-func (w *harness) macsAnsweringOnLAN(from *simNode, e AcquireProbe) []facts.MAC {
+func (w *clusterSimulation) macsAnsweringOnLAN(from *simNode, e AcquireProbe) []facts.MAC {
 	var out []facts.MAC
 	toAll := e.TargetMAC == facts.MAC{}
 	for _, name := range w.nodeNames {

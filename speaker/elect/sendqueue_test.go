@@ -3,7 +3,7 @@ package elect
 import "time"
 
 // transmitMessage delivers a message unless it is lost.
-func (w *harness) transmitMessage(n *simNode, e SendMessage) {
+func (w *clusterSimulation) transmitMessage(n *simNode, e SendMessage) {
 	to := w.nodesByName[e.To]
 	if !w.canGossip(n.name, e.To) || w.deafNodes[e.To] || w.random.Float64() < w.messageLossRate {
 		return
@@ -21,12 +21,12 @@ const simBulkMessageLimit = 1 << 15
 
 // queueMessage queues a message for a node that sends a limited number of them in a millisecond,
 // urgent ones first.
-func (w *harness) queueMessage(n *simNode, e SendMessage) {
+func (w *clusterSimulation) queueMessage(n *simNode, e SendMessage) {
 	switch {
 	case e.Priority == PriorityUrgent:
 		n.urgentMessages = append(n.urgentMessages, e)
-	case e.Priority == PriorityDirected:
-		n.directedMessages = append(n.directedMessages, e)
+	case e.Priority == PriorityNormal:
+		n.normalPriorityMessages = append(n.normalPriorityMessages, e)
 	case len(n.bulkMessages) < simBulkMessageLimit:
 		n.bulkMessages = append(n.bulkMessages, e)
 	}
@@ -36,21 +36,21 @@ func (w *harness) queueMessage(n *simNode, e SendMessage) {
 	}
 }
 
-func (w *harness) sendQueuedMessages(n *simNode) {
+func (w *clusterSimulation) sendQueuedMessages(n *simNode) {
 	for range w.messagesPerMillisecond {
 		switch {
 		case len(n.urgentMessages) > 0:
 			w.transmitMessage(n, n.urgentMessages[0])
 			n.urgentMessages = n.urgentMessages[1:]
-		case len(n.directedMessages) > 0:
-			w.transmitMessage(n, n.directedMessages[0])
-			n.directedMessages = n.directedMessages[1:]
+		case len(n.normalPriorityMessages) > 0:
+			w.transmitMessage(n, n.normalPriorityMessages[0])
+			n.normalPriorityMessages = n.normalPriorityMessages[1:]
 		case len(n.bulkMessages) > 0:
 			w.transmitMessage(n, n.bulkMessages[0])
 			n.bulkMessages = n.bulkMessages[1:]
 		}
 	}
-	if n.isSending = len(n.urgentMessages)+len(n.directedMessages)+len(n.bulkMessages) > 0; n.isSending {
+	if n.isSending = len(n.urgentMessages)+len(n.normalPriorityMessages)+len(n.bulkMessages) > 0; n.isSending {
 		w.scheduleEvent(time.Millisecond, func() { w.sendQueuedMessages(n) })
 	}
 }

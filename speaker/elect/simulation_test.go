@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// seedsPerProperty returns the number of seeds that each property is tried with.
-func seedsPerProperty() int64 {
+// seedCountPerTest returns the number of seeds that each property is tried with.
+func seedCountPerTest() int64 {
 	if testing.Short() {
 		return 3
 	}
@@ -17,17 +17,17 @@ func seedsPerProperty() int64 {
 
 // faultByScenarioName are faults of a few nodes. Each runs with many seeds, with and without loss
 // of messages.
-var faultByScenarioName = map[string]func(w *harness){
-	"all start at once and each address is taken": func(w *harness) {
+var faultByScenarioName = map[string]func(w *clusterSimulation){
+	"all start at once and each address is taken": func(w *clusterSimulation) {
 		w.runSimulationFor(2*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
-		w.requireOneHolderEach(3*time.Second, "start")
+		w.runThenRequireOneHolderEach(3*time.Second, "start")
 	},
-	"another node takes over within a second and keeps the address": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"another node takes over within a second and keeps the address": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		others := w.answeredAddressesByNode()
 		w.killSpeaker(old)
 		w.runSimulationFor(time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
-		next := w.requireOneHolderEach(time.Millisecond, "takeover")
+		next := w.runThenRequireOneHolderEach(time.Millisecond, "takeover")
 		for n, held := range others { // addresses of other nodes stay where they are
 			for _, a := range held {
 				if now := w.answeringNodes(a); n != old && now[0] != n {
@@ -38,14 +38,14 @@ var faultByScenarioName = map[string]func(w *harness){
 		w.runSimulationFor(10*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 		w.startSpeaker(old)
 		w.runSimulationFor(5*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
-		if got := w.requireOneHolderEach(time.Second, "return"); got != next {
+		if got := w.runThenRequireOneHolderEach(time.Second, "return"); got != next {
 			w.t.Errorf("%s came back and the address moved from %s to %s", old, next, got)
 		}
 	},
-	"a stopping speaker hands over without a gap": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"a stopping speaker hands over without a gap": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		one := w.newTwoHoldersCheck(handoverOverlapTimeout)
-		w.stepNode(w.nodesByName[old], HandoverRequested{})
+		w.stepNode(w.nodesByName[old], ShutdownHandoverRequested{})
 		w.runSimulationFor(3*time.Second, func() {
 			one()
 			if len(w.answeringNodes(w.addresses[0])) == 0 {
@@ -56,21 +56,21 @@ var faultByScenarioName = map[string]func(w *harness){
 			w.t.Error("the machine does not report the end of the handover")
 		}
 	},
-	"a node that may not hold the address any more hands it over": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"a node that may not hold the address any more hands it over": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		w.nodesByName[old].hasServingEndpoint = false
 		w.deliverBids()
 		w.runSimulationFor(2*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
-		if next := w.requireOneHolderEach(time.Second, "exclusion"); next == old {
+		if next := w.runThenRequireOneHolderEach(time.Second, "exclusion"); next == old {
 			w.t.Errorf("%s keeps the address that it may not hold", old)
 		}
 	},
-	"a holder whose endpoints end hands over when the proxy of another node is ready": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"a holder whose endpoints end hands over when the proxy of another node is ready": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		for _, n := range w.nodesByName {
-			n.isProxyLate = true
+			n.isServiceProxyLate = true
 		}
-		w.nodesByName[old].hasServingEndpoint, w.nodesByName[old].inGrace = false, true
+		w.nodesByName[old].hasServingEndpoint, w.nodesByName[old].inEndpointGracePeriod = false, true
 		w.deliverBids()
 		w.runSimulationFor(5*time.Second, w.newAlwaysAnsweredCheck())
 		if now := w.answeringNodes(w.addresses[0]); !slices.Contains(now, old) {
@@ -80,37 +80,37 @@ var faultByScenarioName = map[string]func(w *harness){
 		if ready == old {
 			ready = w.nodeNames[1]
 		}
-		w.nodesByName[ready].isProxyLate = false
+		w.nodesByName[ready].isServiceProxyLate = false
 		w.deliverBids()
 		w.runSimulationFor(time.Second, w.newAlwaysAnsweredCheck())
-		if next := w.requireOneHolderEach(time.Millisecond, "another node is ready"); next != ready {
+		if next := w.runThenRequireOneHolderEach(time.Millisecond, "another node is ready"); next != ready {
 			w.t.Errorf("%s answers, want %s, the only node that is ready", next, ready)
 		}
 	},
-	"a holder whose endpoints have ended releases the address": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"a holder whose endpoints have ended releases the address": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		for _, n := range w.nodesByName {
-			n.isProxyLate = true
+			n.isServiceProxyLate = true
 		}
-		w.nodesByName[old].hasServingEndpoint, w.nodesByName[old].inGrace = false, true
+		w.nodesByName[old].hasServingEndpoint, w.nodesByName[old].inEndpointGracePeriod = false, true
 		w.deliverBids()
 		w.runSimulationFor(time.Second, w.newAlwaysAnsweredCheck())
-		w.nodesByName[old].inGrace = false
+		w.nodesByName[old].inEndpointGracePeriod = false
 		w.deliverBids()
 		w.runSimulationFor(time.Second, nil)
 		if now := w.answeringNodes(w.addresses[0]); len(now) > 0 {
 			w.t.Errorf("%v answer although no node can serve", now)
 		}
 		for _, n := range w.nodesByName {
-			n.isProxyLate = false
+			n.isServiceProxyLate = false
 		}
 		w.deliverBids()
-		if next := w.requireOneHolderEach(time.Second, "the others are ready"); next == old {
+		if next := w.runThenRequireOneHolderEach(time.Second, "the others are ready"); next == old {
 			w.t.Errorf("%s answers without endpoints", old)
 		}
 	},
-	"a partition heals to one holder within a second": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"a partition heals to one holder within a second": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		w.cutOffNodes(1, old)
 		w.runSimulationFor(10*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 		var next string // on the side of the other nodes and the gateway
@@ -120,21 +120,21 @@ var faultByScenarioName = map[string]func(w *harness){
 			}
 		}
 		w.healCuts()
-		if now := w.requireOneHolderEach(time.Second, "healing"); now != next && w.messageLossRate == 0 {
+		if now := w.runThenRequireOneHolderEach(time.Second, "healing"); now != next && w.messageLossRate == 0 {
 			w.t.Errorf("%s took the address from %s, which had taken over and was alive", now, next)
 		}
 		w.runSimulationFor(5*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 	},
-	"a short cut heals to one holder": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"a short cut heals to one holder": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		w.cutOffNodes(1, old)
 		w.runSimulationFor(time.Duration(w.random.Intn(1500))*time.Millisecond, w.newTwoHoldersCheck(handoverOverlapTimeout))
 		w.healCuts()
 		w.runSimulationFor(time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
-		w.requireOneHolderEach(time.Millisecond, "healing")
+		w.runThenRequireOneHolderEach(time.Millisecond, "healing")
 	},
-	"blocked gossip alone makes no second holder": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"blocked gossip alone makes no second holder": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		part := []string{old}
 		if w.random.Intn(2) == 0 {
 			for _, n := range w.nodeNames[:len(w.nodeNames)/2] {
@@ -148,12 +148,12 @@ var faultByScenarioName = map[string]func(w *harness){
 		w.runSimulationFor(15*time.Second, w.newTwoHoldersCheck(0))
 		w.healCuts()
 		w.runSimulationFor(3*time.Second, w.newTwoHoldersCheck(0))
-		if got := w.requireOneHolderEach(time.Millisecond, "healing"); got != old || w.addressTakeCount != taken {
+		if got := w.runThenRequireOneHolderEach(time.Millisecond, "healing"); got != old || w.addressTakeCount != taken {
 			w.t.Errorf("%d addresses moved though every holder was alive, the first one from %s to %s", w.addressTakeCount-taken, old, got)
 		}
 	},
-	"a short pause changes nothing": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"a short pause changes nothing": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		taken := w.addressTakeCount
 		for range 5 {
 			w.pauseSpeaker(old, 100*time.Millisecond)
@@ -162,16 +162,16 @@ var faultByScenarioName = map[string]func(w *harness){
 		if w.messageLossRate == 0 && w.addressTakeCount != taken {
 			w.t.Errorf("pauses of 100 ms moved %d addresses", w.addressTakeCount-taken)
 		}
-		w.requireOneHolderEach(time.Second, "after the pause")
+		w.runThenRequireOneHolderEach(time.Second, "after the pause")
 	},
-	"a paused holder never answers together with its successor": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"a paused holder never answers together with its successor": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		w.pauseSpeaker(old, 200*time.Millisecond+time.Duration(w.random.Intn(2000))*time.Millisecond)
 		w.runSimulationFor(5*time.Second, w.newTwoHoldersCheck(0))
-		w.requireOneHolderEach(time.Second, "after the pause")
+		w.runThenRequireOneHolderEach(time.Second, "after the pause")
 	},
-	"a paused candidate takes nothing from the node that took over": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"a paused candidate takes nothing from the node that took over": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		w.killSpeaker(old)
 		one, paused := w.newTwoHoldersCheck(0), false
 		w.runSimulationFor(5*time.Second, func() {
@@ -183,16 +183,16 @@ var faultByScenarioName = map[string]func(w *harness){
 				}
 			}
 		})
-		w.requireOneHolderEach(time.Second, "after the pause")
+		w.runThenRequireOneHolderEach(time.Second, "after the pause")
 	},
-	"a paused candidate takes nothing that was offered to another node": func(w *harness) {
-		old := w.requireOneHolderEach(6*time.Second, "start")
+	"a paused candidate takes nothing that was offered to another node": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		m := w.nodesByName[old].machine
 		ranked := m.rankCandidates(m.addressesByIP[w.addresses[0]], func(string) bool { return false })
 		ranked = slices.DeleteFunc(ranked, func(s rankedCandidate) bool { return s.node == old })
 		paused := ranked[0].node
 		w.pauseSpeaker(paused, 201*time.Millisecond+time.Duration(w.random.Intn(800))*time.Millisecond)
-		w.stepNode(w.nodesByName[old], HandoverRequested{})
+		w.stepNode(w.nodesByName[old], ShutdownHandoverRequested{})
 		one := w.newTwoHoldersCheck(handoverOverlapTimeout)
 		w.runSimulationFor(5*time.Second, func() {
 			one()
@@ -202,10 +202,10 @@ var faultByScenarioName = map[string]func(w *harness){
 				}
 			}
 		})
-		w.requireOneHolderEach(time.Second, "after the pause")
+		w.runThenRequireOneHolderEach(time.Second, "after the pause")
 	},
-	"a deleted Service loses its address": func(w *harness) {
-		w.requireOneHolderEach(6*time.Second, "start")
+	"a deleted Service loses its address": func(w *clusterSimulation) {
+		w.runThenRequireOneHolderEach(6*time.Second, "start")
 		for _, name := range w.nodeNames {
 			w.stepNode(w.nodesByName[name], BidsChanged{AddressesWithoutBid: w.addresses})
 		}
@@ -219,7 +219,7 @@ var faultByScenarioName = map[string]func(w *harness){
 }
 
 // answeredAddressesByNode groups the addresses by the nodes that answer for them.
-func (w *harness) answeredAddressesByNode() map[string][]netip.Addr {
+func (w *clusterSimulation) answeredAddressesByNode() map[string][]netip.Addr {
 	out := map[string][]netip.Addr{}
 	for _, a := range w.addresses {
 		for _, n := range w.answeringNodes(a) {
@@ -233,14 +233,14 @@ func TestSimulatedFaultsNeverLeaveTwoHolders(t *testing.T) {
 	for name, scenario := range faultByScenarioName {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for seed := range seedsPerProperty() {
+			for seed := range seedCountPerTest() {
 				for _, loss := range []float64{0, 0.1} {
-					w := newHarness(t, seed, 3+int(seed%4), 1+int(seed%5))
+					w := newClusterSimulation(t, seed, 3+int(seed%4), 1+int(seed%5))
 					w.messageLossRate = loss
 					if seed%3 == 0 {
 						w.maxMessageDelay = 20 * time.Millisecond // messages overtake each other
 					}
-					w.startAll()
+					w.startAllSpeakers()
 					scenario(w)
 					if t.Failed() {
 						t.Fatalf("seed %d, loss %v", seed, loss)
@@ -257,14 +257,14 @@ func TestTakeoverTimeIn100Nodes(t *testing.T) {
 	}
 	var all []time.Duration
 	for seed := range int64(2) {
-		w := newHarness(t, seed, 100, 300)
+		w := newClusterSimulation(t, seed, 100, 300)
 		w.messageLossRate = 0.01
-		w.startAll()
-		w.requireOneHolderEach(6*time.Second, "start")
+		w.startAllSpeakers()
+		w.runThenRequireOneHolderEach(6*time.Second, "start")
 		for i := range 5 {
 			w.killSpeaker(w.nodeNames[(i*17+int(seed))%100])
 			w.runSimulationFor(time.Second, nil)
-			w.requireOneHolderEach(time.Millisecond, "takeover")
+			w.runThenRequireOneHolderEach(time.Millisecond, "takeover")
 		}
 		all = append(all, w.takeoverDelays...)
 		before := w.messageCount
@@ -290,26 +290,26 @@ func TestTwoHundredNodesSurviveACutAndFiveDeaths(t *testing.T) {
 	if testing.Short() {
 		t.Skip("200 nodes take ten seconds")
 	}
-	w := newHarness(t, 1, 200, 60)
+	w := newClusterSimulation(t, 1, 200, 60)
 	w.messageLossRate = 0.01
-	w.startAll()
-	w.requireOneHolderEach(3*time.Second, "start")
+	w.startAllSpeakers()
+	w.runThenRequireOneHolderEach(3*time.Second, "start")
 	w.cutOffNodes(1, w.nodeNames[:70]...)
 	w.runSimulationFor(6*time.Second, nil)
 	w.healCuts()
-	w.requireOneHolderEach(time.Second, "healing")
+	w.runThenRequireOneHolderEach(time.Second, "healing")
 	dead := w.nodeNames[20:25]
 	for _, n := range dead {
 		w.killSpeaker(n)
 	}
 	w.runSimulationFor(time.Second, nil)
-	w.requireOneHolderEach(time.Millisecond, "five deaths at once")
+	w.runThenRequireOneHolderEach(time.Millisecond, "five deaths at once")
 	for _, n := range dead {
 		w.startSpeaker(n)
 	}
 	taken := w.addressTakeCount
 	w.runSimulationFor(time.Second, nil)
-	w.requireOneHolderEach(time.Millisecond, "their return")
+	w.runThenRequireOneHolderEach(time.Millisecond, "their return")
 	if w.addressTakeCount != taken {
 		t.Errorf("%d addresses moved because nodes came back", w.addressTakeCount-taken)
 	}

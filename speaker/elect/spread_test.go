@@ -8,7 +8,7 @@ import (
 
 // requireEvenSpread fails if a node holds more than a tenth above its share, as the README
 // promises.
-func (w *harness) requireEvenSpread(what string, nodes int) {
+func (w *clusterSimulation) requireEvenSpread(what string, nodes int) {
 	w.t.Helper()
 	held := w.answeredAddressesByNode()
 	total := 0
@@ -30,10 +30,10 @@ func TestAddressesAreSpreadEvenly(t *testing.T) {
 	for _, c := range []struct{ nodes, addresses int }{{3, 5}, {4, 40}, {10, 100}, {20, 400}, {50, 1000}} {
 		t.Run(fmt.Sprintf("%d addresses over %d nodes", c.addresses, c.nodes), func(t *testing.T) {
 			t.Parallel()
-			w := newHarness(t, int64(c.nodes), c.nodes, c.addresses)
+			w := newClusterSimulation(t, int64(c.nodes), c.nodes, c.addresses)
 			w.allowRebalance = true
-			w.startAll()
-			w.requireOneHolderEach(6*time.Second, "start")
+			w.startAllSpeakers()
+			w.runThenRequireOneHolderEach(6*time.Second, "start")
 			w.requireEvenSpread("placed", c.nodes)
 
 			lost := w.nodeNames[c.nodes/2]
@@ -75,7 +75,7 @@ func TestAddressesAreSpreadEvenly(t *testing.T) {
 }
 
 // newAlwaysAnsweredCheck returns a check that fails when no node answers for an address.
-func (w *harness) newAlwaysAnsweredCheck() func() {
+func (w *clusterSimulation) newAlwaysAnsweredCheck() func() {
 	next := w.now
 	return func() {
 		if w.now.Before(next) { // the check is expensive for many addresses
@@ -91,11 +91,11 @@ func (w *harness) newAlwaysAnsweredCheck() func() {
 }
 
 func TestPreferredNodesHoldTheAddresses(t *testing.T) {
-	w := newHarness(t, 1, 6, 40)
+	w := newClusterSimulation(t, 1, 6, 40)
 	w.preferenceScoreByNode = map[string]int{"n002": 10, "n003": 10, "n005": 3}
 	w.allowRebalance = true
-	w.startAll()
-	w.requireOneHolderEach(6*time.Second, "start")
+	w.startAllSpeakers()
+	w.runThenRequireOneHolderEach(6*time.Second, "start")
 	only := func(when string, names ...string) {
 		t.Helper()
 		w.requireEvenSpread(when, len(names))
@@ -120,9 +120,9 @@ func TestPreferredNodesHoldTheAddresses(t *testing.T) {
 }
 
 func TestWithoutRebalanceHoldersKeepTheirAddresses(t *testing.T) {
-	w := newHarness(t, 2, 4, 20)
-	w.startAll()
-	w.requireOneHolderEach(6*time.Second, "start")
+	w := newClusterSimulation(t, 2, 4, 20)
+	w.startAllSpeakers()
+	w.runThenRequireOneHolderEach(6*time.Second, "start")
 	w.killSpeaker("n001")
 	w.runSimulationFor(7*time.Second, nil)
 	w.startSpeaker("n001")
@@ -137,10 +137,10 @@ func TestWithoutRebalanceHoldersKeepTheirAddresses(t *testing.T) {
 // of a Service.
 func TestAddressesOfOneServiceHaveDifferentHolders(t *testing.T) {
 	for seed := range int64(20) {
-		w := newHarness(t, seed, 4, 8)
+		w := newClusterSimulation(t, seed, 4, 8)
 		w.addressesPerService = 2
-		w.startAll()
-		w.requireOneHolderEach(6*time.Second, "start")
+		w.startAllSpeakers()
+		w.runThenRequireOneHolderEach(6*time.Second, "start")
 		for i := 0; i < len(w.addresses); i += 2 {
 			if x, y := w.answeringNodes(w.addresses[i]), w.answeringNodes(w.addresses[i+1]); x[0] == y[0] {
 				t.Errorf("seed %d: %s holds both addresses of one Service", seed, x[0])
@@ -152,10 +152,10 @@ func TestAddressesOfOneServiceHaveDifferentHolders(t *testing.T) {
 // TestTheFirstSpeakerOfAClusterDoesNotTakeEverything: when all speakers start within a second, each
 // gets its share.
 func TestTheFirstSpeakerOfAClusterDoesNotTakeEverything(t *testing.T) {
-	w := newHarness(t, 3, 4, 40)
+	w := newClusterSimulation(t, 3, 4, 40)
 	for i, n := range w.nodeNames {
 		w.scheduleEvent(time.Duration(i)*300*time.Millisecond, func() { w.startSpeaker(n) })
 	}
-	w.requireOneHolderEach(8*time.Second, "start")
+	w.runThenRequireOneHolderEach(8*time.Second, "start")
 	w.requireEvenSpread("after a staggered start", 4)
 }

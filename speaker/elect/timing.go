@@ -23,9 +23,9 @@ type Timing struct {
 	StartupWithoutMembersDelay time.Duration
 	// OfferTimeout is how long a holder waits for an answer to an offer.
 	OfferTimeout time.Duration
-	// GraceOfferInterval is the time between two rounds of offers while the endpoints here still
-	// serve and no other node is ready for the address.
-	GraceOfferInterval time.Duration
+	// GracePeriodOfferInterval is the time between two rounds of offers while the endpoints here
+	// still serve and no other node is ready for the address.
+	GracePeriodOfferInterval time.Duration
 	// FirstProbeRetryDelay is the first delay after a host answered an acquire probe.
 	FirstProbeRetryDelay time.Duration
 	// LeaseAfterLastBeaconTimeout bounds how long a holder may answer after its last beacon. It is
@@ -56,7 +56,7 @@ func DefaultTiming() Timing {
 		ProbeFrameInterval:                      30 * time.Millisecond,
 		StartupWithoutMembersDelay:              time.Second,
 		OfferTimeout:                            150 * time.Millisecond,
-		GraceOfferInterval:                      100 * time.Millisecond,
+		GracePeriodOfferInterval:                100 * time.Millisecond,
 		FirstProbeRetryDelay:                    250 * time.Millisecond,
 		LeaseAfterLastBeaconTimeout:             200 * time.Millisecond,
 		LeaseConfirmationTimeout:                300 * time.Millisecond,

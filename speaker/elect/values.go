@@ -42,22 +42,22 @@ type ConflictDetected struct{ Conflict facts.Conflict }
 // ClaimsRestored are the claims of the checkpoint. Every other source of claims is newer.
 type ClaimsRestored struct{ Claims []Claim }
 
-// HandoverRequested asks the Machine to hand over all addresses, because the speaker is about to
-// stop.
-type HandoverRequested struct{}
+// ShutdownHandoverRequested asks the Machine to hand over all addresses, because the speaker is
+// about to stop.
+type ShutdownHandoverRequested struct{}
 
 // TimePassed has no content: only the time of the step counts.
 type TimePassed struct{}
 
-func (BidsChanged) isInput()         {}
-func (MembersChanged) isInput()      {}
-func (MessageReceived) isInput()     {}
-func (RemoteStateReceived) isInput() {}
-func (ProbeFinished) isInput()       {}
-func (ConflictDetected) isInput()    {}
-func (ClaimsRestored) isInput()      {}
-func (HandoverRequested) isInput()   {}
-func (TimePassed) isInput()          {}
+func (BidsChanged) isInput()               {}
+func (MembersChanged) isInput()            {}
+func (MessageReceived) isInput()           {}
+func (RemoteStateReceived) isInput()       {}
+func (ProbeFinished) isInput()             {}
+func (ConflictDetected) isInput()          {}
+func (ClaimsRestored) isInput()            {}
+func (ShutdownHandoverRequested) isInput() {}
+func (TimePassed) isInput()                {}
 
 // Effect is an action that the Machine asks its caller to perform.
 type Effect interface{ isEffect() }
@@ -83,9 +83,9 @@ type Priority int
 
 // The priorities. Signs of life go first, so that no number of claims delays them.
 const (
-	PriorityBulk     Priority = iota // claims for all members
-	PriorityDirected                 // claims that one member waits for
-	PriorityUrgent                   // who lives
+	PriorityBulk   Priority = iota // claims for all members
+	PriorityNormal                 // claims that one member waits for
+	PriorityUrgent                 // who lives
 )
 
 // AcquireProbe asks on the segment whether a host answers for the address (RFC 5227 section 2.1).
@@ -110,15 +110,15 @@ type ReachabilityProbe struct {
 // RejoinGossip contacts the seeds at once.
 type RejoinGossip struct{}
 
-// HandoverFinished reports that nothing is held any more after HandoverRequested.
-type HandoverFinished struct{}
+// ShutdownHandoverFinished reports that nothing is held any more after ShutdownHandoverRequested.
+type ShutdownHandoverFinished struct{}
 
 // The kinds of Events. They are values of the metric label "event".
 const (
 	EventAddressTaken       = "Taken"    // this node holds the address now
 	EventAddressGivenUp     = "Given"    // this node gave the address up
 	EventForeignHostAnswers = "Conflict" // a host outside of the cluster answers for the address
-	EventStrayAnswer        = "Stray"    // a member answers for the address without a claim
+	EventAnswerWithoutClaim = "Stray"    // a member answers for the address without a claim
 )
 
 // Event is something that users may want to know.
@@ -127,7 +127,7 @@ type Event struct {
 	Address netip.Addr
 	// Reason is set for EventAddressTaken and EventAddressGivenUp.
 	Reason names.Reason
-	// the host that answers, for EventForeignHostAnswers and EventStrayAnswer
+	// the host that answers, for EventForeignHostAnswers and EventAnswerWithoutClaim
 	AnsweringMAC facts.MAC
 	Text         string
 	// FormerHolder is the node from which this node took the address; empty if there was none.
@@ -139,18 +139,18 @@ type Event struct {
 
 // IsAnswerOfAnotherHost reports whether another host answered for the address.
 func (e Event) IsAnswerOfAnotherHost() bool {
-	return e.Kind == EventForeignHostAnswers || e.Kind == EventStrayAnswer
+	return e.Kind == EventForeignHostAnswers || e.Kind == EventAnswerWithoutClaim
 }
 
-func (HoldAddress) isEffect()        {}
-func (DropAddress) isEffect()        {}
-func (RepeatAnnouncement) isEffect() {}
-func (SendMessage) isEffect()        {}
-func (AcquireProbe) isEffect()       {}
-func (ReachabilityProbe) isEffect()  {}
-func (RejoinGossip) isEffect()       {}
-func (HandoverFinished) isEffect()   {}
-func (Event) isEffect()              {}
+func (HoldAddress) isEffect()              {}
+func (DropAddress) isEffect()              {}
+func (RepeatAnnouncement) isEffect()       {}
+func (SendMessage) isEffect()              {}
+func (AcquireProbe) isEffect()             {}
+func (ReachabilityProbe) isEffect()        {}
+func (RejoinGossip) isEffect()             {}
+func (ShutdownHandoverFinished) isEffect() {}
+func (Event) isEffect()                    {}
 
 // Holder is the holder of an address, as far as this node knows.
 type Holder struct {

@@ -11,7 +11,7 @@ import (
 
 // newTestLivenessWatch returns the watch of node a in a cluster with the given other nodes, and the
 // facts of a step at the start.
-func newTestLivenessWatch(others ...string) (*livenessWatch, stepFacts) {
+func newTestLivenessWatch(others ...string) (*livenessWatch, stepContext) {
 	timing := DefaultTiming()
 	members := &membership{self: "a", nodesByMAC: map[facts.MAC]string{}}
 	var set facts.MemberSet
@@ -19,14 +19,14 @@ func newTestLivenessWatch(others ...string) (*livenessWatch, stepFacts) {
 		set.Members = append(set.Members, facts.Member{Name: n, RunNonce: 7})
 	}
 	members.replaceMembers(set, 1)
-	f := stepFacts{now: testStart, timing: &timing, members: members, nonce: 1, claimsDigest: 5}
+	f := stepContext{now: testStart, timing: &timing, members: members, runNonce: 1, claimsDigest: 5}
 	w := newLivenessWatch()
 	w.updateMembers(f)
 	return &w, f
 }
 
-// encodeTestBeacon is the content of a beacon after its header.
-func encodeTestBeacon(seq, digest uint64, flags byte) *messageReader {
+// newTestBeaconReader is the content of a beacon after its header.
+func newTestBeaconReader(seq, digest uint64, flags byte) *messageReader {
 	b := binary.AppendUvarint(encodeMessageHeader(NewestMessageFormat, kindBeacon), 7)
 	b = append(binary.AppendUvarint(binary.AppendUvarint(b, seq), digest), flags)
 	_, r := parseMessageHeader(b)
@@ -36,7 +36,7 @@ func encodeTestBeacon(seq, digest uint64, flags byte) *messageReader {
 // sortedMessageReceivers are the members that the messages of an outbox go to, sorted.
 func sortedMessageReceivers(o *outbox) []string {
 	var out []string
-	for _, m := range o.messages {
+	for _, m := range o.urgentMessages {
 		out = append(out, m.To)
 	}
 	slices.Sort(out)
@@ -46,10 +46,10 @@ func sortedMessageReceivers(o *outbox) []string {
 func TestLivenessWatchReportsSilentMember(t *testing.T) {
 	w, f := newTestLivenessWatch("b", "c")
 	var out outbox
-	w.handleBeacon("b", encodeTestBeacon(1, f.claimsDigest, 0), f, &out)
+	w.handleBeacon("b", newTestBeaconReader(1, f.claimsDigest, 0), f, &out)
 	f.now = testStart.Add(f.timing.SilenceTimeout - time.Millisecond)
-	if o := w.detectSilence(f, &out); len(o.nodesToProbe) != 0 || len(out.messages) != 0 {
-		t.Errorf("a member is reported before the timeout of its silence: %+v", out.messages)
+	if o := w.detectSilence(f, &out); len(o.nodesToProbe) != 0 || len(out.urgentMessages) != 0 {
+		t.Errorf("a member is reported before the timeout of its silence: %+v", out.urgentMessages)
 	}
 	f.now = testStart.Add(f.timing.SilenceTimeout)
 	if o := w.detectSilence(f, &out); !slices.Equal(o.nodesToProbe, []string{"b"}) {
@@ -65,7 +65,7 @@ func TestLivenessWatchReportsSilentMember(t *testing.T) {
 		t.Errorf("the silent node was last seen at %v, want the time of its last beacon", seen)
 	}
 	out.beginStep()
-	w.handleBeacon("b", encodeTestBeacon(2, f.claimsDigest, 0), f, &out)
+	w.handleBeacon("b", newTestBeaconReader(2, f.claimsDigest, 0), f, &out)
 	if got := sortedMessageReceivers(&out); !slices.Equal(got, []string{"c"}) {
 		t.Errorf("the end of the silence is reported to %v, want c", got)
 	}
@@ -80,10 +80,10 @@ func TestLivenessWatchCountsMissedBeacons(t *testing.T) {
 			t.Errorf("%s: %d beacons are missed, want %d", what, got, want)
 		}
 	}
-	w.handleBeacon("b", encodeTestBeacon(10, f.claimsDigest, 0), f, &out)
+	w.handleBeacon("b", newTestBeaconReader(10, f.claimsDigest, 0), f, &out)
 	expect("the first beacon of a member", 0)
 	f.now = f.now.Add(2 * f.timing.BeaconInterval)
-	w.handleBeacon("b", encodeTestBeacon(12, f.claimsDigest, 0), f, &out)
+	w.handleBeacon("b", newTestBeaconReader(12, f.claimsDigest, 0), f, &out)
 	expect("a lost beacon", 1)
 	f.now = f.now.Add(4 * f.timing.BeaconInterval)
 	w.detectSilence(f, &out)
@@ -91,29 +91,29 @@ func TestLivenessWatchCountsMissedBeacons(t *testing.T) {
 	f.now = f.now.Add(6 * f.timing.BeaconInterval)
 	w.detectSilence(f, &out)
 	expect("a silence of ten intervals", 11)
-	w.handleBeacon("b", encodeTestBeacon(22, f.claimsDigest, 0), f, &out)
+	w.handleBeacon("b", newTestBeaconReader(22, f.claimsDigest, 0), f, &out)
 	expect("the end of the silence", 11)
-	w.handleBeacon("b", encodeTestBeacon(21, f.claimsDigest, 0), f, &out)
+	w.handleBeacon("b", newTestBeaconReader(21, f.claimsDigest, 0), f, &out)
 	expect("a late beacon", 11)
 }
 
 func TestLivenessWatchDeclaresDeadAndAliveAgain(t *testing.T) {
 	w, f := newTestLivenessWatch("b", "c", "d")
-	report := func(from string, said byte) livenessOutcome {
+	report := func(from string, said byte) livenessActions {
 		_, r := parseMessageHeader(encodeSuspicionMessage("d", 7, said))
 		return w.handleSuspicion(from, r, f)
 	}
-	if o := report("b", suspicionUnverified); len(o.changedNodes) != 0 || !w.isAlive("d", f.members) {
+	if o := report("b", suspicionFromUncheckedWitness); len(o.nodesWithChangedLiveness) != 0 || !w.isAlive("d", f.members) {
 		t.Error("the report of one witness that may be cut off declares a node dead")
 	}
-	if o := report("c", suspicionUnverified); !slices.Equal(o.changedNodes, []string{"d"}) || w.isAlive("d", f.members) {
-		t.Errorf("two witnesses declare %v dead, want d", o.changedNodes)
+	if o := report("c", suspicionFromUncheckedWitness); !slices.Equal(o.nodesWithChangedLiveness, []string{"d"}) || w.isAlive("d", f.members) {
+		t.Errorf("two witnesses declare %v dead, want d", o.nodesWithChangedLiveness)
 	}
-	if o := report("b", suspicionRetracted); len(o.changedNodes) != 0 || w.isAlive("d", f.members) {
+	if o := report("b", suspicionRetracted); len(o.nodesWithChangedLiveness) != 0 || w.isAlive("d", f.members) {
 		t.Error("a dead node is alive again while a witness still hears nothing from it")
 	}
-	if o := report("c", suspicionRetracted); !slices.Equal(o.changedNodes, []string{"d"}) || !w.isAlive("d", f.members) {
-		t.Errorf("after both witnesses retracted, %v is alive again, want d", o.changedNodes)
+	if o := report("c", suspicionRetracted); !slices.Equal(o.nodesWithChangedLiveness, []string{"d"}) || !w.isAlive("d", f.members) {
+		t.Errorf("after both witnesses retracted, %v is alive again, want d", o.nodesWithChangedLiveness)
 	}
 	if !w.lastSeenAt("d").IsZero() {
 		t.Error("a node that is alive still has the time of its last sign of life before the silence")
@@ -134,7 +134,7 @@ func TestLivenessWatchAdoptsNodeWithDeadWatchers(t *testing.T) {
 			t.Errorf("this node asks %v, though a watcher of it is alive", o.membersToSync)
 		}
 		for _, witness := range f.members.otherMembers {
-			w.recordTestimony(n, witness, 7, true, f)
+			w.recordWitnessReport(n, witness, 7, true, f)
 		}
 	}
 	if o := w.findAdoptedNodesDueForSync(f); !slices.Equal(o.membersToSync, []string{node}) {
@@ -154,7 +154,7 @@ func TestLivenessWatchSyncsIfDigestStaysDifferent(t *testing.T) {
 	w, f := newTestLivenessWatch("b")
 	var out outbox
 	beacon := func(seq, digest uint64) []string {
-		return w.handleBeacon("b", encodeTestBeacon(seq, digest, flagAckRequested), f, &out).membersToSync
+		return w.handleBeacon("b", newTestBeaconReader(seq, digest, flagAckRequested), f, &out).membersToSync
 	}
 	if got := beacon(1, 9); len(got) != 0 {
 		t.Errorf("the first beacon with another digest makes this node ask %v: the claims may be on the way", got)
@@ -185,10 +185,10 @@ func TestLivenessWatchSendsBeaconsAndReadsAcks(t *testing.T) {
 	if next := w.nextDeadline(f); !next.Equal(testStart.Add(f.timing.BeaconInterval)) {
 		t.Errorf("the next deadline is %v, want the next beacon", next)
 	}
-	acknowledge := func(nonce, digest uint64, confirmedAt time.Time) (time.Time, livenessOutcome) {
+	acknowledge := func(nonce, digest uint64, confirmedAt time.Time) (time.Time, livenessActions) {
 		b := binary.AppendUvarint(encodeMessageHeader(NewestMessageFormat, kindBeaconAck), nonce)
 		_, r := parseMessageHeader(binary.AppendUvarint(binary.AppendUvarint(b, w.beaconSeq), digest))
-		return w.handleAck("b", r, f, confirmedAt)
+		return w.handleBeaconAck("b", r, f, confirmedAt)
 	}
 	if sent, _ := acknowledge(1, f.claimsDigest, time.Time{}); !sent.Equal(testStart) {
 		t.Errorf("the acknowledged beacon was sent at %v, want the start", sent)

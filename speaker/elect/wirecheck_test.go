@@ -11,7 +11,7 @@ import (
 
 // answerAllAddressesWithMACOf lets the network answer for all addresses with the Ethernet address
 // of a node.
-func (w *harness) answerAllAddressesWithMACOf(node string) {
+func (w *clusterSimulation) answerAllAddressesWithMACOf(node string) {
 	w.fabricAnswer = map[netip.Addr]facts.MAC{}
 	for _, a := range w.addresses {
 		w.fabricAnswer[a] = w.nodesByName[node].mac
@@ -21,25 +21,25 @@ func (w *harness) answerAllAddressesWithMACOf(node string) {
 // The network goes on to answer for a dead holder.
 func TestProxyARPForDeadHolderPreventsNoTakeover(t *testing.T) {
 	for seed := range int64(5) {
-		w := newHarness(t, seed, 5, 10)
-		w.startAll()
-		old := w.requireOneHolderEach(6*time.Second, "start")
+		w := newClusterSimulation(t, seed, 5, 10)
+		w.startAllSpeakers()
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		w.answerAllAddressesWithMACOf(old)
 		w.killSpeaker(old)
-		w.requireOneHolderEach(700*time.Millisecond, "the death of "+old)
-		if w.eventCounts[EventStrayAnswer] == 0 {
+		w.runThenRequireOneHolderEach(700*time.Millisecond, "the death of "+old)
+		if w.eventCounts[EventAnswerWithoutClaim] == 0 {
 			t.Error("nobody says that the network answers for the dead node")
 		}
-		w.requireOneHolderEach(20*time.Second, "the gossip gave it up")
+		w.runThenRequireOneHolderEach(20*time.Second, "the gossip gave it up")
 	}
 }
 
 // The network answers with the Ethernet address of a dead node, and the living holder sees that.
-func TestALivingHolderDoesNotYieldToADeadNode(t *testing.T) {
+func TestHolderKeepsAddressIfNetworkAnswersForDeadNode(t *testing.T) {
 	for seed := range int64(5) {
-		w := newHarness(t, seed, 5, 10)
-		w.startAll()
-		holder := w.requireOneHolderEach(6*time.Second, "start")
+		w := newClusterSimulation(t, seed, 5, 10)
+		w.startAllSpeakers()
+		holder := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		dead := w.nodeNames[0]
 		if dead == holder {
 			dead = w.nodeNames[1]
@@ -56,7 +56,7 @@ func TestALivingHolderDoesNotYieldToADeadNode(t *testing.T) {
 			}
 			w.runSimulationFor(500*time.Millisecond, nil)
 		}
-		w.requireOneHolderEach(time.Millisecond, "20 s of answers")
+		w.runThenRequireOneHolderEach(time.Millisecond, "20 s of answers")
 		if w.addressTakeCount > 0 {
 			t.Errorf("%d addresses moved", w.addressTakeCount)
 		}
@@ -64,7 +64,7 @@ func TestALivingHolderDoesNotYieldToADeadNode(t *testing.T) {
 }
 
 // A host outside of the cluster answers for an address that no node holds.
-func TestWireCheckDecidesIfForeignHostKeepsAddress(t *testing.T) {
+func TestWireCheckModeDecidesOnForeignHost(t *testing.T) {
 	for name, c := range map[string]struct {
 		check  intent.WireCheck
 		taken  bool

@@ -24,9 +24,9 @@ var hexOfVersion2MessageByName = map[string]string{
 	"delta":     "02080102230104c00002010162020500",
 }
 
-// newMachineAmongVersion2Members is node a, which knows the members b and c. They publish the given
+// newMachineAmongMembersOfFormat is node a, which knows the members b and c. They publish the given
 // version.
-func newMachineAmongVersion2Members(t *testing.T, format byte) *Machine {
+func newMachineAmongMembersOfFormat(t *testing.T, format byte) *Machine {
 	t.Helper()
 	m := NewMachine("a", 1, DefaultTiming(), testStart)
 	bid := intent.Bid{
@@ -34,7 +34,7 @@ func newMachineAmongVersion2Members(t *testing.T, format byte) *Machine {
 		Candidates: intent.NewCandidates(map[string]int{"a": 0, "b": 0}),
 	}
 	m.Step(testStart, BidsChanged{Bids: []intent.Bid{bid}}, MembersChanged{facts.MemberSet{Members: []facts.Member{
-		{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 2, MessageFormat: format}, {Name: "c", RunNonce: 3, MessageFormat: format},
+		{Name: "a", RunNonce: 1}, {Name: "b", RunNonce: 2, MaxMessageFormat: format}, {Name: "c", RunNonce: 3, MaxMessageFormat: format},
 	}}})
 	return m
 }
@@ -50,7 +50,7 @@ func decodeVersion2Message(t *testing.T, name string) []byte {
 
 func TestPreviousMessageFormatIsDecoded(t *testing.T) {
 	receive := func(t *testing.T, name string) (*Machine, []Effect) {
-		m := newMachineAmongVersion2Members(t, 0)
+		m := newMachineAmongMembersOfFormat(t, 0)
 		return m, m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: decodeVersion2Message(t, name)})
 	}
 	holderOf := func(m *Machine, ip string) string {
@@ -63,15 +63,15 @@ func TestPreviousMessageFormatIsDecoded(t *testing.T) {
 	}
 	t.Run("beacon", func(t *testing.T) {
 		m, effects := receive(t, "beacon")
-		if kinds := sentKinds(effects, "b"); !slices.Contains(kinds, kindBeaconAck) {
+		if kinds := messageKindsSentTo(effects, "b"); !slices.Contains(kinds, kindBeaconAck) {
 			t.Errorf("the answer to the beacon has the kinds %v, want an acknowledgement", kinds)
 		}
-		if h := m.liveness.recordsByMember["b"]; h == nil || !h.lastHeardAt.Equal(testStart.Add(60*time.Millisecond)) {
+		if h := m.liveness.recordsByMember["b"]; h == nil || !h.lastSignOfLifeAt.Equal(testStart.Add(60*time.Millisecond)) {
 			t.Errorf("the beacon is not heard: %+v", h)
 		}
 	})
 	t.Run("acknowledgement", func(t *testing.T) {
-		m := newMachineAmongVersion2Members(t, 0)
+		m := newMachineAmongMembersOfFormat(t, 0)
 		m.Step(testStart.Add(50*time.Millisecond), TimePassed{})
 		m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: decodeVersion2Message(t, "ack")})
 		if m.lease.lastConfirmedAt.IsZero() {
@@ -84,7 +84,7 @@ func TestPreviousMessageFormatIsDecoded(t *testing.T) {
 		}
 	})
 	t.Run("full state", func(t *testing.T) {
-		m := newMachineAmongVersion2Members(t, 0)
+		m := newMachineAmongMembersOfFormat(t, 0)
 		m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{decodeVersion2Message(t, "state")})
 		if len(m.Claims()) != 3 || !m.acquisitionsAllowed {
 			t.Errorf("the claims are %+v, acquisitions allowed: %v", m.Claims(), m.acquisitionsAllowed)
@@ -92,20 +92,20 @@ func TestPreviousMessageFormatIsDecoded(t *testing.T) {
 	})
 	t.Run("suspicion", func(t *testing.T) {
 		m, _ := receive(t, "suspicion")
-		if m.liveness.witnessNoncesBySilentNode["c"]["b"] != 3 || !m.liveness.isConnectedWitness("c", "b") {
+		if m.liveness.reportedNoncesBySilentNode["c"]["b"] != 3 || !m.liveness.isConnectedWitness("c", "b") {
 			t.Error("the report of the silent node is not read")
 		}
 	})
 	t.Run("offer", func(t *testing.T) {
-		m := newMachineAmongVersion2Members(t, 0)
+		m := newMachineAmongMembersOfFormat(t, 0)
 		m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{decodeVersion2Message(t, "state")})
 		effects := m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: decodeVersion2Message(t, "offer")})
-		if holderOf(m, "192.0.2.9") != "a" || !slices.Contains(sentKinds(effects, "b"), kindClaims) {
+		if holderOf(m, "192.0.2.9") != "a" || !slices.Contains(messageKindsSentTo(effects, "b"), kindClaims) {
 			t.Errorf("the offer is not taken: %+v", m.Holders())
 		}
 	})
 	t.Run("delta", func(t *testing.T) {
-		m := newMachineAmongVersion2Members(t, 0)
+		m := newMachineAmongMembersOfFormat(t, 0)
 		m.requestSync("b")
 		m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: decodeVersion2Message(t, "delta")})
 		if holderOf(m, "192.0.2.1") != "b" {
@@ -114,8 +114,8 @@ func TestPreviousMessageFormatIsDecoded(t *testing.T) {
 	})
 }
 
-// sentKinds returns the kinds of the messages to a member.
-func sentKinds(effects []Effect, to string) []byte {
+// messageKindsSentTo returns the kinds of the messages to a member.
+func messageKindsSentTo(effects []Effect, to string) []byte {
 	var out []byte
 	for _, e := range effects {
 		if s, ok := e.(SendMessage); ok && s.To == to {
@@ -127,7 +127,7 @@ func sentKinds(effects []Effect, to string) []byte {
 
 func TestNewestCommonMessageFormatIsSent(t *testing.T) {
 	for format, want := range map[byte]byte{0: 2, 2: 2, 3: 3, 9: NewestMessageFormat} {
-		m := newMachineAmongVersion2Members(t, format)
+		m := newMachineAmongMembersOfFormat(t, format)
 		var sent []byte
 		for _, e := range m.Step(testStart.Add(250*time.Millisecond), TimePassed{}) {
 			if s, ok := e.(SendMessage); ok {
@@ -171,10 +171,10 @@ func TestPreviousMessageFormatIsEncodedExactly(t *testing.T) {
 	if got := first(m.Step(testStart.Add(52*time.Millisecond), refused)); got != hexOfVersion2MessageByName["refusal"] {
 		t.Errorf("the refusal is %s, want %s", got, hexOfVersion2MessageByName["refusal"])
 	}
-	h := &beaconRecord{memberNonce: 3, isSilent: true, lastHeardAt: m.now.Add(-200 * time.Millisecond)}
+	h := &beaconRecord{memberNonce: 3, isSilent: true, lastSignOfLifeAt: m.now.Add(-200 * time.Millisecond)}
 	m.liveness.addConnectedWitness("c", "b")
 	m.outbox.beginStep()
-	m.liveness.broadcastSuspicion("c", h, m.stepFacts(), &m.outbox)
+	m.liveness.broadcastSuspicion("c", h, m.stepContext(), &m.outbox)
 	if got := first(m.outbox.orderedEffects(nil)); got != hexOfVersion2MessageByName["suspicion"] {
 		t.Errorf("the report of a silent node is %s, want %s", got, hexOfVersion2MessageByName["suspicion"])
 	}

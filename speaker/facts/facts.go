@@ -102,8 +102,8 @@ type SkippedLink struct {
 // LinkSet is links of the node, sorted by index.
 type LinkSet []Link
 
-// SplitByState returns the usable links and those that are down.
-func (s LinkSet) SplitByState() (usable, down LinkSet) {
+// SplitUsableAndDown returns the usable links and those that are down.
+func (s LinkSet) SplitUsableAndDown() (usable, down LinkSet) {
 	usable = LinkSet{}
 	for _, l := range s {
 		if l.IsDown {
@@ -133,11 +133,11 @@ type Member struct {
 	RunNonce uint64
 	// LinkMACs are the Ethernet addresses of the member's usable links.
 	LinkMACs []MAC
-	// MessageFormat is the highest version of the messages between speakers that the member reads;
-	// 0 if it does not say.
-	MessageFormat byte
+	// MaxMessageFormat is the highest version of the messages between speakers that the member
+	// reads; 0 if it does not say.
+	MaxMessageFormat byte
 	// Links describe the member's links; nil if they are not known.
-	Links *NodeLinks
+	Links *PublishedLinks
 }
 
 // MemberSet is all live members including this node, sorted by name.

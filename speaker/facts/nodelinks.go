@@ -6,9 +6,9 @@ import (
 	"slices"
 )
 
-// NodeLinks describe the links of a node as far as other nodes need it to judge whether the node
-// can answer for an address. They are immutable.
-type NodeLinks struct {
+// PublishedLinks describe the links of a node as far as other nodes need it to judge whether the
+// node can answer for an address. They are immutable.
+type PublishedLinks struct {
 	// RawSocketsDenied is set when the node may not open raw sockets, so that it can answer for no
 	// address.
 	RawSocketsDenied bool
@@ -16,11 +16,11 @@ type NodeLinks struct {
 	IsIncomplete bool
 	// HasIPv4 is set when a link of the node has an IPv4 address.
 	HasIPv4 bool
-	Links   []DescribedLink
+	Links   []PublishedLink
 }
 
-// DescribedLink is one link in NodeLinks.
-type DescribedLink struct {
+// PublishedLink is one link in PublishedLinks.
+type PublishedLink struct {
 	// NameHash is the LinkNameHash of the name.
 	NameHash uint32
 	// IsDown is set when the link is down or without carrier.
@@ -46,11 +46,11 @@ func LinkNameHash(name string) uint32 {
 	return (sum ^ sum>>24) & linkNameHashMask
 }
 
-// DescribeLinks describes the links of this node: the usable ones, and those that are down.
-func DescribeLinks(usable, down LinkSet) *NodeLinks {
-	out := &NodeLinks{}
+// NewPublishedLinks describes the links of this node: the usable ones, and those that are down.
+func NewPublishedLinks(usable, down LinkSet) *PublishedLinks {
+	out := &PublishedLinks{}
 	for _, l := range slices.Concat(usable, down) {
-		d := DescribedLink{
+		d := PublishedLink{
 			NameHash: LinkNameHash(l.Name), IsDown: l.IsDown, IsVirtualRouter: l.HasVirtualRouterMAC(),
 			CannotSendIPv4: l.CannotSendIPv4, CannotSendIPv6: l.CannotSendIPv6 || !l.hasIPv6Address(),
 		}
@@ -77,11 +77,11 @@ func (l Link) Subnets() []netip.Prefix {
 // HasFamilyOf reports whether the node has an address of the family of a. It may have an IPv4
 // address on a link that is not usable, such as the loopback: nodeAddresses are those that
 // Kubernetes knows of.
-func (n *NodeLinks) HasFamilyOf(a netip.Addr, nodeAddresses []netip.Addr) bool {
+func (n *PublishedLinks) HasFamilyOf(a netip.Addr, nodeAddresses []netip.Addr) bool {
 	if a.Is4() {
 		return n.HasIPv4 || len(nodeAddresses) == 0 || slices.ContainsFunc(nodeAddresses, netip.Addr.Is4)
 	}
-	return slices.ContainsFunc(n.Links, func(l DescribedLink) bool { return l.CanSendFamilyOf(a) })
+	return slices.ContainsFunc(n.Links, func(l PublishedLink) bool { return l.CanSendFamilyOf(a) })
 }
 
 // hasIPv6Address reports whether the link has an IPv6 address; a link-local one is enough. Without
@@ -98,7 +98,7 @@ func (l Link) HasVirtualRouterMAC() bool {
 }
 
 // CanSendFamilyOf reports whether the node can answer for the address on the link.
-func (d DescribedLink) CanSendFamilyOf(a netip.Addr) bool {
+func (d PublishedLink) CanSendFamilyOf(a netip.Addr) bool {
 	if a.Is4() {
 		return !d.CannotSendIPv4
 	}
@@ -106,23 +106,23 @@ func (d DescribedLink) CanSendFamilyOf(a netip.Addr) bool {
 }
 
 // HasName reports whether the link may have this name.
-func (d DescribedLink) HasName(name string) bool { return LinkNameHash(name) == d.NameHash }
+func (d PublishedLink) HasName(name string) bool { return LinkNameHash(name) == d.NameHash }
 
 // HasVirtualRouterMAC reports whether the Ethernet address belongs to a virtual router.
-func (d DescribedLink) HasVirtualRouterMAC() bool { return d.IsVirtualRouter }
+func (d PublishedLink) HasVirtualRouterMAC() bool { return d.IsVirtualRouter }
 
 // CoversAddress reports whether a subnet of the link covers the address.
-func (d DescribedLink) CoversAddress(a netip.Addr) bool {
+func (d PublishedLink) CoversAddress(a netip.Addr) bool {
 	return slices.ContainsFunc(d.Subnets, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // Equal reports whether both describe the same.
-func (n *NodeLinks) Equal(o *NodeLinks) bool {
+func (n *PublishedLinks) Equal(o *PublishedLinks) bool {
 	if n == nil || o == nil {
 		return n == o
 	}
 	return n.RawSocketsDenied == o.RawSocketsDenied && n.IsIncomplete == o.IsIncomplete && n.HasIPv4 == o.HasIPv4 &&
-		slices.EqualFunc(n.Links, o.Links, func(x, y DescribedLink) bool {
+		slices.EqualFunc(n.Links, o.Links, func(x, y PublishedLink) bool {
 			return x.NameHash == y.NameHash && x.IsDown == y.IsDown && x.IsVirtualRouter == y.IsVirtualRouter &&
 				x.CannotSendIPv4 == y.CannotSendIPv4 && x.CannotSendIPv6 == y.CannotSendIPv6 && slices.Equal(x.Subnets, y.Subnets)
 		})
@@ -132,8 +132,8 @@ func (n *NodeLinks) Equal(o *NodeLinks) bool {
 type PublishedNode struct {
 	// LinkMACs are the Ethernet addresses of its usable links, the most important ones first.
 	LinkMACs []MAC
-	// MessageFormat is the highest version of the messages between speakers that it reads.
-	MessageFormat byte
+	// MaxMessageFormat is the highest version of the messages between speakers that it reads.
+	MaxMessageFormat byte
 	// Links are nil until they are known.
-	Links *NodeLinks
+	Links *PublishedLinks
 }

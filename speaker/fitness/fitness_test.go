@@ -13,11 +13,11 @@ import (
 var testStart = time.Unix(1e9, 0)
 
 func TestSilentServiceProxyMakesNodeUnfit(t *testing.T) {
-	watched := ProxyOptions{IsWatched: true, SilenceTimeout: 30 * time.Second, BootedAt: testStart.Add(-time.Hour)}
+	watched := ServiceProxyOptions{IsHealthCheckUsed: true, SilenceTimeout: 30 * time.Second, NodeBootedAt: testStart.Add(-time.Hour)}
 	booted, answered, off := watched, watched, watched
-	booted.BootedAt, answered.HasAnsweredThisBoot, off.IsWatched, off.HasAnsweredThisBoot = testStart.Add(-10*time.Second), true, false, true
+	booted.NodeBootedAt, answered.HasAnsweredThisBoot, off.IsHealthCheckUsed, off.HasAnsweredThisBoot = testStart.Add(-10*time.Second), true, false, true
 	for name, tt := range map[string]struct {
-		options    ProxyOptions
+		options    ServiceProxyOptions
 		answersAt  []time.Duration
 		at         time.Duration
 		wantReason names.Reason
@@ -52,12 +52,12 @@ func TestSilentServiceProxyMakesNodeUnfit(t *testing.T) {
 
 func TestLinkWithoutAnswersIsSilent(t *testing.T) {
 	link := facts.Link{Index: 3, AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("192.0.2.5/24"), netip.MustParsePrefix("fe80::1/64")}}
-	j := NewJudge(ProxyOptions{})
+	j := NewJudge(ServiceProxyOptions{})
 	silentAt := func(at time.Duration) bool {
 		return j.JudgeFitness(testStart.Add(at)).IsOnSilentSubnet(netip.MustParseAddr("192.0.2.200"))
 	}
-	j.RecordLinkSilence(link, testStart)
-	j.RecordLinkSilence(link, testStart.Add(10*time.Second))
+	j.RecordUnansweredLinkProbes(link, testStart)
+	j.RecordUnansweredLinkProbes(link, testStart.Add(10*time.Second))
 	if silentAt(19 * time.Second) {
 		t.Error("the link is silent after less than the timeout")
 	}
@@ -68,7 +68,7 @@ func TestLinkWithoutAnswersIsSilent(t *testing.T) {
 	if silentAt(2 * time.Hour) {
 		t.Error("the link is silent after an answer")
 	}
-	j.RecordLinkSilence(link, testStart.Add(2*time.Hour))
+	j.RecordUnansweredLinkProbes(link, testStart.Add(2*time.Hour))
 	j.ForgetLinksExcept(nil)
 	if silentAt(3 * time.Hour) {
 		t.Error("a link without neighbours to probe is silent")
@@ -77,7 +77,7 @@ func TestLinkWithoutAnswersIsSilent(t *testing.T) {
 
 // TestProcessPauseDoesNotMakeNodeUnfit: a process that was paused has not asked meanwhile.
 func TestProcessPauseDoesNotMakeNodeUnfit(t *testing.T) {
-	j := NewJudge(ProxyOptions{IsWatched: true, SilenceTimeout: 30 * time.Second})
+	j := NewJudge(ServiceProxyOptions{IsHealthCheckUsed: true, SilenceTimeout: 30 * time.Second})
 	j.RecordProxyAnswer()
 	if f := j.JudgeFitness(testStart.Add(time.Hour)); !f.IsFit() {
 		t.Errorf("after a pause the node is unfit: %v", f)
@@ -87,12 +87,12 @@ func TestProcessPauseDoesNotMakeNodeUnfit(t *testing.T) {
 // TestMembersLearnFitness passes the messages of one node to the table of another one.
 func TestMembersLearnFitness(t *testing.T) {
 	unfit := facts.Fitness{IsDoubtful: true, NodeFault: string(names.ReasonServiceProxySilent), SilentPrefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
-	var a MemberNotifier
-	table, members := NewTable(), []string{"a", "b"}
+	var a FitnessNotifier
+	table, members := NewUnfitMembersTable(), []string{"a", "b"}
 	sent := 0
 	pass := func(from, until time.Duration, f facts.Fitness) map[string]facts.Fitness {
 		for at := from; at < until; at += time.Second {
-			if m := a.NextMessage(f, testStart.Add(at)); m != nil {
+			if m := a.DueMessage(f, testStart.Add(at)); m != nil {
 				sent++
 				if !IsFitnessMessage(m) {
 					t.Fatalf("%x is no message", m)
@@ -100,7 +100,7 @@ func TestMembersLearnFitness(t *testing.T) {
 				table.RecordMessage("a", m, testStart.Add(at))
 			}
 		}
-		return table.UnfitMembers(members, testStart.Add(until))
+		return table.UnfitOrDoubtfulMembers(members, testStart.Add(until))
 	}
 	if got := pass(0, time.Minute, facts.Fitness{}); sent > 0 || len(got) > 0 {
 		t.Errorf("a fit node sent %d messages: %v", sent, got)
@@ -112,11 +112,11 @@ func TestMembersLearnFitness(t *testing.T) {
 		t.Errorf("a node that is fit again is in the table: %v", got)
 	}
 	pass(3*time.Minute, 3*time.Minute+time.Second, unfit)
-	if got := table.UnfitMembers(members, testStart.Add(3*time.Minute+20*time.Second)); len(got) > 0 {
+	if got := table.UnfitOrDoubtfulMembers(members, testStart.Add(3*time.Minute+20*time.Second)); len(got) > 0 {
 		t.Errorf("a node that said nothing for 19 s is in the table: %v", got)
 	}
 	pass(4*time.Minute, 4*time.Minute+6*time.Second, unfit)
-	if got := table.UnfitMembers([]string{"b"}, testStart.Add(4*time.Minute+7*time.Second)); len(got) > 0 {
+	if got := table.UnfitOrDoubtfulMembers([]string{"b"}, testStart.Add(4*time.Minute+7*time.Second)); len(got) > 0 {
 		t.Errorf("a node that is no member is in the table: %v", got)
 	}
 	table.RecordMessage("a", []byte{fitnessMessageFirstByte, 200}, testStart)

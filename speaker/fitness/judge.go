@@ -31,35 +31,37 @@ const (
 	LinkProbeInterval = 10 * time.Second
 )
 
-// ProxyOptions configure what a Judge makes of the service proxy.
-type ProxyOptions struct {
-	// IsWatched is set if the health check of the service proxy counts.
-	IsWatched bool
+// ServiceProxyOptions configure what a Judge makes of the service proxy.
+type ServiceProxyOptions struct {
+	// IsHealthCheckUsed is set if the health check of the service proxy counts.
+	IsHealthCheckUsed bool
 	// SilenceTimeout is how long it must not have answered.
 	SilenceTimeout time.Duration
-	// BootedAt is when the node booted; zero if that is not known.
-	BootedAt time.Time
+	// NodeBootedAt is when the node booted; zero if that is not known.
+	NodeBootedAt time.Time
 	// HasAnsweredThisBoot is set if it answered an earlier speaker of this boot.
 	HasAnsweredThisBoot bool
 }
 
 // Judge decides whether this node is fit. It belongs to one goroutine.
 type Judge struct {
-	proxy ProxyOptions
+	proxy ServiceProxyOptions
 	// proxySilentSince is when the service proxy first gave no answer; zero if it answered last. A
 	// pause of this process therefore does not count as silence.
-	proxySilentSince time.Time
-	linkByIndex      map[int]*linkState // silent links
+	proxySilentSince  time.Time
+	silentLinkByIndex map[int]*silentLink // silent links
 }
 
-// linkState is what is known of a link whose last round of probes had no answer.
-type linkState struct {
+// silentLink is what is known of a link whose last round of probes had no answer.
+type silentLink struct {
 	prefixes    []netip.Prefix
 	silentSince time.Time // the first round without an answer
 }
 
 // NewJudge returns a Judge that knows nothing of this run of the speaker yet.
-func NewJudge(o ProxyOptions) *Judge { return &Judge{proxy: o, linkByIndex: map[int]*linkState{}} }
+func NewJudge(o ServiceProxyOptions) *Judge {
+	return &Judge{proxy: o, silentLinkByIndex: map[int]*silentLink{}}
+}
 
 // RecordProxyAnswer records that the service proxy answered that it works.
 func (j *Judge) RecordProxyAnswer() {
@@ -77,14 +79,14 @@ func (j *Judge) RecordProxySilence(now time.Time) {
 func (j *Judge) HasProxyAnswered() bool { return j.proxy.HasAnsweredThisBoot }
 
 // RecordLinkAnswer records that a neighbour answered on a link.
-func (j *Judge) RecordLinkAnswer(linkIndex int) { delete(j.linkByIndex, linkIndex) }
+func (j *Judge) RecordLinkAnswer(linkIndex int) { delete(j.silentLinkByIndex, linkIndex) }
 
-// RecordLinkSilence records that a round of probes on a link had no answer.
-func (j *Judge) RecordLinkSilence(link facts.Link, now time.Time) {
-	l := j.linkByIndex[link.Index]
+// RecordUnansweredLinkProbes records that a round of probes on a link had no answer.
+func (j *Judge) RecordUnansweredLinkProbes(link facts.Link, now time.Time) {
+	l := j.silentLinkByIndex[link.Index]
 	if l == nil {
-		l = &linkState{silentSince: now}
-		j.linkByIndex[link.Index] = l
+		l = &silentLink{silentSince: now}
+		j.silentLinkByIndex[link.Index] = l
 	}
 	l.prefixes = nil
 	for _, p := range link.AddressesWithPrefixLength {
@@ -96,15 +98,15 @@ func (j *Judge) RecordLinkSilence(link facts.Link, now time.Time) {
 
 // ForgetLinksExcept forgets all links but those with neighbours that can be probed.
 func (j *Judge) ForgetLinksExcept(indexes []int) {
-	maps.DeleteFunc(j.linkByIndex, func(index int, _ *linkState) bool { return !slices.Contains(indexes, index) })
+	maps.DeleteFunc(j.silentLinkByIndex, func(index int, _ *silentLink) bool { return !slices.Contains(indexes, index) })
 }
 
 // JudgeFitness returns the fitness of this node.
 func (j *Judge) JudgeFitness(now time.Time) facts.Fitness {
-	f := facts.Fitness{NodeFault: string(j.judgeProxy(now))}
+	f := facts.Fitness{NodeFault: string(j.proxyFaultReason(now))}
 	// before the service proxy of a node has answered, its silence says nothing
-	f.IsDoubtful = j.proxy.IsWatched && j.proxy.HasAnsweredThisBoot && !j.proxySilentSince.IsZero() && now.Sub(j.proxySilentSince) >= proxyDoubtfulDelay
-	for _, l := range j.linkByIndex {
+	f.IsDoubtful = j.proxy.IsHealthCheckUsed && j.proxy.HasAnsweredThisBoot && !j.proxySilentSince.IsZero() && now.Sub(j.proxySilentSince) >= proxyDoubtfulDelay
+	for _, l := range j.silentLinkByIndex {
 		f.IsDoubtful = true
 		if now.Sub(l.silentSince) >= linkSilenceTimeout {
 			f.SilentPrefixes = append(f.SilentPrefixes, l.prefixes...)
@@ -115,14 +117,14 @@ func (j *Judge) JudgeFitness(now time.Time) facts.Fitness {
 	return f
 }
 
-// judgeProxy returns what the service proxy makes the node unfit for, if anything.
-func (j *Judge) judgeProxy(now time.Time) names.Reason {
+// proxyFaultReason returns what the service proxy makes the node unfit for, if anything.
+func (j *Judge) proxyFaultReason(now time.Time) names.Reason {
 	switch {
-	case !j.proxy.IsWatched:
+	case !j.proxy.IsHealthCheckUsed:
 	case !j.proxy.HasAnsweredThisBoot:
 		// Not every service proxy has this health check. One that needs longer than the timeout
 		// counts as one without it.
-		if !j.proxy.BootedAt.IsZero() && now.Sub(j.proxy.BootedAt) < proxyStartTimeout {
+		if !j.proxy.NodeBootedAt.IsZero() && now.Sub(j.proxy.NodeBootedAt) < proxyStartTimeout {
 			return names.ReasonServiceProxyStarting
 		}
 	case !j.proxySilentSince.IsZero() && now.Sub(j.proxySilentSince) >= j.proxy.SilenceTimeout:

@@ -67,56 +67,59 @@ func decodeFitness(b []byte) (facts.Fitness, bool) {
 	return f, true
 }
 
-// MemberNotifier decides when this node tells the other members how fit it is.
-type MemberNotifier struct {
-	lastFitness facts.Fitness
-	lastSentAt  time.Time
-	repeatsLeft int
+// FitnessNotifier decides when this node tells the other members how fit it is.
+type FitnessNotifier struct {
+	lastFitness     facts.Fitness
+	lastSentAt      time.Time
+	fitMessagesLeft int
 }
 
-// NextMessage returns the message that is due, nil if there is none.
-func (a *MemberNotifier) NextMessage(f facts.Fitness, now time.Time) []byte {
+// DueMessage returns the message that is due, nil if there is none.
+func (a *FitnessNotifier) DueMessage(f facts.Fitness, now time.Time) []byte {
 	if !f.Equal(a.lastFitness) {
-		a.lastFitness, a.repeatsLeft = f, fitMessageRepeatCount
+		a.lastFitness, a.fitMessagesLeft = f, fitMessageRepeatCount
 	} else if now.Sub(a.lastSentAt) < UnfitMessageRepeatInterval {
 		return nil
 	}
 	if f.Equal(facts.Fitness{}) {
-		if a.repeatsLeft == 0 {
+		if a.fitMessagesLeft == 0 {
 			return nil
 		}
-		a.repeatsLeft--
+		a.fitMessagesLeft--
 	}
 	a.lastSentAt = now
 	return encodeFitness(f)
 }
 
-// Table has the unfit and the doubtful nodes among the other members. It belongs to one goroutine.
-type Table struct{ entryByNode map[string]tableEntry }
+// UnfitMembersTable has the unfit and the doubtful nodes among the other members. It belongs to one
+// goroutine.
+type UnfitMembersTable struct{ entryByNode map[string]unfitMember }
 
-type tableEntry struct {
+type unfitMember struct {
 	fitness facts.Fitness
 	endsAt  time.Time
 }
 
-// NewTable returns a Table in which every node is fit.
-func NewTable() *Table { return &Table{entryByNode: map[string]tableEntry{}} }
+// NewUnfitMembersTable returns a Table in which every node is fit.
+func NewUnfitMembersTable() *UnfitMembersTable {
+	return &UnfitMembersTable{entryByNode: map[string]unfitMember{}}
+}
 
 // RecordMessage records what a member says of itself.
-func (t *Table) RecordMessage(from string, payload []byte, now time.Time) {
+func (t *UnfitMembersTable) RecordMessage(from string, payload []byte, now time.Time) {
 	f, ok := decodeFitness(payload)
 	switch {
 	case !ok:
 	case f.Equal(facts.Fitness{}):
 		delete(t.entryByNode, from)
 	default:
-		t.entryByNode[from] = tableEntry{f, now.Add(unfitEntryTimeout)}
+		t.entryByNode[from] = unfitMember{f, now.Add(unfitEntryTimeout)}
 	}
 }
 
-// UnfitMembers returns the unfit and the doubtful ones of the members.
-func (t *Table) UnfitMembers(members []string, now time.Time) map[string]facts.Fitness {
-	maps.DeleteFunc(t.entryByNode, func(node string, e tableEntry) bool {
+// UnfitOrDoubtfulMembers returns the unfit and the doubtful ones of the members.
+func (t *UnfitMembersTable) UnfitOrDoubtfulMembers(members []string, now time.Time) map[string]facts.Fitness {
+	maps.DeleteFunc(t.entryByNode, func(node string, e unfitMember) bool {
 		return !now.Before(e.endsAt) || !slices.Contains(members, node)
 	})
 	out := make(map[string]facts.Fitness, len(t.entryByNode))

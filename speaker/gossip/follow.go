@@ -15,9 +15,9 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// ObserveNodeAddresses takes the internal addresses of this node in the Kubernetes API. It does not
-// block.
-func (m *LocalMember) ObserveNodeAddresses(internal []netip.Addr) {
+// SetObservedNodeAddresses takes the internal addresses of this node in the Kubernetes API. It does
+// not block.
+func (m *LocalMember) SetObservedNodeAddresses(internal []netip.Addr) {
 	m.addressChanges.Put(internal)
 }
 
@@ -43,7 +43,7 @@ func (m *LocalMember) FollowKeysAndNodeAddress(ctx context.Context) error {
 
 // errorIfNodeAddressChanged says whether the gossip address is still that of the node.
 func (m *LocalMember) errorIfNodeAddressChanged(internal []netip.Addr) error {
-	now := m.options.chooseAddress(internal)
+	now := m.options.chooseGossipAddress(internal)
 	if m.options.BindAddress != "" || !now.IsValid() || now == m.ListenAddress().Addr() {
 		return nil
 	}
@@ -54,17 +54,17 @@ func (m *LocalMember) errorIfNodeAddressChanged(internal []netip.Addr) error {
 func (m *LocalMember) applyKeys(keys [][]byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if slices.EqualFunc(keys, m.nodeState.GossipKeys, bytes.Equal) {
+	if slices.EqualFunc(keys, m.nodeStateToSave.GossipKeys, bytes.Equal) {
 		return
 	}
 	if err := m.SetGossipKeys(keys); err != nil {
 		m.options.Log.Error("using other gossip keys", "error", err)
 		return
 	}
-	m.nodeState.GossipKeys = keys
+	m.nodeStateToSave.GossipKeys = keys
 	m.options.Log.Info("the gossip keys changed", "keys", len(keys))
-	if m.hasCheckpoint {
-		m.options.Store.ReplaceStateToWrite(m.nodeState)
+	if m.hasAgentCheckpoint {
+		m.options.CheckpointStore.ReplaceStateToWrite(m.nodeStateToSave)
 	}
 }
 
@@ -84,7 +84,7 @@ func (m *LocalMember) watchKeys(ctx context.Context, keys chan<- [][]byte) {
 		var err error
 		if m.options.KeyFile != "" {
 			delay = keyFileReadInterval
-			err = m.sendKeys(ctx, keys, func() ([][]byte, error) { return readKeyFile(m.options.KeyFile) })
+			err = m.readAndSendKeys(ctx, keys, func() ([][]byte, error) { return readKeyFile(m.options.KeyFile) })
 		} else {
 			err = m.watchSecret(ctx, keys)
 		}
@@ -119,14 +119,14 @@ func (m *LocalMember) watchSecret(ctx context.Context, keys chan<- [][]byte) err
 			if !ok || e.Type == watch.Deleted { // without the Secret the last keys stay in use
 				continue
 			}
-			if err := m.sendKeys(ctx, keys, func() ([][]byte, error) { return keysOfSecret(s) }); err != nil {
+			if err := m.readAndSendKeys(ctx, keys, func() ([][]byte, error) { return keysOfSecret(s) }); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-func (m *LocalMember) sendKeys(ctx context.Context, keys chan<- [][]byte, read func() ([][]byte, error)) error {
+func (m *LocalMember) readAndSendKeys(ctx context.Context, keys chan<- [][]byte, read func() ([][]byte, error)) error {
 	k, err := read()
 	if err != nil {
 		return err

@@ -23,14 +23,14 @@ import (
 
 const testAwaitTimeout = time.Minute
 
-// openMember returns a member on loopback, whose keys are in a Secret.
-func openMember(t *testing.T, secret *corev1.Secret) (*LocalMember, *checkpoint.Store) {
+// openTestMember returns a member on loopback, whose keys are in a Secret.
+func openTestMember(t *testing.T, secret *corev1.Secret) (*LocalMember, *checkpoint.Store) {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	store := checkpoint.NewStore(t.TempDir(), log)
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "127.0.0.1"}}}}
-	m, err := Open(t.Context(), Options{
-		NodeName: "n1", Namespace: names.Namespace, API: fake.NewClientBuilder().WithObjects(secret, node).Build(), Store: store, Log: log,
+	m, err := OpenLocalMember(t.Context(), Options{
+		NodeName: "n1", Namespace: names.DefaultNamespace, API: fake.NewClientBuilder().WithObjects(secret, node).Build(), CheckpointStore: store, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -56,8 +56,8 @@ func runUntilCleanup(t *testing.T, run func(context.Context) error) {
 // TestChangedKeysAreUsedAndSaved: a speaker that starts again without the API server needs them.
 func TestChangedKeysAreUsedAndSaved(t *testing.T) {
 	first, second := []byte("the first key, 16 bytes or more"), []byte("the second key, 16 bytes or more")
-	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: names.GossipSecret}, Data: map[string][]byte{names.GossipKeySecretEntry: first}}
-	m, store := openMember(t, secret)
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: names.GossipSecret}, Data: map[string][]byte{names.GossipKeySecretEntry: first}}
+	m, store := openTestMember(t, secret)
 	runUntilCleanup(t, m.Run)
 	runUntilCleanup(t, m.FollowKeysAndNodeAddress)
 	runUntilCleanup(t, store.Run)
@@ -82,14 +82,14 @@ func TestChangedKeysAreUsedAndSaved(t *testing.T) {
 }
 
 func TestChangedNodeAddressEndsSpeaker(t *testing.T) {
-	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: names.GossipSecret}, Data: map[string][]byte{names.GossipKeySecretEntry: []byte("a key of 16 bytes or more")}}
-	m, _ := openMember(t, secret)
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: names.GossipSecret}, Data: map[string][]byte{names.GossipKeySecretEntry: []byte("a key of 16 bytes or more")}}
+	m, _ := openTestMember(t, secret)
 	runUntilCleanup(t, m.Run)
 	ended := make(chan error, 1)
 	go func() { ended <- m.FollowKeysAndNodeAddress(t.Context()) }()
-	m.ObserveNodeAddresses([]netip.Addr{netip.MustParseAddr("127.0.0.1")})
-	m.ObserveNodeAddresses(nil)
-	m.ObserveNodeAddresses([]netip.Addr{netip.MustParseAddr("192.0.2.9")})
+	m.SetObservedNodeAddresses([]netip.Addr{netip.MustParseAddr("127.0.0.1")})
+	m.SetObservedNodeAddresses(nil)
+	m.SetObservedNodeAddresses([]netip.Addr{netip.MustParseAddr("192.0.2.9")})
 	select {
 	case err := <-ended:
 		if err == nil || !strings.Contains(err.Error(), "192.0.2.9") {
@@ -100,7 +100,7 @@ func TestChangedNodeAddressEndsSpeaker(t *testing.T) {
 	}
 }
 
-func TestKeyFileIsFollowed(t *testing.T) {
+func TestWatchKeysReadsKeyFileAtStart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "key")
 	if err := os.WriteFile(path, []byte("a key of 16 bytes or more"), 0o600); err != nil {
 		t.Fatal(err)

@@ -38,14 +38,14 @@ type Options struct {
 	KeyFile string
 	// API reads and watches without a cache.
 	API client.WithWatch
-	// ClusterAddress is an address of the family that comes first in the cluster, the same on all
-	// nodes; invalid if it is not known.
-	ClusterAddress netip.Addr
-	// Store has the checkpoint of the last speaker, and saves that of this one.
-	Store *checkpoint.Store
-	// Scope is the part of the configuration that the speaker reads.
-	Scope configuration.ConfigurationScope
-	Log   *slog.Logger
+	// AddressOfClusterFirstFamily is an address of the family that comes first in the cluster, the
+	// same on all nodes; invalid if it is not known.
+	AddressOfClusterFirstFamily netip.Addr
+	// CheckpointStore has the checkpoint of the last speaker, and saves that of this one.
+	CheckpointStore *checkpoint.Store
+	// ConfigurationScope is the part of the configuration that the speaker reads.
+	ConfigurationScope configuration.ConfigurationScope
+	Log                *slog.Logger
 }
 
 // LocalMember is this node in the gossip.
@@ -53,13 +53,13 @@ type LocalMember struct {
 	*members.Members
 	options  Options
 	runNonce uint64
-	// nodeState is this run's own. It is saved, so that the next run can join the gossip again.
-	// savedNodeState is what an earlier run saved, nil without one.
-	// mu guards nodeState and hasCheckpoint.
-	mu             sync.Mutex
-	nodeState      checkpoint.SavedNodeState
-	savedNodeState *checkpoint.SavedNodeState
-	hasCheckpoint  bool // the agent has made one
+	// nodeStateToSave is this run's own. It is saved, so that the next run can join the gossip
+	// again. nodeStateOfPreviousRun is what an earlier run saved, nil without one. mu guards
+	// nodeStateToSave and hasAgentCheckpoint.
+	mu                     sync.Mutex
+	nodeStateToSave        checkpoint.SavedNodeState
+	nodeStateOfPreviousRun *checkpoint.SavedNodeState
+	hasAgentCheckpoint     bool // the agent has made one
 	// addressChanges delivers the internal addresses of the node, whenever they change.
 	addressChanges *latest.Value[[]netip.Addr]
 }
@@ -67,30 +67,30 @@ type LocalMember struct {
 // apiRequestWithSavedAnswerTimeout bounds a request to the API server if there is a saved answer.
 const apiRequestWithSavedAnswerTimeout = time.Second
 
-// Open waits for the gossip key and the address of this node, then opens the sockets. If the API
-// server is unreachable, it uses the saved ones. It returns nil if ctx ends first.
-func Open(ctx context.Context, o Options) (*LocalMember, error) {
+// OpenLocalMember waits for the gossip key and the address of this node, then opens the sockets. If
+// the API server is unreachable, it uses the saved ones. It returns nil if ctx ends first.
+func OpenLocalMember(ctx context.Context, o Options) (*LocalMember, error) {
 	var random [8]byte
 	if _, err := rand.Read(random[:]); err != nil {
 		return nil, fmt.Errorf("making a nonce: %w", err)
 	}
 	m := &LocalMember{
 		options: o, runNonce: binary.BigEndian.Uint64(random[:]),
-		nodeState:      checkpoint.SavedNodeState{NodeName: o.NodeName},
-		savedNodeState: o.Store.LoadState(o.NodeName), addressChanges: latest.NewValue[[]netip.Addr](),
+		nodeStateToSave:        checkpoint.SavedNodeState{NodeName: o.NodeName},
+		nodeStateOfPreviousRun: o.CheckpointStore.LoadState(o.NodeName), addressChanges: latest.NewValue[[]netip.Addr](),
 	}
-	err := retryUntilSuccess(ctx, o.Log, func() error { return m.findKeyAndAddress(ctx) })
+	err := retryUntilSuccess(ctx, o.Log, func() error { return m.findGossipKeysAndAddress(ctx) })
 	if err != nil || ctx.Err() != nil {
 		return nil, err
 	}
 	m.Members, err = members.New(members.Options{
-		NodeName: o.NodeName, RunNonce: m.runNonce, MessageFormat: elect.NewestMessageFormat, IsUrgent: elect.IsUrgentMessage, BindAddress: m.nodeState.GossipAddress, BindPort: o.BindPort,
-		GossipKeys: m.nodeState.GossipKeys, Now: time.Now, Log: o.Log,
+		NodeName: o.NodeName, RunNonce: m.runNonce, MessageFormat: elect.NewestMessageFormat, IsUrgent: elect.IsUrgentMessage, BindAddress: m.nodeStateToSave.GossipAddress, BindPort: o.BindPort,
+		GossipKeys: m.nodeStateToSave.GossipKeys, Now: time.Now, Log: o.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if saved := m.savedNodeState; saved != nil {
+	if saved := m.nodeStateOfPreviousRun; saved != nil {
 		var seeds []string
 		for _, a := range saved.MemberAddresses {
 			seeds = append(seeds, a.String())
@@ -103,21 +103,21 @@ func Open(ctx context.Context, o Options) (*LocalMember, error) {
 // RunNonce identifies this run of the process.
 func (m *LocalMember) RunNonce() uint64 { return m.runNonce }
 
-// findKeyAndAddress reads the key and the address from the API server. If that is unreachable, it
-// uses the saved ones.
-func (m *LocalMember) findKeyAndAddress(ctx context.Context) error {
-	saved := m.savedNodeState
+// findGossipKeysAndAddress reads the key and the address from the API server. If that is
+// unreachable, it uses the saved ones.
+func (m *LocalMember) findGossipKeysAndAddress(ctx context.Context) error {
+	saved := m.nodeStateOfPreviousRun
 	err := m.queryAPIWithOptionalTimeout(ctx, func(ctx context.Context) (err error) {
-		if m.nodeState.GossipKeys, err = m.options.readKeys(ctx); err != nil {
+		if m.nodeStateToSave.GossipKeys, err = m.options.readGossipKeys(ctx); err != nil {
 			return err
 		}
-		m.nodeState.GossipAddress, err = m.options.findAddress(ctx)
+		m.nodeStateToSave.GossipAddress, err = m.options.findGossipAddress(ctx)
 		return err
 	})
 	if err != nil && saved != nil && isAPIUnreachable(err) {
 		m.options.Log.Warn("the API server is unreachable: resuming from the checkpoint of this node's last speaker",
 			"error", err, "addresses", len(saved.BidsOfLastPlan))
-		m.nodeState.GossipKeys, m.nodeState.GossipAddress = saved.GossipKeys, saved.GossipAddress
+		m.nodeStateToSave.GossipKeys, m.nodeStateToSave.GossipAddress = saved.GossipKeys, saved.GossipAddress
 		return nil
 	}
 	return err
@@ -125,7 +125,7 @@ func (m *LocalMember) findKeyAndAddress(ctx context.Context) error {
 
 // queryAPIWithOptionalTimeout calls f, with a timeout if the answer was saved.
 func (m *LocalMember) queryAPIWithOptionalTimeout(ctx context.Context, f func(context.Context) error) error {
-	if m.savedNodeState != nil {
+	if m.nodeStateOfPreviousRun != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, apiRequestWithSavedAnswerTimeout)
 		defer cancel()
@@ -143,12 +143,12 @@ func isAPIUnreachable(err error) bool {
 // RestoredCheckpoint returns the saved checkpoint, nil without one. With BGP disabled it omits the
 // routes.
 func (m *LocalMember) RestoredCheckpoint() *agent.Checkpoint {
-	if m.savedNodeState == nil {
+	if m.nodeStateOfPreviousRun == nil {
 		return nil
 	}
-	c := m.savedNodeState.Checkpoint
-	if m.options.Scope.WithoutBGPKinds {
-		c.DesiredBGP = bgp.Desired{}
+	c := m.nodeStateOfPreviousRun.Checkpoint
+	if m.options.ConfigurationScope.WithoutBGPKinds {
+		c.DesiredBGP = bgp.DesiredState{}
 	}
 	return &c
 }
@@ -158,8 +158,8 @@ func (m *LocalMember) RestoredCheckpoint() *agent.Checkpoint {
 func (m *LocalMember) SaveCheckpoint(c agent.Checkpoint) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.nodeState.Checkpoint, m.hasCheckpoint = c, true
-	m.options.Store.ReplaceStateToWrite(m.nodeState)
+	m.nodeStateToSave.Checkpoint, m.hasAgentCheckpoint = c, true
+	m.options.CheckpointStore.ReplaceStateToWrite(m.nodeStateToSave)
 }
 
 // retryUntilSuccess calls f every half second until it succeeds or ctx ends. It logs each error

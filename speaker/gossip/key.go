@@ -23,8 +23,8 @@ type apiRequestError struct{ error }
 // Unwrap returns the error of the client.
 func (e apiRequestError) Unwrap() error { return e.error }
 
-// readKeys reads the gossip keys from their file or their Secret. The first one encrypts.
-func (o *Options) readKeys(ctx context.Context) ([][]byte, error) {
+// readGossipKeys reads the gossip keys from their file or their Secret. The first one encrypts.
+func (o *Options) readGossipKeys(ctx context.Context) ([][]byte, error) {
 	if o.KeyFile != "" {
 		return readKeyFile(o.KeyFile)
 	}
@@ -71,8 +71,8 @@ func keysOfSecret(s *corev1.Secret) ([][]byte, error) {
 	return keys, nil
 }
 
-// findAddress returns the address at which the other speakers reach this one.
-func (o *Options) findAddress(ctx context.Context) (netip.Addr, error) {
+// findGossipAddress returns the address at which the other speakers reach this one.
+func (o *Options) findGossipAddress(ctx context.Context) (netip.Addr, error) {
 	if o.BindAddress != "" {
 		return netip.ParseAddr(o.BindAddress)
 	}
@@ -81,18 +81,18 @@ func (o *Options) findAddress(ctx context.Context) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("reading the address of node %q (or set --gossip-bind-address): %w",
 			o.NodeName, apiRequestError{err})
 	}
-	if a := o.chooseAddress(view.FromNode(&n).InternalAddresses); a.IsValid() {
+	if a := o.chooseGossipAddress(view.FromNode(&n).InternalAddresses); a.IsValid() {
 		return a, nil
 	}
 	return netip.Addr{}, fmt.Errorf("node %q has no internal address: set --gossip-bind-address", o.NodeName)
 }
 
-// chooseAddress returns the first internal address of the cluster's first address family, so that
-// all speakers of a dual-stack cluster choose alike, in whatever order their nodes list the
+// chooseGossipAddress returns the first internal address of the cluster's first address family, so
+// that all speakers of a dual-stack cluster choose alike, in whatever order their nodes list the
 // addresses. A node without an address of this family uses another one.
-func (o *Options) chooseAddress(internal []netip.Addr) netip.Addr {
+func (o *Options) chooseGossipAddress(internal []netip.Addr) netip.Addr {
 	for _, a := range internal {
-		if !o.ClusterAddress.IsValid() || a.Is4() == o.ClusterAddress.Is4() {
+		if !o.AddressOfClusterFirstFamily.IsValid() || a.Is4() == o.AddressOfClusterFirstFamily.Is4() {
 			return a
 		}
 	}

@@ -19,14 +19,14 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// oneObjectReader reads the same Secret and the same Node for each name.
-type oneObjectReader struct {
+// fixedObjectsReader reads the same Secret and the same Node for each name.
+type fixedObjectsReader struct {
 	client.WithWatch
 	secret corev1.Secret
 	node   corev1.Node
 }
 
-func (r *oneObjectReader) Get(_ context.Context, _ client.ObjectKey, o client.Object, _ ...client.GetOption) error {
+func (r *fixedObjectsReader) Get(_ context.Context, _ client.ObjectKey, o client.Object, _ ...client.GetOption) error {
 	switch o := o.(type) {
 	case *corev1.Secret:
 		*o = r.secret
@@ -36,15 +36,15 @@ func (r *oneObjectReader) Get(_ context.Context, _ client.ObjectKey, o client.Ob
 	return nil
 }
 
-// wantText checks that an error has the text, or that there is no error for an empty text.
-func wantText(t *testing.T, err error, text string) {
+// checkErrorText checks that an error has the text, or that there is no error for an empty text.
+func checkErrorText(t *testing.T, err error, text string) {
 	t.Helper()
 	if (err == nil) != (text == "") || err != nil && !strings.Contains(err.Error(), text) {
 		t.Errorf("the error is %v, want one with %q", err, text)
 	}
 }
 
-func TestTheKeyComesFromTheFileOrTheSecret(t *testing.T) {
+func TestGossipKeyComesFromFileOrSecret(t *testing.T) {
 	key, other, third := bytes.Repeat([]byte("k"), 32), bytes.Repeat([]byte("n"), 32), bytes.Repeat([]byte("p"), 32)
 	for name, tt := range map[string]struct {
 		file, secret []byte
@@ -63,7 +63,7 @@ func TestTheKeyComesFromTheFileOrTheSecret(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			data := map[string][]byte{names.GossipKeySecretEntry: tt.secret}
-			o := Options{API: &oneObjectReader{secret: corev1.Secret{Data: data}}}
+			o := Options{API: &fixedObjectsReader{secret: corev1.Secret{Data: data}}}
 			write := func(suffix string, key []byte) {
 				if tt.file == nil {
 					data[names.GossipKeySecretEntry+suffix] = key
@@ -78,8 +78,8 @@ func TestTheKeyComesFromTheFileOrTheSecret(t *testing.T) {
 			for suffix, key := range tt.others {
 				write(suffix, key)
 			}
-			got, err := o.readKeys(t.Context())
-			wantText(t, err, tt.err)
+			got, err := o.readGossipKeys(t.Context())
+			checkErrorText(t, err, tt.err)
 			if err == nil && !slices.EqualFunc(got, tt.want, bytes.Equal) {
 				t.Errorf("the keys are %q, want %q", got, tt.want)
 			}
@@ -106,12 +106,12 @@ func TestGossipAddressIsOptionOrNodeAddress(t *testing.T) {
 		"a node without an address": {addresses: internal[:1], err: "--gossip-bind-address"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := Options{NodeName: "n1", BindAddress: tt.option, API: &oneObjectReader{node: corev1.Node{Status: corev1.NodeStatus{Addresses: tt.addresses}}}}
+			o := Options{NodeName: "n1", BindAddress: tt.option, API: &fixedObjectsReader{node: corev1.Node{Status: corev1.NodeStatus{Addresses: tt.addresses}}}}
 			if tt.cluster != "" {
-				o.ClusterAddress = netip.MustParseAddr(tt.cluster)
+				o.AddressOfClusterFirstFamily = netip.MustParseAddr(tt.cluster)
 			}
-			got, err := o.findAddress(t.Context())
-			wantText(t, err, tt.err)
+			got, err := o.findGossipAddress(t.Context())
+			checkErrorText(t, err, tt.err)
 			if err == nil && got.String() != tt.want {
 				t.Errorf("the address is %s, want %s", got, tt.want)
 			}
@@ -129,9 +129,9 @@ func (r *failingReader) Get(context.Context, client.ObjectKey, client.Object, ..
 	return r.err
 }
 
-// TestOnlyAnUnreachableAPIServerCounts has causes for which a saved key must not be used: the user
-// has to correct them.
-func TestOnlyAnUnreachableAPIServerCounts(t *testing.T) {
+// TestIsAPIUnreachableTellsRequestErrorsFromAnswers has causes for which a saved key must not be
+// used: the user has to correct them.
+func TestIsAPIUnreachableTellsRequestErrorsFromAnswers(t *testing.T) {
 	refused := &url.Error{Op: "Get", URL: "https://10.96.0.1:443/api", Err: errors.New("connection refused")}
 	short := filepath.Join(t.TempDir(), "key")
 	if err := os.WriteFile(short, []byte("short"), 0o600); err != nil {
@@ -145,12 +145,12 @@ func TestOnlyAnUnreachableAPIServerCounts(t *testing.T) {
 		"an expired time":      {Options{API: &failingReader{err: context.DeadlineExceeded}}, true},
 		"a missing Secret":     {Options{API: &failingReader{err: apierrors.NewNotFound(corev1.Resource("secrets"), "gantry-gossip")}}, false},
 		"a missing right":      {Options{API: &failingReader{err: apierrors.NewForbidden(corev1.Resource("secrets"), "gantry-gossip", nil)}}, false},
-		"a Secret without key": {Options{API: &oneObjectReader{}}, false},
+		"a Secret without key": {Options{API: &fixedObjectsReader{}}, false},
 		"a missing key file":   {Options{KeyFile: filepath.Join(t.TempDir(), "absent")}, false},
 		"a short key file":     {Options{KeyFile: short}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := tc.options.readKeys(t.Context())
+			_, err := tc.options.readGossipKeys(t.Context())
 			if got := isAPIUnreachable(err); got != tc.want {
 				t.Errorf("the API server counts as unreachable: %v, want %v, for the error %v", got, tc.want, err)
 			}

@@ -25,7 +25,7 @@ const maxRunningRequests = 8
 type Poller struct {
 	log          *slog.Logger
 	now          func() time.Time
-	ask          func(ctx context.Context, c intent.HealthCheck) answer
+	ask          func(ctx context.Context, c intent.HealthCheck) proxyAnswer
 	latestChecks *latest.Value[[]intent.HealthCheck]
 	results      chan []facts.HealthCheckResult
 }
@@ -35,7 +35,9 @@ func NewPoller(now func() time.Time, log *slog.Logger) *Poller {
 	client := newHTTPClient()
 	return &Poller{
 		log: log, now: now, latestChecks: latest.NewValue[[]intent.HealthCheck](), results: make(chan []facts.HealthCheckResult),
-		ask: func(ctx context.Context, c intent.HealthCheck) answer { return askFamilies(ctx, client, c) },
+		ask: func(ctx context.Context, c intent.HealthCheck) proxyAnswer {
+			return askProxyAboutAllFamilies(ctx, client, c)
+		},
 	}
 }
 
@@ -48,7 +50,7 @@ func (p *Poller) Results() <-chan []facts.HealthCheckResult { return p.results }
 // finishedRequest is a health check with its answer.
 type finishedRequest struct {
 	check  intent.HealthCheck
-	answer answer
+	answer proxyAnswer
 }
 
 // Run asks until ctx ends.
@@ -66,7 +68,7 @@ func (p *Poller) Run(ctx context.Context) error {
 	for {
 		now := p.now()
 		if running < maxRunningRequests && !now.Before(nextStartAt) {
-			if c, ok := queue.takeDue(now); ok {
+			if c, ok := queue.takeDueCheck(now); ok {
 				running++
 				nextStartAt = now.Add(minCheckStartInterval)
 				requests.Go(func() { finished <- finishedRequest{c, p.ask(ctx, c)} })
@@ -95,7 +97,7 @@ func (p *Poller) Run(ctx context.Context) error {
 				wasSilenceLogged = true
 				p.log.Info("no service proxy answers on the health check port of a Service: addresses with"+
 					" externalTrafficPolicy Local move after a fixed delay",
-					"service", r.Namespace+"/"+r.Name, "port", f.check.Port, "duration", proxySilenceTimeout)
+					"service", r.Namespace+"/"+r.Name, "port", f.check.HealthCheckNodePort, "duration", proxySilenceTimeout)
 			}
 		case out <- unread:
 			unread = nil

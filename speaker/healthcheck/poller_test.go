@@ -21,7 +21,7 @@ func TestPollerReportsEachService(t *testing.T) {
 		running, most := 0, 0
 		var log strings.Builder
 		p := NewPoller(time.Now, slog.New(slog.NewTextHandler(&log, nil)))
-		p.ask = func(_ context.Context, c intent.HealthCheck) answer {
+		p.ask = func(_ context.Context, c intent.HealthCheck) proxyAnswer {
 			mu.Lock()
 			running++
 			most = max(most, running)
@@ -31,9 +31,9 @@ func TestPollerReportsEachService(t *testing.T) {
 			defer mu.Unlock()
 			running--
 			if c.ID%2 == 0 {
-				return answerNone
+				return answerNoProxy
 			}
-			return answerKnown
+			return answerEndpointsKnown
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		var run sync.WaitGroup
@@ -44,7 +44,7 @@ func TestPollerReportsEachService(t *testing.T) {
 		})
 		var checks []intent.HealthCheck
 		for id := range uint64(100) {
-			checks = append(checks, intent.HealthCheck{ID: id, Namespace: "default", Name: fmt.Sprintf("web-%d", id), Port: 30000})
+			checks = append(checks, intent.HealthCheck{ID: id, ServiceNamespace: "default", ServiceName: fmt.Sprintf("web-%d", id), HealthCheckNodePort: 30000})
 		}
 		p.SetChecks(nil)
 		p.SetChecks(checks)

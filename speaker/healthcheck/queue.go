@@ -10,9 +10,9 @@ import (
 
 // checkQueue decides when to ask about which Service, and what the answers mean.
 type checkQueue struct {
-	pollByID map[uint64]*checkState
-	// due has the polls by the time at which they are due, then by age.
-	due *priorityqueue.Queue[*checkState]
+	checkStateByID map[uint64]*checkState
+	// checksByDueTime has the polls by the time at which they are due, then by age.
+	checksByDueTime *priorityqueue.Queue[*checkState]
 }
 
 // checkState is the state of one health check.
@@ -23,18 +23,18 @@ type checkState struct {
 	dueAt             time.Time
 	retryInterval     time.Duration
 	lastOutcome       facts.HealthCheckOutcome // zero before the first
-	// position is the place in the queue of due polls. A poll is in none while a request runs, and
-	// after the last one.
-	position priorityqueue.Position
+	// queuePosition is the place in the queue of due polls. A poll is in none while a request runs,
+	// and after the last one.
+	queuePosition priorityqueue.Position
 }
 
 func newCheckQueue() *checkQueue {
-	return &checkQueue{pollByID: map[uint64]*checkState{}, due: priorityqueue.NewQueue(func(x, y *checkState) bool {
+	return &checkQueue{checkStateByID: map[uint64]*checkState{}, checksByDueTime: priorityqueue.NewQueue(func(x, y *checkState) bool {
 		if !x.dueAt.Equal(y.dueAt) {
 			return x.dueAt.Before(y.dueAt)
 		}
 		return x.check.ID < y.check.ID
-	}, func(o *checkState) *priorityqueue.Position { return &o.position })}
+	}, func(o *checkState) *priorityqueue.Position { return &o.queuePosition })}
 }
 
 // setChecks replaces the health checks. New ones are due at once.
@@ -42,37 +42,37 @@ func (q *checkQueue) setChecks(checks []intent.HealthCheck, now time.Time) {
 	wanted := make(map[uint64]struct{}, len(checks))
 	for _, c := range checks {
 		wanted[c.ID] = struct{}{}
-		if q.pollByID[c.ID] == nil {
+		if q.checkStateByID[c.ID] == nil {
 			o := &checkState{check: c, dueAt: now, retryInterval: firstRetryInterval}
-			q.pollByID[c.ID] = o
-			q.due.Insert(o)
+			q.checkStateByID[c.ID] = o
+			q.checksByDueTime.Insert(o)
 		}
 	}
-	for id, o := range q.pollByID {
+	for id, o := range q.checkStateByID {
 		if _, ok := wanted[id]; ok {
 			continue
 		}
-		q.due.Remove(o)
-		delete(q.pollByID, id)
+		q.checksByDueTime.Remove(o)
+		delete(q.checkStateByID, id)
 	}
 }
 
 // nextDueDelay returns how long it is until the next health check is due. Without one, it is long.
 func (q *checkQueue) nextDueDelay(now time.Time) time.Duration {
-	first, ok := q.due.First()
+	first, ok := q.checksByDueTime.First()
 	if !ok {
 		return time.Hour
 	}
 	return first.dueAt.Sub(now)
 }
 
-// takeDue returns a health check that is due.
-func (q *checkQueue) takeDue(now time.Time) (intent.HealthCheck, bool) {
-	o, ok := q.due.First()
+// takeDueCheck returns a health check that is due.
+func (q *checkQueue) takeDueCheck(now time.Time) (intent.HealthCheck, bool) {
+	o, ok := q.checksByDueTime.First()
 	if !ok || o.dueAt.After(now) {
 		return intent.HealthCheck{}, false
 	}
-	q.due.Remove(o)
+	q.checksByDueTime.Remove(o)
 	if o.firstDueAt.IsZero() {
 		o.firstDueAt = now
 	}
@@ -81,8 +81,8 @@ func (q *checkQueue) takeDue(now time.Time) (intent.HealthCheck, bool) {
 
 // recordAnswer returns what the answer changes, if anything. If the outcome is not final, the
 // health check is due again.
-func (q *checkQueue) recordAnswer(c intent.HealthCheck, a answer, now time.Time) (facts.HealthCheckResult, bool) {
-	o := q.pollByID[c.ID]
+func (q *checkQueue) recordAnswer(c intent.HealthCheck, a proxyAnswer, now time.Time) (facts.HealthCheckResult, bool) {
+	o := q.checkStateByID[c.ID]
 	if o == nil { // not wanted any more
 		return facts.HealthCheckResult{}, false
 	}
@@ -93,12 +93,12 @@ func (q *checkQueue) recordAnswer(c intent.HealthCheck, a answer, now time.Time)
 	}
 	if !o.isFinal() {
 		if now.Sub(o.firstDueAt) > quickRetriesTimeout {
-			o.retryInterval = min(2*o.retryInterval, lastRetryInterval)
+			o.retryInterval = min(2*o.retryInterval, maxRetryInterval)
 		}
 		o.dueAt = now.Add(o.retryInterval)
-		q.due.Insert(o)
+		q.checksByDueTime.Insert(o)
 	}
-	return facts.HealthCheckResult{ID: c.ID, Namespace: c.Namespace, Name: c.Name, Outcome: outcome}, changed
+	return facts.HealthCheckResult{ID: c.ID, Namespace: c.ServiceNamespace, Name: c.ServiceName, Outcome: outcome}, changed
 }
 
 // isFinal says whether the last outcome needs no further request.
@@ -107,14 +107,14 @@ func (o *checkState) isFinal() bool {
 }
 
 // judgeAnswer returns the outcome of an answer; zero if it says nothing yet.
-func (o *checkState) judgeAnswer(a answer, now time.Time) facts.HealthCheckOutcome {
+func (o *checkState) judgeAnswer(a proxyAnswer, now time.Time) facts.HealthCheckOutcome {
 	switch a {
-	case answerKnown:
+	case answerEndpointsKnown:
 		return facts.EndpointsKnown
-	case answerUnknown:
+	case answerNoEndpoints:
 		o.lastProxyAnswerAt = now
 		return facts.EndpointsUnknown
-	case answerLate:
+	case answerTimedOut:
 		o.lastProxyAnswerAt = now
 		return 0
 	}

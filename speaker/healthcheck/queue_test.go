@@ -8,18 +8,18 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-var testStart = time.Unix(1e9, 0)
+var testStartTime = time.Unix(1e9, 0)
 
-// answerUntil repeats one health check, with the answers of the function, from one second to
-// another. It returns the number of requests, and the outcomes that the queue reports.
-func answerUntil(q *checkQueue, from, until time.Duration, answerAt func(time.Duration) answer) (requests int, outcomes []facts.HealthCheckOutcome) {
+// simulateCheckBetween repeats one health check, with the answers of the function, from one second
+// to another. It returns the number of requests, and the outcomes that the queue reports.
+func simulateCheckBetween(q *checkQueue, from, until time.Duration, answerAt func(time.Duration) proxyAnswer) (requests int, outcomes []facts.HealthCheckOutcome) {
 	for at := from; at < until; at += time.Millisecond {
-		c, ok := q.takeDue(testStart.Add(at))
+		c, ok := q.takeDueCheck(testStartTime.Add(at))
 		if !ok {
 			continue
 		}
 		requests++
-		if r, changed := q.recordAnswer(c, answerAt(at), testStart.Add(at)); changed {
+		if r, changed := q.recordAnswer(c, answerAt(at), testStartTime.Add(at)); changed {
 			outcomes = append(outcomes, r.Outcome)
 		}
 	}
@@ -28,15 +28,17 @@ func answerUntil(q *checkQueue, from, until time.Duration, answerAt func(time.Du
 
 func newQueueWithOneCheck() *checkQueue {
 	q := newCheckQueue()
-	q.setChecks([]intent.HealthCheck{{ID: 1, Namespace: "default", Name: "web", Port: 30000}}, testStart)
+	q.setChecks([]intent.HealthCheck{{ID: 1, ServiceNamespace: "default", ServiceName: "web", HealthCheckNodePort: 30000}}, testStartTime)
 	return q
 }
 
-func TestOutcomes(t *testing.T) {
+func TestAnswersLeadToOutcomes(t *testing.T) {
 	const known, unknown, silent = facts.EndpointsKnown, facts.EndpointsUnknown, facts.ProxySilent
-	always := func(a answer) func(time.Duration) answer { return func(time.Duration) answer { return a } }
-	firstThen := func(first answer, change time.Duration, then answer) func(time.Duration) answer {
-		return func(at time.Duration) answer {
+	always := func(a proxyAnswer) func(time.Duration) proxyAnswer {
+		return func(time.Duration) proxyAnswer { return a }
+	}
+	firstThen := func(first proxyAnswer, change time.Duration, then proxyAnswer) func(time.Duration) proxyAnswer {
+		return func(at time.Duration) proxyAnswer {
 			if at < change {
 				return first
 			}
@@ -44,21 +46,21 @@ func TestOutcomes(t *testing.T) {
 		}
 	}
 	for name, tt := range map[string]struct {
-		answerAt func(time.Duration) answer
+		answerAt func(time.Duration) proxyAnswer
 		duration time.Duration
 		want     []facts.HealthCheckOutcome
 	}{
-		"known at once":                                 {always(answerKnown), time.Minute, []facts.HealthCheckOutcome{known}},
-		"known later":                                   {firstThen(answerUnknown, 5*time.Second, answerKnown), time.Minute, []facts.HealthCheckOutcome{unknown, known}},
-		"never known":                                   {always(answerUnknown), time.Hour, []facts.HealthCheckOutcome{unknown}},
-		"a closed port":                                 {always(answerNone), time.Minute, []facts.HealthCheckOutcome{silent}},
-		"a port that opens in time":                     {firstThen(answerNone, time.Second, answerKnown), time.Minute, []facts.HealthCheckOutcome{known}},
-		"a proxy that needs long for an answer":         {firstThen(answerLate, 20*time.Second, answerKnown), time.Minute, []facts.HealthCheckOutcome{known}},
-		"a proxy that restarts":                         {firstThen(answerUnknown, time.Second, answerNone), 20 * time.Second, []facts.HealthCheckOutcome{unknown}},
-		"a proxy that is replaced by one of other kind": {firstThen(answerUnknown, time.Second, answerNone), time.Minute, []facts.HealthCheckOutcome{unknown, silent}},
+		"known at once":                                 {always(answerEndpointsKnown), time.Minute, []facts.HealthCheckOutcome{known}},
+		"known later":                                   {firstThen(answerNoEndpoints, 5*time.Second, answerEndpointsKnown), time.Minute, []facts.HealthCheckOutcome{unknown, known}},
+		"never known":                                   {always(answerNoEndpoints), time.Hour, []facts.HealthCheckOutcome{unknown}},
+		"a closed port":                                 {always(answerNoProxy), time.Minute, []facts.HealthCheckOutcome{silent}},
+		"a port that opens in time":                     {firstThen(answerNoProxy, time.Second, answerEndpointsKnown), time.Minute, []facts.HealthCheckOutcome{known}},
+		"a proxy that needs long for an answer":         {firstThen(answerTimedOut, 20*time.Second, answerEndpointsKnown), time.Minute, []facts.HealthCheckOutcome{known}},
+		"a proxy that restarts":                         {firstThen(answerNoEndpoints, time.Second, answerNoProxy), 20 * time.Second, []facts.HealthCheckOutcome{unknown}},
+		"a proxy that is replaced by one of other kind": {firstThen(answerNoEndpoints, time.Second, answerNoProxy), time.Minute, []facts.HealthCheckOutcome{unknown, silent}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, got := answerUntil(newQueueWithOneCheck(), 0, tt.duration, tt.answerAt)
+			_, got := simulateCheckBetween(newQueueWithOneCheck(), 0, tt.duration, tt.answerAt)
 			if len(got) != len(tt.want) {
 				t.Fatalf("the outcomes are %v, want %v", got, tt.want)
 			}
@@ -71,21 +73,21 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
-// TestChecksBecomeRareWithoutEndpoints counts the requests about a Service that the proxy never
-// learns of.
-func TestChecksBecomeRareWithoutEndpoints(t *testing.T) {
+// TestHealthChecksOfUnknownServiceBecomeRare counts the requests about a Service that the proxy
+// never learns of.
+func TestHealthChecksOfUnknownServiceBecomeRare(t *testing.T) {
 	q := newQueueWithOneCheck()
-	unknown := func(time.Duration) answer { return answerUnknown }
-	first, _ := answerUntil(q, 0, time.Second, unknown)
+	unknown := func(time.Duration) proxyAnswer { return answerNoEndpoints }
+	first, _ := simulateCheckBetween(q, 0, time.Second, unknown)
 	if first < 15 {
 		t.Errorf("%d requests in the first second, want enough for a quick move", first)
 	}
-	answerUntil(q, time.Second, time.Minute, unknown)
-	if later, _ := answerUntil(q, time.Minute, 2*time.Minute, unknown); later < 30 || later > 61 {
+	simulateCheckBetween(q, time.Second, time.Minute, unknown)
+	if later, _ := simulateCheckBetween(q, time.Minute, 2*time.Minute, unknown); later < 30 || later > 61 {
 		t.Errorf("%d requests in the second minute, want about one per second", later)
 	}
-	q.setChecks(nil, testStart.Add(2*time.Minute))
-	if after, _ := answerUntil(q, 2*time.Minute, 3*time.Minute, unknown); after > 0 {
+	q.setChecks(nil, testStartTime.Add(2*time.Minute))
+	if after, _ := simulateCheckBetween(q, 2*time.Minute, 3*time.Minute, unknown); after > 0 {
 		t.Errorf("%d requests for a health check that nothing needs", after)
 	}
 }
@@ -94,15 +96,15 @@ func TestChecksBecomeRareWithoutEndpoints(t *testing.T) {
 // runs.
 func TestAnAnswerForAnEarlierCheckIsIgnored(t *testing.T) {
 	q := newQueueWithOneCheck()
-	c, _ := q.takeDue(testStart)
-	now := testStart.Add(time.Millisecond)
+	c, _ := q.takeDueCheck(testStartTime)
+	now := testStartTime.Add(time.Millisecond)
 	next := c
 	next.ID++
 	q.setChecks([]intent.HealthCheck{next}, now)
-	if r, changed := q.recordAnswer(c, answerKnown, now); changed {
+	if r, changed := q.recordAnswer(c, answerEndpointsKnown, now); changed {
 		t.Errorf("the answer for an earlier health check gives %v", r)
 	}
-	if got, ok := q.takeDue(now); !ok || got != next {
+	if got, ok := q.takeDueCheck(now); !ok || got != next {
 		t.Errorf("next is %v, want %v", got, next)
 	}
 }

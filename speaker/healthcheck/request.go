@@ -14,20 +14,20 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// answer is what a request says.
-type answer uint8
+// proxyAnswer is what a request says.
+type proxyAnswer uint8
 
 // The answers, in the order in which they count: of those of two families, the lower one is that of
 // both.
 const (
-	// answerUnknown: the proxy knows no endpoint here.
-	answerUnknown answer = iota + 1
-	// answerLate: the port is open, and no answer came in time.
-	answerLate
-	// answerNone: the port is closed, or not that of a service proxy.
-	answerNone
-	// answerKnown: the proxy knows an endpoint here.
-	answerKnown
+	// answerNoEndpoints: the proxy knows no endpoint here.
+	answerNoEndpoints proxyAnswer = iota + 1
+	// answerTimedOut: the port is open, and no answer came in time.
+	answerTimedOut
+	// answerNoProxy: the port is closed, or not that of a service proxy.
+	answerNoProxy
+	// answerEndpointsKnown: the proxy knows an endpoint here.
+	answerEndpointsKnown
 )
 
 // requestTimeout bounds a request to one address.
@@ -46,30 +46,31 @@ func newHTTPClient() *http.Client {
 	}
 }
 
-// askFamilies asks about each family of the Service.
-func askFamilies(ctx context.Context, client *http.Client, c intent.HealthCheck) answer {
-	if c.Port == 0 {
-		return answerNone
+// askProxyAboutAllFamilies asks about each family of the Service.
+func askProxyAboutAllFamilies(ctx context.Context, client *http.Client, c intent.HealthCheck) proxyAnswer {
+	if c.HealthCheckNodePort == 0 {
+		return answerNoProxy
 	}
-	out := answerKnown
-	for _, node := range []netip.Addr{c.IPv4, c.IPv6} {
+	out := answerEndpointsKnown
+	for _, node := range []netip.Addr{c.NodeIPv4, c.NodeIPv6} {
 		if node.IsValid() {
-			out = min(out, askFamily(ctx, client, c, node))
+			out = min(out, askAtNodeAddressThenLoopback(ctx, client, c, node))
 		}
 	}
 	return out
 }
 
-// askFamily asks at the address of the node, and then at the loopback address. kube-proxy listens
-// on all addresses of the node, or only on those that its nodePortAddresses contain.
-func askFamily(ctx context.Context, client *http.Client, c intent.HealthCheck, node netip.Addr) answer {
+// askAtNodeAddressThenLoopback asks at the address of the node, and then at the loopback address.
+// kube-proxy listens on all addresses of the node, or only on those that its nodePortAddresses
+// contain.
+func askAtNodeAddressThenLoopback(ctx context.Context, client *http.Client, c intent.HealthCheck, node netip.Addr) proxyAnswer {
 	loopback := netip.IPv6Loopback()
 	if node.Is4() {
 		loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
-	out := askAddress(ctx, client, c, node)
-	if out == answerNone && node != loopback {
-		out = askAddress(ctx, client, c, loopback)
+	out := askProxyAtAddress(ctx, client, c, node)
+	if out == answerNoProxy && node != loopback {
+		out = askProxyAtAddress(ctx, client, c, loopback)
 	}
 	return out
 }
@@ -80,38 +81,38 @@ type healthBody struct {
 	LocalEndpoints *int
 }
 
-// askAddress asks at one address. The status of the answer does not matter: kube-proxy also
+// askProxyAtAddress asks at one address. The status of the answer does not matter: kube-proxy also
 // answers 503 while its node is being deleted, or while it does not count as healthy itself.
-func askAddress(ctx context.Context, client *http.Client, c intent.HealthCheck, at netip.Addr) answer {
-	url := "http://" + netip.AddrPortFrom(at, c.Port).String() + "/"
+func askProxyAtAddress(ctx context.Context, client *http.Client, c intent.HealthCheck, at netip.Addr) proxyAnswer {
+	url := "http://" + netip.AddrPortFrom(at, c.HealthCheckNodePort).String() + "/"
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
-		return answerNone
+		return answerNoProxy
 	}
 	response, err := client.Do(request)
 	if err != nil {
 		if dial := (*net.OpError)(nil); errors.As(err, &dial) && dial.Op == "dial" {
-			return answerNone
+			return answerNoProxy
 		}
-		return answerLate
+		return answerTimedOut
 	}
 	defer func() { _ = response.Body.Close() }()
 	raw, err := io.ReadAll(io.LimitReader(response.Body, maxBodyBytes))
 	if err != nil {
-		return answerLate
+		return answerTimedOut
 	}
 	var body healthBody
 	if json.Unmarshal(raw, &body) != nil || body.LocalEndpoints == nil {
 		// some proxies answer only by the header
 		n, err := strconv.Atoi(response.Header.Get("X-Load-Balancing-Endpoint-Weight"))
 		if err != nil {
-			return answerNone
+			return answerNoProxy
 		}
 		body.LocalEndpoints = &n
 	}
-	isOther := body.Service.Name != "" && (body.Service.Namespace != c.Namespace || body.Service.Name != c.Name)
+	isOther := body.Service.Name != "" && (body.Service.Namespace != c.ServiceNamespace || body.Service.Name != c.ServiceName)
 	if isOther || *body.LocalEndpoints < 1 { // another Service had the port until now
-		return answerUnknown
+		return answerNoEndpoints
 	}
-	return answerKnown
+	return answerEndpointsKnown
 }

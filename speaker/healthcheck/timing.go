@@ -10,9 +10,9 @@ const (
 	// waits for the answer.
 	firstRetryInterval = 50 * time.Millisecond
 	// quickRetriesTimeout is how long it stays so. Then the interval doubles, up to
-	// lastRetryInterval.
+	// maxRetryInterval.
 	quickRetriesTimeout = 3 * time.Second
-	lastRetryInterval   = time.Second
+	maxRetryInterval    = time.Second
 	// proxySilenceTimeout is how long after the first request nothing must have answered before the
 	// proxy counts as one that does not answer health checks. A kube-proxy of the usual
 	// configuration writes its rules about once a second.

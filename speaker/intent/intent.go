@@ -103,11 +103,12 @@ type Binding struct {
 type HealthCheck struct {
 	// ID is different for each time that the question comes up, also for one Service.
 	ID uint64
-	// Namespace and Name are those of the Service.
-	Namespace, Name string
-	// Port is the Service's healthCheckNodePort; 0 if it has none, so that nothing answers.
-	Port uint16
-	// IPv4 and IPv6 are this node's addresses at which to ask. A service proxy treats each family
-	// on its own. An address is invalid if the Service has none of the family.
-	IPv4, IPv6 netip.Addr
+	// ServiceNamespace and ServiceName are those of the Service.
+	ServiceNamespace, ServiceName string
+	// HealthCheckNodePort is the Service's healthCheckNodePort; 0 if it has none, so that nothing
+	// answers.
+	HealthCheckNodePort uint16
+	// NodeIPv4 and NodeIPv6 are this node's addresses at which to ask. A service proxy treats each
+	// family on its own. An address is invalid if the Service has none of the family.
+	NodeIPv4, NodeIPv6 netip.Addr
 }

@@ -42,15 +42,18 @@ type Peer struct {
 	// Password is the one of TCP MD5 (RFC 2385), at most 80 bytes; empty for none. It must not be
 	// written anywhere.
 	Password string `json:"-"`
-	// Blocked is why no session is tried, such as a missing Secret. The zero value does not block.
-	Blocked names.Explanation
+	// BlockedExplanation is why no session is tried, such as a missing Secret. The zero value does
+	// not block.
+	BlockedExplanation names.Explanation `json:"Blocked"`
 	// Multihop allows an external router to be several hops away.
 	Multihop bool
 	// MaxHops, when not 0, is the largest number of hops to the router, checked by TTL
 	// (GTSM, RFC 5082).
 	MaxHops uint8 `json:"Hops"`
-	// IPv4 and IPv6 are set when the session carries routes of the family.
-	IPv4, IPv6 bool
+	// CarriesIPv4Routes and CarriesIPv6Routes are set when the session carries routes of the
+	// family.
+	CarriesIPv4Routes bool `json:"IPv4"`
+	CarriesIPv6Routes bool `json:"IPv6"`
 	// NoMultiprotocol omits the multiprotocol capability (RFC 4760).
 	NoMultiprotocol bool
 	// GracefulRestart asks the router to keep the routes for RestartTime while the speaker restarts
@@ -129,9 +132,9 @@ type Attributes struct {
 	Communities         []uint32
 	LargeCommunities    [][3]uint32 `json:"Large"`
 	ExtendedCommunities [][8]byte   `json:"Extended"`
-	// Bandwidth is the bandwidth of the link in bytes per second. A router may use it to weigh
-	// equal routes. 0 sends none.
-	Bandwidth uint64
+	// LinkBandwidthBytesPerSecond is the bandwidth of the link in bytes per second. A router may
+	// use it to weigh equal routes. 0 sends none.
+	LinkBandwidthBytesPerSecond uint64 `json:"Bandwidth"`
 }
 
 // maxCommunityBytes is how many bytes of communities a route may have, as in package
@@ -147,7 +150,7 @@ func (a Attributes) HasTooManyCommunities() bool {
 // Equal reports whether two Attributes are the same.
 func (a Attributes) Equal(b Attributes) bool {
 	return a.LocalPref == b.LocalPref && a.MED == b.MED && a.HasMED == b.HasMED &&
-		a.PrependCount == b.PrependCount && a.Bandwidth == b.Bandwidth &&
+		a.PrependCount == b.PrependCount && a.LinkBandwidthBytesPerSecond == b.LinkBandwidthBytesPerSecond &&
 		slices.Equal(a.Communities, b.Communities) &&
 		slices.Equal(a.LargeCommunities, b.LargeCommunities) &&
 		slices.Equal(a.ExtendedCommunities, b.ExtendedCommunities)

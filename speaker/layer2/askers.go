@@ -84,12 +84,12 @@ func (n *AskerCache) ForgetLink(link int) {
 // scheduleNotices schedules two notices to each host that asked for an address.
 func (e *Engine) scheduleNotices(a netip.Addr, l facts.Link) {
 	now := e.now()
-	e.notices.scheduleNotices(AddressOnLink{a, l.Index}, e.askers.GatewaysAndAskersToNotify(a, l, now), now)
+	e.unicastNotices.scheduleNotices(AddressOnLink{a, l.Index}, e.askers.GatewaysAndAskersToNotify(a, l, now), now)
 }
 
 // sendDueNotices sends the notices that are due, and returns when the next one is due.
 func (e *Engine) sendDueNotices(now time.Time) time.Time {
-	due, next := e.notices.TakeDue(now)
+	due, next := e.unicastNotices.TakeDue(now)
 	for _, n := range due {
 		e.sendNotice(n)
 	}
@@ -133,8 +133,8 @@ type recentRequest struct {
 }
 
 const (
-	// repeatedRequestInterval is how long a repeated request is dropped.
-	repeatedRequestInterval = time.Minute
+	// repeatedRequestDropTimeout is how long a repeated request is dropped.
+	repeatedRequestDropTimeout = time.Minute
 	// recordedRequestsPerSecondLimit is how many requests are passed on per second.
 	recordedRequestsPerSecondLimit = 1000
 )
@@ -143,7 +143,7 @@ const (
 func (s *askerRequestFilter) shouldPassToAskerCache(f ARPOrNDPFrame, now time.Time) bool {
 	b := f.TargetIP.As16()
 	slot := &s.recentRequests[(uint(b[15])|uint(b[14])<<8^uint(f.SenderMAC[5])<<2^uint(f.SenderMAC[4])<<5)%uint(len(s.recentRequests))]
-	if slot.mac == f.SenderMAC && slot.requestedAddress == f.TargetIP && now.Sub(slot.seenAt) < repeatedRequestInterval {
+	if slot.mac == f.SenderMAC && slot.requestedAddress == f.TargetIP && now.Sub(slot.seenAt) < repeatedRequestDropTimeout {
 		return false
 	}
 	if now.Sub(s.windowStart) >= time.Second {

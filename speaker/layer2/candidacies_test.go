@@ -55,7 +55,7 @@ func TestRecentAskersReceiveNotices(t *testing.T) {
 				s.sendFrame(elsewhere)
 				synctest.Wait()
 				s.lan.TakeSentFrames()
-				s.holdNewAddressUntilAnnounced(s.heldIP)
+				s.holdAddressAndAwaitAnnouncement(s.heldIP)
 				time.Sleep(10 * time.Second)
 				if notices := s.takeNoticeCounts(); len(notices) != 1 || notices[s.clientMAC] != 2 {
 					t.Fatalf("notices: %v, want two to the client", notices)
@@ -70,14 +70,14 @@ func TestAskersOfAnEarlierHoldReceiveNotices(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
 			simulateWithOptions(t, c, func(s simulation) {
-				s.holdNewAddressUntilAnnounced(s.heldIP)
+				s.holdAddressAndAwaitAnnouncement(s.heldIP)
 				s.sendFrame(s.newClientRequest(s.heldIP))
 				s.awaitClientFrame("the address is held", s.expectedReplyToClient(s.heldIP))
 				time.Sleep(2 * time.Minute)
 				s.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
 				synctest.Wait()
 				s.lan.TakeSentFrames()
-				s.holdNewAddressUntilAnnounced(s.heldIP)
+				s.holdAddressAndAwaitAnnouncement(s.heldIP)
 				time.Sleep(10 * time.Second)
 				if notices := s.takeNoticeCounts(); len(notices) != 1 || notices[s.clientMAC] != 2 {
 					t.Fatalf("notices: %v, want two to the client", notices)
@@ -89,7 +89,7 @@ func TestAskersOfAnEarlierHoldReceiveNotices(t *testing.T) {
 
 // IPv6 requests go to groups. A candidate receives them on present, new and reopened links, and
 // only while it is a candidate.
-func TestCandidacyAdmitsRequestsForIPv6(t *testing.T) {
+func TestIPv6CandidateHearsRequestsOfAskers(t *testing.T) {
 	for name, tt := range map[string]struct {
 		do   func(s simulation)
 		want bool
@@ -140,7 +140,7 @@ func TestCandidacyAdmitsRequestsForIPv6(t *testing.T) {
 				s.sendFrame(s.newClientRequest(s.heldIP))
 				time.Sleep(10 * time.Second)
 				s.lan.TakeSentFrames()
-				s.holdNewAddressUntilAnnounced(s.heldIP)
+				s.holdAddressAndAwaitAnnouncement(s.heldIP)
 				time.Sleep(10 * time.Second)
 				if notices := s.takeNoticeCounts(); (notices[s.clientMAC] > 0) != tt.want {
 					t.Fatalf("notices: %v, want one to the client: %v", notices, tt.want)

@@ -40,34 +40,34 @@ func newConflictLimiter() *conflictLimiter {
 	return &conflictLimiter{reportedAt: map[addressAndForeignMAC]time.Time{}, defendedAt: map[netip.Addr]time.Time{}}
 }
 
-// reportOutcome is what happens to a claim of another host.
-type reportOutcome uint8
+// conflictReportOutcome is what happens to a claim of another host.
+type conflictReportOutcome uint8
 
 const (
-	reportRepeated reportOutcome = iota // it was reported a short time ago
-	reportDue                           // it has to be reported
-	reportDropped                       // too many hosts claim addresses
+	conflictRecentlyReported conflictReportOutcome = iota // it was reported a short time ago
+	conflictDueForReport                                  // it has to be reported
+	conflictReportDropped                                 // too many hosts claim addresses
 )
 
 // admitReport decides whether a claim is reported now.
-func (c *conflictLimiter) admitReport(k addressAndForeignMAC, now time.Time) reportOutcome {
+func (c *conflictLimiter) admitReport(k addressAndForeignMAC, now time.Time) conflictReportOutcome {
 	last, known := c.reportedAt[k]
 	if known && now.Sub(last) < conflictReportInterval {
-		return reportRepeated
+		return conflictRecentlyReported
 	}
 	if !known && len(c.reportedAt) >= maxRememberedConflicts {
 		// a flood must not cause a scan for each frame
 		if now.Sub(c.oldReportsDeletedAt) < conflictReportInterval {
-			return reportDropped
+			return conflictReportDropped
 		}
 		c.oldReportsDeletedAt = now
 		maps.DeleteFunc(c.reportedAt, func(_ addressAndForeignMAC, t time.Time) bool { return now.Sub(t) >= conflictReportInterval })
 		if len(c.reportedAt) >= maxRememberedConflicts {
-			return reportDropped
+			return conflictReportDropped
 		}
 	}
 	c.reportedAt[k] = now
-	return reportDue
+	return conflictDueForReport
 }
 
 // admitDefence reports whether the address is defended now.
@@ -84,22 +84,22 @@ func (c *conflictLimiter) forgetAddress(a netip.Addr) { delete(c.defendedAt, a) 
 
 // reportConflict reports a frame whose sender claims a held address.
 func (e *Engine) reportConflict(f ARPOrNDPFrame, link int) {
-	switch e.conflicts.admitReport(addressAndForeignMAC{f.SenderIP, f.SenderMAC}, e.now()) {
-	case reportDropped:
+	switch e.conflictLimiter.admitReport(addressAndForeignMAC{f.SenderIP, f.SenderMAC}, e.now()) {
+	case conflictReportDropped:
 		e.droppedReportAndFrameCount.Add(1)
-	case reportDue:
-		e.reports.Put(facts.Conflict{Address: f.SenderIP, ForeignMAC: f.SenderMAC, LinkIndex: link})
+	case conflictDueForReport:
+		e.reports.PutDroppingOldest(facts.Conflict{Address: f.SenderIP, ForeignMAC: f.SenderMAC, LinkIndex: link})
 	}
 }
 
-// announceDefence counts the claim of another host and announces the address.
-func (e *Engine) announceDefence(a netip.Addr) {
+// countAndDefendConflict counts the claim of another host and announces the address.
+func (e *Engine) countAndDefendConflict(a netip.Addr) {
 	h, held := e.heldAddressByIP[a]
 	if !held {
 		return
 	}
 	h.counters.conflicts.Add(1)
-	if !e.conflicts.admitDefence(a, e.now()) {
+	if !e.conflictLimiter.admitDefence(a, e.now()) {
 		return
 	}
 	for _, l := range h.linkIndexes {

@@ -14,8 +14,8 @@ type sendDeadline struct {
 	wallClockDeadlineNanoseconds atomic.Int64 // nanoseconds since 1970
 }
 
-// extendTo sets the deadline. The zero time forbids sending at once.
-func (f *sendDeadline) extendTo(until time.Time) {
+// setDeadline sets the deadline. The zero time forbids sending at once.
+func (f *sendDeadline) setDeadline(until time.Time) {
 	if until.IsZero() {
 		f.monotonicDeadlineNanoseconds.Store(0)
 		f.wallClockDeadlineNanoseconds.Store(0)

@@ -26,7 +26,7 @@ func TestSendDeadlineUsesTheEarlierOfTwoClocks(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := sendDeadline{referenceTime: base}
 			for _, u := range tt.renew {
-				f.extendTo(u)
+				f.setDeadline(u)
 			}
 			if got := f.isPast(tt.now); got != tt.want {
 				t.Errorf("isPast = %v, want %v", got, tt.want)

@@ -27,9 +27,9 @@ var (
 	ErrRawSocketsDenied = errors.New("raw sockets are not permitted: give the speaker the capability NET_RAW")
 	// ErrLinkDownOrGone means that the link is down or deleted.
 	ErrLinkDownOrGone = errors.New("the link is down or gone")
-	// ErrNotSent means that one frame was not sent, for example because the send buffer is full.
-	// The port still works.
-	ErrNotSent = errors.New("the frame was not sent")
+	// ErrFrameNotSent means that one frame was not sent, for example because the send buffer is
+	// full. The port still works.
+	ErrFrameNotSent = errors.New("the frame was not sent")
 )
 
 // PortOpener opens ports on links.
@@ -44,7 +44,7 @@ type Port interface {
 	// allows all. It ends when the port fails or is closed, and returns the reason. It is called
 	// once. It does not return frames that this node sent.
 	ReceiveFrames(handle func(ARPOrNDPFrame) (answer ARPOrNDPFrame, ok bool), isBeforeSendDeadline func() bool) error
-	// WriteFrame sends a frame. It never blocks: it returns ErrNotSent instead. Two calls
+	// WriteFrame sends a frame. It never blocks: it returns ErrFrameNotSent instead. Two calls
 	// must not overlap.
 	WriteFrame(f ARPOrNDPFrame) error
 	// JoinGroupOfAddress joins the multicast group to which requests for an IPv6 address are sent.
@@ -109,8 +109,8 @@ type Engine struct {
 	portOpener PortOpener
 	now        func() time.Time
 
-	bindings                   *latest.Value[[]intent.Binding]
-	linkSets                   *latest.Value[facts.LinkSet]
+	newBindings                *latest.Value[[]intent.Binding]
+	newLinkSets                *latest.Value[facts.LinkSet]
 	repeatAnnouncementRequests *latest.BoundedQueue[[]netip.Addr]
 	defendRequests             *latest.BoundedQueue[netip.Addr]
 	waitingProbes              *waitingProbeQueue
@@ -131,17 +131,17 @@ type Engine struct {
 
 	// Run owns all fields below.
 	// part of the responderTable: never edited, only replaced
-	heldAddressByIP  map[netip.Addr]heldAddress
-	ports            map[portKey]*linkPort
-	currentLinks     facts.LinkSet
-	probes           *probeQueue
-	schedule         *AnnouncementSchedule
-	readerEvents     chan readerEvent
-	readerGoroutines sync.WaitGroup
-	conflicts        *conflictLimiter
+	heldAddressByIP      map[netip.Addr]heldAddress
+	ports                map[portKey]*linkPort
+	currentLinks         facts.LinkSet
+	runningProbes        *probeQueue
+	announcementSchedule *AnnouncementSchedule
+	readerEvents         chan readerEvent
+	readerGoroutines     sync.WaitGroup
+	conflictLimiter      *conflictLimiter
 	// askers knows which hosts asked for which address; notices are sent to such hosts.
-	askers  *AskerCache
-	notices noticeQueue
+	askers         *AskerCache
+	unicastNotices noticeQueue
 	// candidateLinksByIPv6Address has the IPv6 addresses that this node may come to hold,
 	// with their links.
 	candidateLinksByIPv6Address map[netip.Addr][]int
@@ -155,19 +155,19 @@ type Engine struct {
 // Option sets an optional behaviour of an Engine.
 type Option func(*Engine)
 
-// WithRefreshInterval announces each held address again each d after its burst, for networks whose
-// switches forget addresses too soon. The announcements of many addresses are spread over time and
-// paced. 0 turns it off.
-func WithRefreshInterval(d time.Duration) Option {
-	return func(e *Engine) { e.schedule = NewAnnouncementSchedule(d) }
+// WithAnnouncementRefreshInterval announces each held address again each d after its burst, for
+// networks whose switches forget addresses too soon. The announcements of many addresses are spread
+// over time and paced. 0 turns it off.
+func WithAnnouncementRefreshInterval(d time.Duration) Option {
+	return func(e *Engine) { e.announcementSchedule = NewAnnouncementSchedule(d) }
 }
 
 // NewEngine returns an Engine without bindings.
 func NewEngine(wire PortOpener, now func() time.Time, options ...Option) *Engine {
 	e := &Engine{
 		portOpener: wire, now: now,
-		bindings:                    latest.NewValue[[]intent.Binding](),
-		linkSets:                    latest.NewValue[facts.LinkSet](),
+		newBindings:                 latest.NewValue[[]intent.Binding](),
+		newLinkSets:                 latest.NewValue[facts.LinkSet](),
 		repeatAnnouncementRequests:  latest.NewBoundedQueue[[]netip.Addr](16),
 		defendRequests:              latest.NewBoundedQueue[netip.Addr](256),
 		waitingProbes:               newWaitingProbeQueue(),
@@ -176,10 +176,10 @@ func NewEngine(wire PortOpener, now func() time.Time, options ...Option) *Engine
 		candidacyUpdates:            newCandidacyUpdates(),
 		heldAddressByIP:             map[netip.Addr]heldAddress{},
 		ports:                       map[portKey]*linkPort{},
-		probes:                      newProbeQueue(),
-		schedule:                    NewAnnouncementSchedule(0),
+		runningProbes:               newProbeQueue(),
+		announcementSchedule:        NewAnnouncementSchedule(0),
 		readerEvents:                make(chan readerEvent, 1024),
-		conflicts:                   newConflictLimiter(),
+		conflictLimiter:             newConflictLimiter(),
 		askers:                      NewAskerCache(),
 		candidateLinksByIPv6Address: map[netip.Addr][]int{},
 	}
@@ -201,12 +201,12 @@ func (e *Engine) ApplyBindings(bindings []intent.Binding, sendDeadline time.Time
 		bound[b.Address] = struct{}{}
 	}
 	e.boundAddresses.Store(&bound) // before the deadline: maySendFor reads them in reverse order
-	e.sendDeadline.extendTo(sendDeadline)
-	e.bindings.Put(bindings)
+	e.sendDeadline.setDeadline(sendDeadline)
+	e.newBindings.Put(bindings)
 }
 
 // SetLinks replaces the set of usable links.
-func (e *Engine) SetLinks(links facts.LinkSet) { e.linkSets.Put(links) }
+func (e *Engine) SetLinks(links facts.LinkSet) { e.newLinkSets.Put(links) }
 
 // RepeatAnnouncements starts the burst of announcements of held addresses again. When 16 requests
 // wait already, a further one is dropped, because bursts are under way then.
@@ -224,7 +224,7 @@ func (e *Engine) DefendAddress(a netip.Addr) { e.defendRequests.PutIfRoom(a) }
 func (e *Engine) SendProbe(p Probe) { e.waitingProbes.enqueue(p) }
 
 // SetSendDeadline allows the engine to send answers until t. Before the first call it sends none.
-func (e *Engine) SetSendDeadline(t time.Time) { e.sendDeadline.extendTo(t) }
+func (e *Engine) SetSendDeadline(t time.Time) { e.sendDeadline.setDeadline(t) }
 
 // Reports delivers what the engine finds. When the channel is full, the oldest reports are dropped.
 func (e *Engine) Reports() <-chan Report { return e.reports.C() }
@@ -241,19 +241,19 @@ func (e *Engine) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case bindings := <-e.bindings.C():
+		case bindings := <-e.newBindings.C():
 			// First the links: the caller sets them first, and select takes any ready case.
 			// A new address is announced once, to the gateways known at that moment.
 			e.applyPendingLinks()
 			e.applyNewBindings(bindings)
-		case links := <-e.linkSets.C():
+		case links := <-e.newLinkSets.C():
 			e.applyLinks(links)
 		case addresses := <-e.repeatAnnouncementRequests.C():
 			for _, a := range addresses {
 				e.startAnnouncementBurst(a, e.heldAddressByIP[a].linkIndexes)
 			}
 		case a := <-e.defendRequests.C():
-			e.announceDefence(a)
+			e.countAndDefendConflict(a)
 		case <-e.candidacyUpdates.pendingSignal.C():
 			e.applyCandidacies()
 		case <-e.waitingProbes.pendingSignal.C():
@@ -285,7 +285,7 @@ func (e *Engine) runDueWork(now time.Time) time.Duration {
 	e.hasNewWork = false
 	earlier(e.reopenPorts(now)) // first, because it starts bursts
 	earlier(e.advanceProbes(now))
-	due, at := e.schedule.TakeDueAnnouncements(now)
+	due, at := e.announcementSchedule.TakeDueAnnouncements(now)
 	for _, g := range due {
 		e.sendAnnouncement(g)
 	}
@@ -303,7 +303,7 @@ func (e *Engine) applyNewBindings(bindings []intent.Binding) {
 	for _, b := range bindings {
 		h := heldAddress{b.LinkIndexes, before[b.Address].counters}
 		if h.counters == nil {
-			h.counters = &atomicCounters{}
+			h.counters = &atomicAddressCounters{}
 		}
 		held[b.Address] = h
 	}
@@ -311,13 +311,13 @@ func (e *Engine) applyNewBindings(bindings []intent.Binding) {
 	e.publishResponderTable()
 	for a, h := range before {
 		if _, still := held[a]; !still {
-			e.conflicts.forgetAddress(a)
+			e.conflictLimiter.forgetAddress(a)
 		}
 		for _, l := range h.linkIndexes {
 			if slices.Contains(held[a].linkIndexes, l) {
 				continue
 			}
-			e.schedule.RemoveAddressOnLink(a, l)
+			e.announcementSchedule.RemoveAddressOnLink(a, l)
 			if p := e.ports[portKey{l, ipfamily.FamilyOf(a)}]; p != nil && p.openedPort != nil {
 				p.openedPort.LeaveGroupOfAddress(a)
 			}
@@ -355,7 +355,7 @@ func (e *Engine) startAnsweringOnLinks(a netip.Addr, links []int) {
 func (e *Engine) startAnnouncementBurst(a netip.Addr, links []int) {
 	for _, l := range links {
 		if e.ports[portKey{l, ipfamily.FamilyOf(a)}] != nil {
-			e.schedule.StartBurst(a, l, e.now())
+			e.announcementSchedule.StartBurst(a, l, e.now())
 		}
 	}
 }
@@ -420,15 +420,15 @@ func (e *Engine) handleReaderEvent(r readerEvent) {
 	}
 	f := r.frame
 	if f.Operation == Request && f.SenderIP.IsUnspecified() {
-		e.probes.recordRival(f.TargetIP, f.SenderMAC)
+		e.runningProbes.recordRival(f.TargetIP, f.SenderMAC)
 		return
 	}
-	if e.probes.recordAnswer(f.SenderIP, f.SenderMAC) {
+	if e.runningProbes.recordAnswer(f.SenderIP, f.SenderMAC) {
 		e.hasNewWork = true
 	}
-	if slices.Contains(e.heldAddressByIP[f.SenderIP].linkIndexes, r.linkAndFamily.link) {
-		e.reportConflict(f, r.linkAndFamily.link)
+	if slices.Contains(e.heldAddressByIP[f.SenderIP].linkIndexes, r.linkAndFamily.linkIndex) {
+		e.reportConflict(f, r.linkAndFamily.linkIndex)
 	} else if f.Operation == Request {
-		e.askers.RecordRequest(f.TargetIP, r.linkAndFamily.link, facts.Neighbour{Address: f.SenderIP, MAC: f.SenderMAC}, e.now())
+		e.askers.RecordRequest(f.TargetIP, r.linkAndFamily.linkIndex, facts.Neighbour{Address: f.SenderIP, MAC: f.SenderMAC}, e.now())
 	}
 }

@@ -65,7 +65,7 @@ func (s simulation) takeAnnouncementCounts() map[netip.Addr]int {
 	return n
 }
 
-func TestAnnouncementBursts(t *testing.T) {
+func TestWhichEventsStartAnAnnouncementBurst(t *testing.T) {
 	const burst = 14 // seven rounds of two frames
 	settle := func() { time.Sleep(10 * time.Second); synctest.Wait() }
 	tests := map[string]struct {
@@ -113,15 +113,15 @@ func TestAnnouncementBursts(t *testing.T) {
 	}
 }
 
-func TestRefreshInterval(t *testing.T) {
+func TestHeldAddressIsReannouncedEachRefreshInterval(t *testing.T) {
 	for name, tt := range map[string]struct {
 		options []layer2.Option
 		want    int
 	}{
 		"no option":        {nil, 0},
-		"each 2 minutes":   {[]layer2.Option{layer2.WithRefreshInterval(2 * time.Minute)}, 10},
-		"interval 0":       {[]layer2.Option{layer2.WithRefreshInterval(0)}, 0},
-		"each 100 seconds": {[]layer2.Option{layer2.WithRefreshInterval(100 * time.Second)}, 12},
+		"each 2 minutes":   {[]layer2.Option{layer2.WithAnnouncementRefreshInterval(2 * time.Minute)}, 10},
+		"interval 0":       {[]layer2.Option{layer2.WithAnnouncementRefreshInterval(0)}, 0},
+		"each 100 seconds": {[]layer2.Option{layer2.WithAnnouncementRefreshInterval(100 * time.Second)}, 12},
 	} {
 		t.Run(name, func(t *testing.T) {
 			simulateWithOptions(t, ipv4TestAddresses, func(s simulation) {
@@ -197,7 +197,7 @@ func TestFlappingPortIsRetriedMoreAndMoreSlowly(t *testing.T) {
 
 func TestConflictIsReportedOncePerSecond(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
-		s.holdNewAddressUntilAnnounced(heldIPv4)
+		s.holdAddressAndAwaitAnnouncement(heldIPv4)
 		for range 50 { // for 5 s
 			s.sendFrame(s.gratuitousReplyFrom(foreignMAC, heldIPv4))
 			time.Sleep(100 * time.Millisecond)
@@ -216,7 +216,7 @@ func TestConflictIsReportedOncePerSecond(t *testing.T) {
 
 func TestFloodOfForgedConflictsIsBounded(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
-		s.holdNewAddressUntilAnnounced(heldIPv4)
+		s.holdAddressAndAwaitAnnouncement(heldIPv4)
 		for i := range 20000 {
 			s.sendFrame(s.gratuitousReplyFrom(facts.MAC{2, 0xee, 0, byte(i >> 16), byte(i >> 8), byte(i)}, heldIPv4))
 			if i%500 == 0 {
@@ -255,7 +255,7 @@ func TestAddressIsAnsweredOnItsLinksOnly(t *testing.T) {
 	})
 }
 
-func TestManyProbesAtOnce(t *testing.T) {
+func TestEachOfManyProbesIsReported(t *testing.T) {
 	simulateIPv4(t, func(s simulation) {
 		const n = 6000
 		for i := range n {
@@ -325,7 +325,7 @@ func TestInvalidProbeDoesNotHarmThePort(t *testing.T) {
 		if r := awaitReport[facts.ProbeResult](s.harness, "the probe ends"); !r.NoFrameSent {
 			t.Fatalf("the result is %+v, want that it was not sent", r)
 		}
-		s.holdNewAddressUntilAnnounced(heldIPv4)
+		s.holdAddressAndAwaitAnnouncement(heldIPv4)
 		s.sendFrame(s.newClientRequest(heldIPv4))
 		s.awaitClientFrame("the port works", s.expectedReplyToClient(heldIPv4))
 	})
@@ -345,16 +345,17 @@ func TestPortFailedIsPermissionDenied(t *testing.T) {
 	}
 }
 
-// blockingOpener is a PortOpener whose OpenPort waits for release when the link has this index.
-type blockingOpener struct {
+// portOpenerBlockingOnLink is a PortOpener whose OpenPort waits for release when the link has this
+// index.
+type portOpenerBlockingOnLink struct {
 	layer2.PortOpener
-	linkIndex int
-	release   chan struct{}
+	blockingLinkIndex int
+	releaseSignal     chan struct{}
 }
 
-func (o blockingOpener) OpenPort(l facts.Link, f ipfamily.Family) (layer2.Port, error) {
-	if l.Index == o.linkIndex {
-		<-o.release
+func (o portOpenerBlockingOnLink) OpenPort(l facts.Link, f ipfamily.Family) (layer2.Port, error) {
+	if l.Index == o.blockingLinkIndex {
+		<-o.releaseSignal
 	}
 	return o.PortOpener.OpenPort(l, f)
 }
@@ -365,7 +366,7 @@ func TestGatewayOfLinksSetBeforeBindingsGetsNotice(t *testing.T) {
 	for range 50 { // select takes one of the two at random
 		simulateIPv4(t, func(s simulation) {
 			slow := facts.Link{Index: 9, Name: "eth9", MAC: facts.MAC{2, 0, 0, 0, 0, 0x99}}
-			opener := blockingOpener{s.lan.AddHost("node2"), slow.Index, make(chan struct{})}
+			opener := portOpenerBlockingOnLink{s.lan.AddHost("node2"), slow.Index, make(chan struct{})}
 			s.engine = layer2.NewEngine(opener, time.Now)
 			ctx, cancel := context.WithCancel(context.Background())
 			ended := make(chan error, 1)
@@ -383,7 +384,7 @@ func TestGatewayOfLinksSetBeforeBindingsGetsNotice(t *testing.T) {
 			s.link.GatewaysWithKnownMAC = []facts.Neighbour{{Address: s.clientIP, MAC: s.clientMAC}}
 			s.engine.SetLinks(facts.LinkSet{s.link, slow})
 			s.holdAddresses(s.heldIP)
-			close(opener.release)
+			close(opener.releaseSignal)
 			s.awaitClientFrame("the address is new", s.expectedUnicastNotice(s.heldIP))
 		})
 	}

@@ -93,9 +93,9 @@ func (b *harness) holdAddresses(addresses ...netip.Addr) {
 	b.engine.ApplyBindings(bindings, time.Now().Add(time.Hour))
 }
 
-// holdNewAddressUntilAnnounced does the same for an address that is not held yet, and waits for its
-// announcement.
-func (b *harness) holdNewAddressUntilAnnounced(a netip.Addr) {
+// holdAddressAndAwaitAnnouncement does the same for an address that is not held yet, and waits for
+// its announcement.
+func (b *harness) holdAddressAndAwaitAnnouncement(a netip.Addr) {
 	b.t.Helper()
 	b.holdAddresses(a)
 	b.awaitClientFrame("the address is announced", b.gratuitousReplyFrom(b.link.MAC, a))
@@ -208,28 +208,28 @@ func awaitReport[T any](b *harness, sentence string) T {
 	}
 }
 
-// answerableProbeInterval is the interval of a probe that the client answers, also on a busy
+// busyMachineProbeInterval is the interval of a probe that the client answers, also on a busy
 // machine.
-const answerableProbeInterval = time.Second
+const busyMachineProbeInterval = time.Second
 
 // scenariosForEveryPortOpener must pass on every kind of Wire.
 var scenariosForEveryPortOpener = map[string]func(b *harness){
 	"a held address is answered for, another is not": func(b *harness) {
-		b.holdNewAddressUntilAnnounced(b.heldIP)
+		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.awaitClientFrame("a request for the held address", b.expectedReplyToClient(b.heldIP))
 		b.sendFrame(b.newClientRequest(b.unheldIP))
 		b.requireClientSilence("a request for another address", b.unheldIP)
 	},
 	"a request to the link's own MAC is answered": func(b *harness) {
-		b.holdNewAddressUntilAnnounced(b.heldIP)
+		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		f := b.newClientRequest(b.heldIP)
 		f.EthernetDestination = b.link.MAC
 		b.sendFrame(f)
 		b.awaitClientFrame("a neighbour sends a unicast request", b.expectedReplyToClient(b.heldIP))
 	},
 	"a host that wants the address for itself learns that it is taken": func(b *harness) {
-		b.holdNewAddressUntilAnnounced(b.heldIP)
+		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		f := b.newClientRequest(b.heldIP)
 		f.SenderIP = b.unspecifiedAddress()
 		b.sendFrame(f)
@@ -246,8 +246,8 @@ var scenariosForEveryPortOpener = map[string]func(b *harness){
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.requireClientSilence("no send deadline was set", b.heldIP)
 		// sets the deadline; the first address is not held any more
-		b.holdNewAddressUntilAnnounced(b.unheldIP)
-		b.holdNewAddressUntilAnnounced(b.heldIP)
+		b.holdAddressAndAwaitAnnouncement(b.unheldIP)
+		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.awaitClientFrame("the send deadline is in the future", b.expectedReplyToClient(b.heldIP))
 		b.engine.SetSendDeadline(time.Time{})
@@ -255,7 +255,7 @@ var scenariosForEveryPortOpener = map[string]func(b *harness){
 		b.requireClientSilence("sending is forbidden again", b.heldIP)
 	},
 	"answers end at the send deadline": func(b *harness) {
-		b.holdNewAddressUntilAnnounced(b.heldIP)
+		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		b.engine.SetSendDeadline(time.Now().Add(50 * time.Millisecond))
 		<-time.After(60 * time.Millisecond)
 		b.sendFrame(b.newClientRequest(b.heldIP))
@@ -272,7 +272,7 @@ var scenariosForEveryPortOpener = map[string]func(b *harness){
 		b.awaitClientFrame("the address is new", want)
 	},
 	"an address that is given up is not answered for": func(b *harness) {
-		b.holdNewAddressUntilAnnounced(b.heldIP)
+		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.awaitClientFrame("the address is held", b.expectedReplyToClient(b.heldIP))
 		b.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
@@ -283,7 +283,7 @@ var scenariosForEveryPortOpener = map[string]func(b *harness){
 		b.requireClientSilence("the address is given up", b.heldIP)
 	},
 	"a probe reports the host that answers": func(b *harness) {
-		b.engine.SendProbe(layer2.Probe{ID: 7, Address: b.heldIP, LinkIndexes: []int{b.link.Index}, FramesPerLink: 2, FrameInterval: answerableProbeInterval})
+		b.engine.SendProbe(layer2.Probe{ID: 7, Address: b.heldIP, LinkIndexes: []int{b.link.Index}, FramesPerLink: 2, FrameInterval: busyMachineProbeInterval})
 		b.awaitClientFrame("the engine probes", layer2.ARPOrNDPFrame{
 			EthernetDestination: layer2.RequestDestinationMAC(b.heldIP), EthernetSource: b.link.MAC, Operation: layer2.Request,
 			SenderMAC: b.link.MAC, SenderIP: b.unspecifiedAddress(), TargetIP: b.heldIP,
@@ -322,7 +322,7 @@ var scenariosForEveryPortOpener = map[string]func(b *harness){
 		})
 	},
 	"a host that probes the same address is reported as a rival": func(b *harness) {
-		b.engine.SendProbe(layer2.Probe{ID: 11, Address: b.heldIP, LinkIndexes: []int{b.link.Index}, FramesPerLink: 2, FrameInterval: answerableProbeInterval})
+		b.engine.SendProbe(layer2.Probe{ID: 11, Address: b.heldIP, LinkIndexes: []int{b.link.Index}, FramesPerLink: 2, FrameInterval: busyMachineProbeInterval})
 		b.awaitClientFrame("the engine probes", layer2.ARPOrNDPFrame{
 			EthernetDestination: layer2.RequestDestinationMAC(b.heldIP), EthernetSource: b.link.MAC, Operation: layer2.Request,
 			SenderMAC: b.link.MAC, SenderIP: b.unspecifiedAddress(), TargetIP: b.heldIP,
@@ -342,13 +342,13 @@ var scenariosForEveryPortOpener = map[string]func(b *harness){
 		b.awaitClientFrame("the address is new", b.expectedUnicastNotice(b.heldIP))
 	},
 	"a defence announces the address": func(b *harness) {
-		b.holdNewAddressUntilAnnounced(b.heldIP)
+		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		b.discardHeardFrames()
 		b.engine.DefendAddress(b.heldIP)
 		b.awaitClientFrame("the address is defended", b.gratuitousReplyFrom(b.link.MAC, b.heldIP))
 	},
 	"a foreign host that claims a held address is reported": func(b *harness) {
-		b.holdNewAddressUntilAnnounced(b.heldIP)
+		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.awaitClientFrame("the address is held", b.expectedReplyToClient(b.heldIP))
 		b.sendFrame(b.gratuitousReplyFrom(foreignMAC, b.heldIP))

@@ -14,7 +14,7 @@ import (
 )
 
 // When a link comes up again, the held addresses are announced on it.
-func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
+func TestHeldAddressIsAnnouncedOnReconnectedLink(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
 			b := newVethHarness(t, c)
@@ -31,7 +31,7 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 				for {
 					select {
 					case set := <-watcher.LinkSets():
-						usable, _ := set.SplitByState()
+						usable, _ := set.SplitUsableAndDown()
 						b.engine.SetLinks(usable)
 						if len(usable) == n {
 							return
@@ -42,7 +42,7 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 				}
 			}
 			want("the link is up", 1)
-			b.holdNewAddressUntilAnnounced(b.heldIP)
+			b.holdAddressAndAwaitAnnouncement(b.heldIP)
 			b.changeLinkInNodeNamespace(netlink.LinkSetDown)
 			want("the link is down", 0)
 			b.changeLinkInNodeNamespace(netlink.LinkSetUp)
@@ -59,7 +59,7 @@ func TestReconnectedLinkIsAnnouncedOn(t *testing.T) {
 // engine opens the port again.
 func TestPortReopensAfterLinkFlap(t *testing.T) {
 	b := newVethHarness(t, ipv4TestAddresses)
-	b.holdNewAddressUntilAnnounced(b.heldIP)
+	b.holdAddressAndAwaitAnnouncement(b.heldIP)
 	b.changeLinkInNodeNamespace(netlink.LinkSetDown)
 	if r := awaitReport[layer2.PortFailed](b, "the link is down"); r.IsPermissionDenied() || !errors.Is(r.Err, layer2.ErrLinkDownOrGone) || r.Link.Index != b.link.Index {
 		t.Fatalf("the report is %+v, want that the link is gone", r)

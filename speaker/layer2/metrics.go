@@ -10,11 +10,11 @@ import (
 // heldAddress is a held address. Its counters live as long as the address is held.
 type heldAddress struct {
 	linkIndexes []int
-	counters    *atomicCounters
+	counters    *atomicAddressCounters
 }
 
-// atomicCounters count the frames of one address.
-type atomicCounters struct{ requestsReceived, repliesSent, announcementsSent, conflicts, pingsAnswered atomic.Uint64 }
+// atomicAddressCounters count the frames of one address.
+type atomicAddressCounters struct{ requestsReceived, repliesSent, announcementsSent, conflicts, pingsAnswered atomic.Uint64 }
 
 // AddressCounters count the frames of one address since this node began to hold it.
 type AddressCounters struct {
@@ -48,19 +48,19 @@ func (e *Engine) DroppedFrameAndReportCount() uint64 {
 // The names of the first three metrics are those of existing dashboards for this API. The label has
 // one value for each held address.
 var (
-	requestsReceivedMetric  = prometheus.NewDesc("metallb_layer2_requests_received", "ARP requests and Neighbor Solicitations for a held address.", []string{"ip"}, nil)
-	repliesSentMetric       = prometheus.NewDesc("metallb_layer2_responses_sent", "ARP replies and Neighbor Advertisements sent in answer to requests.", []string{"ip"}, nil)
-	announcementsSentMetric = prometheus.NewDesc("metallb_layer2_gratuitous_sent", "Announcements of a held address.", []string{"ip"}, nil)
-	conflictsMetric         = prometheus.NewDesc("gantry_layer2_conflicts_total", "Claims of other hosts to a held address, at most one per second and host.", []string{"ip"}, nil)
-	pingsAnsweredMetric     = prometheus.NewDesc("gantry_layer2_pings_answered_total", "Answered pings of a held address.", []string{"ip"}, nil)
-	droppedMetric           = prometheus.NewDesc("gantry_layer2_dropped_total", "Received frames, sent frames and internal reports that were lost because a buffer was full.", nil, nil)
+	requestsReceivedMetric        = prometheus.NewDesc("metallb_layer2_requests_received", "ARP requests and Neighbor Solicitations for a held address.", []string{"ip"}, nil)
+	repliesSentMetric             = prometheus.NewDesc("metallb_layer2_responses_sent", "ARP replies and Neighbor Advertisements sent in answer to requests.", []string{"ip"}, nil)
+	announcementsSentMetric       = prometheus.NewDesc("metallb_layer2_gratuitous_sent", "Announcements of a held address.", []string{"ip"}, nil)
+	conflictsMetric               = prometheus.NewDesc("gantry_layer2_conflicts_total", "Claims of other hosts to a held address, at most one per second and host.", []string{"ip"}, nil)
+	pingsAnsweredMetric           = prometheus.NewDesc("gantry_layer2_pings_answered_total", "Answered pings of a held address.", []string{"ip"}, nil)
+	droppedFramesAndReportsMetric = prometheus.NewDesc("gantry_layer2_dropped_total", "Received frames, sent frames and internal reports that were lost because a buffer was full.", nil, nil)
 )
 
 var _ prometheus.Collector = (*Engine)(nil)
 
 // Describe implements prometheus.Collector. Register the Engine to export its metrics.
 func (e *Engine) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsReceivedMetric, repliesSentMetric, announcementsSentMetric, conflictsMetric, pingsAnsweredMetric, droppedMetric} {
+	for _, d := range []*prometheus.Desc{requestsReceivedMetric, repliesSentMetric, announcementsSentMetric, conflictsMetric, pingsAnsweredMetric, droppedFramesAndReportsMetric} {
 		c <- d
 	}
 }
@@ -77,5 +77,5 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 		counter(conflictsMetric, n.Conflicts, a.String())
 		counter(pingsAnsweredMetric, n.PingsAnswered, a.String())
 	}
-	counter(droppedMetric, e.DroppedFrameAndReportCount())
+	counter(droppedFramesAndReportsMetric, e.DroppedFrameAndReportCount())
 }

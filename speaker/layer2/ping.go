@@ -29,23 +29,23 @@ func WithPingResponders(w PingResponderOpener) Option {
 	return func(e *Engine) { e.pingResponderOpener = w }
 }
 
-// pingRetryInterval is the delay before a failed ping responder is opened again, while
+// pingResponderReopenDelay is the delay before a failed ping responder is opened again, while
 // the port of its link works.
-const pingRetryInterval = 10 * time.Second
+const pingResponderReopenDelay = 10 * time.Second
 
 // openPingResponder begins to answer pings on the link of an open port.
 func (e *Engine) openPingResponder(p *linkPort) {
-	if e.pingResponderOpener == nil || p.pingResponder != nil || e.now().Before(p.pingRetryAt) {
+	if e.pingResponderOpener == nil || p.pingResponder != nil || e.now().Before(p.pingResponderReopenAt) {
 		return
 	}
 	responder, err := e.pingResponderOpener.OpenPingResponder(p.link, p.key.family)
-	p.pingRetryAt = e.now().Add(pingRetryInterval)
+	p.pingResponderReopenAt = e.now().Add(pingResponderReopenDelay)
 	if err != nil {
 		e.droppedReportAndFrameCount.Add(1)
 		return
 	}
 	p.pingResponder = responder
-	generation, link := p.socketGeneration, p.key.link
+	generation, link := p.socketGeneration, p.key.linkIndex
 	e.readerGoroutines.Add(1)
 	go func() {
 		defer e.readerGoroutines.Done()

@@ -88,9 +88,9 @@ func TestPingsAreAnswered(t *testing.T) {
 			t.Parallel()
 			node, client := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 			node.AddVethPair("eth0", client, "eth0")
-			b := newHarnessBetween(t, c, linkEnd{node, "eth0"}, linkEnd{client, "eth0"}, layer2.WithPingResponders(wire.PacketSocketOpener{}))
+			b := newHarnessBetween(t, c, linkInNamespace{node, "eth0"}, linkInNamespace{client, "eth0"}, layer2.WithPingResponders(wire.PacketSocketOpener{}))
 			p := newPingClient(t, client, c.clientIP)
-			b.holdNewAddressUntilAnnounced(b.heldIP)
+			b.holdAddressAndAwaitAnnouncement(b.heldIP)
 			for _, size := range []int{0, 1, 56, 1400} {
 				if !p.sendsPingAndReceivesReply(b.heldIP, size, 30*time.Second) {
 					t.Errorf("a ping of %d bytes is not answered", size)
@@ -111,7 +111,7 @@ func TestPingsAreAnswered(t *testing.T) {
 				t.Error("a ping is not answered after the send deadline was extended")
 			}
 			// the first address is not held any more, which the client's kernel does not know
-			b.holdNewAddressUntilAnnounced(b.unheldIP)
+			b.holdAddressAndAwaitAnnouncement(b.unheldIP)
 			if p.sendsPingAndReceivesReply(b.heldIP, 56, 300*time.Millisecond) {
 				t.Error("a ping of an address that was given up is answered")
 			}
@@ -125,19 +125,19 @@ func TestPingsAreAnswered(t *testing.T) {
 func TestPingsAreNotAnsweredByDefault(t *testing.T) {
 	b := newVethHarness(t, ipv4TestAddresses)
 	client := b.clientNamespace
-	b.holdNewAddressUntilAnnounced(b.heldIP)
+	b.holdAddressAndAwaitAnnouncement(b.heldIP)
 	if newPingClient(t, client, b.clientIP).sendsPingAndReceivesReply(b.heldIP, 56, 300*time.Millisecond) {
 		t.Error("a ping is answered")
 	}
 }
 
-// failingPingOpener fails to open openFailures times, then opens serveFailures responders that end
-// at once, and then works.
+// failingPingOpener fails to open openFailures times, then opens respondersThatEndAtOnce responders
+// that end at once, and then works.
 type failingPingOpener struct {
-	mu                          sync.Mutex // guards the fields below
-	openFailures, serveFailures int
-	openAttemptTimes            []time.Time
-	closedCount                 int
+	mu                                    sync.Mutex // guards the fields below
+	openFailures, respondersThatEndAtOnce int
+	openAttemptTimes                      []time.Time
+	closedResponderCount                  int
 }
 
 func (b *failingPingOpener) OpenPingResponder(facts.Link, ipfamily.Family) (layer2.PingResponder, error) {
@@ -147,41 +147,41 @@ func (b *failingPingOpener) OpenPingResponder(facts.Link, ipfamily.Family) (laye
 	if b.openFailures--; b.openFailures >= 0 {
 		return nil, errors.New("no buffers")
 	}
-	p := &failingPingResponder{owner: b, ended: make(chan struct{})}
-	if b.serveFailures--; b.serveFailures >= 0 {
-		close(p.ended)
+	p := &failingPingResponder{opener: b, endSignal: make(chan struct{})}
+	if b.respondersThatEndAtOnce--; b.respondersThatEndAtOnce >= 0 {
+		close(p.endSignal)
 	}
 	return p, nil
 }
 
 type failingPingResponder struct {
-	owner *failingPingOpener
-	ended chan struct{}
+	opener    *failingPingOpener
+	endSignal chan struct{}
 }
 
 func (p *failingPingResponder) AnswerPings(func(netip.Addr) bool) error {
-	<-p.ended
+	<-p.endSignal
 	return errors.New("it ended")
 }
 
 func (p *failingPingResponder) Close() error {
-	p.owner.mu.Lock()
-	defer p.owner.mu.Unlock()
-	p.owner.closedCount++
+	p.opener.mu.Lock()
+	defer p.opener.mu.Unlock()
+	p.opener.closedResponderCount++
 	select {
-	case <-p.ended:
+	case <-p.endSignal:
 	default:
-		close(p.ended)
+		close(p.endSignal)
 	}
 	return nil
 }
 
 // A failed ping responder is opened again, at a pace, and the port still works.
 func TestPingResponderFailureDoesNotAffectThePort(t *testing.T) {
-	broken := &failingPingOpener{openFailures: 2, serveFailures: 2}
+	broken := &failingPingOpener{openFailures: 2, respondersThatEndAtOnce: 2}
 	simulateWithOptions(t, ipv4TestAddresses, func(s simulation) {
 		begun := time.Now()
-		s.holdNewAddressUntilAnnounced(heldIPv4)
+		s.holdAddressAndAwaitAnnouncement(heldIPv4)
 		time.Sleep(time.Minute)
 		broken.mu.Lock()
 		var at []time.Duration
@@ -189,8 +189,8 @@ func TestPingResponderFailureDoesNotAffectThePort(t *testing.T) {
 			at = append(at, o.Sub(begun).Round(time.Second))
 		}
 		want := []time.Duration{0, 10 * time.Second, 20 * time.Second, 30 * time.Second, 40 * time.Second}
-		if !slices.Equal(at, want) || broken.closedCount != 2 {
-			t.Errorf("opened after %v and closed %d times, want %v and 2", at, broken.closedCount, want)
+		if !slices.Equal(at, want) || broken.closedResponderCount != 2 {
+			t.Errorf("opened after %v and closed %d times, want %v and 2", at, broken.closedResponderCount, want)
 		}
 		broken.mu.Unlock()
 		if n := len(s.engine.Reports()); n != 0 {
@@ -201,7 +201,7 @@ func TestPingResponderFailureDoesNotAffectThePort(t *testing.T) {
 	}, layer2.WithPingResponders(broken))
 	broken.mu.Lock()
 	defer broken.mu.Unlock()
-	if broken.closedCount != 3 {
-		t.Errorf("closed %d times, want 3 at the end", broken.closedCount)
+	if broken.closedResponderCount != 3 {
+		t.Errorf("closed %d times, want 3 at the end", broken.closedResponderCount)
 	}
 }

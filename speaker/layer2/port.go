@@ -12,8 +12,8 @@ import (
 
 // portKey identifies a port.
 type portKey struct {
-	link   int
-	family ipfamily.Family
+	linkIndex int
+	family    ipfamily.Family
 }
 
 // linkPort is a link with its socket for one family, if that is open.
@@ -25,13 +25,14 @@ type linkPort struct {
 	// same key. 0 means that no socket is open.
 	socketGeneration uint64
 	reportedError    string // the last error that was reported
-	retryAt          time.Time
-	retryDelay       time.Duration
+	reopenAt         time.Time
+	reopenDelay      time.Duration
 	openedAt         time.Time
 
-	// pingResponder is nil while no pings are answered. pingRetryAt is when to open the next one.
-	pingResponder PingResponder
-	pingRetryAt   time.Time
+	// pingResponder is nil while no pings are answered. pingResponderReopenAt is when to open the
+	// next one.
+	pingResponder         PingResponder
+	pingResponderReopenAt time.Time
 }
 
 // readerEvent is what a reader passes to Run.
@@ -52,7 +53,7 @@ const (
 // applyPendingLinks applies the set of links that SetLinks stored, if Run has not applied it yet.
 func (e *Engine) applyPendingLinks() {
 	select {
-	case links := <-e.linkSets.C():
+	case links := <-e.newLinkSets.C():
 		e.applyLinks(links)
 	default:
 	}
@@ -64,15 +65,15 @@ func (e *Engine) applyPendingLinks() {
 func (e *Engine) applyLinks(links facts.LinkSet) {
 	e.currentLinks = links
 	for key, p := range e.ports {
-		l, ok := links.FindByIndex(key.link)
+		l, ok := links.FindByIndex(key.linkIndex)
 		if !ok || l.MAC != p.link.MAC {
 			delete(e.ports, key)
 			e.closePort(p)
 			for a := range e.heldAddressByIP {
-				e.schedule.RemoveAddressOnLink(a, key.link)
+				e.announcementSchedule.RemoveAddressOnLink(a, key.linkIndex)
 			}
 			if !ok { // the index may be reused for another link
-				e.askers.ForgetLink(key.link)
+				e.askers.ForgetLink(key.linkIndex)
 			}
 			continue
 		}
@@ -98,11 +99,11 @@ func (e *Engine) applyLinks(links facts.LinkSet) {
 // that this node holds or may come to hold, because its filter checks every IPv6 packet of the
 // link. It stays open until the link is deleted.
 func (e *Engine) openPortIfNeeded(key portKey) {
-	l, ok := e.currentLinks.FindByIndex(key.link)
+	l, ok := e.currentLinks.FindByIndex(key.linkIndex)
 	if !ok || e.ports[key] != nil {
 		return
 	}
-	p := &linkPort{key: key, link: l, retryDelay: minFailedPortReopenDelay}
+	p := &linkPort{key: key, link: l, reopenDelay: minFailedPortReopenDelay}
 	e.ports[key] = p
 	e.openPort(p)
 }
@@ -114,20 +115,20 @@ func (e *Engine) openPort(p *linkPort) {
 		e.closeFailedPort(p, err)
 		return
 	}
-	p.openedPort, p.reportedError, p.retryAt, p.openedAt = socket, "", time.Time{}, e.now()
+	p.openedPort, p.reportedError, p.reopenAt, p.openedAt = socket, "", time.Time{}, e.now()
 	e.lastPortGeneration++
 	p.socketGeneration = e.lastPortGeneration
 	e.readerGoroutines.Add(1)
 	go e.answerAndPassOnFrames(socket, p.key, p.socketGeneration, p.link.MAC)
 	e.publishResponderTable()
-	p.pingRetryAt = time.Time{}
+	p.pingResponderReopenAt = time.Time{}
 	e.openPingResponder(p)
 	e.joinSolicitedNodeGroupsOfCandidates(p)
-	e.reports.Put(PortOpened{Link: p.link, Family: p.key.family})
+	e.reports.PutDroppingOldest(PortOpened{Link: p.link, Family: p.key.family})
 	for a, h := range e.heldAddressByIP {
 		if ipfamily.FamilyOf(a) == p.key.family && slices.Contains(h.linkIndexes, p.link.Index) {
 			e.joinSolicitedNodeGroup(p, a)
-			e.schedule.StartBurst(a, p.link.Index, e.now())
+			e.announcementSchedule.StartBurst(a, p.link.Index, e.now())
 			e.scheduleNotices(a, p.link)
 		}
 	}
@@ -149,15 +150,15 @@ func (e *Engine) joinSolicitedNodeGroup(p *linkPort, a netip.Addr) {
 func (e *Engine) closeFailedPort(p *linkPort, err error) {
 	now := e.now()
 	if p.openedPort != nil && now.Sub(p.openedAt) >= maxFailedPortReopenDelay {
-		p.retryDelay = minFailedPortReopenDelay
+		p.reopenDelay = minFailedPortReopenDelay
 	}
 	e.closePort(p)
-	p.retryAt = now.Add(p.retryDelay)
-	p.retryDelay = min(2*p.retryDelay, maxFailedPortReopenDelay)
+	p.reopenAt = now.Add(p.reopenDelay)
+	p.reopenDelay = min(2*p.reopenDelay, maxFailedPortReopenDelay)
 	e.hasNewWork = true
 	if text := err.Error(); text != p.reportedError {
 		p.reportedError = text
-		e.reports.Put(PortFailed{Link: p.link, Family: p.key.family, Err: err})
+		e.reports.PutDroppingOldest(PortFailed{Link: p.link, Family: p.key.family, Err: err})
 	}
 }
 
@@ -175,13 +176,13 @@ func (e *Engine) closePort(p *linkPort) {
 func (e *Engine) reopenPorts(now time.Time) time.Time {
 	var next time.Time
 	for _, p := range e.ports {
-		if p.openedPort == nil && !now.Before(p.retryAt) {
+		if p.openedPort == nil && !now.Before(p.reopenAt) {
 			e.openPort(p)
 		}
-		at := p.retryAt
+		at := p.reopenAt
 		if p.openedPort != nil && e.pingResponderOpener != nil {
 			if e.openPingResponder(p); p.pingResponder == nil {
-				at = p.pingRetryAt
+				at = p.pingResponderReopenAt
 			}
 		}
 		if !at.IsZero() && (next.IsZero() || at.Before(next)) {
@@ -199,7 +200,7 @@ func (e *Engine) writeFrame(p *linkPort, f ARPOrNDPFrame) bool {
 	}
 	err := p.openedPort.WriteFrame(f)
 	switch {
-	case errors.Is(err, ErrNotSent):
+	case errors.Is(err, ErrFrameNotSent):
 		e.droppedReportAndFrameCount.Add(1)
 	case err != nil:
 		e.closeFailedPort(p, err)

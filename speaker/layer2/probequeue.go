@@ -37,14 +37,14 @@ type probeQueue struct {
 type runningProbe struct {
 	Probe
 	framesSentPerLink int
-	nextAttemptAt     time.Time
+	nextFrameAt       time.Time
 	isFinished        bool
 	answeringMACs     []facts.MAC
 	rivalProberMACs   []facts.MAC
 
 	// The sender of the frames sets the fields below.
-	sentOnSomeLink bool   // at least one link sent a frame
-	joinedPorts    []Port // the ports that joined the group of the address for this probe
+	sentOnSomeLink      bool   // at least one link sent a frame
+	portsInAddressGroup []Port // the ports that joined the group of the address for this probe
 }
 
 func newProbeQueue() *probeQueue {
@@ -57,7 +57,7 @@ func (q *probeQueue) beginProbe(p Probe, now time.Time) (replaced *runningProbe)
 	if replaced = q.probeByID[p.ID]; replaced != nil {
 		q.endProbe(replaced)
 	}
-	r := &runningProbe{Probe: p, nextAttemptAt: now}
+	r := &runningProbe{Probe: p, nextFrameAt: now}
 	q.probeByID[p.ID] = r
 	q.probesByAge = append(q.probesByAge, r)
 	q.probesByAddress[p.Address] = append(q.probesByAddress[p.Address], r)
@@ -86,7 +86,7 @@ func (q *probeQueue) TakeDue(now time.Time) (due []*runningProbe, next time.Time
 		if r.isFinished {
 			continue
 		}
-		isDue, at := !now.Before(r.nextAttemptAt), r.nextAttemptAt
+		isDue, at := !now.Before(r.nextFrameAt), r.nextFrameAt
 		switch more := isDue && len(r.answeringMACs) == 0 && r.framesSentPerLink < r.FramesPerLink; {
 		case more && r.Kind == ProbeKindAcquire && room == 0:
 			at = q.nextBatchAt
@@ -98,8 +98,8 @@ func (q *probeQueue) TakeDue(now time.Time) (due []*runningProbe, next time.Time
 				}
 			}
 			r.framesSentPerLink++
-			r.nextAttemptAt = now.Add(r.FrameInterval)
-			at = r.nextAttemptAt
+			r.nextFrameAt = now.Add(r.FrameInterval)
+			at = r.nextFrameAt
 			due = append(due, r)
 		case len(r.answeringMACs) > 0 || isDue:
 			q.endProbe(r)

@@ -40,7 +40,7 @@ func (i *waitingProbeQueue) takePendingProbes() []Probe {
 
 // beginProbe begins a Probe.
 func (e *Engine) beginProbe(p Probe) {
-	if replaced := e.probes.beginProbe(p, e.now()); replaced != nil {
+	if replaced := e.runningProbes.beginProbe(p, e.now()); replaced != nil {
 		leaveSolicitedNodeGroupsOfProbe(replaced)
 	}
 	for _, l := range p.LinkIndexes {
@@ -50,7 +50,7 @@ func (e *Engine) beginProbe(p Probe) {
 
 // leaveSolicitedNodeGroupsOfProbe leaves the groups that a probe joined.
 func leaveSolicitedNodeGroupsOfProbe(q *runningProbe) {
-	for _, p := range q.joinedPorts {
+	for _, p := range q.portsInAddressGroup {
 		p.LeaveGroupOfAddress(q.Address)
 	}
 }
@@ -58,14 +58,15 @@ func leaveSolicitedNodeGroupsOfProbe(q *runningProbe) {
 // advanceProbes sends the frames that are due, reports the probes that are finished, and returns
 // when the next step is due.
 func (e *Engine) advanceProbes(now time.Time) time.Time {
-	if e.probes.refreshProbedAddresses() { // before the first frame, which may be answered at once
+	// before the first frame, which may be answered at once
+	if e.runningProbes.refreshProbedAddresses() {
 		e.publishResponderTable()
 	}
-	steps, next := e.probes.TakeDue(now)
+	steps, next := e.runningProbes.TakeDue(now)
 	for _, q := range steps {
 		if q.isFinished {
 			leaveSolicitedNodeGroupsOfProbe(q)
-			e.reports.Put(q.result())
+			e.reports.PutDroppingOldest(q.result())
 			continue
 		}
 		for _, l := range q.LinkIndexes {
@@ -81,8 +82,8 @@ func (e *Engine) sendProbeFrame(q *runningProbe, link int) {
 		return
 	}
 	// Other hosts that probe for the address send to its group, too (RFC 4862 section 5.4.2).
-	if q.Kind == ProbeKindAcquire && !slices.Contains(q.joinedPorts, p.openedPort) && p.openedPort.JoinGroupOfAddress(q.Address) == nil {
-		q.joinedPorts = append(q.joinedPorts, p.openedPort)
+	if q.Kind == ProbeKindAcquire && !slices.Contains(q.portsInAddressGroup, p.openedPort) && p.openedPort.JoinGroupOfAddress(q.Address) == nil {
+		q.portsInAddressGroup = append(q.portsInAddressGroup, p.openedPort)
 	}
 	f := ARPOrNDPFrame{
 		EthernetDestination: RequestDestinationMAC(q.Address), EthernetSource: p.link.MAC, Operation: Request,

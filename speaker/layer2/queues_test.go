@@ -11,31 +11,31 @@ import (
 // queueTestStartTime is when the tests of the queues start, in virtual time.
 var queueTestStartTime = time.Unix(1000, 0)
 
-// wantCount fails if a queue returned another number of entries than the sentence promises.
-func wantCount[T any](t *testing.T, sentence string, got []T, want int) {
+// checkEntryCount fails if a queue returned another number of entries than the sentence promises.
+func checkEntryCount[T any](t *testing.T, sentence string, got []T, want int) {
 	t.Helper()
 	if len(got) != want {
 		t.Errorf("%s: got %d, want %d", sentence, len(got), want)
 	}
 }
 
-// wantTime fails if the next call is due at another time.
-func wantTime(t *testing.T, sentence string, got, want time.Time) {
+// checkNextCallTime fails if the next call is due at another time.
+func checkNextCallTime(t *testing.T, sentence string, got, want time.Time) {
 	t.Helper()
 	if !got.Equal(want) {
 		t.Errorf("%s: the next call is due at %v, want %v", sentence, got, want)
 	}
 }
 
-func queueProbe(id uint64, kind ProbeKind) Probe {
+func newTestProbe(id uint64, kind ProbeKind) Probe {
 	address := netip.AddrFrom4([4]byte{192, 0, 2, byte(id)})
 	return Probe{ID: id, Address: address, LinkIndexes: []int{1}, FramesPerLink: 2, FrameInterval: 30 * time.Millisecond, Kind: kind}
 }
 
-func TestProbeQueueAsksAndReports(t *testing.T) {
+func TestProbeQueueSchedulesFramesAndFinishesProbes(t *testing.T) {
 	host := facts.MAC{2, 0, 0, 0, 0, 9}
 	q := newProbeQueue()
-	p := queueProbe(1, ProbeKindAcquire)
+	p := newTestProbe(1, ProbeKindAcquire)
 	if replaced := q.beginProbe(p, queueTestStartTime); replaced != nil {
 		t.Error("the first probe replaces another one")
 	}
@@ -43,15 +43,15 @@ func TestProbeQueueAsksAndReports(t *testing.T) {
 		t.Error("a new probe changes the probed addresses once")
 	}
 	due, next := q.TakeDue(queueTestStartTime)
-	wantCount(t, "the first attempt is due at once", due, 1)
-	wantTime(t, "after the first attempt", next, queueTestStartTime.Add(p.FrameInterval))
+	checkEntryCount(t, "the first attempt is due at once", due, 1)
+	checkNextCallTime(t, "after the first attempt", next, queueTestStartTime.Add(p.FrameInterval))
 	due, _ = q.TakeDue(queueTestStartTime.Add(p.FrameInterval / 2))
-	wantCount(t, "nothing is due between two attempts", due, 0)
+	checkEntryCount(t, "nothing is due between two attempts", due, 0)
 	due, next = q.TakeDue(queueTestStartTime.Add(p.FrameInterval))
-	wantCount(t, "the second attempt follows one interval later", due, 1)
+	checkEntryCount(t, "the second attempt follows one interval later", due, 1)
 	due, next = q.TakeDue(next)
-	wantCount(t, "the result follows one interval after the last attempt", due, 1)
-	wantTime(t, "after the last probe", next, time.Time{})
+	checkEntryCount(t, "the result follows one interval after the last attempt", due, 1)
+	checkNextCallTime(t, "after the last probe", next, time.Time{})
 	if r := due[0]; !r.isFinished || !r.result().NoFrameSent || len(r.result().AnsweringMACs) > 0 {
 		t.Errorf("a probe that no link sent has the result %+v, want NotSent and no answer", r.result())
 	}
@@ -63,7 +63,7 @@ func TestProbeQueueAsksAndReports(t *testing.T) {
 		t.Error("the first answer of a host finishes a probe, and a repeated one does not count")
 	}
 	due, _ = q.TakeDue(queueTestStartTime.Add(time.Millisecond))
-	wantCount(t, "an answered probe is finished at once", due, 1)
+	checkEntryCount(t, "an answered probe is finished at once", due, 1)
 	if r := due[0].result(); len(r.AnsweringMACs) != 1 || len(r.RivalProberMACs) != 1 {
 		t.Errorf("the result lists %v and %v, want the host as answer and as rival", r.AnsweringMACs, r.RivalProberMACs)
 	}
@@ -77,28 +77,28 @@ func TestProbeQueueAsksAndReports(t *testing.T) {
 
 func TestProbeQueueReplacesProbeWithTheSameID(t *testing.T) {
 	q := newProbeQueue()
-	p := queueProbe(1, ProbeKindAcquire)
+	p := newTestProbe(1, ProbeKindAcquire)
 	q.beginProbe(p, queueTestStartTime)
 	if replaced := q.beginProbe(p, queueTestStartTime); replaced == nil || !replaced.isFinished {
 		t.Error("a second probe with the same ID does not end the first")
 	}
 	due, _ := q.TakeDue(queueTestStartTime)
-	wantCount(t, "only the second probe is left", due, 1)
+	checkEntryCount(t, "only the second probe is left", due, 1)
 }
 
 func TestProbeQueuePacesAcquireProbes(t *testing.T) {
 	q := newProbeQueue()
 	for id := range uint64(probeBatchSize + 5) {
-		q.beginProbe(queueProbe(id, ProbeKindAcquire), queueTestStartTime)
+		q.beginProbe(newTestProbe(id, ProbeKindAcquire), queueTestStartTime)
 	}
-	q.beginProbe(queueProbe(200, ProbeKindReachability), queueTestStartTime)
+	q.beginProbe(newTestProbe(200, ProbeKindReachability), queueTestStartTime)
 	due, next := q.TakeDue(queueTestStartTime)
-	wantCount(t, "one batch of acquire probes and the reachability probe", due, probeBatchSize+1)
-	wantTime(t, "the next batch", next, queueTestStartTime.Add(announcementBatchInterval))
+	checkEntryCount(t, "one batch of acquire probes and the reachability probe", due, probeBatchSize+1)
+	checkNextCallTime(t, "the next batch", next, queueTestStartTime.Add(announcementBatchInterval))
 	due, _ = q.TakeDue(queueTestStartTime.Add(announcementBatchInterval / 2))
-	wantCount(t, "no acquire probe before the next batch", due, 0)
+	checkEntryCount(t, "no acquire probe before the next batch", due, 0)
 	due, _ = q.TakeDue(next)
-	wantCount(t, "the rest in the next batch", due, 5)
+	checkEntryCount(t, "the rest in the next batch", due, 5)
 }
 
 func TestNoticeQueueSendsEachNoticeTwice(t *testing.T) {
@@ -106,18 +106,18 @@ func TestNoticeQueueSendsEachNoticeTwice(t *testing.T) {
 	targets := make([]facts.Neighbour, noticeBatchSize+1)
 	q.scheduleNotices(AddressOnLink{netip.MustParseAddr("192.0.2.1"), 1}, targets, queueTestStartTime)
 	due, next := q.TakeDue(queueTestStartTime)
-	wantCount(t, "the first batch is full", due, noticeBatchSize)
-	wantTime(t, "after a full batch", next, queueTestStartTime.Add(announcementBatchInterval))
+	checkEntryCount(t, "the first batch is full", due, noticeBatchSize)
+	checkNextCallTime(t, "after a full batch", next, queueTestStartTime.Add(announcementBatchInterval))
 	due, _ = q.TakeDue(queueTestStartTime)
-	wantCount(t, "nothing is sent between two batches", due, 0)
+	checkEntryCount(t, "nothing is sent between two batches", due, 0)
 	due, next = q.TakeDue(next)
-	wantCount(t, "the rest follows in the next batch", due, 1)
-	wantTime(t, "the repetition", next, queueTestStartTime.Add(secondUnicastNoticeDelay))
+	checkEntryCount(t, "the rest follows in the next batch", due, 1)
+	checkNextCallTime(t, "the repetition", next, queueTestStartTime.Add(secondUnicastNoticeDelay))
 	due, next = q.TakeDue(next)
-	wantCount(t, "the notices are repeated, one batch first", due, noticeBatchSize)
+	checkEntryCount(t, "the notices are repeated, one batch first", due, noticeBatchSize)
 	due, next = q.TakeDue(next)
-	wantCount(t, "the last repetition", due, 1)
-	wantTime(t, "no notice is left", next, time.Time{})
+	checkEntryCount(t, "the last repetition", due, 1)
+	checkNextCallTime(t, "no notice is left", next, time.Time{})
 }
 
 func TestConflictLimiter(t *testing.T) {
@@ -130,12 +130,12 @@ func TestConflictLimiter(t *testing.T) {
 		sentence string
 		host     int
 		after    time.Duration
-		want     reportOutcome
+		want     conflictReportOutcome
 	}{
-		{"the first claim of a host is reported", 1, 0, reportDue},
-		{"a repeated claim within the interval is not", 1, conflictReportInterval - 1, reportRepeated},
-		{"the claim of another host is", 2, conflictReportInterval - 1, reportDue},
-		{"a claim after the interval is reported again", 1, conflictReportInterval, reportDue},
+		{"the first claim of a host is reported", 1, 0, conflictDueForReport},
+		{"a repeated claim within the interval is not", 1, conflictReportInterval - 1, conflictRecentlyReported},
+		{"the claim of another host is", 2, conflictReportInterval - 1, conflictDueForReport},
+		{"a claim after the interval is reported again", 1, conflictReportInterval, conflictDueForReport},
 	} {
 		if got := c.admitReport(keyOf(step.host), queueTestStartTime.Add(step.after)); got != step.want {
 			t.Errorf("%s: got outcome %d, want %d", step.sentence, got, step.want)
@@ -145,10 +145,10 @@ func TestConflictLimiter(t *testing.T) {
 	for host := range maxRememberedConflicts {
 		c.admitReport(keyOf(host), flood)
 	}
-	if got := c.admitReport(keyOf(maxRememberedConflicts), flood); got != reportDropped {
+	if got := c.admitReport(keyOf(maxRememberedConflicts), flood); got != conflictReportDropped {
 		t.Errorf("a claim beyond the limit of hosts has outcome %d, want it dropped", got)
 	}
-	if got := c.admitReport(keyOf(maxRememberedConflicts), flood.Add(conflictReportInterval)); got != reportDue {
+	if got := c.admitReport(keyOf(maxRememberedConflicts), flood.Add(conflictReportInterval)); got != conflictDueForReport {
 		t.Errorf("a claim after the flood has outcome %d, want it reported", got)
 	}
 

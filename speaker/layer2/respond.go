@@ -20,7 +20,7 @@ type responderTable struct {
 
 // publishResponderTable gives the readers the present state.
 func (e *Engine) publishResponderTable() {
-	t := &responderTable{heldAddressByIP: e.heldAddressByIP, probedAddresses: e.probes.probedAddresses}
+	t := &responderTable{heldAddressByIP: e.heldAddressByIP, probedAddresses: e.runningProbes.probedAddresses}
 	for _, p := range e.ports {
 		if !slices.Contains(t.ownMACs, p.link.MAC) {
 			t.ownMACs = append(t.ownMACs, p.link.MAC)
@@ -43,24 +43,24 @@ func (e *Engine) answerAndPassOnFrames(socket Port, key portKey, generation uint
 			return ARPOrNDPFrame{}, false
 		}
 		r := readerEvent{linkAndFamily: key, socketGeneration: generation, frame: f}
-		if t.concernsProbe(f) {
+		if t.isFrameRelevantToProbe(f) {
 			// blocks if need be: a lost answer could make two nodes use one address
 			e.readerEvents <- r
-		} else if h, held := t.heldAddressByIP[f.SenderIP]; held && slices.Contains(h.linkIndexes, key.link) {
+		} else if h, held := t.heldAddressByIP[f.SenderIP]; held && slices.Contains(h.linkIndexes, key.linkIndex) {
 			e.deliverOrDropEvent(r)
 		}
 		if f.Operation != Request {
 			return ARPOrNDPFrame{}, false
 		}
 		// The holder remembers the hosts that ask, too: it may become the holder again later.
-		if f.SenderIP != f.TargetIP && hasSenderForNotice(f) && filter.shouldPassToAskerCache(f, e.now()) {
+		if f.SenderIP != f.TargetIP && canSendNoticeToSender(f) && filter.shouldPassToAskerCache(f, e.now()) {
 			select {
 			case e.readerEvents <- r:
 			default: // the host asks again
 			}
 		}
 		h, held := t.heldAddressByIP[f.TargetIP]
-		if !held || !slices.Contains(h.linkIndexes, key.link) {
+		if !held || !slices.Contains(h.linkIndexes, key.linkIndex) {
 			return ARPOrNDPFrame{}, false
 		}
 		h.counters.requestsReceived.Add(1)
@@ -74,9 +74,9 @@ func (e *Engine) answerAndPassOnFrames(socket Port, key portKey, generation uint
 	e.readerEvents <- readerEvent{linkAndFamily: key, socketGeneration: generation, err: err}
 }
 
-// concernsProbe says whether the frame matters to a probe: its sender uses the probed
+// isFrameRelevantToProbe says whether the frame matters to a probe: its sender uses the probed
 // address, or probes it too.
-func (t *responderTable) concernsProbe(f ARPOrNDPFrame) bool {
+func (t *responderTable) isFrameRelevantToProbe(f ARPOrNDPFrame) bool {
 	if len(t.probedAddresses) == 0 { // the usual case
 		return false
 	}
@@ -88,9 +88,9 @@ func (t *responderTable) concernsProbe(f ARPOrNDPFrame) bool {
 	return isProbed
 }
 
-// hasSenderForNotice says whether a notice can be sent to the frame's sender: it has an IP address
-// and a unicast Ethernet address.
-func hasSenderForNotice(f ARPOrNDPFrame) bool {
+// canSendNoticeToSender says whether a notice can be sent to the frame's sender: it has an IP
+// address and a unicast Ethernet address.
+func canSendNoticeToSender(f ARPOrNDPFrame) bool {
 	return !f.SenderIP.IsUnspecified() && !f.SenderIP.IsMulticast() && f.SenderMAC != facts.MAC{} && f.SenderMAC[0]&1 == 0
 }
 

@@ -14,12 +14,12 @@ type AddressOnLink struct {
 	LinkIndex int
 }
 
-// burstOffsets are the times of a burst after its start. At once and each 1.1 s for 5
+// announcementBurstOffsets are the times of a burst after its start. At once and each 1.1 s for 5
 // s is what users of this API know; two early ones come on top. The first announcement
 // changes the caches of the hosts that hear it. The early ones cover lost frames. The
 // later ones cover switches that open a port late, and Linux hosts before 4.11, which
 // ignore a second change within a second (locktime).
-var burstOffsets = [...]time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond,
+var announcementBurstOffsets = [...]time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond,
 	1100 * time.Millisecond, 2200 * time.Millisecond, 3300 * time.Millisecond, 4400 * time.Millisecond}
 
 const (
@@ -32,10 +32,11 @@ const (
 // AnnouncementSchedule decides when each address is announced on each link. It reads no clock. An
 // announcement costs the logarithm of the number of entries. The zero value is not usable.
 type AnnouncementSchedule struct {
-	entryByAnnouncement map[AddressOnLink]*scheduleEntry
-	waitingEntries      *entryQueue // by time
-	dueEntriesByRound   *entryQueue // by round: first announcements come before repetitions
-	nextBatchAt         time.Time
+	entryByAddressOnLink    map[AddressOnLink]*scheduleEntry
+	waitingEntriesByDueTime *scheduleEntryQueue // by time
+	// by round: first announcements come before repetitions
+	dueEntriesByRound *scheduleEntryQueue
+	nextBatchAt       time.Time
 	// refreshInterval is how often an address is announced after its burst; 0 means never.
 	refreshInterval time.Duration
 }
@@ -45,30 +46,30 @@ type scheduleEntry struct {
 	addressOnLink     AddressOnLink
 	announcementsSent int // the announcements sent so far
 	dueAt             time.Time
-	queue             *entryQueue
-	position          priorityqueue.Position
+	currentQueue      *scheduleEntryQueue
+	queuePosition     priorityqueue.Position
 }
 
-// putInto puts the entry, which is in no queue, into one.
-func (e *scheduleEntry) putInto(q *entryQueue) {
-	e.queue = q
+// insertIntoQueue puts the entry, which is in no queue, into one.
+func (e *scheduleEntry) insertIntoQueue(q *scheduleEntryQueue) {
+	e.currentQueue = q
 	q.Insert(e)
 }
 
-type entryQueue = priorityqueue.Queue[*scheduleEntry]
+type scheduleEntryQueue = priorityqueue.Queue[*scheduleEntry]
 
-func newEntryQueue(isBefore func(x, y *scheduleEntry) bool) *entryQueue {
-	return priorityqueue.NewQueue(isBefore, func(e *scheduleEntry) *priorityqueue.Position { return &e.position })
+func newScheduleEntryQueue(isBefore func(x, y *scheduleEntry) bool) *scheduleEntryQueue {
+	return priorityqueue.NewQueue(isBefore, func(e *scheduleEntry) *priorityqueue.Position { return &e.queuePosition })
 }
 
 // NewAnnouncementSchedule returns an empty AnnouncementSchedule. After its burst an address is
 // announced each refresh, or never if that is 0.
 func NewAnnouncementSchedule(refresh time.Duration) *AnnouncementSchedule {
 	return &AnnouncementSchedule{
-		refreshInterval:     refresh,
-		entryByAnnouncement: map[AddressOnLink]*scheduleEntry{},
-		waitingEntries:      newEntryQueue(func(x, y *scheduleEntry) bool { return x.dueAt.Before(y.dueAt) }),
-		dueEntriesByRound: newEntryQueue(func(x, y *scheduleEntry) bool {
+		refreshInterval:         refresh,
+		entryByAddressOnLink:    map[AddressOnLink]*scheduleEntry{},
+		waitingEntriesByDueTime: newScheduleEntryQueue(func(x, y *scheduleEntry) bool { return x.dueAt.Before(y.dueAt) }),
+		dueEntriesByRound: newScheduleEntryQueue(func(x, y *scheduleEntry) bool {
 			if x.announcementsSent != y.announcementsSent {
 				return x.announcementsSent < y.announcementsSent
 			}
@@ -84,20 +85,20 @@ func NewAnnouncementSchedule(refresh time.Duration) *AnnouncementSchedule {
 func (s *AnnouncementSchedule) StartBurst(a netip.Addr, link int, now time.Time) {
 	s.RemoveAddressOnLink(a, link)
 	e := &scheduleEntry{addressOnLink: AddressOnLink{a, link}, dueAt: now}
-	s.entryByAnnouncement[e.addressOnLink] = e
-	e.putInto(s.waitingEntries)
+	s.entryByAddressOnLink[e.addressOnLink] = e
+	e.insertIntoQueue(s.waitingEntriesByDueTime)
 }
 
 // RemoveAddressOnLink deletes the address on the link.
 func (s *AnnouncementSchedule) RemoveAddressOnLink(a netip.Addr, link int) {
-	if e := s.entryByAnnouncement[AddressOnLink{a, link}]; e != nil {
-		e.queue.Remove(e)
-		delete(s.entryByAnnouncement, e.addressOnLink)
+	if e := s.entryByAddressOnLink[AddressOnLink{a, link}]; e != nil {
+		e.currentQueue.Remove(e)
+		delete(s.entryByAddressOnLink, e.addressOnLink)
 	}
 }
 
 // Len returns the number of entries: an address counts once for each of its links.
-func (s *AnnouncementSchedule) Len() int { return len(s.entryByAnnouncement) }
+func (s *AnnouncementSchedule) Len() int { return len(s.entryByAddressOnLink) }
 
 // TakeDueAnnouncements returns the announcements that are due, at most announcementBatchSize of
 // them, and the time of the next call. That is the zero time when the AnnouncementSchedule is
@@ -106,9 +107,9 @@ func (s *AnnouncementSchedule) TakeDueAnnouncements(now time.Time) ([]AddressOnL
 	if now.Before(s.nextBatchAt) {
 		return nil, s.nextBatchAt
 	}
-	for e, ok := s.waitingEntries.First(); ok && !now.Before(e.dueAt); e, ok = s.waitingEntries.First() {
-		s.waitingEntries.Remove(e)
-		e.putInto(s.dueEntriesByRound)
+	for e, ok := s.waitingEntriesByDueTime.First(); ok && !now.Before(e.dueAt); e, ok = s.waitingEntriesByDueTime.First() {
+		s.waitingEntriesByDueTime.Remove(e)
+		e.insertIntoQueue(s.dueEntriesByRound)
 	}
 	var out []AddressOnLink
 	for e, ok := s.dueEntriesByRound.First(); ok && len(out) < announcementBatchSize; e, ok = s.dueEntriesByRound.First() {
@@ -116,18 +117,18 @@ func (s *AnnouncementSchedule) TakeDueAnnouncements(now time.Time) ([]AddressOnL
 		out = append(out, e.addressOnLink)
 		after, again := s.delayUntilNextAnnouncement(e)
 		if !again {
-			delete(s.entryByAnnouncement, e.addressOnLink)
+			delete(s.entryByAddressOnLink, e.addressOnLink)
 			continue
 		}
 		e.dueAt = now.Add(after)
 		e.announcementsSent++
-		e.putInto(s.waitingEntries)
+		e.insertIntoQueue(s.waitingEntriesByDueTime)
 	}
 	if s.dueEntriesByRound.Len() > 0 {
 		s.nextBatchAt = now.Add(announcementBatchInterval)
 		return out, s.nextBatchAt
 	}
-	if e, ok := s.waitingEntries.First(); ok {
+	if e, ok := s.waitingEntriesByDueTime.First(); ok {
 		return out, e.dueAt
 	}
 	return out, time.Time{}
@@ -139,17 +140,17 @@ func (s *AnnouncementSchedule) TakeDueAnnouncements(now time.Time) ([]AddressOnL
 // taken together are not all refreshed together.
 func (s *AnnouncementSchedule) delayUntilNextAnnouncement(e *scheduleEntry) (time.Duration, bool) {
 	switch {
-	case e.announcementsSent+1 < len(burstOffsets):
-		return burstOffsets[e.announcementsSent+1] - burstOffsets[e.announcementsSent], true
-	case e.announcementsSent+1 == len(burstOffsets):
-		return s.refreshInterval - s.refreshInterval/2*time.Duration(pseudoRandomByte(e.addressOnLink))/256, s.refreshInterval > 0
+	case e.announcementsSent+1 < len(announcementBurstOffsets):
+		return announcementBurstOffsets[e.announcementsSent+1] - announcementBurstOffsets[e.announcementsSent], true
+	case e.announcementsSent+1 == len(announcementBurstOffsets):
+		return s.refreshInterval - s.refreshInterval/2*time.Duration(refreshJitterByte(e.addressOnLink))/256, s.refreshInterval > 0
 	}
 	return s.refreshInterval, true
 }
 
-// pseudoRandomByte returns a number that looks random, and is the same for the same
+// refreshJitterByte returns a number that looks random, and is the same for the same
 // address and link.
-func pseudoRandomByte(g AddressOnLink) uint8 {
+func refreshJitterByte(g AddressOnLink) uint8 {
 	h := fnv.New32a()
 	b := g.Address.As16()
 	h.Write(append(b[:], byte(g.LinkIndex)))

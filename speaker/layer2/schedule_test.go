@@ -123,7 +123,7 @@ func TestNewAddressIsAnnouncedBeforeRepetitions(t *testing.T) {
 
 // After any starts and removals, every scheduled address is announced, and no removed one. There
 // are never too many at once, nor any sooner again than the burst allows.
-func TestScheduleProperties(t *testing.T) {
+func TestScheduleAnnouncesExactlyScheduledAddresses(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s, now := layer2.NewAnnouncementSchedule(2*time.Minute), testStartTime
 		scheduled := map[layer2.AddressOnLink]time.Time{} // when the burst was started last
@@ -185,7 +185,7 @@ func TestScheduleProperties(t *testing.T) {
 	})
 }
 
-func BenchmarkSchedule(b *testing.B) {
+func BenchmarkTakeDueAnnouncements(b *testing.B) {
 	s := layer2.NewAnnouncementSchedule(2 * time.Minute)
 	for i := range 10000 {
 		s.StartBurst(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2, testStartTime)

@@ -19,12 +19,12 @@ import (
 // unusualFrame builds an unusual request for the held address. Its sender is not the
 // harness's client.
 type unusualFrame struct {
-	buildFrame  func(o unusualSender) []byte
+	buildFrame  func(o requestBuilderOfOtherHost) []byte
 	wantsAnswer bool
 }
 
-// unusualSender builds requests from another host on the client's link.
-type unusualSender struct {
+// requestBuilderOfOtherHost builds requests from another host on the client's link.
+type requestBuilderOfOtherHost struct {
 	*harness
 	senderIP netip.Addr // of the sender
 }
@@ -36,13 +36,13 @@ const (
 )
 
 // ordinaryARPRequest returns an ordinary ARP request.
-func (o unusualSender) ordinaryARPRequest() []byte {
+func (o requestBuilderOfOtherHost) ordinaryARPRequest() []byte {
 	b := slices.Concat(ethernetBroadcast[:], o.clientMAC[:], []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1}, o.clientMAC[:], o.senderIP.AsSlice(), make([]byte, 6), o.heldIP.AsSlice())
 	return append(b, make([]byte, 60-len(b))...)
 }
 
 // ordinaryNeighborSolicitation returns an ordinary Neighbor Solicitation to the given destination.
-func (o unusualSender) ordinaryNeighborSolicitation(mac facts.MAC, from, to netip.Addr, options ...ndp.Option) []byte {
+func (o requestBuilderOfOtherHost) ordinaryNeighborSolicitation(mac facts.MAC, from, to netip.Addr, options ...ndp.Option) []byte {
 	m, err := ndp.MarshalMessageChecksum(&ndp.NeighborSolicitation{TargetAddress: o.heldIP, Options: options}, from, to)
 	if err != nil {
 		o.t.Fatal(err)
@@ -53,7 +53,7 @@ func (o unusualSender) ordinaryNeighborSolicitation(mac facts.MAC, from, to neti
 }
 
 // solicitedNodeGroup returns the group for requests for the held address.
-func (o unusualSender) solicitedNodeGroup() netip.Addr {
+func (o requestBuilderOfOtherHost) solicitedNodeGroup() netip.Addr {
 	g, err := ndp.SolicitedNodeMulticast(o.heldIP)
 	if err != nil {
 		o.t.Fatal(err)
@@ -61,21 +61,21 @@ func (o unusualSender) solicitedNodeGroup() netip.Addr {
 	return g
 }
 
-func (o unusualSender) sourceMACOption() ndp.Option {
+func (o requestBuilderOfOtherHost) sourceMACOption() ndp.Option {
 	return &ndp.LinkLayerAddress{Direction: ndp.Source, Addr: o.clientMAC[:]}
 }
 
 // ordinaryRequest returns the ordinary request of the family.
-func (o unusualSender) ordinaryRequest() []byte {
+func (o requestBuilderOfOtherHost) ordinaryRequest() []byte {
 	if o.heldIP.Is4() {
 		return o.ordinaryARPRequest()
 	}
 	return o.ordinaryNeighborSolicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption())
 }
 
-// requestWithBytesAt overwrites bytes of the ordinary request.
-func requestWithBytesAt(at int, value ...byte) func(unusualSender) []byte {
-	return func(o unusualSender) []byte {
+// requestWithOverwrittenBytes overwrites bytes of the ordinary request.
+func requestWithOverwrittenBytes(at int, value ...byte) func(requestBuilderOfOtherHost) []byte {
+	return func(o requestBuilderOfOtherHost) []byte {
 		b := o.ordinaryRequest()
 		copy(b[at:], value)
 		return b
@@ -84,8 +84,8 @@ func requestWithBytesAt(at int, value ...byte) func(unusualSender) []byte {
 
 // requestWithVLANTag puts the request into a VLAN (IEEE 802.1Q). The kernel removes the tag before
 // a socket receives the frame.
-func requestWithVLANTag(kind, vlan uint16) func(unusualSender) []byte {
-	return func(o unusualSender) []byte {
+func requestWithVLANTag(kind, vlan uint16) func(requestBuilderOfOtherHost) []byte {
+	return func(o requestBuilderOfOtherHost) []byte {
 		b := o.ordinaryRequest()
 		tag := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, kind), vlan)
 		return slices.Insert(b, 12, tag...)
@@ -94,56 +94,62 @@ func requestWithVLANTag(kind, vlan uint16) func(unusualSender) []byte {
 
 var unusualFramesByFamily = map[string]map[string]unusualFrame{
 	"IPv4": {
-		"a request without padding":       {func(o unusualSender) []byte { return o.ordinaryARPRequest()[:42] }, true},
-		"a unicast request to the holder": {func(o unusualSender) []byte { return slices.Concat(o.link.MAC[:], o.ordinaryARPRequest()[6:]) }, true},
+		"a request without padding": {func(o requestBuilderOfOtherHost) []byte { return o.ordinaryARPRequest()[:42] }, true},
+		"a unicast request to the holder": {func(o requestBuilderOfOtherHost) []byte {
+			return slices.Concat(o.link.MAC[:], o.ordinaryARPRequest()[6:])
+		}, true},
 		"a VLAN tag with only a priority": {requestWithVLANTag(0x8100, 5<<13), true},
 		"a VLAN":                          {requestWithVLANTag(0x8100, 5), false},
 		"a provider's VLAN":               {requestWithVLANTag(0x88a8, 5), false},
-		"operation 0":                     {requestWithBytesAt(arpOperationOffset, 0, 0), false},
-		"a reverse ARP request":           {requestWithBytesAt(arpOperationOffset, 0, 3), false},
-		"addresses of another length":     {requestWithBytesAt(arpLengthsOffset, 8, 4), false},
-		"another length of IP":            {requestWithBytesAt(arpLengthsOffset, 6, 16), false},
-		"another hardware":                {requestWithBytesAt(arpHardwareTypeOffset, 0, 32), false},
-		"another protocol":                {requestWithBytesAt(arpProtocolTypeOffset, 0x86, 0xdd), false},
-		"a frame that is cut short":       {func(o unusualSender) []byte { return o.ordinaryARPRequest()[:36] }, false},
-		"a broadcast sender":              {requestWithBytesAt(22, ethernetBroadcast[:]...), false},
-		"a request to another host":       {func(o unusualSender) []byte { return slices.Concat(foreignMAC[:], o.ordinaryARPRequest()[6:]) }, false},
-		"a request to a group": {func(o unusualSender) []byte {
+		"operation 0":                     {requestWithOverwrittenBytes(arpOperationOffset, 0, 0), false},
+		"a reverse ARP request":           {requestWithOverwrittenBytes(arpOperationOffset, 0, 3), false},
+		"addresses of another length":     {requestWithOverwrittenBytes(arpLengthsOffset, 8, 4), false},
+		"another length of IP":            {requestWithOverwrittenBytes(arpLengthsOffset, 6, 16), false},
+		"another hardware":                {requestWithOverwrittenBytes(arpHardwareTypeOffset, 0, 32), false},
+		"another protocol":                {requestWithOverwrittenBytes(arpProtocolTypeOffset, 0x86, 0xdd), false},
+		"a frame that is cut short":       {func(o requestBuilderOfOtherHost) []byte { return o.ordinaryARPRequest()[:36] }, false},
+		"a broadcast sender":              {requestWithOverwrittenBytes(22, ethernetBroadcast[:]...), false},
+		"a request to another host": {func(o requestBuilderOfOtherHost) []byte {
+			return slices.Concat(foreignMAC[:], o.ordinaryARPRequest()[6:])
+		}, false},
+		"a request to a group": {func(o requestBuilderOfOtherHost) []byte {
 			return slices.Concat([]byte{1, 0, 0x5e, 0, 0, 1}, o.ordinaryARPRequest()[6:])
 		}, false},
-		"a request for the sender's own address": {func(o unusualSender) []byte {
+		"a request for the sender's own address": {func(o requestBuilderOfOtherHost) []byte {
 			b := o.ordinaryARPRequest()
 			copy(b[28:32], o.heldIP.AsSlice())
 			return b
 		}, false},
 	},
 	"IPv6": {
-		"a request to the group": {func(o unusualSender) []byte { return o.ordinaryRequest() }, true},
-		"a unicast request to the holder, with a link-layer address": {func(o unusualSender) []byte {
+		"a request to the group": {func(o requestBuilderOfOtherHost) []byte { return o.ordinaryRequest() }, true},
+		"a unicast request to the holder, with a link-layer address": {func(o requestBuilderOfOtherHost) []byte {
 			return o.ordinaryNeighborSolicitation(o.link.MAC, o.senderIP, o.heldIP, o.sourceMACOption())
 		}, true},
-		"a unicast request to the holder, without a link-layer address": {func(o unusualSender) []byte { return o.ordinaryNeighborSolicitation(o.link.MAC, o.senderIP, o.heldIP) }, true},
-		"a request without a link-layer address": {func(o unusualSender) []byte {
+		"a unicast request to the holder, without a link-layer address": {func(o requestBuilderOfOtherHost) []byte {
+			return o.ordinaryNeighborSolicitation(o.link.MAC, o.senderIP, o.heldIP)
+		}, true},
+		"a request without a link-layer address": {func(o requestBuilderOfOtherHost) []byte {
 			return o.ordinaryNeighborSolicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup())
 		}, true},
-		"an unknown option": {func(o unusualSender) []byte {
+		"an unknown option": {func(o requestBuilderOfOtherHost) []byte {
 			return o.ordinaryNeighborSolicitation(layer2.RequestDestinationMAC(o.heldIP), o.senderIP, o.solicitedNodeGroup(), o.sourceMACOption(), &ndp.RawOption{Type: 200, Length: 1, Value: make([]byte, 6)})
 		}, true},
 		"a VLAN tag with only a priority": {requestWithVLANTag(0x8100, 5<<13), true},
 		"a VLAN":                          {requestWithVLANTag(0x8100, 5), false},
-		"a hop limit of 254":              {requestWithBytesAt(ip6HopLimitOffsetInFrame, 254), false},
-		"a wrong checksum":                {requestWithBytesAt(icmp6ChecksumOffset, 0x55, 0xaa), false},
-		"another code":                    {requestWithBytesAt(icmp6CodeOffset, 1), false},
-		"a request to all nodes": {func(o unusualSender) []byte {
+		"a hop limit of 254":              {requestWithOverwrittenBytes(ip6HopLimitOffsetInFrame, 254), false},
+		"a wrong checksum":                {requestWithOverwrittenBytes(icmp6ChecksumOffset, 0x55, 0xaa), false},
+		"another code":                    {requestWithOverwrittenBytes(icmp6CodeOffset, 1), false},
+		"a request to all nodes": {func(o requestBuilderOfOtherHost) []byte {
 			return o.ordinaryNeighborSolicitation(layer2.AnnouncementDestinationMAC(o.heldIP), o.senderIP, netip.MustParseAddr("ff02::1"), o.sourceMACOption())
 		}, false},
-		"a request to another host": {func(o unusualSender) []byte {
+		"a request to another host": {func(o requestBuilderOfOtherHost) []byte {
 			return o.ordinaryNeighborSolicitation(foreignMAC, o.senderIP, o.heldIP, o.sourceMACOption())
 		}, false},
-		"a sender that is a group": {func(o unusualSender) []byte {
+		"a sender that is a group": {func(o requestBuilderOfOtherHost) []byte {
 			return o.ordinaryNeighborSolicitation(layer2.RequestDestinationMAC(o.heldIP), netip.MustParseAddr("ff02::1"), o.solicitedNodeGroup(), o.sourceMACOption())
 		}, false},
-		"a fragment": {func(o unusualSender) []byte {
+		"a fragment": {func(o requestBuilderOfOtherHost) []byte {
 			b := o.ordinaryRequest()
 			b[20] = unix.IPPROTO_FRAGMENT
 			binary.BigEndian.PutUint16(b[18:], uint16(len(b)-icmp6Offset+8))
@@ -152,9 +158,9 @@ var unusualFramesByFamily = map[string]map[string]unusualFrame{
 	},
 }
 
-// TestUnusualRequests sends requests over a veth pair that a switch, a broken host or an attacker
-// may send. The node's link is promiscuous, as with a bridge or a capture.
-func TestUnusualRequests(t *testing.T) {
+// TestUnusualRequestsAreAnsweredOrDropped sends requests over a veth pair that a switch, a broken
+// host or an attacker may send. The node's link is promiscuous, as with a bridge or a capture.
+func TestUnusualRequestsAreAnsweredOrDropped(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
 			b := newVethHarness(t, c)
@@ -163,10 +169,10 @@ func TestUnusualRequests(t *testing.T) {
 				return errors.Join(err, netlink.SetPromiscOn(eth0))
 			})
 			send := openRawSender(b)
-			b.holdNewAddressUntilAnnounced(b.heldIP)
+			b.holdAddressAndAwaitAnnouncement(b.heldIP)
 			for name, c := range unusualFramesByFamily[family] {
 				t.Run(name, func(t *testing.T) {
-					o := unusualSender{b, b.clientIP.Next()}
+					o := requestBuilderOfOtherHost{b, b.clientIP.Next()}
 					b.discardHeardFrames()
 					send(c.buildFrame(o))
 					b.sendFrame(b.newClientRequest(b.heldIP))

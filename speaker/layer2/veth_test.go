@@ -23,17 +23,17 @@ import (
 func newVethHarness(t testing.TB, c testAddresses) *harness {
 	node, client := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	node.AddVethPair("eth0", client, "eth0")
-	return newHarnessBetween(t, c, linkEnd{node, "eth0"}, linkEnd{client, "eth0"})
+	return newHarnessBetween(t, c, linkInNamespace{node, "eth0"}, linkInNamespace{client, "eth0"})
 }
 
-// linkEnd is a link in a namespace.
-type linkEnd struct {
+// linkInNamespace is a link in a namespace.
+type linkInNamespace struct {
 	namespace *netnstest.Namespace
 	name      string
 }
 
 // newHarnessBetween returns a harness on two links that are connected to each other.
-func newHarnessBetween(t testing.TB, c testAddresses, nodeEnd, clientEnd linkEnd, options ...layer2.Option) *harness {
+func newHarnessBetween(t testing.TB, c testAddresses, nodeEnd, clientEnd linkInNamespace, options ...layer2.Option) *harness {
 	node, client := nodeEnd.namespace, clientEnd.namespace
 	node.AddAddressToLink(nodeEnd.name, c.nodePrefix.String())
 	client.AddAddressToLink(clientEnd.name, netip.PrefixFrom(c.clientIP, c.nodePrefix.Bits()).String())
@@ -136,13 +136,13 @@ func newStackedLinkHarness(t *testing.T, kind string, stack func(netlink.Link) e
 		t.Fatal(err)
 	}
 	if kind != "VLAN" {
-		return newHarnessBetween(t, c, linkEnd{node, "lan0"}, linkEnd{client, "eth0"})
+		return newHarnessBetween(t, c, linkInNamespace{node, "lan0"}, linkInNamespace{client, "eth0"})
 	}
 	client.MustRunInside(func() error {
 		eth0, err := netlink.LinkByName("eth0")
 		return errors.Join(err, stack(eth0))
 	})
-	return newHarnessBetween(t, c, linkEnd{node, "lan0"}, linkEnd{client, "lan0"})
+	return newHarnessBetween(t, c, linkInNamespace{node, "lan0"}, linkInNamespace{client, "lan0"})
 }
 
 // addStackedLink adds a veth pair and puts a link on top of its end in the first namespace.
@@ -161,7 +161,7 @@ func addStackedLink(room, peer *netnstest.Namespace, stack func(netlink.Link) er
 // over two sockets and a veth pair.
 func BenchmarkAnswerOverVeth(b *testing.B) {
 	bed := newVethHarness(b, ipv4TestAddresses)
-	bed.holdNewAddressUntilAnnounced(heldIPv4)
+	bed.holdAddressAndAwaitAnnouncement(heldIPv4)
 	bed.sendFrame(bed.newClientRequest(heldIPv4))
 	bed.awaitClientFrame("the address is held", bed.expectedReplyToClient(heldIPv4))
 	want := bed.expectedReplyToClient(heldIPv4)

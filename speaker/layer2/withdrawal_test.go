@@ -13,27 +13,27 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
 )
 
-// openerOfBlockingPorts is a Wire whose ports block the engine: once blocked is closed, Write
-// returns only after unblocked is closed. The readers answer meanwhile.
-type openerOfBlockingPorts struct {
+// portOpenerWithBlockingWrites is a Wire whose ports block the engine: once blocked is closed,
+// Write returns only after unblocked is closed. The readers answer meanwhile.
+type portOpenerWithBlockingWrites struct {
 	layer2.PortOpener
 	blocked, unblocked chan struct{}
 }
 
-type blockingPort struct {
+type portWithBlockingWrites struct {
 	layer2.Port
-	wire *openerOfBlockingPorts
+	opener *portOpenerWithBlockingWrites
 }
 
-func (w *openerOfBlockingPorts) OpenPort(l facts.Link, f ipfamily.Family) (layer2.Port, error) {
+func (w *portOpenerWithBlockingWrites) OpenPort(l facts.Link, f ipfamily.Family) (layer2.Port, error) {
 	p, err := w.PortOpener.OpenPort(l, f)
-	return blockingPort{p, w}, err
+	return portWithBlockingWrites{p, w}, err
 }
 
-func (p blockingPort) WriteFrame(f layer2.ARPOrNDPFrame) error {
+func (p portWithBlockingWrites) WriteFrame(f layer2.ARPOrNDPFrame) error {
 	select {
-	case <-p.wire.blocked:
-		<-p.wire.unblocked
+	case <-p.opener.blocked:
+		<-p.opener.unblocked
 	default:
 	}
 	return p.Port.WriteFrame(f)
@@ -47,7 +47,7 @@ func TestAWithdrawnAddressIsSilentAtOnce(t *testing.T) {
 		t.Run(family, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				lan := layer2test.NewLAN()
-				w := &openerOfBlockingPorts{lan.AddHost("node1"), make(chan struct{}), make(chan struct{})}
+				w := &portOpenerWithBlockingWrites{lan.AddHost("node1"), make(chan struct{}), make(chan struct{})}
 				mac := facts.MAC{2, 0, 0, 0, 0, 0x64}
 				client, err := lan.AddHost("client").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: mac}, ipfamily.FamilyOf(c.heldIP))
 				if err != nil {

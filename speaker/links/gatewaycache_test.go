@@ -17,7 +17,7 @@ func TestRoutesAreReadSeldomUnlessTheyChange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			now, readings := time.Unix(1e9, 0), 0
-			c := &gatewayCache{now: func() time.Time { return now }, read: func() (defaultGatewaysByLink, error) {
+			c := &gatewayCache{now: func() time.Time { return now }, readDefaultRoutes: func() (defaultGatewaysByLink, error) {
 				readings++
 				now = now.Add(tt.cost)
 				return defaultGatewaysByLink{}, nil
@@ -40,7 +40,7 @@ func TestRoutesAreReadSeldomUnlessTheyChange(t *testing.T) {
 
 func TestChangeOfRoutesIsReadAlthoughReadingTakesLong(t *testing.T) {
 	now, readings := time.Unix(1e9, 0), 0
-	c := &gatewayCache{now: func() time.Time { return now }, read: func() (defaultGatewaysByLink, error) {
+	c := &gatewayCache{now: func() time.Time { return now }, readDefaultRoutes: func() (defaultGatewaysByLink, error) {
 		readings++
 		now = now.Add(time.Second)
 		return defaultGatewaysByLink{}, nil

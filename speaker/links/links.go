@@ -55,11 +55,11 @@ type Watcher struct {
 	compiledExcludePatterns        []*regexp.Regexp
 	compiledDefaultExcludePatterns []*regexp.Regexp // of DefaultExcludePatterns
 	// the last error of readExcludePatterns in the log
-	lastLoggedError string
-	log             *slog.Logger
-	linkSets        *latest.Value[facts.LinkSet]
-	skippedLinks    atomic.Pointer[[]facts.SkippedLink]
-	gateways        gatewayCache
+	lastLoggedPatternError string
+	log                    *slog.Logger
+	linkSets               *latest.Value[facts.LinkSet]
+	skippedLinks           atomic.Pointer[[]facts.SkippedLink]
+	gateways               gatewayCache
 }
 
 // NewWatcher returns a Watcher that excludes the interfaces whose names match one of the patterns.
@@ -69,7 +69,7 @@ func NewWatcher(exclude ExcludePatternsFunc, log *slog.Logger) *Watcher {
 	if exclude == nil {
 		exclude = func() ([]string, error) { return DefaultExcludePatterns, nil }
 	}
-	w := &Watcher{readExcludePatterns: exclude, log: log, linkSets: latest.NewValue[facts.LinkSet](), gateways: gatewayCache{read: readDefaultGateways, now: time.Now}}
+	w := &Watcher{readExcludePatterns: exclude, log: log, linkSets: latest.NewValue[facts.LinkSet](), gateways: gatewayCache{readDefaultRoutes: readDefaultGateways, now: time.Now}}
 	// cannot fail; a test checks that
 	w.compiledDefaultExcludePatterns, _ = compilePatterns(DefaultExcludePatterns)
 	w.skippedLinks.Store(&[]facts.SkippedLink{})
@@ -80,7 +80,7 @@ func NewWatcher(exclude ExcludePatternsFunc, log *slog.Logger) *Watcher {
 func (w *Watcher) reloadExcludePatterns() {
 	patterns, err := w.readExcludePatterns()
 	if err == nil && w.compiledExcludePatterns != nil && slices.Equal(patterns, w.excludePatterns) {
-		w.lastLoggedError = ""
+		w.lastLoggedPatternError = ""
 		return
 	}
 	var compiled []*regexp.Regexp
@@ -91,13 +91,13 @@ func (w *Watcher) reloadExcludePatterns() {
 		if w.compiledExcludePatterns == nil {
 			w.excludePatterns, w.compiledExcludePatterns = DefaultExcludePatterns, w.compiledDefaultExcludePatterns
 		}
-		if err.Error() != w.lastLoggedError {
-			w.lastLoggedError = err.Error()
+		if err.Error() != w.lastLoggedPatternError {
+			w.lastLoggedPatternError = err.Error()
 			w.log.Error("reading the exclude patterns of interfaces; the last valid ones stay in use", "error", err)
 		}
 		return
 	}
-	w.excludePatterns, w.compiledExcludePatterns, w.lastLoggedError = slices.Clone(patterns), compiled, ""
+	w.excludePatterns, w.compiledExcludePatterns, w.lastLoggedPatternError = slices.Clone(patterns), compiled, ""
 }
 
 func compilePatterns(patterns []string) ([]*regexp.Regexp, error) {

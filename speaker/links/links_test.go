@@ -64,7 +64,7 @@ func (b *harness) awaitLinks(sentence string, f func(facts.LinkSet) bool) facts.
 	for {
 		select {
 		case last = <-b.watcher.LinkSets():
-			if usable, _ := last.SplitByState(); f(usable) {
+			if usable, _ := last.SplitUsableAndDown(); f(usable) {
 				return usable
 			}
 		case <-time.After(30 * time.Second):

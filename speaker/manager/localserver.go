@@ -14,18 +14,18 @@ import (
 	"github.com/gantry-lb/gantry/internal/rib"
 )
 
-// localServer serves the health checks and what is announced to routers. Its address is one of the
-// node itself, so that only the kubelet and pods/portforward reach it.
-type localServer struct {
-	checks, readyChecks map[string]healthz.Checker
-	describeRoutes      func(context.Context) any
+// healthAndRoutesServer serves the health checks and what is announced to routers. Its address is
+// one of the node itself, so that only the kubelet and pods/portforward reach it.
+type healthAndRoutesServer struct {
+	healthzChecks, readyzChecks map[string]healthz.Checker
+	describeRoutes              func(context.Context) any
 }
 
-// localRequestTimeout bounds the reading of a request and the writing of its answer.
-const localRequestTimeout = 10 * time.Second
+// healthAndRoutesRequestTimeout bounds the reading of a request and the writing of its answer.
+const healthAndRoutesRequestTimeout = 10 * time.Second
 
 // addToManager lets the manager run the server. Nothing is served at an empty address or at "0".
-func (s *localServer) addToManager(mgr manager.Manager, address string) error {
+func (s *healthAndRoutesServer) addToManager(mgr manager.Manager, address string) error {
 	if address == "" || address == "0" {
 		return nil
 	}
@@ -35,18 +35,18 @@ func (s *localServer) addToManager(mgr manager.Manager, address string) error {
 	}
 	return mgr.Add(&manager.Server{
 		Name: "health and routes", Listener: l,
-		Server: &http.Server{Handler: s.newHandler(), ReadTimeout: localRequestTimeout, WriteTimeout: localRequestTimeout},
+		Server: &http.Server{Handler: s.newHandler(), ReadTimeout: healthAndRoutesRequestTimeout, WriteTimeout: healthAndRoutesRequestTimeout},
 	})
 }
 
-func (s *localServer) newHandler() http.Handler {
+func (s *healthAndRoutesServer) newHandler() http.Handler {
 	mux := http.NewServeMux()
-	for path, checks := range map[string]map[string]healthz.Checker{"/healthz": s.checks, "/readyz": s.readyChecks} {
+	for path, checks := range map[string]map[string]healthz.Checker{"/healthz": s.healthzChecks, "/readyz": s.readyzChecks} {
 		h := http.StripPrefix(path, &healthz.Handler{Checks: checks})
 		mux.Handle(path, h)
 		mux.Handle(path+"/", h)
 	}
-	mux.HandleFunc("GET "+rib.PagePath, func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET "+rib.RoutesPagePath, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")

@@ -13,11 +13,11 @@ import (
 	"github.com/gantry-lb/gantry/internal/rib"
 )
 
-func TestLocalServerAnswers(t *testing.T) {
+func TestHealthAndRoutesServerAnswers(t *testing.T) {
 	ready := errors.New("not yet")
-	s := &localServer{
-		checks:         map[string]healthz.Checker{"alive": healthz.Ping},
-		readyChecks:    map[string]healthz.Checker{"synced": func(*http.Request) error { return ready }},
+	s := &healthAndRoutesServer{
+		healthzChecks:  map[string]healthz.Checker{"alive": healthz.Ping},
+		readyzChecks:   map[string]healthz.Checker{"synced": func(*http.Request) error { return ready }},
 		describeRoutes: func(context.Context) any { return []string{"198.51.100.1/32"} },
 	}
 	get := func(path string) *httptest.ResponseRecorder {
@@ -25,7 +25,7 @@ func TestLocalServerAnswers(t *testing.T) {
 		s.newHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 		return w
 	}
-	for path, want := range map[string]int{"/healthz": 200, "/healthz/": 200, "/healthz/alive": 200, "/readyz": 500, "/other": 404, rib.PagePath: 200} {
+	for path, want := range map[string]int{"/healthz": 200, "/healthz/": 200, "/healthz/alive": 200, "/readyz": 500, "/other": 404, rib.RoutesPagePath: 200} {
 		if got := get(path).Code; got != want {
 			t.Errorf("%s gives %d, want %d", path, got, want)
 		}
@@ -35,7 +35,7 @@ func TestLocalServerAnswers(t *testing.T) {
 		t.Errorf("/readyz gives %d when the speaker is ready", got)
 	}
 	var routes []string
-	if err := json.Unmarshal(get(rib.PagePath).Body.Bytes(), &routes); err != nil || len(routes) != 1 {
+	if err := json.Unmarshal(get(rib.RoutesPagePath).Body.Bytes(), &routes); err != nil || len(routes) != 1 {
 		t.Errorf("the routes are %v, %v", routes, err)
 	}
 }

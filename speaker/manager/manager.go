@@ -34,11 +34,11 @@ import (
 // ControllerRuntimeManager is the manager of a speaker.
 type ControllerRuntimeManager struct {
 	ctrl.Manager
-	config      *rest.Config
-	watchClient client.WithWatch
-	isReady     atomic.Bool
-	routes      atomic.Pointer[func(context.Context) any]
-	log         *slog.Logger
+	config             *rest.Config
+	watchClient        client.WithWatch
+	isReady            atomic.Bool
+	describeRoutesFunc atomic.Pointer[func(context.Context) any]
+	log                *slog.Logger
 }
 
 // New returns a Manager. It reads the credentials, and sends no request before Start.
@@ -58,9 +58,9 @@ func New(o options.Options, log *slog.Logger) (*ControllerRuntimeManager, error)
 	if err != nil {
 		return nil, fmt.Errorf("setting up the client for Services: %w", err)
 	}
-	server := localServer{
-		checks:         map[string]healthz.Checker{"alive": healthz.Ping},
-		readyChecks:    map[string]healthz.Checker{"synced": m.checkReady},
+	server := healthAndRoutesServer{
+		healthzChecks:  map[string]healthz.Checker{"alive": healthz.Ping},
+		readyzChecks:   map[string]healthz.Checker{"synced": m.checkReady},
 		describeRoutes: m.describeRoutes,
 	}
 	return m, server.addToManager(mgr, o.HealthProbeBindAddress)
@@ -68,11 +68,11 @@ func New(o options.Options, log *slog.Logger) (*ControllerRuntimeManager, error)
 
 // ServeAnnouncedRoutes serves what describe returns as JSON at the address of the health checks.
 func (m *ControllerRuntimeManager) ServeAnnouncedRoutes(describe func(context.Context) any) {
-	m.routes.Store(&describe)
+	m.describeRoutesFunc.Store(&describe)
 }
 
 func (m *ControllerRuntimeManager) describeRoutes(ctx context.Context) any {
-	if describe := m.routes.Load(); describe != nil {
+	if describe := m.describeRoutesFunc.Load(); describe != nil {
 		return (*describe)(ctx)
 	}
 	return []any{}
@@ -91,8 +91,8 @@ func (m *ControllerRuntimeManager) checkReady(*http.Request) error {
 	return nil
 }
 
-// AwaitKinds waits until the API server serves the kinds that a speaker uses, or ctx ends.
-func (m *ControllerRuntimeManager) AwaitKinds(ctx context.Context) error {
+// AwaitKindsServed waits until the API server serves the kinds that a speaker uses, or ctx ends.
+func (m *ControllerRuntimeManager) AwaitKindsServed(ctx context.Context) error {
 	resources := append(configuration.RequiredCRDResources, "servicel2statuses", "servicebgpstatuses")
 	return option.AwaitCRDResourcesServed(ctx, m.config, m.log, resources...)
 }

@@ -36,7 +36,7 @@ func (d *messageDelegate) NotifyMsg(b []byte) {
 	if d.options.IsUrgent(payload) {
 		queue = d.urgentReceivedMessages
 	}
-	queue.Put(Message{SenderName: string(b[1 : 1+n]), Payload: payload})
+	queue.PutDroppingOldest(Message{SenderName: string(b[1 : 1+n]), Payload: payload})
 }
 
 // GetBroadcasts returns nothing: messages go directly to their receivers.
@@ -61,7 +61,7 @@ func (w *eventDelegate) storeNode(n *memberlist.Node) {
 	node := *n
 	node.Addr, node.Meta = slices.Clone(n.Addr), slices.Clone(n.Meta)
 	m := (*Members)(w)
-	m.changeMembers(func() { m.memberlistNodeByName[node.Name] = node })
+	m.editMembersAndDeliverSet(func() { m.memberlistNodeByName[node.Name] = node })
 }
 
 // NotifyJoin adds a new member.
@@ -70,7 +70,7 @@ func (w *eventDelegate) NotifyJoin(n *memberlist.Node) { w.storeNode(n) }
 // NotifyLeave removes a member that left or died.
 func (w *eventDelegate) NotifyLeave(n *memberlist.Node) {
 	m := (*Members)(w)
-	m.changeMembers(func() { delete(m.memberlistNodeByName, n.Name) })
+	m.editMembersAndDeliverSet(func() { delete(m.memberlistNodeByName, n.Name) })
 }
 
 // NotifyUpdate updates a member whose metadata changed.

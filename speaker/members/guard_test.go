@@ -34,7 +34,7 @@ func newTestTransport(t *testing.T) *guardedTransport {
 	return g
 }
 
-func (t *guardedTransport) address() string {
+func (t *guardedTransport) testListenAddress() string {
 	return netip.AddrPortFrom(loopback, uint16(t.GetAutoBindPort())).String()
 }
 
@@ -48,7 +48,7 @@ func isClosedByPeer(t *testing.T, c net.Conn) bool {
 	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-func TestOnlyKnownSpeakersAreHeard(t *testing.T) {
+func TestTrafficFromUnknownSourcesIsDropped(t *testing.T) {
 	g := newTestTransport(t)
 	g.setAllowedSources(map[netip.Addr]struct{}{netip.MustParseAddr("127.0.0.2"): {}})
 	dial := func(network, source string) net.Conn {
@@ -57,7 +57,7 @@ func TestOnlyKnownSpeakersAreHeard(t *testing.T) {
 		if network == "udp" {
 			d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(source)}
 		}
-		c, err := d.Dial(network, g.address())
+		c, err := d.Dial(network, g.testListenAddress())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,12 +89,12 @@ func TestOnlyKnownSpeakersAreHeard(t *testing.T) {
 	}
 }
 
-func TestConnectionsAreBounded(t *testing.T) {
+func TestOpenStreamsPerSourceAreLimited(t *testing.T) {
 	g := newTestTransport(t)
 	var open []net.Conn
 	connect := func() net.Conn {
 		t.Helper()
-		c, err := net.Dial("tcp", g.address())
+		c, err := net.Dial("tcp", g.testListenAddress())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +119,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
-func TestLongStatesAreNotRead(t *testing.T) {
+func TestBoundedStreamFailsAfterMaxBytes(t *testing.T) {
 	client, server := net.Pipe()
 	s := &boundedStream{Conn: server, bytesLeft: maxStreamBytes, onClose: func() {}}
 	go func() {
@@ -169,9 +169,9 @@ func TestKeysAreReplacedWithoutLosingMembers(t *testing.T) {
 			}
 			for sender, receiver := range map[*Members]*Members{a: b, b: a} {
 				text := []byte("hello")
-				sender.SendMessage(receiver.options.NodeName, text)
+				sender.SendUrgentMessage(receiver.options.NodeName, text)
 				select {
-				case got := <-receiver.ReceivedMessages():
+				case got := <-receiver.ReceivedUrgentMessages():
 					if !bytes.Equal(got.Payload, text) {
 						t.Errorf("%q arrives", got.Payload)
 					}

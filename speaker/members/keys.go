@@ -58,9 +58,9 @@ func (m *Members) SetGossipKeys(keys [][]byte) error {
 	return nil
 }
 
-// setAllowedSources admits messages from the seeds, the members and this node itself. Without any
-// seed it admits all. The caller holds mu.
-func (m *Members) setAllowedSources() {
+// updateAllowedSources admits messages from the seeds, the members and this node itself. Without
+// any seed it admits all. The caller holds mu.
+func (m *Members) updateAllowedSources() {
 	allowed, members := map[netip.Addr]struct{}{}, map[netip.Addr]struct{}{}
 	for _, s := range m.allSeeds {
 		if a, ok := parseSeedAddress(s); ok {

@@ -74,18 +74,19 @@ type Members struct {
 	metadata             atomic.Pointer[[]byte]
 	// fullExchangeState is what this node sends in a full exchange.
 	fullExchangeState     atomic.Pointer[[]byte]
-	seeds                 atomic.Pointer[[]string]
+	ownFamilySeeds        atomic.Pointer[[]string]
 	hasExchangedFullState atomic.Bool
 
 	memberSets                                   *latest.Value[facts.MemberSet]
 	urgentReceivedMessages, bulkReceivedMessages *latest.BoundedQueue[Message]
 	receivedFullStates                           *latest.BoundedQueue[[]byte]
-	// urgentMessages go before directedMessages, and these before bulkMessages.
-	urgentMessages, directedMessages, bulkMessages *latest.BoundedQueue[outgoingMessage]
-	contactSeedsSignal                             *latest.Wake
-	metadataChanges                                *latest.Wake
-	// strangersToJoin are the addresses of greetings from nodes that are not members.
-	strangersToJoin *latest.BoundedQueue[string]
+	// outgoingUrgentMessages go before outgoingNormalMessages, and these before
+	// outgoingBulkMessages.
+	outgoingUrgentMessages, outgoingNormalMessages, outgoingBulkMessages *latest.BoundedQueue[outgoingMessage]
+	contactSeedsSignal                                                   *latest.Wake
+	metadataChangedSignal                                                *latest.Wake
+	// greetingSendersToJoin are the addresses of greetings from nodes that are not members.
+	greetingSendersToJoin *latest.BoundedQueue[string]
 	// pathMessages are checks and answers of others, pathChecksToAnswer the checks among them.
 	pathMessages, pathChecksToAnswer *latest.BoundedQueue[pathMessage]
 	pathFaults                       atomic.Pointer[[]PathFault]
@@ -100,12 +101,12 @@ func New(o Options) (*Members, error) {
 		urgentReceivedMessages: latest.NewBoundedQueue[Message](4096),
 		bulkReceivedMessages:   latest.NewBoundedQueue[Message](4096),
 		receivedFullStates:     latest.NewBoundedQueue[[]byte](16),
-		urgentMessages:         latest.NewBoundedQueue[outgoingMessage](4096),
-		directedMessages:       latest.NewBoundedQueue[outgoingMessage](4096),
-		bulkMessages:           latest.NewBoundedQueue[outgoingMessage](bulkMessageLimit),
+		outgoingUrgentMessages: latest.NewBoundedQueue[outgoingMessage](4096),
+		outgoingNormalMessages: latest.NewBoundedQueue[outgoingMessage](4096),
+		outgoingBulkMessages:   latest.NewBoundedQueue[outgoingMessage](maxQueuedBulkMessages),
 		contactSeedsSignal:     latest.NewWake(),
-		metadataChanges:        latest.NewWake(),
-		strangersToJoin:        latest.NewBoundedQueue[string](1),
+		metadataChangedSignal:  latest.NewWake(),
+		greetingSendersToJoin:  latest.NewBoundedQueue[string](1),
 		pathMessages:           latest.NewBoundedQueue[pathMessage](256),
 		pathChecksToAnswer:     latest.NewBoundedQueue[pathMessage](256),
 	}
@@ -113,9 +114,9 @@ func New(o Options) (*Members, error) {
 	if m.options.IsUrgent == nil {
 		m.options.IsUrgent = func([]byte) bool { return true }
 	}
-	m.PublishOwnNode(facts.PublishedNode{MessageFormat: o.MessageFormat})
+	m.PublishOwnNode(facts.PublishedNode{MaxMessageFormat: o.MessageFormat})
 	m.SetFullExchangeState(nil)
-	m.seeds.Store(new([]string))
+	m.ownFamilySeeds.Store(new([]string))
 	keyring, err := newKeyring(o.GossipKeys)
 	if err != nil {
 		return nil, err
@@ -167,8 +168,8 @@ func (m *Members) ListenAddress() netip.AddrPort { return m.listenAddress }
 // MemberSets delivers the live members, now and after each change. Only the latest set is kept.
 func (m *Members) MemberSets() <-chan facts.MemberSet { return m.memberSets.C() }
 
-// ReceivedMessages delivers the urgent messages of others, in any order.
-func (m *Members) ReceivedMessages() <-chan Message { return m.urgentReceivedMessages.C() }
+// ReceivedUrgentMessages delivers the urgent messages of others, in any order.
+func (m *Members) ReceivedUrgentMessages() <-chan Message { return m.urgentReceivedMessages.C() }
 
 // ReceivedBulkMessages delivers the other messages of others, in any order.
 func (m *Members) ReceivedBulkMessages() <-chan Message { return m.bulkReceivedMessages.C() }
@@ -183,11 +184,11 @@ func (m *Members) SetFullExchangeState(state []byte) { m.fullExchangeState.Store
 // of this node.
 func (m *Members) SetSeeds(addresses []string) {
 	ofOwnFamily := m.seedsOfOwnFamily(addresses)
-	m.seeds.Store(&ofOwnFamily)
+	m.ownFamilySeeds.Store(&ofOwnFamily)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.allSeeds = addresses
-	m.setAllowedSources()
+	m.updateAllowedSources()
 }
 
 // ContactMissingSeeds contacts all seeds that are not members at once.
@@ -198,28 +199,28 @@ func (m *Members) PublishOwnNode(p facts.PublishedNode) {
 	b := EncodeMetadata(m.options.RunNonce, p)
 	b = append(b, pathCheckVersion) // an older speaker ignores it
 	if old := m.metadata.Swap(&b); old != nil && !slices.Equal(*old, b) {
-		m.metadataChanges.Signal()
+		m.metadataChangedSignal.Signal()
 	}
 }
 
-// SendMessage sends a message to one member, before all others. It may be lost.
-func (m *Members) SendMessage(to string, payload []byte) {
-	m.urgentMessages.PutIfRoom(outgoingMessage{to, payload})
+// SendUrgentMessage sends a message to one member, before all others. It may be lost.
+func (m *Members) SendUrgentMessage(to string, payload []byte) {
+	m.outgoingUrgentMessages.PutIfRoom(outgoingMessage{to, payload})
 }
 
-// SendDirectedMessage sends a message to one member, after those of SendMessage and before bulk
-// messages. It may be lost.
-func (m *Members) SendDirectedMessage(to string, payload []byte) {
-	m.directedMessages.PutIfRoom(outgoingMessage{to, payload})
+// SendNormalPriorityMessage sends a message to one member, after those of SendMessage and before
+// bulk messages. It may be lost.
+func (m *Members) SendNormalPriorityMessage(to string, payload []byte) {
+	m.outgoingNormalMessages.PutIfRoom(outgoingMessage{to, payload})
 }
 
-// bulkMessageLimit bounds how many bulk messages wait: 5,000 new claims for 200 members. They share
-// their payloads.
-const bulkMessageLimit = 1 << 15
+// maxQueuedBulkMessages bounds how many bulk messages wait: 5,000 new claims for 200 members. They
+// share their payloads.
+const maxQueuedBulkMessages = 1 << 15
 
 // SendBulkMessage sends a message to one member, after all others. It may be lost.
 func (m *Members) SendBulkMessage(to string, payload []byte) {
-	m.bulkMessages.PutIfRoom(outgoingMessage{to, payload})
+	m.outgoingBulkMessages.PutIfRoom(outgoingMessage{to, payload})
 }
 
 // Run joins the seeds until ctx ends. It then leaves, so that the other members know at once.
@@ -248,27 +249,27 @@ func (m *Members) Run(ctx context.Context) error {
 // before the others.
 func (m *Members) transmitNextMessage(ctx context.Context) {
 	select {
-	case msg := <-m.urgentMessages.C():
+	case msg := <-m.outgoingUrgentMessages.C():
 		m.transmitMessage(msg)
 		return
 	default:
 	}
 	select {
-	case msg := <-m.urgentMessages.C():
+	case msg := <-m.outgoingUrgentMessages.C():
 		m.transmitMessage(msg)
 		return
-	case msg := <-m.directedMessages.C():
+	case msg := <-m.outgoingNormalMessages.C():
 		m.transmitMessage(msg)
 		return
 	default:
 	}
 	select {
 	case <-ctx.Done():
-	case msg := <-m.urgentMessages.C():
+	case msg := <-m.outgoingUrgentMessages.C():
 		m.transmitMessage(msg)
-	case msg := <-m.directedMessages.C():
+	case msg := <-m.outgoingNormalMessages.C():
 		m.transmitMessage(msg)
-	case msg := <-m.bulkMessages.C():
+	case msg := <-m.outgoingBulkMessages.C():
 		m.transmitMessage(msg)
 	}
 }
@@ -280,7 +281,7 @@ func (m *Members) publishMetadata(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-m.metadataChanges.C():
+		case <-m.metadataChangedSignal.C():
 		}
 		if err := m.memberlist.UpdateNode(time.Second); err != nil {
 			m.options.Log.Debug("publishing the metadata of this node", "error", err)
@@ -316,7 +317,7 @@ func (m *Members) joinMissingSeedsForever(ctx context.Context) {
 		if missing := m.missingSeeds(); len(missing) > 0 {
 			if n, err := m.memberlist.Join(missing); n > 0 {
 				m.hasExchangedFullState.Store(true)
-				m.changeMembers(func() {})
+				m.editMembersAndDeliverSet(func() {})
 			} else if err != nil {
 				m.options.Log.Debug("joining seeds", "addresses", missing, "error", err)
 			}
@@ -368,7 +369,7 @@ func (m *Members) handleGreeting(address string) {
 	})
 	m.mu.Unlock()
 	if !known {
-		m.strangersToJoin.PutIfRoom(address)
+		m.greetingSendersToJoin.PutIfRoom(address)
 	}
 }
 
@@ -379,10 +380,10 @@ func (m *Members) joinSendersOfGreetings(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case s := <-m.strangersToJoin.C():
+		case s := <-m.greetingSendersToJoin.C():
 			if n, err := m.memberlist.Join([]string{s}); n > 0 {
 				m.hasExchangedFullState.Store(true)
-				m.changeMembers(func() {})
+				m.editMembersAndDeliverSet(func() {})
 			} else if err != nil {
 				m.options.Log.Debug("joining a stranger", "address", s, "error", err)
 			}
@@ -399,7 +400,7 @@ func (m *Members) missingSeeds() []string {
 	}
 	m.mu.Unlock()
 	var out []string
-	for _, s := range *m.seeds.Load() {
+	for _, s := range *m.ownFamilySeeds.Load() {
 		if _, _, err := net.SplitHostPort(s); err != nil {
 			s = net.JoinHostPort(s, strconv.Itoa(int(m.ListenAddress().Port())))
 		}
@@ -410,8 +411,8 @@ func (m *Members) missingSeeds() []string {
 	return out
 }
 
-// changeMembers changes the members and delivers the new set.
-func (m *Members) changeMembers(edit func()) {
+// editMembersAndDeliverSet changes the members and delivers the new set.
+func (m *Members) editMembersAndDeliverSet(edit func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	edit()
@@ -421,13 +422,13 @@ func (m *Members) changeMembers(edit func()) {
 		set.Members = append(set.Members, decodeMemberlistNode(&n))
 	}
 	m.memberSets.Put(set)
-	m.setAllowedSources()
+	m.updateAllowedSources()
 }
 
 func decodeMemberlistNode(n *memberlist.Node) facts.Member {
 	a, _ := netip.AddrFromSlice(n.Addr)
 	out := facts.Member{Name: n.Name, Address: a.Unmap()}
 	nonce, p := decodeMetadata(n.Meta)
-	out.RunNonce, out.LinkMACs, out.MessageFormat, out.Links = nonce, p.LinkMACs, p.MessageFormat, p.Links
+	out.RunNonce, out.LinkMACs, out.MaxMessageFormat, out.Links = nonce, p.LinkMACs, p.MaxMessageFormat, p.Links
 	return out
 }

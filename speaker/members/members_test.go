@@ -59,7 +59,7 @@ func awaitMembers(t *testing.T, m *Members, what string, check func(facts.Member
 	}
 }
 
-func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
+func TestMembersJoinAndExchangeStateAndMessages(t *testing.T) {
 	a, _ := startMember(t, "a", "a key that all of them have")
 	seed := a.ListenAddress().String()
 	b, _ := startMember(t, "b", "a key that all of them have", seed)
@@ -90,9 +90,9 @@ func TestSpeakersFindEachOtherAndTalk(t *testing.T) {
 		t.Error("b got no state when it joined")
 	}
 
-	b.SendMessage("c", []byte("hello"))
+	b.SendUrgentMessage("c", []byte("hello"))
 	select {
-	case msg := <-c.ReceivedMessages():
+	case msg := <-c.ReceivedUrgentMessages():
 		if msg.SenderName != "b" || string(msg.Payload) != "hello" {
 			t.Errorf("c got %q from %q, want hello from b", msg.Payload, msg.SenderName)
 		}
@@ -131,8 +131,8 @@ func TestDroppedMessagesAreCounted(t *testing.T) {
 	}
 	defer func() { _ = m.memberlist.Shutdown() }()
 	const lost = 3
-	for range cap(m.urgentMessages.C()) + lost {
-		m.SendMessage("b", nil) // nothing reads the queue before Run
+	for range cap(m.outgoingUrgentMessages.C()) + lost {
+		m.SendUrgentMessage("b", nil) // nothing reads the queue before Run
 	}
 	expected := `
 # HELP gantry_gossip_dropped_total Messages and states that were lost because a queue was full: messages to others (sent), claims for all others (claims), messages of others (received), and full states of others (states).
@@ -179,7 +179,7 @@ func TestASpeakerWithAnotherKeyIsNoticed(t *testing.T) {
 	awaitOtherKeys := func(m *Members, want ...netip.Addr) {
 		t.Helper()
 		for deadline := time.Now().Add(testAwaitTimeout); ; time.Sleep(20 * time.Millisecond) {
-			got := m.AddressesWithOtherKey()
+			got := m.AddressesWithUnknownGossipKey()
 			if slices.Equal(got, want) {
 				return
 			}

@@ -17,14 +17,14 @@ import (
 //
 // The extension: version of messages, flags, then the links. A link: flags with the number of
 // subnets, hash of the name in 3 bytes, subnets. A subnet: number of bits, for IPv6 plus
-// ipv6BitsOffset, and as many bytes of the address as these bits need.
+// ipv6PrefixLengthOffset, and as many bytes of the address as these bits need.
 const (
 	nonceSize                  = 8
 	metadataGroupSize          = 6
 	metadataExtensionMarker    = 0xff
 	metadataExtensionGroupSize = metadataGroupSize - 1
 	linkHeaderSize             = 4
-	ipv6BitsOffset             = 64
+	ipv6PrefixLengthOffset     = 64
 	// maxMetadataGroups leaves some bytes for what is no group.
 	maxMetadataGroups = (memberlist.MetaMaxSize-nonceSize)/metadataGroupSize - 1
 )
@@ -40,15 +40,15 @@ const (
 const (
 	flagHasLinks = 1 << iota
 	flagRawSocketsDenied
-	flagIncomplete
-	flagHasIPv4
+	flagLinksIncomplete
+	flagNodeHasIPv4
 )
 
 const (
 	flagLinkDown = 1 << iota
 	flagLinkVirtualRouter
-	flagLinkWithoutIPv4
-	flagLinkWithoutIPv6
+	flagLinkCannotSendIPv4
+	flagLinkCannotSendIPv6
 	// subnetCountShift is the place of the number of subnets, of which there are maxSubnetsPerLink
 	// at most.
 	subnetCountShift  = 4
@@ -61,7 +61,7 @@ func EncodeMetadata(nonce uint64, p facts.PublishedNode) []byte {
 	groupsLeft := maxMetadataGroups
 	macs := p.LinkMACs[:min(len(p.LinkMACs), maxPublishedMACs)]
 	first := macs[:min(len(macs), minMACsPublishedWithLinks)]
-	extension := encodeExtension(p, (groupsLeft-len(first))*metadataExtensionGroupSize)
+	extension := encodeMetadataExtension(p, (groupsLeft-len(first))*metadataExtensionGroupSize)
 	for len(extension)%metadataExtensionGroupSize != 0 {
 		extension = append(extension, 0)
 	}
@@ -77,9 +77,9 @@ func EncodeMetadata(nonce uint64, p facts.PublishedNode) []byte {
 	return b
 }
 
-// encodeExtension encodes as many links as fit into size bytes.
-func encodeExtension(p facts.PublishedNode, size int) []byte {
-	b := []byte{p.MessageFormat, 0, 0}
+// encodeMetadataExtension encodes as many links as fit into size bytes.
+func encodeMetadataExtension(p facts.PublishedNode, size int) []byte {
+	b := []byte{p.MaxMessageFormat, 0, 0}
 	if p.Links == nil {
 		return b
 	}
@@ -88,7 +88,7 @@ func encodeExtension(p facts.PublishedNode, size int) []byte {
 		flags |= flagRawSocketsDenied
 	}
 	if p.Links.HasIPv4 {
-		flags |= flagHasIPv4
+		flags |= flagNodeHasIPv4
 	}
 	incomplete := p.Links.IsIncomplete
 	for _, l := range p.Links.Links {
@@ -102,17 +102,17 @@ func encodeExtension(p facts.PublishedNode, size int) []byte {
 		b[2]++
 	}
 	if incomplete {
-		flags |= flagIncomplete
+		flags |= flagLinksIncomplete
 	}
 	b[1] = flags
 	return b
 }
 
-func encodeDescribedLink(l facts.DescribedLink) (b []byte, whole bool) {
+func encodeDescribedLink(l facts.PublishedLink) (b []byte, whole bool) {
 	var flags byte
 	for flag, set := range map[byte]bool{
 		flagLinkDown: l.IsDown, flagLinkVirtualRouter: l.IsVirtualRouter,
-		flagLinkWithoutIPv4: l.CannotSendIPv4, flagLinkWithoutIPv6: l.CannotSendIPv6,
+		flagLinkCannotSendIPv4: l.CannotSendIPv4, flagLinkCannotSendIPv6: l.CannotSendIPv6,
 	} {
 		if set {
 			flags |= flag
@@ -123,7 +123,7 @@ func encodeDescribedLink(l facts.DescribedLink) (b []byte, whole bool) {
 	for _, p := range subnets {
 		bits := byte(p.Bits())
 		if p.Addr().Is6() {
-			bits += ipv6BitsOffset
+			bits += ipv6PrefixLengthOffset
 		}
 		b = append(append(b, bits), p.Masked().Addr().AsSlice()[:(p.Bits()+7)/8]...)
 	}
@@ -147,10 +147,10 @@ func decodeMetadata(b []byte) (nonce uint64, p facts.PublishedNode) {
 	if len(extension) < 3 {
 		return nonce, p
 	}
-	p.MessageFormat = extension[0]
+	p.MaxMessageFormat = extension[0]
 	if flags := extension[1]; flags&flagHasLinks != 0 {
-		p.Links = &facts.NodeLinks{
-			RawSocketsDenied: flags&flagRawSocketsDenied != 0, IsIncomplete: flags&flagIncomplete != 0, HasIPv4: flags&flagHasIPv4 != 0,
+		p.Links = &facts.PublishedLinks{
+			RawSocketsDenied: flags&flagRawSocketsDenied != 0, IsIncomplete: flags&flagLinksIncomplete != 0, HasIPv4: flags&flagNodeHasIPv4 != 0,
 		}
 		decodeDescribedLinks(extension[3:], int(extension[2]), p.Links)
 	}
@@ -159,17 +159,17 @@ func decodeMetadata(b []byte) (nonce uint64, p facts.PublishedNode) {
 
 // decodeDescribedLinks reads the given number of links. If the bytes are malformed, the links count
 // as incomplete.
-func decodeDescribedLinks(b []byte, count int, into *facts.NodeLinks) {
+func decodeDescribedLinks(b []byte, count int, into *facts.PublishedLinks) {
 	for range count {
 		if len(b) < linkHeaderSize {
 			into.IsIncomplete = true
 			return
 		}
 		flags := b[0]
-		l := facts.DescribedLink{
+		l := facts.PublishedLink{
 			NameHash: uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]),
 			IsDown:   flags&flagLinkDown != 0, IsVirtualRouter: flags&flagLinkVirtualRouter != 0,
-			CannotSendIPv4: flags&flagLinkWithoutIPv4 != 0, CannotSendIPv6: flags&flagLinkWithoutIPv6 != 0,
+			CannotSendIPv4: flags&flagLinkCannotSendIPv4 != 0, CannotSendIPv6: flags&flagLinkCannotSendIPv6 != 0,
 		}
 		b = b[linkHeaderSize:]
 		for range flags >> subnetCountShift {
@@ -189,8 +189,8 @@ func decodeSubnet(b []byte) (p netip.Prefix, rest []byte, ok bool) {
 		return p, nil, false
 	}
 	bits, address := int(b[0]), make([]byte, 4)
-	if bits >= ipv6BitsOffset {
-		bits, address = bits-ipv6BitsOffset, make([]byte, 16)
+	if bits >= ipv6PrefixLengthOffset {
+		bits, address = bits-ipv6PrefixLengthOffset, make([]byte, 16)
 	}
 	size := (bits + 7) / 8
 	if size > len(address) || len(b) < 1+size {

@@ -13,13 +13,13 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-func exampleNode(links, macs int) facts.PublishedNode {
-	p := facts.PublishedNode{MessageFormat: 3, Links: &facts.NodeLinks{HasIPv4: true}}
+func newTestPublishedNode(links, macs int) facts.PublishedNode {
+	p := facts.PublishedNode{MaxMessageFormat: 3, Links: &facts.PublishedLinks{HasIPv4: true}}
 	for i := range macs {
 		p.LinkMACs = append(p.LinkMACs, facts.MAC{2, 0, 0, 0, 1, byte(i)})
 	}
 	for i := range links {
-		p.Links.Links = append(p.Links.Links, facts.DescribedLink{
+		p.Links.Links = append(p.Links.Links, facts.PublishedLink{
 			NameHash: facts.LinkNameHash(fmt.Sprintf("eth%d", i)), IsDown: i%3 == 2, CannotSendIPv6: i%2 == 1, IsVirtualRouter: i == 4,
 			Subnets: []netip.Prefix{
 				netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i), 0, 0}), 16),
@@ -30,9 +30,9 @@ func exampleNode(links, macs int) facts.PublishedNode {
 	return p
 }
 
-func TestAMemberPublishesItsLinks(t *testing.T) {
+func TestEncodedMetadataDecodesUnchanged(t *testing.T) {
 	for _, links := range []int{0, 1, 3, 8} {
-		want := exampleNode(links, links+1)
+		want := newTestPublishedNode(links, links+1)
 		nonce, got := decodeMetadata(EncodeMetadata(7, want))
 		if nonce != 7 || !reflect.DeepEqual(got, want) {
 			t.Errorf("published %+v %+v, read %d %+v %+v", want, want.Links, nonce, got, got.Links)
@@ -41,7 +41,7 @@ func TestAMemberPublishesItsLinks(t *testing.T) {
 }
 
 func TestMetadataStaysWithinItsLimit(t *testing.T) {
-	want := exampleNode(200, 200)
+	want := newTestPublishedNode(200, 200)
 	b := EncodeMetadata(7, want)
 	if len(b) > memberlist.MetaMaxSize {
 		t.Fatalf("the metadata has %d bytes, memberlist carries %d", len(b), memberlist.MetaMaxSize)
@@ -57,14 +57,14 @@ func TestMetadataStaysWithinItsLimit(t *testing.T) {
 }
 
 // Commit 4ed98b1 publishes the nonce and the Ethernet addresses, and reads the same.
-func TestMetadataOfTheVersionBefore(t *testing.T) {
+func TestMetadataIsCompatibleWithPreviousVersion(t *testing.T) {
 	old, _ := hex.DecodeString("0000000000000007" + "020000000101" + "020000000102")
 	nonce, got := decodeMetadata(old)
 	want := []facts.MAC{{2, 0, 0, 0, 1, 1}, {2, 0, 0, 0, 1, 2}}
 	if nonce != 7 || !reflect.DeepEqual(got, facts.PublishedNode{LinkMACs: want}) {
 		t.Errorf("read %d %+v, want 7 and %v alone", nonce, got, want)
 	}
-	b := EncodeMetadata(7, exampleNode(3, 2))
+	b := EncodeMetadata(7, newTestPublishedNode(3, 2))
 	if binary.BigEndian.Uint64(b) != 7 {
 		t.Errorf("the nonce is %x, want 7", b[:nonceSize])
 	}
@@ -81,7 +81,7 @@ func TestMetadataOfTheVersionBefore(t *testing.T) {
 }
 
 func FuzzMetadata(f *testing.F) {
-	f.Add(EncodeMetadata(1, exampleNode(3, 2)))
+	f.Add(EncodeMetadata(1, newTestPublishedNode(3, 2)))
 	f.Add([]byte{1, 2, 3})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		nonce, p := decodeMetadata(b)

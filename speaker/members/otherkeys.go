@@ -11,19 +11,19 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// otherKeyTimeout is how long a speaker counts as one with another key after its last message. It
-// sends a greeting each 300 ms, and some may be lost.
-const otherKeyTimeout = 10 * time.Second
+// undecryptableSourceTimeout is how long a speaker counts as one with another key after its last
+// message. It sends a greeting each 300 ms, and some may be lost.
+const undecryptableSourceTimeout = 10 * time.Second
 
-// otherKeyRecord knows from which addresses of speakers messages come that no own key decrypts. Any
-// goroutine may call its methods.
-type otherKeyRecord struct {
+// undecryptableSources knows from which addresses of speakers messages come that no own key
+// decrypts. Any goroutine may call its methods.
+type undecryptableSources struct {
 	mu               sync.Mutex // guards lastSeenBySource
 	lastSeenBySource map[netip.Addr]time.Time
 }
 
-// recordMessage takes a message of an address: with another key, or with one of the own ones.
-func (r *otherKeyRecord) recordMessage(source netip.Addr, hasOtherKey bool, now time.Time) {
+// recordPacket takes a message of an address: with another key, or with one of the own ones.
+func (r *undecryptableSources) recordPacket(source netip.Addr, hasOtherKey bool, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !hasOtherKey {
@@ -37,12 +37,12 @@ func (r *otherKeyRecord) recordMessage(source netip.Addr, hasOtherKey bool, now 
 }
 
 // listSources returns the addresses of speakers with another key, sorted. It forgets silent ones.
-func (r *otherKeyRecord) listSources(now time.Time) []netip.Addr {
+func (r *undecryptableSources) listSources(now time.Time) []netip.Addr {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []netip.Addr
 	for source, seen := range r.lastSeenBySource {
-		if now.Sub(seen) >= otherKeyTimeout {
+		if now.Sub(seen) >= undecryptableSourceTimeout {
 			delete(r.lastSeenBySource, source)
 			continue
 		}
@@ -52,23 +52,23 @@ func (r *otherKeyRecord) listSources(now time.Time) []netip.Addr {
 	return out
 }
 
-// AddressesWithOtherKey returns the addresses of speakers that encrypt their gossip with a key that
-// this one does not have, sorted.
-func (m *Members) AddressesWithOtherKey() []netip.Addr {
-	return m.transport.otherKeys.listSources(m.options.Now())
+// AddressesWithUnknownGossipKey returns the addresses of speakers that encrypt their gossip with a
+// key that this one does not have, sorted.
+func (m *Members) AddressesWithUnknownGossipKey() []netip.Addr {
+	return m.transport.undecryptableSources.listSources(m.options.Now())
 }
 
 // The parts of an encrypted packet of memberlist: a version, a nonce, the ciphertext with its tag.
 const (
-	maxEncryptionVersion = 1
-	encryptedNonceOffset = 1
-	encryptedTextOffset  = encryptedNonceOffset + 12
-	minEncryptedBytes    = encryptedTextOffset + 16
+	maxEncryptionVersion    = 1
+	encryptedNonceOffset    = 1
+	encryptedTextOffset     = encryptedNonceOffset + 12
+	minEncryptedPacketBytes = encryptedTextOffset + 16
 )
 
-// hasOtherKey reports whether a packet is encrypted, and by none of the keys.
-func hasOtherKey(packet []byte, keyring *memberlist.Keyring) bool {
-	if len(packet) < minEncryptedBytes || packet[0] > maxEncryptionVersion {
+// isEncryptedWithUnknownKey reports whether a packet is encrypted, and by none of the keys.
+func isEncryptedWithUnknownKey(packet []byte, keyring *memberlist.Keyring) bool {
+	if len(packet) < minEncryptedPacketBytes || packet[0] > maxEncryptionVersion {
 		return false
 	}
 	for _, key := range keyring.GetKeys() {

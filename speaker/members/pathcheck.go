@@ -21,11 +21,12 @@ const (
 	// pathFaultDelay is how long a check of one protocol fails before the path counts as blocked:
 	// several datagrams in a row are lost.
 	pathFaultDelay = 3 * time.Second
-	// silentMemberDelay is the same for a member that does not answer at all: it may be dead.
+	// silentMemberFaultDelay is the same for a member that does not answer at all: it may be dead.
 	// Within this time the gossip finds that out, and removes the member.
-	silentMemberDelay = 15 * time.Second
-	// maxRepeatedChecks is how many members with a fault are checked in addition, each second.
-	maxRepeatedChecks = 4
+	silentMemberFaultDelay = 15 * time.Second
+	// maxExtraChecksOfFaultyMembers is how many members with a fault are checked in addition, each
+	// second.
+	maxExtraChecksOfFaultyMembers = 4
 )
 
 // pathCheckVersion follows the Ethernet addresses in the metadata of a member that answers checks.
@@ -34,15 +35,15 @@ const pathCheckVersion = 1
 // PathFault is a member with which gossip is blocked, although it is a member.
 type PathFault struct {
 	NodeName string
-	// UDP and TCP say what is blocked, in at least one direction.
-	UDP, TCP bool
+	// UDPBlocked and TCPBlocked say what is blocked, in at least one direction.
+	UDPBlocked, TCPBlocked bool
 }
 
 // The kinds of datagrams about paths. They follow a zero byte, like the address in a greeting,
 // which begins with neither.
 const (
-	kindPathCheck  = 1
-	kindPathAnswer = 2
+	kindPathCheck       = 1
+	kindPathCheckAnswer = 2
 )
 
 // The flags of a check say what its sender finds blocked.
@@ -65,34 +66,34 @@ func (p *pathMessage) encode() []byte {
 
 // decodePathMessage decodes a datagram without its first byte.
 func decodePathMessage(b []byte) (pathMessage, bool) {
-	if len(b) < 10 || b[0] != kindPathCheck && b[0] != kindPathAnswer {
+	if len(b) < 10 || b[0] != kindPathCheck && b[0] != kindPathCheckAnswer {
 		return pathMessage{}, false
 	}
 	return pathMessage{kind: b[0], flags: b[1], sequence: binary.BigEndian.Uint64(b[2:]), sender: string(b[10:])}, true
 }
 
-// pathRecord is what the checks of one member found.
-type pathRecord struct {
+// pathCheckRecord is what the checks of one member found.
+type pathCheckRecord struct {
 	awaitedSequence uint64 // of the check without an answer yet; 0 without one
-	// udpFailedSince and tcpFailedSince are zero while the last check succeeded. reportedFlags are
-	// what the other member finds blocked, until reportedUntil.
+	// udpFailedSince and tcpFailedSince are zero while the last check succeeded.
+	// blockedFlagsFromMember are what the other member finds blocked, until memberReportValidUntil.
 	udpFailedSince, tcpFailedSince time.Time
-	reportedFlags                  byte
-	reportedUntil                  time.Time
+	blockedFlagsFromMember         byte
+	memberReportValidUntil         time.Time
 }
 
-// hasFailed reports whether the last check of a protocol failed.
-func (r *pathRecord) hasFailed() bool {
+// hasLastCheckFailed reports whether the last check of a protocol failed.
+func (r *pathCheckRecord) hasLastCheckFailed() bool {
 	return !r.udpFailedSince.IsZero() || !r.tcpFailedSince.IsZero()
 }
 
 // blockedProtocolFlags returns what this node finds blocked.
-func (r *pathRecord) blockedProtocolFlags(now time.Time) (flags byte) {
+func (r *pathCheckRecord) blockedProtocolFlags(now time.Time) (flags byte) {
 	isSilent := !r.udpFailedSince.IsZero() && !r.tcpFailedSince.IsZero()
 	hasLasted := func(since time.Time) bool {
 		delay := pathFaultDelay
 		if isSilent {
-			delay = silentMemberDelay
+			delay = silentMemberFaultDelay
 		}
 		return !since.IsZero() && now.Sub(since) >= delay
 	}
@@ -107,14 +108,14 @@ func (r *pathRecord) blockedProtocolFlags(now time.Time) (flags byte) {
 
 // pathChecks has the checks of all members. One goroutine owns it.
 type pathChecks struct {
-	recordByName map[string]*pathRecord
+	recordByName map[string]*pathCheckRecord
 	lastSequence uint64
 	lastChecked  string
 }
 
-// chooseMembers returns the members to check now, of these sorted names: the next one in turn, and
-// some with a fault.
-func (c *pathChecks) chooseMembers(names []string) []string {
+// chooseMembersToCheck returns the members to check now, of these sorted names: the next one in
+// turn, and some with a fault.
+func (c *pathChecks) chooseMembersToCheck(names []string) []string {
 	if len(names) == 0 {
 		return nil
 	}
@@ -123,7 +124,7 @@ func (c *pathChecks) chooseMembers(names []string) []string {
 	c.lastChecked = next
 	out := []string{next}
 	for _, n := range names {
-		if r := c.recordByName[n]; n != next && r != nil && r.hasFailed() && len(out) <= maxRepeatedChecks {
+		if r := c.recordByName[n]; n != next && r != nil && r.hasLastCheckFailed() && len(out) <= maxExtraChecksOfFaultyMembers {
 			out = append(out, n)
 		}
 	}
@@ -134,7 +135,7 @@ func (c *pathChecks) chooseMembers(names []string) []string {
 func (c *pathChecks) beginCheck(name string, now time.Time) pathMessage {
 	r := c.recordByName[name]
 	if r == nil {
-		r = &pathRecord{}
+		r = &pathCheckRecord{}
 		c.recordByName[name] = r
 	}
 	if r.awaitedSequence != 0 && r.udpFailedSince.IsZero() {
@@ -145,21 +146,21 @@ func (c *pathChecks) beginCheck(name string, now time.Time) pathMessage {
 	return pathMessage{kind: kindPathCheck, flags: r.blockedProtocolFlags(now), sequence: c.lastSequence}
 }
 
-// recordMessage takes a check or an answer of another member.
-func (c *pathChecks) recordMessage(p pathMessage, memberCount int, now time.Time) {
+// recordPathMessage takes a check or an answer of another member.
+func (c *pathChecks) recordPathMessage(p pathMessage, memberCount int, now time.Time) {
 	r := c.recordByName[p.sender]
 	switch {
 	case r == nil:
-	case p.kind == kindPathAnswer && p.sequence == r.awaitedSequence:
+	case p.kind == kindPathCheckAnswer && p.sequence == r.awaitedSequence:
 		r.awaitedSequence, r.udpFailedSince = 0, time.Time{}
 	case p.kind == kindPathCheck:
 		// The other member checks this one again after all the others.
-		r.reportedFlags, r.reportedUntil = p.flags, now.Add(time.Duration(memberCount+2)*2*pathCheckInterval)
+		r.blockedFlagsFromMember, r.memberReportValidUntil = p.flags, now.Add(time.Duration(memberCount+2)*2*pathCheckInterval)
 	}
 }
 
-// recordConnection takes the outcome of a TCP connection.
-func (c *pathChecks) recordConnection(name string, succeeded bool, now time.Time) {
+// recordTCPResult takes the outcome of a TCP connection.
+func (c *pathChecks) recordTCPResult(name string, succeeded bool, now time.Time) {
 	switch r := c.recordByName[name]; {
 	case r == nil:
 	case succeeded:
@@ -178,19 +179,19 @@ func (c *pathChecks) listFaults(names []string, now time.Time) []PathFault {
 			continue
 		}
 		flags := r.blockedProtocolFlags(now)
-		if now.Before(r.reportedUntil) {
-			flags |= r.reportedFlags
+		if now.Before(r.memberReportValidUntil) {
+			flags |= r.blockedFlagsFromMember
 		}
 		if flags != 0 {
-			out = append(out, PathFault{NodeName: name, UDP: flags&flagUDPBlocked != 0, TCP: flags&flagTCPBlocked != 0})
+			out = append(out, PathFault{NodeName: name, UDPBlocked: flags&flagUDPBlocked != 0, TCPBlocked: flags&flagTCPBlocked != 0})
 		}
 	}
 	slices.SortFunc(out, func(x, y PathFault) int { return strings.Compare(x.NodeName, y.NodeName) })
 	return out
 }
 
-// connectionResult is the outcome of a TCP connection to a member.
-type connectionResult struct {
+// tcpCheckResult is the outcome of a TCP connection to a member.
+type tcpCheckResult struct {
 	name      string
 	succeeded bool
 }
@@ -200,8 +201,8 @@ func (m *Members) PathFaults() []PathFault { return *m.pathFaults.Load() }
 
 // checkPathsForever checks the paths to the other members until ctx ends.
 func (m *Members) checkPathsForever(ctx context.Context) {
-	checks := pathChecks{recordByName: map[string]*pathRecord{}}
-	connections := make(chan connectionResult, 2*maxRepeatedChecks)
+	checks := pathChecks{recordByName: map[string]*pathCheckRecord{}}
+	connections := make(chan tcpCheckResult, 2*maxExtraChecksOfFaultyMembers)
 	t := time.NewTicker(pathCheckInterval)
 	defer t.Stop()
 	for {
@@ -209,19 +210,19 @@ func (m *Members) checkPathsForever(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case p := <-m.pathMessages.C():
-			checks.recordMessage(p, m.memberlist.NumMembers(), m.options.Now())
+			checks.recordPathMessage(p, m.memberlist.NumMembers(), m.options.Now())
 			continue
 		case r := <-connections:
-			checks.recordConnection(r.name, r.succeeded, m.options.Now())
+			checks.recordTCPResult(r.name, r.succeeded, m.options.Now())
 			continue
 		case <-t.C:
 		}
-		nodes := m.nodesAnsweringChecks()
+		nodes := m.membersAnsweringPathChecks()
 		names := make([]string, 0, len(nodes))
 		for _, n := range nodes {
 			names = append(names, n.Name)
 		}
-		for _, name := range checks.chooseMembers(names) {
+		for _, name := range checks.chooseMembersToCheck(names) {
 			i, _ := slices.BinarySearch(names, name)
 			p := checks.beginCheck(name, m.options.Now())
 			p.sender = m.options.NodeName
@@ -233,8 +234,8 @@ func (m *Members) checkPathsForever(ctx context.Context) {
 	}
 }
 
-// nodesAnsweringChecks returns the other members that answer checks, sorted by name.
-func (m *Members) nodesAnsweringChecks() []memberlist.Node {
+// membersAnsweringPathChecks returns the other members that answer checks, sorted by name.
+func (m *Members) membersAnsweringPathChecks() []memberlist.Node {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []memberlist.Node
@@ -255,7 +256,7 @@ func (m *Members) sendPathMessage(to *memberlist.Node, p pathMessage) {
 }
 
 // checkTCPPathToMember opens a TCP connection to the gossip port of a member, and closes it.
-func (m *Members) checkTCPPathToMember(ctx context.Context, n *memberlist.Node, results chan<- connectionResult) {
+func (m *Members) checkTCPPathToMember(ctx context.Context, n *memberlist.Node, results chan<- tcpCheckResult) {
 	a, _ := netip.AddrFromSlice(n.Addr)
 	dialer := net.Dialer{Timeout: pathCheckInterval}
 	c, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(a.Unmap(), n.Port).String())
@@ -263,7 +264,7 @@ func (m *Members) checkTCPPathToMember(ctx context.Context, n *memberlist.Node, 
 		_ = c.Close() // nothing was sent
 	}
 	select {
-	case results <- connectionResult{n.Name, err == nil}:
+	case results <- tcpCheckResult{n.Name, err == nil}:
 	case <-ctx.Done():
 	}
 }
@@ -279,7 +280,7 @@ func (m *Members) answerPathChecks(ctx context.Context) {
 			n, ok := m.memberlistNodeByName[p.sender]
 			m.mu.Unlock()
 			if ok {
-				m.sendPathMessage(&n, pathMessage{kind: kindPathAnswer, sequence: p.sequence, sender: m.options.NodeName})
+				m.sendPathMessage(&n, pathMessage{kind: kindPathCheckAnswer, sequence: p.sequence, sender: m.options.NodeName})
 			}
 		}
 	}
@@ -287,8 +288,8 @@ func (m *Members) answerPathChecks(ctx context.Context) {
 
 // handlePathMessage passes a check or an answer on. A check is answered, too.
 func (m *Members) handlePathMessage(p pathMessage) {
-	m.pathMessages.Put(p)
+	m.pathMessages.PutDroppingOldest(p)
 	if p.kind == kindPathCheck {
-		m.pathChecksToAnswer.Put(p)
+		m.pathChecksToAnswer.PutDroppingOldest(p)
 	}
 }

@@ -14,18 +14,18 @@ type simulatedPath struct{ udpToB, udpToA, tcpToB, tcpToA bool }
 // finds.
 func simulatePathChecks(p simulatedPath, d time.Duration) (a, b []PathFault) {
 	start := time.Unix(1_700_000_000, 0)
-	checks := map[string]*pathChecks{"a": {recordByName: map[string]*pathRecord{}}, "b": {recordByName: map[string]*pathRecord{}}}
+	checks := map[string]*pathChecks{"a": {recordByName: map[string]*pathCheckRecord{}}, "b": {recordByName: map[string]*pathCheckRecord{}}}
 	check := func(from, to string, now time.Time, reaches, answers, connects bool) {
-		for _, name := range checks[from].chooseMembers([]string{to}) {
+		for _, name := range checks[from].chooseMembersToCheck([]string{to}) {
 			sent := checks[from].beginCheck(name, now)
 			sent.sender = from
 			if reaches {
-				checks[to].recordMessage(sent, 2, now)
+				checks[to].recordPathMessage(sent, 2, now)
 			}
 			if reaches && answers {
-				checks[from].recordMessage(pathMessage{kind: kindPathAnswer, sequence: sent.sequence, sender: to}, 2, now)
+				checks[from].recordPathMessage(pathMessage{kind: kindPathCheckAnswer, sequence: sent.sequence, sender: to}, 2, now)
 			}
-			checks[from].recordConnection(name, connects, now)
+			checks[from].recordTCPResult(name, connects, now)
 		}
 	}
 	now := start
@@ -37,7 +37,7 @@ func simulatePathChecks(p simulatedPath, d time.Duration) (a, b []PathFault) {
 }
 
 func TestBlockedPathsAreFoundAtBothEnds(t *testing.T) {
-	udp, tcp, both := PathFault{UDP: true}, PathFault{TCP: true}, PathFault{UDP: true, TCP: true}
+	udp, tcp, both := PathFault{UDPBlocked: true}, PathFault{TCPBlocked: true}, PathFault{UDPBlocked: true, TCPBlocked: true}
 	for _, tc := range []struct {
 		what string
 		path simulatedPath
@@ -52,10 +52,10 @@ func TestBlockedPathsAreFoundAtBothEnds(t *testing.T) {
 		{"connections from b to a are blocked", simulatedPath{true, true, true, false}, &tcp},
 		{"all is blocked", simulatedPath{}, &both},
 	} {
-		a, b := simulatePathChecks(tc.path, silentMemberDelay+3*pathCheckInterval)
+		a, b := simulatePathChecks(tc.path, silentMemberFaultDelay+3*pathCheckInterval)
 		var wantA, wantB []PathFault
 		if tc.want != nil {
-			wantA, wantB = []PathFault{{"b", tc.want.UDP, tc.want.TCP}}, []PathFault{{"a", tc.want.UDP, tc.want.TCP}}
+			wantA, wantB = []PathFault{{"b", tc.want.UDPBlocked, tc.want.TCPBlocked}}, []PathFault{{"a", tc.want.UDPBlocked, tc.want.TCPBlocked}}
 		}
 		if !slices.Equal(a, wantA) || !slices.Equal(b, wantB) {
 			t.Errorf("%s: a finds %+v, b finds %+v, want %+v and %+v", tc.what, a, b, wantA, wantB)
@@ -66,30 +66,30 @@ func TestBlockedPathsAreFoundAtBothEnds(t *testing.T) {
 // TestDeadMemberIsNoBlockedPath checks that a member that does not answer at all counts as blocked
 // only after the gossip has had the time to find it dead.
 func TestDeadMemberIsNoBlockedPath(t *testing.T) {
-	if a, _ := simulatePathChecks(simulatedPath{}, silentMemberDelay-pathCheckInterval); len(a) > 0 {
-		t.Errorf("before %s a silent member is reported: %+v", silentMemberDelay, a)
+	if a, _ := simulatePathChecks(simulatedPath{}, silentMemberFaultDelay-pathCheckInterval); len(a) > 0 {
+		t.Errorf("before %s a silent member is reported: %+v", silentMemberFaultDelay, a)
 	}
 	if a, _ := simulatePathChecks(simulatedPath{tcpToB: true, tcpToA: true}, pathFaultDelay+3*pathCheckInterval); len(a) != 1 {
 		t.Errorf("after %s a member that accepts connections and gets no datagram is reported as %+v, want UDP", pathFaultDelay, a)
 	}
 }
 
-func TestOneMemberIsCheckedAtATime(t *testing.T) {
-	checks := pathChecks{recordByName: map[string]*pathRecord{}}
+func TestPathChecksTakeMembersInTurn(t *testing.T) {
+	checks := pathChecks{recordByName: map[string]*pathCheckRecord{}}
 	names := []string{"b", "c", "d"}
 	var order []string
 	for range 4 {
-		for _, n := range checks.chooseMembers(names) {
+		for _, n := range checks.chooseMembersToCheck(names) {
 			checks.beginCheck(n, time.Unix(0, 0))
-			checks.recordMessage(pathMessage{kind: kindPathAnswer, sequence: checks.lastSequence, sender: n}, 4, time.Unix(0, 0))
+			checks.recordPathMessage(pathMessage{kind: kindPathCheckAnswer, sequence: checks.lastSequence, sender: n}, 4, time.Unix(0, 0))
 			order = append(order, n)
 		}
 	}
 	if want := []string{"b", "c", "d", "b"}; !slices.Equal(order, want) {
 		t.Errorf("the members are checked in the order %v, want %v", order, want)
 	}
-	checks.recordConnection("d", false, time.Unix(0, 0))
-	if got := checks.chooseMembers(names); !slices.Equal(got, []string{"c", "d"}) {
+	checks.recordTCPResult("d", false, time.Unix(0, 0))
+	if got := checks.chooseMembersToCheck(names); !slices.Equal(got, []string{"c", "d"}) {
 		t.Errorf("%v are checked, want the next one and the one with a fault", got)
 	}
 	if got := checks.listFaults([]string{"b"}, time.Unix(1000, 0)); len(got) > 0 {

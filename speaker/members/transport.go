@@ -32,14 +32,14 @@ type guardedTransport struct {
 	// allowedSources are the addresses of other speakers; nil or empty allows all.
 	allowedSources atomic.Pointer[map[netip.Addr]struct{}]
 	// memberSources are the addresses of the other members: their keys are right.
-	memberSources atomic.Pointer[map[netip.Addr]struct{}]
-	keyring       *memberlist.Keyring
-	otherKeys     otherKeyRecord
-	packets       chan *memberlist.Packet
-	streams       chan net.Conn
-	stopped       chan struct{}
-	stopOnce      sync.Once
-	copiers       sync.WaitGroup
+	memberSources        atomic.Pointer[map[netip.Addr]struct{}]
+	keyring              *memberlist.Keyring
+	undecryptableSources undecryptableSources
+	packets              chan *memberlist.Packet
+	streams              chan net.Conn
+	stopped              chan struct{}
+	stopOnce             sync.Once
+	forwarders           sync.WaitGroup
 
 	mu                  sync.Mutex // guards openStreamsBySource and openStreamCount
 	openStreamsBySource map[netip.Addr]int
@@ -57,8 +57,8 @@ func newGuardedTransport(address netip.Addr, port int, keyring *memberlist.Keyri
 	if err != nil {
 		return nil, err
 	}
-	t.copiers.Go(t.forwardAllowedPackets)
-	t.copiers.Go(t.forwardAllowedStreams)
+	t.forwarders.Go(t.forwardAllowedPackets)
+	t.forwarders.Go(t.forwardAllowedStreams)
 	return t, nil
 }
 
@@ -72,19 +72,19 @@ func (t *guardedTransport) setMemberSources(addresses map[netip.Addr]struct{}) {
 	t.memberSources.Store(&addresses)
 }
 
-// recordKey records whether a known speaker that is no member has another key. Without known
-// speakers it records nothing, since anybody could fill the record.
-func (t *guardedTransport) recordKey(source netip.Addr, p *memberlist.Packet) {
+// recordIfUndecryptable records whether a known speaker that is no member has another key. Without
+// known speakers it records nothing, since anybody could fill the record.
+func (t *guardedTransport) recordIfUndecryptable(source netip.Addr, p *memberlist.Packet) {
 	allowed, members := t.allowedSources.Load(), t.memberSources.Load()
 	if allowed == nil || len(*allowed) == 0 || members == nil {
 		return
 	}
 	if _, isMember := (*members)[source]; !isMember {
-		t.otherKeys.recordMessage(source, hasOtherKey(p.Buf, t.keyring), p.Timestamp)
+		t.undecryptableSources.recordPacket(source, isEncryptedWithUnknownKey(p.Buf, t.keyring), p.Timestamp)
 	}
 }
 
-func (t *guardedTransport) isAllowed(source netip.Addr) bool {
+func (t *guardedTransport) isAllowedSource(source netip.Addr) bool {
 	allowed := t.allowedSources.Load()
 	if allowed == nil || len(*allowed) == 0 {
 		return true
@@ -115,10 +115,10 @@ func (t *guardedTransport) forwardAllowedPackets() {
 			return
 		case p := <-t.NetTransport.PacketCh():
 			source := sourceAddress(p.From)
-			if !t.isAllowed(source) {
+			if !t.isAllowedSource(source) {
 				continue
 			}
-			t.recordKey(source, p)
+			t.recordIfUndecryptable(source, p)
 			select {
 			case t.packets <- p:
 			case <-t.stopped:
@@ -150,7 +150,7 @@ func (t *guardedTransport) forwardAllowedStreams() {
 // admitStream returns a bounded connection, nil if the source may not have it.
 func (t *guardedTransport) admitStream(c net.Conn) net.Conn {
 	source := sourceAddress(c.RemoteAddr())
-	if !t.isAllowed(source) {
+	if !t.isAllowedSource(source) {
 		return nil
 	}
 	t.mu.Lock()
@@ -160,10 +160,10 @@ func (t *guardedTransport) admitStream(c net.Conn) net.Conn {
 	}
 	t.openStreamCount++
 	t.openStreamsBySource[source]++
-	return &boundedStream{Conn: c, bytesLeft: maxStreamBytes, onClose: sync.OnceFunc(func() { t.forgetStream(source) })}
+	return &boundedStream{Conn: c, bytesLeft: maxStreamBytes, onClose: sync.OnceFunc(func() { t.releaseStreamSlot(source) })}
 }
 
-func (t *guardedTransport) forgetStream(source netip.Addr) {
+func (t *guardedTransport) releaseStreamSlot(source netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.openStreamCount--
@@ -206,7 +206,7 @@ func (t *guardedTransport) Shutdown() error {
 	err := t.NetTransport.Shutdown()
 	t.stopOnce.Do(func() { close(t.stopped) })
 	<-drained
-	t.copiers.Wait()
+	t.forwarders.Wait()
 	return err
 }
 

@@ -28,18 +28,18 @@ type Options struct {
 	GossipBindPort    int
 	GossipKeyFile     string
 
-	// ExcludeInterfacesFile, RefreshInterval and AnswerPing are for ARP and NDP.
-	ExcludeInterfacesFile string
-	RefreshInterval       time.Duration
-	AnswerPing            bool
+	// ExcludeInterfacesFile, AnnouncementRefreshInterval and AnswerPing are for ARP and NDP.
+	ExcludeInterfacesFile       string
+	AnnouncementRefreshInterval time.Duration
+	AnswerPing                  bool
 
-	ServiceBGPStatus string // auto, on or off
+	ServiceBGPStatusMode string // auto, on or off
 
 	// ProxyHealthAddress is where kube-proxy answers whether it works; empty if that does not
 	// count.
 	ProxyHealthAddress  string
 	ProxySilenceTimeout time.Duration
-	SilentKubelet       string // Ignore or Leave
+	SilentKubeletPolicy string // Ignore or Leave
 }
 
 const (
@@ -86,7 +86,7 @@ func (o *Options) declareFlags(fs *pflag.FlagSet) {
 			"on which nothing is announced; changes take effect at once, and without the file the usual container interfaces are excluded")
 	fs.BoolVar(&o.AnswerPing, "layer2-answer-ping", false,
 		"answer pings to held addresses; do not use it with kube-proxy in ipvs mode, where the kernel answers")
-	fs.DurationVar(&o.RefreshInterval, "layer2-refresh-interval", 0,
+	fs.DurationVar(&o.AnnouncementRefreshInterval, "layer2-refresh-interval", 0,
 		"announce held addresses by ARP and NDP again at this interval, for networks that forget them; "+
 			"0 for never, else at least 10s")
 	fs.StringVar(&o.ProxyHealthAddress, "kube-proxy-health-address", "127.0.0.1:10256",
@@ -94,22 +94,22 @@ func (o *Options) declareFlags(fs *pflag.FlagSet) {
 			"other nodes serve the addresses; empty turns that off")
 	fs.DurationVar(&o.ProxySilenceTimeout, "kube-proxy-silence-timeout", fitness.DefaultProxySilenceTimeout,
 		"how long kube-proxy must be silent until other nodes serve the addresses; at least 5s")
-	fs.StringVar(&o.SilentKubelet, "silent-kubelet", "Ignore",
+	fs.StringVar(&o.SilentKubeletPolicy, "silent-kubelet", "Ignore",
 		"what follows if the kubelet of a node does not report any more: Ignore, or Leave, so that other nodes serve the addresses")
-	fs.StringVar(&o.ServiceBGPStatus, "service-bgp-status", "auto", fmt.Sprintf(
+	fs.StringVar(&o.ServiceBGPStatusMode, "service-bgp-status", "auto", fmt.Sprintf(
 		"write ServiceBGPStatus objects: on, off, or auto, which is off on a node that announces more than %d Services",
 		maxServicesForAutoServiceBGPStatus))
 }
 
 func (o *Options) validateLayer2AndBGP() error {
 	var refresh, status error
-	if o.RefreshInterval != 0 && o.RefreshInterval < minAnnouncementRefreshInterval {
-		refresh = option.InvalidOptionError("layer2-refresh-interval", o.RefreshInterval.String(), "write 0, or 10s or more")
+	if o.AnnouncementRefreshInterval != 0 && o.AnnouncementRefreshInterval < minAnnouncementRefreshInterval {
+		refresh = option.InvalidOptionError("layer2-refresh-interval", o.AnnouncementRefreshInterval.String(), "write 0, or 10s or more")
 	}
-	switch o.ServiceBGPStatus {
+	switch o.ServiceBGPStatusMode {
 	case "auto", "on", "off":
 	default:
-		status = option.InvalidOptionError("service-bgp-status", o.ServiceBGPStatus, "write auto, on or off")
+		status = option.InvalidOptionError("service-bgp-status", o.ServiceBGPStatusMode, "write auto, on or off")
 	}
 	return errors.Join(refresh, status)
 }
@@ -125,8 +125,8 @@ func (o *Options) validateProxyAndKubeletHealth() error {
 	if o.ProxySilenceTimeout < minProxySilenceTimeout {
 		silence = option.InvalidOptionError("kube-proxy-silence-timeout", o.ProxySilenceTimeout.String(), "write 5s or more")
 	}
-	if o.SilentKubelet != "Ignore" && o.SilentKubelet != "Leave" {
-		kubelet = option.InvalidOptionError("silent-kubelet", o.SilentKubelet, "write Ignore or Leave")
+	if o.SilentKubeletPolicy != "Ignore" && o.SilentKubeletPolicy != "Leave" {
+		kubelet = option.InvalidOptionError("silent-kubelet", o.SilentKubeletPolicy, "write Ignore or Leave")
 	}
 	return errors.Join(address, silence, kubelet)
 }
@@ -149,7 +149,7 @@ func (o *Options) validateNodeAndGossip() error {
 // ServiceBGPStatusLimit returns the largest number of Services for which ServiceBGPStatus objects
 // are written.
 func (o *Options) ServiceBGPStatusLimit() int {
-	switch o.ServiceBGPStatus {
+	switch o.ServiceBGPStatusMode {
 	case "on":
 		return math.MaxInt
 	case "off":
@@ -158,12 +158,12 @@ func (o *Options) ServiceBGPStatusLimit() int {
 	return maxServicesForAutoServiceBGPStatus
 }
 
-// ServiceProxy says what follows from the health of kube-proxy on this node.
-func (o *Options) ServiceProxy(now time.Time) fitness.ProxyOptions {
-	out := fitness.ProxyOptions{IsWatched: o.ProxyHealthAddress != "", SilenceTimeout: o.ProxySilenceTimeout}
+// ServiceProxyOptions says what follows from the health of kube-proxy on this node.
+func (o *Options) ServiceProxyOptions(now time.Time) fitness.ServiceProxyOptions {
+	out := fitness.ServiceProxyOptions{IsHealthCheckUsed: o.ProxyHealthAddress != "", SilenceTimeout: o.ProxySilenceTimeout}
 	var system unix.Sysinfo_t
 	if unix.Sysinfo(&system) == nil {
-		out.BootedAt = now.Add(-time.Duration(system.Uptime) * time.Second)
+		out.NodeBootedAt = now.Add(-time.Duration(system.Uptime) * time.Second)
 	}
 	return out
 }

@@ -47,9 +47,9 @@ func TestTooShortAnnouncementRefreshIntervalIsRefused(t *testing.T) {
 			args = append(args, "--layer2-refresh-interval", value)
 		}
 		o, err := ParseOptions(args, none)
-		if (err != nil) != (want < 0) || (err == nil && o.RefreshInterval != want) {
+		if (err != nil) != (want < 0) || (err == nil && o.AnnouncementRefreshInterval != want) {
 			t.Errorf("--layer2-refresh-interval %q gives %v (%v), want %v; -1ns is an error",
-				value, o.RefreshInterval, err, want)
+				value, o.AnnouncementRefreshInterval, err, want)
 		}
 	}
 }

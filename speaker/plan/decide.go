@@ -14,10 +14,10 @@ import (
 // layer2Decision is the result of the rules for a Service that at least one node may hold.
 type layer2Decision struct {
 	verdict *Layer2Verdict
-	// byAddress has the addresses that some node may hold.
-	byAddress    map[netip.Addr]addressDecision
-	mayRebalance bool
-	wireCheck    intent.WireCheck
+	// decisionByAddress has the addresses that some node may hold.
+	decisionByAddress map[netip.Addr]addressDecision
+	mayRebalance      bool
+	wireCheck         intent.WireCheck
 }
 
 // addressDecision is the result of the rules for one address of a Service.
@@ -26,11 +26,11 @@ type addressDecision struct {
 	// ownLinkIndexes are this node's links on which it would answer. Without any it is no
 	// candidate.
 	ownLinkIndexes []int
-	// isSelfInGrace means that this node should not announce the address, but can serve it for a
-	// while.
-	isSelfInGrace bool
-	// reason is ReasonNotHolder if this node is a candidate.
-	reason names.Reason
+	// canSelfServeUntilTaken means that this node should not announce the address, but can serve it
+	// for a while.
+	canSelfServeUntilTaken bool
+	// reasonOfSelf is ReasonNotHolder if this node is a candidate.
+	reasonOfSelf names.Reason
 	// canMoveToRequestedNode means that the Service asks for a node that may hold the address.
 	canMoveToRequestedNode bool
 }
@@ -42,7 +42,7 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 	s := r.service
 	v := &Layer2Verdict{Service: k, Addresses: s.assignedAddresses}
 	svc := s.toAdvertiseService()
-	coverage, reason := advertise.Layer2(p.inputs.Snapshot, &svc)
+	coverage, reason := advertise.L2AdsCoveringService(p.inputs.Snapshot, &svc)
 	// an address without an advertisement for its own pool is not announced
 	v.Addresses = coverage.Addresses
 	if reason == "" && !r.endpoints.anyCanServe {
@@ -51,33 +51,33 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 	if v.Reason = reason; reason != "" {
 		return v, nil
 	}
-	d := &layer2Decision{byAddress: map[netip.Addr]addressDecision{}, mayRebalance: coverage.MayRebalance(), wireCheck: toIntentWireCheck(&coverage)}
+	d := &layer2Decision{decisionByAddress: map[netip.Addr]addressDecision{}, mayRebalance: coverage.MayRebalance(), wireCheck: toIntentWireCheck(&coverage)}
 	for i, a := range coverage.Addresses {
 		one := p.decideAddress(k, r, &coverage, i)
 		p.leaveOutUnfitNodes(a, &one)
-		if fault := p.preferRequestedNode(s.requestedHolder, &coverage, i, &one); !v.HolderFault.IsSet() {
-			v.HolderFault = fault
+		if fault := p.preferRequestedNode(s.requestedHolder, &coverage, i, &one); !v.RequestedHolderFault.IsSet() {
+			v.RequestedHolderFault = fault
 		}
-		if one.reason == names.ReasonNotHolder || v.Reason == "" {
-			v.Reason = one.reason
+		if one.reasonOfSelf == names.ReasonNotHolder || v.Reason == "" {
+			v.Reason = one.reasonOfSelf
 		}
 		if one.candidates != nil {
-			d.byAddress[a] = one
+			d.decisionByAddress[a] = one
 			v.CandidateCount = max(v.CandidateCount, len(one.candidates.Nodes))
 		}
 	}
-	v.IsNodeCandidate = v.Reason == names.ReasonNotHolder
-	if v.IsNodeCandidate && s.requestedHolder == p.inputs.SelfNode {
-		v.HolderFault = names.Explanation{} // the holders of the other addresses report it
+	v.IsSelfCandidate = v.Reason == names.ReasonNotHolder
+	if v.IsSelfCandidate && s.requestedHolder == p.inputs.SelfNode {
+		v.RequestedHolderFault = names.Explanation{} // the holders of the other addresses report it
 	}
-	if len(d.byAddress) == 0 {
+	if len(d.decisionByAddress) == 0 {
 		return v, nil
 	}
 	return v, d
 }
 
 func toIntentWireCheck(c *advertise.Layer2Coverage) intent.WireCheck {
-	switch c.WireCheck() {
+	switch c.StrictestWireCheck() {
 	case snapshot.WireCheckOff:
 		return intent.WireCheckOff
 	case snapshot.WireCheckWarn:
@@ -90,31 +90,31 @@ func toIntentWireCheck(c *advertise.Layer2Coverage) intent.WireCheck {
 func (p *Planner) decideAddress(k view.ObjectKey, r *serviceRecord, coverage *advertise.Layer2Coverage, i int) addressDecision {
 	a, self := coverage.Addresses[i], p.inputs.SelfNode
 	if !r.endpoints.servesFamilyOf(a) {
-		return addressDecision{reason: names.ReasonNoEndpoints}
+		return addressDecision{reasonOfSelf: names.ReasonNoEndpoints}
 	}
 	f := p.nodesAbleToAnswerFor(coverage, i)
-	out := addressDecision{reason: f.exclusionReasonOfSelf}
+	out := addressDecision{reasonOfSelf: f.exclusionReasonOfSelf}
 	var local []string
 	if r.service.hasLocalTrafficPolicy {
-		e := r.endpoints.toEndpointsView(k).OfFamily(a)
+		e := r.endpoints.toEndpointsView(k).RestrictToFamilyOf(a)
 		local = e.NodesForLocalTraffic()
 		switch {
 		case f.exclusionReasonOfSelf != names.ReasonNotHolder:
 		case !slices.Contains(local, self):
-			out.reason = names.ReasonNoLocalEndpoints
-			out.isSelfInGrace = e.CanServeOn(self)
+			out.reasonOfSelf = names.ReasonNoLocalEndpoints
+			out.canSelfServeUntilTaken = e.CanServeOn(self)
 		case !r.isProxyReady():
-			out.reason = names.ReasonServiceProxyNotReady
+			out.reasonOfSelf = names.ReasonServiceProxyNotReady
 		}
 	}
-	if out.reason == names.ReasonNotHolder {
-		out.ownLinkIndexes, out.reason = p.answeringLinks(coverage.AdsOfAddress(i), a)
+	if out.reasonOfSelf == names.ReasonNotHolder {
+		out.ownLinkIndexes, out.reasonOfSelf = p.ownLinksForAddress(coverage.AdsOfAddress(i), a)
 	}
-	isCandidate := out.reason == names.ReasonNotHolder
+	isCandidate := out.reasonOfSelf == names.ReasonNotHolder
 	if r.service.hasLocalTrafficPolicy {
 		// Other nodes do not know whether the proxy here is ready. So this node stays in the list,
 		// without links.
-		listSelf := isCandidate || out.reason == names.ReasonServiceProxyNotReady
+		listSelf := isCandidate || out.reasonOfSelf == names.ReasonServiceProxyNotReady
 		out.candidates = f.candidatesAmong(local, self, listSelf)
 	} else {
 		out.candidates = f.allCandidates(self, isCandidate)

@@ -13,10 +13,10 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// NodeFitness is what is known of the fitness of the nodes. An unfit node is no candidate and
+// FitnessOfNodes is what is known of the fitness of the nodes. An unfit node is no candidate and
 // announces no route while a fit node can do so instead. If no node is fit, unfitness does not
 // count.
-type NodeFitness struct {
+type FitnessOfNodes struct {
 	// UnfitNodes are the nodes that say of themselves that they are unfit or doubtful, this one
 	// included.
 	UnfitNodes map[string]facts.Fitness
@@ -26,7 +26,7 @@ type NodeFitness struct {
 }
 
 // EqualsFitness reports whether both say the same.
-func (f NodeFitness) EqualsFitness(o NodeFitness) bool {
+func (f FitnessOfNodes) EqualsFitness(o FitnessOfNodes) bool {
 	if len(f.UnfitNodes) != len(o.UnfitNodes) || !slices.Equal(f.LiveMembers, o.LiveMembers) {
 		return false
 	}
@@ -38,22 +38,22 @@ func (f NodeFitness) EqualsFitness(o NodeFitness) bool {
 	return true
 }
 
-// SetNodeFitness replaces what is known of the fitness of the nodes.
-func (p *Planner) SetNodeFitness(f NodeFitness) {
-	if p.inputs.NodeFitness.EqualsFitness(f) {
+// SetFitnessOfNodes replaces what is known of the fitness of the nodes.
+func (p *Planner) SetFitnessOfNodes(f FitnessOfNodes) {
+	if p.inputs.FitnessOfNodes.EqualsFitness(f) {
 		return
 	}
 	wasAnyUnfit := p.hasUnfitNodes()
-	if !slices.Equal(f.LiveMembers, p.inputs.NodeFitness.LiveMembers) {
-		p.decideNodeRequestsAgain()
+	if !slices.Equal(f.LiveMembers, p.inputs.FitnessOfNodes.LiveMembers) {
+		p.markServicesRequestingNode()
 	}
-	p.inputs.NodeFitness = f
+	p.inputs.FitnessOfNodes = f
 	// while every node is fit, it does not matter which ones live
 	p.mustReplanAll = p.mustReplanAll || wasAnyUnfit || p.hasUnfitNodes()
 }
 
 func (p *Planner) hasUnfitNodes() bool {
-	for _, f := range p.inputs.NodeFitness.UnfitNodes {
+	for _, f := range p.inputs.FitnessOfNodes.UnfitNodes {
 		if !f.IsFit() {
 			return true
 		}
@@ -69,7 +69,7 @@ func (p *Planner) hasUnfitNodes() bool {
 // unfitReason returns why other nodes should serve the addresses rather than this one; empty if the
 // node is fit.
 func (p *Planner) unfitReason(n *view.Node, addresses []netip.Addr) names.Reason {
-	f := p.inputs.NodeFitness.UnfitNodes[n.Name]
+	f := p.inputs.FitnessOfNodes.UnfitNodes[n.Name]
 	switch {
 	case f.NodeFault != "":
 		return names.Reason(f.NodeFault)
@@ -82,7 +82,7 @@ func (p *Planner) unfitReason(n *view.Node, addresses []netip.Addr) names.Reason
 }
 
 func (p *Planner) isLiveMember(node string) bool {
-	_, ok := slices.BinarySearch(p.inputs.NodeFitness.LiveMembers, node)
+	_, ok := slices.BinarySearch(p.inputs.FitnessOfNodes.LiveMembers, node)
 	return ok
 }
 
@@ -99,7 +99,7 @@ func (p *Planner) leaveOutUnfitNodes(a netip.Addr, d *addressDecision) {
 		n := p.inputs.Nodes[name]
 		reason := p.unfitReason(&n, []netip.Addr{a})
 		if reason == "" {
-			isFitNodeLive = isFitNodeLive || p.isLiveMember(name) && !p.inputs.NodeFitness.UnfitNodes[name].IsDoubtful
+			isFitNodeLive = isFitNodeLive || p.isLiveMember(name) && !p.inputs.FitnessOfNodes.UnfitNodes[name].IsDoubtful
 			continue
 		}
 		unfit = append(unfit, name)
@@ -110,14 +110,14 @@ func (p *Planner) leaveOutUnfitNodes(a netip.Addr, d *addressDecision) {
 	if len(unfit) == 0 || !isFitNodeLive {
 		return
 	}
-	d.candidates = p.candidatesWithout(d.candidates, unfit)
-	if reasonOfSelf != "" && d.reason == names.ReasonNotHolder {
-		d.reason, d.isSelfInGrace, d.ownLinkIndexes = reasonOfSelf, true, nil
+	d.candidates = p.candidatesWithoutNodes(d.candidates, unfit)
+	if reasonOfSelf != "" && d.reasonOfSelf == names.ReasonNotHolder {
+		d.reasonOfSelf, d.canSelfServeUntilTaken, d.ownLinkIndexes = reasonOfSelf, true, nil
 	}
 }
 
-// candidatesWithout returns the candidates without some nodes.
-func (p *Planner) candidatesWithout(all *intent.Candidates, nodes []string) *intent.Candidates {
+// candidatesWithoutNodes returns the candidates without some nodes.
+func (p *Planner) candidatesWithoutNodes(all *intent.Candidates, nodes []string) *intent.Candidates {
 	return p.candidatesWithEditedScores(all, "without "+strings.Join(nodes, " "), func(scores map[string]int) {
 		for _, n := range nodes {
 			delete(scores, n)
@@ -154,16 +154,16 @@ func (p *Planner) unfitReasonForRoutes(r *serviceRecord, coverage []advertise.BG
 	if reason == "" {
 		return ""
 	}
-	for _, name := range p.inputs.NodeFitness.LiveMembers {
+	for _, name := range p.inputs.FitnessOfNodes.LiveMembers {
 		n, known := p.inputs.Nodes[name]
-		if !known || reasonNodeAnnouncesNothing(&n) != "" || p.unfitReason(&n, nil) != "" || p.inputs.NodeFitness.UnfitNodes[name].IsDoubtful {
+		if !known || reasonNodeAnnouncesNothing(&n) != "" || p.unfitReason(&n, nil) != "" || p.inputs.FitnessOfNodes.UnfitNodes[name].IsDoubtful {
 			continue
 		}
 		if _, any := r.endpoints.endpointsOnNode(name); r.service.hasLocalTrafficPolicy && !any {
 			continue
 		}
-		ads, fault := advertise.BGPAdvertisementsOnNode(coverage, &n)
-		if fault == "" && len(advertise.PeerNames(ads, p.inputs.Snapshot.Peers, &n)) > 0 {
+		ads, fault := advertise.BGPAdsUsableOnNode(coverage, &n)
+		if fault == "" && len(advertise.NamesOfPeersGettingRoute(ads, p.inputs.Snapshot.Peers, &n)) > 0 {
 			return reason
 		}
 	}
@@ -173,7 +173,7 @@ func (p *Planner) unfitReasonForRoutes(r *serviceRecord, coverage []advertise.BG
 // unfitReasonOfSelf returns what makes this node unfit, for all or for some addresses.
 func (p *Planner) unfitReasonOfSelf(self *view.Node) names.Reason {
 	reason := p.unfitReason(self, nil)
-	if reason == "" && !p.inputs.NodeFitness.UnfitNodes[self.Name].IsFit() {
+	if reason == "" && !p.inputs.FitnessOfNodes.UnfitNodes[self.Name].IsFit() {
 		return names.ReasonLinkSilent
 	}
 	return reason

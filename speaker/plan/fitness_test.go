@@ -10,11 +10,11 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// setUnfit makes nodes unfit. All nodes of the example live.
-func setUnfit(in *Inputs, f facts.Fitness, nodes ...string) {
-	in.NodeFitness = NodeFitness{UnfitNodes: map[string]facts.Fitness{}, LiveMembers: []string{"a", "b", "c"}}
+// setUnfitNodes makes nodes unfit. All nodes of the example live.
+func setUnfitNodes(in *Inputs, f facts.Fitness, nodes ...string) {
+	in.FitnessOfNodes = FitnessOfNodes{UnfitNodes: map[string]facts.Fitness{}, LiveMembers: []string{"a", "b", "c"}}
 	for _, n := range nodes {
-		in.NodeFitness.UnfitNodes[n] = f
+		in.FitnessOfNodes.UnfitNodes[n] = f
 	}
 }
 
@@ -28,22 +28,22 @@ func TestUnfitNodeIsNoCandidateWhileFitNodeLives(t *testing.T) {
 		reason     names.Reason // of this node
 		isInGrace  bool
 	}{
-		"another node is unfit": {func(in *Inputs) { setUnfit(in, silentProxy, "b") }, []string{"a", "c"}, names.ReasonNotHolder, false},
-		"this node is unfit":    {func(in *Inputs) { setUnfit(in, silentProxy, "a") }, []string{"b", "c"}, names.ReasonServiceProxySilent, true},
-		"no node is fit":        {func(in *Inputs) { setUnfit(in, silentProxy, "a", "b", "c") }, []string{"a", "b", "c"}, names.ReasonNotHolder, false},
+		"another node is unfit": {func(in *Inputs) { setUnfitNodes(in, silentProxy, "b") }, []string{"a", "c"}, names.ReasonNotHolder, false},
+		"this node is unfit":    {func(in *Inputs) { setUnfitNodes(in, silentProxy, "a") }, []string{"b", "c"}, names.ReasonServiceProxySilent, true},
+		"no node is fit":        {func(in *Inputs) { setUnfitNodes(in, silentProxy, "a", "b", "c") }, []string{"a", "b", "c"}, names.ReasonNotHolder, false},
 		"the others may be about to be unfit": {func(in *Inputs) {
-			setUnfit(in, silentProxy, "a")
-			in.NodeFitness.UnfitNodes["b"], in.NodeFitness.UnfitNodes["c"] = facts.Fitness{IsDoubtful: true}, facts.Fitness{IsDoubtful: true}
+			setUnfitNodes(in, silentProxy, "a")
+			in.FitnessOfNodes.UnfitNodes["b"], in.FitnessOfNodes.UnfitNodes["c"] = facts.Fitness{IsDoubtful: true}, facts.Fitness{IsDoubtful: true}
 		}, []string{"a", "b", "c"}, names.ReasonNotHolder, false},
-		"its link is silent":            {func(in *Inputs) { setUnfit(in, silentLink, "a") }, []string{"b", "c"}, names.ReasonLinkSilent, true},
-		"a link of other addresses is":  {func(in *Inputs) { setUnfit(in, otherLink, "a") }, []string{"a", "b", "c"}, names.ReasonNotHolder, false},
-		"no fit node has a live member": {func(in *Inputs) { setUnfit(in, silentProxy, "a"); in.NodeFitness.LiveMembers = []string{"a"} }, []string{"a", "b", "c"}, names.ReasonNotHolder, false},
+		"its link is silent":            {func(in *Inputs) { setUnfitNodes(in, silentLink, "a") }, []string{"b", "c"}, names.ReasonLinkSilent, true},
+		"a link of other addresses is":  {func(in *Inputs) { setUnfitNodes(in, otherLink, "a") }, []string{"a", "b", "c"}, names.ReasonNotHolder, false},
+		"no fit node has a live member": {func(in *Inputs) { setUnfitNodes(in, silentProxy, "a"); in.FitnessOfNodes.LiveMembers = []string{"a"} }, []string{"a", "b", "c"}, names.ReasonNotHolder, false},
 		"the kubelet of this node is silent": {func(in *Inputs) {
-			setUnfit(in, silentProxy)
+			setUnfitNodes(in, silentProxy)
 			editNode("a", func(n *view.Node) { n.IsKubeletSilent = true })(in)
 		}, []string{"b", "c"}, names.ReasonKubeletSilent, true},
 		"policy Local, and the other endpoints are on an unfit node": {func(in *Inputs) {
-			setUnfit(in, silentProxy, "a", "b")
+			setUnfitNodes(in, silentProxy, "a", "b")
 			editService(func(s *view.Service) { s.HasLocalTrafficPolicy = true })(in)
 			in.Endpoints[webServiceKey] = view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a", "b"}, ServingCounts: []int{1, 1}}
 		}, []string{"a", "b"}, names.ReasonNotHolder, false},
@@ -69,20 +69,20 @@ func TestUnfitNodeAnnouncesNoRouteWhileFitNodeDoes(t *testing.T) {
 		edit func(*Inputs)
 		want names.Reason
 	}{
-		"this node is unfit":    {func(in *Inputs) { setUnfit(in, silentProxy, "a") }, names.ReasonServiceProxySilent},
-		"another node is unfit": {func(in *Inputs) { setUnfit(in, silentProxy, "b") }, names.ReasonAnnounced},
-		"no node is fit":        {func(in *Inputs) { setUnfit(in, silentProxy, "a", "b", "c") }, names.ReasonAnnounced},
+		"this node is unfit":    {func(in *Inputs) { setUnfitNodes(in, silentProxy, "a") }, names.ReasonServiceProxySilent},
+		"another node is unfit": {func(in *Inputs) { setUnfitNodes(in, silentProxy, "b") }, names.ReasonAnnounced},
+		"no node is fit":        {func(in *Inputs) { setUnfitNodes(in, silentProxy, "a", "b", "c") }, names.ReasonAnnounced},
 		"the fit nodes have no peer": {func(in *Inputs) {
-			setUnfit(in, silentProxy, "a")
+			setUnfitNodes(in, silentProxy, "a")
 			in.Snapshot.Peers[0].NodeSelectors, in.Snapshot.Peers[1].NodeSelectors = selectNodeByName("a"), selectNodeByName("a")
 		}, names.ReasonAnnounced},
 		"the fit nodes are excluded": {func(in *Inputs) {
-			setUnfit(in, silentProxy, "a")
+			setUnfitNodes(in, silentProxy, "a")
 			editNode("b", func(n *view.Node) { n.IsExcluded = true })(in)
 			editNode("c", func(n *view.Node) { n.IsLeaving = true })(in)
 		}, names.ReasonAnnounced},
 		"policy Local, with endpoints only here": {func(in *Inputs) {
-			setUnfit(in, silentProxy, "a")
+			setUnfitNodes(in, silentProxy, "a")
 			editService(func(s *view.Service) { s.HasLocalTrafficPolicy = true })(in)
 			in.Endpoints[webServiceKey] = view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{1}}
 		}, names.ReasonAnnounced},
@@ -100,15 +100,15 @@ func TestUnfitNodeAnnouncesNoRouteWhileFitNodeDoes(t *testing.T) {
 func TestLiveMembersMatterOnlyIfNodeIsUnfit(t *testing.T) {
 	p := NewPlanner(exampleInputs())
 	p.Update()
-	p.SetNodeFitness(NodeFitness{LiveMembers: []string{"a", "b"}})
+	p.SetFitnessOfNodes(FitnessOfNodes{LiveMembers: []string{"a", "b"}})
 	if p.mustReplanAll {
 		t.Error("everything is decided again, although every node is fit")
 	}
-	p.SetNodeFitness(NodeFitness{LiveMembers: []string{"a", "b"}, UnfitNodes: map[string]facts.Fitness{"a": {NodeFault: "x"}}})
-	if d := p.Update(); len(d.ChangedBids) != 1 || p.Plan().NodeUnfit != "x" {
-		t.Errorf("the delta is %+v, and this node is unfit because of %q", d, p.Plan().NodeUnfit)
+	p.SetFitnessOfNodes(FitnessOfNodes{LiveMembers: []string{"a", "b"}, UnfitNodes: map[string]facts.Fitness{"a": {NodeFault: "x"}}})
+	if d := p.Update(); len(d.ChangedBids) != 1 || p.Plan().NodeUnfitReason != "x" {
+		t.Errorf("the delta is %+v, and this node is unfit because of %q", d, p.Plan().NodeUnfitReason)
 	}
-	p.SetNodeFitness(NodeFitness{LiveMembers: []string{"a"}, UnfitNodes: map[string]facts.Fitness{"a": {NodeFault: "x"}}})
+	p.SetFitnessOfNodes(FitnessOfNodes{LiveMembers: []string{"a"}, UnfitNodes: map[string]facts.Fitness{"a": {NodeFault: "x"}}})
 	if d := p.Update(); len(d.ChangedBids) != 1 || !d.ChangedBids[0].IsCandidate("a") {
 		t.Errorf("after the last fit node died, the delta is %+v", d)
 	}

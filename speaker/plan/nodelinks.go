@@ -15,32 +15,32 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-// SetNodeLinks sets what the other nodes say about their links. A node without an entry counts as
-// able to answer for every address.
-func (p *Planner) SetNodeLinks(byNode map[string]*facts.NodeLinks) {
+// SetPublishedLinksOfNodes sets what the other nodes say about their links. A node without an entry
+// counts as able to answer for every address.
+func (p *Planner) SetPublishedLinksOfNodes(byNode map[string]*facts.PublishedLinks) {
 	for name, n := range byNode {
-		if !n.Equal(p.inputs.NodeLinks[name]) {
+		if !n.Equal(p.inputs.PublishedLinksByNode[name]) {
 			p.mustReplanAll = true
 		}
 	}
-	for name := range p.inputs.NodeLinks {
+	for name := range p.inputs.PublishedLinksByNode {
 		if _, still := byNode[name]; !still {
 			p.mustReplanAll = true
 		}
 	}
-	p.inputs.NodeLinks = byNode
+	p.inputs.PublishedLinksByNode = byNode
 }
 
-// linksOfNode returns what is known of the links of a node; nil if nothing is.
-func (p *Planner) linksOfNode(name string) *facts.NodeLinks {
+// publishedLinksOfNode returns what is known of the links of a node; nil if nothing is.
+func (p *Planner) publishedLinksOfNode(name string) *facts.PublishedLinks {
 	if name == p.inputs.SelfNode {
-		if p.ownLinks == nil {
-			p.ownLinks = facts.DescribeLinks(p.inputs.UsableLinks, p.inputs.DownLinks)
-			p.ownLinks.RawSocketsDenied = p.inputs.RawSocketsDenied
+		if p.ownPublishedLinks == nil {
+			p.ownPublishedLinks = facts.NewPublishedLinks(p.inputs.UsableLinks, p.inputs.DownLinks)
+			p.ownPublishedLinks.RawSocketsDenied = p.inputs.RawSocketsDenied
 		}
-		return p.ownLinks
+		return p.ownPublishedLinks
 	}
-	return p.inputs.NodeLinks[name]
+	return p.inputs.PublishedLinksByNode[name]
 }
 
 // allSubnets returns the subnets of all nodes, sorted, each once.
@@ -50,7 +50,7 @@ func (p *Planner) allSubnets() []netip.Prefix {
 	}
 	p.subnetsOfNodes = []netip.Prefix{}
 	for name := range p.inputs.Nodes {
-		if n := p.linksOfNode(name); n != nil {
+		if n := p.publishedLinksOfNode(name); n != nil {
 			for _, l := range n.Links {
 				p.subnetsOfNodes = append(p.subnetsOfNodes, l.Subnets...)
 			}
@@ -61,9 +61,9 @@ func (p *Planner) allSubnets() []netip.Prefix {
 	return p.subnetsOfNodes
 }
 
-// subnetsKey is the same for addresses of one family that are in the same subnets. The nodes that
-// can answer for one of them can answer for all.
-func (p *Planner) subnetsKey(a netip.Addr) string {
+// keyOfCoveringSubnets is the same for addresses of one family that are in the same subnets. The
+// nodes that can answer for one of them can answer for all.
+func (p *Planner) keyOfCoveringSubnets(a netip.Addr) string {
 	var key strings.Builder
 	fmt.Fprintf(&key, "%t", a.Is4())
 	for i, subnet := range p.allSubnets() {
@@ -83,15 +83,15 @@ func (p *Planner) nodesAbleToAnswerFor(coverage *advertise.Layer2Coverage, i int
 	for _, ad := range ads {
 		key += ad.Name + "/"
 	}
-	key += "|" + p.subnetsKey(a)
+	key += "|" + p.keyOfCoveringSubnets(a)
 	if f := p.admittedNodesByAds[key]; f != nil {
 		return f
 	}
-	admitted, reach := p.admittedNodesFor(coverage), p.findSubnetReach(ads, a)
+	admitted, reach := p.admittedNodesFor(coverage), p.subnetReachOfSelectedNodes(ads, a)
 	f := &nodesAdmittedByAds{scoreByNode: make(map[string]int, len(admitted.scoreByNode)), exclusionReasonOfSelf: admitted.exclusionReasonOfSelf}
 	for name, score := range admitted.scoreByNode {
 		node := p.inputs.Nodes[name]
-		if name == p.inputs.SelfNode || canNodeAnswer(ads, &node, a, p.linksOfNode(name), reach) {
+		if name == p.inputs.SelfNode || canNodeAnswer(ads, &node, a, p.publishedLinksOfNode(name), reach) {
 			f.scoreByNode[name] = score
 		}
 	}
@@ -99,15 +99,15 @@ func (p *Planner) nodesAbleToAnswerFor(coverage *advertise.Layer2Coverage, i int
 	return f
 }
 
-// findSubnetReach says whether a node that the advertisements select has a link into the subnet of
-// the address, even if that link is down or the node may not announce now.
-func (p *Planner) findSubnetReach(ads []*snapshot.L2Advertisement, a netip.Addr) advertise.SubnetReach {
+// subnetReachOfSelectedNodes says whether a node that the advertisements select has a link into the
+// subnet of the address, even if that link is down or the node may not announce now.
+func (p *Planner) subnetReachOfSelectedNodes(ads []*snapshot.L2Advertisement, a netip.Addr) advertise.SubnetReach {
 	for name, node := range p.inputs.Nodes {
-		n := p.linksOfNode(name)
-		if n == nil || !advertise.SelectsNode(ads, &node) {
+		n := p.publishedLinksOfNode(name)
+		if n == nil || !advertise.AnyL2AdSelectsNode(ads, &node) {
 			continue
 		}
-		if advertise.ReachesSubnet(n.Links, a) {
+		if advertise.AnyLinkCoversAddress(n.Links, a) {
 			return advertise.SomeNodeReachesSubnet
 		}
 	}
@@ -116,7 +116,7 @@ func (p *Planner) findSubnetReach(ads []*snapshot.L2Advertisement, a netip.Addr)
 
 // canNodeAnswer reports whether another node can answer for the address, as far as its links are
 // known.
-func canNodeAnswer(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, n *facts.NodeLinks, reach advertise.SubnetReach) bool {
+func canNodeAnswer(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, n *facts.PublishedLinks, reach advertise.SubnetReach) bool {
 	switch {
 	case n == nil:
 		return true
@@ -125,17 +125,17 @@ func canNodeAnswer(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Add
 	case n.IsIncomplete:
 		return true
 	}
-	return slices.ContainsFunc(n.Links, func(l facts.DescribedLink) bool {
-		return !l.IsDown && l.CanSendFamilyOf(a) && advertise.CanUseLink(ads, node, l, a, reach)
+	return slices.ContainsFunc(n.Links, func(l facts.PublishedLink) bool {
+		return !l.IsDown && l.CanSendFamilyOf(a) && advertise.AdsAdmitLinkOfOtherNode(ads, node, l, a, reach)
 	})
 }
 
-// answeringLinks returns this node's links for an address, or why it has none.
-func (p *Planner) answeringLinks(ads []*snapshot.L2Advertisement, a netip.Addr) ([]int, names.Reason) {
-	self, own := p.inputs.Nodes[p.inputs.SelfNode], p.linksOfNode(p.inputs.SelfNode)
+// ownLinksForAddress returns this node's links for an address, or why it has none.
+func (p *Planner) ownLinksForAddress(ads []*snapshot.L2Advertisement, a netip.Addr) ([]int, names.Reason) {
+	self, own := p.inputs.Nodes[p.inputs.SelfNode], p.publishedLinksOfNode(p.inputs.SelfNode)
 	links, reason := advertise.AnsweringLinks(ads, &self, a, advertise.LinksOfNode[facts.Link]{
-		Usable: p.inputs.UsableLinks, Down: p.inputs.DownLinks,
-		HasFamily: own.HasFamilyOf(a, self.InternalAddresses), AreRawSocketsDenied: p.inputs.RawSocketsDenied,
-	}, p.findSubnetReach(ads, a))
+		UsableLinks: p.inputs.UsableLinks, DownLinks: p.inputs.DownLinks,
+		HasAddressOfFamily: own.HasFamilyOf(a, self.InternalAddresses), AreRawSocketsDenied: p.inputs.RawSocketsDenied,
+	}, p.subnetReachOfSelectedNodes(ads, a))
 	return links, cmp.Or(reason, names.ReasonNotHolder)
 }

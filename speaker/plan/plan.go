@@ -35,13 +35,13 @@ type Inputs struct {
 	UsableLinks facts.LinkSet
 	// DownLinks are the links of this node that are down or without carrier.
 	DownLinks facts.LinkSet
-	// NodeLinks are what other nodes say about their links, by name.
-	NodeLinks map[string]*facts.NodeLinks
+	// PublishedLinksByNode are what other nodes say about their links, by name.
+	PublishedLinksByNode map[string]*facts.PublishedLinks
 	// ProxyStates has the state of the service proxy for the Services with endpoints on this node.
 	// nil before the first Update: the proxy then counts as ready for all of them.
 	ProxyStates map[view.ObjectKey]ProxyState
-	// NodeFitness is what the nodes say of their own fitness.
-	NodeFitness NodeFitness
+	// FitnessOfNodes is what the nodes say of their own fitness.
+	FitnessOfNodes FitnessOfNodes
 	// RawSocketsDenied means that the links are unusable because raw sockets are not permitted.
 	RawSocketsDenied bool
 }
@@ -62,12 +62,12 @@ type Plan struct {
 	// HealthChecks are the Services for which the service proxy of this node has to say whether it
 	// knows their endpoints here, sorted by Service.
 	HealthChecks []intent.HealthCheck
-	// NodeUnavailable is why the node announces nothing at all: NodeNetworkUnavailable,
+	// NodeUnavailableReason is why the node announces nothing at all: NodeNetworkUnavailable,
 	// NodeExcluded or NodeLeaving. It is empty if the node may announce.
-	NodeUnavailable names.Reason
-	// NodeUnfit is why other nodes should serve rather than this one, for all or for some
+	NodeUnavailableReason names.Reason
+	// NodeUnfitReason is why other nodes should serve rather than this one, for all or for some
 	// addresses; empty if it is fit.
-	NodeUnfit names.Reason
+	NodeUnfitReason names.Reason
 	// NodeLeaving means that the node is excluded or drained and has to stop serving.
 	// Routes still has its routes.
 	NodeLeaving bool
@@ -79,19 +79,19 @@ type Plan struct {
 type Layer2Verdict struct {
 	Service   view.ObjectKey
 	Addresses []netip.Addr
-	// IsNodeCandidate means that this node takes part in the election for one of the addresses at
+	// IsSelfCandidate means that this node takes part in the election for one of the addresses at
 	// least. Reason is then ReasonNotHolder; for the holder, ReasonAnnounced replaces it.
-	IsNodeCandidate bool
+	IsSelfCandidate bool
 	// CandidateCount is how many nodes may hold an address of the Service.
 	CandidateCount int
 	Reason         names.Reason
-	// HolderFault says why the node that the Service asks for cannot hold the addresses. It is zero
-	// if the node can, or if the Service asks for none.
-	HolderFault names.Explanation
+	// RequestedHolderFault says why the node that the Service asks for cannot hold the addresses.
+	// It is zero if the node can, or if the Service asks for none.
+	RequestedHolderFault names.Explanation
 }
 
 func (v *Layer2Verdict) equal(o *Layer2Verdict) bool {
-	return v.IsNodeCandidate == o.IsNodeCandidate && v.CandidateCount == o.CandidateCount && v.Reason == o.Reason && v.HolderFault == o.HolderFault && slices.Equal(v.Addresses, o.Addresses)
+	return v.IsSelfCandidate == o.IsSelfCandidate && v.CandidateCount == o.CandidateCount && v.Reason == o.Reason && v.RequestedHolderFault == o.RequestedHolderFault && slices.Equal(v.Addresses, o.Addresses)
 }
 
 // BidDelta is what changed between two Plans.
@@ -131,7 +131,7 @@ func applySortedEdits[T any](old, changed, gone []T, compare func(x, y T) int) [
 	return append(out, old...)
 }
 
-func sortedServices(set map[view.ObjectKey]struct{}) []view.ObjectKey {
+func sortKeysOfServiceSet(set map[view.ObjectKey]struct{}) []view.ObjectKey {
 	out := make([]view.ObjectKey, 0, len(set))
 	for k := range set {
 		out = append(out, k)

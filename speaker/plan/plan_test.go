@@ -79,7 +79,7 @@ func selectNodeByName(name string) []labels.Selector {
 	return []labels.Selector{labels.SelectorFromSet(labels.Set{"name": name})}
 }
 
-func TestBidAndReason(t *testing.T) {
+func TestBidAndLayer2ReasonOfService(t *testing.T) {
 	tests := map[string]struct {
 		edit       func(*Inputs)
 		candidates []string // sorted; nil if there is no bid
@@ -133,7 +133,7 @@ func TestBidAndReason(t *testing.T) {
 	}
 }
 
-func TestPreferencesAddUp(t *testing.T) {
+func TestNodePreferenceWeightsAddUp(t *testing.T) {
 	in := exampleInputs()
 	in.Snapshot.L2Advertisements[0].Preferences = []snapshot.NodePreference{{Weight: 10, NodeSelector: selectNodeByName("c")[0]}, {Weight: 5, NodeSelector: selectNodeByName("b")[0]}, {Weight: 1, NodeSelector: labels.Everything()}}
 	if got, want := buildPlan(in).Bids.Slice()[0].Candidates.PreferenceScores, []int{1, 6, 11}; !slices.Equal(got, want) {

@@ -36,9 +36,9 @@ type Planner struct {
 	// healthChecks are those of the Plan; see proxy.go.
 	healthChecks      map[view.ObjectKey]intent.HealthCheck
 	lastHealthCheckID uint64
-	// ownLinks describe UsableLinks and DownLinks; nil until they are needed. subnetsOfNodes are
-	// the subnets of all nodes; see nodelinks.go.
-	ownLinks          *facts.NodeLinks
+	// ownPublishedLinks describe UsableLinks and DownLinks; nil until they are needed.
+	// subnetsOfNodes are the subnets of all nodes; see nodelinks.go.
+	ownPublishedLinks *facts.PublishedLinks
 	subnetsOfNodes    []netip.Prefix
 	isFirstUpdateDone bool
 }
@@ -62,7 +62,7 @@ func NewPlanner(in Inputs) *Planner {
 	}
 	p.isFirstUpdateDone = in.ProxyStates != nil
 	for k, state := range in.ProxyStates {
-		p.ensureRecord(k).proxy = state
+		p.ensureRecord(k).proxyState = state
 	}
 	return p
 }
@@ -82,8 +82,8 @@ func (p *Planner) Inputs() Inputs {
 		out.ProxyStates = map[view.ObjectKey]ProxyState{}
 	}
 	for k, r := range p.recordByService {
-		if r.proxy != ProxyNotReady {
-			out.ProxyStates[k] = r.proxy
+		if r.proxyState != ProxyNotReady {
+			out.ProxyStates[k] = r.proxyState
 		}
 		if r.service != nil {
 			out.Services[k] = r.service.toServiceView(k, p.inputs.LoadBalancerClass)
@@ -191,7 +191,7 @@ func (p *Planner) Update() BidDelta {
 	if all {
 		p.mustReplanAll = false
 		clear(p.admittedNodesByAds)
-		p.ownLinks, p.subnetsOfNodes = nil, nil
+		p.ownPublishedLinks, p.subnetsOfNodes = nil, nil
 		p.isAnyNodeUnfit, p.candidatesByEdit = p.hasUnfitNodes(), nil
 		p.peerNameLists, p.advertisementNameLists = nil, nil
 		for k := range p.recordByService {
@@ -200,7 +200,7 @@ func (p *Planner) Update() BidDelta {
 	}
 	touched := map[netip.Addr]struct{}{}
 	var verdicts, gone []*Layer2Verdict
-	order := sortedServices(p.servicesToDecideAgain)
+	order := sortKeysOfServiceSet(p.servicesToDecideAgain)
 	p.updateHealthChecks(order)
 	for _, k := range order {
 		r := p.recordByService[k]
@@ -224,8 +224,8 @@ func (p *Planner) Update() BidDelta {
 			continue
 		}
 		d.verdict = r.layer2Verdict
-		r.decision = d
-		for a := range d.byAddress {
+		r.layer2Decision = d
+		for a := range d.decisionByAddress {
 			p.servicesByAddress[a] = p.servicesByAddress[a].withService(k)
 			touched[a] = struct{}{}
 		}
@@ -243,16 +243,16 @@ func (p *Planner) Update() BidDelta {
 
 // removeFromAddresses removes a Service from its addresses.
 func (p *Planner) removeFromAddresses(k view.ObjectKey, r *serviceRecord, touched map[netip.Addr]struct{}) {
-	if r.decision == nil {
+	if r.layer2Decision == nil {
 		return
 	}
-	for a := range r.decision.byAddress {
+	for a := range r.layer2Decision.decisionByAddress {
 		if p.servicesByAddress[a] = p.servicesByAddress[a].withoutService(k); len(p.servicesByAddress[a]) == 0 {
 			delete(p.servicesByAddress, a)
 		}
 		touched[a] = struct{}{}
 	}
-	r.decision = nil
+	r.layer2Decision = nil
 }
 
 // updateBids computes the bids of the touched addresses again.
@@ -280,8 +280,8 @@ func (p *Planner) updateBids(touched map[netip.Addr]struct{}) BidDelta {
 func (p *Planner) combineBidOfServices(a netip.Addr) (intent.Bid, bool) {
 	b := intent.Bid{Address: a, InEndpointGracePeriod: true, WireCheck: intent.WireCheckOff}
 	for _, k := range p.servicesByAddress[a] {
-		d := p.recordByService[k].decision
-		one := d.byAddress[a]
+		d := p.recordByService[k].layer2Decision
+		one := d.decisionByAddress[a]
 		if b.Candidates == nil {
 			b.Candidates = one.candidates
 		} else if both := commonCandidates(b.Candidates, one.candidates); both != nil {
@@ -289,9 +289,9 @@ func (p *Planner) combineBidOfServices(a netip.Addr) (intent.Bid, bool) {
 		}
 		b.MayRebalance = b.MayRebalance || d.mayRebalance || one.canMoveToRequestedNode
 		b.WireCheck = min(b.WireCheck, d.wireCheck) // the strictest
-		b.InEndpointGracePeriod = b.InEndpointGracePeriod && (one.isSelfInGrace || one.reason == names.ReasonNotHolder)
+		b.InEndpointGracePeriod = b.InEndpointGracePeriod && (one.canSelfServeUntilTaken || one.reasonOfSelf == names.ReasonNotHolder)
 		b.OwnLinkIndexes = append(b.OwnLinkIndexes, one.ownLinkIndexes...)
-		for o := range d.byAddress {
+		for o := range d.decisionByAddress {
 			if o != a {
 				b.SiblingAddresses = append(b.SiblingAddresses, o)
 			}

@@ -51,7 +51,7 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 				all := slices.Concat(p.Inputs().UsableLinks, p.Inputs().DownLinks)
 				usable := rapid.IntRange(0, len(all)).Draw(t, "links")
 				p.SetLinks(all[:usable], all[usable:])
-				p.SetNodeLinks(map[string]*facts.NodeLinks{node.Draw(t, "node with links"): describedLinks("eth0", "192.0.2.11/24")})
+				p.SetPublishedLinksOfNodes(map[string]*facts.PublishedLinks{node.Draw(t, "node with links"): publishedLinksWithOneLink("eth0", "192.0.2.11/24")})
 			case 7:
 				s := *first.Snapshot
 				s.L2Advertisements = []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}, NodeSelectors: selectNodeByName(node.Draw(t, "selected"))}}

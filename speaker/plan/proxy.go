@@ -33,7 +33,7 @@ const (
 // here. If no endpoint is ready on any node, those that end count, and the proxy cannot be asked
 // about them.
 func (r *serviceRecord) isProxyReady() bool {
-	return r.proxy != ProxyNotReady ||
+	return r.proxyState != ProxyNotReady ||
 		!slices.ContainsFunc(r.endpoints.servingNodes, func(n nodeEndpoints) bool { return n.hasReadyEndpoint })
 }
 
@@ -48,8 +48,8 @@ func (p *Planner) SetHealthCheckResult(result facts.HealthCheckResult) {
 	if result.Outcome == facts.EndpointsUnknown {
 		now = ProxyNotReady
 	}
-	if r.proxy != now {
-		r.proxy = now
+	if r.proxyState != now {
+		r.proxyState = now
 		p.servicesToDecideAgain[k] = struct{}{}
 	}
 }
@@ -66,9 +66,9 @@ func (p *Planner) updateHealthChecks(changed []view.ObjectKey) {
 		here, any := r.endpoints.endpointsOnNode(p.inputs.SelfNode)
 		switch {
 		case r.service == nil || !any:
-			r.proxy = ProxyNotReady
-		case r.proxy == ProxyNotReady && (!p.isFirstUpdateDone || !r.service.hasLocalTrafficPolicy):
-			r.proxy = ProxyPresumedReady
+			r.proxyState = ProxyNotReady
+		case r.proxyState == ProxyNotReady && (!p.isFirstUpdateDone || !r.service.hasLocalTrafficPolicy):
+			r.proxyState = ProxyPresumedReady
 		}
 		old, had := p.healthChecks[k]
 		if !here.hasReadyEndpoint || !r.needsHealthCheck() {
@@ -86,7 +86,7 @@ func (p *Planner) updateHealthChecks(changed []view.ObjectKey) {
 	p.isFirstUpdateDone = true
 	if edited {
 		p.plan.HealthChecks = slices.SortedFunc(maps.Values(p.healthChecks), func(x, y intent.HealthCheck) int {
-			return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+			return cmp.Or(cmp.Compare(x.ServiceNamespace, y.ServiceNamespace), cmp.Compare(x.ServiceName, y.ServiceName))
 		})
 	}
 }
@@ -94,25 +94,26 @@ func (p *Planner) updateHealthChecks(changed []view.ObjectKey) {
 // needsHealthCheck says whether the proxy has to be asked about ready endpoints here.
 func (r *serviceRecord) needsHealthCheck() bool {
 	s := r.service
-	return s != nil && s.hasLocalTrafficPolicy && len(s.assignedAddresses) > 0 && r.proxy != ProxyReady
+	return s != nil && s.hasLocalTrafficPolicy && len(s.assignedAddresses) > 0 && r.proxyState != ProxyReady
 }
 
 // newHealthCheck returns the health check of a Service, for the families of its addresses.
 func (p *Planner) newHealthCheck(k view.ObjectKey, s *serviceFacts) intent.HealthCheck {
-	out := intent.HealthCheck{Namespace: k.Namespace, Name: k.Name, Port: s.healthCheckNodePort}
+	out := intent.HealthCheck{ServiceNamespace: k.Namespace, ServiceName: k.Name, HealthCheckNodePort: s.healthCheckNodePort}
 	self := p.inputs.Nodes[p.inputs.SelfNode]
 	for _, a := range s.assignedAddresses {
 		if a.Is4() {
-			out.IPv4 = nodeAddress(&self, ipfamily.IPv4, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+			out.NodeIPv4 = internalAddressOrLoopback(&self, ipfamily.IPv4, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
 		} else {
-			out.IPv6 = nodeAddress(&self, ipfamily.IPv6, netip.IPv6Loopback())
+			out.NodeIPv6 = internalAddressOrLoopback(&self, ipfamily.IPv6, netip.IPv6Loopback())
 		}
 	}
 	return out
 }
 
-// nodeAddress returns the first internal address of the family, or else the loopback address.
-func nodeAddress(n *view.Node, f ipfamily.Family, loopback netip.Addr) netip.Addr {
+// internalAddressOrLoopback returns the first internal address of the family, or else the loopback
+// address.
+func internalAddressOrLoopback(n *view.Node, f ipfamily.Family, loopback netip.Addr) netip.Addr {
 	for _, a := range n.InternalAddresses {
 		if ipfamily.FamilyOf(a) == f {
 			return a

@@ -30,19 +30,19 @@ func newEndpointsOnNodes(serving, ready []string) view.Endpoints {
 
 // proxyStep changes the inputs of a Planner. The wanted values are those of node a after it.
 type proxyStep struct {
-	change     func(p *Planner)
-	layer2     names.Reason
-	bgp        names.Reason
-	isAsked    bool // there is a health check
-	isEligible bool // it may hold the address
-	inGrace    bool
+	change           func(p *Planner)
+	wantLayer2Reason names.Reason
+	wantBGPReason    names.Reason
+	isAsked          bool // there is a health check
+	isEligible       bool // it may hold the address
+	inGrace          bool
 }
 
 // answerHealthCheck answers the present health check.
 func answerHealthCheck(outcome facts.HealthCheckOutcome) func(p *Planner) {
 	return func(p *Planner) {
 		for _, c := range p.Plan().HealthChecks {
-			p.SetHealthCheckResult(facts.HealthCheckResult{ID: c.ID, Namespace: c.Namespace, Name: c.Name, Outcome: outcome})
+			p.SetHealthCheckResult(facts.HealthCheckResult{ID: c.ID, Namespace: c.ServiceNamespace, Name: c.ServiceName, Outcome: outcome})
 		}
 	}
 }
@@ -142,10 +142,10 @@ func setServicePolicy(p *Planner, policy view.Service) {
 func checkProxyStep(t *testing.T, i int, got Plan, want proxyStep) {
 	t.Helper()
 	layer2, bgp := got.Layer2Verdicts.Slice()[0], got.BGPVerdicts.Slice()[0]
-	if layer2.Reason != want.layer2 || bgp.Reason != want.bgp {
-		t.Errorf("step %d: the reasons are %s and %s, want %s and %s", i, layer2.Reason, bgp.Reason, want.layer2, want.bgp)
+	if layer2.Reason != want.wantLayer2Reason || bgp.Reason != want.wantBGPReason {
+		t.Errorf("step %d: the reasons are %s and %s, want %s and %s", i, layer2.Reason, bgp.Reason, want.wantLayer2Reason, want.wantBGPReason)
 	}
-	if has := len(got.Routes) > 0; has != (want.bgp == names.ReasonAnnounced) {
+	if has := len(got.Routes) > 0; has != (want.wantBGPReason == names.ReasonAnnounced) {
 		t.Errorf("step %d: the routes are %v", i, got.Routes)
 	}
 	if has := len(got.HealthChecks) > 0; has != want.isAsked {
@@ -166,16 +166,16 @@ func TestHealthChecksNameAddressesOfTheNode(t *testing.T) {
 		s.AssignedAddresses = append(s.AssignedAddresses, netip.MustParseAddr("2001:db8::1"))
 	})(&in)
 	want := []intent.HealthCheck{{
-		ID: 1, Namespace: "default", Name: "web", Port: 30000, IPv4: netip.MustParseAddr("192.0.2.10"), IPv6: netip.IPv6Loopback(),
+		ID: 1, ServiceNamespace: "default", ServiceName: "web", HealthCheckNodePort: 30000, NodeIPv4: netip.MustParseAddr("192.0.2.10"), NodeIPv6: netip.IPv6Loopback(),
 	}}
 	if got := buildPlan(in).HealthChecks; !slices.Equal(got, want) {
 		t.Errorf("the health checks are %v, want %v", got, want)
 	}
 }
 
-// TestLateResultsAreIgnored: the result of an earlier health check of a Service comes after its
-// endpoints have ended and returned.
-func TestLateResultsAreIgnored(t *testing.T) {
+// TestLateHealthCheckResultsAreIgnored: the result of an earlier health check of a Service comes
+// after its endpoints have ended and returned.
+func TestLateHealthCheckResultsAreIgnored(t *testing.T) {
 	in := localTrafficPolicyInputs()
 	in.Endpoints[webServiceKey] = newEndpointsOnNodes([]string{"b"}, []string{"b"})
 	p := NewPlanner(in)

@@ -19,11 +19,11 @@ type serviceRecord struct {
 	endpoints endpointFacts
 	// layer2Verdict is the one in the Plan. decision is nil if no node may hold the addresses by
 	// layer 2.
-	layer2Verdict *Layer2Verdict
-	decision      *layer2Decision
-	// contribution is nil until the Service is decided.
-	contribution *serviceRouteContribution
-	proxy        ProxyState
+	layer2Verdict  *Layer2Verdict
+	layer2Decision *layer2Decision
+	// routeContribution is nil until the Service is decided.
+	routeContribution *serviceRouteContribution
+	proxyState        ProxyState
 }
 
 // serviceFacts are the fields of a Service that the rules use.

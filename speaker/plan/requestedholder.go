@@ -30,14 +30,14 @@ func (p *Planner) faultOfRequestedNode(node string, coverage *advertise.Layer2Co
 	reason := names.Reason("")
 	switch {
 	case !known:
-		return names.Explain(names.ReasonHolderUnavailable, "there is no node %s: correct the annotation %s", names.Quote(node), names.AnnotationHolder)
+		return names.NewExplanation(names.ReasonHolderUnavailable, "there is no node %s: correct the annotation %s", names.QuoteShortened(node), names.AnnotationRequestedHolder)
 	case d.candidates.HasNode(node):
-		if len(p.inputs.NodeFitness.LiveMembers) == 0 || p.isLiveMember(node) {
+		if len(p.inputs.FitnessOfNodes.LiveMembers) == 0 || p.isLiveMember(node) {
 			return names.Explanation{}
 		}
-		return names.Explain(names.ReasonHolderUnavailable, "the speaker of node %q does not run, or no gossip with it is possible", node)
-	case node == p.inputs.SelfNode && d.reason != names.ReasonNotHolder:
-		reason = d.reason
+		return names.NewExplanation(names.ReasonHolderUnavailable, "the speaker of node %q does not run, or no gossip with it is possible", node)
+	case node == p.inputs.SelfNode && d.reasonOfSelf != names.ReasonNotHolder:
+		reason = d.reasonOfSelf
 	default:
 		reason = coverage.NodeExclusionReason(&n)
 		if _, isAble := p.nodesAbleToAnswerFor(coverage, i).scoreByNode[node]; reason == "" && !isAble {
@@ -50,11 +50,11 @@ func (p *Planner) faultOfRequestedNode(node string, coverage *advertise.Layer2Co
 			reason = names.ReasonNoLocalEndpoints
 		}
 	}
-	return names.Explain(names.ReasonHolderUnavailable, "node %q cannot hold the addresses (%s): remove this cause, or change the annotation %s", node, reason, names.AnnotationHolder)
+	return names.NewExplanation(names.ReasonHolderUnavailable, "node %q cannot hold the addresses (%s): remove this cause, or change the annotation %s", node, reason, names.AnnotationRequestedHolder)
 }
 
-// decideNodeRequestsAgain decides the Services again that ask for a node.
-func (p *Planner) decideNodeRequestsAgain() {
+// markServicesRequestingNode decides the Services again that ask for a node.
+func (p *Planner) markServicesRequestingNode() {
 	for k, r := range p.recordByService {
 		if r.service != nil && r.service.requestedHolder != "" {
 			p.servicesToDecideAgain[k] = struct{}{}

@@ -21,7 +21,7 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 		Name: p.Name, Address: p.Address, Port: p.Port, Unnumbered: p.Interface != "", Device: cmp.Or(p.Interface, p.VRF), SourceAddress: p.SourceAddress,
 		LocalASN: cmp.Or(p.LocalASN, mine), PeerASN: theirs, RouterID: p.RouterID,
 		HoldTime: p.HoldTime, KeepaliveTime: p.KeepaliveInterval, MaxReconnectDelay: p.ConnectInterval, Password: p.Password, Multihop: p.MultiHop,
-		IPv4: p.CarriesFamily(ipfamily.IPv4), IPv6: p.CarriesFamily(ipfamily.IPv6),
+		CarriesIPv4Routes: p.CarriesFamily(ipfamily.IPv4), CarriesIPv6Routes: p.CarriesFamily(ipfamily.IPv6),
 		GracefulRestart: p.GracefulRestart, RestartTime: cmp.Or(p.RestartTime, gracefulRestartKeepRoutesTimeout), MaxHops: p.MaxTTLSecurityHops, Passive: p.Passive,
 		NextHopIPv4: p.NextHopIPv4, NextHopIPv6: p.NextHopIPv6, DrainDelay: p.DrainDelay, HasDrainDelay: p.HasDrainDelay, BFDStrict: p.BFDStrict,
 	}
@@ -30,25 +30,25 @@ func resolvePeer(p *snapshot.Peer, self *view.Node, links facts.LinkSet) intent.
 	}
 	if p.DefaultGatewayFamily != 0 {
 		if out.Address = preferredDefaultGateway(p.DefaultGatewayFamily, links); !out.Address.IsValid() {
-			out.Blocked = names.Explain(names.ReasonNoGateway, "this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGatewayFamily)
+			out.BlockedExplanation = names.NewExplanation(names.ReasonNoGateway, "this node has no IPv%d default gateway: add a default route, or set peerAddress in the BGPPeer", p.DefaultGatewayFamily)
 		}
 	}
 	if err != nil {
-		out.Blocked = names.Explanation{Reason: names.ReasonNodeLabel, Text: err.Error()}
+		out.BlockedExplanation = names.Explanation{Reason: names.ReasonNodeLabel, Text: err.Error()}
 	}
-	if p.FirstFault != nil {
-		out.Blocked = names.Explanation{Reason: p.FirstFault.Reason, Text: p.FirstFault.Text}
+	if p.FirstProblem != nil {
+		out.BlockedExplanation = names.Explanation{Reason: p.FirstProblem.Reason, Text: p.FirstProblem.Text}
 	}
 	// Without the capability a session carries only IPv4, over IPv4. A peer that needs
 	// more keeps it.
-	out.NoMultiprotocol = p.DisableMultiprotocol && out.IPv4 && !out.IPv6
+	out.NoMultiprotocol = p.DisableMultiprotocol && out.CarriesIPv4Routes && !out.CarriesIPv6Routes
 	switch p.DynamicASN {
 	case snapshot.InternalASN:
 		out.AcceptedASNs = intent.AcceptInternalASN
 	case snapshot.ExternalASN:
 		out.AcceptedASNs = intent.AcceptExternalASN
 	}
-	if b := p.BFD; b != nil && !out.Blocked.IsSet() {
+	if b := p.BFD; b != nil && !out.BlockedExplanation.IsSet() {
 		out.BFD = &intent.BFD{
 			TransmitInterval: b.TransmitInterval, ReceiveInterval: b.ReceiveInterval, EchoInterval: b.EchoInterval, Multiplier: b.DetectMultiplier,
 			EchoMode: b.EchoMode, Passive: b.PassiveMode, MinTTL: b.MinimumMultihopTTL,
@@ -64,7 +64,7 @@ func findPeerWithSameRouter(p *snapshot.Peer, router netip.Addr, s *snapshot.Sna
 	for _, q := range s.Peers {
 		same := slices.Contains(p.OlderPeersWithSameSession, q.Name) ||
 			p.DefaultGatewayFamily != 0 && q.Address.IsValid() && q.Address == router.WithZone("") && q.Port == p.Port && q.VRF == p.VRF && q.SourceAddress == p.SourceAddress
-		if same && q.FirstFault == nil && q.SelectsNode(self.Labels) {
+		if same && q.FirstProblem == nil && q.SelectsNode(self.Labels) {
 			return q.Name
 		}
 	}
@@ -74,7 +74,7 @@ func findPeerWithSameRouter(p *snapshot.Peer, router netip.Addr, s *snapshot.Sna
 // isPeerUnusable says whether no session with the peer is possible for now. A missing default
 // gateway does not count: it may be missing for an instant, and sessions survive that.
 func isPeerUnusable(p *intent.Peer) bool {
-	return p.Blocked.IsSet() && p.Blocked.Reason != names.ReasonNoGateway
+	return p.BlockedExplanation.IsSet() && p.BlockedExplanation.Reason != names.ReasonNoGateway
 }
 
 // preferredDefaultGateway returns the lowest address among the node's preferred default gateways of

@@ -18,7 +18,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-func TestPeerIsResolvedForTheNode(t *testing.T) {
+func TestBGPPeerIsResolvedForNode(t *testing.T) {
 	for name, c := range map[string]struct {
 		edit    func(in *Inputs, p *snapshot.Peer)
 		want    intent.Peer // address, AS numbers and families
@@ -27,19 +27,19 @@ func TestPeerIsResolvedForTheNode(t *testing.T) {
 	}{
 		"the default gateway": {
 			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGatewayFamily = ipfamily.IPv4 },
-			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.253"), LocalASN: 64512, PeerASN: 65000, IPv4: true},
+			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.253"), LocalASN: 64512, PeerASN: 65000, CarriesIPv4Routes: true},
 		},
 		"a link-local default gateway": {
 			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGatewayFamily = ipfamily.IPv6 },
-			want: intent.Peer{Address: netip.MustParseAddr("fe80::1%eth1"), LocalASN: 64512, PeerASN: 65000, IPv6: true},
+			want: intent.Peer{Address: netip.MustParseAddr("fe80::1%eth1"), LocalASN: 64512, PeerASN: 65000, CarriesIPv6Routes: true},
 		},
 		"the default gateway, for both families": {
 			edit: func(in *Inputs, p *snapshot.Peer) { p.DefaultGatewayFamily, p.DualStack = ipfamily.IPv4, true },
-			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.253"), LocalASN: 64512, PeerASN: 65000, IPv4: true, IPv6: true},
+			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.253"), LocalASN: 64512, PeerASN: 65000, CarriesIPv4Routes: true, CarriesIPv6Routes: true},
 		},
 		"no gateway": {
 			edit:    func(in *Inputs, p *snapshot.Peer) { p.DefaultGatewayFamily, in.UsableLinks = ipfamily.IPv4, nil },
-			want:    intent.Peer{LocalASN: 64512, PeerASN: 65000, IPv4: true},
+			want:    intent.Peer{LocalASN: 64512, PeerASN: 65000, CarriesIPv4Routes: true},
 			blocked: names.ReasonNoGateway, says: "no IPv4 default gateway",
 		},
 		"AS numbers from node labels": {
@@ -47,18 +47,18 @@ func TestPeerIsResolvedForTheNode(t *testing.T) {
 				p.Address, p.NodeLabelOfMyASN, p.NodeLabelOfPeerASN = netip.MustParseAddr("192.0.2.254"), "mine", "theirs"
 				in.Nodes["a"] = view.Node{Name: "a", Labels: map[string]string{"mine": "64601", "theirs": "65001"}}
 			},
-			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.254"), LocalASN: 64601, PeerASN: 65001, IPv4: true},
+			want: intent.Peer{Address: netip.MustParseAddr("192.0.2.254"), LocalASN: 64601, PeerASN: 65001, CarriesIPv4Routes: true},
 		},
 		"a label that is missing": {
 			edit: func(in *Inputs, p *snapshot.Peer) {
 				p.Address, p.NodeLabelOfPeerASN = netip.MustParseAddr("192.0.2.254"), "theirs"
 			},
-			want:    intent.Peer{Address: netip.MustParseAddr("192.0.2.254"), IPv4: true},
+			want:    intent.Peer{Address: netip.MustParseAddr("192.0.2.254"), CarriesIPv4Routes: true},
 			blocked: names.ReasonNodeLabel, says: `no label "theirs"`,
 		},
 		"a fault in the object": {
 			edit: func(in *Inputs, p *snapshot.Peer) {
-				p.FirstFault = &snapshot.Problem{Reason: names.ReasonUnknownSecret, Text: "no Secret exists"}
+				p.FirstProblem = &snapshot.Problem{Reason: names.ReasonUnknownSecret, Text: "no Secret exists"}
 				p.BFD = &snapshot.BFDProfile{}
 			},
 			want:    intent.Peer{LocalASN: 64512, PeerASN: 65000},
@@ -79,8 +79,8 @@ func TestPeerIsResolvedForTheNode(t *testing.T) {
 			if len(got) != 1 {
 				t.Fatalf("the peers are %+v", got)
 			}
-			seen := intent.Peer{Address: got[0].Address, LocalASN: got[0].LocalASN, PeerASN: got[0].PeerASN, IPv4: got[0].IPv4, IPv6: got[0].IPv6}
-			if b := got[0].Blocked; seen != c.want || b.Reason != c.blocked || !strings.Contains(b.Text, c.says) {
+			seen := intent.Peer{Address: got[0].Address, LocalASN: got[0].LocalASN, PeerASN: got[0].PeerASN, CarriesIPv4Routes: got[0].CarriesIPv4Routes, CarriesIPv6Routes: got[0].CarriesIPv6Routes}
+			if b := got[0].BlockedExplanation; seen != c.want || b.Reason != c.blocked || !strings.Contains(b.Text, c.says) {
 				t.Errorf("the peer is %+v, blocked %q; want %+v, blocked for %s", seen, b, c.want, c.blocked)
 			}
 			// a gateway may come back at any time
@@ -130,7 +130,7 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 		{Name: "b", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128, HasMED: true, MED: 50, ASPathPrepend: 1, ExtendedCommunities: []snapshot.ExtendedCommunity{vpn}, LinkBandwidthPerEndpoint: 8},
 		{Name: "c", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128, HasMED: true, MED: 20, ASPathPrepend: 3, ExtendedCommunities: []snapshot.ExtendedCommunity{vpn}, LinkBandwidthPerEndpoint: 16},
 	}
-	want := intent.Attributes{MED: 20, HasMED: true, PrependCount: 3, ExtendedCommunities: [][8]byte{vpn}, Bandwidth: 3 * 16e6 / 8}
+	want := intent.Attributes{MED: 20, HasMED: true, PrependCount: 3, ExtendedCommunities: [][8]byte{vpn}, LinkBandwidthBytesPerSecond: 3 * 16e6 / 8}
 	if got := buildPlan(in).Routes; len(got) != 1 || !reflect.DeepEqual(got[0].Attributes, want) {
 		t.Errorf("the routes are %+v, want %+v", got, want)
 	}
@@ -138,11 +138,11 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 	p.Update()
 	p.SetEndpoints(view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{4}})
 	p.Update()
-	if got := p.Plan().Routes[0].Bandwidth; got != 4*16e6/8 {
+	if got := p.Plan().Routes[0].LinkBandwidthBytesPerSecond; got != 4*16e6/8 {
 		t.Errorf("with one endpoint more the bandwidth is %d", got)
 	}
 	editService(func(s *view.Service) { s.HasLocalTrafficPolicy = false })(&in)
-	if got := buildPlan(in).Routes[0].Bandwidth; got != 0 {
+	if got := buildPlan(in).Routes[0].LinkBandwidthBytesPerSecond; got != 0 {
 		t.Errorf("a Service whose traffic is spread over all endpoints has the bandwidth %d", got)
 	}
 }
@@ -153,14 +153,14 @@ func TestDuplicatePeerIsBlocked(t *testing.T) {
 	older, younger := in.Snapshot.Peers[1], in.Snapshot.Peers[0]
 	younger.OlderPeersWithSameSession, younger.BFD = []string{older.Name}, &snapshot.BFDProfile{}
 	older.NodeSelectors = []labels.Selector{labels.SelectorFromSet(labels.Set{"rack": "1"})}
-	if p := buildPlan(in); p.Peers[0].Blocked.Reason != "" || p.Peers[0].BFD == nil {
+	if p := buildPlan(in); p.Peers[0].BlockedExplanation.Reason != "" || p.Peers[0].BFD == nil {
 		t.Errorf("where the older does not peer the younger is %+v", p.Peers[0])
 	}
 	self := in.Nodes["a"]
 	self.Labels = map[string]string{"rack": "1"}
 	in.Nodes["a"] = self
 	p := buildPlan(in)
-	if b := p.Peers[0].Blocked; b.Reason != names.ReasonDuplicatePeer || p.Peers[0].BFD != nil || p.Peers[1].Blocked.Reason != "" {
+	if b := p.Peers[0].BlockedExplanation; b.Reason != names.ReasonDuplicatePeer || p.Peers[0].BFD != nil || p.Peers[1].BlockedExplanation.Reason != "" {
 		t.Errorf("the peers are %+v", p.Peers)
 	}
 	if len(p.Routes) != 1 || len(p.Routes[0].PeerNames) != 1 || p.Routes[0].PeerNames[0] != older.Name {
@@ -170,12 +170,12 @@ func TestDuplicatePeerIsBlocked(t *testing.T) {
 	for i := range in.UsableLinks {
 		in.UsableLinks[i].LowestMetricDefaultGateways = []netip.Addr{younger.Address}
 	}
-	if p := buildPlan(in); p.Peers[1].Blocked.Reason != names.ReasonDuplicatePeer || p.Peers[0].Blocked.Reason != "" {
+	if p := buildPlan(in); p.Peers[1].BlockedExplanation.Reason != names.ReasonDuplicatePeer || p.Peers[0].BlockedExplanation.Reason != "" {
 		t.Errorf("where the default gateway is the router of another peer, they are %+v", p.Peers)
 	}
 	older.DefaultGatewayFamily, younger.OlderPeersWithSameSession = 0, []string{older.Name}
-	older.FirstFault = &snapshot.Problem{Reason: names.ReasonUnknownSecret}
-	if p := buildPlan(in); p.Peers[0].Blocked.Reason != "" {
+	older.FirstProblem = &snapshot.Problem{Reason: names.ReasonUnknownSecret}
+	if p := buildPlan(in); p.Peers[0].BlockedExplanation.Reason != "" {
 		t.Errorf("while the older is faulty the younger is %+v", p.Peers[0])
 	}
 }

@@ -62,13 +62,13 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 				}
 				q := resolvePeer(c, &self, p.inputs.UsableLinks)
 				if other := findPeerWithSameRouter(c, q.Address, p.inputs.Snapshot, &self); other != "" && !isPeerUnusable(&q) {
-					q.Blocked, q.BFD = names.Explain(names.ReasonDuplicatePeer, "the BGPPeer %q already connects this node to the same router: delete one of the two, or set a different sourceAddress or peerPort in one", other), nil
+					q.BlockedExplanation, q.BFD = names.NewExplanation(names.ReasonDuplicatePeer, "the BGPPeer %q already connects this node to the same router: delete one of the two, or set a different sourceAddress or peerPort in one", other), nil
 				}
 				p.plan.Peers = append(p.plan.Peers, q)
 			}
 		}
 		p.plan.NodeLeaving, p.plan.NodeInternalIPs = self.IsLeaving || self.IsExcluded, self.InternalAddresses
-		p.plan.NodeUnavailable, p.plan.NodeUnfit = reasonNodeAnnouncesNothing(&self), p.unfitReasonOfSelf(&self)
+		p.plan.NodeUnavailableReason, p.plan.NodeUnfitReason = reasonNodeAnnouncesNothing(&self), p.unfitReasonOfSelf(&self)
 	}
 	var verdicts, gone []*BGPVerdict
 	touched := map[netip.Prefix]struct{}{}
@@ -78,19 +78,19 @@ func (p *Planner) updateRoutes(changed []view.ObjectKey, all bool) {
 			continue
 		}
 		if r.service == nil || !known {
-			if r.contribution != nil {
-				gone = append(gone, r.contribution.verdict)
-				p.removeContribution(k, r.contribution, touched)
-				r.contribution = nil
+			if r.routeContribution != nil {
+				gone = append(gone, r.routeContribution.verdict)
+				p.removeRouteContribution(k, r.routeContribution, touched)
+				r.routeContribution = nil
 			}
 			continue
 		}
-		if now := p.decideBGP(k, r, &self); r.contribution == nil || !now.equal(r.contribution) {
-			if r.contribution != nil {
-				p.removeContribution(k, r.contribution, touched)
+		if now := p.decideBGP(k, r, &self); r.routeContribution == nil || !now.equal(r.routeContribution) {
+			if r.routeContribution != nil {
+				p.removeRouteContribution(k, r.routeContribution, touched)
 			}
-			p.addContribution(k, now, touched)
-			r.contribution = now
+			p.addRouteContribution(k, now, touched)
+			r.routeContribution = now
 			verdicts = append(verdicts, now.verdict)
 		}
 	}
@@ -116,8 +116,9 @@ func reasonNodeAnnouncesNothing(n *view.Node) names.Reason {
 	return ""
 }
 
-// removeContribution removes what a Service adds to the routes, and marks its prefixes as touched.
-func (p *Planner) removeContribution(k view.ObjectKey, s *serviceRouteContribution, touched map[netip.Prefix]struct{}) {
+// removeRouteContribution removes what a Service adds to the routes, and marks its prefixes as
+// touched.
+func (p *Planner) removeRouteContribution(k view.ObjectKey, s *serviceRouteContribution, touched map[netip.Prefix]struct{}) {
 	s.forEachPrefix(func(prefix netip.Prefix) {
 		if p.servicesByPrefix[prefix] = p.servicesByPrefix[prefix].withoutService(k); len(p.servicesByPrefix[prefix]) == 0 {
 			delete(p.servicesByPrefix, prefix)
@@ -126,8 +127,8 @@ func (p *Planner) removeContribution(k view.ObjectKey, s *serviceRouteContributi
 	})
 }
 
-// addContribution stores what a Service adds to the routes, and marks its prefixes as touched.
-func (p *Planner) addContribution(k view.ObjectKey, s *serviceRouteContribution, touched map[netip.Prefix]struct{}) {
+// addRouteContribution stores what a Service adds to the routes, and marks its prefixes as touched.
+func (p *Planner) addRouteContribution(k view.ObjectKey, s *serviceRouteContribution, touched map[netip.Prefix]struct{}) {
 	s.forEachPrefix(func(prefix netip.Prefix) {
 		p.servicesByPrefix[prefix] = p.servicesByPrefix[prefix].withService(k)
 		touched[prefix] = struct{}{}
@@ -154,7 +155,7 @@ func (p *Planner) rebuildRoutes(touched map[netip.Prefix]struct{}) {
 	for _, prefix := range slices.SortedFunc(maps.Keys(touched), netip.Prefix.Compare) {
 		clear(t)
 		for _, k := range p.servicesByPrefix[prefix] {
-			t.addContribution(p.plan.Peers, p.recordByService[k].contribution, prefix)
+			t.addRoutesOfService(p.plan.Peers, p.recordByService[k].routeContribution, prefix)
 		}
 		fresh = append(fresh, t.sortedRoutes(&p.peerNameLists, &p.advertisementNameLists)...)
 	}
@@ -174,7 +175,7 @@ func (p *Planner) rebuildRoutes(touched map[netip.Prefix]struct{}) {
 // withoutUnservedAddresses returns the coverages without the addresses that no endpoint serves: one
 // family of the Service may have none.
 func withoutUnservedAddresses(all []advertise.BGPCoverage, isServed func(netip.Addr) bool) []advertise.BGPCoverage {
-	if !slices.ContainsFunc(all, func(c advertise.BGPCoverage) bool { return !allAddresses(c.Addresses, isServed) }) {
+	if !slices.ContainsFunc(all, func(c advertise.BGPCoverage) bool { return !allAddressesMatch(c.Addresses, isServed) }) {
 		return all
 	}
 	var out []advertise.BGPCoverage
@@ -192,13 +193,13 @@ func coveredAddresses(coverages []advertise.BGPCoverage, addresses []netip.Addr)
 	isCovered := func(a netip.Addr) bool {
 		return slices.ContainsFunc(coverages, func(c advertise.BGPCoverage) bool { return slices.Contains(c.Addresses, a) })
 	}
-	if allAddresses(addresses, isCovered) {
+	if allAddressesMatch(addresses, isCovered) {
 		return addresses // as usual: they are shared
 	}
 	return slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return !isCovered(a) })
 }
 
-func allAddresses(all []netip.Addr, match func(netip.Addr) bool) bool {
+func allAddressesMatch(all []netip.Addr, match func(netip.Addr) bool) bool {
 	return !slices.ContainsFunc(all, func(a netip.Addr) bool { return !match(a) })
 }
 
@@ -206,10 +207,10 @@ func allAddresses(all []netip.Addr, match func(netip.Addr) bool) bool {
 // engine withdraws its routes in order.
 func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node) *serviceRouteContribution {
 	svc := r.service.toAdvertiseService()
-	coverage, reason := advertise.BGP(p.inputs.Snapshot, &svc)
+	coverage, reason := advertise.BGPAdsCoveringService(p.inputs.Snapshot, &svc)
 	ads := coverage
 	if reason == "" {
-		ads, reason = advertise.BGPAdvertisementsOnNode(coverage, self)
+		ads, reason = advertise.BGPAdsUsableOnNode(coverage, self)
 	}
 	here, hasLocalEndpoints := r.endpoints.endpointsOnNode(p.inputs.SelfNode)
 	switch {
@@ -243,7 +244,7 @@ func (p *Planner) decideBGP(k view.ObjectKey, r *serviceRecord, self *view.Node)
 		return out
 	}
 	out.advertisementCoverages, out.verdict.Addresses = ads, coveredAddresses(ads, r.service.assignedAddresses)
-	out.verdict.Reason, out.verdict.Peers = names.ReasonAnnounced, p.peerNameLists.intern((routeAttributeTable{}).addContribution(p.plan.Peers, out, netip.Prefix{}))
+	out.verdict.Reason, out.verdict.Peers = names.ReasonAnnounced, p.peerNameLists.intern((routeAttributeTable{}).addRoutesOfService(p.plan.Peers, out, netip.Prefix{}))
 	if len(out.verdict.Peers) == 0 {
 		out.verdict.Reason = names.ReasonNoPeers
 	}

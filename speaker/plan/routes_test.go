@@ -117,14 +117,14 @@ func adsWithManyCommunities(length, count int) []*snapshot.BGPAdvertisement {
 
 // The limit of the speakers equals the one that the controller uses for a Service's condition.
 func TestCommunityLimitEqualsTheControllers(t *testing.T) {
-	few := intent.Attributes{Communities: make([]uint32, advertise.MaxCommunityBytes/4)}
-	many := intent.Attributes{Communities: make([]uint32, advertise.MaxCommunityBytes/4+1)}
+	few := intent.Attributes{Communities: make([]uint32, advertise.MaxCommunityBytesPerRoute/4)}
+	many := intent.Attributes{Communities: make([]uint32, advertise.MaxCommunityBytesPerRoute/4+1)}
 	if few.HasTooManyCommunities() || !many.HasTooManyCommunities() {
-		t.Errorf("%d bytes are too many: %t; 4 more: %t", advertise.MaxCommunityBytes, few.HasTooManyCommunities(), many.HasTooManyCommunities())
+		t.Errorf("%d bytes are too many: %t; 4 more: %t", advertise.MaxCommunityBytesPerRoute, few.HasTooManyCommunities(), many.HasTooManyCommunities())
 	}
 }
 
-func TestRoutes(t *testing.T) {
+func TestRoutesFollowAdvertisementsAndPeers(t *testing.T) {
 	prefix := func(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 	second := view.ObjectKey{Namespace: "default", Name: "zzz"}
 	for name, c := range map[string]struct {

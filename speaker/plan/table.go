@@ -18,12 +18,12 @@ type routeAttributeTable map[routeKey]plannedRoute
 type plannedRoute struct {
 	intent.Attributes
 	advertisementNames []string // sorted
-	// endpointsServe is set if the endpoints of one Service do not terminate.
-	endpointsServe bool
+	// hasNonTerminatingEndpoints is set if the endpoints of one Service do not terminate.
+	hasNonTerminatingEndpoints bool
 }
 
 func (r *plannedRoute) equalRoute(o *intent.Route) bool {
-	return r.Attributes.Equal(o.Attributes) && r.endpointsServe != o.EndpointsTerminating && slices.Equal(r.advertisementNames, o.AdvertisementNames)
+	return r.Attributes.Equal(o.Attributes) && r.hasNonTerminatingEndpoints != o.EndpointsTerminating && slices.Equal(r.advertisementNames, o.AdvertisementNames)
 }
 
 type routeKey struct {
@@ -31,9 +31,9 @@ type routeKey struct {
 	peerName string
 }
 
-// addContribution adds the routes of a Service, or only those of one prefix if only is valid. It
+// addRoutesOfService adds the routes of a Service, or only those of one prefix if only is valid. It
 // returns the names of the peers that get a route.
-func (t routeAttributeTable) addContribution(peers []intent.Peer, s *serviceRouteContribution, only netip.Prefix) []string {
+func (t routeAttributeTable) addRoutesOfService(peers []intent.Peer, s *serviceRouteContribution, only netip.Prefix) []string {
 	var to []string
 	// the largest over the advertisements of a Service, then the sum over the Services
 	weights := map[routeKey]uint64{}
@@ -48,7 +48,7 @@ func (t routeAttributeTable) addContribution(peers []intent.Peer, s *serviceRout
 				continue
 			}
 			for _, a := range o.Addresses {
-				if a.Is4() && !p.IPv4 || a.Is6() && !p.IPv6 {
+				if a.Is4() && !p.CarriesIPv4Routes || a.Is6() && !p.CarriesIPv6Routes {
 					continue
 				}
 				c := routeKey{ad.AnnouncedPrefix(a), p.Name}
@@ -65,7 +65,7 @@ func (t routeAttributeTable) addContribution(peers []intent.Peer, s *serviceRout
 	}
 	for c, w := range weights {
 		a := t[c]
-		a.Bandwidth += w
+		a.LinkBandwidthBytesPerSecond += w
 		t[c] = a
 	}
 	slices.Sort(to)
@@ -75,7 +75,7 @@ func (t routeAttributeTable) addContribution(peers []intent.Peer, s *serviceRout
 // withAdvertisement adds an advertisement of one more Service.
 func (r plannedRoute) withAdvertisement(ad *snapshot.BGPAdvertisement, endpointsServe bool) plannedRoute {
 	r.Attributes = mergeAdvertisement(r.Attributes, ad)
-	r.endpointsServe = r.endpointsServe || endpointsServe
+	r.hasNonTerminatingEndpoints = r.hasNonTerminatingEndpoints || endpointsServe
 	if i, found := slices.BinarySearch(r.advertisementNames, ad.Name); !found {
 		r.advertisementNames = slices.Insert(slices.Clip(r.advertisementNames), i, ad.Name)
 	}
@@ -132,7 +132,7 @@ next:
 		}
 		out = append(out, &intent.Route{
 			Prefix: c.prefix, PeerNames: []string{c.peerName}, Attributes: route.Attributes,
-			AdvertisementNames: advertisements.intern(route.advertisementNames), EndpointsTerminating: !route.endpointsServe,
+			AdvertisementNames: advertisements.intern(route.advertisementNames), EndpointsTerminating: !route.hasNonTerminatingEndpoints,
 		})
 	}
 	for _, r := range out {

@@ -36,10 +36,10 @@ const (
 	// unsentOrDoubtfulProbeRetryDelay is the delay after a probe that could not be sent, or whose
 	// answer is doubtful.
 	unsentOrDoubtfulProbeRetryDelay = time.Second
-	// minAnswersOfOwnNodeToCount is how often one of our own nodes has to answer for an address
+	// minMemberAnswersToCount is how often one of our own nodes has to answer for an address
 	// that none of them holds, before the answer counts. A node may be behind for a moment, or the
 	// address may be configured on the node.
-	minAnswersOfOwnNodeToCount = 3
+	minMemberAnswersToCount = 3
 )
 
 // Question is an address to probe. ID tells it from another question about the same address.
@@ -77,14 +77,14 @@ type ProbingState struct {
 
 // QuestionQueue has the open questions. The zero value has none. It belongs to one goroutine.
 type QuestionQueue struct {
-	openQuestionByID map[string]*unansweredQuestion
+	openQuestionByID map[string]*questionState
 	// openQuestionByProbeID finds the question of a Probe by its number, which is never used again.
-	openQuestionByProbeID map[uint64]*unansweredQuestion
+	openQuestionByProbeID map[uint64]*questionState
 	lastProbeID           uint64
 	undeliveredAnswers    []Answer
 }
 
-type unansweredQuestion struct {
+type questionState struct {
 	Question
 	dueAt                        time.Time
 	isProbing                    bool
@@ -95,11 +95,11 @@ type unansweredQuestion struct {
 // SetQuestions replaces the open questions. A question that was answered is not probed again.
 func (d *QuestionQueue) SetQuestions(questions []Question, w ProbingState, now time.Time) {
 	before := d.openQuestionByID
-	d.openQuestionByID = make(map[string]*unansweredQuestion, len(questions))
+	d.openQuestionByID = make(map[string]*questionState, len(questions))
 	for _, q := range questions {
 		o := before[q.ID]
 		if o == nil {
-			o = &unansweredQuestion{Question: q, dueAt: now.Add(firstProbeDelay(q, w))}
+			o = &questionState{Question: q, dueAt: now.Add(firstProbeDelay(q, w))}
 		}
 		d.openQuestionByID[q.ID] = o
 	}
@@ -124,7 +124,7 @@ func (d *QuestionQueue) TakeDueProbesAndNewAnswers(w ProbingState, now time.Time
 			o.dueAt = now.Add(unsentOrDoubtfulProbeRetryDelay)
 		default:
 			if d.openQuestionByProbeID == nil {
-				d.openQuestionByProbeID = map[uint64]*unansweredQuestion{}
+				d.openQuestionByProbeID = map[uint64]*questionState{}
 			}
 			d.lastProbeID++
 			d.openQuestionByProbeID[d.lastProbeID], o.isProbing = o, true
@@ -151,7 +151,7 @@ func (d *QuestionQueue) RecordProbeResult(r facts.ProbeResult, w ProbingState, n
 	case r.NoFrameSent:
 		o.dueAt = now.Add(unsentOrDoubtfulProbeRetryDelay)
 	case len(ours) > 0:
-		if o.probesAnsweredByMembersCount++; o.probesAnsweredByMembersCount >= minAnswersOfOwnNodeToCount {
+		if o.probesAnsweredByMembersCount++; o.probesAnsweredByMembersCount >= minMemberAnswersToCount {
 			d.finishQuestion(o, formatMACs(ours))
 			return
 		}
@@ -177,7 +177,7 @@ func (d *QuestionQueue) HasDueWork(now time.Time) bool {
 	return len(d.undeliveredAnswers) > 0 || !next.IsZero() && !next.After(now)
 }
 
-func (d *QuestionQueue) finishQuestion(o *unansweredQuestion, by string) {
+func (d *QuestionQueue) finishQuestion(o *questionState, by string) {
 	o.isFinished = true
 	d.undeliveredAnswers = append(d.undeliveredAnswers, Answer{o.Question, by})
 }
@@ -253,7 +253,7 @@ func linksToProbe(q Question, w ProbingState) (links []int, own string, near boo
 		ads = []*snapshot.L2Advertisement{{}} // as if one without limits were to come
 	}
 	covers := func(l facts.Link) bool { return l.CanSendFamilyOf(q.Address) && l.CoversAddress(q.Address) }
-	links = advertise.Links(ads, nil, q.Address, w.Links, advertise.SubnetReach(slices.ContainsFunc(w.Links, covers)))
+	links = advertise.AnnouncingLinkIndexes(ads, nil, q.Address, w.Links, advertise.SubnetReach(slices.ContainsFunc(w.Links, covers)))
 	near = slices.ContainsFunc(w.Links, func(l facts.Link) bool {
 		return slices.Contains(links, l.Index) && l.CoversAddress(q.Address)
 	})

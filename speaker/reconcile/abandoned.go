@@ -22,9 +22,9 @@ const (
 // silentMembers are members of the gossip that the election has declared dead, and since when.
 type silentMembers map[string]time.Time
 
-// withoutSilentMembers returns the members of the Status that live. nextCheckIn is when to ask
+// livingMembers returns the members of the Status that live. nextCheckIn is when to ask
 // again, and 0 if nothing is open.
-func (m silentMembers) withoutSilentMembers(s agent.Status, now time.Time) (living []string, nextCheckIn time.Duration) {
+func (m silentMembers) livingMembers(s agent.Status, now time.Time) (living []string, nextCheckIn time.Duration) {
 	maps.DeleteFunc(m, func(name string, _ time.Time) bool { return !slices.Contains(s.SilentMemberNames, name) })
 	for _, name := range s.SilentMemberNames {
 		if _, known := m[name]; !known {
@@ -43,14 +43,14 @@ func (m silentMembers) withoutSilentMembers(s agent.Status, now time.Time) (livi
 	return living, nextCheckIn
 }
 
-// abandonedStatuses returns the names of the ServiceL2Statuses whose nodes have no living speaker.
-// Of all speakers, only the next one in the circle of names removes them.
-func (w *StatusWriter) abandonedStatuses(ctx context.Context, have []status.ExistingServiceL2Status) (remove []string) {
+// serviceL2StatusesToCleanUp returns the names of the ServiceL2Statuses whose nodes have no living
+// speaker. Of all speakers, only the next one in the circle of names removes them.
+func (w *StatusWriter) serviceL2StatusesToCleanUp(ctx context.Context, have []status.ExistingServiceL2Status) (remove []string) {
 	now, isAbandoned := w.options.Now(), map[string]bool{w.options.Self: false}
 	for _, o := range have {
 		abandoned, known := isAbandoned[o.Node]
 		if !known {
-			abandoned = w.isNodeAbandoned(ctx, o.Node, now)
+			abandoned = w.mustCleanUpAfterNode(ctx, o.Node, now)
 			isAbandoned[o.Node] = abandoned
 		}
 		if abandoned {
@@ -60,14 +60,15 @@ func (w *StatusWriter) abandonedStatuses(ctx context.Context, have []status.Exis
 	return remove
 }
 
-// isNodeAbandoned reports whether this node has to remove what the speaker of another node wrote.
-func (w *StatusWriter) isNodeAbandoned(ctx context.Context, node string, now time.Time) bool {
-	if node == "" || slices.Contains(w.missing.members, node) || nextInCircle(w.missing.members, node) != w.options.Self {
+// mustCleanUpAfterNode reports whether this node has to remove what the speaker of another node
+// wrote.
+func (w *StatusWriter) mustCleanUpAfterNode(ctx context.Context, node string, now time.Time) bool {
+	if node == "" || slices.Contains(w.missingNodes.lastObservedMembers, node) || nextNameInSortedRing(w.missingNodes.lastObservedMembers, node) != w.options.Self {
 		return false
 	}
-	n, known := w.missing.checkByName[node]
+	n, known := w.missingNodes.missingNodeByName[node]
 	if !known { // nobody saw it go: its speaker may be about to join
-		w.missing.addMissingNode(node, now)
+		w.missingNodes.addMissingNode(node, now)
 		return false
 	}
 	if n.isUnreachable || now.Sub(n.missingSince) < abandonedStatusDelay {
@@ -81,6 +82,6 @@ func (w *StatusWriter) isNodeAbandoned(ctx context.Context, node string, now tim
 func (w *StatusWriter) hasStatusesOfMissingNodes(ctx context.Context) bool {
 	have, err := w.listServiceL2Statuses(ctx)
 	return err == nil && slices.ContainsFunc(have, func(o status.ExistingServiceL2Status) bool {
-		return o.Node != "" && !slices.Contains(w.missing.members, o.Node) && !w.missing.checkByName[o.Node].isUnreachable
+		return o.Node != "" && !slices.Contains(w.missingNodes.lastObservedMembers, o.Node) && !w.missingNodes.missingNodeByName[o.Node].isUnreachable
 	})
 }

@@ -28,8 +28,8 @@ func TestOneNodeRemovesTheObjectsOfDeadNodes(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	speaker := func(node string, ready metav1.ConditionStatus) *v1alpha1.SpeakerStatus {
 		return &v1alpha1.SpeakerStatus{
-			ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: node},
-			Status:     v1alpha1.SpeakerStatusStatus{LastSeen: &metav1.Time{Time: now}, Conditions: []metav1.Condition{{Type: names.ConditionReady, Status: ready}}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: node},
+			Status:     v1alpha1.SpeakerStatusStatus{LastSeen: &metav1.Time{Time: now}, Conditions: []metav1.Condition{{Type: names.ConditionSpeakerReady, Status: ready}}},
 		}
 	}
 	api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(
@@ -44,14 +44,14 @@ func TestOneNodeRemovesTheObjectsOfDeadNodes(t *testing.T) {
 	removedBy := map[string]int{}
 	living := []string{"a", "d", "x"}
 	for _, self := range living {
-		w := NewStatusWriter(StatusWriterOptions{Client: api, LiveReader: api, Events: events.NewFakeRecorder(8), Log: slog.New(slog.DiscardHandler), Self: self, Namespace: names.Namespace, Now: func() time.Time { return now }})
-		w.missing.observeMembers([]string{"a", "d", "dead", "unreachable", "x"}, self, now)
-		w.missing.observeMembers(living, self, now)
-		if first := w.abandonedStatuses(t.Context(), have); len(first) > 0 {
+		w := NewStatusWriter(StatusWriterOptions{Client: api, UncachedReader: api, Events: events.NewFakeRecorder(8), Log: slog.New(slog.DiscardHandler), Self: self, Namespace: names.DefaultNamespace, Now: func() time.Time { return now }})
+		w.missingNodes.observeMembers([]string{"a", "d", "dead", "unreachable", "x"}, self, now)
+		w.missingNodes.observeMembers(living, self, now)
+		if first := w.serviceL2StatusesToCleanUp(t.Context(), have); len(first) > 0 {
 			t.Errorf("%s removes %v at once: a speaker that lives could not object", self, first)
 		}
 		w.options.Now = func() time.Time { return now.Add(abandonedStatusDelay) }
-		for _, name := range w.abandonedStatuses(t.Context(), have) {
+		for _, name := range w.serviceL2StatusesToCleanUp(t.Context(), have) {
 			removedBy[name]++
 		}
 	}
@@ -60,7 +60,7 @@ func TestOneNodeRemovesTheObjectsOfDeadNodes(t *testing.T) {
 	}
 }
 
-func TestAMemberThatTheElectionDeclaredDeadIsSoonGone(t *testing.T) {
+func TestSilentMemberCountsAsGoneAfterTimeout(t *testing.T) {
 	start := time.Unix(1_700_000_000, 0)
 	s := agent.Status{MemberNames: []string{"a", "b", "c"}, SilentMemberNames: []string{"b"}}
 	m := silentMembers{}
@@ -73,12 +73,12 @@ func TestAMemberThatTheElectionDeclaredDeadIsSoonGone(t *testing.T) {
 		{time.Second, []string{"a", "b", "c"}, silentMemberTimeout - time.Second},
 		{silentMemberTimeout, []string{"a", "c"}, 0},
 	} {
-		if living, check := m.withoutSilentMembers(s, start.Add(c.after)); !slices.Equal(living, c.living) || check != c.check {
+		if living, check := m.livingMembers(s, start.Add(c.after)); !slices.Equal(living, c.living) || check != c.check {
 			t.Errorf("after %v %v live, and the next check is in %v; want %v and %v", c.after, living, check, c.living, c.check)
 		}
 	}
 	s.SilentMemberNames = nil
-	if living, _ := m.withoutSilentMembers(s, start.Add(time.Minute)); len(living) != 3 || len(m) > 0 {
+	if living, _ := m.livingMembers(s, start.Add(time.Minute)); len(living) != 3 || len(m) > 0 {
 		t.Errorf("%v live after the member was heard again", living)
 	}
 }

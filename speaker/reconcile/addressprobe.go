@@ -22,15 +22,15 @@ import (
 
 // AddressProbeWriter publishes the open AddressProbes as questions, and writes the answers.
 type AddressProbeWriter struct {
-	options ProbeWriterOptions
+	options AddressProbeWriterOptions
 
 	questions     *latest.Value[[]probing.Question]
 	answers       *latest.BoundedQueue[probing.Answer]
 	probesChanged *latest.Wake
 }
 
-// ProbeWriterOptions are what an AddressProbeWriter needs.
-type ProbeWriterOptions struct {
+// AddressProbeWriterOptions are what an AddressProbeWriter needs.
+type AddressProbeWriterOptions struct {
 	Client client.Client
 	Cache  cache.Cache
 	Log    *slog.Logger
@@ -40,8 +40,8 @@ type ProbeWriterOptions struct {
 	Now func() time.Time
 }
 
-// NewProbeWriter returns an AddressProbeWriter that does nothing before Run.
-func NewProbeWriter(o ProbeWriterOptions) *AddressProbeWriter {
+// NewAddressProbeWriter returns an AddressProbeWriter that does nothing before Run.
+func NewAddressProbeWriter(o AddressProbeWriterOptions) *AddressProbeWriter {
 	return &AddressProbeWriter{
 		options: o, questions: latest.NewValue[[]probing.Question](), answers: latest.NewBoundedQueue[probing.Answer](1024),
 		probesChanged: latest.NewWake(),

@@ -21,26 +21,26 @@ import (
 	"github.com/gantry-lb/gantry/speaker/probing"
 )
 
-// newProbe returns an AddressProbe; an outcome means that it has its answer.
-func newProbe(name, address, outcome string) *v1alpha1.AddressProbe {
+// newAddressProbe returns an AddressProbe; an outcome means that it has its answer.
+func newAddressProbe(name, address, outcome string) *v1alpha1.AddressProbe {
 	return &v1alpha1.AddressProbe{
-		ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: name, UID: types.UID("uid-of-" + name)},
+		ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: name, UID: types.UID("uid-of-" + name)},
 		Spec:       v1alpha1.AddressProbeSpec{Address: address, Pool: "p"},
 		Status:     v1alpha1.AddressProbeStatus{Outcome: outcome},
 	}
 }
 
-// TestAddressProbesBecomeQuestionsAndAnswers runs an AddressProbeWriter with an API server in
+// TestAddressProbeObjectsAreProbedAndAnswered runs an AddressProbeWriter with an API server in
 // memory.
-func TestAddressProbesBecomeQuestionsAndAnswers(t *testing.T) {
+func TestAddressProbeObjectsAreProbedAndAnswered(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
 	}
 	api := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.AddressProbe{}).WithObjects(
-		newProbe("free", "192.0.2.1", ""), newProbe("used", "2001:db8::1", ""),
-		newProbe("answered", "192.0.2.3", v1alpha1.ProbeOutcomeSilent), newProbe("malformed", "no address", ""),
+		newAddressProbe("free", "192.0.2.1", ""), newAddressProbe("used", "2001:db8::1", ""),
+		newAddressProbe("answered", "192.0.2.3", v1alpha1.ProbeOutcomeSilent), newAddressProbe("malformed", "no address", ""),
 	).Build()
 	informers := &informertest.FakeInformers{Scheme: scheme}
 	informer, err := informers.FakeInformerFor(ctx, &v1alpha1.AddressProbe{})
@@ -48,12 +48,12 @@ func TestAddressProbesBecomeQuestionsAndAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := time.Unix(1_700_000_000, 0)
-	w := NewProbeWriter(ProbeWriterOptions{
-		Client: api, Cache: informers, Log: slog.New(slog.DiscardHandler), Self: "node1", Namespace: names.Namespace, Now: func() time.Time { return now },
+	w := NewAddressProbeWriter(AddressProbeWriterOptions{
+		Client: api, Cache: informers, Log: slog.New(slog.DiscardHandler), Self: "node1", Namespace: names.DefaultNamespace, Now: func() time.Time { return now },
 	})
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run(ctx) }()
-	informer.Add(newProbe("free", "192.0.2.1", "")) // it may come before the handler does
+	informer.Add(newAddressProbe("free", "192.0.2.1", "")) // it may come before the handler does
 	w.probesChanged.Signal()
 	questions := <-w.Questions()
 	var asked []string
@@ -96,7 +96,7 @@ func awaitProbeOutcome(t *testing.T, api client.Client, name string) *v1alpha1.A
 	t.Helper()
 	for tries := 0; ; tries++ {
 		var p v1alpha1.AddressProbe
-		if err := api.Get(t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: name}, &p); err != nil {
+		if err := api.Get(t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: name}, &p); err != nil {
 			t.Fatal(err)
 		}
 		if p.Status.Outcome != "" {

@@ -31,7 +31,7 @@ import (
 
 // SessionSource has the states of the BGP sessions; *bgp.Engine is one.
 type SessionSource interface {
-	Status() []bgp.PeerSessionStatus
+	SessionStatuses() []bgp.PeerSessionStatus
 	StatusChanged() <-chan struct{}
 }
 
@@ -41,8 +41,8 @@ type BGPStatusWriter struct {
 	options BGPStatusWriterOptions
 
 	latestPlan *latest.Value[plan.Plan]
-	// sessionSpoiled wakes the writer when another speaker wrote that this one is dead.
-	sessionSpoiled *latest.Wake
+	// sessionMarkedDeadSignal wakes the writer when another speaker wrote that this one is dead.
+	sessionMarkedDeadSignal *latest.Wake
 
 	// Run owns the fields below.
 	isServiceLimitLogged bool // that the limit is exceeded
@@ -75,15 +75,15 @@ const sessionChangeCoalesceDelay = 200 * time.Millisecond
 
 // NewBGPStatusWriter returns a BGPStatusWriter that writes nothing before Run.
 func NewBGPStatusWriter(o BGPStatusWriterOptions) *BGPStatusWriter {
-	return &BGPStatusWriter{options: o, latestPlan: latest.NewValue[plan.Plan](), sessionSpoiled: latest.NewWake()}
+	return &BGPStatusWriter{options: o, latestPlan: latest.NewValue[plan.Plan](), sessionMarkedDeadSignal: latest.NewWake()}
 }
 
 // ObserveStatus takes the agent's Status and returns at once.
 func (w *BGPStatusWriter) ObserveStatus(s agent.Status) { w.latestPlan.Put(s.Plan) }
 
-// watchSessions wakes the writer when another speaker wrote into a BGPSession of this node that
-// this speaker is dead. It does not wait for the API server.
-func (w *BGPStatusWriter) watchSessions(ctx context.Context) error {
+// watchForSessionsMarkedDead wakes the writer when another speaker wrote into a BGPSession of this
+// node that this speaker is dead. It does not wait for the API server.
+func (w *BGPStatusWriter) watchForSessionsMarkedDead(ctx context.Context) error {
 	if w.options.Cache == nil {
 		return nil
 	}
@@ -94,7 +94,7 @@ func (w *BGPStatusWriter) watchSessions(ctx context.Context) error {
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{UpdateFunc: func(_, o any) {
 		s, ok := o.(*v1alpha1.BGPSession)
 		if ok && s.Status.Node == w.options.Self && meta.IsStatusConditionPresentAndEqual(s.Status.Conditions, names.ConditionEstablished, metav1.ConditionUnknown) {
-			w.sessionSpoiled.Signal()
+			w.sessionMarkedDeadSignal.Signal()
 		}
 	}})
 	return err
@@ -102,7 +102,7 @@ func (w *BGPStatusWriter) watchSessions(ctx context.Context) error {
 
 // Run writes until ctx ends.
 func (w *BGPStatusWriter) Run(ctx context.Context) error {
-	if err := w.watchSessions(ctx); err != nil {
+	if err := w.watchForSessionsMarkedDead(ctx); err != nil {
 		return err
 	}
 	var p plan.Plan
@@ -125,7 +125,7 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 			scheduleWrite()
 		case <-w.options.Sessions.StatusChanged():
 			scheduleWrite()
-		case <-w.sessionSpoiled.C():
+		case <-w.sessionMarkedDeadSignal.C():
 			scheduleWrite()
 		case <-timer.C:
 			isWriteDue = false
@@ -146,8 +146,8 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 // writeStatus writes the sessions first: there are few of them, and they say what routers have. It
 // returns when to look again although nothing changed, or 0.
 func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) (lookAgain time.Duration, err error) {
-	sessions := w.options.Sessions.Status()
-	heldBack, lookAgain := w.explainSessionsNotCountingYet(sessions)
+	sessions := w.options.Sessions.SessionStatuses()
+	heldBack, lookAgain := w.explainHeldBackSessions(sessions)
 	carried := routesCarriedByPeer(sessions)
 	for peer := range heldBack {
 		delete(carried, peer)
@@ -156,31 +156,31 @@ func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) (lookAga
 	if err != nil {
 		return 0, err
 	}
-	return earlierDelay(lookAgain, lookAgainForState), w.writeServiceBGPStatuses(ctx, p, carried)
+	return shorterNonZeroDelay(lookAgain, lookAgainForState), w.writeServiceBGPStatuses(ctx, p, carried)
 }
 
-// earlierDelay returns the shorter one of two delays, of which 0 stands for none.
-func earlierDelay(x, y time.Duration) time.Duration {
+// shorterNonZeroDelay returns the shorter one of two delays, of which 0 stands for none.
+func shorterNonZeroDelay(x, y time.Duration) time.Duration {
 	if x == 0 || y > 0 && y < x {
 		return y
 	}
 	return x
 }
 
-// explainSessionsNotCountingYet returns why established sessions do not count yet, by peer, and
+// explainHeldBackSessions returns why established sessions do not count yet, by peer, and
 // when to look again.
-func (w *BGPStatusWriter) explainSessionsNotCountingYet(sessions []bgp.PeerSessionStatus) (heldBack map[string]names.Explanation, lookAgain time.Duration) {
+func (w *BGPStatusWriter) explainHeldBackSessions(sessions []bgp.PeerSessionStatus) (heldBack map[string]names.Explanation, lookAgain time.Duration) {
 	heldBack = map[string]names.Explanation{}
 	var peers []string
 	for i := range sessions {
 		s := &sessions[i]
 		peers = append(peers, s.PeerName)
-		observed := status.ObservedSession{Peer: s.PeerName, EstablishedCount: s.EstablishedCount, ConfiguredAt: s.ConfiguredAt}
+		observed := status.ObservedSession{Peer: s.PeerName, EstablishedCount: s.EstablishedCount, ConfiguredAt: s.SessionConfigChangedAt}
 		if s.State == bgp.Established {
 			observed.EstablishedSince = s.UpOrDownSince
 		}
 		why, wait := w.sessionFlapDamper.ObserveSession(observed, w.options.Now())
-		if lookAgain = earlierDelay(lookAgain, wait); why.IsSet() {
+		if lookAgain = shorterNonZeroDelay(lookAgain, wait); why.IsSet() {
 			heldBack[s.PeerName] = why
 		}
 	}
@@ -193,7 +193,7 @@ func routesCarriedByPeer(sessions []bgp.PeerSessionStatus) map[string]status.Car
 	out := make(map[string]status.CarriedRoutes, len(sessions))
 	for i := range sessions {
 		s := &sessions[i]
-		if f := s.CarriedFamilies; len(f) > 0 {
+		if f := s.AnnounceableFamilies; len(f) > 0 {
 			out[s.PeerName] = status.CarriedRoutes{
 				IPv4: slices.Contains(f, message.FamilyIPv4), IPv6: slices.Contains(f, message.FamilyIPv6), Draining: s.DrainingPrefixes, Drained: s.DrainedPrefixes,
 			}
@@ -315,7 +315,7 @@ func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context, sessions []bgp.P
 		if err != nil {
 			return 0, err
 		}
-		lookAgain = earlierDelay(lookAgain, wait)
+		lookAgain = shorterNonZeroDelay(lookAgain, wait)
 	}
 	for _, o := range stale {
 		if err := w.options.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
@@ -331,7 +331,7 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, o *v1alpha1.BGPSe
 	if o == nil {
 		o = &v1alpha1.BGPSession{}
 		o.Namespace, o.Name = w.options.Namespace, name
-		o.Labels = map[string]string{names.LabelServiceStatusNode: w.options.Self, names.LabelPeer: truncateLabelValue(s.PeerName)}
+		o.Labels = map[string]string{names.LabelServiceStatusNode: w.options.Self, names.LabelBGPPeerOfSession: truncateLabelValue(s.PeerName)}
 		o.OwnerReferences = w.options.PodOwnerReferences(ctx)
 		if err := w.options.Client.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
 			return 0, fmt.Errorf("creating BGPSession %q: %w", name, err)
@@ -353,7 +353,7 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, o *v1alpha1.BGPSe
 		want.LastErrorTime, want.LastErrorIsOver = &at, s.State == bgp.Established
 	}
 	state := status.BGPSessionState{
-		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastErrorText: s.LastError, LastErrorReason: s.LastErrorReason, Withheld: s.WithheldRouteReason, HeldBack: heldBack,
+		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastErrorText: s.LastError, LastErrorReason: s.LastErrorReason, WithheldRoutesExplanation: s.WithheldRouteReason, HeldBackExplanation: heldBack,
 	}
 	meta.SetStatusCondition(&want.Conditions, status.BuildEstablishedCondition(state))
 	if c, ok := status.BuildRoutesAnnouncedCondition(state); ok {
@@ -362,14 +362,14 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, o *v1alpha1.BGPSe
 		meta.RemoveStatusCondition(&want.Conditions, names.ConditionRoutesAnnounced)
 	}
 	if s.State == bgp.Established {
-		for _, f := range s.CarriedFamilies {
+		for _, f := range s.AnnounceableFamilies {
 			want.Families = append(want.Families, f.String())
 		}
 	}
 	if c, ok := status.BuildPathWatchedCondition(status.BFDPathState{Router: s.RouterAddress.Addr(), State: s.BFDState, FaultReason: s.BFDFault.Reason, FaultText: s.BFDFault.Text}); ok {
 		meta.SetStatusCondition(&want.Conditions, c)
 	} else {
-		meta.RemoveStatusCondition(&want.Conditions, names.ConditionPathWatched)
+		meta.RemoveStatusCondition(&want.Conditions, names.ConditionBFDWatchesPath)
 	}
 	if apiequality.Semantic.DeepEqual(o.Status, want) {
 		return lookAgain, nil

@@ -43,7 +43,7 @@ type fakeBGPSessionSource struct {
 
 func (e *fakeBGPSessionSource) StatusChanged() <-chan struct{} { return e.changed }
 
-func (e *fakeBGPSessionSource) Status() []bgp.PeerSessionStatus {
+func (e *fakeBGPSessionSource) SessionStatuses() []bgp.PeerSessionStatus {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Clone(e.states)
@@ -58,10 +58,10 @@ func (e *fakeBGPSessionSource) setStates(states ...bgp.PeerSessionStatus) {
 
 // bgpStatusHarness is a BGPStatusWriter that runs with a real API server.
 type bgpStatusHarness struct {
-	api      client.Client
-	writer   *reconcile.BGPStatusWriter
-	sessions *fakeBGPSessionSource
-	foreign  *v1beta1.ServiceBGPStatus // the object of another node
+	api               client.Client
+	writer            *reconcile.BGPStatusWriter
+	sessions          *fakeBGPSessionSource
+	statusOfOtherNode *v1beta1.ServiceBGPStatus // the object of another node
 }
 
 // newBGPStatusHarness starts the writer beside two Services, a ServiceBGPStatus of the node that an
@@ -84,11 +84,11 @@ func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
 		t.Fatal(err)
 	}
 	for _, k := range []string{"web", "dns"} {
-		h.create(t, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: k}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}})
+		h.createObject(t, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: k}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}})
 	}
 	h.writer = reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
 		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: h.sessions, Log: slog.New(slog.DiscardHandler), Now: time.Now,
-		Self: selfNode, Namespace: names.Namespace, ServiceBGPStatusLimit: 2, PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil },
+		Self: selfNode, Namespace: names.DefaultNamespace, ServiceBGPStatusLimit: 2, PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil },
 		ServiceReference: newServiceReference(t, h.api),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -101,15 +101,15 @@ func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
 			t.Error(err)
 		}
 	})
-	h.create(t, &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{
-		Namespace: names.Namespace, Name: "bgp-of-an-earlier-version", Labels: map[string]string{names.LabelServiceStatusNode: selfNode, names.LabelServiceName: "old", names.LabelServiceNamespace: "default"},
+	h.createObject(t, &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{
+		Namespace: names.DefaultNamespace, Name: "bgp-of-an-earlier-version", Labels: map[string]string{names.LabelServiceStatusNode: selfNode, names.LabelServiceName: "old", names.LabelServiceNamespace: "default"},
 	}})
-	h.foreign = &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "bgp-of-another-node", Labels: map[string]string{names.LabelServiceStatusNode: otherNode}}}
-	h.create(t, h.foreign)
+	h.statusOfOtherNode = &v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "bgp-of-another-node", Labels: map[string]string{names.LabelServiceStatusNode: otherNode}}}
+	h.createObject(t, h.statusOfOtherNode)
 	return h
 }
 
-func (h *bgpStatusHarness) create(t *testing.T, o client.Object) {
+func (h *bgpStatusHarness) createObject(t *testing.T, o client.Object) {
 	t.Helper()
 	if err := h.api.Create(t.Context(), o); err != nil {
 		t.Fatal(err)
@@ -118,11 +118,11 @@ func (h *bgpStatusHarness) create(t *testing.T, o client.Object) {
 
 // establishedSession is a session that carries IPv4.
 func establishedSession(peer string) bgp.PeerSessionStatus {
-	return bgp.PeerSessionStatus{PeerName: peer, State: bgp.Established, StateSince: time.Unix(1e9, 0), CarriedFamilies: []message.AFI{message.FamilyIPv4}}
+	return bgp.PeerSessionStatus{PeerName: peer, State: bgp.Established, StateSince: time.Unix(1e9, 0), AnnounceableFamilies: []message.AFI{message.FamilyIPv4}}
 }
 
-// observe gives the writer a plan with the verdicts.
-func (h *bgpStatusHarness) observe(v ...*plan.BGPVerdict) {
+// observeBGPVerdicts gives the writer a plan with the verdicts.
+func (h *bgpStatusHarness) observeBGPVerdicts(v ...*plan.BGPVerdict) {
 	h.writer.ObserveStatus(agent.Status{Plan: plan.Plan{BGPVerdicts: plan.NewSortedList(v...)}})
 }
 
@@ -136,15 +136,15 @@ func bgpVerdict(name string, peers ...string) *plan.BGPVerdict {
 	return v
 }
 
-// awaitAnnounced waits until the ServiceBGPStatuses, without that of the other node, are those
-// wanted.
-func (h *bgpStatusHarness) awaitAnnounced(t *testing.T, want ...string) {
+// awaitServiceBGPStatuses waits until the ServiceBGPStatuses, without that of the other node, are
+// those wanted.
+func (h *bgpStatusHarness) awaitServiceBGPStatuses(t *testing.T, want ...string) {
 	t.Helper()
 	awaitLines(t, "the ServiceBGPStatuses", want, func() (out []string, err error) {
 		var list v1beta1.ServiceBGPStatusList
 		err = h.api.List(t.Context(), &list)
 		for _, o := range list.Items {
-			if o.Name != h.foreign.Name {
+			if o.Name != h.statusOfOtherNode.Name {
 				out = append(out, fmt.Sprintf("%s %s/%s %v, labels %s", o.Status.Node, o.Status.ServiceNamespace, o.Status.ServiceName, o.Status.Peers, o.Labels[names.LabelServiceName]))
 			}
 		}
@@ -152,8 +152,8 @@ func (h *bgpStatusHarness) awaitAnnounced(t *testing.T, want ...string) {
 	})
 }
 
-// awaitSessions waits until the BGPSessions are those wanted.
-func (h *bgpStatusHarness) awaitSessions(t *testing.T, want ...string) {
+// awaitBGPSessionObjects waits until the BGPSessions are those wanted.
+func (h *bgpStatusHarness) awaitBGPSessionObjects(t *testing.T, want ...string) {
 	t.Helper()
 	awaitLines(t, "the BGPSessions", want, func() (out []string, err error) {
 		var list v1alpha1.BGPSessionList
@@ -182,22 +182,23 @@ func TestBGPStatusObjectsFollowTheAgent(t *testing.T) {
 }
 
 func (h *bgpStatusHarness) testServiceBGPStatuses(t *testing.T) {
-	h.observe(bgpVerdict("dns"), bgpVerdict("web", "tor1", "tor2"))
-	h.awaitAnnounced(t, "node1 default/web [tor1 tor2], labels web")
-	h.observe(bgpVerdict("dns", "tor1"), bgpVerdict("web", "tor2"))
-	h.awaitAnnounced(t, "node1 default/dns [tor1], labels dns", "node1 default/web [tor2], labels web")
+	h.observeBGPVerdicts(bgpVerdict("dns"), bgpVerdict("web", "tor1", "tor2"))
+	h.awaitServiceBGPStatuses(t, "node1 default/web [tor1 tor2], labels web")
+	h.observeBGPVerdicts(bgpVerdict("dns", "tor1"), bgpVerdict("web", "tor2"))
+	h.awaitServiceBGPStatuses(t, "node1 default/dns [tor1], labels dns", "node1 default/web [tor2], labels web")
 	down := bgp.PeerSessionStatus{PeerName: "tor1", State: bgp.Idle, StateSince: time.Unix(1e9, 0)}
 	h.sessions.setStates(down, establishedSession("tor2"))
-	h.awaitAnnounced(t, "node1 default/web [tor2], labels web") // no router has the other one
+	// no router has the other one
+	h.awaitServiceBGPStatuses(t, "node1 default/web [tor2], labels web")
 	h.sessions.setStates(establishedSession("tor1"), establishedSession("tor2"))
-	h.awaitAnnounced(t, "node1 default/dns [tor1], labels dns", "node1 default/web [tor2], labels web")
-	h.observe(bgpVerdict("dns", "tor1"), bgpVerdict("third", "tor1"), bgpVerdict("web", "tor2"))
-	h.awaitAnnounced(t) // more than the limit
-	h.observe(bgpVerdict("web", "tor2"))
-	h.awaitAnnounced(t, "node1 default/web [tor2], labels web")
+	h.awaitServiceBGPStatuses(t, "node1 default/dns [tor1], labels dns", "node1 default/web [tor2], labels web")
+	h.observeBGPVerdicts(bgpVerdict("dns", "tor1"), bgpVerdict("third", "tor1"), bgpVerdict("web", "tor2"))
+	h.awaitServiceBGPStatuses(t) // more than the limit
+	h.observeBGPVerdicts(bgpVerdict("web", "tor2"))
+	h.awaitServiceBGPStatuses(t, "node1 default/web [tor2], labels web")
 	h.writer.ObserveStatus(agent.Status{Plan: plan.Plan{BGPVerdicts: plan.NewSortedList(bgpVerdict("web", "tor2")), NodeLeaving: true}})
-	h.awaitAnnounced(t)
-	if err := h.api.Get(t.Context(), client.ObjectKeyFromObject(h.foreign), h.foreign); err != nil {
+	h.awaitServiceBGPStatuses(t)
+	if err := h.api.Get(t.Context(), client.ObjectKeyFromObject(h.statusOfOtherNode), h.statusOfOtherNode); err != nil {
 		t.Errorf("the object of another node: %v", err)
 	}
 }
@@ -217,24 +218,24 @@ func (h *bgpStatusHarness) testAnnouncementEvent(t *testing.T) {
 
 func (h *bgpStatusHarness) testBGPSessions(t *testing.T) {
 	remote := netip.MustParseAddrPort("192.0.2.1:179")
-	up := bgp.PeerSessionStatus{PeerName: "tor1", RouterAddress: remote, State: bgp.Established, StateSince: time.Unix(1e9, 0), CarriedFamilies: []message.AFI{message.FamilyIPv4}, WantedRouteCount: 3, AnnouncedRouteCount: 3}
+	up := bgp.PeerSessionStatus{PeerName: "tor1", RouterAddress: remote, State: bgp.Established, StateSince: time.Unix(1e9, 0), AnnounceableFamilies: []message.AFI{message.FamilyIPv4}, WantedRouteCount: 3, AnnouncedRouteCount: 3}
 	down := bgp.PeerSessionStatus{PeerName: "tor2", RouterAddress: remote, State: bgp.Idle, StateSince: time.Unix(1e9, 0), LastError: "connecting: refused", LastErrorReason: names.ReasonConnectionRefused}
 	h.sessions.setStates(up, down)
-	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
+	h.awaitBGPSessionObjects(t, "node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
 	up.AnnouncedRouteCount, up.WithheldRouteReason = 2, names.Explanation{Reason: names.ReasonNoNextHop, Text: "no next hop"}
 	h.sessions.setStates(up, down)
-	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
+	h.awaitBGPSessionObjects(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
 	up.WithheldRouteReason = names.Explanation{}
 	// By a speaker that takes this one for dead.
 	h.writeSpeakerDeadAndAwaitCorrection(t, "tor1.node1")
-	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
+	h.awaitBGPSessionObjects(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
 	up.State, up.AnnouncedRouteCount, up.LastError = bgp.Active, 0, "the router closed the connection"
 	h.sessions.setStates(up)
 	blocked := bgp.PeerSessionStatus{PeerName: "tor2", State: bgp.Idle, StateSince: time.Unix(1e9, 0), NotConnectingReason: names.ReasonUnknownSecret, LastError: "no Secret"}
 	h.sessions.setStates(up, blocked)
-	h.awaitSessions(t, "node1 tor1 192.0.2.1:179 Active NoSession [] 0 the router closed the connection", "node1 tor2  Idle UnknownSecret [] 0 no Secret")
+	h.awaitBGPSessionObjects(t, "node1 tor1 192.0.2.1:179 Active NoSession [] 0 the router closed the connection", "node1 tor2  Idle UnknownSecret [] 0 no Secret")
 	h.sessions.setStates()
-	h.awaitSessions(t)
+	h.awaitBGPSessionObjects(t)
 }
 
 // writeSpeakerDeadAndAwaitCorrection writes that the speaker of a session is dead, and waits until
@@ -242,11 +243,11 @@ func (h *bgpStatusHarness) testBGPSessions(t *testing.T) {
 func (h *bgpStatusHarness) writeSpeakerDeadAndAwaitCorrection(t *testing.T, name string) {
 	t.Helper()
 	var o v1alpha1.BGPSession
-	if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: name}, &o); err != nil {
+	if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: name}, &o); err != nil {
 		t.Fatal(err)
 	}
 	base := client.MergeFrom(o.DeepCopy())
-	o.Status = status.UnknownSessionStatus(o.Status, "it is dead", time.Now())
+	o.Status = status.SessionStatusOfDeadSpeaker(o.Status, "it is dead", time.Now())
 	if err := h.api.Status().Patch(t.Context(), &o, base); err != nil {
 		t.Fatal(err)
 	}

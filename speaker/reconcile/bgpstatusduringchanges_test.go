@@ -29,8 +29,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// oneChangingSession is an established session that reports a change whenever the test says so.
-type oneChangingSession struct {
+// fakeChangingSession is an established session that reports a change whenever the test says so.
+type fakeChangingSession struct {
 	changed *latest.Wake
 
 	mu               sync.Mutex // guards all that follows
@@ -39,20 +39,20 @@ type oneChangingSession struct {
 	changedAt        time.Time
 }
 
-func (s *oneChangingSession) StatusChanged() <-chan struct{} { return s.changed.C() }
+func (s *fakeChangingSession) StatusChanged() <-chan struct{} { return s.changed.C() }
 
-func (s *oneChangingSession) Status() []bgp.PeerSessionStatus {
+func (s *fakeChangingSession) SessionStatuses() []bgp.PeerSessionStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := bgp.PeerSessionStatus{PeerName: "tor", State: bgp.Established, StateSince: time.Now(), UpOrDownSince: s.changedAt, EstablishedCount: s.establishedCount, CarriedFamilies: []message.AFI{message.FamilyIPv4}}
+	out := bgp.PeerSessionStatus{PeerName: "tor", State: bgp.Established, StateSince: time.Now(), UpOrDownSince: s.changedAt, EstablishedCount: s.establishedCount, AnnounceableFamilies: []message.AFI{message.FamilyIPv4}}
 	if s.isDown {
-		out.State, out.CarriedFamilies = bgp.Idle, nil
+		out.State, out.AnnounceableFamilies = bgp.Idle, nil
 	}
 	return []bgp.PeerSessionStatus{out}
 }
 
 // setDown ends the session or establishes it again.
-func (s *oneChangingSession) setDown(down bool) {
+func (s *fakeChangingSession) setDown(down bool) {
 	s.mu.Lock()
 	if s.isDown, s.changedAt = down, time.Now(); !down {
 		s.establishedCount++
@@ -61,8 +61,8 @@ func (s *oneChangingSession) setDown(down bool) {
 	s.changed.Signal()
 }
 
-// newBGPVerdicts returns verdicts on n Services that are announced to tor.
-func newBGPVerdicts(n int) plan.Plan {
+// newPlanWithBGPVerdicts returns verdicts on n Services that are announced to tor.
+func newPlanWithBGPVerdicts(n int) plan.Plan {
 	var all []*plan.BGPVerdict
 	for i := range n {
 		all = append(all, &plan.BGPVerdict{
@@ -89,7 +89,7 @@ func TestFlappingSessionCostsFewWritesOfServices(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const services = 20
 		w, api, sessions := runBGPStatusWriter(t, 0)
-		w.ObserveStatus(agent.Status{Plan: newBGPVerdicts(services)})
+		w.ObserveStatus(agent.Status{Plan: newPlanWithBGPVerdicts(services)})
 		time.Sleep(time.Second)
 		changes, reported := 0, countServiceBGPStatuses(t, api)
 		if reported != services {
@@ -115,7 +115,7 @@ func TestFlappingSessionCostsFewWritesOfServices(t *testing.T) {
 			t.Errorf("the reports changed %d times in 100 s, want at most 3", changes)
 		}
 		var session v1alpha1.BGPSession
-		if err := api.Get(t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: "tor.node1"}, &session); err != nil {
+		if err := api.Get(t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: "tor.node1"}, &session); err != nil {
 			t.Fatal(err)
 		}
 		if c := meta.FindStatusCondition(session.Status.Conditions, names.ConditionEstablished); c == nil || c.Status != metav1.ConditionTrue || c.Reason != string(names.ReasonFlapping) {
@@ -136,7 +136,7 @@ func TestFlappingSessionCostsFewWritesOfServices(t *testing.T) {
 
 // runBGPStatusWriter runs a writer whose API server needs this long to create an object. It must be
 // called in a bubble of synctest.
-func runBGPStatusWriter(t *testing.T, creationDelay time.Duration) (*BGPStatusWriter, client.Client, *oneChangingSession) {
+func runBGPStatusWriter(t *testing.T, creationDelay time.Duration) (*BGPStatusWriter, client.Client, *fakeChangingSession) {
 	t.Helper()
 	scheme, err := configuration.NewScheme()
 	if err != nil {
@@ -147,9 +147,9 @@ func runBGPStatusWriter(t *testing.T, creationDelay time.Duration) (*BGPStatusWr
 			time.Sleep(creationDelay)
 			return c.Create(ctx, o, opts...)
 		}}).Build()
-	sessions := &oneChangingSession{changed: latest.NewWake(), establishedCount: 1}
+	sessions := &fakeChangingSession{changed: latest.NewWake(), establishedCount: 1}
 	w := NewBGPStatusWriter(BGPStatusWriterOptions{
-		Client: api, Sessions: sessions, Log: slog.New(slog.DiscardHandler), Now: time.Now, Self: "node1", Namespace: names.Namespace, ServiceBGPStatusLimit: 500,
+		Client: api, Sessions: sessions, Log: slog.New(slog.DiscardHandler), Now: time.Now, Self: "node1", Namespace: names.DefaultNamespace, ServiceBGPStatusLimit: 500,
 		PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil }, ServiceReference: func(view.ObjectKey) *corev1.Service { return nil },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -180,7 +180,7 @@ func TestManyServiceBGPStatusesAreWrittenAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, api, _ := runBGPStatusWriter(t, 50*time.Millisecond)
 		const services = 400
-		w.ObserveStatus(agent.Status{Plan: newBGPVerdicts(services)})
+		w.ObserveStatus(agent.Status{Plan: newPlanWithBGPVerdicts(services)})
 		time.Sleep(2 * time.Second)
 		if n := countServiceBGPStatuses(t, api); n != services {
 			t.Errorf("%d Services are reported after two seconds, want %d", n, services)

@@ -17,61 +17,61 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// ConfigurationWriter writes this speaker's ConfigurationState. It writes the latest Problems as
-// fast as the API server accepts them.
-type ConfigurationWriter struct {
-	options ConfigurationWriterOptions
+// ConfigurationStateWriter writes this speaker's ConfigurationState. It writes the latest Problems
+// as fast as the API server accepts them.
+type ConfigurationStateWriter struct {
+	options ConfigurationStateWriterOptions
 
 	latestProblems *latest.Value[[]snapshot.Problem]
-	// objectSpoiled wakes the writer when somebody deleted the object, or wrote that this speaker
-	// is dead.
-	objectSpoiled *latest.Wake
+	// stateLostOrMarkedDeadSignal wakes the writer when somebody deleted the object, or wrote that
+	// this speaker is dead.
+	stateLostOrMarkedDeadSignal *latest.Wake
 }
 
-// ConfigurationWriterOptions are what a ConfigurationWriter needs.
-type ConfigurationWriterOptions struct {
-	Client client.Client
-	Cache  cache.Cache
-	Log    *slog.Logger
-	State  configuration.StateWriter
+// ConfigurationStateWriterOptions are what a ConfigurationStateWriter needs.
+type ConfigurationStateWriterOptions struct {
+	Client      client.Client
+	Cache       cache.Cache
+	Log         *slog.Logger
+	StateWriter configuration.StateWriter
 }
 
-// NewConfigurationWriter returns a ConfigurationWriter that writes nothing before Run.
-func NewConfigurationWriter(o ConfigurationWriterOptions) *ConfigurationWriter {
-	return &ConfigurationWriter{
-		options: o, latestProblems: latest.NewValue[[]snapshot.Problem](), objectSpoiled: latest.NewWake(),
+// NewConfigurationStateWriter returns a ConfigurationStateWriter that writes nothing before Run.
+func NewConfigurationStateWriter(o ConfigurationStateWriterOptions) *ConfigurationStateWriter {
+	return &ConfigurationStateWriter{
+		options: o, latestProblems: latest.NewValue[[]snapshot.Problem](), stateLostOrMarkedDeadSignal: latest.NewWake(),
 	}
 }
 
 // ObserveProblems takes the Problems and returns at once.
-func (w *ConfigurationWriter) ObserveProblems(problems []snapshot.Problem) {
+func (w *ConfigurationStateWriter) ObserveProblems(problems []snapshot.Problem) {
 	w.latestProblems.Put(problems)
 }
 
 // Run writes until ctx ends. It creates the object again if a user deletes it, and corrects it if
 // another speaker took this one for dead.
-func (w *ConfigurationWriter) Run(ctx context.Context) error {
+func (w *ConfigurationStateWriter) Run(ctx context.Context) error {
 	informer, err := w.options.Cache.GetInformer(ctx, &v1beta1.ConfigurationState{})
 	if err != nil {
 		return err
 	}
 	deleted := func(o any) {
-		if s, ok := lastKnownObject(o).(*v1beta1.ConfigurationState); ok && s.Name == w.options.State.ObjectName() {
-			w.objectSpoiled.Signal()
+		if s, ok := unwrapDeletedObject(o).(*v1beta1.ConfigurationState); ok && s.Name == w.options.StateWriter.ObjectName() {
+			w.stateLostOrMarkedDeadSignal.Signal()
 		}
 	}
 	updated := func(_, o any) {
-		if s, ok := o.(*v1beta1.ConfigurationState); ok && s.Name == w.options.State.ObjectName() && s.Status.Result == v1beta1.ConfigurationUnknown {
-			w.objectSpoiled.Signal()
+		if s, ok := o.(*v1beta1.ConfigurationState); ok && s.Name == w.options.StateWriter.ObjectName() && s.Status.Result == v1beta1.ConfigurationUnknown {
+			w.stateLostOrMarkedDeadSignal.Signal()
 		}
 	}
 	if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{DeleteFunc: deleted, UpdateFunc: updated}); err != nil {
 		return err
 	}
 	var node corev1.Node
-	if err := w.options.Cache.Get(ctx, client.ObjectKey{Name: w.options.State.Node}, &node); err == nil {
+	if err := w.options.Cache.Get(ctx, client.ObjectKey{Name: w.options.StateWriter.Node}, &node); err == nil {
 		// The Node is the owner, since the speaker's Pod is replaced too often.
-		w.options.State.Owner = &metav1.OwnerReference{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}
+		w.options.StateWriter.Owner = &metav1.OwnerReference{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}
 	}
 	var problems []snapshot.Problem
 	known, retry := false, (<-chan time.Time)(nil)
@@ -81,13 +81,13 @@ func (w *ConfigurationWriter) Run(ctx context.Context) error {
 			return nil
 		case problems = <-w.latestProblems.C():
 			known = true
-		case <-w.objectSpoiled.C():
+		case <-w.stateLostOrMarkedDeadSignal.C():
 		case <-retry:
 		}
 		if retry = nil; !known {
 			continue
 		}
-		if err := w.options.State.WriteState(ctx, w.options.Client, problems); err != nil {
+		if err := w.options.StateWriter.WriteState(ctx, w.options.Client, problems); err != nil {
 			w.options.Log.Debug("writing the state of the configuration", "error", err)
 			retry = time.After(writeRetryDelay)
 		}

@@ -15,31 +15,31 @@ import (
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
-// markAbandonedNodes corrects once what the speakers of dead nodes wrote last. An error is only
-// logged, and the next check tries again.
-func (w *StatusWriter) markAbandonedNodes(ctx context.Context) {
+// correctStatusesOfDeadNodes corrects once what the speakers of dead nodes wrote last. An error is
+// only logged, and the next check tries again.
+func (w *StatusWriter) correctStatusesOfDeadNodes(ctx context.Context) {
 	now := w.options.Now()
-	for name, n := range w.missing.checkByName {
-		if n.isMarked || !w.isNodeAbandoned(ctx, name, now) {
+	for name, n := range w.missingNodes.missingNodeByName {
+		if n.areStatusesCorrected || !w.mustCleanUpAfterNode(ctx, name, now) {
 			continue
 		}
-		if err := w.markAbandonedNode(ctx, name); err != nil {
+		if err := w.correctStatusesOfDeadNode(ctx, name); err != nil {
 			if ctx.Err() == nil {
 				w.options.Log.Warn("correcting what a dead speaker wrote; trying again", "node", name, "error", err)
 			}
 			continue
 		}
-		n.isMarked = true
-		w.missing.checkByName[name] = n
+		n.areStatusesCorrected = true
+		w.missingNodes.missingNodeByName[name] = n
 	}
 }
 
-// markAbandonedNode writes that nobody knows the sessions and the configuration of the node, and
-// removes what says that it announces Services.
-func (w *StatusWriter) markAbandonedNode(ctx context.Context, node string) error {
+// correctStatusesOfDeadNode writes that nobody knows the sessions and the configuration of the
+// node, and removes what says that it announces Services.
+func (w *StatusWriter) correctStatusesOfDeadNode(ctx context.Context, node string) error {
 	text := status.DeadSpeakerText(node, w.options.Self)
 	state := configuration.StateWriter{ReportingComponent: names.ComponentSpeaker, Node: node, Namespace: w.options.Namespace}
-	err := state.WriteUnknownState(ctx, w.options.LiveReader, w.options.Client, text)
+	err := state.WriteUnknownState(ctx, w.options.UncachedReader, w.options.Client, text)
 	if w.options.WithoutBGPKinds {
 		return err
 	}
@@ -49,14 +49,14 @@ func (w *StatusWriter) markAbandonedNode(ctx context.Context, node string) error
 // markSessionsOfDeadNode writes that the state of the node's BGP sessions is unknown.
 func (w *StatusWriter) markSessionsOfDeadNode(ctx context.Context, node, text string) error {
 	var sessions v1alpha1.BGPSessionList
-	if err := w.options.LiveReader.List(ctx, &sessions, w.selectObjectsOfNode(node)...); err != nil {
+	if err := w.options.UncachedReader.List(ctx, &sessions, w.selectObjectsOfNode(node)...); err != nil {
 		return fmt.Errorf("listing the BGPSessions of node %s: %w", node, err)
 	}
 	var errs []error
 	for i := range sessions.Items {
 		o := &sessions.Items[i]
 		base := client.MergeFrom(o.DeepCopy())
-		o.Status = status.UnknownSessionStatus(o.Status, text, w.options.Now())
+		o.Status = status.SessionStatusOfDeadSpeaker(o.Status, text, w.options.Now())
 		if err := w.options.Client.Status().Patch(ctx, o, base); client.IgnoreNotFound(err) != nil {
 			errs = append(errs, fmt.Errorf("writing BGPSession %q: %w", o.Name, err))
 		}
@@ -67,7 +67,7 @@ func (w *StatusWriter) markSessionsOfDeadNode(ctx context.Context, node, text st
 // removeBGPStatusesOfNode removes the ServiceBGPStatuses of a dead node.
 func (w *StatusWriter) removeBGPStatusesOfNode(ctx context.Context, node string) error {
 	var list v1beta1.ServiceBGPStatusList
-	if err := w.options.LiveReader.List(ctx, &list, w.selectObjectsOfNode(node)...); err != nil {
+	if err := w.options.UncachedReader.List(ctx, &list, w.selectObjectsOfNode(node)...); err != nil {
 		return fmt.Errorf("listing the ServiceBGPStatuses of node %s: %w", node, err)
 	}
 	var g errgroup.Group // continues after an error

@@ -33,8 +33,9 @@ type ChangePoster interface {
 	PostChanges(ctx context.Context, changes ...agent.PlannerInputChange)
 }
 
-// SeedSetter takes the addresses at which other speakers may be reached; *members.Members is one.
-type SeedSetter interface {
+// GossipSeedSetter takes the addresses at which other speakers may be reached; *members.Members is
+// one.
+type GossipSeedSetter interface {
 	SetSeeds(addresses []string)
 }
 
@@ -44,16 +45,16 @@ type ClusterFeedOptions struct {
 	// WatchClient reads the Services and EndpointSlices.
 	WatchClient client.WithWatch
 	// Services gets the Services of type LoadBalancer.
-	Services *ServiceIndex
+	Services *ServiceUIDIndex
 	Agent    ChangePoster
-	Seeds    SeedSetter
+	Seeds    GossipSeedSetter
 	Log      *slog.Logger
 	// Self is this node's name: its own Pod is no seed.
 	Self string
 	// Scope is the part of the configuration to read.
 	Scope configuration.ConfigurationScope
-	// LeaveSilentKubelets makes nodes unfit whose kubelet is silent.
-	LeaveSilentKubelets bool
+	// TreatSilentKubeletAsUnfit makes nodes unfit whose kubelet is silent.
+	TreatSilentKubeletAsUnfit bool
 	// ObserveOwnAddresses gets the internal addresses of this node; it is optional.
 	ObserveOwnAddresses func([]netip.Addr)
 	// ObserveProblems gets the Problems of the configuration each time it is read.
@@ -69,9 +70,10 @@ type ClusterFeed struct {
 	// allObjectsSeen means that all existing objects have been seen, so that the
 	// configuration may be read.
 	allObjectsSeen atomic.Bool
-	// buildMutex guards lastSnapshot, from which snapshot.Build keeps the parts that an edit broke.
-	buildMutex   sync.Mutex
-	lastSnapshot *snapshot.Snapshot
+	// snapshotBuildMutex guards lastSnapshot, from which snapshot.Build keeps the parts that an
+	// edit broke.
+	snapshotBuildMutex sync.Mutex
+	lastSnapshot       *snapshot.Snapshot
 
 	// endpointSlicesByService belongs to the goroutine that follows the EndpointSlices. The slices
 	// of a Service are sorted by name.
@@ -117,7 +119,7 @@ func NewClusterFeed(o ClusterFeedOptions) *ClusterFeed {
 func (f *ClusterFeed) Run(ctx context.Context) error {
 	watched := []watchedKind{
 		{&corev1.Node{}, f.setNode, f.removeNode},
-		{&corev1.Pod{}, f.handleSetSpeakerPod, f.handleRemovedSpeakerPod},
+		{&corev1.Pod{}, f.storeSpeakerPodAddresses, f.removeSpeakerPodAddresses},
 	}
 	for _, k := range f.options.Scope.WatchedKinds() {
 		watched = append(watched, watchedKind{k, f.rebuildSnapshot, f.rebuildSnapshot})
@@ -131,7 +133,7 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 		reg, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 			AddFunc:    func(o any) { w.setObject(ctx, o) },
 			UpdateFunc: func(_, o any) { w.setObject(ctx, o) },
-			DeleteFunc: func(o any) { w.removeObject(ctx, lastKnownObject(o)) },
+			DeleteFunc: func(o any) { w.removeObject(ctx, unwrapDeletedObject(o)) },
 		})
 		if err != nil {
 			return fmt.Errorf("watching %T: %w", w.objectOfKind, err)
@@ -164,8 +166,8 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 	return nil
 }
 
-// lastKnownObject returns the last known state of an object whose deletion event was missed.
-func lastKnownObject(o any) any {
+// unwrapDeletedObject returns the last known state of an object whose deletion event was missed.
+func unwrapDeletedObject(o any) any {
 	if gone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
 		return gone.Obj
 	}
@@ -178,7 +180,7 @@ func (f *ClusterFeed) setNode(ctx context.Context, o any) {
 		return
 	}
 	v := view.FromNode(n)
-	v.IsKubeletSilent = v.IsKubeletSilent && f.options.LeaveSilentKubelets
+	v.IsKubeletSilent = v.IsKubeletSilent && f.options.TreatSilentKubeletAsUnfit
 	v.IsExcluded = v.IsExcluded && !f.options.Scope.IgnoreExcludeLabel
 	if observe := f.options.ObserveOwnAddresses; observe != nil && n.Name == f.options.Self {
 		observe(v.InternalAddresses)
@@ -211,7 +213,7 @@ func (f *ClusterFeed) removeNode(ctx context.Context, o any) {
 	f.options.Agent.PostChanges(ctx, agent.NewNodeRemovedChange(n.Name))
 }
 
-func (f *ClusterFeed) handleSetSpeakerPod(_ context.Context, o any) {
+func (f *ClusterFeed) storeSpeakerPodAddresses(_ context.Context, o any) {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
 		return
@@ -226,7 +228,7 @@ func (f *ClusterFeed) handleSetSpeakerPod(_ context.Context, o any) {
 	f.updateGossipSeeds()
 }
 
-func (f *ClusterFeed) handleRemovedSpeakerPod(_ context.Context, o any) {
+func (f *ClusterFeed) removeSpeakerPodAddresses(_ context.Context, o any) {
 	p, ok := o.(*corev1.Pod)
 	if !ok {
 		return
@@ -268,8 +270,8 @@ func (f *ClusterFeed) rebuildSnapshot(ctx context.Context, _ any) {
 	}
 	read, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	f.buildMutex.Lock()
-	defer f.buildMutex.Unlock()
+	f.snapshotBuildMutex.Lock()
+	defer f.snapshotBuildMutex.Unlock()
 	o, err := f.options.Scope.ReadObjects(read, f.options.Cache)
 	if err != nil {
 		f.options.Log.Error("reading the configuration from the cache", "error", err)

@@ -14,8 +14,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/agent"
 )
 
-// changesPerPost bounds how many changes are posted together when all objects are read again.
-const changesPerPost = 500
+// maxChangesPerPost bounds how many changes are posted together when all objects are read again.
+const maxChangesPerPost = 500
 
 // newServiceFollower follows the Services. It ignores those that are not of type IsLoadBalancer.
 func (f *ClusterFeed) newServiceFollower(ctx context.Context) *objectFollower[*view.Service] {
@@ -61,7 +61,7 @@ func (f *ClusterFeed) postReplacedServices(ctx context.Context, all []*view.Serv
 	var out []agent.PlannerInputChange
 	for i, v := range all {
 		delete(gone, v.Key)
-		if out, all[i] = f.appendServiceChange(out, v), nil; len(out) >= changesPerPost {
+		if out, all[i] = f.appendServiceChange(out, v), nil; len(out) >= maxChangesPerPost {
 			f.options.Agent.PostChanges(ctx, out...)
 			out = nil
 		}
@@ -171,7 +171,7 @@ func (f *ClusterFeed) replaceEndpointSlices(ctx context.Context, all []*view.End
 			f.postChanges(ctx, f.endpointChanges(k))
 		}
 	}
-	for chunk := range slices.Chunk(slices.Collect(maps.Keys(f.endpointSlicesByService)), changesPerPost) {
+	for chunk := range slices.Chunk(slices.Collect(maps.Keys(f.endpointSlicesByService)), maxChangesPerPost) {
 		var out []agent.PlannerInputChange
 		for _, k := range chunk {
 			out = append(out, agent.NewEndpointsReplacedChange(view.MergeEndpointSliceViews(k, f.endpointSlicesByService[k])))

@@ -38,7 +38,7 @@ func (p *recordingPlanner) PostChanges(_ context.Context, changes ...agent.Plann
 // newFeedWithFollowers returns the mirrors of a ClusterFeed that has seen nothing.
 func newFeedWithFollowers(t *testing.T, in plan.Inputs) (*recordingPlanner, *objectFollower[*view.Service], *objectFollower[*view.EndpointSlice], *ClusterFeed) {
 	p := &recordingPlanner{Planner: plan.NewPlanner(in)}
-	f := NewClusterFeed(ClusterFeedOptions{Agent: p, Services: NewServiceIndex()})
+	f := NewClusterFeed(ClusterFeedOptions{Agent: p, Services: NewServiceUIDIndex()})
 	return p, f.newServiceFollower(t.Context()), f.newEndpointSliceFollower(t.Context()), f
 }
 
@@ -61,8 +61,9 @@ func exampleService(name string, a netip.Addr) *corev1.Service {
 	return s
 }
 
-// exampleSlice returns an EndpointSlice of a Service with a ready endpoint on each of the nodes.
-func exampleSlice(name, service string, nodes ...string) *discoveryv1.EndpointSlice {
+// exampleEndpointSlice returns an EndpointSlice of a Service with a ready endpoint on each of the
+// nodes.
+func exampleEndpointSlice(name, service string, nodes ...string) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
 		AddressType: discoveryv1.AddressTypeIPv4,
@@ -83,7 +84,7 @@ func passToFollower(t *testing.T, give func(any) error, objects ...any) {
 	}
 }
 
-func TestServiceFollowerFollowsServices(t *testing.T) {
+func TestServiceFollowerUpdatesPlanner(t *testing.T) {
 	p, services, _, f := newFeedWithFollowers(t, plan.Inputs{})
 	a := netip.MustParseAddr("192.0.2.1")
 	has := func(want ...string) {
@@ -147,31 +148,31 @@ func TestEndpointsOfSeveralSlicesAreJoined(t *testing.T) {
 			t.Errorf("%s has endpoints on %v, want %v", service, got, want)
 		}
 	}
-	passToFollower(t, func(o any) error { return endpoints.Replace(o.([]any), "1") }, []any{exampleSlice("web-2", "web", "b"), exampleSlice("web-1", "web", "a"), exampleSlice("dns-1", "dns", "c")})
+	passToFollower(t, func(o any) error { return endpoints.Replace(o.([]any), "1") }, []any{exampleEndpointSlice("web-2", "web", "b"), exampleEndpointSlice("web-1", "web", "a"), exampleEndpointSlice("dns-1", "dns", "c")})
 	on("web", "a", "b")
-	passToFollower(t, endpoints.Add, exampleSlice("web-3", "web", "c"))
+	passToFollower(t, endpoints.Add, exampleEndpointSlice("web-3", "web", "c"))
 	on("web", "a", "b", "c")
-	passToFollower(t, endpoints.Update, exampleSlice("web-1", "web", "d"))
+	passToFollower(t, endpoints.Update, exampleEndpointSlice("web-1", "web", "d"))
 	on("web", "b", "c", "d")
 	// now belongs to another Service
-	passToFollower(t, endpoints.Update, exampleSlice("web-3", "dns", "c", "d"))
+	passToFollower(t, endpoints.Update, exampleEndpointSlice("web-3", "dns", "c", "d"))
 	on("web", "b", "d")
 	on("dns", "c", "d")
-	passToFollower(t, endpoints.Update, exampleSlice("web-2", ""))
+	passToFollower(t, endpoints.Update, exampleEndpointSlice("web-2", ""))
 	on("web", "d")
-	passToFollower(t, endpoints.Delete, exampleSlice("web-1", "web"))
+	passToFollower(t, endpoints.Delete, exampleEndpointSlice("web-1", "web"))
 	on("web")
 	// a slice that was never seen before
-	passToFollower(t, endpoints.Update, exampleSlice("web-9", "web", "a"))
+	passToFollower(t, endpoints.Update, exampleEndpointSlice("web-9", "web", "a"))
 	on("web", "a")
-	passToFollower(t, func(o any) error { return endpoints.Replace(o.([]any), "9") }, []any{exampleSlice("dns-1", "dns", "e")})
+	passToFollower(t, func(o any) error { return endpoints.Replace(o.([]any), "9") }, []any{exampleEndpointSlice("dns-1", "dns", "e")})
 	on("web")
 	on("dns", "e")
 }
 
-// TestFollowerFollowsARealAPIServer runs a mirror with a real API server, from before the mirror
+// TestFollowerWithRealAPIServer runs a mirror with a real API server, from before the mirror
 // starts until its objects are deleted.
-func TestFollowerFollowsARealAPIServer(t *testing.T) {
+func TestFollowerWithRealAPIServer(t *testing.T) {
 	config := apiserver.StartUntilTestEnds(t)
 	source, err := client.NewWithWatch(config, client.Options{})
 	if err != nil {
@@ -267,7 +268,7 @@ func TestAServiceTakesLittleMemory(t *testing.T) {
 		a = a.Next()
 		name := fmt.Sprintf("service-%05d", i)
 		passToFollower(t, services.Add, exampleService(name, a))
-		passToFollower(t, endpoints.Add, exampleSlice(name+"-x7k2p", name, "node1"))
+		passToFollower(t, endpoints.Add, exampleEndpointSlice(name+"-x7k2p", name, "node1"))
 	}
 	p.Update()
 	each := (heap() - before) / many

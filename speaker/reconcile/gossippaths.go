@@ -21,35 +21,36 @@ func (w *StatusWriter) gossipPathFaults() []members.PathFault {
 	return w.options.GossipPathFaults()
 }
 
-// gossipState returns the nodes whose speakers run and with which gossip fails: those that the
-// gossip or the election has lost, and members to which a path is blocked.
-func (w *StatusWriter) gossipState() status.GossipState {
-	nodes, protocolByNode := w.missing.unreachable(), map[string]string{}
+// collectGossipFaults returns the nodes whose speakers run and with which gossip fails: those that
+// the gossip or the election has lost, and members to which a path is blocked.
+func (w *StatusWriter) collectGossipFaults() status.GossipFaults {
+	nodes, protocolByNode := w.missingNodes.unreachableNames(), map[string]string{}
 	for _, f := range w.gossipPathFaults() {
 		// The election loses a member whose datagrams do not arrive, while the gossip still has it.
 		isMissing := slices.Contains(nodes, f.NodeName)
-		if !isMissing && !slices.Contains(w.missing.members, f.NodeName) {
+		if !isMissing && !slices.Contains(w.missingNodes.lastObservedMembers, f.NodeName) {
 			continue
 		}
 		if !isMissing {
 			nodes = append(nodes, f.NodeName)
 		}
 		switch {
-		case f.UDP && !f.TCP:
+		case f.UDPBlocked && !f.TCPBlocked:
 			protocolByNode[f.NodeName] = "UDP"
-		case f.TCP && !f.UDP:
+		case f.TCPBlocked && !f.UDPBlocked:
 			protocolByNode[f.NodeName] = "TCP"
 		}
 	}
 	slices.Sort(nodes)
-	return status.GossipState{
-		UnreachableNodes: nodes, BlockedProtocolByNode: protocolByNode, NodesWithOtherKey: w.missing.withOtherKey(),
-		Namespace: w.options.Namespace, KeyFile: w.options.GossipKeyFile,
+	return status.GossipFaults{
+		UnreachableNodes: nodes, BlockedProtocolByNode: protocolByNode, NodesWithOtherGossipKey: w.missingNodes.namesWithOtherGossipKey(),
+		KeySecretNamespace: w.options.Namespace, KeyFile: w.options.GossipKeyFile,
 	}
 }
 
-// hasOtherKey reports whether messages with another gossip key come from an address of the node.
-func (w *StatusWriter) hasOtherKey(ctx context.Context, name string) bool {
+// hasOtherGossipKey reports whether messages with another gossip key come from an address of the
+// node.
+func (w *StatusWriter) hasOtherGossipKey(ctx context.Context, name string) bool {
 	if w.options.GossipAddressesWithOtherKey == nil {
 		return false
 	}
@@ -67,7 +68,7 @@ func (w *StatusWriter) hasOtherKey(ctx context.Context, name string) bool {
 // reportBlockedGossip sends an event about this Node when gossip with other nodes fails, when these
 // are other nodes than before, and when that is over.
 func (w *StatusWriter) reportBlockedGossip(ctx context.Context) {
-	state := w.gossipState()
+	state := w.collectGossipFaults()
 	why := state.Explain()
 	if why.Text == w.lastReportedGossipFault {
 		return
@@ -88,7 +89,7 @@ func (w *StatusWriter) reportBlockedGossip(ctx context.Context) {
 
 // gossipEventAction returns the action of the event about gossip that fails. It differs with what
 // fails, since the API shows only the first of similar events.
-func gossipEventAction(reason names.Reason, g *status.GossipState) string {
+func gossipEventAction(reason names.Reason, g *status.GossipFaults) string {
 	const maxActionLetters = 128 // of the API
 	action := string(reason)
 	for _, n := range g.UnreachableNodes {

@@ -23,9 +23,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
-// TestBlockedPathIsReported reports that UDP to a member is blocked, then everything, then nothing:
-// each change is one event about the node, and the condition names what is blocked.
-func TestBlockedPathIsReported(t *testing.T) {
+// TestBlockedGossipPathIsReported reports that UDP to a member is blocked, then everything, then
+// nothing: each change is one event about the node, and the condition names what is blocked.
+func TestBlockedGossipPathIsReported(t *testing.T) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
@@ -34,20 +34,20 @@ func TestBlockedPathIsReported(t *testing.T) {
 	recorder := events.NewFakeRecorder(8)
 	var faults []members.PathFault
 	w := NewStatusWriter(StatusWriterOptions{
-		Client: api, LiveReader: api, Events: recorder, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.Namespace, Now: time.Now,
+		Client: api, UncachedReader: api, Events: recorder, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.DefaultNamespace, Now: time.Now,
 		SkippedLinks: func() []facts.SkippedLink { return nil }, GossipPathFaults: func() []members.PathFault { return faults },
 	})
-	w.missing.observeMembers([]string{"other", "self"}, "self", time.Now())
+	w.missingNodes.observeMembers([]string{"other", "self"}, "self", time.Now())
 	for _, tc := range []struct {
 		faults           []members.PathFault
 		condition, event string
 		unreachable      []string
 	}{
 		{nil, "with every other one", "", nil},
-		{[]members.PathFault{{NodeName: "gone", UDP: true}}, "with every other one", "", nil},
-		{[]members.PathFault{{NodeName: "other", UDP: true}}, "the speakers of other (UDP), although", "other (UDP)", []string{"other"}},
-		{[]members.PathFault{{NodeName: "other", UDP: true, TCP: true}}, "the speakers of other, although", "other,", []string{"other"}},
-		{[]members.PathFault{{NodeName: "other", TCP: true}}, "the speakers of other (TCP), although", "other (TCP)", []string{"other"}},
+		{[]members.PathFault{{NodeName: "gone", UDPBlocked: true}}, "with every other one", "", nil},
+		{[]members.PathFault{{NodeName: "other", UDPBlocked: true}}, "the speakers of other (UDP), although", "other (UDP)", []string{"other"}},
+		{[]members.PathFault{{NodeName: "other", UDPBlocked: true, TCPBlocked: true}}, "the speakers of other, although", "other,", []string{"other"}},
+		{[]members.PathFault{{NodeName: "other", TCPBlocked: true}}, "the speakers of other (TCP), although", "other (TCP)", []string{"other"}},
 		{nil, "with every other one", "works again", nil},
 	} {
 		faults = tc.faults
@@ -55,7 +55,7 @@ func TestBlockedPathIsReported(t *testing.T) {
 			w.reportBlockedGossip(t.Context())
 		}
 		s := status.BuildSpeakerStatus(w.collectStatusInputs(agent.Status{}))
-		if c := meta.FindStatusCondition(s.Conditions, names.ConditionGossip); !strings.Contains(c.Message, tc.condition) || !slices.Equal(s.Unreachable, tc.unreachable) {
+		if c := meta.FindStatusCondition(s.Conditions, names.ConditionGossipComplete); !strings.Contains(c.Message, tc.condition) || !slices.Equal(s.Unreachable, tc.unreachable) {
 			t.Errorf("%+v: the condition says %q, and %v are unreachable, want %q and %v", tc.faults, c.Message, s.Unreachable, tc.condition, tc.unreachable)
 		}
 		var got []string
@@ -68,31 +68,31 @@ func TestBlockedPathIsReported(t *testing.T) {
 	}
 }
 
-// TestProtocolOfASilentMemberIsNamed has a member whose datagrams do not arrive, so that the
+// TestBlockedProtocolOfSilentMemberIsNamed has a member whose datagrams do not arrive, so that the
 // election has lost it.
-func TestProtocolOfASilentMemberIsNamed(t *testing.T) {
+func TestBlockedProtocolOfSilentMemberIsNamed(t *testing.T) {
 	w := NewStatusWriter(StatusWriterOptions{
 		Self: "self", Now: time.Now, Log: slog.New(slog.DiscardHandler),
-		GossipPathFaults: func() []members.PathFault { return []members.PathFault{{NodeName: "other", UDP: true}} },
+		GossipPathFaults: func() []members.PathFault { return []members.PathFault{{NodeName: "other", UDPBlocked: true}} },
 	})
-	w.missing.observeMembers([]string{"self"}, "self", time.Now())
-	w.missing.checkByName = map[string]missingNode{"other": {isUnreachable: true}}
-	g := w.gossipState()
+	w.missingNodes.observeMembers([]string{"self"}, "self", time.Now())
+	w.missingNodes.missingNodeByName = map[string]missingNode{"other": {isUnreachable: true}}
+	g := w.collectGossipFaults()
 	if !slices.Equal(g.UnreachableNodes, []string{"other"}) || g.BlockedProtocolByNode["other"] != "UDP" {
 		t.Errorf("%v are unreachable, by these protocols alone: %v, want other by UDP", g.UnreachableNodes, g.BlockedProtocolByNode)
 	}
 }
 
-// TestOtherKeyIsReported has a speaker that runs, is no member, and sends messages with another
-// key. Both the condition and the event name its node and the Secret.
-func TestOtherKeyIsReported(t *testing.T) {
+// TestOtherGossipKeyIsReported has a speaker that runs, is no member, and sends messages with
+// another key. Both the condition and the event name its node and the Secret.
+func TestOtherGossipKeyIsReported(t *testing.T) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := metav1.Now()
-	other := &v1alpha1.SpeakerStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "other"}, Status: v1alpha1.SpeakerStatusStatus{
-		LastSeen: &now, Conditions: []metav1.Condition{{Type: names.ConditionReady, Status: metav1.ConditionTrue, Reason: string(names.ReasonSpeakerRuns)}},
+	other := &v1alpha1.SpeakerStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "other"}, Status: v1alpha1.SpeakerStatusStatus{
+		LastSeen: &now, Conditions: []metav1.Condition{{Type: names.ConditionSpeakerReady, Status: metav1.ConditionTrue, Reason: string(names.ReasonSpeakerRuns)}},
 	}}
 	address := netip.MustParseAddr("192.0.2.12")
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "other"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address.String()}}}}
@@ -101,11 +101,11 @@ func TestOtherKeyIsReported(t *testing.T) {
 	sources := []netip.Addr{address}
 	later := time.Now()
 	w := NewStatusWriter(StatusWriterOptions{
-		Client: api, LiveReader: api, Events: recorder, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.Namespace, Now: func() time.Time { return later },
+		Client: api, UncachedReader: api, Events: recorder, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.DefaultNamespace, Now: func() time.Time { return later },
 		SkippedLinks: func() []facts.SkippedLink { return nil }, GossipAddressesWithOtherKey: func() []netip.Addr { return sources }, GossipKeyFile: "/etc/key",
 	})
-	w.missing.observeMembers([]string{"self"}, "self", later)
-	w.missing.observeNodes([]string{"other"}, later)
+	w.missingNodes.observeMembers([]string{"self"}, "self", later)
+	w.missingNodes.observeNodes([]string{"other"}, later)
 	for _, c := range []struct {
 		sources []netip.Addr
 		reason  names.Reason
@@ -119,7 +119,7 @@ func TestOtherKeyIsReported(t *testing.T) {
 			t.Error("the result did not change")
 		}
 		s := status.BuildSpeakerStatus(w.collectStatusInputs(agent.Status{}))
-		g := meta.FindStatusCondition(s.Conditions, names.ConditionGossip)
+		g := meta.FindStatusCondition(s.Conditions, names.ConditionGossipComplete)
 		if g.Status != metav1.ConditionFalse || g.Reason != string(c.reason) || !strings.Contains(g.Message, c.text) || !slices.Equal(s.Unreachable, []string{"other"}) {
 			t.Errorf("the condition is %+v, want %s: %s", g, c.reason, c.text)
 		}

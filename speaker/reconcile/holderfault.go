@@ -20,16 +20,16 @@ func (w *StatusWriter) reportRequestedNodeFaults(s agent.Status) {
 			_, held := slices.BinarySearchFunc(s.HeldAddresses, a, netip.Addr.Compare)
 			return held
 		}
-		if !v.HolderFault.IsSet() || !slices.ContainsFunc(v.Addresses, isHeld) {
+		if !v.RequestedHolderFault.IsSet() || !slices.ContainsFunc(v.Addresses, isHeld) {
 			continue
 		}
-		reported[v.Service] = v.HolderFault.Text
+		reported[v.Service] = v.RequestedHolderFault.Text
 		svc := w.options.ServiceReference(v.Service)
-		if svc == nil || w.reportedHolderFaults[v.Service] == v.HolderFault.Text {
+		if svc == nil || w.reportedRequestedHolderFaults[v.Service] == v.RequestedHolderFault.Text {
 			continue
 		}
-		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventHolderUnavailable, "Announce",
-			"announcing from node %q instead of the requested one: %s", w.options.Self, v.HolderFault.Text)
+		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventRequestedHolderUnavailable, "Announce",
+			"announcing from node %q instead of the requested one: %s", w.options.Self, v.RequestedHolderFault.Text)
 	}
-	w.reportedHolderFaults = reported
+	w.reportedRequestedHolderFaults = reported
 }

@@ -43,9 +43,9 @@ var announcedMetric = prometheus.NewDesc("metallb_speaker_announced", "Addresses
 	[]string{"service", "protocol", "node", "ip"}, nil)
 
 var (
-	membersMetric     = prometheus.NewDesc("gantry_speaker_members", "Speakers that take part in the gossip, as this one sees it, itself included.", nil, nil)
-	unreachableMetric = prometheus.NewDesc("gantry_speaker_unreachable_nodes", "Nodes whose speakers run, and with which this one cannot exchange gossip.", nil, nil)
-	conflictsMetric   = prometheus.NewDesc("gantry_speaker_foreign_claims", "Claims of foreign hosts to addresses that this node holds or wants to take.", nil, nil)
+	membersMetric          = prometheus.NewDesc("gantry_speaker_members", "Speakers that take part in the gossip, as this one sees it, itself included.", nil, nil)
+	unreachableNodesMetric = prometheus.NewDesc("gantry_speaker_unreachable_nodes", "Nodes whose speakers run, and with which this one cannot exchange gossip.", nil, nil)
+	conflictsMetric        = prometheus.NewDesc("gantry_speaker_foreign_claims", "Claims of foreign hosts to addresses that this node holds or wants to take.", nil, nil)
 )
 
 // observeStatus takes the agent's Status. The metric does not wait until the API server has
@@ -54,7 +54,7 @@ func (a *AnnouncedMetrics) observeStatus(s agent.Status) { a.latestStatus.Store(
 
 // Describe implements prometheus.Collector.
 func (a *AnnouncedMetrics) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{announcedMetric, membersMetric, unreachableMetric, conflictsMetric} {
+	for _, d := range []*prometheus.Desc{announcedMetric, membersMetric, unreachableNodesMetric, conflictsMetric} {
 		c <- d
 	}
 }
@@ -65,7 +65,7 @@ func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
 	if now == nil {
 		return
 	}
-	for d, n := range map[*prometheus.Desc]*atomic.Int64{membersMetric: &a.memberCount, unreachableMetric: &a.unreachableCount, conflictsMetric: &a.conflictCount} {
+	for d, n := range map[*prometheus.Desc]*atomic.Int64{membersMetric: &a.memberCount, unreachableNodesMetric: &a.unreachableCount, conflictsMetric: &a.conflictCount} {
 		c <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n.Load()))
 	}
 	emit := func(service view.ObjectKey, protocol string, addresses []netip.Addr) {
@@ -80,7 +80,7 @@ func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
 	if a.bgpSessions == nil || now.Plan.NodeLeaving { // a leaving node withdraws its routes
 		return
 	}
-	carriedByPeer := routesCarriedByPeer(a.bgpSessions.Status())
+	carriedByPeer := routesCarriedByPeer(a.bgpSessions.SessionStatuses())
 	for v := range now.Plan.BGPVerdicts.All() {
 		if v.Reason == names.ReasonAnnounced {
 			emit(v.Service, protocolBGP, status.AddressesWithRoute(v, carriedByPeer))

@@ -29,7 +29,7 @@ func TestMovesCauseNoWriteOfTheirOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	before := &v1alpha1.SpeakerStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "self"}}
+	before := &v1alpha1.SpeakerStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "self"}}
 	before.Status.Moves = []v1alpha1.AddressMove{{At: metav1.NewTime(now.Add(-time.Hour)), Address: "192.0.2.1", To: "self", Cause: string(names.ReasonUnheld)}}
 	writes := 0
 	api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(before).WithStatusSubresource(before).WithInterceptorFuncs(interceptor.Funcs{
@@ -38,14 +38,14 @@ func TestMovesCauseNoWriteOfTheirOwn(t *testing.T) {
 			return c.SubResource(sub).Apply(ctx, o, opts...)
 		},
 	}).Build()
-	w := NewStatusWriter(StatusWriterOptions{Client: api, LiveReader: api, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.Namespace, Now: func() time.Time { return now }})
+	w := NewStatusWriter(StatusWriterOptions{Client: api, UncachedReader: api, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.DefaultNamespace, Now: func() time.Time { return now }})
 	write := func(wantWrites int, wantMoves string) {
 		t.Helper()
 		if err := w.writeSpeakerStatus(t.Context(), status.BuildSpeakerStatus(status.StatusInputs{Self: "self", Conflicts: &status.Conflicts{}, AcquireConflicts: &status.Conflicts{}})); err != nil {
 			t.Fatal(err)
 		}
 		var o v1alpha1.SpeakerStatus
-		if err := api.Get(t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: "self"}, &o); err != nil {
+		if err := api.Get(t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: "self"}, &o); err != nil {
 			t.Fatal(err)
 		}
 		var got []string

@@ -43,21 +43,22 @@ type missingNode struct {
 	checkAt       time.Time
 	checkCount    int
 	isUnreachable bool
-	// isMarked means that this speaker has corrected what the speaker of the node wrote last.
-	isMarked    bool
-	hasOtherKey bool // and is unreachable for that reason
+	// areStatusesCorrected means that this speaker has corrected what the speaker of the node wrote
+	// last.
+	areStatusesCorrected bool
+	hasOtherGossipKey    bool // and is unreachable for that reason
 }
 
 // missingNodes has the nodes whose speakers are missing. The zero value has none.
 type missingNodes struct {
-	members     []string // as last observed, sorted
-	checkByName map[string]missingNode
+	lastObservedMembers []string // as last observed, sorted
+	missingNodeByName   map[string]missingNode
 }
 
 // observeMembers takes the live members. It reports whether one of the last members has vanished.
 func (w *StatusWriter) observeMembers(ctx context.Context, members []string) (isOneGone bool) {
-	isOneGone = slices.ContainsFunc(w.missing.members, func(name string) bool { return !slices.Contains(members, name) })
-	w.markDeadSpeakers(ctx, w.missing.observeMembers(members, w.options.Self, w.options.Now()))
+	isOneGone = slices.ContainsFunc(w.missingNodes.lastObservedMembers, func(name string) bool { return !slices.Contains(members, name) })
+	w.markDeadSpeakers(ctx, w.missingNodes.observeMembers(members, w.options.Self, w.options.Now()))
 	w.reportBlockedGossip(ctx)
 	return isOneGone
 }
@@ -66,7 +67,7 @@ func (w *StatusWriter) observeMembers(ctx context.Context, members []string) (is
 // written that this one is dead.
 func (w *StatusWriter) forgetWrittenStatusIfMarkedDead(ctx context.Context) {
 	var s v1alpha1.SpeakerStatus
-	err := w.options.LiveReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: w.options.Self}, &s)
+	err := w.options.UncachedReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: w.options.Self}, &s)
 	if err == nil && s.Status.IsDead() {
 		w.speakerStatusWrittenAt = time.Time{}
 	}
@@ -76,25 +77,25 @@ func (w *StatusWriter) forgetWrittenStatusIfMarkedDead(ctx context.Context) {
 // which this node has to write: those that come before it in the circle of names.
 func (m *missingNodes) observeMembers(members []string, self string, now time.Time) (toMarkDead []string) {
 	for _, name := range members {
-		delete(m.checkByName, name)
+		delete(m.missingNodeByName, name)
 	}
-	for _, name := range m.members {
+	for _, name := range m.lastObservedMembers {
 		if name == self || slices.Contains(members, name) {
 			continue
 		}
 		m.addMissingNode(name, now)
-		if nextInCircle(members, name) == self {
+		if nextNameInSortedRing(members, name) == self {
 			toMarkDead = append(toMarkDead, name)
 		}
 	}
-	m.members = members
+	m.lastObservedMembers = members
 	return toMarkDead
 }
 
 // observeNodes adds the nodes whose speakers were never seen.
 func (m *missingNodes) observeNodes(nodes []string, now time.Time) {
 	for _, name := range nodes {
-		if _, known := m.checkByName[name]; !known && !slices.Contains(m.members, name) {
+		if _, known := m.missingNodeByName[name]; !known && !slices.Contains(m.lastObservedMembers, name) {
 			m.addMissingNode(name, now)
 		}
 	}
@@ -102,26 +103,27 @@ func (m *missingNodes) observeNodes(nodes []string, now time.Time) {
 
 // addMissingNode adds a node, and schedules its first check.
 func (m *missingNodes) addMissingNode(name string, now time.Time) {
-	if m.checkByName == nil {
-		m.checkByName = map[string]missingNode{}
+	if m.missingNodeByName == nil {
+		m.missingNodeByName = map[string]missingNode{}
 	}
-	m.checkByName[name] = missingNode{missingSince: now, checkAt: now.Add(vanishedSpeakerCheckDelay)}
+	m.missingNodeByName[name] = missingNode{missingSince: now, checkAt: now.Add(vanishedSpeakerCheckDelay)}
 }
 
-// unreachable returns the nodes whose speakers run and cannot be reached, sorted.
-func (m *missingNodes) unreachable() []string {
+// unreachableNames returns the nodes whose speakers run and cannot be reached, sorted.
+func (m *missingNodes) unreachableNames() []string {
 	return m.selectNames(func(n missingNode) bool { return n.isUnreachable })
 }
 
-// withOtherKey returns those of the unreachable nodes that use another gossip key, sorted.
-func (m *missingNodes) withOtherKey() []string {
-	return m.selectNames(func(n missingNode) bool { return n.isUnreachable && n.hasOtherKey })
+// namesWithOtherGossipKey returns those of the unreachable nodes that use another gossip key,
+// sorted.
+func (m *missingNodes) namesWithOtherGossipKey() []string {
+	return m.selectNames(func(n missingNode) bool { return n.isUnreachable && n.hasOtherGossipKey })
 }
 
 // selectNames returns the names of the nodes for which isSelected is true, sorted.
 func (m *missingNodes) selectNames(isSelected func(missingNode) bool) []string {
 	var out []string
-	for name, n := range m.checkByName {
+	for name, n := range m.missingNodeByName {
 		if isSelected(n) {
 			out = append(out, name)
 		}
@@ -130,9 +132,9 @@ func (m *missingNodes) selectNames(isSelected func(missingNode) bool) []string {
 	return out
 }
 
-// nextInCircle returns the name that follows the given one in the sorted names, which form a
-// circle.
-func nextInCircle(sorted []string, name string) string {
+// nextNameInSortedRing returns the name that follows the given one in the sorted names, which form
+// a circle.
+func nextNameInSortedRing(sorted []string, name string) string {
 	if len(sorted) == 0 {
 		return ""
 	}
@@ -183,7 +185,7 @@ func (w *StatusWriter) applyStatusOfDeadSpeaker(ctx context.Context, node string
 // It reports whether the result changed.
 func (w *StatusWriter) checkMissingNodes(ctx context.Context) (changed bool) {
 	now := w.options.Now()
-	for name, n := range w.missing.checkByName {
+	for name, n := range w.missingNodes.missingNodeByName {
 		if now.Before(n.checkAt) {
 			continue
 		}
@@ -192,9 +194,9 @@ func (w *StatusWriter) checkMissingNodes(ctx context.Context) (changed bool) {
 		if n.checkCount++; n.checkCount < earlyMissingNodeCheckCount {
 			n.checkAt = now.Add(vanishedSpeakerCheckDelay)
 		}
-		n.hasOtherKey = n.isUnreachable && w.hasOtherKey(ctx, name)
-		w.missing.checkByName[name] = n
-		if before.isUnreachable != n.isUnreachable || before.hasOtherKey != n.hasOtherKey {
+		n.hasOtherGossipKey = n.isUnreachable && w.hasOtherGossipKey(ctx, name)
+		w.missingNodes.missingNodeByName[name] = n
+		if before.isUnreachable != n.isUnreachable || before.hasOtherGossipKey != n.hasOtherGossipKey {
 			changed = true
 		}
 	}
@@ -205,9 +207,9 @@ func (w *StatusWriter) checkMissingNodes(ctx context.Context) (changed bool) {
 // doesSpeakerSayThatItRuns reads the SpeakerStatus of another node.
 func (w *StatusWriter) doesSpeakerSayThatItRuns(ctx context.Context, node string) bool {
 	var s v1alpha1.SpeakerStatus
-	if err := w.options.LiveReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: node}, &s); err != nil {
+	if err := w.options.UncachedReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: node}, &s); err != nil {
 		return false
 	}
 	isFresh := s.Status.LastSeen != nil && w.options.Now().Sub(s.Status.LastSeen.Time) < staleSpeakerTimeout
-	return isFresh && meta.IsStatusConditionTrue(s.Status.Conditions, names.ConditionReady)
+	return isFresh && meta.IsStatusConditionTrue(s.Status.Conditions, names.ConditionSpeakerReady)
 }

@@ -44,9 +44,9 @@ func TestExactlyOneNodeMarksDeadSpeaker(t *testing.T) {
 	}
 }
 
-// TestBlockedGossipIsToldFromADeadSpeaker checks which missing speakers count as unreachable: those
+// TestUnreachableSpeakerIsNotTakenForDead checks which missing speakers count as unreachable: those
 // that say that they run.
-func TestBlockedGossipIsToldFromADeadSpeaker(t *testing.T) {
+func TestUnreachableSpeakerIsNotTakenForDead(t *testing.T) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
@@ -54,8 +54,8 @@ func TestBlockedGossipIsToldFromADeadSpeaker(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	speaker := func(node string, ready metav1.ConditionStatus, seen time.Time) *v1alpha1.SpeakerStatus {
 		return &v1alpha1.SpeakerStatus{
-			ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: node},
-			Status:     v1alpha1.SpeakerStatusStatus{LastSeen: &metav1.Time{Time: seen}, Conditions: []metav1.Condition{{Type: names.ConditionReady, Status: ready}}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: node},
+			Status:     v1alpha1.SpeakerStatusStatus{LastSeen: &metav1.Time{Time: seen}, Conditions: []metav1.Condition{{Type: names.ConditionSpeakerReady, Status: ready}}},
 		}
 	}
 	api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(
@@ -63,31 +63,31 @@ func TestBlockedGossipIsToldFromADeadSpeaker(t *testing.T) {
 		speaker("blocked", metav1.ConditionTrue, now), speaker("dead", metav1.ConditionFalse, now), speaker("silent", metav1.ConditionTrue, now.Add(-time.Hour)),
 	).Build()
 	recorder := events.NewFakeRecorder(8)
-	w := NewStatusWriter(StatusWriterOptions{Client: api, LiveReader: api, Events: recorder, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.Namespace, Now: func() time.Time { return now }})
-	w.missing.observeMembers([]string{"blocked", "dead", "gone", "self", "silent"}, "self", now)
-	w.missing.observeMembers([]string{"self"}, "self", now)
+	w := NewStatusWriter(StatusWriterOptions{Client: api, UncachedReader: api, Events: recorder, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.DefaultNamespace, Now: func() time.Time { return now }})
+	w.missingNodes.observeMembers([]string{"blocked", "dead", "gone", "self", "silent"}, "self", now)
+	w.missingNodes.observeMembers([]string{"self"}, "self", now)
 	if w.checkMissingNodes(t.Context()) {
 		t.Error("speakers that have just vanished count as unreachable")
 	}
 	now = now.Add(vanishedSpeakerCheckDelay)
 	w.options.Now = func() time.Time { return now }
-	if !w.checkMissingNodes(t.Context()) || !slices.Equal(w.missing.unreachable(), []string{"blocked"}) {
-		t.Errorf("%v are unreachable, want only the one that says that it runs", w.missing.unreachable())
+	if !w.checkMissingNodes(t.Context()) || !slices.Equal(w.missingNodes.unreachableNames(), []string{"blocked"}) {
+		t.Errorf("%v are unreachable, want only the one that says that it runs", w.missingNodes.unreachableNames())
 	}
 	if got := fmt.Sprint(len(recorder.Events)); got != "1" {
 		t.Errorf("%s events about the node, want 1", got)
 	}
-	w.missing.observeMembers([]string{"blocked", "self"}, "self", now)
-	if len(w.missing.unreachable()) > 0 {
-		t.Errorf("%v are unreachable although they are members again", w.missing.unreachable())
+	w.missingNodes.observeMembers([]string{"blocked", "self"}, "self", now)
+	if len(w.missingNodes.unreachableNames()) > 0 {
+		t.Errorf("%v are unreachable although they are members again", w.missingNodes.unreachableNames())
 	}
 	var o client.Object = speaker("late", metav1.ConditionTrue, now)
 	if err := api.Create(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
-	w.missing.observeNodes([]string{"late"}, now)
+	w.missingNodes.observeNodes([]string{"late"}, now)
 	now = now.Add(vanishedSpeakerCheckDelay)
-	if w.checkMissingNodes(t.Context()); !slices.Equal(w.missing.unreachable(), []string{"late"}) {
-		t.Errorf("%v are unreachable, want the one that was never a member", w.missing.unreachable())
+	if w.checkMissingNodes(t.Context()); !slices.Equal(w.missingNodes.unreachableNames(), []string{"late"}) {
+		t.Errorf("%v are unreachable, want the one that was never a member", w.missingNodes.unreachableNames())
 	}
 }

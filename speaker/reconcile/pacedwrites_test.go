@@ -23,7 +23,7 @@ func TestABusyNodeWritesOneStatusAtATime(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := NewStatusWriter(StatusWriterOptions{IsNodeBusy: func() bool { return c.isBusy }})
+				w := NewStatusWriter(StatusWriterOptions{IsElectionLate: func() bool { return c.isBusy }})
 				for range c.newerStatuses {
 					w.latestStatus.Put(agent.Status{})
 				}

@@ -20,9 +20,9 @@ type recentWrites struct {
 }
 
 type recentWrite struct {
-	entry     status.ExistingServiceL2Status
-	isRemoval bool
-	writtenAt time.Time
+	serviceL2Status status.ExistingServiceL2Status
+	isRemoval       bool
+	writtenAt       time.Time
 }
 
 // recentWriteTimeout is how long a write counts that the cache does not show. The API server may
@@ -36,7 +36,7 @@ func (r *recentWrites) recordWrite(w recentWrite) {
 	if r.writesByObjectName == nil {
 		r.writesByObjectName = map[string]recentWrite{}
 	}
-	r.writesByObjectName[w.entry.ExistingObjectName] = w
+	r.writesByObjectName[w.serviceL2Status.ExistingObjectName] = w
 }
 
 // forgetWrite forgets a write that failed, or an object that is gone.
@@ -46,17 +46,18 @@ func (r *recentWrites) forgetWrite(objectName string) {
 	delete(r.writesByObjectName, objectName)
 }
 
-// observeObject forgets a write that the cache shows.
-func (r *recentWrites) observeObject(o *v1beta1.ServiceL2Status) {
+// forgetWriteIfCacheShows forgets a write that the cache shows.
+func (r *recentWrites) forgetWriteIfCacheShows(o *v1beta1.ServiceL2Status) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if w, known := r.writesByObjectName[o.Name]; known && !w.isRemoval && equality.Semantic.DeepEqual(w.entry.Status, o.Status) {
+	if w, known := r.writesByObjectName[o.Name]; known && !w.isRemoval && equality.Semantic.DeepEqual(w.serviceL2Status.Status, o.Status) {
 		delete(r.writesByObjectName, o.Name)
 	}
 }
 
-// addTo returns what exists when the recent writes are added to what the cache shows.
-func (r *recentWrites) addTo(have []status.ExistingServiceL2Status, now time.Time) []status.ExistingServiceL2Status {
+// overlayOnCachedStatuses returns what exists when the recent writes are added to what the cache
+// shows.
+func (r *recentWrites) overlayOnCachedStatuses(have []status.ExistingServiceL2Status, now time.Time) []status.ExistingServiceL2Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for name, w := range r.writesByObjectName {
@@ -70,7 +71,7 @@ func (r *recentWrites) addTo(have []status.ExistingServiceL2Status, now time.Tim
 	})
 	for _, w := range r.writesByObjectName {
 		if !w.isRemoval {
-			have = append(have, w.entry)
+			have = append(have, w.serviceL2Status)
 		}
 	}
 	return have

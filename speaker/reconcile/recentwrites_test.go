@@ -13,7 +13,7 @@ import (
 )
 
 // The cache of a busy API server shows a write late. Until then the node counts what it wrote.
-func TestWritesCountBeforeTheCacheShowsThem(t *testing.T) {
+func TestStatusWritesCountBeforeCacheShowsThem(t *testing.T) {
 	now := time.Unix(1000, 0)
 	entry := func(name, node string) status.ExistingServiceL2Status {
 		return status.ExistingServiceL2Status{ExistingObjectName: name, Status: v1beta1.ServiceL2StatusStatus{Node: node}}
@@ -23,7 +23,7 @@ func TestWritesCountBeforeTheCacheShowsThem(t *testing.T) {
 	expect := func(when, want string) {
 		t.Helper()
 		var got []string
-		for _, e := range r.addTo(slices.Clone(inCache), now) {
+		for _, e := range r.overlayOnCachedStatuses(slices.Clone(inCache), now) {
 			got = append(got, e.ExistingObjectName+"@"+e.Status.Node)
 		}
 		slices.Sort(got)
@@ -31,20 +31,20 @@ func TestWritesCountBeforeTheCacheShowsThem(t *testing.T) {
 			t.Errorf("%s: these objects exist: %v, want %s", when, got, want)
 		}
 	}
-	r.recordWrite(recentWrite{entry: entry("new", "b"), writtenAt: now})
-	r.recordWrite(recentWrite{entry: entry("former", ""), isRemoval: true, writtenAt: now})
+	r.recordWrite(recentWrite{serviceL2Status: entry("new", "b"), writtenAt: now})
+	r.recordWrite(recentWrite{serviceL2Status: entry("former", ""), isRemoval: true, writtenAt: now})
 	expect("the cache shows neither write", "kept@a new@b")
 
-	r.observeObject(&v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Name: "new"}})
+	r.forgetWriteIfCacheShows(&v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Name: "new"}})
 	expect("the cache shows the object without its status", "kept@a new@b")
 	inCache = append(inCache, entry("new", "b"))
-	r.observeObject(&v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Name: "new"}, Status: inCache[2].Status})
+	r.forgetWriteIfCacheShows(&v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Name: "new"}, Status: inCache[2].Status})
 	inCache[2].Status.Node = "c"
 	expect("another program changed the object after the cache had shown it", "kept@a new@c")
 
 	r.forgetWrite("former")
 	expect("the removed object is there again", "former@a kept@a new@c")
-	r.recordWrite(recentWrite{entry: entry("former", ""), isRemoval: true, writtenAt: now})
+	r.recordWrite(recentWrite{serviceL2Status: entry("former", ""), isRemoval: true, writtenAt: now})
 	now = now.Add(recentWriteTimeout)
 	expect("a write that the cache never shows", "former@a kept@a new@c")
 }

@@ -10,17 +10,17 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// recordedSeeds are the addresses at which other speakers are looked for.
-type recordedSeeds struct{ addresses []string }
+// recordingSeedSetter are the addresses at which other speakers are looked for.
+type recordingSeedSetter struct{ addresses []string }
 
-func (r *recordedSeeds) SetSeeds(addresses []string) { r.addresses = addresses }
+func (r *recordingSeedSetter) SetSeeds(addresses []string) { r.addresses = addresses }
 
-// TestSeedsAreTheOtherSpeakers checks where a speaker looks for others: at their Pods, or at the
-// other nodes while there is no Pod.
-func TestSeedsAreTheOtherSpeakers(t *testing.T) {
-	seeds := &recordedSeeds{}
+// TestGossipSeedsAreTheOtherSpeakers checks where a speaker looks for others: at their Pods, or at
+// the other nodes while there is no Pod.
+func TestGossipSeedsAreTheOtherSpeakers(t *testing.T) {
+	seeds := &recordingSeedSetter{}
 	f := NewClusterFeed(ClusterFeedOptions{
-		Agent: &recordingPlanner{Planner: plan.NewPlanner(plan.Inputs{})}, Services: NewServiceIndex(), Seeds: seeds, Self: "node1",
+		Agent: &recordingPlanner{Planner: plan.NewPlanner(plan.Inputs{})}, Services: NewServiceUIDIndex(), Seeds: seeds, Self: "node1",
 	})
 	node := func(name, address string) *corev1.Node {
 		return &corev1.Node{
@@ -46,18 +46,18 @@ func TestSeedsAreTheOtherSpeakers(t *testing.T) {
 	f.setNode(ctx, node("node2", "192.0.2.2"))
 	f.setNode(ctx, node("node3", "192.0.2.3"))
 	expect("no Pods", "192.0.2.2", "192.0.2.3")
-	f.handleSetSpeakerPod(ctx, pod("speaker-a", "node1", "10.0.0.1"))
+	f.storeSpeakerPodAddresses(ctx, pod("speaker-a", "node1", "10.0.0.1"))
 	expect("the own Pod alone", "192.0.2.2", "192.0.2.3")
-	f.handleSetSpeakerPod(ctx, pod("speaker-c", "node3", "10.0.0.3", "fd00::3"))
-	f.handleSetSpeakerPod(ctx, pod("speaker-b", "node2", "10.0.0.2"))
+	f.storeSpeakerPodAddresses(ctx, pod("speaker-c", "node3", "10.0.0.3", "fd00::3"))
+	f.storeSpeakerPodAddresses(ctx, pod("speaker-b", "node2", "10.0.0.2"))
 	expect("three Pods", "10.0.0.2", "10.0.0.3", "fd00::3")
-	f.handleRemovedSpeakerPod(ctx, pod("speaker-c", "node3"))
+	f.removeSpeakerPodAddresses(ctx, pod("speaker-c", "node3"))
 	expect("two Pods", "10.0.0.2")
-	f.handleRemovedSpeakerPod(ctx, pod("speaker-b", "node2"))
+	f.removeSpeakerPodAddresses(ctx, pod("speaker-b", "node2"))
 	f.removeNode(ctx, node("node3", ""))
 	expect("a node less", "192.0.2.2")
-	f.handleSetSpeakerPod(ctx, node("node2", "192.0.2.2")) // of another kind: it is left alone
-	f.handleRemovedSpeakerPod(ctx, node("node2", "192.0.2.2"))
+	f.storeSpeakerPodAddresses(ctx, node("node2", "192.0.2.2")) // of another kind: it is left alone
+	f.removeSpeakerPodAddresses(ctx, node("node2", "192.0.2.2"))
 	f.removeNode(ctx, pod("speaker-a", "node1"))
 	expect("objects of other kinds", "192.0.2.2")
 }

@@ -10,21 +10,21 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// ServiceIndex has the UIDs of the Services of type LoadBalancer, which an event about a Service
+// ServiceUIDIndex has the UIDs of the Services of type LoadBalancer, which an event about a Service
 // needs. A ClusterFeed fills it. Any goroutine may read it.
-type ServiceIndex struct {
+type ServiceUIDIndex struct {
 	mu           sync.Mutex
 	uidByService map[view.ObjectKey]types.UID
 }
 
-// NewServiceIndex returns a ServiceIndex without Services.
-func NewServiceIndex() *ServiceIndex {
-	return &ServiceIndex{uidByService: map[view.ObjectKey]types.UID{}}
+// NewServiceUIDIndex returns a ServiceUIDIndex without Services.
+func NewServiceUIDIndex() *ServiceUIDIndex {
+	return &ServiceUIDIndex{uidByService: map[view.ObjectKey]types.UID{}}
 }
 
 // ServiceReference returns the Service for an event, or nil if there is no such Service of type
 // LoadBalancer.
-func (x *ServiceIndex) ServiceReference(k view.ObjectKey) *corev1.Service {
+func (x *ServiceUIDIndex) ServiceReference(k view.ObjectKey) *corev1.Service {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	uid, ok := x.uidByService[k]
@@ -36,14 +36,14 @@ func (x *ServiceIndex) ServiceReference(k view.ObjectKey) *corev1.Service {
 	return s
 }
 
-func (x *ServiceIndex) setServiceUID(k view.ObjectKey, uid types.UID) {
+func (x *ServiceUIDIndex) setServiceUID(k view.ObjectKey, uid types.UID) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.uidByService[k] = uid
 }
 
 // removeService removes a Service and reports whether the index had it.
-func (x *ServiceIndex) removeService(k view.ObjectKey) bool {
+func (x *ServiceUIDIndex) removeService(k view.ObjectKey) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	_, known := x.uidByService[k]
@@ -52,7 +52,7 @@ func (x *ServiceIndex) removeService(k view.ObjectKey) bool {
 }
 
 // copyUIDs returns the UIDs of all Services, in a map that the caller may change.
-func (x *ServiceIndex) copyUIDs() map[view.ObjectKey]types.UID {
+func (x *ServiceUIDIndex) copyUIDs() map[view.ObjectKey]types.UID {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return maps.Clone(x.uidByService)

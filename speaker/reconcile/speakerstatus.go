@@ -20,7 +20,7 @@ import (
 
 // writeSpeakerStatus writes the node's SpeakerStatus if it changed.
 func (w *StatusWriter) writeSpeakerStatus(ctx context.Context, s v1alpha1.SpeakerStatusStatus) error {
-	if w.writtenSpeakerStatus != nil && w.isAsWritten(s) && w.options.Now().Sub(w.speakerStatusWrittenAt) < lastSeenInterval {
+	if w.writtenSpeakerStatus != nil && w.isSpeakerStatusAsWritten(s) && w.options.Now().Sub(w.speakerStatusWrittenAt) < lastSeenInterval {
 		return nil
 	}
 	if err := w.readEarlierMoves(ctx); err != nil {
@@ -71,7 +71,7 @@ func (w *StatusWriter) readEarlierMoves(ctx context.Context) error {
 		return nil
 	}
 	var s v1alpha1.SpeakerStatus
-	err := w.options.LiveReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: w.options.Self}, &s)
+	err := w.options.UncachedReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: w.options.Self}, &s)
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("reading the moves in SpeakerStatus %q: %w", w.options.Self, err)
 	}
@@ -80,9 +80,9 @@ func (w *StatusWriter) readEarlierMoves(ctx context.Context) error {
 	return nil
 }
 
-// isAsWritten reports whether the status is the written one, apart from times and moves: a move
-// costs no write of its own.
-func (w *StatusWriter) isAsWritten(s v1alpha1.SpeakerStatusStatus) bool {
+// isSpeakerStatusAsWritten reports whether the status is the written one, apart from times and
+// moves: a move costs no write of its own.
+func (w *StatusWriter) isSpeakerStatusAsWritten(s v1alpha1.SpeakerStatusStatus) bool {
 	before := w.writtenSpeakerStatus.DeepCopy()
 	before.LastSeen, s.LastSeen, before.Moves, s.Moves = nil, nil, nil, nil
 	for i := range before.Conditions {

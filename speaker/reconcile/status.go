@@ -40,34 +40,35 @@ type StatusWriter struct {
 	recentWrites           recentWrites
 
 	// Run owns the fields below.
-	conflicts                status.Conflicts // about held addresses
-	acquireConflicts         status.Conflicts // about addresses that this node wants to take
-	moves                    status.Moves
-	hasEarlierMoves          bool // moves has those of an earlier speaker of this node
-	missing                  missingNodes
-	silent                   silentMembers
-	awaitingProxySince       map[view.ObjectKey]time.Time
-	speakerStatusWrittenAt   time.Time
-	reportedHolderFaults     map[view.ObjectKey]string // the last text for each Service
-	lastReportedSocketDenial string                    // the last message about raw sockets
-	lastReportedGossipFault  string                    // about blocked gossip; empty if it works
-	writtenSpeakerStatus     *v1alpha1.SpeakerStatusStatus
+	heldAddressConflicts          status.Conflicts // about held addresses
+	acquireConflicts              status.Conflicts // about addresses that this node wants to take
+	moves                         status.Moves
+	hasEarlierMoves               bool // moves has those of an earlier speaker of this node
+	missingNodes                  missingNodes
+	silentMembers                 silentMembers
+	servicesAwaitingProxySince    map[view.ObjectKey]time.Time
+	speakerStatusWrittenAt        time.Time
+	reportedRequestedHolderFaults map[view.ObjectKey]string // the last text for each Service
+	lastReportedSocketDenial      string                    // the last message about raw sockets
+	// about blocked gossip; empty if it works
+	lastReportedGossipFault string
+	writtenSpeakerStatus    *v1alpha1.SpeakerStatusStatus
 }
 
 // StatusWriterOptions are what a StatusWriter needs.
 type StatusWriterOptions struct {
 	Client client.Client
-	// LiveReader reads without a cache.
-	LiveReader client.Reader
-	Cache      cache.Cache
-	Events     events.EventRecorder
-	Log        *slog.Logger
+	// UncachedReader reads without a cache.
+	UncachedReader client.Reader
+	Cache          cache.Cache
+	Events         events.EventRecorder
+	Log            *slog.Logger
 	// ServiceReference returns the Service for an event, or nil if there is no such Service.
 	ServiceReference func(view.ObjectKey) *corev1.Service
 	// SkippedLinks returns the links that are not usable, with the reasons.
 	SkippedLinks func() []facts.SkippedLink
-	// IsNodeBusy reports whether the election of this node runs late.
-	IsNodeBusy func() bool
+	// IsElectionLate reports whether the election of this node runs late.
+	IsElectionLate func() bool
 	// GossipPathFaults returns the members with which gossip is blocked; it may be nil.
 	GossipPathFaults func() []members.PathFault
 	// GossipAddressesWithOtherKey returns the addresses of speakers with another gossip key; it may
@@ -78,9 +79,9 @@ type StatusWriterOptions struct {
 	Now func() time.Time
 	// Metrics gets what this node announces.
 	Metrics *AnnouncedMetrics
-	// Self is this node, Pod is this speaker's Pod or empty, Namespace is that of the objects, and
-	// Version is that of the speaker.
-	Self, Pod, Namespace, Version string
+	// Self is this node, PodName is this speaker's Pod or empty, Namespace is that of the objects,
+	// and Version is that of the speaker.
+	Self, PodName, Namespace, Version string
 	// WithoutBGPKinds means that the kinds of BGP are not read or written.
 	WithoutBGPKinds bool
 }
@@ -97,9 +98,10 @@ const (
 	// concurrentWritesLimitWhenBusy is the limit while the election runs late: signs of life go
 	// before statuses.
 	concurrentWritesLimitWhenBusy = 1
-	// statusChangeDelay is how long after a change of a ServiceL2Status Run compares all of them
-	// with what this node holds. A takeover changes hundreds, and every speaker sees each change.
-	statusChangeDelay = 300 * time.Millisecond
+	// serviceL2StatusCompareDelay is how long after a change of a ServiceL2Status Run compares all
+	// of them with what this node holds. A takeover changes hundreds, and every speaker sees each
+	// change.
+	serviceL2StatusCompareDelay = 300 * time.Millisecond
 	// slowProxyReportDelay is how long kube-proxy may take before its delay is reported.
 	slowProxyReportDelay = 3 * time.Second
 )
@@ -107,7 +109,7 @@ const (
 // NewStatusWriter returns a StatusWriter that writes nothing before Run.
 func NewStatusWriter(o StatusWriterOptions) *StatusWriter {
 	return &StatusWriter{
-		options: o, silent: silentMembers{}, latestStatus: latest.NewMergedValue(mergeStatuses), serviceL2StatusChanged: latest.NewWake(),
+		options: o, silentMembers: silentMembers{}, latestStatus: latest.NewMergedValue(mergeStatuses), serviceL2StatusChanged: latest.NewWake(),
 	}
 }
 
@@ -115,7 +117,7 @@ func NewStatusWriter(o StatusWriterOptions) *StatusWriter {
 func mergeStatuses(older, newer agent.Status) agent.Status {
 	events := older.NewElectionEvents
 	for _, e := range newer.NewElectionEvents {
-		events = agent.AppendElectionEvent(events, e)
+		events = agent.AppendEventBoundingConflicts(events, e)
 	}
 	newer.NewElectionEvents = events
 	return newer
@@ -130,7 +132,7 @@ func (w *StatusWriter) watchServiceL2Statuses(ctx context.Context) error {
 	}
 	observe := func(object any) {
 		if o, ok := object.(*v1beta1.ServiceL2Status); ok {
-			w.recentWrites.observeObject(o)
+			w.recentWrites.forgetWriteIfCacheShows(o)
 		}
 		w.serviceL2StatusChanged.Signal()
 	}
@@ -172,7 +174,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 	comparison.Stop()
 	isComparisonDue := false
 	observeMembers := func() {
-		living, nextCheckIn := w.silent.withoutSilentMembers(s, w.options.Now())
+		living, nextCheckIn := w.silentMembers.livingMembers(s, w.options.Now())
 		if w.observeMembers(ctx, living) {
 			ownCheck.Reset(ownStatusCheckDelay)
 		}
@@ -187,14 +189,14 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 		case s = <-w.latestStatus.C():
 			observed = true
 			observeMembers()
-			w.recordAwaitedProxies(s)
+			w.recordServicesAwaitingProxy(s)
 			w.reportElectionEvents(s)
 			w.reportRawSocketDenial(ctx, s)
 			w.reportRequestedNodeFaults(s)
 		case <-w.serviceL2StatusChanged.C():
 			if !isComparisonDue {
 				isComparisonDue = true
-				comparison.Reset(statusChangeDelay)
+				comparison.Reset(serviceL2StatusCompareDelay)
 			}
 			continue
 		case <-comparison.C:
@@ -223,24 +225,24 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 // be written.
 func (w *StatusWriter) recheckWithoutEvent(ctx context.Context, s agent.Status) bool {
 	now := w.options.Now()
-	changed := w.conflicts.ForgetExpired(now)
-	w.recordAwaitedProxies(s)
-	w.missing.observeNodes(w.nodesWithSpeakerPod(ctx), now)
-	w.markAbandonedNodes(ctx)
+	changed := w.heldAddressConflicts.ForgetExpired(now)
+	w.recordServicesAwaitingProxy(s)
+	w.missingNodes.observeNodes(w.nodesWithSpeakerPod(ctx), now)
+	w.correctStatusesOfDeadNodes(ctx)
 	if w.checkMissingNodes(ctx) || now.Sub(w.speakerStatusWrittenAt) >= lastSeenInterval {
 		changed = true
 	}
-	return changed || w.hasStatusesOfMissingNodes(ctx) || w.writtenSpeakerStatus == nil || !w.isAsWritten(status.BuildSpeakerStatus(w.collectStatusInputs(s)))
+	return changed || w.hasStatusesOfMissingNodes(ctx) || w.writtenSpeakerStatus == nil || !w.isSpeakerStatusAsWritten(status.BuildSpeakerStatus(w.collectStatusInputs(s)))
 }
 
-// recordAwaitedProxies records since when Services wait for kube-proxy of this node.
-func (w *StatusWriter) recordAwaitedProxies(s agent.Status) {
+// recordServicesAwaitingProxy records since when Services wait for kube-proxy of this node.
+func (w *StatusWriter) recordServicesAwaitingProxy(s agent.Status) {
 	waiting := map[view.ObjectKey]time.Time{}
 	record := func(k view.ObjectKey, reason names.Reason) {
 		if reason != names.ReasonServiceProxyNotReady {
 			return
 		}
-		since, known := w.awaitingProxySince[k]
+		since, known := w.servicesAwaitingProxySince[k]
 		if !known {
 			since = w.options.Now()
 		}
@@ -252,21 +254,21 @@ func (w *StatusWriter) recordAwaitedProxies(s agent.Status) {
 	for v := range s.Plan.BGPVerdicts.All() {
 		record(v.Service, v.Reason)
 	}
-	w.awaitingProxySince = waiting
+	w.servicesAwaitingProxySince = waiting
 }
 
 func (w *StatusWriter) collectStatusInputs(s agent.Status) status.StatusInputs {
 	in := status.StatusInputs{
 		Self: w.options.Self, Plan: s.Plan, HeldBindings: s.HeldBindings, UsableLinks: s.UsableLinks, DownLinks: s.DownLinks, SkippedLinks: w.options.SkippedLinks(), SendFaultByLinkIndex: s.SendFaultByLinkIndex, RawSocketDenialText: s.RawSocketDenialText,
-		Conflicts: &w.conflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version,
+		Conflicts: &w.heldAddressConflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version,
 	}
-	in.Gossip = w.gossipState()
-	for k, since := range w.awaitingProxySince {
+	in.GossipFaults = w.collectGossipFaults()
+	for k, since := range w.servicesAwaitingProxySince {
 		if w.options.Now().Sub(since) >= slowProxyReportDelay {
-			in.AwaitingProxy = append(in.AwaitingProxy, k)
+			in.ServicesAwaitingProxy = append(in.ServicesAwaitingProxy, k)
 		}
 	}
-	slices.SortFunc(in.AwaitingProxy, view.ObjectKey.Compare)
+	slices.SortFunc(in.ServicesAwaitingProxy, view.ObjectKey.Compare)
 	return in
 }
 
@@ -290,7 +292,7 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 	for _, a := range s.HeldAddresses {
 		held[a] = true
 	}
-	w.conflicts.ForgetAddressesNotHeld(held)
+	w.heldAddressConflicts.ForgetAddressesNotHeld(held)
 	wanted := w.unheldAddressesNodeMayHold(s)
 	w.acquireConflicts.ForgetAddressesNotHeld(wanted)
 	if len(s.NewElectionEvents) == 0 {
@@ -304,7 +306,7 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 	}
 	for _, n := range s.NewElectionEvents {
 		w.moves.RecordMove(n, w.options.Self, services[n.Address], w.options.Now())
-		if n.IsAnswerOfAnotherHost() && held[n.Address] && !w.conflicts.RecordConflict(n.Address, n.AnsweringMAC, w.options.Now()) {
+		if n.IsAnswerOfAnotherHost() && held[n.Address] && !w.heldAddressConflicts.RecordConflict(n.Address, n.AnsweringMAC, w.options.Now()) {
 			continue
 		}
 		if n.Kind == elect.EventForeignHostAnswers && wanted[n.Address] && !w.acquireConflicts.RecordConflict(n.Address, n.AnsweringMAC, w.options.Now()) {
@@ -326,7 +328,7 @@ func (w *StatusWriter) unheldAddressesNodeMayHold(s agent.Status) map[netip.Addr
 	wanted := map[netip.Addr]bool{}
 	for v := range s.Plan.Layer2Verdicts.All() {
 		for _, a := range v.Addresses {
-			wanted[a] = wanted[a] || v.IsNodeCandidate
+			wanted[a] = wanted[a] || v.IsSelfCandidate
 		}
 	}
 	for _, h := range s.Holders {
@@ -352,7 +354,7 @@ func (w *StatusWriter) sendElectionEventOfService(k view.ObjectKey, n elect.Even
 	// the action differs, since the API shows only the first of similar events
 	case elect.EventForeignHostAnswers:
 		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", names.ReasonForeignClaim, n.Text)
-	case elect.EventStrayAnswer:
+	case elect.EventAnswerWithoutClaim:
 		w.options.Events.Eventf(svc, nil, corev1.EventTypeWarning, names.EventAnnounceFailed, n.Kind, "%s: %s", names.ReasonStrayAnswer, n.Text)
 	}
 }
@@ -360,16 +362,16 @@ func (w *StatusWriter) sendElectionEventOfService(k view.ObjectKey, n elect.Even
 // writeStatus writes and removes objects as this node's held addresses are.
 func (w *StatusWriter) writeStatus(ctx context.Context, in status.StatusInputs) error {
 	want := status.BuildHeldServices(in)
-	w.options.Metrics.memberCount.Store(int64(len(w.missing.members)))
-	w.options.Metrics.unreachableCount.Store(int64(len(in.Gossip.UnreachableNodes)))
-	w.options.Metrics.conflictCount.Store(int64(len(w.conflicts.All()) + len(w.acquireConflicts.All())))
+	w.options.Metrics.memberCount.Store(int64(len(w.missingNodes.lastObservedMembers)))
+	w.options.Metrics.unreachableCount.Store(int64(len(in.GossipFaults.UnreachableNodes)))
+	w.options.Metrics.conflictCount.Store(int64(len(w.heldAddressConflicts.All()) + len(w.acquireConflicts.All())))
 	have, err := w.listServiceL2Statuses(ctx)
 	if err != nil {
 		return err
 	}
-	have = w.recentWrites.addTo(have, w.options.Now())
+	have = w.recentWrites.overlayOnCachedStatuses(have, w.options.Now())
 	write, remove := status.DiffServiceL2Statuses(w.options.Self, want, have)
-	remove = append(remove, w.abandonedStatuses(ctx, have)...)
+	remove = append(remove, w.serviceL2StatusesToCleanUp(ctx, have)...)
 	slices.Sort(remove)
 	remove = slices.Compact(remove)
 	var writes []func() error
@@ -391,7 +393,7 @@ func (w *StatusWriter) performWrites(writes []func() error) error {
 	var errs []error
 	for chunk := range slices.Chunk(writes, concurrentWritesLimit) {
 		var g errgroup.Group // continues after an error: a refused object must not block others
-		if g.SetLimit(concurrentWritesLimit); w.options.IsNodeBusy != nil && w.options.IsNodeBusy() {
+		if g.SetLimit(concurrentWritesLimit); w.options.IsElectionLate != nil && w.options.IsElectionLate() {
 			g.SetLimit(concurrentWritesLimitWhenBusy)
 		}
 		for _, write := range chunk {
@@ -408,7 +410,7 @@ func (w *StatusWriter) performWrites(writes []func() error) error {
 // removeServiceL2Status removes the object with the name.
 func (w *StatusWriter) removeServiceL2Status(ctx context.Context, name string) error {
 	w.recentWrites.recordWrite(recentWrite{
-		entry: status.ExistingServiceL2Status{ExistingObjectName: name}, isRemoval: true, writtenAt: w.options.Now(),
+		serviceL2Status: status.ExistingServiceL2Status{ExistingObjectName: name}, isRemoval: true, writtenAt: w.options.Now(),
 	})
 	o := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: w.options.Namespace, Name: name}}
 	err := w.options.Client.Delete(ctx, o)
@@ -452,7 +454,7 @@ func (w *StatusWriter) writeServiceL2Status(ctx context.Context, a status.HeldSe
 		},
 		Status: a.ToAPI(),
 	}
-	w.recentWrites.recordWrite(recentWrite{writtenAt: w.options.Now(), entry: status.ExistingServiceL2Status{
+	w.recentWrites.recordWrite(recentWrite{writtenAt: w.options.Now(), serviceL2Status: status.ExistingServiceL2Status{
 		Layer2Announcement: a.Layer2Announcement, ExistingObjectName: o.Name, Status: o.Status,
 	}})
 	err := applyObjectAndStatus(ctx, w.options.Client, o)
@@ -469,11 +471,11 @@ func truncateLabelValue(s string) string { return strings.TrimRight(s[:min(len(s
 // PodOwnerReferences returns the speaker's Pod as the owner of objects, so that they vanish with
 // it. It returns none if the speaker does not run in a Pod.
 func (w *StatusWriter) PodOwnerReferences(ctx context.Context) []metav1.OwnerReference {
-	if w.options.Pod == "" {
+	if w.options.PodName == "" {
 		return nil
 	}
 	var p corev1.Pod
-	if err := w.options.Client.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: w.options.Pod}, &p); err != nil {
+	if err := w.options.Client.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: w.options.PodName}, &p); err != nil {
 		return nil
 	}
 	return []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: p.Name, UID: p.UID}}

@@ -76,14 +76,14 @@ func newHarness(t *testing.T) *harness {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	sessions := &fakeBGPSessionSource{states: []bgp.PeerSessionStatus{{PeerName: "tor", State: bgp.Established, CarriedFamilies: []message.AFI{message.FamilyIPv4}}}}
+	sessions := &fakeBGPSessionSource{states: []bgp.PeerSessionStatus{{PeerName: "tor", State: bgp.Established, AnnounceableFamilies: []message.AFI{message.FamilyIPv4}}}}
 	announced := reconcile.NewAnnouncedMetrics(selfNode, sessions)
 	d.writer = reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
-		Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
+		Client: mgr.GetClient(), UncachedReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,
 		SkippedLinks: func() []facts.SkippedLink {
 			return []facts.SkippedLink{{Name: "storage0", Reason: facts.SkippedExcludedByName}}
 		},
-		Now: time.Now, Metrics: announced, Self: selfNode, Namespace: names.Namespace, Version: "v1.2.3", ServiceReference: newServiceReference(t, d.apiClient),
+		Now: time.Now, Metrics: announced, Self: selfNode, Namespace: names.DefaultNamespace, Version: "v1.2.3", ServiceReference: newServiceReference(t, d.apiClient),
 	})
 	d.metricsRegistry.MustRegister(announced)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -157,7 +157,7 @@ func (d *harness) awaitCheck(what string, check func() error) {
 // listServiceL2StatusLines returns a line for each ServiceL2Status, sorted.
 func (d *harness) listServiceL2StatusLines() (lines []string, versions map[string]string, err error) {
 	var list v1beta1.ServiceL2StatusList
-	if err := d.apiClient.List(d.t.Context(), &list, client.InNamespace(names.Namespace)); err != nil {
+	if err := d.apiClient.List(d.t.Context(), &list, client.InNamespace(names.DefaultNamespace)); err != nil {
 		return nil, nil, err
 	}
 	versions = map[string]string{}
@@ -197,7 +197,7 @@ func (d *harness) awaitSpeakerStatus(what string, check func(s v1alpha1.SpeakerS
 	d.t.Helper()
 	d.awaitCheck(what, func() error {
 		var s v1alpha1.SpeakerStatus
-		err := d.apiClient.Get(d.t.Context(), client.ObjectKey{Namespace: names.Namespace, Name: selfNode}, &s)
+		err := d.apiClient.Get(d.t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: selfNode}, &s)
 		if err == nil && !check(s.Status) {
 			err = fmt.Errorf("the SpeakerStatus is %+v", s.Status)
 		}
@@ -271,9 +271,9 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 		map[string]int{`Service web: announcing from node "node1" with protocol "layer2": taken`: 1})
 	d.awaitSpeakerStatus("the speaker is described", func(s v1alpha1.SpeakerStatusStatus) bool {
 		return s.Node == selfNode && s.Version == "v1.2.3" && s.Held == 2 && s.LastSeen != nil && len(s.Links) == 3 && len(s.Unreachable) == 0 &&
-			meta.IsStatusConditionTrue(s.Conditions, names.ConditionReady) &&
+			meta.IsStatusConditionTrue(s.Conditions, names.ConditionSpeakerReady) &&
 			s.Links[2].Name == "storage0" && s.Links[2].Reason == string(names.ReasonLinkExcluded) &&
-			meta.IsStatusConditionTrue(s.Conditions, names.ConditionLayer2Usable) && meta.IsStatusConditionTrue(s.Conditions, names.ConditionUncontested)
+			meta.IsStatusConditionTrue(s.Conditions, names.ConditionLayer2Usable) && meta.IsStatusConditionTrue(s.Conditions, names.ConditionAddressesUncontested)
 	})
 
 	_, before, err := d.listServiceL2StatusLines()
@@ -283,7 +283,7 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 	d.observeBindings(both)
 	d.checkStatusOfDeadSpeaker(both)
 	// its write comes after those of the status before
-	d.lastObservedStatus.Plan.NodeUnavailable = names.ReasonNodeLeaving
+	d.lastObservedStatus.Plan.NodeUnavailableReason = names.ReasonNodeLeaving
 	d.observeBindings(both)
 	d.awaitSpeakerStatus("the node leaves", func(s v1alpha1.SpeakerStatusStatus) bool { return s.Unavailable == "NodeLeaving" })
 	if _, after, err := d.listServiceL2StatusLines(); err != nil || !cmp.Equal(before, after) {
@@ -325,10 +325,10 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 // holding nothing, and everything else that it wrote stays.
 func (d *harness) checkStatusOfDeadSpeaker(both []intent.Binding) {
 	d.t.Helper()
-	o := &v1alpha1.SpeakerStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: otherNode}}
+	o := &v1alpha1.SpeakerStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: otherNode}}
 	d.createObject(o)
 	o.Status = v1alpha1.SpeakerStatusStatus{Node: otherNode, Held: 7, Version: "v1", Conditions: []metav1.Condition{
-		{Type: names.ConditionReady, Status: metav1.ConditionTrue, Reason: string(names.ReasonSpeakerRuns), LastTransitionTime: metav1.Now()},
+		{Type: names.ConditionSpeakerReady, Status: metav1.ConditionTrue, Reason: string(names.ReasonSpeakerRuns), LastTransitionTime: metav1.Now()},
 		{Type: names.ConditionLayer2Usable, Status: metav1.ConditionTrue, Reason: string(names.ReasonUsable), LastTransitionTime: metav1.Now()},
 	}}
 	if err := d.apiClient.Status().Update(d.t.Context(), o); err != nil {
@@ -340,7 +340,7 @@ func (d *harness) checkStatusOfDeadSpeaker(both []intent.Binding) {
 		if err := d.apiClient.Get(d.t.Context(), client.ObjectKeyFromObject(o), o); err != nil {
 			return err
 		}
-		c := meta.FindStatusCondition(o.Status.Conditions, names.ConditionReady)
+		c := meta.FindStatusCondition(o.Status.Conditions, names.ConditionSpeakerReady)
 		if c == nil || c.Status != metav1.ConditionFalse || c.Reason != string(names.ReasonNoSpeaker) || o.Status.Held != 0 || o.Status.Version != "v1" || len(o.Status.Conditions) != 2 {
 			return fmt.Errorf("its SpeakerStatus is %+v", o.Status)
 		}
@@ -360,7 +360,7 @@ func (d *harness) checkRepairOfObjectsChangedByOthers(both []intent.Binding) {
 		"l2-x7f2k": {Node: selfNode, ServiceNamespace: "default", ServiceName: "web"},
 		"l2-other": {Node: otherNode, ServiceNamespace: "default", ServiceName: "elsewhere"},
 	} {
-		o := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: name, Labels: map[string]string{
+		o := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: name, Labels: map[string]string{
 			names.LabelServiceStatusNode: status.Node, names.LabelServiceName: status.ServiceName, names.LabelServiceNamespace: status.ServiceNamespace,
 		}}}
 		d.createObject(o)
@@ -372,12 +372,12 @@ func (d *harness) checkRepairOfObjectsChangedByOthers(both []intent.Binding) {
 	}
 	const elsewhere = "default/elsewhere on node2 labelled default/elsewhere@node2"
 	d.awaitServiceL2StatusLines("the entry of a dead node and our second one are removed, another node's entry stays", dnsServiceL2StatusLine, elsewhere, webServiceL2StatusLine)
-	mine := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: status.Layer2Announcement{Service: webServiceKey, Node: selfNode}.ObjectName()}}
+	mine := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: status.Layer2Announcement{Service: webServiceKey, Node: selfNode}.ObjectName()}}
 	if err := d.apiClient.Delete(t.Context(), mine); err != nil {
 		t.Fatal(err)
 	}
 	d.awaitServiceL2StatusLines("a deleted entry is written again", dnsServiceL2StatusLine, elsewhere, webServiceL2StatusLine)
-	if err := d.apiClient.Delete(t.Context(), &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: "l2-other"}}); err != nil {
+	if err := d.apiClient.Delete(t.Context(), &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "l2-other"}}); err != nil {
 		t.Fatal(err)
 	}
 	d.awaitServiceL2StatusLines("the other node's is gone", dnsServiceL2StatusLine, webServiceL2StatusLine)
@@ -393,7 +393,7 @@ func (d *harness) checkStatusOfForeignClaims(both []intent.Binding) {
 	const but = " but 192.168.0.201 by 02:00:00:00:00:99"
 	d.awaitServiceL2StatusLines("a foreign host is named", dnsServiceL2StatusLine+but, webServiceL2StatusLine+but)
 	d.awaitSpeakerStatus("a foreign host is named", func(s v1alpha1.SpeakerStatusStatus) bool {
-		c := meta.FindStatusCondition(s.Conditions, names.ConditionUncontested)
+		c := meta.FindStatusCondition(s.Conditions, names.ConditionAddressesUncontested)
 		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonForeignClaim) && strings.Contains(c.Message, foreignMAC.String())
 	})
 	d.awaitEventCounts("the event is sent once", names.EventAnnounceFailed, map[string]int{

@@ -45,10 +45,10 @@ func (c *CarriedRoutes) carriesAddress(v *plan.BGPVerdict, a netip.Addr) bool {
 	if a.Is4() && !c.IPv4 || !a.Is4() && !c.IPv6 {
 		return false
 	}
-	return !v.EndpointsTerminating || !containsAddress(c.Drained, a)
+	return !v.EndpointsTerminating || !anyPrefixContainsAddress(c.Drained, a)
 }
 
-func containsAddress(all []netip.Prefix, a netip.Addr) bool {
+func anyPrefixContainsAddress(all []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(all, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
@@ -56,7 +56,7 @@ func containsAddress(all []netip.Prefix, a netip.Addr) bool {
 // verdict.
 func (c *CarriedRoutes) isDraining(v *plan.BGPVerdict) bool {
 	return v.EndpointsTerminating && !slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool {
-		return c.carriesAddress(v, a) && !containsAddress(c.Draining, a)
+		return c.carriesAddress(v, a) && !anyPrefixContainsAddress(c.Draining, a)
 	})
 }
 
@@ -105,9 +105,9 @@ type BGPSessionState struct {
 	NotConnectingReason names.Reason
 	LastErrorText       string
 	LastErrorReason     names.Reason
-	// Withheld is why an established session does not carry all routes, or zero. HeldBack is why an
-	// established session does not count yet, or zero.
-	Withheld, HeldBack names.Explanation
+	// WithheldRoutesExplanation is why an established session does not carry all routes, or zero.
+	// HeldBackExplanation is why an established session does not count yet, or zero.
+	WithheldRoutesExplanation, HeldBackExplanation names.Explanation
 }
 
 // BuildRoutesAnnouncedCondition returns whether a router gets every route that it should. There is
@@ -120,8 +120,8 @@ func BuildRoutesAnnouncedCondition(s BGPSessionState) (metav1.Condition, bool) {
 		Type: names.ConditionRoutesAnnounced, Status: metav1.ConditionTrue,
 		Reason: string(names.ReasonAnnounced), Message: "the router gets every route that it should",
 	}
-	if s.Withheld.IsSet() {
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(s.Withheld.Reason), s.Withheld.Text
+	if s.WithheldRoutesExplanation.IsSet() {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(s.WithheldRoutesExplanation.Reason), s.WithheldRoutesExplanation.Text
 	}
 	return c, true
 }
@@ -130,8 +130,8 @@ func BuildRoutesAnnouncedCondition(s BGPSessionState) (metav1.Condition, bool) {
 func BuildEstablishedCondition(s BGPSessionState) metav1.Condition {
 	c := metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSession), Message: s.LastErrorText}
 	switch {
-	case s.Established && s.HeldBack.IsSet():
-		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(s.HeldBack.Reason), s.HeldBack.Text
+	case s.Established && s.HeldBackExplanation.IsSet():
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(s.HeldBackExplanation.Reason), s.HeldBackExplanation.Text
 	case s.Established:
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(names.ReasonEstablished), "the session is established"
 	case s.NotConnectingReason != "":
@@ -150,7 +150,7 @@ func BuildPathWatchedCondition(p BFDPathState) (metav1.Condition, bool) {
 		return metav1.Condition{}, false
 	}
 	c := metav1.Condition{
-		Type: names.ConditionPathWatched, Status: metav1.ConditionTrue,
+		Type: names.ConditionBFDWatchesPath, Status: metav1.ConditionTrue,
 		Reason: string(names.ReasonWatched), Message: "BFD watches the path as configured in its profile",
 	}
 	switch {
@@ -247,21 +247,21 @@ func DiffBGPAnnouncements(want, have []BGPAnnouncement) (write []BGPAnnouncement
 // delay between attempts is 10 s, unless the BGPPeer says otherwise.
 const minShownStateInterval = 30 * time.Second
 
-// unknownState is the state of a session whose speaker is dead.
-const unknownState = "Unknown"
+// unknownSessionState is the state of a session whose speaker is dead.
+const unknownSessionState = "Unknown"
 
-// UnknownSessionStatus returns what a living speaker writes about a session of a dead one. text
-// says who is dead.
-func UnknownSessionStatus(last v1alpha1.BGPSessionStatus, text string, now time.Time) v1alpha1.BGPSessionStatus {
+// SessionStatusOfDeadSpeaker returns what a living speaker writes about a session of a dead one.
+// text says who is dead.
+func SessionStatusOfDeadSpeaker(last v1alpha1.BGPSessionStatus, text string, now time.Time) v1alpha1.BGPSessionStatus {
 	since := metav1.NewTime(now.Truncate(time.Second))
 	out := v1alpha1.BGPSessionStatus{
-		Node: last.Node, Peer: last.Peer, Address: last.Address, State: unknownState, Since: &since,
+		Node: last.Node, Peer: last.Peer, Address: last.Address, State: unknownSessionState, Since: &since,
 		LastError: last.LastError, LastErrorTime: last.LastErrorTime, LastErrorIsOver: last.LastErrorIsOver,
 		Conditions: slices.Clone(last.Conditions),
 	}
 	meta.SetStatusCondition(&out.Conditions, metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionUnknown, Reason: string(names.ReasonNoSpeaker), Message: text})
 	meta.RemoveStatusCondition(&out.Conditions, names.ConditionRoutesAnnounced)
-	meta.RemoveStatusCondition(&out.Conditions, names.ConditionPathWatched)
+	meta.RemoveStatusCondition(&out.Conditions, names.ConditionBFDWatchesPath)
 	return out
 }
 
@@ -270,7 +270,7 @@ func UnknownSessionStatus(last v1alpha1.BGPSessionStatus, text string, now time.
 // look again, or 0. So a router that is down costs no write for each attempt to connect.
 func ShownSessionState(shown, current string, currentSince, now time.Time) (state string, lookAgain time.Duration) {
 	const established = "Established"
-	if shown == "" || shown == unknownState || shown == current || shown == established || current == established {
+	if shown == "" || shown == unknownSessionState || shown == current || shown == established || current == established {
 		return current, 0
 	}
 	if wait := minShownStateInterval - now.Sub(currentSince); wait > 0 {

@@ -72,14 +72,14 @@ func TestRoutesAnnouncedCondition(t *testing.T) {
 		is           metav1.ConditionStatus
 		reason       names.Reason
 	}{
-		"no session":              {s: status.BGPSessionState{Withheld: names.Explanation{Reason: names.ReasonNoNextHop}}},
+		"no session":              {s: status.BGPSessionState{WithheldRoutesExplanation: names.Explanation{Reason: names.ReasonNoNextHop}}},
 		"every route":             {s: status.BGPSessionState{Established: true, LastErrorText: "it ended once"}, hasCondition: true, is: metav1.ConditionTrue, reason: names.ReasonAnnounced},
-		"a family is not carried": {s: status.BGPSessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonFamilyNotCarried, Text: "activate it"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
-		"a route is withheld":     {s: status.BGPSessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonTooManyCommunities, Text: "fewer"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
-		"no next hop":             {s: status.BGPSessionState{Established: true, Withheld: names.Explanation{Reason: names.ReasonNoNextHop, Text: "an address"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
+		"a family is not carried": {s: status.BGPSessionState{Established: true, WithheldRoutesExplanation: names.Explanation{Reason: names.ReasonFamilyNotCarried, Text: "activate it"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
+		"a route is withheld":     {s: status.BGPSessionState{Established: true, WithheldRoutesExplanation: names.Explanation{Reason: names.ReasonTooManyCommunities, Text: "fewer"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
+		"no next hop":             {s: status.BGPSessionState{Established: true, WithheldRoutesExplanation: names.Explanation{Reason: names.ReasonNoNextHop, Text: "an address"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
 	} {
 		got, hasCondition := status.BuildRoutesAnnouncedCondition(c.s)
-		if hasCondition != c.hasCondition || got.Status != c.is || got.Reason != string(c.reason) || c.s.Withheld.Text != "" && got.Message != c.s.Withheld.Text {
+		if hasCondition != c.hasCondition || got.Status != c.is || got.Reason != string(c.reason) || c.s.WithheldRoutesExplanation.Text != "" && got.Message != c.s.WithheldRoutesExplanation.Text {
 			t.Errorf("%s: it says %+v, %t", name, got, hasCondition)
 		}
 	}
@@ -164,12 +164,14 @@ func TestDrainingRoutesAreReported(t *testing.T) {
 		t.Errorf("with a ready endpoint the report is %+v", got)
 	}
 	served := draining
-	if served.DrainingPeers = nil; len(first(status.DiffBGPAnnouncements([]status.BGPAnnouncement{served}, []status.BGPAnnouncement{draining}))) != 1 {
+	if served.DrainingPeers = nil; len(announcementsToWrite(status.DiffBGPAnnouncements([]status.BGPAnnouncement{served}, []status.BGPAnnouncement{draining}))) != 1 {
 		t.Error("the end of a drain is not written")
 	}
 }
 
-func first(write []status.BGPAnnouncement, _ []view.ObjectKey) []status.BGPAnnouncement { return write }
+func announcementsToWrite(write []status.BGPAnnouncement, _ []view.ObjectKey) []status.BGPAnnouncement {
+	return write
+}
 
 // TestShortLivedSessionStatesAreNotShown plays a router that is down for ten minutes: a reader of
 // the BGPSession sees when the session ended, and not each step of each attempt to connect.

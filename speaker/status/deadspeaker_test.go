@@ -15,20 +15,20 @@ import (
 // TestGossipFaultsAreExplained checks what a user reads about each fault of the gossip.
 func TestGossipFaultsAreExplained(t *testing.T) {
 	for name, tc := range map[string]struct {
-		state GossipState
+		state GossipFaults
 		want  names.Reason
 		texts []string
 	}{
 		"none":    {want: ""},
-		"blocked": {GossipState{UnreachableNodes: []string{"b", "c"}}, names.ReasonGossipBlocked, []string{"the speakers of b, c,", "let TCP and UDP"}},
-		"UDP alone": {GossipState{UnreachableNodes: []string{"b", "c"}, BlockedProtocolByNode: map[string]string{"c": "UDP"}},
+		"blocked": {GossipFaults{UnreachableNodes: []string{"b", "c"}}, names.ReasonGossipBlocked, []string{"the speakers of b, c,", "let TCP and UDP"}},
+		"UDP alone": {GossipFaults{UnreachableNodes: []string{"b", "c"}, BlockedProtocolByNode: map[string]string{"c": "UDP"}},
 			names.ReasonGossipBlocked, []string{"b, c (UDP)"}},
-		"with many nodes": {GossipState{UnreachableNodes: []string{"b", "c", "d", "e", "f", "g", "h"}}, names.ReasonGossipBlocked, []string{"b, c, d, e, f and 2 more"}},
-		"another key": {GossipState{UnreachableNodes: []string{"b"}, NodesWithOtherKey: []string{"b"}, Namespace: "lb"},
+		"with many nodes": {GossipFaults{UnreachableNodes: []string{"b", "c", "d", "e", "f", "g", "h"}}, names.ReasonGossipBlocked, []string{"b, c, d, e, f and 2 more"}},
+		"another key": {GossipFaults{UnreachableNodes: []string{"b"}, NodesWithOtherGossipKey: []string{"b"}, KeySecretNamespace: "lb"},
 			names.ReasonGossipKeyDiffers, []string{"the speakers of b have another gossip key", "the Secret lb/" + names.GossipSecret}},
-		"another key, from a file": {GossipState{NodesWithOtherKey: []string{"b"}, KeyFile: "/etc/key"},
+		"another key, from a file": {GossipFaults{NodesWithOtherGossipKey: []string{"b"}, KeyFile: "/etc/key"},
 			names.ReasonGossipKeyDiffers, []string{"from the file /etc/key (--gossip-key-file)"}},
-		"another key, and blocked with a third node": {GossipState{UnreachableNodes: []string{"b", "c"}, NodesWithOtherKey: []string{"b"}},
+		"another key, and blocked with a third node": {GossipFaults{UnreachableNodes: []string{"b", "c"}, NodesWithOtherGossipKey: []string{"b"}},
 			names.ReasonGossipKeyDiffers, []string{"the speakers of b have", "gossip is blocked with the speakers of c,"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -48,11 +48,11 @@ func TestGossipFaultsAreExplained(t *testing.T) {
 	}
 }
 
-// TestDeadSpeakerHoldsNothing checks what a living speaker writes about a dead one.
-func TestDeadSpeakerHoldsNothing(t *testing.T) {
+// TestStatusOfDeadSpeakerHoldsNothing checks what a living speaker writes about a dead one.
+func TestStatusOfDeadSpeakerHoldsNothing(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	s := DeadSpeakerStatus("node2", "node1", now)
-	c := meta.FindStatusCondition(s.Conditions, names.ConditionReady)
+	c := meta.FindStatusCondition(s.Conditions, names.ConditionSpeakerReady)
 	if s.Held != 0 || s.Routes != 0 || c == nil || c.Status != metav1.ConditionFalse || !c.LastTransitionTime.Time.Equal(now) {
 		t.Fatalf("the status is %+v", s)
 	}
@@ -71,10 +71,10 @@ func TestDeadSpeakerHoldsNothing(t *testing.T) {
 func TestSessionOfADeadSpeakerIsUnknown(t *testing.T) {
 	now := time.Unix(1_700_000_000, 500)
 	last := v1alpha1.BGPSessionStatus{Node: "node2", Peer: "tor", Address: "192.0.2.254", State: "Established", Families: []string{"ipv4-unicast"}, LastError: "cease"}
-	for _, kind := range []string{names.ConditionEstablished, names.ConditionRoutesAnnounced, names.ConditionPathWatched} {
+	for _, kind := range []string{names.ConditionEstablished, names.ConditionRoutesAnnounced, names.ConditionBFDWatchesPath} {
 		last.Conditions = append(last.Conditions, metav1.Condition{Type: kind, Status: metav1.ConditionTrue, Reason: "Fine"})
 	}
-	s := UnknownSessionStatus(last, "node2 is dead", now)
+	s := SessionStatusOfDeadSpeaker(last, "node2 is dead", now)
 	c := meta.FindStatusCondition(s.Conditions, names.ConditionEstablished)
 	if s.State == last.State || c == nil || c.Status != metav1.ConditionUnknown || c.Reason != string(names.ReasonNoSpeaker) || c.Message != "node2 is dead" {
 		t.Errorf("the status is %+v", s)
@@ -90,14 +90,15 @@ func TestSessionOfADeadSpeakerIsUnknown(t *testing.T) {
 	}
 }
 
-// TestUnfitNodesSayWhy has each Reason for which other nodes serve the addresses.
-func TestUnfitNodesSayWhy(t *testing.T) {
+// TestFitConditionExplainsEachUnfitReason has each Reason for which other nodes serve the
+// addresses.
+func TestFitConditionExplainsEachUnfitReason(t *testing.T) {
 	var in StatusInputs
 	if c := buildFitCondition(in); c.Status != metav1.ConditionTrue {
 		t.Errorf("the condition of a fit node is %+v", c)
 	}
 	for reason := range textByUnfitReason {
-		in.Plan.NodeUnfit = reason
+		in.Plan.NodeUnfitReason = reason
 		if c := buildFitCondition(in); c.Status != metav1.ConditionFalse || c.Reason != string(reason) || c.Message == "" {
 			t.Errorf("%s: the condition is %+v", reason, c)
 		}

@@ -16,9 +16,9 @@ var textByUnfitReason = map[names.Reason]string{
 
 // buildFitCondition says whether other nodes should serve addresses rather than this one.
 func buildFitCondition(in StatusInputs) metav1.Condition {
-	reason := in.Plan.NodeUnfit
+	reason := in.Plan.NodeUnfitReason
 	if reason == "" {
-		return metav1.Condition{Type: names.ConditionFit, Status: metav1.ConditionTrue, Reason: string(names.ReasonFit), Message: "nothing speaks against the node as one that serves addresses"}
+		return metav1.Condition{Type: names.ConditionNodeFit, Status: metav1.ConditionTrue, Reason: string(names.ReasonFit), Message: "nothing speaks against the node as one that serves addresses"}
 	}
-	return metav1.Condition{Type: names.ConditionFit, Status: metav1.ConditionFalse, Reason: string(reason), Message: textByUnfitReason[reason]}
+	return metav1.Condition{Type: names.ConditionNodeFit, Status: metav1.ConditionFalse, Reason: string(reason), Message: textByUnfitReason[reason]}
 }

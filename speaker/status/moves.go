@@ -54,5 +54,5 @@ func (m *Moves) AddEarlierMoves(newestFirst []v1alpha1.AddressMove) {
 func (m *Moves) ListNewestFirst() []v1alpha1.AddressMove { return m.newestFirst }
 
 func limitMoves(all []v1alpha1.AddressMove) []v1alpha1.AddressMove {
-	return all[:min(len(all), v1alpha1.MaxMoves)]
+	return all[:min(len(all), v1alpha1.MaxMovesInSpeakerStatus)]
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/elect"
 )
 
-func TestMovesRememberWhoTookWhat(t *testing.T) {
+func TestRecordMoveStoresFormerAndNewHolder(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 900, time.UTC)
 	at := metav1.NewTime(now.Truncate(time.Second))
 	web, dns := view.ObjectKey{Namespace: "default", Name: "web"}, view.ObjectKey{Namespace: "default", Name: "dns"}

@@ -28,7 +28,7 @@ type SessionFlapDamper struct {
 type sessionHistory struct {
 	establishedCount int
 	configuredAt     time.Time
-	returnedAt       []time.Time
+	returnTimes      []time.Time
 }
 
 // ObservedSession is what SessionFlapDamper needs of a session.
@@ -54,19 +54,19 @@ func (r *SessionFlapDamper) ObserveSession(s ObservedSession, now time.Time) (wh
 		r.historyByPeer[s.Peer] = h
 	}
 	for range max(s.EstablishedCount, 1) - max(h.establishedCount, 1) {
-		h.returnedAt = append(h.returnedAt, now)
+		h.returnTimes = append(h.returnTimes, now)
 	}
 	h.establishedCount = s.EstablishedCount
-	h.returnedAt = slices.DeleteFunc(h.returnedAt, func(at time.Time) bool { return now.Sub(at) >= flapMemoryInterval })
+	h.returnTimes = slices.DeleteFunc(h.returnTimes, func(at time.Time) bool { return now.Sub(at) >= flapMemoryInterval })
 	if s.EstablishedSince.IsZero() {
 		return names.Explanation{}, 0
 	}
-	delay := holdBackDelay(len(h.returnedAt))
+	delay := holdBackDelay(len(h.returnTimes))
 	heldBackFor = s.EstablishedSince.Add(delay).Sub(now)
 	if heldBackFor <= 0 {
 		return names.Explanation{}, 0
 	}
-	return names.Explain(names.ReasonFlapping, "the session is established, and returned %d times within the last %d minutes: it counts again when it has lasted %d s; look at the path, the hold time and BFD", len(h.returnedAt), int(flapMemoryInterval.Minutes()), int(delay.Seconds())), heldBackFor
+	return names.NewExplanation(names.ReasonFlapping, "the session is established, and returned %d times within the last %d minutes: it counts again when it has lasted %d s; look at the path, the hold time and BFD", len(h.returnTimes), int(flapMemoryInterval.Minutes()), int(delay.Seconds())), heldBackFor
 }
 
 // ForgetOtherPeers forgets the sessions that do not exist any more.

@@ -7,8 +7,8 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// TestFlappingSessionIsHeldBack plays sessions that end and return.
-func TestFlappingSessionIsHeldBack(t *testing.T) {
+// TestReportOfFlappingSessionIsDelayed plays sessions that end and return.
+func TestReportOfFlappingSessionIsDelayed(t *testing.T) {
 	start := time.Unix(1e9, 0)
 	var r SessionFlapDamper
 	count := 0

@@ -32,31 +32,31 @@ func BuildSpeakerStatus(in StatusInputs) v1alpha1.SpeakerStatusStatus {
 	}
 	out := v1alpha1.SpeakerStatusStatus{
 		Node: in.Self, Version: in.Version, Routes: int32(routes), Held: int32(len(in.HeldBindings)), Links: listSpeakerLinks(in),
-		Unavailable: string(in.Plan.NodeUnavailable), Unreachable: in.Gossip.UnreachableNodes[:min(len(in.Gossip.UnreachableNodes), maxListedInStatus)],
-		Conditions: []metav1.Condition{buildReadyCondition(), buildLayer2UsableCondition(in), buildUncontestedCondition(in), buildGossipCondition(&in.Gossip), buildFitCondition(in)},
+		Unavailable: string(in.Plan.NodeUnavailableReason), Unreachable: in.GossipFaults.UnreachableNodes[:min(len(in.GossipFaults.UnreachableNodes), maxListEntriesInSpeakerStatus)],
+		Conditions: []metav1.Condition{buildReadyCondition(), buildLayer2UsableCondition(in), buildUncontestedCondition(in), buildGossipCondition(&in.GossipFaults), buildFitCondition(in)},
 	}
 	for _, l := range out.Links {
 		if l.Usable {
 			out.UsableLinks = append(out.UsableLinks, l.Name)
 		}
 	}
-	for _, k := range in.AwaitingProxy[:min(len(in.AwaitingProxy), maxListedInStatus)] {
+	for _, k := range in.ServicesAwaitingProxy[:min(len(in.ServicesAwaitingProxy), maxListEntriesInSpeakerStatus)] {
 		out.AwaitingProxy = append(out.AwaitingProxy, k.String())
 	}
 	all := slices.Concat(in.Conflicts.All(), in.AcquireConflicts.All())
-	for _, c := range all[:min(len(all), maxListedInStatus)] {
+	for _, c := range all[:min(len(all), maxListEntriesInSpeakerStatus)] {
 		out.Conflicts = append(out.Conflicts, v1alpha1.SpeakerConflict{Address: c.Address.String(), MAC: c.ForeignMAC.String(), Since: metav1.NewTime(c.FirstSeenAt.Truncate(time.Second).UTC())})
 	}
 	return out
 }
 
-// maxListedInStatus bounds the lists of a SpeakerStatus, so that it stays small.
-const maxListedInStatus = 16
+// maxListEntriesInSpeakerStatus bounds the lists of a SpeakerStatus, so that it stays small.
+const maxListEntriesInSpeakerStatus = 16
 
 // buildReadyCondition says that this speaker lives. Another speaker replaces it when this one is
 // dead.
 func buildReadyCondition() metav1.Condition {
-	return metav1.Condition{Type: names.ConditionReady, Status: metav1.ConditionTrue, Reason: string(names.ReasonSpeakerRuns), Message: "the speaker runs"}
+	return metav1.Condition{Type: names.ConditionSpeakerReady, Status: metav1.ConditionTrue, Reason: string(names.ReasonSpeakerRuns), Message: "the speaker runs"}
 }
 
 // DeadSpeakerText says that the speaker of a node is dead, and who found it so.
@@ -68,7 +68,7 @@ func DeadSpeakerText(node, witness string) string {
 // announces nothing.
 func DeadSpeakerStatus(node, witness string, now time.Time) v1alpha1.SpeakerStatusStatus {
 	return v1alpha1.SpeakerStatusStatus{Conditions: []metav1.Condition{{
-		Type: names.ConditionReady, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSpeaker), LastTransitionTime: metav1.NewTime(now),
+		Type: names.ConditionSpeakerReady, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSpeaker), LastTransitionTime: metav1.NewTime(now),
 		Message: DeadSpeakerText(node, witness),
 	}}}
 }
@@ -77,7 +77,7 @@ func DeadSpeakerStatus(node, witness string, now time.Time) v1alpha1.SpeakerStat
 // and go with each Pod.
 func listSpeakerLinks(in StatusInputs) []v1alpha1.SpeakerLink {
 	var out []v1alpha1.SpeakerLink
-	all := facts.DescribeLinks(in.UsableLinks, in.DownLinks)
+	all := facts.NewPublishedLinks(in.UsableLinks, in.DownLinks)
 	for _, l := range in.UsableLinks {
 		link := describeSpeakerLink(l, all, in.Plan.NodeInternalIPs)
 		link.Usable = !l.CannotSendIPv4 && !l.CannotSendIPv6
@@ -108,7 +108,7 @@ func listSpeakerLinks(in StatusInputs) []v1alpha1.SpeakerLink {
 
 // describeSpeakerLink says for which addresses the node could answer on the link. nodeAddresses are
 // those of the node that Kubernetes knows of.
-func describeSpeakerLink(l facts.Link, all *facts.NodeLinks, nodeAddresses []netip.Addr) v1alpha1.SpeakerLink {
+func describeSpeakerLink(l facts.Link, all *facts.PublishedLinks, nodeAddresses []netip.Addr) v1alpha1.SpeakerLink {
 	out := v1alpha1.SpeakerLink{Name: l.Name, MAC: l.MAC.String()}
 	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		if l.CanSendFamilyOf(a) && all.HasFamilyOf(a, nodeAddresses) {
@@ -116,7 +116,7 @@ func describeSpeakerLink(l facts.Link, all *facts.NodeLinks, nodeAddresses []net
 		}
 	}
 	subnets := l.Subnets()
-	for _, p := range subnets[:min(len(subnets), maxListedInStatus)] {
+	for _, p := range subnets[:min(len(subnets), maxListEntriesInSpeakerStatus)] {
 		out.Subnets = append(out.Subnets, p.String())
 	}
 	return out
@@ -148,7 +148,7 @@ func buildUncontestedCondition(in StatusInputs) metav1.Condition {
 	all := in.Conflicts.All()
 	if len(all) == 0 {
 		return metav1.Condition{
-			Type: names.ConditionUncontested, Status: metav1.ConditionTrue, Reason: string(names.ReasonUncontested),
+			Type: names.ConditionAddressesUncontested, Status: metav1.ConditionTrue, Reason: string(names.ReasonUncontested),
 			Message: "no foreign host claims an address that this node holds",
 		}
 	}
@@ -160,7 +160,7 @@ func buildUncontestedCondition(in StatusInputs) metav1.Condition {
 		claims = append(claims, fmt.Sprintf("and %d more", len(all)-maxConflictsNamedInMessage))
 	}
 	return metav1.Condition{
-		Type: names.ConditionUncontested, Status: metav1.ConditionFalse, Reason: string(names.ReasonForeignClaim),
+		Type: names.ConditionAddressesUncontested, Status: metav1.ConditionFalse, Reason: string(names.ReasonForeignClaim),
 		Message: "foreign hosts claim addresses that this node holds: " + strings.Join(claims, ", ") + ": remove the addresses from these hosts, or from the pools",
 	}
 }

@@ -69,9 +69,10 @@ type StatusInputs struct {
 	SkippedLinks           []facts.SkippedLink
 	// SendFaultByLinkIndex has what cannot be sent on a link and why, by the index of the link.
 	SendFaultByLinkIndex map[int]string
-	Gossip               GossipState
-	// AwaitingProxy are the Services with endpoints here that kube-proxy does not know yet, sorted.
-	AwaitingProxy []view.ObjectKey
+	GossipFaults         GossipFaults
+	// ServicesAwaitingProxy are the Services with endpoints here that kube-proxy does not know yet,
+	// sorted.
+	ServicesAwaitingProxy []view.ObjectKey
 	// RawSocketDenialText is why raw sockets are not permitted; empty if they are.
 	RawSocketDenialText string
 	// Conflicts are the claims of foreign hosts to held addresses. AcquireConflicts are those to
@@ -183,7 +184,7 @@ func DiffServiceL2Statuses(self string, want []HeldService, have []ExistingServi
 		switch {
 		case w.Node == self && ok && w.ExistingObjectName == a.ObjectName():
 			same[w.Service] = equalServiceL2Status(w.Status, a.ToAPI())
-		case w.Node == self, ok && (a.HoldsAllAddresses || a.holdsAllOf(&w.Status)):
+		case w.Node == self, ok && (a.HoldsAllAddresses || a.holdsAllAddressesOfStatus(&w.Status)):
 			remove = append(remove, w.ExistingObjectName)
 		}
 	}
@@ -195,9 +196,9 @@ func DiffServiceL2Statuses(self string, want []HeldService, have []ExistingServi
 	return write, remove
 }
 
-// holdsAllOf reports whether the node holds every address that an object lists. An object of
-// another program lists none, nor does one whose status is not written yet.
-func (a HeldService) holdsAllOf(s *v1beta1.ServiceL2StatusStatus) bool {
+// holdsAllAddressesOfStatus reports whether the node holds every address that an object lists. An
+// object of another program lists none, nor does one whose status is not written yet.
+func (a HeldService) holdsAllAddressesOfStatus(s *v1beta1.ServiceL2StatusStatus) bool {
 	if s.Gantry == nil || len(s.Gantry.Addresses) == 0 {
 		return false
 	}

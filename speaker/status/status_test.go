@@ -23,7 +23,7 @@ var (
 	heldIPv6      = netip.MustParseAddr("fd00:a8::201")
 	webServiceKey = view.ObjectKey{Namespace: "default", Name: "web"}
 	dnsServiceKey = view.ObjectKey{Namespace: "default", Name: "dns"}
-	testStart     = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	testStartTime = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	foreignMAC    = facts.MAC{2, 0, 0, 0, 0, 0x99}
 	exampleLinks  = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
 )
@@ -32,7 +32,7 @@ var (
 // which shares the first.
 func exampleInputs(bindings ...intent.Binding) StatusInputs {
 	return StatusInputs{
-		Self: "a", UsableLinks: exampleLinks, Gossip: GossipState{UnreachableNodes: []string{"b"}}, HeldBindings: bindings,
+		Self: "a", UsableLinks: exampleLinks, GossipFaults: GossipFaults{UnreachableNodes: []string{"b"}}, HeldBindings: bindings,
 		Plan: plan.Plan{Layer2Verdicts: plan.NewSortedList(
 			&plan.Layer2Verdict{Service: webServiceKey, Addresses: []netip.Addr{heldIPv6, heldIPv4}}, &plan.Layer2Verdict{Service: dnsServiceKey, Addresses: []netip.Addr{heldIPv4}},
 		)},
@@ -117,7 +117,7 @@ func TestDiffOfServiceL2Statuses(t *testing.T) {
 
 // The network and the broadcast address of a subnet are announced like others, and the status says
 // what they are: clients in the subnet cannot connect to them.
-func TestReservedAddressesOfASubnetAreReported(t *testing.T) {
+func TestNetworkAndBroadcastAddressesAreReported(t *testing.T) {
 	for text, want := range map[string]string{
 		"192.168.0.0/24 192.168.0.255":   "192.168.0.255 of 192.168.0.0/24",
 		"192.168.0.9/24 192.168.0.0":     "192.168.0.0 of 192.168.0.0/24",
@@ -158,32 +158,32 @@ func TestReservedAddressesOfASubnetAreReported(t *testing.T) {
 
 func TestConflictsAreListedUntilHostIsSilent(t *testing.T) {
 	var c Conflicts
-	if !c.RecordConflict(heldIPv4, foreignMAC, testStart) || c.RecordConflict(heldIPv4, foreignMAC, testStart.Add(time.Second)) {
+	if !c.RecordConflict(heldIPv4, foreignMAC, testStartTime) || c.RecordConflict(heldIPv4, foreignMAC, testStartTime.Add(time.Second)) {
 		t.Error("a repeated claim counts as new, or a new one does not")
 	}
 	for i := range 100 {
-		c.RecordConflict(heldIPv6, facts.MAC{2, 0xee, byte(i)}, testStart)
+		c.RecordConflict(heldIPv6, facts.MAC{2, 0xee, byte(i)}, testStartTime)
 	}
 	if n := len(c.OfAddress(heldIPv6)); n != 16 {
 		t.Errorf("%d claims of forged hosts are kept, want 16", n)
 	}
-	if c.ForgetExpired(testStart.Add(30 * time.Second)) {
+	if c.ForgetExpired(testStartTime.Add(30 * time.Second)) {
 		t.Error("a claim is over too soon")
 	}
-	if !c.ForgetExpired(testStart.Add(60*time.Second)) || len(c.OfAddress(heldIPv6)) != 0 || len(c.OfAddress(heldIPv4)) != 1 {
+	if !c.ForgetExpired(testStartTime.Add(60*time.Second)) || len(c.OfAddress(heldIPv6)) != 0 || len(c.OfAddress(heldIPv4)) != 1 {
 		t.Errorf("after a minute: %v, want the one that went on", c.All())
 	}
 	in := exampleInputs(intent.Binding{Address: heldIPv4, LinkIndexes: []int{2}})
 	in.Conflicts = &c
 	got := BuildHeldServices(in)[0].ToAPI().Gantry.Conflicts
-	if len(got) != 1 || got[0].Address != "192.168.0.201" || got[0].MAC != "02:00:00:00:00:99" || !got[0].Since.Equal(&metav1.Time{Time: testStart}) {
+	if len(got) != 1 || got[0].Address != "192.168.0.201" || got[0].MAC != "02:00:00:00:00:99" || !got[0].Since.Equal(&metav1.Time{Time: testStartTime}) {
 		t.Errorf("the status says %+v", got)
 	}
-	if k := speakerCondition(in, names.ConditionUncontested); k.Status != metav1.ConditionFalse || !strings.Contains(k.Message, "192.168.0.201 by 02:00:00:00:00:99") {
+	if k := speakerCondition(in, names.ConditionAddressesUncontested); k.Status != metav1.ConditionFalse || !strings.Contains(k.Message, "192.168.0.201 by 02:00:00:00:00:99") {
 		t.Errorf("the condition is %+v", k)
 	}
 	c.ForgetAddressesNotHeld(map[netip.Addr]bool{heldIPv6: true})
-	if len(c.All()) != 0 || speakerCondition(in, names.ConditionUncontested).Status != metav1.ConditionTrue {
+	if len(c.All()) != 0 || speakerCondition(in, names.ConditionAddressesUncontested).Status != metav1.ConditionTrue {
 		t.Error("a claim to an address that is not held any more is no conflict")
 	}
 }

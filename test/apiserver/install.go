@@ -61,7 +61,7 @@ func installCRDsAndNamespace(ctx context.Context, t testing.TB, config *rest.Con
 		})
 	}
 	ns := &corev1.Namespace{}
-	ns.Name = names.Namespace
+	ns.Name = names.DefaultNamespace
 	if err := c.Create(ctx, ns); err != nil {
 		t.Fatalf("creating the namespace: %v", err)
 	}

@@ -47,11 +47,11 @@ func measureAllocator(_ context.Context, _ string) error {
 		if err != nil {
 			return err
 		}
-		all := newServices(c.held+assignmentsPerBatch, c.cluster)
+		all := newServiceViews(c.held+assignmentsPerBatch, c.cluster)
 		before := heapBytesInUse()
 		l := allocate.NewLedger()
 		for i := range all[:c.held] {
-			if err := assignAddress(l, &all[i], snap); err != nil {
+			if err := decideAndCommitAssignment(l, &all[i], snap); err != nil {
 				return err
 			}
 		}
@@ -63,7 +63,7 @@ func measureAllocator(_ context.Context, _ string) error {
 		var failed error
 		ours := measureRatePerSecond(func() {
 			for i := range fresh {
-				if err := assignAddress(l, &fresh[i], snap); err != nil {
+				if err := decideAndCommitAssignment(l, &fresh[i], snap); err != nil {
 					failed = err
 				}
 			}
@@ -75,7 +75,7 @@ func measureAllocator(_ context.Context, _ string) error {
 		if failed != nil {
 			return failed
 		}
-		baseline, first := newMapOfAddressPerService(all[:c.held])
+		baseline, first := newServiceNameByAddressMap(all[:c.held])
 		theirs := measureRatePerSecond(func() {
 			a := first
 			for i := range fresh {
@@ -116,8 +116,8 @@ func newSnapshotWithOneUsablePool(entry string, order snapshot.AssignmentOrder, 
 	return out, nil
 }
 
-// newServices returns n Services that differ only in their names.
-func newServices(n int, clusterIP string) []view.Service {
+// newServiceViews returns n Services that differ only in their names.
+func newServiceViews(n int, clusterIP string) []view.Service {
 	ip := []netip.Addr{netip.MustParseAddr(clusterIP)}
 	out := make([]view.Service, n)
 	for i := range out {
@@ -129,7 +129,7 @@ func newServices(n int, clusterIP string) []view.Service {
 	return out
 }
 
-func assignAddress(l *allocate.Ledger, s *view.Service, snap *snapshot.Snapshot) error {
+func decideAndCommitAssignment(l *allocate.Ledger, s *view.Service, snap *snapshot.Snapshot) error {
 	d := allocate.DecideAssignment(s, l, snap)
 	if len(d.Addresses) == 0 {
 		return fmt.Errorf("%s got no address: %s", s.Key, d.Text)
@@ -138,9 +138,9 @@ func assignAddress(l *allocate.Ledger, s *view.Service, snap *snapshot.Snapshot)
 	return nil
 }
 
-// newMapOfAddressPerService returns a map with an entry for each Service, and the first address
+// newServiceNameByAddressMap returns a map with an entry for each Service, and the first address
 // after them.
-func newMapOfAddressPerService(all []view.Service) (map[netip.Addr]string, netip.Addr) {
+func newServiceNameByAddressMap(all []view.Service) (map[netip.Addr]string, netip.Addr) {
 	out := map[netip.Addr]string{}
 	a := netip.MustParseAddr("10.0.0.0")
 	for i := range all {

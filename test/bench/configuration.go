@@ -12,11 +12,11 @@ import (
 )
 
 const (
-	poolEntryCount = 50_000
-	// maxBuildRatio is the highest ratio of the time to build the configuration to the time to read
-	// its entries once.
-	maxBuildRatio = 5
-	buildRounds   = 20
+	configurationPoolEntryCount = 50_000
+	// maxBuildToParseTimeRatio is the highest ratio of the time to build the configuration to the
+	// time to read its entries once.
+	maxBuildToParseTimeRatio = 5
+	configurationBuildCount  = 20
 )
 
 // measureConfiguration measures in processor time how long it takes to build the configuration from
@@ -26,42 +26,42 @@ func measureConfiguration() error {
 	runtime.GOMAXPROCS(1)
 	defer runtime.GOMAXPROCS(runtime.NumCPU())
 	var texts []string
-	for i := range poolEntryCount {
+	for i := range configurationPoolEntryCount {
 		texts = append(texts, fmt.Sprintf("10.%d.%d.%d/30", i>>14, i>>6&255, i&63<<2))
 	}
 	rand.New(rand.NewSource(1)).Shuffle(len(texts), func(i, j int) { texts[i], texts[j] = texts[j], texts[i] })
 	for _, poolCount := range []int{5, 5000} {
-		var o snapshot.Objects
-		for entries := range slices.Chunk(texts, poolEntryCount/poolCount) {
+		var o snapshot.ConfigurationObjects
+		for entries := range slices.Chunk(texts, configurationPoolEntryCount/poolCount) {
 			p := v1beta1.IPAddressPool{Spec: v1beta1.IPAddressPoolSpec{Addresses: entries}}
 			p.Name = fmt.Sprintf("p%05d", len(o.Pools))
 			o.Pools = append(o.Pools, p)
 		}
 		o.PreviousSnapshot, _ = snapshot.BuildSnapshot(o)
 		var building, reading []time.Duration
-		for range buildRounds {
+		for range configurationBuildCount {
 			begun := processorTime()
 			if _, problems := snapshot.BuildSnapshot(o); len(problems) > 0 {
 				return fmt.Errorf("building the configuration: %s", problems[0].Text)
 			}
 			built := processorTime()
-			if err := readEachEntryOnce(texts); err != nil {
+			if err := parseEachRangeOnce(texts); err != nil {
 				return err
 			}
 			building, reading = append(building, built-begun), append(reading, processorTime()-built)
 		}
-		a := printDurations(fmt.Sprintf("building %d entries in %d pools, processor time", poolEntryCount, poolCount), building)
-		b := printDurations("baseline: reading the entries once", reading)
+		a := printMinMedianAndMax(fmt.Sprintf("building %d entries in %d pools, processor time", configurationPoolEntryCount, poolCount), building)
+		b := printMinMedianAndMax("baseline: reading the entries once", reading)
 		ratio := float64(a) / float64(b)
-		fmt.Printf("  ratio of the medians %.2f, at most %d\n", ratio, maxBuildRatio)
-		if ratio > maxBuildRatio {
-			return fmt.Errorf("building %d entries in %d pools takes %.2f times the time of reading them, more than %d", poolEntryCount, poolCount, ratio, maxBuildRatio)
+		fmt.Printf("  ratio of the medians %.2f, at most %d\n", ratio, maxBuildToParseTimeRatio)
+		if ratio > maxBuildToParseTimeRatio {
+			return fmt.Errorf("building %d entries in %d pools takes %.2f times the time of reading them, more than %d", configurationPoolEntryCount, poolCount, ratio, maxBuildToParseTimeRatio)
 		}
 	}
 	return nil
 }
 
-func readEachEntryOnce(texts []string) error {
+func parseEachRangeOnce(texts []string) error {
 	read := make([]snapshot.Range, 0, len(texts))
 	for _, text := range texts {
 		r, err := snapshot.ParseRange(text)

@@ -16,21 +16,21 @@ import (
 // The size of the cluster in which a Service is explained, and the limit: twice the time of
 // kubectl get, and this.
 const (
-	explainedServiceCount  = 10000
-	explanationCount       = 15
-	maxExplainExtraTimeout = 150 * time.Millisecond
+	explainClusterServiceCount    = 10000
+	explainCommandRunCount        = 15
+	maxExplainOverKubectlGetDelay = 150 * time.Millisecond
 )
 
-// measureExplanation measures how long kubectl gantry explain takes for one of 10,000 Services,
-// beside kubectl get.
-func measureExplanation(ctx context.Context, dir string) error {
-	s, err := startOneNodeWithRoomyPool(ctx, dir)
+// measureKubectlGantryExplain measures how long kubectl gantry explain takes for one of 10,000
+// Services, beside kubectl get.
+func measureKubectlGantryExplain(ctx context.Context, dir string) error {
+	s, err := startOneNodeLabWithLargePool(ctx, dir)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	const namespace, service = "explained", "s05000"
-	if _, err := createServicesAndMeasureAssignment(ctx, s, namespace, "", explainedServiceCount); err != nil {
+	if _, err := createServicesAndMeasureAssignment(ctx, s, namespace, "", explainClusterServiceCount); err != nil {
 		return err
 	}
 	explain := []string{filepath.Join(lab.RepositoryRoot(), "bin", "kubectl-gantry"), "-n", namespace, "explain", "service", service}
@@ -40,15 +40,15 @@ func measureExplanation(ctx context.Context, dir string) error {
 		return fmt.Errorf("kubectl gantry explain says %q, and ends with %v", out, err)
 	}
 	var explained, got []time.Duration
-	for range explanationCount {
+	for range explainCommandRunCount {
 		explained, got = append(explained, measureCommandDuration(ctx, s, explain)), append(got, measureCommandDuration(ctx, s, get))
 	}
 	slices.Sort(explained)
 	slices.Sort(got)
-	e, g := explained[explanationCount/2], got[explanationCount/2]
-	limit := 2*g + maxExplainExtraTimeout
-	fmt.Printf("%-64s %d ms\n%-64s %d ms\n", fmt.Sprintf("kubectl gantry explain service, one of %d, median of %d", explainedServiceCount, explanationCount), e.Milliseconds(), "baseline: kubectl get service -o yaml", g.Milliseconds())
-	fmt.Printf("  limit: twice the baseline and %d ms: %d ms\n", maxExplainExtraTimeout.Milliseconds(), limit.Milliseconds())
+	e, g := explained[explainCommandRunCount/2], got[explainCommandRunCount/2]
+	limit := 2*g + maxExplainOverKubectlGetDelay
+	fmt.Printf("%-64s %d ms\n%-64s %d ms\n", fmt.Sprintf("kubectl gantry explain service, one of %d, median of %d", explainClusterServiceCount, explainCommandRunCount), e.Milliseconds(), "baseline: kubectl get service -o yaml", g.Milliseconds())
+	fmt.Printf("  limit: twice the baseline and %d ms: %d ms\n", maxExplainOverKubectlGetDelay.Milliseconds(), limit.Milliseconds())
 	if e > limit {
 		return fmt.Errorf("an explanation takes %s, more than %s", e, limit)
 	}

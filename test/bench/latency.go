@@ -15,64 +15,64 @@ import (
 )
 
 const (
-	// latencyServiceCount is how many Services are created one after the other at each rate. Each
-	// rate is measured latencyRounds times, by turns with the baseline.
-	latencyServiceCount = 30
-	latencyRounds       = 3
-	// maxMedianLatencyRatio is the highest ratio of the medians: an assignment is two writes one
+	// servicesPerLatencyRound is how many Services are created one after the other at each rate.
+	// Each rate is measured latencyRoundsPerRate times, by turns with the baseline.
+	servicesPerLatencyRound = 30
+	latencyRoundsPerRate    = 3
+	// maxMedianRatioToBaseline is the highest ratio of the medians: an assignment is two writes one
 	// after the other, of the AddressLedger and of the status, and the baseline is one.
-	maxMedianLatencyRatio = 1.5
+	maxMedianRatioToBaseline = 1.5
 )
 
-// latencyRates are in Services per second.
-var latencyRates = []int{1, 10, 40, 100}
+// serviceCreationsPerSecond are in Services per second.
+var serviceCreationsPerSecond = []int{1, 10, 40, 100}
 
-// measureLatency measures the time from the creation of a Service to its address on a lab of one
-// node, for Services that come one after the other. The baseline is a program that does nothing but
-// write a status on each.
-func measureLatency(ctx context.Context, dir string) error {
-	s, err := startOneNodeWithRoomyPool(ctx, dir)
+// measureAssignmentAtCreationRates measures the time from the creation of a Service to its address
+// on a lab of one node, for Services that come one after the other. The baseline is a program that
+// does nothing but write a status on each.
+func measureAssignmentAtCreationRates(ctx context.Context, dir string) error {
+	s, err := startOneNodeLabWithLargePool(ctx, dir)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	// The first Services warm up all programs.
-	if _, err := createServicesAtRate(ctx, s, "latency-first", "", 10, latencyServiceCount); err != nil {
+	if _, err := createServicesAtRate(ctx, s, "latency-first", "", 10, servicesPerLatencyRound); err != nil {
 		return err
 	}
 	var tooSlow error
-	for _, rate := range latencyRates {
+	for _, rate := range serviceCreationsPerSecond {
 		var given, baseline []time.Duration
-		for round := range latencyRounds {
-			b, err := measureLatencyBaseline(ctx, s, fmt.Sprintf("baseline-%d-%d", rate, round), rate)
+		for round := range latencyRoundsPerRate {
+			b, err := measureStatusWriteAtCreationRate(ctx, s, fmt.Sprintf("baseline-%d-%d", rate, round), rate)
 			if err != nil {
 				return err
 			}
-			g, err := createServicesAtRate(ctx, s, fmt.Sprintf("latency-%d-%d", rate, round), "", rate, latencyServiceCount)
+			g, err := createServicesAtRate(ctx, s, fmt.Sprintf("latency-%d-%d", rate, round), "", rate, servicesPerLatencyRound)
 			if err != nil {
 				return err
 			}
 			given, baseline = append(given, g...), append(baseline, b...)
 		}
-		a := printDurations(fmt.Sprintf("a Service's address, from its creation, %d a second", rate), given)
-		b := printDurations("baseline: a program that does nothing but write a status", baseline)
+		a := printMinMedianAndMax(fmt.Sprintf("a Service's address, from its creation, %d a second", rate), given)
+		b := printMinMedianAndMax("baseline: a program that does nothing but write a status", baseline)
 		ratio := float64(a) / float64(b)
-		fmt.Printf("  ratio of the medians %.2f, at most %.1f\n", ratio, maxMedianLatencyRatio)
-		if ratio > maxMedianLatencyRatio {
-			tooSlow = errors.Join(tooSlow, fmt.Errorf("with %d Services a second the median is %.2f times the baseline's, more than %.1f", rate, ratio, maxMedianLatencyRatio))
+		fmt.Printf("  ratio of the medians %.2f, at most %.1f\n", ratio, maxMedianRatioToBaseline)
+		if ratio > maxMedianRatioToBaseline {
+			tooSlow = errors.Join(tooSlow, fmt.Errorf("with %d Services a second the median is %.2f times the baseline's, more than %.1f", rate, ratio, maxMedianRatioToBaseline))
 		}
 	}
 	return tooSlow
 }
 
-// measureLatencyBaseline measures the same without Gantry.
-func measureLatencyBaseline(ctx context.Context, s *cluster.Cluster, namespace string, rate int) ([]time.Duration, error) {
+// measureStatusWriteAtCreationRate measures the same without Gantry.
+func measureStatusWriteAtCreationRate(ctx context.Context, s *cluster.Cluster, namespace string, rate int) ([]time.Duration, error) {
 	writing, end := context.WithCancel(ctx)
 	defer end()
 	if err := startBaselineStatusWriter(writing, s, namespace); err != nil {
 		return nil, err
 	}
-	return createServicesAtRate(ctx, s, namespace, benchLoadBalancerClass, rate, latencyServiceCount)
+	return createServicesAtRate(ctx, s, namespace, baselineLoadBalancerClass, rate, servicesPerLatencyRound)
 }
 
 // createServicesAtRate creates n Services of a class, one after the other, and returns the time

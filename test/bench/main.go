@@ -29,7 +29,7 @@ const (
 	assignmentSampleCount   = 30
 	cableCutCount           = 20
 	repetitionsPerDeparture = 3
-	requestsPerSecond       = 500 // requests per second
+	clientRequestsPerSecond = 500 // requests per second
 )
 
 func main() {
@@ -58,15 +58,15 @@ var benchmarks = []struct {
 }{
 	{"addresses", measureAllocator},
 	{"configuration", func(context.Context, string) error { return measureConfiguration() }},
-	{"responder", func(ctx context.Context, _ string) error { return measureResponder(ctx) }},
+	{"responder", func(ctx context.Context, _ string) error { return measureARPAndNDPResponder(ctx) }},
 	{"scale", measureControllerWithManyServices},
-	{"latency", measureLatency},
+	{"latency", measureAssignmentAtCreationRates},
 	{"crowds", measureBulkCreation},
 	{"toggles", measureAssignmentDuringPortToggles},
-	{"explain", measureExplanation},
+	{"explain", measureKubectlGantryExplain},
 	{"moves", measureAssignmentFailoverAndHandover},
-	{"routes", measureRoutes},
-	{"manyroutes", measureManyRoutes},
+	{"routes", measureBGPWithFRRRouter},
+	{"manyroutes", measureSpeakerWith10000Routes},
 	{"spread", measureHolderSpread},
 	{"takeover", func(ctx context.Context, _ string) error { return measureTakeover(ctx) }},
 	{"planning", func(context.Context, string) error { return measurePlanning() }},
@@ -92,7 +92,7 @@ func runBenchmarks(ctx context.Context, chosen []string) error {
 // measureAssignmentFailoverAndHandover measures single Services and moves of their addresses, on a
 // lab of four nodes.
 func measureAssignmentFailoverAndHandover(ctx context.Context, dir string) error {
-	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 4, Dir: dir, Progress: os.Stderr})
+	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 4, Dir: dir, ProgressOutput: os.Stderr})
 	if err != nil {
 		return err
 	}
@@ -122,8 +122,9 @@ func measureAssignmentFailoverAndHandover(ctx context.Context, dir string) error
 	return countLostRequestsInHandovers(ctx, s, address.String()+":7000")
 }
 
-// printDurations prints the smallest, the median and the largest value, and returns the median.
-func printDurations(what string, v []time.Duration) time.Duration {
+// printMinMedianAndMax prints the smallest, the median and the largest value, and returns the
+// median.
+func printMinMedianAndMax(what string, v []time.Duration) time.Duration {
 	slices.Sort(v)
 	m := v[len(v)/2]
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -137,7 +138,7 @@ func measureAssignment(ctx context.Context, s *cluster.Cluster) error {
 	var given, baseline []time.Duration
 	for i := range assignmentSampleCount {
 		for _, mine := range []bool{true, false} {
-			d, err := measureOneService(ctx, s, fmt.Sprintf("bench-%d-%t", i, mine), mine)
+			d, err := measureAssignmentOfOneService(ctx, s, fmt.Sprintf("bench-%d-%t", i, mine), mine)
 			if err != nil {
 				return err
 			}
@@ -148,15 +149,15 @@ func measureAssignment(ctx context.Context, s *cluster.Cluster) error {
 			}
 		}
 	}
-	a := printDurations("a Service's address, from its creation", given)
-	b := printDurations("baseline: creation, and a status that this program writes, in a watch", baseline)
+	a := printMinMedianAndMax("a Service's address, from its creation", given)
+	b := printMinMedianAndMax("baseline: creation, and a status that this program writes, in a watch", baseline)
 	fmt.Printf("  ratio of the medians %.2f\n", float64(a)/float64(b))
 	return nil
 }
 
-// measureOneService creates a Service, waits until a watch shows its address, and deletes it. If
-// mine is true, the Service has another class and this program writes its status.
-func measureOneService(ctx context.Context, s *cluster.Cluster, name string, mine bool) (time.Duration, error) {
+// measureAssignmentOfOneService creates a Service, waits until a watch shows its address, and
+// deletes it. If mine is true, the Service has another class and this program writes its status.
+func measureAssignmentOfOneService(ctx context.Context, s *cluster.Cluster, name string, mine bool) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	w, err := s.API.Watch(ctx, &corev1.ServiceList{}, client.InNamespace("default"), client.MatchingFields{"metadata.name": name})
@@ -204,18 +205,18 @@ func measureFailover(ctx context.Context, s *cluster.Cluster, target string) err
 		if i%2 == 1 {
 			cut = s.CutCableKeepingCarrier
 		}
-		stream, err := s.StartUDPStream(ctx, "client", target, requestsPerSecond)
+		stream, err := s.StartUDPStream(ctx, "client", target, clientRequestsPerSecond)
 		if err != nil {
 			return err
 		}
-		if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond); err != nil {
+		if err := stream.AwaitMoreAnswers(ctx, clientRequestsPerSecond); err != nil {
 			return err
 		}
-		baseline = append(baseline, stream.Stop().LongestTimeWithoutAnswer)
-		if stream, err = s.StartUDPStream(ctx, "client", target, requestsPerSecond); err != nil {
+		baseline = append(baseline, stream.StopAndAwaitLateAnswers().LongestTimeWithoutAnswer)
+		if stream, err = s.StartUDPStream(ctx, "client", target, clientRequestsPerSecond); err != nil {
 			return err
 		}
-		if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond/5); err != nil {
+		if err := stream.AwaitMoreAnswers(ctx, clientRequestsPerSecond/5); err != nil {
 			return err
 		}
 		old := holder
@@ -225,10 +226,10 @@ func measureFailover(ctx context.Context, s *cluster.Cluster, target string) err
 		if holder, err = s.AwaitSingleAnnouncingNode(ctx, "echo", old); err != nil {
 			return err
 		}
-		if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond); err != nil {
+		if err := stream.AwaitMoreAnswers(ctx, clientRequestsPerSecond); err != nil {
 			return err
 		}
-		waits = append(waits, stream.Stop().LongestTimeWithoutAnswer)
+		waits = append(waits, stream.StopAndAwaitLateAnswers().LongestTimeWithoutAnswer)
 		if err := s.PlugCable(ctx, old); err != nil {
 			return err
 		}
@@ -236,8 +237,8 @@ func measureFailover(ctx context.Context, s *cluster.Cluster, target string) err
 			return err
 		}
 	}
-	printDurations("without answers after the holder's cable was cut", waits)
-	printDurations("baseline: longest wait of the same client while nothing happens", baseline)
+	printMinMedianAndMax("without answers after the holder's cable was cut", waits)
+	printMinMedianAndMax("baseline: longest wait of the same client while nothing happens", baseline)
 	return nil
 }
 
@@ -262,7 +263,7 @@ type plannedDeparture struct {
 
 var waysToTakeAddressFromHolder = []plannedDeparture{
 	{"the holder's speaker stops (SIGTERM)", func(ctx context.Context, s *cluster.Cluster, node string) error {
-		return s.SignalProgram(ctx, node, "gantry-speaker", syscall.SIGTERM)
+		return s.SignalProgramOrPod(ctx, node, "gantry-speaker", syscall.SIGTERM)
 	}, func(ctx context.Context, s *cluster.Cluster, _ string) error {
 		return awaitSpeakersReadyAndGossipSpread(ctx, s)
 	}},
@@ -293,26 +294,26 @@ func countLostRequestsInHandovers(ctx context.Context, s *cluster.Cluster, targe
 }
 
 // countLostRequestsInOneDeparture takes the address from its holder once, and undoes that.
-func (d plannedDeparture) countLostRequestsInOneDeparture(ctx context.Context, s *cluster.Cluster, target string) (cluster.StreamResult, error) {
+func (d plannedDeparture) countLostRequestsInOneDeparture(ctx context.Context, s *cluster.Cluster, target string) (cluster.RequestStreamResult, error) {
 	holder, err := s.AwaitSingleAnnouncingNode(ctx, "echo", "")
 	if err != nil {
-		return cluster.StreamResult{}, err
+		return cluster.RequestStreamResult{}, err
 	}
-	stream, err := s.StartUDPStream(ctx, "client", target, requestsPerSecond)
+	stream, err := s.StartUDPStream(ctx, "client", target, clientRequestsPerSecond)
 	if err != nil {
-		return cluster.StreamResult{}, err
+		return cluster.RequestStreamResult{}, err
 	}
-	if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond/2); err != nil {
-		return cluster.StreamResult{}, err
+	if err := stream.AwaitMoreAnswers(ctx, clientRequestsPerSecond/2); err != nil {
+		return cluster.RequestStreamResult{}, err
 	}
 	if err := d.leave(ctx, s, holder); err != nil {
-		return cluster.StreamResult{}, err
+		return cluster.RequestStreamResult{}, err
 	}
 	if _, err := s.AwaitSingleAnnouncingNode(ctx, "echo", holder); err != nil {
-		return cluster.StreamResult{}, err
+		return cluster.RequestStreamResult{}, err
 	}
-	if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond); err != nil {
-		return cluster.StreamResult{}, err
+	if err := stream.AwaitMoreAnswers(ctx, clientRequestsPerSecond); err != nil {
+		return cluster.RequestStreamResult{}, err
 	}
-	return stream.Stop(), d.restore(ctx, s, holder)
+	return stream.StopAndAwaitLateAnswers(), d.restore(ctx, s, holder)
 }

@@ -28,8 +28,8 @@ metadata: {name: tor2, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.2}
 `
 
-// measureManyRoutes measures a node that announces 10,000 addresses to two routers.
-func measureManyRoutes(ctx context.Context, dir string) error {
+// measureSpeakerWith10000Routes measures a node that announces 10,000 addresses to two routers.
+func measureSpeakerWith10000Routes(ctx context.Context, dir string) error {
 	const many = 10000
 	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		fmt.Println("many routes are not measured:", m)
@@ -42,8 +42,8 @@ func measureManyRoutes(ctx context.Context, dir string) error {
 	defer s.Close()
 	var tors []*lab.Router
 	for i, host := range []string{"router", "router2"} {
-		tor := s.Router(host, router.FRR)
-		if err := tor.Start(ctx, frrConfig(fmt.Sprintf("192.168.0.%d", i+1), 1, "")); err != nil {
+		tor := s.RouterOnHost(host, router.FRR)
+		if err := tor.StartWithConfig(ctx, frrBGPAndBFDConfig(fmt.Sprintf("192.168.0.%d", i+1), 1, "")); err != nil {
 			return err
 		}
 		tors = append(tors, tor)
@@ -51,7 +51,7 @@ func measureManyRoutes(ctx context.Context, dir string) error {
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.ApplyManifests(ctx, strings.Replace(bgpAndBFDManifest, ", bfdProfile: PROFILE", "", 1)+"---\n"+secondPeerManifest); err != nil {
+	if err := s.ApplyManifests(ctx, strings.Replace(bfdPeerPoolAndAdManifest, ", bfdProfile: PROFILE", "", 1)+"---\n"+secondPeerManifest); err != nil {
 		return err
 	}
 	if err := createServicesWithEndpoints(ctx, s, many); err != nil {
@@ -72,11 +72,11 @@ func measureManyRoutes(ctx context.Context, dir string) error {
 		}
 		took = append(took, d)
 	}
-	printDurations(fmt.Sprintf("%d routes at FRR, from the start of the session", many), took)
+	printMinMedianAndMax(fmt.Sprintf("%d routes at FRR, from the start of the session", many), took)
 	if err := measureUpdateDelayOfEndpointChange(ctx, s, many); err != nil {
 		return err
 	}
-	if err := measureUpdatesOfServiceDeletions(ctx, s, tors[0], many); err != nil {
+	if err := countUpdatesOfServiceDeletions(ctx, s, tors[0], many); err != nil {
 		return err
 	}
 	if err := checkSpeakerMemory(fmt.Sprintf("resident memory of the speaker with %d addresses and 2 peers", many)); err != nil {
@@ -113,7 +113,7 @@ func measureSpeakerRestart(ctx context.Context, s *cluster.Cluster, tors []*lab.
 func createServicesWithEndpoints(ctx context.Context, s *cluster.Cluster, n int) error {
 	var svcs []*corev1.Service
 	g, within := errgroup.WithContext(ctx)
-	g.SetLimit(clientConnectionCount)
+	g.SetLimit(apiConnectionCount)
 	ready, node, number, proto := true, "node1", int32(80), corev1.ProtocolTCP
 	for i := range n {
 		name := fmt.Sprintf("r%05d", i)
@@ -131,7 +131,7 @@ func createServicesWithEndpoints(ctx context.Context, s *cluster.Cluster, n int)
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("creating endpoints: %w", err)
 	}
-	_, err := s.CreateServices(ctx, clientConnectionCount, svcs)
+	_, err := s.CreateServices(ctx, apiConnectionCount, svcs)
 	return err
 }
 
@@ -140,7 +140,7 @@ func awaitAcceptedRoutes(ctx context.Context, tor *lab.Router, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	for {
-		all, err := readNeighbors(ctx, tor)
+		all, err := readFRRBGPNeighbors(ctx, tor)
 		if err != nil {
 			return err
 		}
@@ -160,7 +160,7 @@ func awaitAcceptedRoutes(ctx context.Context, tor *lab.Router, n int) error {
 // session until the router has every route.
 func measureRouteRecoveryAfterSessionReset(ctx context.Context, tor *lab.Router, n int) (time.Duration, error) {
 	time.Sleep(12 * time.Second) // after a stable session the speaker tries again without delay
-	before, err := readNeighbors(ctx, tor)
+	before, err := readFRRBGPNeighbors(ctx, tor)
 	if err != nil {
 		return 0, err
 	}
@@ -171,7 +171,7 @@ func measureRouteRecoveryAfterSessionReset(ctx context.Context, tor *lab.Router,
 	var begun time.Time
 	for begun.IsZero() {
 		asked := time.Now() // the session may have started later: this is the longer time
-		all, err := readNeighbors(ctx, tor)
+		all, err := readFRRBGPNeighbors(ctx, tor)
 		if err != nil {
 			return 0, err
 		}
@@ -186,10 +186,10 @@ func measureRouteRecoveryAfterSessionReset(ctx context.Context, tor *lab.Router,
 	return time.Since(begun), err
 }
 
-// measureUpdatesOfServiceDeletions deletes single Services among n, and counts the UPDATEs.
-func measureUpdatesOfServiceDeletions(ctx context.Context, s *cluster.Cluster, tor *lab.Router, n int) error {
+// countUpdatesOfServiceDeletions deletes single Services among n, and counts the UPDATEs.
+func countUpdatesOfServiceDeletions(ctx context.Context, s *cluster.Cluster, tor *lab.Router, n int) error {
 	var took []time.Duration
-	before, err := readNeighbors(ctx, tor)
+	before, err := readFRRBGPNeighbors(ctx, tor)
 	if err != nil {
 		return err
 	}
@@ -205,11 +205,11 @@ func measureUpdatesOfServiceDeletions(ctx context.Context, s *cluster.Cluster, t
 		}
 		took = append(took, time.Since(begun))
 	}
-	after, err := readNeighbors(ctx, tor)
+	after, err := readFRRBGPNeighbors(ctx, tor)
 	if err != nil {
 		return err
 	}
-	printDurations(fmt.Sprintf("one Service of %d, from its deletion until FRR has removed its route", n), took)
+	printMinMedianAndMax(fmt.Sprintf("one Service of %d, from its deletion until FRR has removed its route", n), took)
 	fmt.Printf("%-64s %.1f UPDATEs each\n", fmt.Sprintf("%d single Services of %d deleted", changes, n),
 		float64(after["192.168.0.11"].Messages.UpdatesRecv-before["192.168.0.11"].Messages.UpdatesRecv)/changes)
 	return nil

@@ -81,6 +81,6 @@ func measurePlanning() error {
 	slices.Sort(busy)
 	fmt.Printf("%-64s median %.0f, longest %.0f us; in processor time %.0f and %.0f us (n=%d)\n", fmt.Sprintf("planning a change of one of %d Services", planningServiceCount),
 		inMicroseconds(one[len(one)/2]), inMicroseconds(one[len(one)-1]), inMicroseconds(busy[len(busy)/2]), inMicroseconds(busy[len(busy)-1]), len(one))
-	printDurations("planning all of them again, as after a new node", all)
+	printMinMedianAndMax("planning all of them again, as after a new node", all)
 	return nil
 }

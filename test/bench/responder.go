@@ -11,18 +11,18 @@ import (
 
 // The load on the responder.
 const (
-	heldAddressCount = 10000
-	queriesPerSecond = 50000 // per second
-	floodInterval    = 5 * time.Second
+	floodedAddressCount   = 10000
+	floodQueriesPerSecond = 50000 // per second
+	floodInterval         = 5 * time.Second
 )
 
-// measureResponder floods the speaker's engine with queries, and for comparison the kernel with the
-// same addresses. A flood without answers shows the cost of the queries.
-func measureResponder(ctx context.Context) error {
+// measureARPAndNDPResponder floods the speaker's engine with queries, and for comparison the kernel
+// with the same addresses. A flood without answers shows the cost of the queries.
+func measureARPAndNDPResponder(ctx context.Context) error {
 	for _, f := range []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		var queryCost time.Duration
 		for _, answering := range []string{"none", "kernel", "speaker"} {
-			o, err := runFlood(ctx, f, answering)
+			o, err := floodAndMeasureAnswers(ctx, f, answering)
 			if err != nil {
 				return fmt.Errorf("flooding %s with %s: %w", answering, f, err)
 			}
@@ -32,7 +32,7 @@ func measureResponder(ctx context.Context) error {
 			}
 			each := float64((o.ProcessorTimeOfBothSides - queryCost).Nanoseconds()) / 1000 / float64(o.SentQueryCount)
 			fmt.Printf("%-64s answered %d of %d, median %.1f, 99%% %.1f us, %.2f us of CPU each (the client dropped %d)\n",
-				fmt.Sprintf("%s, %d addresses, %d queries per second: the %s", f, heldAddressCount, queriesPerSecond, answering),
+				fmt.Sprintf("%s, %d addresses, %d queries per second: the %s", f, floodedAddressCount, floodQueriesPerSecond, answering),
 				o.AnsweredQueryCount, o.SentQueryCount, inMicroseconds(o.LatencyQuantile(0.5)), inMicroseconds(o.LatencyQuantile(0.99)), each, o.FramesDroppedByQuerier)
 		}
 	}
@@ -41,8 +41,8 @@ func measureResponder(ctx context.Context) error {
 
 func inMicroseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
 
-func runFlood(ctx context.Context, f ipfamily.Family, answering string) (flood.Outcome, error) {
-	c, err := flood.NewHarness(flood.Options{QueriedAddressFamily: f, QueriedAddressCount: heldAddressCount, QueriesPerSecond: queriesPerSecond, Duration: floodInterval})
+func floodAndMeasureAnswers(ctx context.Context, f ipfamily.Family, answering string) (flood.Outcome, error) {
+	c, err := flood.NewHarness(flood.Options{QueriedAddressFamily: f, QueriedAddressCount: floodedAddressCount, QueriesPerSecond: floodQueriesPerSecond, Duration: floodInterval})
 	if err != nil {
 		return flood.Outcome{}, err
 	}

@@ -17,9 +17,9 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// measureLeaderChanges measures how long a Service waits for its address that is created just after
-// the leader has got a signal.
-func measureLeaderChanges(ctx context.Context, s *cluster.Cluster) error {
+// measureAssignmentAtLeaderChanges measures how long a Service waits for its address that is
+// created just after the leader has got a signal.
+func measureAssignmentAtLeaderChanges(ctx context.Context, s *cluster.Cluster) error {
 	for _, t := range []struct {
 		what string
 		sig  syscall.Signal
@@ -30,18 +30,18 @@ func measureLeaderChanges(ctx context.Context, s *cluster.Cluster) error {
 	} {
 		var waits []time.Duration
 		for i := range t.n {
-			d, err := measureLeaderChange(ctx, s, t.sig, fmt.Sprintf("turn-%d-%d", t.sig, i))
+			d, err := measureAssignmentAtLeaderChange(ctx, s, t.sig, fmt.Sprintf("turn-%d-%d", t.sig, i))
 			if err != nil {
 				return err
 			}
 			waits = append(waits, d)
 		}
-		printDurations(t.what, waits)
+		printMinMedianAndMax(t.what, waits)
 	}
 	return nil
 }
 
-func measureLeaderChange(ctx context.Context, s *cluster.Cluster, sig syscall.Signal, name string) (time.Duration, error) {
+func measureAssignmentAtLeaderChange(ctx context.Context, s *cluster.Cluster, sig syscall.Signal, name string) (time.Duration, error) {
 	if err := s.AwaitRollout(ctx); err != nil { // both controllers are ready
 		return 0, err
 	}
@@ -52,11 +52,11 @@ func measureLeaderChange(ctx context.Context, s *cluster.Cluster, sig syscall.Si
 		return 0, err
 	}
 	var l coordinationv1.Lease
-	if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.LeaderLease}, &l); err != nil {
+	if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: names.LeaderLease}, &l); err != nil {
 		return 0, err
 	}
 	pod, _, _ := strings.Cut(*l.Spec.HolderIdentity, "_")
-	if err := s.SignalProgram(ctx, "node1", pod, sig); err != nil {
+	if err := s.SignalProgramOrPod(ctx, "node1", pod, sig); err != nil {
 		return 0, err
 	}
 	begun := time.Now()
@@ -75,10 +75,10 @@ func measureLeaderChange(ctx context.Context, s *cluster.Cluster, sig syscall.Si
 // Services.
 func measureControllerRestart(ctx context.Context, s *cluster.Cluster, n int) error {
 	const deployment = "deployment/gantry-controller"
-	if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "scale", deployment, "--replicas=0"); err != nil {
+	if _, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "scale", deployment, "--replicas=0"); err != nil {
 		return err
 	}
-	if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=controller", "--timeout=30s"); err != nil {
+	if _, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=controller", "--timeout=30s"); err != nil {
 		return err
 	}
 	if err := s.API.Create(ctx, cluster.NewService("default", "waits", "")); err != nil {
@@ -90,32 +90,32 @@ func measureControllerRestart(ctx context.Context, s *cluster.Cluster, n int) er
 	if err != nil {
 		return err
 	}
-	before, err := s.CountWrites(ctx)
+	before, err := s.CountAPIWrites(ctx)
 	if err != nil {
 		return err
 	}
-	if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "scale", deployment, "--replicas=1"); err != nil {
+	if _, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "scale", deployment, "--replicas=1"); err != nil {
 		return err
 	}
 	given, err := c.AwaitAssignmentTimes(ctx, "waits")
 	if err != nil {
 		return err
 	}
-	begun, err := readProcessStartTime(filepath.Join("bin", "controller"))
+	begun, err := readStartTimeOfYoungestProcess(filepath.Join("bin", "controller"))
 	if err != nil {
 		return err
 	}
 	time.Sleep(3 * time.Second) // if it writes to other Services, it does so now
-	now, err := s.CountWrites(ctx)
+	now, err := s.CountAPIWrites(ctx)
 	if err != nil {
 		return err
 	}
-	printDurations(fmt.Sprintf("restart with %d Services: process start to the next address", n), []time.Duration{given[0].Sub(begun)})
+	printMinMedianAndMax(fmt.Sprintf("restart with %d Services: process start to the next address", n), []time.Duration{given[0].Sub(begun)})
 	listed := time.Now()
 	if err := s.API.List(ctx, &corev1.ServiceList{}); err != nil {
 		return err
 	}
-	printDurations("baseline: a list of the same Services", []time.Duration{time.Since(listed)})
+	printMinMedianAndMax("baseline: a list of the same Services", []time.Duration{time.Since(listed)})
 	fmt.Printf("  writes of Services since then: %d (one is for the waiting Service)\n", now.SubtractEarlierCounts(before)["services/status"])
 	return nil
 }
@@ -124,9 +124,9 @@ func measureControllerRestart(ctx context.Context, s *cluster.Cluster, n int) er
 // Go).
 const clockTicksPerSecond = 100
 
-// readProcessStartTime returns the start of the youngest process whose program's path has this
-// suffix.
-func readProcessStartTime(program string) (time.Time, error) {
+// readStartTimeOfYoungestProcess returns the start of the youngest process whose program's path has
+// this suffix.
+func readStartTimeOfYoungestProcess(program string) (time.Time, error) {
 	var info syscall.Sysinfo_t
 	if err := syscall.Sysinfo(&info); err != nil {
 		return time.Time{}, fmt.Errorf("reading the machine's start time: %w", err)

@@ -20,9 +20,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// frrConfig returns the configuration of an FRR that accepts routes from the nodes of a lab, and
-// monitors the nodes by BFD if a profile is given.
-func frrConfig(id string, nodes int, bfd string) string {
+// frrBGPAndBFDConfig returns the configuration of an FRR that accepts routes from the nodes of a
+// lab, and monitors the nodes by BFD if a profile is given.
+func frrBGPAndBFDConfig(id string, nodes int, bfd string) string {
 	text := "bfd\n profile fast\n  transmit-interval 50\n  receive-interval 50\n  detect-multiplier 3\n exit\n profile plain\n exit\nexit\n" +
 		"router bgp 65000\n bgp router-id " + id + "\n no bgp ebgp-requires-policy\n"
 	for i := range nodes {
@@ -34,8 +34,8 @@ func frrConfig(id string, nodes int, bfd string) string {
 	return text + " address-family ipv4 unicast\n  maximum-paths 8\n exit-address-family\n"
 }
 
-// bgpAndBFDManifest configures the cluster for one router.
-const bgpAndBFDManifest = `apiVersion: metallb.io/v1beta1
+// bfdPeerPoolAndAdManifest configures the cluster for one router.
+const bfdPeerPoolAndAdManifest = `apiVersion: metallb.io/v1beta1
 kind: BFDProfile
 metadata: {name: fast, namespace: metallb-system}
 spec: {receiveInterval: 50, transmitInterval: 50, detectMultiplier: 3}
@@ -61,8 +61,8 @@ metadata: {name: routed, namespace: metallb-system}
 spec: {ipAddressPools: [routed]}
 `
 
-// measureRoutes measures BGP with FRR on a lab of three nodes.
-func measureRoutes(ctx context.Context, dir string) error {
+// measureBGPWithFRRRouter measures BGP with FRR on a lab of three nodes.
+func measureBGPWithFRRRouter(ctx context.Context, dir string) error {
 	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		fmt.Println("routes are not measured:", m)
 		return nil
@@ -72,14 +72,14 @@ func measureRoutes(ctx context.Context, dir string) error {
 		return err
 	}
 	defer s.Close()
-	tor := s.Router("router", router.FRR)
-	if err := tor.Start(ctx, frrConfig("192.168.0.1", 3, "fast")); err != nil {
+	tor := s.RouterOnHost("router", router.FRR)
+	if err := tor.StartWithConfig(ctx, frrBGPAndBFDConfig("192.168.0.1", 3, "fast")); err != nil {
 		return err
 	}
 	if err := s.InstallGantry(ctx); err != nil {
 		return err
 	}
-	if err := s.ApplyManifests(ctx, strings.Replace(bgpAndBFDManifest, "PROFILE", "fast", 1)); err != nil {
+	if err := s.ApplyManifests(ctx, strings.Replace(bfdPeerPoolAndAdManifest, "PROFILE", "fast", 1)); err != nil {
 		return err
 	}
 	if err := s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node3")); err != nil {
@@ -102,10 +102,10 @@ func measureRoutes(ctx context.Context, dir string) error {
 			if err := tor.Stop(ctx); err != nil {
 				return err
 			}
-			if err := tor.Start(ctx, frrConfig("192.168.0.1", 3, "plain")); err != nil {
+			if err := tor.StartWithConfig(ctx, frrBGPAndBFDConfig("192.168.0.1", 3, "plain")); err != nil {
 				return err
 			}
-			if err := s.ApplyManifests(ctx, strings.Replace(bgpAndBFDManifest, "PROFILE", "plain", 1)); err != nil {
+			if err := s.ApplyManifests(ctx, strings.Replace(bfdPeerPoolAndAdManifest, "PROFILE", "plain", 1)); err != nil {
 				return err
 			}
 			if err := awaitNextHopCountInRouterKernel(ctx, s, vip, 3); err != nil {
@@ -121,8 +121,8 @@ func measureRoutes(ctx context.Context, dir string) error {
 	return nil
 }
 
-// countNextHops returns the number of next hops of a prefix in the router's kernel.
-func countNextHops(s *cluster.Cluster, p netip.Prefix) (int, error) {
+// countNextHopsInRouterKernel returns the number of next hops of a prefix in the router's kernel.
+func countNextHopsInRouterKernel(s *cluster.Cluster, p netip.Prefix) (int, error) {
 	r, _, err := s.NamespaceOfHost("router").FindRouteToExactPrefix(p)
 	return len(r.NextHops), err
 }
@@ -131,7 +131,7 @@ func countNextHops(s *cluster.Cluster, p netip.Prefix) (int, error) {
 // a prefix.
 func awaitNextHopCountInRouterKernel(ctx context.Context, s *cluster.Cluster, p netip.Prefix, want int) error {
 	return cluster.AwaitNoError(ctx, fmt.Sprintf("%d next hops for %s", want, p), func(context.Context) error {
-		n, err := countNextHops(s, p)
+		n, err := countNextHopsInRouterKernel(s, p)
 		if err == nil && n != want {
 			err = fmt.Errorf("it has %d", n)
 		}
@@ -145,7 +145,7 @@ func pollRouterNextHopsUntil(ctx context.Context, s *cluster.Cluster, p netip.Pr
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		n, err := countNextHops(s, p)
+		n, err := countNextHopsInRouterKernel(s, p)
 		if err != nil {
 			return time.Time{}, err
 		}
@@ -185,7 +185,7 @@ func measureRouteInstallation(ctx context.Context, s *cluster.Cluster) error {
 			return err
 		}
 	}
-	printDurations("a Service's route in the router's kernel, from its creation", took)
+	printMinMedianAndMax("a Service's route in the router's kernel, from its creation", took)
 	return nil
 }
 
@@ -211,7 +211,7 @@ func measureNextHopRemovalAfterCableCut(ctx context.Context, s *cluster.Cluster,
 			return err
 		}
 	}
-	printDurations("next hop gone after a cut cable, BFD with "+profile, took)
+	printMinMedianAndMax("next hop gone after a cut cable, BFD with "+profile, took)
 	return nil
 }
 
@@ -246,7 +246,7 @@ func countLostRequestsInBGPDepartures(ctx context.Context, s *cluster.Cluster, v
 	}
 	for what, do := range map[string]func() error{
 		"a speaker stops (SIGTERM)": func() error {
-			if err := s.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM); err != nil {
+			if err := s.SignalProgramOrPod(ctx, "node1", "gantry-speaker", syscall.SIGTERM); err != nil {
 				return err
 			}
 			time.Sleep(3 * time.Second)
@@ -270,11 +270,11 @@ func countLostRequestsInBGPDepartures(ctx context.Context, s *cluster.Cluster, v
 	} {
 		lost, sent := 0, 0
 		for range repetitionsPerDeparture {
-			stream, err := s.StartUDPStream(ctx, "far", vip.Addr().String()+":7000", requestsPerSecond)
+			stream, err := s.StartUDPStream(ctx, "far", vip.Addr().String()+":7000", clientRequestsPerSecond)
 			if err != nil {
 				return err
 			}
-			if err := stream.AwaitMoreAnswers(ctx, requestsPerSecond/2); err != nil {
+			if err := stream.AwaitMoreAnswers(ctx, clientRequestsPerSecond/2); err != nil {
 				return err
 			}
 			if err := do(); err != nil {
@@ -283,10 +283,10 @@ func countLostRequestsInBGPDepartures(ctx context.Context, s *cluster.Cluster, v
 			if err := awaitNextHopCountInRouterKernel(ctx, s, vip, 3); err != nil {
 				return err
 			}
-			if err := stream.AwaitMoreAnswers(ctx, stream.CountAnswers()+requestsPerSecond/2); err != nil {
+			if err := stream.AwaitMoreAnswers(ctx, stream.CountAnswers()+clientRequestsPerSecond/2); err != nil {
 				return err
 			}
-			o := stream.Stop()
+			o := stream.StopAndAwaitLateAnswers()
 			lost, sent = lost+o.LostCount, sent+o.SentCount
 		}
 		fmt.Printf("%-64s %d of %d requests, %d times\n", "BGP: lost when "+what, lost, sent, repetitionsPerDeparture)
@@ -298,7 +298,7 @@ func countLostRequestsInBGPDepartures(ctx context.Context, s *cluster.Cluster, v
 // counts the session resets at the router.
 func countSessionResetsDuringRandomEdits(ctx context.Context, s *cluster.Cluster, tor *lab.Router) error {
 	const edits = 1000
-	before, err := countEstablishedSessions(ctx, tor)
+	before, err := countSessionEstablishments(ctx, tor)
 	if err != nil {
 		return err
 	}
@@ -320,12 +320,12 @@ func countSessionResetsDuringRandomEdits(ctx context.Context, s *cluster.Cluster
 		default:
 			ad := fmt.Sprintf(`{"spec":{"localPref":%d,"aggregationLength":%d,"communities":["64512:%d"],"gantry":{"med":%d}}}`,
 				random.IntN(3)*100, 24+8*random.IntN(2), random.IntN(100), random.IntN(100))
-			if err := patchAdvertisement(ctx, s, ad); err != nil {
+			if err := patchBGPAdvertisement(ctx, s, ad); err != nil {
 				return fmt.Errorf("edit %d: %w", i, err)
 			}
 		}
 	}
-	if err := patchAdvertisement(ctx, s, `{"spec":{"localPref":0,"aggregationLength":32,"communities":null,"gantry":null}}`); err != nil {
+	if err := patchBGPAdvertisement(ctx, s, `{"spec":{"localPref":0,"aggregationLength":32,"communities":null,"gantry":null}}`); err != nil {
 		return err
 	}
 	for _, name := range []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19} {
@@ -335,7 +335,7 @@ func countSessionResetsDuringRandomEdits(ctx context.Context, s *cluster.Cluster
 		}
 	}
 	time.Sleep(2 * time.Second)
-	after, err := countEstablishedSessions(ctx, tor)
+	after, err := countSessionEstablishments(ctx, tor)
 	if err != nil {
 		return err
 	}
@@ -343,9 +343,9 @@ func countSessionResetsDuringRandomEdits(ctx context.Context, s *cluster.Cluster
 	return nil
 }
 
-// countEstablishedSessions returns how often the router's sessions were established, in total.
-func countEstablishedSessions(ctx context.Context, tor *lab.Router) (int, error) {
-	all, err := readNeighbors(ctx, tor)
+// countSessionEstablishments returns how often the router's sessions were established, in total.
+func countSessionEstablishments(ctx context.Context, tor *lab.Router) (int, error) {
+	all, err := readFRRBGPNeighbors(ctx, tor)
 	sum := 0
 	for _, n := range all {
 		sum += n.TimesEstablished
@@ -365,7 +365,7 @@ type frrNeighbor struct {
 
 func (n frrNeighbor) acceptedRoutes() int { return n.Families["ipv4Unicast"].Accepted }
 
-func readNeighbors(ctx context.Context, tor *lab.Router) (map[string]frrNeighbor, error) {
+func readFRRBGPNeighbors(ctx context.Context, tor *lab.Router) (map[string]frrNeighbor, error) {
 	out, err := tor.RunShowCommand(ctx, "show bgp neighbors json")
 	if err != nil {
 		return nil, err
@@ -374,8 +374,8 @@ func readNeighbors(ctx context.Context, tor *lab.Router) (map[string]frrNeighbor
 	return all, json.Unmarshal(out, &all)
 }
 
-// patchAdvertisement patches the advertisement.
-func patchAdvertisement(ctx context.Context, s *cluster.Cluster, patch string) error {
+// patchBGPAdvertisement patches the advertisement.
+func patchBGPAdvertisement(ctx context.Context, s *cluster.Cluster, patch string) error {
 	ad := &v1beta1.BGPAdvertisement{}
 	ad.Namespace, ad.Name = "metallb-system", "routed"
 	if err := s.API.Patch(ctx, ad, client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {

@@ -62,10 +62,10 @@ type copyingAPI struct{ *server.Client }
 
 // ForEachLiveService implements assign.API.
 func (c copyingAPI) ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error {
-	return c.Client.ForEachLiveService(ctx, func(s *corev1.Service) { visit(withManagedFields(s)) })
+	return c.Client.ForEachLiveService(ctx, func(s *corev1.Service) { visit(copyWithManagedFields(s)) })
 }
 
-func withManagedFields(s *corev1.Service) *corev1.Service {
+func copyWithManagedFields(s *corev1.Service) *corev1.Service {
 	o := s.DeepCopy()
 	o.ManagedFields = []metav1.ManagedFieldsEntry{{FieldsV1: metav1.NewFieldsV1(string(make([]byte, 2048)))}}
 	return o
@@ -77,22 +77,22 @@ func compactService(s *corev1.Service) *corev1.Service {
 	return o.(*corev1.Service)
 }
 
-// runningWorker is a controller's worker that is running.
-type runningWorker struct {
+// runningServiceWorker is a controller's worker that is running.
+type runningServiceWorker struct {
 	*assign.ServiceWorker
 	stop        context.CancelFunc
 	endedSignal chan struct{}
 }
 
-func startWorker(ctx context.Context, s *server.Server) *runningWorker {
+func startServiceWorker(ctx context.Context, s *server.Server) *runningServiceWorker {
 	client := server.NewClient(s, nil)
-	reader := configurationreader.NewReader(configurationreader.Options{ReadObjects: client.ReadPoolsReservationsAndNamespaces, Log: slog.New(slog.DiscardHandler)})
-	w := &runningWorker{endedSignal: make(chan struct{}), ServiceWorker: assign.NewServiceWorker(assign.ServiceWorkerOptions{
-		API: copyingAPI{client}, ConfigurationReader: reader, Now: time.Now, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.Namespace,
+	reader := configurationreader.NewReader(configurationreader.Options{ReadObjects: client.ReadCachedPoolsAndReservations, Log: slog.New(slog.DiscardHandler)})
+	w := &runningServiceWorker{endedSignal: make(chan struct{}), ServiceWorker: assign.NewServiceWorker(assign.ServiceWorkerOptions{
+		API: copyingAPI{client}, ConfigurationReader: reader, Now: time.Now, Log: slog.New(slog.DiscardHandler), RecordEvent: func(*corev1.Service, string, string, string) {}, Namespace: names.DefaultNamespace,
 	})}
 	ctx, w.stop = context.WithCancel(ctx)
 	go func() { _ = reader.Start(ctx) }()
-	go client.FeedCache(ctx, w)
+	go client.RunCacheUpdates(ctx, w)
 	go func() {
 		defer close(w.endedSignal)
 		_ = w.Run(ctx)
@@ -130,7 +130,7 @@ func measureAssigningAllServices(ctx context.Context, file string) error {
 	for i := range scaleServiceCount {
 		s.CreateService(compactService(newTypicalService(i)))
 	}
-	w := startWorker(ctx, s)
+	w := startServiceWorker(ctx, s)
 	given, err := waitUntilTrueAndMeasure(ctx, "all addresses", func() bool { return s.CountWriteRequestsOfKind("service") >= scaleServiceCount })
 	if err != nil {
 		return err
@@ -184,7 +184,7 @@ func loadServerFromFile(file string) (*server.Server, error) {
 // assignment. Without it, the next controller would write each Service once.
 func createCompleteLedger(ctx context.Context, s *server.Server) error {
 	client := server.NewClient(s, nil)
-	l, err := client.ReadOrCreateLedger(ctx, names.AddressLedger)
+	l, err := client.ReadOrCreateLedger(ctx, names.PendingAssignmentsLedger)
 	if err != nil {
 		return fmt.Errorf("creating the AddressLedger: %w", err)
 	}
@@ -204,7 +204,7 @@ func measureControllerStartWithServices(ctx context.Context, file string) error 
 	}
 	begun := time.Now()
 	for _, o := range s.AllServices() {
-		_ = view.FromService(withManagedFields(o))
+		_ = view.FromService(copyWithManagedFields(o))
 	}
 	reading := time.Since(begun)
 	if err := createCompleteLedger(ctx, s); err != nil {
@@ -217,7 +217,7 @@ func measureControllerStartWithServices(ctx context.Context, file string) error 
 	}
 	memoryBefore := readOwnProcessStatusKilobytes("VmRSS")
 	begun = time.Now()
-	w := startWorker(ctx, s)
+	w := startServiceWorker(ctx, s)
 	if _, err := waitUntilTrueAndMeasure(ctx, "the start", w.IsLedgerLoaded); err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ import (
 // spreadServiceCount is the number of addresses that are spread over the nodes.
 const spreadServiceCount = 90
 
-const spreadManifest = `apiVersion: metallb.io/v1beta1
+const spreadPoolAndL2AdManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: spread, namespace: metallb-system}
 spec: {addresses: [192.168.0.101-192.168.0.233]}
@@ -42,7 +42,7 @@ func measureHolderSpread(ctx context.Context, dir string) error {
 	if _, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true"); err != nil {
 		return err
 	}
-	docs := []string{spreadManifest, cluster.UDPEchoServiceManifest("echo", "node4")}
+	docs := []string{spreadPoolAndL2AdManifest, cluster.UDPEchoServiceManifest("echo", "node4")}
 	for i := range spreadServiceCount {
 		docs = append(docs, fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: spread-%02d}\n"+
 			"spec: {type: LoadBalancer, selector: {app: echo}, ports: [{port: 7000, protocol: UDP}]}\n", i))
@@ -50,7 +50,7 @@ func measureHolderSpread(ctx context.Context, dir string) error {
 	if err := s.ApplyManifests(ctx, strings.Join(docs, "---\n")); err != nil {
 		return err
 	}
-	before, err := awaitAllHolders(ctx, s, "")
+	before, err := awaitHolderOfEachService(ctx, s, "")
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func measureHolderSpread(ctx context.Context, dir string) error {
 	if err := s.KillNode(ctx, "node1"); err != nil {
 		return err
 	}
-	after, err := awaitAllHolders(ctx, s, "node1")
+	after, err := awaitHolderOfEachService(ctx, s, "node1")
 	if err != nil {
 		return err
 	}
@@ -81,13 +81,13 @@ func measureHolderSpread(ctx context.Context, dir string) error {
 	return nil
 }
 
-// awaitAllHolders waits until each Service has a holder other than the node named by not, and
-// returns the holders by Service.
-func awaitAllHolders(ctx context.Context, s *cluster.Cluster, not string) (map[string]string, error) {
+// awaitHolderOfEachService waits until each Service has a holder other than the node named by not,
+// and returns the holders by Service.
+func awaitHolderOfEachService(ctx context.Context, s *cluster.Cluster, not string) (map[string]string, error) {
 	var out map[string]string
 	err := cluster.AwaitNoError(ctx, "a holder of each Service", func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
-		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
+		if err := s.API.List(ctx, &list, client.InNamespace(names.DefaultNamespace)); err != nil {
 			return err
 		}
 		out = map[string]string{}

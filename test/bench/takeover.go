@@ -44,12 +44,12 @@ func measureTakeover(ctx context.Context) error {
 
 // takeoverHarness has speakers on a LAN segment and a host that listens.
 type takeoverHarness struct {
-	gossip       *memberstest.FakeGossip
-	fabric       netns.Path
-	agents       []*agent.Agent
-	members      []*memberstest.FakeMember
-	speakerMACs  []facts.MAC
-	releaseFuncs []func()
+	gossip          *memberstest.FakeGossip
+	bridgeNamespace netns.Path
+	agents          []*agent.Agent
+	members         []*memberstest.FakeMember
+	speakerMACs     []facts.MAC
+	releaseFuncs    []func()
 
 	// guards firstAnnouncementTimesByAddress: when each speaker first announced an address, since
 	// it was last cleared
@@ -70,7 +70,7 @@ func measureTakeoverAfterCut(ctx context.Context, addresses int, onlyFirst bool)
 			f()
 		}
 	}()
-	if err := c.buildSegment(ctx, &parts); err != nil {
+	if err := c.buildLANAndStartSpeakers(ctx, &parts); err != nil {
 		return err
 	}
 	// The first speaker found no other members, and takes no address before it has waited for them.
@@ -103,7 +103,7 @@ func measureTakeoverAfterCut(ctx context.Context, addresses int, onlyFirst bool)
 	c.firstAnnouncementTimesByAddress = map[netip.Addr]map[facts.MAC]time.Time{}
 	c.mu.Unlock()
 	begun := time.Now()
-	if err := c.fabric.RunInside(func() error { return netns.AttachLinkToBridge("p0", "") }); err != nil {
+	if err := c.bridgeNamespace.RunInside(func() error { return netns.AttachLinkToBridge("p0", "") }); err != nil {
 		return err
 	}
 	c.members[0].LoseAllMessages()
@@ -118,7 +118,7 @@ func measureTakeoverAfterCut(ctx context.Context, addresses int, onlyFirst bool)
 			waits = append(waits, at.Sub(begun))
 		}
 	}
-	printDurations(fmt.Sprintf("announced by another node: %d of %d addresses on %d nodes", len(lost), addresses, takeoverNodeCount), waits)
+	printMinMedianAndMax(fmt.Sprintf("announced by another node: %d of %d addresses on %d nodes", len(lost), addresses, takeoverNodeCount), waits)
 	if others := len(c.firstAnnouncementTimesByAddress) - len(lost); others > 0 {
 		fmt.Printf("  %d addresses moved that the dead node did not hold\n", others)
 	}
@@ -148,8 +148,8 @@ func lastAnnouncingMAC(by map[facts.MAC]time.Time) facts.MAC {
 	return last
 }
 
-// buildSegment creates the segment and starts the speakers and the listener.
-func (c *takeoverHarness) buildSegment(ctx context.Context, parts *sync.WaitGroup) error {
+// buildLANAndStartSpeakers creates the segment and starts the speakers and the listener.
+func (c *takeoverHarness) buildLANAndStartSpeakers(ctx context.Context, parts *sync.WaitGroup) error {
 	newNamespace := func() (netns.Path, error) {
 		h, release, err := netns.NewUnnamed()
 		if err == nil {
@@ -158,10 +158,10 @@ func (c *takeoverHarness) buildSegment(ctx context.Context, parts *sync.WaitGrou
 		return h, err
 	}
 	var err error
-	if c.fabric, err = newNamespace(); err != nil {
+	if c.bridgeNamespace, err = newNamespace(); err != nil {
 		return err
 	}
-	if err := c.fabric.RunInside(func() error { return netns.AddBridge("lan") }); err != nil {
+	if err := c.bridgeNamespace.RunInside(func() error { return netns.AddBridge("lan") }); err != nil {
 		return err
 	}
 	for i := range takeoverNodeCount + 1 { // the last one is the listener
@@ -186,7 +186,7 @@ func (c *takeoverHarness) connectHost(host netns.Path, i int) (facts.Link, error
 	port := fmt.Sprintf("p%d", i)
 	address := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, 255, byte(1 + i)}), 16)
 	l := facts.Link{Name: "eth0", AddressesWithPrefixLength: []netip.Prefix{address}}
-	err := errors.Join(netns.AddCable(c.fabric, port, host, l.Name), c.fabric.RunInside(func() error {
+	err := errors.Join(netns.AddCable(c.bridgeNamespace, port, host, l.Name), c.bridgeNamespace.RunInside(func() error {
 		return errors.Join(netns.AttachLinkToBridge(port, "lan"), netns.SetLinkUp(port))
 	}), host.RunInside(func() error {
 		if err := errors.Join(netns.SetLinkUp(l.Name), netns.AddAddress(l.Name, address)); err != nil {
@@ -222,7 +222,7 @@ func (c *takeoverHarness) startSpeaker(ctx context.Context, host netns.Path, l f
 type noOpBGPEngine struct{}
 
 // SetDesiredState does nothing.
-func (noOpBGPEngine) SetDesiredState(bgp.Desired) {}
+func (noOpBGPEngine) SetDesiredState(bgp.DesiredState) {}
 
 // recordFirstAnnouncementTimes records when each speaker first announces an address.
 func (c *takeoverHarness) recordFirstAnnouncementTimes(ctx context.Context, host netns.Path, l facts.Link, parts *sync.WaitGroup) error {

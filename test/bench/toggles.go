@@ -28,12 +28,12 @@ const (
 // share an address ten times a second. The baseline is the same without the tenant. It counts how
 // often the API server was asked for all Services meanwhile.
 func measureAssignmentDuringPortToggles(ctx context.Context, dir string) error {
-	s, err := startOneNodeWithRoomyPool(ctx, dir)
+	s, err := startOneNodeLabWithLargePool(ctx, dir)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	beside, err := readOtherServiceCount()
+	beside, err := otherServiceCountFromEnvironment()
 	if err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func measureAssignmentDuringPortToggles(ctx context.Context, dir string) error {
 	}
 	for i, name := range []string{"sharer-a", "sharer-b"} {
 		o := cluster.NewService("default", name, "")
-		o.Annotations = map[string]string{names.AnnotationSharing: "k", names.AnnotationLoadBalancerIPs: "10.192.255.1"}
+		o.Annotations = map[string]string{names.AnnotationSharingKey: "k", names.AnnotationLoadBalancerIPs: "10.192.255.1"}
 		o.Spec.Ports[0].Port = int32(80 + i)
 		if err := s.API.Create(ctx, o); err != nil {
 			return err
@@ -63,18 +63,18 @@ func measureAssignmentDuringPortToggles(ctx context.Context, dir string) error {
 			return err
 		}
 		calm, busy = append(calm, c...), append(busy, b.assignmentLatencies...)
-		edits, lists = edits+b.edits, lists+b.serviceListRequestCount
+		edits, lists = edits+b.portEditCount, lists+b.serviceListRequestCount
 	}
-	b := printDurations(fmt.Sprintf("a Service's address beside %d, while a port is toggled", beside), busy)
-	c := printDurations("baseline: the same while nobody toggles", calm)
+	b := printMinMedianAndMax(fmt.Sprintf("a Service's address beside %d, while a port is toggled", beside), busy)
+	c := printMinMedianAndMax("baseline: the same while nobody toggles", calm)
 	fmt.Printf("  ratio of the medians %.2f; %d edits, and all Services read %d times\n", float64(b)/float64(c), edits, lists)
 	return nil
 }
 
 // toggleRoundResult is what was measured while a port was toggled.
 type toggleRoundResult struct {
-	assignmentLatencies            []time.Duration
-	edits, serviceListRequestCount int
+	assignmentLatencies                    []time.Duration
+	portEditCount, serviceListRequestCount int
 }
 
 // measureRoundWithPortToggles measures the waits while a tenant toggles a port.
@@ -88,7 +88,7 @@ func measureRoundWithPortToggles(ctx context.Context, s *cluster.Cluster, name s
 	defer end()
 	var tenant errgroup.Group
 	tenant.Go(func() (err error) {
-		out.edits, err = togglePort(toggling, s.API, "sharer-b")
+		out.portEditCount, err = togglePort(toggling, s.API, "sharer-b")
 		return err
 	})
 	waits, err := measureSequentialAssignmentLatencies(ctx, s, name)
@@ -104,9 +104,9 @@ func measureRoundWithPortToggles(ctx context.Context, s *cluster.Cluster, name s
 	return out, err
 }
 
-// readOtherServiceCount is how many Services there are beside. The variable BESIDE makes it fewer,
-// for a machine that is slow to create them.
-func readOtherServiceCount() (int, error) {
+// otherServiceCountFromEnvironment is how many Services there are beside. The variable BESIDE makes
+// it fewer, for a machine that is slow to create them.
+func otherServiceCountFromEnvironment() (int, error) {
 	text := os.Getenv("BESIDE")
 	if text == "" {
 		return otherServiceCountDuringToggles, nil
@@ -123,7 +123,7 @@ func readOtherServiceCount() (int, error) {
 func measureSequentialAssignmentLatencies(ctx context.Context, s *cluster.Cluster, name string) ([]time.Duration, error) {
 	var out []time.Duration
 	for i := range measuredServicesPerRound {
-		d, err := measureOneService(ctx, s, fmt.Sprint(name, "-", i), false)
+		d, err := measureAssignmentOfOneService(ctx, s, fmt.Sprint(name, "-", i), false)
 		if err != nil {
 			return nil, err
 		}

@@ -53,7 +53,7 @@ func measureUpdateDelayOfEndpointChange(ctx context.Context, s *cluster.Cluster,
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	printDurations(fmt.Sprintf("an endpoint of one Service of %d, from the watch event to the UPDATE", many), took)
+	printMinMedianAndMax(fmt.Sprintf("an endpoint of one Service of %d, from the watch event to the UPDATE", many), took)
 	return nil
 }
 

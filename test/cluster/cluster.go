@@ -79,7 +79,7 @@ func (s *Cluster) InstallGantry(ctx context.Context) error {
 // AwaitRollout waits until all of Gantry's Pods are ready and of the latest version.
 func (s *Cluster) AwaitRollout(ctx context.Context) error {
 	for _, w := range []string{"deployment/gantry-controller", "daemonset/gantry-speaker"} {
-		if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=5m", w); err != nil {
+		if _, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "rollout", "status", "--timeout=5m", w); err != nil {
 			return err
 		}
 	}
@@ -93,11 +93,12 @@ func (s *Cluster) ApplyManifests(ctx context.Context, manifests string) error {
 }
 
 // longestWaitTimeout limits every wait: on a busy machine a kubectl command alone may take several
-// seconds. pollInterval is the time between two checks, and fetchTimeout limits one HTTP request.
+// seconds. pollInterval is the time between two checks, and httpRequestTimeout limits one HTTP
+// request.
 const (
 	longestWaitTimeout = 90 * time.Second
 	pollInterval       = 20 * time.Millisecond
-	fetchTimeout       = 5 * time.Second
+	httpRequestTimeout = 5 * time.Second
 )
 
 // AwaitNoError calls check until it returns nil. The error has the name of what was awaited and the
@@ -148,7 +149,7 @@ func (s *Cluster) AwaitSingleAnnouncingNode(ctx context.Context, service, not st
 	var node string
 	err := AwaitNoError(ctx, "a holder of Service "+service, func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
-		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
+		if err := s.API.List(ctx, &list, client.InNamespace(names.DefaultNamespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
 			return err
 		}
 		if len(list.Items) != 1 || list.Items[0].Status.Node == not || list.Items[0].Status.Node == "" {
@@ -162,7 +163,7 @@ func (s *Cluster) AwaitSingleAnnouncingNode(ctx context.Context, service, not st
 
 // FetchURLFromHost gets a URL from a host of the lab, over a new connection.
 func (s *Cluster) FetchURLFromHost(ctx context.Context, host, url string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	ctx, cancel := context.WithTimeout(ctx, httpRequestTimeout)
 	defer cancel()
 	c := http.Client{Transport: &http.Transport{DialContext: s.NamespaceOfHost(host).Dial, DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

@@ -43,7 +43,7 @@ func (s *Cluster) AwaitAnnouncingNodeCount(ctx context.Context, service string, 
 	var out []string
 	err := AwaitNoError(ctx, fmt.Sprintf("%d holders of Service %s", n, service), func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
-		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
+		if err := s.API.List(ctx, &list, client.InNamespace(names.DefaultNamespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
 			return err
 		}
 		out = nil
@@ -59,8 +59,8 @@ func (s *Cluster) AwaitAnnouncingNodeCount(ctx context.Context, service string, 
 	return out, err
 }
 
-// SetNodeReady sets the Ready condition of a node, as its kubelet does.
-func (s *Cluster) SetNodeReady(ctx context.Context, node string, status corev1.ConditionStatus, message string) error {
+// SetNodeReadyCondition sets the Ready condition of a node, as its kubelet does.
+func (s *Cluster) SetNodeReadyCondition(ctx context.Context, node string, status corev1.ConditionStatus, message string) error {
 	return AwaitNoError(ctx, "the condition of "+node, func(ctx context.Context) error {
 		var n corev1.Node
 		if err := s.API.Get(ctx, client.ObjectKey{Name: node}, &n); err != nil {

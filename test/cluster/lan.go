@@ -46,7 +46,7 @@ func (s *Cluster) BlockGossipOneWay(ctx context.Context, from, to []string, prot
 		}
 	}
 	for _, n := range from {
-		if err := s.runOnHost(n, rules, "nft", "-f", "-"); err != nil {
+		if err := s.runOnHostWithStdin(n, rules, "nft", "-f", "-"); err != nil {
 			return err
 		}
 	}
@@ -69,8 +69,8 @@ func (s *Cluster) nodeAddresses(ctx context.Context, nodes []string) ([]string, 
 	return out, nil
 }
 
-// runOnHost runs a program in a host's network namespace.
-func (s *Cluster) runOnHost(host, stdin, name string, args ...string) error {
+// runOnHostWithStdin runs a program in a host's network namespace.
+func (s *Cluster) runOnHostWithStdin(host, stdin, name string, args ...string) error {
 	cmd := exec.Command(name, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var out strings.Builder
@@ -83,7 +83,7 @@ func (s *Cluster) runOnHost(host, stdin, name string, args ...string) error {
 
 // RunOnHost runs a program in a host's network namespace.
 func (s *Cluster) RunOnHost(host, name string, args ...string) error {
-	return s.runOnHost(host, "", name, args...)
+	return s.runOnHostWithStdin(host, "", name, args...)
 }
 
 // DeleteNeighborEntriesRepeatedly deletes the neighbor entries of the addresses on a host every 50

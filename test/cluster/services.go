@@ -33,17 +33,18 @@ func NewService(namespace, name, class string) *corev1.Service {
 	return s
 }
 
-// CreationTimes has the time of the request for a Service and that of the API server's answer.
-type CreationTimes struct{ RequestSentAt, AnswerReceivedAt time.Time }
+// ServiceCreationTimes has the time of the request for a Service and that of the API server's
+// answer.
+type ServiceCreationTimes struct{ RequestSentAt, AnswerReceivedAt time.Time }
 
 // CreateServices creates Services over a number of connections, as fast as the API server accepts
 // them.
-func (s *Cluster) CreateServices(ctx context.Context, connections int, services []*corev1.Service) ([]CreationTimes, error) {
+func (s *Cluster) CreateServices(ctx context.Context, connections int, services []*corev1.Service) ([]ServiceCreationTimes, error) {
 	config, err := s.RESTConfig()
 	if err != nil {
 		return nil, err
 	}
-	out := make([]CreationTimes, len(services))
+	out := make([]ServiceCreationTimes, len(services))
 	var next atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	for range connections {
@@ -74,8 +75,8 @@ func (s *Cluster) CreateServices(ctx context.Context, connections int, services 
 // "services/status".
 type RequestCountsByResource map[string]int
 
-// CountWrites returns the write requests since the start of the API server, from its metrics.
-func (s *Cluster) CountWrites(ctx context.Context) (RequestCountsByResource, error) {
+// CountAPIWrites returns the write requests since the start of the API server, from its metrics.
+func (s *Cluster) CountAPIWrites(ctx context.Context) (RequestCountsByResource, error) {
 	return s.CountAPIRequestsOfVerbs(ctx, "POST", "PUT", "PATCH", "APPLY", "DELETE")
 }
 

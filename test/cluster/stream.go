@@ -13,8 +13,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// Stream is a client in the lab that sends requests at a constant rate and records the answers.
-type Stream struct {
+// RequestStream is a client in the lab that sends requests at a constant rate and records the
+// answers.
+type RequestStream struct {
 	stop          context.CancelFunc
 	stoppedSignal chan struct{}
 
@@ -25,8 +26,8 @@ type Stream struct {
 	failures                   []RequestFailure
 }
 
-// StreamResult is the result of a Stream.
-type StreamResult struct {
+// RequestStreamResult is the result of a Stream.
+type RequestStreamResult struct {
 	SentCount, LostCount int
 	// LongestTimeWithoutAnswer is the longest time without an answer.
 	LongestTimeWithoutAnswer time.Duration
@@ -40,9 +41,9 @@ type RequestFailure struct {
 	Err                error
 }
 
-func newRequestStreamRecord(ctx context.Context) (*Stream, context.Context) {
+func newRequestStreamRecord(ctx context.Context) (*RequestStream, context.Context) {
 	ctx, stop := context.WithCancel(ctx)
-	return &Stream{stop: stop, stoppedSignal: make(chan struct{}), isAnsweredBySequenceNumber: map[int]bool{}}, ctx
+	return &RequestStream{stop: stop, stoppedSignal: make(chan struct{}), isAnsweredBySequenceNumber: map[int]bool{}}, ctx
 }
 
 // lateStreamAnswerTimeout is how long a stream waits after its last request while no further answer
@@ -51,28 +52,28 @@ const lateStreamAnswerTimeout = 3 * time.Second
 
 // StopSending ends the requests. It does not wait for answers, so it is for callers that need no
 // result.
-func (s *Stream) StopSending() { s.stop() }
+func (s *RequestStream) StopSending() { s.stop() }
 
-// Stop ends the requests, waits for late answers and returns the result.
-func (s *Stream) Stop() StreamResult {
+// StopAndAwaitLateAnswers ends the requests, waits for late answers and returns the result.
+func (s *RequestStream) StopAndAwaitLateAnswers() RequestStreamResult {
 	s.stop()
 	<-s.stoppedSignal
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := StreamResult{SentCount: s.sentCount, LostCount: s.sentCount - len(s.isAnsweredBySequenceNumber), Failures: s.failures}
+	o := RequestStreamResult{SentCount: s.sentCount, LostCount: s.sentCount - len(s.isAnsweredBySequenceNumber), Failures: s.failures}
 	for i := 1; i < len(s.answerTimes); i++ {
 		o.LongestTimeWithoutAnswer = max(o.LongestTimeWithoutAnswer, s.answerTimes[i].Sub(s.answerTimes[i-1]))
 	}
 	return o
 }
 
-func (s *Stream) recordFailure(f RequestFailure) {
+func (s *RequestStream) recordFailure(f RequestFailure) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.failures = append(s.failures, f)
 }
 
-func (s *Stream) recordAnswer(seq int) {
+func (s *RequestStream) recordAnswer(seq int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.isAnsweredBySequenceNumber[seq] {
@@ -82,14 +83,14 @@ func (s *Stream) recordAnswer(seq int) {
 }
 
 // CountAnswers returns the number of answered requests so far.
-func (s *Stream) CountAnswers() int {
+func (s *RequestStream) CountAnswers() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.isAnsweredBySequenceNumber)
 }
 
 // AwaitMoreAnswers waits until n more requests have been answered.
-func (s *Stream) AwaitMoreAnswers(ctx context.Context, n int) error {
+func (s *RequestStream) AwaitMoreAnswers(ctx context.Context, n int) error {
 	target := s.CountAnswers() + n
 	return AwaitNoError(ctx, fmt.Sprintf("%d more answers", n), func(context.Context) error {
 		if have := s.CountAnswers(); have < target {
@@ -100,7 +101,7 @@ func (s *Stream) AwaitMoreAnswers(ctx context.Context, n int) error {
 }
 
 // StartUDPStream sends datagrams from one socket, rate per second.
-func (s *Cluster) StartUDPStream(ctx context.Context, host, address string, rate int) (*Stream, error) {
+func (s *Cluster) StartUDPStream(ctx context.Context, host, address string, rate int) (*RequestStream, error) {
 	c, err := s.NamespaceOfHost(host).Dial(ctx, "udp", address)
 	if err != nil {
 		return nil, fmt.Errorf("opening a socket on %s: %w", host, err)
@@ -133,7 +134,7 @@ func (s *Cluster) StartUDPStream(ctx context.Context, host, address string, rate
 }
 
 // awaitLateAnswers returns when every request is answered, or when no further answer comes.
-func (s *Stream) awaitLateAnswers() {
+func (s *RequestStream) awaitLateAnswers() {
 	for last, changed := s.CountAnswers(), time.Now(); time.Since(changed) < lateStreamAnswerTimeout; time.Sleep(pollInterval) {
 		s.mu.Lock()
 		answered, sent := len(s.isAnsweredBySequenceNumber), s.sentCount
@@ -172,8 +173,8 @@ func (s *Cluster) SendUDPUntilAnswered(ctx context.Context, host, address string
 }
 
 // StartHTTPStream sends HTTP requests, rate per second, each over a new connection.
-func (s *Cluster) StartHTTPStream(ctx context.Context, host, url string, rate int) *Stream {
-	return startParallelRequestStream(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
+func (s *Cluster) StartHTTPStream(ctx context.Context, host, url string, rate int) *RequestStream {
+	return startParallelRequestStream(ctx, rate, func(ctx context.Context, st *RequestStream, seq int) {
 		if _, err := s.FetchURLFromHost(ctx, host, url); err == nil {
 			st.recordAnswer(seq)
 		}
@@ -182,7 +183,7 @@ func (s *Cluster) StartHTTPStream(ctx context.Context, host, url string, rate in
 
 // startParallelRequestStream sends requests in parallel, so that none waits for the answer to
 // another. Stop waits until those under way have ended.
-func startParallelRequestStream(ctx context.Context, rate int, request func(ctx context.Context, st *Stream, seq int)) *Stream {
+func startParallelRequestStream(ctx context.Context, rate int, request func(ctx context.Context, st *RequestStream, seq int)) *RequestStream {
 	st, ctx := newRequestStreamRecord(ctx)
 	go func() {
 		defer close(st.stoppedSignal)
@@ -194,7 +195,7 @@ func startParallelRequestStream(ctx context.Context, rate int, request func(ctx 
 }
 
 // sendRequests numbers the requests and calls send for each, rate per second, until ctx ends.
-func (s *Stream) sendRequests(ctx context.Context, rate int, send func(seq int)) {
+func (s *RequestStream) sendRequests(ctx context.Context, rate int, send func(seq int)) {
 	t := time.NewTicker(time.Second / time.Duration(rate))
 	defer t.Stop()
 	for ctx.Err() == nil {

@@ -20,8 +20,8 @@ var errSYNRetransmitted = errors.New("the SYN of the connection was sent again")
 // StartTCPStream sends lines over TCP, rate per second, each over a new connection. A request also
 // counts as lost if the kernel had to repeat its SYN: that takes a second, which a person would
 // notice.
-func (s *Cluster) StartTCPStream(ctx context.Context, host, address string, rate int) *Stream {
-	return startParallelRequestStream(ctx, rate, func(ctx context.Context, st *Stream, seq int) {
+func (s *Cluster) StartTCPStream(ctx context.Context, host, address string, rate int) *RequestStream {
+	return startParallelRequestStream(ctx, rate, func(ctx context.Context, st *RequestStream, seq int) {
 		begun := time.Now()
 		if err := s.exchangeLineOverNewTCPConnection(ctx, host, address, seq); err != nil {
 			st.recordFailure(RequestFailure{StartedAt: begun, EndedAt: time.Now(), Err: err})

@@ -118,7 +118,7 @@ func killHolderWhileClientSendsRequests(ctx context.Context, s *cluster.Cluster,
 	if err := stream.AwaitMoreAnswers(ctx, 25); err != nil {
 		return err
 	}
-	o := stream.Stop()
+	o := stream.StopAndAwaitLateAnswers()
 	printHeading("%s took over; the client waited at most %d ms for an answer", next, o.LongestTimeWithoutAnswer/time.Millisecond)
 	fmt.Printf("%d of %d requests were answered. (Requests to the Pod on the dead node are lost until Kubernetes notices,\n"+
 		"whichever node holds the address.)\n", o.SentCount-o.LostCount, o.SentCount)

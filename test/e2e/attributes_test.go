@@ -82,16 +82,17 @@ protocol bgp node1 from node { neighbor 192.168.0.11 as 64512; }
 protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
 `
 
-// attributesHarness is a cluster with two routers that have the routes of one dual-stack Service.
-type attributesHarness struct {
+// routeAttributesHarness is a cluster with two routers that have the routes of one dual-stack
+// Service.
+type routeAttributesHarness struct {
 	*cluster.Cluster
 	tor, spine *lab.Router
 	addresses  []netip.Addr
-	// carried are the attributes of the Service's host routes.
-	carried routeAttributes
+	// expectedHostRouteAttributes are the attributes of the Service's host routes.
+	expectedHostRouteAttributes routeAttributes
 }
 
-func newAttributesHarness(t *testing.T) (context.Context, *attributesHarness) {
+func newRouteAttributesHarness(t *testing.T) (context.Context, *routeAttributesHarness) {
 	t.Helper()
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
 		if m := router.MissingPrerequisite(k); m != "" {
@@ -99,9 +100,9 @@ func newAttributesHarness(t *testing.T) (context.Context, *attributesHarness) {
 		}
 	}
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2, Routers: 2, Families: lab.DualStack})
-	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
-	failOnError(t, tor.Start(ctx, readFRRConfigFromDocs(t)))
-	failOnError(t, spine.Start(ctx, routeAttributesBIRDConfig))
+	tor, spine := s.RouterOnHost("router", router.FRR), s.RouterOnHost("router2", router.BIRD)
+	failOnError(t, tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)))
+	failOnError(t, spine.StartWithConfig(ctx, routeAttributesBIRDConfig))
 	failOnError(t, s.ApplyManifests(ctx, routeAttributesManifest+fmt.Sprintf(routeAttributesPodManifest, "a", "node1")+fmt.Sprintf(routeAttributesPodManifest, "b", "node1")+fmt.Sprintf(routeAttributesPodManifest, "d", "node1")+fmt.Sprintf(routeAttributesPodManifest, "c", "node2")))
 	first, err := s.AwaitFirstServiceAddress(ctx, "default", "web")
 	failOnError(t, err)
@@ -120,13 +121,13 @@ func newAttributesHarness(t *testing.T) (context.Context, *attributesHarness) {
 		asPath: "64512 64512 64512", med: 42, communities: "64512:7 no-export", largeCommunities: "64512:1:4294967295",
 		linkBandwidthByNode: map[string]string{"192.168.0.11": "LB:64512:375000000 (3.000 Gbps)", "192.168.0.12": "LB:64512:125000000 (1.000 Gbps)"},
 	}
-	return ctx, &attributesHarness{Cluster: s, tor: tor, spine: spine, addresses: addresses, carried: carried}
+	return ctx, &routeAttributesHarness{Cluster: s, tor: tor, spine: spine, addresses: addresses, expectedHostRouteAttributes: carried}
 }
 
 // TestRouteAttributesReachRouters checks every attribute of the user's objects in FRR and BIRD, in
 // both families.
 func TestRouteAttributesReachRouters(t *testing.T) {
-	ctx, h := newAttributesHarness(t)
+	ctx, h := newRouteAttributesHarness(t)
 	t.Run("ipv4", func(t *testing.T) { h.testRouteAttributesOfFamily(ctx, t, h.addresses[0], 26) })
 	t.Run("ipv6", func(t *testing.T) { h.testRouteAttributesOfFamily(ctx, t, h.addresses[1], 80) })
 	t.Run("edits reset no session", func(t *testing.T) { h.testAttributeEditsResetNoSession(ctx, t) })
@@ -135,9 +136,9 @@ func TestRouteAttributesReachRouters(t *testing.T) {
 
 // testRouteAttributesOfFamily checks the host route of an address, and the route of the aggregated
 // prefix.
-func (h *attributesHarness) testRouteAttributesOfFamily(ctx context.Context, t *testing.T, a netip.Addr, aggregationLength int) {
+func (h *routeAttributesHarness) testRouteAttributesOfFamily(ctx context.Context, t *testing.T, a netip.Addr, aggregationLength int) {
 	host, network := netip.PrefixFrom(a, a.BitLen()), netip.PrefixFrom(a, aggregationLength).Masked()
-	awaitRouteAttributes(ctx, t, h.tor, host, h.carried)
+	awaitRouteAttributes(ctx, t, h.tor, host, h.expectedHostRouteAttributes)
 	awaitRouteAttributes(ctx, t, h.tor, network, routeAttributes{asPath: "64512", communities: "64512:8"})
 	awaitTrafficRatioOfNextHops(ctx, t, h.Cluster, host, 3)
 	failOnError(t, cluster.AwaitNoError(ctx, "the same attributes in BIRD", func(ctx context.Context) error {
@@ -161,27 +162,27 @@ func (h *attributesHarness) testRouteAttributesOfFamily(ctx context.Context, t *
 	}))
 }
 
-func (h *attributesHarness) testAttributeEditsResetNoSession(ctx context.Context, t *testing.T) {
-	before := describeSessionStarts(ctx, t, h.tor)
+func (h *routeAttributesHarness) testAttributeEditsResetNoSession(ctx context.Context, t *testing.T) {
+	before := describeBGPSessionEstablishments(ctx, t, h.tor)
 	_, err := h.RunKubectl(ctx, "", "delete", "pod", "b", "d")
 	failOnError(t, err)
-	h.carried.linkBandwidthByNode["192.168.0.11"] = h.carried.linkBandwidthByNode["192.168.0.12"]
-	awaitRouteAttributes(ctx, t, h.tor, netip.PrefixFrom(h.addresses[0], 32), h.carried)
+	h.expectedHostRouteAttributes.linkBandwidthByNode["192.168.0.11"] = h.expectedHostRouteAttributes.linkBandwidthByNode["192.168.0.12"]
+	awaitRouteAttributes(ctx, t, h.tor, netip.PrefixFrom(h.addresses[0], 32), h.expectedHostRouteAttributes)
 	awaitTrafficRatioOfNextHops(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 32), 1)
 	_, err = h.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "wide")
 	failOnError(t, err)
-	awaitNextHops(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 26).Masked())
+	awaitNextHopsInRouterKernel(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 26).Masked())
 	_, err = h.RunKubectl(ctx, "", "-n", "metallb-system", "patch", "bgpadvertisement", "each", "--type=merge", "-p", `{"spec":{"communities":null,"gantry":null}}`)
 	failOnError(t, err)
 	awaitRouteAttributes(ctx, t, h.tor, netip.PrefixFrom(h.addresses[0], 32), routeAttributes{asPath: "64512"})
-	if after := describeSessionStarts(ctx, t, h.tor); after != before {
+	if after := describeBGPSessionEstablishments(ctx, t, h.tor); after != before {
 		t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 	}
 }
 
-func (h *attributesHarness) testConflictingAdvertisements(ctx context.Context, t *testing.T) {
+func (h *routeAttributesHarness) testConflictingAdvertisements(ctx context.Context, t *testing.T) {
 	failOnError(t, h.ApplyManifests(ctx, conflictingLocalPrefAdvertisementManifest))
-	awaitNextHops(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 32))
+	awaitNextHopsInRouterKernel(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 32))
 	failOnError(t, awaitAnnouncedCondition(ctx, h.Cluster, "web", "False", names.ReasonConflictingAdvertisements))
 	_, err := h.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "other")
 	failOnError(t, err)

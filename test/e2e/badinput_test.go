@@ -21,7 +21,7 @@ func TestUserMistakesAreReportedAndCorrectable(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
 	t.Run("a malformed range is rejected with its text", func(t *testing.T) { testMalformedRange(ctx, t, s) })
 	t.Run("a Service reports that there is no pool, and recovers", func(t *testing.T) { testNoPoolIsReported(ctx, t, s) })
-	t.Run("an advertisement reports an unknown pool, and recovers", func(t *testing.T) { testUnknownPool(ctx, t, s) })
+	t.Run("an advertisement reports an unknown pool, and recovers", func(t *testing.T) { testAdvertisementOfUnknownPoolIsReported(ctx, t, s) })
 	t.Run("a Service reports that the pool is full, and recovers when an address is free", func(t *testing.T) { testFullPool(ctx, t, s) })
 	t.Run("a speaker reports that it lacks NET_RAW, and recovers", func(t *testing.T) { testDeniedRawSocketIsReported(ctx, t, s) })
 }
@@ -39,7 +39,7 @@ func testMalformedRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 			t.Errorf("the entry %q gives %v, want an error with %q", bad, err, want)
 		}
 	}
-	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "l2advertisements", "--all")
+	_, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "delete", "l2advertisements", "--all")
 	failOnError(t, err)
 }
 
@@ -69,20 +69,20 @@ func testNoPoolIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster)
 		}
 		return err
 	}))
-	failOnError(t, awaitExplanation(ctx, s, []string{"service", "tekton-pipelines/tekton-dashboard"}, exitNotWell, "no address: no IPAddressPool exists in namespace metallb-system", "["+string(names.ReasonNoPools)+"]"))
+	failOnError(t, awaitExplanation(ctx, s, []string{"service", "tekton-pipelines/tekton-dashboard"}, kubectlGantryExitNotWell, "no address: no IPAddressPool exists in namespace metallb-system", "["+string(names.ReasonNoPools)+"]"))
 	pool, _, _ := strings.Cut(cluster.FirstPoolAndL2AdvertisementManifest, "---")
 	failOnError(t, s.ApplyManifests(ctx, pool))
 	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
 }
 
-func testUnknownPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testAdvertisementOfUnknownPoolIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	_, ad, _ := strings.Cut(cluster.FirstPoolAndL2AdvertisementManifest, "---")
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(ad, "- first-pool", "- frist-pool", 1)))
 	valid := func(reason names.Reason, text string) {
 		t.Helper()
 		failOnError(t, cluster.AwaitNoError(ctx, "the advertisement's condition", func(ctx context.Context) error {
 			var o v1beta1.L2Advertisement
-			if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: "example"}, &o); err != nil {
+			if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: "example"}, &o); err != nil {
 				return err
 			}
 			if o.Status.Gantry != nil {
@@ -124,10 +124,10 @@ func testFullPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 func testDeniedRawSocketIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	patch := func(caps string) {
 		t.Helper()
-		_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "patch", "daemonset", "gantry-speaker", "-p",
+		_, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "patch", "daemonset", "gantry-speaker", "-p",
 			`{"spec":{"template":{"spec":{"containers":[{"name":"speaker","securityContext":{"capabilities":{"add":`+caps+`}}}]}}}}`)
 		failOnError(t, err)
-		_, err = s.RunKubectl(ctx, "", "-n", names.Namespace, "rollout", "status", "--timeout=5m", "daemonset/gantry-speaker")
+		_, err = s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "rollout", "status", "--timeout=5m", "daemonset/gantry-speaker")
 		failOnError(t, err)
 	}
 	patch("[]")

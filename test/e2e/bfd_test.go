@@ -70,10 +70,10 @@ func TestBFDWithFRRAndBIRD(t *testing.T) {
 		}
 	}
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2, Routers: 2})
-	tor, spine := s.Router("router", router.FRR), s.Router("router2", router.BIRD)
-	failOnError(t, tor.Start(ctx, readFRRConfigFromDocs(t)+frrBFDConfig))
-	failOnError(t, spine.Start(ctx, birdBFDConfig))
-	_, routed, _ := strings.Cut(peeringManifest, "---\n") // without its peer
+	tor, spine := s.RouterOnHost("router", router.FRR), s.RouterOnHost("router2", router.BIRD)
+	failOnError(t, tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)+frrBFDConfig))
+	failOnError(t, spine.StartWithConfig(ctx, birdBFDConfig))
+	_, routed, _ := strings.Cut(bgpPeerPoolAndAdManifest, "---\n") // without its peer
 	failOnError(t, s.ApplyManifests(ctx, bfdManifest+"---\n"+routed))
 	failOnError(t, s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node2")))
 	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
@@ -86,7 +86,7 @@ func TestBFDWithFRRAndBIRD(t *testing.T) {
 			t.Logf("FRR shows (%v):\n%s", err, out)
 			out, err = spine.RunShowCommand(context.WithoutCancel(ctx), "show bfd sessions")
 			t.Logf("BIRD shows (%v):\n%s", err, out)
-			t.Logf("the BGPSessions are:\n%s", describeSessions(context.WithoutCancel(ctx), t, s))
+			t.Logf("the BGPSessions are:\n%s", describeBGPSessions(context.WithoutCancel(ctx), t, s))
 		}
 	})
 	all := func(t *testing.T, hops ...string) {
@@ -109,20 +109,20 @@ func TestBFDWithFRRAndBIRD(t *testing.T) {
 	})
 	t.Run("a changed profile is negotiated without a new session", func(t *testing.T) {
 		awaitBGPSessionBFDStates(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
-		before := describeSessionStarts(ctx, t, tor)
+		before := describeBGPSessionEstablishments(ctx, t, tor)
 		failOnError(t, s.ApplyManifests(ctx, strings.Replace(bfdManifest, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 15", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 20", 1)))
 		failOnError(t, cluster.AwaitNoError(ctx, "the new intervals in FRR", func(ctx context.Context) error {
-			return checkBFDPeers(ctx, tor, func(p frrBFDPeerState) bool {
+			return checkFRRBFDPeerStates(ctx, tor, func(p frrBFDPeerState) bool {
 				return p.Status == "up" && p.RemoteReceiveIntervalMillis == 400 && p.RemoteTransmitIntervalMillis == 500 && p.RemoteDetectMultiplier == 20
 			})
 		}))
 		failOnError(t, s.ApplyManifests(ctx, bfdManifest))
 		failOnError(t, cluster.AwaitNoError(ctx, "the old intervals in FRR", func(ctx context.Context) error {
-			return checkBFDPeers(ctx, tor, func(p frrBFDPeerState) bool {
+			return checkFRRBFDPeerStates(ctx, tor, func(p frrBFDPeerState) bool {
 				return p.Status == "up" && p.RemoteReceiveIntervalMillis == 200 && p.RemoteTransmitIntervalMillis == 200 && p.RemoteDetectMultiplier == 15
 			})
 		}))
-		if after := describeSessionStarts(ctx, t, tor); after != before {
+		if after := describeBGPSessionEstablishments(ctx, t, tor); after != before {
 			t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 		}
 	})
@@ -151,8 +151,9 @@ type frrBFDPeerState struct {
 	RemoteDetectMultiplier       int `json:"remote-detect-multiplier"`
 }
 
-// checkBFDPeers returns an error if want does not accept FRR's state of one of the two nodes.
-func checkBFDPeers(ctx context.Context, tor *lab.Router, want func(frrBFDPeerState) bool) error {
+// checkFRRBFDPeerStates returns an error if want does not accept FRR's state of one of the two
+// nodes.
+func checkFRRBFDPeerStates(ctx context.Context, tor *lab.Router, want func(frrBFDPeerState) bool) error {
 	out, err := tor.RunShowCommand(ctx, "show bfd peers json")
 	if err != nil {
 		return err
@@ -176,9 +177,9 @@ func checkBFDPeers(ctx context.Context, tor *lab.Router, want func(frrBFDPeerSta
 	return nil
 }
 
-// describeSessions returns a line for each BGPSession, sorted: node, peer, BFD state, and the
+// describeBGPSessions returns a line for each BGPSession, sorted: node, peer, BFD state, and the
 // reason of the condition PathWatched.
-func describeSessions(ctx context.Context, t *testing.T, s *cluster.Cluster) string {
+func describeBGPSessions(ctx context.Context, t *testing.T, s *cluster.Cluster) string {
 	t.Helper()
 	out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.peer}", "-o",
 		`jsonpath={range .items[*]}{.status.node} {.status.peer} {.status.bfd} {.status.conditions[?(@.type=="gantry.dev/PathWatched")].reason}{"\n"}{end}`)
@@ -186,11 +187,11 @@ func describeSessions(ctx context.Context, t *testing.T, s *cluster.Cluster) str
 	return out
 }
 
-// awaitBGPSessionBFDStates waits until describeSessions has all these lines.
+// awaitBGPSessionBFDStates waits until describeBGPSessions has all these lines.
 func awaitBGPSessionBFDStates(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, "the BFD states in the BGPSessions", func(ctx context.Context) error {
-		out := describeSessions(ctx, t, s)
+		out := describeBGPSessions(ctx, t, s)
 		for _, line := range want {
 			if !strings.Contains(out, line+"\n") {
 				return fmt.Errorf("%q is not among\n%s", line, out)

@@ -25,8 +25,8 @@ func readFRRConfigFromDocs(t *testing.T) string {
 	return text
 }
 
-// peeringManifest configures the cluster for the FRR in the docs.
-const peeringManifest = `apiVersion: metallb.io/v1beta2
+// bgpPeerPoolAndAdManifest configures the cluster for the FRR in the docs.
+const bgpPeerPoolAndAdManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: tor, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.1}
@@ -66,8 +66,8 @@ stringData: {username: "", password: s3cret}
 type bgpHarness struct {
 	*cluster.Cluster
 	tor *lab.Router
-	// vip is the route to the Service.
-	vip netip.Prefix
+	// serviceRoute is the route to the Service.
+	serviceRoute netip.Prefix
 	// nodeAddresses are the next hops when every node announces the route.
 	nodeAddresses []string
 }
@@ -78,29 +78,29 @@ func newBGPHarness(t *testing.T) (context.Context, *bgpHarness) {
 		t.Skip(m)
 	}
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3})
-	b := &bgpHarness{Cluster: s, tor: s.Router("router", router.FRR), nodeAddresses: []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"}}
-	failOnError(t, b.tor.Start(ctx, readFRRConfigFromDocs(t)))
-	failOnError(t, s.ApplyManifests(ctx, peeringManifest))
+	b := &bgpHarness{Cluster: s, tor: s.RouterOnHost("router", router.FRR), nodeAddresses: []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"}}
+	failOnError(t, b.tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)))
+	failOnError(t, s.ApplyManifests(ctx, bgpPeerPoolAndAdManifest))
 	failOnError(t, s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node3")))
 	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
 	failOnError(t, err)
-	b.vip = netip.PrefixFrom(address, 32)
+	b.serviceRoute = netip.PrefixFrom(address, 32)
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, err := b.tor.RunShowCommand(context.WithoutCancel(ctx), "show bgp ipv4 unicast "+b.vip.String())
+			out, err := b.tor.RunShowCommand(context.WithoutCancel(ctx), "show bgp ipv4 unicast "+b.serviceRoute.String())
 			t.Logf("the router knows (%v):\n%s", err, out)
 			out, err = b.tor.RunShowCommand(context.WithoutCancel(ctx), "show bgp summary")
 			t.Logf("the router's sessions (%v):\n%s", err, out)
 		}
 	})
-	awaitNextHops(ctx, t, s, b.vip, b.nodeAddresses...)
+	awaitNextHopsInRouterKernel(ctx, t, s, b.serviceRoute, b.nodeAddresses...)
 	return ctx, b
 }
 
-// startFarStream sends requests from a client behind the router.
-func (b *bgpHarness) startFarStream(ctx context.Context, t *testing.T) *cluster.Stream {
+// startStreamBehindRouter sends requests from a client behind the router.
+func (b *bgpHarness) startStreamBehindRouter(ctx context.Context, t *testing.T) *cluster.RequestStream {
 	t.Helper()
-	stream, err := b.StartUDPStream(ctx, "far", netip.AddrPortFrom(b.vip.Addr(), 7000).String(), 200)
+	stream, err := b.StartUDPStream(ctx, "far", netip.AddrPortFrom(b.serviceRoute.Addr(), 7000).String(), 200)
 	failOnError(t, err)
 	failOnError(t, stream.AwaitMoreAnswers(ctx, 50))
 	return stream
@@ -111,20 +111,20 @@ func (b *bgpHarness) startFarStream(ctx context.Context, t *testing.T) *cluster.
 // nodes.
 func TestClientReachesServicesByBGPRoutes(t *testing.T) {
 	ctx, b := newBGPHarness(t)
-	t.Run("the API reports announcements and sessions", func(t *testing.T) { b.testStatusObjects(ctx, t) })
+	t.Run("the API reports announcements and sessions", func(t *testing.T) { b.testBGPStatusObjects(ctx, t) })
 	t.Run("the routes page is read through port-forward", func(t *testing.T) { b.testRoutesPageThroughPortForward(ctx, t) })
 	t.Run("a speaker that stops loses no request", func(t *testing.T) { b.testSpeakerStopLosesNoRequest(ctx, t) })
 	t.Run("a drained node loses no request, and returns afterwards", func(t *testing.T) { b.testDrainedNodeLosesNoRequest(ctx, t) })
 	t.Run("with externalTrafficPolicy Local the Pod's node is the only next hop", func(t *testing.T) { b.testLocalTrafficPolicyRoutesToPodNode(ctx, t) })
 	t.Run("a rollout of a Deployment with externalTrafficPolicy Local loses no request", func(t *testing.T) { b.testLocalRolloutLosesNoRequest(ctx, t) })
 	t.Run("no edit of an advertisement resets a session", func(t *testing.T) { b.testAdvertisementEditsResetNoSession(ctx, t) })
-	t.Run("one BGPPeer for all racks: the node's gateway, the AS number in its label, and a password from a Secret", func(t *testing.T) { b.testOnePeerForAllRacks(ctx, t) })
+	t.Run("one BGPPeer for all racks: the node's gateway, the AS number in its label, and a password from a Secret", func(t *testing.T) { b.testDefaultGatewayPeerWithASNLabel(ctx, t) })
 	t.Run("with graceful restart a restarted speaker keeps its routes at the router", func(t *testing.T) { b.testGracefulRestartKeepsRoutes(ctx, t) })
-	t.Run("the router connects to the nodes", func(t *testing.T) { b.testRouterConnectsToNodes(ctx, t) })
+	t.Run("the router connects to the nodes", func(t *testing.T) { b.testPassivePeerAcceptsRouterConnection(ctx, t) })
 	t.Run("deleting a Service removes its route", func(t *testing.T) { b.testServiceDeletionRemovesRoute(ctx, t) })
 }
 
-func (b *bgpHarness) testStatusObjects(ctx context.Context, t *testing.T) {
+func (b *bgpHarness) testBGPStatusObjects(ctx context.Context, t *testing.T) {
 	failOnError(t, cluster.AwaitNoError(ctx, "the status objects", func(ctx context.Context) error {
 		announced, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "servicebgpstatuses", "-o", `jsonpath={range .items[*]}{.status.node} {.status.serviceName} {.status.peers}{"\n"}{end}`)
 		if err != nil {
@@ -144,25 +144,26 @@ func (b *bgpHarness) testStatusObjects(ctx context.Context, t *testing.T) {
 }
 
 func (b *bgpHarness) testSpeakerStopLosesNoRequest(ctx context.Context, t *testing.T) {
-	stream := b.startFarStream(ctx, t)
-	failOnError(t, b.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
+	stream := b.startStreamBehindRouter(ctx, t)
+	failOnError(t, b.SignalProgramOrPod(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
 	failOnError(t, stream.AwaitMoreAnswers(ctx, 400))
-	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...) // the new speaker is ready
-	if o := stream.Stop(); o.LostCount > 0 {
+	// the new speaker is ready
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, b.nodeAddresses...)
+	if o := stream.StopAndAwaitLateAnswers(); o.LostCount > 0 {
 		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
 	}
 }
 
 func (b *bgpHarness) testDrainedNodeLosesNoRequest(ctx context.Context, t *testing.T) {
-	stream := b.startFarStream(ctx, t)
+	stream := b.startStreamBehindRouter(ctx, t)
 	_, err := b.RunKubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain=maintenance")
 	failOnError(t, err)
-	awaitNextHops(ctx, t, b.Cluster, b.vip, "192.168.0.11", "192.168.0.13")
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, "192.168.0.11", "192.168.0.13")
 	failOnError(t, stream.AwaitMoreAnswers(ctx, 100))
 	_, err = b.RunKubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain-")
 	failOnError(t, err)
-	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
-	if o := stream.Stop(); o.LostCount > 0 {
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, b.nodeAddresses...)
+	if o := stream.StopAndAwaitLateAnswers(); o.LostCount > 0 {
 		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
 	}
 }
@@ -170,22 +171,22 @@ func (b *bgpHarness) testDrainedNodeLosesNoRequest(ctx context.Context, t *testi
 func (b *bgpHarness) testLocalTrafficPolicyRoutesToPodNode(ctx context.Context, t *testing.T) {
 	_, err := b.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Local"}}`)
 	failOnError(t, err)
-	awaitNextHops(ctx, t, b.Cluster, b.vip, "192.168.0.13")
-	b.startFarStream(ctx, t).StopSending()
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, "192.168.0.13")
+	b.startStreamBehindRouter(ctx, t).StopSending()
 	_, err = b.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Cluster"}}`)
 	failOnError(t, err)
-	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, b.nodeAddresses...)
 }
 
 // testLocalRolloutLosesNoRequest moves the only Pod of a Service from node to node. The old Pod
 // still serves for some seconds after SIGTERM, and the router has the routes of both nodes
 // meanwhile: that of the old node with GRACEFUL_SHUTDOWN.
 func (b *bgpHarness) testLocalRolloutLosesNoRequest(ctx context.Context, t *testing.T) {
-	failOnError(t, b.ApplyManifests(ctx, localTrafficManifest))
+	failOnError(t, b.ApplyManifests(ctx, localTrafficPodAndServiceManifest))
 	address, err := b.AwaitFirstServiceAddress(ctx, "default", "local")
 	failOnError(t, err)
 	vip := netip.PrefixFrom(address, 32)
-	awaitNextHops(ctx, t, b.Cluster, vip, b.nodeAddresses[0])
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, vip, b.nodeAddresses[0])
 	stream, err := b.StartUDPStream(ctx, "far", netip.AddrPortFrom(address, 7000).String(), 500)
 	failOnError(t, err)
 	failOnError(t, stream.AwaitMoreAnswers(ctx, 100))
@@ -193,36 +194,36 @@ func (b *bgpHarness) testLocalRolloutLosesNoRequest(ctx context.Context, t *test
 	stream, err = b.StartUDPStream(ctx, "far", netip.AddrPortFrom(address, 7000).String(), 500)
 	failOnError(t, err)
 	for _, node := range []string{"node2", "node1"} {
-		failOnError(t, b.ApplyManifests(ctx, strings.Replace(localTrafficManifest, "nodeName: node1", "nodeName: "+node, 1)))
-		awaitNextHops(ctx, t, b.Cluster, vip, map[string]string{"node1": b.nodeAddresses[0], "node2": b.nodeAddresses[1]}[node])
-		failOnError(t, awaitOnlyPodOn(ctx, b.Cluster, "local", node))
+		failOnError(t, b.ApplyManifests(ctx, strings.Replace(localTrafficPodAndServiceManifest, "nodeName: node1", "nodeName: "+node, 1)))
+		awaitNextHopsInRouterKernel(ctx, t, b.Cluster, vip, map[string]string{"node1": b.nodeAddresses[0], "node2": b.nodeAddresses[1]}[node])
+		failOnError(t, awaitOnlyPodOnNode(ctx, b.Cluster, "local", node))
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 250))
 	}
-	if o := stream.Stop(); o.LostCount > 0 {
+	if o := stream.StopAndAwaitLateAnswers(); o.LostCount > 0 {
 		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
 	}
 	_, err = b.RunKubectl(ctx, "", "delete", "deployment/local", "service/local")
 	failOnError(t, err)
-	awaitNextHops(ctx, t, b.Cluster, vip)
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, vip)
 }
 
 func (b *bgpHarness) testAdvertisementEditsResetNoSession(ctx context.Context, t *testing.T) {
-	before := describeSessionStarts(ctx, t, b.tor)
-	failOnError(t, b.ApplyManifests(ctx, strings.Replace(peeringManifest, "{ipAddressPools: [routed]}", `{ipAddressPools: [routed], communities: ["64512:7"], aggregationLength: 24}`, 1)))
+	before := describeBGPSessionEstablishments(ctx, t, b.tor)
+	failOnError(t, b.ApplyManifests(ctx, strings.Replace(bgpPeerPoolAndAdManifest, "{ipAddressPools: [routed]}", `{ipAddressPools: [routed], communities: ["64512:7"], aggregationLength: 24}`, 1)))
 	wide := netip.MustParsePrefix("198.51.100.0/24")
-	awaitNextHops(ctx, t, b.Cluster, wide, b.nodeAddresses...)
-	awaitNextHops(ctx, t, b.Cluster, b.vip)
-	failOnError(t, b.ApplyManifests(ctx, peeringManifest))
-	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
-	if after := describeSessionStarts(ctx, t, b.tor); after != before {
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, wide, b.nodeAddresses...)
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute)
+	failOnError(t, b.ApplyManifests(ctx, bgpPeerPoolAndAdManifest))
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, b.nodeAddresses...)
+	if after := describeBGPSessionEstablishments(ctx, t, b.tor); after != before {
 		t.Errorf("the sessions were established %s times before the edits and %s after", before, after)
 	}
 }
 
-func (b *bgpHarness) testOnePeerForAllRacks(ctx context.Context, t *testing.T) {
+func (b *bgpHarness) testDefaultGatewayPeerWithASNLabel(ctx context.Context, t *testing.T) {
 	_, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgppeer", "tor")
 	failOnError(t, err)
-	awaitNextHops(ctx, t, b.Cluster, b.vip)
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute)
 	failOnError(t, b.tor.ChangeRunningConfig(ctx, "router bgp 65000\n neighbor nodes password s3cret\n"))
 	failOnError(t, b.ApplyManifests(ctx, defaultGatewayPeerManifest))
 	failOnError(t, cluster.AwaitNoError(ctx, "the condition that the Secret is missing", func(ctx context.Context) error {
@@ -232,20 +233,20 @@ func (b *bgpHarness) testOnePeerForAllRacks(ctx context.Context, t *testing.T) {
 		}
 		return err
 	}))
-	awaitSessionReasons(ctx, t, b.Cluster, "node1 racks UnknownSecret", "node2 racks UnknownSecret", "node3 racks UnknownSecret")
+	awaitBGPSessionReasons(ctx, t, b.Cluster, "node1 racks UnknownSecret", "node2 racks UnknownSecret", "node3 racks UnknownSecret")
 	table, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions")
 	failOnError(t, err)
 	if n := strings.Count(table, "UnknownSecret"); n != 3 {
 		t.Errorf("kubectl shows the reason %d times, want 3 sessions with it:\n%s", n, table)
 	}
-	awaitNextHops(ctx, t, b.Cluster, b.vip)
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute)
 	failOnError(t, b.ApplyManifests(ctx, peerPasswordManifest))
 	for _, node := range []string{"node1", "node2"} {
 		_, err := b.RunKubectl(ctx, "", "label", "node", node, "example.com/asn=65000")
 		failOnError(t, err)
 	}
-	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses[:2]...)
-	awaitSessionReasons(ctx, t, b.Cluster, "node1 racks Established", "node2 racks Established", "node3 racks NodeLabel")
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, b.nodeAddresses[:2]...)
+	awaitBGPSessionReasons(ctx, t, b.Cluster, "node1 racks Established", "node2 racks Established", "node3 racks NodeLabel")
 	failOnError(t, cluster.AwaitNoError(ctx, "the error of the session on the node without the label", func(ctx context.Context) error {
 		out, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-l", "metallb.io/node=node3", "-o", "jsonpath={.items[*].status.lastError}")
 		if err == nil && !strings.Contains(out, `no label "example.com/asn"`) {
@@ -255,56 +256,56 @@ func (b *bgpHarness) testOnePeerForAllRacks(ctx context.Context, t *testing.T) {
 	}))
 	_, err = b.RunKubectl(ctx, "", "label", "node", "node3", "example.com/asn=65000")
 	failOnError(t, err)
-	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, b.nodeAddresses...)
 }
 
 func (b *bgpHarness) testGracefulRestartKeepsRoutes(ctx context.Context, t *testing.T) {
-	stream := b.startFarStream(ctx, t)
-	begun := countSessionStarts(ctx, t, b.Cluster, "node1")
-	failOnError(t, b.SignalProgram(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
+	stream := b.startStreamBehindRouter(ctx, t)
+	begun := countBGPSessionEstablishments(ctx, t, b.Cluster, "node1")
+	failOnError(t, b.SignalProgramOrPod(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
 	failOnError(t, cluster.AwaitNoError(ctx, "the session of the new speaker", func(ctx context.Context) error {
-		r, _, err := b.NamespaceOfHost("router").FindRouteToExactPrefix(b.vip)
+		r, _, err := b.NamespaceOfHost("router").FindRouteToExactPrefix(b.serviceRoute)
 		if err != nil {
 			return err
 		}
 		if len(r.NextHops) != 3 {
 			t.Fatalf("the router has removed the routes of the speaker: %v", r.NextHops)
 		}
-		if countSessionStarts(ctx, t, b.Cluster, "node1") == begun {
+		if countBGPSessionEstablishments(ctx, t, b.Cluster, "node1") == begun {
 			return fmt.Errorf("the session was established %d times, as before", begun)
 		}
 		return nil
 	}))
-	if o := stream.Stop(); o.LostCount > 0 {
+	if o := stream.StopAndAwaitLateAnswers(); o.LostCount > 0 {
 		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
 	}
 }
 
-func (b *bgpHarness) testRouterConnectsToNodes(ctx context.Context, t *testing.T) {
+func (b *bgpHarness) testPassivePeerAcceptsRouterConnection(ctx context.Context, t *testing.T) {
 	failOnError(t, b.tor.ChangeRunningConfig(ctx, "router bgp 65000\n neighbor nodes timers connect 1\n"))
-	begun := map[string]int{"node1": countSessionStarts(ctx, t, b.Cluster, "node1"), "node2": countSessionStarts(ctx, t, b.Cluster, "node2"), "node3": countSessionStarts(ctx, t, b.Cluster, "node3")}
+	begun := map[string]int{"node1": countBGPSessionEstablishments(ctx, t, b.Cluster, "node1"), "node2": countBGPSessionEstablishments(ctx, t, b.Cluster, "node2"), "node3": countBGPSessionEstablishments(ctx, t, b.Cluster, "node3")}
 	failOnError(t, b.ApplyManifests(ctx, strings.Replace(defaultGatewayPeerManifest, "defaultGateway:", "passive: true, defaultGateway:", 1)))
 	failOnError(t, cluster.AwaitNoError(ctx, "sessions that the router has opened", func(ctx context.Context) error {
 		for node, n := range begun {
-			if countSessionStarts(ctx, t, b.Cluster, node) == n {
+			if countBGPSessionEstablishments(ctx, t, b.Cluster, node) == n {
 				return fmt.Errorf("the session with %s is still the one that the node has opened", node)
 			}
 		}
 		return nil
 	}))
-	awaitNextHops(ctx, t, b.Cluster, b.vip, b.nodeAddresses...)
-	awaitSessionReasons(ctx, t, b.Cluster, "node1 racks Established", "node2 racks Established", "node3 racks Established")
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, b.nodeAddresses...)
+	awaitBGPSessionReasons(ctx, t, b.Cluster, "node1 racks Established", "node2 racks Established", "node3 racks Established")
 }
 
 func (b *bgpHarness) testServiceDeletionRemovesRoute(ctx context.Context, t *testing.T) {
 	_, err := b.RunKubectl(ctx, "", "delete", "service", "echo")
 	failOnError(t, err)
-	awaitNextHops(ctx, t, b.Cluster, b.vip)
+	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute)
 }
 
-// awaitSessionReasons waits until the BGPSessions are exactly these, sorted by node: each has its
-// node, its peer and the reason of its condition Established.
-func awaitSessionReasons(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
+// awaitBGPSessionReasons waits until the BGPSessions are exactly these, sorted by node: each has
+// its node, its peer and the reason of its condition Established.
+func awaitBGPSessionReasons(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, "the reasons of the BGPSessions", func(ctx context.Context) error {
 		out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.node}", "-o",
@@ -316,8 +317,9 @@ func awaitSessionReasons(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 	}))
 }
 
-// awaitNextHops waits until the router's kernel has exactly these next hops for a prefix.
-func awaitNextHops(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, want ...string) {
+// awaitNextHopsInRouterKernel waits until the router's kernel has exactly these next hops for a
+// prefix.
+func awaitNextHopsInRouterKernel(ctx context.Context, t *testing.T, s *cluster.Cluster, p netip.Prefix, want ...string) {
 	t.Helper()
 	awaitNextHopsInKernelOf(ctx, t, s, "router", p, want...)
 }
@@ -342,19 +344,21 @@ func awaitNextHopsInKernelOf(ctx context.Context, t *testing.T, s *cluster.Clust
 	}))
 }
 
-// countSessionStarts returns how often the router's session with a node has been established.
-func countSessionStarts(ctx context.Context, t *testing.T, s *cluster.Cluster, node string) int {
+// countBGPSessionEstablishments returns how often the router's session with a node has been
+// established.
+func countBGPSessionEstablishments(ctx context.Context, t *testing.T, s *cluster.Cluster, node string) int {
 	t.Helper()
 	address := map[string]string{"node1": "192.168.0.11", "node2": "192.168.0.12", "node3": "192.168.0.13"}[node]
-	out, err := s.Router("router", router.FRR).RunShowCommand(ctx, "show bgp neighbors "+address+" json")
+	out, err := s.RouterOnHost("router", router.FRR).RunShowCommand(ctx, "show bgp neighbors "+address+" json")
 	failOnError(t, err)
 	var all map[string]struct{ ConnectionsEstablished int }
 	failOnError(t, json.Unmarshal(out, &all))
 	return all[address].ConnectionsEstablished
 }
 
-// describeSessionStarts returns FRR's lines on how often each session has been established.
-func describeSessionStarts(ctx context.Context, t *testing.T, tor *lab.Router) string {
+// describeBGPSessionEstablishments returns FRR's lines on how often each session has been
+// established.
+func describeBGPSessionEstablishments(ctx context.Context, t *testing.T, tor *lab.Router) string {
 	t.Helper()
 	out, err := tor.RunShowCommand(ctx, "show bgp neighbors")
 	failOnError(t, err)

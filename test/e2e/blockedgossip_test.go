@@ -41,14 +41,14 @@ func (h *faultHarness) testBlockedGossip(ctx context.Context, t *testing.T) {
 			unblock(ctx)
 			failOnError(t, tc.block(ctx))
 			for node, other := range map[string]string{"node1": "node2", "node2": "node1"} {
-				o := &objectCondition{"speakerstatuses", node, names.ConditionGossip}
+				o := &objectCondition{"speakerstatuses", node, names.ConditionGossipComplete}
 				failOnError(t, h.awaitObjectFault(ctx, o, names.ReasonGossipBlocked, "the speakers of "+other))
 				// A busy node may lose the other member for a while. Which protocol is blocked
 				// is known once that member is back.
 				failOnError(t, h.awaitObjectFault(ctx, o, names.ReasonGossipBlocked, "the speakers of "+other+tc.text))
-				failOnError(t, h.awaitNodeEvent(ctx, node, "Warning", "the speakers of "+other+tc.text))
+				failOnError(t, h.awaitGossipBlockedEvent(ctx, node, "Warning", "the speakers of "+other+tc.text))
 			}
-			failOnError(t, h.awaitExplanation(ctx, "web", exitNotWell, "is announced, but", "gossip is blocked with the speakers of node", tc.text, "["+string(names.ReasonGossipBlocked)+"]"))
+			failOnError(t, h.awaitExplanation(ctx, "web", kubectlGantryExitNotWell, "is announced, but", "gossip is blocked with the speakers of node", tc.text, "["+string(names.ReasonGossipBlocked)+"]"))
 			h.recordSeenReason(string(names.ReasonGossipBlocked))
 		})
 	}
@@ -65,8 +65,8 @@ func (h *faultHarness) testBlockedGossip(ctx context.Context, t *testing.T) {
 	}))
 	unblock(ctx)
 	for _, node := range []string{"node1", "node2"} {
-		failOnError(t, h.awaitObjectRepaired(ctx, &objectCondition{"speakerstatuses", node, names.ConditionGossip}))
-		failOnError(t, h.awaitNodeEvent(ctx, node, "Normal", "works again"))
+		failOnError(t, h.awaitObjectRepaired(ctx, &objectCondition{"speakerstatuses", node, names.ConditionGossipComplete}))
+		failOnError(t, h.awaitGossipBlockedEvent(ctx, node, "Normal", "works again"))
 	}
 	for _, s := range []string{"web", "routed"} {
 		failOnError(t, h.awaitAnnounced(ctx, s))
@@ -81,31 +81,31 @@ data: {node1: the key of node1 with 16 bytes or more, node2: the key of node2 wi
 ---
 `
 
-// testOtherGossipKey gives each speaker a key of its own. An explanation of a Service has to name
-// the nodes and the Secret.
-func (h *faultHarness) testOtherGossipKey(ctx context.Context, t *testing.T) {
+// testDifferentGossipKeysAreExplained gives each speaker a key of its own. An explanation of a
+// Service has to name the nodes and the Secret.
+func (h *faultHarness) testDifferentGossipKeysAreExplained(ctx context.Context, t *testing.T) {
 	failOnError(t, h.ApplyManifests(ctx, gossipKeysManifest))
-	failOnError(t, h.kubectl("-n", names.Namespace, "patch", "daemonset", "gantry-speaker", "-p", `{"spec":{"template":{"spec":{"volumes":[{"name":"keys","configMap":{"name":"gossip-keys"}}],`+
+	failOnError(t, h.kubectlFunc("-n", names.DefaultNamespace, "patch", "daemonset", "gantry-speaker", "-p", `{"spec":{"template":{"spec":{"volumes":[{"name":"keys","configMap":{"name":"gossip-keys"}}],`+
 		`"containers":[{"name":"speaker","volumeMounts":[{"name":"keys","mountPath":"/run/keys"}],"args":["--gossip-key-file=/run/keys/$(GANTRY_NODE_NAME)"]}]}}}}`)(ctx))
 	failOnError(t, h.AwaitRollout(ctx))
-	failOnError(t, h.awaitExplanation(ctx, "web", exitNotWell, "the speakers of node1, node2 have different gossip keys", `let all use the entry "key" of Secret metallb-system/gantry-gossip`, "from the file /run/keys/", "["+string(names.ReasonGossipKeyDiffers)+"]"))
+	failOnError(t, h.awaitExplanation(ctx, "web", kubectlGantryExitNotWell, "the speakers of node1, node2 have different gossip keys", `let all use the entry "key" of Secret metallb-system/gantry-gossip`, "from the file /run/keys/", "["+string(names.ReasonGossipKeyDiffers)+"]"))
 	for node, other := range map[string]string{"node1": "node2", "node2": "node1"} {
-		o := &objectCondition{"speakerstatuses", node, names.ConditionGossip}
+		o := &objectCondition{"speakerstatuses", node, names.ConditionGossipComplete}
 		failOnError(t, h.awaitObjectFault(ctx, o, names.ReasonGossipKeyDiffers, "the speakers of "+other+" have another gossip key"))
-		failOnError(t, h.awaitNodeEvent(ctx, node, "Warning", "the speakers of "+other+" have another gossip key"))
+		failOnError(t, h.awaitGossipBlockedEvent(ctx, node, "Warning", "the speakers of "+other+" have another gossip key"))
 	}
 	h.recordSeenReason(string(names.ReasonGossipKeyDiffers))
-	failOnError(t, h.kubectl("-n", names.Namespace, "rollout", "undo", "daemonset/gantry-speaker")(ctx))
+	failOnError(t, h.kubectlFunc("-n", names.DefaultNamespace, "rollout", "undo", "daemonset/gantry-speaker")(ctx))
 	failOnError(t, h.AwaitRollout(ctx))
 	for _, node := range []string{"node1", "node2"} {
-		failOnError(t, h.awaitObjectRepaired(ctx, &objectCondition{"speakerstatuses", node, names.ConditionGossip}))
+		failOnError(t, h.awaitObjectRepaired(ctx, &objectCondition{"speakerstatuses", node, names.ConditionGossipComplete}))
 	}
 	failOnError(t, h.awaitAnnounced(ctx, "web"))
 	h.expectHealthyExplanation(ctx, t, "web")
 }
 
-// awaitNodeEvent waits for an event about the gossip of a Node.
-func (h *faultHarness) awaitNodeEvent(ctx context.Context, node, kind, text string) error {
+// awaitGossipBlockedEvent waits for an event about the gossip of a Node.
+func (h *faultHarness) awaitGossipBlockedEvent(ctx context.Context, node, kind, text string) error {
 	return cluster.AwaitNoError(ctx, "the event about "+node, func(ctx context.Context) error {
 		out, err := h.RunKubectl(ctx, "", "get", "events", "--all-namespaces", "--field-selector", "involvedObject.kind=Node,involvedObject.name="+node+",type="+kind+",reason="+names.EventGossipBlocked)
 		if err == nil && !strings.Contains(out, text) {

@@ -46,15 +46,16 @@ type burstHarness struct {
 	*cluster.Cluster
 	t        *testing.T
 	services []*corev1.Service
-	// noPoolsDuration is how long the controller took to write the conditions before a burst.
-	noPoolsDuration time.Duration
+	// noPoolsConditionWritesDelay is how long the controller took to write the conditions before a
+	// burst.
+	noPoolsConditionWritesDelay time.Duration
 }
 
 // newBurstHarness creates the Services while no controller is running.
 func newBurstHarness(ctx context.Context, t *testing.T, s *cluster.Cluster, n int) *burstHarness {
 	t.Helper()
 	b := &burstHarness{Cluster: s, t: t}
-	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "daemonset", "gantry-speaker")
+	_, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "delete", "daemonset", "gantry-speaker")
 	failOnError(t, err)
 	b.scaleControllers(ctx, 0)
 	b.services, _ = newServices("burst", n)
@@ -69,11 +70,11 @@ func newBurstHarness(ctx context.Context, t *testing.T, s *cluster.Cluster, n in
 // scaleControllers sets the number of controllers to n, and waits until all of them are ready.
 func (b *burstHarness) scaleControllers(ctx context.Context, n int) {
 	b.t.Helper()
-	_, err := b.RunKubectl(ctx, "", "-n", names.Namespace, "scale", "deployment/gantry-controller", fmt.Sprint("--replicas=", n))
+	_, err := b.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "scale", "deployment/gantry-controller", fmt.Sprint("--replicas=", n))
 	failOnError(b.t, err)
 	b.awaitNoError(ctx, 6*time.Minute, func() error {
 		var pods corev1.PodList
-		if err := b.API.List(ctx, &pods, client.InNamespace(names.Namespace), client.MatchingLabels{"app.kubernetes.io/component": "controller"}); err != nil {
+		if err := b.API.List(ctx, &pods, client.InNamespace(names.DefaultNamespace), client.MatchingLabels{"app.kubernetes.io/component": "controller"}); err != nil {
 			return err
 		}
 		ready := 0
@@ -105,11 +106,11 @@ func (b *burstHarness) awaitNoError(ctx context.Context, timeout time.Duration, 
 	}
 }
 
-// removeAddresses stops the controllers, and removes the pool and all addresses.
-func (b *burstHarness) removeAddresses(ctx context.Context) {
+// stopControllersAndRemoveAddresses stops the controllers, and removes the pool and all addresses.
+func (b *burstHarness) stopControllersAndRemoveAddresses(ctx context.Context) {
 	b.t.Helper()
 	b.scaleControllers(ctx, 0)
-	_, err := b.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "ipaddresspool", "burst", "--ignore-not-found")
+	_, err := b.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "delete", "ipaddresspool", "burst", "--ignore-not-found")
 	failOnError(b.t, err)
 	emptyStatus := client.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"annotations":{%q:null}},"status":{"loadBalancer":null,"conditions":null}}`, names.AnnotationAllocatedFromPool))
 	var g errgroup.Group
@@ -120,8 +121,8 @@ func (b *burstHarness) removeAddresses(ctx context.Context) {
 	failOnError(b.t, g.Wait())
 }
 
-// awaitNoPools waits until the condition of every Service says that there is no pool.
-func (b *burstHarness) awaitNoPools(ctx context.Context) {
+// awaitNoPoolsConditions waits until the condition of every Service says that there is no pool.
+func (b *burstHarness) awaitNoPoolsConditions(ctx context.Context) {
 	b.t.Helper()
 	b.awaitNoError(ctx, 10*time.Minute, func() error {
 		time.Sleep(2 * time.Second) // a list of all is work for the API server
@@ -142,31 +143,31 @@ func (b *burstHarness) awaitNoPools(ctx context.Context) {
 	})
 }
 
-// startAndApplyPool starts the controllers and applies the pool. It returns the recorder of the
-// addresses and the start of the burst.
-func (b *burstHarness) startAndApplyPool(ctx context.Context, wait bool) (*cluster.AddressRecorder, time.Time) {
+// startControllersAndApplyPool starts the controllers and applies the pool. It returns the recorder
+// of the addresses and the start of the burst.
+func (b *burstHarness) startControllersAndApplyPool(ctx context.Context, wait bool) (*cluster.AddressRecorder, time.Time) {
 	b.t.Helper()
 	b.scaleControllers(ctx, 2)
 	awaitLeader(ctx, b.t, b.Cluster, "")
 	begun := time.Now()
 	if wait {
-		b.awaitNoPools(ctx)
+		b.awaitNoPoolsConditions(ctx)
 	}
-	b.noPoolsDuration = time.Since(begun)
+	b.noPoolsConditionWritesDelay = time.Since(begun)
 	c, err := b.StartAddressRecorder(ctx, "default")
 	failOnError(b.t, err)
 	failOnError(b.t, b.ApplyManifests(ctx, poolOf65536AddressesManifest))
 	return c, time.Now()
 }
 
-// endLeader sends a signal to the leader, and logs the number of pending assignments in the
+// signalLeader sends a signal to the leader, and logs the number of pending assignments in the
 // AddressLedger.
-func (b *burstHarness) endLeader(ctx context.Context, c *cluster.AddressRecorder, sig syscall.Signal) {
+func (b *burstHarness) signalLeader(ctx context.Context, c *cluster.AddressRecorder, sig syscall.Signal) {
 	b.t.Helper()
 	_, pod := awaitLeader(ctx, b.t, b.Cluster, "")
-	failOnError(b.t, b.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, sig))
+	failOnError(b.t, b.SignalProgramOrPod(ctx, pod.Spec.NodeName, pod.Name, sig))
 	var l v1alpha1.AddressLedger
-	failOnError(b.t, b.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.AddressLedger}, &l))
+	failOnError(b.t, b.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: names.PendingAssignmentsLedger}, &l))
 	b.t.Logf("%s to %s with %d of %d Services served and %d pending assignments in the AddressLedger", sig, pod.Name, c.CountServicesWithAddress(), len(b.services), len(l.Spec.Pending))
 }
 
@@ -191,11 +192,11 @@ func TestBurstSurvivesLeaderLoss(t *testing.T) {
 	}
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
 	b := newBurstHarness(ctx, t, s, 4600)
-	c, begun := b.startAndApplyPool(ctx, false)
+	c, begun := b.startControllersAndApplyPool(ctx, false)
 	b.awaitServedServices(ctx, c, len(b.services)/10, 6*time.Minute)
-	b.endLeader(ctx, c, syscall.SIGTERM)
+	b.signalLeader(ctx, c, syscall.SIGTERM)
 	b.awaitServedServices(ctx, c, len(b.services)/2, 6*time.Minute)
-	b.endLeader(ctx, c, syscall.SIGKILL)
+	b.signalLeader(ctx, c, syscall.SIGKILL)
 	b.awaitServedServices(ctx, c, len(b.services), 6*time.Minute)
 	t.Logf("all Services have an address after %s", time.Since(begun).Round(time.Millisecond))
 	for _, f := range c.DescribeDoubleOrLostAddresses() {
@@ -210,20 +211,20 @@ func TestBurstSurvivesLeaderLoss(t *testing.T) {
 func testTenBursts(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
 	b := newBurstHarness(ctx, t, s, 10000)
-	c, begun := b.startAndApplyPool(ctx, true)
+	c, begun := b.startControllersAndApplyPool(ctx, true)
 	b.awaitServedServices(ctx, c, len(b.services), 10*time.Minute)
-	undisturbed, baseline := time.Since(begun), b.noPoolsDuration
+	undisturbed, baseline := time.Since(begun), b.noPoolsConditionWritesDelay
 	t.Logf("without a loss: %s, after %s for the conditions", undisturbed.Round(time.Millisecond), baseline.Round(time.Millisecond))
 	for i := range 10 {
-		b.removeAddresses(ctx)
+		b.stopControllersAndRemoveAddresses(ctx)
 		round, end := context.WithCancel(ctx)
-		c, begun := b.startAndApplyPool(round, true)
+		c, begun := b.startControllersAndApplyPool(round, true)
 		// the moment does not depend on the state of the burst
 		time.Sleep(undisturbed * time.Duration(2*i+1) / 20)
-		b.endLeader(round, c, []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM}[i%2])
+		b.signalLeader(round, c, []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM}[i%2])
 		b.awaitServedServices(round, c, len(b.services), undisturbed+5*time.Minute)
 		took := time.Since(begun)
-		slowdown := max(1, b.noPoolsDuration.Seconds()/baseline.Seconds())
+		slowdown := max(1, b.noPoolsConditionWritesDelay.Seconds()/baseline.Seconds())
 		t.Logf("round %d: %s, on a machine %.2f times as slow", i+1, took.Round(time.Millisecond), slowdown)
 		if limit := time.Duration(slowdown * float64(undisturbed+extraTimeoutForLeaderLoss)); took > limit {
 			t.Errorf("round %d took %s, more than %s: %s plus %s, on a machine %.2f times as slow", i+1, took, limit, undisturbed, extraTimeoutForLeaderLoss, slowdown)

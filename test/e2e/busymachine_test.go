@@ -39,14 +39,14 @@ func startMeasuringSchedulingDelay(t *testing.T) (stop func() time.Duration) {
 	}
 }
 
-// busyRounds is how often a check is repeated on a machine that is busy. A fault of the product
-// shows in each round.
-const busyRounds = 3
+// maxRoundsOnBusyMachine is how often a check is repeated on a machine that is busy. A fault of the
+// product shows in each round.
+const maxRoundsOnBusyMachine = 3
 
-// checkWithoutDelay calls check, which returns what speakers did wrong. If processes had to wait
-// for a processor meanwhile, the speakers may have been right to assume a death, and another round
-// decides.
-func checkWithoutDelay(t *testing.T, check func() []string) {
+// repeatCheckIfMachineWasBusy calls check, which returns what speakers did wrong. If processes had
+// to wait for a processor meanwhile, the speakers may have been right to assume a death, and
+// another round decides.
+func repeatCheckIfMachineWasBusy(t *testing.T, check func() []string) {
 	t.Helper()
 	for round := 1; ; round++ {
 		stopMeasuring := startMeasuringSchedulingDelay(t)
@@ -55,7 +55,7 @@ func checkWithoutDelay(t *testing.T, check func() []string) {
 		switch {
 		case len(faults) == 0:
 			return
-		case delay <= tolerableSchedulingDelay || round == busyRounds:
+		case delay <= tolerableSchedulingDelay || round == maxRoundsOnBusyMachine:
 			t.Errorf("in round %d, with a delay of processes of %s: %s", round, delay, strings.Join(faults, "; "))
 			return
 		}

@@ -45,13 +45,13 @@ func TestControllerRestartKeepsAddresses(t *testing.T) {
 			t.Errorf("after the restart Service %s has %s, want %s", name, got, want)
 		}
 	}
-	testShrunkPool(ctx, t, s)
-	testRetiredRange(ctx, t, s)
+	testServicesKeepAddressesOfShrunkPool(ctx, t, s)
+	testRetiredRangeGivesOtherAddresses(ctx, t, s)
 }
 
-// testShrunkPool removes the addresses from the pool: the Services keep them, and their condition
-// says so.
-func testShrunkPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+// testServicesKeepAddressesOfShrunkPool removes the addresses from the pool: the Services keep
+// them, and their condition says so.
+func testServicesKeepAddressesOfShrunkPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "192.168.0.201-192.168.0.233", "192.168.0.240", 1)))
 	failOnError(t, cluster.AwaitNoError(ctx, "the condition of a Service outside of its smaller pool", func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, "default", "second")
@@ -68,19 +68,19 @@ func testShrunkPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}))
 }
 
-// testRetiredRange retires the addresses of all three Services. Each Service gets another one, and
-// has an address all the time. The pool shows the progress.
-func testRetiredRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+// testRetiredRangeGivesOtherAddresses retires the addresses of all three Services. Each Service
+// gets another one, and has an address all the time. The pool shows the progress.
+func testRetiredRangeGivesOtherAddresses(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	recorder, err := s.StartAddressRecorder(ctx, "default")
 	failOnError(t, err)
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "  - 192.168.0.201-192.168.0.233\n",
 		"  - 192.168.0.201-192.168.0.203\n  - 192.168.0.210-192.168.0.212\n  gantry:\n    retire:\n      addresses: [192.168.0.201-192.168.0.203]\n      servicesPerMinute: 120\n", 1)))
 	failOnError(t, cluster.AwaitNoError(ctx, "the end of the retirement", func(ctx context.Context) error {
 		var p v1beta1.IPAddressPool
-		if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: "first-pool"}, &p); err != nil {
+		if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: "first-pool"}, &p); err != nil {
 			return err
 		}
-		if g := p.Status.Gantry; g == nil || g.Retire == nil || g.Retire.ServicesLeft > 0 || !meta.IsStatusConditionTrue(g.Conditions, names.ConditionRetired) {
+		if g := p.Status.Gantry; g == nil || g.Retire == nil || g.Retire.ServicesLeft > 0 || !meta.IsStatusConditionTrue(g.Conditions, names.ConditionPoolRetirementDone) {
 			return fmt.Errorf("the status of the pool is %+v", g)
 		}
 		return nil

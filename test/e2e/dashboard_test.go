@@ -11,17 +11,17 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// TestFirstService follows the first steps of a user: a pool, an advertisement, a Service. It
-// checks the address, the NodePort, the Service without NodePorts, and that an ExternalName Service
-// stays as it is.
-func TestFirstService(t *testing.T) {
+// TestFirstStepsOfUserInEachKubeProxyMode follows the first steps of a user: a pool, an
+// advertisement, a Service. It checks the address, the NodePort, the Service without NodePorts, and
+// that an ExternalName Service stays as it is.
+func TestFirstStepsOfUserInEachKubeProxyMode(t *testing.T) {
 	for _, mode := range []string{lab.KubeProxyNFTables, lab.KubeProxyIPTables} {
 		t.Run(mode, func(t *testing.T) {
 			ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3, ProxyMode: mode})
 			failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
 			failOnError(t, s.ApplyManifests(ctx, cluster.ExampleServiceAndDeploymentManifest))
 			failOnError(t, s.ApplyManifests(ctx, externalNameManifest))
-			checkDashboard(ctx, t, s)
+			checkExampleServiceReachable(ctx, t, s)
 			testWithoutNodePorts(ctx, t, s)
 			other, err := s.GetService(ctx, "default", "backend-service")
 			failOnError(t, err)
@@ -42,7 +42,7 @@ spec:
   externalName: backend-service.example.svc.cluster.local
 `
 
-func checkDashboard(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func checkExampleServiceReachable(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	address, err := s.AwaitFirstServiceAddress(ctx, "tekton-pipelines", "tekton-dashboard")
 	failOnError(t, err)
 	if want := netip.MustParseAddr("192.168.0.201"); address != want {

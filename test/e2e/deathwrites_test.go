@@ -26,8 +26,8 @@ import (
 // writeCountHarness is a cluster with many Services, of which kube-proxy writes no rules.
 type writeCountHarness struct {
 	*cluster.Cluster
-	t               *testing.T
-	nodes, services int
+	t                       *testing.T
+	nodeCount, serviceCount int
 }
 
 const (
@@ -49,8 +49,8 @@ metadata: {name: many, namespace: metallb-system}
 spec: {ipAddressPools: [many]}
 ---
 `
-	// writeCountTimeout bounds one change of all Services.
-	writeCountTimeout = 3 * time.Minute
+	// allServicesChangeTimeout bounds one change of all Services.
+	allServicesChangeTimeout = 3 * time.Minute
 )
 
 // init gives the tests of this file more time: `make deaths` alone runs them.
@@ -62,7 +62,7 @@ func newWriteCountHarness(t *testing.T) (context.Context, *writeCountHarness) {
 	t.Helper()
 	const nodes, services = 10, 1000
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: nodes})
-	h := &writeCountHarness{Cluster: s, t: t, nodes: nodes, services: services}
+	h := &writeCountHarness{Cluster: s, t: t, nodeCount: nodes, serviceCount: services}
 	failOnError(t, s.ApplyManifests(ctx, webDeploymentManifest+writeCountPoolManifest))
 	all, _ := newServices("many", services)
 	for _, svc := range all { // kube-proxy ignores them
@@ -71,7 +71,7 @@ func newWriteCountHarness(t *testing.T) (context.Context, *writeCountHarness) {
 	}
 	_, err := s.CreateServices(ctx, 8, all)
 	failOnError(t, err)
-	h.awaitAllAnnounced(ctx, metav1.ConditionFalse)
+	h.awaitAnnouncedStatusOfAll(ctx, metav1.ConditionFalse)
 	return ctx, h
 }
 
@@ -82,29 +82,29 @@ func TestDeathOfARouterCostsFewWrites(t *testing.T) {
 		t.Skip(m)
 	}
 	ctx, h := newWriteCountHarness(t)
-	tor := h.Router("router", router.FRR)
-	failOnError(t, tor.Start(ctx, readFRRConfigFromDocs(t)))
+	tor := h.RouterOnHost("router", router.FRR)
+	failOnError(t, tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)))
 	// The advertisement comes last: a speaker with more than 500 Services writes no
 	// ServiceBGPStatus, and with fewer it would write thousands of them before.
-	failOnError(t, h.ApplyManifests(ctx, faultPeerManifest("")+writeCountBGPAdvertisementManifest))
-	h.awaitAllAnnounced(ctx, metav1.ConditionTrue)
+	failOnError(t, h.ApplyManifests(ctx, torPeerManifest("")+writeCountBGPAdvertisementManifest))
+	h.awaitAnnouncedStatusOfAll(ctx, metav1.ConditionTrue)
 	h.countWritesOf(ctx, func() {}) // until the sessions of all nodes are written
 
 	died := h.countWritesOf(ctx, func() {
 		failOnError(t, tor.Stop(ctx))
-		h.awaitAllAnnounced(ctx, metav1.ConditionFalse)
+		h.awaitAnnouncedStatusOfAll(ctx, metav1.ConditionFalse)
 	})
 	returned := h.countWritesOf(ctx, func() {
-		failOnError(t, tor.Restart(ctx))
-		h.awaitAllAnnounced(ctx, metav1.ConditionTrue)
+		failOnError(t, tor.StartEndedDaemons(ctx))
+		h.awaitAnnouncedStatusOfAll(ctx, metav1.ConditionTrue)
 	})
 	for what, w := range map[string]cluster.RequestCountsByResource{"death": died, "return": returned} {
 		t.Logf("the %s of the only router cost these writes: %v", what, w)
 		// One change of a Reason is one write. The sessions come one after the other within ten
 		// seconds, and 5 texts in a second may follow them.
 		h.expectWritesAtMost("the "+what+" of the router", w, map[string]int{
-			"services/status": h.services + 50, "events": h.services + 50,
-			"bgpsessions/status": 6 * h.nodes, "bgppeers/status": h.nodes + 2,
+			"services/status": h.serviceCount + 50, "events": h.serviceCount + 50,
+			"bgpsessions/status": 6 * h.nodeCount, "bgppeers/status": h.nodeCount + 2,
 		})
 	}
 }
@@ -117,29 +117,29 @@ func TestDeathOfANodeCostsFewWrites(t *testing.T) {
 	victim := h.chooseNodeWithoutController(ctx)
 	held := 0
 	awaitAllHeld := func(what, without string) {
-		h.awaitLong(ctx, what, func(ctx context.Context) error {
-			byNode, err := h.countHeldByNode(ctx)
+		h.awaitNoErrorForLongChange(ctx, what, func(ctx context.Context) error {
+			byNode, err := h.countL2StatusesByNode(ctx)
 			held = byNode[victim]
 			delete(byNode, without)
-			if sum := sumOfValues(byNode); err == nil && sum != h.services {
-				err = fmt.Errorf("%d of %d addresses are held", sum, h.services)
+			if sum := sumOfValues(byNode); err == nil && sum != h.serviceCount {
+				err = fmt.Errorf("%d of %d addresses are held", sum, h.serviceCount)
 			}
 			return err
 		})
 	}
 	awaitAllHeld("all addresses to be held", "")
 	heldBefore := held
-	h.awaitAllAnnounced(ctx, metav1.ConditionTrue)
+	h.awaitAnnouncedStatusOfAll(ctx, metav1.ConditionTrue)
 	h.countWritesOf(ctx, func() {})
 	dead := h.countWritesOf(ctx, func() {
 		failOnError(t, h.KillNode(ctx, victim))
 		awaitAllHeld("the other nodes to hold all addresses", victim)
 	})
-	t.Logf("the death of a node that held %d of %d addresses cost these writes: %v", heldBefore, h.services, dead)
+	t.Logf("the death of a node that held %d of %d addresses cost these writes: %v", heldBefore, h.serviceCount, dead)
 	taken := heldBefore + heldBefore/4 // two nodes may take an address, one after the other
 	h.expectWritesAtMost("the death of the node", dead, map[string]int{
-		"services/status": h.nodes, "servicel2statuses": 2*taken + h.nodes, "servicel2statuses/status": taken + h.nodes,
-		"events": taken + 10*h.nodes, "speakerstatuses/status": 6 * h.nodes,
+		"services/status": h.nodeCount, "servicel2statuses": 2*taken + h.nodeCount, "servicel2statuses/status": taken + h.nodeCount,
+		"events": taken + 10*h.nodeCount, "speakerstatuses/status": 6 * h.nodeCount,
 	})
 }
 
@@ -147,9 +147,9 @@ func TestDeathOfANodeCostsFewWrites(t *testing.T) {
 // Services.
 func (h *writeCountHarness) chooseNodeWithoutController(ctx context.Context) string {
 	h.t.Helper()
-	used, err := h.RunKubectl(ctx, "", "-n", names.Namespace, "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "jsonpath={.items[*].spec.nodeName}")
+	used, err := h.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "jsonpath={.items[*].spec.nodeName}")
 	failOnError(h.t, err)
-	for i := h.nodes; i > 1; i-- {
+	for i := h.nodeCount; i > 1; i-- {
 		if name := fmt.Sprintf("node%d", i); !slices.Contains(strings.Fields(used), name) {
 			return name
 		}
@@ -179,13 +179,13 @@ func (h *writeCountHarness) expectWritesAtMost(what string, got cluster.RequestC
 // have caused.
 func (h *writeCountHarness) countWritesOf(ctx context.Context, change func()) cluster.RequestCountsByResource {
 	h.t.Helper()
-	before, err := h.CountWrites(ctx)
+	before, err := h.CountAPIWrites(ctx)
 	failOnError(h.t, err)
 	change()
 	var last, latest cluster.RequestCountsByResource
 	quietSince := time.Now()
-	h.awaitLong(ctx, "the end of the writes", func(ctx context.Context) error {
-		now, err := h.CountWrites(ctx)
+	h.awaitNoErrorForLongChange(ctx, "the end of the writes", func(ctx context.Context) error {
+		now, err := h.CountAPIWrites(ctx)
 		if err != nil {
 			return err
 		}
@@ -205,10 +205,10 @@ func (h *writeCountHarness) countWritesOf(ctx context.Context, change func()) cl
 	return last
 }
 
-// awaitLong waits until check returns nil, for longer than the other tests wait.
-func (h *writeCountHarness) awaitLong(ctx context.Context, what string, check func(context.Context) error) {
+// awaitNoErrorForLongChange waits until check returns nil, for longer than the other tests wait.
+func (h *writeCountHarness) awaitNoErrorForLongChange(ctx context.Context, what string, check func(context.Context) error) {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, writeCountTimeout)
+	ctx, cancel := context.WithTimeout(ctx, allServicesChangeTimeout)
 	defer cancel()
 	for err := check(ctx); err != nil; err = check(ctx) {
 		select {
@@ -219,10 +219,10 @@ func (h *writeCountHarness) awaitLong(ctx context.Context, what string, check fu
 	}
 }
 
-// awaitAllAnnounced waits until the condition Announced of every Service has this status.
-func (h *writeCountHarness) awaitAllAnnounced(ctx context.Context, want metav1.ConditionStatus) {
+// awaitAnnouncedStatusOfAll waits until the condition Announced of every Service has this status.
+func (h *writeCountHarness) awaitAnnouncedStatusOfAll(ctx context.Context, want metav1.ConditionStatus) {
 	h.t.Helper()
-	h.awaitLong(ctx, "Announced="+string(want)+" on all Services", func(ctx context.Context) error {
+	h.awaitNoErrorForLongChange(ctx, "Announced="+string(want)+" on all Services", func(ctx context.Context) error {
 		var list corev1.ServiceList
 		if err := h.API.List(ctx, &list, client.InNamespace("default"), client.MatchingLabels{"service.kubernetes.io/service-proxy-name": "nobody"}); err != nil {
 			return err
@@ -233,17 +233,17 @@ func (h *writeCountHarness) awaitAllAnnounced(ctx context.Context, want metav1.C
 				n++
 			}
 		}
-		if n != h.services {
-			return fmt.Errorf("it is so on %d of %d", n, h.services)
+		if n != h.serviceCount {
+			return fmt.Errorf("it is so on %d of %d", n, h.serviceCount)
 		}
 		return nil
 	})
 }
 
-// countHeldByNode counts the ServiceL2Statuses by node.
-func (h *writeCountHarness) countHeldByNode(ctx context.Context) (map[string]int, error) {
+// countL2StatusesByNode counts the ServiceL2Statuses by node.
+func (h *writeCountHarness) countL2StatusesByNode(ctx context.Context) (map[string]int, error) {
 	var list v1beta1.ServiceL2StatusList
-	if err := h.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
+	if err := h.API.List(ctx, &list, client.InNamespace(names.DefaultNamespace)); err != nil {
 		return nil, err
 	}
 	out := map[string]int{}

@@ -19,9 +19,9 @@ import (
 
 // The exit statuses of kubectl gantry.
 const (
-	exitWell    = 0
-	exitNotWell = 1
-	exitUnknown = 2
+	kubectlGantryExitWell    = 0
+	kubectlGantryExitNotWell = 1
+	kubectlGantryExitUnknown = 2
 )
 
 // runKubectlGantry runs kubectl gantry as the cluster's administrator, and returns what it prints
@@ -42,13 +42,13 @@ func runKubectlGantry(ctx context.Context, s *cluster.Cluster, args ...string) (
 // fault.
 func (h *faultHarness) expectExplanation(ctx context.Context, t *testing.T, f fault) {
 	t.Helper()
-	failOnError(t, h.awaitExplanation(ctx, f.service, exitNotWell, f.text, "["))
+	failOnError(t, h.awaitExplanation(ctx, f.service, kubectlGantryExitNotWell, f.text, "["))
 }
 
 // expectHealthyExplanation waits until kubectl gantry explain finds the Service well.
 func (h *faultHarness) expectHealthyExplanation(ctx context.Context, t *testing.T, service string) {
 	t.Helper()
-	failOnError(t, h.awaitExplanation(ctx, service, exitWell, "announced by", "[Announced]"))
+	failOnError(t, h.awaitExplanation(ctx, service, kubectlGantryExitWell, "announced by", "[Announced]"))
 }
 
 // awaitExplanation waits until kubectl gantry explain exits with the status, and its first line has
@@ -85,10 +85,10 @@ type explanationFault struct {
 	text          string
 }
 
-// explanationFaultPools are the pools and reservations of explanationFaults.
-var explanationFaultPools = strings.Replace(faultPoolManifest("limited", "192.168.0.171-192.168.0.175", "spec: {ipAddressPools: [limited]}"), "autoAssign: false", "autoAssign: false, gantry: {quota: {perNamespace: 1}}", 1) +
-	strings.Replace(faultPoolManifest("gapped", "192.168.0.176-192.168.0.189", "spec: {ipAddressPools: [gapped]}"), "autoAssign: false", "autoAssign: false, gantry: {exclude: [192.168.0.177]}", 1) +
-	faultPoolManifest("sixth", "fd00:a9::1-fd00:a9::9", "") + bgpAdvertisementManifest("sixth", "ipAddressPools: [sixth]") +
+// explanationFaultPrerequisites are the pools and reservations of explanationFaults.
+var explanationFaultPrerequisites = strings.Replace(namedPoolManifest("limited", "192.168.0.171-192.168.0.175", "spec: {ipAddressPools: [limited]}"), "autoAssign: false", "autoAssign: false, gantry: {quota: {perNamespace: 1}}", 1) +
+	strings.Replace(namedPoolManifest("gapped", "192.168.0.176-192.168.0.189", "spec: {ipAddressPools: [gapped]}"), "autoAssign: false", "autoAssign: false, gantry: {exclude: [192.168.0.177]}", 1) +
+	namedPoolManifest("sixth", "fd00:a9::1-fd00:a9::9", "") + bgpAdvertisementManifest("sixth", "ipAddressPools: [sixth]") +
 	"apiVersion: gantry.dev/v1alpha1\nkind: AddressReservation\nmetadata: {name: kept, namespace: metallb-system}\nspec: {service: {namespace: default, name: somebody}, addresses: [192.168.0.178]}\n---\n" +
 	serviceManifest("limited-first", "metallb.io/address-pool: limited", "") +
 	serviceManifest("policy-first", `metallb.io/loadBalancerIPs: 192.168.0.179, metallb.io/allow-shared-ip: policy`, "")
@@ -109,19 +109,19 @@ var explanationFaults = []explanationFault{
 	{name: "an IPv6 address on an IPv4 session", service: "sixth", manifests: serviceManifest("sixth", "metallb.io/address-pool: sixth", "ipFamilies: [IPv6]"), reason: names.ReasonNoPeers, text: "for the family of the address"},
 }
 
-// clusterFaults are faults of the router's peer and of the controller.
-func (h *faultHarness) clusterFaults() []explanationFault {
+// peerAndControllerFaults are faults of the router's peer and of the controller.
+func (h *faultHarness) peerAndControllerFaults() []explanationFault {
 	patchPeer := func(patch string) func(context.Context) error {
-		return h.kubectl("-n", names.Namespace, "patch", "bgppeer", "tor", "--type=merge", "-p", patch)
+		return h.kubectlFunc("-n", names.DefaultNamespace, "patch", "bgppeer", "tor", "--type=merge", "-p", patch)
 	}
 	scale := func(replicas string) func(context.Context) error {
-		return h.kubectl("-n", names.Namespace, "scale", "deployment", "gantry-controller", "--replicas="+replicas)
+		return h.kubectlFunc("-n", names.DefaultNamespace, "scale", "deployment", "gantry-controller", "--replicas="+replicas)
 	}
 	replacePeer := func(more string) func(context.Context) error {
-		return h.steps(h.kubectl("-n", names.Namespace, "delete", "bgppeer", "tor"), func(ctx context.Context) error { return h.ApplyManifests(ctx, faultPeerManifest(more)) })
+		return h.runInSequenceFunc(h.kubectlFunc("-n", names.DefaultNamespace, "delete", "bgppeer", "tor"), func(ctx context.Context) error { return h.ApplyManifests(ctx, torPeerManifest(more)) })
 	}
 	patchPool := func(address string) func(context.Context) error {
-		return h.kubectl("-n", names.Namespace, "patch", "ipaddresspool", "edited", "--type=merge", "-p", `{"spec":{"addresses":["`+address+`"]}}`)
+		return h.kubectlFunc("-n", names.DefaultNamespace, "patch", "ipaddresspool", "edited", "--type=merge", "-p", `{"spec":{"addresses":["`+address+`"]}}`)
 	}
 	return []explanationFault{
 		{name: "BFD on one side", service: "routed", manifests: "apiVersion: metallb.io/v1beta1\nkind: BFDProfile\nmetadata: {name: slow, namespace: metallb-system}\nspec: {}\n---\n",
@@ -133,34 +133,34 @@ func (h *faultHarness) clusterFaults() []explanationFault {
 				return h.tor.ChangeRunningConfig(ctx, "router bgp 65000\n no neighbor nodes bfd\n")
 			},
 			reason: names.ReasonBFDNotConfigured, text: "the router sends BFD packets, and BGPPeer tor has no bfdProfile"},
-		{name: "an advertisement of a missing pool", service: "routed", edit: h.kubectl("-n", names.Namespace, "patch", "bgpadvertisement", "routed", "--type=merge", "-p", `{"spec":{"ipAddressPools":["routde"]}}`),
-			repair: h.kubectl("-n", names.Namespace, "patch", "bgpadvertisement", "routed", "--type=merge", "-p", `{"spec":{"ipAddressPools":["routed"]}}`), reason: names.ReasonNoAdvertisement, text: `selects pool "routed"`},
+		{name: "an advertisement of a missing pool", service: "routed", edit: h.kubectlFunc("-n", names.DefaultNamespace, "patch", "bgpadvertisement", "routed", "--type=merge", "-p", `{"spec":{"ipAddressPools":["routde"]}}`),
+			repair: h.kubectlFunc("-n", names.DefaultNamespace, "patch", "bgpadvertisement", "routed", "--type=merge", "-p", `{"spec":{"ipAddressPools":["routed"]}}`), reason: names.ReasonNoAdvertisement, text: `selects pool "routed"`},
 		{name: "a Secret of another type", service: "routed", manifests: "apiVersion: v1\nkind: Secret\nmetadata: {name: opaque, namespace: metallb-system}\nstringData: {password: x}\n---\n", edit: replacePeer(", passwordSecret: {name: opaque}"), repair: replacePeer(""),
 			reason: names.ReasonNoSession, text: "(UnknownSecret); Secret opaque exists, and is of type Opaque"},
 		{name: "TTL security on one side", service: "routed", edit: replacePeer(", gantry: {ttlSecurityHops: 1}"), repair: replacePeer(""), reason: names.ReasonNoSession, text: "it sent no OPEN within 20s: does the router use TTL security too (ttlSecurityHops)?"},
-		{name: "a dead link of the only Pod's node", service: "local", manifests: localServiceManifest, edit: func(ctx context.Context) error { return h.CutCable(ctx, "node1") },
+		{name: "a dead link of the only Pod's node", service: "local", manifests: localTrafficPolicyServiceManifest, edit: func(ctx context.Context) error { return h.CutCable(ctx, "node1") },
 			repair: func(ctx context.Context) error { return h.PlugCable(ctx, "node1") }, reason: names.ReasonNoSpeaker, text: "node1: its speaker is gone or silent"},
-		{name: "kube-proxy is dead", service: "web", edit: h.signalProxies(syscall.SIGSTOP), repair: h.signalProxies(syscall.SIGCONT), reason: names.ReasonServiceProxySilent, text: "which announces it, is not fit: kube-proxy"},
-		{name: "a pool that is edited under a Service", service: "edited", manifests: faultPoolManifest("edited", "192.168.0.198", "spec: {ipAddressPools: [edited]}") + serviceManifest("edited", "metallb.io/address-pool: edited", ""), edit: h.steps(
+		{name: "kube-proxy is dead", service: "web", edit: h.signalKubeProxiesFunc(syscall.SIGSTOP), repair: h.signalKubeProxiesFunc(syscall.SIGCONT), reason: names.ReasonServiceProxySilent, text: "which announces it, is not fit: kube-proxy"},
+		{name: "a pool that is edited under a Service", service: "edited", manifests: namedPoolManifest("edited", "192.168.0.198", "spec: {ipAddressPools: [edited]}") + serviceManifest("edited", "metallb.io/address-pool: edited", ""), edit: h.runInSequenceFunc(
 			func(ctx context.Context) error { return h.awaitAnnounced(ctx, "edited") }, patchPool("192.168.0.199")),
 			repair: patchPool("192.168.0.198"), reason: names.ReasonAddressNotInPool, text: "is announced, but no pool contains 192.168.0.198; the Service keeps it"},
 		{name: "another program writes the addresses", service: "edited", edit: func(ctx context.Context) error {
-			return h.kubectl("patch", "service", "edited", "--subresource=status", "--field-manager=kube-vip", "--type=merge", "-p", `{"status":{"loadBalancer":{"ingress":[{"ip":"10.99.0.1"}]}}}`)(ctx)
-		}, repair: h.steps(h.kubectl("delete", "service", "edited"), func(ctx context.Context) error {
+			return h.kubectlFunc("patch", "service", "edited", "--subresource=status", "--field-manager=kube-vip", "--type=merge", "-p", `{"status":{"loadBalancer":{"ingress":[{"ip":"10.99.0.1"}]}}}`)(ctx)
+		}, repair: h.runInSequenceFunc(h.kubectlFunc("delete", "service", "edited"), func(ctx context.Context) error {
 			return h.ApplyManifests(ctx, serviceManifest("edited", "metallb.io/address-pool: edited", ""))
 		}), reason: names.ReasonOtherController, text: "another program writes its addresses too: kube-vip did at"},
-		{name: "PodSecurity refuses the speakers", service: "web", edit: h.steps(
-			h.kubectl("label", "namespace", names.Namespace, "--overwrite", "pod-security.kubernetes.io/enforce=baseline"),
-			h.kubectl("-n", names.Namespace, "delete", "pods", "--wait=false", "-l", "app.kubernetes.io/component=speaker")),
-			repair: h.steps(h.kubectl("label", "namespace", names.Namespace, "--overwrite", "pod-security.kubernetes.io/enforce=privileged"), h.kubectl("-n", names.Namespace, "rollout", "restart", "daemonset/gantry-speaker"), h.AwaitRollout),
+		{name: "PodSecurity refuses the speakers", service: "web", edit: h.runInSequenceFunc(
+			h.kubectlFunc("label", "namespace", names.DefaultNamespace, "--overwrite", "pod-security.kubernetes.io/enforce=baseline"),
+			h.kubectlFunc("-n", names.DefaultNamespace, "delete", "pods", "--wait=false", "-l", "app.kubernetes.io/component=speaker")),
+			repair: h.runInSequenceFunc(h.kubectlFunc("label", "namespace", names.DefaultNamespace, "--overwrite", "pod-security.kubernetes.io/enforce=privileged"), h.kubectlFunc("-n", names.DefaultNamespace, "rollout", "restart", "daemonset/gantry-speaker"), h.AwaitRollout),
 			reason: names.ReasonNoSpeaker, text: `the API server refuses its Pods: violates PodSecurity "baseline:latest"`},
-		{name: "the controllers have no RBAC", service: "web", edit: h.kubectl("-n", names.Namespace, "delete", "rolebinding", "gantry-controller"),
-			repair: h.kubectl("apply", "-f", filepath.Join(lab.RepositoryRoot(), "config", "rbac", "controller.yaml")), reason: names.ReasonNoController, text: "its ServiceAccount gantry-controller may not list ipaddresspools"},
-		{name: "a slow API server", service: "web", edit: func(ctx context.Context) error { return h.DelayAPI(ctx, 1100*time.Millisecond) },
-			repair: func(ctx context.Context) error { return h.DelayAPI(ctx, 0) }, reason: names.ReasonSlowAPIServer, text: "the API server is slow: its fastest answer took"},
+		{name: "the controllers have no RBAC", service: "web", edit: h.kubectlFunc("-n", names.DefaultNamespace, "delete", "rolebinding", "gantry-controller"),
+			repair: h.kubectlFunc("apply", "-f", filepath.Join(lab.RepositoryRoot(), "config", "rbac", "controller.yaml")), reason: names.ReasonNoController, text: "its ServiceAccount gantry-controller may not list ipaddresspools"},
+		{name: "a slow API server", service: "web", edit: func(ctx context.Context) error { return h.DelayAPIRequests(ctx, 1100*time.Millisecond) },
+			repair: func(ctx context.Context) error { return h.DelayAPIRequests(ctx, 0) }, reason: names.ReasonSlowAPIServer, text: "the API server is slow: its fastest answer took"},
 		{name: "a webhook without endpoints", service: "unborn", manifests: deadWebhookManifest + serviceManifest("unborn", "metallb.io/address-pool: unborn", ""), edit: func(context.Context) error { return nil },
-			repair: h.steps(h.kubectl("delete", "validatingwebhookconfiguration", "gantry-webhook"), func(ctx context.Context) error {
-				return h.ApplyManifests(ctx, faultPoolManifest("unborn", "192.168.0.195", "spec: {ipAddressPools: [unborn]}"))
+			repair: h.runInSequenceFunc(h.kubectlFunc("delete", "validatingwebhookconfiguration", "gantry-webhook"), func(ctx context.Context) error {
+				return h.ApplyManifests(ctx, namedPoolManifest("unborn", "192.168.0.195", "spec: {ipAddressPools: [unborn]}"))
 			}), reason: names.ReasonWebhookDown, text: "Service metallb-system/gantry-webhook of ValidatingWebhookConfiguration gantry-webhook has no endpoint"},
 		{name: "no controller", service: "late", edit: func(ctx context.Context) error {
 			if err := scale("0")(ctx); err != nil {
@@ -171,10 +171,10 @@ func (h *faultHarness) clusterFaults() []explanationFault {
 	}
 }
 
-// signalProxies sends a signal to kube-proxy on both nodes.
-func (h *faultHarness) signalProxies(s syscall.Signal) func(context.Context) error {
+// signalKubeProxiesFunc sends a signal to kube-proxy on both nodes.
+func (h *faultHarness) signalKubeProxiesFunc(s syscall.Signal) func(context.Context) error {
 	return func(ctx context.Context) error {
-		return errors.Join(h.SignalProgram(ctx, "node1", "kube-proxy", s), h.SignalProgram(ctx, "node2", "kube-proxy", s))
+		return errors.Join(h.SignalProgramOrPod(ctx, "node1", "kube-proxy", s), h.SignalProgramOrPod(ctx, "node2", "kube-proxy", s))
 	}
 }
 
@@ -193,8 +193,8 @@ webhooks:
 ---
 `
 
-// steps returns a function that runs the functions one after the other.
-func (h *faultHarness) steps(all ...func(context.Context) error) func(context.Context) error {
+// runInSequenceFunc returns a function that runs the functions one after the other.
+func (h *faultHarness) runInSequenceFunc(all ...func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		for _, step := range all {
 			if err := step(ctx); err != nil {
@@ -205,8 +205,8 @@ func (h *faultHarness) steps(all ...func(context.Context) error) func(context.Co
 	}
 }
 
-// healthyServices are Services of many kinds that work.
-var healthyServices = map[string]string{
+// healthyServiceManifestByName are Services of many kinds that work.
+var healthyServiceManifestByName = map[string]string{
 	"well-local": serviceManifest("well-local", "", "externalTrafficPolicy: Local"), "well-asked": serviceManifest("well-asked", "metallb.io/loadBalancerIPs: 192.168.0.233", ""),
 	"well-named": serviceManifest("well-named", "metallb.io/address-pool: gapped", ""), "well-old": serviceManifest("well-old", "metallb.universe.tf/address-pool: gapped", ""),
 	"well-shared":  serviceManifest("well-shared", "metallb.io/loadBalancerIPs: 192.168.0.231, metallb.io/allow-shared-ip: well", ""),
@@ -215,53 +215,53 @@ var healthyServices = map[string]string{
 	"well-without-node-ports": serviceManifest("well-without-node-ports", "", "allocateLoadBalancerNodePorts: false"), "well-two": serviceManifest("well-two", "gantry.dev/address-count: \"2\"", ""),
 }
 
-// testExplanations makes faults that only an explanation has to name, and explains Services that
-// work.
-func (h *faultHarness) testExplanations(ctx context.Context, t *testing.T) {
-	failOnError(t, h.ApplyManifests(ctx, explanationFaultPools))
+// testKubectlGantryExplain makes faults that only an explanation has to name, and explains Services
+// that work.
+func (h *faultHarness) testKubectlGantryExplain(ctx context.Context, t *testing.T) {
+	failOnError(t, h.ApplyManifests(ctx, explanationFaultPrerequisites))
 	manifests := ""
 	for _, f := range explanationFaults {
 		manifests += f.manifests
 	}
-	for _, m := range healthyServices {
+	for _, m := range healthyServiceManifestByName {
 		manifests += m
 	}
 	failOnError(t, h.ApplyManifests(ctx, manifests))
-	for name := range healthyServices {
-		if err := h.awaitExplanation(ctx, name, exitWell, "announced by", "[Announced]"); err != nil {
+	for name := range healthyServiceManifestByName {
+		if err := h.awaitExplanation(ctx, name, kubectlGantryExitWell, "announced by", "[Announced]"); err != nil {
 			t.Error(err)
 		}
 	}
 	for _, f := range explanationFaults {
 		t.Run(f.name, func(t *testing.T) {
-			failOnError(t, h.awaitExplanation(ctx, f.service, exitNotWell, f.text, "["+string(f.reason)+"]"))
+			failOnError(t, h.awaitExplanation(ctx, f.service, kubectlGantryExitNotWell, f.text, "["+string(f.reason)+"]"))
 		})
 	}
-	for _, f := range h.clusterFaults() {
+	for _, f := range h.peerAndControllerFaults() {
 		t.Run(f.name, func(t *testing.T) {
 			if f.manifests != "" {
 				failOnError(t, h.ApplyManifests(ctx, f.manifests))
 			}
 			failOnError(t, f.edit(ctx))
-			failOnError(t, h.awaitExplanation(ctx, f.service, exitNotWell, f.text, "["+string(f.reason)+"]"))
+			failOnError(t, h.awaitExplanation(ctx, f.service, kubectlGantryExitNotWell, f.text, "["+string(f.reason)+"]"))
 			failOnError(t, f.repair(ctx))
 			h.expectHealthyExplanation(ctx, t, f.service)
 		})
 	}
-	h.awaitCommand(ctx, t, func(status int) bool { return status == exitUnknown }, "there is no Service default/well-locla: did you mean well-local", "explain", "service", "well-locla")
-	h.awaitCommand(ctx, t, func(status int) bool { return status == exitNotWell }, "kubectl gantry explain service default/", "status")
+	h.awaitKubectlGantryOutput(ctx, t, func(status int) bool { return status == kubectlGantryExitUnknown }, "there is no Service default/well-locla: did you mean well-local", "explain", "service", "well-locla")
+	h.awaitKubectlGantryOutput(ctx, t, func(status int) bool { return status == kubectlGantryExitNotWell }, "kubectl gantry explain service default/", "status")
 	for _, command := range []string{"pools", "holders", "peers", "services", "moves"} {
 		want := `"items"`
 		if command == "moves" { // the speakers remember that they took addresses
 			want = `"to": "node`
 		}
-		h.awaitCommand(ctx, t, func(status int) bool { return status != exitUnknown }, want, command, "-o", "json")
+		h.awaitKubectlGantryOutput(ctx, t, func(status int) bool { return status != kubectlGantryExitUnknown }, want, command, "-o", "json")
 	}
 }
 
-// awaitCommand waits until kubectl gantry with the arguments exits with a wanted status and prints
-// the text.
-func (h *faultHarness) awaitCommand(ctx context.Context, t *testing.T, wantStatus func(int) bool, text string, args ...string) {
+// awaitKubectlGantryOutput waits until kubectl gantry with the arguments exits with a wanted status
+// and prints the text.
+func (h *faultHarness) awaitKubectlGantryOutput(ctx context.Context, t *testing.T, wantStatus func(int) bool, text string, args ...string) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, "kubectl gantry "+strings.Join(args, " "), func(ctx context.Context) error {
 		out, status, err := runKubectlGantry(ctx, h.Cluster, args...)

@@ -17,7 +17,7 @@ import (
 // sends 200 requests per second. The backend stays on its node.
 func TestAddressMovesWithoutLongLoss(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4})
-	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest+"---\n"+faultPeerManifest("")))
+	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest+"---\n"+torPeerManifest("")))
 	failOnError(t, s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node4")))
 	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
 	failOnError(t, err)
@@ -30,11 +30,11 @@ func TestAddressMovesWithoutLongLoss(t *testing.T) {
 
 	t.Run("a speaker that stops loses no request", func(t *testing.T) {
 		stream := startUDPStream(ctx, t, s, target)
-		failOnError(t, s.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGTERM))
+		failOnError(t, s.SignalProgramOrPod(ctx, holder, "gantry-speaker", syscall.SIGTERM))
 		next, err := s.AwaitSingleAnnouncingNode(ctx, "echo", holder)
 		failOnError(t, err)
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 200))
-		if o := stream.Stop(); o.LostCount > 0 {
+		if o := stream.StopAndAwaitLateAnswers(); o.LostCount > 0 {
 			t.Errorf("%d of %d requests were lost when %s handed the address over to %s", o.LostCount, o.SentCount, holder, next)
 		}
 		holder = next
@@ -59,17 +59,17 @@ func TestAddressMovesWithoutLongLoss(t *testing.T) {
 		holder = awaitNewHolder(ctx, t, s, old)
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 200))
 		stream.StopSending()
-		failOnError(t, awaitReportsOfNode(ctx, s, old, "Unknown Unknown"))
+		failOnError(t, awaitConfigStateAndSessionOfNode(ctx, s, old, "Unknown Unknown"))
 		failOnError(t, s.ReviveNode(ctx, old))
-		failOnError(t, awaitReportsOfNode(ctx, s, old, "Valid Idle", "Valid Connect", "Valid Active"))
+		failOnError(t, awaitConfigStateAndSessionOfNode(ctx, s, old, "Valid Idle", "Valid Connect", "Valid Active"))
 	})
 	t.Run("a resumed process does not answer any more", func(t *testing.T) {
 		stream := startUDPStream(ctx, t, s, target)
 		old := holder
-		failOnError(t, s.SignalProgram(ctx, old, "gantry-speaker", syscall.SIGSTOP))
+		failOnError(t, s.SignalProgramOrPod(ctx, old, "gantry-speaker", syscall.SIGSTOP))
 		holder = awaitNewHolder(ctx, t, s, old)
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 200))
-		failOnError(t, s.SignalProgram(ctx, old, "gantry-speaker", syscall.SIGCONT))
+		failOnError(t, s.SignalProgramOrPod(ctx, old, "gantry-speaker", syscall.SIGCONT))
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 200))
 		stream.StopSending()
 		if still, err := s.AwaitSingleAnnouncingNode(ctx, "echo", ""); err != nil || still != holder {
@@ -78,15 +78,15 @@ func TestAddressMovesWithoutLongLoss(t *testing.T) {
 	})
 }
 
-// awaitReportsOfNode waits until the ConfigurationState of a node and its session with a router
-// that does not exist say one of these.
-func awaitReportsOfNode(ctx context.Context, s *cluster.Cluster, node string, want ...string) error {
+// awaitConfigStateAndSessionOfNode waits until the ConfigurationState of a node and its session
+// with a router that does not exist say one of these.
+func awaitConfigStateAndSessionOfNode(ctx context.Context, s *cluster.Cluster, node string, want ...string) error {
 	return cluster.AwaitNoError(ctx, "the reports of "+node, func(ctx context.Context) error {
-		result, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "get", "configurationstate", "speaker-"+node, "-o", "jsonpath={.status.result}")
+		result, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", "configurationstate", "speaker-"+node, "-o", "jsonpath={.status.result}")
 		if err != nil {
 			return err
 		}
-		state, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "get", "bgpsession", "tor."+node, "-o", "jsonpath={.status.state}")
+		state, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", "bgpsession", "tor."+node, "-o", "jsonpath={.status.state}")
 		if err == nil && !slices.Contains(want, result+" "+state) {
 			err = fmt.Errorf("they say %s and %s, want %q", result, state, want)
 		}
@@ -94,7 +94,7 @@ func awaitReportsOfNode(ctx context.Context, s *cluster.Cluster, node string, wa
 	})
 }
 
-func startUDPStream(ctx context.Context, t *testing.T, s *cluster.Cluster, target string) *cluster.Stream {
+func startUDPStream(ctx context.Context, t *testing.T, s *cluster.Cluster, target string) *cluster.RequestStream {
 	t.Helper()
 	failOnError(t, s.SendUDPUntilAnswered(ctx, "client", target))
 	stream, err := s.StartUDPStream(ctx, "client", target, 200)
@@ -110,9 +110,9 @@ func awaitNewHolder(ctx context.Context, t *testing.T, s *cluster.Cluster, old s
 	return next
 }
 
-// TestLocalTrafficPolicy checks externalTrafficPolicy Local: the address follows the Pod, and the
-// Pod sees the client's own address.
-func TestLocalTrafficPolicy(t *testing.T) {
+// TestAddressFollowsPodOfLocalTrafficPolicy checks externalTrafficPolicy Local: the address follows
+// the Pod, and the Pod sees the client's own address.
+func TestAddressFollowsPodOfLocalTrafficPolicy(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3})
 	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
 	local := strings.Replace(cluster.ExampleServiceAndDeploymentManifest, "  type: LoadBalancer", "  externalTrafficPolicy: Local\n  type: LoadBalancer", 1)

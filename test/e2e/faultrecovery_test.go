@@ -18,9 +18,9 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// checkRecovery returns what still says that a Service has a fault: a condition that is not True,
-// or a Warning without a newer event.
-func (h *faultHarness) checkRecovery(ctx context.Context, service string) error {
+// checkServiceHasNoFault returns what still says that a Service has a fault: a condition that is
+// not True, or a Warning without a newer event.
+func (h *faultHarness) checkServiceHasNoFault(ctx context.Context, service string) error {
 	svc, err := h.GetService(ctx, "default", service)
 	if err != nil {
 		return err
@@ -40,7 +40,7 @@ func (h *faultHarness) checkRecovery(ctx context.Context, service string) error 
 	}
 	newest := corev1.Event{}
 	for _, e := range all.Items {
-		if eventTime(&e).After(eventTime(&newest)) {
+		if lastEventTime(&e).After(lastEventTime(&newest)) {
 			newest = e
 		}
 	}
@@ -50,8 +50,8 @@ func (h *faultHarness) checkRecovery(ctx context.Context, service string) error 
 	return nil
 }
 
-// eventTime returns when an event was last sent.
-func eventTime(e *corev1.Event) time.Time {
+// lastEventTime returns when an event was last sent.
+func lastEventTime(e *corev1.Event) time.Time {
 	last := e.EventTime.Time
 	if e.LastTimestamp.After(last) {
 		last = e.LastTimestamp.Time
@@ -62,8 +62,9 @@ func eventTime(e *corev1.Event) time.Time {
 	return last
 }
 
-// conditionsOf returns the conditions of an object, those of a configuration object included.
-func conditionsOf(o *unstructured.Unstructured) []metav1.Condition {
+// decodeStatusConditions returns the conditions of an object, those of a configuration object
+// included.
+func decodeStatusConditions(o *unstructured.Unstructured) []metav1.Condition {
 	var status struct {
 		Conditions []metav1.Condition `json:"conditions"`
 		Gantry     struct {
@@ -77,7 +78,7 @@ func conditionsOf(o *unstructured.Unstructured) []metav1.Condition {
 
 // listObjects returns the objects of a kind in Gantry's namespace.
 func (h *faultHarness) listObjects(ctx context.Context, kind string) ([]unstructured.Unstructured, error) {
-	text, err := h.RunKubectl(ctx, "", "-n", names.Namespace, "get", kind, "-o", "json")
+	text, err := h.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", kind, "-o", "json")
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +97,7 @@ func (h *faultHarness) readObjectCondition(ctx context.Context, o *objectConditi
 	}
 	for i := range all {
 		if all[i].GetName() == o.name {
-			return meta.FindStatusCondition(conditionsOf(&all[i]), o.condition), nil
+			return meta.FindStatusCondition(decodeStatusConditions(&all[i]), o.condition), nil
 		}
 	}
 	return nil, fmt.Errorf("there is no %s %s", o.kind, o.name)
@@ -135,7 +136,7 @@ func (h *faultHarness) expectNoFaultLeft(ctx context.Context, t *testing.T) {
 				return err
 			}
 			for i := range all {
-				for _, c := range conditionsOf(&all[i]) {
+				for _, c := range decodeStatusConditions(&all[i]) {
 					if c.Status != metav1.ConditionTrue {
 						return fmt.Errorf("%s %s has the condition %+v", kind, all[i].GetName(), c)
 					}
@@ -151,19 +152,19 @@ func (h *faultHarness) expectNoFaultLeft(ctx context.Context, t *testing.T) {
 	}))
 }
 
-// testNoSpeaker stops both speakers at once, so that none is left to say that the other one is
-// dead. The Services say that nobody knows whether they are announced, and work when the speakers
-// continue.
-func (h *faultHarness) testNoSpeaker(ctx context.Context, t *testing.T) {
+// testServicesWithoutAnySpeaker stops both speakers at once, so that none is left to say that the
+// other one is dead. The Services say that nobody knows whether they are announced, and work when
+// the speakers continue.
+func (h *faultHarness) testServicesWithoutAnySpeaker(ctx context.Context, t *testing.T) {
 	signal := func(s syscall.Signal) {
 		for _, node := range []string{"node1", "node2"} {
-			failOnError(t, h.SignalProgram(ctx, node, "gantry-speaker", s))
+			failOnError(t, h.SignalProgramOrPod(ctx, node, "gantry-speaker", s))
 		}
 	}
 	signal(syscall.SIGSTOP)
 	t.Cleanup(func() { signal(syscall.SIGCONT) })
 	failOnError(t, cluster.AwaitNoError(ctx, "the kubelets to notice", func(ctx context.Context) error {
-		ready, err := h.RunKubectl(ctx, "", "-n", names.Namespace, "get", "pods", "-l", names.LabelComponent+"="+names.ComponentSpeaker, "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		ready, err := h.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", "pods", "-l", names.LabelComponent+"="+names.ComponentSpeaker, "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
 		if err == nil && ready != "False False" {
 			err = fmt.Errorf("the Pods of the speakers are ready: %s", ready)
 		}
@@ -171,7 +172,7 @@ func (h *faultHarness) testNoSpeaker(ctx context.Context, t *testing.T) {
 	}))
 	for _, service := range []string{"web", "routed"} {
 		failOnError(t, awaitAnnouncedCondition(ctx, h.Cluster, service, "Unknown", names.ReasonNoSpeaker))
-		text, err := h.describe(ctx, service)
+		text, err := h.kubectlDescribeService(ctx, service)
 		if err != nil || !strings.Contains(text, "NoSpeaker: no speaker runs on any node") {
 			t.Errorf("kubectl describe does not say that no speaker runs (%v):\n%s", err, text)
 		}
@@ -179,19 +180,19 @@ func (h *faultHarness) testNoSpeaker(ctx context.Context, t *testing.T) {
 	signal(syscall.SIGCONT)
 	for _, service := range []string{"web", "routed"} {
 		failOnError(t, h.awaitAnnounced(ctx, service))
-		failOnError(t, cluster.AwaitNoError(ctx, "the end of all that says that no speaker runs", func(ctx context.Context) error { return h.checkRecovery(ctx, service) }))
+		failOnError(t, cluster.AwaitNoError(ctx, "the end of all that says that no speaker runs", func(ctx context.Context) error { return h.checkServiceHasNoFault(ctx, service) }))
 	}
 }
 
-// testNoController creates a Service while no controller runs. The Lease shows that, and the next
-// leader says in the text of the Service how long it waited.
-func (h *faultHarness) testNoController(ctx context.Context, t *testing.T) {
+// testServiceCreatedWithoutController creates a Service while no controller runs. The Lease shows
+// that, and the next leader says in the text of the Service how long it waited.
+func (h *faultHarness) testServiceCreatedWithoutController(ctx context.Context, t *testing.T) {
 	scale := func(n string) func(context.Context) error {
-		return h.kubectl("-n", names.Namespace, "scale", "deployment", "gantry-controller", "--replicas="+n)
+		return h.kubectlFunc("-n", names.DefaultNamespace, "scale", "deployment", "gantry-controller", "--replicas="+n)
 	}
 	failOnError(t, scale("0")(ctx))
 	failOnError(t, cluster.AwaitNoError(ctx, "the Lease without a holder", func(ctx context.Context) error {
-		holder, err := h.RunKubectl(ctx, "", "-n", names.Namespace, "get", "lease", names.LeaderLease, "-o", "jsonpath={.spec.holderIdentity}")
+		holder, err := h.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", "lease", names.LeaderLease, "-o", "jsonpath={.spec.holderIdentity}")
 		if err == nil && holder != "" {
 			err = fmt.Errorf("it is held by %s", holder)
 		}
@@ -213,7 +214,7 @@ func (h *faultHarness) testNoController(ctx context.Context, t *testing.T) {
 		}
 		const want = ", since no controller led from "
 		c := meta.FindStatusCondition(svc.Status.Conditions, names.ConditionAddressAssigned)
-		text, err := h.describe(ctx, "late")
+		text, err := h.kubectlDescribeService(ctx, "late")
 		if err == nil && (c == nil || !strings.Contains(c.Message, want) || !strings.Contains(text, want)) {
 			err = fmt.Errorf("the condition is %+v, and kubectl describe says:\n%s", c, text)
 		}

@@ -24,11 +24,11 @@ import (
 )
 
 // faultReportTimeout is how soon a person who looks at a Service has to find the cause. It is for a
-// machine on which kubectl describe takes no longer than ordinaryDescribeDuration. On a busy
+// machine on which kubectl describe takes no longer than idleKubectlDescribeDelay. On a busy
 // machine it grows with the time that this command takes.
 const (
 	faultReportTimeout       = 10 * time.Second
-	ordinaryDescribeDuration = time.Second
+	idleKubectlDescribeDelay = time.Second
 )
 
 // fault is something that a person may do wrong, or that may break.
@@ -63,22 +63,22 @@ type faultHarness struct {
 	seenReasons map[string]bool
 }
 
-// TestDescribeServiceNamesTheCause makes more than 35 faults, one after the other. kubectl describe
-// service has to name the cause, and so has the condition, within 10 s. After the repair the
-// Service works, its newest event is no Warning, and no condition of it is False. Faults with
+// TestKubectlDescribeServiceNamesEachFault makes more than 35 faults, one after the other. kubectl
+// describe service has to name the cause, and so has the condition, within 10 s. After the repair
+// the Service works, its newest event is no Warning, and no condition of it is False. Faults with
 // Services of their own happen all at once.
-func TestDescribeServiceNamesTheCause(t *testing.T) {
+func TestKubectlDescribeServiceNamesEachFault(t *testing.T) {
 	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
 	}
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2, Families: lab.DualStack})
-	h := &faultHarness{Cluster: s, tor: s.Router("router", router.FRR), seenReasons: map[string]bool{}}
-	failOnError(t, h.tor.Start(ctx, readFRRConfigFromDocs(t)))
+	h := &faultHarness{Cluster: s, tor: s.RouterOnHost("router", router.FRR), seenReasons: map[string]bool{}}
+	failOnError(t, h.tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)))
 	failOnError(t, s.ApplyManifests(ctx, healthyBaseManifests))
 	failOnError(t, h.awaitAnnounced(ctx, "web"))
 	failOnError(t, h.awaitAnnounced(ctx, "routed"))
 	t.Run("columns", func(t *testing.T) { h.testKubectlGetColumns(ctx, t) })
-	t.Run("addresses that the subnet reserves", func(t *testing.T) { h.testReservedAddresses(ctx, t) })
+	t.Run("addresses that the subnet reserves", func(t *testing.T) { h.testNetworkAndBroadcastAddresses(ctx, t) })
 	t.Run("of one Service", func(t *testing.T) {
 		failOnError(t, s.ApplyManifests(ctx, configurationFaultPrerequisites))
 		var all []string
@@ -98,12 +98,12 @@ func TestDescribeServiceNamesTheCause(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) { h.testFaultAndRepair(ctx, t, f) })
 	}
 	t.Run("blocked gossip", func(t *testing.T) { h.testBlockedGossip(ctx, t) })
-	t.Run("no speaker", func(t *testing.T) { h.testNoSpeaker(ctx, t) })
-	t.Run("another gossip key", func(t *testing.T) { h.testOtherGossipKey(ctx, t) })
-	t.Run("no controller", func(t *testing.T) { h.testNoController(ctx, t) })
+	t.Run("no speaker", func(t *testing.T) { h.testServicesWithoutAnySpeaker(ctx, t) })
+	t.Run("another gossip key", func(t *testing.T) { h.testDifferentGossipKeysAreExplained(ctx, t) })
+	t.Run("no controller", func(t *testing.T) { h.testServiceCreatedWithoutController(ctx, t) })
 	t.Run("nothing is left", func(t *testing.T) { h.expectNoFaultLeft(ctx, t) })
-	t.Run("explained", func(t *testing.T) { h.testExplanations(ctx, t) })
-	h.expectDocumentedReasons(t)
+	t.Run("explained", func(t *testing.T) { h.testKubectlGantryExplain(ctx, t) })
+	h.expectSeenReasonsAreDocumented(t)
 }
 
 // testFaultAndRepair makes a fault, looks at it and repairs it.
@@ -114,7 +114,7 @@ func (h *faultHarness) testFaultAndRepair(ctx context.Context, t *testing.T, f f
 	if f.edit != nil {
 		failOnError(t, f.edit(ctx))
 	}
-	h.expectCause(ctx, t, f)
+	h.expectDescribeNamesCause(ctx, t, f)
 	if f.object == nil {
 		h.expectExplanation(ctx, t, f)
 	}
@@ -131,22 +131,23 @@ func (h *faultHarness) testFaultAndRepair(ctx context.Context, t *testing.T, f f
 	}
 	failOnError(t, cluster.AwaitNoError(ctx, "the end of all that says that the Service has a fault", func(ctx context.Context) error {
 		if f.edit != nil { // the Service was announced before
-			if text, err := h.describe(ctx, f.service); err != nil || !strings.Contains(text, names.EventAnnounced+" ") {
+			if text, err := h.kubectlDescribeService(ctx, f.service); err != nil || !strings.Contains(text, names.EventAnnounced+" ") {
 				return fmt.Errorf("kubectl describe has no event of the recovery (%v):\n%s", err, text)
 			}
 		}
-		return h.checkRecovery(ctx, f.service)
+		return h.checkServiceHasNoFault(ctx, f.service)
 	}))
 	h.expectHealthyExplanation(ctx, t, f.service)
 }
 
-// expectCause waits until kubectl describe and the condition name the cause of the fault.
-func (h *faultHarness) expectCause(ctx context.Context, t *testing.T, f fault) {
+// expectDescribeNamesCause waits until kubectl describe and the condition name the cause of the
+// fault.
+func (h *faultHarness) expectDescribeNamesCause(ctx context.Context, t *testing.T, f fault) {
 	t.Helper()
 	begun := time.Now()
 	defer func() {
 		if took := time.Since(begun); took > faultReportTimeout && !t.Failed() {
-			h.expectDelayOfBusyMachine(ctx, t, f, took)
+			h.expectReportWithinTimeout(ctx, t, f, took)
 		}
 	}()
 	if f.object != nil {
@@ -167,7 +168,7 @@ func (h *faultHarness) expectCause(ctx context.Context, t *testing.T, f fault) {
 			return fmt.Errorf("the condition is %+v, want %s: %s", c, f.reason, f.text)
 		}
 		h.recordSeenReason(c.Reason)
-		text, err := h.describe(ctx, f.service)
+		text, err := h.kubectlDescribeService(ctx, f.service)
 		if err != nil {
 			return err
 		}
@@ -182,17 +183,17 @@ func (h *faultHarness) expectCause(ctx context.Context, t *testing.T, f fault) {
 	}))
 }
 
-// expectDelayOfBusyMachine fails the test if a report took longer than faultReportTimeout allows on
-// this machine.
-func (h *faultHarness) expectDelayOfBusyMachine(ctx context.Context, t *testing.T, f fault, took time.Duration) {
+// expectReportWithinTimeout fails the test if a report took longer than faultReportTimeout allows
+// on this machine.
+func (h *faultHarness) expectReportWithinTimeout(ctx context.Context, t *testing.T, f fault, took time.Duration) {
 	t.Helper()
 	begun := time.Now()
-	_, err := h.describe(ctx, f.service)
+	_, err := h.kubectlDescribeService(ctx, f.service)
 	failOnError(t, err)
 	describing := time.Since(begun)
 	limit := faultReportTimeout
-	if describing > ordinaryDescribeDuration {
-		limit = time.Duration(faultReportTimeout.Seconds() * float64(describing) / ordinaryDescribeDuration.Seconds())
+	if describing > idleKubectlDescribeDelay {
+		limit = time.Duration(faultReportTimeout.Seconds() * float64(describing) / idleKubectlDescribeDelay.Seconds())
 	}
 	if took > limit {
 		t.Errorf("the cause was reported after %s, more than %s: kubectl describe takes %s now", took, limit, describing)
@@ -200,7 +201,7 @@ func (h *faultHarness) expectDelayOfBusyMachine(ctx context.Context, t *testing.
 	t.Logf("the machine is busy: the cause was reported after %s, and kubectl describe takes %s", took, describing)
 }
 
-func (h *faultHarness) describe(ctx context.Context, service string) (string, error) {
+func (h *faultHarness) kubectlDescribeService(ctx context.Context, service string) (string, error) {
 	return h.RunKubectl(ctx, "", "describe", "service", service)
 }
 
@@ -215,8 +216,8 @@ func (h *faultHarness) awaitAnnounced(ctx context.Context, service string) error
 	return awaitAnnouncedCondition(ctx, h.Cluster, service, "True", names.ReasonAnnounced)
 }
 
-// expectDocumentedReasons compares the Reasons that were seen with docs/reasons.md.
-func (h *faultHarness) expectDocumentedReasons(t *testing.T) {
+// expectSeenReasonsAreDocumented compares the Reasons that were seen with docs/reasons.md.
+func (h *faultHarness) expectSeenReasonsAreDocumented(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(lab.RepositoryRoot(), "docs", "reasons.md"))
 	failOnError(t, err)
 	for _, reason := range slices.Sorted(maps.Keys(h.seenReasons)) {
@@ -241,7 +242,7 @@ func (h *faultHarness) testKubectlGetColumns(ctx context.Context, t *testing.T) 
 		pattern := regexp.MustCompile(want)
 		var shown string
 		err := cluster.AwaitNoError(ctx, "the columns of "+kind, func(ctx context.Context) error {
-			out, err := h.RunKubectl(ctx, "", "-n", names.Namespace, "get", kind)
+			out, err := h.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", kind)
 			if err != nil {
 				return err
 			}
@@ -256,8 +257,8 @@ func (h *faultHarness) testKubectlGetColumns(ctx context.Context, t *testing.T) 
 	}
 }
 
-// kubectl returns a function that runs kubectl.
-func (h *faultHarness) kubectl(args ...string) func(context.Context) error {
+// kubectlFunc returns a function that runs kubectl.
+func (h *faultHarness) kubectlFunc(args ...string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		_, err := h.RunKubectl(ctx, "", args...)
 		return err
@@ -267,23 +268,23 @@ func (h *faultHarness) kubectl(args ...string) func(context.Context) error {
 // nodeFaults are faults of nodes and speakers, for Services whose Pod runs on node1.
 func (h *faultHarness) nodeFaults() []fault {
 	both := func(verb string, args ...string) func(context.Context) error {
-		return h.kubectl(append([]string{verb, "node", "node1", "node2", "--overwrite"}, args...)...)
+		return h.kubectlFunc(append([]string{verb, "node", "node1", "node2", "--overwrite"}, args...)...)
 	}
 	return []fault{
 		{name: "the node of the only Pod is excluded", service: "local", reason: names.ReasonNodeExcluded, text: "node1: it has the label",
-			manifests: localServiceManifest, edit: h.kubectl("label", "node", "node1", names.LabelExcludeNode+"="), repair: h.kubectl("label", "node", "node1", names.LabelExcludeNode+"-")},
+			manifests: localTrafficPolicyServiceManifest, edit: h.kubectlFunc("label", "node", "node1", names.LabelExcludeNode+"="), repair: h.kubectlFunc("label", "node", "node1", names.LabelExcludeNode+"-")},
 		{name: "every node is excluded", service: "web", reason: names.ReasonNodeExcluded, text: names.LabelExcludeNode,
 			edit: both("label", names.LabelExcludeNode+"="), repair: both("label", names.LabelExcludeNode+"-")},
 		{name: "every node is being drained", service: "web", reason: names.ReasonNodeLeaving, text: "node1, node2: the node is being drained",
-			edit: both("annotate", names.AnnotationDrainNodeAddresses+"="), repair: both("annotate", names.AnnotationDrainNodeAddresses+"-")},
+			edit: both("annotate", names.AnnotationDrainNode+"="), repair: both("annotate", names.AnnotationDrainNode+"-")},
 		{name: "the network of the Pod's node is unavailable", service: "local", reason: names.ReasonNodeNetworkUnavailable, text: "node1: its condition NetworkUnavailable",
-			edit: h.setNetworkUnavailable("node1", "True"), repair: h.setNetworkUnavailable("node1", "False")},
+			edit: h.setNetworkUnavailableFunc("node1", "True"), repair: h.setNetworkUnavailableFunc("node1", "False")},
 		{name: "only nodes without the Pod are selected", service: "local", reason: names.ReasonNoLocalEndpoints, text: "node2: no endpoint of the Service serves there",
-			manifests: l2AdvertisementForNode("node2"), repairManifests: cluster.FirstPoolAndL2AdvertisementManifest,
-			repair: h.kubectl("-n", names.Namespace, "delete", "l2advertisement", "example")},
+			manifests: l2AdvertisementManifestForNode("node2"), repairManifests: cluster.FirstPoolAndL2AdvertisementManifest,
+			repair: h.kubectlFunc("-n", names.DefaultNamespace, "delete", "l2advertisement", "example")},
 		{name: "no speaker runs on the Pod's node", service: "local", reason: names.ReasonNoSpeaker, text: "node1: ",
-			edit:   h.kubectl("-n", names.Namespace, "patch", "daemonset", "gantry-speaker", "-p", `{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"node2"}}}}}`),
-			repair: h.kubectl("-n", names.Namespace, "patch", "daemonset", "gantry-speaker", "--type=json", "-p", `[{"op":"remove","path":"/spec/template/spec/nodeSelector/kubernetes.io~1hostname"}]`)},
+			edit:   h.kubectlFunc("-n", names.DefaultNamespace, "patch", "daemonset", "gantry-speaker", "-p", `{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"node2"}}}}}`),
+			repair: h.kubectlFunc("-n", names.DefaultNamespace, "patch", "daemonset", "gantry-speaker", "--type=json", "-p", `[{"op":"remove","path":"/spec/template/spec/nodeSelector/kubernetes.io~1hostname"}]`)},
 		{name: "another host has the address", service: "taken", reason: names.ReasonForeignClaim, text: "192.168.0.240, since a host outside of the cluster",
 			edit: func(ctx context.Context) error {
 				if err := h.RunOnHost("client", "ip", "address", "add", "192.168.0.240/32", "dev", "eth0"); err != nil {
@@ -291,12 +292,12 @@ func (h *faultHarness) nodeFaults() []fault {
 				}
 				return h.ApplyManifests(ctx, serviceManifest("taken", `metallb.io/loadBalancerIPs: "192.168.0.240"`, ""))
 			},
-			manifests: faultPoolManifest("taken", "192.168.0.240", "spec: {ipAddressPools: [taken]}"),
+			manifests: namedPoolManifest("taken", "192.168.0.240", "spec: {ipAddressPools: [taken]}"),
 			repair: func(context.Context) error {
 				return h.RunOnHost("client", "ip", "address", "del", "192.168.0.240/32", "dev", "eth0")
 			}},
 		{name: "the link of the Pod's node is down", service: "racked", reason: names.ReasonLinkDown, text: "node1: its link rack0 in the subnet of 198.18.7.10 is down",
-			manifests: faultPoolManifest("racked", "198.18.7.10", faultL2Spec("racked", "")),
+			manifests: namedPoolManifest("racked", "198.18.7.10", l2AdvertisementSpecOfPool("racked", "")),
 			edit: func(ctx context.Context) error {
 				// The carrier of rack0 on node1 is missing: the other end is down.
 				for node, commands := range map[string][]string{
@@ -316,19 +317,19 @@ func (h *faultHarness) nodeFaults() []fault {
 				return errors.Join(h.RunOnHost("node1", "ip", "link", "del", "rack0"), h.RunOnHost("node2", "ip", "link", "del", "rack0"))
 			}},
 		{name: "the Pods are gone", service: "web", reason: names.ReasonNoEndpoints, text: "no endpoint of the Service can serve",
-			edit: h.kubectl("scale", "deployment", "web", "--replicas=0"), repair: h.kubectl("scale", "deployment", "web", "--replicas=1")},
+			edit: h.kubectlFunc("scale", "deployment", "web", "--replicas=0"), repair: h.kubectlFunc("scale", "deployment", "web", "--replicas=1")},
 	}
 }
 
-func (h *faultHarness) setNetworkUnavailable(node, status string) func(context.Context) error {
+func (h *faultHarness) setNetworkUnavailableFunc(node, status string) func(context.Context) error {
 	patch := fmt.Sprintf(`{"status":{"conditions":[{"type":"NetworkUnavailable","status":%q,"reason":"Test"}]}}`, status)
-	return h.kubectl("patch", "node", node, "--subresource=status", "--type=strategic", "-p", patch)
+	return h.kubectlFunc("patch", "node", node, "--subresource=status", "--type=strategic", "-p", patch)
 }
 
 // routerFaults are faults of the router and its BGPPeer.
 func (h *faultHarness) routerFaults() []fault {
 	patch := func(spec string) func(context.Context) error {
-		return h.kubectl("-n", names.Namespace, "patch", "bgppeer", "tor", "--type=merge", "-p", `{"spec":`+spec+`}`)
+		return h.kubectlFunc("-n", names.DefaultNamespace, "patch", "bgppeer", "tor", "--type=merge", "-p", `{"spec":`+spec+`}`)
 	}
 	const intact = `{"peerASN":65000,"peerAddress":"192.168.0.1","password":"","passwordSecret":null,"holdTime":null}`
 	peerFault := func(name, spec string, reason names.Reason, text string) fault {
@@ -346,17 +347,17 @@ func (h *faultHarness) routerFaults() []fault {
 	// An edit to a missing Secret leaves the session as it was. So the BGPPeer is a new one.
 	replacePeer := func(more string) func(context.Context) error {
 		return func(ctx context.Context) error {
-			if _, err := h.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "bgppeer", "tor"); err != nil {
+			if _, err := h.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "delete", "bgppeer", "tor"); err != nil {
 				return err
 			}
-			return h.ApplyManifests(ctx, faultPeerManifest(more))
+			return h.ApplyManifests(ctx, torPeerManifest(more))
 		}
 	}
-	session := &objectCondition{"bgpsession", "tor.node1", names.ConditionPathWatched}
+	session := &objectCondition{"bgpsession", "tor.node1", names.ConditionBFDWatchesPath}
 	faults = append(faults, fault{name: "BFD on one side", service: "routed", reason: names.ReasonBFDDown, text: "", object: session,
-		manifests: "apiVersion: metallb.io/v1beta1\nkind: BFDProfile\nmetadata: {name: fast, namespace: metallb-system}\nspec: {}\n---\n" + faultPeerManifest(", bfdProfile: fast"), repairManifests: faultPeerManifest("")})
+		manifests: "apiVersion: metallb.io/v1beta1\nkind: BFDProfile\nmetadata: {name: fast, namespace: metallb-system}\nspec: {}\n---\n" + torPeerManifest(", bfdProfile: fast"), repairManifests: torPeerManifest("")})
 	faults = append(faults, fault{name: "a missing Secret", service: "routed", reason: names.ReasonNoSession, text: "(UnknownSecret)", edit: replacePeer(", passwordSecret: {name: missing}"), repair: replacePeer("")})
 	return append(faults, fault{name: "the router dies", service: "routed", reason: names.ReasonNoSession, text: "0 of 2 BGP sessions carry the Service",
 		edit:   func(ctx context.Context) error { return h.tor.Stop(ctx) },
-		repair: func(ctx context.Context) error { return h.tor.Restart(ctx) }})
+		repair: func(ctx context.Context) error { return h.tor.StartEndedDaemons(ctx) }})
 }

@@ -28,7 +28,7 @@ type serviceUnderTraffic struct {
 	addresses                   []netip.Addr
 	stopDeletingNeighborEntries context.CancelFunc
 	endNeighborCapture          func(...netip.Addr) ([]cluster.NeighborAnswer, error)
-	streams                     []*cluster.Stream
+	streams                     []*cluster.RequestStream
 }
 
 // startTrafficAndNeighborCapture starts the streams and the capture on the client. It deletes the
@@ -80,8 +80,9 @@ func (w *serviceUnderTraffic) stopAndCollectNeighborAnswers(t *testing.T) map[ne
 	return out
 }
 
-// answeringMACs returns each Ethernet address that answered once, in the order of the last answers.
-func answeringMACs(answers []cluster.NeighborAnswer) []string {
+// listMACsByLastAnswer returns each Ethernet address that answered once, in the order of the last
+// answers.
+func listMACsByLastAnswer(answers []cluster.NeighborAnswer) []string {
 	var out []string
 	for _, a := range answers {
 		out = append(slices.DeleteFunc(out, func(m string) bool { return m == a.MAC }), a.MAC)
@@ -89,8 +90,8 @@ func answeringMACs(answers []cluster.NeighborAnswer) []string {
 	return out
 }
 
-// firstAnswerOfEachSeries returns the first answer of each series of answers from one node.
-func firstAnswerOfEachSeries(answers []cluster.NeighborAnswer) []cluster.NeighborAnswer {
+// dropRepeatedAnswersOfSameMAC returns the first answer of each series of answers from one node.
+func dropRepeatedAnswersOfSameMAC(answers []cluster.NeighborAnswer) []cluster.NeighborAnswer {
 	return slices.CompactFunc(slices.Clone(answers), func(x, y cluster.NeighborAnswer) bool { return x.MAC == y.MAC })
 }
 
@@ -167,7 +168,7 @@ func (h *holdersHarness) testBlockedGossipMovesNoAddress(ctx context.Context, t 
 	}
 	w.awaitAnswers(ctx, t, 100)
 	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
-		if macs := answeringMACs(answers); len(macs) != 1 {
+		if macs := listMACsByLastAnswer(answers); len(macs) != 1 {
 			t.Errorf("%v answered for %s, want one node", macs, a)
 		}
 	}
@@ -190,7 +191,7 @@ func (h *holdersHarness) testOneHolderAfterPartition(ctx context.Context, t *tes
 	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
 		i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.After(healed) })
 		late := slices.DeleteFunc(slices.Clone(answers), func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(settled) })
-		if macs := answeringMACs(late); len(macs) != 1 {
+		if macs := listMACsByLastAnswer(late); len(macs) != 1 {
 			t.Errorf("after the partition ended and the API named one holder %v answered for %s, want one node", macs, a)
 		} else if i > 0 && macs[0] != answers[i-1].MAC {
 			t.Errorf("the holder of %s was %s during the partition and %s afterwards, although both were alive", a, answers[i-1].MAC, macs[0])
@@ -203,17 +204,17 @@ func (h *holdersHarness) testPausedHolderGivesUp(ctx context.Context, t *testing
 	mac, err := h.HostMAC(holder)
 	failOnError(t, err)
 	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
-	failOnError(t, h.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
+	failOnError(t, h.SignalProgramOrPod(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
 	w.awaitAnswers(ctx, t, 100)
 	continued := time.Now()
-	failOnError(t, h.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGCONT))
+	failOnError(t, h.SignalProgramOrPod(ctx, holder, "gantry-speaker", syscall.SIGCONT))
 	w.awaitAnswers(ctx, t, 100)
 	inFlight := 1
 	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
-		order := firstAnswerOfEachSeries(answers)
+		order := dropRepeatedAnswersOfSameMAC(answers)
 		if len(order) > 2 && inFlight > 0 {
 			inFlight--
-			order = firstAnswerOfEachSeries(withoutFirstFrameAfterPause(answers, mac, continued))
+			order = dropRepeatedAnswersOfSameMAC(withoutFirstFrameAfterPause(answers, mac, continued))
 		}
 		if len(order) > 2 {
 			t.Errorf("the answers for %s came from %v in turn, want the old holder and then the new one", a, order)
@@ -229,14 +230,14 @@ func (h *holdersHarness) testShortPausesMoveNoAddress(ctx context.Context, t *te
 		holder := h.awaitFirstHolder(ctx, t)
 		w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
 		for range 10 {
-			failOnError(t, h.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
+			failOnError(t, h.SignalProgramOrPod(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
 			<-time.After(80 * time.Millisecond) // plus the time that the lab needs for the signal
-			failOnError(t, h.SignalProgram(ctx, holder, "gantry-speaker", syscall.SIGCONT))
+			failOnError(t, h.SignalProgramOrPod(ctx, holder, "gantry-speaker", syscall.SIGCONT))
 			w.awaitAnswers(ctx, t, 30)
 		}
 		var moved []string
 		for a, answers := range w.stopAndCollectNeighborAnswers(t) {
-			if macs := answeringMACs(answers); len(macs) != 1 {
+			if macs := listMACsByLastAnswer(answers); len(macs) != 1 {
 				moved = append(moved, fmt.Sprintf("%v answered for %s", macs, a))
 			}
 		}

@@ -26,20 +26,20 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testIngressController runs a real nginx behind the Service of an ingress controller, and sends
-// requests as browsers do.
-func testIngressController(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+// testIngressControllerServiceServesHTTP runs a real nginx behind the Service of an ingress
+// controller, and sends requests as browsers do.
+func testIngressControllerServiceServesHTTP(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	if _, err := os.Stat("/usr/sbin/nginx"); err != nil {
 		t.Skip("nginx is missing: apt-get install nginx-light")
 	}
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.ExampleServiceAndDeploymentManifest, "type: LoadBalancer", "type: ClusterIP", 1)))
-	failOnError(t, s.ApplyManifests(ctx, readManual(t, "004-ingress.yaml")))
+	failOnError(t, s.ApplyManifests(ctx, readManualManifest(t, "004-ingress.yaml")))
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "ingress-nginx")
-	roots := createCertificate(ctx, t, s, "tekton.k8s.local")
+	roots := createTLSSecret(ctx, t, s, "tekton.k8s.local")
 	failOnError(t, s.API.Create(ctx, &corev1.ConfigMap{
-		ObjectMeta: newObjectMeta("ingress-nginx", "ingress-nginx-controller"), Data: map[string]string{"nginx.conf": nginxConfig(ctx, t, s)},
+		ObjectMeta: newObjectMeta("ingress-nginx", "ingress-nginx-controller"), Data: map[string]string{"nginx.conf": nginxConfigFromIngresses(ctx, t, s)},
 	}))
-	kubectl(readManual(t, "004-ingress-controller.yaml"), "apply", "-f", "-")
+	kubectl(readManualManifest(t, "004-ingress-controller.yaml"), "apply", "-f", "-")
 	address, err := s.AwaitFirstServiceAddress(ctx, "ingress-nginx", "ingress-nginx-controller")
 	failOnError(t, err)
 
@@ -81,9 +81,9 @@ func testIngressController(ctx context.Context, t *testing.T, s *cluster.Cluster
 	}
 }
 
-// nginxConfig returns the configuration that an ingress controller would generate from the
-// Ingresses, with a header that the test checks.
-func nginxConfig(ctx context.Context, t *testing.T, s *cluster.Cluster) string {
+// nginxConfigFromIngresses returns the configuration that an ingress controller would generate from
+// the Ingresses, with a header that the test checks.
+func nginxConfigFromIngresses(ctx context.Context, t *testing.T, s *cluster.Cluster) string {
 	t.Helper()
 	var list networkingv1.IngressList
 	failOnError(t, s.API.List(ctx, &list))
@@ -123,9 +123,9 @@ func newObjectMeta(namespace, name string) (m metav1.ObjectMeta) {
 	return m
 }
 
-// createCertificate creates a certificate for the name in a Secret, and returns the pool for
+// createTLSSecret creates a certificate for the name in a Secret, and returns the pool for
 // clients to trust it.
-func createCertificate(ctx context.Context, t *testing.T, s *cluster.Cluster, name string) *x509.CertPool {
+func createTLSSecret(ctx context.Context, t *testing.T, s *cluster.Cluster, name string) *x509.CertPool {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	failOnError(t, err)

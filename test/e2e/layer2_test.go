@@ -103,7 +103,7 @@ func TestLayer2BesideOtherHostsOnLAN(t *testing.T) {
 		failOnError(t, awaitAnnouncedCondition(ctx, s, "echo", "True", names.ReasonAnnounced))
 	})
 	t.Run("pings are answered if the setting says so", func(t *testing.T) { testPingAnswersOnlyWithSetting(ctx, t, s, four, six) })
-	t.Run("links can be excluded while speakers are running", func(t *testing.T) { testLinksExcluded(ctx, t, s, four) })
+	t.Run("links can be excluded while speakers are running", func(t *testing.T) { testExcludedInterfacesEditIsApplied(ctx, t, s, four) })
 }
 
 // awaitHolderOf waits until exactly one node holds the address, according to the API.
@@ -112,7 +112,7 @@ func awaitHolderOf(ctx context.Context, t *testing.T, s *cluster.Cluster, a neti
 	var holder v1beta1.ServiceL2Status
 	failOnError(t, cluster.AwaitNoError(ctx, "a holder of "+a.String(), func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
-		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
+		if err := s.API.List(ctx, &list, client.InNamespace(names.DefaultNamespace)); err != nil {
 			return err
 		}
 		n := 0
@@ -170,7 +170,7 @@ func testHolderAnswersUnicastSolicitations(ctx context.Context, t *testing.T, s 
 		}
 		return nil
 	}))
-	if o := stream.Stop(); o.LostCount > 0 || o.SentCount == 0 {
+	if o := stream.StopAndAwaitLateAnswers(); o.LostCount > 0 || o.SentCount == 0 {
 		t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
 	}
 	failOnError(t, cluster.AwaitNoError(ctx, "an answer to each solicitation", func(context.Context) error {
@@ -260,7 +260,7 @@ func checkConflictReported(ctx context.Context, s *cluster.Cluster, node string,
 		return fmt.Errorf("no event %s has %s", names.EventAnnounceFailed, mac)
 	}
 	var entries v1beta1.ServiceL2StatusList
-	if err := s.API.List(ctx, &entries, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceStatusNode: node}); err != nil {
+	if err := s.API.List(ctx, &entries, client.InNamespace(names.DefaultNamespace), client.MatchingLabels{names.LabelServiceStatusNode: node}); err != nil {
 		return err
 	}
 	found = false
@@ -276,10 +276,10 @@ func checkConflictReported(ctx context.Context, s *cluster.Cluster, node string,
 		return fmt.Errorf("no ServiceL2Status of %s has %s", node, mac)
 	}
 	var speaker v1alpha1.SpeakerStatus
-	if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: node}, &speaker); err != nil {
+	if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: node}, &speaker); err != nil {
 		return err
 	}
-	if !meta.IsStatusConditionFalse(speaker.Status.Conditions, names.ConditionUncontested) {
+	if !meta.IsStatusConditionFalse(speaker.Status.Conditions, names.ConditionAddressesUncontested) {
 		return fmt.Errorf("the conditions of the speaker are %v", speaker.Status.Conditions)
 	}
 	svc, err := s.GetService(ctx, "default", "echo")
@@ -368,7 +368,7 @@ func checkTakeoverWithoutClientQuery(ctx context.Context, t *testing.T, s *clust
 	if n := questions.Load(); n > 0 {
 		t.Errorf("the client had to send %d queries for %s", n, a)
 	}
-	o := stream.Stop()
+	o := stream.StopAndAwaitLateAnswers()
 	t.Logf("the client waited for %s", o.LongestTimeWithoutAnswer)
 	failOnError(t, cluster.AwaitNoError(ctx, "metrics of the new holder", func(ctx context.Context) error {
 		now := awaitHolderOf(ctx, t, s, a).Status.Node

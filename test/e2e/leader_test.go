@@ -43,7 +43,7 @@ func newServices(name string, n int) (out []*corev1.Service, serviceNames []stri
 // readLeaderLease reads the Lease of the controllers.
 func readLeaderLease(ctx context.Context, s *cluster.Cluster) (*coordinationv1.Lease, error) {
 	var l coordinationv1.Lease
-	err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.LeaderLease}, &l)
+	err := s.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: names.LeaderLease}, &l)
 	return &l, err
 }
 
@@ -62,7 +62,7 @@ func awaitLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, not stri
 		name, _, _ := strings.Cut(identity, "_")
 		pod = &corev1.Pod{}
 		// the Lease names a killed leader until it expires, also after its Pod is deleted
-		return s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: name}, pod)
+		return s.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: name}, pod)
 	}))
 	return identity, pod
 }
@@ -72,7 +72,7 @@ func awaitLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, not stri
 func testAssignmentAfterSignalToLeader(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder, sig syscall.Signal, name string) {
 	t.Helper()
 	identity, pod := awaitLeader(ctx, t, s, "")
-	failOnError(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, sig))
+	failOnError(t, s.SignalProgramOrPod(ctx, pod.Spec.NodeName, pod.Name, sig))
 	begun := time.Now()
 	failOnError(t, s.API.Create(ctx, cluster.NewService("default", name, "")))
 	given, err := c.AwaitAssignmentTimes(ctx, name)
@@ -143,17 +143,17 @@ func testAPIWritesPerService(ctx context.Context, t *testing.T, s *cluster.Clust
 	failOnError(t, cluster.AwaitNoError(ctx, "the event of the first Service", func(ctx context.Context) error { return checkOneControllerEventPerService(ctx, s, serviceNames[:1]) }))
 	// Each request takes as long as in a real cluster, so that Services gather during a write,
 	// however busy this machine is.
-	failOnError(t, s.DelayAPI(ctx, 50*time.Millisecond))
-	defer func() { failOnError(t, s.DelayAPI(ctx, 0)) }()
+	failOnError(t, s.DelayAPIRequests(ctx, 50*time.Millisecond))
+	defer func() { failOnError(t, s.DelayAPIRequests(ctx, 0)) }()
 	begun := time.Now()
-	before, err := s.CountWrites(ctx)
+	before, err := s.CountAPIWrites(ctx)
 	failOnError(t, err)
 	_, err = s.CreateServices(ctx, 8, services[1:])
 	failOnError(t, err)
 	_, err = c.AwaitAssignmentTimes(ctx, serviceNames...)
 	failOnError(t, err)
 	failOnError(t, cluster.AwaitNoError(ctx, "one event for each Service", func(ctx context.Context) error { return checkOneControllerEventPerService(ctx, s, serviceNames) }))
-	now, err := s.CountWrites(ctx)
+	now, err := s.CountAPIWrites(ctx)
 	failOnError(t, err)
 	w := now.SubtractEarlierCounts(before)
 	if w["services/status"] != n-1 {
@@ -210,7 +210,7 @@ func testResumedLeaderAssignsNoAddressTwice(ctx context.Context, t *testing.T, s
 	_, err := c.AwaitAssignmentTimes(ctx, serviceNames[10]) // while the Services are being created
 	failOnError(t, err)
 	identity, pod := awaitLeader(ctx, t, s, "")
-	failOnError(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGSTOP))
+	failOnError(t, s.SignalProgramOrPod(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGSTOP))
 	failOnError(t, <-coming)
 	awaitLeader(ctx, t, s, identity)
 	go func() {
@@ -219,7 +219,7 @@ func testResumedLeaderAssignsNoAddressTwice(ctx context.Context, t *testing.T, s
 	}()
 	_, err = c.AwaitAssignmentTimes(ctx, serviceNames[150])
 	failOnError(t, err)
-	failOnError(t, s.SignalProgram(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGCONT))
+	failOnError(t, s.SignalProgramOrPod(ctx, pod.Spec.NodeName, pod.Name, syscall.SIGCONT))
 	failOnError(t, <-coming)
 	_, err = c.AwaitAssignmentTimes(ctx, serviceNames...)
 	failOnError(t, err)
@@ -239,7 +239,7 @@ func testResumedLeaderAssignsNoAddressTwice(ctx context.Context, t *testing.T, s
 // under way, and then stops the API server for some seconds.
 func testEditsWhileAPIServerIsSlow(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
 	services, serviceNames := newServices("slow", 30)
-	failOnError(t, s.DelayAPI(ctx, 300*time.Millisecond))
+	failOnError(t, s.DelayAPIRequests(ctx, 300*time.Millisecond))
 	_, err := s.CreateServices(ctx, 15, services)
 	failOnError(t, err)
 	var edits errgroup.Group
@@ -254,10 +254,10 @@ func testEditsWhileAPIServerIsSlow(ctx context.Context, t *testing.T, s *cluster
 		}
 	}
 	failOnError(t, edits.Wait())
-	failOnError(t, s.StopAPI(ctx))
-	failOnError(t, s.DelayAPI(ctx, 0))
+	failOnError(t, s.BlockAPIServer(ctx))
+	failOnError(t, s.DelayAPIRequests(ctx, 0))
 	time.Sleep(3 * time.Second) // how long it is stopped
-	failOnError(t, s.StartAPI(ctx))
+	failOnError(t, s.UnblockAPIServer(ctx))
 	more, late := newServices("late", 5)
 	failOnError(t, cluster.AwaitNoError(ctx, "the API server", func(ctx context.Context) error { return client.IgnoreAlreadyExists(s.API.Create(ctx, more[0])) }))
 	_, err = s.CreateServices(ctx, 4, more[1:])
@@ -296,7 +296,7 @@ func checkPoolCounts(ctx context.Context, s *cluster.Cluster) error {
 		return err
 	}
 	have := slices.DeleteFunc(list.Items, func(o corev1.Service) bool { return len(o.Status.LoadBalancer.Ingress) == 0 })
-	text, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "get", "ipaddresspool", "wide", "-o", "jsonpath={.status.assignedIPv4}")
+	text, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", "ipaddresspool", "wide", "-o", "jsonpath={.status.assignedIPv4}")
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func testRepeatedShortCableCuts(ctx context.Context, t *testing.T, s *cluster.Cl
 		for range questions {
 			if err := asker.WriteFrame(layer2.ARPOrNDPFrame{
 				EthernetDestination: layer2.AnnouncementDestinationMAC(four), EthernetSource: asker.link.MAC, Operation: layer2.Request,
-				SenderMAC: asker.link.MAC, SenderIP: clientIP, TargetIP: four,
+				SenderMAC: asker.link.MAC, SenderIP: lanClientIP, TargetIP: four,
 			}); err != nil {
 				return err
 			}
@@ -80,13 +80,13 @@ func testRepeatedShortCableCuts(ctx context.Context, t *testing.T, s *cluster.Cl
 	}))
 }
 
-// clientIP is the client's address on the LAN.
-var clientIP = netip.MustParseAddr("192.168.0.100")
+// lanClientIP is the client's address on the LAN.
+var lanClientIP = netip.MustParseAddr("192.168.0.100")
 
 // testLinkRenamed renames the nodes' links while a client sends requests. The links keep their
 // addresses.
 func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
-	var streams []*cluster.Stream
+	var streams []*cluster.RequestStream
 	for _, a := range addresses {
 		streams = append(streams, startUDPStream(ctx, t, s, netip.AddrPortFrom(a, 7000).String()))
 	}
@@ -97,7 +97,7 @@ func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 		failOnError(t, cluster.AwaitNoError(ctx, "links named "+to, func(ctx context.Context) error {
 			for _, node := range []string{"node1", "node2", "node3"} {
 				var speaker v1alpha1.SpeakerStatus
-				if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: node}, &speaker); err != nil {
+				if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: node}, &speaker); err != nil {
 					return err
 				}
 				if !slices.ContainsFunc(speaker.Status.Links, func(l v1alpha1.SpeakerLink) bool { return l.Name == to && l.Usable }) {
@@ -107,7 +107,7 @@ func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 			return nil
 		}))
 	}
-	checkWithoutDelay(t, func() []string {
+	repeatCheckIfMachineWasBusy(t, func() []string {
 		before := awaitHoldersByAddress(ctx, t, s, addresses, nil)
 		rename("eth0", "uplink0")
 		rename("uplink0", "eth0")
@@ -117,16 +117,16 @@ func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addr
 		return nil
 	})
 	for i, stream := range streams {
-		if o := stream.Stop(); o.LostCount > 0 {
+		if o := stream.StopAndAwaitLateAnswers(); o.LostCount > 0 {
 			t.Errorf("%d of %d requests to %s were lost while links were renamed", o.LostCount, o.SentCount, addresses[i])
 		}
 	}
 }
 
-// testLinksExcluded edits the mounted ConfigMap of excluded interfaces in the running containers,
-// as the kubelet does.
-func testLinksExcluded(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
-	volumes := findExcludeVolumes(t, s)
+// testExcludedInterfacesEditIsApplied edits the mounted ConfigMap of excluded interfaces in the
+// running containers, as the kubelet does.
+func testExcludedInterfacesEditIsApplied(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
+	volumes := findExcludedInterfacesVolumes(t, s)
 	edit := func(text string) {
 		for _, dir := range volumes {
 			failOnError(t, os.WriteFile(filepath.Join(dir, "excludel2.yaml"), []byte(text), 0o644))
@@ -136,7 +136,7 @@ func testLinksExcluded(ctx context.Context, t *testing.T, s *cluster.Cluster, fo
 		failOnError(t, cluster.AwaitNoError(ctx, "links that are "+want, func(ctx context.Context) error {
 			for _, node := range []string{"node1", "node2", "node3"} {
 				var speaker v1alpha1.SpeakerStatus
-				if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: node}, &speaker); err != nil {
+				if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: node}, &speaker); err != nil {
 					return err
 				}
 				got := ""
@@ -157,7 +157,7 @@ func testLinksExcluded(ctx context.Context, t *testing.T, s *cluster.Cluster, fo
 	links("false " + string(names.ReasonLinkExcluded))
 	failOnError(t, cluster.AwaitNoError(ctx, "no holder", func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
-		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
+		if err := s.API.List(ctx, &list, client.InNamespace(names.DefaultNamespace)); err != nil {
 			return err
 		}
 		if len(list.Items) > 0 {
@@ -171,8 +171,8 @@ func testLinksExcluded(ctx context.Context, t *testing.T, s *cluster.Cluster, fo
 	startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).StopSending()
 }
 
-// findExcludeVolumes returns the directories of the speakers' volumes in the lab.
-func findExcludeVolumes(t *testing.T, s *cluster.Cluster) []string {
+// findExcludedInterfacesVolumes returns the directories of the speakers' volumes in the lab.
+func findExcludedInterfacesVolumes(t *testing.T, s *cluster.Cluster) []string {
 	t.Helper()
 	out, err := filepath.Glob(fmt.Sprintf("/proc/%d/root/run/lab-pods/*/volumes/exclude", s.SupervisorPID()))
 	failOnError(t, err)

@@ -54,7 +54,7 @@ func startLabWithoutGantry(t *testing.T, o lab.Options) (context.Context, *clust
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), labTimeout+readSoakInterval(t)+extraTimeoutForLongBurstRun()+extraLabTimeout)
 	t.Cleanup(cancel)
-	o.Dir, o.Progress = filepath.Join(t.TempDir(), "lab"), os.Stderr
+	o.Dir, o.ProgressOutput = filepath.Join(t.TempDir(), "lab"), os.Stderr
 	s, err := cluster.StartLabWithoutGantry(ctx, o)
 	if err != nil {
 		t.Fatal(err)

@@ -38,14 +38,14 @@ func TestServiceManifestsOfManualsWork(t *testing.T) {
 		f    func(context.Context, *testing.T, *cluster.Cluster)
 	}{
 		{"only ready Pods of a Deployment answer", testUnreadyPodsAreWithdrawn},
-		{"a headless Service is not changed", testHeadlessService},
+		{"a headless Service is not changed", testHeadlessServiceIsLeftAlone},
 		{"a Service keeps its fixed cluster IP", testFixedClusterIP},
 		{"session affinity keeps a client with one Pod", testSessionAffinity},
 		{"one port serves TCP and UDP", testTCPAndUDPOnOnePort},
 		{"a Service without a selector uses manual endpoints", testManualEndpoints},
 		{"a Service of kubectl expose is reachable", testKubectlExpose},
 		{"a Service in JSON keeps its NodePort", testLoadBalancerAnswersOnNodePorts},
-		{"an ingress controller routes by host behind one address", testIngressController},
+		{"an ingress controller routes by host behind one address", testIngressControllerServiceServesHTTP},
 		{"a Service can change its type and back", testChangedServiceTypeReleasesAddress},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.f(ctx, t, s) })
@@ -63,8 +63,8 @@ metadata: {name: manuals-3}
 spec: {cidrs: [172.17.188.0/24]}
 `
 
-// readManual reads a manifest of a manual.
-func readManual(t *testing.T, name string) string {
+// readManualManifest reads a manifest of a manual.
+func readManualManifest(t *testing.T, name string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", "manuals", name))
 	failOnError(t, err)
@@ -110,8 +110,8 @@ func findAnsweringPods(ctx context.Context, s *cluster.Cluster, host, url string
 // Pods answer with equal probability, forty requests miss one of them once in 3.7 million times.
 const requestsToFindAllPods = 40
 
-// awaitAnsweringPods waits until exactly those Pods answer.
-func awaitAnsweringPods(ctx context.Context, t *testing.T, s *cluster.Cluster, url string, want []string) {
+// awaitExactAnsweringPods waits until exactly those Pods answer.
+func awaitExactAnsweringPods(ctx context.Context, t *testing.T, s *cluster.Cluster, url string, want []string) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, fmt.Sprintf("answers of %v only", want), func(ctx context.Context) error {
 		got, err := findAnsweringPods(ctx, s, "client", url, requestsToFindAllPods)
@@ -122,10 +122,10 @@ func awaitAnsweringPods(ctx context.Context, t *testing.T, s *cluster.Cluster, u
 	}))
 }
 
-// announcingNodes returns the nodes that announce a Service, according to the API.
-func announcingNodes(ctx context.Context, s *cluster.Cluster, namespace, name string) ([]string, error) {
+// listL2AnnouncingNodes returns the nodes that announce a Service, according to the API.
+func listL2AnnouncingNodes(ctx context.Context, s *cluster.Cluster, namespace, name string) ([]string, error) {
 	var list v1beta1.ServiceL2StatusList
-	err := s.API.List(ctx, &list, client.InNamespace(names.Namespace),
+	err := s.API.List(ctx, &list, client.InNamespace(names.DefaultNamespace),
 		client.MatchingLabels{names.LabelServiceName: name, names.LabelServiceNamespace: namespace})
 	var nodes []string
 	for _, o := range list.Items {
@@ -134,11 +134,12 @@ func announcingNodes(ctx context.Context, s *cluster.Cluster, namespace, name st
 	return nodes, err
 }
 
-// awaitUnannounced waits until no node announces the Service and its address does not answer.
-func awaitUnannounced(ctx context.Context, t *testing.T, s *cluster.Cluster, service serviceKey, url string) {
+// awaitServiceUnannounced waits until no node announces the Service and its address does not
+// answer.
+func awaitServiceUnannounced(ctx context.Context, t *testing.T, s *cluster.Cluster, service serviceKey, url string) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, "no announcement of "+service.name, func(ctx context.Context) error {
-		nodes, err := announcingNodes(ctx, s, service.namespace, service.name)
+		nodes, err := listL2AnnouncingNodes(ctx, s, service.namespace, service.name)
 		if err != nil || len(nodes) > 0 {
 			return fmt.Errorf("these announce it: %v (%v)", nodes, err)
 		}
@@ -154,7 +155,7 @@ type serviceKey struct{ namespace, name string }
 
 func testUnreadyPodsAreWithdrawn(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "readiness")
-	kubectl(readManual(t, "000-nginx.yaml"), "apply", "-f", "-")
+	kubectl(readManualManifest(t, "000-nginx.yaml"), "apply", "-f", "-")
 	kubectl("", "patch", "service", "nginx-service", "-p", `{"spec":{"type":"LoadBalancer"}}`)
 	address, err := s.AwaitFirstServiceAddress(ctx, "readiness", "nginx-service")
 	failOnError(t, err)
@@ -162,20 +163,20 @@ func testUnreadyPodsAreWithdrawn(ctx context.Context, t *testing.T, s *cluster.C
 	kubectl("", "rollout", "status", "deployment/nginx-deployment", "--timeout=5m")
 	pods := strings.Fields(kubectl("", "get", "pods", "-l", "app=nginx", "-o", "jsonpath={.items[*].metadata.name}"))
 	slices.Sort(pods)
-	awaitAnsweringPods(ctx, t, s, url, pods)
+	awaitExactAnsweringPods(ctx, t, s, url, pods)
 
 	kubectl("", "annotate", "pod", pods[0], node.AnnotationUnready+"=true")
-	awaitAnsweringPods(ctx, t, s, url, pods[1:])
+	awaitExactAnsweringPods(ctx, t, s, url, pods[1:])
 	kubectl("", "annotate", "pod", pods[1], pods[2], node.AnnotationUnready+"=true")
-	awaitUnannounced(ctx, t, s, serviceKey{"readiness", "nginx-service"}, url)
+	awaitServiceUnannounced(ctx, t, s, serviceKey{"readiness", "nginx-service"}, url)
 	if still, err := s.AwaitFirstServiceAddress(ctx, "readiness", "nginx-service"); err != nil || still != address {
 		t.Errorf("without a ready Pod the Service has %s (%v), want it to keep %s", still, err, address)
 	}
 	kubectl("", "annotate", "pod", "-l", "app=nginx", node.AnnotationUnready+"-")
-	awaitAnsweringPods(ctx, t, s, url, pods)
+	awaitExactAnsweringPods(ctx, t, s, url, pods)
 }
 
-func testHeadlessService(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testHeadlessServiceIsLeftAlone(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	// in the same manual, applied by the test before
 	svc, err := s.GetService(ctx, "readiness", "nginx")
 	failOnError(t, err)
@@ -198,8 +199,9 @@ func errorIfGantryWroteToService(svc *corev1.Service) error {
 	return nil
 }
 
-// responderManifest returns a Deployment whose Pods answer on the ports, each written as TCP/80.
-func responderManifest(name, labels string, ports ...string) string {
+// podResponderDeployment returns a Deployment whose Pods answer on the ports, each written as
+// TCP/80.
+func podResponderDeployment(name, labels string, ports ...string) string {
 	var list []string
 	for _, p := range ports {
 		proto, number, _ := strings.Cut(p, "/")
@@ -222,8 +224,8 @@ func testFixedClusterIP(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for file, label := range map[string]string{"002-my-service.yaml": "app: MyApp", "004-my-service.yaml": "app.kubernetes.io/name: MyApp"} {
 		ns := "fixed-" + file[:3]
 		kubectl := createNamespaceAndKubectlFunc(ctx, t, s, ns)
-		kubectl(responderManifest("my-app", label, "TCP/9376"), "apply", "-f", "-")
-		kubectl(readManual(t, file), "apply", "-f", "-")
+		kubectl(podResponderDeployment("my-app", label, "TCP/9376"), "apply", "-f", "-")
+		kubectl(readManualManifest(t, file), "apply", "-f", "-")
 		address, err := s.AwaitFirstServiceAddress(ctx, ns, "my-service")
 		failOnError(t, err)
 		if svc, err := s.GetService(ctx, ns, "my-service"); err != nil || svc.Spec.ClusterIP != "10.0.171.239" {
@@ -241,7 +243,7 @@ func testFixedClusterIP(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 
 func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "affinity")
-	kubectl(readManual(t, "002-webapp.yaml"), "apply", "-f", "-")
+	kubectl(readManualManifest(t, "002-webapp.yaml"), "apply", "-f", "-")
 	const affinityTimeout = 3 * time.Second // short enough to wait for
 	kubectl("", "patch", "service", "webapp", "-p",
 		fmt.Sprintf(`{"spec":{"type":"LoadBalancer","sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":%d}}}}`, int(affinityTimeout.Seconds())))
@@ -286,7 +288,7 @@ func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 
 func testTCPAndUDPOnOnePort(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "dns")
-	kubectl(responderManifest("dns", "app: dns", "TCP/53", "UDP/53"), "apply", "-f", "-")
+	kubectl(podResponderDeployment("dns", "app: dns", "TCP/53", "UDP/53"), "apply", "-f", "-")
 	kubectl(`apiVersion: v1
 kind: Service
 metadata:
@@ -328,7 +330,7 @@ func testManualEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 	defer server.Close()
 
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "external")
-	kubectl(readManual(t, "002-external.yaml"), "apply", "-f", "-")
+	kubectl(readManualManifest(t, "002-external.yaml"), "apply", "-f", "-")
 	_, err = s.FetchURLUntilSuccess(ctx, "node1", "http://"+kubectl("", "get", "service", "my-service", "-o", "jsonpath={.spec.clusterIP}")+"/")
 	failOnError(t, err)
 	svc, err := s.GetService(ctx, "external", "my-service")
@@ -346,7 +348,7 @@ func testManualEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 	}
 	// The same with an EndpointSlice, the successor of Endpoints.
 	kubectl("", "delete", "endpoints", "my-service")
-	awaitUnannounced(ctx, t, s, serviceKey{"external", "my-service"}, url)
+	awaitServiceUnannounced(ctx, t, s, serviceKey{"external", "my-service"}, url)
 	kubectl(`apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata:
@@ -378,9 +380,9 @@ func testLoadBalancerAnswersOnNodePorts(ctx context.Context, t *testing.T, s *cl
 		_, err := s.RunKubectl(ctx, manifest, args...)
 		failOnError(t, err)
 	}
-	kubectl(responderManifest("nginx", "app: nginx", "TCP/80"), "apply", "-f", "-")
+	kubectl(podResponderDeployment("nginx", "app: nginx", "TCP/80"), "apply", "-f", "-")
 	// No API server accepts a new object with a resourceVersion.
-	kubectl(strings.Replace(readManual(t, "003-nginx.json"), `"resourceVersion": "613764",`, "", 1), "create", "-f", "-")
+	kubectl(strings.Replace(readManualManifest(t, "003-nginx.json"), `"resourceVersion": "613764",`, "", 1), "create", "-f", "-")
 	address, err := s.AwaitFirstServiceAddress(ctx, "default", "nginx")
 	failOnError(t, err)
 	for _, url := range []string{

@@ -52,7 +52,7 @@ func testPlannedMovesInProxyMode(t *testing.T, mode string) {
 	failOnError(t, err)
 
 	m := &moveHarness{Cluster: s, t: t, addresses: addresses}
-	for name, c := range m.nodeLeaveCases(ctx) {
+	for name, c := range m.candidacyLossCases(ctx) {
 		t.Run(name, func(t *testing.T) { m.testLeavingNodeHandsOverAddresses(ctx, t, c) })
 	}
 	requireNoPingAnswer(t, s, addresses...)
@@ -61,10 +61,10 @@ func testPlannedMovesInProxyMode(t *testing.T, mode string) {
 		m.kubectl(ctx, "-n", "metallb-system", "set", "env", "daemonset/gantry-speaker", enablePingAnswersEnvironment)
 		m.kubectl(ctx, "-n", "metallb-system", "rollout", "status", "--timeout=5m", "daemonset/gantry-speaker")
 		f.awaitMoreAnswers(ctx, t)
-		f.checkLossless(t, 4, "every speaker was replaced")
+		f.stopAndCheckNoRequestLost(t, 4, "every speaker was replaced")
 	})
 	t.Run("the new speakers answer pings", func(t *testing.T) { requirePingAnswers(ctx, t, s, addresses...) })
-	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { testLocalTrafficMoves(ctx, t, s) })
+	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { testAddressFollowsPodOfLocalService(ctx, t, s) })
 	// after the rollout, because a rebalance waits until no member has changed for ten seconds
 	t.Run("a rebalance", func(t *testing.T) {
 		testRebalance(ctx, t, s, addresses, func(extra string) { m.applyAdvertisement(ctx, extra) })
@@ -94,15 +94,15 @@ func (m *moveHarness) applyAdvertisement(ctx context.Context, extra string) {
 	failOnError(m.t, m.ApplyManifests(ctx, doc+extra))
 }
 
-// nodeLeaveCase is a way in which a node stops being a candidate, and the way back.
-type nodeLeaveCase struct{ leave, back func(node string) }
+// candidacyLossCase is a way in which a node stops being a candidate, and the way back.
+type candidacyLossCase struct{ removeFromCandidates, makeCandidateAgain func(node string) }
 
-func (m *moveHarness) nodeLeaveCases(ctx context.Context) map[string]nodeLeaveCase {
+func (m *moveHarness) candidacyLossCases(ctx context.Context) map[string]candidacyLossCase {
 	kubectl := func(args ...string) {
 		m.t.Helper()
 		m.kubectl(ctx, args...)
 	}
-	return map[string]nodeLeaveCase{
+	return map[string]candidacyLossCase{
 		"the exclude label": {
 			func(n string) {
 				kubectl("label", "node", n, "node.kubernetes.io/exclude-from-external-load-balancers=")
@@ -119,9 +119,9 @@ func (m *moveHarness) nodeLeaveCases(ctx context.Context) map[string]nodeLeaveCa
 		},
 		"a shutdown of the kubelet": {
 			func(n string) {
-				failOnError(m.t, m.SetNodeReady(ctx, n, corev1.ConditionFalse, "node is shutting down"))
+				failOnError(m.t, m.SetNodeReadyCondition(ctx, n, corev1.ConditionFalse, "node is shutting down"))
 			},
-			func(n string) { failOnError(m.t, m.SetNodeReady(ctx, n, corev1.ConditionTrue, "")) },
+			func(n string) { failOnError(m.t, m.SetNodeReadyCondition(ctx, n, corev1.ConditionTrue, "")) },
 		},
 		"the drain annotation": {
 			func(n string) { kubectl("annotate", "node", n, "gantry.dev/drain=") },
@@ -148,29 +148,29 @@ func (m *moveHarness) nodeLeaveCases(ctx context.Context) map[string]nodeLeaveCa
 	}
 }
 
-func (m *moveHarness) testLeavingNodeHandsOverAddresses(ctx context.Context, t *testing.T, c nodeLeaveCase) {
-	checkWithoutDelay(t, func() []string { return m.moveAndReturn(ctx, t, c) })
+func (m *moveHarness) testLeavingNodeHandsOverAddresses(ctx context.Context, t *testing.T, c candidacyLossCase) {
+	repeatCheckIfMachineWasBusy(t, func() []string { return m.moveFromHoldersAndBack(ctx, t, c) })
 }
 
-// moveAndReturn lets the holders leave and come back. It returns what the speakers did wrong. A
-// lost request fails the test.
-func (m *moveHarness) moveAndReturn(ctx context.Context, t *testing.T, c nodeLeaveCase) (faults []string) {
+// moveFromHoldersAndBack lets the holders leave and come back. It returns what the speakers did
+// wrong. A lost request fails the test.
+func (m *moveHarness) moveFromHoldersAndBack(ctx context.Context, t *testing.T, c candidacyLossCase) (faults []string) {
 	t.Helper()
 	holders := awaitHoldersByAddress(ctx, t, m.Cluster, m.addresses, nil)
 	before := readMoveCounts(ctx, t, m.Cluster)
 	f := startRequestStreams(ctx, t, m.Cluster, 500, m.addresses...)
 	leaving := slices.Compact(slices.Sorted(maps.Values(holders)))
 	for _, n := range leaving { // both holders at once, if there are two
-		c.leave(n)
+		c.removeFromCandidates(n)
 	}
 	next := awaitHoldersByAddress(ctx, t, m.Cluster, m.addresses, leaving)
 	f.awaitMoreAnswers(ctx, t)
 	now := readMoveCounts(ctx, t, m.Cluster)
 	for _, n := range leaving {
-		c.back(n)
+		c.makeCandidateAgain(n)
 	}
 	f.awaitMoreAnswers(ctx, t)
-	f.checkLossless(t, 1, fmt.Sprintf("%v handed the addresses over to %v", holders, next))
+	f.stopAndCheckNoRequestLost(t, 1, fmt.Sprintf("%v handed the addresses over to %v", holders, next))
 	faults = findMovesNotHandedOver(before, now, leaving)
 	if still := awaitHoldersByAddress(ctx, t, m.Cluster, m.addresses, nil); !maps.Equal(still, next) {
 		faults = append(faults, fmt.Sprintf("%v are back, and the addresses moved from %v to %v", leaving, next, still))
@@ -238,7 +238,7 @@ func findMovesNotHandedOver(before, after map[string]map[string]int, left []stri
 }
 
 // requestStreams are the requests of a client to addresses, over UDP and TCP to each.
-type requestStreams map[string]*cluster.Stream
+type requestStreams map[string]*cluster.RequestStream
 
 // startRequestStreams starts requests to each of the addresses, rate per second over UDP and a
 // tenth of that over TCP.
@@ -269,11 +269,12 @@ func (f requestStreams) awaitMoreAnswers(ctx context.Context, t *testing.T) {
 	failOnError(t, more.Wait())
 }
 
-// checkLossless checks that no request was lost while each address moved this number of times.
-func (f requestStreams) checkLossless(t *testing.T, moves int, event string) {
+// stopAndCheckNoRequestLost checks that no request was lost while each address moved this number of
+// times.
+func (f requestStreams) stopAndCheckNoRequestLost(t *testing.T, moves int, event string) {
 	t.Helper()
 	for name, stream := range f {
-		o := stream.Stop()
+		o := stream.StopAndAwaitLateAnswers()
 		n := countConnectionsResetByMoves(o.Failures, moves)
 		if o.LostCount > n {
 			t.Errorf("%d of %d requests %s were lost when %s: %v", o.LostCount-n, o.SentCount, name, event, o.Failures)
@@ -300,9 +301,9 @@ func countConnectionsResetByMoves(failures []cluster.RequestFailure, moves int) 
 	return n
 }
 
-// TestOnlyConnectionsOpenDuringMovesCountAsReset checks that only connections are excused that were
+// TestCountConnectionsResetByMoves checks that only connections are excused that were
 // open at the instant of a move.
-func TestOnlyConnectionsOpenDuringMovesCountAsReset(t *testing.T) {
+func TestCountConnectionsResetByMoves(t *testing.T) {
 	at := func(ms int) time.Time { return time.Unix(0, 0).Add(time.Duration(ms) * time.Millisecond) }
 	reset := func(begun, ended int) cluster.RequestFailure {
 		return cluster.RequestFailure{StartedAt: at(begun), EndedAt: at(ended), Err: fmt.Errorf("reading: %w", syscall.ECONNRESET)}
@@ -339,7 +340,7 @@ func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addres
 		t.Helper()
 		failOnError(t, cluster.AwaitNoError(ctx, what, func(ctx context.Context) error {
 			var list v1beta1.ServiceL2StatusList
-			if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
+			if err := s.API.List(ctx, &list, client.InNamespace(names.DefaultNamespace)); err != nil {
 				return err
 			}
 			held, all := map[string]int{}, 0
@@ -373,13 +374,13 @@ func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addres
 		}
 		return nil
 	})
-	f.checkLossless(t, 1, "addresses were rebalanced")
+	f.stopAndCheckNoRequestLost(t, 1, "addresses were rebalanced")
 }
 
-// localTrafficManifest is a Service with the traffic policy Local and its only Pod. The Pod still
-// serves for six seconds after SIGTERM. By then every node and router must have learnt of the next
-// Pod, which takes long if each program on the way waits for a processor.
-const localTrafficManifest = `apiVersion: apps/v1
+// localTrafficPodAndServiceManifest is a Service with the traffic policy Local and its only Pod.
+// The Pod still serves for six seconds after SIGTERM. By then every node and router must have
+// learnt of the next Pod, which takes long if each program on the way waits for a processor.
+const localTrafficPodAndServiceManifest = `apiVersion: apps/v1
 kind: Deployment
 metadata: {name: local}
 spec:
@@ -411,9 +412,9 @@ spec:
   - {name: connections, port: 7000, protocol: TCP}
 `
 
-// awaitOnlyPodOn waits until the only Pod with the label app runs on the node, and none is left
+// awaitOnlyPodOnNode waits until the only Pod with the label app runs on the node, and none is left
 // that is being deleted.
-func awaitOnlyPodOn(ctx context.Context, s *cluster.Cluster, app, node string) error {
+func awaitOnlyPodOnNode(ctx context.Context, s *cluster.Cluster, app, node string) error {
 	return cluster.AwaitNoError(ctx, "the end of the old Pod", func(ctx context.Context) error {
 		var pods corev1.PodList
 		if err := s.API.List(ctx, &pods, client.InNamespace("default"), client.MatchingLabels{"app": app}); err != nil {
@@ -428,9 +429,9 @@ func awaitOnlyPodOn(ctx context.Context, s *cluster.Cluster, app, node string) e
 	})
 }
 
-// testLocalTrafficMoves replaces the only Pod of a Service by one on another node.
-func testLocalTrafficMoves(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	local := withRequiredDualStack(localTrafficManifest)
+// testAddressFollowsPodOfLocalService replaces the only Pod of a Service by one on another node.
+func testAddressFollowsPodOfLocalService(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+	local := withRequiredDualStack(localTrafficPodAndServiceManifest)
 	failOnError(t, s.ApplyManifests(ctx, local))
 	addresses, err := s.AwaitServiceAddressCount(ctx, "default", "local", 2)
 	failOnError(t, err)
@@ -448,10 +449,10 @@ func testLocalTrafficMoves(ctx context.Context, t *testing.T, s *cluster.Cluster
 				return nil
 			}))
 		}
-		failOnError(t, awaitOnlyPodOn(ctx, s, "local", node))
+		failOnError(t, awaitOnlyPodOnNode(ctx, s, "local", node))
 		f.awaitMoreAnswers(ctx, t)
 	}
-	f.checkLossless(t, 2, "the Pod moved from node to node")
+	f.stopAndCheckNoRequestLost(t, 2, "the Pod moved from node to node")
 	_, err = s.RunKubectl(ctx, "", "delete", "--wait=false", "deployment/local", "service/local")
 	failOnError(t, err)
 }

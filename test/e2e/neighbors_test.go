@@ -87,7 +87,7 @@ func testStrayAnnouncementIsReported(ctx context.Context, t *testing.T, s *clust
 		}
 		return fmt.Errorf("none of %d events has it", len(events.Items))
 	}))
-	failOnError(t, awaitExplanation(ctx, s, []string{"service", "echo"}, exitNotWell, "but "+stray+" ("+node.link.MAC.String()+") answers for it and does not hold it", "["+string(names.ReasonStrayAnswer)+"]"))
+	failOnError(t, awaitExplanation(ctx, s, []string{"service", "echo"}, kubectlGantryExitNotWell, "but "+stray+" ("+node.link.MAC.String()+") answers for it and does not hold it", "["+string(names.ReasonStrayAnswer)+"]"))
 	if now := awaitHolderOf(ctx, t, s, four).Status.Node; now != holder {
 		t.Errorf("the holder changed from %s to %s", holder, now)
 	}

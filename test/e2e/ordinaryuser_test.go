@@ -43,8 +43,9 @@ done
 exit 1
 `
 
-// TestLabForOrdinaryUser runs the first steps of the demonstration as a user without privileges.
-func TestLabForOrdinaryUser(t *testing.T) {
+// TestOrdinaryUserRunsFirstDemoStepsInLab runs the first steps of the demonstration as a user
+// without privileges.
+func TestOrdinaryUserRunsFirstDemoStepsInLab(t *testing.T) {
 	if m := lab.MissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}

@@ -22,7 +22,7 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 	if m := packages.DescribeUnbuiltHelmOrKustomize(); m != "" {
 		t.Skip(m)
 	}
-	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 2, BinDir: unpackImage(t), AuditedNamespace: names.Namespace})
+	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 2, BinDir: unpackImage(t), AuditedNamespace: names.DefaultNamespace})
 	failOnError(t, s.ApplyManifests(ctx, fakePrometheusOperatorCRDsManifest))
 	failOnError(t, s.ApplyManifests(ctx, backendManifest))
 	t.Run("dist/gantry.yaml", func(t *testing.T) {
@@ -30,13 +30,13 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 		failOnError(t, err)
 		failOnError(t, s.ApplyManifests(ctx, text))
 		failOnError(t, s.AwaitRollout(ctx))
-		checkFirstService(ctx, t, s, "plain")
+		applyAndCheckFirstService(ctx, t, s, "plain")
 		checkServiceAccountMayList(ctx, t, s, "gantry-speaker", "secrets", "yes")
 		checkNoEndpointsReported(ctx, t, s)
-		runKubectl(ctx, t, s, "", "-n", names.Namespace, "delete", "bgppeer", "router")
-		runKubectl(ctx, t, s, "", "-n", names.Namespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=3m")
+		runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "delete", "bgppeer", "router")
+		runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=3m")
 		runKubectl(ctx, t, s, text, "delete", "-f", "-")
-		checkNothingIsLeft(ctx, t, s)
+		checkNoInstalledObjectLeft(ctx, t, s)
 	})
 	for overlay, check := range map[string]func(context.Context, *testing.T, *cluster.Cluster){
 		"l2-only": checkNoAccessToSecrets, "prometheus": checkMetricsEndpoints, "webhook": checkWebhookRefusals,
@@ -45,10 +45,10 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 			dir := filepath.Join(lab.RepositoryRoot(), "config", overlay)
 			runKubectl(ctx, t, s, "", "apply", "-k", dir)
 			failOnError(t, s.AwaitRollout(ctx))
-			checkFirstService(ctx, t, s, overlay)
+			applyAndCheckFirstService(ctx, t, s, overlay)
 			check(ctx, t, s)
 			runKubectl(ctx, t, s, "", "delete", "-k", dir)
-			checkNothingIsLeft(ctx, t, s)
+			checkNoInstalledObjectLeft(ctx, t, s)
 		})
 	}
 	t.Run("charts/gantry", func(t *testing.T) { testHelmChart(ctx, t, s) })
@@ -143,9 +143,9 @@ func runKubectl(ctx context.Context, t *testing.T, s *cluster.Cluster, stdin str
 	return out
 }
 
-// checkFirstService applies a pool, an advertisement and a Service, and checks that a client
-// reaches its address.
-func checkFirstService(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
+// applyAndCheckFirstService applies a pool, an advertisement and a Service, and checks that a
+// client reaches its address.
+func applyAndCheckFirstService(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
 	t.Helper()
 	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest+"---\n"+oneObjectOfEveryUserKindManifest))
 	runKubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", service, "--port=80", "--type=LoadBalancer")
@@ -175,8 +175,8 @@ func checkFirstPoolAddressReachable(ctx context.Context, t *testing.T, s *cluste
 	failOnError(t, err)
 }
 
-// checkNothingIsLeft checks that the cluster has no object of the installation any more.
-func checkNothingIsLeft(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+// checkNoInstalledObjectLeft checks that the cluster has no object of the installation any more.
+func checkNoInstalledObjectLeft(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	t.Helper()
 	out := runKubectl(ctx, t, s, "", "get", "-o", "name", "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,validatingwebhookconfigurations")
 	for _, line := range strings.Fields(out) {
@@ -192,7 +192,7 @@ func checkServiceAccountMayList(ctx context.Context, t *testing.T, s *cluster.Cl
 	t.Helper()
 	// The API server sees a Role some time after it was written.
 	failOnError(t, cluster.AwaitNoError(ctx, "the rights of "+account, func(ctx context.Context) error {
-		out, _ := s.RunKubectl(ctx, "", "auth", "can-i", "list", resource, "-n", names.Namespace, "--as=system:serviceaccount:"+names.Namespace+":"+account)
+		out, _ := s.RunKubectl(ctx, "", "auth", "can-i", "list", resource, "-n", names.DefaultNamespace, "--as=system:serviceaccount:"+names.DefaultNamespace+":"+account)
 		if strings.TrimSpace(out) != want {
 			return fmt.Errorf("may %s list %s: %s, want %s", account, resource, out, want)
 		}
@@ -209,10 +209,10 @@ func checkNoAccessToSecrets(ctx context.Context, t *testing.T, s *cluster.Cluste
 // that the ServiceMonitors select.
 func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for component, port := range map[string]string{"controller": "7472", "speaker": "7473"} {
-		runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "servicemonitor", "gantry-"+component)
+		runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "get", "servicemonitor", "gantry-"+component)
 		// The EndpointSlices follow the Pods.
 		failOnError(t, cluster.AwaitNoError(ctx, "the metrics of the "+component, func(ctx context.Context) error {
-			out, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "get", "endpointslices", "-l", "app.kubernetes.io/component="+component,
+			out, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", "endpointslices", "-l", "app.kubernetes.io/component="+component,
 				"-o", `jsonpath={range .items[*].endpoints[*]}{.addresses[0]}{"\n"}{end}`)
 			if err != nil {
 				return err
@@ -234,7 +234,7 @@ func checkMetricsEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster
 			return nil
 		}))
 	}
-	runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "prometheusrule", "gantry")
+	runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "get", "prometheusrule", "gantry")
 }
 
 // checkWebhookRefusals checks that the webhook denies objects that contradict existing ones.
@@ -252,12 +252,12 @@ func checkWebhookRefusals(ctx context.Context, t *testing.T, s *cluster.Cluster)
 	if err == nil || !strings.Contains(err.Error(), "denied the request") || !strings.Contains(err.Error(), "first-pool") {
 		t.Errorf("a pool that overlaps another gives %v, want an error with the name of the other", err)
 	}
-	if _, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "bfdprofile", "fast"); err == nil || !strings.Contains(err.Error(), "router") {
+	if _, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "delete", "bfdprofile", "fast"); err == nil || !strings.Contains(err.Error(), "router") {
 		t.Errorf("deleting a BFDProfile in use gives %v, want an error with the name of the BGPPeer", err)
 	}
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(overlapping, "192.168.0.201-192.168.0.233", "192.168.0.240/29", 1)))
 	elsewhere := strings.NewReplacer("second-pool", "lost-pool", "namespace: metallb-system", "namespace: default", "192.168.0.201-192.168.0.233", "10.9.8.7").Replace(overlapping)
-	if err := s.ApplyManifests(ctx, elsewhere); err == nil || !strings.Contains(err.Error(), names.Namespace) {
+	if err := s.ApplyManifests(ctx, elsewhere); err == nil || !strings.Contains(err.Error(), names.DefaultNamespace) {
 		t.Errorf("a pool in another namespace gives %v, want an error with the right namespace", err)
 	}
 }
@@ -266,7 +266,7 @@ func checkWebhookRefusals(ctx context.Context, t *testing.T, s *cluster.Cluster)
 func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	helm := func(args ...string) string {
 		t.Helper()
-		cmd := exec.CommandContext(ctx, filepath.Join(lab.RepositoryRoot(), "bin", "helm"), append(args, "--namespace", names.Namespace)...)
+		cmd := exec.CommandContext(ctx, filepath.Join(lab.RepositoryRoot(), "bin", "helm"), append(args, "--namespace", names.DefaultNamespace)...)
 		cmd.Env = append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HELM_CACHE_HOME="+t.TempDir(), "HELM_CONFIG_HOME="+t.TempDir(), "HELM_DATA_HOME="+t.TempDir())
 		out, err := cmd.CombinedOutput()
 		if err != nil {
@@ -279,7 +279,7 @@ func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 		t.Errorf("the notes lack the next step:\n%s", out)
 	}
 	failOnError(t, s.AwaitRollout(ctx))
-	checkFirstService(ctx, t, s, "first")
+	applyAndCheckFirstService(ctx, t, s, "first")
 	runKubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", "kept", "--port=80", "--type=LoadBalancer")
 	checkFirstPoolAddressReachable(ctx, t, s, "kept")
 	helm("upgrade", "gantry", dir, "--set", "webhook.enabled=true,prometheus.enabled=true,logLevel=debug")
@@ -288,7 +288,7 @@ func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	checkWebhookRefusals(ctx, t, s)
 	runKubectl(ctx, t, s, "", "delete", "service", "kept")
 	helm("uninstall", "gantry")
-	if out := runKubectl(ctx, t, s, "", "-n", names.Namespace, "get", "ipaddresspools", "-o", "name"); !strings.Contains(out, "first-pool") {
+	if out := runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "get", "ipaddresspools", "-o", "name"); !strings.Contains(out, "first-pool") {
 		t.Errorf("uninstalling the release has deleted the pools; left are %q", out)
 	}
 	kinds := strings.Fields(runKubectl(ctx, t, s, "", "get", "customresourcedefinitions", "-o", "name"))
@@ -297,6 +297,6 @@ func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 			runKubectl(ctx, t, s, "", "delete", kinds[i])
 		}
 	}
-	runKubectl(ctx, t, s, "", "delete", "namespace", names.Namespace)
-	checkNothingIsLeft(ctx, t, s)
+	runKubectl(ctx, t, s, "", "delete", "namespace", names.DefaultNamespace)
+	checkNoInstalledObjectLeft(ctx, t, s)
 }

@@ -22,7 +22,7 @@ import (
 // do with the setting.
 func testPingAnswersOnlyWithSetting(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	requireNoPingAnswer(t, s, addresses...)
-	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", enablePingAnswersEnvironment)
+	_, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "set", "env", "daemonset/gantry-speaker", enablePingAnswersEnvironment)
 	failOnError(t, err)
 	failOnError(t, s.AwaitRollout(ctx))
 	requirePingAnswers(ctx, t, s, addresses...)

@@ -106,7 +106,7 @@ func checkQuarantineReported(ctx context.Context, s *cluster.Cluster, addresses 
 		return fmt.Errorf("no event reports a quarantine")
 	}
 	var ledger v1alpha1.AddressLedger
-	if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: names.WithheldLedger}, &ledger); err != nil {
+	if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: names.WithheldAddressesLedger}, &ledger); err != nil {
 		return err
 	}
 	for _, a := range addresses {

@@ -29,7 +29,7 @@ type serviceAccountRequest struct {
 func (d serviceAccountRequest) String() string {
 	where := "everywhere"
 	if d.onlyInGantryNamespace {
-		where = "in " + names.Namespace
+		where = "in " + names.DefaultNamespace
 	}
 	return fmt.Sprintf("%s: %s %s.%s %s", d.account, d.verb, d.resourceAndSubresource, d.group, where)
 }
@@ -120,7 +120,7 @@ func readAuditedActions(t *testing.T, path string) (done map[serviceAccountReque
 		o := e.ObjectRef
 		d := serviceAccountRequest{
 			account: e.User.Username[strings.LastIndex(e.User.Username, ":")+1:], group: o.APIGroup, resourceAndSubresource: o.Resource, verb: e.Verb,
-			onlyInGantryNamespace: o.Namespace == names.Namespace,
+			onlyInGantryNamespace: o.Namespace == names.DefaultNamespace,
 		}
 		if o.Subresource != "" {
 			d.resourceAndSubresource += "/" + o.Subresource

@@ -27,8 +27,8 @@ func TestUnfitNodesRequestedHolderAndKeyRotation(t *testing.T) {
 		_, err := s.RunKubectl(ctx, "", args...)
 		failOnError(t, err)
 	}
-	kubectl("-n", names.Namespace, "set", "env", "deployment/gantry-controller", "GANTRY_IGNORE_EXCLUDE_LB=true")
-	kubectl("-n", names.Namespace, "set", "env", "daemonset/gantry-speaker", "GANTRY_IGNORE_EXCLUDE_LB=true", "GANTRY_KUBE_PROXY_SILENCE_TIMEOUT=5s", "GANTRY_SILENT_KUBELET=Leave")
+	kubectl("-n", names.DefaultNamespace, "set", "env", "deployment/gantry-controller", "GANTRY_IGNORE_EXCLUDE_LB=true")
+	kubectl("-n", names.DefaultNamespace, "set", "env", "daemonset/gantry-speaker", "GANTRY_IGNORE_EXCLUDE_LB=true", "GANTRY_KUBE_PROXY_SILENCE_TIMEOUT=5s", "GANTRY_SILENT_KUBELET=Leave")
 	kubectl("label", "node", "--all", names.LabelExcludeNode+"=")
 	failOnError(t, s.AwaitRollout(ctx))
 	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
@@ -45,36 +45,36 @@ func TestUnfitNodesRequestedHolderAndKeyRotation(t *testing.T) {
 		cause()
 		holder = awaitNewHolder(ctx, t, s, holder)
 		failOnError(t, stream.AwaitMoreAnswers(ctx, 200))
-		if o := stream.Stop(); o.LostCount > 0 {
+		if o := stream.StopAndAwaitLateAnswers(); o.LostCount > 0 {
 			t.Errorf("%d of %d requests were lost", o.LostCount, o.SentCount)
 		}
 	}
 	t.Run("the requested node takes the address", func(t *testing.T) {
 		requested := map[bool]string{true: "node2", false: "node1"}[holder == "node1"]
-		move(t, func() { kubectl("annotate", "service", "echo", names.AnnotationHolder+"="+requested) })
+		move(t, func() { kubectl("annotate", "service", "echo", names.AnnotationRequestedHolder+"="+requested) })
 		if holder != requested {
 			t.Errorf("%s holds the address, want %s", holder, requested)
 		}
-		kubectl("annotate", "service", "echo", names.AnnotationHolder+"-")
+		kubectl("annotate", "service", "echo", names.AnnotationRequestedHolder+"-")
 	})
 	t.Run("a node whose kube-proxy is silent hands the address over", func(t *testing.T) {
 		former := holder
-		move(t, func() { failOnError(t, s.SignalProgram(ctx, former, "kube-proxy", syscall.SIGSTOP)) })
-		awaitSpeakerCondition(ctx, t, s, former, names.ConditionFit, names.ReasonServiceProxySilent)
-		failOnError(t, s.SignalProgram(ctx, former, "kube-proxy", syscall.SIGCONT))
-		awaitSpeakerCondition(ctx, t, s, former, names.ConditionFit, names.ReasonFit)
+		move(t, func() { failOnError(t, s.SignalProgramOrPod(ctx, former, "kube-proxy", syscall.SIGSTOP)) })
+		awaitSpeakerCondition(ctx, t, s, former, names.ConditionNodeFit, names.ReasonServiceProxySilent)
+		failOnError(t, s.SignalProgramOrPod(ctx, former, "kube-proxy", syscall.SIGCONT))
+		awaitSpeakerCondition(ctx, t, s, former, names.ConditionNodeFit, names.ReasonFit)
 	})
 	t.Run("a node whose kubelet is silent hands the address over", func(t *testing.T) {
 		former := holder
-		move(t, func() { failOnError(t, s.SetNodeReady(ctx, former, corev1.ConditionUnknown, "")) })
-		awaitSpeakerCondition(ctx, t, s, former, names.ConditionFit, names.ReasonKubeletSilent)
-		failOnError(t, s.SetNodeReady(ctx, former, corev1.ConditionTrue, ""))
+		move(t, func() { failOnError(t, s.SetNodeReadyCondition(ctx, former, corev1.ConditionUnknown, "")) })
+		awaitSpeakerCondition(ctx, t, s, former, names.ConditionNodeFit, names.ReasonKubeletSilent)
+		failOnError(t, s.SetNodeReadyCondition(ctx, former, corev1.ConditionTrue, ""))
 	})
 	t.Run("the gossip key is replaced without losing a member", func(t *testing.T) {
 		rotateGossipKey(ctx, t, s)
 		failOnError(t, s.SendUDPUntilAnswered(ctx, "client", target))
 		for _, node := range []string{"node1", "node2", "node3"} {
-			awaitSpeakerCondition(ctx, t, s, node, names.ConditionGossip, names.ReasonGossipComplete)
+			awaitSpeakerCondition(ctx, t, s, node, names.ConditionGossipComplete, names.ReasonGossipComplete)
 		}
 		// A failover needs gossip.
 		former := holder
@@ -89,7 +89,7 @@ func awaitSpeakerCondition(ctx context.Context, t *testing.T, s *cluster.Cluster
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, fmt.Sprintf("%s of %s to be %s", condition, node, reason), func(ctx context.Context) error {
 		var o v1alpha1.SpeakerStatus
-		if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: node}, &o); err != nil {
+		if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: node}, &o); err != nil {
 			return err
 		}
 		if c := meta.FindStatusCondition(o.Status.Conditions, condition); c == nil || c.Reason != string(reason) {
@@ -103,13 +103,13 @@ func awaitSpeakerCondition(ctx context.Context, t *testing.T, s *cluster.Cluster
 // more. It does not wait for the clock between the steps.
 func rotateGossipKey(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	t.Helper()
-	key := client.ObjectKey{Namespace: names.Namespace, Name: names.GossipSecret}
+	key := client.ObjectKey{Namespace: names.DefaultNamespace, Name: names.GossipSecret}
 	var secret corev1.Secret
 	failOnError(t, s.API.Get(ctx, key, &secret))
 	former := string(secret.Data[names.GossipKeySecretEntry])
 	annotate := func(name, value string) {
 		t.Helper()
-		_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "annotate", "--overwrite", "secret", names.GossipSecret, name+"="+value)
+		_, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "annotate", "--overwrite", "secret", names.GossipSecret, name+"="+value)
 		failOnError(t, err)
 	}
 	annotate(names.AnnotationRotateGossipKey, "")

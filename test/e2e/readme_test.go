@@ -49,14 +49,14 @@ func readRealClusterSectionOfReadme(t *testing.T) map[string][]readmeBlock {
 	return blocks
 }
 
-// readmeReader follows the README in a clone of the repository, on the hosts of the lab.
-type readmeReader struct {
+// readmeStepRunner follows the README in a clone of the repository, on the hosts of the lab.
+type readmeStepRunner struct {
 	*cluster.Cluster
 	cloneDir    string
 	environment []string
 }
 
-func newReadmeReader(t *testing.T, s *cluster.Cluster) *readmeReader {
+func newReadmeStepRunner(t *testing.T, s *cluster.Cluster) *readmeStepRunner {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{"charts", "config"} {
@@ -64,19 +64,19 @@ func newReadmeReader(t *testing.T, s *cluster.Cluster) *readmeReader {
 	}
 	home := t.TempDir()
 	path := strings.Join([]string{s.ControlPlaneProgramsDir(), filepath.Join(lab.RepositoryRoot(), "bin"), os.Getenv("PATH")}, ":")
-	return &readmeReader{s, dir, append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HOME="+home, "PATH="+path)}
+	return &readmeStepRunner{s, dir, append(os.Environ(), "KUBECONFIG="+s.Kubeconfig(), "HOME="+home, "PATH="+path)}
 }
 
-// followCodeBlock does what a code block says: it writes a file, runs commands, or starts a router
-// with its configuration. A block that is a curl command is fetched on the host from.
-func (w *readmeReader) followCodeBlock(ctx context.Context, t *testing.T, b readmeBlock, from string) {
+// carryOutCodeBlock does what a code block says: it writes a file, runs commands, or starts a
+// router with its configuration. A block that is a curl command is fetched on the host from.
+func (w *readmeStepRunner) carryOutCodeBlock(ctx context.Context, t *testing.T, b readmeBlock, from string) {
 	t.Helper()
 	switch url, fetches := strings.CutPrefix(strings.TrimSpace(b.text), "curl "); {
 	case b.language == "yaml":
 		failOnError(t, os.WriteFile(filepath.Join(w.cloneDir, b.fileName), []byte(b.text), 0o600))
 	case b.language == "text": // what a command prints
 	case b.language == "frr":
-		failOnError(t, w.Router("router", router.FRR).Start(ctx, b.text))
+		failOnError(t, w.RouterOnHost("router", router.FRR).StartWithConfig(ctx, b.text))
 	case b.language != "sh":
 		t.Fatalf("this test cannot follow a code block of the kind %q", b.language)
 	case fetches:
@@ -92,9 +92,9 @@ func (w *readmeReader) followCodeBlock(ctx context.Context, t *testing.T, b read
 	}
 }
 
-// TestReadmeOnRealCluster follows the README's section on real clusters literally, once with Helm
-// and once with kustomize.
-func TestReadmeOnRealCluster(t *testing.T) {
+// TestReadmeSectionOnRealClustersWorks follows the README's section on real clusters literally,
+// once with Helm and once with kustomize.
+func TestReadmeSectionOnRealClustersWorks(t *testing.T) {
 	for _, m := range []string{packages.DescribeUnbuiltHelmOrKustomize(), router.MissingPrerequisite(router.FRR)} {
 		if m != "" {
 			t.Skip(m)
@@ -106,11 +106,11 @@ func TestReadmeOnRealCluster(t *testing.T) {
 		t.Fatalf("%d ways to install and %d to uninstall, want Helm and kustomize, and the wait after both", len(install)-1, len(remove))
 	}
 	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 3})
-	w := newReadmeReader(t, s)
+	w := newReadmeStepRunner(t, s)
 	for i, way := range []string{"Helm", "kustomize"} {
 		t.Run(way, func(t *testing.T) {
-			w.followCodeBlock(ctx, t, install[i], "")
-			w.followCodeBlock(ctx, t, install[2], "")
+			w.carryOutCodeBlock(ctx, t, install[i], "")
+			w.carryOutCodeBlock(ctx, t, install[2], "")
 			for _, part := range []struct{ title, from string }{
 				{"Addresses of the nodes' own network", "client"},
 				{"Addresses behind routers", "far"},
@@ -121,13 +121,13 @@ func TestReadmeOnRealCluster(t *testing.T) {
 					t.Fatalf("the README has no code block under %q", part.title)
 				}
 				for _, b := range blocks {
-					w.followCodeBlock(ctx, t, b, part.from)
+					w.carryOutCodeBlock(ctx, t, b, part.from)
 				}
 			}
 			runKubectl(ctx, t, s, "", "delete", "service,deployment", "web", "--ignore-not-found")
 			runKubectl(ctx, t, s, "", "delete", "service", "web-routed")
-			w.followCodeBlock(ctx, t, remove[i], "")
+			w.carryOutCodeBlock(ctx, t, remove[i], "")
 		})
 	}
-	checkNothingIsLeft(ctx, t, s)
+	checkNoInstalledObjectLeft(ctx, t, s)
 }

@@ -29,20 +29,21 @@ kind: BGPAdvertisement
 metadata: {name: all, namespace: metallb-system}
 `
 
-// outageHarness is a cluster with a dual-stack Service that is announced by ARP, NDP and BGP.
-type outageHarness struct {
+// apiServerOutageHarness is a cluster with a dual-stack Service that is announced by ARP, NDP and
+// BGP.
+type apiServerOutageHarness struct {
 	*cluster.Cluster
-	tor       *lab.Router
-	addresses []netip.Addr
-	vip       netip.Prefix // of the first address
-	nodes     []string     // that announce it
-	holder    string       // of the first address, once all speakers have restarted
+	tor             *lab.Router
+	addresses       []netip.Addr
+	serviceRoute    netip.Prefix // of the first address
+	announcingNodes []string     // that announce it
+	holder          string       // of the first address, once all speakers have restarted
 }
 
-func newOutageHarness(t *testing.T) (context.Context, *outageHarness) {
+func newAPIServerOutageHarness(t *testing.T) (context.Context, *apiServerOutageHarness) {
 	t.Helper()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, Families: lab.DualStack})
-	o := &outageHarness{Cluster: s, tor: s.Router("router", router.FRR), nodes: []string{"node1", "node2", "node3"}}
+	o := &apiServerOutageHarness{Cluster: s, tor: s.RouterOnHost("router", router.FRR), announcingNodes: []string{"node1", "node2", "node3"}}
 	failOnError(t, s.ApplyManifests(ctx, dualStackPoolAndL2AdvertisementManifest))
 	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.UDPEchoServiceManifest("echo", "node4"))))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
@@ -51,10 +52,10 @@ func newOutageHarness(t *testing.T) (context.Context, *outageHarness) {
 	failOnError(t, err)
 	_, err = s.AwaitAnnouncingNodeCount(ctx, "echo", 2)
 	failOnError(t, err)
-	failOnError(t, o.tor.Start(ctx, readFRRConfigFromDocs(t)))
+	failOnError(t, o.tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)))
 	failOnError(t, s.ApplyManifests(ctx, gracefulRestartManifest))
-	o.vip = netip.PrefixFrom(o.addresses[0], o.addresses[0].BitLen())
-	awaitNextHops(ctx, t, s, o.vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
+	o.serviceRoute = netip.PrefixFrom(o.addresses[0], o.addresses[0].BitLen())
+	awaitNextHopsInRouterKernel(ctx, t, s, o.serviceRoute, "192.168.0.11", "192.168.0.12", "192.168.0.13")
 	return ctx, o
 }
 
@@ -62,33 +63,33 @@ func newOutageHarness(t *testing.T) (context.Context, *outageHarness) {
 // announced, a dead holder is replaced, and speakers that all restart resume what they announced
 // before. Each scenario begins where the one before it ends.
 func TestAnnouncementsSurviveAPIServerOutage(t *testing.T) {
-	ctx, o := newOutageHarness(t)
-	t.Run("all speakers restart", func(t *testing.T) { o.testAllSpeakersRestart(ctx, t) })
+	ctx, o := newAPIServerOutageHarness(t)
+	t.Run("all speakers restart", func(t *testing.T) { o.testSpeakersRestartWithoutAPIServer(ctx, t) })
 	t.Run("a dead holder is replaced", func(t *testing.T) { o.testDeadHolderIsReplaced(ctx, t) })
-	t.Run("the API server comes back", func(t *testing.T) { o.testAPIServerComesBack(ctx, t) })
+	t.Run("the API server comes back", func(t *testing.T) { o.testHoldersStayWhenAPIServerReturns(ctx, t) })
 }
 
-func (o *outageHarness) testAllSpeakersRestart(ctx context.Context, t *testing.T) {
+func (o *apiServerOutageHarness) testSpeakersRestartWithoutAPIServer(ctx context.Context, t *testing.T) {
 	w := startTrafficAndNeighborCapture(ctx, t, o.Cluster, o.addresses)
 	w.awaitAnswers(ctx, t, 500) // the speakers save a checkpoint once per second
-	failOnError(t, o.StopAPI(ctx))
+	failOnError(t, o.BlockAPIServer(ctx))
 	w.awaitAnswers(ctx, t, 200) // a lost watch must not withdraw anything
 	far, err := o.StartUDPStream(ctx, "far", netip.AddrPortFrom(o.addresses[0], 7000).String(), 200)
 	failOnError(t, err)
 	failOnError(t, far.AwaitMoreAnswers(ctx, 50))
 	begun := map[string]int{}
-	for _, n := range o.nodes {
-		begun[n] = countSessionStarts(ctx, t, o.Cluster, n)
+	for _, n := range o.announcingNodes {
+		begun[n] = countBGPSessionEstablishments(ctx, t, o.Cluster, n)
 	}
 	for _, n := range []string{"node1", "node2", "node3", "node4"} {
-		failOnError(t, o.SignalProgram(ctx, n, "gantry-speaker", syscall.SIGKILL))
+		failOnError(t, o.SignalProgramOrPod(ctx, n, "gantry-speaker", syscall.SIGKILL))
 	}
 	w.awaitAnswers(ctx, t, 300)
 	settled := time.Now()
 	w.awaitAnswers(ctx, t, 200)
 	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
 		late := slices.DeleteFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(settled) })
-		macs := answeringMACs(late)
+		macs := listMACsByLastAnswer(late)
 		if len(macs) != 1 {
 			t.Fatalf("after the restart %v answer for %s, want one node", macs, a)
 		}
@@ -97,24 +98,24 @@ func (o *outageHarness) testAllSpeakersRestart(ctx context.Context, t *testing.T
 		}
 	}
 	failOnError(t, cluster.AwaitNoError(ctx, "new sessions with the router", func(ctx context.Context) error {
-		for _, n := range o.nodes {
-			if countSessionStarts(ctx, t, o.Cluster, n) == begun[n] {
+		for _, n := range o.announcingNodes {
+			if countBGPSessionEstablishments(ctx, t, o.Cluster, n) == begun[n] {
 				return fmt.Errorf("the session of %s is still the old one", n)
 			}
 		}
-		out, err := o.tor.RunShowCommand(ctx, "show bgp ipv4 unicast "+o.vip.String())
+		out, err := o.tor.RunShowCommand(ctx, "show bgp ipv4 unicast "+o.serviceRoute.String())
 		if err == nil && strings.Contains(string(out), "stale") {
 			err = fmt.Errorf("a route is stale:\n%s", out)
 		}
 		return err
 	}))
-	awaitNextHops(ctx, t, o.Cluster, o.vip, "192.168.0.11", "192.168.0.12", "192.168.0.13")
-	if outcome := far.Stop(); outcome.LostCount > 0 {
+	awaitNextHopsInRouterKernel(ctx, t, o.Cluster, o.serviceRoute, "192.168.0.11", "192.168.0.12", "192.168.0.13")
+	if outcome := far.StopAndAwaitLateAnswers(); outcome.LostCount > 0 {
 		t.Errorf("%d of %d requests through the router were lost", outcome.LostCount, outcome.SentCount)
 	}
 }
 
-func (o *outageHarness) testDeadHolderIsReplaced(ctx context.Context, t *testing.T) {
+func (o *apiServerOutageHarness) testDeadHolderIsReplaced(ctx context.Context, t *testing.T) {
 	w := startTrafficAndNeighborCapture(ctx, t, o.Cluster, o.addresses)
 	failOnError(t, o.CutCable(ctx, o.holder))
 	w.awaitAnswers(ctx, t, 300)
@@ -122,8 +123,8 @@ func (o *outageHarness) testDeadHolderIsReplaced(ctx context.Context, t *testing
 	failOnError(t, o.PlugCable(ctx, o.holder))
 }
 
-func (o *outageHarness) testAPIServerComesBack(ctx context.Context, t *testing.T) {
-	failOnError(t, o.StartAPI(ctx))
+func (o *apiServerOutageHarness) testHoldersStayWhenAPIServerReturns(ctx context.Context, t *testing.T) {
+	failOnError(t, o.UnblockAPIServer(ctx))
 	// It lost its addresses when its cable was cut, and does not take them back.
 	awaitHoldersByAddress(ctx, t, o.Cluster, o.addresses, []string{o.holder})
 	failOnError(t, o.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("later", "node4")))

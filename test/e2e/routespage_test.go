@@ -18,8 +18,8 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// silentPeerManifest is a BGPPeer at whose address no host answers.
-const silentPeerManifest = `apiVersion: metallb.io/v1beta2
+// unreachableBGPPeerManifest is a BGPPeer at whose address no host answers.
+const unreachableBGPPeerManifest = `apiVersion: metallb.io/v1beta2
 kind: BGPPeer
 metadata: {name: silent, namespace: metallb-system}
 spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.77}
@@ -28,7 +28,7 @@ spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.77}
 // testRoutesPageThroughPortForward reads what node1 announces as an administrator does: with
 // kubectl port-forward.
 func (b *bgpHarness) testRoutesPageThroughPortForward(ctx context.Context, t *testing.T) {
-	failOnError(t, b.ApplyManifests(ctx, silentPeerManifest))
+	failOnError(t, b.ApplyManifests(ctx, unreachableBGPPeerManifest))
 	defer func() {
 		_, err := b.RunKubectl(context.WithoutCancel(ctx), "", "-n", "metallb-system", "delete", "bgppeer", "silent")
 		failOnError(t, err)
@@ -41,14 +41,14 @@ func (b *bgpHarness) testRoutesPageThroughPortForward(ctx context.Context, t *te
 		if err != nil {
 			return err
 		}
-		if len(page) != 2 || page[0].Peer != "silent" || page[1].Peer != "tor" || len(page[0].Routes) != 1 || len(page[1].Routes) != 1 {
+		if len(page) != 2 || page[0].PeerName != "silent" || page[1].PeerName != "tor" || len(page[0].Routes) != 1 || len(page[1].Routes) != 1 {
 			return fmt.Errorf("it has %+v", page)
 		}
 		withheld, announced := page[0].Routes[0], page[1].Routes[0]
-		if withheld.Announced || withheld.WithheldReason != names.ReasonNoSession || withheld.Prefix != b.vip {
+		if withheld.Announced || withheld.WithheldReason != names.ReasonNoSession || withheld.Prefix != b.serviceRoute {
 			return fmt.Errorf("the peer without a session has %+v", withheld)
 		}
-		if !announced.Announced || announced.Prefix != b.vip || announced.Attributes == nil || announced.Attributes.NextHop != "192.168.0.11" || !slices.Equal(announced.Advertisements, []string{"routed"}) {
+		if !announced.Announced || announced.Prefix != b.serviceRoute || announced.Attributes == nil || announced.Attributes.NextHop != "192.168.0.11" || !slices.Equal(announced.Advertisements, []string{"routed"}) {
 			return fmt.Errorf("the router has %+v", announced)
 		}
 		return nil
@@ -74,19 +74,19 @@ subjects: [{kind: User, name: reader}]
 func (b *bgpHarness) testKubectlGantryAsksSpeakers(ctx context.Context, t *testing.T) {
 	failOnError(t, b.ApplyManifests(ctx, readOnlyUserManifest))
 	const noRight = "you have no right to create pods/portforward in namespace metallb-system"
-	route := b.vip.String()
+	route := b.serviceRoute.String()
 	for _, c := range []struct {
 		args       []string
 		wantStatus int
 		want       []string
 	}{
-		{[]string{"routes", "node1"}, exitNotWell, []string{"tor      " + route + "   yes         routed           next hop 192.168.0.11", "silent   " + route + "   NoSession   routed"}},
-		{[]string{"routes", "node1", "--as", "reader"}, exitUnknown, []string{noRight}},
-		{[]string{"routes", "nod1"}, exitUnknown, []string{"did you mean node1"}},
-		{[]string{"explain", "service", "echo", "--live"}, exitNotWell, []string{
-			"default/echo: " + b.vip.Addr().String() + " is announced, but 3 of 6 BGP sessions do not carry it: silent on node1: ",
+		{[]string{"routes", "node1"}, kubectlGantryExitNotWell, []string{"tor      " + route + "   yes         routed           next hop 192.168.0.11", "silent   " + route + "   NoSession   routed"}},
+		{[]string{"routes", "node1", "--as", "reader"}, kubectlGantryExitUnknown, []string{noRight}},
+		{[]string{"routes", "nod1"}, kubectlGantryExitUnknown, []string{"did you mean node1"}},
+		{[]string{"explain", "service", "echo", "--live"}, kubectlGantryExitNotWell, []string{
+			"default/echo: " + b.serviceRoute.Addr().String() + " is announced, but 3 of 6 BGP sessions do not carry it: silent on node1: ",
 			"✓ live routes of node2 to tor: " + route + ", next hop 192.168.0.12", "✗ live routes of node1 to silent: " + route + ": "}},
-		{[]string{"explain", "service", "echo", "--live", "--as", "reader"}, exitNotWell, []string{"3 of 6 BGP sessions do not carry it", "? live routes of node1: " + noRight}},
+		{[]string{"explain", "service", "echo", "--live", "--as", "reader"}, kubectlGantryExitNotWell, []string{"3 of 6 BGP sessions do not carry it", "? live routes of node1: " + noRight}},
 	} {
 		failOnError(t, cluster.AwaitNoError(ctx, strings.Join(c.args, " "), func(ctx context.Context) error {
 			out, status, err := runKubectlGantry(ctx, b.Cluster, c.args...)
@@ -101,7 +101,7 @@ func (b *bgpHarness) testKubectlGantryAsksSpeakers(ctx context.Context, t *testi
 }
 
 // readRoutesPage reads the routes of a speaker.
-func readRoutesPage(ctx context.Context, url string) ([]rib.Peer, error) {
+func readRoutesPage(ctx context.Context, url string) ([]rib.PeerRIB, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -111,7 +111,7 @@ func readRoutesPage(ctx context.Context, url string) ([]rib.Peer, error) {
 		return nil, err
 	}
 	defer answer.Body.Close()
-	var page []rib.Peer
+	var page []rib.PeerRIB
 	if err := json.NewDecoder(answer.Body).Decode(&page); err != nil {
 		return nil, fmt.Errorf("reading %s (%s): %w", url, answer.Status, err)
 	}

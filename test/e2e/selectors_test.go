@@ -18,9 +18,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab"
 )
 
-// dualStackLabeledPoolManifest is a pool of both families. dualStackWebManifest is a dual-stack
+// dualStackPoolManifest is a pool of both families. dualStackWebManifest is a dual-stack
 // Service with three Pods.
-const dualStackLabeledPoolManifest = `apiVersion: metallb.io/v1beta1
+const dualStackPoolManifest = `apiVersion: metallb.io/v1beta1
 kind: IPAddressPool
 metadata: {name: dual, namespace: metallb-system}
 spec:
@@ -74,7 +74,7 @@ func TestSelectorEditsChangeAnnouncingNode(t *testing.T) {
 	for _, n := range []string{"node1", "node2", "node3"} {
 		kubectl("label", "node", n, "rack="+n)
 	}
-	failOnError(t, s.ApplyManifests(ctx, dualStackLabeledPoolManifest))
+	failOnError(t, s.ApplyManifests(ctx, dualStackPoolManifest))
 	failOnError(t, s.ApplyManifests(ctx, dualStackWebManifest))
 	_, err := s.AwaitFirstServiceAddress(ctx, "default", "web")
 	failOnError(t, err)
@@ -91,14 +91,14 @@ func TestSelectorEditsChangeAnnouncingNode(t *testing.T) {
 		{name: "a label that makes it match", edit: func() { kubectl("label", "--overwrite", "node", "node1", "rack=nowhere") }, want: "node1"},
 		{name: "the standard label that excludes a node", edit: func() { kubectl("label", "node", "node1", names.LabelExcludeNode+"=") }, want: string(names.ReasonNodeExcluded)},
 		{name: "that label removed", edit: func() { kubectl("label", "node", "node1", names.LabelExcludeNode+"-") }, want: "node1"},
-		{name: "a node whose network is unavailable", edit: func() { setNetworkUnavailable(ctx, t, s, "node1", "True") }, want: string(names.ReasonNodeNetworkUnavailable)},
-		{name: "that node's network available again", edit: func() { setNetworkUnavailable(ctx, t, s, "node1", "False") }, want: "node1"},
+		{name: "a node whose network is unavailable", edit: func() { setNetworkUnavailableCondition(ctx, t, s, "node1", "True") }, want: string(names.ReasonNodeNetworkUnavailable)},
+		{name: "that node's network available again", edit: func() { setNetworkUnavailableCondition(ctx, t, s, "node1", "False") }, want: "node1"},
 		{name: "an interface that does not exist", spec: "interfaces: [eth77]", want: string(names.ReasonNoLinks)},
 		{name: "an interface that exists", spec: "interfaces: [eth0, eth77]\nnodeSelectors: [{matchLabels: {rack: node2}}]", want: "node2"},
 		{name: "a Service selector that matches other Services", spec: "serviceSelectors: [{matchLabels: {app: other}}]", want: string(names.ReasonNoAdvertisement)},
 		{name: "a Service selector that matches, and a preferred node", spec: "serviceSelectors: [{matchLabels: {app: web}}]\npreferredNodeSelectors: [{weight: 10, preference: {matchLabels: {rack: node3}}}]", want: "node3"},
 		{name: "a pool selector that matches no pool", spec: "ipAddressPoolSelectors: [{matchLabels: {zone: a}}]", want: string(names.ReasonNoAdvertisement)},
-		{name: "a label that makes the pool match", edit: func() { kubectl("-n", names.Namespace, "label", "ipaddresspool", "dual", "zone=a") }, want: "node"},
+		{name: "a label that makes the pool match", edit: func() { kubectl("-n", names.DefaultNamespace, "label", "ipaddresspool", "dual", "zone=a") }, want: "node"},
 		{name: "no serving endpoint", edit: func() { kubectl("scale", "deployment", "web", "--replicas=0") }, want: string(names.ReasonNoEndpoints)},
 		{name: "serving endpoints again", edit: func() { kubectl("scale", "deployment", "web", "--replicas=3") }, want: "node"},
 	}
@@ -113,7 +113,7 @@ func TestSelectorEditsChangeAnnouncingNode(t *testing.T) {
 			if !strings.HasPrefix(step.want, "node") {
 				failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.Reason(step.want)))
 				failOnError(t, awaitAnnounceFailedEvent(ctx, s, "web", names.Reason(step.want)))
-				failOnError(t, awaitAddressesSilent(ctx, s))
+				failOnError(t, awaitNoAddressAnswersClient(ctx, s))
 				return
 			}
 			failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "True", names.ReasonAnnounced))
@@ -125,7 +125,7 @@ func TestSelectorEditsChangeAnnouncingNode(t *testing.T) {
 		})
 	}
 	t.Run("Services that share an address share its holder", func(t *testing.T) { testSharedAddress(ctx, t, s) })
-	t.Run("every component reports the state of the configuration", func(t *testing.T) { testConfigurationStates(ctx, t, s) })
+	t.Run("every component reports the state of the configuration", func(t *testing.T) { testConfigurationStatesReportFault(ctx, t, s) })
 }
 
 // awaitAnnouncedCondition waits until the condition Announced of the Service has this status and
@@ -165,7 +165,7 @@ func awaitAnnounceFailedEvent(ctx context.Context, s *cluster.Cluster, service s
 func awaitHoldersWithNodeNamePrefix(ctx context.Context, s *cluster.Cluster, service, node string) error {
 	return cluster.AwaitNoError(ctx, service+" at "+node, func(ctx context.Context) error {
 		var list v1beta1.ServiceL2StatusList
-		if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
+		if err := s.API.List(ctx, &list, client.InNamespace(names.DefaultNamespace), client.MatchingLabels{names.LabelServiceName: service}); err != nil {
 			return err
 		}
 		for i := range list.Items {
@@ -180,8 +180,9 @@ func awaitHoldersWithNodeNamePrefix(ctx context.Context, s *cluster.Cluster, ser
 	})
 }
 
-// awaitAddressesSilent waits until neither address answers a client without neighbor entries.
-func awaitAddressesSilent(ctx context.Context, s *cluster.Cluster) error {
+// awaitNoAddressAnswersClient waits until neither address answers a client without neighbor
+// entries.
+func awaitNoAddressAnswersClient(ctx context.Context, s *cluster.Cluster) error {
 	return cluster.AwaitNoError(ctx, "silence", func(ctx context.Context) error {
 		if err := s.NamespaceOfHost("client").RunInside(flushNeighborsOfCurrentNamespace); err != nil {
 			return err
@@ -207,8 +208,8 @@ func flushNeighborsOfCurrentNamespace() error {
 	return err
 }
 
-// setNetworkUnavailable sets the condition NetworkUnavailable of a node.
-func setNetworkUnavailable(ctx context.Context, t *testing.T, s *cluster.Cluster, node, status string) {
+// setNetworkUnavailableCondition sets the condition NetworkUnavailable of a node.
+func setNetworkUnavailableCondition(ctx context.Context, t *testing.T, s *cluster.Cluster, node, status string) {
 	t.Helper()
 	patch := fmt.Sprintf(`{"status":{"conditions":[{"type":"NetworkUnavailable","status":%q,"reason":"Test","message":"set by a test"}]}}`, status)
 	_, err := s.RunKubectl(ctx, "", "patch", "node", node, "--subresource=status", "--type=strategic", "-p", patch)
@@ -255,14 +256,14 @@ spec:
 	}
 }
 
-// testConfigurationStates applies an invalid object and deletes it. The ConfigurationState of the
-// controller and of each speaker has to report both.
-func testConfigurationStates(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+// testConfigurationStatesReportFault applies an invalid object and deletes it. The
+// ConfigurationState of the controller and of each speaker has to report both.
+func testConfigurationStatesReportFault(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	expect := func(result v1beta1.ConfigurationResult, text string) {
 		t.Helper()
 		failOnError(t, cluster.AwaitNoError(ctx, string(result)+" from every component", func(ctx context.Context) error {
 			var list v1beta1.ConfigurationStateList
-			if err := s.API.List(ctx, &list, client.InNamespace(names.Namespace)); err != nil {
+			if err := s.API.List(ctx, &list, client.InNamespace(names.DefaultNamespace)); err != nil {
 				return err
 			}
 			if len(list.Items) != 4 {
@@ -277,12 +278,12 @@ func testConfigurationStates(ctx context.Context, t *testing.T, s *cluster.Clust
 		}))
 	}
 	expect(v1beta1.ConfigurationValid, "")
-	failOnError(t, s.ApplyManifests(ctx, strings.NewReplacer("name: dual", "name: second", "192.168.0.210-192.168.0.219, ", "192.168.0.230-192.168.0.220, ", "210-fd", "230-fd", "219\"", "239\"").Replace(dualStackLabeledPoolManifest)))
+	failOnError(t, s.ApplyManifests(ctx, strings.NewReplacer("name: dual", "name: second", "192.168.0.210-192.168.0.219, ", "192.168.0.230-192.168.0.220, ", "210-fd", "230-fd", "219\"", "239\"").Replace(dualStackPoolManifest)))
 	expect(v1beta1.ConfigurationInvalid, `configuration error: IPAddressPool metallb-system/second: spec.addresses[0]: the range "192.168.0.230-192.168.0.220" ends before it starts`)
-	_, err := s.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "configurationstate", "speaker-node2", "controller")
+	_, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "delete", "configurationstate", "speaker-node2", "controller")
 	failOnError(t, err)
 	expect(v1beta1.ConfigurationInvalid, "ends before it starts")
-	_, err = s.RunKubectl(ctx, "", "-n", names.Namespace, "delete", "ipaddresspool", "second")
+	_, err = s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "delete", "ipaddresspool", "second")
 	failOnError(t, err)
 	expect(v1beta1.ConfigurationValid, "")
 }

@@ -22,7 +22,7 @@ func TestSharingRightToggledRapidlyHarmsNoOthers(t *testing.T) {
 	failOnError(t, s.ApplyManifests(ctx, poolWithRoomForAllServicesManifest))
 	for i, name := range []string{"a", "b"} {
 		o := cluster.NewService("default", name, "")
-		o.Annotations = map[string]string{names.AnnotationSharing: "k", names.AnnotationLoadBalancerIPs: "10.77.0.200"}
+		o.Annotations = map[string]string{names.AnnotationSharingKey: "k", names.AnnotationLoadBalancerIPs: "10.77.0.200"}
 		o.Spec.Ports[0].Port = int32(80 + i)
 		failOnError(t, s.API.Create(ctx, o))
 		_, err := s.AwaitFirstServiceAddress(ctx, "default", name)

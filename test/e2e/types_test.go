@@ -15,7 +15,7 @@ import (
 // again.
 func testChangedServiceTypeReleasesAddress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "types")
-	kubectl(readManual(t, "002-webapp.yaml"), "apply", "-f", "-")
+	kubectl(readManualManifest(t, "002-webapp.yaml"), "apply", "-f", "-")
 	const balancer = `{"spec":{"type":"LoadBalancer","externalName":null,"clusterIP":"","clusterIPs":null}}`
 	for _, change := range []struct {
 		to    corev1.ServiceType
@@ -37,7 +37,7 @@ func testChangedServiceTypeReleasesAddress(ctx context.Context, t *testing.T, s 
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"ExternalName","externalName":"example.com","clusterIP":null,"clusterIPs":null}}`)
 			}
 			kubectl("", "patch", "service", "webapp", "--type=merge", "-p", change.patch)
-			awaitUnannounced(ctx, t, s, serviceKey{"types", "webapp"}, url)
+			awaitServiceUnannounced(ctx, t, s, serviceKey{"types", "webapp"}, url)
 			failOnError(t, cluster.AwaitNoError(ctx, "a Service without anything of Gantry", func(ctx context.Context) error {
 				svc, err := s.GetService(ctx, "types", "webapp")
 				if err != nil {

@@ -226,7 +226,7 @@ func (c *Harness) SendQueriesAndMeasureAnswers(ctx context.Context) (Outcome, er
 	}()
 	before, err := readOwnAndKernelProcessorTime()
 	if err == nil {
-		o.SentQueryCount, err = c.sendAtRate(ctx, port, begun, asked, &answered)
+		o.SentQueryCount, err = c.sendQueriesAtRate(ctx, port, begun, asked, &answered)
 	}
 	after, err2 := readOwnAndKernelProcessorTime()
 	for waiting := time.Now(); int(answered.Load()) < o.SentQueryCount && time.Since(waiting) < waitForLateAnswersTimeout; {
@@ -248,8 +248,8 @@ func (c *Harness) indexOfQueriedAddress(a netip.Addr) int {
 	return int(b[len(b)-2])<<8 | int(b[len(b)-1])
 }
 
-// sendAtRate sends queries at a constant rate, those of one millisecond together.
-func (c *Harness) sendAtRate(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64, answered *atomic.Int64) (int, error) {
+// sendQueriesAtRate sends queries at a constant rate, those of one millisecond together.
+func (c *Harness) sendQueriesAtRate(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64, answered *atomic.Int64) (int, error) {
 	isLimitReached := func(sent int) bool {
 		return c.options.MaxOpenQueries > 0 && sent-int(answered.Load()) >= c.options.MaxOpenQueries
 	}

@@ -14,9 +14,9 @@ import (
 // there are addresses. So a busy machine makes the queries slower, and loses none.
 const maxOpenQueries = 4000
 
-// TestEveryQueryIsAnswered sends 50,000 queries for 10,000 addresses, in one second if the machine
-// is not busy.
-func TestEveryQueryIsAnswered(t *testing.T) {
+// TestEveryARPAndNDPQueryOfFloodIsAnswered sends 50,000 queries for 10,000 addresses, in one second
+// if the machine is not busy.
+func TestEveryARPAndNDPQueryOfFloodIsAnswered(t *testing.T) {
 	for _, f := range []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		t.Run(f.String(), func(t *testing.T) {
 			c, err := NewHarness(Options{QueriedAddressFamily: f, QueriedAddressCount: 10000, QueriesPerSecond: 50000, Duration: time.Second, MaxOpenQueries: maxOpenQueries})

@@ -31,7 +31,7 @@ func RunCommandLine() {
 	var name string
 	root.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several labs can run at the same time")
 	dir := func() string { return LabDirectory(name) }
-	root.AddCommand(upCommand(dir), holdCommand(dir), downCommand(dir), shellCommand(dir), kubectlCommand(dir))
+	root.AddCommand(newStartLabCommand(dir), newHoldLabCommand(dir), newEndLabCommand(dir), newHostShellCommand(dir), newKubectlCommand(dir))
 	root.AddCommand(&cobra.Command{Use: "status", Short: "Show the nodes and their Pods", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		return sendAndPrintAnswer(c, dir(), supervisorRequest{Operation: "status"})
 	}})
@@ -44,7 +44,7 @@ func RunCommandLine() {
 		fmt.Fprintln(c.OutOrStdout(), path)
 		return err
 	}})
-	for _, l := range append(newFaultCommands(dir), routerCommands(dir)...) {
+	for _, l := range append(newFaultCommands(dir), newRouterCommands(dir)...) {
 		root.AddCommand(l)
 	}
 	for _, c := range root.Commands() { // the commands that need a running lab
@@ -52,7 +52,7 @@ func RunCommandLine() {
 			c.PreRunE = func(*cobra.Command, []string) error { return enterLabNamespaces(dir()) }
 		}
 	}
-	root.AddCommand(insideCommand())
+	root.AddCommand(newRunInNamespacesCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		os.Exit(1)
@@ -69,7 +69,7 @@ func LabDirectory(name string) string {
 }
 
 func sendAndPrintAnswer(c *cobra.Command, dir string, o supervisorRequest) error {
-	text, err := sendRequest(c.Context(), dir, o)
+	text, err := sendSupervisorRequest(c.Context(), dir, o)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func sendAndPrintAnswer(c *cobra.Command, dir string, o supervisorRequest) error
 	return err
 }
 
-func addOptionFlags(c *cobra.Command, o *Options) {
+func addLabOptionFlags(c *cobra.Command, o *Options) {
 	c.Flags().IntVar(&o.Nodes, "nodes", 3, "number of nodes, 1 to 20")
 	c.Flags().IntVar(&o.Routers, "routers", 1, "number of routers, 1 or 2")
 	c.Flags().StringVar(&o.ProxyMode, "proxy-mode", KubeProxyNFTables, "kube-proxy's mode: nftables or iptables")
@@ -85,11 +85,11 @@ func addOptionFlags(c *cobra.Command, o *Options) {
 	c.Flags().StringVar(&o.BinDir, "bin-dir", filepath.Join(RepositoryRoot(), "bin"), "directory of Gantry's binaries")
 }
 
-// upCommand starts a background process that holds the lab, and waits until the lab is up.
-func upCommand(dir func() string) *cobra.Command {
+// newStartLabCommand starts a background process that holds the lab, and waits until the lab is up.
+func newStartLabCommand(dir func() string) *cobra.Command {
 	var o Options
 	c := &cobra.Command{Use: "up", Short: "Start a lab", Args: cobra.NoArgs}
-	addOptionFlags(c, &o)
+	addLabOptionFlags(c, &o)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if err := RemoveStaleLab(dir()); err != nil {
 			return err
@@ -135,19 +135,20 @@ func upCommand(dir func() string) *cobra.Command {
 	return c
 }
 
-// insideCommand runs a program that starts labs itself, for example a test with go test -exec.
-func insideCommand() *cobra.Command {
+// newRunInNamespacesCommand runs a program that starts labs itself, for example a test with go test
+// -exec.
+func newRunInNamespacesCommand() *cobra.Command {
 	c := &cobra.Command{Use: "inside PROGRAM [ARGS...]", Short: "Run a program in namespaces in which an ordinary user can start labs", Args: cobra.MinimumNArgs(1)}
 	c.DisableFlagParsing = true
 	c.RunE = func(_ *cobra.Command, args []string) error { return runInUserNamespace(args) }
 	return c
 }
 
-// holdCommand keeps a lab running until a signal ends the process.
-func holdCommand(dir func() string) *cobra.Command {
-	o := Options{Progress: os.Stdout}
+// newHoldLabCommand keeps a lab running until a signal ends the process.
+func newHoldLabCommand(dir func() string) *cobra.Command {
+	o := Options{ProgressOutput: os.Stdout}
 	c := &cobra.Command{Use: holdLabInBackgroundArg, Hidden: true, Args: cobra.NoArgs}
-	addOptionFlags(c, &o)
+	addLabOptionFlags(c, &o)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		o.Dir = dir()
 		if _, err := os.Stat(o.BinDir); err != nil {
@@ -172,7 +173,7 @@ func holdCommand(dir func() string) *cobra.Command {
 		}
 		select {
 		case <-c.Context().Done():
-		case <-l.Ended():
+		case <-l.EndedSignal():
 		}
 		return nil
 	}
@@ -185,7 +186,7 @@ func RemoveStaleLab(dir string) error {
 	if _, err := os.Stat(dir); err != nil {
 		return nil
 	}
-	if isRunning(dir) {
+	if isLabRunning(dir) {
 		return fmt.Errorf("a lab already runs in %s: end it with bin/lab down", dir)
 	}
 	return os.RemoveAll(dir)
@@ -200,24 +201,24 @@ func readPIDFile(dir, fileName string) int {
 	return n
 }
 
-// isRunning reports whether the supervisor of the lab in dir is alive. The process number may have
-// been reused by another program, so it checks the command line too.
-func isRunning(dir string) bool {
+// isLabRunning reports whether the supervisor of the lab in dir is alive. The process number may
+// have been reused by another program, so it checks the command line too.
+func isLabRunning(dir string) bool {
 	n := readPIDFile(dir, "pid")
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", n))
 	return n != 0 && err == nil && strings.Contains(string(line), supervisorArg)
 }
 
-func downCommand(dir func() string) *cobra.Command {
+func newEndLabCommand(dir func() string) *cobra.Command {
 	return &cobra.Command{Use: "down", Short: "End the lab", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		if isRunning(dir()) {
+		if isLabRunning(dir()) {
 			_ = syscall.Kill(readPIDFile(dir(), "pid"), syscall.SIGTERM)
 		}
 		for deadline := time.Now().Add(processStopTimeout); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 			if _, err := os.Stat(dir()); err != nil {
 				return nil
 			}
-			if !isRunning(dir()) {
+			if !isLabRunning(dir()) {
 				return os.RemoveAll(dir())
 			}
 		}
@@ -226,12 +227,12 @@ func downCommand(dir func() string) *cobra.Command {
 	}}
 }
 
-// shellCommand runs a command, or a shell, on a host of the lab.
-func shellCommand(dir func() string) *cobra.Command {
+// newHostShellCommand runs a command, or a shell, on a host of the lab.
+func newHostShellCommand(dir func() string) *cobra.Command {
 	c := &cobra.Command{Use: "shell HOST [COMMAND...]", Short: "Run a shell or a command on node1..., client, cp, router or far", Args: cobra.MinimumNArgs(1)}
 	c.Flags().SetInterspersed(false)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if !isRunning(dir()) {
+		if !isLabRunning(dir()) {
 			return fmt.Errorf("no lab runs in %s: start one with bin/lab up", dir())
 		}
 		ns := netns.Path(fmt.Sprintf("/proc/%d/root%s/%s", readPIDFile(dir(), "pid"), netns.NamespaceDir, args[0]))
@@ -253,7 +254,7 @@ func shellCommand(dir func() string) *cobra.Command {
 	return c
 }
 
-func kubectlCommand(dir func() string) *cobra.Command {
+func newKubectlCommand(dir func() string) *cobra.Command {
 	c := &cobra.Command{Use: "kubectl ARGS...", Short: "Run kubectl as an administrator"}
 	c.Flags().SetInterspersed(false) // flags after kubectl belong to kubectl
 	c.DisableFlagParsing = true

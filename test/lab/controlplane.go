@@ -64,7 +64,9 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 		// used only for the readiness check, on loopback
 		DialContext: ns.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 	}, Timeout: 10 * time.Second}
-	err = api.retryUntilNoErrorOrProcessEnds(ctx, func(ctx context.Context) error { return checkStatusOK(ctx, &client, "https://127.0.0.1:6444/readyz") })
+	err = api.retryUntilNoErrorOrProcessEnds(ctx, func(ctx context.Context) error {
+		return checkHTTPStatusOK(ctx, &client, "https://127.0.0.1:6444/readyz")
+	})
 	if err != nil {
 		return err
 	}
@@ -102,7 +104,7 @@ rules:
 	return []string{"--audit-policy-file=" + path, "--audit-log-path=" + filepath.Join(s.logDir(), "audit.log"), "--audit-log-mode=blocking-strict"}, nil
 }
 
-func checkStatusOK(ctx context.Context, c *http.Client, url string) error {
+func checkHTTPStatusOK(ctx context.Context, c *http.Client, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err

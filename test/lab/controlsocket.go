@@ -32,9 +32,9 @@ type supervisorRequest struct {
 	Names              []string      // for "router-kill"
 }
 
-// serveControl handles one request. If that fails, it answers status 500 with the error as the
-// text.
-func (s *supervisor) serveControl(w http.ResponseWriter, r *http.Request) {
+// serveSupervisorRequest handles one request. If that fails, it answers status 500 with the error
+// as the text.
+func (s *supervisor) serveSupervisorRequest(w http.ResponseWriter, r *http.Request) {
 	var o supervisorRequest
 	err := json.NewDecoder(r.Body).Decode(&o)
 	if err == nil {
@@ -140,7 +140,7 @@ func (s *supervisor) startCapture(ctx context.Context, w io.Writer, o supervisor
 	if h == nil {
 		return fmt.Errorf("no host %q is on the LAN", o.LANHost)
 	}
-	name := fmt.Sprintf("capture%d", s.captureCount.Add(1))
+	name := fmt.Sprintf("capture%d", s.startedCaptureCount.Add(1))
 	file := o.LANHost + "-" + name + ".pcap"
 	path := filepath.Join(s.options.Dir, "captures", file)
 	args := append([]string{"-i", lanLink, "-U", "--immediate-mode", "-n", "-Z", "root", "-w", path}, strings.Fields(o.Filter)...)
@@ -170,7 +170,7 @@ func (s *supervisor) endCapture(o supervisorRequest) error {
 	}
 	// An interrupted tcpdump drops the frames that it has not read yet. So interrupt it only after
 	// it has read them all, which is when it sleeps.
-	for deadline := time.Now().Add(processStopTimeout); processState(p.cmd.Process.Pid) == "R" && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(processStopTimeout); readProcessState(p.cmd.Process.Pid) == "R" && time.Now().Before(deadline); {
 		<-time.After(time.Millisecond)
 	}
 	if err := s.programs.sendSignal(p.name, syscall.SIGINT); err != nil && !errors.Is(err, syscall.ESRCH) {

@@ -20,12 +20,12 @@ type faultCommand struct {
 
 // faultCommands are the subcommands that cause a fault or end one.
 var faultCommands = []faultCommand{
-	{"cut HOST", "Pull a host's cable", 1, hostRequest("cut")},
-	{"cut-silently HOST", "Drop all frames to and from a host, which keeps the carrier", 1, hostRequest("cut-silently")},
-	{"plug HOST", "Plug a host's cable in again", 1, hostRequest("plug")},
-	{"kill NODE", "Simulate a power failure of a node", 1, hostRequest("kill")},
-	{"revive NODE", "Start a killed node again", 1, hostRequest("revive")},
-	{"unblock HOST", "Remove all blocks of a host", 1, hostRequest("unblock")},
+	{"cut HOST", "Pull a host's cable", 1, requestBuilderForHost("cut")},
+	{"cut-silently HOST", "Drop all frames to and from a host, which keeps the carrier", 1, requestBuilderForHost("cut-silently")},
+	{"plug HOST", "Plug a host's cable in again", 1, requestBuilderForHost("plug")},
+	{"kill NODE", "Simulate a power failure of a node", 1, requestBuilderForHost("kill")},
+	{"revive NODE", "Start a killed node again", 1, requestBuilderForHost("revive")},
+	{"unblock HOST", "Remove all blocks of a host", 1, requestBuilderForHost("unblock")},
 	{"heal", "Undo a partition", 0, func([]string) (supervisorRequest, error) { return supervisorRequest{Operation: "heal"}, nil }},
 	{"partition HOST,HOST...", "Separate a group of hosts from all others", 1, func(a []string) (supervisorRequest, error) {
 		return supervisorRequest{Operation: "partition", Groups: [][]string{strings.Split(a[0], ",")}}, nil
@@ -60,7 +60,7 @@ var faultCommands = []faultCommand{
 	}},
 }
 
-func hostRequest(op string) func([]string) (supervisorRequest, error) {
+func requestBuilderForHost(op string) func([]string) (supervisorRequest, error) {
 	return func(a []string) (supervisorRequest, error) {
 		return supervisorRequest{Operation: op, LANHost: a[0]}, nil
 	}

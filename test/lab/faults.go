@@ -49,25 +49,25 @@ func (l *Lab) ReviveNode(ctx context.Context, node string) error {
 	return l.sendControlRequest(ctx, supervisorRequest{Operation: "revive", LANHost: node})
 }
 
-// SignalProgram sends a signal to the program or the Pod named by target. A program is, for
+// SignalProgramOrPod sends a signal to the program or the Pod named by target. A program is, for
 // example, kube-proxy on the node, or kube-apiserver, for which the node does not matter. A Pod is
 // found on the node by a prefix of its name, and all its containers get the signal.
-func (l *Lab) SignalProgram(ctx context.Context, node, target string, s syscall.Signal) error {
+func (l *Lab) SignalProgramOrPod(ctx context.Context, node, target string, s syscall.Signal) error {
 	return l.sendControlRequest(ctx, supervisorRequest{Operation: "signal", LANHost: node, ProgramOrPodPrefix: target, Signal: int(s)})
 }
 
-// StopAPI makes the API server unreachable for all clients. StartAPI undoes it.
-func (l *Lab) StopAPI(ctx context.Context) error {
+// BlockAPIServer makes the API server unreachable for all clients. UnblockAPIServer undoes it.
+func (l *Lab) BlockAPIServer(ctx context.Context) error {
 	return l.sendControlRequest(ctx, supervisorRequest{Operation: "stop-api"})
 }
 
-// StartAPI undoes StopAPI.
-func (l *Lab) StartAPI(ctx context.Context) error {
+// UnblockAPIServer undoes BlockAPIServer.
+func (l *Lab) UnblockAPIServer(ctx context.Context) error {
 	return l.sendControlRequest(ctx, supervisorRequest{Operation: "start-api"})
 }
 
-// DelayAPI delays everything that clients send to the API server; 0 removes the delay.
-func (l *Lab) DelayAPI(ctx context.Context, d time.Duration) error {
+// DelayAPIRequests delays everything that clients send to the API server; 0 removes the delay.
+func (l *Lab) DelayAPIRequests(ctx context.Context, d time.Duration) error {
 	return l.sendControlRequest(ctx, supervisorRequest{Operation: "slow-api", APIRequestDelay: d})
 }
 
@@ -80,7 +80,7 @@ func (l *Lab) UnblockPorts(ctx context.Context, host string) error {
 // and returns the path of the file. The file has every frame from the return of StartCapture until
 // the return of stop. A host may have several captures at the same time.
 func (l *Lab) StartCapture(ctx context.Context, host, filter string) (path string, stop func() error, err error) {
-	answer, err := sendRequest(ctx, l.options.Dir, supervisorRequest{Operation: "capture", LANHost: host, Filter: filter})
+	answer, err := sendSupervisorRequest(ctx, l.options.Dir, supervisorRequest{Operation: "capture", LANHost: host, Filter: filter})
 	if err != nil {
 		return "", nil, err
 	}
@@ -92,7 +92,7 @@ func (l *Lab) StartCapture(ctx context.Context, host, filter string) (path strin
 }
 
 func (l *Lab) sendControlRequest(ctx context.Context, o supervisorRequest) error {
-	_, err := sendRequest(ctx, l.options.Dir, o)
+	_, err := sendSupervisorRequest(ctx, l.options.Dir, o)
 	return err
 }
 

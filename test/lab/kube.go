@@ -29,9 +29,9 @@ func RepositoryRoot() string {
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
-// hasAllPrograms reports whether the directory has every program. The usual bundles for tests lack
-// most of them.
-func hasAllPrograms(dir string) bool {
+// hasAllControlPlanePrograms reports whether the directory has every program. The usual bundles for
+// tests lack most of them.
+func hasAllControlPlanePrograms(dir string) bool {
 	for _, p := range controlPlanePrograms {
 		if _, err := os.Stat(filepath.Join(dir, p)); err != nil {
 			return false
@@ -45,7 +45,7 @@ func hasAllPrograms(dir string) bool {
 // builds a missing one, which takes about five minutes on two cores, and reports that to progress.
 func FindOrBuildControlPlanePrograms(ctx context.Context, progress io.Writer) (string, error) {
 	for _, v := range []string{"LAB_KUBE", "KUBEBUILDER_ASSETS"} {
-		if dir := os.Getenv(v); dir != "" && hasAllPrograms(dir) {
+		if dir := os.Getenv(v); dir != "" && hasAllControlPlanePrograms(dir) {
 			return dir, nil
 		}
 	}
@@ -74,14 +74,14 @@ func FindOrBuildControlPlanePrograms(ctx context.Context, progress io.Writer) (s
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return "", fmt.Errorf("locking the control plane's build: %w", err)
 	}
-	if hasAllPrograms(dir) {
+	if hasAllControlPlanePrograms(dir) {
 		return dir, nil
 	}
-	return dir, compilePrograms(ctx, source, dir, progress)
+	return dir, compileControlPlanePrograms(ctx, source, dir, progress)
 }
 
-// compilePrograms builds the binary and makes a link to it for each program.
-func compilePrograms(ctx context.Context, source, dir string, progress io.Writer) error {
+// compileControlPlanePrograms builds the binary and makes a link to it for each program.
+func compileControlPlanePrograms(ctx context.Context, source, dir string, progress io.Writer) error {
 	fmt.Fprintf(progress, "compiling Kubernetes %s and etcd from their modules, only this time: about 5 minutes on 2 cores\n", kubernetesVersion)
 	v := strings.Split(strings.TrimPrefix(kubernetesVersion, "v"), ".")
 	const pkg = "k8s.io/component-base/version."

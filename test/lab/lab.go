@@ -60,12 +60,12 @@ type Options struct {
 	// ControlPlaneProgramsDir has the programs of the control plane. If it is empty,
 	// FindOrBuildControlPlanePrograms provides them.
 	ControlPlaneProgramsDir string
-	// Progress gets a line for each step of the start.
-	Progress io.Writer `json:"-"`
+	// ProgressOutput gets a line for each step of the start.
+	ProgressOutput io.Writer `json:"-"`
 }
 
-// setDefaults fills in fields that are not set and checks the others.
-func (o *Options) setDefaults() error {
+// setDefaultsAndValidate fills in fields that are not set and checks the others.
+func (o *Options) setDefaultsAndValidate() error {
 	if o.Nodes == 0 {
 		o.Nodes = 3
 	}
@@ -90,8 +90,8 @@ func (o *Options) setDefaults() error {
 	if o.Families != IPv4Only && o.Families != DualStack {
 		return fmt.Errorf("the families are %s or %s, not %q", IPv4Only, DualStack, o.Families)
 	}
-	if o.Progress == nil {
-		o.Progress = io.Discard
+	if o.ProgressOutput == nil {
+		o.ProgressOutput = io.Discard
 	}
 	return nil
 }
@@ -110,7 +110,7 @@ type Lab struct {
 // package provides it. It returns "" if nothing is missing.
 func MissingPrerequisite() string {
 	if os.Geteuid() != 0 {
-		if why := userNamespaceRefusal(); why != "" {
+		if why := describeUserNamespaceRefusal(); why != "" {
 			return why
 		}
 		return "an ordinary user needs a user namespace: the program has to call lab.EnterUserNamespace"
@@ -125,14 +125,14 @@ func MissingPrerequisite() string {
 
 // Start starts a lab and waits until it is up. If ctx ends before, nothing of the lab is left.
 func Start(ctx context.Context, o Options) (*Lab, error) {
-	if err := o.setDefaults(); err != nil {
+	if err := o.setDefaultsAndValidate(); err != nil {
 		return nil, err
 	}
 	if m := MissingPrerequisite(); m != "" {
 		return nil, fmt.Errorf("starting a lab: %s", m)
 	}
 	if o.ControlPlaneProgramsDir == "" {
-		dir, err := FindOrBuildControlPlanePrograms(ctx, o.Progress)
+		dir, err := FindOrBuildControlPlanePrograms(ctx, o.ProgressOutput)
 		if err != nil {
 			return nil, err
 		}
@@ -171,7 +171,7 @@ func (l *Lab) startSupervisor() error {
 	}
 	defer lifeline.Close()
 	cmd := exec.Command("/proc/self/exe", supervisorArg, string(text))
-	cmd.Stdout, cmd.Stderr = l.options.Progress, l.output
+	cmd.Stdout, cmd.Stderr = l.options.ProgressOutput, l.output
 	cmd.ExtraFiles = []*os.File{lifeline}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET, Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -244,7 +244,7 @@ func (l *Lab) forwardLoopbackToAPIServer() error {
 
 // AttachToLab returns the lab that another process runs in dir.
 func AttachToLab(ctx context.Context, dir string) (*Lab, error) {
-	if !isRunning(dir) {
+	if !isLabRunning(dir) {
 		return nil, fmt.Errorf("no lab runs in %s", dir)
 	}
 	kube, err := FindOrBuildControlPlanePrograms(ctx, io.Discard)
@@ -253,7 +253,7 @@ func AttachToLab(ctx context.Context, dir string) (*Lab, error) {
 	}
 	l := &Lab{options: Options{Dir: dir, ControlPlaneProgramsDir: kube}, supervisorPID: readPIDFile(dir, "pid"), supervisorEnded: make(chan struct{})}
 	go func() {
-		for isRunning(dir) {
+		for isLabRunning(dir) {
 			time.Sleep(50 * time.Millisecond) // a process can wait for its own children only
 		}
 		os.RemoveAll(dir)
@@ -279,8 +279,8 @@ func (l *Lab) Close() {
 	}
 }
 
-// Ended returns a channel that is closed when the lab has ended, for whatever reason.
-func (l *Lab) Ended() <-chan struct{} { return l.supervisorEnded }
+// EndedSignal returns a channel that is closed when the lab has ended, for whatever reason.
+func (l *Lab) EndedSignal() <-chan struct{} { return l.supervisorEnded }
 
 // Kubeconfig returns the path of a kubeconfig for an administrator that works on this machine.
 func (l *Lab) Kubeconfig() string { return filepath.Join(l.options.Dir, "kubeconfig") }
@@ -331,8 +331,8 @@ func RunKubectl(ctx context.Context, dir, kubeconfig, stdin string, args ...stri
 	return out.String(), nil
 }
 
-// sendRequest sends a request to the supervisor of the lab in dir and returns its answer.
-func sendRequest(ctx context.Context, dir string, o supervisorRequest) (string, error) {
+// sendSupervisorRequest sends a request to the supervisor of the lab in dir and returns its answer.
+func sendSupervisorRequest(ctx context.Context, dir string, o supervisorRequest) (string, error) {
 	body, err := json.Marshal(o)
 	if err != nil {
 		return "", err

@@ -20,7 +20,7 @@ import (
 func TestMain(m *testing.M) {
 	RunAsLabPartIfRequested()
 	if len(os.Args) == 3 && os.Args[1] == "__abandon" {
-		_, err := Start(context.Background(), Options{Nodes: 1, Dir: os.Args[2], Progress: os.Stdout})
+		_, err := Start(context.Background(), Options{Nodes: 1, Dir: os.Args[2], ProgressOutput: os.Stdout})
 		fmt.Println(err)
 		select {}
 	}
@@ -36,7 +36,7 @@ func startTestLab(t *testing.T) (context.Context, *Lab) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	t.Cleanup(cancel)
-	l, err := Start(ctx, Options{Nodes: 2, Routers: 2, Dir: filepath.Join(t.TempDir(), "lab"), Progress: os.Stderr})
+	l, err := Start(ctx, Options{Nodes: 2, Routers: 2, Dir: filepath.Join(t.TempDir(), "lab"), ProgressOutput: os.Stderr})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ spec:
   ports: [{port: 80, targetPort: 8080, nodePort: 30080}]
 `
 
-func TestFaultsAndRecovery(t *testing.T) {
+func TestLabFaultsCanBeCausedAndUndone(t *testing.T) {
 	ctx, l := startTestLab(t)
 	if _, err := l.RunKubectl(ctx, echoDeploymentAndServiceManifest, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
@@ -150,11 +150,11 @@ func TestFaultsAndRecovery(t *testing.T) {
 		})
 	}
 	t.Run("a stopped API server is unreachable until it is started", func(t *testing.T) {
-		act(l.StopAPI(ctx))
+		act(l.BlockAPIServer(ctx))
 		if dialFromClient(ctx, l, apiServerIPAndPort) == nil {
 			t.Error("the API server is reachable although it is stopped")
 		}
-		act(l.StartAPI(ctx))
+		act(l.UnblockAPIServer(ctx))
 		awaitNoError(t, "the API server is reachable after its start", func() error { return dialFromClient(ctx, l, apiServerIPAndPort) })
 	})
 	t.Run("healing a partition leaves cut cables cut", func(t *testing.T) {
@@ -177,9 +177,9 @@ func TestFaultsAndRecovery(t *testing.T) {
 		act(l.ReviveNode(ctx, "node1"))
 		awaitNoError(t, "the node is reachable", reached)
 	})
-	t.Run("parallel captures have all frames from start to end", func(t *testing.T) { testCaptures(ctx, t, l) })
-	t.Run("the supervisor waits for orphans", func(t *testing.T) { testOrphans(ctx, t, l) })
-	t.Run("routers exchange routes, also after a kill and a restart", func(t *testing.T) { testRouting(ctx, t, l) })
+	t.Run("parallel captures have all frames from start to end", func(t *testing.T) { testParallelCapturesHaveAllFrames(ctx, t, l) })
+	t.Run("the supervisor waits for orphans", func(t *testing.T) { testSupervisorReapsOrphanProcesses(ctx, t, l) })
+	t.Run("routers exchange routes, also after a kill and a restart", func(t *testing.T) { testFRRLearnsRouteFromBIRD(ctx, t, l) })
 	t.Run("the error on an unknown host has its name", func(t *testing.T) {
 		if err := l.CutCable(ctx, "node9"); err == nil || !strings.Contains(err.Error(), "node9") {
 			t.Errorf("got %v, want an error that names node9", err)
@@ -204,7 +204,7 @@ func runOnHost(t *testing.T, l *Lab, host string, line ...string) string {
 	return out.String()
 }
 
-func testCaptures(ctx context.Context, t *testing.T, l *Lab) {
+func testParallelCapturesHaveAllFrames(ctx context.Context, t *testing.T, l *Lab) {
 	if _, err := exec.LookPath("tcpdump"); err != nil {
 		t.Skip("tcpdump is missing: apt-get install tcpdump")
 	}
@@ -245,7 +245,7 @@ spec:
   containers: [{name: main, image: lab/machine, command: [/bin/sh, -c, "sleep 0 & exec sleep 1000"]}]
 `
 
-func testOrphans(ctx context.Context, t *testing.T, l *Lab) {
+func testSupervisorReapsOrphanProcesses(ctx context.Context, t *testing.T, l *Lab) {
 	if _, err := l.RunKubectl(ctx, podWithOrphanProcessManifest, "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
@@ -280,21 +280,21 @@ func testOrphans(ctx context.Context, t *testing.T, l *Lab) {
 	})
 }
 
-// testRouting announces a route by BIRD on a node to FRR on the router, and checks the kernel of
-// the router.
-func testRouting(ctx context.Context, t *testing.T, l *Lab) {
+// testFRRLearnsRouteFromBIRD announces a route by BIRD on a node to FRR on the router, and checks
+// the kernel of the router.
+func testFRRLearnsRouteFromBIRD(ctx context.Context, t *testing.T, l *Lab) {
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
 		if m := router.MissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
-	tor, node := l.Router("router", router.FRR), l.Router("node1", router.BIRD)
+	tor, node := l.RouterOnHost("router", router.FRR), l.RouterOnHost("node1", router.BIRD)
 	for r, text := range map[*Router]string{
 		tor: "router bgp 65000\n no bgp ebgp-requires-policy\n neighbor 192.168.0.11 remote-as 65001\n neighbor 192.168.0.11 timers connect 1\n",
 		node: "router id 192.168.0.11;\nprotocol device {}\nprotocol static { ipv4; route 198.51.100.1/32 blackhole; }\n" +
 			"protocol bgp { local as 65001; neighbor 192.168.0.1 as 65000; connect delay time 1; error wait time 1, 2; ipv4 { import all; export all; }; }\n",
 	} {
-		if err := r.Start(ctx, text); err != nil {
+		if err := r.StartWithConfig(ctx, text); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -311,11 +311,11 @@ func testRouting(ctx context.Context, t *testing.T, l *Lab) {
 	if out, err := tor.RunShowCommand(ctx, "show bgp summary"); err != nil || !strings.Contains(string(out), "192.168.0.11") {
 		t.Errorf("the router shows %s (%v), want its neighbor 192.168.0.11", out, err)
 	}
-	if err := node.Kill(ctx); err != nil {
+	if err := node.KillDaemons(ctx); err != nil {
 		t.Fatal(err)
 	}
 	awaitNoError(t, "the router has removed the route of a killed daemon", learnt(false))
-	if err := node.Restart(ctx); err != nil {
+	if err := node.StartEndedDaemons(ctx); err != nil {
 		t.Fatal(err)
 	}
 	awaitNoError(t, "the router has the route again", learnt(true))
@@ -335,18 +335,18 @@ func testRouting(ctx context.Context, t *testing.T, l *Lab) {
 	}
 }
 
-func TestKilledSupervisorLeavesNothing(t *testing.T) {
+func TestKilledSupervisorLeavesNoTraceOfLab(t *testing.T) {
 	_, l := startTestLab(t)
 	if err := syscall.Kill(l.SupervisorPID(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	<-l.Ended()
+	<-l.EndedSignal()
 	if err := checkNoTraceOfLab(l.Dir()); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestCancelledStartLeavesNothing(t *testing.T) {
+func TestCancelledStartLeavesNoTraceOfLab(t *testing.T) {
 	if m := MissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
@@ -361,7 +361,7 @@ func TestCancelledStartLeavesNothing(t *testing.T) {
 			if text == "" {
 				cancel()
 			}
-			if _, err := Start(ctx, Options{Nodes: 1, Dir: dir, ControlPlaneProgramsDir: kube, Progress: writerThatCancelsOnText{text, cancel}}); err == nil {
+			if _, err := Start(ctx, Options{Nodes: 1, Dir: dir, ControlPlaneProgramsDir: kube, ProgressOutput: writerThatCancelsOnText{text, cancel}}); err == nil {
 				t.Fatal("the lab started although the context was cancelled")
 			}
 			if err := checkNoTraceOfLab(dir); err != nil {

@@ -9,14 +9,14 @@ import (
 
 // The lab's addresses.
 const (
-	lanIPv4, lanIPv6          = "192.168.0.0/24", "fd00:a8::/64"
-	apiServerIPAddress        = "192.168.0.5"
-	apiServerIPAndPort        = apiServerIPAddress + ":6444"
-	apiHostNumber             = 5
-	clientHostNumber          = 100
-	hostNumberBeforeFirstNode = 10 // node i has host number hostNumberBeforeFirstNode+i
-	lanBridge                 = "lan"
-	lanLink                   = "eth0"
+	lanIPv4Network, lanIPv6Network = "192.168.0.0/24", "fd00:a8::/64"
+	apiServerIPAddress             = "192.168.0.5"
+	apiServerIPAndPort             = apiServerIPAddress + ":6444"
+	apiHostNumber                  = 5
+	clientHostNumber               = 100
+	hostNumberBeforeFirstNode      = 10 // node i has host number hostNumberBeforeFirstNode+i
+	lanBridge                      = "lan"
+	lanLink                        = "eth0"
 )
 
 func nodeName(i int) string { return fmt.Sprintf("node%d", i) }
@@ -107,23 +107,23 @@ func (s *supervisor) addHost(name string, number int) error {
 	}
 	h := &host{name: name, namespace: ns, currentBridge: lanBridge}
 	s.hostByName[name] = h
-	if err := netns.AddCable(s.fabric, bridgePort(name), ns, lanLink); err != nil {
+	if err := netns.AddCable(s.bridgeNamespace, bridgePortNameOfHost(name), ns, lanLink); err != nil {
 		return err
 	}
-	if err := netns.AttachLinkToBridge(bridgePort(name), lanBridge); err != nil {
+	if err := netns.AttachLinkToBridge(bridgePortNameOfHost(name), lanBridge); err != nil {
 		return err
 	}
-	if err := netns.SetLinkUp(bridgePort(name)); err != nil {
+	if err := netns.SetLinkUp(bridgePortNameOfHost(name)); err != nil {
 		return err
 	}
 	return ns.RunInside(func() error {
-		if err := enableForwarding(lanLink); err != nil {
+		if err := setForwardingAndDADSysctls(lanLink); err != nil {
 			return err
 		}
 		if err := netns.SetLinkUp(lanLink); err != nil {
 			return err
 		}
-		for _, n := range s.options.networksOfEnabledFamilies(lanIPv4, lanIPv6) {
+		for _, n := range s.options.networksOfEnabledFamilies(lanIPv4Network, lanIPv6Network) {
 			a := addressInNetwork(n, number)
 			h.addresses = append(h.addresses, a)
 			if err := netns.AddAddress(lanLink, netip.PrefixFrom(a, netip.MustParsePrefix(n).Bits())); err != nil {
@@ -134,12 +134,12 @@ func (s *supervisor) addHost(name string, number int) error {
 	})
 }
 
-// bridgePort returns the name of a host's port on the bridge of the LAN.
-func bridgePort(host string) string { return "p-" + host }
+// bridgePortNameOfHost returns the name of a host's port on the bridge of the LAN.
+func bridgePortNameOfHost(host string) string { return "p-" + host }
 
-// enableForwarding turns on forwarding, hashing of flows over equal routes by ports too, and the
-// use of IPv6 addresses of a link without Duplicate Address Detection.
-func enableForwarding(link string) error {
+// setForwardingAndDADSysctls turns on forwarding, hashing of flows over equal routes by ports too,
+// and the use of IPv6 addresses of a link without Duplicate Address Detection.
+func setForwardingAndDADSysctls(link string) error {
 	for key, value := range map[string]string{
 		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1",
 		"net/ipv6/conf/default/accept_dad": "0", "net/ipv6/conf/" + link + "/accept_dad": "0",
@@ -168,7 +168,7 @@ func (s *supervisor) addClientBehindRouter(i int) error {
 		number int
 	}{{router, "eth1", 1}, {ns, lanLink, 2}} {
 		err := end.ns.RunInside(func() error {
-			if err := enableForwarding(end.link); err != nil {
+			if err := setForwardingAndDADSysctls(end.link); err != nil {
 				return err
 			}
 			if err := netns.SetLinkUp(end.link); err != nil {
@@ -206,7 +206,7 @@ func defaultRoutePrefix(a netip.Addr) netip.Prefix {
 // network behind the second router, and one to the Pods of each node.
 func (s *supervisor) addRoutes(h *host) error {
 	for i := s.options.Routers; i >= 1; i-- {
-		for f, n := range s.options.networksOfEnabledFamilies(lanIPv4, lanIPv6) {
+		for f, n := range s.options.networksOfEnabledFamilies(lanIPv4Network, lanIPv6Network) {
 			r := addressInNetwork(n, i)
 			to := netip.MustParsePrefix(s.options.clientNetworksBehindRouter(i)[f])
 			if i == 1 {
@@ -238,7 +238,7 @@ func (s *supervisor) cutCable(name string) error {
 	if s.hostByName[name] == nil {
 		return fmt.Errorf("no host %q is on the LAN", name)
 	}
-	return s.fabric.RunInside(func() error { return netns.SetLinkDown(bridgePort(name)) })
+	return s.bridgeNamespace.RunInside(func() error { return netns.SetLinkDown(bridgePortNameOfHost(name)) })
 }
 
 // cutCableKeepingCarrier removes the host's port from its bridge. No frame passes, and the host
@@ -253,7 +253,7 @@ func (s *supervisor) plugCable(name string) error {
 	if err := s.changeAndReconnectHostCable(name, func(h *host) { h.dropsAllFrames = false }); err != nil {
 		return err
 	}
-	return s.fabric.RunInside(func() error { return netns.SetLinkUp(bridgePort(name)) })
+	return s.bridgeNamespace.RunInside(func() error { return netns.SetLinkUp(bridgePortNameOfHost(name)) })
 }
 
 // changeAndReconnectHostCable changes which bridge a host belongs to, and connects it.
@@ -269,7 +269,7 @@ func (s *supervisor) changeAndReconnectHostCable(name string, change func(*host)
 	if h.dropsAllFrames {
 		bridge = ""
 	}
-	return s.fabric.RunInside(func() error { return netns.AttachLinkToBridge(bridgePort(name), bridge) })
+	return s.bridgeNamespace.RunInside(func() error { return netns.AttachLinkToBridge(bridgePortNameOfHost(name), bridge) })
 }
 
 // partitionHosts moves each group of hosts to a bridge of its own. The hosts in no group stay on
@@ -277,7 +277,7 @@ func (s *supervisor) changeAndReconnectHostCable(name string, change func(*host)
 func (s *supervisor) partitionHosts(groups [][]string) error {
 	for i, group := range groups {
 		bridge := fmt.Sprintf("%s%d", lanBridge, i+1)
-		err := s.fabric.RunInside(func() error {
+		err := s.bridgeNamespace.RunInside(func() error {
 			if netns.SetLinkUp(bridge) == nil {
 				return nil
 			}

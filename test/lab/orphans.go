@@ -44,21 +44,21 @@ func findEndedChildrenOfInit() map[int]bool {
 		if err != nil {
 			continue
 		}
-		if state, parent := processStat(pid); state == "Z" && parent == 1 {
+		if state, parent := readProcessStateAndParent(pid); state == "Z" && parent == 1 {
 			out[pid] = true
 		}
 	}
 	return out
 }
 
-// processState returns the state of a process as in proc(5): R is running or runnable, S sleeps, Z
-// is dead. It returns "" if the process does not exist.
-func processState(pid int) string {
-	state, _ := processStat(pid)
+// readProcessState returns the state of a process as in proc(5): R is running or runnable, S
+// sleeps, Z is dead. It returns "" if the process does not exist.
+func readProcessState(pid int) string {
+	state, _ := readProcessStateAndParent(pid)
 	return state
 }
 
-func processStat(pid int) (state string, parent int) {
+func readProcessStateAndParent(pid int) (state string, parent int) {
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, rest, _ := strings.Cut(string(text), ") ") // after the name, which may contain any character
 	_, _ = fmt.Sscan(rest, &state, &parent)

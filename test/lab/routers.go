@@ -24,16 +24,16 @@ type Router struct {
 	host string
 }
 
-// Router returns the router on a host of the LAN, which may be any host. Start starts it. kind is
-// router.FRR or router.BIRD.
-func (l *Lab) Router(host string, kind router.Kind) *Router {
+// RouterOnHost returns the router on a host of the LAN, which may be any host. Start starts it.
+// kind is router.FRR or router.BIRD.
+func (l *Lab) RouterOnHost(host string, kind router.Kind) *Router {
 	dir := fmt.Sprintf("/proc/%d/root%s/%s", l.supervisorPID, routerDirectory, host)
 	return &Router{router.RouterConsole{Kind: kind, Dir: dir}, l, host}
 }
 
-// Start starts the router with a configuration as an operator writes it, and returns when the
-// configuration is in effect. A router that already runs on the host is stopped first.
-func (r *Router) Start(ctx context.Context, text string) error {
+// StartWithConfig starts the router with a configuration as an operator writes it, and returns when
+// the configuration is in effect. A router that already runs on the host is stopped first.
+func (r *Router) StartWithConfig(ctx context.Context, text string) error {
 	return r.lab.sendControlRequest(ctx, supervisorRequest{Operation: "router-start", LANHost: r.host, ProgramOrPodPrefix: string(r.Kind), RouterConfigText: text})
 }
 
@@ -42,14 +42,15 @@ func (r *Router) Stop(ctx context.Context) error {
 	return r.lab.sendControlRequest(ctx, supervisorRequest{Operation: "router-stop", LANHost: r.host})
 }
 
-// Kill sends SIGKILL to the daemons with these names (bgpd, bfdd, zebra, staticd, bird), or to all
-// if no name is given.
-func (r *Router) Kill(ctx context.Context, names ...string) error {
+// KillDaemons sends SIGKILL to the daemons with these names (bgpd, bfdd, zebra, staticd, bird), or
+// to all if no name is given.
+func (r *Router) KillDaemons(ctx context.Context, names ...string) error {
 	return r.lab.sendControlRequest(ctx, supervisorRequest{Operation: "router-kill", LANHost: r.host, Names: names})
 }
 
-// Restart starts the daemons that are not running, with the configuration of the last Start.
-func (r *Router) Restart(ctx context.Context) error {
+// StartEndedDaemons starts the daemons that are not running, with the configuration of the last
+// Start.
+func (r *Router) StartEndedDaemons(ctx context.Context) error {
 	return r.lab.sendControlRequest(ctx, supervisorRequest{Operation: "router-restart", LANHost: r.host})
 }
 
@@ -104,21 +105,21 @@ func (s *supervisor) handleRouterRequest(ctx context.Context, o supervisorReques
 	case "router-stop":
 		r.StopDaemonsInOrder()
 	case "router-kill":
-		return r.Kill(o.Names...)
+		return r.KillDaemons(o.Names...)
 	case "router-restart":
-		return r.Restart(ctx)
+		return r.StartEndedDaemons(ctx)
 	}
 	return nil
 }
 
-// routerCommands returns the subcommands that start and query a router.
-func routerCommands(dir func() string) []*cobra.Command {
+// newRouterCommands returns the subcommands that start and query a router.
+func newRouterCommands(dir func() string) []*cobra.Command {
 	find := func(host string) (*Router, error) {
-		if !isRunning(dir()) {
+		if !isLabRunning(dir()) {
 			return nil, fmt.Errorf("no lab runs in %s: start one with bin/lab up", dir())
 		}
 		l := &Lab{options: Options{Dir: dir()}, supervisorPID: readPIDFile(dir(), "pid")}
-		r := l.Router(host, router.FRR)
+		r := l.RouterOnHost(host, router.FRR)
 		if _, err := os.Stat(filepath.Join(r.Dir, "bird.conf")); err == nil {
 			r.Kind = router.BIRD
 		}
@@ -135,7 +136,7 @@ func routerCommands(dir func() string) []*cobra.Command {
 			return fmt.Errorf("reading the router's configuration: %w", err)
 		}
 		r.Kind = router.Kind(args[1])
-		return r.Start(c.Context(), string(text))
+		return r.StartWithConfig(c.Context(), string(text))
 	}
 	show := &cobra.Command{Use: "show HOST WORDS...", Short: "Query a router, for example: show router bgp summary", Args: cobra.MinimumNArgs(2)}
 	show.RunE = func(c *cobra.Command, args []string) error {

@@ -47,13 +47,13 @@ func RunAsLabPartIfRequested() {
 // supervisor is process 1 of a lab. When it dies, for whatever reason, the kernel ends every
 // process of the lab and removes its namespaces and mounts.
 type supervisor struct {
-	options    Options
-	log        *slog.Logger
-	programs   processes
-	fabric     netns.Path
-	hostByName map[string]*host
-	relay      apiServerRelay
-	ctx        context.Context
+	options         Options
+	log             *slog.Logger
+	programs        processes
+	bridgeNamespace netns.Path
+	hostByName      map[string]*host
+	relay           apiServerRelay
+	ctx             context.Context
 
 	mu          sync.Mutex // guards agentByNode
 	agentByNode map[string]*runningAgent
@@ -61,7 +61,7 @@ type supervisor struct {
 	routers    runningRouters
 	cableMutex sync.Mutex // guards the cables of the hosts
 
-	captureCount atomic.Int32 // how many were started
+	startedCaptureCount atomic.Int32 // how many were started
 }
 
 // runningAgent is the agent of a node that is up.
@@ -75,10 +75,10 @@ func runSupervisor(text string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	go func() {
-		awaitLifelineEnd(lifelineFD)
+		awaitParentPipeClosed(parentPipeFD)
 		stop() // which ends ctx
 	}()
-	s := &supervisor{fabric: "/proc/1/ns/net", hostByName: map[string]*host{}, agentByNode: map[string]*runningAgent{}, ctx: ctx}
+	s := &supervisor{bridgeNamespace: "/proc/1/ns/net", hostByName: map[string]*host{}, agentByNode: map[string]*runningAgent{}, ctx: ctx}
 	if err := json.Unmarshal([]byte(text), &s.options); err != nil {
 		return fmt.Errorf("reading the options: %w", err)
 	}
@@ -95,7 +95,7 @@ func runSupervisor(text string) error {
 	if err != nil {
 		return fmt.Errorf("opening the control socket: %w", err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(s.serveControl), ReadHeaderTimeout: processStopTimeout}
+	server := &http.Server{Handler: http.HandlerFunc(s.serveSupervisorRequest), ReadHeaderTimeout: processStopTimeout}
 	go func() { _ = server.Serve(control) }()
 	if err := os.WriteFile(filepath.Join(s.options.Dir, "ready"), nil, 0o644); err != nil {
 		return err
@@ -107,12 +107,12 @@ func runSupervisor(text string) error {
 	return nil // all other processes end with this one
 }
 
-// lifelineFD is the file descriptor of the pipe that closes when the process that started the lab
+// parentPipeFD is the file descriptor of the pipe that closes when the process that started the lab
 // ends.
-const lifelineFD = 3
+const parentPipeFD = 3
 
-// awaitLifelineEnd returns when the other end of the lifeline is closed.
-func awaitLifelineEnd(fd uintptr) {
+// awaitParentPipeClosed returns when the other end of the lifeline is closed.
+func awaitParentPipeClosed(fd uintptr) {
 	unix.CloseOnExec(int(fd))
 	f := os.NewFile(fd, "lifeline")
 	defer f.Close()
@@ -213,7 +213,7 @@ func (s *supervisor) startNode(ctx context.Context, name string) error {
 		return err
 	}
 	rest.QPS, rest.Dial = -1, h.namespace.Dial
-	agent, err := node.New(node.Config{
+	agent, err := node.NewAgent(node.Config{
 		Name: name, NetNS: h.namespace, Addresses: h.addresses, PodCIDRs: h.podNetworks, RESTConfig: rest,
 		BinDir: "/run/lab-bin", GantryImagePrefix: "gantry-lb/gantry", SelfPath: "/proc/self/exe", LogDir: s.logDir(), VolumesAndTokensDir: "/run/lab-pods", Log: s.log,
 	})
@@ -246,7 +246,7 @@ func (s *supervisor) killNode(name string) error {
 	if err := s.cutCable(name); err != nil {
 		return err
 	}
-	r.agent.KillAllContainersSilently()
+	r.agent.SimulatePowerFailure()
 	r.cancel()
 	if err := s.programs.sendSignal(name+"/kube-proxy", syscall.SIGKILL); err != nil {
 		return err
@@ -258,7 +258,7 @@ func (s *supervisor) killNode(name string) error {
 		return fmt.Errorf("the Pods of %s did not end within %v", name, processStopTimeout)
 	}
 	if router := s.routers.findByHost(name); router != nil {
-		_ = router.Kill()
+		_ = router.KillDaemons()
 	}
 	return s.hostByName[name].clearKernelState()
 }

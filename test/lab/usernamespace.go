@@ -13,9 +13,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// insideUserNamespaceVariable is set in the environment of a process that
+// userNamespaceMarkerVariable is set in the environment of a process that
 // ReexecInUserNamespaceUnlessRoot has put into a user namespace.
-const insideUserNamespaceVariable = "LAB_USER_NAMESPACE"
+const userNamespaceMarkerVariable = "LAB_USER_NAMESPACE"
 
 // unshareCommand makes an ordinary user root in new namespaces.
 var unshareCommand = []string{"unshare", "--user", "--map-root-user", "--net", "--mount"}
@@ -27,13 +27,13 @@ var unshareCommand = []string{"unshare", "--user", "--map-root-user", "--net", "
 // is possible, as MissingPrerequisite does.
 func ReexecInUserNamespaceUnlessRoot() error {
 	if os.Geteuid() == 0 {
-		if os.Getenv(insideUserNamespaceVariable) == "" {
+		if os.Getenv(userNamespaceMarkerVariable) == "" {
 			return nil
 		}
-		os.Unsetenv(insideUserNamespaceVariable)
+		os.Unsetenv(userNamespaceMarkerVariable)
 		return netns.SetLinkUp("lo") // it is down in a new network namespace
 	}
-	if why := userNamespaceRefusal(); why != "" {
+	if why := describeUserNamespaceRefusal(); why != "" {
 		return fmt.Errorf("starting a lab: %s", why)
 	}
 	kube, err := FindOrBuildControlPlanePrograms(context.Background(), os.Stderr)
@@ -44,12 +44,12 @@ func ReexecInUserNamespaceUnlessRoot() error {
 	if err != nil {
 		return fmt.Errorf("finding the path of this program: %w", err)
 	}
-	env := append(os.Environ(), insideUserNamespaceVariable+"=1", "LAB_KUBE="+kube)
+	env := append(os.Environ(), userNamespaceMarkerVariable+"=1", "LAB_KUBE="+kube)
 	return replaceProcess(append(append(unshareCommand, self), os.Args[1:]...), env)
 }
 
-// userNamespaceRefusal returns why this user cannot have a user namespace, or "" if it can.
-func userNamespaceRefusal() string {
+// describeUserNamespaceRefusal returns why this user cannot have a user namespace, or "" if it can.
+func describeUserNamespaceRefusal() string {
 	out, err := exec.Command(unshareCommand[0], append(unshareCommand[1:], "true")...).CombinedOutput()
 	if err == nil {
 		return ""
@@ -62,7 +62,7 @@ func userNamespaceRefusal() string {
 // where the API server is.
 func enterLabNamespaces(dir string) error {
 	holder := readPIDFile(dir, "holder")
-	if os.Geteuid() == 0 || holder == 0 || !isRunning(dir) {
+	if os.Geteuid() == 0 || holder == 0 || !isLabRunning(dir) {
 		return nil
 	}
 	self, err := os.Executable()

@@ -81,7 +81,7 @@ type harness struct {
 	webhookValidator *validate.ConfigurationValidator
 }
 
-func TestManifests(t *testing.T) {
+func TestManifestFilesHaveExpectedOutcomes(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.yaml")
 	if err != nil || len(files) < 60 {
 		t.Fatalf("%d manifests, %v; want at least 60", len(files), err)
@@ -96,8 +96,8 @@ func TestManifests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	createNodes(t, c)
-	b := &harness{c, &validate.ConfigurationValidator{Reader: c, ConfigurationScope: configuration.ConfigurationScope{Namespace: names.Namespace}, CreationTimeOfNewObject: time.Now}}
+	createNodesInTwoRacks(t, c)
+	b := &harness{c, &validate.ConfigurationValidator{Reader: c, ConfigurationScope: configuration.ConfigurationScope{Namespace: names.DefaultNamespace}, CreationTimeOfNewObject: time.Now}}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.applyManifestFileAndCheckOutcomes(t, file) })
 	}
@@ -271,7 +271,7 @@ func (b *harness) awaitValidPoolsKnownToController(t *testing.T, expected []expe
 		if e.outcomeKeyword != "valid" || !isPool {
 			continue
 		}
-		key := client.ObjectKey{Namespace: names.Namespace, Name: name}
+		key := client.ObjectKey{Namespace: names.DefaultNamespace, Name: name}
 		if b.apiClient.Get(t.Context(), key, &v1beta1.IPAddressPool{}) == nil {
 			b.awaitExpectation(t, e)
 		}
@@ -317,7 +317,7 @@ func (b *harness) isExpectationMet(ctx context.Context, e expectation) (bool, st
 	}
 	o := &unstructured.Unstructured{}
 	o.SetGroupVersionKind(v1beta1.GroupVersion.WithKind(first))
-	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: name}, o); err != nil {
+	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: name}, o); err != nil {
 		return false, err.Error()
 	}
 	c := findValidCondition(o)
@@ -358,10 +358,10 @@ func isServiceAsExpected(s *corev1.Service, ips []string, e expectation) (bool, 
 // isReservationAsExpected is isExpectationMet for an AddressReservation.
 func (b *harness) isReservationAsExpected(ctx context.Context, e expectation) (bool, string) {
 	var r v1alpha1.AddressReservation
-	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.objectKindAndName}, &r); err != nil {
+	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: e.objectKindAndName}, &r); err != nil {
 		return false, err.Error()
 	}
-	c := meta.FindStatusCondition(r.Status.Conditions, names.ConditionReserved)
+	c := meta.FindStatusCondition(r.Status.Conditions, names.ConditionReservationEffective)
 	got := strings.Join(r.Status.Addresses, ", ") + " " + describeCondition(c)
 	if c == nil || c.ObservedGeneration != r.Generation {
 		return false, got
@@ -375,7 +375,7 @@ func (b *harness) isReservationAsExpected(ctx context.Context, e expectation) (b
 // isPoolCountsExpectationMet is isExpectationMet for the counters of a pool.
 func (b *harness) isPoolCountsExpectationMet(ctx context.Context, e expectation) (bool, string) {
 	var p v1beta1.IPAddressPool
-	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.Namespace, Name: e.objectKindAndName}, &p); err != nil {
+	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: e.objectKindAndName}, &p); err != nil {
 		return false, err.Error()
 	}
 	s := p.Status
@@ -445,9 +445,9 @@ func (b *harness) removeObjects(t *testing.T, objects []*unstructured.Unstructur
 	}
 }
 
-// TestBGPPeerVersionsConvert writes a BGPPeer in each version and reads it in the other one. No
-// field may be lost.
-func TestBGPPeerVersionsConvert(t *testing.T) {
+// TestBGPPeerConversionLosesNoField writes a BGPPeer in each version and reads it in the other one.
+// No field may be lost.
+func TestBGPPeerConversionLosesNoField(t *testing.T) {
 	config := apiserver.StartUntilTestEnds(t)
 	scheme, err := configuration.NewScheme()
 	if err != nil {
@@ -458,7 +458,7 @@ func TestBGPPeerVersionsConvert(t *testing.T) {
 		t.Fatal(err)
 	}
 	old := &v1beta1.BGPPeer{Spec: v1beta2.BGPPeerSpec{MyASN: 64512, PeerASN: 64513, PeerAddress: "192.0.2.1"}}
-	old.Namespace, old.Name = names.Namespace, "old"
+	old.Namespace, old.Name = names.DefaultNamespace, "old"
 	if err := c.Create(t.Context(), old); err != nil {
 		t.Fatal(err)
 	}
@@ -473,7 +473,7 @@ func TestBGPPeerVersionsConvert(t *testing.T) {
 		MyASN: 64512, DynamicASN: v1beta2.DynamicASNExternal, Interface: "eth0", VRFName: "red", EnableGracefulRestart: true,
 		ConnectTime: &metav1.Duration{Duration: time.Second}, LocalASN: 7,
 	}}
-	now.Namespace, now.Name = names.Namespace, "new"
+	now.Namespace, now.Name = names.DefaultNamespace, "new"
 	if err := c.Create(t.Context(), now); err != nil {
 		t.Fatal(err)
 	}

@@ -51,8 +51,8 @@ func (h *namespacePolicyHarness) installPolicyOf(manifests string) {
 	}
 }
 
-// createInNamespace creates an object in a namespace as a trial that stores nothing.
-func (h *namespacePolicyHarness) createInNamespace(o client.Object, namespace string) error {
+// createAsDryRunInNamespace creates an object in a namespace as a trial that stores nothing.
+func (h *namespacePolicyHarness) createAsDryRunInNamespace(o client.Object, namespace string) error {
 	o = o.DeepCopyObject().(client.Object)
 	o.SetNamespace(namespace)
 	return h.apiClient.Create(h.Context(), o, client.DryRunAll)
@@ -65,7 +65,7 @@ func (h *namespacePolicyHarness) awaitRefusal(namespace, words string) {
 	ctx, cancel := context.WithTimeout(h.Context(), awaitTimeout)
 	defer cancel()
 	for {
-		err := h.createInNamespace(newConfigurationObjects()[0], namespace)
+		err := h.createAsDryRunInNamespace(newObjectOfEachNamespacedKind()[0], namespace)
 		if err != nil && strings.Contains(err.Error(), words) {
 			return
 		}
@@ -77,8 +77,9 @@ func (h *namespacePolicyHarness) awaitRefusal(namespace, words string) {
 	}
 }
 
-// newConfigurationObjects returns a valid object of each kind that is read from one namespace only.
-func newConfigurationObjects() []client.Object {
+// newObjectOfEachNamespacedKind returns a valid object of each kind that is read from one namespace
+// only.
+func newObjectOfEachNamespacedKind() []client.Object {
 	all := []client.Object{
 		&v1beta1.IPAddressPool{Spec: v1beta1.IPAddressPoolSpec{Addresses: []string{"192.0.2.0/24"}}},
 		&v1beta1.L2Advertisement{}, &v1beta1.BGPAdvertisement{}, &v1beta1.BFDProfile{},
@@ -92,17 +93,17 @@ func newConfigurationObjects() []client.Object {
 	return all
 }
 
-// checkNamespaces checks in which namespaces objects of each kind are accepted.
-func (h *namespacePolicyHarness) checkNamespaces(accepted, refused []string, words string) {
+// checkAcceptedAndRefusedNamespaces checks in which namespaces objects of each kind are accepted.
+func (h *namespacePolicyHarness) checkAcceptedAndRefusedNamespaces(accepted, refused []string, words string) {
 	h.Helper()
-	for _, o := range newConfigurationObjects() {
+	for _, o := range newObjectOfEachNamespacedKind() {
 		for _, namespace := range refused {
-			if err := h.createInNamespace(o, namespace); err == nil || !strings.Contains(err.Error(), words) {
+			if err := h.createAsDryRunInNamespace(o, namespace); err == nil || !strings.Contains(err.Error(), words) {
 				h.Errorf("%T in namespace %s: got the error %v, want %q", o, namespace, err, words)
 			}
 		}
 		for _, namespace := range accepted {
-			if err := h.createInNamespace(o, namespace); err != nil {
+			if err := h.createAsDryRunInNamespace(o, namespace); err != nil {
 				h.Errorf("%T in namespace %s: %v", o, namespace, err)
 			}
 		}
@@ -111,7 +112,7 @@ func (h *namespacePolicyHarness) checkNamespaces(accepted, refused []string, wor
 
 // A configuration object in a namespace that Gantry does not read is refused when it is applied,
 // however Gantry was installed.
-func TestObjectsInOtherNamespacesAreRefused(t *testing.T) {
+func TestConfigurationInUnreadNamespaceIsRefused(t *testing.T) {
 	if m := packages.DescribeUnbuiltHelmOrKustomize(); m != "" {
 		t.Skip(m)
 	}
@@ -139,19 +140,19 @@ func TestObjectsInOtherNamespacesAreRefused(t *testing.T) {
 		return text
 	}
 	h.awaitRefusal("default", "resource must be created in metallb-system namespace: Gantry reads no other, and would ignore it in default")
-	h.checkNamespaces([]string{"metallb-system"}, []string{"default", "elsewhere"}, "must be created in metallb-system namespace")
+	h.checkAcceptedAndRefusedNamespaces([]string{"metallb-system"}, []string{"default", "elsewhere"}, "must be created in metallb-system namespace")
 
 	h.installPolicyOf(render(packages.RenderKustomizeInNamespace(t.Context(), t.TempDir(), "default", "elsewhere")))
 	h.awaitRefusal("metallb-system", "must be created in elsewhere namespace")
-	h.checkNamespaces([]string{"elsewhere"}, []string{"default", "metallb-system"}, "must be created in elsewhere namespace")
+	h.checkAcceptedAndRefusedNamespaces([]string{"elsewhere"}, []string{"default", "metallb-system"}, "must be created in elsewhere namespace")
 
 	h.installPolicyOf(render(packages.RenderHelm(t.Context(), "metallb-system", "otherConfigurationNamespaces: [second]")))
 	h.awaitRefusal("default", "must be created in metallb-system or second namespace")
-	h.checkNamespaces([]string{"metallb-system", "second"}, []string{"default", "elsewhere"}, "must be created in metallb-system or second namespace")
+	h.checkAcceptedAndRefusedNamespaces([]string{"metallb-system", "second"}, []string{"default", "elsewhere"}, "must be created in metallb-system or second namespace")
 }
 
 // An object that was there before the policy can still be labelled and deleted, but not changed.
-func TestObjectsOlderThanPolicyCanBeDeleted(t *testing.T) {
+func TestObjectsOlderThanNamespacePolicyCanBeDeleted(t *testing.T) {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +171,7 @@ func TestObjectsOlderThanPolicyCanBeDeleted(t *testing.T) {
 	if err := c.Delete(t.Context(), parameter); err != nil {
 		t.Fatal(err)
 	}
-	old := newConfigurationObjects()[0].(*v1beta1.IPAddressPool)
+	old := newObjectOfEachNamespacedKind()[0].(*v1beta1.IPAddressPool)
 	old.Namespace, old.Finalizers = "default", []string{"example.com/keep"}
 	for err = c.Create(t.Context(), old.DeepCopy()); apierrors.IsInvalid(err) || apierrors.IsForbidden(err); err = c.Create(t.Context(), old.DeepCopy()) {
 		time.Sleep(50 * time.Millisecond)

@@ -7,9 +7,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// createNodes creates a node in each of two racks, with an address and a Pod network that pools may
-// contain by mistake.
-func createNodes(t *testing.T, c client.Client) {
+// createNodesInTwoRacks creates a node in each of two racks, with an address and a Pod network that
+// pools may contain by mistake.
+func createNodesInTwoRacks(t *testing.T, c client.Client) {
 	t.Helper()
 	for rack, n := range map[string]struct{ address, podNetwork string }{"a": {"10.172.0.1", "10.171.0.0/24"}, "b": {"10.172.0.2", "10.171.1.0/24"}} {
 		o := &corev1.Node{}

@@ -56,9 +56,9 @@ func sortContainerEnvironmentAndPorts(o *unstructured.Unstructured) {
 	}
 }
 
-// TestProbesWaitOnABusyNode: the kubelet gives up a probe after one second by default. On a node
-// that is busy it would restart a program that only waits for a processor.
-func TestProbesWaitOnABusyNode(t *testing.T) {
+// TestPodProbeTimeoutsAreAtLeastFiveSeconds: the kubelet gives up a probe after one second by
+// default. On a node that is busy it would restart a program that only waits for a processor.
+func TestPodProbeTimeoutsAreAtLeastFiveSeconds(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	text, err := RenderKustomize(t.Context(), "default")
 	if err != nil {
@@ -125,7 +125,7 @@ func TestHelmChartRendersIntoReleaseNamespace(t *testing.T) {
 }
 
 // The namespace that is read is a parameter of the policy, which kustomize must change too.
-func TestOverlayMovesPolicyToItsNamespace(t *testing.T) {
+func TestKustomizeNamespaceReachesPolicyParameter(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	text, err := RenderKustomizeInNamespace(t.Context(), t.TempDir(), "default", "elsewhere")
 	if err != nil {
@@ -203,7 +203,7 @@ func TestEveryHelmValueChangesManifests(t *testing.T) {
 	}
 }
 
-func TestWrongValuesAreRefused(t *testing.T) {
+func TestInvalidHelmValuesAreRefused(t *testing.T) {
 	skipWithoutHelmAndKustomize(t)
 	for values, want := range map[string][]string{
 		`frrk8s: {enabled: true}`:                      {"frrk8s", "not allowed"},

@@ -10,8 +10,8 @@ import (
 // Services, nodes and links.
 var advertisementMatchFields = []string{"NodeSelectors", "ServiceSelectors", "Preferences", "Interfaces"}
 
-// selectorPlaces are the packages and files that may use these fields, and why.
-var selectorPlaces = []struct{ place, because string }{
+// placesThatMayMatchAdvertisements are the packages and files that may use these fields, and why.
+var placesThatMayMatchAdvertisements = []struct{ place, because string }{
 	{"internal/advertise", "the home of the rules"},
 	{"internal/snapshot", "parses the fields, and looks for advertisements that contradict each other"},
 	{"api", "declares the fields"},
@@ -20,7 +20,7 @@ var selectorPlaces = []struct{ place, because string }{
 	{"cmd/kubectl-gantry/explain", "Interfaces of a report"},
 }
 
-const selectorRuleReason = "the explanation of a Service is what speakers do only as long as one package matches advertisements: call internal/advertise"
+const advertisementMatchRuleReason = "the explanation of a Service is what speakers do only as long as one package matches advertisements: call internal/advertise"
 
 func TestAdvertisementsAreMatchedInOnePackage(t *testing.T) {
 	used := map[string]bool{}
@@ -28,24 +28,24 @@ func TestAdvertisementsAreMatchedInOnePackage(t *testing.T) {
 		if f.isTest || !isInOrBelow(f.dir, "api", "cmd", "internal", "controller", "speaker") {
 			continue
 		}
-		for _, field := range findSelectorFields(f.ast) {
-			i := slices.IndexFunc(selectorPlaces, func(p struct{ place, because string }) bool { return isInOrBelow(f.path, p.place) })
+		for _, field := range findAdvertisementMatchFields(f.ast) {
+			i := slices.IndexFunc(placesThatMayMatchAdvertisements, func(p struct{ place, because string }) bool { return isInOrBelow(f.path, p.place) })
 			if i < 0 {
-				t.Errorf("%s uses %s: %s", f.fileAndLineOf(field.Pos()), field.Sel.Name, selectorRuleReason)
+				t.Errorf("%s uses %s: %s", f.fileAndLineOf(field.Pos()), field.Sel.Name, advertisementMatchRuleReason)
 				continue
 			}
-			used[selectorPlaces[i].place] = true
+			used[placesThatMayMatchAdvertisements[i].place] = true
 		}
 	}
-	for _, p := range selectorPlaces {
+	for _, p := range placesThatMayMatchAdvertisements {
 		if !used[p.place] && p.place != "api" {
 			t.Errorf("%s may use the selectors of advertisements (%s), and does not: remove it from the list", p.place, p.because)
 		}
 	}
 }
 
-// findSelectorFields returns the places that read one of the fields.
-func findSelectorFields(file *ast.File) []*ast.SelectorExpr {
+// findAdvertisementMatchFields returns the places that read one of the fields.
+func findAdvertisementMatchFields(file *ast.File) []*ast.SelectorExpr {
 	var out []*ast.SelectorExpr
 	ast.Inspect(file, func(n ast.Node) bool {
 		if sel, ok := n.(*ast.SelectorExpr); ok && slices.Contains(advertisementMatchFields, sel.Sel.Name) {

@@ -17,8 +17,8 @@ import (
 // libraryMetrics are metrics in alerts that a library exports, with their labels.
 var libraryMetrics = map[string][]string{"leader_election_master_status": {"name"}}
 
-// targetLabels are the labels that Prometheus adds to each metric of a Pod.
-var targetLabels = []string{"namespace", "pod"}
+// prometheusTargetLabels are the labels that Prometheus adds to each metric of a Pod.
+var prometheusTargetLabels = []string{"namespace", "pod"}
 
 // promQLWords are the words of an expression that are neither a metric nor a label.
 var promQLWords = map[string]bool{"and": true, "or": true, "unless": true, "by": true, "without": true, "on": true, "sum": true, "max": true, "min": true, "increase": true, "rate": true, "absent": true}
@@ -33,7 +33,7 @@ func TestAlertsUseExistingMetrics(t *testing.T) {
 	alerts := readAlerts(t)
 	for _, a := range alerts {
 		known := map[string]bool{}
-		for _, l := range targetLabels {
+		for _, l := range prometheusTargetLabels {
 			known[l] = true
 		}
 		for l := range a.Labels {
@@ -65,15 +65,15 @@ func TestAlertsUseExistingMetrics(t *testing.T) {
 	}
 }
 
-// alert is a rule of Prometheus.
-type alert struct {
+// prometheusAlertRule is a rule of Prometheus.
+type prometheusAlertRule struct {
 	Name        string            `json:"alert"`
 	Expression  string            `json:"expr"`
 	Labels      map[string]string `json:"labels"`
 	Annotations map[string]string `json:"annotations"`
 }
 
-func readAlerts(t *testing.T) []alert {
+func readAlerts(t *testing.T) []prometheusAlertRule {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(repositoryRoot, "config", "components", "prometheus", "rules.yaml"))
 	if err != nil {
@@ -82,14 +82,14 @@ func readAlerts(t *testing.T) []alert {
 	var rules struct {
 		Spec struct {
 			Groups []struct {
-				Rules []alert `json:"rules"`
+				Rules []prometheusAlertRule `json:"rules"`
 			} `json:"groups"`
 		} `json:"spec"`
 	}
 	if err := yaml.Unmarshal(text, &rules); err != nil {
 		t.Fatal(err)
 	}
-	var out []alert
+	var out []prometheusAlertRule
 	for _, g := range rules.Spec.Groups {
 		out = append(out, g.Rules...)
 	}

@@ -28,7 +28,7 @@ func TestCommentLinesAreNarrow(t *testing.T) {
 					continue
 				}
 				for i := f.lineOf(c.Pos()); i <= f.lineOf(c.End()); i++ {
-					if n := countColumnsWithTabs(lines[i-1]); n > maxCommentColumns && !isOneWord(lines[i-1]) {
+					if n := countColumnsWithTabs(lines[i-1]); n > maxCommentColumns && !isOneWordComment(lines[i-1]) {
 						t.Errorf("%s:%d: a line with a comment has %d columns, more than %d: wrap it, so that it is read without scrolling",
 							f.path, i, n, maxCommentColumns)
 					}
@@ -52,9 +52,9 @@ func countColumnsWithTabs(line string) int {
 	return utf8.RuneCountInString(line) + (tabColumns-1)*strings.Count(line, "\t")
 }
 
-// isOneWord reports whether a line is a comment of one word, such as a URL, which cannot be
+// isOneWordComment reports whether a line is a comment of one word, such as a URL, which cannot be
 // wrapped.
-func isOneWord(line string) bool {
+func isOneWordComment(line string) bool {
 	fields := strings.Fields(line)
 	return len(fields) == 2 && fields[0] == "//"
 }

@@ -11,9 +11,9 @@ import (
 	"testing"
 )
 
-// TestFlagsAreInReadme compares the flags of controller and speaker with the tables of the README.
-// It finds flags without a row, and rows of flags that do not exist.
-func TestFlagsAreInReadme(t *testing.T) {
+// TestReadmeTablesMatchFlags compares the flags of controller and speaker with the tables of the
+// README. It finds flags without a row, and rows of flags that do not exist.
+func TestReadmeTablesMatchFlags(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(repositoryRoot, "README.md"))
 	if err != nil {
 		t.Fatal(err)
@@ -29,7 +29,7 @@ func TestFlagsAreInReadme(t *testing.T) {
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
-			if name, ok := definedFlag(n); ok {
+			if name, ok := flagDefinedByCall(n); ok {
 				flags[name] = true
 				if !rows[name] {
 					t.Errorf("%s defines --%s, which has no row in the README: users look flags up there", f.path, name)
@@ -45,8 +45,9 @@ func TestFlagsAreInReadme(t *testing.T) {
 	}
 }
 
-// definedFlag returns the name of the flag that a call like fs.StringVar(&x, "name", ...) defines.
-func definedFlag(n ast.Node) (string, bool) {
+// flagDefinedByCall returns the name of the flag that a call like fs.StringVar(&x, "name", ...)
+// defines.
+func flagDefinedByCall(n ast.Node) (string, bool) {
 	call, ok := n.(*ast.CallExpr)
 	if !ok || len(call.Args) != 4 {
 		return "", false
@@ -104,9 +105,9 @@ func TestReasonsAreDocumented(t *testing.T) {
 	}
 }
 
-// TestDependenciesHaveAReason compares the direct requirements of go.mod with the table in
-// CONTRIBUTING.md.
-func TestDependenciesHaveAReason(t *testing.T) {
+// TestDependenciesAreListedInContributing compares the direct requirements of go.mod with the table
+// in CONTRIBUTING.md.
+func TestDependenciesAreListedInContributing(t *testing.T) {
 	mod, err := os.ReadFile(filepath.Join(repositoryRoot, "go.mod"))
 	if err != nil {
 		t.Fatal(err)
@@ -126,9 +127,9 @@ func TestDependenciesHaveAReason(t *testing.T) {
 	}
 }
 
-// TestWhereToStartNamesExistingFiles checks the paths in the tables "Where to start" of
+// TestContributingTablesNameExistingFiles checks the paths in the tables "Where to start" of
 // CONTRIBUTING.md. A file name without a path is in the directory of a path of its row.
-func TestWhereToStartNamesExistingFiles(t *testing.T) {
+func TestContributingTablesNameExistingFiles(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(repositoryRoot, "CONTRIBUTING.md"))
 	if err != nil {
 		t.Fatal(err)
@@ -163,14 +164,14 @@ func TestWhereToStartNamesExistingFiles(t *testing.T) {
 			}
 		}
 		for _, name := range names {
-			if !existsInOneOf(directories, name) {
+			if !fileExistsInOneOf(directories, name) {
 				t.Errorf("CONTRIBUTING.md says to start in %s, which is in no directory of its row: %s", name, strings.TrimSpace(row[1]))
 			}
 		}
 	}
 }
 
-func existsInOneOf(directories map[string]bool, name string) bool {
+func fileExistsInOneOf(directories map[string]bool, name string) bool {
 	for directory := range directories {
 		if _, err := os.Stat(filepath.Join(repositoryRoot, directory, name)); err == nil {
 			return true

@@ -43,7 +43,7 @@ func TestDurationNamesEndInTimeoutIntervalOrDelay(t *testing.T) {
 		}
 	}
 	for _, f := range parseSources(t) {
-		if !isProduct(f) {
+		if !isProductFile(f) {
 			continue
 		}
 		for _, d := range f.ast.Decls {
@@ -55,12 +55,12 @@ func TestDurationNamesEndInTimeoutIntervalOrDelay(t *testing.T) {
 				switch s := s.(type) {
 				case *ast.ValueSpec:
 					for i, name := range s.Names {
-						if isDurationType(s.Type) || i < len(s.Values) && isDuration(s.Values[i], f.dir, known) {
+						if isDurationType(s.Type) || i < len(s.Values) && isDurationExpression(s.Values[i], f.dir, known) {
 							check(f, name, strings.ToLower(g.Tok.String()))
 						}
 					}
 				case *ast.TypeSpec:
-					for _, name := range durationFields(s.Type) {
+					for _, name := range durationFieldsOfStruct(s.Type) {
 						check(f, name, "field")
 					}
 				}
@@ -73,13 +73,13 @@ func TestDurationNamesEndInTimeoutIntervalOrDelay(t *testing.T) {
 }
 
 func isDurationName(name string) bool {
-	words := camelWords(name)
+	words := splitCamelCaseName(name)
 	last := words[len(words)-1]
 	if slices.Contains(allowedLastWordsOfDurationNames, last) || slices.Contains(allowedLastWordsOfDurationNames, strings.TrimSuffix(last, "s")) {
 		return true
 	}
 	for excused := range reasonByExceptionalDurationName {
-		end := camelWords(excused)
+		end := splitCamelCaseName(excused)
 		if len(words) >= len(end) && slices.Equal(words[len(words)-len(end):], end) {
 			return true
 		}
@@ -96,17 +96,17 @@ func isDurationType(e ast.Expr) bool {
 	return ok && x.Name == "time"
 }
 
-// isDuration reports whether an expression makes a duration of the units of package time, or of
-// another duration of the package.
-func isDuration(e ast.Expr, dir string, known map[string]bool) bool {
+// isDurationExpression reports whether an expression makes a duration of the units of package time,
+// or of another duration of the package.
+func isDurationExpression(e ast.Expr, dir string, known map[string]bool) bool {
 	switch e := e.(type) {
 	case *ast.ParenExpr:
-		return isDuration(e.X, dir, known)
+		return isDurationExpression(e.X, dir, known)
 	case *ast.BinaryExpr:
-		if e.Op == token.QUO && isDuration(e.Y, dir, known) {
+		if e.Op == token.QUO && isDurationExpression(e.Y, dir, known) {
 			return false // how often one fits into the other
 		}
-		return isDuration(e.X, dir, known) || isDuration(e.Y, dir, known)
+		return isDurationExpression(e.X, dir, known) || isDurationExpression(e.Y, dir, known)
 	case *ast.Ident:
 		return known[dir+" "+e.Name]
 	case *ast.CallExpr:
@@ -118,8 +118,9 @@ func isDuration(e ast.Expr, dir string, known map[string]bool) bool {
 	return false
 }
 
-// durationFields returns the fields of type time.Duration of a struct, those of structs in it too.
-func durationFields(e ast.Expr) []*ast.Ident {
+// durationFieldsOfStruct returns the fields of type time.Duration of a struct, those of structs in
+// it too.
+func durationFieldsOfStruct(e ast.Expr) []*ast.Ident {
 	var out []*ast.Ident
 	ast.Inspect(e, func(n ast.Node) bool {
 		if s, ok := n.(*ast.StructType); ok {

@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// TestReasonsAreEmitted finds Reasons that no program gives: users would look for a word that they
-// never meet.
-func TestReasonsAreEmitted(t *testing.T) {
+// TestEveryReasonIsUsedByProductCode finds Reasons that no program gives: users would look for a
+// word that they never meet.
+func TestEveryReasonIsUsedByProductCode(t *testing.T) {
 	declared, used := map[string]bool{}, map[string]bool{}
 	for _, f := range parseSources(t) {
 		if f.isTest || !isInOrBelow(f.dir, "api", "cmd", "internal", "controller", "speaker") {

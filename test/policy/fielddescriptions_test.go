@@ -22,8 +22,8 @@ type fieldSchema struct {
 	Required    []string               `json:"required"`
 }
 
-// holdsFields reports whether the field has fields of its own, each with an example.
-func (s *fieldSchema) holdsFields() bool {
+// hasNestedFields reports whether the field has fields of its own, each with an example.
+func (s *fieldSchema) hasNestedFields() bool {
 	return len(s.Properties) > 0 || s.Items != nil && len(s.Items.Properties) > 0
 }
 
@@ -42,10 +42,10 @@ type crdFile struct {
 	} `json:"spec"`
 }
 
-// TestFieldsHaveDefaultAndExample checks the description of each field of the API, as kubectl
-// explain shows it: a field that a user sets has its default, and each field without fields of its
-// own has an example.
-func TestFieldsHaveDefaultAndExample(t *testing.T) {
+// TestAPIFieldDescriptionsHaveDefaultAndExample checks the description of each field of the API, as
+// kubectl explain shows it: a field that a user sets has its default, and each field without fields
+// of its own has an example.
+func TestAPIFieldDescriptionsHaveDefaultAndExample(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(repositoryRoot, "config", "crd", "bases", "*.yaml"))
 	if err != nil || len(files) < 10 {
 		t.Fatalf("config/crd/bases has %d CRDs (%v): this test looks in the wrong place", len(files), err)
@@ -84,20 +84,20 @@ func checkFieldDescriptions(t *testing.T, path string, s *fieldSchema, isSetByUs
 		}
 		field, where := s.Properties[name], path+"."+name
 		isOptional := isSetByUser && !slices.Contains(s.Required, name)
-		for _, fault := range faultsOfDescription(&field, isOptional) {
+		for _, fault := range faultsOfFieldDescription(&field, isOptional) {
 			t.Errorf("%s: its description %q %s", where, field.Description, fault)
 		}
 		checkFieldDescriptions(t, where, &field, isSetByUser)
 	}
 }
 
-// faultsOfDescription returns what the description of a field lacks.
-func faultsOfDescription(s *fieldSchema, isOptional bool) (out []string) {
+// faultsOfFieldDescription returns what the description of a field lacks.
+func faultsOfFieldDescription(s *fieldSchema, isOptional bool) (out []string) {
 	text := strings.Join(strings.Fields(s.Description), " ")
 	if isOptional && !strings.Contains(text, "Default: ") {
 		out = append(out, `has no "Default: ..."`)
 	}
-	if !s.holdsFields() && !strings.Contains(text, "Example: ") {
+	if !s.hasNestedFields() && !strings.Contains(text, "Example: ") {
 		out = append(out, `has no "Example: ..."`)
 	}
 	if s.Default == nil {

@@ -12,15 +12,15 @@ import (
 // function should be able to guess what it does, and short names rarely allow that.
 const (
 	minMeanFunctionNameLetters   = 8.5
-	shortNameLetters             = 4
+	maxLettersOfShortName        = 4
 	maxShareOfShortFunctionNames = 0.15
 	maxLettersOfShortVerb        = 5
 	maxTypesWithSameShortMethod  = 6
 )
 
-// reasonByCommonMethodName are short method names that Go and its libraries give one meaning, and
-// where from.
-var reasonByCommonMethodName = map[string]string{
+// reasonByAllowedShortMethodName are short method names that Go and its libraries give one meaning,
+// and where from.
+var reasonByAllowedShortMethodName = map[string]string{
 	"Add":    "a collection, as sync.WaitGroup",
 	"All":    "an iterator, as slices.All",
 	"Close":  "io.Closer",
@@ -42,9 +42,9 @@ var reasonByCommonMethodName = map[string]string{
 	"Write":  "io.Writer",
 }
 
-// isProduct reports whether a file is part of the two programs. Tests are not, and neither are
+// isProductFile reports whether a file is part of the two programs. Tests are not, and neither are
 // packages that replace something in tests: their names end in "test".
-func isProduct(f sourceFile) bool {
+func isProductFile(f sourceFile) bool {
 	base := path.Base(f.dir)
 	standIn := strings.HasSuffix(base, "test") && base != "latest"
 	return isInOrBelow(f.dir, "api", "cmd", "internal", "controller", "speaker") && !f.isTest && !standIn
@@ -54,7 +54,7 @@ func isProduct(f sourceFile) bool {
 func visitProductFunctions(t *testing.T, visit func(sourceFile, *ast.FuncDecl)) {
 	t.Helper()
 	for _, f := range parseSources(t) {
-		if !isProduct(f) {
+		if !isProductFile(f) {
 			continue
 		}
 		for _, d := range f.ast.Decls {
@@ -71,7 +71,7 @@ func TestFunctionNamesAreLongEnough(t *testing.T) {
 	visitProductFunctions(t, func(_ sourceFile, fn *ast.FuncDecl) {
 		count++
 		letters += len(fn.Name.Name)
-		if len(fn.Name.Name) <= shortNameLetters {
+		if len(fn.Name.Name) <= maxLettersOfShortName {
 			shortCount++
 			short[fn.Name.Name]++
 		}
@@ -80,14 +80,14 @@ func TestFunctionNamesAreLongEnough(t *testing.T) {
 		t.Fatal("product code has no function: this test looks in the wrong place")
 	}
 	mean, share := float64(letters)/float64(count), float64(shortCount)/float64(count)
-	t.Logf("%d functions, %.2f letters on average, %.1f %% of %d or fewer", count, mean, 100*share, shortNameLetters)
+	t.Logf("%d functions, %.2f letters on average, %.1f %% of %d or fewer", count, mean, 100*share, maxLettersOfShortName)
 	if mean < minMeanFunctionNameLetters {
 		t.Errorf("function names of product code have %.2f letters on average, fewer than %.1f: say verb and object",
 			mean, minMeanFunctionNameLetters)
 	}
 	if share > maxShareOfShortFunctionNames {
 		t.Errorf("%.1f %% of the function names of product code have %d letters or fewer, more than %.0f %%: say verb and object; most frequent: %s",
-			100*share, shortNameLetters, 100*maxShareOfShortFunctionNames, strings.Join(mostFrequentKeys(short, 12), ", "))
+			100*share, maxLettersOfShortName, 100*maxShareOfShortFunctionNames, strings.Join(mostFrequentKeys(short, 12), ", "))
 	}
 }
 
@@ -112,10 +112,10 @@ func TestShortMethodNamesAreOnFewTypes(t *testing.T) {
 	types := map[string][]string{} // by verb: directory and type
 	visitProductFunctions(t, func(f sourceFile, fn *ast.FuncDecl) {
 		verb := fn.Name.Name
-		if fn.Recv == nil || len(verb) > maxLettersOfShortVerb || reasonByCommonMethodName[verb] != "" {
+		if fn.Recv == nil || len(verb) > maxLettersOfShortVerb || reasonByAllowedShortMethodName[verb] != "" {
 			return
 		}
-		types[verb] = append(types[verb], f.dir+"."+receiverType(fn))
+		types[verb] = append(types[verb], f.dir+"."+receiverTypeName(fn))
 	})
 	for verb, on := range types {
 		slices.Sort(on)
@@ -126,8 +126,8 @@ func TestShortMethodNamesAreOnFewTypes(t *testing.T) {
 	}
 }
 
-// receiverType returns the name of the type that a method belongs to.
-func receiverType(fn *ast.FuncDecl) string {
+// receiverTypeName returns the name of the type that a method belongs to.
+func receiverTypeName(fn *ast.FuncDecl) string {
 	e := fn.Recv.List[0].Type
 	if p, ok := e.(*ast.StarExpr); ok {
 		e = p.X

@@ -16,9 +16,9 @@ import (
 
 // glossaryTerm is a row of the glossary of ARCHITECTURE.md.
 type glossaryTerm struct {
-	word            string
-	homeDirectories []string // directories
-	secondPlaces    []string // the other directories that may declare the word
+	word                    string
+	homeDirectories         []string // directories
+	otherAllowedDirectories []string // the other directories that may declare the word
 }
 
 var (
@@ -96,30 +96,31 @@ func parseBacktickedDirectories(t *testing.T, word, cell string) []string {
 	return out
 }
 
-// TestGlossaryWordsStayAtHome compares the glossary with the names of types, functions, methods and
-// packages of product code. One word means one thing, so that a reader has to learn it once.
-func TestGlossaryWordsStayAtHome(t *testing.T) {
+// TestGlossaryWordsAreDeclaredInListedPackages compares the glossary with the names of types,
+// functions, methods and packages of product code. One word means one thing, so that a reader has
+// to learn it once.
+func TestGlossaryWordsAreDeclaredInListedPackages(t *testing.T) {
 	terms := parseGlossary(t)
 	used := map[string]bool{} // "word directory"
 	for name, where := range collectProductDeclarations(t) {
-		words := camelWords(name)
+		words := splitCamelCaseName(name)
 		for _, tm := range terms {
 			if !slices.ContainsFunc(words, func(w string) bool { return w == tm.word || w == tm.word+"s" }) {
 				continue
 			}
 			for _, at := range where {
-				i := slices.IndexFunc(slices.Concat(tm.homeDirectories, tm.secondPlaces), func(p string) bool { return isInOrBelow(at.dir, p) })
+				i := slices.IndexFunc(slices.Concat(tm.homeDirectories, tm.otherAllowedDirectories), func(p string) bool { return isInOrBelow(at.dir, p) })
 				if i < 0 {
 					t.Errorf("%s declares %s, and %q belongs to %s: use another word, or add the package to the Glossary with the reason",
 						at.fileAndLine, name, tm.word, strings.Join(tm.homeDirectories, ", "))
 					continue
 				}
-				used[tm.word+" "+slices.Concat(tm.homeDirectories, tm.secondPlaces)[i]] = true
+				used[tm.word+" "+slices.Concat(tm.homeDirectories, tm.otherAllowedDirectories)[i]] = true
 			}
 		}
 	}
 	for _, tm := range terms {
-		for _, dir := range slices.Concat(tm.homeDirectories, tm.secondPlaces) {
+		for _, dir := range slices.Concat(tm.homeDirectories, tm.otherAllowedDirectories) {
 			if !used[tm.word+" "+dir] {
 				t.Errorf("the Glossary says that %s declares %q, and no type, function or package there does: correct the row", dir, tm.word)
 			}
@@ -138,7 +139,7 @@ func collectProductDeclarations(t *testing.T) map[string][]declarationPlace {
 	add := func(dir, place, name string) { out[name] = append(out[name], declarationPlace{dir, place}) }
 	packages := map[string]bool{}
 	for _, f := range parseSources(t) {
-		if !isProduct(f) {
+		if !isProductFile(f) {
 			continue
 		}
 		if !packages[f.dir] {
@@ -166,8 +167,9 @@ func (f *sourceFile) fileAndLineOf(p token.Pos) string {
 	return fmt.Sprintf("%s:%d", f.path, f.lineOf(p))
 }
 
-// camelWords splits a name into its words, in lower case: ARPProbeTimeout is arp, probe, timeout.
-func camelWords(name string) []string {
+// splitCamelCaseName splits a name into its words, in lower case: ARPProbeTimeout is arp, probe,
+// timeout.
+func splitCamelCaseName(name string) []string {
 	var out []string
 	letters := []rune(name)
 	start := 0
@@ -186,12 +188,12 @@ func isWordStart(letters []rune, i int) bool {
 		(!unicode.IsUpper(letters[i-1]) || i+1 < len(letters) && unicode.IsLower(letters[i+1]))
 }
 
-func TestCamelWords(t *testing.T) {
+func TestSplitCamelCaseName(t *testing.T) {
 	for name, want := range map[string]string{
 		"ARPProbeTimeout": "arp probe timeout", "leaseInterval": "lease interval", "Claims": "claims", "toIPNet": "to ip net",
 		"newBGP": "new bgp", "x": "x",
 	} {
-		if got := strings.Join(camelWords(name), " "); got != want {
+		if got := strings.Join(splitCamelCaseName(name), " "); got != want {
 			t.Errorf("%s has the words %q, want %q", name, got, want)
 		}
 	}

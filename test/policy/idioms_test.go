@@ -8,21 +8,22 @@ import (
 	"testing"
 )
 
-// exception is a file or directory that may do what a rule forbids, and why.
-type exception struct{ path, because string }
+// ruleException is a file or directory that may do what a rule forbids, and why.
+type ruleException struct{ path, because string }
 
 // exceptionList holds the exceptions of a rule. An exception that nothing needs is an error.
 type exceptionList struct {
-	exceptions []exception
+	exceptions []ruleException
 	used       map[string]bool
 }
 
-func newExceptionList(exceptions ...exception) *exceptionList {
+func newExceptionList(exceptions ...ruleException) *exceptionList {
 	return &exceptionList{exceptions, map[string]bool{}}
 }
 
-// allows says whether the file is an exception. Only a place that breaks the rule may ask.
-func (l *exceptionList) allows(path string) bool {
+// allowsAndMarksUsed says whether the file is an exception. Only a place that breaks the rule may
+// ask.
+func (l *exceptionList) allowsAndMarksUsed(path string) bool {
 	for _, e := range l.exceptions {
 		if isInOrBelow(path, e.path) {
 			l.used[e.path] = true
@@ -53,15 +54,16 @@ func productFiles(t *testing.T) []sourceFile {
 	return out
 }
 
-// selectorOf returns "package.name" if the expression is such a selector, and "" otherwise.
-func selectorOf(e ast.Expr) string {
+// packageQualifiedName returns "package.name" if the expression is such a selector, and ""
+// otherwise.
+func packageQualifiedName(e ast.Expr) string {
 	switch e := e.(type) {
 	case *ast.SelectorExpr:
 		if x, ok := e.X.(*ast.Ident); ok {
 			return x.Name + "." + e.Sel.Name
 		}
 	case *ast.IndexExpr: // a generic type
-		return selectorOf(e.X)
+		return packageQualifiedName(e.X)
 	}
 	return ""
 }
@@ -85,17 +87,17 @@ func isNonBlockingSelect(s *ast.SelectStmt) bool {
 	return neverWaits && (sends || forgets && doesNothing)
 }
 
-func TestOnlyLatestPackageSendsWithoutBlocking(t *testing.T) {
+func TestOnlyPackageLatestSendsWithoutBlocking(t *testing.T) {
 	exceptions := newExceptionList(
-		exception{"speaker/layer2/respond.go", "the channel blocks for some events and drops others"},
-		exception{"speaker/bgp/passive.go", "a connection that one worker has no room for goes to the next one"},
+		ruleException{"speaker/layer2/respond.go", "the channel blocks for some events and drops others"},
+		ruleException{"speaker/bgp/passive.go", "a connection that one worker has no room for goes to the next one"},
 	)
 	for _, f := range productFiles(t) {
 		if f.dir == "internal/latest" {
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
-			if s, ok := n.(*ast.SelectStmt); ok && isNonBlockingSelect(s) && !exceptions.allows(f.path) {
+			if s, ok := n.(*ast.SelectStmt); ok && isNonBlockingSelect(s) && !exceptions.allowsAndMarksUsed(f.path) {
 				t.Errorf("%s:%d: a select that sends or drops without waiting: use latest.Value, latest.Wake or latest.BoundedQueue, which are tested with many goroutines", f.path, f.lineOf(n.Pos()))
 			}
 			return true
@@ -104,7 +106,7 @@ func TestOnlyLatestPackageSendsWithoutBlocking(t *testing.T) {
 	exceptions.reportUnused(t)
 }
 
-func TestLatestPackageTypesAreUsedByPointer(t *testing.T) {
+func TestTypesOfPackageLatestAreUsedByPointer(t *testing.T) {
 	types := map[string]bool{"latest.Value": true, "latest.Wake": true, "latest.BoundedQueue": true}
 	for _, f := range parseSources(t) {
 		pointers := map[ast.Expr]bool{}
@@ -117,8 +119,8 @@ func TestLatestPackageTypesAreUsedByPointer(t *testing.T) {
 				}
 				pointers[x] = true
 			case *ast.SelectorExpr:
-				if types[selectorOf(n)] && !pointers[n] {
-					t.Errorf("%s:%d: %s by value: its zero value has no channel and would spin, so use a pointer from its constructor", f.path, f.lineOf(n.Pos()), selectorOf(n))
+				if types[packageQualifiedName(n)] && !pointers[n] {
+					t.Errorf("%s:%d: %s by value: its zero value has no channel and would spin, so use a pointer from its constructor", f.path, f.lineOf(n.Pos()), packageQualifiedName(n))
 				}
 			}
 			return true
@@ -136,7 +138,7 @@ func TestNoTypeHasInitMethod(t *testing.T) {
 	}
 }
 
-func TestOnlyIPFamilyPackageDeclaresFamily(t *testing.T) {
+func TestOnlyPackageIPFamilyDeclaresFamily(t *testing.T) {
 	for _, f := range parseSources(t) {
 		if f.dir == "internal/ipfamily" {
 			continue
@@ -163,7 +165,7 @@ func TestOnlyIPFamilyPackageDeclaresFamily(t *testing.T) {
 }
 
 // isReasonType says whether the expression is names.Reason.
-func isReasonType(e ast.Expr) bool { return selectorOf(e) == "names.Reason" }
+func isReasonType(e ast.Expr) bool { return packageQualifiedName(e) == "names.Reason" }
 
 // isStringType says whether the expression is string.
 func isStringType(e ast.Expr) bool {
@@ -185,9 +187,9 @@ func flattenFieldTypes(l *ast.FieldList) []ast.Expr {
 	return out
 }
 
-func TestReasonAndTextAreNotReturnedApart(t *testing.T) {
+func TestReasonWithTextIsOneExplanationType(t *testing.T) {
 	exceptions := newExceptionList(
-		exception{"controller/announcedcondition", "a condition of the API has the two apart"},
+		ruleException{"controller/announcedcondition", "a condition of the API has the two apart"},
 	)
 	for _, f := range productFiles(t) {
 		// values of the API; explanations of many rules, each with its own function
@@ -199,7 +201,7 @@ func TestReasonAndTextAreNotReturnedApart(t *testing.T) {
 			case *ast.FuncType:
 				results := flattenFieldTypes(n.Results)
 				for i := range max(len(results)-1, 0) {
-					if isReasonType(results[i]) && isStringType(results[i+1]) && !exceptions.allows(f.path) {
+					if isReasonType(results[i]) && isStringType(results[i+1]) && !exceptions.allowsAndMarksUsed(f.path) {
 						t.Errorf("%s:%d: a function returns a Reason and a text: return a names.Explanation, which cannot be torn apart", f.path, f.lineOf(n.Pos()))
 					}
 				}
@@ -218,7 +220,7 @@ func TestReasonAndTextAreNotReturnedApart(t *testing.T) {
 // fnvConstants are the offsets and primes of FNV with 32 and 64 bits.
 var fnvConstants = map[uint64]bool{2166136261: true, 16777619: true, 14695981039346656037: true, 1099511628211: true}
 
-func TestHashesComeFromTheStandardLibrary(t *testing.T) {
+func TestFNVHashIsNotWrittenByHand(t *testing.T) {
 	for _, f := range parseSources(t) {
 		if f.path == "test/policy/idioms_test.go" {
 			continue
@@ -241,9 +243,9 @@ var clockCalls = map[string]bool{"time.Now": true, "time.Since": true, "time.Unt
 
 func TestTheClockIsInjected(t *testing.T) {
 	exceptions := newExceptionList(
-		exception{"speaker/bgp/tcp/routersearch.go", "the read deadline of its socket follows this clock"},
-		exception{"speaker/layer2/wire/groups.go", "time.AfterFunc follows this clock"},
-		exception{"speaker/layer2/layer2test/lan.go", "a stand-in for tests, which run in a bubble with a clock of its own"},
+		ruleException{"speaker/bgp/tcp/routersearch.go", "the read deadline of its socket follows this clock"},
+		ruleException{"speaker/layer2/wire/groups.go", "time.AfterFunc follows this clock"},
+		ruleException{"speaker/layer2/layer2test/lan.go", "a stand-in for tests, which run in a bubble with a clock of its own"},
 	)
 	for _, f := range productFiles(t) {
 		if f.ast.Name.Name == "main" {
@@ -260,7 +262,7 @@ func TestTheClockIsInjected(t *testing.T) {
 					ast.Inspect(a, func(n ast.Node) bool { deadlines[n] = true; return true })
 				}
 			}
-			if name := selectorOf(call.Fun); clockCalls[name] && !deadlines[n] && !exceptions.allows(f.path) {
+			if name := packageQualifiedName(call.Fun); clockCalls[name] && !deadlines[n] && !exceptions.allowsAndMarksUsed(f.path) {
 				t.Errorf("%s:%d: %s: take the time as an argument in a decision, and a clock as the option Now in an effect, so that tests can move it", f.path, f.lineOf(n.Pos()), name)
 			}
 			return true

@@ -18,8 +18,9 @@ type logKey struct {
 	place token.Pos
 }
 
-// logLevels are the methods that log, with the number of arguments before the keys.
-var logLevels = map[string]int{"Debug": 1, "Info": 1, "Warn": 1, "Error": 1, "With": 0, "LogStart": 2}
+// argumentsBeforeKeysByLogMethod are the methods that log, with the number of arguments before the
+// keys.
+var argumentsBeforeKeysByLogMethod = map[string]int{"Debug": 1, "Info": 1, "Warn": 1, "Error": 1, "With": 0, "LogStart": 2}
 
 // logKeysOf returns the keys of a call that logs, or that collects keys for such a call in a slice.
 func logKeysOf(n ast.Node) []logKey {
@@ -34,7 +35,7 @@ func logKeysOf(n ast.Node) []logKey {
 		if !ok {
 			return nil
 		}
-		before, isLevel := logLevels[f.Sel.Name]
+		before, isLevel := argumentsBeforeKeysByLogMethod[f.Sel.Name]
 		receiver := lastIdentifierOf(f.X)
 		isLogger := receiver == "log" || receiver == "Log" || receiver == "slog" || f.Sel.Name == "LogStart"
 		if !isLevel || !isLogger || len(n.Args) < before {

@@ -8,8 +8,8 @@ import (
 
 // The largest sizes of a type with state. A reader cannot hold more in mind.
 const (
-	maxMethods    = 60
-	maxFieldLines = 30
+	maxMethodsOfStatefulType    = 60
+	maxFieldLinesOfStatefulType = 30
 )
 
 // statefulTypeAdvice are the limits on types with state, and why.
@@ -63,13 +63,13 @@ func TestStatefulTypesStaySmall(t *testing.T) {
 					}
 				}
 			case *ast.FuncDecl:
-				name, isPointer, ok := receiverOf(d)
+				name, isPointer, ok := receiverTypeNameAndPointer(d)
 				if !ok {
 					continue
 				}
 				r := ensure(f, name)
 				r.methodCount++
-				if isPointer && changesReceiver(d) {
+				if isPointer && assignsToReceiverField(d) {
 					r.changedBy = d.Name.Name
 				}
 			}
@@ -80,10 +80,10 @@ func TestStatefulTypesStaySmall(t *testing.T) {
 		if r.changedBy != "" {
 			changing++
 		}
-		limitMethods, limitFields := maxMethods, maxFieldLines
+		limitMethods, limitFields := maxMethodsOfStatefulType, maxFieldLinesOfStatefulType
 		if e, listed := largeStatefulTypes[key]; listed {
-			if r.methodCount <= maxMethods {
-				t.Errorf("%s has %d methods, no more than %d: delete it from largeReceivers", key, r.methodCount, maxMethods)
+			if r.methodCount <= maxMethodsOfStatefulType {
+				t.Errorf("%s has %d methods, no more than %d: delete it from largeReceivers", key, r.methodCount, maxMethodsOfStatefulType)
 			}
 			limitMethods = e.methods
 		}
@@ -105,8 +105,9 @@ func TestStatefulTypesStaySmall(t *testing.T) {
 	}
 }
 
-// receiverOf returns the name of the receiver's type of a method, and whether it is a pointer.
-func receiverOf(d *ast.FuncDecl) (name string, isPointer, ok bool) {
+// receiverTypeNameAndPointer returns the name of the receiver's type of a method, and whether it is
+// a pointer.
+func receiverTypeNameAndPointer(d *ast.FuncDecl) (name string, isPointer, ok bool) {
 	if d.Recv == nil || len(d.Recv.List) == 0 {
 		return "", false, false
 	}
@@ -127,9 +128,9 @@ func receiverOf(d *ast.FuncDecl) (name string, isPointer, ok bool) {
 	return id.Name, isPointer, true
 }
 
-// changesReceiver reports whether a method assigns to a field of its receiver: to the field itself,
-// to a part of it, or to all of them at once.
-func changesReceiver(d *ast.FuncDecl) bool {
+// assignsToReceiverField reports whether a method assigns to a field of its receiver: to the field
+// itself, to a part of it, or to all of them at once.
+func assignsToReceiverField(d *ast.FuncDecl) bool {
 	if d.Body == nil || len(d.Recv.List[0].Names) == 0 {
 		return false
 	}
@@ -139,19 +140,19 @@ func changesReceiver(d *ast.FuncDecl) bool {
 		switch n := n.(type) {
 		case *ast.AssignStmt:
 			for _, target := range n.Lhs {
-				found = found || (n.Tok != token.DEFINE && isPartOf(target, receiver))
+				found = found || (n.Tok != token.DEFINE && isReceiverFieldExpression(target, receiver))
 			}
 		case *ast.IncDecStmt:
-			found = found || isPartOf(n.X, receiver)
+			found = found || isReceiverFieldExpression(n.X, receiver)
 		}
 		return true
 	})
 	return found
 }
 
-// isPartOf reports whether an expression is a field of the receiver, or below one: r.x, r.x.y,
-// r.x[i] or *r.
-func isPartOf(e ast.Expr, receiver string) bool {
+// isReceiverFieldExpression reports whether an expression is a field of the receiver, or below one:
+// r.x, r.x.y, r.x[i] or *r.
+func isReceiverFieldExpression(e ast.Expr, receiver string) bool {
 	for depth := 0; ; depth++ {
 		switch x := e.(type) {
 		case *ast.SelectorExpr:

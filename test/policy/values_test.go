@@ -17,9 +17,9 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 )
 
-// libraryMethods are methods whose parameters an interface of a library defines. Add to the list
-// only for a library.
-var libraryMethods = map[string]bool{
+// libraryMethodsWithBool are methods whose parameters an interface of a library defines. Add to the
+// list only for a library.
+var libraryMethodsWithBool = map[string]bool{
 	"speaker/members/delegate.go LocalState":       true, // memberlist.Delegate
 	"speaker/members/delegate.go MergeRemoteState": true, // memberlist.Delegate
 }
@@ -31,7 +31,7 @@ func TestExportedFunctionsTakeNoBool(t *testing.T) {
 		}
 		for _, d := range f.ast.Decls {
 			fn, ok := d.(*ast.FuncDecl)
-			if !ok || !fn.Name.IsExported() || libraryMethods[f.path+" "+fn.Name.Name] {
+			if !ok || !fn.Name.IsExported() || libraryMethodsWithBool[f.path+" "+fn.Name.Name] {
 				continue
 			}
 			for _, p := range fn.Type.Params.List {
@@ -125,7 +125,7 @@ func TestManifestsHaveNoUnknownField(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for i, doc := range splitDocuments(t, text) {
+			for i, doc := range splitYAMLIntoJSONDocuments(t, text) {
 				n++
 				if _, _, err := decoder.Decode(doc, nil, nil); err != nil {
 					t.Errorf("%s, document %d: %v", path, i+1, err)
@@ -138,8 +138,9 @@ func TestManifestsHaveNoUnknownField(t *testing.T) {
 	}
 }
 
-// splitDocuments splits a file and converts each document to JSON, which resolves anchors.
-func splitDocuments(t *testing.T, text []byte) [][]byte {
+// splitYAMLIntoJSONDocuments splits a file and converts each document to JSON, which resolves
+// anchors.
+func splitYAMLIntoJSONDocuments(t *testing.T, text []byte) [][]byte {
 	t.Helper()
 	var out [][]byte
 	for _, doc := range bytes.Split(text, []byte("\n---\n")) {

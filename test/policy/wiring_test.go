@@ -15,7 +15,7 @@ import (
 // the parts and their order; what a part does has a package of its own.
 var maxMainLines = map[string]int{"speaker": 255, "controller": 420, "cmd/kubectl-gantry": 40}
 
-func TestMainPackagesAreLists(t *testing.T) {
+func TestMainPackagesStayWithinLineLimits(t *testing.T) {
 	lines := map[string]int{}
 	for _, f := range parseSources(t) {
 		if _, ok := maxMainLines[f.dir]; ok && !f.isTest {
@@ -38,30 +38,31 @@ func findRunnableTypes(t *testing.T) map[string]bool {
 		if fn.Recv == nil || fn.Name.Name != "Run" && fn.Name.Name != "Start" || len(fn.Type.Params.List) != 1 {
 			return
 		}
-		if selectorOf(fn.Type.Params.List[0].Type) == "context.Context" {
-			out[f.dir+"."+typeName(fn.Recv.List[0].Type)] = true
+		if packageQualifiedName(fn.Type.Params.List[0].Type) == "context.Context" {
+			out[f.dir+"."+unqualifiedTypeName(fn.Recv.List[0].Type)] = true
 		}
 	})
 	return out
 }
 
-// constructors returns the functions of product code that return a part, as "directory.Function".
-func constructors(t *testing.T, parts map[string]bool) map[string]bool {
+// findRunnableConstructors returns the functions of product code that return a part, as
+// "directory.Function".
+func findRunnableConstructors(t *testing.T, parts map[string]bool) map[string]bool {
 	t.Helper()
 	out := map[string]bool{}
 	visitProductFunctions(t, func(f sourceFile, fn *ast.FuncDecl) {
 		if fn.Recv != nil || fn.Type.Results == nil {
 			return
 		}
-		if parts[f.dir+"."+typeName(fn.Type.Results.List[0].Type)] {
+		if parts[f.dir+"."+unqualifiedTypeName(fn.Type.Results.List[0].Type)] {
 			out[f.dir+"."+fn.Name.Name] = true
 		}
 	})
 	return out
 }
 
-// typeName returns the name of a type of the same package, and "" for other types.
-func typeName(e ast.Expr) string {
+// unqualifiedTypeName returns the name of a type of the same package, and "" for other types.
+func unqualifiedTypeName(e ast.Expr) string {
 	if p, ok := e.(*ast.StarExpr); ok {
 		e = p.X
 	}
@@ -71,16 +72,16 @@ func typeName(e ast.Expr) string {
 	return ""
 }
 
-// partVariableFinder finds the names in a file whose value is a part of another package: variables,
-// parameters and fields.
-type partVariableFinder struct {
-	importDirs          map[string]string // by the name of the import
-	parts, constructors map[string]bool
-	partVariableNames   map[string]bool
+// runnableVariableFinder finds the names in a file whose value is a part of another package:
+// variables, parameters and fields.
+type runnableVariableFinder struct {
+	importDirs                  map[string]string // by the name of the import
+	runnableTypes, constructors map[string]bool
+	runnableVariableNames       map[string]bool
 }
 
-func newPartNames(f sourceFile, parts, constructors map[string]bool) *partVariableFinder {
-	n := &partVariableFinder{map[string]string{}, parts, constructors, map[string]bool{}}
+func newRunnableVariableFinder(f sourceFile, parts, constructors map[string]bool) *runnableVariableFinder {
+	n := &runnableVariableFinder{map[string]string{}, parts, constructors, map[string]bool{}}
 	for i, p := range f.importPaths() {
 		dir, ours := strings.CutPrefix(p, modulePath)
 		if name := path.Base(p); ours {
@@ -95,7 +96,7 @@ func newPartNames(f sourceFile, parts, constructors map[string]bool) *partVariab
 }
 
 // qualifiedName returns "directory.Name" for package.Name, *package.Name and &package.Name{}.
-func (n *partVariableFinder) qualifiedName(e ast.Expr) string {
+func (n *runnableVariableFinder) qualifiedName(e ast.Expr) string {
 	switch x := e.(type) {
 	case *ast.StarExpr:
 		return n.qualifiedName(x.X)
@@ -106,45 +107,45 @@ func (n *partVariableFinder) qualifiedName(e ast.Expr) string {
 	case *ast.CallExpr:
 		return n.qualifiedName(x.Fun)
 	}
-	pkg, name, _ := strings.Cut(selectorOf(e), ".")
+	pkg, name, _ := strings.Cut(packageQualifiedName(e), ".")
 	return n.importDirs[pkg] + "." + name
 }
 
-func (n *partVariableFinder) visit(node ast.Node) bool {
+func (n *runnableVariableFinder) visit(node ast.Node) bool {
 	switch x := node.(type) {
 	case *ast.Field: // parameters and fields
-		if n.parts[n.qualifiedName(x.Type)] {
+		if n.runnableTypes[n.qualifiedName(x.Type)] {
 			for _, id := range x.Names {
-				n.partVariableNames[id.Name] = true
+				n.runnableVariableNames[id.Name] = true
 			}
 		}
 	case *ast.ValueSpec:
 		for i, id := range x.Names {
-			if x.Type != nil && n.parts[n.qualifiedName(x.Type)] || i < len(x.Values) && n.hasPartType(x.Values[i]) {
-				n.partVariableNames[id.Name] = true
+			if x.Type != nil && n.runnableTypes[n.qualifiedName(x.Type)] || i < len(x.Values) && n.hasRunnableType(x.Values[i]) {
+				n.runnableVariableNames[id.Name] = true
 			}
 		}
 	case *ast.AssignStmt:
 		for i, left := range x.Lhs {
-			if id, ok := left.(*ast.Ident); ok && i < len(x.Rhs) && n.hasPartType(x.Rhs[i]) {
-				n.partVariableNames[id.Name] = true
+			if id, ok := left.(*ast.Ident); ok && i < len(x.Rhs) && n.hasRunnableType(x.Rhs[i]) {
+				n.runnableVariableNames[id.Name] = true
 			}
 		}
 	}
 	return true
 }
 
-func (n *partVariableFinder) hasPartType(e ast.Expr) bool {
+func (n *runnableVariableFinder) hasRunnableType(e ast.Expr) bool {
 	name := n.qualifiedName(e)
 	if _, call := e.(*ast.CallExpr); call {
 		return n.constructors[name]
 	}
-	return n.parts[name]
+	return n.runnableTypes[name]
 }
 
-// assignedField returns the exported field of a part that the expression names, and "" for another
-// expression: feed.Agent, or parts.feed.Agent.
-func (n *partVariableFinder) assignedField(e ast.Expr) string {
+// exportedRunnableField returns the exported field of a part that the expression names, and "" for
+// another expression: feed.Agent, or parts.feed.Agent.
+func (n *runnableVariableFinder) exportedRunnableField(e ast.Expr) string {
 	field, ok := e.(*ast.SelectorExpr)
 	if !ok || !field.Sel.IsExported() {
 		return ""
@@ -156,27 +157,27 @@ func (n *partVariableFinder) assignedField(e ast.Expr) string {
 	case *ast.SelectorExpr:
 		owner = x.Sel.Name
 	}
-	if !n.partVariableNames[owner] {
+	if !n.runnableVariableNames[owner] {
 		return ""
 	}
 	return owner + "." + field.Sel.Name
 }
 
-func TestNoFieldOfPartIsSetAfterConstruction(t *testing.T) {
+func TestNoFieldOfRunnableIsSetAfterConstruction(t *testing.T) {
 	parts := findRunnableTypes(t)
-	made := constructors(t, parts)
+	made := findRunnableConstructors(t, parts)
 	if len(parts) < 10 || len(made) < 10 {
 		t.Fatalf("%d parts and %d constructors: this test looks in the wrong place", len(parts), len(made))
 	}
 	for _, f := range productFiles(t) {
-		n := newPartNames(f, parts, made)
+		n := newRunnableVariableFinder(f, parts, made)
 		ast.Inspect(f.ast, func(node ast.Node) bool {
 			a, ok := node.(*ast.AssignStmt)
 			if !ok || a.Tok != token.ASSIGN {
 				return true
 			}
 			for _, left := range a.Lhs {
-				if field := n.assignedField(left); field != "" {
+				if field := n.exportedRunnableField(left); field != "" {
 					t.Errorf("%s:%d: %s is assigned after its part was made. Pass the value to the constructor: a part that waits for a field can be started too early, and nobody sees what is missing", f.path, f.lineOf(a.Pos()), field)
 				}
 			}

@@ -25,8 +25,8 @@ import (
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
-// Environment is what the program gets from its process.
-type Environment struct {
+// ProcessEnvironment is what the program gets from its process.
+type ProcessEnvironment struct {
 	// ProgramPath is the path by which the program was started.
 	ProgramPath    string
 	Args           []string
@@ -37,38 +37,38 @@ type Environment struct {
 
 // program is one run of kubectl gantry.
 type program struct {
-	Environment
-	cluster          *genericclioptions.ConfigFlags
+	ProcessEnvironment
+	kubeconfigFlags  *genericclioptions.ConfigFlags
 	gantryNamespace  string
-	output           string
+	outputFormat     string
 	isEveryNamespace bool
-	// isLive asks the speakers themselves, isRepeated draws the answer again and again.
-	isLive, isRepeated bool
-	// result is the worst of what was answered.
-	result report.Result
+	// readsFromSpeakers asks the speakers themselves, isWatching draws the answer again and again.
+	readsFromSpeakers, isWatching bool
+	// worstResult is the worst of what was answered.
+	worstResult report.Result
 	// answerText is the answer that is being made.
 	answerText bytes.Buffer
 }
 
 // RunProgram runs the command of the arguments, and returns the exit status: 0 if all is well, 1 if
 // something is not, 2 if that could not be told.
-func RunProgram(ctx context.Context, e Environment) int {
+func RunProgram(ctx context.Context, e ProcessEnvironment) int {
 	ctrllog.SetLogger(logr.Discard()) // the errors of the API server are in the answer
-	p := &program{Environment: e, cluster: genericclioptions.NewConfigFlags(true), result: report.Well}
+	p := &program{ProcessEnvironment: e, kubeconfigFlags: genericclioptions.NewConfigFlags(true), worstResult: report.ResultWell}
 	root := p.newRootCommand()
-	root.SetArgs(completionArgs(e))
+	root.SetArgs(argsWithCompletionCommand(e))
 	root.SetOut(e.Out)
 	root.SetErr(e.ErrOut)
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(e.ErrOut, p.describeError(err))
-		return report.Unknown.ExitStatus()
+		return report.ResultUnknown.ExitStatus()
 	}
-	return p.result.ExitStatus()
+	return p.worstResult.ExitStatus()
 }
 
-// completionArgs returns the arguments. kubectl asks a program with the name
+// argsWithCompletionCommand returns the arguments. kubectl asks a program with the name
 // kubectl_complete-gantry how to complete "kubectl gantry": it may be a link to this one.
-func completionArgs(e Environment) []string {
+func argsWithCompletionCommand(e ProcessEnvironment) []string {
 	name := strings.TrimSuffix(filepath.Base(e.ProgramPath), ".exe")
 	if name != "kubectl_complete-gantry" {
 		return e.Args
@@ -85,16 +85,16 @@ func (p *program) newRootCommand() *cobra.Command {
 		Annotations:  map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl gantry"},
 		SilenceUsage: true, SilenceErrors: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			_, err := report.ParseFormat(p.output)
+			_, err := report.ParseFormat(p.outputFormat)
 			return err
 		},
 	}
 	flags := root.PersistentFlags()
-	p.cluster.AddFlags(flags)
-	flags.StringVar(&p.gantryNamespace, "gantry-namespace", names.Namespace, "the namespace of Gantry's own objects")
-	flags.StringVarP(&p.output, "output", "o", "table", "table, wide, json or yaml")
+	p.kubeconfigFlags.AddFlags(flags)
+	flags.StringVar(&p.gantryNamespace, "gantry-namespace", names.DefaultNamespace, "the namespace of Gantry's own objects")
+	flags.StringVarP(&p.outputFormat, "output", "o", "table", "table, wide, json or yaml")
 	flags.BoolVarP(&p.isEveryNamespace, "all-namespaces", "A", false, "look at the Services of all namespaces; everything else has only one")
-	flags.BoolVarP(&p.isRepeated, "watch", "w", false, "draw the answer again every two seconds")
+	flags.BoolVarP(&p.isWatching, "watch", "w", false, "draw the answer again every two seconds")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(p.newExplainCommand(), p.newStatusCommand())
 	root.AddCommand(p.newListingCommands()...)
@@ -103,31 +103,31 @@ func (p *program) newRootCommand() *cobra.Command {
 
 // newExplainer connects to the cluster.
 func (p *program) newExplainer() (*explain.Explainer, error) {
-	c, err := p.connect()
+	c, err := p.newConnection()
 	if err != nil {
 		return nil, err
 	}
-	o := explain.Options{Objects: objects.NewReader(c.api, explain.LabelsByIndex), Namespace: p.gantryNamespace, Now: c.clock.now, FastestAnswer: c.clock.shortestResponseDelay, ShowProgress: p.showProgress}
-	if p.isLive {
-		o.FetchPage = func(ctx context.Context, pod, path string) ([]byte, error) {
-			return portforward.FetchPage(ctx, c.config, portforward.Page{Namespace: p.gantryNamespace, Pod: pod, Port: speakerPort, Path: path})
+	o := explain.ExplainerOptions{Objects: objects.NewReader(c.api, explain.LabelsOfIndexValue), GantryNamespace: p.gantryNamespace, Now: c.clock.now, FastestAPIAnswerDelay: c.clock.shortestResponseDelay, ShowProgress: p.showProgress}
+	if p.readsFromSpeakers {
+		o.FetchSpeakerPage = func(ctx context.Context, pod, path string) ([]byte, error) {
+			return portforward.FetchPodPage(ctx, c.config, portforward.PodPage{Namespace: p.gantryNamespace, Pod: pod, Port: speakerHTTPPort, Path: path})
 		}
 	}
 	return explain.NewExplainer(o), nil
 }
 
-// speakerPort is the port of a speaker with its health checks and its routes.
-const speakerPort = 7474
+// speakerHTTPPort is the port of a speaker with its health checks and its routes.
+const speakerHTTPPort = 7474
 
-// answerRepeatedly answers once, or with --watch until ctx ends: each time with new objects. With
-// --watch, an error is one of the answers: the API server may return.
-func (p *program) answerRepeatedly(ctx context.Context, answer func(context.Context, *explain.Explainer) error) error {
-	if !p.isRepeated {
-		return p.answerOnce(ctx, answer)
+// printAnswerOnceOrWatch answers once, or with --watch until ctx ends: each time with new objects.
+// With --watch, an error is one of the answers: the API server may return.
+func (p *program) printAnswerOnceOrWatch(ctx context.Context, answer func(context.Context, *explain.Explainer) error) error {
+	if !p.isWatching {
+		return p.printAnswerOnce(ctx, answer)
 	}
 	for {
-		if err := p.answerOnce(ctx, answer); err != nil && ctx.Err() == nil {
-			p.result = report.Unknown
+		if err := p.printAnswerOnce(ctx, answer); err != nil && ctx.Err() == nil {
+			p.worstResult = report.ResultUnknown
 			fmt.Fprintln(p.ErrOut, p.describeError(err))
 		}
 		select {
@@ -138,20 +138,20 @@ func (p *program) answerRepeatedly(ctx context.Context, answer func(context.Cont
 	}
 }
 
-// answerOnce reads new objects, and writes the answer as a whole.
-func (p *program) answerOnce(ctx context.Context, answer func(context.Context, *explain.Explainer) error) error {
+// printAnswerOnce reads new objects, and writes the answer as a whole.
+func (p *program) printAnswerOnce(ctx context.Context, answer func(context.Context, *explain.Explainer) error) error {
 	e, err := p.newExplainer()
 	if err != nil {
 		return err
 	}
-	result := p.result
-	p.result = report.Well
+	result := p.worstResult
+	p.worstResult = report.ResultWell
 	p.answerText.Reset()
 	if err := answer(ctx, e); err != nil {
-		p.result = result
+		p.worstResult = result
 		return err
 	}
-	if p.isRepeated && p.isTerminal(p.Out) {
+	if p.isWatching && p.isTerminal(p.Out) {
 		fmt.Fprint(p.Out, "\x1b[H\x1b[2J") // the cursor to the top, and nothing below it
 	}
 	_, err = p.Out.Write(p.answerText.Bytes())
@@ -170,7 +170,7 @@ func (p *program) showProgress(text string) {
 
 // newPrinter returns the printer for the flags.
 func (p *program) newPrinter() (*report.Printer, error) {
-	f, err := report.ParseFormat(p.output)
+	f, err := report.ParseFormat(p.outputFormat)
 	if err != nil {
 		return nil, err
 	}
@@ -191,8 +191,8 @@ func (p *program) isTerminal(w io.Writer) bool {
 
 // recordResult keeps the worst result.
 func (p *program) recordResult(r report.Result) {
-	if p.result == report.Well || p.result == report.Unknown && r == report.NotWell {
-		p.result = r
+	if p.worstResult == report.ResultWell || p.worstResult == report.ResultUnknown && r == report.ResultNotWell {
+		p.worstResult = r
 	}
 }
 

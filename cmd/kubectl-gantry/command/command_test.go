@@ -12,30 +12,30 @@ import (
 	"time"
 )
 
-// runForTest runs kubectl gantry without a kubeconfig, and returns its exit status and both
-// outputs.
-func runForTest(t *testing.T, args ...string) (status int, out, errOut string) {
+// runWithoutKubeconfig runs kubectl gantry without a kubeconfig, and returns its exit status and
+// both outputs.
+func runWithoutKubeconfig(t *testing.T, args ...string) (status int, out, errOut string) {
 	t.Helper()
 	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "none"))
 	var stdout, stderr bytes.Buffer
-	status = RunProgram(t.Context(), Environment{
+	status = RunProgram(t.Context(), ProcessEnvironment{
 		Args: args, Out: &stdout, ErrOut: &stderr, Now: time.Now, LookupVariable: func(string) (string, bool) { return "", false },
 	})
 	return status, stdout.String(), stderr.String()
 }
 
-func TestUnreachableClusterIsOneLine(t *testing.T) {
+func TestUnreachableClusterErrorIsOneLine(t *testing.T) {
 	closed := httptest.NewServer(http.NotFoundHandler())
 	closed.Close()
 	for _, args := range [][]string{{"explain", "service", "web"}, {"status"}, {"pools"}, {"explain", "address", "192.0.2.1"}} {
-		status, out, errOut := runForTest(t, append([]string{"--server", closed.URL}, args...)...)
+		status, out, errOut := runWithoutKubeconfig(t, append([]string{"--server", closed.URL}, args...)...)
 		if status != 2 || out != "" || strings.Count(errOut, "\n") != 1 || !strings.Contains(errOut, "the cluster cannot be reached: ") {
 			t.Errorf("%q exits with %d and says %q, %q", args, status, out, errOut)
 		}
 	}
 }
 
-func TestWrongUsageIsOneLine(t *testing.T) {
+func TestUsageErrorIsOneLine(t *testing.T) {
 	for _, c := range []struct {
 		args []string
 		want string
@@ -45,7 +45,7 @@ func TestWrongUsageIsOneLine(t *testing.T) {
 		{[]string{"explian"}, "unknown command"},
 		{[]string{"--server", "http://127.0.0.1:1", "-o", "xml", "status"}, "-o xml: the formats are table, wide, json and yaml"},
 	} {
-		status, _, errOut := runForTest(t, c.args...)
+		status, _, errOut := runWithoutKubeconfig(t, c.args...)
 		if status != 2 || strings.Count(errOut, "\n") != 1 || !strings.Contains(errOut, c.want) {
 			t.Errorf("%q exits with %d and says %q, want %q", c.args, status, errOut, c.want)
 		}
@@ -60,7 +60,7 @@ func TestUserWithoutRightsIsToldWhatIsRefused(t *testing.T) {
 		fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403,"message":"not allowed"}`)
 	}))
 	defer server.Close()
-	status, out, errOut := runForTest(t, "--server", server.URL, "-n", "shop", "explain", "service", "web")
+	status, out, errOut := runWithoutKubeconfig(t, "--server", server.URL, "-n", "shop", "explain", "service", "web")
 	for _, want := range []string{"you have no right to get services in namespace shop\n", "get services in namespace shop", "list ipaddresspools.metallb.io in namespace metallb-system", "list nodes"} {
 		if status != 2 || !strings.Contains(out, want) {
 			t.Errorf("it exits with %d and says %s%s, want %q", status, out, errOut, want)
@@ -81,7 +81,7 @@ func TestAllServicesAreReadAsProtobuf(t *testing.T) {
 		fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403,"message":"not allowed"}`)
 	}))
 	defer server.Close()
-	runForTest(t, "--server", server.URL, "status")
+	runWithoutKubeconfig(t, "--server", server.URL, "status")
 	mu.Lock()
 	defer mu.Unlock()
 	if got := accepted["/api/v1/services"]; !strings.HasPrefix(got, "application/vnd.kubernetes.protobuf") {
@@ -91,7 +91,7 @@ func TestAllServicesAreReadAsProtobuf(t *testing.T) {
 
 func TestDateHeaderCorrectsLocalClock(t *testing.T) {
 	local := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	c := &serverClock{local: func() time.Time { return local }}
+	c := &serverClock{localNow: func() time.Time { return local }}
 	for _, step := range []struct {
 		date string
 		want time.Duration
@@ -100,15 +100,15 @@ func TestDateHeaderCorrectsLocalClock(t *testing.T) {
 		{local.Add(time.Second).Format(http.TimeFormat), 0}, // the resolution of the header
 		{local.Add(-time.Hour).Format(http.TimeFormat), -time.Hour},
 	} {
-		c.setTime(step.date)
+		c.setFromDateHeader(step.date)
 		if got := c.now().Sub(local); got != step.want {
 			t.Errorf("after the date %q the clock is off by %s, want %s", step.date, got, step.want)
 		}
 	}
 }
 
-// TestCompletion completes as the shell and as kubectl ask for it.
-func TestCompletion(t *testing.T) {
+// TestShellCompletion completes as the shell and as kubectl ask for it.
+func TestShellCompletion(t *testing.T) {
 	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "none"))
 	for _, c := range []struct {
 		program string
@@ -120,7 +120,7 @@ func TestCompletion(t *testing.T) {
 		{"C:\\x\\kubectl-gantry.exe", []string{"__complete", "status", "-o", ""}, []string{"table", "wide", "json", "yaml"}},
 	} {
 		var stdout bytes.Buffer
-		status := RunProgram(t.Context(), Environment{
+		status := RunProgram(t.Context(), ProcessEnvironment{
 			ProgramPath: c.program, Args: c.args, Out: &stdout, ErrOut: &bytes.Buffer{}, Now: time.Now, LookupVariable: func(string) (string, bool) { return "", false },
 		})
 		for _, want := range c.want {
@@ -130,7 +130,7 @@ func TestCompletion(t *testing.T) {
 		}
 	}
 	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
-		if status, out, _ := runForTest(t, "completion", shell); status != 0 || len(out) < 1000 {
+		if status, out, _ := runWithoutKubeconfig(t, "completion", shell); status != 0 || len(out) < 1000 {
 			t.Errorf("completion %s exits with %d and says %q", shell, status, out)
 		}
 	}
@@ -148,7 +148,7 @@ func TestFastestResponseDelayIsRecorded(t *testing.T) {
 		delays = delays[1:]
 	}))
 	defer server.Close()
-	clock := &serverClock{local: func() time.Time {
+	clock := &serverClock{localNow: func() time.Time {
 		mu.Lock()
 		defer mu.Unlock()
 		return now
@@ -161,7 +161,7 @@ func TestFastestResponseDelayIsRecorded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		response, err := (&dateHeaderReader{http.DefaultTransport, clock}).RoundTrip(request)
+		response, err := (&dateHeaderTransport{http.DefaultTransport, clock}).RoundTrip(request)
 		if err != nil {
 			t.Fatal(err)
 		}

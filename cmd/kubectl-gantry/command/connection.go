@@ -24,9 +24,9 @@ type connection struct {
 	clock  *serverClock
 }
 
-// connect prepares a connection from the flags and the kubeconfig. It sends no request.
-func (p *program) connect() (*connection, error) {
-	config, err := p.cluster.ToRESTConfig()
+// newConnection prepares a connection from the flags and the kubeconfig. It sends no request.
+func (p *program) newConnection() (*connection, error) {
+	config, err := p.kubeconfigFlags.ToRESTConfig()
 	if err != nil {
 		return nil, fmt.Errorf("reading the kubeconfig: %w", err)
 	}
@@ -36,8 +36,8 @@ func (p *program) connect() (*connection, error) {
 		config.Timeout = requestTimeout
 	}
 	config.WarningHandler = rest.NoWarnings{}
-	clock := &serverClock{local: p.Now}
-	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return &dateHeaderReader{next, clock} })
+	clock := &serverClock{localNow: p.Now}
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return &dateHeaderTransport{next, clock} })
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		return nil, err
@@ -52,16 +52,16 @@ func (p *program) connect() (*connection, error) {
 // serverClock is the clock of the API server: that of the user's machine may be wrong. It also
 // knows how fast the API server answers.
 type serverClock struct {
-	local func() time.Time
+	localNow func() time.Time
 
-	mu            sync.Mutex // guards all that follows
-	aheadInterval time.Duration
+	mu                   sync.Mutex // guards all that follows
+	aheadOfLocalInterval time.Duration
 	// shortestDelay is that of the fastest answer; 0 before the first one.
 	shortestDelay time.Duration
 }
 
-// recordDelay records how long an answer took.
-func (c *serverClock) recordDelay(d time.Duration) {
+// recordResponseDelay records how long an answer took.
+func (c *serverClock) recordResponseDelay(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.shortestDelay == 0 || d < c.shortestDelay {
@@ -80,11 +80,11 @@ func (c *serverClock) shortestResponseDelay() time.Duration {
 func (c *serverClock) now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.local().Add(c.aheadInterval)
+	return c.localNow().Add(c.aheadOfLocalInterval)
 }
 
-// setTime takes the time from a response.
-func (c *serverClock) setTime(date string) {
+// setFromDateHeader takes the time from a response.
+func (c *serverClock) setFromDateHeader(date string) {
 	t, err := http.ParseTime(date)
 	if err != nil {
 		return
@@ -92,24 +92,24 @@ func (c *serverClock) setTime(date string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// Less than this is the resolution of the header and the time of the answer.
-	if aheadInterval := t.Sub(c.local()); aheadInterval.Abs() > 2*time.Second {
-		c.aheadInterval = aheadInterval
+	if aheadInterval := t.Sub(c.localNow()); aheadInterval.Abs() > 2*time.Second {
+		c.aheadOfLocalInterval = aheadInterval
 	}
 }
 
-// dateHeaderReader reads the time of the API server from its responses.
-type dateHeaderReader struct {
+// dateHeaderTransport reads the time of the API server from its responses.
+type dateHeaderTransport struct {
 	next  http.RoundTripper
 	clock *serverClock
 }
 
 // RoundTrip implements http.RoundTripper.
-func (r *dateHeaderReader) RoundTrip(q *http.Request) (*http.Response, error) {
-	begun := r.clock.local()
+func (r *dateHeaderTransport) RoundTrip(q *http.Request) (*http.Response, error) {
+	begun := r.clock.localNow()
 	response, err := r.next.RoundTrip(q)
 	if err == nil {
-		r.clock.recordDelay(r.clock.local().Sub(begun))
-		r.clock.setTime(response.Header.Get("Date"))
+		r.clock.recordResponseDelay(r.clock.localNow().Sub(begun))
+		r.clock.setFromDateHeader(response.Header.Get("Date"))
 	}
 	return response, err
 }

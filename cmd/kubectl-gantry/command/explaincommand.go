@@ -17,8 +17,8 @@ func (p *program) newExplainCommand() *cobra.Command {
 		Use: "explain", Short: "say why something works or does not",
 		Long: "explain says in its first line whether something works, and why not. Then it lists what has to hold, from the choice of a pool to the wire.",
 	}
-	service := p.newExplainSubject([]string{"service", "services", "svc"}, "say whether a Service works, and why not", func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error) {
-		namespace, err := p.readNamespace()
+	service := p.newExplainSubcommand([]string{"service", "services", "svc"}, "say whether a Service works, and why not", func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error) {
+		namespace, err := p.namespaceOrAll()
 		if err != nil {
 			return nil, err
 		}
@@ -27,7 +27,7 @@ func (p *program) newExplainCommand() *cobra.Command {
 		}
 		return e.ExplainService(ctx, client.ObjectKey{Namespace: namespace, Name: name})
 	})
-	service.Flags().BoolVar(&p.isLive, "live", false, "also ask the speakers themselves, by port-forward: which routes each router gets")
+	service.Flags().BoolVar(&p.readsFromSpeakers, "live", false, "also ask the speakers themselves, by port-forward: which routes each router gets")
 	c.AddCommand(service)
 	for _, subject := range []struct {
 		spellings []string
@@ -40,16 +40,16 @@ func (p *program) newExplainCommand() *cobra.Command {
 		{[]string{"advertisement", "advertisements", "l2advertisement", "bgpadvertisement", "l2adv", "bgpadv"}, "say what an advertisement advertises", (*explain.Explainer).ExplainAdvertisement},
 		{[]string{"address", "addresses"}, "say who has an address, and whether a Service may get it", (*explain.Explainer).ExplainAddress},
 	} {
-		c.AddCommand(p.newExplainSubject(subject.spellings, subject.short, func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error) {
+		c.AddCommand(p.newExplainSubcommand(subject.spellings, subject.short, func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error) {
 			return subject.answer(e, ctx, name)
 		}))
 	}
 	return c
 }
 
-// completeName returns the names that the shell suggests. Only the first argument is a name.
-func (p *program) completeName(ctx context.Context, kind string, argumentCount int) []cobra.Completion {
-	namespace, err := p.readNamespace()
+// completeObjectName returns the names that the shell suggests. Only the first argument is a name.
+func (p *program) completeObjectName(ctx context.Context, kind string, argumentCount int) []cobra.Completion {
+	namespace, err := p.namespaceOrAll()
 	if err != nil || argumentCount > 0 {
 		return nil
 	}
@@ -60,18 +60,18 @@ func (p *program) completeName(ctx context.Context, kind string, argumentCount i
 	return e.ListNamesForCompletion(ctx, kind, namespace)
 }
 
-// objectExplainer answers a question about one object.
-type objectExplainer func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error)
+// explainObjectFunc answers a question about one object.
+type explainObjectFunc func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error)
 
-// newExplainSubject returns a subcommand of explain. It has several names, as kinds have.
-func (p *program) newExplainSubject(spellings []string, short string, answer objectExplainer) *cobra.Command {
+// newExplainSubcommand returns a subcommand of explain. It has several names, as kinds have.
+func (p *program) newExplainSubcommand(spellings []string, short string, answer explainObjectFunc) *cobra.Command {
 	return &cobra.Command{
 		Use: spellings[0] + " NAME", Aliases: spellings[1:], Short: short, Args: cobra.ExactArgs(1),
 		ValidArgsFunction: func(c *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			return p.completeName(c.Context(), spellings[0], len(args)), cobra.ShellCompDirectiveNoFileComp
+			return p.completeObjectName(c.Context(), spellings[0], len(args)), cobra.ShellCompDirectiveNoFileComp
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			return p.answerRepeatedly(c.Context(), func(ctx context.Context, e *explain.Explainer) error {
+			return p.printAnswerOnceOrWatch(c.Context(), func(ctx context.Context, e *explain.Explainer) error {
 				r, err := answer(ctx, e, args[0])
 				if err != nil {
 					return err

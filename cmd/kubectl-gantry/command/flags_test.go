@@ -17,14 +17,14 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// emptyCluster is an API server that knows all kinds and has no object. While it is broken it
+// fakeEmptyAPIServer is an API server that knows all kinds and has no object. While it is broken it
 // answers nothing.
-type emptyCluster struct {
+type fakeEmptyAPIServer struct {
 	*httptest.Server
 	mu       sync.Mutex // guards all that follows
 	isBroken bool
-	// users are those as whom it was asked, paths what it was asked for.
-	users, paths map[string]bool
+	// impersonatedUsers are those as whom it was asked, paths what it was asked for.
+	impersonatedUsers, requestedPaths map[string]bool
 }
 
 // kindByResource has the kinds that kubectl gantry lists.
@@ -37,20 +37,20 @@ var kindByResource = map[string]string{
 	"speakerstatuses": "gantry.dev/v1alpha1/SpeakerStatus", "bgpsessions": "gantry.dev/v1alpha1/BGPSession", "addressreservations": "gantry.dev/v1alpha1/AddressReservation",
 }
 
-func newEmptyCluster(t *testing.T) *emptyCluster {
-	c := &emptyCluster{users: map[string]bool{}, paths: map[string]bool{}}
-	c.Server = httptest.NewServer(http.HandlerFunc(c.answer))
+func newEmptyCluster(t *testing.T) *fakeEmptyAPIServer {
+	c := &fakeEmptyAPIServer{impersonatedUsers: map[string]bool{}, requestedPaths: map[string]bool{}}
+	c.Server = httptest.NewServer(http.HandlerFunc(c.serveRequest))
 	t.Cleanup(c.Close)
 	return c
 }
 
-func (c *emptyCluster) answer(w http.ResponseWriter, r *http.Request) {
+func (c *fakeEmptyAPIServer) serveRequest(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.isBroken {
 		panic(http.ErrAbortHandler)
 	}
-	c.users[r.Header.Get("Impersonate-User")], c.paths[r.URL.Path] = true, true
+	c.impersonatedUsers[r.Header.Get("Impersonate-User")], c.requestedPaths[r.URL.Path] = true, true
 	w.Header().Set("Content-Type", "application/json")
 	path := strings.Split(r.URL.Path, "/")
 	kind, isList := kindByResource[path[len(path)-1]]
@@ -67,14 +67,14 @@ func (c *emptyCluster) answer(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, `{"kind":%q,"apiVersion":%q,"metadata":{},"items":[]}`, kind, version)
 }
 
-func (c *emptyCluster) setBroken(isBroken bool) {
+func (c *fakeEmptyAPIServer) setBroken(isBroken bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.isBroken = isBroken
 }
 
-// allCommands are the commands that ask a cluster.
-var allCommands = [][]string{
+// commandsReadingCluster are the commands that ask a cluster.
+var commandsReadingCluster = [][]string{
 	{"status"}, {"services"}, {"pools"}, {"holders"}, {"peers"}, {"moves"}, {"routes", "node1"},
 	{"explain", "service", "web"}, {"explain", "node", "node1"}, {"explain", "pool", "first-pool"}, {"explain", "peer", "tor"}, {"explain", "advertisement", "example"}, {"explain", "address", "192.0.2.1"},
 }
@@ -82,11 +82,11 @@ var allCommands = [][]string{
 // TestEachCommandTakesTheCommonFlags runs each command in each format, as another user, and for all
 // namespaces.
 func TestEachCommandTakesTheCommonFlags(t *testing.T) {
-	for _, args := range allCommands {
+	for _, args := range commandsReadingCluster {
 		for _, format := range []string{"table", "wide", "json", "yaml"} {
 			c := newEmptyCluster(t)
 			all := append([]string{"--server", c.URL, "-o", format, "--as", "jane", "-A", "-n", "shop"}, args...)
-			status, out, errOut := runForTest(t, all...)
+			status, out, errOut := runWithoutKubeconfig(t, all...)
 			if isWell := status == 0; errOut != "" || out == "" || isWell != slices.Contains([]string{"services", "holders", "peers", "moves"}, args[0]) {
 				t.Errorf("%q exits with %d and says %q, %q: only an empty table is well", all, status, out, errOut)
 			}
@@ -98,20 +98,21 @@ func TestEachCommandTakesTheCommonFlags(t *testing.T) {
 			case json.Valid([]byte(out)) != (format == "json"):
 				t.Errorf("%q prints %q", all, out)
 			}
-			if c.users[""] || !c.users["jane"] {
-				t.Errorf("%q asks as %v, want jane alone", all, c.users)
+			if c.impersonatedUsers[""] || !c.impersonatedUsers["jane"] {
+				t.Errorf("%q asks as %v, want jane alone", all, c.impersonatedUsers)
 			}
 		}
 	}
 }
 
-// TestNamespaceOfServices asks for the Services of one namespace and of all of them.
-func TestNamespaceOfServices(t *testing.T) {
+// TestServicesOfOneOrAllNamespacesAreListed asks for the Services of one namespace and of all of
+// them.
+func TestServicesOfOneOrAllNamespacesAreListed(t *testing.T) {
 	for _, tc := range []struct{ flag, want string }{{"--namespace=shop", "/api/v1/namespaces/shop/services/web"}, {"-A", "/api/v1/services"}} {
 		c := newEmptyCluster(t)
-		runForTest(t, "--server", c.URL, tc.flag, "explain", "service", "web")
-		if !c.paths[tc.want] {
-			t.Errorf("%s reads %v, want %s among them", tc.flag, c.paths, tc.want)
+		runWithoutKubeconfig(t, "--server", c.URL, tc.flag, "explain", "service", "web")
+		if !c.requestedPaths[tc.want] {
+			t.Errorf("%s reads %v, want %s among them", tc.flag, c.requestedPaths, tc.want)
 		}
 	}
 }
@@ -128,15 +129,15 @@ func (b *lockedBuffer) Write(p []byte) (int, error) {
 	return b.text.Write(p)
 }
 
-func (b *lockedBuffer) count(text string) int {
+func (b *lockedBuffer) countOccurrences(text string) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return strings.Count(b.text.String(), text)
 }
 
-// TestWatchAnswersAgain watches a cluster that cannot be reached for a while, until the user
+// TestWatchFlagRepeatsAnswer watches a cluster that cannot be reached for a while, until the user
 // interrupts it. The exit status is that of the last answer.
-func TestWatchAnswersAgain(t *testing.T) {
+func TestWatchFlagRepeatsAnswer(t *testing.T) {
 	c := newEmptyCluster(t)
 	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "none"))
 	ctx, interrupt := context.WithCancel(t.Context())
@@ -144,7 +145,7 @@ func TestWatchAnswersAgain(t *testing.T) {
 	var out, errOut lockedBuffer
 	ended := make(chan int, 1)
 	go func() {
-		ended <- RunProgram(ctx, Environment{
+		ended <- RunProgram(ctx, ProcessEnvironment{
 			Args: []string{"--server", c.URL, "--watch", "status"}, Out: &out, ErrOut: &errOut, Now: time.Now, LookupVariable: func(string) (string, bool) { return "", false },
 		})
 	}()
@@ -157,14 +158,14 @@ func TestWatchAnswersAgain(t *testing.T) {
 		}
 	}
 	const answer = "Gantry is not well"
-	await("the first answer", func() bool { return out.count(answer) > 0 })
+	await("the first answer", func() bool { return out.countOccurrences(answer) > 0 })
 	c.setBroken(true)
-	await("an error", func() bool { return errOut.count("the cluster cannot be reached: ") > 0 })
-	before := out.count(answer)
+	await("an error", func() bool { return errOut.countOccurrences("the cluster cannot be reached: ") > 0 })
+	before := out.countOccurrences(answer)
 	c.setBroken(false)
-	await("another answer", func() bool { return out.count(answer) > before })
+	await("another answer", func() bool { return out.countOccurrences(answer) > before })
 	interrupt()
-	if status := <-ended; status != 1 || out.count("\x1b") > 0 {
-		t.Errorf("it exits with %d, want 1, and writes codes of a terminal to a file %d times", status, out.count("\x1b"))
+	if status := <-ended; status != 1 || out.countOccurrences("\x1b") > 0 {
+		t.Errorf("it exits with %d, want 1, and writes codes of a terminal to a file %d times", status, out.countOccurrences("\x1b"))
 	}
 }

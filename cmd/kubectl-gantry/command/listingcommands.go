@@ -15,7 +15,7 @@ func (p *program) newStatusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "say whether Gantry is well, and what is not, the worst first", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return p.answerRepeatedly(c.Context(), func(ctx context.Context, e *explain.Explainer) error {
+			return p.printAnswerOnceOrWatch(c.Context(), func(ctx context.Context, e *explain.Explainer) error {
 				r, err := e.ExplainInstallation(ctx)
 				if err != nil {
 					return err
@@ -29,7 +29,7 @@ func (p *program) newStatusCommand() *cobra.Command {
 // newListingCommands returns the commands that print a table.
 func (p *program) newListingCommands() []*cobra.Command {
 	services := p.newListingCommand("services", "list the Services of type LoadBalancer, and what is wrong with them", func(e *explain.Explainer, ctx context.Context) (*report.Listing, error) {
-		namespace, err := p.readNamespace()
+		namespace, err := p.namespaceOrAll()
 		if err != nil {
 			return nil, err
 		}
@@ -44,21 +44,21 @@ func (p *program) newListingCommands() []*cobra.Command {
 	}
 }
 
-// readNamespace returns the namespace that the user works in; empty for all.
-func (p *program) readNamespace() (string, error) {
+// namespaceOrAll returns the namespace that the user works in; empty for all.
+func (p *program) namespaceOrAll() (string, error) {
 	if p.isEveryNamespace {
 		return "", nil
 	}
-	namespace, _, err := p.cluster.ToRawKubeConfigLoader().Namespace()
+	namespace, _, err := p.kubeconfigFlags.ToRawKubeConfigLoader().Namespace()
 	if err != nil {
 		return "", fmt.Errorf("reading the kubeconfig: %w", err)
 	}
 	return namespace, nil
 }
 
-// printRepeatedly prints a table, or with --watch one after the other.
-func (p *program) printRepeatedly(ctx context.Context, list explain.Lister) error {
-	return p.answerRepeatedly(ctx, func(ctx context.Context, e *explain.Explainer) error {
+// printListingOnceOrWatch prints a table, or with --watch one after the other.
+func (p *program) printListingOnceOrWatch(ctx context.Context, list explain.ListingFunc) error {
+	return p.printAnswerOnceOrWatch(ctx, func(ctx context.Context, e *explain.Explainer) error {
 		l, err := list(e, ctx)
 		if err != nil {
 			return err
@@ -77,17 +77,17 @@ func (p *program) newRoutesCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "routes NODE", Short: "list what each router gets from a node, with the attributes", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			p.isLive = true
-			return p.printRepeatedly(c.Context(), func(e *explain.Explainer, ctx context.Context) (*report.Listing, error) {
+			p.readsFromSpeakers = true
+			return p.printListingOnceOrWatch(c.Context(), func(e *explain.Explainer, ctx context.Context) (*report.Listing, error) {
 				return e.ListRoutes(ctx, args[0])
 			})
 		},
 	}
 }
 
-func (p *program) newListingCommand(name, short string, list explain.Lister) *cobra.Command {
+func (p *program) newListingCommand(name, short string, list explain.ListingFunc) *cobra.Command {
 	return &cobra.Command{
 		Use: name, Short: short, Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return p.printRepeatedly(c.Context(), list) },
+		RunE: func(c *cobra.Command, _ []string) error { return p.printListingOnceOrWatch(c.Context(), list) },
 	}
 }

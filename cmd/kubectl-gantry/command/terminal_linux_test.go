@@ -72,7 +72,7 @@ func TestOnlyTerminalsGetColors(t *testing.T) {
 				reader, out = file, file
 			}
 			lookup := func(name string) (string, bool) { v, ok := c.variables[name]; return v, ok }
-			RunProgram(t.Context(), Environment{Args: []string{"--server", server.URL, "explain", "service", "web"}, Out: out, ErrOut: io.Discard, Now: time.Now, LookupVariable: lookup})
+			RunProgram(t.Context(), ProcessEnvironment{Args: []string{"--server", server.URL, "explain", "service", "web"}, Out: out, ErrOut: io.Discard, Now: time.Now, LookupVariable: lookup})
 			if !c.isTerminal {
 				if _, err := reader.Seek(0, io.SeekStart); err != nil {
 					t.Fatal(err)

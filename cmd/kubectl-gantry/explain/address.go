@@ -21,43 +21,43 @@ import (
 func (e *Explainer) ExplainAddress(ctx context.Context, text string) (*report.Report, error) {
 	address, err := netip.ParseAddr(text)
 	if err != nil {
-		return &report.Report{Subject: "address " + text, Result: report.Unknown, Answer: fmt.Sprintf("%q is no address: write one such as 192.0.2.10", text)}, nil
+		return &report.Report{Subject: "address " + text, Result: report.ResultUnknown, Answer: fmt.Sprintf("%q is no address: write one such as 192.0.2.10", text)}, nil
 	}
 	address = address.Unmap()
-	c, out, err := e.newSubject(ctx, "address", address.String(), withServices)
+	c, out, err := e.newObjectDiagnosis(ctx, "address", address.String(), withServices)
 	if c == nil {
 		return out, err
 	}
 	if c.config == nil {
-		c.addObjectGates()
-		return c.finish(""), nil
+		c.addObjectProblemChecks()
+		return c.finishReport(""), nil
 	}
 	holders := c.servicesWithAddress(address)
 	if err := c.addAnsweringNodes(ctx, address); err != nil {
 		return nil, err
 	}
-	c.addMoveGates(address.String())
-	for node, s := range c.installation.speakers {
+	c.addAddressMoveChecks(address.String())
+	for node, s := range c.installation.speakerStatusByNode {
 		for _, f := range s.Conflicts {
 			if f.Address == address.String() {
-				c.addGate("network", report.NotWell, names.Explain(names.ReasonForeignClaim, "a host outside of the cluster (%s) answers for it since %s, as %s sees", f.MAC, describeTime(&f.Since), node))
+				c.addCheck("network", report.ResultNotWell, names.NewExplanation(names.ReasonForeignClaim, "a host outside of the cluster (%s) answers for it since %s, as %s sees", f.MAC, describeTime(&f.Since), node))
 			}
 		}
 	}
 	if len(holders) > 0 {
-		c.addGate("Services", report.Well, names.Explanation{Text: joinFirstElements(holders, maxListedElements) + " has it"})
-		return c.finish(joinFirstElements(holders, maxListedElements) + " has it" + c.describePoolOfAddress(address)), nil
+		c.addCheck("Services", report.ResultWell, names.Explanation{Text: joinFirstElements(holders, maxListedElements) + " has it"})
+		return c.finishReport(joinFirstElements(holders, maxListedElements) + " has it" + c.describePoolOfAddress(address)), nil
 	}
 	why, err := c.explainRequestForAddress(ctx, address)
 	if err != nil {
 		return nil, err
 	}
 	if why.Reason != names.ReasonAssigned && why.Reason != names.ReasonProbing {
-		c.addGate("use", report.NotWell, why)
-		return c.finish(""), nil
+		c.addCheck("use", report.ResultNotWell, why)
+		return c.finishReport(""), nil
 	}
-	c.addGate("use", report.Well, names.Explanation{Text: "a Service may get it" + c.describePoolOfAddress(address)})
-	return c.finish("no Service has it, and one may get it" + c.describePoolOfAddress(address)), nil
+	c.addCheck("use", report.ResultWell, names.Explanation{Text: "a Service may get it" + c.describePoolOfAddress(address)})
+	return c.finishReport("no Service has it, and one may get it" + c.describePoolOfAddress(address)), nil
 }
 
 // describePoolOfAddress names the pool of an address, as the end of a sentence.
@@ -82,7 +82,7 @@ func (c *objectDiagnosis) servicesWithAddress(a netip.Addr) []string {
 // addAnsweringNodes says which nodes answer for the address.
 func (c *objectDiagnosis) addAnsweringNodes(ctx context.Context, a netip.Addr) error {
 	var reports v1beta1.ServiceL2StatusList
-	if err := c.objects.List(ctx, &reports, client.InNamespace(c.namespace)); err != nil {
+	if err := c.objects.List(ctx, &reports, client.InNamespace(c.gantryNamespace)); err != nil {
 		return err
 	}
 	var on []string
@@ -90,7 +90,7 @@ func (c *objectDiagnosis) addAnsweringNodes(ctx context.Context, a netip.Addr) e
 		r := &reports.Items[i]
 		if r.Status.Gantry != nil && slices.Contains(r.Status.Gantry.Addresses, a.String()) && !slices.Contains(on, r.Status.Node) {
 			on = append(on, r.Status.Node)
-			c.addGate("node", report.Well, names.Explanation{Text: fmt.Sprintf("%s answers for it since %s", r.Status.Node, describeTime(&r.CreationTimestamp))})
+			c.addCheck("node", report.ResultWell, names.Explanation{Text: fmt.Sprintf("%s answers for it since %s", r.Status.Node, describeTime(&r.CreationTimestamp))})
 		}
 	}
 	return nil

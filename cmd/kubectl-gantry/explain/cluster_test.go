@@ -16,8 +16,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
-// testTime is the time of the tests; the objects below are from shortly before.
-var testTime = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+// fakeNow is the time of the tests; the objects below are from shortly before.
+var fakeNow = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 // installationManifests are a Gantry that works on two nodes, with a pool, and nothing to serve.
 const installationManifests = `
@@ -135,8 +135,8 @@ func decodeManifests(t *testing.T, text string) []client.Object {
 	return out
 }
 
-// newTestAPI returns an API server in memory.
-func newTestAPI(t *testing.T, manifests string) *fake.ClientBuilder {
+// newFakeAPIBuilder returns an API server in memory.
+func newFakeAPIBuilder(t *testing.T, manifests string) *fake.ClientBuilder {
 	t.Helper()
 	scheme, err := configuration.NewScheme()
 	if err != nil {
@@ -151,24 +151,24 @@ func newTestAPI(t *testing.T, manifests string) *fake.ClientBuilder {
 }
 
 func newTestExplainer(api client.WithWatch) *Explainer {
-	return NewExplainer(Options{
-		Objects: objects.NewReader(api, LabelsByIndex), Namespace: names.Namespace,
-		Now: func() time.Time { return testTime }, ShowProgress: func(string) {},
+	return NewExplainer(ExplainerOptions{
+		Objects: objects.NewReader(api, LabelsOfIndexValue), GantryNamespace: names.DefaultNamespace,
+		Now: func() time.Time { return fakeNow }, ShowProgress: func(string) {},
 	})
 }
 
 // explainTestService explains the Service default/web.
 func explainTestService(t *testing.T, manifests string) *report.Report {
 	t.Helper()
-	r, err := newTestExplainer(newTestAPI(t, manifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
+	r, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
 
-// replaceIn replaces a text that must be there.
-func replaceIn(t *testing.T, manifests, old, now string) string {
+// replaceManifestText replaces a text that must be there.
+func replaceManifestText(t *testing.T, manifests, old, now string) string {
 	t.Helper()
 	if !strings.Contains(manifests, old) {
 		t.Fatalf("the manifests have no %q", old)

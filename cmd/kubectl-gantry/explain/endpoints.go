@@ -38,9 +38,9 @@ func (c *serviceDiagnosis) describeAbsentEndpoints(ctx context.Context) string {
 		}
 	}
 	if len(pods) == 0 {
-		return fmt.Sprintf("; the selector %s matches no Pod that has an address", describePods(c.service))
+		return fmt.Sprintf("; the selector %s matches no Pod that has an address", podSelectorText(c.service))
 	}
-	return fmt.Sprintf("; the selector %s matches %s, and none is ready", describePods(c.service), formatCount(len(pods), "Pod"))
+	return fmt.Sprintf("; the selector %s matches %s, and none is ready", podSelectorText(c.service), formatCount(len(pods), "Pod"))
 }
 
 // explainUnservedPort names a port of the Service that no endpoint serves: its Pods have no port of
@@ -57,7 +57,7 @@ func (c *serviceDiagnosis) explainUnservedPort(ctx context.Context) names.Explan
 			})
 		})
 		if !isServed {
-			return names.Explain(names.ReasonNoEndpoints, "no endpoint serves its port %s: no Pod has a port named %q: correct targetPort", cmp.Or(p.Name, fmt.Sprint(p.Port)), p.TargetPort.String())
+			return names.NewExplanation(names.ReasonNoEndpoints, "no endpoint serves its port %s: no Pod has a port named %q: correct targetPort", cmp.Or(p.Name, fmt.Sprint(p.Port)), p.TargetPort.String())
 		}
 	}
 	return names.Explanation{}

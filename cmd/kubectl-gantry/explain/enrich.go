@@ -26,17 +26,17 @@ import (
 
 // readPoolUsage returns what the pools have left. All Services are listed only if the controller
 // has not decided about this one, or refuses it for a reason that names others.
-func (c *serviceDiagnosis) readPoolUsage(ctx context.Context) (*allocate.Ledger, map[string]usage, error) {
+func (c *serviceDiagnosis) readPoolUsage(ctx context.Context) (*allocate.Ledger, map[string]poolUsage, error) {
 	ledger := allocate.NewLedger()
 	ledger.UseSnapshot(c.config.Snapshot)
-	usages := map[string]usage{}
+	usages := map[string]poolUsage{}
 	var pools v1beta1.IPAddressPoolList
-	if err := c.objects.List(ctx, &pools, client.InNamespace(c.namespace)); err != nil {
+	if err := c.objects.List(ctx, &pools, client.InNamespace(c.gantryNamespace)); err != nil {
 		return nil, nil, err
 	}
 	for i := range pools.Items {
 		s := &pools.Items[i].Status
-		usages[pools.Items[i].Name] = usage{s.AssignedIPv4+s.AssignedIPv6+s.AvailableIPv4+s.AvailableIPv6 > 0, s.AssignedIPv4 + s.AssignedIPv6, s.AvailableIPv4, s.AvailableIPv6}
+		usages[pools.Items[i].Name] = poolUsage{s.AssignedIPv4+s.AssignedIPv6+s.AvailableIPv4+s.AvailableIPv6 > 0, s.AssignedIPv4 + s.AssignedIPv6, s.AvailableIPv4, s.AvailableIPv6}
 	}
 	if len(c.view.AssignedAddresses) > 0 || c.addressCondition != nil {
 		return ledger, usages, nil
@@ -62,7 +62,7 @@ func (e *Explainer) fillLedger(ctx context.Context, ledger *allocate.Ledger, cla
 		}
 	}
 	var withheld v1alpha1.AddressLedger
-	if err := e.objects.Get(ctx, client.ObjectKey{Namespace: e.namespace, Name: names.WithheldLedger}, &withheld); err != nil {
+	if err := e.objects.Get(ctx, client.ObjectKey{Namespace: e.gantryNamespace, Name: names.WithheldAddressesLedger}, &withheld); err != nil {
 		return client.IgnoreNotFound(ignoreForbidden(err))
 	}
 	for _, w := range withheld.Spec.Withheld {
@@ -80,11 +80,11 @@ func (e *Explainer) fillLedger(ctx context.Context, ledger *allocate.Ledger, cla
 // fault.
 const addressDecisionTimeout = 10 * time.Second
 
-// explainUndecided says what a Service without any decision would get.
-func (c *serviceDiagnosis) explainUndecided(ctx context.Context) (cause, error) {
+// explainUndecidedService says what a Service without any decision would get.
+func (c *serviceDiagnosis) explainUndecidedService(ctx context.Context) (cause, error) {
 	age := c.now().Sub(c.service.CreationTimestamp.Time).Round(time.Second)
 	if c.config == nil {
-		return cause{names.Explain("", "no address: no controller has decided yet, %s after the Service was created", age), report.Unknown}, nil
+		return cause{names.NewExplanation("", "no address: no controller has decided yet, %s after the Service was created", age), report.ResultUnknown}, nil
 	}
 	ledger := allocate.NewLedger()
 	ledger.UseSnapshot(c.config.Snapshot)
@@ -94,12 +94,12 @@ func (c *serviceDiagnosis) explainUndecided(ctx context.Context) (cause, error) 
 	d := allocate.DecideAssignment(&c.view, ledger, c.config.Snapshot)
 	if len(d.Addresses) == 0 {
 		why := c.enrichAddressReason(ctx, d.Explanation)
-		return notWell(why.Reason, "no address: %s", why.Text), nil
+		return newNotWellCause(why.Reason, "no address: %s", why.Text), nil
 	}
 	if age < addressDecisionTimeout {
-		return cause{names.Explain("", "no address yet: the Service is new, and should get %s", view.JoinAddresses(d.Addresses)), report.Unknown}, nil
+		return cause{names.NewExplanation("", "no address yet: the Service is new, and should get %s", view.JoinAddresses(d.Addresses)), report.ResultUnknown}, nil
 	}
-	return notWell(names.ReasonNoController, "no address after %s: it should get %s, and the controller does not write it: look at the log of %s", age, view.JoinAddresses(d.Addresses), findLeaderPod(c.installation)), nil
+	return newNotWellCause(names.ReasonNoController, "no address after %s: it should get %s, and the controller does not write it: look at the log of %s", age, view.JoinAddresses(d.Addresses), findLeaderPod(c.installation)), nil
 }
 
 // enrichAddressReason adds what the controller does not see: near names, pools in other namespaces,
@@ -112,14 +112,14 @@ func (c *serviceDiagnosis) enrichAddressReason(ctx context.Context, why names.Ex
 		return c.enrichWithPoolUsage(ctx, why)
 	case names.ReasonNoEligiblePool:
 		if c.config != nil {
-			why.Text += describeClosedPools(c.config.Snapshot.Pools)
+			why.Text += describePoolRefusals(c.config.Snapshot.Pools)
 		}
 	}
 	return why
 }
 
-// describeClosedPools says of each pool why it is not open to a Service, as the end of a sentence.
-func describeClosedPools(pools []*snapshot.Pool) string {
+// describePoolRefusals says of each pool why it is not open to a Service, as the end of a sentence.
+func describePoolRefusals(pools []*snapshot.Pool) string {
 	var closed []string
 	for _, p := range pools {
 		if !p.AutoAssign {
@@ -136,8 +136,8 @@ func (c *serviceDiagnosis) enrichMissingPool(ctx context.Context, why names.Expl
 	if err := c.objects.List(ctx, &everywhere); err == nil {
 		for i := range everywhere.Items {
 			p := &everywhere.Items[i]
-			if p.Namespace != c.namespace && (why.Reason == names.ReasonNoPools || p.Name == c.view.RequestedPool) {
-				return names.Explain(names.ReasonPoolElsewhere, "IPAddressPool %s is in namespace %s, and only those in %s count: create it there", p.Name, p.Namespace, c.namespace)
+			if p.Namespace != c.gantryNamespace && (why.Reason == names.ReasonNoPools || p.Name == c.view.RequestedPool) {
+				return names.NewExplanation(names.ReasonPoolElsewhere, "IPAddressPool %s is in namespace %s, and only those in %s count: create it there", p.Name, p.Namespace, c.gantryNamespace)
 			}
 		}
 	}
@@ -162,7 +162,7 @@ func (c *serviceDiagnosis) enrichWithWebhookRefusal(ctx context.Context, why nam
 	if !down.IsSet() {
 		return why
 	}
-	return names.Explain(down.Reason, "%s; and %s", why.Text, down.Text)
+	return names.NewExplanation(down.Reason, "%s; and %s", why.Text, down.Text)
 }
 
 // enrichWithPoolUsage adds how full the pools are that the Service may use.
@@ -171,7 +171,7 @@ func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Ex
 		return why
 	}
 	var pools v1beta1.IPAddressPoolList
-	if err := c.objects.List(ctx, &pools, client.InNamespace(c.namespace)); err != nil {
+	if err := c.objects.List(ctx, &pools, client.InNamespace(c.gantryNamespace)); err != nil {
 		return why
 	}
 	var full []string
@@ -180,7 +180,7 @@ func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Ex
 		if c.view.RequestedPool != "" && p.Name != c.view.RequestedPool || c.view.RequestedPool == "" && p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign {
 			continue
 		}
-		full = append(full, p.Name+" has "+describeUse(&p.Status, c.view.ClusterIPs))
+		full = append(full, p.Name+" has "+describePoolUseByFamily(&p.Status, c.view.ClusterIPs))
 	}
 	if len(full) > 0 {
 		why.Text += " (" + joinFirstElements(full, maxListedElements) + ")"
@@ -188,8 +188,8 @@ func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Ex
 	return why
 }
 
-// describeUse says how many addresses of the families of the cluster IPs are in use.
-func describeUse(s *v1beta1.IPAddressPoolStatus, clusterIPs []netip.Addr) string {
+// describePoolUseByFamily says how many addresses of the families of the cluster IPs are in use.
+func describePoolUseByFamily(s *v1beta1.IPAddressPoolStatus, clusterIPs []netip.Addr) string {
 	var out []string
 	for _, f := range []struct {
 		family          ipfamily.Family
@@ -212,13 +212,13 @@ func describeUse(s *v1beta1.IPAddressPoolStatus, clusterIPs []netip.Addr) string
 func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, why names.Explanation) names.Explanation {
 	switch why.Reason {
 	case names.ReasonNoSpeaker:
-		why.Text += "; " + c.explainSpeakers(ctx)
+		why.Text += "; " + c.explainMissingSpeakers(ctx)
 	case names.ReasonNotAnnounced:
 		if silent := c.findSilentSpeakers(); len(silent) > 0 {
 			return c.explainSilentSpeakers(ctx, silent)
 		}
 	case names.ReasonForeignClaim:
-		why = c.explainConflict(ctx, why)
+		why = c.explainForeignAnswer(ctx, why)
 	case names.ReasonNoSession:
 		why.Text += c.describeSecretOfOtherType(ctx)
 	case names.ReasonNoEndpoints:
@@ -239,16 +239,16 @@ func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, why nam
 // the end of a sentence. The others list only Secrets of the right type.
 func (c *serviceDiagnosis) describeSecretOfOtherType(ctx context.Context) string {
 	var peers v1beta2.BGPPeerList
-	if err := c.objects.List(ctx, &peers, client.InNamespace(c.namespace)); err != nil {
+	if err := c.objects.List(ctx, &peers, client.InNamespace(c.gantryNamespace)); err != nil {
 		return ""
 	}
-	for _, s := range c.finding.Sessions {
+	for _, s := range c.announcementFinding.Sessions {
 		at := slices.IndexFunc(peers.Items, func(p v1beta2.BGPPeer) bool { return p.Name == s.Peer })
 		if s.Fault.Reason != names.ReasonUnknownSecret || at < 0 {
 			continue
 		}
 		var secret corev1.Secret
-		err := c.objects.GetFromServer(ctx, client.ObjectKey{Namespace: c.namespace, Name: peers.Items[at].Spec.PasswordSecret.Name}, &secret)
+		err := c.objects.GetFromServer(ctx, client.ObjectKey{Namespace: c.gantryNamespace, Name: peers.Items[at].Spec.PasswordSecret.Name}, &secret)
 		if err == nil && secret.Type != corev1.SecretTypeBasicAuth {
 			return fmt.Sprintf("; Secret %s exists, and is of type %s: create it again with the type %s", secret.Name, secret.Type, corev1.SecretTypeBasicAuth)
 		}
@@ -264,9 +264,9 @@ const silentSpeakerTimeout = 150 * time.Second
 // them dead: there may be nobody left to find out.
 func (c *serviceDiagnosis) findSilentSpeakers() []string {
 	var out []string
-	d := c.installation.speaker
+	d := c.installation.speakerDaemonSet
 	noneReady := d != nil && d.Status.DesiredNumberScheduled > 0 && d.Status.NumberReady == 0
-	for node, s := range c.installation.speakers {
+	for node, s := range c.installation.speakerStatusByNode {
 		if noneReady || s.LastSeen != nil && c.now().Sub(s.LastSeen.Time) > silentSpeakerTimeout {
 			out = append(out, node)
 		}
@@ -276,19 +276,19 @@ func (c *serviceDiagnosis) findSilentSpeakers() []string {
 }
 
 func (c *serviceDiagnosis) explainSilentSpeakers(ctx context.Context, silent []string) names.Explanation {
-	return names.Explain(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), c.explainSpeakers(ctx))
+	return names.NewExplanation(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), c.explainMissingSpeakers(ctx))
 }
 
 // explainStaleReports says that all who report to announce the Service are silent.
 func (c *serviceDiagnosis) explainStaleReports(ctx context.Context) names.Explanation {
 	silent := c.findSilentSpeakers()
 	isSilent := func(node string) bool { return slices.Contains(silent, node) }
-	for i := range c.finding.Layer2Reports {
-		if !isSilent(c.finding.Layer2Reports[i].Status.Node) {
+	for i := range c.announcementFinding.Layer2Reports {
+		if !isSilent(c.announcementFinding.Layer2Reports[i].Status.Node) {
 			return names.Explanation{}
 		}
 	}
-	for _, s := range c.finding.Sessions {
+	for _, s := range c.announcementFinding.Sessions {
 		if !s.Fault.IsSet() && !isSilent(s.Node) {
 			return names.Explanation{}
 		}
@@ -315,7 +315,7 @@ func (c *serviceDiagnosis) findAdvertisementElsewhere(ctx context.Context) strin
 		return ""
 	}
 	for i := range l2.Items {
-		if l2.Items[i].Namespace != c.namespace {
+		if l2.Items[i].Namespace != c.gantryNamespace {
 			return fmt.Sprintf("L2Advertisement %s is in namespace %s, where it does not count", l2.Items[i].Name, l2.Items[i].Namespace)
 		}
 	}

@@ -29,57 +29,59 @@ import (
 // Explainer answers questions. Use NewExplainer to create it.
 type Explainer struct {
 	objects *objects.Reader
-	// namespace has the objects of Gantry.
-	namespace string
-	now       func() time.Time
+	// gantryNamespace has the objects of Gantry.
+	gantryNamespace string
+	now             func() time.Time
 	// showProgress is called before a reading that may take long.
 	showProgress func(string)
-	// fetchPage is nil if the speakers are not to be asked.
-	fetchPage PageFetcher
-	// fastestAnswer may be nil.
-	fastestAnswer func() time.Duration
-	installation  *installation // nil before it is read
+	// fetchSpeakerPage is nil if the speakers are not to be asked.
+	fetchSpeakerPage PodPageFetcher
+	// fastestAPIAnswerDelay may be nil.
+	fastestAPIAnswerDelay func() time.Duration
+	installation          *installation // nil before it is read
 }
 
-// Options are the settings of an Explainer.
-type Options struct {
-	Objects   *objects.Reader
-	Namespace string
+// ExplainerOptions are the settings of an Explainer.
+type ExplainerOptions struct {
+	Objects         *objects.Reader
+	GantryNamespace string
 	// Now returns the time of the API server: the clock of the user may be wrong.
 	Now          func() time.Time
 	ShowProgress func(string)
-	// FetchPage asks a speaker itself; nil if none is to be asked.
-	FetchPage PageFetcher
-	// FastestAnswer returns how long the fastest answer of the API server took; it may be nil.
-	FastestAnswer func() time.Duration
+	// FetchSpeakerPage asks a speaker itself; nil if none is to be asked.
+	FetchSpeakerPage PodPageFetcher
+	// FastestAPIAnswerDelay returns how long the fastest answer of the API server took; it may be
+	// nil.
+	FastestAPIAnswerDelay func() time.Duration
 }
 
 // NewExplainer returns an Explainer.
-func NewExplainer(o Options) *Explainer {
-	return &Explainer{objects: o.Objects, namespace: o.Namespace, now: o.Now, showProgress: o.ShowProgress, fetchPage: o.FetchPage, fastestAnswer: o.FastestAnswer}
+func NewExplainer(o ExplainerOptions) *Explainer {
+	return &Explainer{objects: o.Objects, gantryNamespace: o.GantryNamespace, now: o.Now, showProgress: o.ShowProgress, fetchSpeakerPage: o.FetchSpeakerPage, fastestAPIAnswerDelay: o.FastestAPIAnswerDelay}
 }
 
-// configurationKinds are the kinds that make up the configuration, without Secrets: few users may
-// read those.
-func (e *Explainer) configurationKinds() []objects.ListRequest {
+// configurationListRequests are the kinds that make up the configuration, without Secrets: few
+// users may read those.
+func (e *Explainer) configurationListRequests() []objects.ListRequest {
 	return []objects.ListRequest{
-		{List: &v1beta1.IPAddressPoolList{}, Namespace: e.namespace},
-		{List: &v1beta1.L2AdvertisementList{}, Namespace: e.namespace},
-		{List: &v1beta1.BGPAdvertisementList{}, Namespace: e.namespace},
-		{List: &v1beta2.BGPPeerList{}, Namespace: e.namespace},
-		{List: &v1beta1.BFDProfileList{}, Namespace: e.namespace},
-		{List: &v1beta1.CommunityList{}, Namespace: e.namespace},
-		{List: &v1alpha1.AddressReservationList{}, Namespace: e.namespace},
+		{List: &v1beta1.IPAddressPoolList{}, Namespace: e.gantryNamespace},
+		{List: &v1beta1.L2AdvertisementList{}, Namespace: e.gantryNamespace},
+		{List: &v1beta1.BGPAdvertisementList{}, Namespace: e.gantryNamespace},
+		{List: &v1beta2.BGPPeerList{}, Namespace: e.gantryNamespace},
+		{List: &v1beta1.BFDProfileList{}, Namespace: e.gantryNamespace},
+		{List: &v1beta1.CommunityList{}, Namespace: e.gantryNamespace},
+		{List: &v1alpha1.AddressReservationList{}, Namespace: e.gantryNamespace},
 		{List: newMetadataList("NodeList")},
 		{List: newMetadataList("NamespaceList")},
 	}
 }
 
-// stateKinds are the kinds in which controller and speakers report about the whole installation.
-func (e *Explainer) stateKinds() []objects.ListRequest {
-	return append(e.workloadKinds(),
-		objects.ListRequest{List: &v1alpha1.SpeakerStatusList{}, Namespace: e.namespace},
-		objects.ListRequest{List: &v1alpha1.BGPSessionList{}, Namespace: e.namespace})
+// statusListRequests are the kinds in which controller and speakers report about the whole
+// installation.
+func (e *Explainer) statusListRequests() []objects.ListRequest {
+	return append(e.workloadListRequests(),
+		objects.ListRequest{List: &v1alpha1.SpeakerStatusList{}, Namespace: e.gantryNamespace},
+		objects.ListRequest{List: &v1alpha1.BGPSessionList{}, Namespace: e.gantryNamespace})
 }
 
 func newMetadataList(kind string) *metav1.PartialObjectMetadataList {
@@ -101,10 +103,10 @@ func (e *Explainer) mayListEssentialResources() bool {
 
 // readConfiguration builds the Snapshot from what was listed.
 func (e *Explainer) readConfiguration(ctx context.Context) (*configurationreader.Configuration, error) {
-	if err := e.listPasswords(ctx); err != nil {
+	if err := e.listPasswordSecrets(ctx); err != nil {
 		return nil, err
 	}
-	o, err := configurationreader.ReadAllObjects(ctx, e.objects, e.scope())
+	o, err := configurationreader.ReadAllObjects(ctx, e.objects, e.configurationScope())
 	if err != nil {
 		return nil, err
 	}
@@ -114,22 +116,22 @@ func (e *Explainer) readConfiguration(ctx context.Context) (*configurationreader
 	return config, nil
 }
 
-// listPasswords lists the Secrets, if a BGPPeer names one.
-func (e *Explainer) listPasswords(ctx context.Context) error {
+// listPasswordSecrets lists the Secrets, if a BGPPeer names one.
+func (e *Explainer) listPasswordSecrets(ctx context.Context) error {
 	var peers v1beta2.BGPPeerList
-	if err := e.objects.List(ctx, &peers, client.InNamespace(e.namespace)); err != nil {
+	if err := e.objects.List(ctx, &peers, client.InNamespace(e.gantryNamespace)); err != nil {
 		return err
 	}
 	if !slices.ContainsFunc(peers.Items, func(p v1beta2.BGPPeer) bool { return p.Spec.PasswordSecret.Name != "" }) {
-		e.objects.AssumeNoObjectsOfKind(&corev1.SecretList{}, e.namespace)
+		e.objects.AssumeNoObjectsOfKind(&corev1.SecretList{}, e.gantryNamespace)
 		return nil
 	}
-	return e.objects.ListAll(ctx, objects.ListRequest{List: &corev1.SecretList{}, Namespace: e.namespace, Fields: fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))})
+	return e.objects.ListAll(ctx, objects.ListRequest{List: &corev1.SecretList{}, Namespace: e.gantryNamespace, Fields: fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))})
 }
 
 // substituteUnreadableSecrets stand for Secrets that the user may not read: they are assumed to be
 // as they should.
-func (e *Explainer) substituteUnreadableSecrets(o *snapshot.Objects) []snapshot.BasicAuthSecret {
+func (e *Explainer) substituteUnreadableSecrets(o *snapshot.ConfigurationObjects) []snapshot.BasicAuthSecret {
 	if !e.objects.LacksRightTo("secrets") {
 		return nil
 	}
@@ -144,20 +146,20 @@ func (e *Explainer) substituteUnreadableSecrets(o *snapshot.Objects) []snapshot.
 
 // newAnnouncementExplainer makes the Reader answer like the cache of the controller.
 func (e *Explainer) newAnnouncementExplainer(ctx context.Context) (*announcedcondition.Explainer, error) {
-	scope := e.scope()
+	scope := e.configurationScope()
 	if err := announcedcondition.RegisterIndexes(ctx, e.objects, scope); err != nil {
 		return nil, err
 	}
 	return announcedcondition.NewExplainer(e.objects, scope), nil
 }
 
-// complete adds to a report what does not depend on its subject.
-func (e *Explainer) complete(r *report.Report) *report.Report {
+// addRightsAndDocumentation adds to a report what does not depend on its subject.
+func (e *Explainer) addRightsAndDocumentation(r *report.Report) *report.Report {
 	for _, m := range e.objects.MissingRights() {
 		r.MissingRights = append(r.MissingRights, m.String())
 	}
-	if r.Documentation == "" && r.Reason != "" && r.Result != report.Well {
-		r.Documentation = documentationOf(r.Reason)
+	if r.Documentation == "" && r.Reason != "" && r.Result != report.ResultWell {
+		r.Documentation = documentationURLOfReason(r.Reason)
 	}
 	return r
 }

@@ -21,10 +21,10 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// addPoolGates says of each pool whether it can serve the Service.
-func (c *serviceDiagnosis) addPoolGates(ctx context.Context) error {
+// addPoolChecks says of each pool whether it can serve the Service.
+func (c *serviceDiagnosis) addPoolChecks(ctx context.Context) error {
 	if c.config == nil {
-		c.addGate("pools", report.Unknown, names.Explanation{Text: "you may not read them"})
+		c.addCheck("pools", report.ResultUnknown, names.Explanation{Text: "you may not read them"})
 		return nil
 	}
 	ledger, usages, err := c.readPoolUsage(ctx)
@@ -35,29 +35,29 @@ func (c *serviceDiagnosis) addPoolGates(ctx context.Context) error {
 		name, why, u := "pool "+p.Pool.Name, p.Explanation, usages[p.Pool.Name]
 		switch {
 		case p.Pool.Name == c.view.RecordedPool && len(c.view.AssignedAddresses) > 0:
-			c.addGate(name, report.Well, names.Explanation{Text: "gave " + view.JoinAddresses(c.view.AssignedAddresses) + u.describe()})
+			c.addCheck(name, report.ResultWell, names.Explanation{Text: "gave " + view.JoinAddresses(c.view.AssignedAddresses) + u.assignedAndFreeText()})
 		case why.IsSet():
-			c.addDetail(name, report.NotWell, why)
+			c.addWideOnlyCheck(name, report.ResultNotWell, why)
 		case !u.hasFreeAddressFor(&c.view):
-			c.addGate(name, report.NotWell, names.Explanation{Reason: names.ReasonPoolExhausted, Text: "has no free address of a needed family" + u.describe()})
-		case !p.IsTried && c.view.RequestedPool != "":
-			c.addDetail(name, report.Well, names.Explanation{Text: "is not the pool that the Service names" + u.describe()})
-		case !p.IsTried:
-			c.addDetail(name, report.NotWell, names.Explanation{Reason: names.ReasonNoEligiblePool, Text: "has autoAssign false: only Services that name it get its addresses" + u.describe()})
+			c.addCheck(name, report.ResultNotWell, names.Explanation{Reason: names.ReasonPoolExhausted, Text: "has no free address of a needed family" + u.assignedAndFreeText()})
+		case !p.IsCandidate && c.view.RequestedPool != "":
+			c.addWideOnlyCheck(name, report.ResultWell, names.Explanation{Text: "is not the pool that the Service names" + u.assignedAndFreeText()})
+		case !p.IsCandidate:
+			c.addWideOnlyCheck(name, report.ResultNotWell, names.Explanation{Reason: names.ReasonNoEligiblePool, Text: "has autoAssign false: only Services that name it get its addresses" + u.assignedAndFreeText()})
 		default:
-			c.addDetail(name, report.Well, names.Explanation{Text: "is open to the Service" + u.describe()})
+			c.addWideOnlyCheck(name, report.ResultWell, names.Explanation{Text: "is open to the Service" + u.assignedAndFreeText()})
 		}
 	}
 	return nil
 }
 
-// usage is what the status of a pool says.
-type usage struct {
+// poolUsage is what the status of a pool says.
+type poolUsage struct {
 	isKnown                            bool
 	assigned, availableV4, availableV6 int64
 }
 
-func (u usage) describe() string {
+func (u poolUsage) assignedAndFreeText() string {
 	if !u.isKnown {
 		return ""
 	}
@@ -65,7 +65,7 @@ func (u usage) describe() string {
 }
 
 // hasFreeAddressFor reports whether a family that the Service needs is free, as far as is known.
-func (u usage) hasFreeAddressFor(v *view.Service) bool {
+func (u poolUsage) hasFreeAddressFor(v *view.Service) bool {
 	if !u.isKnown || v.SharingKey != "" {
 		return true
 	}
@@ -77,56 +77,56 @@ func (u usage) hasFreeAddressFor(v *view.Service) bool {
 	return len(v.ClusterIPs) == 0
 }
 
-// addAnnouncementGates says which advertisements, endpoints, nodes and sessions carry the Service.
-func (c *serviceDiagnosis) addAnnouncementGates() {
+// addAnnouncementChecks says which advertisements, endpoints, nodes and sessions carry the Service.
+func (c *serviceDiagnosis) addAnnouncementChecks() {
 	if len(c.view.AssignedAddresses) == 0 {
 		return
 	}
-	if c.finding == nil {
-		c.addGate("announcement", report.Unknown, names.Explanation{Text: "you may not read what the speakers report"})
+	if c.announcementFinding == nil {
+		c.addCheck("announcement", report.ResultUnknown, names.Explanation{Text: "you may not read what the speakers report"})
 		return
 	}
-	c.addAdvertisementGate()
-	e := &c.finding.Endpoints
+	c.addAdvertisementCheck()
+	e := &c.announcementFinding.Endpoints
 	if e.AnyServing {
 		var on []string
 		for i, n := range e.ServingNodes {
 			on = append(on, fmt.Sprintf("%d on %s", e.ServingCounts[i], n))
 		}
-		c.addGate("endpoints", report.Well, names.Explanation{Text: cmp.Or(joinFirstElements(on, maxListedElements), "serve outside of the nodes")})
+		c.addCheck("endpoints", report.ResultWell, names.Explanation{Text: cmp.Or(joinFirstElements(on, maxListedElements), "serve outside of the nodes")})
 	} else {
-		c.addGate("endpoints", report.NotWell, names.Explain(names.ReasonNoEndpoints, "none can serve (selector %s)", cmp.Or(c.view.PodSelector, "empty")))
+		c.addCheck("endpoints", report.ResultNotWell, names.NewExplanation(names.ReasonNoEndpoints, "none can serve (selector %s)", cmp.Or(c.view.PodSelector, "empty")))
 	}
-	c.addNodeGates()
-	c.addSessionGates()
+	c.addNodeChecks()
+	c.addSessionChecks()
 }
 
-// addAdvertisementGate names the advertisements that cover the Service.
-func (c *serviceDiagnosis) addAdvertisementGate() {
+// addAdvertisementCheck names the advertisements that cover the Service.
+func (c *serviceDiagnosis) addAdvertisementCheck() {
 	svc := advertise.ServiceFromView(&c.view)
-	if why := advertise.Explain(c.config.Snapshot, &svc, c.config.Nodes); why.IsSet() {
-		c.addGate("advertisements", report.NotWell, why)
+	if why := advertise.ExplainUnannouncedService(c.config.Snapshot, &svc, c.config.Nodes); why.IsSet() {
+		c.addCheck("advertisements", report.ResultNotWell, why)
 		return
 	}
 	var all []string
-	layer2, _ := advertise.Layer2(c.config.Snapshot, &svc)
+	layer2, _ := advertise.L2AdsCoveringService(c.config.Snapshot, &svc)
 	for _, ad := range layer2.Ads {
 		all = append(all, "L2Advertisement "+ad.Name)
 	}
-	bgp, _ := advertise.BGP(c.config.Snapshot, &svc)
+	bgp, _ := advertise.BGPAdsCoveringService(c.config.Snapshot, &svc)
 	for _, b := range bgp {
 		all = append(all, "BGPAdvertisement "+b.Ad.Name)
 	}
-	c.addGate("advertisements", report.Well, names.Explanation{Text: joinFirstElements(all, maxListedElements)})
+	c.addCheck("advertisements", report.ResultWell, names.Explanation{Text: joinFirstElements(all, maxListedElements)})
 }
 
-// addNodeGates says of each node what it does for the Service. Nodes with the same fault share a
+// addNodeChecks says of each node what it does for the Service. Nodes with the same fault share a
 // line.
-func (c *serviceDiagnosis) addNodeGates() {
+func (c *serviceDiagnosis) addNodeChecks() {
 	var faults []names.Explanation
 	nodesByFault := map[names.Explanation][]string{}
-	for i := range c.finding.Nodes {
-		n := &c.finding.Nodes[i]
+	for i := range c.announcementFinding.Nodes {
+		n := &c.announcementFinding.Nodes[i]
 		if fault := n.Fault(); fault.IsSet() {
 			if nodesByFault[fault] == nil {
 				faults = append(faults, fault)
@@ -134,28 +134,28 @@ func (c *serviceDiagnosis) addNodeGates() {
 			nodesByFault[fault] = append(nodesByFault[fault], n.Node)
 			continue
 		}
-		held := c.describeReport(n.Node)
+		held := c.describeAddressesNodeReports(n.Node)
 		switch {
 		case held != "":
-			c.addGate("node "+n.Node, report.Well, names.Explanation{Text: held})
-		case n.ByLayer2 && !n.Layer2.IsSet():
-			c.addDetail("node "+n.Node, report.Well, names.Explanation{Text: "may answer ARP and NDP; another node holds the address"})
+			c.addCheck("node "+n.Node, report.ResultWell, names.Explanation{Text: held})
+		case n.IsSelectedByL2Ad && !n.Layer2Fault.IsSet():
+			c.addWideOnlyCheck("node "+n.Node, report.ResultWell, names.Explanation{Text: "may answer ARP and NDP; another node holds the address"})
 		default:
-			c.addDetail("node "+n.Node, report.Well, names.Explanation{Text: "routes to " + joinFirstElements(n.Peers, maxListedElements)})
+			c.addWideOnlyCheck("node "+n.Node, report.ResultWell, names.Explanation{Text: "routes to " + joinFirstElements(n.Peers, maxListedElements)})
 		}
-		if n.ByLayer2 && n.Layer2.IsSet() {
-			c.addDetail("node "+n.Node+" by layer 2", report.NotWell, n.Layer2)
+		if n.IsSelectedByL2Ad && n.Layer2Fault.IsSet() {
+			c.addWideOnlyCheck("node "+n.Node+" by layer 2", report.ResultNotWell, n.Layer2Fault)
 		}
 	}
 	for _, fault := range faults {
-		c.addGate("node "+joinFirstElements(nodesByFault[fault], maxListedElements), report.NotWell, fault)
+		c.addCheck("node "+joinFirstElements(nodesByFault[fault], maxListedElements), report.ResultNotWell, fault)
 	}
 }
 
-// describeReport says what the node reports to answer for; empty if nothing.
-func (c *serviceDiagnosis) describeReport(node string) string {
-	for i := range c.finding.Layer2Reports {
-		r := &c.finding.Layer2Reports[i]
+// describeAddressesNodeReports says what the node reports to answer for; empty if nothing.
+func (c *serviceDiagnosis) describeAddressesNodeReports(node string) string {
+	for i := range c.announcementFinding.Layer2Reports {
+		r := &c.announcementFinding.Layer2Reports[i]
 		if r.Status.Node != node {
 			continue
 		}
@@ -167,7 +167,7 @@ func (c *serviceDiagnosis) describeReport(node string) string {
 		for _, l := range r.Status.Interfaces {
 			links = append(links, l.Name)
 		}
-		if s := c.installation.speakers[node]; len(links) == 0 && s != nil {
+		if s := c.installation.speakerStatusByNode[node]; len(links) == 0 && s != nil {
 			links = s.UsableLinks
 		}
 		return fmt.Sprintf("answers for %s on %s since %s", addresses, cmp.Or(strings.Join(links, ", "), "all links"), describeTime(&r.CreationTimestamp))
@@ -182,10 +182,10 @@ func describeTime(t *metav1.Time) string {
 	return t.UTC().Format(time.DateTime) + " UTC"
 }
 
-// describeHolders names the nodes that answer, as the end of a sentence.
-func (c *serviceDiagnosis) describeHolders() string {
+// describeAnsweringNodes names the nodes that answer, as the end of a sentence.
+func (c *serviceDiagnosis) describeAnsweringNodes() string {
 	carrying := 0
-	for _, s := range c.finding.Sessions {
+	for _, s := range c.announcementFinding.Sessions {
 		if !s.Fault.IsSet() {
 			carrying++
 		}
@@ -195,20 +195,20 @@ func (c *serviceDiagnosis) describeHolders() string {
 		text += "; " + joinFirstElements(on, maxListedElements) + " answers"
 	}
 	if carrying > 0 {
-		text += fmt.Sprintf("; %d of %d sessions carry it", carrying, len(c.finding.Sessions))
+		text += fmt.Sprintf("; %d of %d sessions carry it", carrying, len(c.announcementFinding.Sessions))
 	}
 	return text
 }
 
-// addSessionGates says of each session whether the router has the routes.
-func (c *serviceDiagnosis) addSessionGates() {
-	for _, f := range c.finding.Sessions {
+// addSessionChecks says of each session whether the router has the routes.
+func (c *serviceDiagnosis) addSessionChecks() {
+	for _, f := range c.announcementFinding.Sessions {
 		name := fmt.Sprintf("session of %s with %s", f.Node, f.Peer)
 		if f.Fault.IsSet() {
-			c.addGate(name, report.NotWell, f.Fault)
+			c.addCheck(name, report.ResultNotWell, f.Fault)
 			continue
 		}
-		s := c.sessionOf(f.Node, f.Peer)
+		s := c.sessionOfNodeAndPeer(f.Node, f.Peer)
 		if s == nil {
 			continue
 		}
@@ -216,11 +216,11 @@ func (c *serviceDiagnosis) addSessionGates() {
 		if s.BFD != "" {
 			text += ", BFD " + s.BFD
 		}
-		c.addDetail(name, report.Well, names.Explanation{Text: text})
+		c.addWideOnlyCheck(name, report.ResultWell, names.Explanation{Text: text})
 	}
 }
 
-func (c *serviceDiagnosis) sessionOf(node, peer string) *v1alpha1.BGPSessionStatus {
+func (c *serviceDiagnosis) sessionOfNodeAndPeer(node, peer string) *v1alpha1.BGPSessionStatus {
 	for i := range c.sessions {
 		if s := &c.sessions[i].Status; s.Node == node && s.Peer == peer {
 			return s
@@ -232,21 +232,21 @@ func (c *serviceDiagnosis) sessionOf(node, peer string) *v1alpha1.BGPSessionStat
 // faultRulesOfAnnouncedService find what is wrong with a Service all of whose addresses are
 // announced, the most urgent first.
 var faultRulesOfAnnouncedService = []func(*serviceDiagnosis, context.Context) names.Explanation{
-	ruleWithoutAPIReads((*serviceDiagnosis).explainUnfitNode),
-	ruleWithoutAPIReads((*serviceDiagnosis).explainFaultySession),
-	ruleWithoutAPIReads((*serviceDiagnosis).explainAddressNoLongerAllowed),
-	ruleWithoutAPIReads((*serviceDiagnosis).explainLeftPool),
+	adaptRuleWithoutContext((*serviceDiagnosis).explainUnfitNode),
+	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultySession),
+	adaptRuleWithoutContext((*serviceDiagnosis).explainAddressNoLongerAllowed),
+	adaptRuleWithoutContext((*serviceDiagnosis).explainAddressLeftPool),
 	(*serviceDiagnosis).explainUnservedPort,
-	ruleWithoutAPIReads((*serviceDiagnosis).explainMisspelledAnnotation),
-	ruleWithoutAPIReads((*serviceDiagnosis).explainSessionWithoutBFD),
-	ruleWithoutAPIReads((*serviceDiagnosis).explainFaultyGossip),
-	ruleWithoutAPIReads((*serviceDiagnosis).explainSlowAPIServer),
-	ruleWithoutAPIReads((*serviceDiagnosis).explainLostController),
-	ruleWithoutAPIReads((*serviceDiagnosis).explainFaultyObject),
+	adaptRuleWithoutContext((*serviceDiagnosis).explainMisspelledAnnotation),
+	adaptRuleWithoutContext((*serviceDiagnosis).explainSessionWithoutBFD),
+	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultyGossip),
+	adaptRuleWithoutContext((*serviceDiagnosis).explainSlowAPIServer),
+	adaptRuleWithoutContext((*serviceDiagnosis).explainNoWorkingController),
+	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultyObject),
 }
 
-// ruleWithoutAPIReads makes a rule of one that reads nothing more.
-func ruleWithoutAPIReads(rule func(*serviceDiagnosis) names.Explanation) func(*serviceDiagnosis, context.Context) names.Explanation {
+// adaptRuleWithoutContext makes a rule of one that reads nothing more.
+func adaptRuleWithoutContext(rule func(*serviceDiagnosis) names.Explanation) func(*serviceDiagnosis, context.Context) names.Explanation {
 	return func(c *serviceDiagnosis, _ context.Context) names.Explanation { return rule(c) }
 }
 
@@ -254,12 +254,12 @@ func ruleWithoutAPIReads(rule func(*serviceDiagnosis) names.Explanation) func(*s
 // kube-proxy or the kubelet on it is silent, and no other node can serve instead.
 func (c *serviceDiagnosis) explainUnfitNode() names.Explanation {
 	for _, node := range c.announcingNodes() {
-		s := c.installation.speakers[node]
+		s := c.installation.speakerStatusByNode[node]
 		if s == nil {
 			continue
 		}
-		if f := meta.FindStatusCondition(s.Conditions, names.ConditionFit); f != nil && f.Status == metav1.ConditionFalse {
-			return names.Explain(names.Reason(f.Reason), "%s, which announces it, is not fit: %s", node, f.Message)
+		if f := meta.FindStatusCondition(s.Conditions, names.ConditionNodeFit); f != nil && f.Status == metav1.ConditionFalse {
+			return names.NewExplanation(names.Reason(f.Reason), "%s, which announces it, is not fit: %s", node, f.Message)
 		}
 	}
 	return names.Explanation{}
@@ -268,8 +268,8 @@ func (c *serviceDiagnosis) explainUnfitNode() names.Explanation {
 // answeringNodes returns the nodes that answer for an address by layer 2, sorted.
 func (c *serviceDiagnosis) answeringNodes() []string {
 	var out []string
-	for i := range c.finding.Layer2Reports {
-		out = append(out, c.finding.Layer2Reports[i].Status.Node)
+	for i := range c.announcementFinding.Layer2Reports {
+		out = append(out, c.announcementFinding.Layer2Reports[i].Status.Node)
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
@@ -279,8 +279,8 @@ func (c *serviceDiagnosis) answeringNodes() []string {
 // Service, sorted.
 func (c *serviceDiagnosis) announcingNodes() []string {
 	out := c.answeringNodes()
-	for i := range c.finding.Sessions {
-		if f := &c.finding.Sessions[i]; !f.Fault.IsSet() {
+	for i := range c.announcementFinding.Sessions {
+		if f := &c.announcementFinding.Sessions[i]; !f.Fault.IsSet() {
 			out = append(out, f.Node)
 		}
 	}
@@ -292,8 +292,8 @@ func (c *serviceDiagnosis) explainFaultySession() names.Explanation {
 	faulty := 0
 	var first *names.Explanation
 	var at string
-	for i := range c.finding.Sessions {
-		if f := &c.finding.Sessions[i]; f.Fault.IsSet() {
+	for i := range c.announcementFinding.Sessions {
+		if f := &c.announcementFinding.Sessions[i]; f.Fault.IsSet() {
 			if faulty++; first == nil {
 				first, at = &f.Fault, f.Peer+" on "+f.Node
 			}
@@ -302,7 +302,7 @@ func (c *serviceDiagnosis) explainFaultySession() names.Explanation {
 	if first == nil {
 		return names.Explanation{}
 	}
-	return names.Explain(first.Reason, "%d of %d BGP sessions do not carry it: %s: %s", faulty, len(c.finding.Sessions), at, first.Text)
+	return names.NewExplanation(first.Reason, "%d of %d BGP sessions do not carry it: %s: %s", faulty, len(c.announcementFinding.Sessions), at, first.Text)
 }
 
 // explainAddressNoLongerAllowed says why the controller would not give this address today.
@@ -314,9 +314,9 @@ func (c *serviceDiagnosis) explainAddressNoLongerAllowed() names.Explanation {
 	return names.Explanation{Reason: names.Reason(a.Reason), Text: a.Message}
 }
 
-// explainLeftPool says that the pool was edited, and does not have an address any more that the
-// Service keeps.
-func (c *serviceDiagnosis) explainLeftPool() names.Explanation {
+// explainAddressLeftPool says that the pool was edited, and does not have an address any more that
+// the Service keeps.
+func (c *serviceDiagnosis) explainAddressLeftPool() names.Explanation {
 	pool := c.config.Snapshot.PoolByName(c.view.RecordedPool)
 	for _, a := range c.view.AssignedAddresses {
 		lost := ""
@@ -328,10 +328,10 @@ func (c *serviceDiagnosis) explainLeftPool() names.Explanation {
 		default:
 			continue
 		}
-		if fault := explainFaultOf(c.config.Problems, map[string]bool{"IPAddressPool " + c.view.RecordedPool: true}); fault.IsSet() {
+		if fault := explainFirstProblem(c.config.Problems, map[string]bool{"IPAddressPool " + c.view.RecordedPool: true}); fault.IsSet() {
 			return fault
 		}
-		return names.Explain(names.ReasonAddressNotInPool, "%s, and the Service keeps it: add it to the pool again, or let the Service have another one by the annotation %s=%s", lost, names.AnnotationAddressesToRelease, a)
+		return names.NewExplanation(names.ReasonAddressNotInPool, "%s, and the Service keeps it: add it to the pool again, or let the Service have another one by the annotation %s=%s", lost, names.AnnotationAddressesToExchange, a)
 	}
 	return names.Explanation{}
 }
@@ -347,56 +347,56 @@ func (c *serviceDiagnosis) explainMisspelledAnnotation() names.Explanation {
 // explainSessionWithoutBFD names a session that carries the Service and whose path BFD should watch
 // and does not.
 func (c *serviceDiagnosis) explainSessionWithoutBFD() names.Explanation {
-	for _, f := range c.finding.Sessions {
-		s := c.sessionOf(f.Node, f.Peer)
+	for _, f := range c.announcementFinding.Sessions {
+		s := c.sessionOfNodeAndPeer(f.Node, f.Peer)
 		if s == nil {
 			continue
 		}
-		if watched := meta.FindStatusCondition(s.Conditions, names.ConditionPathWatched); watched != nil && watched.Status == metav1.ConditionFalse {
-			return names.Explain(names.Reason(watched.Reason), "the path to %s from %s is not watched by BFD: %s", f.Peer, f.Node, watched.Message)
+		if watched := meta.FindStatusCondition(s.Conditions, names.ConditionBFDWatchesPath); watched != nil && watched.Status == metav1.ConditionFalse {
+			return names.NewExplanation(names.Reason(watched.Reason), "the path to %s from %s is not watched by BFD: %s", f.Peer, f.Node, watched.Message)
 		}
 	}
 	return names.Explanation{}
 }
 
-func (c *serviceDiagnosis) explainLostController() names.Explanation {
+func (c *serviceDiagnosis) explainNoWorkingController() names.Explanation {
 	f := c.installation.controllerFault
 	if !f.IsSet() {
 		return f
 	}
-	return names.Explain(f.Reason, "changes are not carried out: %s", f.Text)
+	return names.NewExplanation(f.Reason, "changes are not carried out: %s", f.Text)
 }
 
 // explainFaultyObject names an object that covers the Service and is not valid.
 func (c *serviceDiagnosis) explainFaultyObject() names.Explanation {
 	svc := advertise.ServiceFromView(&c.view)
 	involved := map[string]bool{"IPAddressPool " + c.view.RecordedPool: true}
-	layer2, _ := advertise.Layer2(c.config.Snapshot, &svc)
+	layer2, _ := advertise.L2AdsCoveringService(c.config.Snapshot, &svc)
 	for _, ad := range layer2.Ads {
 		involved["L2Advertisement "+ad.Name] = true
 	}
-	bgp, _ := advertise.BGP(c.config.Snapshot, &svc)
+	bgp, _ := advertise.BGPAdsCoveringService(c.config.Snapshot, &svc)
 	for _, b := range bgp {
 		involved["BGPAdvertisement "+b.Ad.Name] = true
 	}
-	for _, s := range c.finding.Sessions {
+	for _, s := range c.announcementFinding.Sessions {
 		involved["BGPPeer "+s.Peer] = true
 	}
-	return explainFaultOf(c.config.Problems, involved)
+	return explainFirstProblem(c.config.Problems, involved)
 }
 
-// explainFaultOf says what is wrong with the first of these objects that has a fault.
-func explainFaultOf(problems []snapshot.Problem, involved map[string]bool) names.Explanation {
+// explainFirstProblem says what is wrong with the first of these objects that has a fault.
+func explainFirstProblem(problems []snapshot.Problem, involved map[string]bool) names.Explanation {
 	for _, p := range problems {
 		if involved[p.Object.Kind+" "+p.Object.Name] && !p.IsOnlyAdvice() {
-			return names.Explain(p.Reason, "the %s %s has a fault: %s", p.Object.Kind, p.Object.Name, p.Text)
+			return names.NewExplanation(p.Reason, "the %s %s has a fault: %s", p.Object.Kind, p.Object.Name, p.Text)
 		}
 	}
 	return names.Explanation{}
 }
 
-// describePods names the Pods of a selector for an advice.
-func describePods(s *corev1.Service) string {
+// podSelectorText names the Pods of a selector for an advice.
+func podSelectorText(s *corev1.Service) string {
 	var out []string
 	for k, v := range s.Spec.Selector {
 		out = append(out, k+"="+v)

@@ -12,13 +12,13 @@ import (
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 )
 
-// faultyGossip returns the condition of a speaker that cannot exchange gossip with another one; nil
-// if it can.
-func faultyGossip(s *v1alpha1.SpeakerStatusStatus) *metav1.Condition {
+// failedGossipCondition returns the condition of a speaker that cannot exchange gossip with another
+// one; nil if it can.
+func failedGossipCondition(s *v1alpha1.SpeakerStatusStatus) *metav1.Condition {
 	if s == nil {
 		return nil
 	}
-	if c := meta.FindStatusCondition(s.Conditions, names.ConditionGossip); c != nil && c.Status == metav1.ConditionFalse {
+	if c := meta.FindStatusCondition(s.Conditions, names.ConditionGossipComplete); c != nil && c.Status == metav1.ConditionFalse {
 		return c
 	}
 	return nil
@@ -26,23 +26,23 @@ func faultyGossip(s *v1alpha1.SpeakerStatusStatus) *metav1.Condition {
 
 // explainGossip says why the speaker of a node does not exchange gossip with others.
 func (e *Explainer) explainGossip(node string) names.Explanation {
-	g := faultyGossip(e.installation.speakers[node])
+	g := failedGossipCondition(e.installation.speakerStatusByNode[node])
 	switch {
 	case g == nil:
 		return names.Explanation{}
 	case names.Reason(g.Reason) == names.ReasonGossipKeyDiffers:
 		return e.explainGossipKey()
 	}
-	return names.Explain(names.Reason(g.Reason), "the speaker of %s: %s", node, g.Message)
+	return names.NewExplanation(names.Reason(g.Reason), "the speaker of %s: %s", node, g.Message)
 }
 
 // explainGossipKey says which speakers have another gossip key than the others: those that most
 // others name. Between two halves nobody can say which one is right.
 func (e *Explainer) explainGossipKey() names.Explanation {
 	othersByNode := map[string][]string{}
-	for _, node := range slices.Sorted(maps.Keys(e.installation.speakers)) {
-		s := e.installation.speakers[node]
-		if g := faultyGossip(s); g == nil || names.Reason(g.Reason) != names.ReasonGossipKeyDiffers {
+	for _, node := range slices.Sorted(maps.Keys(e.installation.speakerStatusByNode)) {
+		s := e.installation.speakerStatusByNode[node]
+		if g := failedGossipCondition(s); g == nil || names.Reason(g.Reason) != names.ReasonGossipKeyDiffers {
 			continue
 		}
 		for _, other := range s.Unreachable {
@@ -65,9 +65,9 @@ func (e *Explainer) explainGossipKey() names.Explanation {
 	if len(rest) == 0 {
 		text = fmt.Sprintf("the speakers of %s have different gossip keys", joinFirstElements(odd, maxListedElements))
 	}
-	text += fmt.Sprintf(": let all use the entry %q of Secret %s/%s", names.GossipKeySecretEntry, e.namespace, names.GossipSecret)
-	if d := e.installation.speaker; d != nil {
-		if file := readFlag(&d.Spec.Template.Spec, "gossip-key-file"); file != "" {
+	text += fmt.Sprintf(": let all use the entry %q of Secret %s/%s", names.GossipKeySecretEntry, e.gantryNamespace, names.GossipSecret)
+	if d := e.installation.speakerDaemonSet; d != nil {
+		if file := readFlagOfPodSpec(&d.Spec.Template.Spec, "gossip-key-file"); file != "" {
 			text += fmt.Sprintf("; DaemonSet %s lets each read its key from the file %s (--gossip-key-file)", d.Name, file)
 		}
 	}
@@ -76,13 +76,13 @@ func (e *Explainer) explainGossipKey() names.Explanation {
 
 // explainFaultyGossip names a node that may hold an address and does not hear others.
 func (c *serviceDiagnosis) explainFaultyGossip() names.Explanation {
-	for i := range c.finding.Nodes {
-		n := &c.finding.Nodes[i]
-		if !n.ByLayer2 || n.Layer2.IsSet() {
+	for i := range c.announcementFinding.Nodes {
+		n := &c.announcementFinding.Nodes[i]
+		if !n.IsSelectedByL2Ad || n.Layer2Fault.IsSet() {
 			continue
 		}
 		if why := c.explainGossip(n.Node); why.IsSet() {
-			return names.Explain(why.Reason, "a failover takes longer: %s", why.Text)
+			return names.NewExplanation(why.Reason, "a failover takes longer: %s", why.Text)
 		}
 	}
 	return names.Explanation{}

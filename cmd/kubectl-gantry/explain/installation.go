@@ -21,30 +21,30 @@ import (
 	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
-// workloadKinds are the kinds of the workloads of Gantry.
-func (e *Explainer) workloadKinds() []objects.ListRequest {
+// workloadListRequests are the kinds of the workloads of Gantry.
+func (e *Explainer) workloadListRequests() []objects.ListRequest {
 	return []objects.ListRequest{
-		{List: &appsv1.DeploymentList{}, Namespace: e.namespace},
-		{List: &appsv1.DaemonSetList{}, Namespace: e.namespace},
-		{List: &coordinationv1.LeaseList{}, Namespace: e.namespace},
+		{List: &appsv1.DeploymentList{}, Namespace: e.gantryNamespace},
+		{List: &appsv1.DaemonSetList{}, Namespace: e.gantryNamespace},
+		{List: &coordinationv1.LeaseList{}, Namespace: e.gantryNamespace},
 	}
 }
 
 // installation is what is known of the programs of Gantry.
 type installation struct {
-	controller *appsv1.Deployment // nil if there is none
-	speaker    *appsv1.DaemonSet  // nil if there is none
-	leader     *coordinationv1.Lease
+	controllerDeployment *appsv1.Deployment // nil if there is none
+	speakerDaemonSet     *appsv1.DaemonSet  // nil if there is none
+	leaderLease          *coordinationv1.Lease
 	// loadBalancerClass is the class that the controller serves.
 	loadBalancerClass string
 	// isWithoutBGP is set if the programs read no kinds of BGP.
 	isWithoutBGP bool
 	// controllerFault is why no controller works; empty if one does, or if that is unknown.
 	controllerFault names.Explanation
-	// metalLB is a workload of MetalLB in the same namespace; empty if there is none.
-	metalLB string
-	// speakers are the states of the speakers by node.
-	speakers map[string]*v1alpha1.SpeakerStatusStatus
+	// metalLBWorkload is a workload of MetalLB in the same namespace; empty if there is none.
+	metalLBWorkload string
+	// speakerStatusByNode are the states of the speakers by node.
+	speakerStatusByNode map[string]*v1alpha1.SpeakerStatusStatus
 }
 
 // leaderLeaseRenewalTimeout is how old the last renewal of the Lease is at least when no controller
@@ -65,43 +65,43 @@ func (e *Explainer) readInstallation(ctx context.Context) (*installation, error)
 }
 
 func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
-	out := &installation{speakers: map[string]*v1alpha1.SpeakerStatusStatus{}}
+	out := &installation{speakerStatusByNode: map[string]*v1alpha1.SpeakerStatusStatus{}}
 	var deployments appsv1.DeploymentList
 	var daemonSets appsv1.DaemonSetList
 	var leases coordinationv1.LeaseList
 	var speakers v1alpha1.SpeakerStatusList
 	for _, list := range []client.ObjectList{&deployments, &daemonSets, &leases, &speakers} {
-		if err := e.objects.List(ctx, list, client.InNamespace(e.namespace)); err != nil {
+		if err := e.objects.List(ctx, list, client.InNamespace(e.gantryNamespace)); err != nil {
 			return nil, err
 		}
 	}
 	for i := range deployments.Items {
-		if isComponent(deployments.Items[i].Labels, names.ComponentController) {
-			out.controller = &deployments.Items[i]
+		if hasComponentLabels(deployments.Items[i].Labels, names.ComponentController) {
+			out.controllerDeployment = &deployments.Items[i]
 		}
 	}
 	for i := range daemonSets.Items {
-		if isComponent(daemonSets.Items[i].Labels, names.ComponentSpeaker) {
-			out.speaker = &daemonSets.Items[i]
+		if hasComponentLabels(daemonSets.Items[i].Labels, names.ComponentSpeaker) {
+			out.speakerDaemonSet = &daemonSets.Items[i]
 		}
 	}
 	for i := range leases.Items {
 		if leases.Items[i].Name == names.LeaderLease {
-			out.leader = &leases.Items[i]
+			out.leaderLease = &leases.Items[i]
 		}
 	}
 	for i := range speakers.Items {
-		out.speakers[speakers.Items[i].Name] = &speakers.Items[i].Status
+		out.speakerStatusByNode[speakers.Items[i].Name] = &speakers.Items[i].Status
 	}
-	out.metalLB = findMetalLBWorkload(&deployments, &daemonSets)
-	if out.controller != nil {
-		out.loadBalancerClass = readFlag(&out.controller.Spec.Template.Spec, "load-balancer-class")
-		out.isWithoutBGP = readFlag(&out.controller.Spec.Template.Spec, "bgp") == "disabled"
+	out.metalLBWorkload = findMetalLBWorkload(&deployments, &daemonSets)
+	if out.controllerDeployment != nil {
+		out.loadBalancerClass = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "load-balancer-class")
+		out.isWithoutBGP = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "bgp") == "disabled"
 	}
 	if !e.objects.LacksRightTo("leases.coordination.k8s.io") && !e.objects.LacksRightTo("deployments.apps") {
-		out.controllerFault = out.explainController(e.now(), e.namespace)
+		out.controllerFault = out.explainController(e.now(), e.gantryNamespace)
 	}
-	if d := out.controller; out.controllerFault.IsSet() && d != nil && (d.Spec.Replicas == nil || *d.Spec.Replicas > 0) {
+	if d := out.controllerDeployment; out.controllerFault.IsSet() && d != nil && (d.Spec.Replicas == nil || *d.Spec.Replicas > 0) {
 		if text := e.explainWorkload(ctx, workload{d.Name, names.ComponentController, d.Spec.Template.Spec.ServiceAccountName}); text != "" {
 			out.controllerFault.Text += ": " + text
 		}
@@ -109,19 +109,19 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 	return out, nil
 }
 
-// scope is the part of the configuration that Gantry reads.
-func (e *Explainer) scope() configuration.ConfigurationScope {
-	return configuration.ConfigurationScope{Namespace: e.namespace, WithoutBGPKinds: e.installation != nil && e.installation.isWithoutBGP}
+// configurationScope is the part of the configuration that Gantry reads.
+func (e *Explainer) configurationScope() configuration.ConfigurationScope {
+	return configuration.ConfigurationScope{Namespace: e.gantryNamespace, WithoutBGPKinds: e.installation != nil && e.installation.isWithoutBGP}
 }
 
-func isComponent(l map[string]string, component string) bool {
+func hasComponentLabels(l map[string]string, component string) bool {
 	want := labels.Set{names.LabelAppName: names.AppName, names.LabelComponent: component}
 	return labels.SelectorFromSet(want).Matches(labels.Set(l))
 }
 
-// readFlag returns the value of a flag of a program in a Pod: from its arguments, or from the
-// environment variable of the same name.
-func readFlag(p *corev1.PodSpec, flag string) string {
+// readFlagOfPodSpec returns the value of a flag of a program in a Pod: from its arguments, or from
+// the environment variable of the same name.
+func readFlagOfPodSpec(p *corev1.PodSpec, flag string) string {
 	variable := "GANTRY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 	for i := range p.Containers {
 		c := &p.Containers[i]
@@ -146,7 +146,7 @@ func readFlag(p *corev1.PodSpec, flag string) string {
 // explainController says why no controller works.
 func (i *installation) explainController(now time.Time, namespace string) names.Explanation {
 	var since string
-	switch l := i.leader; {
+	switch l := i.leaderLease; {
 	case l == nil:
 		since = "the Lease " + names.LeaderLease + " does not exist"
 	case l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == "":
@@ -156,14 +156,14 @@ func (i *installation) explainController(now time.Time, namespace string) names.
 	default:
 		return names.Explanation{}
 	}
-	if i.controller == nil {
-		return names.Explain(names.ReasonNoController, "no controller leads: there is no Deployment of the controller in namespace %s, and %s", namespace, since)
+	if i.controllerDeployment == nil {
+		return names.NewExplanation(names.ReasonNoController, "no controller leads: there is no Deployment of the controller in namespace %s, and %s", namespace, since)
 	}
 	want := int32(1)
-	if i.controller.Spec.Replicas != nil {
-		want = *i.controller.Spec.Replicas
+	if i.controllerDeployment.Spec.Replicas != nil {
+		want = *i.controllerDeployment.Spec.Replicas
 	}
-	return names.Explain(names.ReasonNoController, "no controller leads: Deployment %s has %d of %d Pods ready, and %s", i.controller.Name, i.controller.Status.ReadyReplicas, want, since)
+	return names.NewExplanation(names.ReasonNoController, "no controller leads: Deployment %s has %d of %d Pods ready, and %s", i.controllerDeployment.Name, i.controllerDeployment.Status.ReadyReplicas, want, since)
 }
 
 // explainMissingInstallation says that Gantry is not installed, if so.
@@ -172,11 +172,11 @@ func (e *Explainer) explainMissingInstallation(ctx context.Context) names.Explan
 	hasOwnKinds := !e.objects.IsKindAbsent(&v1alpha1.SpeakerStatusList{})
 	switch {
 	case !hasMetalLBKinds && !hasOwnKinds:
-		return names.Explain(names.ReasonNotInstalled, "Gantry is not installed in this cluster: it knows neither IPAddressPools nor SpeakerStatuses")
+		return names.NewExplanation(names.ReasonNotInstalled, "Gantry is not installed in this cluster: it knows neither IPAddressPools nor SpeakerStatuses")
 	case !hasOwnKinds && e.runsMetalLB(ctx):
-		return names.Explain(names.ReasonNotInstalled, "MetalLB runs in this cluster, and not Gantry: this command explains only Gantry")
+		return names.NewExplanation(names.ReasonNotInstalled, "MetalLB runs in this cluster, and not Gantry: this command explains only Gantry")
 	case !hasOwnKinds:
-		return names.Explain(names.ReasonNotInstalled, "Gantry is not installed in this cluster: its kinds (gantry.dev) are missing, although MetalLB's kinds are there")
+		return names.NewExplanation(names.ReasonNotInstalled, "Gantry is not installed in this cluster: its kinds (gantry.dev) are missing, although MetalLB's kinds are there")
 	}
 	return e.explainOtherNamespace(ctx)
 }
@@ -185,7 +185,7 @@ func (e *Explainer) explainMissingInstallation(ctx context.Context) names.Explan
 // this one.
 func (e *Explainer) explainOtherNamespace(ctx context.Context) names.Explanation {
 	i, err := e.readInstallation(ctx)
-	if err != nil || i.controller != nil || i.speaker != nil || len(i.speakers) > 0 {
+	if err != nil || i.controllerDeployment != nil || i.speakerDaemonSet != nil || len(i.speakerStatusByNode) > 0 {
 		return names.Explanation{}
 	}
 	var everywhere v1alpha1.SpeakerStatusList
@@ -193,23 +193,24 @@ func (e *Explainer) explainOtherNamespace(ctx context.Context) names.Explanation
 		return names.Explanation{}
 	}
 	other := everywhere.Items[0].Namespace
-	return names.Explain(names.ReasonNotInstalled, "Gantry is not in namespace %s, but in %s: add --gantry-namespace %s", e.namespace, other, other)
+	return names.NewExplanation(names.ReasonNotInstalled, "Gantry is not in namespace %s, but in %s: add --gantry-namespace %s", e.gantryNamespace, other, other)
 }
 
 // runsMetalLB reports whether a Deployment or DaemonSet in the namespace is MetalLB's.
 func (e *Explainer) runsMetalLB(ctx context.Context) bool {
 	var daemonSets appsv1.DaemonSetList
-	if err := e.objects.List(ctx, &daemonSets, client.InNamespace(e.namespace)); err != nil {
+	if err := e.objects.List(ctx, &daemonSets, client.InNamespace(e.gantryNamespace)); err != nil {
 		return false
 	}
 	return slices.ContainsFunc(daemonSets.Items, func(d appsv1.DaemonSet) bool {
-		return isMetalLB(d.Labels)
+		return hasMetalLBLabels(d.Labels)
 	})
 }
 
-// explainSpeakers says why speakers are missing, as far as their DaemonSet and its Pods tell.
-func (e *Explainer) explainSpeakers(ctx context.Context) string {
-	d := e.installation.speaker
+// explainMissingSpeakers says why speakers are missing, as far as their DaemonSet and its Pods
+// tell.
+func (e *Explainer) explainMissingSpeakers(ctx context.Context) string {
+	d := e.installation.speakerDaemonSet
 	if d == nil {
 		return "there is no DaemonSet of the speaker"
 	}
@@ -226,8 +227,8 @@ func (e *Explainer) explainSpeakers(ctx context.Context) string {
 // findNodeWithMAC is the node that has a link with the Ethernet address; "" if it is none of the
 // cluster.
 func (i *installation) findNodeWithMAC(mac string) string {
-	for _, node := range slices.Sorted(maps.Keys(i.speakers)) {
-		if slices.ContainsFunc(i.speakers[node].Links, func(l v1alpha1.SpeakerLink) bool { return l.MAC != "" && l.MAC == mac }) {
+	for _, node := range slices.Sorted(maps.Keys(i.speakerStatusByNode)) {
+		if slices.ContainsFunc(i.speakerStatusByNode[node].Links, func(l v1alpha1.SpeakerLink) bool { return l.MAC != "" && l.MAC == mac }) {
 			return node
 		}
 	}
@@ -238,7 +239,7 @@ func (i *installation) findNodeWithMAC(mac string) string {
 // them.
 func (i *installation) countAddressesAnsweredByHost(mac string) int {
 	addresses := map[string]bool{}
-	for _, s := range i.speakers {
+	for _, s := range i.speakerStatusByNode {
 		if s.IsDead() {
 			continue
 		}

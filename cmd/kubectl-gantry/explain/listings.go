@@ -20,22 +20,22 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// Lister makes one of the tables.
-type Lister func(*Explainer, context.Context) (*report.Listing, error)
+// ListingFunc makes one of the tables.
+type ListingFunc func(*Explainer, context.Context) (*report.Listing, error)
 
 // newListing returns an empty table. If there is no Gantry, its title says so and o is nil.
 func (e *Explainer) newListing(ctx context.Context, scope overviewScope, columns ...string) (*report.Listing, *overview, error) {
-	l := &report.Listing{Result: report.Well, Columns: columns}
+	l := &report.Listing{Result: report.ResultWell, Columns: columns}
 	o, absent, err := e.readOverview(ctx, scope)
 	if err != nil {
 		return nil, nil, err
 	}
 	if absent.IsSet() {
-		l.Result, l.Title = report.NotWell, fmt.Sprintf("%s [%s]", absent.Text, absent.Reason)
+		l.Result, l.Title = report.ResultNotWell, fmt.Sprintf("%s [%s]", absent.Text, absent.Reason)
 	}
 	for _, m := range e.objects.MissingRights() {
 		l.MissingRights = append(l.MissingRights, m.String())
-		l.Result = report.Unknown
+		l.Result = report.ResultUnknown
 	}
 	return l, o, nil
 }
@@ -46,7 +46,7 @@ func (e *Explainer) ListPools(ctx context.Context) (*report.Listing, error) {
 	if err != nil || o == nil {
 		return l, err
 	}
-	l.WideColumns = 1
+	l.WideColumnCount = 1
 	used := o.listUsedAddresses()
 	for i := range o.pools {
 		p := &o.pools[i]
@@ -57,16 +57,16 @@ func (e *Explainer) ListPools(ctx context.Context) (*report.Listing, error) {
 		if o.config != nil {
 			valid = o.describeValidity("IPAddressPool", p.Name)
 			if parsed := o.config.Snapshot.PoolByName(p.Name); parsed != nil {
-				largest = largestFreeBlock(parsed, used)
+				largest = largestFreeRange(parsed, used)
 			}
 		}
 		if valid != "yes" || in > 0 && free == 0 {
-			l.Result = report.NotWell
+			l.Result = report.ResultNotWell
 		}
-		l.Rows = append(l.Rows, []string{p.Name, report.FormatBar(in, in+free), strconv.FormatInt(in, 10), strconv.FormatInt(free, 10), largest, valid, strings.Join(p.Spec.Addresses, ",")})
+		l.Rows = append(l.Rows, []string{p.Name, report.FormatUsageBar(in, in+free), strconv.FormatInt(in, 10), strconv.FormatInt(free, 10), largest, valid, strings.Join(p.Spec.Addresses, ",")})
 	}
 	if len(o.pools) == 0 {
-		l.Result, l.Title = report.NotWell, fmt.Sprintf("there is no IPAddressPool in namespace %s [%s]", e.namespace, names.ReasonNoPools)
+		l.Result, l.Title = report.ResultNotWell, fmt.Sprintf("there is no IPAddressPool in namespace %s [%s]", e.gantryNamespace, names.ReasonNoPools)
 	}
 	return l, nil
 }
@@ -92,9 +92,9 @@ func (o *overview) listUsedAddresses() []netip.Addr {
 	return slices.Compact(out)
 }
 
-// largestFreeBlock returns the largest range of the pool between used addresses. Of a range of IPv6
+// largestFreeRange returns the largest range of the pool between used addresses. Of a range of IPv6
 // only the part after the last used address is looked at, if that is the largest.
-func largestFreeBlock(p *snapshot.Pool, used []netip.Addr) string {
+func largestFreeRange(p *snapshot.Pool, used []netip.Addr) string {
 	var best snapshot.Range
 	for _, r := range p.AssignableRanges() {
 		first := r.First
@@ -104,12 +104,12 @@ func largestFreeBlock(p *snapshot.Pool, used []netip.Addr) string {
 				break
 			}
 			if first.Less(a) {
-				best = largerBlock(best, snapshot.Range{First: first, Last: a.Prev()})
+				best = largerRange(best, snapshot.Range{First: first, Last: a.Prev()})
 			}
 			first = a.Next()
 		}
 		if first.IsValid() && !r.Last.Less(first) {
-			best = largerBlock(best, snapshot.Range{First: first, Last: r.Last})
+			best = largerRange(best, snapshot.Range{First: first, Last: r.Last})
 		}
 	}
 	if !best.First.IsValid() {
@@ -118,20 +118,21 @@ func largestFreeBlock(p *snapshot.Pool, used []netip.Addr) string {
 	return best.First.String() + "-" + best.Last.String()
 }
 
-func largerBlock(a, b snapshot.Range) snapshot.Range {
-	if !a.First.IsValid() || compareSizes(a, b) < 0 {
+func largerRange(a, b snapshot.Range) snapshot.Range {
+	if !a.First.IsValid() || compareRangeSizes(a, b) < 0 {
 		return b
 	}
 	return a
 }
 
-// compareSizes compares how many addresses two ranges have.
-func compareSizes(a, b snapshot.Range) int {
-	return cmp.Compare(addressSpan(a), addressSpan(b))
+// compareRangeSizes compares how many addresses two ranges have.
+func compareRangeSizes(a, b snapshot.Range) int {
+	return cmp.Compare(lastMinusFirstAddress(a), lastMinusFirstAddress(b))
 }
 
-// addressSpan is how far the ends of a range are apart: one less than its number of addresses.
-func addressSpan(r snapshot.Range) float64 {
+// lastMinusFirstAddress is how far the ends of a range are apart: one less than its number of
+// addresses.
+func lastMinusFirstAddress(r snapshot.Range) float64 {
 	size := 0.0
 	first, last := r.First.As16(), r.Last.As16()
 	for i := range first {
@@ -146,7 +147,7 @@ func (e *Explainer) ListServices(ctx context.Context, namespace string) (*report
 	if err != nil || o == nil {
 		return l, err
 	}
-	l.WideColumns = 1
+	l.WideColumnCount = 1
 	for i := range o.services {
 		s := &o.services[i]
 		if namespace != "" && s.Namespace != namespace {
@@ -154,13 +155,13 @@ func (e *Explainer) ListServices(ctx context.Context, namespace string) (*report
 		}
 		v := view.FromService(s)
 		reason, text := "none", "no controller has decided about it"
-		if c := conditionOfService(s); c != nil {
+		if c := worstServiceCondition(s); c != nil {
 			reason, text = c.Reason, c.Message
 			if c.Status != metav1.ConditionTrue {
-				l.Result = report.NotWell
+				l.Result = report.ResultNotWell
 			}
 		} else {
-			l.Result = report.NotWell
+			l.Result = report.ResultNotWell
 		}
 		l.Rows = append(l.Rows, []string{s.Namespace, s.Name, cmp.Or(view.JoinAddresses(v.AssignedAddresses), "none"), cmp.Or(v.RecordedPool, "none"), reason, text})
 	}
@@ -177,11 +178,11 @@ func (e *Explainer) ListHolders(ctx context.Context) (*report.Listing, error) {
 		return l, err
 	}
 	var reports v1beta1.ServiceL2StatusList
-	if err := e.objects.List(ctx, &reports, client.InNamespace(e.namespace)); err != nil {
+	if err := e.objects.List(ctx, &reports, client.InNamespace(e.gantryNamespace)); err != nil {
 		return nil, err
 	}
 	countByNode := map[string]int{}
-	for node := range o.installation.speakers {
+	for node := range o.installation.speakerStatusByNode {
 		countByNode[node] = 0
 	}
 	for i := range reports.Items {
@@ -213,12 +214,12 @@ func (e *Explainer) ListPeers(ctx context.Context) (*report.Listing, error) {
 	if err != nil || o == nil {
 		return l, err
 	}
-	l.WideColumns = 1
+	l.WideColumnCount = 1
 	for i := range o.sessions {
 		s := &o.sessions[i].Status
 		reason, text := "Established", ""
 		if f := faultOfSession(s); f.IsSet() {
-			reason, text, l.Result = string(f.Reason), f.Text, report.NotWell
+			reason, text, l.Result = string(f.Reason), f.Text, report.ResultNotWell
 		}
 		l.Rows = append(l.Rows, []string{s.Peer, s.Node, s.Address, cmp.Or(s.State, "unknown"), reason, strconv.Itoa(int(s.Prefixes)), cmp.Or(s.BFD, "none"), describeTime(s.Since), text})
 	}

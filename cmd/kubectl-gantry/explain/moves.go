@@ -18,10 +18,10 @@ import (
 // rememberedAddressMoves returns the moves that the speakers remember, the newest first.
 // unknownBefore is the time before which moves were forgotten; nil if none were.
 func (i *installation) rememberedAddressMoves() (newestFirst []v1alpha1.AddressMove, unknownBefore *metav1.Time) {
-	for _, node := range slices.Sorted(maps.Keys(i.speakers)) {
-		moves := i.speakers[node].Moves
+	for _, node := range slices.Sorted(maps.Keys(i.speakerStatusByNode)) {
+		moves := i.speakerStatusByNode[node].Moves
 		newestFirst = append(newestFirst, moves...)
-		if len(moves) < v1alpha1.MaxMoves {
+		if len(moves) < v1alpha1.MaxMovesInSpeakerStatus {
 			continue
 		}
 		if oldest := &moves[len(moves)-1].At; unknownBefore == nil || unknownBefore.Before(oldest) {
@@ -44,7 +44,7 @@ func (e *Explainer) ListMoves(ctx context.Context) (*report.Listing, error) {
 	}
 	switch {
 	case unknownBefore != nil:
-		l.Title = fmt.Sprintf("each speaker remembers its last %d moves: of those before %s some are unknown", v1alpha1.MaxMoves, describeTime(unknownBefore))
+		l.Title = fmt.Sprintf("each speaker remembers its last %d moves: of those before %s some are unknown", v1alpha1.MaxMovesInSpeakerStatus, describeTime(unknownBefore))
 	case len(all) == 0:
 		l.Title = "no speaker remembers that an address moved"
 	}
@@ -61,8 +61,8 @@ func describeDuration(d *metav1.Duration) string {
 // maxMovesOfAddress is how many moves an explanation of an address has.
 const maxMovesOfAddress = 3
 
-// addMoveGates says how an address came to where it is.
-func (c *objectDiagnosis) addMoveGates(address string) {
+// addAddressMoveChecks says how an address came to where it is.
+func (c *objectDiagnosis) addAddressMoveChecks(address string) {
 	all, unknownBefore := c.installation.rememberedAddressMoves()
 	count := 0
 	for _, m := range all {
@@ -72,13 +72,13 @@ func (c *objectDiagnosis) addMoveGates(address string) {
 		if count++; count > maxMovesOfAddress {
 			return
 		}
-		c.addGate("move", report.Well, names.Explanation{Text: describeMove(&m)})
+		c.addCheck("move", report.ResultWell, names.Explanation{Text: describeMove(&m)})
 	}
 	switch {
 	case unknownBefore != nil && count < maxMovesOfAddress:
-		c.addGate("move", report.Well, names.Explanation{Text: fmt.Sprintf("earlier ones are unknown: each speaker remembers its last %d", v1alpha1.MaxMoves)})
+		c.addCheck("move", report.ResultWell, names.Explanation{Text: fmt.Sprintf("earlier ones are unknown: each speaker remembers its last %d", v1alpha1.MaxMovesInSpeakerStatus)})
 	case count == 0:
-		c.addGate("move", report.Well, names.Explanation{Text: "none is known"})
+		c.addCheck("move", report.ResultWell, names.Explanation{Text: "none is known"})
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 // first.
 func movedAddressManifests(t *testing.T) string {
 	t.Helper()
-	return replaceAll(t, installationManifests+workingServiceManifests, []edit{
+	return applyManifestEdits(t, installationManifests+workingServiceManifests, []manifestEdit{
 		{"  node: node1\n", `  node: node1
   moves: [{at: "2026-03-01T11:30:00Z", address: 192.168.0.201, service: default/web, from: node2, to: node1, cause: HolderGone, duration: 212ms}, {at: "2026-03-01T11:10:00Z", address: 192.168.0.202, from: node1, cause: NobodyServes}]
 `},
@@ -21,17 +21,17 @@ func movedAddressManifests(t *testing.T) string {
 	})
 }
 
-// withManyMoves fills what node2 remembers.
-func withManyMoves(t *testing.T, manifests string) string {
+// fillMovesOfNode2 fills what node2 remembers.
+func fillMovesOfNode2(t *testing.T, manifests string) string {
 	var all []string
 	for i := range 31 {
 		all = append(all, fmt.Sprintf(`{at: "2026-03-01T11:1%d:00Z", address: 192.168.0.99, to: node2, cause: Unheld}`, 9-i%10))
 	}
-	return replaceIn(t, manifests, "to: node2, cause: Unheld}", "to: node2, cause: Unheld}, "+strings.Join(all, ", "))
+	return replaceManifestText(t, manifests, "to: node2, cause: Unheld}", "to: node2, cause: Unheld}, "+strings.Join(all, ", "))
 }
 
 func TestListMoves(t *testing.T) {
-	l, err := newTestExplainer(newTestAPI(t, movedAddressManifests(t)).Build()).ListMoves(t.Context())
+	l, err := newTestExplainer(newFakeAPIBuilder(t, movedAddressManifests(t)).Build()).ListMoves(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,14 +40,14 @@ func TestListMoves(t *testing.T) {
 		{"2026-03-01 11:20:00 UTC", "192.168.0.201", "default/web", "none", "node2", "Unheld", "unknown"},
 		{"2026-03-01 11:10:00 UTC", "192.168.0.202", "none", "node1", "none", "NobodyServes", "unknown"},
 	}
-	if !slices.EqualFunc(l.Rows, want, slices.Equal) || l.Title != "" || l.Result != report.Well {
+	if !slices.EqualFunc(l.Rows, want, slices.Equal) || l.Title != "" || l.Result != report.ResultWell {
 		t.Errorf("%+v, want %q", l, want)
 	}
 	for manifests, want := range map[string]string{
-		withManyMoves(t, movedAddressManifests(t)):      "each speaker remembers its last 32 moves: of those before ",
+		fillMovesOfNode2(t, movedAddressManifests(t)):   "each speaker remembers its last 32 moves: of those before ",
 		installationManifests + workingServiceManifests: "no speaker remembers that an address moved",
 	} {
-		l, err := newTestExplainer(newTestAPI(t, manifests).Build()).ListMoves(t.Context())
+		l, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ListMoves(t.Context())
 		if err != nil || !strings.HasPrefix(l.Title, want) {
 			t.Errorf("%v, %q, want %q", err, l.Title, want)
 		}
@@ -61,15 +61,15 @@ func TestExplainAddressShowsItsMoves(t *testing.T) {
 	}{
 		"two moves":       {movedAddressManifests(t), []string{"from node2 to node1 at 2026-03-01 11:30:00 UTC, HolderGone, after nobody had answered for 212ms", "node2 took it at 2026-03-01 11:20:00 UTC, Unheld"}},
 		"no move":         {installationManifests + workingServiceManifests, []string{"none is known"}},
-		"forgotten moves": {withManyMoves(t, movedAddressManifests(t)), []string{"from node2 to node1 at 2026-03-01 11:30:00 UTC, HolderGone, after nobody had answered for 212ms", "node2 took it at 2026-03-01 11:20:00 UTC, Unheld", "earlier ones are unknown: each speaker remembers its last 32"}},
+		"forgotten moves": {fillMovesOfNode2(t, movedAddressManifests(t)), []string{"from node2 to node1 at 2026-03-01 11:30:00 UTC, HolderGone, after nobody had answered for 212ms", "node2 took it at 2026-03-01 11:20:00 UTC, Unheld", "earlier ones are unknown: each speaker remembers its last 32"}},
 	} {
-		r, err := newTestExplainer(newTestAPI(t, c.manifests).Build()).ExplainAddress(t.Context(), "192.168.0.201")
-		if err != nil || r.Result != report.Well {
+		r, err := newTestExplainer(newFakeAPIBuilder(t, c.manifests).Build()).ExplainAddress(t.Context(), "192.168.0.201")
+		if err != nil || r.Result != report.ResultWell {
 			t.Errorf("%s: %v, %+v", name, err, r)
 			continue
 		}
 		var got []string
-		for _, g := range r.Gates {
+		for _, g := range r.Checks {
 			if g.Name == "move" {
 				got = append(got, g.Text)
 			}

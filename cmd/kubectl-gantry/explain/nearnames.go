@@ -26,11 +26,11 @@ func (e *Explainer) ListNamesForCompletion(ctx context.Context, kind, namespace 
 	case "node":
 		lists, namespace = []client.ObjectList{newMetadataList("NodeList")}, ""
 	case "pool":
-		lists, namespace = []client.ObjectList{&v1beta1.IPAddressPoolList{}}, e.namespace
+		lists, namespace = []client.ObjectList{&v1beta1.IPAddressPoolList{}}, e.gantryNamespace
 	case "peer":
-		lists, namespace = []client.ObjectList{&v1beta2.BGPPeerList{}}, e.namespace
+		lists, namespace = []client.ObjectList{&v1beta2.BGPPeerList{}}, e.gantryNamespace
 	case "advertisement":
-		lists, namespace = []client.ObjectList{&v1beta1.L2AdvertisementList{}, &v1beta1.BGPAdvertisementList{}}, e.namespace
+		lists, namespace = []client.ObjectList{&v1beta1.L2AdvertisementList{}, &v1beta1.BGPAdvertisementList{}}, e.gantryNamespace
 	}
 	var out []string
 	for _, list := range lists {
@@ -60,7 +60,7 @@ func findSimilarNames(name string, known []string) []string {
 	var found []near
 	for _, k := range known {
 		d := view.EditDistance(name, k)
-		if d <= max(1, len(name)/3) || view.HaveSameLetters(name, k) || len(name) > 2 && strings.Contains(k, name) || len(k) > 2 && strings.Contains(name, k) {
+		if d <= max(1, len(name)/3) || view.AreAnagrams(name, k) || len(name) > 2 && strings.Contains(k, name) || len(k) > 2 && strings.Contains(name, k) {
 			found = append(found, near{k, d})
 		}
 	}

@@ -20,22 +20,22 @@ import (
 	"github.com/gantry-lb/gantry/controller/announcedcondition"
 )
 
-// isMetalLB reports whether labels are those of a workload of MetalLB.
-func isMetalLB(labels map[string]string) bool {
+// hasMetalLBLabels reports whether labels are those of a workload of MetalLB.
+func hasMetalLBLabels(labels map[string]string) bool {
 	return labels["app"] == "metallb" || labels[names.LabelAppName] == "metallb"
 }
 
 // explainMetalLB says that MetalLB runs in Gantry's namespace too.
 func (i *installation) explainMetalLB() names.Explanation {
-	if i.metalLB == "" || i.controller == nil && i.speaker == nil {
+	if i.metalLBWorkload == "" || i.controllerDeployment == nil && i.speakerDaemonSet == nil {
 		return names.Explanation{}
 	}
-	return names.Explain(names.ReasonOtherController, "MetalLB (%s) runs beside Gantry, and both serve the same Services: uninstall one of them", i.metalLB)
+	return names.NewExplanation(names.ReasonOtherController, "MetalLB (%s) runs beside Gantry, and both serve the same Services: uninstall one of them", i.metalLBWorkload)
 }
 
-// explainOtherWriter says that another program writes the addresses of the Service. The API server
-// records who wrote which field.
-func (c *serviceDiagnosis) explainOtherWriter() names.Explanation {
+// explainOtherStatusWriter says that another program writes the addresses of the Service. The API
+// server records who wrote which field.
+func (c *serviceDiagnosis) explainOtherStatusWriter() names.Explanation {
 	if why := c.installation.explainMetalLB(); why.IsSet() {
 		return why
 	}
@@ -57,7 +57,7 @@ func (c *serviceDiagnosis) explainOtherWriter() names.Explanation {
 	if other == nil || own.IsZero() || other.Time.Time.Before(own.Add(-maxRivalWriteInterval)) || c.now().Sub(other.Time.Time) > rivalWriterStoppedTimeout {
 		return names.Explanation{}
 	}
-	return names.Explain(names.ReasonOtherController, "another program writes its addresses too: %s did at %s: let only one serve it, by spec.loadBalancerClass for example", other.Manager, describeTime(other.Time))
+	return names.NewExplanation(names.ReasonOtherController, "another program writes its addresses too: %s did at %s: let only one serve it, by spec.loadBalancerClass for example", other.Manager, describeTime(other.Time))
 }
 
 const (
@@ -76,8 +76,8 @@ func (e *Explainer) explainSecondInstallation(ctx context.Context) names.Explana
 		return names.Explanation{}
 	}
 	for i := range everywhere.Items {
-		if n := everywhere.Items[i].Namespace; n != e.namespace {
-			return names.Explain(names.ReasonOtherController, "another Gantry is in namespace %s: uninstall one of them, or give each one its own --load-balancer-class, and delete the SpeakerStatuses of one that is gone", n)
+		if n := everywhere.Items[i].Namespace; n != e.gantryNamespace {
+			return names.NewExplanation(names.ReasonOtherController, "another Gantry is in namespace %s: uninstall one of them, or give each one its own --load-balancer-class, and delete the SpeakerStatuses of one that is gone", n)
 		}
 	}
 	return names.Explanation{}
@@ -121,23 +121,23 @@ func (e *Explainer) explainSilentWebhook(ctx context.Context, configuration stri
 	isReady := func(p discoveryv1.Endpoint) bool { return p.Conditions.Ready == nil || *p.Conditions.Ready }
 	switch hasEndpoint := slices.ContainsFunc(ofService.Items, func(o discoveryv1.EndpointSlice) bool { return slices.ContainsFunc(o.Endpoints, isReady) }); {
 	case !hasEndpoint:
-		return names.Explain(names.ReasonWebhookDown, "the API server refuses changes of the configuration: Service %s/%s of ValidatingWebhookConfiguration %s has no endpoint", s.Namespace, s.Name, configuration)
+		return names.NewExplanation(names.ReasonWebhookDown, "the API server refuses changes of the configuration: Service %s/%s of ValidatingWebhookConfiguration %s has no endpoint", s.Namespace, s.Name, configuration)
 	case len(config.CABundle) == 0:
-		return names.Explain(names.ReasonWebhookDown, "the API server refuses changes of the configuration: ValidatingWebhookConfiguration %s has no caBundle for Service %s/%s: the controller writes it, unless --webhook-mode is disabled", configuration, s.Namespace, s.Name)
+		return names.NewExplanation(names.ReasonWebhookDown, "the API server refuses changes of the configuration: ValidatingWebhookConfiguration %s has no caBundle for Service %s/%s: the controller writes it, unless --webhook-mode is disabled", configuration, s.Namespace, s.Name)
 	}
 	return names.Explanation{}
 }
 
 // explainSlowAPIServer says that every answer of the API server took long.
 func (e *Explainer) explainSlowAPIServer() names.Explanation {
-	if e.fastestAnswer == nil {
+	if e.fastestAPIAnswerDelay == nil {
 		return names.Explanation{}
 	}
-	fastest := e.fastestAnswer()
+	fastest := e.fastestAPIAnswerDelay()
 	if fastest < slowAnswerTimeout {
 		return names.Explanation{}
 	}
-	return names.Explain(names.ReasonSlowAPIServer, "the API server is slow: its fastest answer took %.1f s: look at its load and that of etcd", fastest.Seconds())
+	return names.NewExplanation(names.ReasonSlowAPIServer, "the API server is slow: its fastest answer took %.1f s: look at its load and that of etcd", fastest.Seconds())
 }
 
 // slowAnswerTimeout is what the fastest answer of a healthy API server stays below. Kubernetes
@@ -147,9 +147,9 @@ const slowAnswerTimeout = time.Second
 // kubeProxyConfigMap has the configuration of kube-proxy, as kubeadm installs it.
 var kubeProxyConfigMap = client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: "kube-proxy"}
 
-// lacksStrictARP reports whether kube-proxy is configured for ipvs without strictARP: then the
-// kernel of every node answers for every address.
-func (e *Explainer) lacksStrictARP(ctx context.Context) bool {
+// kubeProxyLacksStrictARP reports whether kube-proxy is configured for ipvs without strictARP: then
+// the kernel of every node answers for every address.
+func (e *Explainer) kubeProxyLacksStrictARP(ctx context.Context) bool {
 	var config corev1.ConfigMap
 	if err := e.objects.Get(ctx, kubeProxyConfigMap, &config); err != nil {
 		return false
@@ -169,38 +169,38 @@ func (e *Explainer) lacksStrictARP(ctx context.Context) bool {
 
 // explainStrictARP says that kube-proxy lacks strictARP.
 func (e *Explainer) explainStrictARP(ctx context.Context) names.Explanation {
-	if !e.lacksStrictARP(ctx) {
+	if !e.kubeProxyLacksStrictARP(ctx) {
 		return names.Explanation{}
 	}
-	return names.Explain(names.ReasonStrayAnswer, "kube-proxy runs in mode ipvs without strictARP, so that the kernel of every node answers for every address: set ipvs.strictARP to true in ConfigMap %s, and restart kube-proxy", kubeProxyConfigMap)
+	return names.NewExplanation(names.ReasonStrayAnswer, "kube-proxy runs in mode ipvs without strictARP, so that the kernel of every node answers for every address: set ipvs.strictARP to true in ConfigMap %s, and restart kube-proxy", kubeProxyConfigMap)
 }
 
 // minAddressesOfARPProxy is for how many addresses one host answers that seems to do proxy ARP.
 const minAddressesOfARPProxy = 3
 
-// explainConflict says more about a host that answers for an address of the Service: it may be a
-// node, or answer for everything.
-func (c *serviceDiagnosis) explainConflict(ctx context.Context, why names.Explanation) names.Explanation {
-	for _, f := range announcedcondition.FindReportedAddressConflicts(c.installation.speakers, c.view.AssignedAddresses) {
+// explainForeignAnswer says more about a host that answers for an address of the Service: it may be
+// a node, or answer for everything.
+func (c *serviceDiagnosis) explainForeignAnswer(ctx context.Context, why names.Explanation) names.Explanation {
+	for _, f := range announcedcondition.FindReportedAddressConflicts(c.installation.speakerStatusByNode, c.view.AssignedAddresses) {
 		mac := f.MAC
 		if node := c.installation.findNodeWithMAC(mac); node != "" {
 			if gossip := c.explainGossip(node); gossip.IsSet() {
-				return names.Explain(gossip.Reason, "%s (%s) answers for it too, and does not hear the other speakers: %s", node, mac, gossip.Text)
+				return names.NewExplanation(gossip.Reason, "%s (%s) answers for it too, and does not hear the other speakers: %s", node, mac, gossip.Text)
 			}
 			if strict := c.explainStrictARP(ctx); strict.IsSet() {
-				return names.Explain(strict.Reason, "%s (%s) answers for it and does not hold it: %s", node, mac, strict.Text)
+				return names.NewExplanation(strict.Reason, "%s (%s) answers for it and does not hold it: %s", node, mac, strict.Text)
 			}
-			return names.Explain(names.ReasonStrayAnswer, "%s (%s) answers for it and does not hold it: look there for the address on an interface, for proxy ARP, and for kube-proxy in mode ipvs without strictARP", node, mac)
+			return names.NewExplanation(names.ReasonStrayAnswer, "%s (%s) answers for it and does not hold it: look there for the address on an interface, for proxy ARP, and for kube-proxy in mode ipvs without strictARP", node, mac)
 		}
 		if n := c.installation.countAddressesAnsweredByHost(mac); n >= minAddressesOfARPProxy {
-			return names.Explain(names.ReasonForeignClaim, "a host outside of the cluster (%s) answers for %d addresses, as proxy ARP does: turn proxy ARP off there", mac, n)
+			return names.NewExplanation(names.ReasonForeignClaim, "a host outside of the cluster (%s) answers for %d addresses, as proxy ARP does: turn proxy ARP off there", mac, n)
 		}
 	}
 	return why
 }
 
-// timeOfEvent is when an event happened the last time.
-func timeOfEvent(o *corev1.Event) *metav1.Time {
+// lastTimeOfEvent is when an event happened the last time.
+func lastTimeOfEvent(o *corev1.Event) *metav1.Time {
 	switch {
 	case o.Series != nil:
 		return &metav1.Time{Time: o.Series.LastObservedTime.Time}
@@ -215,12 +215,12 @@ func timeOfEvent(o *corev1.Event) *metav1.Time {
 // findMetalLBWorkload names a workload of MetalLB in the lists that runs; "" if there is none.
 func findMetalLBWorkload(deployments *appsv1.DeploymentList, daemonSets *appsv1.DaemonSetList) string {
 	for i := range deployments.Items {
-		if isMetalLB(deployments.Items[i].Labels) && deployments.Items[i].Status.Replicas > 0 {
+		if hasMetalLBLabels(deployments.Items[i].Labels) && deployments.Items[i].Status.Replicas > 0 {
 			return "Deployment " + deployments.Items[i].Name
 		}
 	}
 	for i := range daemonSets.Items {
-		if isMetalLB(daemonSets.Items[i].Labels) && daemonSets.Items[i].Status.DesiredNumberScheduled > 0 {
+		if hasMetalLBLabels(daemonSets.Items[i].Labels) && daemonSets.Items[i].Status.DesiredNumberScheduled > 0 {
 			return "DaemonSet " + daemonSets.Items[i].Name
 		}
 	}

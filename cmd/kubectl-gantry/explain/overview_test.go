@@ -39,64 +39,64 @@ status: {node: node1, serviceName: web, serviceNamespace: default, peers: [tor]}
 ---
 `
 
-const lostSession = `status: "False", reason: NoAnswer, message: the router does not answer`
+const lostSessionConditionText = `status: "False", reason: NoAnswer, message: the router does not answer`
 
-// question asks about something, and says what the first line has to be.
-type question struct {
+// explainCase asks about something, and says what the first line has to be.
+type explainCase struct {
 	name   string
 	ask    func(*Explainer, context.Context) (*report.Report, error)
-	edits  []edit
+	edits  []manifestEdit
 	result report.Result
 	want   string
 }
 
-func about(ask func(*Explainer, context.Context, string) (*report.Report, error), name string) func(*Explainer, context.Context) (*report.Report, error) {
+func askAboutObject(ask func(*Explainer, context.Context, string) (*report.Report, error), name string) func(*Explainer, context.Context) (*report.Report, error) {
 	return func(e *Explainer, ctx context.Context) (*report.Report, error) { return ask(e, ctx, name) }
 }
 
-var questions = []question{
-	{name: "all is well", ask: (*Explainer).ExplainInstallation, result: report.Well, want: "Gantry is well: 2 speakers, 1 pool, 1 announced Service"},
-	{name: "no controller", ask: (*Explainer).ExplainInstallation, edits: []edit{{"11:59:59.000000Z", "11:58:00.000000Z"}}, result: report.NotWell, want: "Gantry is not well: controller: no controller leads"},
-	{name: "a lost session", ask: (*Explainer).ExplainInstallation, edits: []edit{{`status: "True", reason: Established, message: ""`, lostSession}}, result: report.NotWell, want: "session of node1 with tor: the router does not answer [NoAnswer]"},
-	{name: "a full pool", ask: (*Explainer).ExplainInstallation, edits: []edit{{"availableIPv4: 1", "availableIPv4: 0"}}, result: report.NotWell, want: "pool first-pool: it is full"},
-	{name: "a Service without address", ask: (*Explainer).ExplainInstallation, edits: withoutAddress("PoolExhausted", "x"), result: report.NotWell, want: "kubectl gantry explain service default/web [PoolExhausted]"},
-	{name: "a node", ask: about((*Explainer).ExplainNode, "node1"), result: report.Well, want: "node1: its speaker runs, and it can announce on eth0"},
-	{name: "a misspelt node", ask: about((*Explainer).ExplainNode, "nod1"), result: report.Unknown, want: "there is no Node nod1: did you mean node1?"},
-	{name: "an excluded node", ask: about((*Explainer).ExplainNode, "node1"), edits: []edit{{"kubernetes.io/hostname: node1}", "kubernetes.io/hostname: node1, node.kubernetes.io/exclude-from-external-load-balancers: x}"}}, result: report.NotWell, want: "[NodeExcluded]"},
-	{name: "a node without speaker", ask: about((*Explainer).ExplainNode, "node1"), edits: []edit{{"kind: SpeakerStatus\nmetadata: {name: node1", "kind: SpeakerStatus\nmetadata: {name: node3"}}, result: report.NotWell, want: "node1: speaker: no speaker runs there"},
-	{name: "a pool", ask: about((*Explainer).ExplainPool, "first-pool"), result: report.Well, want: "first-pool: 1 address in use, 1 free"},
-	{name: "a misspelt pool", ask: about((*Explainer).ExplainPool, "frist-pool"), result: report.Unknown, want: "did you mean first-pool?"},
-	{name: "a pool that is full", ask: about((*Explainer).ExplainPool, "first-pool"), edits: []edit{{"availableIPv4: 1", "availableIPv4: 0"}}, result: report.NotWell, want: "it is full: 1 address in use"},
-	{name: "a peer", ask: about((*Explainer).ExplainPeer, "tor"), result: report.Well, want: "tor: 1 of 1 sessions are established"},
-	{name: "a silent peer", ask: about((*Explainer).ExplainPeer, "tor"), edits: []edit{{`status: "True", reason: Established, message: ""`, lostSession}}, result: report.NotWell, want: "tor: session of node1: the router does not answer [NoAnswer]"},
-	{name: "an advertisement", ask: about((*Explainer).ExplainAdvertisement, "example"), result: report.Well, want: "example: the L2Advertisement advertises first-pool"},
-	{name: "an advertisement by BGP", ask: about((*Explainer).ExplainAdvertisement, "routed"), result: report.Well, want: "routed: the BGPAdvertisement advertises first-pool"},
-	{name: "an advertisement on an interface that no node has", ask: about((*Explainer).ExplainAdvertisement, "example"), edits: []edit{{"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [first-pool], interfaces: [eth77]}"}}, result: report.NotWell, want: "example: nodes: none of its interfaces (eth77) is a usable link of node1, node2: correct spec.interfaces [NoLinks]"},
-	{name: "an advertisement for no node", ask: about((*Explainer).ExplainAdvertisement, "routed"), edits: []edit{{"metadata: {name: routed, namespace: metallb-system}\nspec: {ipAddressPools: [first-pool]}", "metadata: {name: routed, namespace: metallb-system}\nspec: {ipAddressPools: [first-pool], nodeSelectors: [{matchLabels: {rack: a}}]}"}}, result: report.NotWell, want: "routed: nodes: its nodeSelectors match no node"},
-	{name: "an address in use", ask: about((*Explainer).ExplainAddress, "192.168.0.201"), result: report.Well, want: "192.168.0.201: default/web has it, from pool first-pool"},
-	{name: "a free address", ask: about((*Explainer).ExplainAddress, "192.168.0.202"), result: report.Well, want: "192.168.0.202: no Service has it, and one may get it, from pool first-pool"},
-	{name: "an address outside of the pools", ask: about((*Explainer).ExplainAddress, "192.168.0.9"), result: report.NotWell, want: "no pool contains 192.168.0.9"},
-	{name: "no address", ask: about((*Explainer).ExplainAddress, "192.168.0.900"), result: report.Unknown, want: "is no address"},
+var explainCases = []explainCase{
+	{name: "all is well", ask: (*Explainer).ExplainInstallation, result: report.ResultWell, want: "Gantry is well: 2 speakers, 1 pool, 1 announced Service"},
+	{name: "no controller", ask: (*Explainer).ExplainInstallation, edits: []manifestEdit{{"11:59:59.000000Z", "11:58:00.000000Z"}}, result: report.ResultNotWell, want: "Gantry is not well: controller: no controller leads"},
+	{name: "a lost session", ask: (*Explainer).ExplainInstallation, edits: []manifestEdit{{`status: "True", reason: Established, message: ""`, lostSessionConditionText}}, result: report.ResultNotWell, want: "session of node1 with tor: the router does not answer [NoAnswer]"},
+	{name: "a full pool", ask: (*Explainer).ExplainInstallation, edits: []manifestEdit{{"availableIPv4: 1", "availableIPv4: 0"}}, result: report.ResultNotWell, want: "pool first-pool: it is full"},
+	{name: "a Service without address", ask: (*Explainer).ExplainInstallation, edits: noAddressEdits("PoolExhausted", "x"), result: report.ResultNotWell, want: "kubectl gantry explain service default/web [PoolExhausted]"},
+	{name: "a node", ask: askAboutObject((*Explainer).ExplainNode, "node1"), result: report.ResultWell, want: "node1: its speaker runs, and it can announce on eth0"},
+	{name: "a misspelt node", ask: askAboutObject((*Explainer).ExplainNode, "nod1"), result: report.ResultUnknown, want: "there is no Node nod1: did you mean node1?"},
+	{name: "an excluded node", ask: askAboutObject((*Explainer).ExplainNode, "node1"), edits: []manifestEdit{{"kubernetes.io/hostname: node1}", "kubernetes.io/hostname: node1, node.kubernetes.io/exclude-from-external-load-balancers: x}"}}, result: report.ResultNotWell, want: "[NodeExcluded]"},
+	{name: "a node without speaker", ask: askAboutObject((*Explainer).ExplainNode, "node1"), edits: []manifestEdit{{"kind: SpeakerStatus\nmetadata: {name: node1", "kind: SpeakerStatus\nmetadata: {name: node3"}}, result: report.ResultNotWell, want: "node1: speaker: no speaker runs there"},
+	{name: "a pool", ask: askAboutObject((*Explainer).ExplainPool, "first-pool"), result: report.ResultWell, want: "first-pool: 1 address in use, 1 free"},
+	{name: "a misspelt pool", ask: askAboutObject((*Explainer).ExplainPool, "frist-pool"), result: report.ResultUnknown, want: "did you mean first-pool?"},
+	{name: "a pool that is full", ask: askAboutObject((*Explainer).ExplainPool, "first-pool"), edits: []manifestEdit{{"availableIPv4: 1", "availableIPv4: 0"}}, result: report.ResultNotWell, want: "it is full: 1 address in use"},
+	{name: "a peer", ask: askAboutObject((*Explainer).ExplainPeer, "tor"), result: report.ResultWell, want: "tor: 1 of 1 sessions are established"},
+	{name: "a silent peer", ask: askAboutObject((*Explainer).ExplainPeer, "tor"), edits: []manifestEdit{{`status: "True", reason: Established, message: ""`, lostSessionConditionText}}, result: report.ResultNotWell, want: "tor: session of node1: the router does not answer [NoAnswer]"},
+	{name: "an advertisement", ask: askAboutObject((*Explainer).ExplainAdvertisement, "example"), result: report.ResultWell, want: "example: the L2Advertisement advertises first-pool"},
+	{name: "an advertisement by BGP", ask: askAboutObject((*Explainer).ExplainAdvertisement, "routed"), result: report.ResultWell, want: "routed: the BGPAdvertisement advertises first-pool"},
+	{name: "an advertisement on an interface that no node has", ask: askAboutObject((*Explainer).ExplainAdvertisement, "example"), edits: []manifestEdit{{"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [first-pool], interfaces: [eth77]}"}}, result: report.ResultNotWell, want: "example: nodes: none of its interfaces (eth77) is a usable link of node1, node2: correct spec.interfaces [NoLinks]"},
+	{name: "an advertisement for no node", ask: askAboutObject((*Explainer).ExplainAdvertisement, "routed"), edits: []manifestEdit{{"metadata: {name: routed, namespace: metallb-system}\nspec: {ipAddressPools: [first-pool]}", "metadata: {name: routed, namespace: metallb-system}\nspec: {ipAddressPools: [first-pool], nodeSelectors: [{matchLabels: {rack: a}}]}"}}, result: report.ResultNotWell, want: "routed: nodes: its nodeSelectors match no node"},
+	{name: "an address in use", ask: askAboutObject((*Explainer).ExplainAddress, "192.168.0.201"), result: report.ResultWell, want: "192.168.0.201: default/web has it, from pool first-pool"},
+	{name: "a free address", ask: askAboutObject((*Explainer).ExplainAddress, "192.168.0.202"), result: report.ResultWell, want: "192.168.0.202: no Service has it, and one may get it, from pool first-pool"},
+	{name: "an address outside of the pools", ask: askAboutObject((*Explainer).ExplainAddress, "192.168.0.9"), result: report.ResultNotWell, want: "no pool contains 192.168.0.9"},
+	{name: "no address", ask: askAboutObject((*Explainer).ExplainAddress, "192.168.0.900"), result: report.ResultUnknown, want: "is no address"},
 }
 
 func TestExplainObjectsOtherThanServices(t *testing.T) {
-	for _, q := range questions {
+	for _, q := range explainCases {
 		t.Run(q.name, func(t *testing.T) {
 			manifests := installationManifests + workingServiceManifests + routerManifests
 			for _, e := range q.edits {
-				manifests = replaceIn(t, manifests, e.old, e.now)
+				manifests = replaceManifestText(t, manifests, e.oldText, e.newText)
 			}
-			r, err := q.ask(newTestExplainer(newTestAPI(t, manifests).Build()), t.Context())
-			if err != nil || r.Result != q.result || !strings.Contains(r.FirstLine(), q.want) {
+			r, err := q.ask(newTestExplainer(newFakeAPIBuilder(t, manifests).Build()), t.Context())
+			if err != nil || r.Result != q.result || !strings.Contains(r.AnswerWithReason(), q.want) {
 				t.Errorf("%+v, %v, want %s: %s", r, err, q.result, q.want)
 			}
 		})
 	}
 }
 
-func TestListings(t *testing.T) {
+func TestListPoolsHoldersPeersAndServices(t *testing.T) {
 	for name, c := range map[string]struct {
-		list Lister
+		list ListingFunc
 		want []string // texts of the first row
 	}{
 		"pools":    {(*Explainer).ListPools, []string{"first-pool", "1", "192.168.0.202-192.168.0.202", "yes"}},
@@ -104,8 +104,8 @@ func TestListings(t *testing.T) {
 		"peers":    {(*Explainer).ListPeers, []string{"tor", "node1", "Established"}},
 		"services": {func(e *Explainer, ctx context.Context) (*report.Listing, error) { return e.ListServices(ctx, "") }, []string{"default", "web", "192.168.0.201", "Announced"}},
 	} {
-		l, err := c.list(newTestExplainer(newTestAPI(t, installationManifests+workingServiceManifests+routerManifests).Build()), t.Context())
-		if err != nil || len(l.Rows) != 1 || l.Result != report.Well {
+		l, err := c.list(newTestExplainer(newFakeAPIBuilder(t, installationManifests+workingServiceManifests+routerManifests).Build()), t.Context())
+		if err != nil || len(l.Rows) != 1 || l.Result != report.ResultWell {
 			t.Errorf("%s: %+v, %v", name, l, err)
 			continue
 		}

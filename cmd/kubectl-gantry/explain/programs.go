@@ -18,14 +18,14 @@ import (
 
 // workload is a Deployment or DaemonSet of Gantry.
 type workload struct {
-	name, component, account string
+	name, component, serviceAccount string
 }
 
 // explainWorkload says why the Pods of a workload are missing, do not run, or do nothing. It
 // returns "" if that is not known.
 func (e *Explainer) explainWorkload(ctx context.Context, w workload) string {
 	var pods corev1.PodList
-	err := e.objects.List(ctx, &pods, client.InNamespace(e.namespace), client.MatchingLabels{names.LabelAppName: names.AppName, names.LabelComponent: w.component})
+	err := e.objects.List(ctx, &pods, client.InNamespace(e.gantryNamespace), client.MatchingLabels{names.LabelAppName: names.AppName, names.LabelComponent: w.component})
 	if err != nil {
 		return ""
 	}
@@ -51,7 +51,7 @@ func explainPod(p *corev1.Pod) string {
 	}
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-			return fmt.Sprintf("%s gets no node: %s", at, shorten(c.Message))
+			return fmt.Sprintf("%s gets no node: %s", at, shortenText(c.Message))
 		}
 	}
 	for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
@@ -60,7 +60,7 @@ func explainPod(p *corev1.Pod) string {
 		case waiting != nil && ended != nil:
 			return fmt.Sprintf("%s ends again and again (%s), the last time with exit code %d: look at its log (kubectl -n %s logs %s --previous)", at, waiting.Reason, ended.ExitCode, p.Namespace, p.Name)
 		case waiting != nil && waiting.Reason != "ContainerCreating" && waiting.Reason != "PodInitializing":
-			return fmt.Sprintf("%s does not start: %s: %s", at, waiting.Reason, shorten(waiting.Message))
+			return fmt.Sprintf("%s does not start: %s: %s", at, waiting.Reason, shortenText(waiting.Message))
 		}
 	}
 	return ""
@@ -70,7 +70,7 @@ func explainPod(p *corev1.Pod) string {
 // created: because of PodSecurity or a quota, for example.
 func (e *Explainer) explainRefusedPods(ctx context.Context, w workload) string {
 	var events corev1.EventList
-	if err := e.objects.List(ctx, &events, client.InNamespace(e.namespace), client.MatchingFields{"reason": "FailedCreate"}); err != nil {
+	if err := e.objects.List(ctx, &events, client.InNamespace(e.gantryNamespace), client.MatchingFields{"reason": "FailedCreate"}); err != nil {
 		return ""
 	}
 	var newest *corev1.Event
@@ -78,7 +78,7 @@ func (e *Explainer) explainRefusedPods(ctx context.Context, w workload) string {
 		o := &events.Items[i]
 		// The Pods of a Deployment belong to a ReplicaSet, whose name continues its own.
 		isAbout := o.InvolvedObject.Name == w.name || strings.HasPrefix(o.InvolvedObject.Name, w.name+"-")
-		if isAbout && (newest == nil || timeOfEvent(newest).Before(timeOfEvent(o))) {
+		if isAbout && (newest == nil || lastTimeOfEvent(newest).Before(lastTimeOfEvent(o))) {
 			newest = o
 		}
 	}
@@ -87,11 +87,11 @@ func (e *Explainer) explainRefusedPods(ctx context.Context, w workload) string {
 	}
 	_, refusal, isRefused := strings.Cut(newest.Message, " is forbidden: ")
 	if !isRefused {
-		return "its Pods cannot be created: " + shorten(newest.Message)
+		return "its Pods cannot be created: " + shortenText(newest.Message)
 	}
-	text := "the API server refuses its Pods: " + shorten(refusal)
+	text := "the API server refuses its Pods: " + shortenText(refusal)
 	if strings.Contains(refusal, "violates PodSecurity") {
-		text += fmt.Sprintf(": give namespace %s the label %s=privileged", e.namespace, labelPodSecurity)
+		text += fmt.Sprintf(": give namespace %s the label %s=privileged", e.gantryNamespace, labelPodSecurity)
 	}
 	return text
 }
@@ -105,24 +105,24 @@ func (e *Explainer) explainDeniedRights(ctx context.Context, w workload) string 
 	pools, speakers := v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group
 	needed := []authorizationv1.ResourceAttributes{
 		{Verb: "list", Resource: "services"},
-		{Verb: "list", Group: pools, Resource: "ipaddresspools", Namespace: e.namespace},
+		{Verb: "list", Group: pools, Resource: "ipaddresspools", Namespace: e.gantryNamespace},
 	}
 	if w.component == names.ComponentController {
 		needed = append(needed,
-			authorizationv1.ResourceAttributes{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Name: names.LeaderLease, Namespace: e.namespace},
+			authorizationv1.ResourceAttributes{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Name: names.LeaderLease, Namespace: e.gantryNamespace},
 			authorizationv1.ResourceAttributes{Verb: "patch", Resource: "services", Subresource: "status"})
 	} else {
-		needed = append(needed, authorizationv1.ResourceAttributes{Verb: "patch", Group: speakers, Resource: "speakerstatuses", Subresource: "status", Namespace: e.namespace})
+		needed = append(needed, authorizationv1.ResourceAttributes{Verb: "patch", Group: speakers, Resource: "speakerstatuses", Subresource: "status", Namespace: e.gantryNamespace})
 	}
 	for _, right := range needed {
-		if !e.objects.IsServiceAccountDenied(ctx, client.ObjectKey{Namespace: e.namespace, Name: w.account}, right) {
+		if !e.objects.IsServiceAccountDenied(ctx, client.ObjectKey{Namespace: e.gantryNamespace, Name: w.serviceAccount}, right) {
 			continue
 		}
 		resource := right.Resource
 		if right.Subresource != "" {
 			resource += "/" + right.Subresource
 		}
-		return fmt.Sprintf("its ServiceAccount %s may not %s %s: %s", cmp.Or(w.account, "default"), right.Verb, resource, applyRBACText)
+		return fmt.Sprintf("its ServiceAccount %s may not %s %s: %s", cmp.Or(w.serviceAccount, "default"), right.Verb, resource, applyRBACText)
 	}
 	return ""
 }
@@ -133,8 +133,8 @@ const applyRBACText = "apply the RBAC of the installation again"
 // maxQuotedLetters bounds what is quoted of a text of Kubernetes.
 const maxQuotedLetters = 240
 
-// shorten returns the beginning of a long text.
-func shorten(text string) string {
+// shortenText returns the beginning of a long text.
+func shortenText(text string) string {
 	text = strings.TrimSuffix(strings.Join(strings.Fields(text), " "), ".")
 	if len(text) <= maxQuotedLetters {
 		return text

@@ -14,12 +14,12 @@ const readmePath = "../../../README.md"
 // are gone. With GANTRY_UPDATE_README=1 it writes them.
 func TestReadmeShowsWhatTheCommandsPrint(t *testing.T) {
 	manifests := installationManifests + workingServiceManifests
-	for _, e := range []edit{noAnsweringNodeEdit, {"conditions: {ready: true}", "conditions: {ready: false}"},
+	for _, e := range []manifestEdit{noAnsweringNodeEdit, {"conditions: {ready: true}", "conditions: {ready: false}"},
 		{`status: "True", reason: Announced, message: announced by layer 2`, `status: "False", reason: NoEndpoints, message: "no endpoint of the Service can serve: check its selector and whether its Pods are ready"`}} {
-		manifests = replaceIn(t, manifests, e.old, e.now)
+		manifests = replaceManifestText(t, manifests, e.oldText, e.newText)
 	}
 	explained := explainTestService(t, manifests)
-	status, err := newTestExplainer(newTestAPI(t, manifests).Build()).ExplainInstallation(t.Context())
+	status, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ExplainInstallation(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +30,7 @@ func TestReadmeShowsWhatTheCommandsPrint(t *testing.T) {
 	now := string(text)
 	for command, r := range map[string]*report.Report{"explain service web": explained, "status": status} {
 		var out strings.Builder
-		p := report.Printer{Out: &out, Format: report.Table}
+		p := report.Printer{Out: &out, Format: report.FormatTable}
 		if err := p.PrintReport(r); err != nil {
 			t.Fatal(err)
 		}

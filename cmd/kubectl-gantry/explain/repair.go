@@ -8,11 +8,11 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// documentationPage is where the Reasons are explained.
-const documentationPage = "https://github.com/gantry-lb/gantry/blob/main/docs/reasons.md"
+// reasonsPageURL is where the Reasons are explained.
+const reasonsPageURL = "https://github.com/gantry-lb/gantry/blob/main/docs/reasons.md"
 
-// sectionByReason are the sections of the page; a Reason without one is in the first.
-var sectionByReason = map[names.Reason]string{}
+// documentationSectionByReason are the sections of the page; a Reason without one is in the first.
+var documentationSectionByReason = map[names.Reason]string{}
 
 func init() {
 	for section, reasons := range map[string][]names.Reason{
@@ -30,27 +30,27 @@ func init() {
 		"what-only-kubectl-gantry-says": {names.ReasonNoController, names.ReasonNotInstalled, names.ReasonPoolElsewhere, names.ReasonUnknownAnnotation, names.ReasonOtherController, names.ReasonWebhookDown, names.ReasonSlowAPIServer},
 	} {
 		for _, r := range reasons {
-			sectionByReason[r] = section
+			documentationSectionByReason[r] = section
 		}
 	}
 }
 
-// documentationOf is the place that explains a Reason.
-func documentationOf(r names.Reason) string {
-	if section := sectionByReason[r]; section != "" {
-		return documentationPage + "#" + section
+// documentationURLOfReason is the place that explains a Reason.
+func documentationURLOfReason(r names.Reason) string {
+	if section := documentationSectionByReason[r]; section != "" {
+		return reasonsPageURL + "#" + section
 	}
-	return documentationPage
+	return reasonsPageURL
 }
 
 // suggestRepair returns the commands, or the lines of YAML, that mend the cause.
 func (c *serviceDiagnosis) suggestRepair(why names.Explanation) []string {
-	n, service := c.namespace, "-n "+c.key.Namespace
+	n, service := c.gantryNamespace, "-n "+c.key.Namespace
 	switch why.Reason {
 	case names.ReasonNoPools, names.ReasonPoolElsewhere:
-		return manifest("v1beta1", "IPAddressPool", n, "first-pool", "addresses: [192.0.2.10-192.0.2.99]  # free addresses of your network")
+		return kubectlApplyLines("v1beta1", "IPAddressPool", n, "first-pool", "addresses: [192.0.2.10-192.0.2.99]  # free addresses of your network")
 	case names.ReasonPoolNotFound, names.ReasonPoolNotAllowed, names.ReasonNoEligiblePool:
-		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=%s", service, c.key.Name, names.AnnotationPool, c.examplePoolName())}
+		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=%s", service, c.key.Name, names.AnnotationRequestedPool, c.examplePoolName())}
 	case names.ReasonUnknownAnnotation:
 		return []string{fmt.Sprintf("kubectl %s annotate service %s WRONG- RIGHT=VALUE  # the two keys are in the first line", service, c.key.Name)}
 	case names.ReasonPoolExhausted:
@@ -58,24 +58,24 @@ func (c *serviceDiagnosis) suggestRepair(why names.Explanation) []string {
 	case names.ReasonQuotaExceeded:
 		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.quota", n, c.examplePoolName()), fmt.Sprintf("kubectl %s get services  # delete one that is not needed", service)}
 	case names.ReasonInvalidRequest, names.ReasonAddressInUse, names.ReasonAddressReserved, names.ReasonQuarantined, names.ReasonCoolingDown, names.ReasonAddressRetired, names.ReasonFamilyMismatch, names.ReasonAddressNotInPool:
-		return []string{c.suggestOtherRequest()}
+		return []string{c.suggestRemovingAddressRequest()}
 	case names.ReasonSharingKeyDiffers:
-		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=KEY  # the key of the other Service", service, c.key.Name, names.AnnotationSharing)}
+		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=KEY  # the key of the other Service", service, c.key.Name, names.AnnotationSharingKey)}
 	case names.ReasonPortConflict, names.ReasonTrafficPolicyConflict, names.ReasonNoEndpoints, names.ReasonNoClusterIP, names.ReasonNotLoadBalancer:
 		return c.suggestEditOfService(why.Reason)
 	case names.ReasonNoAdvertisement:
-		return manifest("v1beta1", "L2Advertisement", n, c.view.RecordedPool, fmt.Sprintf("ipAddressPools: [%s]", c.view.RecordedPool))
+		return kubectlApplyLines("v1beta1", "L2Advertisement", n, c.view.RecordedPool, fmt.Sprintf("ipAddressPools: [%s]", c.view.RecordedPool))
 	}
 	return c.suggestRepairOfInstallation(why)
 }
 
-// suggestOtherRequest returns the command that takes back the request for an address.
-func (c *serviceDiagnosis) suggestOtherRequest() string {
+// suggestRemovingAddressRequest returns the command that takes back the request for an address.
+func (c *serviceDiagnosis) suggestRemovingAddressRequest() string {
 	if c.service.Spec.LoadBalancerIP != "" {
 		return fmt.Sprintf("kubectl -n %s edit service %s  # spec.loadBalancerIP", c.key.Namespace, c.key.Name)
 	}
 	if len(c.view.RequestedAddresses) == 0 && len(c.view.AssignedAddresses) > 0 {
-		return fmt.Sprintf("kubectl -n %s annotate service %s %s=%s  # it gets another one first", c.key.Namespace, c.key.Name, names.AnnotationAddressesToRelease, view.JoinAddresses(c.view.AssignedAddresses))
+		return fmt.Sprintf("kubectl -n %s annotate service %s %s=%s  # it gets another one first", c.key.Namespace, c.key.Name, names.AnnotationAddressesToExchange, view.JoinAddresses(c.view.AssignedAddresses))
 	}
 	return fmt.Sprintf("kubectl -n %s annotate service %s %s-  # or ask for another address", c.key.Namespace, c.key.Name, names.AnnotationLoadBalancerIPs)
 }
@@ -84,14 +84,14 @@ func (c *serviceDiagnosis) suggestOtherRequest() string {
 func (c *serviceDiagnosis) suggestEditOfService(r names.Reason) []string {
 	edit := fmt.Sprintf("kubectl -n %s edit service %s", c.key.Namespace, c.key.Name)
 	if r == names.ReasonNoEndpoints {
-		return []string{fmt.Sprintf("kubectl -n %s get pods -l %s  # are there any, and are they ready?", c.key.Namespace, describePods(c.service)), edit + "  # spec.selector"}
+		return []string{fmt.Sprintf("kubectl -n %s get pods -l %s  # are there any, and are they ready?", c.key.Namespace, podSelectorText(c.service)), edit + "  # spec.selector"}
 	}
 	return []string{edit}
 }
 
 // suggestRepairOfInstallation returns what to do about nodes, sessions and the programs of Gantry.
 func (c *serviceDiagnosis) suggestRepairOfInstallation(why names.Explanation) []string {
-	n := c.namespace
+	n := c.gantryNamespace
 	switch {
 	case strings.Contains(why.Text, labelPodSecurity):
 		return []string{fmt.Sprintf("kubectl label namespace %s --overwrite %s=privileged", n, labelPodSecurity)}
@@ -114,7 +114,7 @@ func (c *serviceDiagnosis) suggestRepairOfInstallation(why names.Explanation) []
 	case names.ReasonNodeExcluded:
 		return []string{fmt.Sprintf("kubectl label node NODE %s-", names.LabelExcludeNode)}
 	case names.ReasonNodeLeaving:
-		return []string{fmt.Sprintf("kubectl annotate node NODE %s-  # when the node is ready again", names.AnnotationDrainNodeAddresses)}
+		return []string{fmt.Sprintf("kubectl annotate node NODE %s-  # when the node is ready again", names.AnnotationDrainNode)}
 	case names.ReasonNoSpeaker, names.ReasonNotAnnounced, names.ReasonServiceProxyNotReady:
 		return []string{fmt.Sprintf("kubectl -n %s get pods -o wide -l %s=%s", n, names.LabelComponent, names.ComponentSpeaker), fmt.Sprintf("kubectl -n %s describe daemonset gantry-speaker", n)}
 	case names.ReasonNoController:
@@ -128,8 +128,8 @@ func (c *serviceDiagnosis) suggestRepairOfInstallation(why names.Explanation) []
 	case names.ReasonNoPeers:
 		return []string{fmt.Sprintf("kubectl -n %s get bgppeers,bgpadvertisements", n)}
 	}
-	if len(c.view.AssignedAddresses) > 0 && c.finding != nil && len(c.finding.Sessions) > 0 {
-		peer := c.finding.Sessions[0].Peer
+	if len(c.view.AssignedAddresses) > 0 && c.announcementFinding != nil && len(c.announcementFinding.Sessions) > 0 {
+		peer := c.announcementFinding.Sessions[0].Peer
 		return []string{fmt.Sprintf("kubectl -n %s get bgpsessions -o wide", n), fmt.Sprintf("kubectl -n %s edit bgppeer %s", n, peer)}
 	}
 	return []string{fmt.Sprintf("kubectl -n %s describe service %s", c.key.Namespace, c.key.Name)}
@@ -152,8 +152,8 @@ func (c *serviceDiagnosis) examplePoolName() string {
 	return "POOL"
 }
 
-// manifest returns the lines of a manifest of a metallb.io kind.
-func manifest(version, kind, namespace, name, spec string) []string {
+// kubectlApplyLines returns the lines of a manifest of a metallb.io kind.
+func kubectlApplyLines(version, kind, namespace, name, spec string) []string {
 	text := fmt.Sprintf("apiVersion: metallb.io/%s\nkind: %s\nmetadata: {name: %s, namespace: %s}\nspec:\n  %s", version, kind, name, namespace, spec)
 	return append([]string{"kubectl apply -f - <<EOF"}, append(strings.Split(text, "\n"), "EOF")...)
 }

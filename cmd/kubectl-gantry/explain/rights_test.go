@@ -16,10 +16,10 @@ import (
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
-// refuseLists returns an API server that refuses to list the kinds that refused selects.
-func refuseLists(t *testing.T, manifests string, refused func(kind string) error) client.WithWatch {
+// newAPIRefusingLists returns an API server that refuses to list the kinds that refused selects.
+func newAPIRefusingLists(t *testing.T, manifests string, refused func(kind string) error) client.WithWatch {
 	t.Helper()
-	return newTestAPI(t, manifests).WithInterceptorFuncs(interceptor.Funcs{
+	return newFakeAPIBuilder(t, manifests).WithInterceptorFuncs(interceptor.Funcs{
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
 			gvk, err := c.GroupVersionKindFor(list)
 			if err != nil {
@@ -33,8 +33,8 @@ func refuseLists(t *testing.T, manifests string, refused func(kind string) error
 	}).Build()
 }
 
-// refuseAllBut refuses every kind but these, as RBAC does.
-func refuseAllBut(allowed ...string) func(string) error {
+// refuseKindsExcept refuses every kind but these, as RBAC does.
+func refuseKindsExcept(allowed ...string) func(string) error {
 	return func(kind string) error {
 		for _, a := range allowed {
 			if a == kind {
@@ -50,15 +50,15 @@ func refuseAllBut(allowed ...string) func(string) error {
 func TestExplainServiceWithoutRights(t *testing.T) {
 	manifests := installationManifests + workingServiceManifests
 	broken := manifests
-	for _, e := range withoutAddress(names.ReasonPoolExhausted, "no free address in (first-pool)") {
-		broken = replaceIn(t, broken, e.old, e.now)
+	for _, e := range noAddressEdits(names.ReasonPoolExhausted, "no free address in (first-pool)") {
+		broken = replaceManifestText(t, broken, e.oldText, e.newText)
 	}
 	for manifests, want := range map[string]string{
 		manifests: "default/web: 192.168.0.201 is announced by layer 2 [Announced]",
 		broken:    "default/web: no address: no free address in (first-pool) [PoolExhausted]",
 	} {
-		r, err := newTestExplainer(refuseLists(t, manifests, refuseAllBut())).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
-		if err != nil || r.FirstLine() != want {
+		r, err := newTestExplainer(newAPIRefusingLists(t, manifests, refuseKindsExcept())).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
+		if err != nil || r.AnswerWithReason() != want {
 			t.Errorf("%v, %v, want %s", r, err, want)
 			continue
 		}
@@ -91,9 +91,9 @@ func TestClusterWithoutGantryIsRecognized(t *testing.T) {
 		{"left kinds", workingServiceManifests, "its kinds (gantry.dev) are missing", absent("own")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e := newTestExplainer(refuseLists(t, c.manifests, c.refused))
+			e := newTestExplainer(newAPIRefusingLists(t, c.manifests, c.refused))
 			r, err := e.ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
-			if err != nil || r.Result != report.NotWell || r.Reason != names.ReasonNotInstalled || !strings.Contains(r.FirstLine(), c.want) {
+			if err != nil || r.Result != report.ResultNotWell || r.Reason != names.ReasonNotInstalled || !strings.Contains(r.AnswerWithReason(), c.want) {
 				t.Errorf("%v, %v, want %s", r, err, c.want)
 			}
 			status, err := e.ExplainInstallation(t.Context())
@@ -112,12 +112,12 @@ func TestAllServicesAreListedOnlyIfNeeded(t *testing.T) {
 		want      int
 	}{
 		"announced":   {installationManifests + workingServiceManifests, 0},
-		"unannounced": {replaceAll(t, installationManifests+workingServiceManifests, []edit{noAnsweringNodeEdit}), 0},
-		"refused":     {replaceAll(t, installationManifests+workingServiceManifests, withoutAddress(names.ReasonPoolExhausted, "no free address in (first-pool)")), 0},
-		"undecided":   {replaceAll(t, installationManifests+workingServiceManifests, undecided), 1},
+		"unannounced": {applyManifestEdits(t, installationManifests+workingServiceManifests, []manifestEdit{noAnsweringNodeEdit}), 0},
+		"refused":     {applyManifestEdits(t, installationManifests+workingServiceManifests, noAddressEdits(names.ReasonPoolExhausted, "no free address in (first-pool)")), 0},
+		"undecided":   {applyManifestEdits(t, installationManifests+workingServiceManifests, undecidedServiceEdits), 1},
 	} {
 		listed := 0
-		e := newTestExplainer(refuseLists(t, c.manifests, func(kind string) error {
+		e := newTestExplainer(newAPIRefusingLists(t, c.manifests, func(kind string) error {
 			if kind == "Service" {
 				listed++
 			}

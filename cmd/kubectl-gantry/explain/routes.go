@@ -18,11 +18,11 @@ import (
 	"github.com/gantry-lb/gantry/internal/rib"
 )
 
-// PageFetcher fetches a page from the local port of a Pod in Gantry's namespace.
-type PageFetcher func(ctx context.Context, pod, path string) ([]byte, error)
+// PodPageFetcher fetches a page from the local port of a Pod in Gantry's namespace.
+type PodPageFetcher func(ctx context.Context, pod, path string) ([]byte, error)
 
-// describeAttributes lists the attributes that are set.
-func describeAttributes(a *rib.Attributes) string {
+// describeRouteAttributes lists the attributes that are set.
+func describeRouteAttributes(a *rib.Attributes) string {
 	if a == nil {
 		return ""
 	}
@@ -36,8 +36,8 @@ func describeAttributes(a *rib.Attributes) string {
 	if a.MED != nil {
 		out = append(out, fmt.Sprintf("med %d", *a.MED))
 	}
-	if a.ASPathPrepend > 0 {
-		out = append(out, fmt.Sprintf("prepend %d", a.ASPathPrepend))
+	if a.ASPathPrependCount > 0 {
+		out = append(out, fmt.Sprintf("prepend %d", a.ASPathPrependCount))
 	}
 	if all := slices.Concat(a.Communities, a.LargeCommunities, a.ExtendedCommunities); len(all) > 0 {
 		out = append(out, "communities "+strings.Join(all, " "))
@@ -49,16 +49,16 @@ func describeAttributes(a *rib.Attributes) string {
 var errNoPortForward = errors.New("you have no right to create pods/portforward")
 
 // readRoutes reads from the speaker of a node what each router gets.
-func (e *Explainer) readRoutes(ctx context.Context, node string) ([]rib.Peer, error) {
+func (e *Explainer) readRoutes(ctx context.Context, node string) ([]rib.PeerRIB, error) {
 	var pods corev1.PodList
 	selector := client.MatchingLabels{names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker}
-	if err := e.objects.List(ctx, &pods, client.InNamespace(e.namespace), selector); err != nil {
+	if err := e.objects.List(ctx, &pods, client.InNamespace(e.gantryNamespace), selector); err != nil {
 		return nil, err
 	}
 	if e.objects.LacksRightTo("pods") {
-		return nil, fmt.Errorf("you have no right to list pods in namespace %s", e.namespace)
+		return nil, fmt.Errorf("you have no right to list pods in namespace %s", e.gantryNamespace)
 	}
-	if known := slices.Sorted(maps.Keys(e.installation.speakers)); len(known) > 0 && !slices.Contains(known, node) {
+	if known := slices.Sorted(maps.Keys(e.installation.speakerStatusByNode)); len(known) > 0 && !slices.Contains(known, node) {
 		if near := findSimilarNames(node, known); len(near) > 0 {
 			return nil, fmt.Errorf("no speaker has ever run on a node %s: did you mean %s?", node, strings.Join(near, " or "))
 		}
@@ -67,14 +67,14 @@ func (e *Explainer) readRoutes(ctx context.Context, node string) ([]rib.Peer, er
 	if at < 0 {
 		return nil, fmt.Errorf("no speaker runs on node %s", node)
 	}
-	text, err := e.fetchPage(ctx, pods.Items[at].Name, rib.PagePath)
+	text, err := e.fetchSpeakerPage(ctx, pods.Items[at].Name, rib.RoutesPagePath)
 	if err != nil {
 		if apierrors.IsForbidden(err) || strings.Contains(err.Error(), "forbidden") {
-			return nil, fmt.Errorf("%w in namespace %s", errNoPortForward, e.namespace)
+			return nil, fmt.Errorf("%w in namespace %s", errNoPortForward, e.gantryNamespace)
 		}
 		return nil, err
 	}
-	var out []rib.Peer
+	var out []rib.PeerRIB
 	if err := json.Unmarshal(text, &out); err != nil {
 		return nil, fmt.Errorf("reading the routes of node %s: %w", node, err)
 	}
@@ -89,16 +89,16 @@ func (e *Explainer) ListRoutes(ctx context.Context, node string) (*report.Listin
 	}
 	all, err := e.readRoutes(ctx, node)
 	if err != nil {
-		l.Result, l.Title = report.Unknown, err.Error()
+		l.Result, l.Title = report.ResultUnknown, err.Error()
 		return l, nil
 	}
 	for _, p := range all {
 		for _, r := range p.Routes {
-			announced, detail := "yes", describeAttributes(r.Attributes)
+			announced, detail := "yes", describeRouteAttributes(r.Attributes)
 			if !r.Announced {
-				l.Result, announced, detail = report.NotWell, string(r.WithheldReason), r.WithheldText
+				l.Result, announced, detail = report.ResultNotWell, string(r.WithheldReason), r.WithheldText
 			}
-			l.Rows = append(l.Rows, []string{p.Peer, r.Prefix.String(), announced, strings.Join(r.Advertisements, ","), detail})
+			l.Rows = append(l.Rows, []string{p.PeerName, r.Prefix.String(), announced, strings.Join(r.Advertisements, ","), detail})
 		}
 	}
 	if len(l.Rows) == 0 {
@@ -110,46 +110,46 @@ func (e *Explainer) ListRoutes(ctx context.Context, node string) (*report.Listin
 // maxSpeakersAskedPerService bounds how many speakers are asked about one Service.
 const maxSpeakersAskedPerService = 16
 
-// addRouteGatesFromSpeakers says what the speakers themselves say about the routes of the Service.
-func (c *serviceDiagnosis) addRouteGatesFromSpeakers(ctx context.Context) {
-	if c.fetchPage == nil || c.finding == nil {
+// addRouteChecksFromSpeakers says what the speakers themselves say about the routes of the Service.
+func (c *serviceDiagnosis) addRouteChecksFromSpeakers(ctx context.Context) {
+	if c.fetchSpeakerPage == nil || c.announcementFinding == nil {
 		return
 	}
-	if len(c.finding.Sessions) == 0 {
-		c.addGate("live routes", report.Well, names.Explanation{Text: "no BGP session should carry the Service, so no speaker is asked"})
+	if len(c.announcementFinding.Sessions) == 0 {
+		c.addCheck("live routes", report.ResultWell, names.Explanation{Text: "no BGP session should carry the Service, so no speaker is asked"})
 		return
 	}
 	var asked []string
-	for _, s := range c.finding.Sessions {
+	for _, s := range c.announcementFinding.Sessions {
 		if slices.Contains(asked, s.Node) || len(asked) == maxSpeakersAskedPerService {
 			continue
 		}
 		asked = append(asked, s.Node)
 		all, err := c.readRoutes(ctx, s.Node)
 		if err != nil {
-			c.addGate("live routes of "+s.Node, report.Unknown, names.Explanation{Text: err.Error()})
+			c.addCheck("live routes of "+s.Node, report.ResultUnknown, names.Explanation{Text: err.Error()})
 			if errors.Is(err, errNoPortForward) {
 				return
 			}
 			continue
 		}
 		for _, p := range all {
-			c.addRouteGateOfRouter(s.Node, &p)
+			c.addRouteCheckOfRouter(s.Node, &p)
 		}
 	}
 }
 
-// addRouteGateOfRouter says which routes of the Service a router gets.
-func (c *serviceDiagnosis) addRouteGateOfRouter(node string, p *rib.Peer) {
-	name := fmt.Sprintf("live routes of %s to %s", node, p.Peer)
+// addRouteCheckOfRouter says which routes of the Service a router gets.
+func (c *serviceDiagnosis) addRouteCheckOfRouter(node string, p *rib.PeerRIB) {
+	name := fmt.Sprintf("live routes of %s to %s", node, p.PeerName)
 	for _, r := range p.Routes {
 		if !slices.ContainsFunc(c.view.AssignedAddresses, r.Prefix.Contains) {
 			continue
 		}
 		if !r.Announced {
-			c.addGate(name, report.NotWell, names.Explanation{Reason: r.WithheldReason, Text: r.Prefix.String() + ": " + r.WithheldText})
+			c.addCheck(name, report.ResultNotWell, names.Explanation{Reason: r.WithheldReason, Text: r.Prefix.String() + ": " + r.WithheldText})
 			continue
 		}
-		c.addGate(name, report.Well, names.Explanation{Text: fmt.Sprintf("%s, %s, by %s", r.Prefix, describeAttributes(r.Attributes), strings.Join(r.Advertisements, ", "))})
+		c.addCheck(name, report.ResultWell, names.Explanation{Text: fmt.Sprintf("%s, %s, by %s", r.Prefix, describeRouteAttributes(r.Attributes), strings.Join(r.Advertisements, ", "))})
 	}
 }

@@ -31,13 +31,13 @@ type serviceDiagnosis struct {
 	service *corev1.Service
 	view    view.Service
 	// config and finding are nil if the user may not read what they need.
-	config  *configurationreader.Configuration
-	finding *announcedcondition.AnnouncementFinding
+	config              *configurationreader.Configuration
+	announcementFinding *announcedcondition.AnnouncementFinding
 	// addressCondition is the controller's; nil if there is none.
 	addressCondition *metav1.Condition
 	sessions         []v1alpha1.BGPSession
 
-	gates []report.Gate
+	checks []report.Check
 }
 
 // ExplainService says whether a Service works, and why not.
@@ -46,43 +46,43 @@ func (e *Explainer) ExplainService(ctx context.Context, key client.ObjectKey) (*
 	if key.Namespace == "" {
 		namespaces := e.namespacesWithService(ctx, key.Name)
 		if len(namespaces) != 1 {
-			return e.reportSeveralServices(key.Name, namespaces), nil
+			return e.reportAmbiguousService(key.Name, namespaces), nil
 		}
 		key.Namespace = namespaces[0]
 	}
 	c := &serviceDiagnosis{Explainer: e, key: key, service: &corev1.Service{}}
-	out := &report.Report{Subject: "service " + c.name(), Result: report.NotWell}
+	out := &report.Report{Subject: "service " + c.namespacedName(), Result: report.ResultNotWell}
 	found, err := c.readObjects(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if absent := e.explainMissingInstallation(ctx); absent.IsSet() {
 		out.Reason, out.Answer = absent.Reason, absent.Text
-		return e.complete(out), nil
+		return e.addRightsAndDocumentation(out), nil
 	}
 	if !found {
-		return e.complete(e.reportMissingService(ctx, out, key)), nil
+		return e.addRightsAndDocumentation(e.reportMissingService(ctx, out, key)), nil
 	}
 	cause, err := c.findCause(ctx)
 	if err != nil {
 		return nil, err
 	}
-	out.Result, out.Reason, out.Answer = cause.result, cause.Reason, c.name()+": "+cause.Text
-	out.Gates = c.gates
-	if cause.result != report.Well {
+	out.Result, out.Reason, out.Answer = cause.result, cause.Reason, c.namespacedName()+": "+cause.Text
+	out.Checks = c.checks
+	if cause.result != report.ResultWell {
 		out.Repair = c.suggestRepair(cause.Explanation)
 	}
-	return e.complete(out), nil
+	return e.addRightsAndDocumentation(out), nil
 }
 
-func (c *serviceDiagnosis) name() string { return c.key.Namespace + "/" + c.key.Name }
+func (c *serviceDiagnosis) namespacedName() string { return c.key.Namespace + "/" + c.key.Name }
 
 // readObjects reads the Service and all kinds at the same time. It returns false if there is no
 // such Service.
 func (c *serviceDiagnosis) readObjects(ctx context.Context) (bool, error) {
 	read := make(chan error, 1)
 	go func() { read <- c.objects.Get(ctx, c.key, c.service) }()
-	err := c.objects.ListAll(ctx, slices.Concat(c.configurationKinds(), c.stateKinds(), c.reportKinds())...)
+	err := c.objects.ListAll(ctx, slices.Concat(c.configurationListRequests(), c.statusListRequests(), c.serviceReportListRequests())...)
 	errService := <-read
 	if err != nil {
 		return false, err
@@ -91,24 +91,24 @@ func (c *serviceDiagnosis) readObjects(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	if errService != nil && !apierrors.IsForbidden(errService) {
-		return false, fmt.Errorf("reading Service %s: %w", c.name(), errService)
+		return false, fmt.Errorf("reading Service %s: %w", c.namespacedName(), errService)
 	}
 	return errService == nil, nil
 }
 
-// reportKinds are the reports about the Service, and its endpoints.
-func (c *serviceDiagnosis) reportKinds() []objects.ListRequest {
-	ofService := fields.OneTermEqualSelector(announcedcondition.ReportsByServiceIndex, c.name())
+// serviceReportListRequests are the reports about the Service, and its endpoints.
+func (c *serviceDiagnosis) serviceReportListRequests() []objects.ListRequest {
+	ofService := fields.OneTermEqualSelector(announcedcondition.ReportsByServiceIndex, c.namespacedName())
 	return []objects.ListRequest{
-		{List: &v1beta1.ServiceL2StatusList{}, Namespace: c.namespace, Fields: ofService},
-		{List: &v1beta1.ServiceBGPStatusList{}, Namespace: c.namespace, Fields: ofService},
+		{List: &v1beta1.ServiceL2StatusList{}, Namespace: c.gantryNamespace, Fields: ofService},
+		{List: &v1beta1.ServiceBGPStatusList{}, Namespace: c.gantryNamespace, Fields: ofService},
 		{List: &discoveryv1.EndpointSliceList{}, Namespace: c.key.Namespace, Fields: fields.OneTermEqualSelector(announcedcondition.EndpointSlicesByServiceIndex, c.key.Name)},
 	}
 }
 
 // reportMissingService says that the Service cannot be read, and which Services have near names.
 func (e *Explainer) reportMissingService(ctx context.Context, out *report.Report, key client.ObjectKey) *report.Report {
-	out.Result = report.Unknown
+	out.Result = report.ResultUnknown
 	if e.objects.LacksRightTo("services") {
 		out.Answer = fmt.Sprintf("you have no right to get services in namespace %s", key.Namespace)
 		return out
@@ -145,9 +145,9 @@ func (e *Explainer) namespacesWithService(ctx context.Context, name string) []st
 	return namesOf(all.Items, func(s corev1.Service) string { return s.Namespace })
 }
 
-// reportSeveralServices says that no namespace or several ones have a Service of the name.
-func (e *Explainer) reportSeveralServices(name string, namespaces []string) *report.Report {
-	out := &report.Report{Subject: "service " + name, Result: report.Unknown}
+// reportAmbiguousService says that no namespace or several ones have a Service of the name.
+func (e *Explainer) reportAmbiguousService(name string, namespaces []string) *report.Report {
+	out := &report.Report{Subject: "service " + name, Result: report.ResultUnknown}
 	switch {
 	case e.objects.LacksRightTo("services"):
 		out.Answer = "you have no right to list services in all namespaces: name one with -n"
@@ -156,7 +156,7 @@ func (e *Explainer) reportSeveralServices(name string, namespaces []string) *rep
 	default:
 		out.Answer = fmt.Sprintf("the namespaces %s have a Service %s: name one with -n", joinFirstElements(namespaces, maxListedElements), name)
 	}
-	return e.complete(out)
+	return e.addRightsAndDocumentation(out)
 }
 
 // explainMissingNamespace says that there is no such namespace; "" if there is one, or if the user
@@ -186,8 +186,8 @@ type cause struct {
 	result report.Result
 }
 
-func notWell(reason names.Reason, format string, args ...any) cause {
-	return cause{names.Explain(reason, format, args...), report.NotWell}
+func newNotWellCause(reason names.Reason, format string, args ...any) cause {
+	return cause{names.NewExplanation(reason, format, args...), report.ResultNotWell}
 }
 
 // findCause passes all gates, and returns the answer.
@@ -198,24 +198,24 @@ func (c *serviceDiagnosis) findCause(ctx context.Context) (cause, error) {
 	if _, err = c.readInstallation(ctx); err != nil {
 		return cause{}, err
 	}
-	if other := c.explainOtherOwner(); other.IsSet() {
-		return cause{other, report.NotWell}, nil
+	if other := c.explainNotGantryService(); other.IsSet() {
+		return cause{other, report.ResultNotWell}, nil
 	}
 	if err := c.runControllerRules(ctx); err != nil {
 		return cause{}, err
 	}
-	c.addRequestGates()
-	if err := c.addPoolGates(ctx); err != nil {
+	c.addAnnotationRequestChecks()
+	if err := c.addPoolChecks(ctx); err != nil {
 		return cause{}, err
 	}
-	c.addAddressGate()
-	c.addAnnouncementGates()
-	c.addClientGate()
-	c.addRouteGatesFromSpeakers(ctx)
-	c.addInstallationGates()
-	if rival := c.explainOtherWriter(); rival.IsSet() {
-		c.addGate("other controllers", report.NotWell, rival)
-		return cause{rival, report.NotWell}, nil
+	c.addAddressCheck()
+	c.addAnnouncementChecks()
+	c.addSourceRangesCheck()
+	c.addRouteChecksFromSpeakers(ctx)
+	c.addInstallationChecks()
+	if rival := c.explainOtherStatusWriter(); rival.IsSet() {
+		c.addCheck("other controllers", report.ResultNotWell, rival)
+		return cause{rival, report.ResultNotWell}, nil
 	}
 	if len(c.view.AssignedAddresses) == 0 {
 		return c.explainNoAddress(ctx)
@@ -223,8 +223,8 @@ func (c *serviceDiagnosis) findCause(ctx context.Context) (cause, error) {
 	return c.explainAnnouncement(ctx)
 }
 
-// explainOtherOwner says that the Service is none of Gantry's.
-func (c *serviceDiagnosis) explainOtherOwner() names.Explanation {
+// explainNotGantryService says that the Service is none of Gantry's.
+func (c *serviceDiagnosis) explainNotGantryService() names.Explanation {
 	switch deleted := c.service.DeletionTimestamp; {
 	case deleted != nil:
 		return names.Explanation{Text: fmt.Sprintf("it is being deleted since %s: its finalizers (%s) have to be removed by those who set them", describeTime(deleted), joinFirstElements(c.service.Finalizers, maxListedElements))}
@@ -239,13 +239,13 @@ func (c *serviceDiagnosis) explainOtherOwner() names.Explanation {
 		if c.view.LoadBalancerClass == "" {
 			has = "it has no loadBalancerClass"
 		}
-		return names.Explain(names.ReasonNotLoadBalancer, "%s, and Gantry serves %s: another program has to serve it, or create the Service again with the right class",
-			has, describeClass(c.installation.loadBalancerClass))
+		return names.NewExplanation(names.ReasonNotLoadBalancer, "%s, and Gantry serves %s: another program has to serve it, or create the Service again with the right class",
+			has, describeServedClass(c.installation.loadBalancerClass))
 	}
 	return names.Explanation{}
 }
 
-func describeClass(class string) string {
+func describeServedClass(class string) string {
 	if class == "" {
 		return "only Services without a class"
 	}
@@ -267,7 +267,7 @@ func (c *serviceDiagnosis) runControllerRules(ctx context.Context) error {
 		return err
 	}
 	var sessions v1alpha1.BGPSessionList
-	if err := c.objects.List(ctx, &sessions, client.InNamespace(c.namespace)); err != nil {
+	if err := c.objects.List(ctx, &sessions, client.InNamespace(c.gantryNamespace)); err != nil {
 		return err
 	}
 	c.sessions = sessions.Items
@@ -277,27 +277,27 @@ func (c *serviceDiagnosis) runControllerRules(ctx context.Context) error {
 	}
 	// The reports and the endpoints may have been refused meanwhile.
 	if c.mayListEssentialResources() {
-		c.config, c.finding = config, finding
+		c.config, c.announcementFinding = config, finding
 	}
 	return nil
 }
 
-func (c *serviceDiagnosis) addGate(name string, result report.Result, why names.Explanation) {
-	c.gates = append(c.gates, report.Gate{Name: name, Result: result, Reason: why.Reason, Text: why.Text})
+func (c *serviceDiagnosis) addCheck(name string, result report.Result, why names.Explanation) {
+	c.checks = append(c.checks, report.Check{Name: name, Result: result, Reason: why.Reason, Text: why.Text})
 }
 
-func (c *serviceDiagnosis) addDetail(name string, result report.Result, why names.Explanation) {
-	c.addGate(name, result, why)
-	c.gates[len(c.gates)-1].IsDetail = true
+func (c *serviceDiagnosis) addWideOnlyCheck(name string, result report.Result, why names.Explanation) {
+	c.addCheck(name, result, why)
+	c.checks[len(c.checks)-1].IsWideOnly = true
 }
 
-// addRequestGates says whether the annotations of the Service can be read.
-func (c *serviceDiagnosis) addRequestGates() {
+// addAnnotationRequestChecks says whether the annotations of the Service can be read.
+func (c *serviceDiagnosis) addAnnotationRequestChecks() {
 	for _, text := range view.ExplainUnknownAnnotations(c.service) {
-		c.addGate("annotations", report.NotWell, names.Explanation{Reason: names.ReasonUnknownAnnotation, Text: text})
+		c.addCheck("annotations", report.ResultNotWell, names.Explanation{Reason: names.ReasonUnknownAnnotation, Text: text})
 	}
 	if c.view.InvalidRequestText != "" {
-		c.addGate("request", report.NotWell, names.Explanation{Reason: names.ReasonInvalidRequest, Text: c.view.InvalidRequestText})
+		c.addCheck("request", report.ResultNotWell, names.Explanation{Reason: names.ReasonInvalidRequest, Text: c.view.InvalidRequestText})
 		return
 	}
 	var asks []string
@@ -311,58 +311,58 @@ func (c *serviceDiagnosis) addRequestGates() {
 		asks = append(asks, "sharing key "+c.view.SharingKey)
 	}
 	if len(asks) > 0 {
-		c.addGate("request", report.Well, names.Explanation{Text: "asks for " + strings.Join(asks, ", ")})
+		c.addCheck("request", report.ResultWell, names.Explanation{Text: "asks for " + strings.Join(asks, ", ")})
 	}
 }
 
-// describeClients says that kube-proxy admits only some clients, as the end of a sentence.
-func describeClients(s *corev1.Service) string {
+// describeAdmittedClients says that kube-proxy admits only some clients, as the end of a sentence.
+func describeAdmittedClients(s *corev1.Service) string {
 	if ranges := s.Spec.LoadBalancerSourceRanges; len(ranges) > 0 {
 		return "; only clients of " + joinFirstElements(ranges, maxListedElements) + " are admitted"
 	}
 	return ""
 }
 
-// addClientGate says that kube-proxy admits only some clients.
-func (c *serviceDiagnosis) addClientGate() {
+// addSourceRangesCheck says that kube-proxy admits only some clients.
+func (c *serviceDiagnosis) addSourceRangesCheck() {
 	if ranges := c.service.Spec.LoadBalancerSourceRanges; len(ranges) > 0 {
-		c.addGate("clients", report.Well, names.Explanation{Text: "only those of " + joinFirstElements(ranges, maxListedElements) + " (spec.loadBalancerSourceRanges)"})
+		c.addCheck("clients", report.ResultWell, names.Explanation{Text: "only those of " + joinFirstElements(ranges, maxListedElements) + " (spec.loadBalancerSourceRanges)"})
 	}
 }
 
-// addAddressGate says what the controller decided.
-func (c *serviceDiagnosis) addAddressGate() {
+// addAddressCheck says what the controller decided.
+func (c *serviceDiagnosis) addAddressCheck() {
 	a := c.addressCondition
 	switch {
 	case a == nil && len(c.view.AssignedAddresses) == 0:
-		c.addGate("address", report.NotWell, names.Explanation{Text: "no controller has decided yet"})
+		c.addCheck("address", report.ResultNotWell, names.Explanation{Text: "no controller has decided yet"})
 	case a == nil:
-		c.addGate("address", report.Unknown, names.Explanation{Text: view.JoinAddresses(c.view.AssignedAddresses) + ", from another program or an older version"})
+		c.addCheck("address", report.ResultUnknown, names.Explanation{Text: view.JoinAddresses(c.view.AssignedAddresses) + ", from another program or an older version"})
 	case a.Status == metav1.ConditionTrue && a.Reason == string(names.ReasonAssigned):
-		c.addGate("address", report.Well, names.Explanation{Text: a.Message})
+		c.addCheck("address", report.ResultWell, names.Explanation{Text: a.Message})
 	default:
-		c.addGate("address", report.NotWell, names.Explanation{Reason: names.Reason(a.Reason), Text: a.Message})
+		c.addCheck("address", report.ResultNotWell, names.Explanation{Reason: names.Reason(a.Reason), Text: a.Message})
 	}
 }
 
-// addInstallationGates says whether the controller works.
-func (c *serviceDiagnosis) addInstallationGates() {
+// addInstallationChecks says whether the controller works.
+func (c *serviceDiagnosis) addInstallationChecks() {
 	switch f := c.installation.controllerFault; {
 	case f.IsSet():
-		c.addGate("controller", report.NotWell, f)
-	case c.installation.leader == nil:
-		c.addGate("controller", report.Unknown, names.Explanation{Text: "you may not see whether one leads"})
+		c.addCheck("controller", report.ResultNotWell, f)
+	case c.installation.leaderLease == nil:
+		c.addCheck("controller", report.ResultUnknown, names.Explanation{Text: "you may not see whether one leads"})
 	default:
-		c.addGate("controller", report.Well, names.Explanation{Text: "Pod " + findLeaderPod(c.installation) + " leads"})
+		c.addCheck("controller", report.ResultWell, names.Explanation{Text: "Pod " + findLeaderPod(c.installation) + " leads"})
 	}
 }
 
 // findLeaderPod is the Pod that holds the Lease.
 func findLeaderPod(i *installation) string {
-	if i.leader == nil || i.leader.Spec.HolderIdentity == nil {
+	if i.leaderLease == nil || i.leaderLease.Spec.HolderIdentity == nil {
 		return ""
 	}
-	pod, _, _ := strings.Cut(*i.leader.Spec.HolderIdentity, "_")
+	pod, _, _ := strings.Cut(*i.leaderLease.Spec.HolderIdentity, "_")
 	return pod
 }
 
@@ -372,53 +372,53 @@ func (c *serviceDiagnosis) explainNoAddress(ctx context.Context) (cause, error) 
 	a := c.addressCondition
 	switch slow := c.explainSlowAPIServer(); {
 	case slow.IsSet() && (a == nil || c.installation.controllerFault.IsSet()):
-		return notWell(slow.Reason, "no address yet: %s", slow.Text), nil
+		return newNotWellCause(slow.Reason, "no address yet: %s", slow.Text), nil
 	case c.installation.controllerFault.IsSet() && (a == nil || a.ObservedGeneration < c.service.Generation):
 		f := c.installation.controllerFault
-		return notWell(f.Reason, "no address yet: %s", f.Text), nil
+		return newNotWellCause(f.Reason, "no address yet: %s", f.Text), nil
 	case a == nil:
-		return c.explainUndecided(ctx)
-	case len(unknown) > 0 && mayComeFromAnnotation(names.Reason(a.Reason)):
-		return notWell(names.ReasonUnknownAnnotation, "no address: %s (%s: %s)", unknown[0], a.Reason, a.Message), nil
+		return c.explainUndecidedService(ctx)
+	case len(unknown) > 0 && canMisspeltAnnotationCause(names.Reason(a.Reason)):
+		return newNotWellCause(names.ReasonUnknownAnnotation, "no address: %s (%s: %s)", unknown[0], a.Reason, a.Message), nil
 	}
 	why := c.enrichAddressReason(ctx, names.Explanation{Reason: names.Reason(a.Reason), Text: a.Message})
-	return notWell(why.Reason, "no address: %s", why.Text), nil
+	return newNotWellCause(why.Reason, "no address: %s", why.Text), nil
 }
 
-// mayComeFromAnnotation reports whether a misspelt annotation explains the Reason.
-func mayComeFromAnnotation(r names.Reason) bool {
+// canMisspeltAnnotationCause reports whether a misspelt annotation explains the Reason.
+func canMisspeltAnnotationCause(r names.Reason) bool {
 	return slices.Contains([]names.Reason{names.ReasonNoEligiblePool, names.ReasonPoolExhausted, names.ReasonPoolNotAllowed, names.ReasonQuotaExceeded}, r)
 }
 
 // explainAnnouncement says whether the addresses of the Service are announced, and why not.
 func (c *serviceDiagnosis) explainAnnouncement(ctx context.Context) (cause, error) {
 	has := view.JoinAddresses(c.view.AssignedAddresses)
-	if c.finding == nil {
+	if c.announcementFinding == nil {
 		return c.explainFromConditions(has), nil
 	}
-	f := c.finding
+	f := c.announcementFinding
 	if len(f.MissingAddresses) > 0 {
 		why := c.enrichAnnouncementReason(ctx, f.Explanation)
 		if len(f.AnnouncedAddresses) > 0 {
-			return notWell(why.Reason, "%s", why.Text), nil
+			return newNotWellCause(why.Reason, "%s", why.Text), nil
 		}
-		return notWell(why.Reason, "%s is not announced: %s", has, why.Text), nil
+		return newNotWellCause(why.Reason, "%s is not announced: %s", has, why.Text), nil
 	}
 	if why := c.explainStaleReports(ctx); why.IsSet() {
-		return notWell(why.Reason, "%s is not announced: %s", has, why.Text), nil
+		return newNotWellCause(why.Reason, "%s is not announced: %s", has, why.Text), nil
 	}
 	if f.Reason != names.ReasonAnnounced {
-		if why := c.explainConflict(ctx, f.Explanation); why != f.Explanation {
-			return notWell(why.Reason, "%s is announced, but %s", has, why.Text), nil
+		if why := c.explainForeignAnswer(ctx, f.Explanation); why != f.Explanation {
+			return newNotWellCause(why.Reason, "%s is announced, but %s", has, why.Text), nil
 		}
-		return notWell(f.Reason, "%s is %s", has, f.Text), nil
+		return newNotWellCause(f.Reason, "%s is %s", has, f.Text), nil
 	}
 	for _, rule := range faultRulesOfAnnouncedService {
 		if why := rule(c, ctx); why.IsSet() {
-			return notWell(why.Reason, "%s is announced, but %s", has, why.Text), nil
+			return newNotWellCause(why.Reason, "%s is announced, but %s", has, why.Text), nil
 		}
 	}
-	return cause{names.Explain(names.ReasonAnnounced, "%s%s is %s%s%s", has, c.describePoolsOfService(), f.Text, c.describeHolders(), describeClients(c.service)), report.Well}, nil
+	return cause{names.NewExplanation(names.ReasonAnnounced, "%s%s is %s%s%s", has, c.describePoolsOfService(), f.Text, c.describeAnsweringNodes(), describeAdmittedClients(c.service)), report.ResultWell}, nil
 }
 
 // describePoolsOfService names the pool of the addresses.
@@ -434,30 +434,30 @@ func (c *serviceDiagnosis) explainFromConditions(has string) cause {
 	a := meta.FindStatusCondition(c.service.Status.Conditions, names.ConditionAnnounced)
 	switch {
 	case a == nil:
-		return cause{names.Explain("", "%s is its address; whether it is announced is not known: it has no condition %s, and you may not read what the speakers report", has, names.ConditionAnnounced), report.Unknown}
+		return cause{names.NewExplanation("", "%s is its address; whether it is announced is not known: it has no condition %s, and you may not read what the speakers report", has, names.ConditionAnnounced), report.ResultUnknown}
 	case a.Status != metav1.ConditionTrue:
-		return notWell(names.Reason(a.Reason), "%s is not announced: %s", has, a.Message)
+		return newNotWellCause(names.Reason(a.Reason), "%s is not announced: %s", has, a.Message)
 	case a.Reason != string(names.ReasonAnnounced):
-		return notWell(names.Reason(a.Reason), "%s is %s", has, a.Message)
+		return newNotWellCause(names.Reason(a.Reason), "%s is %s", has, a.Message)
 	case c.addressCondition != nil && c.addressCondition.Reason != string(names.ReasonAssigned):
-		return notWell(names.Reason(c.addressCondition.Reason), "%s is announced, but %s", has, c.addressCondition.Message)
+		return newNotWellCause(names.Reason(c.addressCondition.Reason), "%s is announced, but %s", has, c.addressCondition.Message)
 	}
 	if unknown := view.ExplainUnknownAnnotations(c.service); len(unknown) > 0 {
-		return notWell(names.ReasonUnknownAnnotation, "%s is announced, but %s", has, unknown[0])
+		return newNotWellCause(names.ReasonUnknownAnnotation, "%s is announced, but %s", has, unknown[0])
 	}
-	return cause{names.Explain(names.ReasonAnnounced, "%s is %s", has, a.Message), report.Well}
+	return cause{names.NewExplanation(names.ReasonAnnounced, "%s is %s", has, a.Message), report.ResultWell}
 }
 
-// labelsOfReports select the reports about a Service.
-func labelsOfReports(key string) map[string]string {
+// labelsOfServiceReports select the reports about a Service.
+func labelsOfServiceReports(key string) map[string]string {
 	namespace, name, _ := strings.Cut(key, "/")
 	return map[string]string{names.LabelServiceNamespace: namespace, names.LabelServiceName: name}
 }
 
-// LabelsByIndex says by which labels the API server selects what the controller's cache finds by
-// its indexes.
-var LabelsByIndex = objects.LabelsByIndex{
-	announcedcondition.ReportsByServiceIndex: labelsOfReports,
+// LabelsOfIndexValue says by which labels the API server selects what the controller's cache finds
+// by its indexes.
+var LabelsOfIndexValue = objects.LabelsOfIndexValue{
+	announcedcondition.ReportsByServiceIndex: labelsOfServiceReports,
 	announcedcondition.ReportsByNodeIndex:    func(node string) map[string]string { return map[string]string{names.LabelServiceStatusNode: node} },
 	announcedcondition.EndpointSlicesByServiceIndex: func(name string) map[string]string {
 		return map[string]string{discoveryv1.LabelServiceName: name}

@@ -25,25 +25,25 @@ type objectDiagnosis struct {
 	report     *report.Report
 }
 
-// newSubject reads the whole installation for a question about one object. The case is nil if the
-// report is complete already: there is no Gantry.
-func (e *Explainer) newSubject(ctx context.Context, kind, name string, scope overviewScope) (*objectDiagnosis, *report.Report, error) {
-	out := &report.Report{Subject: kind + " " + name, Result: report.NotWell}
+// newObjectDiagnosis reads the whole installation for a question about one object. The case is nil
+// if the report is complete already: there is no Gantry.
+func (e *Explainer) newObjectDiagnosis(ctx context.Context, kind, name string, scope overviewScope) (*objectDiagnosis, *report.Report, error) {
+	out := &report.Report{Subject: kind + " " + name, Result: report.ResultNotWell}
 	o, absent, err := e.readOverview(ctx, scope)
 	if err != nil {
 		return nil, nil, err
 	}
 	if absent.IsSet() {
 		out.Reason, out.Answer = absent.Reason, absent.Text
-		return nil, e.complete(out), nil
+		return nil, e.addRightsAndDocumentation(out), nil
 	}
 	return &objectDiagnosis{o, kind, name, out}, out, nil
 }
 
-// reportMissing says that there is no such object, and which have near names.
-func (c *objectDiagnosis) reportMissing(ctx context.Context, known []string) *report.Report {
-	c.report.Result = report.Unknown
-	c.report.Answer = fmt.Sprintf("there is no %s %s in namespace %s", c.kind, c.name, c.namespace)
+// reportMissingObject says that there is no such object, and which have near names.
+func (c *objectDiagnosis) reportMissingObject(ctx context.Context, known []string) *report.Report {
+	c.report.Result = report.ResultUnknown
+	c.report.Answer = fmt.Sprintf("there is no %s %s in namespace %s", c.kind, c.name, c.gantryNamespace)
 	if c.kind == "Node" {
 		c.report.Answer = "there is no Node " + c.name
 	}
@@ -57,47 +57,47 @@ func (c *objectDiagnosis) reportMissing(ctx context.Context, known []string) *re
 	if down := c.explainWebhooks(ctx); down.IsSet() && c.kind != "Node" {
 		c.report.Reason, c.report.Answer = down.Reason, c.report.Answer+"; "+down.Text
 	}
-	return c.complete(c.report)
+	return c.addRightsAndDocumentation(c.report)
 }
 
-// finish makes the first line: the first gate that is not passed, or that all is well.
-func (c *objectDiagnosis) finish(well string) *report.Report {
-	c.report.Gates = c.gates
+// finishReport makes the first line: the first gate that is not passed, or that all is well.
+func (c *objectDiagnosis) finishReport(well string) *report.Report {
+	c.report.Checks = c.checks
 	prefix := c.name + ": "
-	for _, wanted := range []report.Result{report.NotWell, report.Unknown} {
-		for _, g := range c.gates {
+	for _, wanted := range []report.Result{report.ResultNotWell, report.ResultUnknown} {
+		for _, g := range c.checks {
 			if g.Result == wanted {
 				c.report.Result, c.report.Reason, c.report.Answer = wanted, g.Reason, prefix+g.Name+": "+g.Text
-				return c.complete(c.report)
+				return c.addRightsAndDocumentation(c.report)
 			}
 		}
 	}
-	c.report.Result, c.report.Answer = report.Well, prefix+well
-	return c.complete(c.report)
+	c.report.Result, c.report.Answer = report.ResultWell, prefix+well
+	return c.addRightsAndDocumentation(c.report)
 }
 
-// addObjectGates lists the faults of the object itself.
-func (c *objectDiagnosis) addObjectGates() {
+// addObjectProblemChecks lists the faults of the object itself.
+func (c *objectDiagnosis) addObjectProblemChecks() {
 	if c.config == nil {
-		c.addGate("object", report.Unknown, names.Explanation{Text: "you may not read all of the configuration"})
+		c.addCheck("object", report.ResultUnknown, names.Explanation{Text: "you may not read all of the configuration"})
 		return
 	}
 	for _, p := range c.config.Problems {
 		if p.Object.Kind == c.kind && p.Object.Name == c.name {
-			result := report.NotWell
+			result := report.ResultNotWell
 			if p.IsOnlyAdvice() {
-				result = report.Unknown
+				result = report.ResultUnknown
 			}
-			c.addGate("object", result, names.Explanation{Reason: p.Reason, Text: p.Text})
+			c.addCheck("object", result, names.Explanation{Reason: p.Reason, Text: p.Text})
 			return
 		}
 	}
-	c.addGate("object", report.Well, names.Explanation{Text: "it is understood"})
+	c.addCheck("object", report.ResultWell, names.Explanation{Text: "it is understood"})
 }
 
 // ExplainNode says whether a node can announce, and what it announces.
 func (e *Explainer) ExplainNode(ctx context.Context, name string) (*report.Report, error) {
-	c, out, err := e.newSubject(ctx, "Node", name, withoutServices)
+	c, out, err := e.newObjectDiagnosis(ctx, "Node", name, withoutServices)
 	if c == nil {
 		return out, err
 	}
@@ -114,59 +114,59 @@ func (e *Explainer) ExplainNode(ctx context.Context, name string) (*report.Repor
 		}
 	}
 	if !slices.Contains(known, name) && len(known) > 0 {
-		return c.reportMissing(ctx, known), nil
+		return c.reportMissingObject(ctx, known), nil
 	}
-	s := c.installation.speakers[name]
-	switch fault := announcedcondition.ExplainSpeaker(s); {
+	s := c.installation.speakerStatusByNode[name]
+	switch fault := announcedcondition.ExplainSpeakerFault(s); {
 	case e.objects.LacksRightTo("speakerstatuses.gantry.dev"):
-		c.addGate("speaker", report.Unknown, names.Explanation{Text: "you may not read its SpeakerStatus"})
+		c.addCheck("speaker", report.ResultUnknown, names.Explanation{Text: "you may not read its SpeakerStatus"})
 	case fault.IsSet() && fault.Reason == names.ReasonNoSpeaker:
-		fault.Text += "; " + c.explainSpeakers(ctx)
-		c.addGate("speaker", report.NotWell, fault)
+		fault.Text += "; " + c.explainMissingSpeakers(ctx)
+		c.addCheck("speaker", report.ResultNotWell, fault)
 	case fault.IsSet():
-		c.addGate("speaker", report.NotWell, fault)
+		c.addCheck("speaker", report.ResultNotWell, fault)
 	default:
 		for _, f := range c.faultsOfSpeaker(name) {
-			c.addGate("speaker", report.NotWell, f)
+			c.addCheck("speaker", report.ResultNotWell, f)
 		}
-		c.addGate("speaker", report.Well, names.Explanation{Text: fmt.Sprintf("version %s, answers for %d addresses, announces %d routes", cmp.Or(s.Version, "unknown"), s.Held, s.Routes)})
+		c.addCheck("speaker", report.ResultWell, names.Explanation{Text: fmt.Sprintf("version %s, answers for %d addresses, announces %d routes", cmp.Or(s.Version, "unknown"), s.Held, s.Routes)})
 	}
 	if view.IsExcludedByLabels(labels) {
-		c.addGate("label", report.NotWell, names.Explain(names.ReasonNodeExcluded, "the node has the label %s: remove it", names.LabelExcludeNode))
+		c.addCheck("label", report.ResultNotWell, names.NewExplanation(names.ReasonNodeExcluded, "the node has the label %s: remove it", names.LabelExcludeNode))
 	}
 	if s != nil {
-		c.addLinkGates(s.UsableLinks, name)
+		c.addLinkChecks(s.UsableLinks, name)
 	}
 	for i := range c.sessions {
 		if b := &c.sessions[i].Status; b.Node == name {
-			c.addSessionGate("session with "+b.Peer, &c.sessions[i].Status)
+			c.addSessionCheck("session with "+b.Peer, &c.sessions[i].Status)
 		}
 	}
-	return c.finish(fmt.Sprintf("its speaker runs, and it can announce on %s", cmp.Or(strings.Join(usableLinksOf(c, name), ", "), "no link"))), nil
+	return c.finishReport(fmt.Sprintf("its speaker runs, and it can announce on %s", cmp.Or(strings.Join(usableLinksOfNode(c, name), ", "), "no link"))), nil
 }
 
-func usableLinksOf(c *objectDiagnosis, node string) []string {
-	if s := c.installation.speakers[node]; s != nil {
+func usableLinksOfNode(c *objectDiagnosis, node string) []string {
+	if s := c.installation.speakerStatusByNode[node]; s != nil {
 		return s.UsableLinks
 	}
 	return nil
 }
 
-// addLinkGates says which links of a node are usable.
-func (c *objectDiagnosis) addLinkGates(usable []string, node string) {
+// addLinkChecks says which links of a node are usable.
+func (c *objectDiagnosis) addLinkChecks(usable []string, node string) {
 	if len(usable) > 0 {
-		c.addGate("links", report.Well, names.Explanation{Text: strings.Join(usable, ", ")})
+		c.addCheck("links", report.ResultWell, names.Explanation{Text: strings.Join(usable, ", ")})
 	}
-	for _, l := range c.installation.speakers[node].Links {
+	for _, l := range c.installation.speakerStatusByNode[node].Links {
 		if !l.Usable {
-			c.gates = append(c.gates, report.Gate{Name: "link " + l.Name, Result: report.Well, Reason: names.Reason(l.Reason), Text: "is not used: " + cmp.Or(l.Message, l.Reason), IsDetail: true})
+			c.checks = append(c.checks, report.Check{Name: "link " + l.Name, Result: report.ResultWell, Reason: names.Reason(l.Reason), Text: "is not used: " + cmp.Or(l.Message, l.Reason), IsWideOnly: true})
 		}
 	}
 }
 
 // ExplainPool says whether a pool can serve, and how full it is.
 func (e *Explainer) ExplainPool(ctx context.Context, name string) (*report.Report, error) {
-	c, out, err := e.newSubject(ctx, "IPAddressPool", name, withServices)
+	c, out, err := e.newObjectDiagnosis(ctx, "IPAddressPool", name, withServices)
 	if c == nil {
 		return out, err
 	}
@@ -183,29 +183,29 @@ func (e *Explainer) ExplainPool(ctx context.Context, name string) (*report.Repor
 		if err := e.objects.List(ctx, &everywhere); err == nil {
 			for i := range everywhere.Items {
 				if everywhere.Items[i].Name == name {
-					out.Reason, out.Answer = names.ReasonPoolElsewhere, fmt.Sprintf("%s: it is in namespace %s, and only pools in %s count: create it there", name, everywhere.Items[i].Namespace, e.namespace)
-					return e.complete(out), nil
+					out.Reason, out.Answer = names.ReasonPoolElsewhere, fmt.Sprintf("%s: it is in namespace %s, and only pools in %s count: create it there", name, everywhere.Items[i].Namespace, e.gantryNamespace)
+					return e.addRightsAndDocumentation(out), nil
 				}
 			}
 		}
-		return c.reportMissing(ctx, known), nil
+		return c.reportMissingObject(ctx, known), nil
 	}
-	c.addObjectGates()
+	c.addObjectProblemChecks()
 	s := &pool.Status
 	in, free := s.AssignedIPv4+s.AssignedIPv6, s.AvailableIPv4+s.AvailableIPv6
 	use := fmt.Sprintf("%s in use, %d free", formatCount(int(in), "address"), free)
 	if in > 0 && free == 0 {
-		c.addGate("addresses", report.NotWell, names.Explain(names.ReasonPoolExhausted, "it is full: %s: add a range to spec.addresses", use))
+		c.addCheck("addresses", report.ResultNotWell, names.NewExplanation(names.ReasonPoolExhausted, "it is full: %s: add a range to spec.addresses", use))
 	} else {
-		c.addGate("addresses", report.Well, names.Explanation{Text: use})
+		c.addCheck("addresses", report.ResultWell, names.Explanation{Text: use})
 	}
-	c.addAdvertisersOfPool()
+	c.addAdvertisementsOfPool()
 	c.addWaitingServices()
-	return c.finish(use), nil
+	return c.finishReport(use), nil
 }
 
-// addAdvertisersOfPool names the advertisements that select the pool.
-func (c *objectDiagnosis) addAdvertisersOfPool() {
+// addAdvertisementsOfPool names the advertisements that select the pool.
+func (c *objectDiagnosis) addAdvertisementsOfPool() {
 	if c.config == nil {
 		return
 	}
@@ -221,10 +221,10 @@ func (c *objectDiagnosis) addAdvertisersOfPool() {
 		}
 	}
 	if len(all) == 0 {
-		c.addGate("advertisements", report.NotWell, names.Explain(names.ReasonNoAdvertisement, "no L2Advertisement or BGPAdvertisement selects it: create one"))
+		c.addCheck("advertisements", report.ResultNotWell, names.NewExplanation(names.ReasonNoAdvertisement, "no L2Advertisement or BGPAdvertisement selects it: create one"))
 		return
 	}
-	c.addGate("advertisements", report.Well, names.Explanation{Text: joinFirstElements(all, maxListedElements)})
+	c.addCheck("advertisements", report.ResultWell, names.Explanation{Text: joinFirstElements(all, maxListedElements)})
 }
 
 // addWaitingServices names the Services that ask for the pool and get no address.
@@ -238,38 +238,38 @@ func (c *objectDiagnosis) addWaitingServices() {
 		}
 	}
 	if len(waiting) > 0 {
-		c.addGate("Services", report.NotWell, names.Explanation{Text: fmt.Sprintf("%d name it and have no address: %s", len(waiting), joinFirstElements(waiting, maxListedElements))})
+		c.addCheck("Services", report.ResultNotWell, names.Explanation{Text: fmt.Sprintf("%d name it and have no address: %s", len(waiting), joinFirstElements(waiting, maxListedElements))})
 	}
 }
 
-// addSessionGate says how a session is.
-func (c *objectDiagnosis) addSessionGate(name string, s *v1alpha1.BGPSessionStatus) {
+// addSessionCheck says how a session is.
+func (c *objectDiagnosis) addSessionCheck(name string, s *v1alpha1.BGPSessionStatus) {
 	if f := faultOfSession(s); f.IsSet() {
-		c.addGate(name, report.NotWell, f)
+		c.addCheck(name, report.ResultNotWell, f)
 		return
 	}
-	c.addGate(name, report.Well, names.Explanation{Text: fmt.Sprintf("%s since %s, %d prefixes sent", cmp.Or(s.State, "unknown"), describeTime(s.Since), s.Prefixes)})
+	c.addCheck(name, report.ResultWell, names.Explanation{Text: fmt.Sprintf("%s since %s, %d prefixes sent", cmp.Or(s.State, "unknown"), describeTime(s.Since), s.Prefixes)})
 }
 
 // ExplainPeer says whether the sessions with a router are established.
 func (e *Explainer) ExplainPeer(ctx context.Context, name string) (*report.Report, error) {
-	c, out, err := e.newSubject(ctx, "BGPPeer", name, withoutServices)
+	c, out, err := e.newObjectDiagnosis(ctx, "BGPPeer", name, withoutServices)
 	if c == nil {
 		return out, err
 	}
 	if c.config == nil {
-		c.addObjectGates()
-		return c.finish(""), nil
+		c.addObjectProblemChecks()
+		return c.finishReport(""), nil
 	}
 	known := namesOf(c.config.Snapshot.Peers, func(p *snapshot.Peer) string { return p.Name })
 	at := slices.Index(known, name)
 	if at < 0 {
-		return c.reportMissing(ctx, known), nil
+		return c.reportMissingObject(ctx, known), nil
 	}
-	c.addObjectGates()
+	c.addObjectProblemChecks()
 	peer := c.config.Snapshot.Peers[at]
-	if f := peer.FirstFault; f != nil {
-		c.addGate("session", report.NotWell, names.Explanation{Reason: f.Reason, Text: f.Text})
+	if f := peer.FirstProblem; f != nil {
+		c.addCheck("session", report.ResultNotWell, names.Explanation{Reason: f.Reason, Text: f.Text})
 	}
 	sessions := map[string]*v1alpha1.BGPSessionStatus{}
 	for i := range c.sessions {
@@ -284,15 +284,15 @@ func (e *Explainer) ExplainPeer(ctx context.Context, name string) (*report.Repor
 		}
 		selected++
 		if s := sessions[n.Name]; s != nil {
-			c.addSessionGate("session of "+n.Name, s)
-		} else if peer.FirstFault == nil {
-			c.addGate("session of "+n.Name, report.NotWell, names.Explain(names.ReasonNoSession, "its speaker does not report the session"))
+			c.addSessionCheck("session of "+n.Name, s)
+		} else if peer.FirstProblem == nil {
+			c.addCheck("session of "+n.Name, report.ResultNotWell, names.NewExplanation(names.ReasonNoSession, "its speaker does not report the session"))
 		}
 	}
 	if selected == 0 {
-		c.addGate("nodes", report.NotWell, names.Explain(names.ReasonNoPeers, "its nodeSelectors match no node: correct them, or label a node"))
+		c.addCheck("nodes", report.ResultNotWell, names.NewExplanation(names.ReasonNoPeers, "its nodeSelectors match no node: correct them, or label a node"))
 	}
-	return c.finish(fmt.Sprintf("%d of %d sessions are established", len(sessions), selected)), nil
+	return c.finishReport(fmt.Sprintf("%d of %d sessions are established", len(sessions), selected)), nil
 }
 
 // namesOf returns the names of the elements.
@@ -306,13 +306,13 @@ func namesOf[T any](all []T, nameOf func(T) string) []string {
 
 // ExplainAdvertisement says what an advertisement of either kind advertises, and where.
 func (e *Explainer) ExplainAdvertisement(ctx context.Context, name string) (*report.Report, error) {
-	c, out, err := e.newSubject(ctx, "L2Advertisement", name, withoutServices)
+	c, out, err := e.newObjectDiagnosis(ctx, "L2Advertisement", name, withoutServices)
 	if c == nil {
 		return out, err
 	}
 	if c.config == nil {
-		c.addObjectGates()
-		return c.finish(""), nil
+		c.addObjectProblemChecks()
+		return c.finishReport(""), nil
 	}
 	s := c.config.Snapshot
 	layer2 := namesOf(s.L2Advertisements, func(a *snapshot.L2Advertisement) string { return a.Name })
@@ -322,22 +322,22 @@ func (e *Explainer) ExplainAdvertisement(ctx context.Context, name string) (*rep
 	case i >= 0:
 		ad := s.L2Advertisements[i]
 		pools = ad.Pools
-		c.addObjectGates()
+		c.addObjectProblemChecks()
 		c.addNodesOfAdvertisement(ad.NodeSelectors, ad.Interfaces)
 	case j >= 0:
 		c.kind, pools = "BGPAdvertisement", s.BGPAdvertisements[j].Pools
-		c.addObjectGates()
+		c.addObjectProblemChecks()
 		c.addNodesOfAdvertisement(s.BGPAdvertisements[j].NodeSelectors, nil)
 		c.addPeersOfAdvertisement(s.BGPAdvertisements[j])
 	default:
-		return c.reportMissing(ctx, slices.Concat(layer2, bgp)), nil
+		return c.reportMissingObject(ctx, slices.Concat(layer2, bgp)), nil
 	}
 	if len(pools) == 0 {
-		c.addGate("pools", report.NotWell, names.Explain(names.ReasonUnknownPool, "it selects no IPAddressPool"))
+		c.addCheck("pools", report.ResultNotWell, names.NewExplanation(names.ReasonUnknownPool, "it selects no IPAddressPool"))
 	} else {
-		c.addGate("pools", report.Well, names.Explanation{Text: joinFirstElements(pools, maxListedElements)})
+		c.addCheck("pools", report.ResultWell, names.Explanation{Text: joinFirstElements(pools, maxListedElements)})
 	}
-	return c.finish(fmt.Sprintf("the %s advertises %s", c.kind, joinFirstElements(pools, maxListedElements))), nil
+	return c.finishReport(fmt.Sprintf("the %s advertises %s", c.kind, joinFirstElements(pools, maxListedElements))), nil
 }
 
 // addNodesOfAdvertisement says on which nodes the advertisement counts, and whether they have its
@@ -349,7 +349,7 @@ func (c *objectDiagnosis) addNodesOfAdvertisement(selectors []labels.Selector, i
 			continue
 		}
 		selected = append(selected, n.Name)
-		s := c.installation.speakers[n.Name]
+		s := c.installation.speakerStatusByNode[n.Name]
 		isUsable := func(name string) bool { return s != nil && slices.Contains(s.UsableLinks, name) }
 		if len(interfaces) == 0 || slices.ContainsFunc(interfaces, isUsable) {
 			linked = append(linked, n.Name)
@@ -357,11 +357,11 @@ func (c *objectDiagnosis) addNodesOfAdvertisement(selectors []labels.Selector, i
 	}
 	switch {
 	case len(selected) == 0:
-		c.addGate("nodes", report.NotWell, names.Explain(names.ReasonNoAdvertisement, "its nodeSelectors match no node: correct them, or label a node"))
+		c.addCheck("nodes", report.ResultNotWell, names.NewExplanation(names.ReasonNoAdvertisement, "its nodeSelectors match no node: correct them, or label a node"))
 	case len(linked) == 0:
-		c.addGate("nodes", report.NotWell, names.Explain(names.ReasonNoLinks, "none of its interfaces (%s) is a usable link of %s: correct spec.interfaces", joinFirstElements(interfaces, maxListedElements), joinFirstElements(selected, maxListedElements)))
+		c.addCheck("nodes", report.ResultNotWell, names.NewExplanation(names.ReasonNoLinks, "none of its interfaces (%s) is a usable link of %s: correct spec.interfaces", joinFirstElements(interfaces, maxListedElements), joinFirstElements(selected, maxListedElements)))
 	default:
-		c.addGate("nodes", report.Well, names.Explanation{Text: joinFirstElements(linked, maxListedElements)})
+		c.addCheck("nodes", report.ResultWell, names.Explanation{Text: joinFirstElements(linked, maxListedElements)})
 	}
 }
 
@@ -374,8 +374,8 @@ func (c *objectDiagnosis) addPeersOfAdvertisement(ad *snapshot.BGPAdvertisement)
 		}
 	}
 	if len(all) == 0 {
-		c.addGate("peers", report.NotWell, names.Explain(names.ReasonNoPeers, "no BGPPeer gets it: create one, or correct spec.peers"))
+		c.addCheck("peers", report.ResultNotWell, names.NewExplanation(names.ReasonNoPeers, "no BGPPeer gets it: create one, or correct spec.peers"))
 		return
 	}
-	c.addGate("peers", report.Well, names.Explanation{Text: joinFirstElements(all, maxListedElements)})
+	c.addCheck("peers", report.ResultWell, names.Explanation{Text: joinFirstElements(all, maxListedElements)})
 }

@@ -83,125 +83,125 @@ data:
 ---
 `
 
-const strayMAC = "02:00:00:00:00:02"
+const strayAnswererMAC = "02:00:00:00:00:02"
 
 // newForeignAnswerEdits makes node1 report that the host with the Ethernet address answers for the
 // Service's address.
-func newForeignAnswerEdits(mac string) []edit {
+func newForeignAnswerEdits(mac string) []manifestEdit {
 	conflict := fmt.Sprintf(`conflicts: [{address: 192.168.0.201, mac: %q, since: "2026-03-01T11:00:00Z"}`, mac)
-	return []edit{
+	return []manifestEdit{
 		{"gantry: {addresses: [192.168.0.201]}", "gantry: {addresses: [192.168.0.201], " + conflict + "]}"},
 		{"  held: 1\n", "  held: 1\n  " + conflict + "]\n"},
 	}
 }
 
-// foreignMACOnNode2Edit gives node2 a link with the Ethernet address strayMAC.
-var foreignMACOnNode2Edit = edit{"  node: node2\n", "  node: node2\n  links: [{name: eth0, usable: true, mac: \"" + strayMAC + "\"}]\n"}
+// foreignMACOnNode2Edit gives node2 a link with the Ethernet address strayAnswererMAC.
+var foreignMACOnNode2Edit = manifestEdit{"  node: node2\n", "  node: node2\n  links: [{name: eth0, usable: true, mac: \"" + strayAnswererMAC + "\"}]\n"}
 
 // silentKubeProxyOnNode1Edit lets kube-proxy on node1 be silent.
-var silentKubeProxyOnNode1Edit = edit{"  held: 1\n  lastSeen: \"2026-03-01T11:59:30Z\"\n  usableLinks: [eth0]\n  conditions: [",
+var silentKubeProxyOnNode1Edit = manifestEdit{"  held: 1\n  lastSeen: \"2026-03-01T11:59:30Z\"\n  usableLinks: [eth0]\n  conditions: [",
 	"  held: 1\n  lastSeen: \"2026-03-01T11:59:30Z\"\n  usableLinks: [eth0]\n  conditions: [{type: gantry.dev/Fit, status: \"False\", reason: ServiceProxySilent, message: \"kube-proxy on the node does not answer its health check any more: look at kube-proxy\", lastTransitionTime: \"2026-03-01T11:50:00Z\"}, "}
 
-var noPoolsEdits = []edit{{"kind: IPAddressPool\nmetadata: {name: first-pool, namespace: metallb-system}\nspec: {addresses: [192.168.0.201-192.168.0.202]}\nstatus: {assignedIPv4: 1, assignedIPv6: 0, availableIPv4: 1, availableIPv6: 0}",
+var noPoolsEdits = []manifestEdit{{"kind: IPAddressPool\nmetadata: {name: first-pool, namespace: metallb-system}\nspec: {addresses: [192.168.0.201-192.168.0.202]}\nstatus: {assignedIPv4: 1, assignedIPv6: 0, availableIPv4: 1, availableIPv6: 0}",
 	"kind: Community\nmetadata: {name: first-pool, namespace: metallb-system}\nspec: {}"}}
 
-// surroundingFaults are faults of what Gantry needs and of what runs beside it.
-var surroundingFaults = []serviceFault{
-	{name: "PodSecurity refuses the speaker", edits: []edit{noAnsweringNodeEdit, {"numberReady: 2", "numberReady: 0"}, {"11:59:30Z", "11:40:30Z"}, {"11:59:30Z", "11:40:30Z"}}, more: refusedPodsManifest,
-		reason: names.ReasonNoSpeaker, contains: `the API server refuses its Pods: violates PodSecurity "baseline:latest": host namespaces (hostNetwork=true): give namespace metallb-system the label`, repair: "kubectl label namespace metallb-system --overwrite pod-security.kubernetes.io/enforce=privileged"},
-	{name: "an image that does not exist", edits: []edit{noAnsweringNodeEdit, {"numberReady: 2", "numberReady: 0"}},
-		more:   podManifest("speaker", `{phase: Pending, containerStatuses: [{name: speaker, image: x, imageID: "", ready: false, restartCount: 0, state: {waiting: {reason: ImagePullBackOff, message: 'Back-off pulling image "gantry:wrong"'}}}]}`),
-		reason: names.ReasonNoSpeaker, contains: `Pod gantry-speaker-x on node1 does not start: ImagePullBackOff: Back-off pulling image "gantry:wrong"`},
-	{name: "a speaker that ends again and again", edits: []edit{noAnsweringNodeEdit, {"numberReady: 2", "numberReady: 0"}},
-		more:   podManifest("speaker", `{phase: Running, containerStatuses: [{name: speaker, image: x, imageID: "", ready: false, restartCount: 7, lastState: {terminated: {exitCode: 2}}, state: {waiting: {reason: CrashLoopBackOff}}}]}`),
-		reason: names.ReasonNoSpeaker, contains: "ends again and again (CrashLoopBackOff), the last time with exit code 2: look at its log (kubectl -n metallb-system logs gantry-speaker-x --previous)"},
-	{name: "a controller without a node", edits: []edit{{"11:59:59.000000Z", "11:58:00.000000Z"}, {"replicas: 2, readyReplicas: 2", "replicas: 2"}},
-		more:   podManifest("controller", `{phase: Pending, conditions: [{type: PodScheduled, status: "False", reason: Unschedulable, message: "0/2 nodes are available: 2 Insufficient memory."}]}`),
-		reason: names.ReasonNoController, contains: "gets no node: 0/2 nodes are available: 2 Insufficient memory"},
-	{name: "MetalLB beside Gantry", more: metalLBManifest, reason: names.ReasonOtherController, contains: "MetalLB (DaemonSet speaker) runs beside Gantry", repair: "kubectl get deployments,daemonsets -A"},
-	{name: "a node that answers without holding the address", edits: append(newForeignAnswerEdits(strayMAC), foreignMACOnNode2Edit), reason: names.ReasonStrayAnswer, contains: "is announced, but node2 (02:00:00:00:00:02) answers for it and does not hold it: look there for the address on an interface"},
-	{name: "kube-proxy of the holder is dead", edits: []edit{silentKubeProxyOnNode1Edit}, reason: names.ReasonServiceProxySilent,
-		contains: "is announced, but node1, which announces it, is not fit: kube-proxy on the node does not answer its health check", repair: "kubectl -n kube-system get pods -o wide -l k8s-app=kube-proxy"},
-	{name: "ipvs without strictARP", edits: append(newForeignAnswerEdits(strayMAC), foreignMACOnNode2Edit), more: ipvsManifest, reason: names.ReasonStrayAnswer, contains: "set ipvs.strictARP to true in ConfigMap kube-system/kube-proxy", repair: "kubectl -n kube-system edit configmap kube-proxy"},
-	{name: "proxy ARP", edits: append(newForeignAnswerEdits("02:00:00:00:00:09"), edit{`since: "2026-03-01T11:00:00Z"}]` + "\n", `since: "2026-03-01T11:00:00Z"}, {address: 192.168.0.7, mac: "02:00:00:00:00:09", since: "2026-03-01T11:00:00Z"}, {address: 192.168.0.8, mac: "02:00:00:00:00:09", since: "2026-03-01T11:00:00Z"}]` + "\n"}),
-		reason: names.ReasonForeignClaim, contains: "a host outside of the cluster (02:00:00:00:00:09) answers for 3 addresses, as proxy ARP does"},
-	{name: "no pool, since the webhook is down", edits: append(withoutAddress(names.ReasonNoPools, "no IPAddressPool exists"), noPoolsEdits...), more: webhookManifest,
-		reason: names.ReasonWebhookDown, contains: "no address: no IPAddressPool exists; and the API server refuses changes of the configuration: Service metallb-system/gantry-webhook of ValidatingWebhookConfiguration gantry-webhook has no endpoint", repair: "kubectl delete validatingwebhookconfiguration"},
-	{name: "no pool, and the webhook has no certificate", edits: append(withoutAddress(names.ReasonNoPools, "no IPAddressPool exists"), noPoolsEdits...), more: strings.Replace(webhookManifest, "caBundle: eA==, ", "", 1) + webhookEndpointManifest,
-		reason: names.ReasonWebhookDown, contains: "has no caBundle"},
-	{name: "no pool, and a webhook that works", edits: append(withoutAddress(names.ReasonNoPools, "no IPAddressPool exists"), noPoolsEdits...), more: webhookManifest + webhookEndpointManifest,
-		reason: names.ReasonNoPools, contains: "no address: no IPAddressPool exists"},
-	{name: "no advertisement, since the webhook is down", edits: []edit{noAnsweringNodeEdit, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [other]}"}}, more: webhookManifest, reason: names.ReasonWebhookDown, contains: "gantry-webhook has no endpoint"},
-	{name: "a port without endpoints", edits: []edit{{`ports: [{name: "", port: 8080, protocol: TCP}]`, "ports: []"}, {"ports: [{port: 80, protocol: TCP}]", "ports: [{port: 80, protocol: TCP, targetPort: htpp}]"}},
-		reason: names.ReasonNoEndpoints, contains: `is announced, but no endpoint serves its port 80: no Pod has a port named "htpp": correct targetPort`},
-	{name: "Pods that are not ready", edits: []edit{noAnsweringNodeEdit, {"conditions: {ready: true}", "conditions: {ready: false}"}}, reason: names.ReasonNoEndpoints, contains: "the selector app=web matches 1 Pod, and none is ready"},
-	{name: "a selector without Pods", edits: []edit{noAnsweringNodeEdit, {"endpoints: [{addresses: [10.244.0.5], nodeName: node1, conditions: {ready: true}}]", "endpoints: []"}}, reason: names.ReasonNoEndpoints, contains: "the selector app=web matches no Pod"},
-	{name: "no selector", edits: []edit{noAnsweringNodeEdit, {"endpoints: [{addresses: [10.244.0.5], nodeName: node1, conditions: {ready: true}}]", "endpoints: []"}, {"selector: {app: web}, ", ""}}, reason: names.ReasonNoEndpoints, contains: "the Service has no selector"},
-	{name: "a BGPAdvertisement without BGP", edits: []edit{noAnsweringNodeEdit, {"command: [/controller]", "command: [/controller, --bgp=disabled]"}, {"kind: L2Advertisement", "kind: BGPAdvertisement"}}, reason: names.ReasonNoAdvertisement, contains: "192.168.0.201 is not announced"},
-	{name: "another program that writes the status", edits: []edit{{"metadata: {name: web, namespace: default,", `metadata: {name: web, namespace: default, managedFields: [` +
+// faultsOutsideGantry are faults of what Gantry needs and of what runs beside it.
+var faultsOutsideGantry = []serviceFaultCase{
+	{name: "PodSecurity refuses the speaker", edits: []manifestEdit{noAnsweringNodeEdit, {"numberReady: 2", "numberReady: 0"}, {"11:59:30Z", "11:40:30Z"}, {"11:59:30Z", "11:40:30Z"}}, moreManifests: refusedPodsManifest,
+		reason: names.ReasonNoSpeaker, answerContains: `the API server refuses its Pods: violates PodSecurity "baseline:latest": host namespaces (hostNetwork=true): give namespace metallb-system the label`, repair: "kubectl label namespace metallb-system --overwrite pod-security.kubernetes.io/enforce=privileged"},
+	{name: "an image that does not exist", edits: []manifestEdit{noAnsweringNodeEdit, {"numberReady: 2", "numberReady: 0"}},
+		moreManifests: podManifest("speaker", `{phase: Pending, containerStatuses: [{name: speaker, image: x, imageID: "", ready: false, restartCount: 0, state: {waiting: {reason: ImagePullBackOff, message: 'Back-off pulling image "gantry:wrong"'}}}]}`),
+		reason:        names.ReasonNoSpeaker, answerContains: `Pod gantry-speaker-x on node1 does not start: ImagePullBackOff: Back-off pulling image "gantry:wrong"`},
+	{name: "a speaker that ends again and again", edits: []manifestEdit{noAnsweringNodeEdit, {"numberReady: 2", "numberReady: 0"}},
+		moreManifests: podManifest("speaker", `{phase: Running, containerStatuses: [{name: speaker, image: x, imageID: "", ready: false, restartCount: 7, lastState: {terminated: {exitCode: 2}}, state: {waiting: {reason: CrashLoopBackOff}}}]}`),
+		reason:        names.ReasonNoSpeaker, answerContains: "ends again and again (CrashLoopBackOff), the last time with exit code 2: look at its log (kubectl -n metallb-system logs gantry-speaker-x --previous)"},
+	{name: "a controller without a node", edits: []manifestEdit{{"11:59:59.000000Z", "11:58:00.000000Z"}, {"replicas: 2, readyReplicas: 2", "replicas: 2"}},
+		moreManifests: podManifest("controller", `{phase: Pending, conditions: [{type: PodScheduled, status: "False", reason: Unschedulable, message: "0/2 nodes are available: 2 Insufficient memory."}]}`),
+		reason:        names.ReasonNoController, answerContains: "gets no node: 0/2 nodes are available: 2 Insufficient memory"},
+	{name: "MetalLB beside Gantry", moreManifests: metalLBManifest, reason: names.ReasonOtherController, answerContains: "MetalLB (DaemonSet speaker) runs beside Gantry", repair: "kubectl get deployments,daemonsets -A"},
+	{name: "a node that answers without holding the address", edits: append(newForeignAnswerEdits(strayAnswererMAC), foreignMACOnNode2Edit), reason: names.ReasonStrayAnswer, answerContains: "is announced, but node2 (02:00:00:00:00:02) answers for it and does not hold it: look there for the address on an interface"},
+	{name: "kube-proxy of the holder is dead", edits: []manifestEdit{silentKubeProxyOnNode1Edit}, reason: names.ReasonServiceProxySilent,
+		answerContains: "is announced, but node1, which announces it, is not fit: kube-proxy on the node does not answer its health check", repair: "kubectl -n kube-system get pods -o wide -l k8s-app=kube-proxy"},
+	{name: "ipvs without strictARP", edits: append(newForeignAnswerEdits(strayAnswererMAC), foreignMACOnNode2Edit), moreManifests: ipvsManifest, reason: names.ReasonStrayAnswer, answerContains: "set ipvs.strictARP to true in ConfigMap kube-system/kube-proxy", repair: "kubectl -n kube-system edit configmap kube-proxy"},
+	{name: "proxy ARP", edits: append(newForeignAnswerEdits("02:00:00:00:00:09"), manifestEdit{`since: "2026-03-01T11:00:00Z"}]` + "\n", `since: "2026-03-01T11:00:00Z"}, {address: 192.168.0.7, mac: "02:00:00:00:00:09", since: "2026-03-01T11:00:00Z"}, {address: 192.168.0.8, mac: "02:00:00:00:00:09", since: "2026-03-01T11:00:00Z"}]` + "\n"}),
+		reason: names.ReasonForeignClaim, answerContains: "a host outside of the cluster (02:00:00:00:00:09) answers for 3 addresses, as proxy ARP does"},
+	{name: "no pool, since the webhook is down", edits: append(noAddressEdits(names.ReasonNoPools, "no IPAddressPool exists"), noPoolsEdits...), moreManifests: webhookManifest,
+		reason: names.ReasonWebhookDown, answerContains: "no address: no IPAddressPool exists; and the API server refuses changes of the configuration: Service metallb-system/gantry-webhook of ValidatingWebhookConfiguration gantry-webhook has no endpoint", repair: "kubectl delete validatingwebhookconfiguration"},
+	{name: "no pool, and the webhook has no certificate", edits: append(noAddressEdits(names.ReasonNoPools, "no IPAddressPool exists"), noPoolsEdits...), moreManifests: strings.Replace(webhookManifest, "caBundle: eA==, ", "", 1) + webhookEndpointManifest,
+		reason: names.ReasonWebhookDown, answerContains: "has no caBundle"},
+	{name: "no pool, and a webhook that works", edits: append(noAddressEdits(names.ReasonNoPools, "no IPAddressPool exists"), noPoolsEdits...), moreManifests: webhookManifest + webhookEndpointManifest,
+		reason: names.ReasonNoPools, answerContains: "no address: no IPAddressPool exists"},
+	{name: "no advertisement, since the webhook is down", edits: []manifestEdit{noAnsweringNodeEdit, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [other]}"}}, moreManifests: webhookManifest, reason: names.ReasonWebhookDown, answerContains: "gantry-webhook has no endpoint"},
+	{name: "a port without endpoints", edits: []manifestEdit{{`ports: [{name: "", port: 8080, protocol: TCP}]`, "ports: []"}, {"ports: [{port: 80, protocol: TCP}]", "ports: [{port: 80, protocol: TCP, targetPort: htpp}]"}},
+		reason: names.ReasonNoEndpoints, answerContains: `is announced, but no endpoint serves its port 80: no Pod has a port named "htpp": correct targetPort`},
+	{name: "Pods that are not ready", edits: []manifestEdit{noAnsweringNodeEdit, {"conditions: {ready: true}", "conditions: {ready: false}"}}, reason: names.ReasonNoEndpoints, answerContains: "the selector app=web matches 1 Pod, and none is ready"},
+	{name: "a selector without Pods", edits: []manifestEdit{noAnsweringNodeEdit, {"endpoints: [{addresses: [10.244.0.5], nodeName: node1, conditions: {ready: true}}]", "endpoints: []"}}, reason: names.ReasonNoEndpoints, answerContains: "the selector app=web matches no Pod"},
+	{name: "no selector", edits: []manifestEdit{noAnsweringNodeEdit, {"endpoints: [{addresses: [10.244.0.5], nodeName: node1, conditions: {ready: true}}]", "endpoints: []"}, {"selector: {app: web}, ", ""}}, reason: names.ReasonNoEndpoints, answerContains: "the Service has no selector"},
+	{name: "a BGPAdvertisement without BGP", edits: []manifestEdit{noAnsweringNodeEdit, {"command: [/controller]", "command: [/controller, --bgp=disabled]"}, {"kind: L2Advertisement", "kind: BGPAdvertisement"}}, reason: names.ReasonNoAdvertisement, answerContains: "192.168.0.201 is not announced"},
+	{name: "another program that writes the status", edits: []manifestEdit{{"metadata: {name: web, namespace: default,", `metadata: {name: web, namespace: default, managedFields: [` +
 		`{manager: controller, operation: Update, apiVersion: v1, subresource: status, time: "2026-03-01T11:59:00Z", fieldsType: FieldsV1, fieldsV1: {"f:status": {"f:conditions": {'k:{"type":"gantry.dev/AddressAssigned"}': {}}}}},` +
 		`{manager: kube-vip, operation: Update, apiVersion: v1, subresource: status, time: "2026-03-01T11:59:01Z", fieldsType: FieldsV1, fieldsV1: {"f:status": {"f:loadBalancer": {"f:ingress": {}}}}}],`}},
-		reason: names.ReasonOtherController, contains: "another program writes its addresses too: kube-vip did at 2026-03-01 11:59:01 UTC"},
+		reason: names.ReasonOtherController, answerContains: "another program writes its addresses too: kube-vip did at 2026-03-01 11:59:01 UTC"},
 }
 
-// TestServiceThatIsBeingDeleted has a finalizer that nobody removes.
-func TestServiceThatIsBeingDeleted(t *testing.T) {
-	r := explainTestService(t, replaceIn(t, installationManifests+workingServiceManifests, "metadata: {name: web, namespace: default,", `metadata: {name: web, namespace: default, deletionTimestamp: "2026-03-01T11:58:00Z", finalizers: [example.com/kept],`))
-	if want := "default/web: it is being deleted since 2026-03-01 11:58:00 UTC: its finalizers (example.com/kept) have to be removed by those who set them"; r.Result != report.NotWell || r.FirstLine() != want {
-		t.Errorf("%s: %s, want %s", r.Result, r.FirstLine(), want)
+// TestExplainServiceThatIsBeingDeleted has a finalizer that nobody removes.
+func TestExplainServiceThatIsBeingDeleted(t *testing.T) {
+	r := explainTestService(t, replaceManifestText(t, installationManifests+workingServiceManifests, "metadata: {name: web, namespace: default,", `metadata: {name: web, namespace: default, deletionTimestamp: "2026-03-01T11:58:00Z", finalizers: [example.com/kept],`))
+	if want := "default/web: it is being deleted since 2026-03-01 11:58:00 UTC: its finalizers (example.com/kept) have to be removed by those who set them"; r.Result != report.ResultNotWell || r.AnswerWithReason() != want {
+		t.Errorf("%s: %s, want %s", r.Result, r.AnswerWithReason(), want)
 	}
 }
 
 // TestSourceRangesOfServiceAreShown explains a Service with source ranges.
 func TestSourceRangesOfServiceAreShown(t *testing.T) {
-	r := explainTestService(t, replaceIn(t, installationManifests+workingServiceManifests, "type: LoadBalancer, ", "type: LoadBalancer, loadBalancerSourceRanges: [10.0.0.0/8], "))
-	want := report.Gate{Name: "clients", Result: report.Well, Text: "only those of 10.0.0.0/8 (spec.loadBalancerSourceRanges)"}
-	if r.Result != report.Well || !slices.Contains(r.Gates, want) {
-		t.Errorf("%s: %+v", r.FirstLine(), r.Gates)
+	r := explainTestService(t, replaceManifestText(t, installationManifests+workingServiceManifests, "type: LoadBalancer, ", "type: LoadBalancer, loadBalancerSourceRanges: [10.0.0.0/8], "))
+	want := report.Check{Name: "clients", Result: report.ResultWell, Text: "only those of 10.0.0.0/8 (spec.loadBalancerSourceRanges)"}
+	if r.Result != report.ResultWell || !slices.Contains(r.Checks, want) {
+		t.Errorf("%s: %+v", r.AnswerWithReason(), r.Checks)
 	}
 }
 
-// TestFormerWriterOfServiceIsNoFault explains a Service that another program served before Gantry
-// did.
-func TestFormerWriterOfServiceIsNoFault(t *testing.T) {
-	f := surroundingFaults[len(surroundingFaults)-1]
+// TestServiceFormerlyServedByOthersIsNoFault explains a Service that another program served before
+// Gantry did.
+func TestServiceFormerlyServedByOthersIsNoFault(t *testing.T) {
+	f := faultsOutsideGantry[len(faultsOutsideGantry)-1]
 	manifests := installationManifests + workingServiceManifests
 	for _, e := range f.edits {
-		manifests = replaceIn(t, manifests, e.old, e.now)
+		manifests = replaceManifestText(t, manifests, e.oldText, e.newText)
 	}
-	before := replaceIn(t, manifests, `time: "2026-03-01T11:59:01Z"`, `time: "2026-03-01T11:00:01Z"`)
-	once := replaceIn(t, before, `time: "2026-03-01T11:59:00Z"`, `time: "2026-03-01T11:00:00Z"`)
+	before := replaceManifestText(t, manifests, `time: "2026-03-01T11:59:01Z"`, `time: "2026-03-01T11:00:01Z"`)
+	once := replaceManifestText(t, before, `time: "2026-03-01T11:59:00Z"`, `time: "2026-03-01T11:00:00Z"`)
 	for _, manifests := range []string{before, once} {
-		if r := explainTestService(t, manifests); r.Result != report.Well {
-			t.Errorf("%s: %s", r.Result, r.FirstLine())
+		if r := explainTestService(t, manifests); r.Result != report.ResultWell {
+			t.Errorf("%s: %s", r.Result, r.AnswerWithReason())
 		}
 	}
 }
 
 func TestSlowAPIServerIsTheCause(t *testing.T) {
 	for manifests, want := range map[string]string{
-		installationManifests + workingServiceManifests:                           "default/web: 192.168.0.201 is announced, but the API server is slow: its fastest answer took 1.5 s: look at its load and that of etcd [SlowAPIServer]",
-		installationManifests + replaceAll(t, workingServiceManifests, undecided): "default/web: no address yet: the API server is slow: its fastest answer took 1.5 s: look at its load and that of etcd [SlowAPIServer]",
+		installationManifests + workingServiceManifests:                                               "default/web: 192.168.0.201 is announced, but the API server is slow: its fastest answer took 1.5 s: look at its load and that of etcd [SlowAPIServer]",
+		installationManifests + applyManifestEdits(t, workingServiceManifests, undecidedServiceEdits): "default/web: no address yet: the API server is slow: its fastest answer took 1.5 s: look at its load and that of etcd [SlowAPIServer]",
 	} {
-		e := newTestExplainer(newTestAPI(t, manifests).Build())
-		e.fastestAnswer = func() time.Duration { return 1500 * time.Millisecond }
+		e := newTestExplainer(newFakeAPIBuilder(t, manifests).Build())
+		e.fastestAPIAnswerDelay = func() time.Duration { return 1500 * time.Millisecond }
 		r, err := e.ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
-		if err != nil || r.Result != report.NotWell || r.FirstLine() != want {
+		if err != nil || r.Result != report.ResultNotWell || r.AnswerWithReason() != want {
 			t.Errorf("%v, %+v, want %s", err, r, want)
 		}
 	}
 }
 
-func replaceAll(t *testing.T, manifests string, edits []edit) string {
+func applyManifestEdits(t *testing.T, manifests string, edits []manifestEdit) string {
 	t.Helper()
 	for _, e := range edits {
-		manifests = replaceIn(t, manifests, e.old, e.now)
+		manifests = replaceManifestText(t, manifests, e.oldText, e.newText)
 	}
 	return manifests
 }
 
-// denyRight returns an API server on which the ServiceAccounts lack one right.
-func denyRight(builder *fake.ClientBuilder, verb, resource string) client.WithWatch {
+// newAPIDenyingRight returns an API server on which the ServiceAccounts lack one right.
+func newAPIDenyingRight(builder *fake.ClientBuilder, verb, resource string) client.WithWatch {
 	return builder.WithInterceptorFuncs(interceptor.Funcs{
 		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
 			q, ok := o.(*authorizationv1.SubjectAccessReview)
@@ -221,25 +221,25 @@ func TestMissingRBACRightsAreTheCause(t *testing.T) {
 	const running = `{phase: Running, containerStatuses: [{name: x, image: x, imageID: "", ready: true, restartCount: 0, state: {running: {}}}]}`
 	for _, c := range []struct {
 		verb, resource string
-		edits          []edit
+		edits          []manifestEdit
 		more, want     string
 	}{
-		{"update", "leases", append(undecided[:len(undecided):len(undecided)], edit{"11:59:59.000000Z", "11:58:00.000000Z"}), podManifest("controller", running), "its ServiceAccount gantry-controller may not update leases: apply the RBAC of the installation again [NoController]"},
-		{"list", "services", []edit{noAnsweringNodeEdit, {"11:59:30Z", "11:40:30Z"}, {"11:59:30Z", "11:40:30Z"}}, podManifest("speaker", running), "its ServiceAccount gantry-speaker may not list services: apply the RBAC of the installation again [NoSpeaker]"},
+		{"update", "leases", append(undecidedServiceEdits[:len(undecidedServiceEdits):len(undecidedServiceEdits)], manifestEdit{"11:59:59.000000Z", "11:58:00.000000Z"}), podManifest("controller", running), "its ServiceAccount gantry-controller may not update leases: apply the RBAC of the installation again [NoController]"},
+		{"list", "services", []manifestEdit{noAnsweringNodeEdit, {"11:59:30Z", "11:40:30Z"}, {"11:59:30Z", "11:40:30Z"}}, podManifest("speaker", running), "its ServiceAccount gantry-speaker may not list services: apply the RBAC of the installation again [NoSpeaker]"},
 	} {
-		manifests := replaceAll(t, installationManifests+workingServiceManifests, c.edits)
+		manifests := applyManifestEdits(t, installationManifests+workingServiceManifests, c.edits)
 		for _, p := range []string{"controller", "speaker"} {
 			manifests = strings.Replace(manifests, "containers: [{name: "+p, "serviceAccountName: gantry-"+p+", containers: [{name: "+p, 1)
 		}
-		r, err := newTestExplainer(denyRight(newTestAPI(t, manifests+c.more), c.verb, c.resource)).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
-		if err != nil || r.Result != report.NotWell || !strings.Contains(r.FirstLine(), c.want) || !strings.Contains(strings.Join(r.Repair, "\n"), "kubectl apply -f config/rbac") {
+		r, err := newTestExplainer(newAPIDenyingRight(newFakeAPIBuilder(t, manifests+c.more), c.verb, c.resource)).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
+		if err != nil || r.Result != report.ResultNotWell || !strings.Contains(r.AnswerWithReason(), c.want) || !strings.Contains(strings.Join(r.Repair, "\n"), "kubectl apply -f config/rbac") {
 			t.Errorf("%v, %+v, want %s", err, r, c.want)
 		}
 	}
 }
 
-// TestStatusNamesSurroundingFaults asks about the whole installation.
-func TestStatusNamesSurroundingFaults(t *testing.T) {
+// TestInstallationReportNamesFaultsOutsideGantry asks about the whole installation.
+func TestInstallationReportNamesFaultsOutsideGantry(t *testing.T) {
 	for name, c := range map[string]struct {
 		more, want string
 		reason     names.Reason
@@ -249,17 +249,17 @@ func TestStatusNamesSurroundingFaults(t *testing.T) {
 		"ipvs without strictARP":      {ipvsManifest, "kube-proxy runs in mode ipvs without strictARP", names.ReasonStrayAnswer},
 		"a second Gantry":             {"apiVersion: gantry.dev/v1alpha1\nkind: SpeakerStatus\nmetadata: {name: node1, namespace: network}\n---\n", "another Gantry is in namespace network", names.ReasonOtherController},
 	} {
-		r, err := newTestExplainer(newTestAPI(t, installationManifests+workingServiceManifests+c.more).Build()).ExplainInstallation(t.Context())
-		if err != nil || r.Result != report.NotWell || r.Reason != c.reason || !strings.Contains(r.FirstLine(), c.want) {
+		r, err := newTestExplainer(newFakeAPIBuilder(t, installationManifests+workingServiceManifests+c.more).Build()).ExplainInstallation(t.Context())
+		if err != nil || r.Result != report.ResultNotWell || r.Reason != c.reason || !strings.Contains(r.AnswerWithReason(), c.want) {
 			t.Errorf("%s: %v, %+v, want %s", name, err, r, c.want)
 		}
 	}
 }
 
-// TestMissingPoolAndSilentWebhook asks about a pool that the API server refused.
-func TestMissingPoolAndSilentWebhook(t *testing.T) {
-	r, err := newTestExplainer(newTestAPI(t, installationManifests+workingServiceManifests+webhookManifest).Build()).ExplainPool(t.Context(), "dmz")
-	if err != nil || r.Reason != names.ReasonWebhookDown || !strings.Contains(r.FirstLine(), "there is no IPAddressPool dmz") {
+// TestMissingPoolNamesUnansweredWebhook asks about a pool that the API server refused.
+func TestMissingPoolNamesUnansweredWebhook(t *testing.T) {
+	r, err := newTestExplainer(newFakeAPIBuilder(t, installationManifests+workingServiceManifests+webhookManifest).Build()).ExplainPool(t.Context(), "dmz")
+	if err != nil || r.Reason != names.ReasonWebhookDown || !strings.Contains(r.AnswerWithReason(), "there is no IPAddressPool dmz") {
 		t.Errorf("%v, %+v", err, r)
 	}
 }

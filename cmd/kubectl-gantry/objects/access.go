@@ -20,9 +20,9 @@ func (r *Reader) IsServiceAccountDenied(ctx context.Context, account client.Obje
 		Groups:             []string{"system:serviceaccounts", "system:serviceaccounts:" + account.Namespace, "system:authenticated"},
 		ResourceAttributes: &right,
 	}}
-	err := r.api.Create(ctx, question)
+	err := r.apiClient.Create(ctx, question)
 	if apierrors.IsForbidden(err) {
-		_ = r.recordMissingRightOrKind(err, listedKind{resource: "subjectaccessreviews.authorization.k8s.io"}, "create", "")
+		_ = r.recordMissingRightOrKind(err, itemKindAndResource{resource: "subjectaccessreviews.authorization.k8s.io"}, "create", "")
 	}
 	return err == nil && !question.Status.Allowed
 }

@@ -38,27 +38,27 @@ func (m MissingRight) String() string {
 	return m.Verb + " " + m.Resource + " in namespace " + m.Namespace
 }
 
-// LabelsByIndex translates the value of an index into labels, which the API server knows.
-type LabelsByIndex map[string]func(value string) map[string]string
+// LabelsOfIndexValue translates the value of an index into labels, which the API server knows.
+type LabelsOfIndexValue map[string]func(value string) map[string]string
 
 // Reader reads from the API server, and from what was listed before. Any goroutine may call its
 // methods. Use NewReader to create it.
 type Reader struct {
-	api           client.WithWatch
-	labelsByIndex LabelsByIndex
+	apiClient          client.WithWatch
+	labelsOfIndexValue LabelsOfIndexValue
 
 	mu sync.Mutex // guards all that follows
-	// listed has each kind that was listed as a whole, by its listedKindCacheKey.
-	listed        map[string][]client.Object
-	valuesByIndex map[string]client.IndexerFunc
-	missingRights map[MissingRight]struct{}
-	absentKinds   map[string]bool
+	// listedObjectsByKind has each kind that was listed as a whole, by its listedKindCacheKey.
+	listedObjectsByKind map[string][]client.Object
+	indexerFuncByField  map[string]client.IndexerFunc
+	missingRights       map[MissingRight]struct{}
+	absentKinds         map[string]bool
 }
 
 // NewReader returns a Reader that has nothing listed.
-func NewReader(api client.WithWatch, labelsByIndex LabelsByIndex) *Reader {
+func NewReader(api client.WithWatch, labelsByIndex LabelsOfIndexValue) *Reader {
 	return &Reader{
-		api: api, labelsByIndex: labelsByIndex, listed: map[string][]client.Object{}, valuesByIndex: map[string]client.IndexerFunc{},
+		apiClient: api, labelsOfIndexValue: labelsByIndex, listedObjectsByKind: map[string][]client.Object{}, indexerFuncByField: map[string]client.IndexerFunc{},
 		missingRights: map[MissingRight]struct{}{}, absentKinds: map[string]bool{},
 	}
 }
@@ -67,7 +67,7 @@ func NewReader(api client.WithWatch, labelsByIndex LabelsByIndex) *Reader {
 func (r *Reader) IndexField(_ context.Context, o client.Object, field string, values client.IndexerFunc) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.valuesByIndex[reflect.TypeOf(o).Elem().Name()+"."+field] = values
+	r.indexerFuncByField[reflect.TypeOf(o).Elem().Name()+"."+field] = values
 	return nil
 }
 
@@ -91,24 +91,24 @@ func (r *Reader) IsKindAbsent(list client.ObjectList) bool {
 	return err == nil && r.absentKinds[kind.itemKind]
 }
 
-// listedKind names the kind of a list.
-type listedKind struct{ itemKind, resource string }
+// itemKindAndResource names the kind of a list.
+type itemKindAndResource struct{ itemKind, resource string }
 
-func (r *Reader) kindOf(o runtime.Object) (listedKind, error) {
-	gvk, err := apiutil.GVKForObject(o, r.api.Scheme())
+func (r *Reader) kindOf(o runtime.Object) (itemKindAndResource, error) {
+	gvk, err := apiutil.GVKForObject(o, r.apiClient.Scheme())
 	if err != nil {
-		return listedKind{}, err
+		return itemKindAndResource{}, err
 	}
 	gvk.Kind = strings.TrimSuffix(gvk.Kind, "List")
-	mapping, err := r.api.RESTMapper().RESTMapping(gvk.GroupKind(), gvk.Version)
+	mapping, err := r.apiClient.RESTMapper().RESTMapping(gvk.GroupKind(), gvk.Version)
 	if err != nil {
-		return listedKind{}, err
+		return itemKindAndResource{}, err
 	}
 	resource := mapping.Resource.Resource
 	if mapping.Resource.Group != "" {
 		resource += "." + mapping.Resource.Group
 	}
-	return listedKind{gvk.Kind, resource}, nil
+	return itemKindAndResource{gvk.Kind, resource}, nil
 }
 
 // ListRequest asks for all objects of a kind in a namespace, or in all of them.
@@ -153,12 +153,12 @@ func (r *Reader) listAndCacheObjects(ctx context.Context, q ListRequest) error {
 		key += "?" + q.Fields.String()
 	}
 	r.mu.Lock()
-	_, known := r.listed[key]
+	_, known := r.listedObjectsByKind[key]
 	r.mu.Unlock()
 	if known {
 		return nil
 	}
-	err = r.api.List(ctx, q.List, &client.ListOptions{Namespace: q.Namespace, FieldSelector: byField, LabelSelector: byLabel})
+	err = r.apiClient.List(ctx, q.List, &client.ListOptions{Namespace: q.Namespace, FieldSelector: byField, LabelSelector: byLabel})
 	if err = r.recordMissingRightOrKind(err, kind, "list", q.Namespace); err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func (r *Reader) listAndCacheObjects(ctx context.Context, q ListRequest) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.listed[key] = items
+	r.listedObjectsByKind[key] = items
 	return nil
 }
 
@@ -180,15 +180,15 @@ func (r *Reader) AssumeNoObjectsOfKind(list client.ObjectList, namespace string)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.listed[listedKindCacheKey(kind, namespace)] = nil
+	r.listedObjectsByKind[listedKindCacheKey(kind, namespace)] = nil
 }
 
-func listedKindCacheKey(kind listedKind, namespace string) string {
+func listedKindCacheKey(kind itemKindAndResource, namespace string) string {
 	return kind.resource + "/" + namespace
 }
 
 // recordMissingRightOrKind records a missing right or an absent kind, and returns other errors.
-func (r *Reader) recordMissingRightOrKind(err error, kind listedKind, verb, namespace string) error {
+func (r *Reader) recordMissingRightOrKind(err error, kind itemKindAndResource, verb, namespace string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -227,7 +227,7 @@ func (r *Reader) Get(ctx context.Context, key client.ObjectKey, into client.Obje
 		return err
 	}
 	r.mu.Lock()
-	items, known := r.listed[listedKindCacheKey(kind, key.Namespace)]
+	items, known := r.listedObjectsByKind[listedKindCacheKey(kind, key.Namespace)]
 	r.mu.Unlock()
 	if known {
 		for _, o := range items {
@@ -250,8 +250,8 @@ func (r *Reader) GetFromServer(ctx context.Context, key client.ObjectKey, into c
 	return r.getFromServer(ctx, kind, key, into)
 }
 
-func (r *Reader) getFromServer(ctx context.Context, kind listedKind, key client.ObjectKey, into client.Object, opts ...client.GetOption) error {
-	err := r.api.Get(ctx, key, into, opts...)
+func (r *Reader) getFromServer(ctx context.Context, kind itemKindAndResource, key client.ObjectKey, into client.Object, opts ...client.GetOption) error {
+	err := r.apiClient.Get(ctx, key, into, opts...)
 	if apierrors.IsForbidden(err) {
 		_ = r.recordMissingRightOrKind(err, kind, "get", key.Namespace)
 	}
@@ -268,23 +268,23 @@ func (r *Reader) List(ctx context.Context, into client.ObjectList, opts ...clien
 		return err
 	}
 	r.mu.Lock()
-	items, known := r.listed[listedKindCacheKey(kind, o.Namespace)]
+	items, known := r.listedObjectsByKind[listedKindCacheKey(kind, o.Namespace)]
 	if !known && o.FieldSelector != nil {
-		if items, known = r.listed[listedKindCacheKey(kind, o.Namespace)+"?"+o.FieldSelector.String()]; known {
+		if items, known = r.listedObjectsByKind[listedKindCacheKey(kind, o.Namespace)+"?"+o.FieldSelector.String()]; known {
 			o.FieldSelector = nil
 		}
 	}
 	r.mu.Unlock()
 	if !known {
 		o.FieldSelector, o.LabelSelector = r.replaceIndexFieldByLabels(o.FieldSelector, o.LabelSelector)
-		err = r.api.List(ctx, into, &o)
+		err = r.apiClient.List(ctx, into, &o)
 		return r.recordMissingRightOrKind(err, kind, "list", o.Namespace)
 	}
-	return r.selectListed(kind, items, &o, into)
+	return r.copySelectedItems(kind, items, &o, into)
 }
 
-// selectListed copies those of the items that the options select.
-func (r *Reader) selectListed(kind listedKind, items []client.Object, o *client.ListOptions, into client.ObjectList) error {
+// copySelectedItems copies those of the items that the options select.
+func (r *Reader) copySelectedItems(kind itemKindAndResource, items []client.Object, o *client.ListOptions, into client.ObjectList) error {
 	var out []runtime.Object
 	for _, item := range items {
 		if o.LabelSelector != nil && !o.LabelSelector.Matches(labels.Set(item.GetLabels())) {
@@ -301,10 +301,10 @@ func (r *Reader) selectListed(kind listedKind, items []client.Object, o *client.
 	return meta.SetList(into, out)
 }
 
-func (r *Reader) matchesIndex(kind listedKind, o client.Object, requirements fields.Requirements) bool {
+func (r *Reader) matchesIndex(kind itemKindAndResource, o client.Object, requirements fields.Requirements) bool {
 	for _, q := range requirements {
 		r.mu.Lock()
-		values := r.valuesByIndex[kind.itemKind+"."+q.Field]
+		values := r.indexerFuncByField[kind.itemKind+"."+q.Field]
 		r.mu.Unlock()
 		if values == nil || !slices.Contains(values(o), q.Value) {
 			return false
@@ -320,14 +320,14 @@ func (r *Reader) replaceIndexFieldByLabels(field fields.Selector, byLabel labels
 		return field, byLabel
 	}
 	for _, q := range field.Requirements() {
-		if translate := r.labelsByIndex[q.Field]; translate != nil {
+		if translate := r.labelsOfIndexValue[q.Field]; translate != nil {
 			return nil, labels.SelectorFromSet(translate(q.Value))
 		}
 	}
 	return field, byLabel
 }
 
-func (r *Reader) groupResource(kind listedKind) (out schema.GroupResource) {
+func (r *Reader) groupResource(kind itemKindAndResource) (out schema.GroupResource) {
 	out.Resource, out.Group, _ = strings.Cut(kind.resource, ".")
 	return out
 }

@@ -14,8 +14,8 @@ import (
 	"k8s.io/client-go/transport/spdy"
 )
 
-// Page is a page of a Pod.
-type Page struct {
+// PodPage is a page of a Pod.
+type PodPage struct {
 	Namespace, Pod string
 	Port           int
 	Path           string
@@ -28,8 +28,8 @@ const (
 	maxPageBytes = 256 << 20
 )
 
-// FetchPage returns the content of the page.
-func FetchPage(ctx context.Context, config *rest.Config, p Page) ([]byte, error) {
+// FetchPodPage returns the content of the page.
+func FetchPodPage(ctx context.Context, config *rest.Config, p PodPage) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	server, _, err := rest.DefaultServerUrlFor(config)
@@ -59,11 +59,11 @@ func FetchPage(ctx context.Context, config *rest.Config, p Page) ([]byte, error)
 	if err != nil {
 		return nil, fmt.Errorf("forwarding port %d of Pod %s: %w", p.Port, p.Pod, err)
 	}
-	return readPage(ctx, fmt.Sprintf("http://127.0.0.1:%d%s", ports[0].Local, p.Path))
+	return fetchLocalPage(ctx, fmt.Sprintf("http://127.0.0.1:%d%s", ports[0].Local, p.Path))
 }
 
-// readPage fetches a page of this machine.
-func readPage(ctx context.Context, url string) ([]byte, error) {
+// fetchLocalPage fetches a page of this machine.
+func fetchLocalPage(ctx context.Context, url string) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, fmt.Errorf("reading the page: %w", err)

@@ -11,15 +11,15 @@ type Listing struct {
 	Title   string
 	Result  Result
 	Columns []string
-	// WideColumns is how many of the last columns only -o wide prints.
-	WideColumns int
-	Rows        [][]string
+	// WideColumnCount is how many of the last columns only -o wide prints.
+	WideColumnCount int
+	Rows            [][]string
 	// MissingRights are rights that the user lacks, so that rows are missing.
 	MissingRights []string
 }
 
-// records returns the rows for JSON: the columns are the keys.
-func (l *Listing) records() []map[string]string {
+// rowsByColumnName returns the rows for JSON: the columns are the keys.
+func (l *Listing) rowsByColumnName() []map[string]string {
 	out := []map[string]string{}
 	for _, row := range l.Rows {
 		o := map[string]string{}
@@ -33,15 +33,15 @@ func (l *Listing) records() []map[string]string {
 
 // PrintListing prints a table.
 func (p *Printer) PrintListing(l *Listing) error {
-	if p.Format == JSON || p.Format == YAML {
-		return p.PrintObject(map[string]any{"title": l.Title, "result": l.Result, "items": l.records(), "missingRights": l.MissingRights})
+	if p.Format == FormatJSON || p.Format == FormatYAML {
+		return p.PrintObject(map[string]any{"title": l.Title, "result": l.Result, "items": l.rowsByColumnName(), "missingRights": l.MissingRights})
 	}
 	shown := len(l.Columns)
-	if p.Format != Wide {
-		shown -= l.WideColumns
+	if p.Format != FormatWide {
+		shown -= l.WideColumnCount
 	}
 	if l.Title != "" {
-		if _, err := fmt.Fprintln(p.Out, p.colored(bold, l.Title)); err != nil {
+		if _, err := fmt.Fprintln(p.Out, p.colorize(ansiBold, l.Title)); err != nil {
 			return err
 		}
 	}
@@ -61,18 +61,18 @@ func (p *Printer) PrintListing(l *Listing) error {
 	return nil
 }
 
-// barWidth is how many characters a bar has.
-const barWidth = 20
+// usageBarWidth is how many characters a bar has.
+const usageBarWidth = 20
 
-// FormatBar draws how much of a whole is used.
-func FormatBar(used, whole int64) string {
+// FormatUsageBar draws how much of a whole is used.
+func FormatUsageBar(used, whole int64) string {
 	if whole <= 0 {
-		return strings.Repeat("·", barWidth)
+		return strings.Repeat("·", usageBarWidth)
 	}
-	n := int(float64(used) / float64(whole) * barWidth)
+	n := int(float64(used) / float64(whole) * usageBarWidth)
 	if used > 0 && n == 0 {
 		n = 1
 	}
-	n = min(n, barWidth)
-	return strings.Repeat("█", n) + strings.Repeat("·", barWidth-n)
+	n = min(n, usageBarWidth)
+	return strings.Repeat("█", n) + strings.Repeat("·", usageBarWidth-n)
 }

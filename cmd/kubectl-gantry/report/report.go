@@ -17,30 +17,30 @@ type Result string
 
 // The results. Each has an exit status of its own.
 const (
-	Well    Result = "Well"
-	NotWell Result = "NotWell"
-	Unknown Result = "Unknown"
+	ResultWell    Result = "Well"
+	ResultNotWell Result = "NotWell"
+	ResultUnknown Result = "Unknown"
 )
 
 // ExitStatus is 0 if the subject works, 1 if it does not, and 2 if that could not be told.
 func (r Result) ExitStatus() int {
 	switch r {
-	case Well:
+	case ResultWell:
 		return 0
-	case NotWell:
+	case ResultNotWell:
 		return 1
 	}
 	return 2
 }
 
-// Gate is one of the conditions that have to hold, from the choice of a pool to the wire.
-type Gate struct {
+// Check is one of the conditions that have to hold, from the choice of a pool to the wire.
+type Check struct {
 	Name   string       `json:"name"`
 	Result Result       `json:"result"`
 	Reason names.Reason `json:"reason,omitempty"`
 	Text   string       `json:"text,omitempty"`
-	// IsDetail means that the gate is only printed by -o wide, unless it is not passed.
-	IsDetail bool `json:"-"`
+	// IsWideOnly means that the gate is only printed by -o wide, unless it is not passed.
+	IsWideOnly bool `json:"-"`
 }
 
 // Report is the answer to one question.
@@ -50,8 +50,8 @@ type Report struct {
 	Result  Result       `json:"result"`
 	Reason  names.Reason `json:"reason,omitempty"`
 	// Answer is one sentence.
-	Answer string `json:"answer"`
-	Gates  []Gate `json:"gates,omitempty"`
+	Answer string  `json:"answer"`
+	Checks []Check `json:"gates,omitempty"`
 	// Repair has the commands, or the lines of YAML, that mend what is wrong.
 	Repair []string `json:"repair,omitempty"`
 	// Documentation is the page that explains the Reason.
@@ -60,8 +60,8 @@ type Report struct {
 	MissingRights []string `json:"missingRights,omitempty"`
 }
 
-// FirstLine is the answer with its Reason.
-func (r *Report) FirstLine() string {
+// AnswerWithReason is the answer with its Reason.
+func (r *Report) AnswerWithReason() string {
 	if r.Reason == "" {
 		return r.Answer
 	}
@@ -73,18 +73,18 @@ type Format string
 
 // The formats.
 const (
-	Table Format = "table"
-	Wide  Format = "wide"
-	JSON  Format = "json"
-	YAML  Format = "yaml"
+	FormatTable Format = "table"
+	FormatWide  Format = "wide"
+	FormatJSON  Format = "json"
+	FormatYAML  Format = "yaml"
 )
 
 // ParseFormat reads the value of the flag -o.
 func ParseFormat(text string) (Format, error) {
 	switch f := Format(text); f {
 	case "":
-		return Table, nil
-	case Table, Wide, JSON, YAML:
+		return FormatTable, nil
+	case FormatTable, FormatWide, FormatJSON, FormatYAML:
 		return f, nil
 	}
 	return "", fmt.Errorf("-o %s: the formats are table, wide, json and yaml", text)
@@ -100,39 +100,39 @@ type Printer struct {
 
 // The codes of colours on a terminal.
 const (
-	green, red, yellow, bold = "32", "31", "33", "1"
+	ansiGreen, ansiRed, ansiYellow, ansiBold = "32", "31", "33", "1"
 )
 
-func (p *Printer) colored(code, text string) string {
+func (p *Printer) colorize(code, text string) string {
 	if !p.HasColor {
 		return text
 	}
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
 }
 
-// mark is the sign before a gate.
-func (p *Printer) mark(r Result) string {
+// resultSymbol is the sign before a gate.
+func (p *Printer) resultSymbol(r Result) string {
 	switch r {
-	case Well:
-		return p.colored(green, "✓")
-	case NotWell:
-		return p.colored(red, "✗")
+	case ResultWell:
+		return p.colorize(ansiGreen, "✓")
+	case ResultNotWell:
+		return p.colorize(ansiRed, "✗")
 	}
-	return p.colored(yellow, "?")
+	return p.colorize(ansiYellow, "?")
 }
 
 // PrintReport prints one Report.
 func (p *Printer) PrintReport(r *Report) error {
-	if p.Format == JSON || p.Format == YAML {
+	if p.Format == FormatJSON || p.Format == FormatYAML {
 		return p.PrintObject(r)
 	}
 	var b strings.Builder
-	b.WriteString(p.colored(bold, r.FirstLine()) + "\n")
-	for _, g := range r.Gates {
-		if g.IsDetail && p.Format != Wide && g.Result == Well {
+	b.WriteString(p.colorize(ansiBold, r.AnswerWithReason()) + "\n")
+	for _, g := range r.Checks {
+		if g.IsWideOnly && p.Format != FormatWide && g.Result == ResultWell {
 			continue
 		}
-		fmt.Fprintf(&b, "  %s %s", p.mark(g.Result), g.Name)
+		fmt.Fprintf(&b, "  %s %s", p.resultSymbol(g.Result), g.Name)
 		if g.Text != "" {
 			b.WriteString(": " + g.Text)
 		}
@@ -160,7 +160,7 @@ func (p *Printer) PrintReport(r *Report) error {
 // PrintObject prints a value as JSON or YAML.
 func (p *Printer) PrintObject(o any) error {
 	text, err := json.MarshalIndent(o, "", "  ")
-	if err == nil && p.Format == YAML {
+	if err == nil && p.Format == FormatYAML {
 		text, err = yaml.JSONToYAML(text)
 	}
 	if err != nil {

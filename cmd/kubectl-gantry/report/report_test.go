@@ -6,13 +6,13 @@ import (
 	"testing"
 )
 
-var example = Report{
-	Subject: "service default/web", Result: NotWell, Reason: "NoEndpoints", Answer: "default/web: no endpoint can serve",
-	Gates: []Gate{
-		{Name: "pool first-pool", Result: Well, Text: "gave 192.0.2.1"},
-		{Name: "node node1", Result: Well, Text: "may answer", IsDetail: true},
-		{Name: "endpoints", Result: NotWell, Reason: "NoEndpoints", Text: "none can serve"},
-		{Name: "controller", Result: Unknown, Text: "not seen"},
+var exampleReport = Report{
+	Subject: "service default/web", Result: ResultNotWell, Reason: "NoEndpoints", Answer: "default/web: no endpoint can serve",
+	Checks: []Check{
+		{Name: "pool first-pool", Result: ResultWell, Text: "gave 192.0.2.1"},
+		{Name: "node node1", Result: ResultWell, Text: "may answer", IsWideOnly: true},
+		{Name: "endpoints", Result: ResultNotWell, Reason: "NoEndpoints", Text: "none can serve"},
+		{Name: "controller", Result: ResultUnknown, Text: "not seen"},
 	},
 	Repair: []string{"kubectl get pods"}, Documentation: "https://example.com", MissingRights: []string{"list leases"},
 }
@@ -28,40 +28,40 @@ See https://example.com
 Not seen, because you have no right to: list leases
 `
 	wide := strings.Replace(table, "  ✗", "  ✓ node node1: may answer\n  ✗", 1)
-	for format, want := range map[Format]string{Table: table, Wide: wide} {
+	for format, want := range map[Format]string{FormatTable: table, FormatWide: wide} {
 		var out strings.Builder
 		p := Printer{Out: &out, Format: format}
-		if err := p.PrintReport(&example); err != nil || out.String() != want {
+		if err := p.PrintReport(&exampleReport); err != nil || out.String() != want {
 			t.Errorf("%s: %v\n%s\nwant\n%s", format, err, out.String(), want)
 		}
 	}
 	var out strings.Builder
-	p := Printer{Out: &out, Format: Table, HasColor: true}
-	if err := p.PrintReport(&example); err != nil || !strings.Contains(out.String(), "\x1b[31m✗\x1b[0m endpoints") {
+	p := Printer{Out: &out, Format: FormatTable, HasColor: true}
+	if err := p.PrintReport(&exampleReport); err != nil || !strings.Contains(out.String(), "\x1b[31m✗\x1b[0m endpoints") {
 		t.Errorf("with colour: %v, %q", err, out.String())
 	}
 }
 
-func TestReportAsObject(t *testing.T) {
+func TestReportAsJSONAndListingAsYAML(t *testing.T) {
 	var out strings.Builder
-	p := Printer{Out: &out, Format: JSON}
-	if err := p.PrintReport(&example); err != nil {
+	p := Printer{Out: &out, Format: FormatJSON}
+	if err := p.PrintReport(&exampleReport); err != nil {
 		t.Fatal(err)
 	}
 	var back Report
-	if err := json.Unmarshal([]byte(out.String()), &back); err != nil || back.Result != NotWell || back.Reason != "NoEndpoints" || len(back.Gates) != 4 {
+	if err := json.Unmarshal([]byte(out.String()), &back); err != nil || back.Result != ResultNotWell || back.Reason != "NoEndpoints" || len(back.Checks) != 4 {
 		t.Errorf("%v: %s", err, out.String())
 	}
 	out.Reset()
-	p.Format = YAML
-	if err := p.PrintListing(&Listing{Title: "x", Result: Well, Columns: []string{"pool", "in use"}, Rows: [][]string{{"first", "2"}}}); err != nil || !strings.Contains(out.String(), "- inuse: \"2\"\n  pool: first\n") {
+	p.Format = FormatYAML
+	if err := p.PrintListing(&Listing{Title: "x", Result: ResultWell, Columns: []string{"pool", "in use"}, Rows: [][]string{{"first", "2"}}}); err != nil || !strings.Contains(out.String(), "- inuse: \"2\"\n  pool: first\n") {
 		t.Errorf("%v: %s", err, out.String())
 	}
 }
 
 func TestListingAsTable(t *testing.T) {
-	l := Listing{Columns: []string{"pool", "free", "addresses"}, WideColumns: 1, Rows: [][]string{{"first", "2", "192.0.2.1"}}}
-	for format, want := range map[Format]string{Table: "POOL    FREE\nfirst   2\n", Wide: "POOL    FREE   ADDRESSES\nfirst   2      192.0.2.1\n"} {
+	l := Listing{Columns: []string{"pool", "free", "addresses"}, WideColumnCount: 1, Rows: [][]string{{"first", "2", "192.0.2.1"}}}
+	for format, want := range map[Format]string{FormatTable: "POOL    FREE\nfirst   2\n", FormatWide: "POOL    FREE   ADDRESSES\nfirst   2      192.0.2.1\n"} {
 		var out strings.Builder
 		p := Printer{Out: &out, Format: format}
 		if err := p.PrintListing(&l); err != nil || out.String() != want {
@@ -75,14 +75,14 @@ func TestFormatBar(t *testing.T) {
 		used, whole int64
 		want        int
 	}{{0, 0, 0}, {0, 10, 0}, {1, 1000, 1}, {5, 10, 10}, {10, 10, 20}} {
-		if got := strings.Count(FormatBar(c.used, c.whole), "█"); got != c.want {
+		if got := strings.Count(FormatUsageBar(c.used, c.whole), "█"); got != c.want {
 			t.Errorf("%d of %d: %d blocks, want %d", c.used, c.whole, got, c.want)
 		}
 	}
 }
 
 func TestExitStatuses(t *testing.T) {
-	for r, want := range map[Result]int{Well: 0, NotWell: 1, Unknown: 2} {
+	for r, want := range map[Result]int{ResultWell: 0, ResultNotWell: 1, ResultUnknown: 2} {
 		if got := r.ExitStatus(); got != want {
 			t.Errorf("%s exits with %d, want %d", r, got, want)
 		}

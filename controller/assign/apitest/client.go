@@ -66,15 +66,15 @@ func NewClient(s *Server, weather func(what string) Delivery) *Client {
 	return c
 }
 
-// FeedCache updates the cache and notifies the listener until ctx ends.
-func (c *Client) FeedCache(ctx context.Context, l CacheListener) {
+// RunCacheUpdates updates the cache and notifies the listener until ctx ends.
+func (c *Client) RunCacheUpdates(ctx context.Context, l CacheListener) {
 	for {
-		changes, more := c.server.changesSince(c.changesSeenCount)
+		changes, more := c.server.serviceChangesSince(c.changesSeenCount)
 		for _, ch := range changes {
 			if c.waitForDelayAndResume(ctx, c.deliveryOfNextRequest("watch").AnswerDelay) != nil {
 				return
 			}
-			c.applyChange(ch)
+			c.applyChangeToCache(ch)
 			if ch.after == nil {
 				l.NotifyServiceDeleted(ch.before)
 				continue
@@ -92,7 +92,7 @@ func (c *Client) FeedCache(ctx context.Context, l CacheListener) {
 	}
 }
 
-func (c *Client) applyChange(ch serviceChange) {
+func (c *Client) applyChangeToCache(ch serviceChange) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.changesSeenCount++
@@ -103,9 +103,9 @@ func (c *Client) applyChange(ch serviceChange) {
 	c.cachedServices[view.ObjectKey{Namespace: ch.after.Namespace, Name: ch.after.Name}] = ch.after
 }
 
-// PauseRequests stops this Client, as if its process were stopped. Requests that were sent still
-// arrive. ResumeRequests undoes it.
-func (c *Client) PauseRequests() {
+// PauseProcess stops this Client, as if its process were stopped. Requests that were sent still
+// arrive. ResumeProcess undoes it.
+func (c *Client) PauseProcess() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
@@ -115,8 +115,8 @@ func (c *Client) PauseRequests() {
 	}
 }
 
-// ResumeRequests undoes PauseRequests.
-func (c *Client) ResumeRequests() {
+// ResumeProcess undoes PauseProcess.
+func (c *Client) ResumeProcess() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
@@ -212,7 +212,7 @@ func (c *Client) ReadCachedService(_ context.Context, k view.ObjectKey) (*corev1
 // ReadLiveService implements assign.API.
 func (c *Client) ReadLiveService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	now := make(chan *corev1.Service, 2)
-	c.server.countRead("service")
+	c.server.countServiceRead("service")
 	if err := c.deliverRequest(ctx, "read", func() error { now <- c.server.ServiceByKey(k); return nil }); err != nil {
 		return nil, err
 	}
@@ -222,7 +222,7 @@ func (c *Client) ReadLiveService(ctx context.Context, k view.ObjectKey) (*corev1
 // ForEachLiveService implements assign.API.
 func (c *Client) ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error {
 	all := make(chan []*corev1.Service, 2)
-	c.server.countRead("list")
+	c.server.countServiceRead("list")
 	if err := c.deliverRequest(ctx, "list", func() error { all <- c.server.AllServices(); return nil }); err != nil {
 		return err
 	}
@@ -232,8 +232,8 @@ func (c *Client) ForEachLiveService(ctx context.Context, visit func(*corev1.Serv
 	return nil
 }
 
-// ReadPoolsReservationsAndNamespaces implements assign.API.
-func (c *Client) ReadPoolsReservationsAndNamespaces(context.Context) (snapshot.Objects, error) {
+// ReadCachedPoolsAndReservations implements assign.API.
+func (c *Client) ReadCachedPoolsAndReservations(context.Context) (snapshot.ConfigurationObjects, error) {
 	return c.server.allocationConfiguration(), nil
 }
 

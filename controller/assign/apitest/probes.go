@@ -41,7 +41,7 @@ func (s *Server) createOrReplaceProbe(p *v1alpha1.AddressProbe) *v1alpha1.Addres
 	defer s.mu.Unlock()
 	s.writeRequestCountByKind["probe"]++
 	p = p.DeepCopy()
-	p.Namespace, p.UID, p.ResourceVersion = names.Namespace, types.UID("uid-"+s.nextVersion()), s.nextVersion()
+	p.Namespace, p.UID, p.ResourceVersion = names.DefaultNamespace, types.UID("uid-"+s.nextResourceVersion()), s.nextResourceVersion()
 	s.probeByName[p.Name] = p
 	return p
 }

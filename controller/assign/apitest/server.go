@@ -26,13 +26,13 @@ import (
 
 // Server holds the objects. Its results must not be modified.
 type Server struct {
-	mu                sync.Mutex // guards all that follows
-	lastVersion       int64
-	serviceByKey      map[view.ObjectKey]*corev1.Service
-	poolByName        map[string]*v1beta1.IPAddressPool
-	reservationByName map[string]*v1alpha1.AddressReservation
-	ledgerByName      map[string]*v1alpha1.AddressLedger
-	probeByName       map[string]*v1alpha1.AddressProbe
+	mu                  sync.Mutex // guards all that follows
+	lastResourceVersion int64
+	serviceByKey        map[view.ObjectKey]*corev1.Service
+	poolByName          map[string]*v1beta1.IPAddressPool
+	reservationByName   map[string]*v1alpha1.AddressReservation
+	ledgerByName        map[string]*v1alpha1.AddressLedger
+	probeByName         map[string]*v1alpha1.AddressProbe
 	// serviceChanges are all changes of Services, for the watches. closedAtNextServiceChange is
 	// closed at the next change and replaced.
 	serviceChanges            []serviceChange
@@ -40,11 +40,11 @@ type Server struct {
 	// writeRequestCountByKind counts requests that changed something; serviceReadCountByKind counts
 	// those that read Services.
 	writeRequestCountByKind, serviceReadCountByKind map[string]int
-	onChange                                        func(before, after *corev1.Service)
+	onServiceChange                                 func(before, after *corev1.Service)
 	// serviceWriteRefusal, unless nil, returns the error for a write of a Service's status.
-	// refusedServiceWriteCount counts those errors.
-	serviceWriteRefusal      func(*corev1.Service) error
-	refusedServiceWriteCount int
+	// refusedWriteCount counts those errors.
+	serviceWriteRefusal func(*corev1.Service) error
+	refusedWriteCount   int
 	// ledgerWriteRefusal is the same for an AddressLedger.
 	ledgerWriteRefusal func(*v1alpha1.AddressLedger) error
 }
@@ -62,13 +62,13 @@ func NewServer(check func(before, after *corev1.Service)) *Server {
 		serviceByKey: map[view.ObjectKey]*corev1.Service{}, poolByName: map[string]*v1beta1.IPAddressPool{},
 		reservationByName: map[string]*v1alpha1.AddressReservation{}, ledgerByName: map[string]*v1alpha1.AddressLedger{},
 		probeByName:               map[string]*v1alpha1.AddressProbe{},
-		closedAtNextServiceChange: make(chan struct{}), writeRequestCountByKind: map[string]int{}, serviceReadCountByKind: map[string]int{}, onChange: check,
+		closedAtNextServiceChange: make(chan struct{}), writeRequestCountByKind: map[string]int{}, serviceReadCountByKind: map[string]int{}, onServiceChange: check,
 	}
 }
 
-func (s *Server) nextVersion() string {
-	s.lastVersion++
-	return strconv.FormatInt(s.lastVersion, 10)
+func (s *Server) nextResourceVersion() string {
+	s.lastResourceVersion++
+	return strconv.FormatInt(s.lastResourceVersion, 10)
 }
 
 // storeService stores a Service and wakes the watches.
@@ -77,10 +77,10 @@ func (s *Server) storeService(k view.ObjectKey, now *corev1.Service) {
 	if now == nil {
 		delete(s.serviceByKey, k)
 	} else {
-		now.ResourceVersion = s.nextVersion()
+		now.ResourceVersion = s.nextResourceVersion()
 		s.serviceByKey[k] = now
 	}
-	s.onChange(before, now)
+	s.onServiceChange(before, now)
 	s.serviceChanges = append(s.serviceChanges, serviceChange{before, now})
 	close(s.closedAtNextServiceChange)
 	s.closedAtNextServiceChange = make(chan struct{})
@@ -96,8 +96,8 @@ func (s *Server) CreateService(o *corev1.Service) bool {
 	}
 	o = o.DeepCopy()
 	// Without a generation: the API server counts none for Services.
-	o.UID = types.UID("uid-" + s.nextVersion())
-	o.CreationTimestamp = metav1.Unix(s.lastVersion, 0)
+	o.UID = types.UID("uid-" + s.nextResourceVersion())
+	o.CreationTimestamp = metav1.Unix(s.lastResourceVersion, 0)
 	s.storeService(k, o)
 	return true
 }
@@ -117,11 +117,11 @@ func (s *Server) RefuseLedgerWrites(why func(*v1alpha1.AddressLedger) error) {
 	s.ledgerWriteRefusal = why
 }
 
-// CountRefusedServiceWrites returns how many writes were refused.
-func (s *Server) CountRefusedServiceWrites() int {
+// CountRefusedWrites returns how many writes were refused.
+func (s *Server) CountRefusedWrites() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.refusedServiceWriteCount
+	return s.refusedWriteCount
 }
 
 // EditService changes a Service as a user does, or returns false when there is none.
@@ -177,7 +177,7 @@ func (s *Server) SetPool(name string, spec v1beta1.IPAddressPoolSpec) {
 		p = old.DeepCopy()
 		p.Spec = spec
 	}
-	p.Namespace, p.Name, p.ResourceVersion = names.Namespace, name, s.nextVersion()
+	p.Namespace, p.Name, p.ResourceVersion = names.DefaultNamespace, name, s.nextResourceVersion()
 	p.Generation++
 	s.poolByName[name] = p
 }
@@ -190,7 +190,7 @@ func (s *Server) AnnotatePool(name, key, value string) {
 	if p.Annotations == nil {
 		p.Annotations = map[string]string{}
 	}
-	p.Annotations[key], p.ResourceVersion = value, s.nextVersion()
+	p.Annotations[key], p.ResourceVersion = value, s.nextResourceVersion()
 	s.poolByName[name] = p
 }
 
@@ -203,7 +203,7 @@ func (s *Server) SetReservation(name string, spec v1alpha1.AddressReservationSpe
 		r = old.DeepCopy()
 		r.Spec = spec
 	}
-	r.Namespace, r.Name, r.ResourceVersion = names.Namespace, name, s.nextVersion()
+	r.Namespace, r.Name, r.ResourceVersion = names.DefaultNamespace, name, s.nextResourceVersion()
 	r.Generation++
 	s.reservationByName[name] = r
 }
@@ -233,9 +233,9 @@ func (s *Server) DeleteAllLedgers() {
 func (s *Server) SetWithheldAddresses(all ...v1alpha1.WithheldAddress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.ledgerByName[names.WithheldLedger].DeepCopy()
-	l.Spec.Withheld, l.ResourceVersion = all, s.nextVersion()
-	s.ledgerByName[names.WithheldLedger] = l
+	l := s.ledgerByName[names.WithheldAddressesLedger].DeepCopy()
+	l.Spec.Withheld, l.ResourceVersion = all, s.nextResourceVersion()
+	s.ledgerByName[names.WithheldAddressesLedger] = l
 }
 
 // LedgerByName returns the AddressLedger with that name, nil when there is none.
@@ -261,8 +261,8 @@ func (s *Server) CountServiceReads(kind string) int {
 	return s.serviceReadCountByKind[kind]
 }
 
-// countRead counts a request that reads Services.
-func (s *Server) countRead(kind string) {
+// countServiceRead counts a request that reads Services.
+func (s *Server) countServiceRead(kind string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.serviceReadCountByKind[kind]++
@@ -288,7 +288,7 @@ func (s *Server) patchService(before, after *corev1.Service) (*corev1.Service, e
 	}
 	if s.serviceWriteRefusal != nil {
 		if err := s.serviceWriteRefusal(after); err != nil {
-			s.refusedServiceWriteCount++
+			s.refusedWriteCount++
 			return nil, err
 		}
 	}
@@ -321,17 +321,17 @@ func (s *Server) compareAndSwapLedger(l *v1alpha1.AddressLedger) (*v1alpha1.Addr
 	}
 	if s.ledgerWriteRefusal != nil {
 		if err := s.ledgerWriteRefusal(l); err != nil {
-			s.refusedServiceWriteCount++
+			s.refusedWriteCount++
 			return nil, err
 		}
 	}
 	what := "ledger"
-	if l.Name == names.WithheldLedger {
+	if l.Name == names.WithheldAddressesLedger {
 		what = "withheld"
 	}
 	s.writeRequestCountByKind[what]++
 	l = l.DeepCopy()
-	l.ResourceVersion = s.nextVersion()
+	l.ResourceVersion = s.nextResourceVersion()
 	s.ledgerByName[l.Name] = l
 	return l, nil
 }
@@ -341,8 +341,8 @@ func (s *Server) readOrCreateLedger(name string) *v1alpha1.AddressLedger {
 	defer s.mu.Unlock()
 	if s.ledgerByName[name] == nil {
 		s.ledgerByName[name] = &v1alpha1.AddressLedger{
-			ObjectMeta: metav1.ObjectMeta{Namespace: names.Namespace, Name: name, ResourceVersion: s.nextVersion()},
-			Spec:       v1alpha1.AddressLedgerSpec{Incomplete: name == names.AddressLedger},
+			ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: name, ResourceVersion: s.nextResourceVersion()},
+			Spec:       v1alpha1.AddressLedgerSpec{Incomplete: name == names.PendingAssignmentsLedger},
 		}
 	}
 	return s.ledgerByName[name]
@@ -369,15 +369,15 @@ func replaceObjectIfVersionMatches[O metav1.Object](s *Server, all map[string]O,
 		return conflictError(resource, o.GetName())
 	}
 	s.writeRequestCountByKind[what]++
-	o.SetResourceVersion(s.nextVersion())
+	o.SetResourceVersion(s.nextResourceVersion())
 	all[o.GetName()] = o
 	return nil
 }
 
-func (s *Server) allocationConfiguration() snapshot.Objects {
+func (s *Server) allocationConfiguration() snapshot.ConfigurationObjects {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := snapshot.Objects{Namespace: names.Namespace}
+	o := snapshot.ConfigurationObjects{Namespace: names.DefaultNamespace}
 	for _, p := range s.poolByName {
 		o.Pools = append(o.Pools, *p)
 	}
@@ -398,9 +398,9 @@ func (s *Server) currentServices() (map[view.ObjectKey]*corev1.Service, int) {
 	return out, len(s.serviceChanges)
 }
 
-// changesSince returns the changes after the first n, and a channel that is closed at the next
-// change.
-func (s *Server) changesSince(n int) ([]serviceChange, <-chan struct{}) {
+// serviceChangesSince returns the changes after the first n, and a channel that is closed at the
+// next change.
+func (s *Server) serviceChangesSince(n int) ([]serviceChange, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.serviceChanges[n:], s.closedAtNextServiceChange

@@ -136,11 +136,11 @@ func (h *FakeHostTransport) SetEchoSendError(err error) {
 	h.echoSendError = err
 }
 
-// ReturnEchoes makes the host's forwarding plane return echo packets.
-func (h *FakeHostTransport) ReturnEchoes() { h.setReturnsEchoes(true) }
+// EnableEchoReturn makes the host's forwarding plane return echo packets.
+func (h *FakeHostTransport) EnableEchoReturn() { h.setReturnsEchoes(true) }
 
-// DropEchoes makes the host's forwarding plane drop echo packets.
-func (h *FakeHostTransport) DropEchoes() { h.setReturnsEchoes(false) }
+// DisableEchoReturn makes the host's forwarding plane drop echo packets.
+func (h *FakeHostTransport) DisableEchoReturn() { h.setReturnsEchoes(false) }
 
 func (h *FakeHostTransport) setReturnsEchoes(r bool) {
 	h.network.mu.Lock()
@@ -185,10 +185,10 @@ func (s *fakeSender) SendControl(packet []byte) error {
 	if s.host.controlSendError != nil {
 		return s.host.controlSendError
 	}
-	s.deliverOverPathTraversals(bfd.ReceivedDatagram{
-		SourceAddress: s.host.address, DestinationAddress: s.key.Peer, ArrivalInterface: s.key.Interface, VRF: s.key.VRF,
+	s.deliverWithDelayOrLoss(bfd.ReceivedDatagram{
+		SourceAddress: s.host.address, DestinationAddress: s.key.PeerAddress, ArrivalInterface: s.key.Interface, VRF: s.key.VRF,
 		TTL: 255, ArrivedOnMultihopPort: s.key.Multihop, Payload: slices.Clone(packet),
-	}, s.key.Peer, 1)
+	}, s.key.PeerAddress, 1)
 	return nil
 }
 
@@ -200,18 +200,18 @@ func (s *fakeSender) SendEcho(payload []byte) error {
 	if s.host.echoSendError != nil {
 		return s.host.echoSendError
 	}
-	if to := n.hostByAddress[s.key.Peer]; to != nil && to.returnsEchoes {
-		s.deliverOverPathTraversals(bfd.ReceivedDatagram{SourceAddress: s.host.address, DestinationAddress: s.host.address, TTL: 254, IsEchoPacket: true, Payload: slices.Clone(payload)}, s.host.address, 2)
+	if to := n.hostByAddress[s.key.PeerAddress]; to != nil && to.returnsEchoes {
+		s.deliverWithDelayOrLoss(bfd.ReceivedDatagram{SourceAddress: s.host.address, DestinationAddress: s.host.address, TTL: 254, IsEchoPacket: true, Payload: slices.Clone(payload)}, s.host.address, 2)
 	}
 	return nil
 }
 
-// deliverOverPathTraversals sends a datagram over the path to the neighbour as often as traversals
+// deliverWithDelayOrLoss sends a datagram over the path to the neighbour as often as traversals
 // says: an echo packet travels twice. The Network is locked.
-func (s *fakeSender) deliverOverPathTraversals(datagram bfd.ReceivedDatagram, to netip.Addr, traversals int) {
+func (s *fakeSender) deliverWithDelayOrLoss(datagram bfd.ReceivedDatagram, to netip.Addr, traversals int) {
 	n, delay := s.host.network, time.Duration(0)
 	for range traversals {
-		d, arrives := n.delayOrLossFunc(s.host.address, s.key.Peer)
+		d, arrives := n.delayOrLossFunc(s.host.address, s.key.PeerAddress)
 		if !arrives {
 			return
 		}

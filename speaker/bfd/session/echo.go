@@ -22,14 +22,14 @@ func (m *Machine) sendDueEcho() {
 	e := &m.echo
 	e.interval = max(m.config.EchoInterval, m.remote.requiredMinEchoRxInterval)
 	if e.nextEchoAt.IsZero() {
-		e.nextEchoAt = m.now
+		e.nextEchoAt = m.stepTime
 	}
-	if m.now.Before(e.nextEchoAt) {
+	if m.stepTime.Before(e.nextEchoAt) {
 		return
 	}
-	m.output.EchoRequested = true
+	m.output.MustSendEcho = true
 	e.sentEchoCount++
-	e.nextEchoAt = m.jitter.nextDueTime(m.now, e.interval)
+	e.nextEchoAt = m.transmitScheduler.nextTransmitTime(m.stepTime, e.interval)
 }
 
 // recordEchoReturn records that an echo packet returned.

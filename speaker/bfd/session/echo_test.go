@@ -16,38 +16,39 @@ func newEchoHarness(t *testing.T, accepted time.Duration) *harness {
 	c.EchoInterval = 50 * oneMillisecond
 	k := newHarness(t, c)
 	k.bringUp()
-	k.receiveUp(accepted)
+	k.receiveUpPacket(accepted)
 	return k
 }
 
-// receiveUp receives a packet of a neighbour that is Up and accepts echo packets at the interval.
-func (k *harness) receiveUp(accepted time.Duration) {
+// receiveUpPacket receives a packet of a neighbour that is Up and accepts echo packets at the
+// interval.
+func (k *harness) receiveUpPacket(accepted time.Duration) {
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinEchoRxInterval: accepted})
 }
 
-// advanceWithEchoes lets time pass while the neighbour sends a packet every 100 ms. isReturned says
-// whether an echo packet returns. The result is the times of the echo packets.
-func (k *harness) advanceWithEchoes(d, accepted time.Duration, isReturned func() bool) []time.Time {
+// advanceTimeWithNeighbour lets time pass while the neighbour sends a packet every 100 ms.
+// isReturned says whether an echo packet returns. The result is the times of the echo packets.
+func (k *harness) advanceTimeWithNeighbour(d, accepted time.Duration, isReturned func() bool) []time.Time {
 	k.t.Helper()
 	end, nextPacket, sent := k.now.Add(d), k.now, []time.Time(nil)
 	for range 100000 {
 		if !nextPacket.After(k.now) {
 			nextPacket = k.now.Add(100 * oneMillisecond)
-			k.receiveUp(accepted)
+			k.receiveUpPacket(accepted)
 		} else {
 			k.stepMachine(session.TimePassed{})
 		}
-		if k.lastOutput.EchoRequested {
+		if k.lastOutput.MustSendEcho {
 			sent = append(sent, k.now)
 			if isReturned() {
 				k.stepMachine(session.EchoReturned{})
 			}
 		}
-		if k.machine.View().State != session.Up {
+		if k.machine.Status().State != session.Up {
 			return sent
 		}
 		next := nextPacket
-		if at := k.machine.NextTickDeadline(); !at.IsZero() && at.Before(next) {
+		if at := k.machine.NextStepDeadline(); !at.IsZero() && at.Before(next) {
 			next = at
 		}
 		if next.After(end) {
@@ -62,8 +63,8 @@ func (k *harness) advanceWithEchoes(d, accepted time.Duration, isReturned func()
 	return nil
 }
 
-func yes() bool { return true }
-func no() bool  { return false }
+func returnEveryEcho() bool { return true }
+func returnNoEcho() bool    { return false }
 
 func TestEchoPacketsAreSentAtTheSlowerInterval(t *testing.T) {
 	for accepted, want := range map[time.Duration]time.Duration{
@@ -71,7 +72,7 @@ func TestEchoPacketsAreSentAtTheSlowerInterval(t *testing.T) {
 		200 * oneMillisecond: 200 * oneMillisecond,
 	} {
 		k := newEchoHarness(t, accepted)
-		sent := k.advanceWithEchoes(10*time.Second, accepted, yes)
+		sent := k.advanceTimeWithNeighbour(10*time.Second, accepted, returnEveryEcho)
 		if len(sent) < int(10*time.Second/want) {
 			t.Fatalf("%d echo packets in 10 s, want one in at most %v", len(sent), want)
 		}
@@ -81,7 +82,7 @@ func TestEchoPacketsAreSentAtTheSlowerInterval(t *testing.T) {
 			}
 		}
 		k.requireState("every echo packet returns", session.Up)
-		if v := k.machine.View(); v.NoEchoReturned || v.NeighbourRefusesEcho {
+		if v := k.machine.Status(); v.NoEchoReturned || v.NeighbourRefusesEcho {
 			t.Errorf("echo packets lost: %v, refused: %v", v.NoEchoReturned, v.NeighbourRefusesEcho)
 		}
 	}
@@ -89,15 +90,15 @@ func TestEchoPacketsAreSentAtTheSlowerInterval(t *testing.T) {
 
 func TestMissingEchoPacketsTakeTheSessionDown(t *testing.T) {
 	k := newEchoHarness(t, 50*oneMillisecond)
-	k.advanceWithEchoes(time.Second, 50*oneMillisecond, yes)
+	k.advanceTimeWithNeighbour(time.Second, 50*oneMillisecond, returnEveryEcho)
 	k.requireState("every echo packet returns", session.Up)
 	begin := k.now
-	k.advanceWithEchoes(time.Second, 50*oneMillisecond, no)
+	k.advanceTimeWithNeighbour(time.Second, 50*oneMillisecond, returnNoEcho)
 	k.requireState("no echo packet returns any more", session.Down)
 	if d := k.now.Sub(begin); d > 150*oneMillisecond {
 		t.Errorf("the session goes down after %v, want at most 3 intervals of 50 ms", d)
 	}
-	v := k.machine.View()
+	v := k.machine.Status()
 	if v.Diagnostic != session.DiagnosticEchoFailed || v.Diagnostic.String() != "echo function failed" {
 		t.Errorf("the diagnostic is %v", v.Diagnostic)
 	}
@@ -110,34 +111,34 @@ func TestMissingEchoPacketsTakeTheSessionDown(t *testing.T) {
 	}
 }
 
-func TestEchoPacketsThatNeverReturnAreReportedOnly(t *testing.T) {
+func TestEchoThatNeverReturnedKeepsSessionUp(t *testing.T) {
 	k := newEchoHarness(t, 50*oneMillisecond)
-	if sent := k.advanceWithEchoes(200*oneMillisecond, 50*oneMillisecond, no); len(sent) == 0 || k.machine.View().NoEchoReturned {
-		t.Fatalf("after %d echo packets they are lost: %v, want not yet", len(sent), k.machine.View().NoEchoReturned)
+	if sent := k.advanceTimeWithNeighbour(200*oneMillisecond, 50*oneMillisecond, returnNoEcho); len(sent) == 0 || k.machine.Status().NoEchoReturned {
+		t.Fatalf("after %d echo packets they are lost: %v, want not yet", len(sent), k.machine.Status().NoEchoReturned)
 	}
-	k.advanceWithEchoes(time.Second, 50*oneMillisecond, no)
+	k.advanceTimeWithNeighbour(time.Second, 50*oneMillisecond, returnNoEcho)
 	k.requireState("the neighbour has never returned an echo packet", session.Up)
-	if !k.machine.View().NoEchoReturned {
+	if !k.machine.Status().NoEchoReturned {
 		t.Error("the session does not report that echo packets do not return")
 	}
 	k.stepMachine(session.EchoReturned{})
-	if k.machine.View().NoEchoReturned {
+	if k.machine.Status().NoEchoReturned {
 		t.Error("an echo packet has returned, and they are still reported as lost")
 	}
 }
 
-func TestEchoPacketsNeedTheNeighboursConsent(t *testing.T) {
+func TestEchoIsSentOnlyIfNeighbourAcceptsIt(t *testing.T) {
 	k := newEchoHarness(t, 0)
-	if sent := k.advanceWithEchoes(time.Second, 0, yes); len(sent) > 0 {
+	if sent := k.advanceTimeWithNeighbour(time.Second, 0, returnEveryEcho); len(sent) > 0 {
 		t.Errorf("%d echo packets are sent to a neighbour that accepts none", len(sent))
 	}
-	if !k.machine.View().NeighbourRefusesEcho {
+	if !k.machine.Status().NeighbourRefusesEcho {
 		t.Error("the session does not report that the neighbour accepts no echo packets")
 	}
-	if sent := k.advanceWithEchoes(time.Second, 50*oneMillisecond, yes); len(sent) == 0 || k.machine.View().NeighbourRefusesEcho {
-		t.Errorf("the neighbour accepts them now: %d are sent, refused: %v", len(sent), k.machine.View().NeighbourRefusesEcho)
+	if sent := k.advanceTimeWithNeighbour(time.Second, 50*oneMillisecond, returnEveryEcho); len(sent) == 0 || k.machine.Status().NeighbourRefusesEcho {
+		t.Errorf("the neighbour accepts them now: %d are sent, refused: %v", len(sent), k.machine.Status().NeighbourRefusesEcho)
 	}
-	k.advanceWithEchoes(time.Second, 0, no)
+	k.advanceTimeWithNeighbour(time.Second, 0, returnNoEcho)
 	k.requireState("the neighbour accepts none any more", session.Up)
 }
 
@@ -154,28 +155,28 @@ func TestPacketsContainTheAcceptedEchoInterval(t *testing.T) {
 	}
 }
 
-func TestEchoReturnsWithoutTheFunctionChangeNothing(t *testing.T) {
+func TestEchoReturnWithoutEchoModeIsIgnored(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	before := k.machine.View()
+	before := k.machine.Status()
 	k.stepMachine(session.EchoReturned{})
-	if after := k.machine.View(); after != before {
+	if after := k.machine.Status(); after != before {
 		t.Errorf("the session is %+v, want %+v", after, before)
 	}
 	for range 20 {
 		k.now = k.now.Add(100 * oneMillisecond)
-		k.receiveUp(50 * oneMillisecond)
-		if k.stepMachine(session.TimePassed{}).EchoRequested {
+		k.receiveUpPacket(50 * oneMillisecond)
+		if k.stepMachine(session.TimePassed{}).MustSendEcho {
 			t.Fatal("an echo packet is requested without an interval for them")
 		}
 	}
 	k.requireState("control packets arrive", session.Up)
 }
 
-func TestSecondStopAndUnneededStartChangeNothing(t *testing.T) {
+func TestRepeatedStopAndStartWhileRunningAreIgnored(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	if c := k.stepMachine(session.StartRequested{}).StateChange; c != nil {
+	if c := k.stepMachine(session.RestartRequested{}).StateChange; c != nil {
 		t.Errorf("a start of a running session changes it: %+v", c)
 	}
 	k.requireState("a start of a running session", session.Up)
@@ -183,15 +184,15 @@ func TestSecondStopAndUnneededStartChangeNothing(t *testing.T) {
 		t.Errorf("the stop reports %+v", c)
 	}
 	k.advanceTime(time.Hour)
-	if out := k.stepMachine(session.StopRequested{}); out.StateChange != nil || len(out.Packets) > 0 {
+	if out := k.stepMachine(session.StopRequested{}); out.StateChange != nil || len(out.PacketsToSend) > 0 {
 		t.Errorf("the second stop leads to %+v", out)
 	}
-	if c := k.stepMachine(session.StartRequested{}).StateChange; c == nil || c.To != session.Down || c.Cause.String() != "started here" {
+	if c := k.stepMachine(session.RestartRequested{}).StateChange; c == nil || c.To != session.Down || c.Cause.String() != "started here" {
 		t.Errorf("the start reports %+v", c)
 	}
 }
 
-func TestDiagnosticsHaveWords(t *testing.T) {
+func TestEachDiagnosticHasItsOwnText(t *testing.T) {
 	seen := map[string]session.Diagnostic{}
 	for d := session.Diagnostic(0); d < 9; d++ { // RFC 5880 section 4.1 assigns 0 to 8
 		words := d.String()

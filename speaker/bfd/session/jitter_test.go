@@ -13,7 +13,7 @@ import (
 // several packets at once, while the interval of each session keeps its jitter.
 func TestPacketsOfManySessionsAreDueTogether(t *testing.T) {
 	const sessions, seconds = 100, 10
-	jitter := session.NewJitter(rand.New(rand.NewPCG(1, 2)), testStart)
+	jitter := session.NewTransmitScheduler(rand.New(rand.NewPCG(1, 2)), testStart)
 	times, gaps, packets := map[time.Time]bool{}, map[time.Duration]bool{}, 0
 	for i := range sessions {
 		start := testStart.Add(time.Duration(i) * 317 * time.Microsecond)
@@ -22,8 +22,8 @@ func TestPacketsOfManySessionsAreDueTogether(t *testing.T) {
 		k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: uint32(i + 1), DesiredMinTxInterval: time.Minute})
 		last := k.now
 		for k.now.Before(testStart.Add(seconds * time.Second)) {
-			k.now = k.machine.NextTickDeadline()
-			if len(k.stepMachine(session.TimePassed{}).Packets) > 0 {
+			k.now = k.machine.NextStepDeadline()
+			if len(k.stepMachine(session.TimePassed{}).PacketsToSend) > 0 {
 				times[k.now], gaps[k.now.Sub(last)] = true, true
 				last = k.now
 				packets++
@@ -44,14 +44,14 @@ func TestPacketsOfEachIntervalHaveJitter(t *testing.T) {
 	for _, interval := range []time.Duration{10 * oneMillisecond, 11 * oneMillisecond, 50 * oneMillisecond, 333 * oneMillisecond, time.Second, time.Minute} {
 		c := exampleConfig()
 		c.DesiredMinTxInterval = interval
-		jitter := session.NewJitter(rand.New(rand.NewPCG(1, 2)), testStart.Add(-time.Hour-123*time.Nanosecond))
+		jitter := session.NewTransmitScheduler(rand.New(rand.NewPCG(1, 2)), testStart.Add(-time.Hour-123*time.Nanosecond))
 		k := &harness{t: t, now: testStart, machine: session.NewMachine(ourDiscriminator, c, jitter, testStart)}
 		k.bringUp()
 		k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: time.Hour, RequiredMinRxInterval: time.Microsecond})
 		var gaps []time.Duration
 		for last := k.now; len(gaps) < 200; {
-			k.now = k.machine.NextTickDeadline()
-			if len(k.stepMachine(session.TimePassed{}).Packets) > 0 {
+			k.now = k.machine.NextStepDeadline()
+			if len(k.stepMachine(session.TimePassed{}).PacketsToSend) > 0 {
 				// The process runs a little later than it should.
 				late := time.Duration(len(gaps)%7) * 31 * time.Microsecond
 				gaps, last = append(gaps, k.now.Sub(last)), k.now.Add(late)
@@ -86,8 +86,8 @@ func TestUnchangedSessionAllocatesNothing(t *testing.T) {
 	sent := 0
 	if n := testing.AllocsPerRun(1000, func() {
 		k.machine.Step(k.now, session.PacketReceived{Packet: packet})
-		k.now = k.machine.NextTickDeadline()
-		sent += len(k.machine.Step(k.now, session.TimePassed{}).Packets)
+		k.now = k.machine.NextStepDeadline()
+		sent += len(k.machine.Step(k.now, session.TimePassed{}).PacketsToSend)
 	}); n > 0 {
 		t.Errorf("%v allocations for each packet", n)
 	}

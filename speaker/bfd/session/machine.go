@@ -31,18 +31,18 @@ const (
 	minNotUpTxInterval = time.Second
 	// adminDownPacketCount is how many packets signal AdminDown: one or two may be lost.
 	adminDownPacketCount = 3
-	// adminDownInterval is the interval between these packets before jitter. It is short, so that
-	// a planned stop does not wait for a slow session.
-	adminDownInterval = 50 * time.Millisecond
+	// adminDownPacketInterval is the interval between these packets before jitter. It is short, so
+	// that a planned stop does not wait for a slow session.
+	adminDownPacketInterval = 50 * time.Millisecond
 )
 
 // Machine is the state machine of a session. Make it with New.
 type Machine struct {
-	config        Config
-	jitter        *Jitter
-	discriminator uint32
-	now           time.Time // of the step under way
-	output        Output
+	config            Config
+	transmitScheduler *TransmitScheduler
+	discriminator     uint32
+	stepTime          time.Time // of the step under way
+	output            Output
 
 	state                State
 	diagnostic           Diagnostic
@@ -55,8 +55,8 @@ type Machine struct {
 	// differ during a Poll Sequence (RFC 5880 section 6.8.3).
 	desiredMinTxInterval  time.Duration
 	requiredMinRxInterval time.Duration
-	effectiveTxInterval   time.Duration
-	effectiveRxInterval   time.Duration
+	appliedMinTxInterval  time.Duration
+	appliedMinRxInterval  time.Duration
 	poll                  pollSequence
 
 	lastSentPacket            Packet        // without P and F; zero before the first packet
@@ -94,8 +94,8 @@ type pollSequence struct {
 
 // NewMachine returns a session in the state Down. Its first packet is due at once. The
 // discriminator is not 0 and unique among the sessions of the system.
-func NewMachine(discriminator uint32, c Config, jitter *Jitter, now time.Time) *Machine {
-	m := &Machine{config: c, jitter: jitter, discriminator: discriminator, now: now, stateSince: now, state: Down}
+func NewMachine(discriminator uint32, c Config, jitter *TransmitScheduler, now time.Time) *Machine {
+	m := &Machine{config: c, transmitScheduler: jitter, discriminator: discriminator, stepTime: now, stateSince: now, state: Down}
 	m.remote = initialRemoteState
 	m.applyChangedIntervals()
 	m.nextPeriodicPacketAt = now
@@ -105,7 +105,7 @@ func NewMachine(discriminator uint32, c Config, jitter *Jitter, now time.Time) *
 // Step applies one input and returns the output. A packet that was waiting to be read must be
 // stepped before the Tick that follows it, since only a Tick lets the Detection Time expire.
 func (m *Machine) Step(now time.Time, in Input) Output {
-	m.now, m.output = now, Output{Packets: m.output.Packets[:0]}
+	m.stepTime, m.output = now, Output{PacketsToSend: m.output.PacketsToSend[:0]}
 	switch in := in.(type) {
 	case PacketReceived:
 		m.receivePacket(in.Packet)
@@ -113,7 +113,7 @@ func (m *Machine) Step(now time.Time, in Input) Output {
 		m.config = in.Config
 	case StopRequested:
 		m.shutDown()
-	case StartRequested:
+	case RestartRequested:
 		m.restartSession()
 	case EchoReturned:
 		m.echo.recordEchoReturn(now)
@@ -121,7 +121,7 @@ func (m *Machine) Step(now time.Time, in Input) Output {
 		m.takeDownIfDetectionTimePassed()
 	}
 	m.applyChangedIntervals()
-	m.sendDuePacket()
+	m.sendPacketIfDueOrChanged()
 	m.sendDueEcho()
 	return m.output
 }
@@ -146,17 +146,17 @@ func (m *Machine) receivePacket(p Packet) {
 		m.poll = pollSequence{isActive: m.poll.anotherPollNeeded}
 	}
 	if m.state == AdminDown {
-		m.output.DiscardReason = DiscardStoppedSession
+		m.output.DiscardReason = DiscardSessionAdminDown
 		return
 	}
-	m.lastPacketReceivedAt = m.now
+	m.lastPacketReceivedAt = m.stepTime
 	m.updateStateFromPacket(p)
 	if p.Poll {
 		// The answer has the intervals of the new state (RFC 5880 section 6.8.3).
 		m.applyChangedIntervals()
 		final := m.buildCurrentPacket()
 		m.lastSentPacket, final.Final = final, true
-		m.output.Packets = append(m.output.Packets, final)
+		m.output.PacketsToSend = append(m.output.PacketsToSend, final)
 	}
 }
 
@@ -164,7 +164,7 @@ func (m *Machine) receivePacket(p Packet) {
 func (m *Machine) updateStateFromPacket(p Packet) {
 	if p.State == AdminDown {
 		if m.state != Down {
-			m.enterState(Down, DiagnosticNeighbourDown, CauseNeighbourAdminDown)
+			m.enterState(Down, DiagnosticNeighbourSignalledDown, CauseNeighbourSignalledAdminDown)
 		}
 		return
 	}
@@ -172,17 +172,17 @@ func (m *Machine) updateStateFromPacket(p Packet) {
 	case Down:
 		switch p.State {
 		case Down:
-			m.enterState(Init, m.diagnostic, CauseNeighbourAnswers)
+			m.enterState(Init, m.diagnostic, CauseHandshakeProgress)
 		case Init:
-			m.enterState(Up, DiagnosticNone, CauseNeighbourAnswers)
+			m.enterState(Up, DiagnosticNone, CauseHandshakeProgress)
 		}
 	case Init:
 		if p.State == Init || p.State == Up {
-			m.enterState(Up, DiagnosticNone, CauseNeighbourAnswers)
+			m.enterState(Up, DiagnosticNone, CauseHandshakeProgress)
 		}
 	case Up:
 		if p.State == Down {
-			m.enterState(Down, DiagnosticNeighbourDown, CauseNeighbourDown)
+			m.enterState(Down, DiagnosticNeighbourSignalledDown, CauseNeighbourSignalledDown)
 		}
 	}
 }
@@ -190,14 +190,14 @@ func (m *Machine) updateStateFromPacket(p Packet) {
 // enterState changes the state.
 func (m *Machine) enterState(s State, d Diagnostic, c Cause) {
 	m.output.StateChange = &StateChange{From: m.state, To: s, Cause: c, RemoteDiagnostic: m.remote.diagnostic}
-	m.state, m.diagnostic, m.stateSince = s, d, m.now
+	m.state, m.diagnostic, m.stateSince = s, d, m.stepTime
 	m.echo = echoState{}
 }
 
 // takeDownIfDetectionTimePassed acts when the Detection Time of control or echo packets has
 // passed without a packet (RFC 5880 sections 6.8.4 and 6.8.5).
 func (m *Machine) takeDownIfDetectionTimePassed() {
-	if at := m.detectionDeadline(); !at.IsZero() && !m.now.Before(at) {
+	if at := m.detectionDeadline(); !at.IsZero() && !m.stepTime.Before(at) {
 		m.lastPacketReceivedAt = time.Time{}
 		if m.state == Init || m.state == Up {
 			m.enterState(Down, DiagnosticDetectionExpired, CauseDetectionExpired)
@@ -206,7 +206,7 @@ func (m *Machine) takeDownIfDetectionTimePassed() {
 		// the other values: a neighbour that returns sends them again.
 		m.remote, m.poll = initialRemoteState, pollSequence{}
 	}
-	if at := m.echo.detectionDeadline(m.config.DetectMultiplier); !at.IsZero() && !m.now.Before(at) && m.state == Up {
+	if at := m.echo.detectionDeadline(m.config.DetectMultiplier); !at.IsZero() && !m.stepTime.Before(at) && m.state == Up {
 		m.enterState(Down, DiagnosticEchoFailed, CauseEchoFailed)
 	}
 }
@@ -214,7 +214,7 @@ func (m *Machine) takeDownIfDetectionTimePassed() {
 // detectionTime returns the Detection Time (RFC 5880 section
 // 6.8.4), or 0 before the neighbour's first packet.
 func (m *Machine) detectionTime() time.Duration {
-	return time.Duration(m.remote.detectMultiplier) * max(m.effectiveRxInterval, m.remote.desiredMinTxInterval)
+	return time.Duration(m.remote.detectMultiplier) * max(m.appliedMinRxInterval, m.remote.desiredMinTxInterval)
 }
 
 // detectionDeadline returns when the Detection Time expires; zero if it does not run.
@@ -244,11 +244,11 @@ func (m *Machine) applyChangedIntervals() {
 	// Until its Final the neighbour may not know the change. Until then we
 	// send as often as it expects and wait as long as its packets may take.
 	unconfirmed := m.state == Up && m.poll.isActive
-	if !unconfirmed || m.desiredMinTxInterval < m.effectiveTxInterval {
-		m.effectiveTxInterval = m.desiredMinTxInterval
+	if !unconfirmed || m.desiredMinTxInterval < m.appliedMinTxInterval {
+		m.appliedMinTxInterval = m.desiredMinTxInterval
 	}
-	if !unconfirmed || m.requiredMinRxInterval > m.effectiveRxInterval {
-		m.effectiveRxInterval = m.requiredMinRxInterval
+	if !unconfirmed || m.requiredMinRxInterval > m.appliedMinRxInterval {
+		m.appliedMinRxInterval = m.requiredMinRxInterval
 	}
 }
 
@@ -271,12 +271,12 @@ func (m *Machine) restartSession() {
 		return
 	}
 	m.remote = initialRemoteState
-	m.enterState(Down, DiagnosticNone, CauseStartedLocally)
+	m.enterState(Down, DiagnosticNone, CauseRestartedLocally)
 }
 
-// IsDetectionDue reports whether a Detection Time has passed, so that a Tick takes the session
-// down. Packets that wait to be read must be stepped before.
-func (m *Machine) IsDetectionDue(now time.Time) bool {
+// HasDetectionTimePassed reports whether a Detection Time has passed, so that a Tick takes the
+// session down. Packets that wait to be read must be stepped before.
+func (m *Machine) HasDetectionTimePassed(now time.Time) bool {
 	control, echo := m.detectionDeadline(), m.echo.detectionDeadline(m.config.DetectMultiplier)
 	return (!control.IsZero() && !now.Before(control)) || (!echo.IsZero() && !now.Before(echo))
 }
@@ -284,8 +284,8 @@ func (m *Machine) IsDetectionDue(now time.Time) bool {
 // IsStopped reports whether the session has ended and AdminDown was signalled.
 func (m *Machine) IsStopped() bool { return m.state == AdminDown && m.adminDownPacketsLeft == 0 }
 
-// NextTickDeadline returns the latest time for the next Tick; zero if none is needed.
-func (m *Machine) NextTickDeadline() time.Time {
+// NextStepDeadline returns the latest time for the next Tick; zero if none is needed.
+func (m *Machine) NextStepDeadline() time.Time {
 	next := m.nextPeriodicPacketAt
 	for _, t := range [...]time.Time{m.detectionDeadline(), m.echo.nextEchoAt, m.echo.detectionDeadline(m.config.DetectMultiplier)} {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {

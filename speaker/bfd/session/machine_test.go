@@ -28,7 +28,7 @@ type harness struct {
 }
 
 func newHarness(t *testing.T, c session.Config) *harness {
-	return &harness{t: t, machine: session.NewMachine(ourDiscriminator, c, session.NewJitter(rand.New(rand.NewPCG(1, 2)), testStart), testStart), now: testStart}
+	return &harness{t: t, machine: session.NewMachine(ourDiscriminator, c, session.NewTransmitScheduler(rand.New(rand.NewPCG(1, 2)), testStart), testStart), now: testStart}
 }
 
 // stepMachine steps the machine at the current time.
@@ -60,7 +60,7 @@ func (k *harness) advanceTime(d time.Duration) []session.Packet {
 	k.t.Helper()
 	end, sent := k.now.Add(d), []session.Packet(nil)
 	for range 100000 {
-		next := k.machine.NextTickDeadline()
+		next := k.machine.NextStepDeadline()
 		if next.IsZero() || next.After(end) {
 			k.now = end
 			return sent
@@ -68,7 +68,7 @@ func (k *harness) advanceTime(d time.Duration) []session.Packet {
 		if next.After(k.now) {
 			k.now = next
 		}
-		sent = append(sent, k.stepMachine(session.TimePassed{}).Packets...)
+		sent = append(sent, k.stepMachine(session.TimePassed{}).PacketsToSend...)
 	}
 	k.t.Fatal("the machine wants to be stepped without end")
 	return nil
@@ -83,14 +83,14 @@ func (k *harness) bringUp() {
 	k.requireState("the neighbour is in Init", session.Up)
 	k.advanceTime(50 * oneMillisecond)
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if k.machine.View().IsPolling {
+	if k.machine.Status().IsPolling {
 		k.t.Fatal("the Final did not end the Poll Sequence")
 	}
 }
 
 func (k *harness) requireState(sentence string, s session.State) {
 	k.t.Helper()
-	if v := k.machine.View(); v.State != s {
+	if v := k.machine.Status(); v.State != s {
 		k.t.Fatalf("%s: state %s, want %s", sentence, v.State, s)
 	}
 }
@@ -98,10 +98,10 @@ func (k *harness) requireState(sentence string, s session.State) {
 // lastPacket returns the last packet of the last step.
 func (k *harness) lastPacket(sentence string) session.Packet {
 	k.t.Helper()
-	if len(k.lastOutput.Packets) == 0 {
+	if len(k.lastOutput.PacketsToSend) == 0 {
 		k.t.Fatalf("%s: nothing was sent", sentence)
 	}
-	return k.lastOutput.Packets[len(k.lastOutput.Packets)-1]
+	return k.lastOutput.PacketsToSend[len(k.lastOutput.PacketsToSend)-1]
 }
 
 // TestStateTransitions checks the table of RFC 5880 section 6.8.6.
@@ -154,8 +154,8 @@ func TestTransmitIntervalsHaveJitter(t *testing.T) {
 	var gaps []time.Duration
 	last := k.now
 	for len(gaps) < 2000 {
-		k.now = k.machine.NextTickDeadline()
-		if len(k.stepMachine(session.TimePassed{}).Packets) > 0 {
+		k.now = k.machine.NextStepDeadline()
+		if len(k.stepMachine(session.TimePassed{}).PacketsToSend) > 0 {
 			gaps, last = append(gaps, k.now.Sub(last)), k.now
 		}
 	}
@@ -225,7 +225,7 @@ func TestLongerTransmitIntervalWaitsForFinal(t *testing.T) {
 	if p := k.lastPacket("a longer interval"); !p.Poll || p.DesiredMinTxInterval != 500*oneMillisecond {
 		t.Errorf("sent %+v, want the new interval with Poll, at once", p)
 	}
-	if d := k.machine.View().EffectiveTransmitInterval; d != 70*oneMillisecond {
+	if d := k.machine.Status().EffectiveTransmitInterval; d != 70*oneMillisecond {
 		t.Errorf("sends every %s before the answer, want the previous 70 ms", d)
 	}
 	for _, p := range k.advanceTime(200 * oneMillisecond) {
@@ -234,7 +234,7 @@ func TestLongerTransmitIntervalWaitsForFinal(t *testing.T) {
 		}
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if d := k.machine.View().EffectiveTransmitInterval; d != 500*oneMillisecond {
+	if d := k.machine.Status().EffectiveTransmitInterval; d != 500*oneMillisecond {
 		t.Errorf("sends every %s after the answer, want 500 ms", d)
 	}
 }
@@ -249,11 +249,11 @@ func TestShorterReceiveIntervalWaitsForFinal(t *testing.T) {
 	if p := k.lastPacket("a shorter interval"); !p.Poll || p.RequiredMinRxInterval != 20*oneMillisecond {
 		t.Errorf("sent %+v, want the new interval with Poll", p)
 	}
-	if d := k.machine.View().DetectionTime; d != 400*oneMillisecond {
+	if d := k.machine.Status().DetectionTime; d != 400*oneMillisecond {
 		t.Errorf("waits %s before the answer, want the previous 4 x 100 ms", d)
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: 10 * oneMillisecond, Final: true})
-	if d := k.machine.View().DetectionTime; d != 80*oneMillisecond {
+	if d := k.machine.Status().DetectionTime; d != 80*oneMillisecond {
 		t.Errorf("waits %s after the answer, want 4 x 20 ms", d)
 	}
 }
@@ -267,16 +267,16 @@ func TestIntervalChangeDuringPollStartsAnotherPoll(t *testing.T) {
 		k.stepMachine(session.ConfigChanged{Config: c})
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if v := k.machine.View(); !v.IsPolling || v.EffectiveTransmitInterval != 70*oneMillisecond {
+	if v := k.machine.Status(); !v.IsPolling || v.EffectiveTransmitInterval != 70*oneMillisecond {
 		t.Fatalf("the first answer ended both sequences: %+v", v)
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if !k.machine.View().IsPolling {
+	if !k.machine.Status().IsPolling {
 		t.Fatal("a second answer to the first sequence ended the second, of which nothing was sent")
 	}
 	k.advanceTime(70 * oneMillisecond)
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if v := k.machine.View(); v.IsPolling || v.EffectiveTransmitInterval != 900*oneMillisecond {
+	if v := k.machine.Status(); v.IsPolling || v.EffectiveTransmitInterval != 900*oneMillisecond {
 		t.Errorf("after the second answer: %+v, want 900 ms", v)
 	}
 }
@@ -284,10 +284,10 @@ func TestIntervalChangeDuringPollStartsAnotherPoll(t *testing.T) {
 func TestUnrequestedFinalIsIgnored(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	before := k.machine.View()
+	before := k.machine.Status()
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
-	if k.machine.View() != before || len(k.lastOutput.Packets) != 0 {
-		t.Errorf("a stray Final made %+v of %+v", k.machine.View(), before)
+	if k.machine.Status() != before || len(k.lastOutput.PacketsToSend) != 0 {
+		t.Errorf("a stray Final made %+v of %+v", k.machine.Status(), before)
 	}
 }
 
@@ -362,7 +362,7 @@ func TestPassiveSessionWaitsForNeighbour(t *testing.T) {
 func TestShutdownSendsAdminDown(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	sent := k.stepMachine(session.StopRequested{}).Packets
+	sent := k.stepMachine(session.StopRequested{}).PacketsToSend
 	if k.machine.IsStopped() {
 		t.Fatal("stopped after one packet, which may be lost")
 	}
@@ -379,10 +379,10 @@ func TestShutdownSendsAdminDown(t *testing.T) {
 		t.Errorf("%d packets after the end", len(sent))
 	}
 	k.receivePacket(session.Packet{State: session.Down, YourDiscriminator: ourDiscriminator})
-	if k.requireState("it hears the neighbour", session.AdminDown); k.lastOutput.DiscardReason != session.DiscardStoppedSession {
+	if k.requireState("it hears the neighbour", session.AdminDown); k.lastOutput.DiscardReason != session.DiscardSessionAdminDown {
 		t.Errorf("discarded as %q", k.lastOutput.DiscardReason)
 	}
-	k.stepMachine(session.StartRequested{})
+	k.stepMachine(session.RestartRequested{})
 	k.requireState("it starts again", session.Down)
 	if p := k.lastPacket("it starts again"); p.YourDiscriminator != 0 || p.State != session.Down {
 		t.Errorf("sent %+v, want what a new session sends", p)
@@ -402,7 +402,7 @@ func TestNeighbourRestartTakesSessionDown(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
 	k.receivePacket(session.Packet{State: session.Down, MyDiscriminator: 99, DesiredMinTxInterval: time.Second})
-	if k.requireState("a packet after the restart", session.Down); k.lastOutput.StateChange.Cause != session.CauseNeighbourDown {
+	if k.requireState("a packet after the restart", session.Down); k.lastOutput.StateChange.Cause != session.CauseNeighbourSignalledDown {
 		t.Errorf("change %+v", k.lastOutput.StateChange)
 	}
 	k.receivePacket(session.Packet{State: session.Down, MyDiscriminator: 99, DesiredMinTxInterval: time.Second})
@@ -415,9 +415,9 @@ func TestNeighbourRestartTakesSessionDown(t *testing.T) {
 func TestAuthenticatedPacketsAreDiscarded(t *testing.T) {
 	k := newHarness(t, exampleConfig())
 	k.bringUp()
-	before := k.machine.View()
+	before := k.machine.Status()
 	k.receivePacket(session.Packet{State: session.Down, AuthenticationPresent: true, YourDiscriminator: ourDiscriminator})
-	if k.lastOutput.DiscardReason != session.DiscardUnexpectedAuthentication || k.machine.View() != before {
-		t.Errorf("%q, %+v", k.lastOutput.DiscardReason, k.machine.View())
+	if k.lastOutput.DiscardReason != session.DiscardUnexpectedAuthentication || k.machine.Status() != before {
+		t.Errorf("%q, %+v", k.lastOutput.DiscardReason, k.machine.Status())
 	}
 }

@@ -25,11 +25,11 @@ type Diagnostic uint8
 
 // The diagnostics that this package sends. String names all of them.
 const (
-	DiagnosticNone             Diagnostic = 0
-	DiagnosticDetectionExpired Diagnostic = 1
-	DiagnosticEchoFailed       Diagnostic = 2
-	DiagnosticNeighbourDown    Diagnostic = 3
-	DiagnosticAdminDown        Diagnostic = 7
+	DiagnosticNone                   Diagnostic = 0
+	DiagnosticDetectionExpired       Diagnostic = 1
+	DiagnosticEchoFailed             Diagnostic = 2
+	DiagnosticNeighbourSignalledDown Diagnostic = 3
+	DiagnosticAdminDown              Diagnostic = 7
 )
 
 // String names the diagnostic in words.
@@ -101,22 +101,22 @@ type DiscardReason string
 // The discard rules of RFC 5880 section 6.8.6 and of the transports: the TTL
 // of RFC 5881 section 5 and RFC 5883, and packets without a session.
 const (
-	NotDiscarded                       DiscardReason = ""
-	DiscardBadVersion                  DiscardReason = "version"
-	DiscardBadLength                   DiscardReason = "length"
-	DiscardZeroMultiplier              DiscardReason = "multiplier"
-	DiscardMultipoint                  DiscardReason = "multipoint"
-	DiscardZeroMyDiscriminator         DiscardReason = "my_discriminator"
-	DiscardUnknownSession              DiscardReason = "session"
-	DiscardStateNeedsYourDiscriminator DiscardReason = "state"
-	DiscardUnexpectedAuthentication    DiscardReason = "authentication"
-	DiscardLowTTL                      DiscardReason = "ttl"
-	DiscardStoppedSession              DiscardReason = "admin_down"
+	NotDiscarded                    DiscardReason = ""
+	DiscardBadVersion               DiscardReason = "version"
+	DiscardBadLength                DiscardReason = "length"
+	DiscardZeroMultiplier           DiscardReason = "multiplier"
+	DiscardMultipoint               DiscardReason = "multipoint"
+	DiscardZeroMyDiscriminator      DiscardReason = "my_discriminator"
+	DiscardUnknownSession           DiscardReason = "session"
+	DiscardZeroYourDiscriminator    DiscardReason = "state"
+	DiscardUnexpectedAuthentication DiscardReason = "authentication"
+	DiscardLowTTL                   DiscardReason = "ttl"
+	DiscardSessionAdminDown         DiscardReason = "admin_down"
 )
 
 // DiscardReasons are all reasons but NotDiscarded.
 var DiscardReasons = [...]DiscardReason{
-	DiscardBadVersion, DiscardBadLength, DiscardZeroMultiplier, DiscardMultipoint, DiscardZeroMyDiscriminator, DiscardUnknownSession, DiscardStateNeedsYourDiscriminator, DiscardUnexpectedAuthentication, DiscardLowTTL, DiscardStoppedSession,
+	DiscardBadVersion, DiscardBadLength, DiscardZeroMultiplier, DiscardMultipoint, DiscardZeroMyDiscriminator, DiscardUnknownSession, DiscardZeroYourDiscriminator, DiscardUnexpectedAuthentication, DiscardLowTTL, DiscardSessionAdminDown,
 }
 
 // ParsePacket decodes the payload of a datagram. It applies the rules of RFC 5880 section 6.8.6
@@ -149,7 +149,7 @@ func ParsePacket(b []byte) (Packet, DiscardReason) {
 	case p.MyDiscriminator == 0:
 		return Packet{}, DiscardZeroMyDiscriminator
 	case p.YourDiscriminator == 0 && p.State != Down && p.State != AdminDown:
-		return Packet{}, DiscardStateNeedsYourDiscriminator
+		return Packet{}, DiscardZeroYourDiscriminator
 	}
 	return p, NotDiscarded
 }
@@ -158,9 +158,9 @@ func decodeMicroseconds(b []byte) time.Duration {
 	return time.Duration(binary.BigEndian.Uint32(b)) * time.Microsecond
 }
 
-// Append appends the encoded packet. It never sets the A
+// AppendEncoded appends the encoded packet. It never sets the A
 // bit, since authentication is not supported.
-func (p Packet) Append(b []byte) []byte {
+func (p Packet) AppendEncoded(b []byte) []byte {
 	flags := byte(p.State) << 6
 	flags |= flagBit(p.Poll, flagPoll) | flagBit(p.Final, flagFinal) | flagBit(p.ControlPlaneIndependent, flagControlPlaneIndependent) | flagBit(p.Demand, flagDemand)
 	b = append(b, protocolVersion<<5|byte(p.Diagnostic)&0x1f, flags, p.DetectMultiplier, unauthenticatedPacketBytes)

@@ -29,7 +29,7 @@ func TestPacketEncoding(t *testing.T) {
 	if why != session.NotDiscarded || got != want {
 		t.Errorf("%s is read as %+v (%s), want %+v", validPacketHex, got, why, want)
 	}
-	if b := hex.EncodeToString(want.Append(nil)); b != validPacketHex {
+	if b := hex.EncodeToString(want.AppendEncoded(nil)); b != validPacketHex {
 		t.Errorf("%+v is written as %s, want %s", want, b, validPacketHex)
 	}
 }
@@ -53,8 +53,8 @@ func TestInvalidPacketsAreDiscardedWithTheirReason(t *testing.T) {
 		"multiplier 0":                             {func(b []byte) []byte { b[2] = 0; return b }, session.DiscardZeroMultiplier},
 		"multipoint":                               {func(b []byte) []byte { b[1] |= 1; return b }, session.DiscardMultipoint},
 		"no discriminator of its own":              {func(b []byte) []byte { b[7] = 0; return b }, session.DiscardZeroMyDiscriminator},
-		"Up without ours":                          {func(b []byte) []byte { b[11] = 0; return b }, session.DiscardStateNeedsYourDiscriminator},
-		"Init without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x80; return b }, session.DiscardStateNeedsYourDiscriminator},
+		"Up without ours":                          {func(b []byte) []byte { b[11] = 0; return b }, session.DiscardZeroYourDiscriminator},
+		"Init without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x80; return b }, session.DiscardZeroYourDiscriminator},
 		"Down without ours":                        {func(b []byte) []byte { b[11], b[1] = 0, 0x40; return b }, session.NotDiscarded},
 		"AdminDown without ours":                   {func(b []byte) []byte { b[11], b[1] = 0, 0; return b }, session.NotDiscarded},
 		"an unassigned diagnostic":                 {func(b []byte) []byte { b[0] |= 31; return b }, session.NotDiscarded},
@@ -80,7 +80,7 @@ func FuzzParsePacket(f *testing.F) {
 		if p.AuthenticationPresent {
 			return // never written
 		}
-		again, why := session.ParsePacket(p.Append(nil))
+		again, why := session.ParsePacket(p.AppendEncoded(nil))
 		if why != session.NotDiscarded || again != p {
 			t.Fatalf("%x is read as %+v, and written and read again as %+v (%s)", b, p, again, why)
 		}

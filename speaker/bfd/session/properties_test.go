@@ -15,40 +15,40 @@ import (
 // packets. It keeps their order, as paths do for the packets of one flow. RFC 5880 has no
 // remedy without authentication for an old packet that overtakes a new one.
 type machinePair struct {
-	now                        time.Time
-	machines                   [2]*session.Machine
-	packetsInFlight            []packetInFlight
-	lastArrivalByReceiver      [2]time.Time // of the last packet on its way there
-	random                     *rand.Rand
-	maxDelay                   time.Duration // the longest
-	maxLostPacketsInRow        int           // how many packets in a row may be lost
-	lostPacketsInRowByReceiver [2]int        // in a row
-	lossRate                   float64
-	isPathCut                  bool
-	downCountByMachine         [2]int
-	lastStateChangeByMachine   [2]time.Time // of the last change of state
+	now                      time.Time
+	machines                 [2]*session.Machine
+	packetsInFlight          []packetInFlight
+	lastArrivalByReceiver    [2]time.Time // of the last packet on its way there
+	random                   *rand.Rand
+	maxDelay                 time.Duration // the longest
+	maxLostPacketsInRow      int           // how many packets in a row may be lost
+	lostPacketsInRowBySender [2]int        // in a row
+	lossRate                 float64
+	isPathCut                bool
+	downCountByMachine       [2]int
+	lastStateChangeByMachine [2]time.Time // of the last change of state
 }
 
 type packetInFlight struct {
-	at            time.Time
+	arrivesAt     time.Time
 	receiverIndex int
 	packet        session.Packet
 }
 
-// sendPackets puts the packets of a machine in flight.
-func (l *machinePair) sendPackets(from int, out session.Output) {
+// putPacketsInFlight puts the packets of a machine in flight.
+func (l *machinePair) putPacketsInFlight(from int, out session.Output) {
 	if out.StateChange != nil {
 		l.lastStateChangeByMachine[from] = l.now
 		if out.StateChange.From == session.Up {
 			l.downCountByMachine[from]++
 		}
 	}
-	for _, p := range out.Packets {
-		if l.isPathCut || (l.lostPacketsInRowByReceiver[from] < l.maxLostPacketsInRow && l.random.Float64() < l.lossRate) {
-			l.lostPacketsInRowByReceiver[from]++
+	for _, p := range out.PacketsToSend {
+		if l.isPathCut || (l.lostPacketsInRowBySender[from] < l.maxLostPacketsInRow && l.random.Float64() < l.lossRate) {
+			l.lostPacketsInRowBySender[from]++
 			continue
 		}
-		l.lostPacketsInRowByReceiver[from] = 0
+		l.lostPacketsInRowBySender[from] = 0
 		at := l.now.Add(time.Duration(l.random.Int64N(int64(l.maxDelay) + 1)))
 		if at.Before(l.lastArrivalByReceiver[1-from]) {
 			at = l.lastArrivalByReceiver[1-from]
@@ -61,19 +61,19 @@ func (l *machinePair) sendPackets(from int, out session.Output) {
 // runUntil runs the pair until the time, or until check returns true.
 func (l *machinePair) runUntil(end time.Time, check func() bool) bool {
 	for !check() {
-		slices.SortStableFunc(l.packetsInFlight, func(a, b packetInFlight) int { return a.at.Compare(b.at) })
+		slices.SortStableFunc(l.packetsInFlight, func(a, b packetInFlight) int { return a.arrivesAt.Compare(b.arrivesAt) })
 		next, who := end, -1
 		for i, m := range l.machines {
-			if at := m.NextTickDeadline(); !at.IsZero() && !at.After(next) {
+			if at := m.NextStepDeadline(); !at.IsZero() && !at.After(next) {
 				next, who = at, i
 			}
 		}
 		// A packet that arrives at a deadline is in time.
-		if len(l.packetsInFlight) > 0 && !l.packetsInFlight[0].at.After(next) {
+		if len(l.packetsInFlight) > 0 && !l.packetsInFlight[0].arrivesAt.After(next) {
 			v := l.packetsInFlight[0]
 			l.packetsInFlight = l.packetsInFlight[1:]
-			l.now = v.at
-			l.sendPackets(v.receiverIndex, l.machines[v.receiverIndex].Step(l.now, session.PacketReceived{Packet: v.packet}))
+			l.now = v.arrivesAt
+			l.putPacketsInFlight(v.receiverIndex, l.machines[v.receiverIndex].Step(l.now, session.PacketReceived{Packet: v.packet}))
 			continue
 		}
 		if who < 0 {
@@ -83,13 +83,13 @@ func (l *machinePair) runUntil(end time.Time, check func() bool) bool {
 		if next.After(l.now) {
 			l.now = next
 		}
-		l.sendPackets(who, l.machines[who].Step(l.now, session.TimePassed{}))
+		l.putPacketsInFlight(who, l.machines[who].Step(l.now, session.TimePassed{}))
 	}
 	return true
 }
 
 func (l *machinePair) areBothUp() bool {
-	return l.machines[0].View().State == session.Up && l.machines[1].View().State == session.Up
+	return l.machines[0].Status().State == session.Up && l.machines[1].Status().State == session.Up
 }
 
 // drawRandomConfig draws a configuration.
@@ -118,7 +118,7 @@ func newMachinePair(t *rapid.T) (*machinePair, [2]session.Config) {
 	fastest := min(pace(configs[0], configs[1]), pace(configs[1], configs[0]))
 	l.maxDelay = time.Duration(rapid.Float64Range(0, 0.9).Draw(t, "delay") * float64(fastest))
 	for i, c := range configs {
-		l.machines[i] = session.NewMachine(uint32(i+1), c, session.NewJitter(rand.New(rand.NewPCG(random.Uint64(), 0)), l.now), l.now)
+		l.machines[i] = session.NewMachine(uint32(i+1), c, session.NewTransmitScheduler(rand.New(rand.NewPCG(random.Uint64(), 0)), l.now), l.now)
 	}
 	return l, configs
 }
@@ -131,14 +131,14 @@ func TestToleratedDelayAndLossNeverTakeSessionDown(t *testing.T) {
 		run := l.maxLostPacketsInRow
 		l.maxLostPacketsInRow = 0 // loss may delay the start without bound
 		if !l.runUntil(testStart.Add(time.Minute), l.areBothUp) {
-			t.Fatalf("not up after a minute without loss: %+v, %+v", l.machines[0].View(), l.machines[1].View())
+			t.Fatalf("not up after a minute without loss: %+v, %+v", l.machines[0].Status(), l.machines[1].Status())
 		}
 		l.runUntil(l.now.Add(10*time.Second), func() bool { return false })
 		l.maxLostPacketsInRow = run
 		l.downCountByMachine = [2]int{}
 		l.runUntil(l.now.Add(2*time.Minute), func() bool { return false })
 		if l.downCountByMachine != [2]int{} || !l.areBothUp() {
-			t.Fatalf("down %v times; %+v, %+v", l.downCountByMachine, l.machines[0].View(), l.machines[1].View())
+			t.Fatalf("down %v times; %+v, %+v", l.downCountByMachine, l.machines[0].Status(), l.machines[1].Status())
 		}
 	})
 }
@@ -153,15 +153,15 @@ func TestIntervalChangesKeepSessionUp(t *testing.T) {
 		l.downCountByMachine = [2]int{}
 		for range rapid.IntRange(1, 4).Draw(t, "changes") {
 			i := rapid.IntRange(0, 1).Draw(t, "end")
-			l.sendPackets(i, l.machines[i].Step(l.now, session.ConfigChanged{Config: drawRandomConfig(t, "changed")}))
+			l.putPacketsInFlight(i, l.machines[i].Step(l.now, session.ConfigChanged{Config: drawRandomConfig(t, "changed")}))
 			l.runUntil(l.now.Add(time.Duration(rapid.Int64Range(0, int64(5*time.Second)).Draw(t, "pause"))), func() bool { return false })
 		}
 		l.runUntil(l.now.Add(30*time.Second), func() bool { return false })
 		if l.downCountByMachine != [2]int{} || !l.areBothUp() {
-			t.Fatalf("down %v times; %+v, %+v", l.downCountByMachine, l.machines[0].View(), l.machines[1].View())
+			t.Fatalf("down %v times; %+v, %+v", l.downCountByMachine, l.machines[0].Status(), l.machines[1].Status())
 		}
 		for i := range l.machines {
-			if v := l.machines[i].View(); v.IsPolling {
+			if v := l.machines[i].Status(); v.IsPolling {
 				t.Fatalf("still polling: %+v", v)
 			}
 		}
@@ -183,13 +183,13 @@ func TestCutIsDetectedWithinDetectionTime(t *testing.T) {
 		l.runUntil(cut.Add(2*time.Minute), func() bool { return false })
 		for i, m := range l.machines {
 			bound := time.Duration(configs[1-i].DetectMultiplier)*max(configs[i].RequiredMinRxInterval, configs[1-i].DesiredMinTxInterval) + l.maxDelay
-			if d := l.lastStateChangeByMachine[i].Sub(cut); m.View().State != session.Down || d > bound {
-				t.Fatalf("end %d is %s after %s, want Down within %s", i, m.View().State, d, bound)
+			if d := l.lastStateChangeByMachine[i].Sub(cut); m.Status().State != session.Down || d > bound {
+				t.Fatalf("end %d is %s after %s, want Down within %s", i, m.Status().State, d, bound)
 			}
 		}
 		l.isPathCut = false
 		if !l.runUntil(l.now.Add(time.Minute), l.areBothUp) {
-			t.Fatalf("not up again after a minute: %+v, %+v", l.machines[0].View(), l.machines[1].View())
+			t.Fatalf("not up again after a minute: %+v, %+v", l.machines[0].Status(), l.machines[1].Status())
 		}
 	})
 }
@@ -200,7 +200,7 @@ func TestSessionComesUpDespiteLoss(t *testing.T) {
 		l, _ := newMachinePair(t)
 		l.maxLostPacketsInRow, l.lossRate = 1<<30, 0.5
 		if !l.runUntil(testStart.Add(10*time.Minute), l.areBothUp) {
-			t.Fatalf("not up in ten minutes with half of the packets lost: %+v, %+v", l.machines[0].View(), l.machines[1].View())
+			t.Fatalf("not up in ten minutes with half of the packets lost: %+v, %+v", l.machines[0].Status(), l.machines[1].Status())
 		}
 	})
 }

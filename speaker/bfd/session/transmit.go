@@ -35,27 +35,28 @@ func (m *Machine) mayTransmitOnceAndPeriodically() (once, periodic bool) {
 // transmitInterval returns the interval of periodic packets before jitter (RFC 5880 section 6.8.2).
 func (m *Machine) transmitInterval() time.Duration {
 	if m.state == AdminDown {
-		return adminDownInterval
+		return adminDownPacketInterval
 	}
-	return max(m.effectiveTxInterval, m.remote.requiredMinRxInterval)
+	return max(m.appliedMinTxInterval, m.remote.requiredMinRxInterval)
 }
 
-// sendDuePacket sends the periodic packet when it is due, or an early one when its content changed.
-func (m *Machine) sendDuePacket() {
+// sendPacketIfDueOrChanged sends the periodic packet when it is due, or an early one when its
+// content changed.
+func (m *Machine) sendPacketIfDueOrChanged() {
 	once, periodic := m.mayTransmitOnceAndPeriodically()
 	interval := m.transmitInterval()
 	switch {
 	case !periodic:
 		m.nextPeriodicPacketAt = time.Time{}
 	case m.nextPeriodicPacketAt.IsZero():
-		m.nextPeriodicPacketAt = m.now
+		m.nextPeriodicPacketAt = m.stepTime
 	case interval != m.scheduledPacketTxInterval && !m.lastNonFinalPacketSentAt.IsZero():
 		// The new interval counts from the last packet.
-		m.nextPeriodicPacketAt = m.jitter.nextDueTime(m.lastNonFinalPacketSentAt, interval)
+		m.nextPeriodicPacketAt = m.transmitScheduler.nextTransmitTime(m.lastNonFinalPacketSentAt, interval)
 	}
 	m.scheduledPacketTxInterval = interval
 	p := m.buildCurrentPacket()
-	due := periodic && !m.now.Before(m.nextPeriodicPacketAt)
+	due := periodic && !m.stepTime.Before(m.nextPeriodicPacketAt)
 	if !due && (!once || p == m.lastSentPacket) {
 		return
 	}
@@ -66,9 +67,9 @@ func (m *Machine) sendDuePacket() {
 	if m.poll.isActive {
 		p.Poll, m.poll.pollSent = true, true
 	}
-	m.output.Packets = append(m.output.Packets, p)
-	m.lastNonFinalPacketSentAt = m.now
-	if m.nextPeriodicPacketAt = m.jitter.nextDueTime(m.now, interval); !periodic || m.state == AdminDown && m.adminDownPacketsLeft == 0 {
+	m.output.PacketsToSend = append(m.output.PacketsToSend, p)
+	m.lastNonFinalPacketSentAt = m.stepTime
+	if m.nextPeriodicPacketAt = m.transmitScheduler.nextTransmitTime(m.stepTime, interval); !periodic || m.state == AdminDown && m.adminDownPacketsLeft == 0 {
 		m.nextPeriodicPacketAt = time.Time{}
 	}
 }

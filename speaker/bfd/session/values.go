@@ -2,8 +2,8 @@ package session
 
 import "time"
 
-// Input is an input of Machine.Step: PacketReceived, ConfigChanged, StartRequested, StopRequested,
-// EchoReturned or TimePassed.
+// Input is an input of Machine.Step: PacketReceived, ConfigChanged, RestartRequested,
+// StopRequested, EchoReturned or TimePassed.
 type Input interface{ isInput() }
 
 // PacketReceived is a packet of this session that Parse accepted.
@@ -15,8 +15,8 @@ type ConfigChanged struct{ Config Config }
 // StopRequested shuts the session down and signals AdminDown to the neighbour.
 type StopRequested struct{}
 
-// StartRequested starts the session again after Stop.
-type StartRequested struct{}
+// RestartRequested starts the session again after Stop.
+type RestartRequested struct{}
 
 // EchoReturned reports that an echo packet returned.
 type EchoReturned struct{}
@@ -24,19 +24,19 @@ type EchoReturned struct{}
 // TimePassed is the passing of time.
 type TimePassed struct{}
 
-func (PacketReceived) isInput() {}
-func (ConfigChanged) isInput()  {}
-func (StopRequested) isInput()  {}
-func (StartRequested) isInput() {}
-func (EchoReturned) isInput()   {}
-func (TimePassed) isInput()     {}
+func (PacketReceived) isInput()   {}
+func (ConfigChanged) isInput()    {}
+func (StopRequested) isInput()    {}
+func (RestartRequested) isInput() {}
+func (EchoReturned) isInput()     {}
+func (TimePassed) isInput()       {}
 
 // Output is the result of a step.
 type Output struct {
-	// Packets are to be sent, in order. They are valid until the next step.
-	Packets []Packet
-	// EchoRequested requests one echo packet.
-	EchoRequested bool
+	// PacketsToSend are to be sent, in order. They are valid until the next step.
+	PacketsToSend []Packet
+	// MustSendEcho requests one echo packet.
+	MustSendEcho bool
 	// StateChange is the change of state; nil if there was none.
 	StateChange *StateChange
 	// DiscardReason is why the packet was discarded.
@@ -48,13 +48,14 @@ type Cause uint8
 
 // The causes.
 const (
-	CauseNeighbourAnswers   Cause = iota // the neighbour's packet moves the session towards Up
-	CauseDetectionExpired                // no packet within the Detection Time
-	CauseEchoFailed                      // no echo packet returned in time
-	CauseNeighbourDown                   // the neighbour signalled Down, or restarted
-	CauseNeighbourAdminDown              // the neighbour signalled AdminDown
-	CauseStoppedLocally                  // by Stop
-	CauseStartedLocally                  // by Start
+	// the neighbour's packet moves the session towards Up
+	CauseHandshakeProgress           Cause = iota
+	CauseDetectionExpired                  // no packet within the Detection Time
+	CauseEchoFailed                        // no echo packet returned in time
+	CauseNeighbourSignalledDown            // the neighbour signalled Down, or restarted
+	CauseNeighbourSignalledAdminDown       // the neighbour signalled AdminDown
+	CauseStoppedLocally                    // by Stop
+	CauseRestartedLocally                  // by Start
 )
 
 // String describes the cause in words.
@@ -73,8 +74,8 @@ type StateChange struct {
 	RemoteDiagnostic Diagnostic
 }
 
-// MachineView describes the state of a Machine.
-type MachineView struct {
+// MachineStatus describes the state of a Machine.
+type MachineStatus struct {
 	State, RemoteState           State
 	Diagnostic, RemoteDiagnostic Diagnostic
 	// StateSince is when the session entered its State.
@@ -96,9 +97,9 @@ type MachineView struct {
 	NeighbourRefusesEcho bool
 }
 
-// View returns the state of the Machine.
-func (m *Machine) View() MachineView {
-	v := MachineView{
+// Status returns the state of the Machine.
+func (m *Machine) Status() MachineStatus {
+	v := MachineStatus{
 		State: m.state, RemoteState: m.remote.state, Diagnostic: m.diagnostic, RemoteDiagnostic: m.remote.diagnostic,
 		StateSince: m.stateSince, LocalDiscriminator: m.discriminator, RemoteDiscriminator: m.remote.discriminator,
 		EffectiveTransmitInterval: m.transmitInterval(), IsPolling: m.poll.isActive, NoEchoReturned: m.echo.hasNoEchoReturned(),

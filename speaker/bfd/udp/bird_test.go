@@ -44,8 +44,8 @@ protocol bfd {
 `
 )
 
-// waitForBIRD waits until BIRD shows a peer in the state.
-func (b *harness) waitForBIRD(what string, r *router.Router, peer netip.Addr, state string) {
+// waitForBIRDSessionState waits until BIRD shows a peer in the state.
+func (b *harness) waitForBIRDSessionState(what string, r *router.Router, peer netip.Addr, state string) {
 	b.t.Helper()
 	b.awaitNoError("BIRD shows that "+what, func() error {
 		out, err := r.RunShowCommand(b.t.Context(), "show bfd sessions")
@@ -67,8 +67,8 @@ func TestSessionsWithBIRD(t *testing.T) {
 	r := b.startRouter(router.BIRD, "router", birdSingleHopConfig)
 	b.engine.SetSessions(sessionsToRouter(fastProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
-	b.waitForBIRD("IPv4 is up", r, nodeIPv4, "Up")
-	b.waitForBIRD("IPv6 is up", r, nodeIPv6, "Up")
+	b.waitForBIRDSessionState("IPv4 is up", r, nodeIPv4, "Up")
+	b.waitForBIRDSessionState("IPv6 is up", r, nodeIPv6, "Up")
 
 	slower := fastProfile()
 	slower.TransmitInterval, slower.ReceiveInterval, slower.DetectMultiplier = 300*time.Millisecond, 300*time.Millisecond, 4
@@ -80,24 +80,24 @@ func TestSessionsWithBIRD(t *testing.T) {
 	}
 	b.engine.SetSessions(sessionsToRouter(fastProfile()))
 	b.awaitNoError("both changes take effect", func() error {
-		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
+		return b.checkStatus(routerIPv4, func(s bfd.SessionStatus) bool {
 			return s.DetectionTime == 300*time.Millisecond && s.EffectiveTransmitInterval == 100*time.Millisecond
 		})
 	})
 	b.expectAllStayUp("a change of BIRD's intervals", 2*time.Second)
 
-	if err := r.Kill(); err != nil {
+	if err := r.KillDaemons(); err != nil {
 		t.Fatal(err)
 	}
 	b.waitForEvent("BIRD is killed", routerIPv4, func(v bfd.Event) bool { return v.Cause == session.CauseDetectionExpired && v.IsPathFailure() })
-	if err := r.Restart(t.Context()); err != nil {
+	if err := r.StartEndedDaemons(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b.awaitNoError("both are up again", func() error { return b.checkAllUp(2) })
 
 	b.stopEngine()
-	b.waitForBIRD("the speaker has stopped", r, nodeIPv4, "Down")
-	b.waitForBIRD("the speaker has stopped", r, nodeIPv6, "Down")
+	b.waitForBIRDSessionState("the speaker has stopped", r, nodeIPv4, "Down")
+	b.waitForBIRDSessionState("the speaker has stopped", r, nodeIPv6, "Down")
 }
 
 func TestMultihopSessionsWithBIRD(t *testing.T) {
@@ -107,12 +107,12 @@ func TestMultihopSessionsWithBIRD(t *testing.T) {
 	passive := fastProfile()
 	passive.Passive = true
 	sessions := []bfd.SessionConfig{
-		{SessionKey: bfd.SessionKey{Peer: multihopRouterIPv4, LocalAddress: nodeIPv4, Multihop: true}, Profile: passive},
-		{SessionKey: bfd.SessionKey{Peer: multihopRouterIPv6, LocalAddress: nodeIPv6, Multihop: true}, Profile: passive},
+		{SessionKey: bfd.SessionKey{PeerAddress: multihopRouterIPv4, LocalAddress: nodeIPv4, Multihop: true}, Profile: passive},
+		{SessionKey: bfd.SessionKey{PeerAddress: multihopRouterIPv6, LocalAddress: nodeIPv6, Multihop: true}, Profile: passive},
 	}
 	b.engine.SetSessions(sessions)
 	b.awaitNoError("the low TTL is reported", func() error {
-		return b.checkStatus(multihopRouterIPv4, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDTTLTooLow })
+		return b.checkStatus(multihopRouterIPv4, func(s bfd.SessionStatus) bool { return s.Fault.Reason == names.ReasonBFDTTLTooLow })
 	})
 	sessions = slices.Clone(sessions) // the engine has the others
 	for i := range sessions {
@@ -120,7 +120,7 @@ func TestMultihopSessionsWithBIRD(t *testing.T) {
 	}
 	b.engine.SetSessions(sessions)
 	b.awaitNoError("both are up, though we wait for BIRD to begin", func() error { return b.checkAllUp(2) })
-	b.waitForBIRD("IPv4 is up", r, nodeIPv4, "Up")
-	b.waitForBIRD("IPv6 is up", r, nodeIPv6, "Up")
+	b.waitForBIRDSessionState("IPv4 is up", r, nodeIPv4, "Up")
+	b.waitForBIRDSessionState("IPv6 is up", r, nodeIPv6, "Up")
 	b.expectAllStayUp("the path is fine", time.Second)
 }

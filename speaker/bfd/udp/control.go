@@ -9,8 +9,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd"
 )
 
-// decodeControlMessage returns a control packet with its addresses.
-func (t *Transport) decodeControlMessage(m receivedMessage, key listenerKey) bfd.ReceivedDatagram {
+// decodeControlPacket returns a control packet with its addresses.
+func (t *Transport) decodeControlPacket(m receivedMessage, key listenerKey) bfd.ReceivedDatagram {
 	d := bfd.ReceivedDatagram{SourceAddress: decodeSockaddr(m.sourceAddress), VRF: key.vrf, ArrivedOnMultihopPort: key.multihop, Payload: m.payload}
 	for rest := m.ancillaryData; len(rest) >= unix.SizeofCmsghdr; {
 		header, data, remainder, err := unix.ParseOneSocketControlMessage(rest)

@@ -20,19 +20,21 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// The sessions of BenchmarkHundredSessions, and how long each side of the comparison is measured.
+// The sessions of BenchmarkCPUTimeOfHundredSessions, and how long each side of the comparison is
+// measured.
 const (
-	benchmarkSessionCount = 100
-	benchmarkEchoCount    = 10
-	benchmarkWindow       = 5 * time.Second
-	// maxCPURatio is how much processor time the engines may take, as a multiple of a bare loop.
-	maxCPURatio = 2
+	benchmarkSessionCount      = 100
+	benchmarkEchoCount         = 10
+	benchmarkMeasuringInterval = 5 * time.Second
+	// maxCPURatioToBareLoop is how much processor time the engines may take, as a multiple of a
+	// bare loop.
+	maxCPURatioToBareLoop = 2
 )
 
-// BenchmarkHundredSessions compares the processor time of two engines with 100 sessions of 3 x 50
-// ms with that of a bare loop that sends and receives as many packets. Ten sessions use echo
+// BenchmarkCPUTimeOfHundredSessions compares the processor time of two engines with 100 sessions of
+// 3 x 50 ms with that of a bare loop that sends and receives as many packets. Ten sessions use echo
 // packets as well, for which the engine looks up the neighbour again and again.
-func BenchmarkHundredSessions(b *testing.B) {
+func BenchmarkCPUTimeOfHundredSessions(b *testing.B) {
 	for _, neighbours := range []int{0, 5000} {
 		b.Run(fmt.Sprintf("neighbours=%d", neighbours), func(b *testing.B) {
 			h := newCPUHarness(b, neighbours)
@@ -43,10 +45,10 @@ func BenchmarkHundredSessions(b *testing.B) {
 				ratio := perPacket / (bare.Seconds() / float64(barePackets))
 				b.ReportMetric(ratio, "times-bare")
 				b.ReportMetric(1e6*perPacket, "us/packet")
-				b.ReportMetric(float64(packets)/benchmarkWindow.Seconds(), "packets/s")
+				b.ReportMetric(float64(packets)/benchmarkMeasuringInterval.Seconds(), "packets/s")
 				b.ReportMetric(0, "ns/op")
-				if ratio > maxCPURatio {
-					b.Errorf("the engines took %s of processor time for %d packets, the bare loop %s for %d: %.2f times as much for each, more than %d", engines, packets, bare, barePackets, ratio, maxCPURatio)
+				if ratio > maxCPURatioToBareLoop {
+					b.Errorf("the engines took %s of processor time for %d packets, the bare loop %s for %d: %.2f times as much for each, more than %d", engines, packets, bare, barePackets, ratio, maxCPURatioToBareLoop)
 				}
 			}
 		})
@@ -54,7 +56,7 @@ func BenchmarkHundredSessions(b *testing.B) {
 }
 
 // cpuHarness is a node and a router with many addresses.
-type cpuHarness struct{ node, far netns.Path }
+type cpuHarness struct{ node, routerHost netns.Path }
 
 func newCPUHarness(b *testing.B, neighbours int) *cpuHarness {
 	b.Helper()
@@ -66,16 +68,16 @@ func newCPUHarness(b *testing.B, neighbours int) *cpuHarness {
 		b.Fatal(err)
 	}
 	b.Cleanup(network.DeleteNamespaces)
-	h := &cpuHarness{network.Host("node1"), network.Host("router")}
-	err = h.far.RunInside(func() error {
+	h := &cpuHarness{network.NamespaceOfHost("node1"), network.NamespaceOfHost("router")}
+	err = h.routerHost.RunInside(func() error {
 		for i := range benchmarkSessionCount {
-			if err := netns.AddAddress("eth0", netip.PrefixFrom(benchmarkAddress(i), 24)); err != nil {
+			if err := netns.AddAddress("eth0", netip.PrefixFrom(benchmarkRouterAddress(i), 24)); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	for _, host := range []netns.Path{h.node, h.far} {
+	for _, host := range []netns.Path{h.node, h.routerHost} {
 		if err == nil {
 			err = host.RunInside(func() error { return addPermanentNeighbours(neighbours) })
 		}
@@ -86,8 +88,10 @@ func newCPUHarness(b *testing.B, neighbours int) *cpuHarness {
 	return h
 }
 
-// benchmarkAddress returns the router's address of a session.
-func benchmarkAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 168, 0, byte(101 + i)}) }
+// benchmarkRouterAddress returns the router's address of a session.
+func benchmarkRouterAddress(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{192, 168, 0, byte(101 + i)})
+}
 
 // addPermanentNeighbours fills the neighbour table of eth0.
 func addPermanentNeighbours(n int) error {
@@ -115,15 +119,15 @@ func (h *cpuHarness) measureEngines(b *testing.B) (cpu time.Duration, packets ui
 	for i := range benchmarkSessionCount {
 		p := fastProfile()
 		p.EchoMode = i < benchmarkEchoCount
-		nodeSessions = append(nodeSessions, bfd.SessionConfig{SessionKey: bfd.SessionKey{Peer: benchmarkAddress(i)}, Profile: p})
-		farSessions = append(farSessions, bfd.SessionConfig{SessionKey: bfd.SessionKey{Peer: nodeIPv4, LocalAddress: benchmarkAddress(i)}, Profile: p})
+		nodeSessions = append(nodeSessions, bfd.SessionConfig{SessionKey: bfd.SessionKey{PeerAddress: benchmarkRouterAddress(i)}, Profile: p})
+		farSessions = append(farSessions, bfd.SessionConfig{SessionKey: bfd.SessionKey{PeerAddress: nodeIPv4, LocalAddress: benchmarkRouterAddress(i)}, Profile: p})
 	}
 	ctx, stop := context.WithCancel(b.Context())
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer stop()
 	start := func(host netns.Path, seed uint64, sessions []bfd.SessionConfig) *bfd.Engine {
-		e := bfd.NewEngine(&hostTransport{Transport: newTransport(b), host: host}, time.Now, seed)
+		e := bfd.NewEngine(&netnsTransport{Transport: newTransport(b), host: host}, time.Now, seed)
 		e.SetSessions(sessions)
 		running.Go(func() {
 			if err := e.Run(ctx); err != nil {
@@ -132,52 +136,52 @@ func (h *cpuHarness) measureEngines(b *testing.B) (cpu time.Duration, packets ui
 		})
 		return e
 	}
-	engines := []*bfd.Engine{start(h.node, 1, nodeSessions), start(h.far, 2, farSessions)}
+	engines := []*bfd.Engine{start(h.node, 1, nodeSessions), start(h.routerHost, 2, farSessions)}
 	awaitSteadySessions(b, engines)
 	before := countSentPackets(engines)
-	cpu = measureProcessorTime(b, func() { time.Sleep(benchmarkWindow) })
+	cpu = measureProcessorTime(b, func() { time.Sleep(benchmarkMeasuringInterval) })
 	packets = countSentPackets(engines) - before
-	for _, s := range engines[0].Status() {
+	for _, s := range engines[0].SessionStatuses() {
 		if s.State != session.Up || s.DownEvents > 0 {
-			b.Errorf("the session with %s is %s and went down %d times", s.Peer, s.State, s.DownEvents)
+			b.Errorf("the session with %s is %s and went down %d times", s.PeerAddress, s.State, s.DownEvents)
 		}
 	}
 	return cpu, packets
 }
 
-// hostTransport opens the sockets of a Transport on a host. The engine runs in an ordinary
+// netnsTransport opens the sockets of a Transport on a host. The engine runs in an ordinary
 // goroutine as in the speaker, not on a thread of its own in the namespace of the host.
-type hostTransport struct {
+type netnsTransport struct {
 	bfd.Transport
-	host       netns.Path
-	hasReadOne bool // so that the names of the links are known
+	host                netns.Path
+	hasReceivedDatagram bool // so that the names of the links are known
 }
 
-func (h *hostTransport) Receive() (d bfd.ReceivedDatagram, ok bool) {
-	if h.hasReadOne {
+func (h *netnsTransport) Receive() (d bfd.ReceivedDatagram, ok bool) {
+	if h.hasReceivedDatagram {
 		return h.Transport.Receive()
 	}
 	_ = h.host.RunInside(func() error {
 		d, ok = h.Transport.Receive()
 		return nil
 	})
-	h.hasReadOne = ok
+	h.hasReceivedDatagram = ok
 	return d, ok
 }
 
-func (h *hostTransport) OpenSender(k bfd.SessionKey, discriminator uint32) bfd.Sender {
-	return &hostSender{Sender: h.Transport.OpenSender(k, discriminator), host: h.host}
+func (h *netnsTransport) OpenSender(k bfd.SessionKey, discriminator uint32) bfd.Sender {
+	return &netnsSender{Sender: h.Transport.OpenSender(k, discriminator), host: h.host}
 }
 
-// hostSender opens its sockets on a host.
-type hostSender struct {
+// netnsSender opens its sockets on a host.
+type netnsSender struct {
 	bfd.Sender
 	host             netns.Path
 	isOpen, echoOpen bool
 }
 
 // ReopenLostSockets looks at the host again if echo packets are sent, as their path may change.
-func (s *hostSender) ReopenLostSockets() error {
+func (s *netnsSender) ReopenLostSockets() error {
 	if s.isOpen && !s.echoOpen {
 		return s.Sender.ReopenLostSockets()
 	}
@@ -186,7 +190,7 @@ func (s *hostSender) ReopenLostSockets() error {
 	return err
 }
 
-func (s *hostSender) SendEcho(payload []byte) error {
+func (s *netnsSender) SendEcho(payload []byte) error {
 	if s.echoOpen && s.Sender.SendEcho(payload) == nil {
 		return nil
 	}
@@ -201,9 +205,9 @@ func awaitSteadySessions(b *testing.B, engines []*bfd.Engine) {
 	deadline := time.After(waitTimeout)
 	for {
 		steady := 0
-		var other bfd.Status
+		var other bfd.SessionStatus
 		for _, e := range engines {
-			for _, s := range e.Status() {
+			for _, s := range e.SessionStatuses() {
 				if s.State == session.Up && !s.IsPolling && (!s.EchoMode || s.EchoReturned > 0) {
 					steady++
 				} else {
@@ -224,7 +228,7 @@ func awaitSteadySessions(b *testing.B, engines []*bfd.Engine) {
 
 func countSentPackets(engines []*bfd.Engine) (n uint64) {
 	for _, e := range engines {
-		for _, s := range e.Status() {
+		for _, s := range e.SessionStatuses() {
 			n += s.ControlSent + s.EchoSent
 		}
 	}
@@ -260,7 +264,7 @@ func (h *cpuHarness) measureBareLoop(b *testing.B, wanted uint64) (cpu time.Dura
 		b.Cleanup(func() { c.Close() })
 		return c.(*net.UDPConn)
 	}
-	node, far := open(h.node, nodeIPv4), open(h.far, routerIPv4)
+	node, far := open(h.node, nodeIPv4), open(h.routerHost, routerIPv4)
 	var received atomic.Uint64
 	for _, c := range []*net.UDPConn{node, far} {
 		go func() {
@@ -275,8 +279,8 @@ func (h *cpuHarness) measureBareLoop(b *testing.B, wanted uint64) (cpu time.Dura
 	}
 	cpu = measureProcessorTime(b, func() {
 		var sending sync.WaitGroup
-		sending.Go(func() { sendEvenly(b, node, netip.AddrPortFrom(routerIPv4, port), wanted/2) })
-		sending.Go(func() { sendEvenly(b, far, netip.AddrPortFrom(nodeIPv4, port), wanted/2) })
+		sending.Go(func() { sendPacketsEvenly(b, node, netip.AddrPortFrom(routerIPv4, port), wanted/2) })
+		sending.Go(func() { sendPacketsEvenly(b, far, netip.AddrPortFrom(nodeIPv4, port), wanted/2) })
 		sending.Wait()
 	})
 	node.Close()
@@ -287,9 +291,9 @@ func (h *cpuHarness) measureBareLoop(b *testing.B, wanted uint64) (cpu time.Dura
 	return cpu, wanted / 2 * 2
 }
 
-// sendEvenly sends packets of the length of a BFD packet, spread evenly over the window.
-func sendEvenly(b *testing.B, c *net.UDPConn, to netip.AddrPort, count uint64) {
-	packet, interval := make([]byte, 24), benchmarkWindow/time.Duration(count)
+// sendPacketsEvenly sends packets of the length of a BFD packet, spread evenly over the window.
+func sendPacketsEvenly(b *testing.B, c *net.UDPConn, to netip.AddrPort, count uint64) {
+	packet, interval := make([]byte, 24), benchmarkMeasuringInterval/time.Duration(count)
 	next := time.Now()
 	for range count {
 		if _, err := c.WriteToUDPAddrPort(packet, to); err != nil {

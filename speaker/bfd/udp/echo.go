@@ -20,7 +20,7 @@ import (
 // kernel would neither send nor accept them over IP. Such a socket sees every packet on its link,
 // so the sessions of a link share one.
 type echoSocket struct {
-	*receiver
+	*receivingSocket
 	key       echoSocketKey
 	userCount int // sessions that use it
 }
@@ -49,15 +49,15 @@ type echoSender struct {
 
 // SendEcho sends an echo packet.
 func (s *sender) SendEcho(payload []byte) error {
-	if s.echo == nil {
+	if s.echoSender == nil {
 		if err := s.openEchoSender(); err != nil {
 			return err
 		}
 	}
-	e := s.echo
+	e := s.echoSender
 	e.packetBuffer = appendEchoPacket(e.packetBuffer[:0], e.path.localAddress, s.sourcePort, payload)
 	if err := sendNonBlocking(e.socket.fd, e.packetBuffer, unsafe.Pointer(&e.destinationAddress), unix.SizeofSockaddrLinklayer); err != nil {
-		s.transport.forgetEchoSocket(e.socket)
+		s.transport.stopSharingEchoSocket(e.socket)
 		s.closeEchoSender()
 		return fmt.Errorf("sending an echo packet through %s: %w", s.key, err)
 	}
@@ -67,10 +67,10 @@ func (s *sender) SendEcho(payload []byte) error {
 // closeEchoIfPathChanged closes the echo sender when the path to the neighbour
 // has changed. The next packet opens it again.
 func (s *sender) closeEchoIfPathChanged() {
-	if s.echo == nil {
+	if s.echoSender == nil {
 		return
 	}
-	if now, err := s.lookUpEchoPath(); err != nil || now != s.echo.path {
+	if now, err := s.lookUpEchoPath(); err != nil || now != s.echoSender.path {
 		s.closeEchoSender()
 	}
 }
@@ -80,11 +80,11 @@ func (s *sender) openEchoSender() error {
 	if err != nil {
 		return err
 	}
-	socket, err := s.transport.useEchoSocket(echoSocketKey{path.linkIndex, path.localAddress.Is6()})
+	socket, err := s.transport.acquireEchoSocket(echoSocketKey{path.linkIndex, path.localAddress.Is6()})
 	if err != nil {
 		return fmt.Errorf("opening a packet socket for echo packets: %w", err)
 	}
-	s.echo = &echoSender{socket: socket, path: path, destinationAddress: unix.RawSockaddrLinklayer{
+	s.echoSender = &echoSender{socket: socket, path: path, destinationAddress: unix.RawSockaddrLinklayer{
 		Family: unix.AF_PACKET, Protocol: etherType(path.localAddress.Is6()), Ifindex: int32(path.linkIndex),
 		Halen: path.neighbourHardwareAddressBytes, Addr: path.neighbourHardwareAddress,
 	}}
@@ -92,21 +92,21 @@ func (s *sender) openEchoSender() error {
 }
 
 func (s *sender) closeEchoSender() {
-	if s.echo != nil {
-		s.transport.releaseEchoSocket(s.echo.socket)
-		s.echo = nil
+	if s.echoSender != nil {
+		s.transport.releaseEchoSocket(s.echoSender.socket)
+		s.echoSender = nil
 	}
 }
 
-// useEchoSocket returns the echo socket of a link, and opens it for its first user.
-func (t *Transport) useEchoSocket(key echoSocketKey) (*echoSocket, error) {
+// acquireEchoSocket returns the echo socket of a link, and opens it for its first user.
+func (t *Transport) acquireEchoSocket(key echoSocketKey) (*echoSocket, error) {
 	socket := t.echoSocketsByKey[key]
 	if socket == nil {
 		fd, err := openEchoPacketSocket(key)
 		if err != nil {
 			return nil, err
 		}
-		r, err := t.addReceiver(fd, func(m receivedMessage) bfd.ReceivedDatagram { return decodeEchoMessage(m, key.ipv6) })
+		r, err := t.addReceivingSocket(fd, func(m receivedMessage) bfd.ReceivedDatagram { return decodeEchoPacket(m, key.ipv6) })
 		if err != nil {
 			return nil, err
 		}
@@ -120,13 +120,13 @@ func (t *Transport) useEchoSocket(key echoSocketKey) (*echoSocket, error) {
 // releaseEchoSocket closes an echo socket when its last user has released it.
 func (t *Transport) releaseEchoSocket(socket *echoSocket) {
 	if socket.userCount--; socket.userCount == 0 {
-		t.forgetEchoSocket(socket)
-		t.closeReceiver(socket.receiver)
+		t.stopSharingEchoSocket(socket)
+		t.closeReceivingSocket(socket.receivingSocket)
 	}
 }
 
-// forgetEchoSocket gives the socket to no further user, such as after an error.
-func (t *Transport) forgetEchoSocket(socket *echoSocket) {
+// stopSharingEchoSocket gives the socket to no further user, such as after an error.
+func (t *Transport) stopSharingEchoSocket(socket *echoSocket) {
 	if t.echoSocketsByKey[socket.key] == socket {
 		delete(t.echoSocketsByKey, socket.key)
 	}
@@ -154,7 +154,7 @@ func openEchoPacketSocket(key echoSocketKey) (int, error) {
 
 // lookUpEchoPath looks up the link and the hardware address of the neighbour.
 func (s *sender) lookUpEchoPath() (echoPath, error) {
-	peer := s.key.Peer
+	peer := s.key.PeerAddress
 	if peer.IsLinkLocalUnicast() {
 		return echoPath{}, fmt.Errorf("%w to link-local neighbours: no forwarding plane returns packets of link-local addresses", bfd.ErrEchoUnsupported)
 	}
@@ -178,7 +178,7 @@ func (s *sender) lookUpEchoPath() (echoPath, error) {
 	if !path.localAddress.IsValid() {
 		return echoPath{}, fmt.Errorf("looking for the path to %s: the kernel has no source address for it", peer)
 	}
-	n, err := readNeighbour(r.LinkIndex, peer)
+	n, err := readNeighbourTableEntry(r.LinkIndex, peer)
 	if err != nil {
 		return echoPath{}, fmt.Errorf("looking for the hardware address of %s: %w", peer, err)
 	}
@@ -189,9 +189,9 @@ func (s *sender) lookUpEchoPath() (echoPath, error) {
 	return path, nil
 }
 
-// readNeighbour returns one entry of the neighbour table, nil if there is none. It does not list
-// the table, which has thousands of entries on a large link.
-func readNeighbour(linkIndex int, address netip.Addr) (*netlink.Neigh, error) {
+// readNeighbourTableEntry returns one entry of the neighbour table, nil if there is none. It does
+// not list the table, which has thousands of entries on a large link.
+func readNeighbourTableEntry(linkIndex int, address netip.Addr) (*netlink.Neigh, error) {
 	request := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
 	request.AddData(&netlink.Ndmsg{Family: uint8(addressFamily(address.Is6())), Index: uint32(linkIndex)})
 	request.AddData(nl.NewRtAttr(netlink.NDA_DST, address.AsSlice()))
@@ -249,9 +249,9 @@ func echoFilter(v6 bool) []bpf.Instruction {
 	}
 }
 
-// decodeEchoMessage decodes an IP packet that the filter accepted. Its payload identifies the
+// decodeEchoPacket decodes an IP packet that the filter accepted. Its payload identifies the
 // session.
-func decodeEchoMessage(m receivedMessage, ipv6 bool) bfd.ReceivedDatagram {
+func decodeEchoPacket(m receivedMessage, ipv6 bool) bfd.ReceivedDatagram {
 	head := min(ipHeaderLength(ipv6)+udpHeaderLength, len(m.payload))
 	return bfd.ReceivedDatagram{IsEchoPacket: true, Payload: m.payload[head:]}
 }

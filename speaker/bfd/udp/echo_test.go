@@ -49,10 +49,10 @@ func TestEchoWithFRR(t *testing.T) {
 	}
 	p := bfdtest.DefaultProfile()
 	p.EchoMode = true
-	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: routerIPv4}, Profile: p}})
+	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: routerIPv4}, Profile: p}})
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
 	b.awaitNoError("its kernel returns our echo packets", func() error {
-		return b.checkStatus(routerIPv4, func(s bfd.Status) bool { return s.EchoReturned > 20 && !s.Fault.IsSet() })
+		return b.checkStatus(routerIPv4, func(s bfd.SessionStatus) bool { return s.EchoReturned > 20 && !s.Fault.IsSet() })
 	})
 	b.awaitNoError("the node's kernel returns FRR's echo packets", func() error {
 		out, err := r.RunShowCommand(t.Context(), "show bfd peers counters json")
@@ -61,13 +61,13 @@ func TestEchoWithFRR(t *testing.T) {
 		}
 		return err
 	})
-	if err := b.Host("router").RunInside(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "0") }); err != nil {
+	if err := b.NamespaceOfHost("router").RunInside(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "0") }); err != nil {
 		t.Fatal(err)
 	}
 	b.waitForEvent("its forwarding plane fails, bfdd does not", routerIPv4, func(v bfd.Event) bool { return v.Cause == session.CauseEchoFailed && v.IsPathFailure() })
 	b.waitForEvent("control packets bring it up again", routerIPv4, isUpEvent)
 	b.awaitNoError("the fault that echo packets do not return is reported", func() error {
-		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
+		return b.checkStatus(routerIPv4, func(s bfd.SessionStatus) bool {
 			return s.Fault.Reason == names.ReasonEchoUnsupported && s.State == session.Up
 		})
 	})
@@ -76,7 +76,7 @@ func TestEchoWithFRR(t *testing.T) {
 			t.Errorf("echo packets end the session again although they are known not to return: %+v", v)
 		}
 	}
-	if err := b.Host("router").RunInside(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "1") }); err != nil {
+	if err := b.NamespaceOfHost("router").RunInside(func() error { return netns.SetSysctl("net/ipv4/ip_forward", "1") }); err != nil {
 		t.Fatal(err)
 	}
 	b.awaitNoError("it forwards again", func() error { return b.checkAllUp(1) })
@@ -89,12 +89,12 @@ func TestEchoOverIPv6(t *testing.T) {
 	other.startEngineOn("router", 2)
 	p := fastProfile()
 	p.EchoMode = true
-	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: routerIPv6}, Profile: p}})
-	other.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: nodeIPv6}, Profile: p}})
+	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: routerIPv6}, Profile: p}})
+	other.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: nodeIPv6}, Profile: p}})
 	b.awaitNoError("it is up", func() error { return b.checkAllUp(1) })
 	for name, e := range map[string]*bfd.Engine{"node": b.engine, "router": other.engine} {
 		b.awaitNoError("the kernel across returns the echo packets of the "+name, func() error {
-			if s := e.Status()[0]; s.EchoReturned < 20 || s.Fault.IsSet() {
+			if s := e.SessionStatuses()[0]; s.EchoReturned < 20 || s.Fault.IsSet() {
 				return fmt.Errorf("it is %+v", s)
 			}
 			return nil
@@ -116,14 +116,14 @@ func TestEchoSessionsOfALinkShareASocket(t *testing.T) {
 	for i := range 3 {
 		address := netip.AddrFrom4([4]byte{192, 0, 2, byte(10 + i)})
 		far.AddAddressToLink("eth0", address.String()+"/24")
-		here = append(here, bfd.SessionConfig{SessionKey: bfd.SessionKey{Peer: address}, Profile: p})
-		there = append(there, bfd.SessionConfig{SessionKey: bfd.SessionKey{Peer: nearNamespaceAddress, LocalAddress: address}, Profile: p})
+		here = append(here, bfd.SessionConfig{SessionKey: bfd.SessionKey{PeerAddress: address}, Profile: p})
+		there = append(there, bfd.SessionConfig{SessionKey: bfd.SessionKey{PeerAddress: nearNamespaceAddress, LocalAddress: address}, Profile: p})
 	}
 	b.engine.SetSessions(there)
 	for _, sessions := range [][]bfd.SessionConfig{here, here[1:], here} {
 		a.engine.SetSessions(sessions)
 		a.awaitNoError("echo packets of all sessions return", func() error {
-			for _, s := range a.engine.Status() {
+			for _, s := range a.engine.SessionStatuses() {
 				if s.EchoReturned < 20 {
 					return fmt.Errorf("%s: %d of %d returned: %s", s.SessionKey, s.EchoReturned, s.EchoSent, s.Fault.Text)
 				}

@@ -12,15 +12,15 @@ import (
 
 const (
 	udpHeaderLength = 8
-	// bpfOffsetFromIPHeader makes an offset relative to the IP header
+	// bpfIPHeaderOffsetBase makes an offset relative to the IP header
 	// (SKF_NET_OFF). Others are relative to the UDP header.
-	bpfOffsetFromIPHeader = 0xfff00000
+	bpfIPHeaderOffsetBase = 0xfff00000
 	// yourDiscriminatorOffset is the offset of Your Discriminator.
 	yourDiscriminatorOffset = udpHeaderLength + 8
 	minControlPacketBytes   = 24
-	// maxFilteredSessions bounds the sessions for which the kernel filters by neighbour. A
+	// maxSessionsInKernelFilter bounds the sessions for which the kernel filters by neighbour. A
 	// program has at most 4096 instructions and costs time for every packet.
-	maxFilteredSessions = 100
+	maxSessionsInKernelFilter = 100
 )
 
 // attachSessionFilter makes the kernel drop datagrams that cannot belong to a
@@ -37,15 +37,15 @@ func attachSessionFilter(fd int, key listenerKey, senders map[*sender]struct{}) 
 		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 5},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 1, SkipTrue: 1},
 		drop,
-		bpf.LoadAbsolute{Off: bpfOffsetFromIPHeader + ttlOffsetInIPHeader(key.ipv6), Size: 1},
+		bpf.LoadAbsolute{Off: bpfIPHeaderOffsetBase + ttlOffsetInIPHeader(key.ipv6), Size: 1},
 		bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: minAcceptedTTL(key.multihop), SkipTrue: 1},
 		drop,
 	}
-	if len(senders) > maxFilteredSessions {
+	if len(senders) > maxSessionsInKernelFilter {
 		return attachFilter(fd, append(program, pass))
 	}
 	for s := range maps.Keys(senders) {
-		program = append(program, neighbourFilterInstructions(s.key.Peer, s.discriminator)...)
+		program = append(program, neighbourFilterInstructions(s.key.PeerAddress, s.discriminator)...)
 	}
 	return attachFilter(fd, append(program, drop))
 }
@@ -64,7 +64,7 @@ func neighbourFilterInstructions(from netip.Addr, discriminator uint32) []bpf.In
 	for i := 0; i < len(words); i += 4 {
 		left := uint8(len(words)-i-4)/4*2 + uint8(len(tail)) // instructions after this pair
 		out = append(out,
-			bpf.LoadAbsolute{Off: bpfOffsetFromIPHeader + sourceAddressOffsetInIPHeader(from.Is6()) + uint32(i), Size: 4},
+			bpf.LoadAbsolute{Off: bpfIPHeaderOffsetBase + sourceAddressOffsetInIPHeader(from.Is6()) + uint32(i), Size: 4},
 			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32(words[i:]), SkipTrue: left},
 		)
 	}

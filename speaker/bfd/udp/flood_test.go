@@ -48,7 +48,7 @@ func randomDatagram(random *rand.Rand, i int) []byte {
 	case 1:
 		return session.Packet{
 			State: session.State(random.IntN(4)), DetectMultiplier: uint8(random.IntN(256)), MyDiscriminator: random.Uint32(), YourDiscriminator: random.Uint32(),
-		}.Append(nil)
+		}.AppendEncoded(nil)
 	}
-	return session.Packet{State: session.Up, DetectMultiplier: 3, MyDiscriminator: random.Uint32()}.Append(nil)
+	return session.Packet{State: session.Up, DetectMultiplier: 3, MyDiscriminator: random.Uint32()}.AppendEncoded(nil)
 }

@@ -54,8 +54,8 @@ func fastProfile() bfd.Profile {
 // sessionsToRouter returns the sessions to the router over IPv4 and IPv6.
 func sessionsToRouter(p bfd.Profile) []bfd.SessionConfig {
 	return []bfd.SessionConfig{
-		{SessionKey: bfd.SessionKey{Peer: routerIPv4, LocalAddress: nodeIPv4, Interface: "eth0"}, Profile: p},
-		{SessionKey: bfd.SessionKey{Peer: routerIPv6}, Profile: p},
+		{SessionKey: bfd.SessionKey{PeerAddress: routerIPv4, LocalAddress: nodeIPv4, Interface: "eth0"}, Profile: p},
+		{SessionKey: bfd.SessionKey{PeerAddress: routerIPv6}, Profile: p},
 	}
 }
 
@@ -76,30 +76,30 @@ func TestSessionsWithFRR(t *testing.T) {
 	slower := fastProfile()
 	slower.TransmitInterval, slower.ReceiveInterval, slower.DetectMultiplier = 200*time.Millisecond, 400*time.Millisecond, 5
 	b.engine.SetSessions(sessionsToRouter(slower))
-	b.waitForFRR("the intervals changed", r, nodeIPv4, func(p frrSession) bool {
+	b.waitForFRRSession("the intervals changed", r, nodeIPv4, func(p frrSession) bool {
 		return p.Status == "up" && p.RemoteTransmitMilliseconds == 200 && p.RemoteReceiveMilliseconds == 400 && p.RemoteMultiplier == 5
 	})
 	b.expectAllStayUp("a change of intervals", 2*time.Second)
 	b.engine.SetSessions(sessionsToRouter(fastProfile()))
-	b.waitForFRR("they changed back", r, nodeIPv6, func(p frrSession) bool { return p.Status == "up" && p.RemoteTransmitMilliseconds == 50 })
+	b.waitForFRRSession("they changed back", r, nodeIPv6, func(p frrSession) bool { return p.Status == "up" && p.RemoteTransmitMilliseconds == 50 })
 	b.awaitNoError("the poll sequences end", func() error { return b.checkNoPollSequence() })
 	if err := r.ChangeRunningConfig(t.Context(), "bfd\n profile node\n receive-interval 100\n transmit-interval 120\n detect-multiplier 4\n"); err != nil {
 		t.Fatal(err)
 	}
 	b.awaitNoError("FRR's change takes effect", func() error {
-		return b.checkStatus(routerIPv4, func(s bfd.Status) bool {
+		return b.checkStatus(routerIPv4, func(s bfd.SessionStatus) bool {
 			return s.DetectionTime == 480*time.Millisecond && s.EffectiveTransmitInterval == 100*time.Millisecond
 		})
 	})
 	b.expectAllStayUp("a change of FRR's intervals", 2*time.Second)
 
 	killed := time.Now()
-	if err := r.Kill("bfdd"); err != nil {
+	if err := r.KillDaemons("bfdd"); err != nil {
 		t.Fatal(err)
 	}
 	v := b.waitForEvent("bfdd is killed", routerIPv4, func(v bfd.Event) bool { return !v.Up && v.Cause == session.CauseDetectionExpired && v.IsPathFailure() })
 	t.Logf("noticed %s after the kill began, with a detection time of 480 ms", v.ChangedAt.Sub(killed))
-	if err := r.Restart(t.Context()); err != nil {
+	if err := r.StartEndedDaemons(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b.awaitNoError("both are up again", func() error { return b.checkAllUp(2) })
@@ -114,7 +114,7 @@ func TestFRRDetectsCutNode(t *testing.T) {
 	if err := b.CutCableKeepingCarrier("node1"); err != nil {
 		t.Fatal(err)
 	}
-	b.waitForFRR("the path is lost", r, nodeIPv4, func(p frrSession) bool { return p.Status == "down" && p.Diagnostic == "control detection time expired" })
+	b.waitForFRRSession("the path is lost", r, nodeIPv4, func(p frrSession) bool { return p.Status == "down" && p.Diagnostic == "control detection time expired" })
 	b.waitForEvent("the node reports it too", routerIPv4, func(v bfd.Event) bool { return !v.Up && v.IsPathFailure() })
 	if err := b.PlugCable("node1"); err != nil {
 		t.Fatal(err)
@@ -129,7 +129,7 @@ func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 	b.engine.SetSessions(sessionsToRouter(fastProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
 	b.engine.SetSessions(sessionsToRouter(fastProfile())[:1])
-	b.waitForFRR("one session was shut down", r, nodeIPv6, func(p frrSession) bool {
+	b.waitForFRRSession("one session was shut down", r, nodeIPv6, func(p frrSession) bool {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
 	b.stopEngine()
@@ -137,7 +137,7 @@ func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.engineEnded <- nil
-	b.waitForFRR("the speaker shut down", r, nodeIPv4, func(p frrSession) bool {
+	b.waitForFRRSession("the speaker shut down", r, nodeIPv4, func(p frrSession) bool {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
 	b.startEngine(2)
@@ -156,7 +156,7 @@ func TestFRRAdminDownIsNoPathFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.waitForEvent("its administrator shuts the session down", routerIPv4, func(v bfd.Event) bool {
-		return !v.Up && v.Cause == session.CauseNeighbourAdminDown && !v.IsPathFailure()
+		return !v.Up && v.Cause == session.CauseNeighbourSignalledAdminDown && !v.IsPathFailure()
 	})
 	if err := r.ChangeRunningConfig(t.Context(), peer+"no shutdown\n"); err != nil {
 		t.Fatal(err)
@@ -171,8 +171,8 @@ func TestMultihopSessionsWithFRR(t *testing.T) {
 	p := fastProfile()
 	p.MinimumTTL = 254 // one router between
 	sessions := []bfd.SessionConfig{
-		{SessionKey: bfd.SessionKey{Peer: multihopRouterIPv4, Multihop: true}, Profile: p},
-		{SessionKey: bfd.SessionKey{Peer: multihopRouterIPv6, LocalAddress: nodeIPv6, Multihop: true}, Profile: p},
+		{SessionKey: bfd.SessionKey{PeerAddress: multihopRouterIPv4, Multihop: true}, Profile: p},
+		{SessionKey: bfd.SessionKey{PeerAddress: multihopRouterIPv6, LocalAddress: nodeIPv6, Multihop: true}, Profile: p},
 	}
 	b.engine.SetSessions(sessions)
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
@@ -190,7 +190,7 @@ func TestMultihopSessionsWithFRR(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.awaitNoError("both are up again", func() error { return b.checkAllUp(2) })
-	b.waitForFRR("it is multihop", r, nodeIPv6, func(p frrSession) bool { return p.Multihop && p.Status == "up" })
+	b.waitForFRRSession("it is multihop", r, nodeIPv6, func(p frrSession) bool { return p.Multihop && p.Status == "up" })
 }
 
 func TestHungRouterProcessIsDetected(t *testing.T) {

@@ -64,7 +64,7 @@ func (b *harness) startEngine(seed uint64) { b.startEngineOn("node1", seed) }
 func (b *harness) startEngineOn(host string, seed uint64) {
 	engine, ended := bfd.NewEngine(newTransport(b.t), time.Now, seed), make(chan error, 1)
 	ctx, stop := context.WithCancel(context.Background())
-	go func() { ended <- b.Host(host).RunInside(func() error { return engine.Run(ctx) }) }()
+	go func() { ended <- b.NamespaceOfHost(host).RunInside(func() error { return engine.Run(ctx) }) }()
 	b.engine, b.engineEnded, b.stopEngine = engine, ended, stop
 	b.t.Cleanup(func() {
 		stop()
@@ -87,7 +87,7 @@ func newTransport(t testing.TB) *udp.Transport {
 // startRouter starts a router on a host.
 func (b *harness) startRouter(kind router.Kind, host, text string) *router.Router {
 	b.t.Helper()
-	r, err := router.Start(b.t.Context(), router.Config{Kind: kind, NetNS: b.Host(host), ConfigText: text})
+	r, err := router.Start(b.t.Context(), router.Config{Kind: kind, NetNS: b.NamespaceOfHost(host), ConfigText: text})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -102,11 +102,11 @@ func (b *harness) waitForEvent(sentence string, peer netip.Addr, match func(v bf
 	for {
 		select {
 		case v := <-b.engine.Events():
-			if v.Key.Peer == peer && match(v) {
+			if v.Key.PeerAddress == peer && match(v) {
 				return v
 			}
 		case <-deadline:
-			b.t.Fatalf("%s: no event within %s; %+v, discarded %v", sentence, waitTimeout, b.engine.Status(), b.engine.DiscardedPackets())
+			b.t.Fatalf("%s: no event within %s; %+v, discarded %v", sentence, waitTimeout, b.engine.SessionStatuses(), b.engine.DiscardedPackets())
 		}
 	}
 }
@@ -118,9 +118,9 @@ func isUpEvent(v bfd.Event) bool { return v.Up }
 // session that went down proves nothing: it must come back.
 func (b *harness) expectAllStayUp(sentence string, d time.Duration) {
 	b.t.Helper()
-	before := b.engine.Status()
+	before := b.engine.SessionStatuses()
 	worst := measureSchedulingDelay(d)
-	for i, s := range b.engine.Status() {
+	for i, s := range b.engine.SessionStatuses() {
 		if s.State == session.Up && s.DownEvents == before[i].DownEvents {
 			continue
 		}
@@ -200,8 +200,8 @@ func (b *harness) frrSessionsByPeer(r *router.Router) (map[string]frrSession, er
 	return peers, nil
 }
 
-// waitForFRR waits until FRR's state of a peer passes the check.
-func (b *harness) waitForFRR(what string, r *router.Router, peer netip.Addr, check func(p frrSession) bool) {
+// waitForFRRSession waits until FRR's state of a peer passes the check.
+func (b *harness) waitForFRRSession(what string, r *router.Router, peer netip.Addr, check func(p frrSession) bool) {
 	b.t.Helper()
 	b.awaitNoError("FRR shows that "+what, func() error {
 		peers, err := b.frrSessionsByPeer(r)
@@ -217,7 +217,7 @@ func (b *harness) waitForFRR(what string, r *router.Router, peer netip.Addr, che
 
 // checkAllUp returns an error unless there are n sessions and all are Up without a fault.
 func (b *harness) checkAllUp(n int) error {
-	all := b.engine.Status()
+	all := b.engine.SessionStatuses()
 	if len(all) != n {
 		return fmt.Errorf("%d sessions, want %d", len(all), n)
 	}
@@ -231,7 +231,7 @@ func (b *harness) checkAllUp(n int) error {
 
 // checkNoPollSequence returns an error while a session has a Poll Sequence under way.
 func (b *harness) checkNoPollSequence() error {
-	for _, s := range b.engine.Status() {
+	for _, s := range b.engine.SessionStatuses() {
 		if s.IsPolling {
 			return fmt.Errorf("%s is polling", s.SessionKey)
 		}
@@ -240,9 +240,9 @@ func (b *harness) checkNoPollSequence() error {
 }
 
 // checkStatus returns an error unless the session passes the check.
-func (b *harness) checkStatus(peer netip.Addr, check func(s bfd.Status) bool) error {
-	for _, s := range b.engine.Status() {
-		if s.Peer == peer && !check(s) {
+func (b *harness) checkStatus(peer netip.Addr, check func(s bfd.SessionStatus) bool) error {
+	for _, s := range b.engine.SessionStatuses() {
+		if s.PeerAddress == peer && !check(s) {
 			return fmt.Errorf("it is %+v", s)
 		}
 	}

@@ -47,13 +47,13 @@ func connectNamespaces(near, far *netnstest.Namespace) {
 	far.AddAddressToLink("eth0", farNamespaceAddress.String()+"/24")
 }
 
-func TestLinkLossAndReturn(t *testing.T) {
+func TestSessionReturnsAfterLinkLoss(t *testing.T) {
 	t.Parallel()
 	near, far := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	connectNamespaces(near, far)
 	a, b := runEngineInNamespace(t, near, 1), runEngineInNamespace(t, far, 2)
-	a.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: farNamespaceAddress, Interface: "eth0", LocalAddress: nearNamespaceAddress}, Profile: fastProfile()}})
-	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: nearNamespaceAddress}, Profile: fastProfile()}})
+	a.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: farNamespaceAddress, Interface: "eth0", LocalAddress: nearNamespaceAddress}, Profile: fastProfile()}})
+	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: nearNamespaceAddress}, Profile: fastProfile()}})
 	a.waitForEvent("the link is there", farNamespaceAddress, isUpEvent)
 
 	near.MustRunInside(func() error {
@@ -65,7 +65,7 @@ func TestLinkLossAndReturn(t *testing.T) {
 	})
 	a.waitForEvent("the link is deleted", farNamespaceAddress, func(v bfd.Event) bool { return v.IsPathFailure() })
 	a.awaitNoError("the fault is reported", func() error {
-		return a.checkStatus(farNamespaceAddress, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDUnsent })
+		return a.checkStatus(farNamespaceAddress, func(s bfd.SessionStatus) bool { return s.Fault.Reason == names.ReasonBFDUnsent })
 	})
 	connectNamespaces(near, far)
 	a.waitForEvent("a link with that name and another index appears", farNamespaceAddress, isUpEvent)
@@ -90,15 +90,15 @@ func TestLinkLocalNeighboursOnTwoLinks(t *testing.T) {
 		near.AddAddressToLink(name, local.String()+"/64")
 		far.AddAddressToLink("eth0", peer.String()+"/64")
 		b := runEngineInNamespace(t, far, 2+i)
-		b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: local, Interface: "eth0", LocalAddress: peer}, Profile: fastProfile()}})
-		sessions = append(sessions, bfd.SessionConfig{SessionKey: bfd.SessionKey{Peer: peer, Interface: name}, Profile: fastProfile()})
+		b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: local, Interface: "eth0", LocalAddress: peer}, Profile: fastProfile()}})
+		sessions = append(sessions, bfd.SessionConfig{SessionKey: bfd.SessionKey{PeerAddress: peer, Interface: name}, Profile: fastProfile()})
 	}
 	a.engine.SetSessions(sessions)
 	a.awaitNoError("the same address is up on both links", func() error { return a.checkAllUp(2) })
 	near.MustRunInside(func() error { return netns.SetLinkDown("eth1") })
 	a.waitForEvent("one link goes down", peer, func(v bfd.Event) bool { return v.IsPathFailure() && v.Key.Interface == "eth1" })
 	a.awaitNoError("the other one is up", func() error {
-		for _, s := range a.engine.Status() {
+		for _, s := range a.engine.SessionStatuses() {
 			if up := s.State == session.Up; up != (s.SessionKey.Interface == "eth0") {
 				return fmt.Errorf("%s is %s", s.SessionKey, s.State)
 			}
@@ -107,9 +107,10 @@ func TestLinkLocalNeighboursOnTwoLinks(t *testing.T) {
 	})
 }
 
-// TestSessionBoundToDevice binds a session to an ordinary link in place of a VRF device, which many
-// test kernels lack. Its ports are bound to the device, next to those of unbound sessions.
-func TestSessionBoundToDevice(t *testing.T) {
+// TestVRFSessionBesideUnboundSession binds a session to an ordinary link in place of a VRF device,
+// which many test kernels lack. Its ports are bound to the device, next to those of unbound
+// sessions.
+func TestVRFSessionBesideUnboundSession(t *testing.T) {
 	t.Parallel()
 	near, far, other := netnstest.NewNamespace(t), netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	connectNamespaces(near, far)
@@ -119,12 +120,12 @@ func TestSessionBoundToDevice(t *testing.T) {
 	inside, outside := netip.MustParseAddr("198.51.100.2"), farNamespaceAddress
 	a, b, c := runEngineInNamespace(t, near, 1), runEngineInNamespace(t, far, 2), runEngineInNamespace(t, other, 3)
 	sessions := []bfd.SessionConfig{
-		{SessionKey: bfd.SessionKey{Peer: inside, VRF: "red"}, Profile: fastProfile()},
-		{SessionKey: bfd.SessionKey{Peer: outside}, Profile: fastProfile()},
+		{SessionKey: bfd.SessionKey{PeerAddress: inside, VRF: "red"}, Profile: fastProfile()},
+		{SessionKey: bfd.SessionKey{PeerAddress: outside}, Profile: fastProfile()},
 	}
 	a.engine.SetSessions(sessions)
-	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: nearNamespaceAddress}, Profile: fastProfile()}})
-	c.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: netip.MustParseAddr("198.51.100.1")}, Profile: fastProfile()}})
+	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: nearNamespaceAddress}, Profile: fastProfile()}})
+	c.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: netip.MustParseAddr("198.51.100.1")}, Profile: fastProfile()}})
 	a.awaitNoError("both are up", func() error { return a.checkAllUp(2) })
 	a.engine.SetSessions(sessions[:1])
 	a.expectAllStayUp("the unbound session is removed", 500*time.Millisecond)
@@ -142,10 +143,10 @@ func TestPortInUseIsReported(t *testing.T) {
 		return err
 	})
 	a, b := runEngineInNamespace(t, near, 1), runEngineInNamespace(t, far, 2)
-	a.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: farNamespaceAddress}, Profile: fastProfile()}})
-	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{Peer: nearNamespaceAddress}, Profile: fastProfile()}})
+	a.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: farNamespaceAddress}, Profile: fastProfile()}})
+	b.engine.SetSessions([]bfd.SessionConfig{{SessionKey: bfd.SessionKey{PeerAddress: nearNamespaceAddress}, Profile: fastProfile()}})
 	a.awaitNoError("the fault is reported", func() error {
-		return a.checkStatus(farNamespaceAddress, func(s bfd.Status) bool { return s.Fault.Reason == names.ReasonBFDPortInUse })
+		return a.checkStatus(farNamespaceAddress, func(s bfd.SessionStatus) bool { return s.Fault.Reason == names.ReasonBFDPortInUse })
 	})
 	if err := squatter.Close(); err != nil {
 		t.Fatal(err)
@@ -165,7 +166,9 @@ func TestSessionsSurviveFlood(t *testing.T) {
 	defer cancel()
 	ended := make(chan error, 2)
 	for _, host := range []string{"router", "client"} {
-		go func() { ended <- b.Host(host).RunInside(func() error { return floodWithInvalidPackets(ctx) }) }()
+		go func() {
+			ended <- b.NamespaceOfHost(host).RunInside(func() error { return floodWithInvalidPackets(ctx) })
+		}()
 	}
 	b.expectAllStayUp("under a flood", 3*time.Second)
 	for range 2 {
@@ -173,7 +176,7 @@ func TestSessionsSurviveFlood(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if n := b.engine.DiscardedPackets()[session.DiscardStateNeedsYourDiscriminator]; n < 1000 {
+	if n := b.engine.DiscardedPackets()[session.DiscardZeroYourDiscriminator]; n < 1000 {
 		t.Errorf("%d packets of the flood came to us, too few for a result: %v", n, b.engine.DiscardedPackets())
 	}
 }

@@ -26,7 +26,7 @@ func (k listenerKey) udpPort() uint16 {
 
 // listener is the receiving socket of all sessions with its key. It is open while there is one.
 type listener struct {
-	*receiver
+	*receivingSocket
 	vrfIndex      int // of the VRF device, 0 without one
 	servedSenders map[*sender]struct{}
 }
@@ -46,7 +46,7 @@ func (t *Transport) addSenderToListener(key listenerKey, s *sender) error {
 	if key.vrf != "" {
 		// The device may have been recreated or deleted.
 		if i, err := linkIndex(key.vrf); err != nil || i != l.vrfIndex {
-			t.closeReceiver(l.receiver)
+			t.closeReceivingSocket(l.receivingSocket)
 			delete(t.listenersByKey, key)
 			return t.openListener(key, l.servedSenders)
 		}
@@ -70,7 +70,7 @@ func (t *Transport) openListener(key listenerKey, senders map[*sender]struct{}) 
 		}
 		return err
 	}
-	if l.receiver, err = t.addReceiver(fd, func(m receivedMessage) bfd.ReceivedDatagram { return t.decodeControlMessage(m, key) }); err != nil {
+	if l.receivingSocket, err = t.addReceivingSocket(fd, func(m receivedMessage) bfd.ReceivedDatagram { return t.decodeControlPacket(m, key) }); err != nil {
 		return err
 	}
 	t.listenersByKey[key] = l
@@ -122,7 +122,7 @@ func (t *Transport) configureListener(fd int, l *listener, key listenerKey) (int
 func (t *Transport) allowPortSharing(fd int, key listenerKey) error {
 	reuse := []socketOption{{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR"}}
 	for other, l := range t.listenersByKey {
-		if other.ipv6 != key.ipv6 || other.multihop != key.multihop || l.receiver == nil {
+		if other.ipv6 != key.ipv6 || other.multihop != key.multihop || l.receivingSocket == nil {
 			continue
 		}
 		if err := setSocketOptions(l.fd, reuse); err != nil {
@@ -147,6 +147,6 @@ func (t *Transport) removeSenderFromListener(key listenerKey, s *sender) {
 		_ = attachSessionFilter(l.fd, key, l.servedSenders)
 		return
 	}
-	t.closeReceiver(l.receiver)
+	t.closeReceivingSocket(l.receivingSocket)
 	delete(t.listenersByKey, key)
 }

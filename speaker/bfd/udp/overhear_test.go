@@ -28,7 +28,7 @@ func sendControlPackets(t *testing.T, from, to string, p session.Packet) {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
 		for {
-			_, _ = c.Write(p.Append(nil)) // the kernel reports that no port is open
+			_, _ = c.Write(p.AppendEncoded(nil)) // the kernel reports that no port is open
 			select {
 			case <-ctx.Done():
 				return
@@ -43,9 +43,9 @@ func sendControlPackets(t *testing.T, from, to string, p session.Packet) {
 	})
 }
 
-// TestRoutersAreOverheard has routers that ask for a session, one whose session with another daemon
-// is up, and one that is no peer. No port is opened.
-func TestRoutersAreOverheard(t *testing.T) {
+// TestSnifferFindsRoutersAskingForBFD has routers that ask for a session, one whose session with
+// another daemon is up, and one that is no peer. No port is opened.
+func TestSnifferFindsRoutersAskingForBFD(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("packet sockets need root")
 	}
@@ -64,7 +64,7 @@ func TestRoutersAreOverheard(t *testing.T) {
 		sendControlPackets(t, "::1", "[::1]:3784", asking)
 		want, routers = append(want, netip.IPv6Loopback()), append(routers, netip.IPv6Loopback())
 	}
-	o := NewOverhearer()
+	o := NewBFDRequestSniffer()
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- o.Run(ctx) }()
@@ -75,17 +75,17 @@ func TestRoutersAreOverheard(t *testing.T) {
 		}
 	}()
 	for _, c := range []struct{ routers, want []netip.Addr }{{routers, want}, {nil, nil}} {
-		o.SetRouters(c.routers)
+		o.SetRoutersToSniff(c.routers)
 		select {
-		case got := <-o.HeardRouters():
+		case got := <-o.RoutersAskingForBFD():
 			if !slices.Equal(got, c.want) {
 				t.Errorf("of %v these are heard: %v, want %v", c.routers, got, c.want)
 			}
-		case <-time.After(waitForRoundTimeout):
+		case <-time.After(sniffRoundWaitTimeout):
 			t.Fatalf("of %v nothing is heard", c.routers)
 		}
 	}
 }
 
-// waitForRoundTimeout bounds the wait for a round.
-const waitForRoundTimeout = 30 * time.Second
+// sniffRoundWaitTimeout bounds the wait for a round.
+const sniffRoundWaitTimeout = 30 * time.Second

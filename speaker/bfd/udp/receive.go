@@ -19,8 +19,8 @@ const (
 	ancillaryBufferBytes = 128
 )
 
-// receiver is a receiving socket.
-type receiver struct {
+// receivingSocket is a receiving socket.
+type receivingSocket struct {
 	fd int
 	// decodeFunc returns a datagram of the socket. If the datagram is malformed, fields are
 	// missing that no accepted datagram lacks.
@@ -31,26 +31,27 @@ type receiver struct {
 // readFrom of its batch.
 type receivedMessage struct{ payload, sourceAddress, ancillaryData []byte }
 
-// addReceiver waits for datagrams on a non-blocking socket. It takes ownership of the socket.
-func (t *Transport) addReceiver(fd int, decode func(m receivedMessage) bfd.ReceivedDatagram) (*receiver, error) {
-	if err := t.waiter.add(fd); err != nil {
+// addReceivingSocket waits for datagrams on a non-blocking socket. It takes ownership of the
+// socket.
+func (t *Transport) addReceivingSocket(fd int, decode func(m receivedMessage) bfd.ReceivedDatagram) (*receivingSocket, error) {
+	if err := t.waiter.addFile(fd); err != nil {
 		_ = unix.Close(fd) // nothing was received
 		return nil, fmt.Errorf("waiting for BFD packets: %w", err)
 	}
-	r := &receiver{fd, decode}
-	t.receivers = append(t.receivers, r)
+	r := &receivingSocket{fd, decode}
+	t.receivingSockets = append(t.receivingSockets, r)
 	return r, nil
 }
 
-// closeReceiver closes the socket. Its unread datagrams are lost.
-func (t *Transport) closeReceiver(r *receiver) {
-	isClosed := func(o *receiver) bool { return o == r }
-	t.receivers = slices.DeleteFunc(t.receivers, isClosed)
-	t.readableReceivers = slices.DeleteFunc(t.readableReceivers, isClosed)
-	if t.batchReceiver == r {
+// closeReceivingSocket closes the socket. Its unread datagrams are lost.
+func (t *Transport) closeReceivingSocket(r *receivingSocket) {
+	isClosed := func(o *receivingSocket) bool { return o == r }
+	t.receivingSockets = slices.DeleteFunc(t.receivingSockets, isClosed)
+	t.readableSockets = slices.DeleteFunc(t.readableSockets, isClosed)
+	if t.batchSocket == r {
 		t.batch.discardRest()
 	}
-	t.waiter.remove(r.fd)
+	t.waiter.removeFile(r.fd)
 	_ = unix.Close(r.fd)
 }
 
@@ -58,16 +59,16 @@ func (t *Transport) closeReceiver(r *receiver) {
 func (t *Transport) Receive() (bfd.ReceivedDatagram, bool) {
 	for {
 		if m, ok := t.batch.next(); ok {
-			return t.batchReceiver.decodeFunc(m), true
+			return t.batchSocket.decodeFunc(m), true
 		}
-		if len(t.readableReceivers) == 0 {
+		if len(t.readableSockets) == 0 {
 			return bfd.ReceivedDatagram{}, false
 		}
-		r := t.readableReceivers[0]
-		t.readableReceivers = slices.Delete(t.readableReceivers, 0, 1)
-		t.batchReceiver = r
+		r := t.readableSockets[0]
+		t.readableSockets = slices.Delete(t.readableSockets, 0, 1)
+		t.batchSocket = r
 		if t.batch.readFrom(r.fd) == datagramBatchSize { // there may be more
-			t.readableReceivers = append(t.readableReceivers, r)
+			t.readableSockets = append(t.readableSockets, r)
 		}
 	}
 }

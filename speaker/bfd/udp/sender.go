@@ -21,13 +21,13 @@ type sender struct {
 	fd               int          // -1 while it is not open
 	boundDeviceIndex int          // of the device that the socket is bound to, 0 without one
 	peerAddress      *rawSockaddr // of the neighbour; set while the socket is open
-	echo             *echoSender  // nil while no echo packets are sent
+	echoSender       *echoSender  // nil while no echo packets are sent
 }
 
 var _ bfd.Sender = (*sender)(nil)
 
 func (s *sender) listenerKey() listenerKey {
-	return listenerKey{ipv6: s.key.Peer.Is6(), multihop: s.key.Multihop, vrf: s.key.VRF}
+	return listenerKey{ipv6: s.key.PeerAddress.Is6(), multihop: s.key.Multihop, vrf: s.key.VRF}
 }
 
 // boundDeviceName returns the device that the socket is bound to. A link implies its VRF.
@@ -44,7 +44,7 @@ func (s *sender) ReopenLostSockets() error {
 	if d := s.boundDeviceName(); d != "" {
 		index, err := linkIndex(d)
 		if err != nil || index != s.boundDeviceIndex {
-			s.closeSocket()
+			s.closeControlSocket()
 			clear(s.transport.linkNamesByIndex)
 		}
 		if err != nil {
@@ -55,13 +55,13 @@ func (s *sender) ReopenLostSockets() error {
 		return err
 	}
 	if s.fd < 0 {
-		return s.openSocket()
+		return s.openControlSocket()
 	}
 	return nil
 }
 
-// openSocket opens the socket on the session's previous source port if that is still free.
-func (s *sender) openSocket() error {
+// openControlSocket opens the socket on the session's previous source port if that is still free.
+func (s *sender) openControlSocket() error {
 	const attempts = 64 // other programs may use ports of the range
 	var err error
 	for range attempts {
@@ -83,7 +83,7 @@ func (s *sender) releaseSourcePort() {
 }
 
 func (s *sender) createAndBindControlSocket() error {
-	v6 := s.key.Peer.Is6()
+	v6 := s.key.PeerAddress.Is6()
 	fd, err := unix.Socket(addressFamily(v6), unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening a socket for BFD to %s: %w", s.key, err)
@@ -94,7 +94,7 @@ func (s *sender) createAndBindControlSocket() error {
 		return fmt.Errorf("opening a socket for BFD to %s: %w", s.key, err)
 	}
 	s.fd, s.boundDeviceIndex = fd, link
-	s.peerAddress = newRawSockaddr(s.key.Peer, s.listenerKey().udpPort(), link)
+	s.peerAddress = newRawSockaddr(s.key.PeerAddress, s.listenerKey().udpPort(), link)
 	return nil
 }
 
@@ -152,12 +152,12 @@ func (s *sender) SendControl(packet []byte) error {
 		return nil
 	}
 	if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS) {
-		s.closeSocket()
+		s.closeControlSocket()
 	}
 	return fmt.Errorf("sending to %s: %w", s.key, err)
 }
 
-func (s *sender) closeSocket() {
+func (s *sender) closeControlSocket() {
 	if s.fd >= 0 {
 		_ = unix.Close(s.fd)
 		s.fd = -1
@@ -166,7 +166,7 @@ func (s *sender) closeSocket() {
 
 // Close releases everything.
 func (s *sender) Close() {
-	s.closeSocket()
+	s.closeControlSocket()
 	s.closeEchoSender()
 	s.releaseSourcePort()
 	s.transport.removeSenderFromListener(s.listenerKey(), s)

@@ -14,20 +14,20 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// soakSessionEnvVariable is set in the environment of the soak process.
-const soakSessionEnvVariable = "SOAK_SESSION"
+// soakChildEnvVariable is set in the environment of the soak process.
+const soakChildEnvVariable = "SOAK_SESSION"
 
 // TestSessionsWithFRRStayUpUnderCPULoad keeps every core busy with other processes and checks that
 // sessions of 3 x 50 ms with FRR stay Up. SOAK is the duration; `make soak` runs ten
 // minutes. The sessions run in a process of their own with the scheduling weight of a Pod
 // with a CPU request, against busy processes with the default weight.
 func TestSessionsWithFRRStayUpUnderCPULoad(t *testing.T) {
-	if os.Getenv(soakSessionEnvVariable) != "" {
-		runSoak(t)
+	if os.Getenv(soakChildEnvVariable) != "" {
+		soakSessionsUnderCPULoad(t)
 		return
 	}
 	self := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	self.Env = append(os.Environ(), soakSessionEnvVariable+"=1")
+	self.Env = append(os.Environ(), soakChildEnvVariable+"=1")
 	self.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	out, err := self.CombinedOutput()
 	t.Logf("%s", out)
@@ -36,7 +36,7 @@ func TestSessionsWithFRRStayUpUnderCPULoad(t *testing.T) {
 	}
 }
 
-func runSoak(t *testing.T) {
+func soakSessionsUnderCPULoad(t *testing.T) {
 	last, strict := 5*time.Second, false
 	if s := os.Getenv("SOAK"); s != "" {
 		var err error
@@ -54,13 +54,13 @@ func runSoak(t *testing.T) {
 	b.engine.SetSessions(sessionsToRouter(fastProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
 	keepCoresBusy(t)
-	late := measureWakeupDelay(t)
-	before := b.engine.Status()
+	late := trackMaxWakeupDelay(t)
+	before := b.engine.SessionStatuses()
 	timer := time.NewTimer(last)
 	defer timer.Stop()
 	<-timer.C
 	downs := uint64(0)
-	for i, s := range b.engine.Status() {
+	for i, s := range b.engine.SessionStatuses() {
 		t.Logf("%s: %d packets in, %d out, down %d times in %s", s.SessionKey, s.ControlReceived-before[i].ControlReceived, s.ControlSent-before[i].ControlSent, s.DownEvents-before[i].DownEvents, last)
 		downs += s.DownEvents - before[i].DownEvents
 	}
@@ -71,7 +71,7 @@ func runSoak(t *testing.T) {
 	if downs > 0 && (strict || worst < 25*time.Millisecond) {
 		t.Errorf("%d false downs; the last events: %v", downs, b.takeQueuedEvents())
 	}
-	b.waitForFRR("the session is up", r, nodeIPv4, func(p frrSession) bool { return p.Status == "up" })
+	b.waitForFRRSession("the session is up", r, nodeIPv4, func(p frrSession) bool { return p.Status == "up" })
 }
 
 // keepCoresBusy starts a busy process for each core, in its own session, until the test ends.
@@ -79,15 +79,15 @@ func keepCoresBusy(t *testing.T) {
 	for range runtime.NumCPU() {
 		busy := exec.Command("/bin/sh", "-c", "while :; do :; done")
 		busy.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}
-		if err := startOnLockedThread(t, busy); err != nil {
+		if err := startProcessOnLockedThread(t, busy); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// startOnLockedThread starts a process from a thread that lives until the
+// startProcessOnLockedThread starts a process from a thread that lives until the
 // test ends, since the process dies with the thread.
-func startOnLockedThread(t *testing.T, c *exec.Cmd) error {
+func startProcessOnLockedThread(t *testing.T, c *exec.Cmd) error {
 	started, end := make(chan error), make(chan struct{})
 	ended := make(chan struct{})
 	go func() {
@@ -109,9 +109,9 @@ func startOnLockedThread(t *testing.T, c *exec.Cmd) error {
 	return err
 }
 
-// measureWakeupDelay returns the longest delay, in
+// trackMaxWakeupDelay returns the longest delay, in
 // nanoseconds, with which a sleeping thread was woken.
-func measureWakeupDelay(t *testing.T) *atomic.Int64 {
+func trackMaxWakeupDelay(t *testing.T) *atomic.Int64 {
 	worst, ended := &atomic.Int64{}, make(chan struct{})
 	done := make(chan struct{})
 	go func() {

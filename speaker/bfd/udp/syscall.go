@@ -59,8 +59,8 @@ func receiveNonBlocking(fd int, messages []mmsghdr) int {
 	return int(n)
 }
 
-// findReadyFiles returns how many of the files of an epoll file are ready, with their events.
-func findReadyFiles(epollFD int, events []unix.EpollEvent) int {
+// epollWaitNonBlocking returns how many of the files of an epoll file are ready, with their events.
+func epollWaitNonBlocking(epollFD int, events []unix.EpollEvent) int {
 	n, _, code := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epollFD), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
 	if code != 0 {
 		return 0

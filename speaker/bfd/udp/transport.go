@@ -33,23 +33,23 @@ const (
 // Transport opens sockets in the network namespace of the
 // calling thread. Only one goroutine may use it, but for Wake.
 type Transport struct {
-	waiter            *waiter
-	receivers         []*receiver
-	readableReceivers []*receiver // have a datagram, by the last Wait; read in turn
-	batch             *datagramBatch
-	batchReceiver     *receiver // that the batch was read from
-	listenersByKey    map[listenerKey]*listener
-	echoSocketsByKey  map[echoSocketKey]*echoSocket
-	openSenders       map[*sender]struct{}
-	usedSourcePorts   map[uint16]bool
-	linkNamesByIndex  map[int]string
+	waiter           *epollWaiter
+	receivingSockets []*receivingSocket
+	readableSockets  []*receivingSocket // have a datagram, by the last Wait; read in turn
+	batch            *datagramBatch
+	batchSocket      *receivingSocket // that the batch was read from
+	listenersByKey   map[listenerKey]*listener
+	echoSocketsByKey map[echoSocketKey]*echoSocket
+	openSenders      map[*sender]struct{}
+	usedSourcePorts  map[uint16]bool
+	linkNamesByIndex map[int]string
 }
 
 var _ bfd.Transport = (*Transport)(nil)
 
 // NewTransport returns a Transport without sockets.
 func NewTransport() (*Transport, error) {
-	w, err := newWaiter()
+	w, err := newEpollWaiter()
 	if err != nil {
 		return nil, err
 	}
@@ -64,8 +64,8 @@ func NewTransport() (*Transport, error) {
 	}, nil
 }
 
-// NewEngine returns an Engine with a Transport.
-func NewEngine(now func() time.Time, seed uint64) (*bfd.Engine, error) {
+// NewBFDEngine returns an Engine with a Transport.
+func NewBFDEngine(now func() time.Time, seed uint64) (*bfd.Engine, error) {
 	t, err := NewTransport()
 	if err != nil {
 		return nil, err
@@ -86,10 +86,10 @@ func (t *Transport) WaitUntil(now, deadline time.Time) {
 		deadline = now
 	}
 	t.waiter.waitUntil(now, deadline)
-	t.readableReceivers = t.readableReceivers[:0]
-	for _, r := range t.receivers {
-		if t.waiter.isReady(r.fd) {
-			t.readableReceivers = append(t.readableReceivers, r)
+	t.readableSockets = t.readableSockets[:0]
+	for _, r := range t.receivingSockets {
+		if t.waiter.isFileReady(r.fd) {
+			t.readableSockets = append(t.readableSockets, r)
 		}
 	}
 }

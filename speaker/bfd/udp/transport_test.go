@@ -15,19 +15,19 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// transportPair is a Transport and a socket that sends to it.
-type transportPair struct {
+// transportWithSource is a Transport and a socket that sends to it.
+type transportWithSource struct {
 	transport *udp.Transport
 	source    *net.UDPConn
 }
 
-// withTransportPair runs f with a pair, on a thread in the namespace of the Transport. f must not
-// call FailNow or Skip.
-func withTransportPair(t *testing.T, f func(p transportPair)) {
+// withTransportAndSource runs f with a pair, on a thread in the namespace of the Transport. f must
+// not call FailNow or Skip.
+func withTransportAndSource(t *testing.T, f func(p transportWithSource)) {
 	t.Helper()
 	near, far := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	connectNamespaces(near, far)
-	var p transportPair
+	var p transportWithSource
 	far.MustRunInside(func() (err error) {
 		p.source, err = net.DialUDP("udp4", &net.UDPAddr{IP: farNamespaceAddress.AsSlice()}, &net.UDPAddr{IP: nearNamespaceAddress.AsSlice(), Port: 3784})
 		if err == nil {
@@ -42,7 +42,7 @@ func withTransportPair(t *testing.T, f func(p transportPair)) {
 			return err
 		}
 		defer p.transport.Close()
-		s := p.transport.OpenSender(bfd.SessionKey{Peer: farNamespaceAddress}, ourTestDiscriminator)
+		s := p.transport.OpenSender(bfd.SessionKey{PeerAddress: farNamespaceAddress}, ourTestDiscriminator)
 		if err := s.ReopenLostSockets(); err != nil {
 			return err
 		}
@@ -54,19 +54,19 @@ func withTransportPair(t *testing.T, f func(p transportPair)) {
 const ourTestDiscriminator = 4711
 
 // waitFor waits for a datagram, for Wake, or for d.
-func (p transportPair) waitFor(d time.Duration) {
+func (p transportWithSource) waitFor(d time.Duration) {
 	now := time.Now()
 	p.transport.WaitUntil(now, now.Add(d))
 }
 
 // packetWithNumber returns a packet with a number as its discriminator.
 func packetWithNumber(number uint32) []byte {
-	return session.Packet{State: session.Up, DetectMultiplier: 3, MyDiscriminator: number, YourDiscriminator: ourTestDiscriminator}.Append(nil)
+	return session.Packet{State: session.Up, DetectMultiplier: 3, MyDiscriminator: number, YourDiscriminator: ourTestDiscriminator}.AppendEncoded(nil)
 }
 
 // TestAllDatagramsAreReceivedInOrder sends more datagrams than one system call reads.
 func TestAllDatagramsAreReceivedInOrder(t *testing.T) {
-	withTransportPair(t, func(p transportPair) {
+	withTransportAndSource(t, func(p transportWithSource) {
 		const count = 100
 		for i := range uint32(count) {
 			if _, err := p.source.Write(packetWithNumber(1 + i)); err != nil {
@@ -101,9 +101,9 @@ func TestAllDatagramsAreReceivedInOrder(t *testing.T) {
 	})
 }
 
-// TestWakeEndsTheWait checks a Wake from another goroutine, and one before the wait.
-func TestWakeEndsTheWait(t *testing.T) {
-	withTransportPair(t, func(p transportPair) {
+// TestWakeInterruptsTransportWait checks a Wake from another goroutine, and one before the wait.
+func TestWakeInterruptsTransportWait(t *testing.T) {
+	withTransportAndSource(t, func(p transportWithSource) {
 		begin := time.Now()
 		p.transport.Wake()
 		p.waitFor(waitTimeout)
@@ -121,7 +121,7 @@ func TestWakeEndsTheWait(t *testing.T) {
 
 // TestReceivingAllocatesNothing checks the path of each packet.
 func TestReceivingAllocatesNothing(t *testing.T) {
-	withTransportPair(t, func(p transportPair) {
+	withTransportAndSource(t, func(p transportWithSource) {
 		packet := packetWithNumber(1)
 		received := 0
 		n := testing.AllocsPerRun(1000, func() {

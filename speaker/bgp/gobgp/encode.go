@@ -20,12 +20,12 @@ type updateEncoder struct {
 	// usesFourOctetASN is true if both sides support AS numbers of four octets (RFC 6793).
 	usesFourOctetASN   bool
 	negotiatedFamilies []message.AFI
-	// allowsLinkLocalOnly is true if the router takes a link-local next hop in 16 octets.
-	allowsLinkLocalOnly bool
+	// allowsLinkLocalOnlyNextHop is true if the router takes a link-local next hop in 16 octets.
+	allowsLinkLocalOnlyNextHop bool
 }
 
-func newUpdateEncoder(n bgp.Negotiated, asn uint32) *updateEncoder {
-	return &updateEncoder{localASN: asn, isRouterInOtherAS: n.RemoteOpen.ASN != asn, usesFourOctetASN: n.FourOctetASN, negotiatedFamilies: n.CommonFamilies, allowsLinkLocalOnly: n.LinkLocalNextHop}
+func newUpdateEncoder(n bgp.NegotiatedParameters, asn uint32) *updateEncoder {
+	return &updateEncoder{localASN: asn, isRouterInOtherAS: n.RemoteOpen.ASN != asn, usesFourOctetASN: n.FourOctetASN, negotiatedFamilies: n.CommonFamilies, allowsLinkLocalOnlyNextHop: n.LinkLocalNextHop}
 }
 
 const (
@@ -158,7 +158,7 @@ func (e *updateEncoder) buildMPReachAttribute(t *bgp.PathAttributes, routes []pa
 	switch second := t.LinkLocalNextHop; {
 	case second.IsValid():
 		out.LinkLocalNexthop = second.WithZone("").AsSlice()
-	case t.NextHop.IsLinkLocalUnicast() && !e.allowsLinkLocalOnly:
+	case t.NextHop.IsLinkLocalUnicast() && !e.allowsLinkLocalOnlyNextHop:
 		out.LinkLocalNexthop = t.NextHop.WithZone("").AsSlice()
 	}
 	return out

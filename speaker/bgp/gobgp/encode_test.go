@@ -16,8 +16,8 @@ import (
 )
 
 // exampleNegotiatedSession returns the result of the OPENs with a router of an AS number.
-func exampleNegotiatedSession(asn uint32, edit func(*bgp.Negotiated)) bgp.Negotiated {
-	a := bgp.Negotiated{FourOctetASN: true, RemoteOpen: message.OpenMessage{ASN: asn}, CommonFamilies: []message.AFI{message.FamilyIPv4, message.FamilyIPv6}}
+func exampleNegotiatedSession(asn uint32, edit func(*bgp.NegotiatedParameters)) bgp.NegotiatedParameters {
+	a := bgp.NegotiatedParameters{FourOctetASN: true, RemoteOpen: message.OpenMessage{ASN: asn}, CommonFamilies: []message.AFI{message.FamilyIPv4, message.FamilyIPv6}}
 	if edit != nil {
 		edit(&a)
 	}
@@ -81,12 +81,12 @@ func encodeAndDecodeRoutes(t *testing.T, e *updateEncoder, changes []bgp.RouteCh
 	return routes, messages
 }
 
-func TestUpdatesDecodeAsExpected(t *testing.T) {
+func TestEncodedUpdatesHaveExpectedAttributes(t *testing.T) {
 	v4, v6, hop4, hop6 := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::/64"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fe80::1%eth0")
 	const large = 4200000000
 	for name, tc := range map[string]struct {
 		asn, router uint32
-		edit        func(*bgp.Negotiated)
+		edit        func(*bgp.NegotiatedParameters)
 		prefix      netip.Prefix
 		terms       bgp.PathAttributes
 		want        string
@@ -103,24 +103,24 @@ func TestUpdatesDecodeAsExpected(t *testing.T) {
 		"the configured local preference": {64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{LocalPref: 7}}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 7}"},
 		"IPv6 with a link-local next hop": {64512, 65000, nil, v6, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 and fe80::1 {Origin: i} {AsPath: 64512}"},
 		"the same for a router with the link-local capability": {
-			64512, 65000, func(a *bgp.Negotiated) { a.LinkLocalNextHop = true }, v6, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 {Origin: i} {AsPath: 64512}",
+			64512, 65000, func(a *bgp.NegotiatedParameters) { a.LinkLocalNextHop = true }, v6, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 {Origin: i} {AsPath: 64512}",
 		},
 		"IPv6 with a global and a link-local next hop": {
-			64512, 65000, func(a *bgp.Negotiated) { a.LinkLocalNextHop = true }, v6,
+			64512, 65000, func(a *bgp.NegotiatedParameters) { a.LinkLocalNextHop = true }, v6,
 			bgp.PathAttributes{NextHop: netip.MustParseAddr("2001:db8::1"), LinkLocalNextHop: hop6}, "via 2001:db8::1 and fe80::1 {Origin: i} {AsPath: 64512}",
 		},
 		"IPv4 with an IPv6 next hop": {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 and fe80::1 {Origin: i} {AsPath: 64512}"},
 		"a four-octet AS number":     {large, 65000, nil, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 4200000000} {Nexthop: 10.0.0.1}"},
 		"a four-octet AS number for a router that supports two octets": {
-			large, 65000, func(a *bgp.Negotiated) { a.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 23456} {Nexthop: 10.0.0.1} 4200000000",
+			large, 65000, func(a *bgp.NegotiatedParameters) { a.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 23456} {Nexthop: 10.0.0.1} 4200000000",
 		},
-		"a two-octet AS number for such a router": {64512, 65000, func(a *bgp.Negotiated) { a.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
+		"a two-octet AS number for such a router": {64512, 65000, func(a *bgp.NegotiatedParameters) { a.FourOctetASN = false }, v4, bgp.PathAttributes{NextHop: hop4}, "{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1}"},
 		"every community": {
 			64512, 65000, nil, v4,
 			bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{Communities: []uint32{1<<16 | 2}, LargeCommunities: [][3]uint32{{1, 2, 3}}, ExtendedCommunities: [][8]byte{{0, 2, 0, 1, 0, 0, 0, 2}}}},
 			"{Origin: i} {AsPath: 64512} {Nexthop: 10.0.0.1} {Communities: 1:2} {Extcomms: [1:2]} {LargeCommunity: [ 1:2:3]}",
 		},
-		"a family that was not negotiated": {64512, 65000, func(a *bgp.Negotiated) { a.CommonFamilies = a.CommonFamilies[:1] }, v6, bgp.PathAttributes{NextHop: hop6}, ""},
+		"a family that was not negotiated": {64512, 65000, func(a *bgp.NegotiatedParameters) { a.CommonFamilies = a.CommonFamilies[:1] }, v6, bgp.PathAttributes{NextHop: hop6}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newUpdateEncoder(exampleNegotiatedSession(tc.router, tc.edit), tc.asn)

@@ -22,12 +22,12 @@ var _ bgp.UpdateGenerator = (*UpdateGenerator)(nil)
 // NewUpdateGenerator returns an UpdateGenerator. It logs routes that do not fit into a message.
 func NewUpdateGenerator(log *slog.Logger) *UpdateGenerator { return &UpdateGenerator{log} }
 
-// OpenConnectionWithUpdates starts a sessionUpdateSender and returns the near end of its
+// StartUpdateStream starts a sessionUpdateSender and returns the near end of its
 // connection.
-func (u *UpdateGenerator) OpenConnectionWithUpdates(n bgp.Negotiated, asn uint32, t *bgp.AdjRIBOut) net.Conn {
+func (u *UpdateGenerator) StartUpdateStream(n bgp.NegotiatedParameters, asn uint32, t *bgp.AdjRIBOut) net.Conn {
 	near, far := net.Pipe()
 	s := &sessionUpdateSender{
-		connToSessionRelay: far, negotiated: n, encoder: newUpdateEncoder(n, asn), changes: t.Subscribe(), log: u.log,
+		connToSessionRelay: far, negotiated: n, encoder: newUpdateEncoder(n, asn), changes: t.SubscribeToChanges(), log: u.log,
 		sessionConfirmed: make(chan struct{}), connectionClosed: make(chan struct{}),
 	}
 	go s.readRouterMessages()
@@ -39,9 +39,9 @@ func (u *UpdateGenerator) OpenConnectionWithUpdates(n bgp.Negotiated, asn uint32
 // sendKeepaliveThenAllUpdates writes, and that of readRouterMessages reads.
 type sessionUpdateSender struct {
 	connToSessionRelay net.Conn
-	negotiated         bgp.Negotiated
+	negotiated         bgp.NegotiatedParameters
 	encoder            *updateEncoder
-	changes            *bgp.PendingChanges
+	changes            *bgp.PendingRouteChanges
 	log                *slog.Logger
 	sessionConfirmed   chan struct{} // closed when the router has confirmed the session
 	connectionClosed   chan struct{} // closed when the connection is closed
@@ -111,7 +111,7 @@ func (s *sessionUpdateSender) sendPendingUpdates() error {
 		batch = batch[:0]
 		return err
 	}
-	err := s.encoder.encodeUpdates(s.changes.TakePending(), func(m []byte, fault error) error {
+	err := s.encoder.encodeUpdates(s.changes.TakeChanges(), func(m []byte, fault error) error {
 		if fault != nil {
 			s.log.Error("announcing a route", "error", fault)
 			return nil

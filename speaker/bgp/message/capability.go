@@ -10,18 +10,18 @@ type CapabilityCode uint8
 
 // The codes of the supported capabilities.
 const (
-	capMultiprotocol   CapabilityCode = 1
-	capRouteRefresh    CapabilityCode = 2
-	capExtendedNextHop CapabilityCode = 5
-	capGracefulRestart CapabilityCode = 64
-	capFourOctetASN    CapabilityCode = 65
-	capLinkLocal       CapabilityCode = 77
+	capMultiprotocol    CapabilityCode = 1
+	capRouteRefresh     CapabilityCode = 2
+	capExtendedNextHop  CapabilityCode = 5
+	capGracefulRestart  CapabilityCode = 64
+	capFourOctetASN     CapabilityCode = 65
+	capLinkLocalNextHop CapabilityCode = 77
 )
 
 var capabilityNames = map[CapabilityCode]string{
 	capMultiprotocol: "multiprotocol", capRouteRefresh: "route refresh", capExtendedNextHop: "extended next hop", 6: "extended messages",
 	9: "BGP role", capGracefulRestart: "graceful restart", capFourOctetASN: "AS numbers of four octets", 67: "dynamic capability", 69: "ADD-PATH",
-	70: "enhanced route refresh", 71: "long-lived graceful restart", 73: "FQDN", 74: "BFD strict mode", capLinkLocal: "link-local next hop",
+	70: "enhanced route refresh", 71: "long-lived graceful restart", 73: "FQDN", 74: "BFD strict mode", capLinkLocalNextHop: "link-local next hop",
 }
 
 // String returns the name of the capability with its code.
@@ -37,7 +37,7 @@ func (o *OpenMessage) Capabilities() []CapabilityCode {
 	var out []CapabilityCode
 	for c, has := range map[CapabilityCode]bool{
 		capMultiprotocol: len(o.Families) > 0, capRouteRefresh: o.SupportsRouteRefresh, capExtendedNextHop: o.SupportsExtendedNextHop,
-		capGracefulRestart: o.GracefulRestart != nil, capFourOctetASN: o.SupportsFourOctetASN, capLinkLocal: o.SupportsLinkLocalNextHop,
+		capGracefulRestart: o.GracefulRestart != nil, capFourOctetASN: o.SupportsFourOctetASN, capLinkLocalNextHop: o.SupportsLinkLocalNextHop,
 	} {
 		if has {
 			out = append(out, c)
@@ -70,7 +70,7 @@ func (o OpenMessage) WithoutCapabilities(omitted []CapabilityCode) OpenMessage {
 			o.GracefulRestart = nil
 		case capFourOctetASN:
 			o.SupportsFourOctetASN = false
-		case capLinkLocal:
+		case capLinkLocalNextHop:
 			o.SupportsLinkLocalNextHop = false
 		}
 	}

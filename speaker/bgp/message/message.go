@@ -102,12 +102,12 @@ type Reader struct {
 	buffer []byte
 }
 
-// shortMessageLength is enough for a KEEPALIVE, a ROUTE-REFRESH and most NOTIFICATIONs.
-const shortMessageLength = 64
+// initialReaderBufferBytes is enough for a KEEPALIVE, a ROUTE-REFRESH and most NOTIFICATIONs.
+const initialReaderBufferBytes = 64
 
 // NewReader returns a Reader of a connection.
 func NewReader(source io.Reader) *Reader {
-	return &Reader{source: source, buffer: make([]byte, shortMessageLength)}
+	return &Reader{source: source, buffer: make([]byte, initialReaderBufferBytes)}
 }
 
 // ReadMessage reads one message, like the function ReadMessage. The message is valid until the next

@@ -113,7 +113,7 @@ func TestNotificationDescriptions(t *testing.T) {
 // TestReaderTakesMessagesOfAllLengths reads short and long messages by turns.
 func TestReaderTakesMessagesOfAllLengths(t *testing.T) {
 	var in, want []byte
-	for _, length := range []int{4, shortMessageLength, 4, MaxMessageLength - headerLength, 4, 200} {
+	for _, length := range []int{4, initialReaderBufferBytes, 4, MaxMessageLength - headerLength, 4, 200} {
 		in = append(append(in, encodeMessage(TypeUpdate, bytes.Repeat([]byte{byte(length)}, length))...), EncodeKeepalive()...)
 	}
 	want = bytes.Clone(in)

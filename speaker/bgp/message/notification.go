@@ -87,12 +87,12 @@ func (n *Notification) Description() string {
 	if c := n.shutdownCommunication(); c != "" {
 		out += fmt.Sprintf(" (%q)", c)
 	}
-	return out + n.prefixLimitFromData()
+	return out + n.describePrefixLimit()
 }
 
-// prefixLimitFromData returns the maximum of prefixes, if the router sent
+// describePrefixLimit returns the maximum of prefixes, if the router sent
 // it: AFI, SAFI and the number (RFC 4486 section 4).
-func (n *Notification) prefixLimitFromData() string {
+func (n *Notification) describePrefixLimit() string {
 	if n.Code != CodeCease || n.Subcode != CeaseMaxPrefixes || len(n.Data) < 7 {
 		return ""
 	}

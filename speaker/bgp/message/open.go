@@ -107,7 +107,7 @@ func (o *OpenMessage) Encode() []byte {
 		add(capExtendedNextHop, []byte{0, byte(FamilyIPv4), 0, safiUnicast, 0, byte(FamilyIPv6)})
 	}
 	if o.SupportsLinkLocalNextHop {
-		add(capLinkLocal, nil)
+		add(capLinkLocalNextHop, nil)
 	}
 	if g := o.GracefulRestart; g != nil {
 		add(capGracefulRestart, g.encodeCapabilityValue())
@@ -225,7 +225,7 @@ func (o *OpenMessage) decodeCapability(code CapabilityCode, v []byte) {
 		}
 	case code == capRouteRefresh:
 		o.SupportsRouteRefresh = true
-	case code == capLinkLocal:
+	case code == capLinkLocalNextHop:
 		o.SupportsLinkLocalNextHop = true
 	case code == capExtendedNextHop:
 		for ; len(v) >= 6; v = v[6:] {

@@ -16,8 +16,8 @@ import (
 // session uses it.
 const ipvsLinkName = "kube-ipvs0"
 
-// ReadAddresses returns the addresses of this node's links.
-func (Transport) ReadAddresses() ([]bgp.NodeAddress, error) {
+// ReadNodeAddresses returns the addresses of this node's links.
+func (Transport) ReadNodeAddresses() ([]bgp.NodeAddress, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("listing the links: %w", err)
@@ -58,8 +58,8 @@ func (Transport) ReadAddresses() ([]bgp.NodeAddress, error) {
 // addressSubscriptionRetryInterval is the time between two subscriptions to address changes.
 const addressSubscriptionRetryInterval = 5 * time.Second
 
-// WatchAddresses calls changed after an address comes, goes or changes, until ctx ends.
-func (Transport) WatchAddresses(ctx context.Context, changed func()) {
+// WatchNodeAddresses calls changed after an address comes, goes or changes, until ctx ends.
+func (Transport) WatchNodeAddresses(ctx context.Context, changed func()) {
 	for ctx.Err() == nil {
 		watchAddressesUntilNetlinkFails(ctx, changed)
 		select {

@@ -34,11 +34,11 @@ var (
 	allRoutersGroup = netip.MustParseAddr("ff02::2")
 )
 
-// FindRouterOnLink reports the link-local address of the router on a link by its router
+// WatchRouterOnLink reports the link-local address of the router on a link by its router
 // advertisements (RFC 4861), and again when another router replaces it. It reports an error while
 // the link cannot be used. Until ctx ends it also advertises this node, with a router lifetime of
 // 0: the router finds its neighbour, and no host uses the node as a gateway.
-func (Transport) FindRouterOnLink(ctx context.Context, device string, report func(router netip.Addr, err error)) {
+func (Transport) WatchRouterOnLink(ctx context.Context, device string, report func(router netip.Addr, err error)) {
 	reported := ""
 	for ctx.Err() == nil {
 		err := searchRouterUntilSocketFails(ctx, device, func(a netip.Addr) {
@@ -133,7 +133,7 @@ func (f *ndpRouterFinder) exchangeNDPMessages(ctx context.Context) error {
 				advertised = time.Time{}
 			}
 		case *ndp.RouterAdvertisement:
-			if !isFromSpeaker(m) {
+			if !isAdvertisementOfSpeaker(m) {
 				f.recordRouter(from, time.Now())
 			}
 		}
@@ -163,8 +163,8 @@ func speakerMarkerNDPOption() ndp.Option {
 	return &ndp.RawOption{Type: 253, Length: 1, Value: []byte("gantry")}
 }
 
-// isFromSpeaker reports whether a speaker sent an advertisement.
-func isFromSpeaker(m *ndp.RouterAdvertisement) bool {
+// isAdvertisementOfSpeaker reports whether a speaker sent an advertisement.
+func isAdvertisementOfSpeaker(m *ndp.RouterAdvertisement) bool {
 	return slices.ContainsFunc(m.Options, func(o ndp.Option) bool {
 		raw, ok := o.(*ndp.RawOption)
 		return ok && raw.Type == 253 && bytes.Equal(raw.Value, []byte("gantry"))

@@ -14,7 +14,7 @@ const damagedFrameCount = 500_000
 
 // The checks of the fuzz tests pass for valid frames with a few bytes changed, cut off or added.
 // Each run tries the same ones.
-func TestDamagedFrames(t *testing.T) {
+func TestFuzzChecksPassForDamagedFrames(t *testing.T) {
 	var seeds [][]byte
 	for _, m := range exampleNDPFrames() {
 		seeds = append(seeds, encodeFrame(t, encodeNDP, m))
@@ -51,12 +51,12 @@ func correctChecksums(b []byte) {
 		clear(b[icmp6Offset+2 : icmp6Offset+4])
 		binary.BigEndian.PutUint16(b[icmp6Offset+2:], ^icmpv6Checksum(b[ip6SourceOffsetInFrame:icmp6Offset], b[icmp6Offset:end]))
 	case len(b) >= icmp4Offset+echoMinLength && b[etherTypeOffset+1] == 0:
-		end := min(len(b), ip4Offset+int(binary.BigEndian.Uint16(b[ip4TotalLengthOffset:])))
+		end := min(len(b), ip4HeaderOffset+int(binary.BigEndian.Uint16(b[ip4TotalLengthOffset:])))
 		if end < icmp4Offset+4 {
 			return
 		}
 		clear(b[ip4ChecksumOffset : ip4ChecksumOffset+2])
-		binary.BigEndian.PutUint16(b[ip4ChecksumOffset:], ^onesComplementSum(0, b[ip4Offset:icmp4Offset]))
+		binary.BigEndian.PutUint16(b[ip4ChecksumOffset:], ^onesComplementSum(0, b[ip4HeaderOffset:icmp4Offset]))
 		clear(b[icmp4Offset+2 : icmp4Offset+4])
 		binary.BigEndian.PutUint16(b[icmp4Offset+2:], ^onesComplementSum(0, b[icmp4Offset:end]))
 	}

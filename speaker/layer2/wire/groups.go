@@ -27,7 +27,7 @@ const maxGroupsJoinedThroughKernel = 256
 // Any goroutine may call its methods.
 type groupMemberships struct {
 	linkIndex            int
-	reportSourceIP       netip.Addr // of MLD reports
+	mldReportSourceIP    netip.Addr // of MLD reports
 	linkMAC              facts.MAC
 	callWithPacketSocket func(f func(fd uintptr)) error // accesses the packet socket
 	sendFrame            func(b []byte)
@@ -36,10 +36,10 @@ type groupMemberships struct {
 	// an ordinary socket for memberships in the kernel; -1 if there is none
 	kernelMembershipSocket int
 	membershipByGroup      map[netip.Addr]*groupMembership
-	kernelGroupCount       int // how many of them are in the kernel
-	// reportsLeftByGroup has the new groups that we report, with the number of
+	kernelJoinedGroupCount int // how many of them are in the kernel
+	// mldReportsLeftByGroup has the new groups that we report, with the number of
 	// reports still due.
-	reportsLeftByGroup map[netip.Addr]int
+	mldReportsLeftByGroup map[netip.Addr]int
 	// mldReportTimer calls sendDueMLDReport. It runs while there are groups that we report.
 	mldReportTimer *time.Timer
 	mldReportDueAt time.Time
@@ -54,15 +54,15 @@ type groupMembership struct {
 // newGroupMemberships joins the group of all nodes, to which announcements are sent.
 func newGroupMemberships(l facts.Link, control func(f func(fd uintptr)) error, send func([]byte)) (*groupMemberships, error) {
 	g := &groupMemberships{
-		linkIndex: l.Index, reportSourceIP: netip.IPv6Unspecified(), linkMAC: l.MAC, callWithPacketSocket: control, sendFrame: send,
-		membershipByGroup: map[netip.Addr]*groupMembership{}, reportsLeftByGroup: map[netip.Addr]int{},
+		linkIndex: l.Index, mldReportSourceIP: netip.IPv6Unspecified(), linkMAC: l.MAC, callWithPacketSocket: control, sendFrame: send,
+		membershipByGroup: map[netip.Addr]*groupMembership{}, mldReportsLeftByGroup: map[netip.Addr]int{},
 	}
 	for _, p := range l.AddressesWithPrefixLength {
 		if p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() {
-			g.reportSourceIP = p.Addr()
+			g.mldReportSourceIP = p.Addr()
 		}
 	}
-	if err := g.changeCardMembership(unix.PACKET_ADD_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.AnnouncementDestinationMAC(allNodesGroup)); err != nil {
+	if err := g.changePacketSocketMembership(unix.PACKET_ADD_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.AnnouncementDestinationMAC(allNodesGroup)); err != nil {
 		return nil, err
 	}
 	var err error
@@ -72,8 +72,8 @@ func newGroupMemberships(l facts.Link, control func(f func(fd uintptr)) error, s
 	return g, nil
 }
 
-// changeCardMembership changes what the network card receives for the packet socket.
-func (g *groupMemberships) changeCardMembership(option int, kind uint16, mac facts.MAC) error {
+// changePacketSocketMembership changes what the network card receives for the packet socket.
+func (g *groupMemberships) changePacketSocketMembership(option int, kind uint16, mac facts.MAC) error {
 	r := unix.PacketMreq{Ifindex: int32(g.linkIndex), Type: kind, Alen: uint16(len(mac))}
 	copy(r.Address[:], mac[:])
 	var err error
@@ -95,7 +95,7 @@ func (g *groupMemberships) changeKernelMembership(option int, group netip.Addr) 
 func (g *groupMemberships) joinGroupOfAddress(a netip.Addr) error {
 	group, err := ndp.SolicitedNodeMulticast(a)
 	if err != nil {
-		return fmt.Errorf("joining the group of %s: %w: %w", a, layer2.ErrNotSent, err)
+		return fmt.Errorf("joining the group of %s: %w: %w", a, layer2.ErrFrameNotSent, err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -104,11 +104,11 @@ func (g *groupMemberships) joinGroupOfAddress(a netip.Addr) error {
 		return nil
 	}
 	m := &groupMembership{joinedAddressCount: 1}
-	if m.isReportedBySpeaker = g.kernelGroupCount >= maxGroupsJoinedThroughKernel || g.changeKernelMembership(unix.IPV6_JOIN_GROUP, group) != nil; m.isReportedBySpeaker {
-		err = g.beginReportingGroup(group)
+	if m.isReportedBySpeaker = g.kernelJoinedGroupCount >= maxGroupsJoinedThroughKernel || g.changeKernelMembership(unix.IPV6_JOIN_GROUP, group) != nil; m.isReportedBySpeaker {
+		err = g.beginMLDReportsOfGroup(group)
 	} else {
-		err = g.changeCardMembership(unix.PACKET_ADD_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.RequestDestinationMAC(a))
-		g.kernelGroupCount++
+		err = g.changePacketSocketMembership(unix.PACKET_ADD_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.RequestDestinationMAC(a))
+		g.kernelJoinedGroupCount++
 	}
 	if err != nil {
 		return fmt.Errorf("joining the group of %s: %w", a, toEngineError(err))
@@ -117,22 +117,22 @@ func (g *groupMemberships) joinGroupOfAddress(a netip.Addr) error {
 	return nil
 }
 
-// beginReportingGroup begins to report a group. With the first one, the card receives
+// beginMLDReportsOfGroup begins to report a group. With the first one, the card receives
 // all multicast packets.
-func (g *groupMemberships) beginReportingGroup(group netip.Addr) error {
+func (g *groupMemberships) beginMLDReportsOfGroup(group netip.Addr) error {
 	if g.speakerReportedGroupCount() == 0 {
-		if err := g.changeCardMembership(unix.PACKET_ADD_MEMBERSHIP, unix.PACKET_MR_ALLMULTI, facts.MAC{}); err != nil {
+		if err := g.changePacketSocketMembership(unix.PACKET_ADD_MEMBERSHIP, unix.PACKET_MR_ALLMULTI, facts.MAC{}); err != nil {
 			return err
 		}
 	}
-	g.reportsLeftByGroup[group] = mldReportsPerGroupChange
+	g.mldReportsLeftByGroup[group] = mldReportsPerGroupChange
 	g.scheduleMLDReport(mldReportCoalesceDelay)
 	return nil
 }
 
 // speakerReportedGroupCount returns how many groups we report.
 func (g *groupMemberships) speakerReportedGroupCount() int {
-	return len(g.membershipByGroup) - g.kernelGroupCount
+	return len(g.membershipByGroup) - g.kernelJoinedGroupCount
 }
 
 // leaveGroupOfAddress undoes joinGroupOfAddress.
@@ -153,16 +153,16 @@ func (g *groupMemberships) leaveGroupOfAddress(a netip.Addr) {
 	delete(g.membershipByGroup, group)
 	// If this fails, the port receives requests that it does not answer.
 	if !m.isReportedBySpeaker {
-		g.kernelGroupCount--
+		g.kernelJoinedGroupCount--
 		_ = g.changeKernelMembership(unix.IPV6_LEAVE_GROUP, group)
-		_ = g.changeCardMembership(unix.PACKET_DROP_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.RequestDestinationMAC(a))
+		_ = g.changePacketSocketMembership(unix.PACKET_DROP_MEMBERSHIP, unix.PACKET_MR_MULTICAST, layer2.RequestDestinationMAC(a))
 		return
 	}
-	delete(g.reportsLeftByGroup, group)
+	delete(g.mldReportsLeftByGroup, group)
 	// includes no source, which means: left
 	g.sendMLDReports(mldChangeToInclude, []netip.Addr{group})
 	if g.speakerReportedGroupCount() == 0 {
-		_ = g.changeCardMembership(unix.PACKET_DROP_MEMBERSHIP, unix.PACKET_MR_ALLMULTI, facts.MAC{})
+		_ = g.changePacketSocketMembership(unix.PACKET_DROP_MEMBERSHIP, unix.PACKET_MR_ALLMULTI, facts.MAC{})
 	}
 }
 
@@ -199,15 +199,15 @@ func (g *groupMemberships) sendDueMLDReport() {
 	if g.speakerReportedGroupCount() == 0 {
 		return
 	}
-	if len(g.reportsLeftByGroup) == 0 {
+	if len(g.mldReportsLeftByGroup) == 0 {
 		g.sendMLDReports(mldModeIsExclude, g.speakerReportedGroups())
 		g.scheduleMLDReport(mldAllGroupsReportInterval)
 		return
 	}
-	g.sendMLDReports(mldChangeToExclude, slices.SortedFunc(maps.Keys(g.reportsLeftByGroup), netip.Addr.Compare))
-	for group := range g.reportsLeftByGroup {
-		if g.reportsLeftByGroup[group]--; g.reportsLeftByGroup[group] == 0 {
-			delete(g.reportsLeftByGroup, group)
+	g.sendMLDReports(mldChangeToExclude, slices.SortedFunc(maps.Keys(g.mldReportsLeftByGroup), netip.Addr.Compare))
+	for group := range g.mldReportsLeftByGroup {
+		if g.mldReportsLeftByGroup[group]--; g.mldReportsLeftByGroup[group] == 0 {
+			delete(g.mldReportsLeftByGroup, group)
 		}
 	}
 	g.scheduleMLDReport(mldChangeReportInterval)
@@ -235,8 +235,8 @@ func (g *groupMemberships) speakerReportedGroups() []netip.Addr {
 
 // sendMLDReports sends as many reports as the groups need.
 func (g *groupMemberships) sendMLDReports(kind byte, all []netip.Addr) {
-	for part := range slices.Chunk(all, maxRecordsPerReport) {
-		g.sendFrame(encodeMLDReport(g.linkMAC, g.reportSourceIP, kind, part))
+	for part := range slices.Chunk(all, maxRecordsPerMLDReport) {
+		g.sendFrame(encodeMLDReport(g.linkMAC, g.mldReportSourceIP, kind, part))
 	}
 }
 
@@ -249,7 +249,7 @@ func (g *groupMemberships) closeMemberships() {
 		g.mldReportTimer.Stop()
 	}
 	clear(g.membershipByGroup)
-	g.kernelGroupCount = 0
+	g.kernelJoinedGroupCount = 0
 	if g.kernelMembershipSocket >= 0 {
 		_ = unix.Close(g.kernelMembershipSocket) // nothing was written
 		g.kernelMembershipSocket = -1

@@ -191,14 +191,14 @@ func (l *snoopingSwitchHarness) replugSwitchPort(port netlink.Link) error {
 // buildMLDQuery returns a General Query (RFC 3810 section 5.1), made from a report.
 func buildMLDQuery(mac facts.MAC) []byte {
 	b := encodeMLDReport(mac, netip.MustParseAddr("fe80::1"), mldModeIsExclude, []netip.Addr{netip.IPv6Unspecified()})
-	b[mldOffset], b[mldOffset+2], b[mldOffset+3] = typeMLDQuery, 0, 0
-	clear(b[mldOffset+4:])
-	b[mldOffset+5] = 10 // the maximum response delay, in milliseconds
+	b[mldMessageOffset], b[mldMessageOffset+2], b[mldMessageOffset+3] = typeMLDQuery, 0, 0
+	clear(b[mldMessageOffset+4:])
+	b[mldMessageOffset+5] = 10 // the maximum response delay, in milliseconds
 	all := allNodesGroup.As16()
 	copy(b[ip6DestinationOffsetInFrame:], all[:])
 	copy(b[0:6], []byte{0x33, 0x33, 0, 0, 0, 1})
-	sum := ^icmpv6Checksum(b[ip6SourceOffsetInFrame:icmp6Offset], b[mldOffset:])
-	b[mldOffset+2], b[mldOffset+3] = byte(sum>>8), byte(sum)
+	sum := ^icmpv6Checksum(b[ip6SourceOffsetInFrame:icmp6Offset], b[mldMessageOffset:])
+	b[mldMessageOffset+2], b[mldMessageOffset+3] = byte(sum>>8), byte(sum)
 	return b
 }
 
@@ -206,7 +206,7 @@ func buildMLDQuery(mac facts.MAC) []byte {
 func TestFilterPassesMLDQueries(t *testing.T) {
 	vm := newFilterVM(t, ndpFilter)
 	report := encodeMLDReport(nodeMAC, heldIPv6, mldModeIsExclude, []netip.Addr{heldIPv6})
-	if !isICMPv6ChecksumValid(report[ip6SourceOffsetInFrame:icmp6Offset], report[mldOffset:]) {
+	if !isICMPv6ChecksumValid(report[ip6SourceOffsetInFrame:icmp6Offset], report[mldMessageOffset:]) {
 		t.Error("the checksum of a report is wrong")
 	}
 	for name, tt := range map[string]struct {

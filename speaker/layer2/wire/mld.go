@@ -22,13 +22,13 @@ const (
 // routers recognize it.
 const (
 	hopByHopOffset   = icmp6Offset
-	mldOffset        = hopByHopOffset + 8
-	mldRecordsOffset = mldOffset + 8
+	mldMessageOffset = hopByHopOffset + 8
+	mldRecordsOffset = mldMessageOffset + 8
 	mldRecordLength  = 20 // without sources
 	typeMLDv2Report  = 143
 	typeMLDQuery     = 130
-	// maxRecordsPerReport fills a frame of 1,500 bytes, which every Ethernet carries.
-	maxRecordsPerReport = (1500 - (mldRecordsOffset - ip6HeaderOffsetInFrame)) / mldRecordLength
+	// maxRecordsPerMLDReport fills a frame of 1,500 bytes, which every Ethernet carries.
+	maxRecordsPerMLDReport = (1500 - (mldRecordsOffset - ip6HeaderOffsetInFrame)) / mldRecordLength
 )
 
 // The group that receives reports (RFC 3810 section 5.2.14), and its Ethernet address.
@@ -53,19 +53,19 @@ func encodeMLDReport(mac facts.MAC, source netip.Addr, kind byte, groups []netip
 	copy(b[ip6DestinationOffsetInFrame:], to[:])
 	// Router Alert for MLD, and padding
 	copy(b[hopByHopOffset:], []byte{unix.IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0})
-	b[mldOffset] = typeMLDv2Report
-	binary.BigEndian.PutUint16(b[mldOffset+6:], uint16(len(groups)))
+	b[mldMessageOffset] = typeMLDv2Report
+	binary.BigEndian.PutUint16(b[mldMessageOffset+6:], uint16(len(groups)))
 	for i, g := range groups {
 		r := b[mldRecordsOffset+i*mldRecordLength:]
 		r[0] = kind
 		group := g.As16()
 		copy(r[4:], group[:])
 	}
-	binary.BigEndian.PutUint16(b[mldOffset+2:], ^icmpv6Checksum(b[ip6SourceOffsetInFrame:icmp6Offset], b[mldOffset:]))
+	binary.BigEndian.PutUint16(b[mldMessageOffset+2:], ^icmpv6Checksum(b[ip6SourceOffsetInFrame:icmp6Offset], b[mldMessageOffset:]))
 	return b
 }
 
 // isMLDQuery says whether the frame asks for reports.
 func isMLDQuery(b []byte) bool {
-	return len(b) > mldOffset && b[ip6NextHeaderOffsetInFrame] == unix.IPPROTO_HOPOPTS && b[hopByHopOffset] == unix.IPPROTO_ICMPV6 && b[hopByHopOffset+1] == 0 && b[mldOffset] == typeMLDQuery
+	return len(b) > mldMessageOffset && b[ip6NextHeaderOffsetInFrame] == unix.IPPROTO_HOPOPTS && b[hopByHopOffset] == unix.IPPROTO_ICMPV6 && b[hopByHopOffset+1] == 0 && b[mldMessageOffset] == typeMLDQuery
 }

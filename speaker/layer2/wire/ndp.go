@@ -46,7 +46,7 @@ var ndpFilter = []bpf.Instruction{
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_HOPOPTS, SkipTrue: 5},
 	bpf.LoadAbsolute{Off: hopByHopOffset, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_ICMPV6, SkipTrue: 3},
-	bpf.LoadAbsolute{Off: mldOffset, Size: 1},
+	bpf.LoadAbsolute{Off: mldMessageOffset, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: typeMLDQuery, SkipTrue: 1},
 	bpf.RetConstant{Val: maxReadFrameBytes},
 	bpf.RetConstant{Val: 0},

@@ -18,22 +18,22 @@ import (
 // The layout of ICMP over IPv4 without options over Ethernet (RFC 791 section 3.1; RFC 792), in
 // bytes from the start of the frame.
 const (
-	ip4Offset            = 14
-	ip4TotalLengthOffset = 16
-	ip4FragmentOffset    = 20
-	ip4TTLOffset         = 22
-	ip4ProtocolOffset    = 23
-	ip4ChecksumOffset    = 24
-	ip4SourceOffset      = 26
-	ip4DestinationOffset = 30
-	icmp4Offset          = 34
+	ip4HeaderOffset        = 14
+	ip4TotalLengthOffset   = 16
+	ip4FragmentFieldOffset = 20
+	ip4TTLOffset           = 22
+	ip4ProtocolOffset      = 23
+	ip4ChecksumOffset      = 24
+	ip4SourceOffset        = 26
+	ip4DestinationOffset   = 30
+	icmp4Offset            = 34
 
-	ip4VersionAndLength = 0x45   // version 4, a header of 20 bytes
-	ip4FragmentMask     = 0x3fff // more fragments, or not the first one
-	typeEchoRequest4    = 8
-	typeEchoRequest6    = 128 // RFC 4443 section 4.1
-	typeEchoReply6      = 129
-	echoMinLength       = 8 // bytes of an echo without data
+	ip4VersionAndLengthByte = 0x45   // version 4, a header of 20 bytes
+	ip4FragmentMask         = 0x3fff // more fragments, or not the first one
+	typeEchoRequest4        = 8
+	typeEchoRequest6        = 128 // RFC 4443 section 4.1
+	typeEchoReply6          = 129
+	echoMinLength           = 8 // bytes of an echo without data
 
 	// echoReplyHopLimit is the TTL or hop limit of a reply.
 	echoReplyHopLimit = 64
@@ -48,9 +48,9 @@ var pingFilter4 = []bpf.Instruction{
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.PACKET_HOST, SkipTrue: 11},
 	bpf.LoadAbsolute{Off: etherTypeOffset, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_IP, SkipTrue: 9},
-	bpf.LoadAbsolute{Off: ip4Offset, Size: 1},
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: ip4VersionAndLength, SkipTrue: 7},
-	bpf.LoadAbsolute{Off: ip4FragmentOffset, Size: 2},
+	bpf.LoadAbsolute{Off: ip4HeaderOffset, Size: 1},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: ip4VersionAndLengthByte, SkipTrue: 7},
+	bpf.LoadAbsolute{Off: ip4FragmentFieldOffset, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: ip4FragmentMask, SkipTrue: 5},
 	bpf.LoadAbsolute{Off: ip4ProtocolOffset, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_ICMP, SkipTrue: 3},
@@ -117,7 +117,7 @@ func (p *rawSocketPingResponder) AnswerPings(held func(netip.Addr) bool) error {
 			continue
 		}
 		// A reply that finds no room in the send buffer is lost, like any packet.
-		if _, err := p.file.Write(answer); err != nil && !errors.Is(toEngineError(err), layer2.ErrNotSent) && !errors.Is(err, unix.EMSGSIZE) {
+		if _, err := p.file.Write(answer); err != nil && !errors.Is(toEngineError(err), layer2.ErrFrameNotSent) && !errors.Is(err, unix.EMSGSIZE) {
 			return fmt.Errorf("answering a ping on %q: %w", p.linkName, toEngineError(err))
 		}
 	}
@@ -128,17 +128,18 @@ func (p *rawSocketPingResponder) Close() error { return p.file.Close() }
 
 // buildPingReply4 turns a frame with an echo request into the reply.
 func buildPingReply4(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
-	if len(b) < icmp4Offset+echoMinLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_IP || b[ip4Offset] != ip4VersionAndLength ||
-		binary.BigEndian.Uint16(b[ip4FragmentOffset:])&ip4FragmentMask != 0 || b[ip4ProtocolOffset] != unix.IPPROTO_ICMP ||
+	if len(b) < icmp4Offset+echoMinLength || binary.BigEndian.Uint16(b[etherTypeOffset:]) != unix.ETH_P_IP || b[ip4HeaderOffset] != ip4VersionAndLengthByte ||
+		binary.BigEndian.Uint16(b[ip4FragmentFieldOffset:])&ip4FragmentMask != 0 || b[ip4ProtocolOffset] != unix.IPPROTO_ICMP ||
 		binary.BigEndian.Uint16(b[icmp4Offset:]) != typeEchoRequest4<<8 {
 		return nil, false
 	}
-	end := ip4Offset + int(binary.BigEndian.Uint16(b[ip4TotalLengthOffset:])) // the rest is padding
-	if end < icmp4Offset+echoMinLength || end > len(b) || onesComplementSum(0, b[ip4Offset:icmp4Offset]) != 0xffff || onesComplementSum(0, b[icmp4Offset:end]) != 0xffff {
+	// the rest is padding
+	end := ip4HeaderOffset + int(binary.BigEndian.Uint16(b[ip4TotalLengthOffset:]))
+	if end < icmp4Offset+echoMinLength || end > len(b) || onesComplementSum(0, b[ip4HeaderOffset:icmp4Offset]) != 0xffff || onesComplementSum(0, b[icmp4Offset:end]) != 0xffff {
 		return nil, false
 	}
 	source, target := netip.AddrFrom4([4]byte(b[ip4SourceOffset:ip4DestinationOffset])), netip.AddrFrom4([4]byte(b[ip4DestinationOffset:icmp4Offset]))
-	if !hasUsableSource(b, source) || !held(target) {
+	if !canReplyToSource(b, source) || !held(target) {
 		return nil, false
 	}
 	swapMACs(b)
@@ -146,7 +147,7 @@ func buildPingReply4(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
 	copy(b[ip4DestinationOffset:], source.AsSlice())
 	b[ip4TTLOffset], b[icmp4Offset] = echoReplyHopLimit, 0
 	binary.BigEndian.PutUint16(b[ip4ChecksumOffset:], 0)
-	binary.BigEndian.PutUint16(b[ip4ChecksumOffset:], ^onesComplementSum(0, b[ip4Offset:icmp4Offset]))
+	binary.BigEndian.PutUint16(b[ip4ChecksumOffset:], ^onesComplementSum(0, b[ip4HeaderOffset:icmp4Offset]))
 	binary.BigEndian.PutUint16(b[icmp4Offset+2:], 0)
 	binary.BigEndian.PutUint16(b[icmp4Offset+2:], ^onesComplementSum(0, b[icmp4Offset:end]))
 	return b[:end], true
@@ -163,7 +164,7 @@ func buildPingReply6(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
 		return nil, false
 	}
 	source, target := netip.AddrFrom16([16]byte(b[ip6SourceOffsetInFrame:ip6DestinationOffsetInFrame])), netip.AddrFrom16([16]byte(b[ip6DestinationOffsetInFrame:icmp6Offset]))
-	if source.Is4In6() || !hasUsableSource(b, source) || !held(target) {
+	if source.Is4In6() || !canReplyToSource(b, source) || !held(target) {
 		return nil, false
 	}
 	swapMACs(b)
@@ -175,8 +176,8 @@ func buildPingReply6(b []byte, held func(netip.Addr) bool) ([]byte, bool) {
 	return b[:end], true
 }
 
-// hasUsableSource says whether a reply can be sent to the source: the address of a single host.
-func hasUsableSource(b []byte, source netip.Addr) bool {
+// canReplyToSource says whether a reply can be sent to the source: the address of a single host.
+func canReplyToSource(b []byte, source netip.Addr) bool {
 	return b[6]&1 == 0 && !source.IsUnspecified() && !source.IsMulticast() && !source.IsLoopback() && source != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 

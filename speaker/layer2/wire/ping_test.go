@@ -83,7 +83,7 @@ func TestPingReplies(t *testing.T) {
 			if got := answer[tt.body+echoMinLength:]; string(got) != data || answer[tt.body] != tt.reply {
 				t.Errorf("%s: the answer is of type %d and says %q", f, answer[tt.body], got)
 			}
-			if sound := onesComplementSum(0, answer[ip4Offset:icmp4Offset]) == 0xffff && onesComplementSum(0, answer[icmp4Offset:]) == 0xffff; f == ipfamily.IPv4 && !sound {
+			if sound := onesComplementSum(0, answer[ip4HeaderOffset:icmp4Offset]) == 0xffff && onesComplementSum(0, answer[icmp4Offset:]) == 0xffff; f == ipfamily.IPv4 && !sound {
 				t.Error("IPv4: the checksums are wrong")
 			}
 			if f == ipfamily.IPv6 && !isICMPv6ChecksumValid(answer[ip6SourceOffsetInFrame:icmp6Offset], answer[icmp6Offset:]) {
@@ -125,7 +125,7 @@ func TestInvalidPingsAreNotAnswered(t *testing.T) {
 		}
 	}
 	piece := buildEchoRequestFrame(t, ipfamily.IPv4, "")
-	piece[ip4FragmentOffset] = 0x20
+	piece[ip4FragmentFieldOffset] = 0x20
 	if n, err := newFilterVM(t, pingFilter4).Run(piece); n != 0 || err != nil {
 		t.Errorf("the filter passes a piece of a ping (%v)", err)
 	}
@@ -138,8 +138,9 @@ func icmpOffset(v4 bool) int {
 	return icmp6Offset
 }
 
-// FuzzPing checks that every answered frame gets a valid reply, and that it goes to the sender.
-func FuzzPing(f *testing.F) {
+// FuzzBuildPingReply checks that every answered frame gets a valid reply, and that it goes to the
+// sender.
+func FuzzBuildPingReply(f *testing.F) {
 	f.Add([]byte{})
 	for family := range pingCaseByFamily {
 		f.Add(buildEchoRequestFrame(f, family, "are you there?"))

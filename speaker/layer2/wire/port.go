@@ -31,11 +31,11 @@ type packetSocketPort struct {
 	closed      bool
 	receiveRing *receiveRing // Receive uses it while it runs; otherwise it needs mu
 
-	// Write uses these fields. writeFunc is stored, so that no closure is allocated per frame. It
-	// sends writeBuffer and sets writeError.
-	writeFunc   func(fd uintptr) bool
-	writeBuffer []byte
-	writeError  error
+	// Write uses these fields. writeBufferedFrameFunc is stored, so that no closure is allocated
+	// per frame. It sends writeBuffer and sets writeError.
+	writeBufferedFrameFunc func(fd uintptr) bool
+	writeBuffer            []byte
+	writeError             error
 
 	lostFrames atomic.Uint64
 }
@@ -51,7 +51,7 @@ func (p *packetSocketPort) ReceiveFrames(handle func(layer2.ARPOrNDPFrame) (laye
 	p.isReceiving = true
 	p.mu.Unlock()
 	r := &frameReceiver{packetSocketPort: p, handleFrame: handle, isSendingAllowed: isSendingAllowed}
-	r.answerBatch.linkMessageVectors()
+	r.answerBatch.attachFrameBuffers()
 	err := p.rawConn.Read(r.drainRing)
 	if err == nil || r.err != nil {
 		err = r.err
@@ -98,11 +98,11 @@ func (r *frameReceiver) drainRing(fd uintptr) bool {
 		if err := r.answerBatch.addFrame(r.protocol.encode, answer); err == nil && r.answerBatch.count < len(r.answerBatch.messages) {
 			continue
 		}
-		if r.flushBatch(fd); r.err != nil {
+		if r.sendAnswerBatch(fd); r.err != nil {
 			return true
 		}
 	}
-	if r.flushBatch(fd); r.err != nil {
+	if r.sendAnswerBatch(fd); r.err != nil {
 		return true
 	}
 	// The ring is also empty after the link went down.
@@ -118,11 +118,11 @@ func (r *frameReceiver) drainRing(fd uintptr) bool {
 // milliseconds. The ring receives requests meanwhile.
 const answerSendTimeoutMilliseconds = 10
 
-// flushBatch sends the batch. Answers that find no room in time are lost; the client asks again.
-// Answers that may not be sent any more are dropped: the process may have been paused since they
-// were added. A pause between this check and the system call cannot be noticed, so the frames of
-// that one call are sent.
-func (r *frameReceiver) flushBatch(fd uintptr) {
+// sendAnswerBatch sends the batch. Answers that find no room in time are lost; the client asks
+// again. Answers that may not be sent any more are dropped: the process may have been paused since
+// they were added. A pause between this check and the system call cannot be noticed, so the frames
+// of that one call are sent.
+func (r *frameReceiver) sendAnswerBatch(fd uintptr) {
 	for waited := false; r.answerBatch.count > 0; {
 		if r.isSendingAllowed != nil && !r.isSendingAllowed() {
 			r.answerBatch.count = 0
@@ -130,15 +130,15 @@ func (r *frameReceiver) flushBatch(fd uintptr) {
 		}
 		sent, err := r.answerBatch.sendFrames(fd)
 		if err == nil {
-			r.answerBatch.dropFrames(sent)
+			r.answerBatch.removeSentFrames(sent)
 			continue
 		}
 		switch {
 		case errors.Is(err, unix.EINTR):
-		case errors.Is(toEngineError(err), layer2.ErrNotSent) && !waited:
+		case errors.Is(toEngineError(err), layer2.ErrFrameNotSent) && !waited:
 			waited = true
 			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, answerSendTimeoutMilliseconds)
-		case errors.Is(toEngineError(err), layer2.ErrNotSent):
+		case errors.Is(toEngineError(err), layer2.ErrFrameNotSent):
 			r.lostFrames.Add(uint64(r.answerBatch.count))
 			r.answerBatch.count = 0
 		default:
@@ -164,7 +164,7 @@ type mmsghdr struct {
 	sentBytes uint32
 }
 
-func (b *sendBatch) linkMessageVectors() {
+func (b *sendBatch) attachFrameBuffers() {
 	for i := range b.messages {
 		b.vectors[i].Base = &b.frames[i][0]
 		b.messages[i].header.Iov = &b.vectors[i]
@@ -191,8 +191,8 @@ func (b *sendBatch) sendFrames(fd uintptr) (int, error) {
 	return int(n), nil
 }
 
-// dropFrames removes the first n frames.
-func (b *sendBatch) dropFrames(n int) {
+// removeSentFrames removes the first n frames.
+func (b *sendBatch) removeSentFrames(n int) {
 	for i := n; i < b.count; i++ {
 		length := b.vectors[i].Len
 		copy(b.frames[i-n][:length], b.frames[i][:length])
@@ -201,17 +201,17 @@ func (b *sendBatch) dropFrames(n int) {
 	b.count -= n
 }
 
-// WriteFrame sends a frame. If it would block, it returns ErrNotSent.
+// WriteFrame sends a frame. If it would block, it returns ErrFrameNotSent.
 func (p *packetSocketPort) WriteFrame(f layer2.ARPOrNDPFrame) error {
 	if ipfamily.FamilyOf(f.SenderIP) != p.family || ipfamily.FamilyOf(f.TargetIP) != p.family {
-		return fmt.Errorf("sending %s on %q: %w: %s and %s are not both %s", p.protocol.name, p.linkName, layer2.ErrNotSent, f.SenderIP, f.TargetIP, p.family)
+		return fmt.Errorf("sending %s on %q: %w: %s and %s are not both %s", p.protocol.name, p.linkName, layer2.ErrFrameNotSent, f.SenderIP, f.TargetIP, p.family)
 	}
 	b, err := p.protocol.encode(p.writeBuffer[:0], f)
 	if err != nil {
-		return fmt.Errorf("encoding %s for %q: %w: %w", p.protocol.name, p.linkName, layer2.ErrNotSent, err)
+		return fmt.Errorf("encoding %s for %q: %w: %w", p.protocol.name, p.linkName, layer2.ErrFrameNotSent, err)
 	}
 	p.writeBuffer = b
-	if err = p.rawConn.Write(p.writeFunc); err == nil {
+	if err = p.rawConn.Write(p.writeBufferedFrameFunc); err == nil {
 		err = p.writeError
 	}
 	if err != nil {

@@ -14,23 +14,23 @@ import (
 const (
 	// The slot sizes are in bytes. A slot has the 66 bytes that the kernel puts before a frame, and
 	// the frame: 60 bytes for ARP, 86 or more for neighbour discovery. Both sizes divide
-	// ringBlockSize.
+	// ringBlockBytes.
 	arpRingSlotBytes = 128
 	ndpRingSlotBytes = 512
 	// The slot counts are the frames that the ring holds while the speaker does not run: at 50,000
 	// frames per second, those of a third and of a sixth of a second.
-	arpSlotCount  = 16384
-	ndpSlotCount  = 8192
-	ringBlockSize = 1 << 16
+	arpRingSlotCount = 16384
+	ndpRingSlotCount = 8192
+	ringBlockBytes   = 1 << 16
 )
 
 // receiveRing is the memory into which the kernel writes frames. One goroutine reads
 // it. A slot belongs to the kernel until its status has TP_STATUS_USER, and then to
 // the speaker until releaseFrame.
 type receiveRing struct {
-	memory     []byte
-	slotBytes  int
-	nextOffset int // offset of the slot that is filled next
+	memory         []byte
+	slotBytes      int
+	nextSlotOffset int // offset of the slot that is filled next
 }
 
 // newReceiveRing gives a ring to a socket.
@@ -39,7 +39,7 @@ func newReceiveRing(fd, slot, slots int) (*receiveRing, error) {
 		return nil, fmt.Errorf("setting up the receive ring: %w", err)
 	}
 	request := unix.TpacketReq{
-		Block_size: ringBlockSize, Block_nr: uint32(slots * slot / ringBlockSize), Frame_size: uint32(slot), Frame_nr: uint32(slots),
+		Block_size: ringBlockBytes, Block_nr: uint32(slots * slot / ringBlockBytes), Frame_size: uint32(slot), Frame_nr: uint32(slots),
 	}
 	if err := unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_RX_RING, &request); err != nil {
 		return nil, fmt.Errorf("setting up the receive ring: %w", err)
@@ -52,7 +52,7 @@ func newReceiveRing(fd, slot, slots int) (*receiveRing, error) {
 }
 
 func (r *receiveRing) currentSlotHeader() *unix.Tpacket2Hdr {
-	return (*unix.Tpacket2Hdr)(unsafe.Pointer(&r.memory[r.nextOffset]))
+	return (*unix.Tpacket2Hdr)(unsafe.Pointer(&r.memory[r.nextSlotOffset]))
 }
 
 // nextFrame returns the next frame, or nil when there is none. The frame is valid
@@ -67,14 +67,14 @@ func (r *receiveRing) nextFrame() []byte {
 	if from > r.slotBytes || to > r.slotBytes { // the kernel truncates a frame to its slot
 		to = from
 	}
-	return r.memory[r.nextOffset+from : r.nextOffset+to : r.nextOffset+to]
+	return r.memory[r.nextSlotOffset+from : r.nextSlotOffset+to : r.nextSlotOffset+to]
 }
 
 // releaseFrame returns the slot of the last frame to the kernel.
 func (r *receiveRing) releaseFrame() {
 	atomic.StoreUint32(&r.currentSlotHeader().Status, unix.TP_STATUS_KERNEL)
-	if r.nextOffset += r.slotBytes; r.nextOffset == len(r.memory) {
-		r.nextOffset = 0
+	if r.nextSlotOffset += r.slotBytes; r.nextSlotOffset == len(r.memory) {
+		r.nextSlotOffset = 0
 	}
 }
 

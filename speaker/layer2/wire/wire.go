@@ -66,15 +66,15 @@ type neighbourProtocol struct {
 
 func protocolOfFamily(f ipfamily.Family) neighbourProtocol {
 	if f == ipfamily.IPv6 {
-		return neighbourProtocol{"NDP", unix.ETH_P_IPV6, ndpRingSlotBytes, ndpSlotCount, ndpFilter, decodeNDP, encodeNDP}
+		return neighbourProtocol{"NDP", unix.ETH_P_IPV6, ndpRingSlotBytes, ndpRingSlotCount, ndpFilter, decodeNDP, encodeNDP}
 	}
-	return neighbourProtocol{"ARP", unix.ETH_P_ARP, arpRingSlotBytes, arpSlotCount, arpFilter, decodeARP, encodeARP}
+	return neighbourProtocol{"ARP", unix.ETH_P_ARP, arpRingSlotBytes, arpRingSlotCount, arpFilter, decodeARP, encodeARP}
 }
 
 // OpenPort opens a socket on the link.
 func (PacketSocketOpener) OpenPort(l facts.Link, family ipfamily.Family) (layer2.Port, error) {
 	p := &packetSocketPort{linkName: l.Name, protocol: protocolOfFamily(family), family: family, writeBuffer: make([]byte, 0, maxReadFrameBytes)}
-	p.writeFunc = p.writeBufferedFrame
+	p.writeBufferedFrameFunc = p.writeBufferedFrame
 	if err := p.openSocket(l); err != nil {
 		return nil, fmt.Errorf("opening %s socket on %q: %w", p.protocol.name, l.Name, toEngineError(err))
 	}
@@ -144,7 +144,7 @@ func toEngineError(err error) error {
 	case errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return fmt.Errorf("%w (%w)", layer2.ErrLinkDownOrGone, err)
 	case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EAGAIN):
-		return layer2.ErrNotSent
+		return layer2.ErrFrameNotSent
 	}
 	return err
 }

@@ -223,8 +223,8 @@ func TestFrameOfTheOtherFamilyIsNotSent(t *testing.T) {
 	}
 	defer port.Close()
 	a := netip.MustParseAddr("fd00:a8::201")
-	if err := port.WriteFrame(layer2.ARPOrNDPFrame{Operation: layer2.Reply, SenderIP: a, TargetIP: a}); !errors.Is(err, layer2.ErrNotSent) {
-		t.Errorf("Write = %v, want ErrNotSent, so that the port still works", err)
+	if err := port.WriteFrame(layer2.ARPOrNDPFrame{Operation: layer2.Reply, SenderIP: a, TargetIP: a}); !errors.Is(err, layer2.ErrFrameNotSent) {
+		t.Errorf("Write = %v, want ErrFrameNotSent, so that the port still works", err)
 	}
 }
 
@@ -267,19 +267,19 @@ func TestAddressesOfOneGroupShareTheMembership(t *testing.T) {
 // lateAnswerHarness is a node that answers a client for two addresses. The send deadline of the
 // answers for one of them passes after the answer was made and before it is sent.
 type lateAnswerHarness struct {
-	nodeLink, clientLink facts.Link
-	nodePort, clientPort layer2.Port
-	allowed, late        netip.Addr
-	clientIP             netip.Addr
-	heard                chan netip.Addr // the address of each answer that the node made
-	answers              chan netip.Addr // the address of each answer that the client received
+	nodeLink, clientLink    facts.Link
+	nodePort, clientPort    layer2.Port
+	allowedIP, lateAnswerIP netip.Addr
+	clientIP                netip.Addr
+	answersMadeByNode       chan netip.Addr // the address of each answer that the node made
+	answersReceivedByClient chan netip.Addr // the address of each answer that the client received
 }
 
 func newLateAnswerHarness(t *testing.T, f ipfamily.Family) *lateAnswerHarness {
 	t.Helper()
 	node, client := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	node.AddVethPair("eth0", client, "eth0")
-	h := &lateAnswerHarness{heard: make(chan netip.Addr, 1024), answers: make(chan netip.Addr, 1024)}
+	h := &lateAnswerHarness{answersMadeByNode: make(chan netip.Addr, 1024), answersReceivedByClient: make(chan netip.Addr, 1024)}
 	openEnd := func(n *netnstest.Namespace) (p layer2.Port, l facts.Link) {
 		n.MustRunInside(func() (err error) {
 			if l, err = linkByName("eth0"); err == nil {
@@ -291,11 +291,11 @@ func newLateAnswerHarness(t *testing.T, f ipfamily.Family) *lateAnswerHarness {
 	}
 	h.nodePort, h.nodeLink = openEnd(node)
 	h.clientPort, h.clientLink = openEnd(client)
-	h.allowed, h.clientIP = netip.MustParseAddr("192.168.0.201"), netip.MustParseAddr("192.168.0.100")
+	h.allowedIP, h.clientIP = netip.MustParseAddr("192.168.0.201"), netip.MustParseAddr("192.168.0.100")
 	if f == ipfamily.IPv6 {
-		h.allowed, h.clientIP = netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a8::100")
+		h.allowedIP, h.clientIP = netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a8::100")
 	}
-	h.late = h.allowed.Next()
+	h.lateAnswerIP = h.allowedIP.Next()
 	nodeEnded, clientEnded := make(chan error, 1), make(chan error, 1)
 	go func() { nodeEnded <- h.answerAsNode() }()
 	go func() { clientEnded <- h.collectAnswers() }()
@@ -305,7 +305,7 @@ func newLateAnswerHarness(t *testing.T, f ipfamily.Family) *lateAnswerHarness {
 		<-nodeEnded
 		<-clientEnded
 	})
-	if err := errors.Join(h.nodePort.JoinGroupOfAddress(h.late), h.nodePort.JoinGroupOfAddress(h.allowed)); err != nil {
+	if err := errors.Join(h.nodePort.JoinGroupOfAddress(h.lateAnswerIP), h.nodePort.JoinGroupOfAddress(h.allowedIP)); err != nil {
 		t.Fatal(err)
 	}
 	return h
@@ -315,15 +315,15 @@ func newLateAnswerHarness(t *testing.T, f ipfamily.Family) *lateAnswerHarness {
 func (h *lateAnswerHarness) answerAsNode() error {
 	var asked netip.Addr // only the goroutine of Receive uses it
 	return h.nodePort.ReceiveFrames(func(q layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
-		if q.TargetIP != h.late && q.TargetIP != h.allowed {
+		if q.TargetIP != h.lateAnswerIP && q.TargetIP != h.allowedIP {
 			return layer2.ARPOrNDPFrame{}, false
 		}
 		asked = q.TargetIP
 		answer, why := layer2.BuildReply(q, h.nodeLink.MAC)
 		return answer, why == layer2.NotDropped
 	}, func() bool {
-		h.heard <- asked
-		return asked != h.late
+		h.answersMadeByNode <- asked
+		return asked != h.lateAnswerIP
 	})
 }
 
@@ -331,7 +331,7 @@ func (h *lateAnswerHarness) answerAsNode() error {
 func (h *lateAnswerHarness) collectAnswers() error {
 	return h.clientPort.ReceiveFrames(func(a layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
 		if a.Operation == layer2.Reply && a.SenderMAC == h.nodeLink.MAC {
-			h.answers <- a.SenderIP
+			h.answersReceivedByClient <- a.SenderIP
 		}
 		return layer2.ARPOrNDPFrame{}, false
 	}, nil)
@@ -349,15 +349,15 @@ func (h *lateAnswerHarness) sendRequest(t *testing.T, a netip.Addr) {
 	}
 }
 
-// awaitAnswer asks for the allowed address until the first answer: a link that has just come up
-// loses frames.
-func (h *lateAnswerHarness) awaitAnswer(t *testing.T) {
+// awaitAllowedAnswer asks for the allowed address until the first answer: a link that has just come
+// up loses frames.
+func (h *lateAnswerHarness) awaitAllowedAnswer(t *testing.T) {
 	t.Helper()
 	for range 300 {
-		h.sendRequest(t, h.allowed)
+		h.sendRequest(t, h.allowedIP)
 		select {
-		case a := <-h.answers:
-			if a != h.allowed {
+		case a := <-h.answersReceivedByClient:
+			if a != h.allowedIP {
 				t.Fatalf("the answer for %s is sent after the deadline", a)
 			}
 			return
@@ -367,20 +367,21 @@ func (h *lateAnswerHarness) awaitAnswer(t *testing.T) {
 	t.Fatal("the answer before the deadline is missing")
 }
 
-// TestLateAnswersAreDropped: sending is forbidden after an answer was made and before it is sent.
-func TestLateAnswersAreDropped(t *testing.T) {
+// TestAnswersPastSendDeadlineAreDropped: sending is forbidden after an answer was made and before
+// it is sent.
+func TestAnswersPastSendDeadlineAreDropped(t *testing.T) {
 	for _, f := range bothFamilies {
 		t.Run(f.String(), func(t *testing.T) {
 			h := newLateAnswerHarness(t, f)
-			h.awaitAnswer(t)
-			h.sendRequest(t, h.late)
-			for got := range h.heard { // until the late answer is due
-				if got == h.late {
+			h.awaitAllowedAnswer(t)
+			h.sendRequest(t, h.lateAnswerIP)
+			for got := range h.answersMadeByNode { // until the late answer is due
+				if got == h.lateAnswerIP {
 					break
 				}
 			}
 			for range 10 { // answers to earlier requests may come first
-				h.awaitAnswer(t)
+				h.awaitAllowedAnswer(t)
 			}
 		})
 	}

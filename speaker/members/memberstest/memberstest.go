@@ -16,9 +16,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/members"
 )
 
-// waitingMessagesPerMemberLimit is how many messages wait for a member. Further ones are lost, like
+// maxQueuedMessagesPerMember is how many messages wait for a member. Further ones are lost, like
 // datagrams.
-const waitingMessagesPerMemberLimit = 4096
+const maxQueuedMessagesPerMember = 4096
 
 // FakeGossip connects members. Any goroutine may use it. Use New to create it.
 type FakeGossip struct {
@@ -47,8 +47,8 @@ func (h *FakeGossip) Join(name string, address netip.Addr, nonce uint64) *FakeMe
 	m := &FakeMember{
 		gossip: h, memberFacts: facts.Member{Name: name, Address: address, RunNonce: nonce},
 		memberSets:         latest.NewValue[facts.MemberSet](),
-		messages:           latest.NewBoundedQueue[members.Message](waitingMessagesPerMemberLimit),
-		receivedFullStates: latest.NewBoundedQueue[[]byte](waitingMessagesPerMemberLimit),
+		messages:           latest.NewBoundedQueue[members.Message](maxQueuedMessagesPerMember),
+		receivedFullStates: latest.NewBoundedQueue[[]byte](maxQueuedMessagesPerMember),
 	}
 	for _, o := range h.members {
 		if !o.disconnected {
@@ -102,8 +102,8 @@ func (m *FakeMember) LoseAllMessages() {
 	m.disconnected = true
 }
 
-// SendMessage sends a message to the member of that name.
-func (m *FakeMember) SendMessage(to string, payload []byte) {
+// SendUrgentMessage sends a message to the member of that name.
+func (m *FakeMember) SendUrgentMessage(to string, payload []byte) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
 	for _, o := range m.gossip.members {
@@ -113,11 +113,13 @@ func (m *FakeMember) SendMessage(to string, payload []byte) {
 	}
 }
 
-// SendDirectedMessage sends a message like SendMessage.
-func (m *FakeMember) SendDirectedMessage(to string, payload []byte) { m.SendMessage(to, payload) }
+// SendNormalPriorityMessage sends a message like SendMessage.
+func (m *FakeMember) SendNormalPriorityMessage(to string, payload []byte) {
+	m.SendUrgentMessage(to, payload)
+}
 
 // SendBulkMessage sends a message like SendMessage.
-func (m *FakeMember) SendBulkMessage(to string, payload []byte) { m.SendMessage(to, payload) }
+func (m *FakeMember) SendBulkMessage(to string, payload []byte) { m.SendUrgentMessage(to, payload) }
 
 // SetFullExchangeState sets the state that later members get.
 func (m *FakeMember) SetFullExchangeState(state []byte) {
@@ -130,7 +132,7 @@ func (m *FakeMember) SetFullExchangeState(state []byte) {
 func (m *FakeMember) PublishOwnNode(p facts.PublishedNode) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
-	m.memberFacts.LinkMACs, m.memberFacts.MessageFormat, m.memberFacts.Links = p.LinkMACs, p.MessageFormat, p.Links
+	m.memberFacts.LinkMACs, m.memberFacts.MaxMessageFormat, m.memberFacts.Links = p.LinkMACs, p.MaxMessageFormat, p.Links
 	m.gossip.deliverMemberSets()
 }
 
@@ -140,8 +142,8 @@ func (m *FakeMember) ContactMissingSeeds() {}
 // MemberSets delivers the current members, the latest set only.
 func (m *FakeMember) MemberSets() <-chan facts.MemberSet { return m.memberSets.C() }
 
-// ReceivedMessages delivers the messages of others.
-func (m *FakeMember) ReceivedMessages() <-chan members.Message { return m.messages.C() }
+// ReceivedUrgentMessages delivers the messages of others.
+func (m *FakeMember) ReceivedUrgentMessages() <-chan members.Message { return m.messages.C() }
 
 // ReceivedBulkMessages delivers nothing: all messages arrive in one queue.
 func (m *FakeMember) ReceivedBulkMessages() <-chan members.Message { return nil }

@@ -188,12 +188,12 @@ func AddCable(a Path, aName string, b Path, bName string) error {
 // The functions below act on the namespace of the calling thread: call them inside RunInside.
 
 // SetLinkUp brings a link up.
-func SetLinkUp(link string) error { return applyNetlinkFunction(link, netlink.LinkSetUp) }
+func SetLinkUp(link string) error { return applyToLinkByName(link, netlink.LinkSetUp) }
 
 // SetLinkDown takes a link down. The other end of its cable loses the carrier.
-func SetLinkDown(link string) error { return applyNetlinkFunction(link, netlink.LinkSetDown) }
+func SetLinkDown(link string) error { return applyToLinkByName(link, netlink.LinkSetDown) }
 
-func applyNetlinkFunction(link string, f func(netlink.Link) error) error {
+func applyToLinkByName(link string, f func(netlink.Link) error) error {
 	l, err := netlink.LinkByName(link)
 	if err != nil {
 		return fmt.Errorf("finding link %q: %w", link, err)
@@ -233,7 +233,7 @@ func AddBridge(name string) error {
 
 // AttachLinkToBridge makes the link a port of the bridge. An empty name removes it from its bridge.
 func AttachLinkToBridge(link, bridge string) error {
-	return applyNetlinkFunction(link, func(l netlink.Link) error {
+	return applyToLinkByName(link, func(l netlink.Link) error {
 		if bridge == "" {
 			return netlink.LinkSetNoMaster(l)
 		}
@@ -248,7 +248,7 @@ func AttachLinkToBridge(link, bridge string) error {
 // AddAddress adds an address to the link. An IPv6 address is usable immediately, without Duplicate
 // Address Detection.
 func AddAddress(link string, p netip.Prefix) error {
-	return applyNetlinkFunction(link, func(l netlink.Link) error {
+	return applyToLinkByName(link, func(l netlink.Link) error {
 		a := &netlink.Addr{IPNet: toIPNet(p)}
 		if p.Addr().Is6() {
 			a.Flags = unix.IFA_F_NODAD
@@ -259,7 +259,7 @@ func AddAddress(link string, p netip.Prefix) error {
 
 // AddRoute adds a route for the prefix through the link, via the next hop if that is valid.
 func AddRoute(link string, p netip.Prefix, via netip.Addr) error {
-	return applyNetlinkFunction(link, func(l netlink.Link) error {
+	return applyToLinkByName(link, func(l netlink.Link) error {
 		r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: toIPNet(p)}
 		if via.IsValid() {
 			r.Gw = via.AsSlice()

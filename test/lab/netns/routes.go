@@ -33,7 +33,7 @@ func (h Path) ListMainTableRoutes() ([]MainTableRoute, error) {
 				return err
 			}
 			for _, r := range list {
-				out = append(out, toRoute(r, family))
+				out = append(out, toMainTableRoute(r, family))
 			}
 		}
 		return nil
@@ -44,7 +44,7 @@ func (h Path) ListMainTableRoutes() ([]MainTableRoute, error) {
 	return out, nil
 }
 
-func toRoute(r netlink.Route, family int) MainTableRoute {
+func toMainTableRoute(r netlink.Route, family int) MainTableRoute {
 	o := MainTableRoute{RouteOriginNumber: int(r.Protocol), Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
 	if family == unix.AF_INET6 {
 		o.Prefix = netip.PrefixFrom(netip.IPv6Unspecified(), 0)

@@ -65,8 +65,8 @@ type Agent struct {
 	runningTasks   sync.WaitGroup
 }
 
-// New returns an Agent, which does nothing before Run.
-func New(c Config) (*Agent, error) {
+// NewAgent returns an Agent, which does nothing before Run.
+func NewAgent(c Config) (*Agent, error) {
 	client, err := kubernetes.NewForConfig(c.RESTConfig)
 	if err != nil {
 		return nil, fmt.Errorf("creating a client for node %s: %w", c.Name, err)
@@ -84,7 +84,7 @@ const (
 
 // Run runs the node until ctx ends. Then it kills every container.
 func (a *Agent) Run(ctx context.Context) error {
-	if err := a.retryUntilDone(ctx, a.registerNode); err != nil {
+	if err := a.retryUntilNoError(ctx, a.registerNode); err != nil {
 		return err
 	}
 	go a.renewNodeLeaseForever(ctx)
@@ -112,8 +112,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
-// retryUntilDone calls f until it succeeds or ctx ends.
-func (a *Agent) retryUntilDone(ctx context.Context, f func(context.Context) error) error {
+// retryUntilNoError calls f until it succeeds or ctx ends.
+func (a *Agent) retryUntilNoError(ctx context.Context, f func(context.Context) error) error {
 	for {
 		err := f(ctx)
 		if err == nil {
@@ -228,9 +228,9 @@ func (a *Agent) renewLease(ctx context.Context) error {
 	return nil
 }
 
-// KillAllContainersSilently simulates a power failure: every container dies and nothing is
+// SimulatePowerFailure simulates a power failure: every container dies and nothing is
 // reported. The caller has to end the context of Run as well.
-func (a *Agent) KillAllContainersSilently() {
+func (a *Agent) SimulatePowerFailure() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.isPoweredOff = true

@@ -35,7 +35,7 @@ type podContainer struct {
 
 	mu             sync.Mutex // guards the fields below
 	runningCommand *exec.Cmd
-	stopped        bool
+	stoppedForGood bool
 	startedAt      time.Time
 	restarts       int32
 	probeSucceeded bool // the last result of the readiness probe
@@ -86,7 +86,7 @@ var errContainerPrerequisiteMissing = errors.New("the container cannot be starte
 func (r *podContainer) isStopped() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.stopped
+	return r.stoppedForGood
 }
 
 func (r *podContainer) recordRestart(err error) {
@@ -111,11 +111,11 @@ func (r *podContainer) runOnce() error {
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
 	r.mu.Lock()
-	if r.stopped {
+	if r.stoppedForGood {
 		r.mu.Unlock()
 		return nil
 	}
-	if err := r.pod.namespace.RunInside(cmd.Start); err != nil {
+	if err := r.pod.networkNamespace.RunInside(cmd.Start); err != nil {
 		r.mu.Unlock()
 		return fmt.Errorf("starting container %s: %w", r.containerManifest.Name, err)
 	}
@@ -132,7 +132,7 @@ func (r *podContainer) runOnce() error {
 func (r *podContainer) sendSignal(s syscall.Signal, final bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.stopped = r.stopped || final
+	r.stoppedForGood = r.stoppedForGood || final
 	if r.runningCommand != nil {
 		_ = syscall.Kill(-r.runningCommand.Process.Pid, s)
 	}
@@ -149,7 +149,7 @@ func (r *podContainer) buildCommand() (*exec.Cmd, error) {
 	cmd := exec.Command(c.SelfPath)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if !strings.HasPrefix(r.containerManifest.Image, c.GantryImagePrefix) && r.containerManifest.Image != ImageRunningMachineProgram {
-		cmd.Args = append([]string{"lab", responderArg}, r.responderArguments()...)
+		cmd.Args = append([]string{"lab", podPortResponderArg}, r.podPortResponderArguments()...)
 		return cmd, nil
 	}
 	spec, err := r.buildProcessSpec()
@@ -164,9 +164,9 @@ func (r *podContainer) buildCommand() (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// responderArguments returns the arguments of the responder: the names of the Pod and the node,
-// which it answers, the delay of its shutdown, and its ports.
-func (r *podContainer) responderArguments() []string {
+// podPortResponderArguments returns the arguments of the responder: the names of the Pod and the
+// node, which it answers, the delay of its shutdown, and its ports.
+func (r *podContainer) podPortResponderArguments() []string {
 	delay := cmp.Or(r.pod.firstObject.Annotations[AnnotationShutdownDelay], defaultShutdownDelay.String())
 	out := []string{r.pod.firstObject.Name, r.pod.agent.config.Name, delay}
 	for _, p := range r.containerManifest.Ports {

@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tokenDir is the directory of the service account in a container.
-const tokenDir = "/var/run/secrets/kubernetes.io/serviceaccount"
+// serviceAccountDirInContainer is the directory of the service account in a container.
+const serviceAccountDirInContainer = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // containerProcessSpec describes how to start a container that is not a responder.
 type containerProcessSpec struct {
@@ -56,7 +56,7 @@ func (r *podContainer) buildProcessSpec() (containerProcessSpec, error) {
 	}
 	s := containerProcessSpec{
 		Args: expandVariablesInAll(append(slices.Clone(r.containerManifest.Command), r.containerManifest.Args...), known),
-		Env:  env, TokenDir: filepath.Join(r.pod.directory(), "token"),
+		Env:  env, TokenDir: filepath.Join(r.pod.volumesAndTokensDir(), "token"),
 	}
 	if s.Hostname = r.pod.firstObject.Name; r.pod.firstObject.Spec.HostNetwork {
 		s.Hostname = c.Name
@@ -73,10 +73,10 @@ func (r *podContainer) buildProcessSpec() (containerProcessSpec, error) {
 	}
 	podContext, containerContext := r.pod.firstObject.Spec.SecurityContext, r.containerManifest.SecurityContext
 	if podContext != nil {
-		s.setIdentity(podContext.RunAsUser, podContext.RunAsGroup)
+		s.setUserAndGroup(podContext.RunAsUser, podContext.RunAsGroup)
 	}
 	if containerContext != nil {
-		s.setIdentity(containerContext.RunAsUser, containerContext.RunAsGroup)
+		s.setUserAndGroup(containerContext.RunAsUser, containerContext.RunAsGroup)
 		s.NoNewPrivileges = containerContext.AllowPrivilegeEscalation != nil && !*containerContext.AllowPrivilegeEscalation
 		if containerContext.Capabilities != nil && slices.Contains(containerContext.Capabilities.Drop, "ALL") {
 			s.DropsAllOtherCapabilities = true
@@ -88,7 +88,7 @@ func (r *podContainer) buildProcessSpec() (containerProcessSpec, error) {
 	return s, nil
 }
 
-func (s *containerProcessSpec) setIdentity(user, group *int64) {
+func (s *containerProcessSpec) setUserAndGroup(user, group *int64) {
 	if user != nil {
 		s.UID, s.GID = int(*user), int(*user)
 	}
@@ -120,7 +120,7 @@ func (p *pod) writeAndRenewServiceAccountToken(dir string) error {
 				return
 			case <-time.After(serviceAccountTokenTimeout / 2):
 			}
-			_ = p.agent.retryUntilDone(p.ctx, func(context.Context) error { return p.writeToken(dir) })
+			_ = p.agent.retryUntilNoError(p.ctx, func(context.Context) error { return p.writeToken(dir) })
 		}
 	}()
 	return nil
@@ -171,10 +171,10 @@ func execAsContainerProcess(text string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("making the mounts private: %w", err)
 	}
-	if err := os.MkdirAll(tokenDir, 0o755); err != nil {
+	if err := os.MkdirAll(serviceAccountDirInContainer, 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mount(s.TokenDir, tokenDir, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(s.TokenDir, serviceAccountDirInContainer, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mounting the service account: %w", err)
 	}
 	if len(s.Mounts) > 0 {
@@ -198,7 +198,7 @@ func (s *containerProcessSpec) dropPrivileges() error {
 			}
 		}
 	}
-	if (s.UID != 0 || s.GID != 0) && !isMappedUser(s.UID) {
+	if (s.UID != 0 || s.GID != 0) && !isUIDMappedInUserNamespace(s.UID) {
 		// The user namespace of an ordinary user maps root only. Without capabilities root is as
 		// weak as any other user.
 		if err := dropCapabilities(); err != nil {
@@ -223,8 +223,8 @@ func (s *containerProcessSpec) dropPrivileges() error {
 	return nil
 }
 
-// isMappedUser reports whether the user namespace of this process maps the user.
-func isMappedUser(uid int) bool {
+// isUIDMappedInUserNamespace reports whether the user namespace of this process maps the user.
+func isUIDMappedInUserNamespace(uid int) bool {
 	text, err := os.ReadFile("/proc/self/uid_map")
 	if err != nil {
 		return true

@@ -22,12 +22,12 @@ import (
 
 // pod is a Pod on this node.
 type pod struct {
-	agent         *Agent
-	firstObject   *corev1.Pod // as first seen; its name and specification never change
-	latestObject  *corev1.Pod // as last seen; guarded by the agent's mutex
-	namespace     netns.Path
-	ownsNamespace bool       // namespace belongs to this Pod only
-	primaryIP     netip.Addr // the first of ips
+	agent                *Agent
+	firstObject          *corev1.Pod // as first seen; its name and specification never change
+	latestObject         *corev1.Pod // as last seen; guarded by the agent's mutex
+	networkNamespace     netns.Path
+	ownsNetworkNamespace bool       // namespace belongs to this Pod only
+	primaryIP            netip.Addr // the first of ips
 	// One for each family; set under the agent's mutex before any container starts.
 	podIPs              []netip.Addr
 	containers          []*podContainer // one for each container
@@ -94,7 +94,7 @@ func (a *Agent) killPodOfDeletedObject(uid types.UID) {
 // runUntilDone runs the Pod until its context ends.
 func (p *pod) runUntilDone() {
 	defer p.cleanUp()
-	if err := p.agent.retryUntilDone(p.ctx, func(context.Context) error { return p.createPodNetworkNamespace() }); err != nil {
+	if err := p.agent.retryUntilNoError(p.ctx, func(context.Context) error { return p.createPodNetworkNamespace() }); err != nil {
 		for _, r := range p.containers { // none of them has been started
 			close(r.endedSignal)
 		}
@@ -116,7 +116,7 @@ func (p *pod) writeStatusAfterEachChange() {
 			return
 		case <-p.statusWriteRequests.C():
 		}
-		_ = p.agent.retryUntilDone(p.ctx, p.writeStatus)
+		_ = p.agent.retryUntilNoError(p.ctx, p.writeStatus)
 	}
 }
 
@@ -128,7 +128,7 @@ func (p *pod) createPodNetworkNamespace() error {
 	a := p.agent
 	addresses, err := p.assignAddresses()
 	if p.firstObject.Spec.HostNetwork || err != nil {
-		p.namespace = a.config.NetNS
+		p.networkNamespace = a.config.NetNS
 		return err
 	}
 	sum := sha256.Sum256([]byte(p.firstObject.UID))
@@ -141,7 +141,7 @@ func (p *pod) createPodNetworkNamespace() error {
 		_ = ns.DeleteNamespaceFile() // its link goes with it; the next attempt creates both again
 		return err
 	}
-	p.namespace, p.ownsNamespace = ns, true
+	p.networkNamespace, p.ownsNetworkNamespace = ns, true
 	return nil
 }
 
@@ -171,14 +171,14 @@ func (p *pod) connectToNode(ns netns.Path, id string, addresses []netip.Addr) er
 		return err
 	}
 	gateways := []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")}
-	err := a.config.NetNS.RunInside(func() error { return configureNodeSide(veth, gateways[:len(addresses)], addresses) })
+	err := a.config.NetNS.RunInside(func() error { return configureNodeEndOfPodVeth(veth, gateways[:len(addresses)], addresses) })
 	if err != nil {
 		return err
 	}
-	return ns.RunInside(func() error { return configurePodSide(gateways[:len(addresses)], addresses) })
+	return ns.RunInside(func() error { return configurePodEndOfPodVeth(gateways[:len(addresses)], addresses) })
 }
 
-func configureNodeSide(veth string, gateways, addresses []netip.Addr) error {
+func configureNodeEndOfPodVeth(veth string, gateways, addresses []netip.Addr) error {
 	if err := netns.SetLinkUp(veth); err != nil {
 		return err
 	}
@@ -193,7 +193,7 @@ func configureNodeSide(veth string, gateways, addresses []netip.Addr) error {
 	return nil
 }
 
-func configurePodSide(gateways, addresses []netip.Addr) error {
+func configurePodEndOfPodVeth(gateways, addresses []netip.Addr) error {
 	if err := netns.SetLinkUp("eth0"); err != nil {
 		return err
 	}
@@ -278,7 +278,7 @@ func (p *pod) terminateGracefullyAndDeleteObject(ctx context.Context) {
 // deletePodObject deletes the object of a Pod that is not running any more.
 func (a *Agent) deletePodObject(ctx context.Context, o *corev1.Pod) {
 	zero := int64(0)
-	_ = a.retryUntilDone(ctx, func(ctx context.Context) error {
+	_ = a.retryUntilNoError(ctx, func(ctx context.Context) error {
 		err := a.client.CoreV1().Pods(o.Namespace).Delete(ctx, o.Name, metav1.DeleteOptions{
 			GracePeriodSeconds: &zero, Preconditions: metav1.NewUIDPreconditions(string(o.UID)),
 		})
@@ -307,15 +307,15 @@ func (p *pod) cleanUp() {
 	p.agent.mu.Lock()
 	delete(p.agent.usedAddresses, p.primaryIP)
 	p.agent.mu.Unlock()
-	if p.ownsNamespace {
-		if err := p.namespace.DeleteNamespaceFile(); err != nil {
+	if p.ownsNetworkNamespace {
+		if err := p.networkNamespace.DeleteNamespaceFile(); err != nil {
 			p.agent.config.Log.Warn("cleaning up", "pod", p.firstObject.Name, "error", err)
 		}
 	}
-	os.RemoveAll(p.directory())
+	os.RemoveAll(p.volumesAndTokensDir())
 }
 
-func (p *pod) directory() string {
+func (p *pod) volumesAndTokensDir() string {
 	return filepath.Join(p.agent.config.VolumesAndTokensDir, string(p.firstObject.UID))
 }
 

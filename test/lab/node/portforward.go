@@ -98,11 +98,11 @@ func (a *Agent) handlePortForward(ctx context.Context, w http.ResponseWriter, r 
 	if _, err := httpstream.Handshake(r, w, []string{portForwardProtocol}); err != nil {
 		return // the answer says why
 	}
-	f := &portForward{pod: p, waitingStreamByRequest: map[string]httpstream.Stream{}}
+	f := &portForwardClient{pod: p, waitingStreamByRequest: map[string]httpstream.Stream{}}
 	connection := spdy.NewResponseUpgrader().UpgradeResponse(w, r, func(s httpstream.Stream, replySent <-chan struct{}) error {
 		go func() {
 			<-replySent
-			f.addStream(ctx, s)
+			f.forwardWhenBothStreamsExist(ctx, s)
 		}()
 		return nil
 	})
@@ -117,16 +117,16 @@ func (a *Agent) handlePortForward(ctx context.Context, w http.ResponseWriter, r 
 	}
 }
 
-// portForward is one client of a Pod.
-type portForward struct {
+// portForwardClient is one client of a Pod.
+type portForwardClient struct {
 	pod *pod
 
 	mu                     sync.Mutex // guards the map
 	waitingStreamByRequest map[string]httpstream.Stream
 }
 
-// addStream forwards a connection when both of its streams exist.
-func (f *portForward) addStream(ctx context.Context, s httpstream.Stream) {
+// forwardWhenBothStreamsExist forwards a connection when both of its streams exist.
+func (f *portForwardClient) forwardWhenBothStreamsExist(ctx context.Context, s httpstream.Stream) {
 	id := s.Headers().Get(corev1.PortForwardRequestIDHeader)
 	f.mu.Lock()
 	other := f.waitingStreamByRequest[id]
@@ -152,7 +152,7 @@ func (f *portForward) addStream(ctx context.Context, s httpstream.Stream) {
 // forwardToPort copies both ways between a stream and a port of the Pod's loopback, until the Pod
 // closes the connection.
 func (p *pod) forwardToPort(ctx context.Context, data io.ReadWriter, port string) error {
-	c, err := p.namespace.Dial(ctx, "tcp", net.JoinHostPort("127.0.0.1", port))
+	c, err := p.networkNamespace.Dial(ctx, "tcp", net.JoinHostPort("127.0.0.1", port))
 	if err != nil {
 		return fmt.Errorf("connecting to port %s of the Pod %s/%s: %w", port, p.firstObject.Namespace, p.firstObject.Name, err)
 	}

@@ -45,7 +45,7 @@ func TestPortForwardReachesPortsOfAPod(t *testing.T) {
 		}
 	}()
 	object := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "echo"}}
-	p := &pod{firstObject: object, namespace: netns.Path("/proc/self/ns/net"), ctx: t.Context(), containers: []*podContainer{{runningCommand: &exec.Cmd{}}}}
+	p := &pod{firstObject: object, networkNamespace: netns.Path("/proc/self/ns/net"), ctx: t.Context(), containers: []*podContainer{{runningCommand: &exec.Cmd{}}}}
 	a := &Agent{config: Config{Name: "node1"}, podByUID: map[types.UID]*pod{"1": p}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/portForward/{namespace}/{pod}", func(w http.ResponseWriter, r *http.Request) { a.handlePortForward(t.Context(), w, r) })

@@ -15,10 +15,11 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// responderArg and containerArg as the first argument make the program a responder or a container.
+// podPortResponderArg and containerArg as the first argument make the program a responder or a
+// container.
 const (
-	responderArg = "__responder"
-	containerArg = "__container"
+	podPortResponderArg = "__responder"
+	containerArg        = "__container"
 )
 
 // RunAsContainerIfRequested turns the process into a container if its arguments say so. The program
@@ -28,8 +29,8 @@ func RunAsContainerIfRequested() {
 		return
 	}
 	switch os.Args[1] {
-	case responderArg:
-		runResponder(os.Args[2:])
+	case podPortResponderArg:
+		runPodPortResponder(os.Args[2:])
 		os.Exit(0)
 	case containerArg:
 		fmt.Fprintln(os.Stderr, "lab: starting the container:", execAsContainerProcess(os.Args[2]))
@@ -41,9 +42,9 @@ func RunAsContainerIfRequested() {
 // finishes its requests.
 const defaultShutdownDelay = 2 * time.Second
 
-// runResponder answers on each port until SIGTERM. The arguments are the names of the Pod and the
-// node, the delay of the shutdown, and the ports.
-func runResponder(args []string) {
+// runPodPortResponder answers on each port until SIGTERM. The arguments are the names of the Pod
+// and the node, the delay of the shutdown, and the ports.
+func runPodPortResponder(args []string) {
 	shutdownDelay, err := time.ParseDuration(args[2])
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "lab: responder: reading %s: %v\n", AnnotationShutdownDelay, err)
@@ -57,9 +58,9 @@ func runResponder(args []string) {
 		var err error
 		switch proto {
 		case "tcp":
-			err = serveTCP(identity, port)
+			err = answerTCPWithPodName(identity, port)
 		case "udp":
-			err = serveUDP(strings.NewReplacer(": ", "=", "\n", " ").Replace(identity), port)
+			err = answerUDPWithPodName(strings.NewReplacer(": ", "=", "\n", " ").Replace(identity), port)
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "lab: responder:", err)
@@ -70,9 +71,9 @@ func runResponder(args []string) {
 	time.Sleep(shutdownDelay)
 }
 
-// serveTCP answers an HTTP request with the names of the Pod and the node, and any other line with
-// these names and the line.
-func serveTCP(identity, port string) error {
+// answerTCPWithPodName answers an HTTP request with the names of the Pod and the node, and any
+// other line with these names and the line.
+func answerTCPWithPodName(identity, port string) error {
 	l, err := net.Listen("tcp", ":"+port)
 	if err != nil {
 		return err
@@ -83,13 +84,13 @@ func serveTCP(identity, port string) error {
 			if err != nil {
 				return
 			}
-			go serveConnection(c, identity, port)
+			go answerConnectionWithPodName(c, identity, port)
 		}
 	}()
 	return nil
 }
 
-func serveConnection(c net.Conn, identity, port string) {
+func answerConnectionWithPodName(c net.Conn, identity, port string) {
 	defer c.Close()
 	answer := fmt.Sprintf("%s\npeer: %s\nport: %s\n", identity, c.RemoteAddr(), port)
 	r := bufio.NewReader(c)
@@ -118,8 +119,9 @@ func serveConnection(c net.Conn, identity, port string) {
 	}
 }
 
-// serveUDP answers each datagram with the names of the Pod and the node, and the datagram's text.
-func serveUDP(identity, port string) error {
+// answerUDPWithPodName answers each datagram with the names of the Pod and the node, and the
+// datagram's text.
+func answerUDPWithPodName(identity, port string) error {
 	c, err := net.ListenPacket("udp", ":"+port)
 	if err != nil {
 		return err

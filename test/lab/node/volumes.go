@@ -27,7 +27,7 @@ func (r *podContainer) prepareMounts() ([]volumeMount, error) {
 	for _, m := range r.containerManifest.VolumeMounts {
 		i := slices.IndexFunc(r.pod.firstObject.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
 		// execAsContainerProcess mounts the service account's token
-		if i < 0 || strings.HasPrefix(m.MountPath, filepath.Dir(tokenDir)) {
+		if i < 0 || strings.HasPrefix(m.MountPath, filepath.Dir(serviceAccountDirInContainer)) {
 			continue
 		}
 		dir, err := r.pod.prepareVolume(&r.pod.firstObject.Spec.Volumes[i])
@@ -42,7 +42,7 @@ func (r *podContainer) prepareMounts() ([]volumeMount, error) {
 // prepareVolume creates a volume and returns its directory. A container sees a ConfigMap or Secret
 // as it was when the container started.
 func (p *pod) prepareVolume(v *corev1.Volume) (string, error) {
-	dir := filepath.Join(p.directory(), "volumes", v.Name)
+	dir := filepath.Join(p.volumesAndTokensDir(), "volumes", v.Name)
 	wait := 10 * time.Second
 	_, err := os.Stat(dir)
 	mounted := err == nil // an old version is used while the API server is unreachable

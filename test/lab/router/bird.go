@@ -12,14 +12,14 @@ import (
 // birdPath is the path of BIRD in Debian.
 const birdPath = "/usr/sbin/bird"
 
-// birdDialect runs the one daemon of BIRD 2.
-type birdDialect struct{}
+// birdRoutingSoftware runs the one daemon of BIRD 2.
+type birdRoutingSoftware struct{}
 
 func birdSocket(dir string) string { return filepath.Join(dir, "bird.ctl") }
 
-func (birdDialect) daemonNames() []string { return []string{"bird"} }
+func (birdRoutingSoftware) daemonNames() []string { return []string{"bird"} }
 
-func (birdDialect) writeConfig(c Config) error {
+func (birdRoutingSoftware) writeConfig(c Config) error {
 	if err := os.WriteFile(filepath.Join(c.Dir, fakeGroupFileName), []byte("root:x:0:\n"), 0o644); err != nil {
 		return err
 	}
@@ -33,14 +33,14 @@ func (birdDialect) writeConfig(c Config) error {
 	return nil
 }
 
-func (birdDialect) daemonCommand(c Config, _ string) []string {
+func (birdRoutingSoftware) daemonCommand(c Config, _ string) []string {
 	return []string{birdPath, "-f", "-c", filepath.Join(c.Dir, "bird.conf"), "-s", birdSocket(c.Dir)}
 }
 
-func (birdDialect) checkDaemonReady(ctx context.Context, c Config, _ string) error {
+func (birdRoutingSoftware) checkDaemonReady(ctx context.Context, c Config, _ string) error {
 	return checkSocketListening(ctx, birdSocket(c.Dir))
 }
 
-func (birdDialect) loadRouterConfig(ctx context.Context, c Config) error {
+func (birdRoutingSoftware) loadRouterConfig(ctx context.Context, c Config) error {
 	return RouterConsole{c.Kind, c.Dir}.loadBIRDConfigFile(ctx, "bird.conf")
 }

@@ -11,13 +11,13 @@ import (
 // frrDir is the directory of FRR's daemons in Debian.
 const frrDir = "/usr/lib/frr/"
 
-// frrDialect runs zebra, staticd, bfdd and bgpd with one configuration for all, as Debian's service
-// does.
-type frrDialect struct{}
+// frrRoutingSoftware runs zebra, staticd, bfdd and bgpd with one configuration for all, as Debian's
+// service does.
+type frrRoutingSoftware struct{}
 
-func (frrDialect) daemonNames() []string { return []string{"zebra", "staticd", "bfdd", "bgpd"} }
+func (frrRoutingSoftware) daemonNames() []string { return []string{"zebra", "staticd", "bfdd", "bgpd"} }
 
-func (frrDialect) writeConfig(c Config) error {
+func (frrRoutingSoftware) writeConfig(c Config) error {
 	// The daemons demand that their user is in the group frrvty: here that is another name of
 	// root's group.
 	if err := os.WriteFile(filepath.Join(c.Dir, fakeGroupFileName), []byte("root:x:0:\nfrr:x:0:\nfrrvty:x:0:\n"), 0o644); err != nil {
@@ -29,7 +29,7 @@ func (frrDialect) writeConfig(c Config) error {
 	return os.WriteFile(filepath.Join(c.Dir, "frr.conf"), []byte(c.ConfigText), 0o644)
 }
 
-func (frrDialect) daemonCommand(c Config, program string) []string {
+func (frrRoutingSoftware) daemonCommand(c Config, program string) []string {
 	in := func(name string) string { return filepath.Join(c.Dir, name) }
 	line := []string{frrDir + program, "-u", "root", "-g", "root", "-f", in("empty.conf"), "-i", in(program + ".pid"),
 		"-z", in("zserv.api"), "--vty_socket", c.Dir, "-P", "0", "--log", "stdout"}
@@ -39,7 +39,7 @@ func (frrDialect) daemonCommand(c Config, program string) []string {
 	return line
 }
 
-func (frrDialect) checkDaemonReady(ctx context.Context, c Config, program string) error {
+func (frrRoutingSoftware) checkDaemonReady(ctx context.Context, c Config, program string) error {
 	// a daemon that connects to zebra too early tries again after ten seconds
 	if program == "zebra" {
 		if err := checkSocketListening(ctx, filepath.Join(c.Dir, "zserv.api")); err != nil {
@@ -49,7 +49,7 @@ func (frrDialect) checkDaemonReady(ctx context.Context, c Config, program string
 	return checkSocketListening(ctx, filepath.Join(c.Dir, program+".vty"))
 }
 
-func (frrDialect) loadRouterConfig(ctx context.Context, c Config) error {
+func (frrRoutingSoftware) loadRouterConfig(ctx context.Context, c Config) error {
 	_, err := RouterConsole{c.Kind, c.Dir}.runProgram(ctx, "vtysh", "--vty_socket", c.Dir, "-f", filepath.Join(c.Dir, "frr.conf"))
 	return err
 }

@@ -95,7 +95,7 @@ func (b *Harness) buildNetwork(o HarnessOptions) (err error) {
 		}
 	}
 	for i := 1; i <= o.Routers; i++ {
-		if err := b.addHostBehindRouter(i); err != nil {
+		if err := b.addClientBehindRouter(i); err != nil {
 			return err
 		}
 		for name := range numbers {
@@ -143,8 +143,8 @@ func (b *Harness) addHost(name string, number int) error {
 	return h.RunInside(func() error { return configureLink(linkConfig{lanLink, lanNetworks, number}) })
 }
 
-// addHostBehindRouter creates the client behind router i.
-func (b *Harness) addHostBehindRouter(i int) error {
+// addClientBehindRouter creates the client behind router i.
+func (b *Harness) addClientBehindRouter(i int) error {
 	h, err := b.newNamespace()
 	if err != nil {
 		return err
@@ -210,8 +210,8 @@ func addressesInNetworks(networks []string, number int) []netip.Addr {
 	return out
 }
 
-// Host returns a host by its name. The methods of an unknown host return errors.
-func (b *Harness) Host(name string) netns.Path { return b.namespaceByHost[name] }
+// NamespaceOfHost returns a host by its name. The methods of an unknown host return errors.
+func (b *Harness) NamespaceOfHost(name string) netns.Path { return b.namespaceByHost[name] }
 
 // CutCableKeepingCarrier drops all frames between a host and the LAN. The host keeps the carrier,
 // as when a switch between them fails.

@@ -92,7 +92,7 @@ type routingSoftware interface {
 	loadRouterConfig(ctx context.Context, c Config) error
 }
 
-var routingSoftwareByKind = map[Kind]routingSoftware{FRR: frrDialect{}, BIRD: birdDialect{}}
+var routingSoftwareByKind = map[Kind]routingSoftware{FRR: frrRoutingSoftware{}, BIRD: birdRoutingSoftware{}}
 
 // MissingPrerequisite returns one line that says what this machine lacks to run a router of this
 // kind and which package provides it. It returns "" if nothing is missing.
@@ -138,16 +138,16 @@ func Start(ctx context.Context, c Config) (*Router, error) {
 		return nil, fmt.Errorf("creating the router's directory: %w", err)
 	}
 	r := &Router{RouterConsole: RouterConsole{c.Kind, c.Dir}, config: c, removesDirOnStop: temporary, daemonByName: map[string]*daemon{}}
-	if err := r.Restart(ctx); err != nil {
+	if err := r.StartEndedDaemons(ctx); err != nil {
 		r.StopDaemonsInOrder()
 		return nil, err
 	}
 	return r, nil
 }
 
-// Restart starts every daemon that is not running, and loads the configuration of Start again. Use
-// it after Kill.
-func (r *Router) Restart(ctx context.Context) error {
+// StartEndedDaemons starts every daemon that is not running, and loads the configuration of Start
+// again. Use it after Kill.
+func (r *Router) StartEndedDaemons(ctx context.Context) error {
 	d := routingSoftwareByKind[r.config.Kind]
 	if err := d.writeConfig(r.config); err != nil {
 		return fmt.Errorf("preparing %s: %w", r.config.Kind, err)
@@ -267,9 +267,9 @@ func (r *Router) SignalDaemons(s syscall.Signal, names ...string) error {
 	return nil
 }
 
-// Kill sends SIGKILL to the daemons with these names, or to all, and returns when they have ended.
-// The routes in the kernel stay.
-func (r *Router) Kill(names ...string) error {
+// KillDaemons sends SIGKILL to the daemons with these names, or to all, and returns when they have
+// ended. The routes in the kernel stay.
+func (r *Router) KillDaemons(names ...string) error {
 	err := r.SignalDaemons(syscall.SIGKILL, names...)
 	r.awaitDaemonsEnd(time.Minute, names...)
 	return err
@@ -285,7 +285,7 @@ func (r *Router) StopDaemonsInOrder() {
 			continue
 		}
 		if !r.awaitDaemonsEnd(routerStopTimeout, name) {
-			_ = r.Kill(name)
+			_ = r.KillDaemons(name)
 		}
 	}
 	if r.removesDirOnStop {

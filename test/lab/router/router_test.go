@@ -100,7 +100,7 @@ var announcedTestPrefix = netip.MustParsePrefix("198.51.100.1/32")
 func awaitKernelNextHopsOnRouter(t *testing.T, b *Harness, want ...string) {
 	t.Helper()
 	awaitNoError(t, fmt.Sprintf("the router's kernel sends %s to %v", announcedTestPrefix, want), func() error {
-		r, ok, err := b.Host("router").FindRouteToExactPrefix(announcedTestPrefix)
+		r, ok, err := b.NamespaceOfHost("router").FindRouteToExactPrefix(announcedTestPrefix)
 		if err != nil {
 			return err
 		}
@@ -118,9 +118,9 @@ func awaitKernelNextHopsOnRouter(t *testing.T, b *Harness, want ...string) {
 // TestFRRAndBIRDExchangeRoutes connects FRR and BIRD. They exchange routes only if both work.
 func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 	b := newTestHarness(t, HarnessOptions{Nodes: 2})
-	tor := startRouter(t, Config{Kind: FRR, NetNS: b.Host("router"), ConfigText: frrConfig})
-	one := startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node1"), ConfigText: birdTestConfigOfHost(11)})
-	startRouter(t, Config{Kind: BIRD, NetNS: b.Host("node2"), ConfigText: birdTestConfigOfHost(12)})
+	tor := startRouter(t, Config{Kind: FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: frrConfig})
+	one := startRouter(t, Config{Kind: BIRD, NetNS: b.NamespaceOfHost("node1"), ConfigText: birdTestConfigOfHost(11)})
+	startRouter(t, Config{Kind: BIRD, NetNS: b.NamespaceOfHost("node2"), ConfigText: birdTestConfigOfHost(12)})
 	awaitKernelNextHopsOnRouter(t, b, "192.168.0.11", "192.168.0.12")
 
 	t.Run("Show returns the routes of both routers", func(t *testing.T) {
@@ -148,18 +148,18 @@ func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 		}
 	})
 	t.Run("the other router notices a killed daemon and its restart", func(t *testing.T) {
-		if err := one.Kill(); err != nil {
+		if err := one.KillDaemons(); err != nil {
 			t.Fatal(err)
 		}
 		awaitKernelNextHopsOnRouter(t, b, "192.168.0.12")
-		if err := one.Restart(t.Context()); err != nil {
+		if err := one.StartEndedDaemons(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		awaitKernelNextHopsOnRouter(t, b, "192.168.0.11", "192.168.0.12")
-		if err := tor.Kill("bgpd"); err != nil {
+		if err := tor.KillDaemons("bgpd"); err != nil {
 			t.Fatal(err)
 		}
-		if err := tor.Restart(t.Context()); err != nil {
+		if err := tor.StartEndedDaemons(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		awaitKernelNextHopsOnRouter(t, b, "192.168.0.11", "192.168.0.12")
@@ -176,10 +176,10 @@ func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 	})
 }
 
-func TestUnknownConfigLineIsNamed(t *testing.T) {
+func TestStartErrorNamesUnknownRouterConfigLine(t *testing.T) {
 	b := newTestHarness(t, HarnessOptions{})
 	for kind, text := range map[Kind]string{FRR: "router bgp 65000\n neighbour 1.2.3.4\n", BIRD: "protocol device {}\nneighbour;\n"} {
-		r, err := Start(t.Context(), Config{Kind: kind, NetNS: b.Host("router"), ConfigText: text})
+		r, err := Start(t.Context(), Config{Kind: kind, NetNS: b.NamespaceOfHost("router"), ConfigText: text})
 		if err == nil {
 			r.StopDaemonsInOrder()
 			t.Errorf("%s started with an unknown line", kind)
@@ -192,14 +192,14 @@ func TestUnknownConfigLineIsNamed(t *testing.T) {
 func TestClientBehindEachRouterReachesNode(t *testing.T) {
 	b := newTestHarness(t, HarnessOptions{Nodes: 1, Routers: 2})
 	for _, address := range []string{"192.168.0.11:80", "[fd00:a8::b]:80"} {
-		l, err := b.Host("node1").Listen("tcp", address)
+		l, err := b.NamespaceOfHost("node1").Listen("tcp", address)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer l.Close()
 		for _, host := range []string{"far", "far2", "client", "router2"} {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-			c, err := b.Host(host).Dial(ctx, "tcp", address)
+			c, err := b.NamespaceOfHost(host).Dial(ctx, "tcp", address)
 			cancel()
 			if err != nil {
 				t.Errorf("%s does not reach %s: %v", host, address, err)
@@ -218,7 +218,7 @@ func startRoutersAndHang() {
 		os.Exit(1)
 	}
 	for host, c := range map[string]Config{"router": {Kind: FRR, ConfigText: frrConfig}, "node1": {Kind: BIRD, ConfigText: birdTestConfigOfHost(11)}} {
-		c.NetNS = b.Host(host)
+		c.NetNS = b.NamespaceOfHost(host)
 		r, err := Start(context.Background(), c)
 		if err != nil {
 			fmt.Println(err)
