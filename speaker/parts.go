@@ -52,7 +52,7 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 		FirstRunSinceBoot: store.IsFirstRunSinceBoot(),
 	})
 	mgr.ServeAnnouncedRoutes(func(ctx context.Context) any { return bgpEngine.RIBs(ctx) })
-	services, announced, problemGauges := reconcile.NewServiceUIDIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
+	services, announced, problemGauges := reconcile.NewUIDByServiceIndex(), reconcile.NewAnnouncedMetrics(o.NodeName, bgpEngine), &configuration.LoadMetrics{}
 	var a *agent.Agent
 	layer2Status := reconcile.NewStatusWriter(reconcile.StatusWriterOptions{
 		Client: mgr.GetClient(), UncachedReader: mgr.GetAPIReader(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Log: log,

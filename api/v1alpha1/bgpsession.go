@@ -16,7 +16,7 @@ type BGPSessionStatus struct {
 	// State of the session (RFC 4271, section 8.2.2). Of a session that is not established, a state
 	// that lasts less than 30 s is not shown. It is Unknown if the speaker of the node is dead.
 	// Example: Established.
-	// +kubebuilder:validation:Enum=Idle;Connect;Active;OpensExchanged;OpenConfirm;Established;Unknown
+	// +kubebuilder:validation:Enum=Idle;Connect;Active;OpenSent;OpenConfirm;Established;Unknown
 	// +optional
 	State string `json:"state,omitempty"`
 	// Since is when the session was established, or when it ended. Example: 2026-11-29T08:30:00Z.
@@ -66,8 +66,7 @@ type BGPSessionStatus struct {
 // +kubebuilder:printcolumn:name="BFD",type=string,JSONPath=`.status.bfd`
 // +kubebuilder:printcolumn:name="Last Error",type=string,JSONPath=`.status.lastError`,priority=10
 // +kubebuilder:printcolumn:name="Error At",type=date,JSONPath=`.status.lastErrorTime`,priority=10
-// +kubebuilder:printcolumn:name="Error Is
-// Over",type=boolean,JSONPath=`.status.lastErrorIsOver`,priority=10
+// +kubebuilder:printcolumn:name="Error Is Over",type=boolean,JSONPath=`.status.lastErrorIsOver`,priority=10
 type BGPSession struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

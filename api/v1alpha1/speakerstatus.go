@@ -48,7 +48,7 @@ type SpeakerStatusStatus struct {
 	// newest first. It has at most 32 entries; earlier moves are not known.
 	// +listType=atomic
 	// +optional
-	Moves []AddressMove `json:"moves,omitempty"`
+	Moves []AddressMoveBetweenNodes `json:"moves,omitempty"`
 	// UsableLinks are the names of the links on which addresses may be announced, sorted. Example:
 	// eth0.
 	// +listType=atomic
@@ -84,8 +84,8 @@ type SpeakerConflict struct {
 // MaxMovesInSpeakerStatus is how many moves a SpeakerStatus has at most.
 const MaxMovesInSpeakerStatus = 32
 
-// AddressMove is a change of the node that answers for an address.
-type AddressMove struct {
+// AddressMoveBetweenNodes is a change of the node that answers for an address.
+type AddressMoveBetweenNodes struct {
 	// At is when the address moved. Example: 2026-11-29T08:30:00Z.
 	At metav1.Time `json:"at"`
 	// Address that moved. Example: 192.0.2.10.

@@ -175,7 +175,7 @@ func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool 
 	} else {
 		id = l.createRecord(s.Key)
 	}
-	l.changeSharingProperties(id, old, sh)
+	l.recordSharingProperties(id, old, sh)
 	for _, a := range old {
 		if !slices.Contains(now, a) {
 			l.removeRecordAsHolder(id, a)

@@ -91,9 +91,9 @@ func (l *Ledger) forEachRecordAddress(f func(id int32, a address)) {
 	}
 }
 
-// changeSharingProperties gives the record another sharing, and updates the sharedPositionsOfGroup
+// recordSharingProperties gives the record another sharing, and updates the sharedPositionsOfGroup
 // of its addresses.
-func (l *Ledger) changeSharingProperties(id int32, held []address, sh *sharingProperties) {
+func (l *Ledger) recordSharingProperties(id int32, held []address, sh *sharingProperties) {
 	r := l.recordAt(id)
 	if r.sharing.isEqual(sh) {
 		return

@@ -79,7 +79,7 @@ func (b burstScenario) runBurstAndMeasure(t *testing.T, undisturbed time.Duratio
 		for i := range b.serviceCount {
 			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
 		}
-		s.DropServiceChangesSeenByAll()
+		s.DropServiceChangesBeforeFirstClient()
 		c := startTestControllerWithMaxPending(t, s, newSlowAPIServerDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "first"}, b.maxPending)
 		synctest.Wait()
 		time.Sleep(time.Minute) // each has said by then that there is no pool

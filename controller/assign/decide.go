@@ -167,7 +167,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 	for _, text := range view.ExplainUnknownAnnotations(s) {
 		d.Text += "; " + text
 	}
-	d.Text = keepLeaderAbsenceText(s, d.Reason, d.Text)
+	d.Text = keepPublishedWaitForLeaderText(s, d.Reason, d.Text)
 	if r.LeaderAbsence != nil {
 		d.Text += r.LeaderAbsence().describeWait(s)
 	}

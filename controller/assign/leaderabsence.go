@@ -37,9 +37,10 @@ func (a LeaderAbsence) describeWait(s *corev1.Service) string {
 		a.Since.UTC().Format(time.TimeOnly), a.Until.UTC().Format(time.TimeOnly))
 }
 
-// keepLeaderAbsenceText returns the text of a Decision. It keeps what the condition of the Service
-// says about the absence of a leader, so that a later Decision with the same text writes nothing.
-func keepLeaderAbsenceText(s *corev1.Service, reason names.Reason, text string) string {
+// keepPublishedWaitForLeaderText returns the text of a Decision. It keeps what the condition of the
+// Service says about the absence of a leader, so that a later Decision with the same text writes
+// nothing.
+func keepPublishedWaitForLeaderText(s *corev1.Service, reason names.Reason, text string) string {
 	c := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
 	if c != nil && c.Reason == string(reason) && strings.HasPrefix(c.Message, text+leaderAbsenceTextPrefix) {
 		return c.Message

@@ -31,7 +31,7 @@ type Options struct {
 // KeyRotator creates and rotates the gossip key of the speakers. Use NewKeyRotator to create it.
 type KeyRotator struct{ Options }
 
-// NewKeyRotator returns a Keeper for a manager to start.
+// NewKeyRotator returns a KeyRotator for a manager to start.
 func NewKeyRotator(o Options) *KeyRotator { return &KeyRotator{o} }
 
 // Start creates the Secret unless it exists, and then rotates its key until ctx ends.

@@ -11,8 +11,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// explanationRules are the rules of Explain, in order. The first one that fails is the explanation.
-// Each returns why no node announces the Service, or nothing if that is not the cause.
+// explanationRules are the rules of ExplainUnannouncedService, in order. The first one that fails
+// is the explanation. Each returns why no node announces the Service, or nothing if that is not the
+// cause.
 var explanationRules = []func(*unannouncedService) names.Explanation{
 	(*unannouncedService).explainAddressOutsidePools,
 	(*unannouncedService).explainNoAdvertisement,

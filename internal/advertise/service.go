@@ -4,9 +4,9 @@
 // client and no clock, and knows no endpoints.
 //
 // The rules in order: every address is in a pool (findPoolOfEachAddress); an advertisement names
-// the pool and selects the Service (Layer2, BGP); it selects the node (NodeExclusionReason,
-// BGPAdsUsableOnNode); a link or a peer is left (Links, NamesOfPeersGettingRoute). Explain applies
-// all of them to every node.
+// the pool and selects the Service (Layer2Fault, BGPFault); it selects the node
+// (NodeExclusionReason, BGPAdsUsableOnNode); a link or a peer is left (Links,
+// NamesOfPeersGettingRoute). Explain applies all of them to every node.
 package advertise
 
 import (

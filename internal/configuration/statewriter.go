@@ -131,9 +131,10 @@ func (s StateWriter) WriteState(ctx context.Context, c client.Client, problems [
 	return nil
 }
 
-// WriteUnknownState writes into the object that nobody knows whether the component understands the
-// configuration: it does not run any more, as the text says. A missing object stays missing.
-func (s StateWriter) WriteUnknownState(ctx context.Context, reader client.Reader, c client.Client, text string) error {
+// WriteUnknownStateOfDeadSpeaker writes into the object that nobody knows whether the component
+// understands the configuration: it does not run any more, as the text says. A missing object stays
+// missing.
+func (s StateWriter) WriteUnknownStateOfDeadSpeaker(ctx context.Context, reader client.Reader, c client.Client, text string) error {
 	var o v1beta1.ConfigurationState
 	err := reader.Get(ctx, client.ObjectKey{Namespace: s.Namespace, Name: s.ObjectName()}, &o)
 	if err == nil {

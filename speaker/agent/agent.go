@@ -63,7 +63,7 @@ type HealthCheckPoller interface {
 // GossipMembership carries messages between the speakers. No method blocks.
 type GossipMembership interface {
 	SendUrgentMessage(to string, payload []byte)
-	// SendNormalPriorityMessage sends a message after those of SendMessage.
+	// SendNormalPriorityMessage sends a message after those of SendUrgentMessage.
 	SendNormalPriorityMessage(to string, payload []byte)
 	// SendBulkMessage sends a message after all others.
 	SendBulkMessage(to string, payload []byte)

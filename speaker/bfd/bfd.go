@@ -21,7 +21,7 @@ type SessionKey struct {
 	// LocalAddress is the only address to send from and to receive
 	// on. If it is invalid, the kernel chooses.
 	LocalAddress netip.Addr
-	// Interface binds the session to a link. A link-local Peer
+	// Interface binds the session to a link. A link-local PeerAddress
 	// needs it; a multihop session has none.
 	Interface string
 	// VRF is the VRF device of the session; empty for the default VRF.

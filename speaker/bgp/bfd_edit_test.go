@@ -15,7 +15,7 @@ import (
 // The routes return each time, and BFD comes up when both sides have it enabled.
 func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 	t.Parallel()
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
@@ -68,7 +68,7 @@ func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 // FRR then treats the neighbour as several hops away.
 func TestBFDWithTTLSecurityOverTwoHops(t *testing.T) {
 	t.Parallel()
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	neighbour := "neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ttl-security hops 2\n neighbor 192.168.0.11 update-source 10.99.0.2\n neighbor 192.168.0.11 bfd profile fast"
 	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("far"), ConfigText: buildFRRConfig(neighbour) + frrBFDProfiles})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))

@@ -98,7 +98,7 @@ var bfdCases = map[string]bfdCase{
 func TestBFDDetectsCutPath(t *testing.T) {
 	t.Parallel()
 	cases := slices.Sorted(maps.Keys(bfdCases))
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(cases), Routers: 2})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: len(cases), Routers: 2})
 	frr, bird := []string{""}, []string{birdBFDConfig}
 	var families []string
 	hosts := map[string]nodeOfSessionCase{}
@@ -121,7 +121,7 @@ func TestBFDDetectsCutPath(t *testing.T) {
 	}
 }
 
-func testCutAndReconnect(t *testing.T, b *router.Harness, c bfdCase, h nodeOfSessionCase) {
+func testCutAndReconnect(t *testing.T, b *router.RoutedLAN, c bfdCase, h nodeOfSessionCase) {
 	p := exampleExternalPeer()
 	p.BFD, p.HoldTime, p.MaxReconnectDelay = fastBFD(), 24*time.Second, time.Second
 	if c.editPeer != nil {
@@ -212,7 +212,7 @@ func (s *testSpeaker) checkBFDState(want string) error {
 // router's link. An internal router then appears to be several hops away.
 func TestBFDBecomesSingleHopWhenNodeGetsAddress(t *testing.T) {
 	t.Parallel()
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	address := func(op string) {
 		t.Helper()
@@ -249,7 +249,7 @@ func TestBFDBecomesSingleHopWhenNodeGetsAddress(t *testing.T) {
 // restarting speaker although its BFD session goes down.
 func TestBFDDownOfRestartingSpeakerKeepsRoutes(t *testing.T) {
 	t.Parallel()
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 2, Routers: 2})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 2, Routers: 2})
 	calm := strings.NewReplacer("100", "300") // a busy machine must not take a path down
 	frr := buildFRRConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 bfd profile fast", " bgp graceful-restart", " neighbor 192.168.0.11 bfd check-control-plane-failure")
 	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: frr + calm.Replace(frrBFDProfiles)})

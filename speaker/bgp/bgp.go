@@ -132,8 +132,8 @@ type PeerSessionStatus struct {
 	EstablishedCount int
 	// NegotiatedFamilies are those of an established session.
 	NegotiatedFamilies []message.AFI
-	// AnnounceableFamilies are those of the Families whose routes have a next hop, so that the
-	// session can carry them.
+	// AnnounceableFamilies are those of the NegotiatedFamilies whose routes have a next hop, so
+	// that the session can carry them.
 	AnnounceableFamilies []message.AFI
 	// WantedRouteCount is how many routes the router should have.
 	WantedRouteCount int

@@ -94,7 +94,7 @@ var birdCases = map[string]birdCase{
 
 // TestSessionsWithBIRD runs the cases of TestSessionsWithFRR that BIRD supports.
 func TestSessionsWithBIRD(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(birdCases)})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: len(birdCases)})
 	text := "router id 192.168.0.1;\nprotocol device {}\n"
 	names := slices.Sorted(maps.Keys(birdCases))
 	at := map[string]*strings.Replacer{}
@@ -152,7 +152,7 @@ func removeAddress(t *testing.T, h netns.Path, address string) {
 // TestDocumentedBIRDConfiguration runs the configuration of
 // docs/bgp.md through a crash and a drain.
 func TestDocumentedBIRDConfiguration(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 2})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 2})
 	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.NamespaceOfHost("router"), ConfigText: readDocumentedConfig(t, "BIRD")})
 	p := exampleExternalPeer()
 	p.GracefulRestart, p.RestartTime, p.CarriesIPv6Routes = true, 120*time.Second, true
@@ -196,7 +196,7 @@ func TestDocumentedBIRDConfiguration(t *testing.T) {
 func TestBIRDWithFourOctetASN(t *testing.T) {
 	t.Parallel()
 	const number = 4200000000
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 2})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 2})
 	text := "router id 192.168.0.1;\nprotocol device {}\n"
 	for i, mine := range []uint32{64512, number} {
 		text += fmt.Sprintf("protocol bgp node%d { local as %d; neighbor 192.168.0.%d as %d; connect delay time 1; connect retry time 1; ipv4 { import all; export none; }; }\n", i+1, uint32(number), 11+i, mine)

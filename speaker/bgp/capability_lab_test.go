@@ -14,7 +14,7 @@ import (
 // capability which it does not know, here the one for link-local next hops.
 func TestSessionWithFRRRefusingUnknownCapability(t *testing.T) {
 	t.Parallel()
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(
 		"neighbor fd00:a8::b remote-as 64512\n neighbor fd00:a8::b strict-capability-match",
 		" address-family ipv6 unicast\n  neighbor fd00:a8::b activate\n exit-address-family")})

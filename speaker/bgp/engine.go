@@ -16,7 +16,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// Options configure an Engine. All fields are required, but for BFDRequests.
+// Options configure an Engine. All fields are required, but for BFDRequestSniffer.
 type Options struct {
 	// NodeName is this node's name. The router ID is derived from it where nothing else gives one.
 	NodeName string
@@ -41,7 +41,7 @@ type Options struct {
 type DesiredState struct {
 	// Peers have distinct names.
 	Peers []intent.Peer
-	// Routes have distinct prefixes for each peer. Other Desired values share them: they are
+	// Routes have distinct prefixes for each peer. Other DesiredState values share them: they are
 	// read-only, and a route that changes is a new value.
 	Routes []*intent.Route
 	// NodeInternalIPs are the node's internal addresses in the Kubernetes API.
@@ -51,7 +51,7 @@ type DesiredState struct {
 	NodeLeaving bool
 }
 
-// Engine runs the desired sessions. Make it with New. Any goroutine may call Set, Status and Stop.
+// Engine runs the desired sessions. Make it with New. Any goroutine may call its methods.
 type Engine struct {
 	options             Options
 	pendingDesiredState *latest.Value[DesiredState]

@@ -134,7 +134,7 @@ var frrCases = map[string]frrSessionCase{
 // configure. Each case has its own node, and all have sessions with the same
 // router at the same time. FRR is configured as its manual shows.
 func TestSessionsWithFRR(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: len(frrCases)})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: len(frrCases)})
 	redirectPort1179To179(t, b)
 	var lines, families []string
 	names := slices.Sorted(maps.Keys(frrCases))
@@ -183,7 +183,7 @@ func TestSessionsWithFRR(t *testing.T) {
 }
 
 func TestAttributesReachFRR(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
@@ -237,7 +237,7 @@ func TestAttributesReachFRR(t *testing.T) {
 // servicePrefix to it. edit changes the route before.
 func startInternalRouterWithRoute(t *testing.T, edit func(*intent.Route)) *router.Router {
 	t.Helper()
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000")})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
@@ -258,7 +258,7 @@ func TestLocalPreferenceReachesInternalRouters(t *testing.T) {
 // TestPasswordOfAnOpenSessionCanChange changes the password of an open session, first
 // here and then at the router, as docs/bgp.md says.
 func TestPasswordOfAnOpenSessionCanChange(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.11 password old")})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
@@ -292,7 +292,7 @@ func TestPasswordOfAnOpenSessionCanChange(t *testing.T) {
 // TestResetWithGracefulNotificationKeepsRoutes changes the OPEN, which
 // resets the session. With RFC 8538 the router keeps the routes.
 func TestResetWithGracefulNotificationKeepsRoutes(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart", " bgp graceful-restart notification")})
 	p := exampleExternalPeer()
 	p.GracefulRestart, p.RestartTime = true, 120*time.Second
@@ -317,7 +317,7 @@ func TestResetWithGracefulNotificationKeepsRoutes(t *testing.T) {
 }
 
 func TestConfigurationErrorsAreExplained(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
@@ -351,7 +351,7 @@ func TestConfigurationErrorsAreExplained(t *testing.T) {
 }
 
 func TestSpeakerStopWithdrawsRoutes(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart", " bgp graceful-restart preserve-fw-state")})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
@@ -369,7 +369,7 @@ func TestSpeakerStopWithdrawsRoutes(t *testing.T) {
 // TestRouterKeepsRoutesOverSpeakerRestart checks the router's routes when a speaker restarts,
 // crashes or leaves.
 func TestRouterKeepsRoutesOverSpeakerRestart(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " bgp graceful-restart")})
 	p := exampleExternalPeer()
 	p.GracefulRestart, p.RestartTime = true, 120*time.Second

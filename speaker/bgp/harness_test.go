@@ -74,7 +74,7 @@ func (n netnsTransport) WatchNodeAddresses(ctx context.Context, changed func()) 
 }
 
 // newLabNetwork creates the lab network. It skips the test where the machine lacks something.
-func newLabNetwork(t *testing.T, o router.HarnessOptions) *router.Harness {
+func newLabNetwork(t *testing.T, o router.RoutedLANOptions) *router.RoutedLAN {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("a real router takes seconds")
@@ -84,7 +84,7 @@ func newLabNetwork(t *testing.T, o router.HarnessOptions) *router.Harness {
 			t.Skip(m)
 		}
 	}
-	b, err := router.NewHarness(o)
+	b, err := router.NewRoutedLAN(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +300,7 @@ func waitForNoFRRRoute(t *testing.T, r *router.Router, prefix string) {
 }
 
 // redirectPort1179To179 makes the router accept BGP on port 1179 as well.
-func redirectPort1179To179(t *testing.T, b *router.Harness) {
+func redirectPort1179To179(t *testing.T, b *router.RoutedLAN) {
 	t.Helper()
 	err := b.NamespaceOfHost("router").RunInside(func() error {
 		out, err := exec.Command("nft", "add table ip t; add chain ip t c { type nat hook prerouting priority -100; }; add rule ip t c tcp dport 1179 redirect to :179").CombinedOutput()

@@ -151,7 +151,7 @@ func newHostileBehaviours(t *testing.T, flooded chan<- error) map[string]hostile
 // TestHostileRoutersAffectOnlyTheirSessions connects one speaker to
 // every kind of misbehaving router at once, and to a good one.
 func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	flooded := make(chan error, 1)
 	behaviours := newHostileBehaviours(t, flooded)
@@ -218,7 +218,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 // TestSessionReconnectsAtOnce closes an established session several
 // times. The speaker reconnects without a long delay.
 func TestSessionReconnectsAtOnce(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	hung := make(chan net.Conn, 16)
 	bad := startHostileRouter(t, b.NamespaceOfHost("router"), 2001, func(c net.Conn) {
 		if sendOpenAndKeepalive(c, 90) == nil {

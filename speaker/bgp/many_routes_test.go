@@ -41,7 +41,7 @@ func countRoutesAndUpdatesFromNode(t *testing.T, r *router.Router) (routes, upda
 // route, then settings of the peer that are not in the OPEN.
 func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 	const many = 10000
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	registry := prometheus.NewRegistry()
@@ -98,7 +98,7 @@ func TestOneRouteChangeSendsOneUpdate(t *testing.T) {
 // TestRandomEditsKeepSession makes random edits as fast as
 // possible and checks the router's routes at the end.
 func TestRandomEditsKeepSession(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()

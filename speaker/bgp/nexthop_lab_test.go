@@ -48,7 +48,7 @@ func awaitFRRNextHop(t *testing.T, frr *router.Router, prefix, want string) {
 // TestNextHopsOfAKernelWithManyAddresses gives the node addresses of each kind that must not be a
 // next hop, and renumbers it while the session is up.
 func TestNextHopsOfAKernelWithManyAddresses(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, fmt.Sprintf(frrActivateIPv6Template, "192.168.0.11"))})
 	node := b.NamespaceOfHost("node1")
 	for _, a := range []string{"fd00:a8::dead/64 dev eth0 preferred_lft 0 nodad", "fd00:a8::100/128 dev eth0 nodad", "fd00:ff::11/128 dev lo"} {
@@ -75,7 +75,7 @@ func TestNextHopsOfAKernelWithManyAddresses(t *testing.T) {
 // TestSessionFromTheLoopbackHasNoLoopbackNextHop runs a session over IPv6 from an address on lo,
 // where lo has 127.0.0.1 besides.
 func TestSessionFromTheLoopbackHasNoLoopbackNextHop(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	node, far := b.NamespaceOfHost("node1"), b.NamespaceOfHost("router")
 	runIPCommand(t, node, "address add fd00:ff::11/128 dev lo nodad")
 	runIPCommand(t, far, "-6 route add fd00:ff::11/128 via fd00:a8::b")
@@ -101,7 +101,7 @@ func TestPrependedRouteReachesInternalRouters(t *testing.T) {
 
 // TestExcludedNodeAnnouncesNoRoutes starts the speaker of an excluded node twice.
 func TestExcludedNodeAnnouncesNoRoutes(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	for range 2 {
 		s := startSpeaker(t, b.NamespaceOfHost("node1"))
@@ -118,7 +118,7 @@ func TestExcludedNodeAnnouncesNoRoutes(t *testing.T) {
 // TestBIRDTakesLinkLocalNextHops peers with BIRD over link-local addresses, where the node has no
 // other IPv6 address.
 func TestBIRDTakesLinkLocalNextHops(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	node, far := b.NamespaceOfHost("node1"), b.NamespaceOfHost("router")
 	runIPCommand(t, node, "address del fd00:a8::b/64 dev eth0")
 	nodeAddress, routerAddress := linkLocalAddress(t, node), linkLocalAddress(t, far)
@@ -182,7 +182,7 @@ func watchRouteLosses(t *testing.T, h netns.Path, prefix string) (stop func() in
 // again with the new BGP session, and may then end the BGP session once. The speaker ends no new
 // session. SOAK is how long the router must keep the route afterwards.
 func TestRoutesReturnAfterFRRRestartWithBFD(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()

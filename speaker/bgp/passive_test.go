@@ -41,7 +41,7 @@ func kernelRouteTo(t *testing.T, h netns.Path, address string) string {
 // TestUnnumberedPeer lets FRR and the speaker find each other only by
 // router advertisements, with the documented configuration.
 func TestUnnumberedPeer(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := unnumberedPeer("eth0")
@@ -97,7 +97,7 @@ func TestUnnumberedPeer(t *testing.T) {
 
 // TestPassivePeer lets FRR connect to the speaker.
 func TestPassivePeer(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 password s3cret")})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
@@ -158,7 +158,7 @@ func TestPassivePeer(t *testing.T) {
 // TestSeveralPeersAtOneAddress connects a node twice to one
 // router: from two addresses, as two autonomous systems.
 func TestSeveralPeersAtOneAddress(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	err := b.NamespaceOfHost("node1").RunInside(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +212,7 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 // addresses of a node, which belong to two BGPPeers.
 func TestTwoPassivePeersOfOneRouter(t *testing.T) {
 	t.Parallel()
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	err := b.NamespaceOfHost("node1").RunInside(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
 	if err != nil {
 		t.Fatal(err)

@@ -24,7 +24,7 @@ import (
 // TestPeerEditsResetSessionOnlyWhenNeeded edits a BGPPeer with an established session. Only edits
 // that need another OPEN or connection reset it, and every edit takes effect.
 func TestPeerEditsResetSessionOnlyWhenNeeded(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
@@ -107,7 +107,7 @@ func TestPeerEditsResetSessionOnlyWhenNeeded(t *testing.T) {
 // TestRouterRefusalReasonSurvivesRetries exceeds a router's prefix limit. FRR
 // says so once, and then only closes connections.
 func TestRouterRefusalReasonSurvivesRetries(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, " address-family ipv4 unicast", "  neighbor 192.168.0.11 maximum-prefix 2", " exit-address-family")})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
@@ -130,7 +130,7 @@ func TestRouterRefusalReasonSurvivesRetries(t *testing.T) {
 
 // TestErrorSuggestsEBGPMultiHop connects to a router several hops away without ebgpMultiHop.
 func TestErrorSuggestsEBGPMultiHop(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("far"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 64512\n neighbor 192.168.0.11 ebgp-multihop")})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()
@@ -144,7 +144,7 @@ func TestErrorSuggestsEBGPMultiHop(t *testing.T) {
 
 // TestTwoUnnumberedRouters uses a node with two uplinks to two routers.
 func TestTwoUnnumberedRouters(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1, Routers: 2})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1, Routers: 2})
 	if err := netns.AddCable(b.NamespaceOfHost("node1"), "up2", b.NamespaceOfHost("router2"), "down"); err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestTwoUnnumberedRouters(t *testing.T) {
 // TestOversizedRouteDoesNotAffectOthers announces one route
 // with more communities than fit into a message.
 func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	rs := exampleRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32")
@@ -202,7 +202,7 @@ func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 // TestSessionSurvivesMissingDefaultGateway removes the gateway's address for a moment, as
 // a replaced default route does. The session with the gateway continues.
 func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig+"\n neighbor 192.168.0.11 bfd profile fast") + frrBFDProfiles})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p, lost := exampleExternalPeer(), exampleExternalPeer()
@@ -231,7 +231,7 @@ func TestSessionSurvivesMissingDefaultGateway(t *testing.T) {
 // and without anything to send, only TCP keepalives notice it.
 func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 	t.Parallel()
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	forgets, forgotten := make(chan struct{}), make(chan struct{})
 	quiet := make(chan net.Conn)
 	var again atomic.Bool
@@ -290,7 +290,7 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 // one enabled, and then removes the node's next hop of the other one.
 func TestWithheldRouteHasReason(t *testing.T) {
 	t.Parallel()
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig)})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
 	p := exampleExternalPeer()

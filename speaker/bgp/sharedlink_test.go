@@ -17,7 +17,7 @@ import (
 // TestNodesOnOneLinkDoNotTakeEachOtherForTheRouter runs two nodes with an unnumbered peer on one
 // link. Each hears the advertisements of the other before the router starts. Both use the router.
 func TestNodesOnOneLinkDoNotTakeEachOtherForTheRouter(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 2})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 2})
 	far := b.NamespaceOfHost("router")
 	advertisements := countRouterAdvertisements(t, far)
 	var speakers []*testSpeaker
@@ -66,7 +66,7 @@ func TestNodesOnOneLinkDoNotTakeEachOtherForTheRouter(t *testing.T) {
 // TestFRRTakesLinkLocalNextHops peers with FRR over link-local addresses, where the node has no
 // other IPv6 address.
 func TestFRRTakesLinkLocalNextHops(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	node := b.NamespaceOfHost("node1")
 	runIPCommand(t, node, "address del fd00:a8::b/64 dev eth0")
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})

@@ -53,7 +53,7 @@ func TestBFDIsSingleHopOnlyInPeersOwnVRF(t *testing.T) {
 // peers in and outside of a VRF do. An ordinary link takes the place of the VRF device, which many
 // kernels lack.
 func TestListenerOfADeviceTakesOnlyItsConnections(t *testing.T) {
-	b := newLabNetwork(t, router.HarnessOptions{Nodes: 1})
+	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	const port = 1790
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()

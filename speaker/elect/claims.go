@@ -201,7 +201,7 @@ func (m *Machine) receiveMessage(from string, payload []byte) {
 			m.mergeReceivedClaim(from, c)
 		}
 	case kindSuspicion:
-		m.performLivenessActions(m.liveness.handleSuspicion(from, r, m.stepContext()))
+		m.performLivenessActions(m.liveness.handleWitnessReport(from, r, m.stepContext()))
 	case kindOffer:
 		m.handleOffers(from, r.readClaims())
 	case kindRefusal:

@@ -29,8 +29,8 @@ func (w *livenessWatch) broadcastSuspicion(n string, h *beaconRecord, f stepCont
 	return hasChanged
 }
 
-// handleSuspicion processes the report of another member.
-func (w *livenessWatch) handleSuspicion(from string, r *messageReader, f stepContext) livenessActions {
+// handleWitnessReport processes the report of another member.
+func (w *livenessWatch) handleWitnessReport(from string, r *messageReader, f stepContext) livenessActions {
 	var o livenessActions
 	n, nonce, said, age := r.readString(), r.readUvarint(), r.readByte(), r.readUvarint()
 	silent := said != suspicionRetracted

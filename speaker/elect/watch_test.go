@@ -101,7 +101,7 @@ func TestLivenessWatchDeclaresDeadAndAliveAgain(t *testing.T) {
 	w, f := newTestLivenessWatch("b", "c", "d")
 	report := func(from string, said byte) livenessActions {
 		_, r := parseMessageHeader(encodeSuspicionMessage("d", 7, said))
-		return w.handleSuspicion(from, r, f)
+		return w.handleWitnessReport(from, r, f)
 	}
 	if o := report("b", suspicionFromUncheckedWitness); len(o.nodesWithChangedLiveness) != 0 || !w.isAlive("d", f.members) {
 		t.Error("the report of one witness that may be cut off declares a node dead")

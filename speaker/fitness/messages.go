@@ -100,7 +100,7 @@ type unfitMember struct {
 	endsAt  time.Time
 }
 
-// NewUnfitMembersTable returns a Table in which every node is fit.
+// NewUnfitMembersTable returns an UnfitMembersTable in which every node is fit.
 func NewUnfitMembersTable() *UnfitMembersTable {
 	return &UnfitMembersTable{entryByNode: map[string]unfitMember{}}
 }

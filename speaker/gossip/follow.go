@@ -32,7 +32,7 @@ func (m *LocalMember) FollowKeysAndNodeAddress(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case k := <-keys:
-			m.applyKeys(k)
+			m.applyAndSaveKeys(k)
 		case internal := <-m.addressChanges.C():
 			if err := m.errorIfNodeAddressChanged(internal); err != nil {
 				return err
@@ -50,8 +50,8 @@ func (m *LocalMember) errorIfNodeAddressChanged(internal []netip.Addr) error {
 	return fmt.Errorf("the internal address of node %q changed from %s to %s: restarting with the new one", m.options.NodeName, m.ListenAddress().Addr(), now)
 }
 
-// applyKeys uses the keys from now on, and saves them for the next run.
-func (m *LocalMember) applyKeys(keys [][]byte) {
+// applyAndSaveKeys uses the keys from now on, and saves them for the next run.
+func (m *LocalMember) applyAndSaveKeys(keys [][]byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if slices.EqualFunc(keys, m.nodeStateToSave.GossipKeys, bytes.Equal) {

@@ -30,8 +30,8 @@ const (
 	answerEndpointsKnown
 )
 
-// requestTimeout bounds a request to one address.
-const requestTimeout = time.Second
+// proxyRequestTimeout bounds a request to one address.
+const proxyRequestTimeout = time.Second
 
 // maxBodyBytes bounds what is read of an answer. kube-proxy sends less than 400 bytes.
 const maxBodyBytes = 4096
@@ -41,7 +41,7 @@ const maxBodyBytes = 4096
 func newHTTPClient() *http.Client {
 	return &http.Client{
 		Transport:     &http.Transport{DisableKeepAlives: true},
-		Timeout:       requestTimeout,
+		Timeout:       proxyRequestTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }

@@ -109,7 +109,7 @@ func TestASlowProxyIsNotSilent(t *testing.T) {
 	port := serveHTTPAtAddress(t, "127.0.0.1", func(http.ResponseWriter, *http.Request) { <-stop })
 	defer close(stop)
 	client := newHTTPClient()
-	client.Timeout = requestTimeout / 2
+	client.Timeout = proxyRequestTimeout / 2
 	c := intent.HealthCheck{ServiceNamespace: "default", ServiceName: "web", HealthCheckNodePort: port, NodeIPv4: netip.MustParseAddr("127.0.0.1")}
 	if got := askProxyAboutAllFamilies(context.Background(), client, c); got != answerTimedOut {
 		t.Errorf("the answer counts as %d, want %d", got, answerTimedOut)

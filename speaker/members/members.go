@@ -208,8 +208,8 @@ func (m *Members) SendUrgentMessage(to string, payload []byte) {
 	m.outgoingUrgentMessages.PutIfRoom(outgoingMessage{to, payload})
 }
 
-// SendNormalPriorityMessage sends a message to one member, after those of SendMessage and before
-// bulk messages. It may be lost.
+// SendNormalPriorityMessage sends a message to one member, after those of SendUrgentMessage and
+// before bulk messages. It may be lost.
 func (m *Members) SendNormalPriorityMessage(to string, payload []byte) {
 	m.outgoingNormalMessages.PutIfRoom(outgoingMessage{to, payload})
 }

@@ -39,7 +39,7 @@ func (w *StatusWriter) correctStatusesOfDeadNodes(ctx context.Context) {
 func (w *StatusWriter) correctStatusesOfDeadNode(ctx context.Context, node string) error {
 	text := status.DeadSpeakerText(node, w.options.Self)
 	state := configuration.StateWriter{ReportingComponent: names.ComponentSpeaker, Node: node, Namespace: w.options.Namespace}
-	err := state.WriteUnknownState(ctx, w.options.UncachedReader, w.options.Client, text)
+	err := state.WriteUnknownStateOfDeadSpeaker(ctx, w.options.UncachedReader, w.options.Client, text)
 	if w.options.WithoutBGPKinds {
 		return err
 	}

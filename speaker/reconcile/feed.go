@@ -45,7 +45,7 @@ type ClusterFeedOptions struct {
 	// WatchClient reads the Services and EndpointSlices.
 	WatchClient client.WithWatch
 	// Services gets the Services of type LoadBalancer.
-	Services *ServiceUIDIndex
+	Services *UIDByServiceIndex
 	Agent    ChangePoster
 	Seeds    GossipSeedSetter
 	Log      *slog.Logger

@@ -38,7 +38,7 @@ func (p *recordingPlanner) PostChanges(_ context.Context, changes ...agent.Plann
 // newFeedWithFollowers returns the mirrors of a ClusterFeed that has seen nothing.
 func newFeedWithFollowers(t *testing.T, in plan.Inputs) (*recordingPlanner, *objectFollower[*view.Service], *objectFollower[*view.EndpointSlice], *ClusterFeed) {
 	p := &recordingPlanner{Planner: plan.NewPlanner(in)}
-	f := NewClusterFeed(ClusterFeedOptions{Agent: p, Services: NewServiceUIDIndex()})
+	f := NewClusterFeed(ClusterFeedOptions{Agent: p, Services: NewUIDByServiceIndex()})
 	return p, f.newServiceFollower(t.Context()), f.newEndpointSliceFollower(t.Context()), f
 }
 

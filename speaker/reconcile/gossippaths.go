@@ -84,12 +84,12 @@ func (w *StatusWriter) reportBlockedGossip(ctx context.Context) {
 		return
 	}
 	w.options.Log.Warn(why.Text, "reason", why.Reason)
-	w.options.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventGossipBlocked, gossipEventAction(why.Reason, &state), "%s", why.Text)
+	w.options.Events.Eventf(node, nil, corev1.EventTypeWarning, names.EventGossipBlocked, blockedGossipEventAction(why.Reason, &state), "%s", why.Text)
 }
 
-// gossipEventAction returns the action of the event about gossip that fails. It differs with what
-// fails, since the API shows only the first of similar events.
-func gossipEventAction(reason names.Reason, g *status.GossipFaults) string {
+// blockedGossipEventAction returns the action of the event about gossip that fails. It differs with
+// what fails, since the API shows only the first of similar events.
+func blockedGossipEventAction(reason names.Reason, g *status.GossipFaults) string {
 	const maxActionLetters = 128 // of the API
 	action := string(reason)
 	for _, n := range g.UnreachableNodes {

@@ -30,7 +30,7 @@ func TestMovesCauseNoWriteOfTheirOwn(t *testing.T) {
 	}
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	before := &v1alpha1.SpeakerStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "self"}}
-	before.Status.Moves = []v1alpha1.AddressMove{{At: metav1.NewTime(now.Add(-time.Hour)), Address: "192.0.2.1", To: "self", Cause: string(names.ReasonUnheld)}}
+	before.Status.Moves = []v1alpha1.AddressMoveBetweenNodes{{At: metav1.NewTime(now.Add(-time.Hour)), Address: "192.0.2.1", To: "self", Cause: string(names.ReasonUnheld)}}
 	writes := 0
 	api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(before).WithStatusSubresource(before).WithInterceptorFuncs(interceptor.Funcs{
 		SubResourceApply: func(ctx context.Context, c client.Client, sub string, o runtime.ApplyConfiguration, opts ...client.SubResourceApplyOption) error {

@@ -10,21 +10,21 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// ServiceUIDIndex has the UIDs of the Services of type LoadBalancer, which an event about a Service
-// needs. A ClusterFeed fills it. Any goroutine may read it.
-type ServiceUIDIndex struct {
+// UIDByServiceIndex has the UIDs of the Services of type LoadBalancer, which an event about a
+// Service needs. A ClusterFeed fills it. Any goroutine may read it.
+type UIDByServiceIndex struct {
 	mu           sync.Mutex
 	uidByService map[view.ObjectKey]types.UID
 }
 
-// NewServiceUIDIndex returns a ServiceUIDIndex without Services.
-func NewServiceUIDIndex() *ServiceUIDIndex {
-	return &ServiceUIDIndex{uidByService: map[view.ObjectKey]types.UID{}}
+// NewUIDByServiceIndex returns a UIDByServiceIndex without Services.
+func NewUIDByServiceIndex() *UIDByServiceIndex {
+	return &UIDByServiceIndex{uidByService: map[view.ObjectKey]types.UID{}}
 }
 
 // ServiceReference returns the Service for an event, or nil if there is no such Service of type
 // LoadBalancer.
-func (x *ServiceUIDIndex) ServiceReference(k view.ObjectKey) *corev1.Service {
+func (x *UIDByServiceIndex) ServiceReference(k view.ObjectKey) *corev1.Service {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	uid, ok := x.uidByService[k]
@@ -36,14 +36,14 @@ func (x *ServiceUIDIndex) ServiceReference(k view.ObjectKey) *corev1.Service {
 	return s
 }
 
-func (x *ServiceUIDIndex) setServiceUID(k view.ObjectKey, uid types.UID) {
+func (x *UIDByServiceIndex) setServiceUID(k view.ObjectKey, uid types.UID) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.uidByService[k] = uid
 }
 
 // removeService removes a Service and reports whether the index had it.
-func (x *ServiceUIDIndex) removeService(k view.ObjectKey) bool {
+func (x *UIDByServiceIndex) removeService(k view.ObjectKey) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	_, known := x.uidByService[k]
@@ -52,7 +52,7 @@ func (x *ServiceUIDIndex) removeService(k view.ObjectKey) bool {
 }
 
 // copyUIDs returns the UIDs of all Services, in a map that the caller may change.
-func (x *ServiceUIDIndex) copyUIDs() map[view.ObjectKey]types.UID {
+func (x *UIDByServiceIndex) copyUIDs() map[view.ObjectKey]types.UID {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return maps.Clone(x.uidByService)

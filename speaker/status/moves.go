@@ -18,13 +18,13 @@ const maxServicesOfMove = 4
 // Moves are the last addresses that a node took over, or gave up without a successor. The zero
 // value has none.
 type Moves struct {
-	newestFirst []v1alpha1.AddressMove
+	newestFirst []v1alpha1.AddressMoveBetweenNodes
 }
 
 // RecordMove adds what an event of the election says about the holder of an address. An address
 // that another node takes is recorded by that node.
 func (m *Moves) RecordMove(e elect.Event, self string, services []view.ObjectKey, now time.Time) {
-	move := v1alpha1.AddressMove{Address: e.Address.String(), Cause: string(e.Reason), At: metav1.NewTime(now.Truncate(time.Second).UTC())}
+	move := v1alpha1.AddressMoveBetweenNodes{Address: e.Address.String(), Cause: string(e.Reason), At: metav1.NewTime(now.Truncate(time.Second).UTC())}
 	isWithoutSuccessor := e.Reason == names.ReasonNobodyServes || e.Reason == names.ReasonNoTaker
 	switch {
 	case e.Kind == elect.EventAddressTaken:
@@ -42,17 +42,17 @@ func (m *Moves) RecordMove(e elect.Event, self string, services []view.ObjectKey
 		keys = append(keys, k.String())
 	}
 	move.Service = strings.Join(keys, ",")
-	m.newestFirst = limitMoves(append([]v1alpha1.AddressMove{move}, m.newestFirst...))
+	m.newestFirst = limitMoves(append([]v1alpha1.AddressMoveBetweenNodes{move}, m.newestFirst...))
 }
 
 // AddEarlierMoves adds moves from before the start of the speaker.
-func (m *Moves) AddEarlierMoves(newestFirst []v1alpha1.AddressMove) {
+func (m *Moves) AddEarlierMoves(newestFirst []v1alpha1.AddressMoveBetweenNodes) {
 	m.newestFirst = limitMoves(append(m.newestFirst[:len(m.newestFirst):len(m.newestFirst)], newestFirst...))
 }
 
 // ListNewestFirst returns the moves. Nobody may change them.
-func (m *Moves) ListNewestFirst() []v1alpha1.AddressMove { return m.newestFirst }
+func (m *Moves) ListNewestFirst() []v1alpha1.AddressMoveBetweenNodes { return m.newestFirst }
 
-func limitMoves(all []v1alpha1.AddressMove) []v1alpha1.AddressMove {
+func limitMoves(all []v1alpha1.AddressMoveBetweenNodes) []v1alpha1.AddressMoveBetweenNodes {
 	return all[:min(len(all), v1alpha1.MaxMovesInSpeakerStatus)]
 }

@@ -24,14 +24,14 @@ func TestRecordMoveStoresFormerAndNewHolder(t *testing.T) {
 	for name, c := range map[string]struct {
 		event    elect.Event
 		services []view.ObjectKey
-		want     []v1alpha1.AddressMove
+		want     []v1alpha1.AddressMoveBetweenNodes
 	}{
 		"taken from a dead node": {elect.Event{Kind: elect.EventAddressTaken, Address: four, Reason: names.ReasonHolderGone, FormerHolder: "node2", TakeoverDelay: 212345678 * time.Nanosecond}, []view.ObjectKey{web},
-			[]v1alpha1.AddressMove{{At: at, Address: "192.0.2.1", Service: "default/web", From: "node2", To: "node1", Cause: "HolderGone", Duration: &metav1.Duration{Duration: 212 * time.Millisecond}}}},
+			[]v1alpha1.AddressMoveBetweenNodes{{At: at, Address: "192.0.2.1", Service: "default/web", From: "node2", To: "node1", Cause: "HolderGone", Duration: &metav1.Duration{Duration: 212 * time.Millisecond}}}},
 		"the first holder, and two Services": {elect.Event{Kind: elect.EventAddressTaken, Address: four, Reason: names.ReasonUnheld}, []view.ObjectKey{dns, web},
-			[]v1alpha1.AddressMove{{At: at, Address: "192.0.2.1", Service: "default/dns,default/web", To: "node1", Cause: "Unheld"}}},
+			[]v1alpha1.AddressMoveBetweenNodes{{At: at, Address: "192.0.2.1", Service: "default/dns,default/web", To: "node1", Cause: "Unheld"}}},
 		"given up, and nobody takes it": {elect.Event{Kind: elect.EventAddressGivenUp, Address: four, Reason: names.ReasonNobodyServes}, nil,
-			[]v1alpha1.AddressMove{{At: at, Address: "192.0.2.1", From: "node1", Cause: "NobodyServes"}}},
+			[]v1alpha1.AddressMoveBetweenNodes{{At: at, Address: "192.0.2.1", From: "node1", Cause: "NobodyServes"}}},
 		"given up for a newer claim": {elect.Event{Kind: elect.EventAddressGivenUp, Address: four, Reason: names.ReasonSuperseded}, []view.ObjectKey{web}, nil},
 		"a foreign host":             {elect.Event{Kind: elect.EventForeignHostAnswers, Address: four}, []view.ObjectKey{web}, nil},
 	} {

@@ -169,7 +169,7 @@ func loadServerFromFile(file string) (*server.Server, error) {
 		var b []byte
 		err := in.Decode(&b)
 		if errors.Is(err, io.EOF) {
-			s.DropServiceChangesSeenByAll()
+			s.DropServiceChangesBeforeFirstClient()
 			return s, nil
 		}
 		var o corev1.Service

@@ -26,7 +26,7 @@ type RequestStream struct {
 	failures                   []RequestFailure
 }
 
-// RequestStreamResult is the result of a Stream.
+// RequestStreamResult is the result of a RequestStream.
 type RequestStreamResult struct {
 	SentCount, LostCount int
 	// LongestTimeWithoutAnswer is the longest time without an answer.

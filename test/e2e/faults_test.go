@@ -24,11 +24,11 @@ import (
 )
 
 // faultReportTimeout is how soon a person who looks at a Service has to find the cause. It is for a
-// machine on which kubectl describe takes no longer than idleKubectlDescribeDelay. On a busy
-// machine it grows with the time that this command takes.
+// machine on which kubectl describe takes no longer than kubectlDescribeDelayOnIdleMachine. On a
+// busy machine it grows with the time that this command takes.
 const (
-	faultReportTimeout       = 10 * time.Second
-	idleKubectlDescribeDelay = time.Second
+	faultReportTimeout                = 10 * time.Second
+	kubectlDescribeDelayOnIdleMachine = time.Second
 )
 
 // fault is something that a person may do wrong, or that may break.
@@ -192,8 +192,8 @@ func (h *faultHarness) expectReportWithinTimeout(ctx context.Context, t *testing
 	failOnError(t, err)
 	describing := time.Since(begun)
 	limit := faultReportTimeout
-	if describing > idleKubectlDescribeDelay {
-		limit = time.Duration(faultReportTimeout.Seconds() * float64(describing) / idleKubectlDescribeDelay.Seconds())
+	if describing > kubectlDescribeDelayOnIdleMachine {
+		limit = time.Duration(faultReportTimeout.Seconds() * float64(describing) / kubectlDescribeDelayOnIdleMachine.Seconds())
 	}
 	if took > limit {
 		t.Errorf("the cause was reported after %s, more than %s: kubectl describe takes %s now", took, limit, describing)

@@ -82,7 +82,7 @@ func (c *objectDiagnosis) servicesWithAddress(a netip.Addr) []string {
 // addAnsweringNodes says which nodes answer for the address.
 func (c *objectDiagnosis) addAnsweringNodes(ctx context.Context, a netip.Addr) error {
 	var reports v1beta1.ServiceL2StatusList
-	if err := c.objects.List(ctx, &reports, client.InNamespace(c.gantryNamespace)); err != nil {
+	if err := c.objectReader.List(ctx, &reports, client.InNamespace(c.gantryNamespace)); err != nil {
 		return err
 	}
 	var on []string

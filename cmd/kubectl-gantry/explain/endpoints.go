@@ -16,7 +16,7 @@ import (
 // readEndpointSlices returns the EndpointSlices of the Service, which were listed before.
 func (c *serviceDiagnosis) readEndpointSlices(ctx context.Context) []discoveryv1.EndpointSlice {
 	var all discoveryv1.EndpointSliceList
-	if err := c.objects.List(ctx, &all, client.InNamespace(c.key.Namespace), client.MatchingFields{announcedcondition.EndpointSlicesByServiceIndex: c.key.Name}); err != nil {
+	if err := c.objectReader.List(ctx, &all, client.InNamespace(c.key.Namespace), client.MatchingFields{announcedcondition.EndpointSlicesByServiceIndex: c.key.Name}); err != nil {
 		return nil
 	}
 	return all.Items

@@ -24,14 +24,14 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// readPoolUsage returns what the pools have left. All Services are listed only if the controller
-// has not decided about this one, or refuses it for a reason that names others.
-func (c *serviceDiagnosis) readPoolUsage(ctx context.Context) (*allocate.Ledger, map[string]poolUsage, error) {
+// readPoolUsageAndLedger returns what the pools have left. All Services are listed only if the
+// controller has not decided about this one, or refuses it for a reason that names others.
+func (c *serviceDiagnosis) readPoolUsageAndLedger(ctx context.Context) (*allocate.Ledger, map[string]poolUsage, error) {
 	ledger := allocate.NewLedger()
 	ledger.UseSnapshot(c.config.Snapshot)
 	usages := map[string]poolUsage{}
 	var pools v1beta1.IPAddressPoolList
-	if err := c.objects.List(ctx, &pools, client.InNamespace(c.gantryNamespace)); err != nil {
+	if err := c.objectReader.List(ctx, &pools, client.InNamespace(c.gantryNamespace)); err != nil {
 		return nil, nil, err
 	}
 	for i := range pools.Items {
@@ -48,11 +48,11 @@ func (c *serviceDiagnosis) readPoolUsage(ctx context.Context) (*allocate.Ledger,
 func (e *Explainer) fillLedger(ctx context.Context, ledger *allocate.Ledger, class string) error {
 	ledger.AdvanceTime(e.now())
 	e.showProgress("reading all Services")
-	if err := e.objects.ListAll(ctx, objects.ListRequest{List: &corev1.ServiceList{}}); err != nil {
+	if err := e.objectReader.ListAll(ctx, objects.ListRequest{List: &corev1.ServiceList{}}); err != nil {
 		return err
 	}
 	var all corev1.ServiceList // from memory
-	if err := e.objects.List(ctx, &all); err != nil {
+	if err := e.objectReader.List(ctx, &all); err != nil {
 		return err
 	}
 	for i := range all.Items {
@@ -62,7 +62,7 @@ func (e *Explainer) fillLedger(ctx context.Context, ledger *allocate.Ledger, cla
 		}
 	}
 	var withheld v1alpha1.AddressLedger
-	if err := e.objects.Get(ctx, client.ObjectKey{Namespace: e.gantryNamespace, Name: names.WithheldAddressesLedger}, &withheld); err != nil {
+	if err := e.objectReader.Get(ctx, client.ObjectKey{Namespace: e.gantryNamespace, Name: names.WithheldAddressesLedger}, &withheld); err != nil {
 		return client.IgnoreNotFound(ignoreForbidden(err))
 	}
 	for _, w := range withheld.Spec.Withheld {
@@ -133,7 +133,7 @@ func describePoolRefusals(pools []*snapshot.Pool) string {
 
 func (c *serviceDiagnosis) enrichMissingPool(ctx context.Context, why names.Explanation) names.Explanation {
 	var everywhere v1beta1.IPAddressPoolList
-	if err := c.objects.List(ctx, &everywhere); err == nil {
+	if err := c.objectReader.List(ctx, &everywhere); err == nil {
 		for i := range everywhere.Items {
 			p := &everywhere.Items[i]
 			if p.Namespace != c.gantryNamespace && (why.Reason == names.ReasonNoPools || p.Name == c.view.RequestedPool) {
@@ -171,7 +171,7 @@ func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Ex
 		return why
 	}
 	var pools v1beta1.IPAddressPoolList
-	if err := c.objects.List(ctx, &pools, client.InNamespace(c.gantryNamespace)); err != nil {
+	if err := c.objectReader.List(ctx, &pools, client.InNamespace(c.gantryNamespace)); err != nil {
 		return why
 	}
 	var full []string
@@ -239,7 +239,7 @@ func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, why nam
 // the end of a sentence. The others list only Secrets of the right type.
 func (c *serviceDiagnosis) describeSecretOfOtherType(ctx context.Context) string {
 	var peers v1beta2.BGPPeerList
-	if err := c.objects.List(ctx, &peers, client.InNamespace(c.gantryNamespace)); err != nil {
+	if err := c.objectReader.List(ctx, &peers, client.InNamespace(c.gantryNamespace)); err != nil {
 		return ""
 	}
 	for _, s := range c.announcementFinding.Sessions {
@@ -248,7 +248,7 @@ func (c *serviceDiagnosis) describeSecretOfOtherType(ctx context.Context) string
 			continue
 		}
 		var secret corev1.Secret
-		err := c.objects.GetFromServer(ctx, client.ObjectKey{Namespace: c.gantryNamespace, Name: peers.Items[at].Spec.PasswordSecret.Name}, &secret)
+		err := c.objectReader.GetFromServer(ctx, client.ObjectKey{Namespace: c.gantryNamespace, Name: peers.Items[at].Spec.PasswordSecret.Name}, &secret)
 		if err == nil && secret.Type != corev1.SecretTypeBasicAuth {
 			return fmt.Sprintf("; Secret %s exists, and is of type %s: create it again with the type %s", secret.Name, secret.Type, corev1.SecretTypeBasicAuth)
 		}
@@ -311,7 +311,7 @@ func describeFaultyAdvertisement(problems []snapshot.Problem) string {
 // namespace.
 func (c *serviceDiagnosis) findAdvertisementElsewhere(ctx context.Context) string {
 	var l2 v1beta1.L2AdvertisementList
-	if err := c.objects.List(ctx, &l2); err != nil {
+	if err := c.objectReader.List(ctx, &l2); err != nil {
 		return ""
 	}
 	for i := range l2.Items {

@@ -28,7 +28,7 @@ import (
 
 // Explainer answers questions. Use NewExplainer to create it.
 type Explainer struct {
-	objects *objects.Reader
+	objectReader *objects.Reader
 	// gantryNamespace has the objects of Gantry.
 	gantryNamespace string
 	now             func() time.Time
@@ -57,7 +57,7 @@ type ExplainerOptions struct {
 
 // NewExplainer returns an Explainer.
 func NewExplainer(o ExplainerOptions) *Explainer {
-	return &Explainer{objects: o.Objects, gantryNamespace: o.GantryNamespace, now: o.Now, showProgress: o.ShowProgress, fetchSpeakerPage: o.FetchSpeakerPage, fastestAPIAnswerDelay: o.FastestAPIAnswerDelay}
+	return &Explainer{objectReader: o.Objects, gantryNamespace: o.GantryNamespace, now: o.Now, showProgress: o.ShowProgress, fetchSpeakerPage: o.FetchSpeakerPage, fastestAPIAnswerDelay: o.FastestAPIAnswerDelay}
 }
 
 // configurationListRequests are the kinds that make up the configuration, without Secrets: few
@@ -98,7 +98,7 @@ var essentialResources = []string{
 
 // mayListEssentialResources reports whether no essential kind was refused so far.
 func (e *Explainer) mayListEssentialResources() bool {
-	return !slices.ContainsFunc(essentialResources, e.objects.LacksRightTo)
+	return !slices.ContainsFunc(essentialResources, e.objectReader.LacksRightTo)
 }
 
 // readConfiguration builds the Snapshot from what was listed.
@@ -106,7 +106,7 @@ func (e *Explainer) readConfiguration(ctx context.Context) (*configurationreader
 	if err := e.listPasswordSecrets(ctx); err != nil {
 		return nil, err
 	}
-	o, err := configurationreader.ReadAllObjects(ctx, e.objects, e.configurationScope())
+	o, err := configurationreader.ReadAllObjects(ctx, e.objectReader, e.configurationScope())
 	if err != nil {
 		return nil, err
 	}
@@ -119,20 +119,20 @@ func (e *Explainer) readConfiguration(ctx context.Context) (*configurationreader
 // listPasswordSecrets lists the Secrets, if a BGPPeer names one.
 func (e *Explainer) listPasswordSecrets(ctx context.Context) error {
 	var peers v1beta2.BGPPeerList
-	if err := e.objects.List(ctx, &peers, client.InNamespace(e.gantryNamespace)); err != nil {
+	if err := e.objectReader.List(ctx, &peers, client.InNamespace(e.gantryNamespace)); err != nil {
 		return err
 	}
 	if !slices.ContainsFunc(peers.Items, func(p v1beta2.BGPPeer) bool { return p.Spec.PasswordSecret.Name != "" }) {
-		e.objects.AssumeNoObjectsOfKind(&corev1.SecretList{}, e.gantryNamespace)
+		e.objectReader.AssumeNoObjectsOfKind(&corev1.SecretList{}, e.gantryNamespace)
 		return nil
 	}
-	return e.objects.ListAll(ctx, objects.ListRequest{List: &corev1.SecretList{}, Namespace: e.gantryNamespace, Fields: fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))})
+	return e.objectReader.ListAll(ctx, objects.ListRequest{List: &corev1.SecretList{}, Namespace: e.gantryNamespace, Fields: fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))})
 }
 
 // substituteUnreadableSecrets stand for Secrets that the user may not read: they are assumed to be
 // as they should.
 func (e *Explainer) substituteUnreadableSecrets(o *snapshot.ConfigurationObjects) []snapshot.BasicAuthSecret {
-	if !e.objects.LacksRightTo("secrets") {
+	if !e.objectReader.LacksRightTo("secrets") {
 		return nil
 	}
 	var out []snapshot.BasicAuthSecret
@@ -147,15 +147,15 @@ func (e *Explainer) substituteUnreadableSecrets(o *snapshot.ConfigurationObjects
 // newAnnouncementExplainer makes the Reader answer like the cache of the controller.
 func (e *Explainer) newAnnouncementExplainer(ctx context.Context) (*announcedcondition.Explainer, error) {
 	scope := e.configurationScope()
-	if err := announcedcondition.RegisterIndexes(ctx, e.objects, scope); err != nil {
+	if err := announcedcondition.RegisterIndexes(ctx, e.objectReader, scope); err != nil {
 		return nil, err
 	}
-	return announcedcondition.NewExplainer(e.objects, scope), nil
+	return announcedcondition.NewExplainer(e.objectReader, scope), nil
 }
 
 // addRightsAndDocumentation adds to a report what does not depend on its subject.
 func (e *Explainer) addRightsAndDocumentation(r *report.Report) *report.Report {
-	for _, m := range e.objects.MissingRights() {
+	for _, m := range e.objectReader.MissingRights() {
 		r.MissingRights = append(r.MissingRights, m.String())
 	}
 	if r.Documentation == "" && r.Reason != "" && r.Result != report.ResultWell {

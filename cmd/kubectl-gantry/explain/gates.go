@@ -27,7 +27,7 @@ func (c *serviceDiagnosis) addPoolChecks(ctx context.Context) error {
 		c.addCheck("pools", report.ResultUnknown, names.Explanation{Text: "you may not read them"})
 		return nil
 	}
-	ledger, usages, err := c.readPoolUsage(ctx)
+	ledger, usages, err := c.readPoolUsageAndLedger(ctx)
 	if err != nil {
 		return err
 	}

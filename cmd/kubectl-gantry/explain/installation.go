@@ -71,7 +71,7 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 	var leases coordinationv1.LeaseList
 	var speakers v1alpha1.SpeakerStatusList
 	for _, list := range []client.ObjectList{&deployments, &daemonSets, &leases, &speakers} {
-		if err := e.objects.List(ctx, list, client.InNamespace(e.gantryNamespace)); err != nil {
+		if err := e.objectReader.List(ctx, list, client.InNamespace(e.gantryNamespace)); err != nil {
 			return nil, err
 		}
 	}
@@ -98,7 +98,7 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 		out.loadBalancerClass = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "load-balancer-class")
 		out.isWithoutBGP = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "bgp") == "disabled"
 	}
-	if !e.objects.LacksRightTo("leases.coordination.k8s.io") && !e.objects.LacksRightTo("deployments.apps") {
+	if !e.objectReader.LacksRightTo("leases.coordination.k8s.io") && !e.objectReader.LacksRightTo("deployments.apps") {
 		out.controllerFault = out.explainController(e.now(), e.gantryNamespace)
 	}
 	if d := out.controllerDeployment; out.controllerFault.IsSet() && d != nil && (d.Spec.Replicas == nil || *d.Spec.Replicas > 0) {
@@ -168,8 +168,8 @@ func (i *installation) explainController(now time.Time, namespace string) names.
 
 // explainMissingInstallation says that Gantry is not installed, if so.
 func (e *Explainer) explainMissingInstallation(ctx context.Context) names.Explanation {
-	hasMetalLBKinds := !e.objects.IsKindAbsent(&v1beta1.IPAddressPoolList{})
-	hasOwnKinds := !e.objects.IsKindAbsent(&v1alpha1.SpeakerStatusList{})
+	hasMetalLBKinds := !e.objectReader.IsKindAbsent(&v1beta1.IPAddressPoolList{})
+	hasOwnKinds := !e.objectReader.IsKindAbsent(&v1alpha1.SpeakerStatusList{})
 	switch {
 	case !hasMetalLBKinds && !hasOwnKinds:
 		return names.NewExplanation(names.ReasonNotInstalled, "Gantry is not installed in this cluster: it knows neither IPAddressPools nor SpeakerStatuses")
@@ -189,7 +189,7 @@ func (e *Explainer) explainOtherNamespace(ctx context.Context) names.Explanation
 		return names.Explanation{}
 	}
 	var everywhere v1alpha1.SpeakerStatusList
-	if err := e.objects.List(ctx, &everywhere); err != nil || len(everywhere.Items) == 0 {
+	if err := e.objectReader.List(ctx, &everywhere); err != nil || len(everywhere.Items) == 0 {
 		return names.Explanation{}
 	}
 	other := everywhere.Items[0].Namespace
@@ -199,7 +199,7 @@ func (e *Explainer) explainOtherNamespace(ctx context.Context) names.Explanation
 // runsMetalLB reports whether a Deployment or DaemonSet in the namespace is MetalLB's.
 func (e *Explainer) runsMetalLB(ctx context.Context) bool {
 	var daemonSets appsv1.DaemonSetList
-	if err := e.objects.List(ctx, &daemonSets, client.InNamespace(e.gantryNamespace)); err != nil {
+	if err := e.objectReader.List(ctx, &daemonSets, client.InNamespace(e.gantryNamespace)); err != nil {
 		return false
 	}
 	return slices.ContainsFunc(daemonSets.Items, func(d appsv1.DaemonSet) bool {

@@ -33,7 +33,7 @@ func (e *Explainer) newListing(ctx context.Context, scope overviewScope, columns
 	if absent.IsSet() {
 		l.Result, l.Title = report.ResultNotWell, fmt.Sprintf("%s [%s]", absent.Text, absent.Reason)
 	}
-	for _, m := range e.objects.MissingRights() {
+	for _, m := range e.objectReader.MissingRights() {
 		l.MissingRights = append(l.MissingRights, m.String())
 		l.Result = report.ResultUnknown
 	}
@@ -178,7 +178,7 @@ func (e *Explainer) ListHolders(ctx context.Context) (*report.Listing, error) {
 		return l, err
 	}
 	var reports v1beta1.ServiceL2StatusList
-	if err := e.objects.List(ctx, &reports, client.InNamespace(e.gantryNamespace)); err != nil {
+	if err := e.objectReader.List(ctx, &reports, client.InNamespace(e.gantryNamespace)); err != nil {
 		return nil, err
 	}
 	countByNode := map[string]int{}

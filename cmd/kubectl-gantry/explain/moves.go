@@ -17,7 +17,7 @@ import (
 
 // rememberedAddressMoves returns the moves that the speakers remember, the newest first.
 // unknownBefore is the time before which moves were forgotten; nil if none were.
-func (i *installation) rememberedAddressMoves() (newestFirst []v1alpha1.AddressMove, unknownBefore *metav1.Time) {
+func (i *installation) rememberedAddressMoves() (newestFirst []v1alpha1.AddressMoveBetweenNodes, unknownBefore *metav1.Time) {
 	for _, node := range slices.Sorted(maps.Keys(i.speakerStatusByNode)) {
 		moves := i.speakerStatusByNode[node].Moves
 		newestFirst = append(newestFirst, moves...)
@@ -28,7 +28,7 @@ func (i *installation) rememberedAddressMoves() (newestFirst []v1alpha1.AddressM
 			unknownBefore = oldest
 		}
 	}
-	slices.SortStableFunc(newestFirst, func(x, y v1alpha1.AddressMove) int { return y.At.Compare(x.At.Time) })
+	slices.SortStableFunc(newestFirst, func(x, y v1alpha1.AddressMoveBetweenNodes) int { return y.At.Compare(x.At.Time) })
 	return newestFirst, unknownBefore
 }
 
@@ -82,7 +82,7 @@ func (c *objectDiagnosis) addAddressMoveChecks(address string) {
 	}
 }
 
-func describeMove(m *v1alpha1.AddressMove) string {
+func describeMove(m *v1alpha1.AddressMoveBetweenNodes) string {
 	var text strings.Builder
 	switch {
 	case m.From == "":

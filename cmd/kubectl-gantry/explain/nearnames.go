@@ -34,7 +34,7 @@ func (e *Explainer) ListNamesForCompletion(ctx context.Context, kind, namespace 
 	}
 	var out []string
 	for _, list := range lists {
-		if err := e.objects.List(ctx, list, client.InNamespace(namespace)); err != nil {
+		if err := e.objectReader.List(ctx, list, client.InNamespace(namespace)); err != nil {
 			continue
 		}
 		_ = meta.EachListItem(list, func(o runtime.Object) error {

@@ -72,7 +72,7 @@ const (
 // explainSecondInstallation says that a second Gantry runs in another namespace.
 func (e *Explainer) explainSecondInstallation(ctx context.Context) names.Explanation {
 	var everywhere v1alpha1.SpeakerStatusList
-	if err := e.objects.List(ctx, &everywhere); err != nil {
+	if err := e.objectReader.List(ctx, &everywhere); err != nil {
 		return names.Explanation{}
 	}
 	for i := range everywhere.Items {
@@ -87,7 +87,7 @@ func (e *Explainer) explainSecondInstallation(ctx context.Context) names.Explana
 // answers a webhook that it has to ask.
 func (e *Explainer) explainWebhooks(ctx context.Context) names.Explanation {
 	var all admissionv1.ValidatingWebhookConfigurationList
-	if err := e.objects.List(ctx, &all); err != nil {
+	if err := e.objectReader.List(ctx, &all); err != nil {
 		return names.Explanation{}
 	}
 	for i := range all.Items {
@@ -115,7 +115,7 @@ func isWebhookForConfiguration(r admissionv1.RuleWithOperations) bool {
 func (e *Explainer) explainSilentWebhook(ctx context.Context, configuration string, config *admissionv1.WebhookClientConfig) names.Explanation {
 	s := config.Service
 	var ofService discoveryv1.EndpointSliceList
-	if err := e.objects.List(ctx, &ofService, client.InNamespace(s.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: s.Name}); err != nil || e.objects.LacksRightTo("endpointslices.discovery.k8s.io") {
+	if err := e.objectReader.List(ctx, &ofService, client.InNamespace(s.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: s.Name}); err != nil || e.objectReader.LacksRightTo("endpointslices.discovery.k8s.io") {
 		return names.Explanation{}
 	}
 	isReady := func(p discoveryv1.Endpoint) bool { return p.Conditions.Ready == nil || *p.Conditions.Ready }
@@ -151,7 +151,7 @@ var kubeProxyConfigMap = client.ObjectKey{Namespace: metav1.NamespaceSystem, Nam
 // the kernel of every node answers for every address.
 func (e *Explainer) kubeProxyLacksStrictARP(ctx context.Context) bool {
 	var config corev1.ConfigMap
-	if err := e.objects.Get(ctx, kubeProxyConfigMap, &config); err != nil {
+	if err := e.objectReader.Get(ctx, kubeProxyConfigMap, &config); err != nil {
 		return false
 	}
 	for _, text := range config.Data {

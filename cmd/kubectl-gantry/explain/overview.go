@@ -44,7 +44,7 @@ func (e *Explainer) readOverview(ctx context.Context, scope overviewScope) (*ove
 		e.showProgress("reading all Services")
 		requests = append(requests, objects.ListRequest{List: &corev1.ServiceList{}}, objects.ListRequest{List: &v1beta1.ServiceL2StatusList{}, Namespace: e.gantryNamespace})
 	}
-	if err := e.objects.ListAll(ctx, requests...); err != nil {
+	if err := e.objectReader.ListAll(ctx, requests...); err != nil {
 		return nil, names.Explanation{}, err
 	}
 	if absent := e.explainMissingInstallation(ctx); absent.IsSet() {
@@ -62,7 +62,7 @@ func (e *Explainer) readOverview(ctx context.Context, scope overviewScope) (*ove
 		if list == &services && scope == withoutServices {
 			continue
 		}
-		if err := e.objects.List(ctx, list, client.InNamespace(namespace)); err != nil {
+		if err := e.objectReader.List(ctx, list, client.InNamespace(namespace)); err != nil {
 			return nil, names.Explanation{}, err
 		}
 	}
@@ -180,7 +180,7 @@ func (o *overview) addChecksOutsideGantry(ctx context.Context) {
 
 // addSpeakerChecks says what is wrong with speakers. Speakers with the same fault share a line.
 func (o *overview) addSpeakerChecks(ctx context.Context) {
-	if o.objects.LacksRightTo("speakerstatuses.gantry.dev") {
+	if o.objectReader.LacksRightTo("speakerstatuses.gantry.dev") {
 		o.addCheck("speakers", report.ResultUnknown, names.Explanation{Text: "you may not read their SpeakerStatuses"})
 		return
 	}
@@ -236,7 +236,7 @@ func worstServiceCondition(s *corev1.Service) *metav1.Condition {
 
 // addServiceChecks counts the Services that are not announced, by Reason.
 func (o *overview) addServiceChecks() {
-	if o.objects.LacksRightTo("services") {
+	if o.objectReader.LacksRightTo("services") {
 		o.addCheck("Services", report.ResultUnknown, names.Explanation{Text: "you may not list them"})
 		return
 	}
@@ -293,7 +293,7 @@ func faultOfSession(s *v1alpha1.BGPSessionStatus) names.Explanation {
 
 // addPoolChecks says which pools are full.
 func (o *overview) addPoolChecks() {
-	if o.objects.LacksRightTo("ipaddresspools.metallb.io") {
+	if o.objectReader.LacksRightTo("ipaddresspools.metallb.io") {
 		o.addCheck("pools", report.ResultUnknown, names.Explanation{Text: "you may not list them"})
 		return
 	}

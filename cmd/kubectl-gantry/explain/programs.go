@@ -25,7 +25,7 @@ type workload struct {
 // returns "" if that is not known.
 func (e *Explainer) explainWorkload(ctx context.Context, w workload) string {
 	var pods corev1.PodList
-	err := e.objects.List(ctx, &pods, client.InNamespace(e.gantryNamespace), client.MatchingLabels{names.LabelAppName: names.AppName, names.LabelComponent: w.component})
+	err := e.objectReader.List(ctx, &pods, client.InNamespace(e.gantryNamespace), client.MatchingLabels{names.LabelAppName: names.AppName, names.LabelComponent: w.component})
 	if err != nil {
 		return ""
 	}
@@ -70,7 +70,7 @@ func explainPod(p *corev1.Pod) string {
 // created: because of PodSecurity or a quota, for example.
 func (e *Explainer) explainRefusedPods(ctx context.Context, w workload) string {
 	var events corev1.EventList
-	if err := e.objects.List(ctx, &events, client.InNamespace(e.gantryNamespace), client.MatchingFields{"reason": "FailedCreate"}); err != nil {
+	if err := e.objectReader.List(ctx, &events, client.InNamespace(e.gantryNamespace), client.MatchingFields{"reason": "FailedCreate"}); err != nil {
 		return ""
 	}
 	var newest *corev1.Event
@@ -115,7 +115,7 @@ func (e *Explainer) explainDeniedRights(ctx context.Context, w workload) string 
 		needed = append(needed, authorizationv1.ResourceAttributes{Verb: "patch", Group: speakers, Resource: "speakerstatuses", Subresource: "status", Namespace: e.gantryNamespace})
 	}
 	for _, right := range needed {
-		if !e.objects.IsServiceAccountDenied(ctx, client.ObjectKey{Namespace: e.gantryNamespace, Name: w.serviceAccount}, right) {
+		if !e.objectReader.IsServiceAccountDenied(ctx, client.ObjectKey{Namespace: e.gantryNamespace, Name: w.serviceAccount}, right) {
 			continue
 		}
 		resource := right.Resource

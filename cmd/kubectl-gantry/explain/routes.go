@@ -52,10 +52,10 @@ var errNoPortForward = errors.New("you have no right to create pods/portforward"
 func (e *Explainer) readRoutes(ctx context.Context, node string) ([]rib.PeerRIB, error) {
 	var pods corev1.PodList
 	selector := client.MatchingLabels{names.LabelAppName: names.AppName, names.LabelComponent: names.ComponentSpeaker}
-	if err := e.objects.List(ctx, &pods, client.InNamespace(e.gantryNamespace), selector); err != nil {
+	if err := e.objectReader.List(ctx, &pods, client.InNamespace(e.gantryNamespace), selector); err != nil {
 		return nil, err
 	}
-	if e.objects.LacksRightTo("pods") {
+	if e.objectReader.LacksRightTo("pods") {
 		return nil, fmt.Errorf("you have no right to list pods in namespace %s", e.gantryNamespace)
 	}
 	if known := slices.Sorted(maps.Keys(e.installation.speakerStatusByNode)); len(known) > 0 && !slices.Contains(known, node) {

@@ -81,8 +81,8 @@ func (c *serviceDiagnosis) namespacedName() string { return c.key.Namespace + "/
 // such Service.
 func (c *serviceDiagnosis) readObjects(ctx context.Context) (bool, error) {
 	read := make(chan error, 1)
-	go func() { read <- c.objects.Get(ctx, c.key, c.service) }()
-	err := c.objects.ListAll(ctx, slices.Concat(c.configurationListRequests(), c.statusListRequests(), c.serviceReportListRequests())...)
+	go func() { read <- c.objectReader.Get(ctx, c.key, c.service) }()
+	err := c.objectReader.ListAll(ctx, slices.Concat(c.configurationListRequests(), c.statusListRequests(), c.serviceReportListRequests())...)
 	errService := <-read
 	if err != nil {
 		return false, err
@@ -109,7 +109,7 @@ func (c *serviceDiagnosis) serviceReportListRequests() []objects.ListRequest {
 // reportMissingService says that the Service cannot be read, and which Services have near names.
 func (e *Explainer) reportMissingService(ctx context.Context, out *report.Report, key client.ObjectKey) *report.Report {
 	out.Result = report.ResultUnknown
-	if e.objects.LacksRightTo("services") {
+	if e.objectReader.LacksRightTo("services") {
 		out.Answer = fmt.Sprintf("you have no right to get services in namespace %s", key.Namespace)
 		return out
 	}
@@ -119,7 +119,7 @@ func (e *Explainer) reportMissingService(ctx context.Context, out *report.Report
 		return out
 	}
 	var all corev1.ServiceList
-	if err := e.objects.List(ctx, &all, client.InNamespace(key.Namespace)); err != nil {
+	if err := e.objectReader.List(ctx, &all, client.InNamespace(key.Namespace)); err != nil {
 		return out
 	}
 	var known []string
@@ -139,7 +139,7 @@ func (e *Explainer) reportMissingService(ctx context.Context, out *report.Report
 // namespacesWithService returns the namespaces that have a Service of the name.
 func (e *Explainer) namespacesWithService(ctx context.Context, name string) []string {
 	var all corev1.ServiceList
-	if err := e.objects.List(ctx, &all, client.MatchingFields{"metadata.name": name}); err != nil {
+	if err := e.objectReader.List(ctx, &all, client.MatchingFields{"metadata.name": name}); err != nil {
 		return nil
 	}
 	return namesOf(all.Items, func(s corev1.Service) string { return s.Namespace })
@@ -149,7 +149,7 @@ func (e *Explainer) namespacesWithService(ctx context.Context, name string) []st
 func (e *Explainer) reportAmbiguousService(name string, namespaces []string) *report.Report {
 	out := &report.Report{Subject: "service " + name, Result: report.ResultUnknown}
 	switch {
-	case e.objects.LacksRightTo("services"):
+	case e.objectReader.LacksRightTo("services"):
 		out.Answer = "you have no right to list services in all namespaces: name one with -n"
 	case len(namespaces) == 0:
 		out.Answer = fmt.Sprintf("no namespace has a Service %s", name)
@@ -163,7 +163,7 @@ func (e *Explainer) reportAmbiguousService(name string, namespaces []string) *re
 // may not list them.
 func (e *Explainer) explainMissingNamespace(ctx context.Context, name string) string {
 	all := newMetadataList("NamespaceList")
-	if err := e.objects.List(ctx, all); err != nil || len(all.Items) == 0 {
+	if err := e.objectReader.List(ctx, all); err != nil || len(all.Items) == 0 {
 		return ""
 	}
 	var known []string
@@ -267,7 +267,7 @@ func (c *serviceDiagnosis) runControllerRules(ctx context.Context) error {
 		return err
 	}
 	var sessions v1alpha1.BGPSessionList
-	if err := c.objects.List(ctx, &sessions, client.InNamespace(c.gantryNamespace)); err != nil {
+	if err := c.objectReader.List(ctx, &sessions, client.InNamespace(c.gantryNamespace)); err != nil {
 		return err
 	}
 	c.sessions = sessions.Items

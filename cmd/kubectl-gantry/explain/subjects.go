@@ -104,7 +104,7 @@ func (e *Explainer) ExplainNode(ctx context.Context, name string) (*report.Repor
 	var labels map[string]string
 	var known []string
 	nodes := newMetadataList("NodeList")
-	if err := e.objects.List(ctx, nodes); err != nil {
+	if err := e.objectReader.List(ctx, nodes); err != nil {
 		return nil, err
 	}
 	for i := range nodes.Items {
@@ -118,7 +118,7 @@ func (e *Explainer) ExplainNode(ctx context.Context, name string) (*report.Repor
 	}
 	s := c.installation.speakerStatusByNode[name]
 	switch fault := announcedcondition.ExplainSpeakerFault(s); {
-	case e.objects.LacksRightTo("speakerstatuses.gantry.dev"):
+	case e.objectReader.LacksRightTo("speakerstatuses.gantry.dev"):
 		c.addCheck("speaker", report.ResultUnknown, names.Explanation{Text: "you may not read its SpeakerStatus"})
 	case fault.IsSet() && fault.Reason == names.ReasonNoSpeaker:
 		fault.Text += "; " + c.explainMissingSpeakers(ctx)
@@ -180,7 +180,7 @@ func (e *Explainer) ExplainPool(ctx context.Context, name string) (*report.Repor
 	}
 	if pool == nil {
 		var everywhere v1beta1.IPAddressPoolList
-		if err := e.objects.List(ctx, &everywhere); err == nil {
+		if err := e.objectReader.List(ctx, &everywhere); err == nil {
 			for i := range everywhere.Items {
 				if everywhere.Items[i].Name == name {
 					out.Reason, out.Answer = names.ReasonPoolElsewhere, fmt.Sprintf("%s: it is in namespace %s, and only pools in %s count: create it there", name, everywhere.Items[i].Namespace, e.gantryNamespace)

@@ -406,9 +406,9 @@ func (s *Server) serviceChangesSince(n int) ([]serviceChange, <-chan struct{}) {
 	return s.serviceChanges[n:], s.closedAtNextServiceChange
 }
 
-// DropServiceChangesSeenByAll drops the changes that all Clients have seen, for tests that measure
-// memory.
-func (s *Server) DropServiceChangesSeenByAll() {
+// DropServiceChangesBeforeFirstClient drops the changes that all Clients have seen, for tests that
+// measure memory.
+func (s *Server) DropServiceChangesBeforeFirstClient() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.serviceChanges = nil

@@ -14,8 +14,9 @@ type TransmitScheduler struct {
 	slotOrigin time.Time
 }
 
-// NewTransmitScheduler returns a Jitter with a source of randomness and a time of the first slot.
-// The time should differ between speakers, so that they do not send at the same moments.
+// NewTransmitScheduler returns a TransmitScheduler with a source of randomness and a time of the
+// first slot. The time should differ between speakers, so that they do not send at the same
+// moments.
 func NewTransmitScheduler(random *rand.Rand, slotOrigin time.Time) *TransmitScheduler {
 	return &TransmitScheduler{random, slotOrigin}
 }

@@ -63,7 +63,7 @@ func newCPUHarness(b *testing.B, neighbours int) *cpuHarness {
 	if m := router.MissingPrerequisite(router.FRR); m != "" {
 		b.Skip(m)
 	}
-	network, err := router.NewHarness(router.HarnessOptions{Nodes: 1})
+	network, err := router.NewRoutedLAN(router.RoutedLANOptions{Nodes: 1})
 	if err != nil {
 		b.Fatal(err)
 	}

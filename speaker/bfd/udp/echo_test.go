@@ -85,7 +85,7 @@ func TestEchoWithFRR(t *testing.T) {
 func TestEchoOverIPv6(t *testing.T) {
 	t.Parallel()
 	b := newHarness(t)
-	other := &harness{Harness: b.Harness, t: t}
+	other := &harness{RoutedLAN: b.RoutedLAN, t: t}
 	other.startEngineOn("router", 2)
 	p := fastProfile()
 	p.EchoMode = true

@@ -30,7 +30,7 @@ const waitTimeout = 90 * time.Second
 
 // harness is a node with our engine and other hosts of the lab network.
 type harness struct {
-	*router.Harness
+	*router.RoutedLAN
 	t           *testing.T
 	engine      *bfd.Engine
 	stopEngine  context.CancelFunc // ends the engine, as an ordinary stop of the speaker does
@@ -48,12 +48,12 @@ func newHarness(t *testing.T) *harness {
 			t.Skip(m)
 		}
 	}
-	b, err := router.NewHarness(router.HarnessOptions{Nodes: 1})
+	b, err := router.NewRoutedLAN(router.RoutedLANOptions{Nodes: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.DeleteNamespaces)
-	out := &harness{Harness: b, t: t}
+	out := &harness{RoutedLAN: b, t: t}
 	out.startEngine(1)
 	return out
 }

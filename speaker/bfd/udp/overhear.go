@@ -35,8 +35,8 @@ type BFDRequestSniffer struct {
 	routersAskingForBFD *latest.Value[[]netip.Addr]
 }
 
-// NewBFDRequestSniffer returns an Overhearer. It listens to nobody before SetRoutersToSniff and
-// Run.
+// NewBFDRequestSniffer returns a BFDRequestSniffer. It listens to nobody before SetRoutersToSniff
+// and Run.
 func NewBFDRequestSniffer() *BFDRequestSniffer {
 	return &BFDRequestSniffer{routersToSniff: latest.NewValue[[]netip.Addr](), routersAskingForBFD: latest.NewValue[[]netip.Addr]()}
 }

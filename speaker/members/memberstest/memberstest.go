@@ -113,12 +113,12 @@ func (m *FakeMember) SendUrgentMessage(to string, payload []byte) {
 	}
 }
 
-// SendNormalPriorityMessage sends a message like SendMessage.
+// SendNormalPriorityMessage sends a message like SendUrgentMessage.
 func (m *FakeMember) SendNormalPriorityMessage(to string, payload []byte) {
 	m.SendUrgentMessage(to, payload)
 }
 
-// SendBulkMessage sends a message like SendMessage.
+// SendBulkMessage sends a message like SendUrgentMessage.
 func (m *FakeMember) SendBulkMessage(to string, payload []byte) { m.SendUrgentMessage(to, payload) }
 
 // SetFullExchangeState sets the state that later members get.

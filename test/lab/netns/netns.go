@@ -144,9 +144,9 @@ func (h Path) ListenPacket(network, address string) (net.PacketConn, error) {
 	return c, err
 }
 
-// receiveBufferBytes is room for the small datagrams of several seconds, at 1,000 per second. The
-// kernel's default holds fewer than 300.
-const receiveBufferBytes = 8 << 20
+// udpReceiveBufferBytes is room for the small datagrams of several seconds, at 1,000 per second.
+// The kernel's default holds fewer than 300.
+const udpReceiveBufferBytes = 8 << 20
 
 // EnlargeReceiveBuffer gives a UDP socket a large receive buffer. So it loses no datagram while its
 // process waits for a processor. Only root may exceed the limit of the machine.
@@ -160,10 +160,10 @@ func EnlargeReceiveBuffer(c any) {
 		return
 	}
 	failed := raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBufferBytes)
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, udpReceiveBufferBytes)
 	})
 	if failed != nil || err != nil {
-		_ = socket.SetReadBuffer(receiveBufferBytes) // as much as an ordinary user may have
+		_ = socket.SetReadBuffer(udpReceiveBufferBytes) // as much as an ordinary user may have
 	}
 }
 

@@ -57,7 +57,7 @@ func (r *podContainer) runAndRestart() {
 	defer close(r.endedSignal)
 	for backoff := minBackoffDelay; ; backoff = min(2*backoff, maxBackoffDelay) {
 		begun := time.Now()
-		err := r.runOnce()
+		err := r.runUntilProcessEnds()
 		// it did not start, so this is no restart
 		if errors.Is(err, errContainerPrerequisiteMissing) {
 			backoff = minBackoffDelay / 2
@@ -96,8 +96,8 @@ func (r *podContainer) recordRestart(err error) {
 	r.lastError = fmt.Sprint(err)
 }
 
-// runOnce runs the container until it ends.
-func (r *podContainer) runOnce() error {
+// runUntilProcessEnds runs the container until it ends.
+func (r *podContainer) runUntilProcessEnds() error {
 	cmd, err := r.buildCommand()
 	if err != nil {
 		r.pod.agent.config.Log.Info("a container cannot be started yet", "pod", r.pod.firstObject.Name, "reason", err)

@@ -5,14 +5,14 @@
 // terminal. They need only the directory, so they work in any process.
 //
 // Lab.Router of package lab starts a router in a cluster. Without a cluster, and within seconds,
-// NewHarness creates a LAN with routers, plain nodes and clients behind the routers:
+// NewRoutedLAN creates a LAN with routers, plain nodes and clients behind the routers:
 //
-//	h, err := router.NewHarness(router.HarnessOptions{Nodes: 2})
-//	defer h.Close()
-//	config := router.Config{Kind: router.FRR, NetNS: h.Host("router"), Text: text}
+//	lan, err := router.NewRoutedLAN(router.RoutedLANOptions{Nodes: 2})
+//	defer lan.DeleteNamespaces()
+//	config := router.Config{Kind: router.FRR, NetNS: lan.NamespaceOfHost("router"), ConfigText: text}
 //	r, err := router.Start(ctx, config)
-//	defer r.Stop()
-//	out, err := r.Show(ctx, "show bgp ipv4 unicast json")
+//	defer r.StopDaemonsInOrder()
+//	out, err := r.RunShowCommand(ctx, "show bgp ipv4 unicast json")
 //
 // The package changes nothing in the machine's own namespaces, files or groups.
 package router
@@ -52,7 +52,7 @@ type Config struct {
 	NetNS netns.Path
 	// Dir is the directory of its files. Its path has at most 80 bytes, because sockets are in it.
 	// It is created if missing, and not removed. If Dir is empty, a temporary directory is used,
-	// which Stop removes.
+	// which StopDaemonsInOrder removes.
 	Dir string
 	// LogDir gets a log of each daemon; empty means Dir.
 	LogDir string
@@ -65,7 +65,7 @@ type Config struct {
 type Router struct {
 	RouterConsole
 	config           Config
-	removesDirOnStop bool // Stop removes the directory
+	removesDirOnStop bool // StopDaemonsInOrder removes the directory
 
 	mu           sync.Mutex // guards daemons
 	daemonByName map[string]*daemon
@@ -146,7 +146,7 @@ func Start(ctx context.Context, c Config) (*Router, error) {
 }
 
 // StartEndedDaemons starts every daemon that is not running, and loads the configuration of Start
-// again. Use it after Kill.
+// again. Use it after KillDaemons.
 func (r *Router) StartEndedDaemons(ctx context.Context) error {
 	d := routingSoftwareByKind[r.config.Kind]
 	if err := d.writeConfig(r.config); err != nil {

@@ -20,15 +20,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// newTestHarness creates a Harness, and skips the test if the machine lacks something.
-func newTestHarness(t *testing.T, o HarnessOptions) *Harness {
+// newTestHarness creates a RoutedLAN, and skips the test if the machine lacks something.
+func newTestHarness(t *testing.T, o RoutedLANOptions) *RoutedLAN {
 	t.Helper()
 	for _, k := range []Kind{FRR, BIRD} {
 		if m := MissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
-	b, err := NewHarness(o)
+	b, err := NewRoutedLAN(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ var announcedTestPrefix = netip.MustParsePrefix("198.51.100.1/32")
 
 // awaitKernelNextHopsOnRouter waits until the kernel of FRR's host has exactly these next hops for
 // the prefix.
-func awaitKernelNextHopsOnRouter(t *testing.T, b *Harness, want ...string) {
+func awaitKernelNextHopsOnRouter(t *testing.T, b *RoutedLAN, want ...string) {
 	t.Helper()
 	awaitNoError(t, fmt.Sprintf("the router's kernel sends %s to %v", announcedTestPrefix, want), func() error {
 		r, ok, err := b.NamespaceOfHost("router").FindRouteToExactPrefix(announcedTestPrefix)
@@ -117,7 +117,7 @@ func awaitKernelNextHopsOnRouter(t *testing.T, b *Harness, want ...string) {
 
 // TestFRRAndBIRDExchangeRoutes connects FRR and BIRD. They exchange routes only if both work.
 func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
-	b := newTestHarness(t, HarnessOptions{Nodes: 2})
+	b := newTestHarness(t, RoutedLANOptions{Nodes: 2})
 	tor := startRouter(t, Config{Kind: FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: frrConfig})
 	one := startRouter(t, Config{Kind: BIRD, NetNS: b.NamespaceOfHost("node1"), ConfigText: birdTestConfigOfHost(11)})
 	startRouter(t, Config{Kind: BIRD, NetNS: b.NamespaceOfHost("node2"), ConfigText: birdTestConfigOfHost(12)})
@@ -177,7 +177,7 @@ func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 }
 
 func TestStartErrorNamesUnknownRouterConfigLine(t *testing.T) {
-	b := newTestHarness(t, HarnessOptions{})
+	b := newTestHarness(t, RoutedLANOptions{})
 	for kind, text := range map[Kind]string{FRR: "router bgp 65000\n neighbour 1.2.3.4\n", BIRD: "protocol device {}\nneighbour;\n"} {
 		r, err := Start(t.Context(), Config{Kind: kind, NetNS: b.NamespaceOfHost("router"), ConfigText: text})
 		if err == nil {
@@ -190,7 +190,7 @@ func TestStartErrorNamesUnknownRouterConfigLine(t *testing.T) {
 }
 
 func TestClientBehindEachRouterReachesNode(t *testing.T) {
-	b := newTestHarness(t, HarnessOptions{Nodes: 1, Routers: 2})
+	b := newTestHarness(t, RoutedLANOptions{Nodes: 1, Routers: 2})
 	for _, address := range []string{"192.168.0.11:80", "[fd00:a8::b]:80"} {
 		l, err := b.NamespaceOfHost("node1").Listen("tcp", address)
 		if err != nil {
@@ -212,7 +212,7 @@ func TestClientBehindEachRouterReachesNode(t *testing.T) {
 
 // startRoutersAndHang starts routers and then waits until it is killed.
 func startRoutersAndHang() {
-	b, err := NewHarness(HarnessOptions{Nodes: 1})
+	b, err := NewRoutedLAN(RoutedLANOptions{Nodes: 1})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
@@ -230,7 +230,7 @@ func startRoutersAndHang() {
 }
 
 func TestRouterDaemonsEndWhenProgramIsKilled(t *testing.T) {
-	newTestHarness(t, HarnessOptions{})
+	newTestHarness(t, RoutedLANOptions{})
 	cmd := exec.Command("/proc/self/exe", "__abandon")
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -8,15 +8,15 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/netns"
 )
 
-// HarnessOptions describe a Harness.
-type HarnessOptions struct {
+// RoutedLANOptions describe a RoutedLAN.
+type RoutedLANOptions struct {
 	// Nodes is the number of plain nodes on the LAN, 0 to 80.
 	Nodes int
 	// Routers is the number of routers, 1 or 2; 0 means 1. Each has a client behind it.
 	Routers int
 }
 
-// Harness is a dual-stack LAN in unnamed namespaces, with the same addresses as lab.Lab:
+// RoutedLAN is a dual-stack LAN in unnamed namespaces, with the same addresses as lab.Lab:
 //
 //	router   192.168.0.1   fd00:a8::1    and towards its client 10.99.0.1, fd00:99::1
 //	router2  192.168.0.2   fd00:a8::2    and towards its client 10.98.0.1, fd00:98::1
@@ -28,7 +28,7 @@ type HarnessOptions struct {
 // The link to the LAN is eth0 on each host; far and far2 have eth0 to their router, which has eth1
 // to them. Every host has routes to all others and forwards packets. Flows are hashed over equal
 // routes by addresses and ports. The kernel removes everything when the process ends.
-type Harness struct {
+type RoutedLAN struct {
 	namespaceByHost map[string]netns.Path
 	bridgeNamespace netns.Path
 	releaseFuncs    []func()
@@ -61,13 +61,13 @@ func nameWithNumber(host string, i int) string {
 	return host + strconv.Itoa(i)
 }
 
-// NewHarness creates a Harness. It changes nothing in the machine's own namespaces.
-func NewHarness(o HarnessOptions) (*Harness, error) {
+// NewRoutedLAN creates a RoutedLAN. It changes nothing in the machine's own namespaces.
+func NewRoutedLAN(o RoutedLANOptions) (*RoutedLAN, error) {
 	o.Routers = max(o.Routers, 1)
 	if o.Nodes < 0 || o.Nodes > 80 || o.Routers > 2 {
 		return nil, fmt.Errorf("a harness has at most 80 nodes and 2 routers, not %d and %d", o.Nodes, o.Routers)
 	}
-	b := &Harness{namespaceByHost: map[string]netns.Path{}}
+	b := &RoutedLAN{namespaceByHost: map[string]netns.Path{}}
 	if err := b.buildNetwork(o); err != nil {
 		b.DeleteNamespaces()
 		return nil, err
@@ -75,7 +75,7 @@ func NewHarness(o HarnessOptions) (*Harness, error) {
 	return b, nil
 }
 
-func (b *Harness) buildNetwork(o HarnessOptions) (err error) {
+func (b *RoutedLAN) buildNetwork(o RoutedLANOptions) (err error) {
 	if b.bridgeNamespace, err = b.newNamespace(); err != nil {
 		return err
 	}
@@ -112,7 +112,7 @@ func (b *Harness) buildNetwork(o HarnessOptions) (err error) {
 	return nil
 }
 
-func (b *Harness) newNamespace() (netns.Path, error) {
+func (b *RoutedLAN) newNamespace() (netns.Path, error) {
 	h, release, err := netns.NewUnnamed()
 	if err == nil {
 		b.releaseFuncs = append(b.releaseFuncs, release)
@@ -121,7 +121,7 @@ func (b *Harness) newNamespace() (netns.Path, error) {
 }
 
 // addHost creates a host and connects it to the LAN.
-func (b *Harness) addHost(name string, number int) error {
+func (b *RoutedLAN) addHost(name string, number int) error {
 	h, err := b.newNamespace()
 	if err != nil {
 		return err
@@ -144,7 +144,7 @@ func (b *Harness) addHost(name string, number int) error {
 }
 
 // addClientBehindRouter creates the client behind router i.
-func (b *Harness) addClientBehindRouter(i int) error {
+func (b *RoutedLAN) addClientBehindRouter(i int) error {
 	h, err := b.newNamespace()
 	if err != nil {
 		return err
@@ -211,16 +211,16 @@ func addressesInNetworks(networks []string, number int) []netip.Addr {
 }
 
 // NamespaceOfHost returns a host by its name. The methods of an unknown host return errors.
-func (b *Harness) NamespaceOfHost(name string) netns.Path { return b.namespaceByHost[name] }
+func (b *RoutedLAN) NamespaceOfHost(name string) netns.Path { return b.namespaceByHost[name] }
 
 // CutCableKeepingCarrier drops all frames between a host and the LAN. The host keeps the carrier,
 // as when a switch between them fails.
-func (b *Harness) CutCableKeepingCarrier(host string) error {
+func (b *RoutedLAN) CutCableKeepingCarrier(host string) error {
 	return b.bridgeNamespace.RunInside(func() error { return netns.AttachLinkToBridge("p-"+host, "") })
 }
 
 // PlugCable undoes CutCableKeepingCarrier.
-func (b *Harness) PlugCable(host string) error {
+func (b *RoutedLAN) PlugCable(host string) error {
 	return b.bridgeNamespace.RunInside(func() error {
 		if err := netns.AttachLinkToBridge("p-"+host, lanBridge); err != nil {
 			return err
@@ -230,7 +230,7 @@ func (b *Harness) PlugCable(host string) error {
 }
 
 // DeleteNamespaces removes the namespaces. Each one exists until the processes in it have ended.
-func (b *Harness) DeleteNamespaces() {
+func (b *RoutedLAN) DeleteNamespaces() {
 	for _, f := range b.releaseFuncs {
 		f()
 	}
