@@ -9,7 +9,8 @@
 //
 //	lan, err := router.NewRoutedLAN(router.RoutedLANOptions{Nodes: 2})
 //	defer lan.DeleteNamespaces()
-//	config := router.Config{Kind: router.FRR, NetNS: lan.NamespaceOfHost("router"), ConfigText: text}
+//	netNS := lan.NamespaceOfHost("router")
+//	config := router.Config{Kind: router.FRR, NetNS: netNS, ConfigText: text}
 //	r, err := router.Start(ctx, config)
 //	defer r.StopDaemonsInOrder()
 //	out, err := r.RunShowCommand(ctx, "show bgp ipv4 unicast json")
