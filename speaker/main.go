@@ -18,9 +18,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/options"
 )
 
-// garbageCollectionPercent bounds garbage to 30 % of the live heap. The live heap is about 20 MB
+// garbageCollectionPercent bounds garbage to 20 % of the live heap. The live heap is about 20 MB
 // with 10,000 Services and changes little.
-const garbageCollectionPercent = 30
+const garbageCollectionPercent = 20
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

@@ -53,7 +53,8 @@ type Message struct {
 	Payload    []byte
 }
 
-// outgoingMessage is a message to another member.
+// outgoingMessage is a message to another member. The queues hold pointers: an empty place costs 8
+// bytes.
 type outgoingMessage struct {
 	to      string
 	payload []byte
@@ -82,7 +83,7 @@ type Members struct {
 	receivedFullStates                           *latest.BoundedQueue[[]byte]
 	// outgoingUrgentMessages go before outgoingNormalMessages, and these before
 	// outgoingBulkMessages.
-	outgoingUrgentMessages, outgoingNormalMessages, outgoingBulkMessages *latest.BoundedQueue[outgoingMessage]
+	outgoingUrgentMessages, outgoingNormalMessages, outgoingBulkMessages *latest.BoundedQueue[*outgoingMessage]
 	contactSeedsSignal                                                   *latest.Wake
 	metadataChangedSignal                                                *latest.Wake
 	// greetingSendersToJoin are the addresses of greetings from nodes that are not members.
@@ -101,9 +102,9 @@ func New(o Options) (*Members, error) {
 		urgentReceivedMessages: latest.NewBoundedQueue[Message](4096),
 		bulkReceivedMessages:   latest.NewBoundedQueue[Message](4096),
 		receivedFullStates:     latest.NewBoundedQueue[[]byte](16),
-		outgoingUrgentMessages: latest.NewBoundedQueue[outgoingMessage](4096),
-		outgoingNormalMessages: latest.NewBoundedQueue[outgoingMessage](4096),
-		outgoingBulkMessages:   latest.NewBoundedQueue[outgoingMessage](maxQueuedBulkMessages),
+		outgoingUrgentMessages: latest.NewBoundedQueue[*outgoingMessage](4096),
+		outgoingNormalMessages: latest.NewBoundedQueue[*outgoingMessage](4096),
+		outgoingBulkMessages:   latest.NewBoundedQueue[*outgoingMessage](maxQueuedBulkMessages),
 		contactSeedsSignal:     latest.NewWake(),
 		metadataChangedSignal:  latest.NewWake(),
 		greetingSendersToJoin:  latest.NewBoundedQueue[string](1),
@@ -205,13 +206,13 @@ func (m *Members) PublishOwnNode(p facts.PublishedNode) {
 
 // SendUrgentMessage sends a message to one member, before all others. It may be lost.
 func (m *Members) SendUrgentMessage(to string, payload []byte) {
-	m.outgoingUrgentMessages.PutIfRoom(outgoingMessage{to, payload})
+	m.outgoingUrgentMessages.PutIfRoom(&outgoingMessage{to, payload})
 }
 
 // SendNormalPriorityMessage sends a message to one member, after those of SendUrgentMessage and
 // before bulk messages. It may be lost.
 func (m *Members) SendNormalPriorityMessage(to string, payload []byte) {
-	m.outgoingNormalMessages.PutIfRoom(outgoingMessage{to, payload})
+	m.outgoingNormalMessages.PutIfRoom(&outgoingMessage{to, payload})
 }
 
 // maxQueuedBulkMessages bounds how many bulk messages wait: 5,000 new claims for 200 members. They
@@ -220,7 +221,7 @@ const maxQueuedBulkMessages = 1 << 15
 
 // SendBulkMessage sends a message to one member, after all others. It may be lost.
 func (m *Members) SendBulkMessage(to string, payload []byte) {
-	m.outgoingBulkMessages.PutIfRoom(outgoingMessage{to, payload})
+	m.outgoingBulkMessages.PutIfRoom(&outgoingMessage{to, payload})
 }
 
 // Run joins the seeds until ctx ends. It then leaves, so that the other members know at once.
@@ -290,7 +291,7 @@ func (m *Members) publishMetadata(ctx context.Context) {
 }
 
 // transmitMessage sends a message with the name of this node in front of the payload.
-func (m *Members) transmitMessage(msg outgoingMessage) {
+func (m *Members) transmitMessage(msg *outgoingMessage) {
 	m.mu.Lock()
 	n, ok := m.memberlistNodeByName[msg.to]
 	m.mu.Unlock()
