@@ -19,8 +19,8 @@ import (
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
 
-// freeListenAddress returns an address on which no process listens.
-func freeListenAddress(t *testing.T) string {
+// findFreeListenAddress returns an address on which no process listens.
+func findFreeListenAddress(t *testing.T) string {
 	t.Helper()
 	return net.JoinHostPort("127.0.0.1", apiserver.FindFreeTCPPort(t))
 }
@@ -52,7 +52,7 @@ func awaitHealthStatusCode(t *testing.T, address, path string, want int) {
 // with one without the CRDs. It is alive and not ready, and closes the port of its health checks
 // once the CRDs are there.
 func TestControllerWaitingForCRDsIsAliveNotReady(t *testing.T) {
-	api, health := freeListenAddress(t), freeListenAddress(t)
+	api, health := findFreeListenAddress(t), findFreeListenAddress(t)
 	done := make(chan error, 1)
 	go func() {
 		done <- awaitCRDsWhileServingHealth(t.Context(), &rest.Config{Host: "http://" + api}, slog.New(slog.DiscardHandler), health)

@@ -44,9 +44,9 @@ import (
 // options are the options of the controller.
 type options struct {
 	option.CommonOptions
-	LeaderElect bool
-	GossipKey   gossipkey.Flags
-	Webhook     webhookOptions
+	LeaderElect    bool
+	GossipKeyFlags gossipkey.Flags
+	Webhook        webhookOptions
 }
 
 func main() {
@@ -72,12 +72,12 @@ func parseOptions(args []string, lookup func(string) (string, bool)) (options, e
 	fs := pflag.NewFlagSet("controller", pflag.ContinueOnError)
 	o.DeclareFlags(fs, ":7472", ":8081")
 	fs.BoolVar(&o.LeaderElect, "leader-elect", true, "wait for leadership before assigning addresses; required with more than one controller")
-	o.GossipKey.DeclareFlags(fs)
+	o.GossipKeyFlags.DeclareFlags(fs)
 	o.Webhook.declareFlags(fs)
 	if err := option.ParseFlags(fs, args, lookup); err != nil {
 		return o, err
 	}
-	return o, errors.Join(o.ValidateValues(), o.Webhook.validateValues(), o.GossipKey.ValidateValues())
+	return o, errors.Join(o.ValidateValues(), o.Webhook.validateValues(), o.GossipKeyFlags.ValidateValues())
 }
 
 // runController runs until ctx ends.
@@ -134,7 +134,7 @@ func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, lead
 		ReadObjects: networks.WrapReadWithClusterAddresses(func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
 			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
 		}),
-		Log: log, RecordProblems: gauges.RecordLoadedConfiguration,
+		Log: log, RecordProblems: gauges.RecordProblemsOfLoadedConfiguration,
 	})
 	announcedWriter := announcedcondition.NewConditionWriter(announcedcondition.Options{
 		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordSeriesEvent: events.NewSeriesRecorder(events.SeriesRecorderOptions{LiveReader: mgr.GetAPIReader(), Client: mgr.GetClient(), Log: log, Now: time.Now}).RecordSeriesEvent,
@@ -153,7 +153,7 @@ func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, lead
 		worker.RegisterWorker(ctx, mgr),
 		announcedWriter.RegisterController(ctx, mgr),
 		validWriter.RegisterController(mgr),
-		mgr.Add(gossipkey.NewKeyRotator(gossipkey.Options{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Log: log, Namespace: o.Namespace, Flags: o.GossipKey, Now: time.Now})),
+		mgr.Add(gossipkey.NewKeyRotator(gossipkey.Options{Client: mgr.GetClient(), LiveReader: mgr.GetAPIReader(), Log: log, Namespace: o.Namespace, Flags: o.GossipKeyFlags, Now: time.Now})),
 		mgr.Add(poolmetrics.NewCollector(poolmetrics.Options{
 			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry, ExtraCollectors: append(worker.Collectors(), gauges, announcedWriter),
 		})),

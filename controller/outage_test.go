@@ -88,7 +88,7 @@ type controllerProcess struct {
 // startControllerProcess starts a controller.
 func startControllerProcess(t *testing.T, binary, kubeconfig string) *controllerProcess {
 	t.Helper()
-	p := &controllerProcess{healthAddress: freeListenAddress(t), endedSignal: make(chan struct{})}
+	p := &controllerProcess{healthAddress: findFreeListenAddress(t), endedSignal: make(chan struct{})}
 	cmd := exec.Command(binary, "--kubeconfig", kubeconfig, "--metrics-bind-address=0", "--health-probe-bind-address", p.healthAddress)
 	log := &strings.Builder{}
 	cmd.Stderr = log

@@ -70,18 +70,18 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 	addressProbes := reconcile.NewAddressProbeWriter(reconcile.AddressProbeWriterOptions{Client: mgr.GetClient(), Cache: mgr.GetCache(), Log: log, Self: o.NodeName, Namespace: o.Namespace, Now: time.Now})
 	healthChecks, proxyWatcher := healthcheck.NewPoller(time.Now, log), healthcheck.NewProxyWatcher(o.ProxyHealthAddress)
 	a = agent.New(agent.Options{
-		NodeName: o.NodeName, RunNonce: member.RunNonce(), LoadBalancerClass: o.LoadBalancerClass, Timing: elect.DefaultTiming(),
-		Layer2: layer2Engine, BGP: bgpEngine, Members: member, LinkSets: watcher.LinkSets(), HealthChecks: healthChecks,
-		ServiceProxyAnswers: proxyWatcher.Answers(), ServiceProxy: o.ServiceProxyOptions(time.Now()), Now: time.Now, Log: log,
-		ObserveStatus:  func(s agent.Status) { layer2Status.ObserveStatus(s); bgpStatus.ObserveStatus(s) },
-		ProbeQuestions: addressProbes.Questions(), ObserveProbeAnswer: addressProbes.ObserveAnswer,
+		NodeName: o.NodeName, RunNonce: member.RunNonce(), LoadBalancerClass: o.LoadBalancerClass, ElectionTiming: elect.DefaultTiming(),
+		Layer2Engine: layer2Engine, BGPEngine: bgpEngine, GossipMembership: member, LinkUpdates: watcher.LinkUpdates(), HealthCheckPoller: healthChecks,
+		ServiceProxyHealthUpdates: proxyWatcher.HealthUpdates(), ServiceProxyOptions: o.ServiceProxyOptions(time.Now()), Now: time.Now, Log: log,
+		ObserveStatus:        func(s agent.Status) { layer2Status.ObserveStatus(s); bgpStatus.ObserveStatus(s) },
+		ProbeQuestionUpdates: addressProbes.OpenQuestionUpdates(), ObserveProbeAnswer: addressProbes.ObserveAnswer,
 		SaveCheckpoint: member.SaveCheckpoint, RestoreFrom: member.RestoredCheckpoint(),
 	})
 	feed := reconcile.NewClusterFeed(reconcile.ClusterFeedOptions{
-		Cache: mgr.GetCache(), WatchClient: mgr.WatchClient(), Services: services, Agent: a, Seeds: member, Log: log,
-		Self: o.NodeName, Scope: o.ConfigurationScope(), TreatSilentKubeletAsUnfit: o.SilentKubeletPolicy == "Leave", ObserveOwnAddresses: member.SetObservedNodeAddresses, ObserveSynced: mgr.MarkReady,
+		Cache: mgr.GetCache(), WatchClient: mgr.WatchClient(), UIDByServiceIndex: services, Agent: a, GossipSeedSetter: member, Log: log,
+		Self: o.NodeName, ConfigurationScope: o.ConfigurationScope(), TreatSilentKubeletAsUnfit: o.SilentKubeletPolicy == "Leave", ObserveOwnAddresses: member.SetObservedNodeAddresses, ObserveSynced: mgr.MarkReady,
 		ObserveProblems: func(p []snapshot.Problem) {
-			problemGauges.RecordLoadedConfiguration(p)
+			problemGauges.RecordProblemsOfLoadedConfiguration(p)
 			configurationState.ObserveProblems(p)
 		},
 	})

@@ -81,7 +81,7 @@ func handOverAddressesAtExit(ctx, running context.Context, a *agent.Agent, route
 	a.RequestHandover()
 	routers.Stop(running)
 	select {
-	case <-a.HandoverDone():
+	case <-a.HandoverDoneSignal():
 		log.Info("all addresses are handed over")
 	case <-running.Done():
 		log.Warn("stopping although no other node took some addresses", "duration", handoverAtExitTimeout)

@@ -66,8 +66,9 @@ type SpeakerStatusStatus struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// IsDead reports whether a living speaker has found this one dead. A nil status is of no speaker.
-func (s *SpeakerStatusStatus) IsDead() bool {
+// WasFoundDead reports whether a living speaker has found this one dead. A nil status is of no
+// speaker.
+func (s *SpeakerStatusStatus) WasFoundDead() bool {
 	return s != nil && meta.IsStatusConditionFalse(s.Conditions, names.ConditionSpeakerReady)
 }
 

@@ -62,13 +62,13 @@ func (v *ConfigurationValidator) Handle(ctx context.Context, req admission.Reque
 	var before []snapshot.Problem
 	objects.PreviousSnapshot, before = snapshot.BuildSnapshot(objects)
 	if req.Operation == admissionv1.Delete {
-		return admitDeletion(req.Kind.Kind, req.Name, &objects)
+		return reviewDeletion(req.Kind.Kind, req.Name, &objects)
 	}
 	if err := v.insertAdmissionObject(req, &objects); err != nil {
 		return admission.Errored(400, err)
 	}
 	_, after := snapshot.BuildSnapshot(objects)
-	return admitCreateOrUpdate(snapshot.ObjectReference{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
+	return reviewCreateOrUpdate(snapshot.ObjectReference{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
 }
 
 func (v *ConfigurationValidator) readConfigurationObjects(ctx context.Context) (snapshot.ConfigurationObjects, error) {
@@ -80,9 +80,9 @@ func (v *ConfigurationValidator) readConfigurationObjects(ctx context.Context) (
 	return o, err
 }
 
-// admitCreateOrUpdate refuses an object that causes new Problems, its own or another object's, and
+// reviewCreateOrUpdate refuses an object that causes new Problems, its own or another object's, and
 // warns of references to objects that do not exist yet.
-func admitCreateOrUpdate(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
+func reviewCreateOrUpdate(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
 	var refused, warnings []string
 	old := map[snapshot.ProblemIdentity]int{}
 	for _, p := range before {
@@ -109,9 +109,9 @@ func admitCreateOrUpdate(self snapshot.ObjectReference, before, after []snapshot
 	return response.WithWarnings(warnings...)
 }
 
-// admitDeletion refuses to delete a BFDProfile that a BGPPeer uses. Everything else may be
+// reviewDeletion refuses to delete a BFDProfile that a BGPPeer uses. Everything else may be
 // deleted; conditions report what is missing then.
-func admitDeletion(kind, name string, o *snapshot.ConfigurationObjects) admission.Response {
+func reviewDeletion(kind, name string, o *snapshot.ConfigurationObjects) admission.Response {
 	if kind != "BFDProfile" {
 		return admission.Allowed("")
 	}

@@ -62,7 +62,7 @@ func withRequestedAddresses(texts ...string) func(*view.Service) {
 	return func(s *view.Service) { s.RequestedAddresses = parseAddresses(texts...) }
 }
 
-func withSharingKey(key string, port uint16) func(*view.Service) {
+func withSharingKeyAndPort(key string, port uint16) func(*view.Service) {
 	return func(s *view.Service) {
 		s.SharingKey, s.Ports = key, []view.Port{{Protocol: "TCP", Number: port}}
 	}
@@ -75,8 +75,9 @@ func newPoolWithoutAutoAssign(t *testing.T) *snapshot.Pool {
 	return p
 }
 
-// newPinnedPool returns a pool with a priority. It is pinned to the namespace, if there is one.
-func newPinnedPool(t *testing.T, name string, priority int, namespace, entry string) *snapshot.Pool {
+// newPoolWithPriority returns a pool with a priority. It is pinned to the namespace, if there is
+// one.
+func newPoolWithPriority(t *testing.T, name string, priority int, namespace, entry string) *snapshot.Pool {
 	p := newPool(t, name, entry)
 	p.ServiceAllocation = &snapshot.ServiceAllocation{Priority: priority}
 	if namespace != "" {
@@ -131,13 +132,13 @@ var decideCases = map[string]decideCase{
 	},
 	"a pinned pool of a better priority comes before open ones": {
 		pools: func(t *testing.T) []*snapshot.Pool {
-			return []*snapshot.Pool{newPool(t, "a", "192.0.2.1"), newPinnedPool(t, "b", 0, "", "192.0.2.2"), newPinnedPool(t, "c", 7, "default", "192.0.2.3")}
+			return []*snapshot.Pool{newPool(t, "a", "192.0.2.1"), newPoolWithPriority(t, "b", 0, "", "192.0.2.2"), newPoolWithPriority(t, "c", 7, "default", "192.0.2.3")}
 		},
 		service: newService("s"), wantAddresses: "192.0.2.3", wantReason: names.ReasonAssigned,
 	},
 	"a pool pinned to another namespace is never used": {
 		pools: func(t *testing.T) []*snapshot.Pool {
-			return []*snapshot.Pool{newPinnedPool(t, "b", 1, "other", "192.0.2.2")}
+			return []*snapshot.Pool{newPoolWithPriority(t, "b", 1, "other", "192.0.2.2")}
 		},
 		service: newService("s", withRequestedPool("b")), wantReason: names.ReasonPoolNotAllowed,
 	},
@@ -156,13 +157,13 @@ var decideCases = map[string]decideCase{
 	},
 	"Services with one key and other ports share the lowest address": {
 		pools:                  func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1-192.0.2.2")} },
-		servicesAssignedBefore: []*view.Service{newService("first", withSharingKey("k", 80))},
-		service:                newService("s", withSharingKey("k", 443)), wantAddresses: "192.0.2.1", wantReason: names.ReasonAssigned,
+		servicesAssignedBefore: []*view.Service{newService("first", withSharingKeyAndPort("k", 80))},
+		service:                newService("s", withSharingKeyAndPort("k", 443)), wantAddresses: "192.0.2.1", wantReason: names.ReasonAssigned,
 	},
 	"Services with one key and one port do not": {
 		pools:                  func(t *testing.T) []*snapshot.Pool { return []*snapshot.Pool{newPool(t, "a", "192.0.2.1-192.0.2.2")} },
-		servicesAssignedBefore: []*view.Service{newService("first", withSharingKey("k", 80))},
-		service:                newService("s", withSharingKey("k", 80)), wantAddresses: "192.0.2.2", wantReason: names.ReasonAssigned,
+		servicesAssignedBefore: []*view.Service{newService("first", withSharingKeyAndPort("k", 80))},
+		service:                newService("s", withSharingKeyAndPort("k", 80)), wantAddresses: "192.0.2.2", wantReason: names.ReasonAssigned,
 	},
 	"both families come from one pool": {
 		pools: func(t *testing.T) []*snapshot.Pool {
@@ -257,7 +258,7 @@ func TestRandomAssignmentsKeepLedgerConsistent(t *testing.T) {
 			}
 			s := newService(name)
 			if k := rapid.SampledFrom([]string{"", "k", "m"}).Draw(t, "key"); k != "" {
-				withSharingKey(k, rapid.SampledFrom([]uint16{80, 443}).Draw(t, "port"))(s)
+				withSharingKeyAndPort(k, rapid.SampledFrom([]uint16{80, 443}).Draw(t, "port"))(s)
 			}
 			if live[name] == nil {
 				live[name] = s
@@ -271,7 +272,7 @@ func TestRandomAssignmentsKeepLedgerConsistent(t *testing.T) {
 			}
 			a := held.toNetip()
 			keys := l.HoldersOfAddress(a)
-			if !p.CanAssign(a) {
+			if !p.CanAssignAddress(a) {
 				t.Fatalf("%s is held and not of the pool", a)
 			}
 			for i, k := range keys {
@@ -285,7 +286,7 @@ func TestRandomAssignmentsKeepLedgerConsistent(t *testing.T) {
 		fresh := newService("fresh")
 		d := DecideAssignment(fresh, l, snap)
 		for a := p.Ranges[0].First; a.Compare(p.Ranges[0].Last) <= 0; a = a.Next() {
-			if len(l.HoldersOfAddress(a)) == 0 && p.CanAssign(a) {
+			if len(l.HoldersOfAddress(a)) == 0 && p.CanAssignAddress(a) {
 				if !slices.Equal(d.Addresses, []netip.Addr{a}) {
 					t.Fatalf("got %v, want the lowest free address %s", d.Addresses, a)
 				}

@@ -227,7 +227,7 @@ func (d *decider) decisionFromKeptAndPicked() Decision {
 func (d *decider) decideToProbePickedAddresses() (Decision, bool) {
 	asked := false
 	for _, p := range d.pickedAddresses {
-		if p.poolEntry.pool.AcquireProbe != nil && !d.ledger.isAddressHeld(p.address) && !d.ledger.hasProbeWithoutAnswer(p.address, d.service.Key) {
+		if p.poolEntry.pool.AcquireProbe != nil && !d.ledger.isAddressHeld(p.address) && !d.ledger.didProbeFindNoHost(p.address, d.service.Key) {
 			asked = true
 		}
 	}
@@ -278,9 +278,9 @@ func (d *decider) explainPoolViolation() names.Explanation {
 		switch {
 		case src == nil:
 			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "no pool contains " + a.String() + "; the Service keeps it: put it back into a pool" + d.currentPoolIndex.shortNamespacePhraseForPools() + ", or exchange it with the annotation " + names.AnnotationAddressesToExchange}
-		case src.pool.IsRetired(a):
+		case src.pool.IsAddressRetired(a):
 			return names.Explanation{Reason: names.ReasonAddressRetired, Text: "pool " + src.pool.Name + " retires " + a.String() + "; the Service keeps it until it is its turn to get another one and one is free"}
-		case src.pool.NeverAssigns(a):
+		case src.pool.NeverAssignsAddress(a):
 			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + src.pool.Name + " excludes " + a.String() + "; the Service keeps it: exchange it with the annotation " + names.AnnotationAddressesToExchange}
 		case d.service.RequestedPool != "" && src.pool.Name != d.service.RequestedPool:
 			return names.Explanation{Reason: names.ReasonAddressNotInPool, Text: "pool " + d.service.RequestedPool + " does not contain " + a.String() + "; the Service keeps it: put it back, or exchange it with the annotation " + names.AnnotationAddressesToExchange}

@@ -21,7 +21,7 @@ func (d *decider) findPoolOfRequestedAddress(a netip.Addr) (*poolEntry, names.Ex
 	src := d.currentPoolIndex.poolEntryThatCanAssign(at)
 	if src == nil {
 		outer := d.currentPoolIndex.poolEntryCovering(at)
-		if outer != nil && outer.pool.IsRetired(a) {
+		if outer != nil && outer.pool.IsAddressRetired(a) {
 			return nil, names.NewExplanation(names.ReasonAddressRetired, "pool %q retires the requested %s: ask for another address", outer.pool.Name, a)
 		}
 		if outer != nil {

@@ -90,7 +90,7 @@ func (w *ledgerHarness) carryOutDecision(s *view.Service, d Decision) {
 	if len(d.AddressesToProbe) > 0 {
 		w.ledger.WithholdAddressesUntilProbed(s.Key, d.AddressesToProbe)
 	} else {
-		w.holdOldAndNewUntilWritten(s, d)
+		w.commitOldAndNewAsUnwritten(s, d)
 	}
 	w.statusAddressesByService[s.Key.Name] = d.Addresses
 	if len(d.AddressesToProbe) == 0 {
@@ -98,9 +98,9 @@ func (w *ledgerHarness) carryOutDecision(s *view.Service, d Decision) {
 	}
 }
 
-// holdOldAndNewUntilWritten records that a Service holds its old and its new addresses until the
+// commitOldAndNewAsUnwritten records that a Service holds its old and its new addresses until the
 // new ones are written, as the controller does.
-func (w *ledgerHarness) holdOldAndNewUntilWritten(s *view.Service, d Decision) {
+func (w *ledgerHarness) commitOldAndNewAsUnwritten(s *view.Service, d Decision) {
 	held, _ := w.ledger.AssignmentOf(s.Key)
 	both := slices.Clone(held.Addresses)
 	for _, a := range d.Addresses {
@@ -108,7 +108,7 @@ func (w *ledgerHarness) holdOldAndNewUntilWritten(s *view.Service, d Decision) {
 			both = append(both, a)
 		}
 	}
-	w.ledger.HoldUntilWritten(s, both, d.PoolOfFirstAddress)
+	w.ledger.CommitUnwrittenAssignment(s, both, d.PoolOfFirstAddress)
 }
 
 func (w *ledgerHarness) deleteService(name string) {
@@ -171,7 +171,7 @@ func withLabel(key, value string) func(*view.Service) {
 	return func(s *view.Service) { s.Labels = map[string]string{key: value} }
 }
 
-func withAddressesPerFamily(n int) func(*view.Service) {
+func withRequestedAddressesPerFamily(n int) func(*view.Service) {
 	return func(s *view.Service) { s.RequestedAddressesPerFamily = n }
 }
 

@@ -123,7 +123,7 @@ func (h *randomHistoryTest) wantsToExchangeAddress(s *view.Service, a netip.Addr
 func (h *randomHistoryTest) createOrEditRandomService(name string, edit bool) {
 	var edits []func(*view.Service)
 	if h.harness.lastServiceByName[name] == nil {
-		edits = append(edits, inNamespace(name[:1]), withAddressesPerFamily(rapid.IntRange(1, 2).Draw(h.T, "count")))
+		edits = append(edits, inNamespace(name[:1]), withRequestedAddressesPerFamily(rapid.IntRange(1, 2).Draw(h.T, "count")))
 		switch h.drawOneOf("families", "4", "4", "6", "prefer", "require") {
 		case "6":
 			edits = append(edits, withSingleStackIPv6)
@@ -133,7 +133,7 @@ func (h *randomHistoryTest) createOrEditRandomService(name string, edit bool) {
 			edits = append(edits, withDualStack(view.RequireDualStack))
 		}
 		if k := h.drawOneOf("key", "", "", "k", "m"); k != "" {
-			edits = append(edits, withSharingKey(k, rapid.SampledFrom([]uint16{80, 443, 8080}).Draw(h.T, "port")))
+			edits = append(edits, withSharingKeyAndPort(k, rapid.SampledFrom([]uint16{80, 443, 8080}).Draw(h.T, "port")))
 		}
 	}
 	if edit {
@@ -198,7 +198,7 @@ func (h *randomHistoryTest) checkInvariants() {
 		var lowest netip.Addr
 		for _, r := range p.Ranges {
 			for a := r.First; a.Compare(r.Last) <= 0; a = a.Next() {
-				held, free := len(holders[a]) > 0, p.CanAssign(a) && len(holders[a]) == 0 && !withheld[a]
+				held, free := len(holders[a]) > 0, p.CanAssignAddress(a) && len(holders[a]) == 0 && !withheld[a]
 				if free && a.Is4() && !lowest.IsValid() {
 					lowest = a
 				}
@@ -235,7 +235,7 @@ func (h *randomHistoryTest) checkNextAssignedIsLowestFree(p *snapshot.Pool, lowe
 		if len(d.Addresses) > 0 {
 			h.Fatalf("got %v from pool %s, which is full", d.Addresses, p.Name)
 		}
-	case len(d.Addresses) != 1 || !p.CanAssign(d.Addresses[0]) || len(h.harness.ledger.HoldersOfAddress(d.Addresses[0])) > 0:
+	case len(d.Addresses) != 1 || !p.CanAssignAddress(d.Addresses[0]) || len(h.harness.ledger.HoldersOfAddress(d.Addresses[0])) > 0:
 		h.Fatalf("pool %s has %s free, and gives %v: %s", p.Name, lowest, d.Addresses, d.Text)
 	case (p.AssignmentOrder == "" || p.AssignmentOrder == snapshot.OrderLowest) && d.Addresses[0] != lowest:
 		h.Fatalf("pool %s gives %v, and %s is the lowest", p.Name, d.Addresses, lowest)

@@ -74,8 +74,9 @@ type Ledger struct {
 	freedAddressesVersion, shareableAddressesVersion uint64
 	// reservationByName are the reservations of the Snapshot.
 	reservationByName map[string]*snapshot.Reservation
-	// takeoverReservationByService are the reservations that take over what their Service held.
-	takeoverReservationByService map[view.ObjectKey]*snapshot.Reservation
+	// reservationKeepingReleasedByService are the reservations that take over what their Service
+	// held.
+	reservationKeepingReleasedByService map[view.ObjectKey]*snapshot.Reservation
 
 	currentPoolIndex *poolIndex
 }
@@ -124,10 +125,10 @@ func (l *Ledger) FreedAddressesVersion() uint64 { return l.freedAddressesVersion
 // could not share before.
 func (l *Ledger) ShareableAddressesVersion() uint64 { return l.shareableAddressesVersion }
 
-// HoldUntilWritten records that the Service holds exactly these addresses, although the new ones
-// are not in its status yet. If they are released before they were written, nobody used them, and
-// they do not cool down.
-func (l *Ledger) HoldUntilWritten(s *view.Service, addresses []netip.Addr, pool string) {
+// CommitUnwrittenAssignment records that the Service holds exactly these addresses, although the
+// new ones are not in its status yet. If they are released before they were written, nobody used
+// them, and they do not cool down.
+func (l *Ledger) CommitUnwrittenAssignment(s *view.Service, addresses []netip.Addr, pool string) {
 	var before []address
 	if id, known := l.findRecordID(s.Key); known {
 		before = l.appendRecordAddresses(id, nil)
@@ -175,7 +176,7 @@ func (l *Ledger) CommitAssignment(s *view.Service, addresses []netip.Addr, pool 
 	} else {
 		id = l.createRecord(s.Key)
 	}
-	l.recordSharingProperties(id, old, sh)
+	l.setSharingPropertiesOfRecord(id, old, sh)
 	for _, a := range old {
 		if !slices.Contains(now, a) {
 			l.removeRecordAsHolder(id, a)
@@ -208,7 +209,7 @@ func (l *Ledger) ReleaseService(k view.ObjectKey) []netip.Addr {
 			continue
 		}
 		freed = append(freed, a.toNetip())
-		if r := l.takeoverReservationByService[k]; r != nil && !r.HasExpired(l.currentTime) {
+		if r := l.reservationKeepingReleasedByService[k]; r != nil && !r.HasExpired(l.currentTime) {
 			l.WithholdAddress(WithheldAddress{Address: a.toNetip(), ServiceThatMayHoldIt: k, Reason: names.ReasonAddressReserved, WithheldUntil: r.ExpiresAt, ReservationOrForeignHost: r.Name})
 		}
 	}
@@ -294,19 +295,19 @@ func (l *Ledger) addRecordAsHolder(id int32, a address) {
 	if st == nil {
 		return
 	}
-	if at, ok := l.countHeldAddressInFamilyPool(st, a, id, all); ok && len(all) == 1 {
+	if at, ok := l.recordHolderInFamilyPool(st, a, id, all); ok && len(all) == 1 {
 		st.nextRoundRobinPosition = at + 1
 	}
 }
 
-// countHeldAddressInFamilyPool counts one of all holders of an address in its familyPool, and
+// recordHolderInFamilyPool counts one of all holders of an address in its familyPool, and
 // returns the position of the address if it has one.
-func (l *Ledger) countHeldAddressInFamilyPool(st *familyPool, a address, id int32, all []int32) (at uint64, ok bool) {
+func (l *Ledger) recordHolderInFamilyPool(st *familyPool, a address, id int32, all []int32) (at uint64, ok bool) {
 	r := l.recordAt(id)
 	if all[0] == id {
 		st.heldAddressCount++
 	}
-	if st.heldCountByNamespace != nil && l.firstRecordInNamespace(r.service.Namespace, all) == id {
+	if st.heldCountByNamespace != nil && l.firstHolderInNamespace(r.service.Namespace, all) == id {
 		st.heldCountByNamespace[r.service.Namespace]++
 	}
 	if at, ok = st.assignableNumbering.positionOfAddress(a); ok {
@@ -325,8 +326,8 @@ func (l *Ledger) bumpVersionsOnRelease(others int) {
 	}
 }
 
-// firstRecordInNamespace returns the first of the records whose Service is in the namespace, or -1.
-func (l *Ledger) firstRecordInNamespace(namespace string, ids []int32) int32 {
+// firstHolderInNamespace returns the first of the records whose Service is in the namespace, or -1.
+func (l *Ledger) firstHolderInNamespace(namespace string, ids []int32) int32 {
 	for _, id := range ids {
 		if l.recordAt(id).service.Namespace == namespace {
 			return id
@@ -345,7 +346,7 @@ func (l *Ledger) removeRecordAsHolder(id int32, a address) bool {
 		return len(rest) == 0
 	}
 	r := l.recordAt(id)
-	if ns := r.service.Namespace; st.heldCountByNamespace != nil && l.firstRecordInNamespace(ns, rest) < 0 {
+	if ns := r.service.Namespace; st.heldCountByNamespace != nil && l.firstHolderInNamespace(ns, rest) < 0 {
 		l.freedAddressesVersion++
 		if st.heldCountByNamespace[ns]--; st.heldCountByNamespace[ns] <= 0 {
 			delete(st.heldCountByNamespace, ns)

@@ -70,7 +70,7 @@ func (d *decider) pickAddressOfEachMissingFamily(pinned, open []*poolEntry) bool
 	}
 	d.exhaustedPools, d.exhaustedFamilyPools = nil, nil
 	var one, other bool
-	both := d.pickPairPreferablySharedWhole(func() bool {
+	both := d.pickPairAvoidingSingleFamilyHolders(func() bool {
 		one, other = d.pickAddressOfFamily(first, pinned, open), d.pickAddressOfFamily(second, pinned, open)
 		return one && other
 	})
@@ -89,7 +89,7 @@ func (d *decider) pickBothFamilies(from []*poolEntry) bool {
 		if d.pickBothAddressesOfOneHolder(src) {
 			return true
 		}
-		if d.pickPairPreferablySharedWhole(func() bool {
+		if d.pickPairAvoidingSingleFamilyHolders(func() bool {
 			return d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv4) && d.pickSharedOrFreeAddressFromPool(src, ipfamily.IPv6)
 		}) {
 			return true
@@ -189,7 +189,7 @@ func (d *decider) isWithinQuota(st *familyPool, a address) bool {
 	}
 	ns := d.service.Key.Namespace
 	var room [1]int32
-	if a != (address{}) && d.ledger.firstRecordInNamespace(ns, d.ledger.holderTable.recordIDsHoldingAddress(a, &room)) >= 0 {
+	if a != (address{}) && d.ledger.firstHolderInNamespace(ns, d.ledger.holderTable.recordIDsHoldingAddress(a, &room)) >= 0 {
 		return true
 	}
 	n := 1

@@ -252,7 +252,7 @@ func (l *Ledger) markHeldAndWithheldTaken(fresh map[*familyPool]bool) {
 	var room [1]int32
 	l.forEachRecordAddress(func(id int32, a address) {
 		if st := l.currentPoolIndex.familyPoolCovering(a); fresh[st] {
-			l.countHeldAddressInFamilyPool(st, a, id, l.holderTable.recordIDsHoldingAddress(a, &room))
+			l.recordHolderInFamilyPool(st, a, id, l.holderTable.recordIDsHoldingAddress(a, &room))
 		}
 	})
 }
@@ -287,7 +287,7 @@ func (m *poolIndex) familyPoolCovering(a address) *familyPool {
 // poolEntryThatCanAssign returns the pool that may give the address, nil when none may.
 func (m *poolIndex) poolEntryThatCanAssign(a address) *poolEntry {
 	src := m.poolEntryCovering(a)
-	if src == nil || src.pool.NeverAssigns(a.toNetip()) {
+	if src == nil || src.pool.NeverAssignsAddress(a.toNetip()) {
 		return nil
 	}
 	return src

@@ -52,8 +52,8 @@ func TestCheckpointKeepsLongestWithheld(t *testing.T) {
 func TestLedgerListsHoldersOfSharedAddress(t *testing.T) {
 	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.1/32"))
 	address := netip.MustParseAddr("192.0.2.1")
-	w.wantDecision(w.editServiceAndCarryOutDecision("web", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
-	w.wantDecision(w.editServiceAndCarryOutDecision("dns", withSharingKey("k", 53)), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("web", withSharingKeyAndPort("k", 80)), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("dns", withSharingKeyAndPort("k", 53)), "192.0.2.1", names.ReasonAssigned)
 	web, dns := w.lastServiceByName["web"], w.lastServiceByName["dns"]
 	w.editServiceAndCarryOutDecision("waits")
 	if got := w.ledger.ServicesHoldingAddresses(); !slices.Equal(got, []view.ObjectKey{dns.Key, web.Key}) {
@@ -91,7 +91,7 @@ func TestLedgerListsHoldersOfSharedAddress(t *testing.T) {
 // newSharingService returns a Service with the sharing key "k" and one port.
 func newSharingService(name string, port uint16) *view.Service {
 	s := newService(name)
-	withSharingKey("k", port)(s)
+	withSharingKeyAndPort("k", port)(s)
 	return s
 }
 

@@ -91,9 +91,9 @@ func (l *Ledger) forEachRecordAddress(f func(id int32, a address)) {
 	}
 }
 
-// recordSharingProperties gives the record another sharing, and updates the sharedPositionsOfGroup
-// of its addresses.
-func (l *Ledger) recordSharingProperties(id int32, held []address, sh *sharingProperties) {
+// setSharingPropertiesOfRecord gives the record another sharing, and updates the
+// sharedPositionsOfGroup of its addresses.
+func (l *Ledger) setSharingPropertiesOfRecord(id int32, held []address, sh *sharingProperties) {
 	r := l.recordAt(id)
 	if r.sharing.isEqual(sh) {
 		return

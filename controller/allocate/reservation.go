@@ -18,12 +18,12 @@ import (
 func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapshot) Decision {
 	m := l.indexPoolsOfSnapshot(snap)
 	held, _ := l.AssignmentOf(r.Service)
-	kept := l.reservedAddresses(r.Name)
+	kept := l.addressesKeptByReservation(r.Name)
 	switch {
 	case r.HasExpired(l.currentTime):
 		return Decision{Explanation: names.NewExplanation(names.ReasonExpired, "the reservation has expired: addresses without a holder are free")}
 	case len(r.Addresses) > 0:
-		if d, clash := l.decideIfOlderReservationsClash(r); clash {
+		if d, clash := l.decisionIfOlderReservationsClash(r); clash {
 			return d
 		}
 		for _, a := range r.Addresses {
@@ -47,7 +47,7 @@ func DecideReservation(r *snapshot.Reservation, l *Ledger, snap *snapshot.Snapsh
 	}
 	s := &view.Service{Key: r.Service, RequestedPool: r.PoolToChooseFrom}
 	d := decider{service: s, ledger: l, currentPoolIndex: m, needsIPv4: src.ipv4Pool.assignableNumbering.positionCount > 0, needsIPv6: src.ipv6Pool.assignableNumbering.positionCount > 0, wantedPerFamily: 1, stillHoldableAssignmentBefore: held}
-	d.keptAddresses = slices.DeleteFunc(slices.Clone(held.Addresses), func(a netip.Addr) bool { return !src.pool.CanAssign(a) })
+	d.keptAddresses = slices.DeleteFunc(slices.Clone(held.Addresses), func(a netip.Addr) bool { return !src.pool.CanAssignAddress(a) })
 	for _, f := range [...]ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		if d.needsFamily(f) && d.countDecidedOfFamily(f) == 0 && !d.pickSharedOrFreeAddressFromPool(src, f) {
 			return Decision{Explanation: d.explainShortage()}
@@ -60,9 +60,9 @@ func newReservedDecision(r *snapshot.Reservation, addresses []netip.Addr) Decisi
 	return Decision{Addresses: addresses, PoolOfFirstAddress: r.PoolToChooseFrom, Explanation: names.NewExplanation(names.ReasonReserved, "%s is kept for Service %s", view.JoinAddresses(addresses), r.Service)}
 }
 
-// decideIfOlderReservationsClash decides about a reservation of which older ones for other Services
-// keep an address.
-func (l *Ledger) decideIfOlderReservationsClash(r *snapshot.Reservation) (d Decision, clash bool) {
+// decisionIfOlderReservationsClash decides about a reservation of which older ones for other
+// Services keep an address.
+func (l *Ledger) decisionIfOlderReservationsClash(r *snapshot.Reservation) (d Decision, clash bool) {
 	for _, a := range r.Addresses {
 		older := l.olderReservationOf(a, r)
 		switch {
@@ -90,7 +90,7 @@ func (l *Ledger) olderReservationOf(a netip.Addr, r *snapshot.Reservation) *snap
 // WithholdReservedAddresses keeps exactly these addresses for a reservation, except for those that
 // an older one keeps for another Service.
 func (l *Ledger) WithholdReservedAddresses(r *snapshot.Reservation, addresses []netip.Addr) {
-	for _, a := range l.reservedAddresses(r.Name) {
+	for _, a := range l.addressesKeptByReservation(r.Name) {
 		if !slices.Contains(addresses, a) || l.olderReservationOf(a, r) != nil {
 			l.removeWithheldEntriesAndFreeAddress(addressFromNetip(a), func(w WithheldAddress) bool {
 				return w.Reason == names.ReasonAddressReserved && w.ReservationOrForeignHost == r.Name
@@ -109,8 +109,8 @@ func (l *Ledger) WithholdReservedAddresses(r *snapshot.Reservation, addresses []
 	}
 }
 
-// reservedAddresses returns what a reservation keeps, sorted.
-func (l *Ledger) reservedAddresses(name string) []netip.Addr {
+// addressesKeptByReservation returns what a reservation keeps, sorted.
+func (l *Ledger) addressesKeptByReservation(name string) []netip.Addr {
 	var out []netip.Addr
 	for a := range l.reservedAddressesByReservation[name] {
 		out = append(out, a.toNetip())
@@ -124,7 +124,7 @@ func (l *Ledger) reservedAddresses(name string) []netip.Addr {
 // Snapshot may be older.
 func (l *Ledger) applyReservations(snap *snapshot.Snapshot) {
 	l.reservationByName = map[string]*snapshot.Reservation{}
-	l.takeoverReservationByService = map[view.ObjectKey]*snapshot.Reservation{}
+	l.reservationKeepingReleasedByService = map[view.ObjectKey]*snapshot.Reservation{}
 	if snap != nil {
 		for _, r := range snap.Reservations {
 			if !r.HasExpired(l.currentTime) {
@@ -145,9 +145,9 @@ func (l *Ledger) applyReservations(snap *snapshot.Snapshot) {
 	})
 	for _, r := range oldestFirst {
 		if r.KeepsAddressesOfDeletedService() {
-			l.takeoverReservationByService[r.Service] = r
+			l.reservationKeepingReleasedByService[r.Service] = r
 		}
-		kept := l.reservedAddresses(r.Name)
+		kept := l.addressesKeptByReservation(r.Name)
 		switch {
 		case len(r.Addresses) > 0:
 			kept = r.Addresses

@@ -8,12 +8,12 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// RetiredAddresses returns those of the addresses that their pool retires.
-func (l *Ledger) RetiredAddresses(addresses []netip.Addr, snap *snapshot.Snapshot) []netip.Addr {
+// FilterRetiredAddresses returns those of the addresses that their pool retires.
+func (l *Ledger) FilterRetiredAddresses(addresses []netip.Addr, snap *snapshot.Snapshot) []netip.Addr {
 	index := l.indexPoolsOfSnapshot(snap)
 	var out []netip.Addr
 	for _, a := range addresses {
-		if src := index.poolEntryCovering(addressFromNetip(a)); src != nil && src.pool.IsRetired(a) {
+		if src := index.poolEntryCovering(addressFromNetip(a)); src != nil && src.pool.IsAddressRetired(a) {
 			out = append(out, a)
 		}
 	}
@@ -26,7 +26,7 @@ func (l *Ledger) ServicesHoldingRetiredAddresses(p *snapshot.Pool, snap *snapsho
 	index := l.indexPoolsOfSnapshot(snap)
 	var out []view.ObjectKey
 	l.forEachRecordAddress(func(id int32, a address) {
-		if src := index.poolEntryCovering(a); src != nil && src.pool == p && p.IsRetired(a.toNetip()) {
+		if src := index.poolEntryCovering(a); src != nil && src.pool == p && p.IsAddressRetired(a.toNetip()) {
 			out = append(out, l.recordAt(id).service)
 		}
 	})
@@ -39,7 +39,7 @@ func (l *Ledger) ServicesHoldingRetiredAddresses(p *snapshot.Pool, snap *snapsho
 // what it has.
 func DecideAssignmentWithoutRetired(s *view.Service, l *Ledger, snap *snapshot.Snapshot) (d Decision, moved bool) {
 	held, _ := l.AssignmentOf(s.Key)
-	retired := l.RetiredAddresses(held.Addresses, snap)
+	retired := l.FilterRetiredAddresses(held.Addresses, snap)
 	if len(retired) == 0 || len(s.RequestedAddresses) > 0 {
 		return DecideAssignment(s, l, snap), false
 	}
@@ -56,9 +56,9 @@ func DecideAssignmentWithoutRetired(s *view.Service, l *Ledger, snap *snapshot.S
 	return d, true
 }
 
-// LiftWithheldAddresses ends the cool-down and the quarantine of those addresses of a pool that its
-// annotation names. It returns the addresses that became free.
-func (l *Ledger) LiftWithheldAddresses(p *snapshot.Pool) []netip.Addr {
+// FreeWithheldAddressesNamedByPool ends the cool-down and the quarantine of those addresses of a
+// pool that its annotation names. It returns the addresses that became free.
+func (l *Ledger) FreeWithheldAddressesNamedByPool(p *snapshot.Pool) []netip.Addr {
 	var freed []netip.Addr
 	for _, w := range l.AllWithheldAddresses() {
 		isNamed := slices.ContainsFunc(p.WithheldAddressesToFree, func(r snapshot.Range) bool { return r.Contains(w.Address) })

@@ -18,18 +18,18 @@ func TestSharingRules(t *testing.T) {
 		want          names.Reason
 		words         string
 	}{
-		"one key, other ports":           {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 81)}, want: names.ReasonAssigned},
-		"one key, one number, TCP, UDP":  {first: []func(*view.Service){withSharingKey("k", 53)}, second: []func(*view.Service){withSharingKey("k", 53), udp}, want: names.ReasonAssigned},
-		"across namespaces":              {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){inNamespace("other"), withSharingKey("k", 81)}, want: names.ReasonAssigned},
-		"both Local, the same Pods":      {first: []func(*view.Service){withSharingKey("k", 80), withLocalTrafficPolicy("app=a")}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTrafficPolicy("app=a")}, want: names.ReasonAssigned},
-		"Local without Pods, Cluster":    {first: []func(*view.Service){withSharingKey("k", 80), withLocalTrafficPolicy("")}, second: []func(*view.Service){withSharingKey("k", 81)}, want: names.ReasonAssigned},
-		"one port is used twice":         {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 80)}, want: names.ReasonPortConflict, words: "both use TCP/80"},
-		"the keys differ":                {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("m", 81)}, want: names.ReasonSharingKeyDiffers, words: `its sharing key is "k", not "m"`},
-		"the first has no key":           {first: nil, second: []func(*view.Service){withSharingKey("k", 81)}, want: names.ReasonAddressInUse, words: "that Service has no sharing key"},
-		"the second has no key":          {first: []func(*view.Service){withSharingKey("k", 80)}, second: nil, want: names.ReasonAddressInUse, words: "this Service has no sharing key"},
-		"an empty key is none":           {first: []func(*view.Service){withSharingKey("", 80)}, second: []func(*view.Service){withSharingKey("", 81)}, want: names.ReasonAddressInUse},
-		"one is Local, the other is not": {first: []func(*view.Service){withSharingKey("k", 80)}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTrafficPolicy("app=a")}, want: names.ReasonTrafficPolicyConflict, words: "one has externalTrafficPolicy Local"},
-		"both Local, other Pods":         {first: []func(*view.Service){withSharingKey("k", 80), withLocalTrafficPolicy("app=a")}, second: []func(*view.Service){withSharingKey("k", 81), withLocalTrafficPolicy("app=b")}, want: names.ReasonTrafficPolicyConflict, words: "selectors differ"},
+		"one key, other ports":           {first: []func(*view.Service){withSharingKeyAndPort("k", 80)}, second: []func(*view.Service){withSharingKeyAndPort("k", 81)}, want: names.ReasonAssigned},
+		"one key, one number, TCP, UDP":  {first: []func(*view.Service){withSharingKeyAndPort("k", 53)}, second: []func(*view.Service){withSharingKeyAndPort("k", 53), udp}, want: names.ReasonAssigned},
+		"across namespaces":              {first: []func(*view.Service){withSharingKeyAndPort("k", 80)}, second: []func(*view.Service){inNamespace("other"), withSharingKeyAndPort("k", 81)}, want: names.ReasonAssigned},
+		"both Local, the same Pods":      {first: []func(*view.Service){withSharingKeyAndPort("k", 80), withLocalTrafficPolicy("app=a")}, second: []func(*view.Service){withSharingKeyAndPort("k", 81), withLocalTrafficPolicy("app=a")}, want: names.ReasonAssigned},
+		"Local without Pods, Cluster":    {first: []func(*view.Service){withSharingKeyAndPort("k", 80), withLocalTrafficPolicy("")}, second: []func(*view.Service){withSharingKeyAndPort("k", 81)}, want: names.ReasonAssigned},
+		"one port is used twice":         {first: []func(*view.Service){withSharingKeyAndPort("k", 80)}, second: []func(*view.Service){withSharingKeyAndPort("k", 80)}, want: names.ReasonPortConflict, words: "both use TCP/80"},
+		"the keys differ":                {first: []func(*view.Service){withSharingKeyAndPort("k", 80)}, second: []func(*view.Service){withSharingKeyAndPort("m", 81)}, want: names.ReasonSharingKeyDiffers, words: `its sharing key is "k", not "m"`},
+		"the first has no key":           {first: nil, second: []func(*view.Service){withSharingKeyAndPort("k", 81)}, want: names.ReasonAddressInUse, words: "that Service has no sharing key"},
+		"the second has no key":          {first: []func(*view.Service){withSharingKeyAndPort("k", 80)}, second: nil, want: names.ReasonAddressInUse, words: "this Service has no sharing key"},
+		"an empty key is none":           {first: []func(*view.Service){withSharingKeyAndPort("", 80)}, second: []func(*view.Service){withSharingKeyAndPort("", 81)}, want: names.ReasonAddressInUse},
+		"one is Local, the other is not": {first: []func(*view.Service){withSharingKeyAndPort("k", 80)}, second: []func(*view.Service){withSharingKeyAndPort("k", 81), withLocalTrafficPolicy("app=a")}, want: names.ReasonTrafficPolicyConflict, words: "one has externalTrafficPolicy Local"},
+		"both Local, other Pods":         {first: []func(*view.Service){withSharingKeyAndPort("k", 80), withLocalTrafficPolicy("app=a")}, second: []func(*view.Service){withSharingKeyAndPort("k", 81), withLocalTrafficPolicy("app=b")}, want: names.ReasonTrafficPolicyConflict, words: "selectors differ"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -50,13 +50,13 @@ func TestSharingRules(t *testing.T) {
 
 func TestServiceThatMayNoLongerShareLosesTheAddress(t *testing.T) {
 	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0/29"))
-	w.editServiceAndCarryOutDecision("first", withSharingKey("k", 80))
-	w.wantDecision(w.editServiceAndCarryOutDecision("second", withSharingKey("k", 81)), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.editServiceAndCarryOutDecision("second", withSharingKey("k", 80)), "192.0.2.1", names.ReasonAssigned)
+	w.editServiceAndCarryOutDecision("first", withSharingKeyAndPort("k", 80))
+	w.wantDecision(w.editServiceAndCarryOutDecision("second", withSharingKeyAndPort("k", 81)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("second", withSharingKeyAndPort("k", 80)), "192.0.2.1", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("first"), "192.0.2.0", names.ReasonAssigned)
 	// The only holder may change its sharing.
-	w.wantDecision(w.editServiceAndCarryOutDecision("first", withSharingKey("m", 443)), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.editServiceAndCarryOutDecision("third", withSharingKey("m", 80)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("first", withSharingKeyAndPort("m", 443)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("third", withSharingKeyAndPort("m", 80)), "192.0.2.0", names.ReasonAssigned)
 }
 
 func TestIPFamilyPolicies(t *testing.T) {
@@ -222,19 +222,19 @@ func TestAssignmentOrders(t *testing.T) {
 
 func TestServiceGetsSeveralAddressesPerFamily(t *testing.T) {
 	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0-192.0.2.1", "fd00:1::/126"), newPool(t, "b", "198.51.100.0/30"))
-	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesPerFamily(2)), "192.0.2.0, 192.0.2.1", names.ReasonAssigned)
-	d := w.editServiceAndCarryOutDecision("s", withAddressesPerFamily(3))
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withRequestedAddressesPerFamily(2)), "192.0.2.0, 192.0.2.1", names.ReasonAssigned)
+	d := w.editServiceAndCarryOutDecision("s", withRequestedAddressesPerFamily(3))
 	w.wantDecision(d, "192.0.2.0, 192.0.2.1, 198.51.100.0", names.ReasonAssigned, "from the pools a, b")
-	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesPerFamily(1)), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.editServiceAndCarryOutDecision("two", withAddressesPerFamily(2), withDualStack(view.RequireDualStack)), "192.0.2.1, 198.51.100.0, fd00:1::, fd00:1::1", names.ReasonAssigned)
-	d = w.editServiceAndCarryOutDecision("many", withAddressesPerFamily(8))
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withRequestedAddressesPerFamily(1)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("two", withRequestedAddressesPerFamily(2), withDualStack(view.RequireDualStack)), "192.0.2.1, 198.51.100.0, fd00:1::, fd00:1::1", names.ReasonAssigned)
+	d = w.editServiceAndCarryOutDecision("many", withRequestedAddressesPerFamily(8))
 	w.wantDecision(d, "198.51.100.1, 198.51.100.2, 198.51.100.3", names.ReasonPoolExhausted, "fewer than the 8")
 	if !d.DecideAgainWhenAddressesFree {
 		t.Error("it does not wait for the others")
 	}
 	w.deleteService("two")
 	w.wantDecision(w.editServiceAndCarryOutDecision("many"), "198.51.100.1, 198.51.100.2, 198.51.100.3, 198.51.100.0, 192.0.2.1", names.ReasonPoolExhausted)
-	w.wantDecision(w.editServiceAndCarryOutDecision("many", withAddressesPerFamily(2), withRequestedAddresses("198.51.100.1", "192.0.2.1")), "198.51.100.1, 192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("many", withRequestedAddressesPerFamily(2), withRequestedAddresses("198.51.100.1", "192.0.2.1")), "198.51.100.1, 192.0.2.1", names.ReasonAssigned)
 }
 
 // A request that cannot be fulfilled has a text with each way out.
@@ -264,9 +264,9 @@ func TestRefusalTextsSayWhatToDo(t *testing.T) {
 func TestTextsQuoteShortPartsOfLongRequests(t *testing.T) {
 	long := strings.Repeat("x", 1<<17)
 	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.1"))
-	w.editServiceAndCarryOutDecision("first", withSharingKey(long, 80))
+	w.editServiceAndCarryOutDecision("first", withSharingKeyAndPort(long, 80))
 	for name, edits := range map[string][]func(*view.Service){
-		"key": {withSharingKey("m"+long, 81)}, "pool": {withRequestedPool(long)}, "address": {withSharingKey("k", 81), withRequestedAddresses("192.0.2.1")},
+		"key": {withSharingKeyAndPort("m"+long, 81)}, "pool": {withRequestedPool(long)}, "address": {withSharingKeyAndPort("k", 81), withRequestedAddresses("192.0.2.1")},
 	} {
 		if d := w.editServiceAndCarryOutDecision(name, edits...); len(d.Addresses) > 0 || len(d.Text) > 1000 {
 			t.Errorf("%s: %v with a text of %d bytes", name, d.Addresses, len(d.Text))

@@ -94,10 +94,10 @@ func (d *decider) otherHolders(a address) []int32 {
 	return out
 }
 
-// pickPairPreferablySharedWhole lets pick choose an address of each family. For a Service with a
-// sharing key it first tries without the addresses of Services that have one family only: two
-// addresses that nobody has are better than one that is shared and one that is not.
-func (d *decider) pickPairPreferablySharedWhole(pick func() bool) bool {
+// pickPairAvoidingSingleFamilyHolders lets pick choose an address of each family. For a Service
+// with a sharing key it first tries without the addresses of Services that have one family only:
+// two addresses that nobody has are better than one that is shared and one that is not.
+func (d *decider) pickPairAvoidingSingleFamilyHolders(pick func() bool) bool {
 	if d.sharing == nil {
 		return pick()
 	}

@@ -86,7 +86,7 @@ func TestOldAddressIsHeldUntilNewOneIsWritten(t *testing.T) {
 	s.AddressesToExchange = parseAddresses("192.0.2.0")
 	d := DecideAssignment(s, w.ledger, w.snapshot)
 	w.wantDecision(d, "192.0.2.1", names.ReasonAssigned)
-	w.holdOldAndNewUntilWritten(s, d)
+	w.commitOldAndNewAsUnwritten(s, d)
 	w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.2", names.ReasonAssigned)
 	if got := w.ledger.HoldersOfAddress(netip.MustParseAddr("192.0.2.0")); len(got) != 1 {
 		t.Errorf("the old address is held by %v before the new one is written", got)
@@ -133,7 +133,7 @@ func TestQuotas(t *testing.T) {
 	// Each family for itself.
 	w.wantDecision(w.editServiceAndCarryOutDecision("six", withSingleStackIPv6), "fd00:1::", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("big-1", inNamespace("big")), "192.0.2.1", names.ReasonAssigned)
-	w.wantDecision(w.editServiceAndCarryOutDecision("big-2", inNamespace("big"), withAddressesPerFamily(2)), "192.0.2.2", names.ReasonQuotaExceeded, "fewer than the 2")
+	w.wantDecision(w.editServiceAndCarryOutDecision("big-2", inNamespace("big"), withRequestedAddressesPerFamily(2)), "192.0.2.2", names.ReasonQuotaExceeded, "fewer than the 2")
 	w.wantDecision(w.editServiceAndCarryOutDecision("nobody", inNamespace("none")), "", names.ReasonQuotaExceeded)
 	w.restartController()
 	w.wantDecision(w.editServiceAndCarryOutDecision("two", withRequestedAddresses()), "", names.ReasonQuotaExceeded)
@@ -145,10 +145,10 @@ func TestQuotas(t *testing.T) {
 
 	// An address that is shared within a namespace counts once per namespace.
 	w = newLedgerHarness(t, editPool(newPool(t, "a", "192.0.2.0/29"), withQuota(1, nil)))
-	w.editServiceAndCarryOutDecision("one", withSharingKey("k", 1))
-	w.wantDecision(w.editServiceAndCarryOutDecision("two", withSharingKey("k", 2)), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.editServiceAndCarryOutDecision("three", withSharingKey("k", 3), withRequestedAddresses("192.0.2.0")), "192.0.2.0", names.ReasonAssigned)
-	w.wantDecision(w.editServiceAndCarryOutDecision("elsewhere", inNamespace("other"), withSharingKey("k", 4)), "192.0.2.0", names.ReasonAssigned)
+	w.editServiceAndCarryOutDecision("one", withSharingKeyAndPort("k", 1))
+	w.wantDecision(w.editServiceAndCarryOutDecision("two", withSharingKeyAndPort("k", 2)), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("three", withSharingKeyAndPort("k", 3), withRequestedAddresses("192.0.2.0")), "192.0.2.0", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("elsewhere", inNamespace("other"), withSharingKeyAndPort("k", 4)), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("further", inNamespace("other")), "", names.ReasonQuotaExceeded)
 	w.deleteService("one")
 	w.deleteService("two")
@@ -264,11 +264,11 @@ func TestAddressIsProbedBeforeAssignment(t *testing.T) {
 		t.Fatalf("proposed is %v, the Ledger has %v", d.AddressesToProbe, w.ledger.WithheldAddressesAwaitingProbe())
 	}
 	w.wantDecision(w.editServiceAndCarryOutDecision("other"), "", names.ReasonProbing, "192.0.2.1")
-	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.0")[0])
+	w.ledger.RecordAcquireProbeFoundNoHost(parseAddresses("192.0.2.0")[0])
 	w.ledger.QuarantineAddressAfterProbeAnswer(parseAddresses("192.0.2.1")[0], "02:00:00:00:00:01")
 	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.0", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("other"), "", names.ReasonProbing, "192.0.2.2")
-	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.2")[0])
+	w.ledger.RecordAcquireProbeFoundNoHost(parseAddresses("192.0.2.2")[0])
 	w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.2", names.ReasonAssigned)
 	w.wantDecision(w.editServiceAndCarryOutDecision("third", withRequestedAddresses("192.0.2.1")), "", names.ReasonQuarantined, "02:00:00:00:00:01 answered", "until 2026-01-01T01:00:00Z")
 	if len(w.ledger.WithheldAddressesAwaitingProbe()) != 0 {
@@ -281,15 +281,15 @@ func TestAddressIsProbedBeforeAssignment(t *testing.T) {
 	// A proposal that its Service no longer needs is free again.
 	w.deleteService("third")
 	w.wantDecision(w.editServiceAndCarryOutDecision("fourth"), "", names.ReasonProbing, "192.0.2.1")
-	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.1")[0])
+	w.ledger.RecordAcquireProbeFoundNoHost(parseAddresses("192.0.2.1")[0])
 	// A move keeps the old address while the new one is probed.
 	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0")), "192.0.2.0", names.ReasonProbing, "192.0.2.3", "keeps 192.0.2.0")
-	w.ledger.RecordUnansweredAcquireProbe(parseAddresses("192.0.2.3")[0])
+	w.ledger.RecordAcquireProbeFoundNoHost(parseAddresses("192.0.2.3")[0])
 	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.3", names.ReasonAssigned)
 	// A shared address needs no probe: our Services use it already.
 	w.editServiceAndCarryOutDecision("fourth")
-	w.wantDecision(w.editServiceAndCarryOutDecision("fourth", withSharingKey("k", 1)), "192.0.2.1", names.ReasonAssigned)
-	w.wantDecision(w.editServiceAndCarryOutDecision("fifth", withSharingKey("k", 2), withRequestedAddresses("192.0.2.1")), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("fourth", withSharingKeyAndPort("k", 1)), "192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("fifth", withSharingKeyAndPort("k", 2), withRequestedAddresses("192.0.2.1")), "192.0.2.1", names.ReasonAssigned)
 }
 
 func TestPoolUsageCountsAssignedAndAvailable(t *testing.T) {
@@ -302,8 +302,8 @@ func TestPoolUsageCountsAssignedAndAvailable(t *testing.T) {
 	}
 	const most = 1<<63 - 1
 	check(PoolUsage{AvailableIPv4: 7, AvailableIPv6: most})
-	w.editServiceAndCarryOutDecision("one", withSharingKey("k", 1))
-	w.editServiceAndCarryOutDecision("two", withSharingKey("k", 2))
+	w.editServiceAndCarryOutDecision("one", withSharingKeyAndPort("k", 1))
+	w.editServiceAndCarryOutDecision("two", withSharingKeyAndPort("k", 2))
 	w.editServiceAndCarryOutDecision("three", withSingleStackIPv6)
 	check(PoolUsage{AssignedIPv4: 1, AssignedIPv6: 1, AvailableIPv4: 6, AvailableIPv6: most - 1})
 	w.editServiceAndCarryOutDecision("four")
@@ -361,16 +361,16 @@ func TestOnlyWrittenAddressesCoolDown(t *testing.T) {
 		return s, DecideAssignment(s, w.ledger, w.snapshot)
 	}
 	s, d := decide("gone")
-	w.ledger.HoldUntilWritten(s, d.Addresses, "a")
+	w.ledger.CommitUnwrittenAssignment(s, d.Addresses, "a")
 	w.ledger.ReleaseService(s.Key)
 	w.wantDecision(w.editServiceAndCarryOutDecision("next"), "192.0.2.0", names.ReasonAssigned)
 	s, d = decide("conflict")
-	w.ledger.HoldUntilWritten(s, d.Addresses, "a")
+	w.ledger.CommitUnwrittenAssignment(s, d.Addresses, "a")
 	w.ledger.CommitAssignment(s, nil, "")
 	w.wantDecision(w.editServiceAndCarryOutDecision("then"), "192.0.2.1", names.ReasonAssigned)
 	// The write may have arrived.
 	s, d = decide("unclear")
-	w.ledger.HoldUntilWritten(s, d.Addresses, "a")
+	w.ledger.CommitUnwrittenAssignment(s, d.Addresses, "a")
 	w.ledger.AssumeAddressesWritten(s.Key)
 	w.ledger.ReleaseService(s.Key)
 	w.wantDecision(w.editServiceAndCarryOutDecision("last"), "192.0.2.3", names.ReasonAssigned)

@@ -24,8 +24,8 @@ type WithheldAddress struct {
 	// ReservationOrForeignHost is the AddressReservation, or the host that answered for the address
 	// on the segment.
 	ReservationOrForeignHost string
-	// AcquireProbeUnanswered says that no host answered an acquire probe for the address.
-	AcquireProbeUnanswered bool
+	// AcquireProbeFoundNoHost says that no host answered an acquire probe for the address.
+	AcquireProbeFoundNoHost bool
 }
 
 // hasSameCause says whether two entries have the same cause, so that the newer one replaces the
@@ -230,19 +230,19 @@ func (l *Ledger) WithholdAddressesUntilProbed(k view.ObjectKey, addresses []neti
 // WithheldAddressesAwaitingProbe returns the addresses that need a probe, sorted, with their
 // Services.
 func (l *Ledger) WithheldAddressesAwaitingProbe() []WithheldAddress {
-	return slices.DeleteFunc(l.AllWithheldAddresses(), func(w WithheldAddress) bool { return w.Reason != names.ReasonProbing || w.AcquireProbeUnanswered })
+	return slices.DeleteFunc(l.AllWithheldAddresses(), func(w WithheldAddress) bool { return w.Reason != names.ReasonProbing || w.AcquireProbeFoundNoHost })
 }
 
 // HasAddressesWithheldForProbe says whether an address waits for a probe, or for the write that
 // follows it.
 func (l *Ledger) HasAddressesWithheldForProbe() bool { return l.probingEntryCount > 0 }
 
-// RecordUnansweredAcquireProbe records that no host answered for a proposed address: the next
+// RecordAcquireProbeFoundNoHost records that no host answered for a proposed address: the next
 // decision assigns it.
-func (l *Ledger) RecordUnansweredAcquireProbe(a netip.Addr) {
+func (l *Ledger) RecordAcquireProbeFoundNoHost(a netip.Addr) {
 	for i, w := range l.withheldEntriesByAddress[addressFromNetip(a)] {
 		if w.Reason == names.ReasonProbing {
-			l.withheldEntriesByAddress[addressFromNetip(a)][i].AcquireProbeUnanswered = true
+			l.withheldEntriesByAddress[addressFromNetip(a)][i].AcquireProbeFoundNoHost = true
 		}
 	}
 }
@@ -276,9 +276,9 @@ func (l *Ledger) entryWithholdingAddress(a address, k view.ObjectKey) (WithheldA
 	return WithheldAddress{}, false
 }
 
-// hasProbeWithoutAnswer says whether the address was probed for the Service and no host answered.
-func (l *Ledger) hasProbeWithoutAnswer(a address, k view.ObjectKey) bool {
+// didProbeFindNoHost says whether the address was probed for the Service and no host answered.
+func (l *Ledger) didProbeFindNoHost(a address, k view.ObjectKey) bool {
 	return slices.ContainsFunc(l.withheldEntriesByAddress[a], func(w WithheldAddress) bool {
-		return w.Reason == names.ReasonProbing && w.ServiceThatMayHoldIt == k && w.AcquireProbeUnanswered
+		return w.Reason == names.ReasonProbing && w.ServiceThatMayHoldIt == k && w.AcquireProbeFoundNoHost
 	})
 }

@@ -21,12 +21,13 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// stateReader reads from the cache what is known of a Service's nodes, sessions and endpoints.
-type stateReader struct {
-	client             client.Reader
-	namespace          string
-	withoutBGPKinds    bool
-	readSpeakerAbsence func(context.Context) speakerAbsence
+// announcementStateReader reads from the cache what is known of a Service's nodes, sessions and
+// endpoints.
+type announcementStateReader struct {
+	client                 client.Reader
+	namespace              string
+	withoutBGPKinds        bool
+	readAllSpeakersAbsence func(context.Context) allSpeakersAbsence
 }
 
 // The names of the indexes by which Services are explained: see RegisterIndexes.
@@ -39,7 +40,7 @@ const (
 
 // readReports reads what living speakers report about the Service. wanted are the sessions that
 // should carry it.
-func (r *stateReader) readReports(ctx context.Context, v *view.Service, wanted []advertise.SessionToCarryService) (*speakerReports, error) {
+func (r *announcementStateReader) readReports(ctx context.Context, v *view.Service, wanted []advertise.SessionToCarryService) (*speakerReports, error) {
 	match := []client.ListOption{client.InNamespace(r.namespace), client.MatchingFields{ReportsByServiceIndex: v.Key.String()}}
 	var l2 v1beta1.ServiceL2StatusList
 	if err := r.client.List(ctx, &l2, match...); err != nil {
@@ -48,7 +49,7 @@ func (r *stateReader) readReports(ctx context.Context, v *view.Service, wanted [
 	out := &speakerReports{}
 	for i := range l2.Items {
 		// without a node, the status is not written yet: it comes after the object
-		if node := l2.Items[i].Status.Node; node != "" && !r.readSpeakerStatus(ctx, node).IsDead() {
+		if node := l2.Items[i].Status.Node; node != "" && !r.readSpeakerStatus(ctx, node).WasFoundDead() {
 			out.layer2Statuses = append(out.layer2Statuses, l2.Items[i])
 		}
 	}
@@ -82,7 +83,7 @@ func (r *stateReader) readReports(ctx context.Context, v *view.Service, wanted [
 
 // readSessionReport reads whether a session carries the Service. isReported says that the speaker
 // reports so.
-func (r *stateReader) readSessionReport(ctx context.Context, w advertise.SessionToCarryService, isReported bool) (sessionReport, error) {
+func (r *announcementStateReader) readSessionReport(ctx context.Context, w advertise.SessionToCarryService, isReported bool) (sessionReport, error) {
 	out := sessionReport{node: w.Node, peer: w.Peer, wantedAddresses: w.Addresses}
 	var list v1alpha1.BGPSessionList
 	match := client.MatchingFields{SessionsByNodeAndPeerIndex: sessionIndexValue(w.Node, w.Peer)}
@@ -91,7 +92,7 @@ func (r *stateReader) readSessionReport(ctx context.Context, w advertise.Session
 	}
 	speaker := r.readSpeakerStatus(ctx, w.Node)
 	switch {
-	case speaker.IsDead():
+	case speaker.WasFoundDead():
 		out.fault = names.NewExplanation(names.ReasonNoSpeaker, "no speaker runs there")
 		return out, nil
 	case len(list.Items) == 0:
@@ -110,7 +111,7 @@ func (r *stateReader) readSessionReport(ctx context.Context, w advertise.Session
 	if !slices.ContainsFunc(out.wantedAddresses, out.carriesAddress) {
 		out.fault = out.familyFault
 	}
-	if isReported || out.fault.IsSet() || !r.reportsBGPAnnouncedServices(ctx, w.Node, speaker) {
+	if isReported || out.fault.IsSet() || !r.doesNodeReportBGPServices(ctx, w.Node, speaker) {
 		return out, nil
 	}
 	out.carriesIPv4, out.carriesIPv6 = false, false
@@ -133,10 +134,10 @@ func explainFamilyNotCarried(s *v1alpha1.BGPSessionStatus, speaker *v1alpha1.Spe
 	return names.NewExplanation(names.ReasonFamilyNotCarried, "the session carries only routes of %s: activate the other address family for this neighbour on the router, and set dualStackAddressFamily", strings.Join(s.Families, ", "))
 }
 
-// reportsBGPAnnouncedServices reports whether the node says which Services it announces by BGP:
+// doesNodeReportBGPServices reports whether the node says which Services it announces by BGP:
 // none, or those of its ServiceBGPStatus objects. A node with very many Services writes none of
 // these: its sessions are then all that is known.
-func (r *stateReader) reportsBGPAnnouncedServices(ctx context.Context, node string, speaker *v1alpha1.SpeakerStatusStatus) bool {
+func (r *announcementStateReader) doesNodeReportBGPServices(ctx context.Context, node string, speaker *v1alpha1.SpeakerStatusStatus) bool {
 	if speaker != nil && speaker.LastSeen != nil && speaker.Routes == 0 {
 		return true
 	}
@@ -146,7 +147,7 @@ func (r *stateReader) reportsBGPAnnouncedServices(ctx context.Context, node stri
 }
 
 // readSpeakerStatus reads the SpeakerStatus of a node; nil if there is none.
-func (r *stateReader) readSpeakerStatus(ctx context.Context, node string) *v1alpha1.SpeakerStatusStatus {
+func (r *announcementStateReader) readSpeakerStatus(ctx context.Context, node string) *v1alpha1.SpeakerStatusStatus {
 	var s v1alpha1.SpeakerStatus
 	if err := r.client.Get(ctx, client.ObjectKey{Namespace: r.namespace, Name: node}, &s); err != nil {
 		return nil
@@ -155,7 +156,7 @@ func (r *stateReader) readSpeakerStatus(ctx context.Context, node string) *v1alp
 }
 
 // readEndpoints reads the endpoints of the Service.
-func (r *stateReader) readEndpoints(ctx context.Context, key view.ObjectKey) (view.Endpoints, error) {
+func (r *announcementStateReader) readEndpoints(ctx context.Context, key view.ObjectKey) (view.Endpoints, error) {
 	var slices discoveryv1.EndpointSliceList
 	match := client.MatchingFields{EndpointSlicesByServiceIndex: key.Name}
 	if err := r.client.List(ctx, &slices, client.InNamespace(key.Namespace), match); err != nil {
@@ -165,7 +166,7 @@ func (r *stateReader) readEndpoints(ctx context.Context, key view.ObjectKey) (vi
 }
 
 // readSpeakerStatusByNode reads the SpeakerStatus of every node.
-func (r *stateReader) readSpeakerStatusByNode(ctx context.Context) (map[string]*v1alpha1.SpeakerStatusStatus, error) {
+func (r *announcementStateReader) readSpeakerStatusByNode(ctx context.Context) (map[string]*v1alpha1.SpeakerStatusStatus, error) {
 	var list v1alpha1.SpeakerStatusList
 	if err := r.client.List(ctx, &list, client.InNamespace(r.namespace)); err != nil {
 		return nil, fmt.Errorf("reading the state of the speakers: %w", err)
@@ -178,10 +179,10 @@ func (r *stateReader) readSpeakerStatusByNode(ctx context.Context) (map[string]*
 }
 
 // newNodeStates returns what is known of each node that may announce the Service.
-func newNodeStates(config *configurationreader.Configuration, v *view.Service, e *view.Endpoints, speakers map[string]*v1alpha1.SpeakerStatusStatus, sessions []sessionReport) []advertise.NodeState {
-	out := make([]advertise.NodeState, 0, len(config.Nodes))
+func newNodeStates(config *configurationreader.Configuration, v *view.Service, e *view.Endpoints, speakers map[string]*v1alpha1.SpeakerStatusStatus, sessions []sessionReport) []advertise.NodeStateForService {
+	out := make([]advertise.NodeStateForService, 0, len(config.Nodes))
 	for _, labels := range config.Nodes {
-		n := advertise.NodeState{NodeLabels: labels, HasEndpoints: slices.Contains(e.ServingNodes, labels.Name), SessionFaultByPeer: map[string]names.Explanation{}}
+		n := advertise.NodeStateForService{NodeLabels: labels, HasEndpoints: slices.Contains(e.ServingNodes, labels.Name), SessionFaultByPeer: map[string]names.Explanation{}}
 		s := speakers[labels.Name]
 		n.Fault = faultOfSpeaker(s)
 		if s != nil {
@@ -205,7 +206,7 @@ func faultOfSpeaker(s *v1alpha1.SpeakerStatusStatus) names.Explanation {
 	switch {
 	case s == nil:
 		return names.NewExplanation(names.ReasonNoSpeaker, "no speaker runs there: %s", look)
-	case s.IsDead():
+	case s.WasFoundDead():
 		return names.NewExplanation(names.ReasonNoSpeaker, "its speaker is gone or silent: %s", look)
 	case s.Unavailable == string(names.ReasonNodeLeaving):
 		return names.NewExplanation(names.ReasonNodeLeaving, "the node is being drained (annotation %s), shut down or taken out of service", names.AnnotationDrainNode)
@@ -266,7 +267,7 @@ func isVirtualRouterMAC(mac string) bool {
 func FindReportedAddressConflicts(speakers map[string]*v1alpha1.SpeakerStatusStatus, addresses []netip.Addr) []v1alpha1.SpeakerConflict {
 	var out []v1alpha1.SpeakerConflict
 	for _, s := range speakers {
-		if s.IsDead() {
+		if s.WasFoundDead() {
 			continue
 		}
 		for _, c := range s.Conflicts {

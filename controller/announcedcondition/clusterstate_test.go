@@ -18,7 +18,7 @@ import (
 
 // createDualStackService creates the Service dual with an address of each family. The IPv6 address
 // is in the pool six. The peer tor carries both families.
-func (h *writerHarness) createDualStackService(endpoints ...discoveryv1.AddressType) {
+func (h *conditionWriterHarness) createDualStackService(endpoints ...discoveryv1.AddressType) {
 	h.t.Helper()
 	h.createObject(&v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "six"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []string{"2001:db8::/124"}}})
 	var tor v1beta2.BGPPeer
@@ -42,7 +42,7 @@ func (h *writerHarness) createDualStackService(endpoints ...discoveryv1.AddressT
 }
 
 // setCarriedFamilies writes that the session with tor is established and carries these families.
-func (h *writerHarness) setCarriedFamilies(node string, withheld names.Explanation, families ...string) {
+func (h *conditionWriterHarness) setCarriedFamilies(node string, withheld names.Explanation, families ...string) {
 	h.t.Helper()
 	h.setSessionWithTor(node, names.Explanation{})
 	o := &v1alpha1.BGPSession{}
@@ -59,7 +59,7 @@ func (h *writerHarness) setCarriedFamilies(node string, withheld names.Explanati
 }
 
 // editSpeakerStatus changes the SpeakerStatus of a node.
-func (h *writerHarness) editSpeakerStatus(node string, edit func(s *v1alpha1.SpeakerStatusStatus)) {
+func (h *conditionWriterHarness) editSpeakerStatus(node string, edit func(s *v1alpha1.SpeakerStatusStatus)) {
 	h.t.Helper()
 	var o v1alpha1.SpeakerStatus
 	if err := h.api.Get(h.t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: node}, &o); err != nil {
@@ -97,7 +97,7 @@ func TestConditionExplainsAddressMissingFromBGP(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newWriterHarness(t)
+			h := newConditionWriterHarness(t)
 			h.createDualStackService(tt.endpoints...)
 			ad := &v1beta1.BGPAdvertisement{}
 			if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: "first"}, ad); err != nil {
@@ -107,13 +107,13 @@ func TestConditionExplainsAddressMissingFromBGP(t *testing.T) {
 			if err := h.api.Update(t.Context(), ad); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := h.reader.ReadNow(t.Context()); err != nil {
+			if _, err := h.configurationReader.ReadNow(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			for _, node := range []string{"node1", "node2"} {
 				h.setCarriedFamilies(node, tt.withheld, tt.families...)
 			}
-			h.expectCondition(name, h.reconcileFor("dual", time.Minute), metav1.ConditionFalse, tt.reason, tt.text)
+			h.expectCondition(name, h.reconcileAndAdvanceTimeFor("dual", time.Minute), metav1.ConditionFalse, tt.reason, tt.text)
 		})
 	}
 }
@@ -121,27 +121,27 @@ func TestConditionExplainsAddressMissingFromBGP(t *testing.T) {
 // TestConditionNamesSessionOfLeavingNode checks the text about a session that stays established
 // while its node withdraws the routes.
 func TestConditionNamesSessionOfLeavingNode(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	h.setSessionWithTor("node1", names.Explanation{})
 	h.reportRoutesOfServiceWeb("node1")
 	h.setCarriedFamilies("node2", names.Explanation{})
 	h.editSpeakerStatus("node2", func(s *v1alpha1.SpeakerStatusStatus) { s.Unavailable, s.Routes = string(names.ReasonNodeLeaving), 0 })
-	c := h.reconcileFor("web", time.Minute)
+	c := h.reconcileAndAdvanceTimeFor("web", time.Minute)
 	h.expectCondition("one of two nodes leaves", c, metav1.ConditionTrue, names.ReasonAnnounced, "on 1 of 2 BGP sessions: not on tor on node2: the node is being drained")
 }
 
 // TestEstablishedSessionOfANodeWithoutRoutesDoesNotCount checks a node that reports no Service at
 // all: its SpeakerStatus says whether it has routes.
 func TestEstablishedSessionOfANodeWithoutRoutesDoesNotCount(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	for _, node := range []string{"node1", "node2"} {
 		h.setSessionWithTor(node, names.Explanation{})
 		h.editSpeakerStatus(node, func(s *v1alpha1.SpeakerStatusStatus) { s.Routes = 0 })
 	}
-	c := h.reconcileFor("web", time.Minute)
+	c := h.reconcileAndAdvanceTimeFor("web", time.Minute)
 	h.expectCondition("no node has a route", c, metav1.ConditionFalse, names.ReasonNoSession, "the router does not have the route yet")
 	h.editSpeakerStatus("node1", func(s *v1alpha1.SpeakerStatusStatus) { s.Routes = 600 })
-	c = h.reconcileFor("web", time.Minute)
+	c = h.reconcileAndAdvanceTimeFor("web", time.Minute)
 	h.expectCondition("a node has too many routes to list them", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
 	before := &v1alpha1.SpeakerStatus{}
 	after := before.DeepCopy()
@@ -156,23 +156,23 @@ func TestEstablishedSessionOfANodeWithoutRoutesDoesNotCount(t *testing.T) {
 // TestL2ReportWithoutStatusAnnouncesNothing checks a report that was created, and whose status
 // follows.
 func TestL2ReportWithoutStatusAnnouncesNothing(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	h.createObject(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "all"}})
-	if _, err := h.reader.ReadNow(t.Context()); err != nil {
+	if _, err := h.configurationReader.ReadNow(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	status := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "default.web.node1", Labels: map[string]string{
 		names.LabelServiceStatusNode: "node1", names.LabelServiceName: "web", names.LabelServiceNamespace: "default",
 	}}}
 	h.createObject(status)
-	if c := h.reconcileFor("web", time.Second); c.Status != "" {
+	if c := h.reconcileAndAdvanceTimeFor("web", time.Second); c.Status != "" {
 		t.Errorf("a report without status is enough for the condition %s: %s", c.Status, c.Message)
 	}
 	status.Status = v1beta1.ServiceL2StatusStatus{Node: "node1", ServiceName: "web", ServiceNamespace: "default", Gantry: &v1beta1.ServiceL2StatusGantry{Addresses: []string{"192.0.2.1"}}}
 	if err := h.api.Status().Update(t.Context(), status); err != nil {
 		t.Fatal(err)
 	}
-	h.expectCondition("the status is written", h.reconcileFor("web", time.Second), metav1.ConditionTrue, names.ReasonAnnounced, "announced by layer 2")
+	h.expectCondition("the status is written", h.reconcileAndAdvanceTimeFor("web", time.Second), metav1.ConditionTrue, names.ReasonAnnounced, "announced by layer 2")
 	if h.serviceWrites != 1 {
 		t.Errorf("the Service was written %d times, want 1", h.serviceWrites)
 	}
@@ -181,15 +181,15 @@ func TestL2ReportWithoutStatusAnnouncesNothing(t *testing.T) {
 // TestConflictReportedByDeadSpeakerIsIgnored checks a conflict that a speaker reported before it
 // died.
 func TestConflictReportedByDeadSpeakerIsIgnored(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	h.setSessionWithTor("node1", wrongASNumberFault)
 	h.setSessionWithTor("node2", wrongASNumberFault)
 	h.editSpeakerStatus("node2", func(s *v1alpha1.SpeakerStatusStatus) {
 		s.Conflicts = []v1alpha1.SpeakerConflict{{Address: "192.0.2.1", MAC: "02:00:00:00:00:99", Since: metav1.NewTime(h.now)}}
 	})
-	h.expectCondition("a living speaker", h.reconcileFor("web", time.Minute), metav1.ConditionFalse, names.ReasonForeignClaim, "02:00:00:00:00:99")
+	h.expectCondition("a living speaker", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionFalse, names.ReasonForeignClaim, "02:00:00:00:00:99")
 	h.editSpeakerStatus("node2", func(s *v1alpha1.SpeakerStatusStatus) {
 		s.Conditions = []metav1.Condition{{Type: names.ConditionSpeakerReady, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSpeaker)}}
 	})
-	h.expectCondition("a dead one", h.reconcileFor("web", time.Minute), metav1.ConditionFalse, names.ReasonNoSession, "tor on node1: it expects another AS number")
+	h.expectCondition("a dead one", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionFalse, names.ReasonNoSession, "tor on node1: it expects another AS number")
 }

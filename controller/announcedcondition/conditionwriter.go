@@ -51,8 +51,8 @@ type Options struct {
 type ConditionWriter struct {
 	Options
 
-	stateReader       stateReader
-	unannouncedFaults *faultMemory // of Services that are not announced
+	announcementStateReader announcementStateReader
+	unannouncedFaults       *faultMemory // of Services that are not announced
 	// faultsDespiteAnnouncement are Services that are announced, and that some clients do not
 	// reach.
 	faultsDespiteAnnouncement *faultMemory
@@ -80,8 +80,8 @@ func NewConditionWriter(o Options) *ConditionWriter {
 	return &ConditionWriter{
 		Options: o, unannouncedFaults: newFaultMemory(&pacer), faultsDespiteAnnouncement: newFaultMemory(&pacer), missingAddressFaults: newFaultMemory(&pacer), refusedRequestFaults: newFaultMemory(&pacer), delayedTextChanges: newFaultMemory(&pacer),
 		unannouncedEventLimiter: rate.NewLimiter(unannouncedEventsPerSecond, unannouncedEventBurst),
-		stateReader: stateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds, readSpeakerAbsence: func(ctx context.Context) speakerAbsence {
-			return readSpeakerAbsence(ctx, o.Client, o.Scope.Namespace, o.Now())
+		announcementStateReader: announcementStateReader{client: o.Client, namespace: o.Scope.Namespace, withoutBGPKinds: o.Scope.WithoutBGPKinds, readAllSpeakersAbsence: func(ctx context.Context) allSpeakersAbsence {
+			return readAllSpeakersAbsence(ctx, o.Client, o.Scope.Namespace, o.Now())
 		}},
 	}
 }
@@ -119,13 +119,13 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 	if config == nil {
 		return ctrl.Result{}, errors.New("the configuration has not been read yet")
 	}
-	endpoints, reports, err := r.stateReader.readEndpointsAndReports(ctx, config, v)
+	endpoints, reports, err := r.announcementStateReader.readEndpointsAndReports(ctx, config, v)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
 	found := reports.summarizeAnnouncement(v.AssignedAddresses)
 	c := metav1.Condition{Type: names.ConditionAnnounced, ObservedGeneration: s.Generation}
-	silence := r.stateReader.readSpeakerAbsence(ctx)
+	silence := r.announcementStateReader.readAllSpeakersAbsence(ctx)
 	if len(found.announcedAddresses) > 0 && silence.IsSet() {
 		r.unannouncedFaults.recordFault(key, r.Now())
 		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, string(silence.Reason), silence.Text
@@ -149,7 +149,7 @@ func (r *ConditionWriter) reconcileAnnouncement(ctx context.Context, s *corev1.S
 	if wait := missingReportTimeout - r.Now().Sub(since); wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
-	why, err := r.stateReader.explainUnannounced(ctx, config, v, &found, endpoints, reports)
+	why, err := r.announcementStateReader.explainUnannounced(ctx, config, v, &found, endpoints, reports)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
@@ -242,7 +242,7 @@ func (r *ConditionWriter) PredictUnannouncedCondition(ctx context.Context, s *co
 	}
 	v := view.FromService(s)
 	v.AssignedAddresses = assigned
-	endpoints, reports, err := r.stateReader.readEndpointsAndReports(ctx, config, &v)
+	endpoints, reports, err := r.announcementStateReader.readEndpointsAndReports(ctx, config, &v)
 	if err != nil || len(reports.summarizeAnnouncement(assigned).announcedAddresses) > 0 {
 		return none, false
 	}
@@ -277,7 +277,7 @@ func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1
 	before := meta.FindStatusCondition(s.Status.Conditions, c.Type)
 	sameWord := before != nil && before.Status == c.Status && before.Reason == c.Reason
 	if sameWord && before.Message != c.Message {
-		if wait := r.delayedTextChanges.delayUntilTextChange(key, now); wait > 0 {
+		if wait := r.delayedTextChanges.delayOrRecordTextChange(key, now); wait > 0 {
 			return ctrl.Result{RequeueAfter: wait}, nil
 		}
 	}

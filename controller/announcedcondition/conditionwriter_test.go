@@ -28,25 +28,25 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// writerHarness is a ConditionWriter with an API server in memory, a pool, a BGPAdvertisement, the
-// BGPPeer tor, two nodes, and the Service web with an endpoint on node1.
-type writerHarness struct {
-	t      *testing.T
-	api    client.Client
-	reader *configurationreader.Reader
-	writer *ConditionWriter
-	now    time.Time
+// conditionWriterHarness is a ConditionWriter with an API server in memory, a pool, a
+// BGPAdvertisement, the BGPPeer tor, two nodes, and the Service web with an endpoint on node1.
+type conditionWriterHarness struct {
+	t                   *testing.T
+	api                 client.Client
+	configurationReader *configurationreader.Reader
+	writer              *ConditionWriter
+	now                 time.Time
 	// serviceWrites counts the writes of Services. sentEvents has every event.
 	serviceWrites int
 	sentEvents    []string
 }
 
-func newWriterHarness(t *testing.T) *writerHarness {
+func newConditionWriterHarness(t *testing.T) *conditionWriterHarness {
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &writerHarness{t: t, now: time.Unix(1_700_000_000, 0)}
+	h := &conditionWriterHarness{t: t, now: time.Unix(1_700_000_000, 0)}
 	scope := configuration.ConfigurationScope{Namespace: names.DefaultNamespace}
 	b := fake.NewClientBuilder().WithScheme(scheme).
 		WithStatusSubresource(&corev1.Service{}, &v1alpha1.SpeakerStatus{}, &v1alpha1.BGPSession{}, &v1beta1.ServiceBGPStatus{}, &v1beta1.ServiceL2Status{}).
@@ -66,28 +66,28 @@ func newWriterHarness(t *testing.T) *writerHarness {
 			return []string{sessionIndexValue(s.Status.Node, s.Status.Peer)}
 		})
 	h.api = b.Build()
-	h.reader = configurationreader.NewReader(configurationreader.Options{
+	h.configurationReader = configurationreader.NewReader(configurationreader.Options{
 		ReadObjects: func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
 			return configurationreader.ReadAllObjects(ctx, h.api, scope)
 		}, Log: slog.New(slog.DiscardHandler),
 	})
-	go func() { _ = h.reader.Start(t.Context()) }()
+	go func() { _ = h.configurationReader.Start(t.Context()) }()
 	h.restartController()
 	h.createPoolPeerNodesAndService()
 	return h
 }
 
 // restartController replaces the ConditionWriter, which forgets everything.
-func (h *writerHarness) restartController() {
+func (h *conditionWriterHarness) restartController() {
 	h.writer = NewConditionWriter(Options{
-		Client: h.api, Scope: configuration.ConfigurationScope{Namespace: names.DefaultNamespace}, ConfigurationReader: h.reader, Now: func() time.Time { return h.now },
+		Client: h.api, Scope: configuration.ConfigurationScope{Namespace: names.DefaultNamespace}, ConfigurationReader: h.configurationReader, Now: func() time.Time { return h.now },
 		RecordSeriesEvent: func(_ context.Context, s *corev1.Service, kind, reason, text string) {
 			h.sentEvents = append(h.sentEvents, fmt.Sprintf("%s %s %s %s", s.Name, kind, reason, text))
 		},
 	})
 }
 
-func (h *writerHarness) createPoolPeerNodesAndService() {
+func (h *conditionWriterHarness) createPoolPeerNodesAndService() {
 	object := func(name string) metav1.ObjectMeta {
 		return metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: name}
 	}
@@ -99,13 +99,13 @@ func (h *writerHarness) createPoolPeerNodesAndService() {
 		h.createObject(&v1alpha1.SpeakerStatus{ObjectMeta: object(node), Status: v1alpha1.SpeakerStatusStatus{Node: node, LastSeen: &metav1.Time{Time: h.now}, UsableLinks: []string{"eth0"}, Routes: 600}})
 	}
 	h.createService("web")
-	if _, err := h.reader.ReadNow(h.t.Context()); err != nil {
+	if _, err := h.configurationReader.ReadNow(h.t.Context()); err != nil {
 		h.t.Fatal(err)
 	}
 }
 
 // createService creates a Service with an address and an endpoint on node1.
-func (h *writerHarness) createService(name string) {
+func (h *conditionWriterHarness) createService(name string) {
 	o := metav1.ObjectMeta{Namespace: "default", Name: name, CreationTimestamp: metav1.NewTime(h.now)}
 	s := &corev1.Service{ObjectMeta: o, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
 	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1"}}
@@ -115,7 +115,7 @@ func (h *writerHarness) createService(name string) {
 	h.createObject(&discoveryv1.EndpointSlice{ObjectMeta: o, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, NodeName: &node}}})
 }
 
-func (h *writerHarness) createObject(o client.Object) {
+func (h *conditionWriterHarness) createObject(o client.Object) {
 	h.t.Helper()
 	if err := h.api.Create(h.t.Context(), o); err != nil {
 		h.t.Fatal(err)
@@ -124,7 +124,7 @@ func (h *writerHarness) createObject(o client.Object) {
 
 // setSessionWithTor writes the state of the session with tor; an empty fault means that it is
 // established.
-func (h *writerHarness) setSessionWithTor(node string, fault names.Explanation) {
+func (h *conditionWriterHarness) setSessionWithTor(node string, fault names.Explanation) {
 	h.t.Helper()
 	o := &v1alpha1.BGPSession{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "tor." + node}}
 	if err := h.api.Get(h.t.Context(), client.ObjectKeyFromObject(o), o); err != nil {
@@ -144,7 +144,7 @@ func (h *writerHarness) setSessionWithTor(node string, fault names.Explanation) 
 }
 
 // reportRoutesOfServiceWeb writes that the routers of the node have the Service web.
-func (h *writerHarness) reportRoutesOfServiceWeb(node string) {
+func (h *conditionWriterHarness) reportRoutesOfServiceWeb(node string) {
 	h.createObject(&v1beta1.ServiceBGPStatus{
 		ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "default.web." + node, Labels: map[string]string{
 			names.LabelServiceStatusNode: node, names.LabelServiceName: "web", names.LabelServiceNamespace: "default",
@@ -153,8 +153,8 @@ func (h *writerHarness) reportRoutesOfServiceWeb(node string) {
 	})
 }
 
-// reconcileFor looks at the Service again and again, for that long.
-func (h *writerHarness) reconcileFor(service string, during time.Duration) metav1.Condition {
+// reconcileAndAdvanceTimeFor looks at the Service again and again, for that long.
+func (h *conditionWriterHarness) reconcileAndAdvanceTimeFor(service string, during time.Duration) metav1.Condition {
 	h.t.Helper()
 	end := h.now.Add(during)
 	for {
@@ -179,7 +179,7 @@ func (h *writerHarness) reconcileFor(service string, during time.Duration) metav
 }
 
 // expectCondition compares a condition.
-func (h *writerHarness) expectCondition(what string, c metav1.Condition, status metav1.ConditionStatus, reason names.Reason, text string) {
+func (h *conditionWriterHarness) expectCondition(what string, c metav1.Condition, status metav1.ConditionStatus, reason names.Reason, text string) {
 	h.t.Helper()
 	if c.Status != status || c.Reason != string(reason) || !strings.Contains(c.Message, text) {
 		h.t.Errorf("%s: the condition is %s, %s: %q; want %s, %s: %q", what, c.Status, c.Reason, c.Message, status, reason, text)
@@ -187,7 +187,7 @@ func (h *writerHarness) expectCondition(what string, c metav1.Condition, status 
 }
 
 // countEvents counts the events with this text.
-func (h *writerHarness) countEvents(text string) int {
+func (h *conditionWriterHarness) countEvents(text string) int {
 	n := 0
 	for _, e := range h.sentEvents {
 		if strings.Contains(e, text) {
@@ -202,19 +202,19 @@ var wrongASNumberFault = names.NewExplanation(names.ReasonWrongASNumber, "it exp
 // TestServiceIsAnnouncedOnlyOverEstablishedSessions checks what the condition says while sessions
 // come and go, and how often the Service is written.
 func TestServiceIsAnnouncedOnlyOverEstablishedSessions(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	h.setSessionWithTor("node1", wrongASNumberFault)
 	h.setSessionWithTor("node2", wrongASNumberFault)
-	c := h.reconcileFor("web", 3*time.Second)
+	c := h.reconcileAndAdvanceTimeFor("web", 3*time.Second)
 	h.expectCondition("no session", c, metav1.ConditionFalse, names.ReasonNoSession, "0 of 2 BGP sessions carry the Service: tor on node1: it expects another AS number (WrongASNumber)")
 	h.setSessionWithTor("node1", names.Explanation{})
 	h.reportRoutesOfServiceWeb("node1")
 	writes := h.serviceWrites
-	c = h.reconcileFor("web", time.Second)
+	c = h.reconcileAndAdvanceTimeFor("web", time.Second)
 	if h.expectCondition("the first session of two", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP"); strings.Contains(c.Message, "node2") {
 		t.Errorf("the first text has the session that may still come: %q", c.Message)
 	}
-	c = h.reconcileFor("web", 5*time.Second)
+	c = h.reconcileAndAdvanceTimeFor("web", 5*time.Second)
 	h.expectCondition("one session of two", c, metav1.ConditionTrue, names.ReasonAnnounced, "on 1 of 2 BGP sessions: not on tor on node2")
 	if n := h.serviceWrites - writes; n != 2 {
 		t.Errorf("the return of one session of two cost %d writes, want 2", n)
@@ -222,14 +222,14 @@ func TestServiceIsAnnouncedOnlyOverEstablishedSessions(t *testing.T) {
 	h.setSessionWithTor("node2", names.Explanation{})
 	h.reportRoutesOfServiceWeb("node2")
 	before := h.serviceWrites
-	h.reconcileFor("web", time.Millisecond)
+	h.reconcileAndAdvanceTimeFor("web", time.Millisecond)
 	h.setSessionWithTor("node1", names.NewExplanation(names.ReasonConnectionLost, "it is gone"))
 	h.setSessionWithTor("node2", names.Explanation{})
-	if h.reconcileFor("web", time.Millisecond); h.serviceWrites > before+1 {
+	if h.reconcileAndAdvanceTimeFor("web", time.Millisecond); h.serviceWrites > before+1 {
 		t.Errorf("%d writes although a session is established all the time", h.serviceWrites-before)
 	}
 	h.setSessionWithTor("node2", names.NewExplanation(names.ReasonConnectionLost, "it is gone"))
-	c = h.reconcileFor("web", 3*time.Second)
+	c = h.reconcileAndAdvanceTimeFor("web", 3*time.Second)
 	h.expectCondition("the last session is gone", c, metav1.ConditionFalse, names.ReasonNoSession, "0 of 2 BGP sessions")
 	if n := testutil.CollectAndCount(h.writer, "gantry_services_not_announced"); n != 1 {
 		t.Errorf("%d reasons are counted, want 1", n)
@@ -242,17 +242,17 @@ func TestServiceIsAnnouncedOnlyOverEstablishedSessions(t *testing.T) {
 // TestReturningRouterCausesOneWriteOfService lets the sessions come one after the other, as those
 // of many nodes do.
 func TestReturningRouterCausesOneWriteOfService(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	h.setSessionWithTor("node1", wrongASNumberFault)
 	h.setSessionWithTor("node2", wrongASNumberFault)
-	h.reconcileFor("web", 3*time.Second)
+	h.reconcileAndAdvanceTimeFor("web", 3*time.Second)
 	before := h.serviceWrites
 	for _, node := range []string{"node1", "node2"} {
 		h.setSessionWithTor(node, names.Explanation{})
 		h.reportRoutesOfServiceWeb(node)
-		h.reconcileFor("web", 3*time.Second)
+		h.reconcileAndAdvanceTimeFor("web", 3*time.Second)
 	}
-	c := h.reconcileFor("web", time.Minute)
+	c := h.reconcileAndAdvanceTimeFor("web", time.Minute)
 	h.expectCondition("all sessions", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
 	if n := h.serviceWrites - before; n != 1 || strings.Contains(c.Message, "sessions") {
 		t.Errorf("the return of the router cost %d writes, want 1; the text is %q", n, c.Message)
@@ -262,19 +262,19 @@ func TestReturningRouterCausesOneWriteOfService(t *testing.T) {
 // TestEstablishedSessionWithoutRouteDoesNotCount checks a session that is established while the
 // node's reports do not have the Service.
 func TestEstablishedSessionWithoutRouteDoesNotCount(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	h.setSessionWithTor("node1", names.Explanation{})
-	c := h.reconcileFor("web", 3*time.Second)
+	c := h.reconcileAndAdvanceTimeFor("web", 3*time.Second)
 	h.expectCondition("a node without any report", c, metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
 	h.createService("other")
 	h.reportRoutesOfServiceWeb("node1")
-	c = h.reconcileFor("other", 3*time.Second)
+	c = h.reconcileAndAdvanceTimeFor("other", 3*time.Second)
 	h.expectCondition("a node that reports another Service", c, metav1.ConditionFalse, names.ReasonNoSession, "the router does not have the route yet")
 }
 
 // A dual-stack Service may have endpoints of one family only. The condition speaks of each address.
 func TestAnAddressWithoutEndpointsOfItsFamilyIsExplained(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "six"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []string{"2001:db8::/124"}}}
 	h.createObject(pool)
 	h.createObject(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "all"}})
@@ -291,34 +291,34 @@ func TestAnAddressWithoutEndpointsOfItsFamilyIsExplained(t *testing.T) {
 		}},
 		Status: v1beta1.ServiceL2StatusStatus{Node: node, ServiceName: "dual", ServiceNamespace: "default", Gantry: &v1beta1.ServiceL2StatusGantry{Addresses: []string{"192.0.2.5"}}},
 	})
-	if _, err := h.reader.ReadNow(t.Context()); err != nil {
+	if _, err := h.configurationReader.ReadNow(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	c := h.reconcileFor("dual", time.Minute)
+	c := h.reconcileAndAdvanceTimeFor("dual", time.Minute)
 	h.expectCondition("IPv4 endpoints only", c, metav1.ConditionFalse, names.ReasonNoEndpoints, "192.0.2.5: announced by layer 2; 2001:db8::5: no endpoint of the Service has an IPv6 address")
 }
 
 // TestWarningOfUnannouncedServiceIsRepeated checks when the Warning about an unannounced Service is
 // sent.
 func TestWarningOfUnannouncedServiceIsRepeated(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	h.setSessionWithTor("node1", wrongASNumberFault)
 	h.setSessionWithTor("node2", wrongASNumberFault)
-	h.reconcileFor("web", 10*time.Minute)
+	h.reconcileAndAdvanceTimeFor("web", 10*time.Minute)
 	if n := h.countEvents("Warning announceFailed NoSession: "); n != 1 {
 		t.Fatalf("%d Warnings in the first minutes, want 1: %q", n, h.sentEvents)
 	}
-	h.reconcileFor("web", 30*time.Minute)
+	h.reconcileAndAdvanceTimeFor("web", 30*time.Minute)
 	if n := h.countEvents("Warning announceFailed NoSession: "); n != 2 {
 		t.Errorf("%d Warnings after 40 minutes, want 2", n)
 	}
 	h.restartController()
-	h.reconcileFor("web", 5*time.Second)
+	h.reconcileAndAdvanceTimeFor("web", 5*time.Second)
 	if n := h.countEvents("Warning announceFailed NoSession: "); n != 3 {
 		t.Errorf("%d Warnings after a restart of the controller, want 3", n)
 	}
 	h.setSessionWithTor("node1", names.NewExplanation(names.ReasonNoAnswer, "it is silent"))
-	h.reconcileFor("web", time.Minute)
+	h.reconcileAndAdvanceTimeFor("web", time.Minute)
 	if n := h.countEvents("it is silent"); n != 1 {
 		t.Errorf("%d Warnings with the new text, want 1: %q", n, h.sentEvents)
 	}
@@ -327,7 +327,7 @@ func TestWarningOfUnannouncedServiceIsRepeated(t *testing.T) {
 // TestForeignHostWarningsAreRepeated checks the Warnings while a foreign host claims an
 // address that a node answers for. The speaker sends the first one.
 func TestForeignHostWarningsAreRepeated(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	h.createService("claimed")
 	status := &v1beta1.ServiceL2Status{
 		ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "l2-claimed", Labels: map[string]string{
@@ -344,22 +344,22 @@ func TestForeignHostWarningsAreRepeated(t *testing.T) {
 	h.createObject(status)
 	setConflicts(v1beta1.AddressConflict{Address: "192.0.2.1", MAC: "02:00:00:00:00:99", Since: metav1.NewTime(h.now)})
 	const warning = "Warning announceFailed ForeignClaim: "
-	c := h.reconcileFor("claimed", 10*time.Minute)
+	c := h.reconcileAndAdvanceTimeFor("claimed", 10*time.Minute)
 	h.expectCondition("a foreign host claims the address", c, metav1.ConditionTrue, names.ReasonForeignClaim, "02:00:00:00:00:99")
 	if n := h.countEvents(warning); n != 0 {
 		t.Errorf("%d Warnings in the first minutes, want that of the speaker alone: %q", n, h.sentEvents)
 	}
-	h.reconcileFor("claimed", 30*time.Minute)
+	h.reconcileAndAdvanceTimeFor("claimed", 30*time.Minute)
 	if n := h.countEvents(warning); n != 1 {
 		t.Errorf("%d Warnings after 40 minutes, want 1: %q", n, h.sentEvents)
 	}
 	h.restartController()
-	h.reconcileFor("claimed", 5*time.Second)
+	h.reconcileAndAdvanceTimeFor("claimed", 5*time.Second)
 	if n := h.countEvents(warning); n != 2 {
 		t.Errorf("%d Warnings after a restart of the controller, want 2: %q", n, h.sentEvents)
 	}
 	setConflicts()
-	h.reconcileFor("claimed", time.Hour)
+	h.reconcileAndAdvanceTimeFor("claimed", time.Hour)
 	if n := h.countEvents("Normal announced Announced: announced by layer 2; ForeignClaim is over"); n != 1 || h.countEvents(warning) != 2 {
 		t.Errorf("%d events say that it is over, want 1, and no further Warning: %q", n, h.sentEvents)
 	}
@@ -368,7 +368,7 @@ func TestForeignHostWarningsAreRepeated(t *testing.T) {
 // TestServiceUnannouncedFromTheStartGetsWarning checks a condition that was written together with
 // the address.
 func TestServiceUnannouncedFromTheStartGetsWarning(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	if err := h.api.DeleteAllOf(t.Context(), &discoveryv1.EndpointSlice{}, client.InNamespace("default")); err != nil {
 		t.Fatal(err)
 	}
@@ -386,11 +386,11 @@ func TestServiceUnannouncedFromTheStartGetsWarning(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.serviceWrites = 0
-	h.reconcileFor("web", 5*time.Second)
+	h.reconcileAndAdvanceTimeFor("web", 5*time.Second)
 	if n := h.countEvents("Normal announceFailed NoEndpoints: "); n != 1 || h.serviceWrites > 0 {
 		t.Errorf("%d events and %d writes, want 1 and none: %q", n, h.serviceWrites, h.sentEvents)
 	}
-	h.reconcileFor("web", time.Minute) // its Pods do not come
+	h.reconcileAndAdvanceTimeFor("web", time.Minute) // its Pods do not come
 	if n := h.countEvents("Warning announceFailed NoEndpoints: "); n != 1 || h.serviceWrites > 0 {
 		t.Errorf("%d Warnings and %d writes, want 1 and none: %q", n, h.serviceWrites, h.sentEvents)
 	}
@@ -399,7 +399,7 @@ func TestServiceUnannouncedFromTheStartGetsWarning(t *testing.T) {
 // TestWarningEventsOfManyServicesArePaced has Services that were written together with
 // their condition, all at the same time. The Pods of most are there soon. The others get a Warning.
 func TestWarningEventsOfManyServicesArePaced(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	look := func(i int) time.Duration {
 		r, err := h.writer.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: "default", Name: fmt.Sprint("crowd", i)}})
 		if err != nil {
@@ -442,7 +442,7 @@ func TestWarningEventsOfManyServicesArePaced(t *testing.T) {
 
 // TestWarningOfMissingAddressIsRepeated checks the Warning of the other condition.
 func TestWarningOfMissingAddressIsRepeated(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	var s corev1.Service
 	if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"}, &s); err != nil {
 		t.Fatal(err)
@@ -451,10 +451,10 @@ func TestWarningOfMissingAddressIsRepeated(t *testing.T) {
 	if err := h.api.Status().Update(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
-	if h.reconcileFor("web", 10*time.Minute); len(h.sentEvents) != 0 {
+	if h.reconcileAndAdvanceTimeFor("web", 10*time.Minute); len(h.sentEvents) != 0 {
 		t.Errorf("the first Warning is that of the worker, and there is %q", h.sentEvents)
 	}
-	if h.reconcileFor("web", 30*time.Minute); h.countEvents("Warning AllocationFailed PoolExhausted: it is full") != 1 {
+	if h.reconcileAndAdvanceTimeFor("web", 30*time.Minute); h.countEvents("Warning AllocationFailed PoolExhausted: it is full") != 1 {
 		t.Errorf("the Warning is not repeated: %q", h.sentEvents)
 	}
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // readEndpointsAndReports reads the endpoints of a Service and what speakers report about it.
-func (r *stateReader) readEndpointsAndReports(ctx context.Context, config *configurationreader.Configuration, v *view.Service) (*view.Endpoints, *speakerReports, error) {
+func (r *announcementStateReader) readEndpointsAndReports(ctx context.Context, config *configurationreader.Configuration, v *view.Service) (*view.Endpoints, *speakerReports, error) {
 	endpoints, err := r.readEndpoints(ctx, v.Key)
 	if err != nil {
 		return nil, nil, err
@@ -34,7 +34,7 @@ func (r *stateReader) readEndpointsAndReports(ctx context.Context, config *confi
 
 // explainUnannounced says why nobody announces the addresses of v that are missing. endpoints and
 // reports are those of the whole Service.
-func (r *stateReader) explainUnannounced(ctx context.Context, config *configurationreader.Configuration, v *view.Service, found *announcementSummary, endpoints *view.Endpoints, reports *speakerReports) (names.Explanation, error) {
+func (r *announcementStateReader) explainUnannounced(ctx context.Context, config *configurationreader.Configuration, v *view.Service, found *announcementSummary, endpoints *view.Endpoints, reports *speakerReports) (names.Explanation, error) {
 	sessions := reports.sessions
 	if len(found.announcedAddresses) > 0 {
 		// A session may carry another address: its fault is that of the missing ones alone.
@@ -60,7 +60,7 @@ func (r *stateReader) explainUnannounced(ctx context.Context, config *configurat
 	if err != nil {
 		return names.Explanation{}, err
 	}
-	silence := r.readSpeakerAbsence(ctx)
+	silence := r.readAllSpeakersAbsence(ctx)
 	if silence.IsSet() {
 		return silence.Explanation, nil
 	}
@@ -88,13 +88,13 @@ func explainNoEndpointsOfFamily(a netip.Addr) names.Explanation {
 
 // Explainer says how a Service is announced, in the words of the condition, and what each node and
 // each session has to do with it. It writes nothing. Use NewExplainer to create it.
-type Explainer struct{ stateReader stateReader }
+type Explainer struct{ announcementStateReader announcementStateReader }
 
 // NewExplainer returns an Explainer. The reader has the indexes of RegisterIndexes. It reads no
 // Pods: the caller knows whether speakers run.
 func NewExplainer(reader client.Reader, scope configuration.ConfigurationScope) *Explainer {
-	readSilence := func(context.Context) speakerAbsence { return speakerAbsence{} }
-	return &Explainer{stateReader{client: reader, namespace: scope.Namespace, withoutBGPKinds: scope.WithoutBGPKinds, readSpeakerAbsence: readSilence}}
+	readSilence := func(context.Context) allSpeakersAbsence { return allSpeakersAbsence{} }
+	return &Explainer{announcementStateReader{client: reader, namespace: scope.Namespace, withoutBGPKinds: scope.WithoutBGPKinds, readAllSpeakersAbsence: readSilence}}
 }
 
 // AnnouncementFinding is what an Explainer found out about a Service.
@@ -105,7 +105,7 @@ type AnnouncementFinding struct {
 	// that nobody does.
 	AnnouncedAddresses, MissingAddresses []netip.Addr
 	Endpoints                            view.Endpoints
-	Nodes                                []advertise.NodeExplanation
+	NodeExplanations                     []advertise.NodeExplanation
 	// Layer2Reports are those of living speakers.
 	Layer2Reports []v1beta1.ServiceL2Status
 	Sessions      []SessionFinding
@@ -120,11 +120,11 @@ type SessionFinding struct {
 // ExplainService says how the addresses of a Service are announced. Only the fields Snapshot and
 // Nodes of the configuration count.
 func (e *Explainer) ExplainService(ctx context.Context, config *configurationreader.Configuration, v *view.Service) (*AnnouncementFinding, error) {
-	endpoints, reports, err := e.stateReader.readEndpointsAndReports(ctx, config, v)
+	endpoints, reports, err := e.announcementStateReader.readEndpointsAndReports(ctx, config, v)
 	if err != nil {
 		return nil, err
 	}
-	speakers, err := e.stateReader.readSpeakerStatusByNode(ctx)
+	speakers, err := e.announcementStateReader.readSpeakerStatusByNode(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -135,12 +135,12 @@ func (e *Explainer) ExplainService(ctx context.Context, config *configurationrea
 	}
 	svc := advertise.ServiceFromView(v)
 	states := newNodeStates(config, v, endpoints, speakers, reports.sessions)
-	out.Nodes = advertise.ExplainAnnouncementPerNode(config.Snapshot, &svc, states, advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy))
+	out.NodeExplanations = advertise.ExplainAnnouncementPerNode(config.Snapshot, &svc, states, advertise.LocalTrafficPolicy(v.HasLocalTrafficPolicy))
 	if len(found.unannouncedAddresses) == 0 {
 		out.Reason, out.Text = reports.describeAnnouncement(&found, true)
 		return out, nil
 	}
-	why, err := e.stateReader.explainUnannounced(ctx, config, v, &found, endpoints, reports)
+	why, err := e.announcementStateReader.explainUnannounced(ctx, config, v, &found, endpoints, reports)
 	out.Explanation = names.Explanation{Reason: why.Reason, Text: describeUnannouncedAddresses(&found, why)}
 	return out, err
 }

@@ -59,7 +59,7 @@ func planAnnouncementOnNode(self linkedNode, nodes []linkedNode, s *snapshot.Sna
 	}
 	p := plan.NewPlanner(in)
 	p.Update()
-	out := status.StatusInputs{Self: self.Name, Plan: p.Plan(), UsableLinks: self.usableLinks, DownLinks: self.downLinks, Conflicts: &status.Conflicts{}, AcquireConflicts: &status.Conflicts{}}
+	out := status.StatusInputs{Self: self.Name, Plan: p.Plan(), UsableLinks: self.usableLinks, DownLinks: self.downLinks, HeldAddressConflicts: &status.Conflicts{}, AcquireConflicts: &status.Conflicts{}}
 	for _, l := range self.downLinks {
 		out.SkippedLinks = append(out.SkippedLinks, facts.SkippedLink{Name: l.Name, Reason: facts.SkippedDownOrNoCarrier})
 	}

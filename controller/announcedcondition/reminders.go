@@ -113,25 +113,25 @@ func (m *faultMemory) recordNormalEvent(key client.ObjectKey, now time.Time) {
 func (m *faultMemory) delayUntilReminder(key client.ObjectKey, now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.delayUntilReservedSlot(m.findOrCreateFault(key, now), faultWarningRepeatInterval, now)
+	return m.reserveSlotAndGetDelay(m.findOrCreateFault(key, now), faultWarningRepeatInterval, now)
 }
 
-// delayUntilTextChange returns how long to wait before a text that changed under one Reason may be
-// written. The caller writes it if that is 0.
-func (m *faultMemory) delayUntilTextChange(key client.ObjectKey, now time.Time) time.Duration {
+// delayOrRecordTextChange returns how long to wait before a text that changed under one Reason may
+// be written. The caller writes it if that is 0.
+func (m *faultMemory) delayOrRecordTextChange(key client.ObjectKey, now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f := m.findOrCreateFault(key, now)
-	wait := m.delayUntilReservedSlot(f, minTextChangeInterval, now)
+	wait := m.reserveSlotAndGetDelay(f, minTextChangeInterval, now)
 	if wait == 0 {
 		f.lastWarningOrTextTime = now
 	}
 	return wait
 }
 
-// delayUntilReservedSlot reserves a slot for the Service, at least interval after the last one,
+// reserveSlotAndGetDelay reserves a slot for the Service, at least interval after the last one,
 // unless it has one. It returns 0 and ends the reservation once the slot has come.
-func (m *faultMemory) delayUntilReservedSlot(f *serviceFault, interval time.Duration, now time.Time) time.Duration {
+func (m *faultMemory) reserveSlotAndGetDelay(f *serviceFault, interval time.Duration, now time.Time) time.Duration {
 	if wait := interval - now.Sub(f.lastWarningOrTextTime); !f.lastWarningOrTextTime.IsZero() && wait > 0 {
 		return wait
 	}

@@ -15,7 +15,7 @@ import (
 // TestWarningOfRefusedRequestIsRepeated checks a Service that keeps its address because it does not
 // get the one that it asks for.
 func TestWarningOfRefusedRequestIsRepeated(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	h.setSessionWithTor("node1", names.Explanation{})
 	h.reportRoutesOfServiceWeb("node1")
 	var s corev1.Service
@@ -31,17 +31,17 @@ func TestWarningOfRefusedRequestIsRepeated(t *testing.T) {
 	}
 	const warning = "Warning AllocationFailed AddressInUse: it has another owner"
 	setReason(names.ReasonAddressInUse)
-	if h.reconcileFor("web", 10*time.Minute); h.countEvents(warning) != 0 {
+	if h.reconcileAndAdvanceTimeFor("web", 10*time.Minute); h.countEvents(warning) != 0 {
 		t.Errorf("the first Warning is that of the worker, and there is %q", h.sentEvents)
 	}
-	if h.reconcileFor("web", time.Hour); h.countEvents(warning) != 2 {
+	if h.reconcileAndAdvanceTimeFor("web", time.Hour); h.countEvents(warning) != 2 {
 		t.Errorf("there are %d Warnings after 70 minutes, want 2 besides the first: %q", h.countEvents(warning), h.sentEvents)
 	}
 	if n := testutil.CollectAndCount(h.writer, "gantry_services_without_address"); n != 0 {
 		t.Error("the Service counts as one without an address")
 	}
 	setReason(names.ReasonAssigned)
-	if h.reconcileFor("web", time.Hour); h.countEvents(warning) != 2 {
+	if h.reconcileAndAdvanceTimeFor("web", time.Hour); h.countEvents(warning) != 2 {
 		t.Errorf("the Warning is repeated after the end of the fault: %q", h.sentEvents)
 	}
 }

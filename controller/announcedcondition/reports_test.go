@@ -25,7 +25,7 @@ func newAddressConflict(address, mac string, second int64) v1beta1.AddressConfli
 // newL2ReportOfBroadcastAddress returns a node's report whose address a subnet reserves.
 func newL2ReportOfBroadcastAddress(address, subnet string) v1beta1.ServiceL2Status {
 	r := newL2Report()
-	r.Status.Gantry.ReservedAddresses = []v1beta1.ReservedAddress{{Address: address, Subnet: subnet}}
+	r.Status.Gantry.ReservedAddresses = []v1beta1.NetworkOrBroadcastAddress{{Address: address, Subnet: subnet}}
 	return r
 }
 

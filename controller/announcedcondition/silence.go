@@ -18,9 +18,9 @@ import (
 // A living speaker writes that another one is dead. If all are dead, nobody does: then the Pods of
 // the speakers tell it, and what the speakers wrote last means nothing any more.
 
-// noReadySpeakerPodTimeout is how long no Pod of a speaker may be ready: a container that fails is
+// allSpeakersUnreadyTimeout is how long no Pod of a speaker may be ready: a container that fails is
 // started again within a second or two.
-const noReadySpeakerPodTimeout = 5 * time.Second
+const allSpeakersUnreadyTimeout = 5 * time.Second
 
 // SpeakerPodLabels select the Pods of the speakers.
 func SpeakerPodLabels() map[string]string {
@@ -37,39 +37,39 @@ func CompactPod(o any) (any, error) {
 	return o, nil
 }
 
-// speakerAbsence says whether anybody can tell what is announced.
-type speakerAbsence struct {
+// allSpeakersAbsence says whether anybody can tell what is announced.
+type allSpeakersAbsence struct {
 	// Explanation is set while no Pod of a speaker is ready.
 	names.Explanation
 	// hasNoPods means that there are no such Pods. Then the reports vanished with them, or the
 	// speakers run outside of Pods.
 	hasNoPods bool
 	// lookAgainDelay is when to ask again, if no Pod has been ready for less than
-	// noReadySpeakerPodTimeout; otherwise 0.
+	// allSpeakersUnreadyTimeout; otherwise 0.
 	lookAgainDelay time.Duration
 }
 
-// readSpeakerAbsence reads whether a speaker is ready.
-func readSpeakerAbsence(ctx context.Context, r client.Reader, namespace string, now time.Time) speakerAbsence {
+// readAllSpeakersAbsence reads whether a speaker is ready.
+func readAllSpeakersAbsence(ctx context.Context, r client.Reader, namespace string, now time.Time) allSpeakersAbsence {
 	var pods corev1.PodList
 	err := r.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels(SpeakerPodLabels()))
 	if err != nil || len(pods.Items) == 0 {
-		return speakerAbsence{hasNoPods: err == nil}
+		return allSpeakersAbsence{hasNoPods: err == nil}
 	}
 	var since time.Time
 	for i := range pods.Items {
 		isReady, changed := podReadinessAndSince(&pods.Items[i])
 		if isReady {
-			return speakerAbsence{}
+			return allSpeakersAbsence{}
 		}
 		if changed.After(since) {
 			since = changed
 		}
 	}
-	if wait := noReadySpeakerPodTimeout - now.Sub(since); wait > 0 {
-		return speakerAbsence{lookAgainDelay: min(wait, noReadySpeakerPodTimeout)}
+	if wait := allSpeakersUnreadyTimeout - now.Sub(since); wait > 0 {
+		return allSpeakersAbsence{lookAgainDelay: min(wait, allSpeakersUnreadyTimeout)}
 	}
-	return speakerAbsence{Explanation: names.NewExplanation(names.ReasonNoSpeaker, "no speaker runs on any node, so that nobody knows whether the addresses are still announced: look at the Pods of the DaemonSet gantry-speaker, and at the nodes")}
+	return allSpeakersAbsence{Explanation: names.NewExplanation(names.ReasonNoSpeaker, "no speaker runs on any node, so that nobody knows whether the addresses are still announced: look at the Pods of the DaemonSet gantry-speaker, and at the nodes")}
 }
 
 // podReadinessAndSince returns whether a Pod is ready, and since when.
@@ -87,8 +87,8 @@ func podReadinessAndSince(p *corev1.Pod) (isReady bool, since time.Time) {
 func (r *ConditionWriter) speakerPodHandler() handler.EventHandler {
 	look := func(ctx context.Context, queue requestQueue) {
 		r.enqueueUnannouncedServices(queue)
-		if silence := r.stateReader.readSpeakerAbsence(ctx); silence.lookAgainDelay > 0 {
-			for _, k := range r.allServices(ctx) {
+		if silence := r.announcementStateReader.readAllSpeakersAbsence(ctx); silence.lookAgainDelay > 0 {
+			for _, k := range r.allLoadBalancerServices(ctx) {
 				queue.AddAfter(ctrl.Request{NamespacedName: k}, silence.lookAgainDelay)
 			}
 		}

@@ -12,7 +12,7 @@ import (
 )
 
 // setSpeakerPodReadiness writes whether the Pod of the speaker on a node is ready.
-func (h *writerHarness) setSpeakerPodReadiness(node string, ready corev1.ConditionStatus) {
+func (h *conditionWriterHarness) setSpeakerPodReadiness(node string, ready corev1.ConditionStatus) {
 	h.t.Helper()
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "gantry-speaker-" + node, Labels: SpeakerPodLabels()}}
 	if err := h.api.Get(h.t.Context(), client.ObjectKeyFromObject(p), p); err != nil {
@@ -26,26 +26,26 @@ func (h *writerHarness) setSpeakerPodReadiness(node string, ready corev1.Conditi
 
 // TestConditionIsUnknownWithoutSpeakers kills all speakers at once: no living one can say so.
 func TestConditionIsUnknownWithoutSpeakers(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	for _, node := range []string{"node1", "node2"} {
 		h.setSpeakerPodReadiness(node, corev1.ConditionTrue)
 		h.setSessionWithTor(node, names.Explanation{})
 		h.reportRoutesOfServiceWeb(node)
 	}
-	h.expectCondition("both speakers run", h.reconcileFor("web", time.Minute), metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
+	h.expectCondition("both speakers run", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
 	h.setSpeakerPodReadiness("node1", corev1.ConditionFalse)
-	h.expectCondition("one of two speakers runs", h.reconcileFor("web", time.Minute), metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
+	h.expectCondition("one of two speakers runs", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
 	h.setSpeakerPodReadiness("node2", corev1.ConditionFalse)
-	h.expectCondition("a container may start again", h.reconcileFor("web", noReadySpeakerPodTimeout-time.Second), metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
+	h.expectCondition("a container may start again", h.reconcileAndAdvanceTimeFor("web", allSpeakersUnreadyTimeout-time.Second), metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
 	const text = "no speaker runs on any node"
-	h.expectCondition("no speaker runs", h.reconcileFor("web", 2*time.Second), metav1.ConditionUnknown, names.ReasonNoSpeaker, text)
+	h.expectCondition("no speaker runs", h.reconcileAndAdvanceTimeFor("web", 2*time.Second), metav1.ConditionUnknown, names.ReasonNoSpeaker, text)
 	if n := h.countEvents("Warning announceFailed NoSpeaker: " + text); n != 1 {
 		t.Errorf("%d Warnings say so, want 1: %q", n, h.sentEvents)
 	}
 	writes := h.serviceWrites
-	h.expectCondition("it lasts", h.reconcileFor("web", 10*time.Minute), metav1.ConditionUnknown, names.ReasonNoSpeaker, text)
+	h.expectCondition("it lasts", h.reconcileAndAdvanceTimeFor("web", 10*time.Minute), metav1.ConditionUnknown, names.ReasonNoSpeaker, text)
 	h.setSpeakerPodReadiness("node2", corev1.ConditionTrue)
-	h.expectCondition("a speaker runs again", h.reconcileFor("web", time.Second), metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
+	h.expectCondition("a speaker runs again", h.reconcileAndAdvanceTimeFor("web", time.Second), metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
 	if n := h.countEvents("Normal announced Announced: announced by BGP"); n != 1 || h.serviceWrites != writes+1 {
 		t.Errorf("%d events say that it is over, and %d writes, want one of each: %q", n, h.serviceWrites-writes, h.sentEvents)
 	}
@@ -54,9 +54,9 @@ func TestConditionIsUnknownWithoutSpeakers(t *testing.T) {
 // TestUnannouncedServiceSaysThatNoSpeakerRuns checks a Service that nobody reports to announce,
 // while no speaker runs.
 func TestUnannouncedServiceSaysThatNoSpeakerRuns(t *testing.T) {
-	h := newWriterHarness(t)
+	h := newConditionWriterHarness(t)
 	h.setSpeakerPodReadiness("node1", corev1.ConditionFalse)
-	h.expectCondition("no speaker runs", h.reconcileFor("web", time.Minute), metav1.ConditionFalse, names.ReasonNoSpeaker, "no speaker runs on any node")
+	h.expectCondition("no speaker runs", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionFalse, names.ReasonNoSpeaker, "no speaker runs on any node")
 }
 
 func TestCompactPodKeepsWhetherItIsReady(t *testing.T) {

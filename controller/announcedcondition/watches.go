@@ -45,7 +45,7 @@ func (r *ConditionWriter) RegisterController(ctx context.Context, mgr ctrl.Manag
 		Watches(&v1alpha1.SpeakerStatus{}, r.speakerOrSessionEventHandler(isSpeakerChangeRelevant)).
 		Watches(&corev1.Pod{}, r.speakerPodHandler()).
 		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(r.unannouncedServiceOfSlice)).
-		WatchesRawSource(source.Func(r.enqueueOnConfigurationRead))
+		WatchesRawSource(source.Func(r.enqueueFaultyOnConfigurationRead))
 	if !r.Scope.WithoutBGPKinds {
 		b = b.Watches(&v1alpha1.BGPSession{}, r.speakerOrSessionEventHandler(isSessionChangeRelevant))
 	}
@@ -116,9 +116,9 @@ func (r *ConditionWriter) unannouncedServiceOfSlice(_ context.Context, o client.
 	return []ctrl.Request{{NamespacedName: key}}
 }
 
-// enqueueOnConfigurationRead looks at the Services with a fault after each reading of the
+// enqueueFaultyOnConfigurationRead looks at the Services with a fault after each reading of the
 // configuration.
-func (r *ConditionWriter) enqueueOnConfigurationRead(ctx context.Context, queue requestQueue) error {
+func (r *ConditionWriter) enqueueFaultyOnConfigurationRead(ctx context.Context, queue requestQueue) error {
 	published := r.ConfigurationReader.Subscribe()
 	go func() {
 		for {
@@ -144,7 +144,7 @@ func (r *ConditionWriter) enqueueUnannouncedServices(queue requestQueue) {
 func (r *ConditionWriter) speakerOrSessionEventHandler(isRelevant func(before, after client.Object) bool) handler.EventHandler {
 	look := func(ctx context.Context, o client.Object, queue requestQueue) {
 		r.enqueueUnannouncedServices(queue)
-		for _, k := range r.servicesOfNode(ctx, nodeOfSpeakerOrSession(o)) {
+		for _, k := range r.servicesPossiblyAnnouncedByNode(ctx, nodeOfSpeakerOrSession(o)) {
 			queue.AddAfter(ctrl.Request{NamespacedName: k}, stateChangeCollectDelay)
 		}
 	}
@@ -171,9 +171,9 @@ func nodeOfSpeakerOrSession(o client.Object) string {
 	return o.GetName()
 }
 
-// servicesOfNode returns the Services that the node reports to announce. A node with very many
-// Services reports none by BGP: then it returns all Services.
-func (r *ConditionWriter) servicesOfNode(ctx context.Context, node string) []client.ObjectKey {
+// servicesPossiblyAnnouncedByNode returns the Services that the node reports to announce. A node
+// with very many Services reports none by BGP: then it returns all Services.
+func (r *ConditionWriter) servicesPossiblyAnnouncedByNode(ctx context.Context, node string) []client.ObjectKey {
 	var out []client.ObjectKey
 	match := []client.ListOption{client.InNamespace(r.Scope.Namespace), client.MatchingFields{ReportsByNodeIndex: node}}
 	var l2 v1beta1.ServiceL2StatusList
@@ -194,11 +194,11 @@ func (r *ConditionWriter) servicesOfNode(ctx context.Context, node string) []cli
 	if len(bgp.Items) > 0 {
 		return out
 	}
-	return append(out, r.allServices(ctx)...)
+	return append(out, r.allLoadBalancerServices(ctx)...)
 }
 
-// allServices returns all Services of type LoadBalancer.
-func (r *ConditionWriter) allServices(ctx context.Context) []client.ObjectKey {
+// allLoadBalancerServices returns all Services of type LoadBalancer.
+func (r *ConditionWriter) allLoadBalancerServices(ctx context.Context) []client.ObjectKey {
 	var out []client.ObjectKey
 	var all corev1.ServiceList
 	if err := r.Client.List(ctx, &all); err != nil {

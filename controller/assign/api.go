@@ -31,10 +31,10 @@ type WorkerAPI interface {
 	ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error
 	// ReadCachedPoolsAndReservations returns the pools and the reservations, with their status.
 	ReadCachedPoolsAndReservations(context.Context) (snapshot.ConfigurationObjects, error)
-	// PatchServiceStatus writes the difference in status and annotations, and returns the Service
-	// as written. The API server refuses it as a conflict when the Service is not at the
+	// PatchStatusAndAnnotations writes the difference in status and annotations, and returns the
+	// Service as written. The API server refuses it as a conflict when the Service is not at the
 	// resourceVersion of before.
-	PatchServiceStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error)
+	PatchStatusAndAnnotations(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error)
 	// UpdatePoolStatus writes the status of a pool.
 	UpdatePoolStatus(context.Context, *v1beta1.IPAddressPool) error
 	// UpdateReservationStatus writes the status of a reservation.
@@ -123,8 +123,9 @@ func (c *ClientBackedAPI) ReadCachedPoolsAndReservations(ctx context.Context) (s
 	return snapshot.ConfigurationObjects{Namespace: c.Namespace, Pools: pools.Items, Reservations: reservations.Items}, nil
 }
 
-// PatchServiceStatus implements API. It uses the status subresource, which accepts annotations too.
-func (c *ClientBackedAPI) PatchServiceStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
+// PatchStatusAndAnnotations implements API. It uses the status subresource, which accepts
+// annotations too.
+func (c *ClientBackedAPI) PatchStatusAndAnnotations(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
 	patch, err := statusMergePatch(before, after)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the status of Service %s/%s: %w", before.Namespace, before.Name, err)

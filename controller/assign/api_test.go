@@ -38,13 +38,13 @@ func TestWorkerWritesOnRealAPIServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	api := &ClientBackedAPI{CachedClient: direct, LiveReader: direct, Namespace: names.DefaultNamespace}
-	t.Run("a Service", func(t *testing.T) { testServiceWrites(ctx, t, direct, api) })
-	t.Run("the AddressLedger", func(t *testing.T) { testLedgerWrites(ctx, t, direct, api) })
+	t.Run("a Service", func(t *testing.T) { testStatusWriteAndRemovalKeepForeignContent(ctx, t, direct, api) })
+	t.Run("the AddressLedger", func(t *testing.T) { testLedgerCreationAndSwapConflicts(ctx, t, direct, api) })
 	t.Run("another resourceVersion", func(t *testing.T) { testBumpedResourceVersion(ctx, t, direct, api) })
 	t.Run("two controllers at once", func(t *testing.T) { testTwoLeadersAssignNoAddressTwice(ctx, t, config, direct) })
 }
 
-func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClientBackedAPI) {
+func testStatusWriteAndRemovalKeepForeignContent(ctx context.Context, t *testing.T, direct client.Client, api *ClientBackedAPI) {
 	o := newLoadBalancer("a")
 	o.Spec.ClusterIPs = nil
 	o.Labels = map[string]string{"tier": "front"}
@@ -70,18 +70,18 @@ func testServiceWrites(ctx context.Context, t *testing.T, direct client.Client, 
 	}
 	first, before := live(), cached()
 	given := withDecidedStatus(before, allocate.Decision{Addresses: parseAddresses("192.0.2.1"), Explanation: names.NewExplanation(names.ReasonAssigned, "assigned")}, "p")
-	written, err := api.PatchServiceStatus(ctx, before, given)
+	written, err := api.PatchStatusAndAnnotations(ctx, before, given)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if a := firstAddress(written); a.String() != "192.0.2.1" || written.Annotations[names.AnnotationAllocatedFromPool] != "p" || addressAssignedConditionReason(written) != names.ReasonAssigned {
 		t.Errorf("it was written as %v %v", written.Annotations, written.Status)
 	}
-	if _, err := api.PatchServiceStatus(ctx, before, given); !apierrors.IsConflict(err) {
+	if _, err := api.PatchStatusAndAnnotations(ctx, before, given); !apierrors.IsConflict(err) {
 		t.Errorf("a write on an old state ends with %v, want a conflict", err)
 	}
 	now := cached()
-	if _, err := api.PatchServiceStatus(ctx, now, withoutOurStatus(now, parseAddresses("192.0.2.1"))); err != nil {
+	if _, err := api.PatchStatusAndAnnotations(ctx, now, withoutOurStatus(now, parseAddresses("192.0.2.1"))); err != nil {
 		t.Fatal(err)
 	}
 	last := live()
@@ -101,7 +101,7 @@ func testBumpedResourceVersion(ctx context.Context, t *testing.T, direct client.
 	}
 	c := unrecordedWritesInvalidator{
 		ServiceWorkerOptions: ServiceWorkerOptions{API: api, Now: time.Now, Log: slog.New(slog.DiscardHandler)},
-		isServed:             func(v *view.Service) bool { return v.IsLoadBalancer }, recordOutcome: func(writeOutcome) {}, invalidatedServices: map[view.ObjectKey]struct{}{},
+		isServiceServed:      func(v *view.Service) bool { return v.IsLoadBalancer }, recordOutcome: func(writeOutcome) {}, invalidatedServices: map[view.ObjectKey]struct{}{},
 	}
 	for range 2 {
 		var now corev1.Service
@@ -128,7 +128,7 @@ func testBumpedResourceVersion(ctx context.Context, t *testing.T, direct client.
 	}
 }
 
-func testLedgerWrites(ctx context.Context, t *testing.T, direct client.Client, api *ClientBackedAPI) {
+func testLedgerCreationAndSwapConflicts(ctx context.Context, t *testing.T, direct client.Client, api *ClientBackedAPI) {
 	l, err := api.ReadOrCreateLedger(ctx, names.PendingAssignmentsLedger)
 	if err != nil {
 		t.Fatal(err)

@@ -151,9 +151,9 @@ func TestNextLeaderWritesPendingAssignments(t *testing.T) {
 			synctest.Wait()
 			time.Sleep(time.Second)
 			for i := range n {
-				wantAddress(t, s, fmt.Sprint("s", i), fmt.Sprintf("10.0.0.%d", 100+i), names.ReasonAssigned)
+				wantAddressAndReason(t, s, fmt.Sprint("s", i), fmt.Sprintf("10.0.0.%d", 100+i), names.ReasonAssigned)
 			}
-			wantAddress(t, s, "late", "10.0.0.0", names.ReasonAssigned)
+			wantAddressAndReason(t, s, "late", "10.0.0.0", names.ReasonAssigned)
 			if w := s.CountWriteRequestsOfKind("ledger"); w > 3 {
 				t.Errorf("the AddressLedger was written %d times, want once for what is pending and once for the Service that came late", w-1)
 			}
@@ -200,8 +200,8 @@ func TestPendingAssignmentOfLostPoolIsClosed(t *testing.T) {
 		}
 		allow.Store(true)
 		time.Sleep(time.Minute)
-		wantAddress(t, s, "a", "192.0.2.0", names.ReasonAssigned)
-		wantAddress(t, s, "b", "192.0.2.9", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "a", "192.0.2.0", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "b", "192.0.2.9", names.ReasonAssigned)
 		if s.ServiceByKey(serviceKey("a")).ResourceVersion == o.ResourceVersion {
 			t.Error("a has the resourceVersion still on which the address may be written")
 		}
@@ -343,7 +343,7 @@ func TestFailingLedgerTrimDelaysNoAddress(t *testing.T) {
 				}
 				s.CreateService(newLoadBalancer("late"))
 				time.Sleep(time.Second)
-				wantAddress(t, s, "late", "10.0.0.200", names.ReasonAssigned)
+				wantAddressAndReason(t, s, "late", "10.0.0.200", names.ReasonAssigned)
 			})
 		})
 	}
@@ -370,7 +370,7 @@ func TestAddressLedgerIsTrimmedAfterABurst(t *testing.T) {
 		}
 		s.CreateService(newLoadBalancer("late"))
 		time.Sleep(time.Second)
-		wantAddress(t, s, "late", "10.0.0.200", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "late", "10.0.0.200", names.ReasonAssigned)
 	})
 }
 

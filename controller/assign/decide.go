@@ -20,8 +20,8 @@ import (
 // write has ended.
 func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	rec := r.recordByService[l.ObjectKey]
-	if rec != nil && rec.writeInFlight {
-		rec.changedDuringWrite = true
+	if rec != nil && rec.requestInFlight {
+		rec.changedDuringRequest = true
 		return
 	}
 	s, err := r.API.ReadCachedService(ctx, l.ObjectKey)
@@ -37,14 +37,14 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 		r.releaseService(l.ObjectKey, "the Service was deleted")
 		return
 	case s == nil:
-		r.confirmServiceGoneOrUnserved(l.ObjectKey, rec)
+		r.startGoneOrUnservedCheck(l.ObjectKey, rec)
 		return
 	case rec != nil && pendingwrites.ParseResourceVersion(s.ResourceVersion) < rec.newestResourceVersion:
 		// The cache is behind; its next event queues the Service again. Or the AddressLedger is
 		// from a backup, with a resourceVersion that this API server has never issued: ask the API
 		// server.
 		if r.ledgerWriter.pendingWrites.HasPendingOnLaterResourceVersion(l.ObjectKey, s.ResourceVersion) {
-			r.confirmServiceGoneOrUnserved(l.ObjectKey, rec)
+			r.startGoneOrUnservedCheck(l.ObjectKey, rec)
 		}
 		return
 	case rec != nil && rec.uid != s.UID:
@@ -75,17 +75,17 @@ func (r *ServiceWorker) decideService(ctx context.Context, l serviceToDecide) {
 	r.carryOutDecision(ctx, s, &v, r.decideConsideringRetirement(&v))
 }
 
-// confirmServiceGoneOrUnserved asks the API server itself about a Service before its addresses are
+// startGoneOrUnservedCheck asks the API server itself about a Service before its addresses are
 // released.
-func (r *ServiceWorker) confirmServiceGoneOrUnserved(k view.ObjectKey, rec *serviceRecord) {
-	rec.writeInFlight = true
-	r.apiTaskQueue.enqueueTask(&confirmGoneOrUnservedTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
+func (r *ServiceWorker) startGoneOrUnservedCheck(k view.ObjectKey, rec *serviceRecord) {
+	rec.requestInFlight = true
+	r.apiTaskQueue.enqueueTask(&goneOrUnservedCheckTask{service: k, ledgerBuildNumber: r.ledgerBuildNumber})
 }
 
 // handleGoneOrUnservedAnswer handles the answer. An answer from before the Ledger was rebuilt is
 // ignored.
-func (r *ServiceWorker) handleGoneOrUnservedAnswer(c *confirmGoneOrUnservedTask, now *corev1.Service, err error) {
-	rec := r.endWriteInFlightOfService(c.service)
+func (r *ServiceWorker) handleGoneOrUnservedAnswer(c *goneOrUnservedCheckTask, now *corev1.Service, err error) {
+	rec := r.endRequestOfService(c.service)
 	switch {
 	case err != nil:
 		rec.consecutiveFailures++
@@ -117,13 +117,13 @@ func (r *ServiceWorker) handleGoneOrUnservedAnswer(c *confirmGoneOrUnservedTask,
 	}
 }
 
-// endWriteInFlightOfService ends a write in flight. If the Service has changed meanwhile, it is
+// endRequestOfService ends a write in flight. If the Service has changed meanwhile, it is
 // queued again.
-func (r *ServiceWorker) endWriteInFlightOfService(k view.ObjectKey) *serviceRecord {
+func (r *ServiceWorker) endRequestOfService(k view.ObjectKey) *serviceRecord {
 	rec := r.recordByService[k]
-	rec.writeInFlight = false
-	if rec.changedDuringWrite {
-		rec.changedDuringWrite = false
+	rec.requestInFlight = false
+	if rec.changedDuringRequest {
+		rec.changedDuringRequest = false
 		r.workQueue.addChangedServices(k)
 	}
 	return rec
@@ -148,7 +148,7 @@ func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *servi
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
 		commitHoldableAddresses(r.ledger, v, addresses)
 		if slices.ContainsFunc(held.Addresses, func(a netip.Addr) bool { return !slices.Contains(addresses, a) }) {
-			r.configurationStatusWriter.needsComparison = true
+			r.poolOrReservationStatusWriter.needsComparison = true
 		}
 	}
 	return true
@@ -169,7 +169,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 	}
 	d.Text = keepPublishedWaitForLeaderText(s, d.Reason, d.Text)
 	if r.LeaderAbsence != nil {
-		d.Text += r.LeaderAbsence().describeWait(s)
+		d.Text += r.LeaderAbsence().describeWaitOfService(s)
 	}
 	if d.Reason == names.ReasonAssigned && !d.DecideAgainWhenAddressesFree {
 		r.waitingServices.removeService(v.Key)
@@ -202,9 +202,9 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 		}
 	}
 	if len(d.AddressesToProbe) == 0 {
-		r.ledger.HoldUntilWritten(v, unionAddresses(w.assignmentBefore.Addresses, d.Addresses), w.poolToRecord)
+		r.ledger.CommitUnwrittenAssignment(v, unionAddresses(w.assignmentBefore.Addresses, d.Addresses), w.poolToRecord)
 	}
-	r.recordByService[v.Key].writeInFlight = true
+	r.recordByService[v.Key].requestInFlight = true
 	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.pendingWrites.AddressLedgerContainsPending(w.pendingEntry()) {
 		r.stageWriteUntilInAddressLedger(w)
 		return
@@ -256,7 +256,7 @@ func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	r.ledgerWriter.pendingWrites.ClosePendingWithBase(k, "")
 	if freed := r.ledger.ReleaseService(k); len(freed) > 0 {
 		r.Log.Info("addresses released", "service", k.String(), "addresses", freed, "cause", why)
-		r.configurationStatusWriter.needsComparison = true
+		r.poolOrReservationStatusWriter.needsComparison = true
 	}
 }
 
@@ -281,10 +281,10 @@ func (r *ServiceWorker) clearStatusOfUnservedService(s *corev1.Service, v *view.
 		w.serviceAfter, w.onlyChangesResourceVersion = withBumpedCondition(s, names.ReasonNotLoadBalancer, r.Now()), true
 	case areStatusAndAnnotationsEqual(s, w.serviceAfter):
 		// There is nothing to write that would confirm it.
-		r.confirmServiceGoneOrUnserved(v.Key, rec)
+		r.startGoneOrUnservedCheck(v.Key, rec)
 		return
 	}
-	rec.writeInFlight = true
+	rec.requestInFlight = true
 	r.apiTaskQueue.enqueueTask(w)
 }
 

@@ -36,7 +36,7 @@ type deferredEventQueue struct {
 type deferredEvent struct {
 	about              *corev1.Service
 	kind, reason, text string
-	since              time.Time
+	queuedAt           time.Time
 }
 
 // addEvent adds an event.
@@ -53,7 +53,7 @@ func (d *deferredEventQueue) recordDueEvents(now time.Time, hasOtherWork func() 
 	if hasOtherWork() {
 		d.lastOtherWorkTime = now
 	}
-	due := d.queuedEvents[0].since.Add(maxEventDelay)
+	due := d.queuedEvents[0].queuedAt.Add(maxEventDelay)
 	if quiet := d.lastOtherWorkTime.Add(deferredEventsIdleDelay); quiet.Before(due) {
 		due = quiet
 	}
@@ -62,7 +62,7 @@ func (d *deferredEventQueue) recordDueEvents(now time.Time, hasOtherWork func() 
 	}
 	if !due.After(now) {
 		n := min(len(d.queuedEvents), maxEventsPerBatch)
-		d.recordFirstEvents(n)
+		d.recordOldestEvents(n)
 		d.lastBatchTime, due = now, now.Add(eventBatchInterval)
 	}
 	if len(d.queuedEvents) > 0 {
@@ -70,8 +70,8 @@ func (d *deferredEventQueue) recordDueEvents(now time.Time, hasOtherWork func() 
 	}
 }
 
-// recordFirstEvents records the first n events.
-func (d *deferredEventQueue) recordFirstEvents(n int) {
+// recordOldestEvents records the first n events.
+func (d *deferredEventQueue) recordOldestEvents(n int) {
 	for _, e := range d.queuedEvents[:n] {
 		d.recordEvent(e.about, e.kind, e.reason, e.text)
 	}
@@ -83,5 +83,5 @@ func (d *deferredEventQueue) recordFirstEvents(n int) {
 
 // hasServiceWork says whether a Service is to be decided or written.
 func (r *ServiceWorker) hasServiceWork() bool {
-	return len(r.ledgerWriter.writesAwaitingLedgerEntry) > 0 || r.apiTaskQueue.countUnfinishedTasks() > 0 || !r.workQueue.isEmpty()
+	return len(r.ledgerWriter.writesAwaitingLedgerEntry) > 0 || r.apiTaskQueue.countUnfinishedTasks() > 0 || !r.workQueue.hasNoQueuedServices()
 }

@@ -168,7 +168,7 @@ func TestUnknownAnnotationIsReported(t *testing.T) {
 		o.Annotations = map[string]string{"metallb.io/allow-shared": "k"}
 		s.CreateService(o)
 		time.Sleep(time.Second)
-		wantAddress(t, s, "a", "192.0.2.0", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "a", "192.0.2.0", names.ReasonAssigned)
 		const want = "the annotation metallb.io/allow-shared is unknown and ignored: did you mean metallb.io/allow-shared-ip?"
 		if text := meta.FindStatusCondition(s.ServiceByKey(serviceKey("a")).Status.Conditions, names.ConditionAddressAssigned).Message; !strings.Contains(text, want) {
 			t.Errorf("the condition says %q", text)

@@ -137,8 +137,8 @@ func addressAssignedConditionReason(s *corev1.Service) names.Reason {
 	return ""
 }
 
-// wantAddress checks the address of a Service; empty means none.
-func wantAddress(t *testing.T, s *apitest.Server, name, addr string, why names.Reason) {
+// wantAddressAndReason checks the address of a Service; empty means none.
+func wantAddressAndReason(t *testing.T, s *apitest.Server, name, addr string, why names.Reason) {
 	t.Helper()
 	o := s.ServiceByKey(serviceKey(name))
 	if o == nil {

@@ -29,13 +29,13 @@ const invalidateUnrecordedWritesTimeout = 75 * time.Second
 // cluster needs more than one attempt.
 type unrecordedWritesInvalidator struct {
 	ServiceWorkerOptions
-	isServed func(*view.Service) bool
+	isServiceServed func(*view.Service) bool
 	// recordOutcome counts a write. It is called from many goroutines.
 	recordOutcome func(writeOutcome)
 	// ledgerResourceVersion is the resourceVersion of that AddressLedger, begun when it was first
 	// read.
 	ledgerResourceVersion string
-	firstReadAt           time.Time
+	ledgerFirstReadAt     time.Time
 	// invalidatedServices are the Services without an unlisted write.
 	invalidatedServices map[view.ObjectKey]struct{}
 }
@@ -47,7 +47,7 @@ func (c *unrecordedWritesInvalidator) ensureLedgerIsComplete(ctx context.Context
 		return object, nil
 	}
 	if c.ledgerResourceVersion != object.ResourceVersion {
-		c.ledgerResourceVersion, c.firstReadAt, c.invalidatedServices = object.ResourceVersion, c.Now(), map[view.ObjectKey]struct{}{}
+		c.ledgerResourceVersion, c.ledgerFirstReadAt, c.invalidatedServices = object.ResourceVersion, c.Now(), map[view.ObjectKey]struct{}{}
 	}
 	if err := c.invalidateUnrecordedWrites(ctx); err != nil {
 		return nil, err
@@ -75,7 +75,7 @@ func (c *unrecordedWritesInvalidator) invalidateUnrecordedWrites(ctx context.Con
 		isFirstStart = isFirstStart && meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned) == nil
 		v := view.FromService(s)
 		// No more than is needed is copied, because there may be many.
-		if _, done := c.invalidatedServices[v.Key]; c.isServed(&v) && !done {
+		if _, done := c.invalidatedServices[v.Key]; c.isServiceServed(&v) && !done {
 			open = append(open, &corev1.Service{
 				ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion, Generation: s.Generation},
 				Status:     *s.Status.DeepCopy(),
@@ -91,7 +91,7 @@ func (c *unrecordedWritesInvalidator) invalidateUnrecordedWrites(ctx context.Con
 	case ctx.Err() != nil:
 		return fmt.Errorf("giving %d Services another resourceVersion, because the AddressLedger is incomplete: %w", len(open), ctx.Err())
 	case err == nil:
-	case c.Now().Sub(c.firstReadAt) < invalidateUnrecordedWritesTimeout:
+	case c.Now().Sub(c.ledgerFirstReadAt) < invalidateUnrecordedWritesTimeout:
 		return fmt.Errorf("%d Services do not get another resourceVersion, which is needed because the AddressLedger is incomplete: %w", failed, err)
 	default:
 		c.Log.Error("Services do not get another resourceVersion, although the AddressLedger is incomplete; earlier writes to them have probably ended", "services", failed, "error", err, "duration", invalidateUnrecordedWritesTimeout)
@@ -109,7 +109,7 @@ func (c *unrecordedWritesInvalidator) bumpResourceVersions(ctx context.Context, 
 		g.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 			defer cancel()
-			_, err := c.API.PatchServiceStatus(ctx, s, withBumpedCondition(s, names.ReasonNoAddress, c.Now()))
+			_, err := c.API.PatchStatusAndAnnotations(ctx, s, withBumpedCondition(s, names.ReasonNoAddress, c.Now()))
 			o := outcomeOfError(err)
 			mu.Lock()
 			defer mu.Unlock()

@@ -22,9 +22,9 @@ const minReportedWaitForLeaderDelay = 3 * time.Second
 // leaderAbsenceTextPrefix begins what the text of a Service says about the absence of a leader.
 const leaderAbsenceTextPrefix = "; the Service waited "
 
-// describeWait says how long the Service waited because no controller led. It is empty if another
-// leader already knew the Service.
-func (a LeaderAbsence) describeWait(s *corev1.Service) string {
+// describeWaitOfService says how long the Service waited because no controller led. It is empty if
+// another leader already knew the Service.
+func (a LeaderAbsence) describeWaitOfService(s *corev1.Service) string {
 	created := s.CreationTimestamp.Time // in whole seconds, rounded down
 	if a.Since.IsZero() || created.Before(a.Since.Truncate(time.Second)) || hasOurStatusOrAnnotations(s) {
 		return ""

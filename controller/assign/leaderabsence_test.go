@@ -62,15 +62,15 @@ func TestServiceSaysThatItWaitedForALeader(t *testing.T) {
 	})
 }
 
-// TestWaitTextOfServiceCreatedInSecondOfLastRenewal has a creation time that the API server rounded
+// TestServiceOfLastRenewalSecondHasWaitText has a creation time that the API server rounded
 // down to before the last renewal of the Lease.
-func TestWaitTextOfServiceCreatedInSecondOfLastRenewal(t *testing.T) {
+func TestServiceOfLastRenewalSecondHasWaitText(t *testing.T) {
 	second := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	absence := LeaderAbsence{Since: second.Add(300 * time.Millisecond), Until: second.Add(10 * time.Second)}
 	for created, want := range map[time.Time]bool{second: true, second.Add(-time.Second): false} {
 		s := newLoadBalancer("web")
 		s.CreationTimestamp = metav1.NewTime(created)
-		if got := absence.describeWait(s); (got != "") != want {
+		if got := absence.describeWaitOfService(s); (got != "") != want {
 			t.Errorf("created at %s: the text is %q, want one: %v", created.Format(time.TimeOnly), got, want)
 		}
 	}

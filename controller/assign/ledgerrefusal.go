@@ -154,7 +154,7 @@ func (r *ServiceWorker) abandonWriteRefusedByLedger(w *serviceStatusWriteTask, e
 	failed := &serviceStatusWriteTask{service: w.service, serviceBefore: w.serviceBefore, decision: d, poolToRecord: d.PoolOfFirstAddress, assignmentBefore: w.assignmentBefore, ledgerBuildNumber: w.ledgerBuildNumber}
 	failed.serviceAfter = withDecidedStatus(w.serviceBefore, d, d.PoolOfFirstAddress)
 	if areStatusAndAnnotationsEqual(failed.serviceBefore, failed.serviceAfter) {
-		r.endWriteInFlightOfService(w.service.Key)
+		r.endRequestOfService(w.service.Key)
 		r.revertLedgerToServiceStatus(w, w.serviceBefore)
 		return
 	}

@@ -208,7 +208,7 @@ func TestOnceRefusedForeignAssignmentIsWrittenToFreeRoom(t *testing.T) {
 		defer c.stopAndWait()
 		s.CreateService(newLoadBalancer("x"))
 		time.Sleep(10 * time.Second)
-		wantAddress(t, s, "x", "", names.ReasonWriteFailed)
+		wantAddressAndReason(t, s, "x", "", names.ReasonWriteFailed)
 		s.RefuseLedgerWrites(nil)
 		writePendingAsOtherController(t, apitest.NewClient(s, nil), newPendingAssignment("x", s.ServiceByKey(serviceKey("x")).ResourceVersion, parseAddresses("10.0.0.0")...))
 		s.CreateService(newLoadBalancer("y"))

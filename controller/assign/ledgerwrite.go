@@ -20,10 +20,10 @@ const (
 	maxQueuedTasksToStartSwap = maxTasksInFlight
 	// minWritesToSwapWithoutWaiting is how many writes a batch needs so that its swap does not wait
 	// for the status writes of the last batch: with so many, the swap is less than a tenth of what
-	// the API server has to do for them. maxUnfinishedTasksPerWrite is how many requests may be
-	// unfinished then for each write of the batch.
-	minWritesToSwapWithoutWaiting = 16
-	maxUnfinishedTasksPerWrite    = 2
+	// the API server has to do for them. maxUnfinishedTasksPerBatchedWrite is how many requests may
+	// be unfinished then for each write of the batch.
+	minWritesToSwapWithoutWaiting     = 16
+	maxUnfinishedTasksPerBatchedWrite = 2
 	// minWritesToStartBatchingSwaps is how many Services must come during one swap before the next
 	// swap waits for the status writes of the last batch. If fewer than
 	// minWritesToKeepBatchingSwaps come until these are answered, no swap waits any more.
@@ -98,7 +98,7 @@ func (j *ledgerWriter) updateIsBatchingSwaps() {
 func (j *ledgerWriter) largerBatchDelay(now time.Time, q *apiTaskQueue) time.Duration {
 	staged := min(len(j.writesAwaitingLedgerEntry), maxWritesPerSwap)
 	mustBeSmall := j.maxWritesWhileFindingRefused > 0 || j.mustOmitEarlierEntries || j.canOnlyWriteRefused()
-	isLarge := staged >= minWritesToSwapWithoutWaiting && staged*maxUnfinishedTasksPerWrite >= q.countUnfinishedTasks()
+	isLarge := staged >= minWritesToSwapWithoutWaiting && staged*maxUnfinishedTasksPerBatchedWrite >= q.countUnfinishedTasks()
 	if mustBeSmall || isLarge || !j.isBatchingSwaps || j.unansweredWritesOfLastBatch == 0 {
 		return 0
 	}
@@ -129,9 +129,9 @@ func (r *ServiceWorker) startLedgerSwap(ctx context.Context, batch []*serviceSta
 	j := &r.ledgerWriter
 	j.writesInSwap = len(batch)
 	s := &ledgerSwapTask{writes: batch, ledgerObject: &v1alpha1.AddressLedger{TypeMeta: j.ledgerObject.TypeMeta, ObjectMeta: *j.ledgerObject.ObjectMeta.DeepCopy(), Spec: j.ledgerObject.Spec}}
-	entries, all := pendingEntriesOfWrites(batch), j.pendingWrites.MergePendingWithBatch
+	entries, all := pendingEntriesOfWrites(batch), j.pendingWrites.ListPendingMergedWithBatch
 	if s.omitsEarlierEntries = j.mustOmitEarlierEntries && len(batch) > 0; s.omitsEarlierEntries {
-		all, j.mustOmitEarlierEntries = j.pendingWrites.PendingOfBatchOnly, false
+		all, j.mustOmitEarlierEntries = j.pendingWrites.ListPendingOfBatchOnly, false
 	}
 	spec := &s.ledgerObject.Spec
 	spec.Writer, spec.Pending, spec.Incomplete = r.LedgerWriterIdentity, encodePendingEntries(all(entries)), s.omitsEarlierEntries || j.pendingWrites.CountOmittedFromAddressLedger() > 0
@@ -147,7 +147,7 @@ func (r *ServiceWorker) reportLedgerFull() {
 		return
 	}
 	j.fullLedgerLogged = true
-	r.workerState.countLedgerFull()
+	r.workerState.incrementLedgerFullCount()
 	r.Log.Info("the AddressLedger is full of open pending assignments; further Services wait until some of those are written",
 		"ledger", r.ledgerLogName(), "pending", j.pendingWrites.CountPending(), "waiting", len(j.writesAwaitingLedgerEntry))
 }
@@ -183,7 +183,7 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 // remainingRoom returns how many more Services the object may have, and how many more bytes.
 func (j *ledgerWriter) remainingRoom() (services, bytes int) {
 	services, bytes = j.maxPendingServices+j.pendingWrites.CountOmittedFromAddressLedger()-j.pendingWrites.CountPending(), maxPendingBytes
-	for _, i := range j.pendingWrites.MergePendingWithBatch(nil) {
+	for _, i := range j.pendingWrites.ListPendingMergedWithBatch(nil) {
 		bytes -= encodedSizeOfPending(i)
 	}
 	return services, bytes
@@ -202,7 +202,7 @@ func encodedSizeOfPending(i pendingwrites.PendingStatusWrite) int {
 // work and the object has many of them, because they would mislead its readers.
 func (r *ServiceWorker) removeClosedEntriesWhenIdle(ctx context.Context) {
 	j := &r.ledgerWriter
-	if len(j.ledgerObject.Spec.Pending)-j.pendingWrites.CountPending() < closedEntriesForLedgerTrim || r.apiTaskQueue.countUnfinishedTasks() > 0 || !r.workQueue.isEmpty() {
+	if len(j.ledgerObject.Spec.Pending)-j.pendingWrites.CountPending() < closedEntriesForLedgerTrim || r.apiTaskQueue.countUnfinishedTasks() > 0 || !r.workQueue.hasNoQueuedServices() {
 		return
 	}
 	now := r.Now()

@@ -29,7 +29,7 @@ func (r *ServiceWorker) loadLedgerOrRetry(ctx context.Context) {
 		r.Metrics.reloadsByCause.WithLabelValues(r.reloadCause).Inc()
 		r.consecutiveLoadFailures = 0
 		r.ledgerLoaded.Store(true)
-		r.configurationStatusWriter.needsComparison = true
+		r.poolOrReservationStatusWriter.needsComparison = true
 		return
 	}
 	r.Metrics.failedReloadsByCause.WithLabelValues(r.reloadCause).Inc()
@@ -69,7 +69,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 	versions := map[view.ObjectKey]string{}
 	open := pendingwrites.NewSet(intents)
 	if before := r.ledgerWriter.pendingWrites; before != nil {
-		open.KeepPendingOfEarlierSet(before)
+		open.AddPendingOfEarlierSet(before)
 	}
 	shown := map[view.ObjectKey]struct{}{} // the Services with a pending assignment
 	// those of them that this controller does not serve
@@ -128,20 +128,20 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 // among those that were read.
 func (r *ServiceWorker) replaceServiceRecords(seen map[view.ObjectKey]*serviceRecord) {
 	for _, w := range r.ledgerWriter.writesAwaitingLedgerEntry {
-		r.recordByService[w.service.Key].writeInFlight = false
+		r.recordByService[w.service.Key].requestInFlight = false
 	}
 	r.ledgerWriter.writesAwaitingLedgerEntry, r.ledgerWriter.mustOmitEarlierEntries = nil, false
 	for k, old := range r.recordByService {
 		switch now := seen[k]; {
 		case now != nil:
-			now.writeInFlight, now.changedDuringWrite, now.consecutiveFailures = old.writeInFlight, old.changedDuringWrite, old.consecutiveFailures
+			now.requestInFlight, now.changedDuringRequest, now.consecutiveFailures = old.requestInFlight, old.changedDuringRequest, old.consecutiveFailures
 			if old.uid == now.uid {
 				now.newestResourceVersion, now.ledgerEntryRefused = max(now.newestResourceVersion, old.newestResourceVersion), old.ledgerEntryRefused
 				if !old.waitingSince.IsZero() && !now.waitingSince.IsZero() {
 					now.waitingSince = old.waitingSince
 				}
 			}
-		case old.writeInFlight:
+		case old.requestInFlight:
 			seen[k] = old
 		default:
 			r.waitingServices.removeService(k)

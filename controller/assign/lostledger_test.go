@@ -103,7 +103,7 @@ func testDeletedLedgerOfKilledLeader(t *testing.T, s *apitest.Server, nextLife t
 	c = startController(t, s, newSlowAPIServerDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "fourth"})
 	time.Sleep(time.Minute)
 	for i := range 20 {
-		wantAddress(t, s, fmt.Sprint("late", i), fmt.Sprint("10.0.0.", i), names.ReasonAssigned)
+		wantAddressAndReason(t, s, fmt.Sprint("late", i), fmt.Sprint("10.0.0.", i), names.ReasonAssigned)
 		if a := firstAddress(s.ServiceByKey(serviceKey(fmt.Sprint("s", i)))); a.IsValid() {
 			t.Errorf("s%d was given %s by a write of the dead leader", i, a)
 		}
@@ -168,7 +168,7 @@ func TestServiceWithWipedStatusKeepsAddressWhileRepairIsRefused(t *testing.T) {
 				time.Sleep(time.Second)
 				s.CreateService(newLoadBalancer("other"))
 				time.Sleep(time.Second)
-				wantAddress(t, s, "s", "10.0.0.1", names.ReasonAssigned)
+				wantAddressAndReason(t, s, "s", "10.0.0.1", names.ReasonAssigned)
 				switch refused {
 				case "status":
 					s.RefuseServiceWrites(func(o *corev1.Service) error {
@@ -185,7 +185,7 @@ func TestServiceWithWipedStatusKeepsAddressWhileRepairIsRefused(t *testing.T) {
 				s.RefuseServiceWrites(nil)
 				s.RefuseLedgerWrites(nil)
 				time.Sleep(time.Minute)
-				wantAddress(t, s, "s", "10.0.0.1", names.ReasonAssigned)
+				wantAddressAndReason(t, s, "s", "10.0.0.1", names.ReasonAssigned)
 			})
 		})
 	}

@@ -38,7 +38,7 @@ func TestAddressesOfAPendingWriteAreNotGivenAway(t *testing.T) {
 		writePendingAsOtherController(t, lost, newPendingAssignment("d", d.ResourceVersion, assigned...))
 		after := d.DeepCopy()
 		after.Status.LoadBalancer.Ingress = ingressEntriesOfAddresses("192.0.2.0", "fd00:1::1")
-		go func() { _, _ = lost.PatchServiceStatus(context.Background(), d, after) }()
+		go func() { _, _ = lost.PatchStatusAndAnnotations(context.Background(), d, after) }()
 		time.Sleep(time.Second)
 		var written atomic.Bool
 		c := startController(t, s, func(what string) apitest.Delivery {
@@ -77,10 +77,10 @@ func TestAddressDroppedFromAStatusGoesToAWaitingService(t *testing.T) {
 		time.Sleep(time.Second)
 		s.CreateService(newLoadBalancer("b"))
 		time.Sleep(time.Second)
-		wantAddress(t, s, "b", "", names.ReasonPoolExhausted)
+		wantAddressAndReason(t, s, "b", "", names.ReasonPoolExhausted)
 		s.EditService(serviceKey("a"), func(o *corev1.Service) { o.Status.LoadBalancer.Ingress[0].IP = "198.51.100.1" })
 		time.Sleep(time.Minute)
-		wantAddress(t, s, "b", "192.0.2.0", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "b", "192.0.2.0", names.ReasonAssigned)
 	})
 }
 
@@ -117,7 +117,7 @@ func TestNoWriteReliesOnPendingAssignmentOfOtherController(t *testing.T) {
 			t.Errorf("the other controller can remove the assignment while a write relies on it: %v", err)
 		}
 		time.Sleep(10 * time.Second)
-		wantAddress(t, s, "d", "192.0.2.0", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "d", "192.0.2.0", names.ReasonAssigned)
 	})
 }
 
@@ -147,7 +147,7 @@ func TestAddressPendingForOtherClassIsNotGivenAway(t *testing.T) {
 				o.isAddressChangeAllowed[serviceKey("d")] = true
 				after := d.DeepCopy()
 				after.Status.LoadBalancer.Ingress = ingressEntriesOfAddresses("192.0.2.0")
-				go func() { _, _ = lost.PatchServiceStatus(context.Background(), d, after) }()
+				go func() { _, _ = lost.PatchStatusAndAnnotations(context.Background(), d, after) }()
 				c := startController(t, s, func(what string) apitest.Delivery {
 					if what == "service" {
 						return apitest.Delivery{RequestDelay: 500 * time.Millisecond}

@@ -31,7 +31,7 @@ func (r *ServiceWorker) applyConfiguration() bool {
 	}
 	r.configuration = now
 	r.retirementScheduler.updateRetiringPools(now.Snapshot.Pools)
-	r.configurationStatusWriter.needsComparison = true
+	r.poolOrReservationStatusWriter.needsComparison = true
 	if reflect.DeepEqual(before.Snapshot.Pools, now.Snapshot.Pools) && reflect.DeepEqual(before.Snapshot.Reservations, now.Snapshot.Reservations) {
 		return true // for example a namespace that no pool selects
 	}
@@ -43,10 +43,10 @@ func (r *ServiceWorker) applyConfiguration() bool {
 // minPoolStatusWriteInterval bounds how often the status of a pool is written.
 const minPoolStatusWriteInterval = 2 * time.Second
 
-// configurationStatusWriter owns when the status of pools and reservations is compared and written.
-// The worker calls it once per turn, after its decisions, and with the result of each write. All
-// its methods run on the worker's goroutine.
-type configurationStatusWriter struct {
+// poolOrReservationStatusWriter owns when the status of pools and reservations is compared and
+// written. The worker calls it once per turn, after its decisions, and with the result of each
+// write. All its methods run on the worker's goroutine.
+type poolOrReservationStatusWriter struct {
 	api          WorkerAPI
 	log          *slog.Logger
 	workQueue    *workQueue
@@ -61,11 +61,12 @@ type configurationStatusWriter struct {
 	writesInFlightCount int
 }
 
-// writeChangedStatuses writes the counters and conditions of pools and reservations that are wrong.
-// It also carries out the annotation that ends cool-downs and quarantines, because the status says
-// which value of it was carried out. It returns true when an address became free by that.
-func (c *configurationStatusWriter) writeChangedStatuses(ctx context.Context, now time.Time, l *allocate.Ledger, config *configurationreader.Configuration, retiring *retirementScheduler) (freed bool) {
-	c.needsComparison = c.workQueue.takeConfigurationStatusChanged() || c.needsComparison
+// writeStatusesAndFreeAddresses writes the counters and conditions of pools and reservations that
+// are wrong. It also carries out the annotation that ends cool-downs and quarantines, because the
+// status says which value of it was carried out. It returns true when an address became free by
+// that.
+func (c *poolOrReservationStatusWriter) writeStatusesAndFreeAddresses(ctx context.Context, now time.Time, l *allocate.Ledger, config *configurationreader.Configuration, retiring *retirementScheduler) (freed bool) {
+	c.needsComparison = c.workQueue.takePoolOrReservationChanged() || c.needsComparison
 	if !c.needsComparison || c.writesInFlightCount > 0 {
 		return false
 	}
@@ -82,7 +83,7 @@ func (c *configurationStatusWriter) writeChangedStatuses(ctx context.Context, no
 	}
 	c.needsComparison, c.writeTimerSet, c.lastComparedAt = err != nil, false, now
 	for i := range o.Pools {
-		freed = c.liftWithheldAddresses(&o.Pools[i], l, config.Snapshot) || freed
+		freed = c.freeWithheldAddressesByAnnotation(&o.Pools[i], l, config.Snapshot) || freed
 		c.writePoolStatus(&o.Pools[i], l, config, retiring)
 	}
 	for i := range o.Reservations {
@@ -91,19 +92,19 @@ func (c *configurationStatusWriter) writeChangedStatuses(ctx context.Context, no
 	return freed
 }
 
-// liftWithheldAddresses carries out the annotation of a pool that ends cool-downs and quarantines,
-// if its value is new. It returns true when an address became free.
-func (c *configurationStatusWriter) liftWithheldAddresses(p *v1beta1.IPAddressPool, l *allocate.Ledger, snap *snapshot.Snapshot) bool {
+// freeWithheldAddressesByAnnotation carries out the annotation of a pool that ends cool-downs and
+// quarantines, if its value is new. It returns true when an address became free.
+func (c *poolOrReservationStatusWriter) freeWithheldAddressesByAnnotation(p *v1beta1.IPAddressPool, l *allocate.Ledger, snap *snapshot.Snapshot) bool {
 	parsed := snap.PoolByName(p.Name)
 	if parsed == nil || parsed.LiftWithheldValue == "" || p.Status.Gantry != nil && p.Status.Gantry.LiftedWithheld == parsed.LiftWithheldValue {
 		return false
 	}
-	freed := l.LiftWithheldAddresses(parsed)
+	freed := l.FreeWithheldAddressesNamedByPool(parsed)
 	c.log.Info("the cool-down and the quarantine of addresses end by the annotation of their pool", "pool", p.Name, "value", parsed.LiftWithheldValue, "addresses", freed)
 	return len(freed) > 0
 }
 
-func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l *allocate.Ledger, config *configurationreader.Configuration, retiring *retirementScheduler) {
+func (c *poolOrReservationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l *allocate.Ledger, config *configurationreader.Configuration, retiring *retirementScheduler) {
 	parsed := config.Snapshot.PoolByName(p.Name)
 	if parsed == nil { // newer than the configuration that was read: the next one has it
 		return
@@ -127,31 +128,33 @@ func (c *configurationStatusWriter) writePoolStatus(p *v1beta1.IPAddressPool, l 
 	}
 	p = p.DeepCopy()
 	p.Status = after
-	c.startStatusWrite(&configurationStatusWriteTask{"a pool", "pool", p.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdatePoolStatus(ctx, p) }})
+	c.startStatusWrite(&poolOrReservationStatusWriteTask{"a pool", "pool", p.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdatePoolStatus(ctx, p) }})
 }
 
-// configurationStatusWriteTask writes the status of one configuration object.
-type configurationStatusWriteTask struct {
+// poolOrReservationStatusWriteTask writes the status of one configuration object.
+type poolOrReservationStatusWriteTask struct {
 	// For the log: an article and a noun, the log key of the name, and the name of the object.
 	objectKindForLog, logKey, objectName string
 	updateStatus                         func(ctx context.Context, api WorkerAPI) error
 }
 
 // startStatusWrite starts it.
-func (c *configurationStatusWriter) startStatusWrite(w *configurationStatusWriteTask) {
+func (c *poolOrReservationStatusWriter) startStatusWrite(w *poolOrReservationStatusWriteTask) {
 	c.writesInFlightCount++
 	c.apiTaskQueue.enqueueTask(w)
 }
 
 // runTask implements apiRequestTask. After a conflict the object, which was just edited, is
 // compared again.
-func (w *configurationStatusWriteTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
+func (w *poolOrReservationStatusWriteTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	err := w.updateStatus(ctx, api)
-	return func(_ context.Context, r *ServiceWorker) { r.configurationStatusWriter.handleStatusWriteResult(w, err) }
+	return func(_ context.Context, r *ServiceWorker) {
+		r.poolOrReservationStatusWriter.handleStatusWriteResult(w, err)
+	}
 }
 
 // handleStatusWriteResult handles the result of a write.
-func (c *configurationStatusWriter) handleStatusWriteResult(w *configurationStatusWriteTask, err error) {
+func (c *poolOrReservationStatusWriter) handleStatusWriteResult(w *poolOrReservationStatusWriteTask, err error) {
 	c.writesInFlightCount--
 	if err == nil || apierrors.IsNotFound(err) {
 		return

@@ -32,11 +32,11 @@ type addressProber struct {
 	workQueue    *workQueue
 	apiTaskQueue *apiTaskQueue
 
-	openProbeByAddress map[netip.Addr]*unansweredProbe
+	openProbeByAddress map[netip.Addr]*openAddressProbe
 }
 
-// unansweredProbe is the probe of one address.
-type unansweredProbe struct {
+// openAddressProbe is the probe of one address.
+type openAddressProbe struct {
 	service view.ObjectKey
 	// objectUID is that of the object; a result in an object with another uid is old.
 	objectUID types.UID
@@ -68,7 +68,7 @@ func (p *addressProber) createAndDeleteProbes(ctx context.Context, now time.Time
 	for a, w := range proposed {
 		probe := p.openProbeByAddress[a]
 		if probe == nil {
-			probe = &unansweredProbe{service: w.ServiceThatMayHoldIt}
+			probe = &openAddressProbe{service: w.ServiceThatMayHoldIt}
 			p.openProbeByAddress[a] = probe
 		}
 		old := probe.objectUID != "" && now.Sub(probe.createdAt) >= probeRecreationInterval
@@ -117,11 +117,11 @@ func (p *addressProber) readProbeAnswers(ctx context.Context, l *allocate.Ledger
 		probe := p.openProbeByAddress[a]
 		switch {
 		case probe == nil:
-			p.openProbeByAddress[a] = &unansweredProbe{writeInFlight: true}
+			p.openProbeByAddress[a] = &openAddressProbe{writeInFlight: true}
 			p.apiTaskQueue.enqueueTask(&probeWriteTask{address: a})
 		case probe.writeInFlight || probe.objectUID != o.UID:
 		case o.Status.Outcome == v1alpha1.ProbeOutcomeSilent:
-			l.RecordUnansweredAcquireProbe(a)
+			l.RecordAcquireProbeFoundNoHost(a)
 			p.workQueue.addChangedServices(probe.service)
 		case o.Status.Outcome == v1alpha1.ProbeOutcomeAnswered:
 			if p.quarantineAddress(ctx, l, a, o) {

@@ -17,7 +17,7 @@ import (
 // probingPoolSpec returns a pool with acquire probes.
 func probingPoolSpec(addresses ...string) v1beta1.IPAddressPoolSpec {
 	p := poolSpec(addresses...)
-	p.Gantry = &v1beta1.PoolExtension{Probe: &v1beta1.PoolProbe{Quarantine: &metav1.Duration{Duration: time.Hour}}}
+	p.Gantry = &v1beta1.PoolExtension{Probe: &v1beta1.PoolAcquireProbe{Quarantine: &metav1.Duration{Duration: time.Hour}}}
 	return p
 }
 
@@ -41,7 +41,7 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 		c := startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
-		wantAddress(t, s, "a", "", names.ReasonProbing)
+		wantAddressAndReason(t, s, "a", "", names.ReasonProbing)
 		wantOpenProbes(t, s, "192.0.2.0")
 		if p := s.AllProbes()[0].Spec; p.Pool != "p" || p.Service.Name != "a" || p.Address != "192.0.2.0" {
 			t.Errorf("the question is %+v", p)
@@ -49,12 +49,12 @@ func TestAddressIsProbedBeforeItIsAssigned(t *testing.T) {
 		s.WriteProbeResultAsSpeaker("192.0.2.0", v1alpha1.ProbeOutcomeAnswered, "02:00:00:00:00:01")
 		c.NotifyProbesChanged()
 		time.Sleep(time.Second)
-		wantAddress(t, s, "a", "", names.ReasonProbing)
+		wantAddressAndReason(t, s, "a", "", names.ReasonProbing)
 		wantOpenProbes(t, s, "192.0.2.1")
 		s.WriteProbeResultAsSpeaker("192.0.2.1", v1alpha1.ProbeOutcomeSilent, "")
 		c.NotifyProbesChanged()
 		time.Sleep(time.Second)
-		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "a", "192.0.2.1", names.ReasonAssigned)
 		wantOpenProbes(t, s)
 		events := recorder.eventsOf("a")
 		if len(events) != 2 || !strings.Contains(events[0], "Quarantined: host 02:00:00:00:00:01 answered for 192.0.2.0") || !strings.Contains(events[1], "Assigned") {
@@ -98,7 +98,7 @@ func TestProbesFromBeforeRestartAreDeleted(t *testing.T) {
 		c = startController(t, s, nil, ServiceWorkerOptions{})
 		defer c.stopAndWait()
 		time.Sleep(time.Second)
-		wantAddress(t, s, "a", "", names.ReasonProbing)
+		wantAddressAndReason(t, s, "a", "", names.ReasonProbing)
 		wantOpenProbes(t, s, "192.0.2.0")
 		// No speaker answers, and a user deletes the AddressProbe: it is created again.
 		if err := c.client.DeleteProbe(t.Context(), "192.0.2.0"); err != nil {
@@ -109,7 +109,7 @@ func TestProbesFromBeforeRestartAreDeleted(t *testing.T) {
 		s.WriteProbeResultAsSpeaker("192.0.2.0", v1alpha1.ProbeOutcomeSilent, "")
 		c.NotifyProbesChanged()
 		time.Sleep(time.Second)
-		wantAddress(t, s, "a", "192.0.2.0", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "a", "192.0.2.0", names.ReasonAssigned)
 	})
 }
 

@@ -93,8 +93,8 @@ type observableWorkerState struct {
 	pendingCount, ledgerFullCount int
 }
 
-// setBusyPhases records which work there is now.
-func (s *observableWorkerState) setBusyPhases(now time.Time, busy [phaseCount]bool, open int) {
+// setBusyPhasesAndPendingCount records which work there is now.
+func (s *observableWorkerState) setBusyPhasesAndPendingCount(now time.Time, busy [phaseCount]bool, open int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pendingCount = open
@@ -135,7 +135,7 @@ func (s *observableWorkerState) recordAttempt(now time.Time, p workPhase, progre
 	}
 }
 
-func (s *observableWorkerState) countLedgerFull() {
+func (s *observableWorkerState) incrementLedgerFullCount() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ledgerFullCount++

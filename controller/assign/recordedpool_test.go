@@ -26,7 +26,7 @@ func TestEditedPoolAnnotationsOfServiceAreRestored(t *testing.T) {
 		time.Sleep(time.Second)
 		check := func(address string, why names.Reason, pool string) {
 			t.Helper()
-			wantAddress(t, s, "web", address, why)
+			wantAddressAndReason(t, s, "web", address, why)
 			o := s.ServiceByKey(serviceKey("web"))
 			if v := view.FromService(o); v.RecordedPool != pool || o.Annotations[names.AnnotationAllocatedFromPool] != pool || o.Annotations[names.AnnotationAllocatedFromSeveralPools] != "" {
 				t.Errorf("the recorded pool is %q and the annotations are %v, want %q", v.RecordedPool, o.Annotations, pool)

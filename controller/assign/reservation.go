@@ -21,7 +21,7 @@ import (
 func (r *ServiceWorker) advanceLedgerTime() {
 	freed, next := r.ledger.AdvanceTime(r.Now())
 	if len(freed) > 0 {
-		r.configurationStatusWriter.needsComparison = true
+		r.poolOrReservationStatusWriter.needsComparison = true
 	}
 	if !next.IsZero() && !next.Equal(r.nextWithheldDeadline) {
 		r.nextWithheldDeadline = next
@@ -31,7 +31,7 @@ func (r *ServiceWorker) advanceLedgerTime() {
 
 // applyReservationAndWriteStatus keeps the addresses of a reservation and writes its status if that
 // is wrong.
-func (c *configurationStatusWriter) applyReservationAndWriteStatus(o *v1alpha1.AddressReservation, l *allocate.Ledger, config *configurationreader.Configuration) {
+func (c *poolOrReservationStatusWriter) applyReservationAndWriteStatus(o *v1alpha1.AddressReservation, l *allocate.Ledger, config *configurationreader.Configuration) {
 	all := config.Snapshot.Reservations
 	i := slices.IndexFunc(all, func(p *snapshot.Reservation) bool { return p.Name == o.Name })
 	// It is newer than the configuration that was read, or invalid.
@@ -58,5 +58,5 @@ func (c *configurationStatusWriter) applyReservationAndWriteStatus(o *v1alpha1.A
 	}
 	o = o.DeepCopy()
 	o.Status = after
-	c.startStatusWrite(&configurationStatusWriteTask{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdateReservationStatus(ctx, o) }})
+	c.startStatusWrite(&poolOrReservationStatusWriteTask{"an AddressReservation", "reservation", o.Name, func(ctx context.Context, api WorkerAPI) error { return api.UpdateReservationStatus(ctx, o) }})
 }

@@ -83,7 +83,7 @@ func (r *retirementScheduler) startDueTurnOfPool(state *poolRetirement, now time
 		k := state.servicesAwaitingTurn[0]
 		state.servicesAwaitingTurn = state.servicesAwaitingTurn[1:]
 		held, _ := l.AssignmentOf(k)
-		if len(l.RetiredAddresses(held.Addresses, snap)) == 0 {
+		if len(l.FilterRetiredAddresses(held.Addresses, snap)) == 0 {
 			continue // it was deleted, or its owner was faster
 		}
 		if r.servicesToGiveUpRetired == nil {
@@ -108,11 +108,11 @@ func (r *ServiceWorker) decideConsideringRetirement(v *view.Service) allocate.De
 		return allocate.DecideAssignment(v, r.ledger, snap)
 	}
 	held, _ := r.ledger.AssignmentOf(v.Key)
-	retired := r.ledger.RetiredAddresses(held.Addresses, snap)
+	retired := r.ledger.FilterRetiredAddresses(held.Addresses, snap)
 	d, moved := allocate.DecideAssignmentWithoutRetired(v, r.ledger, snap)
 	if !moved {
 		delete(r.retirementScheduler.servicesToGiveUpRetired, v.Key)
-		r.configurationStatusWriter.needsComparison = true
+		r.poolOrReservationStatusWriter.needsComparison = true
 	}
 	for _, p := range snap.PoolOfEachAddress(held.PoolOfFirstAddress, retired...) {
 		switch state := r.retirementScheduler.stateByPool[p.Name]; {

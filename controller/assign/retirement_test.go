@@ -139,9 +139,9 @@ func TestServicesKeepRetiredAddressWithoutReplacement(t *testing.T) {
 		time.Sleep(time.Minute)
 		setPoolRetirement(s, c, "p", &v1beta1.PoolRetirement{Addresses: []string{"192.0.2.0-192.0.2.2"}})
 		time.Sleep(2 * time.Minute)
-		wantAddress(t, s, "s0", "192.0.2.0", names.ReasonAddressRetired)
-		wantAddress(t, s, "s1", "192.0.2.3", names.ReasonAssigned)
-		wantAddress(t, s, "s2", "192.0.2.2", names.ReasonAddressRetired)
+		wantAddressAndReason(t, s, "s0", "192.0.2.0", names.ReasonAddressRetired)
+		wantAddressAndReason(t, s, "s1", "192.0.2.3", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "s2", "192.0.2.2", names.ReasonAddressRetired)
 		checkRetirementStatusOfPool(t, s.PoolByName("p"), 2, 2)
 		writes := s.CountWriteRequestsOfKind("service") + s.CountWriteRequestsOfKind("pool")
 		time.Sleep(time.Hour)
@@ -150,7 +150,7 @@ func TestServicesKeepRetiredAddressWithoutReplacement(t *testing.T) {
 		}
 		s.DeleteService(serviceKey("s1"))
 		time.Sleep(2 * time.Minute)
-		wantAddress(t, s, "s2", "192.0.2.3", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "s2", "192.0.2.3", names.ReasonAssigned)
 		checkRetirementStatusOfPool(t, s.PoolByName("p"), 1, 1)
 		if len(d.servicesThatLostAddress) > 0 {
 			t.Errorf("without an address meanwhile: %v", d.servicesThatLostAddress)
@@ -211,14 +211,14 @@ func TestAnnotationOfAPoolEndsItsCooldowns(t *testing.T) {
 		fillAndEmpty("1")
 		s.CreateService(newLoadBalancer("waits"))
 		time.Sleep(10 * time.Second)
-		wantAddress(t, s, "waits", "", names.ReasonPoolExhausted)
+		wantAddressAndReason(t, s, "waits", "", names.ReasonPoolExhausted)
 		annotate := func(value string) {
 			s.AnnotatePool("p", names.AnnotationLiftWithheld, value)
 			c.ConfigurationReader.NotifyAllocationObjectChanged()
 			time.Sleep(10 * time.Second)
 		}
 		annotate("192.0.2.1, 203.0.113.0/24")
-		wantAddress(t, s, "waits", "192.0.2.1", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "waits", "192.0.2.1", names.ReasonAssigned)
 		s.DeleteService(serviceKey("waits"))
 		time.Sleep(10 * time.Second)
 		// The annotation is still there, and counts once: also for the next leader.
@@ -226,9 +226,9 @@ func TestAnnotationOfAPoolEndsItsCooldowns(t *testing.T) {
 		c = startController(t, s, nil, ServiceWorkerOptions{})
 		s.CreateService(newLoadBalancer("waits2"))
 		time.Sleep(time.Minute)
-		wantAddress(t, s, "waits2", "", names.ReasonPoolExhausted)
+		wantAddressAndReason(t, s, "waits2", "", names.ReasonPoolExhausted)
 		annotate("all")
-		wantAddress(t, s, "waits2", "192.0.2.0", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "waits2", "192.0.2.0", names.ReasonAssigned)
 		annotate("192.0.2.x")
 		if cond := meta.FindStatusCondition(s.PoolByName("p").Status.Gantry.Conditions, names.ConditionValid); cond.Status != metav1.ConditionFalse || !strings.Contains(cond.Message, names.AnnotationLiftWithheld) {
 			t.Errorf("a value that cannot be read leaves the condition %+v", cond)

@@ -33,8 +33,8 @@ func (r retiredRanges) isExchangeOfRetiredAddress(lost netip.Addr, before, after
 	return r.contains(lost) && countOfFamily(after) >= countOfFamily(before)
 }
 
-// retirePool edits what a pool retires: nothing, the whole pool, or one of its entries.
-func (w *twoControllerHarness) retirePool(s historyStep) {
+// changeRetirementOfPool edits what a pool retires: nothing, the whole pool, or one of its entries.
+func (w *twoControllerHarness) changeRetirementOfPool(s historyStep) {
 	name := []string{"p", "p6", "q"}[s.targetIndex%3]
 	spec := *w.server.PoolByName(name).Spec.DeepCopy()
 	spec.Gantry.Retire = nil
@@ -51,10 +51,10 @@ func (w *twoControllerHarness) retirePool(s historyStep) {
 	w.notifyConfigurationChanged()
 }
 
-// retirePoolAndFindFaults retires the whole pool q at the end, and returns the Services that hold
-// one of its addresses although they could have others.
-func (w *twoControllerHarness) retirePoolAndFindFaults() []string {
-	w.retirePool(historyStep{targetIndex: 2, actionVariant: 3})
+// retirePoolAndFindUnmovedServices retires the whole pool q at the end, and returns the Services
+// that hold one of its addresses although they could have others.
+func (w *twoControllerHarness) retirePoolAndFindUnmovedServices() []string {
+	w.changeRetirementOfPool(historyStep{targetIndex: 2, actionVariant: 3})
 	time.Sleep(10 * time.Minute)
 	synctest.Wait()
 	var retired retiredRanges
@@ -62,7 +62,7 @@ func (w *twoControllerHarness) retirePoolAndFindFaults() []string {
 		retired = append(retired, parseTestRange(text))
 	}
 	var out []string
-	free := w.freeAddresses()
+	free := w.findFreeAddressesByFamily()
 	for f, list := range free {
 		free[f] = slices.DeleteFunc(list, retired.contains)
 	}

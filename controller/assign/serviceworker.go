@@ -95,7 +95,7 @@ type ServiceWorker struct {
 	unrecordedWritesInvalidator                              unrecordedWritesInvalidator
 	withheldCheckpoint                                       withheldCheckpoint
 	addressProber                                            addressProber
-	configurationStatusWriter                                configurationStatusWriter
+	poolOrReservationStatusWriter                            poolOrReservationStatusWriter
 	deferredEventQueue                                       deferredEventQueue
 	retirementScheduler                                      retirementScheduler
 	consecutiveLoadFailures                                  int // in a row
@@ -115,10 +115,10 @@ type serviceRecord struct {
 	// inconclusiveSharingChecks counts the checks of its right to share in a row that had no
 	// result.
 	inconclusiveSharingChecks int
-	// writeInFlight says that a write waits or has not ended, changedDuringWrite that the Service
-	// changed since it began.
-	writeInFlight, changedDuringWrite bool
-	consecutiveFailures               int // in a row
+	// requestInFlight says that a write waits or has not ended, changedDuringRequest that the
+	// Service changed since it began.
+	requestInFlight, changedDuringRequest bool
+	consecutiveFailures                   int // in a row
 	// A write that the API server refused is not repeated before retryAt, unless the Service has
 	// another resourceVersion than refusedResourceVersion by then.
 	refusedResourceVersion string
@@ -154,12 +154,12 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 		reloadCause:                    reloadCauseStart,
 		ledgerWriter:                   ledgerWriter{maxPendingServices: maxPendingAssignments},
 		withheldCheckpoint:             withheldCheckpoint{log: o.Log, workQueue: queue, apiTaskQueue: tasks, namespace: o.Namespace, writerIdentity: o.LedgerWriterIdentity},
-		addressProber:                  addressProber{api: o.API, log: o.Log, recordEvent: o.RecordEvent, workQueue: queue, apiTaskQueue: tasks, openProbeByAddress: map[netip.Addr]*unansweredProbe{}},
+		addressProber:                  addressProber{api: o.API, log: o.Log, recordEvent: o.RecordEvent, workQueue: queue, apiTaskQueue: tasks, openProbeByAddress: map[netip.Addr]*openAddressProbe{}},
 		retirementScheduler:            retirementScheduler{workQueue: queue},
 		deferredEventQueue:             deferredEventQueue{recordEvent: o.RecordEvent, workQueue: queue},
-		configurationStatusWriter:      configurationStatusWriter{api: o.API, log: o.Log, workQueue: queue, apiTaskQueue: tasks},
+		poolOrReservationStatusWriter:  poolOrReservationStatusWriter{api: o.API, log: o.Log, workQueue: queue, apiTaskQueue: tasks},
 	}
-	r.unrecordedWritesInvalidator = unrecordedWritesInvalidator{ServiceWorkerOptions: o, isServed: r.isServiceOurs, recordOutcome: func(out writeOutcome) {
+	r.unrecordedWritesInvalidator = unrecordedWritesInvalidator{ServiceWorkerOptions: o, isServiceServed: r.isServiceOurs, recordOutcome: func(out writeOutcome) {
 		o.Metrics.statusWritesByOutcome.WithLabelValues(out.String()).Inc()
 		r.workerState.recordAttempt(o.Now(), phaseLoading, out == outcomeWritten)
 	}}
@@ -178,7 +178,7 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 	r.workQueue.startAcceptingServices()
 	r.workQueue.wakeWorker()
 	for ctx.Err() == nil {
-		r.publishState()
+		r.publishBusyPhases()
 		// A swap in flight belongs to the current Ledger.
 		if !r.ledgerLoaded.Load() && !r.ledgerWriter.swapInFlight {
 			r.loadLedgerOrRetry(ctx)
@@ -186,13 +186,13 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 		if r.ledgerLoaded.Load() {
 			r.runOnce(tasks)
 		}
-		r.publishState()
+		r.publishBusyPhases()
 		r.updateUnfinishedWorkGauge()
 		r.awaitWork(ctx, tasks, published)
 	}
 	r.drainTasks(tasks, cancel)
-	r.deferredEventQueue.recordFirstEvents(len(r.deferredEventQueue.queuedEvents))
-	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{}, 0)
+	r.deferredEventQueue.recordOldestEvents(len(r.deferredEventQueue.queuedEvents))
+	r.workerState.setBusyPhasesAndPendingCount(r.Now(), [phaseCount]bool{}, 0)
 	return nil
 }
 
@@ -212,27 +212,27 @@ func (r *ServiceWorker) drainTasks(ctx context.Context, cancel func()) {
 			return
 		}
 		select {
-		case f := <-r.apiTaskQueue.taskResults:
+		case f := <-r.apiTaskQueue.endedTaskHandlerChannel:
 			r.runTaskResultHandler(ctx, f)
 		case <-end.C:
 			cancel()
 			for ; r.apiTaskQueue.tasksInFlightCount > 0; r.apiTaskQueue.tasksInFlightCount-- {
-				<-r.apiTaskQueue.taskResults
+				<-r.apiTaskQueue.endedTaskHandlerChannel
 			}
 			return
 		}
 	}
 }
 
-// publishState publishes which work there is.
-func (r *ServiceWorker) publishState() {
+// publishBusyPhases publishes which work there is.
+func (r *ServiceWorker) publishBusyPhases() {
 	open := 0
 	if r.ledgerWriter.pendingWrites != nil {
 		open = r.ledgerWriter.pendingWrites.CountPending()
 	}
-	r.workerState.setBusyPhases(r.Now(), [phaseCount]bool{
+	r.workerState.setBusyPhasesAndPendingCount(r.Now(), [phaseCount]bool{
 		phaseLoading:  !r.ledgerLoaded.Load(),
-		phaseDeciding: r.ledgerLoaded.Load() && !r.workQueue.isEmpty(),
+		phaseDeciding: r.ledgerLoaded.Load() && !r.workQueue.hasNoQueuedServices(),
 		phaseWriting:  r.hasWritesBesidesRefusedServices(),
 	}, open)
 }
@@ -264,7 +264,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	r.addressProber.createAndDeleteProbes(ctx, r.Now(), r.ledger, r.configuration)
 	r.startLedgerSwapIfDue(ctx)
 	r.withheldCheckpoint.saveIfChanged(r.Now(), r.ledger, r.ledgerBuildNumber)
-	if r.configurationStatusWriter.writeChangedStatuses(ctx, r.Now(), r.ledger, r.configuration, &r.retirementScheduler) {
+	if r.poolOrReservationStatusWriter.writeStatusesAndFreeAddresses(ctx, r.Now(), r.ledger, r.configuration, &r.retirementScheduler) {
 		r.mustQueueWaitingServices = true
 		r.workQueue.wakeWorker()
 	}
@@ -275,7 +275,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 
 // awaitWork waits until there is work, and handles the results of tasks.
 func (r *ServiceWorker) awaitWork(ctx, tasks context.Context, published <-chan struct{}) {
-	if !r.workQueue.isEmpty() && r.ledgerLoaded.Load() && !r.mustAwaitConfigurationRead {
+	if !r.workQueue.hasNoQueuedServices() && r.ledgerLoaded.Load() && !r.mustAwaitConfigurationRead {
 		r.workQueue.wakeWorker()
 	}
 	if !r.ledgerLoaded.Load() {
@@ -286,12 +286,12 @@ func (r *ServiceWorker) awaitWork(ctx, tasks context.Context, published <-chan s
 		return
 	case <-r.workQueue.wakeSignal.C():
 	case <-published:
-	case f := <-r.apiTaskQueue.taskResults:
+	case f := <-r.apiTaskQueue.endedTaskHandlerChannel:
 		r.runTaskResultHandler(tasks, f)
 	}
 	for {
 		select {
-		case f := <-r.apiTaskQueue.taskResults:
+		case f := <-r.apiTaskQueue.endedTaskHandlerChannel:
 			r.runTaskResultHandler(tasks, f)
 		default:
 			return

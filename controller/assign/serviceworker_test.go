@@ -43,7 +43,7 @@ func TestEachServiceGetsOneWriteAndOneEvent(t *testing.T) {
 		time.Sleep(3 * time.Second) // events come after the addresses
 		for i := range n {
 			name := fmt.Sprint("s", i)
-			wantAddress(t, s, name, fmt.Sprintf("10.0.%d.%d", i/256, i%256), names.ReasonAssigned)
+			wantAddressAndReason(t, s, name, fmt.Sprintf("10.0.%d.%d", i/256, i%256), names.ReasonAssigned)
 			if e := recorder.eventsOf(name); len(e) != 1 || !strings.HasPrefix(e[0], "Normal IPAllocated Assigned: ") {
 				t.Errorf("the events of %s are %q", name, e)
 			}
@@ -110,9 +110,9 @@ func TestRestartWritesNoUnchangedService(t *testing.T) {
 		recorder := &eventRecorder{}
 		c = startController(t, s, nil, ServiceWorkerOptions{RecordEvent: recorder.recordEvent})
 		time.Sleep(3 * time.Second)
-		wantAddress(t, s, "b", "192.0.2.1", names.ReasonAssigned)
-		wantAddress(t, s, "c", "192.0.2.2", names.ReasonAssigned)
-		wantAddress(t, s, "d", "192.0.2.0", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "b", "192.0.2.1", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "c", "192.0.2.2", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "d", "192.0.2.0", names.ReasonAssigned)
 		if w := s.CountWriteRequestsOfKind("service") - before; w != 1 || len(recorder.eventsOf("b"))+len(recorder.eventsOf("c")) != 0 {
 			t.Errorf("a restart wrote %d Services, and recorded the event %q of b", w, recorder.eventsOf("b"))
 		}
@@ -164,16 +164,16 @@ func TestServiceEditsChangeOrFreeAddress(t *testing.T) {
 				defer c.stopAndWait()
 				s.CreateService(newLoadBalancer("a"))
 				time.Sleep(time.Second)
-				wantAddress(t, s, "a", "192.0.2.0", names.ReasonAssigned)
+				wantAddressAndReason(t, s, "a", "192.0.2.0", names.ReasonAssigned)
 				tc.do(s)
 				time.Sleep(time.Second)
-				wantAddress(t, s, "a", tc.want, tc.why)
+				wantAddressAndReason(t, s, "a", tc.want, tc.why)
 				if o := s.ServiceByKey(serviceKey("a")); tc.want == "" && (hasOurStatusOrAnnotations(o) || len(o.Status.Conditions) > 0) {
 					t.Errorf("it still carries %v %v", o.Annotations, o.Status.Conditions)
 				}
 				s.CreateService(newLoadBalancer("b"))
 				time.Sleep(time.Second)
-				wantAddress(t, s, "b", tc.next, names.ReasonAssigned)
+				wantAddressAndReason(t, s, "b", tc.next, names.ReasonAssigned)
 			})
 		})
 	}
@@ -208,7 +208,7 @@ func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 		defer c.stopAndWait()
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
-		wantAddress(t, s, "a", "", names.ReasonNoPools)
+		wantAddressAndReason(t, s, "a", "", names.ReasonNoPools)
 		s.SetPool("p", poolSpec("192.0.2.1/32"))
 		c.ConfigurationReader.NotifyAllocationObjectChanged()
 		s.CreateService(newLoadBalancer("b"))
@@ -217,14 +217,14 @@ func TestWaitingServiceIsServedWhenAnAddressIsFreed(t *testing.T) {
 		if !firstAddress(s.ServiceByKey(serviceKey("a"))).IsValid() {
 			holder, waits = "b", "a"
 		}
-		wantAddress(t, s, waits, "", names.ReasonPoolExhausted)
+		wantAddressAndReason(t, s, waits, "", names.ReasonPoolExhausted)
 		s.DeleteService(serviceKey(holder))
 		time.Sleep(time.Second)
-		wantAddress(t, s, waits, "192.0.2.1", names.ReasonAssigned)
+		wantAddressAndReason(t, s, waits, "192.0.2.1", names.ReasonAssigned)
 		s.SetPool("p", poolSpec("192.0.2.9/32"))
 		c.ConfigurationReader.NotifyAllocationObjectChanged()
 		time.Sleep(3 * time.Second)
-		wantAddress(t, s, waits, "192.0.2.1", names.ReasonAddressNotInPool)
+		wantAddressAndReason(t, s, waits, "192.0.2.1", names.ReasonAddressNotInPool)
 		if e := recorder.eventsOf("a"); !strings.HasPrefix(e[0], "Warning AllocationFailed NoPools: ") {
 			t.Errorf("the events of a are %q", e)
 		}
@@ -289,7 +289,7 @@ func TestPoolsAppliedWithAServiceAreUsed(t *testing.T) {
 			}
 			s.CreateService(newLoadBalancer("a"))
 			time.Sleep(time.Second)
-			wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
+			wantAddressAndReason(t, s, "a", "192.0.2.1", names.ReasonAssigned)
 			c.stopAndWait()
 		}
 	})

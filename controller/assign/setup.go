@@ -23,8 +23,8 @@ func (r *ServiceWorker) RegisterWorker(ctx context.Context, mgr manager.Manager)
 		handler cache.ResourceEventHandler
 	}{
 		{&corev1.Service{}, r.workQueue.serviceEventHandler()},
-		{&v1beta1.IPAddressPool{}, r.workQueue.configurationStatusEventHandler()},
-		{&v1alpha1.AddressReservation{}, r.workQueue.configurationStatusEventHandler()},
+		{&v1beta1.IPAddressPool{}, r.workQueue.poolOrReservationEventHandler()},
+		{&v1alpha1.AddressReservation{}, r.workQueue.poolOrReservationEventHandler()},
 		{&v1alpha1.AddressProbe{}, r.workQueue.probeEventHandler()},
 	}
 	for _, f := range feeds {
@@ -70,11 +70,11 @@ func (b *workQueue) probeEventHandler() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{AddFunc: poke, UpdateFunc: func(_, o any) { poke(o) }, DeleteFunc: poke}
 }
 
-// configurationStatusEventHandler reports updates of pools and reservations to the worker: others
+// poolOrReservationEventHandler reports updates of pools and reservations to the worker: others
 // may have written a status that is wrong. The Reader of the configuration reports all other
 // changes.
-func (b *workQueue) configurationStatusEventHandler() cache.ResourceEventHandler {
-	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(_, _ any) { b.markConfigurationStatusChanged() }}
+func (b *workQueue) poolOrReservationEventHandler() cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{UpdateFunc: func(_, _ any) { b.markPoolOrReservationChanged() }}
 }
 
 // NotifyServiceChanged reports that a Service is new or has changed. It may be called from any

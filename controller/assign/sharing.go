@@ -39,7 +39,7 @@ type sharingCheckTask struct {
 
 // startSharingCheck starts a check. Until it has ended, nothing is decided for the Service.
 func (r *ServiceWorker) startSharingCheck(v *view.Service) {
-	r.recordByService[v.Key].writeInFlight = true
+	r.recordByService[v.Key].requestInFlight = true
 	c := &sharingCheckTask{service: v.Key, ledgerBuildNumber: r.ledgerBuildNumber}
 	for _, a := range v.AssignedAddresses {
 		if rivals := r.ledger.ConflictingHolders(a, v); len(rivals) > 0 && !slices.Contains(c.conflictingServices, rivals[0]) {
@@ -64,7 +64,7 @@ func (c *sharingCheckTask) runTask(ctx context.Context, api WorkerAPI) taskResul
 
 // retrySharingCheck queues a Service again after a check without an answer.
 func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
-	rec := r.endWriteInFlightOfService(c.service)
+	rec := r.endRequestOfService(c.service)
 	rec.consecutiveFailures++
 	r.logServiceFailure(c.service, err, retryDelay(rec.consecutiveFailures))
 	r.workQueue.addChangedServiceAfter(c.service, retryDelay(rec.consecutiveFailures))
@@ -73,7 +73,7 @@ func (r *ServiceWorker) retrySharingCheck(c *sharingCheckTask, err error) {
 // handleSharingCheckResult handles the answers of a check. An answer from before the Ledger was
 // rebuilt is ignored.
 func (r *ServiceWorker) handleSharingCheckResult(c *sharingCheckTask, live map[view.ObjectKey]*corev1.Service) {
-	rec, s := r.endWriteInFlightOfService(c.service), live[c.service]
+	rec, s := r.endRequestOfService(c.service), live[c.service]
 	switch {
 	case c.ledgerBuildNumber != r.ledgerBuildNumber:
 		r.workQueue.addChangedServices(c.service)
@@ -116,7 +116,7 @@ func (r *ServiceWorker) handleSharingCheckResult(c *sharingCheckTask, live map[v
 func (r *ServiceWorker) recordLiveServiceUnlessBusy(k view.ObjectKey, s *corev1.Service) *liveServiceView {
 	rec := r.recordByService[k]
 	switch {
-	case rec == nil || rec.writeInFlight:
+	case rec == nil || rec.requestInFlight:
 		return nil
 	case s == nil || s.UID != rec.uid:
 		r.releaseService(k, "the Service is gone")
@@ -154,7 +154,7 @@ func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 		switch {
 		case slices.Contains(now, a):
 		case len(r.ledger.HoldersOfAddress(a)) == 0:
-			r.configurationStatusWriter.needsComparison = true
+			r.poolOrReservationStatusWriter.needsComparison = true
 		}
 	}
 }

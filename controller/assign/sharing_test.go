@@ -50,11 +50,11 @@ type sharingBreach struct {
 	wantReason               names.Reason // the edited Service's reason while the right is broken
 }
 
-func changePort(n int32) func(*corev1.Service) {
+func editToChangePort(n int32) func(*corev1.Service) {
 	return func(s *corev1.Service) { s.Spec.Ports[0].Port = n }
 }
 
-func changeAnnotation(key, value string) func(*corev1.Service) {
+func editToChangeAnnotation(key, value string) func(*corev1.Service) {
 	return func(s *corev1.Service) { s.Annotations[key] = value }
 }
 
@@ -81,18 +81,18 @@ func sharingBreaches() map[string]sharingBreach {
 	}
 	return map[string]sharingBreach{
 		"a port": {
-			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b", changePort(80), changePort(81), names.ReasonPortConflict,
+			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b", editToChangePort(80), editToChangePort(81), names.ReasonPortConflict,
 		},
 		"a port of the Service that was first": {
-			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "a", changePort(81), changePort(80), names.ReasonPortConflict,
+			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "a", editToChangePort(81), editToChangePort(80), names.ReasonPortConflict,
 		},
 		"the sharing key": {
 			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b",
-			changeAnnotation(names.AnnotationSharingKey, "other"), changeAnnotation(names.AnnotationSharingKey, "k"), names.ReasonSharingKeyDiffers,
+			editToChangeAnnotation(names.AnnotationSharingKey, "other"), editToChangeAnnotation(names.AnnotationSharingKey, "k"), names.ReasonSharingKeyDiffers,
 		},
 		"no sharing key": {
 			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b",
-			func(s *corev1.Service) { delete(s.Annotations, names.AnnotationSharingKey) }, changeAnnotation(names.AnnotationSharingKey, "k"), names.ReasonAddressInUse,
+			func(s *corev1.Service) { delete(s.Annotations, names.AnnotationSharingKey) }, editToChangeAnnotation(names.AnnotationSharingKey, "k"), names.ReasonAddressInUse,
 		},
 		"the traffic policy": {
 			[]*corev1.Service{newSharer("a", 80, one), newSharer("b", 81, one)}, "b",
@@ -103,17 +103,17 @@ func sharingBreaches() map[string]sharingBreach {
 			selectorEdit("db"), selectorEdit("web"), names.ReasonTrafficPolicyConflict,
 		},
 		"a port among many on the address": {
-			crowd, "s07", changePort(83), changePort(87), names.ReasonPortConflict,
+			crowd, "s07", editToChangePort(83), editToChangePort(87), names.ReasonPortConflict,
 		},
 		"the key among many on the address": {
-			crowd, "s07", changeAnnotation(names.AnnotationSharingKey, "other"), changeAnnotation(names.AnnotationSharingKey, "k"), names.ReasonSharingKeyDiffers,
+			crowd, "s07", editToChangeAnnotation(names.AnnotationSharingKey, "other"), editToChangeAnnotation(names.AnnotationSharingKey, "k"), names.ReasonSharingKeyDiffers,
 		},
 		"a port on both families": {
-			[]*corev1.Service{newDualStackSharer("a", 80, dual), newDualStackSharer("b", 81, dual)}, "b", changePort(80), changePort(81), names.ReasonPortConflict,
+			[]*corev1.Service{newDualStackSharer("a", 80, dual), newDualStackSharer("b", 81, dual)}, "b", editToChangePort(80), editToChangePort(81), names.ReasonPortConflict,
 		},
 		"a port on two addresses of two holders": {
 			[]*corev1.Service{newSharer("a", 80, one), newSharer("c", 80, "192.0.2.2"), twice(newSharer("b", 81, two))}, "b",
-			changePort(80), changePort(81), names.ReasonPortConflict,
+			editToChangePort(80), editToChangePort(81), names.ReasonPortConflict,
 		},
 	}
 }
@@ -215,7 +215,7 @@ func TestRepeatedSharingEditsDelayNoOtherService(t *testing.T) {
 				case <-toggling:
 					return
 				case <-time.After(100 * time.Millisecond):
-					s.EditService(serviceKey("b"), changePort(port))
+					s.EditService(serviceKey("b"), editToChangePort(port))
 				}
 			}
 		}()
@@ -270,8 +270,8 @@ func TestSharersThatExchangePortsKeepSharedAddress(t *testing.T) {
 				second := map[string]string{"a": "b", "b": "a"}[first]
 				for range 5 {
 					ports[first], ports[second] = ports[second], ports[first]
-					s.EditService(serviceKey(first), changePort(ports[first]))
-					s.EditService(serviceKey(second), changePort(ports[second]))
+					s.EditService(serviceKey(first), editToChangePort(ports[first]))
+					s.EditService(serviceKey(second), editToChangePort(ports[second]))
 					time.Sleep(5 * time.Second)
 				}
 				checkServiceAddressesExcept(t, s, map[string]string{"a": "[192.0.2.1]", "b": "[192.0.2.1]"}, "")
@@ -283,9 +283,10 @@ func TestSharersThatExchangePortsKeepSharedAddress(t *testing.T) {
 	}
 }
 
-// TestAddressWrittenToStatusRightAfterHolderLostIt writes an address into a Service's status right
-// after another Service lost it: the controller's cache is behind, and it believes the API server.
-func TestAddressWrittenToStatusRightAfterHolderLostIt(t *testing.T) {
+// TestAddressWrittenToStatusIsKeptThoughCacheIsBehind writes an address into a Service's status
+// right after another Service lost it: the controller's cache is behind, and it believes the API
+// server.
+func TestAddressWrittenToStatusIsKeptThoughCacheIsBehind(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)
 		s.SetPool("p", poolSpec("192.0.2.0/28"))

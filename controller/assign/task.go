@@ -41,12 +41,13 @@ type apiRequestTask interface {
 type taskResultHandler func(context.Context, *ServiceWorker)
 
 // apiTaskQueue runs the requests to the API server, at most maxTasksInFlight at once. The worker
-// adds tasks and dispatches them at the end of each turn, and handles what arrives in taskResults.
-// All its methods run on the worker's goroutine.
+// adds tasks and dispatches them at the end of each turn, and handles what arrives in
+// endedTaskHandlerChannel. All its methods run on the worker's goroutine.
 type apiTaskQueue struct {
 	api WorkerAPI
-	// taskResults are the results of finished tasks. The channel has room for all tasks in flight.
-	taskResults chan taskResultHandler
+	// endedTaskHandlerChannel are the results of finished tasks. The channel has room for all tasks
+	// in flight.
+	endedTaskHandlerChannel chan taskResultHandler
 	// tasksAwaitingFreeSlot wait for a free place, writesAwaitingRetryTime for their time.
 	tasksAwaitingFreeSlot   []apiRequestTask
 	writesAwaitingRetryTime []*serviceStatusWriteTask
@@ -56,7 +57,7 @@ type apiTaskQueue struct {
 }
 
 func newAPITaskQueue(api WorkerAPI) *apiTaskQueue {
-	return &apiTaskQueue{api: api, taskResults: make(chan taskResultHandler, maxTasksInFlight+2)}
+	return &apiTaskQueue{api: api, endedTaskHandlerChannel: make(chan taskResultHandler, maxTasksInFlight+2)}
 }
 
 // countUnfinishedTasks counts the tasks in flight and those that wait for a free place.
@@ -105,7 +106,7 @@ func (q *apiTaskQueue) startTask(ctx context.Context, t apiRequestTask) {
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
-		q.taskResults <- t.runTask(ctx, q.api)
+		q.endedTaskHandlerChannel <- t.runTask(ctx, q.api)
 	}()
 }
 
@@ -177,22 +178,23 @@ type serviceStatusWriteTask struct {
 func (w *serviceStatusWriteTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	if w.mayBeWrittenByEarlierAttempt {
 		if now, err := api.ReadLiveService(ctx, w.service.Key); err != nil || now == nil || now.ResourceVersion != w.serviceBefore.ResourceVersion {
-			return w.resultForChangedService(now, err)
+			return w.resultHandlerForChangedService(now, err)
 		}
 	}
-	now, err := api.PatchServiceStatus(ctx, w.serviceBefore, w.serviceAfter)
+	now, err := api.PatchStatusAndAnnotations(ctx, w.serviceBefore, w.serviceAfter)
 	o := outcomeOfError(err)
 	switch {
 	case o == outcomeConflict:
-		return w.resultForChangedService(api.ReadLiveService(ctx, w.service.Key))
+		return w.resultHandlerForChangedService(api.ReadLiveService(ctx, w.service.Key))
 	case o == outcomeRefused && w.mayBeWrittenByEarlierAttempt:
 		o = outcomeMaybeWritten
 	}
 	return w.newResultHandler(o, now, err)
 }
 
-// resultForChangedService is the result when the Service has changed: its current content counts.
-func (w *serviceStatusWriteTask) resultForChangedService(now *corev1.Service, err error) taskResultHandler {
+// resultHandlerForChangedService is the result when the Service has changed: its current content
+// counts.
+func (w *serviceStatusWriteTask) resultHandlerForChangedService(now *corev1.Service, err error) taskResultHandler {
 	switch {
 	case err != nil:
 		return w.newResultHandler(outcomeMaybeWritten, nil, err)
@@ -213,15 +215,15 @@ func (w *serviceStatusWriteTask) newResultHandler(o writeOutcome, now *corev1.Se
 	return func(ctx context.Context, r *ServiceWorker) { r.handleServiceWriteResult(ctx, w, o, now, err) }
 }
 
-// confirmGoneOrUnservedTask asks the API server whether a Service that is missing in the cache, or
+// goneOrUnservedCheckTask asks the API server whether a Service that is missing in the cache, or
 // not ours there, really is, before its addresses are released.
-type confirmGoneOrUnservedTask struct {
+type goneOrUnservedCheckTask struct {
 	service           view.ObjectKey
 	ledgerBuildNumber int
 }
 
 // runTask implements apiRequestTask.
-func (c *confirmGoneOrUnservedTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
+func (c *goneOrUnservedCheckTask) runTask(ctx context.Context, api WorkerAPI) taskResultHandler {
 	now, err := api.ReadLiveService(ctx, c.service)
 	return func(_ context.Context, r *ServiceWorker) { r.handleGoneOrUnservedAnswer(c, now, err) }
 }

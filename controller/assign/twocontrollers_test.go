@@ -127,7 +127,7 @@ func TestTwoControllersNeverGiveOneAddressTwice(t *testing.T) {
 				w.runHistoryStep(s)
 			}
 			w.repairFaultsAndAwaitQuiet()
-			leaks = append(w.findFinalFaults(), w.retirePoolAndFindFaults()...)
+			leaks = append(w.findFinalFaults(), w.retirePoolAndFindUnmovedServices()...)
 			writes := w.server.CountWriteRequestsOfKind("service") + w.server.CountWriteRequestsOfKind("ledger") + w.server.CountWriteRequestsOfKind("pool")
 			time.Sleep(5 * time.Minute)
 			if n := w.server.CountWriteRequestsOfKind("service") + w.server.CountWriteRequestsOfKind("ledger") + w.server.CountWriteRequestsOfKind("pool") - writes; n > 0 {

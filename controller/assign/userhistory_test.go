@@ -201,9 +201,9 @@ func (w *twoControllerHarness) notifyConfigurationChanged() {
 	}
 }
 
-// setAnnotation sets an annotation of a Service as its user does, or removes it if the text is
-// empty.
-func (w *twoControllerHarness) setAnnotation(k view.ObjectKey, name, text string) {
+// setServiceAnnotation sets an annotation of a Service as its user does, or removes it if the text
+// is empty.
+func (w *twoControllerHarness) setServiceAnnotation(k view.ObjectKey, name, text string) {
 	w.server.EditService(k, func(o *corev1.Service) {
 		delete(o.Annotations, name)
 		if text == "" {
@@ -238,19 +238,19 @@ func (w *twoControllerHarness) changeAddressRequestOfService(s historyStep) {
 	}
 	switch s.action {
 	case "ask":
-		w.setAnnotation(k, names.AnnotationLoadBalancerIPs, addressesToRequest(o, s.actionVariant))
+		w.setServiceAnnotation(k, names.AnnotationLoadBalancerIPs, addressesToRequest(o, s.actionVariant))
 	case "no longer ask":
-		w.setAnnotation(k, names.AnnotationLoadBalancerIPs, "")
+		w.setServiceAnnotation(k, names.AnnotationLoadBalancerIPs, "")
 	case "ask a pool":
-		w.setAnnotation(k, names.AnnotationRequestedPool, []string{"", "p", "q"}[s.actionVariant%3])
+		w.setServiceAnnotation(k, names.AnnotationRequestedPool, []string{"", "p", "q"}[s.actionVariant%3])
 	case "release":
 		if a := ingressAddresses(o); len(a) > 0 {
-			w.setAnnotation(k, names.AnnotationAddressesToExchange, a[s.actionVariant%len(a)].String())
+			w.setServiceAnnotation(k, names.AnnotationAddressesToExchange, a[s.actionVariant%len(a)].String())
 		}
 	case "count":
-		w.setAnnotation(k, names.AnnotationAddressesPerFamily, []string{"", "2"}[s.actionVariant%2])
+		w.setServiceAnnotation(k, names.AnnotationAddressesPerFamily, []string{"", "2"}[s.actionVariant%2])
 	case "port": // which may break a right to share, or restore it
-		w.server.EditService(k, changePort(int32(80+s.actionVariant%3)))
+		w.server.EditService(k, editToChangePort(int32(80+s.actionVariant%3)))
 	case "no load balancer":
 		w.server.EditService(k, func(o *corev1.Service) { o.Spec.Type = corev1.ServiceTypeClusterIP })
 	case "load balancer":
@@ -294,7 +294,7 @@ func (w *twoControllerHarness) runHistoryStep(s historyStep) {
 		w.server.SetPool(editedPoolSpec(s))
 		w.notifyConfigurationChanged()
 	case s.action == "retire":
-		w.retirePool(s)
+		w.changeRetirementOfPool(s)
 	case s.action == "start":
 		if c == nil {
 			w.controllers[s.targetIndex%2] = startTestControllerWithMaxPending(w.t, w.server, w.network.nextDelivery, ServiceWorkerOptions{LedgerWriterIdentity: fmt.Sprint("controller", s.targetIndex%2)}, w.maxPending)
@@ -332,8 +332,8 @@ func (w *twoControllerHarness) repairFaultsAndAwaitQuiet() {
 	synctest.Wait()
 }
 
-// freeAddresses returns the addresses of the usual pools without a holder, by family.
-func (w *twoControllerHarness) freeAddresses() map[ipfamily.Family][]netip.Addr {
+// findFreeAddressesByFamily returns the addresses of the usual pools without a holder, by family.
+func (w *twoControllerHarness) findFreeAddressesByFamily() map[ipfamily.Family][]netip.Addr {
 	taken := map[netip.Addr]bool{}
 	for _, s := range w.server.AllServices() {
 		for _, a := range ingressAddresses(s) {
@@ -356,7 +356,7 @@ func (w *twoControllerHarness) freeAddresses() map[ipfamily.Family][]netip.Addr 
 // each of its families, unless it requests something else or no address is available to it.
 func (w *twoControllerHarness) findFinalFaults() []string {
 	var out []string
-	free := w.freeAddresses()
+	free := w.findFreeAddressesByFamily()
 	for _, s := range w.server.AllServices() {
 		v := view.FromService(s)
 		if !v.IsLoadBalancer {

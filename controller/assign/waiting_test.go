@@ -29,13 +29,13 @@ func TestFirstSharingKeyOfTheHolderServesAWaitingService(t *testing.T) {
 		delete(b.Annotations, names.AnnotationLoadBalancerIPs)
 		s.CreateService(b)
 		time.Sleep(time.Second)
-		wantAddress(t, s, "b", "", names.ReasonPoolExhausted)
+		wantAddressAndReason(t, s, "b", "", names.ReasonPoolExhausted)
 		s.EditService(serviceKey("a"), func(o *corev1.Service) {
 			o.Annotations[names.AnnotationSharingKey], o.Spec.Selector = "k", b.Spec.Selector
 		})
 		time.Sleep(time.Second)
-		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
-		wantAddress(t, s, "b", "192.0.2.1", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "a", "192.0.2.1", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "b", "192.0.2.1", names.ReasonAssigned)
 	})
 }
 
@@ -53,18 +53,18 @@ func TestReservationFreesOldAddressWhenServiceGetsAnother(t *testing.T) {
 		waits.Annotations = map[string]string{names.AnnotationLoadBalancerIPs: "192.0.2.0"}
 		s.CreateService(waits)
 		time.Sleep(5 * time.Second)
-		wantAddress(t, s, "waits", "", names.ReasonAddressInUse)
+		wantAddressAndReason(t, s, "waits", "", names.ReasonAddressInUse)
 		s.EditService(serviceKey("a"), func(o *corev1.Service) { o.Annotations[names.AnnotationAddressesToExchange] = "192.0.2.0" })
 		time.Sleep(10 * time.Second)
-		wantAddress(t, s, "a", "192.0.2.1", names.ReasonAssigned)
-		wantAddress(t, s, "waits", "192.0.2.0", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "a", "192.0.2.1", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "waits", "192.0.2.0", names.ReasonAssigned)
 	})
 }
 
 // randomEdit is an edit of a Service or of the pools.
 type randomEdit struct {
-	action              string
-	serviceIndex, value int
+	action                      string
+	serviceIndex, actionVariant int
 }
 
 func randomEditsGenerator() *rapid.Generator[[]randomEdit] {
@@ -87,62 +87,62 @@ func (e randomEdit) apply(s *apitest.Server, c *runningController) {
 	case "delete":
 		s.DeleteService(k)
 	case "key":
-		annotate(names.AnnotationSharingKey, []string{"", "k", "k", "k", "m", ""}[e.value])
+		annotate(names.AnnotationSharingKey, []string{"", "k", "k", "k", "m", ""}[e.actionVariant])
 	case "port":
-		spec(func(o *corev1.ServiceSpec) { o.Ports[0].Port = int32(80 + e.value%3) })
+		spec(func(o *corev1.ServiceSpec) { o.Ports[0].Port = int32(80 + e.actionVariant%3) })
 	case "policy":
 		spec(func(o *corev1.ServiceSpec) {
-			o.ExternalTrafficPolicy = []corev1.ServiceExternalTrafficPolicy{"Cluster", "Local"}[e.value%2]
+			o.ExternalTrafficPolicy = []corev1.ServiceExternalTrafficPolicy{"Cluster", "Local"}[e.actionVariant%2]
 		})
 	case "selector":
-		spec(func(o *corev1.ServiceSpec) { o.Selector = map[string]string{"app": fmt.Sprint(e.value % 2)} })
+		spec(func(o *corev1.ServiceSpec) { o.Selector = map[string]string{"app": fmt.Sprint(e.actionVariant % 2)} })
 	case "ask":
-		annotate(names.AnnotationLoadBalancerIPs, []string{"", "192.0.2.0", "192.0.2.1", "192.0.2.9", "192.0.2.0,fd00:1::", ""}[e.value])
+		annotate(names.AnnotationLoadBalancerIPs, []string{"", "192.0.2.0", "192.0.2.1", "192.0.2.9", "192.0.2.0,fd00:1::", ""}[e.actionVariant])
 	case "release":
-		annotate(names.AnnotationAddressesToExchange, []string{"192.0.2.0", "192.0.2.1", "192.0.2.2", "fd00:1::", "fd00:1::1", "192.0.2.9"}[e.value])
+		annotate(names.AnnotationAddressesToExchange, []string{"192.0.2.0", "192.0.2.1", "192.0.2.2", "fd00:1::", "fd00:1::1", "192.0.2.9"}[e.actionVariant])
 	case "count":
-		annotate(names.AnnotationAddressesPerFamily, fmt.Sprint(1+e.value%2))
+		annotate(names.AnnotationAddressesPerFamily, fmt.Sprint(1+e.actionVariant%2))
 	case "dual":
 		spec(func(o *corev1.ServiceSpec) {
-			policy := []corev1.IPFamilyPolicy{corev1.IPFamilyPolicyPreferDualStack, corev1.IPFamilyPolicyRequireDualStack}[e.value%2]
+			policy := []corev1.IPFamilyPolicy{corev1.IPFamilyPolicyPreferDualStack, corev1.IPFamilyPolicyRequireDualStack}[e.actionVariant%2]
 			o.IPFamilyPolicy, o.ClusterIPs = &policy, []string{"10.96.0.1", "fd00:96::1"}
 			o.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
 		})
 	case "label":
-		s.EditService(k, func(o *corev1.Service) { o.Labels = map[string]string{"tier": fmt.Sprint(e.value % 2)} })
+		s.EditService(k, func(o *corev1.Service) { o.Labels = map[string]string{"tier": fmt.Sprint(e.actionVariant % 2)} })
 	case "status":
 		s.EditService(k, func(o *corev1.Service) { o.Status = corev1.ServiceStatus{} })
 	case "limits":
-		s.SetPool("q", poolSpecWithRestriction(e.value))
+		s.SetPool("q", poolSpecWithRestriction(e.actionVariant))
 	case "lift":
 		if s.PoolByName("q") == nil {
 			return
 		}
-		s.AnnotatePool("q", names.AnnotationLiftWithheld, []string{"all", "192.0.2.8", ""}[e.value%3])
+		s.AnnotatePool("q", names.AnnotationLiftWithheld, []string{"all", "192.0.2.8", ""}[e.actionVariant%3])
 	case "type":
 		spec(func(o *corev1.ServiceSpec) {
-			o.Type = []corev1.ServiceType{corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeClusterIP}[e.value%2]
+			o.Type = []corev1.ServiceType{corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeClusterIP}[e.actionVariant%2]
 		})
 	case "pin":
-		annotate(names.AnnotationRequestedPool, []string{"", "p", "q", "", "p", "none"}[e.value])
+		annotate(names.AnnotationRequestedPool, []string{"", "p", "q", "", "p", "none"}[e.actionVariant])
 	case "pool":
-		s.SetPool("p", poolSpec([][]string{{"192.0.2.0/31", "fd00:1::/127"}, {"192.0.2.0/30"}, {"192.0.2.0/32", "fd00:1::/128"}}[e.value%3]...))
+		s.SetPool("p", poolSpec([][]string{{"192.0.2.0/31", "fd00:1::/127"}, {"192.0.2.0/30"}, {"192.0.2.0/32", "fd00:1::/128"}}[e.actionVariant%3]...))
 	case "quota":
 		p := poolSpec("192.0.2.8/31", "fd00:1::8/127")
-		quota := int32(e.value)
+		quota := int32(e.actionVariant)
 		p.Gantry = &v1beta1.PoolExtension{Quota: &v1beta1.PoolQuota{PerNamespace: &quota}}
 		s.SetPool("q", p)
 	case "retire":
 		p := s.PoolByName("p").Spec
 		p.Gantry = nil
-		if e.value > 0 {
-			p.Gantry = &v1beta1.PoolExtension{Retire: &v1beta1.PoolRetirement{ServicesPerMinute: 600, Addresses: [][]string{nil, {"192.0.2.0"}, {"fd00:1::"}}[e.value%3]}}
+		if e.actionVariant > 0 {
+			p.Gantry = &v1beta1.PoolExtension{Retire: &v1beta1.PoolRetirement{ServicesPerMinute: 600, Addresses: [][]string{nil, {"192.0.2.0"}, {"fd00:1::"}}[e.actionVariant%3]}}
 		}
 		s.SetPool("p", p)
 	case "reserve":
 		r := v1alpha1.AddressReservationSpec{Service: v1alpha1.ServiceReference{Namespace: "default", Name: k.Name}}
-		if e.value > 1 {
-			r.Addresses = []string{fmt.Sprint("192.0.2.", e.value-2)}
+		if e.actionVariant > 1 {
+			r.Addresses = []string{fmt.Sprint("192.0.2.", e.actionVariant-2)}
 		}
 		s.SetReservation("r", r)
 	}

@@ -22,10 +22,10 @@ const (
 	// withheldSaveInterval bounds how often it is written. A cool-down that began less than this
 	// before a crash is lost. With many entries the interval is longer, see withheldSaveDelay.
 	withheldSaveInterval = time.Second
-	// withheldEntriesPerSaveInterval is how many entries make the interval longer by
+	// withheldEntriesPerExtraInterval is how many entries make the interval longer by
 	// withheldSaveInterval: about 32 KB, so that the AddressLedger costs etcd at most 32 KB a
 	// second.
-	withheldEntriesPerSaveInterval = 128
+	withheldEntriesPerExtraInterval = 128
 )
 
 // withheldCheckpoint owns the AddressLedger object that stores the withheld addresses. The worker
@@ -73,7 +73,7 @@ func (m *withheldCheckpoint) newLedgerWithWithheldAddresses(object *v1alpha1.Add
 
 // withheldSaveDelay is the shortest time between two writes of an object with this many entries.
 func withheldSaveDelay(entries int) time.Duration {
-	return withheldSaveInterval * time.Duration(max(1, entries/withheldEntriesPerSaveInterval))
+	return withheldSaveInterval * time.Duration(max(1, entries/withheldEntriesPerExtraInterval))
 }
 
 // saveIfChanged writes the withheld addresses of a Ledger if they have changed. ledgerBuildNumber

@@ -41,20 +41,20 @@ func TestCooldownSurvivesARestart(t *testing.T) {
 		time.Sleep(time.Second)
 		s.CreateService(newLoadBalancer("c"))
 		time.Sleep(time.Second)
-		wantAddress(t, s, "c", "192.0.2.1", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "c", "192.0.2.1", names.ReasonAssigned)
 		s.CreateService(newLoadBalancer("a"))
 		time.Sleep(time.Second)
-		wantAddress(t, s, "a", "192.0.2.0", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "a", "192.0.2.0", names.ReasonAssigned)
 		s.DeleteService(serviceKey("a"))
 		time.Sleep(time.Second)
 		for _, name := range []string{"d", "e", "f"} {
 			s.CreateService(newLoadBalancer(name))
 			time.Sleep(time.Second)
 		}
-		wantAddress(t, s, "e", "192.0.2.3", names.ReasonAssigned)
-		wantAddress(t, s, "f", "", names.ReasonPoolExhausted)
+		wantAddressAndReason(t, s, "e", "192.0.2.3", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "f", "", names.ReasonPoolExhausted)
 		time.Sleep(time.Hour)
-		wantAddress(t, s, "f", "192.0.2.0", names.ReasonAssigned)
+		wantAddressAndReason(t, s, "f", "192.0.2.0", names.ReasonAssigned)
 		if l := s.LedgerByName(names.WithheldAddressesLedger); len(l.Spec.Withheld) != 0 {
 			t.Errorf("after it is over the object says %+v", l.Spec.Withheld)
 		}
@@ -130,7 +130,7 @@ func TestLostWithheldLedgerLosesOnlyItsEntries(t *testing.T) {
 	for name, harm := range map[string]func(*apitest.Server){
 		"lost": (*apitest.Server).DeleteAllLedgers,
 		"wrong": func(s *apitest.Server) {
-			s.SetWithheldAddresses(v1alpha1.WithheldAddress{Address: "here", Reason: "CoolingDown"})
+			s.OverwriteWithheldLedger(v1alpha1.WithheldAddress{Address: "here", Reason: "CoolingDown"})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -150,7 +150,7 @@ func TestLostWithheldLedgerLosesOnlyItsEntries(t *testing.T) {
 				time.Sleep(5 * time.Second)
 				s.CreateService(newLoadBalancer("c"))
 				time.Sleep(5 * time.Second)
-				wantAddress(t, s, "c", "192.0.2.2", names.ReasonAssigned)
+				wantAddressAndReason(t, s, "c", "192.0.2.2", names.ReasonAssigned)
 				if l := s.LedgerByName(names.WithheldAddressesLedger); l == nil || len(l.Spec.Withheld) != 2 {
 					t.Errorf("the object says %+v", l)
 				}

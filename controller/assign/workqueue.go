@@ -23,8 +23,8 @@ type workQueue struct {
 	changedServices, affectedServices serviceQueue
 	// deletedUIDs are the UIDs of Services that were deleted and have not been taken yet.
 	deletedUIDs map[view.ObjectKey]types.UID
-	// configurationStatusChanged says that the status of a pool or reservation was written.
-	configurationStatusChanged bool
+	// poolOrReservationChanged says that the status of a pool or reservation was written.
+	poolOrReservationChanged bool
 	// probesChanged says that AddressProbes changed.
 	probesChanged bool
 }
@@ -123,11 +123,11 @@ func (b *workQueue) addDeletedService(k view.ObjectKey, uid types.UID) {
 	b.wakeWorker()
 }
 
-// markConfigurationStatusChanged records that the status of a pool or reservation was written.
-func (b *workQueue) markConfigurationStatusChanged() {
+// markPoolOrReservationChanged records that the status of a pool or reservation was written.
+func (b *workQueue) markPoolOrReservationChanged() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.configurationStatusChanged = true
+	b.poolOrReservationChanged = true
 	b.wakeWorker()
 }
 
@@ -148,13 +148,13 @@ func (b *workQueue) takeProbesChanged() bool {
 	return a
 }
 
-// takeConfigurationStatusChanged says whether the status of a configuration object was
+// takePoolOrReservationChanged says whether the status of a configuration object was
 // written since it was last asked.
-func (b *workQueue) takeConfigurationStatusChanged() bool {
+func (b *workQueue) takePoolOrReservationChanged() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := b.configurationStatusChanged
-	b.configurationStatusChanged = false
+	s := b.poolOrReservationChanged
+	b.poolOrReservationChanged = false
 	return s
 }
 
@@ -190,8 +190,8 @@ func (b *workQueue) putBackItem(l serviceToDecide) {
 	b.wakeWorker()
 }
 
-// isEmpty says whether no Service waits.
-func (b *workQueue) isEmpty() bool { return b.countQueuedServices() == 0 }
+// hasNoQueuedServices says whether no Service waits.
+func (b *workQueue) hasNoQueuedServices() bool { return b.countQueuedServices() == 0 }
 
 // countQueuedServices counts the waiting Services.
 func (b *workQueue) countQueuedServices() int {

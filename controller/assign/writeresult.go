@@ -26,7 +26,7 @@ func (r *ServiceWorker) commitDecidedWriteToLedger(w *serviceStatusWriteTask) {
 	if slices.Equal(w.assignmentBefore.Addresses, w.decision.Addresses) {
 		return
 	}
-	r.configurationStatusWriter.needsComparison = true
+	r.poolOrReservationStatusWriter.needsComparison = true
 }
 
 // handleServiceWriteResult handles the result of a write.
@@ -52,7 +52,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 	} else {
 		r.ledgerWriter.pendingWrites.ClosePendingWithBase(k, base)
 	}
-	r.endWriteInFlightOfService(k)
+	r.endRequestOfService(k)
 	if now != nil {
 		rec.newestResourceVersion = max(rec.newestResourceVersion, pendingwrites.ParseResourceVersion(now.ResourceVersion))
 	}

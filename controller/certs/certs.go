@@ -47,15 +47,15 @@ type ParsedCertificateSecret struct {
 	TrustedCABundlePEM []byte
 	// Certificate is the certificate of the webhook's server.
 	Certificate tls.Certificate
-	// NextRenewalTime is when RenewCertificateSecretData has to be called next.
+	// NextRenewalTime is when RenewCertificateSecretDataIfDue has to be called next.
 	NextRenewalTime time.Time
 }
 
-// RenewCertificateSecretData returns the data that the Secret should have now, for a certificate
-// with these DNS names, and the parsed form of it. The data is old itself when nothing changes. A
-// part that is missing, damaged, for other names, or past two thirds of its life is replaced. An
-// error comes from the source of random numbers.
-func RenewCertificateSecretData(now time.Time, old map[string][]byte, names []string) (map[string][]byte, ParsedCertificateSecret, error) {
+// RenewCertificateSecretDataIfDue returns the data that the Secret should have now, for a
+// certificate with these DNS names, and the parsed form of it. The data is old itself when nothing
+// changes. A part that is missing, damaged, for other names, or past two thirds of its life is
+// replaced. An error comes from the source of random numbers.
+func RenewCertificateSecretDataIfDue(now time.Time, old map[string][]byte, names []string) (map[string][]byte, ParsedCertificateSecret, error) {
 	data := old
 	ca, err := parseSigningCAUnlessDueForRenewal(now, data)
 	if err != nil {

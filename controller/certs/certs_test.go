@@ -20,7 +20,7 @@ const oneDay = 24 * time.Hour
 // certificate.
 func renewSecretDataAndCheckTrust(t *testing.T, now time.Time, old map[string][]byte) (map[string][]byte, ParsedCertificateSecret) {
 	t.Helper()
-	data, state, err := RenewCertificateSecretData(now, old, testServerDNSNames)
+	data, state, err := RenewCertificateSecretDataIfDue(now, old, testServerDNSNames)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestDamagedCertificateIsReplaced(t *testing.T) {
 			t.Errorf("%s: the certificate was kept", name)
 		}
 	}
-	_, next, err := RenewCertificateSecretData(testStartTime, sound, []string{"another.name.svc"})
+	_, next, err := RenewCertificateSecretDataIfDue(testStartTime, sound, []string{"another.name.svc"})
 	if err != nil || next.Certificate.Leaf.VerifyHostname("another.name.svc") != nil {
 		t.Errorf("for another name the certificate is %v, %v", next.Certificate.Leaf.DNSNames, err)
 	}

@@ -122,7 +122,7 @@ func (k *WebhookCertificateReconciler) createOrRenewCertificateSecret(ctx contex
 	if err != nil && !missing {
 		return ParsedCertificateSecret{}, fmt.Errorf("reading the Secret %s: %w", k.CertificateSecretName, err)
 	}
-	data, state, err := RenewCertificateSecretData(k.Now(), s.Data, k.webhookServiceDNSNames())
+	data, state, err := RenewCertificateSecretDataIfDue(k.Now(), s.Data, k.webhookServiceDNSNames())
 	if err != nil {
 		return ParsedCertificateSecret{}, fmt.Errorf("making the webhook's certificate: %w", err)
 	}

@@ -47,14 +47,14 @@ type Reader struct {
 	// notifyChanged is called when the addresses have changed.
 	notifyChanged func()
 
-	mu              sync.Mutex // guards all that follows
-	addressesByNode map[string][]snapshot.ClusterAddressRange
-	serviceNetworks []snapshot.ClusterAddressRange
+	mu                            sync.Mutex // guards all that follows
+	addressesAndPodNetworksByNode map[string][]snapshot.ClusterAddressRange
+	serviceNetworks               []snapshot.ClusterAddressRange
 }
 
 // NewReader returns a Reader that knows no address yet.
 func NewReader(o Options) *Reader {
-	return &Reader{Options: o, addressesByNode: map[string][]snapshot.ClusterAddressRange{}}
+	return &Reader{Options: o, addressesAndPodNetworksByNode: map[string][]snapshot.ClusterAddressRange{}}
 }
 
 // LatestClusterAddresses returns the addresses that are known now.
@@ -62,7 +62,7 @@ func (r *Reader) LatestClusterAddresses() []snapshot.ClusterAddressRange {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out := slices.Clone(r.serviceNetworks)
-	for _, a := range r.addressesByNode {
+	for _, a := range r.addressesAndPodNetworksByNode {
 		out = append(out, a...)
 	}
 	return out
@@ -111,7 +111,7 @@ func CompactNode(o any) (any, error) {
 func (r *Reader) nodeEventHandler() cache.ResourceEventHandler {
 	set := func(o any) {
 		if n, ok := o.(*corev1.Node); ok {
-			r.setAddressesOfNode(n.Name, AddressesAndPodNetworksOfNode(n))
+			r.setAddressesAndPodNetworksOfNode(n.Name, AddressesAndPodNetworksOfNode(n))
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
@@ -121,17 +121,17 @@ func (r *Reader) nodeEventHandler() cache.ResourceEventHandler {
 				o = unknown.Obj
 			}
 			if n, ok := o.(*corev1.Node); ok {
-				r.setAddressesOfNode(n.Name, nil)
+				r.setAddressesAndPodNetworksOfNode(n.Name, nil)
 			}
 		},
 	}
 }
 
-func (r *Reader) setAddressesOfNode(name string, now []snapshot.ClusterAddressRange) {
+func (r *Reader) setAddressesAndPodNetworksOfNode(name string, now []snapshot.ClusterAddressRange) {
 	r.mu.Lock()
-	same := slices.Equal(r.addressesByNode[name], now)
-	if r.addressesByNode[name] = now; len(now) == 0 {
-		delete(r.addressesByNode, name)
+	same := slices.Equal(r.addressesAndPodNetworksByNode[name], now)
+	if r.addressesAndPodNetworksByNode[name] = now; len(now) == 0 {
+		delete(r.addressesAndPodNetworksByNode, name)
 	}
 	r.mu.Unlock()
 	if !same {

@@ -75,7 +75,7 @@ func newConfigurationEventHandler(notify func()) cache.ResourceEventHandler {
 		UpdateFunc: func(o, n any) {
 			before, ok1 := o.(client.Object)
 			after, ok2 := n.(client.Object)
-			if !ok1 || !ok2 || mayUpdateChangeConfiguration(before, after) {
+			if !ok1 || !ok2 || canUpdateAffectConfiguration(before, after) {
 				notify()
 			}
 		},
@@ -90,7 +90,7 @@ func (r *Reader) namespaceEventHandler() cache.ResourceEventHandler {
 			o = unknown.Obj
 		}
 		n, ok := o.(client.Object)
-		if !ok || r.mayNamespaceChangeConfiguration(func(c *Configuration) bool { return slices.Contains(c.matchNamespaceSelectors(n.GetLabels()), true) }) {
+		if !ok || r.canNamespaceAffectConfiguration(func(c *Configuration) bool { return slices.Contains(c.matchNamespaceSelectors(n.GetLabels()), true) }) {
 			r.NotifyAllocationObjectChanged()
 		}
 	}
@@ -102,7 +102,7 @@ func (r *Reader) namespaceEventHandler() cache.ResourceEventHandler {
 			if ok1 && ok2 && maps.Equal(before.GetLabels(), after.GetLabels()) {
 				return
 			}
-			if !ok1 || !ok2 || r.mayNamespaceChangeConfiguration(func(c *Configuration) bool {
+			if !ok1 || !ok2 || r.canNamespaceAffectConfiguration(func(c *Configuration) bool {
 				return !slices.Equal(c.matchNamespaceSelectors(before.GetLabels()), c.matchNamespaceSelectors(after.GetLabels()))
 			}) {
 				r.NotifyAllocationObjectChanged()
@@ -111,10 +111,10 @@ func (r *Reader) namespaceEventHandler() cache.ResourceEventHandler {
 	}
 }
 
-// mayNamespaceChangeConfiguration reports whether a change of a Namespace counts by the published
+// canNamespaceAffectConfiguration reports whether a change of a Namespace counts by the published
 // configuration. It does while another change waits to be read, because that one may bring a new
 // selector.
-func (r *Reader) mayNamespaceChangeConfiguration(counts func(*Configuration) bool) bool {
+func (r *Reader) canNamespaceAffectConfiguration(counts func(*Configuration) bool) bool {
 	// The order matters: what is published has all changes that were read before.
 	if r.HasUnreadChange() {
 		return true
@@ -123,10 +123,10 @@ func (r *Reader) mayNamespaceChangeConfiguration(counts func(*Configuration) boo
 	return c == nil || counts(c)
 }
 
-// mayUpdateChangeConfiguration reports whether an update of an object may change the configuration.
+// canUpdateAffectConfiguration reports whether an update of an object may change the configuration.
 // The status of an object is not part of it. Secrets have no generation, of Nodes and Namespaces
 // only the labels count, and of a pool one annotation does.
-func mayUpdateChangeConfiguration(before, after client.Object) bool {
+func canUpdateAffectConfiguration(before, after client.Object) bool {
 	if before.GetUID() != after.GetUID() || before.GetGeneration() != after.GetGeneration() || !maps.Equal(before.GetLabels(), after.GetLabels()) {
 		return true
 	}

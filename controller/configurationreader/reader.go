@@ -71,10 +71,10 @@ type Options struct {
 type Reader struct {
 	Options
 	publishedConfiguration atomic.Pointer[Configuration]
-	// allChanges counts all changes of objects, assignmentChanges those that may decide which
-	// Service gets which address.
-	allChanges, assignmentChanges changeCounter
-	changeWake                    *latest.Wake
+	// allChangesCounter counts all changes of objects, assignmentChangesCounter those that may
+	// decide which Service gets which address.
+	allChangesCounter, assignmentChangesCounter changeCounter
+	changeWake                                  *latest.Wake
 	// immediateReadRequests are requests for a reading. Each gets the error of the reading.
 	immediateReadRequests chan chan error
 
@@ -104,14 +104,14 @@ func NewReader(o Options) *Reader {
 // NotifyAllocationObjectChanged reports that an object changed that may decide which Service gets
 // which address: a pool, a reservation, or a Namespace that a pool selects.
 func (r *Reader) NotifyAllocationObjectChanged() {
-	r.assignmentChanges.count.Add(1)
+	r.assignmentChangesCounter.count.Add(1)
 	r.NotifyAnnouncementObjectChanged()
 }
 
 // NotifyAnnouncementObjectChanged reports that another object changed, such as an advertisement, a
 // BGPPeer, a Secret or a Node. No assignment waits until that is read.
 func (r *Reader) NotifyAnnouncementObjectChanged() {
-	r.allChanges.count.Add(1)
+	r.allChangesCounter.count.Add(1)
 	r.changeWake.Signal()
 }
 
@@ -130,12 +130,12 @@ func (r *Reader) Subscribe() <-chan struct{} {
 // Changes whose reading failed do not count: the last good configuration stays in force.
 func (r *Reader) LatestConfiguration() (latest *Configuration, changeWaits bool) {
 	// The order matters: what is published has all changes that were read before.
-	changeWaits = r.assignmentChanges.hasUnreadChange()
+	changeWaits = r.assignmentChangesCounter.hasUnreadChange()
 	return r.publishedConfiguration.Load(), changeWaits
 }
 
 // HasUnreadChange reports whether any change waits to be read.
-func (r *Reader) HasUnreadChange() bool { return r.allChanges.hasUnreadChange() }
+func (r *Reader) HasUnreadChange() bool { return r.allChangesCounter.hasUnreadChange() }
 
 // ReadNow reads the configuration, publishes and returns it. It works only while Start runs.
 func (r *Reader) ReadNow(ctx context.Context) (*Configuration, error) {
@@ -189,7 +189,7 @@ func (r *Reader) Start(ctx context.Context) error {
 
 // readAndPublish reads all objects once. An object that an edit broke keeps its last good state.
 func (r *Reader) readAndPublish(ctx context.Context) error {
-	all, ofAssignment := r.allChanges.count.Load(), r.assignmentChanges.count.Load()
+	all, ofAssignment := r.allChangesCounter.count.Load(), r.assignmentChangesCounter.count.Load()
 	o, err := r.ReadObjects(ctx)
 	if err == nil {
 		if before := r.publishedConfiguration.Load(); before != nil {
@@ -199,8 +199,8 @@ func (r *Reader) readAndPublish(ctx context.Context) error {
 	} else if ctx.Err() == nil {
 		r.Log.Error("reading the configuration; the last one that was read stays in force", "error", err, "again", failedReadRetryDelay)
 	}
-	r.allChanges.countAtLastReading.Store(all)
-	r.assignmentChanges.countAtLastReading.Store(ofAssignment)
+	r.allChangesCounter.countAtLastReading.Store(all)
+	r.assignmentChangesCounter.countAtLastReading.Store(ofAssignment)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, w := range r.subscribers {

@@ -57,7 +57,9 @@ func (h *readerHarness) countReads() int {
 	return h.readCount
 }
 
-func (h *readerHarness) countAssignmentChanges() int64 { return h.assignmentChanges.count.Load() }
+func (h *readerHarness) countAssignmentChanges() int64 {
+	return h.assignmentChangesCounter.count.Load()
+}
 
 // setPoolNamespaceSelector makes the pool select the Namespaces of a team, or none.
 func (h *readerHarness) setPoolNamespaceSelector(selects bool) {
@@ -144,9 +146,9 @@ func TestChangeDuringCollectDelayIsReadLater(t *testing.T) {
 	})
 }
 
-// TestOnlyAssignmentChangesCountAsUnread edits an advertisement or a pool right after a reading:
-// only the pool's edit is a change that an assignment must wait for.
-func TestOnlyAssignmentChangesCountAsUnread(t *testing.T) {
+// TestAssignmentsAwaitOnlyAllocationObjectEdits edits an advertisement or a pool right after a
+// reading: only the pool's edit is a change that an assignment must wait for.
+func TestAssignmentsAwaitOnlyAllocationObjectEdits(t *testing.T) {
 	runWithReaderHarness(t, func(t *testing.T, h *readerHarness) {
 		h.NotifyAnnouncementObjectChanged()
 		synctest.Wait()
@@ -307,7 +309,7 @@ func TestOnlyRelevantUpdatesChangeConfiguration(t *testing.T) {
 		"a password":                {secret, edited, true},
 		"a repetition":              {secret, secret.DeepCopy(), false},
 	} {
-		if got := mayUpdateChangeConfiguration(tt.before, tt.after); got != tt.want {
+		if got := canUpdateAffectConfiguration(tt.before, tt.after); got != tt.want {
 			t.Errorf("%s is a change of the configuration: %v, want %v", name, got, tt.want)
 		}
 	}

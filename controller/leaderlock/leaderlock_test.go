@@ -156,9 +156,9 @@ func (c *leaseClient) Update(ctx context.Context, r resourcelock.LeaderElectionR
 	})
 }
 
-// runElection runs the election of one controller until kill or until it loses the leadership. It
+// startElector runs the election of one controller until kill or until it loses the leadership. It
 // notes in leads when it leads.
-func runElection(t *testing.T, s *leaseServer, name string, leads chan<- string) (kill context.CancelFunc) {
+func startElector(t *testing.T, s *leaseServer, name string, leads chan<- string) (kill context.CancelFunc) {
 	t.Helper()
 	ctx, kill := context.WithCancel(klog.NewContext(t.Context(), logr.Discard()))
 	e, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
@@ -187,12 +187,12 @@ func TestSlowAPIServerEndsNoLeadership(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &leaseServer{record: &resourcelock.LeaderElectionRecord{RenewTime: metav1.Now()}}
 		leads := make(chan string, 10)
-		kill := runElection(t, s, "first", leads)
+		kill := startElector(t, s, "first", leads)
 		if got := <-leads; got != "first" {
 			t.Fatalf("%s leads", got)
 		}
 		defer time.Sleep(time.Minute) // until both have ended
-		defer runElection(t, s, "second", leads)()
+		defer startElector(t, s, "second", leads)()
 		s.setAnswerDelayAndHanging(2*time.Second, false)
 		time.Sleep(time.Hour)
 		for range 1000 {

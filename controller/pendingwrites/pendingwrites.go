@@ -58,10 +58,10 @@ type PendingStatusWrite struct {
 // The zero value is not usable; call NewSet.
 type Set struct {
 	pendingByService map[view.ObjectKey]PendingStatusWrite
-	// otherPendingAddressesByService are the addresses of open assignments that were in the
+	// pendingAddressesOfOthersByService are the addresses of open assignments that were in the
 	// object when it was read. While the base is the same, a write by another controller may bring
 	// them.
-	otherPendingAddressesByService map[view.ObjectKey][]netip.Addr
+	pendingAddressesOfOthersByService map[view.ObjectKey][]netip.Addr
 	// mustWriteAddressLedgerFirst says that no write may rely on the object before this controller
 	// has written it: something is pending that it does not show, or another controller wrote it
 	// and may remove an assignment when its own write is refused.
@@ -75,14 +75,14 @@ type Set struct {
 // read; RemoveClosedPending then removes the closed ones.
 func NewSet(intents []PendingStatusWrite) *Set {
 	f := &Set{
-		pendingByService:               make(map[view.ObjectKey]PendingStatusWrite, len(intents)),
-		otherPendingAddressesByService: make(map[view.ObjectKey][]netip.Addr, len(intents)),
-		servicesNotInAddressLedger:     map[view.ObjectKey]struct{}{},
+		pendingByService:                  make(map[view.ObjectKey]PendingStatusWrite, len(intents)),
+		pendingAddressesOfOthersByService: make(map[view.ObjectKey][]netip.Addr, len(intents)),
+		servicesNotInAddressLedger:        map[view.ObjectKey]struct{}{},
 	}
 	f.RecordBatchInAddressLedger(intents)
 	f.mustWriteAddressLedgerFirst = true
 	for k, i := range f.pendingByService {
-		f.otherPendingAddressesByService[k] = i.Addresses
+		f.pendingAddressesOfOthersByService[k] = i.Addresses
 	}
 	return f
 }
@@ -155,10 +155,10 @@ func (f *Set) HasPendingForService(k view.ObjectKey) bool {
 	return ok
 }
 
-// MergePendingWithBatch returns what the object should contain when the assignments of a batch are
-// added to the open ones, sorted by Service, without those that it leaves out. The Set changes
+// ListPendingMergedWithBatch returns what the object should contain when the assignments of a batch
+// are added to the open ones, sorted by Service, without those that it leaves out. The Set changes
 // only with RecordBatchInAddressLedger.
-func (f *Set) MergePendingWithBatch(batch []PendingStatusWrite) []PendingStatusWrite {
+func (f *Set) ListPendingMergedWithBatch(batch []PendingStatusWrite) []PendingStatusWrite {
 	all := maps.Clone(f.pendingByService)
 	for k := range f.servicesNotInAddressLedger {
 		delete(all, k)
@@ -167,9 +167,9 @@ func (f *Set) MergePendingWithBatch(batch []PendingStatusWrite) []PendingStatusW
 	return sortPendingByService(all)
 }
 
-// PendingOfBatchOnly returns the assignments of a batch, merged with the open ones of the same
+// ListPendingOfBatchOnly returns the assignments of a batch, merged with the open ones of the same
 // Services. An object with nothing else is incomplete.
-func (f *Set) PendingOfBatchOnly(batch []PendingStatusWrite) []PendingStatusWrite {
+func (f *Set) ListPendingOfBatchOnly(batch []PendingStatusWrite) []PendingStatusWrite {
 	all := make(map[view.ObjectKey]PendingStatusWrite, len(batch))
 	f.mergeBatchInto(all, batch)
 	return sortPendingByService(all)
@@ -222,10 +222,10 @@ func mergePendingOfSameService(old, next PendingStatusWrite) PendingStatusWrite 
 	return next
 }
 
-// KeepPendingOfEarlierSet adds the assignments that were pending before the object was read
+// AddPendingOfEarlierSet adds the assignments that were pending before the object was read
 // again, because a user may have deleted or edited the object while the writes continue. Of two
 // bases the later one counts. Call it before RemoveClosedPending.
-func (f *Set) KeepPendingOfEarlierSet(before *Set) {
+func (f *Set) AddPendingOfEarlierSet(before *Set) {
 	for k, i := range before.pendingByService {
 		has, ok := f.pendingByService[k]
 		if ok && isLaterVersion(has.BaseResourceVersion, i.BaseResourceVersion) {
@@ -235,11 +235,11 @@ func (f *Set) KeepPendingOfEarlierSet(before *Set) {
 		if ok {
 			merged = mergePendingOfSameService(has, i)
 		} else if _, omitted := before.servicesNotInAddressLedger[k]; omitted {
-			f.pendingByService[k], f.otherPendingAddressesByService[k] = merged, merged.Addresses
+			f.pendingByService[k], f.pendingAddressesOfOthersByService[k] = merged, merged.Addresses
 			f.servicesNotInAddressLedger[k] = struct{}{}
 			continue
 		}
-		f.pendingByService[k], f.otherPendingAddressesByService[k] = merged, merged.Addresses
+		f.pendingByService[k], f.pendingAddressesOfOthersByService[k] = merged, merged.Addresses
 	}
 }
 
@@ -255,7 +255,7 @@ func (f *Set) RecordBatchInAddressLedger(batch []PendingStatusWrite) {
 	f.mustWriteAddressLedgerFirst = false
 	for _, i := range batch {
 		if f.pendingByService[i.Service].BaseResourceVersion != i.BaseResourceVersion {
-			delete(f.otherPendingAddressesByService, i.Service)
+			delete(f.pendingAddressesOfOthersByService, i.Service)
 		}
 		f.pendingByService[i.Service] = mergePendingOfSameService(f.pendingByService[i.Service], i)
 		delete(f.servicesNotInAddressLedger, i.Service)
@@ -278,7 +278,7 @@ func (f *Set) ClosePendingOfRefusedStatusWrite(k view.ObjectKey, base string) {
 	if !ok || i.BaseResourceVersion != base {
 		return
 	}
-	if i.Addresses = f.otherPendingAddressesByService[k]; len(i.Addresses) == 0 {
+	if i.Addresses = f.pendingAddressesOfOthersByService[k]; len(i.Addresses) == 0 {
 		f.removePending(k)
 		return
 	}
@@ -295,7 +295,7 @@ func (f *Set) ClosePendingWithOlderBase(k view.ObjectKey, version string) {
 
 func (f *Set) removePending(k view.ObjectKey) {
 	delete(f.pendingByService, k)
-	delete(f.otherPendingAddressesByService, k)
+	delete(f.pendingAddressesOfOthersByService, k)
 	delete(f.servicesNotInAddressLedger, k)
 }
 

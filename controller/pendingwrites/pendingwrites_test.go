@@ -33,8 +33,8 @@ func TestPendingStaysUntilItIsClosed(t *testing.T) {
 	wantPending(t, "after reading the Services", left, newPending("under-way", "3", "192.0.2.3"))
 
 	batch := []PendingStatusWrite{newPending("new", "7", "192.0.2.1")}
-	wantPending(t, "the next object", f.MergePendingWithBatch(batch), newPending("new", "7", "192.0.2.1"), newPending("under-way", "3", "192.0.2.3"))
-	wantPending(t, "before it is written", f.MergePendingWithBatch(nil), newPending("under-way", "3", "192.0.2.3"))
+	wantPending(t, "the next object", f.ListPendingMergedWithBatch(batch), newPending("new", "7", "192.0.2.1"), newPending("under-way", "3", "192.0.2.3"))
+	wantPending(t, "before it is written", f.ListPendingMergedWithBatch(nil), newPending("under-way", "3", "192.0.2.3"))
 	f.RecordBatchInAddressLedger(batch)
 	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "new"}, "6")
 	if f.CountPending() != 2 {
@@ -42,15 +42,15 @@ func TestPendingStaysUntilItIsClosed(t *testing.T) {
 	}
 	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "new"}, "7")
 	f.ClosePendingWithBase(view.ObjectKey{Namespace: "default", Name: "under-way"}, "")
-	wantPending(t, "when all is settled", f.MergePendingWithBatch(nil))
+	wantPending(t, "when all is settled", f.ListPendingMergedWithBatch(nil))
 }
 
 func TestPendingAddressesOfSameBaseAreMerged(t *testing.T) {
 	f := NewSet([]PendingStatusWrite{newPending("s", "3", "192.0.2.1")})
 	f.RecordBatchInAddressLedger([]PendingStatusWrite{newPending("s", "3", "192.0.2.2")})
-	wantPending(t, "two writes on one base", f.MergePendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	wantPending(t, "two writes on one base", f.ListPendingMergedWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
 	f.RecordBatchInAddressLedger([]PendingStatusWrite{newPending("s", "4", "192.0.2.5")})
-	wantPending(t, "on a later base the older cannot arrive", f.MergePendingWithBatch(nil), newPending("s", "4", "192.0.2.5"))
+	wantPending(t, "on a later base the older cannot arrive", f.ListPendingMergedWithBatch(nil), newPending("s", "4", "192.0.2.5"))
 }
 
 func serviceKey(name string) view.ObjectKey { return view.ObjectKey{Namespace: "default", Name: name} }
@@ -67,13 +67,13 @@ func TestRefusedWriteKeepsAddressesOfOtherController(t *testing.T) {
 	}
 	f.RecordBatchInAddressLedger([]PendingStatusWrite{ours})
 	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "2")
-	wantPending(t, "a refusal on another base", f.MergePendingWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
+	wantPending(t, "a refusal on another base", f.ListPendingMergedWithBatch(nil), newPending("s", "3", "192.0.2.2", "192.0.2.1"))
 	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "3")
-	wantPending(t, "after our write was refused", f.MergePendingWithBatch(nil), theirs)
+	wantPending(t, "after our write was refused", f.ListPendingMergedWithBatch(nil), theirs)
 
 	f.RecordBatchInAddressLedger([]PendingStatusWrite{newPending("s", "4", "192.0.2.3")})
 	f.ClosePendingOfRefusedStatusWrite(serviceKey("s"), "4")
-	wantPending(t, "on a later base theirs cannot arrive", f.MergePendingWithBatch(nil))
+	wantPending(t, "on a later base theirs cannot arrive", f.ListPendingMergedWithBatch(nil))
 }
 
 func TestLaterVersionClosesAPendingAssignment(t *testing.T) {
@@ -114,7 +114,7 @@ func TestPendingSurvivesDeletedOrReplacedLedgerObject(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := NewSet(tc.object)
-			f.KeepPendingOfEarlierSet(NewSet([]PendingStatusWrite{mine}))
+			f.AddPendingOfEarlierSet(NewSet([]PendingStatusWrite{mine}))
 			if got := f.PendingAddressesOfService(k, "4"); !slices.Equal(got, tc.want) {
 				t.Errorf("%v is pending, want %v", got, tc.want)
 			}
@@ -166,18 +166,18 @@ func TestOmittedPendingStaysOpen(t *testing.T) {
 	first, second, third := newPending("first", "3", "192.0.2.1"), newPending("second", "4", "192.0.2.2"), newPending("third", "5", "192.0.2.3")
 	f := NewSet([]PendingStatusWrite{first, second})
 	batch := []PendingStatusWrite{third}
-	wantPending(t, "an object with the batch only", f.PendingOfBatchOnly(batch), third)
+	wantPending(t, "an object with the batch only", f.ListPendingOfBatchOnly(batch), third)
 	f.OmitAllFromAddressLedgerExcept(batch)
 	f.RecordBatchInAddressLedger(batch)
 	wantPending(t, "the open assignments", f.ListOpenPending(), first, second, third)
-	wantPending(t, "the next object", f.MergePendingWithBatch(nil), third)
+	wantPending(t, "the next object", f.ListPendingMergedWithBatch(nil), third)
 	if f.CountOmittedFromAddressLedger() != 2 || f.AddressLedgerContainsPending(first) || !f.AddressLedgerContainsPending(third) {
 		t.Error("the object should lack the first two, and have the third")
 	}
 	again := NewSet([]PendingStatusWrite{third})
-	again.KeepPendingOfEarlierSet(f)
+	again.AddPendingOfEarlierSet(f)
 	wantPending(t, "the open assignments after reading the object", again.ListOpenPending(), first, second, third)
-	wantPending(t, "the next object after reading it", again.MergePendingWithBatch(nil), third)
+	wantPending(t, "the next object after reading it", again.ListPendingMergedWithBatch(nil), third)
 	again.RecordBatchInAddressLedger(nil)
 	if again.CountOmittedFromAddressLedger() != 2 || again.AddressLedgerContainsPending(first) || !again.AddressLedgerContainsPending(third) {
 		t.Error("after reading the object it should lack the first two, and have the third")
@@ -185,12 +185,12 @@ func TestOmittedPendingStaysOpen(t *testing.T) {
 	f.ClosePendingWithBase(serviceKey("first"), "3")
 	wantPending(t, "when the first is closed", f.ListOpenPending(), second, third)
 	f.RecordBatchInAddressLedger([]PendingStatusWrite{second})
-	wantPending(t, "when the second is written again", f.MergePendingWithBatch(nil), second, third)
+	wantPending(t, "when the second is written again", f.ListPendingMergedWithBatch(nil), second, third)
 	if f.CountOmittedFromAddressLedger() != 0 {
 		t.Error("nothing is left out any more")
 	}
 	if f.OmitFromAddressLedger(serviceKey("other")) || !f.OmitFromAddressLedger(serviceKey("third")) || f.OmitFromAddressLedger(serviceKey("third")) {
 		t.Error("only an open assignment can be left out, and once")
 	}
-	wantPending(t, "when the third is left out", f.MergePendingWithBatch(nil), second)
+	wantPending(t, "when the third is left out", f.ListPendingMergedWithBatch(nil), second)
 }

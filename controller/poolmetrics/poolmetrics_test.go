@@ -67,11 +67,11 @@ func TestPoolMetricsPerFamily(t *testing.T) {
 	scrape(`metallb_allocator_ipv4_addresses_total{pool="dual"} 4`, `metallb_allocator_ipv4_addresses_in_use_total{pool="dual"} 4`,
 		`metallb_allocator_ipv6_addresses_in_use_total{pool="dual"} 1`, `metallb_allocator_addresses_in_use_total{pool="dual"} 5`,
 		"metallb_k8s_client_config_loaded_bool 0", "metallb_k8s_client_config_stale_bool 0")
-	gauges.RecordLoadedConfiguration([]snapshot.Problem{{Reason: names.ReasonUnknownPool}})
+	gauges.RecordProblemsOfLoadedConfiguration([]snapshot.Problem{{Reason: names.ReasonUnknownPool}})
 	scrape("metallb_k8s_client_config_loaded_bool 1", "metallb_k8s_client_config_stale_bool 0")
-	gauges.RecordLoadedConfiguration([]snapshot.Problem{{Reason: names.ReasonOverlap}})
+	gauges.RecordProblemsOfLoadedConfiguration([]snapshot.Problem{{Reason: names.ReasonOverlap}})
 	scrape("metallb_k8s_client_config_stale_bool 1")
-	gauges.RecordLoadedConfiguration(nil)
+	gauges.RecordProblemsOfLoadedConfiguration(nil)
 	scrape("metallb_k8s_client_config_stale_bool 0")
 	stop()
 	if err := <-done; err != nil {

@@ -20,9 +20,9 @@ import (
 	"github.com/gantry-lb/gantry/internal/configuration"
 )
 
-// sessionCountCoalesceDelay gathers changes that come together: a router that dies ends a session
+// sessionChangeCollectDelay gathers changes that come together: a router that dies ends a session
 // on each node, and costs one write.
-const sessionCountCoalesceDelay = time.Second
+const sessionChangeCollectDelay = time.Second
 
 // SessionCounter writes the counts. Use NewSessionCounter to create it.
 type SessionCounter struct {
@@ -43,7 +43,7 @@ func (r *SessionCounter) RegisterController(mgr ctrl.Manager) error {
 	type queue = workqueue.TypedRateLimitingInterface[ctrl.Request]
 	add := func(o client.Object, q queue) {
 		if s, ok := o.(*v1alpha1.BGPSession); ok && s.Status.Peer != "" {
-			q.AddAfter(ctrl.Request{NamespacedName: client.ObjectKey{Namespace: r.scope.Namespace, Name: s.Status.Peer}}, sessionCountCoalesceDelay)
+			q.AddAfter(ctrl.Request{NamespacedName: client.ObjectKey{Namespace: r.scope.Namespace, Name: s.Status.Peer}}, sessionChangeCollectDelay)
 		}
 	}
 	addSessionsOfNode := func(ctx context.Context, node string, q queue) {
@@ -67,7 +67,7 @@ func (r *SessionCounter) RegisterController(mgr ctrl.Manager) error {
 			UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) {
 				before, ok1 := e.ObjectOld.(*v1alpha1.SpeakerStatus)
 				after, ok2 := e.ObjectNew.(*v1alpha1.SpeakerStatus)
-				if ok1 && ok2 && before.Status.IsDead() != after.Status.IsDead() {
+				if ok1 && ok2 && before.Status.WasFoundDead() != after.Status.WasFoundDead() {
 					addSessionsOfNode(ctx, e.ObjectNew.GetName(), q)
 				}
 			},
@@ -94,7 +94,7 @@ func (r *SessionCounter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	}
 	deadNodes := map[string]bool{}
 	for i := range speakers.Items {
-		deadNodes[speakers.Items[i].Name] = speakers.Items[i].Status.IsDead()
+		deadNodes[speakers.Items[i].Name] = speakers.Items[i].Status.WasFoundDead()
 	}
 	count := formatEstablishedSessionCount(sessions.Items, p.Name, deadNodes)
 	if p.Status.Gantry != nil && p.Status.Gantry.Sessions == count {

@@ -92,7 +92,7 @@ func (r *ConditionWriter) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.R
 		return ctrl.Result{}, err
 	}
 	state := configuration.StateWriter{ReportingComponent: names.ComponentController, Namespace: r.Scope.Namespace}
-	errs := []error{state.WriteState(ctx, r.Client, read.Problems)}
+	errs := []error{state.WriteProblemsIntoState(ctx, r.Client, read.Problems)}
 	for _, c := range conditionedObjects(&o) {
 		if read.IsUpToDateWith(c) {
 			errs = append(errs, r.writeValidCondition(ctx, c, read.Problems))

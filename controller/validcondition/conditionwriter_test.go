@@ -19,8 +19,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// newRunningReader returns a Reader that runs and has read all objects of the API server.
-func newRunningReader(t *testing.T, c client.Client, scope configuration.ConfigurationScope) *configurationreader.Reader {
+// startConfigurationReader returns a Reader that runs and has read all objects of the API server.
+func startConfigurationReader(t *testing.T, c client.Client, scope configuration.ConfigurationScope) *configurationreader.Reader {
 	t.Helper()
 	r := configurationreader.NewReader(configurationreader.Options{
 		ReadObjects: func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
@@ -53,7 +53,7 @@ func TestValidConditionObservesGenerationThatWasRead(t *testing.T) {
 	ad.Spec.IPAddressPools = []string{"missing"}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(ad).WithStatusSubresource(ad, &v1beta1.ConfigurationState{}).Build()
 	scope := configuration.ConfigurationScope{Namespace: names.DefaultNamespace}
-	w := NewConditionWriter(Options{Client: c, Log: slog.New(slog.DiscardHandler), Scope: scope, ConfigurationReader: newRunningReader(t, c, scope)})
+	w := NewConditionWriter(Options{Client: c, Log: slog.New(slog.DiscardHandler), Scope: scope, ConfigurationReader: startConfigurationReader(t, c, scope)})
 	wantCondition := func(reason names.Reason, generation int64) {
 		t.Helper()
 		if _, err := w.Reconcile(t.Context(), ctrl.Request{}); err != nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// describeCoverage lists the advertisements with their addresses.
-func describeCoverage(coverage []BGPCoverage) string {
+// describeBGPCoverage lists the advertisements with their addresses.
+func describeBGPCoverage(coverage []BGPCoverage) string {
 	var out []string
 	for _, c := range coverage {
 		out = append(out, fmt.Sprint(c.Ad.Name, c.Addresses))
@@ -66,7 +66,7 @@ func TestWhichBGPAdvertisementsNodeUses(t *testing.T) {
 		},
 			ads: "bgp-four[192.0.2.1] bgp-four[192.0.2.1]"},
 	} {
-		e := newExample()
+		e := newExampleCluster()
 		c.edit(e)
 		if c.node.Labels == nil {
 			c.node.Labels = map[string]string{"name": "a"}
@@ -75,7 +75,7 @@ func TestWhichBGPAdvertisementsNodeUses(t *testing.T) {
 		if reason == "" {
 			coverage, reason = BGPAdsUsableOnNode(coverage, &c.node)
 		}
-		if got := describeCoverage(coverage); got != c.ads || reason != c.want {
+		if got := describeBGPCoverage(coverage); got != c.ads || reason != c.want {
 			t.Errorf("%s: the node announces %q, reason %q; want %q, %q", name, got, reason, c.ads, c.want)
 		}
 	}
@@ -124,7 +124,7 @@ func TestCommunityLimitPerPeerAndPrefix(t *testing.T) {
 			standard(0, 800), func(ad *snapshot.BGPAdvertisement) { standard(800, 800)(ad); ad.PrefixLengthIPv4 = 24 },
 		}, ""},
 	} {
-		e := newExample()
+		e := newExampleCluster()
 		for _, edit := range c.edits {
 			e.addBGPAdvertisement(edit, "four")
 		}
@@ -175,7 +175,7 @@ func TestWhichPeersOfNodeGetRoute(t *testing.T) {
 			e.snapshot.Peers = []*snapshot.Peer{{Name: "four", DefaultGatewayFamily: ipfamily.IPv4}, {Name: "six", DefaultGatewayFamily: ipfamily.IPv6}}
 		}, []string{"four"}},
 	} {
-		e := newExample()
+		e := newExampleCluster()
 		c.edit(e)
 		n := view.Node{Labels: labels.Set{"name": "a"}}
 		coverage, _ := BGPAdsCoveringService(&e.snapshot, &e.service)

@@ -21,7 +21,7 @@ var explanationRules = []func(*unannouncedService) names.Explanation{
 	(*unannouncedService).explainAllSelectedNodesExcluded,
 	(*unannouncedService).explainNoNodeSelected,
 	(*unannouncedService).explainNoPeer,
-	(*unannouncedService).explainContradictingAds,
+	(*unannouncedService).explainUnusableBGPAds,
 	(*unannouncedService).explainNoNodeForAllAddresses,
 }
 
@@ -56,15 +56,15 @@ type unannouncedService struct {
 	layer2       Layer2Coverage
 	layer2Reason names.Reason
 	bgp          []BGPCoverage
-	// selectsNodeForAllAddresses means that an advertisement selects a node,
+	// anyNodeSelected means that an advertisement selects a node,
 	// anyExcludedNodeSelected that it selects an excluded one.
 	anyNodeSelected, anyExcludedNodeSelected bool
 	// anyNodeSelectedByBGPAd means that a BGPAdvertisement selects a node; anyPeerGetsRoute that
 	// the node has a BGPPeer.
 	anyNodeSelectedByBGPAd, anyPeerGetsRoute bool
-	// conflictingBGPAds are the BGPAdvertisements of the first node on which they contradict each
+	// unusableBGPAds are the BGPAdvertisements of the first node on which they contradict each
 	// other.
-	conflictingBGPAds []BGPCoverage
+	unusableBGPAds []BGPCoverage
 }
 
 // mayNodeAnnounce says whether the node may announce the Service.
@@ -96,8 +96,8 @@ func (f *unannouncedService) recordAdsSelectingNode(n *view.Node) {
 	}
 	f.anyNodeSelectedByBGPAd = true
 	f.anyPeerGetsRoute = f.anyPeerGetsRoute || len(NamesOfPeersGettingRoute(own, f.snapshot.Peers, n)) > 0
-	if _, reason := BGPAdsUsableOnNode(own, n); reason != "" && f.conflictingBGPAds == nil {
-		f.conflictingBGPAds = own
+	if _, reason := BGPAdsUsableOnNode(own, n); reason != "" && f.unusableBGPAds == nil {
+		f.unusableBGPAds = own
 	}
 }
 
@@ -136,7 +136,7 @@ func (f *unannouncedService) listAds() string {
 	for _, c := range f.bgp {
 		out = append(out, fmt.Sprintf("BGPAdvertisement %q", c.Ad.Name))
 	}
-	return "the " + joinLimitedBy(" and the ", out, maxNodesInText, "advertisements")
+	return "the " + joinLimitedWithSeparator(" and the ", out, maxNodesInText, "advertisements")
 }
 
 // listBGPAds names the BGPAdvertisements that cover the Service.
@@ -145,11 +145,11 @@ func (f *unannouncedService) listBGPAds() string {
 	for _, c := range f.bgp {
 		out = append(out, c.Ad.Name)
 	}
-	return joinLimitedBy(", ", out, maxNodesInText, "advertisements")
+	return joinLimitedWithSeparator(", ", out, maxNodesInText, "advertisements")
 }
 
-// listNamedPeers names the peers of these BGPAdvertisements, as a part of a sentence.
-func (f *unannouncedService) listNamedPeers() string {
+// missingPeerNamesPhrase names the peers of these BGPAdvertisements, as a part of a sentence.
+func (f *unannouncedService) missingPeerNamesPhrase() string {
 	var out []string
 	for _, c := range f.bgp {
 		for _, p := range c.Ad.Peers {
@@ -161,7 +161,7 @@ func (f *unannouncedService) listNamedPeers() string {
 	if len(out) == 0 {
 		return ""
 	}
-	return ", and none has the name " + joinLimitedBy(" or ", out, maxNodesInText, "names")
+	return ", and none has the name " + joinLimitedWithSeparator(" or ", out, maxNodesInText, "names")
 }
 
 // quotePools lists the pools of the Service.
@@ -207,18 +207,18 @@ func (f *unannouncedService) explainNoPeer() names.Explanation {
 		return slices.ContainsFunc(f.bgp, func(c BGPCoverage) bool { return c.AdmitsPeer(p.Name) })
 	}
 	if !slices.ContainsFunc(f.snapshot.Peers, exists) {
-		return names.NewExplanation(names.ReasonNoPeers, "the BGPAdvertisements that select the Service (%s) have no BGPPeer to announce it to%s: create one%s, or correct their spec.peers", f.listBGPAds(), f.listNamedPeers(), f.namespacePhrase())
+		return names.NewExplanation(names.ReasonNoPeers, "the BGPAdvertisements that select the Service (%s) have no BGPPeer to announce it to%s: create one%s, or correct their spec.peers", f.listBGPAds(), f.missingPeerNamesPhrase(), f.namespacePhrase())
 	}
 	return names.Explanation{Reason: names.ReasonNoPeers, Text: "the BGPAdvertisements that select the Service (" + f.listBGPAds() + ") have no BGPPeer on a node that they select, for the family of the address: correct the nodeSelectors of both, or create a BGPPeer with an address of this family"}
 }
 
-func (f *unannouncedService) explainContradictingAds() names.Explanation {
-	if two := findLocalPrefConflict(f.conflictingBGPAds); two != nil {
+func (f *unannouncedService) explainUnusableBGPAds() names.Explanation {
+	if two := findLocalPrefConflict(f.unusableBGPAds); two != nil {
 		return names.NewExplanation(names.ReasonConflictingAdvertisements,
 			"the BGPAdvertisements %q and %q both select the Service, with a localPref of %d and of %d: write the same value in both, or separate them by serviceSelectors, peers or nodeSelectors",
 			two[0].Name, two[1].Name, two[0].LocalPref, two[1].LocalPref)
 	}
-	if ad := findAdOverCommunityLimit(f.conflictingBGPAds); ad != nil {
+	if ad := findAdOverCommunityLimit(f.unusableBGPAds); ad != nil {
 		return names.NewExplanation(names.ReasonTooManyCommunities,
 			"the BGPAdvertisements that select the Service, %q among them, have more communities in total than a route can carry: remove some, or separate them by peers", ad.Name)
 	}

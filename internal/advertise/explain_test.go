@@ -25,7 +25,7 @@ type exampleCluster struct {
 	nodes    []snapshot.NodeLabels
 }
 
-func newExample() *exampleCluster {
+func newExampleCluster() *exampleCluster {
 	e := &exampleCluster{service: Service{Labels: labels.Set{"app": "web"}, Addresses: []netip.Addr{exampleIPv4Address}}}
 	e.snapshot.Pools = []*snapshot.Pool{
 		{Name: "four", Ranges: []snapshot.Range{{First: exampleIPv4Address, Last: exampleIPv4Address}}},
@@ -95,9 +95,9 @@ func setLocalPrefForPeer(peer string, n uint32) func(*snapshot.BGPAdvertisement)
 	return func(ad *snapshot.BGPAdvertisement) { ad.LocalPref, ad.Peers = n, []string{peer} }
 }
 
-// explanationCases are configurations with the reason why an address is not announced; no reason
-// when it is.
-var explanationCases = map[string]struct {
+// unannouncedServiceCases are configurations with the reason why an address is not announced; no
+// reason when it is.
+var unannouncedServiceCases = map[string]struct {
 	edit func(*exampleCluster)
 	want names.Reason
 	text string
@@ -208,9 +208,9 @@ var explanationCases = map[string]struct {
 }
 
 func TestExplainUnannouncedService(t *testing.T) {
-	for name, c := range explanationCases {
+	for name, c := range unannouncedServiceCases {
 		t.Run(name, func(t *testing.T) {
-			e := newExample()
+			e := newExampleCluster()
 			c.edit(e)
 			why := ExplainUnannouncedService(&e.snapshot, &e.service, e.nodes)
 			got, text := why.Reason, why.Text
@@ -225,7 +225,7 @@ func TestExplainUnannouncedService(t *testing.T) {
 }
 
 func TestExplainAndCoverageAcceptNilSnapshot(t *testing.T) {
-	e := newExample()
+	e := newExampleCluster()
 	if got := ExplainUnannouncedService(nil, &e.service, e.nodes).Reason; got != names.ReasonAddressOutsidePools {
 		t.Errorf("the reason is %q, want %q", got, names.ReasonAddressOutsidePools)
 	}

@@ -19,9 +19,9 @@ type Layer2Coverage struct {
 	// Addresses are the addresses with an advertisement for their own pool. Without any
 	// advertisement they are all addresses of the Service.
 	Addresses []netip.Addr
-	// adsByAddress has the advertisements of each of the Addresses. It is nil if all of them are in
-	// one pool: Ads then cover each address.
-	adsByAddress [][]*snapshot.L2Advertisement
+	// adsOfEachAddress has the advertisements of each of the Addresses. It is nil if all of them
+	// are in one pool: Ads then cover each address.
+	adsOfEachAddress [][]*snapshot.L2Advertisement
 }
 
 // L2AdsCoveringService returns the L2Advertisements that cover the Service. The reason is empty if
@@ -40,7 +40,7 @@ func L2AdsCoveringService(s *snapshot.Snapshot, svc *Service) (Layer2Coverage, n
 		c.Addresses = nil
 		for i, a := range svc.Addresses {
 			if ads := selectL2Ads(s, pools[i:i+1], svc); len(ads) > 0 {
-				c.Addresses, c.adsByAddress = append(c.Addresses, a), append(c.adsByAddress, ads)
+				c.Addresses, c.adsOfEachAddress = append(c.Addresses, a), append(c.adsOfEachAddress, ads)
 			}
 		}
 	}
@@ -81,10 +81,10 @@ func L2AdvertisementsOfPool(s *snapshot.Snapshot, pool string) []*snapshot.L2Adv
 
 // AdsOfAddress returns the advertisements that cover Addresses[i].
 func (c *Layer2Coverage) AdsOfAddress(i int) []*snapshot.L2Advertisement {
-	if c.adsByAddress == nil {
+	if c.adsOfEachAddress == nil {
 		return c.Ads
 	}
-	return c.adsByAddress[i]
+	return c.adsOfEachAddress[i]
 }
 
 // AdmittedNodesKey is the same for coverages that admit the same nodes with the same scores.
@@ -92,7 +92,7 @@ func (c *Layer2Coverage) AdmittedNodesKey() string {
 	if len(c.Ads) == 1 {
 		return c.Ads[0].Name
 	}
-	groups := c.adsByAddress
+	groups := c.adsOfEachAddress
 	if groups == nil {
 		groups = [][]*snapshot.L2Advertisement{c.Ads}
 	}
@@ -125,8 +125,8 @@ func (c *Layer2Coverage) NodeExclusionReason(n *view.Node) names.Reason {
 }
 
 func (c *Layer2Coverage) selectsNodeForAllAddresses(n *view.Node) bool {
-	for i := range c.adsByAddress {
-		if !anyL2AdSelectsNode(c.adsByAddress[i], n) {
+	for i := range c.adsOfEachAddress {
+		if !anyL2AdSelectsNode(c.adsOfEachAddress[i], n) {
 			return false
 		}
 	}

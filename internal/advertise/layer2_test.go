@@ -47,7 +47,7 @@ func TestNodeExclusionReasonOfL2Ads(t *testing.T) {
 			e.addL2Advertisement(limitL2AdToNode("a"), "six")
 		}, node("a"), names.ReasonNoAdvertisement},
 	} {
-		e := newExample()
+		e := newExampleCluster()
 		c.edit(e)
 		coverage, _ := L2AdsCoveringService(&e.snapshot, &e.service)
 		if got := coverage.NodeExclusionReason(&c.node); got != c.want {
@@ -57,7 +57,7 @@ func TestNodeExclusionReasonOfL2Ads(t *testing.T) {
 }
 
 func TestPreferenceScoreCountsOnlyAdsSelectingNode(t *testing.T) {
-	e := newExample()
+	e := newExampleCluster()
 	prefer := func(weight int, s labels.Selector) func(*snapshot.L2Advertisement) {
 		return func(ad *snapshot.L2Advertisement) {
 			ad.Preferences = append(ad.Preferences, snapshot.NodePreference{Weight: weight, NodeSelector: s})
@@ -108,7 +108,7 @@ func TestAdmittedNodesKeyDiffersByNodes(t *testing.T) {
 			e.snapshot.L2Advertisements[1].Pools = []string{"four", "six"}
 		},
 	} {
-		e := newExample()
+		e := newExampleCluster()
 		e.addL2Advertisement(nil, "four")
 		edit(e)
 		coverage, _ := L2AdsCoveringService(&e.snapshot, &e.service)
@@ -147,7 +147,7 @@ func TestLinksOnWhichAddressIsAnnounced(t *testing.T) {
 		ads     []*snapshot.L2Advertisement
 		edit    func([]exampleLink)
 		anyNode bool
-		reach   SubnetReach
+		reach   SubnetReachedByAnyNode
 		want    []int
 	}{
 		"the link of the subnet":                     {ads: []*snapshot.L2Advertisement{on()}, reach: SomeNodeReachesSubnet, want: []int{2}},
@@ -181,8 +181,8 @@ func TestLinksOnWhichAddressIsAnnounced(t *testing.T) {
 	}
 }
 
-func TestAdvertisementsOfEachAddress(t *testing.T) {
-	e := newExample()
+func TestL2AdsOfEachAddressWithTwoPools(t *testing.T) {
+	e := newExampleCluster()
 	e.addIPv6Address()
 	e.addL2Advertisement(nil, "six")
 	coverage, _ := L2AdsCoveringService(&e.snapshot, &e.service)

@@ -22,14 +22,14 @@ type Link interface {
 	HasVirtualRouterMAC() bool
 }
 
-// SubnetReach says whether a node that the advertisements select has a link whose subnet covers the
-// address.
-type SubnetReach bool
+// SubnetReachedByAnyNode says whether a node that the advertisements select has a link whose subnet
+// covers the address.
+type SubnetReachedByAnyNode bool
 
-// The values of SubnetReach.
+// The values of SubnetReachedByAnyNode.
 const (
-	NoNodeReachesSubnet   SubnetReach = false
-	SomeNodeReachesSubnet SubnetReach = true
+	NoNodeReachesSubnet   SubnetReachedByAnyNode = false
+	SomeNodeReachesSubnet SubnetReachedByAnyNode = true
 )
 
 // AnnouncingLinkIndexes returns the indexes of the links of a node on which the address is
@@ -38,14 +38,14 @@ const (
 // every usable link, because an address outside all subnets may still be routed to the segment. A
 // link of a virtual router counts only if it is named: several nodes may have one on one segment.
 // Without a node, all advertisements count.
-func AnnouncingLinkIndexes[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, links []L, reach SubnetReach) []int {
+func AnnouncingLinkIndexes[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, links []L, reach SubnetReachedByAnyNode) []int {
 	var out []int
 	for _, ad := range ads {
 		if node != nil && !anyNodeSelectorMatches(ad.NodeSelectors, node) {
 			continue
 		}
 		if len(ad.Interfaces) == 0 {
-			out = appendLinksOfSubnet(out, a, links, reach)
+			out = appendIndexesInSubnetOrAll(out, a, links, reach)
 			continue
 		}
 		for i := range links {
@@ -58,9 +58,9 @@ func AnnouncingLinkIndexes[L Link](ads []*snapshot.L2Advertisement, node *view.N
 	return slices.Compact(out)
 }
 
-// appendLinksOfSubnet appends the links whose subnet covers a. If no node has one, it appends all
-// links that can carry a.
-func appendLinksOfSubnet[L Link](out []int, a netip.Addr, links []L, reach SubnetReach) []int {
+// appendIndexesInSubnetOrAll appends the links whose subnet covers a. If no node has one, it
+// appends all links that can carry a.
+func appendIndexesInSubnetOrAll[L Link](out []int, a netip.Addr, links []L, reach SubnetReachedByAnyNode) []int {
 	for i := range links {
 		if links[i].CanSendFamilyOf(a) && !links[i].HasVirtualRouterMAC() && (reach == NoNodeReachesSubnet || links[i].CoversAddress(a)) {
 			out = append(out, links[i].InterfaceIndex())
@@ -80,9 +80,9 @@ type LinksOfNode[L Link] struct {
 	AreRawSocketsDenied bool
 }
 
-// AnsweringLinks returns the indexes of the links of a node on which it can answer for the address,
-// or why there is none.
-func AnsweringLinks[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, n LinksOfNode[L], reach SubnetReach) ([]int, names.Reason) {
+// AnsweringLinkIndexes returns the indexes of the links of a node on which it can answer for the
+// address, or why there is none.
+func AnsweringLinkIndexes[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, n LinksOfNode[L], reach SubnetReachedByAnyNode) ([]int, names.Reason) {
 	links := AnnouncingLinkIndexes(ads, node, a, n.UsableLinks, reach)
 	switch {
 	case len(links) > 0 && n.HasAddressOfFamily:
@@ -97,15 +97,15 @@ func AnsweringLinks[L Link](ads []*snapshot.L2Advertisement, node *view.Node, a 
 	return nil, names.ReasonNoLinks
 }
 
-// SegmentLink is a link that may be in the subnet of an address.
-type SegmentLink interface {
+// LinkWithSubnets is a link that may be in the subnet of an address.
+type LinkWithSubnets interface {
 	CoversAddress(netip.Addr) bool
 	HasVirtualRouterMAC() bool
 }
 
 // AnyLinkCoversAddress says whether one of the links is in the subnet of the address, even if it is
 // down.
-func AnyLinkCoversAddress[L SegmentLink](links []L, a netip.Addr) bool {
+func AnyLinkCoversAddress[L LinkWithSubnets](links []L, a netip.Addr) bool {
 	return slices.ContainsFunc(links, func(l L) bool { return !l.HasVirtualRouterMAC() && l.CoversAddress(a) })
 }
 
@@ -119,7 +119,7 @@ type OtherNodesLink interface {
 
 // AdsAdmitLinkOfOtherNode says whether the advertisements let another node announce the address on
 // its link.
-func AdsAdmitLinkOfOtherNode(ads []*snapshot.L2Advertisement, node *view.Node, l OtherNodesLink, a netip.Addr, reach SubnetReach) bool {
+func AdsAdmitLinkOfOtherNode(ads []*snapshot.L2Advertisement, node *view.Node, l OtherNodesLink, a netip.Addr, reach SubnetReachedByAnyNode) bool {
 	for _, ad := range ads {
 		switch {
 		case !anyNodeSelectorMatches(ad.NodeSelectors, node):

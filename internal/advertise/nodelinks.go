@@ -46,13 +46,13 @@ func (l LinkState) CoversAddress(a netip.Addr) bool {
 func (l LinkState) HasVirtualRouterMAC() bool { return l.IsVirtualRouter }
 
 // layer2Fault returns why the node answers ARP and NDP for none of the addresses of the Service.
-func (n *NodeState) layer2Fault(c *nodeCoverage, node *view.Node) names.Explanation {
+func (n *NodeStateForService) layer2Fault(c *serviceCoverage, node *view.Node) names.Explanation {
 	if n.Layer2Fault.Reason == names.ReasonRawSocketDenied || n.Links == nil {
 		return n.Layer2Fault
 	}
 	var first names.Explanation
 	for i, a := range c.layer2.Addresses {
-		why := n.linkFault(c.layer2.AdsOfAddress(i), node, a, c.subnetReachByAddress[i])
+		why := n.linkFault(c.layer2.AdsOfAddress(i), node, a, c.subnetReachOfEachAddress[i])
 		if !why.IsSet() {
 			return n.Layer2Fault
 		}
@@ -65,7 +65,7 @@ func (n *NodeState) layer2Fault(c *nodeCoverage, node *view.Node) names.Explanat
 }
 
 // linkFault returns why the node cannot answer for the address: what its speaker decides.
-func (n *NodeState) linkFault(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, reach SubnetReach) names.Explanation {
+func (n *NodeStateForService) linkFault(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, reach SubnetReachedByAnyNode) names.Explanation {
 	links := LinksOfNode[LinkState]{HasAddressOfFamily: slices.ContainsFunc(n.Links, func(l LinkState) bool { return l.CanSendFamilyOf(a) })}
 	var usable, downInSubnet []string
 	for _, l := range n.Links {
@@ -78,7 +78,7 @@ func (n *NodeState) linkFault(ads []*snapshot.L2Advertisement, node *view.Node, 
 		}
 		links.UsableLinks, usable = append(links.UsableLinks, l), append(usable, l.Name)
 	}
-	_, reason := AnsweringLinks(ads, node, a, links, reach)
+	_, reason := AnsweringLinkIndexes(ads, node, a, links, reach)
 	switch reason {
 	case "":
 		return names.Explanation{}

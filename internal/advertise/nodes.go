@@ -11,8 +11,8 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// NodeState is what is known of a node that may announce a Service.
-type NodeState struct {
+// NodeStateForService is what is known of a node that may announce a Service.
+type NodeStateForService struct {
 	snapshot.NodeLabels
 	// Fault is why the node announces nothing at all. It is zero if it may announce.
 	Fault names.Explanation
@@ -48,8 +48,8 @@ var nodeReasonsMostTellingFirst = []names.Reason{
 // from it. Its Reason is the most telling one: that of a node with endpoints comes first. Nothing
 // is set if at least one node should announce the Service. Explain has to come first: it explains
 // what is wrong with the advertisements themselves.
-func ExplainNodesNotAnnouncing(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalTrafficPolicy) names.Explanation {
-	coverage := newNodeCoverage(s, svc, nodes)
+func ExplainNodesNotAnnouncing(s *snapshot.Snapshot, svc *Service, nodes []NodeStateForService, local LocalTrafficPolicy) names.Explanation {
+	coverage := newServiceCoverage(s, svc, nodes)
 	var faults []nodeFault
 	var sessionTexts []string
 	for i := range nodes {
@@ -104,8 +104,8 @@ func (e *NodeExplanation) firstFault() names.Explanation {
 
 // ExplainAnnouncementPerNode says for each node what ExplainNodesNotAnnouncing says for all of
 // them.
-func ExplainAnnouncementPerNode(s *snapshot.Snapshot, svc *Service, nodes []NodeState, local LocalTrafficPolicy) []NodeExplanation {
-	coverage := newNodeCoverage(s, svc, nodes)
+func ExplainAnnouncementPerNode(s *snapshot.Snapshot, svc *Service, nodes []NodeStateForService, local LocalTrafficPolicy) []NodeExplanation {
+	coverage := newServiceCoverage(s, svc, nodes)
 	out := make([]NodeExplanation, 0, len(nodes))
 	for i := range nodes {
 		out = append(out, explainNode(&nodes[i], coverage, local))
@@ -113,32 +113,32 @@ func ExplainAnnouncementPerNode(s *snapshot.Snapshot, svc *Service, nodes []Node
 	return out
 }
 
-// nodeCoverage has the advertisements that cover a Service on any node.
-type nodeCoverage struct {
+// serviceCoverage has the advertisements that cover a Service on any node.
+type serviceCoverage struct {
 	snapshot     *snapshot.Snapshot
 	layer2       Layer2Coverage
 	layer2Reason names.Reason
 	bgp          []BGPCoverage
-	// subnetReachByAddress has the SubnetReach of each of the addresses of layer2.
-	subnetReachByAddress []SubnetReach
+	// subnetReachOfEachAddress has the SubnetReachedByAnyNode of each of the addresses of layer2.
+	subnetReachOfEachAddress []SubnetReachedByAnyNode
 }
 
-func newNodeCoverage(s *snapshot.Snapshot, svc *Service, nodes []NodeState) *nodeCoverage {
+func newServiceCoverage(s *snapshot.Snapshot, svc *Service, nodes []NodeStateForService) *serviceCoverage {
 	layer2, layer2Reason := L2AdsCoveringService(s, svc)
 	bgp, _ := BGPAdsCoveringService(s, svc)
-	out := &nodeCoverage{snapshot: s, layer2: layer2, layer2Reason: layer2Reason, bgp: bgp}
+	out := &serviceCoverage{snapshot: s, layer2: layer2, layer2Reason: layer2Reason, bgp: bgp}
 	for i, a := range layer2.Addresses {
 		ads := layer2.AdsOfAddress(i)
-		reaches := func(n NodeState) bool {
+		reaches := func(n NodeStateForService) bool {
 			return AnyL2AdSelectsNode(ads, &view.Node{Name: n.Name, Labels: n.Labels}) && AnyLinkCoversAddress(n.Links, a)
 		}
-		out.subnetReachByAddress = append(out.subnetReachByAddress, SubnetReach(slices.ContainsFunc(nodes, reaches)))
+		out.subnetReachOfEachAddress = append(out.subnetReachOfEachAddress, SubnetReachedByAnyNode(slices.ContainsFunc(nodes, reaches)))
 	}
 	return out
 }
 
 // explainNode says by which protocols the node should announce the Service, and why not.
-func explainNode(n *NodeState, c *nodeCoverage, local LocalTrafficPolicy) NodeExplanation {
+func explainNode(n *NodeStateForService, c *serviceCoverage, local LocalTrafficPolicy) NodeExplanation {
 	node := view.Node{Name: n.Name, Labels: n.Labels, IsExcluded: isNodeExcluded(c.snapshot, n.Labels)}
 	own := adsSelectingNode(c.bgp, &node)
 	out := NodeExplanation{Node: n.Name, IsSelectedByL2Ad: c.layer2Reason == "" && c.layer2.selectsNodeForAllAddresses(&node), IsSelectedByBGPAd: len(own) > 0}
@@ -158,7 +158,7 @@ func explainNode(n *NodeState, c *nodeCoverage, local LocalTrafficPolicy) NodeEx
 }
 
 // faultForEveryProtocol returns why the node announces the Service by no protocol.
-func (n *NodeState) faultForEveryProtocol(node *view.Node, isSelected bool, local LocalTrafficPolicy) names.Explanation {
+func (n *NodeStateForService) faultForEveryProtocol(node *view.Node, isSelected bool, local LocalTrafficPolicy) names.Explanation {
 	switch {
 	case !isSelected:
 		return names.NewExplanation(names.ReasonNoAdvertisement, "no advertisement of the Service selects the node")
@@ -176,7 +176,7 @@ func (n *NodeState) faultForEveryProtocol(node *view.Node, isSelected bool, loca
 
 // sessionFaults returns why no session of the node carries the Service, and a text for each session
 // that should and does not. No reason is returned if one of them carries it.
-func (n *NodeState) sessionFaults(peers []string) (why names.Explanation, texts []string) {
+func (n *NodeStateForService) sessionFaults(peers []string) (why names.Explanation, texts []string) {
 	if len(peers) == 0 {
 		return names.NewExplanation(names.ReasonNoPeers, "no BGPPeer that the BGPAdvertisements name selects the node and carries the family"), nil
 	}
@@ -236,16 +236,16 @@ func combineNodeFaults(faults []nodeFault, sessionTexts []string, local LocalTra
 	if local {
 		prefix = "externalTrafficPolicy is Local, and no node announces it: "
 	}
-	out.Text = prefix + joinLimitedBy("; ", texts, maxNodesInText, "nodes")
+	out.Text = prefix + joinLimitedWithSeparator("; ", texts, maxNodesInText, "nodes")
 	return out
 }
 
 func joinLimited(all []string, limit int, what string) string {
-	return joinLimitedBy(", ", all, limit, what)
+	return joinLimitedWithSeparator(", ", all, limit, what)
 }
 
-// joinLimitedBy joins the first elements, and says how many more there are.
-func joinLimitedBy(separator string, all []string, limit int, what string) string {
+// joinLimitedWithSeparator joins the first elements, and says how many more there are.
+func joinLimitedWithSeparator(separator string, all []string, limit int, what string) string {
 	text := strings.Join(all[:min(len(all), limit)], separator)
 	if more := len(all) - limit; more > 0 {
 		text += fmt.Sprintf("%sand %d more %s", separator, more, what)

@@ -5,8 +5,9 @@
 //
 // The rules in order: every address is in a pool (findPoolOfEachAddress); an advertisement names
 // the pool and selects the Service (Layer2Fault, BGPFault); it selects the node
-// (NodeExclusionReason, BGPAdsUsableOnNode); a link or a peer is left (Links,
-// NamesOfPeersGettingRoute). Explain applies all of them to every node.
+// (NodeExclusionReason, BGPAdsUsableOnNode); a link or a peer is left
+// (AnsweringLinkIndexes, NamesOfPeersGettingRoute). ExplainUnannouncedService applies all of them to
+// every node.
 package advertise
 
 import (
@@ -60,7 +61,7 @@ func isNodeExcluded(s *snapshot.Snapshot, labels map[string]string) bool {
 	return (s == nil || !s.IgnoresExcludeLabel) && view.IsExcludedByLabels(labels)
 }
 
-// selectsNodeForAllAddresses says whether one of the nodeSelectors matches the node.
+// anyNodeSelectorMatches says whether one of the nodeSelectors matches the node.
 func anyNodeSelectorMatches(nodeSelectors []labels.Selector, n *view.Node) bool {
 	return snapshot.AnySelectorMatches(nodeSelectors, labels.Set(n.Labels))
 }

@@ -54,7 +54,7 @@ func TestSessionsToCarryServiceFollowAdsNodesEndpoints(t *testing.T) {
 		}, want: []string{"a x: four six"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := newExample()
+			e := newExampleCluster()
 			tc.edit(e)
 			var got []string
 			for _, w := range SessionsToCarryService(&e.snapshot, &e.service, e.nodes, func(node string, _ netip.Addr) bool { return node != tc.silentNode }) {
@@ -73,7 +73,7 @@ func TestSessionsToCarryServiceFollowAdsNodesEndpoints(t *testing.T) {
 
 // TestSessionsLeaveOutAddressesWithoutEndpoints has endpoints of one family only.
 func TestSessionsLeaveOutAddressesWithoutEndpoints(t *testing.T) {
-	e := newExample()
+	e := newExampleCluster()
 	e.addIPv6Address()
 	e.addBGPPeer("x", newLabelSelector("name", "a"))
 	e.snapshot.Peers[0].DualStack = true
@@ -89,7 +89,7 @@ func TestSessionsLeaveOutAddressesWithoutEndpoints(t *testing.T) {
 func TestPerNodeExplanationsAgreeWithJointOne(t *testing.T) {
 	for name, tc := range nodeExplanationCases {
 		t.Run(name, func(t *testing.T) {
-			e := newExample()
+			e := newExampleCluster()
 			nodes := e.nodeStates()
 			tc.edit(e, nodes)
 			all := ExplainNodesNotAnnouncing(&e.snapshot, &e.service, nodes, tc.local)
@@ -129,7 +129,7 @@ func TestAdsAdmitLinkOfOtherNode(t *testing.T) {
 		what  string
 		ads   []*snapshot.L2Advertisement
 		link  fakeOtherNodesLink
-		reach SubnetReach
+		reach SubnetReachedByAnyNode
 		want  bool
 	}{
 		{"a link in the subnet", []*snapshot.L2Advertisement{anyLink}, fakeOtherNodesLink{name: "eth0", coversAddress: true}, SomeNodeReachesSubnet, true},
@@ -150,7 +150,7 @@ func TestAdsAdmitLinkOfOtherNode(t *testing.T) {
 
 // TestFaultsOfNodesWithoutPeers has a cluster without nodes, and a node without peers.
 func TestFaultsOfNodesWithoutPeers(t *testing.T) {
-	e := newExample()
+	e := newExampleCluster()
 	e.addBGPAdvertisement(nil, "four")
 	if got := ExplainNodesNotAnnouncing(&e.snapshot, &e.service, nil, false); got.IsSet() {
 		t.Errorf("without nodes the explanation is %v, want none", got)

@@ -22,8 +22,8 @@ type LoadMetrics struct {
 
 var _ prometheus.Collector = (*LoadMetrics)(nil)
 
-// RecordLoadedConfiguration sets the Problems of the configuration that was read last.
-func (g *LoadMetrics) RecordLoadedConfiguration(problems []snapshot.Problem) {
+// RecordProblemsOfLoadedConfiguration sets the Problems of the configuration that was read last.
+func (g *LoadMetrics) RecordProblemsOfLoadedConfiguration(problems []snapshot.Problem) {
 	g.hasFaultyObject.Store(len(TextsOfProblemsThatPreventServing(problems)) > 0)
 	g.isLoaded.Store(true)
 }

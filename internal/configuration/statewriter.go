@@ -100,9 +100,9 @@ func JoinTextsWithinStatusLimit(texts []string, separator, advice string) string
 	return b.String()
 }
 
-// WriteState writes the Problems into the object. It creates a missing object, and writes only when
-// something has changed.
-func (s StateWriter) WriteState(ctx context.Context, c client.Client, problems []snapshot.Problem) error {
+// WriteProblemsIntoState writes the Problems into the object. It creates a missing object, and
+// writes only when something has changed.
+func (s StateWriter) WriteProblemsIntoState(ctx context.Context, c client.Client, problems []snapshot.Problem) error {
 	var o v1beta1.ConfigurationState
 	key := client.ObjectKey{Namespace: s.Namespace, Name: s.ObjectName()}
 	err := c.Get(ctx, key, &o)

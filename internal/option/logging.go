@@ -15,19 +15,19 @@ import (
 // NewLogger returns a logger that writes lines of JSON at the level or above. Durations are written
 // in seconds, such as 90s, and shorter ones than a second in their own unit, such as 250ms.
 func (c *CommonOptions) NewLogger(w io.Writer) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: logLevelByName[c.LogLevel], ReplaceAttr: writeDurationAsText}))
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: logLevelByName[c.LogLevel], ReplaceAttr: replaceDurationLogAttribute}))
 }
 
-func writeDurationAsText(_ []string, a slog.Attr) slog.Attr {
+func replaceDurationLogAttribute(_ []string, a slog.Attr) slog.Attr {
 	if a.Value.Kind() == slog.KindDuration {
-		a.Value = slog.StringValue(formatDuration(a.Value.Duration()))
+		a.Value = slog.StringValue(formatDurationInSeconds(a.Value.Duration()))
 	}
 	return a
 }
 
-// formatDuration returns d in seconds, with at most three decimals, or d as Go writes it if it is
-// shorter than a second. A reader compares 90s with 6.8s at once, and 1m30s with 6.8s not.
-func formatDuration(d time.Duration) string {
+// formatDurationInSeconds returns d in seconds, with at most three decimals, or d as Go writes it
+// if it is shorter than a second. A reader compares 90s with 6.8s at once, and 1m30s with 6.8s not.
+func formatDurationInSeconds(d time.Duration) string {
 	if d.Abs() < time.Second {
 		return d.String()
 	}

@@ -19,13 +19,13 @@ const queuedLogLineLimit = 8192
 // runtime is restarted. The goroutine that answers for addresses must not wait for that. Lines
 // without room are dropped and counted. Use NewLogQueue to create it.
 type LogQueue struct {
-	lines              *latest.BoundedQueue[[]byte]
+	lineQueue          *latest.BoundedQueue[[]byte]
 	unwrittenLineCount atomic.Int64 // lines that are not written yet
 }
 
 // NewLogQueue returns a LogQueue that writes to w until the program ends.
 func NewLogQueue(w io.Writer) *LogQueue {
-	q := &LogQueue{lines: latest.NewBoundedQueue[[]byte](queuedLogLineLimit)}
+	q := &LogQueue{lineQueue: latest.NewBoundedQueue[[]byte](queuedLogLineLimit)}
 	go q.writeLines(w)
 	return q
 }
@@ -33,22 +33,22 @@ func NewLogQueue(w io.Writer) *LogQueue {
 // Write queues one line. It implements io.Writer and returns no error.
 func (q *LogQueue) Write(line []byte) (int, error) {
 	q.unwrittenLineCount.Add(1)
-	if !q.lines.PutIfRoom(slices.Clone(line)) {
+	if !q.lineQueue.PutIfRoom(slices.Clone(line)) {
 		q.unwrittenLineCount.Add(-1)
 	}
 	return len(line), nil
 }
 
 // DroppedLineCount returns how many lines were dropped so far.
-func (q *LogQueue) DroppedLineCount() uint64 { return q.lines.DroppedCount() }
+func (q *LogQueue) DroppedLineCount() uint64 { return q.lineQueue.DroppedCount() }
 
 // writeLines writes the lines in order. After a gap it says how many lines are missing.
 func (q *LogQueue) writeLines(w io.Writer) {
 	reported := uint64(0)
-	for line := range q.lines.C() {
+	for line := range q.lineQueue.C() {
 		_, _ = w.Write(line)
 		q.unwrittenLineCount.Add(-1)
-		if dropped := q.lines.DroppedCount(); dropped != reported && len(q.lines.C()) == 0 {
+		if dropped := q.lineQueue.DroppedCount(); dropped != reported && len(q.lineQueue.C()) == 0 {
 			_, _ = fmt.Fprintf(w, `{"level":"WARN","msg":"%d log lines were dropped, because nobody read the log"}`+"\n", dropped-reported)
 			reported = dropped
 		}

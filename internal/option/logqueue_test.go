@@ -11,20 +11,20 @@ import (
 
 // stallingLogWriter is a reader of a log that stops reading until it is released.
 type stallingLogWriter struct {
-	released chan struct{}
-	mu       sync.Mutex
-	text     bytes.Buffer
+	releaseSignal chan struct{}
+	mu            sync.Mutex
+	text          bytes.Buffer
 }
 
 func (r *stallingLogWriter) Write(b []byte) (int, error) {
-	<-r.released
+	<-r.releaseSignal
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.text.Write(b)
 }
 
 func TestLogQueueDoesNotBlockOnStalledWriter(t *testing.T) {
-	r := &stallingLogWriter{released: make(chan struct{})}
+	r := &stallingLogWriter{releaseSignal: make(chan struct{})}
 	q := NewLogQueue(r)
 	log := (&CommonOptions{LogLevel: "info"}).NewLogger(q)
 	const lines = queuedLogLineLimit + 100
@@ -35,7 +35,7 @@ func TestLogQueueDoesNotBlockOnStalledWriter(t *testing.T) {
 	if dropped < 99 || dropped > 100 {
 		t.Errorf("%d lines were dropped of %d, want those above the limit", dropped, lines)
 	}
-	close(r.released)
+	close(r.releaseSignal)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	q.Flush(ctx)

@@ -98,7 +98,7 @@ func TestUnparsableCommandLinesAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := parseOptions(c.environment, c.args...)
-			checkErrorParts(t, err, c.want...)
+			requireErrorContaining(t, err, c.want...)
 		})
 	}
 	if _, err := parseOptions(map[string]string{"GANTRY_MEMBER_COUNT": "many"}, "--member-count=4"); err != nil {
@@ -106,7 +106,7 @@ func TestUnparsableCommandLinesAreRefused(t *testing.T) {
 	}
 }
 
-func checkErrorParts(t *testing.T, err error, parts ...string) {
+func requireErrorContaining(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	if err == nil {
 		t.Fatalf("there is no error, want one with %q", parts)
@@ -130,7 +130,7 @@ func TestInvalidOptionValuesAreRefused(t *testing.T) {
 		"--health-probe-bind-address=10.0.0.1": {"--health-probe-bind-address", `"10.0.0.1"`},
 	} {
 		t.Run(arg, func(t *testing.T) {
-			checkErrorParts(t, mustParseOptions(t, nil, arg).ValidateValues(), want...)
+			requireErrorContaining(t, mustParseOptions(t, nil, arg).ValidateValues(), want...)
 		})
 	}
 }
@@ -231,19 +231,19 @@ func TestLoadRESTConfig(t *testing.T) {
 		t.Errorf("the client limits its rate to %v requests a second", config.QPS)
 	}
 	_, err = load("no: [kubeconfig")
-	checkErrorParts(t, err, "--kubeconfig", path)
+	requireErrorContaining(t, err, "--kubeconfig", path)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
 	_, err = mustParseOptions(t, nil, "--kubeconfig="+path).LoadRESTConfig()
-	checkErrorParts(t, err, "reading how to reach the API server", "--kubeconfig", path, "no such file")
+	requireErrorContaining(t, err, "reading how to reach the API server", "--kubeconfig", path, "no such file")
 }
 
 func TestLoadRESTConfigFailsOutsidePodWithoutKubeconfig(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	t.Setenv("KUBERNETES_SERVICE_PORT", "")
 	_, err := mustParseOptions(t, nil).LoadRESTConfig()
-	checkErrorParts(t, err, "--kubeconfig", "service account")
+	requireErrorContaining(t, err, "--kubeconfig", "service account")
 }
 
 func TestLookupEnvironmentVariable(t *testing.T) {
@@ -332,5 +332,5 @@ func TestAwaitCRDResourcesEndsWithContext(t *testing.T) {
 
 func TestAwaitCRDResourcesFailsIfNoRequestPossible(t *testing.T) {
 	err := AwaitCRDResourcesServed(t.Context(), &rest.Config{Host: "://"}, slog.New(slog.DiscardHandler), "communities")
-	checkErrorParts(t, err, "asking which kinds the API server serves")
+	requireErrorContaining(t, err, "asking which kinds the API server serves")
 }

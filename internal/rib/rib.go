@@ -23,9 +23,9 @@ type PeerRIB struct {
 // Route is one route of a peer.
 type Route struct {
 	Prefix netip.Prefix `json:"prefix"`
-	// Advertisements are the names of the BGPAdvertisements that announce the route.
-	Advertisements []string `json:"advertisements"`
-	Announced      bool     `json:"announced"`
+	// AdvertisementNames are the names of the BGPAdvertisements that announce the route.
+	AdvertisementNames []string `json:"advertisements"`
+	Announced          bool     `json:"announced"`
 	// WithheldReason and WithheldText say why a route is not announced.
 	WithheldReason names.Reason `json:"withheldReason,omitempty"`
 	WithheldText   string       `json:"withheldText,omitempty"`

@@ -29,7 +29,7 @@ const (
 )
 
 // parsePeers parses the BGPPeers, the oldest first. A broken one keeps its last good state; one
-// that never had a good state has a Fault.
+// that never had a good state has a fault.
 func (b *snapshotBuilder) parsePeers(in []v1beta2.BGPPeer, o *ConfigurationObjects) []*Peer {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta2.BGPPeer) int {

@@ -71,7 +71,7 @@ func (b *snapshotBuilder) reportProblem(o ObjectReference, field string, reason 
 func BuildSnapshot(o ConfigurationObjects) (*Snapshot, []Problem) {
 	var b snapshotBuilder
 	s := &Snapshot{Namespace: o.Namespace, IgnoresExcludeLabel: o.IgnoreExcludeLabel, Pools: b.parsePools(o.Pools, o.Namespaces, o.PreviousSnapshot)}
-	b.reportClusterAddresses(o.Pools, s.Pools, o.ClusterAddresses)
+	b.reportAddressesUsedByCluster(o.Pools, s.Pools, o.ClusterAddresses)
 	advertisements := slices.Clone(o.L2Advertisements)
 	slices.SortFunc(advertisements, func(x, y v1beta1.L2Advertisement) int { return cmp.Compare(x.Name, y.Name) })
 	for i := range advertisements {

@@ -29,9 +29,9 @@ func (u ClusterAddressRange) text() string {
 // maxClusterAddressesInText bounds how many of them the text of a Problem names.
 const maxClusterAddressesInText = 3
 
-// reportClusterAddresses reports for each pool which of its addresses the cluster uses. They are
-// given all the same: the owner of the pool may know better.
-func (b *snapshotBuilder) reportClusterAddresses(in []v1beta1.IPAddressPool, pools []*Pool, used []ClusterAddressRange) {
+// reportAddressesUsedByCluster reports for each pool which of its addresses the cluster uses. They
+// are given all the same: the owner of the pool may know better.
+func (b *snapshotBuilder) reportAddressesUsedByCluster(in []v1beta1.IPAddressPool, pools []*Pool, used []ClusterAddressRange) {
 	if len(used) == 0 {
 		return
 	}

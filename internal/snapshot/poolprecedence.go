@@ -24,7 +24,7 @@ func sortPoolsByPrecedence(pools []parsedPool, last *Snapshot) {
 		if last.PoolByName(p.Name) == nil {
 			isLate[p.Name] = doesPoolStatusReportOverlap(p)
 		} else {
-			isLate[p.Name] = had.listsRangeOfAnotherPool(&pools[i])
+			isLate[p.Name] = had.anotherPoolHadRangeOf(&pools[i])
 		}
 	}
 	slices.SortFunc(pools, func(x, y parsedPool) int {
@@ -55,8 +55,8 @@ func newPreviousRanges(s *Snapshot) previousRanges {
 	return out
 }
 
-// listsRangeOfAnotherPool says whether an entry of the pool overlaps a range that another pool had.
-func (all previousRanges) listsRangeOfAnotherPool(p *parsedPool) bool {
+// anotherPoolHadRangeOf says whether an entry of the pool overlaps a range that another pool had.
+func (all previousRanges) anotherPoolHadRangeOf(p *parsedPool) bool {
 	for i := range p.entries {
 		if p.entries[i].err != nil {
 			continue

@@ -27,7 +27,7 @@ func areEntriesSoundAndDisjoint(pools []parsedPool) bool {
 	}
 	// the first address is the upper half of the number, the last one the lower half
 	ipv4 := make([]uint64, 0, count)
-	var ipv6 []numericRange
+	var ipv6 []numericAddressRange
 	for i := range pools {
 		for j := range pools[i].entries {
 			e := &pools[i].entries[j]
@@ -38,7 +38,7 @@ func areEntriesSoundAndDisjoint(pools []parsedPool) bool {
 			if e.First.Is4() {
 				ipv4 = append(ipv4, first.low<<32|last.low&math.MaxUint32)
 			} else {
-				ipv6 = append(ipv6, numericRange{first: first, last: last})
+				ipv6 = append(ipv6, numericAddressRange{first: first, last: last})
 			}
 		}
 	}
@@ -48,7 +48,7 @@ func areEntriesSoundAndDisjoint(pools []parsedPool) bool {
 			return false
 		}
 	}
-	slices.SortFunc(ipv6, func(x, y numericRange) int {
+	slices.SortFunc(ipv6, func(x, y numericAddressRange) int {
 		return cmp.Or(cmp.Compare(x.first.high, y.first.high), cmp.Compare(x.first.low, y.first.low))
 	})
 	for i := 1; i < len(ipv6); i++ {
@@ -60,10 +60,11 @@ func areEntriesSoundAndDisjoint(pools []parsedPool) bool {
 }
 
 // rangeChunk is a sorted part of the ranges of one family. It is never empty.
-type rangeChunk []numericRange
+type rangeChunk []numericAddressRange
 
-// numericRange is a range with numbers for its ends, which are faster to compare than addresses.
-type numericRange struct {
+// numericAddressRange is a range with numbers for its ends, which are faster to compare than
+// addresses.
+type numericAddressRange struct {
 	first, last addressNumber
 	index       int // in rangeIndex.ranges
 }
@@ -106,7 +107,7 @@ func (x *rangeIndex) findOverlap(r Range) (poolRange, bool) {
 
 // insertRange adds a range that overlaps none of the others.
 func (x *rangeIndex) insertRange(r poolRange) {
-	e := numericRange{addressNumberOf(r.First), addressNumberOf(r.Last), len(x.ranges)}
+	e := numericAddressRange{addressNumberOf(r.First), addressNumberOf(r.Last), len(x.ranges)}
 	x.ranges = append(x.ranges, r)
 	chunks := x.chunksForFamily(r.First)
 	if len(*chunks) == 0 {

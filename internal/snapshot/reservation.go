@@ -71,7 +71,7 @@ func (b *snapshotBuilder) parseReservations(in []v1alpha1.AddressReservation, po
 		}
 		parsed.Addresses = b.parseReservedAddresses(o, "spec.addresses", r.Spec.Addresses)
 		for _, a := range parsed.Addresses {
-			if !slices.ContainsFunc(pools, func(p *Pool) bool { return p.CanAssign(a) }) {
+			if !slices.ContainsFunc(pools, func(p *Pool) bool { return p.CanAssignAddress(a) }) {
 				b.reportProblem(o, "spec.addresses", names.ReasonAddressNotInPool, "spec.addresses: no pool can give %s: add it to a pool, or remove it here", a)
 			}
 		}

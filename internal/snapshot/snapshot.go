@@ -83,8 +83,8 @@ type Retirement struct {
 	ServiceReassignInterval time.Duration
 }
 
-// IsRetired says whether the pool retires the address, which it covers.
-func (p *Pool) IsRetired(a netip.Addr) bool {
+// IsAddressRetired says whether the pool retires the address, which it covers.
+func (p *Pool) IsAddressRetired(a netip.Addr) bool {
 	return p.Retirement != nil && (p.Retirement.WholePool || anyRangeContains(p.Retirement.Ranges, a))
 }
 
@@ -153,13 +153,15 @@ type ServiceAllocation struct {
 // CoversAddress says whether a is in a Range of the pool, even if the pool excludes or avoids it.
 func (p *Pool) CoversAddress(a netip.Addr) bool { return anyRangeContains(p.Ranges, a) }
 
-// CanAssign says whether the pool may give a: it is in a Range, neither avoided nor excluded, and
-// has no special purpose.
-func (p *Pool) CanAssign(a netip.Addr) bool { return p.CoversAddress(a) && !p.NeverAssigns(a) }
+// CanAssignAddress says whether the pool may give a: it is in a Range, neither avoided nor
+// excluded, and has no special purpose.
+func (p *Pool) CanAssignAddress(a netip.Addr) bool {
+	return p.CoversAddress(a) && !p.NeverAssignsAddress(a)
+}
 
-// NeverAssigns says whether the pool never gives a, although it may be in a Range: a is avoided or
-// excluded, has a special purpose, or the whole pool is retired.
-func (p *Pool) NeverAssigns(a netip.Addr) bool {
+// NeverAssignsAddress says whether the pool never gives a, although it may be in a Range: a is
+// avoided or excluded, has a special purpose, or the whole pool is retired.
+func (p *Pool) NeverAssignsAddress(a netip.Addr) bool {
 	return p.isWholePoolRetired() || p.AvoidBuggyIPs && IsBuggyIPv4(a) || isSpecialPurpose(a) || anyRangeContains(p.ExcludedRanges, a)
 }
 
@@ -327,7 +329,7 @@ func (s *Snapshot) PoolThatCanAssignAll(addrs ...netip.Addr) *Pool {
 next:
 	for _, p := range s.Pools {
 		for _, a := range addrs {
-			if !p.CanAssign(a) {
+			if !p.CanAssignAddress(a) {
 				continue next
 			}
 		}

@@ -89,7 +89,7 @@ func MergeEndpointSliceViews(service ObjectKey, all []EndpointSlice) Endpoints {
 	}
 	e.ServingNodes = slices.Sorted(maps.Keys(counts))
 	for _, n := range e.ServingNodes {
-		e.ServingCounts = append(e.ServingCounts, slices.Max(slices.Collect(maps.Values(counts[n]))))
+		e.EndpointCountsOfServingNodes = append(e.EndpointCountsOfServingNodes, slices.Max(slices.Collect(maps.Values(counts[n]))))
 	}
 	e.recordMissingFamilies(counts, families)
 	slices.Sort(e.ReadyNodes)

@@ -15,8 +15,8 @@ import (
 
 // Limits of what one Service may ask for. A larger number is probably a typing error.
 const (
-	maxAddressesPerFamily               = 16
-	maxRequestedAddressesOfBothFamilies = 2 * maxAddressesPerFamily
+	maxRequestedAddressesPerFamily      = 16
+	maxRequestedAddressesOfBothFamilies = 2 * maxRequestedAddressesPerFamily
 )
 
 // readAddressRequestAnnotations reads what the Service asks for. InvalidRequestText is the first
@@ -42,8 +42,8 @@ func readAddressesPerFamilyAnnotation(s *corev1.Service) (int, string) {
 		return 1, ""
 	}
 	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > maxAddressesPerFamily {
-		return 1, fmt.Sprintf("annotation %s: %s is no number from 1 to %d", names.AnnotationAddressesPerFamily, names.QuoteShortened(text), maxAddressesPerFamily)
+	if err != nil || n < 1 || n > maxRequestedAddressesPerFamily {
+		return 1, fmt.Sprintf("annotation %s: %s is no number from 1 to %d", names.AnnotationAddressesPerFamily, names.QuoteShortened(text), maxRequestedAddressesPerFamily)
 	}
 	return n, ""
 }

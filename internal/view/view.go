@@ -50,7 +50,7 @@ type Service struct {
 	IsLoadBalancer bool
 	// LoadBalancerClass is spec.loadBalancerClass; empty when absent.
 	LoadBalancerClass string
-	// ClusterIPs are the valid addresses of spec.readClusterIPs; empty for a headless Service.
+	// ClusterIPs are the valid addresses of spec.clusterIPs; empty for a headless Service.
 	ClusterIPs []netip.Addr
 	// PrimaryFamily is the family of spec.ipFamilies[0], or of the first cluster IP.
 	PrimaryFamily ipfamily.Family
@@ -113,9 +113,9 @@ type Endpoints struct {
 	AnyServing bool
 	// ServingNodes are the nodes with at least one endpoint that can serve, sorted.
 	ServingNodes []string
-	// ServingCounts is how many endpoints can serve on each of the ServingNodes, in their order. An
-	// endpoint with addresses of both families counts once.
-	ServingCounts []int
+	// EndpointCountsOfServingNodes is how many endpoints can serve on each of the ServingNodes, in
+	// their order. An endpoint with addresses of both families counts once.
+	EndpointCountsOfServingNodes []int
 	// ReadyNodes are the nodes with at least one endpoint that is ready and does not terminate,
 	// sorted.
 	ReadyNodes []string
@@ -142,10 +142,10 @@ func (e Endpoints) RestrictToFamilyOf(a netip.Addr) Endpoints {
 	}
 	lacks := func(node string) bool { _, found := slices.BinarySearch(without, node); return found }
 	out := e
-	out.ServingNodes, out.ServingCounts, out.ReadyNodes = nil, nil, nil
+	out.ServingNodes, out.EndpointCountsOfServingNodes, out.ReadyNodes = nil, nil, nil
 	for _, n := range e.ServingNodes {
 		if !lacks(n) {
-			out.ServingNodes, out.ServingCounts = append(out.ServingNodes, n), append(out.ServingCounts, e.CountServingOnNode(n))
+			out.ServingNodes, out.EndpointCountsOfServingNodes = append(out.ServingNodes, n), append(out.EndpointCountsOfServingNodes, e.CountServingOnNode(n))
 		}
 	}
 	for _, n := range e.ReadyNodes {
@@ -169,10 +169,10 @@ func (e Endpoints) NodesForLocalTraffic() []string {
 // CountServingOnNode returns how many endpoints on the node can serve.
 func (e Endpoints) CountServingOnNode(node string) int {
 	i, ok := slices.BinarySearch(e.ServingNodes, node)
-	if !ok || i >= len(e.ServingCounts) {
+	if !ok || i >= len(e.EndpointCountsOfServingNodes) {
 		return 0
 	}
-	return e.ServingCounts[i]
+	return e.EndpointCountsOfServingNodes[i]
 }
 
 // CanServeOn says whether an endpoint on the node can serve.

@@ -75,7 +75,7 @@ func TestServingNodesOfEndpointSlices(t *testing.T) {
 		t.Errorf("endpoints can serve on %v, want %v", e.ServingNodes, want)
 	}
 	if !e.CanServeOn("ready") || e.CanServeOn("unready") {
-		t.Error("On does not agree with Nodes")
+		t.Error("the endpoints of single nodes do not agree with the list of nodes")
 	}
 }
 
@@ -112,7 +112,7 @@ func TestNodeExclusionAndDrainAreRecognized(t *testing.T) {
 	}
 }
 
-func TestAddressCountAndReleaseAnnotations(t *testing.T) {
+func TestAddressesPerFamilyAndExchangeAnnotations(t *testing.T) {
 	tests := map[string]struct {
 		annotations map[string]string
 		count       int

@@ -18,7 +18,7 @@ import (
 var foreignMAC = facts.MAC{2, 0, 0, 0, 0, 0x99}
 
 // addForeignHost connects a host that answers for the address.
-func (c *harness) addForeignHost(a netip.Addr) {
+func (c *clusterOnLAN) addForeignHost(a netip.Addr) {
 	c.t.Helper()
 	p, err := c.segment.AddHost("foreign").OpenPort(facts.Link{Index: 1, Name: "eth0", MAC: foreignMAC}, ipfamily.IPv4)
 	if err != nil {
@@ -45,12 +45,12 @@ func (c *harness) addForeignHost(a netip.Addr) {
 // TestAddressProbesReportAnsweringHosts: the controller asks about an address that a foreign host
 // has, and about one that no host has.
 func TestAddressProbesReportAnsweringHosts(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		taken := probing.Question{ID: "taken", Address: serviceIPv4.Next(), Pool: "p"}
 		free := probing.Question{ID: "free", Address: serviceIPv4.Next().Next(), Pool: "p"}
 		c.addForeignHost(taken.Address)
 		s := c.speakerByName["node2"]
-		s.probeQuestions <- []probing.Question{taken, free}
+		s.probeQuestionUpdates <- []probing.Question{taken, free}
 		time.Sleep(30 * time.Second)
 		s.mu.Lock()
 		answers := slices.Clone(s.probeAnswers)
@@ -66,12 +66,12 @@ func TestAddressProbesReportAnsweringHosts(t *testing.T) {
 
 // TestHeldAddressIsNotProbed: the controller asks about an address that another speaker holds.
 func TestHeldAddressIsNotProbed(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		holder := c.requireOneAnsweringSpeaker(serviceIPv4)
 		for _, s := range c.speakerByName {
 			if s != holder {
 				c.segment.TakeSentFrames()
-				s.probeQuestions <- []probing.Question{{ID: "held", Address: serviceIPv4, Pool: "p"}}
+				s.probeQuestionUpdates <- []probing.Question{{ID: "held", Address: serviceIPv4, Pool: "p"}}
 				time.Sleep(30 * time.Second)
 				for _, f := range c.segment.TakeSentFrames() {
 					// with a sender address it is the question whether the link is alive

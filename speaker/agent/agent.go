@@ -30,17 +30,17 @@ import (
 
 // Layer2Engine answers for addresses and sends probes. No method blocks.
 type Layer2Engine interface {
-	// ApplyBindings replaces what the node answers for, and lets the engine answer until the
-	// deadline. An address without a binding has no answer from the return on.
-	ApplyBindings(bindings []intent.Binding, sendDeadline time.Time)
+	// SetBindingsAndSendDeadline replaces what the node answers for, and lets the engine answer
+	// until the deadline. An address without a binding has no answer from the return on.
+	SetBindingsAndSendDeadline(bindings []intent.Binding, sendDeadline time.Time)
 	// RepeatAnnouncements announces addresses again that the node already answers for.
 	RepeatAnnouncements(addresses []netip.Addr)
 	// DefendAddress announces an address because another host answers for it (RFC 5227 section
 	// 2.4).
 	DefendAddress(address netip.Addr)
-	// SetCandidacies sets the links on which this node may come to answer for addresses, as far as
-	// they changed. gone are addresses that it cannot come to answer for any more.
-	SetCandidacies(changed []intent.Binding, gone []netip.Addr)
+	// UpdateCandidacies sets the links on which this node may come to answer for addresses, as far
+	// as they changed. gone are addresses that it cannot come to answer for any more.
+	UpdateCandidacies(changed []intent.Binding, gone []netip.Addr)
 	SetLinks(links facts.LinkSet)
 	SendProbe(p layer2.Probe)
 	// SetSendDeadline lets the engine answer until the given time.
@@ -57,7 +57,7 @@ type BGPEngine interface {
 type HealthCheckPoller interface {
 	// SetChecks replaces the health checks. It returns at once.
 	SetChecks(checks []intent.HealthCheck)
-	Results() <-chan []facts.HealthCheckResult
+	ChangedResults() <-chan []facts.ServiceHealthCheckResult
 }
 
 // GossipMembership carries messages between the speakers. No method blocks.
@@ -70,38 +70,38 @@ type GossipMembership interface {
 	SetFullExchangeState(state []byte)
 	PublishOwnNode(p facts.PublishedNode)
 	ContactMissingSeeds()
-	MemberSets() <-chan facts.MemberSet
-	ReceivedUrgentMessages() <-chan members.Message
-	ReceivedBulkMessages() <-chan members.Message
+	LiveMemberUpdates() <-chan facts.MemberSet
+	ReceivedUrgentMessages() <-chan members.ReceivedMessage
+	ReceivedBulkMessages() <-chan members.ReceivedMessage
 	ReceivedFullStates() <-chan []byte
 }
 
-// Options configure an Agent. LoadBalancerClass, ObserveStatus, ProbeQuestions, ObserveProbeAnswer,
-// SaveCheckpoint and RestoreFrom are optional.
+// Options configure an Agent. LoadBalancerClass, ObserveStatus, ProbeQuestionUpdates,
+// ObserveProbeAnswer, SaveCheckpoint and RestoreFrom are optional.
 type Options struct {
 	// NodeName is the name of this node, Nonce identifies this run of the process.
 	NodeName string
 	RunNonce uint64
 	// LoadBalancerClass is the class of the Services to serve; empty serves those without a class.
 	LoadBalancerClass string
-	Timing            elect.Timing
-	Layer2            Layer2Engine
-	BGP               BGPEngine
-	HealthChecks      HealthCheckPoller
-	Members           GossipMembership
-	// LinkSets delivers the links of the node, with those that are down.
-	LinkSets <-chan facts.LinkSet
-	// ServiceProxyAnswers delivers whether the service proxy of this node answered; nil if it is
-	// not asked. ServiceProxy says what follows.
-	ServiceProxyAnswers <-chan bool
-	ServiceProxy        fitness.ServiceProxyOptions
+	ElectionTiming    elect.Timing
+	Layer2Engine      Layer2Engine
+	BGPEngine         BGPEngine
+	HealthCheckPoller HealthCheckPoller
+	GossipMembership  GossipMembership
+	// LinkUpdates delivers the links of the node, with those that are down.
+	LinkUpdates <-chan facts.LinkSet
+	// ServiceProxyHealthUpdates delivers whether the service proxy of this node answered; nil if it
+	// is not asked. ServiceProxyOptions says what follows.
+	ServiceProxyHealthUpdates <-chan bool
+	ServiceProxyOptions       fitness.ServiceProxyOptions
 	// Now reads the clock.
 	Now func() time.Time
 	Log *slog.Logger
-	// ProbeQuestions delivers the open questions of the controller. Each set replaces the one
+	// ProbeQuestionUpdates delivers the open questions of the controller. Each set replaces the one
 	// before it.
-	ProbeQuestions <-chan []probing.Question
-	// ObserveProbeAnswer receives the answers to ProbeQuestions. It must not block.
+	ProbeQuestionUpdates <-chan []probing.Question
+	// ObserveProbeAnswer receives the answers to ProbeQuestionUpdates. It must not block.
 	ObserveProbeAnswer func(probing.Answer)
 	// ObserveStatus receives a Status after each change that users can see. It must not block.
 	ObserveStatus func(Status)
@@ -147,7 +147,7 @@ type Agent struct {
 	fitnessOfNodesForPlanner *latest.Value[plan.FitnessOfNodes]
 	planUpdates              chan planUpdate
 	handoverRequests         *latest.Wake
-	handoverDone             chan struct{}
+	handoverDoneSignal       chan struct{}
 	metrics                  electionMetrics
 
 	ownUsableLinks, ownDownLinks facts.LinkSet // the usable ones, and those that are down
@@ -170,7 +170,7 @@ type Agent struct {
 	// gossipStateChanged and statusChanged are set when the end of a turn has to publish the state
 	// or the Status.
 	gossipStateChanged, statusChanged bool
-	gossipStateSetAt                  time.Time // when Members last got the full state
+	gossipStateSetAt                  time.Time // when GossipMembership last got the full state
 	statusLastReportedAt              time.Time // when ObserveStatus was last called
 }
 
@@ -188,10 +188,10 @@ func New(o Options) *Agent {
 		linksForPlanner:           latest.NewValue[plannerLinks](),
 		memberLinksForPlanner:     latest.NewValue[map[string]*facts.PublishedLinks](),
 		fitnessOfNodesForPlanner:  latest.NewValue[plan.FitnessOfNodes](),
-		fitness:                   newFitnessState(o.ServiceProxy, o.RestoreFrom),
+		fitness:                   newFitnessState(o.ServiceProxyOptions, o.RestoreFrom),
 		planUpdates:               make(chan planUpdate),
 		handoverRequests:          latest.NewWake(),
-		handoverDone:              make(chan struct{}),
+		handoverDoneSignal:        make(chan struct{}),
 		metrics:                   newElectionMetrics(),
 		eventLog:                  eventLog{log: o.Log},
 		portFaults: portFaults{
@@ -214,18 +214,18 @@ func (a *Agent) PostChanges(ctx context.Context, changes ...PlannerInputChange) 
 	}
 }
 
-// RequestHandover asks the agent to hand over all addresses. HandoverDone is closed when it holds
-// none.
+// RequestHandover asks the agent to hand over all addresses. HandoverDoneSignal is closed when it
+// holds none.
 func (a *Agent) RequestHandover() { a.handoverRequests.Signal() }
 
 // IsElectionLate reports whether the election of this node runs late, so that other work has to
 // wait.
 func (a *Agent) IsElectionLate() bool {
-	return time.Duration(a.metrics.electionLatenessNanoseconds.Load()) > a.options.Timing.BeaconInterval
+	return time.Duration(a.metrics.electionLatenessNanoseconds.Load()) > a.options.ElectionTiming.BeaconInterval
 }
 
-// HandoverDone is closed when nothing is held any more after RequestHandover.
-func (a *Agent) HandoverDone() <-chan struct{} { return a.handoverDone }
+// HandoverDoneSignal is closed when nothing is held any more after RequestHandover.
+func (a *Agent) HandoverDoneSignal() <-chan struct{} { return a.handoverDoneSignal }
 
 // Run runs the agent until ctx ends. It then stops answering for all addresses.
 func (a *Agent) Run(ctx context.Context) error {
@@ -239,10 +239,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		}))
 	}()
 	defer func() { <-done }()
-	a.electionMachine = elect.NewMachine(a.options.NodeName, a.options.RunNonce, a.options.Timing, a.options.Now())
+	a.electionMachine = elect.NewMachine(a.options.NodeName, a.options.RunNonce, a.options.ElectionTiming, a.options.Now())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	defer a.options.Layer2.ApplyBindings(nil, time.Time{})
+	defer a.options.Layer2Engine.SetBindingsAndSendDeadline(nil, time.Time{})
 	a.restoreCheckpoint(a.options.RestoreFrom)
 	for {
 		var in []elect.Input
@@ -254,32 +254,32 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.plan, a.statusChanged, a.addressProbes.snapshot = p.plan, true, p.snapshot
 			a.dropRestoredBidsNotInPlan(p)
 			in = append(in, p.toBidsChanged())
-		case links := <-a.options.LinkSets:
+		case links := <-a.options.LinkUpdates:
 			a.updateLinks(links)
-		case set := <-a.options.Members.MemberSets():
+		case set := <-a.options.GossipMembership.LiveMemberUpdates():
 			in = append(in, a.updateMembers(set))
-		case m := <-a.options.Members.ReceivedUrgentMessages():
+		case m := <-a.options.GossipMembership.ReceivedUrgentMessages():
 			in = a.dispatchMemberMessage(in, m)
-		case m := <-a.options.Members.ReceivedBulkMessages():
+		case m := <-a.options.GossipMembership.ReceivedBulkMessages():
 			in = a.dispatchMemberMessage(in, m)
-		case answered := <-a.options.ServiceProxyAnswers:
+		case answered := <-a.options.ServiceProxyHealthUpdates:
 			a.recordProxyCheck(answered)
-		case s := <-a.options.Members.ReceivedFullStates():
+		case s := <-a.options.GossipMembership.ReceivedFullStates():
 			in = append(in, elect.RemoteStateReceived{EncodedClaims: s})
-		case r := <-a.options.Layer2.Reports():
-			in = a.handleEngineReport(in, r)
+		case r := <-a.options.Layer2Engine.Reports():
+			in = a.handleLayer2Report(in, r)
 		case <-a.handoverRequests.C():
 			a.options.Log.Info("handing over all addresses before the speaker stops",
 				"addresses", len(a.heldBindingByAddress))
 			in = append(in, elect.ShutdownHandoverRequested{})
-		case q := <-a.options.ProbeQuestions:
-			a.addressProbes.questionQueue.SetQuestions(q, a.probingState(), a.options.Now())
+		case q := <-a.options.ProbeQuestionUpdates:
+			a.addressProbes.questionQueue.SetQuestions(q, a.collectProbingInputs(), a.options.Now())
 		case <-timer.C:
 		}
 		a.stepElection(a.appendPendingInputs(a.appendRestoredBidsUntilFirstPlan(in)))
 		a.runAddressProbes()
 		a.publishFitnessChanges()
-		a.extendSendDeadlineAndPublish()
+		a.extendSendDeadlineSaveAndReport()
 		timer.Reset(max(a.nextActionDeadline().Sub(a.options.Now()), 0))
 	}
 }
@@ -292,10 +292,10 @@ const maxElectionInputsPerStep = 512
 func (a *Agent) appendPendingInputs(in []elect.Input) []elect.Input {
 	for range maxElectionInputsPerStep {
 		select {
-		case m := <-a.options.Members.ReceivedUrgentMessages():
+		case m := <-a.options.GossipMembership.ReceivedUrgentMessages():
 			in = a.dispatchMemberMessage(in, m)
-		case r := <-a.options.Layer2.Reports():
-			in = a.handleEngineReport(in, r)
+		case r := <-a.options.Layer2Engine.Reports():
+			in = a.handleLayer2Report(in, r)
 		default:
 			return a.appendPendingBulkMessages(in)
 		}
@@ -311,7 +311,7 @@ const maxBulkMessagesPerStep = 64
 func (a *Agent) appendPendingBulkMessages(in []elect.Input) []elect.Input {
 	for range maxBulkMessagesPerStep {
 		select {
-		case m := <-a.options.Members.ReceivedBulkMessages():
+		case m := <-a.options.GossipMembership.ReceivedBulkMessages():
 			in = a.dispatchMemberMessage(in, m)
 		default:
 			return in
@@ -320,13 +320,13 @@ func (a *Agent) appendPendingBulkMessages(in []elect.Input) []elect.Input {
 	return in
 }
 
-// extendSendDeadlineAndPublish renews the engine's deadline and publishes what changed.
-func (a *Agent) extendSendDeadlineAndPublish() {
+// extendSendDeadlineSaveAndReport renews the engine's deadline and publishes what changed.
+func (a *Agent) extendSendDeadlineSaveAndReport() {
 	now := a.options.Now()
-	a.options.Layer2.SetSendDeadline(a.electionMachine.LeaseDeadline(now))
+	a.options.Layer2Engine.SetSendDeadline(a.electionMachine.LeaseDeadline(now))
 	if a.gossipStateChanged && now.Sub(a.gossipStateSetAt) >= gossipStateEncodingInterval {
 		a.gossipStateChanged, a.gossipStateSetAt = false, now
-		a.options.Members.SetFullExchangeState(a.electionMachine.EncodeAllClaims())
+		a.options.GossipMembership.SetFullExchangeState(a.electionMachine.EncodeAllClaims())
 	}
 	a.saveCheckpoint(now)
 	if dead := a.electionMachine.DeadMembers(); !slices.Equal(dead, a.silentMemberNames) {

@@ -17,7 +17,7 @@ import (
 )
 
 // otherSpeakers returns all speakers but one.
-func (c *harness) otherSpeakers(not *testSpeaker) []*testSpeaker {
+func (c *clusterOnLAN) otherSpeakers(not *testSpeaker) []*testSpeaker {
 	var out []*testSpeaker
 	for _, n := range nodeNames {
 		if s := c.speakerByName[n]; s != not {
@@ -30,7 +30,7 @@ func (c *harness) otherSpeakers(not *testSpeaker) []*testSpeaker {
 // TestATakeoverDoesNotWaitForPlanning: the planner of each other node is blocked when the holder
 // dies.
 func TestATakeoverDoesNotWaitForPlanning(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		dead := c.requireOneAnsweringSpeaker(serviceIPv4)
 		stuck := make(chan struct{})
 		for _, s := range c.otherSpeakers(dead) {
@@ -43,7 +43,7 @@ func TestATakeoverDoesNotWaitForPlanning(t *testing.T) {
 			t.Errorf("no node answered for %v, then %v did; want one node other than %s within 600 ms", gap, order, dead.name)
 		}
 		next := c.requireOneAnsweringSpeaker(serviceIPv4)
-		n, seconds := next.takeoverMetrics(t)
+		n, seconds := next.takeoverCountAndSeconds(t)
 		if n == 0 || seconds/float64(n) < 0.2 || seconds/float64(n) > 0.6 {
 			t.Errorf("the metrics count %d takeovers of %v s in total, want 0.2 to 0.6 s each", n, seconds)
 		}
@@ -57,7 +57,7 @@ func TestATakeoverDoesNotWaitForPlanning(t *testing.T) {
 // TestAMoveWaitsForTheServiceProxy moves the endpoints of a Service with policy Local. The service
 // proxy of the next node learns of the new endpoint seconds later.
 func TestAMoveWaitsForTheServiceProxy(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		post := func(change PlannerInputChange) {
 			for _, n := range nodeNames {
 				c.speakerByName[n].PostChanges(c.t.Context(), change)
@@ -85,17 +85,17 @@ func TestAMoveWaitsForTheServiceProxy(t *testing.T) {
 				if gap, order := c.measureLongestAnswerGap(serviceIPv4, time.Second); gap > 2*time.Millisecond || !slices.Equal(order, []string{"node4"}) {
 					t.Errorf("%v answered with a gap of %v, want only node4", order, gap)
 				}
-				next.proxy.answerChecks(facts.EndpointsUnknown)
+				next.proxy.answerChecks(facts.ProxyLacksEndpoints)
 			}
 		}
-		if got := next.proxy.answerChecks(facts.EndpointsKnown); got != 1 {
+		if got := next.proxy.answerChecks(facts.ProxyKnowsEndpoints); got != 1 {
 			t.Errorf("node1 asks its proxy about %d Services, want 1", got)
 		}
 		gap, order := c.measureLongestAnswerGap(serviceIPv4, time.Second)
 		if gap > 2*time.Millisecond || order[len(order)-1] != "node1" {
 			t.Errorf("%v answered with a gap of %v, want node1 at the end without a gap", order, gap)
 		}
-		if got := next.proxy.answerChecks(facts.EndpointsKnown); got != 0 {
+		if got := next.proxy.answerChecks(facts.ProxyKnowsEndpoints); got != 0 {
 			t.Errorf("node1 still asks its proxy about %d Services", got)
 		}
 	})
@@ -104,7 +104,7 @@ func TestAMoveWaitsForTheServiceProxy(t *testing.T) {
 // TestALostWatchWithdrawsNothing: a lost watch delivers no events and therefore changes
 // nothing.
 func TestALostWatchWithdrawsNothing(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		before := map[netip.Addr]string{
 			serviceIPv4: c.requireOneAnsweringSpeaker(serviceIPv4).name, serviceIPv6: c.requireOneAnsweringSpeaker(serviceIPv6).name,
 		}
@@ -128,7 +128,7 @@ func TestALostWatchWithdrawsNothing(t *testing.T) {
 // TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster: a restarted speaker has its
 // checkpoint and reads the cluster in parts. The missing parts take no address from it.
 func TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		// Stop the other speakers, so that no other node can hold the addresses.
 		last := c.requireOneAnsweringSpeaker(serviceIPv4)
 		for _, s := range c.otherSpeakers(last) {
@@ -179,13 +179,13 @@ func TestARestartedSpeakerKeepsItsAddressesWhileItReadsTheCluster(t *testing.T) 
 func TestAStoppingSpeakerHandsOverWithoutAGap(t *testing.T) {
 	for name, a := range map[string]netip.Addr{"IPv4": serviceIPv4, "IPv6": serviceIPv6} {
 		t.Run(name, func(t *testing.T) {
-			runInSyncedCluster(t, func(c *harness) {
+			runInSyncedCluster(t, func(c *clusterOnLAN) {
 				old := c.requireOneAnsweringSpeaker(a)
 				old.RequestHandover()
 				synctest.Wait()
 				gap, order := c.measureLongestAnswerGap(a, time.Second)
 				select {
-				case <-old.HandoverDone():
+				case <-old.HandoverDoneSignal():
 				default:
 					t.Fatal("the handover is not done after a second")
 				}
@@ -211,7 +211,7 @@ func TestAStoppingSpeakerHandsOverWithoutAGap(t *testing.T) {
 // TestTheLastSpeakerKeepsItsAddresses: a speaker without a successor still answers after
 // RequestHandover.
 func TestTheLastSpeakerKeepsItsAddresses(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		last := c.requireOneAnsweringSpeaker(serviceIPv4)
 		for _, s := range c.otherSpeakers(last) {
 			s.stop()
@@ -223,7 +223,7 @@ func TestTheLastSpeakerKeepsItsAddresses(t *testing.T) {
 			t.Errorf("no node answered for %v, then %v did", gap, order)
 		}
 		select {
-		case <-last.HandoverDone():
+		case <-last.HandoverDoneSignal():
 			t.Error("the speaker reports a handover that did not happen")
 		default:
 		}
@@ -232,7 +232,7 @@ func TestTheLastSpeakerKeepsItsAddresses(t *testing.T) {
 
 // TestAnExcludedNodeHandsOverWithoutAGap: a plan that excludes the holder moves its addresses.
 func TestAnExcludedNodeHandsOverWithoutAGap(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		old := c.requireOneAnsweringSpeaker(serviceIPv4)
 		for _, s := range c.speakerByName {
 			s.PostChanges(c.t.Context(), NewNodeUpsertedChange(view.Node{Name: old.name, IsExcluded: true}))
@@ -254,7 +254,7 @@ func TestAnExcludedNodeHandsOverWithoutAGap(t *testing.T) {
 // TestAForeignHostIsReportedAndTheAddressDefended: a host outside of the cluster answers for an
 // address.
 func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		holder := c.requireOneAnsweringSpeaker(serviceIPv4)
 		time.Sleep(10 * time.Second) // its own announcements are over
 		c.segment.TakeSentFrames()
@@ -294,7 +294,7 @@ func TestAForeignHostIsReportedAndTheAddressDefended(t *testing.T) {
 // TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy: another node takes over when sockets fail for
 // lack of permission.
 func TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		denied := c.requireOneAnsweringSpeaker(serviceIPv4)
 		denied.lanHost.SetErrorOfOpenPort(layer2.ErrRawSocketsDenied)
 		denied.lanHost.CloseOpenPortsWithError(layer2.ErrLinkDownOrGone)
@@ -320,7 +320,7 @@ func TestANodeWithoutRawSocketsHoldsNothingAndSaysWhy(t *testing.T) {
 func TestNewHolderSendsItsMACToClientsOfDeadHolder(t *testing.T) {
 	for name, a := range map[string]netip.Addr{"IPv4": serviceIPv4, "IPv6": serviceIPv6} {
 		t.Run(name, func(t *testing.T) {
-			runInSyncedCluster(t, func(c *harness) {
+			runInSyncedCluster(t, func(c *clusterOnLAN) {
 				dead := c.requireOneAnsweringSpeaker(a) // sends the client's request
 				c.takeUnsolicitedFramesToClient()
 				dead.disconnectNode()
@@ -343,7 +343,7 @@ func TestNewHolderSendsItsMACToClientsOfDeadHolder(t *testing.T) {
 // TestALinkThatComesBackMakesTheNodeACandidate: without its link the node loses the address. With
 // the link it is a candidate again.
 func TestALinkThatComesBackMakesTheNodeACandidate(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		old := c.requireOneAnsweringSpeaker(serviceIPv4)
 		old.lanHost.Disconnect()
 		old.linkSetsToAgent <- nil

@@ -117,7 +117,7 @@ func (a *Agent) saveCheckpoint(now time.Time) {
 		return
 	}
 	c.savedAt, c.changedSinceSave, c.savedClaimsDigest = now, false, digest
-	out := Checkpoint{BidsOfLastPlan: a.plan.Bids.Slice(), Claims: a.electionMachine.Claims(), DesiredBGP: desiredBGPOfPlan(a.plan), ServiceProxyAnswered: a.fitness.ownFitnessJudge.HasProxyAnswered()}
+	out := Checkpoint{BidsOfLastPlan: a.plan.Bids.Slice(), Claims: a.electionMachine.KnownClaims(), DesiredBGP: desiredBGPOfPlan(a.plan), ServiceProxyAnswered: a.fitness.ownFitnessJudge.HasProxyAnswered()}
 	for name, address := range a.addressByKnownMember {
 		if name != a.options.NodeName && address.IsValid() {
 			out.MemberAddresses = append(out.MemberAddresses, address)

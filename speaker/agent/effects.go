@@ -53,7 +53,7 @@ func (a *Agent) passCandidaciesToEngine(in []elect.Input) {
 				gone = append(gone, b.Address)
 			}
 		}
-		a.options.Layer2.SetCandidacies(candidacies, gone)
+		a.options.Layer2Engine.UpdateCandidacies(candidacies, gone)
 	}
 }
 
@@ -71,12 +71,12 @@ func (a *Agent) passHeldAddressesToEngine(u *layer2EngineUpdate) {
 	}
 	deadline := a.electionMachine.LeaseDeadline(a.options.Now())
 	if u.bindingsChanged {
-		a.options.Layer2.ApplyBindings(slices.Collect(maps.Values(a.heldBindingByAddress)), deadline)
+		a.options.Layer2Engine.SetBindingsAndSendDeadline(slices.Collect(maps.Values(a.heldBindingByAddress)), deadline)
 		a.gossipStateChanged, a.statusChanged = true, true
 	}
 	if len(u.addressesToAnnounceAgain) > 0 {
-		a.options.Layer2.SetSendDeadline(deadline)
-		a.options.Layer2.RepeatAnnouncements(u.addressesToAnnounceAgain)
+		a.options.Layer2Engine.SetSendDeadline(deadline)
+		a.options.Layer2Engine.RepeatAnnouncements(u.addressesToAnnounceAgain)
 	}
 	*u = layer2EngineUpdate{}
 }
@@ -86,23 +86,23 @@ func (a *Agent) performElectionEffect(e elect.Effect) {
 	case elect.SendMessage:
 		switch e.Priority {
 		case elect.PriorityUrgent:
-			a.options.Members.SendUrgentMessage(e.To, e.Payload)
+			a.options.GossipMembership.SendUrgentMessage(e.To, e.Payload)
 		case elect.PriorityNormal:
-			a.options.Members.SendNormalPriorityMessage(e.To, e.Payload)
+			a.options.GossipMembership.SendNormalPriorityMessage(e.To, e.Payload)
 		default:
-			a.options.Members.SendBulkMessage(e.To, e.Payload)
+			a.options.GossipMembership.SendBulkMessage(e.To, e.Payload)
 		}
 	case elect.AcquireProbe:
-		a.options.Layer2.SendProbe(layer2.Probe{
+		a.options.Layer2Engine.SendProbe(layer2.Probe{
 			ID: e.ID, Address: e.Address, LinkIndexes: e.LinkIndexes, FramesPerLink: e.FramesPerLink, FrameInterval: e.FrameInterval, TargetMAC: e.TargetMAC,
 		})
 	case elect.ReachabilityProbe:
 		a.sendReachabilityProbes(e)
 	case elect.RejoinGossip:
-		a.options.Members.ContactMissingSeeds()
+		a.options.GossipMembership.ContactMissingSeeds()
 	case elect.Event:
 		if e.IsAnswerOfAnotherHost() { // the engine ignores addresses that it does not hold
-			a.options.Layer2.DefendAddress(e.Address)
+			a.options.Layer2Engine.DefendAddress(e.Address)
 		}
 		a.unreportedEvents = AppendEventBoundingConflicts(a.unreportedEvents, e)
 		a.statusChanged = true
@@ -110,9 +110,9 @@ func (a *Agent) performElectionEffect(e elect.Effect) {
 		a.eventLog.logEvent(e, &a.plan, a.options.Now())
 	case elect.ShutdownHandoverFinished:
 		select {
-		case <-a.handoverDone:
+		case <-a.handoverDoneSignal:
 		default:
-			close(a.handoverDone)
+			close(a.handoverDoneSignal)
 		}
 	}
 }
@@ -188,7 +188,7 @@ func (a *Agent) sendReachabilityProbes(e elect.ReachabilityProbe) {
 		p.ID = reachabilityProbeIDBase + a.reachabilityProbes.lastSentProbeID
 		p.Kind, p.FramesPerLink, p.FrameInterval = layer2.ProbeKindReachability, e.FramesPerTarget, e.FrameInterval
 		a.reachabilityProbes.electionProbeIDBySentProbeID[p.ID] = e.ID
-		a.options.Layer2.SendProbe(p)
+		a.options.Layer2Engine.SendProbe(p)
 	}
 }
 
@@ -231,8 +231,8 @@ func (a *Agent) recordReachabilityProbeResult(in []elect.Input, r facts.ProbeRes
 	return append(in, elect.ProbeFinished{Result: r})
 }
 
-// handleEngineReport processes a report of the layer-2 engine.
-func (a *Agent) handleEngineReport(in []elect.Input, r layer2.Report) []elect.Input {
+// handleLayer2Report processes a report of the layer-2 engine.
+func (a *Agent) handleLayer2Report(in []elect.Input, r layer2.Report) []elect.Input {
 	switch r := r.(type) {
 	case facts.ProbeResult:
 		if r.ID >= reachabilityProbeIDBase {
@@ -240,7 +240,7 @@ func (a *Agent) handleEngineReport(in []elect.Input, r layer2.Report) []elect.In
 		}
 		if r.ID >= addressProbeIDBase {
 			r.ID -= addressProbeIDBase
-			a.addressProbes.questionQueue.RecordProbeResult(r, a.probingState(), a.options.Now())
+			a.addressProbes.questionQueue.RecordProbeResult(r, a.collectProbingInputs(), a.options.Now())
 			return in
 		}
 		if r.ID >= linkProbeIDBase {
@@ -282,7 +282,7 @@ func (a *Agent) updateLinks(links facts.LinkSet) {
 	before := a.ownUsableLinks
 	a.ownUsableLinks, a.ownDownLinks = links.SplitUsableAndDown()
 	a.portFaults.forgetGoneLinks(a.ownUsableLinks)
-	a.options.Layer2.SetLinks(a.ownUsableLinks)
+	a.options.Layer2Engine.SetLinks(a.ownUsableLinks)
 	a.eventLog.logLinkChanges(before, a.ownUsableLinks)
 	a.statusChanged = true
 	a.passOwnLinksToPlannerAndMembers()

@@ -52,7 +52,7 @@ func (l *eventLog) clearServicesByAddress() { l.servicesByAddress = nil }
 
 // logEvent logs an event. A host that keeps answering is logged once a minute.
 func (l *eventLog) logEvent(e elect.Event, p *plan.Plan, now time.Time) {
-	pairs := []any{"address", e.Address, "service", l.joinServicesOfAddress(e.Address, p), "reason", eventReason(e)}
+	pairs := []any{"address", e.Address, "service", l.joinServicesOfAddress(e.Address, p), "reason", electionEventReason(e)}
 	if e.IsAnswerOfAnotherHost() {
 		c := answeringHost{e.Address, e.AnsweringMAC}
 		if last, known := l.loggedAtByConflict[c]; known && now.Sub(last) < repeatedConflictLogInterval {
@@ -118,8 +118,9 @@ func (l *eventLog) joinServicesOfAddress(a netip.Addr, p *plan.Plan) string {
 	return l.servicesByAddress[a]
 }
 
-// eventReason returns the Reason of an event, which is the same in the condition and in events.
-func eventReason(e elect.Event) names.Reason {
+// electionEventReason returns the Reason of an event, which is the same in the condition and in
+// events.
+func electionEventReason(e elect.Event) names.Reason {
 	switch e.Kind {
 	case elect.EventForeignHostAnswers:
 		return names.ReasonForeignClaim

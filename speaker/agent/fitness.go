@@ -65,7 +65,7 @@ const (
 )
 
 // dispatchMemberMessage passes a message of another member on to the part that it is for.
-func (a *Agent) dispatchMemberMessage(in []elect.Input, m members.Message) []elect.Input {
+func (a *Agent) dispatchMemberMessage(in []elect.Input, m members.ReceivedMessage) []elect.Input {
 	if fitness.IsFitnessMessage(m.Payload) {
 		a.fitness.fitnessOfOtherMembers.RecordMessage(m.SenderName, m.Payload, a.options.Now())
 		a.fitness.mustCheck = true
@@ -93,7 +93,7 @@ func (a *Agent) recordProxyCheck(answered bool) {
 func (a *Agent) publishFitnessChanges() {
 	f, now := &a.fitness, a.options.Now()
 	a.probeLinksIfDue(now)
-	if !f.mustCheck && len(f.fitnessPassedToPlanner.UnfitNodes) == 0 && now.Sub(f.lastCheckedAt) < fitnessCheckInterval {
+	if !f.mustCheck && len(f.fitnessPassedToPlanner.UnfitOrDoubtfulNodes) == 0 && now.Sub(f.lastCheckedAt) < fitnessCheckInterval {
 		return
 	}
 	f.mustCheck, f.lastCheckedAt = false, now
@@ -101,13 +101,13 @@ func (a *Agent) publishFitnessChanges() {
 	if message := f.memberNotifier.DueMessage(own, now); message != nil {
 		for _, n := range a.liveMemberNames {
 			if n != a.options.NodeName {
-				a.options.Members.SendUrgentMessage(n, message)
+				a.options.GossipMembership.SendUrgentMessage(n, message)
 			}
 		}
 	}
-	known := plan.FitnessOfNodes{UnfitNodes: f.fitnessOfOtherMembers.UnfitOrDoubtfulMembers(a.liveMemberNames, now), LiveMembers: elect.ListAliveMembers(a.electionMachine)}
+	known := plan.FitnessOfNodes{UnfitOrDoubtfulNodes: f.fitnessOfOtherMembers.UnfitOrDoubtfulMembers(a.liveMemberNames, now), LiveMembers: elect.ListAliveMembers(a.electionMachine)}
 	if !own.Equal(facts.Fitness{}) {
-		known.UnfitNodes[a.options.NodeName] = own
+		known.UnfitOrDoubtfulNodes[a.options.NodeName] = own
 	}
 	if !known.EqualsFitness(f.fitnessPassedToPlanner) {
 		f.fitnessPassedToPlanner = known
@@ -144,7 +144,7 @@ func (a *Agent) probeLinksIfDue(now time.Time) {
 		for i := range count {
 			s.lastProbeID++
 			s.roundByProbeID[s.lastProbeID] = round
-			a.options.Layer2.SendProbe(layer2.Probe{
+			a.options.Layer2Engine.SendProbe(layer2.Probe{
 				ID: linkProbeIDBase + s.lastProbeID, Kind: layer2.ProbeKindReachability, Address: targets[s.targetIndex(count, i, len(targets))],
 				LinkIndexes: []int{l.Index}, FramesPerLink: 2, FrameInterval: linkProbeFrameInterval,
 			})

@@ -9,17 +9,17 @@ import (
 )
 
 // feedProxyAnswersForDuration tells all speakers for a time whether their service proxies answer.
-func (c *harness) feedProxyAnswersForDuration(d time.Duration, silent ...string) {
+func (c *clusterOnLAN) feedProxyAnswersForDuration(d time.Duration, silent ...string) {
 	for range d / time.Second {
 		for name, s := range c.speakerByName {
-			s.serviceProxyAnswers <- !slices.Contains(silent, name)
+			s.serviceProxyHealthUpdates <- !slices.Contains(silent, name)
 		}
 		time.Sleep(time.Second)
 	}
 }
 
 func TestNodeWithSilentProxyHandsAddressesOver(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		c.feedProxyAnswersForDuration(3 * time.Second)
 		former := c.requireOneAnsweringSpeaker(serviceIPv4)
 		c.feedProxyAnswersForDuration(29*time.Second, former.name)
@@ -46,7 +46,7 @@ func TestNodeWithSilentProxyHandsAddressesOver(t *testing.T) {
 }
 
 func TestUnfitNodeTakesAddressWhenLastFitNodeDies(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		c.feedProxyAnswersForDuration(3 * time.Second)
 		fit := c.requireOneAnsweringSpeaker(serviceIPv4)
 		others := slices.DeleteFunc(slices.Clone(nodeNames), func(n string) bool { return n == fit.name })
@@ -60,7 +60,7 @@ func TestUnfitNodeTakesAddressWhenLastFitNodeDies(t *testing.T) {
 // TestNodeWithSilentLinkHandsAddressesOver cuts a node off the segment, while its link keeps the
 // carrier and its gossip takes another way.
 func TestNodeWithSilentLinkHandsAddressesOver(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		former := c.requireOneAnsweringSpeaker(serviceIPv4)
 		former.lanHost.Disconnect()
 		time.Sleep(45 * time.Second)

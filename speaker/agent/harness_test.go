@@ -45,9 +45,9 @@ type discardingBGPEngine struct{}
 
 func (discardingBGPEngine) SetDesiredState(bgp.DesiredState) {}
 
-// harness is a cluster on a segment in memory, with a client that sends requests for the addresses
-// of a Service. It runs in a synctest bubble.
-type harness struct {
+// clusterOnLAN is a cluster on a segment in memory, with a client that sends requests for the
+// addresses of a Service. It runs in a synctest bubble.
+type clusterOnLAN struct {
 	t             *testing.T
 	segment       *layer2test.LAN
 	gossip        *memberstest.FakeGossip
@@ -64,16 +64,16 @@ type harness struct {
 // testSpeaker is an agent with its engine.
 type testSpeaker struct {
 	*Agent
-	name                string
-	lanHost             *layer2test.LANHost
-	gossipMember        *memberstest.FakeMember
-	link                facts.Link
-	linkSetsToAgent     chan facts.LinkSet
-	proxy               *fakeServiceProxy
-	serviceProxyAnswers chan bool // whether the service proxy answered
-	lastSavedCheckpoint *Checkpoint
-	probeQuestions      chan []probing.Question
-	stop                func()
+	name                      string
+	lanHost                   *layer2test.LANHost
+	gossipMember              *memberstest.FakeMember
+	link                      facts.Link
+	linkSetsToAgent           chan facts.LinkSet
+	proxy                     *fakeServiceProxy
+	serviceProxyHealthUpdates chan bool // whether the service proxy answered
+	lastSavedCheckpoint       *Checkpoint
+	probeQuestionUpdates      chan []probing.Question
+	stop                      func()
 
 	mu                 sync.Mutex // guards the fields below
 	lastObservedStatus Status
@@ -83,9 +83,9 @@ type testSpeaker struct {
 
 // fakeServiceProxy answers the health checks of one node.
 type fakeServiceProxy struct {
-	results chan []facts.HealthCheckResult
-	mu      sync.Mutex // guards checks
-	checks  []intent.HealthCheck
+	changedResults chan []facts.ServiceHealthCheckResult
+	mu             sync.Mutex // guards checks
+	checks         []intent.HealthCheck
 }
 
 func (p *fakeServiceProxy) SetChecks(checks []intent.HealthCheck) {
@@ -94,24 +94,26 @@ func (p *fakeServiceProxy) SetChecks(checks []intent.HealthCheck) {
 	p.checks = checks
 }
 
-func (p *fakeServiceProxy) Results() <-chan []facts.HealthCheckResult { return p.results }
+func (p *fakeServiceProxy) ChangedResults() <-chan []facts.ServiceHealthCheckResult {
+	return p.changedResults
+}
 
 // answerChecks gives one outcome to all present health checks, and returns how many there are.
-func (p *fakeServiceProxy) answerChecks(outcome facts.HealthCheckOutcome) int {
+func (p *fakeServiceProxy) answerChecks(outcome facts.ServiceHealthCheckOutcome) int {
 	p.mu.Lock()
-	var out []facts.HealthCheckResult
+	var out []facts.ServiceHealthCheckResult
 	for _, c := range p.checks {
-		out = append(out, facts.HealthCheckResult{ID: c.ID, Namespace: c.ServiceNamespace, Name: c.ServiceName, Outcome: outcome})
+		out = append(out, facts.ServiceHealthCheckResult{ID: c.ID, Namespace: c.ServiceNamespace, Name: c.ServiceName, Outcome: outcome})
 	}
 	p.mu.Unlock()
-	p.results <- out
+	p.changedResults <- out
 	return len(out)
 }
 
 // runInSyncedCluster runs f with a cluster whose speakers know everything.
-func runInSyncedCluster(t *testing.T, f func(c *harness)) {
+func runInSyncedCluster(t *testing.T, f func(c *clusterOnLAN)) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &harness{
+		c := &clusterOnLAN{
 			t: t, segment: layer2test.NewLAN(), gossip: memberstest.NewFakeGossip(), speakerByName: map[string]*testSpeaker{},
 			clientPortByFamily: map[ipfamily.Family]layer2.Port{}, answerCountByNode: map[string]int{},
 		}
@@ -128,7 +130,7 @@ func runInSyncedCluster(t *testing.T, f func(c *harness)) {
 // clientMAC is the client's Ethernet address.
 var clientMAC = facts.MAC{2, 0, 0, 0, 0, 0x64}
 
-func (c *harness) openClientPorts() {
+func (c *clusterOnLAN) openClientPorts() {
 	host := c.segment.AddHost("client")
 	var read sync.WaitGroup
 	for _, f := range []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
@@ -159,16 +161,16 @@ func (c *harness) openClientPorts() {
 }
 
 // nodeOfMAC returns the node with the Ethernet address.
-func (c *harness) nodeOfMAC(mac facts.MAC) string {
+func (c *clusterOnLAN) nodeOfMAC(mac facts.MAC) string {
 	return fmt.Sprintf("node%d", mac[5])
 }
 
 // startSpeaker starts a speaker. checkpoint is that of an earlier run, or nil.
-func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *testSpeaker {
+func (c *clusterOnLAN) startSpeaker(name string, checkpoint *Checkpoint) *testSpeaker {
 	number := name[len(name)-1] - '0'
 	address := netip.AddrFrom4([4]byte{192, 168, 0, 10 + number})
 	s := &testSpeaker{
-		name: name, linkSetsToAgent: make(chan facts.LinkSet, 8), probeQuestions: make(chan []probing.Question),
+		name: name, linkSetsToAgent: make(chan facts.LinkSet, 8), probeQuestionUpdates: make(chan []probing.Question),
 		link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, number}, AddressesWithPrefixLength: []netip.Prefix{
 			netip.PrefixFrom(address, 24), netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("fd00:a8::%d", number)), 64),
 		}},
@@ -181,14 +183,14 @@ func (c *harness) startSpeaker(name string, checkpoint *Checkpoint) *testSpeaker
 	c.speakerByName[name] = s
 	nonce := uint64(time.Now().UnixNano()) + uint64(number)
 	s.gossipMember = c.gossip.Join(name, address, nonce)
-	s.serviceProxyAnswers = make(chan bool)
-	s.proxy = &fakeServiceProxy{results: make(chan []facts.HealthCheckResult)}
+	s.serviceProxyHealthUpdates = make(chan bool)
+	s.proxy = &fakeServiceProxy{changedResults: make(chan []facts.ServiceHealthCheckResult)}
 	engine := layer2.NewEngine(s.lanHost, time.Now)
 	s.Agent = New(Options{
-		NodeName: name, RunNonce: nonce, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardingBGPEngine{}, HealthChecks: s.proxy, Members: s.gossipMember, LinkSets: s.linkSetsToAgent,
+		NodeName: name, RunNonce: nonce, ElectionTiming: elect.DefaultTiming(), Layer2Engine: engine, BGPEngine: discardingBGPEngine{}, HealthCheckPoller: s.proxy, GossipMembership: s.gossipMember, LinkUpdates: s.linkSetsToAgent,
 		Now: time.Now, Log: slog.New(slog.DiscardHandler), ObserveStatus: s.observeStatus, RestoreFrom: checkpoint,
-		ServiceProxyAnswers: s.serviceProxyAnswers, ServiceProxy: fitness.ServiceProxyOptions{IsHealthCheckUsed: true, SilenceTimeout: fitness.DefaultProxySilenceTimeout},
-		ProbeQuestions: s.probeQuestions, ObserveProbeAnswer: s.observeProbeAnswer,
+		ServiceProxyHealthUpdates: s.serviceProxyHealthUpdates, ServiceProxyOptions: fitness.ServiceProxyOptions{IsHealthCheckUsed: true, ProxySilenceTimeout: fitness.DefaultProxySilenceTimeout},
+		ProbeQuestionUpdates: s.probeQuestionUpdates, ObserveProbeAnswer: s.observeProbeAnswer,
 		SaveCheckpoint: func(m Checkpoint) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -257,7 +259,7 @@ func exampleEndpointsChange() PlannerInputChange {
 }
 
 // postClusterState posts the whole cluster state to a speaker.
-func (c *harness) postClusterState(name string) {
+func (c *clusterOnLAN) postClusterState(name string) {
 	all := []PlannerInputChange{exampleSnapshotChange(), exampleServiceChange(), exampleEndpointsChange()}
 	for _, n := range nodeNames {
 		all = append(all, NewNodeUpsertedChange(view.Node{Name: n}))
@@ -267,7 +269,7 @@ func (c *harness) postClusterState(name string) {
 
 // requestOnceAndListAnswerers sends one request for an address. It returns the nodes that answer
 // within a millisecond.
-func (c *harness) requestOnceAndListAnswerers(a netip.Addr) []string {
+func (c *clusterOnLAN) requestOnceAndListAnswerers(a netip.Addr) []string {
 	c.t.Helper()
 	c.mu.Lock()
 	clear(c.answerCountByNode)
@@ -296,7 +298,7 @@ func (c *harness) requestOnceAndListAnswerers(a netip.Addr) []string {
 
 // measureLongestAnswerGap sends requests for the given time. It returns the longest time without an
 // answer, and the nodes that answered in order of time.
-func (c *harness) measureLongestAnswerGap(a netip.Addr, d time.Duration) (gap time.Duration, order []string) {
+func (c *clusterOnLAN) measureLongestAnswerGap(a netip.Addr, d time.Duration) (gap time.Duration, order []string) {
 	c.t.Helper()
 	last := time.Now()
 	for end := last.Add(d); time.Now().Before(end); {
@@ -314,7 +316,7 @@ func (c *harness) measureLongestAnswerGap(a netip.Addr, d time.Duration) (gap ti
 
 // requireOneAnsweringSpeaker returns the node that answers for the address. It fails unless exactly
 // one does.
-func (c *harness) requireOneAnsweringSpeaker(a netip.Addr) *testSpeaker {
+func (c *clusterOnLAN) requireOneAnsweringSpeaker(a netip.Addr) *testSpeaker {
 	c.t.Helper()
 	who := c.requestOnceAndListAnswerers(a)
 	if len(who) != 1 {
@@ -325,7 +327,7 @@ func (c *harness) requireOneAnsweringSpeaker(a netip.Addr) *testSpeaker {
 
 // takeUnsolicitedFramesToClient returns the frames sent to the client since the last call, without
 // answers.
-func (c *harness) takeUnsolicitedFramesToClient() []layer2.ARPOrNDPFrame {
+func (c *clusterOnLAN) takeUnsolicitedFramesToClient() []layer2.ARPOrNDPFrame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	out := c.unsolicitedFramesToClient
@@ -339,9 +341,9 @@ func (s *testSpeaker) disconnectNode() {
 	s.gossipMember.LoseAllMessages()
 }
 
-// takeoverMetrics returns the number of takeovers in the speaker's histogram, and the sum of their
-// durations.
-func (s *testSpeaker) takeoverMetrics(t *testing.T) (count uint64, seconds float64) {
+// takeoverCountAndSeconds returns the number of takeovers in the speaker's histogram, and the sum
+// of their durations.
+func (s *testSpeaker) takeoverCountAndSeconds(t *testing.T) (count uint64, seconds float64) {
 	t.Helper()
 	families, err := s.metricsRegistry(t).Gather()
 	if err != nil {

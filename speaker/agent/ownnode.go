@@ -23,7 +23,7 @@ func (a *Agent) publishOwnNode(links plannerLinks) {
 		return
 	}
 	a.publishedNode = p
-	a.options.Members.PublishOwnNode(p)
+	a.options.GossipMembership.PublishOwnNode(p)
 }
 
 // gatewayLinkMACsFirst returns the Ethernet addresses of the links, each once: first those of links

@@ -70,7 +70,7 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 			if !in.clusterSynced {
 				a.options.Log.Warn("no plan yet: announcing the routes of the last speaker of this node",
 					"routes", len(a.options.RestoreFrom.DesiredBGP.Routes))
-				a.options.BGP.SetDesiredState(a.options.RestoreFrom.DesiredBGP)
+				a.options.BGPEngine.SetDesiredState(a.options.RestoreFrom.DesiredBGP)
 			}
 			continue
 		case batch := <-a.plannerInputChangeBatches:
@@ -78,7 +78,7 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 			for range len(a.plannerInputChangeBatches) { // many changes cost one plan
 				in.applyChanges(<-a.plannerInputChangeBatches)
 			}
-		case results := <-a.options.HealthChecks.Results():
+		case results := <-a.options.HealthCheckPoller.ChangedResults():
 			for _, r := range results {
 				p.SetHealthCheckResult(r)
 			}
@@ -93,8 +93,8 @@ func (a *Agent) runPlanner(ctx context.Context, p *plan.Planner) {
 		if in.clusterSynced && p.NeedsUpdate() {
 			next.mergeDelta(p.Update())
 			next.plan, next.snapshot = p.Plan(), p.Snapshot()
-			a.options.BGP.SetDesiredState(desiredBGPOfPlan(next.plan))
-			a.options.HealthChecks.SetChecks(next.plan.HealthChecks)
+			a.options.BGPEngine.SetDesiredState(desiredBGPOfPlan(next.plan))
+			a.options.HealthCheckPoller.SetChecks(next.plan.HealthChecks)
 			out = a.planUpdates
 		}
 	}

@@ -20,8 +20,8 @@ type addressProbingState struct {
 // addressProbeIDBase keeps the IDs of address probes apart from those of acquire probes.
 const addressProbeIDBase = 1 << 62
 
-func (a *Agent) probingState() probing.ProbingState {
-	return probing.ProbingState{
+func (a *Agent) collectProbingInputs() probing.ProbingInputs {
+	return probing.ProbingInputs{
 		Self: a.options.NodeName, Snapshot: a.addressProbes.snapshot, Links: a.portFaults.markUnusableFamiliesOfLinks(a.ownUsableLinks),
 		Members: a.addressProbes.members, IsHeldByMember: a.electionMachine.IsClaimed,
 	}
@@ -33,9 +33,9 @@ func (a *Agent) runAddressProbes() {
 	if !a.addressProbes.questionQueue.HasDueWork(now) {
 		return
 	}
-	questions, answers := a.addressProbes.questionQueue.TakeDueProbesAndNewAnswers(a.probingState(), now)
+	questions, answers := a.addressProbes.questionQueue.TakeDueProbesAndNewAnswers(a.collectProbingInputs(), now)
 	for _, q := range questions {
-		a.options.Layer2.SendProbe(layer2.Probe{
+		a.options.Layer2Engine.SendProbe(layer2.Probe{
 			ID: addressProbeIDBase + q.ID, Address: q.Address, LinkIndexes: q.LinkIndexes,
 			FramesPerLink: probing.FramesPerProbe, FrameInterval: probing.ProbeFrameInterval,
 		})

@@ -46,9 +46,9 @@ func newRealLinksHarness(t *testing.T) *realLinksHarness {
 	watcher := links.NewWatcher(func() ([]string, error) { return links.DefaultExcludePatterns, nil }, slog.New(slog.DiscardHandler))
 	engine := layer2.NewEngine(wire.PacketSocketOpener{}, time.Now)
 	agent := New(Options{
-		NodeName: "node1", RunNonce: 1, Timing: elect.DefaultTiming(), Layer2: engine, BGP: discardingBGPEngine{}, HealthChecks: &fakeServiceProxy{}, LinkSets: watcher.LinkSets(),
-		Members: memberstest.NewFakeGossip().Join("node1", netip.MustParseAddr("192.168.0.11"), 1),
-		Now:     time.Now, Log: slog.New(slog.DiscardHandler),
+		NodeName: "node1", RunNonce: 1, ElectionTiming: elect.DefaultTiming(), Layer2Engine: engine, BGPEngine: discardingBGPEngine{}, HealthCheckPoller: &fakeServiceProxy{}, LinkUpdates: watcher.LinkUpdates(),
+		GossipMembership: memberstest.NewFakeGossip().Join("node1", netip.MustParseAddr("192.168.0.11"), 1),
+		Now:              time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	m.connectClient()
 	ctx, cancel := context.WithCancel(context.Background())

@@ -10,7 +10,7 @@ import (
 )
 
 // requestHolder tells all speakers that the Service asks for a node.
-func (c *harness) requestHolder(node string) {
+func (c *clusterOnLAN) requestHolder(node string) {
 	for _, s := range c.speakerByName {
 		s.PostChanges(c.t.Context(), NewServiceUpsertedChange(view.Service{
 			Key: serviceKey, IsLoadBalancer: true, AssignedAddresses: []netip.Addr{serviceIPv4, serviceIPv6}, RequestedHolder: node,
@@ -19,7 +19,7 @@ func (c *harness) requestHolder(node string) {
 }
 
 func TestRequestedNodeTakesTheAddresses(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		former := c.requireOneAnsweringSpeaker(serviceIPv4)
 		requested := "node1"
 		if former.name == requested {
@@ -46,7 +46,7 @@ func TestRequestedNodeTakesTheAddresses(t *testing.T) {
 
 // TestRequestedNodeThatDiesLosesTheAddresses: a wish does not keep other nodes from serving.
 func TestRequestedNodeThatDiesLosesTheAddresses(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		c.requestHolder("node3")
 		time.Sleep(15 * time.Second)
 		former := c.requireOneAnsweringSpeaker(serviceIPv4)

@@ -23,7 +23,7 @@ func (s *testSpeaker) managementLink() facts.Link {
 
 // The link of the holder to the clients goes down. The gossip goes on over the other link.
 func TestAHolderWithoutItsLinkToTheClientsHandsOver(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		holder := c.requireOneAnsweringSpeaker(serviceIPv4)
 		holder.linkSetsToAgent <- facts.LinkSet{holder.link, holder.managementLink()}
 		time.Sleep(time.Second)
@@ -49,7 +49,7 @@ func TestAHolderWithoutItsLinkToTheClientsHandsOver(t *testing.T) {
 
 // What a node says about its links reaches all planners, and stays known when the node dies.
 func TestOnlyNodesWithLinkToClientsAreCandidates(t *testing.T) {
-	runInSyncedCluster(t, func(c *harness) {
+	runInSyncedCluster(t, func(c *clusterOnLAN) {
 		holder := c.requireOneAnsweringSpeaker(serviceIPv4)
 		able := c.otherSpeakers(holder)[0]
 		for _, s := range c.otherSpeakers(holder) {

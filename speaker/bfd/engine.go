@@ -120,7 +120,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		if len(e.sessionsByKey) == 0 && isEnding {
 			return nil
 		}
-		e.transport.WaitUntil(e.now(), next)
+		e.transport.WaitForDatagramUntil(e.now(), next)
 	}
 }
 
@@ -198,7 +198,7 @@ func (e *Engine) stepDueSessions(now time.Time) {
 		if !haveReadAll && s.machine.HasDetectionTimePassed(now) {
 			// The process may not have run between the last read and now.
 			haveReadAll = true
-			e.transport.WaitUntil(now, now)
+			e.transport.WaitForDatagramUntil(now, now)
 			e.receiveDatagrams()
 			continue
 		}

@@ -36,7 +36,7 @@ func (e *Engine) findSessionOfDatagram(d ReceivedDatagram) (*runningSession, ses
 func (e *Engine) findSessionByAddresses(d ReceivedDatagram) *runningSession {
 	var found *runningSession
 	for key, s := range e.sessionsByKey {
-		if key.matchesDatagram(d) && (found == nil || key.matchPriority() > found.key.matchPriority()) {
+		if key.matchesDatagram(d) && (found == nil || key.matchSpecificity() > found.key.matchSpecificity()) {
 			found = s
 		}
 	}
@@ -49,7 +49,7 @@ func (k SessionKey) matchesDatagram(d ReceivedDatagram) bool {
 		(k.Interface == "" || k.Interface == d.ArrivalInterface) && (!k.LocalAddress.IsValid() || k.LocalAddress == d.DestinationAddress)
 }
 
-func (k SessionKey) matchPriority() int {
+func (k SessionKey) matchSpecificity() int {
 	n := 0
 	if k.Interface != "" {
 		n++

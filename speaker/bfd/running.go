@@ -47,7 +47,7 @@ func (s *runningSession) stepStateMachine(e *Engine, now time.Time, in session.I
 		s.sendEcho(e)
 	}
 	if c := out.StateChange; c != nil {
-		s.reportUpOrDown(e, Event{Key: s.key, Up: c.To == session.Up, Cause: c.Cause, CauseText: describeStateChange(*c), ChangedAt: now}, *c)
+		s.reportUpOrDown(e, Event{Key: s.key, Up: c.To == session.Up, Cause: c.Cause, CauseText: describeCauseOfStateChange(*c), ChangedAt: now}, *c)
 	}
 	s.publishStateAndFault()
 	s.updateDeadline(e.sessionDeadlineQueue)
@@ -97,8 +97,9 @@ func (s *runningSession) reportUpOrDown(e *Engine, v Event, c session.StateChang
 	}
 }
 
-// describeStateChange says why a session changed, with the neighbour's diagnostic if there is one.
-func describeStateChange(c session.StateChange) string {
+// describeCauseOfStateChange says why a session changed, with the neighbour's diagnostic if there
+// is one.
+func describeCauseOfStateChange(c session.StateChange) string {
 	if c.Cause == session.CauseNeighbourSignalledDown && c.RemoteDiagnostic != session.DiagnosticNone {
 		return fmt.Sprintf("%s: %s", c.Cause, c.RemoteDiagnostic)
 	}

@@ -15,19 +15,21 @@ var (
 )
 
 // Transport is the network: UDP for control packets, the link itself for echo
-// packets. Only the Engine's goroutine calls its methods, but for Wake. Only WaitUntil blocks.
+// packets. Only the Engine's goroutine calls its methods, but for Wake. Only WaitForDatagramUntil
+// blocks.
 type Transport interface {
 	// OpenSender returns the Sender of a session with our discriminator. ReopenLostSockets
 	// and SendControl retry what cannot be opened yet. A Transport may drop
 	// datagrams that no open Sender's neighbour can have sent.
 	OpenSender(k SessionKey, discriminator uint32) Sender
-	// WaitUntil returns when there may be something to receive, after Wake, or at the deadline. It
-	// begins now. If the deadline has passed, it only looks.
-	WaitUntil(now, deadline time.Time)
-	// Wake ends the WaitUntil under way, or else the next one. Any goroutine may call it.
+	// WaitForDatagramUntil returns when there may be something to receive, after Wake, or at the
+	// deadline. It begins now. If the deadline has passed, it only looks.
+	WaitForDatagramUntil(now, deadline time.Time)
+	// Wake ends the WaitForDatagramUntil under way, or else the next one. Any goroutine may call
+	// it.
 	Wake()
-	// Receive returns the next of the datagrams that had arrived when the last WaitUntil returned.
-	// It may return later ones as well.
+	// Receive returns the next of the datagrams that had arrived when the last WaitForDatagramUntil
+	// returned. It may return later ones as well.
 	Receive() (ReceivedDatagram, bool)
 	// Close closes everything, open Senders included.
 	Close()

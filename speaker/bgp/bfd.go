@@ -26,7 +26,7 @@ type BFDEngine interface {
 // BFDRequestSniffer finds routers that ask for a BFD session. *udp.Overhearer implements it.
 type BFDRequestSniffer interface {
 	SetRoutersToSniff(routers []netip.Addr)
-	RoutersAskingForBFD() <-chan []netip.Addr
+	UpdatesOfRoutersAskingForBFD() <-chan []netip.Addr
 }
 
 // bfdStateOfPeers is what the last update of the peers asked of BFD. The maps are keyed by the
@@ -93,12 +93,13 @@ func (e *Engine) sniffRoutersOfPeersWithoutBFD(peers []intent.Peer) {
 	}
 }
 
-// routersAskingForBFD delivers the routers that ask for BFD; never without a BFDRequestSniffer.
-func (e *Engine) routersAskingForBFD() <-chan []netip.Addr {
+// updatesOfRoutersAskingForBFD delivers the routers that ask for BFD; never without a
+// BFDRequestSniffer.
+func (e *Engine) updatesOfRoutersAskingForBFD() <-chan []netip.Addr {
 	if e.options.BFDRequestSniffer == nil {
 		return nil
 	}
-	return e.options.BFDRequestSniffer.RoutersAskingForBFD()
+	return e.options.BFDRequestSniffer.UpdatesOfRoutersAskingForBFD()
 }
 
 // recordRoutersAskingForBFD takes the routers that ask for BFD.

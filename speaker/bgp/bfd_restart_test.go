@@ -59,19 +59,19 @@ func (v *virtualTimeTransport) setRouterReachable(reachable bool) {
 	v.mu.Unlock()
 }
 
-// TestRestartedRouterWithBFDUpBeforeBGP restarts a router whose BFD session is Up before the new
-// BGP session is established. The router starts its BFD session again with the new BGP session. It
-// may end this session for that, as FRR 8.4 does. The speaker ends only the session with the router
-// that stops.
-func TestRestartedRouterWithBFDUpBeforeBGP(t *testing.T) {
+// TestBFDDownOfRestartedRouterKeepsNewSession restarts a router whose BFD session is Up before the
+// new BGP session is established. The router starts its BFD session again with the new BGP session.
+// It may end this session for that, as FRR 8.4 does. The speaker ends only the session with the
+// router that stops.
+func TestBFDDownOfRestartedRouterKeepsNewSession(t *testing.T) {
 	for name, endsSession := range map[string]bool{"the router keeps the session": false, "the router ends the session": true} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { testRestartedRouter(t, endsSession) })
+			synctest.Test(t, func(t *testing.T) { testRouterRestartKeepsSession(t, endsSession) })
 		})
 	}
 }
 
-func testRestartedRouter(t *testing.T, endsSession bool) {
+func testRouterRestartKeepsSession(t *testing.T, endsSession bool) {
 	v := newVirtualTimeTransport(t)
 	s := startLoopbackSpeaker(t, v.loopbackTransport, func(o *bgp.Options) { o.Transport = v })
 	signalBFD := func(state session.State) {
@@ -112,7 +112,7 @@ func testRestartedRouter(t *testing.T, endsSession bool) {
 	time.Sleep(time.Minute)
 
 	st := s.peerStatus("tor")
-	if sent, got := st.Messages.Sent.Notifications, v.router.receivedNotifications(); sent != 1 || len(got) != 1 {
+	if sent, got := st.MessageTotals.Sent.Notifications, v.router.receivedNotifications(); sent != 1 || len(got) != 1 {
 		t.Errorf("the speaker sent %d NOTIFICATIONs, and the router got %v; want only the first", sent, got)
 	}
 	if st.State != bgp.Established || st.EstablishedCount != wantSessions || v.router.attributesOfRoute(servicePrefix) == "" {

@@ -116,12 +116,12 @@ func TestBFDDetectsCutPath(t *testing.T) {
 	for _, name := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			testCutAndReconnect(t, b, bfdCases[name], hosts[name])
+			testBFDDetectsCutAndReconnect(t, b, bfdCases[name], hosts[name])
 		})
 	}
 }
 
-func testCutAndReconnect(t *testing.T, b *router.RoutedLAN, c bfdCase, h nodeOfSessionCase) {
+func testBFDDetectsCutAndReconnect(t *testing.T, b *router.RoutedLAN, c bfdCase, h nodeOfSessionCase) {
 	p := exampleExternalPeer()
 	p.BFD, p.HoldTime, p.MaxReconnectDelay = fastBFD(), 24*time.Second, time.Second
 	if c.editPeer != nil {

@@ -34,7 +34,7 @@ func (f *scriptedBFDRequestSniffer) sniffedRouters() []netip.Addr {
 	return f.routers
 }
 
-func (f *scriptedBFDRequestSniffer) RoutersAskingForBFD() <-chan []netip.Addr {
+func (f *scriptedBFDRequestSniffer) UpdatesOfRoutersAskingForBFD() <-chan []netip.Addr {
 	return f.routersAskingForBFD
 }
 

@@ -42,9 +42,9 @@ type NegotiatedParameters struct {
 	ExtendedNextHop bool
 	// FourOctetASN makes AS paths have numbers of four octets (RFC 6793 section 4.1).
 	FourOctetASN bool
-	// LinkLocalNextHop allows a link-local next hop in 16 octets
+	// AllowsLinkLocalOnlyNextHop allows a link-local next hop in 16 octets
 	// (draft-ietf-idr-linklocal-capability).
-	LinkLocalNextHop bool
+	AllowsLinkLocalOnlyNextHop bool
 	// GracefulRestart is true when both sides support it (RFC 4724).
 	GracefulRestart bool
 	// GracefulNotification is true when routes are also kept after a NOTIFICATION (RFC 8538).
@@ -57,10 +57,10 @@ type Transport interface {
 	Dial(ctx context.Context, o DialOptions) (Conn, error)
 	// Listen accepts connections of routers on a TCP port.
 	Listen(ctx context.Context, o ListenOptions) (Listener, error)
-	// WatchRouterOnLink reports the link-local address of the router on a link, with the link as
-	// zone, and reports it again when it changes. It reports an error while the link cannot be
-	// used. It also advertises this node to the router. It returns when ctx ends.
-	WatchRouterOnLink(ctx context.Context, device string, report func(router netip.Addr, err error))
+	// WatchRouterAndAdvertiseNode reports the link-local address of the router on a link, with the
+	// link as zone, and reports it again when it changes. It reports an error while the link cannot
+	// be used. It also advertises this node to the router. It returns when ctx ends.
+	WatchRouterAndAdvertiseNode(ctx context.Context, device string, report func(router netip.Addr, err error))
 	// ReadNodeAddresses returns the addresses of this node's links.
 	ReadNodeAddresses() ([]NodeAddress, error)
 	// WatchNodeAddresses calls changed after an address comes, goes or changes, until ctx ends.
@@ -104,7 +104,7 @@ type DialOptions struct {
 // Conn is a connection to a router.
 type Conn interface {
 	net.Conn
-	// SetRouterPassword changes the TCP MD5 password of the open connection.
+	// SetPassword changes the TCP MD5 password of the open connection.
 	SetPassword(password string) error
 	// SetTTLAndMinReceivedTTL sets the TTL of our packets and the lowest accepted TTL of the
 	// router's.
@@ -168,10 +168,10 @@ type PeerSessionStatus struct {
 	// LastErrorReason is the Reason for LastError. LastErrorTime is when LastError was first seen.
 	LastErrorReason names.Reason
 	LastErrorTime   time.Time
-	// Messages are totals since the peer was configured.
-	Messages MessageCounts
+	// MessageTotals are totals since the peer was configured.
+	MessageTotals MessageCounts
 
-	messageCounter *messageCounter // the source of Messages
+	messageCounter *messageCounter // the source of MessageTotals
 }
 
 // State is the state of the session's finite state machine.

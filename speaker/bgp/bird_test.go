@@ -92,8 +92,9 @@ var birdCases = map[string]birdCase{
 	},
 }
 
-// TestSessionsWithBIRD runs the cases of TestSessionsWithFRR that BIRD supports.
-func TestSessionsWithBIRD(t *testing.T) {
+// TestBIRDGetsRoutesOnEachKindOfSession runs the cases of TestFRRGetsRoutesOnEachKindOfSession that
+// BIRD supports.
+func TestBIRDGetsRoutesOnEachKindOfSession(t *testing.T) {
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: len(birdCases)})
 	text := "router id 192.168.0.1;\nprotocol device {}\n"
 	names := slices.Sorted(maps.Keys(birdCases))
@@ -149,9 +150,9 @@ func removeAddress(t *testing.T, h netns.Path, address string) {
 	}
 }
 
-// TestDocumentedBIRDConfiguration runs the configuration of
+// TestDocumentedBIRDConfigKeepsRoutesOverCrash runs the configuration of
 // docs/bgp.md through a crash and a drain.
-func TestDocumentedBIRDConfiguration(t *testing.T) {
+func TestDocumentedBIRDConfigKeepsRoutesOverCrash(t *testing.T) {
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 2})
 	bird := startRouter(t, router.Config{Kind: router.BIRD, NetNS: b.NamespaceOfHost("router"), ConfigText: readDocumentedConfig(t, "BIRD")})
 	p := exampleExternalPeer()

@@ -10,9 +10,9 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// TestSessionWithFRRRefusingUnknownCapability peers with an FRR that ends a session for a
+// TestFRRRefusingUnknownCapabilityGetsRoutes peers with an FRR that ends a session for a
 // capability which it does not know, here the one for link-local next hops.
-func TestSessionWithFRRRefusingUnknownCapability(t *testing.T) {
+func TestFRRRefusingUnknownCapabilityGetsRoutes(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(

@@ -17,7 +17,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-func setDrainDelay(delay time.Duration) func(*intent.Peer) {
+func drainDelayEdit(delay time.Duration) func(*intent.Peer) {
 	return func(p *intent.Peer) { p.DrainDelay, p.HasDrainDelay = delay, true }
 }
 
@@ -36,7 +36,7 @@ func TestRouteOfTerminatingEndpointsIsDrained(t *testing.T) {
 	slow, fast := m.addRouter(t, "192.0.2.1", nil), m.addRouter(t, "192.0.2.2", nil)
 	s := startLoopbackSpeaker(t, m)
 	d := bgp.DesiredState{Peers: []intent.Peer{
-		scriptedRouterPeer(), scriptedRouterPeer(setDrainDelay(time.Second), func(p *intent.Peer) { p.Name, p.Address = "tor2", m.addressOfRouter(fast) }),
+		scriptedRouterPeer(), scriptedRouterPeer(drainDelayEdit(time.Second), func(p *intent.Peer) { p.Name, p.Address = "tor2", m.addressOfRouter(fast) }),
 	}}
 	set := func(list []*intent.Route) {
 		for _, r := range list {
@@ -95,7 +95,7 @@ func TestDrainedNodeStaysAtLowPreferenceForTheDelay(t *testing.T) {
 		withdrawn bool // without a stop
 	}{
 		"by default it stays": {func(*intent.Peer) {}, false},
-		"a short delay":       {setDrainDelay(200 * time.Millisecond), true},
+		"a short delay":       {drainDelayEdit(200 * time.Millisecond), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -143,13 +143,13 @@ func TestDrainDelayEditDuringDrainTakesEffect(t *testing.T) {
 			m := newLoopbackTransport()
 			r := m.addRouter(t, "192.0.2.1", nil)
 			s := startLoopbackSpeaker(t, m)
-			d := bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer(setDrainDelay(time.Hour))}, Routes: exampleRoutes(servicePrefix)}
+			d := bgp.DesiredState{Peers: []intent.Peer{scriptedRouterPeer(drainDelayEdit(time.Hour))}, Routes: exampleRoutes(servicePrefix)}
 			s.SetDesiredState(d)
 			r.awaitRoute(t, servicePrefix, "")
 			drain(&d)
 			s.SetDesiredState(d)
 			r.awaitRoute(t, servicePrefix, gracefulShutdownText)
-			d.Peers = []intent.Peer{scriptedRouterPeer(setDrainDelay(0), func(p *intent.Peer) { p.RestartTime = time.Minute })}
+			d.Peers = []intent.Peer{scriptedRouterPeer(drainDelayEdit(0), func(p *intent.Peer) { p.RestartTime = time.Minute })}
 			s.SetDesiredState(d)
 			r.awaitNoRoute(t, servicePrefix)
 			if st := s.peerStatus("tor"); st.EstablishedCount != 1 || st.State != bgp.Established || len(r.receivedOpens()) != 1 {
@@ -291,7 +291,7 @@ func TestRIBSaysWhatIsAnnouncedAndWhy(t *testing.T) {
 		switch {
 		case !first.Announced || a == nil || a.NextHop != "192.0.2.11" || a.LocalPref != 100 || a.MED == nil || *a.MED != 5:
 			return fmt.Errorf("%+v %+v", first, a)
-		case !slices.Equal(a.Communities, []string{"64512:7"}) || !slices.Equal(first.Advertisements, []string{"all", "backup"}):
+		case !slices.Equal(a.Communities, []string{"64512:7"}) || !slices.Equal(first.AdvertisementNames, []string{"all", "backup"}):
 			return fmt.Errorf("%+v %+v", first, a)
 		case second.Announced || second.WithheldReason != names.ReasonNoNextHop || second.WithheldText == "" || second.Attributes != nil:
 			return fmt.Errorf("%+v", second)

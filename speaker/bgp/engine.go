@@ -111,7 +111,7 @@ func (e *Engine) SessionStatuses() []PeerSessionStatus {
 	paths := e.options.BFDEngine.SessionStatuses()
 	out := make([]PeerSessionStatus, 0, len(e.statusByPeer))
 	for _, s := range e.statusByPeer {
-		s.Messages = s.messageCounter.currentCounts()
+		s.MessageTotals = s.messageCounter.currentCounts()
 		if k, ok := e.bfdStateOfPeers.bfdKeyByPeerName[s.PeerName]; ok {
 			s.BFDState, s.BFDFault = bfdSessionStateAndFault(paths, k)
 			if f, ok := e.bfdStateOfPeers.bfdFaultByPeerName[s.PeerName]; ok {
@@ -150,7 +150,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer e.passiveListeners.closeListenersExcept(nil)
 	stopped := false
 	e.goroutines.Go(func() { e.options.Transport.WatchNodeAddresses(ctx, e.addressesChanged.Signal) })
-	addressCheck := time.NewTicker(addressCheckInterval)
+	addressCheck := time.NewTicker(nodeAddressRereadInterval)
 	defer addressCheck.Stop()
 	e.readNodeAddresses()
 	for {
@@ -171,7 +171,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			if e.recordRouterSearchResult(s); !stopped {
 				e.applyDesiredState(ctx, e.currentDesiredState)
 			}
-		case c := <-e.passiveListeners.connections:
+		case c := <-e.passiveListeners.acceptedConnections:
 			e.passConnectionToPassivePeer(c)
 		case <-e.passiveListeners.retryTimer.C:
 			if !stopped {
@@ -182,12 +182,12 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-e.options.BFDEngine.StatusChanged():
 			e.logBFDFaults()
 			e.statusChanged.Signal()
-		case routers := <-e.routersAskingForBFD():
+		case routers := <-e.updatesOfRoutersAskingForBFD():
 			e.recordRoutersAskingForBFD(routers)
 		case <-e.addressesChanged.C():
-			addressCheck.Reset(addressChangeDelay)
+			addressCheck.Reset(nodeAddressRereadDelay)
 		case <-addressCheck.C:
-			addressCheck.Reset(addressCheckInterval)
+			addressCheck.Reset(nodeAddressRereadInterval)
 			if e.readNodeAddresses() && !stopped {
 				e.applyDesiredState(ctx, e.currentDesiredState)
 			}
@@ -223,7 +223,7 @@ func (e *Engine) passRouteChanges(d *DesiredState) {
 	}
 	for i := range d.Peers {
 		if w, ok := e.workerByPeer[d.Peers[i].Name]; ok {
-			w.routeInbox.put(d.Routes, changes[d.Peers[i].Name])
+			w.routeInbox.replaceRoutesAndAddChanges(d.Routes, changes[d.Peers[i].Name])
 		}
 	}
 }
@@ -252,7 +252,7 @@ func (e *Engine) applyDesiredState(ctx context.Context, d DesiredState) {
 		w, ok := e.workerByPeer[p.Name]
 		if !ok {
 			w = e.startWorker(ctx, p)
-			w.routeInbox.put(d.Routes, nil)
+			w.routeInbox.replaceRoutesAndAddChanges(d.Routes, nil)
 		}
 		w.sendDesiredState(desiredPeerState{peer: p, nodeLeaving: d.NodeLeaving, nodeAddresses: e.nodeAddresses, nodeInternalIPs: d.NodeInternalIPs})
 	}
@@ -260,10 +260,10 @@ func (e *Engine) applyDesiredState(ctx context.Context, d DesiredState) {
 
 // The times between two readings of the node's addresses.
 const (
-	// addressCheckInterval applies while no change is reported. A report may be lost.
-	addressCheckInterval = 30 * time.Second
-	// addressChangeDelay applies after a change, since several often follow each other.
-	addressChangeDelay = 200 * time.Millisecond
+	// nodeAddressRereadInterval applies while no change is reported. A report may be lost.
+	nodeAddressRereadInterval = 30 * time.Second
+	// nodeAddressRereadDelay applies after a change, since several often follow each other.
+	nodeAddressRereadDelay = 200 * time.Millisecond
 )
 
 // readNodeAddresses reads the addresses of the node's links and reports whether they differ from

@@ -130,10 +130,10 @@ var frrCases = map[string]frrSessionCase{
 	"another port": {frrNeighbourConfig: "neighbor NODE4 remote-as 64512", editPeer: func(p *intent.Peer) { p.Port = 1179 }},
 }
 
-// TestSessionsWithFRR runs every kind of session that a BGPPeer can
+// TestFRRGetsRoutesOnEachKindOfSession runs every kind of session that a BGPPeer can
 // configure. Each case has its own node, and all have sessions with the same
 // router at the same time. FRR is configured as its manual shows.
-func TestSessionsWithFRR(t *testing.T) {
+func TestFRRGetsRoutesOnEachKindOfSession(t *testing.T) {
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: len(frrCases)})
 	redirectPort1179To179(t, b)
 	var lines, families []string
@@ -206,7 +206,7 @@ func TestAttributesReachFRR(t *testing.T) {
 		t.Errorf("the plain route has communities: %+v", got)
 	}
 	t.Run("a change of attributes is one UPDATE, and no reset", func(t *testing.T) {
-		before := s.peerStatus("tor").Messages.Sent.Updates
+		before := s.peerStatus("tor").MessageTotals.Sent.Updates
 		rs := exampleRoutes("198.51.100.1/32", "198.51.100.0/24")
 		s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: rs})
 		awaitNoError(t, "the communities are removed", func() error {
@@ -215,8 +215,8 @@ func TestAttributesReachFRR(t *testing.T) {
 			}
 			return nil
 		})
-		if st := s.peerStatus("tor"); st.Messages.Sent.Updates != before+1 || st.EstablishedCount != 1 {
-			t.Errorf("%d UPDATEs, %d sessions; want one more than %d, and one session", st.Messages.Sent.Updates, st.EstablishedCount, before)
+		if st := s.peerStatus("tor"); st.MessageTotals.Sent.Updates != before+1 || st.EstablishedCount != 1 {
+			t.Errorf("%d UPDATEs, %d sessions; want one more than %d, and one session", st.MessageTotals.Sent.Updates, st.EstablishedCount, before)
 		}
 	})
 	t.Run("routes of a leaving node are announced with GRACEFUL_SHUTDOWN, then withdrawn", func(t *testing.T) {
@@ -233,9 +233,9 @@ func TestAttributesReachFRR(t *testing.T) {
 	})
 }
 
-// startInternalRouterWithRoute starts an FRR of the node's own AS, and a speaker that announces
+// startInternalRouterAndSpeaker starts an FRR of the node's own AS, and a speaker that announces
 // servicePrefix to it. edit changes the route before.
-func startInternalRouterWithRoute(t *testing.T, edit func(*intent.Route)) *router.Router {
+func startInternalRouterAndSpeaker(t *testing.T, edit func(*intent.Route)) *router.Router {
 	t.Helper()
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig("neighbor 192.168.0.11 remote-as 65000")})
@@ -249,7 +249,7 @@ func startInternalRouterWithRoute(t *testing.T, edit func(*intent.Route)) *route
 }
 
 func TestLocalPreferenceReachesInternalRouters(t *testing.T) {
-	frr := startInternalRouterWithRoute(t, func(r *intent.Route) { r.LocalPref = 250 })
+	frr := startInternalRouterAndSpeaker(t, func(r *intent.Route) { r.LocalPref = 250 })
 	if got := waitForFRRRoute(t, frr, servicePrefix); got.LocalPref != 250 {
 		t.Errorf("the router has %+v, want localPref 250", got)
 	}

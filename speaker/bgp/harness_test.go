@@ -51,9 +51,9 @@ func (n netnsTransport) Listen(ctx context.Context, o bgp.ListenOptions) (l bgp.
 	return l, err
 }
 
-func (n netnsTransport) WatchRouterOnLink(ctx context.Context, device string, report func(netip.Addr, error)) {
+func (n netnsTransport) WatchRouterAndAdvertiseNode(ctx context.Context, device string, report func(netip.Addr, error)) {
 	_ = n.RunInside(func() error {
-		tcp.Transport{}.WatchRouterOnLink(ctx, device, report)
+		tcp.Transport{}.WatchRouterAndAdvertiseNode(ctx, device, report)
 		return nil
 	})
 }
@@ -80,7 +80,7 @@ func newLabNetwork(t *testing.T, o router.RoutedLANOptions) *router.RoutedLAN {
 		t.Skip("a real router takes seconds")
 	}
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
-		if m := router.MissingPrerequisite(k); m != "" {
+		if m := router.DescribeMissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
@@ -110,22 +110,22 @@ type testSpeaker struct {
 	crashEngines          func() // ends them without a last BFD packet, as SIGKILL does
 }
 
-// killableTransport is the BFD transport of a speaker that may crash.
-type killableTransport struct {
+// killableBFDTransport is the BFD transport of a speaker that may crash.
+type killableBFDTransport struct {
 	bfd.Transport
 	isKilled atomic.Bool
 }
 
-type killableSender struct {
+type killableBFDSender struct {
 	bfd.Sender
-	transport *killableTransport
+	transport *killableBFDTransport
 }
 
-func (m *killableTransport) OpenSender(k bfd.SessionKey, discriminator uint32) bfd.Sender {
-	return killableSender{m.Transport.OpenSender(k, discriminator), m}
+func (m *killableBFDTransport) OpenSender(k bfd.SessionKey, discriminator uint32) bfd.Sender {
+	return killableBFDSender{m.Transport.OpenSender(k, discriminator), m}
 }
 
-func (p killableSender) SendControl(packet []byte) error {
+func (p killableBFDSender) SendControl(packet []byte) error {
 	if p.transport.isKilled.Load() {
 		return nil
 	}
@@ -139,7 +139,7 @@ func startSpeaker(t *testing.T, host netns.Path) *testSpeaker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	transport := &killableTransport{Transport: bfdTransport}
+	transport := &killableBFDTransport{Transport: bfdTransport}
 	bfdEngine := bfd.NewEngine(transport, time.Now, 1)
 	e := bgp.NewEngine(bgp.Options{NodeName: "node1", UpdateGenerator: gobgp.NewUpdateGenerator(log), Transport: netnsTransport{host}, Now: time.Now, BFDEngine: bfdEngine, Log: log})
 	ctx, cancel := context.WithCancel(t.Context())

@@ -194,8 +194,8 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 		t.Error("the flood was not read")
 	}
 	awaitNoError(t, "every message of the flood is counted", func() error {
-		if st := s.peerStatus("floods"); st.Messages.Received.Updates < floodMessageCount || st.State != bgp.Established {
-			return fmt.Errorf("%d are counted, and the session is %s: %s", st.Messages.Received.Updates, st.State, st.LastError)
+		if st := s.peerStatus("floods"); st.MessageTotals.Received.Updates < floodMessageCount || st.State != bgp.Established {
+			return fmt.Errorf("%d are counted, and the session is %s: %s", st.MessageTotals.Received.Updates, st.State, st.LastError)
 		}
 		return nil
 	})

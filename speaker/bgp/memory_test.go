@@ -99,7 +99,7 @@ func (m *loopbackTransport) setNodeAddresses(texts ...string) {
 
 func parseNodeAddress(text string) bgp.NodeAddress {
 	fields := strings.Fields(text)
-	a := bgp.NodeAddress{Prefix: netip.MustParsePrefix(fields[0]), LinkName: fields[1]}
+	a := bgp.NodeAddress{AddressWithPrefixLength: netip.MustParsePrefix(fields[0]), LinkName: fields[1]}
 	for _, f := range fields[2:] {
 		if vrf, ok := strings.CutPrefix(f, "vrf="); ok {
 			a.VRFName = vrf
@@ -114,11 +114,11 @@ func parseNodeAddress(text string) bgp.NodeAddress {
 
 // loopbackListener accepts connections of the test.
 type loopbackListener struct {
-	transport *loopbackTransport
-	accepted  chan bgp.Conn
+	transport           *loopbackTransport
+	acceptedConnections chan bgp.Conn
 }
 
-func (l *loopbackListener) AcceptedConnections() <-chan bgp.Conn { return l.accepted }
+func (l *loopbackListener) AcceptedConnections() <-chan bgp.Conn { return l.acceptedConnections }
 func (l *loopbackListener) Close()                               {}
 func (l *loopbackListener) SetRouterPassword(router netip.Addr, password string) error {
 	l.transport.mu.Lock()
@@ -137,7 +137,7 @@ func (m *loopbackTransport) Listen(_ context.Context, o bgp.ListenOptions) (bgp.
 	return l, nil
 }
 
-func (m *loopbackTransport) WatchRouterOnLink(ctx context.Context, device string, report func(netip.Addr, error)) {
+func (m *loopbackTransport) WatchRouterAndAdvertiseNode(ctx context.Context, device string, report func(netip.Addr, error)) {
 	m.mu.Lock()
 	a := m.routerByLink[device]
 	m.mu.Unlock()

@@ -25,9 +25,9 @@ func newRouteRefreshMessage(afi, subtype, safi byte) []byte {
 	return append(m, 0, afi, subtype, safi)
 }
 
-// TestEveryRouteRefreshIsAnswered sends requests close to each other. Policies of the router that
-// change between them apply to all routes.
-func TestEveryRouteRefreshIsAnswered(t *testing.T) {
+// TestQuickRouteRefreshesShareOneAnswer sends requests close to each other. Policies of the router
+// that change between them apply to all routes.
+func TestQuickRouteRefreshesShareOneAnswer(t *testing.T) {
 	m := newLoopbackTransport()
 	r := m.addRouter(t, "192.0.2.1", nil)
 	s := startLoopbackSpeaker(t, m)
@@ -248,7 +248,7 @@ func (m *loopbackTransport) connectToSpeakerAsRouter(t *testing.T, device, from 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { router.Close() })
-	l.accepted <- loopbackConn{speaker.(*net.TCPConn), m.localIP, netip.MustParseAddr(from)}
+	l.acceptedConnections <- loopbackConn{speaker.(*net.TCPConn), m.localIP, netip.MustParseAddr(from)}
 	if r != nil {
 		go r.serveConnection(router)
 	}

@@ -69,7 +69,7 @@ func (e *Engine) Collect(c chan<- prometheus.Metric) {
 		at.pending += s.WantedRouteCount
 		at.sessions += s.EstablishedCount
 		for _, m := range messageMetrics {
-			at.counts[m.desc] += m.value(s.Messages)
+			at.counts[m.desc] += m.value(s.MessageTotals)
 		}
 	}
 	for peer, s := range all {

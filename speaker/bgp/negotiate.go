@@ -94,14 +94,14 @@ func buildOpen(s *openMessageInputs) message.OpenMessage {
 	return o.WithoutCapabilities(s.omittedCapabilities)
 }
 
-// openRejection is why we reject the router's OPEN.
-type openRejection struct {
+// routerOpenRejection is why we reject the router's OPEN.
+type routerOpenRejection struct {
 	*message.Notification
 	reason names.Reason
 }
 
 // Unwrap returns the NOTIFICATION.
-func (r openRejection) Unwrap() error { return r.Notification }
+func (r routerOpenRejection) Unwrap() error { return r.Notification }
 
 // negotiateOpens compares the router's OPEN with the
 // configuration. The error is a *message.Notification.
@@ -123,13 +123,13 @@ func negotiateOpens(p *intent.Peer, local, remote message.OpenMessage) (Negotiat
 		}
 	}
 	if len(n.CommonFamilies) == 0 {
-		return n, openRejection{reason: names.ReasonFamilyNotCarried, Notification: &message.Notification{Code: message.CodeOpenMessageError, Subcode: 7, FaultText: fmt.Sprintf("it supports %s and we use %v: activate a common address family for this neighbour on the router", describeFamilies(theirs), configuredFamilies(p))}}
+		return n, routerOpenRejection{reason: names.ReasonFamilyNotCarried, Notification: &message.Notification{Code: message.CodeOpenMessageError, Subcode: 7, FaultText: fmt.Sprintf("it supports %s and we use %v: activate a common address family for this neighbour on the router", describeFamilies(theirs), configuredFamilies(p))}}
 	}
 	n.HoldTime = time.Duration(min(local.HoldSeconds, remote.HoldSeconds)) * time.Second
 	n.KeepaliveInterval = keepaliveInterval(p, n.HoldTime)
 	n.ExtendedNextHop = local.SupportsExtendedNextHop && remote.SupportsExtendedNextHop
 	n.FourOctetASN = local.SupportsFourOctetASN && remote.SupportsFourOctetASN
-	n.LinkLocalNextHop = local.SupportsLinkLocalNextHop && remote.SupportsLinkLocalNextHop
+	n.AllowsLinkLocalOnlyNextHop = local.SupportsLinkLocalNextHop && remote.SupportsLinkLocalNextHop
 	n.GracefulRestart = local.GracefulRestart != nil && remote.GracefulRestart != nil
 	n.GracefulNotification = n.GracefulRestart && remote.GracefulRestart.GracefulNotification
 	return n, nil

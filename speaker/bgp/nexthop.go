@@ -12,8 +12,8 @@ import (
 
 // NodeAddress is an address of one of the node's links.
 type NodeAddress struct {
-	// Prefix is the address with its prefix length.
-	Prefix netip.Prefix
+	// AddressWithPrefixLength is the address with its prefix length.
+	AddressWithPrefixLength netip.Prefix
 	// LinkName is the link with the address. VRFName is the VRF of the link; empty without one.
 	LinkName, VRFName string
 	// IsTentative is set before the kernel has checked that the address is unique on the link.
@@ -27,11 +27,11 @@ type NodeAddress struct {
 // configuration stays.
 func (a *NodeAddress) canBeNextHop() bool {
 	return !a.IsTentative && !a.IsDuplicate && !a.IsDeprecated && !a.IsTemporary &&
-		!a.Prefix.Addr().IsLoopback() && !a.Prefix.Addr().IsUnspecified()
+		!a.AddressWithPrefixLength.Addr().IsLoopback() && !a.AddressWithPrefixLength.Addr().IsUnspecified()
 }
 
 // isHostPrefix reports whether the address has no subnet.
-func (a *NodeAddress) isHostPrefix() bool { return a.Prefix.IsSingleIP() }
+func (a *NodeAddress) isHostPrefix() bool { return a.AddressWithPrefixLength.IsSingleIP() }
 
 // sessionNextHops are the next hops of a session's routes. Each may be invalid.
 type sessionNextHops struct {
@@ -108,9 +108,9 @@ func (in *nextHopInputs) sessionLink() (link, vrf string) {
 		case a.VRFName != vrf:
 		case router.IsLinkLocalUnicast() && a.LinkName == device:
 			s = 3
-		case !router.IsLinkLocalUnicast() && !a.isHostPrefix() && a.Prefix.Contains(router):
+		case !router.IsLinkLocalUnicast() && !a.isHostPrefix() && a.AddressWithPrefixLength.Contains(router):
 			s = 2
-		case a.Prefix.Addr() == local:
+		case a.AddressWithPrefixLength.Addr() == local:
 			s = 1
 		}
 		if s > score {
@@ -133,19 +133,19 @@ func (in *nextHopInputs) chooseGlobalNextHop(f ipfamily.Family, link, vrf string
 	known := false
 	for i := range in.nodeAddresses {
 		a := &in.nodeAddresses[i]
-		known = known || a.Prefix.Addr() == in.localAddress.WithZone("")
-		if ipfamily.FamilyOf(a.Prefix.Addr()) != f || in.isUnusableLinkLocal(a.Prefix.Addr()) || !a.canBeNextHop() || a.VRFName != vrf {
+		known = known || a.AddressWithPrefixLength.Addr() == in.localAddress.WithZone("")
+		if ipfamily.FamilyOf(a.AddressWithPrefixLength.Addr()) != f || in.isUnusableLinkLocal(a.AddressWithPrefixLength.Addr()) || !a.canBeNextHop() || a.VRFName != vrf {
 			continue
 		}
 		rank := in.rankAsNextHop(a, link)
 		if configured.IsValid() {
-			if !configured.Contains(a.Prefix.Addr()) {
+			if !configured.Contains(a.AddressWithPrefixLength.Addr()) {
 				continue
 			}
 			rank = min(rank, nextHopRankHostPrefix)
 		}
-		if rank < bestRank || rank == bestRank && rank != nextHopRankUnusable && a.Prefix.Addr().Less(best) {
-			best, bestRank = a.Prefix.Addr(), rank
+		if rank < bestRank || rank == bestRank && rank != nextHopRankUnusable && a.AddressWithPrefixLength.Addr().Less(best) {
+			best, bestRank = a.AddressWithPrefixLength.Addr(), rank
 		}
 	}
 	local := in.localAddress.WithZone("")
@@ -163,7 +163,7 @@ func (in *nextHopInputs) isUnusableLinkLocal(a netip.Addr) bool {
 
 // rankAsNextHop returns the rank of an address that can be a next hop.
 func (in *nextHopInputs) rankAsNextHop(a *NodeAddress, link string) int {
-	address, onLink := a.Prefix.Addr(), a.LinkName == link
+	address, onLink := a.AddressWithPrefixLength.Addr(), a.LinkName == link
 	switch {
 	case address == in.localAddress && (!a.isHostPrefix() || address == in.peer.SourceAddress || !in.linkHasSubnetAddress(a)):
 		return nextHopRankSessionAddress
@@ -183,8 +183,8 @@ func (in *nextHopInputs) rankAsNextHop(a *NodeAddress, link string) int {
 // subnet. The one without a subnet may then belong to a service that moves between nodes.
 func (in *nextHopInputs) linkHasSubnetAddress(a *NodeAddress) bool {
 	return slices.ContainsFunc(in.nodeAddresses, func(b NodeAddress) bool {
-		return b.LinkName == a.LinkName && b.Prefix.Addr().Is4() == a.Prefix.Addr().Is4() && !b.isHostPrefix() &&
-			!b.Prefix.Addr().IsLinkLocalUnicast() && b.canBeNextHop()
+		return b.LinkName == a.LinkName && b.AddressWithPrefixLength.Addr().Is4() == a.AddressWithPrefixLength.Addr().Is4() && !b.isHostPrefix() &&
+			!b.AddressWithPrefixLength.Addr().IsLinkLocalUnicast() && b.canBeNextHop()
 	})
 }
 
@@ -204,8 +204,8 @@ func (in *nextHopInputs) chooseLinkLocalNextHop(link string) netip.Addr {
 		if a.LinkName != link {
 			continue
 		}
-		onLink = onLink || !a.isHostPrefix() && a.Prefix.Contains(in.routerAddress.WithZone(""))
-		if address := a.Prefix.Addr(); address.Is6() && address.IsLinkLocalUnicast() && a.canBeNextHop() && (!best.IsValid() || address.Less(best)) {
+		onLink = onLink || !a.isHostPrefix() && a.AddressWithPrefixLength.Contains(in.routerAddress.WithZone(""))
+		if address := a.AddressWithPrefixLength.Addr(); address.Is6() && address.IsLinkLocalUnicast() && a.canBeNextHop() && (!best.IsValid() || address.Less(best)) {
 			best = address
 		}
 	}
@@ -248,7 +248,7 @@ func isInSubnetOfVRFLink(all []NodeAddress, device string, address netip.Addr) b
 	vrf := vrfOfDevice(all, device)
 	address = address.WithZone("")
 	return slices.ContainsFunc(all, func(a NodeAddress) bool {
-		return a.VRFName == vrf && !a.isHostPrefix() && a.Prefix.Contains(address)
+		return a.VRFName == vrf && !a.isHostPrefix() && a.AddressWithPrefixLength.Contains(address)
 	})
 }
 

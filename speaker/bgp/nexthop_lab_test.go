@@ -45,9 +45,9 @@ func awaitFRRNextHop(t *testing.T, frr *router.Router, prefix, want string) {
 	})
 }
 
-// TestNextHopsOfAKernelWithManyAddresses gives the node addresses of each kind that must not be a
+// TestUnusableNodeAddressesAreNoNextHops gives the node addresses of each kind that must not be a
 // next hop, and renumbers it while the session is up.
-func TestNextHopsOfAKernelWithManyAddresses(t *testing.T) {
+func TestUnusableNodeAddressesAreNoNextHops(t *testing.T) {
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig, fmt.Sprintf(frrActivateIPv6Template, "192.168.0.11"))})
 	node := b.NamespaceOfHost("node1")
@@ -72,9 +72,9 @@ func TestNextHopsOfAKernelWithManyAddresses(t *testing.T) {
 	}
 }
 
-// TestSessionFromTheLoopbackHasNoLoopbackNextHop runs a session over IPv6 from an address on lo,
+// TestLocalhostAddressIsNoNextHop runs a session over IPv6 from an address on lo,
 // where lo has 127.0.0.1 besides.
-func TestSessionFromTheLoopbackHasNoLoopbackNextHop(t *testing.T) {
+func TestLocalhostAddressIsNoNextHop(t *testing.T) {
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	node, far := b.NamespaceOfHost("node1"), b.NamespaceOfHost("router")
 	runIPCommand(t, node, "address add fd00:ff::11/128 dev lo nodad")
@@ -95,7 +95,7 @@ func TestSessionFromTheLoopbackHasNoLoopbackNextHop(t *testing.T) {
 // TestPrependedRouteReachesInternalRouters checks that an internal router does not take a route for
 // a loop.
 func TestPrependedRouteReachesInternalRouters(t *testing.T) {
-	frr := startInternalRouterWithRoute(t, func(r *intent.Route) { r.PrependCount = 2 })
+	frr := startInternalRouterAndSpeaker(t, func(r *intent.Route) { r.PrependCount = 2 })
 	waitForFRRRoute(t, frr, servicePrefix)
 }
 
@@ -211,7 +211,7 @@ func TestRoutesReturnAfterFRRRestartWithBFD(t *testing.T) {
 		return nil
 	})
 	down := s.peerStatus("tor")
-	if sent := down.Messages.Sent.Notifications - before.Messages.Sent.Notifications; sent > 1 || sent == 1 && down.LastErrorReason != names.ReasonBFDDown {
+	if sent := down.MessageTotals.Sent.Notifications - before.MessageTotals.Sent.Notifications; sent > 1 || sent == 1 && down.LastErrorReason != names.ReasonBFDDown {
 		t.Errorf("the speaker sent %d NOTIFICATIONs to the router that stops: %+v", sent, down)
 	}
 	if err := frr.KillDaemons(); err != nil { // what has not ended yet
@@ -237,7 +237,7 @@ func TestRoutesReturnAfterFRRRestartWithBFD(t *testing.T) {
 	if sessions := after.EstablishedCount - before.EstablishedCount; sessions > 2 || sessions == 2 && !strings.Contains(after.LastError, "the router ended the session: cease, BFD down") {
 		t.Errorf("%d sessions were established after the restart: %+v", sessions, after)
 	}
-	if sent := after.Messages.Sent.Notifications - down.Messages.Sent.Notifications; sent != 0 {
+	if sent := after.MessageTotals.Sent.Notifications - down.MessageTotals.Sent.Notifications; sent != 0 {
 		t.Errorf("the speaker ended %d sessions with the router that has started again", sent)
 	}
 }

@@ -8,14 +8,14 @@ import (
 
 // receivedNotification is the error of a session that the router ended by a NOTIFICATION.
 type receivedNotification struct {
-	situationText string // such as "the router ended the session"
-	notification  *message.Notification
-	sentOpen      message.OpenMessage // which the router may have rejected
+	routerActionText string // such as "the router ended the session"
+	notification     *message.Notification
+	sentOpen         message.OpenMessage // which the router may have rejected
 }
 
 // Error says what happened, in the router's words, and what to do.
 func (n receivedNotification) Error() string {
-	out := n.situationText + ": " + n.notification.Description()
+	out := n.routerActionText + ": " + n.notification.Description()
 	if a := n.configurationAdvice(); a != "" {
 		out += ": " + a
 	}

@@ -22,16 +22,16 @@ const listenRetryInterval = 5 * time.Second
 // passiveListeners accept the connections of passive peers' routers. A socket without a VRF does
 // not accept connections that arrive in a VRF, so that each VRF has a listener of its own.
 type passiveListeners struct {
-	listenerByVRF map[string]*passiveListener // the key is a VRF, or empty
-	connections   chan passiveConnection      // of all listeners
-	retryTimer    *time.Timer                 // running after a failure
+	listenerByVRF       map[string]*passiveListener // the key is a VRF, or empty
+	acceptedConnections chan passiveConnection      // of all listeners
+	retryTimer          *time.Timer                 // running after a failure
 }
 
 // passiveListener is the listener of one VRF.
 type passiveListener struct {
 	listener          Listener
 	passwordsByRouter map[netip.Addr]string
-	closed            chan struct{}
+	closedSignal      chan struct{}
 }
 
 // passiveConnection is a connection that a router opened.
@@ -41,7 +41,7 @@ type passiveConnection struct {
 }
 
 func newPassiveListeners() *passiveListeners {
-	l := &passiveListeners{listenerByVRF: map[string]*passiveListener{}, connections: make(chan passiveConnection), retryTimer: time.NewTimer(time.Hour)}
+	l := &passiveListeners{listenerByVRF: map[string]*passiveListener{}, acceptedConnections: make(chan passiveConnection), retryTimer: time.NewTimer(time.Hour)}
 	l.retryTimer.Stop()
 	return l
 }
@@ -106,19 +106,19 @@ func (l *passiveListeners) listenInVRF(ctx context.Context, t Transport, vrf str
 	if err != nil {
 		return err
 	}
-	one := &passiveListener{listener: listener, passwordsByRouter: map[netip.Addr]string{}, closed: make(chan struct{})}
+	one := &passiveListener{listener: listener, passwordsByRouter: map[netip.Addr]string{}, closedSignal: make(chan struct{})}
 	l.listenerByVRF[vrf] = one
 	go func() {
 		for {
 			select {
 			case c := <-listener.AcceptedConnections():
 				select {
-				case l.connections <- passiveConnection{c, vrf}:
-				case <-one.closed:
+				case l.acceptedConnections <- passiveConnection{c, vrf}:
+				case <-one.closedSignal:
 					c.Close()
 					return
 				}
-			case <-one.closed:
+			case <-one.closedSignal:
 				return
 			}
 		}
@@ -152,7 +152,7 @@ func (l *passiveListeners) closeListenersExcept(wanted map[string]bool) {
 	for vrf, one := range l.listenerByVRF {
 		if !wanted[vrf] {
 			one.listener.Close()
-			close(one.closed)
+			close(one.closedSignal)
 			delete(l.listenerByVRF, vrf)
 		}
 	}

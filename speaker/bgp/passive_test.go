@@ -38,9 +38,9 @@ func kernelRouteTo(t *testing.T, h netns.Path, address string) string {
 	return string(out)
 }
 
-// TestUnnumberedPeer lets FRR and the speaker find each other only by
+// TestUnnumberedPeerFindsRouterByAdvertisements lets FRR and the speaker find each other only by
 // router advertisements, with the documented configuration.
-func TestUnnumberedPeer(t *testing.T) {
+func TestUnnumberedPeerFindsRouterByAdvertisements(t *testing.T) {
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: readDocumentedConfig(t, "FRR, unnumbered")})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
@@ -95,8 +95,8 @@ func TestUnnumberedPeer(t *testing.T) {
 	})
 }
 
-// TestPassivePeer lets FRR connect to the speaker.
-func TestPassivePeer(t *testing.T) {
+// TestRouterConnectsToPassivePeer lets FRR connect to the speaker.
+func TestRouterConnectsToPassivePeer(t *testing.T) {
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	frr := startRouter(t, router.Config{Kind: router.FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: buildFRRConfig(frrExternalNeighbourConfig + "\n neighbor 192.168.0.11 timers connect 1\n neighbor 192.168.0.11 password s3cret")})
 	s := startSpeaker(t, b.NamespaceOfHost("node1"))
@@ -155,9 +155,9 @@ func TestPassivePeer(t *testing.T) {
 	})
 }
 
-// TestSeveralPeersAtOneAddress connects a node twice to one
+// TestTwoPeersOfOneRouterHaveOwnSessions connects a node twice to one
 // router: from two addresses, as two autonomous systems.
-func TestSeveralPeersAtOneAddress(t *testing.T) {
+func TestTwoPeersOfOneRouterHaveOwnSessions(t *testing.T) {
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	err := b.NamespaceOfHost("node1").RunInside(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })
 	if err != nil {
@@ -208,9 +208,9 @@ func TestSeveralPeersAtOneAddress(t *testing.T) {
 	})
 }
 
-// TestTwoPassivePeersOfOneRouter lets a router connect to two
+// TestRouterConnectsToTwoPassivePeers lets a router connect to two
 // addresses of a node, which belong to two BGPPeers.
-func TestTwoPassivePeersOfOneRouter(t *testing.T) {
+func TestRouterConnectsToTwoPassivePeers(t *testing.T) {
 	t.Parallel()
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1})
 	err := b.NamespaceOfHost("node1").RunInside(func() error { return netns.AddAddress("eth0", netip.MustParsePrefix("192.168.0.71/24")) })

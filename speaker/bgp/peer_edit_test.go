@@ -41,8 +41,8 @@ func TestPeerEditsResetSessionOnlyWhenNeeded(t *testing.T) {
 	t.Run("the keepalive time", func(t *testing.T) {
 		before := set(func() { p.KeepaliveTime = time.Second })
 		awaitNoError(t, "keepalives are sent once a second", func() error {
-			if st := s.peerStatus("tor"); st.Messages.Sent.Keepalives < before.Messages.Sent.Keepalives+3 {
-				return fmt.Errorf("%d are sent, %d before the edit", st.Messages.Sent.Keepalives, before.Messages.Sent.Keepalives)
+			if st := s.peerStatus("tor"); st.MessageTotals.Sent.Keepalives < before.MessageTotals.Sent.Keepalives+3 {
+				return fmt.Errorf("%d are sent, %d before the edit", st.MessageTotals.Sent.Keepalives, before.MessageTotals.Sent.Keepalives)
 			}
 			return nil
 		})
@@ -117,10 +117,10 @@ func TestRouterRefusalReasonSurvivesRetries(t *testing.T) {
 	waitForFRRRoute(t, frr, servicePrefix)
 	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix, "198.51.100.2/32", "198.51.100.3/32", "198.51.100.4/32", "198.51.100.5/32")})
 	s.waitForError("tor", "maximum number of prefixes reached, 2 of ipv4-unicast: raise the limit")
-	before := s.peerStatus("tor").Messages
+	before := s.peerStatus("tor").MessageTotals
 	awaitNoError(t, "the speaker tries again", func() error {
 		st := s.peerStatus("tor")
-		if st.Messages.Sent.Opens < before.Sent.Opens+2 {
+		if st.MessageTotals.Sent.Opens < before.Sent.Opens+2 {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
@@ -142,8 +142,8 @@ func TestErrorSuggestsEBGPMultiHop(t *testing.T) {
 	s.waitForEstablished("tor")
 }
 
-// TestTwoUnnumberedRouters uses a node with two uplinks to two routers.
-func TestTwoUnnumberedRouters(t *testing.T) {
+// TestTwoUnnumberedPeersGetTheirSessions uses a node with two uplinks to two routers.
+func TestTwoUnnumberedPeersGetTheirSessions(t *testing.T) {
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 1, Routers: 2})
 	if err := netns.AddCable(b.NamespaceOfHost("node1"), "up2", b.NamespaceOfHost("router2"), "down"); err != nil {
 		t.Fatal(err)
@@ -264,12 +264,12 @@ func TestRouterRestartIsNoticedWithoutHoldTime(t *testing.T) {
 	p.HoldTime, p.Port = 0, bad.port
 	s.SetDesiredState(bgp.DesiredState{Peers: []intent.Peer{p}, Routes: exampleRoutes(servicePrefix)})
 	awaitNoError(t, "the router has acknowledged the route", func() error {
-		if st := s.peerStatus("tor"); st.Messages.Received.Keepalives < 2 {
+		if st := s.peerStatus("tor"); st.MessageTotals.Received.Keepalives < 2 {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
 	})
-	awaitNoError(t, "all data of the connection is acknowledged", func() error { return checkAllAcknowledged(<-quiet) })
+	awaitNoError(t, "all data of the connection is acknowledged", func() error { return checkAllBytesAcknowledged(<-quiet) })
 	if err := b.CutCableKeepingCarrier("node1"); err != nil {
 		t.Fatal(err)
 	}
@@ -318,9 +318,9 @@ func TestWithheldRouteHasReason(t *testing.T) {
 	waitForReason("", "")
 }
 
-// checkAllAcknowledged returns an error while the other
+// checkAllBytesAcknowledged returns an error while the other
 // side has not acknowledged all written bytes.
-func checkAllAcknowledged(c net.Conn) error {
+func checkAllBytesAcknowledged(c net.Conn) error {
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		return err

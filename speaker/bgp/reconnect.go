@@ -20,23 +20,23 @@ const (
 	minStableSessionInterval = 10 * time.Second
 )
 
-// recordSessionEnd records the end of the session and schedules the
+// recordSessionEndAndScheduleRetry records the end of the session and schedules the
 // next attempt: at once after a stable session.
-func (w *peerWorker) recordSessionEnd() {
+func (w *peerWorker) recordSessionEndAndScheduleRetry() {
 	if w.status.State == Established && w.engine.options.Now().Sub(w.status.StateSince) >= minStableSessionInterval {
 		w.failedAttemptCount = -1
 	}
 	w.bfdRecoveryTimer.Stop()
 	err := w.session.endReason
-	w.session, w.routerConfirmedSession = nil, nil
+	w.session, w.awaitedRouterConfirmation = nil, nil
 	w.recordFailureAndScheduleRetry(err)
 }
 
 // recordFailureAndScheduleRetry records why there is no session and schedules the next attempt.
 func (w *peerWorker) recordFailureAndScheduleRetry(err error) {
-	w.openRejectionReason = ""
-	if rejection := (openRejection{}); errors.As(err, &rejection) {
-		w.openRejectionReason = rejection.reason
+	w.routerOpenRejectionReason = ""
+	if rejection := (routerOpenRejection{}); errors.As(err, &rejection) {
+		w.routerOpenRejectionReason = rejection.reason
 	}
 	text := w.addLastNotificationToError(err).Error()
 	if n := (receivedNotification{}); errors.As(err, &n) && w.status.State != Established && n.notification.Code == message.CodeOpenMessageError {

@@ -38,7 +38,7 @@ func (w *peerWorker) describeRIB() rib.PeerRIB {
 	out := rib.PeerRIB{PeerName: w.peerName, RouterAddress: w.status.RouterAddress.String(), SessionState: string(w.status.State), Routes: []rib.Route{}}
 	external := w.currentDesiredState.peer.IsExternal()
 	for _, r := range w.routeInbox.routesOfPeer(w.peerName) {
-		one := rib.Route{Prefix: r.Prefix, Advertisements: r.AdvertisementNames}
+		one := rib.Route{Prefix: r.Prefix, AdvertisementNames: r.AdvertisementNames}
 		if attributes := w.routes.adjRIBOut.attributesOf(r.Prefix); attributes != nil {
 			one.Attributes = describeAttributes(attributes, external)
 			one.Announced = w.status.State == Established

@@ -14,8 +14,8 @@ import (
 type routeInbox struct {
 	ready *latest.Wake
 
-	mu        sync.Mutex // guards the fields below
-	allRoutes []*intent.Route
+	mu               sync.Mutex // guards the fields below
+	routesOfAllPeers []*intent.Route
 	// changedByPrefix has the latest route of each changed prefix, nil if it is gone.
 	changedByPrefix map[netip.Prefix]*intent.Route
 }
@@ -24,10 +24,11 @@ func newRouteInbox() *routeInbox {
 	return &routeInbox{ready: latest.NewWake(), changedByPrefix: map[netip.Prefix]*intent.Route{}}
 }
 
-// put replaces the routes of all peers and adds the changes of the worker's peer.
-func (b *routeInbox) put(all []*intent.Route, changes []peerRouteChange) {
+// replaceRoutesAndAddChanges replaces the routes of all peers and adds the changes of the worker's
+// peer.
+func (b *routeInbox) replaceRoutesAndAddChanges(all []*intent.Route, changes []peerRouteChange) {
 	b.mu.Lock()
-	b.allRoutes = all
+	b.routesOfAllPeers = all
 	for _, c := range changes {
 		b.changedByPrefix[c.prefix] = c.route
 	}
@@ -37,8 +38,8 @@ func (b *routeInbox) put(all []*intent.Route, changes []peerRouteChange) {
 	}
 }
 
-// takeRoutesOfPeer returns the routes of the peer. They contain all changes.
-func (b *routeInbox) takeRoutesOfPeer(peer string) []*intent.Route {
+// routesOfPeerClearingChanges returns the routes of the peer. They contain all changes.
+func (b *routeInbox) routesOfPeerClearingChanges(peer string) []*intent.Route {
 	b.takeChanges()
 	return b.routesOfPeer(peer)
 }
@@ -46,7 +47,7 @@ func (b *routeInbox) takeRoutesOfPeer(peer string) []*intent.Route {
 // routesOfPeer returns the routes of the peer.
 func (b *routeInbox) routesOfPeer(peer string) []*intent.Route {
 	b.mu.Lock()
-	all := b.allRoutes
+	all := b.routesOfAllPeers
 	b.mu.Unlock()
 	out := make([]*intent.Route, 0, len(all))
 	for _, r := range all {

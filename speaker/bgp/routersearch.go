@@ -68,7 +68,7 @@ func (e *Engine) startRouterSearch(ctx context.Context, device string) *routerSe
 	r := &routerSearch{cancel: cancel}
 	e.routerSearchByDevice[device] = r
 	e.goroutines.Go(func() {
-		e.options.Transport.WatchRouterOnLink(ctx, device, func(a netip.Addr, err error) {
+		e.options.Transport.WatchRouterAndAdvertiseNode(ctx, device, func(a netip.Addr, err error) {
 			select {
 			case e.routerSearchResults <- routerSearchResult{r, a, err}:
 			case <-ctx.Done():

@@ -249,16 +249,16 @@ func explainWithheldRoute(w withheldRoute) names.Explanation {
 func (w *peerWorker) updateAdjRIBOut() {
 	rules := w.currentExportRules()
 	if w.lastExportRules != nil && w.lastExportRules.equal(&rules) {
-		w.applyRouteChanges()
+		w.applyRouteChangesToAdjRIBOut()
 		return
 	}
 	w.lastExportRules = &rules
-	w.routes.replaceRoutes(w.routeInbox.takeRoutesOfPeer(w.peerName), &rules, w.engine.options.Now())
+	w.routes.replaceRoutes(w.routeInbox.routesOfPeerClearingChanges(w.peerName), &rules, w.engine.options.Now())
 	w.withdrawDrainedAndSetTimer()
 }
 
-// applyRouteChanges decides the routes that changed.
-func (w *peerWorker) applyRouteChanges() {
+// applyRouteChangesToAdjRIBOut decides the routes that changed.
+func (w *peerWorker) applyRouteChangesToAdjRIBOut() {
 	rules, now := w.currentExportRules(), w.engine.options.Now()
 	w.routes.applyChanges(w.routeInbox.takeChanges(), &rules, now)
 	w.withdrawDrainedAndSetTimer()

@@ -13,19 +13,19 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// scaleHarness is a speaker with many peers and routes.
-type scaleHarness struct {
+// speakerWithManyPeers is a speaker with many peers and routes.
+type speakerWithManyPeers struct {
 	speaker     *loopbackSpeaker
 	routers     []*scriptedRouter
 	desired     bgp.DesiredState
 	changeCount uint32
 }
 
-// newScaleHarness starts a speaker with peers whose sessions are established. Each of the routes
-// goes to one peer.
-func newScaleHarness(tb testing.TB, peers, routes int) *scaleHarness {
+// startSpeakerWithManyPeers starts a speaker with peers whose sessions are established. Each of the
+// routes goes to one peer.
+func startSpeakerWithManyPeers(tb testing.TB, peers, routes int) *speakerWithManyPeers {
 	m := newLoopbackTransport()
-	h := &scaleHarness{}
+	h := &speakerWithManyPeers{}
 	var names []string
 	for i := range peers {
 		address := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 20)})
@@ -62,7 +62,7 @@ func numberedIPv4Prefixes(n int) []netip.Prefix {
 
 // changeOneRoute changes the first route, as a change of one Service does, and waits until its
 // router has it.
-func (h *scaleHarness) changeOneRoute(tb testing.TB) {
+func (h *speakerWithManyPeers) changeOneRoute(tb testing.TB) {
 	h.changeCount++
 	r := *h.desired.Routes[0]
 	r.MED, r.HasMED = h.changeCount, true
@@ -75,9 +75,9 @@ func (h *scaleHarness) changeOneRoute(tb testing.TB) {
 	}
 }
 
-// maxRouteChangeCostRatio is how much longer a change of one route may take with 200 peers than
+// maxCostRatioOf200PeersToOne is how much longer a change of one route may take with 200 peers than
 // with one.
-const maxRouteChangeCostRatio = 5
+const maxCostRatioOf200PeersToOne = 5
 
 // BenchmarkOneRouteChangeByPeerCount measures how a change of one route depends on the number
 // of peers. It fails if the change costs more than what it touches.
@@ -85,7 +85,7 @@ func BenchmarkOneRouteChangeByPeerCount(b *testing.B) {
 	perChange := map[int]float64{}
 	for _, peers := range []int{1, 200} {
 		b.Run(fmt.Sprintf("peers=%d", peers), func(b *testing.B) {
-			h := newScaleHarness(b, peers, 10000)
+			h := startSpeakerWithManyPeers(b, peers, 10000)
 			for b.Loop() {
 				h.changeOneRoute(b)
 			}
@@ -93,8 +93,8 @@ func BenchmarkOneRouteChangeByPeerCount(b *testing.B) {
 		})
 	}
 	one, many := perChange[1], perChange[200]
-	if one > 0 && many > maxRouteChangeCostRatio*one {
-		b.Errorf("a change takes %.0f us with 200 peers and %.0f us with one: %.1f times as long, more than %d", 1e6*many, 1e6*one, many/one, maxRouteChangeCostRatio)
+	if one > 0 && many > maxCostRatioOf200PeersToOne*one {
+		b.Errorf("a change takes %.0f us with 200 peers and %.0f us with one: %.1f times as long, more than %d", 1e6*many, 1e6*one, many/one, maxCostRatioOf200PeersToOne)
 	}
 }
 
@@ -103,7 +103,7 @@ func BenchmarkOneRouteChangeByPeerCount(b *testing.B) {
 // number of routes.
 func TestUnrelatedNodeAddressChangeReevaluatesNoRoute(t *testing.T) {
 	const routes, edits, most = 10000, 20, 30
-	h := newScaleHarness(t, 1, routes)
+	h := startSpeakerWithManyPeers(t, 1, routes)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for i := range edits {
@@ -133,7 +133,7 @@ func TestPeerAtRestUsesLittleMemory(t *testing.T) {
 	connectRoutersWithoutSpeaker(t, peers)
 	ofRouters := used() - before
 	before = used()
-	h := newScaleHarness(t, peers, 1)
+	h := startSpeakerWithManyPeers(t, peers, 1)
 	awaitNoError(t, "all sessions are established", func() error {
 		for _, s := range h.speaker.SessionStatuses() {
 			if s.State != bgp.Established {

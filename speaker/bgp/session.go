@@ -22,14 +22,14 @@ import (
 // session relays messages between the router and the UpdateGenerator after
 // the OPENs. The first error on either side ends it.
 type session struct {
-	routerConn             Conn     // to the router
-	updateGeneratorConn    net.Conn // the UpdateGenerator's messages
-	negotiated             NegotiatedParameters
-	messageCounter         *messageCounter
-	now                    func() time.Time
-	firstKeepaliveReceived chan struct{} // closed at the router's first KEEPALIVE
-	ended                  chan struct{} // closed at the end of the session
-	endReason              error         // set before ended is closed
+	routerConn           Conn     // to the router
+	updateGeneratorConn  net.Conn // the UpdateGenerator's messages
+	negotiated           NegotiatedParameters
+	messageCounter       *messageCounter
+	now                  func() time.Time
+	firstKeepaliveSignal chan struct{} // closed at the router's first KEEPALIVE
+	endedSignal          chan struct{} // closed at the end of the session
+	endReason            error         // set before ended is closed
 
 	endOnce            sync.Once
 	writeMutex         sync.Mutex // guards writer
@@ -87,7 +87,7 @@ const (
 func startSessionRelay(conn Conn, updates net.Conn, n NegotiatedParameters, counter *messageCounter, now func() time.Time) *session {
 	s := &session{
 		routerConn: conn, updateGeneratorConn: updates, negotiated: n, messageCounter: counter, now: now,
-		firstKeepaliveReceived: make(chan struct{}), ended: make(chan struct{}), writer: bufio.NewWriterSize(conn, toRouterBufferBytes), keepaliveIntervals: latest.NewValue[time.Duration](),
+		firstKeepaliveSignal: make(chan struct{}), endedSignal: make(chan struct{}), writer: bufio.NewWriterSize(conn, toRouterBufferBytes), keepaliveIntervals: latest.NewValue[time.Duration](),
 	}
 	if k, ok := conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
@@ -108,8 +108,8 @@ var tcpKeepaliveWithoutHoldTime = net.KeepAliveConfig{Enable: true, Idle: 15 * t
 // UpdateGenerator sends as the answer to the router's OPEN.
 func (s *session) sendKeepalives() {
 	select {
-	case <-s.firstKeepaliveReceived:
-	case <-s.ended:
+	case <-s.firstKeepaliveSignal:
+	case <-s.endedSignal:
 		return
 	}
 	interval, timer := s.negotiated.KeepaliveInterval, time.NewTimer(time.Hour)
@@ -121,7 +121,7 @@ func (s *session) sendKeepalives() {
 			due = timer.C
 		}
 		select {
-		case <-s.ended:
+		case <-s.endedSignal:
 			return
 		case interval = <-s.keepaliveIntervals.C():
 		case <-due:
@@ -176,7 +176,7 @@ func (s *session) endWithNotification(reason error, notification *message.Notifi
 		}
 		s.updateGeneratorConn.Close()
 		go closeConnectionWithoutReset(s.routerConn, notification != nil)
-		close(s.ended)
+		close(s.endedSignal)
 	})
 }
 
@@ -233,7 +233,7 @@ func (s *session) relayFromRouter() {
 		case message.TypeKeepalive:
 			if !confirmed {
 				confirmed = true
-				close(s.firstKeepaliveReceived)
+				close(s.firstKeepaliveSignal)
 			}
 		case message.TypeRouteRefresh:
 			if s.dropOrDeferRouteRefresh(refreshes, m) {

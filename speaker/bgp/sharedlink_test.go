@@ -19,7 +19,7 @@ import (
 func TestNodesOnOneLinkDoNotTakeEachOtherForTheRouter(t *testing.T) {
 	b := newLabNetwork(t, router.RoutedLANOptions{Nodes: 2})
 	far := b.NamespaceOfHost("router")
-	advertisements := countRouterAdvertisements(t, far)
+	advertisements := startAdvertisementCounter(t, far)
 	var speakers []*testSpeaker
 	for i, name := range []string{"node1", "node2"} {
 		s := startSpeaker(t, b.NamespaceOfHost(name))
@@ -90,8 +90,8 @@ func TestFRRTakesLinkLocalNextHops(t *testing.T) {
 	}
 }
 
-// countRouterAdvertisements counts the router advertisements that a host hears, by their source.
-func countRouterAdvertisements(t *testing.T, h netns.Path) (count func(from netip.Addr) int) {
+// startAdvertisementCounter counts the router advertisements that a host hears, by their source.
+func startAdvertisementCounter(t *testing.T, h netns.Path) (count func(from netip.Addr) int) {
 	t.Helper()
 	c, err := h.ListenPacket("ip6:ipv6-icmp", "::")
 	if err != nil {

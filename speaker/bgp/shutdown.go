@@ -35,9 +35,9 @@ const (
 
 // gracefulRouteShutdown is the graceful shutdown of a peer's routes.
 type gracefulRouteShutdown struct {
-	phase    gracefulShutdownPhase
-	markedAt time.Time
-	timer    *time.Timer // for the withdrawal
+	phase             gracefulShutdownPhase
+	shutdownStartedAt time.Time
+	timer             *time.Timer // for the withdrawal
 }
 
 // drainDelayOfPeer is how long the routes of a drained node, or of terminating endpoints, stay.
@@ -56,9 +56,9 @@ func stopWithdrawalDelayOfPeer(p *intent.Peer) time.Duration {
 	return defaultStopWithdrawalDelay
 }
 
-// startOrCancelShutdown starts the graceful shutdown of a leaving node's routes, or cancels it.
-// Without a session the router has no routes, and gets none.
-func (w *peerWorker) startOrCancelShutdown(leaving bool) {
+// startOrCancelRouteShutdown starts the graceful shutdown of a leaving node's routes, or cancels
+// it. Without a session the router has no routes, and gets none.
+func (w *peerWorker) startOrCancelRouteShutdown(leaving bool) {
 	w.routeShutdown.timer.Stop()
 	switch {
 	case !leaving:
@@ -67,7 +67,7 @@ func (w *peerWorker) startOrCancelShutdown(leaving bool) {
 		w.routeShutdown.phase = routesWithdrawnForShutdown
 	default:
 		w.log.Info("the node is leaving: announcing its routes with GRACEFUL_SHUTDOWN, then withdrawing them", "routes", w.routes.adjRIBOut.RouteCount())
-		w.routeShutdown.phase, w.routeShutdown.markedAt = routesWithShutdownCommunity, w.engine.options.Now()
+		w.routeShutdown.phase, w.routeShutdown.shutdownStartedAt = routesWithShutdownCommunity, w.engine.options.Now()
 	}
 	w.resetWithdrawalTimer()
 }
@@ -76,7 +76,7 @@ func (w *peerWorker) startOrCancelShutdown(leaving bool) {
 // from the start of the drain, also after an edit.
 func (w *peerWorker) resetWithdrawalTimer() {
 	if w.routeShutdown.phase == routesWithShutdownCommunity {
-		w.routeShutdown.timer.Reset(drainDelayOfPeer(&w.currentDesiredState.peer) - w.engine.options.Now().Sub(w.routeShutdown.markedAt))
+		w.routeShutdown.timer.Reset(drainDelayOfPeer(&w.currentDesiredState.peer) - w.engine.options.Now().Sub(w.routeShutdown.shutdownStartedAt))
 	}
 }
 
@@ -117,11 +117,11 @@ func (w *peerWorker) endSessionBeforeWorkerStops(o desiredPeerState) {
 func (w *peerWorker) withdrawRoutesGracefully(s *session) bool {
 	now := w.engine.options.Now()
 	if w.routeShutdown.phase == routesAnnouncedNormally {
-		w.routeShutdown.phase, w.routeShutdown.markedAt = routesWithShutdownCommunity, now
+		w.routeShutdown.phase, w.routeShutdown.shutdownStartedAt = routesWithShutdownCommunity, now
 		w.updateAdjRIBOut()
 	}
 	if w.routeShutdown.phase == routesWithShutdownCommunity {
-		left := stopWithdrawalDelayOfPeer(&w.currentDesiredState.peer) - now.Sub(w.routeShutdown.markedAt)
+		left := stopWithdrawalDelayOfPeer(&w.currentDesiredState.peer) - now.Sub(w.routeShutdown.shutdownStartedAt)
 		if w.routes.adjRIBOut.RouteCount() > 0 && !w.waitUnlessSessionEnds(s, left) {
 			return false
 		}
@@ -137,7 +137,7 @@ func (w *peerWorker) waitUnlessSessionEnds(s *session, delay time.Duration) bool
 	select {
 	case <-time.After(delay):
 		return true
-	case <-s.ended:
+	case <-s.endedSignal:
 	case <-w.ctx.Done():
 	}
 	return false

@@ -43,28 +43,28 @@ type peerWorker struct {
 	done                chan struct{}
 	messageCounter      messageCounter
 
-	ctx                    context.Context
-	currentDesiredState    desiredPeerState // the latest
-	status                 PeerSessionStatus
-	routes                 *peerRoutes
-	lastExportRules        *exportRules // by which all routes were decided; nil before
-	session                *session
-	routerConfirmedSession <-chan struct{} // of session; nil once it was handled
-	nextHops               sessionNextHops // of session, or the last one
-	sessionFamilies        []message.AFI   // of session, or the last one
+	ctx                       context.Context
+	currentDesiredState       desiredPeerState // the latest
+	status                    PeerSessionStatus
+	routes                    *peerRoutes
+	lastExportRules           *exportRules // by which all routes were decided; nil before
+	session                   *session
+	awaitedRouterConfirmation <-chan struct{} // of session; nil once it was handled
+	nextHops                  sessionNextHops // of session, or the last one
+	sessionFamilies           []message.AFI   // of session, or the last one
 
 	// connectAttemptResults has the result of the attempt under way; nil without one.
-	connectAttemptResults    <-chan connectAttemptResult
-	cancelConnectAttempt     context.CancelFunc
-	failedAttemptCount       int
-	capabilityFallback       capabilityFallback
-	openRejectionReason      names.Reason          // of the last failed attempt; often empty
-	lastReceivedNotification *receivedNotification // since the last session; nil without one
-	reconnectTimer           *time.Timer
-	drainTimer               *time.Timer // for the next route of terminating endpoints
-	bfdRecoveryTimer         *time.Timer // for the BFD session of a new session
-	routeShutdown            gracefulRouteShutdown
-	noSessionSinceStart      bool // no session was established since the process started
+	connectAttemptResults     <-chan connectAttemptResult
+	cancelConnectAttempt      context.CancelFunc
+	failedAttemptCount        int
+	capabilityFallback        capabilityFallback
+	routerOpenRejectionReason names.Reason          // of the last failed attempt; often empty
+	lastReceivedNotification  *receivedNotification // since the last session; nil without one
+	reconnectTimer            *time.Timer
+	drainTimer                *time.Timer // for the next route of terminating endpoints
+	bfdRecoveryTimer          *time.Timer // for the BFD session of a new session
+	routeShutdown             gracefulRouteShutdown
+	noSessionSinceStart       bool // no session was established since the process started
 }
 
 // connectAttemptResult is the result of an attempt to connect.
@@ -104,12 +104,12 @@ func (w *peerWorker) run(ctx context.Context) {
 		*timer = time.NewTimer(time.Hour)
 		(*timer).Stop()
 	}
-	defer w.closePendingConnections()
+	defer w.closeConnectionsAndSignalDone()
 	first := true
 	for {
 		var ended <-chan struct{}
 		if w.session != nil {
-			ended = w.session.ended
+			ended = w.session.endedSignal
 		}
 		select {
 		case <-ctx.Done():
@@ -129,11 +129,11 @@ func (w *peerWorker) run(ctx context.Context) {
 		case a := <-w.connectAttemptResults:
 			w.connectAttemptResults = nil
 			w.handleConnectAttemptResult(a)
-		case <-w.routerConfirmedSession:
-			w.routerConfirmedSession = nil
+		case <-w.awaitedRouterConfirmation:
+			w.awaitedRouterConfirmation = nil
 			w.recordEstablished()
 		case <-ended:
-			w.recordSessionEnd()
+			w.recordSessionEndAndScheduleRetry()
 		case v := <-w.bfdEvents.C():
 			w.handleBFDEvent(v)
 		case c := <-w.incomingConnections:
@@ -145,7 +145,7 @@ func (w *peerWorker) run(ctx context.Context) {
 		case <-w.drainTimer.C:
 			w.withdrawDrainedAndSetTimer()
 		case <-w.routeInbox.ready.C():
-			w.applyRouteChanges()
+			w.applyRouteChangesToAdjRIBOut()
 		case reply := <-w.ribRequests:
 			reply <- w.describeRIB()
 			continue
@@ -154,8 +154,8 @@ func (w *peerWorker) run(ctx context.Context) {
 	}
 }
 
-// closePendingConnections ends the attempt and closes a waiting connection.
-func (w *peerWorker) closePendingConnections() {
+// closeConnectionsAndSignalDone ends the attempt and closes a waiting connection.
+func (w *peerWorker) closeConnectionsAndSignalDone() {
 	w.abortConnectAttempt()
 	select {
 	case c := <-w.incomingConnections:
@@ -186,7 +186,7 @@ func (w *peerWorker) applyDesiredState(o desiredPeerState, first bool) {
 	case first && o.nodeLeaving:
 		w.routeShutdown.phase = routesWithdrawnForShutdown // the router has no routes of it yet
 	case o.nodeLeaving != previous.nodeLeaving:
-		w.startOrCancelShutdown(o.nodeLeaving)
+		w.startOrCancelRouteShutdown(o.nodeLeaving)
 	}
 	switch {
 	case first:
@@ -201,7 +201,7 @@ func (w *peerWorker) applyDesiredState(o desiredPeerState, first bool) {
 				cease = w.wrapInHardResetIfNeeded(cease)
 			}
 			w.session.endWithNotification(fmt.Errorf("the peer's configuration changed"), cease)
-			w.recordSessionEnd()
+			w.recordSessionEndAndScheduleRetry()
 		}
 		w.failedAttemptCount, w.lastReceivedNotification, w.capabilityFallback = 0, nil, capabilityFallback{}
 		w.status.SessionConfigChangedAt = w.engine.options.Now()
@@ -337,7 +337,7 @@ func (w *peerWorker) handleConnectAttemptResult(a connectAttemptResult) {
 		return
 	case w.session != nil:
 		w.session.endWithNotification(errRouterReconnected, nil)
-		w.recordSessionEnd()
+		w.recordSessionEndAndScheduleRetry()
 		w.reconnectTimer.Stop()
 	}
 	w.updateNextHops(a.conn, a.negotiated)
@@ -350,7 +350,7 @@ func (w *peerWorker) handleConnectAttemptResult(a connectAttemptResult) {
 	w.updateAdjRIBOut()
 	updates := w.engine.options.UpdateGenerator.StartUpdateStream(a.negotiated, w.currentDesiredState.peer.LocalASN, w.routes.adjRIBOut)
 	w.session = startSessionRelay(a.conn, updates, a.negotiated, &w.messageCounter, w.engine.options.Now)
-	w.routerConfirmedSession = w.session.firstKeepaliveReceived
+	w.awaitedRouterConfirmation = w.session.firstKeepaliveSignal
 	w.enterState(OpensExchanged)
 }
 
@@ -405,7 +405,7 @@ func (w *peerWorker) reportStatus() {
 	w.status.NotConnectingReason, w.status.WithheldRouteReason = w.currentDesiredState.peer.BlockedExplanation.Reason, names.Explanation{}
 	w.status.WantedRouteCount = w.routes.wantedRouteCount()
 	if w.status.NotConnectingReason == "" {
-		w.status.NotConnectingReason = w.openRejectionReason
+		w.status.NotConnectingReason = w.routerOpenRejectionReason
 	}
 	if w.status.State == Established {
 		w.status.NotConnectingReason = ""

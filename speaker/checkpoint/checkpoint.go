@@ -157,13 +157,14 @@ const checkpointFileFormatVersion = 1
 
 // fileContent is the second line of the file. The first line is the SHA-256 of the second.
 type fileContent struct {
-	Version int
-	Boot    string
-	Node    string
-	Address netip.Addr
-	// Key is the gossip key that encrypts, OtherKeys are those that are accepted too.
-	Key       []byte
-	OtherKeys [][]byte `json:",omitempty"`
+	Version       int
+	Boot          string
+	Node          string
+	GossipAddress netip.Addr `json:"Address"`
+	// EncryptingGossipKey is the gossip key that encrypts, OtherKeys are those that are accepted
+	// too.
+	EncryptingGossipKey []byte   `json:"Key"`
+	OtherKeys           [][]byte `json:",omitempty"`
 	// MemberAddresses are the addresses of the other speakers.
 	MemberAddresses []netip.Addr `json:"Peers"`
 	Claims          []elect.Claim
@@ -182,22 +183,22 @@ type fileContent struct {
 // savedBid is an intent.Bid. Its candidates are an index into those of the file, since thousands of
 // addresses share them.
 type savedBid struct {
-	Address    netip.Addr
-	Candidates int
-	Siblings   []netip.Addr     `json:",omitempty"`
-	Links      []int            `json:",omitempty"`
-	Rebalance  bool             `json:",omitempty"`
-	WireCheck  intent.WireCheck `json:",omitempty"`
+	Address         netip.Addr
+	CandidatesIndex int                  `json:"Candidates"`
+	Siblings        []netip.Addr         `json:",omitempty"`
+	Links           []int                `json:",omitempty"`
+	Rebalance       bool                 `json:",omitempty"`
+	WireCheck       intent.WireCheckMode `json:",omitempty"`
 }
 
 func encodeCheckpointFile(s SavedNodeState, boot string) ([]byte, error) {
 	c := fileContent{
-		Version: checkpointFileFormatVersion, Boot: boot, Node: s.NodeName, Address: s.GossipAddress,
+		Version: checkpointFileFormatVersion, Boot: boot, Node: s.NodeName, GossipAddress: s.GossipAddress,
 		MemberAddresses: s.MemberAddresses, Claims: s.Claims,
 	}
 	c.Routers, c.Routes = groupRoutesAndStripPasswords(s.DesiredBGP)
 	if len(s.GossipKeys) > 0 {
-		c.Key, c.OtherKeys = s.GossipKeys[0], s.GossipKeys[1:]
+		c.EncryptingGossipKey, c.OtherKeys = s.GossipKeys[0], s.GossipKeys[1:]
 	}
 	c.ProxyAnswered = s.ServiceProxyAnswered
 	c.Leaving, c.InternalIPs = s.DesiredBGP.NodeLeaving, s.DesiredBGP.NodeInternalIPs
@@ -244,7 +245,7 @@ func parseFileContent(text []byte, boot string) (SavedNodeState, error) {
 		return SavedNodeState{}, errors.New("the node has booted since")
 	}
 	s := SavedNodeState{
-		NodeName: c.Node, GossipAddress: c.Address, GossipKeys: append([][]byte{c.Key}, c.OtherKeys...),
+		NodeName: c.Node, GossipAddress: c.GossipAddress, GossipKeys: append([][]byte{c.EncryptingGossipKey}, c.OtherKeys...),
 		Checkpoint: agent.Checkpoint{Claims: c.Claims, MemberAddresses: c.MemberAddresses, ServiceProxyAnswered: c.ProxyAnswered},
 	}
 	for _, x := range c.Claims {
@@ -262,12 +263,12 @@ func parseFileContent(text []byte, boot string) (SavedNodeState, error) {
 		candidates = append(candidates, intent.NewCandidates(scores))
 	}
 	for _, x := range c.Bids {
-		if x.Candidates < 0 || x.Candidates >= len(candidates) || candidates[x.Candidates] == nil ||
+		if x.CandidatesIndex < 0 || x.CandidatesIndex >= len(candidates) || candidates[x.CandidatesIndex] == nil ||
 			!x.Address.IsValid() {
 			return SavedNodeState{}, fmt.Errorf("the entry of address %s is invalid", x.Address)
 		}
 		s.BidsOfLastPlan = append(s.BidsOfLastPlan, intent.Bid{
-			Address: x.Address, Candidates: candidates[x.Candidates], SiblingAddresses: x.Siblings, OwnLinkIndexes: x.Links,
+			Address: x.Address, Candidates: candidates[x.CandidatesIndex], SiblingAddresses: x.Siblings, OwnLinkIndexes: x.Links,
 			MayRebalance: x.Rebalance, WireCheck: x.WireCheck,
 		})
 	}

@@ -41,7 +41,7 @@ func (m *Machine) endAcquisition(a *addressState) {
 	delete(m.addressesToAcquire, a)
 	if a.acquisition != nil {
 		a.acquisition = nil
-		m.dueAddresses.unscheduleAddress(a)
+		m.scheduledAddresses.unscheduleAddress(a)
 		m.updateAddressGroupCounts(a)
 	}
 }
@@ -67,15 +67,15 @@ func (m *Machine) handleProbeResult(r facts.ProbeResult) {
 	case !ok:
 	case p.addressToProbe == nil && len(r.AnsweringMACs) == 0:
 	case p.silentNode != "":
-		m.performLivenessActions(m.liveness.confirmSelfNotCutOff(p.silentNode, m.stepContext(), &m.outbox))
+		m.performLivenessActions(m.liveness.reportAsConnectedWitness(p.silentNode, m.stepContext(), &m.outbox))
 	case p.addressToProbe == nil:
 		m.lease.handleReachabilityProbeResult(p.sentAt, m.now, m.syncRequests.nextRequestID())
 	case verifyAnswerByUnicastProbe(m, p, &r):
-	case p.targetMAC != facts.MAC{} && p.addressToProbe.isHeld && !p.addressToProbe.isRechecking:
+	case p.targetMAC != facts.MAC{} && p.addressToProbe.isHeldBySelf && !p.addressToProbe.isRechecking:
 		judgeConflictProbeResult(m, p.addressToProbe, p.targetMAC, r)
 	case p.addressToProbe.isRechecking:
 		if m.lease.handleRecheckResult(p.addressToProbe, r, m.now) {
-			m.yieldAddress(p.addressToProbe)
+			m.yieldToHolderWithoutClaim(p.addressToProbe)
 		}
 	case p.addressToProbe.acquisition != nil && p.addressToProbe.acquisition.isProbing:
 		m.judgeAcquireProbe(p.addressToProbe, r)
@@ -88,7 +88,7 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 	c.isProbing = false
 	switch {
 	case r.NoFrameSent: // no link worked, so the silence means nothing
-		m.dueAddresses.scheduleAddress(a, m.now.Add(4*m.timing.FirstProbeRetryDelay))
+		m.scheduledAddresses.scheduleAddress(a, m.now.Add(4*m.timing.FirstProbeRetryDelay))
 	case len(r.AnsweringMACs) > 0 && a.bid.WireCheck == intent.WireCheckEnforce:
 		m.handleUnclaimedAnswer(a, c, r.AnsweringMACs[0])
 	default:
@@ -100,9 +100,9 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 			m.handleUnclaimedAnswer(a, c, mac)
 			return
 		}
-		if a.isOutrankedByRival(&m.membership, r.RivalProberMACs) {
+		if a.isOutrankedByRivalProber(&m.membership, r.RivalProberMACs) {
 			// the other node takes the address, or this one probes again
-			m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.PerRankAcquireDelay))
+			m.scheduledAddresses.scheduleAddress(a, m.now.Add(m.timing.PerRankAcquireDelay))
 			return
 		}
 		m.takeAddress(a, a.highestKnownClaim.Epoch+1, c.takeReason)
@@ -114,7 +114,7 @@ func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisitionAttempt, 
 	if c.answeredProbeCount++; c.answeredProbeCount == 1 {
 		c.firstAnswerAt = m.now
 	}
-	m.dueAddresses.scheduleAddress(a, m.now.Add(c.jitteredRetryDelay(a.ip, m.self, m.runNonce)))
+	m.scheduledAddresses.scheduleAddress(a, m.now.Add(c.jitteredRetryDelay(a.ip, m.self, m.runNonce)))
 	c.nextProbeDelay = min(2*c.nextProbeDelay, maxProbeRetryDelay)
 	owner, known := m.nodeOfMAC(mac)
 	_, member := m.membersByName[owner]
@@ -158,9 +158,9 @@ var eventClauseByReason = map[names.Reason]string{
 func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason) {
 	e := newAddressTakenEvent(a, m.self, reason, m.now)
 	m.endAcquisition(a)
-	a.isHeld = true
-	m.heldAddresses[a] = struct{}{}
-	m.lease.startWithFirstAddress(m.now, len(m.heldAddresses))
+	a.isHeldBySelf = true
+	m.addressesHeldBySelf[a] = struct{}{}
+	m.lease.startWithFirstAddress(m.now, len(m.addressesHeldBySelf))
 	m.claimAddress(a, epoch)
 	m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: a.bid.OwnLinkIndexes}})
 	m.outbox.emitEffect(e)
@@ -189,12 +189,12 @@ func (m *Machine) releaseAddress(a *addressState, reason names.Reason) {
 // stopAnswering stops answering for the address at once.
 func (m *Machine) stopAnswering(a *addressState, reason names.Reason) {
 	if a.isRechecking {
-		m.lease.addressesLeftToRecheck--
+		m.lease.addressCountLeftToRecheck--
 	}
-	a.forgetOrphanClaim(m.addressesWithOrphanClaim, &m.dueAddresses)
-	a.isHeld, a.isRechecking = false, false
-	delete(m.heldAddresses, a)
-	a.endMove(&m.dueAddresses)
+	a.forgetOrphanClaim(m.addressesWithOrphanClaim, &m.scheduledAddresses)
+	a.isHeldBySelf, a.isRechecking = false, false
+	delete(m.addressesHeldBySelf, a)
+	a.endMove(&m.scheduledAddresses)
 	m.updateAddressGroupCounts(a)
 	m.outbox.emitAddressEffect(DropAddress{a.ip})
 	m.outbox.emitEffect(newAddressGivenUpEvent(a, m.self, reason))
@@ -207,7 +207,7 @@ func (m *Machine) stopAnswering(a *addressState, reason names.Reason) {
 // higher rendezvous weight wins, which both compute alike.
 func (m *Machine) handleConflict(c facts.Conflict) {
 	a := m.addressesByIP[c.Address]
-	if a == nil || !a.isHeld {
+	if a == nil || !a.isHeldBySelf {
 		return
 	}
 	owner, known := m.nodeOfMAC(c.ForeignMAC)
@@ -222,7 +222,7 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 		}
 		verifyConflictByUnicastProbe(m, a, c.ForeignMAC)
 	case m.lease.isExpired: // this node was the one that was away
-		m.yieldAddress(a)
+		m.yieldToHolderWithoutClaim(a)
 	case member && m.now.Sub(a.claimSentToRivalAt) > 2*maxProbeRetryDelay:
 		a.claimSentToRivalAt = m.now
 		sendClaimAndRequestSync(m, a, owner)
@@ -240,11 +240,11 @@ func (m *Machine) handleConflict(c facts.Conflict) {
 func resolveConflictOutsideGossip(m *Machine, a *addressState, owner string, mac facts.MAC) {
 	switch {
 	case m.lease.isExpired: // this node was the one that was away
-		m.yieldAddress(a)
+		m.yieldToHolderWithoutClaim(a)
 	case !a.bid.IsCandidate(owner): // an earlier node
 		m.outbox.emitEffect(newConflictEvent(a, mac, "another host (%s) answers for %s, which this node holds"))
 	case rendezvousWeight(a.ip, owner) > rendezvousWeight(a.ip, m.self):
-		m.yieldAddress(a)
+		m.yieldToHolderWithoutClaim(a)
 	default:
 		m.outbox.emitEffect(RejoinGossip{})
 		m.outbox.emitAddressEffect(RepeatAnnouncement{a.ip})
@@ -294,9 +294,9 @@ func newAnswerWithoutClaimEvent(a *addressState, node string, mac facts.MAC) Eve
 	}
 }
 
-// yieldAddress gives the address up to another node whose claim did not arrive. It marks this
-// node's claim as released, since the claim of the other node is not known here.
-func (m *Machine) yieldAddress(a *addressState) {
+// yieldToHolderWithoutClaim gives the address up to another node whose claim did not arrive. It
+// marks this node's claim as released, since the claim of the other node is not known here.
+func (m *Machine) yieldToHolderWithoutClaim(a *addressState) {
 	m.releaseAddress(a, reasonSuperseded)
 	m.reconcileAddress(a)
 }

@@ -16,7 +16,7 @@ type addressState struct {
 	ip                netip.Addr
 	bid               intent.Bid // without candidates when no node may hold the address
 	highestKnownClaim Claim      // the highest known claim
-	isHeld            bool
+	isHeldBySelf      bool
 	// acquisition is set while this node tries to take the address, move while it hands the address
 	// over.
 	acquisition *acquisitionAttempt
@@ -39,7 +39,7 @@ type addressState struct {
 	queuePosition priorityqueue.Position
 	// group is the group that counts the address, countedForNode the node it is counted for; see
 	// placement.go.
-	group          *addressGroup
+	group          *sameCandidatesGroup
 	countedForNode string
 	// withoutCandidatesSince is the time since which no node may hold the address.
 	withoutCandidatesSince time.Time
@@ -56,8 +56,8 @@ func (m *Machine) ensureAddressState(ip netip.Addr) *addressState {
 	return a
 }
 
-// canServe reports whether this node can hold the address.
-func (a *addressState) canServe(self string) bool {
+// canBeHeldBySelf reports whether this node can hold the address.
+func (a *addressState) canBeHeldBySelf(self string) bool {
 	return a.bid.IsCandidate(self) && len(a.bid.OwnLinkIndexes) > 0
 }
 
@@ -70,9 +70,9 @@ func (a *addressState) holdsOtherAddressOfService(addressesByIP map[netip.Addr]*
 	})
 }
 
-// isOutrankedByRival reports whether a node with a higher rendezvous weight probed at the same
-// time. Two nodes may both find the address free; only one may take it.
-func (a *addressState) isOutrankedByRival(members *membership, rivals []facts.MAC) bool {
+// isOutrankedByRivalProber reports whether a node with a higher rendezvous weight probed at the
+// same time. Two nodes may both find the address free; only one may take it.
+func (a *addressState) isOutrankedByRivalProber(members *membership, rivals []facts.MAC) bool {
 	return slices.ContainsFunc(rivals, func(mac facts.MAC) bool {
 		n, known := members.nodeOfMAC(mac)
 		return known && a.bid.IsCandidate(n) && rendezvousWeight(a.ip, n) > rendezvousWeight(a.ip, members.self)
@@ -80,7 +80,7 @@ func (a *addressState) isOutrankedByRival(members *membership, rivals []facts.MA
 }
 
 // endMove ends the move: the address was handed over, or this node keeps it.
-func (a *addressState) endMove(due *addressQueue) {
+func (a *addressState) endMove(due *addressWorkSchedule) {
 	if a.move != nil {
 		a.move = nil
 		due.unscheduleAddress(a)
@@ -88,7 +88,7 @@ func (a *addressState) endMove(due *addressQueue) {
 }
 
 // forgetOrphanClaim drops the orphan claim and ends the wait for its holder.
-func (a *addressState) forgetOrphanClaim(withOrphanClaim map[*addressState]struct{}, due *addressQueue) {
+func (a *addressState) forgetOrphanClaim(withOrphanClaim map[*addressState]struct{}, due *addressWorkSchedule) {
 	if a.orphanClaim.Epoch == 0 {
 		return
 	}
@@ -102,17 +102,17 @@ func (a *addressState) forgetOrphanClaim(withOrphanClaim map[*addressState]struc
 // reconcileAddress starts or stops what this node does about the address so that it fits what it
 // knows.
 func (m *Machine) reconcileAddress(a *addressState) {
-	able := a.canServe(m.self) && !m.shutdownHandoverRequested
+	able := a.canBeHeldBySelf(m.self) && !m.shutdownHandoverRequested
 	switch {
-	case a.isHeld && a.bid.Candidates == nil:
+	case a.isHeldBySelf && a.bid.Candidates == nil:
 		m.releaseAddress(a, reasonNobodyServes)
-	case a.isHeld && !able && a.bid.InEndpointGracePeriod && !m.shutdownHandoverRequested:
+	case a.isHeldBySelf && !able && a.bid.InEndpointGracePeriod && !m.shutdownHandoverRequested:
 		m.beginMoveInEndpointGracePeriod(a)
-	case a.isHeld && !able:
+	case a.isHeldBySelf && !able:
 		m.beginMove(a)
-	case a.isHeld:
+	case a.isHeldBySelf:
 		if a.move != nil && !a.move.forRebalance {
-			a.endMove(&m.dueAddresses)
+			a.endMove(&m.scheduledAddresses)
 		}
 	case !able || !m.acquisitionsAllowed || m.isLiveClaim(a.highestKnownClaim):
 		m.endAcquisition(a)
@@ -150,55 +150,55 @@ func (m *Machine) isLiveClaim(c Claim) bool {
 		return false
 	}
 	if c.Holder == m.self { // not ours: from before a restart, or of an address given up
-		return m.ensureAddressState(c.Address).isHeld && c.Nonce == m.runNonce
+		return m.ensureAddressState(c.Address).isHeldBySelf && c.Nonce == m.runNonce
 	}
 	n := m.membersByName[c.Holder].RunNonce
 	return n == 0 || n == c.Nonce
 }
 
-// claimRetentionTimeout is how long a claim is kept after no node may hold its address any more. It
-// is longer than a detected partition takes to heal. Otherwise the other side could bring an old
-// claim back as a new one.
-const claimRetentionTimeout = 10 * time.Minute
+// claimWithoutCandidatesTimeout is how long a claim is kept after no node may hold its address any
+// more. It is longer than a detected partition takes to heal. Otherwise the other side could bring
+// an old claim back as a new one.
+const claimWithoutCandidatesTimeout = 10 * time.Minute
 
 // forgetAddressesWithoutCandidates removes what is known of addresses that no node may hold. First
 // it marks claims of dead holders as released, which every member does on its own. Later it removes
 // the address. Each call examines one bucket.
 func (m *Machine) forgetAddressesWithoutCandidates() {
-	if m.now.Sub(m.lastSweepAt) < time.Second {
+	if m.now.Sub(m.lastForgetSweepAt) < time.Second {
 		return
 	}
-	m.lastSweepAt = m.now
+	m.lastForgetSweepAt = m.now
 	m.lastForgetSweepBucket = (m.lastForgetSweepBucket + 1) % claimBucketCount
 	for a := range m.claimBuckets[m.lastForgetSweepBucket].addresses {
-		if a.bid.Candidates != nil || a.isHeld || !m.acquisitionsAllowed {
+		if a.bid.Candidates != nil || a.isHeldBySelf || !m.acquisitionsAllowed {
 			a.withoutCandidatesSince = m.now
 			continue
 		}
 		old := m.now.Sub(a.withoutCandidatesSince)
-		if c := a.highestKnownClaim; old >= claimRetentionTimeout/10 && c.Epoch > 0 && !c.Released && !m.isLiveClaim(c) {
+		if c := a.highestKnownClaim; old >= claimWithoutCandidatesTimeout/10 && c.Epoch > 0 && !c.Released && !m.isLiveClaim(c) {
 			c.Released = true
 			m.recordClaim(a, c)
 		}
-		if old >= claimRetentionTimeout && (a.highestKnownClaim.Epoch == 0 || a.highestKnownClaim.Released) {
+		if old >= claimWithoutCandidatesTimeout && (a.highestKnownClaim.Epoch == 0 || a.highestKnownClaim.Released) {
 			m.claimBuckets[m.lastForgetSweepBucket].removeAddress(a)
 			delete(m.addressesByHolder[a.highestKnownClaim.Holder], a)
 			delete(m.addressesByIP, a.ip)
-			delete(m.outbox.claimRepeatsLeft, a)
+			delete(m.outbox.claimRepeatsLeftByAddress, a)
 		}
 	}
 }
 
-// addressQueue has the addresses that need work, ordered by the time at which they are due. Its
-// owner removes an address before it does the work.
-type addressQueue struct {
+// addressWorkSchedule has the addresses that need work, ordered by the time at which they are due.
+// Its owner removes an address before it does the work.
+type addressWorkSchedule struct {
 	queue *priorityqueue.Queue[*addressState]
 }
 
-// newAddressQueue returns an empty queue. It orders by time, then by address, so that a run in
-// virtual time is repeatable.
-func newAddressQueue() addressQueue {
-	return addressQueue{priorityqueue.NewQueue(func(x, y *addressState) bool {
+// newAddressWorkSchedule returns an empty queue. It orders by time, then by address, so that a run
+// in virtual time is repeatable.
+func newAddressWorkSchedule() addressWorkSchedule {
+	return addressWorkSchedule{priorityqueue.NewQueue(func(x, y *addressState) bool {
 		if !x.nextWorkDueAt.Equal(y.nextWorkDueAt) {
 			return x.nextWorkDueAt.Before(y.nextWorkDueAt)
 		}
@@ -207,16 +207,16 @@ func newAddressQueue() addressQueue {
 }
 
 // scheduleAddress schedules work on the address for the given time.
-func (l *addressQueue) scheduleAddress(a *addressState, due time.Time) {
+func (l *addressWorkSchedule) scheduleAddress(a *addressState, due time.Time) {
 	a.nextWorkDueAt = due
 	l.queue.Insert(a)
 }
 
 // unscheduleAddress removes the address from the queue.
-func (l *addressQueue) unscheduleAddress(a *addressState) { l.queue.Remove(a) }
+func (l *addressWorkSchedule) unscheduleAddress(a *addressState) { l.queue.Remove(a) }
 
 // takeDueAddress removes and returns the first address if it is due, and returns nil otherwise.
-func (l *addressQueue) takeDueAddress(now time.Time) *addressState {
+func (l *addressWorkSchedule) takeDueAddress(now time.Time) *addressState {
 	a, ok := l.queue.First()
 	if !ok || now.Before(a.nextWorkDueAt) {
 		return nil
@@ -226,7 +226,7 @@ func (l *addressQueue) takeDueAddress(now time.Time) *addressState {
 }
 
 // nextDueAt returns the time at which the first address is due, and the zero time if there is none.
-func (l *addressQueue) nextDueAt() time.Time {
+func (l *addressWorkSchedule) nextDueAt() time.Time {
 	a, ok := l.queue.First()
 	if !ok {
 		return time.Time{}

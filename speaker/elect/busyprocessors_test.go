@@ -11,7 +11,7 @@ import (
 type busyProcessors struct {
 	simulation            *clusterSimulation
 	idleCores             int
-	waiting               []*simTask
+	waitingTasks          []*simTask
 	stepTaskByNode        map[*simNode]*simTask
 	probeAnswerTaskByNode map[*simNode]*simTask
 	apiWriteTaskByNode    map[*simNode]*simTask
@@ -25,15 +25,15 @@ const schedulerSliceDelay = 3 * time.Millisecond
 // What work costs. The writes of one takeover are those of a ServiceL2Status, its status, the
 // removal of the former one and an event; each speaker decodes what changes.
 const (
-	stepCPUTime           = 150 * time.Microsecond
-	inputCPUTime          = 20 * time.Microsecond
-	messageCPUTime        = 40 * time.Microsecond
-	probeCPUTime          = 50 * time.Microsecond
-	addressChangeCPUTime  = 100 * time.Microsecond
-	probeAnswerCPUTime    = 30 * time.Microsecond
-	speakerWriteCPUTime   = 5 * time.Millisecond
-	apiServerWriteCPUTime = 12 * time.Millisecond
-	objectDecodingCPUTime = time.Millisecond
+	stepCPUTime            = 150 * time.Microsecond
+	inputCPUTime           = 20 * time.Microsecond
+	messageCPUTime         = 40 * time.Microsecond
+	probeCPUTime           = 50 * time.Microsecond
+	addressChangeCPUTime   = 100 * time.Microsecond
+	probeAnswerCPUTime     = 30 * time.Microsecond
+	speakerAPIWriteCPUTime = 5 * time.Millisecond
+	apiServerWriteCPUTime  = 12 * time.Millisecond
+	objectDecodingCPUTime  = time.Millisecond
 )
 
 // simTask is one thread of a program. It has pieces of work in a row.
@@ -122,7 +122,7 @@ func (p *busyProcessors) addAPIWritesOfStep(n *simNode, effects []Effect) {
 	for _, e := range effects {
 		switch e.(type) {
 		case HoldAddress, DropAddress:
-			p.addWork(p.apiWriteTaskByNode[n], speakerWriteCPUTime, func() {
+			p.addWork(p.apiWriteTaskByNode[n], speakerAPIWriteCPUTime, func() {
 				p.addWork(p.apiServerTask, apiServerWriteCPUTime, func() {
 					for _, name := range p.simulation.nodeNames {
 						p.addWork(p.decodeTaskByNode[p.simulation.nodesByName[name]], objectDecodingCPUTime, nil)
@@ -139,7 +139,7 @@ func (p *busyProcessors) makeRunnable(t *simTask) {
 		return
 	}
 	t.isQueuedOrRunning = true
-	p.waiting = append(p.waiting, t)
+	p.waitingTasks = append(p.waitingTasks, t)
 	if p.idleCores > 0 {
 		p.idleCores--
 		p.simulation.scheduleEvent(0, p.runNextTask)
@@ -148,12 +148,12 @@ func (p *busyProcessors) makeRunnable(t *simTask) {
 
 // runNextTask gives a core to the task that waits longest.
 func (p *busyProcessors) runNextTask() {
-	if len(p.waiting) == 0 {
+	if len(p.waitingTasks) == 0 {
 		p.idleCores++
 		return
 	}
-	t := p.waiting[0]
-	p.waiting = p.waiting[1:]
+	t := p.waitingTasks[0]
+	p.waitingTasks = p.waitingTasks[1:]
 	if t.isAlwaysRunnable {
 		p.simulation.scheduleEvent(schedulerSliceDelay, func() { p.endSlice(t) })
 		return

@@ -95,8 +95,8 @@ func (m *Machine) mergeReceivedClaim(from string, c Claim) {
 	switch {
 	case c == known:
 	case c.supersedes(known):
-		m.acceptClaim(a, c)
-	case a.isHeld && m.membersByName[from].Name != "":
+		m.handleSupersedingClaim(a, c)
+	case a.isHeldBySelf && m.membersByName[from].Name != "":
 		// The sender is behind. If it answers for the address too, hosts on the segment have to
 		// learn the right holder again.
 		m.outbox.queueClaim(kindClaims, from, known)
@@ -108,18 +108,18 @@ func (m *Machine) mergeReceivedClaim(from string, c Claim) {
 	}
 }
 
-// acceptClaim processes a claim that supersedes the known one. A holder stops when the new holder
-// is alive. A released claim does not stop it, nor does a claim in its own name that it did not
-// make: it claims the address again, with a higher epoch. When the new holder is not a live member,
-// it first waits, since the member list may be out of date.
-func (m *Machine) acceptClaim(a *addressState, c Claim) {
+// handleSupersedingClaim processes a claim that supersedes the known one. A holder stops when the
+// new holder is alive. A released claim does not stop it, nor does a claim in its own name that it
+// did not make: it claims the address again, with a higher epoch. When the new holder is not a live
+// member, it first waits, since the member list may be out of date.
+func (m *Machine) handleSupersedingClaim(a *addressState, c Claim) {
 	switch {
-	case a.isHeld && (c.Released || c.Holder == m.self):
+	case a.isHeldBySelf && (c.Released || c.Holder == m.self):
 		m.claimAgainWithHigherEpoch(a, c)
-	case a.isHeld && !m.isLiveClaim(c):
+	case a.isHeldBySelf && !m.isLiveClaim(c):
 		m.deferOrphanClaim(a, c)
 		return
-	case a.isHeld:
+	case a.isHeldBySelf:
 		m.stopAnswering(a, reasonSuperseded)
 		m.recordClaim(a, c)
 	case c.Holder == m.self && c.Nonce == m.runNonce && !c.Released:
@@ -135,7 +135,7 @@ func (m *Machine) acceptClaim(a *addressState, c Claim) {
 
 // claimAgainWithHigherEpoch claims a held address again, above a claim that is not binding.
 func (m *Machine) claimAgainWithHigherEpoch(a *addressState, c Claim) {
-	a.forgetOrphanClaim(m.addressesWithOrphanClaim, &m.dueAddresses)
+	a.forgetOrphanClaim(m.addressesWithOrphanClaim, &m.scheduledAddresses)
 	m.recordClaim(a, c)
 	m.claimAddress(a, c.Epoch+1)
 }
@@ -152,7 +152,7 @@ func (m *Machine) deferOrphanClaim(a *addressState, c Claim) {
 		a.orphanSince = m.now
 		m.addressesWithOrphanClaim[a] = struct{}{}
 		if a.move == nil {
-			m.dueAddresses.scheduleAddress(a, m.now.Add(orphanClaimHolderTimeout))
+			m.scheduledAddresses.scheduleAddress(a, m.now.Add(orphanClaimHolderTimeout))
 		}
 	}
 	if c.supersedes(a.orphanClaim) {
@@ -167,7 +167,7 @@ func (m *Machine) resolveOrphanClaim(a *addressState) {
 	c := a.orphanClaim
 	switch {
 	case m.isLiveClaim(c):
-		m.acceptClaim(a, c)
+		m.handleSupersedingClaim(a, c)
 	case m.now.Sub(a.orphanSince) >= orphanClaimHolderTimeout || a.move != nil:
 		m.claimAgainWithHigherEpoch(a, c)
 	}
@@ -188,12 +188,12 @@ func (m *Machine) receiveMessage(from string, payload []byte) {
 		return
 	}
 	kind, r := parseMessageHeader(payload)
-	m.liveness.lastReceivedAt = m.now
+	m.liveness.lastMessageReceivedAt = m.now
 	switch kind {
 	case kindBeacon:
 		m.performLivenessActions(m.liveness.handleBeacon(from, r, m.stepContext(), &m.outbox))
 	case kindBeaconAck:
-		sent, outcome := m.liveness.handleBeaconAck(from, r, m.stepContext(), m.lease.lastConfirmedAt)
+		sent, outcome := m.liveness.handleBeaconAck(from, r, m.stepContext(), m.lease.lastAnsweredMessageSentAt)
 		m.performLivenessActions(outcome)
 		m.lease.recordConfirmation(sent)
 	case kindClaims:
@@ -233,7 +233,7 @@ func (m *Machine) mergeRemoteState(payload []byte) {
 // alive.
 func (m *Machine) restoreClaims(claims []Claim) {
 	for _, c := range claims {
-		if a := m.ensureAddressState(c.Address); c.Epoch > 0 && !a.isHeld && c.supersedes(a.highestKnownClaim) {
+		if a := m.ensureAddressState(c.Address); c.Epoch > 0 && !a.isHeldBySelf && c.supersedes(a.highestKnownClaim) {
 			m.recordClaim(a, c)
 			m.reconcileAddress(a)
 		}
@@ -276,8 +276,8 @@ func (t *claimBuckets) encodeClaims(claimCount uint64) []byte {
 // ClaimsDigest changes whenever the known claims change.
 func (m *Machine) ClaimsDigest() uint64 { return m.claimsDigest }
 
-// Claims returns all known claims, sorted by address.
-func (m *Machine) Claims() []Claim {
+// KnownClaims returns all known claims, sorted by address.
+func (m *Machine) KnownClaims() []Claim {
 	var out []Claim
 	for _, a := range m.addressesByIP {
 		if a.highestKnownClaim.Epoch > 0 {
@@ -410,7 +410,7 @@ func (m *Machine) mergeSyncDelta(from string, r *messageReader) {
 		m.performLivenessActions(m.liveness.recordSyncAnswer(from, m.stepContext(), &m.outbox))
 		m.fullStateReceived = true
 		if m.lease.recordFinishedSync(id, e.sentAt, m.now) {
-			m.outbox.repeatAnnouncements(m.heldAddresses)
+			m.outbox.repeatAnnouncements(m.addressesHeldBySelf)
 		}
 	}
 }

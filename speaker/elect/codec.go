@@ -20,9 +20,9 @@ const (
 	oldestMessageFormat = 2
 )
 
-// IsUrgentMessage reports whether a received message goes before others: it says who lives or moves
-// an address. Claims can be repeated.
-func IsUrgentMessage(payload []byte) bool {
+// IsReceivedMessageUrgent reports whether a received message goes before others: it says who lives
+// or moves an address. Claims can be repeated.
+func IsReceivedMessageUrgent(payload []byte) bool {
 	return len(payload) < 2 || payload[1] != kindClaims
 }
 

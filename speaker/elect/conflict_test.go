@@ -47,14 +47,14 @@ func TestAMemberThatAnswersWithoutAClaimIsReported(t *testing.T) {
 				}
 			}
 			w.runSimulationFor(time.Second, w.newTwoHoldersCheck(0))
-			if reported := w.eventCounts[EventAnswerWithoutClaim] > 0; reported != (i > 0) {
+			if reported := w.eventCountByKind[EventAnswerWithoutClaim] > 0; reported != (i > 0) {
 				t.Fatalf("seed %d: after %d answers the node is reported: %v", seed, i+1, reported)
 			}
 		}
 		if now := w.runThenRequireOneHolderEach(time.Millisecond, "claims"); now != holder || w.addressTakeCount != taken {
 			t.Errorf("seed %d: the address moved from %s to %s", seed, holder, now)
 		}
-		if n := w.eventCounts[EventForeignHostAnswers]; n > 0 {
+		if n := w.eventCountByKind[EventForeignHostAnswers]; n > 0 {
 			t.Errorf("seed %d: a member is reported as a foreign host %d times", seed, n)
 		}
 	}
@@ -78,8 +78,8 @@ func TestARemovedNodeThatStillAnswersIsReported(t *testing.T) {
 	w.removedHostMAC = mac
 	w.stepNode(w.nodesByName[holder], ConflictDetected{facts.Conflict{Address: w.addresses[0], ForeignMAC: mac, LinkIndex: 1}})
 	w.runSimulationFor(100*time.Millisecond, nil) // the holder asks the host alone
-	if w.eventCounts[EventForeignHostAnswers] != 1 {
-		t.Errorf("the other host is reported %d times, want once", w.eventCounts[EventForeignHostAnswers])
+	if w.eventCountByKind[EventForeignHostAnswers] != 1 {
+		t.Errorf("the other host is reported %d times, want once", w.eventCountByKind[EventForeignHostAnswers])
 	}
 	if now := w.runThenRequireOneHolderEach(time.Second, "the claim"); now != holder {
 		t.Errorf("the address moved from %s to %s", holder, now)

@@ -7,15 +7,15 @@ import "time"
 // measures how late its own steps are, and how late the beacons of each watched member come. While
 // either is large it waits longer before it calls a member silent and before it takes an address.
 
-// decayingMaxDelay is the longest delay of late. It is halved each maxDelayHalvingInterval: the
-// next phase of the load is likely to be as bad as the last one. The zero value is no delay.
+// decayingMaxDelay is the longest delay of late. It is halved each recordedDelayHalvingInterval:
+// the next phase of the load is likely to be as bad as the last one. The zero value is no delay.
 type decayingMaxDelay struct {
 	longestDelay time.Duration
 	observedAt   time.Time
 }
 
 const (
-	maxDelayHalvingInterval = 15 * time.Second
+	recordedDelayHalvingInterval = 15 * time.Second
 	// maxRecordedDelay bounds what a single delay can change. With it a member that dies is
 	// noticed after three seconds, sooner than by the gossip.
 	maxRecordedDelay = time.Second
@@ -32,22 +32,22 @@ func (d *decayingMaxDelay) recordDelay(observedDelay time.Duration, now time.Tim
 
 // currentDelay returns what of the longest delay still counts.
 func (d *decayingMaxDelay) currentDelay(now time.Time) time.Duration {
-	return d.longestDelay >> min(now.Sub(d.observedAt)/maxDelayHalvingInterval, 63)
+	return d.longestDelay >> min(now.Sub(d.observedAt)/recordedDelayHalvingInterval, 63)
 }
 
 // recordBeaconDelay records how late a beacon of the member arrived. Lost beacons before it do not
 // count, as the sequence number shows them.
 func (h *beaconRecord) recordBeaconDelay(seq uint64, f stepContext) {
-	if !h.lastBeaconHeardAt.IsZero() && seq-h.lastSeq < maxBeaconGapForDelay {
+	if !h.lastBeaconHeardAt.IsZero() && seq-h.lastSeq < maxBeaconGapToMeasureDelay {
 		due := h.lastBeaconHeardAt.Add(time.Duration(seq-h.lastSeq) * f.timing.BeaconInterval)
 		h.beaconDelay.recordDelay(f.now.Sub(due), f.now)
 	}
 	h.lastBeaconHeardAt = f.now
 }
 
-// maxBeaconGapForDelay bounds the beacons between two whose times are compared. Beyond it the
+// maxBeaconGapToMeasureDelay bounds the beacons between two whose times are compared. Beyond it the
 // member was cut off, or was not watched from here.
-const maxBeaconGapForDelay = 100
+const maxBeaconGapToMeasureDelay = 100
 
 // extraDelayForOwnLateness is how much longer than usual this node waits for others because it runs
 // late itself. It is zero while no recent delay is longer than a beacon interval.
@@ -56,7 +56,7 @@ func (f stepContext) extraDelayForOwnLateness() time.Duration {
 }
 
 func (f stepContext) extraDelayForLateness(longestDelay time.Duration) time.Duration {
-	return max(0, f.timing.BeaconInterval+recentDelayToleranceFactor*longestDelay-f.timing.SilenceTimeout)
+	return max(0, f.timing.BeaconInterval+recentDelayToleranceFactor*longestDelay-f.timing.MemberSilenceTimeout)
 }
 
 // extraDelayForMember is how much longer than usual this node waits for what a member does.
@@ -69,7 +69,7 @@ func (w *livenessWatch) extraDelayForMember(n string, f stepContext) time.Durati
 
 // silenceTimeoutOf is how long this node waits for a beacon of a member.
 func (w *livenessWatch) silenceTimeoutOf(n string, f stepContext) time.Duration {
-	return f.timing.SilenceTimeout + w.extraDelayForMember(n, f)
+	return f.timing.MemberSilenceTimeout + w.extraDelayForMember(n, f)
 }
 
 // recordFalseDeath records that a living node was declared dead. Until it is declared dead again
@@ -80,7 +80,7 @@ func (w *livenessWatch) recordFalseDeath(n string, f stepContext) {
 		d = &decayingMaxDelay{}
 		w.deathConfirmationDelayByNode[n] = d
 	}
-	d.recordDelay(max(f.timing.SilenceTimeout, 2*d.currentDelay(f.now)), f.now)
+	d.recordDelay(max(f.timing.MemberSilenceTimeout, 2*d.currentDelay(f.now)), f.now)
 }
 
 // deathConfirmationDelay is how long witnesses must report a node until it is declared dead.
@@ -91,15 +91,16 @@ func (w *livenessWatch) deathConfirmationDelay(n string, f stepContext) time.Dur
 	return 0
 }
 
-// recordOwnStepDelay records how late this node steps. While it did not run it could not hear the
-// others, so that time does not count as their silence. Call it at the beginning of a step.
-func recordOwnStepDelay(m *Machine, now time.Time) {
+// recordAndDiscountOwnStepDelay records how late this node steps. While it did not run it could not
+// hear the others, so that time does not count as their silence. Call it at the beginning of a
+// step.
+func recordAndDiscountOwnStepDelay(m *Machine, now time.Time) {
 	late := now.Sub(m.NextDeadline())
 	if late < m.timing.BeaconInterval/2 || len(m.memberNames) < 2 {
 		return
 	}
-	// detectProcessPause processes longer ones
-	m.liveness.ownStepDelay.recordDelay(min(late, m.timing.LeaseAfterLastBeaconTimeout), now)
+	// handleProcessPause processes longer ones
+	m.liveness.ownStepDelay.recordDelay(min(late, m.timing.LeaseAfterOwnBeaconTimeout), now)
 	m.liveness.discountOwnDelayFromSilence(late)
 }
 
@@ -115,9 +116,9 @@ func (w *livenessWatch) discountOwnDelayFromSilence(late time.Duration) {
 	}
 }
 
-// stepContextForLateHolder are the facts for an acquire probe. A holder that lives and is late gets
-// more time to answer.
-func stepContextForLateHolder(m *Machine, a *addressState) stepContext {
+// stepContextWithExtraProbeTime are the facts for an acquire probe. A holder that lives and is late
+// gets more time to answer.
+func stepContextWithExtraProbeTime(m *Machine, a *addressState) stepContext {
 	f, timing := m.stepContext(), m.timing
 	timing.ProbeFrameInterval += m.liveness.extraDelayForMember(a.highestKnownClaim.Holder, f) / time.Duration(timing.FramesPerProbe)
 	f.timing = &timing

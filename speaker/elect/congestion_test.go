@@ -17,9 +17,9 @@ func TestRecordedDelayHalvesOverTime(t *testing.T) {
 	}{
 		{0, 100 * time.Millisecond, 100 * time.Millisecond},
 		{time.Second, 40 * time.Millisecond, 100 * time.Millisecond}, // the longer one counts
-		{maxDelayHalvingInterval, 60 * time.Millisecond, 60 * time.Millisecond},
+		{recordedDelayHalvingInterval, 60 * time.Millisecond, 60 * time.Millisecond},
 		{time.Second, time.Hour, maxRecordedDelay},
-		{2 * maxDelayHalvingInterval, -time.Second, maxRecordedDelay / 4},
+		{2 * recordedDelayHalvingInterval, -time.Second, maxRecordedDelay / 4},
 	} {
 		now = now.Add(c.passedDelay)
 		if d.recordDelay(c.observedDelay, now); d.currentDelay(now) != c.want {
@@ -39,22 +39,22 @@ func TestLateBeaconsLengthenSilenceTimeout(t *testing.T) {
 	beaconAfter(f.timing.BeaconInterval, 2)
 	beaconAfter(4*f.timing.BeaconInterval, 6) // three were lost
 	beaconAfter(2*f.timing.BeaconInterval, 7) // late by one interval
-	if got := w.silenceTimeoutOf("b", f); got != f.timing.SilenceTimeout {
-		t.Errorf("with lost beacons and short delays the silence timeout is %v, want the usual %v", got, f.timing.SilenceTimeout)
+	if got := w.silenceTimeoutOf("b", f); got != f.timing.MemberSilenceTimeout {
+		t.Errorf("with lost beacons and short delays the silence timeout is %v, want the usual %v", got, f.timing.MemberSilenceTimeout)
 	}
 	beaconAfter(5*f.timing.BeaconInterval, 8)
 	if got, want := w.silenceTimeoutOf("b", f), 13*f.timing.BeaconInterval; got != want {
 		t.Errorf("after a delay of four beacon intervals the silence timeout is %v, want %v", got, want)
 	}
-	if got := w.silenceTimeoutOf("c", f); got != f.timing.SilenceTimeout {
-		t.Errorf("the silence timeout of a member that is in time is %v, want %v", got, f.timing.SilenceTimeout)
+	if got := w.silenceTimeoutOf("c", f); got != f.timing.MemberSilenceTimeout {
+		t.Errorf("the silence timeout of a member that is in time is %v, want %v", got, f.timing.MemberSilenceTimeout)
 	}
 	f.now = f.now.Add(10 * f.timing.BeaconInterval)
-	if o := w.detectSilence(f, &out); len(o.nodesToProbe) > 0 {
+	if o := w.detectAndReportSilence(f, &out); len(o.nodesToProbe) > 0 {
 		t.Errorf("%v is called silent although it was late before", o.nodesToProbe)
 	}
 	f.now = f.now.Add(3 * f.timing.BeaconInterval)
-	if o := w.detectSilence(f, &out); len(o.nodesToProbe) != 1 {
+	if o := w.detectAndReportSilence(f, &out); len(o.nodesToProbe) != 1 {
 		t.Errorf("after a silence that is longer than any delay %v is called silent, want b", o.nodesToProbe)
 	}
 }

@@ -35,18 +35,18 @@ type clusterSimulation struct {
 	// Nodes in the same part reach each other. The gateway is in part 0 of the LAN.
 	gossipPartitionByNode, lanPartitionByNode map[string]int
 	// what the network answers to broadcast requests
-	fabricAnswer           map[netip.Addr]facts.MAC
-	removedHostMAC         facts.MAC
-	deafNodes              map[string]bool // no message reaches them
-	messagesPerMillisecond int
-	processors             *busyProcessors // nil: a step takes no time
-	messageCount           int
-	acquireProbeCount      int
-	openProbes             []*simProbe
-	addressTakeCount       int             // how often any address was taken
-	takeoverDelays         []time.Duration // of all takeovers
-	eventCounts            map[string]int  // by kind
-	logEffects             bool            // log the effects
+	fabricAnswerMACByAddress      map[netip.Addr]facts.MAC
+	removedHostMAC                facts.MAC
+	deafNodes                     map[string]bool // no message reaches them
+	maxSentMessagesPerMillisecond int
+	processors                    *busyProcessors // nil: a step takes no time
+	messageCount                  int
+	acquireProbeCount             int
+	openProbes                    []*simProbe
+	addressTakeCount              int             // how often any address was taken
+	takeoverDelays                []time.Duration // of all takeovers
+	eventCountByKind              map[string]int  // by kind
+	logEffects                    bool            // log the effects
 }
 
 // simProbe is a probe without a result.
@@ -102,15 +102,15 @@ type simNode struct {
 	isSending                                            bool
 	isLeaseExpired                                       bool // after the last step
 	// acquire probes in the present batch, when it is sent, and results of one time
-	probesInBatch  int
-	probeBatchAt   time.Time
-	finishedProbes []Input
+	probesInBatch         int
+	probeBatchAt          time.Time
+	probeResultsToDeliver []Input
 }
 
 func newClusterSimulation(t testing.TB, seed int64, n, addresses int) *clusterSimulation {
 	w := &clusterSimulation{
 		t: t, random: rand.New(rand.NewSource(seed)), now: time.Unix(1000, 0), nodesByName: map[string]*simNode{},
-		gossipPartitionByNode: map[string]int{}, lanPartitionByNode: map[string]int{}, eventCounts: map[string]int{},
+		gossipPartitionByNode: map[string]int{}, lanPartitionByNode: map[string]int{}, eventCountByKind: map[string]int{},
 		maxMessageDelay: 3 * time.Millisecond,
 	}
 	a := netip.MustParseAddr("192.0.2.1")
@@ -344,7 +344,7 @@ func (w *clusterSimulation) performEffect(n *simNode, e Effect) {
 		delete(n.heldAddresses, e.Address)
 	case SendMessage:
 		w.messageCount++
-		if w.messagesPerMillisecond > 0 {
+		if w.maxSentMessagesPerMillisecond > 0 {
 			w.queueMessage(n, e)
 			return
 		}
@@ -361,7 +361,7 @@ func (w *clusterSimulation) performEffect(n *simNode, e Effect) {
 	case ShutdownHandoverFinished:
 		n.handoverFinished = true
 	case Event:
-		w.eventCounts[e.Kind]++
+		w.eventCountByKind[e.Kind]++
 		if e.Kind == EventAddressTaken {
 			w.addressTakeCount++
 			if e.TakeoverDelay > 0 {

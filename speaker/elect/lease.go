@@ -8,9 +8,9 @@ import (
 
 // lease is the right of this node to answer for the addresses that it holds.
 //
-// Other nodes take over when they hear nothing from this node for SilenceTimeout and their probes
-// get no answer. So a node that is paused or cut off must stop before that. It must not answer
-// again until it knows that no other node took over.
+// Other nodes take over when they hear nothing from this node for MemberSilenceTimeout and their
+// probes get no answer. So a node that is paused or cut off must stop before that. It must not
+// answer again until it knows that no other node took over.
 //
 // The lease is valid while members acknowledge what this node sends, or while a gateway or another
 // node answers its reachability probes. A node that reaches others on the segment also answers the
@@ -20,35 +20,35 @@ import (
 type lease struct {
 	isExpired bool
 	expiredAt time.Time // when it expired
-	// lastConfirmedAt is when this node sent the last message or probe that was answered.
-	lastConfirmedAt     time.Time
-	lastProbeAt         time.Time // when the last reachability probe for the lease was sent
-	lastSyncRequestedAt time.Time // when members were last asked for their claims
+	// lastAnsweredMessageSentAt is when this node sent the last message or probe that was answered.
+	lastAnsweredMessageSentAt time.Time
+	lastReachabilityProbeAt   time.Time // when the last reachability probe for the lease was sent
+	lastSyncRequestedAt       time.Time // when members were last asked for their claims
 	// firstValidSyncID is the ID of the first sync that counts. Answers to earlier ones may be from
 	// before the pause.
 	firstValidSyncID uint64
-	// recheckRunning is set while the held addresses are probed; addressesLeftToRecheck is the
+	// recheckRunning is set while the held addresses are probed; addressCountLeftToRecheck is the
 	// number without a result.
-	recheckRunning         bool
-	recheckStartedAt       time.Time // when it started
-	addressesLeftToRecheck int
-	// isNodeIsolated is set when nothing else on the segment or in the gossip answers: the
+	recheckRunning            bool
+	recheckStartedAt          time.Time // when it started
+	addressCountLeftToRecheck int
+	// isAnsweringInIsolation is set when nothing else on the segment or in the gossip answers: the
 	// probes found no other holder, and this node answers.
-	isNodeIsolated bool
+	isAnsweringInIsolation bool
 }
 
 // startWithFirstAddress starts the lease with the first held address. The probe for it has just
 // found no holder, or a holder has just offered it.
 func (l *lease) startWithFirstAddress(now time.Time, held int) {
 	if held == 1 && !l.isExpired {
-		*l = lease{lastConfirmedAt: now, lastProbeAt: now}
+		*l = lease{lastAnsweredMessageSentAt: now, lastReachabilityProbeAt: now}
 	}
 }
 
 // recordConfirmation records that something sent at the given time was answered.
 func (l *lease) recordConfirmation(sent time.Time) {
-	if sent.After(l.lastConfirmedAt) {
-		l.lastConfirmedAt = sent
+	if sent.After(l.lastAnsweredMessageSentAt) {
+		l.lastAnsweredMessageSentAt = sent
 	}
 }
 
@@ -58,11 +58,11 @@ func (l *lease) deadline(f stepContext, lastBeaconAt time.Time) time.Time {
 	if l.isExpired {
 		return time.Time{}
 	}
-	until := f.now.Add(f.timing.LeaseAfterLastBeaconTimeout)
+	until := f.now.Add(f.timing.LeaseAfterOwnBeaconTimeout)
 	if len(f.members.memberNames) > 1 {
-		until = lastBeaconAt.Add(f.timing.LeaseAfterLastBeaconTimeout)
+		until = lastBeaconAt.Add(f.timing.LeaseAfterOwnBeaconTimeout)
 	}
-	if end := l.lastConfirmedAt.Add(f.timing.LeaseConfirmationTimeout); !l.isNodeIsolated && end.Before(until) {
+	if end := l.lastAnsweredMessageSentAt.Add(f.timing.LeaseConfirmationTimeout); !l.isAnsweringInIsolation && end.Before(until) {
 		until = end
 	}
 	return until
@@ -71,7 +71,7 @@ func (l *lease) deadline(f stepContext, lastBeaconAt time.Time) time.Time {
 // expireLease forbids this node to answer. Only a sync with the given ID or a later one counts
 // after that.
 func (l *lease) expireLease(now time.Time, nextSyncID uint64) {
-	*l = lease{isExpired: true, expiredAt: now, lastConfirmedAt: l.lastConfirmedAt, firstValidSyncID: nextSyncID}
+	*l = lease{isExpired: true, expiredAt: now, lastAnsweredMessageSentAt: l.lastAnsweredMessageSentAt, firstValidSyncID: nextSyncID}
 }
 
 // leaseActions is what the owner of the lease has to do after a call.
@@ -89,28 +89,28 @@ type leaseActions struct {
 func (l *lease) maintainLease(f stepContext, heldCount int, nextSyncID uint64) leaseActions {
 	var o leaseActions
 	if heldCount == 0 {
-		*l = lease{lastConfirmedAt: f.now}
+		*l = lease{lastAnsweredMessageSentAt: f.now}
 		return o
 	}
 	if l.isExpired {
 		l.tryRegainLease(f, heldCount, &o)
 		return o
 	}
-	unconfirmed := f.now.Sub(l.lastConfirmedAt)
-	if unconfirmed >= f.timing.UnconfirmedBeforeReachabilityProbeDelay && f.now.Sub(l.lastProbeAt) >= f.timing.ReachabilityProbeInterval {
-		l.lastProbeAt = f.now
+	unconfirmed := f.now.Sub(l.lastAnsweredMessageSentAt)
+	if unconfirmed >= f.timing.UnconfirmedBeforeReachabilityProbeDelay && f.now.Sub(l.lastReachabilityProbeAt) >= f.timing.ReachabilityProbeInterval {
+		l.lastReachabilityProbeAt = f.now
 		o.reachabilityProbeCount++
 	}
-	if !l.isNodeIsolated && unconfirmed >= f.timing.LeaseConfirmationTimeout {
+	if !l.isAnsweringInIsolation && unconfirmed >= f.timing.LeaseConfirmationTimeout {
 		l.expireLease(f.now, nextSyncID)
 		l.tryRegainLease(f, heldCount, &o)
 	}
 	return o
 }
 
-// perAddressRecheckTimeout is the additional time for each probed address. The engine spreads
+// extraPerAddressRecheckTimeout is the additional time for each probed address. The engine spreads
 // probes over time.
-const perAddressRecheckTimeout = time.Millisecond
+const extraPerAddressRecheckTimeout = time.Millisecond
 
 // tryRegainLease asks members for their claims. If no member answers, it asks for probes for all
 // held addresses.
@@ -120,15 +120,15 @@ func (l *lease) tryRegainLease(f stepContext, heldCount int, o *leaseActions) {
 		o.askMembersForClaims = true
 		o.reachabilityProbeCount++
 	}
-	recheckTimeout := 2*f.timing.StartupWithoutMembersDelay + time.Duration(heldCount)*perAddressRecheckTimeout
+	recheckTimeout := 2*f.timing.StartupWithoutMembersDelay + time.Duration(heldCount)*extraPerAddressRecheckTimeout
 	switch {
-	case l.recheckRunning && l.addressesLeftToRecheck <= 0:
+	case l.recheckRunning && l.addressCountLeftToRecheck <= 0:
 		l.markRegained(f.now)
 		o.isRegained = true
-		l.isNodeIsolated = f.now.Sub(l.lastConfirmedAt) >= f.timing.LeaseConfirmationTimeout
+		l.isAnsweringInIsolation = f.now.Sub(l.lastAnsweredMessageSentAt) >= f.timing.LeaseConfirmationTimeout
 	case l.recheckRunning && f.now.Sub(l.recheckStartedAt) < recheckTimeout: // wait for the results
 	case f.now.Sub(l.expiredAt) >= f.timing.UnconfirmedBeforeReachabilityProbeDelay+f.extraDelayForOwnLateness():
-		l.recheckRunning, l.recheckStartedAt, l.addressesLeftToRecheck = true, f.now, heldCount
+		l.recheckRunning, l.recheckStartedAt, l.addressCountLeftToRecheck = true, f.now, heldCount
 		o.recheckHeldAddresses = true
 	}
 }
@@ -136,7 +136,7 @@ func (l *lease) tryRegainLease(f stepContext, heldCount int, o *leaseActions) {
 // handleReachabilityProbeResult processes an answer to a reachability probe that was sent at the
 // given time.
 func (l *lease) handleReachabilityProbeResult(sent, now time.Time, nextSyncID uint64) {
-	if l.isNodeIsolated { // no longer: find out what the others did meanwhile
+	if l.isAnsweringInIsolation { // no longer: find out what the others did meanwhile
 		l.expireLease(now, nextSyncID)
 	}
 	l.recordConfirmation(sent)
@@ -146,10 +146,10 @@ func (l *lease) handleReachabilityProbeResult(sent, now time.Time, nextSyncID ui
 // expired. It reports whether another node holds the address.
 func (l *lease) handleRecheckResult(a *addressState, r facts.ProbeResult, now time.Time) (isHeldElsewhere bool) {
 	a.isRechecking = false
-	if !a.isHeld || !l.isExpired || !l.recheckRunning {
+	if !a.isHeldBySelf || !l.isExpired || !l.recheckRunning {
 		return false
 	}
-	l.addressesLeftToRecheck--
+	l.addressCountLeftToRecheck--
 	if r.NoFrameSent {
 		l.recheckRunning, l.expiredAt = false, now // no link works: try later
 		return false
@@ -160,7 +160,7 @@ func (l *lease) handleRecheckResult(a *addressState, r facts.ProbeResult, now ti
 // markRegained lets this node answer again.
 func (l *lease) markRegained(now time.Time) {
 	l.isExpired, l.recheckRunning = false, false
-	l.lastProbeAt = now
+	l.lastReachabilityProbeAt = now
 }
 
 // recordFinishedSync records that a member sent all its claims, and that this node knows them now.
@@ -171,13 +171,13 @@ func (l *lease) recordFinishedSync(id uint64, sent, now time.Time) (isRegained b
 		isRegained = true
 	}
 	l.recordConfirmation(sent)
-	l.isNodeIsolated = false
+	l.isAnsweringInIsolation = false
 	return isRegained
 }
 
 // hasPossibleRivals reports whether another node could hold an address that this node holds.
 func (m *Machine) hasPossibleRivals() bool {
-	if len(m.heldAddresses) == 0 {
+	if len(m.addressesHeldBySelf) == 0 {
 		return false
 	}
 	return len(m.memberNames) > 1 || m.addressGroupsByCandidates.canOthersHoldAddressesOf(m.self)
@@ -188,19 +188,19 @@ func (m *Machine) LeaseDeadline(now time.Time) time.Time {
 	if !m.hasPossibleRivals() {
 		return now.Add(time.Second)
 	}
-	return m.lease.deadline(m.stepContext(), m.liveness.lastBeaconAt)
+	return m.lease.deadline(m.stepContext(), m.liveness.lastOwnBeaconSentAt)
 }
 
-// detectProcessPause expires the lease if the process did not run for so long that another node may
+// handleProcessPause expires the lease if the process did not run for so long that another node may
 // have taken over. What was found out before the pause does not count any more: another node may
 // have taken an address since this node probed for it.
-func (m *Machine) detectProcessPause(now time.Time) {
-	if now.Sub(m.now) <= m.timing.LeaseAfterLastBeaconTimeout {
+func (m *Machine) handleProcessPause(now time.Time) {
+	if now.Sub(m.now) <= m.timing.LeaseAfterOwnBeaconTimeout {
 		return
 	}
-	m.now, m.resumedAt = now, now
+	m.now, m.resumedAfterPauseAt = now, now
 	m.liveness.restartSilenceTimers(now)
-	m.pendingProbes.restartPendingAcquireProbes(&m.dueAddresses, now)
+	m.pendingProbes.restartPendingAcquireProbes(&m.scheduledAddresses, now)
 	if m.hasPossibleRivals() {
 		m.lease.expireLease(now, m.syncRequests.nextRequestID())
 	}
@@ -209,14 +209,14 @@ func (m *Machine) detectProcessPause(now time.Time) {
 // mayHaveStaleMessages reports whether messages from a pause of this process may still wait. An
 // offer among them may have gone to another node meanwhile.
 func (m *Machine) mayHaveStaleMessages() bool {
-	return !m.resumedAt.IsZero() && m.now.Sub(m.resumedAt) < m.timing.OfferTimeout
+	return !m.resumedAfterPauseAt.IsZero() && m.now.Sub(m.resumedAfterPauseAt) < m.timing.OfferTimeout
 }
 
 // maintainLease maintains the lease and does what it asks for.
 func (m *Machine) maintainLease() {
 	heldCount := 0
 	if m.hasPossibleRivals() {
-		heldCount = len(m.heldAddresses)
+		heldCount = len(m.addressesHeldBySelf)
 	}
 	f := m.stepContext()
 	o := m.lease.maintainLease(f, heldCount, m.syncRequests.nextRequestID())
@@ -230,10 +230,10 @@ func (m *Machine) maintainLease() {
 		m.pendingProbes.probeReachability(pendingProbe{}, f, &m.outbox)
 	}
 	if o.isRegained {
-		m.outbox.repeatAnnouncements(m.heldAddresses)
+		m.outbox.repeatAnnouncements(m.addressesHeldBySelf)
 	}
 	if o.recheckHeldAddresses {
-		for _, a := range sortedByIP(m.heldAddresses) {
+		for _, a := range sortedByIP(m.addressesHeldBySelf) {
 			a.isRechecking = true
 			m.pendingProbes.probeAddress(a, f, &m.outbox)
 		}

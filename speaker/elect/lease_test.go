@@ -19,7 +19,7 @@ func newTestLease() (*lease, stepContext) {
 
 func TestLeaseExpiresWithoutAnswers(t *testing.T) {
 	l, f := newTestLease()
-	if end := l.deadline(f, f.now); !end.Equal(testStart.Add(f.timing.LeaseAfterLastBeaconTimeout)) {
+	if end := l.deadline(f, f.now); !end.Equal(testStart.Add(f.timing.LeaseAfterOwnBeaconTimeout)) {
 		t.Errorf("this node may answer until %v, want LeaseTimeout after its last beacon", end)
 	}
 	f.now = testStart.Add(f.timing.UnconfirmedBeforeReachabilityProbeDelay)
@@ -65,7 +65,7 @@ func TestLeaseIsRegainedByASyncAfterThePause(t *testing.T) {
 
 func TestLeaseIsRegainedByProbesInIsolation(t *testing.T) {
 	l, f := newTestLease()
-	held := &addressState{ip: netip.MustParseAddr("192.0.2.1"), isHeld: true, isRechecking: true}
+	held := &addressState{ip: netip.MustParseAddr("192.0.2.1"), isHeldBySelf: true, isRechecking: true}
 	l.expireLease(f.now, 4)
 	f.now = f.now.Add(f.timing.LeaseConfirmationTimeout)
 	if o := l.maintainLease(f, 1, 4); !o.recheckHeldAddresses {
@@ -78,7 +78,7 @@ func TestLeaseIsRegainedByProbesInIsolation(t *testing.T) {
 	if l.handleRecheckResult(held, facts.ProbeResult{}, f.now) {
 		t.Error("a probe without an answer shows another holder")
 	}
-	if o := l.maintainLease(f, 1, 4); !o.isRegained || l.isExpired || !l.isNodeIsolated {
+	if o := l.maintainLease(f, 1, 4); !o.isRegained || l.isExpired || !l.isAnsweringInIsolation {
 		t.Error("after probes without an answer this node does not answer again")
 	}
 	l.handleReachabilityProbeResult(f.now, f.now, 4)
@@ -89,7 +89,7 @@ func TestLeaseIsRegainedByProbesInIsolation(t *testing.T) {
 
 func TestLeaseRecheckFindsAnotherHolder(t *testing.T) {
 	l, f := newTestLease()
-	held := &addressState{ip: netip.MustParseAddr("192.0.2.1"), isHeld: true, isRechecking: true}
+	held := &addressState{ip: netip.MustParseAddr("192.0.2.1"), isHeldBySelf: true, isRechecking: true}
 	l.expireLease(f.now, 4)
 	answered := facts.ProbeResult{AnsweringMACs: []facts.MAC{{2}}}
 	if l.handleRecheckResult(held, answered, f.now) {

@@ -24,8 +24,8 @@ const beaconsPerAck = 4
 // form a ring, ordered by a hash of their names. Each sends beacons to the next two, so that the
 // cost grows with the number of nodes and not with its square.
 type livenessWatch struct {
-	beaconSeq                 uint64
-	lastBeaconAt              time.Time
+	lastOwnBeaconSeq          uint64
+	lastOwnBeaconSentAt       time.Time
 	beaconSendTimesBySequence [16]time.Time // send times of the last beacons, by sequence number
 	// watchersOfSelf are the members that watch this node. membersWatchedBySelf are those that this
 	// node watches.
@@ -49,9 +49,9 @@ type livenessWatch struct {
 	adoptedNodes []string
 	// lastSeenAtBySilentNode is the last sign of life of each silent node.
 	lastSeenAtBySilentNode map[string]time.Time
-	missed                 missedBeacons
-	// lastReceivedAt is when this node last received a message of any member.
-	lastReceivedAt time.Time
+	missedBeacons          missedBeacons
+	// lastMessageReceivedAt is when this node last received a message of any member.
+	lastMessageReceivedAt time.Time
 	// claimsChangedAt is when this node last learnt of another claim, or made one.
 	claimsChangedAt time.Time
 	ownStepDelay    decayingMaxDelay // of the steps of this node
@@ -93,7 +93,7 @@ func (w *livenessWatch) lastSeenAt(n string) time.Time { return w.lastSeenAtBySi
 
 // restartSilenceTimers counts every silence from now on, because this node itself did not run.
 func (w *livenessWatch) restartSilenceTimers(now time.Time) {
-	w.lastReceivedAt = now
+	w.lastMessageReceivedAt = now
 	for _, h := range w.recordsByMember {
 		h.lastSignOfLifeAt, h.lastBeaconHeardAt = now, time.Time{}
 	}
@@ -108,7 +108,7 @@ func (w *livenessWatch) forgetGoneMembers(members map[string]facts.Member) {
 			delete(w.deadRunNonceByNode, n)
 			delete(w.leavingNodes, n)
 			delete(w.connectedWitnessesBySilentNode, n)
-			w.missed.forgetMember(n)
+			w.missedBeacons.forgetMember(n)
 		}
 	}
 	maps.DeleteFunc(w.deathConfirmationDelayByNode, func(n string, _ *decayingMaxDelay) bool { _, ok := members[n]; return !ok })
@@ -207,8 +207,9 @@ func (w *livenessWatch) findAdoptedNodesDueForSync(f stepContext) livenessAction
 	return o
 }
 
-// recordSignOfLife records a sign of life. It reports whether the node is declared alive by it.
-func (w *livenessWatch) recordSignOfLife(n string, f stepContext, out *outbox) bool {
+// recordSignOfLifeAndRetract records a sign of life. It reports whether the node is declared alive
+// by it.
+func (w *livenessWatch) recordSignOfLifeAndRetract(n string, f stepContext, out *outbox) bool {
 	h := w.recordsByMember[n]
 	if h == nil {
 		return false
@@ -218,13 +219,13 @@ func (w *livenessWatch) recordSignOfLife(n string, f stepContext, out *outbox) b
 		return false
 	}
 	h.isSilent, h.silenceReportedAt, h.retractionsLeft = false, f.now, retractionRepeatCount
-	return w.broadcastSuspicion(n, h, f, out)
+	return w.broadcastSuspicionOrRetraction(n, h, f, out)
 }
 
 // recordSyncAnswer records that a member sent all its claims. Any report of its death is wrong.
 func (w *livenessWatch) recordSyncAnswer(from string, f stepContext, out *outbox) livenessActions {
 	var o livenessActions
-	o.addNodeIfLivenessChanged(from, w.recordSignOfLife(from, f, out))
+	o.addNodeIfLivenessChanged(from, w.recordSignOfLifeAndRetract(from, f, out))
 	o.addNodeIfLivenessChanged(from, w.declareAlive(from, f))
 	return o
 }
@@ -232,27 +233,27 @@ func (w *livenessWatch) recordSyncAnswer(from string, f stepContext, out *outbox
 // sendDueBeacon sends the beacon of this node to its watchers when it is due. It reports whether it
 // was.
 func (w *livenessWatch) sendDueBeacon(f stepContext, out *outbox) bool {
-	if len(f.members.memberNames) < 2 || f.now.Sub(w.lastBeaconAt) < f.timing.BeaconInterval {
+	if len(f.members.memberNames) < 2 || f.now.Sub(w.lastOwnBeaconSentAt) < f.timing.BeaconInterval {
 		return false
 	}
-	w.lastBeaconAt = f.now
+	w.lastOwnBeaconSentAt = f.now
 	w.sendBeacon(w.watchersOfSelf, f, out)
 	return true
 }
 
 func (w *livenessWatch) sendBeacon(names []string, f stepContext, out *outbox) {
-	w.beaconSeq++
-	w.beaconSendTimesBySequence[w.beaconSeq%uint64(len(w.beaconSendTimesBySequence))] = f.now
+	w.lastOwnBeaconSeq++
+	w.beaconSendTimesBySequence[w.lastOwnBeaconSeq%uint64(len(w.beaconSendTimesBySequence))] = f.now
 	for i, n := range names {
 		var flags byte
 		if f.isHandingOverAll {
 			flags |= flagLeaving
 		}
-		if (w.beaconSeq+uint64(i)*beaconsPerAck/watchersPerMember)%beaconsPerAck == 0 {
+		if (w.lastOwnBeaconSeq+uint64(i)*beaconsPerAck/watchersPerMember)%beaconsPerAck == 0 {
 			flags |= flagAckRequested
 		}
 		b := binary.AppendUvarint(out.beginMessage(kindBeacon), f.runNonce)
-		b = binary.AppendUvarint(b, w.beaconSeq)
+		b = binary.AppendUvarint(b, w.lastOwnBeaconSeq)
 		b = binary.AppendUvarint(b, f.claimsDigest)
 		out.sendUrgentMessage(n, append(b, flags))
 	}
@@ -277,12 +278,12 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepContex
 		return o
 	}
 	if slices.Contains(w.membersWatchedBySelf, from) {
-		w.missed.countBeaconsMissedInGap(from, h.lastSeq, seq)
+		w.missedBeacons.countBeaconsMissedInGap(from, h.lastSeq, seq)
 		h.recordBeaconDelay(seq, f)
 	}
 	h.lastSeq = seq
 	w.leavingNodes[from] = flags&flagLeaving != 0
-	o.addNodeIfLivenessChanged(from, w.recordSignOfLife(from, f, out))
+	o.addNodeIfLivenessChanged(from, w.recordSignOfLifeAndRetract(from, f, out))
 	if _, ok := w.deadRunNonceByNode[from]; ok && len(w.reportedNoncesBySilentNode[from]) == 0 {
 		o.addNodeIfLivenessChanged(from, w.declareAlive(from, f))
 	}
@@ -305,11 +306,11 @@ func (w *livenessWatch) handleBeaconAck(
 	from string, r *messageReader, f stepContext, confirmedAt time.Time,
 ) (sent time.Time, o livenessActions) {
 	nonce, seq, digest := r.readUvarint(), r.readUvarint(), r.readUvarint()
-	if r.err != nil || nonce != f.runNonce || seq > w.beaconSeq || w.beaconSeq-seq >= uint64(len(w.beaconSendTimesBySequence)) {
+	if r.err != nil || nonce != f.runNonce || seq > w.lastOwnBeaconSeq || w.lastOwnBeaconSeq-seq >= uint64(len(w.beaconSendTimesBySequence)) {
 		return time.Time{}, o
 	}
 	sent = w.beaconSendTimesBySequence[seq%uint64(len(w.beaconSendTimesBySequence))]
-	isClaimUnderWay := sent.Sub(confirmedAt) < f.timing.SilenceTimeout && f.now.Sub(w.claimsChangedAt) < f.timing.SilenceTimeout
+	isClaimUnderWay := sent.Sub(confirmedAt) < f.timing.MemberSilenceTimeout && f.now.Sub(w.claimsChangedAt) < f.timing.MemberSilenceTimeout
 	if digest == f.claimsDigest || isClaimUnderWay {
 		return sent, o
 	}
@@ -330,15 +331,15 @@ func (h *beaconRecord) shouldSyncForDigest(digest uint64, extraDelay time.Durati
 		h.digestDiffersSince = f.now
 	}
 	if f.now.Sub(h.digestDiffersSince) < 2*f.timing.BeaconInterval+extraDelay ||
-		f.now.Sub(h.syncRequestedAt) < f.timing.SilenceTimeout+extraDelay {
+		f.now.Sub(h.syncRequestedAt) < f.timing.MemberSilenceTimeout+extraDelay {
 		return false
 	}
 	h.syncRequestedAt = f.now
 	return true
 }
 
-// detectSilence detects the silence of watched nodes and reports it.
-func (w *livenessWatch) detectSilence(f stepContext, out *outbox) livenessActions {
+// detectAndReportSilence detects the silence of watched nodes and reports it.
+func (w *livenessWatch) detectAndReportSilence(f stepContext, out *outbox) livenessActions {
 	var o livenessActions
 	for _, n := range slices.Concat(w.membersWatchedBySelf, w.adoptedNodes) {
 		h := w.recordsByMember[n]
@@ -350,13 +351,13 @@ func (w *livenessWatch) detectSilence(f stepContext, out *outbox) livenessAction
 			h.silenceReportedAt = time.Time{}
 		}
 		if h.isSilent && slices.Contains(w.membersWatchedBySelf, n) {
-			w.missed.countBeaconsMissedInSilence(n, f.now.Sub(h.lastSignOfLifeAt), f.timing.BeaconInterval)
+			w.missedBeacons.countBeaconsMissedInSilence(n, f.now.Sub(h.lastSignOfLifeAt), f.timing.BeaconInterval)
 		}
 		if (!h.isSilent && h.retractionsLeft == 0) || f.now.Sub(h.silenceReportedAt) < 2*f.timing.BeaconInterval {
 			continue
 		}
 		h.silenceReportedAt = f.now // repeat it, since datagrams get lost
-		o.addNodeIfLivenessChanged(n, w.broadcastSuspicion(n, h, f, out))
+		o.addNodeIfLivenessChanged(n, w.broadcastSuspicionOrRetraction(n, h, f, out))
 		switch {
 		case !h.isSilent:
 			h.retractionsLeft--
@@ -367,15 +368,15 @@ func (w *livenessWatch) detectSilence(f stepContext, out *outbox) livenessAction
 	return o
 }
 
-// confirmSelfNotCutOff records that a gateway or another node answered this node while the given
-// node was silent: this node is not cut off.
-func (w *livenessWatch) confirmSelfNotCutOff(n string, f stepContext, out *outbox) livenessActions {
+// reportAsConnectedWitness records that a gateway or another node answered this node while the
+// given node was silent: this node is not cut off.
+func (w *livenessWatch) reportAsConnectedWitness(n string, f stepContext, out *outbox) livenessActions {
 	var o livenessActions
 	h := w.recordsByMember[n]
 	if h != nil && h.isSilent && !w.isConnectedWitness(n, f.members.self) {
 		w.addConnectedWitness(n, f.members.self)
 		h.silenceReportedAt = f.now
-		o.addNodeIfLivenessChanged(n, w.broadcastSuspicion(n, h, f, out))
+		o.addNodeIfLivenessChanged(n, w.broadcastSuspicionOrRetraction(n, h, f, out))
 	}
 	return o
 }
@@ -386,7 +387,7 @@ func (w *livenessWatch) nextDeadline(f stepContext) time.Time {
 	if len(f.members.memberNames) < 2 {
 		return time.Time{}
 	}
-	next := w.lastBeaconAt.Add(f.timing.BeaconInterval)
+	next := w.lastOwnBeaconSentAt.Add(f.timing.BeaconInterval)
 	for _, n := range w.membersWatchedBySelf {
 		if h := w.recordsByMember[n]; h != nil && !h.isSilent {
 			if t := h.lastSignOfLifeAt.Add(w.silenceTimeoutOf(n, f)); t.Before(next) {

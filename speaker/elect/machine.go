@@ -22,27 +22,27 @@ import (
 
 // Machine is the state of the protocol on one node.
 type Machine struct {
-	runNonce  uint64
-	timing    Timing
-	startedAt time.Time
-	now       time.Time // time of the current step
-	resumedAt time.Time // when the process ran again after its last pause
+	runNonce            uint64
+	timing              Timing
+	startedAt           time.Time
+	now                 time.Time // time of the current step
+	resumedAfterPauseAt time.Time // when the process ran again after its last pause
 
-	addressesByIP map[netip.Addr]*addressState
-	heldAddresses map[*addressState]struct{} // addresses that this node answers for
+	addressesByIP       map[netip.Addr]*addressState
+	addressesHeldBySelf map[*addressState]struct{} // addresses that this node answers for
 	// addresses with claims, by the claim's holder
 	addressesByHolder map[string]map[*addressState]struct{}
 	// acquisitions to start at the end of the step
 	addressesToAcquire        map[*addressState]struct{}
-	dueAddresses              addressQueue
+	scheduledAddresses        addressWorkSchedule
 	claimBuckets              claimBuckets
 	claimsDigest              uint64 // XOR of the buckets' digests
-	addressGroupsByCandidates addressGroups
+	addressGroupsByCandidates sameCandidatesGroups
 	addressesWithOrphanClaim  map[*addressState]struct{}
 	// when forgetAddressesWithoutCandidates last examined a bucket
-	lastSweepAt           time.Time
-	lastForgetSweepBucket int
-	lastRebalanceAt       time.Time // when a rebalance was last considered
+	lastForgetSweepAt         time.Time
+	lastForgetSweepBucket     int
+	rebalanceLastConsideredAt time.Time // when a rebalance was last considered
 
 	membership
 	liveness livenessWatch
@@ -67,15 +67,15 @@ func NewMachine(self string, nonce uint64, timing Timing, now time.Time) *Machin
 	m := &Machine{
 		runNonce: nonce, timing: timing, startedAt: now, now: now,
 		addressesByIP:             map[netip.Addr]*addressState{},
-		dueAddresses:              newAddressQueue(),
-		heldAddresses:             map[*addressState]struct{}{},
+		scheduledAddresses:        newAddressWorkSchedule(),
+		addressesHeldBySelf:       map[*addressState]struct{}{},
 		addressesByHolder:         map[string]map[*addressState]struct{}{},
 		addressesToAcquire:        map[*addressState]struct{}{},
-		addressGroupsByCandidates: addressGroups{},
-		outbox:                    outbox{claimRepeatsLeft: map[*addressState]int{}},
+		addressGroupsByCandidates: sameCandidatesGroups{},
+		outbox:                    outbox{claimRepeatsLeftByAddress: map[*addressState]int{}},
 		addressesWithOrphanClaim:  map[*addressState]struct{}{},
-		lastSweepAt:               now,
-		lastRebalanceAt:           now,
+		lastForgetSweepAt:         now,
+		rebalanceLastConsideredAt: now,
 		membership:                membership{self: self, membersChangedAt: now, nodesByMAC: map[facts.MAC]string{}},
 		liveness:                  newLivenessWatch(),
 		lastSyncAnswerAtByMember:  map[string]time.Time{},
@@ -89,8 +89,8 @@ func NewMachine(self string, nonce uint64, timing Timing, now time.Time) *Machin
 // Step processes facts that become known at one time. It returns what has to be done, in order.
 func (m *Machine) Step(now time.Time, inputs ...Input) []Effect {
 	m.outbox.beginStep()
-	recordOwnStepDelay(m, now)
-	m.detectProcessPause(now)
+	recordAndDiscountOwnStepDelay(m, now)
+	m.handleProcessPause(now)
 	m.now = now
 	for _, in := range inputs {
 		m.applyInput(in)
@@ -151,20 +151,20 @@ func (m *Machine) performDueWork() {
 		m.outbox.repeatNewClaims(m.claimReceivers)
 	}
 	m.performLivenessActions(m.liveness.findAdoptedNodesDueForSync(m.stepContext()))
-	m.performLivenessActions(m.liveness.detectSilence(m.stepContext(), &m.outbox))
+	m.performLivenessActions(m.liveness.detectAndReportSilence(m.stepContext(), &m.outbox))
 	m.maintainLease()
 	m.beginAcquisitions()
 	for range maxDueAddressesPerStep {
-		a := m.dueAddresses.takeDueAddress(m.now)
+		a := m.scheduledAddresses.takeDueAddress(m.now)
 		if a == nil {
 			break
 		}
 		switch {
 		case a.acquisition != nil:
 			a.acquisition.isProbing = true
-			m.pendingProbes.probeAddress(a, stepContextForLateHolder(m, a), &m.outbox)
+			m.pendingProbes.probeAddress(a, stepContextWithExtraProbeTime(m, a), &m.outbox)
 			// in case that the probe's result is lost
-			m.dueAddresses.scheduleAddress(a, m.now.Add(10*m.timing.StartupWithoutMembersDelay))
+			m.scheduledAddresses.scheduleAddress(a, m.now.Add(10*m.timing.StartupWithoutMembersDelay))
 		case a.move != nil:
 			m.offerToNextCandidate(a)
 		case a.orphanClaim.Epoch > 0:
@@ -173,7 +173,7 @@ func (m *Machine) performDueWork() {
 	}
 	m.rebalanceHeldAddresses()
 	m.forgetAddressesWithoutCandidates()
-	if m.shutdownHandoverRequested && !m.shutdownHandoverReported && len(m.heldAddresses) == 0 {
+	if m.shutdownHandoverRequested && !m.shutdownHandoverReported && len(m.addressesHeldBySelf) == 0 {
 		m.shutdownHandoverReported = true
 		m.outbox.shutdownHandoverFinished = true
 	}
@@ -207,7 +207,7 @@ func (f stepContext) acquisitionsAllowedAt(startedAt time.Time) time.Time {
 
 // NextDeadline returns when the Machine has to be stepped with TimePassed, at the latest.
 func (m *Machine) NextDeadline() time.Time {
-	next := m.now.Add(m.timing.LeaseAfterLastBeaconTimeout / 2)
+	next := m.now.Add(m.timing.LeaseAfterOwnBeaconTimeout / 2)
 	earlier := func(t time.Time) {
 		if !t.IsZero() && t.Before(next) {
 			next = t
@@ -217,7 +217,7 @@ func (m *Machine) NextDeadline() time.Time {
 	if !m.acquisitionsAllowed && m.firstBidsReceived {
 		earlier(m.stepContext().acquisitionsAllowedAt(m.startedAt))
 	}
-	earlier(m.dueAddresses.nextDueAt())
+	earlier(m.scheduledAddresses.nextDueAt())
 	if len(m.addressesToAcquire) > 0 { // the last step had too many
 		earlier(m.now)
 	}
@@ -244,7 +244,7 @@ func (m *Machine) applyBids(in BidsChanged) {
 		a := m.ensureAddressState(b.Address)
 		old := a.bid
 		a.bid = b
-		if a.isHeld && haveBidLinksChanged(old, b) && len(b.OwnLinkIndexes) > 0 {
+		if a.isHeldBySelf && haveBidLinksChanged(old, b) && len(b.OwnLinkIndexes) > 0 {
 			// without links it answers on the old ones until another node takes over
 			m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: b.OwnLinkIndexes}})
 		}
@@ -259,7 +259,7 @@ func (m *Machine) applyMembers(set facts.MemberSet) {
 	m.outbox.messageFormat = newestCommonMessageFormat(m.membersByName, m.self)
 	m.liveness.updateMembers(m.stepContext())
 	m.claimReceivers = m.orderClaimReceivers(m.liveness.watchersOfSelf)
-	mine := sortedByIP(m.heldAddresses)
+	mine := sortedByIP(m.addressesHeldBySelf)
 	for _, n := range m.memberNames {
 		if p, ok := old[n]; !ok || p.RunNonce != m.membersByName[n].RunNonce {
 			m.membersChangedAt = m.now

@@ -13,13 +13,15 @@ import (
 // other. It knows nothing of silence: a member may be dead. Call replaceMembers for each new set.
 // The owner sets membersChangedAt when a member came or went.
 type membership struct {
-	self             string
-	membersByName    map[string]facts.Member
-	memberNames      []string             // sorted
-	watchRing        []string             // the members in the order in which they watch each other
-	ringPositions    map[string]int       // index in watchRing
-	otherMembers     []string             // memberNames without this node
-	claimReceivers   []string             // otherMembers in the order in which they get new claims
+	self          string
+	membersByName map[string]facts.Member
+	memberNames   []string // sorted
+	// the members in the order in which they watch each other
+	watchRing            []string
+	ringPositionByMember map[string]int // index in watchRing
+	otherMembers         []string       // memberNames without this node
+	// claimReceivers are otherMembers in the order in which they get new claims.
+	claimReceivers   []string
 	nodesByMAC       map[facts.MAC]string // current or last owner of each Ethernet address
 	membersChangedAt time.Time
 }
@@ -48,20 +50,20 @@ func (s *membership) replaceMembers(set facts.MemberSet, nonce uint64) (old map[
 // buildWatchRing orders the members by a hash of their names. Nodes in one rack may fail together,
 // and their names are often adjacent in alphabetical order.
 func (s *membership) buildWatchRing() {
-	s.watchRing, s.ringPositions = slices.Clone(s.memberNames), make(map[string]int, len(s.memberNames))
+	s.watchRing, s.ringPositionByMember = slices.Clone(s.memberNames), make(map[string]int, len(s.memberNames))
 	hash := func(n string) uint64 { return rendezvousWeight(netip.IPv6Unspecified(), n) }
 	slices.SortFunc(s.watchRing, func(x, y string) int {
 		return cmp.Or(cmp.Compare(hash(x), hash(y)), cmp.Compare(x, y))
 	})
 	for i, n := range s.watchRing {
-		s.ringPositions[n] = i
+		s.ringPositionByMember[n] = i
 	}
 }
 
 // ringNeighbours returns the k members after n in the ring, without n. A negative k returns the
 // members before n.
 func (s *membership) ringNeighbours(n string, k int) []string {
-	i := s.ringPositions[n]
+	i := s.ringPositionByMember[n]
 	step, size := 1, len(s.watchRing)
 	if k < 0 {
 		step, k = size-1, -k

@@ -6,34 +6,34 @@ import "time"
 // receive. The zero value has counted none.
 type missedBeacons struct {
 	total uint64
-	// countedByMember has what is counted of the present silence of a member.
-	countedByMember map[string]uint64
+	// presentSilenceCountByMember has what is counted of the present silence of a member.
+	presentSilenceCountByMember map[string]uint64
 }
 
 // countBeaconsMissedInGap counts the beacons between two that arrived. What was counted while the
 // member was silent is not counted again.
 func (m *missedBeacons) countBeaconsMissedInGap(member string, lastSeq, seq uint64) {
-	if missed := seq - lastSeq - 1; lastSeq != 0 && missed > m.countedByMember[member] {
-		m.total += missed - m.countedByMember[member]
+	if missed := seq - lastSeq - 1; lastSeq != 0 && missed > m.presentSilenceCountByMember[member] {
+		m.total += missed - m.presentSilenceCountByMember[member]
 	}
-	delete(m.countedByMember, member)
+	delete(m.presentSilenceCountByMember, member)
 }
 
 // countBeaconsMissedInSilence counts the beacons that a silent member should have sent so far.
 func (m *missedBeacons) countBeaconsMissedInSilence(member string, silence, interval time.Duration) {
 	due := uint64(silence / interval)
-	if due <= m.countedByMember[member] {
+	if due <= m.presentSilenceCountByMember[member] {
 		return
 	}
-	if m.countedByMember == nil {
-		m.countedByMember = map[string]uint64{}
+	if m.presentSilenceCountByMember == nil {
+		m.presentSilenceCountByMember = map[string]uint64{}
 	}
-	m.total += due - m.countedByMember[member]
-	m.countedByMember[member] = due
+	m.total += due - m.presentSilenceCountByMember[member]
+	m.presentSilenceCountByMember[member] = due
 }
 
 // forgetMember forgets the silence of a member that is gone.
-func (m *missedBeacons) forgetMember(member string) { delete(m.countedByMember, member) }
+func (m *missedBeacons) forgetMember(member string) { delete(m.presentSilenceCountByMember, member) }
 
 // CountMissedBeacons returns how many beacons of watched members did not arrive at the node of m.
-func CountMissedBeacons(m *Machine) uint64 { return m.liveness.missed.total }
+func CountMissedBeacons(m *Machine) uint64 { return m.liveness.missedBeacons.total }

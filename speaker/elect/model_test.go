@@ -84,9 +84,9 @@ type modelRun struct {
 	// lose, delay or reorder.
 	lossesLeft, delaysLeft, messageReorderingsLeft int
 	pendingFault                                   func(*modelRun) // happens once, at a chosen slot
-	lastFaultSlot                                  int
+	maxFaultSlot                                   int
 	gossipPartitionByNode, lanPartitionByNode      [3]int
-	isDeaf                                         [3]bool // no message reaches the node
+	isDeafByNode                                   [3]bool // no message reaches the node
 	// states that any run has reached
 	seenStates       map[uint64]bool
 	reachedSeenState bool
@@ -111,7 +111,7 @@ type modelNode struct {
 	pausedUntilSlot  int // slot at which the pause ends
 	inbox            []Input
 	nextStepDeadline time.Time
-	leaving          bool
+	isShuttingDown   bool
 }
 
 type modelMessage struct {
@@ -302,7 +302,7 @@ func (w *modelRun) deliverDueMessages() {
 }
 
 func (w *modelRun) deliverMessage(m modelMessage) {
-	if w.gossipPartitionByNode[m.from] == w.gossipPartitionByNode[m.to] && !w.isDeaf[m.to] {
+	if w.gossipPartitionByNode[m.from] == w.gossipPartitionByNode[m.to] && !w.isDeafByNode[m.to] {
 		w.stepNode(w.nodes[m.to], MessageReceived{From: modelNodeName(m.from), Payload: m.payload})
 	}
 }
@@ -359,7 +359,7 @@ func (w *modelRun) checkOneAnswererPerEpoch() {
 // reached.
 func (w *modelRun) runSlots(slots int) {
 	for end := w.currentSlot + slots; w.currentSlot < end && !w.reachedSeenState; {
-		if w.pendingFault != nil && w.currentSlot%4 == 0 && (w.choiceSource.choose(2) == 0 || w.currentSlot >= w.lastFaultSlot) {
+		if w.pendingFault != nil && w.currentSlot%4 == 0 && (w.choiceSource.choose(2) == 0 || w.currentSlot >= w.maxFaultSlot) {
 			w.pendingFault(w)
 			w.pendingFault = nil
 		}
@@ -388,7 +388,7 @@ func (w *modelRun) endLossesDelaysAndReordering() {
 // stateFingerprint is a hash of all that decides what happens next.
 func (w *modelRun) stateFingerprint() uint64 {
 	h := fnv.New64a()
-	fmt.Fprint(h, w.currentSlot, w.lossesLeft, w.delaysLeft, w.messageReorderingsLeft, w.pendingFault == nil, w.gossipPartitionByNode, w.lanPartitionByNode, w.isDeaf, w.takeCountByAddress)
+	fmt.Fprint(h, w.currentSlot, w.lossesLeft, w.delaysLeft, w.messageReorderingsLeft, w.pendingFault == nil, w.gossipPartitionByNode, w.lanPartitionByNode, w.isDeafByNode, w.takeCountByAddress)
 	for _, n := range w.nodes {
 		fmt.Fprint(h, n.pausedUntilSlot, len(n.heldAddresses), n.answerDeadline.UnixNano(), len(n.inbox))
 		if n.machine != nil {

@@ -46,7 +46,7 @@ func (m *Machine) offerAddress(a *addressState, to string) {
 	v.offeredEpoch = max(v.offeredEpoch, a.highestKnownClaim.Epoch) + 1
 	v.target = to
 	v.triedNodes = append(v.triedNodes, to)
-	m.dueAddresses.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout+m.liveness.extraDelayForMember(to, m.stepContext())))
+	m.scheduledAddresses.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout+m.liveness.extraDelayForMember(to, m.stepContext())))
 	m.outbox.queueClaim(kindOffer, to, Claim{Address: a.ip, Holder: to, Epoch: v.offeredEpoch})
 	m.updateAddressGroupCounts(a) // place the next address as if this one had moved
 }
@@ -57,7 +57,7 @@ func (m *Machine) offerAddress(a *addressState, to string) {
 func (m *Machine) offerToNextCandidate(a *addressState) {
 	v := a.move
 	if v.forRebalance {
-		a.endMove(&m.dueAddresses)
+		a.endMove(&m.scheduledAddresses)
 		m.updateAddressGroupCounts(a)
 		return
 	}
@@ -72,12 +72,12 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 	switch {
 	case v.inEndpointGracePeriod:
 		retryDelay = m.timing.GracePeriodOfferInterval
-	case !a.canServe(m.self):
+	case !a.canBeHeldBySelf(m.self):
 		m.releaseAddress(a, reasonNoTaker)
 		return
 	}
 	v.target, v.triedNodes = "", nil
-	m.dueAddresses.scheduleAddress(a, m.now.Add(retryDelay))
+	m.scheduledAddresses.scheduleAddress(a, m.now.Add(retryDelay))
 	m.updateAddressGroupCounts(a)
 }
 
@@ -86,12 +86,12 @@ func (m *Machine) offerToNextCandidate(a *addressState) {
 func (m *Machine) handleOffers(from string, claims []Claim) {
 	for _, c := range claims {
 		a := m.ensureAddressState(c.Address)
-		able := a.canServe(m.self) && !m.shutdownHandoverRequested && m.acquisitionsAllowed && !m.lease.isExpired && !m.mayHaveStaleMessages()
+		able := a.canBeHeldBySelf(m.self) && !m.shutdownHandoverRequested && m.acquisitionsAllowed && !m.lease.isExpired && !m.mayHaveStaleMessages()
 		// A delayed offer, for example because of a cut cable, may come from a node that is no
 		// longer the holder.
 		known := a.highestKnownClaim
 		stale := c.Epoch <= known.Epoch || (known.Holder != from && m.isLiveClaim(known))
-		if !able || stale || a.isHeld || c.Holder != m.self {
+		if !able || stale || a.isHeldBySelf || c.Holder != m.self {
 			m.outbox.queueClaim(kindRefusal, from, c)
 			continue
 		}
@@ -113,7 +113,7 @@ func (m *Machine) handleRefusals(from string, claims []Claim) {
 func (m *Machine) beginShutdownHandover() {
 	m.shutdownHandoverRequested = true
 	m.liveness.sendBeacon(m.otherMembers, m.stepContext(), &m.outbox)
-	for _, a := range sortedByIP(m.heldAddresses) {
+	for _, a := range sortedByIP(m.addressesHeldBySelf) {
 		m.reconcileAddress(a)
 	}
 	for _, a := range m.addressesByIP {

@@ -9,7 +9,7 @@ type outbox struct {
 	addressEffects    []Effect
 	claimsToBroadcast []Claim // claims for all members
 	// their addresses: the repetitions start after this step
-	newlyClaimed             []*addressState
+	addressesOfNewClaims     []*addressState
 	claimsByBatch            map[claimBatchKey][]Claim
 	claimBatchOrder          []claimBatchKey // order of claimsByBatch
 	urgentMessages           []SendMessage   // urgent ones
@@ -17,8 +17,8 @@ type outbox struct {
 	bulkMessages             []SendMessage   // claims for all members
 	otherEffects             []Effect
 	shutdownHandoverFinished bool
-	// claimRepeatsLeft has the new claims, with the number of repetitions that are left.
-	claimRepeatsLeft map[*addressState]int
+	// claimRepeatsLeftByAddress has the new claims, with the number of repetitions that are left.
+	claimRepeatsLeftByAddress map[*addressState]int
 	// messageFormat is the version of the wire format that all members read.
 	messageFormat byte
 }
@@ -39,7 +39,7 @@ const maxRepeatedClaimsPerStep = 10 * maxClaimsPerMessage
 
 // beginStep drops the effects of the last step.
 func (o *outbox) beginStep() {
-	*o = outbox{claimRepeatsLeft: o.claimRepeatsLeft, messageFormat: o.messageFormat}
+	*o = outbox{claimRepeatsLeftByAddress: o.claimRepeatsLeftByAddress, messageFormat: o.messageFormat}
 }
 
 // beginMessage returns the header of a message that all members can read.
@@ -49,9 +49,9 @@ func (o *outbox) beginMessage(kind byte) []byte { return encodeMessageHeader(o.m
 // the messages that make another node stop.
 func (o *outbox) orderedEffects(members []string) []Effect {
 	out := o.addressEffects
-	if len(o.newlyClaimed) <= maxRepeatedClaimsPerStep {
-		for _, a := range o.newlyClaimed {
-			o.claimRepeatsLeft[a] = claimRepeatCount
+	if len(o.addressesOfNewClaims) <= maxRepeatedClaimsPerStep {
+		for _, a := range o.addressesOfNewClaims {
+			o.claimRepeatsLeftByAddress[a] = claimRepeatCount
 		}
 	}
 	o.sendClaims(o.claimsToBroadcast, members)
@@ -73,16 +73,16 @@ func (o *outbox) orderedEffects(members []string) []Effect {
 // broadcastClaim sends the claim to the address to all members, now and with the next beacons.
 func (o *outbox) broadcastClaim(a *addressState) {
 	o.claimsToBroadcast = append(o.claimsToBroadcast, a.highestKnownClaim)
-	o.newlyClaimed = append(o.newlyClaimed, a)
+	o.addressesOfNewClaims = append(o.addressesOfNewClaims, a)
 }
 
 // repeatNewClaims sends new claims again.
 func (o *outbox) repeatNewClaims(members []string) {
 	var again []Claim
-	for a, left := range o.claimRepeatsLeft {
+	for a, left := range o.claimRepeatsLeftByAddress {
 		again = append(again, a.highestKnownClaim)
-		if o.claimRepeatsLeft[a] = left - 1; left <= 1 {
-			delete(o.claimRepeatsLeft, a)
+		if o.claimRepeatsLeftByAddress[a] = left - 1; left <= 1 {
+			delete(o.claimRepeatsLeftByAddress, a)
 		}
 	}
 	slices.SortFunc(again, func(x, y Claim) int { return x.Address.Compare(y.Address) })

@@ -56,13 +56,13 @@ func TestBusyProcessorsCauseNoFalseDeaths(t *testing.T) {
 		if most := len(addresses) + held + held/2; w.addressTakeCount > most {
 			t.Errorf("seed %d: addresses were taken %d times, want %d at most", seed, w.addressTakeCount, most)
 		}
-		w.requireAnswersWithin(time.Second, seed)
+		w.runThenRequireHolderAndAnswer(time.Second, seed)
 	}
 }
 
-// requireAnswersWithin lets time pass, and fails unless one node holds each address at the end and
-// has answered meanwhile. On a busy machine the lease of a holder may end for a moment.
-func (w *clusterSimulation) requireAnswersWithin(d time.Duration, seed int64) {
+// runThenRequireHolderAndAnswer lets time pass, and fails unless one node holds each address at the
+// end and has answered meanwhile. On a busy machine the lease of a holder may end for a moment.
+func (w *clusterSimulation) runThenRequireHolderAndAnswer(d time.Duration, seed int64) {
 	w.t.Helper()
 	answered := map[netip.Addr]bool{}
 	for end := w.now.Add(d); w.now.Before(end); {
@@ -95,7 +95,7 @@ func TestFormerHolderLearnsOfLargeTakeoverPromptly(t *testing.T) {
 		t.Skip("5,000 addresses on 100 nodes take ten seconds")
 	}
 	w := newClusterSimulation(t, 1, 100, 5000)
-	w.messagesPerMillisecond = 25
+	w.maxSentMessagesPerMillisecond = 25
 	former, next := w.nodeNames[10], w.nodeNames[60]
 	for _, name := range w.nodeNames {
 		w.nodesByName[name].hasServingEndpoint = name == former

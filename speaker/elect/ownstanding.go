@@ -8,21 +8,21 @@ type ownRank struct {
 	isBehindNonMember bool // a candidate that is no member yet ranks before it
 }
 
-// acquireRanking finds where this node ranks for each address of one step. During a step the nodes
+// ownRankFinder finds where this node ranks for each address of one step. During a step the nodes
 // that may take an address stay the same. Other than rankCandidates it sorts nothing: the addresses
 // of a large dead node are ranked by all others at the same time.
-type acquireRanking struct {
+type ownRankFinder struct {
 	isNotYetMember    func(string) bool // no member yet
-	candidatesByGroup map[*addressGroup]eligibleCandidates
+	candidatesByGroup map[*sameCandidatesGroup]eligibleCandidates
 }
 
 // eligibleCandidates are the candidates of a group that may take an address.
 type eligibleCandidates struct {
-	nodes     []rankedCandidate // without what depends on the address
-	bestCount int               // how many share the highest score
+	nodes          []rankedCandidate // without what depends on the address
+	topScoredCount int               // how many share the highest score
 }
 
-func (r *acquireRanking) candidatesOf(m *Machine, g *addressGroup) eligibleCandidates {
+func (r *ownRankFinder) eligibleCandidatesOfGroup(m *Machine, g *sameCandidatesGroup) eligibleCandidates {
 	c, known := r.candidatesByGroup[g]
 	if known {
 		return c
@@ -34,10 +34,10 @@ func (r *acquireRanking) candidatesOf(m *Machine, g *addressGroup) eligibleCandi
 		}
 		s := rankedCandidate{node: node, preferenceScore: g.candidates.PreferenceScores[i]}
 		switch {
-		case c.bestCount == 0 || s.preferenceScore > best:
-			best, c.bestCount = s.preferenceScore, 1
+		case c.topScoredCount == 0 || s.preferenceScore > best:
+			best, c.topScoredCount = s.preferenceScore, 1
 		case s.preferenceScore == best:
-			c.bestCount++
+			c.topScoredCount++
 		}
 		c.nodes = append(c.nodes, s)
 	}
@@ -46,12 +46,12 @@ func (r *acquireRanking) candidatesOf(m *Machine, g *addressGroup) eligibleCandi
 }
 
 // rankSelf returns where this node ranks for the address, and the node that ranks first.
-func (r *acquireRanking) rankSelf(m *Machine, a *addressState) (own ownRank, first string) {
+func (r *ownRankFinder) rankSelf(m *Machine, a *addressState) (own ownRank, first string) {
 	if a.group == nil {
 		return own, ""
 	}
-	candidates := r.candidatesOf(m, a.group)
-	most := maxAddressesPerNode(a.group.addressCount, candidates.bestCount)
+	candidates := r.eligibleCandidatesOfGroup(m, a.group)
+	most := evenShareLimitPerNode(a.group.addressCount, candidates.topScoredCount)
 	complete := func(s rankedCandidate) rankedCandidate {
 		s.rendezvousWeight = rendezvousWeight(a.ip, s.node)
 		s.holdsItsShareOfGroup = a.group.addressCountByNode[s.node] >= most

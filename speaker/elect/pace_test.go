@@ -29,7 +29,7 @@ func TestRebalanceLimitAppliesToAllGroupsTogether(t *testing.T) {
 	m.now = start.Add(m.timing.RebalanceAfterMemberChangeDelay + time.Second)
 	m.rebalanceHeldAddresses()
 	moving := 0
-	for a := range m.heldAddresses {
+	for a := range m.addressesHeldBySelf {
 		if a.move != nil {
 			moving++
 		}

@@ -9,7 +9,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/facts"
 )
 
-func TestMembershipOrdersTheRing(t *testing.T) {
+func TestMembershipKnowsRingNeighboursAndFormerMACs(t *testing.T) {
 	mac := facts.MAC{2, 0, 0, 0, 0, 1}
 	s := membership{self: "a", nodesByMAC: map[facts.MAC]string{}}
 	s.replaceMembers(facts.MemberSet{}, 1)
@@ -68,7 +68,7 @@ func TestUnansweredSyncRequestsExpire(t *testing.T) {
 func TestOutboxOrdersEffectsAndRepeatsClaims(t *testing.T) {
 	ip := netip.MustParseAddr("192.0.2.1")
 	a := &addressState{ip: ip, highestKnownClaim: Claim{Address: ip, Holder: "a", Epoch: 1}}
-	o := outbox{claimRepeatsLeft: map[*addressState]int{}}
+	o := outbox{claimRepeatsLeftByAddress: map[*addressState]int{}}
 	members := []string{"b", "c"}
 	o.emitEffect(RejoinGossip{})
 	o.broadcastClaim(a)
@@ -95,8 +95,8 @@ func TestOutboxOrdersEffectsAndRepeatsClaims(t *testing.T) {
 	}
 }
 
-func TestAddressQueueOrdersByTime(t *testing.T) {
-	q := newAddressQueue()
+func TestAddressWorkScheduleOrdersByTimeThenAddress(t *testing.T) {
+	q := newAddressWorkSchedule()
 	first := &addressState{ip: netip.MustParseAddr("192.0.2.1")}
 	second := &addressState{ip: netip.MustParseAddr("192.0.2.2")}
 	q.scheduleAddress(second, testStart.Add(time.Second))

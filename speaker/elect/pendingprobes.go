@@ -67,7 +67,7 @@ func (s *pendingProbes) probeReachability(p pendingProbe, f stepContext, out *ou
 
 // restartPendingAcquireProbes ignores the results of all probes under way, and schedules the
 // acquire probes again.
-func (s *pendingProbes) restartPendingAcquireProbes(due *addressQueue, now time.Time) {
+func (s *pendingProbes) restartPendingAcquireProbes(due *addressWorkSchedule, now time.Time) {
 	for _, p := range s.takeAll() {
 		if a := p.addressToProbe; a != nil && a.acquisition != nil && a.acquisition.isProbing {
 			a.acquisition.isProbing = false

@@ -12,9 +12,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// addressGroup is all addresses with the same candidates and the same preferences. They are
+// sameCandidatesGroup is all addresses with the same candidates and the same preferences. They are
 // spread evenly over these nodes.
-type addressGroup struct {
+type sameCandidatesGroup struct {
 	candidates         *intent.Candidates
 	addressCount       int
 	addressCountByNode map[string]int // by node: addresses that it holds or is about to take
@@ -25,7 +25,7 @@ func (m *Machine) updateAddressGroupCounts(a *addressState) {
 	owner := ""
 	if a.bid.Candidates != nil {
 		switch {
-		case a.isHeld && a.move != nil && a.move.target != "":
+		case a.isHeldBySelf && a.move != nil && a.move.target != "":
 			owner = a.move.target
 		case m.isLiveClaim(a.highestKnownClaim):
 			owner = a.highestKnownClaim.Holder
@@ -36,16 +36,16 @@ func (m *Machine) updateAddressGroupCounts(a *addressState) {
 	m.addressGroupsByCandidates.countAddressForNode(a, owner)
 }
 
-// addressGroups are the groups that have addresses, by the content hash of their candidates.
-type addressGroups map[uint64]*addressGroup
+// sameCandidatesGroups are the groups that have addresses, by the content hash of their candidates.
+type sameCandidatesGroups map[uint64]*sameCandidatesGroup
 
 // countAddressForNode counts the address for a node in the group of its candidates, and no longer
 // where it was counted before. The node is empty while no node holds the address or is about to.
-func (s addressGroups) countAddressForNode(a *addressState, owner string) {
-	var g *addressGroup
+func (s sameCandidatesGroups) countAddressForNode(a *addressState, owner string) {
+	var g *sameCandidatesGroup
 	if c := a.bid.Candidates; c != nil {
 		if g = s[c.ContentHash]; g == nil {
-			g = &addressGroup{candidates: c, addressCountByNode: map[string]int{}}
+			g = &sameCandidatesGroup{candidates: c, addressCountByNode: map[string]int{}}
 			s[c.ContentHash] = g
 		}
 	}
@@ -70,7 +70,7 @@ func (s addressGroups) countAddressForNode(a *addressState, owner string) {
 
 // canOthersHoldAddressesOf reports whether another node could hold an address that is counted for
 // the given node.
-func (s addressGroups) canOthersHoldAddressesOf(node string) bool {
+func (s sameCandidatesGroups) canOthersHoldAddressesOf(node string) bool {
 	for _, g := range s {
 		if g.addressCountByNode[node] > 0 && len(g.candidates.Nodes) > 1 {
 			return true
@@ -79,9 +79,9 @@ func (s addressGroups) canOthersHoldAddressesOf(node string) bool {
 	return false
 }
 
-// maxAddressesPerNode is how many of total addresses one of n nodes may hold: a tenth above the
+// evenShareLimitPerNode is how many of total addresses one of n nodes may hold: a tenth above the
 // mean, rounded up, so that at least one node is below it.
-func maxAddressesPerNode(total, n int) int {
+func evenShareLimitPerNode(total, n int) int {
 	if n == 0 {
 		return total
 	}
@@ -135,7 +135,7 @@ func mayTakeAddresses(m *Machine, node string, also func(string) bool) bool {
 }
 
 // rankCandidates ranks the nodes that may take an address of the group, the best first.
-func (g *addressGroup) rankCandidates(
+func (g *sameCandidatesGroup) rankCandidates(
 	a *addressState, addressesByIP map[netip.Addr]*addressState, mayTake func(string) bool,
 ) []rankedCandidate {
 	var out []rankedCandidate
@@ -153,7 +153,7 @@ func (g *addressGroup) rankCandidates(
 		}
 		out = append(out, s)
 	}
-	most := maxAddressesPerNode(g.addressCount, n)
+	most := evenShareLimitPerNode(g.addressCount, n)
 	for i := range out {
 		out[i].holdsItsShareOfGroup = g.addressCountByNode[out[i].node] >= most
 		out[i].holdsOtherAddressOfService = a.holdsOtherAddressOfService(addressesByIP, out[i].node)
@@ -191,10 +191,10 @@ func (m *Machine) beginAcquisitions() {
 	absent := func(n string) bool { _, ok := m.membersByName[n]; return cold && !ok }
 	// what others do about the address is late here, too
 	extraDelay := m.stepContext().extraDelayForOwnLateness()
-	ranking := acquireRanking{isNotYetMember: absent, candidatesByGroup: map[*addressGroup]eligibleCandidates{}}
+	ranking := ownRankFinder{isNotYetMember: absent, candidatesByGroup: map[*sameCandidatesGroup]eligibleCandidates{}}
 	for _, a := range list {
 		delete(m.addressesToAcquire, a)
-		if a.isHeld || a.acquisition != nil || !a.canServe(m.self) || m.isLiveClaim(a.highestKnownClaim) {
+		if a.isHeldBySelf || a.acquisition != nil || !a.canBeHeldBySelf(m.self) || m.isLiveClaim(a.highestKnownClaim) {
 			continue
 		}
 		a.acquisition = &acquisitionAttempt{takeReason: reasonUnheld, nextProbeDelay: m.timing.FirstProbeRetryDelay}
@@ -204,7 +204,7 @@ func (m *Machine) beginAcquisitions() {
 		var standing ownRank
 		standing, a.acquisition.expectedTaker = ranking.rankSelf(m, a)
 		m.updateAddressGroupCounts(a)
-		m.dueAddresses.scheduleAddress(a, m.now.Add(extraDelay+standing.delayBeforeProbe(m.timing.withExtraPerRankDelay(extraDelay))))
+		m.scheduledAddresses.scheduleAddress(a, m.now.Add(extraDelay+standing.delayBeforeProbe(m.timing.withExtraPerRankDelay(extraDelay))))
 	}
 }
 
@@ -222,7 +222,7 @@ const individuallyDelayedRankCount = 4
 // of the first ones waits for all before it. Further ones probe in groups that double in size, so
 // that an address does not wait long if many candidates cannot take it for a reason that others do
 // not know. The candidates of a group that find the address free compare their weights; see
-// isOutrankedByRival.
+// isOutrankedByRivalProber.
 func acquireDelayOfRank(rank int, timing *Timing) time.Duration {
 	if rank >= individuallyDelayedRankCount {
 		rank = individuallyDelayedRankCount - 1 + bits.Len(uint(rank-individuallyDelayedRankCount+1))
@@ -233,13 +233,13 @@ func acquireDelayOfRank(rank int, timing *Timing) time.Duration {
 // rebalanceHeldAddresses offers addresses above this node's share to nodes that hold fewer. It
 // moves a few at a time, and none while members come or go.
 func (m *Machine) rebalanceHeldAddresses() {
-	if !m.acquisitionsAllowed || m.shutdownHandoverRequested || m.now.Sub(m.lastRebalanceAt) < m.timing.RebalanceInterval ||
+	if !m.acquisitionsAllowed || m.shutdownHandoverRequested || m.now.Sub(m.rebalanceLastConsideredAt) < m.timing.RebalanceInterval ||
 		m.now.Sub(m.membersChangedAt) < m.timing.RebalanceAfterMemberChangeDelay || m.stepContext().extraDelayForOwnLateness() > 0 {
 		return
 	}
-	m.lastRebalanceAt = m.now
-	movable, movableCount := map[*addressGroup][]*addressState{}, 0
-	for a := range m.heldAddresses {
+	m.rebalanceLastConsideredAt = m.now
+	movable, movableCount := map[*sameCandidatesGroup][]*addressState{}, 0
+	for a := range m.addressesHeldBySelf {
 		if a.move != nil { // the last round is not over
 			return
 		}
@@ -251,7 +251,7 @@ func (m *Machine) rebalanceHeldAddresses() {
 	// With externalTrafficPolicy Local, nearly each address has a group of its own. So the limit is
 	// for all groups together.
 	left := 1 + movableCount/50
-	groups := slices.SortedFunc(maps.Keys(movable), func(x, y *addressGroup) int {
+	groups := slices.SortedFunc(maps.Keys(movable), func(x, y *sameCandidatesGroup) int {
 		return cmp.Compare(x.candidates.ContentHash, y.candidates.ContentHash)
 	})
 	for i := range groups {
@@ -266,7 +266,7 @@ func (m *Machine) rebalanceHeldAddresses() {
 }
 
 // rebalanceGroup starts at most limit moves of one group, and returns how many it started.
-func (m *Machine) rebalanceGroup(g *addressGroup, list []*addressState, limit int) int {
+func (m *Machine) rebalanceGroup(g *sameCandidatesGroup, list []*addressState, limit int) int {
 	started := 0
 	for _, a := range list {
 		all := m.rankCandidates(a, func(string) bool { return false })
@@ -284,10 +284,10 @@ func (m *Machine) rebalanceGroup(g *addressGroup, list []*addressState, limit in
 
 // isAboveShare reports whether the node holds more addresses of the group than its share. A node
 // that is not among the most preferred candidates has no share.
-func (g *addressGroup) isAboveShare(node string, ranked []rankedCandidate) bool {
+func (g *sameCandidatesGroup) isAboveShare(node string, ranked []rankedCandidate) bool {
 	i := slices.IndexFunc(ranked, func(s rankedCandidate) bool { return s.node == node })
 	return i < 0 || ranked[i].preferenceScore < ranked[0].preferenceScore ||
-		g.addressCountByNode[node] > maxAddressesPerNode(g.addressCount, countTopScoredCandidates(ranked))
+		g.addressCountByNode[node] > evenShareLimitPerNode(g.addressCount, countTopScoredCandidates(ranked))
 }
 
 // countTopScoredCandidates returns how many candidates share the highest score.

@@ -10,7 +10,7 @@ import (
 )
 
 func TestCandidateGroupsCountAddresses(t *testing.T) {
-	groups := addressGroups{}
+	groups := sameCandidatesGroups{}
 	a := &addressState{bid: intent.Bid{Candidates: &intent.Candidates{ContentHash: 1, Nodes: []string{"a", "b"}}}}
 	groups.countAddressForNode(a, "a")
 	groups.countAddressForNode(a, "a")
@@ -35,8 +35,8 @@ func TestCandidateGroupsCountAddresses(t *testing.T) {
 	}
 }
 
-func TestGroupRanksCandidatesByPreferenceThenRoom(t *testing.T) {
-	g := &addressGroup{
+func TestGroupRanksCandidatesByPreferenceThenFreeShare(t *testing.T) {
+	g := &sameCandidatesGroup{
 		candidates:   &intent.Candidates{Nodes: []string{"a", "b", "c", "d"}, PreferenceScores: []int{1, 1, 0, 9}},
 		addressCount: 4, addressCountByNode: map[string]int{"a": 4},
 	}
@@ -54,7 +54,7 @@ func TestGroupRanksCandidatesByPreferenceThenRoom(t *testing.T) {
 
 func TestBetterCandidatesProbeFirst(t *testing.T) {
 	timing := DefaultTiming()
-	g := &addressGroup{
+	g := &sameCandidatesGroup{
 		candidates:   &intent.Candidates{Nodes: []string{"a", "b", "c"}, PreferenceScores: []int{3, 2, 1}},
 		addressCount: 9, addressCountByNode: map[string]int{},
 	}
@@ -78,7 +78,7 @@ func TestBetterCandidatesProbeFirst(t *testing.T) {
 			}
 		}
 		m.applyMembers(set)
-		ranking := acquireRanking{isNotYetMember: func(n string) bool { return n == c.absent }, candidatesByGroup: map[*addressGroup]eligibleCandidates{}}
+		ranking := ownRankFinder{isNotYetMember: func(n string) bool { return n == c.absent }, candidatesByGroup: map[*sameCandidatesGroup]eligibleCandidates{}}
 		standing, first := ranking.rankSelf(m, address)
 		if got := standing.delayBeforeProbe(&timing); got != c.want || first != "a" {
 			t.Errorf("%s: the delay is %v and the first candidate %s, want %v and a", name, got, first, c.want)
@@ -95,7 +95,7 @@ func TestOneOfTwoProbersTakesTheAddress(t *testing.T) {
 	for self, rival := range map[string]string{"a": "b", "b": "a"} {
 		s := &membership{self: self, nodesByMAC: map[facts.MAC]string{}}
 		s.replaceMembers(facts.MemberSet{Members: []facts.Member{{Name: rival, LinkMACs: []facts.MAC{macs[rival]}}}}, 1)
-		if a.isOutrankedByRival(s, []facts.MAC{macs[rival]}) {
+		if a.isOutrankedByRivalProber(s, []facts.MAC{macs[rival]}) {
 			yields++
 		}
 	}

@@ -21,7 +21,7 @@ var (
 
 func checkKnownClaims(t *testing.T, what string, m *Machine, want ...Claim) {
 	t.Helper()
-	if d := cmp.Diff(want, m.Claims(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+	if d := cmp.Diff(want, m.KnownClaims(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("%s (-want +got):\n%s", what, d)
 	}
 }
@@ -58,7 +58,7 @@ func TestCheckpointRestoresClaims(t *testing.T) {
 	checkKnownClaims(t, "after a newer claim", m, newer, released)
 
 	next := NewMachine("a", 4, DefaultTiming(), testStart)
-	next.Step(testStart, ClaimsRestored{m.Claims()})
+	next.Step(testStart, ClaimsRestored{m.KnownClaims()})
 	if next.ClaimsDigest() != m.ClaimsDigest() || !bytes.Equal(next.EncodeAllClaims(), m.EncodeAllClaims()) {
 		t.Error("the next process has other claims than its checkpoint")
 	}
@@ -226,9 +226,9 @@ func TestHeldAddressIsReboundWhenBidLinksChange(t *testing.T) {
 	}
 }
 
-// TestClaimIsForgottenAfterRetentionTimeout: the claim is kept at first, so that a healed partition
-// does not bring it back.
-func TestClaimIsForgottenAfterRetentionTimeout(t *testing.T) {
+// TestClaimWithoutCandidatesIsForgottenAfterTimeout: the claim is kept at first, so that a healed
+// partition does not bring it back.
+func TestClaimWithoutCandidatesIsForgottenAfterTimeout(t *testing.T) {
 	s := newSoleHolder(t)
 	s.step(BidsChanged{AddressesWithoutBid: []netip.Addr{firstIP}})
 	if e, ok := findEffect[DropAddress](s); !ok || e.Address != firstIP {
@@ -241,11 +241,11 @@ func TestClaimIsForgottenAfterRetentionTimeout(t *testing.T) {
 			s.step(TimePassed{})
 		}
 	}
-	pass(claimRetentionTimeout / 2)
-	if n := len(s.Claims()); n != 2 {
+	pass(claimWithoutCandidatesTimeout / 2)
+	if n := len(s.KnownClaims()); n != 2 {
 		t.Errorf("after half of the time %d claims are known, want both", n)
 	}
-	pass(claimRetentionTimeout + 2*claimBucketCount*time.Second)
+	pass(claimWithoutCandidatesTimeout + 2*claimBucketCount*time.Second)
 	checkKnownClaims(t, "after the retention timeout", s.Machine)
 	if s.ClaimsDigest() != NewMachine("a", 1, DefaultTiming(), testStart).ClaimsDigest() {
 		t.Error("the digest still contains the forgotten claims")

@@ -17,19 +17,19 @@ func (m *Machine) writeStateForFingerprint(w io.Writer) {
 		if a == nil {
 			continue
 		}
-		fmt.Fprint(w, a.highestKnownClaim, a.isHeld, a.isRechecking, a.countedForNode, since(a.nextWorkDueAt), a.queuePosition.IsQueued(), a.orphanClaim, since(a.orphanSince), since(a.lastConflictProbeAt))
+		fmt.Fprint(w, a.highestKnownClaim, a.isHeldBySelf, a.isRechecking, a.countedForNode, since(a.nextWorkDueAt), a.queuePosition.IsQueued(), a.orphanClaim, since(a.orphanSince), since(a.lastConflictProbeAt))
 		if c := a.acquisition; c != nil {
 			fmt.Fprint(w, c.expectedTaker, c.isProbing, c.answeredProbeCount, c.nextProbeDelay, c.takeReason)
 		}
 		if v := a.move; v != nil {
 			fmt.Fprint(w, *v)
 		}
-		fmt.Fprint(w, m.outbox.claimRepeatsLeft[a])
+		fmt.Fprint(w, m.outbox.claimRepeatsLeftByAddress[a])
 	}
 	l := m.lease
-	fmt.Fprint(w, l.isExpired, since(l.expiredAt), since(l.lastConfirmedAt), since(l.lastProbeAt))
-	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.addressesLeftToRecheck, l.isNodeIsolated, m.mayHaveStaleMessages())
-	fmt.Fprint(w, m.memberNames, m.shutdownHandoverRequested, m.acquisitionsAllowed, since(m.liveness.lastBeaconAt), m.syncRequests.lastID, m.pendingProbes.lastProbeID)
+	fmt.Fprint(w, l.isExpired, since(l.expiredAt), since(l.lastAnsweredMessageSentAt), since(l.lastReachabilityProbeAt))
+	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.addressCountLeftToRecheck, l.isAnsweringInIsolation, m.mayHaveStaleMessages())
+	fmt.Fprint(w, m.memberNames, m.shutdownHandoverRequested, m.acquisitionsAllowed, since(m.liveness.lastOwnBeaconSentAt), m.syncRequests.lastID, m.pendingProbes.lastProbeID)
 	for _, n := range slices.Sorted(maps.Keys(m.liveness.recordsByMember)) {
 		h := *m.liveness.recordsByMember[n]
 		fmt.Fprint(w, n, h.lastSeq, since(h.lastSignOfLifeAt), h.isSilent, since(h.silenceReportedAt), h.retractionsLeft)
@@ -44,7 +44,7 @@ func (m *Machine) writeStateForFingerprint(w io.Writer) {
 		fmt.Fprint(w, since(m.liveness.suspectedSinceByNode[n]))
 	}
 	fmt.Fprint(w, m.liveness.ownStepDelay.currentDelay(m.now), since(m.liveness.ownStepDelay.observedAt))
-	fmt.Fprint(w, since(m.liveness.lastReceivedAt), since(m.liveness.claimsChangedAt))
+	fmt.Fprint(w, since(m.liveness.lastMessageReceivedAt), since(m.liveness.claimsChangedAt))
 	fmt.Fprint(w, m.liveness.connectedWitnessesBySilentNode, len(m.syncRequests.requestsByID))
 }
 
@@ -52,45 +52,45 @@ func (m *Machine) writeStateForFingerprint(w io.Writer) {
 type modelScenario struct {
 	// startsWithHolders is set when all addresses have holders at the beginning. No choices are
 	// made before.
-	startsWithHolders bool
-	injectFault       func(*modelRun)
-	choiceSlots       int // slots with choices
+	startsWithHolders    bool
+	injectFault          func(*modelRun)
+	slotCountWithChoices int // slots with choices
 	// repairFault ends the fault; nil if it is permanent.
 	repairFault func(*modelRun)
 	// maxHolderChangesPerAddress is how often an address may change its holder.
 	maxHolderChangesPerAddress int
 }
 
-// injectFaultOnChosenNode applies the fault to a chosen node.
-func injectFaultOnChosenNode(f func(w *modelRun, n *modelNode)) func(*modelRun) {
+// newFaultOnChosenNode applies the fault to a chosen node.
+func newFaultOnChosenNode(f func(w *modelRun, n *modelNode)) func(*modelRun) {
 	return func(w *modelRun) { f(w, w.nodes[w.choiceSource.choose(3)]) }
 }
 
 var modelScenarios = map[string]modelScenario{
-	"all start at once": {choiceSlots: 40, maxHolderChangesPerAddress: 1},
-	"a node dies": {startsWithHolders: true, choiceSlots: 60, maxHolderChangesPerAddress: 2, injectFault: injectFaultOnChosenNode(func(_ *modelRun, n *modelNode) {
+	"all start at once": {slotCountWithChoices: 40, maxHolderChangesPerAddress: 1},
+	"a node dies": {startsWithHolders: true, slotCountWithChoices: 60, maxHolderChangesPerAddress: 2, injectFault: newFaultOnChosenNode(func(_ *modelRun, n *modelNode) {
 		n.machine, n.heldAddresses = nil, nil
 	})},
-	"a speaker stops": {startsWithHolders: true, choiceSlots: 40, maxHolderChangesPerAddress: 2, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
-		n.leaving = true
+	"a speaker stops": {startsWithHolders: true, slotCountWithChoices: 40, maxHolderChangesPerAddress: 2, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
+		n.isShuttingDown = true
 		w.stepNode(n, ShutdownHandoverRequested{})
 	})},
-	"a speaker stops and another one dies": {startsWithHolders: true, choiceSlots: 60, maxHolderChangesPerAddress: 4, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
-		n.leaving = true
+	"a speaker stops and another one dies": {startsWithHolders: true, slotCountWithChoices: 60, maxHolderChangesPerAddress: 4, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
+		n.isShuttingDown = true
 		w.stepNode(n, ShutdownHandoverRequested{})
 		other := w.nodes[(n.id+1+w.choiceSource.choose(2))%3]
 		other.machine, other.heldAddresses = nil, nil
 	})},
-	"a process is paused": {startsWithHolders: true, choiceSlots: 90, maxHolderChangesPerAddress: 2, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
+	"a process is paused": {startsWithHolders: true, slotCountWithChoices: 90, maxHolderChangesPerAddress: 2, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		n.pausedUntilSlot = w.currentSlot + []int{9, 21, 27, 30, 35, 60}[w.choiceSource.choose(6)]
 	})},
-	"gossip is blocked and the segment is not": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 1, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
+	"gossip is blocked and the segment is not": {startsWithHolders: true, slotCountWithChoices: 80, maxHolderChangesPerAddress: 1, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		w.gossipPartitionByNode[n.id] = 1
 	}), repairFault: func(w *modelRun) { w.gossipPartitionByNode = [3]int{} }},
-	"a node is deaf": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 1, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
-		w.isDeaf[n.id] = true
-	}), repairFault: func(w *modelRun) { w.isDeaf = [3]bool{} }},
-	"the LAN is cut": {startsWithHolders: true, choiceSlots: 80, maxHolderChangesPerAddress: 3, injectFault: injectFaultOnChosenNode(func(w *modelRun, n *modelNode) {
+	"a node is deaf": {startsWithHolders: true, slotCountWithChoices: 80, maxHolderChangesPerAddress: 1, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
+		w.isDeafByNode[n.id] = true
+	}), repairFault: func(w *modelRun) { w.isDeafByNode = [3]bool{} }},
+	"the LAN is cut": {startsWithHolders: true, slotCountWithChoices: 80, maxHolderChangesPerAddress: 3, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		w.gossipPartitionByNode[n.id], w.lanPartitionByNode[n.id] = 1, 1
 	}), repairFault: func(w *modelRun) { w.gossipPartitionByNode, w.lanPartitionByNode = [3]int{}, [3]int{} }},
 }
@@ -120,8 +120,8 @@ func (s modelScenario) runOnce(t *testing.T, c *exhaustiveChooser, seen map[uint
 	} else {
 		w.startNodes()
 	}
-	w.pendingFault, w.lastFaultSlot = s.injectFault, w.currentSlot+20
-	w.runSlots(s.choiceSlots)
+	w.pendingFault, w.maxFaultSlot = s.injectFault, w.currentSlot+20
+	w.runSlots(s.slotCountWithChoices)
 	if w.reachedSeenState {
 		return
 	}
@@ -135,7 +135,7 @@ func (s modelScenario) runOnce(t *testing.T, c *exhaustiveChooser, seen map[uint
 		for _, n := range w.nodes {
 			if w.isAnswering(n, a) {
 				holders = append(holders, modelNodeName(n.id))
-				if n.leaving {
+				if n.isShuttingDown {
 					w.failRun("%s stopped and still answers for %s", modelNodeName(n.id), a)
 				}
 			}

@@ -48,13 +48,13 @@ func (w *clusterSimulation) performAcquireProbe(n *simNode, e AcquireProbe) {
 		if n.machine != m {
 			return
 		}
-		n.finishedProbes = append(n.finishedProbes, ProbeFinished{facts.ProbeResult{
+		n.probeResultsToDeliver = append(n.probeResultsToDeliver, ProbeFinished{facts.ProbeResult{
 			ID: e.ID, Address: e.Address, AnsweringMACs: q.answeringMACs, RivalProberMACs: q.rivalProberMACs,
 		}})
-		if len(n.finishedProbes) == 1 { // one step processes all that come at one time
+		if len(n.probeResultsToDeliver) == 1 { // one step processes all that come at one time
 			w.scheduleEvent(0, func() {
-				results := n.finishedProbes
-				n.finishedProbes = nil
+				results := n.probeResultsToDeliver
+				n.probeResultsToDeliver = nil
 				w.stepNode(n, results...)
 			})
 		}
@@ -120,7 +120,7 @@ func (w *clusterSimulation) macsAnsweringOnLAN(from *simNode, e AcquireProbe) []
 	if e.TargetMAC != (facts.MAC{}) && e.TargetMAC == w.removedHostMAC {
 		out = append(out, e.TargetMAC)
 	}
-	if mac, answers := w.fabricAnswer[e.Address]; answers && toAll && mac != from.mac {
+	if mac, answers := w.fabricAnswerMACByAddress[e.Address]; answers && toAll && mac != from.mac {
 		out = append(out, mac)
 	}
 	return out

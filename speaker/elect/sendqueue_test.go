@@ -16,8 +16,8 @@ func (w *clusterSimulation) transmitMessage(n *simNode, e SendMessage) {
 	})
 }
 
-// simBulkMessageLimit is how many bulk messages wait on a node, as in package members.
-const simBulkMessageLimit = 1 << 15
+// simBulkQueueLimit is how many bulk messages wait on a node, as in package members.
+const simBulkQueueLimit = 1 << 15
 
 // queueMessage queues a message for a node that sends a limited number of them in a millisecond,
 // urgent ones first.
@@ -27,7 +27,7 @@ func (w *clusterSimulation) queueMessage(n *simNode, e SendMessage) {
 		n.urgentMessages = append(n.urgentMessages, e)
 	case e.Priority == PriorityNormal:
 		n.normalPriorityMessages = append(n.normalPriorityMessages, e)
-	case len(n.bulkMessages) < simBulkMessageLimit:
+	case len(n.bulkMessages) < simBulkQueueLimit:
 		n.bulkMessages = append(n.bulkMessages, e)
 	}
 	if !n.isSending {
@@ -37,7 +37,7 @@ func (w *clusterSimulation) queueMessage(n *simNode, e SendMessage) {
 }
 
 func (w *clusterSimulation) sendQueuedMessages(n *simNode) {
-	for range w.messagesPerMillisecond {
+	for range w.maxSentMessagesPerMillisecond {
 		switch {
 		case len(n.urgentMessages) > 0:
 			w.transmitMessage(n, n.urgentMessages[0])

@@ -15,9 +15,9 @@ func seedCountPerTest() int64 {
 	return 20
 }
 
-// faultByScenarioName are faults of a few nodes. Each runs with many seeds, with and without loss
+// faultScenarioByName are faults of a few nodes. Each runs with many seeds, with and without loss
 // of messages.
-var faultByScenarioName = map[string]func(w *clusterSimulation){
+var faultScenarioByName = map[string]func(w *clusterSimulation){
 	"all start at once and each address is taken": func(w *clusterSimulation) {
 		w.runSimulationFor(2*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 		w.runThenRequireOneHolderEach(3*time.Second, "start")
@@ -230,7 +230,7 @@ func (w *clusterSimulation) answeredAddressesByNode() map[string][]netip.Addr {
 }
 
 func TestSimulatedFaultsNeverLeaveTwoHolders(t *testing.T) {
-	for name, scenario := range faultByScenarioName {
+	for name, scenario := range faultScenarioByName {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for seed := range seedCountPerTest() {

@@ -15,7 +15,7 @@ func (w *clusterSimulation) requireEvenSpread(what string, nodes int) {
 	for _, a := range held {
 		total += len(a)
 	}
-	most := maxAddressesPerNode(len(w.addresses), nodes)
+	most := evenShareLimitPerNode(len(w.addresses), nodes)
 	for n, a := range held {
 		if len(a) > most {
 			w.t.Errorf("%s: %s holds %d of %d addresses over %d nodes, want %d at most", what, n, len(a), total, nodes, most)
@@ -60,7 +60,7 @@ func TestAddressesAreSpreadEvenly(t *testing.T) {
 			w.requireEvenSpread("after a rebalance", c.nodes)
 			over := 0
 			for _, a := range after {
-				over += max(len(a)-maxAddressesPerNode(c.addresses, c.nodes), 0)
+				over += max(len(a)-evenShareLimitPerNode(c.addresses, c.nodes), 0)
 			}
 			if moved := w.addressTakeCount - taken; moved > over {
 				t.Errorf("the rebalance moved %d addresses where %d were too many on their nodes", moved, over)

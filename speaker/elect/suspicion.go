@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// broadcastSuspicion reports to all members that a node is silent, or that it is heard again. It
-// reports whether the node is declared dead or alive by it.
-func (w *livenessWatch) broadcastSuspicion(n string, h *beaconRecord, f stepContext, out *outbox) bool {
+// broadcastSuspicionOrRetraction reports to all members that a node is silent, or that it is heard
+// again. It reports whether the node is declared dead or alive by it.
+func (w *livenessWatch) broadcastSuspicionOrRetraction(n string, h *beaconRecord, f stepContext, out *outbox) bool {
 	if h.isSilent {
 		w.lastSeenAtBySilentNode[n] = h.lastSignOfLifeAt
 	}
-	hasChanged := w.recordWitnessReport(n, f.members.self, h.memberNonce, h.isSilent, f)
+	hasChanged := w.recordAndJudgeWitnessReport(n, f.members.self, h.memberNonce, h.isSilent, f)
 	b := appendString(out.beginMessage(kindSuspicion), n)
 	b = binary.AppendUvarint(b, h.memberNonce)
 	b = append(b, w.suspicionKind(n, f.members.self, h))
@@ -48,13 +48,13 @@ func (w *livenessWatch) handleWitnessReport(from string, r *messageReader, f ste
 	if said == suspicionFromConnectedWitness {
 		w.addConnectedWitness(n, from)
 	}
-	o.addNodeIfLivenessChanged(n, w.recordWitnessReport(n, from, nonce, silent, f))
+	o.addNodeIfLivenessChanged(n, w.recordAndJudgeWitnessReport(n, from, nonce, silent, f))
 	return o
 }
 
-// recordWitnessReport records what a witness reports about a node. It reports whether the node is
-// declared dead or alive by it.
-func (w *livenessWatch) recordWitnessReport(n, by string, nonce uint64, silent bool, f stepContext) bool {
+// recordAndJudgeWitnessReport records what a witness reports about a node. It reports whether the
+// node is declared dead or alive by it.
+func (w *livenessWatch) recordAndJudgeWitnessReport(n, by string, nonce uint64, silent bool, f stepContext) bool {
 	if !silent {
 		delete(w.reportedNoncesBySilentNode[n], by)
 		delete(w.connectedWitnessesBySilentNode[n], by)
@@ -152,7 +152,7 @@ const flagWitnessReceivesNothing = 1
 
 // witnessFlags are the flags of a report of this node.
 func (w *livenessWatch) witnessFlags(f stepContext) byte {
-	if f.now.Sub(w.lastReceivedAt) >= f.timing.SilenceTimeout-f.timing.BeaconInterval {
+	if f.now.Sub(w.lastMessageReceivedAt) >= f.timing.MemberSilenceTimeout-f.timing.BeaconInterval {
 		return flagWitnessReceivesNothing
 	}
 	return 0

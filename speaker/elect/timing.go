@@ -8,9 +8,9 @@ import (
 type Timing struct {
 	// BeaconInterval is the interval between two beacons from a member to its two watchers.
 	BeaconInterval time.Duration
-	// SilenceTimeout is how long a watcher waits for a beacon before it suspects the sender: four
-	// lost beacons.
-	SilenceTimeout time.Duration
+	// MemberSilenceTimeout is how long a watcher waits for a beacon before it suspects the sender:
+	// four lost beacons.
+	MemberSilenceTimeout time.Duration
 	// PerRankAcquireDelay is the additional delay of each further candidate before it probes. It is
 	// longer than a probe takes, so that the claim of the better candidate arrives first.
 	PerRankAcquireDelay time.Duration
@@ -28,9 +28,9 @@ type Timing struct {
 	GracePeriodOfferInterval time.Duration
 	// FirstProbeRetryDelay is the first delay after a host answered an acquire probe.
 	FirstProbeRetryDelay time.Duration
-	// LeaseAfterLastBeaconTimeout bounds how long a holder may answer after its last beacon. It is
-	// shorter than a takeover by another node, which takes SilenceTimeout and the probe.
-	LeaseAfterLastBeaconTimeout time.Duration
+	// LeaseAfterOwnBeaconTimeout bounds how long a holder may answer after its last beacon. It is
+	// shorter than a takeover by another node, which takes MemberSilenceTimeout and the probe.
+	LeaseAfterOwnBeaconTimeout time.Duration
 	// LeaseConfirmationTimeout bounds how long a holder may answer after it sent the last message
 	// or probe that was answered.
 	LeaseConfirmationTimeout time.Duration
@@ -50,7 +50,7 @@ type Timing struct {
 func DefaultTiming() Timing {
 	return Timing{
 		BeaconInterval:                          50 * time.Millisecond,
-		SilenceTimeout:                          200 * time.Millisecond,
+		MemberSilenceTimeout:                    200 * time.Millisecond,
 		PerRankAcquireDelay:                     100 * time.Millisecond,
 		FramesPerProbe:                          2,
 		ProbeFrameInterval:                      30 * time.Millisecond,
@@ -58,7 +58,7 @@ func DefaultTiming() Timing {
 		OfferTimeout:                            150 * time.Millisecond,
 		GracePeriodOfferInterval:                100 * time.Millisecond,
 		FirstProbeRetryDelay:                    250 * time.Millisecond,
-		LeaseAfterLastBeaconTimeout:             200 * time.Millisecond,
+		LeaseAfterOwnBeaconTimeout:              200 * time.Millisecond,
 		LeaseConfirmationTimeout:                300 * time.Millisecond,
 		UnconfirmedBeforeReachabilityProbeDelay: 200 * time.Millisecond,
 		ReachabilityProbeInterval:               100 * time.Millisecond,

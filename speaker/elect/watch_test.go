@@ -33,8 +33,8 @@ func newTestBeaconReader(seq, digest uint64, flags byte) *messageReader {
 	return r
 }
 
-// sortedMessageReceivers are the members that the messages of an outbox go to, sorted.
-func sortedMessageReceivers(o *outbox) []string {
+// sortedUrgentMessageReceivers are the members that the messages of an outbox go to, sorted.
+func sortedUrgentMessageReceivers(o *outbox) []string {
 	var out []string
 	for _, m := range o.urgentMessages {
 		out = append(out, m.To)
@@ -47,15 +47,15 @@ func TestLivenessWatchReportsSilentMember(t *testing.T) {
 	w, f := newTestLivenessWatch("b", "c")
 	var out outbox
 	w.handleBeacon("b", newTestBeaconReader(1, f.claimsDigest, 0), f, &out)
-	f.now = testStart.Add(f.timing.SilenceTimeout - time.Millisecond)
-	if o := w.detectSilence(f, &out); len(o.nodesToProbe) != 0 || len(out.urgentMessages) != 0 {
+	f.now = testStart.Add(f.timing.MemberSilenceTimeout - time.Millisecond)
+	if o := w.detectAndReportSilence(f, &out); len(o.nodesToProbe) != 0 || len(out.urgentMessages) != 0 {
 		t.Errorf("a member is reported before the timeout of its silence: %+v", out.urgentMessages)
 	}
-	f.now = testStart.Add(f.timing.SilenceTimeout)
-	if o := w.detectSilence(f, &out); !slices.Equal(o.nodesToProbe, []string{"b"}) {
+	f.now = testStart.Add(f.timing.MemberSilenceTimeout)
+	if o := w.detectAndReportSilence(f, &out); !slices.Equal(o.nodesToProbe, []string{"b"}) {
 		t.Errorf("after a silence this node checks its own connection because of %v, want b", o.nodesToProbe)
 	}
-	if got := sortedMessageReceivers(&out); !slices.Equal(got, []string{"c"}) {
+	if got := sortedUrgentMessageReceivers(&out); !slices.Equal(got, []string{"c"}) {
 		t.Errorf("the silence of b is reported to %v, want the only other member c", got)
 	}
 	if w.isDeclaredDead("b", 7) {
@@ -66,7 +66,7 @@ func TestLivenessWatchReportsSilentMember(t *testing.T) {
 	}
 	out.beginStep()
 	w.handleBeacon("b", newTestBeaconReader(2, f.claimsDigest, 0), f, &out)
-	if got := sortedMessageReceivers(&out); !slices.Equal(got, []string{"c"}) {
+	if got := sortedUrgentMessageReceivers(&out); !slices.Equal(got, []string{"c"}) {
 		t.Errorf("the end of the silence is reported to %v, want c", got)
 	}
 }
@@ -76,7 +76,7 @@ func TestLivenessWatchCountsMissedBeacons(t *testing.T) {
 	var out outbox
 	expect := func(what string, want uint64) {
 		t.Helper()
-		if got := w.missed.total; got != want {
+		if got := w.missedBeacons.total; got != want {
 			t.Errorf("%s: %d beacons are missed, want %d", what, got, want)
 		}
 	}
@@ -86,10 +86,10 @@ func TestLivenessWatchCountsMissedBeacons(t *testing.T) {
 	w.handleBeacon("b", newTestBeaconReader(12, f.claimsDigest, 0), f, &out)
 	expect("a lost beacon", 1)
 	f.now = f.now.Add(4 * f.timing.BeaconInterval)
-	w.detectSilence(f, &out)
+	w.detectAndReportSilence(f, &out)
 	expect("a silence of four intervals", 5)
 	f.now = f.now.Add(6 * f.timing.BeaconInterval)
-	w.detectSilence(f, &out)
+	w.detectAndReportSilence(f, &out)
 	expect("a silence of ten intervals", 11)
 	w.handleBeacon("b", newTestBeaconReader(22, f.claimsDigest, 0), f, &out)
 	expect("the end of the silence", 11)
@@ -134,7 +134,7 @@ func TestLivenessWatchAdoptsNodeWithDeadWatchers(t *testing.T) {
 			t.Errorf("this node asks %v, though a watcher of it is alive", o.membersToSync)
 		}
 		for _, witness := range f.members.otherMembers {
-			w.recordWitnessReport(n, witness, 7, true, f)
+			w.recordAndJudgeWitnessReport(n, witness, 7, true, f)
 		}
 	}
 	if o := w.findAdoptedNodesDueForSync(f); !slices.Equal(o.membersToSync, []string{node}) {
@@ -159,7 +159,7 @@ func TestLivenessWatchSyncsIfDigestStaysDifferent(t *testing.T) {
 	if got := beacon(1, 9); len(got) != 0 {
 		t.Errorf("the first beacon with another digest makes this node ask %v: the claims may be on the way", got)
 	}
-	if got := sortedMessageReceivers(&out); !slices.Equal(got, []string{"b"}) {
+	if got := sortedUrgentMessageReceivers(&out); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("the beacon is acknowledged to %v, want b", got)
 	}
 	f.now = f.now.Add(2 * f.timing.BeaconInterval)
@@ -179,7 +179,7 @@ func TestLivenessWatchSendsBeaconsAndReadsAcks(t *testing.T) {
 	var out outbox
 	w.sendDueBeacon(f, &out)
 	w.sendDueBeacon(f, &out)
-	if got := sortedMessageReceivers(&out); !slices.Equal(got, []string{"b"}) {
+	if got := sortedUrgentMessageReceivers(&out); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("in one interval beacons go to %v, want b once", got)
 	}
 	if next := w.nextDeadline(f); !next.Equal(testStart.Add(f.timing.BeaconInterval)) {
@@ -187,7 +187,7 @@ func TestLivenessWatchSendsBeaconsAndReadsAcks(t *testing.T) {
 	}
 	acknowledge := func(nonce, digest uint64, confirmedAt time.Time) (time.Time, livenessActions) {
 		b := binary.AppendUvarint(encodeMessageHeader(NewestMessageFormat, kindBeaconAck), nonce)
-		_, r := parseMessageHeader(binary.AppendUvarint(binary.AppendUvarint(b, w.beaconSeq), digest))
+		_, r := parseMessageHeader(binary.AppendUvarint(binary.AppendUvarint(b, w.lastOwnBeaconSeq), digest))
 		return w.handleBeaconAck("b", r, f, confirmedAt)
 	}
 	if sent, _ := acknowledge(1, f.claimsDigest, time.Time{}); !sent.Equal(testStart) {

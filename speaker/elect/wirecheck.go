@@ -33,7 +33,7 @@ func verifyAnswerByUnicastProbe(m *Machine, p pendingProbe, r *facts.ProbeResult
 	if !isWaiting || len(r.AnsweringMACs) == 0 || slices.ContainsFunc(r.AnsweringMACs, func(mac facts.MAC) bool { return !isOfGoneNode(mac) }) {
 		return false
 	}
-	m.pendingProbes.probeAddressAtMAC(a, r.AnsweringMACs[0], stepContextForLateHolder(m, a), &m.outbox)
+	m.pendingProbes.probeAddressAtMAC(a, r.AnsweringMACs[0], stepContextWithExtraProbeTime(m, a), &m.outbox)
 	return true
 }
 

@@ -12,9 +12,9 @@ import (
 // answerAllAddressesWithMACOf lets the network answer for all addresses with the Ethernet address
 // of a node.
 func (w *clusterSimulation) answerAllAddressesWithMACOf(node string) {
-	w.fabricAnswer = map[netip.Addr]facts.MAC{}
+	w.fabricAnswerMACByAddress = map[netip.Addr]facts.MAC{}
 	for _, a := range w.addresses {
-		w.fabricAnswer[a] = w.nodesByName[node].mac
+		w.fabricAnswerMACByAddress[a] = w.nodesByName[node].mac
 	}
 }
 
@@ -27,7 +27,7 @@ func TestProxyARPForDeadHolderPreventsNoTakeover(t *testing.T) {
 		w.answerAllAddressesWithMACOf(old)
 		w.killSpeaker(old)
 		w.runThenRequireOneHolderEach(700*time.Millisecond, "the death of "+old)
-		if w.eventCounts[EventAnswerWithoutClaim] == 0 {
+		if w.eventCountByKind[EventAnswerWithoutClaim] == 0 {
 			t.Error("nobody says that the network answers for the dead node")
 		}
 		w.runThenRequireOneHolderEach(20*time.Second, "the gossip gave it up")
@@ -66,7 +66,7 @@ func TestHolderKeepsAddressIfNetworkAnswersForDeadNode(t *testing.T) {
 // A host outside of the cluster answers for an address that no node holds.
 func TestWireCheckModeDecidesOnForeignHost(t *testing.T) {
 	for name, c := range map[string]struct {
-		check  intent.WireCheck
+		check  intent.WireCheckMode
 		taken  bool
 		events int
 	}{

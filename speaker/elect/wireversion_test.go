@@ -74,7 +74,7 @@ func TestPreviousMessageFormatIsDecoded(t *testing.T) {
 		m := newMachineAmongMembersOfFormat(t, 0)
 		m.Step(testStart.Add(50*time.Millisecond), TimePassed{})
 		m.Step(testStart.Add(60*time.Millisecond), MessageReceived{From: "b", Payload: decodeVersion2Message(t, "ack")})
-		if m.lease.lastConfirmedAt.IsZero() {
+		if m.lease.lastAnsweredMessageSentAt.IsZero() {
 			t.Error("the acknowledgement does not confirm the lease")
 		}
 	})
@@ -86,8 +86,8 @@ func TestPreviousMessageFormatIsDecoded(t *testing.T) {
 	t.Run("full state", func(t *testing.T) {
 		m := newMachineAmongMembersOfFormat(t, 0)
 		m.Step(testStart.Add(time.Millisecond), RemoteStateReceived{decodeVersion2Message(t, "state")})
-		if len(m.Claims()) != 3 || !m.acquisitionsAllowed {
-			t.Errorf("the claims are %+v, acquisitions allowed: %v", m.Claims(), m.acquisitionsAllowed)
+		if len(m.KnownClaims()) != 3 || !m.acquisitionsAllowed {
+			t.Errorf("the claims are %+v, acquisitions allowed: %v", m.KnownClaims(), m.acquisitionsAllowed)
 		}
 	})
 	t.Run("suspicion", func(t *testing.T) {
@@ -174,7 +174,7 @@ func TestPreviousMessageFormatIsEncodedExactly(t *testing.T) {
 	h := &beaconRecord{memberNonce: 3, isSilent: true, lastSignOfLifeAt: m.now.Add(-200 * time.Millisecond)}
 	m.liveness.addConnectedWitness("c", "b")
 	m.outbox.beginStep()
-	m.liveness.broadcastSuspicion("c", h, m.stepContext(), &m.outbox)
+	m.liveness.broadcastSuspicionOrRetraction("c", h, m.stepContext(), &m.outbox)
 	if got := first(m.outbox.orderedEffects(nil)); got != hexOfVersion2MessageByName["suspicion"] {
 		t.Errorf("the report of a silent node is %s, want %s", got, hexOfVersion2MessageByName["suspicion"])
 	}

@@ -179,24 +179,25 @@ type Conflict struct {
 	LinkIndex  int
 }
 
-// HealthCheckResult is what the service proxy of this node says about a Service.
-type HealthCheckResult struct {
+// ServiceHealthCheckResult is what the service proxy of this node says about a Service.
+type ServiceHealthCheckResult struct {
 	// ID is that of the intent.HealthCheck.
 	ID uint64
 	// Namespace and Name are those of the Service.
 	Namespace, Name string
-	Outcome         HealthCheckOutcome
+	Outcome         ServiceHealthCheckOutcome
 }
 
-// HealthCheckOutcome says whether the service proxy knows endpoints of the Service on this node.
-type HealthCheckOutcome uint8
+// ServiceHealthCheckOutcome says whether the service proxy knows endpoints of the Service on this
+// node.
+type ServiceHealthCheckOutcome uint8
 
-// The values of HealthCheckOutcome. EndpointsKnown and ProxySilent are final.
+// The values of ServiceHealthCheckOutcome. ProxyKnowsEndpoints and ProxySilent are final.
 const (
-	// EndpointsUnknown: for one family of the Service, it knows none.
-	EndpointsUnknown HealthCheckOutcome = iota + 1
-	// EndpointsKnown: for each family of the Service, it knows at least one.
-	EndpointsKnown
+	// ProxyLacksEndpoints: for one family of the Service, it knows none.
+	ProxyLacksEndpoints ServiceHealthCheckOutcome = iota + 1
+	// ProxyKnowsEndpoints: for each family of the Service, it knows at least one.
+	ProxyKnowsEndpoints
 	// ProxySilent: for one family, nothing has answered for a while, and nothing will.
 	ProxySilent
 )

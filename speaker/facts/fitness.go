@@ -10,23 +10,23 @@ import (
 type Fitness struct {
 	// NodeFault is a Reason that concerns all addresses; empty if there is none.
 	NodeFault string
-	// SilentPrefixes are the subnets of links on which the node hears none of its neighbours,
+	// SilentSubnets are the subnets of links on which the node hears none of its neighbours,
 	// sorted.
-	SilentPrefixes []netip.Prefix
+	SilentSubnets []netip.Prefix
 	// IsDoubtful is set while the node may be about to become unfit. It still serves, but is no
 	// reason for another node to stop: otherwise a fault of all nodes would move addresses.
 	IsDoubtful bool
 }
 
 // IsFit reports whether nothing speaks against the node, unless it is doubtful.
-func (f Fitness) IsFit() bool { return f.NodeFault == "" && len(f.SilentPrefixes) == 0 }
+func (f Fitness) IsFit() bool { return f.NodeFault == "" && len(f.SilentSubnets) == 0 }
 
 // Equal reports whether both say the same.
 func (f Fitness) Equal(o Fitness) bool {
-	return f.NodeFault == o.NodeFault && f.IsDoubtful == o.IsDoubtful && slices.Equal(f.SilentPrefixes, o.SilentPrefixes)
+	return f.NodeFault == o.NodeFault && f.IsDoubtful == o.IsDoubtful && slices.Equal(f.SilentSubnets, o.SilentSubnets)
 }
 
-// IsOnSilentSubnet reports whether the address is in one of the SilentPrefixes.
+// IsOnSilentSubnet reports whether the address is in one of the SilentSubnets.
 func (f Fitness) IsOnSilentSubnet(a netip.Addr) bool {
-	return slices.ContainsFunc(f.SilentPrefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+	return slices.ContainsFunc(f.SilentSubnets, func(p netip.Prefix) bool { return p.Contains(a) })
 }

@@ -13,7 +13,7 @@ import (
 var testStart = time.Unix(1e9, 0)
 
 func TestSilentServiceProxyMakesNodeUnfit(t *testing.T) {
-	watched := ServiceProxyOptions{IsHealthCheckUsed: true, SilenceTimeout: 30 * time.Second, NodeBootedAt: testStart.Add(-time.Hour)}
+	watched := ServiceProxyOptions{IsHealthCheckUsed: true, ProxySilenceTimeout: 30 * time.Second, NodeBootedAt: testStart.Add(-time.Hour)}
 	booted, answered, off := watched, watched, watched
 	booted.NodeBootedAt, answered.HasAnsweredThisBoot, off.IsHealthCheckUsed, off.HasAnsweredThisBoot = testStart.Add(-10*time.Second), true, false, true
 	for name, tt := range map[string]struct {
@@ -77,16 +77,17 @@ func TestLinkWithoutAnswersIsSilent(t *testing.T) {
 
 // TestProcessPauseDoesNotMakeNodeUnfit: a process that was paused has not asked meanwhile.
 func TestProcessPauseDoesNotMakeNodeUnfit(t *testing.T) {
-	j := NewJudge(ServiceProxyOptions{IsHealthCheckUsed: true, SilenceTimeout: 30 * time.Second})
+	j := NewJudge(ServiceProxyOptions{IsHealthCheckUsed: true, ProxySilenceTimeout: 30 * time.Second})
 	j.RecordProxyAnswer()
 	if f := j.JudgeFitness(testStart.Add(time.Hour)); !f.IsFit() {
 		t.Errorf("after a pause the node is unfit: %v", f)
 	}
 }
 
-// TestMembersLearnFitness passes the messages of one node to the table of another one.
-func TestMembersLearnFitness(t *testing.T) {
-	unfit := facts.Fitness{IsDoubtful: true, NodeFault: string(names.ReasonServiceProxySilent), SilentPrefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
+// TestUnfitMembersTableFollowsNotifierMessages passes the messages of one node to the table of
+// another one.
+func TestUnfitMembersTableFollowsNotifierMessages(t *testing.T) {
+	unfit := facts.Fitness{IsDoubtful: true, NodeFault: string(names.ReasonServiceProxySilent), SilentSubnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
 	var a FitnessNotifier
 	table, members := NewUnfitMembersTable(), []string{"a", "b"}
 	sent := 0

@@ -35,8 +35,8 @@ const (
 type ServiceProxyOptions struct {
 	// IsHealthCheckUsed is set if the health check of the service proxy counts.
 	IsHealthCheckUsed bool
-	// SilenceTimeout is how long it must not have answered.
-	SilenceTimeout time.Duration
+	// ProxySilenceTimeout is how long it must not have answered.
+	ProxySilenceTimeout time.Duration
 	// NodeBootedAt is when the node booted; zero if that is not known.
 	NodeBootedAt time.Time
 	// HasAnsweredThisBoot is set if it answered an earlier speaker of this boot.
@@ -45,7 +45,7 @@ type ServiceProxyOptions struct {
 
 // Judge decides whether this node is fit. It belongs to one goroutine.
 type Judge struct {
-	proxy ServiceProxyOptions
+	serviceProxyOptions ServiceProxyOptions
 	// proxySilentSince is when the service proxy first gave no answer; zero if it answered last. A
 	// pause of this process therefore does not count as silence.
 	proxySilentSince  time.Time
@@ -54,18 +54,18 @@ type Judge struct {
 
 // silentLink is what is known of a link whose last round of probes had no answer.
 type silentLink struct {
-	prefixes    []netip.Prefix
+	subnets     []netip.Prefix
 	silentSince time.Time // the first round without an answer
 }
 
 // NewJudge returns a Judge that knows nothing of this run of the speaker yet.
 func NewJudge(o ServiceProxyOptions) *Judge {
-	return &Judge{proxy: o, silentLinkByIndex: map[int]*silentLink{}}
+	return &Judge{serviceProxyOptions: o, silentLinkByIndex: map[int]*silentLink{}}
 }
 
 // RecordProxyAnswer records that the service proxy answered that it works.
 func (j *Judge) RecordProxyAnswer() {
-	j.proxy.HasAnsweredThisBoot, j.proxySilentSince = true, time.Time{}
+	j.serviceProxyOptions.HasAnsweredThisBoot, j.proxySilentSince = true, time.Time{}
 }
 
 // RecordProxySilence records that the service proxy gave no such answer.
@@ -76,7 +76,7 @@ func (j *Judge) RecordProxySilence(now time.Time) {
 }
 
 // HasProxyAnswered reports whether the service proxy has answered in this boot of the node.
-func (j *Judge) HasProxyAnswered() bool { return j.proxy.HasAnsweredThisBoot }
+func (j *Judge) HasProxyAnswered() bool { return j.serviceProxyOptions.HasAnsweredThisBoot }
 
 // RecordLinkAnswer records that a neighbour answered on a link.
 func (j *Judge) RecordLinkAnswer(linkIndex int) { delete(j.silentLinkByIndex, linkIndex) }
@@ -88,10 +88,10 @@ func (j *Judge) RecordUnansweredLinkProbes(link facts.Link, now time.Time) {
 		l = &silentLink{silentSince: now}
 		j.silentLinkByIndex[link.Index] = l
 	}
-	l.prefixes = nil
+	l.subnets = nil
 	for _, p := range link.AddressesWithPrefixLength {
 		if !p.Addr().IsLinkLocalUnicast() {
-			l.prefixes = append(l.prefixes, p.Masked())
+			l.subnets = append(l.subnets, p.Masked())
 		}
 	}
 }
@@ -105,29 +105,29 @@ func (j *Judge) ForgetLinksExcept(indexes []int) {
 func (j *Judge) JudgeFitness(now time.Time) facts.Fitness {
 	f := facts.Fitness{NodeFault: string(j.proxyFaultReason(now))}
 	// before the service proxy of a node has answered, its silence says nothing
-	f.IsDoubtful = j.proxy.IsHealthCheckUsed && j.proxy.HasAnsweredThisBoot && !j.proxySilentSince.IsZero() && now.Sub(j.proxySilentSince) >= proxyDoubtfulDelay
+	f.IsDoubtful = j.serviceProxyOptions.IsHealthCheckUsed && j.serviceProxyOptions.HasAnsweredThisBoot && !j.proxySilentSince.IsZero() && now.Sub(j.proxySilentSince) >= proxyDoubtfulDelay
 	for _, l := range j.silentLinkByIndex {
 		f.IsDoubtful = true
 		if now.Sub(l.silentSince) >= linkSilenceTimeout {
-			f.SilentPrefixes = append(f.SilentPrefixes, l.prefixes...)
+			f.SilentSubnets = append(f.SilentSubnets, l.subnets...)
 		}
 	}
-	slices.SortFunc(f.SilentPrefixes, netip.Prefix.Compare)
-	f.SilentPrefixes = slices.Compact(f.SilentPrefixes)
+	slices.SortFunc(f.SilentSubnets, netip.Prefix.Compare)
+	f.SilentSubnets = slices.Compact(f.SilentSubnets)
 	return f
 }
 
 // proxyFaultReason returns what the service proxy makes the node unfit for, if anything.
 func (j *Judge) proxyFaultReason(now time.Time) names.Reason {
 	switch {
-	case !j.proxy.IsHealthCheckUsed:
-	case !j.proxy.HasAnsweredThisBoot:
+	case !j.serviceProxyOptions.IsHealthCheckUsed:
+	case !j.serviceProxyOptions.HasAnsweredThisBoot:
 		// Not every service proxy has this health check. One that needs longer than the timeout
 		// counts as one without it.
-		if !j.proxy.NodeBootedAt.IsZero() && now.Sub(j.proxy.NodeBootedAt) < proxyStartTimeout {
+		if !j.serviceProxyOptions.NodeBootedAt.IsZero() && now.Sub(j.serviceProxyOptions.NodeBootedAt) < proxyStartTimeout {
 			return names.ReasonServiceProxyStarting
 		}
-	case !j.proxySilentSince.IsZero() && now.Sub(j.proxySilentSince) >= j.proxy.SilenceTimeout:
+	case !j.proxySilentSince.IsZero() && now.Sub(j.proxySilentSince) >= j.serviceProxyOptions.ProxySilenceTimeout:
 		return names.ReasonServiceProxySilent
 	}
 	return ""

@@ -40,7 +40,7 @@ func encodeFitness(f facts.Fitness) []byte {
 		flags = flagDoubtful
 	}
 	b := append([]byte{fitnessMessageFirstByte, flags, byte(len(f.NodeFault))}, f.NodeFault...)
-	for _, p := range f.SilentPrefixes[:min(len(f.SilentPrefixes), maxSilentPrefixesInMessage)] {
+	for _, p := range f.SilentSubnets[:min(len(f.SilentSubnets), maxSilentPrefixesInMessage)] {
 		raw, err := p.MarshalBinary()
 		if err != nil {
 			continue
@@ -61,7 +61,7 @@ func decodeFitness(b []byte) (facts.Fitness, bool) {
 	for b = b[header+int(b[2]):]; len(b) > 0 && len(b) > int(b[0]); b = b[1+int(b[0]):] {
 		var p netip.Prefix
 		if p.UnmarshalBinary(b[1:1+int(b[0])]) == nil && p.IsValid() {
-			f.SilentPrefixes = append(f.SilentPrefixes, p)
+			f.SilentSubnets = append(f.SilentSubnets, p)
 		}
 	}
 	return f, true
@@ -96,8 +96,8 @@ func (a *FitnessNotifier) DueMessage(f facts.Fitness, now time.Time) []byte {
 type UnfitMembersTable struct{ entryByNode map[string]unfitMember }
 
 type unfitMember struct {
-	fitness facts.Fitness
-	endsAt  time.Time
+	fitness   facts.Fitness
+	expiresAt time.Time
 }
 
 // NewUnfitMembersTable returns an UnfitMembersTable in which every node is fit.
@@ -120,7 +120,7 @@ func (t *UnfitMembersTable) RecordMessage(from string, payload []byte, now time.
 // UnfitOrDoubtfulMembers returns the unfit and the doubtful ones of the members.
 func (t *UnfitMembersTable) UnfitOrDoubtfulMembers(members []string, now time.Time) map[string]facts.Fitness {
 	maps.DeleteFunc(t.entryByNode, func(node string, e unfitMember) bool {
-		return !now.Before(e.endsAt) || !slices.Contains(members, node)
+		return !now.Before(e.expiresAt) || !slices.Contains(members, node)
 	})
 	out := make(map[string]facts.Fitness, len(t.entryByNode))
 	for n, e := range t.entryByNode {

@@ -18,7 +18,7 @@ import (
 // SetObservedNodeAddresses takes the internal addresses of this node in the Kubernetes API. It does
 // not block.
 func (m *LocalMember) SetObservedNodeAddresses(internal []netip.Addr) {
-	m.addressChanges.Put(internal)
+	m.nodeInternalAddressUpdates.Put(internal)
 }
 
 // FollowKeysAndNodeAddress follows the gossip keys and the address of this node until ctx ends. It
@@ -33,7 +33,7 @@ func (m *LocalMember) FollowKeysAndNodeAddress(ctx context.Context) error {
 			return nil
 		case k := <-keys:
 			m.applyAndSaveKeys(k)
-		case internal := <-m.addressChanges.C():
+		case internal := <-m.nodeInternalAddressUpdates.C():
 			if err := m.errorIfNodeAddressChanged(internal); err != nil {
 				return err
 			}
@@ -63,7 +63,7 @@ func (m *LocalMember) applyAndSaveKeys(keys [][]byte) {
 	}
 	m.nodeStateToSave.GossipKeys = keys
 	m.options.Log.Info("the gossip keys changed", "keys", len(keys))
-	if m.hasAgentCheckpoint {
+	if m.agentHasMadeCheckpoint {
 		m.options.CheckpointStore.ReplaceStateToWrite(m.nodeStateToSave)
 	}
 }
@@ -84,7 +84,7 @@ func (m *LocalMember) watchKeys(ctx context.Context, keys chan<- [][]byte) {
 		var err error
 		if m.options.KeyFile != "" {
 			delay = keyFileReadInterval
-			err = m.readAndSendKeys(ctx, keys, func() ([][]byte, error) { return readKeyFile(m.options.KeyFile) })
+			err = m.readKeysIntoChannel(ctx, keys, func() ([][]byte, error) { return readKeyFile(m.options.KeyFile) })
 		} else {
 			err = m.watchSecret(ctx, keys)
 		}
@@ -119,14 +119,14 @@ func (m *LocalMember) watchSecret(ctx context.Context, keys chan<- [][]byte) err
 			if !ok || e.Type == watch.Deleted { // without the Secret the last keys stay in use
 				continue
 			}
-			if err := m.readAndSendKeys(ctx, keys, func() ([][]byte, error) { return keysOfSecret(s) }); err != nil {
+			if err := m.readKeysIntoChannel(ctx, keys, func() ([][]byte, error) { return keysOfSecret(s) }); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-func (m *LocalMember) readAndSendKeys(ctx context.Context, keys chan<- [][]byte, read func() ([][]byte, error)) error {
+func (m *LocalMember) readKeysIntoChannel(ctx context.Context, keys chan<- [][]byte, read func() ([][]byte, error)) error {
 	k, err := read()
 	if err != nil {
 		return err

@@ -55,13 +55,13 @@ type LocalMember struct {
 	runNonce uint64
 	// nodeStateToSave is this run's own. It is saved, so that the next run can join the gossip
 	// again. nodeStateOfPreviousRun is what an earlier run saved, nil without one. mu guards
-	// nodeStateToSave and hasAgentCheckpoint.
+	// nodeStateToSave and agentHasMadeCheckpoint.
 	mu                     sync.Mutex
 	nodeStateToSave        checkpoint.SavedNodeState
 	nodeStateOfPreviousRun *checkpoint.SavedNodeState
-	hasAgentCheckpoint     bool // the agent has made one
-	// addressChanges delivers the internal addresses of the node, whenever they change.
-	addressChanges *latest.Value[[]netip.Addr]
+	agentHasMadeCheckpoint bool // the agent has made one
+	// nodeInternalAddressUpdates delivers the internal addresses of the node, whenever they change.
+	nodeInternalAddressUpdates *latest.Value[[]netip.Addr]
 }
 
 // apiRequestWithSavedAnswerTimeout bounds a request to the API server if there is a saved answer.
@@ -77,14 +77,14 @@ func OpenLocalMember(ctx context.Context, o Options) (*LocalMember, error) {
 	m := &LocalMember{
 		options: o, runNonce: binary.BigEndian.Uint64(random[:]),
 		nodeStateToSave:        checkpoint.SavedNodeState{NodeName: o.NodeName},
-		nodeStateOfPreviousRun: o.CheckpointStore.LoadState(o.NodeName), addressChanges: latest.NewValue[[]netip.Addr](),
+		nodeStateOfPreviousRun: o.CheckpointStore.LoadState(o.NodeName), nodeInternalAddressUpdates: latest.NewValue[[]netip.Addr](),
 	}
 	err := retryUntilSuccess(ctx, o.Log, func() error { return m.findGossipKeysAndAddress(ctx) })
 	if err != nil || ctx.Err() != nil {
 		return nil, err
 	}
 	m.Members, err = members.New(members.Options{
-		NodeName: o.NodeName, RunNonce: m.runNonce, MessageFormat: elect.NewestMessageFormat, IsUrgent: elect.IsUrgentMessage, BindAddress: m.nodeStateToSave.GossipAddress, BindPort: o.BindPort,
+		NodeName: o.NodeName, RunNonce: m.runNonce, MaxMessageFormat: elect.NewestMessageFormat, IsReceivedMessageUrgent: elect.IsReceivedMessageUrgent, BindAddress: m.nodeStateToSave.GossipAddress, BindPort: o.BindPort,
 		GossipKeys: m.nodeStateToSave.GossipKeys, Now: time.Now, Log: o.Log,
 	})
 	if err != nil {
@@ -158,7 +158,7 @@ func (m *LocalMember) RestoredCheckpoint() *agent.Checkpoint {
 func (m *LocalMember) SaveCheckpoint(c agent.Checkpoint) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.nodeStateToSave.Checkpoint, m.hasAgentCheckpoint = c, true
+	m.nodeStateToSave.Checkpoint, m.agentHasMadeCheckpoint = c, true
 	m.options.CheckpointStore.ReplaceStateToWrite(m.nodeStateToSave)
 }
 

@@ -19,14 +19,14 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 )
 
-// fixedObjectsReader reads the same Secret and the same Node for each name.
-type fixedObjectsReader struct {
+// fixedObjectsAPIReader reads the same Secret and the same Node for each name.
+type fixedObjectsAPIReader struct {
 	client.WithWatch
 	secret corev1.Secret
 	node   corev1.Node
 }
 
-func (r *fixedObjectsReader) Get(_ context.Context, _ client.ObjectKey, o client.Object, _ ...client.GetOption) error {
+func (r *fixedObjectsAPIReader) Get(_ context.Context, _ client.ObjectKey, o client.Object, _ ...client.GetOption) error {
 	switch o := o.(type) {
 	case *corev1.Secret:
 		*o = r.secret
@@ -63,7 +63,7 @@ func TestGossipKeyComesFromFileOrSecret(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			data := map[string][]byte{names.GossipKeySecretEntry: tt.secret}
-			o := Options{API: &fixedObjectsReader{secret: corev1.Secret{Data: data}}}
+			o := Options{API: &fixedObjectsAPIReader{secret: corev1.Secret{Data: data}}}
 			write := func(suffix string, key []byte) {
 				if tt.file == nil {
 					data[names.GossipKeySecretEntry+suffix] = key
@@ -106,7 +106,7 @@ func TestGossipAddressIsOptionOrNodeAddress(t *testing.T) {
 		"a node without an address": {addresses: internal[:1], err: "--gossip-bind-address"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := Options{NodeName: "n1", BindAddress: tt.option, API: &fixedObjectsReader{node: corev1.Node{Status: corev1.NodeStatus{Addresses: tt.addresses}}}}
+			o := Options{NodeName: "n1", BindAddress: tt.option, API: &fixedObjectsAPIReader{node: corev1.Node{Status: corev1.NodeStatus{Addresses: tt.addresses}}}}
 			if tt.cluster != "" {
 				o.AddressOfClusterFirstFamily = netip.MustParseAddr(tt.cluster)
 			}
@@ -119,13 +119,13 @@ func TestGossipAddressIsOptionOrNodeAddress(t *testing.T) {
 	}
 }
 
-// failingReader fails each request with the same error.
-type failingReader struct {
+// failingAPIReader fails each request with the same error.
+type failingAPIReader struct {
 	client.WithWatch
 	err error
 }
 
-func (r *failingReader) Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error {
+func (r *failingAPIReader) Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error {
 	return r.err
 }
 
@@ -141,11 +141,11 @@ func TestIsAPIUnreachableTellsRequestErrorsFromAnswers(t *testing.T) {
 		options Options
 		want    bool
 	}{
-		"a refused connection": {Options{API: &failingReader{err: refused}}, true},
-		"an expired time":      {Options{API: &failingReader{err: context.DeadlineExceeded}}, true},
-		"a missing Secret":     {Options{API: &failingReader{err: apierrors.NewNotFound(corev1.Resource("secrets"), "gantry-gossip")}}, false},
-		"a missing right":      {Options{API: &failingReader{err: apierrors.NewForbidden(corev1.Resource("secrets"), "gantry-gossip", nil)}}, false},
-		"a Secret without key": {Options{API: &fixedObjectsReader{}}, false},
+		"a refused connection": {Options{API: &failingAPIReader{err: refused}}, true},
+		"an expired time":      {Options{API: &failingAPIReader{err: context.DeadlineExceeded}}, true},
+		"a missing Secret":     {Options{API: &failingAPIReader{err: apierrors.NewNotFound(corev1.Resource("secrets"), "gantry-gossip")}}, false},
+		"a missing right":      {Options{API: &failingAPIReader{err: apierrors.NewForbidden(corev1.Resource("secrets"), "gantry-gossip", nil)}}, false},
+		"a Secret without key": {Options{API: &fixedObjectsAPIReader{}}, false},
 		"a missing key file":   {Options{KeyFile: filepath.Join(t.TempDir(), "absent")}, false},
 		"a short key file":     {Options{KeyFile: short}, false},
 	} {

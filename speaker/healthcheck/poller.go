@@ -23,18 +23,18 @@ const maxRunningRequests = 8
 
 // Poller repeats health checks and reports what changed. Run owns its state.
 type Poller struct {
-	log          *slog.Logger
-	now          func() time.Time
-	ask          func(ctx context.Context, c intent.HealthCheck) proxyAnswer
-	latestChecks *latest.Value[[]intent.HealthCheck]
-	results      chan []facts.HealthCheckResult
+	log            *slog.Logger
+	now            func() time.Time
+	ask            func(ctx context.Context, c intent.HealthCheck) proxyAnswer
+	latestChecks   *latest.Value[[]intent.HealthCheck]
+	changedResults chan []facts.ServiceHealthCheckResult
 }
 
 // NewPoller returns a Poller that asks nothing before Run.
 func NewPoller(now func() time.Time, log *slog.Logger) *Poller {
 	client := newHTTPClient()
 	return &Poller{
-		log: log, now: now, latestChecks: latest.NewValue[[]intent.HealthCheck](), results: make(chan []facts.HealthCheckResult),
+		log: log, now: now, latestChecks: latest.NewValue[[]intent.HealthCheck](), changedResults: make(chan []facts.ServiceHealthCheckResult),
 		ask: func(ctx context.Context, c intent.HealthCheck) proxyAnswer {
 			return askProxyAboutAllFamilies(ctx, client, c)
 		},
@@ -44,8 +44,8 @@ func NewPoller(now func() time.Time, log *slog.Logger) *Poller {
 // SetChecks replaces the health checks. It returns at once.
 func (p *Poller) SetChecks(checks []intent.HealthCheck) { p.latestChecks.Put(checks) }
 
-// Results delivers what changed.
-func (p *Poller) Results() <-chan []facts.HealthCheckResult { return p.results }
+// ChangedResults delivers what changed.
+func (p *Poller) ChangedResults() <-chan []facts.ServiceHealthCheckResult { return p.changedResults }
 
 // finishedRequest is a health check with its answer.
 type finishedRequest struct {
@@ -61,7 +61,7 @@ func (p *Poller) Run(ctx context.Context) error {
 	defer cancel()
 	finished := make(chan finishedRequest, maxRunningRequests)
 	queue, running, nextStartAt := newCheckQueue(), 0, p.now()
-	var unread []facts.HealthCheckResult
+	var unread []facts.ServiceHealthCheckResult
 	wasSilenceLogged := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -77,9 +77,9 @@ func (p *Poller) Run(ctx context.Context) error {
 		if running < maxRunningRequests { // otherwise the end of a request wakes the loop
 			timer.Reset(max(queue.nextDueDelay(now), nextStartAt.Sub(now)))
 		}
-		var out chan []facts.HealthCheckResult // nil without results
+		var out chan []facts.ServiceHealthCheckResult // nil without results
 		if len(unread) > 0 {
-			out = p.results
+			out = p.changedResults
 		}
 		select {
 		case <-ctx.Done():
@@ -97,7 +97,7 @@ func (p *Poller) Run(ctx context.Context) error {
 				wasSilenceLogged = true
 				p.log.Info("no service proxy answers on the health check port of a Service: addresses with"+
 					" externalTrafficPolicy Local move after a fixed delay",
-					"service", r.Namespace+"/"+r.Name, "port", f.check.HealthCheckNodePort, "duration", proxySilenceTimeout)
+					"service", r.Namespace+"/"+r.Name, "port", f.check.HealthCheckNodePort, "duration", neverAnsweredPortTimeout)
 			}
 		case out <- unread:
 			unread = nil

@@ -48,10 +48,10 @@ func TestPollerReportsEachService(t *testing.T) {
 		}
 		p.SetChecks(nil)
 		p.SetChecks(checks)
-		got := map[uint64]facts.HealthCheckOutcome{}
+		got := map[uint64]facts.ServiceHealthCheckOutcome{}
 		for len(got) < len(checks) {
 			select {
-			case results := <-p.Results():
+			case results := <-p.ChangedResults():
 				for _, r := range results {
 					got[r.ID] = r.Outcome
 				}
@@ -60,7 +60,7 @@ func TestPollerReportsEachService(t *testing.T) {
 			}
 		}
 		for id, outcome := range got {
-			if want := map[bool]facts.HealthCheckOutcome{true: facts.ProxySilent, false: facts.EndpointsKnown}[id%2 == 0]; outcome != want {
+			if want := map[bool]facts.ServiceHealthCheckOutcome{true: facts.ProxySilent, false: facts.ProxyKnowsEndpoints}[id%2 == 0]; outcome != want {
 				t.Errorf("the outcome of %d is %d, want %d", id, outcome, want)
 			}
 		}
@@ -68,7 +68,7 @@ func TestPollerReportsEachService(t *testing.T) {
 			t.Errorf("%d requests ran at one time, want %d at most", most, maxRunningRequests)
 		}
 		select {
-		case results := <-p.Results():
+		case results := <-p.ChangedResults():
 			t.Errorf("results of health checks with a final outcome: %v", results)
 		case <-time.After(time.Hour):
 		}

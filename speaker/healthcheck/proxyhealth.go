@@ -14,19 +14,19 @@ const proxyCheckInterval = time.Second
 // ProxyWatcher asks the service proxy of this node whether it works. kube-proxy answers at
 // --healthz-bind-address, with the status 200 while it keeps its rules up to date.
 type ProxyWatcher struct {
-	address string
-	client  *http.Client
-	answers *latest.Value[bool]
+	address       string
+	client        *http.Client
+	healthUpdates *latest.Value[bool]
 }
 
 // NewProxyWatcher returns a ProxyWatcher for an address and port. With an empty address it asks
 // nothing.
 func NewProxyWatcher(address string) *ProxyWatcher {
-	return &ProxyWatcher{address: address, client: newHTTPClient(), answers: latest.NewValue[bool]()}
+	return &ProxyWatcher{address: address, client: newHTTPClient(), healthUpdates: latest.NewValue[bool]()}
 }
 
-// Answers delivers after each question whether the service proxy answered that it works.
-func (w *ProxyWatcher) Answers() <-chan bool { return w.answers.C() }
+// HealthUpdates delivers after each question whether the service proxy answered that it works.
+func (w *ProxyWatcher) HealthUpdates() <-chan bool { return w.healthUpdates.C() }
 
 // Run asks until ctx ends.
 func (w *ProxyWatcher) Run(ctx context.Context) error {
@@ -37,7 +37,7 @@ func (w *ProxyWatcher) Run(ctx context.Context) error {
 	t := time.NewTicker(proxyCheckInterval)
 	defer t.Stop()
 	for {
-		w.answers.Put(w.askProxy(ctx))
+		w.healthUpdates.Put(w.askProxy(ctx))
 		select {
 		case <-ctx.Done():
 			return nil

@@ -29,7 +29,7 @@ func TestProxyWatcherReportsWhetherTheProxyWorks(t *testing.T) {
 	})
 	awaitAnswer := func(want bool) {
 		t.Helper()
-		for answer := range w.Answers() {
+		for answer := range w.HealthUpdates() {
 			if answer == want {
 				return
 			}

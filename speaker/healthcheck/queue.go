@@ -22,7 +22,7 @@ type checkState struct {
 	lastProxyAnswerAt time.Time // zero if nothing has answered
 	dueAt             time.Time
 	retryInterval     time.Duration
-	lastOutcome       facts.HealthCheckOutcome // zero before the first
+	lastOutcome       facts.ServiceHealthCheckOutcome // zero before the first
 	// queuePosition is the place in the queue of due polls. A poll is in none while a request runs,
 	// and after the last one.
 	queuePosition priorityqueue.Position
@@ -81,10 +81,10 @@ func (q *checkQueue) takeDueCheck(now time.Time) (intent.HealthCheck, bool) {
 
 // recordAnswer returns what the answer changes, if anything. If the outcome is not final, the
 // health check is due again.
-func (q *checkQueue) recordAnswer(c intent.HealthCheck, a proxyAnswer, now time.Time) (facts.HealthCheckResult, bool) {
+func (q *checkQueue) recordAnswer(c intent.HealthCheck, a proxyAnswer, now time.Time) (facts.ServiceHealthCheckResult, bool) {
 	o := q.checkStateByID[c.ID]
 	if o == nil { // not wanted any more
-		return facts.HealthCheckResult{}, false
+		return facts.ServiceHealthCheckResult{}, false
 	}
 	outcome := o.judgeAnswer(a, now)
 	changed := outcome != 0 && outcome != o.lastOutcome
@@ -98,29 +98,29 @@ func (q *checkQueue) recordAnswer(c intent.HealthCheck, a proxyAnswer, now time.
 		o.dueAt = now.Add(o.retryInterval)
 		q.checksByDueTime.Insert(o)
 	}
-	return facts.HealthCheckResult{ID: c.ID, Namespace: c.ServiceNamespace, Name: c.ServiceName, Outcome: outcome}, changed
+	return facts.ServiceHealthCheckResult{ID: c.ID, Namespace: c.ServiceNamespace, Name: c.ServiceName, Outcome: outcome}, changed
 }
 
 // isFinal says whether the last outcome needs no further request.
 func (o *checkState) isFinal() bool {
-	return o.lastOutcome == facts.EndpointsKnown || o.lastOutcome == facts.ProxySilent
+	return o.lastOutcome == facts.ProxyKnowsEndpoints || o.lastOutcome == facts.ProxySilent
 }
 
 // judgeAnswer returns the outcome of an answer; zero if it says nothing yet.
-func (o *checkState) judgeAnswer(a proxyAnswer, now time.Time) facts.HealthCheckOutcome {
+func (o *checkState) judgeAnswer(a proxyAnswer, now time.Time) facts.ServiceHealthCheckOutcome {
 	switch a {
 	case answerEndpointsKnown:
-		return facts.EndpointsKnown
+		return facts.ProxyKnowsEndpoints
 	case answerNoEndpoints:
 		o.lastProxyAnswerAt = now
-		return facts.EndpointsUnknown
+		return facts.ProxyLacksEndpoints
 	case answerTimedOut:
 		o.lastProxyAnswerAt = now
 		return 0
 	}
-	since, timeout := o.firstDueAt, proxySilenceTimeout
+	since, timeout := o.firstDueAt, neverAnsweredPortTimeout
 	if !o.lastProxyAnswerAt.IsZero() {
-		since, timeout = o.lastProxyAnswerAt, restartedProxySilenceTimeout
+		since, timeout = o.lastProxyAnswerAt, onceAnsweredPortTimeout
 	}
 	if now.Sub(since) >= timeout {
 		return facts.ProxySilent

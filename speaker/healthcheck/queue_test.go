@@ -12,7 +12,7 @@ var testStartTime = time.Unix(1e9, 0)
 
 // simulateCheckBetween repeats one health check, with the answers of the function, from one second
 // to another. It returns the number of requests, and the outcomes that the queue reports.
-func simulateCheckBetween(q *checkQueue, from, until time.Duration, answerAt func(time.Duration) proxyAnswer) (requests int, outcomes []facts.HealthCheckOutcome) {
+func simulateCheckBetween(q *checkQueue, from, until time.Duration, answerAt func(time.Duration) proxyAnswer) (requests int, outcomes []facts.ServiceHealthCheckOutcome) {
 	for at := from; at < until; at += time.Millisecond {
 		c, ok := q.takeDueCheck(testStartTime.Add(at))
 		if !ok {
@@ -33,7 +33,7 @@ func newQueueWithOneCheck() *checkQueue {
 }
 
 func TestAnswersLeadToOutcomes(t *testing.T) {
-	const known, unknown, silent = facts.EndpointsKnown, facts.EndpointsUnknown, facts.ProxySilent
+	const known, unknown, silent = facts.ProxyKnowsEndpoints, facts.ProxyLacksEndpoints, facts.ProxySilent
 	always := func(a proxyAnswer) func(time.Duration) proxyAnswer {
 		return func(time.Duration) proxyAnswer { return a }
 	}
@@ -48,16 +48,16 @@ func TestAnswersLeadToOutcomes(t *testing.T) {
 	for name, tt := range map[string]struct {
 		answerAt func(time.Duration) proxyAnswer
 		duration time.Duration
-		want     []facts.HealthCheckOutcome
+		want     []facts.ServiceHealthCheckOutcome
 	}{
-		"known at once":                                 {always(answerEndpointsKnown), time.Minute, []facts.HealthCheckOutcome{known}},
-		"known later":                                   {firstThen(answerNoEndpoints, 5*time.Second, answerEndpointsKnown), time.Minute, []facts.HealthCheckOutcome{unknown, known}},
-		"never known":                                   {always(answerNoEndpoints), time.Hour, []facts.HealthCheckOutcome{unknown}},
-		"a closed port":                                 {always(answerNoProxy), time.Minute, []facts.HealthCheckOutcome{silent}},
-		"a port that opens in time":                     {firstThen(answerNoProxy, time.Second, answerEndpointsKnown), time.Minute, []facts.HealthCheckOutcome{known}},
-		"a proxy that needs long for an answer":         {firstThen(answerTimedOut, 20*time.Second, answerEndpointsKnown), time.Minute, []facts.HealthCheckOutcome{known}},
-		"a proxy that restarts":                         {firstThen(answerNoEndpoints, time.Second, answerNoProxy), 20 * time.Second, []facts.HealthCheckOutcome{unknown}},
-		"a proxy that is replaced by one of other kind": {firstThen(answerNoEndpoints, time.Second, answerNoProxy), time.Minute, []facts.HealthCheckOutcome{unknown, silent}},
+		"known at once":                                 {always(answerEndpointsKnown), time.Minute, []facts.ServiceHealthCheckOutcome{known}},
+		"known later":                                   {firstThen(answerNoEndpoints, 5*time.Second, answerEndpointsKnown), time.Minute, []facts.ServiceHealthCheckOutcome{unknown, known}},
+		"never known":                                   {always(answerNoEndpoints), time.Hour, []facts.ServiceHealthCheckOutcome{unknown}},
+		"a closed port":                                 {always(answerNoProxy), time.Minute, []facts.ServiceHealthCheckOutcome{silent}},
+		"a port that opens in time":                     {firstThen(answerNoProxy, time.Second, answerEndpointsKnown), time.Minute, []facts.ServiceHealthCheckOutcome{known}},
+		"a proxy that needs long for an answer":         {firstThen(answerTimedOut, 20*time.Second, answerEndpointsKnown), time.Minute, []facts.ServiceHealthCheckOutcome{known}},
+		"a proxy that restarts":                         {firstThen(answerNoEndpoints, time.Second, answerNoProxy), 20 * time.Second, []facts.ServiceHealthCheckOutcome{unknown}},
+		"a proxy that is replaced by one of other kind": {firstThen(answerNoEndpoints, time.Second, answerNoProxy), time.Minute, []facts.ServiceHealthCheckOutcome{unknown, silent}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, got := simulateCheckBetween(newQueueWithOneCheck(), 0, tt.duration, tt.answerAt)

@@ -13,13 +13,13 @@ const (
 	// maxRetryInterval.
 	quickRetriesTimeout = 3 * time.Second
 	maxRetryInterval    = time.Second
-	// proxySilenceTimeout is how long after the first request nothing must have answered before the
-	// proxy counts as one that does not answer health checks. A kube-proxy of the usual
+	// neverAnsweredPortTimeout is how long after the first request nothing must have answered
+	// before the proxy counts as one that does not answer health checks. A kube-proxy of the usual
 	// configuration writes its rules about once a second.
-	proxySilenceTimeout = 1200 * time.Millisecond
-	// restartedProxySilenceTimeout is the same for a port that has answered before: a proxy may
+	neverAnsweredPortTimeout = 1200 * time.Millisecond
+	// onceAnsweredPortTimeout is the same for a port that has answered before: a proxy may
 	// restart.
-	restartedProxySilenceTimeout = 30 * time.Second
+	onceAnsweredPortTimeout = 30 * time.Second
 )
 
 // minCheckStartInterval is the least time between the starts of two health checks. So many of them

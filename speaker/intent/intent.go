@@ -64,16 +64,16 @@ type Bid struct {
 	// MayRebalance allows the holder to move the address to a node with too few addresses.
 	MayRebalance bool
 	// WireCheck says what the answer of a host does while no node holds the address.
-	WireCheck WireCheck
+	WireCheck WireCheckMode
 }
 
-// WireCheck says what the answer of a host does to an address that a node wants to take.
-type WireCheck uint8
+// WireCheckMode says what the answer of a host does to an address that a node wants to take.
+type WireCheckMode uint8
 
 // The values of WireCheck, the strictest first.
 const (
 	// WireCheckEnforce: nobody takes the address while a host answers.
-	WireCheckEnforce WireCheck = iota
+	WireCheckEnforce WireCheckMode = iota
 	// WireCheckWarn: the node takes the address and reports the host.
 	WireCheckWarn
 	// WireCheckOff: the node takes the address.

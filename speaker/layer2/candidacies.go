@@ -10,7 +10,7 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// candidacyUpdates has the candidacies that SetCandidacies got and Run has not applied yet.
+// candidacyUpdates has the candidacies that UpdateCandidacies got and Run has not applied yet.
 type candidacyUpdates struct {
 	pendingSignal *latest.Wake
 
@@ -30,12 +30,12 @@ func (o *candidacyUpdates) takePendingUpdates() map[netip.Addr][]int {
 	return out
 }
 
-// SetCandidacies sets on which links this node may come to answer for an address. It
+// UpdateCandidacies sets on which links this node may come to answer for an address. It
 // gets only what changed. For IPv6 the engine then receives the requests for these
 // addresses, which go to multicast groups (RFC 4291 section 2.7.1). So a new holder
 // knows which hosts asked, its socket is open, and switches that snoop on MLD already
 // forward the group to it. IPv4 requests are broadcast and need nothing.
-func (e *Engine) SetCandidacies(changed []intent.Binding, gone []netip.Addr) {
+func (e *Engine) UpdateCandidacies(changed []intent.Binding, gone []netip.Addr) {
 	o := &e.candidacyUpdates
 	o.mu.Lock()
 	for _, c := range changed {

@@ -13,17 +13,17 @@ import (
 )
 
 // setCandidacies makes the node a candidate for the addresses.
-func (b *harness) setCandidacies(addresses ...netip.Addr) {
+func (b *engineWithClient) setCandidacies(addresses ...netip.Addr) {
 	var bindings []intent.Binding
 	for _, a := range addresses {
 		bindings = append(bindings, intent.Binding{Address: a, LinkIndexes: []int{b.link.Index}})
 	}
-	b.engine.SetCandidacies(bindings, nil)
+	b.engine.UpdateCandidacies(bindings, nil)
 }
 
 // takeNoticeCounts counts the frames to each unicast address since the last call. Each of them has
 // to be a notice about the held address.
-func (s simulation) takeNoticeCounts() map[facts.MAC]int {
+func (s engineWithClientInMemory) takeNoticeCounts() map[facts.MAC]int {
 	s.t.Helper()
 	notices := map[facts.MAC]int{}
 	for _, f := range s.lan.TakeSentFrames() {
@@ -43,7 +43,7 @@ func TestRecentAskersReceiveNotices(t *testing.T) {
 	late := map[ipfamily.Family]netip.Addr{ipfamily.IPv4: netip.MustParseAddr("192.168.0.98"), ipfamily.IPv6: netip.MustParseAddr("fd00:a8::98")}
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
-			simulateWithOptions(t, c, func(s simulation) {
+			simulateWithOptions(t, c, func(s engineWithClientInMemory) {
 				s.setCandidacies(s.heldIP, s.unheldIP)
 				synctest.Wait()
 				long, elsewhere := s.newClientRequest(s.heldIP), s.newClientRequest(s.unheldIP)
@@ -69,12 +69,12 @@ func TestRecentAskersReceiveNotices(t *testing.T) {
 func TestAskersOfAnEarlierHoldReceiveNotices(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
-			simulateWithOptions(t, c, func(s simulation) {
+			simulateWithOptions(t, c, func(s engineWithClientInMemory) {
 				s.holdAddressAndAwaitAnnouncement(s.heldIP)
 				s.sendFrame(s.newClientRequest(s.heldIP))
 				s.awaitClientFrame("the address is held", s.expectedReplyToClient(s.heldIP))
 				time.Sleep(2 * time.Minute)
-				s.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
+				s.engine.SetBindingsAndSendDeadline(nil, time.Now().Add(time.Hour))
 				synctest.Wait()
 				s.lan.TakeSentFrames()
 				s.holdAddressAndAwaitAnnouncement(s.heldIP)
@@ -91,50 +91,50 @@ func TestAskersOfAnEarlierHoldReceiveNotices(t *testing.T) {
 // only while it is a candidate.
 func TestIPv6CandidateHearsRequestsOfAskers(t *testing.T) {
 	for name, tt := range map[string]struct {
-		do   func(s simulation)
+		do   func(s engineWithClientInMemory)
 		want bool
 	}{
-		"no candidacy":                    {func(simulation) {}, false},
-		"a candidacy for the address":     {func(s simulation) { s.setCandidacies(s.heldIP) }, true},
-		"a candidacy for another address": {func(s simulation) { s.setCandidacies(s.unheldIP) }, false},
-		"a link that is added": {func(s simulation) {
+		"no candidacy":                    {func(engineWithClientInMemory) {}, false},
+		"a candidacy for the address":     {func(s engineWithClientInMemory) { s.setCandidacies(s.heldIP) }, true},
+		"a candidacy for another address": {func(s engineWithClientInMemory) { s.setCandidacies(s.unheldIP) }, false},
+		"a link that is added": {func(s engineWithClientInMemory) {
 			s.engine.SetLinks(nil)
 			synctest.Wait()
 			s.setCandidacies(s.heldIP)
 			synctest.Wait()
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, true},
-		"a port that broke": {func(s simulation) {
+		"a port that broke": {func(s engineWithClientInMemory) {
 			s.setCandidacies(s.heldIP)
 			synctest.Wait()
 			s.nodeHost.CloseOpenPortsWithError(layer2.ErrLinkDownOrGone)
 			time.Sleep(time.Second)
 		}, true},
-		"a candidacy that ended": {func(s simulation) {
+		"a candidacy that ended": {func(s engineWithClientInMemory) {
 			s.setCandidacies(s.heldIP)
 			synctest.Wait()
-			s.engine.SetCandidacies(nil, []netip.Addr{s.heldIP})
+			s.engine.UpdateCandidacies(nil, []netip.Addr{s.heldIP})
 		}, false},
-		"a candidacy that ended and began again": {func(s simulation) {
+		"a candidacy that ended and began again": {func(s engineWithClientInMemory) {
 			s.setCandidacies(s.heldIP)
-			s.engine.SetCandidacies(nil, []netip.Addr{s.heldIP})
+			s.engine.UpdateCandidacies(nil, []netip.Addr{s.heldIP})
 			s.setCandidacies(s.heldIP)
 		}, true},
-		"a candidacy on another link only": {func(s simulation) {
+		"a candidacy on another link only": {func(s engineWithClientInMemory) {
 			s.setCandidacies(s.heldIP)
 			synctest.Wait()
-			s.engine.SetCandidacies([]intent.Binding{{Address: s.heldIP, LinkIndexes: []int{s.link.Index + 1}}}, nil)
+			s.engine.UpdateCandidacies([]intent.Binding{{Address: s.heldIP, LinkIndexes: []int{s.link.Index + 1}}}, nil)
 		}, false},
-		"an address that was held and is given up": {func(s simulation) {
+		"an address that was held and is given up": {func(s engineWithClientInMemory) {
 			s.setCandidacies(s.heldIP)
 			synctest.Wait()
 			s.holdAddresses(s.heldIP)
 			synctest.Wait()
-			s.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
+			s.engine.SetBindingsAndSendDeadline(nil, time.Now().Add(time.Hour))
 		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			simulateWithOptions(t, ipv6TestAddresses, func(s simulation) {
+			simulateWithOptions(t, ipv6TestAddresses, func(s engineWithClientInMemory) {
 				tt.do(s)
 				synctest.Wait()
 				s.sendFrame(s.newClientRequest(s.heldIP))
@@ -155,7 +155,7 @@ func TestIPv6CandidateHearsRequestsOfAskers(t *testing.T) {
 func TestNoticesArePaced(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
-			simulateWithOptions(t, c, func(s simulation) {
+			simulateWithOptions(t, c, func(s engineWithClientInMemory) {
 				var all []netip.Addr
 				for a := s.heldIP; len(all) < 1000; a = a.Next() {
 					all = append(all, a)

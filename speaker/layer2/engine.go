@@ -109,15 +109,15 @@ type Engine struct {
 	portOpener PortOpener
 	now        func() time.Time
 
-	newBindings                *latest.Value[[]intent.Binding]
-	newLinkSets                *latest.Value[facts.LinkSet]
+	pendingBindings            *latest.Value[[]intent.Binding]
+	pendingLinkSet             *latest.Value[facts.LinkSet]
 	repeatAnnouncementRequests *latest.BoundedQueue[[]netip.Addr]
 	defendRequests             *latest.BoundedQueue[netip.Addr]
 	waitingProbes              *waitingProbeQueue
 	reports                    *latest.BoundedQueue[Report]
 	sendDeadline               sendDeadline
-	// boundAddresses has the addresses of the last call of ApplyBindings. It is never edited, only
-	// replaced.
+	// boundAddresses has the addresses of the last call of SetBindingsAndSendDeadline. It is never
+	// edited, only replaced.
 	boundAddresses atomic.Pointer[map[netip.Addr]struct{}]
 	// candidacyUpdates has the candidacies that Run has not applied yet.
 	candidacyUpdates candidacyUpdates
@@ -166,8 +166,8 @@ func WithAnnouncementRefreshInterval(d time.Duration) Option {
 func NewEngine(wire PortOpener, now func() time.Time, options ...Option) *Engine {
 	e := &Engine{
 		portOpener: wire, now: now,
-		newBindings:                 latest.NewValue[[]intent.Binding](),
-		newLinkSets:                 latest.NewValue[facts.LinkSet](),
+		pendingBindings:             latest.NewValue[[]intent.Binding](),
+		pendingLinkSet:              latest.NewValue[facts.LinkSet](),
 		repeatAnnouncementRequests:  latest.NewBoundedQueue[[]netip.Addr](16),
 		defendRequests:              latest.NewBoundedQueue[netip.Addr](256),
 		waitingProbes:               newWaitingProbeQueue(),
@@ -191,22 +191,22 @@ func NewEngine(wire PortOpener, now func() time.Time, options ...Option) *Engine
 	return e
 }
 
-// ApplyBindings replaces the addresses and links on which the engine answers, and allows it to send
-// until the deadline. Run applies new bindings later. But from the return of this call on, the
-// engine sends nothing for an address without a binding. This matters after a pause: the deadline
-// is extended while frames from during the pause still wait to be answered.
-func (e *Engine) ApplyBindings(bindings []intent.Binding, sendDeadline time.Time) {
+// SetBindingsAndSendDeadline replaces the addresses and links on which the engine answers, and
+// allows it to send until the deadline. Run applies new bindings later. But from the return of this
+// call on, the engine sends nothing for an address without a binding. This matters after a pause:
+// the deadline is extended while frames from during the pause still wait to be answered.
+func (e *Engine) SetBindingsAndSendDeadline(bindings []intent.Binding, sendDeadline time.Time) {
 	bound := make(map[netip.Addr]struct{}, len(bindings))
 	for _, b := range bindings {
 		bound[b.Address] = struct{}{}
 	}
 	e.boundAddresses.Store(&bound) // before the deadline: maySendFor reads them in reverse order
 	e.sendDeadline.setDeadline(sendDeadline)
-	e.newBindings.Put(bindings)
+	e.pendingBindings.Put(bindings)
 }
 
 // SetLinks replaces the set of usable links.
-func (e *Engine) SetLinks(links facts.LinkSet) { e.newLinkSets.Put(links) }
+func (e *Engine) SetLinks(links facts.LinkSet) { e.pendingLinkSet.Put(links) }
 
 // RepeatAnnouncements starts the burst of announcements of held addresses again. When 16 requests
 // wait already, a further one is dropped, because bursts are under way then.
@@ -241,12 +241,12 @@ func (e *Engine) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case bindings := <-e.newBindings.C():
+		case bindings := <-e.pendingBindings.C():
 			// First the links: the caller sets them first, and select takes any ready case.
 			// A new address is announced once, to the gateways known at that moment.
 			e.applyPendingLinks()
 			e.applyNewBindings(bindings)
-		case links := <-e.newLinkSets.C():
+		case links := <-e.pendingLinkSet.C():
 			e.applyLinks(links)
 		case addresses := <-e.repeatAnnouncementRequests.C():
 			for _, a := range addresses {

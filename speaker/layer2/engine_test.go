@@ -16,17 +16,19 @@ import (
 	"github.com/gantry-lb/gantry/speaker/layer2/layer2test"
 )
 
-// simulation is a harness on a segment in memory.
-type simulation struct {
-	*harness
+// engineWithClientInMemory is a harness on a segment in memory.
+type engineWithClientInMemory struct {
+	*engineWithClient
 	lan      *layer2test.LAN
 	nodeHost *layer2test.LANHost
 }
 
 // simulateIPv4 runs f in a bubble with IPv4 addresses.
-func simulateIPv4(t *testing.T, f func(s simulation)) { simulateWithOptions(t, ipv4TestAddresses, f) }
+func simulateIPv4(t *testing.T, f func(s engineWithClientInMemory)) {
+	simulateWithOptions(t, ipv4TestAddresses, f)
+}
 
-func simulateWithOptions(t *testing.T, c testAddresses, f func(s simulation), options ...layer2.Option) {
+func simulateWithOptions(t *testing.T, c testAddresses, f func(s engineWithClientInMemory), options ...layer2.Option) {
 	synctest.Test(t, func(t *testing.T) {
 		lan := layer2test.NewLAN()
 		node := lan.AddHost("node1")
@@ -35,12 +37,12 @@ func simulateWithOptions(t *testing.T, c testAddresses, f func(s simulation), op
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := &harness{
+		b := &engineWithClient{
 			testAddresses: c, t: t, clientPort: client, clientMAC: mac, engine: layer2.NewEngine(node, time.Now, options...),
 			link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 0x0b}},
 		}
 		b.startEngine(b.engine.Run)
-		f(simulation{harness: b, lan: lan, nodeHost: node})
+		f(engineWithClientInMemory{engineWithClient: b, lan: lan, nodeHost: node})
 	})
 }
 
@@ -48,14 +50,14 @@ func TestScenariosInMemory(t *testing.T) {
 	for family, c := range addressesByFamily {
 		for name, scenario := range scenariosForEveryPortOpener {
 			t.Run(family+": "+name, func(t *testing.T) {
-				simulateWithOptions(t, c, func(s simulation) { scenario(s.harness) })
+				simulateWithOptions(t, c, func(s engineWithClientInMemory) { scenario(s.engineWithClient) })
 			})
 		}
 	}
 }
 
 // takeAnnouncementCounts counts the announcements of each address since the last call.
-func (s simulation) takeAnnouncementCounts() map[netip.Addr]int {
+func (s engineWithClientInMemory) takeAnnouncementCounts() map[netip.Addr]int {
 	n := map[netip.Addr]int{}
 	for _, f := range s.lan.TakeSentFrames() {
 		if f.SenderName == "node1" && f.Frame.SenderIP == f.Frame.TargetIP {
@@ -69,35 +71,35 @@ func TestWhichEventsStartAnAnnouncementBurst(t *testing.T) {
 	const burst = 14 // seven rounds of two frames
 	settle := func() { time.Sleep(10 * time.Second); synctest.Wait() }
 	tests := map[string]struct {
-		do   func(s simulation)
+		do   func(s engineWithClientInMemory)
 		want int
 	}{
-		"the same bindings again announce nothing": {func(s simulation) { s.holdAddresses(heldIPv4) }, 0},
-		"a link that went away and comes back is announced on": {func(s simulation) {
+		"the same bindings again announce nothing": {func(s engineWithClientInMemory) { s.holdAddresses(heldIPv4) }, 0},
+		"a link that went away and comes back is announced on": {func(s engineWithClientInMemory) {
 			s.engine.SetLinks(nil)
 			synctest.Wait()
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, burst},
-		"a new Ethernet address is announced": {func(s simulation) {
+		"a new Ethernet address is announced": {func(s engineWithClientInMemory) {
 			s.link.MAC[5]++
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, burst},
-		"a new subnet on the link announces nothing": {func(s simulation) {
+		"a new subnet on the link announces nothing": {func(s engineWithClientInMemory) {
 			s.link.AddressesWithPrefixLength = nil
 			s.engine.SetLinks(facts.LinkSet{s.link})
 		}, 0},
-		"a port that broke is opened again and announced on":      {func(s simulation) { s.nodeHost.CloseOpenPortsWithError(layer2.ErrLinkDownOrGone) }, burst},
-		"announcements are repeated on request":                   {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{heldIPv4}) }, burst},
-		"an address that is not held is not announced on request": {func(s simulation) { s.engine.RepeatAnnouncements([]netip.Addr{unheldIPv4}) }, 0},
-		"an address given up and taken again": {func(s simulation) {
-			s.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
+		"a port that broke is opened again and announced on":      {func(s engineWithClientInMemory) { s.nodeHost.CloseOpenPortsWithError(layer2.ErrLinkDownOrGone) }, burst},
+		"announcements are repeated on request":                   {func(s engineWithClientInMemory) { s.engine.RepeatAnnouncements([]netip.Addr{heldIPv4}) }, burst},
+		"an address that is not held is not announced on request": {func(s engineWithClientInMemory) { s.engine.RepeatAnnouncements([]netip.Addr{unheldIPv4}) }, 0},
+		"an address given up and taken again": {func(s engineWithClientInMemory) {
+			s.engine.SetBindingsAndSendDeadline(nil, time.Now().Add(time.Hour))
 			synctest.Wait()
 			s.holdAddresses(heldIPv4)
 		}, burst},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			simulateIPv4(t, func(s simulation) {
+			simulateIPv4(t, func(s engineWithClientInMemory) {
 				s.holdAddresses(heldIPv4)
 				settle()
 				if n := s.takeAnnouncementCounts()[heldIPv4]; n != burst {
@@ -124,7 +126,7 @@ func TestHeldAddressIsReannouncedEachRefreshInterval(t *testing.T) {
 		"each 100 seconds": {[]layer2.Option{layer2.WithAnnouncementRefreshInterval(100 * time.Second)}, 12},
 	} {
 		t.Run(name, func(t *testing.T) {
-			simulateWithOptions(t, ipv4TestAddresses, func(s simulation) {
+			simulateWithOptions(t, ipv4TestAddresses, func(s engineWithClientInMemory) {
 				s.holdAddresses(heldIPv4)
 				time.Sleep(150 * time.Second)
 				s.takeAnnouncementCounts()
@@ -139,7 +141,7 @@ func TestHeldAddressIsReannouncedEachRefreshInterval(t *testing.T) {
 }
 
 func TestAnnouncementsOfManyAddressesArePaced(t *testing.T) {
-	simulateIPv4(t, func(s simulation) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
 		var addresses []netip.Addr
 		for i := range 1000 {
 			addresses = append(addresses, netip.AddrFrom4([4]byte{10, 0, byte(i / 250), byte(i % 250)}))
@@ -154,12 +156,12 @@ func TestAnnouncementsOfManyAddressesArePaced(t *testing.T) {
 }
 
 func TestDeniedPortIsReportedOnceAndRetried(t *testing.T) {
-	simulateIPv4(t, func(s simulation) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
 		s.nodeHost.SetErrorOfOpenPort(layer2.ErrRawSocketsDenied)
 		s.engine.SetLinks(nil)
 		synctest.Wait()
 		s.engine.SetLinks(facts.LinkSet{s.link})
-		if r := awaitReport[layer2.PortFailed](s.harness, "the refusal is reported"); !r.IsPermissionDenied() || r.Link.Name != "eth0" {
+		if r := awaitReport[layer2.PortFailed](s.engineWithClient, "the refusal is reported"); !r.IsPermissionDenied() || r.Link.Name != "eth0" {
 			t.Fatalf("the report is %+v, want that raw sockets are denied on eth0", r)
 		}
 		time.Sleep(time.Minute)
@@ -170,14 +172,14 @@ func TestDeniedPortIsReportedOnceAndRetried(t *testing.T) {
 		s.holdAddresses(heldIPv4)
 		s.nodeHost.SetErrorOfOpenPort(nil)
 		time.Sleep(10 * time.Second)
-		awaitReport[layer2.PortOpened](s.harness, "the port is opened later")
+		awaitReport[layer2.PortOpened](s.engineWithClient, "the port is opened later")
 		s.sendFrame(s.newClientRequest(heldIPv4))
 		s.awaitClientFrame("the port works", s.expectedReplyToClient(heldIPv4))
 	})
 }
 
 func TestFlappingPortIsRetriedMoreAndMoreSlowly(t *testing.T) {
-	simulateIPv4(t, func(s simulation) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
 		deadline := time.Now().Add(10 * time.Minute)
 		opened := 0
 		for time.Now().Before(deadline) {
@@ -196,7 +198,7 @@ func TestFlappingPortIsRetriedMoreAndMoreSlowly(t *testing.T) {
 }
 
 func TestConflictIsReportedOncePerSecond(t *testing.T) {
-	simulateIPv4(t, func(s simulation) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
 		s.holdAddressAndAwaitAnnouncement(heldIPv4)
 		for range 50 { // for 5 s
 			s.sendFrame(s.gratuitousReplyFrom(foreignMAC, heldIPv4))
@@ -215,7 +217,7 @@ func TestConflictIsReportedOncePerSecond(t *testing.T) {
 }
 
 func TestFloodOfForgedConflictsIsBounded(t *testing.T) {
-	simulateIPv4(t, func(s simulation) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
 		s.holdAddressAndAwaitAnnouncement(heldIPv4)
 		for i := range 20000 {
 			s.sendFrame(s.gratuitousReplyFrom(facts.MAC{2, 0xee, 0, byte(i >> 16), byte(i >> 8), byte(i)}, heldIPv4))
@@ -234,11 +236,11 @@ func TestFloodOfForgedConflictsIsBounded(t *testing.T) {
 }
 
 func TestAddressIsAnsweredOnItsLinksOnly(t *testing.T) {
-	simulateIPv4(t, func(s simulation) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
 		second := s.link
 		second.Index, second.MAC = 3, facts.MAC{2, 0, 0, 0, 0, 0x0c}
 		s.engine.SetLinks(facts.LinkSet{s.link, second})
-		s.engine.ApplyBindings([]intent.Binding{{Address: heldIPv4, LinkIndexes: []int{second.Index}}}, time.Now().Add(time.Hour))
+		s.engine.SetBindingsAndSendDeadline([]intent.Binding{{Address: heldIPv4, LinkIndexes: []int{second.Index}}}, time.Now().Add(time.Hour))
 		time.Sleep(10 * time.Second)
 		s.discardHeardFrames()
 		s.sendFrame(s.newClientRequest(heldIPv4))
@@ -256,7 +258,7 @@ func TestAddressIsAnsweredOnItsLinksOnly(t *testing.T) {
 }
 
 func TestEachOfManyProbesIsReported(t *testing.T) {
-	simulateIPv4(t, func(s simulation) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
 		const n = 6000
 		for i := range n {
 			a := netip.AddrFrom4([4]byte{10, 1, byte(i / 250), byte(i % 250)})
@@ -264,7 +266,7 @@ func TestEachOfManyProbesIsReported(t *testing.T) {
 		}
 		seen := map[uint64]bool{}
 		for range n {
-			r := awaitReport[facts.ProbeResult](s.harness, fmt.Sprintf("probe %d of %d ends", len(seen)+1, n))
+			r := awaitReport[facts.ProbeResult](s.engineWithClient, fmt.Sprintf("probe %d of %d ends", len(seen)+1, n))
 			seen[r.ID] = true
 		}
 		if len(seen) != n {
@@ -275,7 +277,7 @@ func TestEachOfManyProbesIsReported(t *testing.T) {
 
 // Probes are paced, so that taking thousands of addresses does not flood the segment.
 func TestProbesArePaced(t *testing.T) {
-	simulateIPv4(t, func(s simulation) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
 		for i := range 1000 {
 			s.engine.SendProbe(layer2.Probe{ID: uint64(i), Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), LinkIndexes: []int{s.link.Index}, FramesPerLink: 2, FrameInterval: 30 * time.Millisecond})
 		}
@@ -301,7 +303,7 @@ func TestProbesArePaced(t *testing.T) {
 // A conflict is answered with one announcement in ten seconds (RFC 5227 section 2.4),
 // and counted each time.
 func TestDefenceIsRateLimited(t *testing.T) {
-	simulateIPv4(t, func(s simulation) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
 		s.holdAddresses(heldIPv4)
 		time.Sleep(10 * time.Second)
 		s.takeAnnouncementCounts()
@@ -320,9 +322,9 @@ func TestDefenceIsRateLimited(t *testing.T) {
 }
 
 func TestInvalidProbeDoesNotHarmThePort(t *testing.T) {
-	simulateIPv4(t, func(s simulation) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
 		s.engine.SendProbe(layer2.Probe{ID: 1, LinkIndexes: []int{s.link.Index}, FramesPerLink: 1, FrameInterval: time.Millisecond})
-		if r := awaitReport[facts.ProbeResult](s.harness, "the probe ends"); !r.NoFrameSent {
+		if r := awaitReport[facts.ProbeResult](s.engineWithClient, "the probe ends"); !r.NoFrameSent {
 			t.Fatalf("the result is %+v, want that it was not sent", r)
 		}
 		s.holdAddressAndAwaitAnnouncement(heldIPv4)
@@ -364,7 +366,7 @@ func (o portOpenerBlockingOnLink) OpenPort(l facts.Link, f ipfamily.Family) (lay
 // its notice about each new address all the same, because no later event repeats it.
 func TestGatewayOfLinksSetBeforeBindingsGetsNotice(t *testing.T) {
 	for range 50 { // select takes one of the two at random
-		simulateIPv4(t, func(s simulation) {
+		simulateIPv4(t, func(s engineWithClientInMemory) {
 			slow := facts.Link{Index: 9, Name: "eth9", MAC: facts.MAC{2, 0, 0, 0, 0, 0x99}}
 			opener := portOpenerBlockingOnLink{s.lan.AddHost("node2"), slow.Index, make(chan struct{})}
 			s.engine = layer2.NewEngine(opener, time.Now)
@@ -378,7 +380,7 @@ func TestGatewayOfLinksSetBeforeBindingsGetsNotice(t *testing.T) {
 				}
 			}()
 			s.engine.SetLinks(facts.LinkSet{s.link})
-			awaitReport[layer2.PortOpened](s.harness, "the link is opened")
+			awaitReport[layer2.PortOpened](s.engineWithClient, "the link is opened")
 			s.engine.SetLinks(facts.LinkSet{s.link, slow})
 			synctest.Wait() // the engine opens the slow link now
 			s.link.GatewaysWithKnownMAC = []facts.Neighbour{{Address: s.clientIP, MAC: s.clientMAC}}

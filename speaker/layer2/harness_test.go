@@ -15,12 +15,12 @@ import (
 
 // testAddresses are the addresses in a scenario.
 type testAddresses struct {
-	heldIP, unheldIP, clientIP netip.Addr
-	nodePrefix                 netip.Prefix
+	heldIP, unheldIP, clientIP  netip.Addr
+	nodeAddressWithPrefixLength netip.Prefix
 }
 
 var (
-	ipv4TestAddresses = testAddresses{heldIPv4, unheldIPv4, clientIPv4, nodePrefixIPv4}
+	ipv4TestAddresses = testAddresses{heldIPv4, unheldIPv4, clientIPv4, nodeAddressWithPrefixLengthIPv4}
 	ipv6TestAddresses = testAddresses{
 		netip.MustParseAddr("fd00:a8::201"), netip.MustParseAddr("fd00:a8::202"),
 		netip.MustParseAddr("fd00:a8::100"), netip.MustParsePrefix("fd00:a8::11/64"),
@@ -29,16 +29,16 @@ var (
 )
 
 var (
-	heldIPv4          = netip.MustParseAddr("192.168.0.201")
-	unheldIPv4        = netip.MustParseAddr("192.168.0.202")
-	clientIPv4        = netip.MustParseAddr("192.168.0.100")
-	nodePrefixIPv4    = netip.MustParsePrefix("192.168.0.11/24")
-	ethernetBroadcast = facts.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-	foreignMAC        = facts.MAC{2, 0, 0, 0, 0, 0x99}
+	heldIPv4                        = netip.MustParseAddr("192.168.0.201")
+	unheldIPv4                      = netip.MustParseAddr("192.168.0.202")
+	clientIPv4                      = netip.MustParseAddr("192.168.0.100")
+	nodeAddressWithPrefixLengthIPv4 = netip.MustParsePrefix("192.168.0.11/24")
+	ethernetBroadcast               = facts.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	foreignMAC                      = facts.MAC{2, 0, 0, 0, 0, 0x99}
 )
 
-// harness is an engine with one link, and a client's port on the same segment.
-type harness struct {
+// engineWithClient is an engine with one link, and a client's port on the same segment.
+type engineWithClient struct {
 	testAddresses
 	t                   testing.TB
 	engine              *layer2.Engine
@@ -52,7 +52,7 @@ type harness struct {
 
 // startEngine runs the engine and the client's reader until the test ends. run works in the network
 // namespace of the Wire and returns when its context ends.
-func (b *harness) startEngine(run func(context.Context) error) {
+func (b *engineWithClient) startEngine(run func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	read := make(chan struct{})
@@ -79,30 +79,30 @@ func (b *harness) startEngine(run func(context.Context) error) {
 	if err := b.clientPort.JoinGroupOfAddress(b.heldIP); err != nil { // to hear the requests for it
 		b.t.Fatal(err)
 	}
-	b.link.AddressesWithPrefixLength = []netip.Prefix{b.nodePrefix}
+	b.link.AddressesWithPrefixLength = []netip.Prefix{b.nodeAddressWithPrefixLength}
 	b.engine.SetLinks(facts.LinkSet{b.link})
 	awaitReport[layer2.PortOpened](b, "the link is opened")
 }
 
 // holdAddresses makes the engine answer for the addresses, for an hour.
-func (b *harness) holdAddresses(addresses ...netip.Addr) {
+func (b *engineWithClient) holdAddresses(addresses ...netip.Addr) {
 	var bindings []intent.Binding
 	for _, a := range addresses {
 		bindings = append(bindings, intent.Binding{Address: a, LinkIndexes: []int{b.link.Index}})
 	}
-	b.engine.ApplyBindings(bindings, time.Now().Add(time.Hour))
+	b.engine.SetBindingsAndSendDeadline(bindings, time.Now().Add(time.Hour))
 }
 
 // holdAddressAndAwaitAnnouncement does the same for an address that is not held yet, and waits for
 // its announcement.
-func (b *harness) holdAddressAndAwaitAnnouncement(a netip.Addr) {
+func (b *engineWithClient) holdAddressAndAwaitAnnouncement(a netip.Addr) {
 	b.t.Helper()
 	b.holdAddresses(a)
 	b.awaitClientFrame("the address is announced", b.gratuitousReplyFrom(b.link.MAC, a))
 }
 
 // newClientRequest returns the client's request for an address.
-func (b *harness) newClientRequest(a netip.Addr) layer2.ARPOrNDPFrame {
+func (b *engineWithClient) newClientRequest(a netip.Addr) layer2.ARPOrNDPFrame {
 	return layer2.ARPOrNDPFrame{
 		EthernetDestination: layer2.RequestDestinationMAC(a), EthernetSource: b.clientMAC, Operation: layer2.Request,
 		SenderMAC: b.clientMAC, SenderIP: b.clientIP, TargetIP: a,
@@ -110,7 +110,7 @@ func (b *harness) newClientRequest(a netip.Addr) layer2.ARPOrNDPFrame {
 }
 
 // gratuitousReplyFrom returns an announcement of an address.
-func (b *harness) gratuitousReplyFrom(mac facts.MAC, a netip.Addr) layer2.ARPOrNDPFrame {
+func (b *engineWithClient) gratuitousReplyFrom(mac facts.MAC, a netip.Addr) layer2.ARPOrNDPFrame {
 	all := layer2.AnnouncementDestinationMAC(a)
 	return layer2.ARPOrNDPFrame{
 		EthernetDestination: all, EthernetSource: mac, Operation: layer2.Reply,
@@ -119,7 +119,7 @@ func (b *harness) gratuitousReplyFrom(mac facts.MAC, a netip.Addr) layer2.ARPOrN
 }
 
 // expectedUnicastNotice returns the engine's unicast notice about an address to the client.
-func (b *harness) expectedUnicastNotice(a netip.Addr) layer2.ARPOrNDPFrame {
+func (b *engineWithClient) expectedUnicastNotice(a netip.Addr) layer2.ARPOrNDPFrame {
 	f := layer2.ARPOrNDPFrame{
 		EthernetDestination: b.clientMAC, EthernetSource: b.link.MAC, Operation: layer2.Request,
 		SenderMAC: b.link.MAC, SenderIP: a, TargetIP: b.clientIP,
@@ -130,7 +130,7 @@ func (b *harness) expectedUnicastNotice(a netip.Addr) layer2.ARPOrNDPFrame {
 	return f
 }
 
-func (b *harness) sendFrame(f layer2.ARPOrNDPFrame) {
+func (b *engineWithClient) sendFrame(f layer2.ARPOrNDPFrame) {
 	b.t.Helper()
 	if err := b.clientPort.WriteFrame(f); err != nil {
 		b.t.Fatalf("the client sends: %v", err)
@@ -138,7 +138,7 @@ func (b *harness) sendFrame(f layer2.ARPOrNDPFrame) {
 }
 
 // expectedReplyToClient returns the engine's reply to the client for a.
-func (b *harness) expectedReplyToClient(a netip.Addr) layer2.ARPOrNDPFrame {
+func (b *engineWithClient) expectedReplyToClient(a netip.Addr) layer2.ARPOrNDPFrame {
 	return layer2.ARPOrNDPFrame{
 		EthernetDestination: b.clientMAC, EthernetSource: b.link.MAC, Operation: layer2.Reply,
 		SenderMAC: b.link.MAC, SenderIP: a, TargetMAC: b.clientMAC, TargetIP: b.clientIP,
@@ -146,7 +146,7 @@ func (b *harness) expectedReplyToClient(a netip.Addr) layer2.ARPOrNDPFrame {
 }
 
 // awaitClientFrame waits until the client hears the frame.
-func (b *harness) awaitClientFrame(sentence string, want layer2.ARPOrNDPFrame) {
+func (b *engineWithClient) awaitClientFrame(sentence string, want layer2.ARPOrNDPFrame) {
 	b.t.Helper()
 	timeout := time.After(30 * time.Second)
 	for {
@@ -162,7 +162,7 @@ func (b *harness) awaitClientFrame(sentence string, want layer2.ARPOrNDPFrame) {
 }
 
 // requireClientSilence asserts that the client hears nothing about a for 300 ms.
-func (b *harness) requireClientSilence(sentence string, a netip.Addr) {
+func (b *engineWithClient) requireClientSilence(sentence string, a netip.Addr) {
 	b.t.Helper()
 	b.discardHeardFrames()
 	timeout := time.After(300 * time.Millisecond)
@@ -179,21 +179,21 @@ func (b *harness) requireClientSilence(sentence string, a netip.Addr) {
 }
 
 // unspecifiedAddress is the sender address of a host without an address.
-func (b *harness) unspecifiedAddress() netip.Addr {
+func (b *engineWithClient) unspecifiedAddress() netip.Addr {
 	if b.heldIP.Is4() {
 		return netip.IPv4Unspecified()
 	}
 	return netip.IPv6Unspecified()
 }
 
-func (b *harness) discardHeardFrames() {
+func (b *engineWithClient) discardHeardFrames() {
 	for len(b.framesHeardByClient) > 0 {
 		<-b.framesHeardByClient
 	}
 }
 
 // awaitReport waits for the next report of type T.
-func awaitReport[T any](b *harness, sentence string) T {
+func awaitReport[T any](b *engineWithClient, sentence string) T {
 	b.t.Helper()
 	timeout := time.After(30 * time.Second)
 	for {
@@ -213,22 +213,22 @@ func awaitReport[T any](b *harness, sentence string) T {
 const busyMachineProbeInterval = time.Second
 
 // scenariosForEveryPortOpener must pass on every kind of Wire.
-var scenariosForEveryPortOpener = map[string]func(b *harness){
-	"a held address is answered for, another is not": func(b *harness) {
+var scenariosForEveryPortOpener = map[string]func(b *engineWithClient){
+	"a held address is answered for, another is not": func(b *engineWithClient) {
 		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.awaitClientFrame("a request for the held address", b.expectedReplyToClient(b.heldIP))
 		b.sendFrame(b.newClientRequest(b.unheldIP))
 		b.requireClientSilence("a request for another address", b.unheldIP)
 	},
-	"a request to the link's own MAC is answered": func(b *harness) {
+	"a request to the link's own MAC is answered": func(b *engineWithClient) {
 		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		f := b.newClientRequest(b.heldIP)
 		f.EthernetDestination = b.link.MAC
 		b.sendFrame(f)
 		b.awaitClientFrame("a neighbour sends a unicast request", b.expectedReplyToClient(b.heldIP))
 	},
-	"a host that wants the address for itself learns that it is taken": func(b *harness) {
+	"a host that wants the address for itself learns that it is taken": func(b *engineWithClient) {
 		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		f := b.newClientRequest(b.heldIP)
 		f.SenderIP = b.unspecifiedAddress()
@@ -241,8 +241,8 @@ var scenariosForEveryPortOpener = map[string]func(b *harness){
 		}
 		b.awaitClientFrame("the host probes (RFC 5227 section 2.1.1, RFC 4862 section 5.4)", want)
 	},
-	"nothing is answered before the send deadline is set": func(b *harness) {
-		b.engine.ApplyBindings([]intent.Binding{{Address: b.heldIP, LinkIndexes: []int{b.link.Index}}}, time.Time{})
+	"nothing is answered before the send deadline is set": func(b *engineWithClient) {
+		b.engine.SetBindingsAndSendDeadline([]intent.Binding{{Address: b.heldIP, LinkIndexes: []int{b.link.Index}}}, time.Time{})
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.requireClientSilence("no send deadline was set", b.heldIP)
 		// sets the deadline; the first address is not held any more
@@ -254,14 +254,14 @@ var scenariosForEveryPortOpener = map[string]func(b *harness){
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.requireClientSilence("sending is forbidden again", b.heldIP)
 	},
-	"answers end at the send deadline": func(b *harness) {
+	"answers end at the send deadline": func(b *engineWithClient) {
 		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		b.engine.SetSendDeadline(time.Now().Add(50 * time.Millisecond))
 		<-time.After(60 * time.Millisecond)
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.requireClientSilence("the send deadline is past", b.heldIP)
 	},
-	"a new address is announced in the forms of its family": func(b *harness) {
+	"a new address is announced in the forms of its family": func(b *engineWithClient) {
 		b.holdAddresses(b.heldIP)
 		want := b.gratuitousReplyFrom(b.link.MAC, b.heldIP)
 		if b.heldIP.Is4() {
@@ -271,18 +271,18 @@ var scenariosForEveryPortOpener = map[string]func(b *harness){
 		}
 		b.awaitClientFrame("the address is new", want)
 	},
-	"an address that is given up is not answered for": func(b *harness) {
+	"an address that is given up is not answered for": func(b *engineWithClient) {
 		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.awaitClientFrame("the address is held", b.expectedReplyToClient(b.heldIP))
-		b.engine.ApplyBindings(nil, time.Now().Add(time.Hour))
+		b.engine.SetBindingsAndSendDeadline(nil, time.Now().Add(time.Hour))
 		for len(b.engine.CountersByAddress()) > 0 { // until the engine has applied it
 			<-time.After(5 * time.Millisecond)
 		}
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.requireClientSilence("the address is given up", b.heldIP)
 	},
-	"a probe reports the host that answers": func(b *harness) {
+	"a probe reports the host that answers": func(b *engineWithClient) {
 		b.engine.SendProbe(layer2.Probe{ID: 7, Address: b.heldIP, LinkIndexes: []int{b.link.Index}, FramesPerLink: 2, FrameInterval: busyMachineProbeInterval})
 		b.awaitClientFrame("the engine probes", layer2.ARPOrNDPFrame{
 			EthernetDestination: layer2.RequestDestinationMAC(b.heldIP), EthernetSource: b.link.MAC, Operation: layer2.Request,
@@ -298,30 +298,30 @@ var scenariosForEveryPortOpener = map[string]func(b *harness){
 			b.t.Fatalf("the result is %+v, want the client's answer", r)
 		}
 	},
-	"a probe without answers reports none": func(b *harness) {
+	"a probe without answers reports none": func(b *engineWithClient) {
 		b.engine.SendProbe(layer2.Probe{ID: 8, Address: b.heldIP, LinkIndexes: []int{b.link.Index}, FramesPerLink: 2, FrameInterval: 30 * time.Millisecond})
 		r := awaitReport[facts.ProbeResult](b, "the probe ends")
 		if r.ID != 8 || r.NoFrameSent || len(r.AnsweringMACs) != 0 {
 			b.t.Fatalf("the result is %+v, want no answer", r)
 		}
 	},
-	"a probe on a missing link reports that it was not sent": func(b *harness) {
+	"a probe on a missing link reports that it was not sent": func(b *engineWithClient) {
 		b.engine.SendProbe(layer2.Probe{ID: 9, Address: b.heldIP, LinkIndexes: []int{b.link.Index + 1000}, FramesPerLink: 1, FrameInterval: time.Millisecond})
 		if r := awaitReport[facts.ProbeResult](b, "the probe ends"); !r.NoFrameSent {
 			b.t.Fatalf("the result is %+v, want that it was not sent", r)
 		}
 	},
-	"a reachability probe has the link's own address as its sender": func(b *harness) {
+	"a reachability probe has the link's own address as its sender": func(b *engineWithClient) {
 		if err := b.clientPort.JoinGroupOfAddress(b.clientIP); err != nil {
 			b.t.Fatal(err)
 		}
 		b.engine.SendProbe(layer2.Probe{ID: 10, Address: b.clientIP, LinkIndexes: []int{b.link.Index}, FramesPerLink: 1, FrameInterval: 50 * time.Millisecond, Kind: layer2.ProbeKindReachability})
 		b.awaitClientFrame("the engine probes", layer2.ARPOrNDPFrame{
 			EthernetDestination: layer2.RequestDestinationMAC(b.clientIP), EthernetSource: b.link.MAC, Operation: layer2.Request,
-			SenderMAC: b.link.MAC, SenderIP: b.nodePrefix.Addr(), TargetIP: b.clientIP,
+			SenderMAC: b.link.MAC, SenderIP: b.nodeAddressWithPrefixLength.Addr(), TargetIP: b.clientIP,
 		})
 	},
-	"a host that probes the same address is reported as a rival": func(b *harness) {
+	"a host that probes the same address is reported as a rival": func(b *engineWithClient) {
 		b.engine.SendProbe(layer2.Probe{ID: 11, Address: b.heldIP, LinkIndexes: []int{b.link.Index}, FramesPerLink: 2, FrameInterval: busyMachineProbeInterval})
 		b.awaitClientFrame("the engine probes", layer2.ARPOrNDPFrame{
 			EthernetDestination: layer2.RequestDestinationMAC(b.heldIP), EthernetSource: b.link.MAC, Operation: layer2.Request,
@@ -335,19 +335,19 @@ var scenariosForEveryPortOpener = map[string]func(b *harness){
 			b.t.Fatalf("the result is %+v, want the client as a rival", r)
 		}
 	},
-	"a gateway of the link gets a unicast notice": func(b *harness) {
+	"a gateway of the link gets a unicast notice": func(b *engineWithClient) {
 		b.link.GatewaysWithKnownMAC = []facts.Neighbour{{Address: b.clientIP, MAC: b.clientMAC}}
 		b.engine.SetLinks(facts.LinkSet{b.link})
 		b.holdAddresses(b.heldIP)
 		b.awaitClientFrame("the address is new", b.expectedUnicastNotice(b.heldIP))
 	},
-	"a defence announces the address": func(b *harness) {
+	"a defence announces the address": func(b *engineWithClient) {
 		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		b.discardHeardFrames()
 		b.engine.DefendAddress(b.heldIP)
 		b.awaitClientFrame("the address is defended", b.gratuitousReplyFrom(b.link.MAC, b.heldIP))
 	},
-	"a foreign host that claims a held address is reported": func(b *harness) {
+	"a foreign host that claims a held address is reported": func(b *engineWithClient) {
 		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 		b.sendFrame(b.newClientRequest(b.heldIP))
 		b.awaitClientFrame("the address is held", b.expectedReplyToClient(b.heldIP))

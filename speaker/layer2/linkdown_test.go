@@ -17,7 +17,7 @@ import (
 func TestHeldAddressIsAnnouncedOnReconnectedLink(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
-			b := newVethHarness(t, c)
+			b := newEngineWithClientOnVeth(t, c)
 			watcher := links.NewWatcher(nil, slog.New(slog.DiscardHandler))
 			ctx, cancel := context.WithCancel(context.Background())
 			ended := make(chan error, 1)
@@ -30,7 +30,7 @@ func TestHeldAddressIsAnnouncedOnReconnectedLink(t *testing.T) {
 				t.Helper()
 				for {
 					select {
-					case set := <-watcher.LinkSets():
+					case set := <-watcher.LinkUpdates():
 						usable, _ := set.SplitUsableAndDown()
 						b.engine.SetLinks(usable)
 						if len(usable) == n {
@@ -58,7 +58,7 @@ func TestHeldAddressIsAnnouncedOnReconnectedLink(t *testing.T) {
 // A link that goes down and up before the link watcher sees it breaks the port. The
 // engine opens the port again.
 func TestPortReopensAfterLinkFlap(t *testing.T) {
-	b := newVethHarness(t, ipv4TestAddresses)
+	b := newEngineWithClientOnVeth(t, ipv4TestAddresses)
 	b.holdAddressAndAwaitAnnouncement(b.heldIP)
 	b.changeLinkInNodeNamespace(netlink.LinkSetDown)
 	if r := awaitReport[layer2.PortFailed](b, "the link is down"); r.IsPermissionDenied() || !errors.Is(r.Err, layer2.ErrLinkDownOrGone) || r.Link.Index != b.link.Index {
@@ -70,7 +70,7 @@ func TestPortReopensAfterLinkFlap(t *testing.T) {
 }
 
 // changeLinkInNodeNamespace changes the node's end of the veth pair.
-func (b *harness) changeLinkInNodeNamespace(f func(netlink.Link) error) {
+func (b *engineWithClient) changeLinkInNodeNamespace(f func(netlink.Link) error) {
 	b.t.Helper()
 	b.nodeNamespace.MustRunInside(func() error {
 		l, err := netlink.LinkByIndex(b.link.Index)

@@ -13,7 +13,7 @@ import (
 )
 
 func TestFramesOfHeldAddressAreCounted(t *testing.T) {
-	simulateIPv4(t, func(s simulation) {
+	simulateIPv4(t, func(s engineWithClientInMemory) {
 		if n := s.engine.CountersByAddress(); len(n) != 0 {
 			t.Fatalf("counters before anything is held: %v", n)
 		}

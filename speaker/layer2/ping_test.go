@@ -88,7 +88,7 @@ func TestPingsAreAnswered(t *testing.T) {
 			t.Parallel()
 			node, client := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 			node.AddVethPair("eth0", client, "eth0")
-			b := newHarnessBetween(t, c, linkInNamespace{node, "eth0"}, linkInNamespace{client, "eth0"}, layer2.WithPingResponders(wire.PacketSocketOpener{}))
+			b := newEngineWithClientOnLinks(t, c, linkInNamespace{node, "eth0"}, linkInNamespace{client, "eth0"}, layer2.WithPingResponders(wire.PacketSocketOpener{}))
 			p := newPingClient(t, client, c.clientIP)
 			b.holdAddressAndAwaitAnnouncement(b.heldIP)
 			for _, size := range []int{0, 1, 56, 1400} {
@@ -123,7 +123,7 @@ func TestPingsAreAnswered(t *testing.T) {
 }
 
 func TestPingsAreNotAnsweredByDefault(t *testing.T) {
-	b := newVethHarness(t, ipv4TestAddresses)
+	b := newEngineWithClientOnVeth(t, ipv4TestAddresses)
 	client := b.clientNamespace
 	b.holdAddressAndAwaitAnnouncement(b.heldIP)
 	if newPingClient(t, client, b.clientIP).sendsPingAndReceivesReply(b.heldIP, 56, 300*time.Millisecond) {
@@ -179,7 +179,7 @@ func (p *failingPingResponder) Close() error {
 // A failed ping responder is opened again, at a pace, and the port still works.
 func TestPingResponderFailureDoesNotAffectThePort(t *testing.T) {
 	broken := &failingPingOpener{openFailures: 2, respondersThatEndAtOnce: 2}
-	simulateWithOptions(t, ipv4TestAddresses, func(s simulation) {
+	simulateWithOptions(t, ipv4TestAddresses, func(s engineWithClientInMemory) {
 		begun := time.Now()
 		s.holdAddressAndAwaitAnnouncement(heldIPv4)
 		time.Sleep(time.Minute)

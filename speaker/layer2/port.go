@@ -53,7 +53,7 @@ const (
 // applyPendingLinks applies the set of links that SetLinks stored, if Run has not applied it yet.
 func (e *Engine) applyPendingLinks() {
 	select {
-	case links := <-e.newLinkSets.C():
+	case links := <-e.pendingLinkSet.C():
 		e.applyLinks(links)
 	default:
 	}

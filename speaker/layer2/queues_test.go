@@ -120,7 +120,7 @@ func TestNoticeQueueSendsEachNoticeTwice(t *testing.T) {
 	checkNextCallTime(t, "no notice is left", next, time.Time{})
 }
 
-func TestConflictLimiter(t *testing.T) {
+func TestConflictReportsAndDefencesAreRateLimited(t *testing.T) {
 	c := newConflictLimiter()
 	a := netip.MustParseAddr("192.0.2.1")
 	keyOf := func(host int) addressAndForeignMAC {

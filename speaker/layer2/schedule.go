@@ -115,7 +115,7 @@ func (s *AnnouncementSchedule) TakeDueAnnouncements(now time.Time) ([]AddressOnL
 	for e, ok := s.dueEntriesByRound.First(); ok && len(out) < announcementBatchSize; e, ok = s.dueEntriesByRound.First() {
 		s.dueEntriesByRound.Remove(e)
 		out = append(out, e.addressOnLink)
-		after, again := s.delayUntilNextAnnouncement(e)
+		after, again := s.delayUntilEntryIsRepeated(e)
 		if !again {
 			delete(s.entryByAddressOnLink, e.addressOnLink)
 			continue
@@ -134,11 +134,11 @@ func (s *AnnouncementSchedule) TakeDueAnnouncements(now time.Time) ([]AddressOnL
 	return out, time.Time{}
 }
 
-// delayUntilNextAnnouncement returns the delay from this round to the next, and whether there is a
+// delayUntilEntryIsRepeated returns the delay from this round to the next, and whether there is a
 // next one. The delay counts from when the round was sent, so that delayed rounds do not pile up.
 // The first refresh comes sooner, by another amount for each address, so that addresses that were
 // taken together are not all refreshed together.
-func (s *AnnouncementSchedule) delayUntilNextAnnouncement(e *scheduleEntry) (time.Duration, bool) {
+func (s *AnnouncementSchedule) delayUntilEntryIsRepeated(e *scheduleEntry) (time.Duration, bool) {
 	switch {
 	case e.announcementsSent+1 < len(announcementBurstOffsets):
 		return announcementBurstOffsets[e.announcementsSent+1] - announcementBurstOffsets[e.announcementsSent], true

@@ -25,7 +25,7 @@ type unusualFrame struct {
 
 // requestBuilderOfOtherHost builds requests from another host on the client's link.
 type requestBuilderOfOtherHost struct {
-	*harness
+	*engineWithClient
 	senderIP netip.Addr // of the sender
 }
 
@@ -163,7 +163,7 @@ var unusualFramesByFamily = map[string]map[string]unusualFrame{
 func TestUnusualRequestsAreAnsweredOrDropped(t *testing.T) {
 	for family, c := range addressesByFamily {
 		t.Run(family, func(t *testing.T) {
-			b := newVethHarness(t, c)
+			b := newEngineWithClientOnVeth(t, c)
 			b.nodeNamespace.MustRunInside(func() error {
 				eth0, err := netlink.LinkByName("eth0")
 				return errors.Join(err, netlink.SetPromiscOn(eth0))
@@ -187,7 +187,7 @@ func TestUnusualRequestsAreAnsweredOrDropped(t *testing.T) {
 
 // hearsOtherReplyBefore waits for a reply, and says whether another came before it. Replies come in
 // the order of the requests.
-func (b *harness) hearsOtherReplyBefore(last layer2.ARPOrNDPFrame) bool {
+func (b *engineWithClient) hearsOtherReplyBefore(last layer2.ARPOrNDPFrame) bool {
 	b.t.Helper()
 	another := false
 	timeout := time.After(30 * time.Second)
@@ -205,7 +205,7 @@ func (b *harness) hearsOtherReplyBefore(last layer2.ARPOrNDPFrame) bool {
 }
 
 // openRawSender returns a function that sends raw frames on the client's link.
-func openRawSender(b *harness) func(frame []byte) {
+func openRawSender(b *engineWithClient) func(frame []byte) {
 	fd := -1
 	b.clientNamespace.MustRunInside(func() error {
 		l, err := linkByName("eth0")

@@ -19,11 +19,11 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// newVethHarness returns a harness of two namespaces with a veth pair between them.
-func newVethHarness(t testing.TB, c testAddresses) *harness {
+// newEngineWithClientOnVeth returns a harness of two namespaces with a veth pair between them.
+func newEngineWithClientOnVeth(t testing.TB, c testAddresses) *engineWithClient {
 	node, client := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	node.AddVethPair("eth0", client, "eth0")
-	return newHarnessBetween(t, c, linkInNamespace{node, "eth0"}, linkInNamespace{client, "eth0"})
+	return newEngineWithClientOnLinks(t, c, linkInNamespace{node, "eth0"}, linkInNamespace{client, "eth0"})
 }
 
 // linkInNamespace is a link in a namespace.
@@ -32,12 +32,12 @@ type linkInNamespace struct {
 	name      string
 }
 
-// newHarnessBetween returns a harness on two links that are connected to each other.
-func newHarnessBetween(t testing.TB, c testAddresses, nodeEnd, clientEnd linkInNamespace, options ...layer2.Option) *harness {
+// newEngineWithClientOnLinks returns a harness on two links that are connected to each other.
+func newEngineWithClientOnLinks(t testing.TB, c testAddresses, nodeEnd, clientEnd linkInNamespace, options ...layer2.Option) *engineWithClient {
 	node, client := nodeEnd.namespace, clientEnd.namespace
-	node.AddAddressToLink(nodeEnd.name, c.nodePrefix.String())
-	client.AddAddressToLink(clientEnd.name, netip.PrefixFrom(c.clientIP, c.nodePrefix.Bits()).String())
-	b := &harness{testAddresses: c, t: t, nodeNamespace: node, clientNamespace: client, engine: layer2.NewEngine(wire.PacketSocketOpener{}, time.Now, options...)}
+	node.AddAddressToLink(nodeEnd.name, c.nodeAddressWithPrefixLength.String())
+	client.AddAddressToLink(clientEnd.name, netip.PrefixFrom(c.clientIP, c.nodeAddressWithPrefixLength.Bits()).String())
+	b := &engineWithClient{testAddresses: c, t: t, nodeNamespace: node, clientNamespace: client, engine: layer2.NewEngine(wire.PacketSocketOpener{}, time.Now, options...)}
 	node.MustRunInside(func() (err error) {
 		b.link, err = linkByName(nodeEnd.name)
 		return err
@@ -71,7 +71,7 @@ func TestScenariosOnVeth(t *testing.T) {
 		for name, scenario := range scenariosForEveryPortOpener {
 			t.Run(family+": "+name, func(t *testing.T) {
 				t.Parallel()
-				scenario(newVethHarness(t, c))
+				scenario(newEngineWithClientOnVeth(t, c))
 			})
 		}
 	}
@@ -110,7 +110,7 @@ func netlinkAttributesWithName(name string) netlink.LinkAttrs {
 func TestScenariosOnStackedLinks(t *testing.T) {
 	for kind, stack := range stackedLinkAddersByKind {
 		t.Run(kind, func(t *testing.T) {
-			if errors.Is(addStackedLink(netnstest.NewNamespace(t), netnstest.NewNamespace(t), stack), unix.EOPNOTSUPP) {
+			if errors.Is(addVethPairAndStackedLink(netnstest.NewNamespace(t), netnstest.NewNamespace(t), stack), unix.EOPNOTSUPP) {
 				t.Skipf("this kernel has no %s", kind)
 			}
 			for family, c := range addressesByFamily {
@@ -120,7 +120,7 @@ func TestScenariosOnStackedLinks(t *testing.T) {
 				} {
 					t.Run(family+": "+name, func(t *testing.T) {
 						t.Parallel()
-						scenariosForEveryPortOpener[name](newStackedLinkHarness(t, kind, stack, c))
+						scenariosForEveryPortOpener[name](newEngineWithClientOnStackedLink(t, kind, stack, c))
 					})
 				}
 			}
@@ -128,25 +128,26 @@ func TestScenariosOnStackedLinks(t *testing.T) {
 	}
 }
 
-// newStackedLinkHarness returns a harness whose node has a link on top of its veth link.
+// newEngineWithClientOnStackedLink returns a harness whose node has a link on top of its veth link.
 // For a VLAN the client has one too.
-func newStackedLinkHarness(t *testing.T, kind string, stack func(netlink.Link) error, c testAddresses) *harness {
+func newEngineWithClientOnStackedLink(t *testing.T, kind string, stack func(netlink.Link) error, c testAddresses) *engineWithClient {
 	node, client := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
-	if err := addStackedLink(node, client, stack); err != nil {
+	if err := addVethPairAndStackedLink(node, client, stack); err != nil {
 		t.Fatal(err)
 	}
 	if kind != "VLAN" {
-		return newHarnessBetween(t, c, linkInNamespace{node, "lan0"}, linkInNamespace{client, "eth0"})
+		return newEngineWithClientOnLinks(t, c, linkInNamespace{node, "lan0"}, linkInNamespace{client, "eth0"})
 	}
 	client.MustRunInside(func() error {
 		eth0, err := netlink.LinkByName("eth0")
 		return errors.Join(err, stack(eth0))
 	})
-	return newHarnessBetween(t, c, linkInNamespace{node, "lan0"}, linkInNamespace{client, "lan0"})
+	return newEngineWithClientOnLinks(t, c, linkInNamespace{node, "lan0"}, linkInNamespace{client, "lan0"})
 }
 
-// addStackedLink adds a veth pair and puts a link on top of its end in the first namespace.
-func addStackedLink(room, peer *netnstest.Namespace, stack func(netlink.Link) error) error {
+// addVethPairAndStackedLink adds a veth pair and puts a link on top of its end in the first
+// namespace.
+func addVethPairAndStackedLink(room, peer *netnstest.Namespace, stack func(netlink.Link) error) error {
 	room.AddVethPair("eth0", peer, "eth0")
 	return room.RunInside(context.Background(), func(context.Context) error {
 		eth0, err := netlink.LinkByName("eth0")
@@ -160,7 +161,7 @@ func addStackedLink(room, peer *netnstest.Namespace, stack func(netlink.Link) er
 // BenchmarkAnswerOverVeth measures the time from the client's request to its receipt of the reply,
 // over two sockets and a veth pair.
 func BenchmarkAnswerOverVeth(b *testing.B) {
-	bed := newVethHarness(b, ipv4TestAddresses)
+	bed := newEngineWithClientOnVeth(b, ipv4TestAddresses)
 	bed.holdAddressAndAwaitAnnouncement(heldIPv4)
 	bed.sendFrame(bed.newClientRequest(heldIPv4))
 	bed.awaitClientFrame("the address is held", bed.expectedReplyToClient(heldIPv4))

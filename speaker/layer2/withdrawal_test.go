@@ -17,7 +17,7 @@ import (
 // Write returns only after unblocked is closed. The readers answer meanwhile.
 type portOpenerWithBlockingWrites struct {
 	layer2.PortOpener
-	blocked, unblocked chan struct{}
+	blockWritesSignal, unblockWritesSignal chan struct{}
 }
 
 type portWithBlockingWrites struct {
@@ -32,8 +32,8 @@ func (w *portOpenerWithBlockingWrites) OpenPort(l facts.Link, f ipfamily.Family)
 
 func (p portWithBlockingWrites) WriteFrame(f layer2.ARPOrNDPFrame) error {
 	select {
-	case <-p.opener.blocked:
-		<-p.opener.unblocked
+	case <-p.opener.blockWritesSignal:
+		<-p.opener.unblockWritesSignal
 	default:
 	}
 	return p.Port.WriteFrame(f)
@@ -53,17 +53,17 @@ func TestAWithdrawnAddressIsSilentAtOnce(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				b := &harness{
+				b := &engineWithClient{
 					testAddresses: c, t: t, clientPort: client, clientMAC: mac, engine: layer2.NewEngine(w, time.Now),
 					link: facts.Link{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 0x0b}},
 				}
 				b.startEngine(func(ctx context.Context) error { return b.engine.Run(ctx) })
-				unblock := sync.OnceFunc(func() { close(w.unblocked) })
+				unblock := sync.OnceFunc(func() { close(w.unblockWritesSignal) })
 				t.Cleanup(unblock) // before the engine is stopped
 				b.holdAddresses(b.heldIP, b.unheldIP)
 				b.awaitClientFrame("the address is announced", b.gratuitousReplyFrom(b.link.MAC, b.heldIP))
 				b.engine.SetSendDeadline(time.Time{})
-				close(w.blocked)
+				close(w.blockWritesSignal)
 				b.engine.SetSendDeadline(time.Now().Add(time.Hour))
 				b.engine.DefendAddress(b.heldIP)
 				synctest.Wait() // the engine is busy now

@@ -19,10 +19,10 @@ const netlinkGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1)
 // read as a whole. It uses its own socket, because a subscription of the netlink library cannot be
 // closed while it blocks.
 type netlinkSubscription struct {
-	socket        *os.File
-	eventReceived *latest.Wake
-	// endError delivers the error that ended the subscription.
-	endError chan error
+	socket              *os.File
+	eventReceivedSignal *latest.Wake
+	// endErrorChannel delivers the error that ended the subscription.
+	endErrorChannel chan error
 }
 
 // subscribeToNetlink opens a subscription. The caller closes it.
@@ -35,28 +35,29 @@ func subscribeToNetlink() (*netlinkSubscription, error) {
 		_ = unix.Close(fd) // the error of bind says more
 		return nil, fmt.Errorf("subscribing to links, addresses and routes: %w", err)
 	}
-	e := &netlinkSubscription{socket: os.NewFile(uintptr(fd), "netlink"), eventReceived: latest.NewWake(), endError: make(chan error, 1)}
+	e := &netlinkSubscription{socket: os.NewFile(uintptr(fd), "netlink"), eventReceivedSignal: latest.NewWake(), endErrorChannel: make(chan error, 1)}
 	go e.readEvents()
 	return e, nil
 }
 
-// readEvents reads events until the socket fails or is closed. Then it sends the error to endError.
+// readEvents reads events until the socket fails or is closed. Then it sends the error to
+// endErrorChannel.
 func (e *netlinkSubscription) readEvents() {
-	defer close(e.endError)
+	defer close(e.endErrorChannel)
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := e.socket.Read(buf)
 		// events were lost, but every event leads to a full read anyway
 		if errors.Is(err, unix.ENOBUFS) {
-			e.eventReceived.Signal()
+			e.eventReceivedSignal.Signal()
 			continue
 		}
 		if err != nil {
-			e.endError <- fmt.Errorf("reading netlink events: %w", err)
+			e.endErrorChannel <- fmt.Errorf("reading netlink events: %w", err)
 			return
 		}
 		if isRelevantEvent(buf[:n]) {
-			e.eventReceived.Signal()
+			e.eventReceivedSignal.Signal()
 		}
 	}
 }
@@ -64,7 +65,7 @@ func (e *netlinkSubscription) readEvents() {
 // close ends the subscription and waits for its reader.
 func (e *netlinkSubscription) close() {
 	_ = e.socket.Close() // nothing was written
-	for range e.endError {
+	for range e.endErrorChannel {
 	}
 }
 

@@ -1,5 +1,5 @@
 // Package links watches the network interfaces of the node and delivers the usable ones, and those
-// that are down, as immutable LinkSets. After each netlink event, and each
+// that are down, as immutable LinkUpdates. After each netlink event, and each
 // periodicLinkReadInterval, it reads the whole state again, so that a lost event does no harm. It
 // changes nothing on the node.
 package links
@@ -57,7 +57,7 @@ type Watcher struct {
 	// the last error of readExcludePatterns in the log
 	lastLoggedPatternError string
 	log                    *slog.Logger
-	linkSets               *latest.Value[facts.LinkSet]
+	linkUpdates            *latest.Value[facts.LinkSet]
 	skippedLinks           atomic.Pointer[[]facts.SkippedLink]
 	gateways               gatewayCache
 }
@@ -69,7 +69,7 @@ func NewWatcher(exclude ExcludePatternsFunc, log *slog.Logger) *Watcher {
 	if exclude == nil {
 		exclude = func() ([]string, error) { return DefaultExcludePatterns, nil }
 	}
-	w := &Watcher{readExcludePatterns: exclude, log: log, linkSets: latest.NewValue[facts.LinkSet](), gateways: gatewayCache{readDefaultRoutes: readDefaultGateways, now: time.Now}}
+	w := &Watcher{readExcludePatterns: exclude, log: log, linkUpdates: latest.NewValue[facts.LinkSet](), gateways: gatewayCache{readDefaultRoutes: readDefaultGateways, now: time.Now}}
 	// cannot fail; a test checks that
 	w.compiledDefaultExcludePatterns, _ = compilePatterns(DefaultExcludePatterns)
 	w.skippedLinks.Store(&[]facts.SkippedLink{})
@@ -115,9 +115,9 @@ func compilePatterns(patterns []string) ([]*regexp.Regexp, error) {
 // SkippedLinks returns the interfaces that were not usable at the last read, sorted by name.
 func (w *Watcher) SkippedLinks() []facts.SkippedLink { return *w.skippedLinks.Load() }
 
-// LinkSets delivers the links, those that are down included, at the start and after each change. A
-// later set replaces one that was not received yet.
-func (w *Watcher) LinkSets() <-chan facts.LinkSet { return w.linkSets.C() }
+// LinkUpdates delivers the links, those that are down included, at the start and after each change.
+// A later set replaces one that was not received yet.
+func (w *Watcher) LinkUpdates() <-chan facts.LinkSet { return w.linkUpdates.C() }
 
 // Run watches until ctx ends. When netlink fails, for example for lack of buffers, it
 // subscribes again.
@@ -146,12 +146,12 @@ func (w *Watcher) watchUntilNetlinkFails(ctx context.Context, last *facts.LinkSe
 	defer e.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	changed := e.eventReceived.C()
+	changed := e.eventReceivedSignal.C()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-e.endError:
+		case err := <-e.endErrorChannel:
 			return err
 		case <-changed:
 			// The events of this delay are gathered. It is not extended, however many events come.
@@ -159,7 +159,7 @@ func (w *Watcher) watchUntilNetlinkFails(ctx context.Context, last *facts.LinkSe
 			w.gateways.markRoutesChanged()
 			timer.Reset(eventCoalesceDelay)
 		case <-timer.C:
-			changed = e.eventReceived.C()
+			changed = e.eventReceivedSignal.C()
 			timer.Reset(w.deliverLinks(last))
 		}
 	}
@@ -177,7 +177,7 @@ func (w *Watcher) deliverLinks(last *facts.LinkSet) time.Duration {
 		return periodicLinkReadInterval
 	}
 	*last = set
-	w.linkSets.Put(set)
+	w.linkUpdates.Put(set)
 	return periodicLinkReadInterval
 }
 
@@ -217,7 +217,7 @@ func (w *Watcher) readLinks() (facts.LinkSet, error) {
 			continue
 		}
 		link := facts.Link{Index: a.Index, Name: a.Name, MAC: facts.MAC(a.HardwareAddr), IsDown: why == facts.SkippedDownOrNoCarrier}
-		link.AddressesWithPrefixLength, err = readLinkPrefixes(l)
+		link.AddressesWithPrefixLength, err = readAddressesWithPrefixLength(l)
 		if err != nil {
 			w.log.Warn("reading the addresses of a link", "link", a.Name, "error", err)
 		}
@@ -256,7 +256,7 @@ func matchesAnyExpression(expressions []*regexp.Regexp, name string) bool {
 	return slices.ContainsFunc(expressions, func(re *regexp.Regexp) bool { return re.MatchString(name) })
 }
 
-func readLinkPrefixes(l netlink.Link) ([]netip.Prefix, error) {
+func readAddressesWithPrefixLength(l netlink.Link) ([]netip.Prefix, error) {
 	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 	var out []netip.Prefix
 	for _, a := range addrs {

@@ -21,28 +21,28 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// harness is a Watcher in its own namespace, with another namespace as its neighbour.
-type harness struct {
+// watcherInNamespace is a Watcher in its own namespace, with another namespace as its neighbour.
+type watcherInNamespace struct {
 	t                                 *testing.T
 	nodeNamespace, neighbourNamespace *netnstest.Namespace
 	watcher                           *links.Watcher
-	excludePatternsResult             atomic.Pointer[excludePatternsResult]
+	excludePatternsToReturn           atomic.Pointer[excludePatternsToReturn]
 }
 
-// excludePatternsResult is what the function for the exclude patterns returns.
-type excludePatternsResult struct {
+// excludePatternsToReturn is what the function for the exclude patterns returns.
+type excludePatternsToReturn struct {
 	patterns []string
 	err      error
 }
 
-func (b *harness) readExcludePatterns() ([]string, error) {
-	e := b.excludePatternsResult.Load()
+func (b *watcherInNamespace) readExcludePatterns() ([]string, error) {
+	e := b.excludePatternsToReturn.Load()
 	return e.patterns, e.err
 }
 
-func newHarness(t *testing.T) *harness {
-	b := &harness{t: t, nodeNamespace: netnstest.NewNamespace(t), neighbourNamespace: netnstest.NewNamespace(t)}
-	b.excludePatternsResult.Store(&excludePatternsResult{patterns: links.DefaultExcludePatterns})
+func newWatcherInNamespace(t *testing.T) *watcherInNamespace {
+	b := &watcherInNamespace{t: t, nodeNamespace: netnstest.NewNamespace(t), neighbourNamespace: netnstest.NewNamespace(t)}
+	b.excludePatternsToReturn.Store(&excludePatternsToReturn{patterns: links.DefaultExcludePatterns})
 	w := links.NewWatcher(b.readExcludePatterns, slog.New(slog.DiscardHandler))
 	b.watcher = w
 	ctx, cancel := context.WithCancel(context.Background())
@@ -58,12 +58,12 @@ func newHarness(t *testing.T) *harness {
 }
 
 // awaitLinks waits until the usable links fulfil f.
-func (b *harness) awaitLinks(sentence string, f func(facts.LinkSet) bool) facts.LinkSet {
+func (b *watcherInNamespace) awaitLinks(sentence string, f func(facts.LinkSet) bool) facts.LinkSet {
 	b.t.Helper()
 	var last facts.LinkSet
 	for {
 		select {
-		case last = <-b.watcher.LinkSets():
+		case last = <-b.watcher.LinkUpdates():
 			if usable, _ := last.SplitUsableAndDown(); f(usable) {
 				return usable
 			}
@@ -74,11 +74,11 @@ func (b *harness) awaitLinks(sentence string, f func(facts.LinkSet) bool) facts.
 }
 
 // awaitDownLink waits until the link is delivered as one that is down, with its subnet.
-func (b *harness) awaitDownLink(name string, subnet netip.Prefix) {
+func (b *watcherInNamespace) awaitDownLink(name string, subnet netip.Prefix) {
 	b.t.Helper()
 	for {
 		select {
-		case set := <-b.watcher.LinkSets():
+		case set := <-b.watcher.LinkUpdates():
 			isDown := func(l facts.Link) bool {
 				return l.Name == name && l.IsDown && slices.Contains(l.AddressesWithPrefixLength, subnet)
 			}
@@ -92,7 +92,7 @@ func (b *harness) awaitDownLink(name string, subnet netip.Prefix) {
 }
 
 // changeLinkInNodeNamespace changes a link of the node.
-func (b *harness) changeLinkInNodeNamespace(name string, f func(netlink.Link) error) {
+func (b *watcherInNamespace) changeLinkInNodeNamespace(name string, f func(netlink.Link) error) {
 	b.t.Helper()
 	b.nodeNamespace.MustRunInside(func() error {
 		l, err := netlink.LinkByName(name)
@@ -116,7 +116,7 @@ func hasLinkNames(want ...string) func(facts.LinkSet) bool {
 }
 
 func TestLinkChangesAreDelivered(t *testing.T) {
-	b := newHarness(t)
+	b := newWatcherInNamespace(t)
 	b.awaitLinks("there is no link at first", hasLinkNames())
 	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
 	s := b.awaitLinks("a link is added", hasLinkNames("eth0"))
@@ -160,7 +160,7 @@ func TestLinkChangesAreDelivered(t *testing.T) {
 
 // A default route with several next hops has a gateway on each of their links.
 func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
-	b := newHarness(t)
+	b := newWatcherInNamespace(t)
 	hops := map[string]netip.Addr{"eth0": netip.MustParseAddr("10.1.0.1"), "eth1": netip.MustParseAddr("10.2.0.1")}
 	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
 	b.nodeNamespace.AddVethPair("eth1", b.neighbourNamespace, "eth1")
@@ -196,7 +196,7 @@ func TestNextHopsOfDefaultRoutesAreGateways(t *testing.T) {
 }
 
 func TestLinkWithoutCarrierIsNotUsable(t *testing.T) {
-	b := newHarness(t)
+	b := newWatcherInNamespace(t)
 	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
 	b.awaitLinks("the link is up", hasLinkNames("eth0"))
 	b.neighbourNamespace.MustRunInside(func() error {
@@ -207,7 +207,7 @@ func TestLinkWithoutCarrierIsNotUsable(t *testing.T) {
 }
 
 func TestUnusableInterfacesAreLeftOut(t *testing.T) {
-	b := newHarness(t)
+	b := newWatcherInNamespace(t)
 	for _, name := range []string{"eth0", "port0", "noarp0", "veth12", "cali12", "lxc12", "vet0"} {
 		b.nodeNamespace.AddVethPair(name, b.neighbourNamespace, name)
 	}
@@ -231,7 +231,7 @@ func TestUnusableInterfacesAreLeftOut(t *testing.T) {
 
 // A stream of irrelevant events does not delay a change.
 func TestAddressIsDeliveredDuringAStreamOfEvents(t *testing.T) {
-	b := newHarness(t)
+	b := newWatcherInNamespace(t)
 	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
 	b.awaitLinks("the link is there", hasLinkNames("eth0"))
 	stop := make(chan struct{})
@@ -261,32 +261,32 @@ func TestAddressIsDeliveredDuringAStreamOfEvents(t *testing.T) {
 
 // The patterns are read again while the Watcher runs. Invalid patterns change nothing.
 func TestExcludePatternsAreReloaded(t *testing.T) {
-	b := newHarness(t)
+	b := newWatcherInNamespace(t)
 	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
 	b.nodeNamespace.AddVethPair("storage0", b.neighbourNamespace, "storage0")
 	b.awaitLinks("both are used", hasLinkNames("eth0", "storage0"))
 	// causes an event, so that the test need not wait for the next read
-	set := func(e excludePatternsResult, link, address string) {
-		b.excludePatternsResult.Store(&e)
+	set := func(e excludePatternsToReturn, link, address string) {
+		b.excludePatternsToReturn.Store(&e)
 		b.nodeNamespace.AddAddressToLink(link, address)
 	}
-	set(excludePatternsResult{patterns: []string{"^lo$", "^storage"}}, "eth0", "10.9.0.1/24")
+	set(excludePatternsToReturn{patterns: []string{"^lo$", "^storage"}}, "eth0", "10.9.0.1/24")
 	b.awaitLinks("one is excluded", hasLinkNames("eth0"))
 	if got, want := b.watcher.SkippedLinks(), []facts.SkippedLink{{Name: "lo", Reason: facts.SkippedContainerNetwork}, {Name: "storage0", Reason: facts.SkippedExcludedByName}}; !slices.Equal(got, want) {
 		t.Errorf("skipped: %v, want %v", got, want)
 	}
-	for i, e := range []excludePatternsResult{{patterns: []string{"("}}, {err: errors.New("no such file")}} {
+	for i, e := range []excludePatternsToReturn{{patterns: []string{"("}}, {err: errors.New("no such file")}} {
 		set(e, "eth0", fmt.Sprintf("10.9.%d.1/24", i+1))
 		b.awaitLinks("the last valid patterns stay in use", func(s facts.LinkSet) bool {
 			return hasLinkNames("eth0")(s) && len(s[0].AddressesWithPrefixLength) >= i+2
 		})
 	}
-	set(excludePatternsResult{patterns: []string{"^lo$"}}, "eth0", "10.9.9.1/24")
+	set(excludePatternsToReturn{patterns: []string{"^lo$"}}, "eth0", "10.9.9.1/24")
 	b.awaitLinks("it is used again", hasLinkNames("eth0", "storage0"))
 }
 
 func TestSkippedLinksHaveTheirReason(t *testing.T) {
-	b := newHarness(t)
+	b := newWatcherInNamespace(t)
 	for _, name := range []string{"eth0", "port0", "noarp0", "veth12", "down0"} {
 		b.nodeNamespace.AddVethPair(name, b.neighbourNamespace, name)
 	}
@@ -311,7 +311,7 @@ func TestSkippedLinksHaveTheirReason(t *testing.T) {
 
 // A renamed link keeps its index. A link on top of another is a link of its own.
 func TestRenamedAndStackedLinksAreDelivered(t *testing.T) {
-	b := newHarness(t)
+	b := newWatcherInNamespace(t)
 	b.nodeNamespace.AddVethPair("eth0", b.neighbourNamespace, "eth0")
 	index := b.awaitLinks("a link is added", hasLinkNames("eth0"))[0].Index
 	b.changeLinkInNodeNamespace("eth0", func(l netlink.Link) error { return netlink.LinkSetName(l, "lan0") })

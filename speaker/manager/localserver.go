@@ -18,7 +18,7 @@ import (
 // one of the node itself, so that only the kubelet and pods/portforward reach it.
 type healthAndRoutesServer struct {
 	healthzChecks, readyzChecks map[string]healthz.Checker
-	describeRoutes              func(context.Context) any
+	announcedRoutesFunc         func(context.Context) any
 }
 
 // healthAndRoutesRequestTimeout bounds the reading of a request and the writing of its answer.
@@ -50,7 +50,7 @@ func (s *healthAndRoutesServer) newHandler() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
-		_ = e.Encode(s.describeRoutes(r.Context())) // an error means that the reader has gone
+		_ = e.Encode(s.announcedRoutesFunc(r.Context())) // an error means that the reader has gone
 	})
 	return mux
 }

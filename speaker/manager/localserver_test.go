@@ -16,9 +16,9 @@ import (
 func TestHealthAndRoutesServerAnswers(t *testing.T) {
 	ready := errors.New("not yet")
 	s := &healthAndRoutesServer{
-		healthzChecks:  map[string]healthz.Checker{"alive": healthz.Ping},
-		readyzChecks:   map[string]healthz.Checker{"synced": func(*http.Request) error { return ready }},
-		describeRoutes: func(context.Context) any { return []string{"198.51.100.1/32"} },
+		healthzChecks:       map[string]healthz.Checker{"alive": healthz.Ping},
+		readyzChecks:        map[string]healthz.Checker{"synced": func(*http.Request) error { return ready }},
+		announcedRoutesFunc: func(context.Context) any { return []string{"198.51.100.1/32"} },
 	}
 	get := func(path string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()

@@ -34,11 +34,11 @@ import (
 // ControllerRuntimeManager is the manager of a speaker.
 type ControllerRuntimeManager struct {
 	ctrl.Manager
-	config             *rest.Config
-	watchClient        client.WithWatch
-	isReady            atomic.Bool
-	describeRoutesFunc atomic.Pointer[func(context.Context) any]
-	log                *slog.Logger
+	config              *rest.Config
+	watchClient         client.WithWatch
+	isReady             atomic.Bool
+	announcedRoutesFunc atomic.Pointer[func(context.Context) any]
+	log                 *slog.Logger
 }
 
 // New returns a Manager. It reads the credentials, and sends no request before Start.
@@ -59,20 +59,20 @@ func New(o options.Options, log *slog.Logger) (*ControllerRuntimeManager, error)
 		return nil, fmt.Errorf("setting up the client for Services: %w", err)
 	}
 	server := healthAndRoutesServer{
-		healthzChecks:  map[string]healthz.Checker{"alive": healthz.Ping},
-		readyzChecks:   map[string]healthz.Checker{"synced": m.checkReady},
-		describeRoutes: m.describeRoutes,
+		healthzChecks:       map[string]healthz.Checker{"alive": healthz.Ping},
+		readyzChecks:        map[string]healthz.Checker{"synced": m.checkReady},
+		announcedRoutesFunc: m.announcedRoutes,
 	}
 	return m, server.addToManager(mgr, o.HealthProbeBindAddress)
 }
 
 // ServeAnnouncedRoutes serves what describe returns as JSON at the address of the health checks.
 func (m *ControllerRuntimeManager) ServeAnnouncedRoutes(describe func(context.Context) any) {
-	m.describeRoutesFunc.Store(&describe)
+	m.announcedRoutesFunc.Store(&describe)
 }
 
-func (m *ControllerRuntimeManager) describeRoutes(ctx context.Context) any {
-	if describe := m.describeRoutesFunc.Load(); describe != nil {
+func (m *ControllerRuntimeManager) announcedRoutes(ctx context.Context) any {
+	if describe := m.announcedRoutesFunc.Load(); describe != nil {
 		return (*describe)(ctx)
 	}
 	return []any{}

@@ -13,7 +13,7 @@ var _ memberlist.Delegate = (*messageDelegate)(nil)
 
 // NodeMeta returns the metadata that the other members get.
 func (d *messageDelegate) NodeMeta(limit int) []byte {
-	b := *d.metadata.Load()
+	b := *d.ownEncodedMetadata.Load()
 	return b[:min(len(b), limit)]
 }
 
@@ -33,10 +33,10 @@ func (d *messageDelegate) NotifyMsg(b []byte) {
 	}
 	// a full queue drops the oldest message, which says the least
 	queue, payload := d.bulkReceivedMessages, slices.Clone(b[1+n:])
-	if d.options.IsUrgent(payload) {
+	if d.options.IsReceivedMessageUrgent(payload) {
 		queue = d.urgentReceivedMessages
 	}
-	queue.PutDroppingOldest(Message{SenderName: string(b[1 : 1+n]), Payload: payload})
+	queue.PutDroppingOldest(ReceivedMessage{SenderName: string(b[1 : 1+n]), Payload: payload})
 }
 
 // GetBroadcasts returns nothing: messages go directly to their receivers.

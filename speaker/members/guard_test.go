@@ -160,8 +160,8 @@ func TestKeysAreReplacedWithoutLosingMembers(t *testing.T) {
 	a, _ := startMember(t, "a", string(first))
 	b, _ := startMember(t, "b", string(first), a.ListenAddress().String())
 	both := func(set facts.MemberSet) bool { return set.HasMember("a") && set.HasMember("b") }
-	awaitMembers(t, a, "both members", both)
-	awaitMembers(t, b, "both members", both)
+	awaitMemberSet(t, a, "both members", both)
+	awaitMemberSet(t, b, "both members", both)
 	for _, keys := range [][][]byte{{first, second}, {second, first}, {second}} {
 		for _, m := range []*Members{a, b} {
 			if err := m.SetGossipKeys(keys); err != nil {
@@ -182,7 +182,7 @@ func TestKeysAreReplacedWithoutLosingMembers(t *testing.T) {
 		}
 	}
 	select {
-	case set := <-a.MemberSets():
+	case set := <-a.LiveMemberUpdates():
 		if !both(set) {
 			t.Errorf("after the rotation the members are %v", set.Members)
 		}

@@ -31,10 +31,11 @@ type Options struct {
 	// NodeName is the name of this node, Nonce identifies this run of the process.
 	NodeName string
 	RunNonce uint64
-	// MessageFormat is the highest version of the messages that this speaker reads.
-	MessageFormat byte
-	// IsUrgent says whether a received message goes before others. Without it all do.
-	IsUrgent func(payload []byte) bool
+	// MaxMessageFormat is the highest version of the messages that this speaker reads.
+	MaxMessageFormat byte
+	// IsReceivedMessageUrgent says whether a received message goes before others. Without it all
+	// do.
+	IsReceivedMessageUrgent func(payload []byte) bool
 	// BindAddress and BindPort are the address and port for gossip, TCP and UDP. Port 0 takes any
 	// free port.
 	BindAddress netip.Addr
@@ -47,8 +48,8 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Message is a message from another member.
-type Message struct {
+// ReceivedMessage is a message from another member.
+type ReceivedMessage struct {
 	SenderName string
 	Payload    []byte
 }
@@ -72,14 +73,14 @@ type Members struct {
 	mu                   sync.Mutex
 	memberlistNodeByName map[string]memberlist.Node
 	allSeeds             []string // also those of the other address family
-	metadata             atomic.Pointer[[]byte]
+	ownEncodedMetadata   atomic.Pointer[[]byte]
 	// fullExchangeState is what this node sends in a full exchange.
 	fullExchangeState     atomic.Pointer[[]byte]
 	ownFamilySeeds        atomic.Pointer[[]string]
 	hasExchangedFullState atomic.Bool
 
-	memberSets                                   *latest.Value[facts.MemberSet]
-	urgentReceivedMessages, bulkReceivedMessages *latest.BoundedQueue[Message]
+	liveMemberUpdates                            *latest.Value[facts.MemberSet]
+	urgentReceivedMessages, bulkReceivedMessages *latest.BoundedQueue[ReceivedMessage]
 	receivedFullStates                           *latest.BoundedQueue[[]byte]
 	// outgoingUrgentMessages go before outgoingNormalMessages, and these before
 	// outgoingBulkMessages.
@@ -88,9 +89,10 @@ type Members struct {
 	metadataChangedSignal                                                *latest.Wake
 	// greetingSendersToJoin are the addresses of greetings from nodes that are not members.
 	greetingSendersToJoin *latest.BoundedQueue[string]
-	// pathMessages are checks and answers of others, pathChecksToAnswer the checks among them.
-	pathMessages, pathChecksToAnswer *latest.BoundedQueue[pathMessage]
-	pathFaults                       atomic.Pointer[[]PathFault]
+	// receivedPathMessages are checks and answers of others, pathChecksToAnswer the checks among
+	// them.
+	receivedPathMessages, pathChecksToAnswer *latest.BoundedQueue[pathMessage]
+	pathFaults                               atomic.Pointer[[]PathFault]
 }
 
 // New opens the sockets. The speaker is the only member until Run has reached a seed.
@@ -98,9 +100,9 @@ func New(o Options) (*Members, error) {
 	m := &Members{
 		options:                o,
 		memberlistNodeByName:   map[string]memberlist.Node{},
-		memberSets:             latest.NewValue[facts.MemberSet](),
-		urgentReceivedMessages: latest.NewBoundedQueue[Message](4096),
-		bulkReceivedMessages:   latest.NewBoundedQueue[Message](4096),
+		liveMemberUpdates:      latest.NewValue[facts.MemberSet](),
+		urgentReceivedMessages: latest.NewBoundedQueue[ReceivedMessage](4096),
+		bulkReceivedMessages:   latest.NewBoundedQueue[ReceivedMessage](4096),
 		receivedFullStates:     latest.NewBoundedQueue[[]byte](16),
 		outgoingUrgentMessages: latest.NewBoundedQueue[*outgoingMessage](4096),
 		outgoingNormalMessages: latest.NewBoundedQueue[*outgoingMessage](4096),
@@ -108,14 +110,14 @@ func New(o Options) (*Members, error) {
 		contactSeedsSignal:     latest.NewWake(),
 		metadataChangedSignal:  latest.NewWake(),
 		greetingSendersToJoin:  latest.NewBoundedQueue[string](1),
-		pathMessages:           latest.NewBoundedQueue[pathMessage](256),
+		receivedPathMessages:   latest.NewBoundedQueue[pathMessage](256),
 		pathChecksToAnswer:     latest.NewBoundedQueue[pathMessage](256),
 	}
 	m.pathFaults.Store(&[]PathFault{})
-	if m.options.IsUrgent == nil {
-		m.options.IsUrgent = func([]byte) bool { return true }
+	if m.options.IsReceivedMessageUrgent == nil {
+		m.options.IsReceivedMessageUrgent = func([]byte) bool { return true }
 	}
-	m.PublishOwnNode(facts.PublishedNode{MaxMessageFormat: o.MessageFormat})
+	m.PublishOwnNode(facts.PublishedNode{MaxMessageFormat: o.MaxMessageFormat})
 	m.SetFullExchangeState(nil)
 	m.ownFamilySeeds.Store(new([]string))
 	keyring, err := newKeyring(o.GossipKeys)
@@ -166,14 +168,17 @@ func (w memberlistLogWriter) Write(b []byte) (int, error) {
 // ListenAddress returns the address and port of this member.
 func (m *Members) ListenAddress() netip.AddrPort { return m.listenAddress }
 
-// MemberSets delivers the live members, now and after each change. Only the latest set is kept.
-func (m *Members) MemberSets() <-chan facts.MemberSet { return m.memberSets.C() }
+// LiveMemberUpdates delivers the live members, now and after each change. Only the latest set is
+// kept.
+func (m *Members) LiveMemberUpdates() <-chan facts.MemberSet { return m.liveMemberUpdates.C() }
 
 // ReceivedUrgentMessages delivers the urgent messages of others, in any order.
-func (m *Members) ReceivedUrgentMessages() <-chan Message { return m.urgentReceivedMessages.C() }
+func (m *Members) ReceivedUrgentMessages() <-chan ReceivedMessage {
+	return m.urgentReceivedMessages.C()
+}
 
 // ReceivedBulkMessages delivers the other messages of others, in any order.
-func (m *Members) ReceivedBulkMessages() <-chan Message { return m.bulkReceivedMessages.C() }
+func (m *Members) ReceivedBulkMessages() <-chan ReceivedMessage { return m.bulkReceivedMessages.C() }
 
 // ReceivedFullStates delivers the full states of others.
 func (m *Members) ReceivedFullStates() <-chan []byte { return m.receivedFullStates.C() }
@@ -199,7 +204,7 @@ func (m *Members) ContactMissingSeeds() { m.contactSeedsSignal.Signal() }
 func (m *Members) PublishOwnNode(p facts.PublishedNode) {
 	b := EncodeMetadata(m.options.RunNonce, p)
 	b = append(b, pathCheckVersion) // an older speaker ignores it
-	if old := m.metadata.Swap(&b); old != nil && !slices.Equal(*old, b) {
+	if old := m.ownEncodedMetadata.Swap(&b); old != nil && !slices.Equal(*old, b) {
 		m.metadataChangedSignal.Signal()
 	}
 }
@@ -422,7 +427,7 @@ func (m *Members) editMembersAndDeliverSet(edit func()) {
 		n := m.memberlistNodeByName[name]
 		set.Members = append(set.Members, decodeMemberlistNode(&n))
 	}
-	m.memberSets.Put(set)
+	m.liveMemberUpdates.Put(set)
 	m.updateAllowedSources()
 }
 

@@ -43,13 +43,13 @@ func startMember(t *testing.T, name string, key string, seeds ...string) (*Membe
 	return m, stop
 }
 
-// awaitMembers reads sets until one satisfies the check.
-func awaitMembers(t *testing.T, m *Members, what string, check func(facts.MemberSet) bool) {
+// awaitMemberSet reads sets until one satisfies the check.
+func awaitMemberSet(t *testing.T, m *Members, what string, check func(facts.MemberSet) bool) {
 	t.Helper()
 	deadline := time.After(testAwaitTimeout)
 	for {
 		select {
-		case set := <-m.MemberSets():
+		case set := <-m.LiveMemberUpdates():
 			if check(set) {
 				return
 			}
@@ -78,7 +78,7 @@ func TestMembersJoinAndExchangeStateAndMessages(t *testing.T) {
 		return true
 	}
 	for _, m := range []*Members{a, b, c} {
-		awaitMembers(t, m, "all three with their nonces and Ethernet addresses", all)
+		awaitMemberSet(t, m, "all three with their nonces and Ethernet addresses", all)
 	}
 
 	select {
@@ -101,7 +101,7 @@ func TestMembersJoinAndExchangeStateAndMessages(t *testing.T) {
 	}
 
 	stopC()
-	awaitMembers(t, a, "c to have left", func(set facts.MemberSet) bool { return !set.HasMember("c") && set.HasMember("b") })
+	awaitMemberSet(t, a, "c to have left", func(set facts.MemberSet) bool { return !set.HasMember("c") && set.HasMember("b") })
 }
 
 func TestASpeakerWithAnotherKeyIsNoMember(t *testing.T) {
@@ -109,8 +109,8 @@ func TestASpeakerWithAnotherKeyIsNoMember(t *testing.T) {
 	b, _ := startMember(t, "b", "another key of 16 bytes or more", a.ListenAddress().String())
 	b.ContactMissingSeeds()
 	c, _ := startMember(t, "c", "the right key of 16 bytes or more", a.ListenAddress().String())
-	awaitMembers(t, c, "a and c to be together", func(set facts.MemberSet) bool { return set.HasMember("a") && set.HasMember("c") })
-	awaitMembers(t, a, "a to know c and not b", func(set facts.MemberSet) bool { return set.HasMember("c") && !set.HasMember("b") })
+	awaitMemberSet(t, c, "a and c to be together", func(set facts.MemberSet) bool { return set.HasMember("a") && set.HasMember("c") })
+	awaitMemberSet(t, a, "a to know c and not b", func(set facts.MemberSet) bool { return set.HasMember("c") && !set.HasMember("b") })
 }
 
 func TestAPortInUseIsAnError(t *testing.T) {
@@ -147,9 +147,9 @@ gantry_gossip_dropped_total{queue="states"} 0
 	}
 }
 
-// TestASpeakerWithAnotherKeyIsNoticed has two speakers on addresses of their own, as on two nodes:
-// each knows that the other one has another key, until it has the same.
-func TestASpeakerWithAnotherKeyIsNoticed(t *testing.T) {
+// TestSpeakersWithUnknownGossipKeyAreListed has two speakers on addresses of their own, as on two
+// nodes: each knows that the other one has another key, until it has the same.
+func TestSpeakersWithUnknownGossipKeyAreListed(t *testing.T) {
 	first, second := []byte("the first key, 16 bytes or more"), []byte("the second key, 16 bytes or more")
 	addresses := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")}
 	var all []*Members
@@ -193,7 +193,7 @@ func TestASpeakerWithAnotherKeyIsNoticed(t *testing.T) {
 	if err := b.SetGossipKeys([][]byte{first}); err != nil {
 		t.Fatal(err)
 	}
-	awaitMembers(t, a, "b", func(set facts.MemberSet) bool { return set.HasMember("b") })
+	awaitMemberSet(t, a, "b", func(set facts.MemberSet) bool { return set.HasMember("b") })
 	awaitOtherKeys(a)
 	awaitOtherKeys(b)
 }

@@ -19,14 +19,14 @@ import (
 // subnets, hash of the name in 3 bytes, subnets. A subnet: number of bits, for IPv6 plus
 // ipv6PrefixLengthOffset, and as many bytes of the address as these bits need.
 const (
-	nonceSize                  = 8
-	metadataGroupSize          = 6
-	metadataExtensionMarker    = 0xff
-	metadataExtensionGroupSize = metadataGroupSize - 1
-	linkHeaderSize             = 4
-	ipv6PrefixLengthOffset     = 64
-	// maxMetadataGroups leaves some bytes for what is no group.
-	maxMetadataGroups = (memberlist.MetaMaxSize-nonceSize)/metadataGroupSize - 1
+	nonceSize               = 8
+	macSizedGroupBytes      = 6
+	metadataExtensionMarker = 0xff
+	extensionBytesPerGroup  = macSizedGroupBytes - 1
+	linkHeaderSize          = 4
+	ipv6PrefixLengthOffset  = 64
+	// maxMACSizedGroups leaves some bytes for what is no group.
+	maxMACSizedGroups = (memberlist.MetaMaxSize-nonceSize)/macSizedGroupBytes - 1
 )
 
 // maxPublishedMACs is how many Ethernet addresses a member publishes. minMACsPublishedWithLinks of
@@ -58,18 +58,18 @@ const (
 // EncodeMetadata encodes what a member publishes.
 func EncodeMetadata(nonce uint64, p facts.PublishedNode) []byte {
 	b := binary.BigEndian.AppendUint64(make([]byte, 0, memberlist.MetaMaxSize), nonce)
-	groupsLeft := maxMetadataGroups
+	groupsLeft := maxMACSizedGroups
 	macs := p.LinkMACs[:min(len(p.LinkMACs), maxPublishedMACs)]
 	first := macs[:min(len(macs), minMACsPublishedWithLinks)]
-	extension := encodeMetadataExtension(p, (groupsLeft-len(first))*metadataExtensionGroupSize)
-	for len(extension)%metadataExtensionGroupSize != 0 {
+	extension := encodeMetadataExtension(p, (groupsLeft-len(first))*extensionBytesPerGroup)
+	for len(extension)%extensionBytesPerGroup != 0 {
 		extension = append(extension, 0)
 	}
-	for i := 0; i < len(extension); i += metadataExtensionGroupSize {
-		b = append(append(b, metadataExtensionMarker), extension[i:i+metadataExtensionGroupSize]...)
+	for i := 0; i < len(extension); i += extensionBytesPerGroup {
+		b = append(append(b, metadataExtensionMarker), extension[i:i+extensionBytesPerGroup]...)
 	}
 	for _, mac := range macs {
-		if len(b) >= nonceSize+maxMetadataGroups*metadataGroupSize {
+		if len(b) >= nonceSize+maxMACSizedGroups*macSizedGroupBytes {
 			break
 		}
 		b = append(b, mac[:]...)
@@ -92,7 +92,7 @@ func encodeMetadataExtension(p facts.PublishedNode, size int) []byte {
 	}
 	incomplete := p.Links.IsIncomplete
 	for _, l := range p.Links.Links {
-		e, whole := encodeDescribedLink(l)
+		e, whole := encodePublishedLink(l)
 		if len(b)+len(e) > size || b[2] == 255 {
 			incomplete = true
 			continue
@@ -108,7 +108,7 @@ func encodeMetadataExtension(p facts.PublishedNode, size int) []byte {
 	return b
 }
 
-func encodeDescribedLink(l facts.PublishedLink) (b []byte, whole bool) {
+func encodePublishedLink(l facts.PublishedLink) (b []byte, whole bool) {
 	var flags byte
 	for flag, set := range map[byte]bool{
 		flagLinkDown: l.IsDown, flagLinkVirtualRouter: l.IsVirtualRouter,
@@ -137,12 +137,12 @@ func decodeMetadata(b []byte) (nonce uint64, p facts.PublishedNode) {
 	}
 	nonce = binary.BigEndian.Uint64(b)
 	var extension []byte
-	for b = b[nonceSize:]; len(b) >= metadataGroupSize; b = b[metadataGroupSize:] {
+	for b = b[nonceSize:]; len(b) >= macSizedGroupBytes; b = b[macSizedGroupBytes:] {
 		if b[0] == metadataExtensionMarker {
-			extension = append(extension, b[1:metadataGroupSize]...)
+			extension = append(extension, b[1:macSizedGroupBytes]...)
 			continue
 		}
-		p.LinkMACs = append(p.LinkMACs, facts.MAC(b[:metadataGroupSize]))
+		p.LinkMACs = append(p.LinkMACs, facts.MAC(b[:macSizedGroupBytes]))
 	}
 	if len(extension) < 3 {
 		return nonce, p
@@ -152,14 +152,14 @@ func decodeMetadata(b []byte) (nonce uint64, p facts.PublishedNode) {
 		p.Links = &facts.PublishedLinks{
 			RawSocketsDenied: flags&flagRawSocketsDenied != 0, IsIncomplete: flags&flagLinksIncomplete != 0, HasIPv4: flags&flagNodeHasIPv4 != 0,
 		}
-		decodeDescribedLinks(extension[3:], int(extension[2]), p.Links)
+		decodePublishedLinks(extension[3:], int(extension[2]), p.Links)
 	}
 	return nonce, p
 }
 
-// decodeDescribedLinks reads the given number of links. If the bytes are malformed, the links count
+// decodePublishedLinks reads the given number of links. If the bytes are malformed, the links count
 // as incomplete.
-func decodeDescribedLinks(b []byte, count int, into *facts.PublishedLinks) {
+func decodePublishedLinks(b []byte, count int, into *facts.PublishedLinks) {
 	for range count {
 		if len(b) < linkHeaderSize {
 			into.IsIncomplete = true

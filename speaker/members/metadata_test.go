@@ -69,8 +69,8 @@ func TestMetadataIsCompatibleWithPreviousVersion(t *testing.T) {
 		t.Errorf("the nonce is %x, want 7", b[:nonceSize])
 	}
 	found := map[facts.MAC]bool{}
-	for b = b[nonceSize:]; len(b) >= metadataGroupSize; b = b[metadataGroupSize:] {
-		mac := facts.MAC(b[:metadataGroupSize])
+	for b = b[nonceSize:]; len(b) >= macSizedGroupBytes; b = b[macSizedGroupBytes:] {
+		mac := facts.MAC(b[:macSizedGroupBytes])
 		if found[mac] = true; mac[0]&1 == 0 && mac[0] != 2 {
 			t.Errorf("the version before reads the Ethernet address %v, which a host may have", mac)
 		}

@@ -22,8 +22,9 @@ type undecryptableSources struct {
 	lastSeenBySource map[netip.Addr]time.Time
 }
 
-// recordPacket takes a message of an address: with another key, or with one of the own ones.
-func (r *undecryptableSources) recordPacket(source netip.Addr, hasOtherKey bool, now time.Time) {
+// recordOrForgetSource takes a message of an address: with another key, or with one of the own
+// ones.
+func (r *undecryptableSources) recordOrForgetSource(source netip.Addr, hasOtherKey bool, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !hasOtherKey {
@@ -60,15 +61,15 @@ func (m *Members) AddressesWithUnknownGossipKey() []netip.Addr {
 
 // The parts of an encrypted packet of memberlist: a version, a nonce, the ciphertext with its tag.
 const (
-	maxEncryptionVersion    = 1
-	encryptedNonceOffset    = 1
-	encryptedTextOffset     = encryptedNonceOffset + 12
-	minEncryptedPacketBytes = encryptedTextOffset + 16
+	maxMemberlistEncryptionVersion = 1
+	encryptedNonceOffset           = 1
+	encryptedTextOffset            = encryptedNonceOffset + 12
+	minEncryptedPacketBytes        = encryptedTextOffset + 16
 )
 
 // isEncryptedWithUnknownKey reports whether a packet is encrypted, and by none of the keys.
 func isEncryptedWithUnknownKey(packet []byte, keyring *memberlist.Keyring) bool {
-	if len(packet) < minEncryptedPacketBytes || packet[0] > maxEncryptionVersion {
+	if len(packet) < minEncryptedPacketBytes || packet[0] > maxMemberlistEncryptionVersion {
 		return false
 	}
 	for _, key := range keyring.GetKeys() {

@@ -108,9 +108,9 @@ func (r *pathCheckRecord) blockedProtocolFlags(now time.Time) (flags byte) {
 
 // pathChecks has the checks of all members. One goroutine owns it.
 type pathChecks struct {
-	recordByName map[string]*pathCheckRecord
-	lastSequence uint64
-	lastChecked  string
+	recordByName      map[string]*pathCheckRecord
+	lastSequence      uint64
+	lastCheckedMember string
 }
 
 // chooseMembersToCheck returns the members to check now, of these sorted names: the next one in
@@ -119,9 +119,9 @@ func (c *pathChecks) chooseMembersToCheck(names []string) []string {
 	if len(names) == 0 {
 		return nil
 	}
-	i, _ := slices.BinarySearch(names, c.lastChecked+"\x00")
+	i, _ := slices.BinarySearch(names, c.lastCheckedMember+"\x00")
 	next := names[i%len(names)]
-	c.lastChecked = next
+	c.lastCheckedMember = next
 	out := []string{next}
 	for _, n := range names {
 		if r := c.recordByName[n]; n != next && r != nil && r.hasLastCheckFailed() && len(out) <= maxExtraChecksOfFaultyMembers {
@@ -209,7 +209,7 @@ func (m *Members) checkPathsForever(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case p := <-m.pathMessages.C():
+		case p := <-m.receivedPathMessages.C():
 			checks.recordPathMessage(p, m.memberlist.NumMembers(), m.options.Now())
 			continue
 		case r := <-connections:
@@ -217,7 +217,7 @@ func (m *Members) checkPathsForever(ctx context.Context) {
 			continue
 		case <-t.C:
 		}
-		nodes := m.membersAnsweringPathChecks()
+		nodes := m.membersSupportingPathChecks()
 		names := make([]string, 0, len(nodes))
 		for _, n := range nodes {
 			names = append(names, n.Name)
@@ -234,8 +234,8 @@ func (m *Members) checkPathsForever(ctx context.Context) {
 	}
 }
 
-// membersAnsweringPathChecks returns the other members that answer checks, sorted by name.
-func (m *Members) membersAnsweringPathChecks() []memberlist.Node {
+// membersSupportingPathChecks returns the other members that answer checks, sorted by name.
+func (m *Members) membersSupportingPathChecks() []memberlist.Node {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []memberlist.Node
@@ -288,7 +288,7 @@ func (m *Members) answerPathChecks(ctx context.Context) {
 
 // handlePathMessage passes a check or an answer on. A check is answered, too.
 func (m *Members) handlePathMessage(p pathMessage) {
-	m.pathMessages.PutDroppingOldest(p)
+	m.receivedPathMessages.PutDroppingOldest(p)
 	if p.kind == kindPathCheck {
 		m.pathChecksToAnswer.PutDroppingOldest(p)
 	}

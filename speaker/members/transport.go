@@ -80,7 +80,7 @@ func (t *guardedTransport) recordIfUndecryptable(source netip.Addr, p *memberlis
 		return
 	}
 	if _, isMember := (*members)[source]; !isMember {
-		t.undecryptableSources.recordPacket(source, isEncryptedWithUnknownKey(p.Buf, t.keyring), p.Timestamp)
+		t.undecryptableSources.recordOrForgetSource(source, isEncryptedWithUnknownKey(p.Buf, t.keyring), p.Timestamp)
 	}
 }
 

@@ -160,7 +160,7 @@ func (o *Options) ServiceBGPStatusLimit() int {
 
 // ServiceProxyOptions says what follows from the health of kube-proxy on this node.
 func (o *Options) ServiceProxyOptions(now time.Time) fitness.ServiceProxyOptions {
-	out := fitness.ServiceProxyOptions{IsHealthCheckUsed: o.ProxyHealthAddress != "", SilenceTimeout: o.ProxySilenceTimeout}
+	out := fitness.ServiceProxyOptions{IsHealthCheckUsed: o.ProxyHealthAddress != "", ProxySilenceTimeout: o.ProxySilenceTimeout}
 	var system unix.Sysinfo_t
 	if unix.Sysinfo(&system) == nil {
 		out.NodeBootedAt = now.Add(-time.Duration(system.Uptime) * time.Second)

@@ -17,7 +17,7 @@ type layer2Decision struct {
 	// decisionByAddress has the addresses that some node may hold.
 	decisionByAddress map[netip.Addr]addressDecision
 	mayRebalance      bool
-	wireCheck         intent.WireCheck
+	wireCheck         intent.WireCheckMode
 }
 
 // addressDecision is the result of the rules for one address of a Service.
@@ -29,8 +29,8 @@ type addressDecision struct {
 	// canSelfServeUntilTaken means that this node should not announce the address, but can serve it
 	// for a while.
 	canSelfServeUntilTaken bool
-	// reasonOfSelf is ReasonNotHolder if this node is a candidate.
-	reasonOfSelf names.Reason
+	// exclusionReasonOfSelf is ReasonNotHolder if this node is a candidate.
+	exclusionReasonOfSelf names.Reason
 	// canMoveToRequestedNode means that the Service asks for a node that may hold the address.
 	canMoveToRequestedNode bool
 }
@@ -58,8 +58,8 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 		if fault := p.preferRequestedNode(s.requestedHolder, &coverage, i, &one); !v.RequestedHolderFault.IsSet() {
 			v.RequestedHolderFault = fault
 		}
-		if one.reasonOfSelf == names.ReasonNotHolder || v.Reason == "" {
-			v.Reason = one.reasonOfSelf
+		if one.exclusionReasonOfSelf == names.ReasonNotHolder || v.Reason == "" {
+			v.Reason = one.exclusionReasonOfSelf
 		}
 		if one.candidates != nil {
 			d.decisionByAddress[a] = one
@@ -76,7 +76,7 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 	return v, d
 }
 
-func toIntentWireCheck(c *advertise.Layer2Coverage) intent.WireCheck {
+func toIntentWireCheck(c *advertise.Layer2Coverage) intent.WireCheckMode {
 	switch c.StrictestWireCheck() {
 	case snapshot.WireCheckOff:
 		return intent.WireCheckOff
@@ -90,10 +90,10 @@ func toIntentWireCheck(c *advertise.Layer2Coverage) intent.WireCheck {
 func (p *Planner) decideAddress(k view.ObjectKey, r *serviceRecord, coverage *advertise.Layer2Coverage, i int) addressDecision {
 	a, self := coverage.Addresses[i], p.inputs.SelfNode
 	if !r.endpoints.servesFamilyOf(a) {
-		return addressDecision{reasonOfSelf: names.ReasonNoEndpoints}
+		return addressDecision{exclusionReasonOfSelf: names.ReasonNoEndpoints}
 	}
 	f := p.nodesAbleToAnswerFor(coverage, i)
-	out := addressDecision{reasonOfSelf: f.exclusionReasonOfSelf}
+	out := addressDecision{exclusionReasonOfSelf: f.exclusionReasonOfSelf}
 	var local []string
 	if r.service.hasLocalTrafficPolicy {
 		e := r.endpoints.toEndpointsView(k).RestrictToFamilyOf(a)
@@ -101,20 +101,20 @@ func (p *Planner) decideAddress(k view.ObjectKey, r *serviceRecord, coverage *ad
 		switch {
 		case f.exclusionReasonOfSelf != names.ReasonNotHolder:
 		case !slices.Contains(local, self):
-			out.reasonOfSelf = names.ReasonNoLocalEndpoints
+			out.exclusionReasonOfSelf = names.ReasonNoLocalEndpoints
 			out.canSelfServeUntilTaken = e.CanServeOn(self)
 		case !r.isProxyReady():
-			out.reasonOfSelf = names.ReasonServiceProxyNotReady
+			out.exclusionReasonOfSelf = names.ReasonServiceProxyNotReady
 		}
 	}
-	if out.reasonOfSelf == names.ReasonNotHolder {
-		out.ownLinkIndexes, out.reasonOfSelf = p.ownLinksForAddress(coverage.AdsOfAddress(i), a)
+	if out.exclusionReasonOfSelf == names.ReasonNotHolder {
+		out.ownLinkIndexes, out.exclusionReasonOfSelf = p.ownLinksForAddress(coverage.AdsOfAddress(i), a)
 	}
-	isCandidate := out.reasonOfSelf == names.ReasonNotHolder
+	isCandidate := out.exclusionReasonOfSelf == names.ReasonNotHolder
 	if r.service.hasLocalTrafficPolicy {
 		// Other nodes do not know whether the proxy here is ready. So this node stays in the list,
 		// without links.
-		listSelf := isCandidate || out.reasonOfSelf == names.ReasonServiceProxyNotReady
+		listSelf := isCandidate || out.exclusionReasonOfSelf == names.ReasonServiceProxyNotReady
 		out.candidates = f.candidatesAmong(local, self, listSelf)
 	} else {
 		out.candidates = f.allCandidates(self, isCandidate)

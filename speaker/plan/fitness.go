@@ -17,9 +17,9 @@ import (
 // announces no route while a fit node can do so instead. If no node is fit, unfitness does not
 // count.
 type FitnessOfNodes struct {
-	// UnfitNodes are the nodes that say of themselves that they are unfit or doubtful, this one
-	// included.
-	UnfitNodes map[string]facts.Fitness
+	// UnfitOrDoubtfulNodes are the nodes that say of themselves that they are unfit or doubtful,
+	// this one included.
+	UnfitOrDoubtfulNodes map[string]facts.Fitness
 	// LiveMembers are the nodes whose speakers live, sorted. Only these can serve in place of an
 	// unfit node.
 	LiveMembers []string
@@ -27,11 +27,11 @@ type FitnessOfNodes struct {
 
 // EqualsFitness reports whether both say the same.
 func (f FitnessOfNodes) EqualsFitness(o FitnessOfNodes) bool {
-	if len(f.UnfitNodes) != len(o.UnfitNodes) || !slices.Equal(f.LiveMembers, o.LiveMembers) {
+	if len(f.UnfitOrDoubtfulNodes) != len(o.UnfitOrDoubtfulNodes) || !slices.Equal(f.LiveMembers, o.LiveMembers) {
 		return false
 	}
-	for n, x := range f.UnfitNodes {
-		if y, ok := o.UnfitNodes[n]; !ok || !x.Equal(y) {
+	for n, x := range f.UnfitOrDoubtfulNodes {
+		if y, ok := o.UnfitOrDoubtfulNodes[n]; !ok || !x.Equal(y) {
 			return false
 		}
 	}
@@ -53,7 +53,7 @@ func (p *Planner) SetFitnessOfNodes(f FitnessOfNodes) {
 }
 
 func (p *Planner) hasUnfitNodes() bool {
-	for _, f := range p.inputs.FitnessOfNodes.UnfitNodes {
+	for _, f := range p.inputs.FitnessOfNodes.UnfitOrDoubtfulNodes {
 		if !f.IsFit() {
 			return true
 		}
@@ -69,7 +69,7 @@ func (p *Planner) hasUnfitNodes() bool {
 // unfitReason returns why other nodes should serve the addresses rather than this one; empty if the
 // node is fit.
 func (p *Planner) unfitReason(n *view.Node, addresses []netip.Addr) names.Reason {
-	f := p.inputs.FitnessOfNodes.UnfitNodes[n.Name]
+	f := p.inputs.FitnessOfNodes.UnfitOrDoubtfulNodes[n.Name]
 	switch {
 	case f.NodeFault != "":
 		return names.Reason(f.NodeFault)
@@ -99,7 +99,7 @@ func (p *Planner) leaveOutUnfitNodes(a netip.Addr, d *addressDecision) {
 		n := p.inputs.Nodes[name]
 		reason := p.unfitReason(&n, []netip.Addr{a})
 		if reason == "" {
-			isFitNodeLive = isFitNodeLive || p.isLiveMember(name) && !p.inputs.FitnessOfNodes.UnfitNodes[name].IsDoubtful
+			isFitNodeLive = isFitNodeLive || p.isLiveMember(name) && !p.inputs.FitnessOfNodes.UnfitOrDoubtfulNodes[name].IsDoubtful
 			continue
 		}
 		unfit = append(unfit, name)
@@ -111,8 +111,8 @@ func (p *Planner) leaveOutUnfitNodes(a netip.Addr, d *addressDecision) {
 		return
 	}
 	d.candidates = p.candidatesWithoutNodes(d.candidates, unfit)
-	if reasonOfSelf != "" && d.reasonOfSelf == names.ReasonNotHolder {
-		d.reasonOfSelf, d.canSelfServeUntilTaken, d.ownLinkIndexes = reasonOfSelf, true, nil
+	if reasonOfSelf != "" && d.exclusionReasonOfSelf == names.ReasonNotHolder {
+		d.exclusionReasonOfSelf, d.canSelfServeUntilTaken, d.ownLinkIndexes = reasonOfSelf, true, nil
 	}
 }
 
@@ -156,7 +156,7 @@ func (p *Planner) unfitReasonForRoutes(r *serviceRecord, coverage []advertise.BG
 	}
 	for _, name := range p.inputs.FitnessOfNodes.LiveMembers {
 		n, known := p.inputs.Nodes[name]
-		if !known || reasonNodeAnnouncesNothing(&n) != "" || p.unfitReason(&n, nil) != "" || p.inputs.FitnessOfNodes.UnfitNodes[name].IsDoubtful {
+		if !known || reasonNodeAnnouncesNothing(&n) != "" || p.unfitReason(&n, nil) != "" || p.inputs.FitnessOfNodes.UnfitOrDoubtfulNodes[name].IsDoubtful {
 			continue
 		}
 		if _, any := r.endpoints.endpointsOnNode(name); r.service.hasLocalTrafficPolicy && !any {
@@ -173,7 +173,7 @@ func (p *Planner) unfitReasonForRoutes(r *serviceRecord, coverage []advertise.BG
 // unfitReasonOfSelf returns what makes this node unfit, for all or for some addresses.
 func (p *Planner) unfitReasonOfSelf(self *view.Node) names.Reason {
 	reason := p.unfitReason(self, nil)
-	if reason == "" && !p.inputs.FitnessOfNodes.UnfitNodes[self.Name].IsFit() {
+	if reason == "" && !p.inputs.FitnessOfNodes.UnfitOrDoubtfulNodes[self.Name].IsFit() {
 		return names.ReasonLinkSilent
 	}
 	return reason

@@ -12,16 +12,16 @@ import (
 
 // setUnfitNodes makes nodes unfit. All nodes of the example live.
 func setUnfitNodes(in *Inputs, f facts.Fitness, nodes ...string) {
-	in.FitnessOfNodes = FitnessOfNodes{UnfitNodes: map[string]facts.Fitness{}, LiveMembers: []string{"a", "b", "c"}}
+	in.FitnessOfNodes = FitnessOfNodes{UnfitOrDoubtfulNodes: map[string]facts.Fitness{}, LiveMembers: []string{"a", "b", "c"}}
 	for _, n := range nodes {
-		in.FitnessOfNodes.UnfitNodes[n] = f
+		in.FitnessOfNodes.UnfitOrDoubtfulNodes[n] = f
 	}
 }
 
 func TestUnfitNodeIsNoCandidateWhileFitNodeLives(t *testing.T) {
 	silentProxy := facts.Fitness{NodeFault: string(names.ReasonServiceProxySilent)}
-	silentLink := facts.Fitness{SilentPrefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
-	otherLink := facts.Fitness{SilentPrefixes: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}
+	silentLink := facts.Fitness{SilentSubnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
+	otherLink := facts.Fitness{SilentSubnets: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}
 	for name, tt := range map[string]struct {
 		edit       func(*Inputs)
 		candidates []string
@@ -33,7 +33,7 @@ func TestUnfitNodeIsNoCandidateWhileFitNodeLives(t *testing.T) {
 		"no node is fit":        {func(in *Inputs) { setUnfitNodes(in, silentProxy, "a", "b", "c") }, []string{"a", "b", "c"}, names.ReasonNotHolder, false},
 		"the others may be about to be unfit": {func(in *Inputs) {
 			setUnfitNodes(in, silentProxy, "a")
-			in.FitnessOfNodes.UnfitNodes["b"], in.FitnessOfNodes.UnfitNodes["c"] = facts.Fitness{IsDoubtful: true}, facts.Fitness{IsDoubtful: true}
+			in.FitnessOfNodes.UnfitOrDoubtfulNodes["b"], in.FitnessOfNodes.UnfitOrDoubtfulNodes["c"] = facts.Fitness{IsDoubtful: true}, facts.Fitness{IsDoubtful: true}
 		}, []string{"a", "b", "c"}, names.ReasonNotHolder, false},
 		"its link is silent":            {func(in *Inputs) { setUnfitNodes(in, silentLink, "a") }, []string{"b", "c"}, names.ReasonLinkSilent, true},
 		"a link of other addresses is":  {func(in *Inputs) { setUnfitNodes(in, otherLink, "a") }, []string{"a", "b", "c"}, names.ReasonNotHolder, false},
@@ -45,7 +45,7 @@ func TestUnfitNodeIsNoCandidateWhileFitNodeLives(t *testing.T) {
 		"policy Local, and the other endpoints are on an unfit node": {func(in *Inputs) {
 			setUnfitNodes(in, silentProxy, "a", "b")
 			editService(func(s *view.Service) { s.HasLocalTrafficPolicy = true })(in)
-			in.Endpoints[webServiceKey] = view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a", "b"}, ServingCounts: []int{1, 1}}
+			in.Endpoints[webServiceKey] = view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a", "b"}, EndpointCountsOfServingNodes: []int{1, 1}}
 		}, []string{"a", "b"}, names.ReasonNotHolder, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -84,7 +84,7 @@ func TestUnfitNodeAnnouncesNoRouteWhileFitNodeDoes(t *testing.T) {
 		"policy Local, with endpoints only here": {func(in *Inputs) {
 			setUnfitNodes(in, silentProxy, "a")
 			editService(func(s *view.Service) { s.HasLocalTrafficPolicy = true })(in)
-			in.Endpoints[webServiceKey] = view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{1}}
+			in.Endpoints[webServiceKey] = view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a"}, EndpointCountsOfServingNodes: []int{1}}
 		}, names.ReasonAnnounced},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -104,11 +104,11 @@ func TestLiveMembersMatterOnlyIfNodeIsUnfit(t *testing.T) {
 	if p.mustReplanAll {
 		t.Error("everything is decided again, although every node is fit")
 	}
-	p.SetFitnessOfNodes(FitnessOfNodes{LiveMembers: []string{"a", "b"}, UnfitNodes: map[string]facts.Fitness{"a": {NodeFault: "x"}}})
+	p.SetFitnessOfNodes(FitnessOfNodes{LiveMembers: []string{"a", "b"}, UnfitOrDoubtfulNodes: map[string]facts.Fitness{"a": {NodeFault: "x"}}})
 	if d := p.Update(); len(d.ChangedBids) != 1 || p.Plan().NodeUnfitReason != "x" {
 		t.Errorf("the delta is %+v, and this node is unfit because of %q", d, p.Plan().NodeUnfitReason)
 	}
-	p.SetFitnessOfNodes(FitnessOfNodes{LiveMembers: []string{"a"}, UnfitNodes: map[string]facts.Fitness{"a": {NodeFault: "x"}}})
+	p.SetFitnessOfNodes(FitnessOfNodes{LiveMembers: []string{"a"}, UnfitOrDoubtfulNodes: map[string]facts.Fitness{"a": {NodeFault: "x"}}})
 	if d := p.Update(); len(d.ChangedBids) != 1 || !d.ChangedBids[0].IsCandidate("a") {
 		t.Errorf("after the last fit node died, the delta is %+v", d)
 	}

@@ -7,8 +7,9 @@ import (
 	"testing"
 )
 
-// TestSortedList edits a SortedList at random and compares it with a plain slice.
-func TestSortedList(t *testing.T) {
+// TestSortedListEditsEqualThoseOfSlice edits a SortedList at random and compares it with a plain
+// slice.
+func TestSortedListEditsEqualThoseOfSlice(t *testing.T) {
 	for seed := range int64(20) {
 		r := rand.New(rand.NewSource(seed))
 		var list SortedList[int]

@@ -101,7 +101,7 @@ func (p *Planner) nodesAbleToAnswerFor(coverage *advertise.Layer2Coverage, i int
 
 // subnetReachOfSelectedNodes says whether a node that the advertisements select has a link into the
 // subnet of the address, even if that link is down or the node may not announce now.
-func (p *Planner) subnetReachOfSelectedNodes(ads []*snapshot.L2Advertisement, a netip.Addr) advertise.SubnetReach {
+func (p *Planner) subnetReachOfSelectedNodes(ads []*snapshot.L2Advertisement, a netip.Addr) advertise.SubnetReachedByAnyNode {
 	for name, node := range p.inputs.Nodes {
 		n := p.publishedLinksOfNode(name)
 		if n == nil || !advertise.AnyL2AdSelectsNode(ads, &node) {
@@ -116,7 +116,7 @@ func (p *Planner) subnetReachOfSelectedNodes(ads []*snapshot.L2Advertisement, a 
 
 // canNodeAnswer reports whether another node can answer for the address, as far as its links are
 // known.
-func canNodeAnswer(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, n *facts.PublishedLinks, reach advertise.SubnetReach) bool {
+func canNodeAnswer(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Addr, n *facts.PublishedLinks, reach advertise.SubnetReachedByAnyNode) bool {
 	switch {
 	case n == nil:
 		return true
@@ -133,7 +133,7 @@ func canNodeAnswer(ads []*snapshot.L2Advertisement, node *view.Node, a netip.Add
 // ownLinksForAddress returns this node's links for an address, or why it has none.
 func (p *Planner) ownLinksForAddress(ads []*snapshot.L2Advertisement, a netip.Addr) ([]int, names.Reason) {
 	self, own := p.inputs.Nodes[p.inputs.SelfNode], p.publishedLinksOfNode(p.inputs.SelfNode)
-	links, reason := advertise.AnsweringLinks(ads, &self, a, advertise.LinksOfNode[facts.Link]{
+	links, reason := advertise.AnsweringLinkIndexes(ads, &self, a, advertise.LinksOfNode[facts.Link]{
 		UsableLinks: p.inputs.UsableLinks, DownLinks: p.inputs.DownLinks,
 		HasAddressOfFamily: own.HasFamilyOf(a, self.InternalAddresses), AreRawSocketsDenied: p.inputs.RawSocketsDenied,
 	}, p.subnetReachOfSelectedNodes(ads, a))

@@ -106,7 +106,7 @@ func TestPublishedLinksOfOtherNodeChangeBids(t *testing.T) {
 }
 
 // The endpoints of a Service may have addresses of one family only.
-func TestAddressesWithoutEndpointsOfTheirFamily(t *testing.T) {
+func TestAddressNeedsEndpointsOfItsFamily(t *testing.T) {
 	six := netip.MustParseAddr("2001:db8::1")
 	for name, c := range map[string]struct {
 		endpoints  view.Endpoints

@@ -37,9 +37,9 @@ type Inputs struct {
 	DownLinks facts.LinkSet
 	// PublishedLinksByNode are what other nodes say about their links, by name.
 	PublishedLinksByNode map[string]*facts.PublishedLinks
-	// ProxyStates has the state of the service proxy for the Services with endpoints on this node.
-	// nil before the first Update: the proxy then counts as ready for all of them.
-	ProxyStates map[view.ObjectKey]ProxyState
+	// ProxyRulesStateByService has the state of the service proxy for the Services with endpoints
+	// on this node. nil before the first Update: the proxy then counts as ready for all of them.
+	ProxyRulesStateByService map[view.ObjectKey]ProxyRulesState
 	// FitnessOfNodes is what the nodes say of their own fitness.
 	FitnessOfNodes FitnessOfNodes
 	// RawSocketsDenied means that the links are unusable because raw sockets are not permitted.

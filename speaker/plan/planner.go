@@ -50,7 +50,7 @@ func NewPlanner(in Inputs) *Planner {
 		servicesToDecideAgain: map[view.ObjectKey]struct{}{}, mustReplanAll: true, servicesByPrefix: map[netip.Prefix]sortedServiceKeys{},
 		healthChecks: map[view.ObjectKey]intent.HealthCheck{},
 	}
-	p.inputs.Services, p.inputs.Endpoints, p.inputs.ProxyStates = nil, nil, nil
+	p.inputs.Services, p.inputs.Endpoints, p.inputs.ProxyRulesStateByService = nil, nil, nil
 	if p.inputs.Nodes = maps.Clone(in.Nodes); p.inputs.Nodes == nil {
 		p.inputs.Nodes = map[string]view.Node{}
 	}
@@ -60,9 +60,9 @@ func NewPlanner(in Inputs) *Planner {
 	for _, e := range in.Endpoints {
 		p.SetEndpoints(e)
 	}
-	p.isFirstUpdateDone = in.ProxyStates != nil
-	for k, state := range in.ProxyStates {
-		p.ensureRecord(k).proxyState = state
+	p.isFirstUpdateDone = in.ProxyRulesStateByService != nil
+	for k, state := range in.ProxyRulesStateByService {
+		p.ensureRecord(k).proxyRulesState = state
 	}
 	return p
 }
@@ -79,11 +79,11 @@ func (p *Planner) Inputs() Inputs {
 	out := p.inputs
 	out.Nodes, out.Services, out.Endpoints = maps.Clone(p.inputs.Nodes), map[view.ObjectKey]view.Service{}, map[view.ObjectKey]view.Endpoints{}
 	if p.isFirstUpdateDone {
-		out.ProxyStates = map[view.ObjectKey]ProxyState{}
+		out.ProxyRulesStateByService = map[view.ObjectKey]ProxyRulesState{}
 	}
 	for k, r := range p.recordByService {
-		if r.proxyState != ProxyNotReady {
-			out.ProxyStates[k] = r.proxyState
+		if r.proxyRulesState != ProxyRulesNotReady {
+			out.ProxyRulesStateByService[k] = r.proxyRulesState
 		}
 		if r.service != nil {
 			out.Services[k] = r.service.toServiceView(k, p.inputs.LoadBalancerClass)
@@ -201,13 +201,13 @@ func (p *Planner) Update() BidDelta {
 	touched := map[netip.Addr]struct{}{}
 	var verdicts, gone []*Layer2Verdict
 	order := sortKeysOfServiceSet(p.servicesToDecideAgain)
-	p.updateHealthChecks(order)
+	p.updateProxyRulesAndHealthChecks(order)
 	for _, k := range order {
 		r := p.recordByService[k]
 		if r == nil {
 			continue
 		}
-		p.removeFromAddresses(k, r, touched)
+		p.removeServiceFromAddresses(k, r, touched)
 		if r.service == nil {
 			if r.layer2Verdict != nil {
 				gone = append(gone, r.layer2Verdict)
@@ -241,8 +241,8 @@ func (p *Planner) Update() BidDelta {
 	return p.updateBids(touched)
 }
 
-// removeFromAddresses removes a Service from its addresses.
-func (p *Planner) removeFromAddresses(k view.ObjectKey, r *serviceRecord, touched map[netip.Addr]struct{}) {
+// removeServiceFromAddresses removes a Service from its addresses.
+func (p *Planner) removeServiceFromAddresses(k view.ObjectKey, r *serviceRecord, touched map[netip.Addr]struct{}) {
 	if r.layer2Decision == nil {
 		return
 	}
@@ -289,7 +289,7 @@ func (p *Planner) combineBidOfServices(a netip.Addr) (intent.Bid, bool) {
 		}
 		b.MayRebalance = b.MayRebalance || d.mayRebalance || one.canMoveToRequestedNode
 		b.WireCheck = min(b.WireCheck, d.wireCheck) // the strictest
-		b.InEndpointGracePeriod = b.InEndpointGracePeriod && (one.canSelfServeUntilTaken || one.reasonOfSelf == names.ReasonNotHolder)
+		b.InEndpointGracePeriod = b.InEndpointGracePeriod && (one.canSelfServeUntilTaken || one.exclusionReasonOfSelf == names.ReasonNotHolder)
 		b.OwnLinkIndexes = append(b.OwnLinkIndexes, one.ownLinkIndexes...)
 		for o := range d.decisionByAddress {
 			if o != a {

@@ -57,7 +57,7 @@ func TestIncrementalPlanEqualsRebuiltPlan(t *testing.T) {
 				s.L2Advertisements = []*snapshot.L2Advertisement{{Name: "ad", Pools: []string{"p"}, NodeSelectors: selectNodeByName(node.Draw(t, "selected"))}}
 				p.SetSnapshot(&s)
 			case 8:
-				answerHealthCheck(facts.HealthCheckOutcome(rapid.IntRange(1, 3).Draw(t, "outcome")))(p)
+				answerHealthCheck(facts.ServiceHealthCheckOutcome(rapid.IntRange(1, 3).Draw(t, "outcome")))(p)
 			}
 			var d BidDelta
 			if p.NeedsUpdate() { // without a need the plan stays right

@@ -12,51 +12,51 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// ProxyState says whether the service proxy of this node, mostly kube-proxy, has written its rules
-// for the endpoints of a Service here. With the traffic policy Local, packets that arrive earlier
-// are lost.
-type ProxyState uint8
+// ProxyRulesState says whether the service proxy of this node, mostly kube-proxy, has written its
+// rules for the endpoints of a Service here. With the traffic policy Local, packets that arrive
+// earlier are lost.
+type ProxyRulesState uint8
 
-// The values of ProxyState.
+// The values of ProxyRulesState.
 const (
-	// ProxyNotReady: the proxy has not said that it knows an endpoint here, or there is none.
-	ProxyNotReady ProxyState = iota
-	// ProxyPresumedReady: the endpoints were here before this speaker or before the policy Local.
-	// The proxy may still say that it does not know them.
-	ProxyPresumedReady
-	// ProxyReady: the proxy knows an endpoint here, or answers no such questions. This lasts until
-	// the last endpoint here has ended.
-	ProxyReady
+	// ProxyRulesNotReady: the proxy has not said that it knows an endpoint here, or there is none.
+	ProxyRulesNotReady ProxyRulesState = iota
+	// ProxyRulesPresumedReady: the endpoints were here before this speaker or before the policy
+	// Local. The proxy may still say that it does not know them.
+	ProxyRulesPresumedReady
+	// ProxyRulesReady: the proxy knows an endpoint here, or answers no such questions. This lasts
+	// until the last endpoint here has ended.
+	ProxyRulesReady
 )
 
 // isProxyReady says whether packets for the Service that arrive at this node reach an endpoint
 // here. If no endpoint is ready on any node, those that end count, and the proxy cannot be asked
 // about them.
 func (r *serviceRecord) isProxyReady() bool {
-	return r.proxyState != ProxyNotReady ||
+	return r.proxyRulesState != ProxyRulesNotReady ||
 		!slices.ContainsFunc(r.endpoints.servingNodes, func(n nodeEndpoints) bool { return n.hasReadyEndpoint })
 }
 
 // SetHealthCheckResult sets what the service proxy of this node said about a Service. Results of
 // earlier health checks are ignored.
-func (p *Planner) SetHealthCheckResult(result facts.HealthCheckResult) {
+func (p *Planner) SetHealthCheckResult(result facts.ServiceHealthCheckResult) {
 	k := view.ObjectKey{Namespace: result.Namespace, Name: result.Name}
 	if c, asked := p.healthChecks[k]; !asked || c.ID != result.ID {
 		return
 	}
-	r, now := p.recordByService[k], ProxyReady
-	if result.Outcome == facts.EndpointsUnknown {
-		now = ProxyNotReady
+	r, now := p.recordByService[k], ProxyRulesReady
+	if result.Outcome == facts.ProxyLacksEndpoints {
+		now = ProxyRulesNotReady
 	}
-	if r.proxyState != now {
-		r.proxyState = now
+	if r.proxyRulesState != now {
+		r.proxyRulesState = now
 		p.servicesToDecideAgain[k] = struct{}{}
 	}
 }
 
-// updateHealthChecks updates the state of the proxy for the changed Services, and the health checks
-// of the Plan.
-func (p *Planner) updateHealthChecks(changed []view.ObjectKey) {
+// updateProxyRulesAndHealthChecks updates the state of the proxy for the changed Services, and the
+// health checks of the Plan.
+func (p *Planner) updateProxyRulesAndHealthChecks(changed []view.ObjectKey) {
 	edited := false
 	for _, k := range changed {
 		r := p.recordByService[k]
@@ -66,9 +66,9 @@ func (p *Planner) updateHealthChecks(changed []view.ObjectKey) {
 		here, any := r.endpoints.endpointsOnNode(p.inputs.SelfNode)
 		switch {
 		case r.service == nil || !any:
-			r.proxyState = ProxyNotReady
-		case r.proxyState == ProxyNotReady && (!p.isFirstUpdateDone || !r.service.hasLocalTrafficPolicy):
-			r.proxyState = ProxyPresumedReady
+			r.proxyRulesState = ProxyRulesNotReady
+		case r.proxyRulesState == ProxyRulesNotReady && (!p.isFirstUpdateDone || !r.service.hasLocalTrafficPolicy):
+			r.proxyRulesState = ProxyRulesPresumedReady
 		}
 		old, had := p.healthChecks[k]
 		if !here.hasReadyEndpoint || !r.needsHealthCheck() {
@@ -94,7 +94,7 @@ func (p *Planner) updateHealthChecks(changed []view.ObjectKey) {
 // needsHealthCheck says whether the proxy has to be asked about ready endpoints here.
 func (r *serviceRecord) needsHealthCheck() bool {
 	s := r.service
-	return s != nil && s.hasLocalTrafficPolicy && len(s.assignedAddresses) > 0 && r.proxyState != ProxyReady
+	return s != nil && s.hasLocalTrafficPolicy && len(s.assignedAddresses) > 0 && r.proxyRulesState != ProxyRulesReady
 }
 
 // newHealthCheck returns the health check of a Service, for the families of its addresses.

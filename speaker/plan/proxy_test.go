@@ -30,19 +30,19 @@ func newEndpointsOnNodes(serving, ready []string) view.Endpoints {
 
 // proxyStep changes the inputs of a Planner. The wanted values are those of node a after it.
 type proxyStep struct {
-	change           func(p *Planner)
-	wantLayer2Reason names.Reason
-	wantBGPReason    names.Reason
-	isAsked          bool // there is a health check
-	isEligible       bool // it may hold the address
-	inGrace          bool
+	change                  func(p *Planner)
+	wantLayer2Reason        names.Reason
+	wantBGPReason           names.Reason
+	wantHealthCheck         bool // there is a health check
+	wantCandidate           bool // it may hold the address
+	wantEndpointGracePeriod bool
 }
 
 // answerHealthCheck answers the present health check.
-func answerHealthCheck(outcome facts.HealthCheckOutcome) func(p *Planner) {
+func answerHealthCheck(outcome facts.ServiceHealthCheckOutcome) func(p *Planner) {
 	return func(p *Planner) {
 		for _, c := range p.Plan().HealthChecks {
-			p.SetHealthCheckResult(facts.HealthCheckResult{ID: c.ID, Namespace: c.ServiceNamespace, Name: c.ServiceName, Outcome: outcome})
+			p.SetHealthCheckResult(facts.ServiceHealthCheckResult{ID: c.ID, Namespace: c.ServiceNamespace, Name: c.ServiceName, Outcome: outcome})
 		}
 	}
 }
@@ -56,10 +56,10 @@ func TestAnnouncementsWaitForTheServiceProxy(t *testing.T) {
 	a, b, both := []string{"a"}, []string{"b"}, []string{"a", "b"}
 	elsewhere := proxyStep{replaceEndpoints(b, b), none, none, false, false, false}
 	arrives := proxyStep{replaceEndpoints(both, both), late, late, true, false, false}
-	known := proxyStep{answerHealthCheck(facts.EndpointsKnown), other, announced, false, true, false}
+	known := proxyStep{answerHealthCheck(facts.ProxyKnowsEndpoints), other, announced, false, true, false}
 	for name, steps := range map[string][]proxyStep{
 		"the proxy knows the endpoint": {elsewhere, arrives, known},
-		"the proxy knows it later":     {elsewhere, arrives, {answerHealthCheck(facts.EndpointsUnknown), late, late, true, false, false}, known},
+		"the proxy knows it later":     {elsewhere, arrives, {answerHealthCheck(facts.ProxyLacksEndpoints), late, late, true, false, false}, known},
 		"the proxy is silent":          {elsewhere, arrives, {answerHealthCheck(facts.ProxySilent), other, announced, false, true, false}},
 		"the endpoint ends": {
 			elsewhere, arrives, known,
@@ -77,7 +77,7 @@ func TestAnnouncementsWaitForTheServiceProxy(t *testing.T) {
 		},
 		"the proxy has lost the endpoints at the start": {
 			{replaceEndpoints(a, a), other, announced, true, true, false},
-			{answerHealthCheck(facts.EndpointsUnknown), late, late, true, false, false},
+			{answerHealthCheck(facts.ProxyLacksEndpoints), late, late, true, false, false},
 		},
 		"no endpoint is ready on any node": {
 			elsewhere,
@@ -148,11 +148,11 @@ func checkProxyStep(t *testing.T, i int, got Plan, want proxyStep) {
 	if has := len(got.Routes) > 0; has != (want.wantBGPReason == names.ReasonAnnounced) {
 		t.Errorf("step %d: the routes are %v", i, got.Routes)
 	}
-	if has := len(got.HealthChecks) > 0; has != want.isAsked {
+	if has := len(got.HealthChecks) > 0; has != want.wantHealthCheck {
 		t.Errorf("step %d: the health checks are %v", i, got.HealthChecks)
 	}
 	bid := got.Bids.Slice()[0]
-	if able := bid.IsCandidate("a") && len(bid.OwnLinkIndexes) > 0; able != want.isEligible || bid.InEndpointGracePeriod != want.inGrace {
+	if able := bid.IsCandidate("a") && len(bid.OwnLinkIndexes) > 0; able != want.wantCandidate || bid.InEndpointGracePeriod != want.wantEndpointGracePeriod {
 		t.Errorf("step %d: may hold the address: %v, in grace: %v", i, able, bid.InEndpointGracePeriod)
 	}
 }
@@ -190,7 +190,7 @@ func TestLateHealthCheckResultsAreIgnored(t *testing.T) {
 			earlier = p.Plan().HealthChecks
 		}
 	}
-	p.SetHealthCheckResult(facts.HealthCheckResult{ID: earlier[0].ID, Namespace: "default", Name: "web", Outcome: facts.EndpointsKnown})
+	p.SetHealthCheckResult(facts.ServiceHealthCheckResult{ID: earlier[0].ID, Namespace: "default", Name: "web", Outcome: facts.ProxyKnowsEndpoints})
 	p.Update()
 	if got := p.Plan().Layer2Verdicts.Slice()[0].Reason; got != names.ReasonServiceProxyNotReady {
 		t.Errorf("the reason is %s after the result of an earlier health check", got)

@@ -23,7 +23,7 @@ type serviceRecord struct {
 	layer2Decision *layer2Decision
 	// routeContribution is nil until the Service is decided.
 	routeContribution *serviceRouteContribution
-	proxyState        ProxyState
+	proxyRulesState   ProxyRulesState
 }
 
 // serviceFacts are the fields of a Service that the rules use.
@@ -153,7 +153,7 @@ func (e endpointFacts) equal(o endpointFacts) bool {
 func (e endpointFacts) toEndpointsView(k view.ObjectKey) view.Endpoints {
 	out := view.Endpoints{Service: k, AnyServing: e.anyCanServe, NoneServesIPv4: e.noneServesIPv4, NoneServesIPv6: e.noneServesIPv6}
 	for _, p := range e.servingNodes {
-		out.ServingNodes, out.ServingCounts = append(out.ServingNodes, p.nodeName), append(out.ServingCounts, int(p.servingCount))
+		out.ServingNodes, out.EndpointCountsOfServingNodes = append(out.ServingNodes, p.nodeName), append(out.EndpointCountsOfServingNodes, int(p.servingCount))
 		if p.hasReadyEndpoint {
 			out.ReadyNodes = append(out.ReadyNodes, p.nodeName)
 		}

@@ -36,8 +36,8 @@ func (p *Planner) faultOfRequestedNode(node string, coverage *advertise.Layer2Co
 			return names.Explanation{}
 		}
 		return names.NewExplanation(names.ReasonHolderUnavailable, "the speaker of node %q does not run, or no gossip with it is possible", node)
-	case node == p.inputs.SelfNode && d.reasonOfSelf != names.ReasonNotHolder:
-		reason = d.reasonOfSelf
+	case node == p.inputs.SelfNode && d.exclusionReasonOfSelf != names.ReasonNotHolder:
+		reason = d.exclusionReasonOfSelf
 	default:
 		reason = coverage.NodeExclusionReason(&n)
 		if _, isAble := p.nodesAbleToAnswerFor(coverage, i).scoreByNode[node]; reason == "" && !isAble {

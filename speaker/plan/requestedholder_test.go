@@ -99,7 +99,7 @@ func TestRequestedHolderGetsOnlyTheAddressesThatItsLinksReach(t *testing.T) {
 
 func TestNodeWithSilentLinkIsLeftOutForTheAddressesOfThisLink(t *testing.T) {
 	in, ipv6Address := twoFamilyInputs()
-	setUnfitNodes(&in, facts.Fitness{SilentPrefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}, "a")
+	setUnfitNodes(&in, facts.Fitness{SilentSubnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}, "a")
 	p := buildPlan(in)
 	if four, six := candidateNodesOfAddress(p, serviceAddress), candidateNodesOfAddress(p, ipv6Address); !slices.Equal(four, []string{"b", "c"}) || !slices.Equal(six, []string{"a", "b"}) {
 		t.Errorf("the candidates are %v and %v, want b and c, a and b", four, six)

@@ -123,7 +123,7 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 	in := inputsWithPeers()
 	in.Snapshot.Peers = in.Snapshot.Peers[:1]
 	editService(func(s *view.Service) { s.HasLocalTrafficPolicy = true })(&in)
-	in.Endpoints[webServiceKey] = view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{3}}
+	in.Endpoints[webServiceKey] = view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a"}, EndpointCountsOfServingNodes: []int{3}}
 	vpn := snapshot.ExtendedCommunity{0, 2, 0, 1, 0, 0, 0, 2}
 	in.Snapshot.BGPAdvertisements = []*snapshot.BGPAdvertisement{
 		{Name: "a", Pools: []string{"p"}, PrefixLengthIPv4: 32, PrefixLengthIPv6: 128},
@@ -136,7 +136,7 @@ func TestAttributesOfSeveralAdvertisementsAreMerged(t *testing.T) {
 	}
 	p := NewPlanner(in)
 	p.Update()
-	p.SetEndpoints(view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{4}})
+	p.SetEndpoints(view.Endpoints{Service: webServiceKey, AnyServing: true, ServingNodes: []string{"a"}, EndpointCountsOfServingNodes: []int{4}})
 	p.Update()
 	if got := p.Plan().Routes[0].LinkBandwidthBytesPerSecond; got != 4*16e6/8 {
 		t.Errorf("with one endpoint more the bandwidth is %d", got)
@@ -195,7 +195,7 @@ func TestIncrementalRoutesEqualRebuiltRoutes(t *testing.T) {
 		case 1:
 			e := view.Endpoints{Service: k, AnyServing: random.IntN(3) > 0}
 			if e.AnyServing {
-				e.ServingNodes, e.ServingCounts = []string{"a"}, []int{1 + random.IntN(3)}
+				e.ServingNodes, e.EndpointCountsOfServingNodes = []string{"a"}, []int{1 + random.IntN(3)}
 			}
 			p.SetEndpoints(e)
 		case 2:
@@ -242,7 +242,7 @@ func BenchmarkRoutesOfOneServiceAmong10000(b *testing.B) {
 	for i := range 10000 {
 		s := svc(i)
 		in.Services[s.Key] = s
-		in.Endpoints[s.Key] = view.Endpoints{Service: s.Key, AnyServing: true, ServingNodes: []string{"a"}, ServingCounts: []int{1}}
+		in.Endpoints[s.Key] = view.Endpoints{Service: s.Key, AnyServing: true, ServingNodes: []string{"a"}, EndpointCountsOfServingNodes: []int{1}}
 	}
 	p := NewPlanner(in)
 	p.Update()

@@ -177,9 +177,9 @@ func TestRoutesFollowAdvertisementsAndPeers(t *testing.T) {
 	}
 }
 
-// TestRouteOfTerminatingEndpoints checks which routes say that the last endpoints on this node
-// terminate, and the advertisements that a route names.
-func TestRouteOfTerminatingEndpoints(t *testing.T) {
+// TestRouteSaysThatLastLocalEndpointsTerminate checks which routes say that the last endpoints on
+// this node terminate, and the advertisements that a route names.
+func TestRouteSaysThatLastLocalEndpointsTerminate(t *testing.T) {
 	for name, c := range map[string]struct {
 		local bool
 		ready []string
@@ -194,7 +194,7 @@ func TestRouteOfTerminatingEndpoints(t *testing.T) {
 			in := inputsWithPeers()
 			editService(func(s *view.Service) { s.HasLocalTrafficPolicy = c.local })(&in)
 			for k, e := range in.Endpoints {
-				e.AnyServing, e.ServingNodes, e.ServingCounts, e.ReadyNodes = true, []string{"a", "b"}, []int{1, 1}, c.ready
+				e.AnyServing, e.ServingNodes, e.EndpointCountsOfServingNodes, e.ReadyNodes = true, []string{"a", "b"}, []int{1, 1}, c.ready
 				in.Endpoints[k] = e
 			}
 			p := buildPlan(in)

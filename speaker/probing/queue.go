@@ -36,10 +36,10 @@ const (
 	// unsentOrDoubtfulProbeRetryDelay is the delay after a probe that could not be sent, or whose
 	// answer is doubtful.
 	unsentOrDoubtfulProbeRetryDelay = time.Second
-	// minMemberAnswersToCount is how often one of our own nodes has to answer for an address
+	// minProbesAnsweredByMembers is how often one of our own nodes has to answer for an address
 	// that none of them holds, before the answer counts. A node may be behind for a moment, or the
 	// address may be configured on the node.
-	minMemberAnswersToCount = 3
+	minProbesAnsweredByMembers = 3
 )
 
 // Question is an address to probe. ID tells it from another question about the same address.
@@ -63,8 +63,8 @@ type Probe struct {
 	LinkIndexes []int
 }
 
-// ProbingState is what the decisions are based on.
-type ProbingState struct {
+// ProbingInputs is what the decisions are based on.
+type ProbingInputs struct {
 	// Self is the name of this node.
 	Self     string
 	Snapshot *snapshot.Snapshot
@@ -93,7 +93,7 @@ type questionState struct {
 }
 
 // SetQuestions replaces the open questions. A question that was answered is not probed again.
-func (d *QuestionQueue) SetQuestions(questions []Question, w ProbingState, now time.Time) {
+func (d *QuestionQueue) SetQuestions(questions []Question, w ProbingInputs, now time.Time) {
 	before := d.openQuestionByID
 	d.openQuestionByID = make(map[string]*questionState, len(questions))
 	for _, q := range questions {
@@ -111,7 +111,7 @@ func (d *QuestionQueue) SetQuestions(questions []Question, w ProbingState, now t
 }
 
 // TakeDueProbesAndNewAnswers returns the probes to send now, and the new answers.
-func (d *QuestionQueue) TakeDueProbesAndNewAnswers(w ProbingState, now time.Time) (probes []Probe, answers []Answer) {
+func (d *QuestionQueue) TakeDueProbesAndNewAnswers(w ProbingInputs, now time.Time) (probes []Probe, answers []Answer) {
 	for _, o := range d.openQuestionByID {
 		if o.isFinished || o.isProbing || now.Before(o.dueAt) {
 			continue
@@ -137,7 +137,7 @@ func (d *QuestionQueue) TakeDueProbesAndNewAnswers(w ProbingState, now time.Time
 }
 
 // RecordProbeResult handles the result of a Probe.
-func (d *QuestionQueue) RecordProbeResult(r facts.ProbeResult, w ProbingState, now time.Time) {
+func (d *QuestionQueue) RecordProbeResult(r facts.ProbeResult, w ProbingInputs, now time.Time) {
 	o := d.openQuestionByProbeID[r.ID]
 	delete(d.openQuestionByProbeID, r.ID)
 	if o == nil {
@@ -151,7 +151,7 @@ func (d *QuestionQueue) RecordProbeResult(r facts.ProbeResult, w ProbingState, n
 	case r.NoFrameSent:
 		o.dueAt = now.Add(unsentOrDoubtfulProbeRetryDelay)
 	case len(ours) > 0:
-		if o.probesAnsweredByMembersCount++; o.probesAnsweredByMembersCount >= minMemberAnswersToCount {
+		if o.probesAnsweredByMembersCount++; o.probesAnsweredByMembersCount >= minProbesAnsweredByMembers {
 			d.finishQuestion(o, formatMACs(ours))
 			return
 		}
@@ -217,7 +217,7 @@ func formatMACs(macs []facts.MAC) string {
 }
 
 // firstProbeDelay returns how long this node leaves a question to other nodes.
-func firstProbeDelay(q Question, w ProbingState) time.Duration {
+func firstProbeDelay(q Question, w ProbingInputs) time.Duration {
 	order := slices.Clone(w.Members.Members)
 	slices.SortFunc(order, func(x, y facts.Member) int {
 		return cmp.Or(cmp.Compare(nodeOrderHashForAddress(x.Name, q.Address), nodeOrderHashForAddress(y.Name, q.Address)), cmp.Compare(x.Name, y.Name))
@@ -242,7 +242,7 @@ func nodeOrderHashForAddress(node string, a netip.Addr) uint64 {
 // linksToProbe returns the links on which a node would announce the address. own is this node's
 // Ethernet address if the address is configured on this node. near means that the subnet of one of
 // the links covers the address.
-func linksToProbe(q Question, w ProbingState) (links []int, own string, near bool) {
+func linksToProbe(q Question, w ProbingInputs) (links []int, own string, near bool) {
 	for _, l := range w.Links {
 		if slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Addr() == q.Address }) {
 			return nil, l.MAC.String(), true
@@ -253,7 +253,7 @@ func linksToProbe(q Question, w ProbingState) (links []int, own string, near boo
 		ads = []*snapshot.L2Advertisement{{}} // as if one without limits were to come
 	}
 	covers := func(l facts.Link) bool { return l.CanSendFamilyOf(q.Address) && l.CoversAddress(q.Address) }
-	links = advertise.AnnouncingLinkIndexes(ads, nil, q.Address, w.Links, advertise.SubnetReach(slices.ContainsFunc(w.Links, covers)))
+	links = advertise.AnnouncingLinkIndexes(ads, nil, q.Address, w.Links, advertise.SubnetReachedByAnyNode(slices.ContainsFunc(w.Links, covers)))
 	near = slices.ContainsFunc(w.Links, func(l facts.Link) bool {
 		return slices.Contains(links, l.Index) && l.CoversAddress(q.Address)
 	})

@@ -19,9 +19,9 @@ var (
 
 func numberedMAC(n byte) facts.MAC { return facts.MAC{2, 0, 0, 0, 0, n} }
 
-// exampleState is the state of one of three nodes on a segment; eth1 is on another segment.
-func exampleState(self string) ProbingState {
-	w := ProbingState{Self: self, IsHeldByMember: noAddressIsHeldByMember, Links: facts.LinkSet{
+// exampleProbingInputs is the state of one of three nodes on a segment; eth1 is on another segment.
+func exampleProbingInputs(self string) ProbingInputs {
+	w := ProbingInputs{Self: self, IsHeldByMember: noAddressIsHeldByMember, Links: facts.LinkSet{
 		{Index: 2, Name: "eth0", MAC: numberedMAC(1), AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}},
 		{Index: 3, Name: "eth1", MAC: numberedMAC(2), AddressesWithPrefixLength: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/24")}},
 	}}
@@ -36,13 +36,13 @@ func TestNodesProbeOneAfterAnother(t *testing.T) {
 	var first []time.Duration
 	for _, self := range []string{"a", "b", "c"} {
 		var d QuestionQueue
-		d.SetQuestions([]Question{exampleQuestion}, exampleState(self), testStartTime)
+		d.SetQuestions([]Question{exampleQuestion}, exampleProbingInputs(self), testStartTime)
 		first = append(first, d.NextDueTime().Sub(testStartTime))
-		if probes, _ := d.TakeDueProbesAndNewAnswers(exampleState(self), testStartTime.Add(time.Minute)); len(probes) != 1 || !slices.Equal(probes[0].LinkIndexes, []int{2}) {
+		if probes, _ := d.TakeDueProbesAndNewAnswers(exampleProbingInputs(self), testStartTime.Add(time.Minute)); len(probes) != 1 || !slices.Equal(probes[0].LinkIndexes, []int{2}) {
 			t.Errorf("node %s probes %+v, want the link of the subnet", self, probes)
 		}
-		d.SetQuestions(nil, exampleState(self), testStartTime)
-		if probes, answers := d.TakeDueProbesAndNewAnswers(exampleState(self), testStartTime.Add(time.Hour)); len(probes)+len(answers) > 0 || !d.NextDueTime().IsZero() {
+		d.SetQuestions(nil, exampleProbingInputs(self), testStartTime)
+		if probes, answers := d.TakeDueProbesAndNewAnswers(exampleProbingInputs(self), testStartTime.Add(time.Hour)); len(probes)+len(answers) > 0 || !d.NextDueTime().IsZero() {
 			t.Errorf("a closed question is still probed: %v %v", probes, answers)
 		}
 	}
@@ -54,28 +54,28 @@ func TestNodesProbeOneAfterAnother(t *testing.T) {
 
 func TestProbeGoesToTheLinksOfTheAddress(t *testing.T) {
 	tests := map[string]struct {
-		edit func(*ProbingState)
+		edit func(*ProbingInputs)
 		want []int
 		far  bool
 	}{
 		"the link of its subnet": {want: []int{2}},
-		"the link that an advertisement names": {edit: func(w *ProbingState) {
+		"the link that an advertisement names": {edit: func(w *ProbingInputs) {
 			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"p"}, Interfaces: []string{"eth1"}}}}
 		}, want: []int{3}, far: true},
-		"every link that an advertisement names, with the subnet or without": {edit: func(w *ProbingState) {
+		"every link that an advertisement names, with the subnet or without": {edit: func(w *ProbingInputs) {
 			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"p"}, Interfaces: []string{"eth0", "eth1"}}}}
 		}, want: []int{2, 3}},
-		"a link that an advertisement of another pool names": {edit: func(w *ProbingState) {
+		"a link that an advertisement of another pool names": {edit: func(w *ProbingInputs) {
 			w.Snapshot = &snapshot.Snapshot{L2Advertisements: []*snapshot.L2Advertisement{{Pools: []string{"o"}, Interfaces: []string{"eth1"}}}}
 		}, want: []int{2}},
-		"all links if none has the subnet": {edit: func(w *ProbingState) { w.Links[0].AddressesWithPrefixLength = nil }, want: []int{2, 3}, far: true},
-		"no link that cannot send frames":  {edit: func(w *ProbingState) { w.Links[0].CannotSendIPv4 = true }, want: []int{3}, far: true},
-		"no link: it is tried again later": {edit: func(w *ProbingState) { w.Links = nil }, far: true},
-		"not while a member holds it":      {edit: func(w *ProbingState) { w.IsHeldByMember = func(netip.Addr) bool { return true } }},
+		"all links if none has the subnet": {edit: func(w *ProbingInputs) { w.Links[0].AddressesWithPrefixLength = nil }, want: []int{2, 3}, far: true},
+		"no link that cannot send frames":  {edit: func(w *ProbingInputs) { w.Links[0].CannotSendIPv4 = true }, want: []int{3}, far: true},
+		"no link: it is tried again later": {edit: func(w *ProbingInputs) { w.Links = nil }, far: true},
+		"not while a member holds it":      {edit: func(w *ProbingInputs) { w.IsHeldByMember = func(netip.Addr) bool { return true } }},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := exampleState("a")
+			w := exampleProbingInputs("a")
 			w.Members.Members = w.Members.Members[:1]
 			if tc.edit != nil {
 				tc.edit(&w)
@@ -123,7 +123,7 @@ func TestAnswerFromProbeResults(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			w := exampleState("a")
+			w := exampleProbingInputs("a")
 			var d QuestionQueue
 			d.SetQuestions([]Question{exampleQuestion}, w, testStartTime)
 			now := testStartTime
@@ -156,7 +156,7 @@ func TestAnswerFromProbeResults(t *testing.T) {
 }
 
 func TestAddressConfiguredOnNodeIsAnsweredWithoutProbe(t *testing.T) {
-	w := exampleState("a")
+	w := exampleProbingInputs("a")
 	own := Question{ID: "own", Address: netip.MustParseAddr("192.0.2.1")}
 	var d QuestionQueue
 	d.SetQuestions([]Question{own}, w, testStartTime)

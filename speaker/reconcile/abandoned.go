@@ -11,12 +11,12 @@ import (
 )
 
 const (
-	// silentMemberTimeout is how long the election must have declared a member dead until this
+	// deadMemberReportDelay is how long the election must have declared a member dead until this
 	// node writes so. The gossip takes some 10 s to give it up.
-	silentMemberTimeout = 2 * time.Second
-	// abandonedStatusDelay is how long after the loss of a member its ServiceL2Statuses are
+	deadMemberReportDelay = 2 * time.Second
+	// deadNodeL2StatusRemovalDelay is how long after the loss of a member its ServiceL2Statuses are
 	// removed. A speaker that lives and cannot be reached has corrected its SpeakerStatus by then.
-	abandonedStatusDelay = ownStatusCheckDelay + 2*time.Second
+	deadNodeL2StatusRemovalDelay = ownStatusMarkedDeadCheckDelay + 2*time.Second
 )
 
 // silentMembers are members of the gossip that the election has declared dead, and since when.
@@ -33,8 +33,8 @@ func (m silentMembers) livingMembers(s agent.Status, now time.Time) (living []st
 	}
 	for _, name := range s.MemberNames {
 		since, silent := m[name]
-		if age := now.Sub(since); silent && age < silentMemberTimeout {
-			nextCheckIn = max(nextCheckIn, silentMemberTimeout-age)
+		if age := now.Sub(since); silent && age < deadMemberReportDelay {
+			nextCheckIn = max(nextCheckIn, deadMemberReportDelay-age)
 		} else if silent {
 			continue
 		}
@@ -71,7 +71,7 @@ func (w *StatusWriter) mustCleanUpAfterNode(ctx context.Context, node string, no
 		w.missingNodes.addMissingNode(node, now)
 		return false
 	}
-	if n.isUnreachable || now.Sub(n.missingSince) < abandonedStatusDelay {
+	if n.isUnreachable || now.Sub(n.missingSince) < deadNodeL2StatusRemovalDelay {
 		return false
 	}
 	return !w.doesSpeakerSayThatItRuns(ctx, node)

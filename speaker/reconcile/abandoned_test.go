@@ -45,12 +45,12 @@ func TestOneNodeRemovesTheObjectsOfDeadNodes(t *testing.T) {
 	living := []string{"a", "d", "x"}
 	for _, self := range living {
 		w := NewStatusWriter(StatusWriterOptions{Client: api, UncachedReader: api, Events: events.NewFakeRecorder(8), Log: slog.New(slog.DiscardHandler), Self: self, Namespace: names.DefaultNamespace, Now: func() time.Time { return now }})
-		w.missingNodes.observeMembers([]string{"a", "d", "dead", "unreachable", "x"}, self, now)
-		w.missingNodes.observeMembers(living, self, now)
+		w.missingNodes.updateAndListNodesToMarkDead([]string{"a", "d", "dead", "unreachable", "x"}, self, now)
+		w.missingNodes.updateAndListNodesToMarkDead(living, self, now)
 		if first := w.serviceL2StatusesToCleanUp(t.Context(), have); len(first) > 0 {
 			t.Errorf("%s removes %v at once: a speaker that lives could not object", self, first)
 		}
-		w.options.Now = func() time.Time { return now.Add(abandonedStatusDelay) }
+		w.options.Now = func() time.Time { return now.Add(deadNodeL2StatusRemovalDelay) }
 		for _, name := range w.serviceL2StatusesToCleanUp(t.Context(), have) {
 			removedBy[name]++
 		}
@@ -69,9 +69,9 @@ func TestSilentMemberCountsAsGoneAfterTimeout(t *testing.T) {
 		living []string
 		check  time.Duration
 	}{
-		{0, []string{"a", "b", "c"}, silentMemberTimeout},
-		{time.Second, []string{"a", "b", "c"}, silentMemberTimeout - time.Second},
-		{silentMemberTimeout, []string{"a", "c"}, 0},
+		{0, []string{"a", "b", "c"}, deadMemberReportDelay},
+		{time.Second, []string{"a", "b", "c"}, deadMemberReportDelay - time.Second},
+		{deadMemberReportDelay, []string{"a", "c"}, 0},
 	} {
 		if living, check := m.livingMembers(s, start.Add(c.after)); !slices.Equal(living, c.living) || check != c.check {
 			t.Errorf("after %v %v live, and the next check is in %v; want %v and %v", c.after, living, check, c.living, c.check)

@@ -24,9 +24,9 @@ import (
 type AddressProbeWriter struct {
 	options AddressProbeWriterOptions
 
-	questions     *latest.Value[[]probing.Question]
-	answers       *latest.BoundedQueue[probing.Answer]
-	probesChanged *latest.Wake
+	openQuestionUpdates *latest.Value[[]probing.Question]
+	answers             *latest.BoundedQueue[probing.Answer]
+	probesChangedSignal *latest.Wake
 }
 
 // AddressProbeWriterOptions are what an AddressProbeWriter needs.
@@ -43,13 +43,15 @@ type AddressProbeWriterOptions struct {
 // NewAddressProbeWriter returns an AddressProbeWriter that does nothing before Run.
 func NewAddressProbeWriter(o AddressProbeWriterOptions) *AddressProbeWriter {
 	return &AddressProbeWriter{
-		options: o, questions: latest.NewValue[[]probing.Question](), answers: latest.NewBoundedQueue[probing.Answer](1024),
-		probesChanged: latest.NewWake(),
+		options: o, openQuestionUpdates: latest.NewValue[[]probing.Question](), answers: latest.NewBoundedQueue[probing.Answer](1024),
+		probesChangedSignal: latest.NewWake(),
 	}
 }
 
-// Questions delivers the open questions. Each set replaces the one before it.
-func (w *AddressProbeWriter) Questions() <-chan []probing.Question { return w.questions.C() }
+// OpenQuestionUpdates delivers the open questions. Each set replaces the one before it.
+func (w *AddressProbeWriter) OpenQuestionUpdates() <-chan []probing.Question {
+	return w.openQuestionUpdates.C()
+}
 
 // ObserveAnswer queues an answer and returns at once. If the queue is full, the answer is dropped:
 // the controller asks again.
@@ -65,7 +67,7 @@ func (w *AddressProbeWriter) watchProbes(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watching AddressProbes: %w", err)
 	}
-	wake := func(any) { w.probesChanged.Signal() }
+	wake := func(any) { w.probesChangedSignal.Signal() }
 	if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc: wake, UpdateFunc: func(_, o any) { wake(o) }, DeleteFunc: wake,
 	}); err != nil {
@@ -98,7 +100,7 @@ func (w *AddressProbeWriter) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-w.probesChanged.C():
+		case <-w.probesChangedSignal.C():
 			w.passOpenQuestionsToProber(ctx)
 		case a := <-w.answers.C():
 			if err := w.writeAnswer(ctx, a); err != nil && ctx.Err() == nil {
@@ -125,7 +127,7 @@ func (w *AddressProbeWriter) passOpenQuestionsToProber(ctx context.Context) {
 		}
 		open = append(open, probing.Question{ID: p.Name + "/" + string(p.UID), Address: a.Unmap(), Pool: p.Spec.Pool})
 	}
-	w.questions.Put(open)
+	w.openQuestionUpdates.Put(open)
 }
 
 // writeAnswer writes an answer, unless the AddressProbe is gone or has an answer already.

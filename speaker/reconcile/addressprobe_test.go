@@ -54,8 +54,8 @@ func TestAddressProbeObjectsAreProbedAndAnswered(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run(ctx) }()
 	informer.Add(newAddressProbe("free", "192.0.2.1", "")) // it may come before the handler does
-	w.probesChanged.Signal()
-	questions := <-w.Questions()
+	w.probesChangedSignal.Signal()
+	questions := <-w.OpenQuestionUpdates()
 	var asked []string
 	for _, q := range questions {
 		asked = append(asked, fmt.Sprintf("%s of pool %s", q.Address, q.Pool))

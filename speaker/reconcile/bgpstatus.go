@@ -147,7 +147,7 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 // returns when to look again although nothing changed, or 0.
 func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) (lookAgain time.Duration, err error) {
 	sessions := w.options.Sessions.SessionStatuses()
-	heldBack, lookAgain := w.explainHeldBackSessions(sessions)
+	heldBack, lookAgain := w.explainFlapHeldBackSessions(sessions)
 	carried := routesCarriedByPeer(sessions)
 	for peer := range heldBack {
 		delete(carried, peer)
@@ -167,9 +167,9 @@ func shorterNonZeroDelay(x, y time.Duration) time.Duration {
 	return x
 }
 
-// explainHeldBackSessions returns why established sessions do not count yet, by peer, and
+// explainFlapHeldBackSessions returns why established sessions do not count yet, by peer, and
 // when to look again.
-func (w *BGPStatusWriter) explainHeldBackSessions(sessions []bgp.PeerSessionStatus) (heldBack map[string]names.Explanation, lookAgain time.Duration) {
+func (w *BGPStatusWriter) explainFlapHeldBackSessions(sessions []bgp.PeerSessionStatus) (heldBack map[string]names.Explanation, lookAgain time.Duration) {
 	heldBack = map[string]names.Explanation{}
 	var peers []string
 	for i := range sessions {
@@ -195,7 +195,7 @@ func routesCarriedByPeer(sessions []bgp.PeerSessionStatus) map[string]status.Car
 		s := &sessions[i]
 		if f := s.AnnounceableFamilies; len(f) > 0 {
 			out[s.PeerName] = status.CarriedRoutes{
-				IPv4: slices.Contains(f, message.FamilyIPv4), IPv6: slices.Contains(f, message.FamilyIPv6), Draining: s.DrainingPrefixes, Drained: s.DrainedPrefixes,
+				CarriesIPv4: slices.Contains(f, message.FamilyIPv4), CarriesIPv6: slices.Contains(f, message.FamilyIPv6), DrainingPrefixes: s.DrainingPrefixes, DrainedPrefixes: s.DrainedPrefixes,
 			}
 		}
 	}
@@ -353,7 +353,7 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, o *v1alpha1.BGPSe
 		want.LastErrorTime, want.LastErrorIsOver = &at, s.State == bgp.Established
 	}
 	state := status.BGPSessionState{
-		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastErrorText: s.LastError, LastErrorReason: s.LastErrorReason, WithheldRoutesExplanation: s.WithheldRouteReason, HeldBackExplanation: heldBack,
+		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastErrorText: s.LastError, LastErrorReason: s.LastErrorReason, WithheldRoutesExplanation: s.WithheldRouteReason, FlapHoldBackExplanation: heldBack,
 	}
 	meta.SetStatusCondition(&want.Conditions, status.BuildEstablishedCondition(state))
 	if c, ok := status.BuildRoutesAnnouncedCondition(state); ok {

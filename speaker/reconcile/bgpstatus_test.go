@@ -36,12 +36,12 @@ import (
 
 // fakeBGPSessionSource are sessions whose states the test sets.
 type fakeBGPSessionSource struct {
-	mu      sync.Mutex // guards states
-	states  []bgp.PeerSessionStatus
-	changed chan struct{}
+	mu            sync.Mutex // guards states
+	states        []bgp.PeerSessionStatus
+	changedSignal chan struct{}
 }
 
-func (e *fakeBGPSessionSource) StatusChanged() <-chan struct{} { return e.changed }
+func (e *fakeBGPSessionSource) StatusChanged() <-chan struct{} { return e.changedSignal }
 
 func (e *fakeBGPSessionSource) SessionStatuses() []bgp.PeerSessionStatus {
 	e.mu.Lock()
@@ -53,7 +53,7 @@ func (e *fakeBGPSessionSource) setStates(states ...bgp.PeerSessionStatus) {
 	e.mu.Lock()
 	e.states = states
 	e.mu.Unlock()
-	e.changed <- struct{}{}
+	e.changedSignal <- struct{}{}
 }
 
 // bgpStatusHarness is a BGPStatusWriter that runs with a real API server.
@@ -78,7 +78,7 @@ func newBGPStatusHarness(t *testing.T) *bgpStatusHarness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &bgpStatusHarness{sessions: &fakeBGPSessionSource{changed: make(chan struct{}, 1)}}
+	h := &bgpStatusHarness{sessions: &fakeBGPSessionSource{changedSignal: make(chan struct{}, 1)}}
 	h.sessions.states = []bgp.PeerSessionStatus{establishedSession("tor1"), establishedSession("tor2")}
 	if h.api, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)

@@ -31,7 +31,7 @@ import (
 
 // fakeChangingSession is an established session that reports a change whenever the test says so.
 type fakeChangingSession struct {
-	changed *latest.Wake
+	changedSignal *latest.Wake
 
 	mu               sync.Mutex // guards all that follows
 	establishedCount int
@@ -39,7 +39,7 @@ type fakeChangingSession struct {
 	changedAt        time.Time
 }
 
-func (s *fakeChangingSession) StatusChanged() <-chan struct{} { return s.changed.C() }
+func (s *fakeChangingSession) StatusChanged() <-chan struct{} { return s.changedSignal.C() }
 
 func (s *fakeChangingSession) SessionStatuses() []bgp.PeerSessionStatus {
 	s.mu.Lock()
@@ -58,7 +58,7 @@ func (s *fakeChangingSession) setDown(down bool) {
 		s.establishedCount++
 	}
 	s.mu.Unlock()
-	s.changed.Signal()
+	s.changedSignal.Signal()
 }
 
 // newPlanWithBGPVerdicts returns verdicts on n Services that are announced to tor.
@@ -147,7 +147,7 @@ func runBGPStatusWriter(t *testing.T, creationDelay time.Duration) (*BGPStatusWr
 			time.Sleep(creationDelay)
 			return c.Create(ctx, o, opts...)
 		}}).Build()
-	sessions := &fakeChangingSession{changed: latest.NewWake(), establishedCount: 1}
+	sessions := &fakeChangingSession{changedSignal: latest.NewWake(), establishedCount: 1}
 	w := NewBGPStatusWriter(BGPStatusWriterOptions{
 		Client: api, Sessions: sessions, Log: slog.New(slog.DiscardHandler), Now: time.Now, Self: "node1", Namespace: names.DefaultNamespace, ServiceBGPStatusLimit: 500,
 		PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil }, ServiceReference: func(view.ObjectKey) *corev1.Service { return nil },
@@ -165,7 +165,7 @@ func TestBGPStatusIsWrittenWhileSessionsChangeAllTheTime(t *testing.T) {
 		w, api, sessions := runBGPStatusWriter(t, 0)
 		w.ObserveStatus(agent.Status{})
 		for range 20 {
-			sessions.changed.Signal()
+			sessions.changedSignal.Signal()
 			time.Sleep(sessionChangeCoalesceDelay / 2)
 		}
 		var list v1alpha1.BGPSessionList

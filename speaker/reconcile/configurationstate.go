@@ -87,7 +87,7 @@ func (w *ConfigurationStateWriter) Run(ctx context.Context) error {
 		if retry = nil; !known {
 			continue
 		}
-		if err := w.options.StateWriter.WriteState(ctx, w.options.Client, problems); err != nil {
+		if err := w.options.StateWriter.WriteProblemsIntoState(ctx, w.options.Client, problems); err != nil {
 			w.options.Log.Debug("writing the state of the configuration", "error", err)
 			retry = time.After(writeRetryDelay)
 		}

@@ -73,10 +73,10 @@ func TestOneNodeCorrectsWhatADeadSpeakerWrote(t *testing.T) {
 				Client: api, UncachedReader: api, Events: events.NewFakeRecorder(8), Log: slog.New(slog.DiscardHandler), Self: self, Namespace: names.DefaultNamespace,
 				Now: func() time.Time { return now }, WithoutBGPKinds: withoutBGP,
 			})
-			w.missingNodes.observeMembers([]string{"a", "dead", "unreachable", "x"}, self, now)
-			w.missingNodes.observeMembers([]string{"a", "x"}, self, now)
+			w.missingNodes.updateAndListNodesToMarkDead([]string{"a", "dead", "unreachable", "x"}, self, now)
+			w.missingNodes.updateAndListNodesToMarkDead([]string{"a", "x"}, self, now)
 			w.correctStatusesOfDeadNodes(t.Context())
-			w.options.Now = func() time.Time { return now.Add(abandonedStatusDelay) }
+			w.options.Now = func() time.Time { return now.Add(deadNodeL2StatusRemovalDelay) }
 			w.correctStatusesOfDeadNodes(t.Context())
 			if isWriter := self == "x"; w.missingNodes.missingNodeByName["dead"].areStatusesCorrected != isWriter {
 				t.Errorf("node %s writes about the dead one: %t", self, !isWriter)

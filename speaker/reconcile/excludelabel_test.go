@@ -20,7 +20,7 @@ func TestExcludeLabelCountsUnlessItIsIgnored(t *testing.T) {
 	for _, isIgnored := range []bool{false, true} {
 		p := &recordingPlanner{Planner: plan.NewPlanner(plan.Inputs{})}
 		f := NewClusterFeed(ClusterFeedOptions{
-			Agent: p, Services: NewUIDByServiceIndex(), Seeds: discardingSeedSetter{}, Scope: configuration.ConfigurationScope{IgnoreExcludeLabel: isIgnored},
+			Agent: p, UIDByServiceIndex: NewUIDByServiceIndex(), GossipSeedSetter: discardingSeedSetter{}, ConfigurationScope: configuration.ConfigurationScope{IgnoreExcludeLabel: isIgnored},
 		})
 		f.setNode(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{names.LabelExcludeNode: ""}}})
 		if got := p.Inputs().Nodes["a"]; got.IsExcluded == isIgnored {

@@ -44,15 +44,15 @@ type ClusterFeedOptions struct {
 	Cache cache.Cache
 	// WatchClient reads the Services and EndpointSlices.
 	WatchClient client.WithWatch
-	// Services gets the Services of type LoadBalancer.
-	Services *UIDByServiceIndex
-	Agent    ChangePoster
-	Seeds    GossipSeedSetter
-	Log      *slog.Logger
+	// UIDByServiceIndex gets the Services of type LoadBalancer.
+	UIDByServiceIndex *UIDByServiceIndex
+	Agent             ChangePoster
+	GossipSeedSetter  GossipSeedSetter
+	Log               *slog.Logger
 	// Self is this node's name: its own Pod is no seed.
 	Self string
-	// Scope is the part of the configuration to read.
-	Scope configuration.ConfigurationScope
+	// ConfigurationScope is the part of the configuration to read.
+	ConfigurationScope configuration.ConfigurationScope
 	// TreatSilentKubeletAsUnfit makes nodes unfit whose kubelet is silent.
 	TreatSilentKubeletAsUnfit bool
 	// ObserveOwnAddresses gets the internal addresses of this node; it is optional.
@@ -121,7 +121,7 @@ func (f *ClusterFeed) Run(ctx context.Context) error {
 		{&corev1.Node{}, f.setNode, f.removeNode},
 		{&corev1.Pod{}, f.storeSpeakerPodAddresses, f.removeSpeakerPodAddresses},
 	}
-	for _, k := range f.options.Scope.WatchedKinds() {
+	for _, k := range f.options.ConfigurationScope.WatchedKinds() {
 		watched = append(watched, watchedKind{k, f.rebuildSnapshot, f.rebuildSnapshot})
 	}
 	var synced []toolscache.InformerSynced
@@ -181,7 +181,7 @@ func (f *ClusterFeed) setNode(ctx context.Context, o any) {
 	}
 	v := view.FromNode(n)
 	v.IsKubeletSilent = v.IsKubeletSilent && f.options.TreatSilentKubeletAsUnfit
-	v.IsExcluded = v.IsExcluded && !f.options.Scope.IgnoreExcludeLabel
+	v.IsExcluded = v.IsExcluded && !f.options.ConfigurationScope.IgnoreExcludeLabel
 	if observe := f.options.ObserveOwnAddresses; observe != nil && n.Name == f.options.Self {
 		observe(v.InternalAddresses)
 	}
@@ -259,7 +259,7 @@ func (f *ClusterFeed) updateGossipSeeds() {
 	}
 	f.mu.Unlock()
 	slices.Sort(out)
-	f.options.Seeds.SetSeeds(slices.Compact(out))
+	f.options.GossipSeedSetter.SetSeeds(slices.Compact(out))
 }
 
 // rebuildSnapshot reads the configuration objects from the cache and posts their Snapshot. It does
@@ -272,7 +272,7 @@ func (f *ClusterFeed) rebuildSnapshot(ctx context.Context, _ any) {
 	defer cancel()
 	f.snapshotBuildMutex.Lock()
 	defer f.snapshotBuildMutex.Unlock()
-	o, err := f.options.Scope.ReadObjects(read, f.options.Cache)
+	o, err := f.options.ConfigurationScope.ReadObjects(read, f.options.Cache)
 	if err != nil {
 		f.options.Log.Error("reading the configuration from the cache", "error", err)
 		return

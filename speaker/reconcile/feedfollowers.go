@@ -17,7 +17,7 @@ import (
 // maxChangesPerPost bounds how many changes are posted together when all objects are read again.
 const maxChangesPerPost = 500
 
-// newServiceFollower follows the Services. It ignores those that are not of type IsLoadBalancer.
+// newServiceFollower follows the Services. It ignores those that are not of type LoadBalancer.
 func (f *ClusterFeed) newServiceFollower(ctx context.Context) *objectFollower[*view.Service] {
 	set := func(v *view.Service) { f.postChanges(ctx, f.appendServiceChange(nil, v)) }
 	return &objectFollower[*view.Service]{
@@ -43,12 +43,12 @@ func (f *ClusterFeed) appendServiceChange(out []agent.PlannerInputChange, v *vie
 	if !v.IsLoadBalancer {
 		return f.appendServiceRemoval(out, v.Key)
 	}
-	f.options.Services.setServiceUID(v.Key, types.UID(v.UID))
+	f.options.UIDByServiceIndex.setServiceUID(v.Key, types.UID(v.UID))
 	return append(out, agent.NewServiceUpsertedChange(*v))
 }
 
 func (f *ClusterFeed) appendServiceRemoval(out []agent.PlannerInputChange, k view.ObjectKey) []agent.PlannerInputChange {
-	if !f.options.Services.removeService(k) {
+	if !f.options.UIDByServiceIndex.removeService(k) {
 		return out
 	}
 	return append(out, agent.NewServiceRemovedChange(k))
@@ -57,7 +57,7 @@ func (f *ClusterFeed) appendServiceRemoval(out []agent.PlannerInputChange, k vie
 // postReplacedServices posts all existing Services, and removes those that were deleted
 // without an event.
 func (f *ClusterFeed) postReplacedServices(ctx context.Context, all []*view.Service) {
-	gone := f.options.Services.copyUIDs()
+	gone := f.options.UIDByServiceIndex.copyUIDs()
 	var out []agent.PlannerInputChange
 	for i, v := range all {
 		delete(gone, v.Key)

@@ -38,7 +38,7 @@ func (p *recordingPlanner) PostChanges(_ context.Context, changes ...agent.Plann
 // newFeedWithFollowers returns the mirrors of a ClusterFeed that has seen nothing.
 func newFeedWithFollowers(t *testing.T, in plan.Inputs) (*recordingPlanner, *objectFollower[*view.Service], *objectFollower[*view.EndpointSlice], *ClusterFeed) {
 	p := &recordingPlanner{Planner: plan.NewPlanner(in)}
-	f := NewClusterFeed(ClusterFeedOptions{Agent: p, Services: NewUIDByServiceIndex()})
+	f := NewClusterFeed(ClusterFeedOptions{Agent: p, UIDByServiceIndex: NewUIDByServiceIndex()})
 	return p, f.newServiceFollower(t.Context()), f.newEndpointSliceFollower(t.Context()), f
 }
 
@@ -97,7 +97,7 @@ func TestServiceFollowerUpdatesPlanner(t *testing.T) {
 			t.Errorf("the planner knows %v, want %v", got, want)
 		}
 		for _, n := range want {
-			if s := f.options.Services.ServiceReference(view.ObjectKey{Namespace: "default", Name: n}); s == nil || s.UID != exampleService(n, a).UID {
+			if s := f.options.UIDByServiceIndex.ServiceReference(view.ObjectKey{Namespace: "default", Name: n}); s == nil || s.UID != exampleService(n, a).UID {
 				t.Errorf("the reference of %s is %+v", n, s)
 			}
 		}
@@ -132,7 +132,7 @@ func TestServiceFollowerUpdatesPlanner(t *testing.T) {
 	}
 	passToFollower(t, func(o any) error { return services.Replace(o.([]any), "9") }, []any{reduced, exampleService("five", a)})
 	has("five", "four")
-	if f.options.Services.ServiceReference(view.ObjectKey{Namespace: "default", Name: "three"}) != nil {
+	if f.options.UIDByServiceIndex.ServiceReference(view.ObjectKey{Namespace: "default", Name: "three"}) != nil {
 		t.Error("a deleted Service still has a reference")
 	}
 	if _, err := services.Transformer()(&corev1.Pod{}); err == nil {
@@ -272,8 +272,8 @@ func TestAServiceTakesLittleMemory(t *testing.T) {
 	}
 	p.Update()
 	each := (heap() - before) / many
-	if got := len(p.Plan().Routes); got != many || len(f.options.Services.uidByService) != many {
-		t.Fatalf("%d routes and %d Services are there", got, len(f.options.Services.uidByService))
+	if got := len(p.Plan().Routes); got != many || len(f.options.UIDByServiceIndex.uidByService) != many {
+		t.Fatalf("%d routes and %d Services are there", got, len(f.options.UIDByServiceIndex.uidByService))
 	}
 	t.Logf("%d bytes for each Service", each)
 	if each > bytesPerServiceLimit {

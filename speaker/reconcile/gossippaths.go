@@ -24,7 +24,7 @@ func (w *StatusWriter) gossipPathFaults() []members.PathFault {
 // collectGossipFaults returns the nodes whose speakers run and with which gossip fails: those that
 // the gossip or the election has lost, and members to which a path is blocked.
 func (w *StatusWriter) collectGossipFaults() status.GossipFaults {
-	nodes, protocolByNode := w.missingNodes.unreachableNames(), map[string]string{}
+	nodes, protocolByNode := w.missingNodes.runningUnreachableNames(), map[string]string{}
 	for _, f := range w.gossipPathFaults() {
 		// The election loses a member whose datagrams do not arrive, while the gossip still has it.
 		isMissing := slices.Contains(nodes, f.NodeName)

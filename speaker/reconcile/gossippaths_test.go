@@ -37,7 +37,7 @@ func TestBlockedGossipPathIsReported(t *testing.T) {
 		Client: api, UncachedReader: api, Events: recorder, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.DefaultNamespace, Now: time.Now,
 		SkippedLinks: func() []facts.SkippedLink { return nil }, GossipPathFaults: func() []members.PathFault { return faults },
 	})
-	w.missingNodes.observeMembers([]string{"other", "self"}, "self", time.Now())
+	w.missingNodes.updateAndListNodesToMarkDead([]string{"other", "self"}, "self", time.Now())
 	for _, tc := range []struct {
 		faults           []members.PathFault
 		condition, event string
@@ -75,7 +75,7 @@ func TestBlockedProtocolOfSilentMemberIsNamed(t *testing.T) {
 		Self: "self", Now: time.Now, Log: slog.New(slog.DiscardHandler),
 		GossipPathFaults: func() []members.PathFault { return []members.PathFault{{NodeName: "other", UDPBlocked: true}} },
 	})
-	w.missingNodes.observeMembers([]string{"self"}, "self", time.Now())
+	w.missingNodes.updateAndListNodesToMarkDead([]string{"self"}, "self", time.Now())
 	w.missingNodes.missingNodeByName = map[string]missingNode{"other": {isUnreachable: true}}
 	g := w.collectGossipFaults()
 	if !slices.Equal(g.UnreachableNodes, []string{"other"}) || g.BlockedProtocolByNode["other"] != "UDP" {
@@ -104,7 +104,7 @@ func TestOtherGossipKeyIsReported(t *testing.T) {
 		Client: api, UncachedReader: api, Events: recorder, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.DefaultNamespace, Now: func() time.Time { return later },
 		SkippedLinks: func() []facts.SkippedLink { return nil }, GossipAddressesWithOtherKey: func() []netip.Addr { return sources }, GossipKeyFile: "/etc/key",
 	})
-	w.missingNodes.observeMembers([]string{"self"}, "self", later)
+	w.missingNodes.updateAndListNodesToMarkDead([]string{"self"}, "self", later)
 	w.missingNodes.observeNodes([]string{"other"}, later)
 	for _, c := range []struct {
 		sources []netip.Addr

@@ -73,7 +73,7 @@ func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
 			c <- prometheus.MustNewConstMetric(announcedMetric, prometheus.GaugeValue, 1, service.String(), protocol, a.nodeName, ip.String())
 		}
 	}
-	in := status.StatusInputs{Self: a.nodeName, Plan: now.Plan, HeldBindings: now.HeldBindings, Conflicts: &status.Conflicts{}}
+	in := status.StatusInputs{Self: a.nodeName, Plan: now.Plan, HeldBindings: now.HeldBindings, HeldAddressConflicts: &status.Conflicts{}}
 	for _, h := range status.BuildHeldServices(in) {
 		emit(h.Service, protocolLayer2, h.Addresses)
 	}

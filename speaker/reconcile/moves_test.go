@@ -41,7 +41,7 @@ func TestMovesCauseNoWriteOfTheirOwn(t *testing.T) {
 	w := NewStatusWriter(StatusWriterOptions{Client: api, UncachedReader: api, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.DefaultNamespace, Now: func() time.Time { return now }})
 	write := func(wantWrites int, wantMoves string) {
 		t.Helper()
-		if err := w.writeSpeakerStatus(t.Context(), status.BuildSpeakerStatus(status.StatusInputs{Self: "self", Conflicts: &status.Conflicts{}, AcquireConflicts: &status.Conflicts{}})); err != nil {
+		if err := w.writeSpeakerStatus(t.Context(), status.BuildSpeakerStatus(status.StatusInputs{Self: "self", HeldAddressConflicts: &status.Conflicts{}, AcquireConflicts: &status.Conflicts{}})); err != nil {
 			t.Fatal(err)
 		}
 		var o v1alpha1.SpeakerStatus

@@ -24,9 +24,10 @@ const (
 	// vanishedSpeakerCheckDelay is how long a speaker that vanished from the gossip may take to be
 	// reported as dead. After that, a speaker that still says that it runs is unreachable.
 	vanishedSpeakerCheckDelay = 5 * time.Second
-	// ownStatusCheckDelay is how long after the loss of a member a speaker checks whether another
-	// one has written that this one is dead. That happens when gossip between the two is blocked.
-	ownStatusCheckDelay = time.Second
+	// ownStatusMarkedDeadCheckDelay is how long after the loss of a member a speaker checks whether
+	// another one has written that this one is dead. That happens when gossip between the two is
+	// blocked.
+	ownStatusMarkedDeadCheckDelay = time.Second
 	// missingNodeRecheckInterval is the time between two checks of a node that stays missing, after
 	// the first earlyMissingNodeCheckCount. Earlier checks follow each other sooner: a speaker that
 	// another one has reported as dead may need some seconds until it corrects that.
@@ -55,10 +56,11 @@ type missingNodes struct {
 	missingNodeByName   map[string]missingNode
 }
 
-// observeMembers takes the live members. It reports whether one of the last members has vanished.
-func (w *StatusWriter) observeMembers(ctx context.Context, members []string) (isOneGone bool) {
+// observeMembersAndMarkDead takes the live members. It reports whether one of the last members has
+// vanished.
+func (w *StatusWriter) observeMembersAndMarkDead(ctx context.Context, members []string) (isOneGone bool) {
 	isOneGone = slices.ContainsFunc(w.missingNodes.lastObservedMembers, func(name string) bool { return !slices.Contains(members, name) })
-	w.markDeadSpeakers(ctx, w.missingNodes.observeMembers(members, w.options.Self, w.options.Now()))
+	w.markDeadSpeakers(ctx, w.missingNodes.updateAndListNodesToMarkDead(members, w.options.Self, w.options.Now()))
 	w.reportBlockedGossip(ctx)
 	return isOneGone
 }
@@ -68,14 +70,14 @@ func (w *StatusWriter) observeMembers(ctx context.Context, members []string) (is
 func (w *StatusWriter) forgetWrittenStatusIfMarkedDead(ctx context.Context) {
 	var s v1alpha1.SpeakerStatus
 	err := w.options.UncachedReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: w.options.Self}, &s)
-	if err == nil && s.Status.IsDead() {
+	if err == nil && s.Status.WasFoundDead() {
 		w.speakerStatusWrittenAt = time.Time{}
 	}
 }
 
-// observeMembers takes the live members. It returns the nodes that have just vanished and about
-// which this node has to write: those that come before it in the circle of names.
-func (m *missingNodes) observeMembers(members []string, self string, now time.Time) (toMarkDead []string) {
+// updateAndListNodesToMarkDead takes the live members. It returns the nodes that have just vanished
+// and about which this node has to write: those that come before it in the circle of names.
+func (m *missingNodes) updateAndListNodesToMarkDead(members []string, self string, now time.Time) (toMarkDead []string) {
 	for _, name := range members {
 		delete(m.missingNodeByName, name)
 	}
@@ -109,8 +111,8 @@ func (m *missingNodes) addMissingNode(name string, now time.Time) {
 	m.missingNodeByName[name] = missingNode{missingSince: now, checkAt: now.Add(vanishedSpeakerCheckDelay)}
 }
 
-// unreachableNames returns the nodes whose speakers run and cannot be reached, sorted.
-func (m *missingNodes) unreachableNames() []string {
+// runningUnreachableNames returns the nodes whose speakers run and cannot be reached, sorted.
+func (m *missingNodes) runningUnreachableNames() []string {
 	return m.selectNames(func(n missingNode) bool { return n.isUnreachable })
 }
 

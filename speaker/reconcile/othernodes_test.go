@@ -29,12 +29,12 @@ func TestExactlyOneNodeMarksDeadSpeaker(t *testing.T) {
 				continue
 			}
 			var m missingNodes
-			m.observeMembers(all, self, time.Time{})
+			m.updateAndListNodesToMarkDead(all, self, time.Time{})
 			living := slices.DeleteFunc(slices.Clone(all), func(n string) bool { return n == dead })
-			if toMarkDead := m.observeMembers(living, self, time.Time{}); len(toMarkDead) > 0 {
+			if toMarkDead := m.updateAndListNodesToMarkDead(living, self, time.Time{}); len(toMarkDead) > 0 {
 				writers = append(writers, self)
 			}
-			if again := m.observeMembers(living, self, time.Time{}); len(again) > 0 {
+			if again := m.updateAndListNodesToMarkDead(living, self, time.Time{}); len(again) > 0 {
 				t.Errorf("%s writes about %v again", self, again)
 			}
 		}
@@ -64,22 +64,22 @@ func TestUnreachableSpeakerIsNotTakenForDead(t *testing.T) {
 	).Build()
 	recorder := events.NewFakeRecorder(8)
 	w := NewStatusWriter(StatusWriterOptions{Client: api, UncachedReader: api, Events: recorder, Log: slog.New(slog.DiscardHandler), Self: "self", Namespace: names.DefaultNamespace, Now: func() time.Time { return now }})
-	w.missingNodes.observeMembers([]string{"blocked", "dead", "gone", "self", "silent"}, "self", now)
-	w.missingNodes.observeMembers([]string{"self"}, "self", now)
+	w.missingNodes.updateAndListNodesToMarkDead([]string{"blocked", "dead", "gone", "self", "silent"}, "self", now)
+	w.missingNodes.updateAndListNodesToMarkDead([]string{"self"}, "self", now)
 	if w.checkMissingNodes(t.Context()) {
 		t.Error("speakers that have just vanished count as unreachable")
 	}
 	now = now.Add(vanishedSpeakerCheckDelay)
 	w.options.Now = func() time.Time { return now }
-	if !w.checkMissingNodes(t.Context()) || !slices.Equal(w.missingNodes.unreachableNames(), []string{"blocked"}) {
-		t.Errorf("%v are unreachable, want only the one that says that it runs", w.missingNodes.unreachableNames())
+	if !w.checkMissingNodes(t.Context()) || !slices.Equal(w.missingNodes.runningUnreachableNames(), []string{"blocked"}) {
+		t.Errorf("%v are unreachable, want only the one that says that it runs", w.missingNodes.runningUnreachableNames())
 	}
 	if got := fmt.Sprint(len(recorder.Events)); got != "1" {
 		t.Errorf("%s events about the node, want 1", got)
 	}
-	w.missingNodes.observeMembers([]string{"blocked", "self"}, "self", now)
-	if len(w.missingNodes.unreachableNames()) > 0 {
-		t.Errorf("%v are unreachable although they are members again", w.missingNodes.unreachableNames())
+	w.missingNodes.updateAndListNodesToMarkDead([]string{"blocked", "self"}, "self", now)
+	if len(w.missingNodes.runningUnreachableNames()) > 0 {
+		t.Errorf("%v are unreachable although they are members again", w.missingNodes.runningUnreachableNames())
 	}
 	var o client.Object = speaker("late", metav1.ConditionTrue, now)
 	if err := api.Create(t.Context(), o); err != nil {
@@ -87,7 +87,7 @@ func TestUnreachableSpeakerIsNotTakenForDead(t *testing.T) {
 	}
 	w.missingNodes.observeNodes([]string{"late"}, now)
 	now = now.Add(vanishedSpeakerCheckDelay)
-	if w.checkMissingNodes(t.Context()); !slices.Equal(w.missingNodes.unreachableNames(), []string{"late"}) {
-		t.Errorf("%v are unreachable, want the one that was never a member", w.missingNodes.unreachableNames())
+	if w.checkMissingNodes(t.Context()); !slices.Equal(w.missingNodes.runningUnreachableNames(), []string{"late"}) {
+		t.Errorf("%v are unreachable, want the one that was never a member", w.missingNodes.runningUnreachableNames())
 	}
 }

@@ -20,7 +20,7 @@ func (r *recordingSeedSetter) SetSeeds(addresses []string) { r.addresses = addre
 func TestGossipSeedsAreTheOtherSpeakers(t *testing.T) {
 	seeds := &recordingSeedSetter{}
 	f := NewClusterFeed(ClusterFeedOptions{
-		Agent: &recordingPlanner{Planner: plan.NewPlanner(plan.Inputs{})}, Services: NewUIDByServiceIndex(), Seeds: seeds, Self: "node1",
+		Agent: &recordingPlanner{Planner: plan.NewPlanner(plan.Inputs{})}, UIDByServiceIndex: NewUIDByServiceIndex(), GossipSeedSetter: seeds, Self: "node1",
 	})
 	node := func(name, address string) *corev1.Node {
 		return &corev1.Node{

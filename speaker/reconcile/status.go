@@ -35,9 +35,9 @@ import (
 type StatusWriter struct {
 	options StatusWriterOptions
 
-	latestStatus           *latest.Value[agent.Status]
-	serviceL2StatusChanged *latest.Wake // appeared, changed or vanished
-	recentWrites           recentWrites
+	latestStatus                 *latest.Value[agent.Status]
+	serviceL2StatusChangedSignal *latest.Wake // appeared, changed or vanished
+	recentWrites                 recentWrites
 
 	// Run owns the fields below.
 	heldAddressConflicts          status.Conflicts // about held addresses
@@ -109,12 +109,12 @@ const (
 // NewStatusWriter returns a StatusWriter that writes nothing before Run.
 func NewStatusWriter(o StatusWriterOptions) *StatusWriter {
 	return &StatusWriter{
-		options: o, silentMembers: silentMembers{}, latestStatus: latest.NewMergedValue(mergeStatuses), serviceL2StatusChanged: latest.NewWake(),
+		options: o, silentMembers: silentMembers{}, latestStatus: latest.NewMergedValue(mergeEventsIntoNewerStatus), serviceL2StatusChangedSignal: latest.NewWake(),
 	}
 }
 
-// mergeStatuses returns the newer Status with the events of both.
-func mergeStatuses(older, newer agent.Status) agent.Status {
+// mergeEventsIntoNewerStatus returns the newer Status with the events of both.
+func mergeEventsIntoNewerStatus(older, newer agent.Status) agent.Status {
 	events := older.NewElectionEvents
 	for _, e := range newer.NewElectionEvents {
 		events = agent.AppendEventBoundingConflicts(events, e)
@@ -134,7 +134,7 @@ func (w *StatusWriter) watchServiceL2Statuses(ctx context.Context) error {
 		if o, ok := object.(*v1beta1.ServiceL2Status); ok {
 			w.recentWrites.forgetWriteIfCacheShows(o)
 		}
-		w.serviceL2StatusChanged.Signal()
+		w.serviceL2StatusChangedSignal.Signal()
 	}
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc: observe, UpdateFunc: func(_, o any) { observe(o) },
@@ -142,7 +142,7 @@ func (w *StatusWriter) watchServiceL2Statuses(ctx context.Context) error {
 			if name, err := toolscache.DeletionHandlingObjectToName(object); err == nil {
 				w.recentWrites.forgetWrite(name.Name)
 			}
-			w.serviceL2StatusChanged.Signal()
+			w.serviceL2StatusChangedSignal.Signal()
 		},
 	})
 	return err
@@ -175,8 +175,8 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 	isComparisonDue := false
 	observeMembers := func() {
 		living, nextCheckIn := w.silentMembers.livingMembers(s, w.options.Now())
-		if w.observeMembers(ctx, living) {
-			ownCheck.Reset(ownStatusCheckDelay)
+		if w.observeMembersAndMarkDead(ctx, living) {
+			ownCheck.Reset(ownStatusMarkedDeadCheckDelay)
 		}
 		if nextCheckIn > 0 {
 			silentCheck.Reset(nextCheckIn)
@@ -193,7 +193,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 			w.reportElectionEvents(s)
 			w.reportRawSocketDenial(ctx, s)
 			w.reportRequestedNodeFaults(s)
-		case <-w.serviceL2StatusChanged.C():
+		case <-w.serviceL2StatusChangedSignal.C():
 			if !isComparisonDue {
 				isComparisonDue = true
 				comparison.Reset(serviceL2StatusCompareDelay)
@@ -260,7 +260,7 @@ func (w *StatusWriter) recordServicesAwaitingProxy(s agent.Status) {
 func (w *StatusWriter) collectStatusInputs(s agent.Status) status.StatusInputs {
 	in := status.StatusInputs{
 		Self: w.options.Self, Plan: s.Plan, HeldBindings: s.HeldBindings, UsableLinks: s.UsableLinks, DownLinks: s.DownLinks, SkippedLinks: w.options.SkippedLinks(), SendFaultByLinkIndex: s.SendFaultByLinkIndex, RawSocketDenialText: s.RawSocketDenialText,
-		Conflicts: &w.heldAddressConflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version,
+		HeldAddressConflicts: &w.heldAddressConflicts, AcquireConflicts: &w.acquireConflicts, Version: w.options.Version,
 	}
 	in.GossipFaults = w.collectGossipFaults()
 	for k, since := range w.servicesAwaitingProxySince {
@@ -292,9 +292,9 @@ func (w *StatusWriter) reportElectionEvents(s agent.Status) {
 	for _, a := range s.HeldAddresses {
 		held[a] = true
 	}
-	w.heldAddressConflicts.ForgetAddressesNotHeld(held)
+	w.heldAddressConflicts.ForgetOtherAddresses(held)
 	wanted := w.unheldAddressesNodeMayHold(s)
-	w.acquireConflicts.ForgetAddressesNotHeld(wanted)
+	w.acquireConflicts.ForgetOtherAddresses(wanted)
 	if len(s.NewElectionEvents) == 0 {
 		return
 	}
@@ -433,11 +433,11 @@ func (w *StatusWriter) listServiceL2Statuses(ctx context.Context) ([]status.Exis
 	for i := range list.Items {
 		o := &list.Items[i]
 		// The labels exist before the status does, but they truncate long names.
-		e := status.Layer2Announcement{Service: view.ObjectKey{Namespace: o.Labels[names.LabelServiceNamespace], Name: o.Labels[names.LabelServiceName]}, Node: o.Labels[names.LabelServiceStatusNode]}
+		e := status.ServiceL2StatusKey{Service: view.ObjectKey{Namespace: o.Labels[names.LabelServiceNamespace], Name: o.Labels[names.LabelServiceName]}, Node: o.Labels[names.LabelServiceStatusNode]}
 		if o.Status.ServiceName != "" {
-			e = status.Layer2Announcement{Service: view.ObjectKey{Namespace: o.Status.ServiceNamespace, Name: o.Status.ServiceName}, Node: o.Status.Node}
+			e = status.ServiceL2StatusKey{Service: view.ObjectKey{Namespace: o.Status.ServiceNamespace, Name: o.Status.ServiceName}, Node: o.Status.Node}
 		}
-		out = append(out, status.ExistingServiceL2Status{Layer2Announcement: e, ExistingObjectName: o.Name, Status: o.Status})
+		out = append(out, status.ExistingServiceL2Status{ServiceL2StatusKey: e, ExistingObjectName: o.Name, Status: o.Status})
 	}
 	return out, nil
 }
@@ -452,10 +452,10 @@ func (w *StatusWriter) writeServiceL2Status(ctx context.Context, a status.HeldSe
 				names.LabelServiceStatusNode: a.Node, names.LabelServiceName: truncateLabelValue(a.Service.Name), names.LabelServiceNamespace: a.Service.Namespace,
 			},
 		},
-		Status: a.ToAPI(),
+		Status: a.ToServiceL2Status(),
 	}
 	w.recentWrites.recordWrite(recentWrite{writtenAt: w.options.Now(), serviceL2Status: status.ExistingServiceL2Status{
-		Layer2Announcement: a.Layer2Announcement, ExistingObjectName: o.Name, Status: o.Status,
+		ServiceL2StatusKey: a.ServiceL2StatusKey, ExistingObjectName: o.Name, Status: o.Status,
 	}})
 	err := applyObjectAndStatus(ctx, w.options.Client, o)
 	if err != nil {

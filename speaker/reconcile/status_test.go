@@ -51,8 +51,8 @@ var (
 	nodeLinks       = facts.LinkSet{{Index: 2, Name: "eth0", MAC: facts.MAC{2, 0, 0, 0, 0, 2}}, {Index: 3, Name: "eth1", MAC: facts.MAC{2, 0, 0, 0, 0, 3}}}
 )
 
-// harness is a StatusWriter with a real API server.
-type harness struct {
+// statusWriterHarness is a StatusWriter with a real API server.
+type statusWriterHarness struct {
 	t                  *testing.T
 	apiClient          client.Client
 	writer             *reconcile.StatusWriter
@@ -60,7 +60,7 @@ type harness struct {
 	lastObservedStatus agent.Status // as last observed
 }
 
-func newHarness(t *testing.T) *harness {
+func newStatusWriterHarness(t *testing.T) *statusWriterHarness {
 	config := apiserver.StartUntilTestEnds(t)
 	config.QPS = -1
 	scheme, err := configuration.NewScheme()
@@ -71,7 +71,7 @@ func newHarness(t *testing.T) *harness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &harness{t: t, metricsRegistry: prometheus.NewRegistry()}
+	d := &statusWriterHarness{t: t, metricsRegistry: prometheus.NewRegistry()}
 	if d.apiClient, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func newServiceReference(t *testing.T, api client.Reader) func(view.ObjectKey) *
 	}
 }
 
-func (d *harness) createObject(o client.Object) {
+func (d *statusWriterHarness) createObject(o client.Object) {
 	d.t.Helper()
 	if err := d.apiClient.Create(d.t.Context(), o); err != nil {
 		d.t.Fatal(err)
@@ -126,7 +126,7 @@ func (d *harness) createObject(o client.Object) {
 }
 
 // observeBindings passes the bindings to the writer, and events that are reported once.
-func (d *harness) observeBindings(bindings []intent.Binding, electionEvents ...elect.Event) {
+func (d *statusWriterHarness) observeBindings(bindings []intent.Binding, electionEvents ...elect.Event) {
 	d.lastObservedStatus.HeldBindings, d.lastObservedStatus.HeldAddresses = bindings, nil
 	for _, c := range bindings {
 		d.lastObservedStatus.HeldAddresses = append(d.lastObservedStatus.HeldAddresses, c.Address)
@@ -137,7 +137,7 @@ func (d *harness) observeBindings(bindings []intent.Binding, electionEvents ...e
 }
 
 // awaitCheck calls check until it returns nil.
-func (d *harness) awaitCheck(what string, check func() error) {
+func (d *statusWriterHarness) awaitCheck(what string, check func() error) {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(d.t.Context(), time.Minute)
 	defer cancel()
@@ -155,7 +155,7 @@ func (d *harness) awaitCheck(what string, check func() error) {
 }
 
 // listServiceL2StatusLines returns a line for each ServiceL2Status, sorted.
-func (d *harness) listServiceL2StatusLines() (lines []string, versions map[string]string, err error) {
+func (d *statusWriterHarness) listServiceL2StatusLines() (lines []string, versions map[string]string, err error) {
 	var list v1beta1.ServiceL2StatusList
 	if err := d.apiClient.List(d.t.Context(), &list, client.InNamespace(names.DefaultNamespace)); err != nil {
 		return nil, nil, err
@@ -181,7 +181,7 @@ func (d *harness) listServiceL2StatusLines() (lines []string, versions map[strin
 	return lines, versions, nil
 }
 
-func (d *harness) awaitServiceL2StatusLines(what string, want ...string) {
+func (d *statusWriterHarness) awaitServiceL2StatusLines(what string, want ...string) {
 	d.t.Helper()
 	d.awaitCheck(what, func() error {
 		got, _, err := d.listServiceL2StatusLines()
@@ -193,7 +193,7 @@ func (d *harness) awaitServiceL2StatusLines(what string, want ...string) {
 }
 
 // awaitSpeakerStatus waits until check accepts the node's SpeakerStatus.
-func (d *harness) awaitSpeakerStatus(what string, check func(s v1alpha1.SpeakerStatusStatus) bool) {
+func (d *statusWriterHarness) awaitSpeakerStatus(what string, check func(s v1alpha1.SpeakerStatusStatus) bool) {
 	d.t.Helper()
 	d.awaitCheck(what, func() error {
 		var s v1alpha1.SpeakerStatus
@@ -206,7 +206,7 @@ func (d *harness) awaitSpeakerStatus(what string, check func(s v1alpha1.SpeakerS
 }
 
 // countEventsByText returns how often each sentence was sent with a reason.
-func (d *harness) countEventsByText(reason string) (map[string]int, error) {
+func (d *statusWriterHarness) countEventsByText(reason string) (map[string]int, error) {
 	var list eventsv1.EventList
 	if err := d.apiClient.List(d.t.Context(), &list); err != nil {
 		return nil, err
@@ -225,7 +225,7 @@ func (d *harness) countEventsByText(reason string) (map[string]int, error) {
 	return out, nil
 }
 
-func (d *harness) awaitEventCounts(what, reason string, want map[string]int) {
+func (d *statusWriterHarness) awaitEventCounts(what, reason string, want map[string]int) {
 	d.t.Helper()
 	d.awaitCheck(what, func() error {
 		got, err := d.countEventsByText(reason)
@@ -236,8 +236,8 @@ func (d *harness) awaitEventCounts(what, reason string, want map[string]int) {
 	})
 }
 
-// metricLines returns a line for each announced address, sorted.
-func (d *harness) metricLines() (lines []string) {
+// announcedMetricLines returns a line for each announced address, sorted.
+func (d *statusWriterHarness) announcedMetricLines() (lines []string) {
 	d.t.Helper()
 	all, err := d.metricsRegistry.Gather()
 	if err != nil {
@@ -263,7 +263,7 @@ const (
 
 // The objects follow what the speaker holds, and are written only when it changes.
 func TestStatusObjectsFollowTheAgent(t *testing.T) {
-	d := newHarness(t)
+	d := newStatusWriterHarness(t)
 	both := []intent.Binding{{Address: heldIPv4, LinkIndexes: bothLinkIndexes}, {Address: heldIPv6, LinkIndexes: bothLinkIndexes}}
 	d.observeBindings(both, elect.Event{Kind: elect.EventAddressTaken, Address: heldIPv6, Reason: names.ReasonUnheld, Text: "taken"})
 	d.awaitServiceL2StatusLines("two addresses are held", dnsServiceL2StatusLine, webServiceL2StatusLine)
@@ -301,7 +301,7 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 	d.awaitServiceL2StatusLines("one address is given up", dnsServiceL2StatusLine, "default/web on node1 labelled default/web@node1 192.168.0.201")
 	d.awaitSpeakerStatus("one is left, and a route", func(s v1alpha1.SpeakerStatusStatus) bool { return s.Held == 1 && s.Routes == 1 })
 	const metric = "metallb_speaker_announced ip=192.168.0.201 node=node1 protocol="
-	if diff := cmp.Diff([]string{"gantry_speaker_foreign_claims", "gantry_speaker_members", "gantry_speaker_unreachable_nodes", metric + "bgp service=default/dns", metric + "layer2 service=default/dns", metric + "layer2 service=default/web"}, d.metricLines()); diff != "" {
+	if diff := cmp.Diff([]string{"gantry_speaker_foreign_claims", "gantry_speaker_members", "gantry_speaker_unreachable_nodes", metric + "bgp service=default/dns", metric + "layer2 service=default/dns", metric + "layer2 service=default/web"}, d.announcedMetricLines()); diff != "" {
 		t.Errorf("the metrics are (-want +got)\n%s", diff)
 	}
 	d.observeBindings([]intent.Binding{{Address: heldIPv4, LinkIndexes: []int{3}}})
@@ -323,7 +323,7 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 
 // checkStatusOfDeadSpeaker lets another speaker vanish from the gossip: it is shown as dead, and as
 // holding nothing, and everything else that it wrote stays.
-func (d *harness) checkStatusOfDeadSpeaker(both []intent.Binding) {
+func (d *statusWriterHarness) checkStatusOfDeadSpeaker(both []intent.Binding) {
 	d.t.Helper()
 	o := &v1alpha1.SpeakerStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: otherNode}}
 	d.createObject(o)
@@ -352,11 +352,11 @@ func (d *harness) checkStatusOfDeadSpeaker(both []intent.Binding) {
 }
 
 // checkRepairOfObjectsChangedByOthers changes the objects as other nodes and users may do.
-func (d *harness) checkRepairOfObjectsChangedByOthers(both []intent.Binding) {
+func (d *statusWriterHarness) checkRepairOfObjectsChangedByOthers(both []intent.Binding) {
 	d.t.Helper()
 	t := d.t
 	for name, status := range map[string]v1beta1.ServiceL2StatusStatus{
-		status.Layer2Announcement{Service: dnsServiceKey, Node: otherNode}.ObjectName(): {Node: otherNode, ServiceNamespace: "default", ServiceName: "dns"},
+		status.ServiceL2StatusKey{Service: dnsServiceKey, Node: otherNode}.ObjectName(): {Node: otherNode, ServiceNamespace: "default", ServiceName: "dns"},
 		"l2-x7f2k": {Node: selfNode, ServiceNamespace: "default", ServiceName: "web"},
 		"l2-other": {Node: otherNode, ServiceNamespace: "default", ServiceName: "elsewhere"},
 	} {
@@ -372,7 +372,7 @@ func (d *harness) checkRepairOfObjectsChangedByOthers(both []intent.Binding) {
 	}
 	const elsewhere = "default/elsewhere on node2 labelled default/elsewhere@node2"
 	d.awaitServiceL2StatusLines("the entry of a dead node and our second one are removed, another node's entry stays", dnsServiceL2StatusLine, elsewhere, webServiceL2StatusLine)
-	mine := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: status.Layer2Announcement{Service: webServiceKey, Node: selfNode}.ObjectName()}}
+	mine := &v1beta1.ServiceL2Status{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: status.ServiceL2StatusKey{Service: webServiceKey, Node: selfNode}.ObjectName()}}
 	if err := d.apiClient.Delete(t.Context(), mine); err != nil {
 		t.Fatal(err)
 	}
@@ -384,7 +384,7 @@ func (d *harness) checkRepairOfObjectsChangedByOthers(both []intent.Binding) {
 }
 
 // checkStatusOfForeignClaims plays a foreign host that claims an address.
-func (d *harness) checkStatusOfForeignClaims(both []intent.Binding) {
+func (d *statusWriterHarness) checkStatusOfForeignClaims(both []intent.Binding) {
 	d.t.Helper()
 	claim := elect.Event{Kind: elect.EventForeignHostAnswers, Address: heldIPv4, AnsweringMAC: foreignMAC, Text: "another host"}
 	for range 5 {

@@ -33,19 +33,19 @@ func (a BGPAnnouncement) equal(o BGPAnnouncement) bool {
 
 // CarriedRoutes says which routes an established session carries.
 type CarriedRoutes struct {
-	// IPv4 and IPv6 mean that the session carries routes of the family.
-	IPv4, IPv6 bool
-	// Draining are routes that the session is about to lose, since the last endpoints on this node
-	// terminate. Drained are those that it has lost for this reason.
-	Draining, Drained []netip.Prefix
+	// CarriesIPv4 and CarriesIPv6 mean that the session carries routes of the family.
+	CarriesIPv4, CarriesIPv6 bool
+	// DrainingPrefixes are routes that the session is about to lose, since the last endpoints on
+	// this node terminate. Drained are those that it has lost for this reason.
+	DrainingPrefixes, DrainedPrefixes []netip.Prefix
 }
 
 // carriesAddress reports whether the session carries the verdict's route to the address.
 func (c *CarriedRoutes) carriesAddress(v *plan.BGPVerdict, a netip.Addr) bool {
-	if a.Is4() && !c.IPv4 || !a.Is4() && !c.IPv6 {
+	if a.Is4() && !c.CarriesIPv4 || !a.Is4() && !c.CarriesIPv6 {
 		return false
 	}
-	return !v.EndpointsTerminating || !anyPrefixContainsAddress(c.Drained, a)
+	return !v.EndpointsTerminating || !anyPrefixContainsAddress(c.DrainedPrefixes, a)
 }
 
 func anyPrefixContainsAddress(all []netip.Prefix, a netip.Addr) bool {
@@ -56,7 +56,7 @@ func anyPrefixContainsAddress(all []netip.Prefix, a netip.Addr) bool {
 // verdict.
 func (c *CarriedRoutes) isDraining(v *plan.BGPVerdict) bool {
 	return v.EndpointsTerminating && !slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool {
-		return c.carriesAddress(v, a) && !anyPrefixContainsAddress(c.Draining, a)
+		return c.carriesAddress(v, a) && !anyPrefixContainsAddress(c.DrainingPrefixes, a)
 	})
 }
 
@@ -106,8 +106,8 @@ type BGPSessionState struct {
 	LastErrorText       string
 	LastErrorReason     names.Reason
 	// WithheldRoutesExplanation is why an established session does not carry all routes, or zero.
-	// HeldBackExplanation is why an established session does not count yet, or zero.
-	WithheldRoutesExplanation, HeldBackExplanation names.Explanation
+	// FlapHoldBackExplanation is why an established session does not count yet, or zero.
+	WithheldRoutesExplanation, FlapHoldBackExplanation names.Explanation
 }
 
 // BuildRoutesAnnouncedCondition returns whether a router gets every route that it should. There is
@@ -130,8 +130,8 @@ func BuildRoutesAnnouncedCondition(s BGPSessionState) (metav1.Condition, bool) {
 func BuildEstablishedCondition(s BGPSessionState) metav1.Condition {
 	c := metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSession), Message: s.LastErrorText}
 	switch {
-	case s.Established && s.HeldBackExplanation.IsSet():
-		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(s.HeldBackExplanation.Reason), s.HeldBackExplanation.Text
+	case s.Established && s.FlapHoldBackExplanation.IsSet():
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(s.FlapHoldBackExplanation.Reason), s.FlapHoldBackExplanation.Text
 	case s.Established:
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(names.ReasonEstablished), "the session is established"
 	case s.NotConnectingReason != "":
@@ -242,10 +242,10 @@ func DiffBGPAnnouncements(want, have []BGPAnnouncement) (write []BGPAnnouncement
 	return write, remove
 }
 
-// minShownStateInterval is how long a session that is not established has to be in a state until
-// that state is shown: each attempt passes through some of them, and ends after 5 s. The longest
-// delay between attempts is 10 s, unless the BGPPeer says otherwise.
-const minShownStateInterval = 30 * time.Second
+// unestablishedStateShowDelay is how long a session that is not established has to be in a state
+// until that state is shown: each attempt passes through some of them, and ends after 5 s. The
+// longest delay between attempts is 10 s, unless the BGPPeer says otherwise.
+const unestablishedStateShowDelay = 30 * time.Second
 
 // unknownSessionState is the state of a session whose speaker is dead.
 const unknownSessionState = "Unknown"
@@ -273,7 +273,7 @@ func ShownSessionState(shown, current string, currentSince, now time.Time) (stat
 	if shown == "" || shown == unknownSessionState || shown == current || shown == established || current == established {
 		return current, 0
 	}
-	if wait := minShownStateInterval - now.Sub(currentSince); wait > 0 {
+	if wait := unestablishedStateShowDelay - now.Sub(currentSince); wait > 0 {
 		return shown, wait
 	}
 	return current, 0

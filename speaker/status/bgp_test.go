@@ -93,7 +93,7 @@ func TestBGPAnnouncementsAreListedAndCompared(t *testing.T) {
 		&plan.BGPVerdict{Service: key("b"), Addresses: addresses, Reason: names.ReasonNoEndpoints},
 		&plan.BGPVerdict{Service: key("c"), Addresses: addresses, Peers: []string{"tor1"}, Reason: names.ReasonAnnounced},
 	)}
-	both := status.CarriedRoutes{IPv4: true, IPv6: true}
+	both := status.CarriedRoutes{CarriesIPv4: true, CarriesIPv6: true}
 	sessions := map[string]status.CarriedRoutes{"tor1": both, "tor2": both}
 	want := []status.BGPAnnouncement{{Service: key("a"), Peers: []string{"tor1", "tor2"}}, {Service: key("c"), Peers: []string{"tor1"}}}
 	if got, all := status.ListBGPAnnouncements(p, sessions, 2); all != 2 || !reflect.DeepEqual(got, want) {
@@ -102,7 +102,7 @@ func TestBGPAnnouncementsAreListedAndCompared(t *testing.T) {
 	if got, all := status.ListBGPAnnouncements(p, sessions, 1); all != 2 || got != nil {
 		t.Errorf("above the limit they are %+v of %d", got, all)
 	}
-	sessions["tor1"] = status.CarriedRoutes{IPv6: true}
+	sessions["tor1"] = status.CarriedRoutes{CarriesIPv6: true}
 	if got, _ := status.ListBGPAnnouncements(p, sessions, 2); !reflect.DeepEqual(got, []status.BGPAnnouncement{{Service: key("a"), Peers: []string{"tor2"}}}) {
 		t.Errorf("with one session that carries only IPv6 they are %+v", got)
 	}
@@ -144,7 +144,7 @@ func TestDrainingRoutesAreReported(t *testing.T) {
 		Peers: []string{"drained", "draining", "serving"}, Reason: names.ReasonAnnounced, EndpointsTerminating: true,
 	}
 	sessions := map[string]status.CarriedRoutes{
-		"drained": {IPv4: true, Drained: []netip.Prefix{around, prefix}}, "draining": {IPv4: true, Draining: []netip.Prefix{around, prefix}}, "serving": {IPv4: true, Draining: []netip.Prefix{around}},
+		"drained": {CarriesIPv4: true, DrainedPrefixes: []netip.Prefix{around, prefix}}, "draining": {CarriesIPv4: true, DrainingPrefixes: []netip.Prefix{around, prefix}}, "serving": {CarriesIPv4: true, DrainingPrefixes: []netip.Prefix{around}},
 	}
 	list := func() status.BGPAnnouncement {
 		t.Helper()

@@ -69,8 +69,8 @@ func (c *Conflicts) ForgetExpired(now time.Time) bool {
 	return len(c.openConflicts) < n
 }
 
-// ForgetAddressesNotHeld removes the claims to addresses that this node does not hold.
-func (c *Conflicts) ForgetAddressesNotHeld(held map[netip.Addr]bool) {
+// ForgetOtherAddresses removes the claims to addresses that this node does not hold.
+func (c *Conflicts) ForgetOtherAddresses(held map[netip.Addr]bool) {
 	c.openConflicts = slices.DeleteFunc(c.openConflicts, func(k conflictWithLastSeen) bool { return !held[k.Address] })
 }
 

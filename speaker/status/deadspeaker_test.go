@@ -61,7 +61,7 @@ func TestStatusOfDeadSpeakerHoldsNothing(t *testing.T) {
 			t.Errorf("the message %q does not name %s", c.Message, node)
 		}
 	}
-	if !s.IsDead() {
+	if !s.WasFoundDead() {
 		t.Error("the speaker does not count as dead")
 	}
 }

@@ -10,11 +10,11 @@ import (
 const (
 	// flapMemoryInterval is for how long the return of a session counts.
 	flapMemoryInterval = 5 * time.Minute
-	// firstHoldBackDelay is how long a session must last after its second return within
+	// firstFlapHoldBackDelay is how long a session must last after its second return within
 	// flapMemoryInterval. The delay doubles with each further return, up to
-	// maxHoldBackDelay. The first return costs no delay: routers are restarted.
-	firstHoldBackDelay = 10 * time.Second
-	maxHoldBackDelay   = 40 * time.Second
+	// maxFlapHoldBackDelay. The first return costs no delay: routers are restarted.
+	firstFlapHoldBackDelay = 10 * time.Second
+	maxFlapHoldBackDelay   = 40 * time.Second
 )
 
 // SessionFlapDamper remembers which sessions ended and returned lately. A session that does so
@@ -61,7 +61,7 @@ func (r *SessionFlapDamper) ObserveSession(s ObservedSession, now time.Time) (wh
 	if s.EstablishedSince.IsZero() {
 		return names.Explanation{}, 0
 	}
-	delay := holdBackDelay(len(h.returnTimes))
+	delay := flapHoldBackDelay(len(h.returnTimes))
 	heldBackFor = s.EstablishedSince.Add(delay).Sub(now)
 	if heldBackFor <= 0 {
 		return names.Explanation{}, 0
@@ -78,10 +78,10 @@ func (r *SessionFlapDamper) ForgetOtherPeers(peers []string) {
 	}
 }
 
-// holdBackDelay returns how long a session must last that returned so often.
-func holdBackDelay(returns int) time.Duration {
+// flapHoldBackDelay returns how long a session must last that returned so often.
+func flapHoldBackDelay(returns int) time.Duration {
 	if returns < 2 {
 		return 0
 	}
-	return min(firstHoldBackDelay<<min(returns-2, 8), maxHoldBackDelay)
+	return min(firstFlapHoldBackDelay<<min(returns-2, 8), maxFlapHoldBackDelay)
 }

@@ -33,7 +33,7 @@ func TestReportOfFlappingSessionIsDelayed(t *testing.T) {
 	establish(time.Second, 0) // the first session
 	end(time.Minute)
 	establish(61*time.Second, 0) // the router was restarted
-	for _, want := range []time.Duration{firstHoldBackDelay, 2 * firstHoldBackDelay, maxHoldBackDelay, maxHoldBackDelay} {
+	for _, want := range []time.Duration{firstFlapHoldBackDelay, 2 * firstFlapHoldBackDelay, maxFlapHoldBackDelay, maxFlapHoldBackDelay} {
 		at := time.Duration(60+5*count) * time.Second
 		end(at)
 		establish(at+time.Second, want)
@@ -41,7 +41,7 @@ func TestReportOfFlappingSessionIsDelayed(t *testing.T) {
 	end(time.Hour)
 	establish(time.Hour, 0) // what was an hour ago does not count
 	end(time.Hour)
-	if why, wait := r.ObserveSession(ObservedSession{Peer: "tor", EstablishedCount: count + 3, EstablishedSince: start.Add(time.Hour)}, start.Add(time.Hour)); wait != maxHoldBackDelay {
+	if why, wait := r.ObserveSession(ObservedSession{Peer: "tor", EstablishedCount: count + 3, EstablishedSince: start.Add(time.Hour)}, start.Add(time.Hour)); wait != maxFlapHoldBackDelay {
 		t.Errorf("after three more sessions that nobody saw it is held back for %s (%s)", wait, why.Text)
 	}
 	edited := ObservedSession{Peer: "tor", EstablishedCount: count + 4, EstablishedSince: start.Add(time.Hour), ConfiguredAt: start.Add(time.Hour)}

@@ -43,7 +43,7 @@ func BuildSpeakerStatus(in StatusInputs) v1alpha1.SpeakerStatusStatus {
 	for _, k := range in.ServicesAwaitingProxy[:min(len(in.ServicesAwaitingProxy), maxListEntriesInSpeakerStatus)] {
 		out.AwaitingProxy = append(out.AwaitingProxy, k.String())
 	}
-	all := slices.Concat(in.Conflicts.All(), in.AcquireConflicts.All())
+	all := slices.Concat(in.HeldAddressConflicts.All(), in.AcquireConflicts.All())
 	for _, c := range all[:min(len(all), maxListEntriesInSpeakerStatus)] {
 		out.Conflicts = append(out.Conflicts, v1alpha1.SpeakerConflict{Address: c.Address.String(), MAC: c.ForeignMAC.String(), Since: metav1.NewTime(c.FirstSeenAt.Truncate(time.Second).UTC())})
 	}
@@ -79,7 +79,7 @@ func listSpeakerLinks(in StatusInputs) []v1alpha1.SpeakerLink {
 	var out []v1alpha1.SpeakerLink
 	all := facts.NewPublishedLinks(in.UsableLinks, in.DownLinks)
 	for _, l := range in.UsableLinks {
-		link := describeSpeakerLink(l, all, in.Plan.NodeInternalIPs)
+		link := buildSpeakerLink(l, all, in.Plan.NodeInternalIPs)
 		link.Usable = !l.CannotSendIPv4 && !l.CannotSendIPv6
 		if !link.Usable {
 			link.Reason, link.Message = string(names.ReasonPortFailed), in.SendFaultByLinkIndex[l.Index]
@@ -96,7 +96,7 @@ func listSpeakerLinks(in StatusInputs) []v1alpha1.SpeakerLink {
 		}
 		link := v1alpha1.SpeakerLink{Name: s.Name}
 		if i := slices.IndexFunc(in.DownLinks, func(l facts.Link) bool { return l.Name == s.Name }); i >= 0 {
-			link = describeSpeakerLink(in.DownLinks[i], all, in.Plan.NodeInternalIPs)
+			link = buildSpeakerLink(in.DownLinks[i], all, in.Plan.NodeInternalIPs)
 		}
 		link.Reason = string(why)
 		out = append(out, link)
@@ -106,9 +106,9 @@ func listSpeakerLinks(in StatusInputs) []v1alpha1.SpeakerLink {
 	return slices.CompactFunc(out, func(x, y v1alpha1.SpeakerLink) bool { return x.Name == y.Name })
 }
 
-// describeSpeakerLink says for which addresses the node could answer on the link. nodeAddresses are
+// buildSpeakerLink says for which addresses the node could answer on the link. nodeAddresses are
 // those of the node that Kubernetes knows of.
-func describeSpeakerLink(l facts.Link, all *facts.PublishedLinks, nodeAddresses []netip.Addr) v1alpha1.SpeakerLink {
+func buildSpeakerLink(l facts.Link, all *facts.PublishedLinks, nodeAddresses []netip.Addr) v1alpha1.SpeakerLink {
 	out := v1alpha1.SpeakerLink{Name: l.Name, MAC: l.MAC.String()}
 	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		if l.CanSendFamilyOf(a) && all.HasFamilyOf(a, nodeAddresses) {
@@ -145,7 +145,7 @@ func buildLayer2UsableCondition(in StatusInputs) metav1.Condition {
 const maxConflictsNamedInMessage = 5
 
 func buildUncontestedCondition(in StatusInputs) metav1.Condition {
-	all := in.Conflicts.All()
+	all := in.HeldAddressConflicts.All()
 	if len(all) == 0 {
 		return metav1.Condition{
 			Type: names.ConditionAddressesUncontested, Status: metav1.ConditionTrue, Reason: string(names.ReasonUncontested),

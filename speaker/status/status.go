@@ -16,28 +16,28 @@ import (
 	"github.com/gantry-lb/gantry/speaker/plan"
 )
 
-// Layer2Announcement means that a node announces a Service by layer 2.
-type Layer2Announcement struct {
+// ServiceL2StatusKey means that a node announces a Service by layer 2.
+type ServiceL2StatusKey struct {
 	Service view.ObjectKey
 	Node    string
 }
 
 // ObjectName returns the name of the entry's object. It depends only on the node and the Service.
-func (e Layer2Announcement) ObjectName() string {
+func (e ServiceL2StatusKey) ObjectName() string {
 	return joinObjectName(e.Service.Namespace, e.Service.Name, e.Node)
 }
 
 // Compare orders entries by Service, then node.
-func (e Layer2Announcement) Compare(o Layer2Announcement) int {
+func (e ServiceL2StatusKey) Compare(o ServiceL2StatusKey) int {
 	if c := e.Service.Compare(o.Service); c != 0 {
 		return c
 	}
 	return strings.Compare(e.Node, o.Node)
 }
 
-// HeldService is a Layer2Announcement with its content.
+// HeldService is a ServiceL2StatusKey with its content.
 type HeldService struct {
-	Layer2Announcement
+	ServiceL2StatusKey
 	// Addresses are the addresses of the Service that the node holds, sorted.
 	Addresses []netip.Addr
 	// HoldsAllAddresses means that these are all addresses of the Service.
@@ -75,9 +75,9 @@ type StatusInputs struct {
 	ServicesAwaitingProxy []view.ObjectKey
 	// RawSocketDenialText is why raw sockets are not permitted; empty if they are.
 	RawSocketDenialText string
-	// Conflicts are the claims of foreign hosts to held addresses. AcquireConflicts are those to
-	// addresses that this node wants to take.
-	Conflicts, AcquireConflicts *Conflicts
+	// HeldAddressConflicts are the claims of foreign hosts to held addresses. AcquireConflicts are
+	// those to addresses that this node wants to take.
+	HeldAddressConflicts, AcquireConflicts *Conflicts
 }
 
 // BuildHeldServices returns what this node announces: one entry for each Service of
@@ -89,7 +89,7 @@ func BuildHeldServices(in StatusInputs) []HeldService {
 	}
 	var out []HeldService
 	for v := range in.Plan.Layer2Verdicts.All() {
-		a := HeldService{Layer2Announcement: Layer2Announcement{Service: v.Service, Node: in.Self}, HoldsAllAddresses: true}
+		a := HeldService{ServiceL2StatusKey: ServiceL2StatusKey{Service: v.Service, Node: in.Self}, HoldsAllAddresses: true}
 		var links []int
 		for _, ip := range v.Addresses {
 			on, ok := held[ip]
@@ -98,7 +98,7 @@ func BuildHeldServices(in StatusInputs) []HeldService {
 				continue
 			}
 			a.Addresses = append(a.Addresses, ip)
-			a.Conflicts = append(a.Conflicts, in.Conflicts.OfAddress(ip)...)
+			a.Conflicts = append(a.Conflicts, in.HeldAddressConflicts.OfAddress(ip)...)
 			a.ReservedAddresses = appendIfReserved(a.ReservedAddresses, ip, in.UsableLinks, on)
 			links = append(links, on...)
 		}
@@ -110,7 +110,7 @@ func BuildHeldServices(in StatusInputs) []HeldService {
 		a.InterfaceNamesOrEmptyForAll = interfaceNamesUnlessAllLinks(in.UsableLinks, links)
 		out = append(out, a)
 	}
-	slices.SortFunc(out, func(x, y HeldService) int { return x.Compare(y.Layer2Announcement) })
+	slices.SortFunc(out, func(x, y HeldService) int { return x.Compare(y.ServiceL2StatusKey) })
 	return out
 }
 
@@ -141,8 +141,8 @@ func interfaceNamesUnlessAllLinks(all facts.LinkSet, links []int) []string {
 	return out
 }
 
-// ToAPI returns the status of the entry's object.
-func (a HeldService) ToAPI() v1beta1.ServiceL2StatusStatus {
+// ToServiceL2Status returns the status of the entry's object.
+func (a HeldService) ToServiceL2Status() v1beta1.ServiceL2StatusStatus {
 	s := v1beta1.ServiceL2StatusStatus{
 		Node: a.Node, ServiceName: a.Service.Name, ServiceNamespace: a.Service.Namespace, Gantry: &v1beta1.ServiceL2StatusGantry{},
 	}
@@ -156,14 +156,14 @@ func (a HeldService) ToAPI() v1beta1.ServiceL2StatusStatus {
 		s.Gantry.Conflicts = append(s.Gantry.Conflicts, c.toAPI())
 	}
 	for _, r := range a.ReservedAddresses {
-		s.Gantry.ReservedAddresses = append(s.Gantry.ReservedAddresses, v1beta1.ReservedAddress{Address: r.Address.String(), Subnet: r.Subnet.String()})
+		s.Gantry.ReservedAddresses = append(s.Gantry.ReservedAddresses, v1beta1.NetworkOrBroadcastAddress{Address: r.Address.String(), Subnet: r.Subnet.String()})
 	}
 	return s
 }
 
 // ExistingServiceL2Status is an existing object.
 type ExistingServiceL2Status struct {
-	Layer2Announcement
+	ServiceL2StatusKey
 	// ExistingObjectName is the name of the object.
 	ExistingObjectName string
 	Status             v1beta1.ServiceL2StatusStatus
@@ -183,7 +183,7 @@ func DiffServiceL2Statuses(self string, want []HeldService, have []ExistingServi
 		a, ok := wanted[w.Service]
 		switch {
 		case w.Node == self && ok && w.ExistingObjectName == a.ObjectName():
-			same[w.Service] = equalServiceL2Status(w.Status, a.ToAPI())
+			same[w.Service] = equalServiceL2Status(w.Status, a.ToServiceL2Status())
 		case w.Node == self, ok && (a.HoldsAllAddresses || a.holdsAllAddressesOfStatus(&w.Status)):
 			remove = append(remove, w.ExistingObjectName)
 		}

@@ -72,14 +72,14 @@ func TestBuildHeldServices(t *testing.T) {
 func TestDiffOfServiceL2Statuses(t *testing.T) {
 	in := exampleInputs(intent.Binding{Address: heldIPv4, LinkIndexes: []int{2, 3}})
 	want := BuildHeldServices(in) // web in part, dns completely
-	written := func(e Layer2Announcement, edit func(w *ExistingServiceL2Status)) ExistingServiceL2Status {
-		w := ExistingServiceL2Status{Layer2Announcement: e, ExistingObjectName: e.ObjectName(), Status: HeldService{Layer2Announcement: e, Addresses: []netip.Addr{heldIPv4}}.ToAPI()}
+	written := func(e ServiceL2StatusKey, edit func(w *ExistingServiceL2Status)) ExistingServiceL2Status {
+		w := ExistingServiceL2Status{ServiceL2StatusKey: e, ExistingObjectName: e.ObjectName(), Status: HeldService{ServiceL2StatusKey: e, Addresses: []netip.Addr{heldIPv4}}.ToServiceL2Status()}
 		if edit != nil {
 			edit(&w)
 		}
 		return w
 	}
-	mine := []ExistingServiceL2Status{written(Layer2Announcement{webServiceKey, "a"}, nil), written(Layer2Announcement{dnsServiceKey, "a"}, nil)}
+	mine := []ExistingServiceL2Status{written(ServiceL2StatusKey{webServiceKey, "a"}, nil), written(ServiceL2StatusKey{dnsServiceKey, "a"}, nil)}
 	old := view.ObjectKey{Namespace: "default", Name: "old"}
 	tests := map[string]struct {
 		have   []ExistingServiceL2Status
@@ -88,18 +88,18 @@ func TestDiffOfServiceL2Statuses(t *testing.T) {
 	}{
 		"nothing is written yet":                         {nil, []view.ObjectKey{dnsServiceKey, webServiceKey}, nil},
 		"everything is written already":                  {mine, nil, nil},
-		"another node holds a part of a Service":         {append(slices.Clone(mine), written(Layer2Announcement{webServiceKey, "b"}, func(w *ExistingServiceL2Status) { w.Status.Gantry.Addresses = []string{heldIPv6.String()} })), nil, nil},
-		"a dead node's entry of addresses that we hold":  {append(slices.Clone(mine), written(Layer2Announcement{webServiceKey, "b"}, nil)), nil, []string{Layer2Announcement{webServiceKey, "b"}.ObjectName()}},
-		"another node's entry without a status yet":      {append(slices.Clone(mine), written(Layer2Announcement{webServiceKey, "b"}, func(w *ExistingServiceL2Status) { w.Status.Gantry.Addresses = nil })), nil, nil},
-		"a dead node's entry of a Service we hold whole": {append(slices.Clone(mine), written(Layer2Announcement{dnsServiceKey, "b"}, nil)), nil, []string{Layer2Announcement{dnsServiceKey, "b"}.ObjectName()}},
-		"another node's Service":                         {append(slices.Clone(mine), written(Layer2Announcement{old, "b"}, nil)), nil, nil},
-		"our entry of a Service we do not hold":          {append(slices.Clone(mine), written(Layer2Announcement{old, "a"}, nil)), nil, []string{Layer2Announcement{old, "a"}.ObjectName()}},
-		"our entry under a name of other software":       {append(slices.Clone(mine), written(Layer2Announcement{webServiceKey, "a"}, func(w *ExistingServiceL2Status) { w.ExistingObjectName = "l2-x7f2k" })), nil, []string{"l2-x7f2k"}},
-		"other interfaces": {[]ExistingServiceL2Status{mine[0], written(Layer2Announcement{dnsServiceKey, "a"}, func(w *ExistingServiceL2Status) {
-			w.Status.Interfaces = append(w.Status.Interfaces, HeldService{InterfaceNamesOrEmptyForAll: []string{"eth7"}}.ToAPI().Interfaces...)
+		"another node holds a part of a Service":         {append(slices.Clone(mine), written(ServiceL2StatusKey{webServiceKey, "b"}, func(w *ExistingServiceL2Status) { w.Status.Gantry.Addresses = []string{heldIPv6.String()} })), nil, nil},
+		"a dead node's entry of addresses that we hold":  {append(slices.Clone(mine), written(ServiceL2StatusKey{webServiceKey, "b"}, nil)), nil, []string{ServiceL2StatusKey{webServiceKey, "b"}.ObjectName()}},
+		"another node's entry without a status yet":      {append(slices.Clone(mine), written(ServiceL2StatusKey{webServiceKey, "b"}, func(w *ExistingServiceL2Status) { w.Status.Gantry.Addresses = nil })), nil, nil},
+		"a dead node's entry of a Service we hold whole": {append(slices.Clone(mine), written(ServiceL2StatusKey{dnsServiceKey, "b"}, nil)), nil, []string{ServiceL2StatusKey{dnsServiceKey, "b"}.ObjectName()}},
+		"another node's Service":                         {append(slices.Clone(mine), written(ServiceL2StatusKey{old, "b"}, nil)), nil, nil},
+		"our entry of a Service we do not hold":          {append(slices.Clone(mine), written(ServiceL2StatusKey{old, "a"}, nil)), nil, []string{ServiceL2StatusKey{old, "a"}.ObjectName()}},
+		"our entry under a name of other software":       {append(slices.Clone(mine), written(ServiceL2StatusKey{webServiceKey, "a"}, func(w *ExistingServiceL2Status) { w.ExistingObjectName = "l2-x7f2k" })), nil, []string{"l2-x7f2k"}},
+		"other interfaces": {[]ExistingServiceL2Status{mine[0], written(ServiceL2StatusKey{dnsServiceKey, "a"}, func(w *ExistingServiceL2Status) {
+			w.Status.Interfaces = append(w.Status.Interfaces, HeldService{InterfaceNamesOrEmptyForAll: []string{"eth7"}}.ToServiceL2Status().Interfaces...)
 		})},
 			[]view.ObjectKey{dnsServiceKey}, nil},
-		"no status yet": {[]ExistingServiceL2Status{mine[0], written(Layer2Announcement{dnsServiceKey, "a"}, func(w *ExistingServiceL2Status) { w.Status.Gantry = nil })}, []view.ObjectKey{dnsServiceKey}, nil},
+		"no status yet": {[]ExistingServiceL2Status{mine[0], written(ServiceL2StatusKey{dnsServiceKey, "a"}, func(w *ExistingServiceL2Status) { w.Status.Gantry = nil })}, []view.ObjectKey{dnsServiceKey}, nil},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -138,7 +138,7 @@ func TestNetworkAndBroadcastAddressesAreReported(t *testing.T) {
 		in.UsableLinks[1].AddressesWithPrefixLength = []netip.Prefix{netip.MustParsePrefix(subnet)}
 		in.Plan.Layer2Verdicts = plan.NewSortedList(&plan.Layer2Verdict{Service: webServiceKey, Addresses: []netip.Addr{a}})
 		got := ""
-		written := BuildHeldServices(in)[0].ToAPI()
+		written := BuildHeldServices(in)[0].ToServiceL2Status()
 		for _, r := range written.Gantry.ReservedAddresses {
 			got += r.Address + " of " + r.Subnet
 		}
@@ -174,15 +174,15 @@ func TestConflictsAreListedUntilHostIsSilent(t *testing.T) {
 		t.Errorf("after a minute: %v, want the one that went on", c.All())
 	}
 	in := exampleInputs(intent.Binding{Address: heldIPv4, LinkIndexes: []int{2}})
-	in.Conflicts = &c
-	got := BuildHeldServices(in)[0].ToAPI().Gantry.Conflicts
+	in.HeldAddressConflicts = &c
+	got := BuildHeldServices(in)[0].ToServiceL2Status().Gantry.Conflicts
 	if len(got) != 1 || got[0].Address != "192.168.0.201" || got[0].MAC != "02:00:00:00:00:99" || !got[0].Since.Equal(&metav1.Time{Time: testStartTime}) {
 		t.Errorf("the status says %+v", got)
 	}
 	if k := speakerCondition(in, names.ConditionAddressesUncontested); k.Status != metav1.ConditionFalse || !strings.Contains(k.Message, "192.168.0.201 by 02:00:00:00:00:99") {
 		t.Errorf("the condition is %+v", k)
 	}
-	c.ForgetAddressesNotHeld(map[netip.Addr]bool{heldIPv6: true})
+	c.ForgetOtherAddresses(map[netip.Addr]bool{heldIPv6: true})
 	if len(c.All()) != 0 || speakerCondition(in, names.ConditionAddressesUncontested).Status != metav1.ConditionTrue {
 		t.Error("a claim to an address that is not held any more is no conflict")
 	}

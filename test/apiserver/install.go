@@ -27,10 +27,10 @@ func generatedCRDsDirectory() string {
 	return filepath.Join(filepath.Dir(file), "..", "..", "config", "crd", "bases")
 }
 
-// installCRDsAndNamespace creates the CRDs, the namespace and the policy for namespaces, and waits
-// until the API server serves the kinds. The API server rejects a CRD with a validation rule that
-// is too expensive, so every test that starts one proves that the CRDs can be installed.
-func installCRDsAndNamespace(ctx context.Context, t testing.TB, config *rest.Config, programs []*serverProgram) {
+// installCRDsNamespaceAndPolicy creates the CRDs, the namespace and the policy for namespaces, and
+// waits until the API server serves the kinds. The API server rejects a CRD with a validation rule
+// that is too expensive, so every test that starts one proves that the CRDs can be installed.
+func installCRDsNamespaceAndPolicy(ctx context.Context, t testing.TB, config *rest.Config, programs []*serverProgram) {
 	t.Helper()
 	ctrl.SetLogger(logr.Discard()) // a test that needs a log passes one to the parts that it starts
 	c, err := client.New(config, client.Options{})

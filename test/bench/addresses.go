@@ -14,11 +14,11 @@ import (
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
-// A rate is measured over rateMeasureInterval of processor time, assignmentsPerBatch things at a
-// time.
+// A rate is measured over measuredProcessorTimeInterval of processor time, assignmentsPerBatch
+// things at a time.
 const (
-	rateMeasureInterval = time.Second
-	assignmentsPerBatch = 1000
+	measuredProcessorTimeInterval = time.Second
+	assignmentsPerBatch           = 1000
 )
 
 // measureAllocator measures the allocator without the rest of the controller, on one core and in
@@ -61,7 +61,7 @@ func measureAllocator(_ context.Context, _ string) error {
 		}
 		fresh := all[c.held:]
 		var failed error
-		ours := measureRatePerSecond(func() {
+		ours := measureRatePerProcessorSecond(func() {
 			for i := range fresh {
 				if err := decideAndCommitAssignment(l, &fresh[i], snap); err != nil {
 					failed = err
@@ -76,7 +76,7 @@ func measureAllocator(_ context.Context, _ string) error {
 			return failed
 		}
 		baseline, first := newServiceNameByAddressMap(all[:c.held])
-		theirs := measureRatePerSecond(func() {
+		theirs := measureRatePerProcessorSecond(func() {
 			a := first
 			for i := range fresh {
 				baseline[a] = fresh[i].Key.Name
@@ -150,13 +150,13 @@ func newServiceNameByAddressMap(all []view.Service) (map[netip.Addr]string, neti
 	return out, a
 }
 
-// measureRatePerSecond returns how many things per second of processor time do processes,
+// measureRatePerProcessorSecond returns how many things per second of processor time do processes,
 // assignmentsPerBatch in each call. It calls undo in between and does not measure it.
-func measureRatePerSecond(do, undo func()) float64 {
+func measureRatePerProcessorSecond(do, undo func()) float64 {
 	n, spent := 0, time.Duration(0)
 	do() // allocates the memory that later calls reuse
 	undo()
-	for spent < rateMeasureInterval {
+	for spent < measuredProcessorTimeInterval {
 		start := processorTime()
 		do()
 		spent += processorTime() - start

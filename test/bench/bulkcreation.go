@@ -25,8 +25,8 @@ const (
 
 // The limits of many Services at once.
 const (
-	maxBulkP99RatioToBaseline = 1.6
-	maxOtherWritesPerService  = 0.3
+	maxBulkP99RatioToBaseline        = 1.6
+	maxLedgerAndPoolWritesPerService = 0.3
 )
 
 // serviceCountsCreatedAtOnce are the numbers of Services that are created at once.
@@ -83,20 +83,20 @@ func measureBulkCreation(ctx context.Context, dir string) error {
 		fmt.Printf("%-64s %s\n", "baseline: this program watches and writes the status, 32 at a time", b)
 		fmt.Printf("  processor time for each Service: %s\n  and in the baseline: %s\n", g.cpuTimePerServiceText, b.cpuTimePerServiceText)
 		fmt.Printf("  writes for each Service: %.3f of its status, %.3f events, %.3f others (AddressLedger %d, pools %d)\n",
-			g.writesPerService("services/status"), g.writesPerService("events"), g.otherWritesPerService(),
+			g.writesPerServiceOfResource("services/status"), g.writesPerServiceOfResource("events"), g.ledgerAndPoolWritesPerService(),
 			g.writeCounts["addressledgers"], g.writeCounts["ipaddresspools/status"])
 		fmt.Printf("  ratio of the 99th percentiles %.2f, at most %.1f; %.3f writes for each Service besides status and event, at most %.1f\n",
-			g.p99RatioTo(b), maxBulkP99RatioToBaseline, g.otherWritesPerService(), maxOtherWritesPerService)
-		if g.p99RatioTo(b) > maxBulkP99RatioToBaseline || g.otherWritesPerService() > maxOtherWritesPerService {
+			g.p99RatioTo(b), maxBulkP99RatioToBaseline, g.ledgerAndPoolWritesPerService(), maxLedgerAndPoolWritesPerService)
+		if g.p99RatioTo(b) > maxBulkP99RatioToBaseline || g.ledgerAndPoolWritesPerService() > maxLedgerAndPoolWritesPerService {
 			tooMuch = errors.Join(tooMuch, fmt.Errorf("%d Services at once: the 99th percentile is %.2f times the baseline's (at most %.1f), and there are %.3f other writes for each (at most %.1f)",
-				n, g.p99RatioTo(b), maxBulkP99RatioToBaseline, g.otherWritesPerService(), maxOtherWritesPerService))
+				n, g.p99RatioTo(b), maxBulkP99RatioToBaseline, g.ledgerAndPoolWritesPerService(), maxLedgerAndPoolWritesPerService))
 		}
 	}
 	return errors.Join(tooMuch, measureControllerRestart(ctx, s, 8000))
 }
 
-// bulkResult is the result for a number of Services that were created at once.
-type bulkResult struct {
+// bulkCreationResult is the result for a number of Services that were created at once.
+type bulkCreationResult struct {
 	serviceCount int
 	// from the request for a Service until a watch shows its address
 	medianLatency, p99Latency, longestLatency time.Duration
@@ -108,30 +108,31 @@ type bulkResult struct {
 }
 
 // String returns the figures in one line.
-func (g bulkResult) String() string {
+func (g bulkCreationResult) String() string {
 	ms := func(d time.Duration) int64 { return d.Milliseconds() }
 	return fmt.Sprintf("median %4d  99%% %4d  max %4d ms; last address %4d ms after the last creation (%d per second)",
 		ms(g.medianLatency), ms(g.p99Latency), ms(g.longestLatency), ms(g.timeFromLastCreationToLastAddress), int(float64(g.serviceCount)/g.timeToCreateAllServices.Seconds()))
 }
 
-func (g bulkResult) writesPerService(what string) float64 {
+func (g bulkCreationResult) writesPerServiceOfResource(what string) float64 {
 	return float64(g.writeCounts[what]) / float64(g.serviceCount)
 }
 
-// otherWritesPerService counts the writes that are neither of a Service's status nor events.
-func (g bulkResult) otherWritesPerService() float64 {
-	return g.writesPerService("addressledgers") + g.writesPerService("ipaddresspools/status")
+// ledgerAndPoolWritesPerService counts the writes that are neither of a Service's status nor
+// events.
+func (g bulkCreationResult) ledgerAndPoolWritesPerService() float64 {
+	return g.writesPerServiceOfResource("addressledgers") + g.writesPerServiceOfResource("ipaddresspools/status")
 }
 
 // p99RatioTo is the ratio of the 99th percentiles of the latency.
-func (g bulkResult) p99RatioTo(baseline bulkResult) float64 {
+func (g bulkCreationResult) p99RatioTo(baseline bulkCreationResult) float64 {
 	return float64(g.p99Latency) / float64(baseline.p99Latency)
 }
 
 // createServicesAndMeasureAssignment creates n Services of a class in a namespace of their own, and
 // waits until each has an address and its event.
-func createServicesAndMeasureAssignment(ctx context.Context, s *cluster.Cluster, namespace, class string, n int) (bulkResult, error) {
-	g := bulkResult{serviceCount: n}
+func createServicesAndMeasureAssignment(ctx context.Context, s *cluster.Cluster, namespace, class string, n int) (bulkCreationResult, error) {
+	g := bulkCreationResult{serviceCount: n}
 	if err := s.API.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}); client.IgnoreAlreadyExists(err) != nil {
 		return g, err
 	}
@@ -170,12 +171,12 @@ func createServicesAndMeasureAssignment(ctx context.Context, s *cluster.Cluster,
 	if err != nil {
 		return g, err
 	}
-	g.writeCounts, g.cpuTimePerServiceText = now.SubtractEarlierCounts(before), readCPUTimeByProgram(s.SupervisorPID()).describeSince(usedBefore, n)
+	g.writeCounts, g.cpuTimePerServiceText = now.SubtractEarlierCounts(before), readCPUTimeByProgram(s.SupervisorPID()).describePerServiceSince(usedBefore, n)
 	g.computeLatenciesAndTotals(created, given)
 	return g, nil
 }
 
-func (g *bulkResult) computeLatenciesAndTotals(created []cluster.ServiceCreationTimes, given []time.Time) {
+func (g *bulkCreationResult) computeLatenciesAndTotals(created []cluster.ServiceCreationTimes, given []time.Time) {
 	waits := make([]time.Duration, len(given))
 	first, done, last := created[0].RequestSentAt, created[0].AnswerReceivedAt, given[0]
 	for i := range given {
@@ -204,12 +205,12 @@ func laterTime(a, b time.Time) time.Time {
 // measureBulkStatusWriteBaseline measures the same Services without Gantry: this program writes the
 // status of each Service that its watch shows, as fast as it can. That is what the API server and
 // the machine need. It deletes the Services at the end.
-func measureBulkStatusWriteBaseline(ctx context.Context, s *cluster.Cluster, n int) (bulkResult, error) {
+func measureBulkStatusWriteBaseline(ctx context.Context, s *cluster.Cluster, n int) (bulkCreationResult, error) {
 	const namespace = "baseline"
 	writing, end := context.WithCancel(ctx)
 	defer end()
 	if err := startBaselineStatusWriter(writing, s, namespace); err != nil {
-		return bulkResult{}, err
+		return bulkCreationResult{}, err
 	}
 	g, err := createServicesAndMeasureAssignment(ctx, s, namespace, baselineLoadBalancerClass, n)
 	if err != nil {

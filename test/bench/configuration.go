@@ -19,10 +19,10 @@ const (
 	configurationBuildCount  = 20
 )
 
-// measureConfiguration measures in processor time how long it takes to build the configuration from
-// pools with 50,000 entries in random order. The baseline reads each entry once and does nothing
-// else.
-func measureConfiguration() error {
+// measureConfigurationBuildTime measures in processor time how long it takes to build the
+// configuration from pools with 50,000 entries in random order. The baseline reads each entry once
+// and does nothing else.
+func measureConfigurationBuildTime() error {
 	runtime.GOMAXPROCS(1)
 	defer runtime.GOMAXPROCS(runtime.NumCPU())
 	var texts []string

@@ -48,9 +48,9 @@ func readCPUTimeByProgram(root int) cpuTimeByProgram {
 	return out
 }
 
-// describeSince lists the processor time since an earlier reading, divided by n, for the programs
-// that matter.
-func (u cpuTimeByProgram) describeSince(before cpuTimeByProgram, n int) string {
+// describePerServiceSince lists the processor time since an earlier reading, divided by n, for the
+// programs that matter.
+func (u cpuTimeByProgram) describePerServiceSince(before cpuTimeByProgram, n int) string {
 	var out []string
 	for _, name := range []string{"kube-apiserver", "etcd", "controller", "speaker", "kube-proxy", "kube-controller-manager"} {
 		out = append(out, fmt.Sprintf("%s %.2f", name, float64((u[name]-before[name]).Microseconds())/1000/float64(n)))

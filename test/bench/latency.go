@@ -24,8 +24,8 @@ const (
 	maxMedianRatioToBaseline = 1.5
 )
 
-// serviceCreationsPerSecond are in Services per second.
-var serviceCreationsPerSecond = []int{1, 10, 40, 100}
+// measuredCreationRatesPerSecond are in Services per second.
+var measuredCreationRatesPerSecond = []int{1, 10, 40, 100}
 
 // measureAssignmentAtCreationRates measures the time from the creation of a Service to its address
 // on a lab of one node, for Services that come one after the other. The baseline is a program that
@@ -37,18 +37,18 @@ func measureAssignmentAtCreationRates(ctx context.Context, dir string) error {
 	}
 	defer s.Close()
 	// The first Services warm up all programs.
-	if _, err := createServicesAtRate(ctx, s, "latency-first", "", 10, servicesPerLatencyRound); err != nil {
+	if _, err := measureLatenciesAtCreationRate(ctx, s, "latency-first", "", 10, servicesPerLatencyRound); err != nil {
 		return err
 	}
 	var tooSlow error
-	for _, rate := range serviceCreationsPerSecond {
+	for _, rate := range measuredCreationRatesPerSecond {
 		var given, baseline []time.Duration
 		for round := range latencyRoundsPerRate {
 			b, err := measureStatusWriteAtCreationRate(ctx, s, fmt.Sprintf("baseline-%d-%d", rate, round), rate)
 			if err != nil {
 				return err
 			}
-			g, err := createServicesAtRate(ctx, s, fmt.Sprintf("latency-%d-%d", rate, round), "", rate, servicesPerLatencyRound)
+			g, err := measureLatenciesAtCreationRate(ctx, s, fmt.Sprintf("latency-%d-%d", rate, round), "", rate, servicesPerLatencyRound)
 			if err != nil {
 				return err
 			}
@@ -72,12 +72,12 @@ func measureStatusWriteAtCreationRate(ctx context.Context, s *cluster.Cluster, n
 	if err := startBaselineStatusWriter(writing, s, namespace); err != nil {
 		return nil, err
 	}
-	return createServicesAtRate(ctx, s, namespace, baselineLoadBalancerClass, rate, servicesPerLatencyRound)
+	return measureLatenciesAtCreationRate(ctx, s, namespace, baselineLoadBalancerClass, rate, servicesPerLatencyRound)
 }
 
-// createServicesAtRate creates n Services of a class, one after the other, and returns the time
-// from each creation until a watch shows its address. It deletes the Services at the end.
-func createServicesAtRate(ctx context.Context, s *cluster.Cluster, namespace, class string, perSecond, n int) ([]time.Duration, error) {
+// measureLatenciesAtCreationRate creates n Services of a class, one after the other, and returns
+// the time from each creation until a watch shows its address. It deletes the Services at the end.
+func measureLatenciesAtCreationRate(ctx context.Context, s *cluster.Cluster, namespace, class string, perSecond, n int) ([]time.Duration, error) {
 	if err := s.API.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}); client.IgnoreAlreadyExists(err) != nil {
 		return nil, err
 	}

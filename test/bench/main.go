@@ -57,7 +57,7 @@ var benchmarks = []struct {
 	measure func(ctx context.Context, dir string) error
 }{
 	{"addresses", measureAllocator},
-	{"configuration", func(context.Context, string) error { return measureConfiguration() }},
+	{"configuration", func(context.Context, string) error { return measureConfigurationBuildTime() }},
 	{"responder", func(ctx context.Context, _ string) error { return measureARPAndNDPResponder(ctx) }},
 	{"scale", measureControllerWithManyServices},
 	{"latency", measureAssignmentAtCreationRates},
@@ -112,7 +112,7 @@ func measureAssignmentFailoverAndHandover(ctx context.Context, dir string) error
 	if _, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true"); err != nil {
 		return err
 	}
-	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
+	address, err := s.AwaitFirstAddressOfService(ctx, "default", "echo")
 	if err != nil {
 		return err
 	}

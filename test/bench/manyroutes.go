@@ -31,7 +31,7 @@ spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.2}
 // measureSpeakerWith10000Routes measures a node that announces 10,000 addresses to two routers.
 func measureSpeakerWith10000Routes(ctx context.Context, dir string) error {
 	const many = 10000
-	if m := router.MissingPrerequisite(router.FRR); m != "" {
+	if m := router.DescribeMissingPrerequisite(router.FRR); m != "" {
 		fmt.Println("many routes are not measured:", m)
 		return nil
 	}
@@ -76,7 +76,7 @@ func measureSpeakerWith10000Routes(ctx context.Context, dir string) error {
 	if err := measureUpdateDelayOfEndpointChange(ctx, s, many); err != nil {
 		return err
 	}
-	if err := countUpdatesOfServiceDeletions(ctx, s, tors[0], many); err != nil {
+	if err := deleteServicesAndCountBGPUpdates(ctx, s, tors[0], many); err != nil {
 		return err
 	}
 	if err := checkSpeakerMemory(fmt.Sprintf("resident memory of the speaker with %d addresses and 2 peers", many)); err != nil {
@@ -186,8 +186,8 @@ func measureRouteRecoveryAfterSessionReset(ctx context.Context, tor *lab.Router,
 	return time.Since(begun), err
 }
 
-// countUpdatesOfServiceDeletions deletes single Services among n, and counts the UPDATEs.
-func countUpdatesOfServiceDeletions(ctx context.Context, s *cluster.Cluster, tor *lab.Router, n int) error {
+// deleteServicesAndCountBGPUpdates deletes single Services among n, and counts the UPDATEs.
+func deleteServicesAndCountBGPUpdates(ctx context.Context, s *cluster.Cluster, tor *lab.Router, n int) error {
 	var took []time.Duration
 	before, err := readFRRBGPNeighbors(ctx, tor)
 	if err != nil {

@@ -18,7 +18,7 @@ type residentMemory struct{ totalBytes, anonymousBytes, fileMappedBytes, peakByt
 // checkSpeakerMemory prints the memory of the largest speaker, and returns an error if it is too
 // much.
 func checkSpeakerMemory(what string) error {
-	r, err := readSpeakerMemory()
+	r, err := readMemoryOfLargestSpeaker()
 	if err != nil {
 		return err
 	}
@@ -30,8 +30,8 @@ func checkSpeakerMemory(what string) error {
 	return nil
 }
 
-// readSpeakerMemory returns the resident memory of the largest speaker.
-func readSpeakerMemory() (residentMemory, error) {
+// readMemoryOfLargestSpeaker returns the resident memory of the largest speaker.
+func readMemoryOfLargestSpeaker() (residentMemory, error) {
 	var most residentMemory
 	files, err := filepath.Glob("/proc/[0-9]*/status")
 	if err != nil {

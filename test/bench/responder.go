@@ -11,9 +11,9 @@ import (
 
 // The load on the responder.
 const (
-	floodedAddressCount   = 10000
-	floodQueriesPerSecond = 50000 // per second
-	floodInterval         = 5 * time.Second
+	floodedAddressCount     = 10000
+	floodQueriesPerSecond   = 50000 // per second
+	floodStartToEndInterval = 5 * time.Second
 )
 
 // measureARPAndNDPResponder floods the speaker's engine with queries, and for comparison the kernel
@@ -41,10 +41,10 @@ func measureARPAndNDPResponder(ctx context.Context) error {
 
 func inMicroseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
 
-func floodAndMeasureAnswers(ctx context.Context, f ipfamily.Family, answering string) (flood.Outcome, error) {
-	c, err := flood.NewHarness(flood.Options{QueriedAddressFamily: f, QueriedAddressCount: floodedAddressCount, QueriesPerSecond: floodQueriesPerSecond, Duration: floodInterval})
+func floodAndMeasureAnswers(ctx context.Context, f ipfamily.Family, answering string) (flood.FloodMeasurement, error) {
+	c, err := flood.NewCabledNamespacePair(flood.Options{QueriedAddressFamily: f, QueriedAddressCount: floodedAddressCount, QueriesPerSecond: floodQueriesPerSecond, Duration: floodStartToEndInterval})
 	if err != nil {
-		return flood.Outcome{}, err
+		return flood.FloodMeasurement{}, err
 	}
 	defer c.DeleteNamespaces()
 	switch answering {
@@ -57,7 +57,7 @@ func floodAndMeasureAnswers(ctx context.Context, f ipfamily.Family, answering st
 		}
 	}
 	if err != nil {
-		return flood.Outcome{}, err
+		return flood.FloodMeasurement{}, err
 	}
 	return c.SendQueriesAndMeasureAnswers(ctx)
 }

@@ -42,7 +42,7 @@ func measureAssignmentAtLeaderChanges(ctx context.Context, s *cluster.Cluster) e
 }
 
 func measureAssignmentAtLeaderChange(ctx context.Context, s *cluster.Cluster, sig syscall.Signal, name string) (time.Duration, error) {
-	if err := s.AwaitRollout(ctx); err != nil { // both controllers are ready
+	if err := s.AwaitGantryRollout(ctx); err != nil { // both controllers are ready
 		return 0, err
 	}
 	watching, end := context.WithCancel(ctx)

@@ -63,7 +63,7 @@ spec: {ipAddressPools: [routed]}
 
 // measureBGPWithFRRRouter measures BGP with FRR on a lab of three nodes.
 func measureBGPWithFRRRouter(ctx context.Context, dir string) error {
-	if m := router.MissingPrerequisite(router.FRR); m != "" {
+	if m := router.DescribeMissingPrerequisite(router.FRR); m != "" {
 		fmt.Println("routes are not measured:", m)
 		return nil
 	}
@@ -85,7 +85,7 @@ func measureBGPWithFRRRouter(ctx context.Context, dir string) error {
 	if err := s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node3")); err != nil {
 		return err
 	}
-	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
+	address, err := s.AwaitFirstAddressOfService(ctx, "default", "echo")
 	if err != nil {
 		return err
 	}
@@ -195,7 +195,7 @@ func measureNextHopRemovalAfterCableCut(ctx context.Context, s *cluster.Cluster,
 	var took []time.Duration
 	for range times {
 		time.Sleep(2 * time.Second) // until BFD is up and has negotiated its intervals
-		begun := watchCarrierLoss(ctx, s)
+		begun := watchCarrierLossOfNode1(ctx, s)
 		if err := s.CutCable(ctx, "node1"); err != nil {
 			return err
 		}
@@ -215,9 +215,9 @@ func measureNextHopRemovalAfterCableCut(ctx context.Context, s *cluster.Cluster,
 	return nil
 }
 
-// watchCarrierLoss returns the time when the link of node1 loses its carrier, as the node sees it:
-// the request to cut the cable itself takes some time.
-func watchCarrierLoss(ctx context.Context, s *cluster.Cluster) <-chan time.Time {
+// watchCarrierLossOfNode1 returns the time when the link of node1 loses its carrier, as the node
+// sees it: the request to cut the cable itself takes some time.
+func watchCarrierLossOfNode1(ctx context.Context, s *cluster.Cluster) <-chan time.Time {
 	out := make(chan time.Time, 1)
 	go func() {
 		for ctx.Err() == nil {
@@ -256,7 +256,7 @@ func countLostRequestsInBGPDepartures(ctx context.Context, s *cluster.Cluster, v
 			if err := kubectl("-n", "metallb-system", "rollout", "restart", "daemonset/gantry-speaker"); err != nil {
 				return err
 			}
-			return s.AwaitRollout(ctx)
+			return s.AwaitGantryRollout(ctx)
 		},
 		"a node is drained and comes back": func() error {
 			if err := kubectl("annotate", "node", "node2", "gantry.dev/drain=bench"); err != nil {

@@ -114,8 +114,8 @@ func waitUntilTrueAndMeasure(ctx context.Context, what string, done func() bool)
 	}
 }
 
-// newServerWithPools returns a Server with all pools.
-func newServerWithPools() *server.Server {
+// newInMemoryAPIServerWithPools returns a Server with all pools.
+func newInMemoryAPIServerWithPools() *server.Server {
 	s := server.NewServer(nil)
 	for i := range scalePoolCount {
 		s.SetPool(fmt.Sprintf("pool-%04d", i), v1beta1.IPAddressPoolSpec{Addresses: []string{fmt.Sprintf("10.%d.%d.0/24", i/256, i%256)}})
@@ -126,7 +126,7 @@ func newServerWithPools() *server.Server {
 // measureAssigningAllServices measures how long the addresses for 100,000 existing Services take,
 // and writes the Services to the file.
 func measureAssigningAllServices(ctx context.Context, file string) error {
-	s := newServerWithPools()
+	s := newInMemoryAPIServerWithPools()
 	for i := range scaleServiceCount {
 		s.CreateService(compactService(newTypicalService(i)))
 	}
@@ -156,15 +156,15 @@ func measureAssigningAllServices(ctx context.Context, file string) error {
 	return f.Close()
 }
 
-// loadServerFromFile returns a Server with the Services of the file, as the controller's cache
-// stores them.
-func loadServerFromFile(file string) (*server.Server, error) {
+// loadInMemoryAPIServerFromFile returns a Server with the Services of the file, as the controller's
+// cache stores them.
+func loadInMemoryAPIServerFromFile(file string) (*server.Server, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	s := newServerWithPools()
+	s := newInMemoryAPIServerWithPools()
 	for in := gob.NewDecoder(f); ; {
 		var b []byte
 		err := in.Decode(&b)
@@ -180,9 +180,9 @@ func loadServerFromFile(file string) (*server.Server, error) {
 	}
 }
 
-// createCompleteLedger creates the AddressLedger as the controller before left it: without an open
-// assignment. Without it, the next controller would write each Service once.
-func createCompleteLedger(ctx context.Context, s *server.Server) error {
+// createEmptyLedgerMarkedComplete creates the AddressLedger as the controller before left it:
+// without an open assignment. Without it, the next controller would write each Service once.
+func createEmptyLedgerMarkedComplete(ctx context.Context, s *server.Server) error {
 	client := server.NewClient(s, nil)
 	l, err := client.ReadOrCreateLedger(ctx, names.PendingAssignmentsLedger)
 	if err != nil {
@@ -198,7 +198,7 @@ func createCompleteLedger(ctx context.Context, s *server.Server) error {
 // measureControllerStartWithServices measures the start of a controller with the Services of the
 // file.
 func measureControllerStartWithServices(ctx context.Context, file string) error {
-	s, err := loadServerFromFile(file)
+	s, err := loadInMemoryAPIServerFromFile(file)
 	if err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func measureControllerStartWithServices(ctx context.Context, file string) error 
 		_ = view.FromService(copyWithManagedFields(o))
 	}
 	reading := time.Since(begun)
-	if err := createCompleteLedger(ctx, s); err != nil {
+	if err := createEmptyLedgerMarkedComplete(ctx, s); err != nil {
 		return err
 	}
 	debug.FreeOSMemory()

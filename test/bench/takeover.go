@@ -42,8 +42,8 @@ func measureTakeover(ctx context.Context) error {
 	return nil
 }
 
-// takeoverHarness has speakers on a LAN segment and a host that listens.
-type takeoverHarness struct {
+// takeoverTestLAN has speakers on a LAN segment and a host that listens.
+type takeoverTestLAN struct {
 	gossip          *memberstest.FakeGossip
 	bridgeNamespace netns.Path
 	agents          []*agent.Agent
@@ -61,7 +61,7 @@ type takeoverHarness struct {
 // is true, and cuts the first node off.
 func measureTakeoverAfterCut(ctx context.Context, addresses int, onlyFirst bool) error {
 	ctx, cancel := context.WithCancel(ctx)
-	c := &takeoverHarness{gossip: memberstest.NewFakeGossip(), firstAnnouncementTimesByAddress: map[netip.Addr]map[facts.MAC]time.Time{}}
+	c := &takeoverTestLAN{gossip: memberstest.NewFakeGossip(), firstAnnouncementTimesByAddress: map[netip.Addr]map[facts.MAC]time.Time{}}
 	var parts sync.WaitGroup
 	defer func() {
 		cancel()
@@ -149,7 +149,7 @@ func lastAnnouncingMAC(by map[facts.MAC]time.Time) facts.MAC {
 }
 
 // buildLANAndStartSpeakers creates the segment and starts the speakers and the listener.
-func (c *takeoverHarness) buildLANAndStartSpeakers(ctx context.Context, parts *sync.WaitGroup) error {
+func (c *takeoverTestLAN) buildLANAndStartSpeakers(ctx context.Context, parts *sync.WaitGroup) error {
 	newNamespace := func() (netns.Path, error) {
 		h, release, err := netns.NewUnnamed()
 		if err == nil {
@@ -182,7 +182,7 @@ func (c *takeoverHarness) buildLANAndStartSpeakers(ctx context.Context, parts *s
 }
 
 // connectHost connects a host to the segment.
-func (c *takeoverHarness) connectHost(host netns.Path, i int) (facts.Link, error) {
+func (c *takeoverTestLAN) connectHost(host netns.Path, i int) (facts.Link, error) {
 	port := fmt.Sprintf("p%d", i)
 	address := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, 255, byte(1 + i)}), 16)
 	l := facts.Link{Name: "eth0", AddressesWithPrefixLength: []netip.Prefix{address}}
@@ -202,16 +202,16 @@ func (c *takeoverHarness) connectHost(host netns.Path, i int) (facts.Link, error
 }
 
 // startSpeaker starts the parts of a speaker that need no API server.
-func (c *takeoverHarness) startSpeaker(ctx context.Context, host netns.Path, l facts.Link, parts *sync.WaitGroup) {
+func (c *takeoverTestLAN) startSpeaker(ctx context.Context, host netns.Path, l facts.Link, parts *sync.WaitGroup) {
 	name := nodeName(len(c.agents))
 	member := c.gossip.Join(name, l.AddressesWithPrefixLength[0].Addr(), uint64(len(c.agents)+1))
 	engine := layer2.NewEngine(wire.PacketSocketOpener{}, time.Now)
 	links := make(chan facts.LinkSet, 1)
 	links <- facts.LinkSet{l}
 	a := agent.New(agent.Options{
-		NodeName: name, RunNonce: uint64(len(c.agents) + 1), Timing: elect.DefaultTiming(), Layer2: engine, BGP: noOpBGPEngine{}, Members: member,
-		HealthChecks: healthcheck.NewPoller(time.Now, slog.New(slog.DiscardHandler)),
-		LinkSets:     links, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		NodeName: name, RunNonce: uint64(len(c.agents) + 1), ElectionTiming: elect.DefaultTiming(), Layer2Engine: engine, BGPEngine: noOpBGPEngine{}, GossipMembership: member,
+		HealthCheckPoller: healthcheck.NewPoller(time.Now, slog.New(slog.DiscardHandler)),
+		LinkUpdates:       links, Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	c.agents, c.members, c.speakerMACs = append(c.agents, a), append(c.members, member), append(c.speakerMACs, l.MAC)
 	parts.Go(func() { _ = host.RunInside(func() error { return engine.Run(ctx) }) })
@@ -225,7 +225,7 @@ type noOpBGPEngine struct{}
 func (noOpBGPEngine) SetDesiredState(bgp.DesiredState) {}
 
 // recordFirstAnnouncementTimes records when each speaker first announces an address.
-func (c *takeoverHarness) recordFirstAnnouncementTimes(ctx context.Context, host netns.Path, l facts.Link, parts *sync.WaitGroup) error {
+func (c *takeoverTestLAN) recordFirstAnnouncementTimes(ctx context.Context, host netns.Path, l facts.Link, parts *sync.WaitGroup) error {
 	var port layer2.Port
 	if err := host.RunInside(func() (err error) {
 		port, err = wire.PacketSocketOpener{}.OpenPort(l, ipfamily.IPv4)
@@ -257,7 +257,7 @@ func (c *takeoverHarness) recordFirstAnnouncementTimes(ctx context.Context, host
 
 // configureSpeakersWithServices configures every speaker with a Service for each address, and
 // returns the addresses. If onlyFirst is true, all nodes except the first are excluded.
-func (c *takeoverHarness) configureSpeakersWithServices(ctx context.Context, addresses int, onlyFirst bool) map[netip.Addr]bool {
+func (c *takeoverTestLAN) configureSpeakersWithServices(ctx context.Context, addresses int, onlyFirst bool) map[netip.Addr]bool {
 	first := netip.MustParseAddr("10.1.0.1")
 	all := map[netip.Addr]bool{}
 	changes := []agent.PlannerInputChange{agent.NewSnapshotReplacedChange(&snapshot.Snapshot{
@@ -282,7 +282,7 @@ func (c *takeoverHarness) configureSpeakersWithServices(ctx context.Context, add
 }
 
 // awaitAnnouncements waits until each address has been announced by a speaker that from accepts.
-func (c *takeoverHarness) awaitAnnouncements(ctx context.Context, addresses map[netip.Addr]bool, from func(facts.MAC) bool) error {
+func (c *takeoverTestLAN) awaitAnnouncements(ctx context.Context, addresses map[netip.Addr]bool, from func(facts.MAC) bool) error {
 	missing := func() int {
 		c.mu.Lock()
 		defer c.mu.Unlock()

@@ -47,7 +47,7 @@ func measureAssignmentDuringPortToggles(ctx context.Context, dir string) error {
 		if err := s.API.Create(ctx, o); err != nil {
 			return err
 		}
-		if _, err := s.AwaitFirstServiceAddress(ctx, "default", name); err != nil {
+		if _, err := s.AwaitFirstAddressOfService(ctx, "default", name); err != nil {
 			return err
 		}
 	}
@@ -88,7 +88,7 @@ func measureRoundWithPortToggles(ctx context.Context, s *cluster.Cluster, name s
 	defer end()
 	var tenant errgroup.Group
 	tenant.Go(func() (err error) {
-		out.portEditCount, err = togglePort(toggling, s.API, "sharer-b")
+		out.portEditCount, err = togglePortUntilCancelled(toggling, s.API, "sharer-b")
 		return err
 	})
 	waits, err := measureSequentialAssignmentLatencies(ctx, s, name)
@@ -133,9 +133,9 @@ func measureSequentialAssignmentLatencies(ctx context.Context, s *cluster.Cluste
 	return out, nil
 }
 
-// togglePort sets the port of a Service to 80 and to 81 in turns until ctx ends, and returns how
-// often.
-func togglePort(ctx context.Context, c client.Client, name string) (int, error) {
+// togglePortUntilCancelled sets the port of a Service to 80 and to 81 in turns until ctx ends, and
+// returns how often.
+func togglePortUntilCancelled(ctx context.Context, c client.Client, name string) (int, error) {
 	tick := time.NewTicker(toggleInterval)
 	defer tick.Stop()
 	for n := 0; ; n++ {

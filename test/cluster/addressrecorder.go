@@ -47,7 +47,7 @@ func (s *Cluster) StartAddressRecorder(ctx context.Context, namespace string) (*
 			}
 			for e := range w.ResultChan() {
 				if o, ok := e.Object.(*corev1.Service); ok {
-					c.recordEvent(o, e.Type == watch.Deleted)
+					c.recordServiceWatchEvent(o, e.Type == watch.Deleted)
 				}
 			}
 			w = nil
@@ -64,7 +64,7 @@ func (c *AddressRecorder) listAndWatch(ctx context.Context, s *Cluster, namespac
 	}
 	c.replaceStateByServiceList(list.Items)
 	for i := range list.Items {
-		c.recordEvent(&list.Items[i], false)
+		c.recordServiceWatchEvent(&list.Items[i], false)
 	}
 	w, err := s.API.Watch(ctx, &list, client.InNamespace(namespace), &client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: list.ResourceVersion}})
 	if err != nil {
@@ -91,8 +91,8 @@ func (c *AddressRecorder) replaceStateByServiceList(there []corev1.Service) {
 	}
 }
 
-// recordEvent records an event of the watch.
-func (c *AddressRecorder) recordEvent(o *corev1.Service, gone bool) {
+// recordServiceWatchEvent records an event of the watch.
+func (c *AddressRecorder) recordServiceWatchEvent(o *corev1.Service, gone bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.lastSeenByService[o.Name]

@@ -31,11 +31,11 @@ type Cluster struct {
 	API client.WithWatch
 }
 
-// StartLabWithoutGantry starts a lab. Unless o.BinDir names others, it runs the binaries in the
-// repository's bin directory.
+// StartLabWithoutGantry starts a lab. Unless o.GantryBinDir names others, it runs the binaries in
+// the repository's bin directory.
 func StartLabWithoutGantry(ctx context.Context, o lab.Options) (*Cluster, error) {
-	if o.BinDir == "" {
-		o.BinDir = filepath.Join(lab.RepositoryRoot(), "bin")
+	if o.GantryBinDir == "" {
+		o.GantryBinDir = filepath.Join(lab.RepositoryRoot(), "bin")
 	}
 	l, err := lab.Start(ctx, o)
 	if err != nil {
@@ -73,11 +73,11 @@ func (s *Cluster) InstallGantry(ctx context.Context) error {
 	if _, err := s.RunKubectl(ctx, "", "apply", "-k", filepath.Join(lab.RepositoryRoot(), "config", "default")); err != nil {
 		return err
 	}
-	return s.AwaitRollout(ctx)
+	return s.AwaitGantryRollout(ctx)
 }
 
-// AwaitRollout waits until all of Gantry's Pods are ready and of the latest version.
-func (s *Cluster) AwaitRollout(ctx context.Context) error {
+// AwaitGantryRollout waits until all of Gantry's Pods are ready and of the latest version.
+func (s *Cluster) AwaitGantryRollout(ctx context.Context) error {
 	for _, w := range []string{"deployment/gantry-controller", "daemonset/gantry-speaker"} {
 		if _, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "rollout", "status", "--timeout=5m", w); err != nil {
 			return err
@@ -92,19 +92,19 @@ func (s *Cluster) ApplyManifests(ctx context.Context, manifests string) error {
 	return err
 }
 
-// longestWaitTimeout limits every wait: on a busy machine a kubectl command alone may take several
+// awaitNoErrorTimeout limits every wait: on a busy machine a kubectl command alone may take several
 // seconds. pollInterval is the time between two checks, and httpRequestTimeout limits one HTTP
 // request.
 const (
-	longestWaitTimeout = 90 * time.Second
-	pollInterval       = 20 * time.Millisecond
-	httpRequestTimeout = 5 * time.Second
+	awaitNoErrorTimeout = 90 * time.Second
+	pollInterval        = 20 * time.Millisecond
+	httpRequestTimeout  = 5 * time.Second
 )
 
 // AwaitNoError calls check until it returns nil. The error has the name of what was awaited and the
 // last error of check.
 func AwaitNoError(ctx context.Context, what string, check func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, longestWaitTimeout)
+	ctx, cancel := context.WithTimeout(ctx, awaitNoErrorTimeout)
 	defer cancel()
 	for {
 		err := check(ctx)
@@ -126,8 +126,8 @@ func (s *Cluster) GetService(ctx context.Context, namespace, name string) (*core
 	return &svc, err
 }
 
-// AwaitFirstServiceAddress waits until the Service has an address and returns the first.
-func (s *Cluster) AwaitFirstServiceAddress(ctx context.Context, namespace, name string) (netip.Addr, error) {
+// AwaitFirstAddressOfService waits until the Service has an address and returns the first.
+func (s *Cluster) AwaitFirstAddressOfService(ctx context.Context, namespace, name string) (netip.Addr, error) {
 	var a netip.Addr
 	err := AwaitNoError(ctx, "an address of Service "+name, func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, namespace, name)

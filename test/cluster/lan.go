@@ -21,9 +21,9 @@ const lanLinkName = "eth0"
 // gossipPort is the port of the gossip between speakers.
 const gossipPort = "7946"
 
-// BlockGossip drops the gossip between two groups of nodes and nothing else. UnblockPorts on each
-// node undoes it.
-func (s *Cluster) BlockGossip(ctx context.Context, one, other []string) error {
+// BlockGossipBetweenNodeGroups drops the gossip between two groups of nodes and nothing else.
+// UnblockPorts on each node undoes it.
+func (s *Cluster) BlockGossipBetweenNodeGroups(ctx context.Context, one, other []string) error {
 	for _, groups := range [][2][]string{{one, other}, {other, one}} {
 		if err := s.BlockGossipOneWay(ctx, groups[0], groups[1], "tcp", "udp"); err != nil {
 			return err
@@ -35,7 +35,7 @@ func (s *Cluster) BlockGossip(ctx context.Context, one, other []string) error {
 // BlockGossipOneWay drops the gossip of these protocols that one group of nodes sends to another
 // one. UnblockPorts on each sending node undoes it.
 func (s *Cluster) BlockGossipOneWay(ctx context.Context, from, to []string, protocols ...string) error {
-	addresses, err := s.nodeAddresses(ctx, to)
+	addresses, err := s.nodeInternalIPv4Addresses(ctx, to)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (s *Cluster) BlockGossipOneWay(ctx context.Context, from, to []string, prot
 	return nil
 }
 
-func (s *Cluster) nodeAddresses(ctx context.Context, nodes []string) ([]string, error) {
+func (s *Cluster) nodeInternalIPv4Addresses(ctx context.Context, nodes []string) ([]string, error) {
 	var out []string
 	for _, n := range nodes {
 		text, err := s.RunKubectl(ctx, "", "get", "node", n, "-o", "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}")

@@ -41,7 +41,7 @@ type RequestFailure struct {
 	Err                error
 }
 
-func newRequestStreamRecord(ctx context.Context) (*RequestStream, context.Context) {
+func newRequestStreamAndContext(ctx context.Context) (*RequestStream, context.Context) {
 	ctx, stop := context.WithCancel(ctx)
 	return &RequestStream{stop: stop, stoppedSignal: make(chan struct{}), isAnsweredBySequenceNumber: map[int]bool{}}, ctx
 }
@@ -107,7 +107,7 @@ func (s *Cluster) StartUDPStream(ctx context.Context, host, address string, rate
 		return nil, fmt.Errorf("opening a socket on %s: %w", host, err)
 	}
 	netns.EnlargeReceiveBuffer(c)
-	st, ctx := newRequestStreamRecord(ctx)
+	st, ctx := newRequestStreamAndContext(ctx)
 	go func() {
 		b := make([]byte, 512)
 		for {
@@ -184,7 +184,7 @@ func (s *Cluster) StartHTTPStream(ctx context.Context, host, url string, rate in
 // startParallelRequestStream sends requests in parallel, so that none waits for the answer to
 // another. Stop waits until those under way have ended.
 func startParallelRequestStream(ctx context.Context, rate int, request func(ctx context.Context, st *RequestStream, seq int)) *RequestStream {
-	st, ctx := newRequestStreamRecord(ctx)
+	st, ctx := newRequestStreamAndContext(ctx)
 	go func() {
 		defer close(st.stoppedSignal)
 		var running sync.WaitGroup

@@ -67,7 +67,7 @@ func runDemo(ctx context.Context) error {
 	if err := s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest+"---\n"+cluster.ExampleServiceAndDeploymentManifest); err != nil {
 		return err
 	}
-	address, err := s.AwaitFirstServiceAddress(ctx, "tekton-pipelines", "tekton-dashboard")
+	address, err := s.AwaitFirstAddressOfService(ctx, "tekton-pipelines", "tekton-dashboard")
 	if err != nil {
 		return err
 	}

@@ -62,8 +62,8 @@ spec:
   ports: [{port: 7000, protocol: UDP}]
 `
 
-// routeAttributesPodManifest is an endpoint of the Service.
-const routeAttributesPodManifest = `---
+// routeAttributesEndpointPodManifest is an endpoint of the Service.
+const routeAttributesEndpointPodManifest = `---
 apiVersion: v1
 kind: Pod
 metadata: {name: %s, labels: {part: web}}
@@ -82,9 +82,9 @@ protocol bgp node1 from node { neighbor 192.168.0.11 as 64512; }
 protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
 `
 
-// routeAttributesHarness is a cluster with two routers that have the routes of one dual-stack
+// routeAttributesTestCluster is a cluster with two routers that have the routes of one dual-stack
 // Service.
-type routeAttributesHarness struct {
+type routeAttributesTestCluster struct {
 	*cluster.Cluster
 	tor, spine *lab.Router
 	addresses  []netip.Addr
@@ -92,10 +92,10 @@ type routeAttributesHarness struct {
 	expectedHostRouteAttributes routeAttributes
 }
 
-func newRouteAttributesHarness(t *testing.T) (context.Context, *routeAttributesHarness) {
+func startRouteAttributesTestCluster(t *testing.T) (context.Context, *routeAttributesTestCluster) {
 	t.Helper()
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
-		if m := router.MissingPrerequisite(k); m != "" {
+		if m := router.DescribeMissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
@@ -103,8 +103,8 @@ func newRouteAttributesHarness(t *testing.T) (context.Context, *routeAttributesH
 	tor, spine := s.RouterOnHost("router", router.FRR), s.RouterOnHost("router2", router.BIRD)
 	failOnError(t, tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)))
 	failOnError(t, spine.StartWithConfig(ctx, routeAttributesBIRDConfig))
-	failOnError(t, s.ApplyManifests(ctx, routeAttributesManifest+fmt.Sprintf(routeAttributesPodManifest, "a", "node1")+fmt.Sprintf(routeAttributesPodManifest, "b", "node1")+fmt.Sprintf(routeAttributesPodManifest, "d", "node1")+fmt.Sprintf(routeAttributesPodManifest, "c", "node2")))
-	first, err := s.AwaitFirstServiceAddress(ctx, "default", "web")
+	failOnError(t, s.ApplyManifests(ctx, routeAttributesManifest+fmt.Sprintf(routeAttributesEndpointPodManifest, "a", "node1")+fmt.Sprintf(routeAttributesEndpointPodManifest, "b", "node1")+fmt.Sprintf(routeAttributesEndpointPodManifest, "d", "node1")+fmt.Sprintf(routeAttributesEndpointPodManifest, "c", "node2")))
+	first, err := s.AwaitFirstAddressOfService(ctx, "default", "web")
 	failOnError(t, err)
 	svc, err := s.GetService(ctx, "default", "web")
 	failOnError(t, err)
@@ -119,24 +119,24 @@ func newRouteAttributesHarness(t *testing.T) (context.Context, *routeAttributesH
 	})
 	carried := routeAttributes{
 		asPath: "64512 64512 64512", med: 42, communities: "64512:7 no-export", largeCommunities: "64512:1:4294967295",
-		linkBandwidthByNode: map[string]string{"192.168.0.11": "LB:64512:375000000 (3.000 Gbps)", "192.168.0.12": "LB:64512:125000000 (1.000 Gbps)"},
+		linkBandwidthByNodeAddress: map[string]string{"192.168.0.11": "LB:64512:375000000 (3.000 Gbps)", "192.168.0.12": "LB:64512:125000000 (1.000 Gbps)"},
 	}
-	return ctx, &routeAttributesHarness{Cluster: s, tor: tor, spine: spine, addresses: addresses, expectedHostRouteAttributes: carried}
+	return ctx, &routeAttributesTestCluster{Cluster: s, tor: tor, spine: spine, addresses: addresses, expectedHostRouteAttributes: carried}
 }
 
 // TestRouteAttributesReachRouters checks every attribute of the user's objects in FRR and BIRD, in
 // both families.
 func TestRouteAttributesReachRouters(t *testing.T) {
-	ctx, h := newRouteAttributesHarness(t)
+	ctx, h := startRouteAttributesTestCluster(t)
 	t.Run("ipv4", func(t *testing.T) { h.testRouteAttributesOfFamily(ctx, t, h.addresses[0], 26) })
 	t.Run("ipv6", func(t *testing.T) { h.testRouteAttributesOfFamily(ctx, t, h.addresses[1], 80) })
 	t.Run("edits reset no session", func(t *testing.T) { h.testAttributeEditsResetNoSession(ctx, t) })
-	t.Run("conflicting advertisements announce nothing, and the Service reports it", func(t *testing.T) { h.testConflictingAdvertisements(ctx, t) })
+	t.Run("conflicting advertisements announce nothing, and the Service reports it", func(t *testing.T) { h.testConflictingAdvertisementsAnnounceNothing(ctx, t) })
 }
 
 // testRouteAttributesOfFamily checks the host route of an address, and the route of the aggregated
 // prefix.
-func (h *routeAttributesHarness) testRouteAttributesOfFamily(ctx context.Context, t *testing.T, a netip.Addr, aggregationLength int) {
+func (h *routeAttributesTestCluster) testRouteAttributesOfFamily(ctx context.Context, t *testing.T, a netip.Addr, aggregationLength int) {
 	host, network := netip.PrefixFrom(a, a.BitLen()), netip.PrefixFrom(a, aggregationLength).Masked()
 	awaitRouteAttributes(ctx, t, h.tor, host, h.expectedHostRouteAttributes)
 	awaitRouteAttributes(ctx, t, h.tor, network, routeAttributes{asPath: "64512", communities: "64512:8"})
@@ -162,11 +162,11 @@ func (h *routeAttributesHarness) testRouteAttributesOfFamily(ctx context.Context
 	}))
 }
 
-func (h *routeAttributesHarness) testAttributeEditsResetNoSession(ctx context.Context, t *testing.T) {
+func (h *routeAttributesTestCluster) testAttributeEditsResetNoSession(ctx context.Context, t *testing.T) {
 	before := describeBGPSessionEstablishments(ctx, t, h.tor)
 	_, err := h.RunKubectl(ctx, "", "delete", "pod", "b", "d")
 	failOnError(t, err)
-	h.expectedHostRouteAttributes.linkBandwidthByNode["192.168.0.11"] = h.expectedHostRouteAttributes.linkBandwidthByNode["192.168.0.12"]
+	h.expectedHostRouteAttributes.linkBandwidthByNodeAddress["192.168.0.11"] = h.expectedHostRouteAttributes.linkBandwidthByNodeAddress["192.168.0.12"]
 	awaitRouteAttributes(ctx, t, h.tor, netip.PrefixFrom(h.addresses[0], 32), h.expectedHostRouteAttributes)
 	awaitTrafficRatioOfNextHops(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 32), 1)
 	_, err = h.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgpadvertisement", "wide")
@@ -180,7 +180,7 @@ func (h *routeAttributesHarness) testAttributeEditsResetNoSession(ctx context.Co
 	}
 }
 
-func (h *routeAttributesHarness) testConflictingAdvertisements(ctx context.Context, t *testing.T) {
+func (h *routeAttributesTestCluster) testConflictingAdvertisementsAnnounceNothing(ctx context.Context, t *testing.T) {
 	failOnError(t, h.ApplyManifests(ctx, conflictingLocalPrefAdvertisementManifest))
 	awaitNextHopsInRouterKernel(ctx, t, h.Cluster, netip.PrefixFrom(h.addresses[0], 32))
 	failOnError(t, awaitAnnouncedCondition(ctx, h.Cluster, "web", "False", names.ReasonConflictingAdvertisements))
@@ -217,7 +217,7 @@ type routeAttributes struct {
 	asPath, communities, largeCommunities string
 	med                                   int
 	// link bandwidth by the address of the node
-	linkBandwidthByNode map[string]string
+	linkBandwidthByNodeAddress map[string]string
 }
 
 // awaitRouteAttributes waits until FRR has the prefix from both nodes with these attributes.
@@ -252,7 +252,7 @@ func awaitRouteAttributes(ctx context.Context, t *testing.T, tor *lab.Router, p 
 			if got.Path.String != want.asPath || got.Community.String != want.communities || got.Large.String != want.largeCommunities || got.Metric != want.med {
 				return fmt.Errorf("it shows %+v, not %+v", got, want)
 			}
-			bandwidth := want.linkBandwidthByNode[got.Peer.PeerID]
+			bandwidth := want.linkBandwidthByNodeAddress[got.Peer.PeerID]
 			if bandwidth == "" && got.Extended.String != "" || bandwidth != "" && got.Extended.String != "LB:"+strings.TrimPrefix(bandwidth, "LB:")+" RT:64512:100" && got.Extended.String != "RT:64512:100 "+bandwidth {
 				return fmt.Errorf("it shows the extended communities %q from %s, not %q", got.Extended.String, got.Peer.PeerID, bandwidth)
 			}

@@ -19,14 +19,14 @@ import (
 // where a user would, and corrects the mistake without a restart.
 func TestUserMistakesAreReportedAndCorrectable(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
-	t.Run("a malformed range is rejected with its text", func(t *testing.T) { testMalformedRange(ctx, t, s) })
+	t.Run("a malformed range is rejected with its text", func(t *testing.T) { testMalformedRangeIsRefused(ctx, t, s) })
 	t.Run("a Service reports that there is no pool, and recovers", func(t *testing.T) { testNoPoolIsReported(ctx, t, s) })
 	t.Run("an advertisement reports an unknown pool, and recovers", func(t *testing.T) { testAdvertisementOfUnknownPoolIsReported(ctx, t, s) })
-	t.Run("a Service reports that the pool is full, and recovers when an address is free", func(t *testing.T) { testFullPool(ctx, t, s) })
+	t.Run("a Service reports that the pool is full, and recovers when an address is free", func(t *testing.T) { testFullPoolIsReported(ctx, t, s) })
 	t.Run("a speaker reports that it lacks NET_RAW, and recovers", func(t *testing.T) { testDeniedRawSocketIsReported(ctx, t, s) })
 }
 
-func testMalformedRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testMalformedRangeIsRefused(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for bad, want := range map[string]string{
 		"192.168.0.201-192.168.0":      "'192.168.0.201-192.168.0' is no CIDR, range or address",
 		" 10.0.0.0/8":                  "' 10.0.0.0/8' is no CIDR, range or address",
@@ -43,8 +43,9 @@ func testMalformedRange(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	failOnError(t, err)
 }
 
-// awaitAssignedReason waits until the condition AddressAssigned of the Service has the reason.
-func awaitAssignedReason(ctx context.Context, t *testing.T, s *cluster.Cluster, name string, reason names.Reason) {
+// awaitAddressAssignedReason waits until the condition AddressAssigned of the Service has the
+// reason.
+func awaitAddressAssignedReason(ctx context.Context, t *testing.T, s *cluster.Cluster, name string, reason names.Reason) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, "the reason "+string(reason), func(ctx context.Context) error {
 		svc, err := s.GetService(ctx, "tekton-pipelines", name)
@@ -61,7 +62,7 @@ func awaitAssignedReason(ctx context.Context, t *testing.T, s *cluster.Cluster, 
 
 func testNoPoolIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	failOnError(t, s.ApplyManifests(ctx, cluster.ExampleServiceAndDeploymentManifest))
-	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonNoPools)
+	awaitAddressAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonNoPools)
 	failOnError(t, cluster.AwaitNoError(ctx, "an event", func(ctx context.Context) error {
 		out, err := s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "get", "events", "--field-selector", "reason=AllocationFailed", "-o", "wide")
 		if err == nil && !strings.Contains(out, "NoPools") {
@@ -72,7 +73,7 @@ func testNoPoolIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster)
 	failOnError(t, awaitExplanation(ctx, s, []string{"service", "tekton-pipelines/tekton-dashboard"}, kubectlGantryExitNotWell, "no address: no IPAddressPool exists in namespace metallb-system", "["+string(names.ReasonNoPools)+"]"))
 	pool, _, _ := strings.Cut(cluster.FirstPoolAndL2AdvertisementManifest, "---")
 	failOnError(t, s.ApplyManifests(ctx, pool))
-	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
+	awaitAddressAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
 }
 
 func testAdvertisementOfUnknownPoolIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster) {
@@ -101,15 +102,15 @@ func testAdvertisementOfUnknownPoolIsReported(ctx context.Context, t *testing.T,
 	failOnError(t, err)
 }
 
-func testFullPool(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testFullPoolIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.FirstPoolAndL2AdvertisementManifest, "192.168.0.201-192.168.0.233", "192.168.0.201", 1)))
 	second := strings.ReplaceAll(cluster.ExampleServiceAndDeploymentManifest[strings.LastIndex(cluster.ExampleServiceAndDeploymentManifest, "---"):], "  name: tekton-dashboard", "  name: second")
 	failOnError(t, s.ApplyManifests(ctx, second))
-	awaitAssignedReason(ctx, t, s, "second", names.ReasonPoolExhausted)
-	awaitAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
+	awaitAddressAssignedReason(ctx, t, s, "second", names.ReasonPoolExhausted)
+	awaitAddressAssignedReason(ctx, t, s, "tekton-dashboard", names.ReasonAssigned)
 	_, err := s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "patch", "svc", "tekton-dashboard", "-p", `{"spec":{"type":"ClusterIP"}}`)
 	failOnError(t, err)
-	awaitAssignedReason(ctx, t, s, "second", names.ReasonAssigned)
+	awaitAddressAssignedReason(ctx, t, s, "second", names.ReasonAssigned)
 	failOnError(t, cluster.AwaitNoError(ctx, "a ClusterIP Service without an address", func(ctx context.Context) error {
 		first, err := s.GetService(ctx, "tekton-pipelines", "tekton-dashboard")
 		if err == nil && len(first.Status.LoadBalancer.Ingress) > 0 {

@@ -14,9 +14,10 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// bfdManifest has BFD profiles, and for each router a BGPPeer that refers to one. The detection
-// time of three seconds is for a busy machine, on which a router may wait for a processor.
-const bfdManifest = `apiVersion: metallb.io/v1beta1
+// bfdProfilesAndPeersManifest has BFD profiles, and for each router a BGPPeer that refers to one.
+// The detection time of three seconds is for a busy machine, on which a router may wait for a
+// processor.
+const bfdProfilesAndPeersManifest = `apiVersion: metallb.io/v1beta1
 kind: BFDProfile
 metadata: {name: fast, namespace: metallb-system}
 spec: {receiveInterval: 200, transmitInterval: 200, detectMultiplier: 15}
@@ -65,7 +66,7 @@ protocol bgp node2 from node { neighbor 192.168.0.12 as 64512; }
 // BFDProfile says.
 func TestBFDWithFRRAndBIRD(t *testing.T) {
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
-		if m := router.MissingPrerequisite(k); m != "" {
+		if m := router.DescribeMissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
@@ -74,9 +75,9 @@ func TestBFDWithFRRAndBIRD(t *testing.T) {
 	failOnError(t, tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)+frrBFDConfig))
 	failOnError(t, spine.StartWithConfig(ctx, birdBFDConfig))
 	_, routed, _ := strings.Cut(bgpPeerPoolAndAdManifest, "---\n") // without its peer
-	failOnError(t, s.ApplyManifests(ctx, bfdManifest+"---\n"+routed))
+	failOnError(t, s.ApplyManifests(ctx, bfdProfilesAndPeersManifest+"---\n"+routed))
 	failOnError(t, s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node2")))
-	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
+	address, err := s.AwaitFirstAddressOfService(ctx, "default", "echo")
 	failOnError(t, err)
 	vip := netip.PrefixFrom(address, 32)
 	both := []string{"192.168.0.11", "192.168.0.12"}
@@ -110,13 +111,13 @@ func TestBFDWithFRRAndBIRD(t *testing.T) {
 	t.Run("a changed profile is negotiated without a new session", func(t *testing.T) {
 		awaitBGPSessionBFDStates(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 		before := describeBGPSessionEstablishments(ctx, t, tor)
-		failOnError(t, s.ApplyManifests(ctx, strings.Replace(bfdManifest, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 15", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 20", 1)))
+		failOnError(t, s.ApplyManifests(ctx, strings.Replace(bfdProfilesAndPeersManifest, "receiveInterval: 200, transmitInterval: 200, detectMultiplier: 15", "receiveInterval: 400, transmitInterval: 500, detectMultiplier: 20", 1)))
 		failOnError(t, cluster.AwaitNoError(ctx, "the new intervals in FRR", func(ctx context.Context) error {
 			return checkFRRBFDPeerStates(ctx, tor, func(p frrBFDPeerState) bool {
 				return p.Status == "up" && p.RemoteReceiveIntervalMillis == 400 && p.RemoteTransmitIntervalMillis == 500 && p.RemoteDetectMultiplier == 20
 			})
 		}))
-		failOnError(t, s.ApplyManifests(ctx, bfdManifest))
+		failOnError(t, s.ApplyManifests(ctx, bfdProfilesAndPeersManifest))
 		failOnError(t, cluster.AwaitNoError(ctx, "the old intervals in FRR", func(ctx context.Context) error {
 			return checkFRRBFDPeerStates(ctx, tor, func(p frrBFDPeerState) bool {
 				return p.Status == "up" && p.RemoteReceiveIntervalMillis == 200 && p.RemoteTransmitIntervalMillis == 200 && p.RemoteDetectMultiplier == 15
@@ -127,10 +128,10 @@ func TestBFDWithFRRAndBIRD(t *testing.T) {
 		}
 	})
 	t.Run("the objects report what does not work", func(t *testing.T) {
-		failOnError(t, s.ApplyManifests(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "bfdProfile: other")))
+		failOnError(t, s.ApplyManifests(ctx, strings.ReplaceAll(bfdProfilesAndPeersManifest, "bfdProfile: fast", "bfdProfile: other")))
 		// The kernel of tor returns echo packets; BIRD does not support them.
 		awaitBGPSessionBFDStates(ctx, t, s, "node1 spine Up EchoUnsupported", "node1 tor Up Watched", "node2 spine Up EchoUnsupported", "node2 tor Up Watched")
-		failOnError(t, s.ApplyManifests(ctx, strings.ReplaceAll(bfdManifest, "bfdProfile: fast", "ebgpMultiHop: true, bfdProfile: other")))
+		failOnError(t, s.ApplyManifests(ctx, strings.ReplaceAll(bfdProfilesAndPeersManifest, "bfdProfile: fast", "ebgpMultiHop: true, bfdProfile: other")))
 		failOnError(t, cluster.AwaitNoError(ctx, "the BGPPeer's condition that echo does not work over several hops", func(ctx context.Context) error {
 			out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgppeer", "tor", "-o", "jsonpath={.status.gantry.conditions[*].reason}")
 			if err == nil && !strings.Contains(out, "EchoUnsupported") {
@@ -138,7 +139,7 @@ func TestBFDWithFRRAndBIRD(t *testing.T) {
 			}
 			return err
 		}))
-		failOnError(t, s.ApplyManifests(ctx, bfdManifest))
+		failOnError(t, s.ApplyManifests(ctx, bfdProfilesAndPeersManifest))
 		awaitBGPSessionBFDStates(ctx, t, s, "node1 spine Up Watched", "node1 tor Up Watched", "node2 spine Up Watched", "node2 tor Up Watched")
 	})
 }

@@ -61,9 +61,9 @@ type: kubernetes.io/basic-auth
 stringData: {username: "", password: s3cret}
 `
 
-// bgpHarness is a cluster whose nodes have sessions with a router, and a Service that they
+// bgpTestCluster is a cluster whose nodes have sessions with a router, and a Service that they
 // announce.
-type bgpHarness struct {
+type bgpTestCluster struct {
 	*cluster.Cluster
 	tor *lab.Router
 	// serviceRoute is the route to the Service.
@@ -72,17 +72,17 @@ type bgpHarness struct {
 	nodeAddresses []string
 }
 
-func newBGPHarness(t *testing.T) (context.Context, *bgpHarness) {
+func startBGPTestCluster(t *testing.T) (context.Context, *bgpTestCluster) {
 	t.Helper()
-	if m := router.MissingPrerequisite(router.FRR); m != "" {
+	if m := router.DescribeMissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
 	}
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3})
-	b := &bgpHarness{Cluster: s, tor: s.RouterOnHost("router", router.FRR), nodeAddresses: []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"}}
+	b := &bgpTestCluster{Cluster: s, tor: s.RouterOnHost("router", router.FRR), nodeAddresses: []string{"192.168.0.11", "192.168.0.12", "192.168.0.13"}}
 	failOnError(t, b.tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)))
 	failOnError(t, s.ApplyManifests(ctx, bgpPeerPoolAndAdManifest))
 	failOnError(t, s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node3")))
-	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
+	address, err := s.AwaitFirstAddressOfService(ctx, "default", "echo")
 	failOnError(t, err)
 	b.serviceRoute = netip.PrefixFrom(address, 32)
 	t.Cleanup(func() {
@@ -98,7 +98,7 @@ func newBGPHarness(t *testing.T) (context.Context, *bgpHarness) {
 }
 
 // startStreamBehindRouter sends requests from a client behind the router.
-func (b *bgpHarness) startStreamBehindRouter(ctx context.Context, t *testing.T) *cluster.RequestStream {
+func (b *bgpTestCluster) startStreamBehindRouter(ctx context.Context, t *testing.T) *cluster.RequestStream {
 	t.Helper()
 	stream, err := b.StartUDPStream(ctx, "far", netip.AddrPortFrom(b.serviceRoute.Addr(), 7000).String(), 200)
 	failOnError(t, err)
@@ -110,21 +110,21 @@ func (b *bgpHarness) startStreamBehindRouter(ctx context.Context, t *testing.T) 
 // by routes only. The scenarios run in this order on one cluster; each leaves the route on all
 // nodes.
 func TestClientReachesServicesByBGPRoutes(t *testing.T) {
-	ctx, b := newBGPHarness(t)
-	t.Run("the API reports announcements and sessions", func(t *testing.T) { b.testBGPStatusObjects(ctx, t) })
+	ctx, b := startBGPTestCluster(t)
+	t.Run("the API reports announcements and sessions", func(t *testing.T) { b.testStatusObjectsReportBGPSessions(ctx, t) })
 	t.Run("the routes page is read through port-forward", func(t *testing.T) { b.testRoutesPageThroughPortForward(ctx, t) })
 	t.Run("a speaker that stops loses no request", func(t *testing.T) { b.testSpeakerStopLosesNoRequest(ctx, t) })
 	t.Run("a drained node loses no request, and returns afterwards", func(t *testing.T) { b.testDrainedNodeLosesNoRequest(ctx, t) })
 	t.Run("with externalTrafficPolicy Local the Pod's node is the only next hop", func(t *testing.T) { b.testLocalTrafficPolicyRoutesToPodNode(ctx, t) })
 	t.Run("a rollout of a Deployment with externalTrafficPolicy Local loses no request", func(t *testing.T) { b.testLocalRolloutLosesNoRequest(ctx, t) })
 	t.Run("no edit of an advertisement resets a session", func(t *testing.T) { b.testAdvertisementEditsResetNoSession(ctx, t) })
-	t.Run("one BGPPeer for all racks: the node's gateway, the AS number in its label, and a password from a Secret", func(t *testing.T) { b.testDefaultGatewayPeerWithASNLabel(ctx, t) })
+	t.Run("one BGPPeer for all racks: the node's gateway, the AS number in its label, and a password from a Secret", func(t *testing.T) { b.testDefaultGatewayPeerNeedsSecretAndLabel(ctx, t) })
 	t.Run("with graceful restart a restarted speaker keeps its routes at the router", func(t *testing.T) { b.testGracefulRestartKeepsRoutes(ctx, t) })
 	t.Run("the router connects to the nodes", func(t *testing.T) { b.testPassivePeerAcceptsRouterConnection(ctx, t) })
 	t.Run("deleting a Service removes its route", func(t *testing.T) { b.testServiceDeletionRemovesRoute(ctx, t) })
 }
 
-func (b *bgpHarness) testBGPStatusObjects(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testStatusObjectsReportBGPSessions(ctx context.Context, t *testing.T) {
 	failOnError(t, cluster.AwaitNoError(ctx, "the status objects", func(ctx context.Context) error {
 		announced, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "servicebgpstatuses", "-o", `jsonpath={range .items[*]}{.status.node} {.status.serviceName} {.status.peers}{"\n"}{end}`)
 		if err != nil {
@@ -143,7 +143,7 @@ func (b *bgpHarness) testBGPStatusObjects(ctx context.Context, t *testing.T) {
 	}))
 }
 
-func (b *bgpHarness) testSpeakerStopLosesNoRequest(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testSpeakerStopLosesNoRequest(ctx context.Context, t *testing.T) {
 	stream := b.startStreamBehindRouter(ctx, t)
 	failOnError(t, b.SignalProgramOrPod(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
 	failOnError(t, stream.AwaitMoreAnswers(ctx, 400))
@@ -154,7 +154,7 @@ func (b *bgpHarness) testSpeakerStopLosesNoRequest(ctx context.Context, t *testi
 	}
 }
 
-func (b *bgpHarness) testDrainedNodeLosesNoRequest(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testDrainedNodeLosesNoRequest(ctx context.Context, t *testing.T) {
 	stream := b.startStreamBehindRouter(ctx, t)
 	_, err := b.RunKubectl(ctx, "", "annotate", "node", "node2", "gantry.dev/drain=maintenance")
 	failOnError(t, err)
@@ -168,7 +168,7 @@ func (b *bgpHarness) testDrainedNodeLosesNoRequest(ctx context.Context, t *testi
 	}
 }
 
-func (b *bgpHarness) testLocalTrafficPolicyRoutesToPodNode(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testLocalTrafficPolicyRoutesToPodNode(ctx context.Context, t *testing.T) {
 	_, err := b.RunKubectl(ctx, "", "patch", "service", "echo", "-p", `{"spec":{"externalTrafficPolicy":"Local"}}`)
 	failOnError(t, err)
 	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, "192.168.0.13")
@@ -181,9 +181,9 @@ func (b *bgpHarness) testLocalTrafficPolicyRoutesToPodNode(ctx context.Context, 
 // testLocalRolloutLosesNoRequest moves the only Pod of a Service from node to node. The old Pod
 // still serves for some seconds after SIGTERM, and the router has the routes of both nodes
 // meanwhile: that of the old node with GRACEFUL_SHUTDOWN.
-func (b *bgpHarness) testLocalRolloutLosesNoRequest(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testLocalRolloutLosesNoRequest(ctx context.Context, t *testing.T) {
 	failOnError(t, b.ApplyManifests(ctx, localTrafficPodAndServiceManifest))
-	address, err := b.AwaitFirstServiceAddress(ctx, "default", "local")
+	address, err := b.AwaitFirstAddressOfService(ctx, "default", "local")
 	failOnError(t, err)
 	vip := netip.PrefixFrom(address, 32)
 	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, vip, b.nodeAddresses[0])
@@ -207,7 +207,7 @@ func (b *bgpHarness) testLocalRolloutLosesNoRequest(ctx context.Context, t *test
 	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, vip)
 }
 
-func (b *bgpHarness) testAdvertisementEditsResetNoSession(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testAdvertisementEditsResetNoSession(ctx context.Context, t *testing.T) {
 	before := describeBGPSessionEstablishments(ctx, t, b.tor)
 	failOnError(t, b.ApplyManifests(ctx, strings.Replace(bgpPeerPoolAndAdManifest, "{ipAddressPools: [routed]}", `{ipAddressPools: [routed], communities: ["64512:7"], aggregationLength: 24}`, 1)))
 	wide := netip.MustParsePrefix("198.51.100.0/24")
@@ -220,7 +220,7 @@ func (b *bgpHarness) testAdvertisementEditsResetNoSession(ctx context.Context, t
 	}
 }
 
-func (b *bgpHarness) testDefaultGatewayPeerWithASNLabel(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testDefaultGatewayPeerNeedsSecretAndLabel(ctx context.Context, t *testing.T) {
 	_, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "delete", "bgppeer", "tor")
 	failOnError(t, err)
 	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute)
@@ -233,7 +233,7 @@ func (b *bgpHarness) testDefaultGatewayPeerWithASNLabel(ctx context.Context, t *
 		}
 		return err
 	}))
-	awaitBGPSessionReasons(ctx, t, b.Cluster, "node1 racks UnknownSecret", "node2 racks UnknownSecret", "node3 racks UnknownSecret")
+	awaitBGPSessionEstablishedReasons(ctx, t, b.Cluster, "node1 racks UnknownSecret", "node2 racks UnknownSecret", "node3 racks UnknownSecret")
 	table, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions")
 	failOnError(t, err)
 	if n := strings.Count(table, "UnknownSecret"); n != 3 {
@@ -246,7 +246,7 @@ func (b *bgpHarness) testDefaultGatewayPeerWithASNLabel(ctx context.Context, t *
 		failOnError(t, err)
 	}
 	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, b.nodeAddresses[:2]...)
-	awaitBGPSessionReasons(ctx, t, b.Cluster, "node1 racks Established", "node2 racks Established", "node3 racks NodeLabel")
+	awaitBGPSessionEstablishedReasons(ctx, t, b.Cluster, "node1 racks Established", "node2 racks Established", "node3 racks NodeLabel")
 	failOnError(t, cluster.AwaitNoError(ctx, "the error of the session on the node without the label", func(ctx context.Context) error {
 		out, err := b.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "-l", "metallb.io/node=node3", "-o", "jsonpath={.items[*].status.lastError}")
 		if err == nil && !strings.Contains(out, `no label "example.com/asn"`) {
@@ -259,7 +259,7 @@ func (b *bgpHarness) testDefaultGatewayPeerWithASNLabel(ctx context.Context, t *
 	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, b.nodeAddresses...)
 }
 
-func (b *bgpHarness) testGracefulRestartKeepsRoutes(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testGracefulRestartKeepsRoutes(ctx context.Context, t *testing.T) {
 	stream := b.startStreamBehindRouter(ctx, t)
 	begun := countBGPSessionEstablishments(ctx, t, b.Cluster, "node1")
 	failOnError(t, b.SignalProgramOrPod(ctx, "node1", "gantry-speaker", syscall.SIGTERM))
@@ -281,7 +281,7 @@ func (b *bgpHarness) testGracefulRestartKeepsRoutes(ctx context.Context, t *test
 	}
 }
 
-func (b *bgpHarness) testPassivePeerAcceptsRouterConnection(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testPassivePeerAcceptsRouterConnection(ctx context.Context, t *testing.T) {
 	failOnError(t, b.tor.ChangeRunningConfig(ctx, "router bgp 65000\n neighbor nodes timers connect 1\n"))
 	begun := map[string]int{"node1": countBGPSessionEstablishments(ctx, t, b.Cluster, "node1"), "node2": countBGPSessionEstablishments(ctx, t, b.Cluster, "node2"), "node3": countBGPSessionEstablishments(ctx, t, b.Cluster, "node3")}
 	failOnError(t, b.ApplyManifests(ctx, strings.Replace(defaultGatewayPeerManifest, "defaultGateway:", "passive: true, defaultGateway:", 1)))
@@ -294,18 +294,18 @@ func (b *bgpHarness) testPassivePeerAcceptsRouterConnection(ctx context.Context,
 		return nil
 	}))
 	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute, b.nodeAddresses...)
-	awaitBGPSessionReasons(ctx, t, b.Cluster, "node1 racks Established", "node2 racks Established", "node3 racks Established")
+	awaitBGPSessionEstablishedReasons(ctx, t, b.Cluster, "node1 racks Established", "node2 racks Established", "node3 racks Established")
 }
 
-func (b *bgpHarness) testServiceDeletionRemovesRoute(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testServiceDeletionRemovesRoute(ctx context.Context, t *testing.T) {
 	_, err := b.RunKubectl(ctx, "", "delete", "service", "echo")
 	failOnError(t, err)
 	awaitNextHopsInRouterKernel(ctx, t, b.Cluster, b.serviceRoute)
 }
 
-// awaitBGPSessionReasons waits until the BGPSessions are exactly these, sorted by node: each has
-// its node, its peer and the reason of its condition Established.
-func awaitBGPSessionReasons(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
+// awaitBGPSessionEstablishedReasons waits until the BGPSessions are exactly these, sorted by node:
+// each has its node, its peer and the reason of its condition Established.
+func awaitBGPSessionEstablishedReasons(ctx context.Context, t *testing.T, s *cluster.Cluster, want ...string) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, "the reasons of the BGPSessions", func(ctx context.Context) error {
 		out, err := s.RunKubectl(ctx, "", "-n", "metallb-system", "get", "bgpsessions", "--sort-by={.status.node}", "-o",

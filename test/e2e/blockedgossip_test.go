@@ -12,10 +12,10 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testBlockedGossip blocks the gossip between the two nodes in several ways. The SpeakerStatus of
-// both nodes has to name the other node and what is blocked, and so have an event about each Node
-// and the metrics. At the end nothing of it is left.
-func (h *faultHarness) testBlockedGossip(ctx context.Context, t *testing.T) {
+// testBlockedGossipIsReported blocks the gossip between the two nodes in several ways. The
+// SpeakerStatus of both nodes has to name the other node and what is blocked, and so have an event
+// about each Node and the metrics. At the end nothing of it is left.
+func (h *faultTestCluster) testBlockedGossipIsReported(ctx context.Context, t *testing.T) {
 	unblock := func(ctx context.Context) {
 		for _, n := range []string{"node1", "node2"} {
 			failOnError(t, h.UnblockPorts(ctx, n))
@@ -35,7 +35,9 @@ func (h *faultHarness) testBlockedGossip(ctx context.Context, t *testing.T) {
 	}{
 		{"UDP from node1 to node2", block("udp"), " (UDP),"},
 		{"TCP from node1 to node2", block("tcp"), " (TCP),"},
-		{"all in both directions", func(ctx context.Context) error { return h.BlockGossip(ctx, []string{"node1"}, []string{"node2"}) }, ","},
+		{"all in both directions", func(ctx context.Context) error {
+			return h.BlockGossipBetweenNodeGroups(ctx, []string{"node1"}, []string{"node2"})
+		}, ","},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			unblock(ctx)
@@ -73,8 +75,8 @@ func (h *faultHarness) testBlockedGossip(ctx context.Context, t *testing.T) {
 	}
 }
 
-// gossipKeysManifest has a gossip key of its own for each node.
-const gossipKeysManifest = `apiVersion: v1
+// differentGossipKeysManifest has a gossip key of its own for each node.
+const differentGossipKeysManifest = `apiVersion: v1
 kind: ConfigMap
 metadata: {name: gossip-keys, namespace: metallb-system}
 data: {node1: the key of node1 with 16 bytes or more, node2: the key of node2 with 16 bytes or more}
@@ -83,11 +85,11 @@ data: {node1: the key of node1 with 16 bytes or more, node2: the key of node2 wi
 
 // testDifferentGossipKeysAreExplained gives each speaker a key of its own. An explanation of a
 // Service has to name the nodes and the Secret.
-func (h *faultHarness) testDifferentGossipKeysAreExplained(ctx context.Context, t *testing.T) {
-	failOnError(t, h.ApplyManifests(ctx, gossipKeysManifest))
+func (h *faultTestCluster) testDifferentGossipKeysAreExplained(ctx context.Context, t *testing.T) {
+	failOnError(t, h.ApplyManifests(ctx, differentGossipKeysManifest))
 	failOnError(t, h.kubectlFunc("-n", names.DefaultNamespace, "patch", "daemonset", "gantry-speaker", "-p", `{"spec":{"template":{"spec":{"volumes":[{"name":"keys","configMap":{"name":"gossip-keys"}}],`+
 		`"containers":[{"name":"speaker","volumeMounts":[{"name":"keys","mountPath":"/run/keys"}],"args":["--gossip-key-file=/run/keys/$(GANTRY_NODE_NAME)"]}]}}}}`)(ctx))
-	failOnError(t, h.AwaitRollout(ctx))
+	failOnError(t, h.AwaitGantryRollout(ctx))
 	failOnError(t, h.awaitExplanation(ctx, "web", kubectlGantryExitNotWell, "the speakers of node1, node2 have different gossip keys", `let all use the entry "key" of Secret metallb-system/gantry-gossip`, "from the file /run/keys/", "["+string(names.ReasonGossipKeyDiffers)+"]"))
 	for node, other := range map[string]string{"node1": "node2", "node2": "node1"} {
 		o := &objectCondition{"speakerstatuses", node, names.ConditionGossipComplete}
@@ -96,7 +98,7 @@ func (h *faultHarness) testDifferentGossipKeysAreExplained(ctx context.Context, 
 	}
 	h.recordSeenReason(string(names.ReasonGossipKeyDiffers))
 	failOnError(t, h.kubectlFunc("-n", names.DefaultNamespace, "rollout", "undo", "daemonset/gantry-speaker")(ctx))
-	failOnError(t, h.AwaitRollout(ctx))
+	failOnError(t, h.AwaitGantryRollout(ctx))
 	for _, node := range []string{"node1", "node2"} {
 		failOnError(t, h.awaitObjectRepaired(ctx, &objectCondition{"speakerstatuses", node, names.ConditionGossipComplete}))
 	}
@@ -105,7 +107,7 @@ func (h *faultHarness) testDifferentGossipKeysAreExplained(ctx context.Context, 
 }
 
 // awaitGossipBlockedEvent waits for an event about the gossip of a Node.
-func (h *faultHarness) awaitGossipBlockedEvent(ctx context.Context, node, kind, text string) error {
+func (h *faultTestCluster) awaitGossipBlockedEvent(ctx context.Context, node, kind, text string) error {
 	return cluster.AwaitNoError(ctx, "the event about "+node, func(ctx context.Context) error {
 		out, err := h.RunKubectl(ctx, "", "get", "events", "--all-namespaces", "--field-selector", "involvedObject.kind=Node,involvedObject.name="+node+",type="+kind+",reason="+names.EventGossipBlocked)
 		if err == nil && !strings.Contains(out, text) {
@@ -116,7 +118,7 @@ func (h *faultHarness) awaitGossipBlockedEvent(ctx context.Context, node, kind, 
 }
 
 // readSpeakerMetric reads the value of a metric without labels from the speaker of a node.
-func (h *faultHarness) readSpeakerMetric(ctx context.Context, t *testing.T, node, name string) float64 {
+func (h *faultTestCluster) readSpeakerMetric(ctx context.Context, t *testing.T, node, name string) float64 {
 	t.Helper()
 	text, err := h.FetchURLUntilSuccess(ctx, node, "http://127.0.0.1:7473/metrics")
 	failOnError(t, err)

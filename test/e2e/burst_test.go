@@ -41,8 +41,9 @@ func extraTimeoutForLongBurstRun() time.Duration {
 	return 0
 }
 
-// burstHarness is a cluster with many Services that wait for the first pool. It runs no speakers.
-type burstHarness struct {
+// burstTestCluster is a cluster with many Services that wait for the first pool. It runs no
+// speakers.
+type burstTestCluster struct {
 	*cluster.Cluster
 	t        *testing.T
 	services []*corev1.Service
@@ -51,10 +52,10 @@ type burstHarness struct {
 	noPoolsConditionWritesDelay time.Duration
 }
 
-// newBurstHarness creates the Services while no controller is running.
-func newBurstHarness(ctx context.Context, t *testing.T, s *cluster.Cluster, n int) *burstHarness {
+// newBurstTestCluster creates the Services while no controller is running.
+func newBurstTestCluster(ctx context.Context, t *testing.T, s *cluster.Cluster, n int) *burstTestCluster {
 	t.Helper()
-	b := &burstHarness{Cluster: s, t: t}
+	b := &burstTestCluster{Cluster: s, t: t}
 	_, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "delete", "daemonset", "gantry-speaker")
 	failOnError(t, err)
 	b.scaleControllers(ctx, 0)
@@ -68,7 +69,7 @@ func newBurstHarness(ctx context.Context, t *testing.T, s *cluster.Cluster, n in
 }
 
 // scaleControllers sets the number of controllers to n, and waits until all of them are ready.
-func (b *burstHarness) scaleControllers(ctx context.Context, n int) {
+func (b *burstTestCluster) scaleControllers(ctx context.Context, n int) {
 	b.t.Helper()
 	_, err := b.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "scale", "deployment/gantry-controller", fmt.Sprint("--replicas=", n))
 	failOnError(b.t, err)
@@ -93,7 +94,7 @@ func (b *burstHarness) scaleControllers(ctx context.Context, n int) {
 }
 
 // awaitNoError waits until check returns nil, for longer than the other tests wait.
-func (b *burstHarness) awaitNoError(ctx context.Context, timeout time.Duration, check func() error) {
+func (b *burstTestCluster) awaitNoError(ctx context.Context, timeout time.Duration, check func() error) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -107,7 +108,7 @@ func (b *burstHarness) awaitNoError(ctx context.Context, timeout time.Duration, 
 }
 
 // stopControllersAndRemoveAddresses stops the controllers, and removes the pool and all addresses.
-func (b *burstHarness) stopControllersAndRemoveAddresses(ctx context.Context) {
+func (b *burstTestCluster) stopControllersAndRemoveAddresses(ctx context.Context) {
 	b.t.Helper()
 	b.scaleControllers(ctx, 0)
 	_, err := b.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "delete", "ipaddresspool", "burst", "--ignore-not-found")
@@ -122,7 +123,7 @@ func (b *burstHarness) stopControllersAndRemoveAddresses(ctx context.Context) {
 }
 
 // awaitNoPoolsConditions waits until the condition of every Service says that there is no pool.
-func (b *burstHarness) awaitNoPoolsConditions(ctx context.Context) {
+func (b *burstTestCluster) awaitNoPoolsConditions(ctx context.Context) {
 	b.t.Helper()
 	b.awaitNoError(ctx, 10*time.Minute, func() error {
 		time.Sleep(2 * time.Second) // a list of all is work for the API server
@@ -145,7 +146,7 @@ func (b *burstHarness) awaitNoPoolsConditions(ctx context.Context) {
 
 // startControllersAndApplyPool starts the controllers and applies the pool. It returns the recorder
 // of the addresses and the start of the burst.
-func (b *burstHarness) startControllersAndApplyPool(ctx context.Context, wait bool) (*cluster.AddressRecorder, time.Time) {
+func (b *burstTestCluster) startControllersAndApplyPool(ctx context.Context, wait bool) (*cluster.AddressRecorder, time.Time) {
 	b.t.Helper()
 	b.scaleControllers(ctx, 2)
 	awaitLeader(ctx, b.t, b.Cluster, "")
@@ -162,7 +163,7 @@ func (b *burstHarness) startControllersAndApplyPool(ctx context.Context, wait bo
 
 // signalLeader sends a signal to the leader, and logs the number of pending assignments in the
 // AddressLedger.
-func (b *burstHarness) signalLeader(ctx context.Context, c *cluster.AddressRecorder, sig syscall.Signal) {
+func (b *burstTestCluster) signalLeader(ctx context.Context, c *cluster.AddressRecorder, sig syscall.Signal) {
 	b.t.Helper()
 	_, pod := awaitLeader(ctx, b.t, b.Cluster, "")
 	failOnError(b.t, b.SignalProgramOrPod(ctx, pod.Spec.NodeName, pod.Name, sig))
@@ -171,8 +172,8 @@ func (b *burstHarness) signalLeader(ctx context.Context, c *cluster.AddressRecor
 	b.t.Logf("%s to %s with %d of %d Services served and %d pending assignments in the AddressLedger", sig, pod.Name, c.CountServicesWithAddress(), len(b.services), len(l.Spec.Pending))
 }
 
-// awaitServedServices waits until n Services have an address.
-func (b *burstHarness) awaitServedServices(ctx context.Context, c *cluster.AddressRecorder, n int, timeout time.Duration) {
+// awaitServicesWithAddress waits until n Services have an address.
+func (b *burstTestCluster) awaitServicesWithAddress(ctx context.Context, c *cluster.AddressRecorder, n int, timeout time.Duration) {
 	b.t.Helper()
 	b.awaitNoError(ctx, timeout, func() error {
 		if served := c.CountServicesWithAddress(); served < n {
@@ -191,13 +192,13 @@ func TestBurstSurvivesLeaderLoss(t *testing.T) {
 		return
 	}
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
-	b := newBurstHarness(ctx, t, s, 4600)
+	b := newBurstTestCluster(ctx, t, s, 4600)
 	c, begun := b.startControllersAndApplyPool(ctx, false)
-	b.awaitServedServices(ctx, c, len(b.services)/10, 6*time.Minute)
+	b.awaitServicesWithAddress(ctx, c, len(b.services)/10, 6*time.Minute)
 	b.signalLeader(ctx, c, syscall.SIGTERM)
-	b.awaitServedServices(ctx, c, len(b.services)/2, 6*time.Minute)
+	b.awaitServicesWithAddress(ctx, c, len(b.services)/2, 6*time.Minute)
 	b.signalLeader(ctx, c, syscall.SIGKILL)
-	b.awaitServedServices(ctx, c, len(b.services), 6*time.Minute)
+	b.awaitServicesWithAddress(ctx, c, len(b.services), 6*time.Minute)
 	t.Logf("all Services have an address after %s", time.Since(begun).Round(time.Millisecond))
 	for _, f := range c.DescribeDoubleOrLostAddresses() {
 		t.Error(f)
@@ -210,9 +211,9 @@ func TestBurstSurvivesLeaderLoss(t *testing.T) {
 // that shows how fast the machine is at the moment; the limit follows it.
 func testTenBursts(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2})
-	b := newBurstHarness(ctx, t, s, 10000)
+	b := newBurstTestCluster(ctx, t, s, 10000)
 	c, begun := b.startControllersAndApplyPool(ctx, true)
-	b.awaitServedServices(ctx, c, len(b.services), 10*time.Minute)
+	b.awaitServicesWithAddress(ctx, c, len(b.services), 10*time.Minute)
 	undisturbed, baseline := time.Since(begun), b.noPoolsConditionWritesDelay
 	t.Logf("without a loss: %s, after %s for the conditions", undisturbed.Round(time.Millisecond), baseline.Round(time.Millisecond))
 	for i := range 10 {
@@ -222,7 +223,7 @@ func testTenBursts(t *testing.T) {
 		// the moment does not depend on the state of the burst
 		time.Sleep(undisturbed * time.Duration(2*i+1) / 20)
 		b.signalLeader(round, c, []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM}[i%2])
-		b.awaitServedServices(round, c, len(b.services), undisturbed+5*time.Minute)
+		b.awaitServicesWithAddress(round, c, len(b.services), undisturbed+5*time.Minute)
 		took := time.Since(begun)
 		slowdown := max(1, b.noPoolsConditionWritesDelay.Seconds()/baseline.Seconds())
 		t.Logf("round %d: %s, on a machine %.2f times as slow", i+1, took.Round(time.Millisecond), slowdown)

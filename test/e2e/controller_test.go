@@ -26,7 +26,7 @@ func TestControllerRestartKeepsAddresses(t *testing.T) {
 		if name == "waits" {
 			continue
 		}
-		_, err := s.AwaitFirstServiceAddress(ctx, "default", name)
+		_, err := s.AwaitFirstAddressOfService(ctx, "default", name)
 		failOnError(t, err)
 	}
 	// The first address is free when the new controllers start, and it is lower than the others.
@@ -39,7 +39,7 @@ func TestControllerRestartKeepsAddresses(t *testing.T) {
 	_, err = s.RunKubectl(ctx, "", "-n", "metallb-system", "scale", "deployment", "gantry-controller", "--replicas=2")
 	failOnError(t, err)
 	for name, want := range map[string]string{"waits": "192.168.0.201", "second": "192.168.0.202", "third": "192.168.0.203"} {
-		got, err := s.AwaitFirstServiceAddress(ctx, "default", name)
+		got, err := s.AwaitFirstAddressOfService(ctx, "default", name)
 		failOnError(t, err)
 		if got.String() != want {
 			t.Errorf("after the restart Service %s has %s, want %s", name, got, want)
@@ -87,7 +87,7 @@ func testRetiredRangeGivesOtherAddresses(ctx context.Context, t *testing.T, s *c
 	}))
 	has := map[string]bool{}
 	for _, name := range []string{"waits", "second", "third"} {
-		a, err := s.AwaitFirstServiceAddress(ctx, "default", name)
+		a, err := s.AwaitFirstAddressOfService(ctx, "default", name)
 		failOnError(t, err)
 		has[a.String()] = true
 	}

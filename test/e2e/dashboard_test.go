@@ -22,7 +22,7 @@ func TestFirstStepsOfUserInEachKubeProxyMode(t *testing.T) {
 			failOnError(t, s.ApplyManifests(ctx, cluster.ExampleServiceAndDeploymentManifest))
 			failOnError(t, s.ApplyManifests(ctx, externalNameManifest))
 			checkExampleServiceReachable(ctx, t, s)
-			testWithoutNodePorts(ctx, t, s)
+			testServiceWithoutNodePortsAnswers(ctx, t, s)
 			other, err := s.GetService(ctx, "default", "backend-service")
 			failOnError(t, err)
 			if len(other.Status.LoadBalancer.Ingress)+len(other.Status.Conditions)+len(other.Annotations) > 1 {
@@ -43,7 +43,7 @@ spec:
 `
 
 func checkExampleServiceReachable(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	address, err := s.AwaitFirstServiceAddress(ctx, "tekton-pipelines", "tekton-dashboard")
+	address, err := s.AwaitFirstAddressOfService(ctx, "tekton-pipelines", "tekton-dashboard")
 	failOnError(t, err)
 	if want := netip.MustParseAddr("192.168.0.201"); address != want {
 		t.Fatalf("the first Service got %s, want the pool's first address %s", address, want)
@@ -74,13 +74,13 @@ func checkExampleServiceReachable(ctx context.Context, t *testing.T, s *cluster.
 	}
 }
 
-// testWithoutNodePorts deletes the Service and creates it again with allocateLoadBalancerNodePorts:
-// false.
-func testWithoutNodePorts(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+// testServiceWithoutNodePortsAnswers deletes the Service and creates it again with
+// allocateLoadBalancerNodePorts: false.
+func testServiceWithoutNodePortsAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	_, err := s.RunKubectl(ctx, "", "-n", "tekton-pipelines", "delete", "svc", "tekton-dashboard")
 	failOnError(t, err)
 	failOnError(t, s.ApplyManifests(ctx, strings.Replace(cluster.ExampleServiceAndDeploymentManifest, "  type: LoadBalancer", "  allocateLoadBalancerNodePorts: false\n  type: LoadBalancer", 1)))
-	address, err := s.AwaitFirstServiceAddress(ctx, "tekton-pipelines", "tekton-dashboard")
+	address, err := s.AwaitFirstAddressOfService(ctx, "tekton-pipelines", "tekton-dashboard")
 	failOnError(t, err)
 	if address.String() != "192.168.0.201" {
 		t.Errorf("the new Service got %s, want 192.168.0.201, which is free again", address)

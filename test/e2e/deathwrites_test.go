@@ -23,8 +23,8 @@ import (
 	"github.com/gantry-lb/gantry/test/lab/router"
 )
 
-// writeCountHarness is a cluster with many Services, of which kube-proxy writes no rules.
-type writeCountHarness struct {
+// writeCountTestCluster is a cluster with many Services, of which kube-proxy writes no rules.
+type writeCountTestCluster struct {
 	*cluster.Cluster
 	t                       *testing.T
 	nodeCount, serviceCount int
@@ -54,15 +54,15 @@ spec: {ipAddressPools: [many]}
 )
 
 // init gives the tests of this file more time: `make deaths` alone runs them.
-func init() { extraLabTimeout = 10 * time.Minute }
+func init() { extraLabLifeTimeout = 10 * time.Minute }
 
-// newWriteCountHarness starts a cluster in which every Service has an address and no
+// startWriteCountTestCluster starts a cluster in which every Service has an address and no
 // advertisement.
-func newWriteCountHarness(t *testing.T) (context.Context, *writeCountHarness) {
+func startWriteCountTestCluster(t *testing.T) (context.Context, *writeCountTestCluster) {
 	t.Helper()
 	const nodes, services = 10, 1000
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: nodes})
-	h := &writeCountHarness{Cluster: s, t: t, nodeCount: nodes, serviceCount: services}
+	h := &writeCountTestCluster{Cluster: s, t: t, nodeCount: nodes, serviceCount: services}
 	failOnError(t, s.ApplyManifests(ctx, webDeploymentManifest+writeCountPoolManifest))
 	all, _ := newServices("many", services)
 	for _, svc := range all { // kube-proxy ignores them
@@ -78,23 +78,23 @@ func newWriteCountHarness(t *testing.T) (context.Context, *writeCountHarness) {
 // TestDeathOfARouterCostsFewWrites counts the writes to the API server when the only router dies
 // and returns.
 func TestDeathOfARouterCostsFewWrites(t *testing.T) {
-	if m := router.MissingPrerequisite(router.FRR); m != "" {
+	if m := router.DescribeMissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
 	}
-	ctx, h := newWriteCountHarness(t)
+	ctx, h := startWriteCountTestCluster(t)
 	tor := h.RouterOnHost("router", router.FRR)
 	failOnError(t, tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)))
 	// The advertisement comes last: a speaker with more than 500 Services writes no
 	// ServiceBGPStatus, and with fewer it would write thousands of them before.
 	failOnError(t, h.ApplyManifests(ctx, torPeerManifest("")+writeCountBGPAdvertisementManifest))
 	h.awaitAnnouncedStatusOfAll(ctx, metav1.ConditionTrue)
-	h.countWritesOf(ctx, func() {}) // until the sessions of all nodes are written
+	h.countAPIWritesOfChange(ctx, func() {}) // until the sessions of all nodes are written
 
-	died := h.countWritesOf(ctx, func() {
+	died := h.countAPIWritesOfChange(ctx, func() {
 		failOnError(t, tor.Stop(ctx))
 		h.awaitAnnouncedStatusOfAll(ctx, metav1.ConditionFalse)
 	})
-	returned := h.countWritesOf(ctx, func() {
+	returned := h.countAPIWritesOfChange(ctx, func() {
 		failOnError(t, tor.StartEndedDaemons(ctx))
 		h.awaitAnnouncedStatusOfAll(ctx, metav1.ConditionTrue)
 	})
@@ -112,7 +112,7 @@ func TestDeathOfARouterCostsFewWrites(t *testing.T) {
 // TestDeathOfANodeCostsFewWrites counts the writes to the API server when a node dies that holds
 // its share of the addresses.
 func TestDeathOfANodeCostsFewWrites(t *testing.T) {
-	ctx, h := newWriteCountHarness(t)
+	ctx, h := startWriteCountTestCluster(t)
 	failOnError(t, h.ApplyManifests(ctx, writeCountL2AdvertisementManifest))
 	victim := h.chooseNodeWithoutController(ctx)
 	held := 0
@@ -130,8 +130,8 @@ func TestDeathOfANodeCostsFewWrites(t *testing.T) {
 	awaitAllHeld("all addresses to be held", "")
 	heldBefore := held
 	h.awaitAnnouncedStatusOfAll(ctx, metav1.ConditionTrue)
-	h.countWritesOf(ctx, func() {})
-	dead := h.countWritesOf(ctx, func() {
+	h.countAPIWritesOfChange(ctx, func() {})
+	dead := h.countAPIWritesOfChange(ctx, func() {
 		failOnError(t, h.KillNode(ctx, victim))
 		awaitAllHeld("the other nodes to hold all addresses", victim)
 	})
@@ -145,7 +145,7 @@ func TestDeathOfANodeCostsFewWrites(t *testing.T) {
 
 // chooseNodeWithoutController returns a node on which no controller runs, nor the Pod of the
 // Services.
-func (h *writeCountHarness) chooseNodeWithoutController(ctx context.Context) string {
+func (h *writeCountTestCluster) chooseNodeWithoutController(ctx context.Context) string {
 	h.t.Helper()
 	used, err := h.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "jsonpath={.items[*].spec.nodeName}")
 	failOnError(h.t, err)
@@ -166,7 +166,7 @@ func sumOfValues(m map[string]int) (sum int) {
 }
 
 // expectWritesAtMost fails if more of these writes were counted.
-func (h *writeCountHarness) expectWritesAtMost(what string, got cluster.RequestCountsByResource, limits map[string]int) {
+func (h *writeCountTestCluster) expectWritesAtMost(what string, got cluster.RequestCountsByResource, limits map[string]int) {
 	h.t.Helper()
 	for _, resource := range slices.Sorted(maps.Keys(limits)) {
 		if got[resource] > limits[resource] {
@@ -175,9 +175,9 @@ func (h *writeCountHarness) expectWritesAtMost(what string, got cluster.RequestC
 	}
 }
 
-// countWritesOf counts the writes of a change, until three seconds pass without one that it could
-// have caused.
-func (h *writeCountHarness) countWritesOf(ctx context.Context, change func()) cluster.RequestCountsByResource {
+// countAPIWritesOfChange counts the writes of a change, until three seconds pass without one that
+// it could have caused.
+func (h *writeCountTestCluster) countAPIWritesOfChange(ctx context.Context, change func()) cluster.RequestCountsByResource {
 	h.t.Helper()
 	before, err := h.CountAPIWrites(ctx)
 	failOnError(h.t, err)
@@ -206,7 +206,7 @@ func (h *writeCountHarness) countWritesOf(ctx context.Context, change func()) cl
 }
 
 // awaitNoErrorForLongChange waits until check returns nil, for longer than the other tests wait.
-func (h *writeCountHarness) awaitNoErrorForLongChange(ctx context.Context, what string, check func(context.Context) error) {
+func (h *writeCountTestCluster) awaitNoErrorForLongChange(ctx context.Context, what string, check func(context.Context) error) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, allServicesChangeTimeout)
 	defer cancel()
@@ -220,7 +220,7 @@ func (h *writeCountHarness) awaitNoErrorForLongChange(ctx context.Context, what 
 }
 
 // awaitAnnouncedStatusOfAll waits until the condition Announced of every Service has this status.
-func (h *writeCountHarness) awaitAnnouncedStatusOfAll(ctx context.Context, want metav1.ConditionStatus) {
+func (h *writeCountTestCluster) awaitAnnouncedStatusOfAll(ctx context.Context, want metav1.ConditionStatus) {
 	h.t.Helper()
 	h.awaitNoErrorForLongChange(ctx, "Announced="+string(want)+" on all Services", func(ctx context.Context) error {
 		var list corev1.ServiceList
@@ -241,7 +241,7 @@ func (h *writeCountHarness) awaitAnnouncedStatusOfAll(ctx context.Context, want 
 }
 
 // countL2StatusesByNode counts the ServiceL2Statuses by node.
-func (h *writeCountHarness) countL2StatusesByNode(ctx context.Context) (map[string]int, error) {
+func (h *writeCountTestCluster) countL2StatusesByNode(ctx context.Context) (map[string]int, error) {
 	var list v1beta1.ServiceL2StatusList
 	if err := h.API.List(ctx, &list, client.InNamespace(names.DefaultNamespace)); err != nil {
 		return nil, err

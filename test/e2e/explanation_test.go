@@ -38,22 +38,22 @@ func runKubectlGantry(ctx context.Context, s *cluster.Cluster, args ...string) (
 	return out.String(), 0, err
 }
 
-// expectExplanation waits until the first line of kubectl gantry explain names the cause of the
-// fault.
-func (h *faultHarness) expectExplanation(ctx context.Context, t *testing.T, f fault) {
+// expectExplanationNamesCause waits until the first line of kubectl gantry explain names the cause
+// of the fault.
+func (h *faultTestCluster) expectExplanationNamesCause(ctx context.Context, t *testing.T, f fault) {
 	t.Helper()
 	failOnError(t, h.awaitExplanation(ctx, f.service, kubectlGantryExitNotWell, f.text, "["))
 }
 
 // expectHealthyExplanation waits until kubectl gantry explain finds the Service well.
-func (h *faultHarness) expectHealthyExplanation(ctx context.Context, t *testing.T, service string) {
+func (h *faultTestCluster) expectHealthyExplanation(ctx context.Context, t *testing.T, service string) {
 	t.Helper()
 	failOnError(t, h.awaitExplanation(ctx, service, kubectlGantryExitWell, "announced by", "[Announced]"))
 }
 
 // awaitExplanation waits until kubectl gantry explain exits with the status, and its first line has
 // the texts.
-func (h *faultHarness) awaitExplanation(ctx context.Context, service string, wantStatus int, texts ...string) error {
+func (h *faultTestCluster) awaitExplanation(ctx context.Context, service string, wantStatus int, texts ...string) error {
 	return awaitExplanation(ctx, h.Cluster, []string{"service", service}, wantStatus, texts...)
 }
 
@@ -86,9 +86,9 @@ type explanationFault struct {
 }
 
 // explanationFaultPrerequisites are the pools and reservations of explanationFaults.
-var explanationFaultPrerequisites = strings.Replace(namedPoolManifest("limited", "192.168.0.171-192.168.0.175", "spec: {ipAddressPools: [limited]}"), "autoAssign: false", "autoAssign: false, gantry: {quota: {perNamespace: 1}}", 1) +
-	strings.Replace(namedPoolManifest("gapped", "192.168.0.176-192.168.0.189", "spec: {ipAddressPools: [gapped]}"), "autoAssign: false", "autoAssign: false, gantry: {exclude: [192.168.0.177]}", 1) +
-	namedPoolManifest("sixth", "fd00:a9::1-fd00:a9::9", "") + bgpAdvertisementManifest("sixth", "ipAddressPools: [sixth]") +
+var explanationFaultPrerequisites = strings.Replace(poolWithoutAutoAssignManifest("limited", "192.168.0.171-192.168.0.175", "spec: {ipAddressPools: [limited]}"), "autoAssign: false", "autoAssign: false, gantry: {quota: {perNamespace: 1}}", 1) +
+	strings.Replace(poolWithoutAutoAssignManifest("gapped", "192.168.0.176-192.168.0.189", "spec: {ipAddressPools: [gapped]}"), "autoAssign: false", "autoAssign: false, gantry: {exclude: [192.168.0.177]}", 1) +
+	poolWithoutAutoAssignManifest("sixth", "fd00:a9::1-fd00:a9::9", "") + bgpAdvertisementManifest("sixth", "ipAddressPools: [sixth]") +
 	"apiVersion: gantry.dev/v1alpha1\nkind: AddressReservation\nmetadata: {name: kept, namespace: metallb-system}\nspec: {service: {namespace: default, name: somebody}, addresses: [192.168.0.178]}\n---\n" +
 	serviceManifest("limited-first", "metallb.io/address-pool: limited", "") +
 	serviceManifest("policy-first", `metallb.io/loadBalancerIPs: 192.168.0.179, metallb.io/allow-shared-ip: policy`, "")
@@ -110,7 +110,7 @@ var explanationFaults = []explanationFault{
 }
 
 // peerAndControllerFaults are faults of the router's peer and of the controller.
-func (h *faultHarness) peerAndControllerFaults() []explanationFault {
+func (h *faultTestCluster) peerAndControllerFaults() []explanationFault {
 	patchPeer := func(patch string) func(context.Context) error {
 		return h.kubectlFunc("-n", names.DefaultNamespace, "patch", "bgppeer", "tor", "--type=merge", "-p", patch)
 	}
@@ -141,7 +141,7 @@ func (h *faultHarness) peerAndControllerFaults() []explanationFault {
 		{name: "a dead link of the only Pod's node", service: "local", manifests: localTrafficPolicyServiceManifest, edit: func(ctx context.Context) error { return h.CutCable(ctx, "node1") },
 			repair: func(ctx context.Context) error { return h.PlugCable(ctx, "node1") }, reason: names.ReasonNoSpeaker, text: "node1: its speaker is gone or silent"},
 		{name: "kube-proxy is dead", service: "web", edit: h.signalKubeProxiesFunc(syscall.SIGSTOP), repair: h.signalKubeProxiesFunc(syscall.SIGCONT), reason: names.ReasonServiceProxySilent, text: "which announces it, is not fit: kube-proxy"},
-		{name: "a pool that is edited under a Service", service: "edited", manifests: namedPoolManifest("edited", "192.168.0.198", "spec: {ipAddressPools: [edited]}") + serviceManifest("edited", "metallb.io/address-pool: edited", ""), edit: h.runInSequenceFunc(
+		{name: "a pool that is edited under a Service", service: "edited", manifests: poolWithoutAutoAssignManifest("edited", "192.168.0.198", "spec: {ipAddressPools: [edited]}") + serviceManifest("edited", "metallb.io/address-pool: edited", ""), edit: h.runInSequenceFunc(
 			func(ctx context.Context) error { return h.awaitAnnounced(ctx, "edited") }, patchPool("192.168.0.199")),
 			repair: patchPool("192.168.0.198"), reason: names.ReasonAddressNotInPool, text: "is announced, but no pool contains 192.168.0.198; the Service keeps it"},
 		{name: "another program writes the addresses", service: "edited", edit: func(ctx context.Context) error {
@@ -152,7 +152,7 @@ func (h *faultHarness) peerAndControllerFaults() []explanationFault {
 		{name: "PodSecurity refuses the speakers", service: "web", edit: h.runInSequenceFunc(
 			h.kubectlFunc("label", "namespace", names.DefaultNamespace, "--overwrite", "pod-security.kubernetes.io/enforce=baseline"),
 			h.kubectlFunc("-n", names.DefaultNamespace, "delete", "pods", "--wait=false", "-l", "app.kubernetes.io/component=speaker")),
-			repair: h.runInSequenceFunc(h.kubectlFunc("label", "namespace", names.DefaultNamespace, "--overwrite", "pod-security.kubernetes.io/enforce=privileged"), h.kubectlFunc("-n", names.DefaultNamespace, "rollout", "restart", "daemonset/gantry-speaker"), h.AwaitRollout),
+			repair: h.runInSequenceFunc(h.kubectlFunc("label", "namespace", names.DefaultNamespace, "--overwrite", "pod-security.kubernetes.io/enforce=privileged"), h.kubectlFunc("-n", names.DefaultNamespace, "rollout", "restart", "daemonset/gantry-speaker"), h.AwaitGantryRollout),
 			reason: names.ReasonNoSpeaker, text: `the API server refuses its Pods: violates PodSecurity "baseline:latest"`},
 		{name: "the controllers have no RBAC", service: "web", edit: h.kubectlFunc("-n", names.DefaultNamespace, "delete", "rolebinding", "gantry-controller"),
 			repair: h.kubectlFunc("apply", "-f", filepath.Join(lab.RepositoryRoot(), "config", "rbac", "controller.yaml")), reason: names.ReasonNoController, text: "its ServiceAccount gantry-controller may not list ipaddresspools"},
@@ -160,7 +160,7 @@ func (h *faultHarness) peerAndControllerFaults() []explanationFault {
 			repair: func(ctx context.Context) error { return h.DelayAPIRequests(ctx, 0) }, reason: names.ReasonSlowAPIServer, text: "the API server is slow: its fastest answer took"},
 		{name: "a webhook without endpoints", service: "unborn", manifests: deadWebhookManifest + serviceManifest("unborn", "metallb.io/address-pool: unborn", ""), edit: func(context.Context) error { return nil },
 			repair: h.runInSequenceFunc(h.kubectlFunc("delete", "validatingwebhookconfiguration", "gantry-webhook"), func(ctx context.Context) error {
-				return h.ApplyManifests(ctx, namedPoolManifest("unborn", "192.168.0.195", "spec: {ipAddressPools: [unborn]}"))
+				return h.ApplyManifests(ctx, poolWithoutAutoAssignManifest("unborn", "192.168.0.195", "spec: {ipAddressPools: [unborn]}"))
 			}), reason: names.ReasonWebhookDown, text: "Service metallb-system/gantry-webhook of ValidatingWebhookConfiguration gantry-webhook has no endpoint"},
 		{name: "no controller", service: "late", edit: func(ctx context.Context) error {
 			if err := scale("0")(ctx); err != nil {
@@ -172,7 +172,7 @@ func (h *faultHarness) peerAndControllerFaults() []explanationFault {
 }
 
 // signalKubeProxiesFunc sends a signal to kube-proxy on both nodes.
-func (h *faultHarness) signalKubeProxiesFunc(s syscall.Signal) func(context.Context) error {
+func (h *faultTestCluster) signalKubeProxiesFunc(s syscall.Signal) func(context.Context) error {
 	return func(ctx context.Context) error {
 		return errors.Join(h.SignalProgramOrPod(ctx, "node1", "kube-proxy", s), h.SignalProgramOrPod(ctx, "node2", "kube-proxy", s))
 	}
@@ -194,7 +194,7 @@ webhooks:
 `
 
 // runInSequenceFunc returns a function that runs the functions one after the other.
-func (h *faultHarness) runInSequenceFunc(all ...func(context.Context) error) func(context.Context) error {
+func (h *faultTestCluster) runInSequenceFunc(all ...func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		for _, step := range all {
 			if err := step(ctx); err != nil {
@@ -215,9 +215,9 @@ var healthyServiceManifestByName = map[string]string{
 	"well-without-node-ports": serviceManifest("well-without-node-ports", "", "allocateLoadBalancerNodePorts: false"), "well-two": serviceManifest("well-two", "gantry.dev/address-count: \"2\"", ""),
 }
 
-// testKubectlGantryExplain makes faults that only an explanation has to name, and explains Services
-// that work.
-func (h *faultHarness) testKubectlGantryExplain(ctx context.Context, t *testing.T) {
+// testKubectlGantryExplainNamesCause makes faults that only an explanation has to name, and
+// explains Services that work.
+func (h *faultTestCluster) testKubectlGantryExplainNamesCause(ctx context.Context, t *testing.T) {
 	failOnError(t, h.ApplyManifests(ctx, explanationFaultPrerequisites))
 	manifests := ""
 	for _, f := range explanationFaults {
@@ -261,7 +261,7 @@ func (h *faultHarness) testKubectlGantryExplain(ctx context.Context, t *testing.
 
 // awaitKubectlGantryOutput waits until kubectl gantry with the arguments exits with a wanted status
 // and prints the text.
-func (h *faultHarness) awaitKubectlGantryOutput(ctx context.Context, t *testing.T, wantStatus func(int) bool, text string, args ...string) {
+func (h *faultTestCluster) awaitKubectlGantryOutput(ctx context.Context, t *testing.T, wantStatus func(int) bool, text string, args ...string) {
 	t.Helper()
 	failOnError(t, cluster.AwaitNoError(ctx, "kubectl gantry "+strings.Join(args, " "), func(ctx context.Context) error {
 		out, status, err := runKubectlGantry(ctx, h.Cluster, args...)

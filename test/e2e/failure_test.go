@@ -19,7 +19,7 @@ func TestAddressMovesWithoutLongLoss(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4})
 	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest+"---\n"+torPeerManifest("")))
 	failOnError(t, s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node4")))
-	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
+	address, err := s.AwaitFirstAddressOfService(ctx, "default", "echo")
 	failOnError(t, err)
 	// The node of the backend may not hold the address, because the test kills the holder.
 	_, err = s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")

@@ -28,9 +28,9 @@ spec:
 	return text + "---\n"
 }
 
-// namedPoolManifest returns a pool that a Service has to name, with an L2Advertisement that has
-// this spec; an empty spec stands for none.
-func namedPoolManifest(name, addresses, l2Spec string) string {
+// poolWithoutAutoAssignManifest returns a pool that a Service has to name, with an L2Advertisement
+// that has this spec; an empty spec stands for none.
+func poolWithoutAutoAssignManifest(name, addresses, l2Spec string) string {
 	text := fmt.Sprintf("apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: %s, namespace: metallb-system}\nspec: {addresses: [%s], autoAssign: false}\n---\n", name, addresses)
 	if l2Spec != "" {
 		text += fmt.Sprintf("apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {name: %s, namespace: metallb-system}\n%s\n---\n", name, l2Spec)
@@ -70,7 +70,7 @@ spec:
 
 // healthyBaseManifests are what works before any fault: Pods on node1, a Service by layer 2, one by
 // BGP.
-var healthyBaseManifests = cluster.FirstPoolAndL2AdvertisementManifest + "---\n" + webDeploymentManifest + torPeerManifest("") + namedPoolManifest("routed", "198.51.100.0/24", "") + bgpAdvertisementManifest("routed", "ipAddressPools: [routed]") +
+var healthyBaseManifests = cluster.FirstPoolAndL2AdvertisementManifest + "---\n" + webDeploymentManifest + torPeerManifest("") + poolWithoutAutoAssignManifest("routed", "198.51.100.0/24", "") + bgpAdvertisementManifest("routed", "ipAddressPools: [routed]") +
 	serviceManifest("web", "", "") + serviceManifest("routed", "metallb.io/address-pool: routed", "")
 
 // localTrafficPolicyServiceManifest is a Service with the traffic policy Local.
@@ -82,15 +82,15 @@ func l2AdvertisementSpecOfPool(pool, more string) string {
 }
 
 // configurationFaultPrerequisites are what the faulty Services of configurationFaults need.
-var configurationFaultPrerequisites = namedPoolManifest("tiny", "192.168.0.150", l2AdvertisementSpecOfPool("tiny", "")) +
-	namedPoolManifest("bare", "192.168.0.151", "") +
-	namedPoolManifest("edge", "192.168.0.152", l2AdvertisementSpecOfPool("edge", ", nodeSelectors: [{matchLabels: {rack: edge}}]")) +
-	namedPoolManifest("cabled", "192.168.0.153", l2AdvertisementSpecOfPool("cabled", ", interfaces: [eth77]")) +
-	namedPoolManifest("selective", "192.168.0.154", l2AdvertisementSpecOfPool("selective", ", serviceSelectors: [{matchLabels: {app: web}}]")) +
-	namedPoolManifest("half", "192.168.0.157", l2AdvertisementSpecOfPool("half", "")) + namedPoolManifest("other-half", "192.168.0.158", "") +
-	namedPoolManifest("lonely", "198.18.0.1", "") + bgpAdvertisementManifest("lonely", "ipAddressPools: [lonely], peers: [nobody]") +
-	namedPoolManifest("other-service", "192.168.0.155", l2AdvertisementSpecOfPool("other-service", ", serviceSelectors: [{matchLabels: {app: db}}]")) +
-	strings.Replace(namedPoolManifest("tenant", "192.168.0.156", l2AdvertisementSpecOfPool("tenant", "")), "autoAssign: false", "autoAssign: false, serviceAllocation: {namespaces: [other]}", 1) +
+var configurationFaultPrerequisites = poolWithoutAutoAssignManifest("tiny", "192.168.0.150", l2AdvertisementSpecOfPool("tiny", "")) +
+	poolWithoutAutoAssignManifest("bare", "192.168.0.151", "") +
+	poolWithoutAutoAssignManifest("edge", "192.168.0.152", l2AdvertisementSpecOfPool("edge", ", nodeSelectors: [{matchLabels: {rack: edge}}]")) +
+	poolWithoutAutoAssignManifest("cabled", "192.168.0.153", l2AdvertisementSpecOfPool("cabled", ", interfaces: [eth77]")) +
+	poolWithoutAutoAssignManifest("selective", "192.168.0.154", l2AdvertisementSpecOfPool("selective", ", serviceSelectors: [{matchLabels: {app: web}}]")) +
+	poolWithoutAutoAssignManifest("half", "192.168.0.157", l2AdvertisementSpecOfPool("half", "")) + poolWithoutAutoAssignManifest("other-half", "192.168.0.158", "") +
+	poolWithoutAutoAssignManifest("lonely", "198.18.0.1", "") + bgpAdvertisementManifest("lonely", "ipAddressPools: [lonely], peers: [nobody]") +
+	poolWithoutAutoAssignManifest("other-service", "192.168.0.155", l2AdvertisementSpecOfPool("other-service", ", serviceSelectors: [{matchLabels: {app: db}}]")) +
+	strings.Replace(poolWithoutAutoAssignManifest("tenant", "192.168.0.156", l2AdvertisementSpecOfPool("tenant", "")), "autoAssign: false", "autoAssign: false, serviceAllocation: {namespaces: [other]}", 1) +
 	quotaPoolManifest(1, l2AdvertisementSpecOfPool("rationed", "")) +
 	reservationManifest("somebody") +
 	serviceManifest("tiny-first", "metallb.io/address-pool: tiny", "") +
@@ -99,7 +99,7 @@ var configurationFaultPrerequisites = namedPoolManifest("tiny", "192.168.0.150",
 
 // quotaPoolManifest returns a pool of which each namespace may have n addresses.
 func quotaPoolManifest(n int, l2Spec string) string {
-	return strings.Replace(namedPoolManifest("rationed", "192.168.0.161-192.168.0.162", l2Spec), "autoAssign: false", fmt.Sprintf("autoAssign: false, gantry: {quota: {perNamespace: %d}}", n), 1)
+	return strings.Replace(poolWithoutAutoAssignManifest("rationed", "192.168.0.161-192.168.0.162", l2Spec), "autoAssign: false", fmt.Sprintf("autoAssign: false, gantry: {quota: {perNamespace: %d}}", n), 1)
 }
 
 // reservationManifest keeps an address for a Service.
@@ -115,11 +115,11 @@ func withServicePort(manifest string, port int) string {
 // configurationFaults are faults of Services of their own, and of their pools and advertisements.
 var configurationFaults = []fault{
 	{name: "a pool that is too small", service: "tiny", reason: names.ReasonPoolExhausted, text: "tiny", manifests: serviceManifest("tiny", "metallb.io/address-pool: tiny", ""),
-		repairManifests: strings.Replace(namedPoolManifest("tiny", "192.168.0.150", ""), "192.168.0.150", "192.168.0.150, 192.168.0.160", 1)},
+		repairManifests: strings.Replace(poolWithoutAutoAssignManifest("tiny", "192.168.0.150", ""), "192.168.0.150", "192.168.0.150, 192.168.0.160", 1)},
 	{name: "a misspelled pool", service: "misspelled", reason: names.ReasonPoolNotFound, text: "frist-pool", manifests: serviceManifest("misspelled", "metallb.io/address-pool: frist-pool", ""),
 		repairManifests: serviceManifest("misspelled", "metallb.io/address-pool: first-pool", "")},
 	{name: "a pool that does not admit the namespace", service: "tenant", reason: names.ReasonPoolNotAllowed, text: "tenant", manifests: serviceManifest("tenant", "metallb.io/address-pool: tenant", ""),
-		repairManifests: strings.Replace(namedPoolManifest("tenant", "192.168.0.156", ""), "autoAssign: false", "autoAssign: false, serviceAllocation: {namespaces: [default]}", 1)},
+		repairManifests: strings.Replace(poolWithoutAutoAssignManifest("tenant", "192.168.0.156", ""), "autoAssign: false", "autoAssign: false, serviceAllocation: {namespaces: [default]}", 1)},
 	{name: "an address outside of the pools", service: "outside", reason: names.ReasonAddressNotInPool, text: "10.9.9.9", manifests: serviceManifest("outside", "metallb.io/loadBalancerIPs: 10.9.9.9", ""),
 		repairManifests: serviceManifest("outside", "metallb.io/loadBalancerIPs: 192.168.0.227", "")},
 	{name: "an address that cannot be read", service: "unreadable", reason: names.ReasonInvalidRequest, text: "192.168.0.300", manifests: serviceManifest("unreadable", "metallb.io/loadBalancerIPs: 192.168.0.300", ""),
@@ -138,18 +138,18 @@ var configurationFaults = []fault{
 	{name: "an address that is kept for another Service", service: "late-comer", reason: names.ReasonAddressReserved, text: "192.168.0.228", manifests: serviceManifest("late-comer", "metallb.io/loadBalancerIPs: 192.168.0.228", ""),
 		repairManifests: reservationManifest("late-comer")},
 	{name: "no advertisement", service: "bare", reason: names.ReasonNoAdvertisement, text: `pool "bare" and this Service: create one`, manifests: serviceManifest("bare", "metallb.io/address-pool: bare", ""),
-		repairManifests: namedPoolManifest("bare", "192.168.0.151", l2AdvertisementSpecOfPool("bare", ""))},
+		repairManifests: poolWithoutAutoAssignManifest("bare", "192.168.0.151", l2AdvertisementSpecOfPool("bare", ""))},
 	{name: "an advertisement for one of two addresses", service: "half", reason: names.ReasonNoAdvertisement, text: `192.168.0.157: announced by layer 2; 192.168.0.158: no L2Advertisement`,
 		manifests:       serviceManifest("half", `metallb.io/loadBalancerIPs: "192.168.0.157,192.168.0.158", gantry.dev/address-count: "2"`, ""),
-		repairManifests: namedPoolManifest("other-half", "192.168.0.158", l2AdvertisementSpecOfPool("other-half", ""))},
+		repairManifests: poolWithoutAutoAssignManifest("other-half", "192.168.0.158", l2AdvertisementSpecOfPool("other-half", ""))},
 	{name: "a node selector that matches no node", service: "edge", reason: names.ReasonNoAdvertisement, text: `L2Advertisement "edge" match no node`, manifests: serviceManifest("edge", "metallb.io/address-pool: edge", ""),
-		repairManifests: namedPoolManifest("edge", "192.168.0.152", l2AdvertisementSpecOfPool("edge", ""))},
+		repairManifests: poolWithoutAutoAssignManifest("edge", "192.168.0.152", l2AdvertisementSpecOfPool("edge", ""))},
 	{name: "an interface that does not exist", service: "cabled", reason: names.ReasonNoLinks, text: "eth77", manifests: serviceManifest("cabled", "metallb.io/address-pool: cabled", ""),
-		repairManifests: namedPoolManifest("cabled", "192.168.0.153", l2AdvertisementSpecOfPool("cabled", ", interfaces: [eth0]"))},
+		repairManifests: poolWithoutAutoAssignManifest("cabled", "192.168.0.153", l2AdvertisementSpecOfPool("cabled", ", interfaces: [eth0]"))},
 	{name: "an advertisement for other Services", service: "other-service", reason: names.ReasonNoAdvertisement, text: `pool "other-service" and this Service`, manifests: serviceManifest("other-service", "metallb.io/address-pool: other-service", ""),
-		repairManifests: namedPoolManifest("other-service", "192.168.0.155", l2AdvertisementSpecOfPool("other-service", ""))},
+		repairManifests: poolWithoutAutoAssignManifest("other-service", "192.168.0.155", l2AdvertisementSpecOfPool("other-service", ""))},
 	{name: "a shared address and a Service selector", service: "selective", reason: names.ReasonSharedWithServiceSelector, text: `L2Advertisement "selective"`, manifests: strings.Replace(serviceManifest("selective", "metallb.io/address-pool: selective, metallb.io/allow-shared-ip: three", ""), "  annotations", "  labels: {app: web}\n  annotations", 1),
-		repairManifests: namedPoolManifest("selective", "192.168.0.154", l2AdvertisementSpecOfPool("selective", ""))},
+		repairManifests: poolWithoutAutoAssignManifest("selective", "192.168.0.154", l2AdvertisementSpecOfPool("selective", ""))},
 	{name: "no such BGPPeer", service: "lonely", reason: names.ReasonNoPeers, text: "or correct their spec.peers", manifests: serviceManifest("lonely", "metallb.io/address-pool: lonely", ""),
 		repairManifests: bgpAdvertisementManifest("lonely", "ipAddressPools: [lonely], peers: [tor]")},
 	{name: "a selector without Pods", service: "podless", reason: names.ReasonNoEndpoints, text: "no endpoint of the Service can serve", manifests: strings.Replace(serviceManifest("podless", "", ""), "app: web", "app: webb", 1),

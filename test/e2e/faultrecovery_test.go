@@ -20,7 +20,7 @@ import (
 
 // checkServiceHasNoFault returns what still says that a Service has a fault: a condition that is
 // not True, or a Warning without a newer event.
-func (h *faultHarness) checkServiceHasNoFault(ctx context.Context, service string) error {
+func (h *faultTestCluster) checkServiceHasNoFault(ctx context.Context, service string) error {
 	svc, err := h.GetService(ctx, "default", service)
 	if err != nil {
 		return err
@@ -77,7 +77,7 @@ func decodeStatusConditions(o *unstructured.Unstructured) []metav1.Condition {
 }
 
 // listObjects returns the objects of a kind in Gantry's namespace.
-func (h *faultHarness) listObjects(ctx context.Context, kind string) ([]unstructured.Unstructured, error) {
+func (h *faultTestCluster) listObjects(ctx context.Context, kind string) ([]unstructured.Unstructured, error) {
 	text, err := h.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "get", kind, "-o", "json")
 	if err != nil {
 		return nil, err
@@ -90,7 +90,7 @@ func (h *faultHarness) listObjects(ctx context.Context, kind string) ([]unstruct
 }
 
 // readObjectCondition returns a condition of an object; nil if it is absent.
-func (h *faultHarness) readObjectCondition(ctx context.Context, o *objectCondition) (*metav1.Condition, error) {
+func (h *faultTestCluster) readObjectCondition(ctx context.Context, o *objectCondition) (*metav1.Condition, error) {
 	all, err := h.listObjects(ctx, o.kind)
 	if err != nil {
 		return nil, err
@@ -104,7 +104,7 @@ func (h *faultHarness) readObjectCondition(ctx context.Context, o *objectConditi
 }
 
 // awaitObjectFault waits until the condition of the object is False and names the cause.
-func (h *faultHarness) awaitObjectFault(ctx context.Context, o *objectCondition, reason names.Reason, text string) error {
+func (h *faultTestCluster) awaitObjectFault(ctx context.Context, o *objectCondition, reason names.Reason, text string) error {
 	return cluster.AwaitNoError(ctx, "the condition "+o.condition+" of "+o.name, func(ctx context.Context) error {
 		c, err := h.readObjectCondition(ctx, o)
 		if err == nil && (c == nil || c.Status != metav1.ConditionFalse || c.Reason != string(reason) || !strings.Contains(c.Message, text)) {
@@ -115,7 +115,7 @@ func (h *faultHarness) awaitObjectFault(ctx context.Context, o *objectCondition,
 }
 
 // awaitObjectRepaired waits until the condition of the object is not False any more.
-func (h *faultHarness) awaitObjectRepaired(ctx context.Context, o *objectCondition) error {
+func (h *faultTestCluster) awaitObjectRepaired(ctx context.Context, o *objectCondition) error {
 	return cluster.AwaitNoError(ctx, "the end of the fault of "+o.name, func(ctx context.Context) error {
 		c, err := h.readObjectCondition(ctx, o)
 		if err == nil && c != nil && c.Status != metav1.ConditionTrue {
@@ -128,7 +128,7 @@ func (h *faultHarness) awaitObjectRepaired(ctx context.Context, o *objectConditi
 // expectNoFaultLeft checks after all repairs that no condition of a speaker, a session or a
 // configuration object is False, that no session has an error that lasts, and that the Services
 // and their reports fit together.
-func (h *faultHarness) expectNoFaultLeft(ctx context.Context, t *testing.T) {
+func (h *faultTestCluster) expectNoFaultLeft(ctx context.Context, t *testing.T) {
 	failOnError(t, cluster.AwaitNoError(ctx, "no condition that says that something is wrong", func(ctx context.Context) error {
 		for _, kind := range []string{"speakerstatuses", "bgpsessions", "ipaddresspools", "l2advertisements", "bgpadvertisements", "bgppeers", "bfdprofiles", "addressreservations"} {
 			all, err := h.listObjects(ctx, kind)
@@ -152,10 +152,10 @@ func (h *faultHarness) expectNoFaultLeft(ctx context.Context, t *testing.T) {
 	}))
 }
 
-// testServicesWithoutAnySpeaker stops both speakers at once, so that none is left to say that the
+// testStopOfAllSpeakersIsReported stops both speakers at once, so that none is left to say that the
 // other one is dead. The Services say that nobody knows whether they are announced, and work when
 // the speakers continue.
-func (h *faultHarness) testServicesWithoutAnySpeaker(ctx context.Context, t *testing.T) {
+func (h *faultTestCluster) testStopOfAllSpeakersIsReported(ctx context.Context, t *testing.T) {
 	signal := func(s syscall.Signal) {
 		for _, node := range []string{"node1", "node2"} {
 			failOnError(t, h.SignalProgramOrPod(ctx, node, "gantry-speaker", s))
@@ -184,9 +184,9 @@ func (h *faultHarness) testServicesWithoutAnySpeaker(ctx context.Context, t *tes
 	}
 }
 
-// testServiceCreatedWithoutController creates a Service while no controller runs. The Lease shows
+// testWaitForControllerIsReported creates a Service while no controller runs. The Lease shows
 // that, and the next leader says in the text of the Service how long it waited.
-func (h *faultHarness) testServiceCreatedWithoutController(ctx context.Context, t *testing.T) {
+func (h *faultTestCluster) testWaitForControllerIsReported(ctx context.Context, t *testing.T) {
 	scale := func(n string) func(context.Context) error {
 		return h.kubectlFunc("-n", names.DefaultNamespace, "scale", "deployment", "gantry-controller", "--replicas="+n)
 	}

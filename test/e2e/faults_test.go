@@ -45,17 +45,17 @@ type fault struct {
 	// reason is the word, and text the part of the sentence, that the person has to find.
 	reason names.Reason
 	text   string
-	// object is set if the Service is announced all the same: then a condition of this object names
-	// the cause, and not kubectl describe service.
-	object *objectCondition
+	// objectConditionNamingCause is set if the Service is announced all the same: then a condition
+	// of this object names the cause, and not kubectl describe service.
+	objectConditionNamingCause *objectCondition
 }
 
 // objectCondition is a condition of an object in Gantry's namespace.
 type objectCondition struct{ kind, name, condition string }
 
-// faultHarness is a cluster with a router, an L2 Service web and a BGP Service routed. All Pods run
-// on node1.
-type faultHarness struct {
+// faultTestCluster is a cluster with a router, an L2 Service web and a BGP Service routed. All Pods
+// run on node1.
+type faultTestCluster struct {
 	*cluster.Cluster
 	tor *lab.Router
 
@@ -68,17 +68,17 @@ type faultHarness struct {
 // the Service works, its newest event is no Warning, and no condition of it is False. Faults with
 // Services of their own happen all at once.
 func TestKubectlDescribeServiceNamesEachFault(t *testing.T) {
-	if m := router.MissingPrerequisite(router.FRR); m != "" {
+	if m := router.DescribeMissingPrerequisite(router.FRR); m != "" {
 		t.Skip(m)
 	}
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 2, Families: lab.DualStack})
-	h := &faultHarness{Cluster: s, tor: s.RouterOnHost("router", router.FRR), seenReasons: map[string]bool{}}
+	h := &faultTestCluster{Cluster: s, tor: s.RouterOnHost("router", router.FRR), seenReasons: map[string]bool{}}
 	failOnError(t, h.tor.StartWithConfig(ctx, readFRRConfigFromDocs(t)))
 	failOnError(t, s.ApplyManifests(ctx, healthyBaseManifests))
 	failOnError(t, h.awaitAnnounced(ctx, "web"))
 	failOnError(t, h.awaitAnnounced(ctx, "routed"))
 	t.Run("columns", func(t *testing.T) { h.testKubectlGetColumns(ctx, t) })
-	t.Run("addresses that the subnet reserves", func(t *testing.T) { h.testNetworkAndBroadcastAddresses(ctx, t) })
+	t.Run("addresses that the subnet reserves", func(t *testing.T) { h.testBroadcastAddressesAreReported(ctx, t) })
 	t.Run("of one Service", func(t *testing.T) {
 		failOnError(t, s.ApplyManifests(ctx, configurationFaultPrerequisites))
 		var all []string
@@ -97,17 +97,17 @@ func TestKubectlDescribeServiceNamesEachFault(t *testing.T) {
 	for _, f := range slices.Concat(h.nodeFaults(), h.routerFaults()) {
 		t.Run(f.name, func(t *testing.T) { h.testFaultAndRepair(ctx, t, f) })
 	}
-	t.Run("blocked gossip", func(t *testing.T) { h.testBlockedGossip(ctx, t) })
-	t.Run("no speaker", func(t *testing.T) { h.testServicesWithoutAnySpeaker(ctx, t) })
+	t.Run("blocked gossip", func(t *testing.T) { h.testBlockedGossipIsReported(ctx, t) })
+	t.Run("no speaker", func(t *testing.T) { h.testStopOfAllSpeakersIsReported(ctx, t) })
 	t.Run("another gossip key", func(t *testing.T) { h.testDifferentGossipKeysAreExplained(ctx, t) })
-	t.Run("no controller", func(t *testing.T) { h.testServiceCreatedWithoutController(ctx, t) })
+	t.Run("no controller", func(t *testing.T) { h.testWaitForControllerIsReported(ctx, t) })
 	t.Run("nothing is left", func(t *testing.T) { h.expectNoFaultLeft(ctx, t) })
-	t.Run("explained", func(t *testing.T) { h.testKubectlGantryExplain(ctx, t) })
+	t.Run("explained", func(t *testing.T) { h.testKubectlGantryExplainNamesCause(ctx, t) })
 	h.expectSeenReasonsAreDocumented(t)
 }
 
 // testFaultAndRepair makes a fault, looks at it and repairs it.
-func (h *faultHarness) testFaultAndRepair(ctx context.Context, t *testing.T, f fault) {
+func (h *faultTestCluster) testFaultAndRepair(ctx context.Context, t *testing.T, f fault) {
 	if f.manifests != "" {
 		failOnError(t, h.ApplyManifests(ctx, f.manifests))
 	}
@@ -115,8 +115,8 @@ func (h *faultHarness) testFaultAndRepair(ctx context.Context, t *testing.T, f f
 		failOnError(t, f.edit(ctx))
 	}
 	h.expectDescribeNamesCause(ctx, t, f)
-	if f.object == nil {
-		h.expectExplanation(ctx, t, f)
+	if f.objectConditionNamingCause == nil {
+		h.expectExplanationNamesCause(ctx, t, f)
 	}
 	if f.repair != nil {
 		failOnError(t, f.repair(ctx))
@@ -125,8 +125,8 @@ func (h *faultHarness) testFaultAndRepair(ctx context.Context, t *testing.T, f f
 		failOnError(t, h.ApplyManifests(ctx, f.repairManifests))
 	}
 	failOnError(t, h.awaitAnnounced(ctx, f.service))
-	if f.object != nil {
-		failOnError(t, h.awaitObjectRepaired(ctx, f.object))
+	if f.objectConditionNamingCause != nil {
+		failOnError(t, h.awaitObjectRepaired(ctx, f.objectConditionNamingCause))
 		return
 	}
 	failOnError(t, cluster.AwaitNoError(ctx, "the end of all that says that the Service has a fault", func(ctx context.Context) error {
@@ -142,7 +142,7 @@ func (h *faultHarness) testFaultAndRepair(ctx context.Context, t *testing.T, f f
 
 // expectDescribeNamesCause waits until kubectl describe and the condition name the cause of the
 // fault.
-func (h *faultHarness) expectDescribeNamesCause(ctx context.Context, t *testing.T, f fault) {
+func (h *faultTestCluster) expectDescribeNamesCause(ctx context.Context, t *testing.T, f fault) {
 	t.Helper()
 	begun := time.Now()
 	defer func() {
@@ -150,8 +150,8 @@ func (h *faultHarness) expectDescribeNamesCause(ctx context.Context, t *testing.
 			h.expectReportWithinTimeout(ctx, t, f, took)
 		}
 	}()
-	if f.object != nil {
-		failOnError(t, h.awaitObjectFault(ctx, f.object, f.reason, f.text))
+	if f.objectConditionNamingCause != nil {
+		failOnError(t, h.awaitObjectFault(ctx, f.objectConditionNamingCause, f.reason, f.text))
 		h.recordSeenReason(string(f.reason))
 		return
 	}
@@ -185,7 +185,7 @@ func (h *faultHarness) expectDescribeNamesCause(ctx context.Context, t *testing.
 
 // expectReportWithinTimeout fails the test if a report took longer than faultReportTimeout allows
 // on this machine.
-func (h *faultHarness) expectReportWithinTimeout(ctx context.Context, t *testing.T, f fault, took time.Duration) {
+func (h *faultTestCluster) expectReportWithinTimeout(ctx context.Context, t *testing.T, f fault, took time.Duration) {
 	t.Helper()
 	begun := time.Now()
 	_, err := h.kubectlDescribeService(ctx, f.service)
@@ -201,23 +201,23 @@ func (h *faultHarness) expectReportWithinTimeout(ctx context.Context, t *testing
 	t.Logf("the machine is busy: the cause was reported after %s, and kubectl describe takes %s", took, describing)
 }
 
-func (h *faultHarness) kubectlDescribeService(ctx context.Context, service string) (string, error) {
+func (h *faultTestCluster) kubectlDescribeService(ctx context.Context, service string) (string, error) {
 	return h.RunKubectl(ctx, "", "describe", "service", service)
 }
 
-func (h *faultHarness) recordSeenReason(reason string) {
+func (h *faultTestCluster) recordSeenReason(reason string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.seenReasons[reason] = true
 }
 
 // awaitAnnounced waits until the Service is announced, and nothing is wrong with it.
-func (h *faultHarness) awaitAnnounced(ctx context.Context, service string) error {
+func (h *faultTestCluster) awaitAnnounced(ctx context.Context, service string) error {
 	return awaitAnnouncedCondition(ctx, h.Cluster, service, "True", names.ReasonAnnounced)
 }
 
 // expectSeenReasonsAreDocumented compares the Reasons that were seen with docs/reasons.md.
-func (h *faultHarness) expectSeenReasonsAreDocumented(t *testing.T) {
+func (h *faultTestCluster) expectSeenReasonsAreDocumented(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(lab.RepositoryRoot(), "docs", "reasons.md"))
 	failOnError(t, err)
 	for _, reason := range slices.Sorted(maps.Keys(h.seenReasons)) {
@@ -228,7 +228,7 @@ func (h *faultHarness) expectSeenReasonsAreDocumented(t *testing.T) {
 }
 
 // testKubectlGetColumns checks what kubectl get shows of the two Services.
-func (h *faultHarness) testKubectlGetColumns(ctx context.Context, t *testing.T) {
+func (h *faultTestCluster) testKubectlGetColumns(ctx context.Context, t *testing.T) {
 	for kind, want := range map[string]string{
 		"ipap":     `first-pool +.*True +Valid`,
 		"l2adv":    `example +.*True +Valid`,
@@ -258,7 +258,7 @@ func (h *faultHarness) testKubectlGetColumns(ctx context.Context, t *testing.T) 
 }
 
 // kubectlFunc returns a function that runs kubectl.
-func (h *faultHarness) kubectlFunc(args ...string) func(context.Context) error {
+func (h *faultTestCluster) kubectlFunc(args ...string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		_, err := h.RunKubectl(ctx, "", args...)
 		return err
@@ -266,7 +266,7 @@ func (h *faultHarness) kubectlFunc(args ...string) func(context.Context) error {
 }
 
 // nodeFaults are faults of nodes and speakers, for Services whose Pod runs on node1.
-func (h *faultHarness) nodeFaults() []fault {
+func (h *faultTestCluster) nodeFaults() []fault {
 	both := func(verb string, args ...string) func(context.Context) error {
 		return h.kubectlFunc(append([]string{verb, "node", "node1", "node2", "--overwrite"}, args...)...)
 	}
@@ -292,12 +292,12 @@ func (h *faultHarness) nodeFaults() []fault {
 				}
 				return h.ApplyManifests(ctx, serviceManifest("taken", `metallb.io/loadBalancerIPs: "192.168.0.240"`, ""))
 			},
-			manifests: namedPoolManifest("taken", "192.168.0.240", "spec: {ipAddressPools: [taken]}"),
+			manifests: poolWithoutAutoAssignManifest("taken", "192.168.0.240", "spec: {ipAddressPools: [taken]}"),
 			repair: func(context.Context) error {
 				return h.RunOnHost("client", "ip", "address", "del", "192.168.0.240/32", "dev", "eth0")
 			}},
 		{name: "the link of the Pod's node is down", service: "racked", reason: names.ReasonLinkDown, text: "node1: its link rack0 in the subnet of 198.18.7.10 is down",
-			manifests: namedPoolManifest("racked", "198.18.7.10", l2AdvertisementSpecOfPool("racked", "")),
+			manifests: poolWithoutAutoAssignManifest("racked", "198.18.7.10", l2AdvertisementSpecOfPool("racked", "")),
 			edit: func(ctx context.Context) error {
 				// The carrier of rack0 on node1 is missing: the other end is down.
 				for node, commands := range map[string][]string{
@@ -321,13 +321,13 @@ func (h *faultHarness) nodeFaults() []fault {
 	}
 }
 
-func (h *faultHarness) setNetworkUnavailableFunc(node, status string) func(context.Context) error {
+func (h *faultTestCluster) setNetworkUnavailableFunc(node, status string) func(context.Context) error {
 	patch := fmt.Sprintf(`{"status":{"conditions":[{"type":"NetworkUnavailable","status":%q,"reason":"Test"}]}}`, status)
 	return h.kubectlFunc("patch", "node", node, "--subresource=status", "--type=strategic", "-p", patch)
 }
 
 // routerFaults are faults of the router and its BGPPeer.
-func (h *faultHarness) routerFaults() []fault {
+func (h *faultTestCluster) routerFaults() []fault {
 	patch := func(spec string) func(context.Context) error {
 		return h.kubectlFunc("-n", names.DefaultNamespace, "patch", "bgppeer", "tor", "--type=merge", "-p", `{"spec":`+spec+`}`)
 	}
@@ -354,7 +354,7 @@ func (h *faultHarness) routerFaults() []fault {
 		}
 	}
 	session := &objectCondition{"bgpsession", "tor.node1", names.ConditionBFDWatchesPath}
-	faults = append(faults, fault{name: "BFD on one side", service: "routed", reason: names.ReasonBFDDown, text: "", object: session,
+	faults = append(faults, fault{name: "BFD on one side", service: "routed", reason: names.ReasonBFDDown, text: "", objectConditionNamingCause: session,
 		manifests: "apiVersion: metallb.io/v1beta1\nkind: BFDProfile\nmetadata: {name: fast, namespace: metallb-system}\nspec: {}\n---\n" + torPeerManifest(", bfdProfile: fast"), repairManifests: torPeerManifest("")})
 	faults = append(faults, fault{name: "a missing Secret", service: "routed", reason: names.ReasonNoSession, text: "(UnknownSecret)", edit: replacePeer(", passwordSecret: {name: missing}"), repair: replacePeer("")})
 	return append(faults, fault{name: "the router dies", service: "routed", reason: names.ReasonNoSession, text: "0 of 2 BGP sessions carry the Service",

@@ -50,8 +50,8 @@ func startTrafficAndNeighborCapture(ctx context.Context, t *testing.T, s *cluste
 	return w
 }
 
-// awaitAnswers waits until each stream has n more answers.
-func (w *serviceUnderTraffic) awaitAnswers(ctx context.Context, t *testing.T, n int) {
+// awaitMoreAnswersPerStream waits until each stream has n more answers.
+func (w *serviceUnderTraffic) awaitMoreAnswersPerStream(ctx context.Context, t *testing.T, n int) {
 	t.Helper()
 	for _, s := range w.streams {
 		failOnError(t, s.AwaitMoreAnswers(ctx, n))
@@ -80,9 +80,9 @@ func (w *serviceUnderTraffic) stopAndCollectNeighborAnswers(t *testing.T) map[ne
 	return out
 }
 
-// listMACsByLastAnswer returns each Ethernet address that answered once, in the order of the last
-// answers.
-func listMACsByLastAnswer(answers []cluster.NeighborAnswer) []string {
+// listMACsInOrderOfLastAnswer returns each Ethernet address that answered once, in the order of the
+// last answers.
+func listMACsInOrderOfLastAnswer(answers []cluster.NeighborAnswer) []string {
 	var out []string
 	for _, a := range answers {
 		out = append(slices.DeleteFunc(out, func(m string) bool { return m == a.MAC }), a.MAC)
@@ -107,42 +107,42 @@ func withoutFirstFrameAfterPause(answers []cluster.NeighborAnswer, mac string, c
 	return slices.Delete(slices.Clone(answers), i, i+1)
 }
 
-// holdersHarness is a cluster of three eligible nodes and a Service with two addresses.
-type holdersHarness struct {
+// twoHoldersTestCluster is a cluster of three eligible nodes and a Service with two addresses.
+type twoHoldersTestCluster struct {
 	*cluster.Cluster
 	addresses []netip.Addr
-	// firstHolders are the holders before the first scenario.
-	firstHolders []string
+	// initialHolders are the holders before the first scenario.
+	initialHolders []string
 }
 
-// newHoldersHarness runs the Pod on a node that is excluded.
-func newHoldersHarness(t *testing.T) (context.Context, *holdersHarness) {
+// startTwoHoldersTestCluster runs the Pod on a node that is excluded.
+func startTwoHoldersTestCluster(t *testing.T) (context.Context, *twoHoldersTestCluster) {
 	t.Helper()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, Families: lab.DualStack})
-	h := &holdersHarness{Cluster: s}
+	h := &twoHoldersTestCluster{Cluster: s}
 	failOnError(t, s.ApplyManifests(ctx, dualStackPoolAndL2AdvertisementManifest))
 	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.UDPEchoServiceManifest("echo", "node4"))))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
 	failOnError(t, err)
 	h.addresses, err = s.AwaitServiceAddressCount(ctx, "default", "echo", 2)
 	failOnError(t, err)
-	h.firstHolders = h.awaitBothHolders(ctx, t)
+	h.initialHolders = h.awaitBothHolders(ctx, t)
 	return ctx, h
 }
 
 // awaitBothHolders waits for the holders of the addresses. The two addresses of a Service have
 // different holders if more than one node is eligible.
-func (h *holdersHarness) awaitBothHolders(ctx context.Context, t *testing.T) []string {
+func (h *twoHoldersTestCluster) awaitBothHolders(ctx context.Context, t *testing.T) []string {
 	t.Helper()
 	holders, err := h.AwaitAnnouncingNodeCount(ctx, "echo", 2)
 	failOnError(t, err)
 	return holders
 }
 
-// awaitFirstHolder waits until both addresses have a holder, and returns that of the first one.
-// After a death one node may hold both: on a busy machine a node that holds none may be too late to
-// take the address, and nothing moves only to spread the addresses again.
-func (h *holdersHarness) awaitFirstHolder(ctx context.Context, t *testing.T) string {
+// awaitHolderOfFirstAddress waits until both addresses have a holder, and returns that of the first
+// one. After a death one node may hold both: on a busy machine a node that holds none may be too
+// late to take the address, and nothing moves only to spread the addresses again.
+func (h *twoHoldersTestCluster) awaitHolderOfFirstAddress(ctx context.Context, t *testing.T) string {
 	t.Helper()
 	return awaitHoldersByAddress(ctx, t, h.Cluster, h.addresses, nil)[h.addresses[0]]
 }
@@ -151,47 +151,47 @@ func (h *holdersHarness) awaitFirstHolder(ctx context.Context, t *testing.T) str
 // speakers believe that others are dead. At any time only one node may answer the client. The
 // scenarios run in this order on one cluster.
 func TestOnlyOneNodeAnswersDuringPartitions(t *testing.T) {
-	ctx, h := newHoldersHarness(t)
+	ctx, h := startTwoHoldersTestCluster(t)
 	t.Run("gossip is blocked between two halves of an intact LAN", func(t *testing.T) { h.testBlockedGossipMovesNoAddress(ctx, t) })
 	t.Run("after a partition of the LAN one holder answers", func(t *testing.T) { h.testOneHolderAfterPartition(ctx, t) })
-	t.Run("a paused holder gives the address up without another answer", func(t *testing.T) { h.testPausedHolderGivesUp(ctx, t) })
+	t.Run("a paused holder gives the address up without another answer", func(t *testing.T) { h.testPausedHolderGivesUpAddress(ctx, t) })
 	t.Run("a pause of 100 ms changes nothing", func(t *testing.T) { h.testShortPausesMoveNoAddress(ctx, t) })
 }
 
-func (h *holdersHarness) testBlockedGossipMovesNoAddress(ctx context.Context, t *testing.T) {
+func (h *twoHoldersTestCluster) testBlockedGossipMovesNoAddress(ctx context.Context, t *testing.T) {
 	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
-	failOnError(t, h.BlockGossip(ctx, []string{"node1", "node2"}, []string{"node3", "node4"}))
+	failOnError(t, h.BlockGossipBetweenNodeGroups(ctx, []string{"node1", "node2"}, []string{"node3", "node4"}))
 	// about 10 s, which is longer than the gossip needs to declare the others dead
-	w.awaitAnswers(ctx, t, 500)
+	w.awaitMoreAnswersPerStream(ctx, t, 500)
 	for _, n := range []string{"node1", "node2", "node3", "node4"} {
 		failOnError(t, h.UnblockPorts(ctx, n))
 	}
-	w.awaitAnswers(ctx, t, 100)
+	w.awaitMoreAnswersPerStream(ctx, t, 100)
 	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
-		if macs := listMACsByLastAnswer(answers); len(macs) != 1 {
+		if macs := listMACsInOrderOfLastAnswer(answers); len(macs) != 1 {
 			t.Errorf("%v answered for %s, want one node", macs, a)
 		}
 	}
-	if now := h.awaitBothHolders(ctx, t); !slices.Equal(now, h.firstHolders) {
-		t.Errorf("the addresses moved from %v to %v although every holder was alive", h.firstHolders, now)
+	if now := h.awaitBothHolders(ctx, t); !slices.Equal(now, h.initialHolders) {
+		t.Errorf("the addresses moved from %v to %v although every holder was alive", h.initialHolders, now)
 	}
 }
 
-func (h *holdersHarness) testOneHolderAfterPartition(ctx context.Context, t *testing.T) {
-	holder := h.firstHolders[0]
+func (h *twoHoldersTestCluster) testOneHolderAfterPartition(ctx context.Context, t *testing.T) {
+	holder := h.initialHolders[0]
 	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
 	failOnError(t, h.Partition(ctx, []string{holder}))
-	w.awaitAnswers(ctx, t, 400)
+	w.awaitMoreAnswersPerStream(ctx, t, 400)
 	healed := time.Now()
 	failOnError(t, h.HealPartition(ctx))
-	w.awaitAnswers(ctx, t, 100)
+	w.awaitMoreAnswersPerStream(ctx, t, 100)
 	awaitHoldersByAddress(ctx, t, h.Cluster, h.addresses, nil)
 	settled := time.Now()
-	w.awaitAnswers(ctx, t, 100)
+	w.awaitMoreAnswersPerStream(ctx, t, 100)
 	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
 		i := slices.IndexFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.After(healed) })
 		late := slices.DeleteFunc(slices.Clone(answers), func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(settled) })
-		if macs := listMACsByLastAnswer(late); len(macs) != 1 {
+		if macs := listMACsInOrderOfLastAnswer(late); len(macs) != 1 {
 			t.Errorf("after the partition ended and the API named one holder %v answered for %s, want one node", macs, a)
 		} else if i > 0 && macs[0] != answers[i-1].MAC {
 			t.Errorf("the holder of %s was %s during the partition and %s afterwards, although both were alive", a, answers[i-1].MAC, macs[0])
@@ -199,16 +199,16 @@ func (h *holdersHarness) testOneHolderAfterPartition(ctx context.Context, t *tes
 	}
 }
 
-func (h *holdersHarness) testPausedHolderGivesUp(ctx context.Context, t *testing.T) {
-	holder := h.awaitFirstHolder(ctx, t)
+func (h *twoHoldersTestCluster) testPausedHolderGivesUpAddress(ctx context.Context, t *testing.T) {
+	holder := h.awaitHolderOfFirstAddress(ctx, t)
 	mac, err := h.HostMAC(holder)
 	failOnError(t, err)
 	w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
 	failOnError(t, h.SignalProgramOrPod(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
-	w.awaitAnswers(ctx, t, 100)
+	w.awaitMoreAnswersPerStream(ctx, t, 100)
 	continued := time.Now()
 	failOnError(t, h.SignalProgramOrPod(ctx, holder, "gantry-speaker", syscall.SIGCONT))
-	w.awaitAnswers(ctx, t, 100)
+	w.awaitMoreAnswersPerStream(ctx, t, 100)
 	inFlight := 1
 	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
 		order := dropRepeatedAnswersOfSameMAC(answers)
@@ -225,19 +225,19 @@ func (h *holdersHarness) testPausedHolderGivesUp(ctx context.Context, t *testing
 // testShortPausesMoveNoAddress pauses a holder ten times for about 100 ms. On a busy machine the
 // speakers may also wait for a processor, and then a pause is longer than the test wants. So one
 // round of three without a move is enough. A speaker that does not bear such pauses fails in each.
-func (h *holdersHarness) testShortPausesMoveNoAddress(ctx context.Context, t *testing.T) {
+func (h *twoHoldersTestCluster) testShortPausesMoveNoAddress(ctx context.Context, t *testing.T) {
 	for round := 1; ; round++ {
-		holder := h.awaitFirstHolder(ctx, t)
+		holder := h.awaitHolderOfFirstAddress(ctx, t)
 		w := startTrafficAndNeighborCapture(ctx, t, h.Cluster, h.addresses)
 		for range 10 {
 			failOnError(t, h.SignalProgramOrPod(ctx, holder, "gantry-speaker", syscall.SIGSTOP))
 			<-time.After(80 * time.Millisecond) // plus the time that the lab needs for the signal
 			failOnError(t, h.SignalProgramOrPod(ctx, holder, "gantry-speaker", syscall.SIGCONT))
-			w.awaitAnswers(ctx, t, 30)
+			w.awaitMoreAnswersPerStream(ctx, t, 30)
 		}
 		var moved []string
 		for a, answers := range w.stopAndCollectNeighborAnswers(t) {
-			if macs := listMACsByLastAnswer(answers); len(macs) != 1 {
+			if macs := listMACsInOrderOfLastAnswer(answers); len(macs) != 1 {
 				moved = append(moved, fmt.Sprintf("%v answered for %s", macs, a))
 			}
 		}

@@ -40,7 +40,7 @@ func testIngressControllerServiceServesHTTP(ctx context.Context, t *testing.T, s
 		ObjectMeta: newObjectMeta("ingress-nginx", "ingress-nginx-controller"), Data: map[string]string{"nginx.conf": nginxConfigFromIngresses(ctx, t, s)},
 	}))
 	kubectl(readManualManifest(t, "004-ingress-controller.yaml"), "apply", "-f", "-")
-	address, err := s.AwaitFirstServiceAddress(ctx, "ingress-nginx", "ingress-nginx-controller")
+	address, err := s.AwaitFirstAddressOfService(ctx, "ingress-nginx", "ingress-nginx-controller")
 	failOnError(t, err)
 
 	name := "tekton.k8s.local"

@@ -75,7 +75,7 @@ func TestLayer2BesideOtherHostsOnLAN(t *testing.T) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 3, Families: lab.DualStack})
 	failOnError(t, s.ApplyManifests(ctx, dualStackPoolOf256IPv6Manifest))
 	failOnError(t, s.ApplyManifests(ctx, dualStackEchoManifest))
-	_, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
+	_, err := s.AwaitFirstAddressOfService(ctx, "default", "echo")
 	failOnError(t, err)
 	svc, err := s.GetService(ctx, "default", "echo")
 	failOnError(t, err)
@@ -91,13 +91,13 @@ func TestLayer2BesideOtherHostsOnLAN(t *testing.T) {
 		t.Fatalf("the Service has %v, want an address of each family", svc.Status.LoadBalancer.Ingress)
 	}
 	t.Run("the holder answers Neighbor Unreachability Detection", func(t *testing.T) { testHolderAnswersUnicastSolicitations(ctx, t, s, six) })
-	t.Run("an address that another host uses is not assigned", func(t *testing.T) { testAddressProbe(ctx, t, s) })
+	t.Run("an address that another host uses is not assigned", func(t *testing.T) { testAddressesInUseAreSkipped(ctx, t, s) })
 	t.Run("the holder defends the address against a foreign host", func(t *testing.T) { testForeignHostClaimingAddressIsReported(ctx, t, s, four) })
 	t.Run("another host detects the address as a duplicate", func(t *testing.T) { testHolderDefendsAddressInDAD(ctx, t, s, six) })
 	t.Run("an event reports another node that announces the address", func(t *testing.T) { testStrayAnnouncementIsReported(ctx, t, s, four) })
-	t.Run("a changed Ethernet address of the holder is announced", func(t *testing.T) { testHolderChangesMAC(ctx, t, s, four) })
-	t.Run("one node answers after a link has flapped", func(t *testing.T) { testRepeatedShortCableCuts(ctx, t, s, four) })
-	t.Run("renaming a link loses no request", func(t *testing.T) { testLinkRenamed(ctx, t, s, four, six) })
+	t.Run("a changed Ethernet address of the holder is announced", func(t *testing.T) { testChangedMACOfHolderIsAnnounced(ctx, t, s, four) })
+	t.Run("one node answers after a link has flapped", func(t *testing.T) { testOneNodeAnswersAfterShortCableCuts(ctx, t, s, four) })
+	t.Run("renaming a link loses no request", func(t *testing.T) { testRenamedLinksLoseNoRequest(ctx, t, s, four, six) })
 	t.Run("a client without broadcasts follows a move", func(t *testing.T) { testTakeoverReachesClientByUnicast(ctx, t, s, four, six) })
 	t.Run("a new holder does not report the foreign host", func(t *testing.T) {
 		failOnError(t, awaitAnnouncedCondition(ctx, s, "echo", "True", names.ReasonAnnounced))
@@ -106,8 +106,8 @@ func TestLayer2BesideOtherHostsOnLAN(t *testing.T) {
 	t.Run("links can be excluded while speakers are running", func(t *testing.T) { testExcludedInterfacesEditIsApplied(ctx, t, s, four) })
 }
 
-// awaitHolderOf waits until exactly one node holds the address, according to the API.
-func awaitHolderOf(ctx context.Context, t *testing.T, s *cluster.Cluster, a netip.Addr) v1beta1.ServiceL2Status {
+// awaitHolderOfAddress waits until exactly one node holds the address, according to the API.
+func awaitHolderOfAddress(ctx context.Context, t *testing.T, s *cluster.Cluster, a netip.Addr) v1beta1.ServiceL2Status {
 	t.Helper()
 	var holder v1beta1.ServiceL2Status
 	failOnError(t, cluster.AwaitNoError(ctx, "a holder of "+a.String(), func(ctx context.Context) error {
@@ -147,7 +147,7 @@ func testHolderAnswersUnicastSolicitations(ctx context.Context, t *testing.T, s 
 	setNeighborTimers(map[string]string{"base_reachable_time_ms": "300", "delay_first_probe_time": "1", "gc_stale_time": "1"})
 	// With the timers of the kernel, a client does not check its neighbor during a takeover.
 	defer setNeighborTimers(map[string]string{"base_reachable_time_ms": "30000", "delay_first_probe_time": "5", "gc_stale_time": "60"})
-	holder := awaitHolderOf(ctx, t, s, six).Status.Node
+	holder := awaitHolderOfAddress(ctx, t, s, six).Status.Node
 	var checks, answers atomic.Int64
 	var client frameListener
 	asked := listenForFrames(t, s, holder, ipfamily.IPv6, func(f layer2.ARPOrNDPFrame) {
@@ -206,7 +206,7 @@ func readSpeakerMetric(ctx context.Context, t *testing.T, s *cluster.Cluster, no
 
 // testForeignHostClaimingAddressIsReported makes the router claim the address for a while.
 func testForeignHostClaimingAddressIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
-	before := awaitHolderOf(ctx, t, s, four)
+	before := awaitHolderOfAddress(ctx, t, s, four)
 	var claimed, defended atomic.Bool
 	holder := listenForFrames(t, s, before.Status.Node, ipfamily.IPv4, func(layer2.ARPOrNDPFrame) {})
 	listenForFrames(t, s, "client", ipfamily.IPv4, func(f layer2.ARPOrNDPFrame) {
@@ -238,7 +238,7 @@ func testForeignHostClaimingAddressIsReported(ctx context.Context, t *testing.T,
 		}
 		return nil
 	}))
-	if after := awaitHolderOf(ctx, t, s, four); after.Status.Node != before.Status.Node {
+	if after := awaitHolderOfAddress(ctx, t, s, four); after.Status.Node != before.Status.Node {
 		t.Errorf("the holder changed from %s to %s", before.Status.Node, after.Status.Node)
 	}
 	// the client knows the right node
@@ -344,7 +344,7 @@ func checkTakeoverWithoutClientQuery(ctx context.Context, t *testing.T, s *clust
 	asker.Store(&client.link.MAC)
 	var old string
 	failOnError(t, cluster.AwaitNoError(ctx, "a holder on another node than the backend", func(context.Context) error {
-		if old = awaitHolderOf(ctx, t, s, a).Status.Node; old == backend {
+		if old = awaitHolderOfAddress(ctx, t, s, a).Status.Node; old == backend {
 			return errors.New("it is " + old + " still")
 		}
 		return nil
@@ -362,7 +362,7 @@ func checkTakeoverWithoutClientQuery(ctx context.Context, t *testing.T, s *clust
 	failOnError(t, s.CutCable(ctx, old))
 	defer func() {
 		failOnError(t, s.PlugCable(ctx, old))
-		failOnError(t, s.AwaitRollout(ctx))
+		failOnError(t, s.AwaitGantryRollout(ctx))
 	}()
 	failOnError(t, stream.AwaitMoreAnswers(ctx, 200))
 	if n := questions.Load(); n > 0 {
@@ -371,7 +371,7 @@ func checkTakeoverWithoutClientQuery(ctx context.Context, t *testing.T, s *clust
 	o := stream.StopAndAwaitLateAnswers()
 	t.Logf("the client waited for %s", o.LongestTimeWithoutAnswer)
 	failOnError(t, cluster.AwaitNoError(ctx, "metrics of the new holder", func(ctx context.Context) error {
-		now := awaitHolderOf(ctx, t, s, a).Status.Node
+		now := awaitHolderOfAddress(ctx, t, s, a).Status.Node
 		for _, metric := range []string{`gantry_speaker_moves_total{event="Taken",reason="HolderGone"}`, "gantry_speaker_takeover_seconds_count"} {
 			if readSpeakerMetric(ctx, t, s, now, metric) == 0 {
 				return fmt.Errorf("%s does not count %s", now, metric)

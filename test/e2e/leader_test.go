@@ -100,16 +100,16 @@ func TestLeaderChangesKeepAddresses(t *testing.T) {
 	var before map[string]string
 	t.Run("many Services cost one write and one event each", func(t *testing.T) {
 		testAPIWritesPerService(ctx, t, s, c)
-		before = readResourceVersions(ctx, t, s)
+		before = readResourceVersionsOfServices(ctx, t, s)
 	})
 	t.Run("the other controller continues when the leader stops", func(t *testing.T) { testAssignmentAfterSignalToLeader(ctx, t, s, c, syscall.SIGTERM, "stop") })
 	t.Run("the other controller continues when the leader is killed", func(t *testing.T) { testAssignmentAfterSignalToLeader(ctx, t, s, c, syscall.SIGKILL, "kill") })
 	t.Run("a paused leader assigns nothing twice when it resumes", func(t *testing.T) { testResumedLeaderAssignsNoAddressTwice(ctx, t, s, c) })
-	t.Run("a slow and a stopped API server", func(t *testing.T) { testEditsWhileAPIServerIsSlow(ctx, t, s, c) })
+	t.Run("a slow and a stopped API server", func(t *testing.T) { testEditsDuringSlowWritesLeaveNoAddress(ctx, t, s, c) })
 	for _, f := range c.DescribeDoubleOrLostAddresses() {
 		t.Error(f)
 	}
-	now := readResourceVersions(ctx, t, s)
+	now := readResourceVersionsOfServices(ctx, t, s)
 	for name, version := range before {
 		if now[name] != version {
 			t.Errorf("Service %s was written although nothing had changed", name)
@@ -117,8 +117,8 @@ func TestLeaderChangesKeepAddresses(t *testing.T) {
 	}
 }
 
-// readResourceVersions returns the resourceVersions of the Services that have an address.
-func readResourceVersions(ctx context.Context, t *testing.T, s *cluster.Cluster) map[string]string {
+// readResourceVersionsOfServices returns the resourceVersions of the Services that have an address.
+func readResourceVersionsOfServices(ctx context.Context, t *testing.T, s *cluster.Cluster) map[string]string {
 	t.Helper()
 	var list corev1.ServiceList
 	failOnError(t, s.API.List(ctx, &list, client.InNamespace("default")))
@@ -235,9 +235,9 @@ func testResumedLeaderAssignsNoAddressTwice(ctx context.Context, t *testing.T, s
 	}))
 }
 
-// testEditsWhileAPIServerIsSlow edits and deletes Services while the writes of their addresses are
-// under way, and then stops the API server for some seconds.
-func testEditsWhileAPIServerIsSlow(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
+// testEditsDuringSlowWritesLeaveNoAddress edits and deletes Services while the writes of their
+// addresses are under way, and then stops the API server for some seconds.
+func testEditsDuringSlowWritesLeaveNoAddress(ctx context.Context, t *testing.T, s *cluster.Cluster, c *cluster.AddressRecorder) {
 	services, serviceNames := newServices("slow", 30)
 	failOnError(t, s.DelayAPIRequests(ctx, 300*time.Millisecond))
 	_, err := s.CreateServices(ctx, 15, services)
@@ -285,12 +285,12 @@ func testEditsWhileAPIServerIsSlow(ctx context.Context, t *testing.T, s *cluster
 		return nil
 	}))
 	// No address is reserved for a deleted Service: the pool counts only those that exist.
-	failOnError(t, cluster.AwaitNoError(ctx, "the pool's count", func(ctx context.Context) error { return checkPoolCounts(ctx, s) }))
+	failOnError(t, cluster.AwaitNoError(ctx, "the pool's count", func(ctx context.Context) error { return checkAssignedIPv4CountOfPool(ctx, s) }))
 }
 
-// checkPoolCounts returns an error unless the pool's status counts exactly the addresses of
-// existing Services.
-func checkPoolCounts(ctx context.Context, s *cluster.Cluster) error {
+// checkAssignedIPv4CountOfPool returns an error unless the pool's status counts exactly the
+// addresses of existing Services.
+func checkAssignedIPv4CountOfPool(ctx context.Context, s *cluster.Cluster) error {
 	var list corev1.ServiceList
 	if err := s.API.List(ctx, &list); err != nil {
 		return err

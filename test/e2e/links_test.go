@@ -24,11 +24,12 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testRepeatedShortCableCuts cuts the holder's cable again and again, and restores it immediately.
-func testRepeatedShortCableCuts(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
+// testOneNodeAnswersAfterShortCableCuts cuts the holder's cable again and again, and restores it
+// immediately.
+func testOneNodeAnswersAfterShortCableCuts(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
 	target := netip.AddrPortFrom(four, 7000).String()
 	for range 5 {
-		holder := awaitHolderOf(ctx, t, s, four).Status.Node
+		holder := awaitHolderOfAddress(ctx, t, s, four).Status.Node
 		failOnError(t, s.CutCable(ctx, holder))
 		failOnError(t, s.PlugCable(ctx, holder))
 	}
@@ -83,9 +84,9 @@ func testRepeatedShortCableCuts(ctx context.Context, t *testing.T, s *cluster.Cl
 // lanClientIP is the client's address on the LAN.
 var lanClientIP = netip.MustParseAddr("192.168.0.100")
 
-// testLinkRenamed renames the nodes' links while a client sends requests. The links keep their
-// addresses.
-func testLinkRenamed(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
+// testRenamedLinksLoseNoRequest renames the nodes' links while a client sends requests. The links
+// keep their addresses.
+func testRenamedLinksLoseNoRequest(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses ...netip.Addr) {
 	var streams []*cluster.RequestStream
 	for _, a := range addresses {
 		streams = append(streams, startUDPStream(ctx, t, s, netip.AddrPortFrom(a, 7000).String()))
@@ -167,7 +168,7 @@ func testExcludedInterfacesEditIsApplied(ctx context.Context, t *testing.T, s *c
 	}))
 	edit("announcedInterfacesToExclude: [\"^lo$\", \"^veth.*\"]\n")
 	links("true ")
-	awaitHolderOf(ctx, t, s, four)
+	awaitHolderOfAddress(ctx, t, s, four)
 	startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).StopSending()
 }
 

@@ -27,11 +27,11 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// labTimeout limits the life of a lab. The longest test takes four minutes on two idle cores.
-const labTimeout = 25 * time.Minute
+// labLifeTimeout limits the life of a lab. The longest test takes four minutes on two idle cores.
+const labLifeTimeout = 25 * time.Minute
 
-// extraLabTimeout is how much longer a lab may run than those of most tests.
-var extraLabTimeout time.Duration
+// extraLabLifeTimeout is how much longer a lab may run than those of most tests.
+var extraLabLifeTimeout time.Duration
 
 // startLabWithGantry starts a lab with Gantry for one test and its subtests.
 func startLabWithGantry(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
@@ -44,7 +44,7 @@ func startLabWithGantry(t *testing.T, o lab.Options) (context.Context, *cluster.
 // startLabWithoutGantry starts a lab in which Gantry is not installed.
 func startLabWithoutGantry(t *testing.T, o lab.Options) (context.Context, *cluster.Cluster) {
 	t.Helper()
-	if m := lab.MissingPrerequisite(); m != "" {
+	if m := lab.DescribeMissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
 	for _, b := range []string{"controller", "speaker"} {
@@ -52,7 +52,7 @@ func startLabWithoutGantry(t *testing.T, o lab.Options) (context.Context, *clust
 			t.Skip("bin/" + b + " is not built: make build")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), labTimeout+readSoakInterval(t)+extraTimeoutForLongBurstRun()+extraLabTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), labLifeTimeout+readSoakInterval(t)+extraTimeoutForLongBurstRun()+extraLabLifeTimeout)
 	t.Cleanup(cancel)
 	o.Dir, o.ProgressOutput = filepath.Join(t.TempDir(), "lab"), os.Stderr
 	s, err := cluster.StartLabWithoutGantry(ctx, o)

@@ -39,11 +39,11 @@ func TestServiceManifestsOfManualsWork(t *testing.T) {
 	}{
 		{"only ready Pods of a Deployment answer", testUnreadyPodsAreWithdrawn},
 		{"a headless Service is not changed", testHeadlessServiceIsLeftAlone},
-		{"a Service keeps its fixed cluster IP", testFixedClusterIP},
-		{"session affinity keeps a client with one Pod", testSessionAffinity},
-		{"one port serves TCP and UDP", testTCPAndUDPOnOnePort},
-		{"a Service without a selector uses manual endpoints", testManualEndpoints},
-		{"a Service of kubectl expose is reachable", testKubectlExpose},
+		{"a Service keeps its fixed cluster IP", testServiceWithFixedClusterIPAnswers},
+		{"session affinity keeps a client with one Pod", testSessionAffinityKeepsClientOnPod},
+		{"one port serves TCP and UDP", testServiceWithTCPAndUDPPort53Answers},
+		{"a Service without a selector uses manual endpoints", testServiceWithManualEndpointsAnswers},
+		{"a Service of kubectl expose is reachable", testServiceOfKubectlExposeAnswers},
 		{"a Service in JSON keeps its NodePort", testLoadBalancerAnswersOnNodePorts},
 		{"an ingress controller routes by host behind one address", testIngressControllerServiceServesHTTP},
 		{"a Service can change its type and back", testChangedServiceTypeReleasesAddress},
@@ -157,7 +157,7 @@ func testUnreadyPodsAreWithdrawn(ctx context.Context, t *testing.T, s *cluster.C
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "readiness")
 	kubectl(readManualManifest(t, "000-nginx.yaml"), "apply", "-f", "-")
 	kubectl("", "patch", "service", "nginx-service", "-p", `{"spec":{"type":"LoadBalancer"}}`)
-	address, err := s.AwaitFirstServiceAddress(ctx, "readiness", "nginx-service")
+	address, err := s.AwaitFirstAddressOfService(ctx, "readiness", "nginx-service")
 	failOnError(t, err)
 	url := fmt.Sprintf("http://%s/", address)
 	kubectl("", "rollout", "status", "deployment/nginx-deployment", "--timeout=5m")
@@ -169,7 +169,7 @@ func testUnreadyPodsAreWithdrawn(ctx context.Context, t *testing.T, s *cluster.C
 	awaitExactAnsweringPods(ctx, t, s, url, pods[1:])
 	kubectl("", "annotate", "pod", pods[1], pods[2], node.AnnotationUnready+"=true")
 	awaitServiceUnannounced(ctx, t, s, serviceKey{"readiness", "nginx-service"}, url)
-	if still, err := s.AwaitFirstServiceAddress(ctx, "readiness", "nginx-service"); err != nil || still != address {
+	if still, err := s.AwaitFirstAddressOfService(ctx, "readiness", "nginx-service"); err != nil || still != address {
 		t.Errorf("without a ready Pod the Service has %s (%v), want it to keep %s", still, err, address)
 	}
 	kubectl("", "annotate", "pod", "-l", "app=nginx", node.AnnotationUnready+"-")
@@ -199,9 +199,9 @@ func errorIfGantryWroteToService(svc *corev1.Service) error {
 	return nil
 }
 
-// podResponderDeployment returns a Deployment whose Pods answer on the ports, each written as
-// TCP/80.
-func podResponderDeployment(name, labels string, ports ...string) string {
+// podResponderDeploymentManifest returns a Deployment whose Pods answer on the ports, each written
+// as TCP/80.
+func podResponderDeploymentManifest(name, labels string, ports ...string) string {
 	var list []string
 	for _, p := range ports {
 		proto, number, _ := strings.Cut(p, "/")
@@ -220,13 +220,13 @@ spec:
 `, name, labels, strings.Join(list, ", "))
 }
 
-func testFixedClusterIP(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testServiceWithFixedClusterIPAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for file, label := range map[string]string{"002-my-service.yaml": "app: MyApp", "004-my-service.yaml": "app.kubernetes.io/name: MyApp"} {
 		ns := "fixed-" + file[:3]
 		kubectl := createNamespaceAndKubectlFunc(ctx, t, s, ns)
-		kubectl(podResponderDeployment("my-app", label, "TCP/9376"), "apply", "-f", "-")
+		kubectl(podResponderDeploymentManifest("my-app", label, "TCP/9376"), "apply", "-f", "-")
 		kubectl(readManualManifest(t, file), "apply", "-f", "-")
-		address, err := s.AwaitFirstServiceAddress(ctx, ns, "my-service")
+		address, err := s.AwaitFirstAddressOfService(ctx, ns, "my-service")
 		failOnError(t, err)
 		if svc, err := s.GetService(ctx, ns, "my-service"); err != nil || svc.Spec.ClusterIP != "10.0.171.239" {
 			t.Errorf("%s: the cluster IP is %s (%v), want what the manifest says", file, svc.Spec.ClusterIP, err)
@@ -241,13 +241,13 @@ func testFixedClusterIP(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	}
 }
 
-func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testSessionAffinityKeepsClientOnPod(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "affinity")
 	kubectl(readManualManifest(t, "002-webapp.yaml"), "apply", "-f", "-")
 	const affinityTimeout = 3 * time.Second // short enough to wait for
 	kubectl("", "patch", "service", "webapp", "-p",
 		fmt.Sprintf(`{"spec":{"type":"LoadBalancer","sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":%d}}}}`, int(affinityTimeout.Seconds())))
-	address, err := s.AwaitFirstServiceAddress(ctx, "affinity", "webapp")
+	address, err := s.AwaitFirstAddressOfService(ctx, "affinity", "webapp")
 	failOnError(t, err)
 	url := fmt.Sprintf("http://%s:8080/", address)
 	kubectl("", "rollout", "status", "deployment/webapp", "--timeout=5m")
@@ -286,9 +286,9 @@ func testSessionAffinity(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 	}))
 }
 
-func testTCPAndUDPOnOnePort(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testServiceWithTCPAndUDPPort53Answers(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "dns")
-	kubectl(podResponderDeployment("dns", "app: dns", "TCP/53", "UDP/53"), "apply", "-f", "-")
+	kubectl(podResponderDeploymentManifest("dns", "app: dns", "TCP/53", "UDP/53"), "apply", "-f", "-")
 	kubectl(`apiVersion: v1
 kind: Service
 metadata:
@@ -306,7 +306,7 @@ spec:
     targetPort: 53
     protocol: TCP
 `, "apply", "-f", "-")
-	address, err := s.AwaitFirstServiceAddress(ctx, "dns", "dns")
+	address, err := s.AwaitFirstAddressOfService(ctx, "dns", "dns")
 	failOnError(t, err)
 	target := netip.AddrPortFrom(address, 53).String()
 	_, err = s.FetchURLUntilSuccess(ctx, "client", "http://"+target+"/")
@@ -317,7 +317,7 @@ spec:
 	stream.StopSending()
 }
 
-func testManualEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testServiceWithManualEndpointsAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	// 1.2.3.4 is the external server in the manual. Here it is behind the router.
 	failOnError(t, s.NamespaceOfHost("far").RunInside(func() error { return netns.AddAddress("lo", netip.MustParsePrefix("1.2.3.4/32")) }))
 	failOnError(t, s.NamespaceOfHost("router").RunInside(func() error {
@@ -338,7 +338,7 @@ func testManualEndpoints(ctx context.Context, t *testing.T, s *cluster.Cluster) 
 	failIfGantryWroteToService(t, svc)
 
 	kubectl("", "patch", "service", "my-service", "-p", `{"spec":{"type":"LoadBalancer"}}`)
-	address, err := s.AwaitFirstServiceAddress(ctx, "external", "my-service")
+	address, err := s.AwaitFirstAddressOfService(ctx, "external", "my-service")
 	failOnError(t, err)
 	url := fmt.Sprintf("http://%s/", address)
 	body, err := s.FetchURLUntilSuccess(ctx, "client", url)
@@ -362,11 +362,11 @@ endpoints: [{addresses: [1.2.3.4]}]
 	failOnError(t, err)
 }
 
-func testKubectlExpose(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+func testServiceOfKubectlExposeAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	kubectl := createNamespaceAndKubectlFunc(ctx, t, s, "expose")
 	kubectl("", "create", "deployment", "nginxv1", "--image=nginx", "--port=80")
 	kubectl("", "expose", "deployment", "nginxv1", "--port=8081", "--target-port=80", "--type=LoadBalancer")
-	address, err := s.AwaitFirstServiceAddress(ctx, "expose", "nginxv1")
+	address, err := s.AwaitFirstAddressOfService(ctx, "expose", "nginxv1")
 	failOnError(t, err)
 	body, err := s.FetchURLUntilSuccess(ctx, "client", fmt.Sprintf("http://%s:8081/", address))
 	failOnError(t, err)
@@ -380,10 +380,10 @@ func testLoadBalancerAnswersOnNodePorts(ctx context.Context, t *testing.T, s *cl
 		_, err := s.RunKubectl(ctx, manifest, args...)
 		failOnError(t, err)
 	}
-	kubectl(podResponderDeployment("nginx", "app: nginx", "TCP/80"), "apply", "-f", "-")
+	kubectl(podResponderDeploymentManifest("nginx", "app: nginx", "TCP/80"), "apply", "-f", "-")
 	// No API server accepts a new object with a resourceVersion.
 	kubectl(strings.Replace(readManualManifest(t, "003-nginx.json"), `"resourceVersion": "613764",`, "", 1), "create", "-f", "-")
-	address, err := s.AwaitFirstServiceAddress(ctx, "default", "nginx")
+	address, err := s.AwaitFirstAddressOfService(ctx, "default", "nginx")
 	failOnError(t, err)
 	for _, url := range []string{
 		fmt.Sprintf("http://%s:30080/", address), "http://192.168.0.11:31455/", "http://192.168.0.12:31455/", "http://192.168.0.13:31455/",

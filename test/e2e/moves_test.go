@@ -27,7 +27,7 @@ import (
 // may be lost.
 func TestPlannedMovesLoseNoRequest(t *testing.T) {
 	for _, mode := range []string{lab.KubeProxyNFTables, lab.KubeProxyIPTables} {
-		t.Run(mode, func(t *testing.T) { testPlannedMovesInProxyMode(t, mode) })
+		t.Run(mode, func(t *testing.T) { testPlannedMovesLoseNoRequestInMode(t, mode) })
 	}
 }
 
@@ -40,7 +40,7 @@ func dualStackUDPAndTCPEchoManifest(name string) string {
 	).Replace(cluster.UDPEchoServiceManifest(name, "node4")))
 }
 
-func testPlannedMovesInProxyMode(t *testing.T, mode string) {
+func testPlannedMovesLoseNoRequestInMode(t *testing.T, mode string) {
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, ProxyMode: mode, Families: lab.DualStack})
 	failOnError(t, s.ApplyManifests(ctx, dualStackPoolAndL2AdvertisementManifest))
 	failOnError(t, s.ApplyManifests(ctx, dualStackUDPAndTCPEchoManifest("echo")))
@@ -51,7 +51,7 @@ func testPlannedMovesInProxyMode(t *testing.T, mode string) {
 	addresses, err := s.AwaitServiceAddressCount(ctx, "default", "echo", 2)
 	failOnError(t, err)
 
-	m := &moveHarness{Cluster: s, t: t, addresses: addresses}
+	m := &moveTestCluster{Cluster: s, t: t, addresses: addresses}
 	for name, c := range m.candidacyLossCases(ctx) {
 		t.Run(name, func(t *testing.T) { m.testLeavingNodeHandsOverAddresses(ctx, t, c) })
 	}
@@ -67,28 +67,28 @@ func testPlannedMovesInProxyMode(t *testing.T, mode string) {
 	t.Run("the endpoints of a Service with policy Local move", func(t *testing.T) { testAddressFollowsPodOfLocalService(ctx, t, s) })
 	// after the rollout, because a rebalance waits until no member has changed for ten seconds
 	t.Run("a rebalance", func(t *testing.T) {
-		testRebalance(ctx, t, s, addresses, func(extra string) { m.applyAdvertisement(ctx, extra) })
+		testRebalanceSpreadsAddresses(ctx, t, s, addresses, func(extra string) { m.applyAdvertisement(ctx, extra) })
 	})
 	if mode == lab.KubeProxyIPTables { // TestLayer2BesideOtherHostsOnLAN does this with nftables
-		t.Run("one node answers after a link has flapped", func(t *testing.T) { testRepeatedShortCableCuts(ctx, t, s, addresses[0]) })
+		t.Run("one node answers after a link has flapped", func(t *testing.T) { testOneNodeAnswersAfterShortCableCuts(ctx, t, s, addresses[0]) })
 	}
 }
 
-// moveHarness is a cluster with a Service whose addresses move.
-type moveHarness struct {
+// moveTestCluster is a cluster with a Service whose addresses move.
+type moveTestCluster struct {
 	*cluster.Cluster
 	t         *testing.T
 	addresses []netip.Addr
 }
 
-func (m *moveHarness) kubectl(ctx context.Context, args ...string) {
+func (m *moveTestCluster) kubectl(ctx context.Context, args ...string) {
 	m.t.Helper()
 	_, err := m.RunKubectl(ctx, "", args...)
 	failOnError(m.t, err)
 }
 
 // applyAdvertisement applies the L2Advertisement with extra lines in its spec.
-func (m *moveHarness) applyAdvertisement(ctx context.Context, extra string) {
+func (m *moveTestCluster) applyAdvertisement(ctx context.Context, extra string) {
 	m.t.Helper()
 	_, doc, _ := strings.Cut(cluster.FirstPoolAndL2AdvertisementManifest, "---")
 	failOnError(m.t, m.ApplyManifests(ctx, doc+extra))
@@ -97,7 +97,7 @@ func (m *moveHarness) applyAdvertisement(ctx context.Context, extra string) {
 // candidacyLossCase is a way in which a node stops being a candidate, and the way back.
 type candidacyLossCase struct{ removeFromCandidates, makeCandidateAgain func(node string) }
 
-func (m *moveHarness) candidacyLossCases(ctx context.Context) map[string]candidacyLossCase {
+func (m *moveTestCluster) candidacyLossCases(ctx context.Context) map[string]candidacyLossCase {
 	kubectl := func(args ...string) {
 		m.t.Helper()
 		m.kubectl(ctx, args...)
@@ -148,13 +148,13 @@ func (m *moveHarness) candidacyLossCases(ctx context.Context) map[string]candida
 	}
 }
 
-func (m *moveHarness) testLeavingNodeHandsOverAddresses(ctx context.Context, t *testing.T, c candidacyLossCase) {
+func (m *moveTestCluster) testLeavingNodeHandsOverAddresses(ctx context.Context, t *testing.T, c candidacyLossCase) {
 	repeatCheckIfMachineWasBusy(t, func() []string { return m.moveFromHoldersAndBack(ctx, t, c) })
 }
 
 // moveFromHoldersAndBack lets the holders leave and come back. It returns what the speakers did
 // wrong. A lost request fails the test.
-func (m *moveHarness) moveFromHoldersAndBack(ctx context.Context, t *testing.T, c candidacyLossCase) (faults []string) {
+func (m *moveTestCluster) moveFromHoldersAndBack(ctx context.Context, t *testing.T, c candidacyLossCase) (faults []string) {
 	t.Helper()
 	holders := awaitHoldersByAddress(ctx, t, m.Cluster, m.addresses, nil)
 	before := readMoveCounts(ctx, t, m.Cluster)
@@ -185,7 +185,7 @@ func awaitHoldersByAddress(ctx context.Context, t *testing.T, s *cluster.Cluster
 	out := map[netip.Addr]string{}
 	for _, a := range addresses {
 		failOnError(t, cluster.AwaitNoError(ctx, "another holder of "+a.String(), func(context.Context) error {
-			if out[a] = awaitHolderOf(ctx, t, s, a).Status.Node; slices.Contains(not, out[a]) {
+			if out[a] = awaitHolderOfAddress(ctx, t, s, a).Status.Node; slices.Contains(not, out[a]) {
 				return fmt.Errorf("it is %s", out[a])
 			}
 			return nil
@@ -327,9 +327,9 @@ func TestCountConnectionsResetByMoves(t *testing.T) {
 	}
 }
 
-// testRebalance lets one node hold all addresses, and then checks that they are spread over all
-// nodes.
-func testRebalance(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr, ad func(string)) {
+// testRebalanceSpreadsAddresses lets one node hold all addresses, and then checks that they are
+// spread over all nodes.
+func testRebalanceSpreadsAddresses(ctx context.Context, t *testing.T, s *cluster.Cluster, addresses []netip.Addr, ad func(string)) {
 	failOnError(t, s.ApplyManifests(ctx, dualStackUDPAndTCPEchoManifest("more0")+"---\n"+dualStackUDPAndTCPEchoManifest("more1")))
 	for _, name := range []string{"more0", "more1"} {
 		more, err := s.AwaitServiceAddressCount(ctx, "default", name, 2)
@@ -443,7 +443,7 @@ func testAddressFollowsPodOfLocalService(ctx context.Context, t *testing.T, s *c
 		failOnError(t, s.ApplyManifests(ctx, strings.Replace(local, "nodeName: node1", "nodeName: "+node, 1)))
 		for _, a := range addresses {
 			failOnError(t, cluster.AwaitNoError(ctx, a.String()+" on the Pod's node "+node, func(context.Context) error {
-				if h := awaitHolderOf(ctx, t, s, a).Status.Node; h != node {
+				if h := awaitHolderOfAddress(ctx, t, s, a).Status.Node; h != node {
 					return fmt.Errorf("%s holds it", h)
 				}
 				return nil

@@ -62,7 +62,7 @@ func testHolderDefendsAddressInDAD(ctx context.Context, t *testing.T, s *cluster
 // testStrayAnnouncementIsReported sends an announcement of the address from a node that does not
 // hold it. The kernel does so with kube-proxy in ipvs mode without strictARP.
 func testStrayAnnouncementIsReported(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
-	holder := awaitHolderOf(ctx, t, s, four).Status.Node
+	holder := awaitHolderOfAddress(ctx, t, s, four).Status.Node
 	stray := "node1"
 	if stray == holder {
 		stray = "node2"
@@ -88,16 +88,16 @@ func testStrayAnnouncementIsReported(ctx context.Context, t *testing.T, s *clust
 		return fmt.Errorf("none of %d events has it", len(events.Items))
 	}))
 	failOnError(t, awaitExplanation(ctx, s, []string{"service", "echo"}, kubectlGantryExitNotWell, "but "+stray+" ("+node.link.MAC.String()+") answers for it and does not hold it", "["+string(names.ReasonStrayAnswer)+"]"))
-	if now := awaitHolderOf(ctx, t, s, four).Status.Node; now != holder {
+	if now := awaitHolderOfAddress(ctx, t, s, four).Status.Node; now != holder {
 		t.Errorf("the holder changed from %s to %s", holder, now)
 	}
 	startUDPStream(ctx, t, s, netip.AddrPortFrom(four, 7000).String()).StopSending()
 }
 
-// testHolderChangesMAC changes the Ethernet address of the holder's link, as a bond does when it
-// loses a port.
-func testHolderChangesMAC(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
-	holder := awaitHolderOf(ctx, t, s, four).Status.Node
+// testChangedMACOfHolderIsAnnounced changes the Ethernet address of the holder's link, as a bond
+// does when it loses a port.
+func testChangedMACOfHolderIsAnnounced(ctx context.Context, t *testing.T, s *cluster.Cluster, four netip.Addr) {
+	holder := awaitHolderOfAddress(ctx, t, s, four).Status.Node
 	mac := facts.MAC{2, 0xaa, 0xbb, 0xcc, 0xdd, 1}
 	var announced atomic.Bool
 	listenForFrames(t, s, "client", ipfamily.IPv4, func(f layer2.ARPOrNDPFrame) {
@@ -123,7 +123,7 @@ func testHolderChangesMAC(ctx context.Context, t *testing.T, s *cluster.Cluster,
 	}))
 	failOnError(t, stream.AwaitMoreAnswers(ctx, 100))
 	stream.StopSending()
-	if now := awaitHolderOf(ctx, t, s, four).Status.Node; now != holder {
+	if now := awaitHolderOfAddress(ctx, t, s, four).Status.Node; now != holder {
 		t.Errorf("the holder changed from %s to %s", holder, now)
 	}
 }

@@ -46,7 +46,7 @@ exit 1
 // TestOrdinaryUserRunsFirstDemoStepsInLab runs the first steps of the demonstration as a user
 // without privileges.
 func TestOrdinaryUserRunsFirstDemoStepsInLab(t *testing.T) {
-	if m := lab.MissingPrerequisite(); m != "" {
+	if m := lab.DescribeMissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
 	if ids, _ := os.ReadFile("/proc/self/uid_map"); len(strings.Fields(string(ids))) != 3 || strings.Fields(string(ids))[2] != "4294967295" {

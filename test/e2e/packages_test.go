@@ -22,16 +22,16 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 	if m := packages.DescribeUnbuiltHelmOrKustomize(); m != "" {
 		t.Skip(m)
 	}
-	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 2, BinDir: unpackImage(t), AuditedNamespace: names.DefaultNamespace})
+	ctx, s := startLabWithoutGantry(t, lab.Options{Nodes: 2, GantryBinDir: unpackImage(t), AuditedNamespace: names.DefaultNamespace})
 	failOnError(t, s.ApplyManifests(ctx, fakePrometheusOperatorCRDsManifest))
 	failOnError(t, s.ApplyManifests(ctx, backendManifest))
 	t.Run("dist/gantry.yaml", func(t *testing.T) {
 		text, err := packages.RenderKustomize(ctx, "default")
 		failOnError(t, err)
 		failOnError(t, s.ApplyManifests(ctx, text))
-		failOnError(t, s.AwaitRollout(ctx))
+		failOnError(t, s.AwaitGantryRollout(ctx))
 		applyAndCheckFirstService(ctx, t, s, "plain")
-		checkServiceAccountMayList(ctx, t, s, "gantry-speaker", "secrets", "yes")
+		checkWhetherServiceAccountMayList(ctx, t, s, "gantry-speaker", "secrets", "yes")
 		checkNoEndpointsReported(ctx, t, s)
 		runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "delete", "bgppeer", "router")
 		runKubectl(ctx, t, s, "", "-n", names.DefaultNamespace, "wait", "bgpsessions", "--all", "--for=delete", "--timeout=3m")
@@ -44,14 +44,14 @@ func TestInstallAndUninstallByEveryPackage(t *testing.T) {
 		t.Run("config/"+overlay, func(t *testing.T) {
 			dir := filepath.Join(lab.RepositoryRoot(), "config", overlay)
 			runKubectl(ctx, t, s, "", "apply", "-k", dir)
-			failOnError(t, s.AwaitRollout(ctx))
+			failOnError(t, s.AwaitGantryRollout(ctx))
 			applyAndCheckFirstService(ctx, t, s, overlay)
 			check(ctx, t, s)
 			runKubectl(ctx, t, s, "", "delete", "-k", dir)
 			checkNoInstalledObjectLeft(ctx, t, s)
 		})
 	}
-	t.Run("charts/gantry", func(t *testing.T) { testHelmChart(ctx, t, s) })
+	t.Run("charts/gantry", func(t *testing.T) { testHelmChartInstallsAndUninstalls(ctx, t, s) })
 	checkRBACMatchesAuditLog(t, filepath.Join(s.Dir(), "logs", "audit.log"))
 }
 
@@ -166,7 +166,7 @@ func checkNoEndpointsReported(ctx context.Context, t *testing.T, s *cluster.Clus
 // a client reaches it.
 func checkFirstPoolAddressReachable(ctx context.Context, t *testing.T, s *cluster.Cluster, service string) {
 	t.Helper()
-	a, err := s.AwaitFirstServiceAddress(ctx, "default", service)
+	a, err := s.AwaitFirstAddressOfService(ctx, "default", service)
 	failOnError(t, err)
 	if a.String() != "192.168.0.201" {
 		t.Errorf("the first Service has the address %v, want the first of the pool, 192.168.0.201", a)
@@ -186,9 +186,9 @@ func checkNoInstalledObjectLeft(ctx context.Context, t *testing.T, s *cluster.Cl
 	}
 }
 
-// checkServiceAccountMayList checks whether a service account may list a resource in Gantry's
-// namespace.
-func checkServiceAccountMayList(ctx context.Context, t *testing.T, s *cluster.Cluster, account, resource, want string) {
+// checkWhetherServiceAccountMayList checks whether a service account may list a resource in
+// Gantry's namespace.
+func checkWhetherServiceAccountMayList(ctx context.Context, t *testing.T, s *cluster.Cluster, account, resource, want string) {
 	t.Helper()
 	// The API server sees a Role some time after it was written.
 	failOnError(t, cluster.AwaitNoError(ctx, "the rights of "+account, func(ctx context.Context) error {
@@ -201,8 +201,8 @@ func checkServiceAccountMayList(ctx context.Context, t *testing.T, s *cluster.Cl
 }
 
 func checkNoAccessToSecrets(ctx context.Context, t *testing.T, s *cluster.Cluster) {
-	checkServiceAccountMayList(ctx, t, s, "gantry-speaker", "secrets", "no")
-	checkServiceAccountMayList(ctx, t, s, "gantry-controller", "secrets", "no")
+	checkWhetherServiceAccountMayList(ctx, t, s, "gantry-speaker", "secrets", "no")
+	checkWhetherServiceAccountMayList(ctx, t, s, "gantry-controller", "secrets", "no")
 }
 
 // checkMetricsEndpoints fetches the metrics as Prometheus does: from each endpoint of the Services
@@ -262,8 +262,8 @@ func checkWebhookRefusals(ctx context.Context, t *testing.T, s *cluster.Cluster)
 	}
 }
 
-// testHelmChart installs, upgrades and uninstalls the chart with Helm.
-func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+// testHelmChartInstallsAndUninstalls installs, upgrades and uninstalls the chart with Helm.
+func testHelmChartInstallsAndUninstalls(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	helm := func(args ...string) string {
 		t.Helper()
 		cmd := exec.CommandContext(ctx, filepath.Join(lab.RepositoryRoot(), "bin", "helm"), append(args, "--namespace", names.DefaultNamespace)...)
@@ -278,12 +278,12 @@ func testHelmChart(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	if out := helm("install", "gantry", dir, "--create-namespace"); !strings.Contains(out, "rollout status deployment/gantry-controller") {
 		t.Errorf("the notes lack the next step:\n%s", out)
 	}
-	failOnError(t, s.AwaitRollout(ctx))
+	failOnError(t, s.AwaitGantryRollout(ctx))
 	applyAndCheckFirstService(ctx, t, s, "first")
 	runKubectl(ctx, t, s, "", "expose", "deployment", "web", "--name", "kept", "--port=80", "--type=LoadBalancer")
 	checkFirstPoolAddressReachable(ctx, t, s, "kept")
 	helm("upgrade", "gantry", dir, "--set", "webhook.enabled=true,prometheus.enabled=true,logLevel=debug")
-	failOnError(t, s.AwaitRollout(ctx))
+	failOnError(t, s.AwaitGantryRollout(ctx))
 	checkFirstPoolAddressReachable(ctx, t, s, "kept")
 	checkWebhookRefusals(ctx, t, s)
 	runKubectl(ctx, t, s, "", "delete", "service", "kept")

@@ -24,7 +24,7 @@ func testPingAnswersOnlyWithSetting(ctx context.Context, t *testing.T, s *cluste
 	requireNoPingAnswer(t, s, addresses...)
 	_, err := s.RunKubectl(ctx, "", "-n", names.DefaultNamespace, "set", "env", "daemonset/gantry-speaker", enablePingAnswersEnvironment)
 	failOnError(t, err)
-	failOnError(t, s.AwaitRollout(ctx))
+	failOnError(t, s.AwaitGantryRollout(ctx))
 	requirePingAnswers(ctx, t, s, addresses...)
 }
 
@@ -53,7 +53,7 @@ func requirePingAnswers(ctx context.Context, t *testing.T, s *cluster.Cluster, a
 		if n != 5 {
 			t.Errorf("%d of 5 pings of %s were answered: %v", n, a, heard)
 		}
-		holder := awaitHolderOf(ctx, t, s, a).Status.Node
+		holder := awaitHolderOfAddress(ctx, t, s, a).Status.Node
 		if readSpeakerMetric(ctx, t, s, holder, fmt.Sprintf(`gantry_layer2_pings_answered_total{ip="%s"}`, a)) == 0 {
 			t.Errorf("the metrics of %s count no ping of %s", holder, a)
 		}

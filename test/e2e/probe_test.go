@@ -44,9 +44,9 @@ spec:
   - asking
 `
 
-// testAddressProbe checks that addresses which other hosts or nodes use are skipped, and that the
-// next free ones are assigned and announced.
-func testAddressProbe(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+// testAddressesInUseAreSkipped checks that addresses which other hosts or nodes use are skipped,
+// and that the next free ones are assigned and announced.
+func testAddressesInUseAreSkipped(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	for _, add := range []struct{ host, address string }{{"router", "192.168.0.240/24"}, {"router", "fd00:a8::400/64"}, {"node2", "192.168.0.241/24"}} {
 		failOnError(t, s.NamespaceOfHost(add.host).RunInside(exec.Command("ip", "address", "add", add.address, "dev", "eth0", "nodad").Run))
 	}

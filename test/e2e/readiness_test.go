@@ -30,10 +30,10 @@ func TestUnfitNodesRequestedHolderAndKeyRotation(t *testing.T) {
 	kubectl("-n", names.DefaultNamespace, "set", "env", "deployment/gantry-controller", "GANTRY_IGNORE_EXCLUDE_LB=true")
 	kubectl("-n", names.DefaultNamespace, "set", "env", "daemonset/gantry-speaker", "GANTRY_IGNORE_EXCLUDE_LB=true", "GANTRY_KUBE_PROXY_SILENCE_TIMEOUT=5s", "GANTRY_SILENT_KUBELET=Leave")
 	kubectl("label", "node", "--all", names.LabelExcludeNode+"=")
-	failOnError(t, s.AwaitRollout(ctx))
+	failOnError(t, s.AwaitGantryRollout(ctx))
 	failOnError(t, s.ApplyManifests(ctx, cluster.FirstPoolAndL2AdvertisementManifest))
 	failOnError(t, s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node3")))
-	address, err := s.AwaitFirstServiceAddress(ctx, "default", "echo")
+	address, err := s.AwaitFirstAddressOfService(ctx, "default", "echo")
 	failOnError(t, err)
 	target := address.String() + ":7000"
 	holder, err := s.AwaitSingleAnnouncingNode(ctx, "echo", "")

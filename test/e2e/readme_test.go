@@ -24,9 +24,9 @@ var fencedBlockPattern = regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
 
 var manifestFileNamePattern = regexp.MustCompile("`([\\w-]+\\.yaml)`:\\s*$")
 
-// readRealClusterSectionOfReadme returns the code blocks of the README's section on real clusters,
+// readRealClusterBlocksOfReadme returns the code blocks of the README's section on real clusters,
 // by subsection.
-func readRealClusterSectionOfReadme(t *testing.T) map[string][]readmeBlock {
+func readRealClusterBlocksOfReadme(t *testing.T) map[string][]readmeBlock {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(lab.RepositoryRoot(), "README.md"))
 	failOnError(t, err)
@@ -95,12 +95,12 @@ func (w *readmeStepRunner) carryOutCodeBlock(ctx context.Context, t *testing.T, 
 // TestReadmeSectionOnRealClustersWorks follows the README's section on real clusters literally,
 // once with Helm and once with kustomize.
 func TestReadmeSectionOnRealClustersWorks(t *testing.T) {
-	for _, m := range []string{packages.DescribeUnbuiltHelmOrKustomize(), router.MissingPrerequisite(router.FRR)} {
+	for _, m := range []string{packages.DescribeUnbuiltHelmOrKustomize(), router.DescribeMissingPrerequisite(router.FRR)} {
 		if m != "" {
 			t.Skip(m)
 		}
 	}
-	parts := readRealClusterSectionOfReadme(t)
+	parts := readRealClusterBlocksOfReadme(t)
 	install, remove := parts["Install"], parts["Uninstall"]
 	if len(install) != 3 || len(remove) != 2 {
 		t.Fatalf("%d ways to install and %d to uninstall, want Helm and kustomize, and the wait after both", len(install)-1, len(remove))

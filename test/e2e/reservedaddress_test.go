@@ -11,11 +11,11 @@ import (
 	"github.com/gantry-lb/gantry/test/cluster"
 )
 
-// testNetworkAndBroadcastAddresses gives Services the network and the broadcast address of the
+// testBroadcastAddressesAreReported gives Services the network and the broadcast address of the
 // nodes' subnet. They are announced, and the condition and an event say that hosts of the subnet
 // cannot connect.
-func (h *faultHarness) testNetworkAndBroadcastAddresses(ctx context.Context, t *testing.T) {
-	failOnError(t, h.ApplyManifests(ctx, namedPoolManifest("reserved", "192.168.0.0/32, 192.168.0.255/32", "spec: {ipAddressPools: [reserved]}")+
+func (h *faultTestCluster) testBroadcastAddressesAreReported(ctx context.Context, t *testing.T) {
+	failOnError(t, h.ApplyManifests(ctx, poolWithoutAutoAssignManifest("reserved", "192.168.0.0/32, 192.168.0.255/32", "spec: {ipAddressPools: [reserved]}")+
 		serviceManifest("network", "metallb.io/loadBalancerIPs: 192.168.0.0", "")+serviceManifest("broadcast", "metallb.io/loadBalancerIPs: 192.168.0.255", "")))
 	for service, address := range map[string]string{"network": "192.168.0.0", "broadcast": "192.168.0.255"} {
 		failOnError(t, awaitAnnouncedCondition(ctx, h.Cluster, service, "True", names.ReasonBroadcastAddress))

@@ -29,21 +29,22 @@ kind: BGPAdvertisement
 metadata: {name: all, namespace: metallb-system}
 `
 
-// apiServerOutageHarness is a cluster with a dual-stack Service that is announced by ARP, NDP and
-// BGP.
-type apiServerOutageHarness struct {
+// apiServerOutageTestCluster is a cluster with a dual-stack Service that is announced by ARP, NDP
+// and BGP.
+type apiServerOutageTestCluster struct {
 	*cluster.Cluster
 	tor             *lab.Router
 	addresses       []netip.Addr
 	serviceRoute    netip.Prefix // of the first address
 	announcingNodes []string     // that announce it
-	holder          string       // of the first address, once all speakers have restarted
+	// of the first address, once all speakers have restarted
+	firstAddressHolderAfterRestart string
 }
 
-func newAPIServerOutageHarness(t *testing.T) (context.Context, *apiServerOutageHarness) {
+func startAPIServerOutageTestCluster(t *testing.T) (context.Context, *apiServerOutageTestCluster) {
 	t.Helper()
 	ctx, s := startLabWithGantry(t, lab.Options{Nodes: 4, Families: lab.DualStack})
-	o := &apiServerOutageHarness{Cluster: s, tor: s.RouterOnHost("router", router.FRR), announcingNodes: []string{"node1", "node2", "node3"}}
+	o := &apiServerOutageTestCluster{Cluster: s, tor: s.RouterOnHost("router", router.FRR), announcingNodes: []string{"node1", "node2", "node3"}}
 	failOnError(t, s.ApplyManifests(ctx, dualStackPoolAndL2AdvertisementManifest))
 	failOnError(t, s.ApplyManifests(ctx, withRequiredDualStack(cluster.UDPEchoServiceManifest("echo", "node4"))))
 	_, err := s.RunKubectl(ctx, "", "label", "node", "node4", "node.kubernetes.io/exclude-from-external-load-balancers=true")
@@ -63,17 +64,17 @@ func newAPIServerOutageHarness(t *testing.T) (context.Context, *apiServerOutageH
 // announced, a dead holder is replaced, and speakers that all restart resume what they announced
 // before. Each scenario begins where the one before it ends.
 func TestAnnouncementsSurviveAPIServerOutage(t *testing.T) {
-	ctx, o := newAPIServerOutageHarness(t)
+	ctx, o := startAPIServerOutageTestCluster(t)
 	t.Run("all speakers restart", func(t *testing.T) { o.testSpeakersRestartWithoutAPIServer(ctx, t) })
 	t.Run("a dead holder is replaced", func(t *testing.T) { o.testDeadHolderIsReplaced(ctx, t) })
 	t.Run("the API server comes back", func(t *testing.T) { o.testHoldersStayWhenAPIServerReturns(ctx, t) })
 }
 
-func (o *apiServerOutageHarness) testSpeakersRestartWithoutAPIServer(ctx context.Context, t *testing.T) {
+func (o *apiServerOutageTestCluster) testSpeakersRestartWithoutAPIServer(ctx context.Context, t *testing.T) {
 	w := startTrafficAndNeighborCapture(ctx, t, o.Cluster, o.addresses)
-	w.awaitAnswers(ctx, t, 500) // the speakers save a checkpoint once per second
+	w.awaitMoreAnswersPerStream(ctx, t, 500) // the speakers save a checkpoint once per second
 	failOnError(t, o.BlockAPIServer(ctx))
-	w.awaitAnswers(ctx, t, 200) // a lost watch must not withdraw anything
+	w.awaitMoreAnswersPerStream(ctx, t, 200) // a lost watch must not withdraw anything
 	far, err := o.StartUDPStream(ctx, "far", netip.AddrPortFrom(o.addresses[0], 7000).String(), 200)
 	failOnError(t, err)
 	failOnError(t, far.AwaitMoreAnswers(ctx, 50))
@@ -84,17 +85,17 @@ func (o *apiServerOutageHarness) testSpeakersRestartWithoutAPIServer(ctx context
 	for _, n := range []string{"node1", "node2", "node3", "node4"} {
 		failOnError(t, o.SignalProgramOrPod(ctx, n, "gantry-speaker", syscall.SIGKILL))
 	}
-	w.awaitAnswers(ctx, t, 300)
+	w.awaitMoreAnswersPerStream(ctx, t, 300)
 	settled := time.Now()
-	w.awaitAnswers(ctx, t, 200)
+	w.awaitMoreAnswersPerStream(ctx, t, 200)
 	for a, answers := range w.stopAndCollectNeighborAnswers(t) {
 		late := slices.DeleteFunc(answers, func(x cluster.NeighborAnswer) bool { return x.CapturedAt.Before(settled) })
-		macs := listMACsByLastAnswer(late)
+		macs := listMACsInOrderOfLastAnswer(late)
 		if len(macs) != 1 {
 			t.Fatalf("after the restart %v answer for %s, want one node", macs, a)
 		}
 		if a == o.addresses[0] {
-			o.holder = nodeWithMAC(t, o.Cluster, macs[0])
+			o.firstAddressHolderAfterRestart = nodeWithMAC(t, o.Cluster, macs[0])
 		}
 	}
 	failOnError(t, cluster.AwaitNoError(ctx, "new sessions with the router", func(ctx context.Context) error {
@@ -115,20 +116,20 @@ func (o *apiServerOutageHarness) testSpeakersRestartWithoutAPIServer(ctx context
 	}
 }
 
-func (o *apiServerOutageHarness) testDeadHolderIsReplaced(ctx context.Context, t *testing.T) {
+func (o *apiServerOutageTestCluster) testDeadHolderIsReplaced(ctx context.Context, t *testing.T) {
 	w := startTrafficAndNeighborCapture(ctx, t, o.Cluster, o.addresses)
-	failOnError(t, o.CutCable(ctx, o.holder))
-	w.awaitAnswers(ctx, t, 300)
+	failOnError(t, o.CutCable(ctx, o.firstAddressHolderAfterRestart))
+	w.awaitMoreAnswersPerStream(ctx, t, 300)
 	w.stopAndCollectNeighborAnswers(t)
-	failOnError(t, o.PlugCable(ctx, o.holder))
+	failOnError(t, o.PlugCable(ctx, o.firstAddressHolderAfterRestart))
 }
 
-func (o *apiServerOutageHarness) testHoldersStayWhenAPIServerReturns(ctx context.Context, t *testing.T) {
+func (o *apiServerOutageTestCluster) testHoldersStayWhenAPIServerReturns(ctx context.Context, t *testing.T) {
 	failOnError(t, o.UnblockAPIServer(ctx))
 	// It lost its addresses when its cable was cut, and does not take them back.
-	awaitHoldersByAddress(ctx, t, o.Cluster, o.addresses, []string{o.holder})
+	awaitHoldersByAddress(ctx, t, o.Cluster, o.addresses, []string{o.firstAddressHolderAfterRestart})
 	failOnError(t, o.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("later", "node4")))
-	address, err := o.AwaitFirstServiceAddress(ctx, "default", "later")
+	address, err := o.AwaitFirstAddressOfService(ctx, "default", "later")
 	failOnError(t, err)
 	stream, err := o.StartUDPStream(ctx, "client", netip.AddrPortFrom(address, 7000).String(), 100)
 	failOnError(t, err)

@@ -27,7 +27,7 @@ spec: {myASN: 64512, peerASN: 65000, peerAddress: 192.168.0.77}
 
 // testRoutesPageThroughPortForward reads what node1 announces as an administrator does: with
 // kubectl port-forward.
-func (b *bgpHarness) testRoutesPageThroughPortForward(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testRoutesPageThroughPortForward(ctx context.Context, t *testing.T) {
 	failOnError(t, b.ApplyManifests(ctx, unreachableBGPPeerManifest))
 	defer func() {
 		_, err := b.RunKubectl(context.WithoutCancel(ctx), "", "-n", "metallb-system", "delete", "bgppeer", "silent")
@@ -48,7 +48,7 @@ func (b *bgpHarness) testRoutesPageThroughPortForward(ctx context.Context, t *te
 		if withheld.Announced || withheld.WithheldReason != names.ReasonNoSession || withheld.Prefix != b.serviceRoute {
 			return fmt.Errorf("the peer without a session has %+v", withheld)
 		}
-		if !announced.Announced || announced.Prefix != b.serviceRoute || announced.Attributes == nil || announced.Attributes.NextHop != "192.168.0.11" || !slices.Equal(announced.Advertisements, []string{"routed"}) {
+		if !announced.Announced || announced.Prefix != b.serviceRoute || announced.Attributes == nil || announced.Attributes.NextHop != "192.168.0.11" || !slices.Equal(announced.AdvertisementNames, []string{"routed"}) {
 			return fmt.Errorf("the router has %+v", announced)
 		}
 		return nil
@@ -71,7 +71,7 @@ subjects: [{kind: User, name: reader}]
 
 // testKubectlGantryAsksSpeakers lets kubectl gantry ask the speakers, as the administrator and as a
 // user without the right to. The peer silent has no session.
-func (b *bgpHarness) testKubectlGantryAsksSpeakers(ctx context.Context, t *testing.T) {
+func (b *bgpTestCluster) testKubectlGantryAsksSpeakers(ctx context.Context, t *testing.T) {
 	failOnError(t, b.ApplyManifests(ctx, readOnlyUserManifest))
 	const noRight = "you have no right to create pods/portforward in namespace metallb-system"
 	route := b.serviceRoute.String()
@@ -119,7 +119,7 @@ func readRoutesPage(ctx context.Context, url string) ([]rib.PeerRIB, error) {
 }
 
 // startPortForward runs kubectl port-forward until the test ends, and returns its local address.
-func (b *bgpHarness) startPortForward(ctx context.Context, t *testing.T, pod, port string) string {
+func (b *bgpTestCluster) startPortForward(ctx context.Context, t *testing.T, pod, port string) string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(ctx)
 	cmd := exec.CommandContext(ctx, filepath.Join(b.ControlPlaneProgramsDir(), "kubectl"), "-n", "metallb-system", "port-forward", pod, ":"+port)

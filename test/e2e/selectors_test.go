@@ -76,7 +76,7 @@ func TestSelectorEditsChangeAnnouncingNode(t *testing.T) {
 	}
 	failOnError(t, s.ApplyManifests(ctx, dualStackPoolManifest))
 	failOnError(t, s.ApplyManifests(ctx, dualStackWebManifest))
-	_, err := s.AwaitFirstServiceAddress(ctx, "default", "web")
+	_, err := s.AwaitFirstAddressOfService(ctx, "default", "web")
 	failOnError(t, err)
 	failOnError(t, awaitAnnouncedCondition(ctx, s, "web", "False", names.ReasonNoAdvertisement))
 
@@ -124,7 +124,7 @@ func TestSelectorEditsChangeAnnouncingNode(t *testing.T) {
 			}
 		})
 	}
-	t.Run("Services that share an address share its holder", func(t *testing.T) { testSharedAddress(ctx, t, s) })
+	t.Run("Services that share an address share its holder", func(t *testing.T) { testSharedAddressHasOneHolder(ctx, t, s) })
 	t.Run("every component reports the state of the configuration", func(t *testing.T) { testConfigurationStatesReportFault(ctx, t, s) })
 }
 
@@ -216,9 +216,9 @@ func setNetworkUnavailableCondition(ctx context.Context, t *testing.T, s *cluste
 	failOnError(t, err)
 }
 
-// testSharedAddress adds two Services that share an address, and one of another class, which Gantry
-// may not touch.
-func testSharedAddress(ctx context.Context, t *testing.T, s *cluster.Cluster) {
+// testSharedAddressHasOneHolder adds two Services that share an address, and one of another class,
+// which Gantry may not touch.
+func testSharedAddressHasOneHolder(ctx context.Context, t *testing.T, s *cluster.Cluster) {
 	service := func(name, protocol, more string) string {
 		return fmt.Sprintf(`apiVersion: v1
 kind: Service
@@ -234,7 +234,7 @@ spec:
 	}
 	failOnError(t, s.ApplyManifests(ctx, service("dns-tcp", "TCP", "")+service("dns-udp", "UDP", "")+service("foreign", "TCP", "  loadBalancerClass: example.com/other\n")))
 	for _, name := range []string{"dns-tcp", "dns-udp"} {
-		a, err := s.AwaitFirstServiceAddress(ctx, "default", name)
+		a, err := s.AwaitFirstAddressOfService(ctx, "default", name)
 		failOnError(t, err)
 		if a.String() != "192.168.0.215" {
 			t.Errorf("%s got %s", name, a)

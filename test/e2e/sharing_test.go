@@ -25,7 +25,7 @@ func TestSharingRightToggledRapidlyHarmsNoOthers(t *testing.T) {
 		o.Annotations = map[string]string{names.AnnotationSharingKey: "k", names.AnnotationLoadBalancerIPs: "10.77.0.200"}
 		o.Spec.Ports[0].Port = int32(80 + i)
 		failOnError(t, s.API.Create(ctx, o))
-		_, err := s.AwaitFirstServiceAddress(ctx, "default", name)
+		_, err := s.AwaitFirstAddressOfService(ctx, "default", name)
 		failOnError(t, err)
 	}
 	before, err := s.CountAPIRequestsOfVerbs(ctx, "LIST")
@@ -54,12 +54,12 @@ func TestSharingRightToggledRapidlyHarmsNoOthers(t *testing.T) {
 	for i := range 10 {
 		name := fmt.Sprint("other-", i)
 		failOnError(t, s.API.Create(ctx, cluster.NewService("default", name, "")))
-		_, err := s.AwaitFirstServiceAddress(ctx, "default", name)
+		_, err := s.AwaitFirstAddressOfService(ctx, "default", name)
 		failOnError(t, err)
 	}
 	failOnError(t, tenant.Wait())
 	for _, name := range []string{"a", "b"} {
-		address, err := s.AwaitFirstServiceAddress(ctx, "default", name)
+		address, err := s.AwaitFirstAddressOfService(ctx, "default", name)
 		failOnError(t, err)
 		if address.String() != "10.77.0.200" {
 			t.Errorf("Service %s has %s, want 10.77.0.200", name, address)

@@ -28,7 +28,7 @@ func testChangedServiceTypeReleasesAddress(ctx context.Context, t *testing.T, s 
 	} {
 		t.Run(string(change.to), func(t *testing.T) {
 			kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"LoadBalancer"}}`)
-			address, err := s.AwaitFirstServiceAddress(ctx, "types", "webapp")
+			address, err := s.AwaitFirstAddressOfService(ctx, "types", "webapp")
 			failOnError(t, err)
 			url := fmt.Sprintf("http://%s:8080/", address)
 			_, err = s.FetchURLUntilSuccess(ctx, "client", url)
@@ -46,7 +46,7 @@ func testChangedServiceTypeReleasesAddress(ctx context.Context, t *testing.T, s 
 				return errorIfGantryWroteToService(svc)
 			}))
 			kubectl(fmt.Sprintf(serviceRequestingSameAddressManifest, address), "apply", "-f", "-")
-			got, err := s.AwaitFirstServiceAddress(ctx, "types", "other")
+			got, err := s.AwaitFirstAddressOfService(ctx, "types", "other")
 			failOnError(t, err)
 			if got != address {
 				t.Errorf("another Service that requests %s got %s", address, got)
@@ -55,7 +55,7 @@ func testChangedServiceTypeReleasesAddress(ctx context.Context, t *testing.T, s 
 			if change.to == "headless" {
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", `{"spec":{"type":"ExternalName","externalName":"example.com","clusterIP":null,"clusterIPs":null}}`)
 				kubectl("", "patch", "service", "webapp", "--type=merge", "-p", balancer)
-				_, err = s.AwaitFirstServiceAddress(ctx, "types", "webapp")
+				_, err = s.AwaitFirstAddressOfService(ctx, "types", "webapp")
 				failOnError(t, err)
 			}
 		})

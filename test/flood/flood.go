@@ -38,8 +38,8 @@ type Options struct {
 	MaxOpenQueries int
 }
 
-// Outcome is the result of a flood.
-type Outcome struct {
+// FloodMeasurement is the result of a flood.
+type FloodMeasurement struct {
 	SentQueryCount, AnsweredQueryCount int
 	// Latencies are the times from query to answer, sorted.
 	Latencies []time.Duration
@@ -51,15 +51,15 @@ type Outcome struct {
 }
 
 // LatencyQuantile returns the q-quantile of the latencies; q is between 0 and 1.
-func (o Outcome) LatencyQuantile(q float64) time.Duration {
+func (o FloodMeasurement) LatencyQuantile(q float64) time.Duration {
 	if len(o.Latencies) == 0 {
 		return 0
 	}
 	return o.Latencies[min(int(q*float64(len(o.Latencies))), len(o.Latencies)-1)]
 }
 
-// Harness is the two namespaces and the cable between them.
-type Harness struct {
+// CabledNamespacePair is the two namespaces and the cable between them.
+type CabledNamespacePair struct {
 	options                               Options
 	answeringNamespace, queryingNamespace netns.Path
 	answeringLink, queryingLink           facts.Link
@@ -68,9 +68,9 @@ type Harness struct {
 
 const cableLinkName = "eth0"
 
-// NewHarness creates a Harness. The caller closes it.
-func NewHarness(o Options) (*Harness, error) {
-	c := &Harness{options: o}
+// NewCabledNamespacePair creates a CabledNamespacePair. The caller closes it.
+func NewCabledNamespacePair(o Options) (*CabledNamespacePair, error) {
+	c := &CabledNamespacePair{options: o}
 	for _, h := range []*netns.Path{&c.answeringNamespace, &c.queryingNamespace} {
 		ns, release, err := netns.NewUnnamed()
 		if err != nil {
@@ -113,14 +113,14 @@ func configureCableEnd(l *facts.Link, address netip.Prefix) error {
 }
 
 // DeleteNamespaces removes the namespaces.
-func (c *Harness) DeleteNamespaces() {
+func (c *CabledNamespacePair) DeleteNamespaces() {
 	for _, f := range c.releaseFuncs {
 		f()
 	}
 }
 
 // queriedAddressAtIndex returns the i-th address that is queried.
-func (c *Harness) queriedAddressAtIndex(i int) netip.Addr {
+func (c *CabledNamespacePair) queriedAddressAtIndex(i int) netip.Addr {
 	if c.options.QueriedAddressFamily == ipfamily.IPv6 {
 		return netip.AddrFrom16([16]byte{0xfd, 0, 0xa8, 14: byte(i >> 8), 15: byte(i)})
 	}
@@ -129,7 +129,7 @@ func (c *Harness) queriedAddressAtIndex(i int) netip.Addr {
 
 // StartLayer2EngineForAddresses starts the speaker's engine, which answers until stop is called. It
 // returns when every address has been announced once.
-func (c *Harness) StartLayer2EngineForAddresses(ctx context.Context) (stop func(), err error) {
+func (c *CabledNamespacePair) StartLayer2EngineForAddresses(ctx context.Context) (stop func(), err error) {
 	e := layer2.NewEngine(wire.PacketSocketOpener{}, time.Now)
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
@@ -143,7 +143,7 @@ func (c *Harness) StartLayer2EngineForAddresses(ctx context.Context) (stop func(
 	for i := range claims {
 		claims[i] = intent.Binding{Address: c.queriedAddressAtIndex(i), LinkIndexes: []int{c.answeringLink.Index}}
 	}
-	e.ApplyBindings(claims, time.Now().Add(time.Hour))
+	e.SetBindingsAndSendDeadline(claims, time.Now().Add(time.Hour))
 	for waiting := time.After(30 * time.Second); ; {
 		announced := 0
 		for _, n := range e.CountersByAddress() {
@@ -167,7 +167,7 @@ func (c *Harness) StartLayer2EngineForAddresses(ctx context.Context) (stop func(
 
 // AssignAddressesToAnsweringKernel assigns the addresses to the kernel of the node, which then
 // answers.
-func (c *Harness) AssignAddressesToAnsweringKernel() error {
+func (c *CabledNamespacePair) AssignAddressesToAnsweringKernel() error {
 	return c.answeringNamespace.RunInside(func() error {
 		l, err := netlink.LinkByName("lo")
 		if err != nil {
@@ -197,19 +197,19 @@ func (c *Harness) AssignAddressesToAnsweringKernel() error {
 const waitForLateAnswersTimeout = 3 * time.Second
 
 // SendQueriesAndMeasureAnswers queries all addresses in turn and returns the outcome.
-func (c *Harness) SendQueriesAndMeasureAnswers(ctx context.Context) (Outcome, error) {
+func (c *CabledNamespacePair) SendQueriesAndMeasureAnswers(ctx context.Context) (FloodMeasurement, error) {
 	var port layer2.Port
 	err := c.queryingNamespace.RunInside(func() (err error) {
 		port, err = wire.PacketSocketOpener{}.OpenPort(c.queryingLink, c.options.QueriedAddressFamily)
 		return err
 	})
 	if err != nil {
-		return Outcome{}, err
+		return FloodMeasurement{}, err
 	}
 	// time of the open query, in nanoseconds since begun; 0 means none
 	asked := make([]atomic.Int64, c.options.QueriedAddressCount)
 	begun := time.Now()
-	var o Outcome
+	var o FloodMeasurement
 	var answered atomic.Int64
 	done := make(chan struct{})
 	go func() {
@@ -243,13 +243,13 @@ func (c *Harness) SendQueriesAndMeasureAnswers(ctx context.Context) (Outcome, er
 	return o, err
 }
 
-func (c *Harness) indexOfQueriedAddress(a netip.Addr) int {
+func (c *CabledNamespacePair) indexOfQueriedAddress(a netip.Addr) int {
 	b := a.AsSlice()
 	return int(b[len(b)-2])<<8 | int(b[len(b)-1])
 }
 
 // sendQueriesAtRate sends queries at a constant rate, those of one millisecond together.
-func (c *Harness) sendQueriesAtRate(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64, answered *atomic.Int64) (int, error) {
+func (c *CabledNamespacePair) sendQueriesAtRate(ctx context.Context, port layer2.Port, begun time.Time, asked []atomic.Int64, answered *atomic.Int64) (int, error) {
 	isLimitReached := func(sent int) bool {
 		return c.options.MaxOpenQueries > 0 && sent-int(answered.Load()) >= c.options.MaxOpenQueries
 	}

@@ -19,7 +19,7 @@ const maxOpenQueries = 4000
 func TestEveryARPAndNDPQueryOfFloodIsAnswered(t *testing.T) {
 	for _, f := range []ipfamily.Family{ipfamily.IPv4, ipfamily.IPv6} {
 		t.Run(f.String(), func(t *testing.T) {
-			c, err := NewHarness(Options{QueriedAddressFamily: f, QueriedAddressCount: 10000, QueriesPerSecond: 50000, Duration: time.Second, MaxOpenQueries: maxOpenQueries})
+			c, err := NewCabledNamespacePair(Options{QueriedAddressFamily: f, QueriedAddressCount: 10000, QueriesPerSecond: 50000, Duration: time.Second, MaxOpenQueries: maxOpenQueries})
 			if errors.Is(err, os.ErrPermission) {
 				t.Skipf("root is needed to create a network namespace: %v", err)
 			}

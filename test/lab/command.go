@@ -33,7 +33,7 @@ func RunCommandLine() {
 	dir := func() string { return LabDirectory(name) }
 	root.AddCommand(newStartLabCommand(dir), newHoldLabCommand(dir), newEndLabCommand(dir), newHostShellCommand(dir), newKubectlCommand(dir))
 	root.AddCommand(&cobra.Command{Use: "status", Short: "Show the nodes and their Pods", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		return sendAndPrintAnswer(c, dir(), supervisorRequest{Operation: "status"})
+		return sendRequestAndPrintAnswer(c, dir(), supervisorRequest{Operation: "status"})
 	}})
 	root.AddCommand(&cobra.Command{Use: "kubeconfig", Short: "Print the path of the kubeconfig", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		_, err := fmt.Fprintln(c.OutOrStdout(), filepath.Join(dir(), "kubeconfig"))
@@ -68,7 +68,7 @@ func LabDirectory(name string) string {
 	return filepath.Join(os.TempDir(), "gantry-"+name)
 }
 
-func sendAndPrintAnswer(c *cobra.Command, dir string, o supervisorRequest) error {
+func sendRequestAndPrintAnswer(c *cobra.Command, dir string, o supervisorRequest) error {
 	text, err := sendSupervisorRequest(c.Context(), dir, o)
 	if err != nil {
 		return err
@@ -82,7 +82,7 @@ func addLabOptionFlags(c *cobra.Command, o *Options) {
 	c.Flags().IntVar(&o.Routers, "routers", 1, "number of routers, 1 or 2")
 	c.Flags().StringVar(&o.ProxyMode, "proxy-mode", KubeProxyNFTables, "kube-proxy's mode: nftables or iptables")
 	c.Flags().StringVar(&o.Families, "families", IPv4Only, "ipv4 or dual")
-	c.Flags().StringVar(&o.BinDir, "bin-dir", filepath.Join(RepositoryRoot(), "bin"), "directory of Gantry's binaries")
+	c.Flags().StringVar(&o.GantryBinDir, "bin-dir", filepath.Join(RepositoryRoot(), "bin"), "directory of Gantry's binaries")
 }
 
 // newStartLabCommand starts a background process that holds the lab, and waits until the lab is up.
@@ -106,7 +106,7 @@ func newStartLabCommand(dir func() string) *cobra.Command {
 			return err
 		}
 		hold := exec.Command("/proc/self/exe", holdLabInBackgroundArg, "--nodes", strconv.Itoa(o.Nodes), "--routers", strconv.Itoa(o.Routers), "--proxy-mode", o.ProxyMode,
-			"--families", o.Families, "--bin-dir", o.BinDir)
+			"--families", o.Families, "--bin-dir", o.GantryBinDir)
 		hold.Env = append(os.Environ(), "LAB_DIR="+dir(), "LAB_KUBE="+kube)
 		hold.Stdout, hold.Stderr = w, w
 		hold.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -151,8 +151,8 @@ func newHoldLabCommand(dir func() string) *cobra.Command {
 	addLabOptionFlags(c, &o)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		o.Dir = dir()
-		if _, err := os.Stat(o.BinDir); err != nil {
-			o.BinDir = ""
+		if _, err := os.Stat(o.GantryBinDir); err != nil {
+			o.GantryBinDir = ""
 		}
 		l, err := Start(c.Context(), o)
 		if err != nil {

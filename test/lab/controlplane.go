@@ -41,7 +41,7 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 	}
 	// The API server listens on loopback only. All other hosts connect to the relay, on the same
 	// port. The relay can be stopped and slowed down.
-	audit, err := s.auditFlags()
+	audit, err := s.writeAuditPolicyAndReturnFlags()
 	if err != nil {
 		return err
 	}
@@ -84,8 +84,8 @@ func (s *supervisor) startControlPlane(ctx context.Context) error {
 	return err
 }
 
-// auditFlags returns the API server's flags for its audit log.
-func (s *supervisor) auditFlags() ([]string, error) {
+// writeAuditPolicyAndReturnFlags returns the API server's flags for its audit log.
+func (s *supervisor) writeAuditPolicyAndReturnFlags() ([]string, error) {
 	if s.options.AuditedNamespace == "" {
 		return nil, nil
 	}

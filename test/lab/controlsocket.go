@@ -23,13 +23,13 @@ type supervisorRequest struct {
 	LANHost            string        // a host of the LAN
 	ProgramOrPodPrefix string        // a program, or a prefix of a Pod's name
 	Signal             int           // for "signal"
-	Groups             [][]string    // for "partition"
-	Proto              string        // "tcp" or "udp", for "block"
-	Port               int           // for "block"
+	PartitionGroups    [][]string    // for "partition"
+	BlockedProtocol    string        // "tcp" or "udp", for "block"
+	BlockedPort        int           // for "block"
 	APIRequestDelay    time.Duration // for "slow-api"
-	Filter             string        // for "capture"
+	CaptureFilter      string        // for "capture"
 	RouterConfigText   string        // for "router-start"
-	Names              []string      // for "router-kill"
+	RouterDaemonNames  []string      // for "router-kill"
 }
 
 // serveSupervisorRequest handles one request. If that fails, it answers status 500 with the error
@@ -54,7 +54,7 @@ func (s *supervisor) handleRequest(r *http.Request, w http.ResponseWriter, o sup
 	case "plug":
 		return s.plugCable(o.LANHost)
 	case "partition":
-		return s.partitionHosts(o.Groups)
+		return s.partitionHosts(o.PartitionGroups)
 	case "heal":
 		return s.healPartition()
 	case "kill":
@@ -62,7 +62,7 @@ func (s *supervisor) handleRequest(r *http.Request, w http.ResponseWriter, o sup
 	case "revive":
 		return s.reviveNode(r.Context(), o.LANHost)
 	case "signal":
-		return s.sendSignal(o.LANHost, o.ProgramOrPodPrefix, syscall.Signal(o.Signal))
+		return s.signalProgramDaemonOrPod(o.LANHost, o.ProgramOrPodPrefix, syscall.Signal(o.Signal))
 	case "stop-api":
 		s.relay.stopListening()
 	case "start-api":
@@ -70,7 +70,7 @@ func (s *supervisor) handleRequest(r *http.Request, w http.ResponseWriter, o sup
 	case "slow-api":
 		s.relay.setDelay(o.APIRequestDelay)
 	case "block":
-		return s.blockPort(o.LANHost, o.Proto, o.Port)
+		return s.blockPort(o.LANHost, o.BlockedProtocol, o.BlockedPort)
 	case "unblock":
 		return s.unblockPorts(o.LANHost)
 	case "capture":
@@ -87,8 +87,8 @@ func (s *supervisor) handleRequest(r *http.Request, w http.ResponseWriter, o sup
 	return nil
 }
 
-// sendSignal sends a signal to a program or a Pod of a node.
-func (s *supervisor) sendSignal(host, target string, sig syscall.Signal) error {
+// signalProgramDaemonOrPod sends a signal to a program or a Pod of a node.
+func (s *supervisor) signalProgramDaemonOrPod(host, target string, sig syscall.Signal) error {
 	if s.programs.sendSignal(host+"/"+target, sig) == nil || s.programs.sendSignal(target, sig) == nil {
 		return nil
 	}
@@ -143,7 +143,7 @@ func (s *supervisor) startCapture(ctx context.Context, w io.Writer, o supervisor
 	name := fmt.Sprintf("capture%d", s.startedCaptureCount.Add(1))
 	file := o.LANHost + "-" + name + ".pcap"
 	path := filepath.Join(s.options.Dir, "captures", file)
-	args := append([]string{"-i", lanLink, "-U", "--immediate-mode", "-n", "-Z", "root", "-w", path}, strings.Fields(o.Filter)...)
+	args := append([]string{"-i", lanLink, "-U", "--immediate-mode", "-n", "-Z", "root", "-w", path}, strings.Fields(o.CaptureFilter)...)
 	p, err := s.programs.startProgram(h.namespace, s.logDir(), o.LANHost+"/"+name, "tcpdump", args...)
 	if err != nil {
 		return err

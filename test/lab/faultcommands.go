@@ -28,7 +28,7 @@ var faultCommands = []faultCommand{
 	{"unblock HOST", "Remove all blocks of a host", 1, requestBuilderForHost("unblock")},
 	{"heal", "Undo a partition", 0, func([]string) (supervisorRequest, error) { return supervisorRequest{Operation: "heal"}, nil }},
 	{"partition HOST,HOST...", "Separate a group of hosts from all others", 1, func(a []string) (supervisorRequest, error) {
-		return supervisorRequest{Operation: "partition", Groups: [][]string{strings.Split(a[0], ",")}}, nil
+		return supervisorRequest{Operation: "partition", PartitionGroups: [][]string{strings.Split(a[0], ",")}}, nil
 	}},
 	{"block HOST PROTO/PORT", "Drop packets that a host receives on a port or sends to it", 2, func(a []string) (supervisorRequest, error) {
 		proto, text, _ := strings.Cut(a[1], "/")
@@ -36,7 +36,7 @@ var faultCommands = []faultCommand{
 		if err != nil || (proto != "tcp" && proto != "udp") {
 			return supervisorRequest{}, fmt.Errorf("%q is not a port: write tcp/7946 or udp/7946", a[1])
 		}
-		return supervisorRequest{Operation: "block", LANHost: a[0], Proto: proto, Port: n}, nil
+		return supervisorRequest{Operation: "block", LANHost: a[0], BlockedProtocol: proto, BlockedPort: n}, nil
 	}},
 	{"signal NODE TARGET SIGNAL", "Send a signal (KILL, STOP, CONT, TERM) to a program or Pod", 3, func(a []string) (supervisorRequest, error) {
 		s := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(a[2]), "SIG"))
@@ -53,7 +53,7 @@ var faultCommands = []faultCommand{
 		return supervisorRequest{Operation: "slow-api", APIRequestDelay: d}, err
 	}},
 	{"capture HOST FILTER", "Write matching frames to a file in captures; prints the names of the capture and the file", 2, func(a []string) (supervisorRequest, error) {
-		return supervisorRequest{Operation: "capture", LANHost: a[0], Filter: a[1]}, nil
+		return supervisorRequest{Operation: "capture", LANHost: a[0], CaptureFilter: a[1]}, nil
 	}},
 	{"capture-end HOST NAME", "End a capture", 2, func(a []string) (supervisorRequest, error) {
 		return supervisorRequest{Operation: "capture-end", LANHost: a[0], ProgramOrPodPrefix: a[1]}, nil
@@ -74,7 +74,7 @@ func newFaultCommands(dir func() string) []*cobra.Command {
 			if err != nil {
 				return err
 			}
-			return sendAndPrintAnswer(c, dir(), o)
+			return sendRequestAndPrintAnswer(c, dir(), o)
 		}})
 	}
 	return out

@@ -29,7 +29,7 @@ func (l *Lab) PlugCable(ctx context.Context, host string) error {
 // Partition separates each group of hosts from all others. The hosts in no group stay connected to
 // each other.
 func (l *Lab) Partition(ctx context.Context, groups ...[]string) error {
-	return l.sendControlRequest(ctx, supervisorRequest{Operation: "partition", Groups: groups})
+	return l.sendControlRequest(ctx, supervisorRequest{Operation: "partition", PartitionGroups: groups})
 }
 
 // HealPartition undoes Partition. Cut cables stay cut.
@@ -80,7 +80,7 @@ func (l *Lab) UnblockPorts(ctx context.Context, host string) error {
 // and returns the path of the file. The file has every frame from the return of StartCapture until
 // the return of stop. A host may have several captures at the same time.
 func (l *Lab) StartCapture(ctx context.Context, host, filter string) (path string, stop func() error, err error) {
-	answer, err := sendSupervisorRequest(ctx, l.options.Dir, supervisorRequest{Operation: "capture", LANHost: host, Filter: filter})
+	answer, err := sendSupervisorRequest(ctx, l.options.Dir, supervisorRequest{Operation: "capture", LANHost: host, CaptureFilter: filter})
 	if err != nil {
 		return "", nil, err
 	}

@@ -55,8 +55,8 @@ type Options struct {
 	AuditedNamespace string
 	// Dir is the directory of all files of the lab. It must not exist, and is removed with the lab.
 	Dir string
-	// BinDir has Gantry's binaries. It may be empty for a lab without Gantry.
-	BinDir string
+	// GantryBinDir has Gantry's binaries. It may be empty for a lab without Gantry.
+	GantryBinDir string
 	// ControlPlaneProgramsDir has the programs of the control plane. If it is empty,
 	// FindOrBuildControlPlanePrograms provides them.
 	ControlPlaneProgramsDir string
@@ -106,9 +106,9 @@ type Lab struct {
 	pipeThatKeepsLabAlive     io.Closer // closing it ends the lab
 }
 
-// MissingPrerequisite returns one line that says what this machine lacks to run a lab and which
-// package provides it. It returns "" if nothing is missing.
-func MissingPrerequisite() string {
+// DescribeMissingPrerequisite returns one line that says what this machine lacks to run a lab and
+// which package provides it. It returns "" if nothing is missing.
+func DescribeMissingPrerequisite() string {
 	if os.Geteuid() != 0 {
 		if why := describeUserNamespaceRefusal(); why != "" {
 			return why
@@ -128,7 +128,7 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 	if err := o.setDefaultsAndValidate(); err != nil {
 		return nil, err
 	}
-	if m := MissingPrerequisite(); m != "" {
+	if m := DescribeMissingPrerequisite(); m != "" {
 		return nil, fmt.Errorf("starting a lab: %s", m)
 	}
 	if o.ControlPlaneProgramsDir == "" {

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 // startTestLab starts a lab of two nodes without Gantry.
 func startTestLab(t *testing.T) (context.Context, *Lab) {
 	t.Helper()
-	if m := MissingPrerequisite(); m != "" {
+	if m := DescribeMissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
@@ -284,7 +284,7 @@ func testSupervisorReapsOrphanProcesses(ctx context.Context, t *testing.T, l *La
 // the kernel of the router.
 func testFRRLearnsRouteFromBIRD(ctx context.Context, t *testing.T, l *Lab) {
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
-		if m := router.MissingPrerequisite(k); m != "" {
+		if m := router.DescribeMissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
@@ -347,7 +347,7 @@ func TestKilledSupervisorLeavesNoTraceOfLab(t *testing.T) {
 }
 
 func TestCancelledStartLeavesNoTraceOfLab(t *testing.T) {
-	if m := MissingPrerequisite(); m != "" {
+	if m := DescribeMissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
 	for name, text := range map[string]string{"immediately": "", "during the start": "starting etcd"} {
@@ -372,7 +372,7 @@ func TestCancelledStartLeavesNoTraceOfLab(t *testing.T) {
 }
 
 func TestKilledParentProgramLeavesNoTraceOfLab(t *testing.T) {
-	if m := MissingPrerequisite(); m != "" {
+	if m := DescribeMissingPrerequisite(); m != "" {
 		t.Skip(m)
 	}
 	dir := filepath.Join(t.TempDir(), "lab")

@@ -22,10 +22,11 @@ const (
 func nodeName(i int) string { return fmt.Sprintf("node%d", i) }
 
 // routerName returns the name of router i. Its host number on the LAN is i.
-func routerName(i int) string { return nameWithNumber("router", i) }
+func routerName(i int) string { return nameWithNumberUnlessFirst("router", i) }
 
-// nameWithNumber returns the name of the i-th host of a kind: the first one has no number.
-func nameWithNumber(sort string, i int) string {
+// nameWithNumberUnlessFirst returns the name of the i-th host of a kind: the first one has no
+// number.
+func nameWithNumberUnlessFirst(sort string, i int) string {
 	if i == 1 {
 		return sort
 	}
@@ -53,8 +54,8 @@ func (o *Options) networksOfEnabledFamilies(v4, v6 string) []string {
 	return []string{v4}
 }
 
-// podNetworks returns the Pod networks of node i.
-func (o *Options) podNetworks(i int) []netip.Prefix {
+// podNetworksOfNode returns the Pod networks of node i.
+func (o *Options) podNetworksOfNode(i int) []netip.Prefix {
 	var out []netip.Prefix
 	for _, n := range o.networksOfEnabledFamilies(fmt.Sprintf("10.244.%d.0/24", i), fmt.Sprintf("fd00:10:244:%x::/64", i)) {
 		out = append(out, netip.MustParsePrefix(n))
@@ -84,7 +85,7 @@ func (s *supervisor) buildNetwork() error {
 		}
 	}
 	for i := 1; i <= s.options.Nodes; i++ {
-		s.hostByName[nodeName(i)].podNetworks = s.options.podNetworks(i)
+		s.hostByName[nodeName(i)].podNetworks = s.options.podNetworksOfNode(i)
 	}
 	for i := 1; i <= s.options.Routers; i++ {
 		if err := s.addClientBehindRouter(i); err != nil {
@@ -154,7 +155,7 @@ func setForwardingAndDADSysctls(link string) error {
 
 // addClientBehindRouter creates the client behind router i.
 func (s *supervisor) addClientBehindRouter(i int) error {
-	ns, err := netns.NewNamed(nameWithNumber("far", i))
+	ns, err := netns.NewNamed(nameWithNumberUnlessFirst("far", i))
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func (r *Router) Stop(ctx context.Context) error {
 // KillDaemons sends SIGKILL to the daemons with these names (bgpd, bfdd, zebra, staticd, bird), or
 // to all if no name is given.
 func (r *Router) KillDaemons(ctx context.Context, names ...string) error {
-	return r.lab.sendControlRequest(ctx, supervisorRequest{Operation: "router-kill", LANHost: r.host, Names: names})
+	return r.lab.sendControlRequest(ctx, supervisorRequest{Operation: "router-kill", LANHost: r.host, RouterDaemonNames: names})
 }
 
 // StartEndedDaemons starts the daemons that are not running, with the configuration of the last
@@ -105,7 +105,7 @@ func (s *supervisor) handleRouterRequest(ctx context.Context, o supervisorReques
 	case "router-stop":
 		r.StopDaemonsInOrder()
 	case "router-kill":
-		return r.KillDaemons(o.Names...)
+		return r.KillDaemons(o.RouterDaemonNames...)
 	case "router-restart":
 		return r.StartEndedDaemons(ctx)
 	}

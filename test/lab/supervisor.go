@@ -170,11 +170,11 @@ func (s *supervisor) startLab(ctx context.Context) error {
 			return err
 		}
 	}
-	if s.options.BinDir != "" {
+	if s.options.GantryBinDir != "" {
 		// Containers of ordinary users need the binaries too, and may not read the original
 		// directory.
-		if err := unix.Mount(s.options.BinDir, "/run/lab-bin", "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mounting %s in the lab: %w", s.options.BinDir, err)
+		if err := unix.Mount(s.options.GantryBinDir, "/run/lab-bin", "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mounting %s in the lab: %w", s.options.GantryBinDir, err)
 		}
 	}
 	fmt.Println("laying cables")
@@ -215,7 +215,7 @@ func (s *supervisor) startNode(ctx context.Context, name string) error {
 	rest.QPS, rest.Dial = -1, h.namespace.Dial
 	agent, err := node.NewAgent(node.Config{
 		Name: name, NetNS: h.namespace, Addresses: h.addresses, PodCIDRs: h.podNetworks, RESTConfig: rest,
-		BinDir: "/run/lab-bin", GantryImagePrefix: "gantry-lb/gantry", SelfPath: "/proc/self/exe", LogDir: s.logDir(), VolumesAndTokensDir: "/run/lab-pods", Log: s.log,
+		GantryBinDir: "/run/lab-bin", GantryImagePrefix: "gantry-lb/gantry", SelfPath: "/proc/self/exe", LogDir: s.logDir(), VolumesAndTokensDir: "/run/lab-pods", Log: s.log,
 	})
 	if err != nil {
 		return err

@@ -24,7 +24,7 @@ var unshareCommand = []string{"unshare", "--user", "--map-root-user", "--net", "
 // process runs itself again inside user, network and mount namespaces in which it is root. For root
 // it does nothing. The new namespaces have no network except that of the labs, so it builds the
 // control plane before it enters them. A program calls it after Reexec. The error says why no lab
-// is possible, as MissingPrerequisite does.
+// is possible, as DescribeMissingPrerequisite does.
 func ReexecInUserNamespaceUnlessRoot() error {
 	if os.Geteuid() == 0 {
 		if os.Getenv(userNamespaceMarkerVariable) == "" {

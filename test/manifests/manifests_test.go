@@ -75,8 +75,8 @@ var (
 	yamlDocumentSeparatorPattern = regexp.MustCompile(`(?m)^---\s*$`)
 )
 
-// harness is the client and the webhook that all files share.
-type harness struct {
+// manifestOutcomeChecker is the client and the webhook that all files share.
+type manifestOutcomeChecker struct {
 	apiClient        client.Client
 	webhookValidator *validate.ConfigurationValidator
 }
@@ -87,7 +87,7 @@ func TestManifestFilesHaveExpectedOutcomes(t *testing.T) {
 		t.Fatalf("%d manifests, %v; want at least 60", len(files), err)
 	}
 	config := apiserver.StartUntilTestEnds(t)
-	startController(t, config)
+	buildAndStartController(t, config)
 	scheme, err := configuration.NewScheme()
 	if err != nil {
 		t.Fatal(err)
@@ -97,14 +97,14 @@ func TestManifestFilesHaveExpectedOutcomes(t *testing.T) {
 		t.Fatal(err)
 	}
 	createNodesInTwoRacks(t, c)
-	b := &harness{c, &validate.ConfigurationValidator{Reader: c, ConfigurationScope: configuration.ConfigurationScope{Namespace: names.DefaultNamespace}, CreationTimeOfNewObject: time.Now}}
+	b := &manifestOutcomeChecker{c, &validate.ConfigurationValidator{Reader: c, ConfigurationScope: configuration.ConfigurationScope{Namespace: names.DefaultNamespace}, CreationTimeOfNewObject: time.Now}}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.applyManifestFileAndCheckOutcomes(t, file) })
 	}
 }
 
-// startController runs the controller's program, outside of a Pod.
-func startController(t *testing.T, config *rest.Config) {
+// buildAndStartController runs the controller's program, outside of a Pod.
+func buildAndStartController(t *testing.T, config *rest.Config) {
 	t.Helper()
 	dir := t.TempDir()
 	binary, kubeconfig := filepath.Join(dir, "controller"), filepath.Join(dir, "kubeconfig")
@@ -189,7 +189,7 @@ func parseExpectations(t *testing.T, doc string) (out []expectation) {
 
 // applyManifestFileAndCheckOutcomes applies the steps of a file, checks the expectations of each,
 // and removes the objects at the end.
-func (b *harness) applyManifestFileAndCheckOutcomes(t *testing.T, file string) {
+func (b *manifestOutcomeChecker) applyManifestFileAndCheckOutcomes(t *testing.T, file string) {
 	steps := parseManifestSteps(t, file)
 	var all []*unstructured.Unstructured
 	for _, s := range steps {
@@ -216,7 +216,7 @@ func (b *harness) applyManifestFileAndCheckOutcomes(t *testing.T, file string) {
 }
 
 // deleteAndApplyStepObjects deletes and writes the objects of a step.
-func (b *harness) deleteAndApplyStepObjects(t *testing.T, s manifestStep, all []*unstructured.Unstructured, write func(*unstructured.Unstructured) error) {
+func (b *manifestOutcomeChecker) deleteAndApplyStepObjects(t *testing.T, s manifestStep, all []*unstructured.Unstructured, write func(*unstructured.Unstructured) error) {
 	for _, e := range s.expectations {
 		if e.outcomeKeyword != "delete" {
 			continue
@@ -264,7 +264,7 @@ func (b *harness) deleteAndApplyStepObjects(t *testing.T, s manifestStep, all []
 // awaitValidPoolsKnownToController waits until the controller knows the pools that exist and should
 // be valid. A Service that is created after this can get an address from each of them. Without it,
 // the Service could come first: the controller watches pools and Services separately.
-func (b *harness) awaitValidPoolsKnownToController(t *testing.T, expected []expectation) {
+func (b *manifestOutcomeChecker) awaitValidPoolsKnownToController(t *testing.T, expected []expectation) {
 	t.Helper()
 	for _, e := range expected {
 		name, isPool := strings.CutPrefix(e.objectKindAndName, "IPAddressPool/")
@@ -279,7 +279,7 @@ func (b *harness) awaitValidPoolsKnownToController(t *testing.T, expected []expe
 }
 
 // awaitExpectation waits until the expectation is met.
-func (b *harness) awaitExpectation(t *testing.T, e expectation) {
+func (b *manifestOutcomeChecker) awaitExpectation(t *testing.T, e expectation) {
 	t.Helper()
 	got := "nothing"
 	for end := time.Now().Add(awaitTimeout); time.Now().Before(end); {
@@ -297,7 +297,7 @@ func (b *harness) awaitExpectation(t *testing.T, e expectation) {
 }
 
 // isExpectationMet reports whether the expectation is met, and describes the current state.
-func (b *harness) isExpectationMet(ctx context.Context, e expectation) (bool, string) {
+func (b *manifestOutcomeChecker) isExpectationMet(ctx context.Context, e expectation) (bool, string) {
 	first, name, _ := strings.Cut(e.objectKindAndName, "/")
 	switch e.outcomeKeyword {
 	case "reserved", "unreserved":
@@ -356,7 +356,7 @@ func isServiceAsExpected(s *corev1.Service, ips []string, e expectation) (bool, 
 }
 
 // isReservationAsExpected is isExpectationMet for an AddressReservation.
-func (b *harness) isReservationAsExpected(ctx context.Context, e expectation) (bool, string) {
+func (b *manifestOutcomeChecker) isReservationAsExpected(ctx context.Context, e expectation) (bool, string) {
 	var r v1alpha1.AddressReservation
 	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: e.objectKindAndName}, &r); err != nil {
 		return false, err.Error()
@@ -373,7 +373,7 @@ func (b *harness) isReservationAsExpected(ctx context.Context, e expectation) (b
 }
 
 // isPoolCountsExpectationMet is isExpectationMet for the counters of a pool.
-func (b *harness) isPoolCountsExpectationMet(ctx context.Context, e expectation) (bool, string) {
+func (b *manifestOutcomeChecker) isPoolCountsExpectationMet(ctx context.Context, e expectation) (bool, string) {
 	var p v1beta1.IPAddressPool
 	if err := b.apiClient.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: e.objectKindAndName}, &p); err != nil {
 		return false, err.Error()
@@ -401,7 +401,7 @@ func describeCondition(c *metav1.Condition) string {
 
 // checkWebhookRefusesWithSameText sends an object with a problem to the webhook, before it is
 // created, and checks the answer.
-func (b *harness) checkWebhookRefusesWithSameText(t *testing.T, o *unstructured.Unstructured, e expectation) {
+func (b *manifestOutcomeChecker) checkWebhookRefusesWithSameText(t *testing.T, o *unstructured.Unstructured, e expectation) {
 	t.Helper()
 	raw, err := json.Marshal(o)
 	if err != nil {
@@ -426,7 +426,7 @@ func (b *harness) checkWebhookRefusesWithSameText(t *testing.T, o *unstructured.
 }
 
 // removeObjects deletes the objects and waits until they are gone.
-func (b *harness) removeObjects(t *testing.T, objects []*unstructured.Unstructured) {
+func (b *manifestOutcomeChecker) removeObjects(t *testing.T, objects []*unstructured.Unstructured) {
 	ctx, cancel := context.WithTimeout(context.Background(), awaitTimeout)
 	defer cancel()
 	for _, o := range slices.Backward(objects) {

@@ -19,14 +19,14 @@ import (
 	"github.com/gantry-lb/gantry/test/packages"
 )
 
-// namespacePolicyHarness is an API server with the policy for namespaces.
-type namespacePolicyHarness struct {
+// namespacePolicyTester is an API server with the policy for namespaces.
+type namespacePolicyTester struct {
 	*testing.T
 	apiClient client.Client
 }
 
-// installPolicyOf replaces the policy by the one in rendered manifests.
-func (h *namespacePolicyHarness) installPolicyOf(manifests string) {
+// replacePolicyByManifests replaces the policy by the one in rendered manifests.
+func (h *namespacePolicyTester) replacePolicyByManifests(manifests string) {
 	h.Helper()
 	objects, err := packages.SplitObjects(manifests)
 	if err != nil {
@@ -52,7 +52,7 @@ func (h *namespacePolicyHarness) installPolicyOf(manifests string) {
 }
 
 // createAsDryRunInNamespace creates an object in a namespace as a trial that stores nothing.
-func (h *namespacePolicyHarness) createAsDryRunInNamespace(o client.Object, namespace string) error {
+func (h *namespacePolicyTester) createAsDryRunInNamespace(o client.Object, namespace string) error {
 	o = o.DeepCopyObject().(client.Object)
 	o.SetNamespace(namespace)
 	return h.apiClient.Create(h.Context(), o, client.DryRunAll)
@@ -60,7 +60,7 @@ func (h *namespacePolicyHarness) createAsDryRunInNamespace(o client.Object, name
 
 // awaitRefusal waits until objects in the namespace are refused with the words: the API server
 // takes a moment to see a policy.
-func (h *namespacePolicyHarness) awaitRefusal(namespace, words string) {
+func (h *namespacePolicyTester) awaitRefusal(namespace, words string) {
 	h.Helper()
 	ctx, cancel := context.WithTimeout(h.Context(), awaitTimeout)
 	defer cancel()
@@ -94,7 +94,7 @@ func newObjectOfEachNamespacedKind() []client.Object {
 }
 
 // checkAcceptedAndRefusedNamespaces checks in which namespaces objects of each kind are accepted.
-func (h *namespacePolicyHarness) checkAcceptedAndRefusedNamespaces(accepted, refused []string, words string) {
+func (h *namespacePolicyTester) checkAcceptedAndRefusedNamespaces(accepted, refused []string, words string) {
 	h.Helper()
 	for _, o := range newObjectOfEachNamespacedKind() {
 		for _, namespace := range refused {
@@ -124,7 +124,7 @@ func TestConfigurationInUnreadNamespaceIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &namespacePolicyHarness{T: t, apiClient: c}
+	h := &namespacePolicyTester{T: t, apiClient: c}
 	for _, namespace := range []string{"elsewhere", "second"} {
 		ns := &corev1.Namespace{}
 		ns.Name = namespace
@@ -142,11 +142,11 @@ func TestConfigurationInUnreadNamespaceIsRefused(t *testing.T) {
 	h.awaitRefusal("default", "resource must be created in metallb-system namespace: Gantry reads no other, and would ignore it in default")
 	h.checkAcceptedAndRefusedNamespaces([]string{"metallb-system"}, []string{"default", "elsewhere"}, "must be created in metallb-system namespace")
 
-	h.installPolicyOf(render(packages.RenderKustomizeInNamespace(t.Context(), t.TempDir(), "default", "elsewhere")))
+	h.replacePolicyByManifests(render(packages.RenderKustomizeInNamespace(t.Context(), t.TempDir(), "default", "elsewhere")))
 	h.awaitRefusal("metallb-system", "must be created in elsewhere namespace")
 	h.checkAcceptedAndRefusedNamespaces([]string{"elsewhere"}, []string{"default", "metallb-system"}, "must be created in elsewhere namespace")
 
-	h.installPolicyOf(render(packages.RenderHelm(t.Context(), "metallb-system", "otherConfigurationNamespaces: [second]")))
+	h.replacePolicyByManifests(render(packages.RenderHelm(t.Context(), "metallb-system", "otherConfigurationNamespaces: [second]")))
 	h.awaitRefusal("default", "must be created in metallb-system or second namespace")
 	h.checkAcceptedAndRefusedNamespaces([]string{"metallb-system", "second"}, []string{"default", "elsewhere"}, "must be created in metallb-system or second namespace")
 }
@@ -161,7 +161,7 @@ func TestObjectsOlderThanNamespacePolicyCanBeDeleted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &namespacePolicyHarness{T: t, apiClient: c}
+	h := &namespacePolicyTester{T: t, apiClient: c}
 	h.awaitRefusal("default", "must be created in metallb-system namespace")
 	// Without its parameter the policy allows everything.
 	parameter := &corev1.ConfigMap{}

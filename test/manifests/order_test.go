@@ -17,7 +17,7 @@ import (
 // before the next object is written. If two Services want the same address, the first one in the
 // file gets it, even if the controller sees their pool between the two. If the Service needs the
 // next object for its address, awaitExpectation waits for it later.
-func (b *harness) awaitAddressBrieflyToKeepOrder(t *testing.T, e expectation) {
+func (b *manifestOutcomeChecker) awaitAddressBrieflyToKeepOrder(t *testing.T, e expectation) {
 	t.Helper()
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
 		if met, _ := b.isExpectationMet(t.Context(), e); met {
@@ -34,7 +34,7 @@ func (b *harness) awaitAddressBrieflyToKeepOrder(t *testing.T, e expectation) {
 // awaitControllerSeesNoPools waits until the controller has seen that no pool is left, so that no
 // Service of the next file gets an address of this one. The caches of the controller lag behind the
 // API server, so it creates Services until one of them gets the reason NoPools.
-func (b *harness) awaitControllerSeesNoPools(ctx context.Context, t *testing.T) {
+func (b *manifestOutcomeChecker) awaitControllerSeesNoPools(ctx context.Context, t *testing.T) {
 	t.Helper()
 	for {
 		s := &corev1.Service{}

@@ -26,7 +26,7 @@ var promQLWords = map[string]bool{"and": true, "or": true, "unless": true, "by":
 // TestAlertsUseExistingMetrics compares the expressions and texts of the alerts with the metrics
 // and labels in the code. An alert for a metric that does not exist never fires.
 func TestAlertsUseExistingMetrics(t *testing.T) {
-	metrics := declaredMetrics(t)
+	metrics := labelsByDeclaredMetric(t)
 	for name, labels := range libraryMetrics {
 		metrics[name] = labels
 	}
@@ -99,14 +99,14 @@ func readAlerts(t *testing.T) []prometheusAlertRule {
 	return out
 }
 
-// declaredMetrics returns the names of the metrics in the code, each with its possible labels: the
-// words of its declaration, and those of the lists of labels in its package.
-func declaredMetrics(t *testing.T) map[string][]string {
+// labelsByDeclaredMetric returns the names of the metrics in the code, each with its possible
+// labels: the words of its declaration, and those of the lists of labels in its package.
+func labelsByDeclaredMetric(t *testing.T) map[string][]string {
 	t.Helper()
 	isName := regexp.MustCompile(`^(metallb|gantry)_[a-z0-9_]+$`)
 	isWord := regexp.MustCompile(`^[a-z0-9_]+$`)
 	out, wordsByDirectory, namesByDirectory := map[string][]string{}, map[string][]string{}, map[string][]string{}
-	for _, f := range productFiles(t) {
+	for _, f := range nonTestSourceFiles(t) {
 		if !slices.Contains(f.importPaths(), "github.com/prometheus/client_golang/prometheus") {
 			continue
 		}

@@ -37,7 +37,7 @@ func TestDurationNamesEndInTimeoutIntervalOrDelay(t *testing.T) {
 	known := map[string]bool{} // "directory name" of the durations found so far
 	check := func(f sourceFile, name *ast.Ident, what string) {
 		known[f.dir+" "+name.Name] = true
-		if !isDurationName(name.Name) {
+		if !isAllowedDurationName(name.Name) {
 			t.Errorf("%s:%d: %s %s is a duration: its name ends in Timeout, Interval or Delay, or has a reason in reasonByExceptionalDurationName",
 				f.path, f.lineOf(name.Pos()), what, name.Name)
 		}
@@ -72,7 +72,7 @@ func TestDurationNamesEndInTimeoutIntervalOrDelay(t *testing.T) {
 	}
 }
 
-func isDurationName(name string) bool {
+func isAllowedDurationName(name string) bool {
 	words := splitCamelCaseName(name)
 	last := words[len(words)-1]
 	if slices.Contains(allowedLastWordsOfDurationNames, last) || slices.Contains(allowedLastWordsOfDurationNames, strings.TrimSuffix(last, "s")) {

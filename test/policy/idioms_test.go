@@ -42,8 +42,8 @@ func (l *exceptionList) reportUnused(t *testing.T) {
 	}
 }
 
-// productFiles returns the files that are neither tests nor below test/.
-func productFiles(t *testing.T) []sourceFile {
+// nonTestSourceFiles returns the files that are neither tests nor below test/.
+func nonTestSourceFiles(t *testing.T) []sourceFile {
 	t.Helper()
 	var out []sourceFile
 	for _, f := range parseSources(t) {
@@ -68,9 +68,9 @@ func packageQualifiedName(e ast.Expr) string {
 	return ""
 }
 
-// isNonBlockingSelect says whether the select never waits, and either sends, or receives a value
-// and forgets it.
-func isNonBlockingSelect(s *ast.SelectStmt) bool {
+// isNonBlockingSendOrDrain says whether the select never waits, and either sends, or receives a
+// value and forgets it.
+func isNonBlockingSendOrDrain(s *ast.SelectStmt) bool {
 	neverWaits, sends, forgets, doesNothing := false, false, false, true
 	for _, c := range s.Body.List {
 		clause := c.(*ast.CommClause)
@@ -92,12 +92,12 @@ func TestOnlyPackageLatestSendsWithoutBlocking(t *testing.T) {
 		ruleException{"speaker/layer2/respond.go", "the channel blocks for some events and drops others"},
 		ruleException{"speaker/bgp/passive.go", "a connection that one worker has no room for goes to the next one"},
 	)
-	for _, f := range productFiles(t) {
+	for _, f := range nonTestSourceFiles(t) {
 		if f.dir == "internal/latest" {
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
-			if s, ok := n.(*ast.SelectStmt); ok && isNonBlockingSelect(s) && !exceptions.allowsAndMarksUsed(f.path) {
+			if s, ok := n.(*ast.SelectStmt); ok && isNonBlockingSendOrDrain(s) && !exceptions.allowsAndMarksUsed(f.path) {
 				t.Errorf("%s:%d: a select that sends or drops without waiting: use latest.Value, latest.Wake or latest.BoundedQueue, which are tested with many goroutines", f.path, f.lineOf(n.Pos()))
 			}
 			return true
@@ -129,7 +129,7 @@ func TestTypesOfPackageLatestAreUsedByPointer(t *testing.T) {
 }
 
 func TestNoTypeHasInitMethod(t *testing.T) {
-	for _, f := range productFiles(t) {
+	for _, f := range nonTestSourceFiles(t) {
 		for _, d := range f.ast.Decls {
 			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv != nil && strings.EqualFold(fn.Name.Name, "init") {
 				t.Errorf("%s:%d: a method Init: a caller that forgets it gets a part that blocks without an error; write a constructor", f.path, f.lineOf(fn.Pos()))
@@ -191,7 +191,7 @@ func TestReasonWithTextIsOneExplanationType(t *testing.T) {
 	exceptions := newExceptionList(
 		ruleException{"controller/announcedcondition", "a condition of the API has the two apart"},
 	)
-	for _, f := range productFiles(t) {
+	for _, f := range nonTestSourceFiles(t) {
 		// values of the API; explanations of many rules, each with its own function
 		if isInOrBelow(f.dir, "api", "internal/advertise", "internal/snapshot") {
 			continue
@@ -247,7 +247,7 @@ func TestTheClockIsInjected(t *testing.T) {
 		ruleException{"speaker/layer2/wire/groups.go", "time.AfterFunc follows this clock"},
 		ruleException{"speaker/layer2/layer2test/lan.go", "a stand-in for tests, which run in a bubble with a clock of its own"},
 	)
-	for _, f := range productFiles(t) {
+	for _, f := range nonTestSourceFiles(t) {
 		if f.ast.Name.Name == "main" {
 			continue
 		}

@@ -26,7 +26,7 @@ func TestMakefileNamesExistingTests(t *testing.T) {
 	}
 	found := 0
 	for _, line := range strings.Split(string(makefile), "\n") {
-		name, dir := testInMakefileLine(line)
+		name, dir := parseTestRunByMakefileLine(line)
 		if name == "" {
 			continue
 		}
@@ -41,14 +41,14 @@ func TestMakefileNamesExistingTests(t *testing.T) {
 }
 
 var (
-	testNamePattern      = regexp.MustCompile(`-run[ =](Test\w+)`)
-	testDirectoryPattern = regexp.MustCompile(` \./([\w/]+)`)
+	makefileRunFlagPattern       = regexp.MustCompile(`-run[ =](Test\w+)`)
+	makefileTestDirectoryPattern = regexp.MustCompile(` \./([\w/]+)`)
 )
 
-// testInMakefileLine returns the test that a line of the Makefile runs, and its directory. They are
-// empty if the line runs none by its name.
-func testInMakefileLine(line string) (name, dir string) {
-	n, d := testNamePattern.FindStringSubmatch(line), testDirectoryPattern.FindStringSubmatch(line)
+// parseTestRunByMakefileLine returns the test that a line of the Makefile runs, and its directory.
+// They are empty if the line runs none by its name.
+func parseTestRunByMakefileLine(line string) (name, dir string) {
+	n, d := makefileRunFlagPattern.FindStringSubmatch(line), makefileTestDirectoryPattern.FindStringSubmatch(line)
 	if n == nil || d == nil {
 		return "", ""
 	}

@@ -30,9 +30,9 @@ var largeStatefulTypes = map[string]struct {
 type statefulType struct {
 	methodCount int
 	fieldLines  int
-	// changedBy is a method that assigns to a field, or empty.
-	changedBy string
-	place     string
+	// fieldAssigningMethod is a method that assigns to a field, or empty.
+	fieldAssigningMethod string
+	place                string
 }
 
 func TestStatefulTypesStaySmall(t *testing.T) {
@@ -70,14 +70,14 @@ func TestStatefulTypesStaySmall(t *testing.T) {
 				r := ensure(f, name)
 				r.methodCount++
 				if isPointer && assignsToReceiverField(d) {
-					r.changedBy = d.Name.Name
+					r.fieldAssigningMethod = d.Name.Name
 				}
 			}
 		}
 	}
 	changing := 0
 	for key, r := range types {
-		if r.changedBy != "" {
+		if r.fieldAssigningMethod != "" {
 			changing++
 		}
 		limitMethods, limitFields := maxMethodsOfStatefulType, maxFieldLinesOfStatefulType
@@ -90,9 +90,9 @@ func TestStatefulTypesStaySmall(t *testing.T) {
 		if r.methodCount > limitMethods {
 			t.Errorf("%s: %s has %d methods, more than %d: %s", r.place, key, r.methodCount, limitMethods, statefulTypeAdvice.methods)
 		}
-		if r.changedBy != "" && r.fieldLines > limitFields {
+		if r.fieldAssigningMethod != "" && r.fieldLines > limitFields {
 			t.Errorf("%s: %s has %d field lines, more than %d, and %s changes it: %s",
-				r.place, key, r.fieldLines, limitFields, r.changedBy, statefulTypeAdvice.fieldLines)
+				r.place, key, r.fieldLines, limitFields, r.fieldAssigningMethod, statefulTypeAdvice.fieldLines)
 		}
 	}
 	for key := range largeStatefulTypes {

@@ -11,18 +11,18 @@ import (
 	"testing"
 )
 
-// maxMainLines bounds the main package of a program, without tests. Such a package is the list of
-// the parts and their order; what a part does has a package of its own.
-var maxMainLines = map[string]int{"speaker": 255, "controller": 420, "cmd/kubectl-gantry": 40}
+// maxLinesByMainPackage bounds the main package of a program, without tests. Such a package is the
+// list of the parts and their order; what a part does has a package of its own.
+var maxLinesByMainPackage = map[string]int{"speaker": 255, "controller": 420, "cmd/kubectl-gantry": 40}
 
 func TestMainPackagesStayWithinLineLimits(t *testing.T) {
 	lines := map[string]int{}
 	for _, f := range parseSources(t) {
-		if _, ok := maxMainLines[f.dir]; ok && !f.isTest {
+		if _, ok := maxLinesByMainPackage[f.dir]; ok && !f.isTest {
 			lines[f.dir] += f.lineCount
 		}
 	}
-	for dir, limit := range maxMainLines {
+	for dir, limit := range maxLinesByMainPackage {
 		if lines[dir] == 0 || lines[dir] > limit {
 			t.Errorf("%s has %d lines, want 1 to %d: it lists the parts of the program, and what a part does belongs to a package that is named after it", dir, lines[dir], limit)
 		}
@@ -169,7 +169,7 @@ func TestNoFieldOfRunnableIsSetAfterConstruction(t *testing.T) {
 	if len(parts) < 10 || len(made) < 10 {
 		t.Fatalf("%d parts and %d constructors: this test looks in the wrong place", len(parts), len(made))
 	}
-	for _, f := range productFiles(t) {
+	for _, f := range nonTestSourceFiles(t) {
 		n := newRunnableVariableFinder(f, parts, made)
 		ast.Inspect(f.ast, func(node ast.Node) bool {
 			a, ok := node.(*ast.AssignStmt)

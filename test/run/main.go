@@ -133,7 +133,7 @@ func (t *testTally) runGoTest(packages []string, flags ...string) {
 			fmt.Println(lines.Text()) // output of the compiler
 			continue
 		}
-		t.countEvent(e)
+		t.countAndPrintGoTestEvent(e)
 	}
 	// The events have the results of tests. An error before the first test has no event.
 	if err := cmd.Wait(); err != nil && t.failed+len(t.packagesFailedWithoutFailedTest) == 0 {
@@ -141,8 +141,8 @@ func (t *testTally) runGoTest(packages []string, flags ...string) {
 	}
 }
 
-// countEvent counts an event.
-func (t *testTally) countEvent(e goTestEvent) {
+// countAndPrintGoTestEvent counts an event.
+func (t *testTally) countAndPrintGoTestEvent(e goTestEvent) {
 	name := e.Package + " " + e.Test
 	switch e.Action {
 	case "output", "build-output":

@@ -107,10 +107,10 @@ func (p *program) newExplainer() (*explain.Explainer, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := explain.ExplainerOptions{Objects: objects.NewReader(c.api, explain.LabelsOfIndexValue), GantryNamespace: p.gantryNamespace, Now: c.clock.now, FastestAPIAnswerDelay: c.clock.shortestResponseDelay, ShowProgress: p.showProgress}
+	o := explain.ExplainerOptions{ObjectReader: objects.NewReader(c.api, explain.LabelsFuncByIndex), GantryNamespace: p.gantryNamespace, Now: c.clock.now, FastestAPIAnswerDelay: c.clock.shortestResponseDelay, ShowProgress: p.showProgress}
 	if p.readsFromSpeakers {
 		o.FetchSpeakerPage = func(ctx context.Context, pod, path string) ([]byte, error) {
-			return portforward.FetchPodPage(ctx, c.config, portforward.PodPage{Namespace: p.gantryNamespace, Pod: pod, Port: speakerHTTPPort, Path: path})
+			return portforward.FetchPodPage(ctx, c.restConfig, portforward.PodPageLocation{Namespace: p.gantryNamespace, Pod: pod, Port: speakerHTTPPort, Path: path})
 		}
 	}
 	return explain.NewExplainer(o), nil
@@ -189,20 +189,20 @@ func (p *program) isTerminal(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0 && term != "dumb"
 }
 
-// recordResult keeps the worst result.
-func (p *program) recordResult(r report.Result) {
+// keepWorstResult keeps the worst result.
+func (p *program) keepWorstResult(r report.Result) {
 	if p.worstResult == report.ResultWell || p.worstResult == report.ResultUnknown && r == report.ResultNotWell {
 		p.worstResult = r
 	}
 }
 
-// printReport prints an answer, and keeps its result.
-func (p *program) printReport(r *report.Report) error {
+// printReportAndKeepResult prints an answer, and keeps its result.
+func (p *program) printReportAndKeepResult(r *report.Report) error {
 	printer, err := p.newPrinter()
 	if err != nil {
 		return err
 	}
-	p.recordResult(r.Result)
+	p.keepWorstResult(r.Result)
 	return printer.PrintReport(r)
 }
 

@@ -19,9 +19,9 @@ const requestTimeout = 20 * time.Second
 
 // connection is a connection to a cluster.
 type connection struct {
-	api    client.WithWatch
-	config *rest.Config
-	clock  *serverClock
+	api        client.WithWatch
+	restConfig *rest.Config
+	clock      *serverClock
 }
 
 // newConnection prepares a connection from the flags and the kubeconfig. It sends no request.
@@ -56,16 +56,16 @@ type serverClock struct {
 
 	mu                   sync.Mutex // guards all that follows
 	aheadOfLocalInterval time.Duration
-	// shortestDelay is that of the fastest answer; 0 before the first one.
-	shortestDelay time.Duration
+	// fastestResponseDelay is that of the fastest answer; 0 before the first one.
+	fastestResponseDelay time.Duration
 }
 
-// recordResponseDelay records how long an answer took.
-func (c *serverClock) recordResponseDelay(d time.Duration) {
+// keepShortestResponseDelay records how long an answer took.
+func (c *serverClock) keepShortestResponseDelay(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.shortestDelay == 0 || d < c.shortestDelay {
-		c.shortestDelay = d
+	if c.fastestResponseDelay == 0 || d < c.fastestResponseDelay {
+		c.fastestResponseDelay = d
 	}
 }
 
@@ -73,7 +73,7 @@ func (c *serverClock) recordResponseDelay(d time.Duration) {
 func (c *serverClock) shortestResponseDelay() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.shortestDelay
+	return c.fastestResponseDelay
 }
 
 // now returns the time of the API server, to a second.
@@ -108,7 +108,7 @@ func (r *dateHeaderTransport) RoundTrip(q *http.Request) (*http.Response, error)
 	begun := r.clock.localNow()
 	response, err := r.next.RoundTrip(q)
 	if err == nil {
-		r.clock.recordResponseDelay(r.clock.localNow().Sub(begun))
+		r.clock.keepShortestResponseDelay(r.clock.localNow().Sub(begun))
 		r.clock.setFromDateHeader(response.Header.Get("Date"))
 	}
 	return response, err

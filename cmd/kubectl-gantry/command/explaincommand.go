@@ -76,7 +76,7 @@ func (p *program) newExplainSubcommand(spellings []string, short string, answer 
 				if err != nil {
 					return err
 				}
-				return p.printReport(r)
+				return p.printReportAndKeepResult(r)
 			})
 		},
 	}

@@ -27,8 +27,8 @@ type fakeEmptyAPIServer struct {
 	impersonatedUsers, requestedPaths map[string]bool
 }
 
-// kindByResource has the kinds that kubectl gantry lists.
-var kindByResource = map[string]string{
+// apiVersionAndKindByResource has the kinds that kubectl gantry lists.
+var apiVersionAndKindByResource = map[string]string{
 	"services": "v1/Service", "nodes": "v1/Node", "namespaces": "v1/Namespace", "pods": "v1/Pod", "events": "v1/Event", "secrets": "v1/Secret",
 	"deployments": "apps/v1/Deployment", "daemonsets": "apps/v1/DaemonSet", "leases": "coordination.k8s.io/v1/Lease", "endpointslices": "discovery.k8s.io/v1/EndpointSlice",
 	"validatingwebhookconfigurations": "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration",
@@ -37,7 +37,7 @@ var kindByResource = map[string]string{
 	"speakerstatuses": "gantry.dev/v1alpha1/SpeakerStatus", "bgpsessions": "gantry.dev/v1alpha1/BGPSession", "addressreservations": "gantry.dev/v1alpha1/AddressReservation",
 }
 
-func newEmptyCluster(t *testing.T) *fakeEmptyAPIServer {
+func newFakeEmptyAPIServer(t *testing.T) *fakeEmptyAPIServer {
 	c := &fakeEmptyAPIServer{impersonatedUsers: map[string]bool{}, requestedPaths: map[string]bool{}}
 	c.Server = httptest.NewServer(http.HandlerFunc(c.serveRequest))
 	t.Cleanup(c.Close)
@@ -53,7 +53,7 @@ func (c *fakeEmptyAPIServer) serveRequest(w http.ResponseWriter, r *http.Request
 	c.impersonatedUsers[r.Header.Get("Impersonate-User")], c.requestedPaths[r.URL.Path] = true, true
 	w.Header().Set("Content-Type", "application/json")
 	path := strings.Split(r.URL.Path, "/")
-	kind, isList := kindByResource[path[len(path)-1]]
+	kind, isList := apiVersionAndKindByResource[path[len(path)-1]]
 	if !isList {
 		w.WriteHeader(http.StatusNotFound)
 		fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404}`)
@@ -84,7 +84,7 @@ var commandsReadingCluster = [][]string{
 func TestEachCommandTakesTheCommonFlags(t *testing.T) {
 	for _, args := range commandsReadingCluster {
 		for _, format := range []string{"table", "wide", "json", "yaml"} {
-			c := newEmptyCluster(t)
+			c := newFakeEmptyAPIServer(t)
 			all := append([]string{"--server", c.URL, "-o", format, "--as", "jane", "-A", "-n", "shop"}, args...)
 			status, out, errOut := runWithoutKubeconfig(t, all...)
 			if isWell := status == 0; errOut != "" || out == "" || isWell != slices.Contains([]string{"services", "holders", "peers", "moves"}, args[0]) {
@@ -109,7 +109,7 @@ func TestEachCommandTakesTheCommonFlags(t *testing.T) {
 // them.
 func TestServicesOfOneOrAllNamespacesAreListed(t *testing.T) {
 	for _, tc := range []struct{ flag, want string }{{"--namespace=shop", "/api/v1/namespaces/shop/services/web"}, {"-A", "/api/v1/services"}} {
-		c := newEmptyCluster(t)
+		c := newFakeEmptyAPIServer(t)
 		runWithoutKubeconfig(t, "--server", c.URL, tc.flag, "explain", "service", "web")
 		if !c.requestedPaths[tc.want] {
 			t.Errorf("%s reads %v, want %s among them", tc.flag, c.requestedPaths, tc.want)
@@ -138,7 +138,7 @@ func (b *lockedBuffer) countOccurrences(text string) int {
 // TestWatchFlagRepeatsAnswer watches a cluster that cannot be reached for a while, until the user
 // interrupts it. The exit status is that of the last answer.
 func TestWatchFlagRepeatsAnswer(t *testing.T) {
-	c := newEmptyCluster(t)
+	c := newFakeEmptyAPIServer(t)
 	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "none"))
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()

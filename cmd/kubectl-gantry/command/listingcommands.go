@@ -20,7 +20,7 @@ func (p *program) newStatusCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return p.printReport(r)
+				return p.printReportAndKeepResult(r)
 			})
 		},
 	}
@@ -67,7 +67,7 @@ func (p *program) printListingOnceOrWatch(ctx context.Context, list explain.List
 		if err != nil {
 			return err
 		}
-		p.recordResult(l.Result)
+		p.keepWorstResult(l.Result)
 		return printer.PrintListing(l)
 	})
 }

@@ -71,8 +71,8 @@ func (c *objectDiagnosis) describePoolOfAddress(a netip.Addr) string {
 // servicesWithAddress returns the Services whose status has the address.
 func (c *objectDiagnosis) servicesWithAddress(a netip.Addr) []string {
 	var out []string
-	for i := range c.services {
-		if v := view.FromService(&c.services[i]); slices.Contains(v.AssignedAddresses, a) {
+	for i := range c.gantryServices {
+		if v := view.FromService(&c.gantryServices[i]); slices.Contains(v.AssignedAddresses, a) {
 			out = append(out, v.Key.String())
 		}
 	}
@@ -107,14 +107,14 @@ func (c *objectDiagnosis) explainRequestForAddress(ctx context.Context, a netip.
 	if ipfamily.FamilyOf(a) == ipfamily.IPv6 {
 		clusterIP = netip.IPv6Loopback()
 	}
-	s := view.Service{Key: view.ObjectKey{Namespace: c.anyAdmittedNamespace(a)}, IsLoadBalancer: true, ClusterIPs: []netip.Addr{clusterIP}, PrimaryFamily: ipfamily.FamilyOf(a), RequestedAddresses: []netip.Addr{a}}
+	s := view.Service{Key: view.ObjectKey{Namespace: c.pickNamespaceAdmittedByPool(a)}, IsLoadBalancer: true, ClusterIPs: []netip.Addr{clusterIP}, PrimaryFamily: ipfamily.FamilyOf(a), RequestedAddresses: []netip.Addr{a}}
 	d := allocate.DecideAssignment(&s, ledger, c.config.Snapshot)
 	d.Text = strings.Replace(d.Text, "the requested ", "", 1)
 	return d.Explanation, nil
 }
 
-// anyAdmittedNamespace is a namespace whose Services the pool of the address admits.
-func (c *objectDiagnosis) anyAdmittedNamespace(a netip.Addr) string {
+// pickNamespaceAdmittedByPool is a namespace whose Services the pool of the address admits.
+func (c *objectDiagnosis) pickNamespaceAdmittedByPool(a netip.Addr) string {
 	if pools := c.config.Snapshot.PoolOfEachAddress("", a); len(pools) == 1 && pools[0].ServiceAllocation != nil && len(pools[0].ServiceAllocation.Namespaces) > 0 {
 		return pools[0].ServiceAllocation.Namespaces[0]
 	}

@@ -152,7 +152,7 @@ func newFakeAPIBuilder(t *testing.T, manifests string) *fake.ClientBuilder {
 
 func newTestExplainer(api client.WithWatch) *Explainer {
 	return NewExplainer(ExplainerOptions{
-		Objects: objects.NewReader(api, LabelsOfIndexValue), GantryNamespace: names.DefaultNamespace,
+		ObjectReader: objects.NewReader(api, LabelsFuncByIndex), GantryNamespace: names.DefaultNamespace,
 		Now: func() time.Time { return fakeNow }, ShowProgress: func(string) {},
 	})
 }

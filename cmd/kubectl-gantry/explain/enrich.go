@@ -48,7 +48,7 @@ func (c *serviceDiagnosis) readPoolUsageAndLedger(ctx context.Context) (*allocat
 func (e *Explainer) fillLedger(ctx context.Context, ledger *allocate.Ledger, class string) error {
 	ledger.AdvanceTime(e.now())
 	e.showProgress("reading all Services")
-	if err := e.objectReader.ListAll(ctx, objects.ListRequest{List: &corev1.ServiceList{}}); err != nil {
+	if err := e.objectReader.ListAndCacheKinds(ctx, objects.ListRequest{List: &corev1.ServiceList{}}); err != nil {
 		return err
 	}
 	var all corev1.ServiceList // from memory
@@ -81,25 +81,25 @@ func (e *Explainer) fillLedger(ctx context.Context, ledger *allocate.Ledger, cla
 const addressDecisionTimeout = 10 * time.Second
 
 // explainUndecidedService says what a Service without any decision would get.
-func (c *serviceDiagnosis) explainUndecidedService(ctx context.Context) (cause, error) {
+func (c *serviceDiagnosis) explainUndecidedService(ctx context.Context) (serviceAnswer, error) {
 	age := c.now().Sub(c.service.CreationTimestamp.Time).Round(time.Second)
 	if c.config == nil {
-		return cause{names.NewExplanation("", "no address: no controller has decided yet, %s after the Service was created", age), report.ResultUnknown}, nil
+		return serviceAnswer{names.NewExplanation("", "no address: no controller has decided yet, %s after the Service was created", age), report.ResultUnknown}, nil
 	}
 	ledger := allocate.NewLedger()
 	ledger.UseSnapshot(c.config.Snapshot)
 	if err := c.fillLedger(ctx, ledger, c.installation.loadBalancerClass); err != nil {
-		return cause{}, err
+		return serviceAnswer{}, err
 	}
 	d := allocate.DecideAssignment(&c.view, ledger, c.config.Snapshot)
 	if len(d.Addresses) == 0 {
 		why := c.enrichAddressReason(ctx, d.Explanation)
-		return newNotWellCause(why.Reason, "no address: %s", why.Text), nil
+		return newNotWellAnswer(why.Reason, "no address: %s", why.Text), nil
 	}
 	if age < addressDecisionTimeout {
-		return cause{names.NewExplanation("", "no address yet: the Service is new, and should get %s", view.JoinAddresses(d.Addresses)), report.ResultUnknown}, nil
+		return serviceAnswer{names.NewExplanation("", "no address yet: the Service is new, and should get %s", view.JoinAddresses(d.Addresses)), report.ResultUnknown}, nil
 	}
-	return newNotWellCause(names.ReasonNoController, "no address after %s: it should get %s, and the controller does not write it: look at the log of %s", age, view.JoinAddresses(d.Addresses), findLeaderPod(c.installation)), nil
+	return newNotWellAnswer(names.ReasonNoController, "no address after %s: it should get %s, and the controller does not write it: look at the log of %s", age, view.JoinAddresses(d.Addresses), findLeaderPod(c.installation)), nil
 }
 
 // enrichAddressReason adds what the controller does not see: near names, pools in other namespaces,
@@ -158,7 +158,7 @@ func (c *serviceDiagnosis) enrichMissingPool(ctx context.Context, why names.Expl
 // enrichWithWebhookRefusal adds to the absence of an object that the API server refuses to create
 // it.
 func (c *serviceDiagnosis) enrichWithWebhookRefusal(ctx context.Context, why names.Explanation) names.Explanation {
-	down := c.explainWebhooks(ctx)
+	down := c.explainWebhookRefusal(ctx)
 	if !down.IsSet() {
 		return why
 	}
@@ -279,8 +279,8 @@ func (c *serviceDiagnosis) explainSilentSpeakers(ctx context.Context, silent []s
 	return names.NewExplanation(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), c.explainMissingSpeakers(ctx))
 }
 
-// explainStaleReports says that all who report to announce the Service are silent.
-func (c *serviceDiagnosis) explainStaleReports(ctx context.Context) names.Explanation {
+// explainAllReportersSilent says that all who report to announce the Service are silent.
+func (c *serviceDiagnosis) explainAllReportersSilent(ctx context.Context) names.Explanation {
 	silent := c.findSilentSpeakers()
 	isSilent := func(node string) bool { return slices.Contains(silent, node) }
 	for i := range c.announcementFinding.Layer2Reports {

@@ -43,7 +43,7 @@ type Explainer struct {
 
 // ExplainerOptions are the settings of an Explainer.
 type ExplainerOptions struct {
-	Objects         *objects.Reader
+	ObjectReader    *objects.Reader
 	GantryNamespace string
 	// Now returns the time of the API server: the clock of the user may be wrong.
 	Now          func() time.Time
@@ -57,7 +57,7 @@ type ExplainerOptions struct {
 
 // NewExplainer returns an Explainer.
 func NewExplainer(o ExplainerOptions) *Explainer {
-	return &Explainer{objectReader: o.Objects, gantryNamespace: o.GantryNamespace, now: o.Now, showProgress: o.ShowProgress, fetchSpeakerPage: o.FetchSpeakerPage, fastestAPIAnswerDelay: o.FastestAPIAnswerDelay}
+	return &Explainer{objectReader: o.ObjectReader, gantryNamespace: o.GantryNamespace, now: o.Now, showProgress: o.ShowProgress, fetchSpeakerPage: o.FetchSpeakerPage, fastestAPIAnswerDelay: o.FastestAPIAnswerDelay}
 }
 
 // configurationListRequests are the kinds that make up the configuration, without Secrets: few
@@ -98,7 +98,7 @@ var essentialResources = []string{
 
 // mayListEssentialResources reports whether no essential kind was refused so far.
 func (e *Explainer) mayListEssentialResources() bool {
-	return !slices.ContainsFunc(essentialResources, e.objectReader.LacksRightTo)
+	return !slices.ContainsFunc(essentialResources, e.objectReader.LacksRightToRead)
 }
 
 // readConfiguration builds the Snapshot from what was listed.
@@ -126,13 +126,13 @@ func (e *Explainer) listPasswordSecrets(ctx context.Context) error {
 		e.objectReader.AssumeNoObjectsOfKind(&corev1.SecretList{}, e.gantryNamespace)
 		return nil
 	}
-	return e.objectReader.ListAll(ctx, objects.ListRequest{List: &corev1.SecretList{}, Namespace: e.gantryNamespace, Fields: fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))})
+	return e.objectReader.ListAndCacheKinds(ctx, objects.ListRequest{List: &corev1.SecretList{}, Namespace: e.gantryNamespace, Fields: fields.OneTermEqualSelector("type", string(corev1.SecretTypeBasicAuth))})
 }
 
 // substituteUnreadableSecrets stand for Secrets that the user may not read: they are assumed to be
 // as they should.
 func (e *Explainer) substituteUnreadableSecrets(o *snapshot.ConfigurationObjects) []snapshot.BasicAuthSecret {
-	if !e.objectReader.LacksRightTo("secrets") {
+	if !e.objectReader.LacksRightToRead("secrets") {
 		return nil
 	}
 	var out []snapshot.BasicAuthSecret
@@ -153,8 +153,8 @@ func (e *Explainer) newAnnouncementExplainer(ctx context.Context) (*announcedcon
 	return announcedcondition.NewExplainer(e.objectReader, scope), nil
 }
 
-// addRightsAndDocumentation adds to a report what does not depend on its subject.
-func (e *Explainer) addRightsAndDocumentation(r *report.Report) *report.Report {
+// addMissingRightsAndDocURL adds to a report what does not depend on its subject.
+func (e *Explainer) addMissingRightsAndDocURL(r *report.Report) *report.Report {
 	for _, m := range e.objectReader.MissingRights() {
 		r.MissingRights = append(r.MissingRights, m.String())
 	}

@@ -24,21 +24,21 @@ func failedGossipCondition(s *v1alpha1.SpeakerStatusStatus) *metav1.Condition {
 	return nil
 }
 
-// explainGossip says why the speaker of a node does not exchange gossip with others.
-func (e *Explainer) explainGossip(node string) names.Explanation {
+// explainGossipFault says why the speaker of a node does not exchange gossip with others.
+func (e *Explainer) explainGossipFault(node string) names.Explanation {
 	g := failedGossipCondition(e.installation.speakerStatusByNode[node])
 	switch {
 	case g == nil:
 		return names.Explanation{}
 	case names.Reason(g.Reason) == names.ReasonGossipKeyDiffers:
-		return e.explainGossipKey()
+		return e.explainGossipKeyMismatch()
 	}
 	return names.NewExplanation(names.Reason(g.Reason), "the speaker of %s: %s", node, g.Message)
 }
 
-// explainGossipKey says which speakers have another gossip key than the others: those that most
-// others name. Between two halves nobody can say which one is right.
-func (e *Explainer) explainGossipKey() names.Explanation {
+// explainGossipKeyMismatch says which speakers have another gossip key than the others: those that
+// most others name. Between two halves nobody can say which one is right.
+func (e *Explainer) explainGossipKeyMismatch() names.Explanation {
 	othersByNode := map[string][]string{}
 	for _, node := range slices.Sorted(maps.Keys(e.installation.speakerStatusByNode)) {
 		s := e.installation.speakerStatusByNode[node]
@@ -76,12 +76,12 @@ func (e *Explainer) explainGossipKey() names.Explanation {
 
 // explainFaultyGossip names a node that may hold an address and does not hear others.
 func (c *serviceDiagnosis) explainFaultyGossip() names.Explanation {
-	for i := range c.announcementFinding.Nodes {
-		n := &c.announcementFinding.Nodes[i]
+	for i := range c.announcementFinding.NodeExplanations {
+		n := &c.announcementFinding.NodeExplanations[i]
 		if !n.IsSelectedByL2Ad || n.Layer2Fault.IsSet() {
 			continue
 		}
-		if why := c.explainGossip(n.Node); why.IsSet() {
+		if why := c.explainGossipFault(n.Node); why.IsSet() {
 			return names.NewExplanation(why.Reason, "a failover takes longer: %s", why.Text)
 		}
 	}

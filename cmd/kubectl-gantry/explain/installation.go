@@ -98,11 +98,11 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 		out.loadBalancerClass = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "load-balancer-class")
 		out.isWithoutBGP = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "bgp") == "disabled"
 	}
-	if !e.objectReader.LacksRightTo("leases.coordination.k8s.io") && !e.objectReader.LacksRightTo("deployments.apps") {
-		out.controllerFault = out.explainController(e.now(), e.gantryNamespace)
+	if !e.objectReader.LacksRightToRead("leases.coordination.k8s.io") && !e.objectReader.LacksRightToRead("deployments.apps") {
+		out.controllerFault = out.explainNoLeadingController(e.now(), e.gantryNamespace)
 	}
 	if d := out.controllerDeployment; out.controllerFault.IsSet() && d != nil && (d.Spec.Replicas == nil || *d.Spec.Replicas > 0) {
-		if text := e.explainWorkload(ctx, workload{d.Name, names.ComponentController, d.Spec.Template.Spec.ServiceAccountName}); text != "" {
+		if text := e.explainWorkloadFailure(ctx, workload{d.Name, names.ComponentController, d.Spec.Template.Spec.ServiceAccountName}); text != "" {
 			out.controllerFault.Text += ": " + text
 		}
 	}
@@ -143,8 +143,8 @@ func readFlagOfPodSpec(p *corev1.PodSpec, flag string) string {
 	return ""
 }
 
-// explainController says why no controller works.
-func (i *installation) explainController(now time.Time, namespace string) names.Explanation {
+// explainNoLeadingController says why no controller works.
+func (i *installation) explainNoLeadingController(now time.Time, namespace string) names.Explanation {
 	var since string
 	switch l := i.leaderLease; {
 	case l == nil:
@@ -178,12 +178,12 @@ func (e *Explainer) explainMissingInstallation(ctx context.Context) names.Explan
 	case !hasOwnKinds:
 		return names.NewExplanation(names.ReasonNotInstalled, "Gantry is not installed in this cluster: its kinds (gantry.dev) are missing, although MetalLB's kinds are there")
 	}
-	return e.explainOtherNamespace(ctx)
+	return e.explainInstallationElsewhere(ctx)
 }
 
-// explainOtherNamespace says that Gantry runs in another namespace, if so. Then nothing of it is in
-// this one.
-func (e *Explainer) explainOtherNamespace(ctx context.Context) names.Explanation {
+// explainInstallationElsewhere says that Gantry runs in another namespace, if so. Then nothing of
+// it is in this one.
+func (e *Explainer) explainInstallationElsewhere(ctx context.Context) names.Explanation {
 	i, err := e.readInstallation(ctx)
 	if err != nil || i.controllerDeployment != nil || i.speakerDaemonSet != nil || len(i.speakerStatusByNode) > 0 {
 		return names.Explanation{}
@@ -218,7 +218,7 @@ func (e *Explainer) explainMissingSpeakers(ctx context.Context) string {
 	if d.Status.NumberReady < d.Status.DesiredNumberScheduled {
 		text = fmt.Sprintf("DaemonSet %s has %d of %d Pods ready", d.Name, d.Status.NumberReady, d.Status.DesiredNumberScheduled)
 	}
-	if why := e.explainWorkload(ctx, workload{d.Name, names.ComponentSpeaker, d.Spec.Template.Spec.ServiceAccountName}); why != "" {
+	if why := e.explainWorkloadFailure(ctx, workload{d.Name, names.ComponentSpeaker, d.Spec.Template.Spec.ServiceAccountName}); why != "" {
 		text += ": " + why
 	}
 	return text
@@ -240,7 +240,7 @@ func (i *installation) findNodeWithMAC(mac string) string {
 func (i *installation) countAddressesAnsweredByHost(mac string) int {
 	addresses := map[string]bool{}
 	for _, s := range i.speakerStatusByNode {
-		if s.IsDead() {
+		if s.WasFoundDead() {
 			continue
 		}
 		for _, f := range s.Conflicts {

@@ -23,8 +23,9 @@ import (
 // ListingFunc makes one of the tables.
 type ListingFunc func(*Explainer, context.Context) (*report.Listing, error)
 
-// newListing returns an empty table. If there is no Gantry, its title says so and o is nil.
-func (e *Explainer) newListing(ctx context.Context, scope overviewScope, columns ...string) (*report.Listing, *overview, error) {
+// newListingWithOverview returns an empty table. If there is no Gantry, its title says so and o is
+// nil.
+func (e *Explainer) newListingWithOverview(ctx context.Context, scope overviewScope, columns ...string) (*report.Listing, *overview, error) {
 	l := &report.Listing{Result: report.ResultWell, Columns: columns}
 	o, absent, err := e.readOverview(ctx, scope)
 	if err != nil {
@@ -42,7 +43,7 @@ func (e *Explainer) newListing(ctx context.Context, scope overviewScope, columns
 
 // ListPools lists the pools, with their use and the largest free range.
 func (e *Explainer) ListPools(ctx context.Context) (*report.Listing, error) {
-	l, o, err := e.newListing(ctx, withServices, "pool", "use", "in use", "free", "largest free range", "valid", "addresses")
+	l, o, err := e.newListingWithOverview(ctx, withServices, "pool", "use", "in use", "free", "largest free range", "valid", "addresses")
 	if err != nil || o == nil {
 		return l, err
 	}
@@ -84,8 +85,8 @@ func (o *overview) describeValidity(kind, name string) string {
 // listUsedAddresses are the addresses that Services have, sorted.
 func (o *overview) listUsedAddresses() []netip.Addr {
 	var out []netip.Addr
-	for i := range o.services {
-		v := view.FromService(&o.services[i])
+	for i := range o.gantryServices {
+		v := view.FromService(&o.gantryServices[i])
 		out = append(out, v.AssignedAddresses...)
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
@@ -143,13 +144,13 @@ func lastMinusFirstAddress(r snapshot.Range) float64 {
 
 // ListServices lists the Services of type LoadBalancer.
 func (e *Explainer) ListServices(ctx context.Context, namespace string) (*report.Listing, error) {
-	l, o, err := e.newListing(ctx, withServices, "namespace", "service", "addresses", "pool", "reason", "says")
+	l, o, err := e.newListingWithOverview(ctx, withServices, "namespace", "service", "addresses", "pool", "reason", "says")
 	if err != nil || o == nil {
 		return l, err
 	}
 	l.WideColumnCount = 1
-	for i := range o.services {
-		s := &o.services[i]
+	for i := range o.gantryServices {
+		s := &o.gantryServices[i]
 		if namespace != "" && s.Namespace != namespace {
 			continue
 		}
@@ -173,7 +174,7 @@ func (e *Explainer) ListServices(ctx context.Context, namespace string) (*report
 
 // ListHolders lists which node answers for which address, and how the addresses are spread.
 func (e *Explainer) ListHolders(ctx context.Context) (*report.Listing, error) {
-	l, o, err := e.newListing(ctx, withServices, "node", "address", "service", "links", "since")
+	l, o, err := e.newListingWithOverview(ctx, withServices, "node", "address", "service", "links", "since")
 	if err != nil || o == nil {
 		return l, err
 	}
@@ -210,7 +211,7 @@ func (e *Explainer) ListHolders(ctx context.Context) (*report.Listing, error) {
 
 // ListPeers lists the BGP sessions.
 func (e *Explainer) ListPeers(ctx context.Context) (*report.Listing, error) {
-	l, o, err := e.newListing(ctx, withoutServices, "peer", "node", "router", "state", "reason", "sent", "bfd", "since", "says")
+	l, o, err := e.newListingWithOverview(ctx, withoutServices, "peer", "node", "router", "state", "reason", "sent", "bfd", "since", "says")
 	if err != nil || o == nil {
 		return l, err
 	}

@@ -34,7 +34,7 @@ func (i *installation) rememberedAddressMoves() (newestFirst []v1alpha1.AddressM
 
 // ListMoves lists which address moved from which node to which, the newest first.
 func (e *Explainer) ListMoves(ctx context.Context) (*report.Listing, error) {
-	l, o, err := e.newListing(ctx, withoutServices, "at", "address", "service", "from", "to", "cause", "nobody answered for")
+	l, o, err := e.newListingWithOverview(ctx, withoutServices, "at", "address", "service", "from", "to", "cause", "nobody answered for")
 	if err != nil || o == nil {
 		return l, err
 	}
@@ -58,8 +58,8 @@ func describeDuration(d *metav1.Duration) string {
 	return d.Duration.String()
 }
 
-// maxMovesOfAddress is how many moves an explanation of an address has.
-const maxMovesOfAddress = 3
+// maxListedMovesOfAddress is how many moves an explanation of an address has.
+const maxListedMovesOfAddress = 3
 
 // addAddressMoveChecks says how an address came to where it is.
 func (c *objectDiagnosis) addAddressMoveChecks(address string) {
@@ -69,13 +69,13 @@ func (c *objectDiagnosis) addAddressMoveChecks(address string) {
 		if m.Address != address {
 			continue
 		}
-		if count++; count > maxMovesOfAddress {
+		if count++; count > maxListedMovesOfAddress {
 			return
 		}
 		c.addCheck("move", report.ResultWell, names.Explanation{Text: describeMove(&m)})
 	}
 	switch {
-	case unknownBefore != nil && count < maxMovesOfAddress:
+	case unknownBefore != nil && count < maxListedMovesOfAddress:
 		c.addCheck("move", report.ResultWell, names.Explanation{Text: fmt.Sprintf("earlier ones are unknown: each speaker remembers its last %d", v1alpha1.MaxMovesInSpeakerStatus)})
 	case count == 0:
 		c.addCheck("move", report.ResultWell, names.Explanation{Text: "none is known"})

@@ -25,8 +25,8 @@ func hasMetalLBLabels(labels map[string]string) bool {
 	return labels["app"] == "metallb" || labels[names.LabelAppName] == "metallb"
 }
 
-// explainMetalLB says that MetalLB runs in Gantry's namespace too.
-func (i *installation) explainMetalLB() names.Explanation {
+// explainMetalLBBesideGantry says that MetalLB runs in Gantry's namespace too.
+func (i *installation) explainMetalLBBesideGantry() names.Explanation {
 	if i.metalLBWorkload == "" || i.controllerDeployment == nil && i.speakerDaemonSet == nil {
 		return names.Explanation{}
 	}
@@ -36,7 +36,7 @@ func (i *installation) explainMetalLB() names.Explanation {
 // explainOtherStatusWriter says that another program writes the addresses of the Service. The API
 // server records who wrote which field.
 func (c *serviceDiagnosis) explainOtherStatusWriter() names.Explanation {
-	if why := c.installation.explainMetalLB(); why.IsSet() {
+	if why := c.installation.explainMetalLBBesideGantry(); why.IsSet() {
 		return why
 	}
 	var own time.Time
@@ -83,9 +83,9 @@ func (e *Explainer) explainSecondInstallation(ctx context.Context) names.Explana
 	return names.Explanation{}
 }
 
-// explainWebhooks says that the API server refuses changes of the configuration, because nobody
-// answers a webhook that it has to ask.
-func (e *Explainer) explainWebhooks(ctx context.Context) names.Explanation {
+// explainWebhookRefusal says that the API server refuses changes of the configuration, because
+// nobody answers a webhook that it has to ask.
+func (e *Explainer) explainWebhookRefusal(ctx context.Context) names.Explanation {
 	var all admissionv1.ValidatingWebhookConfigurationList
 	if err := e.objectReader.List(ctx, &all); err != nil {
 		return names.Explanation{}
@@ -115,7 +115,7 @@ func isWebhookForConfiguration(r admissionv1.RuleWithOperations) bool {
 func (e *Explainer) explainSilentWebhook(ctx context.Context, configuration string, config *admissionv1.WebhookClientConfig) names.Explanation {
 	s := config.Service
 	var ofService discoveryv1.EndpointSliceList
-	if err := e.objectReader.List(ctx, &ofService, client.InNamespace(s.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: s.Name}); err != nil || e.objectReader.LacksRightTo("endpointslices.discovery.k8s.io") {
+	if err := e.objectReader.List(ctx, &ofService, client.InNamespace(s.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: s.Name}); err != nil || e.objectReader.LacksRightToRead("endpointslices.discovery.k8s.io") {
 		return names.Explanation{}
 	}
 	isReady := func(p discoveryv1.Endpoint) bool { return p.Conditions.Ready == nil || *p.Conditions.Ready }
@@ -134,15 +134,15 @@ func (e *Explainer) explainSlowAPIServer() names.Explanation {
 		return names.Explanation{}
 	}
 	fastest := e.fastestAPIAnswerDelay()
-	if fastest < slowAnswerTimeout {
+	if fastest < minSlowAPIAnswerDelay {
 		return names.Explanation{}
 	}
 	return names.NewExplanation(names.ReasonSlowAPIServer, "the API server is slow: its fastest answer took %.1f s: look at its load and that of etcd", fastest.Seconds())
 }
 
-// slowAnswerTimeout is what the fastest answer of a healthy API server stays below. Kubernetes
+// minSlowAPIAnswerDelay is what the fastest answer of a healthy API server stays below. Kubernetes
 // itself aims at a second for 99 percent of the requests about single objects.
-const slowAnswerTimeout = time.Second
+const minSlowAPIAnswerDelay = time.Second
 
 // kubeProxyConfigMap has the configuration of kube-proxy, as kubeadm installs it.
 var kubeProxyConfigMap = client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: "kube-proxy"}
@@ -167,8 +167,8 @@ func (e *Explainer) kubeProxyLacksStrictARP(ctx context.Context) bool {
 	return false
 }
 
-// explainStrictARP says that kube-proxy lacks strictARP.
-func (e *Explainer) explainStrictARP(ctx context.Context) names.Explanation {
+// explainMissingStrictARP says that kube-proxy lacks strictARP.
+func (e *Explainer) explainMissingStrictARP(ctx context.Context) names.Explanation {
 	if !e.kubeProxyLacksStrictARP(ctx) {
 		return names.Explanation{}
 	}
@@ -184,10 +184,10 @@ func (c *serviceDiagnosis) explainForeignAnswer(ctx context.Context, why names.E
 	for _, f := range announcedcondition.FindReportedAddressConflicts(c.installation.speakerStatusByNode, c.view.AssignedAddresses) {
 		mac := f.MAC
 		if node := c.installation.findNodeWithMAC(mac); node != "" {
-			if gossip := c.explainGossip(node); gossip.IsSet() {
+			if gossip := c.explainGossipFault(node); gossip.IsSet() {
 				return names.NewExplanation(gossip.Reason, "%s (%s) answers for it too, and does not hear the other speakers: %s", node, mac, gossip.Text)
 			}
-			if strict := c.explainStrictARP(ctx); strict.IsSet() {
+			if strict := c.explainMissingStrictARP(ctx); strict.IsSet() {
 				return names.NewExplanation(strict.Reason, "%s (%s) answers for it and does not hold it: %s", node, mac, strict.Text)
 			}
 			return names.NewExplanation(names.ReasonStrayAnswer, "%s (%s) answers for it and does not hold it: look there for the address on an interface, for proxy ARP, and for kube-proxy in mode ipvs without strictARP", node, mac)

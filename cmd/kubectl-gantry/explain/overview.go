@@ -25,11 +25,11 @@ import (
 // overview is what is known of the whole installation.
 type overview struct {
 	*Explainer
-	config   *configurationreader.Configuration // nil without the rights
-	pools    []v1beta1.IPAddressPool
-	sessions []v1alpha1.BGPSession
-	services []corev1.Service // of type LoadBalancer, and of Gantry's class
-	checks   []report.Check
+	config         *configurationreader.Configuration // nil without the rights
+	pools          []v1beta1.IPAddressPool
+	sessions       []v1alpha1.BGPSession
+	gantryServices []corev1.Service // of type LoadBalancer, and of Gantry's class
+	checks         []report.Check
 }
 
 // overviewScope says whether an overview has the Services, which may be many.
@@ -44,7 +44,7 @@ func (e *Explainer) readOverview(ctx context.Context, scope overviewScope) (*ove
 		e.showProgress("reading all Services")
 		requests = append(requests, objects.ListRequest{List: &corev1.ServiceList{}}, objects.ListRequest{List: &v1beta1.ServiceL2StatusList{}, Namespace: e.gantryNamespace})
 	}
-	if err := e.objectReader.ListAll(ctx, requests...); err != nil {
+	if err := e.objectReader.ListAndCacheKinds(ctx, requests...); err != nil {
 		return nil, names.Explanation{}, err
 	}
 	if absent := e.explainMissingInstallation(ctx); absent.IsSet() {
@@ -69,7 +69,7 @@ func (e *Explainer) readOverview(ctx context.Context, scope overviewScope) (*ove
 	o.pools, o.sessions = pools.Items, sessions.Items
 	for i := range services.Items {
 		if s := &services.Items[i]; s.Spec.Type == corev1.ServiceTypeLoadBalancer && readLoadBalancerClass(s) == o.installation.loadBalancerClass {
-			o.services = append(o.services, *s)
+			o.gantryServices = append(o.gantryServices, *s)
 		}
 	}
 	if e.mayListEssentialResources() {
@@ -98,7 +98,7 @@ func (e *Explainer) ExplainInstallation(ctx context.Context) (*report.Report, er
 	}
 	if absent.IsSet() {
 		out.Reason, out.Answer = absent.Reason, absent.Text
-		return e.addRightsAndDocumentation(out), nil
+		return e.addMissingRightsAndDocURL(out), nil
 	}
 	o.addControllerCheck()
 	o.addSpeakerChecks(ctx)
@@ -110,7 +110,7 @@ func (e *Explainer) ExplainInstallation(ctx context.Context) (*report.Report, er
 	slices.SortStableFunc(o.checks, func(x, y report.Check) int { return cmp.Compare(severityRank(x.Result), severityRank(y.Result)) })
 	out.Checks = o.checks
 	o.setAnswer(out)
-	return e.addRightsAndDocumentation(out), nil
+	return e.addMissingRightsAndDocURL(out), nil
 }
 
 // formatCount is a number with its noun.
@@ -128,7 +128,7 @@ func severityRank(r report.Result) int {
 	return slices.Index([]report.Result{report.ResultNotWell, report.ResultUnknown, report.ResultWell}, r)
 }
 
-// setAnswer makes the first line of the gates, which are sorted.
+// setAnswer makes the first line of the checks, which are sorted.
 func (o *overview) setAnswer(out *report.Report) {
 	faults := 0
 	for _, g := range o.checks {
@@ -145,7 +145,7 @@ func (o *overview) setAnswer(out *report.Report) {
 	case first.Result == report.ResultUnknown:
 		out.Result, out.Answer = report.ResultUnknown, "nothing wrong is seen, but you may not see everything"
 	default:
-		out.Result, out.Answer = report.ResultWell, fmt.Sprintf("Gantry is well: %s, %s, %s", formatCount(len(o.installation.speakerStatusByNode), "speaker"), formatCount(len(o.pools), "pool"), formatCount(len(o.services), "announced Service"))
+		out.Result, out.Answer = report.ResultWell, fmt.Sprintf("Gantry is well: %s, %s, %s", formatCount(len(o.installation.speakerStatusByNode), "speaker"), formatCount(len(o.pools), "pool"), formatCount(len(o.gantryServices), "announced Service"))
 	}
 }
 
@@ -167,10 +167,10 @@ func (o *overview) addChecksOutsideGantry(ctx context.Context) {
 		why  names.Explanation
 	}{
 		{"API server", o.explainSlowAPIServer()},
-		{"webhook", o.explainWebhooks(ctx)},
-		{"other controllers", o.installation.explainMetalLB()},
+		{"webhook", o.explainWebhookRefusal(ctx)},
+		{"other controllers", o.installation.explainMetalLBBesideGantry()},
 		{"other controllers", o.explainSecondInstallation(ctx)},
-		{"kube-proxy", o.explainStrictARP(ctx)},
+		{"kube-proxy", o.explainMissingStrictARP(ctx)},
 	} {
 		if g.why.IsSet() {
 			o.addCheck(g.name, report.ResultNotWell, g.why)
@@ -180,7 +180,7 @@ func (o *overview) addChecksOutsideGantry(ctx context.Context) {
 
 // addSpeakerChecks says what is wrong with speakers. Speakers with the same fault share a line.
 func (o *overview) addSpeakerChecks(ctx context.Context) {
-	if o.objectReader.LacksRightTo("speakerstatuses.gantry.dev") {
+	if o.objectReader.LacksRightToRead("speakerstatuses.gantry.dev") {
 		o.addCheck("speakers", report.ResultUnknown, names.Explanation{Text: "you may not read their SpeakerStatuses"})
 		return
 	}
@@ -236,13 +236,13 @@ func worstServiceCondition(s *corev1.Service) *metav1.Condition {
 
 // addServiceChecks counts the Services that are not announced, by Reason.
 func (o *overview) addServiceChecks() {
-	if o.objectReader.LacksRightTo("services") {
+	if o.objectReader.LacksRightToRead("services") {
 		o.addCheck("Services", report.ResultUnknown, names.Explanation{Text: "you may not list them"})
 		return
 	}
 	servicesByReason := map[names.Reason][]string{}
-	for i := range o.services {
-		s := &o.services[i]
+	for i := range o.gantryServices {
+		s := &o.gantryServices[i]
 		c := worstServiceCondition(s)
 		reason := names.Reason("")
 		switch {
@@ -260,7 +260,7 @@ func (o *overview) addServiceChecks() {
 		o.addCheck("Services", report.ResultNotWell, names.NewExplanation(r, "%s not announced: %s: kubectl gantry explain service %s", formatCount(len(all), "Service"), joinFirstElements(all, maxListedElements), all[0]))
 	}
 	if len(servicesByReason) == 0 {
-		o.addCheck("Services", report.ResultWell, names.Explanation{Text: formatCount(len(o.services), "Service") + " of type LoadBalancer, all announced"})
+		o.addCheck("Services", report.ResultWell, names.Explanation{Text: formatCount(len(o.gantryServices), "Service") + " of type LoadBalancer, all announced"})
 	}
 }
 
@@ -293,7 +293,7 @@ func faultOfSession(s *v1alpha1.BGPSessionStatus) names.Explanation {
 
 // addPoolChecks says which pools are full.
 func (o *overview) addPoolChecks() {
-	if o.objectReader.LacksRightTo("ipaddresspools.metallb.io") {
+	if o.objectReader.LacksRightToRead("ipaddresspools.metallb.io") {
 		o.addCheck("pools", report.ResultUnknown, names.Explanation{Text: "you may not list them"})
 		return
 	}

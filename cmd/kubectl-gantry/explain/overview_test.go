@@ -41,54 +41,54 @@ status: {node: node1, serviceName: web, serviceNamespace: default, peers: [tor]}
 
 const lostSessionConditionText = `status: "False", reason: NoAnswer, message: the router does not answer`
 
-// explainCase asks about something, and says what the first line has to be.
-type explainCase struct {
-	name   string
-	ask    func(*Explainer, context.Context) (*report.Report, error)
-	edits  []manifestEdit
-	result report.Result
-	want   string
+// explainNonServiceCase asks about something, and says what the first line has to be.
+type explainNonServiceCase struct {
+	name           string
+	explainFunc    func(*Explainer, context.Context) (*report.Report, error)
+	edits          []manifestEdit
+	wantResult     report.Result
+	wantAnswerPart string
 }
 
-func askAboutObject(ask func(*Explainer, context.Context, string) (*report.Report, error), name string) func(*Explainer, context.Context) (*report.Report, error) {
+func explainFuncForObject(ask func(*Explainer, context.Context, string) (*report.Report, error), name string) func(*Explainer, context.Context) (*report.Report, error) {
 	return func(e *Explainer, ctx context.Context) (*report.Report, error) { return ask(e, ctx, name) }
 }
 
-var explainCases = []explainCase{
-	{name: "all is well", ask: (*Explainer).ExplainInstallation, result: report.ResultWell, want: "Gantry is well: 2 speakers, 1 pool, 1 announced Service"},
-	{name: "no controller", ask: (*Explainer).ExplainInstallation, edits: []manifestEdit{{"11:59:59.000000Z", "11:58:00.000000Z"}}, result: report.ResultNotWell, want: "Gantry is not well: controller: no controller leads"},
-	{name: "a lost session", ask: (*Explainer).ExplainInstallation, edits: []manifestEdit{{`status: "True", reason: Established, message: ""`, lostSessionConditionText}}, result: report.ResultNotWell, want: "session of node1 with tor: the router does not answer [NoAnswer]"},
-	{name: "a full pool", ask: (*Explainer).ExplainInstallation, edits: []manifestEdit{{"availableIPv4: 1", "availableIPv4: 0"}}, result: report.ResultNotWell, want: "pool first-pool: it is full"},
-	{name: "a Service without address", ask: (*Explainer).ExplainInstallation, edits: noAddressEdits("PoolExhausted", "x"), result: report.ResultNotWell, want: "kubectl gantry explain service default/web [PoolExhausted]"},
-	{name: "a node", ask: askAboutObject((*Explainer).ExplainNode, "node1"), result: report.ResultWell, want: "node1: its speaker runs, and it can announce on eth0"},
-	{name: "a misspelt node", ask: askAboutObject((*Explainer).ExplainNode, "nod1"), result: report.ResultUnknown, want: "there is no Node nod1: did you mean node1?"},
-	{name: "an excluded node", ask: askAboutObject((*Explainer).ExplainNode, "node1"), edits: []manifestEdit{{"kubernetes.io/hostname: node1}", "kubernetes.io/hostname: node1, node.kubernetes.io/exclude-from-external-load-balancers: x}"}}, result: report.ResultNotWell, want: "[NodeExcluded]"},
-	{name: "a node without speaker", ask: askAboutObject((*Explainer).ExplainNode, "node1"), edits: []manifestEdit{{"kind: SpeakerStatus\nmetadata: {name: node1", "kind: SpeakerStatus\nmetadata: {name: node3"}}, result: report.ResultNotWell, want: "node1: speaker: no speaker runs there"},
-	{name: "a pool", ask: askAboutObject((*Explainer).ExplainPool, "first-pool"), result: report.ResultWell, want: "first-pool: 1 address in use, 1 free"},
-	{name: "a misspelt pool", ask: askAboutObject((*Explainer).ExplainPool, "frist-pool"), result: report.ResultUnknown, want: "did you mean first-pool?"},
-	{name: "a pool that is full", ask: askAboutObject((*Explainer).ExplainPool, "first-pool"), edits: []manifestEdit{{"availableIPv4: 1", "availableIPv4: 0"}}, result: report.ResultNotWell, want: "it is full: 1 address in use"},
-	{name: "a peer", ask: askAboutObject((*Explainer).ExplainPeer, "tor"), result: report.ResultWell, want: "tor: 1 of 1 sessions are established"},
-	{name: "a silent peer", ask: askAboutObject((*Explainer).ExplainPeer, "tor"), edits: []manifestEdit{{`status: "True", reason: Established, message: ""`, lostSessionConditionText}}, result: report.ResultNotWell, want: "tor: session of node1: the router does not answer [NoAnswer]"},
-	{name: "an advertisement", ask: askAboutObject((*Explainer).ExplainAdvertisement, "example"), result: report.ResultWell, want: "example: the L2Advertisement advertises first-pool"},
-	{name: "an advertisement by BGP", ask: askAboutObject((*Explainer).ExplainAdvertisement, "routed"), result: report.ResultWell, want: "routed: the BGPAdvertisement advertises first-pool"},
-	{name: "an advertisement on an interface that no node has", ask: askAboutObject((*Explainer).ExplainAdvertisement, "example"), edits: []manifestEdit{{"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [first-pool], interfaces: [eth77]}"}}, result: report.ResultNotWell, want: "example: nodes: none of its interfaces (eth77) is a usable link of node1, node2: correct spec.interfaces [NoLinks]"},
-	{name: "an advertisement for no node", ask: askAboutObject((*Explainer).ExplainAdvertisement, "routed"), edits: []manifestEdit{{"metadata: {name: routed, namespace: metallb-system}\nspec: {ipAddressPools: [first-pool]}", "metadata: {name: routed, namespace: metallb-system}\nspec: {ipAddressPools: [first-pool], nodeSelectors: [{matchLabels: {rack: a}}]}"}}, result: report.ResultNotWell, want: "routed: nodes: its nodeSelectors match no node"},
-	{name: "an address in use", ask: askAboutObject((*Explainer).ExplainAddress, "192.168.0.201"), result: report.ResultWell, want: "192.168.0.201: default/web has it, from pool first-pool"},
-	{name: "a free address", ask: askAboutObject((*Explainer).ExplainAddress, "192.168.0.202"), result: report.ResultWell, want: "192.168.0.202: no Service has it, and one may get it, from pool first-pool"},
-	{name: "an address outside of the pools", ask: askAboutObject((*Explainer).ExplainAddress, "192.168.0.9"), result: report.ResultNotWell, want: "no pool contains 192.168.0.9"},
-	{name: "no address", ask: askAboutObject((*Explainer).ExplainAddress, "192.168.0.900"), result: report.ResultUnknown, want: "is no address"},
+var explainNonServiceCases = []explainNonServiceCase{
+	{name: "all is well", explainFunc: (*Explainer).ExplainInstallation, wantResult: report.ResultWell, wantAnswerPart: "Gantry is well: 2 speakers, 1 pool, 1 announced Service"},
+	{name: "no controller", explainFunc: (*Explainer).ExplainInstallation, edits: []manifestEdit{{"11:59:59.000000Z", "11:58:00.000000Z"}}, wantResult: report.ResultNotWell, wantAnswerPart: "Gantry is not well: controller: no controller leads"},
+	{name: "a lost session", explainFunc: (*Explainer).ExplainInstallation, edits: []manifestEdit{{`status: "True", reason: Established, message: ""`, lostSessionConditionText}}, wantResult: report.ResultNotWell, wantAnswerPart: "session of node1 with tor: the router does not answer [NoAnswer]"},
+	{name: "a full pool", explainFunc: (*Explainer).ExplainInstallation, edits: []manifestEdit{{"availableIPv4: 1", "availableIPv4: 0"}}, wantResult: report.ResultNotWell, wantAnswerPart: "pool first-pool: it is full"},
+	{name: "a Service without address", explainFunc: (*Explainer).ExplainInstallation, edits: noAddressEdits("PoolExhausted", "x"), wantResult: report.ResultNotWell, wantAnswerPart: "kubectl gantry explain service default/web [PoolExhausted]"},
+	{name: "a node", explainFunc: explainFuncForObject((*Explainer).ExplainNode, "node1"), wantResult: report.ResultWell, wantAnswerPart: "node1: its speaker runs, and it can announce on eth0"},
+	{name: "a misspelt node", explainFunc: explainFuncForObject((*Explainer).ExplainNode, "nod1"), wantResult: report.ResultUnknown, wantAnswerPart: "there is no Node nod1: did you mean node1?"},
+	{name: "an excluded node", explainFunc: explainFuncForObject((*Explainer).ExplainNode, "node1"), edits: []manifestEdit{{"kubernetes.io/hostname: node1}", "kubernetes.io/hostname: node1, node.kubernetes.io/exclude-from-external-load-balancers: x}"}}, wantResult: report.ResultNotWell, wantAnswerPart: "[NodeExcluded]"},
+	{name: "a node without speaker", explainFunc: explainFuncForObject((*Explainer).ExplainNode, "node1"), edits: []manifestEdit{{"kind: SpeakerStatus\nmetadata: {name: node1", "kind: SpeakerStatus\nmetadata: {name: node3"}}, wantResult: report.ResultNotWell, wantAnswerPart: "node1: speaker: no speaker runs there"},
+	{name: "a pool", explainFunc: explainFuncForObject((*Explainer).ExplainPool, "first-pool"), wantResult: report.ResultWell, wantAnswerPart: "first-pool: 1 address in use, 1 free"},
+	{name: "a misspelt pool", explainFunc: explainFuncForObject((*Explainer).ExplainPool, "frist-pool"), wantResult: report.ResultUnknown, wantAnswerPart: "did you mean first-pool?"},
+	{name: "a pool that is full", explainFunc: explainFuncForObject((*Explainer).ExplainPool, "first-pool"), edits: []manifestEdit{{"availableIPv4: 1", "availableIPv4: 0"}}, wantResult: report.ResultNotWell, wantAnswerPart: "it is full: 1 address in use"},
+	{name: "a peer", explainFunc: explainFuncForObject((*Explainer).ExplainPeer, "tor"), wantResult: report.ResultWell, wantAnswerPart: "tor: 1 of 1 sessions are established"},
+	{name: "a silent peer", explainFunc: explainFuncForObject((*Explainer).ExplainPeer, "tor"), edits: []manifestEdit{{`status: "True", reason: Established, message: ""`, lostSessionConditionText}}, wantResult: report.ResultNotWell, wantAnswerPart: "tor: session of node1: the router does not answer [NoAnswer]"},
+	{name: "an advertisement", explainFunc: explainFuncForObject((*Explainer).ExplainAdvertisement, "example"), wantResult: report.ResultWell, wantAnswerPart: "example: the L2Advertisement advertises first-pool"},
+	{name: "an advertisement by BGP", explainFunc: explainFuncForObject((*Explainer).ExplainAdvertisement, "routed"), wantResult: report.ResultWell, wantAnswerPart: "routed: the BGPAdvertisement advertises first-pool"},
+	{name: "an advertisement on an interface that no node has", explainFunc: explainFuncForObject((*Explainer).ExplainAdvertisement, "example"), edits: []manifestEdit{{"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [first-pool], interfaces: [eth77]}"}}, wantResult: report.ResultNotWell, wantAnswerPart: "example: nodes: none of its interfaces (eth77) is a usable link of node1, node2: correct spec.interfaces [NoLinks]"},
+	{name: "an advertisement for no node", explainFunc: explainFuncForObject((*Explainer).ExplainAdvertisement, "routed"), edits: []manifestEdit{{"metadata: {name: routed, namespace: metallb-system}\nspec: {ipAddressPools: [first-pool]}", "metadata: {name: routed, namespace: metallb-system}\nspec: {ipAddressPools: [first-pool], nodeSelectors: [{matchLabels: {rack: a}}]}"}}, wantResult: report.ResultNotWell, wantAnswerPart: "routed: nodes: its nodeSelectors match no node"},
+	{name: "an address in use", explainFunc: explainFuncForObject((*Explainer).ExplainAddress, "192.168.0.201"), wantResult: report.ResultWell, wantAnswerPart: "192.168.0.201: default/web has it, from pool first-pool"},
+	{name: "a free address", explainFunc: explainFuncForObject((*Explainer).ExplainAddress, "192.168.0.202"), wantResult: report.ResultWell, wantAnswerPart: "192.168.0.202: no Service has it, and one may get it, from pool first-pool"},
+	{name: "an address outside of the pools", explainFunc: explainFuncForObject((*Explainer).ExplainAddress, "192.168.0.9"), wantResult: report.ResultNotWell, wantAnswerPart: "no pool contains 192.168.0.9"},
+	{name: "no address", explainFunc: explainFuncForObject((*Explainer).ExplainAddress, "192.168.0.900"), wantResult: report.ResultUnknown, wantAnswerPart: "is no address"},
 }
 
 func TestExplainObjectsOtherThanServices(t *testing.T) {
-	for _, q := range explainCases {
+	for _, q := range explainNonServiceCases {
 		t.Run(q.name, func(t *testing.T) {
 			manifests := installationManifests + workingServiceManifests + routerManifests
 			for _, e := range q.edits {
 				manifests = replaceManifestText(t, manifests, e.oldText, e.newText)
 			}
-			r, err := q.ask(newTestExplainer(newFakeAPIBuilder(t, manifests).Build()), t.Context())
-			if err != nil || r.Result != q.result || !strings.Contains(r.AnswerWithReason(), q.want) {
-				t.Errorf("%+v, %v, want %s: %s", r, err, q.result, q.want)
+			r, err := q.explainFunc(newTestExplainer(newFakeAPIBuilder(t, manifests).Build()), t.Context())
+			if err != nil || r.Result != q.wantResult || !strings.Contains(r.AnswerWithReason(), q.wantAnswerPart) {
+				t.Errorf("%+v, %v, want %s: %s", r, err, q.wantResult, q.wantAnswerPart)
 			}
 		})
 	}

@@ -21,9 +21,9 @@ type workload struct {
 	name, component, serviceAccount string
 }
 
-// explainWorkload says why the Pods of a workload are missing, do not run, or do nothing. It
+// explainWorkloadFailure says why the Pods of a workload are missing, do not run, or do nothing. It
 // returns "" if that is not known.
-func (e *Explainer) explainWorkload(ctx context.Context, w workload) string {
+func (e *Explainer) explainWorkloadFailure(ctx context.Context, w workload) string {
 	var pods corev1.PodList
 	err := e.objectReader.List(ctx, &pods, client.InNamespace(e.gantryNamespace), client.MatchingLabels{names.LabelAppName: names.AppName, names.LabelComponent: w.component})
 	if err != nil {
@@ -31,20 +31,20 @@ func (e *Explainer) explainWorkload(ctx context.Context, w workload) string {
 	}
 	if len(pods.Items) > 0 {
 		// A program without rights may end again and again.
-		if text := e.explainDeniedRights(ctx, w); text != "" {
+		if text := e.explainServiceAccountLacksRight(ctx, w); text != "" {
 			return text
 		}
 	}
 	for i := range pods.Items {
-		if text := explainPod(&pods.Items[i]); text != "" {
+		if text := explainPodNotRunning(&pods.Items[i]); text != "" {
 			return text
 		}
 	}
 	return e.explainRefusedPods(ctx, w)
 }
 
-// explainPod says why a Pod does not run; "" if it runs.
-func explainPod(p *corev1.Pod) string {
+// explainPodNotRunning says why a Pod does not run; "" if it runs.
+func explainPodNotRunning(p *corev1.Pod) string {
 	at := "Pod " + p.Name
 	if p.Spec.NodeName != "" {
 		at += " on " + p.Spec.NodeName
@@ -99,9 +99,9 @@ func (e *Explainer) explainRefusedPods(ctx context.Context, w workload) string {
 // labelPodSecurity is the label of a namespace that says which Pods it admits.
 const labelPodSecurity = "pod-security.kubernetes.io/enforce"
 
-// explainDeniedRights says which right the programs of a workload lack. Without RBAC of their own,
-// they run and do nothing.
-func (e *Explainer) explainDeniedRights(ctx context.Context, w workload) string {
+// explainServiceAccountLacksRight says which right the programs of a workload lack. Without RBAC of
+// their own, they run and do nothing.
+func (e *Explainer) explainServiceAccountLacksRight(ctx context.Context, w workload) string {
 	pools, speakers := v1beta1.GroupVersion.Group, v1alpha1.GroupVersion.Group
 	needed := []authorizationv1.ResourceAttributes{
 		{Verb: "list", Resource: "services"},

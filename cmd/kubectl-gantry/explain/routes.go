@@ -45,8 +45,8 @@ func describeRouteAttributes(a *rib.Attributes) string {
 	return strings.Join(out, ", ")
 }
 
-// errNoPortForward says that the user may not read what only a speaker knows.
-var errNoPortForward = errors.New("you have no right to create pods/portforward")
+// errNoRightToPortForward says that the user may not read what only a speaker knows.
+var errNoRightToPortForward = errors.New("you have no right to create pods/portforward")
 
 // readRoutes reads from the speaker of a node what each router gets.
 func (e *Explainer) readRoutes(ctx context.Context, node string) ([]rib.PeerRIB, error) {
@@ -55,7 +55,7 @@ func (e *Explainer) readRoutes(ctx context.Context, node string) ([]rib.PeerRIB,
 	if err := e.objectReader.List(ctx, &pods, client.InNamespace(e.gantryNamespace), selector); err != nil {
 		return nil, err
 	}
-	if e.objectReader.LacksRightTo("pods") {
+	if e.objectReader.LacksRightToRead("pods") {
 		return nil, fmt.Errorf("you have no right to list pods in namespace %s", e.gantryNamespace)
 	}
 	if known := slices.Sorted(maps.Keys(e.installation.speakerStatusByNode)); len(known) > 0 && !slices.Contains(known, node) {
@@ -70,7 +70,7 @@ func (e *Explainer) readRoutes(ctx context.Context, node string) ([]rib.PeerRIB,
 	text, err := e.fetchSpeakerPage(ctx, pods.Items[at].Name, rib.RoutesPagePath)
 	if err != nil {
 		if apierrors.IsForbidden(err) || strings.Contains(err.Error(), "forbidden") {
-			return nil, fmt.Errorf("%w in namespace %s", errNoPortForward, e.gantryNamespace)
+			return nil, fmt.Errorf("%w in namespace %s", errNoRightToPortForward, e.gantryNamespace)
 		}
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (e *Explainer) readRoutes(ctx context.Context, node string) ([]rib.PeerRIB,
 
 // ListRoutes lists what each router gets from a node, with the attributes.
 func (e *Explainer) ListRoutes(ctx context.Context, node string) (*report.Listing, error) {
-	l, o, err := e.newListing(ctx, withoutServices, "peer", "prefix", "announced", "advertisements", "attributes")
+	l, o, err := e.newListingWithOverview(ctx, withoutServices, "peer", "prefix", "announced", "advertisements", "attributes")
 	if err != nil || o == nil {
 		return l, err
 	}
@@ -98,7 +98,7 @@ func (e *Explainer) ListRoutes(ctx context.Context, node string) (*report.Listin
 			if !r.Announced {
 				l.Result, announced, detail = report.ResultNotWell, string(r.WithheldReason), r.WithheldText
 			}
-			l.Rows = append(l.Rows, []string{p.PeerName, r.Prefix.String(), announced, strings.Join(r.Advertisements, ","), detail})
+			l.Rows = append(l.Rows, []string{p.PeerName, r.Prefix.String(), announced, strings.Join(r.AdvertisementNames, ","), detail})
 		}
 	}
 	if len(l.Rows) == 0 {
@@ -128,7 +128,7 @@ func (c *serviceDiagnosis) addRouteChecksFromSpeakers(ctx context.Context) {
 		all, err := c.readRoutes(ctx, s.Node)
 		if err != nil {
 			c.addCheck("live routes of "+s.Node, report.ResultUnknown, names.Explanation{Text: err.Error()})
-			if errors.Is(err, errNoPortForward) {
+			if errors.Is(err, errNoRightToPortForward) {
 				return
 			}
 			continue
@@ -150,6 +150,6 @@ func (c *serviceDiagnosis) addRouteCheckOfRouter(node string, p *rib.PeerRIB) {
 			c.addCheck(name, report.ResultNotWell, names.Explanation{Reason: r.WithheldReason, Text: r.Prefix.String() + ": " + r.WithheldText})
 			continue
 		}
-		c.addCheck(name, report.ResultWell, names.Explanation{Text: fmt.Sprintf("%s, %s, by %s", r.Prefix, describeRouteAttributes(r.Attributes), strings.Join(r.Advertisements, ", "))})
+		c.addCheck(name, report.ResultWell, names.Explanation{Text: fmt.Sprintf("%s, %s, by %s", r.Prefix, describeRouteAttributes(r.Attributes), strings.Join(r.AdvertisementNames, ", "))})
 	}
 }

@@ -35,7 +35,7 @@ func newExplainerWithSpeakerPages(t *testing.T, manifests, page string, err erro
 
 func TestListRoutes(t *testing.T) {
 	manifests := installationManifests + workingServiceManifests + routerManifests
-	speaker := podManifest("speaker", runningPodStatus)
+	speaker := gantryPodManifest("speaker", runningPodStatus)
 	for name, c := range map[string]struct {
 		manifests, page, node string
 		err                   error
@@ -68,7 +68,7 @@ func TestListRoutes(t *testing.T) {
 // TestExplainServiceShowsSpeakerRoutes asks the speakers about a Service. What they do not answer
 // changes nothing in the first line.
 func TestExplainServiceShowsSpeakerRoutes(t *testing.T) {
-	routed := installationManifests + workingServiceManifests + routerManifests + podManifest("speaker", runningPodStatus)
+	routed := installationManifests + workingServiceManifests + routerManifests + gantryPodManifest("speaker", runningPodStatus)
 	for name, c := range map[string]struct {
 		manifests string
 		err       error
@@ -88,7 +88,7 @@ func TestExplainServiceShowsSpeakerRoutes(t *testing.T) {
 			found = found || g == c.want
 		}
 		if !found {
-			t.Errorf("%s: the gates are %+v, want %+v", name, r.Checks, c.want)
+			t.Errorf("%s: the checks are %+v, want %+v", name, r.Checks, c.want)
 		}
 	}
 }
@@ -101,7 +101,7 @@ func TestRoutesFromSpeakersNeedRightsOnPods(t *testing.T) {
 		}
 		return nil
 	})
-	e := NewExplainer(ExplainerOptions{Objects: objects.NewReader(api, LabelsOfIndexValue), GantryNamespace: "metallb-system", Now: newTestExplainer(api).now, ShowProgress: func(string) {},
+	e := NewExplainer(ExplainerOptions{ObjectReader: objects.NewReader(api, LabelsFuncByIndex), GantryNamespace: "metallb-system", Now: newTestExplainer(api).now, ShowProgress: func(string) {},
 		FetchSpeakerPage: func(context.Context, string, string) ([]byte, error) { return nil, errors.New("not asked") }})
 	l, err := e.ListRoutes(t.Context(), "node1")
 	if err != nil || l.Result != report.ResultUnknown || l.Title != "you have no right to list pods in namespace metallb-system" {

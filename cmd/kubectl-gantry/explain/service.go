@@ -30,7 +30,7 @@ type serviceDiagnosis struct {
 	key     client.ObjectKey
 	service *corev1.Service
 	view    view.Service
-	// config and finding are nil if the user may not read what they need.
+	// config and announcementFinding are nil if the user may not read what they need.
 	config              *configurationreader.Configuration
 	announcementFinding *announcedcondition.AnnouncementFinding
 	// addressCondition is the controller's; nil if there is none.
@@ -58,12 +58,12 @@ func (e *Explainer) ExplainService(ctx context.Context, key client.ObjectKey) (*
 	}
 	if absent := e.explainMissingInstallation(ctx); absent.IsSet() {
 		out.Reason, out.Answer = absent.Reason, absent.Text
-		return e.addRightsAndDocumentation(out), nil
+		return e.addMissingRightsAndDocURL(out), nil
 	}
 	if !found {
-		return e.addRightsAndDocumentation(e.reportMissingService(ctx, out, key)), nil
+		return e.addMissingRightsAndDocURL(e.reportMissingService(ctx, out, key)), nil
 	}
-	cause, err := c.findCause(ctx)
+	cause, err := c.runChecksAndFindAnswer(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +72,7 @@ func (e *Explainer) ExplainService(ctx context.Context, key client.ObjectKey) (*
 	if cause.result != report.ResultWell {
 		out.Repair = c.suggestRepair(cause.Explanation)
 	}
-	return e.addRightsAndDocumentation(out), nil
+	return e.addMissingRightsAndDocURL(out), nil
 }
 
 func (c *serviceDiagnosis) namespacedName() string { return c.key.Namespace + "/" + c.key.Name }
@@ -82,7 +82,7 @@ func (c *serviceDiagnosis) namespacedName() string { return c.key.Namespace + "/
 func (c *serviceDiagnosis) readObjects(ctx context.Context) (bool, error) {
 	read := make(chan error, 1)
 	go func() { read <- c.objectReader.Get(ctx, c.key, c.service) }()
-	err := c.objectReader.ListAll(ctx, slices.Concat(c.configurationListRequests(), c.statusListRequests(), c.serviceReportListRequests())...)
+	err := c.objectReader.ListAndCacheKinds(ctx, slices.Concat(c.configurationListRequests(), c.statusListRequests(), c.serviceReportListRequests())...)
 	errService := <-read
 	if err != nil {
 		return false, err
@@ -109,7 +109,7 @@ func (c *serviceDiagnosis) serviceReportListRequests() []objects.ListRequest {
 // reportMissingService says that the Service cannot be read, and which Services have near names.
 func (e *Explainer) reportMissingService(ctx context.Context, out *report.Report, key client.ObjectKey) *report.Report {
 	out.Result = report.ResultUnknown
-	if e.objectReader.LacksRightTo("services") {
+	if e.objectReader.LacksRightToRead("services") {
 		out.Answer = fmt.Sprintf("you have no right to get services in namespace %s", key.Namespace)
 		return out
 	}
@@ -149,14 +149,14 @@ func (e *Explainer) namespacesWithService(ctx context.Context, name string) []st
 func (e *Explainer) reportAmbiguousService(name string, namespaces []string) *report.Report {
 	out := &report.Report{Subject: "service " + name, Result: report.ResultUnknown}
 	switch {
-	case e.objectReader.LacksRightTo("services"):
+	case e.objectReader.LacksRightToRead("services"):
 		out.Answer = "you have no right to list services in all namespaces: name one with -n"
 	case len(namespaces) == 0:
 		out.Answer = fmt.Sprintf("no namespace has a Service %s", name)
 	default:
 		out.Answer = fmt.Sprintf("the namespaces %s have a Service %s: name one with -n", joinFirstElements(namespaces, maxListedElements), name)
 	}
-	return e.addRightsAndDocumentation(out)
+	return e.addMissingRightsAndDocURL(out)
 }
 
 // explainMissingNamespace says that there is no such namespace; "" if there is one, or if the user
@@ -180,42 +180,43 @@ func (e *Explainer) explainMissingNamespace(ctx context.Context, name string) st
 	return text
 }
 
-// cause is the answer: the first gate that is not passed, in the order of a person who repairs.
-type cause struct {
+// serviceAnswer is the answer: the first check that is not passed, in the order of a person who
+// repairs.
+type serviceAnswer struct {
 	names.Explanation
 	result report.Result
 }
 
-func newNotWellCause(reason names.Reason, format string, args ...any) cause {
-	return cause{names.NewExplanation(reason, format, args...), report.ResultNotWell}
+func newNotWellAnswer(reason names.Reason, format string, args ...any) serviceAnswer {
+	return serviceAnswer{names.NewExplanation(reason, format, args...), report.ResultNotWell}
 }
 
-// findCause passes all gates, and returns the answer.
-func (c *serviceDiagnosis) findCause(ctx context.Context) (cause, error) {
+// runChecksAndFindAnswer passes all checks, and returns the answer.
+func (c *serviceDiagnosis) runChecksAndFindAnswer(ctx context.Context) (serviceAnswer, error) {
 	var err error
 	c.view = view.FromService(c.service)
 	c.addressCondition = meta.FindStatusCondition(c.service.Status.Conditions, names.ConditionAddressAssigned)
 	if _, err = c.readInstallation(ctx); err != nil {
-		return cause{}, err
+		return serviceAnswer{}, err
 	}
 	if other := c.explainNotGantryService(); other.IsSet() {
-		return cause{other, report.ResultNotWell}, nil
+		return serviceAnswer{other, report.ResultNotWell}, nil
 	}
 	if err := c.runControllerRules(ctx); err != nil {
-		return cause{}, err
+		return serviceAnswer{}, err
 	}
 	c.addAnnotationRequestChecks()
 	if err := c.addPoolChecks(ctx); err != nil {
-		return cause{}, err
+		return serviceAnswer{}, err
 	}
 	c.addAddressCheck()
 	c.addAnnouncementChecks()
-	c.addSourceRangesCheck()
+	c.addAllowedClientsNote()
 	c.addRouteChecksFromSpeakers(ctx)
-	c.addInstallationChecks()
+	c.addControllerCheck()
 	if rival := c.explainOtherStatusWriter(); rival.IsSet() {
 		c.addCheck("other controllers", report.ResultNotWell, rival)
-		return cause{rival, report.ResultNotWell}, nil
+		return serviceAnswer{rival, report.ResultNotWell}, nil
 	}
 	if len(c.view.AssignedAddresses) == 0 {
 		return c.explainNoAddress(ctx)
@@ -323,8 +324,8 @@ func describeAdmittedClients(s *corev1.Service) string {
 	return ""
 }
 
-// addSourceRangesCheck says that kube-proxy admits only some clients.
-func (c *serviceDiagnosis) addSourceRangesCheck() {
+// addAllowedClientsNote says that kube-proxy admits only some clients.
+func (c *serviceDiagnosis) addAllowedClientsNote() {
 	if ranges := c.service.Spec.LoadBalancerSourceRanges; len(ranges) > 0 {
 		c.addCheck("clients", report.ResultWell, names.Explanation{Text: "only those of " + joinFirstElements(ranges, maxListedElements) + " (spec.loadBalancerSourceRanges)"})
 	}
@@ -345,8 +346,8 @@ func (c *serviceDiagnosis) addAddressCheck() {
 	}
 }
 
-// addInstallationChecks says whether the controller works.
-func (c *serviceDiagnosis) addInstallationChecks() {
+// addControllerCheck says whether the controller works.
+func (c *serviceDiagnosis) addControllerCheck() {
 	switch f := c.installation.controllerFault; {
 	case f.IsSet():
 		c.addCheck("controller", report.ResultNotWell, f)
@@ -367,22 +368,22 @@ func findLeaderPod(i *installation) string {
 }
 
 // explainNoAddress says why the Service has no address.
-func (c *serviceDiagnosis) explainNoAddress(ctx context.Context) (cause, error) {
+func (c *serviceDiagnosis) explainNoAddress(ctx context.Context) (serviceAnswer, error) {
 	unknown := view.ExplainUnknownAnnotations(c.service)
 	a := c.addressCondition
 	switch slow := c.explainSlowAPIServer(); {
 	case slow.IsSet() && (a == nil || c.installation.controllerFault.IsSet()):
-		return newNotWellCause(slow.Reason, "no address yet: %s", slow.Text), nil
+		return newNotWellAnswer(slow.Reason, "no address yet: %s", slow.Text), nil
 	case c.installation.controllerFault.IsSet() && (a == nil || a.ObservedGeneration < c.service.Generation):
 		f := c.installation.controllerFault
-		return newNotWellCause(f.Reason, "no address yet: %s", f.Text), nil
+		return newNotWellAnswer(f.Reason, "no address yet: %s", f.Text), nil
 	case a == nil:
 		return c.explainUndecidedService(ctx)
 	case len(unknown) > 0 && canMisspeltAnnotationCause(names.Reason(a.Reason)):
-		return newNotWellCause(names.ReasonUnknownAnnotation, "no address: %s (%s: %s)", unknown[0], a.Reason, a.Message), nil
+		return newNotWellAnswer(names.ReasonUnknownAnnotation, "no address: %s (%s: %s)", unknown[0], a.Reason, a.Message), nil
 	}
 	why := c.enrichAddressReason(ctx, names.Explanation{Reason: names.Reason(a.Reason), Text: a.Message})
-	return newNotWellCause(why.Reason, "no address: %s", why.Text), nil
+	return newNotWellAnswer(why.Reason, "no address: %s", why.Text), nil
 }
 
 // canMisspeltAnnotationCause reports whether a misspelt annotation explains the Reason.
@@ -391,7 +392,7 @@ func canMisspeltAnnotationCause(r names.Reason) bool {
 }
 
 // explainAnnouncement says whether the addresses of the Service are announced, and why not.
-func (c *serviceDiagnosis) explainAnnouncement(ctx context.Context) (cause, error) {
+func (c *serviceDiagnosis) explainAnnouncement(ctx context.Context) (serviceAnswer, error) {
 	has := view.JoinAddresses(c.view.AssignedAddresses)
 	if c.announcementFinding == nil {
 		return c.explainFromConditions(has), nil
@@ -400,25 +401,25 @@ func (c *serviceDiagnosis) explainAnnouncement(ctx context.Context) (cause, erro
 	if len(f.MissingAddresses) > 0 {
 		why := c.enrichAnnouncementReason(ctx, f.Explanation)
 		if len(f.AnnouncedAddresses) > 0 {
-			return newNotWellCause(why.Reason, "%s", why.Text), nil
+			return newNotWellAnswer(why.Reason, "%s", why.Text), nil
 		}
-		return newNotWellCause(why.Reason, "%s is not announced: %s", has, why.Text), nil
+		return newNotWellAnswer(why.Reason, "%s is not announced: %s", has, why.Text), nil
 	}
-	if why := c.explainStaleReports(ctx); why.IsSet() {
-		return newNotWellCause(why.Reason, "%s is not announced: %s", has, why.Text), nil
+	if why := c.explainAllReportersSilent(ctx); why.IsSet() {
+		return newNotWellAnswer(why.Reason, "%s is not announced: %s", has, why.Text), nil
 	}
 	if f.Reason != names.ReasonAnnounced {
 		if why := c.explainForeignAnswer(ctx, f.Explanation); why != f.Explanation {
-			return newNotWellCause(why.Reason, "%s is announced, but %s", has, why.Text), nil
+			return newNotWellAnswer(why.Reason, "%s is announced, but %s", has, why.Text), nil
 		}
-		return newNotWellCause(f.Reason, "%s is %s", has, f.Text), nil
+		return newNotWellAnswer(f.Reason, "%s is %s", has, f.Text), nil
 	}
 	for _, rule := range faultRulesOfAnnouncedService {
 		if why := rule(c, ctx); why.IsSet() {
-			return newNotWellCause(why.Reason, "%s is announced, but %s", has, why.Text), nil
+			return newNotWellAnswer(why.Reason, "%s is announced, but %s", has, why.Text), nil
 		}
 	}
-	return cause{names.NewExplanation(names.ReasonAnnounced, "%s%s is %s%s%s", has, c.describePoolsOfService(), f.Text, c.describeAnsweringNodes(), describeAdmittedClients(c.service)), report.ResultWell}, nil
+	return serviceAnswer{names.NewExplanation(names.ReasonAnnounced, "%s%s is %s%s%s", has, c.describePoolsOfService(), f.Text, c.describeHoldersAndSessions(), describeAdmittedClients(c.service)), report.ResultWell}, nil
 }
 
 // describePoolsOfService names the pool of the addresses.
@@ -430,22 +431,22 @@ func (c *serviceDiagnosis) describePoolsOfService() string {
 }
 
 // explainFromConditions answers with the conditions of the Service alone.
-func (c *serviceDiagnosis) explainFromConditions(has string) cause {
+func (c *serviceDiagnosis) explainFromConditions(has string) serviceAnswer {
 	a := meta.FindStatusCondition(c.service.Status.Conditions, names.ConditionAnnounced)
 	switch {
 	case a == nil:
-		return cause{names.NewExplanation("", "%s is its address; whether it is announced is not known: it has no condition %s, and you may not read what the speakers report", has, names.ConditionAnnounced), report.ResultUnknown}
+		return serviceAnswer{names.NewExplanation("", "%s is its address; whether it is announced is not known: it has no condition %s, and you may not read what the speakers report", has, names.ConditionAnnounced), report.ResultUnknown}
 	case a.Status != metav1.ConditionTrue:
-		return newNotWellCause(names.Reason(a.Reason), "%s is not announced: %s", has, a.Message)
+		return newNotWellAnswer(names.Reason(a.Reason), "%s is not announced: %s", has, a.Message)
 	case a.Reason != string(names.ReasonAnnounced):
-		return newNotWellCause(names.Reason(a.Reason), "%s is %s", has, a.Message)
+		return newNotWellAnswer(names.Reason(a.Reason), "%s is %s", has, a.Message)
 	case c.addressCondition != nil && c.addressCondition.Reason != string(names.ReasonAssigned):
-		return newNotWellCause(names.Reason(c.addressCondition.Reason), "%s is announced, but %s", has, c.addressCondition.Message)
+		return newNotWellAnswer(names.Reason(c.addressCondition.Reason), "%s is announced, but %s", has, c.addressCondition.Message)
 	}
 	if unknown := view.ExplainUnknownAnnotations(c.service); len(unknown) > 0 {
-		return newNotWellCause(names.ReasonUnknownAnnotation, "%s is announced, but %s", has, unknown[0])
+		return newNotWellAnswer(names.ReasonUnknownAnnotation, "%s is announced, but %s", has, unknown[0])
 	}
-	return cause{names.NewExplanation(names.ReasonAnnounced, "%s is %s", has, a.Message), report.ResultWell}
+	return serviceAnswer{names.NewExplanation(names.ReasonAnnounced, "%s is %s", has, a.Message), report.ResultWell}
 }
 
 // labelsOfServiceReports select the reports about a Service.
@@ -454,9 +455,9 @@ func labelsOfServiceReports(key string) map[string]string {
 	return map[string]string{names.LabelServiceNamespace: namespace, names.LabelServiceName: name}
 }
 
-// LabelsOfIndexValue says by which labels the API server selects what the controller's cache finds
+// LabelsFuncByIndex says by which labels the API server selects what the controller's cache finds
 // by its indexes.
-var LabelsOfIndexValue = objects.LabelsOfIndexValue{
+var LabelsFuncByIndex = objects.LabelsFuncByIndex{
 	announcedcondition.ReportsByServiceIndex: labelsOfServiceReports,
 	announcedcondition.ReportsByNodeIndex:    func(node string) map[string]string { return map[string]string{names.LabelServiceStatusNode: node} },
 	announcedcondition.EndpointSlicesByServiceIndex: func(name string) map[string]string {

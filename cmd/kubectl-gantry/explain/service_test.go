@@ -40,26 +40,26 @@ type serviceFaultCase struct {
 	name           string
 	edits          []manifestEdit
 	moreManifests  string // manifests
-	reason         names.Reason
+	wantReason     names.Reason
 	answerContains string
-	repair         string // a part of the commands that mend it; optional
+	wantRepairPart string // a part of the commands that mend it; optional
 }
 
 var serviceFaults = []serviceFaultCase{
 	{name: "a full pool", edits: append(noAddressEdits(names.ReasonPoolExhausted, "no free address in (first-pool)"), manifestEdit{"assignedIPv4: 1, assignedIPv6: 0, availableIPv4: 1", "assignedIPv4: 2, assignedIPv6: 0, availableIPv4: 0"}),
-		reason: names.ReasonPoolExhausted, answerContains: "first-pool has 2 of 2 IPv4 addresses in use"},
+		wantReason: names.ReasonPoolExhausted, answerContains: "first-pool has 2 of 2 IPv4 addresses in use"},
 	{name: "a misspelt pool", edits: append(noAddressEdits(names.ReasonPoolNotFound, `no IPAddressPool "frist-pool" exists`), serviceAnnotationEdit(names.AnnotationRequestedPool, "frist-pool")),
-		reason: names.ReasonPoolNotFound, answerContains: "did you mean first-pool?"},
+		wantReason: names.ReasonPoolNotFound, answerContains: "did you mean first-pool?"},
 	{name: "a pool in another namespace", edits: append(noAddressEdits(names.ReasonPoolNotFound, `no IPAddressPool "dmz" exists`), serviceAnnotationEdit(names.AnnotationRequestedPool, "dmz")),
 		moreManifests: "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: dmz, namespace: default}\nspec: {addresses: [192.168.9.0/24]}\n---\n",
-		reason:        names.ReasonPoolElsewhere, answerContains: "IPAddressPool dmz is in namespace default"},
+		wantReason:    names.ReasonPoolElsewhere, answerContains: "IPAddressPool dmz is in namespace default"},
 	{name: "a misspelt annotation", edits: append(noAddressEdits(names.ReasonNoEligiblePool, "no pool is open"), serviceAnnotationEdit("metallb.io/adress-pool", "first-pool")),
-		reason: names.ReasonUnknownAnnotation, answerContains: "did you mean metallb.io/address-pool?"},
+		wantReason: names.ReasonUnknownAnnotation, answerContains: "did you mean metallb.io/address-pool?"},
 	{name: "a misspelt annotation of a Service that works", edits: []manifestEdit{serviceAnnotationEdit("metallb.io/adress-pool", "second")},
-		reason: names.ReasonUnknownAnnotation, answerContains: "is announced, but the annotation metallb.io/adress-pool"},
+		wantReason: names.ReasonUnknownAnnotation, answerContains: "is announced, but the annotation metallb.io/adress-pool"},
 	{name: "no controller", edits: append(undecidedServiceEdits[:len(undecidedServiceEdits):len(undecidedServiceEdits)], manifestEdit{"11:59:59.000000Z", "11:58:00.000000Z"}, manifestEdit{"replicas: 2, readyReplicas: 2", "replicas: 2"}),
-		reason: names.ReasonNoController, answerContains: "Deployment gantry-controller has 0 of 2 Pods ready, and the Lease gantry-controller was last renewed at 11:58:00"},
-	{name: "a controller that does nothing", edits: undecidedServiceEdits, reason: names.ReasonNoController, answerContains: "it should get 192.168.0.201, and the controller does not write it: look at the log of gantry-controller-1"},
+		wantReason: names.ReasonNoController, answerContains: "Deployment gantry-controller has 0 of 2 Pods ready, and the Lease gantry-controller was last renewed at 11:58:00"},
+	{name: "a controller that does nothing", edits: undecidedServiceEdits, wantReason: names.ReasonNoController, answerContains: "it should get 192.168.0.201, and the controller does not write it: look at the log of gantry-controller-1"},
 	{name: "no decision, and a full pool", edits: append(undecidedServiceEdits[:len(undecidedServiceEdits):len(undecidedServiceEdits)], manifestEdit{"192.168.0.201-192.168.0.202", "192.168.0.201/32"}),
 		moreManifests: `apiVersion: v1
 kind: Service
@@ -67,27 +67,27 @@ metadata: {name: first, namespace: default}
 spec: {type: LoadBalancer, clusterIP: 10.96.0.11, clusterIPs: [10.96.0.11], ports: [{port: 80}]}
 status: {loadBalancer: {ingress: [{ip: 192.168.0.201}]}}
 ---
-`, reason: names.ReasonPoolExhausted, answerContains: "first-pool"},
-	{name: "another type", edits: []manifestEdit{{"type: LoadBalancer, clusterIP: 10.96.0.10", "type: ClusterIP, clusterIP: 10.96.0.10"}}, reason: names.ReasonNotLoadBalancer, answerContains: "its type is ClusterIP"},
+`, wantReason: names.ReasonPoolExhausted, answerContains: "first-pool"},
+	{name: "another type", edits: []manifestEdit{{"type: LoadBalancer, clusterIP: 10.96.0.10", "type: ClusterIP, clusterIP: 10.96.0.10"}}, wantReason: names.ReasonNotLoadBalancer, answerContains: "its type is ClusterIP"},
 	{name: "another class", edits: append(undecidedServiceEdits[:len(undecidedServiceEdits):len(undecidedServiceEdits)], manifestEdit{"type: LoadBalancer, clusterIP: 10.96.0.10", "type: LoadBalancer, loadBalancerClass: example.com/other, clusterIP: 10.96.0.10"}),
-		reason: names.ReasonNotLoadBalancer, answerContains: `its loadBalancerClass is "example.com/other"`},
-	{name: "no advertisement", edits: []manifestEdit{noAnsweringNodeEdit, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [other]}"}}, reason: names.ReasonNoAdvertisement, answerContains: `selects pool "first-pool"`},
-	{name: "no endpoints", edits: []manifestEdit{noAnsweringNodeEdit, {"conditions: {ready: true}", "conditions: {ready: false}"}}, reason: names.ReasonNoEndpoints, answerContains: "192.168.0.201 is not announced: no endpoint"},
+		wantReason: names.ReasonNotLoadBalancer, answerContains: `its loadBalancerClass is "example.com/other"`},
+	{name: "no advertisement", edits: []manifestEdit{noAnsweringNodeEdit, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [other]}"}}, wantReason: names.ReasonNoAdvertisement, answerContains: `selects pool "first-pool"`},
+	{name: "no endpoints", edits: []manifestEdit{noAnsweringNodeEdit, {"conditions: {ready: true}", "conditions: {ready: false}"}}, wantReason: names.ReasonNoEndpoints, answerContains: "192.168.0.201 is not announced: no endpoint"},
 	{name: "every node excluded", edits: []manifestEdit{noAnsweringNodeEdit, {"kubernetes.io/hostname: node1", names.LabelExcludeNode + `: ""`}, {"kubernetes.io/hostname: node2", names.LabelExcludeNode + `: ""`}},
-		reason: names.ReasonNodeExcluded, answerContains: names.LabelExcludeNode},
+		wantReason: names.ReasonNodeExcluded, answerContains: names.LabelExcludeNode},
 	{name: "dead speakers", edits: []manifestEdit{{`status: "True", reason: SpeakerRuns`, `status: "False", reason: NoSpeaker`}, {`status: "True", reason: SpeakerRuns`, `status: "False", reason: NoSpeaker`}, {"numberReady: 2", "numberReady: 0"}},
-		reason: names.ReasonNoSpeaker, answerContains: "DaemonSet gantry-speaker has 0 of 2 Pods ready"},
+		wantReason: names.ReasonNoSpeaker, answerContains: "DaemonSet gantry-speaker has 0 of 2 Pods ready"},
 	{name: "speakers that nobody found dead", edits: []manifestEdit{noAnsweringNodeEdit, {"11:59:30Z", "11:40:30Z"}, {"11:59:30Z", "11:40:30Z"}},
-		reason: names.ReasonNoSpeaker, answerContains: "the speakers of node1, node2 are silent"},
+		wantReason: names.ReasonNoSpeaker, answerContains: "the speakers of node1, node2 are silent"},
 	{name: "a report of speakers that do not run", edits: []manifestEdit{{"numberReady: 2", "numberReady: 0"}},
-		reason: names.ReasonNoSpeaker, answerContains: "192.168.0.201 is not announced: the speakers of node1, node2 are silent: DaemonSet gantry-speaker has 0 of 2 Pods ready"},
+		wantReason: names.ReasonNoSpeaker, answerContains: "192.168.0.201 is not announced: the speakers of node1, node2 are silent: DaemonSet gantry-speaker has 0 of 2 Pods ready"},
 	{name: "blocked gossip", edits: []manifestEdit{{"  conditions: [{type: gantry.dev/Ready", "  conditions: [{type: gantry.dev/GossipComplete, status: \"False\", reason: GossipBlocked, message: it does not hear node2, lastTransitionTime: \"2026-03-01T11:00:00Z\"}, {type: gantry.dev/Ready"}},
-		reason: names.ReasonGossipBlocked, answerContains: "it does not hear node2"},
+		wantReason: names.ReasonGossipBlocked, answerContains: "it does not hear node2"},
 	{name: "a foreign host", edits: []manifestEdit{{"gantry: {addresses: [192.168.0.201]}", `gantry: {addresses: [192.168.0.201], conflicts: [{address: 192.168.0.201, mac: "02:00:00:00:00:01", since: "2026-03-01T11:00:00Z"}]}`}},
-		reason: names.ReasonForeignClaim, answerContains: "02:00:00:00:00:01"},
+		wantReason: names.ReasonForeignClaim, answerContains: "02:00:00:00:00:01"},
 	{name: "a retired address", edits: []manifestEdit{{`status: "True", reason: Assigned, message: 'assigned 192.168.0.201 from pool "first-pool"'`, `status: "True", reason: AddressRetired, message: 'pool first-pool retires 192.168.0.201'`}},
-		reason: names.ReasonAddressRetired, answerContains: "pool first-pool retires"},
-	{name: "a faulty pool", edits: []manifestEdit{{"addresses: [192.168.0.201-192.168.0.202]", "addresses: [192.168.0.201-192.168.0.202, 10.0.0.300]"}}, reason: names.ReasonInvalidAddress, answerContains: "10.0.0.300"},
+		wantReason: names.ReasonAddressRetired, answerContains: "pool first-pool retires"},
+	{name: "a faulty pool", edits: []manifestEdit{{"addresses: [192.168.0.201-192.168.0.202]", "addresses: [192.168.0.201-192.168.0.202, 10.0.0.300]"}}, wantReason: names.ReasonInvalidAddress, answerContains: "10.0.0.300"},
 }
 
 func TestExplainServiceNamesTheCause(t *testing.T) {
@@ -98,11 +98,11 @@ func TestExplainServiceNamesTheCause(t *testing.T) {
 				manifests = replaceManifestText(t, manifests, e.oldText, e.newText)
 			}
 			r := explainTestService(t, manifests+f.moreManifests)
-			if r.Result != report.ResultNotWell || r.Reason != f.reason || !strings.Contains(r.AnswerWithReason(), f.answerContains) || !strings.HasPrefix(r.AnswerWithReason(), "default/web: ") {
-				t.Errorf("%s: %s\n%+v\nwant %s: %s", r.Result, r.AnswerWithReason(), r.Checks, f.reason, f.answerContains)
+			if r.Result != report.ResultNotWell || r.Reason != f.wantReason || !strings.Contains(r.AnswerWithReason(), f.answerContains) || !strings.HasPrefix(r.AnswerWithReason(), "default/web: ") {
+				t.Errorf("%s: %s\n%+v\nwant %s: %s", r.Result, r.AnswerWithReason(), r.Checks, f.wantReason, f.answerContains)
 			}
-			if !strings.Contains(strings.Join(r.Repair, "\n"), f.repair) {
-				t.Errorf("the repair is %q, want %q", r.Repair, f.repair)
+			if !strings.Contains(strings.Join(r.Repair, "\n"), f.wantRepairPart) {
+				t.Errorf("the repair is %q, want %q", r.Repair, f.wantRepairPart)
 			}
 			if last := r.Answer[len(r.Answer)-1]; last == '.' || strings.Contains(r.AnswerWithReason(), "\n") {
 				t.Errorf("%q is not one line without a full stop", r.AnswerWithReason())
@@ -121,7 +121,7 @@ func TestExplainServiceThatWorks(t *testing.T) {
 	}
 	for _, g := range r.Checks {
 		if g.Result != report.ResultWell {
-			t.Errorf("the gate %+v is not passed", g)
+			t.Errorf("the check %+v is not passed", g)
 		}
 	}
 }

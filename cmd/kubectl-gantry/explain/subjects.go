@@ -35,7 +35,7 @@ func (e *Explainer) newObjectDiagnosis(ctx context.Context, kind, name string, s
 	}
 	if absent.IsSet() {
 		out.Reason, out.Answer = absent.Reason, absent.Text
-		return nil, e.addRightsAndDocumentation(out), nil
+		return nil, e.addMissingRightsAndDocURL(out), nil
 	}
 	return &objectDiagnosis{o, kind, name, out}, out, nil
 }
@@ -54,13 +54,13 @@ func (c *objectDiagnosis) reportMissingObject(ctx context.Context, known []strin
 		slices.Sort(known)
 		c.report.Answer += ": there are " + joinFirstElements(known, maxListedElements)
 	}
-	if down := c.explainWebhooks(ctx); down.IsSet() && c.kind != "Node" {
+	if down := c.explainWebhookRefusal(ctx); down.IsSet() && c.kind != "Node" {
 		c.report.Reason, c.report.Answer = down.Reason, c.report.Answer+"; "+down.Text
 	}
-	return c.addRightsAndDocumentation(c.report)
+	return c.addMissingRightsAndDocURL(c.report)
 }
 
-// finishReport makes the first line: the first gate that is not passed, or that all is well.
+// finishReport makes the first line: the first check that is not passed, or that all is well.
 func (c *objectDiagnosis) finishReport(well string) *report.Report {
 	c.report.Checks = c.checks
 	prefix := c.name + ": "
@@ -68,12 +68,12 @@ func (c *objectDiagnosis) finishReport(well string) *report.Report {
 		for _, g := range c.checks {
 			if g.Result == wanted {
 				c.report.Result, c.report.Reason, c.report.Answer = wanted, g.Reason, prefix+g.Name+": "+g.Text
-				return c.addRightsAndDocumentation(c.report)
+				return c.addMissingRightsAndDocURL(c.report)
 			}
 		}
 	}
 	c.report.Result, c.report.Answer = report.ResultWell, prefix+well
-	return c.addRightsAndDocumentation(c.report)
+	return c.addMissingRightsAndDocURL(c.report)
 }
 
 // addObjectProblemChecks lists the faults of the object itself.
@@ -118,7 +118,7 @@ func (e *Explainer) ExplainNode(ctx context.Context, name string) (*report.Repor
 	}
 	s := c.installation.speakerStatusByNode[name]
 	switch fault := announcedcondition.ExplainSpeakerFault(s); {
-	case e.objectReader.LacksRightTo("speakerstatuses.gantry.dev"):
+	case e.objectReader.LacksRightToRead("speakerstatuses.gantry.dev"):
 		c.addCheck("speaker", report.ResultUnknown, names.Explanation{Text: "you may not read its SpeakerStatus"})
 	case fault.IsSet() && fault.Reason == names.ReasonNoSpeaker:
 		fault.Text += "; " + c.explainMissingSpeakers(ctx)
@@ -184,7 +184,7 @@ func (e *Explainer) ExplainPool(ctx context.Context, name string) (*report.Repor
 			for i := range everywhere.Items {
 				if everywhere.Items[i].Name == name {
 					out.Reason, out.Answer = names.ReasonPoolElsewhere, fmt.Sprintf("%s: it is in namespace %s, and only pools in %s count: create it there", name, everywhere.Items[i].Namespace, e.gantryNamespace)
-					return e.addRightsAndDocumentation(out), nil
+					return e.addMissingRightsAndDocURL(out), nil
 				}
 			}
 		}
@@ -230,8 +230,8 @@ func (c *objectDiagnosis) addAdvertisementsOfPool() {
 // addWaitingServices names the Services that ask for the pool and get no address.
 func (c *objectDiagnosis) addWaitingServices() {
 	var waiting []string
-	for i := range c.services {
-		s := &c.services[i]
+	for i := range c.gantryServices {
+		s := &c.gantryServices[i]
 		v := view.FromService(s)
 		if v.RequestedPool == c.name && len(v.AssignedAddresses) == 0 {
 			waiting = append(waiting, s.Namespace+"/"+s.Name)

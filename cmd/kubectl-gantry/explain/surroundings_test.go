@@ -17,8 +17,8 @@ import (
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
-// podManifest returns a Pod of one of the programs, with this status.
-func podManifest(component, status string) string {
+// gantryPodManifest returns a Pod of one of the programs, with this status.
+func gantryPodManifest(component, status string) string {
 	return fmt.Sprintf(`apiVersion: v1
 kind: Pod
 metadata: {name: gantry-%s-x, namespace: metallb-system, labels: {app.kubernetes.io/name: gantry, app.kubernetes.io/component: %s}}
@@ -70,8 +70,8 @@ endpoints: [{addresses: [10.244.0.9], conditions: {ready: true}}]
 ---
 `
 
-// ipvsManifest is the configuration of kube-proxy in mode ipvs without strictARP.
-const ipvsManifest = `apiVersion: v1
+// ipvsWithoutStrictARPManifest is the configuration of kube-proxy in mode ipvs without strictARP.
+const ipvsWithoutStrictARPManifest = `apiVersion: v1
 kind: ConfigMap
 metadata: {name: kube-proxy, namespace: kube-system}
 data:
@@ -95,8 +95,8 @@ func newForeignAnswerEdits(mac string) []manifestEdit {
 	}
 }
 
-// foreignMACOnNode2Edit gives node2 a link with the Ethernet address strayAnswererMAC.
-var foreignMACOnNode2Edit = manifestEdit{"  node: node2\n", "  node: node2\n  links: [{name: eth0, usable: true, mac: \"" + strayAnswererMAC + "\"}]\n"}
+// giveStrayMACToNode2Edit gives node2 a link with the Ethernet address strayAnswererMAC.
+var giveStrayMACToNode2Edit = manifestEdit{"  node: node2\n", "  node: node2\n  links: [{name: eth0, usable: true, mac: \"" + strayAnswererMAC + "\"}]\n"}
 
 // silentKubeProxyOnNode1Edit lets kube-proxy on node1 be silent.
 var silentKubeProxyOnNode1Edit = manifestEdit{"  held: 1\n  lastSeen: \"2026-03-01T11:59:30Z\"\n  usableLinks: [eth0]\n  conditions: [",
@@ -108,40 +108,40 @@ var noPoolsEdits = []manifestEdit{{"kind: IPAddressPool\nmetadata: {name: first-
 // faultsOutsideGantry are faults of what Gantry needs and of what runs beside it.
 var faultsOutsideGantry = []serviceFaultCase{
 	{name: "PodSecurity refuses the speaker", edits: []manifestEdit{noAnsweringNodeEdit, {"numberReady: 2", "numberReady: 0"}, {"11:59:30Z", "11:40:30Z"}, {"11:59:30Z", "11:40:30Z"}}, moreManifests: refusedPodsManifest,
-		reason: names.ReasonNoSpeaker, answerContains: `the API server refuses its Pods: violates PodSecurity "baseline:latest": host namespaces (hostNetwork=true): give namespace metallb-system the label`, repair: "kubectl label namespace metallb-system --overwrite pod-security.kubernetes.io/enforce=privileged"},
+		wantReason: names.ReasonNoSpeaker, answerContains: `the API server refuses its Pods: violates PodSecurity "baseline:latest": host namespaces (hostNetwork=true): give namespace metallb-system the label`, wantRepairPart: "kubectl label namespace metallb-system --overwrite pod-security.kubernetes.io/enforce=privileged"},
 	{name: "an image that does not exist", edits: []manifestEdit{noAnsweringNodeEdit, {"numberReady: 2", "numberReady: 0"}},
-		moreManifests: podManifest("speaker", `{phase: Pending, containerStatuses: [{name: speaker, image: x, imageID: "", ready: false, restartCount: 0, state: {waiting: {reason: ImagePullBackOff, message: 'Back-off pulling image "gantry:wrong"'}}}]}`),
-		reason:        names.ReasonNoSpeaker, answerContains: `Pod gantry-speaker-x on node1 does not start: ImagePullBackOff: Back-off pulling image "gantry:wrong"`},
+		moreManifests: gantryPodManifest("speaker", `{phase: Pending, containerStatuses: [{name: speaker, image: x, imageID: "", ready: false, restartCount: 0, state: {waiting: {reason: ImagePullBackOff, message: 'Back-off pulling image "gantry:wrong"'}}}]}`),
+		wantReason:    names.ReasonNoSpeaker, answerContains: `Pod gantry-speaker-x on node1 does not start: ImagePullBackOff: Back-off pulling image "gantry:wrong"`},
 	{name: "a speaker that ends again and again", edits: []manifestEdit{noAnsweringNodeEdit, {"numberReady: 2", "numberReady: 0"}},
-		moreManifests: podManifest("speaker", `{phase: Running, containerStatuses: [{name: speaker, image: x, imageID: "", ready: false, restartCount: 7, lastState: {terminated: {exitCode: 2}}, state: {waiting: {reason: CrashLoopBackOff}}}]}`),
-		reason:        names.ReasonNoSpeaker, answerContains: "ends again and again (CrashLoopBackOff), the last time with exit code 2: look at its log (kubectl -n metallb-system logs gantry-speaker-x --previous)"},
+		moreManifests: gantryPodManifest("speaker", `{phase: Running, containerStatuses: [{name: speaker, image: x, imageID: "", ready: false, restartCount: 7, lastState: {terminated: {exitCode: 2}}, state: {waiting: {reason: CrashLoopBackOff}}}]}`),
+		wantReason:    names.ReasonNoSpeaker, answerContains: "ends again and again (CrashLoopBackOff), the last time with exit code 2: look at its log (kubectl -n metallb-system logs gantry-speaker-x --previous)"},
 	{name: "a controller without a node", edits: []manifestEdit{{"11:59:59.000000Z", "11:58:00.000000Z"}, {"replicas: 2, readyReplicas: 2", "replicas: 2"}},
-		moreManifests: podManifest("controller", `{phase: Pending, conditions: [{type: PodScheduled, status: "False", reason: Unschedulable, message: "0/2 nodes are available: 2 Insufficient memory."}]}`),
-		reason:        names.ReasonNoController, answerContains: "gets no node: 0/2 nodes are available: 2 Insufficient memory"},
-	{name: "MetalLB beside Gantry", moreManifests: metalLBManifest, reason: names.ReasonOtherController, answerContains: "MetalLB (DaemonSet speaker) runs beside Gantry", repair: "kubectl get deployments,daemonsets -A"},
-	{name: "a node that answers without holding the address", edits: append(newForeignAnswerEdits(strayAnswererMAC), foreignMACOnNode2Edit), reason: names.ReasonStrayAnswer, answerContains: "is announced, but node2 (02:00:00:00:00:02) answers for it and does not hold it: look there for the address on an interface"},
-	{name: "kube-proxy of the holder is dead", edits: []manifestEdit{silentKubeProxyOnNode1Edit}, reason: names.ReasonServiceProxySilent,
-		answerContains: "is announced, but node1, which announces it, is not fit: kube-proxy on the node does not answer its health check", repair: "kubectl -n kube-system get pods -o wide -l k8s-app=kube-proxy"},
-	{name: "ipvs without strictARP", edits: append(newForeignAnswerEdits(strayAnswererMAC), foreignMACOnNode2Edit), moreManifests: ipvsManifest, reason: names.ReasonStrayAnswer, answerContains: "set ipvs.strictARP to true in ConfigMap kube-system/kube-proxy", repair: "kubectl -n kube-system edit configmap kube-proxy"},
+		moreManifests: gantryPodManifest("controller", `{phase: Pending, conditions: [{type: PodScheduled, status: "False", reason: Unschedulable, message: "0/2 nodes are available: 2 Insufficient memory."}]}`),
+		wantReason:    names.ReasonNoController, answerContains: "gets no node: 0/2 nodes are available: 2 Insufficient memory"},
+	{name: "MetalLB beside Gantry", moreManifests: metalLBManifest, wantReason: names.ReasonOtherController, answerContains: "MetalLB (DaemonSet speaker) runs beside Gantry", wantRepairPart: "kubectl get deployments,daemonsets -A"},
+	{name: "a node that answers without holding the address", edits: append(newForeignAnswerEdits(strayAnswererMAC), giveStrayMACToNode2Edit), wantReason: names.ReasonStrayAnswer, answerContains: "is announced, but node2 (02:00:00:00:00:02) answers for it and does not hold it: look there for the address on an interface"},
+	{name: "kube-proxy of the holder is dead", edits: []manifestEdit{silentKubeProxyOnNode1Edit}, wantReason: names.ReasonServiceProxySilent,
+		answerContains: "is announced, but node1, which announces it, is not fit: kube-proxy on the node does not answer its health check", wantRepairPart: "kubectl -n kube-system get pods -o wide -l k8s-app=kube-proxy"},
+	{name: "ipvs without strictARP", edits: append(newForeignAnswerEdits(strayAnswererMAC), giveStrayMACToNode2Edit), moreManifests: ipvsWithoutStrictARPManifest, wantReason: names.ReasonStrayAnswer, answerContains: "set ipvs.strictARP to true in ConfigMap kube-system/kube-proxy", wantRepairPart: "kubectl -n kube-system edit configmap kube-proxy"},
 	{name: "proxy ARP", edits: append(newForeignAnswerEdits("02:00:00:00:00:09"), manifestEdit{`since: "2026-03-01T11:00:00Z"}]` + "\n", `since: "2026-03-01T11:00:00Z"}, {address: 192.168.0.7, mac: "02:00:00:00:00:09", since: "2026-03-01T11:00:00Z"}, {address: 192.168.0.8, mac: "02:00:00:00:00:09", since: "2026-03-01T11:00:00Z"}]` + "\n"}),
-		reason: names.ReasonForeignClaim, answerContains: "a host outside of the cluster (02:00:00:00:00:09) answers for 3 addresses, as proxy ARP does"},
+		wantReason: names.ReasonForeignClaim, answerContains: "a host outside of the cluster (02:00:00:00:00:09) answers for 3 addresses, as proxy ARP does"},
 	{name: "no pool, since the webhook is down", edits: append(noAddressEdits(names.ReasonNoPools, "no IPAddressPool exists"), noPoolsEdits...), moreManifests: webhookManifest,
-		reason: names.ReasonWebhookDown, answerContains: "no address: no IPAddressPool exists; and the API server refuses changes of the configuration: Service metallb-system/gantry-webhook of ValidatingWebhookConfiguration gantry-webhook has no endpoint", repair: "kubectl delete validatingwebhookconfiguration"},
+		wantReason: names.ReasonWebhookDown, answerContains: "no address: no IPAddressPool exists; and the API server refuses changes of the configuration: Service metallb-system/gantry-webhook of ValidatingWebhookConfiguration gantry-webhook has no endpoint", wantRepairPart: "kubectl delete validatingwebhookconfiguration"},
 	{name: "no pool, and the webhook has no certificate", edits: append(noAddressEdits(names.ReasonNoPools, "no IPAddressPool exists"), noPoolsEdits...), moreManifests: strings.Replace(webhookManifest, "caBundle: eA==, ", "", 1) + webhookEndpointManifest,
-		reason: names.ReasonWebhookDown, answerContains: "has no caBundle"},
+		wantReason: names.ReasonWebhookDown, answerContains: "has no caBundle"},
 	{name: "no pool, and a webhook that works", edits: append(noAddressEdits(names.ReasonNoPools, "no IPAddressPool exists"), noPoolsEdits...), moreManifests: webhookManifest + webhookEndpointManifest,
-		reason: names.ReasonNoPools, answerContains: "no address: no IPAddressPool exists"},
-	{name: "no advertisement, since the webhook is down", edits: []manifestEdit{noAnsweringNodeEdit, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [other]}"}}, moreManifests: webhookManifest, reason: names.ReasonWebhookDown, answerContains: "gantry-webhook has no endpoint"},
+		wantReason: names.ReasonNoPools, answerContains: "no address: no IPAddressPool exists"},
+	{name: "no advertisement, since the webhook is down", edits: []manifestEdit{noAnsweringNodeEdit, {"spec: {ipAddressPools: [first-pool]}", "spec: {ipAddressPools: [other]}"}}, moreManifests: webhookManifest, wantReason: names.ReasonWebhookDown, answerContains: "gantry-webhook has no endpoint"},
 	{name: "a port without endpoints", edits: []manifestEdit{{`ports: [{name: "", port: 8080, protocol: TCP}]`, "ports: []"}, {"ports: [{port: 80, protocol: TCP}]", "ports: [{port: 80, protocol: TCP, targetPort: htpp}]"}},
-		reason: names.ReasonNoEndpoints, answerContains: `is announced, but no endpoint serves its port 80: no Pod has a port named "htpp": correct targetPort`},
-	{name: "Pods that are not ready", edits: []manifestEdit{noAnsweringNodeEdit, {"conditions: {ready: true}", "conditions: {ready: false}"}}, reason: names.ReasonNoEndpoints, answerContains: "the selector app=web matches 1 Pod, and none is ready"},
-	{name: "a selector without Pods", edits: []manifestEdit{noAnsweringNodeEdit, {"endpoints: [{addresses: [10.244.0.5], nodeName: node1, conditions: {ready: true}}]", "endpoints: []"}}, reason: names.ReasonNoEndpoints, answerContains: "the selector app=web matches no Pod"},
-	{name: "no selector", edits: []manifestEdit{noAnsweringNodeEdit, {"endpoints: [{addresses: [10.244.0.5], nodeName: node1, conditions: {ready: true}}]", "endpoints: []"}, {"selector: {app: web}, ", ""}}, reason: names.ReasonNoEndpoints, answerContains: "the Service has no selector"},
-	{name: "a BGPAdvertisement without BGP", edits: []manifestEdit{noAnsweringNodeEdit, {"command: [/controller]", "command: [/controller, --bgp=disabled]"}, {"kind: L2Advertisement", "kind: BGPAdvertisement"}}, reason: names.ReasonNoAdvertisement, answerContains: "192.168.0.201 is not announced"},
+		wantReason: names.ReasonNoEndpoints, answerContains: `is announced, but no endpoint serves its port 80: no Pod has a port named "htpp": correct targetPort`},
+	{name: "Pods that are not ready", edits: []manifestEdit{noAnsweringNodeEdit, {"conditions: {ready: true}", "conditions: {ready: false}"}}, wantReason: names.ReasonNoEndpoints, answerContains: "the selector app=web matches 1 Pod, and none is ready"},
+	{name: "a selector without Pods", edits: []manifestEdit{noAnsweringNodeEdit, {"endpoints: [{addresses: [10.244.0.5], nodeName: node1, conditions: {ready: true}}]", "endpoints: []"}}, wantReason: names.ReasonNoEndpoints, answerContains: "the selector app=web matches no Pod"},
+	{name: "no selector", edits: []manifestEdit{noAnsweringNodeEdit, {"endpoints: [{addresses: [10.244.0.5], nodeName: node1, conditions: {ready: true}}]", "endpoints: []"}, {"selector: {app: web}, ", ""}}, wantReason: names.ReasonNoEndpoints, answerContains: "the Service has no selector"},
+	{name: "a BGPAdvertisement without BGP", edits: []manifestEdit{noAnsweringNodeEdit, {"command: [/controller]", "command: [/controller, --bgp=disabled]"}, {"kind: L2Advertisement", "kind: BGPAdvertisement"}}, wantReason: names.ReasonNoAdvertisement, answerContains: "192.168.0.201 is not announced"},
 	{name: "another program that writes the status", edits: []manifestEdit{{"metadata: {name: web, namespace: default,", `metadata: {name: web, namespace: default, managedFields: [` +
 		`{manager: controller, operation: Update, apiVersion: v1, subresource: status, time: "2026-03-01T11:59:00Z", fieldsType: FieldsV1, fieldsV1: {"f:status": {"f:conditions": {'k:{"type":"gantry.dev/AddressAssigned"}': {}}}}},` +
 		`{manager: kube-vip, operation: Update, apiVersion: v1, subresource: status, time: "2026-03-01T11:59:01Z", fieldsType: FieldsV1, fieldsV1: {"f:status": {"f:loadBalancer": {"f:ingress": {}}}}}],`}},
-		reason: names.ReasonOtherController, answerContains: "another program writes its addresses too: kube-vip did at 2026-03-01 11:59:01 UTC"},
+		wantReason: names.ReasonOtherController, answerContains: "another program writes its addresses too: kube-vip did at 2026-03-01 11:59:01 UTC"},
 }
 
 // TestExplainServiceThatIsBeingDeleted has a finalizer that nobody removes.
@@ -200,8 +200,8 @@ func applyManifestEdits(t *testing.T, manifests string, edits []manifestEdit) st
 	return manifests
 }
 
-// newAPIDenyingRight returns an API server on which the ServiceAccounts lack one right.
-func newAPIDenyingRight(builder *fake.ClientBuilder, verb, resource string) client.WithWatch {
+// newAPIDenyingServiceAccounts returns an API server on which the ServiceAccounts lack one right.
+func newAPIDenyingServiceAccounts(builder *fake.ClientBuilder, verb, resource string) client.WithWatch {
 	return builder.WithInterceptorFuncs(interceptor.Funcs{
 		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
 			q, ok := o.(*authorizationv1.SubjectAccessReview)
@@ -215,23 +215,23 @@ func newAPIDenyingRight(builder *fake.ClientBuilder, verb, resource string) clie
 	}).Build()
 }
 
-// TestMissingRBACRightsAreTheCause explains a Service while the programs run, and RBAC lets them do
-// nothing.
-func TestMissingRBACRightsAreTheCause(t *testing.T) {
+// TestMissingRightsOfServiceAccountsAreTheCause explains a Service while the programs run, and RBAC
+// lets them do nothing.
+func TestMissingRightsOfServiceAccountsAreTheCause(t *testing.T) {
 	const running = `{phase: Running, containerStatuses: [{name: x, image: x, imageID: "", ready: true, restartCount: 0, state: {running: {}}}]}`
 	for _, c := range []struct {
 		verb, resource string
 		edits          []manifestEdit
 		more, want     string
 	}{
-		{"update", "leases", append(undecidedServiceEdits[:len(undecidedServiceEdits):len(undecidedServiceEdits)], manifestEdit{"11:59:59.000000Z", "11:58:00.000000Z"}), podManifest("controller", running), "its ServiceAccount gantry-controller may not update leases: apply the RBAC of the installation again [NoController]"},
-		{"list", "services", []manifestEdit{noAnsweringNodeEdit, {"11:59:30Z", "11:40:30Z"}, {"11:59:30Z", "11:40:30Z"}}, podManifest("speaker", running), "its ServiceAccount gantry-speaker may not list services: apply the RBAC of the installation again [NoSpeaker]"},
+		{"update", "leases", append(undecidedServiceEdits[:len(undecidedServiceEdits):len(undecidedServiceEdits)], manifestEdit{"11:59:59.000000Z", "11:58:00.000000Z"}), gantryPodManifest("controller", running), "its ServiceAccount gantry-controller may not update leases: apply the RBAC of the installation again [NoController]"},
+		{"list", "services", []manifestEdit{noAnsweringNodeEdit, {"11:59:30Z", "11:40:30Z"}, {"11:59:30Z", "11:40:30Z"}}, gantryPodManifest("speaker", running), "its ServiceAccount gantry-speaker may not list services: apply the RBAC of the installation again [NoSpeaker]"},
 	} {
 		manifests := applyManifestEdits(t, installationManifests+workingServiceManifests, c.edits)
 		for _, p := range []string{"controller", "speaker"} {
 			manifests = strings.Replace(manifests, "containers: [{name: "+p, "serviceAccountName: gantry-"+p+", containers: [{name: "+p, 1)
 		}
-		r, err := newTestExplainer(newAPIDenyingRight(newFakeAPIBuilder(t, manifests+c.more), c.verb, c.resource)).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
+		r, err := newTestExplainer(newAPIDenyingServiceAccounts(newFakeAPIBuilder(t, manifests+c.more), c.verb, c.resource)).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
 		if err != nil || r.Result != report.ResultNotWell || !strings.Contains(r.AnswerWithReason(), c.want) || !strings.Contains(strings.Join(r.Repair, "\n"), "kubectl apply -f config/rbac") {
 			t.Errorf("%v, %+v, want %s", err, r, c.want)
 		}
@@ -246,7 +246,7 @@ func TestInstallationReportNamesFaultsOutsideGantry(t *testing.T) {
 	}{
 		"a webhook without endpoints": {webhookManifest, "Gantry is not well: webhook: the API server refuses changes of the configuration", names.ReasonWebhookDown},
 		"MetalLB":                     {metalLBManifest, "MetalLB (DaemonSet speaker) runs beside Gantry", names.ReasonOtherController},
-		"ipvs without strictARP":      {ipvsManifest, "kube-proxy runs in mode ipvs without strictARP", names.ReasonStrayAnswer},
+		"ipvs without strictARP":      {ipvsWithoutStrictARPManifest, "kube-proxy runs in mode ipvs without strictARP", names.ReasonStrayAnswer},
 		"a second Gantry":             {"apiVersion: gantry.dev/v1alpha1\nkind: SpeakerStatus\nmetadata: {name: node1, namespace: network}\n---\n", "another Gantry is in namespace network", names.ReasonOtherController},
 	} {
 		r, err := newTestExplainer(newFakeAPIBuilder(t, installationManifests+workingServiceManifests+c.more).Build()).ExplainInstallation(t.Context())

@@ -38,27 +38,27 @@ func (m MissingRight) String() string {
 	return m.Verb + " " + m.Resource + " in namespace " + m.Namespace
 }
 
-// LabelsOfIndexValue translates the value of an index into labels, which the API server knows.
-type LabelsOfIndexValue map[string]func(value string) map[string]string
+// LabelsFuncByIndex translates the value of an index into labels, which the API server knows.
+type LabelsFuncByIndex map[string]func(value string) map[string]string
 
 // Reader reads from the API server, and from what was listed before. Any goroutine may call its
 // methods. Use NewReader to create it.
 type Reader struct {
-	apiClient          client.WithWatch
-	labelsOfIndexValue LabelsOfIndexValue
+	apiClient         client.WithWatch
+	labelsFuncByIndex LabelsFuncByIndex
 
 	mu sync.Mutex // guards all that follows
-	// listedObjectsByKind has each kind that was listed as a whole, by its listedKindCacheKey.
-	listedObjectsByKind map[string][]client.Object
-	indexerFuncByField  map[string]client.IndexerFunc
-	missingRights       map[MissingRight]struct{}
-	absentKinds         map[string]bool
+	// listedObjectsByCacheKey has each kind that was listed as a whole, by its listedKindCacheKey.
+	listedObjectsByCacheKey map[string][]client.Object
+	indexerFuncByField      map[string]client.IndexerFunc
+	missingRights           map[MissingRight]struct{}
+	absentKinds             map[string]bool
 }
 
 // NewReader returns a Reader that has nothing listed.
-func NewReader(api client.WithWatch, labelsByIndex LabelsOfIndexValue) *Reader {
+func NewReader(api client.WithWatch, labelsByIndex LabelsFuncByIndex) *Reader {
 	return &Reader{
-		apiClient: api, labelsOfIndexValue: labelsByIndex, listedObjectsByKind: map[string][]client.Object{}, indexerFuncByField: map[string]client.IndexerFunc{},
+		apiClient: api, labelsFuncByIndex: labelsByIndex, listedObjectsByCacheKey: map[string][]client.Object{}, indexerFuncByField: map[string]client.IndexerFunc{},
 		missingRights: map[MissingRight]struct{}{}, absentKinds: map[string]bool{},
 	}
 }
@@ -78,8 +78,8 @@ func (r *Reader) MissingRights() []MissingRight {
 	return slices.SortedFunc(maps.Keys(r.missingRights), func(x, y MissingRight) int { return strings.Compare(x.String(), y.String()) })
 }
 
-// LacksRightTo reports whether the user was refused to list or get objects of the resource.
-func (r *Reader) LacksRightTo(resource string) bool {
+// LacksRightToRead reports whether the user was refused to list or get objects of the resource.
+func (r *Reader) LacksRightToRead(resource string) bool {
 	return slices.ContainsFunc(r.MissingRights(), func(m MissingRight) bool { return m.Resource == resource })
 }
 
@@ -120,9 +120,9 @@ type ListRequest struct {
 	Fields fields.Selector
 }
 
-// ListAll lists the kinds at the same time, and keeps them. A missing right or an absent kind is no
-// error: the kind then has no objects.
-func (r *Reader) ListAll(ctx context.Context, requests ...ListRequest) error {
+// ListAndCacheKinds lists the kinds at the same time, and keeps them. A missing right or an absent
+// kind is no error: the kind then has no objects.
+func (r *Reader) ListAndCacheKinds(ctx context.Context, requests ...ListRequest) error {
 	errs := make([]error, len(requests))
 	var all sync.WaitGroup
 	for i, q := range requests {
@@ -153,7 +153,7 @@ func (r *Reader) listAndCacheObjects(ctx context.Context, q ListRequest) error {
 		key += "?" + q.Fields.String()
 	}
 	r.mu.Lock()
-	_, known := r.listedObjectsByKind[key]
+	_, known := r.listedObjectsByCacheKey[key]
 	r.mu.Unlock()
 	if known {
 		return nil
@@ -168,7 +168,7 @@ func (r *Reader) listAndCacheObjects(ctx context.Context, q ListRequest) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.listedObjectsByKind[key] = items
+	r.listedObjectsByCacheKey[key] = items
 	return nil
 }
 
@@ -180,7 +180,7 @@ func (r *Reader) AssumeNoObjectsOfKind(list client.ObjectList, namespace string)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.listedObjectsByKind[listedKindCacheKey(kind, namespace)] = nil
+	r.listedObjectsByCacheKey[listedKindCacheKey(kind, namespace)] = nil
 }
 
 func listedKindCacheKey(kind itemKindAndResource, namespace string) string {
@@ -227,7 +227,7 @@ func (r *Reader) Get(ctx context.Context, key client.ObjectKey, into client.Obje
 		return err
 	}
 	r.mu.Lock()
-	items, known := r.listedObjectsByKind[listedKindCacheKey(kind, key.Namespace)]
+	items, known := r.listedObjectsByCacheKey[listedKindCacheKey(kind, key.Namespace)]
 	r.mu.Unlock()
 	if known {
 		for _, o := range items {
@@ -268,9 +268,9 @@ func (r *Reader) List(ctx context.Context, into client.ObjectList, opts ...clien
 		return err
 	}
 	r.mu.Lock()
-	items, known := r.listedObjectsByKind[listedKindCacheKey(kind, o.Namespace)]
+	items, known := r.listedObjectsByCacheKey[listedKindCacheKey(kind, o.Namespace)]
 	if !known && o.FieldSelector != nil {
-		if items, known = r.listedObjectsByKind[listedKindCacheKey(kind, o.Namespace)+"?"+o.FieldSelector.String()]; known {
+		if items, known = r.listedObjectsByCacheKey[listedKindCacheKey(kind, o.Namespace)+"?"+o.FieldSelector.String()]; known {
 			o.FieldSelector = nil
 		}
 	}
@@ -320,7 +320,7 @@ func (r *Reader) replaceIndexFieldByLabels(field fields.Selector, byLabel labels
 		return field, byLabel
 	}
 	for _, q := range field.Requirements() {
-		if translate := r.labelsOfIndexValue[q.Field]; translate != nil {
+		if translate := r.labelsFuncByIndex[q.Field]; translate != nil {
 			return nil, labels.SelectorFromSet(translate(q.Value))
 		}
 	}

@@ -14,8 +14,8 @@ import (
 	"k8s.io/client-go/transport/spdy"
 )
 
-// PodPage is a page of a Pod.
-type PodPage struct {
+// PodPageLocation is a page of a Pod.
+type PodPageLocation struct {
 	Namespace, Pod string
 	Port           int
 	Path           string
@@ -29,7 +29,7 @@ const (
 )
 
 // FetchPodPage returns the content of the page.
-func FetchPodPage(ctx context.Context, config *rest.Config, p PodPage) ([]byte, error) {
+func FetchPodPage(ctx context.Context, config *rest.Config, p PodPageLocation) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	server, _, err := rest.DefaultServerUrlFor(config)

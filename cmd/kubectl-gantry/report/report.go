@@ -39,7 +39,7 @@ type Check struct {
 	Result Result       `json:"result"`
 	Reason names.Reason `json:"reason,omitempty"`
 	Text   string       `json:"text,omitempty"`
-	// IsWideOnly means that the gate is only printed by -o wide, unless it is not passed.
+	// IsWideOnly means that the check is only printed by -o wide, unless it is not passed.
 	IsWideOnly bool `json:"-"`
 }
 
@@ -56,7 +56,7 @@ type Report struct {
 	Repair []string `json:"repair,omitempty"`
 	// Documentation is the page that explains the Reason.
 	Documentation string `json:"documentation,omitempty"`
-	// MissingRights are rights that the user lacks, so that some gates are unknown.
+	// MissingRights are rights that the user lacks, so that some checks are unknown.
 	MissingRights []string `json:"missingRights,omitempty"`
 }
 
@@ -110,7 +110,7 @@ func (p *Printer) colorize(code, text string) string {
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
 }
 
-// resultSymbol is the sign before a gate.
+// resultSymbol is the sign before a check.
 func (p *Printer) resultSymbol(r Result) string {
 	switch r {
 	case ResultWell:

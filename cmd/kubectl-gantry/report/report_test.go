@@ -70,7 +70,7 @@ func TestListingAsTable(t *testing.T) {
 	}
 }
 
-func TestFormatBar(t *testing.T) {
+func TestFormatUsageBar(t *testing.T) {
 	for _, c := range []struct {
 		used, whole int64
 		want        int
@@ -81,7 +81,7 @@ func TestFormatBar(t *testing.T) {
 	}
 }
 
-func TestExitStatuses(t *testing.T) {
+func TestExitStatusOfEachResult(t *testing.T) {
 	for r, want := range map[Result]int{ResultWell: 0, ResultNotWell: 1, ResultUnknown: 2} {
 		if got := r.ExitStatus(); got != want {
 			t.Errorf("%s exits with %d, want %d", r, got, want)

@@ -62,7 +62,7 @@ func NewClient(s *Server, weather func(what string) Delivery) *Client {
 	}
 	c := &Client{server: s, deliveryOfNextRequest: weather, resumeSignal: make(chan struct{})}
 	close(c.resumeSignal)
-	c.cachedServices, c.changesSeenCount = s.currentServices()
+	c.cachedServices, c.changesSeenCount = s.servicesAndChangeCount()
 	return c
 }
 
@@ -212,7 +212,7 @@ func (c *Client) ReadCachedService(_ context.Context, k view.ObjectKey) (*corev1
 // ReadLiveService implements assign.API.
 func (c *Client) ReadLiveService(ctx context.Context, k view.ObjectKey) (*corev1.Service, error) {
 	now := make(chan *corev1.Service, 2)
-	c.server.countServiceRead("service")
+	c.server.recordServiceRead("service")
 	if err := c.deliverRequest(ctx, "read", func() error { now <- c.server.ServiceByKey(k); return nil }); err != nil {
 		return nil, err
 	}
@@ -222,7 +222,7 @@ func (c *Client) ReadLiveService(ctx context.Context, k view.ObjectKey) (*corev1
 // ForEachLiveService implements assign.API.
 func (c *Client) ForEachLiveService(ctx context.Context, visit func(*corev1.Service)) error {
 	all := make(chan []*corev1.Service, 2)
-	c.server.countServiceRead("list")
+	c.server.recordServiceRead("list")
 	if err := c.deliverRequest(ctx, "list", func() error { all <- c.server.AllServices(); return nil }); err != nil {
 		return err
 	}
@@ -237,8 +237,8 @@ func (c *Client) ReadCachedPoolsAndReservations(context.Context) (snapshot.Confi
 	return c.server.allocationConfiguration(), nil
 }
 
-// PatchServiceStatus implements assign.API.
-func (c *Client) PatchServiceStatus(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
+// PatchStatusAndAnnotations implements assign.API.
+func (c *Client) PatchStatusAndAnnotations(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
 	now := make(chan *corev1.Service, 2)
 	err := c.deliverRequest(ctx, "service", func() error {
 		s, err := c.server.patchService(before, after)

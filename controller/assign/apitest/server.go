@@ -71,8 +71,8 @@ func (s *Server) nextResourceVersion() string {
 	return strconv.FormatInt(s.lastResourceVersion, 10)
 }
 
-// storeService stores a Service and wakes the watches.
-func (s *Server) storeService(k view.ObjectKey, now *corev1.Service) {
+// storeOrDeleteService stores a Service and wakes the watches.
+func (s *Server) storeOrDeleteService(k view.ObjectKey, now *corev1.Service) {
 	before := s.serviceByKey[k]
 	if now == nil {
 		delete(s.serviceByKey, k)
@@ -98,7 +98,7 @@ func (s *Server) CreateService(o *corev1.Service) bool {
 	// Without a generation: the API server counts none for Services.
 	o.UID = types.UID("uid-" + s.nextResourceVersion())
 	o.CreationTimestamp = metav1.Unix(s.lastResourceVersion, 0)
-	s.storeService(k, o)
+	s.storeOrDeleteService(k, o)
 	return true
 }
 
@@ -137,7 +137,7 @@ func (s *Server) EditService(k view.ObjectKey, edit func(*corev1.Service)) bool 
 		o.Status.LoadBalancer = corev1.LoadBalancerStatus{}
 		o.Spec.LoadBalancerClass = nil
 	}
-	s.storeService(k, o)
+	s.storeOrDeleteService(k, o)
 	return true
 }
 
@@ -146,7 +146,7 @@ func (s *Server) DeleteService(k view.ObjectKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.serviceByKey[k] != nil {
-		s.storeService(k, nil)
+		s.storeOrDeleteService(k, nil)
 	}
 }
 
@@ -229,8 +229,8 @@ func (s *Server) DeleteAllLedgers() {
 	clear(s.ledgerByName)
 }
 
-// SetWithheldAddresses writes the withheld addresses, as a foreign writer does.
-func (s *Server) SetWithheldAddresses(all ...v1alpha1.WithheldAddress) {
+// OverwriteWithheldLedger writes the withheld addresses, as a foreign writer does.
+func (s *Server) OverwriteWithheldLedger(all ...v1alpha1.WithheldAddress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.ledgerByName[names.WithheldAddressesLedger].DeepCopy()
@@ -261,8 +261,8 @@ func (s *Server) CountServiceReads(kind string) int {
 	return s.serviceReadCountByKind[kind]
 }
 
-// countServiceRead counts a request that reads Services.
-func (s *Server) countServiceRead(kind string) {
+// recordServiceRead counts a request that reads Services.
+func (s *Server) recordServiceRead(kind string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.serviceReadCountByKind[kind]++
@@ -306,7 +306,7 @@ func (s *Server) patchService(before, after *corev1.Service) (*corev1.Service, e
 	for key, text := range after.Annotations {
 		metav1.SetMetaDataAnnotation(&merged.ObjectMeta, key, text)
 	}
-	s.storeService(k, merged)
+	s.storeOrDeleteService(k, merged)
 	return merged, nil
 }
 
@@ -387,8 +387,8 @@ func (s *Server) allocationConfiguration() snapshot.ConfigurationObjects {
 	return o
 }
 
-// currentServices returns the Services and the number of changes so far.
-func (s *Server) currentServices() (map[view.ObjectKey]*corev1.Service, int) {
+// servicesAndChangeCount returns the Services and the number of changes so far.
+func (s *Server) servicesAndChangeCount() (map[view.ObjectKey]*corev1.Service, int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make(map[view.ObjectKey]*corev1.Service, len(s.serviceByKey))

@@ -86,8 +86,8 @@ func (h *FakeHostTransport) OpenSender(k bfd.SessionKey, _ uint32) bfd.Sender {
 	return &fakeSender{host: h, key: k}
 }
 
-// WaitUntil waits until a datagram arrived, for Wake, or from now until the deadline.
-func (h *FakeHostTransport) WaitUntil(now, deadline time.Time) {
+// WaitForDatagramUntil waits until a datagram arrived, for Wake, or from now until the deadline.
+func (h *FakeHostTransport) WaitForDatagramUntil(now, deadline time.Time) {
 	timer := time.NewTimer(deadline.Sub(now))
 	defer timer.Stop()
 	select {
@@ -96,7 +96,7 @@ func (h *FakeHostTransport) WaitUntil(now, deadline time.Time) {
 	}
 }
 
-// Wake ends the WaitUntil.
+// Wake ends the WaitForDatagramUntil.
 func (h *FakeHostTransport) Wake() { h.wakeSignal.Signal() }
 
 // Receive returns the oldest datagram.

@@ -8,13 +8,13 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// newEchoHarness is a session that is Up and sends echo packets every 50 ms. The neighbour accepts
-// them at the interval.
-func newEchoHarness(t *testing.T, accepted time.Duration) *harness {
+// newUpMachineWithEcho is a session that is Up and sends echo packets every 50 ms. The neighbour
+// accepts them at the interval.
+func newUpMachineWithEcho(t *testing.T, accepted time.Duration) *machineInVirtualTime {
 	t.Helper()
 	c := exampleConfig()
 	c.EchoInterval = 50 * oneMillisecond
-	k := newHarness(t, c)
+	k := newMachineInVirtualTime(t, c)
 	k.bringUp()
 	k.receiveUpPacket(accepted)
 	return k
@@ -22,13 +22,13 @@ func newEchoHarness(t *testing.T, accepted time.Duration) *harness {
 
 // receiveUpPacket receives a packet of a neighbour that is Up and accepts echo packets at the
 // interval.
-func (k *harness) receiveUpPacket(accepted time.Duration) {
+func (k *machineInVirtualTime) receiveUpPacket(accepted time.Duration) {
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinEchoRxInterval: accepted})
 }
 
-// advanceTimeWithNeighbour lets time pass while the neighbour sends a packet every 100 ms.
+// advanceTimeAndReturnEchoTimes lets time pass while the neighbour sends a packet every 100 ms.
 // isReturned says whether an echo packet returns. The result is the times of the echo packets.
-func (k *harness) advanceTimeWithNeighbour(d, accepted time.Duration, isReturned func() bool) []time.Time {
+func (k *machineInVirtualTime) advanceTimeAndReturnEchoTimes(d, accepted time.Duration, isReturned func() bool) []time.Time {
 	k.t.Helper()
 	end, nextPacket, sent := k.now.Add(d), k.now, []time.Time(nil)
 	for range 100000 {
@@ -63,16 +63,16 @@ func (k *harness) advanceTimeWithNeighbour(d, accepted time.Duration, isReturned
 	return nil
 }
 
-func returnEveryEcho() bool { return true }
-func returnNoEcho() bool    { return false }
+func everyEchoReturns() bool { return true }
+func noEchoReturns() bool    { return false }
 
 func TestEchoPacketsAreSentAtTheSlowerInterval(t *testing.T) {
 	for accepted, want := range map[time.Duration]time.Duration{
 		20 * oneMillisecond:  50 * oneMillisecond, // ours is slower
 		200 * oneMillisecond: 200 * oneMillisecond,
 	} {
-		k := newEchoHarness(t, accepted)
-		sent := k.advanceTimeWithNeighbour(10*time.Second, accepted, returnEveryEcho)
+		k := newUpMachineWithEcho(t, accepted)
+		sent := k.advanceTimeAndReturnEchoTimes(10*time.Second, accepted, everyEchoReturns)
 		if len(sent) < int(10*time.Second/want) {
 			t.Fatalf("%d echo packets in 10 s, want one in at most %v", len(sent), want)
 		}
@@ -89,11 +89,11 @@ func TestEchoPacketsAreSentAtTheSlowerInterval(t *testing.T) {
 }
 
 func TestMissingEchoPacketsTakeTheSessionDown(t *testing.T) {
-	k := newEchoHarness(t, 50*oneMillisecond)
-	k.advanceTimeWithNeighbour(time.Second, 50*oneMillisecond, returnEveryEcho)
+	k := newUpMachineWithEcho(t, 50*oneMillisecond)
+	k.advanceTimeAndReturnEchoTimes(time.Second, 50*oneMillisecond, everyEchoReturns)
 	k.requireState("every echo packet returns", session.Up)
 	begin := k.now
-	k.advanceTimeWithNeighbour(time.Second, 50*oneMillisecond, returnNoEcho)
+	k.advanceTimeAndReturnEchoTimes(time.Second, 50*oneMillisecond, noEchoReturns)
 	k.requireState("no echo packet returns any more", session.Down)
 	if d := k.now.Sub(begin); d > 150*oneMillisecond {
 		t.Errorf("the session goes down after %v, want at most 3 intervals of 50 ms", d)
@@ -106,17 +106,17 @@ func TestMissingEchoPacketsTakeTheSessionDown(t *testing.T) {
 	if c == nil || c.Cause != session.CauseEchoFailed || c.Cause.String() != "echo packets no longer return" {
 		t.Errorf("the change is %+v", c)
 	}
-	if k.lastPacket("after the change").Diagnostic != session.DiagnosticEchoFailed {
+	if k.lastSentPacket("after the change").Diagnostic != session.DiagnosticEchoFailed {
 		t.Error("the packet after the change does not contain the diagnostic")
 	}
 }
 
 func TestEchoThatNeverReturnedKeepsSessionUp(t *testing.T) {
-	k := newEchoHarness(t, 50*oneMillisecond)
-	if sent := k.advanceTimeWithNeighbour(200*oneMillisecond, 50*oneMillisecond, returnNoEcho); len(sent) == 0 || k.machine.Status().NoEchoReturned {
+	k := newUpMachineWithEcho(t, 50*oneMillisecond)
+	if sent := k.advanceTimeAndReturnEchoTimes(200*oneMillisecond, 50*oneMillisecond, noEchoReturns); len(sent) == 0 || k.machine.Status().NoEchoReturned {
 		t.Fatalf("after %d echo packets they are lost: %v, want not yet", len(sent), k.machine.Status().NoEchoReturned)
 	}
-	k.advanceTimeWithNeighbour(time.Second, 50*oneMillisecond, returnNoEcho)
+	k.advanceTimeAndReturnEchoTimes(time.Second, 50*oneMillisecond, noEchoReturns)
 	k.requireState("the neighbour has never returned an echo packet", session.Up)
 	if !k.machine.Status().NoEchoReturned {
 		t.Error("the session does not report that echo packets do not return")
@@ -128,22 +128,22 @@ func TestEchoThatNeverReturnedKeepsSessionUp(t *testing.T) {
 }
 
 func TestEchoIsSentOnlyIfNeighbourAcceptsIt(t *testing.T) {
-	k := newEchoHarness(t, 0)
-	if sent := k.advanceTimeWithNeighbour(time.Second, 0, returnEveryEcho); len(sent) > 0 {
+	k := newUpMachineWithEcho(t, 0)
+	if sent := k.advanceTimeAndReturnEchoTimes(time.Second, 0, everyEchoReturns); len(sent) > 0 {
 		t.Errorf("%d echo packets are sent to a neighbour that accepts none", len(sent))
 	}
 	if !k.machine.Status().NeighbourRefusesEcho {
 		t.Error("the session does not report that the neighbour accepts no echo packets")
 	}
-	if sent := k.advanceTimeWithNeighbour(time.Second, 50*oneMillisecond, returnEveryEcho); len(sent) == 0 || k.machine.Status().NeighbourRefusesEcho {
+	if sent := k.advanceTimeAndReturnEchoTimes(time.Second, 50*oneMillisecond, everyEchoReturns); len(sent) == 0 || k.machine.Status().NeighbourRefusesEcho {
 		t.Errorf("the neighbour accepts them now: %d are sent, refused: %v", len(sent), k.machine.Status().NeighbourRefusesEcho)
 	}
-	k.advanceTimeWithNeighbour(time.Second, 0, returnNoEcho)
+	k.advanceTimeAndReturnEchoTimes(time.Second, 0, noEchoReturns)
 	k.requireState("the neighbour accepts none any more", session.Up)
 }
 
 func TestPacketsContainTheAcceptedEchoInterval(t *testing.T) {
-	k := newEchoHarness(t, 50*oneMillisecond)
+	k := newUpMachineWithEcho(t, 50*oneMillisecond)
 	packets := k.advanceTime(200 * oneMillisecond)
 	if len(packets) == 0 {
 		t.Fatal("nothing is sent in 200 ms")
@@ -156,7 +156,7 @@ func TestPacketsContainTheAcceptedEchoInterval(t *testing.T) {
 }
 
 func TestEchoReturnWithoutEchoModeIsIgnored(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	before := k.machine.Status()
 	k.stepMachine(session.EchoReturned{})
@@ -174,7 +174,7 @@ func TestEchoReturnWithoutEchoModeIsIgnored(t *testing.T) {
 }
 
 func TestRepeatedStopAndStartWhileRunningAreIgnored(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	if c := k.stepMachine(session.RestartRequested{}).StateChange; c != nil {
 		t.Errorf("a start of a running session changes it: %+v", c)

@@ -17,7 +17,7 @@ func TestPacketsOfManySessionsAreDueTogether(t *testing.T) {
 	times, gaps, packets := map[time.Time]bool{}, map[time.Duration]bool{}, 0
 	for i := range sessions {
 		start := testStart.Add(time.Duration(i) * 317 * time.Microsecond)
-		k := &harness{t: t, now: start, machine: session.NewMachine(uint32(i+1), exampleConfig(), jitter, start)}
+		k := &machineInVirtualTime{t: t, now: start, machine: session.NewMachine(uint32(i+1), exampleConfig(), jitter, start)}
 		k.bringUp()
 		k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: uint32(i + 1), DesiredMinTxInterval: time.Minute})
 		last := k.now
@@ -45,7 +45,7 @@ func TestPacketsOfEachIntervalHaveJitter(t *testing.T) {
 		c := exampleConfig()
 		c.DesiredMinTxInterval = interval
 		jitter := session.NewTransmitScheduler(rand.New(rand.NewPCG(1, 2)), testStart.Add(-time.Hour-123*time.Nanosecond))
-		k := &harness{t: t, now: testStart, machine: session.NewMachine(ourDiscriminator, c, jitter, testStart)}
+		k := &machineInVirtualTime{t: t, now: testStart, machine: session.NewMachine(ourDiscriminator, c, jitter, testStart)}
 		k.bringUp()
 		k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: time.Hour, RequiredMinRxInterval: time.Microsecond})
 		var gaps []time.Duration
@@ -79,7 +79,7 @@ func TestPacketsOfEachIntervalHaveJitter(t *testing.T) {
 // TestUnchangedSessionAllocatesNothing checks what happens most often: a packet arrives that
 // changes nothing, and a periodic packet is due.
 func TestUnchangedSessionAllocatesNothing(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	packet := session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, MyDiscriminator: theirDiscriminator, DetectMultiplier: 3, DesiredMinTxInterval: 50 * oneMillisecond, RequiredMinRxInterval: 50 * oneMillisecond}
 	k.receivePacket(packet)

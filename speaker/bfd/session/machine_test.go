@@ -19,27 +19,27 @@ func exampleConfig() session.Config {
 	return session.Config{DesiredMinTxInterval: 50 * oneMillisecond, RequiredMinRxInterval: 100 * oneMillisecond, DetectMultiplier: 3}
 }
 
-// harness is a Machine and its virtual time.
-type harness struct {
+// machineInVirtualTime is a Machine and its virtual time.
+type machineInVirtualTime struct {
 	t          *testing.T
 	machine    *session.Machine
 	now        time.Time
 	lastOutput session.Output
 }
 
-func newHarness(t *testing.T, c session.Config) *harness {
-	return &harness{t: t, machine: session.NewMachine(ourDiscriminator, c, session.NewTransmitScheduler(rand.New(rand.NewPCG(1, 2)), testStart), testStart), now: testStart}
+func newMachineInVirtualTime(t *testing.T, c session.Config) *machineInVirtualTime {
+	return &machineInVirtualTime{t: t, machine: session.NewMachine(ourDiscriminator, c, session.NewTransmitScheduler(rand.New(rand.NewPCG(1, 2)), testStart), testStart), now: testStart}
 }
 
 // stepMachine steps the machine at the current time.
-func (k *harness) stepMachine(in session.Input) session.Output {
+func (k *machineInVirtualTime) stepMachine(in session.Input) session.Output {
 	k.lastOutput = k.machine.Step(k.now, in)
 	return k.lastOutput
 }
 
 // receivePacket steps the machine with a packet of the
 // neighbour. Fields without a value get usual ones.
-func (k *harness) receivePacket(p session.Packet) session.Output {
+func (k *machineInVirtualTime) receivePacket(p session.Packet) session.Output {
 	if p.DetectMultiplier == 0 {
 		p.DetectMultiplier = 4
 	}
@@ -56,7 +56,7 @@ func (k *harness) receivePacket(p session.Packet) session.Output {
 }
 
 // advanceTime lets time pass and returns the sent packets.
-func (k *harness) advanceTime(d time.Duration) []session.Packet {
+func (k *machineInVirtualTime) advanceTime(d time.Duration) []session.Packet {
 	k.t.Helper()
 	end, sent := k.now.Add(d), []session.Packet(nil)
 	for range 100000 {
@@ -75,7 +75,7 @@ func (k *harness) advanceTime(d time.Duration) []session.Packet {
 }
 
 // bringUp brings the session Up and answers its Poll Sequence.
-func (k *harness) bringUp() {
+func (k *machineInVirtualTime) bringUp() {
 	k.t.Helper()
 	k.advanceTime(0)
 	k.receivePacket(session.Packet{State: session.Down, DesiredMinTxInterval: time.Second})
@@ -88,15 +88,15 @@ func (k *harness) bringUp() {
 	}
 }
 
-func (k *harness) requireState(sentence string, s session.State) {
+func (k *machineInVirtualTime) requireState(sentence string, s session.State) {
 	k.t.Helper()
 	if v := k.machine.Status(); v.State != s {
 		k.t.Fatalf("%s: state %s, want %s", sentence, v.State, s)
 	}
 }
 
-// lastPacket returns the last packet of the last step.
-func (k *harness) lastPacket(sentence string) session.Packet {
+// lastSentPacket returns the last packet of the last step.
+func (k *machineInVirtualTime) lastSentPacket(sentence string) session.Packet {
 	k.t.Helper()
 	if len(k.lastOutput.PacketsToSend) == 0 {
 		k.t.Fatalf("%s: nothing was sent", sentence)
@@ -116,7 +116,7 @@ func TestStateTransitions(t *testing.T) {
 		},
 	} {
 		for received, want := range to {
-			k := newHarness(t, exampleConfig())
+			k := newMachineInVirtualTime(t, exampleConfig())
 			switch from {
 			case session.Init:
 				k.receivePacket(session.Packet{State: session.Down})
@@ -136,19 +136,19 @@ func TestStateTransitions(t *testing.T) {
 }
 
 func TestSessionThatIsDownSendsSlowly(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	for _, p := range k.advanceTime(60 * time.Second) {
 		if p.DesiredMinTxInterval != time.Second || p.YourDiscriminator != 0 || p.State != session.Down || p.Poll || p.Final || p.ControlPlaneIndependent || p.Demand || p.RequiredMinEchoRxInterval != 0 {
 			t.Fatalf("sent %+v", p)
 		}
 	}
-	if n := len(newHarness(t, exampleConfig()).advanceTime(60 * time.Second)); n < 60 || n > 81 {
+	if n := len(newMachineInVirtualTime(t, exampleConfig()).advanceTime(60 * time.Second)); n < 60 || n > 81 {
 		t.Errorf("%d packets in a minute, want one in 0.75 to 1 s", n)
 	}
 }
 
 func TestTransmitIntervalsHaveJitter(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: time.Hour, RequiredMinRxInterval: 40 * oneMillisecond})
 	var gaps []time.Duration
@@ -179,14 +179,14 @@ func TestSilenceForTheDetectionTimeTakesSessionDown(t *testing.T) {
 		"the neighbour sends slower than we can receive": {150 * oneMillisecond, 4, 600 * oneMillisecond},
 		"it would send faster":                           {10 * oneMillisecond, 2, 200 * oneMillisecond},
 	} {
-		k := newHarness(t, exampleConfig())
+		k := newMachineInVirtualTime(t, exampleConfig())
 		k.bringUp()
 		k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: tc.theirTx, DetectMultiplier: tc.multiplier})
 		k.advanceTime(tc.want - time.Nanosecond)
 		k.requireState(sentence+", just before", session.Up)
 		k.advanceTime(time.Nanosecond)
 		k.requireState(sentence, session.Down)
-		if p := k.lastPacket(sentence); p.Diagnostic != session.DiagnosticDetectionExpired || p.YourDiscriminator != 0 || p.DesiredMinTxInterval != time.Second {
+		if p := k.lastSentPacket(sentence); p.Diagnostic != session.DiagnosticDetectionExpired || p.YourDiscriminator != 0 || p.DesiredMinTxInterval != time.Second {
 			t.Errorf("%s: sent %+v, want the diagnostic, no discriminator (RFC 5880 section 6.8.1), slow rate", sentence, p)
 		}
 		if c := k.lastOutput.StateChange; c == nil || c.Cause != session.CauseDetectionExpired {
@@ -198,7 +198,7 @@ func TestSilenceForTheDetectionTimeTakesSessionDown(t *testing.T) {
 // TestPacketReadAfterDeadlineIsInTime checks a process that did not run for a
 // while and reads a packet from the socket after the deadline.
 func TestPacketReadAfterDeadlineIsInTime(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	k.now = k.now.Add(time.Minute)
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator})
@@ -207,22 +207,22 @@ func TestPacketReadAfterDeadlineIsInTime(t *testing.T) {
 }
 
 func TestPollIsAnsweredAtOnce(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Poll: true})
-	if p := k.lastPacket("a Poll came"); !p.Final || p.Poll || p.State != session.Up {
+	if p := k.lastSentPacket("a Poll came"); !p.Final || p.Poll || p.State != session.Up {
 		t.Errorf("answered %+v, want Final and no Poll", p)
 	}
 }
 
 // TestLongerTransmitIntervalWaitsForFinal and the next test check RFC 5880 section 6.8.3.
 func TestLongerTransmitIntervalWaitsForFinal(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	slower := exampleConfig()
 	slower.DesiredMinTxInterval = 500 * oneMillisecond
 	k.stepMachine(session.ConfigChanged{Config: slower})
-	if p := k.lastPacket("a longer interval"); !p.Poll || p.DesiredMinTxInterval != 500*oneMillisecond {
+	if p := k.lastSentPacket("a longer interval"); !p.Poll || p.DesiredMinTxInterval != 500*oneMillisecond {
 		t.Errorf("sent %+v, want the new interval with Poll, at once", p)
 	}
 	if d := k.machine.Status().EffectiveTransmitInterval; d != 70*oneMillisecond {
@@ -240,13 +240,13 @@ func TestLongerTransmitIntervalWaitsForFinal(t *testing.T) {
 }
 
 func TestShorterReceiveIntervalWaitsForFinal(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, DesiredMinTxInterval: 10 * oneMillisecond})
 	faster := exampleConfig()
 	faster.RequiredMinRxInterval = 20 * oneMillisecond
 	k.stepMachine(session.ConfigChanged{Config: faster})
-	if p := k.lastPacket("a shorter interval"); !p.Poll || p.RequiredMinRxInterval != 20*oneMillisecond {
+	if p := k.lastSentPacket("a shorter interval"); !p.Poll || p.RequiredMinRxInterval != 20*oneMillisecond {
 		t.Errorf("sent %+v, want the new interval with Poll", p)
 	}
 	if d := k.machine.Status().DetectionTime; d != 400*oneMillisecond {
@@ -259,7 +259,7 @@ func TestShorterReceiveIntervalWaitsForFinal(t *testing.T) {
 }
 
 func TestIntervalChangeDuringPollStartsAnotherPoll(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	for _, tx := range []time.Duration{500 * oneMillisecond, 900 * oneMillisecond} {
 		c := exampleConfig()
@@ -282,7 +282,7 @@ func TestIntervalChangeDuringPollStartsAnotherPoll(t *testing.T) {
 }
 
 func TestUnrequestedFinalIsIgnored(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	before := k.machine.Status()
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Final: true})
@@ -292,7 +292,7 @@ func TestUnrequestedFinalIsIgnored(t *testing.T) {
 }
 
 func TestNeighbourLimitsTransmitRate(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, RequiredMinRxInterval: 400 * oneMillisecond, DesiredMinTxInterval: 10 * time.Second})
 	if n := len(k.advanceTime(4 * time.Second)); n < 9 || n > 14 {
@@ -309,7 +309,7 @@ func TestNeighbourLimitsTransmitRate(t *testing.T) {
 }
 
 func TestNeighbourInDemandModeGetsNoPeriodicPackets(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	demand := session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator, Demand: true, DesiredMinTxInterval: 10 * time.Second}
 	k.receivePacket(demand)
@@ -318,7 +318,7 @@ func TestNeighbourInDemandModeGetsNoPeriodicPackets(t *testing.T) {
 	}
 	demand.Poll = true
 	k.receivePacket(demand)
-	if !k.lastPacket("it polls").Final {
+	if !k.lastSentPacket("it polls").Final {
 		t.Error("its Poll was not answered")
 	}
 	slower := exampleConfig()
@@ -342,12 +342,12 @@ func TestNeighbourInDemandModeGetsNoPeriodicPackets(t *testing.T) {
 func TestPassiveSessionWaitsForNeighbour(t *testing.T) {
 	c := exampleConfig()
 	c.Passive = true
-	k := newHarness(t, c)
+	k := newMachineInVirtualTime(t, c)
 	if n := len(k.advanceTime(time.Minute)); n != 0 {
 		t.Fatalf("%d packets before the neighbour's first", n)
 	}
 	k.receivePacket(session.Packet{State: session.Down, DesiredMinTxInterval: time.Second})
-	if p := k.lastPacket("the neighbour began"); p.State != session.Init || p.YourDiscriminator != theirDiscriminator {
+	if p := k.lastSentPacket("the neighbour began"); p.State != session.Init || p.YourDiscriminator != theirDiscriminator {
 		t.Errorf("answered %+v, want Init at once", p)
 	}
 	k.receivePacket(session.Packet{State: session.Up, YourDiscriminator: ourDiscriminator})
@@ -360,7 +360,7 @@ func TestPassiveSessionWaitsForNeighbour(t *testing.T) {
 }
 
 func TestShutdownSendsAdminDown(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	sent := k.stepMachine(session.StopRequested{}).PacketsToSend
 	if k.machine.IsStopped() {
@@ -384,13 +384,13 @@ func TestShutdownSendsAdminDown(t *testing.T) {
 	}
 	k.stepMachine(session.RestartRequested{})
 	k.requireState("it starts again", session.Down)
-	if p := k.lastPacket("it starts again"); p.YourDiscriminator != 0 || p.State != session.Down {
+	if p := k.lastSentPacket("it starts again"); p.YourDiscriminator != 0 || p.State != session.Down {
 		t.Errorf("sent %+v, want what a new session sends", p)
 	}
 }
 
 func TestShutdownWithoutNeighbourEndsAtOnce(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.advanceTime(5 * time.Second)
 	k.stepMachine(session.StopRequested{})
 	if !k.machine.IsStopped() {
@@ -399,7 +399,7 @@ func TestShutdownWithoutNeighbourEndsAtOnce(t *testing.T) {
 }
 
 func TestNeighbourRestartTakesSessionDown(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	k.receivePacket(session.Packet{State: session.Down, MyDiscriminator: 99, DesiredMinTxInterval: time.Second})
 	if k.requireState("a packet after the restart", session.Down); k.lastOutput.StateChange.Cause != session.CauseNeighbourSignalledDown {
@@ -407,13 +407,13 @@ func TestNeighbourRestartTakesSessionDown(t *testing.T) {
 	}
 	k.receivePacket(session.Packet{State: session.Down, MyDiscriminator: 99, DesiredMinTxInterval: time.Second})
 	k.requireState("another", session.Init)
-	if p := k.lastPacket("another"); p.YourDiscriminator != 99 {
+	if p := k.lastSentPacket("another"); p.YourDiscriminator != 99 {
 		t.Errorf("sent %+v, want the new discriminator", p)
 	}
 }
 
 func TestAuthenticatedPacketsAreDiscarded(t *testing.T) {
-	k := newHarness(t, exampleConfig())
+	k := newMachineInVirtualTime(t, exampleConfig())
 	k.bringUp()
 	before := k.machine.Status()
 	k.receivePacket(session.Packet{State: session.Down, AuthenticationPresent: true, YourDiscriminator: ourDiscriminator})

@@ -45,7 +45,7 @@ protocol bfd {
 )
 
 // waitForBIRDSessionState waits until BIRD shows a peer in the state.
-func (b *harness) waitForBIRDSessionState(what string, r *router.Router, peer netip.Addr, state string) {
+func (b *bfdEngineInLab) waitForBIRDSessionState(what string, r *router.Router, peer netip.Addr, state string) {
 	b.t.Helper()
 	b.awaitNoError("BIRD shows that "+what, func() error {
 		out, err := r.RunShowCommand(b.t.Context(), "show bfd sessions")
@@ -61,9 +61,9 @@ func (b *harness) waitForBIRDSessionState(what string, r *router.Router, peer ne
 	})
 }
 
-func TestSessionsWithBIRD(t *testing.T) {
+func TestSessionsWithBIRDComeUpAndRecover(t *testing.T) {
 	t.Parallel()
-	b := newHarness(t)
+	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.BIRD, "router", birdSingleHopConfig)
 	b.engine.SetSessions(sessionsToRouter(fastProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
@@ -100,9 +100,9 @@ func TestSessionsWithBIRD(t *testing.T) {
 	b.waitForBIRDSessionState("the speaker has stopped", r, nodeIPv6, "Down")
 }
 
-func TestMultihopSessionsWithBIRD(t *testing.T) {
+func TestMultihopSessionsWithBIRDComeUp(t *testing.T) {
 	t.Parallel()
-	b := newHarness(t)
+	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.BIRD, "far", birdMultihopConfig)
 	passive := fastProfile()
 	passive.Passive = true

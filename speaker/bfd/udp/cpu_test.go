@@ -37,10 +37,10 @@ const (
 func BenchmarkCPUTimeOfHundredSessions(b *testing.B) {
 	for _, neighbours := range []int{0, 5000} {
 		b.Run(fmt.Sprintf("neighbours=%d", neighbours), func(b *testing.B) {
-			h := newCPUHarness(b, neighbours)
+			h := newBenchmarkHosts(b, neighbours)
 			for b.Loop() {
-				engines, packets := h.measureEngines(b)
-				bare, barePackets := h.measureBareLoop(b, packets)
+				engines, packets := h.measureCPUTimeOfEngines(b)
+				bare, barePackets := h.measureCPUTimeOfBareLoop(b, packets)
 				perPacket := engines.Seconds() / float64(packets)
 				ratio := perPacket / (bare.Seconds() / float64(barePackets))
 				b.ReportMetric(ratio, "times-bare")
@@ -55,12 +55,12 @@ func BenchmarkCPUTimeOfHundredSessions(b *testing.B) {
 	}
 }
 
-// cpuHarness is a node and a router with many addresses.
-type cpuHarness struct{ node, routerHost netns.Path }
+// benchmarkHosts is a node and a router with many addresses.
+type benchmarkHosts struct{ node, routerHost netns.Path }
 
-func newCPUHarness(b *testing.B, neighbours int) *cpuHarness {
+func newBenchmarkHosts(b *testing.B, neighbours int) *benchmarkHosts {
 	b.Helper()
-	if m := router.MissingPrerequisite(router.FRR); m != "" {
+	if m := router.DescribeMissingPrerequisite(router.FRR); m != "" {
 		b.Skip(m)
 	}
 	network, err := router.NewRoutedLAN(router.RoutedLANOptions{Nodes: 1})
@@ -68,7 +68,7 @@ func newCPUHarness(b *testing.B, neighbours int) *cpuHarness {
 		b.Fatal(err)
 	}
 	b.Cleanup(network.DeleteNamespaces)
-	h := &cpuHarness{network.NamespaceOfHost("node1"), network.NamespaceOfHost("router")}
+	h := &benchmarkHosts{network.NamespaceOfHost("node1"), network.NamespaceOfHost("router")}
 	err = h.routerHost.RunInside(func() error {
 		for i := range benchmarkSessionCount {
 			if err := netns.AddAddress("eth0", netip.PrefixFrom(benchmarkRouterAddress(i), 24)); err != nil {
@@ -111,9 +111,9 @@ func addPermanentNeighbours(n int) error {
 	return nil
 }
 
-// measureEngines runs the sessions between two engines, and returns the processor time and the
-// number of packets that both sent.
-func (h *cpuHarness) measureEngines(b *testing.B) (cpu time.Duration, packets uint64) {
+// measureCPUTimeOfEngines runs the sessions between two engines, and returns the processor time and
+// the number of packets that both sent.
+func (h *benchmarkHosts) measureCPUTimeOfEngines(b *testing.B) (cpu time.Duration, packets uint64) {
 	b.Helper()
 	var nodeSessions, farSessions []bfd.SessionConfig
 	for i := range benchmarkSessionCount {
@@ -137,7 +137,7 @@ func (h *cpuHarness) measureEngines(b *testing.B) (cpu time.Duration, packets ui
 		return e
 	}
 	engines := []*bfd.Engine{start(h.node, 1, nodeSessions), start(h.routerHost, 2, farSessions)}
-	awaitSteadySessions(b, engines)
+	awaitUpSessionsWithoutPolls(b, engines)
 	before := countSentPackets(engines)
 	cpu = measureProcessorTime(b, func() { time.Sleep(benchmarkMeasuringInterval) })
 	packets = countSentPackets(engines) - before
@@ -199,8 +199,8 @@ func (s *netnsSender) SendEcho(payload []byte) error {
 	return err
 }
 
-// awaitSteadySessions waits until all sessions are Up, and no Poll Sequence is under way.
-func awaitSteadySessions(b *testing.B, engines []*bfd.Engine) {
+// awaitUpSessionsWithoutPolls waits until all sessions are Up, and no Poll Sequence is under way.
+func awaitUpSessionsWithoutPolls(b *testing.B, engines []*bfd.Engine) {
 	b.Helper()
 	deadline := time.After(waitTimeout)
 	for {
@@ -250,10 +250,10 @@ func measureProcessorTime(b *testing.B, f func()) time.Duration {
 	return used() - before
 }
 
-// measureBareLoop sends packets at the rate at which the engines sent them, half of them from each
-// side, and returns the processor time and the number of packets. It does less than BFD has to do:
-// it has one socket and one timer on each side, no filter, and no packets that return.
-func (h *cpuHarness) measureBareLoop(b *testing.B, wanted uint64) (cpu time.Duration, packets uint64) {
+// measureCPUTimeOfBareLoop sends packets at the rate at which the engines sent them, half of them
+// from each side, and returns the processor time and the number of packets. It does less than BFD
+// has to do: it has one socket and one timer on each side, no filter, and no packets that return.
+func (h *benchmarkHosts) measureCPUTimeOfBareLoop(b *testing.B, wanted uint64) (cpu time.Duration, packets uint64) {
 	b.Helper()
 	const port = 3799
 	open := func(host netns.Path, address netip.Addr) *net.UDPConn {

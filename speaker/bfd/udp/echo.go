@@ -33,10 +33,10 @@ type echoSocketKey struct {
 
 // echoPath is the path of echo packets. It is comparable.
 type echoPath struct {
-	linkIndex                     int
-	localAddress                  netip.Addr
-	neighbourHardwareAddress      [8]byte // of the neighbour, padded as in a socket address
-	neighbourHardwareAddressBytes uint8   // of neighbourHardwareAddress, in bytes
+	linkIndex                      int
+	localAddress                   netip.Addr
+	neighbourHardwareAddress       [8]byte // of the neighbour, padded as in a socket address
+	neighbourHardwareAddressLength uint8   // of neighbourHardwareAddress, in bytes
 }
 
 // echoSender sends the echo packets of a session.
@@ -86,7 +86,7 @@ func (s *sender) openEchoSender() error {
 	}
 	s.echoSender = &echoSender{socket: socket, path: path, destinationAddress: unix.RawSockaddrLinklayer{
 		Family: unix.AF_PACKET, Protocol: etherType(path.localAddress.Is6()), Ifindex: int32(path.linkIndex),
-		Halen: path.neighbourHardwareAddressBytes, Addr: path.neighbourHardwareAddress,
+		Halen: path.neighbourHardwareAddressLength, Addr: path.neighbourHardwareAddress,
 	}}
 	return nil
 }
@@ -185,7 +185,7 @@ func (s *sender) lookUpEchoPath() (echoPath, error) {
 	if n == nil || len(n.HardwareAddr) == 0 || n.State&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) != 0 {
 		return echoPath{}, fmt.Errorf("the hardware address of %s is not known yet", peer)
 	}
-	path.neighbourHardwareAddressBytes = uint8(copy(path.neighbourHardwareAddress[:], n.HardwareAddr))
+	path.neighbourHardwareAddressLength = uint8(copy(path.neighbourHardwareAddress[:], n.HardwareAddr))
 	return path, nil
 }
 

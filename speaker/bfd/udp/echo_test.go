@@ -39,9 +39,9 @@ exit
 `
 )
 
-func TestEchoWithFRR(t *testing.T) {
+func TestEchoDetectsForwardingFailureOfFRR(t *testing.T) {
 	t.Parallel()
-	b := newHarness(t)
+	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrDefaultIntervalsConfig)
 	// FRR accepts this with a warning: its echo packets over IPv6 are not interoperable.
 	if err := r.ChangeRunningConfig(t.Context(), frrEchoConfig); err != nil && !strings.Contains(err.Error(), "works correctly for IPv4") {
@@ -82,10 +82,10 @@ func TestEchoWithFRR(t *testing.T) {
 	b.awaitNoError("it forwards again", func() error { return b.checkAllUp(1) })
 }
 
-func TestEchoOverIPv6(t *testing.T) {
+func TestEchoPacketsReturnOverIPv6(t *testing.T) {
 	t.Parallel()
-	b := newHarness(t)
-	other := &harness{RoutedLAN: b.RoutedLAN, t: t}
+	b := startBFDEngineInLab(t)
+	other := &bfdEngineInLab{RoutedLAN: b.RoutedLAN, t: t}
 	other.startEngineOn("router", 2)
 	p := fastProfile()
 	p.EchoMode = true

@@ -28,16 +28,16 @@ func floodWithInvalidPackets(ctx context.Context) error {
 		if err := p.SetTTL(255 - i/100%2); err != nil {
 			return err
 		}
-		if _, err := c.WriteTo(randomDatagram(random, i), to); err != nil && !errors.Is(err, syscall.ENOBUFS) && !errors.Is(err, syscall.ECONNREFUSED) {
+		if _, err := c.WriteTo(randomInvalidDatagram(random, i), to); err != nil && !errors.Is(err, syscall.ENOBUFS) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return err
 		}
 	}
 	return nil
 }
 
-// randomDatagram returns random bytes, a packet with random
+// randomInvalidDatagram returns random bytes, a packet with random
 // fields, or a packet that is valid but for its state.
-func randomDatagram(random *rand.Rand, i int) []byte {
+func randomInvalidDatagram(random *rand.Rand, i int) []byte {
 	switch i % 3 {
 	case 0:
 		b := make([]byte, random.IntN(200))

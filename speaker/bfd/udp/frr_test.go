@@ -59,9 +59,9 @@ func sessionsToRouter(p bfd.Profile) []bfd.SessionConfig {
 	}
 }
 
-func TestSessionsWithFRR(t *testing.T) {
+func TestSessionsWithFRRComeUpAndRecover(t *testing.T) {
 	t.Parallel()
-	b := newHarness(t)
+	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
 	b.engine.SetSessions(sessionsToRouter(fastProfile()))
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
@@ -107,7 +107,7 @@ func TestSessionsWithFRR(t *testing.T) {
 
 func TestFRRDetectsCutNode(t *testing.T) {
 	t.Parallel()
-	b := newHarness(t)
+	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
 	b.engine.SetSessions(sessionsToRouter(fastProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
@@ -124,7 +124,7 @@ func TestFRRDetectsCutNode(t *testing.T) {
 
 func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 	t.Parallel()
-	b := newHarness(t)
+	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
 	b.engine.SetSessions(sessionsToRouter(fastProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
@@ -147,7 +147,7 @@ func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 
 func TestFRRAdminDownIsNoPathFailure(t *testing.T) {
 	t.Parallel()
-	b := newHarness(t)
+	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
 	b.engine.SetSessions(sessionsToRouter(fastProfile())[:1])
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
@@ -164,9 +164,9 @@ func TestFRRAdminDownIsNoPathFailure(t *testing.T) {
 	b.waitForEvent("its administrator starts the session again", routerIPv4, isUpEvent)
 }
 
-func TestMultihopSessionsWithFRR(t *testing.T) {
+func TestMultihopSessionsWithFRRComeUpAndRecover(t *testing.T) {
 	t.Parallel()
-	b := newHarness(t)
+	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "far", frrMultihopConfig)
 	p := fastProfile()
 	p.MinimumTTL = 254 // one router between
@@ -195,7 +195,7 @@ func TestMultihopSessionsWithFRR(t *testing.T) {
 
 func TestHungRouterProcessIsDetected(t *testing.T) {
 	t.Parallel()
-	b := newHarness(t)
+	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
 	b.engine.SetSessions(sessionsToRouter(fastProfile())[:1])
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)

@@ -28,8 +28,8 @@ var (
 // sends once a second, and the machine may be busy.
 const waitTimeout = 90 * time.Second
 
-// harness is a node with our engine and other hosts of the lab network.
-type harness struct {
+// bfdEngineInLab is a node with our engine and other hosts of the lab network.
+type bfdEngineInLab struct {
 	*router.RoutedLAN
 	t           *testing.T
 	engine      *bfd.Engine
@@ -37,14 +37,14 @@ type harness struct {
 	engineEnded chan error
 }
 
-// newHarness creates the lab network with an engine on the node.
-func newHarness(t *testing.T) *harness {
+// startBFDEngineInLab creates the lab network with an engine on the node.
+func startBFDEngineInLab(t *testing.T) *bfdEngineInLab {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("a real router takes seconds")
 	}
 	for _, k := range []router.Kind{router.FRR, router.BIRD} {
-		if m := router.MissingPrerequisite(k); m != "" {
+		if m := router.DescribeMissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
@@ -53,15 +53,15 @@ func newHarness(t *testing.T) *harness {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.DeleteNamespaces)
-	out := &harness{RoutedLAN: b, t: t}
+	out := &bfdEngineInLab{RoutedLAN: b, t: t}
 	out.startEngine(1)
 	return out
 }
 
 // startEngine starts an engine on the node.
-func (b *harness) startEngine(seed uint64) { b.startEngineOn("node1", seed) }
+func (b *bfdEngineInLab) startEngine(seed uint64) { b.startEngineOn("node1", seed) }
 
-func (b *harness) startEngineOn(host string, seed uint64) {
+func (b *bfdEngineInLab) startEngineOn(host string, seed uint64) {
 	engine, ended := bfd.NewEngine(newTransport(b.t), time.Now, seed), make(chan error, 1)
 	ctx, stop := context.WithCancel(context.Background())
 	go func() { ended <- b.NamespaceOfHost(host).RunInside(func() error { return engine.Run(ctx) }) }()
@@ -85,7 +85,7 @@ func newTransport(t testing.TB) *udp.Transport {
 }
 
 // startRouter starts a router on a host.
-func (b *harness) startRouter(kind router.Kind, host, text string) *router.Router {
+func (b *bfdEngineInLab) startRouter(kind router.Kind, host, text string) *router.Router {
 	b.t.Helper()
 	r, err := router.Start(b.t.Context(), router.Config{Kind: kind, NetNS: b.NamespaceOfHost(host), ConfigText: text})
 	if err != nil {
@@ -96,7 +96,7 @@ func (b *harness) startRouter(kind router.Kind, host, text string) *router.Route
 }
 
 // waitForEvent waits for a matching event of a peer and ignores others.
-func (b *harness) waitForEvent(sentence string, peer netip.Addr, match func(v bfd.Event) bool) bfd.Event {
+func (b *bfdEngineInLab) waitForEvent(sentence string, peer netip.Addr, match func(v bfd.Event) bool) bfd.Event {
 	b.t.Helper()
 	deadline := time.After(waitTimeout)
 	for {
@@ -116,7 +116,7 @@ func isUpEvent(v bfd.Event) bool { return v.Up }
 // expectAllStayUp lets time pass in which every session must stay Up. If this
 // process was not scheduled for longer than a fast session tolerates, a
 // session that went down proves nothing: it must come back.
-func (b *harness) expectAllStayUp(sentence string, d time.Duration) {
+func (b *bfdEngineInLab) expectAllStayUp(sentence string, d time.Duration) {
 	b.t.Helper()
 	before := b.engine.SessionStatuses()
 	worst := measureSchedulingDelay(d)
@@ -154,7 +154,7 @@ func measureSchedulingDelay(d time.Duration) time.Duration {
 }
 
 // awaitNoError waits until check succeeds.
-func (b *harness) awaitNoError(what string, check func() error) {
+func (b *bfdEngineInLab) awaitNoError(what string, check func() error) {
 	b.t.Helper()
 	deadline := time.After(waitTimeout)
 	for {
@@ -184,7 +184,7 @@ type frrSession struct {
 }
 
 // frrSessionsByPeer returns FRR's sessions by peer.
-func (b *harness) frrSessionsByPeer(r *router.Router) (map[string]frrSession, error) {
+func (b *bfdEngineInLab) frrSessionsByPeer(r *router.Router) (map[string]frrSession, error) {
 	out, err := r.RunShowCommand(b.t.Context(), "show bfd peers json")
 	if err != nil {
 		return nil, err
@@ -201,7 +201,7 @@ func (b *harness) frrSessionsByPeer(r *router.Router) (map[string]frrSession, er
 }
 
 // waitForFRRSession waits until FRR's state of a peer passes the check.
-func (b *harness) waitForFRRSession(what string, r *router.Router, peer netip.Addr, check func(p frrSession) bool) {
+func (b *bfdEngineInLab) waitForFRRSession(what string, r *router.Router, peer netip.Addr, check func(p frrSession) bool) {
 	b.t.Helper()
 	b.awaitNoError("FRR shows that "+what, func() error {
 		peers, err := b.frrSessionsByPeer(r)
@@ -216,7 +216,7 @@ func (b *harness) waitForFRRSession(what string, r *router.Router, peer netip.Ad
 }
 
 // checkAllUp returns an error unless there are n sessions and all are Up without a fault.
-func (b *harness) checkAllUp(n int) error {
+func (b *bfdEngineInLab) checkAllUp(n int) error {
 	all := b.engine.SessionStatuses()
 	if len(all) != n {
 		return fmt.Errorf("%d sessions, want %d", len(all), n)
@@ -230,7 +230,7 @@ func (b *harness) checkAllUp(n int) error {
 }
 
 // checkNoPollSequence returns an error while a session has a Poll Sequence under way.
-func (b *harness) checkNoPollSequence() error {
+func (b *bfdEngineInLab) checkNoPollSequence() error {
 	for _, s := range b.engine.SessionStatuses() {
 		if s.IsPolling {
 			return fmt.Errorf("%s is polling", s.SessionKey)
@@ -240,7 +240,7 @@ func (b *harness) checkNoPollSequence() error {
 }
 
 // checkStatus returns an error unless the session passes the check.
-func (b *harness) checkStatus(peer netip.Addr, check func(s bfd.SessionStatus) bool) error {
+func (b *bfdEngineInLab) checkStatus(peer netip.Addr, check func(s bfd.SessionStatus) bool) error {
 	for _, s := range b.engine.SessionStatuses() {
 		if s.PeerAddress == peer && !check(s) {
 			return fmt.Errorf("it is %+v", s)
@@ -250,7 +250,7 @@ func (b *harness) checkStatus(peer netip.Addr, check func(s bfd.SessionStatus) b
 }
 
 // takeQueuedEvents returns the queued events.
-func (b *harness) takeQueuedEvents() []bfd.Event {
+func (b *bfdEngineInLab) takeQueuedEvents() []bfd.Event {
 	var out []bfd.Event
 	for {
 		select {

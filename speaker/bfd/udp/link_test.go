@@ -20,7 +20,7 @@ import (
 )
 
 // runEngineInNamespace runs an engine in a network namespace. The harness has no lab network.
-func runEngineInNamespace(t *testing.T, r *netnstest.Namespace, seed uint64) *harness {
+func runEngineInNamespace(t *testing.T, r *netnstest.Namespace, seed uint64) *bfdEngineInLab {
 	t.Helper()
 	engine, ended := bfd.NewEngine(newTransport(t), time.Now, seed), make(chan error)
 	ctx, stop := context.WithCancel(context.Background())
@@ -31,7 +31,7 @@ func runEngineInNamespace(t *testing.T, r *netnstest.Namespace, seed uint64) *ha
 			t.Errorf("the engine ended with %v", err)
 		}
 	})
-	return &harness{t: t, engine: engine}
+	return &bfdEngineInLab{t: t, engine: engine}
 }
 
 // The addresses of a session between two network namespaces.
@@ -77,7 +77,7 @@ func TestSessionReturnsAfterLinkLoss(t *testing.T) {
 	a.waitForEvent("the link is set up", farNamespaceAddress, isUpEvent)
 }
 
-func TestLinkLocalNeighboursOnTwoLinks(t *testing.T) {
+func TestSameLinkLocalNeighbourOnTwoLinksHasTwoSessions(t *testing.T) {
 	t.Parallel()
 	near := netnstest.NewNamespace(t)
 	a := runEngineInNamespace(t, near, 1)
@@ -107,10 +107,10 @@ func TestLinkLocalNeighboursOnTwoLinks(t *testing.T) {
 	})
 }
 
-// TestVRFSessionBesideUnboundSession binds a session to an ordinary link in place of a VRF device,
-// which many test kernels lack. Its ports are bound to the device, next to those of unbound
+// TestVRFAndUnboundSessionsAreUpTogether binds a session to an ordinary link in place of a VRF
+// device, which many test kernels lack. Its ports are bound to the device, next to those of unbound
 // sessions.
-func TestVRFSessionBesideUnboundSession(t *testing.T) {
+func TestVRFAndUnboundSessionsAreUpTogether(t *testing.T) {
 	t.Parallel()
 	near, far, other := netnstest.NewNamespace(t), netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	connectNamespaces(near, far)
@@ -158,7 +158,7 @@ func TestPortInUseIsReported(t *testing.T) {
 // unknown hosts and random ones from the router's address. No session goes down.
 func TestSessionsSurviveFlood(t *testing.T) {
 	t.Parallel()
-	b := newHarness(t)
+	b := startBFDEngineInLab(t)
 	b.startRouter(router.FRR, "router", frrSingleHopConfig)
 	b.engine.SetSessions(sessionsToRouter(bfdtest.DefaultProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })

@@ -31,22 +31,23 @@ const (
 // node. It reads copies of their packets and binds no port: another BFD daemon of the node may have
 // it. Any goroutine may call its methods.
 type BFDRequestSniffer struct {
-	routersToSniff      *latest.Value[[]netip.Addr]
-	routersAskingForBFD *latest.Value[[]netip.Addr]
+	routersToSniff               *latest.Value[[]netip.Addr]
+	updatesOfRoutersAskingForBFD *latest.Value[[]netip.Addr]
 }
 
 // NewBFDRequestSniffer returns a BFDRequestSniffer. It listens to nobody before SetRoutersToSniff
 // and Run.
 func NewBFDRequestSniffer() *BFDRequestSniffer {
-	return &BFDRequestSniffer{routersToSniff: latest.NewValue[[]netip.Addr](), routersAskingForBFD: latest.NewValue[[]netip.Addr]()}
+	return &BFDRequestSniffer{routersToSniff: latest.NewValue[[]netip.Addr](), updatesOfRoutersAskingForBFD: latest.NewValue[[]netip.Addr]()}
 }
 
 // SetRoutersToSniff sets the routers to listen to; none ends it. The addresses have no zones.
 func (o *BFDRequestSniffer) SetRoutersToSniff(routers []netip.Addr) { o.routersToSniff.Put(routers) }
 
-// RoutersAskingForBFD delivers those of the routers that ask for a session, sorted, at each change.
-func (o *BFDRequestSniffer) RoutersAskingForBFD() <-chan []netip.Addr {
-	return o.routersAskingForBFD.C()
+// UpdatesOfRoutersAskingForBFD delivers those of the routers that ask for a session, sorted, at
+// each change.
+func (o *BFDRequestSniffer) UpdatesOfRoutersAskingForBFD() <-chan []netip.Addr {
+	return o.updatesOfRoutersAskingForBFD.C()
 }
 
 // Run listens until ctx ends. A socket that cannot be opened is not worth a report: then nothing is
@@ -69,7 +70,7 @@ func (o *BFDRequestSniffer) Run(ctx context.Context) error {
 		}
 		if ctx.Err() == nil && !slices.Equal(heard, heardBefore) {
 			heardBefore = heard
-			o.routersAskingForBFD.Put(heard)
+			o.updatesOfRoutersAskingForBFD.Put(heard)
 		}
 	}
 }

@@ -13,9 +13,9 @@ import (
 	"github.com/gantry-lb/gantry/speaker/bfd/session"
 )
 
-// sendControlPackets sends control packets to an address, where nothing listens, until the test
-// ends.
-func sendControlPackets(t *testing.T, from, to string, p session.Packet) {
+// keepSendingControlPackets sends control packets to an address, where nothing listens, until the
+// test ends.
+func keepSendingControlPackets(t *testing.T, from, to string, p session.Packet) {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}
 	c, err := d.DialContext(t.Context(), "udp", to)
@@ -52,16 +52,16 @@ func TestSnifferFindsRoutersAskingForBFD(t *testing.T) {
 	asking := session.Packet{State: session.Down, DetectMultiplier: 3, MyDiscriminator: 7, DesiredMinTxInterval: time.Second, RequiredMinRxInterval: time.Second}
 	answered := asking
 	answered.YourDiscriminator = 9
-	sendControlPackets(t, "127.0.0.2", "127.0.0.1:3784", asking)
-	sendControlPackets(t, "127.0.0.3", "127.0.0.1:4784", asking)
-	sendControlPackets(t, "127.0.0.4", "127.0.0.1:3784", answered)
-	sendControlPackets(t, "127.0.0.5", "127.0.0.1:3784", asking)
-	sendControlPackets(t, "127.0.0.6", "127.0.0.1:3785", asking)
+	keepSendingControlPackets(t, "127.0.0.2", "127.0.0.1:3784", asking)
+	keepSendingControlPackets(t, "127.0.0.3", "127.0.0.1:4784", asking)
+	keepSendingControlPackets(t, "127.0.0.4", "127.0.0.1:3784", answered)
+	keepSendingControlPackets(t, "127.0.0.5", "127.0.0.1:3784", asking)
+	keepSendingControlPackets(t, "127.0.0.6", "127.0.0.1:3785", asking)
 	want := []netip.Addr{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3")}
 	routers := append(slices.Clone(want), netip.MustParseAddr("127.0.0.4"), netip.MustParseAddr("127.0.0.6"))
 	if c, err := net.ListenPacket("udp", "[::1]:0"); err == nil {
 		_ = c.Close()
-		sendControlPackets(t, "::1", "[::1]:3784", asking)
+		keepSendingControlPackets(t, "::1", "[::1]:3784", asking)
 		want, routers = append(want, netip.IPv6Loopback()), append(routers, netip.IPv6Loopback())
 	}
 	o := NewBFDRequestSniffer()
@@ -77,7 +77,7 @@ func TestSnifferFindsRoutersAskingForBFD(t *testing.T) {
 	for _, c := range []struct{ routers, want []netip.Addr }{{routers, want}, {nil, nil}} {
 		o.SetRoutersToSniff(c.routers)
 		select {
-		case got := <-o.RoutersAskingForBFD():
+		case got := <-o.UpdatesOfRoutersAskingForBFD():
 			if !slices.Equal(got, c.want) {
 				t.Errorf("of %v these are heard: %v, want %v", c.routers, got, c.want)
 			}

@@ -49,7 +49,7 @@ func soakSessionsUnderCPULoad(t *testing.T) {
 	if err := os.WriteFile("/proc/self/autogroup", []byte("-20"), 0); err != nil {
 		t.Logf("the session's weight stays: %v", err)
 	}
-	b := newHarness(t)
+	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
 	b.engine.SetSessions(sessionsToRouter(fastProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })

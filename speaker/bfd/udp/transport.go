@@ -80,12 +80,13 @@ func (t *Transport) OpenSender(k bfd.SessionKey, discriminator uint32) bfd.Sende
 	return s
 }
 
-// WaitUntil waits until a socket has a datagram, for Wake, or from now until the deadline.
-func (t *Transport) WaitUntil(now, deadline time.Time) {
+// WaitForDatagramUntil waits until a socket has a datagram, for Wake, or from now until the
+// deadline.
+func (t *Transport) WaitForDatagramUntil(now, deadline time.Time) {
 	if t.batch.hasNext() {
 		deadline = now
 	}
-	t.waiter.waitUntil(now, deadline)
+	t.waiter.waitForReadyFileUntil(now, deadline)
 	t.readableSockets = t.readableSockets[:0]
 	for _, r := range t.receivingSockets {
 		if t.waiter.isFileReady(r.fd) {
@@ -94,7 +95,7 @@ func (t *Transport) WaitUntil(now, deadline time.Time) {
 	}
 }
 
-// Wake ends the WaitUntil under way, or else the next one. Any goroutine may call it.
+// Wake ends the WaitForDatagramUntil under way, or else the next one. Any goroutine may call it.
 func (t *Transport) Wake() { t.waiter.wake() }
 
 // Close closes every socket.

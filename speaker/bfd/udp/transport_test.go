@@ -15,27 +15,27 @@ import (
 	"github.com/gantry-lb/gantry/speaker/links/netnstest"
 )
 
-// transportWithSource is a Transport and a socket that sends to it.
-type transportWithSource struct {
-	transport *udp.Transport
-	source    *net.UDPConn
+// transportWithPeerSocket is a Transport and a socket that sends to it.
+type transportWithPeerSocket struct {
+	transport  *udp.Transport
+	peerSocket *net.UDPConn
 }
 
-// withTransportAndSource runs f with a pair, on a thread in the namespace of the Transport. f must
-// not call FailNow or Skip.
-func withTransportAndSource(t *testing.T, f func(p transportWithSource)) {
+// withTransportAndPeerSocket runs f with a pair, on a thread in the namespace of the Transport. f
+// must not call FailNow or Skip.
+func withTransportAndPeerSocket(t *testing.T, f func(p transportWithPeerSocket)) {
 	t.Helper()
 	near, far := netnstest.NewNamespace(t), netnstest.NewNamespace(t)
 	connectNamespaces(near, far)
-	var p transportWithSource
+	var p transportWithPeerSocket
 	far.MustRunInside(func() (err error) {
-		p.source, err = net.DialUDP("udp4", &net.UDPAddr{IP: farNamespaceAddress.AsSlice()}, &net.UDPAddr{IP: nearNamespaceAddress.AsSlice(), Port: 3784})
+		p.peerSocket, err = net.DialUDP("udp4", &net.UDPAddr{IP: farNamespaceAddress.AsSlice()}, &net.UDPAddr{IP: nearNamespaceAddress.AsSlice(), Port: 3784})
 		if err == nil {
-			err = ipv4.NewConn(p.source).SetTTL(255)
+			err = ipv4.NewConn(p.peerSocket).SetTTL(255)
 		}
 		return err
 	})
-	defer p.source.Close()
+	defer p.peerSocket.Close()
 	near.MustRunInside(func() error {
 		var err error
 		if p.transport, err = udp.NewTransport(); err != nil {
@@ -53,33 +53,33 @@ func withTransportAndSource(t *testing.T, f func(p transportWithSource)) {
 
 const ourTestDiscriminator = 4711
 
-// waitFor waits for a datagram, for Wake, or for d.
-func (p transportWithSource) waitFor(d time.Duration) {
+// waitForDatagram waits for a datagram, for Wake, or for d.
+func (p transportWithPeerSocket) waitForDatagram(d time.Duration) {
 	now := time.Now()
-	p.transport.WaitUntil(now, now.Add(d))
+	p.transport.WaitForDatagramUntil(now, now.Add(d))
 }
 
-// packetWithNumber returns a packet with a number as its discriminator.
-func packetWithNumber(number uint32) []byte {
+// packetWithDiscriminator returns a packet with a number as its discriminator.
+func packetWithDiscriminator(number uint32) []byte {
 	return session.Packet{State: session.Up, DetectMultiplier: 3, MyDiscriminator: number, YourDiscriminator: ourTestDiscriminator}.AppendEncoded(nil)
 }
 
 // TestAllDatagramsAreReceivedInOrder sends more datagrams than one system call reads.
 func TestAllDatagramsAreReceivedInOrder(t *testing.T) {
-	withTransportAndSource(t, func(p transportWithSource) {
+	withTransportAndPeerSocket(t, func(p transportWithPeerSocket) {
 		const count = 100
 		for i := range uint32(count) {
-			if _, err := p.source.Write(packetWithNumber(1 + i)); err != nil {
+			if _, err := p.peerSocket.Write(packetWithDiscriminator(1 + i)); err != nil {
 				t.Error(err)
 				return
 			}
 		}
-		p.waitFor(waitTimeout)
+		p.waitForDatagram(waitTimeout)
 		for i := range uint32(count) {
 			d, ok := p.transport.Receive()
 			// The kernel of a busy machine may deliver it later.
 			for begun := time.Now(); !ok && time.Since(begun) < waitTimeout; d, ok = p.transport.Receive() {
-				p.waitFor(100 * time.Millisecond)
+				p.waitForDatagram(100 * time.Millisecond)
 			}
 			if !ok {
 				t.Errorf("%d datagrams were received, want %d", i, count)
@@ -103,17 +103,17 @@ func TestAllDatagramsAreReceivedInOrder(t *testing.T) {
 
 // TestWakeInterruptsTransportWait checks a Wake from another goroutine, and one before the wait.
 func TestWakeInterruptsTransportWait(t *testing.T) {
-	withTransportAndSource(t, func(p transportWithSource) {
+	withTransportAndPeerSocket(t, func(p transportWithPeerSocket) {
 		begin := time.Now()
 		p.transport.Wake()
-		p.waitFor(waitTimeout)
+		p.waitForDatagram(waitTimeout)
 		go p.transport.Wake()
-		p.waitFor(waitTimeout)
+		p.waitForDatagram(waitTimeout)
 		if d := time.Since(begin); d >= waitTimeout {
 			t.Errorf("two waits last %s", d)
 		}
 		begin = time.Now()
-		if p.waitFor(time.Millisecond); time.Since(begin) < time.Millisecond {
+		if p.waitForDatagram(time.Millisecond); time.Since(begin) < time.Millisecond {
 			t.Error("a wait ended without a Wake")
 		}
 	})
@@ -121,14 +121,14 @@ func TestWakeInterruptsTransportWait(t *testing.T) {
 
 // TestReceivingAllocatesNothing checks the path of each packet.
 func TestReceivingAllocatesNothing(t *testing.T) {
-	withTransportAndSource(t, func(p transportWithSource) {
-		packet := packetWithNumber(1)
+	withTransportAndPeerSocket(t, func(p transportWithPeerSocket) {
+		packet := packetWithDiscriminator(1)
 		received := 0
 		n := testing.AllocsPerRun(1000, func() {
-			if _, err := p.source.Write(packet); err != nil {
+			if _, err := p.peerSocket.Write(packet); err != nil {
 				t.Errorf("sending: %v", err)
 			}
-			p.waitFor(waitTimeout)
+			p.waitForDatagram(waitTimeout)
 			for {
 				if _, ok := p.transport.Receive(); !ok {
 					return

@@ -50,7 +50,8 @@ func (w *epollWaiter) open() (err error) {
 	if w.rawConn, err = w.epollFile.SyscallConn(); err != nil {
 		return err
 	}
-	// It fails if the runtime cannot wait for the file: waitUntil would then never wait.
+	// It fails if the runtime cannot wait for the file: waitForReadyFileUntil would then never
+	// wait.
 	if err = w.epollFile.SetReadDeadline(time.Time{}); err != nil {
 		return err
 	}
@@ -79,9 +80,9 @@ func (w *epollWaiter) removeFile(fd int) {
 	w.events, w.readyCount = w.events[1:], 0
 }
 
-// waitUntil waits until a file is ready, for wake, or from now until the deadline. If that has
-// passed, it only looks.
-func (w *epollWaiter) waitUntil(now, deadline time.Time) {
+// waitForReadyFileUntil waits until a file is ready, for wake, or from now until the deadline. If
+// that has passed, it only looks.
+func (w *epollWaiter) waitForReadyFileUntil(now, deadline time.Time) {
 	d := deadline.Sub(now)
 	if d <= 0 {
 		w.pollReadyFiles()

@@ -25,7 +25,7 @@ type updateEncoder struct {
 }
 
 func newUpdateEncoder(n bgp.NegotiatedParameters, asn uint32) *updateEncoder {
-	return &updateEncoder{localASN: asn, isRouterInOtherAS: n.RemoteOpen.ASN != asn, usesFourOctetASN: n.FourOctetASN, negotiatedFamilies: n.CommonFamilies, allowsLinkLocalOnlyNextHop: n.LinkLocalNextHop}
+	return &updateEncoder{localASN: asn, isRouterInOtherAS: n.RemoteOpen.ASN != asn, usesFourOctetASN: n.FourOctetASN, negotiatedFamilies: n.CommonFamilies, allowsLinkLocalOnlyNextHop: n.AllowsLinkLocalOnlyNextHop}
 }
 
 const (
@@ -81,8 +81,8 @@ func (e *updateEncoder) encodeUpdatesOfAttributeGroup(group []bgp.RouteChange, e
 	}
 	for len(group) > 0 {
 		left, n := maxUpdateContentBytes-taken-maxMultiprotocolHeaderBytes, 0
-		for n < len(group) && left >= encodedPrefixLength(group[n].Prefix) {
-			left -= encodedPrefixLength(group[n].Prefix)
+		for n < len(group) && left >= encodedPrefixByteCount(group[n].Prefix) {
+			left -= encodedPrefixByteCount(group[n].Prefix)
 			n++
 		}
 		if n == 0 {
@@ -101,9 +101,9 @@ func (e *updateEncoder) encodeUpdatesOfAttributeGroup(group []bgp.RouteChange, e
 // 4760 section 3).
 const maxMultiprotocolHeaderBytes = 4 + 2 + 1 + 1 + 32 + 1
 
-// encodedPrefixLength returns the length of an encoded prefix in bytes: its
+// encodedPrefixByteCount returns the length of an encoded prefix in bytes: its
 // length octet and the significant octets (RFC 4271 section 4.3).
-func encodedPrefixLength(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
+func encodedPrefixByteCount(p netip.Prefix) int { return 1 + (p.Bits()+7)/8 }
 
 // encodeUpdate returns the UPDATE for some changes of a group.
 func (e *updateEncoder) encodeUpdate(group []bgp.RouteChange, attributes []packet.PathAttributeInterface) ([]byte, error) {

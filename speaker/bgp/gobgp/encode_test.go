@@ -15,8 +15,8 @@ import (
 	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
-// exampleNegotiatedSession returns the result of the OPENs with a router of an AS number.
-func exampleNegotiatedSession(asn uint32, edit func(*bgp.NegotiatedParameters)) bgp.NegotiatedParameters {
+// exampleNegotiatedParameters returns the result of the OPENs with a router of an AS number.
+func exampleNegotiatedParameters(asn uint32, edit func(*bgp.NegotiatedParameters)) bgp.NegotiatedParameters {
 	a := bgp.NegotiatedParameters{FourOctetASN: true, RemoteOpen: message.OpenMessage{ASN: asn}, CommonFamilies: []message.AFI{message.FamilyIPv4, message.FamilyIPv6}}
 	if edit != nil {
 		edit(&a)
@@ -103,10 +103,10 @@ func TestEncodedUpdatesHaveExpectedAttributes(t *testing.T) {
 		"the configured local preference": {64512, 64512, nil, v4, bgp.PathAttributes{NextHop: hop4, Attributes: intent.Attributes{LocalPref: 7}}, "{Origin: i} {AsPath: } {Nexthop: 10.0.0.1} {LocalPref: 7}"},
 		"IPv6 with a link-local next hop": {64512, 65000, nil, v6, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 and fe80::1 {Origin: i} {AsPath: 64512}"},
 		"the same for a router with the link-local capability": {
-			64512, 65000, func(a *bgp.NegotiatedParameters) { a.LinkLocalNextHop = true }, v6, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 {Origin: i} {AsPath: 64512}",
+			64512, 65000, func(a *bgp.NegotiatedParameters) { a.AllowsLinkLocalOnlyNextHop = true }, v6, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 {Origin: i} {AsPath: 64512}",
 		},
 		"IPv6 with a global and a link-local next hop": {
-			64512, 65000, func(a *bgp.NegotiatedParameters) { a.LinkLocalNextHop = true }, v6,
+			64512, 65000, func(a *bgp.NegotiatedParameters) { a.AllowsLinkLocalOnlyNextHop = true }, v6,
 			bgp.PathAttributes{NextHop: netip.MustParseAddr("2001:db8::1"), LinkLocalNextHop: hop6}, "via 2001:db8::1 and fe80::1 {Origin: i} {AsPath: 64512}",
 		},
 		"IPv4 with an IPv6 next hop": {64512, 65000, nil, v4, bgp.PathAttributes{NextHop: hop6}, "via fe80::1 and fe80::1 {Origin: i} {AsPath: 64512}"},
@@ -123,7 +123,7 @@ func TestEncodedUpdatesHaveExpectedAttributes(t *testing.T) {
 		"a family that was not negotiated": {64512, 65000, func(a *bgp.NegotiatedParameters) { a.CommonFamilies = a.CommonFamilies[:1] }, v6, bgp.PathAttributes{NextHop: hop6}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := newUpdateEncoder(exampleNegotiatedSession(tc.router, tc.edit), tc.asn)
+			e := newUpdateEncoder(exampleNegotiatedParameters(tc.router, tc.edit), tc.asn)
 			got, _ := encodeAndDecodeRoutes(t, e, []bgp.RouteChange{{Prefix: tc.prefix, Attributes: &tc.terms}})
 			if got[tc.prefix.String()] != tc.want {
 				t.Errorf("it reads %q, want %q", got[tc.prefix.String()], tc.want)
@@ -136,7 +136,7 @@ func TestEncodedUpdatesHaveExpectedAttributes(t *testing.T) {
 // routes as the Table, and that routes with the same attributes share UPDATEs.
 func TestDecodedUpdatesEqualTheAdjRIBOut(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	e := newUpdateEncoder(exampleNegotiatedSession(65000, nil), 64512)
+	e := newUpdateEncoder(exampleNegotiatedParameters(65000, nil), 64512)
 	many := &bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1")}
 	for i := range 900 {
 		many.Communities = append(many.Communities, uint32(i))
@@ -158,7 +158,7 @@ func TestDecodedUpdatesEqualTheAdjRIBOut(t *testing.T) {
 		}
 		changes = append(changes, c)
 		want[c.Prefix.String()] = fmt.Sprint(c.Attributes == nil, c.Attributes == many)
-		octets += encodedPrefixLength(c.Prefix)
+		octets += encodedPrefixByteCount(c.Prefix)
 	}
 	random.Shuffle(len(changes), func(i, j int) { changes[i], changes[j] = changes[j], changes[i] })
 	got, messages := encodeAndDecodeRoutes(t, e, slices.Clone(changes))
@@ -177,7 +177,7 @@ func TestOversizedRouteDoesNotAffectOthers(t *testing.T) {
 	good := &bgp.PathAttributes{NextHop: netip.MustParseAddr("10.0.0.1")}
 	var messages int
 	var faults []error
-	err := newUpdateEncoder(exampleNegotiatedSession(65000, nil), 64512).encodeUpdates([]bgp.RouteChange{
+	err := newUpdateEncoder(exampleNegotiatedParameters(65000, nil), 64512).encodeUpdates([]bgp.RouteChange{
 		{Prefix: netip.MustParsePrefix("192.0.2.1/32"), Attributes: vast}, {Prefix: netip.MustParsePrefix("192.0.2.2/32"), Attributes: good},
 	}, func(m []byte, fault error) error {
 		if fault != nil {

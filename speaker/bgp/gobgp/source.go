@@ -28,7 +28,7 @@ func (u *UpdateGenerator) StartUpdateStream(n bgp.NegotiatedParameters, asn uint
 	near, far := net.Pipe()
 	s := &sessionUpdateSender{
 		connToSessionRelay: far, negotiated: n, encoder: newUpdateEncoder(n, asn), changes: t.SubscribeToChanges(), log: u.log,
-		sessionConfirmed: make(chan struct{}), connectionClosed: make(chan struct{}),
+		sessionConfirmedSignal: make(chan struct{}), connectionClosedSignal: make(chan struct{}),
 	}
 	go s.readRouterMessages()
 	go s.sendKeepaliveThenAllUpdates()
@@ -38,18 +38,18 @@ func (u *UpdateGenerator) StartUpdateStream(n bgp.NegotiatedParameters, asn uint
 // sessionUpdateSender sends this node's routes to the router on one session. The goroutine of
 // sendKeepaliveThenAllUpdates writes, and that of readRouterMessages reads.
 type sessionUpdateSender struct {
-	connToSessionRelay net.Conn
-	negotiated         bgp.NegotiatedParameters
-	encoder            *updateEncoder
-	changes            *bgp.PendingRouteChanges
-	log                *slog.Logger
-	sessionConfirmed   chan struct{} // closed when the router has confirmed the session
-	connectionClosed   chan struct{} // closed when the connection is closed
+	connToSessionRelay     net.Conn
+	negotiated             bgp.NegotiatedParameters
+	encoder                *updateEncoder
+	changes                *bgp.PendingRouteChanges
+	log                    *slog.Logger
+	sessionConfirmedSignal chan struct{} // closed when the router has confirmed the session
+	connectionClosedSignal chan struct{} // closed when the connection is closed
 }
 
 // readRouterMessages reads the router's messages that the relay forwards.
 func (s *sessionUpdateSender) readRouterMessages() {
-	defer close(s.connectionClosed)
+	defer close(s.connectionClosedSignal)
 	r, confirmed := message.NewReader(s.connToSessionRelay), false
 	for {
 		m, err := r.ReadMessage()
@@ -60,7 +60,7 @@ func (s *sessionUpdateSender) readRouterMessages() {
 		case message.TypeKeepalive:
 			if !confirmed {
 				confirmed = true
-				close(s.sessionConfirmed)
+				close(s.sessionConfirmedSignal)
 			}
 		case message.TypeRouteRefresh: // its body is the AFI, a reserved octet and the SAFI
 			s.changes.MarkFamilyForResend(message.AFI(uint16(message.BodyOf(m)[0])<<8 | uint16(message.BodyOf(m)[1])))
@@ -76,11 +76,11 @@ func (s *sessionUpdateSender) sendKeepaliveThenAllUpdates() {
 		return
 	}
 	var ready <-chan struct{} // nil before the router has confirmed the session
-	confirmed := s.sessionConfirmed
+	confirmed := s.sessionConfirmedSignal
 	for {
 		var err error
 		select {
-		case <-s.connectionClosed:
+		case <-s.connectionClosedSignal:
 			return
 		case <-confirmed:
 			confirmed, ready = nil, s.changes.Ready()

@@ -32,9 +32,9 @@ func TestOpenRoundTrip(t *testing.T) {
 	}
 }
 
-// TestGracefulRestartWithoutMultiprotocol checks that a router also keeps the IPv4 routes of a
-// session without the multiprotocol capability.
-func TestGracefulRestartWithoutMultiprotocol(t *testing.T) {
+// TestGracefulRestartNamesIPv4WithoutMultiprotocol checks that a router also keeps the IPv4 routes
+// of a session without the multiprotocol capability.
+func TestGracefulRestartNamesIPv4WithoutMultiprotocol(t *testing.T) {
 	o := exampleOpenWithAllCapabilities()
 	o.Families, o.GracefulRestart.ForwardingKeptByFamily = nil, map[AFI]bool{FamilyIPv4: true}
 	got, err := DecodeOpen(BodyOf(o.Encode()))

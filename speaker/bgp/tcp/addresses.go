@@ -39,7 +39,7 @@ func (Transport) ReadNodeAddresses() ([]bgp.NodeAddress, error) {
 		}
 		bits, _ := a.Mask.Size()
 		n := bgp.NodeAddress{
-			Prefix: netip.PrefixFrom(ip.Unmap(), bits), LinkName: l.Attrs().Name,
+			AddressWithPrefixLength: netip.PrefixFrom(ip.Unmap(), bits), LinkName: l.Attrs().Name,
 			IsTentative: a.Flags&unix.IFA_F_TENTATIVE != 0, IsDuplicate: a.Flags&unix.IFA_F_DADFAILED != 0,
 			IsDeprecated: a.Flags&unix.IFA_F_DEPRECATED != 0,
 			// The same bit means "secondary" for IPv4.

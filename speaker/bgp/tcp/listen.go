@@ -17,7 +17,7 @@ import (
 
 // Listen accepts connections over IPv4 and IPv6.
 func (Transport) Listen(ctx context.Context, o bgp.ListenOptions) (bgp.Listener, error) {
-	l := &listener{acceptedConnections: make(chan bgp.Conn), closed: make(chan struct{})}
+	l := &listener{acceptedConnections: make(chan bgp.Conn), closedSignal: make(chan struct{})}
 	for _, network := range []string{"tcp4", "tcp6"} {
 		config := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, c syscall.RawConn) error { return bindToDevice(c, o.BindDevice) }}
 		s, err := config.Listen(ctx, network, fmt.Sprintf(":%d", o.Port))
@@ -64,7 +64,7 @@ const acceptRetryDelay = 100 * time.Millisecond
 type listener struct {
 	sockets             []*net.TCPListener
 	acceptedConnections chan bgp.Conn
-	closed              chan struct{}
+	closedSignal        chan struct{}
 }
 
 func (l *listener) acceptConnections(s *net.TCPListener) {
@@ -75,7 +75,7 @@ func (l *listener) acceptConnections(s *net.TCPListener) {
 				return
 			}
 			select { // such as without free file descriptors
-			case <-l.closed:
+			case <-l.closedSignal:
 				return
 			case <-time.After(acceptRetryDelay):
 			}
@@ -84,7 +84,7 @@ func (l *listener) acceptConnections(s *net.TCPListener) {
 		remote := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 		select {
 		case l.acceptedConnections <- &conn{TCPConn: c, remoteIP: remote}:
-		case <-l.closed:
+		case <-l.closedSignal:
 			c.Close()
 			return
 		}
@@ -120,9 +120,9 @@ func (l *listener) SetRouterPassword(router netip.Addr, password string) error {
 // Close closes the sockets. Delivered connections stay open.
 func (l *listener) Close() {
 	select {
-	case <-l.closed:
+	case <-l.closedSignal:
 	default:
-		close(l.closed)
+		close(l.closedSignal)
 	}
 	for _, s := range l.sockets {
 		s.Close()

@@ -34,11 +34,11 @@ var (
 	allRoutersGroup = netip.MustParseAddr("ff02::2")
 )
 
-// WatchRouterOnLink reports the link-local address of the router on a link by its router
+// WatchRouterAndAdvertiseNode reports the link-local address of the router on a link by its router
 // advertisements (RFC 4861), and again when another router replaces it. It reports an error while
 // the link cannot be used. Until ctx ends it also advertises this node, with a router lifetime of
 // 0: the router finds its neighbour, and no host uses the node as a gateway.
-func (Transport) WatchRouterOnLink(ctx context.Context, device string, report func(router netip.Addr, err error)) {
+func (Transport) WatchRouterAndAdvertiseNode(ctx context.Context, device string, report func(router netip.Addr, err error)) {
 	reported := ""
 	for ctx.Err() == nil {
 		err := searchRouterUntilSocketFails(ctx, device, func(a netip.Addr) {

@@ -43,7 +43,7 @@ func exampleARPFrame() layer2.ARPOrNDPFrame {
 // encodeFrame encodes a frame and fails the test on an error.
 func encodeFrame(t testing.TB, encode func([]byte, layer2.ARPOrNDPFrame) ([]byte, error), f layer2.ARPOrNDPFrame) []byte {
 	t.Helper()
-	b, err := encode(make([]byte, 0, maxReadFrameBytes), f)
+	b, err := encode(make([]byte, 0, maxFrameBytes), f)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,7 +48,7 @@ var ndpFilter = []bpf.Instruction{
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_ICMPV6, SkipTrue: 3},
 	bpf.LoadAbsolute{Off: mldMessageOffset, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: typeMLDQuery, SkipTrue: 1},
-	bpf.RetConstant{Val: maxReadFrameBytes},
+	bpf.RetConstant{Val: maxFrameBytes},
 	bpf.RetConstant{Val: 0},
 }
 

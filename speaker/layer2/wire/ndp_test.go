@@ -88,7 +88,7 @@ func newFilterVM(t *testing.T, program []bpf.Instruction) *bpf.VM {
 	return vm
 }
 
-func TestNeighborAdvertisementFlags(t *testing.T) {
+func TestAdvertisementsHaveSolicitedAndOverrideFlags(t *testing.T) {
 	const solicitedFlag, overrideFlag = 0x40, 0x20 // RFC 4861 section 4.4
 	for name, want := range map[string]byte{"a solicited advertisement": solicitedFlag | overrideFlag, "an announcement": overrideFlag, "a unicast notice": overrideFlag} {
 		b := encodeFrame(t, encodeNDP, exampleNDPFrames()[name])

@@ -61,7 +61,7 @@ var pingCaseByFamily = map[ipfamily.Family]struct {
 	ipfamily.IPv6: {buildPingReply6, heldIPv6, askerIPv6, icmp6Offset, typeEchoReply6},
 }
 
-func TestPingReplies(t *testing.T) {
+func TestEchoRequestPassesFilterAndGetsValidReply(t *testing.T) {
 	for f, tt := range pingCaseByFamily {
 		is := func(a netip.Addr) bool { return a == tt.held }
 		for _, data := range []string{"", "x", "are you there?", string(bytes.Repeat([]byte{0xff}, 1400))} {

@@ -155,7 +155,7 @@ type sendBatch struct {
 	count    int
 	messages [answerBatchSize]mmsghdr
 	vectors  [answerBatchSize]unix.Iovec
-	frames   [answerBatchSize][maxReadFrameBytes]byte
+	frames   [answerBatchSize][maxFrameBytes]byte
 }
 
 // mmsghdr is the kernel's struct mmsghdr.

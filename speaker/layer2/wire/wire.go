@@ -35,7 +35,7 @@ var arpFilter = []bpf.Instruction{
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: arpTypesEthernetIPv4, SkipTrue: 3},
 	bpf.LoadAbsolute{Off: arpOperationOffset, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: uint32(layer2.Reply), SkipTrue: 1},
-	bpf.RetConstant{Val: maxReadFrameBytes},
+	bpf.RetConstant{Val: maxFrameBytes},
 	bpf.RetConstant{Val: 0},
 }
 
@@ -50,8 +50,8 @@ func filterForLink(index int, filter []bpf.Instruction) []bpf.Instruction {
 	}, filter...)
 }
 
-// maxReadFrameBytes is how many bytes of a frame are read.
-const maxReadFrameBytes = 512
+// maxFrameBytes is how many bytes of a frame are read.
+const maxFrameBytes = 512
 
 // neighbourProtocol has what differs between the families.
 type neighbourProtocol struct {
@@ -73,7 +73,7 @@ func protocolOfFamily(f ipfamily.Family) neighbourProtocol {
 
 // OpenPort opens a socket on the link.
 func (PacketSocketOpener) OpenPort(l facts.Link, family ipfamily.Family) (layer2.Port, error) {
-	p := &packetSocketPort{linkName: l.Name, protocol: protocolOfFamily(family), family: family, writeBuffer: make([]byte, 0, maxReadFrameBytes)}
+	p := &packetSocketPort{linkName: l.Name, protocol: protocolOfFamily(family), family: family, writeBuffer: make([]byte, 0, maxFrameBytes)}
 	p.writeBufferedFrameFunc = p.writeBufferedFrame
 	if err := p.openSocket(l); err != nil {
 		return nil, fmt.Errorf("opening %s socket on %q: %w", p.protocol.name, l.Name, toEngineError(err))

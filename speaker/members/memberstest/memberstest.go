@@ -31,13 +31,13 @@ func NewFakeGossip() *FakeGossip { return &FakeGossip{} }
 
 // FakeMember is a current or earlier member of a Gossip.
 type FakeMember struct {
-	gossip             *FakeGossip
-	memberFacts        facts.Member
-	fullExchangeState  []byte
-	disconnected       bool
-	memberSets         *latest.Value[facts.MemberSet]
-	messages           *latest.BoundedQueue[members.Message]
-	receivedFullStates *latest.BoundedQueue[[]byte]
+	gossip               *FakeGossip
+	memberFacts          facts.Member
+	fullExchangeState    []byte
+	disconnected         bool
+	liveMemberUpdates    *latest.Value[facts.MemberSet]
+	receivedMessageQueue *latest.BoundedQueue[members.ReceivedMessage]
+	receivedFullStates   *latest.BoundedQueue[[]byte]
 }
 
 // Join adds a member, which exchanges states with all others at once.
@@ -46,9 +46,9 @@ func (h *FakeGossip) Join(name string, address netip.Addr, nonce uint64) *FakeMe
 	defer h.mu.Unlock()
 	m := &FakeMember{
 		gossip: h, memberFacts: facts.Member{Name: name, Address: address, RunNonce: nonce},
-		memberSets:         latest.NewValue[facts.MemberSet](),
-		messages:           latest.NewBoundedQueue[members.Message](maxQueuedMessagesPerMember),
-		receivedFullStates: latest.NewBoundedQueue[[]byte](maxQueuedMessagesPerMember),
+		liveMemberUpdates:    latest.NewValue[facts.MemberSet](),
+		receivedMessageQueue: latest.NewBoundedQueue[members.ReceivedMessage](maxQueuedMessagesPerMember),
+		receivedFullStates:   latest.NewBoundedQueue[[]byte](maxQueuedMessagesPerMember),
 	}
 	for _, o := range h.members {
 		if !o.disconnected {
@@ -68,7 +68,7 @@ func (h *FakeGossip) deliverMemberSets() {
 		set.Members = append(set.Members, m.memberFacts)
 	}
 	for _, m := range h.members {
-		m.memberSets.Put(set)
+		m.liveMemberUpdates.Put(set)
 	}
 }
 
@@ -108,7 +108,7 @@ func (m *FakeMember) SendUrgentMessage(to string, payload []byte) {
 	defer m.gossip.mu.Unlock()
 	for _, o := range m.gossip.members {
 		if o.memberFacts.Name == to && !o.disconnected && !m.disconnected {
-			o.messages.PutIfRoom(members.Message{SenderName: m.memberFacts.Name, Payload: payload})
+			o.receivedMessageQueue.PutIfRoom(members.ReceivedMessage{SenderName: m.memberFacts.Name, Payload: payload})
 		}
 	}
 }
@@ -139,14 +139,16 @@ func (m *FakeMember) PublishOwnNode(p facts.PublishedNode) {
 // ContactMissingSeeds does nothing, because members never lose each other.
 func (m *FakeMember) ContactMissingSeeds() {}
 
-// MemberSets delivers the current members, the latest set only.
-func (m *FakeMember) MemberSets() <-chan facts.MemberSet { return m.memberSets.C() }
+// LiveMemberUpdates delivers the current members, the latest set only.
+func (m *FakeMember) LiveMemberUpdates() <-chan facts.MemberSet { return m.liveMemberUpdates.C() }
 
 // ReceivedUrgentMessages delivers the messages of others.
-func (m *FakeMember) ReceivedUrgentMessages() <-chan members.Message { return m.messages.C() }
+func (m *FakeMember) ReceivedUrgentMessages() <-chan members.ReceivedMessage {
+	return m.receivedMessageQueue.C()
+}
 
 // ReceivedBulkMessages delivers nothing: all messages arrive in one queue.
-func (m *FakeMember) ReceivedBulkMessages() <-chan members.Message { return nil }
+func (m *FakeMember) ReceivedBulkMessages() <-chan members.ReceivedMessage { return nil }
 
 // ReceivedFullStates delivers the states of the members that joined before.
 func (m *FakeMember) ReceivedFullStates() <-chan []byte { return m.receivedFullStates.C() }

@@ -42,8 +42,9 @@ type Config struct {
 	PodCIDRs  []netip.Prefix
 	// RESTConfig reaches the API server from the node's network namespace.
 	RESTConfig *rest.Config
-	// BinDir has Gantry's binaries. Image is the prefix of the image names that stand for them.
-	BinDir, GantryImagePrefix string
+	// GantryBinDir has Gantry's binaries. Image is the prefix of the image names that stand for
+	// them.
+	GantryBinDir, GantryImagePrefix string
 	// SelfPath is the path of a program that calls Reexec before anything else.
 	SelfPath string
 	// LogDir gets a file for each container. VolumesAndTokensDir gets volumes and service account
@@ -74,10 +75,10 @@ func NewAgent(c Config) (*Agent, error) {
 	return &Agent{config: c, client: client, podByUID: map[types.UID]*pod{}, usedAddresses: map[netip.Addr]bool{}, nextHostNumber: 2}, nil
 }
 
-// leaseInterval is the time between renewals of the lease, and leaseDurationSeconds how long it is
-// valid: both are the kubelet's defaults.
+// leaseRenewInterval is the time between renewals of the lease, and leaseDurationSeconds how long
+// it is valid: both are the kubelet's defaults.
 const (
-	leaseInterval        = 10 * time.Second
+	leaseRenewInterval   = 10 * time.Second
 	leaseDurationSeconds = 40
 	apiRetryInterval     = 500 * time.Millisecond
 )
@@ -87,7 +88,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.retryUntilNoError(ctx, a.registerNode); err != nil {
 		return err
 	}
-	go a.renewNodeLeaseForever(ctx)
+	go a.renewLeaseOrReregisterForever(ctx)
 	a.runInBackground(func() {
 		if err := a.servePortForwards(ctx); err != nil {
 			a.config.Log.Warn("no port-forward", "node", a.config.Name, "error", err)
@@ -178,16 +179,16 @@ func (a *Agent) registerNode(ctx context.Context) error {
 	return a.renewLease(ctx)
 }
 
-// renewNodeLeaseForever renews the lease: without it the control plane marks the node NotReady. If
-// it has done so, the node registers again.
-func (a *Agent) renewNodeLeaseForever(ctx context.Context) {
+// renewLeaseOrReregisterForever renews the lease: without it the control plane marks the node
+// NotReady. If it has done so, the node registers again.
+func (a *Agent) renewLeaseOrReregisterForever(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(leaseInterval):
+		case <-time.After(leaseRenewInterval):
 		}
-		short, cancel := context.WithTimeout(ctx, leaseInterval)
+		short, cancel := context.WithTimeout(ctx, leaseRenewInterval)
 		n, err := a.client.CoreV1().Nodes().Get(short, a.config.Name, metav1.GetOptions{})
 		if err == nil && !isNodeReadyOrShuttingDown(n) {
 			err = a.registerNode(short)

@@ -29,21 +29,21 @@ const AnnotationShutdownDelay = "lab.gantry.dev/shutdown-delay"
 
 // podContainer is a container of a Pod, with its restarts.
 type podContainer struct {
-	pod               *pod
-	containerManifest *corev1.Container
-	endedSignal       chan struct{} // closed when it has ended for good
+	pod                *pod
+	containerManifest  *corev1.Container
+	endedForGoodSignal chan struct{} // closed when it has ended for good
 
-	mu             sync.Mutex // guards the fields below
-	runningCommand *exec.Cmd
-	stoppedForGood bool
-	startedAt      time.Time
-	restarts       int32
-	probeSucceeded bool // the last result of the readiness probe
-	lastError      string
+	mu                      sync.Mutex // guards the fields below
+	runningCommand          *exec.Cmd
+	stoppedForGood          bool
+	startedAt               time.Time
+	restarts                int32
+	readinessProbeSucceeded bool // the last result of the readiness probe
+	lastError               string
 }
 
 func newContainer(p *pod, c *corev1.Container) *podContainer {
-	return &podContainer{pod: p, containerManifest: c, endedSignal: make(chan struct{})}
+	return &podContainer{pod: p, containerManifest: c, endedForGoodSignal: make(chan struct{})}
 }
 
 const (
@@ -54,18 +54,18 @@ const (
 // runAndRestart runs the container and starts it again whenever it ends, with a growing delay,
 // until it is stopped for good.
 func (r *podContainer) runAndRestart() {
-	defer close(r.endedSignal)
+	defer close(r.endedForGoodSignal)
 	for backoff := minBackoffDelay; ; backoff = min(2*backoff, maxBackoffDelay) {
 		begun := time.Now()
 		err := r.runUntilProcessEnds()
 		// it did not start, so this is no restart
 		if errors.Is(err, errContainerPrerequisiteMissing) {
 			backoff = minBackoffDelay / 2
-		} else if !r.isStopped() {
+		} else if !r.isStoppedForGood() {
 			r.recordRestart(err)
 		}
 		r.pod.requestStatusUpdate()
-		if r.isStopped() || r.pod.ctx.Err() != nil {
+		if r.isStoppedForGood() || r.pod.ctx.Err() != nil {
 			return
 		}
 		if time.Since(begun) > maxBackoffDelay {
@@ -83,7 +83,7 @@ func (r *podContainer) runAndRestart() {
 // example its service account.
 var errContainerPrerequisiteMissing = errors.New("the container cannot be started yet")
 
-func (r *podContainer) isStopped() bool {
+func (r *podContainer) isStoppedForGood() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.stoppedForGood
@@ -119,7 +119,7 @@ func (r *podContainer) runUntilProcessEnds() error {
 		r.mu.Unlock()
 		return fmt.Errorf("starting container %s: %w", r.containerManifest.Name, err)
 	}
-	r.runningCommand, r.startedAt, r.probeSucceeded = cmd, time.Now(), false
+	r.runningCommand, r.startedAt, r.readinessProbeSucceeded = cmd, time.Now(), false
 	r.mu.Unlock()
 	r.pod.requestStatusUpdate()
 	err = cmd.Wait()
@@ -179,19 +179,19 @@ func (r *podContainer) podPortResponderArguments() []string {
 func (r *podContainer) isReady() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.runningCommand != nil && (r.containerManifest.ReadinessProbe == nil || r.probeSucceeded)
+	return r.runningCommand != nil && (r.containerManifest.ReadinessProbe == nil || r.readinessProbeSucceeded)
 }
 
 // runProbes runs the readiness probe and the liveness probe.
 func (r *podContainer) runProbes() {
 	if p := r.containerManifest.LivenessProbe; p != nil {
-		r.pod.agent.runInBackground(func() { r.repeatProbeUntilThreshold(p, func(ok bool) { r.endProcessIfLivenessFailed(ok) }) })
+		r.pod.agent.runInBackground(func() { r.repeatProbeAndReportAtThreshold(p, func(ok bool) { r.endProcessIfLivenessFailed(ok) }) })
 	}
 	if p := r.containerManifest.ReadinessProbe; p != nil {
-		r.repeatProbeUntilThreshold(p, func(ok bool) {
+		r.repeatProbeAndReportAtThreshold(p, func(ok bool) {
 			r.mu.Lock()
-			changed := r.probeSucceeded != ok
-			r.probeSucceeded = ok
+			changed := r.readinessProbeSucceeded != ok
+			r.readinessProbeSucceeded = ok
 			r.mu.Unlock()
 			if changed {
 				r.pod.requestStatusUpdate()
@@ -208,9 +208,9 @@ func (r *podContainer) endProcessIfLivenessFailed(ok bool) {
 	}
 }
 
-// repeatProbeUntilThreshold runs a probe again and again, and calls report after as many equal
-// results in a row as the probe demands. It pauses while the container is not running.
-func (r *podContainer) repeatProbeUntilThreshold(p *corev1.Probe, report func(bool)) {
+// repeatProbeAndReportAtThreshold runs a probe again and again, and calls report after as many
+// equal results in a row as the probe demands. It pauses while the container is not running.
+func (r *podContainer) repeatProbeAndReportAtThreshold(p *corev1.Probe, report func(bool)) {
 	period := time.Duration(max(p.PeriodSeconds, 1)) * time.Second
 	good, bad := int32(0), int32(0)
 	for {
@@ -239,7 +239,7 @@ func (r *podContainer) repeatProbeUntilThreshold(p *corev1.Probe, report func(bo
 		select {
 		case <-r.pod.ctx.Done():
 			return
-		case <-r.endedSignal:
+		case <-r.endedForGoodSignal:
 			return
 		case <-time.After(wait):
 		}

@@ -63,7 +63,7 @@ func (r *podContainer) buildProcessSpec() (containerProcessSpec, error) {
 	}
 	s.Path = s.Args[0]
 	if strings.HasPrefix(r.containerManifest.Image, c.GantryImagePrefix) {
-		s.Path = filepath.Join(c.BinDir, filepath.Base(s.Path))
+		s.Path = filepath.Join(c.GantryBinDir, filepath.Base(s.Path))
 	}
 	if s.Mounts, err = r.prepareMounts(); err != nil {
 		return containerProcessSpec{}, fmt.Errorf("container %s: %w", r.containerManifest.Name, err)
@@ -97,9 +97,9 @@ func (s *containerProcessSpec) setUserAndGroup(user, group *int64) {
 	}
 }
 
-// serviceAccountTokenTimeout is how long a service account token is valid. It is renewed after half
-// of that time.
-const serviceAccountTokenTimeout = time.Hour
+// serviceAccountTokenExpiryTimeout is how long a service account token is valid. It is renewed
+// after half of that time.
+const serviceAccountTokenExpiryTimeout = time.Hour
 
 // writeAndRenewServiceAccountToken writes the Pod's service account to dir and renews the token.
 // Later calls do nothing.
@@ -118,7 +118,7 @@ func (p *pod) writeAndRenewServiceAccountToken(dir string) error {
 			select {
 			case <-p.ctx.Done():
 				return
-			case <-time.After(serviceAccountTokenTimeout / 2):
+			case <-time.After(serviceAccountTokenExpiryTimeout / 2):
 			}
 			_ = p.agent.retryUntilNoError(p.ctx, func(context.Context) error { return p.writeToken(dir) })
 		}
@@ -130,7 +130,7 @@ func (p *pod) writeToken(dir string) error {
 	o := p.firstObject
 	ctx, cancel := context.WithTimeout(p.ctx, 10*time.Second)
 	defer cancel()
-	seconds := int64(serviceAccountTokenTimeout / time.Second)
+	seconds := int64(serviceAccountTokenExpiryTimeout / time.Second)
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
 		ExpirationSeconds: &seconds,
 		BoundObjectRef:    &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: o.Name, UID: o.UID},

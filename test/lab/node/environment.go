@@ -18,7 +18,7 @@ func (r *podContainer) resolveEnvironment() (map[string]string, []string, error)
 	}
 	order := []string{"PATH", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}
 	for _, e := range r.containerManifest.Env {
-		v, err := r.resolveValue(e)
+		v, err := r.resolveVariableValue(e)
 		if err != nil {
 			return nil, nil, fmt.Errorf("variable %s: %w", e.Name, err)
 		}
@@ -59,9 +59,9 @@ func expandVariablesInAll(texts []string, known map[string]string) []string {
 	return out
 }
 
-// resolveValue returns the value of a variable: a literal, a field of the Pod, or a key of a
-// ConfigMap or Secret.
-func (r *podContainer) resolveValue(e corev1.EnvVar) (string, error) {
+// resolveVariableValue returns the value of a variable: a literal, a field of the Pod, or a key of
+// a ConfigMap or Secret.
+func (r *podContainer) resolveVariableValue(e corev1.EnvVar) (string, error) {
 	from := e.ValueFrom
 	if from == nil {
 		return e.Value, nil

@@ -55,7 +55,7 @@ func (a *Agent) startUpdateOrEndPod(ctx context.Context, o *corev1.Pod) {
 		}
 		p.ctx, p.cancel = context.WithCancel(ctx)
 		a.podByUID[o.UID] = p
-		a.runInBackground(p.runUntilDone)
+		a.runInBackground(p.runUntilCancelled)
 	case o.DeletionTimestamp != nil && p.latestObject.DeletionTimestamp == nil:
 		p.latestObject = o
 		a.runInBackground(func() { p.terminateGracefullyAndDeleteObject(ctx) })
@@ -91,12 +91,12 @@ func (a *Agent) killPodOfDeletedObject(uid types.UID) {
 	}
 }
 
-// runUntilDone runs the Pod until its context ends.
-func (p *pod) runUntilDone() {
+// runUntilCancelled runs the Pod until its context ends.
+func (p *pod) runUntilCancelled() {
 	defer p.cleanUp()
 	if err := p.agent.retryUntilNoError(p.ctx, func(context.Context) error { return p.createPodNetworkNamespace() }); err != nil {
 		for _, r := range p.containers { // none of them has been started
-			close(r.endedSignal)
+			close(r.endedForGoodSignal)
 		}
 		return
 	}
@@ -256,11 +256,11 @@ func (p *pod) terminateGracefullyAndDeleteObject(ctx context.Context) {
 	deadline := time.After(grace)
 	for _, r := range p.containers {
 		select {
-		case <-r.endedSignal:
+		case <-r.endedForGoodSignal:
 		case <-deadline:
 			p.killContainers()
 			p.cancel() // for a Pod whose network was not connected yet
-			<-r.endedSignal
+			<-r.endedForGoodSignal
 		case <-p.ctx.Done():
 		}
 	}
@@ -302,7 +302,7 @@ func (p *pod) killContainers() { p.sendSignal(syscall.SIGKILL, true) }
 func (p *pod) cleanUp() {
 	p.killContainers()
 	for _, r := range p.containers {
-		<-r.endedSignal
+		<-r.endedForGoodSignal
 	}
 	p.agent.mu.Lock()
 	delete(p.agent.usedAddresses, p.primaryIP)

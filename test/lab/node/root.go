@@ -18,7 +18,7 @@ func enterContainerRoot(volumes []volumeMount) error {
 	if err := os.MkdirAll(containerRootDir, 0o755); err != nil {
 		return err
 	}
-	if err := shadowDirectoryWithTmpfs("/", containerRootDir); err != nil {
+	if err := mountTmpfsWithEntriesOf("/", containerRootDir); err != nil {
 		return err
 	}
 	for _, v := range volumes {
@@ -52,7 +52,7 @@ func mountVolume(v volumeMount) error {
 		}
 		if _, err := os.Stat(next); err != nil {
 			if at != containerRootDir {
-				if err := shadowDirectoryWithTmpfs(at, at); err != nil {
+				if err := mountTmpfsWithEntriesOf(at, at); err != nil {
 					return err
 				}
 			}
@@ -76,9 +76,9 @@ func mountVolume(v volumeMount) error {
 	return unix.Mount("", at, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
 }
 
-// shadowDirectoryWithTmpfs mounts an empty writable directory over a directory, and shows the
+// mountTmpfsWithEntriesOf mounts an empty writable directory over a directory, and shows the
 // entries of another one in it. That may be the covered directory itself.
-func shadowDirectoryWithTmpfs(from, to string) error {
+func mountTmpfsWithEntriesOf(from, to string) error {
 	source, err := unix.Open(from, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

@@ -54,7 +54,7 @@ func clientNetworksBehindRouter(i int) []string {
 	return []string{fmt.Sprintf("10.%d.0.0/24", 100-i), fmt.Sprintf("fd00:%d::/64", 100-i)}
 }
 
-func nameWithNumber(host string, i int) string {
+func nameWithNumberUnlessFirst(host string, i int) string {
 	if i == 1 {
 		return host
 	}
@@ -87,7 +87,7 @@ func (b *RoutedLAN) buildNetwork(o RoutedLANOptions) (err error) {
 		numbers["node"+strconv.Itoa(i)] = 10 + i
 	}
 	for i := 1; i <= o.Routers; i++ {
-		numbers[nameWithNumber("router", i)] = i
+		numbers[nameWithNumberUnlessFirst("router", i)] = i
 	}
 	for name, n := range numbers {
 		if err := b.addHost(name, n); err != nil {
@@ -99,7 +99,7 @@ func (b *RoutedLAN) buildNetwork(o RoutedLANOptions) (err error) {
 			return err
 		}
 		for name := range numbers {
-			if name == nameWithNumber("router", i) {
+			if name == nameWithNumberUnlessFirst("router", i) {
 				continue
 			}
 			if err := b.namespaceByHost[name].RunInside(func() error {
@@ -149,8 +149,8 @@ func (b *RoutedLAN) addClientBehindRouter(i int) error {
 	if err != nil {
 		return err
 	}
-	router := b.namespaceByHost[nameWithNumber("router", i)]
-	b.namespaceByHost[nameWithNumber("far", i)] = h
+	router := b.namespaceByHost[nameWithNumberUnlessFirst("router", i)]
+	b.namespaceByHost[nameWithNumberUnlessFirst("far", i)] = h
 	if err := netns.AddCable(router, routerToClientLinkName, h, lanLink); err != nil {
 		return err
 	}

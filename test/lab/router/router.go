@@ -95,9 +95,9 @@ type routingSoftware interface {
 
 var routingSoftwareByKind = map[Kind]routingSoftware{FRR: frrRoutingSoftware{}, BIRD: birdRoutingSoftware{}}
 
-// MissingPrerequisite returns one line that says what this machine lacks to run a router of this
-// kind and which package provides it. It returns "" if nothing is missing.
-func MissingPrerequisite(k Kind) string {
+// DescribeMissingPrerequisite returns one line that says what this machine lacks to run a router of
+// this kind and which package provides it. It returns "" if nothing is missing.
+func DescribeMissingPrerequisite(k Kind) string {
 	if os.Geteuid() != 0 {
 		return "root, or a user namespace, is needed to run a router"
 	}
@@ -109,8 +109,8 @@ func MissingPrerequisite(k Kind) string {
 	return ""
 }
 
-// routerStartTimeout limits the start of one daemon, which takes 0.1 s on an idle machine.
-const routerStartTimeout = 90 * time.Second
+// daemonStartTimeout limits the start of one daemon, which takes 0.1 s on an idle machine.
+const daemonStartTimeout = 90 * time.Second
 
 // Start starts a router and returns when its configuration is in effect. A line that it does not
 // understand is an error that names the line.
@@ -118,7 +118,7 @@ func Start(ctx context.Context, c Config) (*Router, error) {
 	if routingSoftwareByKind[c.Kind] == nil {
 		return nil, fmt.Errorf("starting a router: the kind is %s or %s, not %q", FRR, BIRD, c.Kind)
 	}
-	if m := MissingPrerequisite(c.Kind); m != "" {
+	if m := DescribeMissingPrerequisite(c.Kind); m != "" {
 		return nil, fmt.Errorf("starting a router: %s", m)
 	}
 	temporary := c.Dir == ""
@@ -186,7 +186,7 @@ func (r *Router) startDaemon(ctx context.Context, name string) error {
 	r.mu.Lock()
 	r.daemonByName[name] = d
 	r.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, routerStartTimeout)
+	ctx, cancel := context.WithTimeout(ctx, daemonStartTimeout)
 	defer cancel()
 	for {
 		last := kind.checkDaemonReady(ctx, r.config, name)
@@ -285,7 +285,7 @@ func (r *Router) StopDaemonsInOrder() {
 		if r.SignalDaemons(syscall.SIGTERM, name) != nil {
 			continue
 		}
-		if !r.awaitDaemonsEnd(routerStopTimeout, name) {
+		if !r.awaitDaemonsEnd(daemonStopTimeout, name) {
 			_ = r.KillDaemons(name)
 		}
 	}
@@ -294,8 +294,8 @@ func (r *Router) StopDaemonsInOrder() {
 	}
 }
 
-// routerStopTimeout limits how long a daemon may take to end after SIGTERM.
-const routerStopTimeout = 20 * time.Second
+// daemonStopTimeout limits how long a daemon may take to end after SIGTERM.
+const daemonStopTimeout = 20 * time.Second
 
 // awaitDaemonsEnd waits until the daemons with these names, or all, have ended.
 func (r *Router) awaitDaemonsEnd(limit time.Duration, names ...string) bool {

@@ -20,11 +20,11 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// newTestHarness creates a RoutedLAN, and skips the test if the machine lacks something.
-func newTestHarness(t *testing.T, o RoutedLANOptions) *RoutedLAN {
+// newTestRoutedLAN creates a RoutedLAN, and skips the test if the machine lacks something.
+func newTestRoutedLAN(t *testing.T, o RoutedLANOptions) *RoutedLAN {
 	t.Helper()
 	for _, k := range []Kind{FRR, BIRD} {
-		if m := MissingPrerequisite(k); m != "" {
+		if m := DescribeMissingPrerequisite(k); m != "" {
 			t.Skip(m)
 		}
 	}
@@ -117,7 +117,7 @@ func awaitKernelNextHopsOnRouter(t *testing.T, b *RoutedLAN, want ...string) {
 
 // TestFRRAndBIRDExchangeRoutes connects FRR and BIRD. They exchange routes only if both work.
 func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
-	b := newTestHarness(t, RoutedLANOptions{Nodes: 2})
+	b := newTestRoutedLAN(t, RoutedLANOptions{Nodes: 2})
 	tor := startRouter(t, Config{Kind: FRR, NetNS: b.NamespaceOfHost("router"), ConfigText: frrConfig})
 	one := startRouter(t, Config{Kind: BIRD, NetNS: b.NamespaceOfHost("node1"), ConfigText: birdTestConfigOfHost(11)})
 	startRouter(t, Config{Kind: BIRD, NetNS: b.NamespaceOfHost("node2"), ConfigText: birdTestConfigOfHost(12)})
@@ -177,7 +177,7 @@ func TestFRRAndBIRDExchangeRoutes(t *testing.T) {
 }
 
 func TestStartErrorNamesUnknownRouterConfigLine(t *testing.T) {
-	b := newTestHarness(t, RoutedLANOptions{})
+	b := newTestRoutedLAN(t, RoutedLANOptions{})
 	for kind, text := range map[Kind]string{FRR: "router bgp 65000\n neighbour 1.2.3.4\n", BIRD: "protocol device {}\nneighbour;\n"} {
 		r, err := Start(t.Context(), Config{Kind: kind, NetNS: b.NamespaceOfHost("router"), ConfigText: text})
 		if err == nil {
@@ -190,7 +190,7 @@ func TestStartErrorNamesUnknownRouterConfigLine(t *testing.T) {
 }
 
 func TestClientBehindEachRouterReachesNode(t *testing.T) {
-	b := newTestHarness(t, RoutedLANOptions{Nodes: 1, Routers: 2})
+	b := newTestRoutedLAN(t, RoutedLANOptions{Nodes: 1, Routers: 2})
 	for _, address := range []string{"192.168.0.11:80", "[fd00:a8::b]:80"} {
 		l, err := b.NamespaceOfHost("node1").Listen("tcp", address)
 		if err != nil {
@@ -230,7 +230,7 @@ func startRoutersAndHang() {
 }
 
 func TestRouterDaemonsEndWhenProgramIsKilled(t *testing.T) {
-	newTestHarness(t, RoutedLANOptions{})
+	newTestRoutedLAN(t, RoutedLANOptions{})
 	cmd := exec.Command("/proc/self/exe", "__abandon")
 	out, err := cmd.StdoutPipe()
 	if err != nil {

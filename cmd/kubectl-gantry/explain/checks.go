@@ -91,7 +91,7 @@ func (c *serviceDiagnosis) addAnnouncementChecks() {
 	if e.AnyServing {
 		var on []string
 		for i, n := range e.ServingNodes {
-			on = append(on, fmt.Sprintf("%d on %s", e.ServingCounts[i], n))
+			on = append(on, fmt.Sprintf("%d on %s", e.EndpointCountsOfServingNodes[i], n))
 		}
 		c.addCheck("endpoints", report.ResultWell, names.Explanation{Text: cmp.Or(joinFirstElements(on, maxListedElements), "serve outside of the nodes")})
 	} else {
@@ -125,8 +125,8 @@ func (c *serviceDiagnosis) addAdvertisementCheck() {
 func (c *serviceDiagnosis) addNodeChecks() {
 	var faults []names.Explanation
 	nodesByFault := map[names.Explanation][]string{}
-	for i := range c.announcementFinding.Nodes {
-		n := &c.announcementFinding.Nodes[i]
+	for i := range c.announcementFinding.NodeExplanations {
+		n := &c.announcementFinding.NodeExplanations[i]
 		if fault := n.Fault(); fault.IsSet() {
 			if nodesByFault[fault] == nil {
 				faults = append(faults, fault)
@@ -182,8 +182,8 @@ func describeTime(t *metav1.Time) string {
 	return t.UTC().Format(time.DateTime) + " UTC"
 }
 
-// describeAnsweringNodes names the nodes that answer, as the end of a sentence.
-func (c *serviceDiagnosis) describeAnsweringNodes() string {
+// describeHoldersAndSessions names the nodes that answer, as the end of a sentence.
+func (c *serviceDiagnosis) describeHoldersAndSessions() string {
 	carrying := 0
 	for _, s := range c.announcementFinding.Sessions {
 		if !s.Fault.IsSet() {
@@ -323,7 +323,7 @@ func (c *serviceDiagnosis) explainAddressLeftPool() names.Explanation {
 		switch {
 		case c.config.Snapshot.PoolOfEachAddress("", a) == nil:
 			lost = fmt.Sprintf("IPAddressPool %s does not contain %s any more", c.view.RecordedPool, a)
-		case pool != nil && pool.CoversAddress(a) && !pool.CanAssign(a):
+		case pool != nil && pool.CoversAddress(a) && !pool.CanAssignAddress(a):
 			lost = fmt.Sprintf("IPAddressPool %s excludes %s by now", pool.Name, a)
 		default:
 			continue
