@@ -6,8 +6,8 @@
 // The rules in order: every address is in a pool (findPoolOfEachAddress); an advertisement names
 // the pool and selects the Service (Layer2Fault, BGPFault); it selects the node
 // (NodeExclusionReason, BGPAdsUsableOnNode); a link or a peer is left
-// (AnsweringLinkIndexes, NamesOfPeersGettingRoute). ExplainUnannouncedService applies all of them to
-// every node.
+// (AnsweringLinkIndexes, NamesOfPeersGettingRoute). ExplainUnannouncedService applies all of them
+// to every node.
 package advertise
 
 import (
