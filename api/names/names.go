@@ -129,9 +129,9 @@ const (
 	// ConditionNodeFit on a SpeakerStatus: the node serves addresses as well as any other. Other
 	// nodes serve the addresses of an unfit node, as far as they can.
 	ConditionNodeFit = "gantry.dev/Fit"
-	// ConditionAddressesUncontested on a SpeakerStatus: no foreign host claims an address that the
-	// node holds.
-	ConditionAddressesUncontested = "gantry.dev/AddressesUncontested"
+	// ConditionHeldAddressesUncontested on a SpeakerStatus: no foreign host claims an address that
+	// the node holds.
+	ConditionHeldAddressesUncontested = "gantry.dev/AddressesUncontested"
 	// ConditionEstablished on a BGPSession: the session with the router is established.
 	ConditionEstablished = "gantry.dev/Established"
 	// ConditionRoutesAnnounced on an established BGPSession: the router gets every route that it

@@ -183,7 +183,7 @@ func (d *decider) decideRequestedAddresses() Decision {
 	if wait, ok := d.decideToProbePickedAddresses(); ok {
 		return wait
 	}
-	return d.newAssignedDecision(slices.Clone(want))
+	return d.decideToAssign(slices.Clone(want))
 }
 
 // adviseOnRequestedFamilies says what a Service can do that requests this many addresses of each
@@ -204,7 +204,7 @@ func (d *decider) decisionFromKeptAndPicked() Decision {
 	if wait, ok := d.decideToProbePickedAddresses(); ok {
 		return wait
 	}
-	out := d.newAssignedDecision(d.orderKeptAndPickedAddresses())
+	out := d.decideToAssign(d.orderKeptAndPickedAddresses())
 	if violation := d.explainPoolViolation(); violation.IsSet() {
 		out.Explanation, out.DecideAgainWhenAddressesFree = violation, true
 		return out

@@ -112,7 +112,7 @@ func (d *decider) decideToKeepAssignment(why names.Explanation) Decision {
 	return out
 }
 
-func (d *decider) newAssignedDecision(addresses []netip.Addr) Decision {
+func (d *decider) decideToAssign(addresses []netip.Addr) Decision {
 	out := Decision{Addresses: addresses}
 	out.Reason = names.ReasonAssigned
 	out.PoolOfFirstAddress, out.PoolsOfAllAddressesIfSeveral, out.Text = d.describePoolsOfAddresses(addresses)

@@ -353,7 +353,7 @@ func (r *ConditionWriter) warnOrRemindOfUnannounced(ctx context.Context, s *core
 	if !isNew {
 		wait := r.unannouncedFaults.delayUntilReminder(key, now)
 		// A condition that was written with the first address has no Warning yet.
-		isBorn := isConditionFresh(after, now) && !r.unannouncedFaults.hasWarned(key)
+		isBorn := isConditionFresh(after, now) && !r.unannouncedFaults.hasReportedFault(key)
 		if wait > 0 && !isBorn {
 			return ctrl.Result{RequeueAfter: wait}
 		}

@@ -145,8 +145,8 @@ func (m *faultMemory) reserveSlotAndGetDelay(f *serviceFault, interval time.Dura
 	return 0
 }
 
-// hasWarned reports whether a Warning about the Service was sent.
-func (m *faultMemory) hasWarned(key client.ObjectKey) bool {
+// hasReportedFault reports whether a Warning about the Service was sent.
+func (m *faultMemory) hasReportedFault(key client.ObjectKey) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f := m.faultByService[key]

@@ -41,7 +41,7 @@ const (
 )
 
 // NewLeaseLock returns the Lease for the leader election, in Gantry's namespace.
-func NewLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, namespace string) (*Lock, error) {
+func NewLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, namespace string) (*EarlyExpiringLock, error) {
 	own := rest.AddUserAgent(rest.CopyConfig(config), "leader-election")
 	own.Timeout = leaseRequestTimeout
 	leases, err := coordinationv1.NewForConfig(own)
@@ -58,12 +58,12 @@ func NewLeaseLock(config *rest.Config, scheme *runtime.Scheme, host, namespace s
 	lock, err := resourcelock.New(resourcelock.LeasesResourceLock, namespace, names.LeaderLease, core, leases, resourcelock.ResourceLockConfig{
 		Identity: identity, EventRecorder: events.NewRecorder(scheme, corev1.EventSource{Component: identity}),
 	})
-	return &Lock{Interface: lock}, err
+	return &EarlyExpiringLock{Interface: lock}, err
 }
 
-// Lock is a lock that expires for other controllers a little before the time in its record. It
-// remembers how long no controller led.
-type Lock struct {
+// EarlyExpiringLock is a lock that expires for other controllers a little before the time in its
+// record. It remembers how long no controller led.
+type EarlyExpiringLock struct {
 	resourcelock.Interface
 
 	mu                  sync.Mutex // guards all that follows
@@ -74,7 +74,7 @@ type Lock struct {
 
 // Get returns the record and its encoded form, with takeoverBeforeLeaseExpiryInterval subtracted
 // from the duration if another controller holds the lease.
-func (l *Lock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+func (l *EarlyExpiringLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, raw, err := l.Interface.Get(ctx)
 	if err != nil || record.HolderIdentity == l.Identity() {
 		return record, raw, err
@@ -87,7 +87,7 @@ func (l *Lock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []b
 }
 
 // Update writes the record. The first one that names this controller ends the absence of a leader.
-func (l *Lock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+func (l *EarlyExpiringLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
 	if err := l.Interface.Update(ctx, record); err != nil || record.HolderIdentity != l.Identity() {
 		return err
 	}
@@ -101,7 +101,7 @@ func (l *Lock) Update(ctx context.Context, record resourcelock.LeaderElectionRec
 }
 
 // LeaderAbsence returns how long no controller led before this one.
-func (l *Lock) LeaderAbsence() assign.LeaderAbsence {
+func (l *EarlyExpiringLock) LeaderAbsence() assign.LeaderAbsence {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.leaderAbsence

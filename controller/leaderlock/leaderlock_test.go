@@ -40,7 +40,7 @@ func TestLeaseExpiresEarlyForOtherControllers(t *testing.T) {
 		"one that was let go":  {holder: "", written: 1, seen: 1},
 		"one of a short lease": {holder: "them", written: 1, seen: 1},
 	} {
-		lock := Lock{Interface: fakeLock{electionRecord: resourcelock.LeaderElectionRecord{HolderIdentity: c.holder, LeaseDurationSeconds: c.written}}}
+		lock := EarlyExpiringLock{Interface: fakeLock{electionRecord: resourcelock.LeaderElectionRecord{HolderIdentity: c.holder, LeaseDurationSeconds: c.written}}}
 		r, raw, err := lock.Get(t.Context())
 		if err != nil || string(raw) != "raw" || r.LeaseDurationSeconds != c.seen {
 			t.Errorf("%s: a lease of %d s is seen as %d s (%q, %v), want %d s", name, c.written, r.LeaseDurationSeconds, raw, err, c.seen)
@@ -59,7 +59,7 @@ func TestLockKnowsHowLongNoControllerLed(t *testing.T) {
 	record := func(holder string, after time.Duration) resourcelock.LeaderElectionRecord {
 		return resourcelock.LeaderElectionRecord{HolderIdentity: holder, RenewTime: metav1.NewTime(start.Add(after))}
 	}
-	lock := Lock{Interface: fakeLock{electionRecord: record("them", 0)}}
+	lock := EarlyExpiringLock{Interface: fakeLock{electionRecord: record("them", 0)}}
 	for _, after := range []time.Duration{time.Minute, time.Hour} { // a renewal changes nothing
 		if after == time.Minute {
 			if _, _, err := lock.Get(t.Context()); err != nil {
@@ -73,7 +73,7 @@ func TestLockKnowsHowLongNoControllerLed(t *testing.T) {
 			t.Errorf("no controller led in %+v, want one minute from %v on", got, start)
 		}
 	}
-	first := Lock{Interface: fakeLock{}}
+	first := EarlyExpiringLock{Interface: fakeLock{}}
 	if err := first.Update(t.Context(), record("me", 0)); err != nil || !first.LeaderAbsence().Since.IsZero() {
 		t.Errorf("the first controller of a cluster follows an absence since %v (%v), want none", first.LeaderAbsence().Since, err)
 	}
@@ -162,7 +162,7 @@ func startElector(t *testing.T, s *leaseServer, name string, leads chan<- string
 	t.Helper()
 	ctx, kill := context.WithCancel(klog.NewContext(t.Context(), logr.Discard()))
 	e, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Lock:          &Lock{Interface: &leaseClient{server: s, name: name, killContext: ctx}},
+		Lock:          &EarlyExpiringLock{Interface: &leaseClient{server: s, name: name, killContext: ctx}},
 		LeaseDuration: LeaseTimeout, RenewDeadline: RenewTimeout, RetryPeriod: RetryInterval,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) { leads <- name },

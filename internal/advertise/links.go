@@ -45,7 +45,7 @@ func AnnouncingLinkIndexes[L Link](ads []*snapshot.L2Advertisement, node *view.N
 			continue
 		}
 		if len(ad.Interfaces) == 0 {
-			out = appendIndexesInSubnetOrAll(out, a, links, reach)
+			out = appendLinkIndexesInSubnetOrAll(out, a, links, reach)
 			continue
 		}
 		for i := range links {
@@ -58,9 +58,9 @@ func AnnouncingLinkIndexes[L Link](ads []*snapshot.L2Advertisement, node *view.N
 	return slices.Compact(out)
 }
 
-// appendIndexesInSubnetOrAll appends the links whose subnet covers a. If no node has one, it
+// appendLinkIndexesInSubnetOrAll appends the links whose subnet covers a. If no node has one, it
 // appends all links that can carry a.
-func appendIndexesInSubnetOrAll[L Link](out []int, a netip.Addr, links []L, reach SubnetReachedByAnyNode) []int {
+func appendLinkIndexesInSubnetOrAll[L Link](out []int, a netip.Addr, links []L, reach SubnetReachedByAnyNode) []int {
 	for i := range links {
 		if links[i].CanSendFamilyOf(a) && !links[i].HasVirtualRouterMAC() && (reach == NoNodeReachesSubnet || links[i].CoversAddress(a)) {
 			out = append(out, links[i].InterfaceIndex())

@@ -16,7 +16,7 @@ import (
 // fitnessState is what this node knows of its own fitness and of that of the others.
 type fitnessState struct {
 	ownFitnessJudge       *fitness.Judge
-	memberNotifier        fitness.FitnessNotifier
+	memberNotifier        fitness.FitnessMessageSchedule
 	fitnessOfOtherMembers *fitness.UnfitMembersTable
 	// fitnessPassedToPlanner is what the planner knows. mustCheck is set after an input that may
 	// change it.

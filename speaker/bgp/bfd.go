@@ -212,8 +212,8 @@ func (w *peerWorker) endSessionForBFD(cause string) {
 	w.session.endWithNotification(sessionFault{names.ReasonBFDDown, fmt.Errorf("BFD: %s", cause)}, w.wrapInHardResetIfNeeded(message.NewCeaseNotification(message.CeaseBFDDown, "")))
 }
 
-// endSessionAfterBFDTimeout ends the session whose BFD session did not come Up again.
-func (w *peerWorker) endSessionAfterBFDTimeout() {
+// endSessionAfterBFDRecoveryTimeout ends the session whose BFD session did not come Up again.
+func (w *peerWorker) endSessionAfterBFDRecoveryTimeout() {
 	if w.session != nil {
 		w.endSessionForBFD(fmt.Sprintf("the neighbour signalled down, and the session was not up again within %s", bfdRecoveryTimeout))
 	}

@@ -141,7 +141,7 @@ func (w *peerWorker) run(ctx context.Context) {
 		case <-w.routeShutdown.timer.C:
 			w.withdrawRoutesForShutdown()
 		case <-w.bfdRecoveryTimer.C:
-			w.endSessionAfterBFDTimeout()
+			w.endSessionAfterBFDRecoveryTimeout()
 		case <-w.drainTimer.C:
 			w.withdrawDrainedAndSetTimer()
 		case <-w.routeInbox.ready.C():

@@ -51,7 +51,7 @@ func (m *Machine) ensureAddressState(ip netip.Addr) *addressState {
 	if a == nil {
 		a = &addressState{ip: ip, withoutCandidatesSince: m.now, highestKnownClaim: Claim{Address: ip}}
 		m.addressesByIP[ip] = a
-		m.claimBuckets[claimBucketIndex(ip)].addAddress(a)
+		m.claimHashBuckets[claimBucketIndex(ip)].addAddress(a)
 	}
 	return a
 }
@@ -134,7 +134,7 @@ func (m *Machine) recordClaim(a *addressState, c Claim) {
 	if m.claimsDigest ^= change; change != 0 {
 		m.liveness.claimsChangedAt = m.now
 	}
-	m.claimBuckets[claimBucketIndex(a.ip)].updateDigest(change)
+	m.claimHashBuckets[claimBucketIndex(a.ip)].updateDigest(change)
 	a.highestKnownClaim = c
 	if m.addressesByHolder[c.Holder] == nil {
 		m.addressesByHolder[c.Holder] = map[*addressState]struct{}{}
@@ -170,7 +170,7 @@ func (m *Machine) forgetAddressesWithoutCandidates() {
 	}
 	m.lastForgetSweepAt = m.now
 	m.lastForgetSweepBucket = (m.lastForgetSweepBucket + 1) % claimBucketCount
-	for a := range m.claimBuckets[m.lastForgetSweepBucket].addresses {
+	for a := range m.claimHashBuckets[m.lastForgetSweepBucket].addresses {
 		if a.bid.Candidates != nil || a.isHeldBySelf || !m.acquisitionsAllowed {
 			a.withoutCandidatesSince = m.now
 			continue
@@ -181,7 +181,7 @@ func (m *Machine) forgetAddressesWithoutCandidates() {
 			m.recordClaim(a, c)
 		}
 		if old >= claimWithoutCandidatesTimeout && (a.highestKnownClaim.Epoch == 0 || a.highestKnownClaim.Released) {
-			m.claimBuckets[m.lastForgetSweepBucket].removeAddress(a)
+			m.claimHashBuckets[m.lastForgetSweepBucket].removeAddress(a)
 			delete(m.addressesByHolder[a.highestKnownClaim.Holder], a)
 			delete(m.addressesByIP, a.ip)
 			delete(m.outbox.claimRepeatsLeftByAddress, a)

@@ -43,9 +43,9 @@ type claimBucket struct {
 	encodedClaims []byte // the encoded claims; nil after a change
 }
 
-// claimBuckets are all known claims. Two members compare the digests of the buckets and exchange
-// only those that differ.
-type claimBuckets [claimBucketCount]claimBucket
+// claimHashBuckets are all known claims. Two members compare the digests of the buckets and
+// exchange only those that differ.
+type claimHashBuckets [claimBucketCount]claimBucket
 
 // claimBucketIndex returns the bucket of the address. It is the same on all nodes.
 func claimBucketIndex(a netip.Addr) int {
@@ -207,7 +207,7 @@ func (m *Machine) receiveMessage(from string, payload []byte) {
 	case kindRefusal:
 		m.handleRefusals(from, r.readClaims())
 	case kindSyncRequest:
-		m.claimBuckets.answerSyncRequest(from, r, &m.outbox)
+		m.claimHashBuckets.answerSyncRequest(from, r, &m.outbox)
 	case kindSyncDelta:
 		m.mergeSyncDelta(from, r)
 	}
@@ -249,12 +249,12 @@ func (m *Machine) EncodeAllClaims() []byte {
 			claimCount++
 		}
 	}
-	return m.claimBuckets.encodeClaims(claimCount)
+	return m.claimHashBuckets.encodeClaims(claimCount)
 }
 
 // encodeClaims encodes the claims of all buckets, of which there are claimCount, as one message. A
 // node that joins gets it before its version is known here, so it has the oldest version.
-func (t *claimBuckets) encodeClaims(claimCount uint64) []byte {
+func (t *claimHashBuckets) encodeClaims(claimCount uint64) []byte {
 	size := 0
 	for i := range t {
 		p := &t[i]
@@ -336,13 +336,13 @@ func (s *syncRequests) nextRequestID() uint64 { return s.lastID + 1 }
 
 // requestSync asks a member for all buckets that differ. Afterwards both members know the same
 // claims.
-func (s *syncRequests) requestSync(to string, claims *claimBuckets, f stepContext, out *outbox) {
+func (s *syncRequests) requestSync(to string, claims *claimHashBuckets, f stepContext, out *outbox) {
 	id := s.beginRequest(to, f.now, f.timing.StartupWithoutMembersDelay)
 	b := binary.AppendUvarint(out.beginMessage(kindSyncRequest), id)
 	for i := range claims {
 		b = binary.BigEndian.AppendUint32(b, uint32(claims[i].digest))
 	}
-	out.sendUrgentMessage(to, b)
+	out.queueUrgentMessage(to, b)
 }
 
 // requestSync asks a member for the claims that this node does not know, unless it has just done
@@ -351,12 +351,12 @@ func (m *Machine) requestSync(to string) {
 	if m.syncRequests.hasRecentRequest(to, m.lease.firstValidSyncID, m.stepContext()) {
 		return
 	}
-	m.syncRequests.requestSync(to, &m.claimBuckets, m.stepContext(), &m.outbox)
+	m.syncRequests.requestSync(to, &m.claimHashBuckets, m.stepContext(), &m.outbox)
 }
 
 // answerSyncRequest sends each bucket that differs as a whole. If none differs, it sends one empty
 // delta.
-func (t *claimBuckets) answerSyncRequest(to string, r *messageReader, out *outbox) {
+func (t *claimHashBuckets) answerSyncRequest(to string, r *messageReader, out *outbox) {
 	id := r.readUvarint()
 	var differ []int
 	for i := range t {
@@ -369,12 +369,12 @@ func (t *claimBuckets) answerSyncRequest(to string, r *messageReader, out *outbo
 	}
 	prefix := binary.AppendUvarint(binary.AppendUvarint(out.beginMessage(kindSyncDelta), id), uint64(len(differ)))
 	if len(differ) == 0 {
-		out.sendNormalPriorityMessage(to, prefix)
+		out.queueNormalPriorityMessage(to, prefix)
 		return
 	}
 	for _, i := range differ {
 		b := binary.AppendUvarint(slices.Clone(prefix), uint64(i))
-		out.sendNormalPriorityMessage(to, appendClaims(b, t[i].sortedClaims()))
+		out.queueNormalPriorityMessage(to, appendClaims(b, t[i].sortedClaims()))
 	}
 }
 
@@ -397,7 +397,7 @@ func (m *Machine) mergeSyncDelta(from string, r *messageReader) {
 			theirs[c.Address] = c
 			m.mergeReceivedClaim(from, c)
 		}
-		for _, c := range m.claimBuckets[i].sortedClaims() {
+		for _, c := range m.claimHashBuckets[i].sortedClaims() {
 			if t, ok := theirs[c.Address]; !ok || c.supersedes(t) {
 				m.outbox.queueClaim(kindClaims, from, c)
 			}

@@ -49,7 +49,7 @@ type livenessWatch struct {
 	adoptedNodes []string
 	// lastSeenAtBySilentNode is the last sign of life of each silent node.
 	lastSeenAtBySilentNode map[string]time.Time
-	missedBeacons          missedBeacons
+	missedBeacons          missedBeaconCounter
 	// lastMessageReceivedAt is when this node last received a message of any member.
 	lastMessageReceivedAt time.Time
 	// claimsChangedAt is when this node last learnt of another claim, or made one.
@@ -255,7 +255,7 @@ func (w *livenessWatch) sendBeacon(names []string, f stepContext, out *outbox) {
 		b := binary.AppendUvarint(out.beginMessage(kindBeacon), f.runNonce)
 		b = binary.AppendUvarint(b, w.lastOwnBeaconSeq)
 		b = binary.AppendUvarint(b, f.claimsDigest)
-		out.sendUrgentMessage(n, append(b, flags))
+		out.queueUrgentMessage(n, append(b, flags))
 	}
 }
 
@@ -290,7 +290,7 @@ func (w *livenessWatch) handleBeacon(from string, r *messageReader, f stepContex
 	if flags&flagAckRequested != 0 {
 		b := binary.AppendUvarint(out.beginMessage(kindBeaconAck), nonce)
 		b = binary.AppendUvarint(b, seq)
-		out.sendUrgentMessage(from, binary.AppendUvarint(b, f.claimsDigest))
+		out.queueUrgentMessage(from, binary.AppendUvarint(b, f.claimsDigest))
 	}
 	if h.shouldSyncForDigest(digest, w.extraDelayForMember(from, f), f) {
 		o.membersToSync = append(o.membersToSync, from)

@@ -35,7 +35,7 @@ type Machine struct {
 	// acquisitions to start at the end of the step
 	addressesToAcquire        map[*addressState]struct{}
 	scheduledAddresses        addressWorkSchedule
-	claimBuckets              claimBuckets
+	claimHashBuckets          claimHashBuckets
 	claimsDigest              uint64 // XOR of the buckets' digests
 	addressGroupsByCandidates sameCandidatesGroups
 	addressesWithOrphanClaim  map[*addressState]struct{}

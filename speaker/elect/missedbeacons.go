@@ -2,9 +2,9 @@ package elect
 
 import "time"
 
-// missedBeacons counts the beacons that watched members should have sent and that this node did not
-// receive. The zero value has counted none.
-type missedBeacons struct {
+// missedBeaconCounter counts the beacons that watched members should have sent and that this node
+// did not receive. The zero value has counted none.
+type missedBeaconCounter struct {
 	total uint64
 	// presentSilenceCountByMember has what is counted of the present silence of a member.
 	presentSilenceCountByMember map[string]uint64
@@ -12,7 +12,7 @@ type missedBeacons struct {
 
 // countBeaconsMissedInGap counts the beacons between two that arrived. What was counted while the
 // member was silent is not counted again.
-func (m *missedBeacons) countBeaconsMissedInGap(member string, lastSeq, seq uint64) {
+func (m *missedBeaconCounter) countBeaconsMissedInGap(member string, lastSeq, seq uint64) {
 	if missed := seq - lastSeq - 1; lastSeq != 0 && missed > m.presentSilenceCountByMember[member] {
 		m.total += missed - m.presentSilenceCountByMember[member]
 	}
@@ -20,7 +20,7 @@ func (m *missedBeacons) countBeaconsMissedInGap(member string, lastSeq, seq uint
 }
 
 // countBeaconsMissedInSilence counts the beacons that a silent member should have sent so far.
-func (m *missedBeacons) countBeaconsMissedInSilence(member string, silence, interval time.Duration) {
+func (m *missedBeaconCounter) countBeaconsMissedInSilence(member string, silence, interval time.Duration) {
 	due := uint64(silence / interval)
 	if due <= m.presentSilenceCountByMember[member] {
 		return
@@ -33,7 +33,9 @@ func (m *missedBeacons) countBeaconsMissedInSilence(member string, silence, inte
 }
 
 // forgetMember forgets the silence of a member that is gone.
-func (m *missedBeacons) forgetMember(member string) { delete(m.presentSilenceCountByMember, member) }
+func (m *missedBeaconCounter) forgetMember(member string) {
+	delete(m.presentSilenceCountByMember, member)
+}
 
 // CountMissedBeacons returns how many beacons of watched members did not arrive at the node of m.
 func CountMissedBeacons(m *Machine) uint64 { return m.liveness.missedBeacons.total }

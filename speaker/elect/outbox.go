@@ -57,7 +57,7 @@ func (o *outbox) orderedEffects(members []string) []Effect {
 	o.sendClaims(o.claimsToBroadcast, members)
 	for _, b := range o.claimBatchOrder {
 		for chunk := range slices.Chunk(o.claimsByBatch[b], maxClaimsPerMessage) {
-			o.sendNormalPriorityMessage(b.receiver, appendClaims(o.beginMessage(b.kind), chunk))
+			o.queueNormalPriorityMessage(b.receiver, appendClaims(o.beginMessage(b.kind), chunk))
 		}
 	}
 	for _, s := range slices.Concat(o.urgentMessages, o.normalPriorityMessages, o.bulkMessages) {
@@ -89,12 +89,12 @@ func (o *outbox) repeatNewClaims(members []string) {
 	o.sendClaims(again, members)
 }
 
-func (o *outbox) sendUrgentMessage(to string, payload []byte) {
+func (o *outbox) queueUrgentMessage(to string, payload []byte) {
 	o.urgentMessages = append(o.urgentMessages, SendMessage{To: to, Payload: payload, Priority: PriorityUrgent})
 }
 
-// sendNormalPriorityMessage sends claims that one member waits for.
-func (o *outbox) sendNormalPriorityMessage(to string, payload []byte) {
+// queueNormalPriorityMessage sends claims that one member waits for.
+func (o *outbox) queueNormalPriorityMessage(to string, payload []byte) {
 	o.normalPriorityMessages = append(o.normalPriorityMessages, SendMessage{To: to, Payload: payload, Priority: PriorityNormal})
 }
 

@@ -105,16 +105,17 @@ func TestOneOfTwoProbersTakesTheAddress(t *testing.T) {
 }
 
 func TestSyncAnswerHasOnlyBucketsThatDiffer(t *testing.T) {
-	var mine, theirs claimBuckets
+	var mine, theirs claimHashBuckets
 	for i, ip := range []string{"192.0.2.1", "192.0.2.2"} {
 		a := &addressState{ip: netip.MustParseAddr(ip)}
 		a.highestKnownClaim = Claim{Address: a.ip, Holder: "a", Nonce: 1, Epoch: 1}
-		for _, known := range []*claimBuckets{&mine, &theirs}[:2-i] { // they lack the second claim
+		// they lack the second claim
+		for _, known := range []*claimHashBuckets{&mine, &theirs}[:2-i] {
 			known[claimBucketIndex(a.ip)].addAddress(a)
 			known[claimBucketIndex(a.ip)].updateDigest(a.highestKnownClaim.digestContribution())
 		}
 	}
-	ask := func(asked *claimBuckets) *messageReader {
+	ask := func(asked *claimHashBuckets) *messageReader {
 		s := newSyncRequests()
 		out := outbox{messageFormat: NewestMessageFormat}
 		timing := DefaultTiming()

@@ -23,7 +23,7 @@ func (w *livenessWatch) broadcastSuspicionOrRetraction(n string, h *beaconRecord
 	}
 	for _, o := range f.members.otherMembers {
 		if o != n {
-			out.sendUrgentMessage(o, b)
+			out.queueUrgentMessage(o, b)
 		}
 	}
 	return hasChanged

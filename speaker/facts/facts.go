@@ -33,7 +33,7 @@ type Link struct {
 	LowestMetricDefaultGateways []netip.Addr
 	// GatewaysWithKnownMAC are the Gateways with an Ethernet address in the kernel's neighbour
 	// table, sorted by address.
-	GatewaysWithKnownMAC []Neighbour
+	GatewaysWithKnownMAC []LinkNeighbour
 	// IsDown is set when the link is down or without carrier. Such a link is not usable.
 	IsDown bool
 	// CannotSendIPv4 and CannotSendIPv6 are set when frames of the family cannot be sent on this
@@ -41,8 +41,8 @@ type Link struct {
 	CannotSendIPv4, CannotSendIPv6 bool
 }
 
-// Neighbour is another host on a link.
-type Neighbour struct {
+// LinkNeighbour is another host on a link.
+type LinkNeighbour struct {
 	Address netip.Addr
 	MAC     MAC
 }

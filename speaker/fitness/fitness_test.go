@@ -88,7 +88,7 @@ func TestProcessPauseDoesNotMakeNodeUnfit(t *testing.T) {
 // another one.
 func TestUnfitMembersTableFollowsNotifierMessages(t *testing.T) {
 	unfit := facts.Fitness{IsDoubtful: true, NodeFault: string(names.ReasonServiceProxySilent), SilentSubnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
-	var a FitnessNotifier
+	var a FitnessMessageSchedule
 	table, members := NewUnfitMembersTable(), []string{"a", "b"}
 	sent := 0
 	pass := func(from, until time.Duration, f facts.Fitness) map[string]facts.Fitness {

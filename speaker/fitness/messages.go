@@ -67,15 +67,15 @@ func decodeFitness(b []byte) (facts.Fitness, bool) {
 	return f, true
 }
 
-// FitnessNotifier decides when this node tells the other members how fit it is.
-type FitnessNotifier struct {
+// FitnessMessageSchedule decides when this node tells the other members how fit it is.
+type FitnessMessageSchedule struct {
 	lastFitness     facts.Fitness
 	lastSentAt      time.Time
 	fitMessagesLeft int
 }
 
 // DueMessage returns the message that is due, nil if there is none.
-func (a *FitnessNotifier) DueMessage(f facts.Fitness, now time.Time) []byte {
+func (a *FitnessMessageSchedule) DueMessage(f facts.Fitness, now time.Time) []byte {
 	if !f.Equal(a.lastFitness) {
 		a.lastFitness, a.fitMessagesLeft = f, fitMessageRepeatCount
 	} else if now.Sub(a.lastSentAt) < UnfitMessageRepeatInterval {

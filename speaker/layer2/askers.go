@@ -18,7 +18,7 @@ type AskerCache struct {
 
 // asker is a host that asked for an address.
 type asker struct {
-	facts.Neighbour
+	facts.LinkNeighbour
 	linkIndex int
 	askedAt   time.Time
 }
@@ -37,7 +37,7 @@ func NewAskerCache() *AskerCache { return &AskerCache{askersByAddress: map[netip
 
 // RecordRequest stores that a host asked for an address on a link. If there are too many hosts, it
 // deletes the one that asked first.
-func (n *AskerCache) RecordRequest(a netip.Addr, link int, by facts.Neighbour, now time.Time) {
+func (n *AskerCache) RecordRequest(a netip.Addr, link int, by facts.LinkNeighbour, now time.Time) {
 	known, ok := n.askersByAddress[a]
 	if !ok && len(n.askersByAddress) >= askedAddressesLimit {
 		for other := range n.askersByAddress { // any one: a real host asks again
@@ -54,17 +54,17 @@ func (n *AskerCache) RecordRequest(a netip.Addr, link int, by facts.Neighbour, n
 
 // GatewaysAndAskersToNotify returns the hosts that get a notice about an address on a link: first
 // the link's gateways, then the hosts that asked, the latest first.
-func (n *AskerCache) GatewaysAndAskersToNotify(a netip.Addr, l facts.Link, now time.Time) []facts.Neighbour {
-	var out []facts.Neighbour
+func (n *AskerCache) GatewaysAndAskersToNotify(a netip.Addr, l facts.Link, now time.Time) []facts.LinkNeighbour {
+	var out []facts.LinkNeighbour
 	for _, r := range l.GatewaysWithKnownMAC {
 		if ipfamily.FamilyOf(r.Address) == ipfamily.FamilyOf(a) {
 			out = append(out, r)
 		}
 	}
 	for _, k := range slices.Backward(n.askersByAddress[a]) {
-		router := slices.ContainsFunc(out, func(r facts.Neighbour) bool { return r.Address == k.Address })
+		router := slices.ContainsFunc(out, func(r facts.LinkNeighbour) bool { return r.Address == k.Address })
 		if k.linkIndex == l.Index && now.Sub(k.askedAt) < askerRetentionTimeout && !router {
-			out = append(out, k.Neighbour)
+			out = append(out, k.LinkNeighbour)
 		}
 	}
 	return out

@@ -12,12 +12,12 @@ import (
 )
 
 // numberedNeighbour returns the neighbour with that number.
-func numberedNeighbour(n int) facts.Neighbour {
-	return facts.Neighbour{Address: netip.AddrFrom4([4]byte{192, 168, 0, byte(n)}), MAC: facts.MAC{2, 0, 0, 0, 0, byte(n)}}
+func numberedNeighbour(n int) facts.LinkNeighbour {
+	return facts.LinkNeighbour{Address: netip.AddrFrom4([4]byte{192, 168, 0, byte(n)}), MAC: facts.MAC{2, 0, 0, 0, 0, byte(n)}}
 }
 
 func TestAskerCacheListsGatewaysAndAskers(t *testing.T) {
-	link := facts.Link{Index: 2, GatewaysWithKnownMAC: []facts.Neighbour{numberedNeighbour(1), {Address: netip.MustParseAddr("fe80::1"), MAC: facts.MAC{2, 0, 0, 0, 0, 1}}}}
+	link := facts.Link{Index: 2, GatewaysWithKnownMAC: []facts.LinkNeighbour{numberedNeighbour(1), {Address: netip.MustParseAddr("fe80::1"), MAC: facts.MAC{2, 0, 0, 0, 0, 1}}}}
 	tests := map[string]struct {
 		do   func(n *layer2.AskerCache)
 		at   time.Duration

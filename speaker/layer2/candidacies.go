@@ -75,9 +75,9 @@ func (e *Engine) applyCandidacies() {
 	}
 }
 
-// joinSolicitedNodeGroupsOfCandidates joins the groups of all candidate addresses on a newly opened
+// joinCandidateGroupsOnOpenedPort joins the groups of all candidate addresses on a newly opened
 // port.
-func (e *Engine) joinSolicitedNodeGroupsOfCandidates(p *linkPort) {
+func (e *Engine) joinCandidateGroupsOnOpenedPort(p *linkPort) {
 	if p.key.family != ipfamily.IPv6 {
 		return
 	}

@@ -429,6 +429,6 @@ func (e *Engine) handleReaderEvent(r readerEvent) {
 	if slices.Contains(e.heldAddressByIP[f.SenderIP].linkIndexes, r.linkAndFamily.linkIndex) {
 		e.reportConflict(f, r.linkAndFamily.linkIndex)
 	} else if f.Operation == Request {
-		e.askers.RecordRequest(f.TargetIP, r.linkAndFamily.linkIndex, facts.Neighbour{Address: f.SenderIP, MAC: f.SenderMAC}, e.now())
+		e.askers.RecordRequest(f.TargetIP, r.linkAndFamily.linkIndex, facts.LinkNeighbour{Address: f.SenderIP, MAC: f.SenderMAC}, e.now())
 	}
 }

@@ -383,7 +383,7 @@ func TestGatewayOfLinksSetBeforeBindingsGetsNotice(t *testing.T) {
 			awaitReport[layer2.PortOpened](s.engineWithClient, "the link is opened")
 			s.engine.SetLinks(facts.LinkSet{s.link, slow})
 			synctest.Wait() // the engine opens the slow link now
-			s.link.GatewaysWithKnownMAC = []facts.Neighbour{{Address: s.clientIP, MAC: s.clientMAC}}
+			s.link.GatewaysWithKnownMAC = []facts.LinkNeighbour{{Address: s.clientIP, MAC: s.clientMAC}}
 			s.engine.SetLinks(facts.LinkSet{s.link, slow})
 			s.holdAddresses(s.heldIP)
 			close(opener.releaseSignal)

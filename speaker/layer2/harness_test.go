@@ -336,7 +336,7 @@ var scenariosForEveryPortOpener = map[string]func(b *engineWithClient){
 		}
 	},
 	"a gateway of the link gets a unicast notice": func(b *engineWithClient) {
-		b.link.GatewaysWithKnownMAC = []facts.Neighbour{{Address: b.clientIP, MAC: b.clientMAC}}
+		b.link.GatewaysWithKnownMAC = []facts.LinkNeighbour{{Address: b.clientIP, MAC: b.clientMAC}}
 		b.engine.SetLinks(facts.LinkSet{b.link})
 		b.holdAddresses(b.heldIP)
 		b.awaitClientFrame("the address is new", b.expectedUnicastNotice(b.heldIP))

@@ -9,7 +9,7 @@ import (
 // unicastNotice is a notice to one neighbour that this node now answers for an address.
 type unicastNotice struct {
 	addressOnLink AddressOnLink
-	target        facts.Neighbour
+	target        facts.LinkNeighbour
 	dueAt         time.Time
 }
 
@@ -32,7 +32,7 @@ type noticeQueue struct {
 
 // scheduleNotices schedules two notices to each target: one at once, one after
 // secondUnicastNoticeDelay.
-func (q *noticeQueue) scheduleNotices(g AddressOnLink, targets []facts.Neighbour, now time.Time) {
+func (q *noticeQueue) scheduleNotices(g AddressOnLink, targets []facts.LinkNeighbour, now time.Time) {
 	for _, to := range targets {
 		n := unicastNotice{addressOnLink: g, target: to, dueAt: now}
 		q.firstNotices = append(q.firstNotices, n)

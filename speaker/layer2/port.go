@@ -123,7 +123,7 @@ func (e *Engine) openPort(p *linkPort) {
 	e.publishResponderTable()
 	p.pingResponderReopenAt = time.Time{}
 	e.openPingResponder(p)
-	e.joinSolicitedNodeGroupsOfCandidates(p)
+	e.joinCandidateGroupsOnOpenedPort(p)
 	e.reports.PutDroppingOldest(PortOpened{Link: p.link, Family: p.key.family})
 	for a, h := range e.heldAddressByIP {
 		if ipfamily.FamilyOf(a) == p.key.family && slices.Contains(h.linkIndexes, p.link.Index) {

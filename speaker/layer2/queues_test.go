@@ -103,7 +103,7 @@ func TestProbeQueuePacesAcquireProbes(t *testing.T) {
 
 func TestNoticeQueueSendsEachNoticeTwice(t *testing.T) {
 	var q noticeQueue
-	targets := make([]facts.Neighbour, noticeBatchSize+1)
+	targets := make([]facts.LinkNeighbour, noticeBatchSize+1)
 	q.scheduleNotices(AddressOnLink{netip.MustParseAddr("192.0.2.1"), 1}, targets, queueTestStartTime)
 	due, next := q.TakeDue(queueTestStartTime)
 	checkEntryCount(t, "the first batch is full", due, noticeBatchSize)

@@ -323,18 +323,18 @@ func readDefaultGateways() (defaultGatewaysByLink, error) {
 }
 
 // readGatewaysWithKnownMAC returns the gateways whose Ethernet addresses the kernel knows.
-func readGatewaysWithKnownMAC(index int, gateways []netip.Addr) ([]facts.Neighbour, error) {
+func readGatewaysWithKnownMAC(index int, gateways []netip.Addr) ([]facts.LinkNeighbour, error) {
 	if len(gateways) == 0 {
 		return nil, nil
 	}
 	known, err := netlink.NeighList(index, netlink.FAMILY_ALL)
-	var out []facts.Neighbour
+	var out []facts.LinkNeighbour
 	for _, n := range known {
 		ip, ok := netip.AddrFromSlice(n.IP)
 		if ok && len(n.HardwareAddr) == 6 && slices.Contains(gateways, ip.Unmap()) {
-			out = append(out, facts.Neighbour{Address: ip.Unmap(), MAC: facts.MAC(n.HardwareAddr)})
+			out = append(out, facts.LinkNeighbour{Address: ip.Unmap(), MAC: facts.MAC(n.HardwareAddr)})
 		}
 	}
-	slices.SortFunc(out, func(x, y facts.Neighbour) int { return x.Address.Compare(y.Address) })
+	slices.SortFunc(out, func(x, y facts.LinkNeighbour) int { return x.Address.Compare(y.Address) })
 	return out, err
 }

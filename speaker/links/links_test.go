@@ -144,7 +144,7 @@ func TestLinkChangesAreDelivered(t *testing.T) {
 	})
 	b.nodeNamespace.AddAddressToLink("eth0", "192.168.0.12/24") // neighbours cause no event
 	b.awaitLinks("the gateway's Ethernet address is known", func(s facts.LinkSet) bool {
-		return len(s) == 1 && slices.Equal(s[0].GatewaysWithKnownMAC, []facts.Neighbour{{Address: gateway, MAC: mac}})
+		return len(s) == 1 && slices.Equal(s[0].GatewaysWithKnownMAC, []facts.LinkNeighbour{{Address: gateway, MAC: mac}})
 	})
 	b.changeLinkInNodeNamespace("eth0", netlink.LinkSetDown)
 	b.awaitDownLink("eth0", prefix)

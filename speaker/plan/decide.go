@@ -54,7 +54,7 @@ func (p *Planner) decideLayer2(k view.ObjectKey, r *serviceRecord) (*Layer2Verdi
 	d := &layer2Decision{decisionByAddress: map[netip.Addr]addressDecision{}, mayRebalance: coverage.MayRebalance(), wireCheck: toIntentWireCheck(&coverage)}
 	for i, a := range coverage.Addresses {
 		one := p.decideAddress(k, r, &coverage, i)
-		p.leaveOutUnfitNodes(a, &one)
+		p.leaveOutUnfitNodesIfFitOneLives(a, &one)
 		if fault := p.preferRequestedNode(s.requestedHolder, &coverage, i, &one); !v.RequestedHolderFault.IsSet() {
 			v.RequestedHolderFault = fault
 		}

@@ -86,10 +86,10 @@ func (p *Planner) isLiveMember(node string) bool {
 	return ok
 }
 
-// leaveOutUnfitNodes removes the unfit nodes from the candidates for an address if one of the
-// others lives. If this node is among them, it continues to serve until another one takes the
-// address.
-func (p *Planner) leaveOutUnfitNodes(a netip.Addr, d *addressDecision) {
+// leaveOutUnfitNodesIfFitOneLives removes the unfit nodes from the candidates for an address if one
+// of the others lives. If this node is among them, it continues to serve until another one takes
+// the address.
+func (p *Planner) leaveOutUnfitNodesIfFitOneLives(a netip.Addr, d *addressDecision) {
 	if !p.isAnyNodeUnfit || d.candidates == nil {
 		return
 	}

@@ -148,7 +148,7 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) (lookAgain time.Duration, err error) {
 	sessions := w.options.Sessions.SessionStatuses()
 	heldBack, lookAgain := w.explainFlapHeldBackSessions(sessions)
-	carried := routesCarriedByPeer(sessions)
+	carried := carriedRoutesOfEstablishedSessions(sessions)
 	for peer := range heldBack {
 		delete(carried, peer)
 	}
@@ -188,8 +188,8 @@ func (w *BGPStatusWriter) explainFlapHeldBackSessions(sessions []bgp.PeerSession
 	return heldBack, lookAgain
 }
 
-// routesCarriedByPeer returns what the established sessions carry.
-func routesCarriedByPeer(sessions []bgp.PeerSessionStatus) map[string]status.CarriedRoutes {
+// carriedRoutesOfEstablishedSessions returns what the established sessions carry.
+func carriedRoutesOfEstablishedSessions(sessions []bgp.PeerSessionStatus) map[string]status.CarriedRoutes {
 	out := make(map[string]status.CarriedRoutes, len(sessions))
 	for i := range sessions {
 		s := &sessions[i]

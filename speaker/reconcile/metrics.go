@@ -80,7 +80,7 @@ func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
 	if a.bgpSessions == nil || now.Plan.NodeLeaving { // a leaving node withdraws its routes
 		return
 	}
-	carriedByPeer := routesCarriedByPeer(a.bgpSessions.SessionStatuses())
+	carriedByPeer := carriedRoutesOfEstablishedSessions(a.bgpSessions.SessionStatuses())
 	for v := range now.Plan.BGPVerdicts.All() {
 		if v.Reason == names.ReasonAnnounced {
 			emit(v.Service, protocolBGP, status.AddressesWithRoute(v, carriedByPeer))

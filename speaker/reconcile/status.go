@@ -191,7 +191,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 			observeMembers()
 			w.recordServicesAwaitingProxy(s)
 			w.reportElectionEvents(s)
-			w.reportRawSocketDenial(ctx, s)
+			w.sendRawSocketDenialEvent(ctx, s)
 			w.reportRequestedNodeFaults(s)
 		case <-w.serviceL2StatusChangedSignal.C():
 			if !isComparisonDue {
@@ -272,9 +272,9 @@ func (w *StatusWriter) collectStatusInputs(s agent.Status) status.StatusInputs {
 	return in
 }
 
-// reportRawSocketDenial sends an event about the node, once for each change, if layer 2 does not
+// sendRawSocketDenialEvent sends an event about the node, once for each change, if layer 2 does not
 // work on it.
-func (w *StatusWriter) reportRawSocketDenial(ctx context.Context, s agent.Status) {
+func (w *StatusWriter) sendRawSocketDenialEvent(ctx context.Context, s agent.Status) {
 	if s.RawSocketDenialText != "" && s.RawSocketDenialText != w.lastReportedSocketDenial {
 		node := &corev1.Node{}
 		if err := w.options.Client.Get(ctx, client.ObjectKey{Name: w.options.Self}, node); err == nil {

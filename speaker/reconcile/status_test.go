@@ -273,7 +273,7 @@ func TestStatusObjectsFollowTheAgent(t *testing.T) {
 		return s.Node == selfNode && s.Version == "v1.2.3" && s.Held == 2 && s.LastSeen != nil && len(s.Links) == 3 && len(s.Unreachable) == 0 &&
 			meta.IsStatusConditionTrue(s.Conditions, names.ConditionSpeakerReady) &&
 			s.Links[2].Name == "storage0" && s.Links[2].Reason == string(names.ReasonLinkExcluded) &&
-			meta.IsStatusConditionTrue(s.Conditions, names.ConditionLayer2Usable) && meta.IsStatusConditionTrue(s.Conditions, names.ConditionAddressesUncontested)
+			meta.IsStatusConditionTrue(s.Conditions, names.ConditionLayer2Usable) && meta.IsStatusConditionTrue(s.Conditions, names.ConditionHeldAddressesUncontested)
 	})
 
 	_, before, err := d.listServiceL2StatusLines()
@@ -393,7 +393,7 @@ func (d *statusWriterHarness) checkStatusOfForeignClaims(both []intent.Binding) 
 	const but = " but 192.168.0.201 by 02:00:00:00:00:99"
 	d.awaitServiceL2StatusLines("a foreign host is named", dnsServiceL2StatusLine+but, webServiceL2StatusLine+but)
 	d.awaitSpeakerStatus("a foreign host is named", func(s v1alpha1.SpeakerStatusStatus) bool {
-		c := meta.FindStatusCondition(s.Conditions, names.ConditionAddressesUncontested)
+		c := meta.FindStatusCondition(s.Conditions, names.ConditionHeldAddressesUncontested)
 		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(names.ReasonForeignClaim) && strings.Contains(c.Message, foreignMAC.String())
 	})
 	d.awaitEventCounts("the event is sent once", names.EventAnnounceFailed, map[string]int{

@@ -61,7 +61,7 @@ func (r *SessionFlapDamper) ObserveSession(s ObservedSession, now time.Time) (wh
 	if s.EstablishedSince.IsZero() {
 		return names.Explanation{}, 0
 	}
-	delay := flapHoldBackDelay(len(h.returnTimes))
+	delay := requiredUptimeDelayAfterFlaps(len(h.returnTimes))
 	heldBackFor = s.EstablishedSince.Add(delay).Sub(now)
 	if heldBackFor <= 0 {
 		return names.Explanation{}, 0
@@ -78,8 +78,8 @@ func (r *SessionFlapDamper) ForgetOtherPeers(peers []string) {
 	}
 }
 
-// flapHoldBackDelay returns how long a session must last that returned so often.
-func flapHoldBackDelay(returns int) time.Duration {
+// requiredUptimeDelayAfterFlaps returns how long a session must last that returned so often.
+func requiredUptimeDelayAfterFlaps(returns int) time.Duration {
 	if returns < 2 {
 		return 0
 	}

@@ -148,7 +148,7 @@ func buildUncontestedCondition(in StatusInputs) metav1.Condition {
 	all := in.HeldAddressConflicts.All()
 	if len(all) == 0 {
 		return metav1.Condition{
-			Type: names.ConditionAddressesUncontested, Status: metav1.ConditionTrue, Reason: string(names.ReasonUncontested),
+			Type: names.ConditionHeldAddressesUncontested, Status: metav1.ConditionTrue, Reason: string(names.ReasonUncontested),
 			Message: "no foreign host claims an address that this node holds",
 		}
 	}
@@ -160,7 +160,7 @@ func buildUncontestedCondition(in StatusInputs) metav1.Condition {
 		claims = append(claims, fmt.Sprintf("and %d more", len(all)-maxConflictsNamedInMessage))
 	}
 	return metav1.Condition{
-		Type: names.ConditionAddressesUncontested, Status: metav1.ConditionFalse, Reason: string(names.ReasonForeignClaim),
+		Type: names.ConditionHeldAddressesUncontested, Status: metav1.ConditionFalse, Reason: string(names.ReasonForeignClaim),
 		Message: "foreign hosts claim addresses that this node holds: " + strings.Join(claims, ", ") + ": remove the addresses from these hosts, or from the pools",
 	}
 }

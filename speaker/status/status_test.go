@@ -179,11 +179,11 @@ func TestConflictsAreListedUntilHostIsSilent(t *testing.T) {
 	if len(got) != 1 || got[0].Address != "192.168.0.201" || got[0].MAC != "02:00:00:00:00:99" || !got[0].Since.Equal(&metav1.Time{Time: testStartTime}) {
 		t.Errorf("the status says %+v", got)
 	}
-	if k := speakerCondition(in, names.ConditionAddressesUncontested); k.Status != metav1.ConditionFalse || !strings.Contains(k.Message, "192.168.0.201 by 02:00:00:00:00:99") {
+	if k := speakerCondition(in, names.ConditionHeldAddressesUncontested); k.Status != metav1.ConditionFalse || !strings.Contains(k.Message, "192.168.0.201 by 02:00:00:00:00:99") {
 		t.Errorf("the condition is %+v", k)
 	}
 	c.ForgetOtherAddresses(map[netip.Addr]bool{heldIPv6: true})
-	if len(c.All()) != 0 || speakerCondition(in, names.ConditionAddressesUncontested).Status != metav1.ConditionTrue {
+	if len(c.All()) != 0 || speakerCondition(in, names.ConditionHeldAddressesUncontested).Status != metav1.ConditionTrue {
 		t.Error("a claim to an address that is not held any more is no conflict")
 	}
 }

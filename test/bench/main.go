@@ -67,6 +67,7 @@ var benchmarks = []struct {
 	{"moves", measureAssignmentFailoverAndHandover},
 	{"routes", measureBGPWithFRRRouter},
 	{"manyroutes", measureSpeakerWith10000Routes},
+	{"announced", measureAnnouncedConditionDelay},
 	{"spread", measureHolderSpread},
 	{"takeover", func(ctx context.Context, _ string) error { return measureTakeover(ctx) }},
 	{"planning", func(context.Context, string) error { return measurePlanning() }},

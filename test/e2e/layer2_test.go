@@ -279,7 +279,7 @@ func checkConflictReported(ctx context.Context, s *cluster.Cluster, node string,
 	if err := s.API.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: node}, &speaker); err != nil {
 		return err
 	}
-	if !meta.IsStatusConditionFalse(speaker.Status.Conditions, names.ConditionAddressesUncontested) {
+	if !meta.IsStatusConditionFalse(speaker.Status.Conditions, names.ConditionHeldAddressesUncontested) {
 		return fmt.Errorf("the conditions of the speaker are %v", speaker.Status.Conditions)
 	}
 	svc, err := s.GetService(ctx, "default", "echo")

@@ -31,7 +31,7 @@ func RunCommandLine() {
 	var name string
 	root.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several labs can run at the same time")
 	dir := func() string { return LabDirectory(name) }
-	root.AddCommand(newStartLabCommand(dir), newHoldLabCommand(dir), newEndLabCommand(dir), newHostShellCommand(dir), newKubectlCommand(dir))
+	root.AddCommand(newStartLabCommand(dir), newHoldLabInBackgroundCommand(dir), newEndLabCommand(dir), newHostShellCommand(dir), newKubectlCommand(dir))
 	root.AddCommand(&cobra.Command{Use: "status", Short: "Show the nodes and their Pods", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
 		return sendRequestAndPrintAnswer(c, dir(), supervisorRequest{Operation: "status"})
 	}})
@@ -144,8 +144,8 @@ func newRunInNamespacesCommand() *cobra.Command {
 	return c
 }
 
-// newHoldLabCommand keeps a lab running until a signal ends the process.
-func newHoldLabCommand(dir func() string) *cobra.Command {
+// newHoldLabInBackgroundCommand keeps a lab running until a signal ends the process.
+func newHoldLabInBackgroundCommand(dir func() string) *cobra.Command {
 	o := Options{ProgressOutput: os.Stdout}
 	c := &cobra.Command{Use: holdLabInBackgroundArg, Hidden: true, Args: cobra.NoArgs}
 	addLabOptionFlags(c, &o)

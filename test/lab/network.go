@@ -118,7 +118,7 @@ func (s *supervisor) addHost(name string, number int) error {
 		return err
 	}
 	return ns.RunInside(func() error {
-		if err := setForwardingAndDADSysctls(lanLink); err != nil {
+		if err := setForwardingMultipathAndDADSysctls(lanLink); err != nil {
 			return err
 		}
 		if err := netns.SetLinkUp(lanLink); err != nil {
@@ -138,9 +138,9 @@ func (s *supervisor) addHost(name string, number int) error {
 // bridgePortNameOfHost returns the name of a host's port on the bridge of the LAN.
 func bridgePortNameOfHost(host string) string { return "p-" + host }
 
-// setForwardingAndDADSysctls turns on forwarding, hashing of flows over equal routes by ports too,
-// and the use of IPv6 addresses of a link without Duplicate Address Detection.
-func setForwardingAndDADSysctls(link string) error {
+// setForwardingMultipathAndDADSysctls turns on forwarding, hashing of flows over equal routes by
+// ports too, and the use of IPv6 addresses of a link without Duplicate Address Detection.
+func setForwardingMultipathAndDADSysctls(link string) error {
 	for key, value := range map[string]string{
 		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1",
 		"net/ipv6/conf/default/accept_dad": "0", "net/ipv6/conf/" + link + "/accept_dad": "0",
@@ -169,7 +169,7 @@ func (s *supervisor) addClientBehindRouter(i int) error {
 		number int
 	}{{router, "eth1", 1}, {ns, lanLink, 2}} {
 		err := end.ns.RunInside(func() error {
-			if err := setForwardingAndDADSysctls(end.link); err != nil {
+			if err := setForwardingMultipathAndDADSysctls(end.link); err != nil {
 				return err
 			}
 			if err := netns.SetLinkUp(end.link); err != nil {

@@ -65,20 +65,20 @@ func TestSessionsWithBIRDComeUpAndRecover(t *testing.T) {
 	t.Parallel()
 	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.BIRD, "router", birdSingleHopConfig)
-	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.engine.SetSessions(sessionConfigsToRouter(fastProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
 	b.waitForBIRDSessionState("IPv4 is up", r, nodeIPv4, "Up")
 	b.waitForBIRDSessionState("IPv6 is up", r, nodeIPv6, "Up")
 
 	slower := fastProfile()
 	slower.TransmitInterval, slower.ReceiveInterval, slower.DetectMultiplier = 300*time.Millisecond, 300*time.Millisecond, 4
-	b.engine.SetSessions(sessionsToRouter(slower))
+	b.engine.SetSessions(sessionConfigsToRouter(slower))
 	b.expectAllStayUp("a change of intervals", 2*time.Second)
 	b.awaitNoError("the poll sequences end", b.checkNoPollSequence)
 	if err := r.ChangeRunningConfig(t.Context(), strings.ReplaceAll(birdSingleHopConfig, "50 ms", "100 ms")); err != nil {
 		t.Fatal(err)
 	}
-	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.engine.SetSessions(sessionConfigsToRouter(fastProfile()))
 	b.awaitNoError("both changes take effect", func() error {
 		return b.checkStatus(routerIPv4, func(s bfd.SessionStatus) bool {
 			return s.DetectionTime == 300*time.Millisecond && s.EffectiveTransmitInterval == 100*time.Millisecond

@@ -51,8 +51,8 @@ func fastProfile() bfd.Profile {
 	return p
 }
 
-// sessionsToRouter returns the sessions to the router over IPv4 and IPv6.
-func sessionsToRouter(p bfd.Profile) []bfd.SessionConfig {
+// sessionConfigsToRouter returns the sessions to the router over IPv4 and IPv6.
+func sessionConfigsToRouter(p bfd.Profile) []bfd.SessionConfig {
 	return []bfd.SessionConfig{
 		{SessionKey: bfd.SessionKey{PeerAddress: routerIPv4, LocalAddress: nodeIPv4, Interface: "eth0"}, Profile: p},
 		{SessionKey: bfd.SessionKey{PeerAddress: routerIPv6}, Profile: p},
@@ -63,7 +63,7 @@ func TestSessionsWithFRRComeUpAndRecover(t *testing.T) {
 	t.Parallel()
 	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
-	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.engine.SetSessions(sessionConfigsToRouter(fastProfile()))
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
 	b.awaitNoError("IPv6 is up too", func() error { return b.checkAllUp(2) })
 	for _, peer := range []string{nodeIPv4.String(), nodeIPv6.String()} {
@@ -75,12 +75,12 @@ func TestSessionsWithFRRComeUpAndRecover(t *testing.T) {
 
 	slower := fastProfile()
 	slower.TransmitInterval, slower.ReceiveInterval, slower.DetectMultiplier = 200*time.Millisecond, 400*time.Millisecond, 5
-	b.engine.SetSessions(sessionsToRouter(slower))
+	b.engine.SetSessions(sessionConfigsToRouter(slower))
 	b.waitForFRRSession("the intervals changed", r, nodeIPv4, func(p frrSession) bool {
 		return p.Status == "up" && p.RemoteTransmitMilliseconds == 200 && p.RemoteReceiveMilliseconds == 400 && p.RemoteMultiplier == 5
 	})
 	b.expectAllStayUp("a change of intervals", 2*time.Second)
-	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.engine.SetSessions(sessionConfigsToRouter(fastProfile()))
 	b.waitForFRRSession("they changed back", r, nodeIPv6, func(p frrSession) bool { return p.Status == "up" && p.RemoteTransmitMilliseconds == 50 })
 	b.awaitNoError("the poll sequences end", func() error { return b.checkNoPollSequence() })
 	if err := r.ChangeRunningConfig(t.Context(), "bfd\n profile node\n receive-interval 100\n transmit-interval 120\n detect-multiplier 4\n"); err != nil {
@@ -109,7 +109,7 @@ func TestFRRDetectsCutNode(t *testing.T) {
 	t.Parallel()
 	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
-	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.engine.SetSessions(sessionConfigsToRouter(fastProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
 	if err := b.CutCableKeepingCarrier("node1"); err != nil {
 		t.Fatal(err)
@@ -126,9 +126,9 @@ func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 	t.Parallel()
 	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
-	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.engine.SetSessions(sessionConfigsToRouter(fastProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
-	b.engine.SetSessions(sessionsToRouter(fastProfile())[:1])
+	b.engine.SetSessions(sessionConfigsToRouter(fastProfile())[:1])
 	b.waitForFRRSession("one session was shut down", r, nodeIPv6, func(p frrSession) bool {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
@@ -141,7 +141,7 @@ func TestPlannedStopIsSignalledToFRR(t *testing.T) {
 		return p.Status == "down" && p.RemoteDiagnostic == "administratively down"
 	})
 	b.startEngine(2)
-	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.engine.SetSessions(sessionConfigsToRouter(fastProfile()))
 	b.awaitNoError("a new speaker brings both up", func() error { return b.checkAllUp(2) })
 }
 
@@ -149,7 +149,7 @@ func TestFRRAdminDownIsNoPathFailure(t *testing.T) {
 	t.Parallel()
 	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
-	b.engine.SetSessions(sessionsToRouter(fastProfile())[:1])
+	b.engine.SetSessions(sessionConfigsToRouter(fastProfile())[:1])
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
 	const peer = "bfd\n peer 192.168.0.11 local-address 192.168.0.1 interface eth0\n "
 	if err := r.ChangeRunningConfig(t.Context(), peer+"shutdown\n"); err != nil {
@@ -197,7 +197,7 @@ func TestHungRouterProcessIsDetected(t *testing.T) {
 	t.Parallel()
 	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
-	b.engine.SetSessions(sessionsToRouter(fastProfile())[:1])
+	b.engine.SetSessions(sessionConfigsToRouter(fastProfile())[:1])
 	b.waitForEvent("the router is there", routerIPv4, isUpEvent)
 	if err := r.SignalDaemons(syscall.SIGSTOP, "bfdd"); err != nil {
 		t.Fatal(err)

@@ -160,7 +160,7 @@ func TestSessionsSurviveFlood(t *testing.T) {
 	t.Parallel()
 	b := startBFDEngineInLab(t)
 	b.startRouter(router.FRR, "router", frrSingleHopConfig)
-	b.engine.SetSessions(sessionsToRouter(bfdtest.DefaultProfile()))
+	b.engine.SetSessions(sessionConfigsToRouter(bfdtest.DefaultProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()

@@ -51,7 +51,7 @@ func soakSessionsUnderCPULoad(t *testing.T) {
 	}
 	b := startBFDEngineInLab(t)
 	r := b.startRouter(router.FRR, "router", frrSingleHopConfig)
-	b.engine.SetSessions(sessionsToRouter(fastProfile()))
+	b.engine.SetSessions(sessionConfigsToRouter(fastProfile()))
 	b.awaitNoError("both are up", func() error { return b.checkAllUp(2) })
 	keepCoresBusy(t)
 	late := trackMaxWakeupDelay(t)
