@@ -63,11 +63,10 @@ check: ## check format, lint and generated files, and run the tests that need ne
 	@$(MAKE) --no-print-directory -j2 lint current unit SHORT=-short
 
 current: ## fail if generated files were not current; they are afterwards
-	@before=$$(find api config -type f | sort | xargs sha256sum); $(MAKE) --no-print-directory generate; \
-	test "$$before" = "$$(find api config -type f | sort | xargs sha256sum)" || { echo 'generated files were not current; they are now: commit them'; exit 1; }
+	@tools/generate.sh check
 
 generate: ## generate the deepcopy functions and the CRDs
-	$(TOOL) controller-gen object crd paths=./api/... output:crd:dir=config/crd/bases
+	@tools/generate.sh
 
 verify: generate ## fail if generated files differ from the committed ones
 	git diff --exit-code -- api config

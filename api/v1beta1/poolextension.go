@@ -9,12 +9,8 @@ type PoolExtension struct {
 	// and single addresses, as in spec.addresses. Default: none. Example: ["192.0.2.1"].
 	// +kubebuilder:validation:MaxItems=1024
 	// +kubebuilder:validation:items:MaxLength=96
-	// +kubebuilder:validation:items:XValidation:rule="self.contains('-') ? (self.split('-').size()
-	// == 2 && isIP(self.split('-')[0].trim()) && isIP(self.split('-')[1].trim())) : (isCIDR(self)
-	// || isIP(self))",message="the entry is no CIDR, range or address: write 192.0.2.0/28,
-	// 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks",messageExpression="\"'\" + self + \"' is
-	// no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without
-	// blanks\"" +optional
+	// +kubebuilder:validation:items:XValidation:rule="self.contains('-') ? (self.split('-').size() == 2 && isIP(self.split('-')[0].trim()) && isIP(self.split('-')[1].trim())) : (isCIDR(self) || isIP(self))",message="the entry is no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks",messageExpression="\"'\" + self + \"' is no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks\""
+	// +optional
 	Exclude []string `json:"exclude,omitempty"`
 
 	// Order says which free address is given next. Lowest (the default): the first one in the order
@@ -30,9 +26,8 @@ type PoolExtension struct {
 	// the same namespace and name may have it at once. Default: 0s. Example: 10m.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$')
-	// && duration(self) >= duration('0s') && duration(self) <= duration('8760h')",message="cooldown
-	// is between 0s and 8760h: write one such as 10m or 24h" +optional
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$') && duration(self) >= duration('0s') && duration(self) <= duration('8760h')",message="cooldown is between 0s and 8760h: write one such as 10m or 24h"
+	// +optional
 	Cooldown *metav1.Duration `json:"cooldown,omitempty"`
 
 	// Quota limits how many addresses of the pool the Services of one namespace may hold, requested
@@ -60,12 +55,8 @@ type PoolRetirement struct {
 	// any, the whole pool is retired. Default: the whole pool. Example: ["192.0.2.128/25"].
 	// +kubebuilder:validation:MaxItems=128
 	// +kubebuilder:validation:items:MaxLength=96
-	// +kubebuilder:validation:items:XValidation:rule="self.contains('-') ? (self.split('-').size()
-	// == 2 && isIP(self.split('-')[0].trim()) && isIP(self.split('-')[1].trim())) : (isCIDR(self)
-	// || isIP(self))",message="the entry is no CIDR, range or address: write 192.0.2.0/28,
-	// 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks",messageExpression="\"'\" + self + \"' is
-	// no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without
-	// blanks\"" +optional
+	// +kubebuilder:validation:items:XValidation:rule="self.contains('-') ? (self.split('-').size() == 2 && isIP(self.split('-')[0].trim()) && isIP(self.split('-')[1].trim())) : (isCIDR(self) || isIP(self))",message="the entry is no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks",messageExpression="\"'\" + self + \"' is no CIDR, range or address: write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or 192.0.2.1, without blanks\""
+	// +optional
 	Addresses []string `json:"addresses,omitempty"`
 	// ServicesPerMinute is how many Services at most get other addresses in a minute. Default: 60.
 	// Example: 10.
@@ -110,9 +101,7 @@ type PoolAcquireProbe struct {
 	// +kubebuilder:default="1h"
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$')
-	// && duration(self) >= duration('1s') && duration(self) <=
-	// duration('8760h')",message="quarantine is between 1s and 8760h: write one such as 10m or 24h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$|^0$') && duration(self) >= duration('1s') && duration(self) <= duration('8760h')",message="quarantine is between 1s and 8760h: write one such as 10m or 24h"
 	// +optional
 	Quarantine *metav1.Duration `json:"quarantine,omitempty"`
 }

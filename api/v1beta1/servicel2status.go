@@ -8,16 +8,16 @@ type ServiceL2StatusSpec struct{}
 // ServiceL2StatusStatus says which node announces a Service on the local network segment.
 type ServiceL2StatusStatus struct {
 	// Node is the name of the node that announces. Example: node1.
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="node cannot be changed:
-	// only speakers write this object" +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="node cannot be changed: only speakers write this object"
+	// +optional
 	Node string `json:"node,omitempty"`
 	// ServiceName is the name of the Service. Example: web.
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceName cannot be
-	// changed: only speakers write this object" +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceName cannot be changed: only speakers write this object"
+	// +optional
 	ServiceName string `json:"serviceName,omitempty"`
 	// ServiceNamespace is the namespace of the Service. Example: default.
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceNamespace cannot
-	// be changed: only speakers write this object" +optional
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="serviceNamespace cannot be changed: only speakers write this object"
+	// +optional
 	ServiceNamespace string `json:"serviceNamespace,omitempty"`
 	// Interfaces are the interfaces it is announced on; an empty list means all.
 	// +optional

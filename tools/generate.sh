@@ -1,0 +1,25 @@
+#!/bin/sh
+# Generates the deepcopy functions and the CRDs. It works on a copy of api/ and replaces only files that
+# change. So nothing reads a file that is half written, and the cache of go test stays valid, which looks
+# at the times of files. With the argument "check" it fails if a file was not current.
+set -eu
+cd "$(dirname "$0")/.."
+generator=$(go tool -n -modfile=tools/go.mod controller-gen)
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+cp -R go.mod go.sum api "$copy"
+(cd "$copy" && "$generator" object crd paths=./api/... output:crd:dir=config/crd/bases)
+outdated=
+for file in $(cd "$copy" && find api config -name 'zz_generated*' -o -path 'config/*' -type f); do
+	cmp -s "$copy/$file" "$file" && continue
+	cp "$copy/$file" "$file"
+	outdated="$outdated $file"
+done
+for file in config/crd/bases/*; do
+	[ -e "$copy/$file" ] && continue
+	rm "$file"
+	outdated="$outdated $file"
+done
+[ -n "$outdated" ] || exit 0
+echo "generated:$outdated"
+[ "${1:-}" != check ] || { echo 'these files were not current; they are now: commit them' >&2; exit 1; }
