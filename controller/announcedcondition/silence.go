@@ -72,6 +72,12 @@ func readAllSpeakersAbsence(ctx context.Context, r client.Reader, namespace stri
 	return allSpeakersAbsence{Explanation: names.NewExplanation(names.ReasonNoSpeaker, "no speaker runs on any node, so that nobody knows whether the addresses are still announced: look at the Pods of the DaemonSet gantry-speaker, and at the nodes")}
 }
 
+// HaveAllSpeakersJustStopped reports whether no Pod of a speaker is ready, and that for less time
+// than a container needs that is started again. Then the condition of a Service still holds.
+func HaveAllSpeakersJustStopped(ctx context.Context, r client.Reader, namespace string, now time.Time) bool {
+	return readAllSpeakersAbsence(ctx, r, namespace, now).lookAgainDelay > 0
+}
+
 // podReadinessAndSince returns whether a Pod is ready, and since when.
 func podReadinessAndSince(p *corev1.Pod) (isReady bool, since time.Time) {
 	for _, c := range p.Status.Conditions {

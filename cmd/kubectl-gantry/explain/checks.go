@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,6 +41,8 @@ func (c *serviceDiagnosis) addPoolChecks(ctx context.Context) error {
 			c.addWideOnlyCheck(name, report.ResultNotWell, why)
 		case !u.hasFreeAddressFor(&c.view):
 			c.addCheck(name, report.ResultNotWell, names.Explanation{Reason: names.ReasonPoolExhausted, Text: "has no free address of a needed family" + u.assignedAndFreeText()})
+		case isConditionAboutPool(c.addressCondition, &c.view, p.Pool):
+			c.addWideOnlyCheck(name, report.ResultNotWell, names.Explanation{Reason: names.Reason(c.addressCondition.Reason), Text: c.addressCondition.Message})
 		case !p.IsCandidate && c.view.RequestedPool != "":
 			c.addWideOnlyCheck(name, report.ResultWell, names.Explanation{Text: "is not the pool that the Service names" + u.assignedAndFreeText()})
 		case !p.IsCandidate:
@@ -49,6 +52,24 @@ func (c *serviceDiagnosis) addPoolChecks(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// isConditionAboutPool reports whether the controller says why this pool gave the Service nothing.
+// The other Services, which are often the cause, are not read once there is a condition.
+func isConditionAboutPool(a *metav1.Condition, v *view.Service, p *snapshot.Pool) bool {
+	if a == nil || a.Status == metav1.ConditionTrue || len(v.AssignedAddresses) > 0 {
+		return false
+	}
+	return isPoolNamedIn(a.Message, p.Name) || slices.ContainsFunc(v.RequestedAddresses, p.CoversAddress)
+}
+
+// isPoolNamedIn reports whether the text of a condition names the pool: in quotes, or in the list
+// of the pools that are open to the Service.
+func isPoolNamedIn(text, pool string) bool {
+	_, list, _ := strings.Cut(text, "open to this Service (")
+	list, _, _ = strings.Cut(list, ")")
+	list, _, _ = strings.Cut(list, " and ")
+	return strings.Contains(text, strconv.Quote(pool)) || slices.Contains(strings.Split(list, ", "), pool)
 }
 
 // poolUsage is what the status of a pool says.

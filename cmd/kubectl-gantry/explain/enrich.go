@@ -19,13 +19,14 @@ import (
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/objects"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 	"github.com/gantry-lb/gantry/controller/allocate"
+	"github.com/gantry-lb/gantry/controller/announcedcondition"
 	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
 	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // readPoolUsageAndLedger returns what the pools have left. All Services are listed only if the
-// controller has not decided about this one, or refuses it for a reason that names others.
+// controller has not decided about this one: otherwise its condition says what the Ledger would.
 func (c *serviceDiagnosis) readPoolUsageAndLedger(ctx context.Context) (*allocate.Ledger, map[string]poolUsage, error) {
 	ledger := allocate.NewLedger()
 	ledger.UseSnapshot(c.config.Snapshot)
@@ -212,9 +213,10 @@ func describePoolUseByFamily(s *v1beta1.IPAddressPoolStatus, clusterIPs []netip.
 func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, why names.Explanation) names.Explanation {
 	switch why.Reason {
 	case names.ReasonNoSpeaker:
+		why = c.blameNodesNotReady(ctx, nodesWithoutSpeaker(c.announcementFinding), why)
 		why.Text += "; " + c.explainMissingSpeakers(ctx)
 	case names.ReasonNotAnnounced:
-		if silent := c.findSilentSpeakers(); len(silent) > 0 {
+		if silent := c.findSilentSpeakers(ctx); len(silent) > 0 {
 			return c.explainSilentSpeakers(ctx, silent)
 		}
 	case names.ReasonForeignClaim:
@@ -262,10 +264,9 @@ const silentSpeakerTimeout = 150 * time.Second
 
 // findSilentSpeakers are the nodes whose speakers have not written for long, although nobody found
 // them dead: there may be nobody left to find out.
-func (c *serviceDiagnosis) findSilentSpeakers() []string {
+func (c *serviceDiagnosis) findSilentSpeakers(ctx context.Context) []string {
 	var out []string
-	d := c.installation.speakerDaemonSet
-	noneReady := d != nil && d.Status.DesiredNumberScheduled > 0 && d.Status.NumberReady == 0
+	noneReady := c.installation.isNoSpeakerReady() && !c.haveAllSpeakersJustStopped(ctx)
 	for node, s := range c.installation.speakerStatusByNode {
 		if noneReady || s.LastSeen != nil && c.now().Sub(s.LastSeen.Time) > silentSpeakerTimeout {
 			out = append(out, node)
@@ -275,13 +276,27 @@ func (c *serviceDiagnosis) findSilentSpeakers() []string {
 	return out
 }
 
+// isNoSpeakerReady reports whether the DaemonSet of the speakers has Pods, and none of them is
+// ready.
+func (i *installation) isNoSpeakerReady() bool {
+	d := i.speakerDaemonSet
+	return d != nil && d.Status.DesiredNumberScheduled > 0 && d.Status.NumberReady == 0
+}
+
+// haveAllSpeakersJustStopped reports whether no speaker is ready for so short a time that the
+// controller still waits: a rollout does that in a cluster of one node.
+func (e *Explainer) haveAllSpeakersJustStopped(ctx context.Context) bool {
+	return e.installation.isNoSpeakerReady() && announcedcondition.HaveAllSpeakersJustStopped(ctx, e.objectReader, e.gantryNamespace, e.now())
+}
+
 func (c *serviceDiagnosis) explainSilentSpeakers(ctx context.Context, silent []string) names.Explanation {
-	return names.NewExplanation(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), c.explainMissingSpeakers(ctx))
+	why := names.NewExplanation(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), c.explainMissingSpeakers(ctx))
+	return c.blameNodesNotReady(ctx, silent, why)
 }
 
 // explainAllReportersSilent says that all who report to announce the Service are silent.
 func (c *serviceDiagnosis) explainAllReportersSilent(ctx context.Context) names.Explanation {
-	silent := c.findSilentSpeakers()
+	silent := c.findSilentSpeakers(ctx)
 	isSilent := func(node string) bool { return slices.Contains(silent, node) }
 	for i := range c.announcementFinding.Layer2Reports {
 		if !isSilent(c.announcementFinding.Layer2Reports[i].Status.Node) {

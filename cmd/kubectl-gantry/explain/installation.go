@@ -11,6 +11,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -43,7 +44,8 @@ type installation struct {
 	controllerFault names.Explanation
 	// metalLBWorkload is a workload of MetalLB in the same namespace; empty if there is none.
 	metalLBWorkload string
-	// speakerStatusByNode are the states of the speakers by node.
+	// speakerStatusByNode are the states of the speakers by node. Their LastSeen is by the clock of
+	// the API server, if that is known.
 	speakerStatusByNode map[string]*v1alpha1.SpeakerStatusStatus
 }
 
@@ -91,7 +93,11 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 		}
 	}
 	for i := range speakers.Items {
-		out.speakerStatusByNode[speakers.Items[i].Name] = &speakers.Items[i].Status
+		s := &speakers.Items[i]
+		if s.Status.LastSeen != nil {
+			s.Status.LastSeen = &metav1.Time{Time: timeOfLastWrite(s, s.Status.LastSeen.Time)}
+		}
+		out.speakerStatusByNode[s.Name] = &s.Status
 	}
 	out.metalLBWorkload = findMetalLBWorkload(&deployments, &daemonSets)
 	if out.controllerDeployment != nil {
@@ -107,6 +113,22 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 		}
 	}
 	return out, nil
+}
+
+// timeOfLastWrite returns when an object was last written, by the clock of the API server. The
+// clock of the writer may be wrong: what the writer says counts only if the API server has recorded
+// no time.
+func timeOfLastWrite(o client.Object, saysWriter time.Time) time.Time {
+	var newest time.Time
+	for _, f := range o.GetManagedFields() {
+		if f.Time != nil && f.Time.After(newest) {
+			newest = f.Time.Time
+		}
+	}
+	if newest.IsZero() {
+		return saysWriter
+	}
+	return newest
 }
 
 // configurationScope is the part of the configuration that Gantry reads.
@@ -151,8 +173,8 @@ func (i *installation) explainNoLeadingController(now time.Time, namespace strin
 		since = "the Lease " + names.LeaderLease + " does not exist"
 	case l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == "":
 		since = "nobody holds the Lease " + names.LeaderLease
-	case l.Spec.RenewTime != nil && now.Sub(l.Spec.RenewTime.Time) > leaderLeaseRenewalTimeout:
-		since = fmt.Sprintf("the Lease %s was last renewed at %s", names.LeaderLease, l.Spec.RenewTime.UTC().Format(time.TimeOnly))
+	case l.Spec.RenewTime != nil && now.Sub(timeOfLastWrite(l, l.Spec.RenewTime.Time)) > leaderLeaseRenewalTimeout:
+		since = fmt.Sprintf("the Lease %s was last renewed at %s", names.LeaderLease, timeOfLastWrite(l, l.Spec.RenewTime.Time).UTC().Format(time.TimeOnly))
 	default:
 		return names.Explanation{}
 	}

@@ -142,18 +142,16 @@ func lastMinusFirstAddress(r snapshot.Range) float64 {
 	return size
 }
 
-// ListServices lists the Services of type LoadBalancer.
+// ListServices lists the Services of type LoadBalancer in a namespace; without one, in all of them.
+// A user may have rights in one namespace alone.
 func (e *Explainer) ListServices(ctx context.Context, namespace string) (*report.Listing, error) {
-	l, o, err := e.newListingWithOverview(ctx, withServices, "namespace", "service", "addresses", "pool", "reason", "says")
+	l, o, err := e.newListingWithOverview(ctx, overviewScope{hasServices: true, namespace: namespace}, "namespace", "service", "addresses", "pool", "reason", "says")
 	if err != nil || o == nil {
 		return l, err
 	}
 	l.WideColumnCount = 1
 	for i := range o.gantryServices {
 		s := &o.gantryServices[i]
-		if namespace != "" && s.Namespace != namespace {
-			continue
-		}
 		v := view.FromService(s)
 		reason, text := "none", "no controller has decided about it"
 		if c := worstServiceCondition(s); c != nil {

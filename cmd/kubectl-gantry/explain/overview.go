@@ -32,17 +32,21 @@ type overview struct {
 	checks         []report.Check
 }
 
-// overviewScope says whether an overview has the Services, which may be many.
-type overviewScope bool
+// overviewScope says whether an overview has the Services, which may be many, and of which
+// namespace; without one, of all.
+type overviewScope struct {
+	hasServices bool
+	namespace   string
+}
 
-const withoutServices, withServices overviewScope = false, true
+var withoutServices, withServices = overviewScope{}, overviewScope{hasServices: true}
 
 // readOverview reads the whole installation. The explanation is set if there is none.
 func (e *Explainer) readOverview(ctx context.Context, scope overviewScope) (*overview, names.Explanation, error) {
 	requests := append(e.configurationListRequests(), e.statusListRequests()...)
-	if scope == withServices {
+	if scope.hasServices {
 		e.showProgress("reading all Services")
-		requests = append(requests, objects.ListRequest{List: &corev1.ServiceList{}}, objects.ListRequest{List: &v1beta1.ServiceL2StatusList{}, Namespace: e.gantryNamespace})
+		requests = append(requests, objects.ListRequest{List: &corev1.ServiceList{}, Namespace: scope.namespace}, objects.ListRequest{List: &v1beta1.ServiceL2StatusList{}, Namespace: e.gantryNamespace})
 	}
 	if err := e.objectReader.ListAndCacheKinds(ctx, requests...); err != nil {
 		return nil, names.Explanation{}, err
@@ -58,8 +62,8 @@ func (e *Explainer) readOverview(ctx context.Context, scope overviewScope) (*ove
 	var pools v1beta1.IPAddressPoolList
 	var sessions v1alpha1.BGPSessionList
 	var services corev1.ServiceList
-	for list, namespace := range map[client.ObjectList]string{&pools: e.gantryNamespace, &sessions: e.gantryNamespace, &services: ""} {
-		if list == &services && scope == withoutServices {
+	for list, namespace := range map[client.ObjectList]string{&pools: e.gantryNamespace, &sessions: e.gantryNamespace, &services: scope.namespace} {
+		if list == &services && !scope.hasServices {
 			continue
 		}
 		if err := e.objectReader.List(ctx, list, client.InNamespace(namespace)); err != nil {
@@ -199,7 +203,11 @@ func (o *overview) addSpeakerChecks(ctx context.Context) {
 		return strings.Compare(string(x.Reason)+x.Text, string(y.Reason)+y.Text)
 	})
 	for _, f := range faults {
-		o.addCheck("speaker of "+joinFirstElements(nodesByFault[f], maxListedElements), report.ResultNotWell, f)
+		nodes := nodesByFault[f]
+		if f.Reason == names.ReasonNoSpeaker {
+			f = o.blameNodesNotReady(ctx, nodes, f)
+		}
+		o.addCheck("speaker of "+joinFirstElements(nodes, maxListedElements), report.ResultNotWell, f)
 	}
 	if len(faults) == 0 && len(o.installation.speakerStatusByNode) > 0 {
 		o.addCheck("speakers", report.ResultWell, names.Explanation{Text: fmt.Sprintf("%d run", len(o.installation.speakerStatusByNode))})

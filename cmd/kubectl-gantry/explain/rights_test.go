@@ -133,3 +133,27 @@ func TestAllServicesAreListedOnlyIfNeeded(t *testing.T) {
 		}
 	}
 }
+
+// TestServicesOfOneNamespaceAreListed has a user with rights in one namespace.
+func TestServicesOfOneNamespaceAreListed(t *testing.T) {
+	manifests := installationManifests + workingServiceManifests + strings.ReplaceAll(workingServiceManifests, "default", "shop")
+	api := newFakeAPIBuilder(t, manifests).WithInterceptorFuncs(interceptor.Funcs{
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			var o client.ListOptions
+			if o.ApplyOptions(opts); o.Namespace != "shop" {
+				return apierrors.NewForbidden(schema.GroupResource{}, "", fmt.Errorf("not allowed"))
+			}
+			return c.List(ctx, list, opts...)
+		},
+	}).Build()
+	for namespace, want := range map[string]int{"shop": 1, "": 0} {
+		l, err := newTestExplainer(api).ListServices(t.Context(), namespace)
+		if err != nil || len(l.Rows) != want || l.Result != report.ResultUnknown {
+			t.Errorf("%q: %v, %+v, want %d rows", namespace, err, l, want)
+		}
+		isRefused := strings.Contains(strings.Join(l.MissingRights, "; "), "list services")
+		if isRefused != (want == 0) {
+			t.Errorf("%q: the missing rights are %q", namespace, l.MissingRights)
+		}
+	}
+}

@@ -374,9 +374,9 @@ func (c *serviceDiagnosis) explainNoAddress(ctx context.Context) (serviceAnswer,
 	switch slow := c.explainSlowAPIServer(); {
 	case slow.IsSet() && (a == nil || c.installation.controllerFault.IsSet()):
 		return newNotWellAnswer(slow.Reason, "no address yet: %s", slow.Text), nil
-	case c.installation.controllerFault.IsSet() && (a == nil || a.ObservedGeneration < c.service.Generation):
+	case c.installation.controllerFault.IsSet():
 		f := c.installation.controllerFault
-		return newNotWellAnswer(f.Reason, "no address yet: %s", f.Text), nil
+		return newNotWellAnswer(f.Reason, "no address yet: %s%s", f.Text, describeLastCondition(a)), nil
 	case a == nil:
 		return c.explainUndecidedService(ctx)
 	case len(unknown) > 0 && canMisspeltAnnotationCause(names.Reason(a.Reason)):
@@ -384,6 +384,15 @@ func (c *serviceDiagnosis) explainNoAddress(ctx context.Context) (serviceAnswer,
 	}
 	why := c.enrichAddressReason(ctx, names.Explanation{Reason: names.Reason(a.Reason), Text: a.Message})
 	return newNotWellAnswer(why.Reason, "no address: %s", why.Text), nil
+}
+
+// describeLastCondition says what a controller wrote before it stopped, as the end of a sentence.
+// The cause may be gone meanwhile.
+func describeLastCondition(a *metav1.Condition) string {
+	if a == nil {
+		return ""
+	}
+	return fmt.Sprintf("; before it stopped, it wrote: %s (%s)", a.Message, a.Reason)
 }
 
 // canMisspeltAnnotationCause reports whether a misspelt annotation explains the Reason.
@@ -398,6 +407,9 @@ func (c *serviceDiagnosis) explainAnnouncement(ctx context.Context) (serviceAnsw
 		return c.explainFromConditions(has), nil
 	}
 	f := c.announcementFinding
+	if len(f.MissingAddresses) > 0 && c.haveAllSpeakersJustStopped(ctx) && meta.FindStatusCondition(c.service.Status.Conditions, names.ConditionAnnounced) != nil {
+		return c.explainFromConditions(has), nil
+	}
 	if len(f.MissingAddresses) > 0 {
 		why := c.enrichAnnouncementReason(ctx, f.Explanation)
 		if len(f.AnnouncedAddresses) > 0 {

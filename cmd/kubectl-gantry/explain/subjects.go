@@ -122,7 +122,7 @@ func (e *Explainer) ExplainNode(ctx context.Context, name string) (*report.Repor
 		c.addCheck("speaker", report.ResultUnknown, names.Explanation{Text: "you may not read its SpeakerStatus"})
 	case fault.IsSet() && fault.Reason == names.ReasonNoSpeaker:
 		fault.Text += "; " + c.explainMissingSpeakers(ctx)
-		c.addCheck("speaker", report.ResultNotWell, fault)
+		c.addCheck("speaker", report.ResultNotWell, c.blameNodesNotReady(ctx, []string{name}, fault))
 	case fault.IsSet():
 		c.addCheck("speaker", report.ResultNotWell, fault)
 	default:
