@@ -257,13 +257,16 @@ var faultRulesOfAnnouncedService = []func(*serviceDiagnosis, context.Context) na
 	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultySession),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainAddressNoLongerAllowed),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainAddressLeftPool),
+	adaptRuleWithoutContext(explainHolderWithoutRight),
 	(*serviceDiagnosis).explainUnservedPort,
 	adaptRuleWithoutContext((*serviceDiagnosis).explainMisspelledAnnotation),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainSessionWithoutBFD),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultyGossip),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainSlowAPIServer),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainNoWorkingController),
+	adaptRuleWithoutContext(explainRequestedHolder),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultyObject),
+	(*serviceDiagnosis).explainBrokenAdvertisement,
 }
 
 // adaptRuleWithoutContext makes a rule of one that reads nothing more.
@@ -342,6 +345,8 @@ func (c *serviceDiagnosis) explainAddressLeftPool() names.Explanation {
 	for _, a := range c.view.AssignedAddresses {
 		lost := ""
 		switch {
+		case pool == nil && c.view.RecordedPool != "" && c.config.Snapshot.PoolOfEachAddress("", a) == nil:
+			lost = fmt.Sprintf("there is no IPAddressPool %s with %s any more", c.view.RecordedPool, a)
 		case c.config.Snapshot.PoolOfEachAddress("", a) == nil:
 			lost = fmt.Sprintf("IPAddressPool %s does not contain %s any more", c.view.RecordedPool, a)
 		case pool != nil && pool.CoversAddress(a) && !pool.CanAssignAddress(a):
@@ -358,7 +363,7 @@ func (c *serviceDiagnosis) explainAddressLeftPool() names.Explanation {
 }
 
 func (c *serviceDiagnosis) explainMisspelledAnnotation() names.Explanation {
-	unknown := view.ExplainUnknownAnnotations(c.service)
+	unknown := describeUnheededRequests(c)
 	if len(unknown) == 0 {
 		return names.Explanation{}
 	}

@@ -1,7 +1,6 @@
 package explain
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -62,11 +61,8 @@ func (e *Explainer) fillLedger(ctx context.Context, ledger *allocate.Ledger, cla
 			ledger.CommitAssignment(&v, v.AssignedAddresses, v.RecordedPool)
 		}
 	}
-	var withheld v1alpha1.AddressLedger
-	if err := e.objectReader.Get(ctx, client.ObjectKey{Namespace: e.gantryNamespace, Name: names.WithheldAddressesLedger}, &withheld); err != nil {
-		return client.IgnoreNotFound(ignoreForbidden(err))
-	}
-	for _, w := range withheld.Spec.Withheld {
+	withheld, err := e.readWithheldAddresses(ctx)
+	for _, w := range withheld {
 		if a, err := netip.ParseAddr(w.Address); err == nil {
 			ledger.WithholdAddress(allocate.WithheldAddress{
 				Address: a, Reason: names.Reason(w.Reason), ServiceThatMayHoldIt: view.ObjectKey{Namespace: w.Namespace, Name: w.Name},
@@ -74,7 +70,16 @@ func (e *Explainer) fillLedger(ctx context.Context, ledger *allocate.Ledger, cla
 			})
 		}
 	}
-	return nil
+	return err
+}
+
+// readWithheldAddresses returns the addresses that no Service gets for a while.
+func (e *Explainer) readWithheldAddresses(ctx context.Context) ([]v1alpha1.WithheldAddress, error) {
+	var ledger v1alpha1.AddressLedger
+	if err := e.objectReader.Get(ctx, client.ObjectKey{Namespace: e.gantryNamespace, Name: names.WithheldAddressesLedger}, &ledger); err != nil {
+		return nil, client.IgnoreNotFound(ignoreForbidden(err))
+	}
+	return ledger.Spec.Withheld, nil
 }
 
 // addressDecisionTimeout is how long a controller may take for a new Service before that is a
@@ -94,11 +99,17 @@ func (c *serviceDiagnosis) explainUndecidedService(ctx context.Context) (service
 	}
 	d := allocate.DecideAssignment(&c.view, ledger, c.config.Snapshot)
 	if len(d.Addresses) == 0 {
+		if unknown := describeUnheededRequests(c); len(unknown) > 0 && canMisspeltAnnotationCause(d.Reason) {
+			return newNotWellAnswer(names.ReasonUnknownAnnotation, "no address: %s (%s: %s)", unknown[0], d.Reason, d.Text), nil
+		}
 		why := c.enrichAddressReason(ctx, d.Explanation)
 		return newNotWellAnswer(why.Reason, "no address: %s", why.Text), nil
 	}
 	if age < addressDecisionTimeout {
 		return serviceAnswer{names.NewExplanation("", "no address yet: the Service is new, and should get %s", view.JoinAddresses(d.Addresses)), report.ResultUnknown}, nil
+	}
+	if foreign := describeForeignHostNames(c); foreign != "" {
+		return newNotWellAnswer(names.ReasonOtherController, "no address from Gantry: %s: let only one serve it, by spec.loadBalancerClass for example", foreign), nil
 	}
 	return newNotWellAnswer(names.ReasonNoController, "no address after %s: it should get %s, and the controller does not write it: look at the log of %s", age, view.JoinAddresses(d.Addresses), findLeaderPod(c.installation)), nil
 }
@@ -113,23 +124,14 @@ func (c *serviceDiagnosis) enrichAddressReason(ctx context.Context, why names.Ex
 		return c.enrichWithPoolUsage(ctx, why)
 	case names.ReasonNoEligiblePool:
 		if c.config != nil {
-			why.Text += describePoolRefusals(c.config.Snapshot.Pools)
+			why.Text += describePoolRefusals(c.config.Snapshot.Pools, c.key.Namespace)
+		}
+	case names.ReasonPoolNotAllowed:
+		if p := findPoolThatRefuses(c); p != nil {
+			why.Text += describeAdmittedServices(p, c.key.Namespace)
 		}
 	}
 	return why
-}
-
-// describePoolRefusals says of each pool why it is not open to a Service, as the end of a sentence.
-func describePoolRefusals(pools []*snapshot.Pool) string {
-	var closed []string
-	for _, p := range pools {
-		if !p.AutoAssign {
-			closed = append(closed, p.Name+" has autoAssign false")
-		} else {
-			closed = append(closed, "the serviceAllocation of "+p.Name+" does not admit it")
-		}
-	}
-	return " (" + joinFirstElements(closed, maxListedElements) + ")"
 }
 
 func (c *serviceDiagnosis) enrichMissingPool(ctx context.Context, why names.Explanation) names.Explanation {
@@ -176,12 +178,19 @@ func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Ex
 		return why
 	}
 	var full []string
+	candidates := namesOfPoolsToUse(c)
 	for i := range pools.Items {
 		p := &pools.Items[i]
-		if c.view.RequestedPool != "" && p.Name != c.view.RequestedPool || c.view.RequestedPool == "" && p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign {
+		if !slices.Contains(candidates, p.Name) {
 			continue
 		}
-		full = append(full, p.Name+" has "+describePoolUseByFamily(&p.Status, c.view.ClusterIPs))
+		if parsed := c.config.Snapshot.PoolByName(p.Name); parsed != nil {
+			total := map[ipfamily.Family]int64{ipfamily.IPv4: p.Status.AssignedIPv4 + p.Status.AvailableIPv4, ipfamily.IPv6: p.Status.AssignedIPv6 + p.Status.AvailableIPv6}
+			if cause := explainPoolThatCannotGive(c, parsed, total); cause.IsSet() {
+				return names.NewExplanation(cause.Reason, "no pool has a free address, and %s", cause.Text)
+			}
+		}
+		full = append(full, p.Name+" has "+describePoolUseByFamily(&p.Status, c.view.ClusterIPs)+describeAddressesKeptBack(ctx, c, p.Name))
 	}
 	if len(full) > 0 {
 		why.Text += " (" + joinFirstElements(full, maxListedElements) + ")"
@@ -214,7 +223,7 @@ func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, why nam
 	switch why.Reason {
 	case names.ReasonNoSpeaker:
 		why = c.blameNodesNotReady(ctx, nodesWithoutSpeaker(c.announcementFinding), why)
-		why.Text += "; " + c.explainMissingSpeakers(ctx)
+		why.Text += "; " + c.explainMissingSpeakers(ctx) + describeNodesWithoutSpeaker(ctx, c)
 	case names.ReasonNotAnnounced:
 		if silent := c.findSilentSpeakers(ctx); len(silent) > 0 {
 			return c.explainSilentSpeakers(ctx, silent)
@@ -223,10 +232,15 @@ func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, why nam
 		why = c.explainForeignAnswer(ctx, why)
 	case names.ReasonNoSession:
 		why.Text += c.describeSecretOfOtherType(ctx)
+		why.Text += describeFaultyPeer(c, why.Text)
+	case names.ReasonNoPeers:
+		why.Text += describeUnusedPeers(ctx, c)
+	case names.ReasonNoLocalEndpoints:
+		why.Text += describeEndpointsWithoutNode(ctx, c)
 	case names.ReasonNoEndpoints:
 		why.Text += c.describeAbsentEndpoints(ctx)
 	case names.ReasonNoAdvertisement:
-		if other := cmp.Or(describeFaultyAdvertisement(c.config.Problems), c.findAdvertisementElsewhere(ctx)); other != "" {
+		if other := describeUnusedAdvertisement(ctx, c); other != "" {
 			why.Text += "; " + other
 		}
 		why = c.enrichWithWebhookRefusal(ctx, why)
@@ -290,7 +304,7 @@ func (e *Explainer) haveAllSpeakersJustStopped(ctx context.Context) bool {
 }
 
 func (c *serviceDiagnosis) explainSilentSpeakers(ctx context.Context, silent []string) names.Explanation {
-	why := names.NewExplanation(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), c.explainMissingSpeakers(ctx))
+	why := names.NewExplanation(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), c.explainMissingSpeakers(ctx)+describeNodesWithoutSpeaker(ctx, c))
 	return c.blameNodesNotReady(ctx, silent, why)
 }
 
@@ -317,21 +331,6 @@ func describeFaultyAdvertisement(problems []snapshot.Problem) string {
 	for _, p := range problems {
 		if strings.HasSuffix(p.Object.Kind, "Advertisement") && !p.IsOnlyAdvice() {
 			return fmt.Sprintf("%s %s has a fault: %s", p.Object.Kind, p.Object.Name, p.Text)
-		}
-	}
-	return ""
-}
-
-// findAdvertisementElsewhere names an advertisement that does not count, because it is in another
-// namespace.
-func (c *serviceDiagnosis) findAdvertisementElsewhere(ctx context.Context) string {
-	var l2 v1beta1.L2AdvertisementList
-	if err := c.objectReader.List(ctx, &l2); err != nil {
-		return ""
-	}
-	for i := range l2.Items {
-		if l2.Items[i].Namespace != c.gantryNamespace {
-			return fmt.Sprintf("L2Advertisement %s is in namespace %s, where it does not count", l2.Items[i].Name, l2.Items[i].Namespace)
 		}
 	}
 	return ""

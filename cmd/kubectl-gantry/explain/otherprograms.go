@@ -53,11 +53,23 @@ func (c *serviceDiagnosis) explainOtherStatusWriter() names.Explanation {
 			other = f
 		}
 	}
+	if other != nil && own.IsZero() && c.addressCondition == nil && len(c.service.Status.LoadBalancer.Ingress) > 0 && !c.installation.controllerFault.IsSet() {
+		return names.NewExplanation(names.ReasonOtherController, "another program (%s) gave it %s at %s, and Gantry has given it nothing: let only one serve it, by spec.loadBalancerClass for example", other.Manager, describeIngress(c.service), describeTime(other.Time))
+	}
 	// One that served the Service before Gantry did, or that wrote once, is no fault.
 	if other == nil || own.IsZero() || other.Time.Time.Before(own.Add(-maxRivalWriteInterval)) || c.now().Sub(other.Time.Time) > rivalWriterStoppedTimeout {
 		return names.Explanation{}
 	}
 	return names.NewExplanation(names.ReasonOtherController, "another program writes its addresses too: %s did at %s: let only one serve it, by spec.loadBalancerClass for example", other.Manager, describeTime(other.Time))
+}
+
+// describeIngress lists the addresses and host names in the status of a Service.
+func describeIngress(s *corev1.Service) string {
+	var out []string
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		out = append(out, in.IP+in.Hostname)
+	}
+	return joinFirstElements(out, maxListedElements)
 }
 
 const (

@@ -1,8 +1,14 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/view"
@@ -24,7 +30,7 @@ func init() {
 		"a-services-announcement": {
 			names.ReasonForeignClaim, names.ReasonAddressOutsidePools, names.ReasonNoAdvertisement, names.ReasonNoPeers, names.ReasonNoSession, names.ReasonNoEndpoints,
 			names.ReasonNoLocalEndpoints, names.ReasonServiceProxyNotReady, names.ReasonServiceProxySilent, names.ReasonServiceProxyStarting, names.ReasonKubeletSilent, names.ReasonLinkSilent, names.ReasonNodeExcluded, names.ReasonNodeNetworkUnavailable, names.ReasonNodeLeaving, names.ReasonNoSpeaker,
-			names.ReasonNoLinks, names.ReasonSharedWithServiceSelector, names.ReasonNotAnnounced, names.ReasonNotLoadBalancer,
+			names.ReasonNoLinks, names.ReasonSharedWithServiceSelector, names.ReasonHolderUnavailable, names.ReasonNotAnnounced, names.ReasonNotLoadBalancer,
 		},
 		"a-node-and-its-links":          {names.ReasonGossipBlocked, names.ReasonGossipKeyDiffers},
 		"what-only-kubectl-gantry-says": {names.ReasonNoController, names.ReasonNotInstalled, names.ReasonPoolElsewhere, names.ReasonUnknownAnnotation, names.ReasonOtherController, names.ReasonWebhookDown, names.ReasonSlowAPIServer},
@@ -49,9 +55,17 @@ func (c *serviceDiagnosis) suggestRepair(why names.Explanation) []string {
 	switch why.Reason {
 	case names.ReasonNoPools, names.ReasonPoolElsewhere:
 		return kubectlApplyLines("v1beta1", "IPAddressPool", n, "first-pool", "addresses: [192.0.2.10-192.0.2.99]  # free addresses of your network")
-	case names.ReasonPoolNotFound, names.ReasonPoolNotAllowed, names.ReasonNoEligiblePool:
+	case names.ReasonPoolNotAllowed, names.ReasonNoEligiblePool:
+		if p := findPoolThatRefuses(c); p != nil {
+			return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.serviceAllocation", n, p.Name)}
+		}
+		fallthrough
+	case names.ReasonPoolNotFound:
 		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=%s", service, c.key.Name, names.AnnotationRequestedPool, c.examplePoolName())}
 	case names.ReasonUnknownAnnotation:
+		if key := findRequestInLabel(c); key != "" {
+			return []string{fmt.Sprintf("kubectl %s annotate service %s %s=%s", service, c.key.Name, key, c.service.Labels[key]), fmt.Sprintf("kubectl %s label service %s %s-", service, c.key.Name, key)}
+		}
 		return []string{fmt.Sprintf("kubectl %s annotate service %s WRONG- RIGHT=VALUE  # the two keys are in the first line", service, c.key.Name)}
 	case names.ReasonPoolExhausted:
 		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # add a range to spec.addresses", n, c.examplePoolName())}
@@ -64,6 +78,12 @@ func (c *serviceDiagnosis) suggestRepair(why names.Explanation) []string {
 	case names.ReasonPortConflict, names.ReasonTrafficPolicyConflict, names.ReasonNoEndpoints, names.ReasonNoClusterIP, names.ReasonNotLoadBalancer:
 		return c.suggestEditOfService(why.Reason)
 	case names.ReasonNoAdvertisement:
+		if strings.Contains(why.Text, bgpDisabledText) {
+			return []string{fmt.Sprintf("kubectl -n %s edit deployment gantry-controller  # --bgp", n), fmt.Sprintf("kubectl -n %s edit daemonset gantry-speaker  # --bgp", n)}
+		}
+		if edits := suggestEditsOfNamedObjects(n, why.Text); len(edits) > 0 {
+			return edits
+		}
 		return kubectlApplyLines("v1beta1", "L2Advertisement", n, c.view.RecordedPool, fmt.Sprintf("ipAddressPools: [%s]", c.view.RecordedPool))
 	}
 	return c.suggestRepairOfInstallation(why)
@@ -74,6 +94,9 @@ func (c *serviceDiagnosis) suggestRemovingAddressRequest() string {
 	if c.service.Spec.LoadBalancerIP != "" {
 		return fmt.Sprintf("kubectl -n %s edit service %s  # spec.loadBalancerIP", c.key.Namespace, c.key.Name)
 	}
+	if len(c.view.RequestedAddresses) == 0 && len(c.view.AssignedAddresses) == 0 && !hasAnnotation(c.service, names.AnnotationLoadBalancerIPs, names.AnnotationLoadBalancerIPsOld) {
+		return fmt.Sprintf("kubectl -n %s edit service %s  # the annotation or the field in the first line", c.key.Namespace, c.key.Name)
+	}
 	if len(c.view.RequestedAddresses) == 0 && len(c.view.AssignedAddresses) > 0 {
 		return fmt.Sprintf("kubectl -n %s annotate service %s %s=%s  # it gets another one first", c.key.Namespace, c.key.Name, names.AnnotationAddressesToExchange, view.JoinAddresses(c.view.AssignedAddresses))
 	}
@@ -83,6 +106,9 @@ func (c *serviceDiagnosis) suggestRemovingAddressRequest() string {
 // suggestEditOfService returns what to edit in the Service itself.
 func (c *serviceDiagnosis) suggestEditOfService(r names.Reason) []string {
 	edit := fmt.Sprintf("kubectl -n %s edit service %s", c.key.Namespace, c.key.Name)
+	if r == names.ReasonNoEndpoints && len(c.service.Spec.Selector) == 0 {
+		return []string{fmt.Sprintf("kubectl -n %s get endpointslices --show-labels  # which has the label %s=%s, and which ports?", c.key.Namespace, discoveryv1.LabelServiceName, c.key.Name)}
+	}
 	if r == names.ReasonNoEndpoints {
 		return []string{fmt.Sprintf("kubectl -n %s get pods -l %s  # are there any, and are they ready?", c.key.Namespace, podSelectorText(c.service)), edit + "  # spec.selector"}
 	}
@@ -128,11 +154,53 @@ func (c *serviceDiagnosis) suggestRepairOfInstallation(why names.Explanation) []
 	case names.ReasonNoPeers:
 		return []string{fmt.Sprintf("kubectl -n %s get bgppeers,bgpadvertisements", n)}
 	}
+	if commands := suggestRepairOfNodesAndObjects(c, why); len(commands) > 0 {
+		return commands
+	}
 	if len(c.view.AssignedAddresses) > 0 && c.announcementFinding != nil && len(c.announcementFinding.Sessions) > 0 {
 		peer := c.announcementFinding.Sessions[0].Peer
 		return []string{fmt.Sprintf("kubectl -n %s get bgpsessions -o wide", n), fmt.Sprintf("kubectl -n %s edit bgppeer %s", n, peer)}
 	}
 	return []string{fmt.Sprintf("kubectl -n %s describe service %s", c.key.Namespace, c.key.Name)}
+}
+
+// suggestRepairOfNodesAndObjects returns what to do about faults of nodes, of their links, and of
+// objects that the first line names; none if it names none.
+func suggestRepairOfNodesAndObjects(c *serviceDiagnosis, why names.Explanation) []string {
+	service := fmt.Sprintf("-n %s edit service %s", c.key.Namespace, c.key.Name)
+	switch why.Reason {
+	case names.ReasonNodeNetworkUnavailable:
+		return []string{"kubectl describe node NODE  # the condition NetworkUnavailable, of the node in the first line"}
+	case names.ReasonRawSocketDenied:
+		return []string{fmt.Sprintf("kubectl -n %s edit daemonset gantry-speaker  # securityContext.capabilities.add: [NET_RAW]", c.gantryNamespace)}
+	case names.ReasonNoLinks, names.ReasonLinkDown, names.ReasonLinkSilent, names.ReasonNoAddressFamily:
+		return []string{fmt.Sprintf("kubectl -n %s get speakerstatus NODE -o yaml  # status.links, of the node in the first line", c.gantryNamespace), fmt.Sprintf("kubectl -n %s edit l2advertisements  # spec.interfaces", c.gantryNamespace)}
+	case names.ReasonNoLocalEndpoints:
+		return []string{"kubectl " + service + "  # spec.externalTrafficPolicy: Cluster", fmt.Sprintf("kubectl -n %s get endpointslices -l %s=%s -o yaml  # nodeName: on which nodes are they?", c.key.Namespace, discoveryv1.LabelServiceName, c.key.Name)}
+	case names.ReasonHolderUnavailable:
+		return []string{fmt.Sprintf("kubectl -n %s annotate service %s --overwrite %s=NODE", c.key.Namespace, c.key.Name, names.AnnotationRequestedHolder)}
+	case names.ReasonAddressOutsidePools:
+		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspools  # add %s to spec.addresses of one", c.gantryNamespace, view.JoinAddresses(c.view.AssignedAddresses))}
+	}
+	return suggestEditsOfNamedObjects(c.gantryNamespace, why.Text)
+}
+
+// namedObjectPattern finds the objects of the configuration that a sentence names.
+var namedObjectPattern = regexp.MustCompile(`\b(IPAddressPool|L2Advertisement|BGPAdvertisement|BGPPeer) "?([a-z0-9][-a-z0-9.]*[a-z0-9])"? has a fault|(?:Selectors of|the) (L2Advertisement|BGPAdvertisement) "?([a-z0-9][-a-z0-9.]*[a-z0-9])`)
+
+// suggestEditsOfNamedObjects returns the command that edits the faulty object that a sentence
+// names; none if it names none.
+func suggestEditsOfNamedObjects(namespace, text string) []string {
+	found := namedObjectPattern.FindStringSubmatch(text)
+	if found == nil {
+		return nil
+	}
+	return []string{fmt.Sprintf("kubectl -n %s edit %s %s", namespace, strings.ToLower(cmp.Or(found[1], found[3])), cmp.Or(found[2], found[4]))}
+}
+
+// hasAnnotation reports whether the Service has one of the annotations.
+func hasAnnotation(s *corev1.Service, keys ...string) bool {
+	return slices.ContainsFunc(keys, func(k string) bool { return s.Annotations[k] != "" })
 }
 
 // examplePoolName names a pool for an example.
@@ -147,6 +215,9 @@ func (c *serviceDiagnosis) examplePoolName() string {
 		}
 		if near := findSimilarNames(c.view.RequestedPool, known); len(near) > 0 {
 			return near[0]
+		}
+		if len(known) == 1 {
+			return known[0]
 		}
 	}
 	return "POOL"

@@ -231,6 +231,9 @@ func (c *serviceDiagnosis) explainNotGantryService() names.Explanation {
 		return names.Explanation{Text: fmt.Sprintf("it is being deleted since %s: its finalizers (%s) have to be removed by those who set them", describeTime(deleted), joinFirstElements(c.service.Finalizers, maxListedElements))}
 	case !c.view.IsLoadBalancer:
 		text := fmt.Sprintf("its type is %s, and only Services of type LoadBalancer get an address: set spec.type", c.service.Spec.Type)
+		if c.service.Spec.ClusterIP == corev1.ClusterIPNone {
+			text += ", and create the Service again: it is headless (clusterIP None)"
+		}
 		if len(c.service.Spec.ExternalIPs) > 0 {
 			text += "; nobody announces spec.externalIPs"
 		}
@@ -294,7 +297,7 @@ func (c *serviceDiagnosis) addWideOnlyCheck(name string, result report.Result, w
 
 // addAnnotationRequestChecks says whether the annotations of the Service can be read.
 func (c *serviceDiagnosis) addAnnotationRequestChecks() {
-	for _, text := range view.ExplainUnknownAnnotations(c.service) {
+	for _, text := range describeUnheededRequests(c) {
 		c.addCheck("annotations", report.ResultNotWell, names.Explanation{Reason: names.ReasonUnknownAnnotation, Text: text})
 	}
 	if c.view.InvalidRequestText != "" {
@@ -369,7 +372,7 @@ func findLeaderPod(i *installation) string {
 
 // explainNoAddress says why the Service has no address.
 func (c *serviceDiagnosis) explainNoAddress(ctx context.Context) (serviceAnswer, error) {
-	unknown := view.ExplainUnknownAnnotations(c.service)
+	unknown := describeUnheededRequests(c)
 	a := c.addressCondition
 	switch slow := c.explainSlowAPIServer(); {
 	case slow.IsSet() && (a == nil || c.installation.controllerFault.IsSet()):
@@ -431,7 +434,7 @@ func (c *serviceDiagnosis) explainAnnouncement(ctx context.Context) (serviceAnsw
 			return newNotWellAnswer(why.Reason, "%s is announced, but %s", has, why.Text), nil
 		}
 	}
-	return serviceAnswer{names.NewExplanation(names.ReasonAnnounced, "%s%s is %s%s%s", has, c.describePoolsOfService(), f.Text, c.describeHoldersAndSessions(), describeAdmittedClients(c.service)), report.ResultWell}, nil
+	return serviceAnswer{names.NewExplanation(names.ReasonAnnounced, "%s%s is %s%s%s", has, c.describePoolsOfService(), f.Text, c.describeHoldersAndSessions(), describeAdmittedClients(c.service)+describeAddressesOutsideSubnets(c)), report.ResultWell}, nil
 }
 
 // describePoolsOfService names the pool of the addresses.
@@ -455,7 +458,7 @@ func (c *serviceDiagnosis) explainFromConditions(has string) serviceAnswer {
 	case c.addressCondition != nil && c.addressCondition.Reason != string(names.ReasonAssigned):
 		return newNotWellAnswer(names.Reason(c.addressCondition.Reason), "%s is announced, but %s", has, c.addressCondition.Message)
 	}
-	if unknown := view.ExplainUnknownAnnotations(c.service); len(unknown) > 0 {
+	if unknown := describeUnheededRequests(c); len(unknown) > 0 {
 		return newNotWellAnswer(names.ReasonUnknownAnnotation, "%s is announced, but %s", has, unknown[0])
 	}
 	return serviceAnswer{names.NewExplanation(names.ReasonAnnounced, "%s is %s", has, a.Message), report.ResultWell}

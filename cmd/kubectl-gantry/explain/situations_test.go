@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -152,7 +153,7 @@ var newcomerBGPMistakes = []serviceFaultCase{
 }
 
 func TestExplainServiceNamesBGPFaults(t *testing.T) {
-	for _, f := range slices.Concat(bgpSessionFaults, newcomerBGPMistakes) {
+	for _, f := range slices.Concat(bgpSessionFaults, newcomerBGPMistakes, moreBGPMistakes) {
 		t.Run(f.name, func(t *testing.T) {
 			if f.edits == nil {
 				f.edits = []manifestEdit{sessionDownEdit(f.wantReason, f.answerContains), {"peers: [tor]", "peers: []"}}
@@ -160,8 +161,8 @@ func TestExplainServiceNamesBGPFaults(t *testing.T) {
 			}
 			manifests := applyManifestEdits(t, installationManifests+workingServiceManifests+routerManifests, slices.Concat(noLayer2Edits, f.edits))
 			r := explainTestService(t, manifests+f.moreManifests)
-			if r.Result != report.ResultNotWell || r.Reason != f.wantReason || !strings.Contains(r.AnswerWithReason(), f.answerContains) || len(r.Repair) == 0 {
-				t.Errorf("%s: %s\n%+v\nwant %s: %s", r.Result, r.AnswerWithReason(), r.Checks, f.wantReason, f.answerContains)
+			if r.Result != report.ResultNotWell || r.Reason != f.wantReason || !strings.Contains(r.AnswerWithReason(), f.answerContains) || !strings.Contains(strings.Join(r.Repair, "\n"), cmp.Or(f.wantRepairPart, "kubectl")) {
+				t.Errorf("%s: %s\n%+v\nwant %s: %s", r.Result, r.AnswerWithReason(), r.Repair, f.wantReason, f.answerContains)
 			}
 		})
 	}
