@@ -28,7 +28,7 @@ func describeNodesWithoutSpeaker(ctx context.Context, c *serviceDiagnosis) strin
 	asked := 0
 	for i := range c.announcementFinding.NodeExplanations {
 		n := &c.announcementFinding.NodeExplanations[i]
-		isSilent := n.Fault().Reason == names.ReasonNoSpeaker || slices.Contains(c.findSilentSpeakers(), n.Node)
+		isSilent := n.Fault().Reason == names.ReasonNoSpeaker || slices.Contains(c.findSilentSpeakers(ctx), n.Node)
 		if asked == maxNodesAskedForTaints || !isSilent {
 			continue
 		}
