@@ -267,6 +267,7 @@ var faultRulesOfAnnouncedService = []func(*serviceDiagnosis, context.Context) na
 	adaptRuleWithoutContext(explainRequestedHolder),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultyObject),
 	(*serviceDiagnosis).explainBrokenAdvertisement,
+	(*serviceDiagnosis).explainWebhookRefusal,
 }
 
 // adaptRuleWithoutContext makes a rule of one that reads nothing more.

@@ -99,11 +99,11 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 		}
 		out.speakerStatusByNode[s.Name] = &s.Status
 	}
-	out.metalLBWorkload = findMetalLBWorkload(&deployments, &daemonSets)
 	if out.controllerDeployment != nil {
 		out.loadBalancerClass = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "load-balancer-class")
 		out.isWithoutBGP = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "bgp") == "disabled"
 	}
+	out.metalLBWorkload = findMetalLBWorkload(&deployments, &daemonSets, out.loadBalancerClass)
 	if !e.objectReader.LacksRightToRead("leases.coordination.k8s.io") && !e.objectReader.LacksRightToRead("deployments.apps") {
 		out.controllerFault = out.explainNoLeadingController(e.now(), e.gantryNamespace)
 	}

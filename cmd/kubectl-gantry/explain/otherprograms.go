@@ -35,8 +35,12 @@ func (i *installation) explainMetalLBBesideGantry() names.Explanation {
 
 // explainOtherStatusWriter says that another program writes the addresses of the Service. The API
 // server records who wrote which field.
-func (c *serviceDiagnosis) explainOtherStatusWriter() names.Explanation {
+func (c *serviceDiagnosis) explainOtherStatusWriter(ctx context.Context) names.Explanation {
 	if why := c.installation.explainMetalLBBesideGantry(); why.IsSet() {
+		return why
+	}
+	// All controllers write under the same name: their writes do not tell a second Gantry.
+	if why, controller := c.explainSecondInstallation(ctx); controller != nil {
 		return why
 	}
 	var own time.Time
@@ -81,18 +85,43 @@ const (
 	rivalWriterStoppedTimeout = 10 * time.Minute
 )
 
-// explainSecondInstallation says that a second Gantry runs in another namespace.
-func (e *Explainer) explainSecondInstallation(ctx context.Context) names.Explanation {
-	var everywhere v1alpha1.SpeakerStatusList
-	if err := e.objectReader.List(ctx, &everywhere); err != nil {
-		return names.Explanation{}
+// explainSecondInstallation says that a second Gantry is in another namespace and serves the same
+// class. It returns the Deployment of its controller too, or nil if that has no Pods or is unknown:
+// then its SpeakerStatuses may be left over.
+func (e *Explainer) explainSecondInstallation(ctx context.Context) (names.Explanation, *appsv1.Deployment) {
+	everywhere := &metav1.PartialObjectMetadataList{}
+	everywhere.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("SpeakerStatusList"))
+	if err := e.objectReader.List(ctx, everywhere); err != nil {
+		return names.Explanation{}, nil
 	}
-	for i := range everywhere.Items {
-		if n := everywhere.Items[i].Namespace; n != e.gantryNamespace {
-			return names.NewExplanation(names.ReasonOtherController, "another Gantry is in namespace %s: uninstall one of them, or give each one its own --load-balancer-class, and delete the SpeakerStatuses of one that is gone", n)
+	namespaces := namesOf(everywhere.Items, func(s metav1.PartialObjectMetadata) string { return s.Namespace })
+	slices.Sort(namespaces)
+	for _, n := range slices.Compact(namespaces) {
+		if n == e.gantryNamespace {
+			continue
+		}
+		controller := e.findRunningController(ctx, n)
+		if controller != nil && readFlagOfPodSpec(&controller.Spec.Template.Spec, "load-balancer-class") != e.installation.loadBalancerClass {
+			continue
+		}
+		return names.NewExplanation(names.ReasonOtherController, "another Gantry is in namespace %s: uninstall one of them, or give each one its own --load-balancer-class, and delete the SpeakerStatuses of one that is gone", n), controller
+	}
+	return names.Explanation{}, nil
+}
+
+// findRunningController returns the Deployment of a controller of Gantry that has Pods; nil if
+// there is none, or if the user may not read it.
+func (e *Explainer) findRunningController(ctx context.Context, namespace string) *appsv1.Deployment {
+	var all appsv1.DeploymentList
+	if err := e.objectReader.List(ctx, &all, client.InNamespace(namespace)); err != nil {
+		return nil
+	}
+	for i := range all.Items {
+		if d := &all.Items[i]; d.Status.Replicas > 0 && hasComponentLabels(d.Labels, names.ComponentController) {
+			return d
 		}
 	}
-	return names.Explanation{}
+	return nil
 }
 
 // explainWebhookRefusal says that the API server refuses changes of the configuration, because
@@ -224,16 +253,20 @@ func lastTimeOfEvent(o *corev1.Event) *metav1.Time {
 	return &o.CreationTimestamp
 }
 
-// findMetalLBWorkload names a workload of MetalLB in the lists that runs; "" if there is none.
-func findMetalLBWorkload(deployments *appsv1.DeploymentList, daemonSets *appsv1.DaemonSetList) string {
+// findMetalLBWorkload names a workload of MetalLB in the lists that runs and serves the class; ""
+// if there is none.
+func findMetalLBWorkload(deployments *appsv1.DeploymentList, daemonSets *appsv1.DaemonSetList, class string) string {
+	isRival := func(labels map[string]string, p *corev1.PodTemplateSpec) bool {
+		return hasMetalLBLabels(labels) && readFlagOfPodSpec(&p.Spec, "lb-class") == class
+	}
 	for i := range deployments.Items {
-		if hasMetalLBLabels(deployments.Items[i].Labels) && deployments.Items[i].Status.Replicas > 0 {
-			return "Deployment " + deployments.Items[i].Name
+		if d := &deployments.Items[i]; d.Status.Replicas > 0 && isRival(d.Labels, &d.Spec.Template) {
+			return "Deployment " + d.Name
 		}
 	}
 	for i := range daemonSets.Items {
-		if hasMetalLBLabels(daemonSets.Items[i].Labels) && daemonSets.Items[i].Status.DesiredNumberScheduled > 0 {
-			return "DaemonSet " + daemonSets.Items[i].Name
+		if d := &daemonSets.Items[i]; d.Status.DesiredNumberScheduled > 0 && isRival(d.Labels, &d.Spec.Template) {
+			return "DaemonSet " + d.Name
 		}
 	}
 	return ""

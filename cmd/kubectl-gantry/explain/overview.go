@@ -105,6 +105,7 @@ func (e *Explainer) ExplainInstallation(ctx context.Context) (*report.Report, er
 		return e.addMissingRightsAndDocURL(out), nil
 	}
 	o.addControllerCheck()
+	o.addFaultyServiceChecks(withoutAddress)
 	o.addSpeakerChecks(ctx)
 	o.addServiceChecks()
 	o.addSessionChecks()
@@ -166,6 +167,7 @@ func (o *overview) addControllerCheck() {
 
 // addChecksOutsideGantry says what is wrong outside of Gantry.
 func (o *overview) addChecksOutsideGantry(ctx context.Context) {
+	second, _ := o.explainSecondInstallation(ctx)
 	for _, g := range []struct {
 		name string
 		why  names.Explanation
@@ -173,7 +175,7 @@ func (o *overview) addChecksOutsideGantry(ctx context.Context) {
 		{"API server", o.explainSlowAPIServer()},
 		{"webhook", o.explainWebhookRefusal(ctx)},
 		{"other controllers", o.installation.explainMetalLBBesideGantry()},
-		{"other controllers", o.explainSecondInstallation(ctx)},
+		{"other controllers", second},
 		{"kube-proxy", o.explainMissingStrictARP(ctx)},
 	} {
 		if g.why.IsSet() {
@@ -245,12 +247,33 @@ func worstServiceCondition(s *corev1.Service) *metav1.Condition {
 // addServiceChecks counts the Services that are not announced, by Reason.
 func (o *overview) addServiceChecks() {
 	if o.objectReader.LacksRightToRead("services") {
-		o.addCheck("Services", report.ResultUnknown, names.Explanation{Text: "you may not list them"})
+		o.addCheck(servicesCheckName, report.ResultUnknown, names.Explanation{Text: "you may not list them"})
 		return
 	}
+	o.addFaultyServiceChecks(withAddress)
+	if !slices.ContainsFunc(o.checks, func(g report.Check) bool { return g.Name == servicesCheckName }) {
+		o.addCheck(servicesCheckName, report.ResultWell, names.Explanation{Text: formatCount(len(o.gantryServices), "Service") + " of type LoadBalancer, all announced"})
+	}
+}
+
+// servicesCheckName is the name of the checks that count Services.
+const servicesCheckName = "Services"
+
+// servicesToCount says which Services are counted: those that have an address, or those that wait
+// for one.
+type servicesToCount bool
+
+const withAddress, withoutAddress servicesToCount = true, false
+
+// addFaultyServiceChecks counts the Services that are not announced, by Reason, the most frequent
+// one first.
+func (o *overview) addFaultyServiceChecks(which servicesToCount) {
 	servicesByReason := map[names.Reason][]string{}
 	for i := range o.gantryServices {
 		s := &o.gantryServices[i]
+		if servicesToCount(len(s.Status.LoadBalancer.Ingress) > 0) != which {
+			continue
+		}
 		c := worstServiceCondition(s)
 		reason := names.Reason("")
 		switch {
@@ -263,18 +286,20 @@ func (o *overview) addServiceChecks() {
 		}
 		servicesByReason[reason] = append(servicesByReason[reason], s.Namespace+"/"+s.Name)
 	}
-	for _, r := range slices.Sorted(maps.Keys(servicesByReason)) {
+	reasons := slices.SortedFunc(maps.Keys(servicesByReason), func(x, y names.Reason) int {
+		return cmp.Or(cmp.Compare(len(servicesByReason[y]), len(servicesByReason[x])), cmp.Compare(x, y))
+	})
+	for _, r := range reasons {
 		all := servicesByReason[r]
-		o.addCheck("Services", report.ResultNotWell, names.NewExplanation(r, "%s not announced: %s: kubectl gantry explain service %s", formatCount(len(all), "Service"), joinFirstElements(all, maxListedElements), all[0]))
-	}
-	if len(servicesByReason) == 0 {
-		o.addCheck("Services", report.ResultWell, names.Explanation{Text: formatCount(len(o.gantryServices), "Service") + " of type LoadBalancer, all announced"})
+		o.addCheck(servicesCheckName, report.ResultNotWell, names.NewExplanation(r, "%s not announced: %s: kubectl gantry explain service %s", formatCount(len(all), "Service"), joinFirstElements(all, maxListedElements), all[0]))
 	}
 }
 
-// addSessionChecks says which BGP sessions are not established, or lack routes or BFD.
+// addSessionChecks says which BGP sessions are not established, or lack routes or BFD. Sessions
+// with the same peer and Reason share a line, with the text of the first.
 func (o *overview) addSessionChecks() {
 	established := 0
+	var groups []*faultySessionGroup
 	for i := range o.sessions {
 		s := &o.sessions[i].Status
 		fault := faultOfSession(s)
@@ -282,11 +307,26 @@ func (o *overview) addSessionChecks() {
 			established++
 			continue
 		}
-		o.addCheck(fmt.Sprintf("session of %s with %s", s.Node, s.Peer), report.ResultNotWell, fault)
+		at := slices.IndexFunc(groups, func(g *faultySessionGroup) bool { return g.peer == s.Peer && g.fault.Reason == fault.Reason })
+		if at < 0 {
+			at = len(groups)
+			groups = append(groups, &faultySessionGroup{peer: s.Peer, fault: fault})
+		}
+		groups[at].nodes = append(groups[at].nodes, s.Node)
+	}
+	for _, g := range groups {
+		o.addCheck(fmt.Sprintf("session of %s with %s", joinFirstElements(g.nodes, maxListedElements), g.peer), report.ResultNotWell, g.fault)
 	}
 	if established > 0 {
 		o.addCheck("sessions", report.ResultWell, names.Explanation{Text: fmt.Sprintf("%d of %d are well", established, len(o.sessions))})
 	}
+}
+
+// faultySessionGroup has the nodes whose sessions with a peer have the same fault.
+type faultySessionGroup struct {
+	peer  string
+	fault names.Explanation
+	nodes []string
 }
 
 // faultOfSession returns what is wrong with a session.

@@ -2,9 +2,12 @@ package explain
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
 
@@ -114,5 +117,24 @@ func TestListPoolsHoldersPeersAndServices(t *testing.T) {
 				t.Errorf("%s: %q has no %q", name, l.Rows[0], want)
 			}
 		}
+	}
+}
+
+// TestStatusFitsOnOneScreen has a hundred nodes whose sessions with two routers fail, and Services
+// without address, which come first.
+func TestStatusFitsOnOneScreen(t *testing.T) {
+	manifests := applyManifestEdits(t, installationManifests+workingServiceManifests+routerManifests, append(noAddressEdits(names.ReasonPoolExhausted, "x"), gossipConditionEdits(2, "node1", names.ReasonGossipBlocked, "x")...))
+	for i := range 100 {
+		for _, peer := range []string{"tor-a", "tor-b"} {
+			manifests += fmt.Sprintf("apiVersion: gantry.dev/v1alpha1\nkind: BGPSession\nmetadata: {name: %s.n%03d, namespace: metallb-system}\nstatus: {node: n%03d, peer: %s, conditions: [{type: gantry.dev/Established, status: \"False\", reason: NoAnswer, message: no answer to 10.0.0.%d, lastTransitionTime: \"2026-03-01T11:00:00Z\"}]}\n---\n", peer, i, i, peer, i)
+		}
+	}
+	r, err := newTestExplainer(newFakeAPIBuilder(t, manifests).Build()).ExplainInstallation(t.Context())
+	if err != nil || len(r.Checks) > 24 || r.Checks[0].Name != "Services" || r.Checks[0].Reason != names.ReasonPoolExhausted || r.Reason != names.ReasonPoolExhausted {
+		t.Errorf("%v, %d checks: %+v", err, len(r.Checks), r)
+	}
+	want := report.Check{Name: "session of n000, n001, n002, n003, n004, n005 and 94 more with tor-b", Result: report.ResultNotWell, Reason: names.ReasonNoAnswer, Text: "no answer to 10.0.0.0"}
+	if !slices.Contains(r.Checks, want) {
+		t.Errorf("%+v has no %+v", r.Checks, want)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -82,7 +83,8 @@ func (c *serviceDiagnosis) namespacedName() string { return c.key.Namespace + "/
 func (c *serviceDiagnosis) readObjects(ctx context.Context) (bool, error) {
 	read := make(chan error, 1)
 	go func() { read <- c.objectReader.Get(ctx, c.key, c.service) }()
-	err := c.objectReader.ListAndCacheKinds(ctx, slices.Concat(c.configurationListRequests(), c.statusListRequests(), c.serviceReportListRequests())...)
+	webhooks := objects.ListRequest{List: &admissionv1.ValidatingWebhookConfigurationList{}}
+	err := c.objectReader.ListAndCacheKinds(ctx, append(slices.Concat(c.configurationListRequests(), c.statusListRequests(), c.serviceReportListRequests()), webhooks)...)
 	errService := <-read
 	if err != nil {
 		return false, err
@@ -214,7 +216,7 @@ func (c *serviceDiagnosis) runChecksAndFindAnswer(ctx context.Context) (serviceA
 	c.addAllowedClientsNote()
 	c.addRouteChecksFromSpeakers(ctx)
 	c.addControllerCheck()
-	if rival := c.explainOtherStatusWriter(); rival.IsSet() {
+	if rival := c.explainOtherStatusWriter(ctx); rival.IsSet() {
 		c.addCheck("other controllers", report.ResultNotWell, rival)
 		return serviceAnswer{rival, report.ResultNotWell}, nil
 	}
