@@ -34,12 +34,14 @@ func (w *StatusWriter) correctStatusesOfDeadNodes(ctx context.Context) {
 	}
 }
 
-// correctStatusesOfDeadNode writes that nobody knows the sessions and the configuration of the
-// node, and removes what says that it announces Services.
+// correctStatusesOfDeadNode writes that the speaker of the node is dead if nobody did so, and that
+// nobody knows the sessions and the configuration of the node. It removes what says that the node
+// announces Services.
 func (w *StatusWriter) correctStatusesOfDeadNode(ctx context.Context, node string) error {
 	text := status.DeadSpeakerText(node, w.options.Self)
 	state := configuration.StateWriter{ReportingComponent: names.ComponentSpeaker, Node: node, Namespace: w.options.Namespace}
-	err := state.WriteUnknownStateOfDeadSpeaker(ctx, w.options.UncachedReader, w.options.Client, text)
+	err := w.markDeadSpeakerSilentSince(ctx, node, w.options.Now().Add(-staleSpeakerTimeout))
+	err = errors.Join(err, state.WriteUnknownStateOfDeadSpeaker(ctx, w.options.UncachedReader, w.options.Client, text))
 	if w.options.WithoutBGPKinds {
 		return err
 	}

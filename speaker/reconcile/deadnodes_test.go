@@ -1,21 +1,28 @@
 package reconcile
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/api/v1alpha1"
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/speaker/agent"
+	"github.com/gantry-lb/gantry/speaker/facts"
 	"github.com/gantry-lb/gantry/speaker/status"
 )
 
@@ -92,5 +99,199 @@ func TestOneNodeCorrectsWhatADeadSpeakerWrote(t *testing.T) {
 	}
 	if shown, _ := status.ShownSessionState("Unknown", "Active", now, now); shown != "Active" {
 		t.Errorf("the speaker runs again, and the state is %q", shown)
+	}
+}
+
+// deadMarkHarness has the SpeakerStatuses of some nodes, and writers of these nodes that share one
+// clock.
+type deadMarkHarness struct {
+	t       *testing.T
+	api     client.WithWatch
+	now     time.Time
+	apiDown bool // the API server refuses each mark
+	marks   int  // that arrived
+}
+
+func newDeadMarkHarness(t *testing.T, nodes ...string) *deadMarkHarness {
+	t.Helper()
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &deadMarkHarness{t: t, now: time.Unix(1_700_000_000, 0)}
+	b := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.SpeakerStatus{}, &v1beta1.ConfigurationState{}).WithInterceptorFuncs(interceptor.Funcs{
+		SubResourceApply: func(ctx context.Context, c client.Client, name string, o runtime.ApplyConfiguration, opts ...client.SubResourceApplyOption) error {
+			if h.apiDown {
+				return errors.New("the API server does not answer")
+			}
+			h.marks++
+			return c.SubResource(name).Apply(ctx, o, opts...)
+		},
+	})
+	for _, node := range nodes {
+		s := newObjectsWrittenBySpeaker(node, metav1.ConditionTrue, h.now)[0].(*v1alpha1.SpeakerStatus)
+		s.Status.Node, s.Status.Held = node, 3
+		b = b.WithObjects(s)
+	}
+	h.api = b.Build()
+	return h
+}
+
+// startWriter returns the writer of a node that sees these members.
+func (h *deadMarkHarness) startWriter(self string, members ...string) *StatusWriter {
+	h.t.Helper()
+	w := NewStatusWriter(StatusWriterOptions{
+		Client: h.api, UncachedReader: h.api, Events: events.NewFakeRecorder(8), Log: slog.New(slog.DiscardHandler), Self: self, Namespace: names.DefaultNamespace,
+		Now: func() time.Time { return h.now }, WithoutBGPKinds: true, SkippedLinks: func() []facts.SkippedLink { return nil },
+	})
+	w.observeMembersAndMarkDead(h.t.Context(), members)
+	return w
+}
+
+// recheckAfter lets the time pass and the writer look at what changes without an event.
+func (h *deadMarkHarness) recheckAfter(w *StatusWriter, d time.Duration) {
+	h.t.Helper()
+	h.now = h.now.Add(d)
+	w.recheckWithoutEvent(h.t.Context(), agent.Status{})
+}
+
+// deadNodes returns the nodes whose SpeakerStatus says that the speaker is dead and holds nothing.
+func (h *deadMarkHarness) deadNodes() []string {
+	h.t.Helper()
+	var list v1alpha1.SpeakerStatusList
+	if err := h.api.List(h.t.Context(), &list); err != nil {
+		h.t.Fatal(err)
+	}
+	var out []string
+	for i := range list.Items {
+		if s := &list.Items[i].Status; s.WasFoundDead() && s.Held == 0 {
+			out = append(out, list.Items[i].Name)
+		}
+	}
+	return out
+}
+
+// expectDeadNodes checks which nodes count as dead.
+func (h *deadMarkHarness) expectDeadNodes(when string, want ...string) {
+	h.t.Helper()
+	if got := h.deadNodes(); !slices.Equal(got, want) {
+		h.t.Errorf("%s: the speakers of %q are marked as dead, want %q", when, got, want)
+	}
+}
+
+// TestFailedDeadMarkIsTriedAgain has an API server that does not answer when a speaker dies.
+func TestFailedDeadMarkIsTriedAgain(t *testing.T) {
+	h := newDeadMarkHarness(t, "a", "b", "c")
+	w := h.startWriter("c", "a", "b", "c")
+	h.now, h.apiDown = h.now.Add(30*time.Second), true
+	w.observeMembersAndMarkDead(t.Context(), []string{"a", "c"})
+	h.recheckAfter(w, statusRecheckWithoutEventInterval-time.Second)
+	h.expectDeadNodes("the API server does not answer")
+	h.apiDown = false
+	h.recheckAfter(w, statusRecheckWithoutEventInterval)
+	h.expectDeadNodes("it answers again", "b")
+	if len(w.missingNodes.runningUnreachableNames()) > 0 {
+		t.Error("the dead speaker counts as one that runs")
+	}
+	h.recheckAfter(w, statusRecheckWithoutEventInterval)
+	if h.marks != 1 {
+		t.Errorf("%d writes, want 1", h.marks)
+	}
+}
+
+// TestFailedDeadMarkOfALivingSpeakerIsDropped has speakers that live although one has lost them:
+// one has written since, the others would be marked by a node that was cut off from all.
+func TestFailedDeadMarkOfALivingSpeakerIsDropped(t *testing.T) {
+	for name, tt := range map[string]struct {
+		members []string // that the node still sees
+		writes  bool
+	}{
+		"it wrote since":      {[]string{"a", "c"}, true},
+		"the node is cut off": {[]string{"c"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newDeadMarkHarness(t, "a", "b", "c")
+			w := h.startWriter("c", "a", "b", "c")
+			h.now, h.apiDown = h.now.Add(30*time.Second), true
+			w.observeMembersAndMarkDead(t.Context(), tt.members)
+			h.now, h.apiDown = h.now.Add(10*time.Second), false
+			if tt.writes {
+				var s v1alpha1.SpeakerStatus
+				if err := h.api.Get(t.Context(), client.ObjectKey{Namespace: names.DefaultNamespace, Name: "b"}, &s); err != nil {
+					t.Fatal(err)
+				}
+				s.Status.LastSeen = &metav1.Time{Time: h.now}
+				if err := h.api.Status().Update(t.Context(), &s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.recheckAfter(w, statusRecheckWithoutEventInterval)
+			h.expectDeadNodes("the API server answers again")
+		})
+	}
+}
+
+// TestSpeakerIsMarkedDeadThoughItsWitnessDies lets the speaker die that had to write about another
+// dead one, before and after it has written.
+func TestSpeakerIsMarkedDeadThoughItsWitnessDies(t *testing.T) {
+	for _, hasWitnessWritten := range []bool{false, true} {
+		h := newDeadMarkHarness(t, "a", "b", "c", "d")
+		w := h.startWriter("d", "a", "b", "c", "d")
+		witness := h.startWriter("c", "a", "b", "c", "d")
+		h.now = h.now.Add(30 * time.Second)
+		w.observeMembersAndMarkDead(t.Context(), []string{"a", "c", "d"})
+		if h.expectDeadNodes("c has not written yet"); hasWitnessWritten {
+			witness.observeMembersAndMarkDead(t.Context(), []string{"a", "c", "d"})
+		}
+		h.now = h.now.Add(time.Second)
+		w.observeMembersAndMarkDead(t.Context(), []string{"a", "d"})
+		h.expectDeadNodes("both are dead", "b", "c")
+		if h.marks != 2 {
+			t.Errorf("the witness has written: %t; there are %d writes, want one for each dead speaker", hasWitnessWritten, h.marks)
+		}
+	}
+}
+
+// TestSilentSpeakerIsMarkedDeadByANodeThatNeverSawIt has a speaker that started after another one
+// died unmarked.
+func TestSilentSpeakerIsMarkedDeadByANodeThatNeverSawIt(t *testing.T) {
+	h := newDeadMarkHarness(t, "a", "b", "c")
+	w := h.startWriter("c", "a", "c")
+	w.missingNodes.observeNodes([]string{"b"}, h.now)
+	for range 3 {
+		h.recheckAfter(w, missingNodeRecheckInterval)
+	}
+	h.expectDeadNodes("its lastSeen is recent")
+	for range 5 {
+		h.recheckAfter(w, missingNodeRecheckInterval)
+	}
+	h.expectDeadNodes("its lastSeen is old", "b")
+	if h.marks != 1 {
+		t.Errorf("%d writes, want 1", h.marks)
+	}
+}
+
+// TestLivingSpeakerNoticesThatItWasMarkedDead has a speaker that others have lost, and that has
+// lost nobody.
+func TestLivingSpeakerNoticesThatItWasMarkedDead(t *testing.T) {
+	h := newDeadMarkHarness(t, "a", "b")
+	w := h.startWriter("a", "a", "b")
+	writeOwnStatus := func() {
+		t.Helper()
+		if err := w.writeSpeakerStatus(t.Context(), status.BuildSpeakerStatus(w.collectStatusInputs(agent.Status{}))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writeOwnStatus()
+	h.recheckAfter(w, statusRecheckWithoutEventInterval)
+	if err := w.markDeadSpeaker(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	h.expectDeadNodes("another speaker has written", "a")
+	h.recheckAfter(w, minOwnStatusCheckInterval)
+	writeOwnStatus()
+	h.expectDeadNodes("the speaker has looked")
+	if n := ownStatusCheckInterval(300); n != 30*time.Second {
+		t.Errorf("each of 300 speakers looks every %s, want 30 s: 10 reads in a second", n)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -28,6 +27,11 @@ const (
 	// another one has written that this one is dead. That happens when gossip between the two is
 	// blocked.
 	ownStatusMarkedDeadCheckDelay = time.Second
+	// minOwnStatusCheckInterval is how often a speaker that has lost no member checks the same:
+	// another one may have lost it all the same. In a large cluster it checks less often: all
+	// speakers together read one SpeakerStatus in each minOverallOwnStatusCheckInterval.
+	minOwnStatusCheckInterval        = 10 * time.Second
+	minOverallOwnStatusCheckInterval = 100 * time.Millisecond
 	// missingNodeRecheckInterval is the time between two checks of a node that stays missing, after
 	// the first earlyMissingNodeCheckCount. Earlier checks follow each other sooner: a speaker that
 	// another one has reported as dead may need some seconds until it corrects that.
@@ -44,6 +48,9 @@ type missingNode struct {
 	checkAt       time.Time
 	checkCount    int
 	isUnreachable bool
+	// isDeadMarkPending means that the speaker vanished from the gossip, and that this speaker has
+	// not written so, and does not know that another one has.
+	isDeadMarkPending bool
 	// areStatusesCorrected means that this speaker has corrected what the speaker of the node wrote
 	// last.
 	areStatusesCorrected bool
@@ -60,7 +67,11 @@ type missingNodes struct {
 // vanished.
 func (w *StatusWriter) observeMembersAndMarkDead(ctx context.Context, members []string) (isOneGone bool) {
 	isOneGone = slices.ContainsFunc(w.missingNodes.lastObservedMembers, func(name string) bool { return !slices.Contains(members, name) })
-	w.markDeadSpeakers(ctx, w.missingNodes.updateAndListNodesToMarkDead(members, w.options.Self, w.options.Now()))
+	now := w.options.Now()
+	w.markDeadSpeakers(ctx, w.missingNodes.updateAndListNodesToMarkDead(members, w.options.Self, now))
+	if isOneGone { // it may be the one that had to write about others
+		w.markDeadSpeakersLeftUnmarked(ctx, now)
+	}
 	w.reportBlockedGossip(ctx)
 	return isOneGone
 }
@@ -75,6 +86,20 @@ func (w *StatusWriter) forgetWrittenStatusIfMarkedDead(ctx context.Context) {
 	}
 }
 
+// checkOwnStatusIfDue checks from time to time whether another speaker has written that this one is
+// dead.
+func (w *StatusWriter) checkOwnStatusIfDue(ctx context.Context, now time.Time) {
+	if now.Sub(w.ownStatusCheckedAt) >= ownStatusCheckInterval(len(w.missingNodes.lastObservedMembers)) {
+		w.ownStatusCheckedAt = now
+		w.forgetWrittenStatusIfMarkedDead(ctx)
+	}
+}
+
+// ownStatusCheckInterval returns how often each speaker of a cluster checks its own SpeakerStatus.
+func ownStatusCheckInterval(memberCount int) time.Duration {
+	return max(minOwnStatusCheckInterval, time.Duration(memberCount)*minOverallOwnStatusCheckInterval)
+}
+
 // updateAndListNodesToMarkDead takes the live members. It returns the nodes that have just vanished
 // and about which this node has to write: those that come before it in the circle of names.
 func (m *missingNodes) updateAndListNodesToMarkDead(members []string, self string, now time.Time) (toMarkDead []string) {
@@ -86,6 +111,7 @@ func (m *missingNodes) updateAndListNodesToMarkDead(members []string, self strin
 			continue
 		}
 		m.addMissingNode(name, now)
+		m.setDeadMarkPending(name, true)
 		if nextNameInSortedRing(members, name) == self {
 			toMarkDead = append(toMarkDead, name)
 		}
@@ -109,6 +135,33 @@ func (m *missingNodes) addMissingNode(name string, now time.Time) {
 		m.missingNodeByName = map[string]missingNode{}
 	}
 	m.missingNodeByName[name] = missingNode{missingSince: now, checkAt: now.Add(vanishedSpeakerCheckDelay)}
+}
+
+// setDeadMarkPending sets whether somebody still has to write that the speaker of a missing node is
+// dead.
+func (m *missingNodes) setDeadMarkPending(name string, isPending bool) {
+	n := m.missingNodeByName[name]
+	n.isDeadMarkPending = isPending
+	m.missingNodeByName[name] = n
+}
+
+// deadMarksLeftToWrite returns the nodes that vanished before now, and about which this node has to
+// write: the first write failed, or the node that had to write is gone, too.
+func (m *missingNodes) deadMarksLeftToWrite(self string, now time.Time) []string {
+	var out []string
+	for name, n := range m.missingNodeByName {
+		if n.isDeadMarkPending && n.missingSince.Before(now) && nextNameInSortedRing(m.lastObservedMembers, name) == self {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// doesMajorityLive reports whether most of the known speakers live. If not, this node may be the
+// one that is cut off.
+func (m *missingNodes) doesMajorityLive() bool {
+	return len(m.lastObservedMembers) > len(m.missingNodeByName)
 }
 
 // runningUnreachableNames returns the nodes whose speakers run and cannot be reached, sorted.
@@ -162,16 +215,59 @@ func (w *StatusWriter) nodesWithSpeakerPod(ctx context.Context) []string {
 	return out
 }
 
-// markDeadSpeakers writes about speakers that vanished from the gossip. An error is only logged:
-// the status also shows lastSeen.
+// markDeadSpeakers writes about speakers that have just vanished from the gossip. A mark that fails
+// stays pending.
 func (w *StatusWriter) markDeadSpeakers(ctx context.Context, nodes []string) {
 	for _, node := range nodes {
-		s := status.DeadSpeakerStatus(node, w.options.Self, w.options.Now())
-		err := w.applyStatusOfDeadSpeaker(ctx, node, s)
-		if err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
-			w.options.Log.Warn("writing that a speaker is gone", "node", node, "error", err)
-		}
+		w.finishDeadMark(ctx, node, w.markDeadSpeaker(ctx, node))
 	}
+}
+
+// retryPendingDeadMarks writes the marks that failed. A node that was cut off from most others
+// leaves them to correctStatusesOfDeadNodes: the others live, and the gossip may find them again
+// only after the API server answers.
+func (w *StatusWriter) retryPendingDeadMarks(ctx context.Context) {
+	if w.missingNodes.doesMajorityLive() {
+		w.markDeadSpeakersLeftUnmarked(ctx, w.options.Now())
+	}
+}
+
+// markDeadSpeakersLeftUnmarked writes about the speakers that vanished before now, and about which
+// nobody has written.
+func (w *StatusWriter) markDeadSpeakersLeftUnmarked(ctx context.Context, now time.Time) {
+	for _, node := range w.missingNodes.deadMarksLeftToWrite(w.options.Self, now) {
+		since := w.missingNodes.missingNodeByName[node].missingSince
+		w.finishDeadMark(ctx, node, w.markDeadSpeakerSilentSince(ctx, node, since))
+	}
+}
+
+// finishDeadMark ends the pending mark of a node unless the write failed.
+func (w *StatusWriter) finishDeadMark(ctx context.Context, node string, err error) {
+	if err == nil {
+		w.missingNodes.setDeadMarkPending(node, false)
+	} else if ctx.Err() == nil {
+		w.options.Log.Warn("writing that a speaker is gone; trying again", "node", node, "error", err)
+	}
+}
+
+// markDeadSpeakerSilentSince writes that the speaker of a node is dead, unless somebody has written
+// so, or the speaker itself has written something after since.
+func (w *StatusWriter) markDeadSpeakerSilentSince(ctx context.Context, node string, since time.Time) error {
+	var s v1alpha1.SpeakerStatus
+	if err := w.options.UncachedReader.Get(ctx, client.ObjectKey{Namespace: w.options.Namespace, Name: node}, &s); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if s.Status.WasFoundDead() || s.Status.LastSeen != nil && s.Status.LastSeen.After(since) {
+		return nil
+	}
+	return w.markDeadSpeaker(ctx, node)
+}
+
+// markDeadSpeaker writes that the speaker of a node is dead. It is no error if the node has no
+// SpeakerStatus.
+func (w *StatusWriter) markDeadSpeaker(ctx context.Context, node string) error {
+	s := status.DeadSpeakerStatus(node, w.options.Self, w.options.Now())
+	return client.IgnoreNotFound(w.applyStatusOfDeadSpeaker(ctx, node, s))
 }
 
 func (w *StatusWriter) applyStatusOfDeadSpeaker(ctx context.Context, node string, s v1alpha1.SpeakerStatusStatus) error {

@@ -48,6 +48,7 @@ type StatusWriter struct {
 	silentMembers                 silentMembers
 	servicesAwaitingProxySince    map[view.ObjectKey]time.Time
 	speakerStatusWrittenAt        time.Time
+	ownStatusCheckedAt            time.Time                 // for what another speaker wrote
 	reportedRequestedHolderFaults map[view.ObjectKey]string // the last text for each Service
 	lastReportedSocketDenial      string                    // the last message about raw sockets
 	// about blocked gossip; empty if it works
@@ -228,7 +229,9 @@ func (w *StatusWriter) recheckWithoutEvent(ctx context.Context, s agent.Status) 
 	changed := w.heldAddressConflicts.ForgetExpired(now)
 	w.recordServicesAwaitingProxy(s)
 	w.missingNodes.observeNodes(w.nodesWithSpeakerPod(ctx), now)
+	w.retryPendingDeadMarks(ctx)
 	w.correctStatusesOfDeadNodes(ctx)
+	w.checkOwnStatusIfDue(ctx, now)
 	if w.checkMissingNodes(ctx) || now.Sub(w.speakerStatusWrittenAt) >= lastSeenInterval {
 		changed = true
 	}
