@@ -60,7 +60,7 @@ func newParts(mgr *manager.ControllerRuntimeManager, member *gossip.LocalMember,
 		Self: o.NodeName, PodName: o.PodName, Namespace: o.Namespace, Version: option.ModuleVersion(), WithoutBGPKinds: o.ConfigurationScope().WithoutBGPKinds, IsElectionLate: func() bool { return a.IsElectionLate() },
 	})
 	bgpStatus := reconcile.NewBGPStatusWriter(reconcile.BGPStatusWriterOptions{
-		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: bgpEngine, Log: log, Now: time.Now,
+		Client: mgr.GetClient(), Cache: mgr.GetCache(), Events: mgr.GetEventRecorder(names.SpeakerEventSource), Sessions: bgpEngine, Log: log, Now: time.Now, Metrics: announced,
 		Self: o.NodeName, Namespace: o.Namespace, ServiceBGPStatusLimit: o.ServiceBGPStatusLimit(), ServiceReference: services.ServiceReference, PodOwnerReferences: layer2Status.PodOwnerReferences,
 	})
 	configurationState := reconcile.NewConfigurationStateWriter(reconcile.ConfigurationStateWriterOptions{

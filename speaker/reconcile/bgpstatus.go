@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -58,6 +59,8 @@ type BGPStatusWriterOptions struct {
 	Sessions SessionSource
 	Log      *slog.Logger
 	Now      func() time.Time
+	// Metrics gets the sessions that do not count yet; it may be nil.
+	Metrics *AnnouncedMetrics
 	// ServiceReference returns the Service for an event, or nil if there is no such Service.
 	ServiceReference func(view.ObjectKey) *corev1.Service
 	// Self is this node, Namespace is that of the objects. PodOwnerReferences returns the owner
@@ -143,8 +146,9 @@ func (w *BGPStatusWriter) Run(ctx context.Context) error {
 	}
 }
 
-// writeStatus writes the sessions first: there are few of them, and they say what routers have. It
-// returns when to look again although nothing changed, or 0.
+// writeStatus writes the sessions first: there are few of them, and they say what routers have. An
+// object that the API server refuses does not keep it from the others. It returns when to look
+// again although nothing changed, or 0.
 func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) (lookAgain time.Duration, err error) {
 	sessions := w.options.Sessions.SessionStatuses()
 	heldBack, lookAgain := w.explainFlapHeldBackSessions(sessions)
@@ -152,11 +156,9 @@ func (w *BGPStatusWriter) writeStatus(ctx context.Context, p plan.Plan) (lookAga
 	for peer := range heldBack {
 		delete(carried, peer)
 	}
+	w.options.Metrics.observeHeldBackSessions(heldBack)
 	lookAgainForState, err := w.writeBGPSessions(ctx, sessions, heldBack)
-	if err != nil {
-		return 0, err
-	}
-	return shorterNonZeroDelay(lookAgain, lookAgainForState), w.writeServiceBGPStatuses(ctx, p, carried)
+	return shorterNonZeroDelay(lookAgain, lookAgainForState), errors.Join(err, w.writeServiceBGPStatuses(ctx, p, carried))
 }
 
 // shorterNonZeroDelay returns the shorter one of two delays, of which 0 stands for none.
@@ -307,22 +309,21 @@ func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context, sessions []bgp.P
 	for i := range list.Items {
 		stale[list.Items[i].Name] = &list.Items[i]
 	}
+	var errs []error
 	for _, s := range sessions {
 		name := status.BGPSessionName(w.options.Self, s.PeerName)
 		o := stale[name]
 		delete(stale, name)
 		wait, err := w.writeBGPSession(ctx, o, s, heldBack[s.PeerName])
-		if err != nil {
-			return 0, err
-		}
+		errs = append(errs, err)
 		lookAgain = shorterNonZeroDelay(lookAgain, wait)
 	}
 	for _, o := range stale {
 		if err := w.options.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
-			return 0, fmt.Errorf("removing BGPSession %q: %w", o.Name, err)
+			errs = append(errs, fmt.Errorf("removing BGPSession %q: %w", o.Name, err))
 		}
 	}
-	return lookAgain, nil
+	return lookAgain, errors.Join(errs...)
 }
 
 // writeBGPSession writes one session. o is the object as it is; nil if there is none.

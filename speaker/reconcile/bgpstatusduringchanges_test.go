@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -90,6 +92,7 @@ func TestFlappingSessionCostsFewWritesOfServices(t *testing.T) {
 		const services = 20
 		w, api, sessions := runBGPStatusWriter(t, 0)
 		w.ObserveStatus(agent.Status{Plan: newPlanWithBGPVerdicts(services)})
+		w.options.Metrics.observeStatus(agent.Status{Plan: newPlanWithBGPVerdicts(services)})
 		time.Sleep(time.Second)
 		changes, reported := 0, countServiceBGPStatuses(t, api)
 		if reported != services {
@@ -121,6 +124,9 @@ func TestFlappingSessionCostsFewWritesOfServices(t *testing.T) {
 		if c := meta.FindStatusCondition(session.Status.Conditions, names.ConditionEstablished); c == nil || c.Status != metav1.ConditionTrue || c.Reason != string(names.ReasonFlapping) {
 			t.Errorf("the session says %+v, want that it is established and flaps", c)
 		}
+		if n := testutil.CollectAndCount(w.options.Metrics, "metallb_speaker_announced"); n != 0 {
+			t.Errorf("the metric has %d addresses while the session does not count, want none", n)
+		}
 		time.Sleep(time.Minute)
 		if n := countServiceBGPStatuses(t, api); n != services {
 			t.Errorf("%d Services are reported a minute after the last change, want %d", n, services)
@@ -130,6 +136,9 @@ func TestFlappingSessionCostsFewWritesOfServices(t *testing.T) {
 		}
 		if c := meta.FindStatusCondition(session.Status.Conditions, names.ConditionEstablished); c == nil || c.Reason != string(names.ReasonEstablished) {
 			t.Errorf("a minute after the last change the session says %+v", c)
+		}
+		if n := testutil.CollectAndCount(w.options.Metrics, "metallb_speaker_announced"); n != services {
+			t.Errorf("the metric has %d addresses a minute after the last change, want %d", n, services)
 		}
 	})
 }
@@ -151,6 +160,7 @@ func runBGPStatusWriter(t *testing.T, creationDelay time.Duration) (*BGPStatusWr
 	w := NewBGPStatusWriter(BGPStatusWriterOptions{
 		Client: api, Sessions: sessions, Log: slog.New(slog.DiscardHandler), Now: time.Now, Self: "node1", Namespace: names.DefaultNamespace, ServiceBGPStatusLimit: 500,
 		PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil }, ServiceReference: func(view.ObjectKey) *corev1.Service { return nil },
+		Metrics: NewAnnouncedMetrics("node1", sessions),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
@@ -186,4 +196,44 @@ func TestManyServiceBGPStatusesAreWrittenAtOnce(t *testing.T) {
 			t.Errorf("%d Services are reported after two seconds, want %d", n, services)
 		}
 	})
+}
+
+// fakeUnchangingSessions are sessions that stay as they are.
+type fakeUnchangingSessions []bgp.PeerSessionStatus
+
+func (s fakeUnchangingSessions) StatusChanged() <-chan struct{}           { return nil }
+func (s fakeUnchangingSessions) SessionStatuses() []bgp.PeerSessionStatus { return s }
+
+// TestRefusedBGPSessionDoesNotBlockOthers has an API server that refuses the object of one session.
+func TestRefusedBGPSessionDoesNotBlockOthers(t *testing.T) {
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("a policy refuses it")
+	api := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.BGPSession{}, &v1beta1.ServiceBGPStatus{}).
+		WithInterceptorFuncs(interceptor.Funcs{Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+			if o.GetName() == "refused.node1" {
+				return refused
+			}
+			return c.Create(ctx, o, opts...)
+		}}).Build()
+	var sessions fakeUnchangingSessions
+	for _, peer := range []string{"refused", "tor"} {
+		sessions = append(sessions, bgp.PeerSessionStatus{PeerName: peer, State: bgp.Established, EstablishedCount: 1, AnnounceableFamilies: []message.AFI{message.FamilyIPv4}})
+	}
+	w := NewBGPStatusWriter(BGPStatusWriterOptions{
+		Client: api, Sessions: sessions, Log: slog.New(slog.DiscardHandler), Now: time.Now, Self: "node1", Namespace: names.DefaultNamespace, ServiceBGPStatusLimit: 500,
+		PodOwnerReferences: func(context.Context) []metav1.OwnerReference { return nil }, ServiceReference: func(view.ObjectKey) *corev1.Service { return nil },
+	})
+	if _, err := w.writeStatus(t.Context(), newPlanWithBGPVerdicts(3)); !errors.Is(err, refused) {
+		t.Errorf("the error is %v, want the one of the refused object, so that the writer tries again", err)
+	}
+	var list v1alpha1.BGPSessionList
+	if err := api.List(t.Context(), &list); err != nil || len(list.Items) != 1 || list.Items[0].Status.Peer != "tor" {
+		t.Errorf("the sessions are %+v (%v), want the one with tor", list.Items, err)
+	}
+	if n := countServiceBGPStatuses(t, api); n != 3 {
+		t.Errorf("%d Services are reported, want 3", n)
+	}
 }

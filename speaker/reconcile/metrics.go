@@ -26,6 +26,8 @@ type AnnouncedMetrics struct {
 	// without BGP.
 	bgpSessions  SessionSource
 	latestStatus atomic.Pointer[agent.Status]
+	// heldBackSessions are established and do not count yet, by peer: see BGPStatusWriter.
+	heldBackSessions atomic.Pointer[map[string]names.Explanation]
 	// memberCount is the number of living speakers, unreachableCount that of speakers that run and
 	// cannot be reached, conflictCount that of claims of foreign hosts.
 	memberCount, unreachableCount, conflictCount atomic.Int64
@@ -51,6 +53,14 @@ var (
 // observeStatus takes the agent's Status. The metric does not wait until the API server has
 // accepted what follows from it.
 func (a *AnnouncedMetrics) observeStatus(s agent.Status) { a.latestStatus.Store(&s) }
+
+// observeHeldBackSessions takes the established sessions that do not count yet, so that the metric
+// says the same as the condition of a Service. It changes nothing if a is nil.
+func (a *AnnouncedMetrics) observeHeldBackSessions(heldBack map[string]names.Explanation) {
+	if a != nil {
+		a.heldBackSessions.Store(&heldBack)
+	}
+}
 
 // Describe implements prometheus.Collector.
 func (a *AnnouncedMetrics) Describe(c chan<- *prometheus.Desc) {
@@ -81,6 +91,11 @@ func (a *AnnouncedMetrics) Collect(c chan<- prometheus.Metric) {
 		return
 	}
 	carriedByPeer := carriedRoutesOfEstablishedSessions(a.bgpSessions.SessionStatuses())
+	if heldBack := a.heldBackSessions.Load(); heldBack != nil {
+		for peer := range *heldBack {
+			delete(carriedByPeer, peer)
+		}
+	}
 	for v := range now.Plan.BGPVerdicts.All() {
 		if v.Reason == names.ReasonAnnounced {
 			emit(v.Service, protocolBGP, status.AddressesWithRoute(v, carriedByPeer))
