@@ -72,7 +72,7 @@ func (r *announcementStateReader) readReports(ctx context.Context, v *view.Servi
 		}
 	}
 	for _, w := range wanted {
-		s, err := r.readSessionReport(ctx, w, slices.Contains(peersByNode[w.Node], w.Peer))
+		s, err := r.readSessionReport(ctx, v, w, slices.Contains(peersByNode[w.Node], w.Peer))
 		if err != nil {
 			return nil, err
 		}
@@ -83,7 +83,7 @@ func (r *announcementStateReader) readReports(ctx context.Context, v *view.Servi
 
 // readSessionReport reads whether a session carries the Service. isReported says that the speaker
 // reports so.
-func (r *announcementStateReader) readSessionReport(ctx context.Context, w advertise.SessionToCarryService, isReported bool) (sessionReport, error) {
+func (r *announcementStateReader) readSessionReport(ctx context.Context, v *view.Service, w advertise.SessionToCarryService, isReported bool) (sessionReport, error) {
 	out := sessionReport{node: w.Node, peer: w.Peer, wantedAddresses: w.Addresses}
 	var list v1alpha1.BGPSessionList
 	match := client.MatchingFields{SessionsByNodeAndPeerIndex: sessionIndexValue(w.Node, w.Peer)}
@@ -111,12 +111,39 @@ func (r *announcementStateReader) readSessionReport(ctx context.Context, w adver
 	if !slices.ContainsFunc(out.wantedAddresses, out.carriesAddress) {
 		out.fault = out.familyFault
 	}
-	if isReported || out.fault.IsSet() || !r.doesNodeReportBGPServices(ctx, w.Node, speaker) {
+	if isReported || out.fault.IsSet() {
 		return out, nil
 	}
-	out.carriesIPv4, out.carriesIPv6 = false, false
-	out.fault = names.NewExplanation(names.ReasonNoSession, "the session is established, and the router does not have the route yet")
+	out.fault = explainAwaitedProxy(v, speaker)
+	if !out.fault.IsSet() && r.doesNodeReportBGPServices(ctx, w.Node, speaker) {
+		out.fault = explainUnreportedRoute(speaker)
+	}
+	if out.fault.IsSet() {
+		out.carriesIPv4, out.carriesIPv6 = false, false
+	}
 	return out, nil
+}
+
+// explainAwaitedProxy says that the node withholds the routes of the Service until kube-proxy there
+// knows its endpoints. Nothing is set if it does not.
+func explainAwaitedProxy(v *view.Service, speaker *v1alpha1.SpeakerStatusStatus) names.Explanation {
+	if speaker == nil || !v.HasLocalTrafficPolicy || !slices.Contains(speaker.AwaitingProxy, v.Key.String()) {
+		return names.Explanation{}
+	}
+	return names.NewExplanation(names.ReasonServiceProxyNotReady, "kube-proxy there does not know the endpoints of the Service yet: look at kube-proxy")
+}
+
+// explainUnreportedRoute says why an established session does not carry a Service that the node
+// does not report: the node is unfit, or the route is on its way.
+func explainUnreportedRoute(speaker *v1alpha1.SpeakerStatusStatus) names.Explanation {
+	if speaker != nil {
+		c := meta.FindStatusCondition(speaker.Conditions, names.ConditionNodeFit)
+		// A silent link withdraws no routes.
+		if c != nil && c.Status == metav1.ConditionFalse && c.Reason != string(names.ReasonLinkSilent) {
+			return names.Explanation{Reason: names.Reason(c.Reason), Text: c.Message}
+		}
+	}
+	return names.NewExplanation(names.ReasonNoSession, "the session is established, and the router does not have the route yet")
 }
 
 // The names of the families in a BGPSession.

@@ -193,3 +193,79 @@ func TestConflictReportedByDeadSpeakerIsIgnored(t *testing.T) {
 	})
 	h.expectCondition("a dead one", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionFalse, names.ReasonNoSession, "tor on node1: it expects another AS number")
 }
+
+// setLocalTrafficPolicyOfServiceWeb gives the Service web the traffic policy Local, and an endpoint
+// on each of the nodes.
+func (h *conditionWriterHarness) setLocalTrafficPolicyOfServiceWeb(nodes ...string) {
+	h.t.Helper()
+	var s corev1.Service
+	if err := h.api.Get(h.t.Context(), client.ObjectKey{Namespace: "default", Name: "web"}, &s); err != nil {
+		h.t.Fatal(err)
+	}
+	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+	if err := h.api.Update(h.t.Context(), &s); err != nil {
+		h.t.Fatal(err)
+	}
+	for _, node := range nodes {
+		h.createObject(&discoveryv1.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web-" + node, Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
+			Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.2"}, NodeName: &node}},
+		})
+	}
+}
+
+// TestConditionSaysWhyANodeWithholdsTheRoute has a node that announces other Services, and whose
+// session stays established.
+func TestConditionSaysWhyANodeWithholdsTheRoute(t *testing.T) {
+	unfit := func(reason names.Reason) func(*v1alpha1.SpeakerStatusStatus) {
+		return func(s *v1alpha1.SpeakerStatusStatus) {
+			s.Conditions = []metav1.Condition{{Type: names.ConditionNodeFit, Status: metav1.ConditionFalse, Reason: string(reason), Message: "it is unfit"}}
+		}
+	}
+	for name, tt := range map[string]struct {
+		edit func(*v1alpha1.SpeakerStatusStatus)
+		text string
+	}{
+		"nothing is known":        {func(*v1alpha1.SpeakerStatusStatus) {}, "the router does not have the route yet (NoSession)"},
+		"kube-proxy is silent":    {unfit(names.ReasonServiceProxySilent), "it is unfit (ServiceProxySilent)"},
+		"the kubelet is silent":   {unfit(names.ReasonKubeletSilent), "it is unfit (KubeletSilent)"},
+		"a link is silent":        {unfit(names.ReasonLinkSilent), "the router does not have the route yet (NoSession)"},
+		"kube-proxy is behind":    {func(s *v1alpha1.SpeakerStatusStatus) { s.AwaitingProxy = []string{"default/web"} }, "look at kube-proxy (ServiceProxyNotReady)"},
+		"behind, another Service": {func(s *v1alpha1.SpeakerStatusStatus) { s.AwaitingProxy = []string{"default/dns"} }, "the router does not have the route yet (NoSession)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newConditionWriterHarness(t)
+			h.setLocalTrafficPolicyOfServiceWeb("node2")
+			for _, node := range []string{"node1", "node2"} {
+				h.setSessionWithTor(node, names.Explanation{})
+			}
+			h.reportRoutesOfServiceWeb("node1")
+			h.createObject(&v1beta1.ServiceBGPStatus{ObjectMeta: metav1.ObjectMeta{Namespace: names.DefaultNamespace, Name: "default.dns.node2", Labels: map[string]string{
+				names.LabelServiceStatusNode: "node2", names.LabelServiceName: "dns", names.LabelServiceNamespace: "default",
+			}}, Status: v1beta1.ServiceBGPStatusStatus{Node: "node2", ServiceName: "dns", ServiceNamespace: "default", Peers: []string{"tor"}}})
+			h.editSpeakerStatus("node2", tt.edit)
+			h.expectCondition(name, h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionTrue, names.ReasonAnnounced, "on 1 of 2 BGP sessions: not on tor on node2: ")
+			h.expectCondition(name, h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionTrue, names.ReasonAnnounced, tt.text)
+		})
+	}
+	before, after := &v1alpha1.SpeakerStatus{}, &v1alpha1.SpeakerStatus{}
+	if unfit(names.ReasonKubeletSilent)(&after.Status); !isSpeakerChangeRelevant(before, after) {
+		t.Error("a node that becomes unfit does not count as a change")
+	}
+}
+
+// TestNodeOfManyServicesThatAwaitsKubeProxyDoesNotCount has a node with too many Services to list
+// them. It withholds the route of one of them.
+func TestNodeOfManyServicesThatAwaitsKubeProxyDoesNotCount(t *testing.T) {
+	h := newConditionWriterHarness(t)
+	h.setLocalTrafficPolicyOfServiceWeb()
+	h.setSessionWithTor("node1", names.Explanation{})
+	h.editSpeakerStatus("node1", func(s *v1alpha1.SpeakerStatusStatus) {
+		s.Conditions = []metav1.Condition{{Type: names.ConditionNodeFit, Status: metav1.ConditionFalse, Reason: string(names.ReasonServiceProxySilent)}}
+	})
+	h.expectCondition("the node may announce it all the same", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
+	h.editSpeakerStatus("node1", func(s *v1alpha1.SpeakerStatusStatus) { s.AwaitingProxy = []string{"default/web"} })
+	h.expectCondition("kube-proxy is behind", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionFalse, names.ReasonServiceProxyNotReady, "kube-proxy there does not know the endpoints")
+	h.editSpeakerStatus("node1", func(s *v1alpha1.SpeakerStatusStatus) { s.AwaitingProxy = nil })
+	h.expectCondition("kube-proxy knows them", h.reconcileAndAdvanceTimeFor("web", time.Minute), metav1.ConditionTrue, names.ReasonAnnounced, "announced by BGP")
+}

@@ -223,6 +223,7 @@ func isSpeakerChangeRelevant(before, after client.Object) bool {
 	return a.Unavailable != b.Unavailable || (a.Routes == 0) != (b.Routes == 0) || !equality.Semantic.DeepEqual(a.Links, b.Links) || !slices.Equal(a.Conflicts, b.Conflicts) ||
 		!slices.Equal(a.AwaitingProxy, b.AwaitingProxy) ||
 		conditionFingerprint(a.Conditions, names.ConditionSpeakerReady) != conditionFingerprint(b.Conditions, names.ConditionSpeakerReady) ||
+		conditionFingerprint(a.Conditions, names.ConditionNodeFit) != conditionFingerprint(b.Conditions, names.ConditionNodeFit) ||
 		conditionFingerprint(a.Conditions, names.ConditionLayer2Usable) != conditionFingerprint(b.Conditions, names.ConditionLayer2Usable)
 }
 
