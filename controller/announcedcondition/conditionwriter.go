@@ -38,8 +38,8 @@ type Options struct {
 	// Now returns the time.
 	Now func() time.Time
 	// RecordSeriesEvent creates an event about a Service, or counts it once more if it exists. kind
-	// is Normal or Warning.
-	RecordSeriesEvent func(ctx context.Context, about *corev1.Service, kind, reason, text string)
+	// is Normal or Warning. It reports whether the API server has taken it.
+	RecordSeriesEvent func(ctx context.Context, about *corev1.Service, kind, reason, text string) bool
 }
 
 // ConditionWriter writes the condition gantry.dev/Announced on Services. It is True while each
@@ -187,8 +187,11 @@ func (r *ConditionWriter) repeatWarningIfDue(ctx context.Context, s *corev1.Serv
 
 // sendWarningEvent sends the Warning with the text of the condition. It returns when to look again.
 func (r *ConditionWriter) sendWarningEvent(ctx context.Context, s *corev1.Service, m *faultMemory, event string, c *metav1.Condition) time.Duration {
+	if !r.sendEventOfCondition(ctx, s, corev1.EventTypeWarning, event, c) {
+		m.recordFailedWarning(client.ObjectKeyFromObject(s), r.Now())
+		return failedWarningRetryInterval
+	}
 	m.recordWarning(client.ObjectKeyFromObject(s), r.Now())
-	r.sendEventOfCondition(ctx, s, corev1.EventTypeWarning, event, c)
 	return faultWarningRepeatInterval
 }
 
@@ -280,6 +283,8 @@ func (r *ConditionWriter) writeAnnouncedCondition(ctx context.Context, s *corev1
 		if wait := r.delayedTextChanges.delayOrRecordTextChange(key, now); wait > 0 {
 			return ctrl.Result{RequeueAfter: wait}, nil
 		}
+	} else {
+		r.delayedTextChanges.cancelTextChange(key)
 	}
 	after := s.DeepCopy()
 	if meta.SetStatusCondition(&after.Status.Conditions, c) {
@@ -373,7 +378,8 @@ func isConditionFresh(c *metav1.Condition, now time.Time) bool {
 	return now.Sub(c.LastTransitionTime.Time) < freshFaultAge
 }
 
-// sendEventOfCondition sends an event with the Reason and the text of a condition.
-func (r *ConditionWriter) sendEventOfCondition(ctx context.Context, s *corev1.Service, kind, reason string, c *metav1.Condition) {
-	r.RecordSeriesEvent(ctx, s, kind, reason, events.TruncateNote(c.Reason+": "+c.Message))
+// sendEventOfCondition sends an event with the Reason and the text of a condition. It reports
+// whether the API server has taken it.
+func (r *ConditionWriter) sendEventOfCondition(ctx context.Context, s *corev1.Service, kind, reason string, c *metav1.Condition) bool {
+	return r.RecordSeriesEvent(ctx, s, kind, reason, events.TruncateNote(c.Reason+": "+c.Message))
 }

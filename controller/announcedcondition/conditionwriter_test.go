@@ -39,6 +39,8 @@ type conditionWriterHarness struct {
 	// serviceWrites counts the writes of Services. sentEvents has every event.
 	serviceWrites int
 	sentEvents    []string
+	// areEventsRefused says that the API server takes no events.
+	areEventsRefused bool
 }
 
 func newConditionWriterHarness(t *testing.T) *conditionWriterHarness {
@@ -81,8 +83,11 @@ func newConditionWriterHarness(t *testing.T) *conditionWriterHarness {
 func (h *conditionWriterHarness) restartController() {
 	h.writer = NewConditionWriter(Options{
 		Client: h.api, Scope: configuration.ConfigurationScope{Namespace: names.DefaultNamespace}, ConfigurationReader: h.configurationReader, Now: func() time.Time { return h.now },
-		RecordSeriesEvent: func(_ context.Context, s *corev1.Service, kind, reason, text string) {
-			h.sentEvents = append(h.sentEvents, fmt.Sprintf("%s %s %s %s", s.Name, kind, reason, text))
+		RecordSeriesEvent: func(_ context.Context, s *corev1.Service, kind, reason, text string) bool {
+			if !h.areEventsRefused {
+				h.sentEvents = append(h.sentEvents, fmt.Sprintf("%s %s %s %s", s.Name, kind, reason, text))
+			}
+			return !h.areEventsRefused
 		},
 	})
 }

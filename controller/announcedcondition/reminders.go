@@ -19,6 +19,9 @@ const (
 	minTextChangeInterval = 5 * time.Second
 	// freshFaultAge is how old the condition of a fault may be whose first Warning is sent at once.
 	freshFaultAge = 15 * time.Second
+	// failedWarningRetryInterval is how long after a Warning that was not written the next one is
+	// due.
+	failedWarningRetryInterval = time.Minute
 	// unannouncedEventsPerSecond and unannouncedEventBurst bound the events about new Services that
 	// are not announced yet. A crowd of Services gets no more: most are announced soon, and the
 	// others get a Warning.
@@ -109,6 +112,11 @@ func (m *faultMemory) recordNormalEvent(key client.ObjectKey, now time.Time) {
 	m.recordWarning(key, now.Add(freshFaultAge-faultWarningRepeatInterval))
 }
 
+// recordFailedWarning records that the API server did not take a Warning.
+func (m *faultMemory) recordFailedWarning(key client.ObjectKey, now time.Time) {
+	m.recordWarning(key, now.Add(failedWarningRetryInterval-faultWarningRepeatInterval))
+}
+
 // delayUntilReminder returns how long to wait before the next reminder about the Service.
 func (m *faultMemory) delayUntilReminder(key client.ObjectKey, now time.Time) time.Duration {
 	m.mu.Lock()
@@ -127,6 +135,16 @@ func (m *faultMemory) delayOrRecordTextChange(key client.ObjectKey, now time.Tim
 		f.lastWarningOrTextTime = now
 	}
 	return wait
+}
+
+// cancelTextChange ends the reservation for a text that need not be written any more. Otherwise the
+// next text would use the slot, which is then over, at the same time as those of other Services.
+func (m *faultMemory) cancelTextChange(key client.ObjectKey) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if f := m.faultByService[key]; f != nil {
+		f.reservedSlotTime = time.Time{}
+	}
 }
 
 // reserveSlotAndGetDelay reserves a slot for the Service, at least interval after the last one,

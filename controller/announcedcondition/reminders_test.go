@@ -1,12 +1,14 @@
 package announcedcondition
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -43,5 +45,106 @@ func TestWarningOfRefusedRequestIsRepeated(t *testing.T) {
 	setReason(names.ReasonAssigned)
 	if h.reconcileAndAdvanceTimeFor("web", time.Hour); h.countEvents(warning) != 2 {
 		t.Errorf("the Warning is repeated after the end of the fault: %q", h.sentEvents)
+	}
+}
+
+// TestWarningThatWasNotWrittenIsTriedAgain has an API server that takes no events for a while.
+func TestWarningThatWasNotWrittenIsTriedAgain(t *testing.T) {
+	h := newConditionWriterHarness(t)
+	h.setSessionWithTor("node1", wrongASNumberFault)
+	h.setSessionWithTor("node2", wrongASNumberFault)
+	h.areEventsRefused = true
+	h.reconcileAndAdvanceTimeFor("web", 5*time.Minute)
+	h.areEventsRefused = false
+	const warning = "Warning announceFailed NoSession: "
+	if h.reconcileAndAdvanceTimeFor("web", 2*time.Minute); h.countEvents(warning) != 1 {
+		t.Errorf("there are %d Warnings after the API server takes events again, want 1: %q", h.countEvents(warning), h.sentEvents)
+	}
+	if h.reconcileAndAdvanceTimeFor("web", 10*time.Minute); h.countEvents(warning) != 1 {
+		t.Errorf("there are %d Warnings ten minutes later, want 1: %q", h.countEvents(warning), h.sentEvents)
+	}
+}
+
+// writeDueTexts writes the texts of all Services that may be written, second by second. It returns
+// the highest number of writes in one second, and how many there are.
+func writeDueTexts(m *faultMemory, services []client.ObjectKey, now *time.Time, during time.Duration) (busiestSecond, all int) {
+	dueAt := map[client.ObjectKey]time.Time{}
+	for _, k := range services {
+		dueAt[k] = *now
+	}
+	for end := now.Add(during); now.Before(end); *now = now.Add(time.Second) {
+		writes := 0
+		for k, at := range dueAt {
+			if at.After(*now) {
+				continue
+			}
+			if wait := m.delayOrRecordTextChange(k, *now); wait > 0 {
+				dueAt[k] = now.Add(wait)
+				continue
+			}
+			delete(dueAt, k)
+			writes++
+		}
+		busiestSecond, all = max(busiestSecond, writes), all+writes
+	}
+	return busiestSecond, all
+}
+
+// TestTextsOfManyServicesAreWrittenFiveASecond changes the texts of all Services, changes them back
+// before they are written, and changes them again much later.
+func TestTextsOfManyServicesAreWrittenFiveASecond(t *testing.T) {
+	var pacer writeSlotPacer
+	m := newFaultMemory(&pacer)
+	now := time.Unix(1_700_000_000, 0)
+	services := make([]client.ObjectKey, 5000)
+	for i := range services {
+		services[i].Name = fmt.Sprint(i)
+	}
+	const perSecond = int(time.Second / minOverallReminderInterval)
+	for round := range 3 {
+		busiest, all := writeDueTexts(m, services, &now, 20*time.Second)
+		if busiest > perSecond || round == 0 && all < 19*perSecond {
+			t.Errorf("round %d: %d texts are written in one second, want at most %d; %d in all", round, busiest, perSecond, all)
+		}
+		for _, k := range services {
+			m.cancelTextChange(k)
+		}
+		now = now.Add(time.Hour)
+	}
+	if busiest, all := writeDueTexts(m, services, &now, 20*time.Minute); busiest > perSecond || all != len(services) {
+		t.Errorf("%d texts are written, %d of them in one second; want all %d, and at most %d in a second", all, busiest, len(services), perSecond)
+	}
+}
+
+// TestTextThatIsRightAgainGivesItsSlotBack lets one of two routers end its session, return soon,
+// and end its session again a day later.
+func TestTextThatIsRightAgainGivesItsSlotBack(t *testing.T) {
+	h := newConditionWriterHarness(t)
+	services := []string{"web"}
+	for i := range 20 {
+		services = append(services, fmt.Sprint("web", i))
+		h.createService(services[i+1])
+	}
+	look := func() {
+		t.Helper()
+		for _, name := range services {
+			if _, err := h.writer.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: "default", Name: name}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, fault := range []names.Explanation{{}, wrongASNumberFault, {}} {
+		h.setSessionWithTor("node1", names.Explanation{})
+		h.setSessionWithTor("node2", fault)
+		h.now = h.now.Add(time.Second)
+		look()
+	}
+	h.now = h.now.Add(24 * time.Hour)
+	h.setSessionWithTor("node2", wrongASNumberFault)
+	h.serviceWrites = 0
+	look()
+	h.now = h.now.Add(time.Second)
+	if look(); h.serviceWrites > 6 {
+		t.Errorf("%d texts are written within a second, want at most 6", h.serviceWrites)
 	}
 }

@@ -44,11 +44,14 @@ func NewSeriesRecorder(o SeriesRecorderOptions) *SeriesRecorder {
 }
 
 // RecordSeriesEvent creates an event about a Service, or counts it once more if it exists. kind is
-// Normal or Warning. An error is only logged: the condition of the Service says the same.
-func (r *SeriesRecorder) RecordSeriesEvent(ctx context.Context, about *corev1.Service, kind, reason, text string) {
-	if err := r.createOrCountEvent(ctx, about, kind, reason, text); err != nil && ctx.Err() == nil {
+// Normal or Warning. An error is logged: the condition of the Service says the same. It reports
+// whether the API server has taken the event.
+func (r *SeriesRecorder) RecordSeriesEvent(ctx context.Context, about *corev1.Service, kind, reason, text string) bool {
+	err := r.createOrCountEvent(ctx, about, kind, reason, text)
+	if err != nil && ctx.Err() == nil {
 		r.options.Log.Info("an event was not written", "service", about.Namespace+"/"+about.Name, "error", err)
 	}
+	return err == nil
 }
 
 func (r *SeriesRecorder) createOrCountEvent(ctx context.Context, about *corev1.Service, kind, reason, text string) error {
