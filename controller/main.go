@@ -28,6 +28,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/announcedcondition"
 	"github.com/gantry-lb/gantry/controller/assign"
+	"github.com/gantry-lb/gantry/controller/certs"
 	"github.com/gantry-lb/gantry/controller/clusternetwork"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/controller/events"
@@ -112,18 +113,15 @@ func runController(ctx context.Context, o options) error {
 	if err != nil {
 		return fmt.Errorf("setting up: %w", err)
 	}
-	if err := registerControllersAndRunnables(ctx, mgr, lock.LeaderAbsence, o, log); err != nil {
-		return err
-	}
-	if err := registerWebhook(mgr, o, keeper); err != nil {
+	if err := registerControllersAndRunnables(ctx, mgr, lock.LeaderAbsence, keeper, o, log); err != nil {
 		return err
 	}
 	return mgr.Start(ctx)
 }
 
 // registerControllersAndRunnables creates the parts of the controller and registers them with mgr.
-// All but the Reader of the configuration run only on the leader.
-func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, leaderAbsence func() assign.LeaderAbsence, o options, log *slog.Logger) error {
+// All but the two Readers, the webhook and its certificate run only on the leader.
+func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, leaderAbsence func() assign.LeaderAbsence, keeper *certs.WebhookCertificateReconciler, o options, log *slog.Logger) error {
 	scope, gauges, recordEvent := o.ConfigurationScope(), &configuration.LoadMetrics{}, events.NewRecorder(mgr.GetEventRecorder(names.ControllerEventSource)).RecordEvent
 	identity, err := newProcessIdentity()
 	if err != nil {
@@ -158,6 +156,7 @@ func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, lead
 			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry, ExtraCollectors: append(worker.Collectors(), gauges, announcedWriter),
 		})),
 		addHealthChecks(mgr, worker),
+		registerWebhook(mgr, o, keeper, reader, networks),
 	)
 }
 

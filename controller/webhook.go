@@ -14,7 +14,10 @@ import (
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/admission"
 	"github.com/gantry-lb/gantry/controller/certs"
+	"github.com/gantry-lb/gantry/controller/clusternetwork"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/internal/option"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
 // webhookOptions are the options of the webhook that refuses faulty objects.
@@ -64,10 +67,19 @@ func newWebhookServerAndCertificateReconciler(o options, log *slog.Logger) (webh
 
 // registerWebhook makes every controller serve, leader or not. A controller is ready only when the
 // API server can call it.
-func registerWebhook(mgr ctrl.Manager, o options, keeper *certs.WebhookCertificateReconciler) error {
+func registerWebhook(mgr ctrl.Manager, o options, keeper *certs.WebhookCertificateReconciler, reader *configurationreader.Reader, networks *clusternetwork.Reader) error {
 	if o.Webhook.EnabledOrDisabled != "enabled" {
 		return nil
 	}
-	admission.RegisterWebhookHandlers(mgr.GetWebhookServer(), &admission.ConfigurationValidator{Reader: mgr.GetClient(), ConfigurationScope: o.ConfigurationScope(), CreationTimeOfNewObject: time.Now})
+	admission.RegisterWebhookHandlers(mgr.GetWebhookServer(), &admission.ConfigurationValidator{
+		Reader: mgr.GetClient(), ConfigurationScope: o.ConfigurationScope(), CreationTimeOfNewObject: time.Now,
+		LatestSnapshot: func() *snapshot.Snapshot {
+			if c, _ := reader.LatestConfiguration(); c != nil {
+				return c.Snapshot
+			}
+			return nil
+		},
+		LatestClusterAddresses: networks.LatestClusterAddresses,
+	})
 	return errors.Join(keeper.RegisterController(mgr), mgr.AddReadyzCheck("webhook", keeper.CheckTrustedCertificateIsServed), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
 }

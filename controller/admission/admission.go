@@ -1,7 +1,8 @@
 // Package admission refuses at apply time what the controller would otherwise report in a
 // condition. It builds the Snapshot as if the object were admitted, and answers with the new
 // Problems in the same words. References to objects that do not exist yet are admitted with a
-// warning. The webhook is optional: everything works without it.
+// warning, and so are addresses that the cluster itself uses. The webhook is optional: everything
+// works without it.
 package admission
 
 import (
@@ -37,6 +38,11 @@ type ConfigurationValidator struct {
 	Reader client.Reader
 	// ConfigurationScope is the part of the configuration that is read.
 	ConfigurationScope configuration.ConfigurationScope
+	// LatestSnapshot returns the Snapshot that the controller has published, nil before the first.
+	// An object that an edit broke keeps its state there, as it does in the controller.
+	LatestSnapshot func() *snapshot.Snapshot
+	// LatestClusterAddresses returns the addresses that the cluster itself uses.
+	LatestClusterAddresses func() []snapshot.ClusterAddressRange
 	// CreationTimeOfNewObject returns the creation time for a new object.
 	CreationTimeOfNewObject func() time.Time
 }
@@ -71,17 +77,22 @@ func (v *ConfigurationValidator) Handle(ctx context.Context, req admission.Reque
 	return reviewCreateOrUpdate(snapshot.ObjectReference{Kind: req.Kind.Kind, Namespace: req.Namespace, Name: req.Name}, before, after)
 }
 
+// readConfigurationObjects reads what the controller reads, as far as it can cause a Problem of an
+// object that the webhook is asked about.
 func (v *ConfigurationValidator) readConfigurationObjects(ctx context.Context) (snapshot.ConfigurationObjects, error) {
+	// The order matters: the objects are not older than the Snapshot.
+	previous := v.LatestSnapshot()
 	o, err := v.ConfigurationScope.ReadObjects(ctx, v.Reader)
 	if err != nil {
 		return o, err
 	}
+	o.PreviousSnapshot, o.ClusterAddresses = previous, v.LatestClusterAddresses()
 	o.Nodes, err = configuration.ReadNodes(ctx, v.Reader)
 	return o, err
 }
 
-// reviewCreateOrUpdate refuses an object that causes new Problems, its own or another object's, and
-// warns of references to objects that do not exist yet.
+// reviewCreateOrUpdate refuses an object that causes new Problems, its own or another object's. It
+// only warns of references to objects that do not exist yet, and of what is served all the same.
 func reviewCreateOrUpdate(self snapshot.ObjectReference, before, after []snapshot.Problem) admission.Response {
 	var refused, warnings []string
 	old := map[snapshot.ProblemIdentity]int{}

@@ -17,12 +17,16 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/api/v1beta2"
 	"github.com/gantry-lb/gantry/internal/configuration"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// objectReader is a client.Reader with these objects.
+// objectReader is a client.Reader with these objects. The other fields are what the controller
+// knows.
 type objectReader struct {
-	pools []v1beta1.IPAddressPool
-	peers []v1beta2.BGPPeer
+	pools            []v1beta1.IPAddressPool
+	peers            []v1beta2.BGPPeer
+	published        *snapshot.Snapshot
+	clusterAddresses []snapshot.ClusterAddressRange
 }
 
 // Get implements client.Reader.
@@ -55,7 +59,11 @@ func sendAdmissionRequest(t *testing.T, r objectReader, op admissionv1.Operation
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &ConfigurationValidator{Reader: r, ConfigurationScope: configuration.ConfigurationScope{Namespace: "metallb-system"}, CreationTimeOfNewObject: time.Now}
+	v := &ConfigurationValidator{
+		Reader: r, ConfigurationScope: configuration.ConfigurationScope{Namespace: "metallb-system"}, CreationTimeOfNewObject: time.Now,
+		LatestSnapshot:         func() *snapshot.Snapshot { return r.published },
+		LatestClusterAddresses: func() []snapshot.ClusterAddressRange { return r.clusterAddresses },
+	}
 	return v.Handle(t.Context(), admission.Request{AdmissionRequest: admissionv1.AdmissionRequest{
 		Operation: op, Kind: metav1.GroupVersionKind{Kind: kind}, Namespace: o.GetNamespace(), Name: o.GetName(), Object: runtime.RawExtension{Raw: raw},
 	}})
@@ -98,6 +106,71 @@ func TestEditThatFixesOneOfManyFaultsIsAdmitted(t *testing.T) {
 				t.Errorf("it is refused with %q, want %q", r.Result.Message, tc.refuse)
 			}
 		})
+	}
+}
+
+// buildPublishedSnapshot returns the Snapshot that the controller publishes for these pools.
+func buildPublishedSnapshot(previous *snapshot.Snapshot, pools ...v1beta1.IPAddressPool) *snapshot.Snapshot {
+	s, _ := snapshot.BuildSnapshot(snapshot.ConfigurationObjects{Namespace: "metallb-system", Pools: pools, PreviousSnapshot: previous})
+	return s
+}
+
+// A pool that an edit broke, while the webhook did not run, keeps its addresses in the controller.
+// The webhook knows them, and is in the way of neither its mending nor its deletion.
+func TestAddressesOfBrokenPoolAreStillTaken(t *testing.T) {
+	sound, broken := newPool("a", "10.0.0.0/24"), newPool("a", "nonsense")
+	published := buildPublishedSnapshot(buildPublishedSnapshot(nil, sound), broken)
+	overlapping, other, elsewhere := newPool("b", "10.0.0.0/24"), newPool("b", "10.0.1.0/24"), newPool("a", "10.0.2.0/24")
+	noLongerBroken := buildPublishedSnapshot(published, elsewhere)
+	tests := map[string]struct {
+		before    []v1beta1.IPAddressPool
+		published *snapshot.Snapshot
+		operation admissionv1.Operation
+		after     v1beta1.IPAddressPool
+		refuse    string
+	}{
+		"a new pool with its addresses":             {[]v1beta1.IPAddressPool{broken}, published, admissionv1.Create, overlapping, `overlaps with already defined CIDR or range "10.0.0.0/24" of pool "a"`},
+		"a new pool with other addresses":           {[]v1beta1.IPAddressPool{broken}, published, admissionv1.Create, other, ""},
+		"the pool gets its addresses back":          {[]v1beta1.IPAddressPool{broken}, published, admissionv1.Update, sound, ""},
+		"the pool gets other addresses":             {[]v1beta1.IPAddressPool{broken}, published, admissionv1.Update, elsewhere, ""},
+		"the pool is deleted":                       {[]v1beta1.IPAddressPool{broken}, published, admissionv1.Delete, broken, ""},
+		"an overlapping pool exists, and is mended": {[]v1beta1.IPAddressPool{broken, overlapping}, published, admissionv1.Update, other, ""},
+		"the pool is mended beside that one":        {[]v1beta1.IPAddressPool{broken, overlapping}, published, admissionv1.Update, sound, ""},
+		"the broken pool is gone":                   {nil, published, admissionv1.Create, overlapping, ""},
+		"it was given up":                           {[]v1beta1.IPAddressPool{elsewhere}, noLongerBroken, admissionv1.Create, overlapping, ""},
+		"it was given up a moment ago":              {[]v1beta1.IPAddressPool{elsewhere}, published, admissionv1.Create, overlapping, ""},
+		"nothing is published yet":                  {[]v1beta1.IPAddressPool{broken}, nil, admissionv1.Create, overlapping, ""},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			r := sendAdmissionRequest(t, objectReader{pools: tc.before, published: tc.published}, tc.operation, "IPAddressPool", &tc.after)
+			switch {
+			case r.Allowed != (tc.refuse == ""):
+				t.Errorf("allowed is %v: %v", r.Allowed, r.Result)
+			case !r.Allowed && !strings.Contains(r.Result.Message, tc.refuse):
+				t.Errorf("it is refused with %q, want %q", r.Result.Message, tc.refuse)
+			}
+		})
+	}
+}
+
+// A pool with an address of the cluster is served all the same. The user who applies it gets a
+// warning, and gets it once.
+func TestPoolWithAddressOfClusterIsAdmittedWithWarning(t *testing.T) {
+	address, err := snapshot.ParseRange("192.0.2.10")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := objectReader{clusterAddresses: []snapshot.ClusterAddressRange{{Range: address, Use: "the address of node a"}}}
+	pool := newPool("b", "192.0.2.0/24")
+	response := sendAdmissionRequest(t, r, admissionv1.Create, "IPAddressPool", &pool)
+	if !response.Allowed || len(response.Warnings) != 1 || !strings.Contains(response.Warnings[0], "192.0.2.10 is the address of node a") {
+		t.Errorf("allowed is %v (%v) with the warnings %q, want one about the address of node a", response.Allowed, response.Result, response.Warnings)
+	}
+	r.pools = []v1beta1.IPAddressPool{pool}
+	pool.Spec.AvoidBuggyIPs = true
+	if response := sendAdmissionRequest(t, r, admissionv1.Update, "IPAddressPool", &pool); !response.Allowed || len(response.Warnings) > 0 {
+		t.Errorf("an edit of something else: allowed is %v (%v) with the warnings %q, want none", response.Allowed, response.Result, response.Warnings)
 	}
 }
 

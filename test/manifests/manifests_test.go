@@ -97,7 +97,10 @@ func TestManifestFilesHaveExpectedOutcomes(t *testing.T) {
 		t.Fatal(err)
 	}
 	createNodesInTwoRacks(t, c)
-	b := &manifestOutcomeChecker{c, &validate.ConfigurationValidator{Reader: c, ConfigurationScope: configuration.ConfigurationScope{Namespace: names.DefaultNamespace}, CreationTimeOfNewObject: time.Now}}
+	b := &manifestOutcomeChecker{c, &validate.ConfigurationValidator{
+		Reader: c, ConfigurationScope: configuration.ConfigurationScope{Namespace: names.DefaultNamespace}, CreationTimeOfNewObject: time.Now,
+		LatestSnapshot: func() *snapshot.Snapshot { return nil }, LatestClusterAddresses: func() []snapshot.ClusterAddressRange { return nil },
+	}}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) { b.applyManifestFileAndCheckOutcomes(t, file) })
 	}
