@@ -90,25 +90,12 @@ func (w *ledgerHarness) carryOutDecision(s *view.Service, d Decision) {
 	if len(d.AddressesToProbe) > 0 {
 		w.ledger.WithholdAddressesUntilProbed(s.Key, d.AddressesToProbe)
 	} else {
-		w.commitOldAndNewAsUnwritten(s, d)
+		w.ledger.CommitOldAndNewAddresses(s, d)
 	}
 	w.statusAddressesByService[s.Key.Name] = d.Addresses
 	if len(d.AddressesToProbe) == 0 {
 		w.ledger.CommitAssignment(s, d.Addresses, d.PoolOfFirstAddress)
 	}
-}
-
-// commitOldAndNewAsUnwritten records that a Service holds its old and its new addresses until the
-// new ones are written, as the controller does.
-func (w *ledgerHarness) commitOldAndNewAsUnwritten(s *view.Service, d Decision) {
-	held, _ := w.ledger.AssignmentOf(s.Key)
-	both := slices.Clone(held.Addresses)
-	for _, a := range d.Addresses {
-		if !slices.Contains(both, a) {
-			both = append(both, a)
-		}
-	}
-	w.ledger.CommitUnwrittenAssignment(s, both, d.PoolOfFirstAddress)
 }
 
 func (w *ledgerHarness) deleteService(name string) {

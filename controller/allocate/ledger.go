@@ -125,10 +125,23 @@ func (l *Ledger) FreedAddressesVersion() uint64 { return l.freedAddressesVersion
 // could not share before.
 func (l *Ledger) ShareableAddressesVersion() uint64 { return l.shareableAddressesVersion }
 
-// CommitUnwrittenAssignment records that the Service holds exactly these addresses, although the
+// CommitOldAndNewAddresses records that the Service holds what it held and what d gives it, until
+// the new addresses are written (make before break).
+func (l *Ledger) CommitOldAndNewAddresses(s *view.Service, d Decision) {
+	held, _ := l.AssignmentOf(s.Key)
+	both := held.Addresses
+	for _, a := range d.Addresses {
+		if !slices.Contains(both, a) {
+			both = append(both, a)
+		}
+	}
+	l.commitUnwrittenAssignment(s, both, d.PoolOfFirstAddress)
+}
+
+// commitUnwrittenAssignment records that the Service holds exactly these addresses, although the
 // new ones are not in its status yet. If they are released before they were written, nobody used
 // them, and they do not cool down.
-func (l *Ledger) CommitUnwrittenAssignment(s *view.Service, addresses []netip.Addr, pool string) {
+func (l *Ledger) commitUnwrittenAssignment(s *view.Service, addresses []netip.Addr, pool string) {
 	var before []address
 	if id, known := l.findRecordID(s.Key); known {
 		before = l.appendRecordAddresses(id, nil)

@@ -86,7 +86,7 @@ func TestOldAddressIsHeldUntilNewOneIsWritten(t *testing.T) {
 	s.AddressesToExchange = parseAddresses("192.0.2.0")
 	d := DecideAssignment(s, w.ledger, w.snapshot)
 	w.wantDecision(d, "192.0.2.1", names.ReasonAssigned)
-	w.commitOldAndNewAsUnwritten(s, d)
+	w.ledger.CommitOldAndNewAddresses(s, d)
 	w.wantDecision(w.editServiceAndCarryOutDecision("other"), "192.0.2.2", names.ReasonAssigned)
 	if got := w.ledger.HoldersOfAddress(netip.MustParseAddr("192.0.2.0")); len(got) != 1 {
 		t.Errorf("the old address is held by %v before the new one is written", got)
@@ -361,16 +361,16 @@ func TestOnlyWrittenAddressesCoolDown(t *testing.T) {
 		return s, DecideAssignment(s, w.ledger, w.snapshot)
 	}
 	s, d := decide("gone")
-	w.ledger.CommitUnwrittenAssignment(s, d.Addresses, "a")
+	w.ledger.CommitOldAndNewAddresses(s, d)
 	w.ledger.ReleaseService(s.Key)
 	w.wantDecision(w.editServiceAndCarryOutDecision("next"), "192.0.2.0", names.ReasonAssigned)
 	s, d = decide("conflict")
-	w.ledger.CommitUnwrittenAssignment(s, d.Addresses, "a")
+	w.ledger.CommitOldAndNewAddresses(s, d)
 	w.ledger.CommitAssignment(s, nil, "")
 	w.wantDecision(w.editServiceAndCarryOutDecision("then"), "192.0.2.1", names.ReasonAssigned)
 	// The write may have arrived.
 	s, d = decide("unclear")
-	w.ledger.CommitUnwrittenAssignment(s, d.Addresses, "a")
+	w.ledger.CommitOldAndNewAddresses(s, d)
 	w.ledger.AssumeAddressesWritten(s.Key)
 	w.ledger.ReleaseService(s.Key)
 	w.wantDecision(w.editServiceAndCarryOutDecision("last"), "192.0.2.3", names.ReasonAssigned)

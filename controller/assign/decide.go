@@ -202,7 +202,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 		}
 	}
 	if len(d.AddressesToProbe) == 0 {
-		r.ledger.CommitUnwrittenAssignment(v, unionAddresses(w.assignmentBefore.Addresses, d.Addresses), w.poolToRecord)
+		r.ledger.CommitOldAndNewAddresses(v, d)
 	}
 	r.recordByService[v.Key].requestInFlight = true
 	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.pendingWrites.AddressLedgerContainsPending(w.pendingEntry()) {
