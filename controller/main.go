@@ -101,7 +101,7 @@ func runController(ctx context.Context, o options) error {
 	if err != nil {
 		return fmt.Errorf("reading the host name: %w", err)
 	}
-	server, keeper := newWebhookServerAndCertificateReconciler(o, log)
+	server, certificate := newWebhookServerAndCertificate(o, log)
 	managerOpts := newManagerOptions(&o, scheme)
 	managerOpts.WebhookServer = server
 	lock, err := leaderlock.NewLeaseLock(config, scheme, host, o.Namespace)
@@ -113,7 +113,7 @@ func runController(ctx context.Context, o options) error {
 	if err != nil {
 		return fmt.Errorf("setting up: %w", err)
 	}
-	if err := registerControllersAndRunnables(ctx, mgr, lock.LeaderAbsence, keeper, o, log); err != nil {
+	if err := registerControllersAndRunnables(ctx, mgr, lock.LeaderAbsence, certificate, o, log); err != nil {
 		return err
 	}
 	return mgr.Start(ctx)
@@ -121,19 +121,20 @@ func runController(ctx context.Context, o options) error {
 
 // registerControllersAndRunnables creates the parts of the controller and registers them with mgr.
 // All but the two Readers, the webhook and its certificate run only on the leader.
-func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, leaderAbsence func() assign.LeaderAbsence, keeper *certs.WebhookCertificateReconciler, o options, log *slog.Logger) error {
+func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, leaderAbsence func() assign.LeaderAbsence, certificate *certs.WebhookCertificate, o options, log *slog.Logger) error {
 	scope, gauges, recordEvent := o.ConfigurationScope(), &configuration.LoadMetrics{}, events.NewRecorder(mgr.GetEventRecorder(names.ControllerEventSource)).RecordEvent
 	identity, err := newProcessIdentity()
 	if err != nil {
 		return err
 	}
-	networks := clusternetwork.NewReader(clusternetwork.Options{LiveReader: mgr.GetAPIReader(), Log: log})
+	clusterAddresses := clusternetwork.NewKnownAddresses()
 	reader := configurationreader.NewReader(configurationreader.Options{
-		ReadObjects: networks.WrapReadWithClusterAddresses(func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
+		ReadObjects: clusterAddresses.WrapReadWithClusterAddresses(func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
 			return configurationreader.ReadAllObjects(ctx, mgr.GetClient(), scope)
 		}),
 		Log: log, RecordProblems: gauges.RecordProblemsOfLoadedConfiguration,
 	})
+	networks := clusternetwork.NewReader(clusternetwork.Options{KnownAddresses: clusterAddresses, NotifyChanged: reader.NotifyAllocationObjectChanged, LiveReader: mgr.GetAPIReader(), Log: log})
 	announcedWriter := announcedcondition.NewConditionWriter(announcedcondition.Options{
 		Client: mgr.GetClient(), Scope: scope, ConfigurationReader: reader, LoadBalancerClass: o.LoadBalancerClass, Now: time.Now, RecordSeriesEvent: events.NewSeriesRecorder(events.SeriesRecorderOptions{LiveReader: mgr.GetAPIReader(), Client: mgr.GetClient(), Log: log, Now: time.Now}).RecordSeriesEvent,
 	})
@@ -147,7 +148,7 @@ func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, lead
 	return errors.Join(
 		sessioncount.NewSessionCounter(mgr.GetClient(), scope).RegisterController(mgr),
 		reader.RegisterReader(ctx, mgr, scope),
-		networks.RegisterReader(ctx, mgr, reader.NotifyAllocationObjectChanged),
+		networks.RegisterReader(ctx, mgr),
 		worker.RegisterWorker(ctx, mgr),
 		announcedWriter.RegisterController(ctx, mgr),
 		validWriter.RegisterController(mgr),
@@ -156,7 +157,7 @@ func registerControllersAndRunnables(ctx context.Context, mgr ctrl.Manager, lead
 			Reader: mgr.GetClient(), Namespace: o.Namespace, Log: log, Registry: metrics.Registry, ExtraCollectors: append(worker.Collectors(), gauges, announcedWriter),
 		})),
 		addHealthChecks(mgr, worker),
-		registerWebhook(mgr, o, keeper, reader, networks),
+		registerWebhook(mgr, o, certificate, reader, clusterAddresses),
 	)
 }
 

@@ -54,20 +54,20 @@ func (o *webhookOptions) validateValues() error {
 	return nil
 }
 
-// newWebhookServerAndCertificateReconciler returns the server and the Keeper of its certificate.
+// newWebhookServerAndCertificate returns the server and its certificate.
 // The server listens only after registerWebhook.
-func newWebhookServerAndCertificateReconciler(o options, log *slog.Logger) (webhook.Server, *certs.WebhookCertificateReconciler) {
+func newWebhookServerAndCertificate(o options, log *slog.Logger) (webhook.Server, *certs.WebhookCertificate) {
 	w := o.Webhook
-	keeper := &certs.WebhookCertificateReconciler{
+	certificate := certs.NewWebhookCertificate(certs.Options{
 		WebhookObjectNames: certs.WebhookObjectNames{Namespace: o.Namespace, ServiceName: w.ServiceName, CertificateSecretName: w.CertificateSecretName, ValidatingWebhookConfigurationName: w.ValidatingWebhookConfigurationName},
 		Now:                time.Now, Log: log,
-	}
-	return webhook.NewServer(webhook.Options{Port: w.Port, TLSOpts: []func(*tls.Config){keeper.ServeCurrentCertificate}}), keeper
+	})
+	return webhook.NewServer(webhook.Options{Port: w.Port, TLSOpts: []func(*tls.Config){certificate.ServeCurrentCertificate}}), certificate
 }
 
 // registerWebhook makes every controller serve, leader or not. A controller is ready only when the
 // API server can call it.
-func registerWebhook(mgr ctrl.Manager, o options, keeper *certs.WebhookCertificateReconciler, reader *configurationreader.Reader, networks *clusternetwork.Reader) error {
+func registerWebhook(mgr ctrl.Manager, o options, certificate *certs.WebhookCertificate, reader *configurationreader.Reader, clusterAddresses *clusternetwork.KnownAddresses) error {
 	if o.Webhook.EnabledOrDisabled != "enabled" {
 		return nil
 	}
@@ -79,7 +79,7 @@ func registerWebhook(mgr ctrl.Manager, o options, keeper *certs.WebhookCertifica
 			}
 			return nil
 		},
-		LatestClusterAddresses: networks.LatestClusterAddresses,
+		LatestClusterAddresses: clusterAddresses.LatestClusterAddresses,
 	})
-	return errors.Join(keeper.RegisterController(mgr), mgr.AddReadyzCheck("webhook", keeper.CheckTrustedCertificateIsServed), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
+	return errors.Join(certificate.RegisterController(mgr), mgr.AddReadyzCheck("webhook", certificate.CheckTrustedCertificateIsServed), mgr.AddReadyzCheck("webhook-port", mgr.GetWebhookServer().StartedChecker()))
 }

@@ -25,7 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 )
 
-// WebhookObjectNames names the objects that the Keeper maintains.
+// WebhookObjectNames names the objects that the reconciler of the certificate maintains.
 type WebhookObjectNames struct {
 	Namespace string
 	// ServiceName is the webhook's Service, Secret the Secret with the certificate; both are in
@@ -45,21 +45,34 @@ func (o WebhookObjectNames) limitCache(c *cluster.Options) {
 	}
 }
 
-// WebhookCertificateReconciler runs in every controller, leader or not. Set the fields, then call
-// RegisterController.
-type WebhookCertificateReconciler struct {
+// Options are the settings of a WebhookCertificate.
+type Options struct {
 	WebhookObjectNames
 	Now func() time.Time
 	Log *slog.Logger
+}
 
-	client client.Client
+// WebhookCertificate is the certificate that the webhook serves. Use NewWebhookCertificate to
+// create it.
+type WebhookCertificate struct {
+	Options
 	// nil until the API server trusts it
 	servingCertificateOnceTrusted atomic.Pointer[tls.Certificate]
 }
 
-// RegisterController registers the reconciler. It runs at the start, on every change of the
-// objects, and when a certificate is due for renewal.
-func (k *WebhookCertificateReconciler) RegisterController(mgr ctrl.Manager) error {
+// NewWebhookCertificate returns a WebhookCertificate that has nothing to serve until the controller
+// of RegisterController has made it.
+func NewWebhookCertificate(o Options) *WebhookCertificate { return &WebhookCertificate{Options: o} }
+
+// certificateReconciler creates and renews the certificate, in every controller, leader or not.
+type certificateReconciler struct {
+	*WebhookCertificate
+	client client.Client
+}
+
+// RegisterController registers the reconciler of the certificate. It runs at the start, on every
+// change of the objects, and when a certificate is due for renewal.
+func (k *WebhookCertificate) RegisterController(mgr ctrl.Manager) error {
 	// A cache of its own, because the manager's cache limits Secrets in another way.
 	own, err := cluster.New(mgr.GetConfig(), k.limitCache, func(c *cluster.Options) { c.Scheme = mgr.GetScheme() })
 	if err != nil {
@@ -68,7 +81,6 @@ func (k *WebhookCertificateReconciler) RegisterController(mgr ctrl.Manager) erro
 	if err := mgr.Add(own); err != nil {
 		return fmt.Errorf("setting up the webhook's certificate: %w", err)
 	}
-	k.client = own.GetClient()
 	first := make(chan event.GenericEvent, 1)
 	first <- event.GenericEvent{Object: &corev1.Secret{}}
 	needLeader := false
@@ -81,7 +93,7 @@ func (k *WebhookCertificateReconciler) RegisterController(mgr ctrl.Manager) erro
 		WatchesRawSource(source.Kind[client.Object](own.GetCache(), &admissionv1.ValidatingWebhookConfiguration{}, one)).
 		WatchesRawSource(source.Channel(first, one)).
 		WithOptions(controller.Options{NeedLeaderElection: &needLeader}).
-		Complete(k)
+		Complete(&certificateReconciler{k, own.GetClient()})
 	if err != nil {
 		return fmt.Errorf("setting up the webhook's certificate: %w", err)
 	}
@@ -89,7 +101,7 @@ func (k *WebhookCertificateReconciler) RegisterController(mgr ctrl.Manager) erro
 }
 
 // Reconcile implements reconcile.Reconciler.
-func (k *WebhookCertificateReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+func (k *certificateReconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
 	state, err := k.createOrRenewCertificateSecret(ctx)
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
 		// Another controller was faster: read its certificate.
@@ -108,14 +120,14 @@ func (k *WebhookCertificateReconciler) Reconcile(ctx context.Context, _ ctrl.Req
 }
 
 // webhookServiceDNSNames are the DNS names by which the API server may call the webhook.
-func (k *WebhookCertificateReconciler) webhookServiceDNSNames() []string {
+func (k *certificateReconciler) webhookServiceDNSNames() []string {
 	host := k.ServiceName + "." + k.Namespace + ".svc"
 	return []string{host, k.ServiceName + "." + k.Namespace, host + ".cluster.local"}
 }
 
 // createOrRenewCertificateSecret creates or renews the Secret where that is necessary, and returns
 // its parsed content.
-func (k *WebhookCertificateReconciler) createOrRenewCertificateSecret(ctx context.Context) (ParsedCertificateSecret, error) {
+func (k *certificateReconciler) createOrRenewCertificateSecret(ctx context.Context) (ParsedCertificateSecret, error) {
 	var s corev1.Secret
 	err := k.client.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.CertificateSecretName}, &s)
 	missing := apierrors.IsNotFound(err)
@@ -148,7 +160,7 @@ func (k *WebhookCertificateReconciler) createOrRenewCertificateSecret(ctx contex
 
 // writeCABundleIntoWebhookConfiguration writes the CA bundle into the webhook configuration, so
 // that the API server trusts it.
-func (k *WebhookCertificateReconciler) writeCABundleIntoWebhookConfiguration(ctx context.Context, bundle []byte) error {
+func (k *certificateReconciler) writeCABundleIntoWebhookConfiguration(ctx context.Context, bundle []byte) error {
 	var c admissionv1.ValidatingWebhookConfiguration
 	err := k.client.Get(ctx, client.ObjectKey{Name: k.ValidatingWebhookConfigurationName}, &c)
 	if apierrors.IsNotFound(err) {
@@ -177,7 +189,7 @@ func (k *WebhookCertificateReconciler) writeCABundleIntoWebhookConfiguration(ctx
 var errNoCertificateTrustedByAPIServer = errors.New("the webhook has no certificate yet that the API server trusts")
 
 // ServeCurrentCertificate makes a server use the current certificate.
-func (k *WebhookCertificateReconciler) ServeCurrentCertificate(c *tls.Config) {
+func (k *WebhookCertificate) ServeCurrentCertificate(c *tls.Config) {
 	c.MinVersion = tls.VersionTLS13
 	// One client and few requests: HTTP/2 would only add ways to attack.
 	c.NextProtos = []string{"http/1.1"}
@@ -191,7 +203,7 @@ func (k *WebhookCertificateReconciler) ServeCurrentCertificate(c *tls.Config) {
 
 // CheckTrustedCertificateIsServed says whether the API server can call the webhook; it is a
 // readiness check.
-func (k *WebhookCertificateReconciler) CheckTrustedCertificateIsServed(*http.Request) error {
+func (k *WebhookCertificate) CheckTrustedCertificateIsServed(*http.Request) error {
 	if k.servingCertificateOnceTrusted.Load() == nil {
 		return errNoCertificateTrustedByAPIServer
 	}

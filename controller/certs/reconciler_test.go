@@ -32,9 +32,9 @@ var testWebhookObjectNames = certs.WebhookObjectNames{
 	Namespace: names.DefaultNamespace, ServiceName: names.WebhookService, CertificateSecretName: names.WebhookSecret, ValidatingWebhookConfigurationName: names.WebhookConfiguration,
 }
 
-// startCertificateReconciler runs a Keeper in a manager of its own, as a controller that is not the
-// leader does.
-func startCertificateReconciler(t *testing.T, rc *rest.Config, now func() time.Time) *certs.WebhookCertificateReconciler {
+// startCertificateReconciler makes a certificate in a manager of its own, as a controller that is
+// not the leader does.
+func startCertificateReconciler(t *testing.T, rc *rest.Config, now func() time.Time) *certs.WebhookCertificate {
 	t.Helper()
 	skipValidation := true
 	mgr, err := ctrl.NewManager(rc, ctrl.Options{
@@ -44,7 +44,7 @@ func startCertificateReconciler(t *testing.T, rc *rest.Config, now func() time.T
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &certs.WebhookCertificateReconciler{WebhookObjectNames: testWebhookObjectNames, Now: now, Log: slog.New(slog.DiscardHandler)}
+	k := certs.NewWebhookCertificate(certs.Options{WebhookObjectNames: testWebhookObjectNames, Now: now, Log: slog.New(slog.DiscardHandler)})
 	if err := k.RegisterController(mgr); err != nil {
 		t.Fatal(err)
 	}
@@ -60,8 +60,8 @@ func startCertificateReconciler(t *testing.T, rc *rest.Config, now func() time.T
 	return k
 }
 
-// readCertificateServedBy returns the certificate of the Keeper's server.
-func readCertificateServedBy(k *certs.WebhookCertificateReconciler) (*x509.Certificate, error) {
+// readCertificateServedBy returns the certificate that a controller serves.
+func readCertificateServedBy(k *certs.WebhookCertificate) (*x509.Certificate, error) {
 	var c tls.Config
 	k.ServeCurrentCertificate(&c)
 	cert, err := c.GetCertificate(nil)
@@ -89,18 +89,18 @@ func awaitNoError(t *testing.T, what string, check func() error) {
 	}
 }
 
-// readTrustedCertificateServedByAll returns the certificate that all Keepers serve. It is an error
-// if they differ, if it is the unwanted one, or if a client that trusts the webhook configuration
-// does not accept it.
-func readTrustedCertificateServedByAll(ctx context.Context, api client.Client, now time.Time, unwanted *x509.Certificate, keepers ...*certs.WebhookCertificateReconciler) (*x509.Certificate, error) {
-	first, err := readCertificateServedBy(keepers[0])
+// readTrustedCertificateServedByAll returns the certificate that all controllers serve. It is an
+// error if they differ, if it is the unwanted one, or if a client that trusts the webhook
+// configuration does not accept it.
+func readTrustedCertificateServedByAll(ctx context.Context, api client.Client, now time.Time, unwanted *x509.Certificate, controllers ...*certs.WebhookCertificate) (*x509.Certificate, error) {
+	first, err := readCertificateServedBy(controllers[0])
 	if err != nil {
 		return nil, err
 	}
 	if unwanted != nil && first.Equal(unwanted) {
 		return nil, errors.New("the certificate is the old one")
 	}
-	for _, k := range keepers[1:] {
+	for _, k := range controllers[1:] {
 		if other, err := readCertificateServedBy(k); err != nil || !other.Equal(first) {
 			return nil, fmt.Errorf("two controllers serve different certificates (%v)", err)
 		}
@@ -187,7 +187,7 @@ func TestAllControllersServeSameTrustedCertificate(t *testing.T) {
 	awaitAgreement("the CA in a new configuration", nil)
 
 	later.Store(int64(70 * 24 * time.Hour))
-	// The timer for the renewal is weeks away; any event makes the Keeper look at the clock.
+	// The timer for the renewal is weeks away; any event makes the reconciler look at the clock.
 	var s corev1.Secret
 	if err := api.Get(ctx, client.ObjectKey{Namespace: names.DefaultNamespace, Name: names.WebhookSecret}, &s); err != nil {
 		t.Fatal(err)

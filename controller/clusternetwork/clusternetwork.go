@@ -34,35 +34,35 @@ const (
 
 // Options are the settings of a Reader.
 type Options struct {
+	// KnownAddresses gets what the Reader reads.
+	KnownAddresses *KnownAddresses
+	// NotifyChanged is called when the addresses have changed.
+	NotifyChanged func()
 	// LiveReader reads from the API server itself. API servers before 1.33 have no ServiceCIDRs, so
 	// that no cache can watch them.
 	LiveReader client.Reader
 	Log        *slog.Logger
 }
 
-// Reader knows the addresses that the cluster uses. Any goroutine may call LatestClusterAddresses.
-// Use NewReader to create it.
-type Reader struct {
-	Options
-	// notifyChanged is called when the addresses have changed.
-	notifyChanged func()
-
+// KnownAddresses are the addresses that the cluster uses, as far as they are known. Any goroutine
+// may call the methods. Use NewKnownAddresses to create it.
+type KnownAddresses struct {
 	mu                            sync.Mutex // guards all that follows
 	addressesAndPodNetworksByNode map[string][]snapshot.ClusterAddressRange
 	serviceNetworks               []snapshot.ClusterAddressRange
 }
 
-// NewReader returns a Reader that knows no address yet.
-func NewReader(o Options) *Reader {
-	return &Reader{Options: o, addressesAndPodNetworksByNode: map[string][]snapshot.ClusterAddressRange{}}
+// NewKnownAddresses returns KnownAddresses without an address.
+func NewKnownAddresses() *KnownAddresses {
+	return &KnownAddresses{addressesAndPodNetworksByNode: map[string][]snapshot.ClusterAddressRange{}}
 }
 
 // LatestClusterAddresses returns the addresses that are known now.
-func (r *Reader) LatestClusterAddresses() []snapshot.ClusterAddressRange {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	out := slices.Clone(r.serviceNetworks)
-	for _, a := range r.addressesAndPodNetworksByNode {
+func (k *KnownAddresses) LatestClusterAddresses() []snapshot.ClusterAddressRange {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := slices.Clone(k.serviceNetworks)
+	for _, a := range k.addressesAndPodNetworksByNode {
 		out = append(out, a...)
 	}
 	return out
@@ -70,18 +70,42 @@ func (r *Reader) LatestClusterAddresses() []snapshot.ClusterAddressRange {
 
 // WrapReadWithClusterAddresses returns a function that reads the same objects and adds the
 // addresses.
-func (r *Reader) WrapReadWithClusterAddresses(read func(context.Context) (snapshot.ConfigurationObjects, error)) func(context.Context) (snapshot.ConfigurationObjects, error) {
+func (k *KnownAddresses) WrapReadWithClusterAddresses(read func(context.Context) (snapshot.ConfigurationObjects, error)) func(context.Context) (snapshot.ConfigurationObjects, error) {
 	return func(ctx context.Context) (snapshot.ConfigurationObjects, error) {
 		o, err := read(ctx)
-		o.ClusterAddresses = r.LatestClusterAddresses()
+		o.ClusterAddresses = k.LatestClusterAddresses()
 		return o, err
 	}
 }
 
-// RegisterReader watches the nodes in mgr's cache, and reads the ServiceCIDRs while mgr runs. It
-// calls notifyChanged when the addresses have changed.
-func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager, notifyChanged func()) error {
-	r.notifyChanged = notifyChanged
+// setOfNode sets the addresses and Pod networks of a node, and reports whether that is a change.
+func (k *KnownAddresses) setOfNode(name string, now []snapshot.ClusterAddressRange) (changed bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	changed = !slices.Equal(k.addressesAndPodNetworksByNode[name], now)
+	if k.addressesAndPodNetworksByNode[name] = now; len(now) == 0 {
+		delete(k.addressesAndPodNetworksByNode, name)
+	}
+	return changed
+}
+
+// setServiceNetworks sets the Service networks, and reports whether that is a change.
+func (k *KnownAddresses) setServiceNetworks(now []snapshot.ClusterAddressRange) (changed bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	changed = !slices.Equal(k.serviceNetworks, now)
+	k.serviceNetworks = now
+	return changed
+}
+
+// Reader reads the addresses that the cluster uses. Use NewReader to create it.
+type Reader struct{ Options }
+
+// NewReader returns a Reader that has read nothing.
+func NewReader(o Options) *Reader { return &Reader{o} }
+
+// RegisterReader watches the nodes in mgr's cache, and reads the ServiceCIDRs while mgr runs.
+func (r *Reader) RegisterReader(ctx context.Context, mgr manager.Manager) error {
 	informer, err := mgr.GetCache().GetInformer(ctx, &corev1.Node{}, ctrlcache.BlockUntilSynced(false))
 	if err != nil {
 		return fmt.Errorf("watching the nodes: %w", err)
@@ -128,14 +152,8 @@ func (r *Reader) nodeEventHandler() cache.ResourceEventHandler {
 }
 
 func (r *Reader) setAddressesAndPodNetworksOfNode(name string, now []snapshot.ClusterAddressRange) {
-	r.mu.Lock()
-	same := slices.Equal(r.addressesAndPodNetworksByNode[name], now)
-	if r.addressesAndPodNetworksByNode[name] = now; len(now) == 0 {
-		delete(r.addressesAndPodNetworksByNode, name)
-	}
-	r.mu.Unlock()
-	if !same {
-		r.notifyChanged()
+	if r.KnownAddresses.setOfNode(name, now) {
+		r.NotifyChanged()
 	}
 }
 
@@ -202,12 +220,8 @@ func (r *Reader) readServiceNetworks(ctx context.Context) error {
 			}
 		}
 	}
-	r.mu.Lock()
-	same := slices.Equal(r.serviceNetworks, now)
-	r.serviceNetworks = now
-	r.mu.Unlock()
-	if !same {
-		r.notifyChanged()
+	if r.KnownAddresses.setServiceNetworks(now) {
+		r.NotifyChanged()
 	}
 	return nil
 }

@@ -47,13 +47,13 @@ func newNode(name string, addresses []string, podCIDRs ...string) *corev1.Node {
 func TestClusterAddressesOfNodesAndServiceCIDRs(t *testing.T) {
 	changes := 0
 	api := &serviceCIDRReader{}
-	r := NewReader(Options{LiveReader: api, Log: slog.New(slog.DiscardHandler)})
-	r.notifyChanged = func() { changes++ }
+	known := NewKnownAddresses()
+	r := NewReader(Options{KnownAddresses: known, NotifyChanged: func() { changes++ }, LiveReader: api, Log: slog.New(slog.DiscardHandler)})
 	h := r.nodeEventHandler()
 	check := func(wantChanges int, want ...string) {
 		t.Helper()
 		var got []string
-		for _, a := range r.LatestClusterAddresses() {
+		for _, a := range known.LatestClusterAddresses() {
 			got = append(got, fmt.Sprintf("%s-%s is %s", a.First, a.Last, a.Use))
 		}
 		slices.Sort(got)

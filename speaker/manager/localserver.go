@@ -18,7 +18,8 @@ import (
 // one of the node itself, so that only the kubelet and pods/portforward reach it.
 type healthAndRoutesServer struct {
 	healthzChecks, readyzChecks map[string]healthz.Checker
-	announcedRoutesFunc         func(context.Context) any
+	// announcedRoutesFunc returns an error while the routes are not known.
+	announcedRoutesFunc func(context.Context) (any, error)
 }
 
 // healthAndRoutesRequestTimeout bounds the reading of a request and the writing of its answer.
@@ -47,10 +48,15 @@ func (s *healthAndRoutesServer) newHandler() http.Handler {
 		mux.Handle(path+"/", h)
 	}
 	mux.HandleFunc("GET "+rib.RoutesPagePath, func(w http.ResponseWriter, r *http.Request) {
+		routes, err := s.announcedRoutesFunc(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
 		w.Header().Set("Content-Type", "application/json")
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
-		_ = e.Encode(s.announcedRoutesFunc(r.Context())) // an error means that the reader has gone
+		_ = e.Encode(routes) // an error means that the reader has gone
 	})
 	return mux
 }

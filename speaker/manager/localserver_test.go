@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
@@ -18,7 +19,7 @@ func TestHealthAndRoutesServerAnswers(t *testing.T) {
 	s := &healthAndRoutesServer{
 		healthzChecks:       map[string]healthz.Checker{"alive": healthz.Ping},
 		readyzChecks:        map[string]healthz.Checker{"synced": func(*http.Request) error { return ready }},
-		announcedRoutesFunc: func(context.Context) any { return []string{"198.51.100.1/32"} },
+		announcedRoutesFunc: func(context.Context) (any, error) { return []string{"198.51.100.1/32"}, nil },
 	}
 	get := func(path string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
@@ -37,5 +38,24 @@ func TestHealthAndRoutesServerAnswers(t *testing.T) {
 	var routes []string
 	if err := json.Unmarshal(get(rib.RoutesPagePath).Body.Bytes(), &routes); err != nil || len(routes) != 1 {
 		t.Errorf("the routes are %v, %v", routes, err)
+	}
+}
+
+// A speaker that waits for the gossip key does not know its routes. An empty list would say that it
+// announces none.
+func TestRoutesPageFailsUntilRoutesAreKnown(t *testing.T) {
+	m := &ControllerRuntimeManager{}
+	s := &healthAndRoutesServer{announcedRoutesFunc: m.announcedRoutes}
+	get := func() *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		s.newHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, rib.RoutesPagePath, nil))
+		return w
+	}
+	if w := get(); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "has not started BGP yet") {
+		t.Errorf("before the routes are known the page is %d %q, want 503 and why", w.Code, w.Body.String())
+	}
+	m.ServeAnnouncedRoutes(func(context.Context) any { return []string{} })
+	if w := get(); w.Code != http.StatusOK || strings.TrimSpace(w.Body.String()) != "[]" {
+		t.Errorf("without routes the page is %d %q, want 200 and an empty list", w.Code, w.Body.String())
 	}
 }

@@ -67,15 +67,19 @@ func New(o options.Options, log *slog.Logger) (*ControllerRuntimeManager, error)
 }
 
 // ServeAnnouncedRoutes serves what describe returns as JSON at the address of the health checks.
+// Before this call the routes are unknown, which is not the same as none.
 func (m *ControllerRuntimeManager) ServeAnnouncedRoutes(describe func(context.Context) any) {
 	m.announcedRoutesFunc.Store(&describe)
 }
 
-func (m *ControllerRuntimeManager) announcedRoutes(ctx context.Context) any {
+// errRoutesUnknown is the error before ServeAnnouncedRoutes.
+var errRoutesUnknown = errors.New("the speaker has not started BGP yet: it waits for the gossip key or for its address on the node; ask again later")
+
+func (m *ControllerRuntimeManager) announcedRoutes(ctx context.Context) (any, error) {
 	if describe := m.announcedRoutesFunc.Load(); describe != nil {
-		return (*describe)(ctx)
+		return (*describe)(ctx), nil
 	}
-	return []any{}
+	return nil, errRoutesUnknown
 }
 
 // WatchClient returns a client that reads and watches without the cache.
