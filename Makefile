@@ -55,6 +55,7 @@ fuzz: ## run every fuzz target, or those in the directories FUZZ, for FUZZTIME: 
 
 lint: ## run go vet and staticcheck, and find functions that nothing calls
 	go vet ./...
+	go vet -tags deathwrites ./test/e2e
 	$(TOOL) staticcheck ./...
 	tools/deadcode.sh
 
