@@ -95,10 +95,10 @@ func isInOrBelow(dir string, places ...string) bool {
 }
 
 // decisionPackages are the packages that make decisions and have no effects.
-var decisionPackages = []string{"internal/advertise", "controller/allocate", "controller/pendingwrites", "speaker/plan", "speaker/elect", "speaker/probing", "speaker/status", "speaker/bfd/session"}
+var decisionPackages = []string{"internal/advertise", "controller/allocate", "controller/pendingwrites", "speaker/plan", "speaker/elect", "speaker/fitness", "speaker/probing", "speaker/status", "speaker/bfd/session"}
 
 // effectPackages are the packages that do I/O, each with one library.
-var effectPackages = []string{"speaker/layer2", "speaker/links", "speaker/members", "speaker/bfd", "speaker/bgp"}
+var effectPackages = []string{"speaker/layer2", "speaker/healthcheck", "speaker/links", "speaker/members", "speaker/bfd", "speaker/bgp"}
 
 // forbiddenImports lists imports that are not allowed in some places, and why.
 var forbiddenImports = []struct {
@@ -183,6 +183,7 @@ var forbiddenCalls = []struct {
 	because string
 }{
 	{"time.Now", decisionPackages, nil, "time is an argument"},
+	{"snapshot.BuildSnapshot", []string{"controller"}, []string{"controller/configurationreader/reader.go", "controller/admission/admission.go"}, "a controller has one Snapshot, which the Reader of the configuration publishes; only the webhook asks what another one would be"},
 	{"time.Sleep", nil, nil, "a wait has to end with its context"},
 	{"os.Exit", nil, []string{"controller/main.go", "speaker/main.go", "cmd/kubectl-gantry/main.go"}, "a program exits only in main"},
 	{"context.Background", nil, []string{"controller/main.go", "speaker/main.go", "cmd/kubectl-gantry/main.go"}, "a context comes from the caller"},
