@@ -185,6 +185,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 	if areStatusAndAnnotationsEqual(s, w.serviceAfter) {
 		if !r.mayForeignWriteStillArrive(w) {
 			r.ledgerWriter.pendingWrites.ClosePendingWithBase(v.Key, s.ResourceVersion)
+			r.servicesWithRefusedStatus.setIsRefused(v.Key, false)
 			r.commitDecidedWriteToLedger(w)
 			return
 		}
@@ -217,7 +218,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 func (r *ServiceWorker) stageWriteUntilInAddressLedger(w *serviceStatusWriteTask) {
 	j := &r.ledgerWriter
 	w.ledgerEntryRefused = r.recordByService[w.service.Key].ledgerEntryRefused
-	if j.pendingWrites.HasPendingForService(w.service.Key) {
+	if j.pendingWrites.AddressLedgerContainsService(w.service.Key) {
 		j.writesAwaitingLedgerEntry = slices.Insert(j.writesAwaitingLedgerEntry, 0, w)
 		return
 	}
@@ -251,6 +252,7 @@ func (r *serviceRecord) countWriteAndCheckContended(now time.Time) bool {
 // releaseService releases what a Service held, and lets waiting Services try again.
 func (r *ServiceWorker) releaseService(k view.ObjectKey, why string) {
 	r.waitingServices.removeService(k)
+	r.servicesWithRefusedStatus.setIsRefused(k, false)
 	delete(r.recordByService, k)
 	delete(r.retirementScheduler.servicesToGiveUpRetired, k)
 	r.ledgerWriter.pendingWrites.ClosePendingWithBase(k, "")

@@ -58,7 +58,7 @@ func (j *ledgerWriter) canOnlyWriteRefused() bool {
 	}
 	services, bytes := j.remainingRoom()
 	return !slices.ContainsFunc(j.writesAwaitingLedgerEntry, func(w *serviceStatusWriteTask) bool {
-		return !w.ledgerEntryRefused && (services > 0 && bytes >= encodedSizeOfPending(w.pendingEntry()) || j.pendingWrites.HasPendingForService(w.service.Key))
+		return !w.ledgerEntryRefused && (services > 0 && bytes >= encodedSizeOfPending(w.pendingEntry()) || j.pendingWrites.AddressLedgerContainsService(w.service.Key))
 	})
 }
 
@@ -109,11 +109,18 @@ const writeFailuresBeforeEntryOmission = 6
 
 // omitEntriesOfFailingWrites makes room in a full AddressLedger: it leaves out the entries of those
 // writes that the API server answers with an internal error again and again, because a webhook for
-// their namespace fails, for example. It says whether there are any.
-func (j *ledgerWriter) omitEntriesOfFailingWrites(awaitingRetry []*serviceStatusWriteTask) bool {
-	isAny := false
-	for _, w := range awaitingRetry {
-		if w.lastAnswerWasInternalError && w.attemptsWithUnknownResult >= writeFailuresBeforeEntryOmission && j.pendingWrites.OmitFromAddressLedger(w.service.Key) {
+// their namespace fails, for example. It also leaves out the entries of Services whose status the
+// API server refuses, while they wait for the next attempt: an earlier controller has recorded
+// those. It says whether there are any.
+func (r *ServiceWorker) omitEntriesOfFailingWrites() bool {
+	isAny, pending := false, r.ledgerWriter.pendingWrites
+	for _, w := range r.apiTaskQueue.writesAwaitingRetryTime {
+		if w.lastAnswerWasInternalError && w.attemptsWithUnknownResult >= writeFailuresBeforeEntryOmission && pending.OmitFromAddressLedger(w.service.Key) {
+			isAny = true
+		}
+	}
+	for k := range r.servicesWithRefusedStatus {
+		if rec := r.recordByService[k]; rec != nil && !rec.requestInFlight && pending.OmitFromAddressLedger(k) {
 			isAny = true
 		}
 	}

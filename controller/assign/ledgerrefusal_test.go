@@ -3,6 +3,7 @@ package assign
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -251,4 +252,67 @@ func TestRefusedLedgerWritesSlowDownAndRecover(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestRefusedServicesDoNotFillTheAddressLedger has as many Services as the AddressLedger has room
+// for. An earlier controller has recorded an assignment for each, and the API server refuses their
+// status. Another Service gets its address all the same, also after a change of leaders.
+func TestRefusedServicesDoNotFillTheAddressLedger(t *testing.T) {
+	o := newAssignmentOracle()
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(o.checkServiceChange)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		var pending []v1alpha1.PendingAssignment
+		for i := range maxPendingAssignments {
+			name := fmt.Sprint("bad", i)
+			s.CreateService(newLoadBalancer(name))
+			a := netip.AddrFrom4([4]byte{10, 0, byte(100 + i/256), byte(i)})
+			pending = append(pending, newPendingAssignment(name, s.ServiceByKey(serviceKey(name)).ResourceVersion, a))
+		}
+		writePendingAsOtherController(t, apitest.NewClient(s, nil), pending...)
+		s.RefuseServiceWrites(func(o *corev1.Service) error {
+			if strings.HasPrefix(o.Name, "bad") {
+				return errRefusedByTest
+			}
+			return nil
+		})
+		wantServed := func(name string) {
+			t.Helper()
+			s.CreateService(newLoadBalancer(name))
+			time.Sleep(2 * time.Second)
+			if o := s.ServiceByKey(serviceKey(name)); !firstAddress(o).IsValid() {
+				t.Errorf("Service %s has no address after 2 s: %v", name, o.Status.Conditions)
+			}
+			if n := len(s.LedgerByName(names.PendingAssignmentsLedger).Spec.Pending); n > maxPendingAssignments {
+				t.Errorf("the AddressLedger has %d entries, more than %d", n, maxPendingAssignments)
+			}
+		}
+		c := startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "first"})
+		time.Sleep(time.Minute)
+		for i := range 10 {
+			wantServed(fmt.Sprint("s", i))
+		}
+		c.stopAndWait()
+		c = startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{LedgerWriterIdentity: "second"})
+		time.Sleep(2 * invalidateUnrecordedWritesTimeout)
+		for i := range 10 {
+			wantServed(fmt.Sprint("next", i))
+		}
+		s.RefuseServiceWrites(nil)
+		time.Sleep(time.Minute)
+		s.CreateService(newLoadBalancer("last"))
+		time.Sleep(10 * time.Second)
+		for _, o := range s.AllServices() {
+			if !firstAddress(o).IsValid() {
+				t.Errorf("Service %s has no address in the end: %v", o.Name, o.Status.Conditions)
+			}
+		}
+		if l := s.LedgerByName(names.PendingAssignmentsLedger); l.Spec.Incomplete {
+			t.Error("the AddressLedger stays incomplete when all writes are answered")
+		}
+		c.stopAndWait()
+	})
+	for _, f := range o.faults {
+		t.Error(f)
+	}
 }

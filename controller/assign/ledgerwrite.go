@@ -67,11 +67,10 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	j.swapTimer = wakeTimer{}
-	batch := j.takeNextBatch()
-	if len(batch) == 0 && j.omitEntriesOfFailingWrites(r.apiTaskQueue.writesAwaitingRetryTime) {
+	if j.isFull() && r.omitEntriesOfFailingWrites() {
 		r.logOmittedEntries("the AddressLedger is full of pending assignments whose writes fail")
-		batch = j.takeNextBatch()
 	}
+	batch := j.takeNextBatch()
 	if len(batch) == 0 {
 		r.reportLedgerFull()
 		return
@@ -166,7 +165,7 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 	room, bytesLeft := j.remainingRoom()
 	var batch, rest []*serviceStatusWriteTask
 	for _, w := range j.writesAwaitingLedgerEntry {
-		shown, size := j.pendingWrites.HasPendingForService(w.service.Key), encodedSizeOfPending(w.pendingEntry())
+		shown, size := j.pendingWrites.AddressLedgerContainsService(w.service.Key), encodedSizeOfPending(w.pendingEntry())
 		if len(batch) == most || w.ledgerEntryRefused && !again || !shown && (room <= 0 || bytesLeft < size) {
 			rest = append(rest, w)
 			continue
@@ -178,6 +177,21 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 	}
 	j.writesAwaitingLedgerEntry = rest
 	return batch
+}
+
+// isFull says whether staged writes need room in the object, and none of them fits.
+func (j *ledgerWriter) isFull() bool {
+	room, bytesLeft := j.remainingRoom()
+	isAny := false
+	for _, w := range j.writesAwaitingLedgerEntry {
+		if j.pendingWrites.AddressLedgerContainsService(w.service.Key) {
+			continue
+		}
+		if isAny = true; room > 0 && bytesLeft >= encodedSizeOfPending(w.pendingEntry()) {
+			return false
+		}
+	}
+	return isAny
 }
 
 // remainingRoom returns how many more Services the object may have, and how many more bytes.
@@ -259,7 +273,7 @@ func (r *ServiceWorker) handleLedgerSwapResult(s *ledgerSwapTask, now *v1alpha1.
 	if err == nil {
 		r.recordAcceptedBatch(s.writes)
 		j.consecutiveFailures, j.trimFailures, j.ledgerObject = 0, 0, now
-		r.workerState.recordAttempt(r.Now(), phaseWriting, true)
+		r.workerState.recordAttempt(r.Now(), phaseWriting, !r.servicesWithRefusedStatus.concernTheController())
 		if s.omitsEarlierEntries {
 			j.pendingWrites.OmitAllFromAddressLedgerExcept(pendingEntriesOfWrites(s.writes))
 			r.logOmittedEntries("the API server refuses the AddressLedger with entries that it has already")

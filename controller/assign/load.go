@@ -145,6 +145,7 @@ func (r *ServiceWorker) replaceServiceRecords(seen map[view.ObjectKey]*serviceRe
 			seen[k] = old
 		default:
 			r.waitingServices.removeService(k)
+			r.servicesWithRefusedStatus.setIsRefused(k, false)
 		}
 	}
 	r.recordByService = seen

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gantry-lb/gantry/internal/view"
 )
 
 // How long a worker with work may make no progress.
@@ -108,6 +110,24 @@ func (s *observableWorkerState) setBusyPhasesAndPendingCount(now time.Time, busy
 	}
 }
 
+// servicesWithRefusedStatus are the Services for which the API server refused the last status
+// write.
+type servicesWithRefusedStatus map[view.ObjectKey]struct{}
+
+// setIsRefused records whether the API server refused the last status write of a Service.
+func (s servicesWithRefusedStatus) setIsRefused(k view.ObjectKey, refused bool) {
+	if delete(s, k); refused {
+		s[k] = struct{}{}
+	}
+}
+
+// concernTheController says whether there are so many of them that the refusals probably concern
+// the controller, for example because its RBAC rules do not allow the write. Then neither a further
+// refusal nor an entry in the AddressLedger, after which the status is refused, is progress.
+func (s servicesWithRefusedStatus) concernTheController() bool {
+	return len(s) > maxRefusedEntriesBeforeSlowdown
+}
+
 // hasWritesBesidesRefusedServices says whether there are writes that do not concern single Services
 // only. If the API server refuses one Service or answers its write with an error, it serves the
 // others; the reason is in the log and in the Service's condition. More than
@@ -120,7 +140,7 @@ func (r *ServiceWorker) hasWritesBesidesRefusedServices() bool {
 		}
 		answered++
 	}
-	return r.apiTaskQueue.countUnfinishedTasks() > 0 || answered > maxRefusedEntriesBeforeSlowdown || !j.allStagedWritesWereRefused() ||
+	return r.apiTaskQueue.countUnfinishedTasks() > 0 || r.servicesWithRefusedStatus.concernTheController() || answered > maxRefusedEntriesBeforeSlowdown || !j.allStagedWritesWereRefused() ||
 		len(j.writesAwaitingLedgerEntry) > 0 && j.refusalsInARow > maxRefusedEntriesBeforeSlowdown
 }
 

@@ -125,3 +125,72 @@ func TestRefusedServicesDoNotMakeALeaderUnready(t *testing.T) {
 		})
 	}
 }
+
+// TestLeaderThatMayWriteNoStatusIsNotReady refuses every status write, as to a controller without
+// the permission. New Services come meanwhile, and their entries in the AddressLedger are accepted.
+func TestLeaderThatMayWriteNoStatusIsNotReady(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		s.RefuseServiceWrites(func(*corev1.Service) error { return errRefusedByTest })
+		c := startController(t, s, newSlowAPIServerDelivery, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		for i := range maxRefusedEntriesBeforeSlowdown + 1 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+		}
+		time.Sleep(time.Minute)
+		for i := range 20 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("late", i)))
+			time.Sleep(7 * time.Second)
+			if c.CheckReady(time.Now()) == nil {
+				t.Fatalf("it is ready after %d s, although it may write no status", 60+7*i)
+			}
+			if err := c.CheckAlive(time.Now()); err != nil {
+				t.Fatal("it tries, and is to be restarted all the same:", err)
+			}
+		}
+		s.RefuseServiceWrites(nil)
+		time.Sleep(maxRetryDelay + time.Second)
+		if err := c.CheckReady(time.Now()); err != nil {
+			t.Error("when it is allowed again:", err)
+		}
+		for _, o := range s.AllServices() {
+			if !firstAddress(o).IsValid() {
+				t.Errorf("%s has no address when it is allowed again", o.Name)
+			}
+		}
+	})
+}
+
+// TestServicesRefusedBeforeDoNotCount refuses the status of many Services, until they need none any
+// more: they are deleted, or are no LoadBalancers any more, or get another controller's class.
+func TestServicesRefusedBeforeDoNotCount(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		s.RefuseServiceWrites(func(*corev1.Service) error { return errRefusedByTest })
+		c := startController(t, s, newFastAPIServerDelivery, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		const n = 3 * maxRefusedEntriesBeforeSlowdown
+		for i := range n {
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+		}
+		time.Sleep(time.Minute)
+		class := "other"
+		for i := range n {
+			k := serviceKey(fmt.Sprint("s", i))
+			switch i % 3 {
+			case 0:
+				s.DeleteService(k)
+			case 1:
+				s.EditService(k, func(o *corev1.Service) { o.Spec.Type = corev1.ServiceTypeClusterIP })
+			default:
+				s.EditService(k, func(o *corev1.Service) { o.Spec.LoadBalancerClass = &class })
+			}
+		}
+		time.Sleep(5 * time.Minute)
+		if err := c.CheckReady(time.Now()); err != nil {
+			t.Error(err)
+		}
+	})
+}

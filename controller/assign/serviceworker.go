@@ -79,6 +79,7 @@ type ServiceWorker struct {
 	// servicesWithContestedAddresses have an address that another Service seemed to hold. They are
 	// the last to get their addresses when the Ledger is built.
 	servicesWithContestedAddresses map[view.ObjectKey]struct{}
+	servicesWithRefusedStatus      servicesWithRefusedStatus
 	// reloadCause is why all Services are read next. lastSharingReload is when they were last read
 	// because of a right to share.
 	reloadCause       string
@@ -151,6 +152,7 @@ func NewServiceWorker(o ServiceWorkerOptions) *ServiceWorker {
 		recordByService:                map[view.ObjectKey]*serviceRecord{},
 		waitingServices:                waitingServices{map[view.ObjectKey]names.Reason{}, o.Metrics.waitingServicesByReason},
 		servicesWithContestedAddresses: map[view.ObjectKey]struct{}{},
+		servicesWithRefusedStatus:      servicesWithRefusedStatus{},
 		reloadCause:                    reloadCauseStart,
 		ledgerWriter:                   ledgerWriter{maxPendingServices: maxPendingAssignments},
 		withheldCheckpoint:             withheldCheckpoint{log: o.Log, workQueue: queue, apiTaskQueue: tasks, namespace: o.Namespace, writerIdentity: o.LedgerWriterIdentity},

@@ -46,7 +46,8 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 		r.workQueue.wakeWorkerAfter(retryDelay(rec.consecutiveFailures))
 		return
 	}
-	r.workerState.recordAttempt(r.Now(), phaseWriting, true)
+	r.servicesWithRefusedStatus.setIsRefused(k, o == outcomeRefused)
+	r.workerState.recordAttempt(r.Now(), phaseWriting, o != outcomeRefused || !r.servicesWithRefusedStatus.concernTheController())
 	if o == outcomeRefused {
 		r.ledgerWriter.pendingWrites.ClosePendingOfRefusedStatusWrite(k, base)
 	} else {

@@ -148,11 +148,12 @@ func (f *Set) AddressLedgerContainsPending(i PendingStatusWrite) bool {
 	return ok && !f.mustWriteAddressLedgerFirst && has.BaseResourceVersion == i.BaseResourceVersion && !slices.ContainsFunc(i.Addresses, func(a netip.Addr) bool { return !slices.Contains(has.Addresses, a) })
 }
 
-// HasPendingForService says whether the Service has an open assignment on any base. Another one of
-// the same Service takes no more room in the object.
-func (f *Set) HasPendingForService(k view.ObjectKey) bool {
+// AddressLedgerContainsService says whether the object has an open assignment of the Service, on
+// any base. Another one of the same Service takes no more room in the object.
+func (f *Set) AddressLedgerContainsService(k view.ObjectKey) bool {
 	_, ok := f.pendingByService[k]
-	return ok
+	_, omitted := f.servicesNotInAddressLedger[k]
+	return ok && !omitted
 }
 
 // ListPendingMergedWithBatch returns what the object should contain when the assignments of a batch

@@ -88,11 +88,11 @@ func TestLaterVersionClosesAPendingAssignment(t *testing.T) {
 			t.Errorf("a Service of version %s may still get %v, want the address on base 10", version, got)
 		}
 	}
-	if got := f.PendingAddressesOfService(serviceKey("s"), "11"); len(got) > 0 || !f.HasPendingForService(serviceKey("s")) {
+	if got := f.PendingAddressesOfService(serviceKey("s"), "11"); len(got) > 0 || !f.AddressLedgerContainsService(serviceKey("s")) {
 		t.Errorf("a Service of version 11 may still get %v, want nothing", got)
 	}
 	f.ClosePendingWithOlderBase(serviceKey("s"), "11")
-	if f.HasPendingForService(serviceKey("s")) || f.CountPending() != 1 {
+	if f.AddressLedgerContainsService(serviceKey("s")) || f.CountPending() != 1 {
 		t.Error("what is pending on an older base was not ended")
 	}
 }
