@@ -7,10 +7,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"k8s.io/client-go/rest"
 
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/internal/option"
 )
@@ -18,7 +21,15 @@ import (
 // healthRequestHeaderTimeout bounds how long the kubelet may take to send a request.
 const healthRequestHeaderTimeout = 5 * time.Second
 
-// awaitCRDsWhileServingHealth waits until the API server serves the configuration's kinds.
+// requiredCRDResources are the resources that must be installed before the controller starts. It
+// ends if one of them is missing when it begins to watch.
+var requiredCRDResources = append(slices.Clone(configuration.RequiredCRDResources),
+	v1beta1.GroupVersion.WithResource("servicel2statuses"), v1beta1.GroupVersion.WithResource("servicebgpstatuses"),
+	v1alpha1.GroupVersion.WithResource("addressledgers"), v1alpha1.GroupVersion.WithResource("addressreservations"),
+	v1alpha1.GroupVersion.WithResource("addressprobes"), v1alpha1.GroupVersion.WithResource("speakerstatuses"),
+	v1alpha1.GroupVersion.WithResource("bgpsessions"))
+
+// awaitCRDsWhileServingHealth waits until the API server serves the kinds that the controller uses.
 // Meanwhile it answers the health checks at the address: alive and not ready. Without answers the
 // kubelet would restart the controller again and again, with growing delays, and no address would
 // be assigned for up to five minutes after the API server is back.
@@ -28,7 +39,7 @@ func awaitCRDsWhileServingHealth(ctx context.Context, config *rest.Config, log *
 		return err
 	}
 	defer stop() // before the manager takes the address
-	return option.AwaitCRDResourcesServed(ctx, config, log, configuration.RequiredCRDResources...)
+	return option.AwaitCRDResourcesServed(ctx, config, log, requiredCRDResources...)
 }
 
 // serveAliveButNotReady answers the health checks of a waiting controller until stop is called.
@@ -45,7 +56,7 @@ func serveAliveButNotReady(ctx context.Context, address string) (stop func(), er
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok")) })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "waiting for the API server to serve the kinds of metallb.io", http.StatusServiceUnavailable)
+		http.Error(w, "waiting for the API server to serve the kinds of metallb.io and gantry.dev", http.StatusServiceUnavailable)
 	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: healthRequestHeaderTimeout}
 	done := make(chan struct{})

@@ -9,12 +9,19 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 
+	"github.com/gantry-lb/gantry/api/v1alpha1"
+	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/internal/configuration"
 	"github.com/gantry-lb/gantry/test/apiserver"
 )
@@ -64,12 +71,12 @@ func TestControllerWaitingForCRDsIsAliveNotReady(t *testing.T) {
 	}
 	check()
 	asked := make(chan struct{})
-	kinds := make(chan []string, 1)
+	kinds := make(chan []schema.GroupVersionResource, 1)
 	kinds <- nil
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		names := <-kinds
-		kinds <- names
-		if names == nil {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		served := <-kinds
+		kinds <- served
+		if served == nil {
 			http.NotFound(w, nil)
 			select {
 			case asked <- struct{}{}:
@@ -77,9 +84,11 @@ func TestControllerWaitingForCRDsIsAliveNotReady(t *testing.T) {
 			}
 			return
 		}
-		list := metav1.APIResourceList{TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: "metallb.io/v1beta1"}
-		for _, n := range names {
-			list.APIResources = append(list.APIResources, metav1.APIResource{Name: n})
+		list := metav1.APIResourceList{TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: strings.TrimPrefix(r.URL.Path, "/apis/")}
+		for _, s := range served {
+			if s.GroupVersion().String() == list.GroupVersion {
+				list.APIResources = append(list.APIResources, metav1.APIResource{Name: s.Resource})
+			}
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(list)
@@ -95,7 +104,7 @@ func TestControllerWaitingForCRDsIsAliveNotReady(t *testing.T) {
 	<-asked
 	check()
 	<-kinds
-	kinds <- configuration.RequiredCRDResources
+	kinds <- requiredCRDResources
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -103,6 +112,36 @@ func TestControllerWaitingForCRDsIsAliveNotReady(t *testing.T) {
 		t.Errorf("the manager could not take over the health checks: %v", err)
 	} else {
 		_ = l.Close()
+	}
+}
+
+// TestControllerAwaitsAllKindsThatItUses looks up each kind of an API group of its own that the
+// controller watches or writes.
+func TestControllerAwaitsAllKindsThatItUses(t *testing.T) {
+	scheme, err := configuration.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mapper := configuration.NewOfflineRESTMapper(scheme)
+	used := []client.Object{&v1alpha1.AddressLedger{}}
+	for o := range newManagerOptions(&options{}, scheme).Cache.ByObject {
+		used = append(used, o)
+	}
+	for _, o := range used {
+		kind, err := apiutil.GVKForObject(o, scheme)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kind.Group != v1alpha1.GroupVersion.Group && kind.Group != v1beta1.GroupVersion.Group {
+			continue
+		}
+		m, err := mapper.RESTMapping(kind.GroupKind(), kind.Version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(requiredCRDResources, m.Resource) {
+			t.Errorf("the controller uses %s, and does not wait for it", m.Resource)
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -25,9 +26,14 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// RequiredCRDResources are the resources of metallb.io/v1beta1 that must be installed before the
-// configuration can be read.
-var RequiredCRDResources = []string{"ipaddresspools", "l2advertisements", "bgpadvertisements", "bgppeers", "bfdprofiles", "communities", "configurationstates"}
+// RequiredCRDResources are the resources that must be installed before the configuration can be
+// read.
+var RequiredCRDResources = []schema.GroupVersionResource{
+	v1beta1.GroupVersion.WithResource("ipaddresspools"), v1beta1.GroupVersion.WithResource("l2advertisements"),
+	v1beta1.GroupVersion.WithResource("bgpadvertisements"), v1beta1.GroupVersion.WithResource("bgppeers"),
+	v1beta1.GroupVersion.WithResource("bfdprofiles"), v1beta1.GroupVersion.WithResource("communities"),
+	v1beta1.GroupVersion.WithResource("configurationstates"), v1beta2.GroupVersion.WithResource("bgppeers"),
+}
 
 // passwordSecretKey is the entry with the password in a Secret of type kubernetes.io/basic-auth.
 const passwordSecretKey = corev1.BasicAuthPasswordKey

@@ -8,17 +8,15 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 )
 
-// awaitedAPIGroupVersion is the group and version of the awaited resources.
-const awaitedAPIGroupVersion = "metallb.io/v1beta1"
-
-// AwaitCRDResourcesServed waits until the API server serves the resources of metallb.io/v1beta1.
-// While one is missing, it logs once which, and how to install it. It returns an error only if no
-// request is possible, and nil when ctx ends.
-func AwaitCRDResourcesServed(ctx context.Context, config *rest.Config, log *slog.Logger, resources ...string) error {
+// AwaitCRDResourcesServed waits until the API server serves the resources. While one is missing, it
+// logs once which, and how to install it. It returns an error only if no request is possible, and
+// nil when ctx ends.
+func AwaitCRDResourcesServed(ctx context.Context, config *rest.Config, log *slog.Logger, resources ...schema.GroupVersionResource) error {
 	c, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
 		return fmt.Errorf("asking which kinds the API server serves: %w", err)
@@ -42,14 +40,19 @@ func AwaitCRDResourcesServed(ctx context.Context, config *rest.Config, log *slog
 
 // describeFirstMissingResource returns the first resource that the API server does not serve, or
 // why the request failed; empty when none is missing.
-func describeFirstMissingResource(c discovery.DiscoveryInterface, resources []string) string {
-	served, err := c.ServerResourcesForGroupVersion(awaitedAPIGroupVersion)
-	if err != nil {
-		return fmt.Sprintf("%s: %v", awaitedAPIGroupVersion, err)
-	}
+func describeFirstMissingResource(c discovery.DiscoveryInterface, resources []schema.GroupVersionResource) string {
+	served := map[string]*metav1.APIResourceList{}
 	for _, r := range resources {
-		if !slices.ContainsFunc(served.APIResources, func(s metav1.APIResource) bool { return s.Name == r }) {
-			return r + "." + awaitedAPIGroupVersion
+		group := r.GroupVersion().String()
+		if served[group] == nil {
+			list, err := c.ServerResourcesForGroupVersion(group)
+			if err != nil {
+				return fmt.Sprintf("%s: %v", group, err)
+			}
+			served[group] = list
+		}
+		if !slices.ContainsFunc(served[group].APIResources, func(s metav1.APIResource) bool { return s.Name == r.Resource }) {
+			return r.Resource + "." + group
 		}
 	}
 	return ""

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 
 	"github.com/gantry-lb/gantry/api/names"
@@ -302,7 +303,7 @@ func TestAwaitCRDResourcesServed(t *testing.T) {
 	server := httptest.NewServer(d)
 	defer server.Close()
 	var out bytes.Buffer
-	err := AwaitCRDResourcesServed(t.Context(), &rest.Config{Host: server.URL}, slog.New(slog.NewJSONHandler(&out, nil)), "ipaddresspools", "communities")
+	err := AwaitCRDResourcesServed(t.Context(), &rest.Config{Host: server.URL}, slog.New(slog.NewJSONHandler(&out, nil)), newResource("metallb.io", "v1beta1", "ipaddresspools"), newResource("metallb.io", "v1beta1", "communities"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,17 +321,51 @@ func TestAwaitCRDResourcesServed(t *testing.T) {
 	}
 }
 
+// TestAwaitCRDResourcesNamesMissingGroupVersion has an API server with the kinds of MetalLB only,
+// and with a BGPPeer of the first version only.
+func TestAwaitCRDResourcesNamesMissingGroupVersion(t *testing.T) {
+	for _, missing := range []schema.GroupVersionResource{
+		newResource("gantry.dev", "v1alpha1", "addressledgers"), newResource("metallb.io", "v1beta2", "bgppeers"),
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		asked := 0
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/apis/metallb.io/v1beta1" {
+				if asked++; asked == 2 {
+					cancel()
+				}
+				http.NotFound(w, r)
+				return
+			}
+			(&fakeDiscovery{resourceListResponses: []string{"bgppeers"}}).ServeHTTP(w, r)
+		}))
+		var out bytes.Buffer
+		if err := AwaitCRDResourcesServed(ctx, &rest.Config{Host: server.URL}, slog.New(slog.NewJSONHandler(&out, nil)), newResource("metallb.io", "v1beta1", "bgppeers"), missing); err != nil {
+			t.Error(err)
+		}
+		server.Close()
+		cancel()
+		if asked < 2 || !strings.Contains(out.String(), missing.GroupVersion().String()+": ") {
+			t.Errorf("without %s, it was asked for %d times, and the log is %q", missing, asked, out.String())
+		}
+	}
+}
+
+func newResource(group, version, name string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: group, Version: version, Resource: name}
+}
+
 func TestAwaitCRDResourcesEndsWithContext(t *testing.T) {
 	server := httptest.NewServer(&fakeDiscovery{resourceListResponses: []string{""}})
 	defer server.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := AwaitCRDResourcesServed(ctx, &rest.Config{Host: server.URL}, slog.New(slog.DiscardHandler), "communities"); err != nil {
+	if err := AwaitCRDResourcesServed(ctx, &rest.Config{Host: server.URL}, slog.New(slog.DiscardHandler), newResource("metallb.io", "v1beta1", "communities")); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestAwaitCRDResourcesFailsIfNoRequestPossible(t *testing.T) {
-	err := AwaitCRDResourcesServed(t.Context(), &rest.Config{Host: "://"}, slog.New(slog.DiscardHandler), "communities")
+	err := AwaitCRDResourcesServed(t.Context(), &rest.Config{Host: "://"}, slog.New(slog.DiscardHandler), newResource("metallb.io", "v1beta1", "communities"))
 	requireErrorContaining(t, err, "asking which kinds the API server serves")
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -97,7 +98,7 @@ func (m *ControllerRuntimeManager) checkReady(*http.Request) error {
 
 // AwaitKindsServed waits until the API server serves the kinds that a speaker uses, or ctx ends.
 func (m *ControllerRuntimeManager) AwaitKindsServed(ctx context.Context) error {
-	resources := append(configuration.RequiredCRDResources, "servicel2statuses", "servicebgpstatuses")
+	resources := append(slices.Clone(configuration.RequiredCRDResources), v1beta1.GroupVersion.WithResource("servicel2statuses"), v1beta1.GroupVersion.WithResource("servicebgpstatuses"))
 	return option.AwaitCRDResourcesServed(ctx, m.config, m.log, resources...)
 }
 
