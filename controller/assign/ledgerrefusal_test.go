@@ -181,6 +181,9 @@ func TestFailingWritesDoNotFillTheAddressLedger(t *testing.T) {
 		}
 		s.RefuseServiceWrites(nil)
 		time.Sleep(time.Minute)
+		if s.LedgerByName(names.PendingAssignmentsLedger).Spec.Incomplete {
+			t.Error("the AddressLedger stays incomplete when nothing is left out, until another Service comes")
+		}
 		s.CreateService(newLoadBalancer("last"))
 		time.Sleep(time.Second)
 		for _, o := range s.AllServices() {

@@ -213,10 +213,14 @@ func encodedSizeOfPending(i pendingwrites.PendingStatusWrite) int {
 }
 
 // removeClosedEntriesWhenIdle writes the object without closed assignments when there is no other
-// work and the object has many of them, because they would mislead its readers.
+// work and the object has many of them, because they would mislead its readers. It also writes an
+// object that says that it is incomplete, and is not any more: the next leader would change every
+// Service.
 func (r *ServiceWorker) removeClosedEntriesWhenIdle(ctx context.Context) {
 	j := &r.ledgerWriter
-	if len(j.ledgerObject.Spec.Pending)-j.pendingWrites.CountPending() < closedEntriesForLedgerTrim || r.apiTaskQueue.countUnfinishedTasks() > 0 || !r.workQueue.hasNoQueuedServices() {
+	isCompleteAgain := j.ledgerObject.Spec.Incomplete && j.pendingWrites.CountOmittedFromAddressLedger() == 0
+	hasManyClosed := len(j.ledgerObject.Spec.Pending)-j.pendingWrites.CountPending() >= closedEntriesForLedgerTrim
+	if !isCompleteAgain && !hasManyClosed || r.apiTaskQueue.countUnfinishedTasks() > 0 || !r.workQueue.hasNoQueuedServices() {
 		return
 	}
 	now := r.Now()

@@ -93,6 +93,43 @@ func TestHangingWritesDelayNoOtherService(t *testing.T) {
 	})
 }
 
+// TestUnansweredWritesOfManyServicesDelayNoOther has status writes of 300 Services that get no
+// answer, because a webhook for their namespace hangs. Others are served all the same, also after a
+// change of leaders, and these too once the webhook answers.
+func TestUnansweredWritesOfManyServicesDelayNoOther(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		s.LetServiceWritesHang(func(o *corev1.Service) bool { return strings.HasPrefix(o.Name, "hung") })
+		for i := range 300 {
+			s.CreateService(newLoadBalancer(fmt.Sprint("hung", i)))
+		}
+		for life := range 2 {
+			c := startController(t, s, nil, ServiceWorkerOptions{LedgerWriterIdentity: fmt.Sprint(life)})
+			// Each is tried once.
+			time.Sleep(300/maxTasksInFlight*requestTimeout + time.Minute)
+			for i := range 20 {
+				name := fmt.Sprint("s", life, "-", i)
+				s.CreateService(newLoadBalancer(name))
+				time.Sleep(3 * time.Second)
+				if o := s.ServiceByKey(serviceKey(name)); !firstAddress(o).IsValid() {
+					t.Errorf("Service %s has no address after 3 s, because others wait for an answer", name)
+				}
+			}
+			if life == 1 {
+				s.LetServiceWritesHang(nil)
+				time.Sleep(2 * maxRetryDelay)
+				for _, o := range s.AllServices() {
+					if !firstAddress(o).IsValid() {
+						t.Errorf("Service %s has no address when its write is answered", o.Name)
+					}
+				}
+			}
+			c.stopAndWait()
+		}
+	})
+}
+
 func TestRestartWritesNoUnchangedService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)

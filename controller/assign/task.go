@@ -20,6 +20,11 @@ const (
 	maxTasksInFlight = 32
 	// requestTimeout bounds one request, so that a hanging one does not occupy a place for ever.
 	requestTimeout = 10 * time.Second
+	// slowAttemptTimeout is when an attempt counts as slow.
+	// maxUnfinishedSlowRetries bounds the parallel requests that repeat slow ones: a webhook that
+	// never answers for the Services of one namespace must not occupy all places.
+	slowAttemptTimeout       = time.Second
+	maxUnfinishedSlowRetries = maxTasksInFlight / 4
 	// The delays before a failed request is repeated: the first, doubled each time up to the last.
 	// They begin like those of controller-runtime's queues and end with a time that a person would
 	// wait.
@@ -52,6 +57,9 @@ type apiTaskQueue struct {
 	tasksAwaitingFreeSlot   []apiRequestTask
 	writesAwaitingRetryTime []*serviceStatusWriteTask
 	tasksInFlightCount      int
+	// unfinishedSlowRetries counts the writes that are in flight or wait for a free place, and
+	// whose last attempt was slow.
+	unfinishedSlowRetries int
 	// lastTaskStartOrEnd is when a task last began or ended.
 	lastTaskStartOrEnd time.Time
 }
@@ -81,11 +89,29 @@ func (q *apiTaskQueue) dropAllButStatusWrites() {
 	q.tasksAwaitingFreeSlot = slices.DeleteFunc(q.tasksAwaitingFreeSlot, func(t apiRequestTask) bool { _, is := t.(*serviceStatusWriteTask); return !is })
 }
 
+// mayRetryWrite says whether the time for the next attempt has come. The writes whose last attempt
+// was slow have a share of the places, and take turns.
+func (q *apiTaskQueue) mayRetryWrite(w *serviceStatusWriteTask, now time.Time) bool {
+	return w.retryAt.Sub(now) <= 0 && (!w.lastAttemptWasSlow || q.unfinishedSlowRetries < maxUnfinishedSlowRetries)
+}
+
+// recordEndOfAttempt records how long an attempt of a write took.
+func (q *apiTaskQueue) recordEndOfAttempt(w *serviceStatusWriteTask, now time.Time) {
+	if w.isSlowRetry {
+		w.isSlowRetry = false
+		q.unfinishedSlowRetries--
+	}
+	w.lastAttemptWasSlow = now.Sub(w.attemptStart) >= slowAttemptTimeout
+}
+
 // dispatchTasks starts as many tasks as may run in parallel.
 func (q *apiTaskQueue) dispatchTasks(ctx context.Context, now time.Time) {
 	q.writesAwaitingRetryTime = slices.DeleteFunc(q.writesAwaitingRetryTime, func(w *serviceStatusWriteTask) bool {
-		awake := w.retryAt.Sub(now) <= 0
+		awake := q.mayRetryWrite(w, now)
 		if awake {
+			if w.isSlowRetry = w.lastAttemptWasSlow; w.isSlowRetry {
+				q.unfinishedSlowRetries++
+			}
 			q.enqueueTask(w)
 		}
 		return awake
@@ -94,6 +120,9 @@ func (q *apiTaskQueue) dispatchTasks(ctx context.Context, now time.Time) {
 		t := q.tasksAwaitingFreeSlot[0]
 		q.tasksAwaitingFreeSlot[0] = nil
 		q.tasksAwaitingFreeSlot = q.tasksAwaitingFreeSlot[1:]
+		if w, is := t.(*serviceStatusWriteTask); is {
+			w.attemptStart = now
+		}
 		q.startTask(ctx, t)
 		q.lastTaskStartOrEnd = now
 	}
@@ -157,6 +186,10 @@ type serviceStatusWriteTask struct {
 	// when the next one is due.
 	mayBeWrittenByEarlierAttempt bool
 	retryAt                      time.Time
+	// attemptStart is when the last attempt began, lastAttemptWasSlow that it took long.
+	// isSlowRetry says that the attempt under way counts among unfinishedSlowRetries.
+	attemptStart                    time.Time
+	lastAttemptWasSlow, isSlowRetry bool
 	// lastAnswerWasInternalError says that the API server answered the last attempt with an
 	// internal error.
 	lastAnswerWasInternalError bool

@@ -35,6 +35,7 @@ func (r *ServiceWorker) handleServiceWriteResult(_ context.Context, w *serviceSt
 	rec := r.recordByService[k]
 	r.Metrics.statusWritesByOutcome.WithLabelValues(o.String()).Inc()
 	r.ledgerWriter.recordStatusWriteAnswer(w, r.Now())
+	r.apiTaskQueue.recordEndOfAttempt(w, r.Now())
 	// The write stays in flight and its assignment pending until the result is known.
 	if o == outcomeMaybeWritten {
 		w.mayBeWrittenByEarlierAttempt, w.lastAnswerWasInternalError = true, apierrors.IsInternalError(err)

@@ -239,6 +239,10 @@ func (c *Client) ReadCachedPoolsAndReservations(context.Context) (snapshot.Confi
 
 // PatchStatusAndAnnotations implements assign.API.
 func (c *Client) PatchStatusAndAnnotations(ctx context.Context, before, after *corev1.Service) (*corev1.Service, error) {
+	if c.server.doesServiceWriteHang(before) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	now := make(chan *corev1.Service, 2)
 	err := c.deliverRequest(ctx, "service", func() error {
 		s, err := c.server.patchService(before, after)

@@ -45,6 +45,8 @@ type Server struct {
 	// refusedWriteCount counts those errors.
 	serviceWriteRefusal func(*corev1.Service) error
 	refusedWriteCount   int
+	// isServiceWriteHanging, unless nil, says whether a write of a Service's status gets no answer.
+	isServiceWriteHanging func(*corev1.Service) bool
 	// ledgerWriteRefusal is the same for an AddressLedger.
 	ledgerWriteRefusal func(*v1alpha1.AddressLedger) error
 }
@@ -108,6 +110,21 @@ func (s *Server) RefuseServiceWrites(why func(*corev1.Service) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.serviceWriteRefusal = why
+}
+
+// LetServiceWritesHang leaves the writes of the status of these Services without an answer; nil
+// undoes it.
+func (s *Server) LetServiceWritesHang(which func(*corev1.Service) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.isServiceWriteHanging = which
+}
+
+// doesServiceWriteHang says whether a write of the Service's status gets no answer.
+func (s *Server) doesServiceWriteHang(o *corev1.Service) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.isServiceWriteHanging != nil && s.isServiceWriteHanging(o)
 }
 
 // RefuseLedgerWrites refuses writes of an AddressLedger; nil allows all.
