@@ -43,6 +43,12 @@ func TestUsageErrorIsOneLine(t *testing.T) {
 		{[]string{"--context", "nowhere", "status"}, "nowhere"},
 		{[]string{"explain", "service"}, "accepts 1 arg"},
 		{[]string{"explian"}, "unknown command"},
+		{[]string{"explain", "servcie", "web"}, `unknown kind "servcie": did you mean service?`},
+		{[]string{"explain", "web"}, `unknown kind "web": write KIND NAME; the kinds are address, advertisement, node, peer, pool, service`},
+		{[]string{"explain", "servcie/web"}, `unknown kind "servcie": did you mean service?`},
+		{[]string{"explain", "service/"}, "explain takes one KIND/NAME, or KIND NAME"},
+		{[]string{"explain", "service/web", "service/shop"}, "explain takes one KIND/NAME, or KIND NAME"},
+		{[]string{"explain", "pool/first-pool", "--live"}, "--live is only for a service, not for a pool"},
 		{[]string{"--server", "http://127.0.0.1:1", "-o", "xml", "status"}, "-o xml: the formats are table, wide, json and yaml"},
 	} {
 		status, _, errOut := runWithoutKubeconfig(t, c.args...)

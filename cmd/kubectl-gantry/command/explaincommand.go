@@ -2,6 +2,8 @@ package command
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -15,8 +17,12 @@ import (
 func (p *program) newExplainCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "explain", Short: "say why something works or does not",
-		Long: "explain says in its first line whether something works, and why not. Then it lists what has to hold, from the choice of a pool to the wire.",
+		Long:              "explain says in its first line whether something works, and why not. Then it lists what has to hold, from the choice of a pool to the wire.",
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              p.explainKindSlashName,
 	}
+	p.addLiveFlag(c)
+	_ = c.Flags().MarkHidden(liveFlagName) // it is shown for Services
 	service := p.newExplainSubcommand([]string{"service", "services", "svc"}, "say whether a Service works, and why not", func(ctx context.Context, e *explain.Explainer, name string) (*report.Report, error) {
 		namespace, err := p.namespaceOrAll()
 		if err != nil {
@@ -27,7 +33,7 @@ func (p *program) newExplainCommand() *cobra.Command {
 		}
 		return e.ExplainService(ctx, client.ObjectKey{Namespace: namespace, Name: name})
 	})
-	service.Flags().BoolVar(&p.readsFromSpeakers, "live", false, "also ask the speakers themselves, by port-forward: which routes each router gets")
+	p.addLiveFlag(service)
 	c.AddCommand(service)
 	for _, subject := range []struct {
 		spellings []string
@@ -45,6 +51,47 @@ func (p *program) newExplainCommand() *cobra.Command {
 		}))
 	}
 	return c
+}
+
+// liveFlagName is the flag of Services alone.
+const liveFlagName = "live"
+
+func (p *program) addLiveFlag(c *cobra.Command) {
+	c.Flags().BoolVar(&p.readsFromSpeakers, liveFlagName, false, "also ask the speakers themselves, by port-forward: which routes each router gets")
+}
+
+// explainKindSlashName runs the subcommand for an argument KIND/NAME. It gets all arguments that
+// name no subcommand.
+func (p *program) explainKindSlashName(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return c.Help()
+	}
+	kind, name, hasSlash := strings.Cut(args[0], "/")
+	at := slices.IndexFunc(c.Commands(), func(s *cobra.Command) bool { return s.Name() == kind || s.HasAlias(kind) })
+	switch {
+	case at < 0:
+		return unknownKindError(c, kind)
+	case !hasSlash || name == "" || len(args) > 1:
+		return fmt.Errorf("explain takes one KIND/NAME, or KIND NAME, not %q", args)
+	case p.readsFromSpeakers && c.Commands()[at].Flags().Lookup(liveFlagName) == nil:
+		return fmt.Errorf("--%s is only for a service, not for a %s", liveFlagName, kind)
+	}
+	subcommand := c.Commands()[at]
+	subcommand.SetContext(c.Context())
+	return subcommand.RunE(subcommand, []string{name})
+}
+
+// unknownKindError says which kinds can be explained, the near ones first.
+func unknownKindError(c *cobra.Command, kind string) error {
+	c.SuggestionsMinimumDistance = 2
+	if near := c.SuggestionsFor(kind); len(near) > 0 {
+		return fmt.Errorf("unknown kind %q: did you mean %s?", kind, strings.Join(near, " or "))
+	}
+	var kinds []string
+	for _, s := range c.Commands() {
+		kinds = append(kinds, s.Name())
+	}
+	return fmt.Errorf("unknown kind %q: write KIND NAME; the kinds are %s", kind, strings.Join(kinds, ", "))
 }
 
 // completeObjectName returns the names that the shell suggests. Only the first argument is a name.
