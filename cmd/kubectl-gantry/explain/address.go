@@ -88,8 +88,14 @@ func (c *objectDiagnosis) addAnsweringNodes(ctx context.Context, a netip.Addr) e
 	var on []string
 	for i := range reports.Items {
 		r := &reports.Items[i]
-		if r.Status.Gantry != nil && slices.Contains(r.Status.Gantry.Addresses, a.String()) && !slices.Contains(on, r.Status.Node) {
-			on = append(on, r.Status.Node)
+		s := c.installation.speakerStatusByNode[r.Status.Node]
+		if r.Status.Gantry == nil || !slices.Contains(r.Status.Gantry.Addresses, a.String()) || slices.Contains(on, r.Status.Node) || s.WasFoundDead() {
+			continue
+		}
+		on = append(on, r.Status.Node)
+		if c.isSpeakerSilent(s) {
+			c.addCheck("node", report.ResultNotWell, names.NewExplanation(names.ReasonNoSpeaker, "%s answered for it, and its speaker is silent since %s", r.Status.Node, describeTime(s.LastSeen)))
+		} else {
 			c.addCheck("node", report.ResultWell, names.Explanation{Text: fmt.Sprintf("%s answers for it since %s", r.Status.Node, describeTime(&r.CreationTimestamp))})
 		}
 	}

@@ -82,20 +82,25 @@ func (u poolUsage) assignedAndFreeText() string {
 	if !u.isKnown {
 		return ""
 	}
-	return fmt.Sprintf(" (%d in use, %d free)", u.assigned, u.availableV4+u.availableV6)
+	return fmt.Sprintf(" (%d in use, %d free)", u.assigned, addSaturating(u.availableV4, u.availableV6))
 }
 
-// hasFreeAddressFor reports whether a family that the Service needs is free, as far as is known.
+// hasFreeAddressFor reports whether a family that the Service needs is free, as far as is known: of
+// a Service that requires both, each one.
 func (u poolUsage) hasFreeAddressFor(v *view.Service) bool {
 	if !u.isKnown || v.SharingKey != "" {
 		return true
 	}
+	free := 0
 	for _, a := range v.ClusterIPs {
 		if a.Is4() && u.availableV4 > 0 || !a.Is4() && u.availableV6 > 0 {
-			return true
+			free++
 		}
 	}
-	return len(v.ClusterIPs) == 0
+	if v.FamilyPolicy == view.RequireDualStack {
+		return free == len(v.ClusterIPs)
+	}
+	return free > 0 || len(v.ClusterIPs) == 0
 }
 
 // addAnnouncementChecks says which advertisements, endpoints, nodes and sessions carry the Service.
@@ -262,6 +267,7 @@ var faultRulesOfAnnouncedService = []func(*serviceDiagnosis, context.Context) na
 	adaptRuleWithoutContext((*serviceDiagnosis).explainMisspelledAnnotation),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainSessionWithoutBFD),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultyGossip),
+	adaptRuleWithoutContext(explainMissingFailoverNode),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainSlowAPIServer),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainNoWorkingController),
 	adaptRuleWithoutContext(explainRequestedHolder),

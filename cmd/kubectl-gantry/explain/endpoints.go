@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,7 +24,8 @@ func (c *serviceDiagnosis) readEndpointSlices(ctx context.Context) []discoveryv1
 	return all.Items
 }
 
-// describeAbsentEndpoints says whether there are Pods at all, as the end of a sentence.
+// describeAbsentEndpoints says whether there are Pods at all, and which are ready, as the end of a
+// sentence.
 func (c *serviceDiagnosis) describeAbsentEndpoints(ctx context.Context) string {
 	own := c.readEndpointSlices(ctx)
 	if len(c.service.Spec.Selector) == 0 && len(own) > 0 {
@@ -32,20 +34,44 @@ func (c *serviceDiagnosis) describeAbsentEndpoints(ctx context.Context) string {
 	if len(c.service.Spec.Selector) == 0 {
 		return "; the Service has no selector, so that somebody has to write its EndpointSlices" + describeStrayEndpointSlice(ctx, c)
 	}
-	pods := map[string]bool{}
+	isReadyByPod, readyFamilies := map[string]bool{}, map[string]bool{}
 	for _, s := range own {
 		for i := range s.Endpoints {
-			if target := s.Endpoints[i].TargetRef; target != nil {
-				pods[target.Name] = true
-			} else {
-				pods[fmt.Sprint(s.Endpoints[i].Addresses)] = true
+			o := &s.Endpoints[i]
+			pod := fmt.Sprint(o.Addresses)
+			if o.TargetRef != nil {
+				pod = o.TargetRef.Name
+			}
+			isReady := o.Conditions.Ready == nil || *o.Conditions.Ready
+			isReadyByPod[pod] = isReadyByPod[pod] || isReady
+			if isReady {
+				readyFamilies[string(s.AddressType)] = true
 			}
 		}
 	}
-	if len(pods) == 0 {
-		return fmt.Sprintf("; the selector %s matches no Pod that has an address", podSelectorText(c.service))
+	ready := 0
+	for _, isReady := range isReadyByPod {
+		if isReady {
+			ready++
+		}
 	}
-	return fmt.Sprintf("; the selector %s matches %s, and none is ready", podSelectorText(c.service), formatCount(len(pods), "Pod"))
+	matches := fmt.Sprintf("; the selector %s matches %s", podSelectorText(c.service), formatCount(len(isReadyByPod), "Pod"))
+	switch families := slices.Sorted(maps.Keys(readyFamilies)); {
+	case len(isReadyByPod) == 0:
+		return fmt.Sprintf("; the selector %s matches no Pod that has an address", podSelectorText(c.service))
+	case ready == 0:
+		return matches + ", and none is ready"
+	case len(families) == 1:
+		return fmt.Sprintf("%s, and %s, with %s addresses only", matches, formatReadyCount(ready), families[0])
+	}
+	return matches + ", and " + formatReadyCount(ready)
+}
+
+func formatReadyCount(n int) string {
+	if n == 1 {
+		return "1 is ready"
+	}
+	return fmt.Sprintf("%d are ready", n)
 }
 
 // describeStrayEndpointSlice names an EndpointSlice that was written by hand, and whose label gives

@@ -36,7 +36,7 @@ func (c *serviceDiagnosis) readPoolUsageAndLedger(ctx context.Context) (*allocat
 	}
 	for i := range pools.Items {
 		s := &pools.Items[i].Status
-		usages[pools.Items[i].Name] = poolUsage{s.AssignedIPv4+s.AssignedIPv6+s.AvailableIPv4+s.AvailableIPv6 > 0, s.AssignedIPv4 + s.AssignedIPv6, s.AvailableIPv4, s.AvailableIPv6}
+		usages[pools.Items[i].Name] = poolUsage{len(usageOfEachFamily(s)) > 0, addSaturating(s.AssignedIPv4, s.AssignedIPv6), s.AvailableIPv4, s.AvailableIPv6}
 	}
 	if len(c.view.AssignedAddresses) > 0 || c.addressCondition != nil {
 		return ledger, usages, nil
@@ -205,7 +205,7 @@ func describePoolUseByFamily(s *v1beta1.IPAddressPoolStatus, clusterIPs []netip.
 		family          ipfamily.Family
 		assigned, total int64
 	}{
-		{ipfamily.IPv4, s.AssignedIPv4, s.AssignedIPv4 + s.AvailableIPv4}, {ipfamily.IPv6, s.AssignedIPv6, s.AssignedIPv6 + s.AvailableIPv6},
+		{ipfamily.IPv4, s.AssignedIPv4, addSaturating(s.AssignedIPv4, s.AvailableIPv4)}, {ipfamily.IPv6, s.AssignedIPv6, addSaturating(s.AssignedIPv6, s.AvailableIPv6)},
 	} {
 		switch isNeeded := slices.ContainsFunc(clusterIPs, func(a netip.Addr) bool { return ipfamily.FamilyOf(a) == f.family }); {
 		case isNeeded && f.total == 0:

@@ -52,7 +52,8 @@ func (e *Explainer) ListPools(ctx context.Context) (*report.Listing, error) {
 	for i := range o.pools {
 		p := &o.pools[i]
 		s := &p.Status
-		in, free := s.AssignedIPv4+s.AssignedIPv6, s.AvailableIPv4+s.AvailableIPv6
+		in, free := addSaturating(s.AssignedIPv4, s.AssignedIPv6), addSaturating(s.AvailableIPv4, s.AvailableIPv6)
+		fullest := fullestFamily(s)
 		valid := "unknown"
 		largest := "unknown"
 		if o.config != nil {
@@ -61,10 +62,10 @@ func (e *Explainer) ListPools(ctx context.Context) (*report.Listing, error) {
 				largest = largestFreeRange(parsed, used)
 			}
 		}
-		if valid != "yes" || in > 0 && free == 0 {
+		if valid != "yes" || len(fullFamilies(s)) > 0 {
 			l.Result = report.ResultNotWell
 		}
-		l.Rows = append(l.Rows, []string{p.Name, report.FormatUsageBar(in, in+free), strconv.FormatInt(in, 10), strconv.FormatInt(free, 10), largest, valid, strings.Join(p.Spec.Addresses, ",")})
+		l.Rows = append(l.Rows, []string{p.Name, report.FormatUsageBar(fullest.assigned, addSaturating(fullest.assigned, fullest.available)), strconv.FormatInt(in, 10), strconv.FormatInt(free, 10), largest, valid, strings.Join(p.Spec.Addresses, ",")})
 	}
 	if len(o.pools) == 0 {
 		l.Result, l.Title = report.ResultNotWell, fmt.Sprintf("there is no IPAddressPool in namespace %s [%s]", e.gantryNamespace, names.ReasonNoPools)
@@ -184,8 +185,16 @@ func (e *Explainer) ListHolders(ctx context.Context) (*report.Listing, error) {
 	for node := range o.installation.speakerStatusByNode {
 		countByNode[node] = 0
 	}
+	silent := map[string]bool{}
 	for i := range reports.Items {
 		r := &reports.Items[i]
+		s := o.installation.speakerStatusByNode[r.Status.Node]
+		if s.WasFoundDead() {
+			continue // others have taken its addresses over
+		}
+		if o.isSpeakerSilent(s) {
+			silent[r.Status.Node], l.Result = true, report.ResultNotWell
+		}
 		var addresses, links []string
 		if r.Status.Gantry != nil {
 			addresses = r.Status.Gantry.Addresses
@@ -199,7 +208,11 @@ func (e *Explainer) ListHolders(ctx context.Context) (*report.Listing, error) {
 	slices.SortFunc(l.Rows, func(x, y []string) int { return slices.Compare(x, y) })
 	var spread []string
 	for _, node := range slices.Sorted(maps.Keys(countByNode)) {
-		spread = append(spread, fmt.Sprintf("%s answers for %d", node, countByNode[node]))
+		text := fmt.Sprintf("%s answers for %d", node, countByNode[node])
+		if silent[node] {
+			text = fmt.Sprintf("%s answered for %d and is silent since %s", node, countByNode[node], describeTime(o.installation.speakerStatusByNode[node].LastSeen))
+		}
+		spread = append(spread, text)
 	}
 	if l.Title = joinFirstElements(spread, maxListedElements); l.Title == "" {
 		l.Title = "no speaker has ever run, so that no node answers for an address"

@@ -352,9 +352,9 @@ func (o *overview) addPoolChecks() {
 	full := 0
 	for i := range o.pools {
 		s := &o.pools[i].Status
-		if used := s.AssignedIPv4 + s.AssignedIPv6; used > 0 && s.AvailableIPv4+s.AvailableIPv6 == 0 {
+		for _, u := range fullFamilies(s) {
 			full++
-			o.addCheck("pool "+o.pools[i].Name, report.ResultNotWell, names.NewExplanation(names.ReasonPoolExhausted, "it is full: all of its %d addresses are in use", used))
+			o.addCheck("pool "+o.pools[i].Name, report.ResultNotWell, names.NewExplanation(names.ReasonPoolExhausted, "%s: all of its %d addresses are in use", describeFullFamily(s, u), u.assigned))
 		}
 	}
 	if full == 0 {

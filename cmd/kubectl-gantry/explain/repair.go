@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/view"
@@ -49,24 +50,27 @@ func documentationURLOfReason(r names.Reason) string {
 	return reasonsPageURL
 }
 
+// serviceRepair knows what to do about the cause that the diagnosis of a Service found.
+type serviceRepair struct{ *serviceDiagnosis }
+
 // suggestRepair returns the commands, or the lines of YAML, that mend the cause.
-func (c *serviceDiagnosis) suggestRepair(why names.Explanation) []string {
+func (c serviceRepair) suggestRepair(why names.Explanation) []string {
 	n, service := c.gantryNamespace, "-n "+c.key.Namespace
 	switch why.Reason {
 	case names.ReasonNoPools, names.ReasonPoolElsewhere:
 		return kubectlApplyLines("v1beta1", "IPAddressPool", n, "first-pool", "addresses: [192.0.2.10-192.0.2.99]  # free addresses of your network")
 	case names.ReasonPoolNotAllowed, names.ReasonNoEligiblePool:
-		if p := findPoolThatRefuses(c); p != nil {
+		if p := findPoolThatRefuses(c.serviceDiagnosis); p != nil {
 			return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.serviceAllocation", n, p.Name)}
 		}
 		fallthrough
 	case names.ReasonPoolNotFound:
 		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=%s", service, c.key.Name, names.AnnotationRequestedPool, c.examplePoolName())}
 	case names.ReasonUnknownAnnotation:
-		if key := findRequestInLabel(c); key != "" {
-			return []string{fmt.Sprintf("kubectl %s annotate service %s %s=%s", service, c.key.Name, key, c.service.Labels[key]), fmt.Sprintf("kubectl %s label service %s %s-", service, c.key.Name, key)}
+		if key := findRequestInLabel(c.serviceDiagnosis); key != "" {
+			return []string{fmt.Sprintf("kubectl %s annotate service %s %s=%s", service, c.key.Name, key, quoteForShell(c.service.Labels[key])), fmt.Sprintf("kubectl %s label service %s %s-", service, c.key.Name, key)}
 		}
-		return []string{fmt.Sprintf("kubectl %s annotate service %s WRONG- RIGHT=VALUE  # the two keys are in the first line", service, c.key.Name)}
+		return []string{c.suggestCorrectAnnotation()}
 	case names.ReasonPoolExhausted:
 		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # add a range to spec.addresses", n, c.examplePoolName())}
 	case names.ReasonQuotaExceeded:
@@ -84,13 +88,23 @@ func (c *serviceDiagnosis) suggestRepair(why names.Explanation) []string {
 		if edits := suggestEditsOfNamedObjects(n, why.Text); len(edits) > 0 {
 			return edits
 		}
-		return kubectlApplyLines("v1beta1", "L2Advertisement", n, c.view.RecordedPool, fmt.Sprintf("ipAddressPools: [%s]", c.view.RecordedPool))
+		return c.suggestAdvertisementOfPool(c.config, c.view.RecordedPool)
 	}
 	return c.suggestRepairOfInstallation(why)
 }
 
+// suggestCorrectAnnotation returns the command that replaces a misspelt annotation.
+func (c serviceRepair) suggestCorrectAnnotation() string {
+	unknown := view.ExplainUnknownAnnotations(c.service)
+	if len(unknown) == 0 {
+		return fmt.Sprintf("kubectl -n %s edit service %s  # metadata.annotations", c.key.Namespace, c.key.Name)
+	}
+	wrong, right := wordAfter(unknown[0], "the annotation "), wordAfter(unknown[0], "did you mean ")
+	return fmt.Sprintf("kubectl -n %s annotate service %s --overwrite %s- %s=%s", c.key.Namespace, c.key.Name, wrong, right, quoteForShell(c.service.Annotations[wrong]))
+}
+
 // suggestRemovingAddressRequest returns the command that takes back the request for an address.
-func (c *serviceDiagnosis) suggestRemovingAddressRequest() string {
+func (c serviceRepair) suggestRemovingAddressRequest() string {
 	if c.service.Spec.LoadBalancerIP != "" {
 		return fmt.Sprintf("kubectl -n %s edit service %s  # spec.loadBalancerIP", c.key.Namespace, c.key.Name)
 	}
@@ -104,7 +118,7 @@ func (c *serviceDiagnosis) suggestRemovingAddressRequest() string {
 }
 
 // suggestEditOfService returns what to edit in the Service itself.
-func (c *serviceDiagnosis) suggestEditOfService(r names.Reason) []string {
+func (c serviceRepair) suggestEditOfService(r names.Reason) []string {
 	edit := fmt.Sprintf("kubectl -n %s edit service %s", c.key.Namespace, c.key.Name)
 	if r == names.ReasonNoEndpoints && len(c.service.Spec.Selector) == 0 {
 		return []string{fmt.Sprintf("kubectl -n %s get endpointslices --show-labels  # which has the label %s=%s, and which ports?", c.key.Namespace, discoveryv1.LabelServiceName, c.key.Name)}
@@ -115,66 +129,30 @@ func (c *serviceDiagnosis) suggestEditOfService(r names.Reason) []string {
 	return []string{edit}
 }
 
-// suggestRepairOfInstallation returns what to do about nodes, sessions and the programs of Gantry.
-func (c *serviceDiagnosis) suggestRepairOfInstallation(why names.Explanation) []string {
-	n := c.gantryNamespace
-	switch {
-	case strings.Contains(why.Text, labelPodSecurity):
-		return []string{fmt.Sprintf("kubectl label namespace %s --overwrite %s=privileged", n, labelPodSecurity)}
-	case strings.Contains(why.Text, applyRBACText):
-		return []string{"kubectl apply -f config/rbac  # or helm upgrade, as Gantry was installed"}
-	}
-	switch why.Reason {
-	case names.ReasonOtherController:
+// suggestRepairOfInstallation returns what to do about nodes, sessions, faulty objects and the
+// programs of Gantry.
+func (c serviceRepair) suggestRepairOfInstallation(why names.Explanation) []string {
+	if why.Reason == names.ReasonOtherController {
 		return []string{"kubectl get deployments,daemonsets -A  # which of them serves Services of type LoadBalancer?", fmt.Sprintf("kubectl -n %s get service %s -o yaml --show-managed-fields  # who writes status.loadBalancer?", c.key.Namespace, c.key.Name)}
-	case names.ReasonWebhookDown:
-		return []string{fmt.Sprintf("kubectl -n %s get pods,endpointslices", n), "kubectl delete validatingwebhookconfiguration NAME  # only if nothing uses it any more"}
-	case names.ReasonServiceProxySilent, names.ReasonServiceProxyStarting:
-		return []string{"kubectl -n kube-system get pods -o wide -l k8s-app=kube-proxy", "curl -sS http://127.0.0.1:10256/healthz  # on the node in the first line"}
-	case names.ReasonKubeletSilent:
-		return []string{"systemctl status kubelet  # on the node in the first line"}
-	case names.ReasonSlowAPIServer:
-		return []string{"kubectl get --raw '/readyz?verbose'", "kubectl -n kube-system get pods -o wide  # the API server and etcd"}
-	case names.ReasonStrayAnswer:
-		return []string{"ip address  # on the node in the first line: does an interface have the address?", fmt.Sprintf("kubectl -n %s edit configmap %s  # ipvs.strictARP: true", kubeProxyConfigMap.Namespace, kubeProxyConfigMap.Name)}
-	case names.ReasonNodeExcluded:
-		return []string{fmt.Sprintf("kubectl label node NODE %s-", names.LabelExcludeNode)}
-	case names.ReasonNodeLeaving:
-		return []string{fmt.Sprintf("kubectl annotate node NODE %s-  # when the node is ready again", names.AnnotationDrainNode)}
-	case names.ReasonNoSpeaker, names.ReasonNotAnnounced, names.ReasonServiceProxyNotReady:
-		return []string{fmt.Sprintf("kubectl -n %s get pods -o wide -l %s=%s", n, names.LabelComponent, names.ComponentSpeaker), fmt.Sprintf("kubectl -n %s describe daemonset gantry-speaker", n)}
-	case names.ReasonNoController:
-		return []string{fmt.Sprintf("kubectl -n %s get pods -l %s=%s", n, names.LabelComponent, names.ComponentController), fmt.Sprintf("kubectl -n %s describe deployment gantry-controller", n)}
-	case names.ReasonForeignClaim:
-		return []string{"ip neigh show ADDRESS  # on a host of the network: who has it?", fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.exclude", n, c.view.RecordedPool)}
-	case names.ReasonGossipKeyDiffers:
-		return []string{fmt.Sprintf("kubectl -n %s rollout restart daemonset gantry-speaker  # each reads Secret %s again", n, names.GossipSecret), fmt.Sprintf("kubectl -n %s get daemonset gantry-speaker -o yaml  # --gossip-key-file: the same key on each node?", n)}
-	case names.ReasonGossipBlocked:
-		return []string{fmt.Sprintf("kubectl -n %s get speakerstatuses  # UNREACHABLE: between which nodes?", n), "nc -vz NODE 7946; nc -vzu NODE 7946  # from the other node, in both directions"}
-	case names.ReasonNoPeers:
-		return []string{fmt.Sprintf("kubectl -n %s get bgppeers,bgpadvertisements", n)}
 	}
-	if commands := suggestRepairOfNodesAndObjects(c, why); len(commands) > 0 {
+	if lines := c.suggestEditOfFaultyObject(c.config, why); lines != nil {
+		return lines
+	}
+	v := c.repairValuesOfReason(why.Reason)
+	if commands := suggestRepairOfServiceAndObjects(c.serviceDiagnosis, why); len(commands) > 0 {
 		return commands
 	}
-	if len(c.view.AssignedAddresses) > 0 && c.announcementFinding != nil && len(c.announcementFinding.Sessions) > 0 {
-		peer := c.announcementFinding.Sessions[0].Peer
-		return []string{fmt.Sprintf("kubectl -n %s get bgpsessions -o wide", n), fmt.Sprintf("kubectl -n %s edit bgppeer %s", n, peer)}
+	if lines := c.suggestRepairByReason(why, v); lines != nil {
+		return lines
 	}
 	return []string{fmt.Sprintf("kubectl -n %s describe service %s", c.key.Namespace, c.key.Name)}
 }
 
-// suggestRepairOfNodesAndObjects returns what to do about faults of nodes, of their links, and of
-// objects that the first line names; none if it names none.
-func suggestRepairOfNodesAndObjects(c *serviceDiagnosis, why names.Explanation) []string {
+// suggestRepairOfServiceAndObjects returns what to edit in the Service, or in an object that the
+// first line names; none if it names none.
+func suggestRepairOfServiceAndObjects(c *serviceDiagnosis, why names.Explanation) []string {
 	service := fmt.Sprintf("-n %s edit service %s", c.key.Namespace, c.key.Name)
 	switch why.Reason {
-	case names.ReasonNodeNetworkUnavailable:
-		return []string{"kubectl describe node NODE  # the condition NetworkUnavailable, of the node in the first line"}
-	case names.ReasonRawSocketDenied:
-		return []string{fmt.Sprintf("kubectl -n %s edit daemonset gantry-speaker  # securityContext.capabilities.add: [NET_RAW]", c.gantryNamespace)}
-	case names.ReasonNoLinks, names.ReasonLinkDown, names.ReasonLinkSilent, names.ReasonNoAddressFamily:
-		return []string{fmt.Sprintf("kubectl -n %s get speakerstatus NODE -o yaml  # status.links, of the node in the first line", c.gantryNamespace), fmt.Sprintf("kubectl -n %s edit l2advertisements  # spec.interfaces", c.gantryNamespace)}
 	case names.ReasonNoLocalEndpoints:
 		return []string{"kubectl " + service + "  # spec.externalTrafficPolicy: Cluster", fmt.Sprintf("kubectl -n %s get endpointslices -l %s=%s -o yaml  # nodeName: on which nodes are they?", c.key.Namespace, discoveryv1.LabelServiceName, c.key.Name)}
 	case names.ReasonHolderUnavailable:
@@ -203,8 +181,48 @@ func hasAnnotation(s *corev1.Service, keys ...string) bool {
 	return slices.ContainsFunc(keys, func(k string) bool { return s.Annotations[k] != "" })
 }
 
+// repairValuesOfReason returns the nodes and the peer that have the fault, and the address.
+func (c serviceRepair) repairValuesOfReason(r names.Reason) *repairValues {
+	v := &repairValues{pool: c.view.RecordedPool}
+	if len(c.view.AssignedAddresses) > 0 {
+		v.address = c.view.AssignedAddresses[0].String()
+	}
+	if c.announcementFinding == nil {
+		return v
+	}
+	if len(c.announcementFinding.MissingAddresses) > 0 {
+		v.address = c.announcementFinding.MissingAddresses[0].String()
+	}
+	for i := range c.announcementFinding.NodeExplanations {
+		n := &c.announcementFinding.NodeExplanations[i]
+		s := c.installation.speakerStatusByNode[n.Node]
+		isUnfit := s != nil && slices.ContainsFunc(s.Conditions, func(f metav1.Condition) bool { return f.Status == metav1.ConditionFalse && f.Reason == string(r) })
+		if n.Fault().Reason == r || n.Layer2Fault.Reason == r || isUnfit {
+			v.nodes = append(v.nodes, n.Node)
+		}
+	}
+	v.peer = c.peerWithFault(r)
+	return v
+}
+
+// peerWithFault returns the peer of the first session with the fault of the Reason, or else with
+// any fault; "" if all sessions are well.
+func (c serviceRepair) peerWithFault(r names.Reason) string {
+	other := ""
+	for _, f := range c.announcementFinding.Sessions {
+		s := c.sessionOfNodeAndPeer(f.Node, f.Peer)
+		if f.Fault.Reason == r || s != nil && faultOfSession(s).Reason == r {
+			return f.Peer
+		}
+		if f.Fault.IsSet() {
+			other = cmp.Or(other, f.Peer)
+		}
+	}
+	return other
+}
+
 // examplePoolName names a pool for an example.
-func (c *serviceDiagnosis) examplePoolName() string {
+func (c serviceRepair) examplePoolName() string {
 	if c.config != nil {
 		var known []string
 		for _, p := range c.config.Snapshot.Pools {

@@ -71,7 +71,7 @@ func (e *Explainer) ExplainService(ctx context.Context, key client.ObjectKey) (*
 	out.Result, out.Reason, out.Answer = cause.result, cause.Reason, c.namespacedName()+": "+cause.Text
 	out.Checks = c.checks
 	if cause.result != report.ResultWell {
-		out.Repair = c.suggestRepair(cause.Explanation)
+		out.Repair = serviceRepair{c}.suggestRepair(cause.Explanation)
 	}
 	return e.addMissingRightsAndDocURL(out), nil
 }
@@ -436,7 +436,7 @@ func (c *serviceDiagnosis) explainAnnouncement(ctx context.Context) (serviceAnsw
 			return newNotWellAnswer(why.Reason, "%s is announced, but %s", has, why.Text), nil
 		}
 	}
-	return serviceAnswer{names.NewExplanation(names.ReasonAnnounced, "%s%s is %s%s%s", has, c.describePoolsOfService(), f.Text, c.describeHoldersAndSessions(), describeAdmittedClients(c.service)+describeAddressesOutsideSubnets(c)), report.ResultWell}, nil
+	return serviceAnswer{names.NewExplanation(names.ReasonAnnounced, "%s%s is %s%s%s%s", has, c.describePoolsOfService(), f.Text, c.describeHoldersAndSessions(), describeUncoveredNodes(c), describeAdmittedClients(c.service)+describeAddressesOutsideSubnets(c)), report.ResultWell}, nil
 }
 
 // describePoolsOfService names the pool of the addresses.

@@ -56,6 +56,7 @@ func (c *objectDiagnosis) reportMissingObject(ctx context.Context, known []strin
 	}
 	if down := c.explainWebhookRefusal(ctx); down.IsSet() && c.kind != "Node" {
 		c.report.Reason, c.report.Answer = down.Reason, c.report.Answer+"; "+down.Text
+		c.report.Repair = c.suggestRepairByReason(down, &repairValues{})
 	}
 	return c.addMissingRightsAndDocURL(c.report)
 }
@@ -68,6 +69,7 @@ func (c *objectDiagnosis) finishReport(well string) *report.Report {
 		for _, g := range c.checks {
 			if g.Result == wanted {
 				c.report.Result, c.report.Reason, c.report.Answer = wanted, g.Reason, prefix+g.Name+": "+g.Text
+				c.report.Repair = c.suggestRepair(g)
 				return c.addMissingRightsAndDocURL(c.report)
 			}
 		}
@@ -183,6 +185,7 @@ func (e *Explainer) ExplainPool(ctx context.Context, name string) (*report.Repor
 		if err := e.objectReader.List(ctx, &everywhere); err == nil {
 			for i := range everywhere.Items {
 				if everywhere.Items[i].Name == name {
+					out.Repair = kubectlApplyLines("v1beta1", "IPAddressPool", e.gantryNamespace, name, fmt.Sprintf("addresses: [%s]", strings.Join(everywhere.Items[i].Spec.Addresses, ", ")))
 					out.Reason, out.Answer = names.ReasonPoolElsewhere, fmt.Sprintf("%s: it is in namespace %s, and only pools in %s count: create it there", name, everywhere.Items[i].Namespace, e.gantryNamespace)
 					return e.addMissingRightsAndDocURL(out), nil
 				}
@@ -192,11 +195,12 @@ func (e *Explainer) ExplainPool(ctx context.Context, name string) (*report.Repor
 	}
 	c.addObjectProblemChecks()
 	s := &pool.Status
-	in, free := s.AssignedIPv4+s.AssignedIPv6, s.AvailableIPv4+s.AvailableIPv6
-	use := fmt.Sprintf("%s in use, %d free", formatCount(int(in), "address"), free)
-	if in > 0 && free == 0 {
-		c.addCheck("addresses", report.ResultNotWell, names.NewExplanation(names.ReasonPoolExhausted, "it is full: %s: add a range to spec.addresses", use))
-	} else {
+	use := describePoolUse(s)
+	full := fullFamilies(s)
+	for _, u := range full {
+		c.addCheck("addresses", report.ResultNotWell, names.NewExplanation(names.ReasonPoolExhausted, "%s: %s: add a range to spec.addresses", describeFullFamily(s, u), use))
+	}
+	if len(full) == 0 {
 		c.addCheck("addresses", report.ResultWell, names.Explanation{Text: use})
 	}
 	c.addAdvertisementsOfPool()

@@ -1,0 +1,157 @@
+package explain
+
+import (
+	"cmp"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/configurationreader"
+)
+
+// repairValues are what the commands of a repair name. One that is not known is empty.
+type repairValues struct {
+	// nodes are those with the fault.
+	nodes               []string
+	peer, address, pool string
+}
+
+// nodesOrPlaceholder returns the nodes as arguments of a command.
+func (v *repairValues) nodesOrPlaceholder() string {
+	return cmp.Or(strings.Join(v.nodes, " "), "NODE")
+}
+
+// nodeText names the node on which a command has to run.
+func (v *repairValues) nodeText() string {
+	if len(v.nodes) == 0 {
+		return "the node in the first line"
+	}
+	return joinFirstElements(v.nodes, maxListedElements)
+}
+
+// suggestRepairByReason returns what to do about nodes, sessions and the programs of Gantry; nil if
+// the Reason is about something else.
+func (e *Explainer) suggestRepairByReason(why names.Explanation, v *repairValues) []string {
+	n := e.gantryNamespace
+	switch {
+	case strings.Contains(why.Text, labelPodSecurity):
+		return []string{fmt.Sprintf("kubectl label namespace %s --overwrite %s=privileged", n, labelPodSecurity)}
+	case strings.Contains(why.Text, applyRBACText):
+		return []string{"kubectl apply -f config/rbac  # or helm upgrade, as Gantry was installed"}
+	}
+	switch why.Reason {
+	case names.ReasonWebhookDown:
+		return []string{fmt.Sprintf("kubectl -n %s get pods,endpointslices", n), fmt.Sprintf("kubectl delete validatingwebhookconfiguration %s  # only if nothing uses it any more", cmp.Or(wordAfter(why.Text, "ValidatingWebhookConfiguration "), "NAME"))}
+	case names.ReasonServiceProxySilent, names.ReasonServiceProxyStarting:
+		return []string{"kubectl -n kube-system get pods -o wide -l k8s-app=kube-proxy", "curl -sS http://127.0.0.1:10256/healthz  # on " + v.nodeText()}
+	case names.ReasonKubeletSilent:
+		return []string{"systemctl status kubelet  # on " + v.nodeText()}
+	case names.ReasonSlowAPIServer:
+		return []string{"kubectl get --raw '/readyz?verbose'", "kubectl -n kube-system get pods -o wide  # the API server and etcd"}
+	case names.ReasonStrayAnswer:
+		return []string{"ip address  # on the node in the first line: does an interface have the address?", fmt.Sprintf("kubectl -n %s edit configmap %s  # ipvs.strictARP: true", kubeProxyConfigMap.Namespace, kubeProxyConfigMap.Name)}
+	case names.ReasonNodeExcluded:
+		return []string{fmt.Sprintf("kubectl label node %s %s-", v.nodesOrPlaceholder(), names.LabelExcludeNode)}
+	case names.ReasonNodeLeaving:
+		return []string{fmt.Sprintf("kubectl annotate node %s %s-  # when the node is ready again", v.nodesOrPlaceholder(), names.AnnotationDrainNode)}
+	case names.ReasonNodeNetworkUnavailable:
+		return []string{fmt.Sprintf("kubectl describe node %s  # condition NetworkUnavailable", v.nodesOrPlaceholder())}
+	case names.ReasonNoLinks, names.ReasonLinkDown, names.ReasonLinkSilent, names.ReasonNoAddressFamily:
+		return []string{fmt.Sprintf("kubectl -n %s get speakerstatus %s -o yaml  # status.links", n, v.nodesOrPlaceholder()), fmt.Sprintf("kubectl -n %s edit l2advertisements  # spec.interfaces", n)}
+	case names.ReasonRawSocketDenied:
+		return []string{fmt.Sprintf("kubectl -n %s edit daemonset gantry-speaker  # securityContext.capabilities.add: [NET_RAW]", n)}
+	case names.ReasonNoSpeaker, names.ReasonNotAnnounced, names.ReasonServiceProxyNotReady:
+		return []string{fmt.Sprintf("kubectl -n %s get pods -o wide -l %s=%s", n, names.LabelComponent, names.ComponentSpeaker), fmt.Sprintf("kubectl -n %s describe daemonset gantry-speaker", n)}
+	case names.ReasonNoController:
+		return []string{fmt.Sprintf("kubectl -n %s get pods -l %s=%s", n, names.LabelComponent, names.ComponentController), fmt.Sprintf("kubectl -n %s describe deployment gantry-controller", n)}
+	case names.ReasonForeignClaim:
+		return []string{fmt.Sprintf("ip neigh show %s  # on a host of the network: who has it?", cmp.Or(v.address, "ADDRESS")), fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.exclude", n, cmp.Or(v.pool, "POOL"))}
+	case names.ReasonGossipKeyDiffers:
+		return []string{fmt.Sprintf("kubectl -n %s rollout restart daemonset gantry-speaker  # each reads Secret %s again", n, names.GossipSecret), fmt.Sprintf("kubectl -n %s get daemonset gantry-speaker -o yaml  # --gossip-key-file: the same key on each node?", n)}
+	case names.ReasonGossipBlocked:
+		return []string{fmt.Sprintf("kubectl -n %s get speakerstatuses  # UNREACHABLE: between which nodes?", n), "nc -vz NODE 7946; nc -vzu NODE 7946  # from the other node, in both directions"}
+	case names.ReasonNoPeers:
+		return []string{fmt.Sprintf("kubectl -n %s get bgppeers,bgpadvertisements", n)}
+	}
+	if v.peer != "" {
+		return []string{fmt.Sprintf("kubectl -n %s get bgpsessions -o wide", n), fmt.Sprintf("kubectl -n %s edit bgppeer %s", n, v.peer)}
+	}
+	return nil
+}
+
+// suggestAdvertisementOfPool returns how to let an advertisement cover the pool: one that names it,
+// or that has a fault, is to be corrected. Otherwise a new one is needed.
+func (e *Explainer) suggestAdvertisementOfPool(config *configurationreader.Configuration, pool string) []string {
+	kind, name := "L2Advertisement", cmp.Or(pool, "POOL")
+	if config != nil {
+		edit := func(kind, name, what string) []string {
+			return []string{fmt.Sprintf("kubectl -n %s edit %s %s  # %s", e.gantryNamespace, strings.ToLower(kind), name, what)}
+		}
+		for _, ad := range config.Snapshot.L2Advertisements {
+			if slices.Contains(ad.Pools, pool) {
+				return edit(kind, ad.Name, "its selectors")
+			}
+		}
+		for _, ad := range config.Snapshot.BGPAdvertisements {
+			if slices.Contains(ad.Pools, pool) {
+				return edit("BGPAdvertisement", ad.Name, "its selectors, and spec.peers")
+			}
+		}
+		for _, p := range config.Problems {
+			if strings.HasSuffix(p.Object.Kind, "Advertisement") && !p.IsOnlyAdvice() {
+				return edit(p.Object.Kind, p.Object.Name, cmp.Or(p.Field, "spec"))
+			}
+		}
+		if len(config.Snapshot.L2Advertisements) == 0 && len(config.Snapshot.Peers) > 0 {
+			kind = "BGPAdvertisement"
+		}
+		for _, ad := range config.Snapshot.L2Advertisements {
+			if kind == "L2Advertisement" && ad.Name == name {
+				return edit(kind, name, "add the pool to spec.ipAddressPools")
+			}
+		}
+		for _, ad := range config.Snapshot.BGPAdvertisements {
+			if kind == "BGPAdvertisement" && ad.Name == name {
+				return edit(kind, name, "add the pool to spec.ipAddressPools")
+			}
+		}
+	}
+	return kubectlApplyLines("v1beta1", kind, e.gantryNamespace, name, fmt.Sprintf("ipAddressPools: [%s]", name))
+}
+
+// suggestEditOfFaultyObject returns the command that edits the configuration object whose fault a
+// text quotes; nil if it quotes none.
+func (e *Explainer) suggestEditOfFaultyObject(config *configurationreader.Configuration, why names.Explanation) []string {
+	if config == nil {
+		return nil
+	}
+	for _, p := range config.Problems {
+		if p.Reason == why.Reason && strings.Contains(why.Text, p.Text) {
+			return []string{fmt.Sprintf("kubectl -n %s edit %s %s  # %s", e.gantryNamespace, strings.ToLower(p.Object.Kind), p.Object.Name, cmp.Or(p.Field, "spec"))}
+		}
+	}
+	return nil
+}
+
+// wordAfter returns the word of a text that follows a prefix, without punctuation; "" if there is
+// none.
+func wordAfter(text, prefix string) string {
+	_, after, found := strings.Cut(text, prefix)
+	words := strings.Fields(after)
+	if !found || len(words) == 0 {
+		return ""
+	}
+	return strings.TrimRight(words[0], ",;:?")
+}
+
+var shellWordPattern = regexp.MustCompile(`^[A-Za-z0-9._,:/=@+-]+$`)
+
+// quoteForShell returns a value as one word of a command.
+func quoteForShell(value string) string {
+	if shellWordPattern.MatchString(value) {
+		return value
+	}
+	return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'"
+}
