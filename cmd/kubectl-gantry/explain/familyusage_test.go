@@ -16,10 +16,7 @@ const testPoolUseText = "assignedIPv4: 1, assignedIPv6: 0, availableIPv4: 1, ava
 // TestPoolsWithTwoFamiliesAreCountedByFamily has a pool whose IPv4 addresses are used up, and more
 // IPv6 addresses than can be counted.
 func TestPoolsWithTwoFamiliesAreCountedByFamily(t *testing.T) {
-	manifests := installationManifests + workingServiceManifests
-	for _, e := range append(dualStackPoolEdits("assignedIPv4: 2, assignedIPv6: 100, availableIPv4: 0, availableIPv6: 9223372036854775807"), manifestEdit{"ipFamilyPolicy: x, ", ""}) {
-		manifests = strings.Replace(manifests, e.oldText, e.newText, 1)
-	}
+	manifests := applyManifestEdits(t, installationManifests+workingServiceManifests, dualStackPoolEdits("assignedIPv4: 2, assignedIPv6: 100, availableIPv4: 0, availableIPv6: 9223372036854775807"))
 	for _, c := range []struct {
 		name string
 		ask  func(*Explainer, context.Context) (*report.Report, error)
