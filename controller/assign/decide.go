@@ -192,8 +192,11 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 		changeStatusToBumpResourceVersion(w.serviceAfter, r.Now())
 		w.onlyChangesResourceVersion = true
 	}
-	if r.recordByService[v.Key].countWriteAndCheckContended(r.Now()) {
-		r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
+	if rec := r.recordByService[v.Key]; rec.countWriteAndCheckContended(r.Now()) {
+		// It is logged once in each contentionDetectionInterval.
+		if rec.recentWriteCount == maxWritesBeforeContended+1 {
+			r.Log.Warn("another writer changes this Service's status again and again; is a second controller running?", "service", v.Key.String(), "reason", names.ReasonWriteFailed)
+		}
 		r.workQueue.addChangedServiceAfter(v.Key, contendedWriteDelay)
 		return
 	}

@@ -93,7 +93,7 @@ func (r *ServiceWorker) loadLedger(ctx context.Context) error {
 		}
 		seen[v.Key] = &serviceRecord{uid: s.UID, newestResourceVersion: pendingwrites.ParseResourceVersion(s.ResourceVersion), resourceVersionMatchingLedger: pendingwrites.ParseResourceVersion(s.ResourceVersion)}
 		if len(v.AssignedAddresses) == 0 {
-			seen[v.Key].waitingSince = s.CreationTimestamp.Time
+			seen[v.Key].waitingSince = firstAddressWaitStart(s, r.Now())
 		}
 		claimants = append(claimants, toMinimalLoadedService(&v))
 	})

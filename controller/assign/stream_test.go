@@ -1,11 +1,18 @@
 package assign
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/assign/apitest"
 )
 
@@ -95,5 +102,27 @@ func TestStreamOfServicesSharesLedgerWrites(t *testing.T) {
 		if longest > 4*write+time.Millisecond {
 			t.Errorf("%d Services a second, %s for each write: one waited %s for its address, want at most four writes", perSecond, write, longest)
 		}
+	}
+}
+
+// TestContendedServiceIsLoggedOncePerInterval edits a Service many times a second in a way that
+// changes its addresses.
+func TestContendedServiceIsLoggedOncePerInterval(t *testing.T) {
+	said := &bytes.Buffer{}
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/24"))
+		c := startController(t, s, nil, ServiceWorkerOptions{Log: slog.New(slog.NewTextHandler(said, nil))})
+		s.CreateService(newLoadBalancer("s"))
+		for i := range 600 {
+			time.Sleep(100 * time.Millisecond)
+			s.EditService(serviceKey("s"), func(o *corev1.Service) {
+				metav1.SetMetaDataAnnotation(&o.ObjectMeta, names.AnnotationLoadBalancerIPs, fmt.Sprintf("10.0.0.%d", 1+i%2))
+			})
+		}
+		c.stopAndWait()
+	})
+	if n := strings.Count(said.String(), "another writer changes this Service's status"); n < 1 || n > 7 {
+		t.Errorf("it was logged %d times in a minute, want at most once in %s", n, contentionDetectionInterval)
 	}
 }

@@ -6,6 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/internal/view"
@@ -115,12 +117,15 @@ const maxNewServiceAge = 10 * time.Minute
 
 // firstAddressWaitStart is since when a Service seen for the first time has waited for an address;
 // zero when it has one. The API stores the creation in whole seconds, so that in the first second
-// now is more accurate.
+// now is more accurate. The condition of an older Service says since when it has no address.
 func firstAddressWaitStart(s *corev1.Service, now time.Time) time.Time {
 	created := s.CreationTimestamp.Time
+	condition := meta.FindStatusCondition(s.Status.Conditions, names.ConditionAddressAssigned)
 	switch age := now.Sub(created); {
 	case len(s.Status.LoadBalancer.Ingress) > 0:
 		return time.Time{}
+	case age > maxNewServiceAge && condition != nil && condition.Status == metav1.ConditionFalse:
+		return condition.LastTransitionTime.Time
 	case age < time.Second, age > maxNewServiceAge:
 		return now
 	}

@@ -199,6 +199,27 @@ func TestAssignmentDelayIsMeasured(t *testing.T) {
 	}
 }
 
+// TestRestartDoesNotProlongMeasuredAssignment has a Service that was created years ago and became a
+// LoadBalancer while no controller ran, and another one that waits for a pool during a restart.
+func TestRestartDoesNotProlongMeasuredAssignment(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.CreateService(newLoadBalancer("old"))
+		c := startController(t, s, nil, ServiceWorkerOptions{})
+		time.Sleep(time.Hour)
+		c.stopAndWait()
+		s.CreateService(newLoadBalancer("new"))
+		s.SetPool("p", poolSpec("10.0.0.0/24"))
+		c = startController(t, s, nil, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		time.Sleep(time.Second)
+		m := gatherMetrics(t, c.ServiceWorker)
+		if n, sum := m["gantry_controller_assignment_seconds_count"], m["gantry_controller_assignment_seconds_sum"]; n != 2 || sum < 3600 || sum > 3660 {
+			t.Errorf("%v assignments took %v s, want 2 and an hour", n, sum)
+		}
+	})
+}
+
 // TestAlertsUseExistingMetrics looks up each metric of the worker in the alerts.
 func TestAlertsUseExistingMetrics(t *testing.T) {
 	rules, err := os.ReadFile("../../config/components/prometheus/rules.yaml")
