@@ -354,7 +354,7 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, o *v1alpha1.BGPSe
 		want.LastErrorTime, want.LastErrorIsOver = &at, s.State == bgp.Established
 	}
 	state := status.BGPSessionState{
-		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastErrorText: s.LastError, LastErrorReason: s.LastErrorReason, WithheldRoutesExplanation: s.WithheldRouteReason, FlapHoldBackExplanation: heldBack,
+		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastError: names.Explanation{Reason: s.LastErrorReason, Text: s.LastError}, WithheldRoutesExplanation: s.WithheldRouteReason, FlapHoldBackExplanation: heldBack,
 	}
 	meta.SetStatusCondition(&want.Conditions, status.BuildEstablishedCondition(state))
 	if c, ok := status.BuildRoutesAnnouncedCondition(state); ok {
@@ -367,7 +367,7 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, o *v1alpha1.BGPSe
 			want.Families = append(want.Families, f.String())
 		}
 	}
-	if c, ok := status.BuildPathWatchedCondition(status.BFDPathState{Router: s.RouterAddress.Addr(), State: s.BFDState, FaultReason: s.BFDFault.Reason, FaultText: s.BFDFault.Text}); ok {
+	if c, ok := status.BuildPathWatchedCondition(status.BFDPathState{Router: s.RouterAddress.Addr(), State: s.BFDState, Fault: s.BFDFault}); ok {
 		meta.SetStatusCondition(&want.Conditions, c)
 	} else {
 		meta.RemoveStatusCondition(&want.Conditions, names.ConditionBFDWatchesPath)

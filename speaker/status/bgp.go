@@ -92,19 +92,17 @@ type BFDPathState struct {
 	Router netip.Addr
 	// State of the BFD session (RFC 5880 section 4.1) in words; empty without BFD.
 	State string
-	// FaultReason and Text say why BFD does not run as configured; empty if it does.
-	FaultReason names.Reason
-	FaultText   string
+	// Fault says why BFD does not run as configured; zero if it does.
+	Fault names.Explanation
 }
 
 // BGPSessionState is the state of a session.
 type BGPSessionState struct {
 	Established bool
-	// NotConnectingReason is why no session is tried, or empty. Text is why the last session failed
-	// or ended.
+	// NotConnectingReason is why no session is tried, or empty.
 	NotConnectingReason names.Reason
-	LastErrorText       string
-	LastErrorReason     names.Reason
+	// LastError is why the last session failed or ended. Its Reason may be empty.
+	LastError names.Explanation
 	// WithheldRoutesExplanation is why an established session does not carry all routes, or zero.
 	// FlapHoldBackExplanation is why an established session does not count yet, or zero.
 	WithheldRoutesExplanation, FlapHoldBackExplanation names.Explanation
@@ -128,7 +126,7 @@ func BuildRoutesAnnouncedCondition(s BGPSessionState) (metav1.Condition, bool) {
 
 // BuildEstablishedCondition returns whether a session is established.
 func BuildEstablishedCondition(s BGPSessionState) metav1.Condition {
-	c := metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSession), Message: s.LastErrorText}
+	c := metav1.Condition{Type: names.ConditionEstablished, Status: metav1.ConditionFalse, Reason: string(names.ReasonNoSession), Message: s.LastError.Text}
 	switch {
 	case s.Established && s.FlapHoldBackExplanation.IsSet():
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(s.FlapHoldBackExplanation.Reason), s.FlapHoldBackExplanation.Text
@@ -136,17 +134,17 @@ func BuildEstablishedCondition(s BGPSessionState) metav1.Condition {
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, string(names.ReasonEstablished), "the session is established"
 	case s.NotConnectingReason != "":
 		c.Reason = string(s.NotConnectingReason)
-	case s.LastErrorText == "":
+	case s.LastError.Text == "":
 		c.Message = "the router has not answered yet"
-	case s.LastErrorReason != "":
-		c.Reason = string(s.LastErrorReason)
+	case s.LastError.Reason != "":
+		c.Reason = string(s.LastError.Reason)
 	}
 	return c
 }
 
 // BuildPathWatchedCondition returns whether BFD watches a path. There is no condition without BFD.
 func BuildPathWatchedCondition(p BFDPathState) (metav1.Condition, bool) {
-	if p.State == "" && p.FaultReason == "" {
+	if p.State == "" && p.Fault.Reason == "" {
 		return metav1.Condition{}, false
 	}
 	c := metav1.Condition{
@@ -154,8 +152,8 @@ func BuildPathWatchedCondition(p BFDPathState) (metav1.Condition, bool) {
 		Reason: string(names.ReasonWatched), Message: "BFD watches the path as configured in its profile",
 	}
 	switch {
-	case p.FaultReason != "":
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(p.FaultReason), p.FaultText
+	case p.Fault.Reason != "":
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, string(p.Fault.Reason), p.Fault.Text
 	case p.State != "Up":
 		c.Status, c.Reason = metav1.ConditionFalse, string(names.ReasonBFDDown)
 		c.Message = fmt.Sprintf("the BFD session with %s is %s: enable BFD on the router, and check the path and filters for UDP ports 3784 and 4784", p.Router, p.State)

@@ -28,8 +28,8 @@ func TestPathWatchedCondition(t *testing.T) {
 		"it is up":                  {path: status.BFDPathState{State: "Up"}, want: metav1.ConditionTrue, reason: names.ReasonWatched, says: "profile"},
 		"the router is silent":      {path: status.BFDPathState{State: "Down"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "192.0.2.1"},
 		"it is coming up":           {path: status.BFDPathState{State: "Init"}, want: metav1.ConditionFalse, reason: names.ReasonBFDDown, says: "Init"},
-		"something is wrong, in Up": {path: status.BFDPathState{State: "Up", FaultReason: names.ReasonEchoUnsupported, FaultText: "no echo"}, want: metav1.ConditionFalse, reason: names.ReasonEchoUnsupported, says: "no echo"},
-		"something is wrong":        {path: status.BFDPathState{State: "Down", FaultReason: names.ReasonBFDAuthentication, FaultText: "it authenticates"}, want: metav1.ConditionFalse, reason: names.ReasonBFDAuthentication, says: "it authenticates"},
+		"something is wrong, in Up": {path: status.BFDPathState{State: "Up", Fault: names.Explanation{Reason: names.ReasonEchoUnsupported, Text: "no echo"}}, want: metav1.ConditionFalse, reason: names.ReasonEchoUnsupported, says: "no echo"},
+		"something is wrong":        {path: status.BFDPathState{State: "Down", Fault: names.Explanation{Reason: names.ReasonBFDAuthentication, Text: "it authenticates"}}, want: metav1.ConditionFalse, reason: names.ReasonBFDAuthentication, says: "it authenticates"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.path.Router = router
@@ -51,11 +51,11 @@ func TestEstablishedCondition(t *testing.T) {
 		reason  names.Reason
 		says    string
 	}{
-		"it is up":       {session: status.BGPSessionState{Established: true, LastErrorText: "it ended once"}, want: metav1.ConditionTrue, reason: names.ReasonEstablished, says: "is established"},
-		"it ended":       {session: status.BGPSessionState{LastErrorText: "the router closed it"}, want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "the router closed it"},
-		"it was refused": {session: status.BGPSessionState{LastErrorText: "bad AS", LastErrorReason: names.ReasonWrongASNumber}, want: metav1.ConditionFalse, reason: names.ReasonWrongASNumber, says: "bad AS"},
+		"it is up":       {session: status.BGPSessionState{Established: true, LastError: names.Explanation{Text: "it ended once"}}, want: metav1.ConditionTrue, reason: names.ReasonEstablished, says: "is established"},
+		"it ended":       {session: status.BGPSessionState{LastError: names.Explanation{Text: "the router closed it"}}, want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "the router closed it"},
+		"it was refused": {session: status.BGPSessionState{LastError: names.Explanation{Reason: names.ReasonWrongASNumber, Text: "bad AS"}}, want: metav1.ConditionFalse, reason: names.ReasonWrongASNumber, says: "bad AS"},
 		"it begins":      {want: metav1.ConditionFalse, reason: names.ReasonNoSession, says: "not answered yet"},
-		"none is tried":  {session: status.BGPSessionState{NotConnectingReason: names.ReasonNoGateway, LastErrorText: "no gateway"}, want: metav1.ConditionFalse, reason: names.ReasonNoGateway, says: "no gateway"},
+		"none is tried":  {session: status.BGPSessionState{NotConnectingReason: names.ReasonNoGateway, LastError: names.Explanation{Text: "no gateway"}}, want: metav1.ConditionFalse, reason: names.ReasonNoGateway, says: "no gateway"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c := status.BuildEstablishedCondition(tc.session); c.Status != tc.want || c.Reason != string(tc.reason) || !strings.Contains(c.Message, tc.says) {
@@ -73,7 +73,7 @@ func TestRoutesAnnouncedCondition(t *testing.T) {
 		reason       names.Reason
 	}{
 		"no session":              {s: status.BGPSessionState{WithheldRoutesExplanation: names.Explanation{Reason: names.ReasonNoNextHop}}},
-		"every route":             {s: status.BGPSessionState{Established: true, LastErrorText: "it ended once"}, hasCondition: true, is: metav1.ConditionTrue, reason: names.ReasonAnnounced},
+		"every route":             {s: status.BGPSessionState{Established: true, LastError: names.Explanation{Text: "it ended once"}}, hasCondition: true, is: metav1.ConditionTrue, reason: names.ReasonAnnounced},
 		"a family is not carried": {s: status.BGPSessionState{Established: true, WithheldRoutesExplanation: names.Explanation{Reason: names.ReasonFamilyNotCarried, Text: "activate it"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonFamilyNotCarried},
 		"a route is withheld":     {s: status.BGPSessionState{Established: true, WithheldRoutesExplanation: names.Explanation{Reason: names.ReasonTooManyCommunities, Text: "fewer"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonTooManyCommunities},
 		"no next hop":             {s: status.BGPSessionState{Established: true, WithheldRoutesExplanation: names.Explanation{Reason: names.ReasonNoNextHop, Text: "an address"}}, hasCondition: true, is: metav1.ConditionFalse, reason: names.ReasonNoNextHop},
