@@ -28,7 +28,7 @@ func TestBFDCanBeEnabledAndDisabled(t *testing.T) {
 		t.Helper()
 		awaitNoError(t, what+": BFD is "+want+" and the session established", func() error {
 			if st := s.peerStatus("tor"); st.BFDState != want || st.State != bgp.Established {
-				return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
+				return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError.Text)
 			}
 			return nil
 		})
@@ -85,7 +85,7 @@ func (s *testSpeaker) waitForStableSession(peer string) bgp.PeerSessionStatus {
 	s.t.Helper()
 	awaitNoError(s.t, "the session and BFD have been up for two seconds", func() error {
 		if st := s.peerStatus(peer); st.State != bgp.Established || st.BFDState != "Up" || time.Since(st.StateSince) < 2*time.Second {
-			return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
+			return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError.Text)
 		}
 		return nil
 	})

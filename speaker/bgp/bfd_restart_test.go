@@ -118,7 +118,7 @@ func testRouterRestartKeepsSession(t *testing.T, endsSession bool) {
 	if st.State != bgp.Established || st.EstablishedCount != wantSessions || v.router.attributesOfRoute(servicePrefix) == "" {
 		t.Errorf("the router has %q, the session was established %d times, want %d: %+v", v.router.attributesOfRoute(servicePrefix), st.EstablishedCount, wantSessions, st)
 	}
-	if endsSession && !strings.Contains(st.LastError, "the router ended the session: cease, BFD down") {
-		t.Errorf("the last error is %q, want the router's", st.LastError)
+	if endsSession && !strings.Contains(st.LastError.Text, "the router ended the session: cease, BFD down") {
+		t.Errorf("the last error is %q, want the router's", st.LastError.Text)
 	}
 }

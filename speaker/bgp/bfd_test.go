@@ -152,7 +152,7 @@ func testBFDDetectsCutAndReconnect(t *testing.T, b *router.RoutedLAN, c bfdCase,
 	for range c.cutCount() {
 		awaitNoError(t, "BFD is up", func() error {
 			if st := s.peerStatus("tor"); st.BFDState != "Up" || st.State != bgp.Established {
-				return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError)
+				return fmt.Errorf("BFD is %q, the session %s: %s", st.BFDState, st.State, st.LastError.Text)
 			}
 			return nil
 		})
@@ -166,7 +166,7 @@ func testBFDDetectsCutAndReconnect(t *testing.T, b *router.RoutedLAN, c bfdCase,
 		t.Logf("the route went %s after the cut began", time.Since(begun))
 		awaitNoError(t, "the session has ended here", func() error {
 			if st := s.peerStatus("tor"); st.State == bgp.Established || st.BFDState == "Up" {
-				return fmt.Errorf("it is %s, and BFD %s: %s", st.State, st.BFDState, st.LastError)
+				return fmt.Errorf("it is %s, and BFD %s: %s", st.State, st.BFDState, st.LastError.Text)
 			}
 			return nil
 		})
@@ -195,7 +195,7 @@ func testBFDDetectsCutAndReconnect(t *testing.T, b *router.RoutedLAN, c bfdCase,
 			awaitNoError(t, "BFD is in the wanted state", func() error { return s.checkBFDState(step.state) })
 		}
 		if st := s.peerStatus("tor"); st.EstablishedCount != ups || st.State != bgp.Established {
-			t.Errorf("the edit reset the session: it is %s, established %d times, before the edit %d: %s", st.State, st.EstablishedCount, ups, st.LastError)
+			t.Errorf("the edit reset the session: it is %s, established %d times, before the edit %d: %s", st.State, st.EstablishedCount, ups, st.LastError.Text)
 		}
 	})
 }

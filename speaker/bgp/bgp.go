@@ -162,12 +162,10 @@ type PeerSessionStatus struct {
 	// WithheldRouteReason is why an established session announces fewer than WantedRouteCount;
 	// otherwise zero.
 	WithheldRouteReason names.Explanation
-	// LastError is one sentence on why the last session ended or
-	// could not be established; empty if none failed.
-	LastError string
-	// LastErrorReason is the Reason for LastError. LastErrorTime is when LastError was first seen.
-	LastErrorReason names.Reason
-	LastErrorTime   time.Time
+	// LastError says why the last session ended or could not be established; zero if none failed.
+	LastError names.Explanation
+	// LastErrorTime is when the text of LastError was first seen.
+	LastErrorTime time.Time
 	// MessageTotals are totals since the peer was configured.
 	MessageTotals MessageCounts
 

@@ -26,7 +26,7 @@ func TestFRRRefusingUnknownCapabilityGetsRoutes(t *testing.T) {
 		waitForFRRRoute(t, frr, prefix)
 	}
 	const says = "without these capabilities for an hour, or until the BGPPeer changes: link-local next hop (77)"
-	if st := s.peerStatus("tor"); !strings.Contains(st.LastError, says) {
-		t.Errorf("the status says %q, want %q", st.LastError, says)
+	if st := s.peerStatus("tor"); !strings.Contains(st.LastError.Text, says) {
+		t.Errorf("the status says %q, want %q", st.LastError.Text, says)
 	}
 }

@@ -79,8 +79,8 @@ func TestRefusedCapabilitiesAreOmittedFromNextOpen(t *testing.T) {
 			opens := r.receivedOpens()
 			last := opens[len(opens)-1]
 			r.checkASNLengthAsOffered(t, last)
-			if st := s.peerStatus("tor"); !strings.Contains(st.LastError, tc.says) {
-				t.Errorf("the status says %q, want %q", st.LastError, tc.says)
+			if st := s.peerStatus("tor"); !strings.Contains(st.LastError.Text, tc.says) {
+				t.Errorf("the status says %q, want %q", st.LastError.Text, tc.says)
 			}
 			if tc.want != nil && !tc.want(last) {
 				t.Errorf("the last OPEN has %v", last.Capabilities())

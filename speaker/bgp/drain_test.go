@@ -244,7 +244,7 @@ func TestNewSessionSurvivesBFDRestartByRouter(t *testing.T) {
 		if len(n) == 0 {
 			return fmt.Errorf("%+v", s.peerStatus("tor"))
 		}
-		if n[0].Subcode != message.CeaseBFDDown || !strings.Contains(s.peerStatus("tor").LastError, "not up again within") {
+		if n[0].Subcode != message.CeaseBFDDown || !strings.Contains(s.peerStatus("tor").LastError.Text, "not up again within") {
 			t.Fatalf("it ended with %s: %+v", n[0].Description(), s.peerStatus("tor"))
 		}
 		return nil

@@ -176,7 +176,7 @@ func (s *testSpeaker) waitForEstablished(peer string) bgp.PeerSessionStatus {
 	s.t.Helper()
 	awaitNoError(s.t, "the session with "+peer+" is established", func() error {
 		if st := s.peerStatus(peer); st.State != bgp.Established {
-			return fmt.Errorf("it is %s: %s", st.State, st.LastError)
+			return fmt.Errorf("it is %s: %s", st.State, st.LastError.Text)
 		}
 		return nil
 	})
@@ -187,8 +187,8 @@ func (s *testSpeaker) waitForEstablished(peer string) bgp.PeerSessionStatus {
 func (s *testSpeaker) waitForError(peer, text string) {
 	s.t.Helper()
 	awaitNoError(s.t, fmt.Sprintf("the peer %s fails with %q", peer, text), func() error {
-		if st := s.peerStatus(peer); !strings.Contains(st.LastError, text) || st.State == bgp.Established {
-			return fmt.Errorf("it is %s: %s", st.State, st.LastError)
+		if st := s.peerStatus(peer); !strings.Contains(st.LastError.Text, text) || st.State == bgp.Established {
+			return fmt.Errorf("it is %s: %s", st.State, st.LastError.Text)
 		}
 		return nil
 	})

@@ -179,8 +179,8 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 			continue
 		}
 		awaitNoError(t, "the error of the hostile router \""+name+"\" is reported", func() error {
-			if st := s.peerStatus(name); !strings.Contains(st.LastError, bad.wantErrorText) {
-				return fmt.Errorf("it is %s: %q", st.State, st.LastError)
+			if st := s.peerStatus(name); !strings.Contains(st.LastError.Text, bad.wantErrorText) {
+				return fmt.Errorf("it is %s: %q", st.State, st.LastError.Text)
 			}
 			return nil
 		})
@@ -195,7 +195,7 @@ func TestHostileRoutersAffectOnlyTheirSessions(t *testing.T) {
 	}
 	awaitNoError(t, "every message of the flood is counted", func() error {
 		if st := s.peerStatus("floods"); st.MessageTotals.Received.Updates < floodMessageCount || st.State != bgp.Established {
-			return fmt.Errorf("%d are counted, and the session is %s: %s", st.MessageTotals.Received.Updates, st.State, st.LastError)
+			return fmt.Errorf("%d are counted, and the session is %s: %s", st.MessageTotals.Received.Updates, st.State, st.LastError.Text)
 		}
 		return nil
 	})

@@ -213,7 +213,7 @@ func TestSessionEndsWithoutFirstKeepalive(t *testing.T) {
 				if n := v.router.receivedNotifications(); len(n) == 0 || n[0].Code != message.CodeHoldTimerExpired {
 					t.Errorf("the router got %v, want that the hold timer expired", n)
 				}
-				if st := s.peerStatus("tor"); st.EstablishedCount > 0 || st.LastError == "" {
+				if st := s.peerStatus("tor"); st.EstablishedCount > 0 || st.LastError.Text == "" {
 					t.Errorf("%+v", st)
 				}
 			})

@@ -211,7 +211,7 @@ func TestRoutesReturnAfterFRRRestartWithBFD(t *testing.T) {
 		return nil
 	})
 	down := s.peerStatus("tor")
-	if sent := down.MessageTotals.Sent.Notifications - before.MessageTotals.Sent.Notifications; sent > 1 || sent == 1 && down.LastErrorReason != names.ReasonBFDDown {
+	if sent := down.MessageTotals.Sent.Notifications - before.MessageTotals.Sent.Notifications; sent > 1 || sent == 1 && down.LastError.Reason != names.ReasonBFDDown {
 		t.Errorf("the speaker sent %d NOTIFICATIONs to the router that stops: %+v", sent, down)
 	}
 	if err := frr.KillDaemons(); err != nil { // what has not ended yet
@@ -234,7 +234,7 @@ func TestRoutesReturnAfterFRRRestartWithBFD(t *testing.T) {
 	if losses > after.EstablishedCount-before.EstablishedCount {
 		t.Errorf("the route was lost %d times: %+v", losses, after)
 	}
-	if sessions := after.EstablishedCount - before.EstablishedCount; sessions > 2 || sessions == 2 && !strings.Contains(after.LastError, "the router ended the session: cease, BFD down") {
+	if sessions := after.EstablishedCount - before.EstablishedCount; sessions > 2 || sessions == 2 && !strings.Contains(after.LastError.Text, "the router ended the session: cease, BFD down") {
 		t.Errorf("%d sessions were established after the restart: %+v", sessions, after)
 	}
 	if sent := after.MessageTotals.Sent.Notifications - down.MessageTotals.Sent.Notifications; sent != 0 {

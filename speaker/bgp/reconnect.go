@@ -45,11 +45,11 @@ func (w *peerWorker) recordFailureAndScheduleRetry(err error) {
 			text += "; " + w.capabilityFallback.describeOmitted(now)
 		}
 	}
-	if text != w.status.LastError || w.status.State == Established {
+	if text != w.status.LastError.Text || w.status.State == Established {
 		w.log.Warn("no session", "router", w.status.RouterAddress, "error", text)
-		w.status.LastError, w.status.LastErrorTime = text, w.engine.options.Now()
+		w.status.LastError.Text, w.status.LastErrorTime = text, w.engine.options.Now()
 	}
-	w.status.LastErrorReason = reasonOfFailure(err)
+	w.status.LastError.Reason = reasonOfFailure(err)
 	w.enterState(Idle)
 	w.reconnectTimer.Reset(reconnectDelay(w.failedAttemptCount, w.currentDesiredState.peer.MaxReconnectDelay))
 	w.failedAttemptCount++

@@ -344,17 +344,17 @@ func (w *BGPStatusWriter) writeBGPSession(ctx context.Context, o *v1alpha1.BGPSe
 	shown, lookAgain := status.ShownSessionState(o.Status.State, string(s.State), s.StateSince, w.options.Now())
 	want := v1alpha1.BGPSessionStatus{
 		Node: w.options.Self, Peer: s.PeerName, State: shown, Since: &since,
-		Prefixes: int32(s.AnnouncedRouteCount), BFD: s.BFDState, LastError: s.LastError, Conditions: slices.Clone(o.Status.Conditions),
+		Prefixes: int32(s.AnnouncedRouteCount), BFD: s.BFDState, LastError: s.LastError.Text, Conditions: slices.Clone(o.Status.Conditions),
 	}
 	if s.RouterAddress.IsValid() {
 		want.Address = s.RouterAddress.String()
 	}
-	if s.LastError != "" && !s.LastErrorTime.IsZero() {
+	if s.LastError.Text != "" && !s.LastErrorTime.IsZero() {
 		at := metav1.NewTime(s.LastErrorTime.Truncate(time.Second))
 		want.LastErrorTime, want.LastErrorIsOver = &at, s.State == bgp.Established
 	}
 	state := status.BGPSessionState{
-		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastError: names.Explanation{Reason: s.LastErrorReason, Text: s.LastError}, WithheldRoutesExplanation: s.WithheldRouteReason, FlapHoldBackExplanation: heldBack,
+		Established: s.State == bgp.Established, NotConnectingReason: s.NotConnectingReason, LastError: s.LastError, WithheldRoutesExplanation: s.WithheldRouteReason, FlapHoldBackExplanation: heldBack,
 	}
 	meta.SetStatusCondition(&want.Conditions, status.BuildEstablishedCondition(state))
 	if c, ok := status.BuildRoutesAnnouncedCondition(state); ok {

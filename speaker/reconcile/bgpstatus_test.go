@@ -219,7 +219,7 @@ func (h *bgpStatusHarness) testAnnouncementEvent(t *testing.T) {
 func (h *bgpStatusHarness) testBGPSessions(t *testing.T) {
 	remote := netip.MustParseAddrPort("192.0.2.1:179")
 	up := bgp.PeerSessionStatus{PeerName: "tor1", RouterAddress: remote, State: bgp.Established, StateSince: time.Unix(1e9, 0), AnnounceableFamilies: []message.AFI{message.FamilyIPv4}, WantedRouteCount: 3, AnnouncedRouteCount: 3}
-	down := bgp.PeerSessionStatus{PeerName: "tor2", RouterAddress: remote, State: bgp.Idle, StateSince: time.Unix(1e9, 0), LastError: "connecting: refused", LastErrorReason: names.ReasonConnectionRefused}
+	down := bgp.PeerSessionStatus{PeerName: "tor2", RouterAddress: remote, State: bgp.Idle, StateSince: time.Unix(1e9, 0), LastError: names.Explanation{Reason: names.ReasonConnectionRefused, Text: "connecting: refused"}}
 	h.sessions.setStates(up, down)
 	h.awaitBGPSessionObjects(t, "node1 tor1 192.0.2.1:179 Established Established Announced [ipv4-unicast] 3", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
 	up.AnnouncedRouteCount, up.WithheldRouteReason = 2, names.Explanation{Reason: names.ReasonNoNextHop, Text: "no next hop"}
@@ -229,9 +229,9 @@ func (h *bgpStatusHarness) testBGPSessions(t *testing.T) {
 	// By a speaker that takes this one for dead.
 	h.writeSpeakerDeadAndAwaitCorrection(t, "tor1.node1")
 	h.awaitBGPSessionObjects(t, "node1 tor1 192.0.2.1:179 Established Established NoNextHop [ipv4-unicast] 2", "node1 tor2 192.0.2.1:179 Idle ConnectionRefused [] 0 connecting: refused")
-	up.State, up.AnnouncedRouteCount, up.LastError = bgp.Active, 0, "the router closed the connection"
+	up.State, up.AnnouncedRouteCount, up.LastError.Text = bgp.Active, 0, "the router closed the connection"
 	h.sessions.setStates(up)
-	blocked := bgp.PeerSessionStatus{PeerName: "tor2", State: bgp.Idle, StateSince: time.Unix(1e9, 0), NotConnectingReason: names.ReasonUnknownSecret, LastError: "no Secret"}
+	blocked := bgp.PeerSessionStatus{PeerName: "tor2", State: bgp.Idle, StateSince: time.Unix(1e9, 0), NotConnectingReason: names.ReasonUnknownSecret, LastError: names.Explanation{Text: "no Secret"}}
 	h.sessions.setStates(up, blocked)
 	h.awaitBGPSessionObjects(t, "node1 tor1 192.0.2.1:179 Active NoSession [] 0 the router closed the connection", "node1 tor2  Idle UnknownSecret [] 0 no Secret")
 	h.sessions.setStates()
