@@ -3,6 +3,7 @@ package announcedcondition
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
 	"github.com/gantry-lb/gantry/internal/advertise"
+	"github.com/gantry-lb/gantry/internal/ethernet"
 	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -282,10 +284,11 @@ func linkStatesOf(s *v1alpha1.SpeakerStatusStatus) []advertise.LinkState {
 	return out
 }
 
-// isVirtualRouterMAC reports whether an Ethernet address is that of a virtual router (RFC 9568
-// section 7.3).
-func isVirtualRouterMAC(mac string) bool {
-	return strings.HasPrefix(mac, "00:00:5e:00:01:") || strings.HasPrefix(mac, "00:00:5e:00:02:")
+// isVirtualRouterMAC reports whether an Ethernet address in a SpeakerStatus is that of a virtual
+// router. A text that is no address is none.
+func isVirtualRouterMAC(text string) bool {
+	mac, err := net.ParseMAC(text)
+	return err == nil && ethernet.IsVirtualRouterAddress(mac)
 }
 
 // FindReportedAddressConflicts returns what living speakers report about foreign hosts that answer

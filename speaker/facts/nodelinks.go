@@ -4,6 +4,8 @@ import (
 	"hash/fnv"
 	"net/netip"
 	"slices"
+
+	"github.com/gantry-lb/gantry/internal/ethernet"
 )
 
 // PublishedLinks describe the links of a node as far as other nodes need it to judge whether the
@@ -94,7 +96,7 @@ func (l Link) hasIPv6Address() bool {
 // (RFC 9568 section 7.3). Several nodes may have a link with this address, on the segment of
 // another link.
 func (l Link) HasVirtualRouterMAC() bool {
-	return l.MAC[0] == 0 && l.MAC[1] == 0 && l.MAC[2] == 0x5e && l.MAC[3] == 0 && (l.MAC[4] == 1 || l.MAC[4] == 2)
+	return ethernet.IsVirtualRouterAddress(l.MAC[:])
 }
 
 // CanSendFamilyOf reports whether the node can answer for the address on the link.
