@@ -410,8 +410,11 @@ func describeUnassignedFreeAddresses(v *view.Service, s *corev1.Service, has map
 	}
 	var out []string
 	// a Service that wants to share may be told what keeps it from sharing
-	isNoRoom := addressAssignedConditionReason(s) == names.ReasonPoolExhausted || v.SharingKey != "" && addressAssignedConditionReason(s) == names.ReasonPortConflict
-	if len(v.AssignedAddresses) == 0 && !isNoRoom {
+	mayBeTold := []names.Reason{names.ReasonPoolExhausted}
+	if v.SharingKey != "" {
+		mayBeTold = append(mayBeTold, names.ReasonPortConflict, names.ReasonSharingKeyDiffers)
+	}
+	if len(v.AssignedAddresses) == 0 && !slices.Contains(mayBeTold, addressAssignedConditionReason(s)) {
 		out = append(out, fmt.Sprintf("%s has no address, for the reason %q", s.Name, addressAssignedConditionReason(s)))
 	}
 	had := func(f ipfamily.Family) bool { return len(free[f]) > 0 }
