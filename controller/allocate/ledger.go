@@ -129,13 +129,18 @@ func (l *Ledger) ShareableAddressesVersion() uint64 { return l.shareableAddresse
 // the new addresses are written (make before break).
 func (l *Ledger) CommitOldAndNewAddresses(s *view.Service, d Decision) {
 	held, _ := l.AssignmentOf(s.Key)
-	both := held.Addresses
-	for _, a := range d.Addresses {
-		if !slices.Contains(both, a) {
-			both = append(both, a)
+	l.commitUnwrittenAssignment(s, UnionAddresses(held.Addresses, d.Addresses), d.PoolOfFirstAddress)
+}
+
+// UnionAddresses returns the addresses of both, each once, those of a first.
+func UnionAddresses(a, b []netip.Addr) []netip.Addr {
+	out := slices.Clone(a)
+	for _, x := range b {
+		if !slices.Contains(out, x) {
+			out = append(out, x)
 		}
 	}
-	l.commitUnwrittenAssignment(s, both, d.PoolOfFirstAddress)
+	return out
 }
 
 // commitUnwrittenAssignment records that the Service holds exactly these addresses, although the

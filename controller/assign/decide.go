@@ -143,7 +143,7 @@ func (r *ServiceWorker) adoptForeignStatusIntoLedger(v *view.Service, rec *servi
 	if len(addresses) == 0 { // a Service whose status was cleared keeps its addresses
 		addresses = held.Addresses
 	}
-	addresses = unionAddresses(addresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, baseVersion))
+	addresses = allocate.UnionAddresses(addresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, baseVersion))
 	// If no pool has the addresses any more, only the annotation says from which pool they are.
 	if !slices.Equal(addresses, held.Addresses) || len(v.AssignedAddresses) > 0 && v.RecordedPool != "" && v.RecordedPool != held.PoolOfFirstAddress {
 		commitHoldableAddresses(r.ledger, v, addresses)
@@ -209,7 +209,7 @@ func (r *ServiceWorker) carryOutDecision(ctx context.Context, s *corev1.Service,
 		r.ledger.CommitOldAndNewAddresses(v, d)
 	}
 	r.recordByService[v.Key].requestInFlight = true
-	if len(unionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.pendingWrites.AddressLedgerContainsPending(w.pendingEntry()) {
+	if len(allocate.UnionAddresses(v.AssignedAddresses, d.Addresses)) > len(v.AssignedAddresses) && !r.ledgerWriter.pendingWrites.AddressLedgerContainsPending(w.pendingEntry()) {
 		r.stageWriteUntilInAddressLedger(w)
 		return
 	}
@@ -232,7 +232,7 @@ func (r *ServiceWorker) stageWriteUntilInAddressLedger(w *serviceStatusWriteTask
 // an address that its status does not show. Any write of ours prevents that.
 func (r *ServiceWorker) mayForeignWriteStillArrive(w *serviceStatusWriteTask) bool {
 	pending := r.ledgerWriter.pendingWrites.PendingAddressesOfService(w.service.Key, w.serviceBefore.ResourceVersion)
-	return len(unionAddresses(w.service.AssignedAddresses, pending)) > len(w.service.AssignedAddresses)
+	return len(allocate.UnionAddresses(w.service.AssignedAddresses, pending)) > len(w.service.AssignedAddresses)
 }
 
 // A Service that must be written more often than this is contended: another writer undoes our
@@ -296,15 +296,4 @@ func (r *ServiceWorker) clearStatusOfUnservedService(s *corev1.Service, v *view.
 // sortedKeys returns the keys in order.
 func sortedKeys[V any](keys map[view.ObjectKey]V) []view.ObjectKey {
 	return slices.SortedFunc(maps.Keys(keys), view.ObjectKey.Compare)
-}
-
-// unionAddresses returns the addresses of both, each once, those of a first.
-func unionAddresses(a, b []netip.Addr) []netip.Addr {
-	out := slices.Clone(a)
-	for _, x := range b {
-		if !slices.Contains(out, x) {
-			out = append(out, x)
-		}
-	}
-	return out
 }

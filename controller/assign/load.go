@@ -219,7 +219,7 @@ func (r *ServiceWorker) recordAllAddressesInLedger(all []minimalLoadedService, l
 	for i := range all {
 		if c := &all[i]; len(intents[c.ObjectKey]) > 0 {
 			v := c.toService()
-			commitHoldableAddresses(r.ledger, &v, unionAddresses(c.statusAddresses, intents[c.ObjectKey]))
+			commitHoldableAddresses(r.ledger, &v, allocate.UnionAddresses(c.statusAddresses, intents[c.ObjectKey]))
 		}
 	}
 	clear(r.servicesWithContestedAddresses)

@@ -146,7 +146,7 @@ type liveServiceView struct {
 // pending assignment may still bring, except for addresses with conflicting holders.
 func (r *ServiceWorker) recordStatusAndPendingAddresses(h *liveServiceView) {
 	before, _ := r.ledger.AssignmentOf(h.Key)
-	now := slices.DeleteFunc(unionAddresses(h.AssignedAddresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(h.Key, h.resourceVersion)), func(a netip.Addr) bool {
+	now := slices.DeleteFunc(allocate.UnionAddresses(h.AssignedAddresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(h.Key, h.resourceVersion)), func(a netip.Addr) bool {
 		return !r.ledger.CanShareWithHolders(a, &h.Service)
 	})
 	r.ledger.CommitAssignment(&h.Service, now, h.RecordedPool)

@@ -8,6 +8,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/controller/allocate"
 	"github.com/gantry-lb/gantry/controller/pendingwrites"
 	"github.com/gantry-lb/gantry/internal/view"
 )
@@ -110,11 +111,11 @@ func (r *ServiceWorker) revertLedgerToServiceStatus(w *serviceStatusWriteTask, n
 		r.startSharingCheck(&v)
 		return
 	}
-	after := unionAddresses(v.AssignedAddresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, now.ResourceVersion))
+	after := allocate.UnionAddresses(v.AssignedAddresses, r.ledgerWriter.pendingWrites.PendingAddressesOfService(v.Key, now.ResourceVersion))
 	pool := v.RecordedPool
 	// A Service whose status was cleared keeps its addresses.
 	if len(v.AssignedAddresses) == 0 {
-		after, pool = unionAddresses(w.assignmentBefore.Addresses, after), w.assignmentBefore.PoolOfFirstAddress
+		after, pool = allocate.UnionAddresses(w.assignmentBefore.Addresses, after), w.assignmentBefore.PoolOfFirstAddress
 	}
 	r.ledger.CommitAssignment(&v, after, pool)
 	r.waitingServices.setReason(w.service.Key, names.ReasonWriteFailed)

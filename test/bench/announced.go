@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -49,24 +48,16 @@ func measureAnnouncedConditionDelay(ctx context.Context, dir string) error {
 		fmt.Println("the condition Announced is not measured:", m)
 		return nil
 	}
-	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 2, Dir: dir})
+	s, tor, err := startLabWithFRRRouter(ctx, dir, 2, "")
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	tor := s.RouterOnHost("router", router.FRR)
-	if err := tor.StartWithConfig(ctx, frrBGPAndBFDConfig("192.168.0.1", 2, "")); err != nil {
-		return err
-	}
-	if err := s.InstallGantry(ctx); err != nil {
-		return err
-	}
 	withoutBFD := strings.Replace(bfdPeerPoolAndAdManifest, ", bfdProfile: PROFILE", "", 1)
 	if err := s.ApplyManifests(ctx, withoutBFD+"---\n"+layer2OnLabelledNodesManifest); err != nil {
 		return err
 	}
-	manifest := cluster.UDPEchoServiceManifest("echo", "node1")
-	if err := s.ApplyManifests(ctx, manifest); err != nil {
+	if err := s.ApplyManifests(ctx, cluster.UDPEchoServiceManifest("echo", "node1")); err != nil {
 		return err
 	}
 	local := cluster.NewService("default", "local", "")
@@ -75,23 +66,22 @@ func measureAnnouncedConditionDelay(ctx context.Context, dir string) error {
 	if err := s.API.Create(ctx, local); err != nil {
 		return err
 	}
-	changes := map[string]func(isAnnounced bool) error{
-		"echo": func(isAnnounced bool) error { return setRouterSessionsUp(ctx, tor, isAnnounced) },
-		"local": func(isAnnounced bool) error {
-			return labelNodesForLayer2(ctx, s, isAnnounced)
-		},
-	}
-	if err := changes["local"](true); err != nil {
+	if err := labelNodesForLayer2(ctx, s, true); err != nil {
 		return err
 	}
 	var tooSlow error
-	for _, service := range []string{"echo", "local"} {
-		what := map[string]string{"echo": "the router has ended all BGP sessions", "local": "no node is selected any more"}[service]
-		took, err := measureConditionChanges(ctx, s, service, changes[service])
+	for _, c := range []struct {
+		service, event string
+		change         func(isAnnounced bool) error
+	}{
+		{"echo", "the router has ended all BGP sessions", func(up bool) error { return setRouterSessionsUp(ctx, tor, up) }},
+		{"local", "no node is selected any more", func(labelled bool) error { return labelNodesForLayer2(ctx, s, labelled) }},
+	} {
+		took, err := measureConditionChanges(ctx, s, c.service, c.change)
 		if err != nil {
 			return err
 		}
-		if m := printMinMedianAndMax("condition Announced is False, after "+what, took); m > maxMedianConditionDelay {
+		if m := printMinMedianAndMax("condition Announced is False, after "+c.event, took); m > maxMedianConditionDelay {
 			tooSlow = errors.Join(tooSlow, fmt.Errorf("the condition follows after %s in the median, more than %s", m, maxMedianConditionDelay))
 		}
 	}
@@ -198,5 +188,5 @@ func measureOwnStatusWrites(ctx context.Context, s *cluster.Cluster) ([]time.Dur
 		}
 		took = append(took, seen.Sub(begun))
 	}
-	return slices.Clip(took), nil
+	return took, nil
 }

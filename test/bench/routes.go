@@ -67,18 +67,11 @@ func measureBGPWithFRRRouter(ctx context.Context, dir string) error {
 		fmt.Println("routes are not measured:", m)
 		return nil
 	}
-	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: 3, Dir: dir})
+	s, tor, err := startLabWithFRRRouter(ctx, dir, 3, "fast")
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	tor := s.RouterOnHost("router", router.FRR)
-	if err := tor.StartWithConfig(ctx, frrBGPAndBFDConfig("192.168.0.1", 3, "fast")); err != nil {
-		return err
-	}
-	if err := s.InstallGantry(ctx); err != nil {
-		return err
-	}
 	if err := s.ApplyManifests(ctx, strings.Replace(bfdPeerPoolAndAdManifest, "PROFILE", "fast", 1)); err != nil {
 		return err
 	}
@@ -119,6 +112,24 @@ func measureBGPWithFRRRouter(ctx context.Context, dir string) error {
 		}
 	}
 	return nil
+}
+
+// startLabWithFRRRouter starts a lab with Gantry and an FRR that monitors the nodes by BFD if a
+// profile is given.
+func startLabWithFRRRouter(ctx context.Context, dir string, nodes int, bfd string) (*cluster.Cluster, *lab.Router, error) {
+	s, err := cluster.StartLabWithoutGantry(ctx, lab.Options{Nodes: nodes, Dir: dir})
+	if err != nil {
+		return nil, nil, err
+	}
+	tor := s.RouterOnHost("router", router.FRR)
+	if err = tor.StartWithConfig(ctx, frrBGPAndBFDConfig("192.168.0.1", nodes, bfd)); err == nil {
+		err = s.InstallGantry(ctx)
+	}
+	if err != nil {
+		s.Close()
+		return nil, nil, err
+	}
+	return s, tor, nil
 }
 
 // countNextHopsInRouterKernel returns the number of next hops of a prefix in the router's kernel.

@@ -68,15 +68,16 @@ func (p *program) explainKindSlashName(c *cobra.Command, args []string) error {
 	}
 	kind, name, hasSlash := strings.Cut(args[0], "/")
 	at := slices.IndexFunc(c.Commands(), func(s *cobra.Command) bool { return s.Name() == kind || s.HasAlias(kind) })
-	switch {
-	case at < 0:
+	if at < 0 {
 		return unknownKindError(c, kind)
-	case !hasSlash || name == "" || len(args) > 1:
-		return fmt.Errorf("explain takes one KIND/NAME, or KIND NAME, not %q", args)
-	case p.readsFromSpeakers && c.Commands()[at].Flags().Lookup(liveFlagName) == nil:
-		return fmt.Errorf("--%s is only for a service, not for a %s", liveFlagName, kind)
 	}
 	subcommand := c.Commands()[at]
+	switch {
+	case !hasSlash || name == "" || len(args) > 1:
+		return fmt.Errorf("explain takes one KIND/NAME, or KIND NAME, not %q", args)
+	case p.readsFromSpeakers && subcommand.Flags().Lookup(liveFlagName) == nil:
+		return fmt.Errorf("--%s is only for a service, not for a %s", liveFlagName, kind)
+	}
 	subcommand.SetContext(c.Context())
 	return subcommand.RunE(subcommand, []string{name})
 }

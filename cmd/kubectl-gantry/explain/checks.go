@@ -352,7 +352,7 @@ func (c *serviceDiagnosis) explainAddressLeftPool() names.Explanation {
 	for _, a := range c.view.AssignedAddresses {
 		lost := ""
 		switch {
-		case pool == nil && c.view.RecordedPool != "" && c.config.Snapshot.PoolOfEachAddress("", a) == nil:
+		case c.config.Snapshot.PoolOfEachAddress("", a) == nil && pool == nil && c.view.RecordedPool != "":
 			lost = fmt.Sprintf("there is no IPAddressPool %s with %s any more", c.view.RecordedPool, a)
 		case c.config.Snapshot.PoolOfEachAddress("", a) == nil:
 			lost = fmt.Sprintf("IPAddressPool %s does not contain %s any more", c.view.RecordedPool, a)

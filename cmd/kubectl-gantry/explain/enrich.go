@@ -185,8 +185,7 @@ func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Ex
 			continue
 		}
 		if parsed := c.config.Snapshot.PoolByName(p.Name); parsed != nil {
-			total := map[ipfamily.Family]int64{ipfamily.IPv4: p.Status.AssignedIPv4 + p.Status.AvailableIPv4, ipfamily.IPv6: p.Status.AssignedIPv6 + p.Status.AvailableIPv6}
-			if cause := explainPoolThatCannotGive(c, parsed, total); cause.IsSet() {
+			if cause := explainPoolThatCannotGive(c, parsed, &p.Status); cause.IsSet() {
 				return names.NewExplanation(cause.Reason, "no pool has a free address, and %s", cause.Text)
 			}
 		}
@@ -201,17 +200,12 @@ func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Ex
 // describePoolUseByFamily says how many addresses of the families of the cluster IPs are in use.
 func describePoolUseByFamily(s *v1beta1.IPAddressPoolStatus, clusterIPs []netip.Addr) string {
 	var out []string
-	for _, f := range []struct {
-		family          ipfamily.Family
-		assigned, total int64
-	}{
-		{ipfamily.IPv4, s.AssignedIPv4, addSaturating(s.AssignedIPv4, s.AvailableIPv4)}, {ipfamily.IPv6, s.AssignedIPv6, addSaturating(s.AssignedIPv6, s.AvailableIPv6)},
-	} {
-		switch isNeeded := slices.ContainsFunc(clusterIPs, func(a netip.Addr) bool { return ipfamily.FamilyOf(a) == f.family }); {
-		case isNeeded && f.total == 0:
-			out = append(out, fmt.Sprintf("no %s addresses", f.family))
+	for _, u := range usageOfBothFamilies(s) {
+		switch isNeeded := slices.ContainsFunc(clusterIPs, func(a netip.Addr) bool { return ipfamily.FamilyOf(a) == u.family }); {
+		case isNeeded && u.total() == 0:
+			out = append(out, fmt.Sprintf("no %s addresses", u.family))
 		case isNeeded:
-			out = append(out, fmt.Sprintf("%d of %d %s addresses in use", f.assigned, f.total, f.family))
+			out = append(out, fmt.Sprintf("%d of %d %s addresses in use", u.assigned, u.total(), u.family))
 		}
 	}
 	return strings.Join(out, " and ")
@@ -282,7 +276,7 @@ func (c *serviceDiagnosis) findSilentSpeakers(ctx context.Context) []string {
 	var out []string
 	noneReady := c.installation.isNoSpeakerReady() && !c.haveAllSpeakersJustStopped(ctx)
 	for node, s := range c.installation.speakerStatusByNode {
-		if noneReady || s.LastSeen != nil && c.now().Sub(s.LastSeen.Time) > silentSpeakerTimeout {
+		if noneReady || c.isSpeakerSilent(s) {
 			out = append(out, node)
 		}
 	}

@@ -3,6 +3,7 @@ package explain
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/gantry-lb/gantry/api/v1beta1"
@@ -15,29 +16,24 @@ type familyUsage struct {
 	assigned, available int64
 }
 
+func (u familyUsage) total() int64 { return addSaturating(u.assigned, u.available) }
+
 func (u familyUsage) isFull() bool { return u.assigned > 0 && u.available == 0 }
+
+// usageOfBothFamilies returns the use of IPv4 and of IPv6, also of one that a pool does not have.
+func usageOfBothFamilies(s *v1beta1.IPAddressPoolStatus) []familyUsage {
+	return []familyUsage{{ipfamily.IPv4, s.AssignedIPv4, s.AvailableIPv4}, {ipfamily.IPv6, s.AssignedIPv6, s.AvailableIPv6}}
+}
 
 // usageOfEachFamily returns the use of the families that a pool has. A pool without addresses has
 // none.
 func usageOfEachFamily(s *v1beta1.IPAddressPoolStatus) []familyUsage {
-	var out []familyUsage
-	for _, u := range []familyUsage{{ipfamily.IPv4, s.AssignedIPv4, s.AvailableIPv4}, {ipfamily.IPv6, s.AssignedIPv6, s.AvailableIPv6}} {
-		if u.assigned > 0 || u.available > 0 {
-			out = append(out, u)
-		}
-	}
-	return out
+	return slices.DeleteFunc(usageOfBothFamilies(s), func(u familyUsage) bool { return u.total() == 0 })
 }
 
 // fullFamilies returns the families of a pool all of whose addresses are in use.
 func fullFamilies(s *v1beta1.IPAddressPoolStatus) []familyUsage {
-	var out []familyUsage
-	for _, u := range usageOfEachFamily(s) {
-		if u.isFull() {
-			out = append(out, u)
-		}
-	}
-	return out
+	return slices.DeleteFunc(usageOfBothFamilies(s), func(u familyUsage) bool { return !u.isFull() })
 }
 
 // describePoolUse says how many addresses are in use and free: of each family if there are two.

@@ -16,9 +16,7 @@ func (c *objectDiagnosis) suggestRepair(g report.Check) []string {
 		return nil // the user may not read what is needed
 	}
 	isOfConfiguration := c.kind != "Node" && c.kind != "address"
-	edit := func(what string) []string {
-		return []string{fmt.Sprintf("kubectl -n %s edit %s %s  # %s", c.gantryNamespace, strings.ToLower(c.kind), c.name, what)}
-	}
+	edit := func(what string) []string { return []string{kubectlEdit(c.gantryNamespace, c.kind, c.name, what)} }
 	why := names.Explanation{Reason: g.Reason, Text: g.Text}
 	switch {
 	case isOfConfiguration && g.Name == "object":
@@ -75,8 +73,8 @@ func (c *objectDiagnosis) suggestRepairOfAddress(why names.Explanation) []string
 			pool = pools[0].Name
 		}
 	}
-	editPool := func(field string) []string {
-		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # %s", c.gantryNamespace, pool, field)}
+	editPool := func(what string) []string {
+		return []string{kubectlEdit(c.gantryNamespace, "IPAddressPool", pool, what)}
 	}
 	switch why.Reason {
 	case names.ReasonNoPools, names.ReasonPoolElsewhere:

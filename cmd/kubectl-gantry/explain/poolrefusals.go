@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/api/v1beta1"
 	"github.com/gantry-lb/gantry/controller/allocate"
 	"github.com/gantry-lb/gantry/internal/ipfamily"
 	"github.com/gantry-lb/gantry/internal/snapshot"
@@ -64,28 +65,24 @@ func findPoolThatRefuses(c *serviceDiagnosis) *snapshot.Pool {
 	if p := c.config.Snapshot.PoolByName(c.view.RequestedPool); p != nil {
 		return p
 	}
-	var out *snapshot.Pool
-	for _, p := range c.config.Snapshot.Pools {
-		switch {
-		case !p.AutoAssign, out != nil:
-			return nil
-		}
-		out = p
+	if pools := c.config.Snapshot.Pools; len(pools) == 1 && pools[0].AutoAssign {
+		return pools[0]
 	}
-	return out
+	return nil
 }
 
 // explainPoolThatCannotGive says why a pool has no address of a needed family although it should: a
 // fault, or settings that leave no address over. Nothing is set if it has some.
-func explainPoolThatCannotGive(c *serviceDiagnosis, p *snapshot.Pool, total map[ipfamily.Family]int64) names.Explanation {
+func explainPoolThatCannotGive(c *serviceDiagnosis, p *snapshot.Pool, s *v1beta1.IPAddressPoolStatus) names.Explanation {
 	fault := explainFirstProblem(c.config.Problems, map[string]bool{"IPAddressPool " + p.Name: true})
 	if fault.Reason == names.ReasonInvalidAddress || fault.Reason == names.ReasonOverlap {
 		return fault
 	}
 	for _, a := range c.view.ClusterIPs {
 		f := ipfamily.FamilyOf(a)
+		hasSome := slices.ContainsFunc(usageOfEachFamily(s), func(u familyUsage) bool { return u.family == f })
 		isOfFamily := func(r snapshot.Range) bool { return ipfamily.FamilyOf(r.First) == f }
-		if total[f] > 0 || !slices.ContainsFunc(p.Ranges, isOfFamily) {
+		if hasSome || !slices.ContainsFunc(p.Ranges, isOfFamily) {
 			continue
 		}
 		var because []string

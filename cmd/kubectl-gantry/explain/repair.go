@@ -61,7 +61,7 @@ func (c serviceRepair) suggestRepair(why names.Explanation) []string {
 		return kubectlApplyLines("v1beta1", "IPAddressPool", n, "first-pool", "addresses: [192.0.2.10-192.0.2.99]  # free addresses of your network")
 	case names.ReasonPoolNotAllowed, names.ReasonNoEligiblePool:
 		if p := findPoolThatRefuses(c.serviceDiagnosis); p != nil {
-			return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.serviceAllocation", n, p.Name)}
+			return []string{kubectlEdit(n, "IPAddressPool", p.Name, "spec.serviceAllocation")}
 		}
 		fallthrough
 	case names.ReasonPoolNotFound:
@@ -72,7 +72,7 @@ func (c serviceRepair) suggestRepair(why names.Explanation) []string {
 		}
 		return []string{c.suggestCorrectAnnotation()}
 	case names.ReasonPoolExhausted:
-		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # add a range to spec.addresses", n, c.examplePoolName())}
+		return []string{kubectlEdit(n, "IPAddressPool", c.examplePoolName(), "add a range to spec.addresses")}
 	case names.ReasonQuotaExceeded:
 		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.quota", n, c.examplePoolName()), fmt.Sprintf("kubectl %s get services  # delete one that is not needed", service)}
 	case names.ReasonInvalidRequest, names.ReasonAddressInUse, names.ReasonAddressReserved, names.ReasonQuarantined, names.ReasonCoolingDown, names.ReasonAddressRetired, names.ReasonFamilyMismatch, names.ReasonAddressNotInPool:
@@ -239,6 +239,11 @@ func (c serviceRepair) examplePoolName() string {
 		}
 	}
 	return "POOL"
+}
+
+// kubectlEdit returns the command that edits an object of the configuration, and says what in it.
+func kubectlEdit(namespace, kind, name, what string) string {
+	return fmt.Sprintf("kubectl -n %s edit %s %s  # %s", namespace, strings.ToLower(kind), name, what)
 }
 
 // kubectlApplyLines returns the lines of a manifest of a metallb.io kind.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/controller/configurationreader"
+	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
 // repairValues are what the commands of a repair name. One that is not known is empty.
@@ -67,7 +68,7 @@ func (e *Explainer) suggestRepairByReason(why names.Explanation, v *repairValues
 	case names.ReasonNoController:
 		return []string{fmt.Sprintf("kubectl -n %s get pods -l %s=%s", n, names.LabelComponent, names.ComponentController), fmt.Sprintf("kubectl -n %s describe deployment gantry-controller", n)}
 	case names.ReasonForeignClaim:
-		return []string{fmt.Sprintf("ip neigh show %s  # on a host of the network: who has it?", cmp.Or(v.address, "ADDRESS")), fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.exclude", n, cmp.Or(v.pool, "POOL"))}
+		return []string{fmt.Sprintf("ip neigh show %s  # on a host of the network: who has it?", cmp.Or(v.address, "ADDRESS")), kubectlEdit(n, "IPAddressPool", cmp.Or(v.pool, "POOL"), "spec.gantry.exclude")}
 	case names.ReasonGossipKeyDiffers:
 		return []string{fmt.Sprintf("kubectl -n %s rollout restart daemonset gantry-speaker  # each reads Secret %s again", n, names.GossipSecret), fmt.Sprintf("kubectl -n %s get daemonset gantry-speaker -o yaml  # --gossip-key-file: the same key on each node?", n)}
 	case names.ReasonGossipBlocked:
@@ -87,7 +88,7 @@ func (e *Explainer) suggestAdvertisementOfPool(config *configurationreader.Confi
 	kind, name := "L2Advertisement", cmp.Or(pool, "POOL")
 	if config != nil {
 		edit := func(kind, name, what string) []string {
-			return []string{fmt.Sprintf("kubectl -n %s edit %s %s  # %s", e.gantryNamespace, strings.ToLower(kind), name, what)}
+			return []string{kubectlEdit(e.gantryNamespace, kind, name, what)}
 		}
 		for _, ad := range config.Snapshot.L2Advertisements {
 			if slices.Contains(ad.Pools, pool) {
@@ -104,18 +105,12 @@ func (e *Explainer) suggestAdvertisementOfPool(config *configurationreader.Confi
 				return edit(p.Object.Kind, p.Object.Name, cmp.Or(p.Field, "spec"))
 			}
 		}
-		if len(config.Snapshot.L2Advertisements) == 0 && len(config.Snapshot.Peers) > 0 {
-			kind = "BGPAdvertisement"
+		existing := namesOf(config.Snapshot.L2Advertisements, func(ad *snapshot.L2Advertisement) string { return ad.Name })
+		if len(existing) == 0 && len(config.Snapshot.Peers) > 0 {
+			kind, existing = "BGPAdvertisement", namesOf(config.Snapshot.BGPAdvertisements, func(ad *snapshot.BGPAdvertisement) string { return ad.Name })
 		}
-		for _, ad := range config.Snapshot.L2Advertisements {
-			if kind == "L2Advertisement" && ad.Name == name {
-				return edit(kind, name, "add the pool to spec.ipAddressPools")
-			}
-		}
-		for _, ad := range config.Snapshot.BGPAdvertisements {
-			if kind == "BGPAdvertisement" && ad.Name == name {
-				return edit(kind, name, "add the pool to spec.ipAddressPools")
-			}
+		if slices.Contains(existing, name) {
+			return edit(kind, name, "add the pool to spec.ipAddressPools")
 		}
 	}
 	return kubectlApplyLines("v1beta1", kind, e.gantryNamespace, name, fmt.Sprintf("ipAddressPools: [%s]", name))
@@ -129,7 +124,7 @@ func (e *Explainer) suggestEditOfFaultyObject(config *configurationreader.Config
 	}
 	for _, p := range config.Problems {
 		if p.Reason == why.Reason && strings.Contains(why.Text, p.Text) {
-			return []string{fmt.Sprintf("kubectl -n %s edit %s %s  # %s", e.gantryNamespace, strings.ToLower(p.Object.Kind), p.Object.Name, cmp.Or(p.Field, "spec"))}
+			return []string{kubectlEdit(e.gantryNamespace, p.Object.Kind, p.Object.Name, cmp.Or(p.Field, "spec"))}
 		}
 	}
 	return nil

@@ -25,10 +25,10 @@ func describeNodesWithoutSpeaker(ctx context.Context, c *serviceDiagnosis) strin
 	if d == nil {
 		return ""
 	}
-	asked := 0
+	asked, silent := 0, c.findSilentSpeakers(ctx)
 	for i := range c.announcementFinding.NodeExplanations {
 		n := &c.announcementFinding.NodeExplanations[i]
-		isSilent := n.Fault().Reason == names.ReasonNoSpeaker || slices.Contains(c.findSilentSpeakers(ctx), n.Node)
+		isSilent := n.Fault().Reason == names.ReasonNoSpeaker || slices.Contains(silent, n.Node)
 		if asked == maxNodesAskedForTaints || !isSilent {
 			continue
 		}
