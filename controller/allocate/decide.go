@@ -48,6 +48,9 @@ type decider struct {
 	wantedPerFamily      int
 	// pickedAddresses are the addresses that this decision adds.
 	pickedAddresses []pickedAddress
+	// addressesWithoutReplacement are addresses to exchange that are kept, because no other address
+	// of their family is free.
+	addressesWithoutReplacement []netip.Addr
 	// exhaustedPools had no free address, exhaustedFamilyPools are their families without one. In
 	// overQuotaPools the namespace has reached its quota.
 	exhaustedPools, overQuotaPools []*poolEntry
@@ -207,6 +210,12 @@ func (d *decider) decisionFromKeptAndPicked() Decision {
 	out := d.decideToAssign(d.orderKeptAndPickedAddresses())
 	if violation := d.explainPoolViolation(); violation.IsSet() {
 		out.Explanation, out.DecideAgainWhenAddressesFree = violation, true
+		return out
+	}
+	if len(d.addressesWithoutReplacement) > 0 {
+		shortage := d.explainShortage()
+		out.Explanation = names.NewExplanation(shortage.Reason, "%s; the Service keeps %s", shortage.Text, view.JoinAddresses(d.addressesWithoutReplacement))
+		out.DecideAgainWhenAddressesFree = true
 		return out
 	}
 	n4, n6 := d.countDecidedOfFamily(ipfamily.IPv4), d.countDecidedOfFamily(ipfamily.IPv6)

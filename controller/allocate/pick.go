@@ -27,7 +27,23 @@ func (d *decider) pickMissingAddresses(pinned, open []*poolEntry) bool {
 		for d.countDecidedOfFamily(f) > 0 && d.countDecidedOfFamily(f) < d.wantedPerFamily && d.pickAddressOfFamily(f, pinned, open) {
 		}
 	}
+	d.keepAddressesWithoutReplacement()
 	return true
+}
+
+// keepAddressesWithoutReplacement keeps those addresses to exchange for which no other address of
+// their family was picked.
+func (d *decider) keepAddressesWithoutReplacement() {
+	heldOfFamily := map[ipfamily.Family]int{}
+	for _, a := range d.stillHoldableAssignmentBefore.Addresses {
+		f := ipfamily.FamilyOf(a)
+		heldOfFamily[f]++
+		isToExchange := slices.Contains(d.service.AddressesToExchange, a) && !slices.Contains(d.keptAddresses, a)
+		if isToExchange && d.countDecidedOfFamily(f) < min(heldOfFamily[f], d.wantedPerFamily) {
+			d.keptAddresses = append(d.keptAddresses, a)
+			d.addressesWithoutReplacement = append(d.addressesWithoutReplacement, a)
+		}
+	}
 }
 
 // dropSurplusAddresses drops kept addresses beyond the number that the Service asks for, the last

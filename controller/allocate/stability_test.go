@@ -116,12 +116,51 @@ func TestReleaseAnnotationExchangesAddress(t *testing.T) {
 	w = newLedgerHarness(t, newPool(t, "a", "192.0.2.0"))
 	w.editServiceAndCarryOutDecision("s")
 	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0")), "192.0.2.0", names.ReasonPoolExhausted, "keeps 192.0.2.0")
+	testExchangeKeepsEachFamily(t)
 	// An address that its pool no longer contains is exchanged within the pool that the Service
 	// names.
 	w.editServiceAndCarryOutDecision("s", withAddressesToRelease(), withRequestedPool("a"))
 	w.setPools(newPool(t, "a", "192.0.2.8/30"))
 	w.wantDecision(w.editServiceAndCarryOutDecision("s"), "192.0.2.0", names.ReasonAddressNotInPool)
 	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0")), "192.0.2.8", names.ReasonAssigned)
+}
+
+// testExchangeKeepsEachFamily exchanges an address while no other one of its family is free.
+func testExchangeKeepsEachFamily(t *testing.T) {
+	// The other family is no replacement, whether the Service has it already or gets it now.
+	w := newLedgerHarness(t, newPool(t, "a", "192.0.2.0", "fd00:1::/126"))
+	w.editServiceAndCarryOutDecision("s", withDualStack(view.PreferDualStack))
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0")), "192.0.2.0, fd00:1::", names.ReasonPoolExhausted, "keeps 192.0.2.0")
+	w = newLedgerHarness(t, newPool(t, "a", "fd00:1::"))
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withDualStack(view.PreferDualStack)), "fd00:1::", names.ReasonAssigned)
+	w.setPools(newPool(t, "a", "fd00:1::"), newPool(t, "b", "192.0.2.0"))
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("fd00:1::")), "fd00:1::, 192.0.2.0", names.ReasonPoolExhausted, "keeps fd00:1::")
+	// One of two addresses is kept if only one other is free.
+	w = newLedgerHarness(t, newPool(t, "a", "192.0.2.0-192.0.2.2"))
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withRequestedAddressesPerFamily(2)), "192.0.2.0, 192.0.2.1", names.ReasonAssigned)
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withAddressesToRelease("192.0.2.0", "192.0.2.1")), "192.0.2.2, 192.0.2.1", names.ReasonPoolExhausted, "keeps 192.0.2.1")
+}
+
+// TestRetiredAddressIsExchangedForItsFamily retires the only address of a Service that wants both
+// families, while an address of the other family becomes free.
+func TestRetiredAddressIsExchangedForItsFamily(t *testing.T) {
+	w := newLedgerHarness(t, newPool(t, "a", "fd00:1::"))
+	w.wantDecision(w.editServiceAndCarryOutDecision("s", withDualStack(view.PreferDualStack)), "fd00:1::", names.ReasonAssigned)
+	retiring := editPool(newPool(t, "a", "fd00:1::"), func(p *snapshot.Pool) {
+		p.Retirement, p.ExcludedRanges = &snapshot.Retirement{WholePool: true}, p.Ranges
+	})
+	w.setPools(retiring, newPool(t, "b", "192.0.2.0"))
+	w.ledger.UseSnapshot(w.snapshot)
+	if d, moved := DecideAssignmentWithoutRetired(w.lastServiceByName["s"], w.ledger, w.snapshot); moved {
+		t.Errorf("the Service gives up its retired IPv6 address for %v", d.Addresses)
+	}
+	w.setPools(retiring, newPool(t, "b", "192.0.2.0", "fd00:2::"))
+	w.ledger.UseSnapshot(w.snapshot)
+	d, moved := DecideAssignmentWithoutRetired(w.lastServiceByName["s"], w.ledger, w.snapshot)
+	w.wantDecision(d, "fd00:2::, 192.0.2.0", names.ReasonAssigned)
+	if !moved {
+		t.Error("the Service keeps its retired address although another one of its family is free")
+	}
 }
 
 func TestQuotas(t *testing.T) {

@@ -20,6 +20,46 @@ import (
 // loadLedgerTimeout bounds one reading of all objects.
 const loadLedgerTimeout = 2 * time.Minute
 
+// All Services are read at once for the first maxImmediateReloads causes of a reloadCountInterval,
+// and not again before it has ended: somebody who deletes or writes the AddressLedger again and
+// again must not make the API server list all Services as often. The interval is shorter than
+// noProgressReadinessTimeout.
+const (
+	maxImmediateReloads = 3
+	reloadCountInterval = 15 * time.Second
+)
+
+// reloadSchedule says when all Services may be read again.
+type reloadSchedule struct {
+	// reloadCount counts the readings since intervalStart.
+	reloadCount             int
+	intervalStart, earliest time.Time
+	timer                   wakeTimer
+}
+
+// addReload counts a reading that is required now.
+func (r *reloadSchedule) addReload(now time.Time) {
+	end := r.intervalStart.Add(reloadCountInterval)
+	switch r.earliest = now; {
+	case !now.Before(end):
+		r.intervalStart, r.reloadCount = now, 1
+	case r.reloadCount < maxImmediateReloads:
+		r.reloadCount++
+	default:
+		r.earliest, r.intervalStart, r.reloadCount = end, end, 1
+	}
+}
+
+// isReloadDue says whether all Services may be read now. If it is too early, the worker is woken in
+// time.
+func (r *reloadSchedule) isReloadDue(now time.Time, q *workQueue) bool {
+	if !now.Before(r.earliest) {
+		return true
+	}
+	r.timer.wakeWorkerAt(r.earliest, now, q)
+	return false
+}
+
 // loadLedgerOrRetry loads the Ledger, and tries again later if that fails.
 func (r *ServiceWorker) loadLedgerOrRetry(ctx context.Context) {
 	r.Log.Info("reading all Services", "cause", r.reloadCause)

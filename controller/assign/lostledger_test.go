@@ -228,3 +228,34 @@ func TestLostAddressLedgerGivesNoAddressTwice(t *testing.T) {
 		}
 	})
 }
+
+// TestAddressLedgerDeletedAgainAndAgainCausesFewReloads deletes the AddressLedger ten times a
+// second while Services are created. All Services are read a few times only, and all are served.
+func TestAddressLedgerDeletedAgainAndAgainCausesFewReloads(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		c := startController(t, s, nil, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		time.Sleep(time.Second)
+		const duration = 2 * time.Minute
+		before := s.CountServiceReads("list")
+		for i := range int(duration / (100 * time.Millisecond)) {
+			s.DeleteAllLedgers()
+			s.CreateService(newLoadBalancer(fmt.Sprint("s", i)))
+			time.Sleep(100 * time.Millisecond)
+		}
+		// A new AddressLedger costs one more reading, which makes writes fail that it does not
+		// list.
+		most := 2 * maxImmediateReloads * (1 + int(duration/reloadCountInterval))
+		if n := s.CountServiceReads("list") - before; n > most {
+			t.Errorf("all Services were read %d times in %s, want at most %d", n, duration, most)
+		}
+		time.Sleep(time.Minute)
+		for _, o := range s.AllServices() {
+			if len(o.Status.LoadBalancer.Ingress) == 0 {
+				t.Errorf("Service %s has no address", o.Name)
+			}
+		}
+	})
+}

@@ -84,6 +84,7 @@ type ServiceWorker struct {
 	// because of a right to share.
 	reloadCause       string
 	lastSharingReload time.Time
+	reloadSchedule    reloadSchedule
 	// nextWithheldDeadline is when the next entry of a withheld address ends.
 	nextWithheldDeadline time.Time
 	// mustQueueWaitingServices queues all waitingServices.
@@ -182,7 +183,7 @@ func (r *ServiceWorker) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		r.publishBusyPhases()
 		// A swap in flight belongs to the current Ledger.
-		if !r.ledgerLoaded.Load() && !r.ledgerWriter.swapInFlight {
+		if !r.ledgerLoaded.Load() && !r.ledgerWriter.swapInFlight && r.reloadSchedule.isReloadDue(r.Now(), r.workQueue) {
 			r.loadLedgerOrRetry(ctx)
 		}
 		if r.ledgerLoaded.Load() {

@@ -260,6 +260,9 @@ const (
 // requireReload makes the worker read all Services before it decides anything else.
 func (r *ServiceWorker) requireReload(cause string) {
 	r.reloadCause = cause
+	if r.ledgerLoaded.Load() {
+		r.reloadSchedule.addReload(r.Now())
+	}
 	r.ledgerLoaded.Store(false)
 	r.workQueue.wakeWorker()
 }
