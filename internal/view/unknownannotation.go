@@ -54,9 +54,16 @@ func AreAnagrams(a, b string) bool {
 	return slices.Equal(x, y)
 }
 
-// ExplainUnknownAnnotations returns a sentence for each annotation of the Service that is in one of
-// our domains, or almost, and that nothing reads, sorted. It is probably misspelt.
-func ExplainUnknownAnnotations(s *corev1.Service) []string {
+// UnknownAnnotation is an annotation of a Service that nothing reads.
+type UnknownAnnotation struct {
+	Key string
+	// NearestKnownKey is the annotation that was probably meant.
+	NearestKnownKey string
+}
+
+// FindUnknownAnnotations returns the annotations of the Service that are in one of our domains, or
+// almost, and that nothing reads, sorted. They are probably misspelt.
+func FindUnknownAnnotations(s *corev1.Service) []UnknownAnnotation {
 	var unknown []string
 	for key := range s.Annotations {
 		if isSimilarToOurDomain(parseAnnotationDomain(key)) && !slices.Contains(knownServiceAnnotations, key) {
@@ -64,9 +71,19 @@ func ExplainUnknownAnnotations(s *corev1.Service) []string {
 		}
 	}
 	slices.Sort(unknown)
-	var out []string
+	var out []UnknownAnnotation
 	for _, key := range unknown[:min(len(unknown), maxReportedUnknownAnnotations)] {
-		out = append(out, fmt.Sprintf("the annotation %s is unknown and ignored: did you mean %s?", key, findNearestAnnotation(key)))
+		out = append(out, UnknownAnnotation{key, findNearestAnnotation(key)})
+	}
+	return out
+}
+
+// ExplainUnknownAnnotations returns a sentence for each annotation that FindUnknownAnnotations
+// finds.
+func ExplainUnknownAnnotations(s *corev1.Service) []string {
+	var out []string
+	for _, a := range FindUnknownAnnotations(s) {
+		out = append(out, fmt.Sprintf("the annotation %s is unknown and ignored: did you mean %s?", a.Key, a.NearestKnownKey))
 	}
 	return out
 }

@@ -257,28 +257,39 @@ func (c *serviceDiagnosis) sessionOfNodeAndPeer(node, peer string) *v1alpha1.BGP
 
 // faultRulesOfAnnouncedService find what is wrong with a Service all of whose addresses are
 // announced, the most urgent first.
-var faultRulesOfAnnouncedService = []func(*serviceDiagnosis, context.Context) names.Explanation{
+var faultRulesOfAnnouncedService = []func(*serviceDiagnosis, context.Context) cause{
 	adaptRuleWithoutContext((*serviceDiagnosis).explainUnfitNode),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultySession),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainAddressNoLongerAllowed),
-	adaptRuleWithoutContext((*serviceDiagnosis).explainAddressLeftPool),
+	adaptRuleWithTarget((*serviceDiagnosis).explainAddressLeftPool),
 	adaptRuleWithoutContext(explainHolderWithoutRight),
-	(*serviceDiagnosis).explainUnservedPort,
+	adaptRuleWithoutTarget((*serviceDiagnosis).explainUnservedPort),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainMisspelledAnnotation),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainSessionWithoutBFD),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultyGossip),
 	adaptRuleWithoutContext(explainMissingFailoverNode),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainSlowAPIServer),
-	adaptRuleWithoutContext((*serviceDiagnosis).explainNoWorkingController),
+	adaptRuleWithTarget((*serviceDiagnosis).explainNoWorkingController),
 	adaptRuleWithoutContext(explainRequestedHolder),
-	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultyObject),
+	adaptRuleWithTarget((*serviceDiagnosis).explainFaultyObject),
 	(*serviceDiagnosis).explainBrokenAdvertisement,
 	(*serviceDiagnosis).explainWebhookRefusal,
 }
 
-// adaptRuleWithoutContext makes a rule of one that reads nothing more.
-func adaptRuleWithoutContext(rule func(*serviceDiagnosis) names.Explanation) func(*serviceDiagnosis, context.Context) names.Explanation {
-	return func(c *serviceDiagnosis, _ context.Context) names.Explanation { return rule(c) }
+// adaptRuleWithoutContext makes a rule of one that reads nothing more, and whose Reason alone says
+// what to do.
+func adaptRuleWithoutContext(rule func(*serviceDiagnosis) names.Explanation) func(*serviceDiagnosis, context.Context) cause {
+	return func(c *serviceDiagnosis, _ context.Context) cause { return cause{Explanation: rule(c)} }
+}
+
+// adaptRuleWithTarget makes a rule of one that reads nothing more.
+func adaptRuleWithTarget(rule func(*serviceDiagnosis) cause) func(*serviceDiagnosis, context.Context) cause {
+	return func(c *serviceDiagnosis, _ context.Context) cause { return rule(c) }
+}
+
+// adaptRuleWithoutTarget makes a rule of one whose Reason alone says what to do.
+func adaptRuleWithoutTarget(rule func(*serviceDiagnosis, context.Context) names.Explanation) func(*serviceDiagnosis, context.Context) cause {
+	return func(c *serviceDiagnosis, ctx context.Context) cause { return cause{Explanation: rule(c, ctx)} }
 }
 
 // explainUnfitNode names a node that announces the Service although something speaks against it:
@@ -347,7 +358,7 @@ func (c *serviceDiagnosis) explainAddressNoLongerAllowed() names.Explanation {
 
 // explainAddressLeftPool says that the pool was edited, and does not have an address any more that
 // the Service keeps.
-func (c *serviceDiagnosis) explainAddressLeftPool() names.Explanation {
+func (c *serviceDiagnosis) explainAddressLeftPool() cause {
 	pool := c.config.Snapshot.PoolByName(c.view.RecordedPool)
 	for _, a := range c.view.AssignedAddresses {
 		lost := ""
@@ -364,9 +375,9 @@ func (c *serviceDiagnosis) explainAddressLeftPool() names.Explanation {
 		if fault := explainFirstProblem(c.config.Problems, map[string]bool{"IPAddressPool " + c.view.RecordedPool: true}); fault.IsSet() {
 			return fault
 		}
-		return names.NewExplanation(names.ReasonAddressNotInPool, "%s, and the Service keeps it: add it to the pool again, or let the Service have another one by the annotation %s=%s", lost, names.AnnotationAddressesToExchange, a)
+		return cause{Explanation: names.NewExplanation(names.ReasonAddressNotInPool, "%s, and the Service keeps it: add it to the pool again, or let the Service have another one by the annotation %s=%s", lost, names.AnnotationAddressesToExchange, a)}
 	}
-	return names.Explanation{}
+	return cause{}
 }
 
 func (c *serviceDiagnosis) explainMisspelledAnnotation() names.Explanation {
@@ -392,16 +403,16 @@ func (c *serviceDiagnosis) explainSessionWithoutBFD() names.Explanation {
 	return names.Explanation{}
 }
 
-func (c *serviceDiagnosis) explainNoWorkingController() names.Explanation {
+func (c *serviceDiagnosis) explainNoWorkingController() cause {
 	f := c.installation.controllerFault
 	if !f.IsSet() {
 		return f
 	}
-	return names.NewExplanation(f.Reason, "changes are not carried out: %s", f.Text)
+	return cause{names.NewExplanation(f.Reason, "changes are not carried out: %s", f.Text), f.target}
 }
 
 // explainFaultyObject names an object that covers the Service and is not valid.
-func (c *serviceDiagnosis) explainFaultyObject() names.Explanation {
+func (c *serviceDiagnosis) explainFaultyObject() cause {
 	svc := advertise.ServiceFromView(&c.view)
 	involved := map[string]bool{"IPAddressPool " + c.view.RecordedPool: true}
 	layer2, _ := advertise.L2AdsCoveringService(c.config.Snapshot, &svc)
@@ -419,13 +430,13 @@ func (c *serviceDiagnosis) explainFaultyObject() names.Explanation {
 }
 
 // explainFirstProblem says what is wrong with the first of these objects that has a fault.
-func explainFirstProblem(problems []snapshot.Problem, involved map[string]bool) names.Explanation {
-	for _, p := range problems {
-		if involved[p.Object.Kind+" "+p.Object.Name] && !p.IsOnlyAdvice() {
-			return names.NewExplanation(p.Reason, "the %s %s has a fault: %s", p.Object.Kind, p.Object.Name, p.Text)
+func explainFirstProblem(problems []snapshot.Problem, involved map[string]bool) cause {
+	for i := range problems {
+		if p := &problems[i]; involved[p.Object.Kind+" "+p.Object.Name] && !p.IsOnlyAdvice() {
+			return cause{names.NewExplanation(p.Reason, "the %s %s has a fault: %s", p.Object.Kind, p.Object.Name, p.Text), targetOfProblem(p)}
 		}
 	}
-	return names.Explanation{}
+	return cause{}
 }
 
 // podSelectorText names the Pods of a selector for an advice.

@@ -90,7 +90,7 @@ const addressDecisionTimeout = 10 * time.Second
 func (c *serviceDiagnosis) explainUndecidedService(ctx context.Context) (serviceAnswer, error) {
 	age := c.now().Sub(c.service.CreationTimestamp.Time).Round(time.Second)
 	if c.config == nil {
-		return serviceAnswer{names.NewExplanation("", "no address: no controller has decided yet, %s after the Service was created", age), report.ResultUnknown}, nil
+		return newAnswerWithResult(report.ResultUnknown, names.NewExplanation("", "no address: no controller has decided yet, %s after the Service was created", age)), nil
 	}
 	ledger := allocate.NewLedger()
 	ledger.UseSnapshot(c.config.Snapshot)
@@ -103,10 +103,10 @@ func (c *serviceDiagnosis) explainUndecidedService(ctx context.Context) (service
 			return newNotWellAnswer(names.ReasonUnknownAnnotation, "no address: %s (%s: %s)", unknown[0], d.Reason, d.Text), nil
 		}
 		why := c.enrichAddressReason(ctx, d.Explanation)
-		return newNotWellAnswer(why.Reason, "no address: %s", why.Text), nil
+		return newAnswerOfCause(why, "no address: %s", why.Text), nil
 	}
 	if age < addressDecisionTimeout {
-		return serviceAnswer{names.NewExplanation("", "no address yet: the Service is new, and should get %s", view.JoinAddresses(d.Addresses)), report.ResultUnknown}, nil
+		return newAnswerWithResult(report.ResultUnknown, names.NewExplanation("", "no address yet: the Service is new, and should get %s", view.JoinAddresses(d.Addresses))), nil
 	}
 	if foreign := describeForeignHostNames(c); foreign != "" {
 		return newNotWellAnswer(names.ReasonOtherController, "no address from Gantry: %s: let only one serve it, by spec.loadBalancerClass for example", foreign), nil
@@ -116,7 +116,7 @@ func (c *serviceDiagnosis) explainUndecidedService(ctx context.Context) (service
 
 // enrichAddressReason adds what the controller does not see: near names, pools in other namespaces,
 // counts.
-func (c *serviceDiagnosis) enrichAddressReason(ctx context.Context, why names.Explanation) names.Explanation {
+func (c *serviceDiagnosis) enrichAddressReason(ctx context.Context, why names.Explanation) cause {
 	switch why.Reason {
 	case names.ReasonPoolNotFound, names.ReasonNoPools:
 		return c.enrichMissingPool(ctx, why)
@@ -131,16 +131,16 @@ func (c *serviceDiagnosis) enrichAddressReason(ctx context.Context, why names.Ex
 			why.Text += describeAdmittedServices(p, c.key.Namespace)
 		}
 	}
-	return why
+	return cause{Explanation: why}
 }
 
-func (c *serviceDiagnosis) enrichMissingPool(ctx context.Context, why names.Explanation) names.Explanation {
+func (c *serviceDiagnosis) enrichMissingPool(ctx context.Context, why names.Explanation) cause {
 	var everywhere v1beta1.IPAddressPoolList
 	if err := c.objectReader.List(ctx, &everywhere); err == nil {
 		for i := range everywhere.Items {
 			p := &everywhere.Items[i]
 			if p.Namespace != c.gantryNamespace && (why.Reason == names.ReasonNoPools || p.Name == c.view.RequestedPool) {
-				return names.NewExplanation(names.ReasonPoolElsewhere, "IPAddressPool %s is in namespace %s, and only those in %s count: create it there", p.Name, p.Namespace, c.gantryNamespace)
+				return cause{Explanation: names.NewExplanation(names.ReasonPoolElsewhere, "IPAddressPool %s is in namespace %s, and only those in %s count: create it there", p.Name, p.Namespace, c.gantryNamespace)}
 			}
 		}
 	}
@@ -153,29 +153,26 @@ func (c *serviceDiagnosis) enrichMissingPool(ctx context.Context, why names.Expl
 	}
 	if near := findSimilarNames(c.view.RequestedPool, known); len(near) > 0 {
 		why.Text += "; did you mean " + strings.Join(near, " or ") + "?"
-		return why
+		return cause{Explanation: why}
 	}
 	return c.enrichWithWebhookRefusal(ctx, why)
 }
 
 // enrichWithWebhookRefusal adds to the absence of an object that the API server refuses to create
 // it.
-func (c *serviceDiagnosis) enrichWithWebhookRefusal(ctx context.Context, why names.Explanation) names.Explanation {
+func (c *serviceDiagnosis) enrichWithWebhookRefusal(ctx context.Context, why names.Explanation) cause {
 	down := c.explainWebhookRefusal(ctx)
 	if !down.IsSet() {
-		return why
+		return cause{Explanation: why}
 	}
-	return names.NewExplanation(down.Reason, "%s; and %s", why.Text, down.Text)
+	return cause{names.NewExplanation(down.Reason, "%s; and %s", why.Text, down.Text), down.target}
 }
 
 // enrichWithPoolUsage adds how full the pools are that the Service may use.
-func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Explanation) names.Explanation {
-	if c.config == nil {
-		return why
-	}
+func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Explanation) cause {
 	var pools v1beta1.IPAddressPoolList
-	if err := c.objectReader.List(ctx, &pools, client.InNamespace(c.gantryNamespace)); err != nil {
-		return why
+	if c.config == nil || c.objectReader.List(ctx, &pools, client.InNamespace(c.gantryNamespace)) != nil {
+		return cause{Explanation: why}
 	}
 	var full []string
 	candidates := namesOfPoolsToUse(c)
@@ -185,8 +182,8 @@ func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Ex
 			continue
 		}
 		if parsed := c.config.Snapshot.PoolByName(p.Name); parsed != nil {
-			if cause := explainPoolThatCannotGive(c, parsed, &p.Status); cause.IsSet() {
-				return names.NewExplanation(cause.Reason, "no pool has a free address, and %s", cause.Text)
+			if fault := explainPoolThatCannotGive(c, parsed, &p.Status); fault.IsSet() {
+				return cause{names.NewExplanation(fault.Reason, "no pool has a free address, and %s", fault.Text), fault.target}
 			}
 		}
 		full = append(full, p.Name+" has "+describePoolUseByFamily(&p.Status, c.view.ClusterIPs)+describeAddressesKeptBack(ctx, c, p.Name))
@@ -194,7 +191,7 @@ func (c *serviceDiagnosis) enrichWithPoolUsage(ctx context.Context, why names.Ex
 	if len(full) > 0 {
 		why.Text += " (" + joinFirstElements(full, maxListedElements) + ")"
 	}
-	return why
+	return cause{Explanation: why}
 }
 
 // describePoolUseByFamily says how many addresses of the families of the cluster IPs are in use.
@@ -213,20 +210,25 @@ func describePoolUseByFamily(s *v1beta1.IPAddressPoolStatus, clusterIPs []netip.
 
 // enrichAnnouncementReason adds what the controller does not see: speakers that went silent all at
 // once, advertisements in other namespaces.
-func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, why names.Explanation) names.Explanation {
+func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, explained names.Explanation) cause {
+	why := cause{Explanation: explained}
 	switch why.Reason {
 	case names.ReasonNoSpeaker:
-		why = c.blameNodesNotReady(ctx, nodesWithoutSpeaker(c.announcementFinding), why)
-		why.Text += "; " + c.explainMissingSpeakers(ctx) + describeNodesWithoutSpeaker(ctx, c)
+		missing := c.explainMissingSpeakers(ctx)
+		why.target.remedy = missing.remedy
+		why.Explanation = c.blameNodesNotReady(ctx, nodesWithoutSpeaker(c.announcementFinding), explained)
+		why.Text += "; " + missing.text + describeNodesWithoutSpeaker(ctx, c)
 	case names.ReasonNotAnnounced:
 		if silent := c.findSilentSpeakers(ctx); len(silent) > 0 {
 			return c.explainSilentSpeakers(ctx, silent)
 		}
 	case names.ReasonForeignClaim:
-		why = c.explainForeignAnswer(ctx, why)
+		why.Explanation = c.explainForeignAnswer(ctx, explained)
 	case names.ReasonNoSession:
 		why.Text += c.describeSecretOfOtherType(ctx)
-		why.Text += describeFaultyPeer(c, why.Text)
+		if fault := explainFaultyPeer(c, why.Text); fault.IsSet() {
+			why.Text, why.target = why.Text+"; "+fault.Text, fault.target
+		}
 	case names.ReasonNoPeers:
 		why.Text += describeUnusedPeers(ctx, c)
 	case names.ReasonNoLocalEndpoints:
@@ -234,10 +236,12 @@ func (c *serviceDiagnosis) enrichAnnouncementReason(ctx context.Context, why nam
 	case names.ReasonNoEndpoints:
 		why.Text += c.describeAbsentEndpoints(ctx)
 	case names.ReasonNoAdvertisement:
-		if other := describeUnusedAdvertisement(ctx, c); other != "" {
-			why.Text += "; " + other
+		if unused := explainUnusedAdvertisement(ctx, c); unused.IsSet() {
+			why.Text, why.target = why.Text+"; "+unused.Text, unused.target
 		}
-		why = c.enrichWithWebhookRefusal(ctx, why)
+		if down := c.enrichWithWebhookRefusal(ctx, why.Explanation); down.Reason != why.Reason {
+			why = down
+		}
 	}
 	if c.installation.controllerFault.IsSet() {
 		why.Text += "; " + c.installation.controllerFault.Text
@@ -297,35 +301,61 @@ func (e *Explainer) haveAllSpeakersJustStopped(ctx context.Context) bool {
 	return e.installation.isNoSpeakerReady() && announcedcondition.HaveAllSpeakersJustStopped(ctx, e.objectReader, e.gantryNamespace, e.now())
 }
 
-func (c *serviceDiagnosis) explainSilentSpeakers(ctx context.Context, silent []string) names.Explanation {
-	why := names.NewExplanation(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), c.explainMissingSpeakers(ctx)+describeNodesWithoutSpeaker(ctx, c))
-	return c.blameNodesNotReady(ctx, silent, why)
+func (c *serviceDiagnosis) explainSilentSpeakers(ctx context.Context, silent []string) cause {
+	missing := c.explainMissingSpeakers(ctx)
+	why := names.NewExplanation(names.ReasonNoSpeaker, "the speakers of %s are silent: %s", joinFirstElements(silent, maxListedElements), missing.text+describeNodesWithoutSpeaker(ctx, c))
+	return cause{c.blameNodesNotReady(ctx, silent, why), repairTarget{remedy: missing.remedy}}
 }
 
 // explainAllReportersSilent says that all who report to announce the Service are silent.
-func (c *serviceDiagnosis) explainAllReportersSilent(ctx context.Context) names.Explanation {
+func (c *serviceDiagnosis) explainAllReportersSilent(ctx context.Context) cause {
 	silent := c.findSilentSpeakers(ctx)
 	isSilent := func(node string) bool { return slices.Contains(silent, node) }
 	for i := range c.announcementFinding.Layer2Reports {
 		if !isSilent(c.announcementFinding.Layer2Reports[i].Status.Node) {
-			return names.Explanation{}
+			return cause{}
 		}
 	}
 	for _, s := range c.announcementFinding.Sessions {
 		if !s.Fault.IsSet() && !isSilent(s.Node) {
-			return names.Explanation{}
+			return cause{}
 		}
 	}
 	return c.explainSilentSpeakers(ctx, silent)
 }
 
-// describeFaultyAdvertisement names an advertisement that is not read as it is written: the pool of
-// the Service may be misspelt there, for example.
-func describeFaultyAdvertisement(problems []snapshot.Problem) string {
-	for _, p := range problems {
-		if strings.HasSuffix(p.Object.Kind, "Advertisement") && !p.IsOnlyAdvice() {
-			return fmt.Sprintf("%s %s has a fault: %s", p.Object.Kind, p.Object.Name, p.Text)
+// explainFaultyAdvertisement names an advertisement that is not read as it is written: the pool of
+// the Service may be misspelt there, for example. If advertisements name the pool, the others are
+// no cause.
+func explainFaultyAdvertisement(ctx context.Context, c *serviceDiagnosis) cause {
+	advertising := advertisementsOfPool(c.config.Snapshot, c.view.RecordedPool)
+	if len(advertising) > 0 {
+		for _, name := range findBrokenAdvertisements(ctx, c) {
+			advertising = append(advertising, snapshot.ObjectReference{Kind: "BGPAdvertisement", Name: name})
 		}
 	}
-	return ""
+	for i := range c.config.Problems {
+		p := &c.config.Problems[i]
+		isInvolved := len(advertising) == 0 || slices.Contains(advertising, snapshot.ObjectReference{Kind: p.Object.Kind, Name: p.Object.Name})
+		if strings.HasSuffix(p.Object.Kind, "Advertisement") && isInvolved && !p.IsOnlyAdvice() {
+			return cause{names.NewExplanation(p.Reason, "%s %s has a fault: %s", p.Object.Kind, p.Object.Name, p.Text), targetOfProblem(p)}
+		}
+	}
+	return cause{}
+}
+
+// advertisementsOfPool returns the advertisements that select the pool, without their namespace.
+func advertisementsOfPool(s *snapshot.Snapshot, pool string) []snapshot.ObjectReference {
+	var out []snapshot.ObjectReference
+	for _, ad := range s.L2Advertisements {
+		if slices.Contains(ad.Pools, pool) {
+			out = append(out, snapshot.ObjectReference{Kind: "L2Advertisement", Name: ad.Name})
+		}
+	}
+	for _, ad := range s.BGPAdvertisements {
+		if slices.Contains(ad.Pools, pool) {
+			out = append(out, snapshot.ObjectReference{Kind: "BGPAdvertisement", Name: ad.Name})
+		}
+	}
+	return out
 }

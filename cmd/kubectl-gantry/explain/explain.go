@@ -39,6 +39,7 @@ type Explainer struct {
 	// fastestAPIAnswerDelay may be nil.
 	fastestAPIAnswerDelay func() time.Duration
 	installation          *installation // nil before it is read
+	rivals                *rivalSearch  // nil before they are looked for
 }
 
 // ExplainerOptions are the settings of an Explainer.

@@ -41,9 +41,7 @@ type installation struct {
 	// isWithoutBGP is set if the programs read no kinds of BGP.
 	isWithoutBGP bool
 	// controllerFault is why no controller works; empty if one does, or if that is unknown.
-	controllerFault names.Explanation
-	// metalLBWorkload is a workload of MetalLB in the same namespace; empty if there is none.
-	metalLBWorkload string
+	controllerFault cause
 	// speakerStatusByNode are the states of the speakers by node. Their LastSeen is by the clock of
 	// the API server, if that is known.
 	speakerStatusByNode map[string]*v1alpha1.SpeakerStatusStatus
@@ -103,13 +101,13 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 		out.loadBalancerClass = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "load-balancer-class")
 		out.isWithoutBGP = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "bgp") == "disabled"
 	}
-	out.metalLBWorkload = findMetalLBWorkload(&deployments, &daemonSets, out.loadBalancerClass)
-	if !e.objectReader.LacksRightToRead("leases.coordination.k8s.io") && !e.objectReader.LacksRightToRead("deployments.apps") {
-		out.controllerFault = out.explainNoLeadingController(e.now(), e.gantryNamespace)
+	if !e.objectReader.LacksRightToListIn("leases.coordination.k8s.io", e.gantryNamespace) && !e.objectReader.LacksRightToListIn("deployments.apps", e.gantryNamespace) {
+		out.controllerFault.Explanation = out.explainNoLeadingController(e.now(), e.gantryNamespace)
 	}
 	if d := out.controllerDeployment; out.controllerFault.IsSet() && d != nil && (d.Spec.Replicas == nil || *d.Spec.Replicas > 0) {
-		if text := e.explainWorkloadFailure(ctx, workload{d.Name, names.ComponentController, d.Spec.Template.Spec.ServiceAccountName}); text != "" {
-			out.controllerFault.Text += ": " + text
+		if f := e.explainWorkloadFailure(ctx, workload{d.Name, names.ComponentController, d.Spec.Template.Spec.ServiceAccountName}); f.text != "" {
+			out.controllerFault.Text += ": " + f.text
+			out.controllerFault.target.remedy = f.remedy
 		}
 	}
 	return out, nil
@@ -195,7 +193,7 @@ func (e *Explainer) explainMissingInstallation(ctx context.Context) names.Explan
 	switch {
 	case !hasMetalLBKinds && !hasOwnKinds:
 		return names.NewExplanation(names.ReasonNotInstalled, "Gantry is not installed in this cluster: it knows neither IPAddressPools nor SpeakerStatuses")
-	case !hasOwnKinds && e.runsMetalLB(ctx):
+	case !hasOwnKinds && runsMetalLB(ctx, e):
 		return names.NewExplanation(names.ReasonNotInstalled, "MetalLB runs in this cluster, and not Gantry: this command explains only Gantry")
 	case !hasOwnKinds:
 		return names.NewExplanation(names.ReasonNotInstalled, "Gantry is not installed in this cluster: its kinds (gantry.dev) are missing, although MetalLB's kinds are there")
@@ -210,40 +208,30 @@ func (e *Explainer) explainInstallationElsewhere(ctx context.Context) names.Expl
 	if err != nil || i.controllerDeployment != nil || i.speakerDaemonSet != nil || len(i.speakerStatusByNode) > 0 {
 		return names.Explanation{}
 	}
-	var everywhere v1alpha1.SpeakerStatusList
-	if err := e.objectReader.List(ctx, &everywhere); err != nil || len(everywhere.Items) == 0 {
+	everywhere := newSpeakerMetadataList()
+	if err := e.objectReader.List(ctx, everywhere); err != nil || len(everywhere.Items) == 0 {
 		return names.Explanation{}
 	}
 	other := everywhere.Items[0].Namespace
 	return names.NewExplanation(names.ReasonNotInstalled, "Gantry is not in namespace %s, but in %s: add --gantry-namespace %s", e.gantryNamespace, other, other)
 }
 
-// runsMetalLB reports whether a Deployment or DaemonSet in the namespace is MetalLB's.
-func (e *Explainer) runsMetalLB(ctx context.Context) bool {
-	var daemonSets appsv1.DaemonSetList
-	if err := e.objectReader.List(ctx, &daemonSets, client.InNamespace(e.gantryNamespace)); err != nil {
-		return false
-	}
-	return slices.ContainsFunc(daemonSets.Items, func(d appsv1.DaemonSet) bool {
-		return hasMetalLBLabels(d.Labels)
-	})
-}
-
 // explainMissingSpeakers says why speakers are missing, as far as their DaemonSet and its Pods
 // tell.
-func (e *Explainer) explainMissingSpeakers(ctx context.Context) string {
+func (e *Explainer) explainMissingSpeakers(ctx context.Context) workloadFailure {
 	d := e.installation.speakerDaemonSet
 	if d == nil {
-		return "there is no DaemonSet of the speaker"
+		return workloadFailure{text: "there is no DaemonSet of the speaker"}
 	}
 	text := fmt.Sprintf("DaemonSet %s covers %d nodes", d.Name, d.Status.DesiredNumberScheduled)
 	if d.Status.NumberReady < d.Status.DesiredNumberScheduled {
 		text = fmt.Sprintf("DaemonSet %s has %d of %d Pods ready", d.Name, d.Status.NumberReady, d.Status.DesiredNumberScheduled)
 	}
-	if why := e.explainWorkloadFailure(ctx, workload{d.Name, names.ComponentSpeaker, d.Spec.Template.Spec.ServiceAccountName}); why != "" {
-		text += ": " + why
+	why := e.explainWorkloadFailure(ctx, workload{d.Name, names.ComponentSpeaker, d.Spec.Template.Spec.ServiceAccountName})
+	if why.text != "" {
+		text += ": " + why.text
 	}
-	return text
+	return workloadFailure{text, why.remedy}
 }
 
 // findNodeWithMAC is the node that has a link with the Ethernet address; "" if it is none of the

@@ -15,21 +15,19 @@ func (c *objectDiagnosis) suggestRepair(g report.Check) []string {
 	if c.config == nil && c.kind != "Node" || g.Result == report.ResultUnknown && g.Reason == "" {
 		return nil // the user may not read what is needed
 	}
-	isOfConfiguration := c.kind != "Node" && c.kind != "address"
 	edit := func(what string) []string { return []string{kubectlEdit(c.gantryNamespace, c.kind, c.name, what)} }
-	why := names.Explanation{Reason: g.Reason, Text: g.Text}
-	switch {
-	case isOfConfiguration && g.Name == "object":
-		if lines := c.suggestEditOfFaultyObject(c.config, why); lines != nil {
+	if target, hasTarget := c.targetByCheck[g]; hasTarget {
+		if lines := c.suggestRepairOfTarget(&target); lines != nil {
 			return lines
 		}
-		return edit("spec")
+	}
+	switch {
 	case c.kind == "IPAddressPool" && g.Reason == names.ReasonPoolExhausted:
 		return edit("add a range to spec.addresses")
 	case c.kind == "IPAddressPool" && g.Reason == names.ReasonNoAdvertisement:
 		return c.suggestAdvertisementOfPool(c.config, c.name)
 	case c.kind == "IPAddressPool" && g.Name == "Services":
-		return []string{"kubectl gantry explain service " + cmp.Or(wordAfter(g.Text, "have no address: "), "NAMESPACE/NAME")}
+		return []string{"kubectl gantry explain service " + c.waitingServices[0]}
 	case c.kind == "BGPPeer" && g.Name == "nodes":
 		return edit("spec.nodeSelectors")
 	case c.kind == "BGPPeer" && g.Name == "session":
@@ -37,9 +35,9 @@ func (c *objectDiagnosis) suggestRepair(g report.Check) []string {
 	case strings.HasSuffix(c.kind, "Advertisement"):
 		return edit(cmp.Or(map[string]string{"nodes": "spec.nodeSelectors, spec.interfaces", "peers": "spec.peers", "pools": "spec.ipAddressPools"}[g.Name], "spec"))
 	case c.kind == "address":
-		return c.suggestRepairOfAddress(why)
+		return c.suggestRepairOfAddress(g.Reason)
 	}
-	if lines := c.suggestRepairByReason(why, c.repairValuesOfCheck(g)); lines != nil {
+	if lines := c.suggestRepairByReason(g.Reason, c.repairValuesOfCheck(g)); lines != nil {
 		return lines
 	}
 	if c.kind == "Node" {
@@ -50,23 +48,17 @@ func (c *objectDiagnosis) suggestRepair(g report.Check) []string {
 
 // repairValuesOfCheck returns what a check names.
 func (c *objectDiagnosis) repairValuesOfCheck(g report.Check) *repairValues {
-	v := &repairValues{}
-	node, isOfNode := strings.CutPrefix(g.Name, "session of ")
-	peer, isWithPeer := strings.CutPrefix(g.Name, "session with ")
-	switch {
+	switch s := c.sessionByCheck[g]; {
+	case s != nil:
+		return &repairValues{nodes: []string{s.Node}, peer: s.Peer}
 	case c.kind == "Node":
-		v.nodes = []string{c.name}
-	case isOfNode:
-		v.nodes, v.peer = []string{node}, c.name
+		return &repairValues{nodes: []string{c.name}}
 	}
-	if isWithPeer {
-		v.peer = peer
-	}
-	return v
+	return &repairValues{}
 }
 
 // suggestRepairOfAddress returns what to do about an address that no Service can get or use.
-func (c *objectDiagnosis) suggestRepairOfAddress(why names.Explanation) []string {
+func (c *objectDiagnosis) suggestRepairOfAddress(reason names.Reason) []string {
 	pool := c.nameOfFirstPool()
 	if a, err := netip.ParseAddr(c.name); err == nil {
 		if pools := c.config.Snapshot.PoolOfEachAddress("", a); len(pools) == 1 && pools[0] != nil {
@@ -76,7 +68,7 @@ func (c *objectDiagnosis) suggestRepairOfAddress(why names.Explanation) []string
 	editPool := func(what string) []string {
 		return []string{kubectlEdit(c.gantryNamespace, "IPAddressPool", pool, what)}
 	}
-	switch why.Reason {
+	switch reason {
 	case names.ReasonNoPools, names.ReasonPoolElsewhere:
 		return kubectlApplyLines("v1beta1", "IPAddressPool", c.gantryNamespace, "first-pool", fmt.Sprintf("addresses: [%s]", c.rangeOfAddress()))
 	case names.ReasonAddressNotInPool:
@@ -90,7 +82,7 @@ func (c *objectDiagnosis) suggestRepairOfAddress(why names.Explanation) []string
 	case names.ReasonAddressRetired:
 		return editPool("spec.gantry")
 	}
-	if lines := c.suggestRepairByReason(why, &repairValues{address: c.name, pool: pool}); lines != nil {
+	if lines := c.suggestRepairByReason(reason, &repairValues{address: c.name, pool: pool}); lines != nil {
 		return lines
 	}
 	return []string{fmt.Sprintf("kubectl -n %s get ipaddresspool %s -o yaml", c.gantryNamespace, pool)}

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,29 +19,9 @@ import (
 	"github.com/gantry-lb/gantry/controller/announcedcondition"
 )
 
-// hasMetalLBLabels reports whether labels are those of a workload of MetalLB.
-func hasMetalLBLabels(labels map[string]string) bool {
-	return labels["app"] == "metallb" || labels[names.LabelAppName] == "metallb"
-}
-
-// explainMetalLBBesideGantry says that MetalLB runs in Gantry's namespace too.
-func (i *installation) explainMetalLBBesideGantry() names.Explanation {
-	if i.metalLBWorkload == "" || i.controllerDeployment == nil && i.speakerDaemonSet == nil {
-		return names.Explanation{}
-	}
-	return names.NewExplanation(names.ReasonOtherController, "MetalLB (%s) runs beside Gantry, and both serve the same Services: uninstall one of them", i.metalLBWorkload)
-}
-
 // explainOtherStatusWriter says that another program writes the addresses of the Service. The API
 // server records who wrote which field.
-func (c *serviceDiagnosis) explainOtherStatusWriter(ctx context.Context) names.Explanation {
-	if why := c.installation.explainMetalLBBesideGantry(); why.IsSet() {
-		return why
-	}
-	// All controllers write under the same name: their writes do not tell a second Gantry.
-	if why, controller := c.explainSecondInstallation(ctx); controller != nil {
-		return why
-	}
+func (c *serviceDiagnosis) explainOtherStatusWriter() names.Explanation {
 	var own time.Time
 	var other *metav1.ManagedFieldsEntry
 	for i := range c.service.ManagedFields {
@@ -85,51 +64,12 @@ const (
 	rivalWriterStoppedTimeout = 10 * time.Minute
 )
 
-// explainSecondInstallation says that a second Gantry is in another namespace and serves the same
-// class. It returns the Deployment of its controller too, or nil if that has no Pods or is unknown:
-// then its SpeakerStatuses may be left over.
-func (e *Explainer) explainSecondInstallation(ctx context.Context) (names.Explanation, *appsv1.Deployment) {
-	everywhere := &metav1.PartialObjectMetadataList{}
-	everywhere.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("SpeakerStatusList"))
-	if err := e.objectReader.List(ctx, everywhere); err != nil {
-		return names.Explanation{}, nil
-	}
-	namespaces := namesOf(everywhere.Items, func(s metav1.PartialObjectMetadata) string { return s.Namespace })
-	slices.Sort(namespaces)
-	for _, n := range slices.Compact(namespaces) {
-		if n == e.gantryNamespace {
-			continue
-		}
-		controller := e.findRunningController(ctx, n)
-		if controller != nil && readFlagOfPodSpec(&controller.Spec.Template.Spec, "load-balancer-class") != e.installation.loadBalancerClass {
-			continue
-		}
-		return names.NewExplanation(names.ReasonOtherController, "another Gantry is in namespace %s: uninstall one of them, or give each one its own --load-balancer-class, and delete the SpeakerStatuses of one that is gone", n), controller
-	}
-	return names.Explanation{}, nil
-}
-
-// findRunningController returns the Deployment of a controller of Gantry that has Pods; nil if
-// there is none, or if the user may not read it.
-func (e *Explainer) findRunningController(ctx context.Context, namespace string) *appsv1.Deployment {
-	var all appsv1.DeploymentList
-	if err := e.objectReader.List(ctx, &all, client.InNamespace(namespace)); err != nil {
-		return nil
-	}
-	for i := range all.Items {
-		if d := &all.Items[i]; d.Status.Replicas > 0 && hasComponentLabels(d.Labels, names.ComponentController) {
-			return d
-		}
-	}
-	return nil
-}
-
 // explainWebhookRefusal says that the API server refuses changes of the configuration, because
 // nobody answers a webhook that it has to ask.
-func (e *Explainer) explainWebhookRefusal(ctx context.Context) names.Explanation {
+func (e *Explainer) explainWebhookRefusal(ctx context.Context) cause {
 	var all admissionv1.ValidatingWebhookConfigurationList
 	if err := e.objectReader.List(ctx, &all); err != nil {
-		return names.Explanation{}
+		return cause{}
 	}
 	for i := range all.Items {
 		for j := range all.Items[i].Webhooks {
@@ -139,11 +79,11 @@ func (e *Explainer) explainWebhookRefusal(ctx context.Context) names.Explanation
 				continue
 			}
 			if why := e.explainSilentWebhook(ctx, all.Items[i].Name, &w.ClientConfig); why.IsSet() {
-				return why
+				return cause{why, repairTarget{kind: "ValidatingWebhookConfiguration", key: client.ObjectKey{Name: all.Items[i].Name}}}
 			}
 		}
 	}
-	return names.Explanation{}
+	return cause{}
 }
 
 // isWebhookForConfiguration reports whether the API server asks a webhook about objects of
@@ -251,23 +191,4 @@ func lastTimeOfEvent(o *corev1.Event) *metav1.Time {
 		return &metav1.Time{Time: o.EventTime.Time}
 	}
 	return &o.CreationTimestamp
-}
-
-// findMetalLBWorkload names a workload of MetalLB in the lists that runs and serves the class; ""
-// if there is none.
-func findMetalLBWorkload(deployments *appsv1.DeploymentList, daemonSets *appsv1.DaemonSetList, class string) string {
-	isRival := func(labels map[string]string, p *corev1.PodTemplateSpec) bool {
-		return hasMetalLBLabels(labels) && readFlagOfPodSpec(&p.Spec, "lb-class") == class
-	}
-	for i := range deployments.Items {
-		if d := &deployments.Items[i]; d.Status.Replicas > 0 && isRival(d.Labels, &d.Spec.Template) {
-			return "Deployment " + d.Name
-		}
-	}
-	for i := range daemonSets.Items {
-		if d := &daemonSets.Items[i]; d.Status.DesiredNumberScheduled > 0 && isRival(d.Labels, &d.Spec.Template) {
-			return "DaemonSet " + d.Name
-		}
-	}
-	return ""
 }

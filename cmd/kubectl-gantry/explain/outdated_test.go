@@ -6,6 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
 	"github.com/gantry-lb/gantry/api/names"
 	"github.com/gantry-lb/gantry/cmd/kubectl-gantry/report"
 )
@@ -82,5 +86,24 @@ func TestPoolThatRefusedServiceIsNotOpen(t *testing.T) {
 		if !slices.ContainsFunc(r.Checks, func(g report.Check) bool { return g.Name == "pool default" && g.Result == report.ResultWell }) {
 			t.Errorf("%+v refuses the pool default, which no decision names", r.Checks)
 		}
+	}
+}
+
+// TestEachNodeIsReadOnce has Nodes whose speakers are dead: several texts need what is known of
+// each Node.
+func TestEachNodeIsReadOnce(t *testing.T) {
+	dead := manifestEdit{`status: "True", reason: SpeakerRuns`, `status: "False", reason: NoSpeaker`}
+	reads := map[string]int{}
+	api := newFakeAPIBuilder(t, applyManifestEdits(t, installationManifests+workingServiceManifests, []manifestEdit{dead, dead})).WithInterceptorFuncs(interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+			if _, isNode := o.(*corev1.Node); isNode {
+				reads[key.Name]++
+			}
+			return c.Get(ctx, key, o, opts...)
+		},
+	}).Build()
+	r, err := newTestExplainer(api).ExplainService(t.Context(), client.ObjectKey{Namespace: "default", Name: "web"})
+	if err != nil || r.Reason != names.ReasonNoSpeaker || reads["node1"] != 1 || reads["node2"] != 1 {
+		t.Errorf("%v, %+v: the Nodes were read %v times", err, r, reads)
 	}
 }

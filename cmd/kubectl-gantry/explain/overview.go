@@ -30,6 +30,8 @@ type overview struct {
 	sessions       []v1alpha1.BGPSession
 	gantryServices []corev1.Service // of type LoadBalancer, and of Gantry's class
 	checks         []report.Check
+	// targetByCheck has what to change so that a check is passed.
+	targetByCheck map[report.Check]repairTarget
 }
 
 // overviewScope says whether an overview has the Services, which may be many, and of which
@@ -54,7 +56,7 @@ func (e *Explainer) readOverview(ctx context.Context, scope overviewScope) (*ove
 	if absent := e.explainMissingInstallation(ctx); absent.IsSet() {
 		return nil, absent, nil
 	}
-	o := &overview{Explainer: e}
+	o := &overview{Explainer: e, targetByCheck: map[report.Check]repairTarget{}}
 	var err error
 	if _, err = e.readInstallation(ctx); err != nil {
 		return nil, names.Explanation{}, err
@@ -93,6 +95,11 @@ func (o *overview) addCheck(name string, result report.Result, why names.Explana
 	o.checks = append(o.checks, report.Check{Name: name, Result: result, Reason: why.Reason, Text: why.Text})
 }
 
+func (o *overview) addCheckOfCause(name string, result report.Result, why cause) {
+	o.addCheck(name, result, why.Explanation)
+	o.targetByCheck[o.checks[len(o.checks)-1]] = why.target
+}
+
 // ExplainInstallation says whether Gantry is well, and what is not, the worst first.
 func (e *Explainer) ExplainInstallation(ctx context.Context) (*report.Report, error) {
 	out := &report.Report{Subject: "installation", Result: report.ResultNotWell}
@@ -112,6 +119,9 @@ func (e *Explainer) ExplainInstallation(ctx context.Context) (*report.Report, er
 	o.addPoolChecks()
 	o.addConfigurationChecks()
 	o.addChecksOutsideGantry(ctx)
+	if err := o.addRivalChecks(ctx); err != nil {
+		return nil, err
+	}
 	slices.SortStableFunc(o.checks, func(x, y report.Check) int { return cmp.Compare(severityRank(x.Result), severityRank(y.Result)) })
 	out.Checks = o.checks
 	o.setAnswer(out)
@@ -157,7 +167,7 @@ func (o *overview) setAnswer(out *report.Report) {
 func (o *overview) addControllerCheck() {
 	switch f := o.installation.controllerFault; {
 	case f.IsSet():
-		o.addCheck("controller", report.ResultNotWell, f)
+		o.addCheckOfCause("controller", report.ResultNotWell, f)
 	case o.installation.leaderLease == nil:
 		o.addCheck("controller", report.ResultUnknown, names.Explanation{Text: "you may not see whether one leads"})
 	default:
@@ -167,15 +177,12 @@ func (o *overview) addControllerCheck() {
 
 // addChecksOutsideGantry says what is wrong outside of Gantry.
 func (o *overview) addChecksOutsideGantry(ctx context.Context) {
-	second, _ := o.explainSecondInstallation(ctx)
 	for _, g := range []struct {
 		name string
 		why  names.Explanation
 	}{
 		{"API server", o.explainSlowAPIServer()},
-		{"webhook", o.explainWebhookRefusal(ctx)},
-		{"other controllers", o.installation.explainMetalLBBesideGantry()},
-		{"other controllers", second},
+		{"webhook", o.explainWebhookRefusal(ctx).Explanation},
 		{"kube-proxy", o.explainMissingStrictARP(ctx)},
 	} {
 		if g.why.IsSet() {
@@ -197,9 +204,9 @@ func (o *overview) addSpeakerChecks(ctx context.Context) {
 		}
 	}
 	if d := o.installation.speakerDaemonSet; d != nil && d.Status.NumberReady < d.Status.DesiredNumberScheduled {
-		o.addCheck("speakers", report.ResultNotWell, names.Explanation{Reason: names.ReasonNoSpeaker, Text: o.explainMissingSpeakers(ctx)})
+		o.addCheck("speakers", report.ResultNotWell, names.Explanation{Reason: names.ReasonNoSpeaker, Text: o.explainMissingSpeakers(ctx).text})
 	} else if len(o.installation.speakerStatusByNode) == 0 {
-		o.addCheck("speakers", report.ResultNotWell, names.Explanation{Reason: names.ReasonNoSpeaker, Text: "no speaker has ever run: " + o.explainMissingSpeakers(ctx)})
+		o.addCheck("speakers", report.ResultNotWell, names.Explanation{Reason: names.ReasonNoSpeaker, Text: "no speaker has ever run: " + o.explainMissingSpeakers(ctx).text})
 	}
 	faults := slices.SortedFunc(maps.Keys(nodesByFault), func(x, y names.Explanation) int {
 		return strings.Compare(string(x.Reason)+x.Text, string(y.Reason)+y.Text)

@@ -73,7 +73,7 @@ func findPoolThatRefuses(c *serviceDiagnosis) *snapshot.Pool {
 
 // explainPoolThatCannotGive says why a pool has no address of a needed family although it should: a
 // fault, or settings that leave no address over. Nothing is set if it has some.
-func explainPoolThatCannotGive(c *serviceDiagnosis, p *snapshot.Pool, s *v1beta1.IPAddressPoolStatus) names.Explanation {
+func explainPoolThatCannotGive(c *serviceDiagnosis, p *snapshot.Pool, s *v1beta1.IPAddressPoolStatus) cause {
 	fault := explainFirstProblem(c.config.Problems, map[string]bool{"IPAddressPool " + p.Name: true})
 	if fault.Reason == names.ReasonInvalidAddress || fault.Reason == names.ReasonOverlap {
 		return fault
@@ -96,10 +96,10 @@ func explainPoolThatCannotGive(c *serviceDiagnosis, p *snapshot.Pool, s *v1beta1
 			because = append(because, "gantry.retire")
 		}
 		if len(because) > 0 {
-			return names.NewExplanation(names.ReasonPoolExhausted, "the IPAddressPool %s may give none of its %s addresses, because of %s: add a range to it, or remove this", p.Name, f, strings.Join(because, " and "))
+			return cause{Explanation: names.NewExplanation(names.ReasonPoolExhausted, "the IPAddressPool %s may give none of its %s addresses, because of %s: add a range to it, or remove this", p.Name, f, strings.Join(because, " and "))}
 		}
 	}
-	return names.Explanation{}
+	return cause{}
 }
 
 // namesOfPoolsToUse returns the pools that may give the Service an address, as far as their

@@ -21,23 +21,29 @@ type workload struct {
 	name, component, serviceAccount string
 }
 
-// explainWorkloadFailure says why the Pods of a workload are missing, do not run, or do nothing. It
-// returns "" if that is not known.
-func (e *Explainer) explainWorkloadFailure(ctx context.Context, w workload) string {
+// workloadFailure is why the Pods of a workload are missing, do not run, or do nothing. The text is
+// empty if that is not known.
+type workloadFailure struct {
+	text   string
+	remedy remedy
+}
+
+// explainWorkloadFailure says why the Pods of a workload are missing, do not run, or do nothing.
+func (e *Explainer) explainWorkloadFailure(ctx context.Context, w workload) workloadFailure {
 	var pods corev1.PodList
 	err := e.objectReader.List(ctx, &pods, client.InNamespace(e.gantryNamespace), client.MatchingLabels{names.LabelAppName: names.AppName, names.LabelComponent: w.component})
 	if err != nil {
-		return ""
+		return workloadFailure{}
 	}
 	if len(pods.Items) > 0 {
 		// A program without rights may end again and again.
 		if text := e.explainServiceAccountLacksRight(ctx, w); text != "" {
-			return text
+			return workloadFailure{text, remedyApplyRBAC}
 		}
 	}
 	for i := range pods.Items {
 		if text := explainPodNotRunning(&pods.Items[i]); text != "" {
-			return text
+			return workloadFailure{text: text}
 		}
 	}
 	return e.explainRefusedPods(ctx, w)
@@ -68,10 +74,10 @@ func explainPodNotRunning(p *corev1.Pod) string {
 
 // explainRefusedPods quotes the newest event that says why the Pods of a workload cannot be
 // created: because of PodSecurity or a quota, for example.
-func (e *Explainer) explainRefusedPods(ctx context.Context, w workload) string {
+func (e *Explainer) explainRefusedPods(ctx context.Context, w workload) workloadFailure {
 	var events corev1.EventList
 	if err := e.objectReader.List(ctx, &events, client.InNamespace(e.gantryNamespace), client.MatchingFields{"reason": "FailedCreate"}); err != nil {
-		return ""
+		return workloadFailure{}
 	}
 	var newest *corev1.Event
 	for i := range events.Items {
@@ -83,17 +89,19 @@ func (e *Explainer) explainRefusedPods(ctx context.Context, w workload) string {
 		}
 	}
 	if newest == nil {
-		return ""
+		return workloadFailure{}
 	}
 	_, refusal, isRefused := strings.Cut(newest.Message, " is forbidden: ")
 	if !isRefused {
-		return "its Pods cannot be created: " + shortenText(newest.Message)
+		return workloadFailure{text: "its Pods cannot be created: " + shortenText(newest.Message)}
 	}
-	text := "the API server refuses its Pods: " + shortenText(refusal)
+	out := workloadFailure{text: "the API server refuses its Pods: " + shortenText(refusal)}
+	// Kubernetes says why only in this text.
 	if strings.Contains(refusal, "violates PodSecurity") {
-		text += fmt.Sprintf(": give namespace %s the label %s=privileged", e.gantryNamespace, labelPodSecurity)
+		out.text += fmt.Sprintf(": give namespace %s the label %s=privileged", e.gantryNamespace, labelPodSecurity)
+		out.remedy = remedyAllowPods
 	}
-	return text
+	return out
 }
 
 // labelPodSecurity is the label of a namespace that says which Pods it admits.
@@ -122,13 +130,10 @@ func (e *Explainer) explainServiceAccountLacksRight(ctx context.Context, w workl
 		if right.Subresource != "" {
 			resource += "/" + right.Subresource
 		}
-		return fmt.Sprintf("its ServiceAccount %s may not %s %s: %s", cmp.Or(w.serviceAccount, "default"), right.Verb, resource, applyRBACText)
+		return fmt.Sprintf("its ServiceAccount %s may not %s %s: apply the RBAC of the installation again", cmp.Or(w.serviceAccount, "default"), right.Verb, resource)
 	}
 	return ""
 }
-
-// applyRBACText says what to do about a right that a program of Gantry lacks.
-const applyRBACText = "apply the RBAC of the installation again"
 
 // maxQuotedLetters bounds what is quoted of a text of Kubernetes.
 const maxQuotedLetters = 240

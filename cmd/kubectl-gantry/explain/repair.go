@@ -3,7 +3,7 @@ package explain
 import (
 	"cmp"
 	"fmt"
-	"regexp"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -54,8 +54,11 @@ func documentationURLOfReason(r names.Reason) string {
 type serviceRepair struct{ *serviceDiagnosis }
 
 // suggestRepair returns the commands, or the lines of YAML, that mend the cause.
-func (c serviceRepair) suggestRepair(why names.Explanation) []string {
+func (c serviceRepair) suggestRepair(why cause) []string {
 	n, service := c.gantryNamespace, "-n "+c.key.Namespace
+	if lines := c.suggestRepairOfTarget(&why.target); lines != nil {
+		return lines
+	}
 	switch why.Reason {
 	case names.ReasonNoPools, names.ReasonPoolElsewhere:
 		return kubectlApplyLines("v1beta1", "IPAddressPool", n, "first-pool", "addresses: [192.0.2.10-192.0.2.99]  # free addresses of your network")
@@ -75,32 +78,44 @@ func (c serviceRepair) suggestRepair(why names.Explanation) []string {
 		return []string{kubectlEdit(n, "IPAddressPool", c.examplePoolName(), "add a range to spec.addresses")}
 	case names.ReasonQuotaExceeded:
 		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspool %s  # spec.gantry.quota", n, c.examplePoolName()), fmt.Sprintf("kubectl %s get services  # delete one that is not needed", service)}
-	case names.ReasonInvalidRequest, names.ReasonAddressInUse, names.ReasonAddressReserved, names.ReasonQuarantined, names.ReasonCoolingDown, names.ReasonAddressRetired, names.ReasonFamilyMismatch, names.ReasonAddressNotInPool:
+	case names.ReasonAddressReserved:
+		return append(c.suggestEditsOfObjectsKeepingAddresses(), c.suggestRemovingAddressRequest())
+	case names.ReasonInvalidRequest, names.ReasonAddressInUse, names.ReasonQuarantined, names.ReasonCoolingDown, names.ReasonAddressRetired, names.ReasonFamilyMismatch, names.ReasonAddressNotInPool:
 		return []string{c.suggestRemovingAddressRequest()}
 	case names.ReasonSharingKeyDiffers:
 		return []string{fmt.Sprintf("kubectl %s annotate service %s --overwrite %s=KEY  # the key of the other Service", service, c.key.Name, names.AnnotationSharingKey)}
 	case names.ReasonPortConflict, names.ReasonTrafficPolicyConflict, names.ReasonNoEndpoints, names.ReasonNoClusterIP, names.ReasonNotLoadBalancer:
 		return c.suggestEditOfService(why.Reason)
 	case names.ReasonNoAdvertisement:
-		if strings.Contains(why.Text, bgpDisabledText) {
-			return []string{fmt.Sprintf("kubectl -n %s edit deployment gantry-controller  # --bgp", n), fmt.Sprintf("kubectl -n %s edit daemonset gantry-speaker  # --bgp", n)}
-		}
-		if edits := suggestEditsOfNamedObjects(n, why.Text); len(edits) > 0 {
-			return edits
-		}
 		return c.suggestAdvertisementOfPool(c.config, c.view.RecordedPool)
 	}
-	return c.suggestRepairOfInstallation(why)
+	return c.suggestRepairOfInstallation(why.Reason)
 }
 
 // suggestCorrectAnnotation returns the command that replaces a misspelt annotation.
 func (c serviceRepair) suggestCorrectAnnotation() string {
-	unknown := view.ExplainUnknownAnnotations(c.service)
+	unknown := view.FindUnknownAnnotations(c.service)
 	if len(unknown) == 0 {
 		return fmt.Sprintf("kubectl -n %s edit service %s  # metadata.annotations", c.key.Namespace, c.key.Name)
 	}
-	wrong, right := wordAfter(unknown[0], "the annotation "), wordAfter(unknown[0], "did you mean ")
-	return fmt.Sprintf("kubectl -n %s annotate service %s --overwrite %s- %s=%s", c.key.Namespace, c.key.Name, wrong, right, quoteForShell(c.service.Annotations[wrong]))
+	wrong := unknown[0].Key
+	return fmt.Sprintf("kubectl -n %s annotate service %s --overwrite %s- %s=%s", c.key.Namespace, c.key.Name, wrong, unknown[0].NearestKnownKey, quoteForShell(c.service.Annotations[wrong]))
+}
+
+// suggestEditsOfObjectsKeepingAddresses returns the commands that edit the reservations of the
+// requested addresses.
+func (c serviceRepair) suggestEditsOfObjectsKeepingAddresses() []string {
+	if c.config == nil {
+		return nil
+	}
+	var out []string
+	for _, r := range c.config.Snapshot.Reservations {
+		isRequested := func(a netip.Addr) bool { return slices.Contains(c.view.RequestedAddresses, a) }
+		if slices.ContainsFunc(slices.Concat(r.Addresses, r.StatusAddresses), isRequested) {
+			out = append(out, kubectlEdit(c.gantryNamespace, "AddressReservation", r.Name, "spec.service"))
+		}
+	}
+	return out[:min(len(out), maxSuggestedEdits)]
 }
 
 // suggestRemovingAddressRequest returns the command that takes back the request for an address.
@@ -131,28 +146,24 @@ func (c serviceRepair) suggestEditOfService(r names.Reason) []string {
 
 // suggestRepairOfInstallation returns what to do about nodes, sessions, faulty objects and the
 // programs of Gantry.
-func (c serviceRepair) suggestRepairOfInstallation(why names.Explanation) []string {
-	if why.Reason == names.ReasonOtherController {
+func (c serviceRepair) suggestRepairOfInstallation(reason names.Reason) []string {
+	if reason == names.ReasonOtherController {
 		return []string{"kubectl get deployments,daemonsets -A  # which of them serves Services of type LoadBalancer?", fmt.Sprintf("kubectl -n %s get service %s -o yaml --show-managed-fields  # who writes status.loadBalancer?", c.key.Namespace, c.key.Name)}
 	}
-	if lines := c.suggestEditOfFaultyObject(c.config, why); lines != nil {
-		return lines
-	}
-	v := c.repairValuesOfReason(why.Reason)
-	if commands := suggestRepairOfServiceAndObjects(c.serviceDiagnosis, why); len(commands) > 0 {
+	if commands := suggestRepairOfServiceByReason(c.serviceDiagnosis, reason); len(commands) > 0 {
 		return commands
 	}
-	if lines := c.suggestRepairByReason(why, v); lines != nil {
+	if lines := c.suggestRepairByReason(reason, c.repairValuesOfReason(reason)); lines != nil {
 		return lines
 	}
 	return []string{fmt.Sprintf("kubectl -n %s describe service %s", c.key.Namespace, c.key.Name)}
 }
 
-// suggestRepairOfServiceAndObjects returns what to edit in the Service, or in an object that the
-// first line names; none if it names none.
-func suggestRepairOfServiceAndObjects(c *serviceDiagnosis, why names.Explanation) []string {
+// suggestRepairOfServiceByReason returns what to edit in the Service or in its pools; none if the
+// Reason is about something else.
+func suggestRepairOfServiceByReason(c *serviceDiagnosis, reason names.Reason) []string {
 	service := fmt.Sprintf("-n %s edit service %s", c.key.Namespace, c.key.Name)
-	switch why.Reason {
+	switch reason {
 	case names.ReasonNoLocalEndpoints:
 		return []string{"kubectl " + service + "  # spec.externalTrafficPolicy: Cluster", fmt.Sprintf("kubectl -n %s get endpointslices -l %s=%s -o yaml  # nodeName: on which nodes are they?", c.key.Namespace, discoveryv1.LabelServiceName, c.key.Name)}
 	case names.ReasonHolderUnavailable:
@@ -160,20 +171,7 @@ func suggestRepairOfServiceAndObjects(c *serviceDiagnosis, why names.Explanation
 	case names.ReasonAddressOutsidePools:
 		return []string{fmt.Sprintf("kubectl -n %s edit ipaddresspools  # add %s to spec.addresses of one", c.gantryNamespace, view.JoinAddresses(c.view.AssignedAddresses))}
 	}
-	return suggestEditsOfNamedObjects(c.gantryNamespace, why.Text)
-}
-
-// namedObjectPattern finds the objects of the configuration that a sentence names.
-var namedObjectPattern = regexp.MustCompile(`\b(IPAddressPool|L2Advertisement|BGPAdvertisement|BGPPeer) "?([a-z0-9][-a-z0-9.]*[a-z0-9])"? has a fault|(?:Selectors of|the) (L2Advertisement|BGPAdvertisement) "?([a-z0-9][-a-z0-9.]*[a-z0-9])`)
-
-// suggestEditsOfNamedObjects returns the command that edits the faulty object that a sentence
-// names; none if it names none.
-func suggestEditsOfNamedObjects(namespace, text string) []string {
-	found := namedObjectPattern.FindStringSubmatch(text)
-	if found == nil {
-		return nil
-	}
-	return []string{fmt.Sprintf("kubectl -n %s edit %s %s", namespace, strings.ToLower(cmp.Or(found[1], found[3])), cmp.Or(found[2], found[4]))}
+	return nil
 }
 
 // hasAnnotation reports whether the Service has one of the annotations.

@@ -34,17 +34,9 @@ func (v *repairValues) nodeText() string {
 
 // suggestRepairByReason returns what to do about nodes, sessions and the programs of Gantry; nil if
 // the Reason is about something else.
-func (e *Explainer) suggestRepairByReason(why names.Explanation, v *repairValues) []string {
+func (e *Explainer) suggestRepairByReason(reason names.Reason, v *repairValues) []string {
 	n := e.gantryNamespace
-	switch {
-	case strings.Contains(why.Text, labelPodSecurity):
-		return []string{fmt.Sprintf("kubectl label namespace %s --overwrite %s=privileged", n, labelPodSecurity)}
-	case strings.Contains(why.Text, applyRBACText):
-		return []string{"kubectl apply -f config/rbac  # or helm upgrade, as Gantry was installed"}
-	}
-	switch why.Reason {
-	case names.ReasonWebhookDown:
-		return []string{fmt.Sprintf("kubectl -n %s get pods,endpointslices", n), fmt.Sprintf("kubectl delete validatingwebhookconfiguration %s  # only if nothing uses it any more", cmp.Or(wordAfter(why.Text, "ValidatingWebhookConfiguration "), "NAME"))}
+	switch reason {
 	case names.ReasonServiceProxySilent, names.ReasonServiceProxyStarting:
 		return []string{"kubectl -n kube-system get pods -o wide -l k8s-app=kube-proxy", "curl -sS http://127.0.0.1:10256/healthz  # on " + v.nodeText()}
 	case names.ReasonKubeletSilent:
@@ -90,15 +82,8 @@ func (e *Explainer) suggestAdvertisementOfPool(config *configurationreader.Confi
 		edit := func(kind, name, what string) []string {
 			return []string{kubectlEdit(e.gantryNamespace, kind, name, what)}
 		}
-		for _, ad := range config.Snapshot.L2Advertisements {
-			if slices.Contains(ad.Pools, pool) {
-				return edit(kind, ad.Name, "its selectors")
-			}
-		}
-		for _, ad := range config.Snapshot.BGPAdvertisements {
-			if slices.Contains(ad.Pools, pool) {
-				return edit("BGPAdvertisement", ad.Name, "its selectors, and spec.peers")
-			}
+		if lines := suggestEditsOfAdvertisements(e.gantryNamespace, config.Snapshot, pool); len(lines) > 0 {
+			return lines
 		}
 		for _, p := range config.Problems {
 			if strings.HasSuffix(p.Object.Kind, "Advertisement") && !p.IsOnlyAdvice() {
@@ -116,29 +101,44 @@ func (e *Explainer) suggestAdvertisementOfPool(config *configurationreader.Confi
 	return kubectlApplyLines("v1beta1", kind, e.gantryNamespace, name, fmt.Sprintf("ipAddressPools: [%s]", name))
 }
 
-// suggestEditOfFaultyObject returns the command that edits the configuration object whose fault a
-// text quotes; nil if it quotes none.
-func (e *Explainer) suggestEditOfFaultyObject(config *configurationreader.Configuration, why names.Explanation) []string {
-	if config == nil {
-		return nil
-	}
-	for _, p := range config.Problems {
-		if p.Reason == why.Reason && strings.Contains(why.Text, p.Text) {
-			return []string{kubectlEdit(e.gantryNamespace, p.Object.Kind, p.Object.Name, cmp.Or(p.Field, "spec"))}
+// maxSuggestedEdits bounds how many objects a repair names.
+const maxSuggestedEdits = 4
+
+// suggestEditsOfAdvertisements returns the commands that edit the advertisements that select the
+// pool.
+func suggestEditsOfAdvertisements(namespace string, s *snapshot.Snapshot, pool string) []string {
+	var out []string
+	for _, ad := range advertisementsOfPool(s, pool) {
+		what := "its selectors"
+		if ad.Kind == "BGPAdvertisement" {
+			what += ", and spec.peers"
 		}
+		out = append(out, kubectlEdit(namespace, ad.Kind, ad.Name, what))
 	}
-	return nil
+	return out[:min(len(out), maxSuggestedEdits)]
 }
 
-// wordAfter returns the word of a text that follows a prefix, without punctuation; "" if there is
-// none.
-func wordAfter(text, prefix string) string {
-	_, after, found := strings.Cut(text, prefix)
-	words := strings.Fields(after)
-	if !found || len(words) == 0 {
-		return ""
+// suggestRepairOfTarget returns the commands that change the object of a cause; nil if it has none.
+func (e *Explainer) suggestRepairOfTarget(t *repairTarget) []string {
+	n := e.gantryNamespace
+	switch {
+	case t.remedy == remedyAllowPods:
+		return []string{fmt.Sprintf("kubectl label namespace %s --overwrite %s=privileged", n, labelPodSecurity)}
+	case t.remedy == remedyApplyRBAC:
+		return []string{"kubectl apply -f config/rbac  # or helm upgrade, as Gantry was installed"}
+	case t.remedy == remedyEnableBGP:
+		return []string{fmt.Sprintf("kubectl -n %s edit deployment gantry-controller  # --bgp", n), fmt.Sprintf("kubectl -n %s edit daemonset gantry-speaker  # --bgp", n)}
+	case t.remedy == remedyUninstall:
+		return []string{
+			fmt.Sprintf("kubectl -n %s get %s %s -o yaml  # which product is it, and how was it installed?", t.key.Namespace, strings.ToLower(t.kind), t.key.Name),
+			"kubectl get deployments,daemonsets -A  # the rest of the product",
+		}
+	case t.kind == "ValidatingWebhookConfiguration":
+		return []string{fmt.Sprintf("kubectl -n %s get pods,endpointslices", n), fmt.Sprintf("kubectl delete validatingwebhookconfiguration %s  # only if nothing uses it any more", t.key.Name)}
+	case t.kind != "":
+		return []string{kubectlEdit(t.key.Namespace, t.kind, t.key.Name, cmp.Or(t.field, "spec"))}
 	}
-	return strings.TrimRight(words[0], ",;:?")
+	return nil
 }
 
 var shellWordPattern = regexp.MustCompile(`^[A-Za-z0-9._,:/=@+-]+$`)

@@ -64,14 +64,14 @@ func (e *Explainer) ExplainService(ctx context.Context, key client.ObjectKey) (*
 	if !found {
 		return e.addMissingRightsAndDocURL(e.reportMissingService(ctx, out, key)), nil
 	}
-	cause, err := c.runChecksAndFindAnswer(ctx)
+	answer, err := c.runChecksAndFindAnswer(ctx)
 	if err != nil {
 		return nil, err
 	}
-	out.Result, out.Reason, out.Answer = cause.result, cause.Reason, c.namespacedName()+": "+cause.Text
+	out.Result, out.Reason, out.Answer = answer.result, answer.Reason, c.namespacedName()+": "+answer.Text
 	out.Checks = c.checks
-	if cause.result != report.ResultWell {
-		out.Repair = serviceRepair{c}.suggestRepair(cause.Explanation)
+	if answer.result != report.ResultWell {
+		out.Repair = serviceRepair{c}.suggestRepair(answer.cause)
 	}
 	return e.addMissingRightsAndDocURL(out), nil
 }
@@ -84,7 +84,7 @@ func (c *serviceDiagnosis) readObjects(ctx context.Context) (bool, error) {
 	read := make(chan error, 1)
 	go func() { read <- c.objectReader.Get(ctx, c.key, c.service) }()
 	webhooks := objects.ListRequest{List: &admissionv1.ValidatingWebhookConfigurationList{}}
-	err := c.objectReader.ListAndCacheKinds(ctx, append(slices.Concat(c.configurationListRequests(), c.statusListRequests(), c.serviceReportListRequests()), webhooks)...)
+	err := c.objectReader.ListAndCacheKinds(ctx, append(slices.Concat(c.configurationListRequests(), c.statusListRequests(), c.serviceReportListRequests(), rivalListRequests()), webhooks)...)
 	errService := <-read
 	if err != nil {
 		return false, err
@@ -185,12 +185,21 @@ func (e *Explainer) explainMissingNamespace(ctx context.Context, name string) st
 // serviceAnswer is the answer: the first check that is not passed, in the order of a person who
 // repairs.
 type serviceAnswer struct {
-	names.Explanation
+	cause
 	result report.Result
 }
 
 func newNotWellAnswer(reason names.Reason, format string, args ...any) serviceAnswer {
-	return serviceAnswer{names.NewExplanation(reason, format, args...), report.ResultNotWell}
+	return newAnswerOfCause(cause{Explanation: names.Explanation{Reason: reason}}, format, args...)
+}
+
+// newAnswerOfCause returns the answer for a cause, with another text.
+func newAnswerOfCause(why cause, format string, args ...any) serviceAnswer {
+	return serviceAnswer{cause{names.NewExplanation(why.Reason, format, args...), why.target}, report.ResultNotWell}
+}
+
+func newAnswerWithResult(result report.Result, why names.Explanation) serviceAnswer {
+	return serviceAnswer{cause{Explanation: why}, result}
 }
 
 // runChecksAndFindAnswer passes all checks, and returns the answer.
@@ -202,7 +211,7 @@ func (c *serviceDiagnosis) runChecksAndFindAnswer(ctx context.Context) (serviceA
 		return serviceAnswer{}, err
 	}
 	if other := c.explainNotGantryService(); other.IsSet() {
-		return serviceAnswer{other, report.ResultNotWell}, nil
+		return newAnswerWithResult(report.ResultNotWell, other), nil
 	}
 	if err := c.runControllerRules(ctx); err != nil {
 		return serviceAnswer{}, err
@@ -216,9 +225,8 @@ func (c *serviceDiagnosis) runChecksAndFindAnswer(ctx context.Context) (serviceA
 	c.addAllowedClientsNote()
 	c.addRouteChecksFromSpeakers(ctx)
 	c.addControllerCheck()
-	if rival := c.explainOtherStatusWriter(ctx); rival.IsSet() {
-		c.addCheck("other controllers", report.ResultNotWell, rival)
-		return serviceAnswer{rival, report.ResultNotWell}, nil
+	if rival, err := c.addRivalCheck(ctx); err != nil || rival.IsSet() {
+		return serviceAnswer{rival, report.ResultNotWell}, err
 	}
 	if len(c.view.AssignedAddresses) == 0 {
 		return c.explainNoAddress(ctx)
@@ -355,7 +363,7 @@ func (c *serviceDiagnosis) addAddressCheck() {
 func (c *serviceDiagnosis) addControllerCheck() {
 	switch f := c.installation.controllerFault; {
 	case f.IsSet():
-		c.addCheck("controller", report.ResultNotWell, f)
+		c.addCheck("controller", report.ResultNotWell, f.Explanation)
 	case c.installation.leaderLease == nil:
 		c.addCheck("controller", report.ResultUnknown, names.Explanation{Text: "you may not see whether one leads"})
 	default:
@@ -381,14 +389,14 @@ func (c *serviceDiagnosis) explainNoAddress(ctx context.Context) (serviceAnswer,
 		return newNotWellAnswer(slow.Reason, "no address yet: %s", slow.Text), nil
 	case c.installation.controllerFault.IsSet():
 		f := c.installation.controllerFault
-		return newNotWellAnswer(f.Reason, "no address yet: %s%s", f.Text, describeLastCondition(a)), nil
+		return newAnswerOfCause(f, "no address yet: %s%s", f.Text, describeLastCondition(a)), nil
 	case a == nil:
 		return c.explainUndecidedService(ctx)
 	case len(unknown) > 0 && canMisspeltAnnotationCause(names.Reason(a.Reason)):
 		return newNotWellAnswer(names.ReasonUnknownAnnotation, "no address: %s (%s: %s)", unknown[0], a.Reason, a.Message), nil
 	}
 	why := c.enrichAddressReason(ctx, names.Explanation{Reason: names.Reason(a.Reason), Text: a.Message})
-	return newNotWellAnswer(why.Reason, "no address: %s", why.Text), nil
+	return newAnswerOfCause(why, "no address: %s", why.Text), nil
 }
 
 // describeLastCondition says what a controller wrote before it stopped, as the end of a sentence.
@@ -418,12 +426,12 @@ func (c *serviceDiagnosis) explainAnnouncement(ctx context.Context) (serviceAnsw
 	if len(f.MissingAddresses) > 0 {
 		why := c.enrichAnnouncementReason(ctx, f.Explanation)
 		if len(f.AnnouncedAddresses) > 0 {
-			return newNotWellAnswer(why.Reason, "%s", why.Text), nil
+			return newAnswerOfCause(why, "%s", why.Text), nil
 		}
-		return newNotWellAnswer(why.Reason, "%s is not announced: %s", has, why.Text), nil
+		return newAnswerOfCause(why, "%s is not announced: %s", has, why.Text), nil
 	}
 	if why := c.explainAllReportersSilent(ctx); why.IsSet() {
-		return newNotWellAnswer(why.Reason, "%s is not announced: %s", has, why.Text), nil
+		return newAnswerOfCause(why, "%s is not announced: %s", has, why.Text), nil
 	}
 	if f.Reason != names.ReasonAnnounced {
 		if why := c.explainForeignAnswer(ctx, f.Explanation); why != f.Explanation {
@@ -433,10 +441,10 @@ func (c *serviceDiagnosis) explainAnnouncement(ctx context.Context) (serviceAnsw
 	}
 	for _, rule := range faultRulesOfAnnouncedService {
 		if why := rule(c, ctx); why.IsSet() {
-			return newNotWellAnswer(why.Reason, "%s is announced, but %s", has, why.Text), nil
+			return newAnswerOfCause(why, "%s is announced, but %s", has, why.Text), nil
 		}
 	}
-	return serviceAnswer{names.NewExplanation(names.ReasonAnnounced, "%s%s is %s%s%s%s", has, c.describePoolsOfService(), f.Text, c.describeHoldersAndSessions(), describeUncoveredNodes(c), describeAdmittedClients(c.service)+describeAddressesOutsideSubnets(c)), report.ResultWell}, nil
+	return newAnswerWithResult(report.ResultWell, names.NewExplanation(names.ReasonAnnounced, "%s%s is %s%s%s%s", has, c.describePoolsOfService(), f.Text, c.describeHoldersAndSessions(), describeUncoveredNodes(c), describeAdmittedClients(c.service)+describeAddressesOutsideSubnets(c))), nil
 }
 
 // describePoolsOfService names the pool of the addresses.
@@ -452,7 +460,7 @@ func (c *serviceDiagnosis) explainFromConditions(has string) serviceAnswer {
 	a := meta.FindStatusCondition(c.service.Status.Conditions, names.ConditionAnnounced)
 	switch {
 	case a == nil:
-		return serviceAnswer{names.NewExplanation("", "%s is its address; whether it is announced is not known: it has no condition %s, and you may not read what the speakers report", has, names.ConditionAnnounced), report.ResultUnknown}
+		return newAnswerWithResult(report.ResultUnknown, names.NewExplanation("", "%s is its address; whether it is announced is not known: it has no condition %s, and you may not read what the speakers report", has, names.ConditionAnnounced))
 	case a.Status != metav1.ConditionTrue:
 		return newNotWellAnswer(names.Reason(a.Reason), "%s is not announced: %s", has, a.Message)
 	case a.Reason != string(names.ReasonAnnounced):
@@ -463,7 +471,7 @@ func (c *serviceDiagnosis) explainFromConditions(has string) serviceAnswer {
 	if unknown := describeUnheededRequests(c); len(unknown) > 0 {
 		return newNotWellAnswer(names.ReasonUnknownAnnotation, "%s is announced, but %s", has, unknown[0])
 	}
-	return serviceAnswer{names.NewExplanation(names.ReasonAnnounced, "%s is %s", has, a.Message), report.ResultWell}
+	return newAnswerWithResult(report.ResultWell, names.NewExplanation(names.ReasonAnnounced, "%s is %s", has, a.Message))
 }
 
 // labelsOfServiceReports select the reports about a Service.

@@ -91,7 +91,7 @@ status: {loadBalancer: {ingress: [{ip: 192.168.0.201}]}}
 }
 
 func TestExplainServiceNamesTheCause(t *testing.T) {
-	for _, f := range slices.Concat(serviceFaults, faultsOutsideGantry, otherServiceFaults, newcomerMistakes, mistakesOfRequests, mistakesOfAnnouncements) {
+	for _, f := range slices.Concat(serviceFaults, faultsOutsideGantry, otherServiceFaults, newcomerMistakes, mistakesOfRequests, mistakesOfAnnouncements, combinedRequestMistakes, combinedAnnouncementMistakes) {
 		t.Run(f.name, func(t *testing.T) {
 			manifests := installationManifests + workingServiceManifests
 			for _, e := range f.edits {

@@ -153,7 +153,7 @@ var newcomerBGPMistakes = []serviceFaultCase{
 }
 
 func TestExplainServiceNamesBGPFaults(t *testing.T) {
-	for _, f := range slices.Concat(bgpSessionFaults, newcomerBGPMistakes, moreBGPMistakes) {
+	for _, f := range slices.Concat(bgpSessionFaults, newcomerBGPMistakes, moreBGPMistakes, combinedBGPMistakes) {
 		t.Run(f.name, func(t *testing.T) {
 			if f.edits == nil {
 				f.edits = []manifestEdit{sessionDownEdit(f.wantReason, f.answerContains), {"peers: [tor]", "peers: []"}}

@@ -23,6 +23,10 @@ type objectDiagnosis struct {
 	*overview
 	kind, name string
 	report     *report.Report
+	// sessionByCheck has the session that a check is about, and waitingServices are those that ask
+	// for the pool and have no address.
+	sessionByCheck  map[report.Check]*v1alpha1.BGPSessionStatus
+	waitingServices []string
 }
 
 // newObjectDiagnosis reads the whole installation for a question about one object. The case is nil
@@ -37,7 +41,7 @@ func (e *Explainer) newObjectDiagnosis(ctx context.Context, kind, name string, s
 		out.Reason, out.Answer = absent.Reason, absent.Text
 		return nil, e.addMissingRightsAndDocURL(out), nil
 	}
-	return &objectDiagnosis{o, kind, name, out}, out, nil
+	return &objectDiagnosis{overview: o, kind: kind, name: name, report: out, sessionByCheck: map[report.Check]*v1alpha1.BGPSessionStatus{}}, out, nil
 }
 
 // reportMissingObject says that there is no such object, and which have near names.
@@ -56,7 +60,7 @@ func (c *objectDiagnosis) reportMissingObject(ctx context.Context, known []strin
 	}
 	if down := c.explainWebhookRefusal(ctx); down.IsSet() && c.kind != "Node" {
 		c.report.Reason, c.report.Answer = down.Reason, c.report.Answer+"; "+down.Text
-		c.report.Repair = c.suggestRepairByReason(down, &repairValues{})
+		c.report.Repair = c.suggestRepairOfTarget(&down.target)
 	}
 	return c.addMissingRightsAndDocURL(c.report)
 }
@@ -84,13 +88,13 @@ func (c *objectDiagnosis) addObjectProblemChecks() {
 		c.addCheck("object", report.ResultUnknown, names.Explanation{Text: "you may not read all of the configuration"})
 		return
 	}
-	for _, p := range c.config.Problems {
-		if p.Object.Kind == c.kind && p.Object.Name == c.name {
+	for i := range c.config.Problems {
+		if p := &c.config.Problems[i]; p.Object.Kind == c.kind && p.Object.Name == c.name {
 			result := report.ResultNotWell
 			if p.IsOnlyAdvice() {
 				result = report.ResultUnknown
 			}
-			c.addCheck("object", result, names.Explanation{Reason: p.Reason, Text: p.Text})
+			c.addCheckOfCause("object", result, cause{names.Explanation{Reason: p.Reason, Text: p.Text}, targetOfProblem(p)})
 			return
 		}
 	}
@@ -123,8 +127,9 @@ func (e *Explainer) ExplainNode(ctx context.Context, name string) (*report.Repor
 	case e.objectReader.LacksRightToRead("speakerstatuses.gantry.dev"):
 		c.addCheck("speaker", report.ResultUnknown, names.Explanation{Text: "you may not read its SpeakerStatus"})
 	case fault.IsSet() && fault.Reason == names.ReasonNoSpeaker:
-		fault.Text += "; " + c.explainMissingSpeakers(ctx)
-		c.addCheck("speaker", report.ResultNotWell, c.blameNodesNotReady(ctx, []string{name}, fault))
+		missing := c.explainMissingSpeakers(ctx)
+		fault.Text += "; " + missing.text
+		c.addCheckOfCause("speaker", report.ResultNotWell, cause{c.blameNodesNotReady(ctx, []string{name}, fault), repairTarget{remedy: missing.remedy}})
 	case fault.IsSet():
 		c.addCheck("speaker", report.ResultNotWell, fault)
 	default:
@@ -233,16 +238,15 @@ func (c *objectDiagnosis) addAdvertisementsOfPool() {
 
 // addWaitingServices names the Services that ask for the pool and get no address.
 func (c *objectDiagnosis) addWaitingServices() {
-	var waiting []string
 	for i := range c.gantryServices {
 		s := &c.gantryServices[i]
 		v := view.FromService(s)
 		if v.RequestedPool == c.name && len(v.AssignedAddresses) == 0 {
-			waiting = append(waiting, s.Namespace+"/"+s.Name)
+			c.waitingServices = append(c.waitingServices, s.Namespace+"/"+s.Name)
 		}
 	}
-	if len(waiting) > 0 {
-		c.addCheck("Services", report.ResultNotWell, names.Explanation{Text: fmt.Sprintf("%d name it and have no address: %s", len(waiting), joinFirstElements(waiting, maxListedElements))})
+	if len(c.waitingServices) > 0 {
+		c.addCheck("Services", report.ResultNotWell, names.Explanation{Text: fmt.Sprintf("%d name it and have no address: %s", len(c.waitingServices), joinFirstElements(c.waitingServices, maxListedElements))})
 	}
 }
 
@@ -250,6 +254,7 @@ func (c *objectDiagnosis) addWaitingServices() {
 func (c *objectDiagnosis) addSessionCheck(name string, s *v1alpha1.BGPSessionStatus) {
 	if f := faultOfSession(s); f.IsSet() {
 		c.addCheck(name, report.ResultNotWell, f)
+		c.sessionByCheck[c.checks[len(c.checks)-1]] = s
 		return
 	}
 	c.addCheck(name, report.ResultWell, names.Explanation{Text: fmt.Sprintf("%s since %s, %d prefixes sent", cmp.Or(s.State, "unknown"), describeTime(s.Since), s.Prefixes)})

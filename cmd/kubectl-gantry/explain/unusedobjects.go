@@ -17,16 +17,17 @@ import (
 	"github.com/gantry-lb/gantry/internal/snapshot"
 )
 
-// describeUnusedAdvertisement names an advertisement that its author may have meant for the
-// Service, and why it does not count; "" if there is none.
-func describeUnusedAdvertisement(ctx context.Context, c *serviceDiagnosis) string {
-	return cmp.Or(describeFaultyAdvertisement(c.config.Problems), describeAdvertisementElsewhere(ctx, c), describeAdvertisementOfOthers(c), describeAdvertisementWithoutBGP(ctx, c))
+// explainUnusedAdvertisement names an advertisement that its author may have meant for the Service,
+// and why it does not count.
+func explainUnusedAdvertisement(ctx context.Context, c *serviceDiagnosis) cause {
+	return cmp.Or(explainFaultyAdvertisement(ctx, c), explainAdvertisementElsewhere(ctx, c), explainAdvertisementOfOthers(c), explainAdvertisementWithoutBGP(ctx, c))
 }
 
-// describeAdvertisementElsewhere names an advertisement that does not count, because it is in
+// explainAdvertisementElsewhere names an advertisement that does not count, because it is in
 // another namespace.
-func describeAdvertisementElsewhere(ctx context.Context, c *serviceDiagnosis) string {
-	return c.describeObjectElsewhere(ctx, map[string]client.ObjectList{"L2Advertisement": &v1beta1.L2AdvertisementList{}, "BGPAdvertisement": &v1beta1.BGPAdvertisementList{}})
+func explainAdvertisementElsewhere(ctx context.Context, c *serviceDiagnosis) cause {
+	text := c.describeObjectElsewhere(ctx, map[string]client.ObjectList{"L2Advertisement": &v1beta1.L2AdvertisementList{}, "BGPAdvertisement": &v1beta1.BGPAdvertisementList{}})
+	return cause{Explanation: names.Explanation{Text: text}}
 }
 
 // describeObjectElsewhere names an object of one of the kinds in a namespace that Gantry does not
@@ -54,50 +55,47 @@ func (e *Explainer) describeObjectElsewhere(ctx context.Context, listByKind map[
 	return ""
 }
 
-// describeAdvertisementOfOthers names an advertisement whose selectors leave the Service or all
+// explainAdvertisementOfOthers names an advertisement whose selectors leave the Service or all
 // pools out.
-func describeAdvertisementOfOthers(c *serviceDiagnosis) string {
+func explainAdvertisementOfOthers(c *serviceDiagnosis) cause {
 	s := c.config.Snapshot
 	for _, ad := range s.L2Advertisements {
-		if text := describeSelectorsWithoutMatch(c, "L2Advertisement "+ad.Name, ad.Pools, len(ad.ServiceSelectors)); text != "" {
-			return text
+		if why := explainSelectorsWithoutMatch(c, snapshot.ObjectReference{Kind: "L2Advertisement", Name: ad.Name}, ad.Pools, len(ad.ServiceSelectors)); why.IsSet() {
+			return why
 		}
 	}
 	for _, ad := range s.BGPAdvertisements {
-		if text := describeSelectorsWithoutMatch(c, "BGPAdvertisement "+ad.Name, ad.Pools, len(ad.ServiceSelectors)); text != "" {
-			return text
+		if why := explainSelectorsWithoutMatch(c, snapshot.ObjectReference{Kind: "BGPAdvertisement", Name: ad.Name}, ad.Pools, len(ad.ServiceSelectors)); why.IsSet() {
+			return why
 		}
 	}
-	return ""
+	return cause{}
 }
 
-// describeSelectorsWithoutMatch says which selectors of an advertisement match nothing. It is
-// called only if no advertisement covers the Service: one for its pool then leaves it out by
+// explainSelectorsWithoutMatch says which selectors of an advertisement match nothing. It is called
+// only if no advertisement covers the Service: one for its pool then leaves it out by
 // serviceSelectors.
-func describeSelectorsWithoutMatch(c *serviceDiagnosis, ad string, pools []string, serviceSelectorCount int) string {
+func explainSelectorsWithoutMatch(c *serviceDiagnosis, ad snapshot.ObjectReference, pools []string, serviceSelectorCount int) cause {
+	text, field := "", ""
 	switch {
-	case len(pools) == 0:
-		return fmt.Sprintf("the ipAddressPoolSelectors of %s match no IPAddressPool: correct them, or label the pool", ad)
+	case len(pools) == 0 && !explainFirstProblem(c.config.Problems, map[string]bool{ad.Kind + " " + ad.Name: true}).IsSet():
+		field, text = "ipAddressPoolSelectors", "the ipAddressPoolSelectors of %s %s match no IPAddressPool: correct them, or label the pool"
 	case serviceSelectorCount > 0 && slices.Contains(pools, c.view.RecordedPool):
-		return fmt.Sprintf("the serviceSelectors of %s do not match the labels of the Service: correct them, or label the Service", ad)
+		field, text = "serviceSelectors", "the serviceSelectors of %s %s do not match the labels of the Service: correct them, or label the Service"
+	default:
+		return cause{}
 	}
-	return ""
+	return cause{names.NewExplanation(names.ReasonNoAdvertisement, text, ad.Kind, ad.Name), repairTarget{kind: ad.Kind, key: client.ObjectKey{Namespace: c.gantryNamespace, Name: ad.Name}, field: "spec." + field}}
 }
 
-// describeAdvertisementWithoutBGP names a BGPAdvertisement that nobody reads, since BGP is off.
-func describeAdvertisementWithoutBGP(ctx context.Context, c *serviceDiagnosis) string {
-	if !c.installation.isWithoutBGP {
-		return ""
-	}
+// explainAdvertisementWithoutBGP names a BGPAdvertisement that nobody reads, since BGP is off.
+func explainAdvertisementWithoutBGP(ctx context.Context, c *serviceDiagnosis) cause {
 	var all v1beta1.BGPAdvertisementList
-	if err := c.objectReader.List(ctx, &all, client.InNamespace(c.gantryNamespace)); err != nil || len(all.Items) == 0 {
-		return ""
+	if !c.installation.isWithoutBGP || c.objectReader.List(ctx, &all, client.InNamespace(c.gantryNamespace)) != nil || len(all.Items) == 0 {
+		return cause{}
 	}
-	return fmt.Sprintf("%s of Deployment %s), so that BGPAdvertisement %s does not count", bgpDisabledText, c.installation.controllerDeployment.Name, all.Items[0].Name)
+	return cause{names.NewExplanation(names.ReasonNoAdvertisement, "BGP is turned off (--bgp=disabled of Deployment %s), so that BGPAdvertisement %s does not count", c.installation.controllerDeployment.Name, all.Items[0].Name), repairTarget{remedy: remedyEnableBGP}}
 }
-
-// bgpDisabledText says why no BGPAdvertisement counts.
-const bgpDisabledText = "BGP is turned off (--bgp=disabled"
 
 // describeUnusedPeers names the BGPPeers, and why they do not count, as the end of a sentence: they
 // are in another namespace, or on other nodes.
@@ -126,16 +124,16 @@ func describeUnusedPeers(ctx context.Context, c *serviceDiagnosis) string {
 	return "; " + joinFirstElements(out, maxListedElements)
 }
 
-// describeFaultyPeer says what is wrong with the BGPPeer of a session that does not carry the
-// Service, as the end of a sentence.
-func describeFaultyPeer(c *serviceDiagnosis, known string) string {
+// explainFaultyPeer says what is wrong with the BGPPeer of a session that does not carry the
+// Service, if that is not known.
+func explainFaultyPeer(c *serviceDiagnosis, known string) cause {
 	for _, s := range c.announcementFinding.Sessions {
 		fault := explainFirstProblem(c.config.Problems, map[string]bool{"BGPPeer " + s.Peer: true})
 		if s.Fault.IsSet() && fault.IsSet() && !strings.Contains(known, fault.Text) {
-			return "; " + fault.Text
+			return fault
 		}
 	}
-	return ""
+	return cause{}
 }
 
 // findBrokenAdvertisements returns the BGPAdvertisements for the pool of the Service that do not
@@ -161,7 +159,7 @@ func findBrokenAdvertisements(ctx context.Context, c *serviceDiagnosis) []string
 
 // explainBrokenAdvertisement says what is wrong with a BGPAdvertisement that should cover the
 // Service, and does not.
-func (c *serviceDiagnosis) explainBrokenAdvertisement(ctx context.Context) names.Explanation {
+func (c *serviceDiagnosis) explainBrokenAdvertisement(ctx context.Context) cause {
 	involved := map[string]bool{}
 	for _, name := range findBrokenAdvertisements(ctx, c) {
 		involved["BGPAdvertisement "+name] = true

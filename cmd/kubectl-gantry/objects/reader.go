@@ -50,15 +50,17 @@ type Reader struct {
 	mu sync.Mutex // guards all that follows
 	// listedObjectsByCacheKey has each kind that was listed as a whole, by its listedKindCacheKey.
 	listedObjectsByCacheKey map[string][]client.Object
-	indexerFuncByField      map[string]client.IndexerFunc
-	missingRights           map[MissingRight]struct{}
-	absentKinds             map[string]bool
+	// fetchedObjects has what GetFromServer read, and its errors.
+	fetchedObjects     map[fetchedObjectKey]fetchedObject
+	indexerFuncByField map[string]client.IndexerFunc
+	missingRights      map[MissingRight]struct{}
+	absentKinds        map[string]bool
 }
 
 // NewReader returns a Reader that has nothing listed.
 func NewReader(api client.WithWatch, labelsByIndex LabelsFuncByIndex) *Reader {
 	return &Reader{
-		apiClient: api, labelsFuncByIndex: labelsByIndex, listedObjectsByCacheKey: map[string][]client.Object{}, indexerFuncByField: map[string]client.IndexerFunc{},
+		apiClient: api, labelsFuncByIndex: labelsByIndex, listedObjectsByCacheKey: map[string][]client.Object{}, fetchedObjects: map[fetchedObjectKey]fetchedObject{}, indexerFuncByField: map[string]client.IndexerFunc{},
 		missingRights: map[MissingRight]struct{}{}, absentKinds: map[string]bool{},
 	}
 }
@@ -81,6 +83,15 @@ func (r *Reader) MissingRights() []MissingRight {
 // LacksRightToRead reports whether the user was refused to list or get objects of the resource.
 func (r *Reader) LacksRightToRead(resource string) bool {
 	return slices.ContainsFunc(r.MissingRights(), func(m MissingRight) bool { return m.Resource == resource })
+}
+
+// LacksRightToListIn reports whether the user was refused to list the resource in the namespace, or
+// in all of them if it is empty.
+func (r *Reader) LacksRightToListIn(resource, namespace string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, isMissing := r.missingRights[MissingRight{"list", resource, namespace}]
+	return isMissing
 }
 
 // IsKindAbsent reports whether the API server does not know the kind of the list.
@@ -118,6 +129,8 @@ type ListRequest struct {
 	// Fields limits the list; nil for all. If they are an index, the list answers only for the same
 	// value of this index.
 	Fields fields.Selector
+	// Labels limits the list; nil for all. The list answers only for the same selector.
+	Labels labels.Selector
 }
 
 // ListAndCacheKinds lists the kinds at the same time, and keeps them. A missing right or an absent
@@ -148,8 +161,11 @@ func (r *Reader) listAndCacheObjects(ctx context.Context, q ListRequest) error {
 		return err
 	}
 	key := listedKindCacheKey(kind, q.Namespace)
-	byField, byLabel := r.replaceIndexFieldByLabels(q.Fields, nil)
-	if byLabel != nil {
+	byField, byLabel := r.replaceIndexFieldByLabels(q.Fields, q.Labels)
+	switch {
+	case q.Labels != nil:
+		key += labelCacheKeySuffix(q.Labels)
+	case byLabel != nil:
 		key += "?" + q.Fields.String()
 	}
 	r.mu.Lock()
@@ -186,6 +202,8 @@ func (r *Reader) AssumeNoObjectsOfKind(list client.ObjectList, namespace string)
 func listedKindCacheKey(kind itemKindAndResource, namespace string) string {
 	return kind.resource + "/" + namespace
 }
+
+func labelCacheKeySuffix(s labels.Selector) string { return "?labels: " + s.String() }
 
 // recordMissingRightOrKind records a missing right or an absent kind, and returns other errors.
 func (r *Reader) recordMissingRightOrKind(err error, kind itemKindAndResource, verb, namespace string) error {
@@ -241,13 +259,41 @@ func (r *Reader) Get(ctx context.Context, key client.ObjectKey, into client.Obje
 	return r.getFromServer(ctx, kind, key, into, opts...)
 }
 
-// GetFromServer reads one object although its kind may have been listed in part.
+// fetchedObjectKey names an object that was read alone.
+type fetchedObjectKey struct {
+	resource string
+	key      client.ObjectKey
+}
+
+// fetchedObject is an object that was read alone, or why that failed.
+type fetchedObject struct {
+	object client.Object
+	err    error
+}
+
+// GetFromServer reads one object although its kind may have been listed in part. It asks the API
+// server once for each object.
 func (r *Reader) GetFromServer(ctx context.Context, key client.ObjectKey, into client.Object) error {
 	kind, err := r.kindOf(into)
 	if err != nil {
 		return err
 	}
-	return r.getFromServer(ctx, kind, key, into)
+	fetched := fetchedObjectKey{kind.resource, key}
+	r.mu.Lock()
+	known, isKnown := r.fetchedObjects[fetched]
+	r.mu.Unlock()
+	if isKnown {
+		if known.err == nil {
+			reflect.ValueOf(into).Elem().Set(reflect.ValueOf(known.object).Elem())
+		}
+		return known.err
+	}
+	err = r.getFromServer(ctx, kind, key, into)
+	copied, _ := into.DeepCopyObject().(client.Object)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fetchedObjects[fetched] = fetchedObject{copied, err}
+	return err
 }
 
 func (r *Reader) getFromServer(ctx context.Context, kind itemKindAndResource, key client.ObjectKey, into client.Object, opts ...client.GetOption) error {
@@ -273,6 +319,9 @@ func (r *Reader) List(ctx context.Context, into client.ObjectList, opts ...clien
 		if items, known = r.listedObjectsByCacheKey[listedKindCacheKey(kind, o.Namespace)+"?"+o.FieldSelector.String()]; known {
 			o.FieldSelector = nil
 		}
+	}
+	if !known && o.FieldSelector == nil && o.LabelSelector != nil {
+		items, known = r.listedObjectsByCacheKey[listedKindCacheKey(kind, o.Namespace)+labelCacheKeySuffix(o.LabelSelector)]
 	}
 	r.mu.Unlock()
 	if !known {
