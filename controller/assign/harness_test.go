@@ -156,7 +156,10 @@ func wantAddressAndReason(t *testing.T, s *apitest.Server, name, addr string, wh
 // runWithFakeTime runs f with fake time, which advances only while all goroutines wait.
 func runWithFakeTime(t *testing.T, f func(*testing.T)) {
 	t.Helper()
-	synctest.Test(t, f)
+	synctest.Test(t, func(t *testing.T) {
+		defer time.Sleep(time.Minute) // until all sent requests have arrived
+		f(t)
+	})
 }
 
 // ingressEntriesOfAddresses returns a Service's ingress entries as the controller writes them.

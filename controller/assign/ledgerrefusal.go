@@ -108,14 +108,15 @@ func (r *ServiceWorker) handleRefusedLedgerBatch(s *ledgerSwapTask, err error) {
 const writeFailuresBeforeEntryOmission = 6
 
 // omitEntriesOfFailingWrites makes room in a full AddressLedger: it leaves out the entries of those
-// writes that the API server answers with an internal error again and again, because a webhook for
-// their namespace fails, for example. It also leaves out the entries of Services whose status the
-// API server refuses, while they wait for the next attempt: an earlier controller has recorded
-// those. It says whether there are any.
+// writes that the API server answers with an internal error again and again, or late or not at all,
+// because a webhook for their namespace fails or hangs, for example. It also leaves out the entries
+// of Services whose status the API server refuses, while they wait for the next attempt: an earlier
+// controller has recorded those. It says whether there are any.
 func (r *ServiceWorker) omitEntriesOfFailingWrites() bool {
 	isAny, pending := false, r.ledgerWriter.pendingWrites
 	for _, w := range r.apiTaskQueue.writesAwaitingRetryTime {
-		if w.lastAnswerWasInternalError && w.attemptsWithUnknownResult >= writeFailuresBeforeEntryOmission && pending.OmitFromAddressLedger(w.service.Key) {
+		fails := w.lastAnswerWasInternalError && w.attemptsWithUnknownResult >= writeFailuresBeforeEntryOmission
+		if (fails || w.lastAttemptWasSlow) && pending.OmitFromAddressLedger(w.service.Key) {
 			isAny = true
 		}
 	}

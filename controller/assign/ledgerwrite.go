@@ -57,7 +57,7 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	// the result of each write wakes the worker
-	if len(r.apiTaskQueue.tasksAwaitingFreeSlot) > maxQueuedTasksToStartSwap {
+	if r.apiTaskQueue.countReadyTasks() > maxQueuedTasksToStartSwap {
 		return
 	}
 	now := r.Now()
@@ -67,12 +67,14 @@ func (r *ServiceWorker) startLedgerSwapIfDue(ctx context.Context) {
 		return
 	}
 	j.swapTimer = wakeTimer{}
-	if j.isFull() && r.omitEntriesOfFailingWrites() {
+	if j.isFull(&r.apiTaskQueue.slowWriteTracker) && r.omitEntriesOfFailingWrites() {
 		r.logOmittedEntries("the AddressLedger is full of pending assignments whose writes fail")
 	}
-	batch := j.takeNextBatch()
+	batch := j.takeNextBatch(&r.apiTaskQueue.slowWriteTracker)
 	if len(batch) == 0 {
-		r.reportLedgerFull()
+		if j.isFull(&r.apiTaskQueue.slowWriteTracker) {
+			r.reportLedgerFull()
+		}
 		return
 	}
 	r.startLedgerSwap(ctx, batch)
@@ -152,8 +154,9 @@ func (r *ServiceWorker) reportLedgerFull() {
 }
 
 // takeNextBatch removes the writes of the next swap from writesAwaitingLedgerEntry: those with a
-// pending assignment in the object already, and others as long as there is room.
-func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
+// pending assignment in the object already, and others as long as there is room. Those of slow
+// namespaces wait: their entries would fill the object.
+func (j *ledgerWriter) takeNextBatch(slow *slowWriteTracker) []*serviceStatusWriteTask {
 	most := maxWritesPerSwap
 	if j.maxWritesWhileFindingRefused > 0 {
 		most = min(most, j.maxWritesWhileFindingRefused)
@@ -166,7 +169,7 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 	var batch, rest []*serviceStatusWriteTask
 	for _, w := range j.writesAwaitingLedgerEntry {
 		shown, size := j.pendingWrites.AddressLedgerContainsService(w.service.Key), encodedSizeOfPending(w.pendingEntry())
-		if len(batch) == most || w.ledgerEntryRefused && !again || !shown && (room <= 0 || bytesLeft < size) {
+		if len(batch) == most || w.ledgerEntryRefused && !again || !shown && (room <= 0 || bytesLeft < size || slow.isNamespaceSlow(w.service.Key.Namespace)) {
 			rest = append(rest, w)
 			continue
 		}
@@ -180,11 +183,11 @@ func (j *ledgerWriter) takeNextBatch() []*serviceStatusWriteTask {
 }
 
 // isFull says whether staged writes need room in the object, and none of them fits.
-func (j *ledgerWriter) isFull() bool {
+func (j *ledgerWriter) isFull(slow *slowWriteTracker) bool {
 	room, bytesLeft := j.remainingRoom()
 	isAny := false
 	for _, w := range j.writesAwaitingLedgerEntry {
-		if j.pendingWrites.AddressLedgerContainsService(w.service.Key) {
+		if j.pendingWrites.AddressLedgerContainsService(w.service.Key) || slow.isNamespaceSlow(w.service.Key.Namespace) {
 			continue
 		}
 		if isAny = true; room > 0 && bytesLeft >= encodedSizeOfPending(w.pendingEntry()) {

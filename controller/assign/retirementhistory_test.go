@@ -71,6 +71,10 @@ func (w *twoControllerHarness) retirePoolAndFindUnmovedServices() []string {
 		if !v.IsLoadBalancer || len(v.RequestedAddresses)+len(v.AddressesToExchange) > 0 || v.RequestedPool != "" {
 			continue
 		}
+		hasOneOfEach := len(v.AssignedAddresses) == len(v.ClusterIPFamilies())
+		if v.FamilyPolicy == view.RequireDualStack && !hasOneOfEach {
+			continue // it waits for both families, and keeps what it has
+		}
 		held := slices.DeleteFunc(slices.Clone(v.AssignedAddresses), func(a netip.Addr) bool { return !retired.contains(a) })
 		needed := map[ipfamily.Family]int{}
 		for _, a := range held {
@@ -79,7 +83,6 @@ func (w *twoControllerHarness) retirePoolAndFindUnmovedServices() []string {
 		if len(held) > 0 && needed[ipfamily.IPv4] <= len(free[ipfamily.IPv4]) && needed[ipfamily.IPv6] <= len(free[ipfamily.IPv6]) {
 			out = append(out, fmt.Sprintf("%s holds %v, which are retired, while %v are free", s.Name, held, free))
 		}
-		hasOneOfEach := len(v.AssignedAddresses) == len(v.ClusterIPFamilies())
 		// The other address may have left its pool, or the pool may have been edited: that is told
 		// first.
 		reason := addressAssignedConditionReason(s)

@@ -85,6 +85,7 @@ type ServiceWorker struct {
 	reloadCause       string
 	lastSharingReload time.Time
 	reloadSchedule    reloadSchedule
+	slowWriteTimer    wakeTimer
 	// nextWithheldDeadline is when the next entry of a withheld address ends.
 	nextWithheldDeadline time.Time
 	// mustQueueWaitingServices queues all waitingServices.
@@ -265,6 +266,7 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 	r.queueServicesWaitingForAddress()
 	r.retirementScheduler.startDueTurns(r.Now(), r.ledger, r.configuration.Snapshot)
 	r.addressProber.createAndDeleteProbes(ctx, r.Now(), r.ledger, r.configuration)
+	r.apiTaskQueue.slowWriteTracker.updateSlowWrites(r.Now())
 	r.startLedgerSwapIfDue(ctx)
 	r.withheldCheckpoint.saveIfChanged(r.Now(), r.ledger, r.ledgerBuildNumber)
 	if r.poolOrReservationStatusWriter.writeStatusesAndFreeAddresses(ctx, r.Now(), r.ledger, r.configuration, &r.retirementScheduler) {
@@ -272,6 +274,9 @@ func (r *ServiceWorker) runOnce(ctx context.Context) {
 		r.workQueue.wakeWorker()
 	}
 	r.apiTaskQueue.dispatchTasks(ctx, r.Now())
+	if due := r.apiTaskQueue.slowWriteTracker.nextSlowTime(r.Now()); !due.IsZero() {
+		r.slowWriteTimer.wakeWorkerAt(due, r.Now(), r.workQueue)
+	}
 	r.deferredEventQueue.recordDueEvents(r.Now(), r.hasServiceWork)
 	r.advanceLedgerTime()
 }

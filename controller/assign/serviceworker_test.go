@@ -130,6 +130,40 @@ func TestUnansweredWritesOfManyServicesDelayNoOther(t *testing.T) {
 	})
 }
 
+// TestHangingWebhookOfNamespaceDelaysNoOtherFromTheStart creates more Services in one namespace
+// than the AddressLedger has room for. Their status writes get no answer. Those of another
+// namespace are served meanwhile, and these too once the webhook answers.
+func TestHangingWebhookOfNamespaceDelaysNoOtherFromTheStart(t *testing.T) {
+	runWithFakeTime(t, func(t *testing.T) {
+		s := apitest.NewServer(nil)
+		s.SetPool("p", poolSpec("10.0.0.0/16"))
+		s.LetServiceWritesHang(func(o *corev1.Service) bool { return o.Namespace == "hung" })
+		c := startController(t, s, nil, ServiceWorkerOptions{})
+		defer c.stopAndWait()
+		time.Sleep(time.Second)
+		for i := range 2 * maxPendingAssignments {
+			o := newLoadBalancer(fmt.Sprint("s", i))
+			o.Namespace = "hung"
+			s.CreateService(o)
+		}
+		for i := range 200 {
+			name := fmt.Sprint("s", i)
+			s.CreateService(newLoadBalancer(name))
+			time.Sleep(3 * time.Second)
+			if o := s.ServiceByKey(serviceKey(name)); !firstAddress(o).IsValid() {
+				t.Errorf("Service %s has no address after 3 s, because those of another namespace wait for an answer", name)
+			}
+		}
+		s.LetServiceWritesHang(nil)
+		time.Sleep(2 * maxRetryDelay)
+		for _, o := range s.AllServices() {
+			if !firstAddress(o).IsValid() {
+				t.Errorf("Service %s/%s has no address when its write is answered", o.Namespace, o.Name)
+			}
+		}
+	})
+}
+
 func TestRestartWritesNoUnchangedService(t *testing.T) {
 	runWithFakeTime(t, func(t *testing.T) {
 		s := apitest.NewServer(nil)

@@ -25,6 +25,10 @@ const (
 	// never answers for the Services of one namespace must not occupy all places.
 	slowAttemptTimeout       = time.Second
 	maxUnfinishedSlowRetries = maxTasksInFlight / 4
+	// maxSlowWritesInFlight is how many slow writes occupy no place, so that others go on.
+	// A namespace with maxSlowWritesPerNamespace slow first attempts begins no others.
+	maxSlowWritesInFlight     = 3 * maxTasksInFlight
+	maxSlowWritesPerNamespace = maxTasksInFlight - maxUnfinishedSlowRetries
 	// The delays before a failed request is repeated: the first, doubled each time up to the last.
 	// They begin like those of controller-runtime's queues and end with a time that a person would
 	// wait.
@@ -57,6 +61,8 @@ type apiTaskQueue struct {
 	tasksAwaitingFreeSlot   []apiRequestTask
 	writesAwaitingRetryTime []*serviceStatusWriteTask
 	tasksInFlightCount      int
+	// slowWriteTracker knows the first attempts in flight.
+	slowWriteTracker slowWriteTracker
 	// unfinishedSlowRetries counts the writes that are in flight or wait for a free place, and
 	// whose last attempt was slow.
 	unfinishedSlowRetries int
@@ -65,12 +71,32 @@ type apiTaskQueue struct {
 }
 
 func newAPITaskQueue(api WorkerAPI) *apiTaskQueue {
-	return &apiTaskQueue{api: api, endedTaskHandlerChannel: make(chan taskResultHandler, maxTasksInFlight+2)}
+	return &apiTaskQueue{api: api, endedTaskHandlerChannel: make(chan taskResultHandler, maxTasksInFlight+maxSlowWritesInFlight+2)}
 }
 
 // countUnfinishedTasks counts the tasks in flight and those that wait for a free place.
 func (q *apiTaskQueue) countUnfinishedTasks() int {
 	return q.tasksInFlightCount + len(q.tasksAwaitingFreeSlot)
+}
+
+// countReadyTasks counts the tasks that wait for a free place, and not for their slow namespace.
+func (q *apiTaskQueue) countReadyTasks() int {
+	n := len(q.tasksAwaitingFreeSlot)
+	if q.slowWriteTracker.slowCount == 0 {
+		return n
+	}
+	for _, t := range q.tasksAwaitingFreeSlot {
+		if q.mustWaitForNamespace(t) {
+			n--
+		}
+	}
+	return n
+}
+
+// mustWaitForNamespace says whether a task is the first attempt of a write in a slow namespace.
+func (q *apiTaskQueue) mustWaitForNamespace(t apiRequestTask) bool {
+	w, is := t.(*serviceStatusWriteTask)
+	return is && !w.isSlowRetry && q.slowWriteTracker.isNamespaceSlow(w.service.Key.Namespace)
 }
 
 // enqueueTask runs a task as soon as there is a free place.
@@ -102,6 +128,7 @@ func (q *apiTaskQueue) recordEndOfAttempt(w *serviceStatusWriteTask, now time.Ti
 		q.unfinishedSlowRetries--
 	}
 	w.lastAttemptWasSlow = now.Sub(w.attemptStart) >= slowAttemptTimeout
+	delete(q.slowWriteTracker.firstAttemptsInFlight, w)
 }
 
 // dispatchTasks starts as many tasks as may run in parallel.
@@ -116,15 +143,25 @@ func (q *apiTaskQueue) dispatchTasks(ctx context.Context, now time.Time) {
 		}
 		return awake
 	})
-	for len(q.tasksAwaitingFreeSlot) > 0 && q.tasksInFlightCount < maxTasksInFlight {
+	q.slowWriteTracker.updateSlowWrites(now)
+	var waiting []apiRequestTask
+	for len(q.tasksAwaitingFreeSlot) > 0 && q.tasksInFlightCount-q.slowWriteTracker.countSlowWrites() < maxTasksInFlight {
 		t := q.tasksAwaitingFreeSlot[0]
 		q.tasksAwaitingFreeSlot[0] = nil
 		q.tasksAwaitingFreeSlot = q.tasksAwaitingFreeSlot[1:]
+		if q.mustWaitForNamespace(t) {
+			waiting = append(waiting, t)
+			continue
+		}
 		if w, is := t.(*serviceStatusWriteTask); is {
 			w.attemptStart = now
+			q.slowWriteTracker.addWrite(w)
 		}
 		q.startTask(ctx, t)
 		q.lastTaskStartOrEnd = now
+	}
+	if len(waiting) > 0 {
+		q.tasksAwaitingFreeSlot = append(waiting, q.tasksAwaitingFreeSlot...)
 	}
 }
 
