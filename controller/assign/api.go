@@ -243,8 +243,9 @@ func (c *ClientBackedAPI) ReadOrCreateLedger(ctx context.Context, name string) (
 // CompareAndSwapLedger implements API.
 func (c *ClientBackedAPI) CompareAndSwapLedger(ctx context.Context, l *v1alpha1.AddressLedger) (*v1alpha1.AddressLedger, error) {
 	written := l.DeepCopy()
-	// The API server compares an object that has managed fields field by field with each write, to
-	// record who owns which. Nobody else writes this one. A single empty entry removes them.
+	// Managed fields say which client owns which field. With each write, the API server compares
+	// the whole object with them, which takes time. Only controllers write the AddressLedger, so it
+	// needs none. A single empty entry removes them.
 	if len(written.ManagedFields) > 0 {
 		written.ManagedFields = []metav1.ManagedFieldsEntry{{}}
 	}

@@ -32,8 +32,8 @@ type poolRetirement struct {
 	pool *snapshot.Pool
 	// servicesAwaitingTurn of this round, in the order of their turns.
 	servicesAwaitingTurn []view.ObjectKey
-	// servicesWithoutOtherAddress got none at their last turn. Some may hold no retired address any
-	// more.
+	// servicesWithoutOtherAddress got no other address at their last turn. Some of them may have
+	// given the retired address up since.
 	servicesWithoutOtherAddress map[view.ObjectKey]struct{}
 	nextTurn, nextRound         time.Time
 	// isDone says that no Service held a retired address in the last round.
@@ -100,8 +100,9 @@ func (r *retirementScheduler) startDueTurnOfPool(state *poolRetirement, now time
 	r.timer.wakeWorkerAt(next, now, r.workQueue)
 }
 
-// decideConsideringRetirement decides about a Service. If it is its turn to give up retired
-// addresses, it gets others, if there are as many. It keeps its turn until those are written.
+// decideConsideringRetirement decides about a Service. If it is the Service's turn to give up its
+// retired addresses, the Service gets other addresses, provided that enough are free. The turn
+// lasts until these are written.
 func (r *ServiceWorker) decideConsideringRetirement(v *view.Service) allocate.Decision {
 	snap := r.configuration.Snapshot
 	if _, onTurn := r.retirementScheduler.servicesToGiveUpRetired[v.Key]; !onTurn {

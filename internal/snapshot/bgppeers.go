@@ -28,8 +28,8 @@ const (
 	maxTCPMD5PasswordBytes             = 80 // the kernel's limit for TCP MD5 keys
 )
 
-// parsePeers parses the BGPPeers, the oldest first. A broken one keeps its last good state; one
-// that never had a good state has a fault.
+// parsePeers parses the BGPPeers, the oldest first. If an edit breaks a BGPPeer, its last good
+// state stays in effect. A BGPPeer that never had a good state gets a fault.
 func (b *snapshotBuilder) parsePeers(in []v1beta2.BGPPeer, o *ConfigurationObjects) []*Peer {
 	in = slices.Clone(in)
 	slices.SortFunc(in, func(x, y v1beta2.BGPPeer) int {

@@ -57,8 +57,8 @@ type Pool struct {
 	ServiceAllocation *ServiceAllocation
 	// Retirement is nil when no address of the pool is retired.
 	Retirement *Retirement
-	// WithheldAddressesToFree are the addresses whose cool-down and quarantine end once, by the
-	// value LiftWithheldValue of an annotation.
+	// WithheldAddressesToFree are the addresses whose cool-down and quarantine an annotation ends,
+	// once for each of its values. LiftWithheldValue is the value of the annotation.
 	WithheldAddressesToFree []Range
 	LiftWithheldValue       string
 	// ExcludedRanges are in Ranges but never given; retired ranges are among them. A Service that

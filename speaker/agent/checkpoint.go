@@ -86,8 +86,8 @@ func canLinkAnswerForAddress(links facts.LinkSet, index int, a netip.Addr) bool 
 	return ok && l.CanSendFamilyOf(a)
 }
 
-// dropRestoredBidsNotInPlan replaces the restored bids by those of the first plan: addresses
-// without a bid in the plan are gone.
+// dropRestoredBidsNotInPlan ends the use of the restored bids when the first plan comes. If the
+// plan has no bid for an address with a restored bid, nobody asks for this address any more.
 func (a *Agent) dropRestoredBidsNotInPlan(p planUpdate) {
 	if !a.checkpoint.hasFirstPlan {
 		for _, b := range a.checkpoint.restoredBids {

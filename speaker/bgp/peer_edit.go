@@ -44,8 +44,9 @@ func (w *peerWorker) addLastNotificationToError(err error) error {
 	return fmt.Errorf("%w (before that, %w)", err, *w.lastReceivedNotification)
 }
 
-// keepRouterOfEstablishedPeers keeps the address of an established session while its router cannot
-// be determined, since a default route is missing for a moment when it is replaced.
+// keepRouterOfEstablishedPeers keeps the router's address of an established session while the
+// address cannot be determined. For example, when a default route is replaced, there is none for a
+// moment.
 func (e *Engine) keepRouterOfEstablishedPeers(peers []intent.Peer) []intent.Peer {
 	cloned := false
 	for i := range peers {

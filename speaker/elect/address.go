@@ -99,8 +99,8 @@ func (a *addressState) forgetOrphanClaim(withOrphanClaim map[*addressState]struc
 	}
 }
 
-// reconcileAddress starts or stops what this node does about the address so that it fits what it
-// knows.
+// reconcileAddress begins or ends what this node has to do about the address, after something has
+// changed: taking it, moving it, releasing it, or nothing.
 func (m *Machine) reconcileAddress(a *addressState) {
 	able := a.canBeHeldBySelf(m.self) && !m.shutdownHandoverRequested
 	switch {

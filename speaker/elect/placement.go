@@ -214,8 +214,9 @@ func (t Timing) withExtraPerRankDelay(extraDelay time.Duration) *Timing {
 	return &t
 }
 
-// individuallyDelayedRankCount is how many candidates wait for each better one. It takes as many
-// faulty candidates at once to delay an address longer.
+// individuallyDelayedRankCount is how many of the best candidates have a delay of their own. Later
+// candidates share delays: see acquireDelayOfRank. Hardly ever do all of the best ones fail at
+// once.
 const individuallyDelayedRankCount = 4
 
 // acquireDelayOfRank is how long the candidate of a rank leaves an address to the better ones. Each

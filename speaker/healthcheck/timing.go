@@ -22,6 +22,6 @@ const (
 	onceAnsweredPortTimeout = 30 * time.Second
 )
 
-// minCheckStartInterval is the least time between the starts of two health checks. So many of them
-// at once, as after a start, take a fraction of one CPU.
+// minCheckStartInterval is the least time between the starts of two health checks. At this rate, a
+// speaker that starts with many Services uses a fraction of one CPU for them.
 const minCheckStartInterval = 2 * time.Millisecond

@@ -72,8 +72,8 @@ func (t *guardedTransport) setMemberSources(addresses map[netip.Addr]struct{}) {
 	t.memberSources.Store(&addresses)
 }
 
-// recordIfUndecryptable records whether a known speaker that is no member has another key. Without
-// known speakers it records nothing, since anybody could fill the record.
+// recordIfUndecryptable records whether the sender of a packet uses another key. It records only
+// known speakers that are no members; otherwise any host could fill the record.
 func (t *guardedTransport) recordIfUndecryptable(source netip.Addr, p *memberlist.Packet) {
 	allowed, members := t.allowedSources.Load(), t.memberSources.Load()
 	if allowed == nil || len(*allowed) == 0 || members == nil {

@@ -297,9 +297,9 @@ func (w *BGPStatusWriter) sendAnnouncedEvent(a status.BGPAnnouncement) {
 		"announcing from node %q with protocol %q", w.options.Self, "bgp")
 }
 
-// writeBGPSessions writes and removes BGPSession objects of this node as the sessions are. heldBack
-// are those that do not count yet. It returns when the state of one has to be shown if it is still
-// the same, or 0.
+// writeBGPSessions makes the BGPSession objects of this node agree with its sessions. heldBack has
+// the sessions that flap and do not count yet. A change of state is written only after it has
+// lasted for some time: lookAgain is when that time is over for the next session, or 0.
 func (w *BGPStatusWriter) writeBGPSessions(ctx context.Context, sessions []bgp.PeerSessionStatus, heldBack map[string]names.Explanation) (lookAgain time.Duration, err error) {
 	var list v1alpha1.BGPSessionList
 	if err := w.options.Client.List(ctx, &list, client.InNamespace(w.options.Namespace), client.MatchingLabels{names.LabelServiceStatusNode: w.options.Self}); err != nil {

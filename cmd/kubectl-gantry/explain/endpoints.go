@@ -74,8 +74,8 @@ func formatReadyCount(n int) string {
 	return fmt.Sprintf("%d are ready", n)
 }
 
-// describeStrayEndpointSlice names an EndpointSlice that was written by hand, and whose label gives
-// it to no Service, as the end of a sentence.
+// describeStrayEndpointSlice returns the end of a sentence about an EndpointSlice that was written
+// by hand and belongs to no Service by its label.
 func describeStrayEndpointSlice(ctx context.Context, c *serviceDiagnosis) string {
 	var all discoveryv1.EndpointSliceList
 	if err := c.objectReader.List(ctx, &all, client.InNamespace(c.key.Namespace)); err != nil {

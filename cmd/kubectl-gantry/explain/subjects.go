@@ -349,8 +349,8 @@ func (e *Explainer) ExplainAdvertisement(ctx context.Context, name string) (*rep
 	return c.finishReport(fmt.Sprintf("the %s advertises %s", c.kind, joinFirstElements(pools, maxListedElements))), nil
 }
 
-// addNodesOfAdvertisement says on which nodes the advertisement counts, and whether they have its
-// interfaces. Without any interface it counts on all links.
+// addNodesOfAdvertisement says on which nodes the advertisement counts, and whether these nodes
+// have the interfaces that it names. An advertisement that names no interface counts on all links.
 func (c *objectDiagnosis) addNodesOfAdvertisement(selectors []labels.Selector, interfaces []string) {
 	var selected, linked []string
 	for _, n := range c.config.Nodes {

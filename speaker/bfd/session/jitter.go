@@ -30,8 +30,9 @@ const (
 	minSlotsPerTransmitInterval = 16
 )
 
-// transmitSlotInterval returns the interval of the slots for an interval of packets. Each slot of a
-// slow session is also one of the faster sessions.
+// transmitSlotInterval returns the time between two slots of a session with this packet interval.
+// The result is a power of two times the shortest one. So each slot of a slow session is also a
+// slot of all faster sessions.
 func transmitSlotInterval(interval time.Duration) time.Duration {
 	d := minTransmitSlotInterval
 	for 2*d*minSlotsPerTransmitInterval <= interval && d < maxTransmitSlotInterval {
