@@ -168,7 +168,11 @@ func (a *Agent) sendReachabilityProbes(e elect.ReachabilityProbe) {
 	}
 	gateways := min(len(targets), maxTargetsOfEachKindPerReachabilityProbe)
 	targets = targets[:gateways]
-	for _, name := range a.otherNodesInReachabilityProbeOrder() {
+	var nodes []string
+	if !e.OnlyGateways {
+		nodes = a.otherNodesInReachabilityProbeOrder()
+	}
+	for _, name := range nodes {
 		address := a.addressByKnownMember[name]
 		for _, l := range a.ownUsableLinks {
 			onLink := slices.ContainsFunc(l.AddressesWithPrefixLength, func(p netip.Prefix) bool { return p.Contains(address) })
@@ -299,7 +303,13 @@ func (a *Agent) passOwnLinksToPlannerAndMembers() {
 }
 
 func (a *Agent) buildStatus() Status {
-	held := slices.SortedFunc(maps.Keys(a.heldBindingByAddress), netip.Addr.Compare)
+	var held []netip.Addr
+	for ip, b := range a.heldBindingByAddress {
+		if !b.IsUnannounced { // this node does not hold it yet
+			held = append(held, ip)
+		}
+	}
+	slices.SortFunc(held, netip.Addr.Compare)
 	s := Status{
 		Plan:                 a.plan,
 		Holders:              a.electionMachine.Holders(),

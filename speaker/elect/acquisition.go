@@ -26,6 +26,8 @@ const (
 type acquisitionAttempt struct {
 	expectedTaker string // the node that is expected to take the address
 	isProbing     bool
+	// mayAnswerEarly is set until the first probe if this node answers while it probes.
+	mayAnswerEarly bool
 	// answeredProbeCount counts the probes that a host answered, and firstAnswerAt is the time of
 	// the first. nextProbeDelay is the delay before the next probe.
 	answeredProbeCount   int
@@ -40,6 +42,7 @@ type acquisitionAttempt struct {
 func (m *Machine) endAcquisition(a *addressState) {
 	delete(m.addressesToAcquire, a)
 	if a.acquisition != nil {
+		endEarlyAnswer(m, a)
 		a.acquisition = nil
 		m.scheduledAddresses.unscheduleAddress(a)
 		m.updateAddressGroupCounts(a)
@@ -65,6 +68,8 @@ func (m *Machine) handleProbeResult(r facts.ProbeResult) {
 	p, ok := m.pendingProbes.takeProbe(r.ID)
 	switch {
 	case !ok:
+	case p.asksGateways:
+		recordGatewayProbe(m, p.sentAt, len(r.AnsweringMACs) > 0)
 	case p.addressToProbe == nil && len(r.AnsweringMACs) == 0:
 	case p.silentNode != "":
 		m.performLivenessActions(m.liveness.reportAsConnectedWitness(p.silentNode, m.stepContext(), &m.outbox))
@@ -88,8 +93,9 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 	c.isProbing = false
 	switch {
 	case r.NoFrameSent: // no link worked, so the silence means nothing
+		endEarlyAnswer(m, a)
 		m.scheduledAddresses.scheduleAddress(a, m.now.Add(4*m.timing.FirstProbeRetryDelay))
-	case len(r.AnsweringMACs) > 0 && a.bid.WireCheck == intent.WireCheckEnforce:
+	case len(r.AnsweringMACs) > 0 && a.isBlockedByAnswer():
 		m.handleUnclaimedAnswer(a, c, r.AnsweringMACs[0])
 	default:
 		if len(r.AnsweringMACs) > 0 && a.bid.WireCheck == intent.WireCheckWarn {
@@ -102,6 +108,7 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 		}
 		if a.isOutrankedByRivalProber(&m.membership, r.RivalProberMACs) {
 			// the other node takes the address, or this one probes again
+			endEarlyAnswer(m, a)
 			m.scheduledAddresses.scheduleAddress(a, m.now.Add(m.timing.PerRankAcquireDelay))
 			return
 		}
@@ -111,6 +118,7 @@ func (m *Machine) judgeAcquireProbe(a *addressState, r facts.ProbeResult) {
 
 // handleUnclaimedAnswer processes an answer for an address that has no live claim.
 func (m *Machine) handleUnclaimedAnswer(a *addressState, c *acquisitionAttempt, mac facts.MAC) {
+	endEarlyAnswer(m, a)
 	if c.answeredProbeCount++; c.answeredProbeCount == 1 {
 		c.firstAnswerAt = m.now
 	}
@@ -157,10 +165,14 @@ var eventClauseByReason = map[names.Reason]string{
 // takeAddress starts to hold the address.
 func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason) {
 	e := newAddressTakenEvent(a, m.self, reason, m.now)
+	delete(m.pendingProbes.addressesAnsweredEarly, a) // it goes on to answer
 	m.endAcquisition(a)
 	a.isHeldBySelf = true
 	m.addressesHeldBySelf[a] = struct{}{}
 	m.lease.startWithFirstAddress(m.now, len(m.addressesHeldBySelf))
+	if reason != reasonHandedOver {
+		a.isClaimedWithoutGateway = m.gateways.isSilent
+	}
 	m.claimAddress(a, epoch)
 	m.outbox.emitAddressEffect(HoldAddress{intent.Binding{Address: a.ip, LinkIndexes: a.bid.OwnLinkIndexes}})
 	m.outbox.emitEffect(e)
@@ -168,7 +180,8 @@ func (m *Machine) takeAddress(a *addressState, epoch uint64, reason names.Reason
 
 // claimAddress claims the address for this node and sends the claim to all members.
 func (m *Machine) claimAddress(a *addressState, epoch uint64) {
-	c, former := Claim{Address: a.ip, Holder: m.self, Nonce: m.runNonce, Epoch: epoch}, a.highestKnownClaim.Holder
+	former := a.highestKnownClaim.Holder
+	c := Claim{Address: a.ip, Holder: m.self, Nonce: m.runNonce, Epoch: epoch, WithoutGateway: a.isClaimedWithoutGateway}
 	m.recordClaim(a, c)
 	if _, ok := m.membersByName[former]; ok && former != m.self {
 		m.outbox.queueClaim(kindClaims, former, c) // first to the node that has to stop answering
@@ -180,7 +193,7 @@ func (m *Machine) claimAddress(a *addressState, epoch uint64) {
 // cut off releases its addresses too, and must not supersede the node that took over.
 func (m *Machine) releaseAddress(a *addressState, reason names.Reason) {
 	c := a.highestKnownClaim
-	c.Released = true
+	c.Released, c.WithoutGateway = true, false
 	m.stopAnswering(a, reason)
 	m.recordClaim(a, c)
 	m.outbox.broadcastClaim(a)
@@ -192,6 +205,7 @@ func (m *Machine) stopAnswering(a *addressState, reason names.Reason) {
 		m.lease.addressCountLeftToRecheck--
 	}
 	a.forgetOrphanClaim(m.addressesWithOrphanClaim, &m.scheduledAddresses)
+	delete(m.gateways.contestingClaimByAddress, a)
 	a.isHeldBySelf, a.isRechecking = false, false
 	delete(m.addressesHeldBySelf, a)
 	a.endMove(&m.scheduledAddresses)

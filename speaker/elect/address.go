@@ -17,6 +17,8 @@ type addressState struct {
 	bid               intent.Bid // without candidates when no node may hold the address
 	highestKnownClaim Claim      // the highest known claim
 	isHeldBySelf      bool
+	// isClaimedWithoutGateway is set if this node's claim is one without gateway.
+	isClaimedWithoutGateway bool
 	// acquisition is set while this node tries to take the address, move while it hands the address
 	// over.
 	acquisition *acquisitionAttempt
@@ -177,7 +179,7 @@ func (m *Machine) forgetAddressesWithoutCandidates() {
 		}
 		old := m.now.Sub(a.withoutCandidatesSince)
 		if c := a.highestKnownClaim; old >= claimWithoutCandidatesTimeout/10 && c.Epoch > 0 && !c.Released && !m.isLiveClaim(c) {
-			c.Released = true
+			c.Released, c.WithoutGateway = true, false
 			m.recordClaim(a, c)
 		}
 		if old >= claimWithoutCandidatesTimeout && (a.highestKnownClaim.Epoch == 0 || a.highestKnownClaim.Released) {

@@ -36,6 +36,13 @@ func (c Claim) supersedes(d Claim) bool {
 	return c.Released && !d.Released
 }
 
+// isSameAs reports whether both are the same claim. A speaker of an earlier version leaves
+// WithoutGateway out when it passes a claim on.
+func (c Claim) isSameAs(d Claim) bool {
+	c.WithoutGateway = d.WithoutGateway
+	return c == d
+}
+
 // claimBucket is one part of the addresses, selected by a hash of the address.
 type claimBucket struct {
 	addresses     map[*addressState]struct{}
@@ -93,14 +100,17 @@ func (m *Machine) mergeReceivedClaim(from string, c Claim) {
 	a := m.ensureAddressState(c.Address)
 	known := a.highestKnownClaim
 	switch {
-	case c == known:
+	case c.isSameAs(known):
 	case c.supersedes(known):
 		m.handleSupersedingClaim(a, c)
 	case a.isHeldBySelf && m.membersByName[from].Name != "":
 		// The sender is behind. If it answers for the address too, hosts on the segment have to
 		// learn the right holder again.
 		m.outbox.queueClaim(kindClaims, from, known)
-		if c.Holder != m.self && m.isLiveClaim(c) {
+		// A holder with a gateway keeps the address against a claim without one. So this node does
+		// not win back hosts that the other one is about to win.
+		mayLose := known.WithoutGateway && !c.WithoutGateway
+		if c.Holder != m.self && m.isLiveClaim(c) && !mayLose {
 			m.outbox.emitAddressEffect(RepeatAnnouncement{a.ip})
 		}
 	case from == c.Holder && from != "": // it does not know yet that it lost the address
@@ -119,17 +129,27 @@ func (m *Machine) handleSupersedingClaim(a *addressState, c Claim) {
 	case a.isHeldBySelf && !m.isLiveClaim(c):
 		m.deferOrphanClaim(a, c)
 		return
+	case a.isHeldBySelf && isContestable(m, a, c):
+		contestAddress(m, a, c)
+		return
 	case a.isHeldBySelf:
-		m.stopAnswering(a, reasonSuperseded)
-		m.recordClaim(a, c)
+		yieldToClaim(m, a, c)
+		return
 	case c.Holder == m.self && c.Nonce == m.runNonce && !c.Released:
 		// released by this node, then forgotten
-		c.Released = true
+		c.Released, c.WithoutGateway = true, false
 		m.recordClaim(a, c)
 		m.outbox.broadcastClaim(a)
 	default:
 		m.recordClaim(a, c)
 	}
+	m.reconcileAddress(a)
+}
+
+// yieldToClaim gives the address up to the node with the higher claim.
+func yieldToClaim(m *Machine, a *addressState, c Claim) {
+	m.stopAnswering(a, reasonSuperseded)
+	m.recordClaim(a, c)
 	m.reconcileAddress(a)
 }
 

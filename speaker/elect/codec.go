@@ -79,7 +79,18 @@ type Claim struct {
 	Epoch uint64
 	// Released is set when the holder gave the address up without a successor.
 	Released bool
+	// WithoutGateway is set if no default gateway answered the holder when it took the address. It
+	// is no part of the order of claims. A released claim does not have it.
+	WithoutGateway bool `json:",omitempty"`
 }
+
+// The values of the last byte of a claim. Earlier versions know two of them, and take a claim
+// without gateway for one that is not released.
+const (
+	claimIsLive = iota
+	claimIsReleased
+	claimIsWithoutGateway
+)
 
 // errMalformedMessage is the error for bytes that are not a message.
 var errMalformedMessage = errors.New("elect: malformed message")
@@ -93,19 +104,18 @@ func appendString(b []byte, s string) []byte {
 	return append(append(b, byte(len(s))), s...)
 }
 
-func appendBool(b []byte, v bool) []byte {
-	if v {
-		return append(b, 1)
-	}
-	return append(b, 0)
-}
-
 func appendClaim(b []byte, c Claim) []byte {
 	b = appendString(b, string(c.Address.AsSlice()))
 	b = appendString(b, c.Holder)
 	b = binary.AppendUvarint(b, c.Nonce)
 	b = binary.AppendUvarint(b, c.Epoch)
-	return appendBool(b, c.Released)
+	switch {
+	case c.Released:
+		return append(b, claimIsReleased)
+	case c.WithoutGateway:
+		return append(b, claimIsWithoutGateway)
+	}
+	return append(b, claimIsLive)
 }
 
 func appendClaims(b []byte, claims []Claim) []byte {
@@ -171,7 +181,8 @@ func (r *messageReader) readClaim() Claim {
 	a, ok := netip.AddrFromSlice([]byte(r.readString()))
 	c.Address, c.Holder = a, r.readString()
 	c.Nonce, c.Epoch = r.readUvarint(), r.readUvarint()
-	c.Released = r.readByte() == 1
+	last := r.readByte()
+	c.Released, c.WithoutGateway = last == claimIsReleased, last == claimIsWithoutGateway
 	if !ok {
 		r.markMalformed()
 	}

@@ -29,6 +29,7 @@ type clusterSimulation struct {
 	addresses             []netip.Addr
 	preferenceScoreByNode map[string]int
 	allowRebalance        bool
+	wireCheck             intent.WireCheckMode
 	nodesAbleToServe      map[string]bool
 	addressesPerService   int // so many consecutive addresses belong to one Service
 	// gossipPartitionByNode and lanPartitionByNode are the part of the network that a node is in.
@@ -215,7 +216,7 @@ func (w *clusterSimulation) deliverBids() {
 		}
 		var in BidsChanged
 		for i, a := range w.addresses {
-			b := intent.Bid{Address: a, Candidates: candidates, MayRebalance: w.allowRebalance}
+			b := intent.Bid{Address: a, Candidates: candidates, MayRebalance: w.allowRebalance, WireCheck: w.wireCheck}
 			for j := i - i%max(w.addressesPerService, 1); w.addressesPerService > 0 && j < i-i%w.addressesPerService+w.addressesPerService; j++ {
 				if j != i {
 					b.SiblingAddresses = append(b.SiblingAddresses, w.addresses[j])
@@ -337,7 +338,9 @@ func (w *clusterSimulation) performEffect(n *simNode, e Effect) {
 	switch e := e.(type) {
 	case HoldAddress:
 		n.heldAddresses[e.Binding.Address] = true
-		w.deliverAnnouncementOnLAN(n, e.Binding.Address)
+		if !e.Binding.IsUnannounced {
+			w.deliverAnnouncementOnLAN(n, e.Binding.Address)
+		}
 	case RepeatAnnouncement:
 		w.deliverAnnouncementOnLAN(n, e.Address)
 	case DropAddress:
@@ -354,7 +357,7 @@ func (w *clusterSimulation) performEffect(n *simNode, e Effect) {
 	case ReachabilityProbe:
 		r := facts.ProbeResult{ID: e.ID}
 		wait := time.Duration(e.FramesPerTarget) * e.FrameInterval
-		if !w.isIsolatedOnLAN(n.name) {
+		if !w.isIsolatedOnLAN(n.name) && (!e.OnlyGateways || w.lanPartitionByNode[n.name] == 0) {
 			r.AnsweringMACs, wait = []facts.MAC{{2, 0, 0, 0, 0xff, 0xfe}}, time.Millisecond
 		}
 		later(wait, n, func() Input { return ProbeFinished{r} })

@@ -186,6 +186,9 @@ func (m *Machine) hasPossibleRivals() bool {
 // LeaseDeadline returns until when this node may answer unless it is stepped again before.
 func (m *Machine) LeaseDeadline(now time.Time) time.Time {
 	if !m.hasPossibleRivals() {
+		if len(m.pendingProbes.addressesAnsweredEarly) > 0 { // another node may take them
+			return m.now.Add(m.timing.LeaseAfterOwnBeaconTimeout)
+		}
 		return now.Add(time.Second)
 	}
 	return m.lease.deadline(m.stepContext(), m.liveness.lastOwnBeaconSentAt)
@@ -199,6 +202,9 @@ func (m *Machine) handleProcessPause(now time.Time) {
 		return
 	}
 	m.now, m.resumedAfterPauseAt = now, now
+	endEarlyAnswers(m)
+	m.gateways.answeredAt, m.gateways.awaited = time.Time{}, false
+	resolveContestedAddresses(m)
 	m.liveness.restartSilenceTimers(now)
 	m.pendingProbes.restartPendingAcquireProbes(&m.scheduledAddresses, now)
 	if m.hasPossibleRivals() {

@@ -32,6 +32,7 @@ type Machine struct {
 	addressesHeldBySelf map[*addressState]struct{} // addresses that this node answers for
 	// addresses with claims, by the claim's holder
 	addressesByHolder map[string]map[*addressState]struct{}
+	gateways          gatewayWatch
 	// acquisitions to start at the end of the step
 	addressesToAcquire        map[*addressState]struct{}
 	scheduledAddresses        addressWorkSchedule
@@ -71,6 +72,7 @@ func NewMachine(self string, nonce uint64, timing Timing, now time.Time) *Machin
 		addressesHeldBySelf:       map[*addressState]struct{}{},
 		addressesByHolder:         map[string]map[*addressState]struct{}{},
 		addressesToAcquire:        map[*addressState]struct{}{},
+		gateways:                  gatewayWatch{contestingClaimByAddress: map[*addressState]Claim{}},
 		addressGroupsByCandidates: sameCandidatesGroups{},
 		outbox:                    outbox{claimRepeatsLeftByAddress: map[*addressState]int{}},
 		addressesWithOrphanClaim:  map[*addressState]struct{}{},
@@ -80,7 +82,7 @@ func NewMachine(self string, nonce uint64, timing Timing, now time.Time) *Machin
 		liveness:                  newLivenessWatch(),
 		lastSyncAnswerAtByMember:  map[string]time.Time{},
 		syncRequests:              newSyncRequests(),
-		pendingProbes:             pendingProbes{probesByID: map[uint64]pendingProbe{}},
+		pendingProbes:             pendingProbes{probesByID: map[uint64]pendingProbe{}, addressesAnsweredEarly: map[*addressState]struct{}{}},
 	}
 	m.applyMembers(facts.MemberSet{})
 	return m
@@ -153,6 +155,7 @@ func (m *Machine) performDueWork() {
 	m.performLivenessActions(m.liveness.findAdoptedNodesDueForSync(m.stepContext()))
 	m.performLivenessActions(m.liveness.detectAndReportSilence(m.stepContext(), &m.outbox))
 	m.maintainLease()
+	resolveOverdueContests(m)
 	m.beginAcquisitions()
 	for range maxDueAddressesPerStep {
 		a := m.scheduledAddresses.takeDueAddress(m.now)
@@ -162,6 +165,10 @@ func (m *Machine) performDueWork() {
 		switch {
 		case a.acquisition != nil:
 			a.acquisition.isProbing = true
+			askGateways(m)
+			if a.acquisition.mayAnswerEarly {
+				beginEarlyAnswer(m, a)
+			}
 			m.pendingProbes.probeAddress(a, stepContextWithExtraProbeTime(m, a), &m.outbox)
 			// in case that the probe's result is lost
 			m.scheduledAddresses.scheduleAddress(a, m.now.Add(10*m.timing.StartupWithoutMembersDelay))

@@ -87,6 +87,12 @@ type modelRun struct {
 	maxFaultSlot                                   int
 	gossipPartitionByNode, lanPartitionByNode      [3]int
 	isDeafByNode                                   [3]bool // no message reaches the node
+	// isPathCut[x][y] says that no message of x reaches y.
+	isPathCut [3][3]bool
+	wireCheck intent.WireCheckMode
+	// keptAddresses are addresses that node keeperIndex must hold in the end.
+	keptAddresses map[netip.Addr]bool
+	keeperIndex   int
 	// states that any run has reached
 	seenStates       map[uint64]bool
 	reachedSeenState bool
@@ -153,7 +159,7 @@ func (w *modelRun) startNodes() {
 	for _, n := range w.nodes {
 		bids := BidsChanged{}
 		for _, a := range modelAddresses {
-			bids.Bids = append(bids.Bids, intent.Bid{Address: a, Candidates: candidates, OwnLinkIndexes: []int{1}})
+			bids.Bids = append(bids.Bids, intent.Bid{Address: a, Candidates: candidates, OwnLinkIndexes: []int{1}, WireCheck: w.wireCheck})
 		}
 		w.stepNode(n, bids, w.gossipMembersSeenBy(n.id), RemoteStateReceived{appendClaims(encodeMessageHeader(NewestMessageFormat, kindClaims), nil)})
 	}
@@ -302,7 +308,7 @@ func (w *modelRun) deliverDueMessages() {
 }
 
 func (w *modelRun) deliverMessage(m modelMessage) {
-	if w.gossipPartitionByNode[m.from] == w.gossipPartitionByNode[m.to] && !w.isDeafByNode[m.to] {
+	if w.gossipPartitionByNode[m.from] == w.gossipPartitionByNode[m.to] && !w.isDeafByNode[m.to] && !w.isPathCut[m.from][m.to] {
 		w.stepNode(w.nodes[m.to], MessageReceived{From: modelNodeName(m.from), Payload: m.payload})
 	}
 }
@@ -388,7 +394,7 @@ func (w *modelRun) endLossesDelaysAndReordering() {
 // stateFingerprint is a hash of all that decides what happens next.
 func (w *modelRun) stateFingerprint() uint64 {
 	h := fnv.New64a()
-	fmt.Fprint(h, w.currentSlot, w.lossesLeft, w.delaysLeft, w.messageReorderingsLeft, w.pendingFault == nil, w.gossipPartitionByNode, w.lanPartitionByNode, w.isDeafByNode, w.takeCountByAddress)
+	fmt.Fprint(h, w.currentSlot, w.lossesLeft, w.delaysLeft, w.messageReorderingsLeft, w.pendingFault == nil, w.gossipPartitionByNode, w.lanPartitionByNode, w.isDeafByNode, w.isPathCut, w.takeCountByAddress)
 	for _, n := range w.nodes {
 		fmt.Fprint(h, n.pausedUntilSlot, len(n.heldAddresses), n.answerDeadline.UnixNano(), len(n.inbox))
 		if n.machine != nil {

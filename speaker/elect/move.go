@@ -47,7 +47,7 @@ func (m *Machine) offerAddress(a *addressState, to string) {
 	v.target = to
 	v.triedNodes = append(v.triedNodes, to)
 	m.scheduledAddresses.scheduleAddress(a, m.now.Add(m.timing.OfferTimeout+m.liveness.extraDelayForMember(to, m.stepContext())))
-	m.outbox.queueClaim(kindOffer, to, Claim{Address: a.ip, Holder: to, Epoch: v.offeredEpoch})
+	m.outbox.queueClaim(kindOffer, to, Claim{Address: a.ip, Holder: to, Epoch: v.offeredEpoch, WithoutGateway: a.isClaimedWithoutGateway})
 	m.updateAddressGroupCounts(a) // place the next address as if this one had moved
 }
 
@@ -95,6 +95,7 @@ func (m *Machine) handleOffers(from string, claims []Claim) {
 			m.outbox.queueClaim(kindRefusal, from, c)
 			continue
 		}
+		a.isClaimedWithoutGateway = c.WithoutGateway // both nodes are on the same side of a cut
 		m.takeAddress(a, c.Epoch, reasonHandedOver)
 	}
 }

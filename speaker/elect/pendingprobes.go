@@ -15,7 +15,9 @@ type pendingProbe struct {
 	// wirecheck.go.
 	targetMAC  facts.MAC
 	silentNode string
-	sentAt     time.Time
+	// asksGateways is set for a reachability probe of the default gateways alone; see gateway.go.
+	asksGateways bool
+	sentAt       time.Time
 }
 
 // pendingProbes are the probes without a result. Each probe is registered before it is sent and
@@ -23,6 +25,8 @@ type pendingProbe struct {
 type pendingProbes struct {
 	lastProbeID uint64
 	probesByID  map[uint64]pendingProbe
+	// addressesAnsweredEarly are answered for while their probe is under way; see earlyanswer.go.
+	addressesAnsweredEarly map[*addressState]struct{}
 }
 
 const maxPendingProbes = 1 << 16

@@ -203,6 +203,7 @@ func (m *Machine) beginAcquisitions() {
 		}
 		var standing ownRank
 		standing, a.acquisition.expectedTaker = ranking.rankSelf(m, a)
+		a.acquisition.mayAnswerEarly = mayAnswerBeforeProbe(m, a, standing, a.acquisition.expectedTaker)
 		m.updateAddressGroupCounts(a)
 		m.scheduledAddresses.scheduleAddress(a, m.now.Add(extraDelay+standing.delayBeforeProbe(m.timing.withExtraPerRankDelay(extraDelay))))
 	}

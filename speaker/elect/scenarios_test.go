@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/gantry-lb/gantry/speaker/intent"
 )
 
 // writeStateForFingerprint writes all that decides what the Machine does next.
@@ -29,6 +31,7 @@ func (m *Machine) writeStateForFingerprint(w io.Writer) {
 	l := m.lease
 	fmt.Fprint(w, l.isExpired, since(l.expiredAt), since(l.lastAnsweredMessageSentAt), since(l.lastReachabilityProbeAt))
 	fmt.Fprint(w, l.firstValidSyncID, l.recheckRunning, l.addressCountLeftToRecheck, l.isAnsweringInIsolation, m.mayHaveStaleMessages())
+	fmt.Fprint(w, since(m.gateways.askedAt), since(m.gateways.answeredAt), m.gateways.isSilent, m.gateways.awaited, len(m.gateways.contestingClaimByAddress), len(m.pendingProbes.addressesAnsweredEarly))
 	fmt.Fprint(w, m.memberNames, m.shutdownHandoverRequested, m.acquisitionsAllowed, since(m.liveness.lastOwnBeaconSentAt), m.syncRequests.lastID, m.pendingProbes.lastProbeID)
 	for _, n := range slices.Sorted(maps.Keys(m.liveness.recordsByMember)) {
 		h := *m.liveness.recordsByMember[n]
@@ -57,6 +60,8 @@ type modelScenario struct {
 	slotCountWithChoices int // slots with choices
 	// repairFault ends the fault; nil if it is permanent.
 	repairFault func(*modelRun)
+	// wireCheck is that of all addresses.
+	wireCheck intent.WireCheckMode
 	// maxHolderChangesPerAddress is how often an address may change its holder.
 	maxHolderChangesPerAddress int
 }
@@ -68,6 +73,7 @@ func newFaultOnChosenNode(f func(w *modelRun, n *modelNode)) func(*modelRun) {
 
 var modelScenarios = map[string]modelScenario{
 	"all start at once": {slotCountWithChoices: 40, maxHolderChangesPerAddress: 1},
+	"all start at once, and early answers are allowed": {slotCountWithChoices: 40, maxHolderChangesPerAddress: 1, wireCheck: intent.WireCheckWarn},
 	"a node dies": {startsWithHolders: true, slotCountWithChoices: 60, maxHolderChangesPerAddress: 2, injectFault: newFaultOnChosenNode(func(_ *modelRun, n *modelNode) {
 		n.machine, n.heldAddresses = nil, nil
 	})},
@@ -93,6 +99,23 @@ var modelScenarios = map[string]modelScenario{
 	"the LAN is cut": {startsWithHolders: true, slotCountWithChoices: 80, maxHolderChangesPerAddress: 3, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
 		w.gossipPartitionByNode[n.id], w.lanPartitionByNode[n.id] = 1, 1
 	}), repairFault: func(w *modelRun) { w.gossipPartitionByNode, w.lanPartitionByNode = [3]int{}, [3]int{} }},
+	"the LAN is cut, and one node is alone with the gateway": {startsWithHolders: true, slotCountWithChoices: 80, maxHolderChangesPerAddress: 3, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
+		for i := range w.nodes {
+			if i != n.id {
+				w.gossipPartitionByNode[i], w.lanPartitionByNode[i] = 1, 1
+			}
+		}
+		w.keptAddresses = maps.Clone(n.heldAddresses)
+		w.keeperIndex = n.id
+	}), repairFault: func(w *modelRun) { w.gossipPartitionByNode, w.lanPartitionByNode = [3]int{}, [3]int{} }},
+	"one direction of the gossip between two nodes is cut": {startsWithHolders: true, slotCountWithChoices: 80, maxHolderChangesPerAddress: 1, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
+		w.isPathCut[n.id][(n.id+1+w.choiceSource.choose(2))%3] = true
+	}), repairFault: func(w *modelRun) { w.isPathCut = [3][3]bool{} }},
+	"a node is mute": {startsWithHolders: true, slotCountWithChoices: 80, maxHolderChangesPerAddress: 1, injectFault: newFaultOnChosenNode(func(w *modelRun, n *modelNode) {
+		for i := range w.nodes {
+			w.isPathCut[n.id][i] = true
+		}
+	}), repairFault: func(w *modelRun) { w.isPathCut = [3][3]bool{} }},
 }
 
 func TestAllModelRunsKeepOneAnswererPerEpoch(t *testing.T) {
@@ -111,7 +134,7 @@ func TestAllModelRunsKeepOneAnswererPerEpoch(t *testing.T) {
 
 // runOnce is one run of the scenario.
 func (s modelScenario) runOnce(t *testing.T, c *exhaustiveChooser, seen map[uint64]bool) {
-	w := &modelRun{t: t, choiceSource: c, lossesLeft: 1, delaysLeft: 1, messageReorderingsLeft: 1, seenStates: seen}
+	w := &modelRun{t: t, choiceSource: c, lossesLeft: 1, delaysLeft: 1, messageReorderingsLeft: 1, seenStates: seen, wireCheck: s.wireCheck}
 	if s.startsWithHolders {
 		w.endLossesDelaysAndReordering()
 		w.startNodes()
@@ -142,6 +165,9 @@ func (s modelScenario) runOnce(t *testing.T, c *exhaustiveChooser, seen map[uint
 		}
 		if len(holders) != 1 {
 			w.failRun("in the end %v answer for %s, want one node", holders, a)
+		}
+		if w.keptAddresses[a] && holders[0] != modelNodeName(w.keeperIndex) {
+			w.failRun("%s lost %s, although the gateway answered it", modelNodeName(w.keeperIndex), a)
 		}
 		if w.takeCountByAddress[i] > s.maxHolderChangesPerAddress {
 			w.failRun("%s was taken %d times, want %d at most", a, w.takeCountByAddress[i], s.maxHolderChangesPerAddress)

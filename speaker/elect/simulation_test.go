@@ -125,6 +125,20 @@ var faultScenarioByName = map[string]func(w *clusterSimulation){
 		}
 		w.runSimulationFor(5*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
 	},
+	"after a partition the holder keeps the address that the gateway answers": func(w *clusterSimulation) {
+		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
+		others := slices.DeleteFunc(slices.Clone(w.nodeNames), func(n string) bool { return n == old })
+		w.cutOffNodes(1, others...)
+		w.runSimulationFor(10*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
+		if both := w.answeringNodes(w.addresses[0]); len(both) != 2 {
+			w.t.Errorf("%v answer, want a node on each side", both)
+		}
+		w.healCuts()
+		if now := w.runThenRequireOneHolderEach(time.Second, "healing"); now != old {
+			w.t.Errorf("%s took the address from %s, which the gateway answered all the time", now, old)
+		}
+		w.runSimulationFor(5*time.Second, w.newTwoHoldersCheck(handoverOverlapTimeout))
+	},
 	"a short cut heals to one holder": func(w *clusterSimulation) {
 		old := w.runThenRequireOneHolderEach(6*time.Second, "start")
 		w.cutOffNodes(1, old)

@@ -105,6 +105,8 @@ type ReachabilityProbe struct {
 	ID              uint64
 	FramesPerTarget int
 	FrameInterval   time.Duration
+	// OnlyGateways leaves out the other nodes.
+	OnlyGateways bool
 }
 
 // RejoinGossip contacts the seeds at once.

@@ -63,22 +63,30 @@ func TestHolderKeepsAddressIfNetworkAnswersForDeadNode(t *testing.T) {
 	}
 }
 
-// A host outside of the cluster answers for an address that no node holds.
+// A host outside of the cluster answers for an address that no node holds. With Warn it matters
+// whether a node has held the address before.
 func TestWireCheckModeDecidesOnForeignHost(t *testing.T) {
 	for name, c := range map[string]struct {
-		check  intent.WireCheckMode
-		taken  bool
-		events int
+		check   intent.WireCheckMode
+		wasHeld bool
+		taken   bool
+		events  int
 	}{
-		"Enforce": {intent.WireCheckEnforce, false, 1},
-		"Warn":    {intent.WireCheckWarn, true, 1},
-		"Off":     {intent.WireCheckOff, true, 0},
+		"Enforce":                               {intent.WireCheckEnforce, false, false, 1},
+		"Enforce, an address that was held":     {intent.WireCheckEnforce, true, false, 1},
+		"Warn, an address that nobody has held": {intent.WireCheckWarn, false, false, 1},
+		"Warn, an address that was held":        {intent.WireCheckWarn, true, true, 1},
+		"Off":                                   {intent.WireCheckOff, false, true, 0},
+		"Off, an address that was held":         {intent.WireCheckOff, true, true, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := NewMachine("a", 1, DefaultTiming(), testStart)
 			ip := netip.MustParseAddr("192.0.2.1")
 			bid := intent.Bid{Address: ip, OwnLinkIndexes: []int{1}, Candidates: intent.NewCandidates(map[string]int{"a": 0}), WireCheck: c.check}
 			inputs, events, taken := []Input{BidsChanged{Bids: []intent.Bid{bid}}}, 0, false
+			if c.wasHeld {
+				inputs = append(inputs, ClaimsRestored{[]Claim{{Address: ip, Holder: "gone", Nonce: 9, Epoch: 4}}})
+			}
 			for now := testStart; now.Before(testStart.Add(4 * time.Second)); now = now.Add(50 * time.Millisecond) {
 				effects := m.Step(now, append(inputs, TimePassed{})...)
 				inputs = nil
@@ -88,6 +96,8 @@ func TestWireCheckModeDecidesOnForeignHost(t *testing.T) {
 						inputs = append(inputs, ProbeFinished{facts.ProbeResult{ID: e.ID, Address: ip, AnsweringMACs: []facts.MAC{{2, 0, 0, 0, 0, 0x99}}}})
 					case HoldAddress:
 						taken = true
+					case DropAddress:
+						taken = false
 					case Event:
 						if e.IsAnswerOfAnotherHost() {
 							events++

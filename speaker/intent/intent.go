@@ -97,6 +97,8 @@ type Binding struct {
 	Address netip.Addr
 	// LinkIndexes are link indexes, sorted.
 	LinkIndexes []int
+	// IsUnannounced is set while the node answers for the address and does not announce it yet.
+	IsUnannounced bool
 }
 
 // HealthCheck asks the service proxy of this node how many endpoints of a Service it knows here.

@@ -27,6 +27,9 @@ const (
 	// askerRetentionTimeout is how long an asker is remembered. A host that renews its entry asks
 	// only the holder, so that other nodes see its broadcast request once.
 	askerRetentionTimeout = 30 * time.Minute
+	// askerPatienceTimeout is how long a host waits for an answer: Linux asks three times, once a
+	// second.
+	askerPatienceTimeout = 3 * time.Second
 	// These two limits bound the memory, so that a flood of requests does not exhaust it.
 	askersPerAddressLimit = 8
 	askedAddressesLimit   = 16384
@@ -70,6 +73,18 @@ func (n *AskerCache) GatewaysAndAskersToNotify(a netip.Addr, l facts.Link, now t
 	return out
 }
 
+// WaitingAskers returns the hosts that asked for an address on a link so recently that they wait
+// for an answer, the latest first.
+func (n *AskerCache) WaitingAskers(a netip.Addr, link int, now time.Time) []facts.LinkNeighbour {
+	var out []facts.LinkNeighbour
+	for _, k := range slices.Backward(n.askersByAddress[a]) {
+		if k.linkIndex == link && now.Sub(k.askedAt) < askerPatienceTimeout {
+			out = append(out, k.LinkNeighbour)
+		}
+	}
+	return out
+}
+
 // ForgetLink deletes the requests that came on a link.
 func (n *AskerCache) ForgetLink(link int) {
 	for a, known := range n.askersByAddress {
@@ -85,6 +100,12 @@ func (n *AskerCache) ForgetLink(link int) {
 func (e *Engine) scheduleNotices(a netip.Addr, l facts.Link) {
 	now := e.now()
 	e.unicastNotices.scheduleNotices(AddressOnLink{a, l.Index}, e.askers.GatewaysAndAskersToNotify(a, l, now), now)
+}
+
+// scheduleNoticesToWaitingAskers schedules notices to the hosts that wait for an answer.
+func (e *Engine) scheduleNoticesToWaitingAskers(a netip.Addr, l facts.Link) {
+	now := e.now()
+	e.unicastNotices.scheduleNotices(AddressOnLink{a, l.Index}, e.askers.WaitingAskers(a, l.Index, now), now)
 }
 
 // sendDueNotices sends the notices that are due, and returns when the next one is due.

@@ -65,6 +65,33 @@ func TestRecentAskersReceiveNotices(t *testing.T) {
 	}
 }
 
+// A host that has just asked for a new address waits for an answer. It gets one as soon as the node
+// answers for the address, and before the address is announced. A host that asked earlier does not
+// wait any more.
+func TestWaitingAskersReceiveNoticesBeforeTheAnnouncement(t *testing.T) {
+	for family, c := range addressesByFamily {
+		t.Run(family, func(t *testing.T) {
+			simulateWithOptions(t, c, func(s engineWithClientInMemory) {
+				s.setCandidacies(s.heldIP)
+				synctest.Wait()
+				earlier := s.newClientRequest(s.heldIP)
+				earlier.SenderIP, earlier.SenderMAC = s.clientIP.Next(), facts.MAC{2, 0, 0, 0, 0, 0x62}
+				s.sendFrame(earlier)
+				time.Sleep(10 * time.Second)
+				s.sendFrame(s.newClientRequest(s.heldIP))
+				synctest.Wait()
+				s.lan.TakeSentFrames()
+				s.bindUnannouncedAddress(s.heldIP)
+				synctest.Wait()
+				if notices := s.takeNoticeCounts(); len(notices) != 1 || notices[s.clientMAC] != 1 {
+					t.Fatalf("notices: %v, want one to the client at once", notices)
+				}
+				s.holdAddressAndAwaitAnnouncement(s.heldIP)
+			})
+		})
+	}
+}
+
 // A host that asked while the node held the address gets a notice when the node holds it again.
 func TestAskersOfAnEarlierHoldReceiveNotices(t *testing.T) {
 	for family, c := range addressesByFamily {

@@ -95,7 +95,7 @@ func (e *Engine) reportConflict(f ARPOrNDPFrame, link int) {
 // countAndDefendConflict counts the claim of another host and announces the address.
 func (e *Engine) countAndDefendConflict(a netip.Addr) {
 	h, held := e.heldAddressByIP[a]
-	if !held {
+	if !held || h.isUnannounced {
 		return
 	}
 	h.counters.conflicts.Add(1)

@@ -301,7 +301,7 @@ func (e *Engine) runDueWork(now time.Time) time.Duration {
 func (e *Engine) applyNewBindings(bindings []intent.Binding) {
 	before, held := e.heldAddressByIP, make(map[netip.Addr]heldAddress, len(bindings))
 	for _, b := range bindings {
-		h := heldAddress{b.LinkIndexes, before[b.Address].counters}
+		h := heldAddress{b.LinkIndexes, before[b.Address].counters, b.IsUnannounced}
 		if h.counters == nil {
 			h.counters = &atomicAddressCounters{}
 		}
@@ -326,7 +326,7 @@ func (e *Engine) applyNewBindings(bindings []intent.Binding) {
 	for a, h := range held {
 		var added []int
 		for _, l := range h.linkIndexes {
-			if !slices.Contains(before[a].linkIndexes, l) {
+			if !slices.Contains(before[a].linkIndexes, l) || before[a].isUnannounced && !h.isUnannounced {
 				added = append(added, l)
 			}
 		}
@@ -344,15 +344,29 @@ func (e *Engine) startAnsweringOnLinks(a netip.Addr, links []int) {
 			e.openPortIfNeeded(key)
 		}
 	}
-	e.startAnnouncementBurst(a, links)
 	for _, index := range links {
 		if l, ok := e.currentLinks.FindByIndex(index); ok {
-			e.scheduleNotices(a, l)
+			e.announceOnLink(a, l)
 		}
 	}
 }
 
+// announceOnLink announces an address on a link, and sends notices to the hosts that asked for it.
+// Of an address that is not announced yet, only those hosts get a notice that still wait for an
+// answer.
+func (e *Engine) announceOnLink(a netip.Addr, l facts.Link) {
+	if e.heldAddressByIP[a].isUnannounced {
+		e.scheduleNoticesToWaitingAskers(a, l)
+		return
+	}
+	e.startAnnouncementBurst(a, []int{l.Index})
+	e.scheduleNotices(a, l)
+}
+
 func (e *Engine) startAnnouncementBurst(a netip.Addr, links []int) {
+	if e.heldAddressByIP[a].isUnannounced {
+		return
+	}
 	for _, l := range links {
 		if e.ports[portKey{l, ipfamily.FamilyOf(a)}] != nil {
 			e.announcementSchedule.StartBurst(a, l, e.now())

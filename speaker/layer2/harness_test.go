@@ -101,6 +101,12 @@ func (b *engineWithClient) holdAddressAndAwaitAnnouncement(a netip.Addr) {
 	b.awaitClientFrame("the address is announced", b.gratuitousReplyFrom(b.link.MAC, a))
 }
 
+// bindUnannouncedAddress makes the engine answer for the address alone, without an announcement.
+func (b *engineWithClient) bindUnannouncedAddress(a netip.Addr) {
+	binding := intent.Binding{Address: a, LinkIndexes: []int{b.link.Index}, IsUnannounced: true}
+	b.engine.SetBindingsAndSendDeadline([]intent.Binding{binding}, time.Now().Add(time.Hour))
+}
+
 // newClientRequest returns the client's request for an address.
 func (b *engineWithClient) newClientRequest(a netip.Addr) layer2.ARPOrNDPFrame {
 	return layer2.ARPOrNDPFrame{
@@ -270,6 +276,19 @@ var scenariosForEveryPortOpener = map[string]func(b *engineWithClient){
 			b.awaitClientFrame("the address is new", request)
 		}
 		b.awaitClientFrame("the address is new", want)
+	},
+	"an address that is not announced yet is answered for": func(b *engineWithClient) {
+		b.holdAddressAndAwaitAnnouncement(b.unheldIP) // the port is open
+		b.bindUnannouncedAddress(b.heldIP)
+		for _, isApplied := b.engine.CountersByAddress()[b.heldIP]; !isApplied; _, isApplied = b.engine.CountersByAddress()[b.heldIP] {
+			<-time.After(5 * time.Millisecond)
+		}
+		b.sendFrame(b.newClientRequest(b.heldIP))
+		b.awaitClientFrame("the client asks", b.expectedReplyToClient(b.heldIP))
+		b.engine.DefendAddress(b.heldIP)
+		b.engine.RepeatAnnouncements([]netip.Addr{b.heldIP})
+		b.requireClientSilence("the address is not announced yet", b.heldIP)
+		b.holdAddressAndAwaitAnnouncement(b.heldIP)
 	},
 	"an address that is given up is not answered for": func(b *engineWithClient) {
 		b.holdAddressAndAwaitAnnouncement(b.heldIP)

@@ -11,6 +11,8 @@ import (
 type heldAddress struct {
 	linkIndexes []int
 	counters    *atomicAddressCounters
+	// isUnannounced is set while the address is answered for and not announced yet.
+	isUnannounced bool
 }
 
 // atomicAddressCounters count the frames of one address.

@@ -128,8 +128,7 @@ func (e *Engine) openPort(p *linkPort) {
 	for a, h := range e.heldAddressByIP {
 		if ipfamily.FamilyOf(a) == p.key.family && slices.Contains(h.linkIndexes, p.link.Index) {
 			e.joinSolicitedNodeGroup(p, a)
-			e.announcementSchedule.StartBurst(a, p.link.Index, e.now())
-			e.scheduleNotices(a, p.link)
+			e.announceOnLink(a, p.link)
 		}
 	}
 }

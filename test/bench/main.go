@@ -65,6 +65,7 @@ var benchmarks = []struct {
 	{"toggles", measureAssignmentDuringPortToggles},
 	{"explain", measureKubectlGantryExplain},
 	{"moves", measureAssignmentFailoverAndHandover},
+	{"firstanswer", measureFirstAnswer},
 	{"routes", measureBGPWithFRRRouter},
 	{"manyroutes", measureSpeakerWith10000Routes},
 	{"announced", measureAnnouncedConditionDelay},

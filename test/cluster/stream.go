@@ -89,6 +89,16 @@ func (s *RequestStream) CountAnswers() int {
 	return len(s.isAnsweredBySequenceNumber)
 }
 
+// FirstAnswerTime returns the time of the first answer; zero if there was none.
+func (s *RequestStream) FirstAnswerTime() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.answerTimes) == 0 {
+		return time.Time{}
+	}
+	return s.answerTimes[0]
+}
+
 // AwaitMoreAnswers waits until n more requests have been answered.
 func (s *RequestStream) AwaitMoreAnswers(ctx context.Context, n int) error {
 	target := s.CountAnswers() + n

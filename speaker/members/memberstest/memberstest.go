@@ -121,10 +121,16 @@ func (m *FakeMember) SendNormalPriorityMessage(to string, payload []byte) {
 // SendBulkMessage sends a message like SendUrgentMessage.
 func (m *FakeMember) SendBulkMessage(to string, payload []byte) { m.SendUrgentMessage(to, payload) }
 
-// SetFullExchangeState sets the state that later members get.
+// SetFullExchangeState sets the state that later members get. The others get the first one at once,
+// since the member had none when it joined.
 func (m *FakeMember) SetFullExchangeState(state []byte) {
 	m.gossip.mu.Lock()
 	defer m.gossip.mu.Unlock()
+	for _, o := range m.gossip.members {
+		if o != m && m.fullExchangeState == nil && !m.disconnected && !o.disconnected {
+			o.receivedFullStates.PutIfRoom(state)
+		}
+	}
 	m.fullExchangeState = state
 }
 
