@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -237,7 +238,7 @@ func (h *faultTestCluster) testKubectlGantryExplainNamesCause(ctx context.Contex
 			failOnError(t, h.awaitExplanation(ctx, f.service, kubectlGantryExitNotWell, f.text, "["+string(f.reason)+"]"))
 		})
 	}
-	for _, f := range h.peerAndControllerFaults() {
+	for _, f := range slices.Concat(h.peerAndControllerFaults(), h.routerRefusalFaults(), h.otherHostFaults(), h.rivalFaults(), []explanationFault{h.wrongNamespaceFault()}) {
 		t.Run(f.name, func(t *testing.T) {
 			if f.manifests != "" {
 				failOnError(t, h.ApplyManifests(ctx, f.manifests))

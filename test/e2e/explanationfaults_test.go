@@ -1,0 +1,218 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/gantry-lb/gantry/api/names"
+	"github.com/gantry-lb/gantry/internal/ipfamily"
+	"github.com/gantry-lb/gantry/speaker/facts"
+	"github.com/gantry-lb/gantry/speaker/layer2"
+	"github.com/gantry-lb/gantry/speaker/layer2/wire"
+	"github.com/gantry-lb/gantry/test/cluster"
+	"github.com/gantry-lb/gantry/test/lab"
+)
+
+// routerRefusalFaults are sessions that the router ends, because of what the node offers or
+// announces.
+func (h *faultTestCluster) routerRefusalFaults() []explanationFault {
+	changeRouter := func(lines string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			if err := h.tor.ChangeRunningConfig(ctx, lines); err != nil {
+				return err
+			}
+			_, err := h.tor.RunShowCommand(ctx, "clear bgp *")
+			return err
+		}
+	}
+	newPeer := h.runInSequenceFunc(h.kubectlFunc("-n", names.DefaultNamespace, "delete", "bgppeer", "tor"), func(ctx context.Context) error { return h.ApplyManifests(ctx, torPeerManifest("")) })
+	return []explanationFault{
+		{name: "the router refuses the multiprotocol capability", service: "routed", reason: names.ReasonNoSession, text: "activate the address families of this peer",
+			edit: changeRouter("router bgp 65000\n address-family ipv4 unicast\n  no neighbor nodes activate\n exit-address-family\n"),
+			// The capabilities that the router refused are left out until the BGPPeer changes.
+			repair: h.runInSequenceFunc(changeRouter("router bgp 65000\n address-family ipv4 unicast\n  neighbor nodes activate\n exit-address-family\n"), newPeer)},
+		{name: "the router accepts fewer prefixes", service: "routed", reason: names.ReasonNoSession, text: "raise the limit for this neighbour there",
+			edit:   changeRouter("router bgp 65000\n address-family ipv4 unicast\n  neighbor nodes maximum-prefix 1\n exit-address-family\n"),
+			repair: changeRouter("router bgp 65000\n address-family ipv4 unicast\n  no neighbor nodes maximum-prefix 1\n exit-address-family\n")},
+	}
+}
+
+// poolManifestInNamespace is a pool with one address.
+func poolManifestInNamespace(namespace string) string {
+	return "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: dmz, namespace: " + namespace + "}\nspec: {addresses: [192.168.0.168], autoAssign: false}\n---\n"
+}
+
+// wrongNamespaceFault is a pool from the time before the policy that refuses pools in namespaces
+// which Gantry does not read.
+func (h *faultTestCluster) wrongNamespaceFault() explanationFault {
+	policy := filepath.Join(lab.RepositoryRoot(), "config", "policy", "policy.yaml")
+	return explanationFault{name: "a pool in another namespace", service: "elsewhere", manifests: serviceManifest("elsewhere", "metallb.io/address-pool: dmz", ""),
+		reason: names.ReasonPoolElsewhere, text: "IPAddressPool dmz is in namespace default, and only those in metallb-system count: create it there",
+		edit: h.runInSequenceFunc(h.kubectlFunc("delete", "-f", policy), func(ctx context.Context) error {
+			return cluster.AwaitNoError(ctx, "the end of the policy", func(ctx context.Context) error { return h.ApplyManifests(ctx, poolManifestInNamespace("default")) })
+		}, h.kubectlFunc("apply", "-f", policy)),
+		repair: func(ctx context.Context) error {
+			return h.ApplyManifests(ctx, poolManifestInNamespace(names.DefaultNamespace)+"apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {name: dmz, namespace: metallb-system}\nspec: {ipAddressPools: [dmz]}\n---\n")
+		}}
+}
+
+// probedPoolManifest has two addresses, for which the controller asks the LAN before it gives them.
+const probedPoolManifest = `apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: probed, namespace: metallb-system}
+spec: {addresses: [192.168.0.163-192.168.0.164], autoAssign: false, gantry: {probe: {quarantine: 1h}}}
+---
+apiVersion: metallb.io/v1beta1
+kind: L2Advertisement
+metadata: {name: probed, namespace: metallb-system}
+spec: {ipAddressPools: [probed]}
+---
+`
+
+// otherHostFaults are other hosts that answer for addresses of the pools.
+func (h *faultTestCluster) otherHostFaults() []explanationFault {
+	var proxy *arpProxy
+	proxied := ""
+	for _, name := range []string{"proxied", "proxied-too", "proxied-as-well"} {
+		proxied += serviceManifest(name, "metallb.io/address-pool: proxied", "")
+	}
+	return []explanationFault{
+		{name: "an address in quarantine", service: "probed", manifests: probedPoolManifest, reason: names.ReasonQuarantined, text: "the requested 192.168.0.163 is in quarantine until",
+			edit: func(ctx context.Context) error {
+				if err := h.RunOnHost("client", "ip", "address", "add", "192.168.0.163/32", "dev", "eth0"); err != nil {
+					return err
+				}
+				return h.ApplyManifests(ctx, serviceManifest("probed", "metallb.io/loadBalancerIPs: 192.168.0.163", ""))
+			},
+			repair: func(ctx context.Context) error {
+				return errors.Join(h.RunOnHost("client", "ip", "address", "del", "192.168.0.163/32", "dev", "eth0"),
+					h.ApplyManifests(ctx, serviceManifest("probed", "metallb.io/loadBalancerIPs: 192.168.0.164", "")))
+			}},
+		{name: "proxy ARP", service: "proxied", manifests: poolWithoutAutoAssignManifest("proxied", "192.168.0.144-192.168.0.146", l2AdvertisementSpecOfPool("proxied", "")), reason: names.ReasonForeignClaim, text: "answers for 3 addresses, as proxy ARP does: turn proxy ARP off there",
+			edit: func(ctx context.Context) (err error) {
+				if proxy, err = startARPProxy(h.Cluster, "client", netip.MustParsePrefix("192.168.0.144/30")); err != nil {
+					return err
+				}
+				return h.ApplyManifests(ctx, proxied)
+			},
+			repair: func(context.Context) error { return proxy.stop() }},
+	}
+}
+
+// arpProxy is a host that answers ARP requests for addresses that it does not have.
+type arpProxy struct {
+	port  layer2.Port
+	ended chan struct{}
+}
+
+// startARPProxy lets a host answer for all addresses of a prefix. The kernel's own proxy ARP does
+// not answer probes for duplicate addresses, as many routers do.
+func startARPProxy(s *cluster.Cluster, host string, addresses netip.Prefix) (*arpProxy, error) {
+	p := &arpProxy{ended: make(chan struct{})}
+	var link facts.Link
+	err := s.NamespaceOfHost(host).RunInside(func() error {
+		i, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		link = facts.Link{Index: i.Index, Name: i.Name, MAC: facts.MAC(i.HardwareAddr)}
+		p.port, err = wire.PacketSocketOpener{}.OpenPort(link, ipfamily.IPv4)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listening for ARP on %s: %w", host, err)
+	}
+	go func() {
+		defer close(p.ended)
+		_ = p.port.ReceiveFrames(func(f layer2.ARPOrNDPFrame) (layer2.ARPOrNDPFrame, bool) {
+			if !addresses.Contains(f.TargetIP) {
+				return layer2.ARPOrNDPFrame{}, false
+			}
+			answer, dropped := layer2.BuildReply(f, link.MAC)
+			return answer, dropped == layer2.NotDropped
+		}, nil)
+	}()
+	return p, nil
+}
+
+func (p *arpProxy) stop() error {
+	err := p.port.Close()
+	<-p.ended
+	return err
+}
+
+// rivalNamespaceManifest has the rights and the Deployment of a second controller of Gantry, which
+// serves the same class. It has no pools.
+const rivalNamespaceManifest = `apiVersion: v1
+kind: Namespace
+metadata: {name: rival}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: gantry-controller, namespace: rival}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: rival}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}
+subjects: [{kind: ServiceAccount, name: gantry-controller, namespace: rival}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: gantry-controller, namespace: rival, labels: {app.kubernetes.io/name: gantry, app.kubernetes.io/component: controller}}
+spec:
+  selector: {matchLabels: {app: rival}}
+  template:
+    metadata: {labels: {app: rival}}
+    spec:
+      serviceAccountName: gantry-controller
+      containers:
+      - name: controller
+        image: gantry-lb/gantry:v0.1.0
+        command: [/controller]
+        env: [{name: GANTRY_NAMESPACE, value: rival}]
+---
+`
+
+// metalLBElsewhereManifest is a controller of MetalLB in a namespace of its own, with the labels of
+// MetalLB's chart. Its program is another one.
+const metalLBElsewhereManifest = `apiVersion: v1
+kind: Namespace
+metadata: {name: other-lb}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: metallb-controller, namespace: other-lb, labels: {app.kubernetes.io/name: metallb, app.kubernetes.io/component: controller}}
+spec:
+  selector: {matchLabels: {app: other-lb}}
+  template:
+    metadata: {labels: {app: other-lb}}
+    spec: {terminationGracePeriodSeconds: 1, containers: [{name: controller, image: dashboard}]}
+---
+`
+
+// rivalFaults are other controllers in the cluster.
+func (h *faultTestCluster) rivalFaults() []explanationFault {
+	apply := func(manifests string) func(context.Context) error {
+		return func(ctx context.Context) error { return h.ApplyManifests(ctx, manifests) }
+	}
+	return []explanationFault{
+		{name: "MetalLB in another namespace", service: "web", edit: apply(metalLBElsewhereManifest), repair: h.kubectlFunc("delete", "namespace", "other-lb"),
+			reason: names.ReasonOtherController, text: "MetalLB (Deployment metallb-controller in namespace other-lb) runs beside Gantry"},
+		{name: "two controllers of Gantry", service: "web", repair: h.runInSequenceFunc(h.kubectlFunc("delete", "namespace", "rival"), h.kubectlFunc("delete", "clusterrolebinding", "rival")),
+			edit: h.runInSequenceFunc(apply(rivalNamespaceManifest), func(ctx context.Context) error {
+				return cluster.AwaitNoError(ctx, "a decision of the second controller", func(ctx context.Context) error {
+					holder, err := h.RunKubectl(ctx, "", "-n", "rival", "get", "lease", names.LeaderLease, "-o", "jsonpath={.spec.holderIdentity}")
+					if err == nil && holder == "" {
+						err = errors.New("nobody holds its Lease")
+					}
+					return err
+				})
+			}),
+			reason: names.ReasonOtherController, text: "another Gantry is in namespace rival, and its Deployment gantry-controller serves the same Services"},
+	}
+}
