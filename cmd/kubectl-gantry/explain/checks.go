@@ -146,61 +146,6 @@ func (c *serviceDiagnosis) addAdvertisementCheck() {
 	c.addCheck("advertisements", report.ResultWell, names.Explanation{Text: joinFirstElements(all, maxListedElements)})
 }
 
-// addNodeChecks says of each node what it does for the Service. Nodes with the same fault share a
-// line.
-func (c *serviceDiagnosis) addNodeChecks() {
-	var faults []names.Explanation
-	nodesByFault := map[names.Explanation][]string{}
-	for i := range c.announcementFinding.NodeExplanations {
-		n := &c.announcementFinding.NodeExplanations[i]
-		if fault := n.Fault(); fault.IsSet() {
-			if nodesByFault[fault] == nil {
-				faults = append(faults, fault)
-			}
-			nodesByFault[fault] = append(nodesByFault[fault], n.Node)
-			continue
-		}
-		held := c.describeAddressesNodeReports(n.Node)
-		switch {
-		case held != "":
-			c.addCheck("node "+n.Node, report.ResultWell, names.Explanation{Text: held})
-		case n.IsSelectedByL2Ad && !n.Layer2Fault.IsSet():
-			c.addWideOnlyCheck("node "+n.Node, report.ResultWell, names.Explanation{Text: "may answer ARP and NDP; another node holds the address"})
-		default:
-			c.addWideOnlyCheck("node "+n.Node, report.ResultWell, names.Explanation{Text: "routes to " + joinFirstElements(n.Peers, maxListedElements)})
-		}
-		if n.IsSelectedByL2Ad && n.Layer2Fault.IsSet() {
-			c.addWideOnlyCheck("node "+n.Node+" by layer 2", report.ResultNotWell, n.Layer2Fault)
-		}
-	}
-	for _, fault := range faults {
-		c.addCheck("node "+joinFirstElements(nodesByFault[fault], maxListedElements), report.ResultNotWell, fault)
-	}
-}
-
-// describeAddressesNodeReports says what the node reports to answer for; empty if nothing.
-func (c *serviceDiagnosis) describeAddressesNodeReports(node string) string {
-	for i := range c.announcementFinding.Layer2Reports {
-		r := &c.announcementFinding.Layer2Reports[i]
-		if r.Status.Node != node {
-			continue
-		}
-		addresses := view.JoinAddresses(c.view.AssignedAddresses)
-		if r.Status.Gantry != nil {
-			addresses = strings.Join(r.Status.Gantry.Addresses, ", ")
-		}
-		var links []string
-		for _, l := range r.Status.Interfaces {
-			links = append(links, l.Name)
-		}
-		if s := c.installation.speakerStatusByNode[node]; len(links) == 0 && s != nil {
-			links = s.UsableLinks
-		}
-		return fmt.Sprintf("answers for %s on %s since %s", addresses, cmp.Or(strings.Join(links, ", "), "all links"), describeTime(&r.CreationTimestamp))
-	}
-	return ""
-}
-
 func describeTime(t *metav1.Time) string {
 	if t == nil || t.IsZero() {
 		return "an unknown time"
@@ -262,6 +207,7 @@ var faultRulesOfAnnouncedService = []func(*serviceDiagnosis, context.Context) ca
 	adaptRuleWithoutContext((*serviceDiagnosis).explainFaultySession),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainAddressNoLongerAllowed),
 	adaptRuleWithTarget((*serviceDiagnosis).explainAddressLeftPool),
+	explainAddressOfCluster,
 	adaptRuleWithoutContext(explainHolderWithoutRight),
 	adaptRuleWithoutTarget((*serviceDiagnosis).explainUnservedPort),
 	adaptRuleWithoutContext((*serviceDiagnosis).explainMisspelledAnnotation),

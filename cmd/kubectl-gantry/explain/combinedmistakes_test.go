@@ -63,8 +63,15 @@ var combinedRequestMistakes = []serviceFaultCase{
 	{name: "the Deployment of the controller is gone", edits: undecidedServiceEditsWith(manifestEdit{"11:59:59.000000Z", "11:58:00.000000Z"}, manifestEdit{"labels: {app.kubernetes.io/name: gantry, app.kubernetes.io/component: controller}", "labels: {}"}), wantReason: names.ReasonNoController, answerContains: "there is no Deployment of the controller in namespace metallb-system"},
 }
 
+// clusterAddressEdits are a pool with an address of a node, which the Service has.
+var clusterAddressEdits = []manifestEdit{
+	{"metadata: {name: node1, labels: {kubernetes.io/hostname: node1}}", "metadata: {name: node1, labels: {kubernetes.io/hostname: node1}}\nstatus: {addresses: [{type: InternalIP, address: 192.168.0.201}]}"},
+	{"availableIPv4: 1, availableIPv6: 0}", "availableIPv4: 1, availableIPv6: 0, gantry: {conditions: [{type: gantry.dev/Valid, status: \"False\", reason: ClusterAddress, message: x, lastTransitionTime: \"2026-03-01T11:00:00Z\"}]}}"},
+}
+
 // combinedAnnouncementMistakes are the same for the announcement.
 var combinedAnnouncementMistakes = []serviceFaultCase{
+	{name: "the address of a node", edits: clusterAddressEdits, wantReason: names.ReasonClusterAddress, answerContains: "is announced, but 192.168.0.201 is the address of node node1, so that clients do not reach the Service", wantRepairPart: "edit ipaddresspool first-pool  # spec.gantry.exclude"},
 	{name: "the pool with the highest priority has no advertisement", edits: []manifestEdit{noAnsweringNodeEdit, l2AdvertisementSpecEdit("ipAddressPools: [second-pool]")}, moreManifests: secondPoolManifest("addresses: [10.0.0.0/24], serviceAllocation: {priority: 20}"), wantReason: names.ReasonNoAdvertisement, answerContains: `no L2Advertisement or BGPAdvertisement in namespace metallb-system selects pool "first-pool"`, wantRepairPart: "ipAddressPools: [first-pool]"},
 	{name: "another advertisement has a fault, and that of the pool selects no node", edits: []manifestEdit{noAnsweringNodeEdit, l2AdvertisementSpecEdit("ipAddressPools: [first-pool], nodeSelectors: [{matchLabels: {rack: edge}}]")},
 		moreManifests: "apiVersion: metallb.io/v1beta1\nkind: BGPAdvertisement\nmetadata: {name: broken, namespace: metallb-system}\nspec: {ipAddressPools: [dmz]}\n---\n", wantReason: names.ReasonNoAdvertisement, answerContains: `the nodeSelectors of the L2Advertisement "example" match no node`, wantRepairPart: "edit l2advertisement example"},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,6 +41,8 @@ type installation struct {
 	loadBalancerClass string
 	// isWithoutBGP is set if the programs read no kinds of BGP.
 	isWithoutBGP bool
+	// ignoresExcludeLabel is set if nodes with the label names.LabelExcludeNode may announce.
+	ignoresExcludeLabel bool
 	// controllerFault is why no controller works; empty if one does, or if that is unknown.
 	controllerFault cause
 	// speakerStatusByNode are the states of the speakers by node. Their LastSeen is by the clock of
@@ -100,6 +103,7 @@ func (e *Explainer) readWorkloads(ctx context.Context) (*installation, error) {
 	if out.controllerDeployment != nil {
 		out.loadBalancerClass = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "load-balancer-class")
 		out.isWithoutBGP = readFlagOfPodSpec(&out.controllerDeployment.Spec.Template.Spec, "bgp") == "disabled"
+		out.ignoresExcludeLabel = isSwitchOfPodSpecOn(&out.controllerDeployment.Spec.Template.Spec, "ignore-exclude-lb")
 	}
 	if !e.objectReader.LacksRightToListIn("leases.coordination.k8s.io", e.gantryNamespace) && !e.objectReader.LacksRightToListIn("deployments.apps", e.gantryNamespace) {
 		out.controllerFault.Explanation = out.explainNoLeadingController(e.now(), e.gantryNamespace)
@@ -131,7 +135,11 @@ func timeOfLastWrite(o client.Object, saysWriter time.Time) time.Time {
 
 // configurationScope is the part of the configuration that Gantry reads.
 func (e *Explainer) configurationScope() configuration.ConfigurationScope {
-	return configuration.ConfigurationScope{Namespace: e.gantryNamespace, WithoutBGPKinds: e.installation != nil && e.installation.isWithoutBGP}
+	s := configuration.ConfigurationScope{Namespace: e.gantryNamespace}
+	if e.installation != nil {
+		s.WithoutBGPKinds, s.IgnoreExcludeLabel = e.installation.isWithoutBGP, e.installation.ignoresExcludeLabel
+	}
+	return s
 }
 
 func hasComponentLabels(l map[string]string, component string) bool {
@@ -161,6 +169,17 @@ func readFlagOfPodSpec(p *corev1.PodSpec, flag string) string {
 		}
 	}
 	return ""
+}
+
+// isSwitchOfPodSpecOn reports whether a flag that needs no value is set.
+func isSwitchOfPodSpecOn(p *corev1.PodSpec, flag string) bool {
+	for i := range p.Containers {
+		if c := &p.Containers[i]; slices.Contains(c.Command, "--"+flag) || slices.Contains(c.Args, "--"+flag) {
+			return true
+		}
+	}
+	isOn, err := strconv.ParseBool(readFlagOfPodSpec(p, flag))
+	return err == nil && isOn
 }
 
 // explainNoLeadingController says why no controller works.

@@ -34,6 +34,8 @@ type serviceDiagnosis struct {
 	// config and announcementFinding are nil if the user may not read what they need.
 	config              *configurationreader.Configuration
 	announcementFinding *announcedcondition.AnnouncementFinding
+	// nodesOfAddresses say for each address what each node does with it.
+	nodesOfAddresses []nodesOfAddress
 	// addressCondition is the controller's; nil if there is none.
 	addressCondition *metav1.Condition
 	sessions         []v1alpha1.BGPSession
@@ -220,6 +222,7 @@ func (c *serviceDiagnosis) runChecksAndFindAnswer(ctx context.Context) (serviceA
 	if err := c.addPoolChecks(ctx); err != nil {
 		return serviceAnswer{}, err
 	}
+	c.addAllocationChecks()
 	c.addAddressCheck()
 	c.addAnnouncementChecks()
 	c.addAllowedClientsNote()
@@ -290,10 +293,12 @@ func (c *serviceDiagnosis) runControllerRules(ctx context.Context) error {
 		return err
 	}
 	// The reports and the endpoints may have been refused meanwhile.
-	if c.mayListEssentialResources() {
-		c.config, c.announcementFinding = config, finding
+	if !c.mayListEssentialResources() {
+		return nil
 	}
-	return nil
+	c.config, c.announcementFinding = config, finding
+	c.nodesOfAddresses, err = explainNodesOfEachAddress(ctx, c, explainer)
+	return err
 }
 
 func (c *serviceDiagnosis) addCheck(name string, result report.Result, why names.Explanation) {

@@ -138,7 +138,7 @@ func (e *Explainer) ExplainNode(ctx context.Context, name string) (*report.Repor
 		}
 		c.addCheck("speaker", report.ResultWell, names.Explanation{Text: fmt.Sprintf("version %s, answers for %d addresses, announces %d routes", cmp.Or(s.Version, "unknown"), s.Held, s.Routes)})
 	}
-	if view.IsExcludedByLabels(labels) {
+	if view.IsExcludedByLabels(labels) && !c.installation.ignoresExcludeLabel {
 		c.addCheck("label", report.ResultNotWell, names.NewExplanation(names.ReasonNodeExcluded, "the node has the label %s: remove it", names.LabelExcludeNode))
 	}
 	if s != nil {

@@ -332,6 +332,15 @@ func (r *Reader) List(ctx context.Context, into client.ObjectList, opts ...clien
 	return r.copySelectedItems(kind, items, &o, into)
 }
 
+// ListFromServer lists all objects of a kind although it may have been listed as metadata.
+func (r *Reader) ListFromServer(ctx context.Context, into client.ObjectList) error {
+	kind, err := r.kindOf(into)
+	if err != nil {
+		return err
+	}
+	return r.recordMissingRightOrKind(r.apiClient.List(ctx, into), kind, "list", "")
+}
+
 // copySelectedItems copies those of the items that the options select.
 func (r *Reader) copySelectedItems(kind itemKindAndResource, items []client.Object, o *client.ListOptions, into client.ObjectList) error {
 	var out []runtime.Object
